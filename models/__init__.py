@@ -1,0 +1,1 @@
+"""The gallery: one file a model, flat, each readable beside its equations."""

@@ -1,0 +1,102 @@
+"""The variational auto-encoder.
+
+Generative story. A datum x ∈ ℝᴰ has a cause z ∈ ℝᵈ, drawn from p(z) = N(0, I); a network g, the decoder, turns z into the
+parameters of p(x | z):
+
+- Bernoulli, for x ∈ {0, 1}ᴰ:  p(x | z) = Πⱼ Bernoulli(xⱼ | σ(g(z)ⱼ));
+- Gaussian, for real x:        p(x | z) = Πⱼ N(xⱼ | μ(z)ⱼ, σ²(z)ⱼ), mean and log-variance two heads of g.
+
+Inference. The posterior p(z | x) ∝ p(x | z) p(z) has no closed form. A second network f, the encoder, maps x to a Gaussian
+q(z | x) = N(m(x), diag s²(x)), the same f for every x (amortised). From log p(x) = log E_q[p(x, z) / q(z | x)] and Jensen's
+inequality,
+
+    log p(x) ≥ E_q[log p(x | z)] − KL(q(z | x) ‖ p(z)) = ELBO(x),    with gap KL(q(z | x) ‖ p(z | x)),
+
+and both networks climb the ELBO together. With z = m(x) + s(x) ε, ε ~ N(0, I), its gradient passes through the sample.
+
+Reference: Auto-Encoding Variational Bayes, Diederik P. Kingma and Max Welling, 2014.
+"""
+
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from vilvm.distributions import IndependentBernoulli
+from vilvm.networks import mlp
+
+__all__ = ["VAE", "tiny"]
+
+_LOG_SCALES = (-7.0, 7.0)  # keeps scales within e^±7, so that neither one overflows early in training
+_MIN_LOG_VARIANCE = -8.0  # of a Gaussian likelihood, whose density is unbounded where data are constant
+
+
+class VAE(nn.Module):
+    """Kingma and Welling's variational auto-encoder on rows of `data_dim` numbers.
+
+    Arguments:
+        data_dim: D, the size of a datum.
+        latent_dim: d, the size of z.
+        likelihood: "bernoulli" (data 0 or 1) or "gaussian" (mean and variance both functions of z).
+        encoder_hidden: sizes of the encoder's hidden layers.
+        decoder_hidden: sizes of the decoder's hidden layers.
+
+    Raises:
+        ValueError: an unknown likelihood.
+    """
+
+    def __init__(
+        self,
+        data_dim: int = 784,
+        latent_dim: int = 20,
+        likelihood: str = "bernoulli",
+        encoder_hidden: Sequence[int] = (400,),
+        decoder_hidden: Sequence[int] = (256, 128),
+    ):
+        super().__init__()
+        if likelihood not in ("bernoulli", "gaussian"):
+            raise ValueError(f"VAE: unknown likelihood {likelihood!r}; choose 'bernoulli' or 'gaussian'.")
+        self.likelihood = likelihood
+        heads = 1 if likelihood == "bernoulli" else 2
+        self.encoder = mlp(data_dim, encoder_hidden, 2 * latent_dim)
+        self.decoder = mlp(latent_dim, decoder_hidden, heads * data_dim)
+        self.register_buffer("origin", torch.zeros(latent_dim))
+
+    def model(self, x: Tensor) -> None:
+        """p(x | z) p(z); x has shape (batch, data_dim)."""
+        pyro.module("vae", self)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(self.origin, 1.0).to_event(1))
+            pyro.sample("x", self.decode(z), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        """q(z | x)."""
+        pyro.module("vae", self)
+        mean, log_scale = self.encoder(x).chunk(2, dim=-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(mean, log_scale.clamp(*_LOG_SCALES).exp()).to_event(1))
+
+    def decode(self, z: Tensor) -> dist.TorchDistribution:
+        """p(x | z) for z of shape (..., latent_dim)."""
+        if self.likelihood == "bernoulli":
+            return IndependentBernoulli(self.decoder(z))
+        mean, log_variance = self.decoder(z).chunk(2, dim=-1)
+        return dist.Normal(mean, (0.5 * log_variance.clamp(_MIN_LOG_VARIANCE, 2 * _LOG_SCALES[1])).exp()).to_event(1)
+
+    @torch.no_grad()
+    def start_at(self, mean: Tensor) -> "VAE":
+        """Sets the decoder's last bias so that training starts from the data's mean; shape (data_dim,). Returns the model.
+
+        As in Importance Weighted Autoencoders, Burda, Grosse and Salakhutdinov, 2016.
+        """
+        bias = self.decoder[-1].bias
+        bias[: len(mean)] = mean.clamp(0.001, 0.999).logit() if self.likelihood == "bernoulli" else mean
+        return self
+
+
+def tiny() -> tuple[VAE, Tensor]:
+    """A small instance and a small batch, for the tests."""
+    lvm = VAE(data_dim=6, latent_dim=2, encoder_hidden=(8,), decoder_hidden=(8,))
+    return lvm, torch.bernoulli(torch.full((5, 6), 0.5))

@@ -1,0 +1,157 @@
+"""One split of a data set: tensors, a transform, and the words that say what they are.
+
+``fit``, ``evaluate`` and the diagnostics take a ``Data`` or anything ``as_data`` can make one of (a tensor, or a tuple or
+dict of tensors with one datum a row). The tensors go to the device once; a batch is an index-select there.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Data", "Transform", "as_data", "map_tensors"]
+
+
+class Transform(Protocol):
+    """What happens to a batch before the model sees it. A frozen dataclass, so that its ``repr`` records it.
+
+    `fresh` says whether it draws anew each time a batch is taken (dynamic binarisation) or once for the split (static).
+    """
+
+    name: str
+    fresh: bool
+
+    def __call__(self, batch: Any) -> Any:
+        """The transformed batch; noise comes from torch's generator of the batch's device."""
+        ...
+
+
+def map_tensors(fn: Callable[[Tensor], Any], batch: Any) -> Any:
+    """`fn` applied to every tensor of a batch, whatever its nesting of tuples and dicts; the rest is left as it is."""
+    if isinstance(batch, Tensor):
+        return fn(batch)
+    if isinstance(batch, Mapping):
+        return {key: map_tensors(fn, value) for key, value in batch.items()}
+    if isinstance(batch, list | tuple):
+        return type(batch)(map_tensors(fn, value) for value in batch)
+    return batch
+
+
+def tensors_of(batch: Any) -> list[Tensor]:
+    """Every tensor of a batch, in order."""
+    found: list[Tensor] = []
+    map_tensors(found.append, batch)
+    return found
+
+
+@dataclass(frozen=True)
+class Data:
+    """One split of a data set.
+
+    Arguments:
+        x: a tensor, or a tuple or dict of tensors, with one datum a row.
+        name: of the data set; named in every result.
+        split: "train", "validation", "test" or "all".
+        transform: applied to each batch before the model sees it, or None.
+        labels: shape (N,), or None; used by figures only.
+        image_shape: (height, width) or (channels, height, width) if a row is a picture, else None.
+    """
+
+    x: Any
+    name: str = "unnamed"
+    split: str = "all"
+    transform: Transform | None = None
+    labels: Tensor | None = field(default=None, repr=False)
+    image_shape: tuple[int, ...] | None = None
+
+    def __len__(self) -> int:
+        """The number of data; 1 when the tensors share no first dimension, for they are then one datum together."""
+        sizes = {t.shape[0] if t.dim() else None for t in tensors_of(self.x)}
+        size = sizes.pop() if len(sizes) == 1 else None
+        return 1 if size is None else size
+
+    @property
+    def divisible(self) -> bool:
+        """Whether the tensors share a first dimension, so that part of them is still data."""
+        sizes = {t.shape[0] if t.dim() else None for t in tensors_of(self.x)}
+        return len(sizes) == 1 and None not in sizes
+
+    def to(self, device: torch.device | str) -> "Data":
+        """The same data on `device`."""
+        return replace(self, x=map_tensors(lambda t: t.to(device), self.x))
+
+    def subset(self, index: Tensor | slice) -> "Data":
+        """The data that `index` picks, in its order."""
+        labels = None if self.labels is None else self.labels[index]
+        return replace(self, x=map_tensors(lambda t: t[index.to(t.device) if isinstance(index, Tensor) else index], self.x), labels=labels)
+
+    def fixed(self, seed: int = 0) -> "Data":
+        """The data after their transform, drawn once from `seed`: what a static protocol, or an evaluation, looks at."""
+        if self.transform is None:
+            return self
+        with seeded(seed, self.device):
+            return replace(self, x=self.transform(self.x), transform=None)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors are."""
+        return tensors_of(self.x)[0].device
+
+    def protocol(self) -> dict[str, Any]:
+        """What must be equal for two numbers to be comparable: data set, split, number of data, transform."""
+        return {
+            "data": self.name,
+            "split": self.split,
+            "num_data": len(self),
+            "transform": "none" if self.transform is None else repr(self.transform),
+        }
+
+    def fingerprint(self) -> str:
+        """A SHA-256 of the tensors' shapes and contents and of the transform; told apart in a checkpoint."""
+        digest = hashlib.sha256(repr(self.transform).encode())
+        for tensor in tensors_of(self.x):
+            digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+            digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
+        return digest.hexdigest()
+
+
+def as_data(data: Any, what: str = "data") -> Data:
+    """`data` as a Data, checked: it holds tensors, is not empty, and is free of NaN and infinities.
+
+    Raises:
+        ValueError: what is wrong, in which tensor, at which datum.
+    """
+    if not isinstance(data, Data):
+        if isinstance(data, np.ndarray):
+            raise ValueError(f"{what}: got a numpy array; pass torch.from_numpy(...) or vilvm.datasets.arrays(...).")
+        data = Data(data)
+    tensors = tensors_of(data.x)
+    if not tensors:
+        raise ValueError(f"{what}: holds no tensor (it is a {type(data.x).__name__}); pass a tensor, or a tuple or dict of tensors.")
+    for tensor in tensors:
+        if tensor.numel() == 0:
+            raise ValueError(f"{what}: is empty (a tensor of shape {tuple(tensor.shape)}); pass at least one datum.")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            where = (~torch.isfinite(tensor)).nonzero()[0].tolist()
+            raise ValueError(f"{what}: holds NaN or infinity, first at index {where}; remove or impute such values first.")
+    return data
+
+
+class seeded:  # noqa: N801 (used as a context manager, like torch.random.fork_rng)
+    """A context in which torch draws from `seed`, on the CPU and on `device`; the generators are as before afterwards."""
+
+    def __init__(self, seed: int, device: torch.device | str = "cpu"):
+        self.seed, device = seed, torch.device(device)
+        devices = [device] if device.type == "cuda" else []
+        self._fork = torch.random.fork_rng(devices=devices)
+
+    def __enter__(self) -> None:
+        self._fork.__enter__()
+        torch.manual_seed(self.seed)
+
+    def __exit__(self, *exc: Any) -> None:
+        self._fork.__exit__(*exc)

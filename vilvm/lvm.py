@@ -1,0 +1,149 @@
+"""The contract: what a latent variable model is, and whose parameters it has.
+
+A latent variable model is any object with two Pyro callables:
+
+- ``model(batch)`` is the joint density p(x | z) p(z): it samples every latent and observes the batch
+  (``pyro.sample(..., obs=batch)``);
+- ``guide(batch)`` is the approximate posterior q(z | x): it samples every latent of the model, under the same name.
+
+Data that are independent given shared quantities stand in a plate, ``with pyro.plate("data", len(batch))``; the density of
+each datum is then kept apart, and everything vilvm says is said per datum. A ``torch.nn.Module`` with these two methods is
+the usual form; ``Pair`` makes one of two plain functions.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
+
+import pyro
+import torch
+from pyro.nn import PyroModule
+from pyro.poutine.messenger import Messenger
+from torch.distributions import constraints, transform_to
+
+__all__ = ["ContractError", "LatentVariableModel", "Pair", "check_contract", "module_parameters"]
+
+_PARAMS = "pyro_params"  # the submodule of a model in which its pyro.param statements live
+
+
+class ContractError(ValueError):
+    """A model, guide or batch breaks the contract; the message says what, where, and what to do."""
+
+
+@runtime_checkable
+class LatentVariableModel(Protocol):
+    """Two Pyro callables: ``model(batch)``, which is p(x | z) p(z), and ``guide(batch)``, which is q(z | x)."""
+
+    def model(self, batch: Any, /) -> Any: ...
+
+    def guide(self, batch: Any, /) -> Any: ...
+
+
+class Pair(torch.nn.Module):
+    """A latent variable model made of two callables, which may be plain functions, modules or Pyro autoguides.
+
+    Parameters that the functions declare with ``pyro.param`` or ``pyro.module`` become parameters of this module, not of
+    Pyro's global store.
+
+    Arguments:
+        model: p(x | z) p(z), called with a batch.
+        guide: q(z | x), called with a batch.
+
+    Example:
+        >>> import pyro, torch, vilvm
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        >>> def guide(x):
+        ...     slope = pyro.param("slope", torch.tensor(0.1))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("z", dist.Normal(slope * x, 0.5**0.5))
+        >>> lvm = vilvm.Pair(model, guide)
+        >>> vilvm.log_weights(lvm, torch.zeros(3), num_samples=5).log_weight.shape
+        torch.Size([5, 3])
+    """
+
+    def __init__(self, model: Callable[[Any], Any], guide: Callable[[Any], Any]):
+        super().__init__()
+        for name, part in (("model", model), ("guide", guide)):
+            if not callable(part):
+                raise ContractError(f"Pair: the {name} is a {type(part).__name__}, which cannot be called with a batch.")
+        self.model = model
+        self.guide = guide
+
+
+def check_contract(lvm: object) -> None:
+    """Raises ContractError unless `lvm` has a callable ``model`` and a callable ``guide``."""
+    if isinstance(lvm, tuple):
+        raise ContractError("Got a tuple in place of a latent variable model; write vilvm.Pair(model, guide).")
+    for name in ("model", "guide"):
+        if not callable(getattr(lvm, name, None)):
+            raise ContractError(
+                f"{type(lvm).__name__} has no method {name}(batch); a latent variable model has both model(batch) and guide(batch)."
+            )
+
+
+class _LocalParams(Messenger):
+    """Answers ``pyro.param`` statements from the model's own module, so that Pyro's global store stays empty."""
+
+    def __init__(self, lvm: object, frozen: bool):
+        super().__init__()
+        self.lvm, self.frozen = lvm, frozen
+        self.known = {id(p) for p in lvm.parameters()} if isinstance(lvm, torch.nn.Module) else set()
+
+    def _pyro_param(self, msg: Any) -> None:
+        if len(msg["args"]) < 2:
+            return  # a PyroModule announcing a parameter of its own
+        name, init = msg["args"]
+        if not (isinstance(init, torch.nn.Parameter) and id(init) in self.known):
+            init = self._own(name, init, msg["kwargs"].get("constraint", constraints.real))
+        msg["value"], msg["done"] = init, True
+
+    def _own(self, name: str, init: Any, constraint: Any) -> torch.Tensor:
+        if not isinstance(self.lvm, torch.nn.Module):
+            raise ContractError(
+                f"pyro.param({name!r}) has no module to live in: make {type(self.lvm).__name__} a torch.nn.Module, "
+                "or wrap its functions as vilvm.Pair(model, guide)."
+            )
+        store = getattr(self.lvm, _PARAMS, None)
+        if store is None:
+            store = torch.nn.ParameterDict()
+            self.lvm.add_module(_PARAMS, store)
+        key = name.replace(".", "/")  # a module's parameter names may hold no dot
+        if key not in store:
+            if self.frozen:
+                raise ContractError(
+                    f"pyro.param({name!r}) appeared after training began, so the optimizer does not know it; "
+                    "declare every parameter on the first call."
+                )
+            store[key] = _unconstrained(init, constraint)
+        value = transform_to(constraint)(store[key])
+        value.unconstrained = lambda: store[key]  # type: ignore[attr-defined]  # as Pyro's own store does
+        return value
+
+
+def _unconstrained(init: Any, constraint: Any) -> torch.nn.Parameter:
+    if isinstance(init, torch.nn.Parameter) and constraint is constraints.real:
+        return init  # pyro.module hands over the parameters of a network: these, not copies, are trained
+    with torch.no_grad():
+        value = init() if callable(init) else init
+        return torch.nn.Parameter(transform_to(constraint).inv(value.detach()).clone())
+
+
+@contextmanager
+def module_parameters(lvm: object, frozen: bool = False) -> Iterator[None]:
+    """Within it, every parameter statement of the pair is served by the module `lvm` itself; no global store is touched.
+
+    Arguments:
+        lvm: the latent variable model.
+        frozen: whether a parameter that has not been met before is an error.
+    """
+    if isinstance(lvm, torch.nn.Module):
+        for part in lvm.modules():
+            # Pyro gives a module this state only if the setting below was on when the module was made.
+            if isinstance(part, PyroModule) and not hasattr(part._pyro_context, "param_state"):
+                part._pyro_context.param_state = {"params": {}, "constraints": {}}
+    with pyro.settings.context(module_local_params=True), _LocalParams(lvm, frozen):
+        yield

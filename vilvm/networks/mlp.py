@@ -1,0 +1,29 @@
+"""Multilayer perceptrons."""
+
+from collections.abc import Callable, Sequence
+
+from torch import nn
+
+__all__ = ["mlp"]
+
+
+def mlp(in_dim: int, hidden: Sequence[int], out_dim: int, activation: Callable[[], nn.Module] = nn.SiLU) -> nn.Sequential:
+    """A perceptron in_dim → hidden[0] → … → out_dim, an activation after every layer but the last.
+
+    Arguments:
+        in_dim: size of the last dimension of the input; leading dimensions are free.
+        hidden: sizes of the hidden layers; none makes an affine map.
+        out_dim: size of the last dimension of the output.
+        activation: makes one activation module.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.networks import mlp
+        >>> mlp(784, (400,), 20)(torch.zeros(5, 3, 784)).shape
+        torch.Size([5, 3, 20])
+    """
+    sizes = [in_dim, *hidden]
+    layers: list[nn.Module] = []
+    for narrow, wide in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(narrow, wide), activation()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-1], out_dim))
