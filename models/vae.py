@@ -66,14 +66,13 @@ class VAE(nn.Module):
 
     def model(self, x: Tensor) -> None:
         """p(x | z) p(z); x has shape (batch, data_dim)."""
-        pyro.module("vae", self)
+        pyro.module("vae", self)  # for plain pyro.infer.SVI; vilvm.fit asks the module itself
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(self.origin, 1.0).to_event(1))
             pyro.sample("x", self.decode(z), obs=x)
 
     def guide(self, x: Tensor) -> None:
         """q(z | x)."""
-        pyro.module("vae", self)
         mean, log_scale = self.encoder(x).chunk(2, dim=-1)
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(mean, log_scale.clamp(*_LOG_SCALES).exp()).to_event(1))

@@ -1,15 +1,26 @@
 """Variational inference for latent variable models, on Pyro."""
 
 from vilvm.data import Data
+from vilvm.evaluation import Estimate, Evaluation, evaluate
 from vilvm.lvm import ContractError, LatentVariableModel, Pair
+from vilvm.training import CheckpointError, Event, Fit, History, NonFiniteLossError, fit
 from vilvm.weights import LogWeights, log_weights, posterior, posterior_mean, predict, sample
 
 __all__ = [
+    "CheckpointError",
     "ContractError",
     "Data",
+    "Estimate",
+    "Evaluation",
+    "Event",
+    "Fit",
+    "History",
     "LatentVariableModel",
     "LogWeights",
+    "NonFiniteLossError",
     "Pair",
+    "evaluate",
+    "fit",
     "log_weights",
     "posterior",
     "posterior_mean",

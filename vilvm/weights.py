@@ -105,6 +105,8 @@ class Layout(NamedTuple):
         scale: the factor on the observed sites, by which a Pyro loss exceeds the sum over the batch.
         latents: names, in the model's order.
         observed: names, in the model's order.
+        families: the distribution of each observed site, by name.
+        enumerated: latents that the model marks for parallel enumeration and the guide leaves out.
         subsample: the plates that subsample their data at random, and the indices they drew.
     """
 
@@ -116,6 +118,8 @@ class Layout(NamedTuple):
     scale: float
     latents: tuple[str, ...]
     observed: tuple[str, ...]
+    families: dict[str, str]
+    enumerated: tuple[str, ...]
     subsample: dict[str, Any]
 
     @property
@@ -176,6 +180,11 @@ def weight_chunks(lvm: LatentVariableModel, batch: Any, num_samples: int, chunk:
     if num_samples < 1 or chunk < 1:
         raise ValueError(f"num_samples and chunk must be at least 1; got num_samples={num_samples}, chunk={chunk}.")
     plan = layout(lvm, batch)
+    if plan.enumerated:
+        raise ContractError(
+            f"{type(lvm).__name__}: latent {plan.enumerated[0]!r} is marked for enumeration and absent from the guide, and log-weights sum "
+            f"over no latent: sample {plan.enumerated[0]!r} in the guide, or read the loss of TraceEnum_ELBO."
+        )
     done = 0
     while done < num_samples:
         size = min(chunk, num_samples - done)
@@ -462,8 +471,17 @@ def _read_layout(lvm: object, batch: Any, model: Sites, guide: Sites, traces: li
         scale=float(scale.mean()) if isinstance(scale, Tensor) else float(scale),
         latents=tuple(latents),
         observed=tuple(observed),
+        families={n: _family(s["fn"]) for n, s in observed.items()},
+        enumerated=tuple(n for n, s in latents.items() if n not in guide and _enumerable(s)),
         subsample={n: s for n, s in drawn.items() if s["fn"].subsample_size is not None and s["fn"].subsample_size < s["fn"].size},
     )
+
+
+def _family(fn: Any) -> str:
+    """The name of a distribution, under ``to_event``, ``mask`` and ``expand``."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return type(fn).__name__.removeprefix("Independent")
 
 
 def _data_plate(batch: Any, observed: list[Any]) -> Any:
@@ -491,12 +509,7 @@ def _check_latents(lvm: object, model: Sites, guide: Sites) -> None:
     name_of = type(lvm).__name__
     latents = [n for n, s in model.items() if not s["is_observed"]]
     for name in latents:
-        if model[name]["infer"].get("enumerate"):
-            raise ContractError(
-                f"{name_of}: latent {name!r} is marked for enumeration, and log-weights sum over no latent: sample {name!r} in the guide, "
-                "or train with TraceEnum_ELBO and read its loss."
-            )
-        if name not in guide:
+        if name not in guide and not _enumerable(model[name]):
             raise ContractError(
                 f"{name_of}: the model samples {name!r} and the guide does not. If it is a latent, sample {name!r} in the guide too; "
                 f"if it is the data, observe it: pyro.sample({name!r}, ..., obs=batch)."
@@ -511,7 +524,7 @@ def _check_latents(lvm: object, model: Sites, guide: Sites) -> None:
             raise ContractError(f"{name_of}: the guide samples {name!r}, which the model observes; remove it from the guide.")
     if len(latents) == len(model):
         raise ContractError(f"{name_of}: the model observes nothing; give one pyro.sample of it obs=batch.")
-    for name in latents:
+    for name in [n for n in latents if n in guide]:
         shapes = [tuple(model[name]["fn"].shape()), tuple(guide[name]["value"].shape)]
         events = [s[name]["fn"].event_dim for s in (model, guide)]
         if events[0] != events[1]:
@@ -523,6 +536,10 @@ def _check_latents(lvm: object, model: Sites, guide: Sites) -> None:
             raise ContractError(
                 f"{name_of}: latent {name!r} has shape {shapes[0]} in the model and {shapes[1]} in the guide; make them equal."
             )
+
+
+def _enumerable(site: Any) -> bool:
+    return site["infer"].get("enumerate") == "parallel"
 
 
 def _check_shape(part: str, site: Any, value: Tensor) -> None:

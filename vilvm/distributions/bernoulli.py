@@ -9,6 +9,7 @@ range of a float32. ``Bernoulli(logits=l).to_event(1)`` takes a log1p a pixel in
 an importance-weighted bound (see docs/performance.md).
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -93,6 +94,10 @@ class _LogProb(torch.autograd.Function):
 def _log_prob(logits: Tensor, value: Tensor) -> Tensor:
     linear = (logits * value).sub_(logits.relu()).sum(-1)
     p = logits.abs().sigmoid_()
-    size = p.shape[-1]
-    group = max(g for g in range(1, _LARGEST_GROUP + 1) if size % g == 0)
-    return linear.add_(p.unflatten(-1, (size // group, group)).prod(-1).log_().sum(-1))
+    group = _group(p.shape[-1])
+    return linear.add_(p.unflatten(-1, (p.shape[-1] // group, group)).prod(-1).log_().sum(-1))
+
+
+@cache
+def _group(size: int) -> int:
+    return max(g for g in range(1, _LARGEST_GROUP + 1) if size % g == 0)

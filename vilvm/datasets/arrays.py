@@ -1,0 +1,100 @@
+"""A user's own tensors and ``.npy`` and ``.npz`` files."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vilvm.data import Data, Transform, as_data
+from vilvm.datasets.dataset import Dataset, carve
+
+__all__ = ["arrays"]
+
+
+def arrays(
+    train: Tensor | np.ndarray | str | Path,
+    test: Tensor | np.ndarray | str | Path | None = None,
+    *,
+    validation: int | None = None,
+    transform: Transform | None = None,
+    name: str | None = None,
+    key: str | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """A data set of arrays with one datum a row: tensors, numpy arrays, or paths of ``.npy`` or ``.npz`` files.
+
+    Rows of more than one dimension (pictures) are flattened, their shape kept as ``image_shape``; uint8 is divided by 255.
+
+    Arguments:
+        train: training data.
+        test: test data; by default a tenth of `train`, drawn from `seed`.
+        validation: how many data to carve from the rest; by default a tenth of it.
+        transform: applied to each batch.
+        name: of the data set; by default the file's, or "arrays".
+        key: which array of a ``.npz`` file; needed if it holds several.
+        seed: of the splits.
+
+    Raises:
+        ValueError: a file is missing, empty, truncated, pickled or of another kind, or an array holds NaN or text, is empty, or
+            does not fit the other split.
+    """
+    label = name or (Path(train).stem if isinstance(train, str | Path) else "arrays")
+    whole = _data(train, label, "train", key, transform)
+    if test is None:
+        rest, held_out = carve(whole, max(1, len(whole) // 10), seed + 1)
+        tested = Data(held_out.x, label, "test", transform, None, whole.image_shape)
+    else:
+        rest, tested = whole, _data(test, label, "test", key, transform)
+        if tested.x.shape[1:] != rest.x.shape[1:]:
+            raise ValueError(f"{label}: training data have rows of shape {tuple(rest.x.shape[1:])}, test data {tuple(tested.x.shape[1:])}.")
+    kept, validated = carve(rest, validation if validation is not None else max(1, len(rest) // 10), seed)
+    return Dataset(kept, validated, tested).with_transform(transform)
+
+
+def _data(source: Any, name: str, split: str, key: str | None, transform: Transform | None) -> Data:
+    array = _read(Path(source), key) if isinstance(source, str | Path) else source
+    tensor = array if isinstance(array, Tensor) else _tensor(array, name)
+    if tensor.dim() == 0:
+        raise ValueError(f"{name}: the {split} data are a single number; pass an array with one datum a row.")
+    if tensor.dtype == torch.uint8:
+        tensor = tensor.float() / 255
+    if tensor.dtype == torch.float64:
+        tensor = tensor.float()
+    shape = tuple(tensor.shape[1:]) if tensor.dim() > 2 else None
+    data = Data(tensor.flatten(1) if shape else tensor, name, split, transform, None, shape)
+    return as_data(data, f"{name} ({split})")
+
+
+def _tensor(array: Any, name: str) -> Tensor:
+    try:
+        return torch.from_numpy(np.ascontiguousarray(array))
+    except TypeError:
+        raise ValueError(f"{name}: an array of {getattr(array, 'dtype', type(array).__name__)} holds no numbers to model.") from None
+
+
+def _read(path: Path, key: str | None) -> np.ndarray:
+    if path.suffix not in (".npy", ".npz"):
+        raise ValueError(f"{path}: unknown kind of file {path.suffix!r}; give .npy or .npz.")
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return found
+        with found:
+            names = list(found.files)
+            if key is None and len(names) != 1:
+                raise ValueError(f"{path}: holds the arrays {names}; say which with key=....")
+            if key is not None and key not in names:
+                raise ValueError(f"{path}: holds no array {key!r}; it has {names}.")
+            return found[key or names[0]]
+    except FileNotFoundError:
+        raise ValueError(f"{path}: there is no such file.") from None
+    except (EOFError, OSError, zipfile.BadZipFile, KeyError):
+        raise ValueError(f"{path}: is empty or truncated; write it again.") from None
+    except ValueError as error:
+        if str(error).startswith(str(path)):
+            raise
+        reason = "holds pickled objects, which are not read" if "pickle" in str(error) else f"is damaged ({error})"
+        raise ValueError(f"{path}: {reason}; save a plain numeric array.") from None

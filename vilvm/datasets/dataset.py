@@ -1,0 +1,45 @@
+"""The small object that every data set returns: its three splits."""
+
+from typing import NamedTuple
+
+import torch
+
+from vilvm.data import Data, Transform
+
+__all__ = ["Dataset", "carve"]
+
+
+class Dataset(NamedTuple):
+    """Training, validation and test data; each says its own name, split and transform (see ``vilvm.data.Data``)."""
+
+    train: Data
+    validation: Data
+    test: Data
+
+    @property
+    def name(self) -> str:
+        """The name of the data set."""
+        return self.train.name
+
+    def with_transform(self, transform: Transform | None) -> "Dataset":
+        """The same data under another transform; one that is not fresh at each batch is drawn now, from its own seed."""
+        return Dataset(*(_transformed(split, transform) for split in self))
+
+
+def _transformed(split: Data, transform: Transform | None) -> Data:
+    x = split.x if transform is None or transform.fresh else transform(split.x)
+    return Data(x, split.name, split.split, transform, split.labels, split.image_shape)
+
+
+def carve(train: Data, validation: int, seed: int) -> tuple[Data, Data]:
+    """Training data cut in two, training and validation, at random from `seed`.
+
+    Raises:
+        ValueError: `validation` leaves no training data, or is negative.
+    """
+    if not 0 < validation < len(train):
+        raise ValueError(f"{train.name}: validation must be between 1 and {len(train) - 1} data; got {validation}.")
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    held_out = train.subset(order[:validation].sort().values)
+    kept = train.subset(order[validation:].sort().values)
+    return kept, Data(held_out.x, train.name, "validation", train.transform, held_out.labels, train.image_shape)

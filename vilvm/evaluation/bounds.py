@@ -1,0 +1,286 @@
+"""Bounds on the evidence log p(x), each with its standard error.
+
+With log w = log p(x, z) − log q(z | x) and z₁ … z_S ~ q(z | x), for each datum x:
+
+    ELBO        = E[log w]                           = −(rate + distortion),
+    rate        = E[log q(z | x) − log p(z)]         = KL(q(z | x) ‖ p(z)),
+    distortion  = −E[log p(x | z)],
+    IWAE_S      = E[log (1/S) Σₛ wₛ]                 between the ELBO and log p(x), not decreasing in S,
+    ESS         = (Σₛ wₛ)² / Σₛ wₛ²                  from 1 to S.
+
+Only running sums are kept, so any number of samples costs the same memory.
+
+References: Importance Weighted Autoencoders, Burda, Grosse and Salakhutdinov, 2016; Fixing a Broken ELBO, Alemi et al., 2018
+(rate and distortion).
+"""
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vilvm.data import Data, as_data, seeded
+from vilvm.lvm import ContractError, LatentVariableModel, check_contract
+from vilvm.progress import ProgressBar
+from vilvm.weights import Layout, LogWeights, layout, weight_chunks
+
+__all__ = ["Estimate", "Evaluation", "evaluate"]
+
+BOUNDS = ("elbo", "iwae")
+_BATCH = 100
+_ROWS_CPU, _ROWS_CUDA = 8_000, 400_000  # rows through the decoder in a pass: enough to amortise Pyro, few enough for the cache
+
+
+class Estimate(NamedTuple):
+    """A quantity for every datum, float64, each with the standard error of its Monte Carlo estimate.
+
+    Arguments:
+        values: shape (num_data,).
+        errors: Monte Carlo standard errors, shape (num_data,).
+    """
+
+    values: Tensor
+    errors: Tensor
+
+    @property
+    def mean(self) -> float:
+        """The mean over the data."""
+        return self.values.mean().item()
+
+    @property
+    def se(self) -> float:
+        """Standard error of the mean as an estimate of its expectation over new data: Monte Carlo error included.
+
+        With a single datum, of which there is no spread, the Monte Carlo standard error.
+        """
+        return self.values.std().item() / math.sqrt(len(self.values)) if len(self.values) > 1 else self.mc_se
+
+    @property
+    def mc_se(self) -> float:
+        """Standard error of the mean as an estimate for these very data: of Monte Carlo alone."""
+        return self.errors.square().sum().sqrt().item() / len(self.values)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What ``evaluate`` found. Numbers of different protocols cannot be compared.
+
+    Arguments:
+        bounds: "elbo" and "iwae", as asked, in nats per datum.
+        rate: KL(q(z | x) ‖ p(z)), in nats per datum.
+        distortion: −E_q log p(x | z), in nats per datum.
+        ess: effective sample size of the weights, between 1 and num_samples, shape (num_data,).
+        num_samples: Monte Carlo samples a datum.
+        protocol: data set, split, number of data, transform, seed, likelihoods, number of samples, and unit: "nats per datum",
+            or "nats, all data together" for a model whose data share a latent (then num_data is 1 above).
+        seconds: taken.
+    """
+
+    bounds: dict[str, Estimate]
+    rate: Estimate
+    distortion: Estimate
+    ess: Tensor
+    num_samples: int
+    protocol: dict[str, Any]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Means and standard errors as plain numbers, for JSON."""
+
+        def summary(estimate: Estimate, samples: int | None = None) -> dict[str, Any]:
+            numbers = {"mean": estimate.mean, "se": estimate.se, "mc_se": estimate.mc_se}
+            return numbers if samples is None else {**numbers, "num_samples": samples}
+
+        return {
+            "bounds": {name: summary(bound, self.num_samples) for name, bound in self.bounds.items()},
+            "rate": summary(self.rate),
+            "distortion": summary(self.distortion),
+            "ess": {"mean": self.ess.mean().item(), "min": self.ess.min().item()},
+            "protocol": self.protocol,
+        }
+
+
+def evaluate(
+    lvm: LatentVariableModel,
+    data: Any,
+    *,
+    bounds: Sequence[str] = BOUNDS,
+    num_samples: int = 5000,
+    batch_size: int | None = None,
+    chunk: int | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Evaluation:
+    """Estimates evidence bounds, rate and distortion of a model on data, per datum and in the mean.
+
+    The data's transform is drawn once from `seed`, so that each datum is one and the same under all samples. Memory does not
+    grow with `num_samples`.
+
+    Arguments:
+        lvm: the model and guide.
+        data: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row.
+        bounds: which of "elbo" and "iwae" to report.
+        num_samples: Monte Carlo samples a datum.
+        batch_size: data a pass, 100 by default; a model whose data share a latent is given all of them at once.
+        chunk: samples a pass; by default as many as keep the device busy.
+        seed: of samples and transform; torch's generators are left as they were.
+        progress: whether to show a progress bar; by default on a terminal only.
+
+    Returns:
+        Evaluation, in nats per datum.
+
+    Raises:
+        ValueError: unknown bound, or num_samples, batch_size or chunk below 1.
+        ContractError: the pair breaks the contract on these data (see ``vilvm.weights.layout``).
+
+    Example:
+        >>> import torch, vilvm
+        >>> from models.vae import VAE
+        >>> result = vilvm.evaluate(VAE(data_dim=6, latent_dim=2), torch.zeros(9, 6), num_samples=50)
+        >>> result.bounds["iwae"].values.shape, result.bounds["elbo"].mean <= result.bounds["iwae"].mean
+        (torch.Size([9]), True)
+    """
+    check_contract(lvm)
+    unknown = [b for b in bounds if b not in BOUNDS]
+    if unknown or not bounds:
+        raise ValueError(f"evaluate: unknown bounds {unknown or 'none at all'}; choose from {list(BOUNDS)}.")
+    for name, value in (("num_samples", num_samples), ("batch_size", batch_size), ("chunk", chunk)):
+        if value is not None and value < 1:
+            raise ValueError(f"evaluate: {name} must be at least 1; got {value}.")
+    began = time.perf_counter()
+    given = as_data(data)
+    where = next((p.device for p in lvm.parameters()), given.device) if isinstance(lvm, torch.nn.Module) else given.device
+    with torch.no_grad(), seeded(seed, where), _evaluation_mode(lvm):
+        _widen_heap()
+        fixed = given.to(where).fixed(seed)
+        parts, plan = _parts(lvm, fixed, batch_size)
+        if chunk is None:
+            chunk = max(1, (_ROWS_CUDA if where.type == "cuda" else _ROWS_CPU) // max(plan.num_data, 1))
+        with ProgressBar(f"evaluating, {num_samples} samples", len(parts), 0, progress) as bar:
+            sums = []
+            for part in parts:
+                sums.append(_accumulate(lvm, part.x, num_samples, chunk))
+                bar.advance()
+    protocol = {
+        **given.protocol(),
+        "seed": seed,
+        "num_samples": num_samples,
+        "likelihood": plan.families,
+        "unit": "nats per datum" if plan.local else "nats, all data together",
+    }
+    return _summarise(_Sums(*(torch.cat(c) for c in zip(*sums, strict=True))), num_samples, bounds, protocol, began)
+
+
+def _parts(lvm: LatentVariableModel, data: Data, batch_size: int | None) -> tuple[list[Data], Layout]:
+    """The data cut into batches, or whole where they cannot be cut or share a latent."""
+    size = min(batch_size or _BATCH, len(data)) if data.divisible else len(data)
+    parts = [data.subset(slice(i, i + size)) for i in range(0, len(data), size)] if size < len(data) else [data]
+    plan = layout(lvm, parts[0].x)
+    if not plan.local and len(parts) > 1:
+        parts, plan = [data], layout(lvm, data.x)
+    if not plan.local and plan.subsample:
+        raise ContractError(
+            f"{type(lvm).__name__} subsamples its plate {next(iter(plan.subsample))!r} at random and has latents that all data share: "
+            "its weights bound the evidence of the subsample only. Evaluate a model whose plate takes all data."
+        )
+    return parts, plan
+
+
+class _Sums(NamedTuple):
+    """Sums over samples, float64, shape (num_data,) each: a log-sum-exp of log w and of 2 log w, and plain ones of the rest."""
+
+    w: Tensor
+    w2: Tensor
+    log_w: Tensor
+    log_w_squared: Tensor
+    rate: Tensor
+    rate_squared: Tensor
+    distortion: Tensor
+    distortion_squared: Tensor
+
+
+def _accumulate(lvm: LatentVariableModel, batch: Any, num_samples: int, chunk: int) -> _Sums:
+    total: _Sums | None = None
+    origin: list[Tensor] = []  # squares are summed about a first guess of the mean, or their difference would lose its digits
+    for weights in weight_chunks(lvm, batch, num_samples, chunk):
+        terms = _terms(weights)
+        origin = origin or [term.mean(0) for term in terms]
+        log_w = terms[0]
+        sums = [torch.logsumexp(log_w, 0), torch.logsumexp(2 * log_w, 0)]
+        for term, start in zip(terms, origin, strict=True):
+            centred = term - start
+            sums += [centred.sum(0), centred.square().sum(0)]
+        new = _Sums(*sums)
+        total = new if total is None else _Sums(*_merge(total, new))
+    assert total is not None
+    means = [s / num_samples + start for s, start in zip(total[2::2], origin, strict=True)]
+    variances = [(q - s.square() / num_samples).clamp(min=0) for s, q in zip(total[2::2], total[3::2], strict=True)]
+    moments = [value for pair in zip(means, variances, strict=True) for value in pair]
+    return _Sums(total.w, total.w2, *moments)
+
+
+def _merge(total: _Sums, new: _Sums) -> list[Tensor]:
+    logs = [torch.logaddexp(total.w, new.w), torch.logaddexp(total.w2, new.w2)]
+    return logs + [a + b for a, b in zip(total[2:], new[2:], strict=True)]
+
+
+def _terms(weights: LogWeights) -> list[Tensor]:
+    """log w, rate and distortion of every sample, float64, shape (num_samples, num_data), num_data being 1 for joint weights."""
+    log_w = weights.log_weight.double()
+    likelihood = weights.log_likelihood.double()
+    if log_w.dim() == 1:
+        likelihood = likelihood.sum(-1) if likelihood.dim() == 2 else likelihood
+        log_w, likelihood = log_w.unsqueeze(-1), likelihood.unsqueeze(-1)
+    return [log_w, likelihood - log_w, -likelihood]
+
+
+def _summarise(sums: _Sums, num_samples: int, bounds: Sequence[str], protocol: dict[str, Any], began: float) -> Evaluation:
+    s = num_samples
+    ess = (2 * sums.w - sums.w2).exp().cpu()
+
+    def estimate(mean: Tensor, squares: Tensor) -> Estimate:
+        errors = (squares / (s - 1) / s).sqrt() if s > 1 else torch.full_like(mean, math.nan)
+        return Estimate(mean.cpu(), errors.cpu())
+
+    # The delta method: Var log mean(w) ≈ Var(w) / (S E[w]²) = 1/ESS − 1/S, which needs a second sample to be seen.
+    spread = (1 / ess - 1 / s).clamp(min=0).sqrt() if s > 1 else torch.full_like(ess, math.nan)
+    known = {
+        "elbo": estimate(sums.log_w, sums.log_w_squared),
+        "iwae": Estimate((sums.w - math.log(s)).cpu(), spread),
+    }
+    return Evaluation(
+        bounds={name: known[name] for name in bounds},
+        rate=estimate(sums.rate, sums.rate_squared),
+        distortion=estimate(sums.distortion, sums.distortion_squared),
+        ess=ess,
+        num_samples=s,
+        protocol=protocol,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _widen_heap() -> None:
+    """Frees one large tensor, upon which glibc keeps tensors of that size on its heap and does not hand their pages back.
+
+    Without it, each pass faults its memory in anew, which doubles the time of an evaluation on a CPU.
+    """
+    torch.empty(31 * 2**20, dtype=torch.uint8)
+
+
+class _evaluation_mode:  # noqa: N801
+    """A context in which a module is in evaluation mode (dropout off, batch statistics frozen), every part restored after."""
+
+    def __init__(self, lvm: object):
+        self.parts = [(m, m.training) for m in lvm.modules()] if isinstance(lvm, torch.nn.Module) else []
+
+    def __enter__(self) -> None:
+        for part, _ in self.parts:
+            part.training = False
+
+    def __exit__(self, *exc: Any) -> None:
+        for part, training in self.parts:
+            part.training = training

@@ -1,0 +1,8 @@
+"""Training: one loop, one optimizer, for any pair and any objective."""
+
+from vilvm.training.checkpoint import CheckpointError
+from vilvm.training.history import History, Record
+from vilvm.training.loop import Event, Fit, fit
+from vilvm.training.step import NonFiniteLossError
+
+__all__ = ["CheckpointError", "Event", "Fit", "History", "NonFiniteLossError", "Record", "fit"]

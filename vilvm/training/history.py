@@ -1,0 +1,85 @@
+"""What training looked like: a row of numbers every epoch."""
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+__all__ = ["History", "Record"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of a history. Bounds are in nats per datum (of all data together for a model with shared latents).
+
+    Arguments:
+        epoch: epochs completed.
+        step: steps completed.
+        elbo: minus the objective's loss, averaged over the steps since the row before (annealed, if the objective is).
+        validation_elbo: ELBO on the validation data, one sample a datum, its noise the same at every row; NaN without any.
+        validation_se: its standard error over the data.
+        rate: KL(q(z | x) ‖ p(z)), on the validation data if there are any, else on the last batch.
+        distortion: −E_q log p(x | z), likewise.
+        learning_rate: of the first parameter group, at the last step.
+        gradient_norm: averaged, before clipping.
+        skipped: steps left out since the row before, their loss or gradient not being finite.
+        seconds: of training so far, evaluation of the validation data included.
+        data_per_second: throughput since the row before, evaluation excluded.
+    """
+
+    epoch: int
+    step: int
+    elbo: float
+    validation_elbo: float
+    validation_se: float
+    rate: float
+    distortion: float
+    learning_rate: float
+    gradient_norm: float
+    skipped: int
+    seconds: float
+    data_per_second: float
+
+
+@dataclass
+class History:
+    """The records of a run, in order; ``history["elbo"]`` is a column as an array."""
+
+    records: list[Record] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __iter__(self) -> Iterator[Record]:
+        return iter(self.records)
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        """One column by name, shape (len(history),).
+
+        Raises:
+            KeyError: no such column; the message lists those there are.
+        """
+        names = [f.name for f in fields(Record)]
+        if column not in names:
+            raise KeyError(f"History has no column {column!r}; it has {', '.join(names)}.")
+        return np.array([getattr(record, column) for record in self.records])
+
+    def to_csv(self) -> str:
+        """The history as comma-separated values, a header first."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow([f.name for f in fields(Record)])
+        writer.writerows([asdict(record).values() for record in self.records])
+        return out.getvalue()
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """The records as dicts."""
+        return [asdict(record) for record in self.records]
+
+    @classmethod
+    def from_rows(cls, rows: list[dict[str, Any]]) -> "History":
+        """The history that ``to_rows`` wrote."""
+        return cls([Record(**row) for row in rows])

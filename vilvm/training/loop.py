@@ -1,0 +1,580 @@
+"""The training loop: ``fit``."""
+
+import math
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import pyro
+import torch
+from pyro.infer import Trace_ELBO
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from vilvm.data import Data, as_data, seeded
+from vilvm.files import write_atomic
+from vilvm.lvm import ContractError, LatentVariableModel, check_contract, module_parameters
+from vilvm.progress import ProgressBar
+from vilvm.training import checkpoint
+from vilvm.training.history import History, Record
+from vilvm.training.step import EagerStep, NonFiniteLossError, Objective
+from vilvm.weights import Layout, layout, log_weights
+
+__all__ = ["Event", "Fit", "fit"]
+
+_MIN_STEPS_A_RECORD = 50  # so that a record, with its look at the validation data, costs little where an epoch is one step
+_VALIDATION_ROWS = 1000
+
+OptimizerFactory = Callable[[Any], torch.optim.Optimizer]
+SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
+
+
+class Event(NamedTuple):
+    """What a callback is told at every record: the model as it is, and the history, the newest record last."""
+
+    lvm: LatentVariableModel
+    history: History
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What ``fit`` returns; the parameters are in the model itself.
+
+    Arguments:
+        history: a record an epoch.
+        steps: steps taken, those before a resumption included.
+        stopped: "finished", "early" (no better validation bound for `patience` records), "callback" or "interrupted".
+        best_step: the step whose parameters the model now has, if there are validation data; else the last one.
+        seconds: of training, those before a resumption included.
+        skipped: steps left out because their loss or gradient was not finite.
+        protocol: the data trained on; see ``Data.protocol``.
+        settings: all that a checkpoint must agree with to be resumed.
+    """
+
+    history: History
+    steps: int
+    stopped: str
+    best_step: int
+    seconds: float
+    skipped: int
+    protocol: dict[str, Any]
+    settings: dict[str, Any]
+
+
+def fit(
+    lvm: LatentVariableModel,
+    data: Any,
+    *,
+    objective: Objective | None = None,
+    optimizer: OptimizerFactory | None = None,
+    scheduler: SchedulerFactory | None = None,
+    scheduler_interval: Literal["step", "epoch"] = "step",
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    validation: Any = None,
+    patience: int | None = None,
+    clip: float | None = None,
+    nonfinite: Literal["stop", "skip"] = "stop",
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    run_dir: Path | str | None = None,
+    resume: bool = False,
+    checkpoint_seconds: float = 10.0,
+    callbacks: Sequence[Callable[[Event], bool | None]] = (),
+    progress: bool | None = None,
+) -> Fit:
+    """Trains a latent variable model by stochastic variational inference.
+
+    Each step takes a batch, the gradient of the objective per datum, and one step of one torch optimizer over all trainable
+    parameters of `lvm`, which are changed in place. The data go to the device once. Everything random follows from `seed`;
+    torch's generators are left as they were.
+
+    Arguments:
+        lvm: a ``torch.nn.Module`` with ``model(batch)`` and ``guide(batch)``, or a ``Pair``.
+        data: the training data, as ``Data``, a tensor, or a tuple or dict of tensors with one datum a row.
+        objective: any Pyro ELBO or objective of ``vilvm.objectives``; ``Trace_ELBO()`` by default.
+        optimizer: makes a torch optimizer of parameters, ``partial(torch.optim.Adam, lr=1e-3, fused=True)`` by default.
+        scheduler: makes a torch learning-rate scheduler of the optimizer.
+        scheduler_interval: whether it steps every step or every epoch (``ReduceLROnPlateau``: every record, on the validation ELBO).
+        epochs, steps: how long to train; give one of them.
+        batch_size: data a step, drawn without replacement in an order that is new every epoch. By default all data, in order.
+        validation: data for early stopping and for keeping the best parameters; their transform is drawn once.
+        patience: stop after so many records without a better validation ELBO.
+        clip: largest norm of the gradient of the loss per datum.
+        nonfinite: what to do when loss or gradient is NaN or infinite: "stop" with NonFiniteLossError, or "skip" the step.
+        device: where to train; by default where the parameters are.
+        seed: of the order of the data, the latents drawn and the transforms.
+        run_dir: folder for ``checkpoint/`` and ``history.csv``; nothing is written without one.
+        resume: continue from the checkpoint in `run_dir`, bit for bit as if there had been no interruption; start, if there is none.
+        checkpoint_seconds: least time between two checkpoints; one is always written at the end.
+        callbacks: called with an ``Event`` at every record; training stops when one returns True.
+        progress: whether to show a progress bar; by default on a terminal only.
+
+    Returns:
+        Fit. With validation data, the model has the parameters of the best record, else of the last step. Ctrl-C or SIGTERM
+        finishes the step, saves, and returns with ``stopped == "interrupted"``.
+
+    Raises:
+        ContractError: the pair or the batch breaks the contract (see ``vilvm.weights.layout``).
+        CheckpointError: the checkpoint is damaged, or of another model, data set or setting.
+        NonFiniteLossError: loss or gradient became NaN or infinite; names step, site and last checkpoint.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import torch, vilvm
+        >>> from models.vae import VAE
+        >>> x = torch.bernoulli(torch.full((64, 6), 0.5))
+        >>> fitted = vilvm.fit(VAE(data_dim=6, latent_dim=2), x, epochs=3, batch_size=16)
+        >>> fitted.steps, fitted.stopped
+        (12, 'finished')
+    """
+    check_contract(lvm)
+    if not isinstance(lvm, torch.nn.Module):
+        raise ContractError(f"fit trains a torch.nn.Module; make {type(lvm).__name__} one, or wrap it as vilvm.Pair(model, guide).")
+    train = as_data(data, "training data")
+    held_out = None if validation is None else as_data(validation, "validation data")
+    _check_options(train, epochs, steps, batch_size, patience, clip, nonfinite, scheduler_interval, held_out, run_dir, resume)
+    where = torch.device(device) if device is not None else next((p.device for p in lvm.parameters()), torch.device("cpu"))
+    lvm.to(where)
+    size = len(train) if batch_size is None else min(batch_size, len(train))
+    epoch_steps = math.ceil(len(train) / size)
+    total = steps if steps is not None else (epochs or 0) * epoch_steps
+    objective = Trace_ELBO() if objective is None else objective
+    with seeded(seed, where), module_parameters(lvm):
+        run = _Run(
+            lvm=lvm,
+            objective=objective,
+            train=train.to(where),
+            validation=None if held_out is None else held_out.to(where).fixed(seed),
+            batch_size=size,
+            epoch_steps=epoch_steps,
+            total=total,
+            seed=seed,
+            patience=patience,
+            skip=nonfinite == "skip",
+            folder=None if run_dir is None else Path(run_dir),
+            checkpoint_seconds=checkpoint_seconds,
+            callbacks=callbacks,
+            per_epoch=scheduler_interval == "epoch",
+            device=where,
+        )
+        run.prepare(optimizer or _adam(where), scheduler, clip)
+        torch.manual_seed(seed)
+        if resume:
+            run.restore()
+        run.train_all(progress)
+        return run.result()
+
+
+def _adam(device: torch.device) -> OptimizerFactory:
+    return partial(torch.optim.Adam, lr=1e-3, fused=device.type in ("cpu", "cuda"))
+
+
+def _check_options(
+    train: Data,
+    epochs: int | None,
+    steps: int | None,
+    batch_size: int | None,
+    patience: int | None,
+    clip: float | None,
+    nonfinite: str,
+    scheduler_interval: str,
+    validation: Data | None,
+    run_dir: Path | str | None,
+    resume: bool,
+) -> None:
+    if (epochs is None) == (steps is None):
+        raise ValueError("fit: give epochs=... or steps=..., one of the two.")
+    for name, value in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size), ("patience", patience)):
+        if value is not None and value < 1:
+            raise ValueError(f"fit: {name} must be at least 1; got {value}.")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"fit: clip must be positive; got {clip}.")
+    if nonfinite not in ("stop", "skip"):
+        raise ValueError(f"fit: unknown nonfinite={nonfinite!r}; choose 'stop' or 'skip'.")
+    if scheduler_interval not in ("step", "epoch"):
+        raise ValueError(f"fit: unknown scheduler_interval={scheduler_interval!r}; choose 'step' or 'epoch'.")
+    if batch_size is not None and not train.divisible:
+        raise ValueError("fit: these data cannot be cut into batches (their tensors share no first dimension); leave batch_size out.")
+    if patience is not None and validation is None:
+        raise ValueError("fit: patience needs validation=... data to be measured on.")
+    if resume and run_dir is None:
+        raise ValueError("fit: resume=True needs run_dir=..., the folder of the run to resume.")
+    if run_dir is not None and not resume and checkpoint.latest(Path(run_dir) / "checkpoint"):
+        raise ValueError(f"fit: {run_dir} holds a run already; pass resume=True to continue it, or choose another folder.")
+
+
+@dataclass
+class _Tally:
+    """Sums since the last record."""
+
+    loss: float = 0.0
+    norm: float = 0.0
+    applied: int = 0
+    skipped: int = 0
+    data: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class _Run:
+    """A run: what is given, and the state that a checkpoint holds."""
+
+    lvm: Any
+    objective: Objective
+    train: Data
+    validation: Data | None
+    batch_size: int
+    epoch_steps: int
+    total: int
+    seed: int
+    patience: int | None
+    skip: bool
+    folder: Path | None
+    checkpoint_seconds: float
+    callbacks: Sequence[Callable[[Event], bool | None]]
+    per_epoch: bool
+    device: torch.device
+    history: History = field(default_factory=History)
+    at: int = 0
+    tally: _Tally = field(default_factory=_Tally)
+    seconds: float = 0.0
+    skipped: int = 0
+    best: dict[str, Any] | None = None
+    best_step: int = 0
+    best_bound: float = -math.inf
+    stopped: str = "finished"
+
+    def prepare(self, optimizer: OptimizerFactory, scheduler: SchedulerFactory | None, clip: float | None) -> None:
+        """Runs the pair once, which makes lazy parameters and checks the contract, then gives the parameters to the optimizer."""
+        self._layouts: dict[int, Layout] = {}
+        self._order: tuple[int, torch.Tensor] | None = None
+        self._saved_at, self._saved_time = -1, time.monotonic()
+        self.num_data(self.batch(0))
+        trainable = [p for p in self.lvm.parameters() if p.requires_grad]
+        if not trainable:
+            raise ContractError(
+                f"{type(self.lvm).__name__} has no parameter to train: keep its networks in attributes of a torch.nn.Module, "
+                "or declare parameters with pyro.param or pyro.module."
+            )
+        self.optimizer = _make_optimizer(optimizer, trainable)
+        self.scheduler = None if scheduler is None else scheduler(self.optimizer)
+        self.step = EagerStep(self.lvm, self.objective, self.optimizer, clip)
+        self.settings = {
+            "lvm": type(self.lvm).__qualname__,
+            "parameters": {n: list(p.shape) for n, p in self.lvm.named_parameters()},
+            "objective": _describe(self.objective),
+            "optimizer": f"{type(self.optimizer).__name__}({_plain(self.optimizer.defaults)})",
+            "scheduler": "none" if self.scheduler is None else type(self.scheduler).__name__,
+            "batch_size": self.batch_size,
+            "clip": clip,
+            "seed": self.seed,
+            "data": self.train.fingerprint(),
+            "validation": "none" if self.validation is None else self.validation.fingerprint(),
+        }
+
+    # The way of a step ---------------------------------------------------------------------------------------------------
+
+    def batch(self, step: int) -> Any:
+        """The batch of a step; which data it holds follows from the seed and the step alone."""
+        epoch, position = divmod(step, self.epoch_steps)
+        picked = self.train
+        if self.epoch_steps > 1:
+            if self._order is None or self._order[0] != epoch:
+                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+                self._order = epoch, torch.randperm(len(self.train), generator=generator).to(self.device)
+            picked = self.train.subset(self._order[1][position * self.batch_size : (position + 1) * self.batch_size])
+        return picked.x if picked.transform is None else picked.transform(picked.x)
+
+    def num_data(self, batch: Any) -> float:
+        """What the loss of a batch is divided by, to be per datum; 1 if the data share a latent, for the loss is then of all."""
+        size = len(Data(batch))
+        if size not in self._layouts:
+            with seeded(self.seed, self.device):
+                self._layouts[size] = layout(self.lvm, batch)
+        plan = self._layouts[size]
+        return plan.num_data * plan.scale if plan.local else 1.0
+
+    def train_all(self, progress: bool | None) -> None:
+        """From where the run is to its end."""
+        self._warn_of_warmup()
+        if self.at == 0:
+            self.save()
+        interrupted = threading.Event()
+        with _interruptible(interrupted), ProgressBar("training", self.total, self.at, progress) as bar:
+            while self.at < self.total and self.stopped == "finished":
+                self.one_step()
+                bar.advance(numbers=self._numbers() if self.at % 20 == 0 else None)
+                if self.at % self._steps_a_record == 0 or self.at == self.total:
+                    self.record()
+                if interrupted.is_set():
+                    self.stopped = "interrupted"
+                if time.monotonic() - self._saved_time > self.checkpoint_seconds:
+                    self.save()
+        self.save()
+        if self.stopped == "interrupted":
+            how = "" if self.folder is None else f" Resume with the same call and resume=True (run folder {self.folder})."
+            print(f"Interrupted after step {self.at} of {self.total}.{how}")
+
+    def one_step(self) -> None:
+        """Takes one step and adds it to the tally."""
+        began = time.perf_counter()
+        before = _rng(self.device)
+        # Pyro's checks of support and shape, for the first epoch; NaN is watched for throughout.
+        with pyro.validation_enabled(self.at < self.epoch_steps), module_parameters(self.lvm, frozen=True):
+            batch = self.batch(self.at)
+            result = self.step(batch, self.num_data(batch))
+        if result.applied:
+            self.tally.loss += result.loss
+            self.tally.norm += result.gradient_norm
+            self.tally.applied += 1
+        elif self.skip:
+            self.tally.skipped += 1
+            self.skipped += 1
+        else:
+            raise NonFiniteLossError(self._explain(result.loss, before))
+        self.at += 1
+        if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
+            if not self.per_epoch or self.at % self.epoch_steps == 0:
+                self.scheduler.step()
+        elapsed = time.perf_counter() - began
+        self.tally.data += len(Data(batch))
+        self.tally.seconds += elapsed
+        self.seconds += elapsed
+
+    # Records -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _steps_a_record(self) -> int:
+        return self.epoch_steps * math.ceil(_MIN_STEPS_A_RECORD / self.epoch_steps) if self.epoch_steps < _MIN_STEPS_A_RECORD else self.epoch_steps
+
+    def record(self) -> None:
+        """Adds a row to the history, keeps the best parameters, and asks the callbacks."""
+        began = time.perf_counter()
+        looked_at = self.validation or Data(self.batch(self.at - 1))
+        with seeded(self.seed, self.device):
+            bound, se, rate, distortion = self._bound(looked_at)
+        self.seconds += time.perf_counter() - began
+        t = self.tally
+        held_out = self.validation is not None
+        self.history.records.append(
+            Record(
+                epoch=self.at // self.epoch_steps,
+                step=self.at,
+                elbo=-t.loss / t.applied if t.applied else math.nan,
+                validation_elbo=bound if held_out else math.nan,
+                validation_se=se if held_out else math.nan,
+                rate=rate,
+                distortion=distortion,
+                learning_rate=float(self.optimizer.param_groups[0]["lr"]),
+                gradient_norm=t.norm / t.applied if t.applied else math.nan,
+                skipped=t.skipped,
+                seconds=self.seconds,
+                data_per_second=t.data / t.seconds,
+            )
+        )
+        self.tally = _Tally()
+        if held_out and bound > self.best_bound:
+            self.best_bound, self.best_step = bound, self.at
+            self.best = {n: v.detach().clone() for n, v in self.lvm.state_dict().items()}
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(bound)
+        self._decide()
+
+    def _decide(self) -> None:
+        since = sum(r.step > self.best_step for r in self.history)
+        if self.patience is not None and since >= self.patience:
+            self.stopped = "early"
+        if any([callback(Event(self.lvm, self.history)) for callback in self.callbacks]):
+            self.stopped = "callback"
+
+    @torch.no_grad()
+    def _bound(self, data: Data) -> tuple[float, float, float, float]:
+        """ELBO, its standard error, rate and distortion, of one sample a datum."""
+        plan = next(iter(self._layouts.values()))
+        if plan.enumerated:
+            elbo = -float(self.objective.loss(self.lvm.model, self.lvm.guide, data.x)) / self.num_data(data.x)
+            return elbo, math.nan, math.nan, math.nan
+        rows = _VALIDATION_ROWS if plan.local else len(data)
+        parts = [data] if len(data) <= rows else [data.subset(slice(i, i + rows)) for i in range(0, len(data), rows)]
+        weights = [log_weights(self.lvm, part.x) for part in parts]
+        values = torch.cat([w.log_weight[0].reshape(-1) for w in weights]).double()
+        distortion = -torch.cat([w.log_likelihood[0].reshape(-1) for w in weights]).double().sum() / len(values)
+        se = values.std() / len(values) ** 0.5 if len(values) > 1 else torch.tensor(math.nan)
+        return values.mean().item(), se.item(), (-values.mean() - distortion).item(), distortion.item()
+
+    def _numbers(self) -> str:
+        t = self.tally
+        parts = [f"epoch {1 + self.at // self.epoch_steps}"]
+        if t.applied:
+            parts.append(f"ELBO {-t.loss / t.applied:.2f}")
+        if self.history.records:
+            parts.append(f"rate {self.history.records[-1].rate:.2f}")
+        if t.seconds:
+            parts.append(f"{t.data / t.seconds:,.0f} data/s")
+        return "  ".join(parts)
+
+    # Trouble -------------------------------------------------------------------------------------------------------------
+
+    def _warn_of_warmup(self) -> None:
+        warmup = getattr(self.objective, "warmup", 0)
+        if warmup > self.total:
+            warnings.warn(
+                f"The KL warm-up takes {warmup} steps and training only {self.total}: the objective never becomes the ELBO. "
+                "Train longer or warm up faster.",
+                stacklevel=3,
+            )
+
+    def _explain(self, loss: float, before: list[torch.Tensor]) -> str:
+        what = f"the loss is {loss}" if not math.isfinite(loss) else "the loss is finite, but a gradient is NaN or infinite"
+        _set_rng(before, self.device)
+        try:
+            with torch.no_grad():
+                log_weights(self.lvm, self.batch(self.at))
+            site = "The log-densities are finite on a second look, so look at the gradient of the likelihood or at the objective."
+        except ContractError as error:
+            site = str(error)
+        kept = "There is no checkpoint, for no run_dir was given."
+        if self.folder is not None:
+            last = checkpoint.latest(self.folder / "checkpoint")
+            kept = f"The last good state on disk is {last}." if last else "No checkpoint was written yet."
+        return (
+            f"Step {self.at + 1} (epoch {1 + self.at // self.epoch_steps}): {what}. {site} The parameters are those after step {self.at}. "
+            f"{kept} Try a smaller learning rate, clip=..., or nonfinite='skip'."
+        )
+
+    # Checkpoints ---------------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Writes checkpoint and history, unless there is no folder or this step is saved already."""
+        self._saved_time = time.monotonic()
+        if self.folder is None or self._saved_at == self.at:
+            return
+        state = {
+            "settings": self.settings,
+            "step": self.at,
+            "epoch": self.at // self.epoch_steps,
+            "position": self.at % self.epoch_steps,
+            "model": dict(self.lvm.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "objective": self.objective.state_dict() if hasattr(self.objective, "state_dict") else None,  # type: ignore[attr-defined]
+            "rng": _rng(self.device),
+            "history": self.history.to_rows(),
+            "tally": vars(self.tally),
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+            "best": self.best,
+            "best_step": self.best_step,
+            "best_bound": self.best_bound,
+            "stopped": self.stopped if self.stopped in ("early", "callback") else "finished",
+        }
+        checkpoint.save(self.folder / "checkpoint", self.at, state)
+        write_atomic(self.folder / "history.csv", self.history.to_csv())
+        self._saved_at = self.at
+
+    def restore(self) -> None:
+        """Takes up the newest checkpoint of the folder, if there is one."""
+        assert self.folder is not None
+        found = checkpoint.latest(self.folder / "checkpoint")
+        if found is None:
+            return
+        state = checkpoint.load(found)
+        for name, mine in self.settings.items():
+            theirs = state["settings"].get(name)
+            if theirs != mine:
+                raise checkpoint.CheckpointError(_mismatch(found, name, mine, theirs))
+        self.lvm.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        if hasattr(self.objective, "load_state_dict"):
+            self.objective.load_state_dict(state["objective"])  # type: ignore[attr-defined]
+        self.at = self._saved_at = state["step"]
+        self.history = History.from_rows(state["history"])
+        self.tally = _Tally(**state["tally"])
+        self.seconds, self.skipped, self.stopped = state["seconds"], state["skipped"], state["stopped"]
+        self.best_step, self.best_bound = state["best_step"], state["best_bound"]
+        self.best = None if state["best"] is None else {n: v.to(self.device) for n, v in state["best"].items()}
+        _set_rng(state["rng"], self.device)
+
+    def result(self) -> Fit:
+        """The result, the best parameters put into the model."""
+        if self.best is not None and self.stopped != "interrupted":
+            self.lvm.load_state_dict(self.best)
+        return Fit(
+            history=self.history,
+            steps=self.at,
+            stopped=self.stopped,
+            best_step=self.at if self.best is None else self.best_step,
+            seconds=self.seconds,
+            skipped=self.skipped,
+            protocol=self.train.protocol(),
+            settings=self.settings,
+        )
+
+
+def _make_optimizer(factory: OptimizerFactory, parameters: list[Any]) -> torch.optim.Optimizer:
+    optimizer = factory(parameters) if callable(factory) else factory
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(
+            f"fit: optimizer must make a torch optimizer of parameters, such as functools.partial(torch.optim.Adam, lr=1e-3); "
+            f"this one made a {type(optimizer).__name__}."
+        )
+    return optimizer
+
+
+def _describe(objective: Any) -> str:
+    return f"{type(objective).__name__}({_plain(vars(objective) if hasattr(objective, '__dict__') else {})})"
+
+
+def _plain(values: dict[str, Any]) -> str:
+    return ", ".join(f"{k}={v!r}" for k, v in sorted(values.items()) if isinstance(v, int | float | str | bool | tuple) and k[0] != "_")
+
+
+def _mismatch(found: Path, name: str, mine: Any, theirs: Any) -> str:
+    if name in ("data", "validation"):
+        return f"Checkpoint {found} was made with other {name} data or another transform; resume with the same, or start a new run."
+    if name == "parameters":
+        differ = sorted(k for k in {*mine, *(theirs or {})} if (theirs or {}).get(k) != mine.get(k))
+        return f"Checkpoint {found} is of a model whose parameters differ, first {differ[0]!r}; build the model as it was, or start a new run."
+    return f"Checkpoint {found} was made with {name} = {theirs}, this run has {mine}; resume with the same, or start a new run."
+
+
+def _rng(device: torch.device) -> list[torch.Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _set_rng(states: list[torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1], device)
+
+
+@contextmanager
+def _interruptible(flag: threading.Event) -> Iterator[None]:
+    """Ctrl-C and SIGTERM set the flag; a second one acts at once. Elsewhere than in the main thread, signals are left alone."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+
+    def handle(number: int, frame: Any) -> None:
+        flag.set()
+        for s, handler in before.items():
+            signal.signal(s, handler)
+
+    try:
+        for s in before:
+            signal.signal(s, handle)
+        yield
+    finally:
+        for s, handler in before.items():
+            signal.signal(s, handler)

@@ -1,0 +1,100 @@
+"""One training step: loss, gradients, clipping, update.
+
+The loop knows a step as a callable from a batch to a ``StepResult``; the eager one below runs Pyro's handlers every time.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import pyro
+import torch
+from torch import Tensor
+
+from vilvm.lvm import ContractError, LatentVariableModel
+
+__all__ = ["EagerStep", "NonFiniteLossError", "Objective", "Step", "StepResult"]
+
+
+class Objective(Protocol):
+    """Pyro's own protocol: any Pyro ELBO, and every objective of ``vilvm.objectives``."""
+
+    def differentiable_loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> Any: ...
+
+    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> Any: ...
+
+
+class NonFiniteLossError(FloatingPointError):
+    """Training met a loss or a gradient that is NaN or infinite; the parameters are those before that step."""
+
+
+class StepResult(NamedTuple):
+    """What one step did.
+
+    Arguments:
+        loss: the objective's loss per datum.
+        gradient_norm: before clipping.
+        applied: whether the parameters moved; they do not if loss or gradient is not finite.
+    """
+
+    loss: float
+    gradient_norm: float
+    applied: bool
+
+
+class Step(Protocol):
+    """A training step: takes a batch and the number by which the loss is divided, and moves the parameters."""
+
+    def __call__(self, batch: Any, num_data: float) -> StepResult: ...
+
+
+class EagerStep:
+    """The step that runs model, guide and objective as they are written.
+
+    Arguments:
+        lvm: the model and guide.
+        objective: its ``differentiable_loss`` is climbed down; an objective without one is asked for ``loss_and_grads``.
+        optimizer: of all trainable parameters.
+        clip: largest norm of the gradient of the loss per datum, or None.
+    """
+
+    def __init__(self, lvm: LatentVariableModel, objective: Objective, optimizer: torch.optim.Optimizer, clip: float | None = None):
+        self.lvm, self.objective, self.optimizer, self.clip = lvm, objective, optimizer, clip
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def __call__(self, batch: Any, num_data: float) -> StepResult:
+        """Moves the parameters one step down the loss per datum of `batch`."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = self._backward(batch, num_data)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if not gradients:
+            raise ContractError(
+                f"{type(self.objective).__name__} gave no gradient to any parameter of {type(self.lvm).__name__}; "
+                "let the model or guide use them, and sample latents that are reparameterised."
+            )
+        norm = torch.nn.utils.get_total_norm(gradients)
+        # One transfer for both: on a GPU this is where the host waits.
+        values = torch.stack([loss.detach().to(norm), norm])
+        loss_value, norm_value = values.tolist()
+        applied = bool(torch.isfinite(values).all())
+        if applied:
+            if self.clip is not None:
+                torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
+            self.optimizer.step()
+        return StepResult(loss_value, norm_value, applied)
+
+    def _backward(self, batch: Any, num_data: float) -> Tensor:
+        if hasattr(self.objective, "differentiable_loss"):
+            loss = self.objective.differentiable_loss(self.lvm.model, self.lvm.guide, batch)
+            if isinstance(loss, Tensor) and loss.requires_grad:
+                (loss / num_data).backward()
+            return torch.as_tensor(loss, dtype=torch.float64) / num_data
+        # RenyiELBO and a few others only offer this, and only if they see parameter statements in the trace.
+        loss = self.objective.loss_and_grads(self._announced, self.lvm.guide, batch)  # type: ignore[attr-defined]
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if gradients:
+            torch._foreach_div_(gradients, num_data)
+        return torch.as_tensor(loss, dtype=torch.float64) / num_data
+
+    def _announced(self, batch: Any) -> Any:
+        pyro.module("lvm", self.lvm)  # type: ignore[arg-type]
+        return self.lvm.model(batch)
