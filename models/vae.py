@@ -47,6 +47,8 @@ class VAE(nn.Module):
         ValueError: an unknown likelihood.
     """
 
+    origin: Tensor
+
     def __init__(
         self,
         data_dim: int = 784,
@@ -90,7 +92,7 @@ class VAE(nn.Module):
 
         As in Importance Weighted Autoencoders, Burda, Grosse and Salakhutdinov, 2016.
         """
-        bias = self.decoder[-1].bias
+        bias = self.decoder[-1].get_parameter("bias")
         bias[: len(mean)] = mean.clamp(0.001, 0.999).logit() if self.likelihood == "bernoulli" else mean
         return self
 

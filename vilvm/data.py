@@ -22,8 +22,11 @@ class Transform(Protocol):
     `fresh` says whether it draws anew each time a batch is taken (dynamic binarisation) or once for the split (static).
     """
 
-    name: str
-    fresh: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fresh(self) -> bool: ...
 
     def __call__(self, batch: Any) -> Any:
         """The transformed batch; noise comes from torch's generator of the batch's device."""
@@ -87,7 +90,7 @@ class Data:
     def subset(self, index: Tensor | slice) -> "Data":
         """The data that `index` picks, in its order."""
         labels = None if self.labels is None else self.labels[index]
-        return replace(self, x=map_tensors(lambda t: t[index.to(t.device) if isinstance(index, Tensor) else index], self.x), labels=labels)
+        return replace(self, x=map_tensors(lambda t: t[_on(index, t.device)], self.x), labels=labels)
 
     def fixed(self, seed: int = 0) -> "Data":
         """The data after their transform, drawn once from `seed`: what a static protocol, or an evaluation, looks at."""
@@ -119,6 +122,10 @@ class Data:
         return digest.hexdigest()
 
 
+def _on(index: Tensor | slice, device: torch.device) -> Tensor | slice:
+    return index.to(device) if isinstance(index, Tensor) else index
+
+
 def as_data(data: Any, what: str = "data") -> Data:
     """`data` as a Data, checked: it holds tensors, is not empty, and is free of NaN and infinities.
 
@@ -131,7 +138,9 @@ def as_data(data: Any, what: str = "data") -> Data:
         data = Data(data)
     tensors = tensors_of(data.x)
     if not tensors:
-        raise ValueError(f"{what}: holds no tensor (it is a {type(data.x).__name__}); pass a tensor, or a tuple or dict of tensors.")
+        raise ValueError(
+            f"{what}: holds no tensor (it is a {type(data.x).__name__}); pass a tensor, or a tuple or dict of tensors."
+        )
     for tensor in tensors:
         if tensor.numel() == 0:
             raise ValueError(f"{what}: is empty (a tensor of shape {tuple(tensor.shape)}); pass at least one datum.")
@@ -141,7 +150,7 @@ def as_data(data: Any, what: str = "data") -> Data:
     return data
 
 
-class seeded:  # noqa: N801 (used as a context manager, like torch.random.fork_rng)
+class seeded:
     """A context in which torch draws from `seed`, on the CPU and on `device`; the generators are as before afterwards."""
 
     def __init__(self, seed: int, device: torch.device | str = "cpu"):

@@ -128,7 +128,7 @@ def _unconstrained(init: Any, constraint: Any) -> torch.nn.Parameter:
     if isinstance(init, torch.nn.Parameter) and constraint is constraints.real:
         return init  # pyro.module hands over the parameters of a network: these, not copies, are trained
     with torch.no_grad():
-        value = init() if callable(init) else init
+        value: Any = init() if callable(init) else init
         return torch.nn.Parameter(transform_to(constraint).inv(value.detach()).clone())
 
 

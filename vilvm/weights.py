@@ -332,7 +332,7 @@ def _trace(run: Any, part: str, batch: Any, *replay: poutine.Trace | None, sampl
             return poutine.trace(run).get_trace(batch)
 
 
-def _sites(trace: poutine.Trace) -> Sites:
+def _sites(trace: Any) -> Sites:
     return {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
 
 
@@ -346,7 +346,7 @@ def _simulate(
 ) -> Sites:
     """The model's sites with nothing observed but the latents in `given`."""
     run = poutine.uncondition(lvm.model)
-    return _sites(_trace(poutine.condition(run, data=given) if given else run, "model", batch, samples=samples))
+    return _sites(_trace(poutine.condition(run, data=dict(given)) if given else run, "model", batch, samples=samples))
 
 
 def _was_observed(site: Any) -> bool:
@@ -455,7 +455,7 @@ def _nesting(*parts: Sites) -> int:
     return max([-dim for sites in parts for site in sites.values() for dim in _dims(site)], default=0)
 
 
-def _read_layout(lvm: object, batch: Any, model: Sites, guide: Sites, traces: list[poutine.Trace]) -> Layout:
+def _read_layout(lvm: object, batch: Any, model: Sites, guide: Sites, traces: list[Any]) -> Layout:
     observed = {n: s for n, s in model.items() if s["is_observed"]}
     latents = {n: s for n, s in model.items() if not s["is_observed"]}
     plate = _data_plate(batch, list(observed.values()))

@@ -49,7 +49,9 @@ def arrays(
     else:
         rest, tested = whole, _data(test, label, "test", key, transform)
         if tested.x.shape[1:] != rest.x.shape[1:]:
-            raise ValueError(f"{label}: training data have rows of shape {tuple(rest.x.shape[1:])}, test data {tuple(tested.x.shape[1:])}.")
+            raise ValueError(
+                f"{label}: training data have rows of shape {tuple(rest.x.shape[1:])}, test data {tuple(tested.x.shape[1:])}."
+            )
     kept, validated = carve(rest, validation if validation is not None else max(1, len(rest) // 10), seed)
     return Dataset(kept, validated, tested).with_transform(transform)
 
@@ -72,7 +74,9 @@ def _tensor(array: Any, name: str) -> Tensor:
     try:
         return torch.from_numpy(np.ascontiguousarray(array))
     except TypeError:
-        raise ValueError(f"{name}: an array of {getattr(array, 'dtype', type(array).__name__)} holds no numbers to model.") from None
+        raise ValueError(
+            f"{name}: an array of {getattr(array, 'dtype', type(array).__name__)} holds no numbers to model."
+        ) from None
 
 
 def _read(path: Path, key: str | None) -> np.ndarray:

@@ -50,7 +50,9 @@ def mnist(
     for split, count in (("train", 60_000), ("test", 10_000)):
         found = _load(folder, split == "train", download)
         if found.data.shape != (count, 28, 28) or len(found.targets) != count:
-            raise ValueError(f"MNIST in {folder} has {len(found.data)} {split} pictures in place of {count}: remove it, and get it again.")
+            raise ValueError(
+                f"MNIST in {folder} has {len(found.data)} {split} pictures in place of {count}: remove it, and get it again."
+            )
         splits.append(Data(found.data.flatten(1).float() / 255, "mnist", split, None, found.targets, (28, 28)))
     return Dataset(*carve(splits[0], validation, seed), splits[1]).with_transform(transform)
 
@@ -61,7 +63,9 @@ def _load(folder: Path, train: bool, download: bool) -> MNIST:
     except RuntimeError:
         pass  # not there: torchvision says "not found"
     except (ValueError, EOFError, OSError, AssertionError, TypeError) as error:
-        raise ValueError(f"MNIST in {folder / 'MNIST' / 'raw'} is truncated or altered ({error}): remove it, and get it again.") from None
+        raise ValueError(
+            f"MNIST in {folder / 'MNIST' / 'raw'} is truncated or altered ({error}): remove it, and get it again."
+        ) from None
     if not download:
         raise FileNotFoundError(_advice(folder, "it is not there, and download=False"))
     try:
@@ -88,5 +92,3 @@ def _impatient() -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
-
-

@@ -36,7 +36,7 @@ class IndependentBernoulli(TorchDistribution):
         tensor([0.1250, 0.1250, 0.1250, 0.1250, 0.1250])
     """
 
-    arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012 (torch's own convention)
+    arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012  # type: ignore[assignment]
     support = constraints.independent(constraints.boolean, 1)  # type: ignore[assignment]
 
     def __init__(self, logits: Tensor, validate_args: bool | None = None):
@@ -57,7 +57,7 @@ class IndependentBernoulli(TorchDistribution):
         """σ(logits) (1 − σ(logits)), shape (*batch_shape, D)."""
         return self.mean * (1 - self.mean)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
+    def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draws of shape (*sample_shape, *batch_shape, D), values 0 and 1."""
         with torch.no_grad():
             return torch.bernoulli(self.mean.expand(*sample_shape, *self.logits.shape))

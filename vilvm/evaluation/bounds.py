@@ -271,7 +271,7 @@ def _widen_heap() -> None:
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
-class _evaluation_mode:  # noqa: N801
+class _evaluation_mode:
     """A context in which a module is in evaluation mode (dropout off, batch statistics frozen), every part restored after."""
 
     def __init__(self, lvm: object):

@@ -1,6 +1,7 @@
 """Multilayer perceptrons."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -24,6 +25,6 @@ def mlp(in_dim: int, hidden: Sequence[int], out_dim: int, activation: Callable[[
     """
     sizes = [in_dim, *hidden]
     layers: list[nn.Module] = []
-    for narrow, wide in zip(sizes[:-1], sizes[1:], strict=True):
+    for narrow, wide in pairwise(sizes):
         layers += [nn.Linear(narrow, wide), activation()]
     return nn.Sequential(*layers, nn.Linear(sizes[-1], out_dim))

@@ -122,7 +122,9 @@ def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
         return {"!": kind, "items": [[pack(k, tensors), pack(v, tensors, f"{path}/{k}")] for k, v in value.items()]}
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise CheckpointError(f"A checkpoint cannot hold {path} = {value!r}: only tensors, numbers, strings, and lists and dicts of them.")
+    raise CheckpointError(
+        f"A checkpoint cannot hold {path} = {value!r}: only tensors, numbers, strings, and lists and dicts of them."
+    )
 
 
 def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:

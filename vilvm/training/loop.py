@@ -202,7 +202,9 @@ def _check_options(
     if scheduler_interval not in ("step", "epoch"):
         raise ValueError(f"fit: unknown scheduler_interval={scheduler_interval!r}; choose 'step' or 'epoch'.")
     if batch_size is not None and not train.divisible:
-        raise ValueError("fit: these data cannot be cut into batches (their tensors share no first dimension); leave batch_size out.")
+        raise ValueError(
+            "fit: these data cannot be cut into batches (their tensors share no first dimension); leave batch_size out."
+        )
     if patience is not None and validation is None:
         raise ValueError("fit: patience needs validation=... data to be measured on.")
     if resume and run_dir is None:
@@ -353,7 +355,7 @@ class _Run:
 
     @property
     def _steps_a_record(self) -> int:
-        return self.epoch_steps * math.ceil(_MIN_STEPS_A_RECORD / self.epoch_steps) if self.epoch_steps < _MIN_STEPS_A_RECORD else self.epoch_steps
+        return self.epoch_steps * math.ceil(_MIN_STEPS_A_RECORD / self.epoch_steps)
 
     def record(self) -> None:
         """Adds a row to the history, keeps the best parameters, and asks the callbacks."""
@@ -392,7 +394,8 @@ class _Run:
         since = sum(r.step > self.best_step for r in self.history)
         if self.patience is not None and since >= self.patience:
             self.stopped = "early"
-        if any([callback(Event(self.lvm, self.history)) for callback in self.callbacks]):
+        answers = [callback(Event(self.lvm, self.history)) for callback in self.callbacks]  # every one is told
+        if any(answers):
             self.stopped = "callback"
 
     @torch.no_grad()
@@ -536,7 +539,9 @@ def _describe(objective: Any) -> str:
 
 
 def _plain(values: dict[str, Any]) -> str:
-    return ", ".join(f"{k}={v!r}" for k, v in sorted(values.items()) if isinstance(v, int | float | str | bool | tuple) and k[0] != "_")
+    return ", ".join(
+        f"{k}={v!r}" for k, v in sorted(values.items()) if isinstance(v, int | float | str | bool | tuple) and k[0] != "_"
+    )
 
 
 def _mismatch(found: Path, name: str, mine: Any, theirs: Any) -> str:
