@@ -35,7 +35,9 @@ console = Console()
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m examples.vae_mnist", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--data", choices=["auto", "mnist", "digits"], default="auto", help="auto: MNIST if it can be had, else digits")
+    parser.add_argument(
+        "--data", choices=["auto", "mnist", "digits"], default="auto", help="auto: MNIST if it can be had, else digits"
+    )
     parser.add_argument("--likelihood", choices=["bernoulli", "gaussian"], default="bernoulli")
     parser.add_argument("--latent", type=positive, default=20, help="dimensions of z")
     parser.add_argument("--epochs", type=positive, help="default: 10 on MNIST, 200 on digits")
@@ -63,7 +65,9 @@ def settings_of(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
         try:
             return args.resume, json.loads((args.resume / "settings.json").read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):
-            raise SystemExit(f"{args.resume} holds no readable settings.json, so it is no run of vae_mnist that could be resumed.") from None
+            raise SystemExit(
+                f"{args.resume} holds no readable settings.json, so it is no run of vae_mnist that could be resumed."
+            ) from None
     folder = args.out or Path("runs") / time.strftime("vae_mnist-%Y%m%d-%H%M%S")
     if (folder / "settings.json").exists():
         raise SystemExit(f"{folder} holds a run already; continue it with --resume {folder}, or choose another --out.")
@@ -103,7 +107,10 @@ def figures(lvm: VAE, data: Dataset, history: vilvm.History, folder: Path) -> No
 
 def table(results: dict[str, Any]) -> Table:
     bounds = results["bounds"]
-    out = Table(title=f"{results['data']['name']}, {results['data']['num_test']:,} test images, {results['data']['transform']}", title_justify="left")
+    out = Table(
+        title=f"{results['data']['name']}, {results['data']['num_test']:,} test images, {results['data']['transform']}",
+        title_justify="left",
+    )
     out.add_column("")
     out.add_column("nats per image", justify="right")
     out.add_column("± SE", justify="right")
@@ -127,7 +134,9 @@ def main(argv: list[str] | None = None) -> int:
     write_json(folder / "settings.json", settings)
     device = settings["device"] if settings["device"] != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(settings["seed"])
-    lvm = VAE(data.train.x.shape[1], settings["latent"], settings["likelihood"], decoder_hidden=(256, 96)).start_at(data.train.x.mean(0))
+    lvm = VAE(data.train.x.shape[1], settings["latent"], settings["likelihood"], decoder_hidden=(256, 96)).start_at(
+        data.train.x.mean(0)
+    )
     total = settings["epochs"] * -(-len(data.train) // settings["batch_size"])
     console.print(f"Training on {data.name} ({len(data.train):,} images), run folder {folder}", highlight=False)
     fitted = vilvm.fit(
@@ -162,7 +171,10 @@ def main(argv: list[str] | None = None) -> int:
     write_json(folder / "results.json", results)
     figures(lvm.to("cpu"), data, fitted.history, folder / "figures")
     console.print(table(results))
-    console.print(f"Trained in {fitted.seconds:.0f} s, evaluated in {evaluation.seconds:.0f} s; figures and numbers are in {folder}", highlight=False)
+    console.print(
+        f"Trained in {fitted.seconds:.0f} s, evaluated in {evaluation.seconds:.0f} s; figures and numbers are in {folder}",
+        highlight=False,
+    )
     return 0
 
 

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from vilvm.data import Data
 from vilvm.lvm import LatentVariableModel
-from vilvm.training.history import History
 from vilvm.weights import layout, posterior_mean, predict, sample
 
 __all__ = ["elbo_curves", "interpolations", "latent_scatter", "manifold", "prior_samples", "reconstructions"]
@@ -49,8 +48,8 @@ def interpolations(lvm: LatentVariableModel, data: Data, pairs: int = 6, steps: 
     return _grid(rows, steps + 2, data, None, "Between two data: the data at the ends, the model between")
 
 
-def elbo_curves(history: History) -> Figure:
-    """The training and validation ELBO, rate and distortion against epochs."""
+def elbo_curves(history: Any) -> Figure:
+    """The training and validation ELBO, rate and distortion against epochs; `history[column]` is an array, as of ``fit``."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = history["epoch"]

@@ -17,11 +17,11 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+import vilvm.training.checkpoint as checkpoint
 from vilvm.data import Data, as_data, seeded
 from vilvm.files import write_atomic
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, module_parameters
 from vilvm.progress import ProgressBar
-from vilvm.training import checkpoint
 from vilvm.training.history import History, Record
 from vilvm.training.step import EagerStep, NonFiniteLossError, Objective
 from vilvm.weights import Layout, layout, log_weights

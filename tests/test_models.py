@@ -1,0 +1,23 @@
+"""Every model of the gallery keeps the contract; found by walking models/."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from vilvm.testing import check_lvm
+
+MODELS = sorted(p.stem for p in (Path(__file__).parents[1] / "models").glob("*.py") if p.stem != "__init__")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_model_keeps_the_contract(name):
+    module = importlib.import_module(f"models.{name}")
+    check_lvm(module.tiny)
+    assert module.__doc__, f"models/{name}.py tells no story"
+    assert "Reference" in module.__doc__, f"models/{name}.py names no paper"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_model_has_a_test_of_its_own(name):
+    assert (Path(__file__).parent / "models" / f"test_{name}.py").exists()

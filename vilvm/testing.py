@@ -1,0 +1,132 @@
+"""The conformance test of a latent variable model, for the gallery's models and for yours.
+
+from vilvm.testing import check_lvm
+
+def test_my_model():
+    check_lvm(lambda: (MyModel(), torch.randn(5, 3)))
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import Trace_ELBO
+
+from vilvm.data import Data, seeded, tensors_of
+from vilvm.lvm import LatentVariableModel, module_parameters
+from vilvm.training.loop import fit
+from vilvm.weights import LogWeights, layout, log_weights, posterior
+
+__all__ = ["check_lvm"]
+
+
+def check_lvm(tiny: Callable[[], tuple[LatentVariableModel, Any]], objective: Any = None) -> None:
+    """Holds a model to the contract, and raises AssertionError with the first clause it breaks.
+
+    It runs on any batch it is given: log-densities have the shapes of samples and data, also for one sample and for one datum;
+    the latents of model and guide agree; loss is finite and every parameter receives a gradient; the order of the batch does not
+    matter; a seed fixes every draw; the state_dict makes a round trip; training moves the parameters, the same way each time;
+    Pyro's global parameter store stays empty.
+
+    Arguments:
+        tiny: returns a small instance (a torch.nn.Module) and a small batch of at least two data.
+        objective: what the gradient is checked on, ``Trace_ELBO()`` by default.
+
+    Raises:
+        AssertionError: a clause is broken.
+        ContractError: the pair cannot be run at all.
+    """
+    objective = objective or Trace_ELBO()
+    stored = set(pyro.get_param_store())
+    with seeded(0):
+        lvm, batch = tiny()
+    assert isinstance(lvm, torch.nn.Module), "tiny() must return a torch.nn.Module (vilvm.Pair makes one of two functions)"
+    plan = layout(lvm, batch)
+    _check_shapes(lvm, batch, plan)
+    _check_gradients(lvm, batch, objective)
+    _check_seed(lvm, batch)
+    if plan.local and Data(batch).divisible:
+        _check_order(lvm, batch)
+    _check_state(tiny, lvm, batch)
+    _check_training(tiny, objective)
+    added = set(pyro.get_param_store()) - stored
+    assert not added, f"Pyro's global parameter store now holds {sorted(added)}"
+
+
+def _check_shapes(lvm: LatentVariableModel, batch: Any, plan: Any) -> None:
+    for num_samples in (1, 3):
+        weights = log_weights(lvm, batch, num_samples)
+        expected = (num_samples, plan.num_data) if plan.local else (num_samples,)
+        assert weights.log_weight.shape == expected, (
+            f"log-weights of {num_samples} samples have shape {tuple(weights.log_weight.shape)}, not {expected}"
+        )
+        assert torch.isfinite(weights.log_weight).all(), "a log-weight is not finite"
+    drawn = posterior(lvm, batch, 3)
+    assert set(drawn) == set(plan.latents), f"the guide draws {sorted(drawn)}, the model's latents are {sorted(plan.latents)}"
+    if plan.local and Data(batch).divisible:
+        one = log_weights(lvm, Data(batch).subset(slice(0, 1)).x, 3)
+        assert one.log_weight.shape == (3, 1), f"log-weights of one datum have shape {tuple(one.log_weight.shape)}, not (3, 1)"
+
+
+def _check_gradients(lvm: Any, batch: Any, objective: Any) -> None:
+    lvm.zero_grad(set_to_none=True)
+    with seeded(1), module_parameters(lvm):
+        loss = objective.differentiable_loss(lvm.model, lvm.guide, batch)
+    assert torch.isfinite(loss), f"the loss is {float(loss)}"
+    loss.backward()
+    without = [n for n, p in lvm.named_parameters() if p.requires_grad and (p.grad is None or not torch.isfinite(p.grad).all())]
+    assert not without, f"no finite gradient reaches {without}"
+    still = [n for n, p in lvm.named_parameters() if p.requires_grad and p.grad is not None and not p.grad.any()]
+    assert not still, f"the gradient of {still} is zero everywhere"
+    lvm.zero_grad(set_to_none=True)
+
+
+def _check_seed(lvm: LatentVariableModel, batch: Any) -> None:
+    assert torch.equal(_seeded_weights(lvm, batch).log_weight, _seeded_weights(lvm, batch).log_weight), "one seed gives two results"
+
+
+def _check_order(lvm: LatentVariableModel, batch: Any) -> None:
+    """Reversing the batch must reverse what the densities and the guide say, whatever the draws."""
+    data = Data(batch)
+    backwards = data.subset(torch.arange(len(data) - 1, -1, -1)).x
+    # Draws differ between the orders, so the means over many are compared, in standard errors (|z| < 6 for every datum).
+    there, back = (_seeded_weights(lvm, b, 400).log_weight.detach() for b in (batch, backwards))
+    difference = there.mean(0) - back.flip(-1).mean(0)
+    error = (there.var(0) / 400 + back.flip(-1).var(0) / 400).sqrt()
+    assert bool((difference.abs() <= 6 * error + 1e-4 * there.abs().amax()).all()), (
+        "the order of the batch changes the log-weights of its data"
+    )
+
+
+def _check_state(tiny: Callable[[], tuple[Any, Any]], lvm: Any, batch: Any) -> None:
+    with seeded(7):
+        other, _ = tiny()
+    layout(other, batch)  # makes parameters that are made on first use
+    with torch.no_grad():
+        for p in other.parameters():
+            p.add_(0.1)
+    other.load_state_dict(copy.deepcopy(lvm.state_dict()))
+    same = torch.equal(_seeded_weights(lvm, batch).log_weight, _seeded_weights(other, batch).log_weight)
+    assert same, "a state_dict loaded into another instance does not make it the same model"
+
+
+def _check_training(tiny: Callable[[], tuple[Any, Any]], objective: Any) -> None:
+    states = []
+    for _ in range(2):
+        with seeded(0):
+            lvm, batch = tiny()
+        before = {n: v.clone() for n, v in lvm.state_dict().items()}
+        fit(lvm, batch, steps=2, objective=copy.deepcopy(objective))
+        states.append(lvm.state_dict())
+        moved = [n for n, p in lvm.named_parameters() if p.requires_grad and n in before and torch.equal(before[n], p)]
+        assert not moved, f"two steps of training do not move {moved}"
+    assert all(torch.equal(a, b) for a, b in zip(*(tensors_of(s) for s in states), strict=True)), (
+        "training twice from one seed gives two results"
+    )
+
+
+def _seeded_weights(lvm: LatentVariableModel, batch: Any, num_samples: int = 2) -> LogWeights:
+    with torch.no_grad(), seeded(3):
+        return log_weights(lvm, batch, num_samples)
