@@ -40,9 +40,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--likelihood", choices=["bernoulli", "gaussian"], default="bernoulli")
     parser.add_argument("--latent", type=positive, default=20, help="dimensions of z")
-    parser.add_argument("--epochs", type=positive, help="default: 10 on MNIST, 200 on digits")
-    parser.add_argument("--batch-size", type=positive, default=128)
-    parser.add_argument("--lr", type=float, default=3e-3, help="peak learning rate of a one-cycle schedule")
+    parser.add_argument("--epochs", type=positive, help="default: 12 on MNIST, 200 on digits")
+    parser.add_argument("--batch-size", type=positive, default=200)
+    parser.add_argument("--lr", type=float, default=4e-3, help="peak learning rate of a one-cycle schedule")
     parser.add_argument("--objective", choices=OBJECTIVES, default="elbo")
     parser.add_argument("--samples", type=positive, default=5000, help="importance samples for each test image")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.resume is not None and data.name != settings["dataset"]:
         raise SystemExit(f"{folder} was trained on {settings['dataset']}, and only {data.name} can be had now.")
     settings["dataset"] = data.name
-    settings["epochs"] = settings["epochs"] or (10 if data.name == "mnist" else 200)
+    settings["epochs"] = settings["epochs"] or (12 if data.name == "mnist" else 200)
     write_json(folder / "settings.json", settings)
     device = settings["device"] if settings["device"] != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(settings["seed"])

@@ -72,6 +72,9 @@ class Annealed(ELBO):
         """The loss without annealing, which is what a bound is reported by."""
         return self.objective.loss(model, guide, *args, **kwargs)
 
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        return self.objective._get_trace(model, guide, args, kwargs)
+
     def _annealed(self, method: str, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         with _ScaleLatents(self.weight):
             value = getattr(self.objective, method)(model, guide, *args, **kwargs)

@@ -310,7 +310,8 @@ class _Run:
         if self.at == 0:
             self.save()
         interrupted = threading.Event()
-        with _interruptible(interrupted), ProgressBar("training", self.total, self.at, progress) as bar:
+        with _interruptible(interrupted), ProgressBar("training", self.total, self.at, progress) as bar, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Encountered (NaN|[+]?inf)")  # Pyro's; ours says where and stops
             while self.at < self.total and self.stopped == "finished":
                 self.one_step()
                 bar.advance(numbers=self._numbers() if self.at % 20 == 0 else None)
