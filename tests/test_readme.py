@@ -1,0 +1,37 @@
+"""What the README and the docstrings say runs."""
+
+import doctest
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = [
+    (page.name, number, block)
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
+]
+DOCUMENTED = sorted(
+    ".".join(p.relative_to(ROOT).with_suffix("").parts)
+    for p in ROOT.glob("vilvm/**/*.py")
+    if ">>> " in p.read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize(("page", "number", "block"), BLOCKS, ids=[f"{b[0]}-{b[1]}" for b in BLOCKS])
+def test_block_runs(page, number, block):
+    exec(compile(block, f"{page}[{number}]", "exec"), {"__name__": "__main__"})
+
+
+def test_a_model_of_your_own_takes_under_thirty_lines():
+    block = next(b for page, _, b in BLOCKS if page == "README.md")
+    assert len([line for line in block.splitlines() if line.strip()]) < 30
+
+
+@pytest.mark.parametrize("module", DOCUMENTED)
+def test_docstring_examples_run(module):
+    result = doctest.testmod(importlib.import_module(module))
+    assert result.attempted
+    assert not result.failed
