@@ -98,8 +98,8 @@ def test_terms_are_the_densities_of_the_draws():
     torch.testing.assert_close(weights.log_priors["z"], dist.Normal(0, 1).log_prob(z).sum(-1))
     logits = lvm.decoder(z)
     torch.testing.assert_close(weights.log_likelihood, dist.Bernoulli(logits=logits).log_prob(x).sum(-1))
-    mean, log_scale = lvm.encoder(x).chunk(2, -1)
-    torch.testing.assert_close(weights.log_guide, dist.Normal(mean, log_scale.exp()).log_prob(z).sum(-1))
+    mean, log_variance = lvm.encoder(x).chunk(2, -1)
+    torch.testing.assert_close(weights.log_guide, dist.Normal(mean, (log_variance / 2).exp()).log_prob(z).sum(-1))
     torch.testing.assert_close(weights.log_weight, weights.log_likelihood + weights.log_prior - weights.log_guide)
 
 

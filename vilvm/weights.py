@@ -128,15 +128,20 @@ class Layout(NamedTuple):
         return -1 - self.nesting
 
 
-def layout(lvm: LatentVariableModel, batch: Any) -> Layout:
+def layout(lvm: LatentVariableModel, batch: Any, validate: bool = True) -> Layout:
     """Runs the pair once on `batch`, holds it to the contract, and says how it is laid out.
+
+    Arguments:
+        lvm: the model and guide.
+        batch: what both are called with.
+        validate: whether Pyro checks that parameters and values lie where they must.
 
     Raises:
         ContractError: the pair cannot run on this batch, its latents do not match, it observes nothing, or a log-density has
             dimensions that no plate accounts for.
     """
     check_contract(lvm)
-    with torch.no_grad(), module_parameters(lvm), pyro.validation_enabled(True):
+    with torch.no_grad(), module_parameters(lvm), pyro.validation_enabled(validate):
         guide_trace = _trace(lvm.guide, "guide", batch)
         model_trace = _trace(lvm.model, "model", batch, guide_trace)
         model, guide = _sites(model_trace), _sites(guide_trace)
@@ -147,7 +152,9 @@ def layout(lvm: LatentVariableModel, batch: Any) -> Layout:
     return _read_layout(lvm, batch, model, guide, [model_trace, guide_trace])
 
 
-def log_weights(lvm: LatentVariableModel, batch: Any, num_samples: int = 1, *, chunk: int | None = None) -> LogWeights:
+def log_weights(
+    lvm: LatentVariableModel, batch: Any, num_samples: int = 1, *, chunk: int | None = None, validate: bool = True
+) -> LogWeights:
     """Draws `num_samples` latents from the guide for every datum of the batch, and weighs them.
 
     All samples are drawn in parallel, in as many passes as `chunk` asks for. Differentiable where autograd is on.
@@ -157,6 +164,7 @@ def log_weights(lvm: LatentVariableModel, batch: Any, num_samples: int = 1, *, c
         batch: what both are called with.
         num_samples: Monte Carlo samples a datum.
         chunk: samples a pass, which bounds memory; all at once by default.
+        validate: whether Pyro checks that parameters and values lie where they must; without it, NaN is still found and named.
 
     Returns:
         LogWeights of shape (num_samples, num_data), in nats per datum; (num_samples,) without a data plate.
@@ -171,15 +179,17 @@ def log_weights(lvm: LatentVariableModel, batch: Any, num_samples: int = 1, *, c
         >>> weights.log_weight.shape, sorted(weights.log_priors)
         (torch.Size([10, 4]), ['z'])
     """
-    chunks = list(weight_chunks(lvm, batch, num_samples, chunk or num_samples))
+    chunks = list(weight_chunks(lvm, batch, num_samples, chunk or num_samples, validate))
     return chunks[0] if len(chunks) == 1 else _concatenate(chunks)
 
 
-def weight_chunks(lvm: LatentVariableModel, batch: Any, num_samples: int, chunk: int) -> Iterator[LogWeights]:
+def weight_chunks(
+    lvm: LatentVariableModel, batch: Any, num_samples: int, chunk: int, validate: bool = True
+) -> Iterator[LogWeights]:
     """The LogWeights of ``log_weights``, `chunk` samples at a time, for use in constant memory."""
     if num_samples < 1 or chunk < 1:
         raise ValueError(f"num_samples and chunk must be at least 1; got num_samples={num_samples}, chunk={chunk}.")
-    plan = layout(lvm, batch)
+    plan = layout(lvm, batch, validate)
     if plan.enumerated:
         raise ContractError(
             f"{type(lvm).__name__}: latent {plan.enumerated[0]!r} is marked for enumeration and absent from the guide, and log-weights sum "
@@ -189,7 +199,7 @@ def weight_chunks(lvm: LatentVariableModel, batch: Any, num_samples: int, chunk:
     while done < num_samples:
         size = min(chunk, num_samples - done)
         # The batch and the parameters are the same in every pass, so Pyro's checks of them are worth making once.
-        with module_parameters(lvm), pyro.validation_enabled(done == 0):
+        with module_parameters(lvm), pyro.validation_enabled(validate and done == 0):
             weights = _one_pass(lvm, batch, size, plan)
         _check_nan(weights)
         yield weights
@@ -373,17 +383,21 @@ def _plain_errors(part: str, batch: Any) -> Iterator[None]:
     """Turns an error inside the user's model or guide into one sentence with the user's own line in it."""
     try:
         yield
-    except ContractError:
-        raise
+    except ContractError as error:
+        raise ContractError(_first_words(error)) from None  # Pyro appends the shapes of the trace to whatever passes through
     except (torch.OutOfMemoryError, NotImplementedError):
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError) as error:
         where = _user_line(error)
-        reason = " ".join(str(error).split())[:400]
+        reason = _first_words(error)[:400]
         raise ContractError(
             f"The {part} fails on a batch of {_describe(batch)}{where}: {type(error).__name__}: {reason} "
             f"Check the shapes and values that the {part} makes of this batch."
         ) from None
+
+
+def _first_words(error: Exception) -> str:
+    return " ".join(str(error).split("Trace Shapes:")[0].split())
 
 
 def _user_line(error: Exception) -> str:
@@ -407,7 +421,7 @@ def _log_prob(part: str, site: Any) -> Tensor:
     try:
         value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     except (ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = _first_words(error)[:300]
         raise ContractError(
             f"The {part}'s site {site['name']!r} cannot score its value of shape {tuple(site['value'].shape)}: {reason} "
             "Check the value's shape and that it lies in the distribution's support (a Bernoulli needs 0 or 1: binarise)."
@@ -562,9 +576,9 @@ def _check_shape(part: str, site: Any, value: Tensor) -> None:
 
 def _check_nan(weights: LogWeights) -> None:
     for kind, terms in (
-        ("log-likelihood", weights.log_likelihoods),
+        ("log-guide density", weights.log_guides),  # first, for a NaN that is drawn there spreads to the others
         ("log-prior", weights.log_priors),
-        ("log-guide density", weights.log_guides),
+        ("log-likelihood", weights.log_likelihoods),
     ):
         for name, value in terms.items():
             # A NaN or +inf anywhere makes the sum NaN or +inf: one scan without a mask where all is well.

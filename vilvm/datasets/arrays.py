@@ -72,7 +72,7 @@ def _data(source: Any, name: str, split: str, key: str | None, transform: Transf
 
 def _tensor(array: Any, name: str) -> Tensor:
     try:
-        return torch.from_numpy(np.ascontiguousarray(array))
+        return torch.from_numpy(np.array(array))
     except TypeError:
         raise ValueError(
             f"{name}: an array of {getattr(array, 'dtype', type(array).__name__)} holds no numbers to model."
@@ -83,16 +83,9 @@ def _read(path: Path, key: str | None) -> np.ndarray:
     if path.suffix not in (".npy", ".npz"):
         raise ValueError(f"{path}: unknown kind of file {path.suffix!r}; give .npy or .npz.")
     try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-        with found:
-            names = list(found.files)
-            if key is None and len(names) != 1:
-                raise ValueError(f"{path}: holds the arrays {names}; say which with key=....")
-            if key is not None and key not in names:
-                raise ValueError(f"{path}: holds no array {key!r}; it has {names}.")
-            return found[key or names[0]]
+        with path.open("rb") as file:
+            found = np.load(file, allow_pickle=False)
+            return found if isinstance(found, np.ndarray) else _member(path, found, key)
     except FileNotFoundError:
         raise ValueError(f"{path}: there is no such file.") from None
     except (EOFError, OSError, zipfile.BadZipFile, KeyError):
@@ -102,3 +95,12 @@ def _read(path: Path, key: str | None) -> np.ndarray:
             raise
         reason = "holds pickled objects, which are not read" if "pickle" in str(error) else f"is damaged ({error})"
         raise ValueError(f"{path}: {reason}; save a plain numeric array.") from None
+
+
+def _member(path: Path, archive: Any, key: str | None) -> np.ndarray:
+    names = list(archive.files)
+    if key is None and len(names) != 1:
+        raise ValueError(f"{path}: holds the arrays {names}; say which with key=....")
+    if key is not None and key not in names:
+        raise ValueError(f"{path}: holds no array {key!r}; it has {names}.")
+    return archive[key or names[0]]

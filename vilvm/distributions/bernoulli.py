@@ -45,7 +45,9 @@ class IndependentBernoulli(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "IndependentBernoulli":
         """The same distribution, its logits expanded to `batch_shape`."""
-        return IndependentBernoulli(self.logits.expand(*batch_shape, *self.event_shape), validate_args=False)
+        new = IndependentBernoulli(self.logits.expand(*batch_shape, *self.event_shape), validate_args=False)
+        new._validate_args = self._validate_args  # the logits are checked already, the values not yet
+        return new
 
     @property
     def mean(self) -> Tensor:

@@ -315,13 +315,17 @@ class _Run:
             while self.at < self.total and self.stopped == "finished":
                 self.one_step()
                 bar.advance(numbers=self._numbers() if self.at % 20 == 0 else None)
-                if self.at % self._steps_a_record == 0 or self.at == self.total:
+                if self.at % self._steps_a_record == 0:
                     self.record()
                 if interrupted.is_set():
                     self.stopped = "interrupted"
                 if time.monotonic() - self._saved_time > self.checkpoint_seconds:
                     self.save()
         self.save()
+        if self.at == self.total and self.at % self._steps_a_record:
+            # Not in the checkpoint: a run that is resumed to go further would not have stopped to look here.
+            self.record()
+            self._write_history()
         if self.stopped == "interrupted":
             how = "" if self.folder is None else f" Resume with the same call and resume=True (run folder {self.folder})."
             print(f"Interrupted after step {self.at} of {self.total}.{how}")
@@ -361,8 +365,8 @@ class _Run:
     def record(self) -> None:
         """Adds a row to the history, keeps the best parameters, and asks the callbacks."""
         began = time.perf_counter()
-        looked_at = self.validation or Data(self.batch(self.at - 1))
         with seeded(self.seed, self.device):
+            looked_at = self.validation or Data(self.batch(self.at - 1))
             bound, se, rate, distortion = self._bound(looked_at)
         self.seconds += time.perf_counter() - began
         t = self.tally
@@ -441,7 +445,7 @@ class _Run:
         _set_rng(before, self.device)
         try:
             with torch.no_grad():
-                log_weights(self.lvm, self.batch(self.at))
+                log_weights(self.lvm, self.batch(self.at), validate=False)
             site = "The log-densities are finite on a second look, so look at the gradient of the likelihood or at the objective."
         except ContractError as error:
             site = str(error)
@@ -481,8 +485,12 @@ class _Run:
             "stopped": self.stopped if self.stopped in ("early", "callback") else "finished",
         }
         checkpoint.save(self.folder / "checkpoint", self.at, state)
-        write_atomic(self.folder / "history.csv", self.history.to_csv())
+        self._write_history()
         self._saved_at = self.at
+
+    def _write_history(self) -> None:
+        if self.folder is not None:
+            write_atomic(self.folder / "history.csv", self.history.to_csv())
 
     def restore(self) -> None:
         """Takes up the newest checkpoint of the folder, if there is one."""

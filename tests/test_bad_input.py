@@ -1,0 +1,343 @@
+"""Bad input gets one clear sentence: what, where, and what to do."""
+
+import json
+import shutil
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import vilvm
+from models.vae import VAE, tiny
+from vilvm.data import Data
+from vilvm.datasets import StaticBinarisation, arrays, digits, mnist
+from vilvm.training import checkpoint
+
+
+def model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+def guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(pyro.param("m", torch.zeros(2)) + 0 * x, 1.0).to_event(1))
+
+
+def without_latent(x):
+    pass
+
+
+def with_another_latent(x):
+    guide(x)
+    pyro.sample("extra", dist.Normal(0.0, 1.0))
+
+
+def observing_nothing(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+
+def not_observing_the_data(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1))
+
+
+def without_event_dimension(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def with_a_plate_of_another_size(x):
+    with pyro.plate("data", 3):
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1), obs=x)
+
+
+def of_numbers(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z[..., None], 1.0).expand([len(x), 2]).to_event(1), obs=x)
+
+
+def of_a_vector(x):
+    pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0).to_event(1))
+
+
+def with_wide_latent(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+
+def observing_the_guide(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+
+def infinite_model(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+        pyro.factor("penalty", torch.where(torch.arange(len(x)) == 1, torch.tensor(float("inf")), torch.tensor(0.0)))
+
+
+X = torch.zeros(4, 2)
+
+
+def pair(m=model, g=guide):
+    return vilvm.Pair(m, g)
+
+
+def weights(m=model, g=guide, x=X, **options):
+    return vilvm.log_weights(pair(m, g), x, **options)
+
+
+def fit(**options):
+    return vilvm.fit(pair(), options.pop("data", X), **{"steps": 1, **options})
+
+
+def nan_parameters():
+    lvm, x = tiny()
+    with torch.no_grad():
+        lvm.decoder[0].weight.fill_(float("nan"))
+    with pyro.validation_enabled(False):
+        return vilvm.log_weights(lvm, x)
+
+
+class NoGuide:
+    def model(self, x): ...
+
+
+class NotAModule:
+    model, guide = staticmethod(model), staticmethod(guide)
+
+
+def nowhere(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+
+BAD = {
+    "tuple for a model": (lambda: vilvm.log_weights((model, guide), X), "Got a tuple.*vilvm.Pair"),
+    "class without a guide": (lambda: vilvm.log_weights(NoGuide(), X), "NoGuide has no method guide"),
+    "pair of a number": (lambda: vilvm.Pair(model, 3), "Pair: the guide is a int"),
+    "latent missed by the guide": (lambda: weights(g=without_latent), "model samples 'z' and the guide does not"),
+    "latent the model lacks": (lambda: weights(g=with_another_latent), "guide samples 'extra' and the model does not"),
+    "nothing observed": (lambda: weights(m=observing_nothing), "model observes nothing.*obs=batch"),
+    "data not observed": (lambda: weights(m=not_observing_the_data), "samples 'x'.*obs=batch"),
+    "guide draws the data": (lambda: weights(g=observing_the_guide), "guide samples 'x', which the model observes"),
+    "dimension in no plate": (lambda: weights(m=without_event_dimension), "no plate declares.*to_event"),
+    "plate of another size": (lambda: weights(m=with_a_plate_of_another_size), "fails|says 3|shape"),
+    "event dimensions differ": (lambda: weights(of_numbers, of_a_vector), "0 event dimensions in the model and 1"),
+    "latent shapes differ": (lambda: weights(g=with_wide_latent), r"shape \(4, 2\) in the model and \(4, 3\)"),
+    "infinite factor": (lambda: weights(m=infinite_model), "'penalty' is inf for datum 1"),
+    "wrong width": (lambda: vilvm.log_weights(tiny()[0], torch.zeros(5, 7)), r"guide fails on a batch of shape \(5, 7\).*vae.py"),
+    "grey data for a Bernoulli": (lambda: vilvm.log_weights(tiny()[0], torch.full((5, 6), 0.5)), "'x' cannot score.*binarise"),
+    "NaN parameters": (nan_parameters, "nan"),
+    "NaN in data": (lambda: fit(data=torch.tensor([[0.0, float("nan")]])), r"NaN or infinity, first at index \[0, 1\]"),
+    "infinity in data": (lambda: vilvm.evaluate(pair(), torch.full((2, 2), float("inf"))), "NaN or infinity"),
+    "empty data": (lambda: fit(data=torch.zeros(0, 2)), "is empty"),
+    "numpy for a tensor": (lambda: fit(data=np.zeros((3, 2))), "from_numpy"),
+    "no tensor at all": (lambda: fit(data="mnist"), "holds no tensor"),
+    "no samples": (lambda: weights(num_samples=0), "num_samples=0"),
+    "chunk of nothing": (lambda: vilvm.evaluate(pair(), X, chunk=0), "chunk must be at least 1; got 0"),
+    "unknown bound": (lambda: vilvm.evaluate(pair(), X, bounds=["elbow"]), r"unknown bounds \['elbow'\].*'elbo', 'iwae'"),
+    "batches of nothing": (lambda: vilvm.evaluate(pair(), X, batch_size=0), "batch_size must be at least 1"),
+    "neither epochs nor steps": (lambda: vilvm.fit(pair(), X), "epochs=... or steps="),
+    "both epochs and steps": (lambda: fit(epochs=2), "epochs=... or steps="),
+    "negative batch size": (lambda: fit(batch_size=-1), "batch_size must be at least 1; got -1"),
+    "negative clip": (lambda: fit(clip=-1.0), "clip must be positive"),
+    "unknown nonfinite": (lambda: fit(nonfinite="ignore"), "'stop' or 'skip'"),
+    "unknown interval": (lambda: fit(scheduler_interval="hour"), "'step' or 'epoch'"),
+    "patience without validation": (lambda: fit(patience=2), "patience needs validation"),
+    "resume without a folder": (lambda: fit(resume=True), "resume=True needs run_dir"),
+    "a Pyro optimizer": (lambda: fit(optimizer=pyro.optim.Adam({"lr": 0.1})), "torch optimizer"),
+    "batches of what has no rows": (
+        lambda: fit(data={"a": torch.zeros(2), "b": torch.zeros(3)}, batch_size=1),
+        "cannot be cut into batches",
+    ),
+    "nothing to train": (lambda: vilvm.fit(pair(g=nowhere), X, steps=1), "no parameter to train"),
+    "not a module": (lambda: vilvm.fit(NotAModule(), X, steps=1), "fit trains a torch.nn.Module.*Pair"),
+    "parameters without a home": (lambda: vilvm.log_weights(NotAModule(), X), r"pyro.param\('m'\) has no module"),
+    "unknown likelihood": (lambda: VAE(likelihood="poisson"), "unknown likelihood 'poisson'.*'bernoulli' or 'gaussian'"),
+    "validation beyond the data": (lambda: digits(validation=1500), "between 1 and 1499"),
+    "text for data": (lambda: arrays(np.array([["a"], ["b"]])), "holds no numbers"),
+    "one number for data": (lambda: arrays(np.array(3.0)), "a single number"),
+    "rows of two widths": (lambda: arrays(torch.zeros(20, 2), torch.zeros(5, 3)), r"rows of shape \(2,\), test data \(3,\)"),
+    "missing file": (lambda: arrays("nothing.npy"), "there is no such file"),
+    "unknown kind of file": (lambda: arrays("table.csv"), "unknown kind of file '.csv'"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_gets_one_sentence(name):
+    act, message = BAD[name]
+    with pytest.raises(ValueError, match=message) as caught:
+        act()
+    text = str(caught.value)
+    assert "\n" not in text
+    assert len(text) < 700
+    assert caught.value.__cause__ is None  # no stack of Pyro's internals before ours
+
+
+def write(path, kind):
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "truncated":
+        np.savez(path, x=np.zeros((50, 2)))
+        path.write_bytes(path.read_bytes()[:100])
+    elif kind == "cut":
+        np.save(path, np.zeros((50, 2)))
+        path.write_bytes(path.read_bytes()[:200])
+    elif kind == "pickled":
+        np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    else:
+        np.savez(path, a=np.zeros((50, 2)), b=np.zeros((50, 2)))
+
+
+@pytest.mark.parametrize(
+    ("file", "kind", "options", "message"),
+    [
+        ("x.npy", "empty", {}, "empty or truncated"),
+        ("x.npz", "truncated", {}, "empty or truncated"),
+        ("x.npy", "cut", {}, "damaged|truncated"),
+        ("x.npy", "pickled", {}, "pickled objects, which are not read"),
+        ("x.npz", "several", {}, r"holds the arrays \['a', 'b'\]; say which"),
+        ("x.npz", "several", {"key": "c"}, "holds no array 'c'"),
+    ],
+)
+def test_bad_files(tmp_path, file, kind, options, message):
+    write(tmp_path / file, kind)
+    with pytest.raises(ValueError, match=message):
+        arrays(tmp_path / file, **options)
+
+
+def test_truncated_mnist(tmp_path):
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+        (raw / name).write_bytes(b"\x00\x00\x08\x03")
+    with pytest.raises(ValueError, match="truncated or altered"):
+        mnist(tmp_path)
+
+
+def test_missing_mnist_says_where_to_put_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="VILVM_DATA"):
+        mnist(tmp_path, download=False)
+
+
+# Checkpoints -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tmp_path):
+    lvm, x = tiny()
+    vilvm.fit(lvm, x, steps=3, run_dir=tmp_path)
+    return tmp_path
+
+
+def resume(run, **options):
+    torch.manual_seed(0)
+    lvm, x = tiny()
+    return vilvm.fit(options.pop("lvm", lvm), options.pop("data", x), **{"steps": 5, "run_dir": run, "resume": True, **options})
+
+
+def damage(run, kind):
+    last = checkpoint.latest(run / "checkpoint")
+    tensors, state = last / "tensors.safetensors", last / "state.json"
+    if kind == "truncated tensors":
+        tensors.write_bytes(tensors.read_bytes()[:-10])
+    elif kind == "altered tensors":
+        blob = bytearray(tensors.read_bytes())
+        blob[-1] ^= 1
+        tensors.write_bytes(bytes(blob))
+    elif kind == "truncated state":
+        state.write_text(state.read_text()[:-10])
+    elif kind == "altered state":
+        content = json.loads(state.read_text())
+        content["state"]["step"] = 1
+        state.write_text(json.dumps(content))
+    elif kind == "foreign state":
+        state.write_text('{"epoch": 3}')
+    elif kind == "newer version":
+        content = json.loads(state.read_text())
+        content["version"] = 99
+        state.write_text(json.dumps(content))
+    else:
+        tensors.unlink()
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("truncated tensors", "tensors.safetensors is truncated or altered.*Remove that folder to resume from step-000000000"),
+        ("altered tensors", "tensors.safetensors is truncated or altered"),
+        ("truncated state", "state.json is truncated or altered"),
+        ("altered state", "state.json is altered"),
+        ("foreign state", "is not a checkpoint of vilvm"),
+        ("newer version", "version 99"),
+        ("missing tensors", "lacks tensors.safetensors"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused(run, kind, message):
+    damage(run, kind)
+    with pytest.raises(vilvm.CheckpointError, match=message):
+        resume(run)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 5}, "seed = 0, this run has 5"),
+        ({"clip": 1.0}, "clip = None, this run has 1.0"),
+        ({"data": torch.ones(5, 6)}, "other data data|other data"),
+        ({"data": Data(torch.zeros(5, 6), transform=StaticBinarisation())}, "another transform"),
+        ({"lvm": VAE(6, 3, encoder_hidden=(8,), decoder_hidden=(8,))}, "parameters differ"),
+        ({"optimizer": torch.optim.SGD}, "optimizer = Adam.*this run has SGD"),
+    ],
+)
+def test_a_checkpoint_of_another_run_is_refused(run, options, message):
+    with pytest.raises(vilvm.CheckpointError, match=message):
+        resume(run, **options)
+
+
+def test_a_run_is_not_overwritten(run):
+    lvm, x = tiny()
+    with pytest.raises(ValueError, match="holds a run already; pass resume=True"):
+        vilvm.fit(lvm, x, steps=1, run_dir=run)
+
+
+def test_the_checkpoint_before_can_be_resumed(run):
+    damage(run, "altered tensors")
+    shutil.rmtree(checkpoint.latest(run / "checkpoint"))
+    assert resume(run).steps == 5
+
+
+def test_history_names_its_columns():
+    with pytest.raises(KeyError, match="no column 'loss'; it has epoch"):
+        vilvm.History()["loss"]
+
+
+def test_nonfinite_loss_names_step_site_and_checkpoint(tmp_path):
+    class Diverging(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.m, self.calls = torch.nn.Parameter(torch.zeros(2)), 0
+
+        def model(self, x):
+            model(x)
+
+        def guide(self, x):
+            self.calls += 1
+            bad = float("nan") if self.calls > 8 else 1.0
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(self.m * bad + 0 * x, 1.0, validate_args=False).to_event(1))
+
+    with pytest.raises(vilvm.NonFiniteLossError, match=r"Step \d+ \(epoch \d+\).*'z'.*step-\d+.*nonfinite='skip'"):
+        vilvm.fit(Diverging(), X, steps=50, run_dir=tmp_path)

@@ -1,0 +1,138 @@
+"""A run that was stopped, by whatever, ends bit-identical to one that was not."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+import vilvm
+from models.vae import VAE
+from vilvm.data import seeded
+from vilvm.datasets import digits
+
+ROOT = Path(__file__).parents[2]
+STEPS = 400
+
+WORKER = """
+import sys
+from functools import partial
+import torch
+import vilvm
+from models.vae import VAE
+from vilvm.datasets import digits
+
+torch.manual_seed(1)
+data = digits()
+lvm = VAE(64, 4, encoder_hidden=(32,), decoder_hidden=(32,))
+fitted = vilvm.fit(
+    lvm, data.train, validation=data.validation, steps=int(sys.argv[2]), batch_size=64, run_dir=sys.argv[1], resume=True,
+    checkpoint_seconds=0.0, scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=int(sys.argv[2])),
+)
+print(fitted.stopped, flush=True)
+torch.save(lvm.state_dict(), sys.argv[1] + "/final.pt")
+"""
+
+
+def worker(folder):
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", WORKER, str(folder), str(STEPS)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(folder):
+    process = worker(folder)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    return torch.load(folder / "final.pt", weights_only=True), output
+
+
+def same(first, second):
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_sigkill_at_random_moments(tmp_path, kills):
+    began = time.monotonic()
+    undisturbed, _ = finish(tmp_path / "whole")
+    took = time.monotonic() - began
+    moments, killed = random.Random(0), 0
+    folder = tmp_path / "killed"
+    while killed < kills:
+        process = worker(folder)
+        # From before the first step to near the end; importing torch takes the first part.
+        time.sleep(moments.uniform(0.4, 0.95) * took)
+        if process.poll() is not None:
+            process.communicate()
+            break  # earlier runs had left so little to do that it finished; nothing more can be killed
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        killed += 1
+    assert killed >= 1
+    disturbed, _ = finish(folder)
+    assert same(undisturbed, disturbed)
+
+
+def test_interrupt_finishes_the_step_saves_and_says_how_to_resume(tmp_path):
+    undisturbed, _ = finish(tmp_path / "whole")
+    folder = tmp_path / "stopped"
+    process = worker(folder)
+    while not list(folder.glob("checkpoint/step-*[1-9]*")):
+        assert process.poll() is None, "it ended before it could be interrupted"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "interrupted" in output
+    assert "Resume with the same call and resume=True" in output
+    resumed, _ = finish(folder)
+    assert same(undisturbed, resumed)
+
+
+def train(folder, steps, **options):
+    with seeded(1):
+        lvm = VAE(64, 4, encoder_hidden=(32,), decoder_hidden=(32,))
+    data = digits()
+    return lvm, vilvm.fit(lvm, data.train, steps=steps, batch_size=100, run_dir=folder, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"validation": digits().validation},
+        {"scheduler": partial(torch.optim.lr_scheduler.MultiStepLR, milestones=[20, 40]), "clip": 5.0},
+        {"scheduler": partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-2, total_steps=60)},
+        {"optimizer": partial(torch.optim.SGD, lr=1e-3, momentum=0.9)},
+    ],
+    ids=["plain", "validation", "milestones", "one cycle", "momentum"],
+)
+def test_n_and_m_steps_are_n_plus_m(tmp_path, options):
+    whole, _ = train(tmp_path / "whole", 60, **options)
+    train(tmp_path / "parts", 33, **options)
+    parts, fitted = train(tmp_path / "parts", 60, resume=True, **options)
+    assert fitted.steps == 60
+    assert same(whole.state_dict(), parts.state_dict())
+
+
+def test_a_finished_run_resumes_to_itself(tmp_path):
+    first, done = train(tmp_path, 60, validation=digits().validation)
+    again, fitted = train(tmp_path, 60, validation=digits().validation, resume=True)
+    assert same(first.state_dict(), again.state_dict())
+    assert fitted.history["validation_elbo"].tolist() == done.history["validation_elbo"].tolist()
+
+
+def test_only_the_last_good_checkpoints_are_kept(tmp_path):
+    train(tmp_path, 20, checkpoint_seconds=0.0)
+    names = sorted(p.name for p in (tmp_path / "checkpoint").iterdir())
+    assert names == ["step-000000019", "step-000000020"]
