@@ -145,6 +145,7 @@ def layout(lvm: LatentVariableModel, batch: Any, validate: bool = True) -> Layou
         guide_trace = _trace(lvm.guide, "guide", batch)
         model_trace = _trace(lvm.model, "model", batch, guide_trace)
         model, guide = _sites(model_trace), _sites(guide_trace)
+        _check_plates(model_trace, guide_trace)
         _check_latents(lvm, model, guide)
         for part, sites in (("model", model), ("guide", guide)):
             for site in sites.values():
@@ -549,6 +550,16 @@ def _check_latents(lvm: object, model: Sites, guide: Sites) -> None:
         if shapes[0] != shapes[1]:
             raise ContractError(
                 f"{name_of}: latent {name!r} has shape {shapes[0]} in the model and {shapes[1]} in the guide; make them equal."
+            )
+
+
+def _check_plates(model_trace: Any, guide_trace: Any) -> None:
+    """A plate takes its indices from the guide's plate of that name, and would silently rescale if it were of another size."""
+    for name, site in model_trace.nodes.items():
+        other = guide_trace.nodes.get(name)
+        if site["type"] == "sample" and site_is_subsample(site) and other is not None and site["fn"].size != other["fn"].size:
+            raise ContractError(
+                f"Plate {name!r} has size {site['fn'].size} in the model and {other['fn'].size} in the guide; use len(batch) in both."
             )
 
 

@@ -15,9 +15,10 @@ import vilvm
 from models.vae import VAE
 from vilvm.data import seeded
 from vilvm.datasets import digits
+from vilvm.training import checkpoint
 
 ROOT = Path(__file__).parents[2]
-STEPS = 400
+STEPS = 200
 
 WORKER = """
 import sys
@@ -25,13 +26,14 @@ from functools import partial
 import torch
 import vilvm
 from models.vae import VAE
-from vilvm.datasets import digits
+from vilvm.data import Data
+from vilvm.datasets import DynamicBinarisation
 
 torch.manual_seed(1)
-data = digits()
+data = Data(torch.rand(700, 64), transform=DynamicBinarisation())
 lvm = VAE(64, 4, encoder_hidden=(32,), decoder_hidden=(32,))
 fitted = vilvm.fit(
-    lvm, data.train, validation=data.validation, steps=int(sys.argv[2]), batch_size=64, run_dir=sys.argv[1], resume=True,
+    lvm, data, validation=data, steps=int(sys.argv[2]), batch_size=64, run_dir=sys.argv[1], resume=True,
     checkpoint_seconds=0.0, scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=int(sys.argv[2])),
 )
 print(fitted.stopped, flush=True)
@@ -63,22 +65,21 @@ def same(first, second):
 
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_sigkill_at_random_moments(tmp_path, kills):
-    began = time.monotonic()
     undisturbed, _ = finish(tmp_path / "whole")
-    took = time.monotonic() - began
-    moments, killed = random.Random(0), 0
-    folder = tmp_path / "killed"
-    while killed < kills:
+    moments, folder = random.Random(0), tmp_path / "killed"
+    for kill in range(kills):
+        before = checkpoint.latest(folder / "checkpoint")
         process = worker(folder)
-        # From before the first step to near the end; importing torch takes the first part.
-        time.sleep(moments.uniform(0.4, 0.95) * took)
-        if process.poll() is not None:
-            process.communicate()
-            break  # earlier runs had left so little to do that it finished; nothing more can be killed
+        if kill % 5 == 4:
+            time.sleep(moments.uniform(0.0, 4.0))  # while it starts
+        else:
+            while checkpoint.latest(folder / "checkpoint") == before:
+                assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(moments.uniform(0.0, 0.1))  # a checkpoint is written at every step, so many moments lie within a write
         process.send_signal(signal.SIGKILL)
         process.communicate()
-        killed += 1
-    assert killed >= 1
+        assert process.returncode == -signal.SIGKILL
+    assert checkpoint.latest(folder / "checkpoint").name < f"step-{STEPS:09d}"
     disturbed, _ = finish(folder)
     assert same(undisturbed, disturbed)
 

@@ -1,7 +1,6 @@
 """scikit-learn's handwritten digits: 1,797 pictures of 8 × 8, the data set that is always there."""
 
 import torch
-from sklearn.datasets import load_digits
 
 from vilvm.data import Data, Transform
 from vilvm.datasets.dataset import Dataset, carve
@@ -21,6 +20,8 @@ def digits(*, validation: int = 150, transform: Transform | None = DynamicBinari
     Raises:
         ValueError: `validation` out of range.
     """
+    from sklearn.datasets import load_digits  # here, for it takes seconds to import
+
     pictures, labels = load_digits(return_X_y=True)
     x, y = torch.tensor(pictures, dtype=torch.float32) / 16, torch.tensor(labels)
     train = Data(x[:1500], "digits", "train", None, y[:1500], (8, 8))

@@ -8,9 +8,9 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import platformdirs
-from torchvision.datasets import MNIST
 
 from vilvm.data import Data, Transform
 from vilvm.datasets.dataset import Dataset, carve
@@ -57,7 +57,9 @@ def mnist(
     return Dataset(*carve(splits[0], validation, seed), splits[1]).with_transform(transform)
 
 
-def _load(folder: Path, train: bool, download: bool) -> MNIST:
+def _load(folder: Path, train: bool, download: bool) -> Any:
+    from torchvision.datasets import MNIST  # here, for it takes seconds to import
+
     try:
         return MNIST(str(folder), train=train, download=False)
     except RuntimeError:
