@@ -2,7 +2,8 @@
 
 from vilvm.training.checkpoint import CheckpointError
 from vilvm.training.history import History, Record
-from vilvm.training.loop import Event, Fit, fit
+from vilvm.training.loop import fit
+from vilvm.training.run import Event, Fit
 from vilvm.training.step import NonFiniteLossError
 
 __all__ = ["CheckpointError", "Event", "Fit", "History", "NonFiniteLossError", "Record", "fit"]

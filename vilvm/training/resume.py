@@ -1,0 +1,50 @@
+"""What a checkpoint must agree with before a run is taken up from it, in words, and torch's generators."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vilvm.training.checkpoint import CheckpointError
+
+__all__ = ["describe", "match", "plain", "rng", "set_rng"]
+
+
+def match(found: Path, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Raises CheckpointError at the first setting of a run (`mine`) that is not that of the checkpoint `found` (`theirs`)."""
+    for name, value in mine.items():
+        other = theirs.get(name)
+        if value == other:
+            continue
+        if name in ("data", "validation"):
+            reason = f"was made with other {name} data or another transform; resume with the same, or start a new run."
+        elif name == "parameters":
+            differ = sorted(k for k in {*value, *(other or {})} if (other or {}).get(k) != value.get(k))
+            reason = f"is of a model whose parameters differ, first {differ[0]!r}; build the model as it was, or start a new run."
+        else:
+            reason = f"was made with {name} = {other}, this run has {value}; resume with the same, or start a new run."
+        raise CheckpointError(f"Checkpoint {found} {reason}")
+
+
+def describe(objective: Any) -> str:
+    """An objective in words: its class and its plain settings."""
+    return f"{type(objective).__name__}({plain(getattr(objective, '__dict__', {}))})"
+
+
+def plain(values: dict[str, Any]) -> str:
+    """Those of `values` that are plain, in words."""
+    return ", ".join(
+        f"{k}={v!r}" for k, v in sorted(values.items()) if isinstance(v, int | float | str | bool | tuple) and k[0] != "_"
+    )
+
+
+def rng(device: torch.device) -> list[torch.Tensor]:
+    """The states of torch's generators, the CPU's first."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def set_rng(states: list[torch.Tensor], device: torch.device) -> None:
+    """Puts torch's generators where ``rng`` found them."""
+    torch.set_rng_state(states[0].cpu())
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1].cpu(), device)

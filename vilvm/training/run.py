@@ -1,0 +1,379 @@
+"""A run of training: the way of a step, the records, what is said in trouble, and what a checkpoint holds."""
+
+import math
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+import vilvm.training.checkpoint as checkpoint
+from vilvm.data import Data, seeded
+from vilvm.files import write_atomic
+from vilvm.lvm import ContractError, LatentVariableModel, module_parameters
+from vilvm.progress import ProgressBar
+from vilvm.training.batches import Batches
+from vilvm.training.history import History, Record
+from vilvm.training.resume import describe, match, plain, rng, set_rng
+from vilvm.training.signals import interruptible
+from vilvm.training.step import EagerStep, NonFiniteLossError, Objective
+from vilvm.weights import Layout, layout, log_weights
+
+__all__ = ["Event", "Fit", "OptimizerFactory", "Run", "SchedulerFactory"]
+
+_MIN_STEPS_A_RECORD = 50  # so that a record, with its look at the validation data, costs little where an epoch is one step
+_VALIDATION_ROWS = 1000
+
+OptimizerFactory = Callable[[Any], torch.optim.Optimizer]
+SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
+
+
+class Event(NamedTuple):
+    """What a callback is told at every record: the model as it is, and the history, the newest record last."""
+
+    lvm: LatentVariableModel
+    history: History
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What ``fit`` returns; the parameters are in the model itself.
+
+    Arguments:
+        history: a record an epoch.
+        steps: steps taken, those before a resumption included.
+        stopped: "finished", "early" (no better validation bound for `patience` records), "callback" or "interrupted".
+        best_step: the step whose parameters the model now has, if there are validation data; else the last one.
+        seconds: of training, those before a resumption included.
+        skipped: steps left out because their loss or gradient was not finite.
+        protocol: the data trained on; see ``Data.protocol``.
+        settings: all that a checkpoint must agree with to be resumed.
+    """
+
+    history: History
+    steps: int
+    stopped: str
+    best_step: int
+    seconds: float
+    skipped: int
+    protocol: dict[str, Any]
+    settings: dict[str, Any]
+
+
+@dataclass
+class _Tally:
+    """Sums since the last record."""
+
+    loss: float = 0.0
+    norm: float = 0.0
+    applied: int = 0
+    skipped: int = 0
+    data: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Run:
+    """A run: what is given, and the state that a checkpoint holds."""
+
+    lvm: Any
+    objective: Objective
+    batches: Batches
+    validation: Data | None
+    total: int
+    seed: int
+    patience: int | None
+    skip: bool
+    folder: Path | None
+    checkpoint_seconds: float
+    callbacks: Sequence[Callable[[Event], bool | None]]
+    per_epoch: bool
+    device: torch.device
+    history: History = field(default_factory=History)
+    at: int = 0
+    tally: _Tally = field(default_factory=_Tally)
+    seconds: float = 0.0
+    skipped: int = 0
+    best: dict[str, Any] | None = None
+    best_step: int = 0
+    best_bound: float = -math.inf
+    stopped: str = "finished"
+
+    def prepare(self, optimizer: OptimizerFactory, scheduler: SchedulerFactory | None, clip: float | None) -> None:
+        """Runs the pair once, which makes lazy parameters and checks the contract, then gives the parameters to the optimizer."""
+        self._layouts: dict[int, Layout] = {}
+        self._saved_at, self._saved_time = -1, time.monotonic()
+        self.num_data(self.batches(0))
+        trainable = [p for p in self.lvm.parameters() if p.requires_grad]
+        if not trainable:
+            raise ContractError(
+                f"{type(self.lvm).__name__} has no parameter to train: keep its networks in attributes of a torch.nn.Module, "
+                "or declare parameters with pyro.param or pyro.module."
+            )
+        self.optimizer = _make_optimizer(optimizer, trainable)
+        self.scheduler = None if scheduler is None else scheduler(self.optimizer)
+        self.step = EagerStep(self.lvm, self.objective, self.optimizer, clip)
+        self.settings = {
+            "lvm": type(self.lvm).__qualname__,
+            "parameters": {n: list(p.shape) for n, p in self.lvm.named_parameters()},
+            "objective": describe(self.objective),
+            "optimizer": f"{type(self.optimizer).__name__}({plain(self.optimizer.defaults)})",
+            "scheduler": "none" if self.scheduler is None else type(self.scheduler).__name__,
+            "batch_size": self.batches.size,
+            "clip": clip,
+            "seed": self.seed,
+            "data": self.batches.data.fingerprint(),
+            "validation": "none" if self.validation is None else self.validation.fingerprint(),
+        }
+
+    # The way of a step ---------------------------------------------------------------------------------------------------
+
+    def num_data(self, batch: Any) -> float:
+        """What the loss of a batch is divided by, to be per datum; 1 if the data share a latent, for the loss is then of all."""
+        size = len(Data(batch))
+        if size not in self._layouts:
+            with seeded(self.seed, self.device):
+                self._layouts[size] = layout(self.lvm, batch)
+        plan = self._layouts[size]
+        return plan.num_data * plan.scale if plan.local else 1.0
+
+    def train_all(self, progress: bool | None) -> None:
+        """From where the run is to its end."""
+        self._warn_of_warmup()
+        if self.at == 0:
+            self.save()
+        interrupted = threading.Event()
+        with interruptible(interrupted), ProgressBar("training", self.total, self.at, progress) as bar, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Encountered (NaN|[+]?inf)")  # Pyro's; ours says where and stops
+            while self.at < self.total and self.stopped == "finished":
+                self.one_step()
+                bar.advance(numbers=self._numbers() if self.at % 20 == 0 else None)
+                if self.at % self._steps_a_record == 0:
+                    self.record()
+                if interrupted.is_set():
+                    self.stopped = "interrupted"
+                if time.monotonic() - self._saved_time > self.checkpoint_seconds:
+                    self.save()
+        self.save()
+        if self.at == self.total and self.at % self._steps_a_record:
+            # Not in the checkpoint: a run that is resumed to go further would not have stopped to look here.
+            self.record()
+            self._write_history()
+        if self.stopped == "interrupted":
+            how = "" if self.folder is None else f" Resume with the same call and resume=True (run folder {self.folder})."
+            print(f"Interrupted after step {self.at} of {self.total}.{how}")
+
+    def one_step(self) -> None:
+        """Takes one step and adds it to the tally."""
+        began = time.perf_counter()
+        before = rng(self.device)
+        # Pyro's checks of support and shape, for the first epoch; NaN is watched for throughout.
+        with pyro.validation_enabled(self.at < self.batches.epoch_steps), module_parameters(self.lvm, frozen=True):
+            batch = self.batches(self.at)
+            result = self.step(batch, self.num_data(batch))
+        if result.applied:
+            self.tally.loss += result.loss
+            self.tally.norm += result.gradient_norm
+            self.tally.applied += 1
+        elif self.skip:
+            self.tally.skipped += 1
+            self.skipped += 1
+        else:
+            raise NonFiniteLossError(self._explain(result.loss, before))
+        self.at += 1
+        if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
+            if not self.per_epoch or self.at % self.batches.epoch_steps == 0:
+                self.scheduler.step()
+        elapsed = time.perf_counter() - began
+        self.tally.data += len(Data(batch))
+        self.tally.seconds += elapsed
+        self.seconds += elapsed
+
+    # Records -------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _steps_a_record(self) -> int:
+        return self.batches.epoch_steps * math.ceil(_MIN_STEPS_A_RECORD / self.batches.epoch_steps)
+
+    def record(self) -> None:
+        """Adds a row to the history, keeps the best parameters, and asks the callbacks."""
+        began = time.perf_counter()
+        with seeded(self.seed, self.device):
+            looked_at = self.validation or Data(self.batches(self.at - 1))
+            bound, se, rate, distortion = self._bound(looked_at)
+        self.seconds += time.perf_counter() - began
+        t = self.tally
+        held_out = self.validation is not None
+        self.history.records.append(
+            Record(
+                epoch=self.at // self.batches.epoch_steps,
+                step=self.at,
+                elbo=-t.loss / t.applied if t.applied else math.nan,
+                validation_elbo=bound if held_out else math.nan,
+                validation_se=se if held_out else math.nan,
+                rate=rate,
+                distortion=distortion,
+                learning_rate=float(self.optimizer.param_groups[0]["lr"]),
+                gradient_norm=t.norm / t.applied if t.applied else math.nan,
+                skipped=t.skipped,
+                seconds=self.seconds,
+                data_per_second=t.data / t.seconds,
+            )
+        )
+        self.tally = _Tally()
+        if held_out and bound > self.best_bound:
+            self.best_bound, self.best_step = bound, self.at
+            self.best = {n: v.detach().clone() for n, v in self.lvm.state_dict().items()}
+        if isinstance(self.scheduler, ReduceLROnPlateau):
+            self.scheduler.step(bound)
+        self._decide()
+
+    def _decide(self) -> None:
+        since = sum(r.step > self.best_step for r in self.history)
+        if self.patience is not None and since >= self.patience:
+            self.stopped = "early"
+        answers = [callback(Event(self.lvm, self.history)) for callback in self.callbacks]  # every one is told
+        if any(answers):
+            self.stopped = "callback"
+
+    @torch.no_grad()
+    def _bound(self, data: Data) -> tuple[float, float, float, float]:
+        """ELBO, its standard error, rate and distortion, of one sample a datum."""
+        plan = next(iter(self._layouts.values()))
+        if plan.enumerated:
+            elbo = -float(self.objective.loss(self.lvm.model, self.lvm.guide, data.x)) / self.num_data(data.x)
+            return elbo, math.nan, math.nan, math.nan
+        rows = _VALIDATION_ROWS if plan.local else len(data)
+        parts = [data] if len(data) <= rows else [data.subset(slice(i, i + rows)) for i in range(0, len(data), rows)]
+        weights = [log_weights(self.lvm, part.x) for part in parts]
+        values = torch.cat([w.log_weight[0].reshape(-1) for w in weights]).double()
+        distortion = -torch.cat([w.log_likelihood[0].reshape(-1) for w in weights]).double().sum() / len(values)
+        se = values.std() / len(values) ** 0.5 if len(values) > 1 else torch.tensor(math.nan)
+        return values.mean().item(), se.item(), (-values.mean() - distortion).item(), distortion.item()
+
+    def _numbers(self) -> str:
+        t = self.tally
+        parts = [f"epoch {1 + self.at // self.batches.epoch_steps}"]
+        if t.applied:
+            parts.append(f"ELBO {-t.loss / t.applied:.2f}")
+        if self.history.records:
+            parts.append(f"rate {self.history.records[-1].rate:.2f}")
+        if t.seconds:
+            parts.append(f"{t.data / t.seconds:,.0f} data/s")
+        return "  ".join(parts)
+
+    # Trouble -------------------------------------------------------------------------------------------------------------
+
+    def _warn_of_warmup(self) -> None:
+        warmup = getattr(self.objective, "warmup", 0)
+        if warmup > self.total:
+            warnings.warn(
+                f"The KL warm-up takes {warmup} steps and training only {self.total}: the objective never becomes the ELBO. "
+                "Train longer or warm up faster.",
+                stacklevel=3,
+            )
+
+    def _explain(self, loss: float, before: list[torch.Tensor]) -> str:
+        what = f"the loss is {loss}" if not math.isfinite(loss) else "the loss is finite, but a gradient is NaN or infinite"
+        set_rng(before, self.device)
+        try:
+            with torch.no_grad():
+                log_weights(self.lvm, self.batches(self.at), validate=False)
+            site = "The log-densities are finite on a second look, so look at the gradient of the likelihood or at the objective."
+        except ContractError as error:
+            site = str(error)
+        kept = "There is no checkpoint, for no run_dir was given."
+        if self.folder is not None:
+            last = checkpoint.latest(self.folder / "checkpoint")
+            kept = f"The last good state on disk is {last}." if last else "No checkpoint was written yet."
+        return (
+            f"Step {self.at + 1} (epoch {1 + self.at // self.batches.epoch_steps}): {what}. {site} The parameters are those after step {self.at}. "
+            f"{kept} Try a smaller learning rate, clip=..., or nonfinite='skip'."
+        )
+
+    # Checkpoints ---------------------------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Writes checkpoint and history, unless there is no folder or this step is saved already."""
+        self._saved_time = time.monotonic()
+        if self.folder is None or self._saved_at == self.at:
+            return
+        state = {
+            "settings": self.settings,
+            "step": self.at,
+            "epoch": self.at // self.batches.epoch_steps,
+            "position": self.at % self.batches.epoch_steps,
+            "model": dict(self.lvm.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+            "objective": self.objective.state_dict() if hasattr(self.objective, "state_dict") else None,  # type: ignore[attr-defined]
+            "rng": rng(self.device),
+            "history": self.history.to_rows(),
+            "tally": vars(self.tally),
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+            "best": self.best,
+            "best_step": self.best_step,
+            "best_bound": self.best_bound,
+            "stopped": self.stopped if self.stopped in ("early", "callback") else "finished",
+        }
+        checkpoint.save(self.folder / "checkpoint", self.at, state)
+        self._write_history()
+        self._saved_at = self.at
+
+    def _write_history(self) -> None:
+        if self.folder is not None:
+            write_atomic(self.folder / "history.csv", self.history.to_csv())
+
+    def restore(self) -> None:
+        """Takes up the newest checkpoint of the folder, if there is one."""
+        assert self.folder is not None
+        found = checkpoint.latest(self.folder / "checkpoint")
+        if found is None:
+            return
+        state = checkpoint.load(found)
+        match(found, self.settings, state["settings"])
+        self.lvm.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        if hasattr(self.objective, "load_state_dict"):
+            self.objective.load_state_dict(state["objective"])  # type: ignore[attr-defined]
+        self.at = self._saved_at = state["step"]
+        self.history = History.from_rows(state["history"])
+        self.tally = _Tally(**state["tally"])
+        self.seconds, self.skipped, self.stopped = state["seconds"], state["skipped"], state["stopped"]
+        self.best_step, self.best_bound = state["best_step"], state["best_bound"]
+        self.best = None if state["best"] is None else {n: v.to(self.device) for n, v in state["best"].items()}
+        set_rng(state["rng"], self.device)
+
+    def result(self) -> Fit:
+        """The result, the best parameters put into the model."""
+        if self.best is not None and self.stopped != "interrupted":
+            self.lvm.load_state_dict(self.best)
+        return Fit(
+            history=self.history,
+            steps=self.at,
+            stopped=self.stopped,
+            best_step=self.at if self.best is None else self.best_step,
+            seconds=self.seconds,
+            skipped=self.skipped,
+            protocol=self.batches.data.protocol(),
+            settings=self.settings,
+        )
+
+
+def _make_optimizer(factory: OptimizerFactory, parameters: list[Any]) -> torch.optim.Optimizer:
+    optimizer = factory(parameters) if callable(factory) else factory
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ValueError(
+            f"fit: optimizer must make a torch optimizer of parameters, such as functools.partial(torch.optim.Adam, lr=1e-3); "
+            f"this one made a {type(optimizer).__name__}."
+        )
+    return optimizer

@@ -1,0 +1,76 @@
+"""Holding a pair to the contract: what must be true of its traces, each fault with one sentence."""
+
+from typing import Any
+
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from vilvm.lvm import ContractError
+from vilvm.weights.traces import Sites
+
+__all__ = ["check_latents", "check_plates", "check_shape", "enumerable"]
+
+
+def check_latents(lvm: object, model: Sites, guide: Sites) -> None:
+    name_of = type(lvm).__name__
+    latents = [n for n, s in model.items() if not s["is_observed"]]
+    for name in latents:
+        if name not in guide and not enumerable(model[name]):
+            raise ContractError(
+                f"{name_of}: the model samples {name!r} and the guide does not. If it is a latent, sample {name!r} in the guide too; "
+                f"if it is the data, observe it: pyro.sample({name!r}, ..., obs=batch)."
+            )
+    for name, site in guide.items():
+        if name not in model and not site["infer"].get("is_auxiliary"):
+            raise ContractError(
+                f"{name_of}: the guide samples {name!r} and the model does not. Sample {name!r} in the model, remove it from the "
+                "guide, or mark it infer={'is_auxiliary': True}."
+            )
+        if name in model and model[name]["is_observed"]:
+            raise ContractError(f"{name_of}: the guide samples {name!r}, which the model observes; remove it from the guide.")
+    if len(latents) == len(model):
+        raise ContractError(f"{name_of}: the model observes nothing; give one pyro.sample of it obs=batch.")
+    for name in [n for n in latents if n in guide]:
+        shapes = [tuple(model[name]["fn"].shape()), tuple(guide[name]["value"].shape)]
+        events = [s[name]["fn"].event_dim for s in (model, guide)]
+        if events[0] != events[1]:
+            raise ContractError(
+                f"{name_of}: latent {name!r} has {events[0]} event dimensions in the model and {events[1]} in the guide; "
+                "give both the same .to_event(...)."
+            )
+        if shapes[0] != shapes[1]:
+            raise ContractError(
+                f"{name_of}: latent {name!r} has shape {shapes[0]} in the model and {shapes[1]} in the guide; make them equal."
+            )
+
+
+def check_plates(model_trace: Any, guide_trace: Any) -> None:
+    """A plate takes its indices from the guide's plate of that name, and would silently rescale if it were of another size."""
+    for name, site in model_trace.nodes.items():
+        other = guide_trace.nodes.get(name)
+        if site["type"] == "sample" and site_is_subsample(site) and other is not None and site["fn"].size != other["fn"].size:
+            raise ContractError(
+                f"Plate {name!r} has size {site['fn'].size} in the model and {other['fn'].size} in the guide; use len(batch) in both."
+            )
+
+
+def check_shape(part: str, site: Any, value: Tensor) -> None:
+    """A log-density may have a dimension larger than one only where a plate declares it."""
+    sizes = {f.dim: f.size for f in site["cond_indep_stack"] if f.vectorized}
+    for dim in range(-value.dim(), 0):
+        size, declared = value.shape[dim], sizes.get(dim)
+        if size != 1 and declared is None:
+            raise ContractError(
+                f"The {part}'s site {site['name']!r} has a log-density of shape {tuple(value.shape)}, and no plate declares its "
+                f"dimension {dim} of size {size}: put the site in a pyro.plate of that size, or make the dimension part of one "
+                "datum with .to_event(1)."
+            )
+        if declared is not None and declared > 0 and size not in (1, declared):
+            raise ContractError(
+                f"The {part}'s site {site['name']!r} has size {size} where its plate says {declared} (dimension {dim}); "
+                "use len(batch) as the size of the plate."
+            )
+
+
+def enumerable(site: Any) -> bool:
+    return site["infer"].get("enumerate") == "parallel"

@@ -1,0 +1,112 @@
+"""Running one half of a pair, and reading the trace it leaves: the only file that asks Pyro for one."""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from vilvm.data import tensors_of
+from vilvm.lvm import ContractError
+
+__all__ = ["Sites", "log_prob", "nesting_of", "plate_dims", "run", "sites_of", "strip", "was_observed"]
+
+Sites = dict[str, Any]
+
+
+def run(half: Any, part: str, batch: Any, *replay: poutine.Trace | None, samples: tuple[int, int] | None = None) -> poutine.Trace:
+    """The trace of one half of a pair, sites taken from `replay`, under a plate over samples (their number, its dimension)."""
+    for source in replay:
+        half = half if source is None else poutine.replay(half, trace=source)
+    with _plain_errors(part, batch):
+        if samples is None:
+            return poutine.trace(half).get_trace(batch)
+        with pyro.plate("_monte_carlo", samples[0], dim=samples[1]):
+            return poutine.trace(half).get_trace(batch)
+
+
+@contextmanager
+def _plain_errors(part: str, batch: Any) -> Iterator[None]:
+    """Turns an error inside the user's model or guide into one sentence with the user's own line in it."""
+    try:
+        yield
+    except ContractError as error:
+        raise ContractError(_first_words(error)) from None  # Pyro appends the shapes of the trace to whatever passes through
+    except (torch.OutOfMemoryError, NotImplementedError):
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError) as error:
+        where = _user_line(error)
+        reason = _first_words(error)[:400]
+        raise ContractError(
+            f"The {part} fails on a batch of {_describe(batch)}{where}: {type(error).__name__}: {reason} "
+            f"Check the shapes and values that the {part} makes of this batch."
+        ) from None
+
+
+def _first_words(error: Exception) -> str:
+    return " ".join(str(error).split("Trace Shapes:")[0].split())
+
+
+def _user_line(error: Exception) -> str:
+    """' (in FUNCTION, FILE:LINE)' of the innermost frame that is neither vilvm's nor an installed package's."""
+    own = str(Path(__file__).parents[1])
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename and own not in f.filename]
+    frames = [f for f in frames if "contextlib" not in f.filename]
+    return f" (in {frames[-1].name}, {Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+
+
+def _describe(batch: Any) -> str:
+    shapes = [str(tuple(t.shape)) for t in tensors_of(batch)]
+    return f"shape {shapes[0]}" if len(shapes) == 1 else f"shapes {', '.join(shapes)}" if shapes else f"type {type(batch).__name__}"
+
+
+def sites_of(trace: Any) -> Sites:
+    """The sample sites of a trace by name, a plate's own draw of a subsample left out."""
+    return {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
+
+
+def was_observed(site: Any) -> bool:
+    """Whether a site of an unconditioned model was observed as it is written."""
+    return bool(site["infer"].get("was_observed"))
+
+
+def log_prob(part: str, site: Any) -> Tensor:
+    """The log-density of a site, masked but not scaled."""
+    try:
+        value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    except (ValueError, RuntimeError) as error:
+        reason = _first_words(error)[:300]
+        raise ContractError(
+            f"The {part}'s site {site['name']!r} cannot score its value of shape {tuple(site['value'].shape)}: {reason} "
+            "Check the value's shape and that it lies in the distribution's support (a Bernoulli needs 0 or 1: binarise)."
+        ) from None
+    return scale_and_mask(value, mask=site["mask"])
+
+
+def strip(value: Tensor, site: Any, num_samples: int, nesting: int) -> Tensor:
+    """A site's value as (S, *its own plates, *event): dimensions of plates it does not stand in are dropped."""
+    event = site["fn"].event_dim
+    value = value.reshape((1,) * (nesting + 1 + event - value.dim()) + value.shape)
+    value = value.expand(num_samples, *value.shape[1:])
+    own = plate_dims(site)
+    for dim in range(-1, -1 - nesting, -1):
+        if dim not in own:
+            value = value.squeeze(dim - event)
+    return value
+
+
+def plate_dims(site: Any) -> set[int]:
+    """The dimensions of the plates that a site stands in."""
+    return {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
+
+
+def nesting_of(*parts: Sites) -> int:
+    """How many dimensions the plates of these sites take."""
+    return max([-dim for sites in parts for site in sites.values() for dim in plate_dims(site)], default=0)
