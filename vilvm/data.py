@@ -93,11 +93,15 @@ class Data:
         return replace(self, x=map_tensors(lambda t: t[_on(index, t.device)], self.x), labels=labels)
 
     def fixed(self, seed: int = 0) -> "Data":
-        """The data after their transform, drawn once from `seed`: what a static protocol, or an evaluation, looks at."""
+        """The data after their transform, drawn once from `seed`: what a static protocol, or an evaluation, looks at.
+
+        Drawn on the CPU, so that the same data are looked at whatever device they are for.
+        """
         if self.transform is None:
             return self
-        with seeded(seed, self.device):
-            return replace(self, x=self.transform(self.x), transform=None)
+        with seeded(seed):
+            x = self.transform(map_tensors(Tensor.cpu, self.x))
+        return replace(self, x=x, transform=None).to(self.device)
 
     @property
     def device(self) -> torch.device:

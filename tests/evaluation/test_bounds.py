@@ -207,6 +207,42 @@ def test_shared_latents_make_one_joint_bound():
     assert abs(bound.mean - truth) < 5 * bound.se
 
 
+def test_weights_of_zero_make_the_elbo_minus_infinity_and_leave_iwae_finite():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Uniform(0.0, 1.0))
+            pyro.sample("x", dist.Uniform(0.0, 2 * z, validate_args=False), obs=x)  # impossible where z < x / 2
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Uniform(0.0 * x, 1.0))
+
+    x = torch.tensor([0.5, 1.0])
+    with pyro.validation_enabled(False):
+        result = vilvm.evaluate(vilvm.Pair(model, guide), x, num_samples=20_000, chunk=7000)
+    truth = (-0.5 * (x / 2).log()).log()  # p(x) = ∫ 1 / 2z dz over z from x / 2 to 1
+    iwae = result.bounds["iwae"]
+    assert ((iwae.values - truth) / iwae.errors).abs().max() < 5
+    assert (result.bounds["elbo"].values == -math.inf).all()
+    assert (result.distortion.values == math.inf).all()
+    assert result.rate.mean == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_model_without_latents_has_its_likelihood():
+    class Fixed(torch.nn.Module):
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+        def guide(self, x): ...
+
+    x = torch.tensor([0.3, -1.0])
+    result = vilvm.evaluate(Fixed(), x, num_samples=3)
+    for bound in result.bounds.values():
+        torch.testing.assert_close(bound.values, dist.Normal(0.0, 1.0).log_prob(x).double(), rtol=1e-6, atol=1e-6)
+    assert result.rate.mean == 0
+
+
 def test_chunks_and_batches_change_nothing_but_the_draws(x):
     lvm = LinearGaussian(inflate=1.2)
     runs = [vilvm.evaluate(lvm, x, num_samples=1000, batch_size=b, chunk=c).bounds["elbo"] for b, c in ((40, 1000), (7, 33))]

@@ -208,7 +208,7 @@ def _accumulate(lvm: LatentVariableModel, batch: Any, num_samples: int, chunk: i
     origin: list[Tensor] = []  # squares are summed about a first guess of the mean, or their difference would lose its digits
     for weights in weight_chunks(lvm, batch, num_samples, chunk):
         terms = _terms(weights)
-        origin = origin or [term.mean(0) for term in terms]
+        origin = origin or [term.mean(0).nan_to_num(0.0, 0.0, 0.0) for term in terms]  # a weight may be zero, its log −inf
         log_w = terms[0]
         sums = [torch.logsumexp(log_w, 0), torch.logsumexp(2 * log_w, 0)]
         for term, start in zip(terms, origin, strict=True):
@@ -230,17 +230,16 @@ def _merge(total: _Sums, new: _Sums) -> list[Tensor]:
 
 def _terms(weights: LogWeights) -> list[Tensor]:
     """log w, rate and distortion of every sample, float64, shape (num_samples, num_data), num_data being 1 for joint weights."""
-    log_w = weights.log_weight.double()
-    likelihood = weights.log_likelihood.double()
+    log_w = weights.log_weight
+    terms = [log_w, weights.rate if weights.rate.numel() else torch.zeros_like(log_w), -weights.log_likelihood]
     if log_w.dim() == 1:
-        likelihood = likelihood.sum(-1) if likelihood.dim() == 2 else likelihood
-        log_w, likelihood = log_w.unsqueeze(-1), likelihood.unsqueeze(-1)
-    return [log_w, likelihood - log_w, -likelihood]
+        terms = [(term.sum(-1) if term.dim() == 2 else term).unsqueeze(-1) for term in terms]
+    return [term.double() for term in terms]
 
 
 def _summarise(sums: _Sums, num_samples: int, bounds: Sequence[str], protocol: dict[str, Any], began: float) -> Evaluation:
     s = num_samples
-    ess = (2 * sums.w - sums.w2).exp().cpu()
+    ess = (2 * sums.w - sums.w2).exp().nan_to_num(0.0).cpu()  # 0 where every weight is
 
     def estimate(mean: Tensor, squares: Tensor) -> Estimate:
         errors = (squares / (s - 1) / s).sqrt() if s > 1 else torch.full_like(mean, math.nan)

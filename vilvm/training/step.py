@@ -77,7 +77,7 @@ class EagerStep:
         loss_value, norm_value = values.tolist()
         applied = bool(torch.isfinite(values).all())
         if applied:
-            if self.clip is not None:
+            if self.clip is not None and norm_value > self.clip:
                 torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
             self.optimizer.step()
         return StepResult(loss_value, norm_value, applied)

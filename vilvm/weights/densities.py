@@ -63,14 +63,18 @@ class LogWeights:
         return _total(self.log_guides.values())
 
     @property
+    def rate(self) -> Tensor:
+        """log q(z | x) − log p(z), all latents together, whose mean is the rate; empty if there is no latent."""
+        return _total(term for term in (self.log_guide, -self.log_prior) if term.numel())
+
+    @property
     def log_weight(self) -> Tensor:
         """log w = log p(x | z) + log p(z) − log q(z | x).
 
         Shape (num_samples, num_data); (num_samples,) if the model has no data plate, or if a latent is shared by the data,
         whose weights then do not factorise: the weight is that of all data together.
         """
-        terms = [self.log_likelihood, self.log_prior, -self.log_guide]
-        return _total(term for term in terms if term.numel())
+        return _total(term for term in (self.log_likelihood, -self.rate) if term.numel())
 
     @property
     def num_samples(self) -> int:
