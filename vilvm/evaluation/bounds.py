@@ -31,7 +31,7 @@ from vilvm.weights import Layout, LogWeights, layout, weight_chunks
 __all__ = ["Estimate", "Evaluation", "evaluate"]
 
 BOUNDS = ("elbo", "iwae")
-_BATCH = 100
+_BATCH = 50
 _ROWS_CPU, _ROWS_CUDA = 8_000, 400_000  # rows through the decoder in a pass: enough to amortise Pyro, few enough for the cache
 
 
@@ -125,7 +125,7 @@ def evaluate(
         data: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row.
         bounds: which of "elbo" and "iwae" to report.
         num_samples: Monte Carlo samples a datum.
-        batch_size: data a pass, 100 by default; a model whose data share a latent is given all of them at once.
+        batch_size: data a pass, 50 by default; a model whose data share a latent is given all of them at once.
         chunk: samples a pass; by default as many as keep the device busy.
         seed: of samples and transform; torch's generators are left as they were.
         progress: whether to show a progress bar; by default on a terminal only.
