@@ -40,7 +40,8 @@ def map_tensors(fn: Callable[[Tensor], Any], batch: Any) -> Any:
     if isinstance(batch, Mapping):
         return {key: map_tensors(fn, value) for key, value in batch.items()}
     if isinstance(batch, list | tuple):
-        return type(batch)(map_tensors(fn, value) for value in batch)
+        items = [map_tensors(fn, value) for value in batch]
+        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)  # a NamedTuple takes them one by one
     return batch
 
 
@@ -59,9 +60,11 @@ class Data:
         x: a tensor, or a tuple or dict of tensors, with one datum a row.
         name: of the data set; named in every result.
         split: "train", "validation", "test" or "all".
-        transform: applied to each batch before the model sees it, or None.
+        transform: what the model sees the data through, or None. One that is fresh is drawn for every batch; any other is applied
+            once, here.
         labels: shape (N,), or None; used by figures only.
         image_shape: (height, width) or (channels, height, width) if a row is a picture, else None.
+        transformed: whether `x` is what the transform has made already.
     """
 
     x: Any
@@ -70,6 +73,19 @@ class Data:
     transform: Transform | None = None
     labels: Tensor | None = field(default=None, repr=False)
     image_shape: tuple[int, ...] | None = None
+    transformed: bool = field(default=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.transform is None or self.transformed:
+            return
+        if not (callable(self.transform) and hasattr(self.transform, "fresh")):
+            raise ValueError(
+                f"Data: the transform is a {type(self.transform).__name__}; give one of vilvm.datasets, such as DynamicBinarisation(), "
+                "or a frozen dataclass that is called with a batch and has `name` and `fresh`."
+            )
+        if not self.transform.fresh:
+            object.__setattr__(self, "x", self.transform(self.x))
+            object.__setattr__(self, "transformed", True)
 
     def __len__(self) -> int:
         """The number of data; 1 when the tensors share no first dimension, for they are then one datum together."""
@@ -89,7 +105,7 @@ class Data:
 
     def subset(self, index: Tensor | slice) -> "Data":
         """The data that `index` picks, in its order."""
-        labels = None if self.labels is None else self.labels[index]
+        labels = None if self.labels is None else self.labels[_on(index, self.labels.device)]
         return replace(self, x=map_tensors(lambda t: t[_on(index, t.device)], self.x), labels=labels)
 
     def fixed(self, seed: int = 0) -> "Data":
@@ -97,11 +113,15 @@ class Data:
 
         Drawn on the CPU, so that the same data are looked at whatever device they are for.
         """
-        if self.transform is None:
+        if self.transform is None or self.transformed:
             return self
         with seeded(seed):
             x = self.transform(map_tensors(Tensor.cpu, self.x))
-        return replace(self, x=x, transform=None).to(self.device)
+        return replace(self, x=x, transformed=True).to(self.device)
+
+    def look(self) -> Any:
+        """The tensors as the model sees them, a fresh transform drawn anew from torch's generator."""
+        return self.x if self.transform is None or self.transformed else self.transform(self.x)
 
     @property
     def device(self) -> torch.device:
@@ -122,7 +142,7 @@ class Data:
         digest = hashlib.sha256(repr(self.transform).encode())
         for tensor in tensors_of(self.x):
             digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-            digest.update(np.ascontiguousarray(tensor.detach().cpu().numpy()).tobytes())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
 
@@ -136,35 +156,59 @@ def as_data(data: Any, what: str = "data") -> Data:
     Raises:
         ValueError: what is wrong, in which tensor, at which datum.
     """
+    if all(isinstance(getattr(data, split, None), Data) for split in ("train", "validation", "test")):
+        raise ValueError(f"{what}: got a whole data set; pass one split of it, such as dataset.train.")
     if not isinstance(data, Data):
-        if isinstance(data, np.ndarray):
-            raise ValueError(f"{what}: got a numpy array; pass torch.from_numpy(...) or vilvm.datasets.arrays(...).")
         data = Data(data)
+    _check_tensors(data.x, what)
     tensors = tensors_of(data.x)
     if not tensors:
         raise ValueError(
             f"{what}: holds no tensor (it is a {type(data.x).__name__}); pass a tensor, or a tuple or dict of tensors."
         )
-    for tensor in tensors:
-        if tensor.numel() == 0:
-            raise ValueError(f"{what}: is empty (a tensor of shape {tuple(tensor.shape)}); pass at least one datum.")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            where = (~torch.isfinite(tensor)).nonzero()[0].tolist()
-            raise ValueError(f"{what}: holds NaN or infinity, first at index {where}; remove or impute such values first.")
-    return data
+    if data.labels is not None and data.divisible and len(data.labels) != len(data):
+        raise ValueError(f"{what}: has {len(data)} data and {len(data.labels)} labels; give one label a datum.")
+    # Data are constants: a history of their own would be walked through, and freed, by the first step.
+    return replace(data, x=map_tensors(Tensor.detach, data.x)) if any(t.requires_grad for t in tensors) else data
+
+
+def _check_tensors(x: Any, what: str) -> None:
+    if isinstance(x, np.ndarray):
+        raise ValueError(f"{what}: holds a numpy array; pass torch.from_numpy(...) or vilvm.datasets.arrays(...).")
+    if isinstance(x, Mapping | list | tuple):
+        for value in x.values() if isinstance(x, Mapping) else x:
+            _check_tensors(value, what)
+    if not isinstance(x, Tensor):
+        return
+    if x.layout is not torch.strided or x.device.type == "meta":
+        raise ValueError(
+            f"{what}: holds a {'meta' if x.device.type == 'meta' else 'sparse'} tensor; pass a dense one (.to_dense())."
+        )
+    if x.numel() == 0:
+        raise ValueError(f"{what}: is empty (a tensor of shape {tuple(x.shape)}); pass at least one datum.")
+    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+        where = (~torch.isfinite(x)).nonzero()[0].tolist()
+        raise ValueError(f"{what}: holds NaN or infinity, first at index {where}; remove or impute such values first.")
 
 
 class seeded:
     """A context in which torch draws from `seed`, on the CPU and on `device`; the generators are as before afterwards."""
 
     def __init__(self, seed: int, device: torch.device | str = "cpu"):
-        self.seed, device = seed, torch.device(device)
-        devices = [device] if device.type == "cuda" else []
-        self._fork = torch.random.fork_rng(devices=devices)
+        self.seed, self.device = seed, torch.device(device)
+        self._fork = torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
 
     def __enter__(self) -> None:
         self._fork.__enter__()
-        torch.manual_seed(self.seed)
+        set_seed(self.seed, self.device)
 
     def __exit__(self, *exc: Any) -> None:
         self._fork.__exit__(*exc)
+
+
+def set_seed(seed: int, device: torch.device) -> None:
+    """Seeds torch's generators of the CPU and of `device`, and no other's."""
+    torch.random.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)

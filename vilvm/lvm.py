@@ -19,9 +19,11 @@ import pyro
 import torch
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-__all__ = ["ContractError", "LatentVariableModel", "Pair", "check_contract", "module_parameters"]
+__all__ = ["ContractError", "LatentVariableModel", "Pair", "check_contract", "evaluation_mode", "module_parameters"]
 
 _PARAMS = "pyro_params"  # the submodule of a model in which its pyro.param statements live
 
@@ -43,7 +45,7 @@ class Pair(torch.nn.Module):
     """A latent variable model made of two callables, which may be plain functions, modules or Pyro autoguides.
 
     Parameters that the functions declare with ``pyro.param`` or ``pyro.module`` become parameters of this module, not of
-    Pyro's global store.
+    Pyro's global store. So do those of the module whose method `model` or `guide` is.
 
     Arguments:
         model: p(x | z) p(z), called with a batch.
@@ -70,6 +72,8 @@ class Pair(torch.nn.Module):
         for name, part in (("model", model), ("guide", guide)):
             if not callable(part):
                 raise ContractError(f"Pair: the {name} is a {type(part).__name__}, which cannot be called with a batch.")
+        owners = {id(o): o for o in (getattr(f, "__self__", None) for f in (model, guide)) if isinstance(o, torch.nn.Module)}
+        self.owners = torch.nn.ModuleList(owners.values())
         self.model = model
         self.guide = guide
 
@@ -94,34 +98,49 @@ class _LocalParams(Messenger):
         self.known = {id(p) for p in lvm.parameters()} if isinstance(lvm, torch.nn.Module) else set()
 
     def _pyro_param(self, msg: Any) -> None:
-        if len(msg["args"]) < 2:
-            return  # a PyroModule announcing a parameter of its own
-        name, init = msg["args"]
-        if not (isinstance(init, torch.nn.Parameter) and id(init) in self.known):
-            init = self._own(name, init, msg["kwargs"].get("constraint", constraints.real))
-        msg["value"], msg["done"] = init, True
+        name, *init = msg["args"]
+        if not init:
+            if name in self._declared():  # else a PyroModule announces a parameter of its own
+                msg["value"], msg["done"] = self._value(name), True
+            return
+        if isinstance(init[0], torch.nn.Parameter) and id(init[0]) in self.known:
+            msg["value"], msg["done"] = init[0], True
+            return
+        self._own(name, init[0], msg["kwargs"].get("constraint", constraints.real))
+        msg["value"], msg["done"] = self._value(name), True
 
-    def _own(self, name: str, init: Any, constraint: Any) -> torch.Tensor:
+    def _declared(self) -> dict[str, Any]:
+        """The constraint of every parameter that a statement has declared in this model."""
+        return getattr(self.lvm, "__dict__", {}).setdefault("_pyro_constraints", {})
+
+    def _own(self, name: str, init: Any, constraint: Any) -> None:
         if not isinstance(self.lvm, torch.nn.Module):
             raise ContractError(
                 f"pyro.param({name!r}) has no module to live in: make {type(self.lvm).__name__} a torch.nn.Module, "
                 "or wrap its functions as vilvm.Pair(model, guide)."
             )
-        store = getattr(self.lvm, _PARAMS, None)
-        if store is None:
-            store = torch.nn.ParameterDict()
-            self.lvm.add_module(_PARAMS, store)
-        key = name.replace(".", "/")  # a module's parameter names may hold no dot
-        if key not in store:
+        if getattr(self.lvm, _PARAMS, None) is None:
+            self.lvm.add_module(_PARAMS, torch.nn.ParameterDict())
+        store = getattr(self.lvm, _PARAMS)
+        if _key(name) not in store:
             if self.frozen:
                 raise ContractError(
                     f"pyro.param({name!r}) appeared after training began, so the optimizer does not know it; "
                     "declare every parameter on the first call."
                 )
-            store[key] = _unconstrained(init, constraint)
-        value = transform_to(constraint)(store[key])
-        value.unconstrained = lambda: store[key]  # type: ignore[attr-defined]  # as Pyro's own store does
+            store[_key(name)] = _unconstrained(init, constraint)
+        self._declared()[name] = constraint
+
+    def _value(self, name: str) -> Tensor:
+        stored = getattr(self.lvm, _PARAMS)[_key(name)]
+        value = transform_to(self._declared()[name])(stored)
+        value = value.view_as(value)  # the parameter itself must not carry what follows, which no pickle could hold
+        value.unconstrained = lambda: stored  # type: ignore[attr-defined]  # as Pyro's own store does
         return value
+
+
+def _key(name: str) -> str:
+    return name.replace(".", "/")  # a module's parameter names may hold no dot
 
 
 def _unconstrained(init: Any, constraint: Any) -> torch.nn.Parameter:
@@ -138,12 +157,28 @@ def module_parameters(lvm: object, frozen: bool = False) -> Iterator[None]:
 
     Arguments:
         lvm: the latent variable model.
-        frozen: whether a parameter that has not been met before is an error.
+        frozen: whether a parameter that has not been met before is an error; so it is too within a context that says so.
     """
     if isinstance(lvm, torch.nn.Module):
         for part in lvm.modules():
             # Pyro gives a module this state only if the setting below was on when the module was made.
             if isinstance(part, PyroModule) and not hasattr(part._pyro_context, "param_state"):
                 part._pyro_context.param_state = {"params": {}, "constraints": {}}
+    frozen = frozen or any(isinstance(m, _LocalParams) and m.lvm is lvm and m.frozen for m in _PYRO_STACK)
     with pyro.settings.context(module_local_params=True), _LocalParams(lvm, frozen):
         yield
+
+
+class evaluation_mode:
+    """A context in which a module is in evaluation mode (dropout off, batch statistics frozen), every part restored after."""
+
+    def __init__(self, lvm: object):
+        self.parts = [(m, m.training) for m in lvm.modules()] if isinstance(lvm, torch.nn.Module) else []
+
+    def __enter__(self) -> None:
+        for part, _ in self.parts:
+            part.training = False
+
+    def __exit__(self, *exc: Any) -> None:
+        for part, training in self.parts:
+            part.training = training

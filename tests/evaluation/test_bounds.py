@@ -180,8 +180,8 @@ def test_bounds_are_right_under_scale(kind, scale):
 
 def test_subsampled_plate_is_evaluated_with_one_subsample_under_all_chunks():
     x = torch.randn(100, generator=torch.Generator().manual_seed(2)) * 2**0.5
-    result = vilvm.evaluate(Wrapped("subsample"), x, num_samples=4000, chunk=100)
-    assert len(result.bounds["iwae"].values) == 20
+    result = vilvm.evaluate(Wrapped("subsample"), x, num_samples=4000, batch_size=100, chunk=100)
+    assert len(result.bounds["iwae"].values) == result.protocol["num_data"] == 20
     values, errors = result.bounds["iwae"]
     truth = dist.Normal(0.0, 2**0.5).log_prob(x)
     # Every value must be the evidence of some datum.

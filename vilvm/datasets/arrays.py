@@ -1,6 +1,9 @@
 """A user's own tensors and ``.npy`` and ``.npz`` files."""
 
+import tokenize
 import zipfile
+import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +45,14 @@ def arrays(
             does not fit the other split.
     """
     label = name or (Path(train).stem if isinstance(train, str | Path) else "arrays")
-    whole = _data(train, label, "train", key, transform)
+    whole = _data(train, label, "train", key)
+    if len(whole) < (3 if test is None else 2):
+        raise ValueError(f"{label}: {len(whole)} rows cannot be split; pass more, or use vilvm.Data(tensor) as it is.")
     if test is None:
         rest, held_out = carve(whole, max(1, len(whole) // 10), seed + 1)
-        tested = Data(held_out.x, label, "test", transform, None, whole.image_shape)
+        tested = replace(held_out, split="test")
     else:
-        rest, tested = whole, _data(test, label, "test", key, transform)
+        rest, tested = whole, _data(test, label, "test", key)
         if tested.x.shape[1:] != rest.x.shape[1:]:
             raise ValueError(
                 f"{label}: training data have rows of shape {tuple(rest.x.shape[1:])}, test data {tuple(tested.x.shape[1:])}."
@@ -56,7 +61,7 @@ def arrays(
     return Dataset(kept, validated, tested).with_transform(transform)
 
 
-def _data(source: Any, name: str, split: str, key: str | None, transform: Transform | None) -> Data:
+def _data(source: Any, name: str, split: str, key: str | None) -> Data:
     array = _read(Path(source), key) if isinstance(source, str | Path) else source
     tensor = array if isinstance(array, Tensor) else _tensor(array, name)
     if tensor.dim() == 0:
@@ -66,21 +71,21 @@ def _data(source: Any, name: str, split: str, key: str | None, transform: Transf
     if tensor.dtype == torch.float64:
         tensor = tensor.float()
     shape = tuple(tensor.shape[1:]) if tensor.dim() > 2 else None
-    data = Data(tensor.flatten(1) if shape else tensor, name, split, transform, None, shape)
+    data = Data(tensor.flatten(1) if shape else tensor, name, split, image_shape=shape)
     return as_data(data, f"{name} ({split})")
 
 
 def _tensor(array: Any, name: str) -> Tensor:
     try:
-        return torch.from_numpy(np.array(array))
-    except TypeError:
-        raise ValueError(
-            f"{name}: an array of {getattr(array, 'dtype', type(array).__name__)} holds no numbers to model."
-        ) from None
+        found = np.array(array)
+        return torch.from_numpy(found.astype(found.dtype.newbyteorder("=")))
+    except (TypeError, ValueError):
+        kind = getattr(array, "dtype", type(array).__name__)
+        raise ValueError(f"{name}: an array of {kind} holds no numbers to model, or rows of several lengths.") from None
 
 
 def _read(path: Path, key: str | None) -> np.ndarray:
-    if path.suffix not in (".npy", ".npz"):
+    if path.suffix.lower() not in (".npy", ".npz"):
         raise ValueError(f"{path}: unknown kind of file {path.suffix!r}; give .npy or .npz.")
     try:
         with path.open("rb") as file:
@@ -88,8 +93,10 @@ def _read(path: Path, key: str | None) -> np.ndarray:
             return found if isinstance(found, np.ndarray) else _member(path, found, key)
     except FileNotFoundError:
         raise ValueError(f"{path}: there is no such file.") from None
-    except (EOFError, OSError, zipfile.BadZipFile, KeyError):
-        raise ValueError(f"{path}: is empty or truncated; write it again.") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path}: is a folder; give a file.") from None
+    except (EOFError, OSError, zipfile.BadZipFile, KeyError, zlib.error, tokenize.TokenError, SyntaxError, NotImplementedError):
+        raise ValueError(f"{path}: is empty, truncated or damaged; write it again.") from None
     except ValueError as error:
         if str(error).startswith(str(path)):
             raise

@@ -1,5 +1,6 @@
 """The small object that every data set returns: its three splits."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -22,13 +23,14 @@ class Dataset(NamedTuple):
         return self.train.name
 
     def with_transform(self, transform: Transform | None) -> "Dataset":
-        """The same data under another transform; one that is not fresh at each batch is drawn now, from its own seed."""
-        return Dataset(*(_transformed(split, transform) for split in self))
+        """The same data under another transform; one that is not fresh at each batch is drawn now, from its own seed.
 
-
-def _transformed(split: Data, transform: Transform | None) -> Data:
-    x = split.x if transform is None or transform.fresh else transform(split.x)
-    return Data(x, split.name, split.split, transform, split.labels, split.image_shape)
+        Raises:
+            ValueError: the data are those that another transform has made.
+        """
+        if any(split.transformed for split in self):
+            raise ValueError(f"{self.name}: the data were made by {self.train.transform!r} already; load them with transform=None.")
+        return Dataset(*(replace(split, transform=transform) for split in self))
 
 
 def carve(train: Data, validation: int, seed: int) -> tuple[Data, Data]:
@@ -42,4 +44,4 @@ def carve(train: Data, validation: int, seed: int) -> tuple[Data, Data]:
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     held_out = train.subset(order[:validation].sort().values)
     kept = train.subset(order[validation:].sort().values)
-    return kept, Data(held_out.x, train.name, "validation", train.transform, held_out.labels, train.image_shape)
+    return kept, replace(held_out, split="validation")

@@ -27,7 +27,7 @@ class DynamicBinarisation:
 
     def __call__(self, batch: Any) -> Any:
         """The binary batch; noise from torch's generator of its device."""
-        return map_tensors(torch.bernoulli, batch)
+        return map_tensors(lambda x: torch.bernoulli(_probabilities(x)), batch)
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,20 @@ class StaticBinarisation:
         generator = torch.Generator().manual_seed(self.seed)
 
         def draw(x: Tensor) -> Tensor:
-            return torch.bernoulli(x.cpu(), generator=generator).to(x.device)
+            return torch.bernoulli(_probabilities(x.cpu()), generator=generator).to(x.device)
 
         return map_tensors(draw, batch)
+
+
+def _probabilities(x: Tensor) -> Tensor:
+    if not x.is_floating_point():
+        raise ValueError(
+            f"Binarisation reads its data as probabilities, and these are {x.dtype}; divide grey levels by their largest."
+        )
+    # Not looked at on a GPU, where it would make the host wait at every batch; there torch's own assertion watches.
+    if x.device.type == "cpu" and bool((x.amin() < 0) | (x.amax() > 1)):
+        low, high = x.amin().item(), x.amax().item()
+        raise ValueError(
+            f"Binarisation reads its data as probabilities, and these lie between {low:g} and {high:g}; scale to [0, 1]."
+        )
+    return x

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from vilvm.data import Data, as_data, seeded
-from vilvm.lvm import ContractError, LatentVariableModel, check_contract
+from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evaluation_mode
 from vilvm.progress import ProgressBar
 from vilvm.weights import Layout, LogWeights, layout, weight_chunks
 
@@ -145,16 +145,17 @@ def evaluate(
         (torch.Size([9]), True)
     """
     check_contract(lvm)
+    bounds = [bounds] if isinstance(bounds, str) else list(bounds)
     unknown = [b for b in bounds if b not in BOUNDS]
     if unknown or not bounds:
         raise ValueError(f"evaluate: unknown bounds {unknown or 'none at all'}; choose from {list(BOUNDS)}.")
     for name, value in (("num_samples", num_samples), ("batch_size", batch_size), ("chunk", chunk)):
-        if value is not None and value < 1:
-            raise ValueError(f"evaluate: {name} must be at least 1; got {value}.")
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"evaluate: {name} must be a whole number, at least 1; got {value!r}.")
     began = time.perf_counter()
     given = as_data(data)
     where = next((p.device for p in lvm.parameters()), given.device) if isinstance(lvm, torch.nn.Module) else given.device
-    with torch.no_grad(), seeded(seed, where), _evaluation_mode(lvm):
+    with torch.no_grad(), seeded(seed, where), evaluation_mode(lvm):
         _widen_heap()
         fixed = given.to(where).fixed(seed)
         parts, plan = _parts(lvm, fixed, batch_size)
@@ -163,16 +164,20 @@ def evaluate(
         with ProgressBar(f"evaluating, {num_samples} samples", len(parts), 0, progress) as bar:
             sums = []
             for part in parts:
-                sums.append(_accumulate(lvm, part.x, num_samples, chunk))
+                # The plate over the data is found once: of the last batch, which may be smaller, another might have the size.
+                here = plan if part is parts[0] else layout(lvm, part.x, plate=plan.data_plate)
+                sums.append(_accumulate(lvm, part.x, num_samples, chunk, here))
                 bar.advance()
+    total = _Sums(*(torch.cat(c) for c in zip(*sums, strict=True)))
     protocol = {
         **given.protocol(),
+        **({"num_data": len(total.w)} if plan.local else {}),  # fewer than were given, if the plate subsamples them
         "seed": seed,
         "num_samples": num_samples,
         "likelihood": plan.families,
         "unit": "nats per datum" if plan.local else "nats, all data together",
     }
-    return _summarise(_Sums(*(torch.cat(c) for c in zip(*sums, strict=True))), num_samples, bounds, protocol, began)
+    return _summarise(total, num_samples, bounds, protocol, began)
 
 
 def _parts(lvm: LatentVariableModel, data: Data, batch_size: int | None) -> tuple[list[Data], Layout]:
@@ -182,10 +187,16 @@ def _parts(lvm: LatentVariableModel, data: Data, batch_size: int | None) -> tupl
     plan = layout(lvm, parts[0].x)
     if not plan.local and len(parts) > 1:
         parts, plan = [data], layout(lvm, data.x)
-    if not plan.local and plan.subsample:
+    subsampled = [name for name in plan.subsample if not plan.local or name != plan.data_plate]
+    if subsampled:
         raise ContractError(
-            f"{type(lvm).__name__} subsamples its plate {next(iter(plan.subsample))!r} at random and has latents that all data share: "
-            "its weights bound the evidence of the subsample only. Evaluate a model whose plate takes all data."
+            f"{type(lvm).__name__} subsamples its plate {subsampled[0]!r} at random, and what is in it belongs to one joint weight: "
+            "the bounds would be those of the subsample. Evaluate a model whose plate takes all of it."
+        )
+    if plan.degenerate:
+        raise ContractError(
+            f"{type(lvm).__name__}: the guide puts latent {plan.degenerate[0]!r} on one point (a Delta), where it has no density, so there "
+            "is no ELBO and no importance-weighted bound: use a guide with a density (AutoNormal, say)."
         )
     return parts, plan
 
@@ -203,10 +214,10 @@ class _Sums(NamedTuple):
     distortion_squared: Tensor
 
 
-def _accumulate(lvm: LatentVariableModel, batch: Any, num_samples: int, chunk: int) -> _Sums:
+def _accumulate(lvm: LatentVariableModel, batch: Any, num_samples: int, chunk: int, plan: Layout) -> _Sums:
     total: _Sums | None = None
     origin: list[Tensor] = []  # squares are summed about a first guess of the mean, or their difference would lose its digits
-    for weights in weight_chunks(lvm, batch, num_samples, chunk):
+    for weights in weight_chunks(lvm, batch, num_samples, chunk, plan=plan):
         terms = _terms(weights)
         origin = origin or [term.mean(0).nan_to_num(0.0, 0.0, 0.0) for term in terms]  # a weight may be zero, its log −inf
         log_w = terms[0]
@@ -268,18 +279,3 @@ def _widen_heap() -> None:
     Without it, each pass faults its memory in anew, which doubles the time of an evaluation on a CPU.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
-
-
-class _evaluation_mode:
-    """A context in which a module is in evaluation mode (dropout off, batch statistics frozen), every part restored after."""
-
-    def __init__(self, lvm: object):
-        self.parts = [(m, m.training) for m in lvm.modules()] if isinstance(lvm, torch.nn.Module) else []
-
-    def __enter__(self) -> None:
-        for part, _ in self.parts:
-            part.training = False
-
-    def __exit__(self, *exc: Any) -> None:
-        for part, training in self.parts:
-            part.training = training

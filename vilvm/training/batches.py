@@ -30,7 +30,7 @@ class Batches:
         picked = self.data
         if self.epoch_steps > 1:
             if self._order is None or self._order[0] != epoch:
-                generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+                generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
                 self._order = epoch, torch.randperm(len(self.data), generator=generator).to(self.data.device)
             picked = self.data.subset(self._order[1][position * self.size : (position + 1) * self.size])
-        return picked.x if picked.transform is None else picked.transform(picked.x)
+        return picked.look()

@@ -2,16 +2,19 @@
 
 from typing import Any
 
+import numpy as np
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from vilvm.data import Data, tensors_of
 from vilvm.lvm import ContractError
 from vilvm.weights.traces import Sites
 
-__all__ = ["check_latents", "check_plates", "check_shape", "enumerable"]
+__all__ = ["check_batch", "check_guided", "check_latents", "check_number", "check_plates", "check_shape", "enumerable"]
 
 
 def check_latents(lvm: object, model: Sites, guide: Sites) -> None:
+    """The guide draws the model's latents, each of one shape, and the model observes something."""
     name_of = type(lvm).__name__
     latents = [n for n, s in model.items() if not s["is_observed"]]
     for name in latents:
@@ -50,7 +53,8 @@ def check_plates(model_trace: Any, guide_trace: Any) -> None:
         other = guide_trace.nodes.get(name)
         if site["type"] == "sample" and site_is_subsample(site) and other is not None and site["fn"].size != other["fn"].size:
             raise ContractError(
-                f"Plate {name!r} has size {site['fn'].size} in the model and {other['fn'].size} in the guide; use len(batch) in both."
+                f"Plate {name!r} has size {site['fn'].size} in the model and {other['fn'].size} in the guide; use len(batch) in both; "
+                "if the guide knows one size of batch only, as an autoguide over local latents does, pass batches of that size (batch_size=...)."
             )
 
 
@@ -72,5 +76,32 @@ def check_shape(part: str, site: Any, value: Tensor) -> None:
             )
 
 
+def check_guided(lvm: object, enumerated: tuple[str, ...]) -> None:
+    """Raises ContractError if there are latents that only a sum over their values could deal with."""
+    if enumerated:
+        name = enumerated[0]
+        raise ContractError(
+            f"{type(lvm).__name__}: latent {name!r} is marked for enumeration and absent from the guide, and nothing here sums over a "
+            f"latent: sample {name!r} in the guide, or read the loss of TraceEnum_ELBO."
+        )
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number, at least 1; got {value!r}.")
+
+
+def check_batch(batch: Any) -> None:
+    """Raises ContractError if a batch is not what a model is called with."""
+    if isinstance(batch, Data):
+        raise ContractError("Got a vilvm.Data in place of a batch; pass data.fixed().x, the tensors themselves.")
+    if isinstance(batch, np.ndarray):
+        raise ContractError("Got a numpy array in place of a batch; pass torch.from_numpy(...).")
+    if any(t.dim() and not len(t) for t in tensors_of(batch)):
+        raise ContractError("The batch is empty; pass at least one datum.")
+
+
 def enumerable(site: Any) -> bool:
+    """Whether a site is marked for parallel enumeration."""
     return site["infer"].get("enumerate") == "parallel"

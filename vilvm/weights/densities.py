@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from vilvm.lvm import ContractError, LatentVariableModel, module_parameters
-from vilvm.weights.structure import Layout, held_still, layout
+from vilvm.weights.contract import check_batch, check_guided, check_number
+from vilvm.weights.structure import Layout, guide_sites, held_still, layout
 from vilvm.weights.traces import log_prob, run, sites_of
 
 __all__ = ["LogWeights", "log_weights", "weight_chunks"]
@@ -29,7 +30,8 @@ __all__ = ["LogWeights", "log_weights", "weight_chunks"]
 class LogWeights:
     """Log-densities of a model and its guide, in nats, for every Monte Carlo sample and every datum.
 
-    Each tensor has shape (num_samples, num_data) if its site stands in the data plate, else (num_samples,).
+    Each tensor has shape (num_samples, num_data) if its site stands in the data plate, else (num_samples,). What is summed, over
+    sites or over a plate, is float64.
 
     Arguments:
         log_likelihoods: log p(x | z) by observed site.
@@ -83,15 +85,21 @@ class LogWeights:
 
 
 def _total(terms: Iterable[Tensor]) -> Tensor:
-    """The sum of terms of shapes (S, N) and (S,): (S, N) if all are, else (S,). Empty without terms."""
-    kept = list(terms)
+    """The sum, in float64, of terms of shapes (S, N) and (S,): (S, N) if all are, else (S,). Empty without terms."""
+    kept = [t.double() for t in terms]
     if any(t.dim() == 1 for t in kept):
         kept = [t.sum(-1) if t.dim() == 2 else t for t in kept]
     return sum(kept[1:], kept[0]) if kept else torch.empty(0)
 
 
 def log_weights(
-    lvm: LatentVariableModel, batch: Any, num_samples: int = 1, *, chunk: int | None = None, validate: bool = True
+    lvm: LatentVariableModel,
+    batch: Any,
+    num_samples: int = 1,
+    *,
+    chunk: int | None = None,
+    validate: bool = True,
+    plan: Layout | None = None,
 ) -> LogWeights:
     """Draws `num_samples` latents from the guide for every datum of the batch, and weighs them.
 
@@ -103,6 +111,7 @@ def log_weights(
         num_samples: Monte Carlo samples a datum.
         chunk: samples a pass, which bounds memory; all at once by default.
         validate: whether Pyro checks that parameters and values lie where they must; without it, NaN is still found and named.
+        plan: the layout of this very batch, which a run of the pair finds if it is not given.
 
     Returns:
         LogWeights of shape (num_samples, num_data), in nats per datum; (num_samples,) without a data plate.
@@ -117,22 +126,22 @@ def log_weights(
         >>> weights.log_weight.shape, sorted(weights.log_priors)
         (torch.Size([10, 4]), ['z'])
     """
-    chunks = list(weight_chunks(lvm, batch, num_samples, chunk or num_samples, validate))
+    chunks = list(weight_chunks(lvm, batch, num_samples, num_samples if chunk is None else chunk, validate, plan))
     return chunks[0] if len(chunks) == 1 else _concatenate(chunks)
 
 
 def weight_chunks(
-    lvm: LatentVariableModel, batch: Any, num_samples: int, chunk: int, validate: bool = True
+    lvm: LatentVariableModel, batch: Any, num_samples: int, chunk: int, validate: bool = True, plan: Layout | None = None
 ) -> Iterator[LogWeights]:
-    """The LogWeights of ``log_weights``, `chunk` samples at a time, for use in constant memory."""
-    if num_samples < 1 or chunk < 1:
-        raise ValueError(f"num_samples and chunk must be at least 1; got num_samples={num_samples}, chunk={chunk}.")
-    plan = layout(lvm, batch, validate)
-    if plan.enumerated:
-        raise ContractError(
-            f"{type(lvm).__name__}: latent {plan.enumerated[0]!r} is marked for enumeration and absent from the guide, and log-weights sum "
-            f"over no latent: sample {plan.enumerated[0]!r} in the guide, or read the loss of TraceEnum_ELBO."
-        )
+    """The LogWeights of ``log_weights``, `chunk` samples at a time, for use in constant memory.
+
+    `plan` is the layout of this very batch; it is found by a run of the pair if it is not given.
+    """
+    check_number("num_samples", num_samples)
+    check_number("chunk", chunk)
+    check_batch(batch)
+    plan = layout(lvm, batch, validate) if plan is None else plan
+    check_guided(lvm, plan.enumerated)
     done = 0
     while done < num_samples:
         size = min(chunk, num_samples - done)
@@ -148,7 +157,7 @@ def _one_pass(lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Layo
     samples, fixed = (num_samples, plan.sample_dim), held_still(plan)
     guide_trace = run(lvm.guide, "guide", batch, fixed, samples=samples)
     model_trace = run(lvm.model, "model", batch, guide_trace, fixed, samples=samples)
-    model, guide = sites_of(model_trace), sites_of(guide_trace)
+    model, guide = sites_of(model_trace), guide_sites(guide_trace)
 
     def term(part: str, site: Any) -> Tensor:
         return _reduce(site, log_prob(part, site), num_samples, plan)
@@ -172,7 +181,7 @@ def _reduce(site: Any, value: Tensor, num_samples: int, plan: Layout) -> Tensor:
     in_data = any(frame.name == plan.data_plate for frame in site["cond_indep_stack"])
     keep = {0} | ({dims + plan.data_dim} if in_data and plan.data_dim is not None else set())
     summed = [d for d in range(dims) if d not in keep]
-    return value.sum(summed) if summed else value
+    return value.sum(summed, dtype=torch.float64) if summed else value  # of many terms, float32 would lose the last digits
 
 
 def _concatenate(chunks: list[LogWeights]) -> LogWeights:

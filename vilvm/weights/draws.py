@@ -1,15 +1,16 @@
 """Draws: data from the model as a simulator, latents from the guide, and the means of either."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from pyro import poutine
 from torch import Tensor
 
-from vilvm.lvm import ContractError, LatentVariableModel, check_contract, module_parameters
-from vilvm.weights.structure import Layout, data_plate, held_still, layout
-from vilvm.weights.traces import Sites, nesting_of, plate_dims, run, sites_of, strip, was_observed
+from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evaluation_mode, module_parameters
+from vilvm.weights.contract import check_batch, check_guided, check_number
+from vilvm.weights.structure import Layout, data_plate, guide_sites, held_still, layout
+from vilvm.weights.traces import Sites, family, nesting_of, plate_dims, run, sites_of, strip, was_observed
 
 __all__ = ["posterior", "posterior_mean", "predict", "sample"]
 
@@ -24,10 +25,11 @@ def sample(lvm: LatentVariableModel, num_samples: int, *, like: Any = None, mean
         mean: whether observed sites return the mean of their likelihood in place of a draw.
 
     Returns:
-        Every latent and observed site by name, shape (num_samples, ...); (num_samples, num_data, ...) if `like` is given.
+        Every latent and observed site by name, shape (num_samples, ...), plates before the event; (num_samples, num_data, ...) if
+        `like` is given.
 
     Raises:
-        ContractError: the model cannot run without a batch, and `like` was not given.
+        ContractError: the model cannot run without a batch, and `like` was not given; or a likelihood has no mean.
 
     Example:
         >>> import vilvm
@@ -36,21 +38,24 @@ def sample(lvm: LatentVariableModel, num_samples: int, *, like: Any = None, mean
         torch.Size([3, 6])
     """
     check_contract(lvm)
-    batch = like if like is not None else torch.empty(1, 0, device=_device(lvm))
-    with torch.no_grad(), module_parameters(lvm):
+    check_number("num_samples", num_samples)
+    batch = _placeholder(lvm, 1) if like is None else like
+    check_batch(batch)
+    with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
         try:
             probe = _simulate(lvm, batch)
             nesting = nesting_of(probe)
             sites = _simulate(lvm, batch, samples=(num_samples, -1 - nesting))
+            plate = data_plate(poutine.uncondition(lvm.model), batch, [s for s in probe.values() if was_observed(s)])
         except ContractError as error:
             if like is not None:
                 raise
             raise ContractError(f"{error} To simulate a model that reads its batch, pass like=a batch of data.") from None
-    plate = data_plate(batch, [s for s in probe.values() if was_observed(s)])
+        if like is None:
+            _check_needs_no_batch(lvm, probe, plate)
     draws = {}
     for name, site in sites.items():
-        value = site["fn"].mean if mean and was_observed(site) else site["value"]
-        value = strip(value, site, num_samples, nesting)
+        value = strip(_mean(site) if mean and was_observed(site) else site["value"], site, num_samples, nesting)
         # The one datum of the placeholder makes room for the draws, each of which is a datum.
         place = _place(site, plate) if like is None else None  # counted among the plates, of which samples come first
         draws[name] = value if place is None else value.squeeze(place).movedim(0, place - 1)
@@ -63,14 +68,16 @@ def posterior(lvm: LatentVariableModel, batch: Any, num_samples: int = 1) -> dic
     Returns:
         Every latent by name, shape (num_samples, num_data, ...); (num_samples, ...) for a latent shared by the data.
 
+    Raises:
+        ContractError: the pair breaks the contract on this batch (see ``vilvm.weights.layout``).
+
     Example:
         >>> import torch, vilvm
         >>> from models.vae import VAE
         >>> vilvm.posterior(VAE(data_dim=6, latent_dim=2), torch.zeros(4, 6), num_samples=10)["z"].shape
         torch.Size([10, 4, 2])
     """
-    plan = layout(lvm, batch)
-    sites = _guide_sites(lvm, batch, num_samples, plan)
+    plan, sites = _run_guide(lvm, batch, num_samples)
     return {name: strip(sites[name]["value"], sites[name], num_samples, plan.nesting) for name in plan.latents}
 
 
@@ -81,13 +88,15 @@ def posterior_mean(lvm: LatentVariableModel, batch: Any, num_samples: int = 1) -
 
     Returns:
         Every latent by name, shape (num_data, ...); (...) for a latent shared by the data.
+
+    Raises:
+        ContractError: the pair breaks the contract on this batch, or a latent has no mean (a Categorical).
     """
-    plan = layout(lvm, batch)
-    sites = _guide_sites(lvm, batch, num_samples, plan)
+    plan, sites = _run_guide(lvm, batch, num_samples)
 
     def mean(site: Any) -> Tensor:
         try:
-            value = site["fn"].mean.expand(site["value"].shape)
+            value = _mean(site).expand(site["value"].shape)
         except NotImplementedError:
             value = site["value"]
         return strip(value, site, num_samples, plan.nesting).mean(0)
@@ -100,34 +109,79 @@ def predict(lvm: LatentVariableModel, latents: Mapping[str, Tensor], *, like: An
 
     Arguments:
         lvm: the model and guide; the guide is not run.
-        latents: every latent by name, shape (num_data, ...).
+        latents: every latent by name, shape (num_data, ...); (...) for a latent shared by the data, which needs `like`.
         like: a batch of num_data data, for a model that reads more of it than its length.
 
     Returns:
         Every observed site by name, shape (num_data, ...).
+
+    Raises:
+        ContractError: a latent has no value, the model cannot run without a batch, or a likelihood has no mean.
     """
     check_contract(lvm)
-    num_data = len(next(iter(latents.values())))
-    batch = like if like is not None else torch.empty(num_data, 0, device=_device(lvm))
-    with torch.no_grad(), module_parameters(lvm):
+    if not isinstance(latents, Mapping) or not all(isinstance(v, Tensor) for v in latents.values()):
+        raise ContractError(f"predict: latents must be a dict of tensors by name; got a {type(latents).__name__}.")
+    first = next((v for v in latents.values()), None)
+    if like is None and (first is None or first.dim() == 0):
+        raise ContractError(
+            "predict: no latent tells the number of data; give each a value of shape (num_data, ...), or pass like=."
+        )
+    batch = _placeholder(lvm, len(first)) if like is None and first is not None else like
+    check_batch(batch)
+    with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
         sites = _simulate(lvm, batch, given=latents)
     missing = [n for n, s in sites.items() if n not in latents and not was_observed(s)]
     if missing:
         raise ContractError(f"predict: no value was given for the latent {missing[0]!r}; it has {sorted(latents)}.")
-    return {n: s["fn"].mean for n, s in sites.items() if was_observed(s)}
+    if like is None:
+        _check_event_sizes(lvm, sites.values())
+    return {n: _mean(s) for n, s in sites.items() if was_observed(s)}
 
 
-def _guide_sites(lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Layout) -> Sites:
-    with torch.no_grad(), module_parameters(lvm):
-        return sites_of(run(lvm.guide, "guide", batch, held_still(plan), samples=(num_samples, plan.sample_dim)))
+def _run_guide(lvm: LatentVariableModel, batch: Any, num_samples: int) -> tuple[Layout, Sites]:
+    check_number("num_samples", num_samples)
+    check_batch(batch)
+    plan = layout(lvm, batch)
+    check_guided(lvm, plan.enumerated)
+    with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
+        trace = run(lvm.guide, "guide", batch, held_still(plan), samples=(num_samples, plan.sample_dim))
+    return plan, guide_sites(trace)
 
 
 def _simulate(
     lvm: LatentVariableModel, batch: Any, *, samples: tuple[int, int] | None = None, given: Mapping[str, Tensor] | None = None
 ) -> Sites:
-    """The model's sites with nothing observed but the latents in `given`."""
+    """The model's sites with nothing observed but the latents in `given`, factors left out."""
     model = poutine.uncondition(lvm.model)
-    return sites_of(run(poutine.condition(model, data=dict(given)) if given else model, "model", batch, samples=samples))
+    sites = sites_of(run(poutine.condition(model, data=dict(given)) if given else model, "model", batch, samples=samples))
+    return {n: s for n, s in sites.items() if family(s["fn"]) != "Unit"}
+
+
+def _check_needs_no_batch(lvm: LatentVariableModel, sites: Sites, plate: Any) -> None:
+    """Raises ContractError if the model has read from a placeholder what only a batch can tell."""
+    _check_event_sizes(lvm, sites.values())
+    observed = {n for n, s in sites.items() if was_observed(s)}
+    longer = sites if plate is not None else _simulate(lvm, _placeholder(lvm, 2))
+    shapes = [{n: tuple(s["value"].shape) for n, s in run_.items()} for run_ in (sites, longer)]
+    if not observed or shapes[0] != shapes[1]:
+        raise ContractError(
+            f"{type(lvm).__name__} reads its batch, so it cannot be simulated without one: pass like=a batch of data."
+        )
+
+
+def _check_event_sizes(lvm: object, sites: Iterable[Any]) -> None:
+    empty = [s["name"] for s in sites if s["value"].numel() == 0]
+    if empty:
+        raise ContractError(
+            f"{type(lvm).__name__} takes the size of {empty[0]!r} from its batch, so it cannot run without one: pass like=a batch of data."
+        )
+
+
+def _mean(site: Any) -> Tensor:
+    mean = site["fn"].mean
+    if bool(mean.isnan().any()):
+        raise ContractError(f"Site {site['name']!r} is {family(site['fn'])}, which has no mean; use draws (sample, posterior).")
+    return mean
 
 
 def _place(site: Any, plate: Any) -> int | None:
@@ -137,6 +191,7 @@ def _place(site: Any, plate: Any) -> int | None:
     return sorted(plate_dims(site)).index(plate.dim)
 
 
-def _device(lvm: object) -> torch.device:
+def _placeholder(lvm: object, num_data: int) -> Tensor:
+    """A batch that has a length and nothing else, where the model is."""
     parameters = lvm.parameters() if isinstance(lvm, torch.nn.Module) else iter(())
-    return next((p.device for p in parameters), torch.get_default_device())
+    return torch.empty(num_data, 0, device=next((p.device for p in parameters), torch.get_default_device()))

@@ -1,5 +1,6 @@
 """How a pair is laid out on a batch: its plates, its latents, its scale. Found by running it once."""
 
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import pyro
@@ -8,12 +9,12 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from vilvm.data import tensors_of
-from vilvm.lvm import LatentVariableModel, check_contract, module_parameters
+from vilvm.data import Data, tensors_of
+from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evaluation_mode, module_parameters
 from vilvm.weights.contract import check_latents, check_plates, check_shape, enumerable
-from vilvm.weights.traces import Sites, log_prob, nesting_of, run, sites_of
+from vilvm.weights.traces import Sites, family, log_prob, nesting_of, run, sites_of
 
-__all__ = ["Layout", "data_plate", "held_still", "layout"]
+__all__ = ["Layout", "data_plate", "guide_sites", "held_still", "layout"]
 
 
 class Layout(NamedTuple):
@@ -30,6 +31,7 @@ class Layout(NamedTuple):
         observed: names, in the model's order.
         families: the distribution of each observed site, by name.
         enumerated: latents that the model marks for parallel enumeration and the guide leaves out.
+        degenerate: latents that the guide puts on one point, so that it has no density there.
         subsample: the plates that subsample their data at random, and the indices they drew.
     """
 
@@ -43,6 +45,7 @@ class Layout(NamedTuple):
     observed: tuple[str, ...]
     families: dict[str, str]
     enumerated: tuple[str, ...]
+    degenerate: tuple[str, ...]
     subsample: dict[str, Any]
 
     @property
@@ -51,69 +54,117 @@ class Layout(NamedTuple):
         return -1 - self.nesting
 
 
-def layout(lvm: LatentVariableModel, batch: Any, validate: bool = True) -> Layout:
+def layout(lvm: LatentVariableModel, batch: Any, validate: bool = True, plate: str | None = None) -> Layout:
     """Runs the pair once on `batch`, holds it to the contract, and says how it is laid out.
+
+    The pair is in evaluation mode meanwhile, so that a look at it changes no batch statistics.
 
     Arguments:
         lvm: the model and guide.
         batch: what both are called with.
         validate: whether Pyro checks that parameters and values lie where they must.
+        plate: the name of the plate over the data, if it is known from another batch; found by its size otherwise.
 
     Raises:
-        ContractError: the pair cannot run on this batch, its latents do not match, it observes nothing, or a log-density has
-            dimensions that no plate accounts for.
+        ContractError: the pair cannot run on this batch, its latents do not match, it observes nothing, a log-density has
+            dimensions that no plate accounts for, or two plates might be that over the data.
     """
     check_contract(lvm)
-    with torch.no_grad(), module_parameters(lvm), pyro.validation_enabled(validate):
+    with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm), pyro.validation_enabled(validate):
         guide_trace = run(lvm.guide, "guide", batch)
         model_trace = run(lvm.model, "model", batch, guide_trace)
-        model, guide = sites_of(model_trace), sites_of(guide_trace)
+        model = sites_of(model_trace)
+        guide = guide_sites(guide_trace)
         check_plates(model_trace, guide_trace)
         check_latents(lvm, model, guide)
         for part, sites in (("model", model), ("guide", guide)):
             for site in sites.values():
                 check_shape(part, site, log_prob(part, site))
-    return _read_layout(lvm, batch, model, guide, [model_trace, guide_trace])
+        found = data_plate(lvm.model, batch, [s for s in model.values() if s["is_observed"]], plate)
+    return _read_layout(found, model, guide, [model_trace, guide_trace])
 
 
-def _read_layout(lvm: object, batch: Any, model: Sites, guide: Sites, traces: list[Any]) -> Layout:
+def guide_sites(trace: Any) -> Sites:
+    """The sites that a guide draws; what it observes (an automatic guide may replay the data) is not its own."""
+    return {n: s for n, s in sites_of(trace).items() if not s["is_observed"]}
+
+
+def _read_layout(plate: Any, model: Sites, guide: Sites, traces: list[Any]) -> Layout:
     observed = {n: s for n, s in model.items() if s["is_observed"]}
     latents = {n: s for n, s in model.items() if not s["is_observed"]}
-    plate = data_plate(batch, list(observed.values()))
     drawn = {n: s for t in traces for n, s in t.nodes.items() if s["type"] == "sample" and site_is_subsample(s)}
-    scale = next(iter(observed.values()))["scale"]
+    inside = [s for s in observed.values() if plate is not None and _stands_in(s, plate.name)]
+    scale = (inside or list(observed.values()))[0]["scale"]
     return Layout(
         nesting=nesting_of(model, guide),
         data_plate=plate.name if plate else None,
         data_dim=plate.dim if plate else None,
         num_data=plate.size if plate else 1,
-        local=plate is not None
-        and all(plate.name in {f.name for f in s["cond_indep_stack"]} for s in [*latents.values(), *guide.values()]),
+        local=plate is not None and all(_stands_in(s, plate.name) for s in [*latents.values(), *guide.values()]),
         scale=float(scale.mean()) if isinstance(scale, Tensor) else float(scale),
         latents=tuple(latents),
         observed=tuple(observed),
-        families={n: _family(s["fn"]) for n, s in observed.items()},
+        families={n: family(s["fn"]).removeprefix("Independent") for n, s in observed.items()},
         enumerated=tuple(n for n, s in latents.items() if n not in guide and enumerable(s)),
+        degenerate=_degenerate(latents, guide),
         subsample={n: s for n, s in drawn.items() if s["fn"].subsample_size is not None and s["fn"].subsample_size < s["fn"].size},
     )
 
 
-def _family(fn: Any) -> str:
-    """The name of a distribution, under ``to_event``, ``mask`` and ``expand``."""
-    while hasattr(fn, "base_dist"):
-        fn = fn.base_dist
-    return type(fn).__name__.removeprefix("Independent")
+def _stands_in(site: Any, plate: str) -> bool:
+    return any(frame.name == plate for frame in site["cond_indep_stack"])
 
 
-def data_plate(batch: Any, observed: list[Any]) -> Any:
-    """The plate over the data: of the plates around every observed site, the outermost whose size is the batch's, else the outermost."""
+def _degenerate(latents: Sites, guide: Sites) -> tuple[str, ...]:
+    """Continuous latents on which the guide is a Delta, unless it only hands on an auxiliary draw, as autoguides do."""
+    auxiliary = [s for s in guide.values() if s["infer"].get("is_auxiliary")]
+    if auxiliary and all(family(s["fn"]) != "Delta" for s in auxiliary):
+        return ()
+    return tuple(
+        n
+        for n, s in latents.items()
+        if n in guide
+        and family(guide[n]["fn"]) == "Delta"
+        and family(s["fn"]) != "Delta"
+        and not getattr(s["fn"].support, "is_discrete", False)
+    )
+
+
+def data_plate(model: Any, batch: Any, observed: list[Any], name: str | None = None) -> Any:
+    """The plate over the data, or None: that called `name`, else that of the batch's size, of those around every observed site.
+
+    Raises:
+        ContractError: several plates are of the batch's size, and which grows with it cannot be found out.
+    """
     common = [f for f in observed[0]["cond_indep_stack"] if f.vectorized and f.name != "_monte_carlo"] if observed else []
     for site in observed[1:]:
-        names = {f.name for f in site["cond_indep_stack"]}
-        common = [f for f in common if f.name in names]
+        common = [f for f in common if _stands_in(site, f.name)]
+    if name is not None:
+        return next((f for f in common if f.name == name), None)
     lengths = {t.shape[0] for t in tensors_of(batch) if t.dim()}
     matching = [f for f in common if f.size in lengths or f.full_size in lengths]
+    if len(matching) > 1:
+        matching = _growing(model, batch, matching)
     return next(iter(matching or common), None)
+
+
+def _growing(model: Any, batch: Any, plates: list[Any]) -> list[Any]:
+    """Which of several plates of the batch's size grows with it."""
+    data, grown = Data(batch), []
+    if data.divisible:
+        longer = data.subset(torch.arange(-1, len(data)).clamp(min=0)).x  # its first datum twice
+        with torch.random.fork_rng(devices=[data.device] if data.device.type == "cuda" else []), suppress(ContractError):
+            frames = {f.name: f for s in sites_of(run(model, "model", longer)).values() for f in s["cond_indep_stack"]}
+            grown = [
+                f for f in plates if f.name in frames and (frames[f.name].size, frames[f.name].full_size) != (f.size, f.full_size)
+            ]
+    grown = grown or [f for f in plates if f.name == "data"]
+    if len(grown) != 1:
+        raise ContractError(
+            f"The plates {' and '.join(repr(f.name) for f in plates)} are all of the batch's size, so which of them is over the data "
+            'cannot be seen: call that one "data".'
+        )
+    return grown
 
 
 def held_still(plan: Layout) -> poutine.Trace | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from vilvm.data import tensors_of
 from vilvm.lvm import ContractError
 
-__all__ = ["Sites", "log_prob", "nesting_of", "plate_dims", "run", "sites_of", "strip", "was_observed"]
+__all__ = ["Sites", "family", "log_prob", "nesting_of", "plate_dims", "run", "sites_of", "strip", "was_observed"]
 
 Sites = dict[str, Any]
 
@@ -43,15 +43,22 @@ def _plain_errors(part: str, batch: Any) -> Iterator[None]:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError) as error:
         where = _user_line(error)
-        reason = _first_words(error)[:400]
+        reason = _first_words(error)
+        advice = f"Check the shapes and values that the {part} makes of this batch."
+        if "must have the same dtype" in reason or "Found dtype" in reason or "expected scalar type" in reason:
+            advice = "The data and the model's parameters are of two number types: convert the data, .float() or .double()."
+        elif isinstance(error, KeyError):
+            advice = "If it is a pyro.param, give it an initial value where it is met first: the guide runs before the model."
         raise ContractError(
-            f"The {part} fails on a batch of {_describe(batch)}{where}: {type(error).__name__}: {reason} "
-            f"Check the shapes and values that the {part} makes of this batch."
+            f"The {part} fails on a batch of {_describe(batch)}{where}: {type(error).__name__}: {reason} {advice}"
         ) from None
 
 
 def _first_words(error: Exception) -> str:
-    return " ".join(str(error).split("Trace Shapes:")[0].split())
+    """What an error says, on one line and without the tensors and traces that Pyro and torch print behind it."""
+    text = " ".join(str(error).split("Trace Shapes:")[0].split())
+    reason, found, values = text.partition("but found invalid values")
+    return reason[:400] + (f"but found {'NaN' if 'nan' in values else 'other values'}." if found else "")
 
 
 def _user_line(error: Exception) -> str:
@@ -68,8 +75,12 @@ def _describe(batch: Any) -> str:
 
 
 def sites_of(trace: Any) -> Sites:
-    """The sample sites of a trace by name, a plate's own draw of a subsample left out."""
-    return {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
+    """The sample sites of a trace by name, without a plate's own draw of a subsample and without ``pyro.deterministic``."""
+    return {
+        n: s
+        for n, s in trace.nodes.items()
+        if s["type"] == "sample" and not site_is_subsample(s) and not s["infer"].get("_deterministic")
+    }
 
 
 def was_observed(site: Any) -> bool:
@@ -77,12 +88,19 @@ def was_observed(site: Any) -> bool:
     return bool(site["infer"].get("was_observed"))
 
 
+def family(fn: Any) -> str:
+    """The name of a distribution, under ``to_event``, ``mask`` and ``expand``."""
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return type(fn).__name__
+
+
 def log_prob(part: str, site: Any) -> Tensor:
     """The log-density of a site, masked but not scaled."""
     try:
         value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
     except (ValueError, RuntimeError) as error:
-        reason = _first_words(error)[:300]
+        reason = _first_words(error)
         raise ContractError(
             f"The {part}'s site {site['name']!r} cannot score its value of shape {tuple(site['value'].shape)}: {reason} "
             "Check the value's shape and that it lies in the distribution's support (a Bernoulli needs 0 or 1: binarise)."
