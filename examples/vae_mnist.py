@@ -43,7 +43,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--latent", type=positive, default=20, help="dimensions of z")
     parser.add_argument("--epochs", type=positive, help="default: 12 on MNIST, 200 on digits")
     parser.add_argument("--batch-size", type=positive, default=200)
-    parser.add_argument("--lr", type=float, default=4e-3, help="peak learning rate of a one-cycle schedule")
+    parser.add_argument("--lr", type=rate, default=4e-3, help="peak learning rate of a one-cycle schedule")
     parser.add_argument("--objective", choices=OBJECTIVES, default="elbo")
     parser.add_argument(
         "--warmup", type=share, default=0.25, help="share of training over which the KL term is phased in; 0 for none"
@@ -63,6 +63,13 @@ def positive(text: str) -> int:
     return value
 
 
+def rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be positive and finite, got {value}")
+    return value
+
+
 def share(text: str) -> float:
     value = float(text)
     if not 0 <= value < 1:
@@ -73,17 +80,27 @@ def share(text: str) -> float:
 def settings_of(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     """The run folder and what the run is: its own settings if it is resumed, else the arguments."""
     if args.resume is not None:
-        try:
-            return args.resume, json.loads((args.resume / "settings.json").read_text(encoding="utf-8"))
-        except (OSError, json.JSONDecodeError):
-            raise SystemExit(
-                f"{args.resume} holds no readable settings.json, so it is no run of vae_mnist that could be resumed."
-            ) from None
+        return args.resume, settings_in(args.resume / "settings.json")
     folder = args.out or Path("runs") / time.strftime("vae_mnist-%Y%m%d-%H%M%S")
-    if (folder / "settings.json").exists():
+    if (folder / "checkpoint").exists():
         raise SystemExit(f"{folder} holds a run already; continue it with --resume {folder}, or choose another --out.")
-    settings = {k: v for k, v in vars(args).items() if k not in ("out", "resume")}
-    return folder, settings
+    return folder, {k: v for k, v in vars(args).items() if k not in ("out", "resume")}
+
+
+def settings_in(file: Path) -> dict[str, Any]:
+    """The settings of a run, held to the same rules as the arguments they once were."""
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        dataset = {"dataset": settings.pop("dataset")}
+        words = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items() if value is not None]
+        parsed = {k: v for k, v in vars(arguments(words)).items() if k not in ("out", "resume")}
+    except (OSError, ValueError):
+        raise SystemExit(
+            f"{file.parent} holds no readable settings.json, so it is no run of vae_mnist that could be resumed."
+        ) from None
+    except (AttributeError, TypeError, KeyError, SystemExit):
+        raise SystemExit(f"{file} is not as vae_mnist wrote it, so the run cannot be resumed; restore it, or start anew.") from None
+    return {**parsed, **dataset}
 
 
 def dataset_of(settings: dict[str, Any]) -> Dataset:
@@ -99,6 +116,13 @@ def dataset_of(settings: dict[str, Any]) -> Dataset:
         console.rule("[bold red]NOT MNIST: scikit-learn's digits (1,797 images of 8 × 8) are used in its place", style="red")
         console.print(str(error), highlight=False)
         return digits(**options)
+
+
+def write_settings(folder: Path, settings: dict[str, Any]) -> None:
+    try:
+        write_json(folder / "settings.json", settings)
+    except OSError as error:
+        raise SystemExit(f"The run folder {folder} cannot be written ({error.strerror}); choose another --out.") from None
 
 
 def objective_of(settings: dict[str, Any], total: int) -> Any:
@@ -142,14 +166,20 @@ def table(results: dict[str, Any]) -> Table:
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
+    if args.resume is not None and (
+        given := sorted(k for k, v in vars(args).items() if v != vars(arguments([]))[k] and k != "resume")
+    ):
+        raise SystemExit(f"A resumed run keeps its own settings; leave out --{given[0].replace('_', '-')}.")
     folder, settings = settings_of(args)
     data = dataset_of(settings)
     if args.resume is not None and data.name != settings["dataset"]:
         raise SystemExit(f"{folder} was trained on {settings['dataset']}, and only {data.name} can be had now.")
     settings["dataset"] = data.name
     settings["epochs"] = settings["epochs"] or (12 if data.name == "mnist" else 200)
-    write_json(folder / "settings.json", settings)
     device = settings["device"] if settings["device"] != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda was asked for, and torch finds no GPU here; take --device cpu.")
+    write_settings(folder, settings)
     torch.manual_seed(settings["seed"])
     lvm = VAE(data.train.x.shape[1], settings["latent"], settings["likelihood"], decoder_hidden=(128, 96)).start_at(
         data.train.x.mean(0)

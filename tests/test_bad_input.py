@@ -154,7 +154,7 @@ BAD = {
     "batches of nothing": (lambda: vilvm.evaluate(pair(), X, batch_size=0), "batch_size must be a whole number, at least 1"),
     "neither epochs nor steps": (lambda: vilvm.fit(pair(), X), "epochs=... or steps="),
     "both epochs and steps": (lambda: fit(epochs=2), "epochs=... or steps="),
-    "negative batch size": (lambda: fit(batch_size=-1), "batch_size must be at least 1; got -1"),
+    "negative batch size": (lambda: fit(batch_size=-1), "batch_size must be a whole number, at least 1; got -1"),
     "negative clip": (lambda: fit(clip=-1.0), "clip must be positive"),
     "unknown nonfinite": (lambda: fit(nonfinite="ignore"), "'stop' or 'skip'"),
     "unknown interval": (lambda: fit(scheduler_interval="hour"), "'step' or 'epoch'"),

@@ -64,9 +64,36 @@ def test_vae_mnist_refuses_a_folder_that_is_no_run(main, tmp_path):
 
 
 def test_vae_mnist_does_not_overwrite_a_run(main, tmp_path):
-    (tmp_path / "settings.json").write_text("{}")
+    (tmp_path / "checkpoint").mkdir()
     with pytest.raises(SystemExit, match="holds a run already"):
         main(["--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("settings", ["{}", "[]", "null", '{"latent": "x"}', "\xff", ""])
+def test_vae_mnist_refuses_altered_settings(main, tmp_path, settings):
+    (tmp_path / "settings.json").write_bytes(settings.encode("latin-1"))
+    with pytest.raises(SystemExit, match=r"not as vae_mnist wrote it|no readable settings.json"):
+        main(["--resume", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    "options", [["--lr", "nan"], ["--lr", "0"], ["--epochs", "0"], ["--warmup", "1"], ["--latent", "x"], ["--data", "cifar"]]
+)
+def test_vae_mnist_refuses_options_out_of_range(main, options, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(options)
+    assert f"argument {options[0]}" in capsys.readouterr().err
+
+
+def test_vae_mnist_refuses_options_beside_resume(main, tmp_path):
+    with pytest.raises(SystemExit, match="leave out --epochs"):
+        main(["--resume", str(tmp_path), "--epochs", "3"])
+
+
+def test_vae_mnist_says_where_it_cannot_write(main, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="cannot be written"):
+        main([*TINY["vae_mnist"], "--out", str(tmp_path / "file" / "run")])
 
 
 def test_vae_mnist_says_when_it_is_not_mnist(main, tmp_path, monkeypatch, capsys):

@@ -4,10 +4,37 @@ import json
 import math
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["write_atomic", "write_json"]
+try:
+    import fcntl
+except ImportError:  # Windows has no such lock
+    fcntl = None
+
+__all__ = ["locked", "write_atomic", "write_json"]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Makes `folder`, and holds it for this process alone until it is left or ends, however it ends.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        OSError: it cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

@@ -94,6 +94,8 @@ class _LogProb(torch.autograd.Function):
 
 
 def _log_prob(logits: Tensor, value: Tensor) -> Tensor:
+    if logits.dtype in (torch.float16, torch.bfloat16):  # neither has the range for a product of a hundred
+        return _log_prob(logits.float(), value.float()).to(logits.dtype)
     # max(l, 0) − x l pixel by pixel, each at least 0 where x is binary, so that no digits are lost between two large sums.
     linear = logits.clamp_min(0).addcmul_(logits, value, value=-1).sum(-1)
     p = logits.abs().sigmoid_()

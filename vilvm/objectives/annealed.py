@@ -11,7 +11,7 @@ Reference: Generating Sentences from a Continuous Space, Bowman et al., 2016.
 from collections.abc import Callable
 from typing import Any
 
-from pyro.infer import ELBO
+from pyro.infer import ELBO, TraceEnum_ELBO
 from pyro.poutine.messenger import Messenger
 
 __all__ = ["Annealed"]
@@ -32,7 +32,7 @@ class _ScaleLatents(Messenger):
 
 
 class Annealed(ELBO):
-    """A Pyro ELBO under KL warm-up. The weight moves on at every call of ``differentiable_loss`` or ``loss_and_grads``.
+    """A Pyro ELBO of the form rate + distortion under KL warm-up. The weight moves on at every call of ``differentiable_loss`` or ``loss_and_grads``.
 
     Arguments:
         objective: the ELBO to anneal.
@@ -40,7 +40,7 @@ class Annealed(ELBO):
         start: β at the first step.
 
     Raises:
-        ValueError: warmup below 1, or start outside [0, 1].
+        ValueError: warmup below 1, start outside [0, 1], or an objective that is no sum of rate and distortion.
 
     Example:
         >>> from pyro.infer import Trace_ELBO
@@ -53,6 +53,11 @@ class Annealed(ELBO):
         super().__init__()
         if warmup < 1 or not 0 <= start <= 1:
             raise ValueError(f"Annealed: warmup must be at least 1 and start within [0, 1]; got warmup={warmup}, start={start}.")
+        if isinstance(objective, TraceEnum_ELBO) or not hasattr(objective, "differentiable_loss"):
+            raise ValueError(
+                f"Annealed: {type(objective).__name__} weighs its samples or sums over latents, so its rate has no factor of its own; anneal "
+                "Trace_ELBO() or TraceMeanField_ELBO()."
+            )
         self.objective, self.warmup, self.start, self.step = objective, warmup, start, 0
 
     @property

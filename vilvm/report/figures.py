@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vilvm.data import Data
+from vilvm.data import Data, as_data
 from vilvm.lvm import LatentVariableModel
 from vilvm.weights import layout, posterior_mean, predict, sample
 
@@ -39,6 +39,10 @@ def prior_samples(lvm: LatentVariableModel, data: Data, count: int = 64, seed: i
 def interpolations(lvm: LatentVariableModel, data: Data, pairs: int = 6, steps: int = 11) -> Figure:
     """E[x | z] along the straight line between the posterior means of two data, a pair a row."""
     ends = _spread(data, 2 * pairs).fixed()
+    if len(ends) < 2:
+        raise ValueError(f"interpolations: needs at least two data; got {len(ends)}.")
+    pairs = len(ends) // 2
+    ends = ends.subset(slice(0, 2 * pairs))
     name, codes = _single(posterior_mean(lvm, ends.x))
     weight = torch.linspace(0, 1, steps, device=codes.device)[None, :, None]
     line = (1 - weight) * codes[:pairs, None] + weight * codes[pairs:, None]
@@ -49,18 +53,19 @@ def interpolations(lvm: LatentVariableModel, data: Data, pairs: int = 6, steps: 
 
 
 def elbo_curves(history: Any) -> Figure:
-    """The training and validation ELBO, rate and distortion against epochs; `history[column]` is an array, as of ``fit``."""
+    """The objective and the validation ELBO, rate and distortion against epochs; `history[column]` is an array, as of ``fit``."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = history["epoch"]
-    left.plot(epochs, history["elbo"], color=_INK, label="training")
+    style = {"marker": "o", "markersize": 3} if len(epochs) < 30 else {}  # a line of one point would not be seen
+    left.plot(epochs, history["elbo"], color=_INK, label="training (the objective)", **style)
     validation, error = history["validation_elbo"], history["validation_se"]
     if np.isfinite(validation).any():
-        left.plot(epochs, validation, color=_SECOND, label="validation ± 1 SE")
+        left.plot(epochs, validation, color=_SECOND, label="validation ± 1 SE", **style)
         left.fill_between(epochs, validation - error, validation + error, color=_SECOND, alpha=0.2, linewidth=0)
     left.set(xlabel="epoch", ylabel="ELBO (nats per datum)")
-    right.plot(epochs, history["rate"], color=_INK, label="rate")
-    right.plot(epochs, history["distortion"], color=_SECOND, label="distortion")
+    right.plot(epochs, history["rate"], color=_INK, label="rate", **style)
+    right.plot(epochs, history["distortion"], color=_SECOND, label="distortion", **style)
     right.set(xlabel="epoch", ylabel="nats per datum")
     for axes in (left, right):
         axes.legend(frameon=False)
@@ -82,13 +87,15 @@ def latent_scatter(lvm: LatentVariableModel, data: Data, count: int = 3000) -> F
         codes = centred @ axes_[:2].T
     figure = Figure(figsize=(6.4, 5.4), layout="constrained")
     axes = figure.subplots()
-    labels = None if seen.labels is None else seen.labels.cpu()
+    labels = None if seen.labels is None else torch.as_tensor(seen.labels).cpu()
     # One latent dimension has no second axis to spread along.
     across = codes[:, 1] if codes.shape[1] > 1 else torch.zeros(len(codes))
     points = axes.scatter(codes[:, 0], across, c=labels, cmap="tab10" if labels is not None else None, s=6, alpha=0.7, linewidths=0)
     if labels is not None:
         axes.legend(*points.legend_elements(), title="label", frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.set(xlabel=names[0], ylabel=names[1] if codes.shape[1] > 1 else "", title="Posterior means")
+    if codes.shape[1] == 1:
+        axes.set_yticks([])
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -108,8 +115,9 @@ def manifold(lvm: LatentVariableModel, data: Data, side: int = 20) -> Figure:
     return _grid(decoded, side, data, None, "The latent plane (equal steps of prior probability)", gap=0.0)
 
 
-def _spread(data: Data, count: int) -> Data:
+def _spread(data: Any, count: int) -> Data:
     """`count` data spread evenly over the set, so that a sorted one is not seen from one end only."""
+    data = as_data(data)
     count = min(count, len(data))
     return data.subset(torch.linspace(0, len(data) - 1, count).long())
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
@@ -55,6 +56,7 @@ def save(folder: Path, step: int, state: Any) -> Path:
     partial.mkdir(parents=True)
     write_atomic(partial / _TENSORS, blob)
     write_atomic(partial / _STATE, json.dumps(header, ensure_ascii=False))
+    _sync(partial)
     for old in [target] * target.exists() + [c for c in _all(folder) if c < target][: 1 - _KEPT]:
         old.rename(old.with_name(f".{old.name}.removed"))  # in one stroke, so that no half checkpoint bears a checkpoint's name
     partial.rename(target)
@@ -109,8 +111,11 @@ def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
         CheckpointError: it holds something that is neither a tensor nor plain data.
     """
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().cpu().contiguous().clone()
-        return {"!": "tensor", "name": path}
+        name = path if path not in tensors else f"{path}#{len(tensors)}"  # keys 1 and "1" have one path
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"!": "tensor", "name": name}
+    if isinstance(value, np.generic):
+        return pack(value.item(), tensors, path)
     if isinstance(value, tuple):
         return {"!": "tuple", "items": [pack(v, tensors, f"{path}/{i}") for i, v in enumerate(value)]}
     if isinstance(value, list):
@@ -143,7 +148,7 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _all(folder: Path) -> list[Path]:
-    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+    return sorted(folder.glob("step-" + "[0-9]" * 9)) if folder.is_dir() else []
 
 
 def _advice(checkpoint: Path) -> str:

@@ -1,6 +1,7 @@
 """The training loop: ``fit``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -9,11 +10,12 @@ import torch
 from pyro.infer import Trace_ELBO
 
 import vilvm.training.checkpoint as checkpoint
-from vilvm.data import Data, as_data, seeded
+from vilvm.data import Data, as_data, seeded, set_seed
+from vilvm.files import locked
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, module_parameters
 from vilvm.training.batches import Batches
 from vilvm.training.run import Event, Fit, OptimizerFactory, Run, SchedulerFactory
-from vilvm.training.step import Objective
+from vilvm.training.step import Objective, check_objective
 
 __all__ = ["fit"]
 
@@ -44,16 +46,18 @@ def fit(
     """Trains a latent variable model by stochastic variational inference.
 
     Each step takes a batch, the gradient of the objective per datum, and one step of one torch optimizer over all trainable
-    parameters of `lvm`, which are changed in place. The data go to the device once. Everything random follows from `seed`;
+    parameters of `lvm`, which are changed in place. The data go to the device once. All that torch draws follows from `seed`;
     torch's generators are left as they were.
 
     Arguments:
         lvm: a ``torch.nn.Module`` with ``model(batch)`` and ``guide(batch)``, or a ``Pair``.
         data: the training data, as ``Data``, a tensor, or a tuple or dict of tensors with one datum a row.
-        objective: any Pyro ELBO or objective of ``vilvm.objectives``; ``Trace_ELBO()`` by default.
-        optimizer: makes a torch optimizer of parameters, ``partial(torch.optim.Adam, lr=1e-3, fused=True)`` by default.
+        objective: any Pyro ELBO (without ``Jit``) or objective of ``vilvm.objectives``; ``Trace_ELBO()`` by default.
+        optimizer: makes a torch optimizer of parameters, ``partial(torch.optim.Adam, lr=1e-3, fused=True)`` by default; or an
+            optimizer of all trainable parameters.
         scheduler: makes a torch learning-rate scheduler of the optimizer.
-        scheduler_interval: whether it steps every step or every epoch (``ReduceLROnPlateau``: every record, on the validation ELBO).
+        scheduler_interval: whether it steps every step or every epoch (``ReduceLROnPlateau``: every record, on the
+            validation ELBO, or the negative of it if its mode is "min").
         epochs, steps: how long to train; give one of them.
         batch_size: data a step, drawn without replacement in an order that is new every epoch. By default all data, in order.
         validation: data for early stopping and for keeping the best parameters; their transform is drawn once.
@@ -61,7 +65,7 @@ def fit(
         clip: largest norm of the gradient of the loss per datum.
         nonfinite: what to do when loss or gradient is NaN or infinite: "stop" with NonFiniteLossError, or "skip" the step.
         device: where to train; by default where the parameters are.
-        seed: of the order of the data, the latents drawn and the transforms.
+        seed: of the order of the data, the latents drawn and the transforms; of torch's generators, not of numpy's.
         run_dir: folder for ``checkpoint/`` and ``history.csv``; nothing is written without one.
         resume: continue from the checkpoint in `run_dir`, bit for bit as if there had been no interruption; start, if there is none.
         checkpoint_seconds: least time between two checkpoints; one is always written at the end.
@@ -91,12 +95,14 @@ def fit(
         raise ContractError(f"fit trains a torch.nn.Module; make {type(lvm).__name__} one, or wrap it as vilvm.Pair(model, guide).")
     train = as_data(data, "training data")
     held_out = None if validation is None else as_data(validation, "validation data")
-    _check_options(train, epochs, steps, batch_size, patience, clip, nonfinite, scheduler_interval, held_out, run_dir, resume)
-    where = torch.device(device) if device is not None else next((p.device for p in lvm.parameters()), torch.device("cpu"))
+    _check_options(
+        train, epochs, steps, batch_size, patience, clip, nonfinite, scheduler_interval, held_out, run_dir, resume, seed, callbacks
+    )
+    where = _device(lvm, device)
     lvm.to(where)
+    check_objective(objective := Trace_ELBO() if objective is None else objective)
     batches = Batches(train.to(where), min(batch_size or len(train), len(train)), seed)
-    objective = Trace_ELBO() if objective is None else objective
-    with seeded(seed, where), module_parameters(lvm):
+    with _held(run_dir), seeded(seed, where), module_parameters(lvm):
         run = Run(
             lvm=lvm,
             objective=objective,
@@ -113,11 +119,40 @@ def fit(
             device=where,
         )
         run.prepare(optimizer or _adam(where), scheduler, clip)
-        torch.manual_seed(seed)
+        set_seed(seed, where)
         if resume:
             run.restore()
         run.train_all(progress)
         return run.result()
+
+
+@contextmanager
+def _held(run_dir: Path | str | None) -> Iterator[None]:
+    """Holds the run folder for this process, if there is one."""
+    with ExitStack() as stack:
+        if run_dir is not None:
+            try:
+                stack.enter_context(locked(Path(run_dir)))
+            except BlockingIOError:
+                raise ValueError(
+                    f"fit: another process is training in {run_dir}; wait for it, or choose another run_dir."
+                ) from None
+            except OSError as error:
+                raise ValueError(f"fit: run_dir {run_dir} cannot be made or opened ({error.strerror}); choose another.") from None
+        yield
+
+
+def _device(lvm: torch.nn.Module, device: torch.device | str | None) -> torch.device:
+    """Where to train: `device`, else where the parameters are."""
+    if device is None:
+        return next((p.device for p in lvm.parameters()), torch.device("cpu"))
+    try:
+        where = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"fit: unknown device {device!r}; choose 'cpu' or 'cuda'.") from None
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"fit: device {device!r} was asked for, and torch finds no GPU here; choose 'cpu'.")
+    return where
 
 
 def _adam(device: torch.device) -> OptimizerFactory:
@@ -136,14 +171,20 @@ def _check_options(
     validation: Data | None,
     run_dir: Path | str | None,
     resume: bool,
+    seed: Any,
+    callbacks: Any,
 ) -> None:
     if (epochs is None) == (steps is None):
         raise ValueError("fit: give epochs=... or steps=..., one of the two.")
     for name, value in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size), ("patience", patience)):
-        if value is not None and value < 1:
-            raise ValueError(f"fit: {name} must be at least 1; got {value}.")
-    if clip is not None and not clip > 0:
-        raise ValueError(f"fit: clip must be positive; got {clip}.")
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"fit: {name} must be a whole number, at least 1; got {value!r}.")
+    if not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ValueError(f"fit: seed must be a whole number, at least 0 and below 2^63; got {seed!r}.")
+    if clip is not None and not (isinstance(clip, int | float) and clip > 0):
+        raise ValueError(f"fit: clip must be a positive number; got {clip!r}.")
+    if not isinstance(callbacks, Sequence) or not all(callable(c) for c in callbacks):
+        raise ValueError("fit: callbacks must be a list of functions.")
     if nonfinite not in ("stop", "skip"):
         raise ValueError(f"fit: unknown nonfinite={nonfinite!r}; choose 'stop' or 'skip'.")
     if scheduler_interval not in ("step", "epoch"):

@@ -27,8 +27,11 @@ def match(found: Path, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
 
 
 def describe(objective: Any) -> str:
-    """An objective in words: its class and its plain settings."""
-    return f"{type(objective).__name__}({plain(getattr(objective, '__dict__', {}))})"
+    """An objective in words: its class, its plain settings without what a checkpoint keeps of it, and the objective inside it."""
+    kept = objective.state_dict() if hasattr(objective, "state_dict") else {}
+    words = plain({k: v for k, v in getattr(objective, "__dict__", {}).items() if k not in kept})
+    inner = getattr(objective, "objective", None)
+    return f"{type(objective).__name__}({words}{'' if inner is None else f' of {describe(inner)}'})"
 
 
 def plain(values: dict[str, Any]) -> str:

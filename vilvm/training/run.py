@@ -22,13 +22,13 @@ from vilvm.training.batches import Batches
 from vilvm.training.history import History, Record
 from vilvm.training.resume import describe, match, plain, rng, set_rng
 from vilvm.training.signals import interruptible
-from vilvm.training.step import EagerStep, NonFiniteLossError, Objective
+from vilvm.training.step import EagerStep, NonFiniteLossError, Objective, StepResult, check_objective
+from vilvm.training.validation import look
 from vilvm.weights import Layout, layout, log_weights
 
 __all__ = ["Event", "Fit", "OptimizerFactory", "Run", "SchedulerFactory"]
 
 _MIN_STEPS_A_RECORD = 50  # so that a record, with its look at the validation data, costs little where an epoch is one step
-_VALIDATION_ROWS = 1000
 
 OptimizerFactory = Callable[[Any], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
@@ -46,10 +46,10 @@ class Fit:
     """What ``fit`` returns; the parameters are in the model itself.
 
     Arguments:
-        history: a record an epoch.
-        steps: steps taken, those before a resumption included.
+        history: a record an epoch, or as many epochs as take 50 steps.
+        steps: taken, those before a resumption included.
         stopped: "finished", "early" (no better validation bound for `patience` records), "callback" or "interrupted".
-        best_step: the step whose parameters the model now has, if there are validation data; else the last one.
+        best_step: the step whose parameters the model now has: with validation data that of the best record, else the last.
         seconds: of training, those before a resumption included.
         skipped: steps left out because their loss or gradient was not finite.
         protocol: the data trained on; see ``Data.protocol``.
@@ -110,6 +110,7 @@ class Run:
         self._layouts: dict[int, Layout] = {}
         self._saved_at, self._saved_time = -1, time.monotonic()
         self.num_data(self.batches(0))
+        self._check_pair()
         trainable = [p for p in self.lvm.parameters() if p.requires_grad]
         if not trainable:
             raise ContractError(
@@ -117,14 +118,17 @@ class Run:
                 "or declare parameters with pyro.param or pyro.module."
             )
         self.optimizer = _make_optimizer(optimizer, trainable)
-        self.scheduler = None if scheduler is None else scheduler(self.optimizer)
+        self.scheduler = None if scheduler is None else _make_scheduler(scheduler, self.optimizer)
         self.step = EagerStep(self.lvm, self.objective, self.optimizer, clip)
         self.settings = {
             "lvm": type(self.lvm).__qualname__,
-            "parameters": {n: list(p.shape) for n, p in self.lvm.named_parameters()},
+            "parameters": {
+                n: f"{tuple(v.shape)} {v.dtype}" for n, v in self.lvm.state_dict().items() if isinstance(v, torch.Tensor)
+            },
             "objective": describe(self.objective),
             "optimizer": f"{type(self.optimizer).__name__}({plain(self.optimizer.defaults)})",
-            "scheduler": "none" if self.scheduler is None else type(self.scheduler).__name__,
+            "scheduler": "none" if self.scheduler is None else f"{type(self.scheduler).__name__}({plain(vars(self.scheduler))})",
+            "scheduler_interval": "epoch" if self.per_epoch else "step",
             "batch_size": self.batches.size,
             "clip": clip,
             "seed": self.seed,
@@ -132,14 +136,26 @@ class Run:
             "validation": "none" if self.validation is None else self.validation.fingerprint(),
         }
 
+    def _check_pair(self) -> None:
+        """That this objective can train this pair on batches of this size."""
+        plan = next(iter(self._layouts.values()))
+        check_objective(self.objective, plan.enumerated)
+        if self.batches.epoch_steps > 1 and not plan.local and plan.scale == 1.0:
+            raise ContractError(
+                f"{type(self.lvm).__name__} has latents that its data share, or no plate over its data, and would take each batch of "
+                f"{self.batches.size} for all {len(self.batches.data)}: leave batch_size out, or give the plate its full size, "
+                f"pyro.plate(..., {len(self.batches.data)}, subsample_size=len(batch))."
+            )
+
     # The way of a step ---------------------------------------------------------------------------------------------------
 
     def num_data(self, batch: Any) -> float:
         """What the loss of a batch is divided by, to be per datum; 1 if the data share a latent, for the loss is then of all."""
         size = len(Data(batch))
         if size not in self._layouts:
+            first = next(iter(self._layouts.values()), None)
             with seeded(self.seed, self.device):
-                self._layouts[size] = layout(self.lvm, batch)
+                self._layouts[size] = layout(self.lvm, batch, validate=first is None, plate=first.data_plate if first else None)
         plan = self._layouts[size]
         return plan.num_data * plan.scale if plan.local else 1.0
 
@@ -156,7 +172,7 @@ class Run:
                 bar.advance(numbers=self._numbers() if self.at % 20 == 0 else None)
                 if self.at % self._steps_a_record == 0:
                     self.record()
-                if interrupted.is_set():
+                if interrupted.is_set() and self.stopped == "finished" and self.at < self.total:
                     self.stopped = "interrupted"
                 if time.monotonic() - self._saved_time > self.checkpoint_seconds:
                     self.save()
@@ -165,6 +181,10 @@ class Run:
             # Not in the checkpoint: a run that is resumed to go further would not have stopped to look here.
             self.record()
             self._write_history()
+        if self.skipped and self.skipped == self.at:
+            warnings.warn(
+                f"All {self.at} steps were skipped, their loss or gradient not being finite: nothing was trained.", stacklevel=3
+            )
         if self.stopped == "interrupted":
             how = "" if self.folder is None else f" Resume with the same call and resume=True (run folder {self.folder})."
             print(f"Interrupted after step {self.at} of {self.total}.{how}")
@@ -173,15 +193,22 @@ class Run:
         """Takes one step and adds it to the tally."""
         began = time.perf_counter()
         before = rng(self.device)
+        # What a forward pass moves by itself (batch statistics) is put back if the step is not taken.
+        buffers = [(b, b.clone()) for b in self.lvm.buffers()] if self.skip else []
         # Pyro's checks of support and shape, for the first epoch; NaN is watched for throughout.
         with pyro.validation_enabled(self.at < self.batches.epoch_steps), module_parameters(self.lvm, frozen=True):
             batch = self.batches(self.at)
-            result = self.step(batch, self.num_data(batch))
+            try:
+                result = self.step(batch, self.num_data(batch))
+            except ValueError as error:
+                result = self._refused(error, before)
         if result.applied:
             self.tally.loss += result.loss
             self.tally.norm += result.gradient_norm
             self.tally.applied += 1
         elif self.skip:
+            for buffer, value in buffers:
+                buffer.copy_(value)
             self.tally.skipped += 1
             self.skipped += 1
         else:
@@ -206,7 +233,7 @@ class Run:
         began = time.perf_counter()
         with seeded(self.seed, self.device):
             looked_at = self.validation or Data(self.batches(self.at - 1))
-            bound, se, rate, distortion = self._bound(looked_at)
+            bound, se, rate, distortion = look(self.lvm, self.objective, looked_at, next(iter(self._layouts.values())))
         self.seconds += time.perf_counter() - began
         t = self.tally
         held_out = self.validation is not None
@@ -229,33 +256,20 @@ class Run:
         self.tally = _Tally()
         if held_out and bound > self.best_bound:
             self.best_bound, self.best_step = bound, self.at
-            self.best = {n: v.detach().clone() for n, v in self.lvm.state_dict().items()}
+            self.best = {n: v.detach().clone() if isinstance(v, torch.Tensor) else v for n, v in self.lvm.state_dict().items()}
         if isinstance(self.scheduler, ReduceLROnPlateau):
-            self.scheduler.step(bound)
+            self.scheduler.step(-bound if self.scheduler.mode == "min" else bound)  # better is a lower loss, or a higher ELBO
         self._decide()
 
     def _decide(self) -> None:
-        since = sum(r.step > self.best_step for r in self.history)
-        if self.patience is not None and since >= self.patience:
+        if self._is_out_of_patience():
             self.stopped = "early"
         answers = [callback(Event(self.lvm, self.history)) for callback in self.callbacks]  # every one is told
         if any(answers):
             self.stopped = "callback"
 
-    @torch.no_grad()
-    def _bound(self, data: Data) -> tuple[float, float, float, float]:
-        """ELBO, its standard error, rate and distortion, of one sample a datum."""
-        plan = next(iter(self._layouts.values()))
-        if plan.enumerated:
-            elbo = -float(self.objective.loss(self.lvm.model, self.lvm.guide, data.x)) / self.num_data(data.x)
-            return elbo, math.nan, math.nan, math.nan
-        rows = _VALIDATION_ROWS if plan.local else len(data)
-        parts = [data] if len(data) <= rows else [data.subset(slice(i, i + rows)) for i in range(0, len(data), rows)]
-        weights = [log_weights(self.lvm, part.x) for part in parts]
-        values = torch.cat([w.log_weight[0].reshape(-1) for w in weights]).double()
-        distortion = -torch.cat([w.log_likelihood[0].reshape(-1) for w in weights]).double().sum() / len(values)
-        se = values.std() / len(values) ** 0.5 if len(values) > 1 else torch.tensor(math.nan)
-        return values.mean().item(), se.item(), (-values.mean() - distortion).item(), distortion.item()
+    def _is_out_of_patience(self) -> bool:
+        return self.patience is not None and sum(r.step > self.best_step for r in self.history) >= self.patience
 
     def _numbers(self) -> str:
         t = self.tally
@@ -279,15 +293,28 @@ class Run:
                 stacklevel=3,
             )
 
-    def _explain(self, loss: float, before: list[torch.Tensor]) -> str:
-        what = f"the loss is {loss}" if not math.isfinite(loss) else "the loss is finite, but a gradient is NaN or infinite"
+    def _refused(self, error: ValueError, before: list[torch.Tensor]) -> StepResult:
+        """What Pyro's checks have refused: a step that is not finite, or else data or a pair that break the contract."""
+        if self._look_again(before, validate=False) is not None:
+            return StepResult(math.nan, math.nan, False)
+        raise (self._look_again(before, validate=True) or error) from None
+
+    def _look_again(self, before: list[torch.Tensor], validate: bool) -> ContractError | None:
+        """What is wrong with the weights of the batch at hand, drawn with the noise of the step, or None."""
         set_rng(before, self.device)
         try:
+            batch = self.batches(self.at)
             with torch.no_grad():
-                log_weights(self.lvm, self.batches(self.at), validate=False)
-            site = "The log-densities are finite on a second look, so look at the gradient of the likelihood or at the objective."
+                log_weights(self.lvm, batch, validate=validate, plan=self._layouts[len(Data(batch))])
         except ContractError as error:
-            site = str(error)
+            return error
+        return None
+
+    def _explain(self, loss: float, before: list[torch.Tensor]) -> str:
+        what = f"the loss is {loss}" if not math.isfinite(loss) else "the loss is finite, but a gradient is NaN or infinite"
+        fault = self._look_again(before, validate=False)
+        site = "No log-density is NaN, so look for one that is −inf (data that the model holds for impossible), at the gradient, or at the objective."
+        site = site if fault is None else str(fault)
         kept = "There is no checkpoint, for no run_dir was given."
         if self.folder is not None:
             last = checkpoint.latest(self.folder / "checkpoint")
@@ -323,8 +350,16 @@ class Run:
             "best_bound": self.best_bound,
             "stopped": self.stopped if self.stopped in ("early", "callback") else "finished",
         }
-        checkpoint.save(self.folder / "checkpoint", self.at, state)
-        self._write_history()
+        try:
+            checkpoint.save(self.folder / "checkpoint", self.at, state)
+            self._write_history()
+        except OSError as error:
+            last = checkpoint.latest(self.folder / "checkpoint")
+            kept = f"the last good one is {last}" if last else "there is none before it"
+            raise checkpoint.CheckpointError(
+                f"The checkpoint of step {self.at} could not be written to {self.folder} ({error.strerror}); {kept}. "
+                "Make room there, and resume."
+            ) from None
         self._saved_at = self.at
 
     def _write_history(self) -> None:
@@ -350,7 +385,10 @@ class Run:
         self.tally = _Tally(**state["tally"])
         self.seconds, self.skipped, self.stopped = state["seconds"], state["skipped"], state["stopped"]
         self.best_step, self.best_bound = state["best_step"], state["best_bound"]
-        self.best = None if state["best"] is None else {n: v.to(self.device) for n, v in state["best"].items()}
+        best = state["best"]
+        self.best = best and {n: v.to(self.device) if isinstance(v, torch.Tensor) else v for n, v in best.items()}
+        if self.stopped == "early" and not self._is_out_of_patience():
+            self.stopped = "finished"  # there is more patience now than there was
         set_rng(state["rng"], self.device)
 
     def result(self) -> Fit:
@@ -361,7 +399,7 @@ class Run:
             history=self.history,
             steps=self.at,
             stopped=self.stopped,
-            best_step=self.at if self.best is None else self.best_step,
+            best_step=self.at if self.best is None or self.stopped == "interrupted" else self.best_step,
             seconds=self.seconds,
             skipped=self.skipped,
             protocol=self.batches.data.protocol(),
@@ -369,11 +407,27 @@ class Run:
         )
 
 
-def _make_optimizer(factory: OptimizerFactory, parameters: list[Any]) -> torch.optim.Optimizer:
-    optimizer = factory(parameters) if callable(factory) else factory
-    if not isinstance(optimizer, torch.optim.Optimizer):
+def _make_optimizer(factory: Any, parameters: list[Any]) -> torch.optim.Optimizer:
+    optimizer = factory if isinstance(factory, torch.optim.Optimizer) or not callable(factory) else factory(parameters)
+    if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError(
-            f"fit: optimizer must make a torch optimizer of parameters, such as functools.partial(torch.optim.Adam, lr=1e-3); "
-            f"this one made a {type(optimizer).__name__}."
+            f"fit: optimizer must make a torch optimizer of parameters that needs no closure, such as "
+            f"functools.partial(torch.optim.Adam, lr=1e-3); this one made a {type(optimizer).__name__}."
+        )
+    given = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if given != {id(p) for p in parameters}:
+        raise ValueError(
+            "fit: the optimizer is not of all trainable parameters of the model, and of no others; pass a function that makes it, such "
+            "as functools.partial(torch.optim.Adam, lr=1e-3)."
         )
     return optimizer
+
+
+def _make_scheduler(factory: Any, optimizer: torch.optim.Optimizer) -> Any:
+    scheduler = factory(optimizer) if callable(factory) else factory
+    if not callable(getattr(scheduler, "step", None)) or getattr(scheduler, "optimizer", optimizer) is not optimizer:
+        raise ValueError(
+            "fit: scheduler must make a torch learning-rate scheduler of the optimizer, such as "
+            f"functools.partial(torch.optim.lr_scheduler.StepLR, step_size=100); this one made a {type(scheduler).__name__}."
+        )
+    return scheduler

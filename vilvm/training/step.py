@@ -8,11 +8,12 @@ from typing import Any, NamedTuple, Protocol
 
 import pyro
 import torch
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 from torch import Tensor
 
 from vilvm.lvm import ContractError, LatentVariableModel
 
-__all__ = ["EagerStep", "NonFiniteLossError", "Objective", "Step", "StepResult"]
+__all__ = ["EagerStep", "NonFiniteLossError", "Objective", "Step", "StepResult", "check_objective"]
 
 
 class Objective(Protocol):
@@ -39,6 +40,35 @@ class StepResult(NamedTuple):
     loss: float
     gradient_norm: float
     applied: bool
+
+
+def check_objective(objective: Any, enumerated: tuple[str, ...] = ()) -> None:
+    """Holds an objective to what ``fit`` needs of it.
+
+    Arguments:
+        objective: what the loss is.
+        enumerated: latents that are absent from the guide because the objective is to sum over them.
+
+    Raises:
+        ValueError: it has no loss to climb down, or one that cannot be watched.
+        ContractError: it does not sum over the enumerated latents.
+    """
+    name = objective.__name__ if isinstance(objective, type) else type(objective).__name__
+    if isinstance(objective, type) or not (hasattr(objective, "differentiable_loss") or hasattr(objective, "loss_and_grads")):
+        raise ValueError(f"fit: objective must be an instance of a Pyro ELBO, such as Trace_ELBO(); got {name}.")
+    if name.startswith("Jit"):
+        raise ValueError(
+            f"fit: {name} stands on torch.jit, which is deprecated; use {name.removeprefix('Jit')}, the same without it."
+        )
+    if name == "TraceTailAdaptive_ELBO":
+        raise ValueError(
+            f"fit: {name} reports an infinite loss by design, so no step of it can be watched; train it by pyro.infer.SVI."
+        )
+    if enumerated and isinstance(getattr(objective, "objective", objective), (Trace_ELBO, TraceGraph_ELBO, RenyiELBO)):
+        raise ContractError(
+            f"Latent {enumerated[0]!r} is marked for enumeration and absent from the guide, and {name} would draw it from the prior: "
+            "pass objective=TraceEnum_ELBO(max_plate_nesting=...), or sample it in the guide."
+        )
 
 
 class Step(Protocol):
@@ -73,7 +103,7 @@ class EagerStep:
             )
         norm = torch.nn.utils.get_total_norm(gradients)
         # One transfer for both: on a GPU this is where the host waits.
-        values = torch.stack([loss.detach().to(norm), norm])
+        values = torch.stack([loss.detach().to(norm.device), norm.double()])
         loss_value, norm_value = values.tolist()
         applied = bool(torch.isfinite(values).all())
         if applied:
@@ -93,6 +123,7 @@ class EagerStep:
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if gradients:
             torch._foreach_div_(gradients, num_data)
+        loss = loss[0] if isinstance(loss, tuple) else loss  # of wake and sleep, the first is the bound
         return torch.as_tensor(loss, dtype=torch.float64) / num_data
 
     def _announced(self, batch: Any) -> Any:

@@ -1,0 +1,41 @@
+"""The look at held-out data that a record holds: ELBO, rate and distortion, of one sample a datum."""
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+from vilvm.data import Data
+from vilvm.lvm import evaluation_mode
+from vilvm.weights import Layout, layout, log_weights
+
+__all__ = ["Look", "look"]
+
+_ROWS = 1000
+
+
+class Look(NamedTuple):
+    """Means over the data, in nats per datum (of all data together if they share a latent), and the ELBO's standard error."""
+
+    elbo: float
+    se: float
+    rate: float
+    distortion: float
+
+
+@torch.no_grad()
+def look(lvm: Any, objective: Any, data: Data, plan: Layout) -> Look:
+    """What `lvm` says of `data`, in evaluation mode; `plan` is its layout on some batch."""
+    with evaluation_mode(lvm):
+        if plan.enumerated or not (plan.local or plan.scale == 1.0):
+            # Nothing here sums over a latent, and one weight of part of the data is no estimate of the whole: the loss is.
+            here = layout(lvm, data.x, plate=plan.data_plate)
+            elbo = -float(objective.loss(lvm.model, lvm.guide, data.x)) / (here.num_data * here.scale if here.local else 1.0)
+            return Look(elbo, math.nan, math.nan, math.nan)
+        rows = _ROWS if plan.local and data.divisible else len(data)
+        parts = [data] if len(data) <= rows else [data.subset(slice(i, i + rows)) for i in range(0, len(data), rows)]
+        weights = [log_weights(lvm, part.x, plan=layout(lvm, part.x, plate=plan.data_plate)) for part in parts]
+    values = torch.cat([w.log_weight[0].reshape(-1) for w in weights])
+    distortion = -torch.cat([w.log_likelihood[0].reshape(-1) for w in weights]).sum().item() / len(values)
+    elbo = values.mean().item()
+    return Look(elbo, values.std().item() / len(values) ** 0.5 if len(values) > 1 else math.nan, -elbo - distortion, distortion)
