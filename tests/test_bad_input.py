@@ -2,17 +2,23 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import JitTrace_ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceTailAdaptive_ELBO, config_enumerate
+from pyro.infer.autoguide import AutoDelta, AutoNormal
 
 import vilvm
 from models.vae import VAE, tiny
 from vilvm.data import Data
-from vilvm.datasets import StaticBinarisation, arrays, digits, mnist
+from vilvm.datasets import DynamicBinarisation, StaticBinarisation, arrays, digits, mnist
+from vilvm.diagnostics import active_units
+from vilvm.files import locked
+from vilvm.objectives import Annealed
 from vilvm.training import checkpoint
 
 
@@ -123,6 +129,47 @@ def nowhere(x):
         pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
 
 
+def asking_by_name(x):
+    pyro.param("unheard of")
+    guide(x)
+
+
+def drawing_nothing(x):
+    pass
+
+
+@config_enumerate
+def enumerated(x):
+    with pyro.plate("data", len(x)):
+        k = pyro.sample("k", dist.Categorical(torch.ones(2)))
+        pyro.sample("x", dist.Normal(pyro.param("locs", torch.zeros(2, 2))[k], 1.0).to_event(1), obs=x)
+
+
+def shared(x):
+    mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mu, 1.0).to_event(1), obs=x)
+
+
+def categories(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Categorical(logits=z), obs=x)
+
+
+def series(x):
+    z = torch.tensor(0.0)
+    for t in range(len(x)):
+        z = pyro.sample(f"z{t}", dist.Normal(z, 1.0))
+        pyro.sample(f"x{t}", dist.Normal(z, 1.0), obs=x[t])
+
+
+def as_wide(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(x.shape[-1]), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
 BAD = {
     "tuple for a model": (lambda: vilvm.log_weights((model, guide), X), "Got a tuple.*vilvm.Pair"),
     "class without a guide": (lambda: vilvm.log_weights(NoGuide(), X), "NoGuide has no method guide"),
@@ -155,7 +202,7 @@ BAD = {
     "neither epochs nor steps": (lambda: vilvm.fit(pair(), X), "epochs=... or steps="),
     "both epochs and steps": (lambda: fit(epochs=2), "epochs=... or steps="),
     "negative batch size": (lambda: fit(batch_size=-1), "batch_size must be a whole number, at least 1; got -1"),
-    "negative clip": (lambda: fit(clip=-1.0), "clip must be positive"),
+    "negative clip": (lambda: fit(clip=-1.0), "clip must be a positive number"),
     "unknown nonfinite": (lambda: fit(nonfinite="ignore"), "'stop' or 'skip'"),
     "unknown interval": (lambda: fit(scheduler_interval="hour"), "'step' or 'epoch'"),
     "patience without validation": (lambda: fit(patience=2), "patience needs validation"),
@@ -172,6 +219,69 @@ BAD = {
     "validation beyond the data": (lambda: digits(validation=1500), "between 1 and 1499"),
     "text for data": (lambda: arrays(np.array([["a"], ["b"]])), "holds no numbers"),
     "one number for data": (lambda: arrays(np.array(3.0)), "a single number"),
+    "a whole data set for a split": (lambda: fit(data=digits()), "whole data set; pass one split of it, such as dataset.train"),
+    "numpy inside a dict": (lambda: fit(data={"a": np.zeros((3, 2))}), "from_numpy"),
+    "sparse data": (lambda: fit(data=torch.zeros(3, 2).to_sparse()), "sparse tensor"),
+    "labels of another length": (lambda: fit(data=Data(X, labels=torch.zeros(3))), "4 data and 3 labels"),
+    "a Data for a batch": (lambda: weights(x=Data(X)), r"vilvm.Data in place of a batch; pass data.fixed\(\).x"),
+    "numpy for a batch": (lambda: weights(x=np.zeros((3, 2))), "numpy array in place of a batch"),
+    "empty batch": (lambda: weights(x=X[:0]), "batch is empty"),
+    "half a sample": (lambda: vilvm.posterior(pair(), X, 1.5), "num_samples must be a whole number"),
+    "no draw": (lambda: vilvm.sample(pair(), 0), "num_samples must be a whole number, at least 1; got 0"),
+    "bounds in one word": (lambda: vilvm.evaluate(pair(), X, bounds="elbow"), r"unknown bounds \['elbow'\]"),
+    "float64 data for a float32 model": (
+        lambda: vilvm.log_weights(tiny()[0], torch.zeros(5, 6).double()),
+        r"two number types.*\.float\(\)",
+    ),
+    "parameter asked for by name": (lambda: weights(g=asking_by_name), "initial value where it is met first"),
+    "epochs in words": (lambda: fit(steps=None, epochs="3"), "epochs must be a whole number"),
+    "half an epoch": (lambda: fit(steps=None, epochs=2.5), "epochs must be a whole number"),
+    "no seed": (lambda: fit(seed=None), "seed must be a whole number"),
+    "a function for callbacks": (lambda: fit(callbacks=print), "callbacks must be a list"),
+    "unknown device": (lambda: fit(device="gpu"), "unknown device 'gpu'; choose 'cpu' or 'cuda'"),
+    "a class for an objective": (lambda: fit(objective=Trace_ELBO), r"an instance of a Pyro ELBO, such as Trace_ELBO\(\)"),
+    "a word for an objective": (lambda: fit(objective="elbo"), "an instance of a Pyro ELBO"),
+    "a jitted objective": (lambda: fit(objective=JitTrace_ELBO()), "deprecated; use Trace_ELBO"),
+    "an infinite objective": (lambda: fit(objective=TraceTailAdaptive_ELBO()), "infinite loss by design"),
+    "a closure optimizer": (lambda: fit(optimizer=torch.optim.LBFGS), "needs no closure"),
+    "an optimizer of other parameters": (
+        lambda: fit(optimizer=torch.optim.SGD([torch.nn.Parameter(X)], lr=0.1)),
+        "not of all trainable parameters",
+    ),
+    "a word for a scheduler": (lambda: fit(scheduler="cosine"), "scheduler must make a torch learning-rate scheduler"),
+    "a Delta guide evaluated": (lambda: vilvm.evaluate(pair(g=AutoDelta(model)), X), r"latent 'z' on one point \(a Delta\)"),
+    "enumeration without a sum": (
+        lambda: vilvm.fit(pair(enumerated, drawing_nothing), X, steps=1),
+        "'k' is marked for enumeration.*TraceEnum_ELBO",
+    ),
+    "enumeration drawn": (lambda: vilvm.posterior(pair(enumerated, drawing_nothing), X), "'k' is marked for enumeration"),
+    "batches of shared latents": (
+        lambda: vilvm.fit(pair(shared, AutoNormal(shared)), X, steps=1, batch_size=2),
+        "leave batch_size out",
+    ),
+    "annealing a sum over latents": (lambda: Annealed(TraceEnum_ELBO(), 5), "anneal Trace_ELBO"),
+    "annealing weighed samples": (lambda: Annealed(RenyiELBO(), 5), "anneal Trace_ELBO"),
+    "mean of a category": (lambda: vilvm.sample(pair(categories, guide), 3, mean=True), "'x' is Categorical, which has no mean"),
+    "a simulator that needs its batch": (lambda: vilvm.sample(pair(series, drawing_nothing), 3), "reads its batch.*like="),
+    "a simulator as wide as its batch": (
+        lambda: vilvm.sample(pair(as_wide, drawing_nothing), 3),
+        "size of 'z' from its batch.*like=",
+    ),
+    "predicting from nothing": (lambda: vilvm.predict(pair(), {}), "no latent tells the number of data"),
+    "predicting from a tensor": (lambda: vilvm.predict(pair(), X), "dict of tensors by name"),
+    "grey levels to 255": (lambda: fit(data=Data(X + 255, transform=DynamicBinarisation())), "lie between 255 and 255; scale"),
+    "whole numbers binarised": (
+        lambda: fit(data=Data(X.long(), transform=DynamicBinarisation())),
+        "probabilities, and these are torch.int64",
+    ),
+    "a word for a transform": (lambda: Data(X, transform="binarise"), "transform is a str"),
+    "another transform on top": (
+        lambda: arrays(torch.rand(20, 2), transform=StaticBinarisation()).with_transform(None),
+        "were made by StaticBinarisation",
+    ),
+    "one row to split": (lambda: arrays(torch.zeros(1, 2)), "1 rows cannot be split"),
+    "rows of several lengths": (lambda: arrays([[1.0], [1.0, 2.0]]), "rows of several lengths"),
+    "active units of shared latents": (lambda: active_units(pair(shared, AutoNormal(shared)), X), "latent that its data share"),
     "rows of two widths": (lambda: arrays(torch.zeros(20, 2), torch.zeros(5, 3)), r"rows of shape \(2,\), test data \(3,\)"),
     "missing file": (lambda: arrays("nothing.npy"), "there is no such file"),
     "unknown kind of file": (lambda: arrays("table.csv"), "unknown kind of file '.csv'"),
@@ -219,6 +329,25 @@ def test_bad_files(tmp_path, file, kind, options, message):
     write(tmp_path / file, kind)
     with pytest.raises(ValueError, match=message):
         arrays(tmp_path / file, **options)
+
+
+def test_fuzzed_files_never_show_their_parser(tmp_path):
+    generator, messages = np.random.default_rng(0), []
+    for kind, write_ in (("npy", np.save), ("npz", np.savez), ("npz", np.savez_compressed)):
+        path = tmp_path / f"x.{kind}"
+        write_(path, np.arange(60.0).reshape(30, 2))
+        whole = bytearray(path.read_bytes())
+        for _ in range(100):
+            damaged = bytearray(whole)
+            for place in generator.integers(0, len(whole), 3):
+                damaged[place] = generator.integers(256)
+            path.write_bytes(bytes(damaged))
+            try:
+                arrays(path)
+            except ValueError as error:
+                messages.append(str(error))
+    assert len(messages) > 50
+    assert all(message.startswith(str(tmp_path)) or message.startswith("x") for message in messages)
 
 
 def test_truncated_mnist(tmp_path):
@@ -303,6 +432,10 @@ def test_a_damaged_checkpoint_is_refused(run, kind, message):
         ({"data": Data(torch.zeros(5, 6), transform=StaticBinarisation())}, "another transform"),
         ({"lvm": VAE(6, 3, encoder_hidden=(8,), decoder_hidden=(8,))}, "parameters differ"),
         ({"optimizer": torch.optim.SGD}, "optimizer = Adam.*this run has SGD"),
+        ({"objective": Trace_ELBO(num_particles=3)}, "num_particles=1.*num_particles=3"),
+        ({"objective": Annealed(Trace_ELBO(), 2)}, r"objective = Trace_ELBO.*this run has Annealed\(.*of Trace_ELBO"),
+        ({"scheduler": partial(torch.optim.lr_scheduler.StepLR, step_size=3)}, "scheduler = none, this run has StepLR"),
+        ({"scheduler_interval": "epoch"}, "scheduler_interval = step, this run has epoch"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(run, options, message):
@@ -319,6 +452,35 @@ def test_a_run_is_not_overwritten(run):
 def test_the_checkpoint_before_can_be_resumed(run):
     damage(run, "altered tensors")
     shutil.rmtree(checkpoint.latest(run / "checkpoint"))
+    assert resume(run).steps == 5
+
+
+def test_only_one_process_trains_in_a_folder(tmp_path):
+    with locked(tmp_path), pytest.raises(ValueError, match="another process is training in"):
+        resume(tmp_path)
+    assert resume(tmp_path).steps == 5
+
+
+def test_a_run_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"run_dir .*cannot be made or opened"):
+        resume(tmp_path / "file")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint").write_text("")
+    with pytest.raises(vilvm.CheckpointError, match="checkpoint of step 0 could not be written"):
+        resume(tmp_path / "run")
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(run, monkeypatch):
+    def full(path, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_atomic", full)
+    with pytest.raises(
+        vilvm.CheckpointError, match=r"step 5 could not be written.*No space left.*last good one is .*step-000000003"
+    ):
+        resume(run)
+    monkeypatch.undo()
     assert resume(run).steps == 5
 
 

@@ -1,13 +1,24 @@
 """log_weights, sample, posterior and predict on pairs of every shape."""
 
+import pickle
+from functools import partial
+from typing import NamedTuple
+
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import (
+    AutoGaussian,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+    AutoNormalMessenger,
+)
 
 import vilvm
 from models.vae import VAE
+from vilvm.diagnostics import active_units
 from vilvm.weights import layout
 
 
@@ -63,30 +74,238 @@ def test_no_data_plate():
     torch.testing.assert_close(weights.log_weight, truth.double().expand(5), rtol=1e-6, atol=1e-5)
 
 
-def test_several_latents_and_a_plate_inside():
-    def model(x):
-        with pyro.plate("series", len(x), dim=-1):
-            u = pyro.sample("u", dist.Normal(0.0, 1.0))
-            with pyro.plate("time", 3, dim=-2):
+def nested(data_outside, data_dim):
+    """Series of three times each, latents u (a series) and v (a time), in plates of either order and dimension."""
+
+    class Nested(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.slope = torch.nn.Parameter(torch.tensor(0.5))
+
+        def plates(self, x):
+            data, time = pyro.plate("data", len(x), dim=data_dim), pyro.plate("time", 3, dim=-3 - data_dim)
+            return data, *((data, time) if data_outside else (time, data))
+
+        def across(self, x):
+            return x if data_dim == -2 else x.T
+
+        def model(self, x):
+            data, first, second = self.plates(x)
+            with data:
+                u = pyro.sample("u", dist.Normal(0.0, 1.0))
+            with first, second:
                 v = pyro.sample("v", dist.Normal(u, 1.0))
-                pyro.sample("x", dist.Normal(v, 1.0), obs=x.T)
+                pyro.sample("x", dist.Normal(v, 1.0), obs=self.across(x))
+
+        def guide(self, x):
+            data, first, second = self.plates(x)
+            mean = x.mean(1) / 2
+            with data:
+                pyro.sample("u", dist.Normal(mean if data_dim == -1 else mean[:, None], 0.8))
+            with first, second:
+                pyro.sample("v", dist.Normal(self.slope * self.across(x), 0.8))
+
+    return Nested()
+
+
+@pytest.mark.parametrize("data_dim", [-1, -2])
+@pytest.mark.parametrize("data_outside", [True, False])
+@pytest.mark.parametrize("num_data", [4, 3, 1])  # 3: as many as there are times
+def test_several_latents_and_a_plate_inside(data_outside, data_dim, num_data):
+    x = torch.randn(num_data, 3)
+    lvm = nested(data_outside, data_dim)
+    assert layout(lvm, x).data_plate == "data"
+    torch.manual_seed(1)
+    weights = vilvm.log_weights(lvm, x, 6)
+    torch.manual_seed(1)
+    z = vilvm.posterior(lvm, x, 6)
+    u, v = z["u"], z["v"] if data_dim == -2 else z["v"].mT
+    assert u.shape == (6, num_data)
+    assert v.shape == (6, num_data, 3)
+    prior = dist.Normal(0.0, 1.0).log_prob(u) + dist.Normal(u[..., None], 1.0).log_prob(v).sum(-1)
+    guide = dist.Normal(x.mean(1) / 2, 0.8).log_prob(u) + dist.Normal(x / 2, 0.8).log_prob(v).sum(-1)
+    expected = dist.Normal(v, 1.0).log_prob(x).sum(-1) + prior - guide
+    torch.testing.assert_close(weights.log_weight, expected.detach().double(), rtol=1e-5, atol=1e-5)
+
+
+def test_plates_that_cannot_be_told_apart_ask_for_a_name():
+    def model(x):
+        with pyro.plate("rows", 2, dim=-2), pyro.plate("columns", 2, dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     def guide(x):
-        with pyro.plate("series", len(x), dim=-1):
-            pyro.sample("u", dist.Normal(x.mean(1) / 2, 0.8))
-            with pyro.plate("time", 3, dim=-2):
-                pyro.sample("v", dist.Normal(x.T / 2, 0.8))
+        with pyro.plate("rows", 2, dim=-2), pyro.plate("columns", 2, dim=-1):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
 
-    x = torch.randn(4, 3)
+    with pytest.raises(vilvm.ContractError, match=r"'rows' and 'columns' are all of the batch's size.*call that one \"data\""):
+        vilvm.log_weights(vilvm.Pair(model, guide), torch.zeros(2, 2))
+
+
+def test_what_is_deterministic_takes_no_part():
+    def model(x):
+        noise = pyro.deterministic("noise", torch.tensor(2.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, noise), obs=x)
+
+    def guide(x):
+        pyro.deterministic("half", x / 2)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 5, 0.8**0.5))
+
+    x = torch.randn(50)
+    weights = vilvm.log_weights(vilvm.Pair(model, guide), x, 4)
+    truth = dist.Normal(0.0, 5**0.5).log_prob(x).double()
+    torch.testing.assert_close(weights.log_weight, truth.expand(4, 50), rtol=1e-5, atol=1e-5)
+
+
+class Batch(NamedTuple):
+    x: torch.Tensor
+    w: torch.Tensor
+
+
+def test_batches_may_be_named_tuples():
+    def model(batch):
+        with pyro.plate("data", len(batch.x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(batch.w * z, 1.0), obs=batch.x)
+
+    def guide(batch):
+        scale = pyro.param("scale", torch.tensor(1.0))
+        with pyro.plate("data", len(batch.x)):
+            pyro.sample("z", dist.Normal(scale * batch.x, 1.0))
+
+    lvm, batch = vilvm.Pair(model, guide), Batch(torch.randn(6), torch.ones(6))
+    assert vilvm.log_weights(lvm, batch, 3).log_weight.shape == (3, 6)
+    assert vilvm.fit(lvm, batch, steps=3, batch_size=2).steps == 3
+    assert vilvm.evaluate(lvm, batch, num_samples=3, batch_size=4).bounds["elbo"].values.shape == (6,)
+
+
+def test_a_guide_that_replays_the_data():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x = torch.randn(40)
+    lvm = vilvm.Pair(model, AutoNormalMessenger(model, init_scale=1.0))
+    bound = vilvm.evaluate(lvm, x, num_samples=4000, batch_size=40).bounds["iwae"]
+    truth = dist.Normal(0.0, 2**0.5).log_prob(x)
+    assert ((bound.values - truth) / bound.errors).abs().max() < 5
+
+
+def test_a_parameter_is_one_wherever_it_is_named():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, pyro.param("scale")))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        scale = pyro.param("scale", torch.tensor(2.0), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, scale))
+
     lvm = vilvm.Pair(model, guide)
-    weights = vilvm.log_weights(lvm, x, 6)
-    assert weights.log_weight.shape == (6, 4)
-    assert layout(lvm, x).data_plate == "series"
-    z = vilvm.posterior(lvm, x, 6)
-    assert z["u"].shape == (6, 4)
-    assert z["v"].shape == (6, 3, 4)
-    by_hand = vilvm.log_weights(vilvm.Pair(pyro.poutine.condition(model, {}), guide), x, 6)
-    assert by_hand.log_weight.shape == (6, 4)
+    vilvm.fit(lvm, torch.randn(8), steps=2)
+    assert [n for n, _ in lvm.named_parameters()] == ["pyro_params.scale"]
+    again = pickle.loads(pickle.dumps(lvm.pyro_params))  # ours holds no closure; the functions of this test are local
+    assert torch.equal(again.scale, lvm.pyro_params.scale)
+
+
+def test_a_pair_of_methods_trains_their_module():
+    part = VAE(data_dim=6, latent_dim=2)
+    lvm = vilvm.Pair(part.model, AutoNormal(part.model))
+    before = part.decoder[0].weight.clone()
+    vilvm.fit(lvm, torch.zeros(5, 6), steps=2)
+    assert not torch.equal(before, part.decoder[0].weight)
+
+
+@pytest.mark.parametrize("auto", [AutoNormal, AutoMultivariateNormal, AutoGaussian])
+def test_an_autoguide_leaves_the_parameters_of_its_model_to_the_pair(auto):
+    def model(x):
+        noise = pyro.param("noise", torch.tensor(1.0), constraint=dist.constraints.positive)
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu, noise), obs=x)
+
+    x = 0.1 * torch.randn(100)
+    lvm = vilvm.Pair(model, auto(model))
+    vilvm.fit(lvm, x, steps=800, optimizer=partial(torch.optim.Adam, lr=0.02))
+    assert lvm.pyro_params["noise"].exp().item() == pytest.approx(x.std().item(), rel=0.2)
+    assert len(pyro.get_param_store()) == 0
+
+
+class Normalised(torch.nn.Module):
+    """Batch normalisation and dropout in the guide: what a look must leave as it was."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.drop = torch.nn.BatchNorm1d(2), torch.nn.Dropout(0.5)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.drop(self.norm(x)) / 2, 0.8).to_event(1))
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda m, x: layout(m, x),
+        lambda m, x: vilvm.posterior(m, x, 2),
+        lambda m, x: vilvm.posterior_mean(m, x),
+        lambda m, x: vilvm.evaluate(m, x, num_samples=3),
+        lambda m, x: active_units(m, x),
+    ],
+    ids=["layout", "posterior", "posterior_mean", "evaluate", "active_units"],
+)
+def test_a_look_changes_nothing(look):
+    lvm, x = Normalised(), torch.randn(20, 2) + 5
+    lvm.drop.eval()
+    before = {n: v.clone() for n, v in lvm.state_dict().items()}
+    look(lvm, x)
+    assert all(torch.equal(before[n], v) for n, v in lvm.state_dict().items())
+    assert lvm.norm.training
+    assert not lvm.drop.training
+
+
+def test_a_look_sees_no_dropout():
+    lvm, x = Normalised(), torch.randn(20, 2) + 5
+    means = [vilvm.posterior_mean(lvm, x)["z"] for _ in range(2)]
+    torch.testing.assert_close(means[0], means[1])
+
+
+def test_factors_are_no_data():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.factor("penalty", -z.square())
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    lvm, z = vilvm.Pair(model, guide), torch.tensor([0.5, -1.0])
+    assert set(vilvm.predict(lvm, {"z": z})) == {"x"}
+    assert set(vilvm.sample(lvm, 3, mean=True)) == {"z", "x"}
+    torch.manual_seed(0)
+    weights = vilvm.log_weights(lvm, z, 3)
+    torch.manual_seed(0)
+    drawn = vilvm.posterior(lvm, z, 3)["z"]
+    torch.testing.assert_close(weights.log_likelihoods["penalty"], -drawn.square())
+
+
+def test_predict_takes_what_a_hierarchy_shares():
+    lvm = vilvm.Pair(schools, AutoNormal(schools))
+    theta = torch.arange(8.0)
+    means = vilvm.predict(lvm, {"mu": torch.tensor(1.0), "tau": torch.tensor(2.0), "theta": theta}, like=SCHOOLS)
+    torch.testing.assert_close(means["y"], theta)
 
 
 def test_terms_are_the_densities_of_the_draws():

@@ -12,11 +12,12 @@ the usual form; ``Pair`` makes one of two plain functions.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import pyro
 import torch
+from pyro.infer.autoguide.guides import AutoGuide
 from pyro.nn import PyroModule
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
@@ -159,14 +160,30 @@ def module_parameters(lvm: object, frozen: bool = False) -> Iterator[None]:
         lvm: the latent variable model.
         frozen: whether a parameter that has not been met before is an error; so it is too within a context that says so.
     """
-    if isinstance(lvm, torch.nn.Module):
-        for part in lvm.modules():
-            # Pyro gives a module this state only if the setting below was on when the module was made.
+    frozen = frozen or any(isinstance(m, _LocalParams) and m.lvm is lvm and m.frozen for m in _PYRO_STACK)
+    with pyro.settings.context(module_local_params=True), _LocalParams(lvm, frozen), ExitStack() as stack:
+        for part in lvm.modules() if isinstance(lvm, torch.nn.Module) else ():
+            # Pyro gives a module this state only if the setting above was on when the module was made.
             if isinstance(part, PyroModule) and not hasattr(part._pyro_context, "param_state"):
                 part._pyro_context.param_state = {"params": {}, "constraints": {}}
-    frozen = frozen or any(isinstance(m, _LocalParams) and m.lvm is lvm and m.frozen for m in _PYRO_STACK)
-    with pyro.settings.context(module_local_params=True), _LocalParams(lvm, frozen):
+            if isinstance(part, AutoGuide) and part.prototype_trace is None:
+                stack.enter_context(_served_within(part, _LocalParams(lvm, frozen)))
         yield
+
+
+@contextmanager
+def _served_within(guide: AutoGuide, serve: _LocalParams) -> Iterator[None]:
+    """An autoguide looks at its model behind a block, through which only a handler of the model's own is heard."""
+    names = [n for n in ("_model", "_original_model") if isinstance(guide.__dict__.get(n), tuple)]
+    models = {n: guide.__dict__[n] for n in names}
+    for name, (model,) in models.items():
+        setattr(guide, name, (serve(model),))
+    try:
+        yield
+    finally:
+        for name in names:
+            if guide.__dict__.get(name) is not None:
+                setattr(guide, name, models[name])
 
 
 class evaluation_mode:
