@@ -93,9 +93,10 @@ def check_contract(lvm: object) -> None:
 class _LocalParams(Messenger):
     """Answers ``pyro.param`` statements from the model's own module, so that Pyro's global store stays empty."""
 
-    def __init__(self, lvm: object, frozen: bool):
+    def __init__(self, lvm: Any, frozen: bool):
         super().__init__()
         self.lvm, self.frozen = lvm, frozen
+        self.added: set[str] = set()
         self.known = {id(p) for p in lvm.parameters()} if isinstance(lvm, torch.nn.Module) else set()
 
     def _pyro_param(self, msg: Any) -> None:
@@ -104,11 +105,12 @@ class _LocalParams(Messenger):
             if name in self._declared():  # else a PyroModule announces a parameter of its own
                 msg["value"], msg["done"] = self._value(name), True
             return
-        if isinstance(init[0], torch.nn.Parameter) and id(init[0]) in self.known:
-            msg["value"], msg["done"] = init[0], True
-            return
-        self._own(name, init[0], msg["kwargs"].get("constraint", constraints.real))
-        msg["value"], msg["done"] = self._value(name), True
+        constraint = msg["kwargs"].get("constraint", constraints.real)
+        # The parameter of a network is handed back as it is: pyro.module and PyroModule would put anything else in its place.
+        of_network = isinstance(init[0], torch.nn.Parameter) and constraint is constraints.real
+        if not (of_network and id(init[0]) in self.known):
+            self._own(name, init[0], constraint)
+        msg["value"], msg["done"] = init[0] if of_network else self._value(name), True
 
     def _declared(self) -> dict[str, Any]:
         """The constraint of every parameter that a statement has declared in this model."""
@@ -130,7 +132,19 @@ class _LocalParams(Messenger):
                     "declare every parameter on the first call."
                 )
             store[_key(name)] = _unconstrained(init, constraint)
+            self.added.add(name)
         self._declared()[name] = constraint
+
+    def forget_doubles(self) -> None:
+        """Drops what has turned out to be the parameter of a part that a PyroModule made while it ran."""
+        store = getattr(self.lvm, _PARAMS, None)
+        if store is None or not self.added:
+            return
+        elsewhere = {id(p) for n, p in self.lvm.named_parameters(remove_duplicate=False) if not n.startswith(f"{_PARAMS}.")}
+        for name in self.added:
+            if id(store[_key(name)]) in elsewhere:
+                del store[_key(name)], self._declared()[name]
+        self.added.clear()
 
     def _value(self, name: str) -> Tensor:
         stored = getattr(self.lvm, _PARAMS)[_key(name)]
@@ -161,7 +175,8 @@ def module_parameters(lvm: object, frozen: bool = False) -> Iterator[None]:
         frozen: whether a parameter that has not been met before is an error; so it is too within a context that says so.
     """
     frozen = frozen or any(isinstance(m, _LocalParams) and m.lvm is lvm and m.frozen for m in _PYRO_STACK)
-    with pyro.settings.context(module_local_params=True), _LocalParams(lvm, frozen), ExitStack() as stack:
+    with pyro.settings.context(module_local_params=True), _LocalParams(lvm, frozen) as serve, ExitStack() as stack:
+        stack.callback(serve.forget_doubles)
         for part in lvm.modules() if isinstance(lvm, torch.nn.Module) else ():
             # Pyro gives a module this state only if the setting above was on when the module was made.
             if isinstance(part, PyroModule) and not hasattr(part._pyro_context, "param_state"):
