@@ -7,10 +7,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import TraceEnum_ELBO, config_enumerate
+from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 
 import vilvm
 from models.vae import tiny
+from vilvm.datasets import DynamicBinarisation, StaticBinarisation
 
 
 def scalar_model(x):
@@ -65,10 +66,19 @@ def test_the_generator_is_left_alone():
 
 def test_best_parameters_are_kept_and_patience_stops():
     lvm, x = tiny()
-    fitted = vilvm.fit(lvm, x, validation=1 - x, steps=5000, patience=2, optimizer=partial(torch.optim.Adam, lr=0.05))
+    seen = {}
+
+    def remember(event):
+        seen[event.history.records[-1].step] = {n: v.clone() for n, v in event.lvm.state_dict().items()}
+
+    fitted = vilvm.fit(
+        lvm, x, validation=1 - x, steps=5000, patience=2, optimizer=partial(torch.optim.Adam, lr=0.05), callbacks=[remember]
+    )
     assert fitted.stopped == "early"
-    assert fitted.steps < 5000
-    assert fitted.best_step == fitted.history["step"][fitted.history["validation_elbo"].argmax()]
+    best = fitted.history["validation_elbo"].argmax()
+    assert len(fitted.history) == best + 1 + 2  # the best record, and as many as there is patience
+    assert fitted.best_step == fitted.history["step"][best] < fitted.steps
+    assert all(torch.equal(seen[fitted.best_step][n], v) for n, v in lvm.state_dict().items())
 
 
 def test_callback_stops():
@@ -81,9 +91,17 @@ def test_schedulers():
     lvm, x = tiny()
     step = vilvm.fit(lvm, x, steps=100, scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=10, gamma=0.5))
     assert step.history["learning_rate"][-1] == pytest.approx(1e-3 * 0.5**10)
-    # It watches the validation ELBO, which grows: with mode="min" every record but the first is a bad one.
-    plateau = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=0, factor=0.1, mode="min")
-    assert vilvm.fit(lvm, x, validation=x, steps=300, scheduler=plateau).history["learning_rate"][-1] < 1e-3
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+@pytest.mark.parametrize("improves", [True, False])
+def test_a_plateau_is_one_of_the_validation_elbo(mode, improves):
+    (lvm, _), x = tiny(), torch.bernoulli(torch.full((400, 6), 0.9))
+    plateau = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=1, factor=0.1, mode=mode)
+    fitted = vilvm.fit(lvm, x, validation=x if improves else 1 - x, steps=300, scheduler=plateau)
+    validation = fitted.history["validation_elbo"]
+    assert (validation[-1] > validation[0]) == improves
+    assert (fitted.history["learning_rate"][-1] == 1e-3) == improves
 
 
 def test_clipping_bounds_the_update():
@@ -154,3 +172,231 @@ def test_subsampled_plate_reports_nats_per_datum():
 
     fitted = vilvm.fit(vilvm.Pair(model, guide), torch.zeros(64), steps=50, optimizer=partial(torch.optim.SGD, lr=0.0))
     assert fitted.history["elbo"][0] == pytest.approx(dist.Normal(0.0, 2**0.5).log_prob(torch.tensor(0.0)).item(), abs=1e-4)
+
+
+def test_the_validation_bound_has_one_noise_and_one_transform():
+    lvm, x = tiny()
+    grey = vilvm.Data(torch.rand(1500, 6), transform=DynamicBinarisation())
+    still = partial(torch.optim.SGD, lr=0.0)
+    bounds = vilvm.fit(lvm, x, validation=grey, steps=150, optimizer=still).history["validation_elbo"]
+    assert (bounds == bounds[0]).all()
+
+
+class Line(torch.nn.Module):
+    """x ~ N(z, 1), z ~ N(0, 1), the guide a point so near m x that the gradient of the loss is known: d/dm of (x − m x)² / 2 + (m x)² / 2."""
+
+    def __init__(self):
+        super().__init__()
+        self.m = torch.nn.Parameter(torch.tensor(0.2, dtype=torch.float64))
+        self.batches = []
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x):
+        seen = bool(self.batches) and torch.equal(self.batches[-1], x)  # by another particle
+        if torch.is_grad_enabled() and not seen:
+            self.batches.append(x.clone())
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.m * x, 1e-9))
+
+
+@pytest.mark.parametrize(
+    "objective", [Trace_ELBO(), RenyiELBO(alpha=0.0, num_particles=2)], ids=["differentiable", "loss_and_grads"]
+)
+def test_a_step_descends_the_loss_per_datum(objective):
+    x = torch.randn(10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lvm, m = Line(), 0.2
+    fitted = vilvm.fit(lvm, x, steps=3, batch_size=4, objective=objective, optimizer=partial(torch.optim.SGD, lr=0.1))
+    assert [len(b) for b in lvm.batches][-3:] == [4, 4, 2]  # the last batch of an epoch is smaller
+    for batch in lvm.batches[-3:]:
+        m -= 0.1 * (-(batch * (batch - m * batch)) + batch * m * batch).mean().item()
+    assert lvm.m.item() == pytest.approx(m, abs=1e-6)
+    assert fitted.steps == 3
+
+
+def test_every_epoch_takes_every_datum_once_in_a_new_order():
+    lvm, x = Line(), torch.arange(10.0, dtype=torch.float64)
+    vilvm.fit(lvm, x, epochs=3, batch_size=4)
+    order = torch.cat(lvm.batches[-9:]).reshape(3, 10)
+    assert (order.sort(1).values == x).all()
+    assert len({tuple(epoch.tolist()) for epoch in [*order, x]}) == 4
+
+
+def test_a_schedule_by_epochs_steps_once_an_epoch():
+    halving = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
+    fitted = vilvm.fit(
+        Line(), torch.zeros(100, dtype=torch.float64), epochs=3, batch_size=2, scheduler=halving, scheduler_interval="epoch"
+    )
+    assert fitted.history["learning_rate"].tolist() == pytest.approx([5e-4, 2.5e-4, 1.25e-4])
+
+
+def test_wake_sleep_trains():
+    torch.manual_seed(0)
+    lvm, _ = tiny()
+    x = torch.bernoulli(torch.tensor([0.9, 0.9, 0.1, 0.1, 0.5, 0.5]).expand(64, 6))
+    before = vilvm.evaluate(lvm, x, num_samples=50).bounds["elbo"].mean
+    vilvm.fit(lvm, x, objective=ReweightedWakeSleep(num_particles=3, vectorize_particles=False), steps=200)
+    assert vilvm.evaluate(lvm, x, num_samples=50).bounds["elbo"].mean > before + 0.2
+
+
+def test_an_optimizer_may_be_given_whole():
+    lvm, x = tiny()
+    optimizer = torch.optim.SGD(lvm.parameters(), lr=np.float32(0.5))
+    assert vilvm.fit(lvm, x, steps=2, optimizer=optimizer).history["learning_rate"][-1] == 0.5
+
+
+def test_numbers_of_half_precision(tmp_path):
+    lvm = torch.nn.Module()
+    lvm.m = torch.nn.Parameter(torch.zeros((), dtype=torch.bfloat16))
+    lvm.model = scalar_model
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(lvm.m * x, 1.0))
+
+    lvm.guide = guide
+    assert vilvm.fit(lvm, torch.randn(8).bfloat16(), steps=2, run_dir=tmp_path).steps == 2
+
+
+def diverging(**options):
+    return vilvm.fit(tiny()[0], torch.ones(40, 6), steps=60, batch_size=10, optimizer=partial(torch.optim.SGD, lr=1e30), **options)
+
+
+def test_divergence_within_the_first_epoch_is_one_sentence():
+    with pytest.raises(vilvm.NonFiniteLossError, match=r"Step [234] \(epoch 1\): the loss is nan\. .*'z'"):
+        diverging()
+
+
+def test_divergence_can_be_skipped_from_the_first_epoch_on():
+    fitted = diverging(nonfinite="skip")
+    assert fitted.skipped >= 56
+
+
+def test_skipping_every_step_warns():
+    class Never(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.m, self.calls = torch.nn.Parameter(torch.zeros(())), 0
+
+        def model(self, x):
+            scalar_model(x)
+
+        def guide(self, x):
+            self.calls += 1
+            broken = self.m if self.calls == 1 else self.m * float("nan")  # the first call is that of a look at the pair
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(broken, 1.0, validate_args=False))
+
+    with pytest.warns(UserWarning, match="All 3 steps were skipped"):
+        vilvm.fit(Never(), torch.randn(8), steps=3, nonfinite="skip")
+
+
+def test_the_site_is_named_by_the_very_noise_that_failed():
+    class Rooted(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.m = torch.nn.Parameter(torch.zeros(()))
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z, (z + 3.5).sqrt(), validate_args=False), obs=x)  # NaN for few z
+
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(self.m * x, 1.0))
+
+    for seed in range(4):
+        with pytest.raises(vilvm.NonFiniteLossError, match="log-likelihood of site 'x' is nan for datum"):
+            vilvm.fit(Rooted(), torch.zeros(100), steps=5000, seed=seed)
+
+
+def test_a_skipped_step_leaves_no_trace_in_the_buffers():
+    class Counting(Sometimes):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.BatchNorm1d(1, affine=False)
+
+        def guide(self, x):
+            if torch.is_grad_enabled():
+                self.norm(x[:, None] * (float("nan") if self.calls == 9 else 1.0))
+            super().guide(x)
+
+    lvm = Counting()
+    assert vilvm.fit(lvm, torch.randn(200), steps=20, nonfinite="skip").skipped == 1
+    assert lvm.norm.num_batches_tracked == 19
+    assert torch.isfinite(lvm.norm.running_mean).all()
+
+
+def test_looks_at_validation_data_change_no_batch_statistics():
+    class Normalised(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = torch.nn.BatchNorm1d(1)
+
+        def model(self, x):
+            scalar_model(x[:, 0])
+
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(self.norm(x)[:, 0], 1.0))
+
+    x, means = torch.randn(200, 1), []
+    lvm = Normalised()
+    vilvm.fit(
+        lvm, x, steps=60, batch_size=64, validation=x + 100, callbacks=[lambda e: means.append(e.lvm.norm.running_mean.item())]
+    )
+    assert len(means) == 2
+    assert max(abs(m) for m in means) < 1
+
+
+def test_a_parameter_that_comes_late_is_refused():
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            extra = pyro.param("late", torch.tensor(0.0)) if len(x) < 4 else 0.0
+            pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.0)) + extra, 1.0))
+
+    with pytest.raises(vilvm.ContractError, match=r"'late'.* appeared after training began"):
+        vilvm.fit(vilvm.Pair(scalar_model, guide), torch.randn(10), epochs=1, batch_size=4)
+
+
+def test_a_static_transform_is_drawn_once():
+    class Spy(Line):
+        def guide(self, x):
+            super().guide(x.double())
+
+        def model(self, x):
+            super().model(x.double())
+
+    lvm = Spy()
+    data = vilvm.Data(torch.linspace(0.2, 0.8, 30), transform=StaticBinarisation())
+    vilvm.fit(lvm, data, epochs=3, batch_size=10)
+    epochs = torch.cat(lvm.batches[-9:]).reshape(3, 30).sum(1)
+    assert (epochs == data.x.sum()).all()
+    assert torch.equal(data.fixed(5).x, data.x)
+    assert "StaticBinarisation" in data.fixed().protocol()["transform"]
+
+
+def test_shared_latents_under_a_full_plate_train_in_batches_to_the_whole_posterior():
+    x = 1 + torch.randn(1000, generator=torch.Generator().manual_seed(0))
+
+    def model(batch):
+        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", 1000, subsample=batch):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=batch)
+
+    def guide(batch):
+        loc = pyro.param("loc", torch.tensor(0.0))
+        scale = pyro.param("scale", torch.tensor(0.1), constraint=dist.constraints.positive)
+        pyro.sample("mu", dist.Normal(loc, scale))
+
+    lvm = vilvm.Pair(model, guide)
+    decaying = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=2000)
+    fitted = vilvm.fit(lvm, x, steps=2000, batch_size=100, optimizer=partial(torch.optim.Adam, lr=0.02), scheduler=decaying)
+    assert lvm.pyro_params["scale"].exp().item() == pytest.approx(1000**-0.5, rel=0.15)
+    # All data together, in the objective and in the look alike.
+    assert fitted.history["elbo"][-1] == pytest.approx(-1420, abs=60)
+    assert np.isnan(fitted.history["rate"]).all()

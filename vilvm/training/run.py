@@ -23,7 +23,7 @@ from vilvm.training.history import History, Record
 from vilvm.training.resume import describe, match, plain, rng, set_rng
 from vilvm.training.signals import interruptible
 from vilvm.training.step import EagerStep, NonFiniteLossError, Objective, StepResult, check_objective
-from vilvm.training.validation import look
+from vilvm.training.validation import Look, check, look
 from vilvm.weights import Layout, layout, log_weights
 
 __all__ = ["Event", "Fit", "OptimizerFactory", "Run", "SchedulerFactory"]
@@ -138,7 +138,7 @@ class Run:
 
     def _check_pair(self) -> None:
         """That this objective can train this pair on batches of this size."""
-        plan = next(iter(self._layouts.values()))
+        plan = self._plan
         check_objective(self.objective, plan.enumerated)
         if self.batches.epoch_steps > 1 and not plan.local and plan.scale == 1.0:
             raise ContractError(
@@ -146,6 +146,14 @@ class Run:
                 f"{self.batches.size} for all {len(self.batches.data)}: leave batch_size out, or give the plate its full size, "
                 f"pyro.plate(..., {len(self.batches.data)}, subsample_size=len(batch))."
             )
+        if self.validation is not None:
+            with seeded(self.seed, self.device):
+                check(self.lvm, self.validation, plan)
+
+    @property
+    def _plan(self) -> Layout:
+        """The layout of the first batch."""
+        return next(iter(self._layouts.values()))
 
     # The way of a step ---------------------------------------------------------------------------------------------------
 
@@ -198,8 +206,11 @@ class Run:
         # Pyro's checks of support and shape, for the first epoch; NaN is watched for throughout.
         with pyro.validation_enabled(self.at < self.batches.epoch_steps), module_parameters(self.lvm, frozen=True):
             batch = self.batches(self.at)
+            num_data = self.num_data(batch)
             try:
-                result = self.step(batch, self.num_data(batch))
+                result = self.step(batch, num_data)
+            except ContractError:
+                raise
             except ValueError as error:
                 result = self._refused(error, before)
         if result.applied:
@@ -233,7 +244,7 @@ class Run:
         began = time.perf_counter()
         with seeded(self.seed, self.device):
             looked_at = self.validation or Data(self.batches(self.at - 1))
-            bound, se, rate, distortion = look(self.lvm, self.objective, looked_at, next(iter(self._layouts.values())))
+            bound, se, rate, distortion = self._look(looked_at)
         self.seconds += time.perf_counter() - began
         t = self.tally
         held_out = self.validation is not None
@@ -260,6 +271,14 @@ class Run:
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(-bound if self.scheduler.mode == "min" else bound)  # better is a lower loss, or a higher ELBO
         self._decide()
+
+    def _look(self, data: Data) -> Look:
+        try:
+            return look(self.lvm, self.objective, data, self._plan)
+        except ContractError as error:
+            if self.skip:
+                return Look(math.nan, math.nan, math.nan, math.nan)
+            raise NonFiniteLossError(f"After step {self.at}, on a look at the data: {error} {self._kept()}") from None
 
     def _decide(self) -> None:
         if self._is_out_of_patience():
@@ -315,14 +334,18 @@ class Run:
         fault = self._look_again(before, validate=False)
         site = "No log-density is NaN, so look for one that is −inf (data that the model holds for impossible), at the gradient, or at the objective."
         site = site if fault is None else str(fault)
+        return (
+            f"Step {self.at + 1} (epoch {1 + self.at // self.batches.epoch_steps}): {what}. {site} The parameters are those after step "
+            f"{self.at}. {self._kept()}"
+        )
+
+    def _kept(self) -> str:
+        """What was last good on disk, and what to do."""
         kept = "There is no checkpoint, for no run_dir was given."
         if self.folder is not None:
             last = checkpoint.latest(self.folder / "checkpoint")
             kept = f"The last good state on disk is {last}." if last else "No checkpoint was written yet."
-        return (
-            f"Step {self.at + 1} (epoch {1 + self.at // self.batches.epoch_steps}): {what}. {site} The parameters are those after step {self.at}. "
-            f"{kept} Try a smaller learning rate, clip=..., or nonfinite='skip'."
-        )
+        return f"{kept} Try a smaller learning rate, clip=..., or nonfinite='skip'."
 
     # Checkpoints ---------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from vilvm.data import Data
 from vilvm.lvm import evaluation_mode
 from vilvm.weights import Layout, layout, log_weights
 
-__all__ = ["Look", "look"]
+__all__ = ["Look", "check", "look"]
 
 _ROWS = 1000
 
@@ -25,17 +25,34 @@ class Look(NamedTuple):
 
 @torch.no_grad()
 def look(lvm: Any, objective: Any, data: Data, plan: Layout) -> Look:
-    """What `lvm` says of `data`, in evaluation mode; `plan` is its layout on some batch."""
+    """What `lvm` says of `data`, in evaluation mode; `plan` is its layout on some batch.
+
+    Raises:
+        ContractError: a log-density is NaN.
+    """
     with evaluation_mode(lvm):
         if plan.enumerated or not (plan.local or plan.scale == 1.0):
             # Nothing here sums over a latent, and one weight of part of the data is no estimate of the whole: the loss is.
-            here = layout(lvm, data.x, plate=plan.data_plate)
+            here = layout(lvm, data.x, validate=False, plate=plan.data_plate)
             elbo = -float(objective.loss(lvm.model, lvm.guide, data.x)) / (here.num_data * here.scale if here.local else 1.0)
             return Look(elbo, math.nan, math.nan, math.nan)
-        rows = _ROWS if plan.local and data.divisible else len(data)
-        parts = [data] if len(data) <= rows else [data.subset(slice(i, i + rows)) for i in range(0, len(data), rows)]
-        weights = [log_weights(lvm, part.x, plan=layout(lvm, part.x, plate=plan.data_plate)) for part in parts]
+        weights = []
+        for part in _parts(data, plan):
+            here = layout(lvm, part.x, validate=False, plate=plan.data_plate)
+            weights.append(log_weights(lvm, part.x, validate=False, plan=here))
     values = torch.cat([w.log_weight[0].reshape(-1) for w in weights])
     distortion = -torch.cat([w.log_likelihood[0].reshape(-1) for w in weights]).sum().item() / len(values)
     elbo = values.mean().item()
     return Look(elbo, values.std().item() / len(values) ** 0.5 if len(values) > 1 else math.nan, -elbo - distortion, distortion)
+
+
+def check(lvm: Any, data: Data, plan: Layout) -> None:
+    """Raises ContractError, where `lvm` cannot take these data."""
+    for part in _parts(data, plan):
+        layout(lvm, part.x, plate=plan.data_plate)
+
+
+def _parts(data: Data, plan: Layout) -> list[Data]:
+    if len(data) <= _ROWS or not (plan.local and data.divisible):
+        return [data]
+    return [data.subset(slice(i, i + _ROWS)) for i in range(0, len(data), _ROWS)]
