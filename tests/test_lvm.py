@@ -41,6 +41,14 @@ class Mixing(Base):
             pyro.sample("z", dist.Normal(self.slope * x + torch.arange(len(x)), self.scale.exp()))
 
 
+class Leaning(Base):
+    """Each datum's posterior depends on the others of the batch."""
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.slope * (x - x.mean() + x.std(correction=0)), self.scale.exp()))
+
+
 class Leaking(Base):
     def guide(self, x):
         pyro.get_param_store().setdefault("leak", torch.zeros(()))
@@ -82,6 +90,7 @@ def test_a_sound_model_passes():
     [
         (Idle, "no finite gradient reaches \\['idle'\\]"),
         (Mixing, "order of the batch"),
+        (Leaning, "other data of a batch"),
         (Leaking, "global parameter store"),
         (Unseeded, "one seed gives two results"),
         (Forgetful, "state_dict"),

@@ -44,3 +44,9 @@ def test_moments_and_draws():
 def test_grey_values_are_refused():
     with pytest.raises(ValueError, match="support"):
         IndependentBernoulli(torch.zeros(2), validate_args=True).log_prob(torch.tensor([0.5, 1.0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_has_the_range(dtype):
+    x = torch.zeros(784, dtype=dtype)
+    assert IndependentBernoulli(x).log_prob(x).item() == pytest.approx(-784 * 0.6931, rel=1e-2)

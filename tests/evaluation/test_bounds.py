@@ -13,6 +13,8 @@ import torch
 from pyro import poutine
 
 import vilvm
+from models.vae import VAE
+from vilvm.datasets import DynamicBinarisation
 
 
 class LinearGaussian(torch.nn.Module):
@@ -205,6 +207,95 @@ def test_shared_latents_make_one_joint_bound():
     bound = result.bounds["iwae"]
     assert bound.values.shape == (1,)
     assert abs(bound.mean - truth) < 5 * bound.se
+
+
+class Series(torch.nn.Module):
+    """Series of three values, each of its own z ~ N(0, 1) and x ~ N(z, 1), the guide half as wide again as the posterior."""
+
+    def __init__(self):
+        super().__init__()
+        self.slope = torch.nn.Parameter(torch.tensor(0.5))
+
+    def model(self, x):
+        with pyro.plate("time", 3, dim=-2), pyro.plate("series", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x.T)
+
+    def guide(self, x):
+        with pyro.plate("time", 3, dim=-2), pyro.plate("series", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(self.slope * x.T, 1.5 * 0.5**0.5))
+
+
+@pytest.mark.parametrize("batch_size", [3, 4, 7])  # 3 is the size of the other plate; of 4, the last batch has 3
+def test_the_data_are_those_of_the_batch_whatever_its_size(batch_size):
+    x = 3 * torch.randn(7, 3, generator=torch.Generator().manual_seed(3))
+    bound = vilvm.evaluate(Series(), x, num_samples=4000, batch_size=batch_size).bounds["iwae"]
+    truth = dist.Normal(0.0, 2**0.5).log_prob(x).sum(1)
+    assert ((bound.values - truth) / bound.errors).abs().max() < 5
+
+
+def test_a_subsample_within_a_joint_weight_is_refused():
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            u = pyro.sample("u", dist.Normal(0.0, 1.0))
+            with pyro.plate("time", 10, dim=-2, subsample_size=2) as index:
+                pyro.sample("x", dist.Normal(u, 1.0), obs=x.T[index])
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("u", dist.Normal(x.mean(1), 1.0))
+
+    with pytest.raises(vilvm.ContractError, match="subsamples its plate 'time'"):
+        vilvm.evaluate(vilvm.Pair(model, guide), torch.zeros(4, 10), num_samples=3)
+
+
+def test_many_data_of_one_latent_are_added_without_loss():
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu, 1e-3), obs=x)
+
+    def guide(x):
+        pyro.sample("mu", dist.Normal(0.0, 1e-6))
+
+    x = torch.linspace(-0.02, 0.02, 60_000)
+    result = vilvm.evaluate(vilvm.Pair(model, guide), x, num_samples=50)
+    assert abs(result.bounds["elbo"].mean + result.rate.mean + result.distortion.mean) < 1e-6
+    exact = dist.Normal(0.0, torch.tensor(1e-3, dtype=torch.float64)).log_prob(x.double()).sum()
+    assert result.distortion.mean == pytest.approx(-exact.item(), rel=1e-6)
+
+
+def test_standard_errors_are_the_spread_of_repetitions(x):
+    """Over 200 seeds, a standard deviation is known to 5 %, so a ratio outside of 1 ± 0.3 is a false alarm of 6 standard errors."""
+    lvm, data = LinearGaussian(inflate=1.2, shift=0.1), x[:10]
+    runs = [vilvm.evaluate(lvm, data, num_samples=400, chunk=133, batch_size=7, seed=seed) for seed in range(200)]
+    for quantity in (lambda r: r.bounds["elbo"], lambda r: r.bounds["iwae"], lambda r: r.rate, lambda r: r.distortion):
+        estimates = [quantity(run) for run in runs]
+        spread = torch.stack([e.values for e in estimates]).std(0)
+        claimed = torch.stack([e.errors for e in estimates]).mean(0)
+        assert (spread / claimed).log().mean().exp().item() == pytest.approx(1, abs=0.15)
+        assert torch.tensor([e.mean for e in estimates]).std().item() / estimates[0].mc_se == pytest.approx(1, abs=0.3)
+
+
+def test_the_standard_error_of_the_mean_is_over_new_data():
+    lvm = LinearGaussian()
+    cov = lvm.W @ lvm.W.T + lvm.s**2 * torch.eye(5, dtype=torch.float64)
+    drawn = torch.distributions.MultivariateNormal(torch.zeros(5, dtype=torch.float64), cov).sample((200, 50))
+    bounds = [vilvm.evaluate(lvm, data, num_samples=2).bounds["elbo"] for data in drawn]
+    spread = torch.tensor([b.mean for b in bounds]).std().item()
+    assert spread / torch.tensor([b.se for b in bounds]).mean().item() == pytest.approx(1, abs=0.3)
+
+
+def test_a_fresh_transform_is_drawn_from_the_seed():
+    grey = vilvm.Data(torch.full((50, 6), 0.5), transform=DynamicBinarisation())
+    first, again, other = (grey.fixed(seed).x for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    lvm = VAE(data_dim=6, latent_dim=2)
+    protocol = vilvm.evaluate(lvm, grey, num_samples=2).protocol
+    assert protocol["transform"] == repr(DynamicBinarisation())
+    distortions = [vilvm.evaluate(lvm, grey, num_samples=2, seed=seed).distortion.values for seed in (0, 1)]
+    assert not torch.equal(*distortions)
 
 
 def test_weights_of_zero_make_the_elbo_minus_infinity_and_leave_iwae_finite():

@@ -1,5 +1,6 @@
 """A run that was stopped, by whatever, ends bit-identical to one that was not."""
 
+import os
 import random
 import signal
 import subprocess
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 
 import vilvm
 from models.vae import VAE
 from vilvm.data import seeded
 from vilvm.datasets import digits
+from vilvm.objectives import Annealed
 from vilvm.training import checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +127,97 @@ def test_n_and_m_steps_are_n_plus_m(tmp_path, options):
     parts, fitted = train(tmp_path / "parts", 60, resume=True, **options)
     assert fitted.steps == 60
     assert same(whole.state_dict(), parts.state_dict())
+
+
+def test_records_and_best_parameters_survive_an_interruption(tmp_path):
+    options = {"validation": digits().validation, "optimizer": partial(torch.optim.Adam, lr=1e-2)}
+    whole, done = train(tmp_path / "whole", 200, **options)
+    train(tmp_path / "parts", 77, **options)
+    parts, fitted = train(tmp_path / "parts", 200, resume=True, **options)
+    for column in ("step", "elbo", "validation_elbo", "rate", "gradient_norm", "learning_rate"):
+        # The run of 77 steps looks at its end, which is no record of the longer one.
+        assert fitted.history[column].tolist() == done.history[column].tolist(), column
+    assert fitted.best_step == done.best_step
+    assert same(whole.state_dict(), parts.state_dict())
+
+
+class Normalised(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.drop = torch.nn.BatchNorm1d(64), torch.nn.Dropout(0.3)
+        self.vae = VAE(64, 4, encoder_hidden=(32,), decoder_hidden=(32,))
+
+    def model(self, x):
+        self.vae.model(x)
+
+    def guide(self, x):
+        self.vae.guide(self.drop(self.norm(x)))
+
+
+def test_batch_statistics_and_dropout_resume_too(tmp_path):
+    def run(folder, steps, **options):
+        with seeded(1):
+            lvm = Normalised()
+        data = digits()
+        vilvm.fit(lvm, data.train, steps=steps, batch_size=100, run_dir=folder, validation=data.validation, **options)
+        return lvm.state_dict()
+
+    whole = run(tmp_path / "whole", 60)
+    run(tmp_path / "parts", 17)
+    assert same(whole, run(tmp_path / "parts", 60, resume=True))
+    assert whole["norm.num_batches_tracked"] > 0
+
+
+def interrupting(at):
+    return lambda event: os.kill(os.getpid(), signal.SIGINT) if event.history.records[-1].step == at else None
+
+
+def test_a_callback_that_stops_is_not_undone_by_an_interrupt(tmp_path):
+    stop = [interrupting(56), lambda event: event.history.records[-1].step == 56]
+    _, fitted = train(tmp_path, 300, callbacks=stop)
+    assert (fitted.stopped, fitted.steps) == ("callback", 56)
+    _, again = train(tmp_path, 300, callbacks=stop, resume=True)
+    assert (again.stopped, again.steps) == ("callback", 56)
+
+
+def test_an_interrupt_at_the_last_step_changes_nothing(tmp_path):
+    _, fitted = train(tmp_path, 112, validation=digits().validation, callbacks=[interrupting(112)])
+    assert (fitted.stopped, fitted.steps) == ("finished", 112)
+
+
+def test_an_interrupted_model_has_the_parameters_of_its_last_step(tmp_path, capsys):
+    data = digits().validation
+    lvm, fitted = train(
+        tmp_path,
+        600,
+        validation=data.subset(slice(0, 5)),
+        optimizer=partial(torch.optim.Adam, lr=0.05),
+        callbacks=[interrupting(280)],
+    )
+    assert (fitted.stopped, fitted.steps, fitted.best_step) == ("interrupted", 280, 280)
+    assert (
+        f"Interrupted after step 280 of 600. Resume with the same call and resume=True (run folder {tmp_path})"
+        in capsys.readouterr().out
+    )
+    state = checkpoint.load(checkpoint.latest(tmp_path / "checkpoint"))
+    assert same(state["model"], lvm.state_dict())
+
+
+def test_more_patience_goes_on_where_less_had_stopped(tmp_path):
+    options = {"validation": digits().validation.subset(slice(0, 5)), "optimizer": partial(torch.optim.Adam, lr=0.05)}
+    _, fitted = train(tmp_path, 3000, patience=1, **options)
+    assert fitted.stopped == "early"
+    _, again = train(tmp_path, 3000, patience=1, resume=True, **options)
+    assert again.steps == fitted.steps
+    _, longer = train(tmp_path, fitted.steps + 56, patience=50, resume=True, **options)
+    assert longer.steps == fitted.steps + 56
+
+
+def test_the_same_objective_goes_on(tmp_path):
+    objective = Annealed(Trace_ELBO(), warmup=20)
+    train(tmp_path, 20, objective=objective)
+    train(tmp_path, 60, objective=objective, resume=True)
+    assert objective.step == 60
 
 
 def test_a_finished_run_resumes_to_itself(tmp_path):

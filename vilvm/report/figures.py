@@ -1,5 +1,7 @@
 """Pictures of a trained model. Each function returns a matplotlib Figure, and works for any model of one vector-valued latent.
 
+`data` are those that ``vilvm.fit`` and ``vilvm.evaluate`` take; rows are shown as pictures of their ``image_shape``.
+
 The backend is matplotlib's object interface, so no window is opened and no global state (``pyplot``) is touched.
 """
 
@@ -20,23 +22,23 @@ __all__ = ["elbo_curves", "interpolations", "latent_scatter", "manifold", "prior
 _INK, _SECOND = "#1f4e79", "#c2571a"
 
 
-def reconstructions(lvm: LatentVariableModel, data: Data, count: int = 12) -> Figure:
+def reconstructions(lvm: LatentVariableModel, data: Any, count: int = 12) -> Figure:
     """Data above, and below them E[x | z] at the posterior mean of z."""
     seen = _spread(data, count).fixed()
     latents = posterior_mean(lvm, seen.x)
     rows = [seen.x, _pictures(lvm, latents)]
-    return _grid(torch.cat([r.reshape(len(seen), -1) for r in rows]), count, data, ["data", "model"], "Reconstructions")
+    return _grid(torch.cat([r.reshape(len(seen), -1) for r in rows]), count, seen, ["data", "model"], "Reconstructions")
 
 
-def prior_samples(lvm: LatentVariableModel, data: Data, count: int = 64, seed: int = 0) -> Figure:
+def prior_samples(lvm: LatentVariableModel, data: Any, count: int = 64, seed: int = 0) -> Figure:
     """E[x | z] for z drawn from the prior; `data` say what a picture looks like."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         drawn = next(iter(_observed(sample(lvm, count, mean=True), lvm, data).values()))
-    return _grid(drawn, round(math.sqrt(count)), data, None, "Samples from the prior (means)")
+    return _grid(drawn, round(math.sqrt(count)), as_data(data), None, "Samples from the prior (means)")
 
 
-def interpolations(lvm: LatentVariableModel, data: Data, pairs: int = 6, steps: int = 11) -> Figure:
+def interpolations(lvm: LatentVariableModel, data: Any, pairs: int = 6, steps: int = 11) -> Figure:
     """E[x | z] along the straight line between the posterior means of two data, a pair a row."""
     ends = _spread(data, 2 * pairs).fixed()
     if len(ends) < 2:
@@ -49,7 +51,7 @@ def interpolations(lvm: LatentVariableModel, data: Data, pairs: int = 6, steps: 
     decoded = _pictures(lvm, {name: line.flatten(0, 1)}).reshape(pairs, steps, -1)
     first, last = (ends.x[part].reshape(pairs, 1, -1) for part in (slice(0, pairs), slice(pairs, None)))
     rows = torch.cat([first, decoded, last], 1).flatten(0, 1)
-    return _grid(rows, steps + 2, data, None, "Between two data: the data at the ends, the model between")
+    return _grid(rows, steps + 2, ends, None, "Between two data: the data at the ends, the model between")
 
 
 def elbo_curves(history: Any) -> Figure:
@@ -73,7 +75,7 @@ def elbo_curves(history: Any) -> Figure:
     return figure
 
 
-def latent_scatter(lvm: LatentVariableModel, data: Data, count: int = 3000) -> Figure:
+def latent_scatter(lvm: LatentVariableModel, data: Any, count: int = 3000) -> Figure:
     """Posterior means in the plane, coloured by label; of more than two dimensions, their first two principal components."""
     seen = _spread(data, count).fixed()
     _, codes = _single(posterior_mean(lvm, seen.x))
@@ -100,7 +102,7 @@ def latent_scatter(lvm: LatentVariableModel, data: Data, count: int = 3000) -> F
     return figure
 
 
-def manifold(lvm: LatentVariableModel, data: Data, side: int = 20) -> Figure:
+def manifold(lvm: LatentVariableModel, data: Any, side: int = 20) -> Figure:
     """E[x | z] on a grid of a two-dimensional standard normal latent, equal prior probability between neighbours.
 
     Raises:
@@ -112,7 +114,7 @@ def manifold(lvm: LatentVariableModel, data: Data, side: int = 20) -> Figure:
     quantiles = torch.special.ndtri((torch.arange(side) + 0.5) / side).to(codes)
     down, across = torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij")
     decoded = _pictures(lvm, {name: torch.stack([across, down], -1).reshape(-1, 2)})
-    return _grid(decoded, side, data, None, "The latent plane (equal steps of prior probability)", gap=0.0)
+    return _grid(decoded, side, as_data(data), None, "The latent plane (equal steps of prior probability)", gap=0.0)
 
 
 def _spread(data: Any, count: int) -> Data:
@@ -140,16 +142,21 @@ def _observed(draws: dict[str, Tensor], lvm: LatentVariableModel, data: Data) ->
 
 
 def _grid(pictures: Any, columns: int, data: Data, rows: list[str] | None, title: str, gap: float = 0.08) -> Figure:
-    """Pictures, row by row, as one image: many axes would take seconds to draw."""
+    """Pictures, row by row, as one image: many axes would take seconds to draw. Grey ones are dark on white."""
     shape = data.image_shape or (1, int(pictures[0].numel()))
     height, width = shape[-2:]
-    tiles = pictures.detach().cpu().float().reshape(-1, height, width).clamp(0, 1).numpy()
+    channels = shape[0] if len(shape) == 3 else 1
+    if channels not in (1, 3):
+        raise ValueError(f"A picture has 1 or 3 channels; the image_shape of these data is {shape}.")
+    tiles = pictures.detach().cpu().float().reshape(-1, channels, height, width).clamp(0, 1).movedim(1, -1).numpy()
+    tiles = 1 - tiles if channels == 1 else tiles
     down = math.ceil(len(tiles) / columns)
     space = max(1, round(gap * width)) if gap else 0
-    sheet = np.ones((down * (height + space) - space, columns * (width + space) - space), dtype=np.float32)
+    sheet = np.ones((down * (height + space) - space, columns * (width + space) - space, channels), dtype=np.float32)
     for i, tile in enumerate(tiles):
         top, left = divmod(i, columns)
-        sheet[top * (height + space) :, left * (width + space) :][:height, :width] = 1 - tile
+        sheet[top * (height + space) :, left * (width + space) :][:height, :width] = tile
+    sheet = sheet.squeeze(-1) if channels == 1 else sheet
     inches = 9.0
     figure = Figure(figsize=(inches, inches * sheet.shape[0] / sheet.shape[1] + 0.5), layout="constrained")
     axes = figure.subplots()
