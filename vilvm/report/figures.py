@@ -136,7 +136,7 @@ def _pictures(lvm: LatentVariableModel, latents: dict[str, Tensor]) -> Tensor:
     return next(iter(predict(lvm, latents).values()))
 
 
-def _observed(draws: dict[str, Tensor], lvm: LatentVariableModel, data: Data) -> dict[str, Tensor]:
+def _observed(draws: dict[str, Tensor], lvm: LatentVariableModel, data: Any) -> dict[str, Tensor]:
     names = layout(lvm, _spread(data, 1).fixed().x).observed
     return {name: draws[name] for name in names}
 
