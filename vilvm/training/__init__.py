@@ -3,7 +3,7 @@
 from vilvm.training.checkpoint import CheckpointError
 from vilvm.training.history import History, Record
 from vilvm.training.loop import fit
-from vilvm.training.run import Event, Fit
+from vilvm.training.result import Event, Fit
 from vilvm.training.step import NonFiniteLossError
 
 __all__ = ["CheckpointError", "Event", "Fit", "History", "NonFiniteLossError", "Record", "fit"]

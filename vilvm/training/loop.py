@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +13,9 @@ from vilvm.data import Data, as_data, seeded, set_seed
 from vilvm.files import locked
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, module_parameters
 from vilvm.training.batches import Batches
-from vilvm.training.run import Event, Fit, OptimizerFactory, Run, SchedulerFactory
+from vilvm.training.optimizers import OptimizerFactory, SchedulerFactory, adam
+from vilvm.training.result import Event, Fit
+from vilvm.training.run import Run
 from vilvm.training.step import Objective, check_objective
 
 __all__ = ["fit"]
@@ -118,7 +119,7 @@ def fit(
             per_epoch=scheduler_interval == "epoch",
             device=where,
         )
-        run.prepare(optimizer or _adam(where), scheduler, clip)
+        run.prepare(optimizer or adam(where), scheduler, clip)
         set_seed(seed, where)
         if resume:
             run.restore()
@@ -153,10 +154,6 @@ def _device(lvm: torch.nn.Module, device: torch.device | str | None) -> torch.de
     if where.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"fit: device {device!r} was asked for, and torch finds no GPU here; choose 'cpu'.")
     return where
-
-
-def _adam(device: torch.device) -> OptimizerFactory:
-    return partial(torch.optim.Adam, lr=1e-3, fused=device.type in ("cpu", "cuda"))
 
 
 def _check_options(

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import torch
@@ -16,54 +16,21 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 import vilvm.training.checkpoint as checkpoint
 from vilvm.data import Data, seeded
 from vilvm.files import write_atomic
-from vilvm.lvm import ContractError, LatentVariableModel, module_parameters
+from vilvm.lvm import ContractError, module_parameters
 from vilvm.progress import ProgressBar
 from vilvm.training.batches import Batches
 from vilvm.training.history import History, Record
+from vilvm.training.optimizers import OptimizerFactory, SchedulerFactory, make_optimizer, make_scheduler
+from vilvm.training.result import Event, Fit
 from vilvm.training.resume import describe, match, plain, rng, set_rng
 from vilvm.training.signals import interruptible
 from vilvm.training.step import EagerStep, NonFiniteLossError, Objective, StepResult, check_objective
 from vilvm.training.validation import Look, check, look
 from vilvm.weights import Layout, layout, log_weights
 
-__all__ = ["Event", "Fit", "OptimizerFactory", "Run", "SchedulerFactory"]
+__all__ = ["Run"]
 
 _MIN_STEPS_A_RECORD = 50  # so that a record, with its look at the validation data, costs little where an epoch is one step
-
-OptimizerFactory = Callable[[Any], torch.optim.Optimizer]
-SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
-
-
-class Event(NamedTuple):
-    """What a callback is told at every record: the model as it is, and the history, the newest record last."""
-
-    lvm: LatentVariableModel
-    history: History
-
-
-@dataclass(frozen=True)
-class Fit:
-    """What ``fit`` returns; the parameters are in the model itself.
-
-    Arguments:
-        history: a record an epoch, or as many epochs as take 50 steps.
-        steps: taken, those before a resumption included.
-        stopped: "finished", "early" (no better validation bound for `patience` records), "callback" or "interrupted".
-        best_step: the step whose parameters the model now has: with validation data that of the best record, else the last.
-        seconds: of training, those before a resumption included.
-        skipped: steps left out because their loss or gradient was not finite.
-        protocol: the data trained on; see ``Data.protocol``.
-        settings: all that a checkpoint must agree with to be resumed.
-    """
-
-    history: History
-    steps: int
-    stopped: str
-    best_step: int
-    seconds: float
-    skipped: int
-    protocol: dict[str, Any]
-    settings: dict[str, Any]
 
 
 @dataclass
@@ -117,8 +84,8 @@ class Run:
                 f"{type(self.lvm).__name__} has no parameter to train: keep its networks in attributes of a torch.nn.Module, "
                 "or declare parameters with pyro.param or pyro.module."
             )
-        self.optimizer = _make_optimizer(optimizer, trainable)
-        self.scheduler = None if scheduler is None else _make_scheduler(scheduler, self.optimizer)
+        self.optimizer = make_optimizer(optimizer, trainable)
+        self.scheduler = None if scheduler is None else make_scheduler(scheduler, self.optimizer)
         self.step = EagerStep(self.lvm, self.objective, self.optimizer, clip)
         self.settings = {
             "lvm": type(self.lvm).__qualname__,
@@ -144,7 +111,7 @@ class Run:
             raise ContractError(
                 f"{type(self.lvm).__name__} has latents that its data share, or no plate over its data, and would take each batch of "
                 f"{self.batches.size} for all {len(self.batches.data)}: leave batch_size out, or give the plate its full size, "
-                f"pyro.plate(..., {len(self.batches.data)}, subsample_size=len(batch))."
+                f"pyro.plate(..., {len(self.batches.data)}, subsample=batch)."
             )
         if self.validation is not None:
             with seeded(self.seed, self.device):
@@ -428,29 +395,3 @@ class Run:
             protocol=self.batches.data.protocol(),
             settings=self.settings,
         )
-
-
-def _make_optimizer(factory: Any, parameters: list[Any]) -> torch.optim.Optimizer:
-    optimizer = factory if isinstance(factory, torch.optim.Optimizer) or not callable(factory) else factory(parameters)
-    if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
-        raise ValueError(
-            f"fit: optimizer must make a torch optimizer of parameters that needs no closure, such as "
-            f"functools.partial(torch.optim.Adam, lr=1e-3); this one made a {type(optimizer).__name__}."
-        )
-    given = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    if given != {id(p) for p in parameters}:
-        raise ValueError(
-            "fit: the optimizer is not of all trainable parameters of the model, and of no others; pass a function that makes it, such "
-            "as functools.partial(torch.optim.Adam, lr=1e-3)."
-        )
-    return optimizer
-
-
-def _make_scheduler(factory: Any, optimizer: torch.optim.Optimizer) -> Any:
-    scheduler = factory(optimizer) if callable(factory) else factory
-    if not callable(getattr(scheduler, "step", None)) or getattr(scheduler, "optimizer", optimizer) is not optimizer:
-        raise ValueError(
-            "fit: scheduler must make a torch learning-rate scheduler of the optimizer, such as "
-            f"functools.partial(torch.optim.lr_scheduler.StepLR, step_size=100); this one made a {type(scheduler).__name__}."
-        )
-    return scheduler
