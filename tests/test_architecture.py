@@ -105,3 +105,7 @@ def test_models_import_only_the_library():
     for path in (ROOT / "models").glob("*.py"):
         tops = {m.split(".")[0] for m in imports(path)}
         assert not tops & {"examples", "tests", "benchmarks", "models"}, path
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (ROOT / "vilvm" / "py.typed").exists()
