@@ -18,6 +18,7 @@ from vilvm.data import Data
 from vilvm.datasets import DynamicBinarisation, StaticBinarisation, arrays, digits, mnist
 from vilvm.diagnostics import active_units
 from vilvm.files import locked
+from vilvm.guides import delta, flat_prior
 from vilvm.objectives import Annealed
 from vilvm.training import checkpoint
 
@@ -138,6 +139,17 @@ def drawing_nothing(x):
     pass
 
 
+def flat(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", flat_prior(2))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+def pointing(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", delta(pyro.param("slope", torch.tensor(0.5)) * x))
+
+
 @config_enumerate
 def enumerated(x):
     with pyro.plate("data", len(x)):
@@ -249,7 +261,15 @@ BAD = {
         "not of all trainable parameters",
     ),
     "a word for a scheduler": (lambda: fit(scheduler="cosine"), "scheduler must make a torch learning-rate scheduler"),
-    "a Delta guide evaluated": (lambda: vilvm.evaluate(pair(g=AutoDelta(model)), X), r"latent 'z' on one point \(a Delta\)"),
+    "a Delta guide evaluated": (
+        lambda: vilvm.evaluate(pair(g=AutoDelta(model)), X, bounds="elbo"),
+        r"latent 'z' on one point \(a Delta\)",
+    ),
+    "a bound of a degenerate guide": (
+        lambda: vilvm.evaluate(pair(flat, pointing), X, bounds=["iwae"]),
+        r"latent 'z' on one point \(a Delta\).*no ELBO, no importance-weighted bound and no rate",
+    ),
+    "draws from a flat prior": (lambda: vilvm.sample(pair(flat, pointing), 3), "flat prior, from which nothing can be drawn"),
     "enumeration without a sum": (
         lambda: vilvm.fit(pair(enumerated, drawing_nothing), X, steps=1),
         "'k' is marked for enumeration.*TraceEnum_ELBO",

@@ -65,25 +65,36 @@ class Estimate(NamedTuple):
         return self.errors.square().sum().sqrt().item() / len(self.values)
 
 
+class Bounds(dict[str, Estimate]):
+    """The bounds by name. One that is not there is refused with the reason."""
+
+    def __init__(self, bounds: dict[str, Estimate], refusal: str = ""):
+        super().__init__(bounds)
+        self.refusal = refusal
+
+    def __missing__(self, name: str) -> Estimate:
+        raise KeyError(self.refusal or f"No bound {name!r} was estimated; there are {sorted(self)}.")
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """What ``evaluate`` found. Numbers of different protocols cannot be compared.
 
     Arguments:
-        bounds: "elbo" and "iwae", as asked, in nats per datum.
-        rate: KL(q(z | x) ‖ p(z)), in nats per datum.
+        bounds: "elbo" and "iwae", as asked, in nats per datum. None for a degenerate guide or a flat prior; asking for one says why.
+        rate: KL(q(z | x) ‖ p(z)), in nats per datum; None where there is no bound.
         distortion: −E_q log p(x | z), in nats per datum.
-        ess: effective sample size of the weights, between 1 and num_samples, shape (num_data,).
+        ess: effective sample size of the weights, between 1 and num_samples, shape (num_data,); None where there is no bound.
         num_samples: Monte Carlo samples a datum.
         protocol: data set, split, number of data, transform, seed, likelihoods, number of samples, and unit: "nats per datum",
             or "nats, all data together" for a model whose data share a latent (then num_data is 1 above).
         seconds: taken.
     """
 
-    bounds: dict[str, Estimate]
-    rate: Estimate
+    bounds: Bounds
+    rate: Estimate | None
     distortion: Estimate
-    ess: Tensor
+    ess: Tensor | None
     num_samples: int
     protocol: dict[str, Any]
     seconds: float
@@ -97,9 +108,9 @@ class Evaluation:
 
         return {
             "bounds": {name: summary(bound, self.num_samples) for name, bound in self.bounds.items()},
-            "rate": summary(self.rate),
+            "rate": None if self.rate is None else summary(self.rate),
             "distortion": summary(self.distortion),
-            "ess": {"mean": self.ess.mean().item(), "min": self.ess.min().item()},
+            "ess": None if self.ess is None else {"mean": self.ess.mean().item(), "min": self.ess.min().item()},
             "protocol": self.protocol,
         }
 
@@ -108,7 +119,7 @@ def evaluate(
     lvm: LatentVariableModel,
     data: Any,
     *,
-    bounds: Sequence[str] = BOUNDS,
+    bounds: Sequence[str] | None = None,
     num_samples: int = 5000,
     batch_size: int | None = None,
     chunk: int | None = None,
@@ -123,7 +134,7 @@ def evaluate(
     Arguments:
         lvm: the model and guide.
         data: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row.
-        bounds: which of "elbo" and "iwae" to report.
+        bounds: which of "elbo" and "iwae" to report; by default both, or none for a degenerate guide, which has neither.
         num_samples: Monte Carlo samples a datum.
         batch_size: data a pass, 50 by default; a model whose data share a latent is given all of them at once.
         chunk: samples a pass; by default as many as keep the device busy.
@@ -145,9 +156,9 @@ def evaluate(
         (torch.Size([9]), True)
     """
     check_contract(lvm)
-    bounds = [bounds] if isinstance(bounds, str) else list(bounds)
-    unknown = [b for b in bounds if b not in BOUNDS]
-    if unknown or not bounds:
+    asked = [bounds] if isinstance(bounds, str) else list(bounds or ())
+    unknown = [b for b in asked if b not in BOUNDS]
+    if unknown or (bounds is not None and not asked):
         raise ValueError(f"evaluate: unknown bounds {unknown or 'none at all'}; choose from {list(BOUNDS)}.")
     for name, value in (("num_samples", num_samples), ("batch_size", batch_size), ("chunk", chunk)):
         if value is not None and (not isinstance(value, int) or value < 1):
@@ -159,6 +170,11 @@ def evaluate(
         _widen_heap()
         fixed = given.to(where).fixed(seed)
         parts, plan = _parts(lvm, fixed, batch_size)
+        refusal = _no_bound(lvm, plan)
+        if refusal and asked:
+            raise ContractError(refusal)
+        if refusal and set(plan.degenerate) == set(plan.latents):
+            num_samples = min(num_samples, 2)  # all draws are equal; the second shows that they have no Monte Carlo error
         if chunk is None:
             chunk = max(1, (_ROWS_CUDA if where.type == "cuda" else _ROWS_CPU) // max(plan.num_data, 1))
         with ProgressBar(f"evaluating, {num_samples} samples", len(parts), 0, progress) as bar:
@@ -177,7 +193,8 @@ def evaluate(
         "likelihood": plan.families,
         "unit": "nats per datum" if plan.local else "nats, all data together",
     }
-    return _summarise(total, num_samples, bounds, protocol, began)
+    names = () if refusal else (asked or BOUNDS)
+    return _summarise(total, num_samples, names, protocol, began, refusal)
 
 
 def _parts(lvm: LatentVariableModel, data: Data, batch_size: int | None) -> tuple[list[Data], Layout]:
@@ -193,12 +210,22 @@ def _parts(lvm: LatentVariableModel, data: Data, batch_size: int | None) -> tupl
             f"{type(lvm).__name__} subsamples its plate {subsampled[0]!r} at random, and what is in it belongs to one joint weight: "
             "the bounds would be those of the subsample. Evaluate a model whose plate takes all of it."
         )
-    if plan.degenerate:
-        raise ContractError(
-            f"{type(lvm).__name__}: the guide puts latent {plan.degenerate[0]!r} on one point (a Delta), where it has no density, so there "
-            "is no ELBO and no importance-weighted bound: use a guide with a density (AutoNormal, say)."
-        )
     return parts, plan
+
+
+def _no_bound(lvm: object, plan: Layout) -> str:
+    """Why this pair has no bound on its evidence; empty if it has one."""
+    if not (plan.degenerate or plan.improper):
+        return ""
+    why = (
+        f"the guide puts latent {plan.degenerate[0]!r} on one point (a Delta), where it has no density"
+        if plan.degenerate
+        else f"the prior of latent {plan.improper[0]!r} is flat, which is no probability density"
+    )
+    return (
+        f"{type(lvm).__name__}: {why}, so there is no ELBO, no importance-weighted bound and no rate, only a distortion: for a bound, give "
+        "it a proper prior and a guide with a density."
+    )
 
 
 class _Sums(NamedTuple):
@@ -248,7 +275,9 @@ def _terms(weights: LogWeights) -> list[Tensor]:
     return [term.double() for term in terms]
 
 
-def _summarise(sums: _Sums, num_samples: int, bounds: Sequence[str], protocol: dict[str, Any], began: float) -> Evaluation:
+def _summarise(
+    sums: _Sums, num_samples: int, bounds: Sequence[str], protocol: dict[str, Any], began: float, refusal: str
+) -> Evaluation:
     s = num_samples
     ess = (2 * sums.w - sums.w2).exp().nan_to_num(0.0).cpu()  # 0 where every weight is
 
@@ -263,10 +292,10 @@ def _summarise(sums: _Sums, num_samples: int, bounds: Sequence[str], protocol: d
         "iwae": Estimate((sums.w - math.log(s)).cpu(), spread),
     }
     return Evaluation(
-        bounds={name: known[name] for name in bounds},
-        rate=estimate(sums.rate, sums.rate_squared),
+        bounds=Bounds({name: known[name] for name in bounds}, refusal),
+        rate=None if refusal else estimate(sums.rate, sums.rate_squared),
         distortion=estimate(sums.distortion, sums.distortion_squared),
-        ess=ess,
+        ess=None if refusal else ess,
         num_samples=s,
         protocol=protocol,
         seconds=time.perf_counter() - began,

@@ -32,6 +32,7 @@ class Layout(NamedTuple):
         families: the distribution of each observed site, by name.
         enumerated: latents that the model marks for parallel enumeration and the guide leaves out.
         degenerate: latents that the guide puts on one point, so that it has no density there.
+        improper: latents whose prior is flat, which is no probability density.
         subsample: the plates that subsample their data at random, and the indices they drew.
     """
 
@@ -46,6 +47,7 @@ class Layout(NamedTuple):
     families: dict[str, str]
     enumerated: tuple[str, ...]
     degenerate: tuple[str, ...]
+    improper: tuple[str, ...]
     subsample: dict[str, Any]
 
     @property
@@ -107,6 +109,7 @@ def _read_layout(plate: Any, model: Sites, guide: Sites, traces: list[Any]) -> L
         families={n: family(s["fn"]).removeprefix("Independent") for n, s in observed.items()},
         enumerated=tuple(n for n, s in latents.items() if n not in guide and enumerable(s)),
         degenerate=_degenerate(latents, guide),
+        improper=tuple(n for n, s in latents.items() if family(s["fn"]) == "ImproperUniform"),
         subsample={n: s for n, s in drawn.items() if s["fn"].subsample_size is not None and s["fn"].subsample_size < s["fn"].size},
     )
 

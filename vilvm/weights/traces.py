@@ -39,8 +39,12 @@ def _plain_errors(part: str, batch: Any) -> Iterator[None]:
         yield
     except ContractError as error:
         raise ContractError(_first_words(error)) from None  # Pyro appends the shapes of the trace to whatever passes through
-    except (torch.OutOfMemoryError, NotImplementedError):
-        raise
+    except (torch.OutOfMemoryError, NotImplementedError) as error:
+        if "ImproperUniform" not in str(error):
+            raise
+        raise ContractError(
+            f"The {part} has a flat prior, from which nothing can be drawn: put a proper prior on its latents to draw from it."
+        ) from None
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError) as error:
         where = _user_line(error)
         reason = _first_words(error)
