@@ -113,7 +113,7 @@ def dataset_of(settings: dict[str, Any]) -> Dataset:
     except FileNotFoundError as error:
         if settings["data"] == "mnist":
             raise SystemExit(str(error)) from None
-        console.rule("[bold red]NOT MNIST: scikit-learn's digits (1,797 images of 8 × 8) are used in its place", style="red")
+        console.rule("[bold red]NOT MNIST: scikit-learn's digits are used (1,797 images, 8 × 8)", style="red")
         console.print(str(error), highlight=False)
         return digits(**options)
 

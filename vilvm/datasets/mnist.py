@@ -4,6 +4,7 @@ Reference: Gradient-based learning applied to document recognition, LeCun, Botto
 """
 
 import os
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,7 +76,9 @@ def _load(folder: Path, train: bool, download: bool) -> Any:
             return MNIST(str(folder), train=train, download=True)
     except Exception as error:
         # Whatever a mirror, a proxy or a disk does is, to the user, that MNIST could not be had.
-        raise FileNotFoundError(_advice(folder, f"its download failed ({' '.join(str(error).split())[:120]})")) from None
+        text = " ".join(str(error).split())
+        reasons = re.findall(r"<urlopen error (.*?)>", text)  # torchvision lists its mirrors, each with what came of it
+        raise FileNotFoundError(_advice(folder, f"its download failed ({reasons[-1] if reasons else text[:120]})")) from None
 
 
 def _advice(folder: Path, reason: str) -> str:
