@@ -1,5 +1,6 @@
-"""Evaluation: how good a model is, in nats per datum, with standard errors."""
+"""Evaluation: bounds on the evidence, and reconstructions."""
 
 from vilvm.evaluation.bounds import Estimate, Evaluation, evaluate
+from vilvm.evaluation.reconstruction import reconstruct, squared_error
 
-__all__ = ["Estimate", "Evaluation", "evaluate"]
+__all__ = ["Estimate", "Evaluation", "evaluate", "reconstruct", "squared_error"]

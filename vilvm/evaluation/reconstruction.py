@@ -1,0 +1,59 @@
+"""Reconstruction: what a model makes of a datum that went through its code.
+
+    x̂ = E[x | z = E_q[z | x]],    SSE(x) = ‖x − x̂‖²
+
+For an auto-encoder x̂ = g(f(x)). SSE is in squared units of the data, not in nats, and says nothing of the likelihood.
+"""
+
+import torch
+from torch import Tensor
+
+from vilvm.data import Data, as_data
+from vilvm.evaluation.bounds import Estimate
+from vilvm.lvm import ContractError, LatentVariableModel
+from vilvm.weights import posterior_mean, predict
+
+__all__ = ["reconstruct", "squared_error"]
+
+_ROWS = 1000
+
+
+@torch.no_grad()
+def reconstruct(lvm: LatentVariableModel, batch: Tensor, num_samples: int = 1) -> Tensor:
+    """x̂ of every datum of a batch, in the batch's shape.
+
+    Arguments:
+        lvm: a model of one observed site of the batch's shape.
+        batch: shape (num_data, ...).
+        num_samples: draws over which a posterior mean is taken that is not known in closed form.
+
+    Raises:
+        ContractError: the model observes several sites, or one of another shape.
+    """
+    means = predict(lvm, posterior_mean(lvm, batch, num_samples), like=batch)
+    found = [mean for mean in means.values() if mean.shape == batch.shape]
+    if len(means) != 1 or not found:
+        shapes = {name: tuple(mean.shape) for name, mean in means.items()}
+        raise ContractError(f"reconstruct: the model observes {shapes}, not one site of the batch's shape {tuple(batch.shape)}.")
+    return found[0]
+
+
+@torch.no_grad()
+def squared_error(lvm: LatentVariableModel, data: object, num_samples: int = 1) -> Estimate:
+    """SSE of the reconstruction, for every datum; a fresh transform of the data is drawn once.
+
+    Returns:
+        Estimate of shape (num_data,), without Monte Carlo error where the posterior mean is known in closed form.
+
+    Example:
+        >>> import torch
+        >>> from models.vae import VAE
+        >>> from vilvm.evaluation import squared_error
+        >>> squared_error(VAE(data_dim=6, latent_dim=2), torch.zeros(9, 6)).values.shape
+        torch.Size([9])
+    """
+    fixed: Data = as_data(data).fixed()
+    parts = [fixed.subset(slice(i, i + _ROWS)).x for i in range(0, len(fixed), _ROWS)]
+    errors = [(part - reconstruct(lvm, part, num_samples)).double().square().flatten(1).sum(1) for part in parts]
+    values = torch.cat(errors).cpu()
+    return Estimate(values, torch.zeros_like(values))
