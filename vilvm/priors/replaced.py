@@ -1,0 +1,67 @@
+"""A model with another prior: p(x | z) as it was, p̂(z) in place of p(z), the guide unchanged."""
+
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+
+from vilvm.lvm import ContractError
+from vilvm.priors.fitted import FittedPrior
+
+__all__ = ["WithPrior", "with_prior"]
+
+
+class _Replace(Messenger):
+    """Puts the prior's density in place of that of its latent, in whatever plates that stands."""
+
+    def __init__(self, prior: FittedPrior):
+        super().__init__()
+        self.prior = prior
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] != self.prior.latent:
+            return
+        new, old = self.prior.distribution(), msg["fn"]
+        if new.event_shape != old.event_shape:
+            raise ContractError(
+                f"with_prior: the prior is of vectors of shape {tuple(new.event_shape)}, latent {msg['name']!r} of shape "
+                f"{tuple(old.event_shape)}."
+            )
+        msg["fn"] = new.expand(old.batch_shape)
+
+
+class WithPrior(torch.nn.Module):
+    """A latent variable model whose prior of one latent is replaced; see ``with_prior``."""
+
+    lvm: Any
+    prior: FittedPrior
+
+    def __init__(self, lvm: torch.nn.Module, prior: FittedPrior):
+        super().__init__()
+        self.lvm, self.prior = lvm, prior
+
+    def model(self, batch: Any) -> Any:
+        """p(x | z) p̂(z)."""
+        with _Replace(self.prior):
+            return self.lvm.model(batch)
+
+    def guide(self, batch: Any) -> Any:
+        """q(z | x), as it was."""
+        return self.lvm.guide(batch)
+
+
+def with_prior(lvm: torch.nn.Module, prior: FittedPrior) -> WithPrior:
+    """The model with a fitted prior, from which it can be drawn and by which it is scored. Shares its parameters with `lvm`.
+
+    A degenerate guide stays one: an auto-encoder with a prior can be drawn from, but has an evidence bound only under a stochastic
+    guide.
+
+    Example:
+        >>> import torch, vilvm
+        >>> from models.autoencoder import Autoencoder
+        >>> from vilvm.priors import fit_prior, with_prior
+        >>> lvm, x = Autoencoder(data_dim=6, latent_dim=2), torch.rand(50, 6)
+        >>> vilvm.sample(with_prior(lvm, fit_prior(lvm, x)), 3)["x"].shape
+        torch.Size([3, 6])
+    """
+    return WithPrior(lvm, prior)
