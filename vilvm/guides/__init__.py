@@ -1,5 +1,6 @@
-"""Amortised heads: how a guide says q(z | x), given what an encoder makes of x."""
+"""Guides: the degenerate one of an auto-encoder, and a new one for a model that is frozen."""
 
 from vilvm.guides.delta import delta, flat_prior
+from vilvm.guides.replaced import WithGuide, with_guide
 
-__all__ = ["delta", "flat_prior"]
+__all__ = ["WithGuide", "delta", "flat_prior", "with_guide"]
