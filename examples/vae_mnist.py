@@ -84,7 +84,12 @@ def settings_of(args: argparse.Namespace) -> tuple[Path, dict[str, Any]]:
     folder = args.out or Path("runs") / time.strftime("vae_mnist-%Y%m%d-%H%M%S")
     if (folder / "checkpoint").exists():
         raise SystemExit(f"{folder} holds a run already; continue it with --resume {folder}, or choose another --out.")
-    return folder, {k: v for k, v in vars(args).items() if k not in ("out", "resume")}
+    return folder, own(args)
+
+
+def own(args: argparse.Namespace) -> dict[str, Any]:
+    """Of the arguments, those that say what the run is."""
+    return {k: v for k, v in vars(args).items() if k not in ("out", "resume")}
 
 
 def settings_in(file: Path) -> dict[str, Any]:
@@ -93,7 +98,7 @@ def settings_in(file: Path) -> dict[str, Any]:
         settings = json.loads(file.read_text(encoding="utf-8"))
         dataset = {"dataset": settings.pop("dataset")}
         words = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items() if value is not None]
-        parsed = {k: v for k, v in vars(arguments(words)).items() if k not in ("out", "resume")}
+        parsed = own(arguments(words))
     except (OSError, ValueError):
         raise SystemExit(
             f"{file.parent} holds no readable settings.json, so it is no run of vae_mnist that could be resumed."
@@ -166,9 +171,9 @@ def table(results: dict[str, Any]) -> Table:
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
-    if args.resume is not None and (
-        given := sorted(k for k, v in vars(args).items() if v != vars(arguments([]))[k] and k != "resume")
-    ):
+    defaults = vars(arguments([]))
+    given = sorted(k for k, v in vars(args).items() if v != defaults[k] and k != "resume")
+    if args.resume is not None and given:
         raise SystemExit(f"A resumed run keeps its own settings; leave out --{given[0].replace('_', '-')}.")
     folder, settings = settings_of(args)
     data = dataset_of(settings)

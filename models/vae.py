@@ -25,12 +25,12 @@ import torch
 from torch import Tensor, nn
 
 from vilvm.distributions import IndependentBernoulli
+from vilvm.guides import normal
 from vilvm.networks import mlp
 
 __all__ = ["VAE", "tiny"]
 
-_LOG_VARIANCES = (-14.0, 14.0)  # keeps scales within e^±7, so that none overflows early in training
-_MIN_LOG_VARIANCE = -8.0  # of a Gaussian likelihood, whose density is unbounded where data are constant
+_LOG_VARIANCES = (-8.0, 14.0)  # of a Gaussian likelihood, whose density is unbounded where data are constant
 
 
 class VAE(nn.Module):
@@ -75,16 +75,16 @@ class VAE(nn.Module):
 
     def guide(self, x: Tensor) -> None:
         """q(z | x)."""
-        mean, log_variance = self.encoder(x).chunk(2, dim=-1)
+        out = self.encoder(x)
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(mean, (0.5 * log_variance.clamp(*_LOG_VARIANCES)).exp()).to_event(1))
+            pyro.sample("z", normal(out))
 
     def decode(self, z: Tensor) -> dist.TorchDistribution:
         """p(x | z) for z of shape (..., latent_dim)."""
         if self.likelihood == "bernoulli":
             return IndependentBernoulli(self.decoder(z))
         mean, log_variance = self.decoder(z).chunk(2, dim=-1)
-        return dist.Normal(mean, (0.5 * log_variance.clamp(_MIN_LOG_VARIANCE, _LOG_VARIANCES[1])).exp()).to_event(1)
+        return dist.Normal(mean, (0.5 * log_variance.clamp(*_LOG_VARIANCES)).exp()).to_event(1)
 
     @torch.no_grad()
     def start_at(self, mean: Tensor) -> "VAE":

@@ -108,6 +108,10 @@ class Data:
         labels = None if self.labels is None else self.labels[_on(index, self.labels.device)]
         return replace(self, x=map_tensors(lambda t: t[_on(index, t.device)], self.x), labels=labels)
 
+    def parts(self, rows: int) -> "list[Data]":
+        """The data in order, `rows` at a time; the last part may be smaller."""
+        return [self.subset(slice(i, i + rows)) for i in range(0, len(self), rows)]
+
     def fixed(self, seed: int = 0) -> "Data":
         """The data after their transform, drawn once from `seed`: what a static protocol, or an evaluation, looks at.
 

@@ -29,7 +29,8 @@ def check_lvm(tiny: Callable[[], tuple[LatentVariableModel, Any]], objective: An
 
     It runs on any batch it is given: log-densities have the shapes of samples and data, also for one sample and for one datum;
     the latents of model and guide agree; loss is finite and every parameter receives a gradient; neither the order of the batch nor
-    the others in it matter to a datum; a seed fixes every draw; the state_dict makes a round trip; training moves the parameters, the same way each time;
+    the others in it matter to a datum; a seed fixes every draw; the state_dict makes a round trip; training moves the parameters,
+    the same way each time;
     Pyro's global parameter store stays empty.
 
     Arguments:

@@ -51,6 +51,6 @@ def active_units(lvm: LatentVariableModel, data: Any, threshold: float = 0.01, n
 def _deviations(lvm: LatentVariableModel, data: Data, num_samples: int) -> dict[str, Tensor]:
     """Posterior means less their mean over the data, by latent, shape (num_data, ...)."""
     rows = max(1, _ROWS // num_samples)
-    means = [posterior_mean(lvm, data.subset(slice(i, i + rows)).x, num_samples) for i in range(0, len(data), rows)]
+    means = [posterior_mean(lvm, part.x, num_samples) for part in data.parts(rows)]
     joined = {name: torch.cat([m[name] for m in means]) for name in means[0]}
     return {name: value - value.mean(0) for name, value in joined.items()}

@@ -27,6 +27,7 @@ from vilvm.data import Data, as_data, seeded
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evaluation_mode
 from vilvm.progress import ProgressBar
 from vilvm.weights import Layout, LogWeights, layout, weight_chunks
+from vilvm.weights.contract import check_number
 
 __all__ = ["Estimate", "Evaluation", "evaluate"]
 
@@ -161,8 +162,8 @@ def evaluate(
     if unknown or (bounds is not None and not asked):
         raise ValueError(f"evaluate: unknown bounds {unknown or 'none at all'}; choose from {list(BOUNDS)}.")
     for name, value in (("num_samples", num_samples), ("batch_size", batch_size), ("chunk", chunk)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"evaluate: {name} must be a whole number, at least 1; got {value!r}.")
+        if value is not None:
+            check_number(f"evaluate: {name}", value)
     began = time.perf_counter()
     given = as_data(data)
     where = next((p.device for p in lvm.parameters()), given.device) if isinstance(lvm, torch.nn.Module) else given.device
@@ -200,7 +201,7 @@ def evaluate(
 def _parts(lvm: LatentVariableModel, data: Data, batch_size: int | None) -> tuple[list[Data], Layout]:
     """The data cut into batches, or whole where they cannot be cut or share a latent."""
     size = min(batch_size or _BATCH, len(data)) if data.divisible else len(data)
-    parts = [data.subset(slice(i, i + size)) for i in range(0, len(data), size)] if size < len(data) else [data]
+    parts = data.parts(size) if size < len(data) else [data]
     plan = layout(lvm, parts[0].x)
     if not plan.local and len(parts) > 1:
         parts, plan = [data], layout(lvm, data.x)

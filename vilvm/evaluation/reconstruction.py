@@ -53,7 +53,7 @@ def squared_error(lvm: LatentVariableModel, data: object, num_samples: int = 1) 
         torch.Size([9])
     """
     fixed: Data = as_data(data).fixed()
-    parts = [fixed.subset(slice(i, i + _ROWS)).x for i in range(0, len(fixed), _ROWS)]
-    errors = [(part - reconstruct(lvm, part, num_samples)).double().square().flatten(1).sum(1) for part in parts]
+    parts = [part.x for part in fixed.parts(_ROWS)]
+    errors = [(x - reconstruct(lvm, x, num_samples)).double().square().flatten(1).sum(1) for x in parts]
     values = torch.cat(errors).cpu()
     return Estimate(values, torch.zeros_like(values))

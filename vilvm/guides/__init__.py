@@ -1,6 +1,7 @@
-"""Guides: the degenerate one of an auto-encoder, and a new one for a model that is frozen."""
+"""Guides: the amortised Gaussian, the degenerate one of an auto-encoder, and a new one for a model that is frozen."""
 
 from vilvm.guides.delta import delta, flat_prior
+from vilvm.guides.normal import normal
 from vilvm.guides.replaced import WithGuide, with_guide
 
-__all__ = ["WithGuide", "delta", "flat_prior", "with_guide"]
+__all__ = ["WithGuide", "delta", "flat_prior", "normal", "with_guide"]

@@ -9,15 +9,13 @@ import copy
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import torch
 
 from vilvm.data import tensors_of
+from vilvm.guides.normal import normal
 from vilvm.lvm import ContractError
 
 __all__ = ["WithGuide", "with_guide"]
-
-_LOG_VARIANCES = (-14.0, 14.0)  # keeps scales within e^±7, so that none overflows early in training
 
 
 class WithGuide(torch.nn.Module):
@@ -48,9 +46,8 @@ class WithGuide(torch.nn.Module):
             raise ContractError(
                 f"with_guide: the encoder gives {out.shape[-1]} numbers a datum; it must give a mean and a log-variance each."
             )
-        mean, log_variance = out.chunk(2, dim=-1)
         with pyro.plate(self.plate, len(x)):
-            pyro.sample(self.latent, dist.Normal(mean, (0.5 * log_variance.clamp(*_LOG_VARIANCES)).exp()).to_event(1))
+            pyro.sample(self.latent, normal(out))
 
 
 def with_guide(lvm: torch.nn.Module, encoder: torch.nn.Module, *, latent: str = "z", plate: str = "data") -> WithGuide:

@@ -32,7 +32,9 @@ class _ScaleLatents(Messenger):
 
 
 class Annealed(ELBO):
-    """A Pyro ELBO of the form rate + distortion under KL warm-up. The weight moves on at every call of ``differentiable_loss`` or ``loss_and_grads``.
+    """A Pyro ELBO of the form rate + distortion under KL warm-up.
+
+    The weight moves on at every call of ``differentiable_loss`` or ``loss_and_grads``.
 
     Arguments:
         objective: the ELBO to anneal.

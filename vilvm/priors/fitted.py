@@ -110,7 +110,7 @@ def _codes(lvm: LatentVariableModel, data: Any, latent: str | None, seed: int) -
     if name is None or name not in names:
         raise ContractError(f"fit_prior: the latents are {list(names)}; say which with latent=..., one of them.")
     with seeded(seed, fixed.device):
-        parts = [posterior(lvm, fixed.subset(slice(i, i + _ROWS)).x)[name][0] for i in range(0, len(fixed), _ROWS)]
+        parts = [posterior(lvm, part.x)[name][0] for part in fixed.parts(_ROWS)]
     if any(part.dim() != 2 for part in parts):
         raise ContractError(
             f"fit_prior: latent {name!r} has shape {tuple(parts[0].shape)}, and not that of one vector for each datum."

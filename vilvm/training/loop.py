@@ -16,7 +16,8 @@ from vilvm.training.batches import Batches
 from vilvm.training.optimizers import OptimizerFactory, SchedulerFactory, adam
 from vilvm.training.result import Event, Fit
 from vilvm.training.run import Run
-from vilvm.training.step import Objective, check_objective
+from vilvm.training.step import Objective
+from vilvm.weights.contract import check_number
 
 __all__ = ["fit"]
 
@@ -101,12 +102,11 @@ def fit(
     )
     where = _device(lvm, device)
     lvm.to(where)
-    check_objective(objective := Trace_ELBO() if objective is None else objective)
     batches = Batches(train.to(where), min(batch_size or len(train), len(train)), seed)
     with _held(run_dir), seeded(seed, where), module_parameters(lvm):
         run = Run(
             lvm=lvm,
-            objective=objective,
+            objective=Trace_ELBO() if objective is None else objective,
             batches=batches,
             validation=None if held_out is None else held_out.to(where).fixed(seed),
             total=steps if steps is not None else (epochs or 0) * batches.epoch_steps,
@@ -174,8 +174,8 @@ def _check_options(
     if (epochs is None) == (steps is None):
         raise ValueError("fit: give epochs=... or steps=..., one of the two.")
     for name, value in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size), ("patience", patience)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"fit: {name} must be a whole number, at least 1; got {value!r}.")
+        if value is not None:
+            check_number(f"fit: {name}", value)
     if not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ValueError(f"fit: seed must be a whole number, at least 0 and below 2^63; got {seed!r}.")
     if clip is not None and not (isinstance(clip, int | float) and clip > 0):

@@ -128,7 +128,7 @@ class Run:
         """What the loss of a batch is divided by, to be per datum; 1 if the data share a latent, for the loss is then of all."""
         size = len(Data(batch))
         if size not in self._layouts:
-            first = next(iter(self._layouts.values()), None)
+            first = self._plan if self._layouts else None
             with seeded(self.seed, self.device):
                 self._layouts[size] = layout(self.lvm, batch, validate=first is None, plate=first.data_plate if first else None)
         plan = self._layouts[size]

@@ -55,4 +55,4 @@ def check(lvm: Any, data: Data, plan: Layout) -> None:
 def _parts(data: Data, plan: Layout) -> list[Data]:
     if len(data) <= _ROWS or not (plan.local and data.divisible):
         return [data]
-    return [data.subset(slice(i, i + _ROWS)) for i in range(0, len(data), _ROWS)]
+    return data.parts(_ROWS)

@@ -1,0 +1,24 @@
+"""The amortised diagonal Gaussian, q(z | x) = N(m(x), diag s²(x)): the guide of a variational auto-encoder.
+
+Reference: Auto-Encoding Variational Bayes, Diederik P. Kingma and Max Welling, 2014.
+"""
+
+import pyro.distributions as dist
+from torch import Tensor
+
+__all__ = ["normal"]
+
+_LOG_VARIANCES = (-14.0, 14.0)  # keeps scales within e^±7, so that none overflows early in training
+
+
+def normal(out: Tensor) -> dist.Independent:
+    """N(m, diag s²), m and log s² being the two halves of the last dimension of an encoder's output, shape (..., 2 d).
+
+    Example:
+        >>> import torch
+        >>> from vilvm.guides import normal
+        >>> normal(torch.zeros(5, 4)).event_shape
+        torch.Size([2])
+    """
+    mean, log_variance = out.chunk(2, dim=-1)
+    return dist.Normal(mean, (0.5 * log_variance.clamp(*_LOG_VARIANCES)).exp()).to_event(1)
