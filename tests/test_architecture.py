@@ -20,14 +20,15 @@ ALLOWED = {
     "weights": LEAVES | {"lvm"},
     "networks": set(),
     "distributions": set(),
-    "guides": GROUND | {"distributions", "networks"},
-    "priors": GROUND | {"distributions", "networks"},
+    "guides": GROUND | {"distributions", "networks", "training"},  # training: fit_guide and fit_prior need no trainer of their own
+    "priors": GROUND | {"distributions", "networks", "training"},
     "objectives": GROUND | {"distributions", "networks"},
     "training": GROUND,
+    "latent": GROUND,
     "evaluation": GROUND,
     "diagnostics": GROUND | {"evaluation"},
     "export": GROUND | {"evaluation", "diagnostics"},
-    "report": GROUND | {"evaluation", "diagnostics"},
+    "report": GROUND | {"latent", "evaluation", "diagnostics"},
     "datasets": {"data"},
     "testing": GROUND | {"training"},
 }

@@ -17,6 +17,7 @@ from pyro.infer.autoguide import (
 )
 
 import vilvm
+from models.ppca import PPCA
 from models.vae import VAE
 from vilvm.diagnostics import active_units
 from vilvm.weights import layout
@@ -126,6 +127,15 @@ def test_several_latents_and_a_plate_inside(data_outside, data_dim, num_data):
     guide = dist.Normal(x.mean(1) / 2, 0.8).log_prob(u) + dist.Normal(x / 2, 0.8).log_prob(v).sum(-1)
     expected = dist.Normal(v, 1.0).log_prob(x).sum(-1) + prior - guide
     torch.testing.assert_close(weights.log_weight, expected.detach().double(), rtol=1e-5, atol=1e-5)
+    for name, value in z.items():
+        assert torch.equal(weights.latents[name], value)
+    # Resampled, u and v stay together: those of a datum are one of its proposals.
+    torch.manual_seed(1)
+    again = vilvm.resample(lvm, x, 5, proposals=6)
+    for i in range(num_data):
+        new = again["v"] if data_dim == -2 else again["v"].mT
+        pairs = {(a.item(), *b.tolist()) for a, b in zip(u[:, i], v[:, i], strict=True)}
+        assert {(a.item(), *b.tolist()) for a, b in zip(again["u"][:, i], new[:, i], strict=True)} <= pairs
 
 
 def test_plates_that_cannot_be_told_apart_ask_for_a_name():
@@ -384,6 +394,41 @@ def test_predict_is_the_decoder():
     lvm = VAE(data_dim=6, latent_dim=2)
     z = torch.randn(4, 2)
     torch.testing.assert_close(vilvm.predict(lvm, {"z": z})["x"], lvm.decoder(z).sigmoid().detach())
+
+
+def test_resampling_turns_the_guide_into_the_posterior():
+    torch.manual_seed(0)
+    lvm = PPCA(4, 2)
+    x = torch.randn(3, 4) @ torch.randn(4, 4)
+    truth = lvm.exact_posterior(x)
+    S = 20_000
+    z = vilvm.resample(lvm, x, S, proposals=S)["z"]
+    ess = vilvm.log_weights(lvm, x, S).log_weight.softmax(0).square().sum(0).reciprocal().detach()
+    assert ess.min() > 200
+    z_scores = (z.mean(0) - truth.mean) / (truth.variance / ess[:, None]).sqrt()
+    assert z_scores.abs().max() < 5
+    guide = vilvm.posterior_mean(lvm, x)["z"]
+    assert ((guide - truth.mean) / (truth.variance / ess[:, None]).sqrt()).abs().max() > 5  # the guide's own mean is another
+
+
+def test_resampling_a_shared_latent_picks_whole_draws():
+    lvm = vilvm.Pair(schools, AutoNormal(schools))
+    drawn = vilvm.resample(lvm, SCHOOLS, 7, proposals=50)
+    assert {n: tuple(v.shape) for n, v in drawn.items()} == {"mu": (7,), "tau": (7,), "theta": (7, 8)}
+
+
+def test_resampling_the_impossible():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Uniform(0.0, 1.0))
+            pyro.sample("x", dist.Uniform(z, z + 1.0, validate_args=False), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Uniform(torch.zeros(len(x)), 0.5))
+
+    with pytest.raises(vilvm.ContractError, match="datum 1 of the batch has probability zero under all 20 proposals"):
+        vilvm.resample(vilvm.Pair(model, guide), torch.tensor([0.7, 7.0]), proposals=20)
 
 
 def test_posterior_mean_is_the_guides():

@@ -4,7 +4,7 @@ from vilvm.data import Data
 from vilvm.evaluation import Estimate, Evaluation, evaluate
 from vilvm.lvm import ContractError, LatentVariableModel, Pair
 from vilvm.training import CheckpointError, Event, Fit, History, NonFiniteLossError, fit
-from vilvm.weights import LogWeights, log_weights, posterior, posterior_mean, predict, sample
+from vilvm.weights import LogWeights, log_weights, posterior, posterior_mean, predict, resample, sample
 
 __all__ = [
     "CheckpointError",
@@ -25,5 +25,6 @@ __all__ = [
     "posterior",
     "posterior_mean",
     "predict",
+    "resample",
     "sample",
 ]

@@ -2,13 +2,15 @@
 
 from functools import partial
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
 import vilvm
 from models.linear_autoencoder import LinearAutoencoder
-from vilvm.guides import with_guide
+from vilvm.guides import fit_guide, with_guide
 from vilvm.networks import mlp
 from vilvm.priors import fit_prior, with_prior
 
@@ -46,6 +48,37 @@ def test_an_auto_encoder_becomes_a_model_of_known_evidence(auto, x):
     # The codes' covariance is not diagonal, and the guide's is, so a gap stays; it is small, and never negative.
     gap = truth.mean().item() - bounds["elbo"].mean
     assert -5 * bounds["elbo"].mc_se < gap < 0.5
+
+
+@pytest.mark.parametrize("kind", ["mixture", "flow"])
+def test_fit_guide_finds_what_it_needs(auto, x, kind):
+    model = with_prior(auto, fit_prior(auto, x, kind, components=2, steps=20))
+    lvm, fitted = fit_guide(model, x, hidden=(16,), epochs=20, batch_size=100)
+    assert fitted.steps == 120
+    start = vilvm.evaluate(with_guide(model, mlp(6, (16,), 4)), x, num_samples=50).bounds["elbo"]
+    end = vilvm.evaluate(lvm, x, num_samples=50).bounds["elbo"]
+    assert end.mean > start.mean + 5 * (start.mc_se**2 + end.mc_se**2) ** 0.5
+    assert vilvm.log_weights(lvm, x, 2).log_priors["z"].shape == (2, 600)
+
+
+def test_fit_guide_says_what_is_missing(auto, x):
+    with pytest.raises(vilvm.ContractError, match=r"prior of latent 'z' is flat.*fit_prior, with_prior"):
+        fit_guide(auto, x)
+    with pytest.raises(ValueError, match="fit_guide: epochs"):
+        fit_guide(with_prior(auto, fit_prior(auto, x)), x, epochs=0)
+
+    class Two(torch.nn.Module):
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(x[:, 0], 1.0))
+
+    with pytest.raises(vilvm.ContractError, match=r"one latent, a vector for each datum; of 2 data it has \{'z': \(2,\)\}"):
+        fit_guide(Two(), x)
 
 
 def test_the_model_given_stays_as_it_is(auto):

@@ -1,9 +1,23 @@
 """Data sets: one file each, all returning the same ``Dataset``."""
 
 from vilvm.datasets.arrays import arrays
+from vilvm.datasets.corruptions import BlockMasking, Blur, Corrupted, GaussianNoise, PixelErasure
 from vilvm.datasets.dataset import Dataset, carve
 from vilvm.datasets.digits import digits
 from vilvm.datasets.mnist import mnist
 from vilvm.datasets.transforms import DynamicBinarisation, StaticBinarisation
 
-__all__ = ["Dataset", "DynamicBinarisation", "StaticBinarisation", "arrays", "carve", "digits", "mnist"]
+__all__ = [
+    "BlockMasking",
+    "Blur",
+    "Corrupted",
+    "Dataset",
+    "DynamicBinarisation",
+    "GaussianNoise",
+    "PixelErasure",
+    "StaticBinarisation",
+    "arrays",
+    "carve",
+    "digits",
+    "mnist",
+]

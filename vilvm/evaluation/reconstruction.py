@@ -1,8 +1,9 @@
 """Reconstruction: what a model makes of a datum that went through its code.
 
-    x̂ = E[x | z = E_q[z | x]],    SSE(x) = ‖x − x̂‖²
+    x̂ = E[x | z = E_q[z | x]],    SSE(x) = ‖x − x̂‖²,    PSNR(x) = 10 log₁₀(peak² D / SSE(x))
 
-For an auto-encoder x̂ = g(f(x)). SSE is in squared units of the data, not in nats, and says nothing of the likelihood.
+For an auto-encoder x̂ = g(f(x)). SSE is in squared units of the data and PSNR in decibels; neither is in nats, and neither says anything
+of the likelihood.
 """
 
 import torch
@@ -13,7 +14,7 @@ from vilvm.evaluation.bounds import Estimate
 from vilvm.lvm import ContractError, LatentVariableModel
 from vilvm.weights import posterior_mean, predict
 
-__all__ = ["reconstruct", "squared_error"]
+__all__ = ["psnr", "reconstruct", "squared_error"]
 
 _ROWS = 1000
 
@@ -56,4 +57,30 @@ def squared_error(lvm: LatentVariableModel, data: object, num_samples: int = 1) 
     parts = [part.x for part in fixed.parts(_ROWS)]
     errors = [(x - reconstruct(lvm, x, num_samples)).double().square().flatten(1).sum(1) for x in parts]
     values = torch.cat(errors).cpu()
+    return Estimate(values, torch.zeros_like(values))
+
+
+def psnr(restored: Tensor, clean: Tensor, peak: float = 1.0) -> Estimate:
+    """Peak signal-to-noise ratio of every picture, in decibels; infinite where it is restored to the last digit.
+
+    Arguments:
+        restored, clean: shape (num_data, ...) both.
+        peak: the largest value a pixel can have.
+
+    Returns:
+        Estimate of shape (num_data,), without Monte Carlo error.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.evaluation import psnr
+        >>> round(psnr(torch.full((1, 9), 0.1), torch.zeros(1, 9)).mean, 3)
+        20.0
+    """
+    if restored.shape != clean.shape:
+        raise ValueError(f"psnr: restored has shape {tuple(restored.shape)}, clean {tuple(clean.shape)}; they must be equal.")
+    mse = (restored - clean).double().square().flatten(1).mean(1).cpu()
+    values = 10 * (peak**2 / mse).log10()
     return Estimate(values, torch.zeros_like(values))

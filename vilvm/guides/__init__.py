@@ -2,6 +2,6 @@
 
 from vilvm.guides.delta import delta, flat_prior
 from vilvm.guides.normal import normal
-from vilvm.guides.replaced import WithGuide, with_guide
+from vilvm.guides.replaced import WithGuide, fit_guide, with_guide
 
-__all__ = ["WithGuide", "delta", "flat_prior", "normal", "with_guide"]
+__all__ = ["WithGuide", "delta", "fit_guide", "flat_prior", "normal", "with_guide"]

@@ -6,16 +6,23 @@ fault is the auto-encoder's own.
 """
 
 import copy
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pyro
 import torch
+from torch.optim.lr_scheduler import OneCycleLR
 
-from vilvm.data import tensors_of
+from vilvm.data import as_data, seeded, tensors_of
 from vilvm.guides.normal import normal
 from vilvm.lvm import ContractError
+from vilvm.networks import mlp
+from vilvm.training import Fit, fit
+from vilvm.weights import layout, posterior
+from vilvm.weights.contract import check_number
 
-__all__ = ["WithGuide", "with_guide"]
+__all__ = ["WithGuide", "fit_guide", "with_guide"]
 
 
 class WithGuide(torch.nn.Module):
@@ -72,3 +79,81 @@ def with_guide(lvm: torch.nn.Module, encoder: torch.nn.Module, *, latent: str = 
         ['elbo', 'iwae']
     """
     return WithGuide(lvm, encoder, latent, plate)
+
+
+def fit_guide(
+    lvm: torch.nn.Module,
+    data: Any,
+    encoder: torch.nn.Module | None = None,
+    *,
+    hidden: Sequence[int] = (400,),
+    epochs: int = 10,
+    batch_size: int = 200,
+    lr: float = 2e-3,
+    seed: int = 0,
+    **options: Any,
+) -> tuple[WithGuide, Fit]:
+    """Freezes a model and fits a stochastic guide to it: ``with_guide``, then ``vilvm.fit`` with a one-cycle learning rate.
+
+    Arguments:
+        lvm: a model of one latent vector for each datum, with a proper prior; copied, so that it stays as it is.
+        data: the training data.
+        encoder: maps the (first) tensor of a batch to the mean and log-variance of the latent, side by side; by default a new
+            perceptron.
+        hidden: sizes of that perceptron's hidden layers.
+        epochs, batch_size: how long to train, and on how many data a step.
+        lr: peak learning rate of Adam.
+        seed: of the perceptron's start and of the training.
+        options: more for ``vilvm.fit``, such as validation, run_dir or progress.
+
+    Returns:
+        The model under its new guide, and what ``vilvm.fit`` returned.
+
+    Raises:
+        ContractError: the model has not one latent, a vector for each datum; or its prior is flat.
+
+    Example:
+        >>> import torch, vilvm
+        >>> from models.autoencoder import Autoencoder
+        >>> from vilvm.guides import fit_guide
+        >>> from vilvm.priors import fit_prior, with_prior
+        >>> auto, x = Autoencoder(data_dim=6, latent_dim=2), torch.rand(50, 6)
+        >>> lvm, fitted = fit_guide(with_prior(auto, fit_prior(auto, x)), x, epochs=2)
+        >>> sorted(vilvm.evaluate(lvm, x, num_samples=10).bounds)
+        ['elbo', 'iwae']
+    """
+    train = as_data(data, "training data")
+    check_number("fit_guide: epochs", epochs)
+    check_number("fit_guide: batch_size", batch_size)
+    where = next((p.device for p in lvm.parameters()), train.device)
+    with seeded(seed, where):
+        batch = train.subset(slice(0, min(2, len(train)))).to(where).look()
+        plan = layout(lvm, batch)
+        if plan.improper:
+            raise ContractError(
+                f"fit_guide: the prior of latent {plan.improper[0]!r} is flat, so there is no posterior to fit a guide to; give the model a "
+                "prior first (fit_prior, with_prior)."
+            )
+        codes = posterior(lvm, batch)
+        if not plan.local or len(codes) != 1 or codes[plan.latents[0]].dim() != 3:
+            shapes = {name: tuple(code.shape[1:]) for name, code in codes.items()}
+            raise ContractError(f"fit_guide needs a model of one latent, a vector for each datum; of {len(batch)} data it has {shapes}.")
+        latent, code = next(iter(codes.items()))
+        encoder = encoder if encoder is not None else mlp(tensors_of(batch)[0].shape[-1], hidden, 2 * code.shape[-1])
+    guided = with_guide(lvm, encoder, latent=latent, plate=plan.data_plate or "data").to(where)
+    batch_size = min(batch_size, len(train))
+    total = epochs * -(-len(train) // batch_size)
+    fitted = fit(
+        guided,
+        train,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        **{
+            "optimizer": partial(torch.optim.Adam, lr=lr),
+            "scheduler": partial(OneCycleLR, max_lr=lr, total_steps=total, pct_start=0.1),
+            "clip": 100.0,
+            **options,
+        },
+    )
+    return guided, fitted

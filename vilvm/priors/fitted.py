@@ -8,51 +8,81 @@ which for an auto-encoder are its codes f(x) themselves. p̂ is the density of a
 
 - "diagonal": N(μ̂, diag σ̂²), the naive baseline "fit a Gaussian to the codes and sample";
 - "full":     N(μ̂, Σ̂);
-- "mixture":  Σₖ πₖ N(μₖ, Σₖ), by expectation maximisation (scikit-learn).
+- "mixture":  Σₖ πₖ N(μₖ, Σₖ), by expectation maximisation (scikit-learn);
+- "flow":     the density of μ̂ + L T(u), u ~ N(0, I), L Lᵀ = Σ̂, T a masked autoregressive flow (Pyro's transforms).
 
 For a variational auto-encoder, of whose ELBO −KL(q(z) ‖ p(z)) is a term, a fitted prior says what the prior alone costs.
 
-Reference: ELBO surgery: yet another way to carve up the variational evidence lower bound, Hoffman and Johnson, 2016.
+References: ELBO surgery: yet another way to carve up the variational evidence lower bound, Hoffman and Johnson, 2016; Masked
+Autoregressive Flow for Density Estimation, Papamakarios, Pavlakou and Murray, 2017.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
+from pyro.distributions import transforms
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import OneCycleLR
 
 from vilvm.data import as_data, seeded
 from vilvm.lvm import ContractError, LatentVariableModel
+from vilvm.training import fit
 from vilvm.weights import layout, posterior
+from vilvm.weights.contract import check_number
 
 __all__ = ["FittedPrior", "fit_prior"]
 
+KINDS = ("diagonal", "full", "mixture", "flow")
 _ROWS = 1000
 _SMALLEST = 1e-6  # of a variance, relative to the codes' largest
+_LAYERS, _HIDDEN, _BATCH, _RATE = 4, [64, 64], 500, 3e-3  # of a flow and its training
 
 
 class FittedPrior(nn.Module):
-    """A density of one latent vector, its parameters fixed as buffers.
+    """A density of one latent vector, its parameters frozen.
+
+    It is a model itself, of codes as data and without a latent, whose ELBO is their log-likelihood: so a flow is trained.
 
     Arguments:
         latent: the name of the latent it is a prior of.
-        kind: "diagonal", "full" or "mixture".
-        parameters: tensors by name, those of the density of that kind.
+        kind: "diagonal", "full", "mixture" or "flow".
+        parameters: tensors by name, those of the density of that kind; for a flow, mean and scale_tril of the affine map at its end.
+        layers: of a flow: from a code, each towards N(0, I).
     """
 
-    def __init__(self, latent: str, kind: str, parameters: dict[str, Tensor]):
+    def __init__(self, latent: str, kind: str, parameters: dict[str, Tensor], layers: Sequence[nn.Module] = ()):
         super().__init__()
         self.latent, self.kind = latent, kind
         for name, value in parameters.items():
-            self.register_buffer(name, value)
+            self.register_parameter(name, nn.Parameter(value, requires_grad=False))
+        self.layers = nn.ModuleList(layers)
 
     def distribution(self) -> dist.TorchDistribution:
         """p̂(z), of batch shape () and event shape (d,)."""
+        mean = self.get_parameter("mean")
         if self.kind == "diagonal":
-            return dist.Normal(self.get_buffer("mean"), self.get_buffer("scale")).to_event(1)
-        normal = dist.MultivariateNormal(self.get_buffer("mean"), scale_tril=self.get_buffer("scale_tril"))
-        return normal if self.kind == "full" else dist.MixtureSameFamily(dist.Categorical(self.get_buffer("weights")), normal)
+            return dist.Normal(mean, self.get_parameter("scale")).to_event(1)
+        scale_tril = self.get_parameter("scale_tril")
+        if self.kind == "flow":
+            white = dist.Normal(torch.zeros_like(mean), 1.0).to_event(1)
+            back = transforms.Permute(torch.arange(len(mean) - 1, -1, -1, device=mean.device))
+            # A layer is quick from code to noise, which is what a density needs, and takes d passes the other way, to draw.
+            steps = [step for layer in self.layers for step in (back, layer.inv)][::-1]
+            return dist.TransformedDistribution(white, [*steps, transforms.LowerCholeskyAffine(mean, scale_tril)])
+        normal = dist.MultivariateNormal(mean, scale_tril=scale_tril)
+        return normal if self.kind == "full" else dist.MixtureSameFamily(dist.Categorical(self.get_parameter("weights")), normal)
+
+    def model(self, codes: Tensor) -> None:
+        """p̂(z), observed at codes of shape (num_data, d)."""
+        with pyro.plate("data", len(codes)):
+            pyro.sample(self.latent, self.distribution(), obs=codes)
+
+    def guide(self, codes: Tensor) -> None:
+        """There is nothing to infer."""
 
     def extra_repr(self) -> str:
         """Its kind and latent, for ``repr``."""
@@ -60,17 +90,27 @@ class FittedPrior(nn.Module):
 
 
 def fit_prior(
-    lvm: LatentVariableModel, data: Any, kind: str = "full", *, components: int = 10, latent: str | None = None, seed: int = 0
+    lvm: LatentVariableModel,
+    data: Any,
+    kind: str = "full",
+    *,
+    components: int = 10,
+    steps: int = 3000,
+    latent: str | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
 ) -> FittedPrior:
     """Fits a prior to the codes that a trained model gives its training data.
 
     Arguments:
         lvm: the trained model; its latent stands in the plate over the data.
         data: the training data; a fresh transform is drawn once.
-        kind: "diagonal", "full" or "mixture".
+        kind: "diagonal", "full", "mixture" or "flow".
         components: of a mixture.
+        steps: of a flow's training by ``vilvm.fit``, which keeps what is best on a tenth of the codes.
         latent: which latent, if there are several; a vector for each datum.
-        seed: of the draws of codes, the transform, and the start of a mixture.
+        seed: of the draws of codes, the transform, the start of a mixture or flow, and a flow's training.
+        progress: whether to show a flow's progress; by default on a terminal only.
 
     Returns:
         FittedPrior, where the model is.
@@ -86,18 +126,18 @@ def fit_prior(
         >>> fit_prior(Autoencoder(data_dim=6, latent_dim=2), torch.rand(50, 6), "diagonal").distribution().event_shape
         torch.Size([2])
     """
-    kinds: dict[str, Callable[[Tensor], dict[str, Tensor]]] = {
-        "diagonal": _diagonal,
-        "full": _full,
-        "mixture": lambda z: _mixture(z, components, seed),
-    }
-    if kind not in kinds:
-        raise ValueError(f"fit_prior: unknown kind {kind!r}; choose from {list(kinds)}.")
+    if kind not in KINDS:
+        raise ValueError(f"fit_prior: unknown kind {kind!r}; choose from {list(KINDS)}.")
+    check_number("fit_prior: components", components)
+    check_number("fit_prior: steps", steps)
     name, codes = _codes(lvm, data, latent, seed)
-    needed = components if kind == "mixture" else 2
+    needed = {"mixture": components, "flow": 20}.get(kind, 2)
     if len(codes) < needed:
         raise ValueError(f"fit_prior: a {kind} prior needs at least {needed} data; got {len(codes)}.")
-    parameters = kinds[kind](codes.double())
+    if kind == "flow":
+        return _flow(name, codes, steps, seed, progress)
+    z = codes.double()
+    parameters = _diagonal(z) if kind == "diagonal" else _full(z) if kind == "full" else _mixture(z, components, seed)
     return FittedPrior(name, kind, {n: v.to(codes) for n, v in parameters.items()})
 
 
@@ -139,3 +179,27 @@ def _mixture(z: Tensor, components: int, seed: int) -> dict[str, Tensor]:
         "mean": torch.from_numpy(found.means_),
         "scale_tril": torch.linalg.cholesky(torch.from_numpy(found.covariances_)),
     }
+
+
+def _flow(name: str, codes: Tensor, steps: int, seed: int, progress: bool | None) -> FittedPrior:
+    dim = codes.shape[1]
+    if dim < 2:
+        raise ValueError("fit_prior: an autoregressive flow needs a latent of two dimensions or more; take a mixture.")
+    with seeded(seed, codes.device):
+        layers = [transforms.affine_autoregressive(dim, _HIDDEN) for _ in range(_LAYERS)]
+        order = torch.randperm(len(codes)).to(codes.device)
+    held_out, train = codes[order[: len(codes) // 10]], codes[order[len(codes) // 10 :]]
+    prior = FittedPrior(name, "flow", {n: v.to(codes) for n, v in _full(train.double()).items()}, layers).to(codes)
+    fit(
+        prior,
+        train,
+        steps=steps,
+        batch_size=_BATCH,
+        optimizer=partial(torch.optim.Adam, lr=_RATE),
+        scheduler=partial(OneCycleLR, max_lr=_RATE, total_steps=steps, pct_start=0.1),
+        validation=held_out,
+        clip=10.0,
+        seed=seed,
+        progress=progress,
+    )
+    return prior.requires_grad_(False)

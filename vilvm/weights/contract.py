@@ -86,10 +86,10 @@ def check_guided(lvm: object, enumerated: tuple[str, ...]) -> None:
         )
 
 
-def check_number(name: str, value: Any) -> None:
-    """Raises ValueError unless `value` is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number, at least 1; got {value!r}.")
+def check_number(name: str, value: Any, least: int = 1) -> None:
+    """Raises ValueError unless `value` is a whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"{name} must be a whole number, at least {least}; got {value!r}.")
 
 
 def check_batch(batch: Any) -> None:

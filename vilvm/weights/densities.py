@@ -21,7 +21,7 @@ from torch import Tensor
 from vilvm.lvm import ContractError, LatentVariableModel, module_parameters
 from vilvm.weights.contract import check_batch, check_guided, check_number
 from vilvm.weights.structure import Layout, guide_sites, held_still, layout
-from vilvm.weights.traces import log_prob, run, sites_of
+from vilvm.weights.traces import log_prob, run, sites_of, strip
 
 __all__ = ["LogWeights", "log_weights", "weight_chunks"]
 
@@ -39,6 +39,7 @@ class LogWeights:
         log_guides: log q(z | x) by site of the guide (the latents, and auxiliary sites of an autoguide).
         model_scales: the factor that plates and ``poutine.scale`` put on each site of the model; not applied here.
         guide_scales: likewise of the guide.
+        latents: the draws that are weighed, by latent, as ``posterior`` returns them.
         indices: for a plate that subsamples its data, which data the columns are; else None.
     """
 
@@ -47,6 +48,7 @@ class LogWeights:
     log_guides: dict[str, Tensor]
     model_scales: dict[str, float | Tensor]
     guide_scales: dict[str, float | Tensor]
+    latents: dict[str, Tensor]
     indices: Tensor | None = None
 
     @property
@@ -168,6 +170,7 @@ def _one_pass(lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Layo
         log_guides={n: term("guide", s) for n, s in guide.items()},
         model_scales={n: s["scale"] for n, s in model.items()},
         guide_scales={n: s["scale"] for n, s in guide.items()},
+        latents={n: strip(guide[n]["value"], guide[n], num_samples, plan.nesting) for n in plan.latents},
         indices=plan.subsample.get(plan.data_plate or "", {}).get("value"),
     )
 
@@ -185,7 +188,7 @@ def _reduce(site: Any, value: Tensor, num_samples: int, plan: Layout) -> Tensor:
 
 
 def _concatenate(chunks: list[LogWeights]) -> LogWeights:
-    terms = ("log_likelihoods", "log_priors", "log_guides")
+    terms = ("log_likelihoods", "log_priors", "log_guides", "latents")
     joined = {f: {n: torch.cat([getattr(c, f)[n] for c in chunks]) for n in getattr(chunks[0], f)} for f in terms}
     rest = {f.name: getattr(chunks[0], f.name) for f in fields(LogWeights) if f.name not in terms}
     return LogWeights(**joined, **rest)

@@ -1,4 +1,4 @@
-"""Draws: data from the model as a simulator, latents from the guide, and the means of either."""
+"""Draws: data from the model as a simulator, latents from the guide or resampled by their weights, and the means of either."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,10 +9,11 @@ from torch import Tensor
 
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evaluation_mode, module_parameters
 from vilvm.weights.contract import check_batch, check_guided, check_number
-from vilvm.weights.structure import Layout, data_plate, guide_sites, held_still, layout
-from vilvm.weights.traces import Sites, family, nesting_of, plate_dims, run, sites_of, strip, was_observed
+from vilvm.weights.densities import log_weights
+from vilvm.weights.structure import Layout, data_plate, guide_sites, held_still, layout, place
+from vilvm.weights.traces import Sites, family, nesting_of, run, sites_of, strip, was_observed
 
-__all__ = ["posterior", "posterior_mean", "predict", "sample"]
+__all__ = ["posterior", "posterior_mean", "predict", "resample", "sample"]
 
 
 def sample(lvm: LatentVariableModel, num_samples: int, *, like: Any = None, mean: bool = False) -> dict[str, Tensor]:
@@ -57,8 +58,8 @@ def sample(lvm: LatentVariableModel, num_samples: int, *, like: Any = None, mean
     for name, site in sites.items():
         value = strip(_mean(site) if mean and was_observed(site) else site["value"], site, num_samples, nesting)
         # The one datum of the placeholder makes room for the draws, each of which is a datum.
-        place = _place(site, plate) if like is None else None  # counted among the plates, of which samples come first
-        draws[name] = value if place is None else value.squeeze(place).movedim(0, place - 1)
+        axis = place(site, plate) if like is None else None  # counted among the plates, of which samples come first
+        draws[name] = value if axis is None else value.squeeze(axis).movedim(0, axis - 1)
     return draws
 
 
@@ -79,6 +80,60 @@ def posterior(lvm: LatentVariableModel, batch: Any, num_samples: int = 1) -> dic
     """
     plan, sites = _run_guide(lvm, batch, num_samples)
     return {name: strip(sites[name]["value"], sites[name], num_samples, plan.nesting) for name in plan.latents}
+
+
+@torch.no_grad()
+def resample(
+    lvm: LatentVariableModel, batch: Any, num_samples: int = 1, *, proposals: int = 1000, chunk: int | None = None
+) -> dict[str, Tensor]:
+    """Draws of the latents from the posterior p(z | x), as good as the guide lets them be: sampling-importance-resampling.
+
+    For each datum, of `proposals` draws from the guide `num_samples` are picked with replacement, with probabilities proportional to
+    their weights. Their distribution goes to p(z | x) as `proposals` grows; with an effective sample size of a few, so many
+    different values are all that is seen.
+
+    Arguments:
+        lvm: the model and guide.
+        batch: what both are called with.
+        num_samples: draws to return.
+        proposals: draws from the guide to pick them from.
+        chunk: proposals a pass, which bounds memory; all at once by default.
+
+    Returns:
+        As ``posterior``: every latent by name, shape (num_samples, num_data, ...); (num_samples, ...) for a latent shared by the data.
+
+    Raises:
+        ContractError: the pair breaks the contract on this batch; or a datum has weight zero under all proposals.
+
+    Reference: A noniterative sampling/importance resampling alternative to the data augmentation algorithm, Donald B. Rubin, 1987.
+
+    Example:
+        >>> import torch, vilvm
+        >>> from models.vae import VAE
+        >>> vilvm.resample(VAE(data_dim=6, latent_dim=2), torch.zeros(4, 6), num_samples=10, proposals=50)["z"].shape
+        torch.Size([10, 4, 2])
+    """
+    check_number("num_samples", num_samples)
+    check_number("proposals", proposals)
+    check_batch(batch)
+    plan = layout(lvm, batch)
+    with evaluation_mode(lvm):
+        weights = log_weights(lvm, batch, proposals, chunk=chunk, plan=plan)
+    log_w = weights.log_weight
+    impossible = (log_w.amax(0) == -torch.inf).nonzero()
+    if len(impossible):
+        datum = f"datum {int(impossible[0, 0])} of the batch" if log_w.dim() == 2 else "the batch"
+        raise ContractError(f"resample: {datum} has probability zero under all {proposals} proposals; take more, or look at the guide.")
+    probabilities = (log_w - log_w.amax(0)).exp()
+    picked = probabilities.reshape(proposals, -1).T.multinomial(num_samples, replacement=True).T  # (num_samples, num_data or 1)
+
+    def pick(name: str, value: Tensor) -> Tensor:
+        if log_w.dim() == 1:
+            return value[picked[:, 0]]
+        rows = value.movedim(plan.data_axes[name], 1)
+        return rows[picked, torch.arange(rows.shape[1], device=rows.device)].movedim(1, plan.data_axes[name])
+
+    return {name: pick(name, value) for name, value in weights.latents.items()}
 
 
 def posterior_mean(lvm: LatentVariableModel, batch: Any, num_samples: int = 1) -> dict[str, Tensor]:
@@ -182,13 +237,6 @@ def _mean(site: Any) -> Tensor:
     if bool(mean.isnan().any()):
         raise ContractError(f"Site {site['name']!r} is {family(site['fn'])}, which has no mean; use draws (sample, posterior).")
     return mean
-
-
-def _place(site: Any, plate: Any) -> int | None:
-    """Where the data plate stands in a site's value as ``strip`` leaves it, or None if the site is outside the plate."""
-    if plate is None or all(frame.name != plate.name for frame in site["cond_indep_stack"]):
-        return None
-    return sorted(plate_dims(site)).index(plate.dim)
 
 
 def _placeholder(lvm: object, num_data: int) -> Tensor:

@@ -12,9 +12,9 @@ from torch import Tensor
 from vilvm.data import Data, tensors_of
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evaluation_mode, module_parameters
 from vilvm.weights.contract import check_latents, check_plates, check_shape, enumerable
-from vilvm.weights.traces import Sites, family, log_prob, nesting_of, run, sites_of
+from vilvm.weights.traces import Sites, family, log_prob, nesting_of, plate_dims, run, sites_of
 
-__all__ = ["Layout", "data_plate", "guide_sites", "held_still", "layout"]
+__all__ = ["Layout", "data_plate", "guide_sites", "held_still", "layout", "place"]
 
 
 class Layout(NamedTuple):
@@ -33,6 +33,7 @@ class Layout(NamedTuple):
         enumerated: latents that the model marks for parallel enumeration and the guide leaves out.
         degenerate: latents that the guide puts on one point, so that it has no density there.
         improper: latents whose prior is flat, which is no probability density.
+        data_axes: by latent, which dimension of its draws is that of the data: 1, unless a plate stands left of theirs; none if shared.
         subsample: the plates that subsample their data at random, and the indices they drew.
     """
 
@@ -48,6 +49,7 @@ class Layout(NamedTuple):
     enumerated: tuple[str, ...]
     degenerate: tuple[str, ...]
     improper: tuple[str, ...]
+    data_axes: dict[str, int]
     subsample: dict[str, Any]
 
     @property
@@ -110,8 +112,16 @@ def _read_layout(plate: Any, model: Sites, guide: Sites, traces: list[Any]) -> L
         enumerated=tuple(n for n, s in latents.items() if n not in guide and enumerable(s)),
         degenerate=_degenerate(latents, guide),
         improper=tuple(n for n, s in latents.items() if family(s["fn"]) == "ImproperUniform"),
+        data_axes={n: p + 1 for n in latents if n in guide and (p := place(guide[n], plate)) is not None},
         subsample={n: s for n, s in drawn.items() if s["fn"].subsample_size is not None and s["fn"].subsample_size < s["fn"].size},
     )
+
+
+def place(site: Any, plate: Any) -> int | None:
+    """Where a plate stands among a site's own, from the left, as ``strip`` leaves them; None if the site is outside it."""
+    if plate is None or not _stands_in(site, plate.name):
+        return None
+    return sorted(plate_dims(site)).index(plate.dim)
 
 
 def _stands_in(site: Any, plate: str) -> bool:

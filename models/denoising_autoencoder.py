@@ -1,0 +1,85 @@
+"""The denoising auto-encoder: it is shown a corrupted datum and has to give the clean one back.
+
+Story. A clean x is corrupted, x̃ ~ C(x̃ | x) (noise, erased pixels, a missing block, blur; see ``vilvm.datasets``), and encoder f and
+decoder g minimise, over pairs of the two,
+
+    −log p(x | z = f(x̃)).
+
+With a Gaussian likelihood N(g(z), I) that is the squared error, which no function of x̃ can bring below that of the conditional mean:
+
+    h(x̃) = g(f(x̃))  →  E[x | x̃].
+
+That is its strength, the best of all point estimates in mean square, and its weakness: where several x could have become x̃, their mean
+is none of them (``examples/denoising_multimodal.py``). Copying x̃ is no solution, so the code need not be smaller than the datum.
+
+As a model/guide pair (see ``vilvm.guides.delta``): p(z) flat, q(z | x̃) = δ(z − f(x̃)), and p(x | z) scores the clean datum. A batch is
+a pair (x̃, x); a clean batch x alone stands for (x, x), so that it can be looked at like any other auto-encoder.
+
+Reference: Extracting and Composing Robust Features with Denoising Autoencoders, Vincent, Larochelle, Bengio and Manzagol, 2008.
+"""
+
+from collections.abc import Sequence
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from vilvm.distributions import IndependentBernoulli
+from vilvm.guides import delta, flat_prior
+from vilvm.networks import mlp
+
+__all__ = ["DenoisingAutoencoder", "tiny"]
+
+Batch = Tensor | tuple[Tensor, Tensor]
+
+
+class DenoisingAutoencoder(nn.Module):
+    """A denoising auto-encoder of rows of `data_dim` numbers.
+
+    Arguments:
+        data_dim: D, the size of a datum.
+        latent_dim: d, the size of a code.
+        likelihood: "gaussian" (unit variance: squared error) or "bernoulli" (data in [0, 1]: cross-entropy).
+        hidden: sizes of the encoder's hidden layers; the decoder's are their mirror.
+
+    Raises:
+        ValueError: an unknown likelihood.
+    """
+
+    def __init__(self, data_dim: int = 784, latent_dim: int = 64, likelihood: str = "gaussian", hidden: Sequence[int] = (512, 256)):
+        super().__init__()
+        if likelihood not in ("bernoulli", "gaussian"):
+            raise ValueError(f"DenoisingAutoencoder: unknown likelihood {likelihood!r}; choose 'bernoulli' or 'gaussian'.")
+        self.likelihood, self.latent_dim = likelihood, latent_dim
+        self.encoder = mlp(data_dim, hidden, latent_dim)
+        self.decoder = mlp(latent_dim, hidden[::-1], data_dim)
+
+    def model(self, batch: Batch) -> None:
+        """p(x | z), the prior flat; batch is (x̃, x), of shape (num_data, data_dim) each, or x alone."""
+        pyro.module("denoising_autoencoder", self)
+        _, clean = _pair(batch)
+        with pyro.plate("data", len(clean)):
+            z = pyro.sample("z", flat_prior(self.latent_dim))
+            pyro.sample("x", self.decode(z), obs=clean)
+
+    def guide(self, batch: Batch) -> None:
+        """δ(z − f(x̃))."""
+        corrupted, _ = _pair(batch)
+        with pyro.plate("data", len(corrupted)):
+            pyro.sample("z", delta(self.encoder(corrupted)))
+
+    def decode(self, z: Tensor) -> dist.TorchDistribution:
+        """p(x | z) for z of shape (..., latent_dim)."""
+        out = self.decoder(z)
+        return IndependentBernoulli(out) if self.likelihood == "bernoulli" else dist.Normal(out, 1.0).to_event(1)
+
+
+def _pair(batch: Batch) -> tuple[Tensor, Tensor]:
+    return (batch, batch) if isinstance(batch, Tensor) else (batch[0], batch[1])
+
+
+def tiny() -> tuple[DenoisingAutoencoder, tuple[Tensor, Tensor]]:
+    """A small instance and a small batch, for the tests."""
+    clean = torch.rand(5, 6)
+    return DenoisingAutoencoder(data_dim=6, latent_dim=2, hidden=(8,)), (clean + 0.1 * torch.randn(5, 6), clean)

@@ -1,0 +1,175 @@
+"""Corruptions of data, and the pairs (corrupted, clean) that a denoising auto-encoder learns from.
+
+Each is a transform like any other: of rows with one number a pixel, noise from torch's generator of the batch's device.
+
+Reference: Stacked Denoising Autoencoders: Learning Useful Representations in a Deep Network with a Local Denoising Criterion,
+Vincent, Larochelle, Lajoie, Bengio and Manzagol, 2010.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vilvm.data import Transform, map_tensors
+
+__all__ = ["BlockMasking", "Blur", "Corrupted", "GaussianNoise", "PixelErasure"]
+
+
+@dataclass(frozen=True)
+class GaussianNoise:
+    """x̃ = x + scale · ε, ε ~ N(0, I); not cut off at the ends of the grey scale.
+
+    Arguments:
+        scale: standard deviation of the noise, in units of the data.
+    """
+
+    scale: float = 0.5
+    name: str = "Gaussian noise"
+    fresh: bool = True
+
+    def __post_init__(self) -> None:
+        _check(self.scale > 0, f"GaussianNoise: scale must be above 0; got {self.scale}.")
+
+    def __call__(self, batch: Any) -> Any:
+        """The noisy batch."""
+        return map_tensors(lambda x: x + self.scale * torch.randn_like(x), batch)
+
+
+@dataclass(frozen=True)
+class PixelErasure:
+    """Each number becomes 0 with probability `share`, independently of all others.
+
+    Arguments:
+        share: between 0 and 1.
+    """
+
+    share: float = 0.5
+    name: str = "pixel erasure"
+    fresh: bool = True
+
+    def __post_init__(self) -> None:
+        _check(0 < self.share <= 1, f"PixelErasure: share must be above 0 and at most 1; got {self.share}.")
+
+    def __call__(self, batch: Any) -> Any:
+        """The batch with holes."""
+        return map_tensors(lambda x: x.where(torch.rand_like(x) >= self.share, 0.0), batch)
+
+
+@dataclass(frozen=True)
+class BlockMasking:
+    """A square block of pixels, at a place drawn for each picture, becomes 0 in all channels.
+
+    Arguments:
+        size: side of the block; all of it lies within the picture.
+        image_shape: (height, width) or (channels, height, width) of a row.
+    """
+
+    size: int = 12
+    image_shape: tuple[int, ...] = (28, 28)
+    name: str = "block masking"
+    fresh: bool = True
+
+    def __post_init__(self) -> None:
+        _check_shape(self.image_shape, "BlockMasking")
+        most = min(self.image_shape[-2:])
+        _check(0 < self.size <= most, f"BlockMasking: size must be between 1 and {most} for such pictures; got {self.size}.")
+
+    def __call__(self, batch: Any) -> Any:
+        """The batch, a block missing from every picture."""
+        return map_tensors(self._mask, batch)
+
+    def _mask(self, x: Tensor) -> Tensor:
+        pictures = _pictures(x, self.image_shape, "BlockMasking")
+        erased: list[Tensor] = []
+        for length in self.image_shape[-2:]:
+            start = torch.randint(length - self.size + 1, (len(x), 1), device=x.device)
+            place = torch.arange(length, device=x.device)
+            erased.append((place >= start) & (place < start + self.size))
+        block = erased[0][:, None, :, None] & erased[1][:, None, None, :]
+        return pictures.masked_fill(block, 0.0).reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class Blur:
+    """Each picture convolved with a Gaussian; the same at every call. The edge is continued by its mirror image.
+
+    Arguments:
+        scale: standard deviation of the Gaussian, in pixels.
+        image_shape: (height, width) or (channels, height, width) of a row.
+    """
+
+    scale: float = 2.0
+    image_shape: tuple[int, ...] = (28, 28)
+    name: str = "blur"
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        _check_shape(self.image_shape, "Blur")
+        _check(self.scale > 0, f"Blur: scale must be above 0; got {self.scale}.")
+
+    def __call__(self, batch: Any) -> Any:
+        """The blurred batch."""
+        return map_tensors(self._blur, batch)
+
+    def _blur(self, x: Tensor) -> Tensor:
+        from torchvision.transforms.functional import gaussian_blur  # here, for it takes seconds to import
+
+        pictures = _pictures(x, self.image_shape, "Blur")
+        reach = min(int(3 * self.scale + 0.5), min(self.image_shape[-2:]) - 1)  # mirrored, a picture reaches no further
+        return gaussian_blur(pictures, [2 * reach + 1] * 2, [float(self.scale)] * 2).reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """A batch x becomes the pair (x̃, x): corrupted, clean.
+
+    Arguments:
+        corruption: what makes x̃ of x, such as ``GaussianNoise(0.5)``.
+        of: a transform before it, such as ``DynamicBinarisation()``, which makes x of the data; drawn for every batch.
+    """
+
+    corruption: Transform
+    of: Transform | None = None
+
+    def __post_init__(self) -> None:
+        for what, part in (("corruption", self.corruption), ("of", self.of)):
+            allowed = callable(part) and hasattr(part, "fresh")
+            _check(allowed or (what == "of" and part is None), f"Corrupted: {what} is a {type(part).__name__}, not a transform.")
+        _check(
+            self.of is None or self.of.fresh or not self.corruption.fresh,
+            "Corrupted: `of` is drawn once and the corruption for every batch; apply `of` to the tensors first, and leave it out here.",
+        )
+
+    @property
+    def name(self) -> str:
+        """That of the corruption, and of what comes before it."""
+        return self.corruption.name if self.of is None else f"{self.of.name}, {self.corruption.name}"
+
+    @property
+    def fresh(self) -> bool:
+        """Whether either part draws anew for every batch."""
+        return self.corruption.fresh or (self.of is not None and self.of.fresh)
+
+    def __call__(self, batch: Any) -> tuple[Any, Any]:
+        """(x̃, x)."""
+        clean = batch if self.of is None else self.of(batch)
+        return self.corruption(clean), clean
+
+
+def _check(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise ValueError(sentence)
+
+
+def _check_shape(shape: tuple[int, ...], who: str) -> None:
+    fine = len(shape) in (2, 3) and all(isinstance(s, int) and s > 0 for s in shape)
+    _check(fine, f"{who}: image_shape must be (height, width) or (channels, height, width); got {shape!r}.")
+
+
+def _pictures(x: Tensor, shape: tuple[int, ...], who: str) -> Tensor:
+    """Rows as pictures, (num_data, channels, height, width)."""
+    pixels = torch.Size(shape).numel()
+    _check(x.dim() > 1 and x[0].numel() == pixels, f"{who}: data of shape {tuple(x.shape)} are not rows of {pixels} pixels.")
+    return x.reshape(len(x), *((1,) if len(shape) == 2 else ()), *shape)
