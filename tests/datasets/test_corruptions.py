@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import vilvm
-from vilvm.datasets import BlockMasking, Blur, Corrupted, DynamicBinarisation, GaussianNoise, PixelErasure, StaticBinarisation
+from vilvm.datasets import BlockMasking, Blur, Corrupted, DynamicBinarisation, GaussianNoise, HalfErasure, PixelErasure, StaticBinarisation
 
 
 def test_gaussian_noise_has_its_scale():
@@ -84,3 +84,20 @@ def test_a_blur_is_made_once():
 def test_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(("half", "left"), [("left", [2, 5]), ("right", [0, 3]), ("top", [3, 4, 5]), ("bottom", [0, 1, 2])])
+def test_a_half_is_erased(half, left):
+    shape = (2, 3)
+    erased = HalfErasure(half, shape)
+    kept = erased.observed.nonzero().flatten().tolist()
+    assert set(left) <= set(kept)
+    assert len(kept) == {"left": 4, "right": 4, "top": 3, "bottom": 3}[half]  # of three columns the middle one stays
+    assert torch.equal(erased(torch.ones(5, 6)), erased.observed.float().expand(5, 6))
+    both = HalfErasure(half, (3, *shape)).observed.reshape(3, 6)
+    assert (both == erased.observed).all()
+
+
+def test_unknown_half():
+    with pytest.raises(ValueError, match="unknown half 'middle'; choose from"):
+        HalfErasure("middle")

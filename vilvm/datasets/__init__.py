@@ -1,11 +1,12 @@
 """Data sets: one file each, all returning the same ``Dataset``."""
 
 from vilvm.datasets.arrays import arrays
-from vilvm.datasets.corruptions import BlockMasking, Blur, Corrupted, GaussianNoise, PixelErasure
+from vilvm.datasets.corruptions import BlockMasking, Blur, Corrupted, GaussianNoise, HalfErasure, PixelErasure
 from vilvm.datasets.dataset import Dataset, carve
 from vilvm.datasets.digits import digits
 from vilvm.datasets.mnist import mnist
 from vilvm.datasets.transforms import DynamicBinarisation, StaticBinarisation
+from vilvm.datasets.two_modes import TwoModes, two_modes
 
 __all__ = [
     "BlockMasking",
@@ -14,10 +15,13 @@ __all__ = [
     "Dataset",
     "DynamicBinarisation",
     "GaussianNoise",
+    "HalfErasure",
     "PixelErasure",
     "StaticBinarisation",
+    "TwoModes",
     "arrays",
     "carve",
     "digits",
     "mnist",
+    "two_modes",
 ]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vilvm.data import Transform, map_tensors
 
-__all__ = ["BlockMasking", "Blur", "Corrupted", "GaussianNoise", "PixelErasure"]
+__all__ = ["BlockMasking", "Blur", "Corrupted", "GaussianNoise", "HalfErasure", "PixelErasure"]
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,39 @@ class BlockMasking:
             erased.append((place >= start) & (place < start + self.size))
         block = erased[0][:, None, :, None] & erased[1][:, None, None, :]
         return pictures.masked_fill(block, 0.0).reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class HalfErasure:
+    """One half of each picture becomes 0 in all channels; the same at every call.
+
+    Arguments:
+        half: "left", "right", "top" or "bottom".
+        image_shape: (height, width) or (channels, height, width) of a row.
+    """
+
+    half: str = "left"
+    image_shape: tuple[int, ...] = (28, 28)
+    name: str = "half erased"
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        _check_shape(self.image_shape, "HalfErasure")
+        halves = ("left", "right", "top", "bottom")
+        _check(self.half in halves, f"HalfErasure: unknown half {self.half!r}; choose from {list(halves)}.")
+
+    @property
+    def observed(self) -> Tensor:
+        """Which numbers of a row are left, Boolean, shape (D,)."""
+        height, width = self.image_shape[-2:]
+        down, across = torch.arange(height)[:, None], torch.arange(width)
+        erased = {"left": across < width // 2, "right": across >= width - width // 2}
+        erased |= {"top": down < height // 2, "bottom": down >= height - height // 2}
+        return (~erased[self.half]).expand(self.image_shape).reshape(-1)
+
+    def __call__(self, batch: Any) -> Any:
+        """The batch, half of each row 0."""
+        return map_tensors(lambda x: x * self.observed.to(x).reshape(x.shape[1:]), batch)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from pyro.distributions import TorchDistribution
+from pyro.distributions import Bernoulli, TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -48,6 +48,11 @@ class IndependentBernoulli(TorchDistribution):
         new = IndependentBernoulli(self.logits.expand(*batch_shape, *self.event_shape), validate_args=False)
         new._validate_args = self._validate_args  # the logits are checked already, the values not yet
         return new
+
+    @property
+    def base_dist(self) -> Bernoulli:
+        """The variables one by one, as ``Independent`` calls them: batch shape (*batch_shape, D)."""
+        return Bernoulli(logits=self.logits, validate_args=self._validate_args)
 
     @property
     def mean(self) -> Tensor:

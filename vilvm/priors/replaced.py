@@ -3,31 +3,12 @@
 from typing import Any
 
 import torch
-from pyro.poutine.messenger import Messenger
 
+from vilvm.handlers import Substitute
 from vilvm.lvm import ContractError
 from vilvm.priors.fitted import FittedPrior
 
 __all__ = ["WithPrior", "with_prior"]
-
-
-class _Replace(Messenger):
-    """Puts the prior's density in place of that of its latent, in whatever plates that stands."""
-
-    def __init__(self, prior: FittedPrior):
-        super().__init__()
-        self.prior = prior
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] != self.prior.latent:
-            return
-        new, old = self.prior.distribution(), msg["fn"]
-        if new.event_shape != old.event_shape:
-            raise ContractError(
-                f"with_prior: the prior is of vectors of shape {tuple(new.event_shape)}, latent {msg['name']!r} of shape "
-                f"{tuple(old.event_shape)}."
-            )
-        msg["fn"] = new.expand(old.batch_shape)
 
 
 class WithPrior(torch.nn.Module):
@@ -42,12 +23,21 @@ class WithPrior(torch.nn.Module):
 
     def model(self, batch: Any) -> Any:
         """p(x | z) p̂(z)."""
-        with _Replace(self.prior):
+        with Substitute(self.prior.latent, self._replace):
             return self.lvm.model(batch)
 
     def guide(self, batch: Any) -> Any:
         """q(z | x), as it was."""
         return self.lvm.guide(batch)
+
+    def _replace(self, old: Any) -> Any:
+        new = self.prior.distribution()
+        if new.event_shape != old.event_shape:
+            raise ContractError(
+                f"with_prior: the prior is of vectors of shape {tuple(new.event_shape)}, latent {self.prior.latent!r} of shape "
+                f"{tuple(old.event_shape)}."
+            )
+        return new.expand(old.batch_shape)
 
 
 def with_prior(lvm: torch.nn.Module, prior: FittedPrior) -> WithPrior:
