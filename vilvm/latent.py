@@ -87,7 +87,9 @@ def _turn(first: Tensor, second: Tensor, steps: int) -> Tensor:
     angle = 2 * torch.asin((0.5 * (units[0] - units[1]).norm(dim=-1)).clamp(max=1))[:, None, None]
     t = torch.linspace(0, 1, steps, dtype=first.dtype, device=first.device)[:, None]
     sine = angle.sin()
-    turned = (((1 - t) * angle).sin() * units[0].unsqueeze(1) + (t * angle).sin() * units[1].unsqueeze(1)) / sine.clamp(min=smallest)
+    turned = (((1 - t) * angle).sin() * units[0].unsqueeze(1) + (t * angle).sin() * units[1].unsqueeze(1)) / sine.clamp(
+        min=smallest
+    )
     straight = line(first, second, steps)
     bent = turned * torch.lerp(lengths[0].unsqueeze(1), lengths[1].unsqueeze(1), t)
     no_circle = (sine < 1e-3) | (lengths[0] * lengths[1] == 0).unsqueeze(1)

@@ -39,7 +39,9 @@ class PartlyObserved(torch.nn.Module):
         with Substitute(self.site, self._restrict) as restricted:
             result = self.lvm.model(batch)
         if not restricted.met:
-            raise ContractError(f"partly_observed: {type(self.lvm).__name__} has no site {self.site!r}; say with site=... what it observes.")
+            raise ContractError(
+                f"partly_observed: {type(self.lvm).__name__} has no site {self.site!r}; say with site=... what it observes."
+            )
         return result
 
     def guide(self, batch: Any) -> Any:

@@ -4,7 +4,17 @@ import pytest
 import torch
 
 import vilvm
-from vilvm.datasets import BlockMasking, Blur, Corrupted, DynamicBinarisation, GaussianNoise, HalfErasure, PixelErasure, StaticBinarisation
+from vilvm.datasets import (
+    BlockMasking,
+    Blur,
+    Chain,
+    Corrupted,
+    DynamicBinarisation,
+    GaussianNoise,
+    HalfErasure,
+    PixelErasure,
+    StaticBinarisation,
+)
 
 
 def test_gaussian_noise_has_its_scale():
@@ -54,12 +64,12 @@ def test_pairs_are_corrupted_and_clean():
     assert len(noisy) == 50
     fixed = noisy.fixed(3)
     assert torch.equal(fixed.x[0], noisy.fixed(3).x[0])
-    binary = Corrupted(PixelErasure(0.5), DynamicBinarisation())
+    binary = Chain((DynamicBinarisation(), Corrupted(PixelErasure(0.5))))
     corrupted, clean = binary(x)
     assert set(clean.unique().tolist()) == {0.0, 1.0}
     assert (corrupted <= clean).all()
     assert binary.name == "dynamic binarisation, pixel erasure"
-    assert "PixelErasure(share=0.5" in vilvm.Data(x, transform=binary).protocol()["transform"]
+    assert "Corrupted(corruption=PixelErasure(share=0.5))" in vilvm.Data(x, transform=binary).protocol()["transform"]
 
 
 def test_a_blur_is_made_once():
@@ -78,7 +88,9 @@ def test_a_blur_is_made_once():
         (lambda: Blur(-1.0), "scale must be above 0"),
         (lambda: BlockMasking(2, (2, 2))(torch.zeros(3, 5)), r"data of shape \(3, 5\) are not rows of 4 pixels"),
         (lambda: Corrupted(0.5), "corruption is a float, not a transform"),
-        (lambda: Corrupted(PixelErasure(), of=StaticBinarisation()), "apply `of` to the tensors first"),
+        (lambda: Chain((StaticBinarisation(), PixelErasure())), "apply it to the tensors first"),
+        (lambda: Chain(()), r"takes a tuple of transforms, such as .* got \(\)"),
+        (lambda: Chain((PixelErasure, 1)), "takes a tuple of transforms"),
     ],
 )
 def test_bad_arguments(make, message):

@@ -5,12 +5,13 @@ from vilvm.datasets.corruptions import BlockMasking, Blur, Corrupted, GaussianNo
 from vilvm.datasets.dataset import Dataset, carve
 from vilvm.datasets.digits import digits
 from vilvm.datasets.mnist import mnist
-from vilvm.datasets.transforms import DynamicBinarisation, StaticBinarisation
+from vilvm.datasets.transforms import Chain, DynamicBinarisation, StaticBinarisation
 from vilvm.datasets.two_modes import TwoModes, two_modes
 
 __all__ = [
     "BlockMasking",
     "Blur",
+    "Chain",
     "Corrupted",
     "Dataset",
     "DynamicBinarisation",

@@ -6,7 +6,7 @@ Reference: Stacked Denoising Autoencoders: Learning Useful Representations in a 
 Vincent, Larochelle, Lajoie, Bengio and Manzagol, 2010.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,8 +26,8 @@ class GaussianNoise:
     """
 
     scale: float = 0.5
-    name: str = "Gaussian noise"
-    fresh: bool = True
+    name: str = field(default="Gaussian noise", repr=False)
+    fresh: bool = field(default=True, repr=False)
 
     def __post_init__(self) -> None:
         _check(self.scale > 0, f"GaussianNoise: scale must be above 0; got {self.scale}.")
@@ -46,8 +46,8 @@ class PixelErasure:
     """
 
     share: float = 0.5
-    name: str = "pixel erasure"
-    fresh: bool = True
+    name: str = field(default="pixel erasure", repr=False)
+    fresh: bool = field(default=True, repr=False)
 
     def __post_init__(self) -> None:
         _check(0 < self.share <= 1, f"PixelErasure: share must be above 0 and at most 1; got {self.share}.")
@@ -68,8 +68,8 @@ class BlockMasking:
 
     size: int = 12
     image_shape: tuple[int, ...] = (28, 28)
-    name: str = "block masking"
-    fresh: bool = True
+    name: str = field(default="block masking", repr=False)
+    fresh: bool = field(default=True, repr=False)
 
     def __post_init__(self) -> None:
         _check_shape(self.image_shape, "BlockMasking")
@@ -102,8 +102,8 @@ class HalfErasure:
 
     half: str = "left"
     image_shape: tuple[int, ...] = (28, 28)
-    name: str = "half erased"
-    fresh: bool = False
+    name: str = field(default="half erased", repr=False)
+    fresh: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_shape(self.image_shape, "HalfErasure")
@@ -135,8 +135,8 @@ class Blur:
 
     scale: float = 2.0
     image_shape: tuple[int, ...] = (28, 28)
-    name: str = "blur"
-    fresh: bool = False
+    name: str = field(default="blur", repr=False)
+    fresh: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_shape(self.image_shape, "Blur")
@@ -156,39 +156,33 @@ class Blur:
 
 @dataclass(frozen=True)
 class Corrupted:
-    """A batch x becomes the pair (x̃, x): corrupted, clean.
+    """A batch x becomes the pair (x̃, x): corrupted, clean. To binarise first: ``Chain((DynamicBinarisation(), Corrupted(...)))``.
 
     Arguments:
         corruption: what makes x̃ of x, such as ``GaussianNoise(0.5)``.
-        of: a transform before it, such as ``DynamicBinarisation()``, which makes x of the data; drawn for every batch.
     """
 
     corruption: Transform
-    of: Transform | None = None
 
     def __post_init__(self) -> None:
-        for what, part in (("corruption", self.corruption), ("of", self.of)):
-            allowed = callable(part) and hasattr(part, "fresh")
-            _check(allowed or (what == "of" and part is None), f"Corrupted: {what} is a {type(part).__name__}, not a transform.")
+        fine = callable(self.corruption) and hasattr(self.corruption, "fresh")
         _check(
-            self.of is None or self.of.fresh or not self.corruption.fresh,
-            "Corrupted: `of` is drawn once and the corruption for every batch; apply `of` to the tensors first, and leave it out here.",
+            fine, f"Corrupted: the corruption is a {type(self.corruption).__name__}, not a transform such as GaussianNoise(0.5)."
         )
 
     @property
     def name(self) -> str:
-        """That of the corruption, and of what comes before it."""
-        return self.corruption.name if self.of is None else f"{self.of.name}, {self.corruption.name}"
+        """That of the corruption."""
+        return self.corruption.name
 
     @property
     def fresh(self) -> bool:
-        """Whether either part draws anew for every batch."""
-        return self.corruption.fresh or (self.of is not None and self.of.fresh)
+        """Whether the corruption is drawn anew for every batch."""
+        return self.corruption.fresh
 
     def __call__(self, batch: Any) -> tuple[Any, Any]:
         """(x̃, x)."""
-        clean = batch if self.of is None else self.of(batch)
-        return self.corruption(clean), clean
+        return self.corruption(batch), batch
 
 
 def _check(holds: bool, sentence: str) -> None:

@@ -7,23 +7,23 @@ References: On the Quantitative Analysis of Deep Belief Networks, Salakhutdinov 
 Autoencoders, Burda, Grosse and Salakhutdinov, 2016 (dynamic).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vilvm.data import map_tensors
+from vilvm.data import Transform, map_tensors
 
-__all__ = ["DynamicBinarisation", "StaticBinarisation"]
+__all__ = ["Chain", "DynamicBinarisation", "StaticBinarisation"]
 
 
 @dataclass(frozen=True)
 class DynamicBinarisation:
     """Each number in [0, 1] becomes 1 with that probability, else 0, anew for every batch."""
 
-    name: str = "dynamic binarisation"
-    fresh: bool = True
+    name: str = field(default="dynamic binarisation", repr=False)
+    fresh: bool = field(default=True, repr=False)
 
     def __call__(self, batch: Any) -> Any:
         """The binary batch; noise from torch's generator of its device."""
@@ -35,8 +35,8 @@ class StaticBinarisation:
     """Each number in [0, 1] becomes 1 with that probability, else 0, once, from `seed`."""
 
     seed: int = 0
-    name: str = "static binarisation"
-    fresh: bool = False
+    name: str = field(default="static binarisation", repr=False)
+    fresh: bool = field(default=False, repr=False)
 
     def __call__(self, batch: Any) -> Any:
         """The binary data, the same at every call; what is binary already stays as it is."""
@@ -46,6 +46,47 @@ class StaticBinarisation:
             return torch.bernoulli(_probabilities(x.cpu()), generator=generator).to(x.device)
 
         return map_tensors(draw, batch)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Transforms one after the other.
+
+    Arguments:
+        parts: the transforms, the first one first.
+
+    Raises:
+        ValueError: there is none, one is no transform, or a static binarisation stands beside one that is drawn for every batch.
+    """
+
+    parts: tuple[Transform, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.parts, tuple) or not self.parts or not all(callable(p) and hasattr(p, "fresh") for p in self.parts):
+            raise ValueError(
+                f"Chain: takes a tuple of transforms, such as (DynamicBinarisation(), PixelErasure()); got {self.parts!r}."
+            )
+        if self.fresh and any(isinstance(part, StaticBinarisation) for part in self.parts):
+            raise ValueError(
+                "Chain: a static binarisation is drawn once for a whole split, and another part for every batch; apply it to the tensors "
+                "first, and leave it out here."
+            )
+
+    @property
+    def name(self) -> str:
+        """Those of its parts, in order."""
+        return ", ".join(part.name for part in self.parts)
+
+    @property
+    def fresh(self) -> bool:
+        """Whether any part is drawn anew for every batch."""
+        return any(part.fresh for part in self.parts)
+
+    def __call__(self, batch: Any) -> Any:
+        """The batch after the last part."""
+        for part in self.parts:
+            batch = part(batch)
+        return batch
 
 
 def _probabilities(x: Tensor) -> Tensor:

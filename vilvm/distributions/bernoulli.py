@@ -12,8 +12,9 @@ an importance-weighted bound (see docs/performance.md).
 from functools import cache
 from typing import Any
 
+import pyro.distributions as dist
 import torch
-from pyro.distributions import Bernoulli, TorchDistribution
+from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -50,9 +51,9 @@ class IndependentBernoulli(TorchDistribution):
         return new
 
     @property
-    def base_dist(self) -> Bernoulli:
+    def base_dist(self) -> TorchDistribution:
         """The variables one by one, as ``Independent`` calls them: batch shape (*batch_shape, D)."""
-        return Bernoulli(logits=self.logits, validate_args=self._validate_args)
+        return dist.Bernoulli(logits=self.logits, validate_args=self._validate_args)
 
     @property
     def mean(self) -> Tensor:

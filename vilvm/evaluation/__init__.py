@@ -1,6 +1,26 @@
-"""Evaluation: bounds on the evidence, and reconstructions."""
+"""Evaluation: bounds on the evidence, reconstructions, how well draws pass for data, and the ledger that compares models."""
 
 from vilvm.evaluation.bounds import Estimate, Evaluation, evaluate
+from vilvm.evaluation.ledger import Ledger, compare
 from vilvm.evaluation.reconstruction import psnr, reconstruct, squared_error
+from vilvm.evaluation.rows import Difference, Protocol, Row
+from vilvm.evaluation.samples import Features, TwoSample, fit_features, frechet_distance, two_sample_test
 
-__all__ = ["Estimate", "Evaluation", "evaluate", "psnr", "reconstruct", "squared_error"]
+__all__ = [
+    "Difference",
+    "Estimate",
+    "Evaluation",
+    "Features",
+    "Ledger",
+    "Protocol",
+    "Row",
+    "TwoSample",
+    "compare",
+    "evaluate",
+    "fit_features",
+    "frechet_distance",
+    "psnr",
+    "reconstruct",
+    "squared_error",
+    "two_sample_test",
+]

@@ -55,7 +55,7 @@ def squared_error(lvm: LatentVariableModel, data: object, num_samples: int = 1) 
     """
     fixed: Data = as_data(data).fixed()
     parts = [part.x for part in fixed.parts(_ROWS)]
-    errors = [(x - reconstruct(lvm, x, num_samples)).double().square().flatten(1).sum(1) for x in parts]
+    errors = [(x - reconstruct(lvm, x, num_samples)).double().square().reshape(len(x), -1).sum(1) for x in parts]
     values = torch.cat(errors).cpu()
     return Estimate(values, torch.zeros_like(values))
 

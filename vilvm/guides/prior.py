@@ -29,8 +29,12 @@ class WithPriorGuide(torch.nn.Module):
 
     def guide(self, batch: Any) -> None:
         """p(z): the model, of which the observed sites are neither heard nor seen."""
-        with poutine.block(hide_fn=lambda msg: msg["type"] == "sample" and msg["is_observed"]):
+        with poutine.block(hide_fn=_is_data):
             self.lvm.model(batch)
+
+
+def _is_data(msg: Any) -> bool:
+    return msg["type"] == "sample" and msg["is_observed"]
 
 
 def with_prior_guide(lvm: torch.nn.Module) -> WithPriorGuide:

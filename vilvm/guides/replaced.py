@@ -82,7 +82,7 @@ def with_guide(lvm: torch.nn.Module, encoder: torch.nn.Module, *, latent: str = 
 
 
 def fit_guide(
-    lvm: torch.nn.Module,
+    lvm: Any,
     data: Any,
     encoder: torch.nn.Module | None = None,
     *,
@@ -137,7 +137,9 @@ def fit_guide(
         codes = posterior(lvm, batch)
         if not plan.local or len(codes) != 1 or codes[plan.latents[0]].dim() != 3:
             shapes = {name: tuple(code.shape[1:]) for name, code in codes.items()}
-            raise ContractError(f"fit_guide needs a model of one latent, a vector for each datum; of {len(batch)} data it has {shapes}.")
+            raise ContractError(
+                f"fit_guide needs a model of one latent, a vector for each datum; of {len(batch)} data it has {shapes}."
+            )
         latent, code = next(iter(codes.items()))
         encoder = encoder if encoder is not None else mlp(tensors_of(batch)[0].shape[-1], hidden, 2 * code.shape[-1])
     guided = with_guide(lvm, encoder, latent=latent, plate=plan.data_plate or "data").to(where)

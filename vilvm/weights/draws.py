@@ -123,7 +123,9 @@ def resample(
     impossible = (log_w.amax(0) == -torch.inf).nonzero()
     if len(impossible):
         datum = f"datum {int(impossible[0, 0])} of the batch" if log_w.dim() == 2 else "the batch"
-        raise ContractError(f"resample: {datum} has probability zero under all {proposals} proposals; take more, or look at the guide.")
+        raise ContractError(
+            f"resample: {datum} has probability zero under all {proposals} proposals; take more, or look at the guide."
+        )
     probabilities = (log_w - log_w.amax(0)).exp()
     picked = probabilities.reshape(proposals, -1).T.multinomial(num_samples, replacement=True).T  # (num_samples, num_data or 1)
 

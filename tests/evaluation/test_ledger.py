@@ -1,0 +1,198 @@
+"""The ledger: its numbers are those of their sources, paired errors are of differences, and unlike rows are not ranked."""
+
+import csv
+import io
+from functools import partial
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from rich.console import Console
+
+import vilvm
+from models.autoencoder import Autoencoder
+from models.linear_autoencoder import LinearAutoencoder
+from models.ppca import PPCA
+from models.vae import VAE
+from vilvm.datasets import DynamicBinarisation, digits
+from vilvm.evaluation import Ledger, compare, fit_features, squared_error
+from vilvm.guides import with_guide
+from vilvm.networks import mlp
+from vilvm.priors import fit_prior, with_prior
+
+quick = partial(compare, num_samples=50, num_draws=0)
+
+
+@pytest.fixture(scope="module")
+def x():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(200, 2, generator=generator) @ (3 * torch.randn(2, 6, generator=generator)) + torch.randn(
+        200, 6, generator=generator
+    )
+
+
+@pytest.fixture(scope="module")
+def models(x):
+    return {"one": PPCA(6, 1).maximise(x), "two": PPCA(6, 2).maximise(x), "linear": LinearAutoencoder(6, 2)}
+
+
+@pytest.fixture(scope="module")
+def ledger(models, x):
+    data = vilvm.Data(x, "plane", "test")
+    return compare(models, data, num_samples=50, num_draws=100, seconds={"one": 1.25})
+
+
+def test_a_row_is_what_its_sources_say(ledger, models, x):
+    row = ledger["two"]
+    assert torch.equal(row.evaluation.bounds["iwae"].values, vilvm.evaluate(models["two"], x, num_samples=50).bounds["iwae"].values)
+    assert row.sse is not None
+    assert torch.equal(row.sse.values, squared_error(models["two"], x).values)
+    assert row.parameters == 6 * 2 + 6 + 1 + 2 * 6 + 2
+    assert row.two_sample is not None
+    assert row.two_sample.num_draws == 100
+    assert (row.seconds, ledger["one"].seconds) == (None, 1.25)
+    assert row.frechet is None
+
+
+def test_the_better_model_is_first_by_what_the_evidence_says(ledger, models, x):
+    assert ledger.rank(ledger["one"].protocol) == ["two", "one"]
+    found = ledger.difference("two", "one")
+    truth = models["two"].log_evidence(x) - models["one"].log_evidence(x)
+    # At maximum likelihood the guide is exact, so that every bound is the evidence itself.
+    assert found.mean == pytest.approx(truth.mean().item(), rel=1e-3)
+    assert found.se == pytest.approx(truth.std().item() / 200**0.5, rel=1e-2)
+    single = ledger["two"].evaluation.bounds["iwae"].se
+    assert found.se != pytest.approx((single**2 + ledger["one"].evaluation.bounds["iwae"].se ** 2) ** 0.5, rel=0.05)  # paired
+    back = ledger.difference("one", "two")
+    assert (back.mean, back.se) == (-found.mean, found.se)
+
+
+def test_what_has_no_bound_stands_apart(ledger):
+    assert [[row.name for row in rows] for rows in ledger.groups().values()] == [["two", "one"], ["linear"]]
+    with pytest.raises(
+        ValueError, match=r"'one' and 'linear' cannot be ranked against each other: they differ in bound \(iwae / none\)"
+    ):
+        ledger.rank()
+    with pytest.raises(
+        ValueError, match="'linear' cannot be ranked, for it has no bound: LinearAutoencoder: the guide puts latent 'z'"
+    ):
+        ledger.rank(ledger["linear"].protocol)
+    assert any(note.startswith("linear: no draws: The model has a flat prior") for note in ledger.notes)
+
+
+@pytest.mark.parametrize(
+    ("other", "differ"),
+    [
+        (lambda m, x: quick({"b": m["two"]}, vilvm.Data(x, "plane", "train")), r"split \(all / train\)|split \(test / train\)"),
+        (lambda m, x: quick({"b": m["two"]}, vilvm.Data(x[:100], "plane", "test")), r"num_data \(200 / 100\)"),
+        (lambda m, x: quick({"b": m["two"]}, vilvm.Data(x.flip(0), "plane", "test")), r"contents \("),
+        (
+            lambda m, x: compare({"b": m["two"]}, vilvm.Data(x, "plane", "test"), num_samples=60, num_draws=0),
+            r"num_samples \(50 / 60\)",
+        ),
+        (
+            lambda m, x: quick({"b": VAE(6, 2)}, vilvm.Data(x.sigmoid(), "plane", "test", DynamicBinarisation())),
+            r"likelihood \(x ~ Normal / x",
+        ),
+    ],
+)
+def test_unlike_rows_are_not_ranked(ledger, models, x, other, differ):
+    both = ledger + other(models, x)
+    assert len(both.groups()) == 3
+    for ask in (both.rank, lambda: both.difference("two", "b"), lambda: Ledger((both["one"], both["b"])).rank()):
+        with pytest.raises(ValueError, match="cannot be ranked"):
+            ask()
+    with pytest.raises(ValueError, match=differ):
+        both.difference("two", "b")
+
+
+def test_like_rows_are_ranked_across_ledgers(ledger, models, x):
+    both = Ledger((ledger["one"],)) + quick({"again": models["two"]}, vilvm.Data(x, "plane", "test"))
+    assert both.rank() == ["again", "one"]
+
+
+def test_a_transform_is_drawn_once_for_all():
+    x = torch.rand(40, 6)
+    lvm = VAE(6, 2)
+    both = quick({"a": lvm, "b": lvm}, vilvm.Data(x, transform=DynamicBinarisation()), seed=3)
+    assert both.difference("a", "b") == (0, 0)
+
+
+def test_parameters_are_those_in_use(x):
+    auto = LinearAutoencoder(6, 2)
+    prior = fit_prior(auto, x, "full")
+    lvm = with_guide(with_prior(auto, prior), mlp(6, (), 4))
+    found = quick({"linear": auto, "generative": lvm}, x)
+    assert found["linear"].parameters == 6 * 2 + 6
+    assert found["generative"].parameters == 6 * 2 + 6 + (2 + 2 * 2) + (6 * 4 + 4)
+    deep = Autoencoder(6, 2, hidden=(8,))
+    lvm = with_guide(with_prior(deep, fit_prior(deep, x, "diagonal")), mlp(6, (), 4))
+    decoder = sum(p.numel() for p in deep.decoder.parameters())
+    assert quick({"deep": lvm}, x)["deep"].parameters == decoder + 2 * 2 + (6 * 4 + 4)  # not the encoder that is out of use
+    assert all(p.requires_grad for p in deep.parameters())
+    assert all(p.grad is None for p in deep.parameters())
+
+
+def test_draws_are_told_from_held_out_data():
+    data = digits(transform=None)
+    features = fit_features(data.train, hidden=(32, 8))
+    good, bad = PPCA(64, 20).maximise(data.train.x), PPCA(64, 20).maximise(data.train.x * 0.2)
+    found = compare(
+        {"good": good, "bad": bad}, data.test, num_samples=5, held_out=data.validation, num_draws=150, features=features
+    )
+    assert found["good"].two_sample.accuracy < found["bad"].two_sample.accuracy
+    assert found["good"].frechet < found["bad"].frechet
+
+
+def test_it_is_printed_and_written(ledger, tmp_path):
+    console = Console(width=200, file=io.StringIO())
+    console.print(ledger)
+    text = console.file.getvalue()
+    assert "x ~ Normal · plane test, 200 data, as they are · IWAE-50, nats per datum" in text
+    assert text.index("two") < text.index("one")
+    assert "cannot be ranked against each other" in text
+    lines = ledger.to_markdown().splitlines()
+    assert lines[2].startswith("| model | parameters |")
+    assert lines[4].startswith("| two | 33 |")
+    assert {line.count("|") for line in lines[2:6]} == {lines[2].count("|")}
+    ledger.to_csv(tmp_path / "ledger.csv")
+    with (tmp_path / "ledger.csv").open() as file:
+        rows = {row["model"]: row for row in csv.DictReader(file)}
+    assert float(rows["two"]["iwae"]) == pytest.approx(ledger["two"].evaluation.bounds["iwae"].mean)
+    assert float(rows["one"]["behind_best"]) == pytest.approx(ledger.difference("two", "one").mean)
+    assert rows["linear"]["iwae"] == ""
+    assert rows["linear"]["group"] != rows["one"]["group"] == rows["two"]["group"]
+    frame = ledger.to_dataframe()
+    assert list(frame["model"]) == ["two", "one", "linear"]
+
+
+def test_a_model_of_all_data_together_has_one_row():
+    def model(x):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("mean", dist.Normal(x.sum() / (len(x) + 1), (len(x) + 1) ** -0.5))
+
+    found = quick({"mean": vilvm.Pair(model, guide)}, torch.randn(20))
+    assert found["mean"].protocol.unit == "nats, all data together"
+    assert found["mean"].evaluation.bounds["iwae"].mc_se < 1e-5
+    assert len(found["mean"].evaluation.bounds["iwae"].values) == 1
+
+
+def test_bad_arguments(models, x):
+    with pytest.raises(ValueError, match="no models"):
+        compare({}, x)
+    with pytest.raises(ValueError, match="seconds of 'three' are given"):
+        compare(models, x, seconds={"three": 1.0})
+    with pytest.raises(ValueError, match="num_draws must be a whole number, at least 0"):
+        compare(models, x, num_draws=-1)
+    with pytest.raises(vilvm.ContractError, match=r"compare: wide: .*fails on a batch"):
+        quick({"wide": PPCA(7, 2)}, x)
+    both = quick({"one": models["one"]}, x)
+    with pytest.raises(ValueError, match="'one' appears twice"):
+        both + both
+    with pytest.raises(KeyError, match=r"No row 'four'; there are \['one'\]"):
+        both["four"]
