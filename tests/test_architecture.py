@@ -27,6 +27,7 @@ ALLOWED = {
     "training": GROUND,
     "latent": GROUND,
     "partial": GROUND,
+    "noise": GROUND,
     "evaluation": GROUND,
     "diagnostics": GROUND | {"evaluation"},
     "export": GROUND | {"evaluation", "diagnostics"},

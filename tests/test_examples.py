@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 TINY = {"vae_mnist": ["--data", "digits", "--epochs", "2", "--samples", "20"]}
-EXAMPLES = sorted(p.stem for p in (Path(__file__).parents[1] / "examples").glob("*.py") if p.stem != "__init__")
+EXAMPLES = sorted(p.stem for p in (Path(__file__).parents[1] / "examples").glob("*.py") if not p.stem.startswith("_"))
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -64,7 +64,7 @@ def test_vae_mnist_refuses_a_folder_that_is_no_run(main, tmp_path):
 
 
 def test_vae_mnist_does_not_overwrite_a_run(main, tmp_path):
-    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "settings.json").write_text("{}")
     with pytest.raises(SystemExit, match="holds a run already"):
         main(["--out", str(tmp_path)])
 

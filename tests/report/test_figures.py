@@ -5,9 +5,12 @@ import pytest
 import torch
 
 import vilvm
+from models.denoising_autoencoder import DenoisingAutoencoder
 from models.vae import VAE
 from vilvm import report
-from vilvm.datasets import digits
+from vilvm.datasets import Corrupted, PixelErasure, digits
+from vilvm.latent import great_circle, line
+from vilvm.report.grid import spread
 
 
 @pytest.fixture
@@ -76,3 +79,42 @@ def test_colours_are_kept():
     sheet = np.asarray(figure.axes[0].images[0].get_array())
     assert sheet.shape == (2 * 5 - 1, 4 * 6 - 1, 3)
     torch.testing.assert_close(torch.tensor(sheet[:4, :5]), x[0].reshape(3, 4, 5).movedim(0, -1))
+
+
+def sheet_of(figure):
+    return np.asarray(figure.axes[0].images[0].get_array())
+
+
+def test_models_side_by_side(data):
+    models = {"small": VAE(64, 2), "large": VAE(64, 5)}
+    figure = report.samples_by_model(models, data, 7)
+    assert sheet_of(figure).shape == (3 * 9 - 1, 7 * 9 - 1)
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["data", "small", "large"]
+    figure = report.interpolations_by_model({"small": (models["small"], line), "circle": (models["large"], great_circle)}, data, 5)
+    assert sheet_of(figure).shape == (3 * 9 - 1, 7 * 9 - 1)
+    # The strawman is the mean of the two data half-way.
+    ends, middle = [sheet_of(figure)[18:26, 9 * i : 9 * i + 8] for i in (0, 6)], sheet_of(figure)[18:26, 27:35]
+    np.testing.assert_allclose(middle, (ends[0] + ends[1]) / 2, atol=1e-6)
+
+
+def test_restorations_show_what_was_corrupted():
+    pairs = digits(transform=Corrupted(PixelErasure(0.9))).test
+    lvm = DenoisingAutoencoder(64, 5, hidden=(8,))
+    figure = report.restorations(lvm, pairs, 4)
+    rows = sheet_of(figure).reshape(3 * 9 - 1, -1)
+    corrupted, clean = spread(pairs, 4).fixed().x
+    np.testing.assert_allclose(rows[:8, :8], 1 - corrupted[0].reshape(8, 8), atol=1e-6)
+    np.testing.assert_allclose(rows[18:, :8], 1 - clean[0].reshape(8, 8), atol=1e-6)
+    with pytest.raises(ValueError, match=r"must be pairs \(corrupted, clean\)"):
+        report.restorations(lvm, digits().test)
+
+
+def test_rows_have_as_many_pictures_each():
+    with pytest.raises(ValueError, match=r"as many pictures each; got \{'a': 2, 'b': 3\}"):
+        report.picture_rows({"a": torch.zeros(2, 4), "b": torch.zeros(3, 4)}, (2, 2))
+
+
+def test_points_in_the_plane():
+    figure = report.planes({"a": torch.randn(5, 2), "b": torch.randn(6, 2)}, torch.randn(9, 2))
+    assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
+    assert [len(axes.collections[1].get_offsets()) for axes in figure.axes] == [5, 6]

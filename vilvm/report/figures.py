@@ -6,6 +6,7 @@ The backend is matplotlib's object interface, so no window is opened and no glob
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,21 +14,33 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vilvm.data import Data, as_data
+from vilvm.data import as_data
+from vilvm.latent import Path, interpolate, line
 from vilvm.lvm import LatentVariableModel
+from vilvm.report.grid import grid, picture_rows, spread
 from vilvm.weights import layout, posterior_mean, predict, sample
 
-__all__ = ["elbo_curves", "interpolations", "latent_scatter", "manifold", "prior_samples", "reconstructions"]
+__all__ = [
+    "elbo_curves",
+    "interpolations",
+    "interpolations_by_model",
+    "latent_scatter",
+    "manifold",
+    "planes",
+    "prior_samples",
+    "reconstructions",
+    "restorations",
+    "samples_by_model",
+]
 
 _INK, _SECOND = "#1f4e79", "#c2571a"
 
 
 def reconstructions(lvm: LatentVariableModel, data: Any, count: int = 12) -> Figure:
     """Data above, and below them E[x | z] at the posterior mean of z."""
-    seen = _spread(data, count).fixed()
-    latents = posterior_mean(lvm, seen.x)
-    rows = [seen.x, _pictures(lvm, latents)]
-    return _grid(torch.cat([r.reshape(len(seen), -1) for r in rows]), count, seen, ["data", "model"], "Reconstructions")
+    seen = spread(data, count).fixed()
+    rows = {"data": seen.x, "model": _pictures(lvm, posterior_mean(lvm, seen.x))}
+    return picture_rows(rows, seen.image_shape, "Reconstructions")
 
 
 def prior_samples(lvm: LatentVariableModel, data: Any, count: int = 64, seed: int = 0) -> Figure:
@@ -35,23 +48,49 @@ def prior_samples(lvm: LatentVariableModel, data: Any, count: int = 64, seed: in
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         drawn = next(iter(_observed(sample(lvm, count, mean=True), lvm, data).values()))
-    return _grid(drawn, round(math.sqrt(count)), as_data(data), None, "Samples from the prior (means)")
+    return grid(drawn, round(math.sqrt(count)), as_data(data).image_shape, None, "Samples from the prior (means)")
 
 
-def interpolations(lvm: LatentVariableModel, data: Any, pairs: int = 6, steps: int = 11) -> Figure:
-    """E[x | z] along the straight line between the posterior means of two data, a pair a row."""
-    ends = _spread(data, 2 * pairs).fixed()
-    if len(ends) < 2:
-        raise ValueError(f"interpolations: needs at least two data; got {len(ends)}.")
-    pairs = len(ends) // 2
-    ends = ends.subset(slice(0, 2 * pairs))
-    name, codes = _single(posterior_mean(lvm, ends.x))
-    weight = torch.linspace(0, 1, steps, device=codes.device)[None, :, None]
-    line = (1 - weight) * codes[:pairs, None] + weight * codes[pairs:, None]
-    decoded = _pictures(lvm, {name: line.flatten(0, 1)}).reshape(pairs, steps, -1)
-    first, last = (ends.x[part].reshape(pairs, 1, -1) for part in (slice(0, pairs), slice(pairs, None)))
-    rows = torch.cat([first, decoded, last], 1).flatten(0, 1)
-    return _grid(rows, steps + 2, ends, None, "Between two data: the data at the ends, the model between")
+def interpolations(lvm: LatentVariableModel, data: Any, pairs: int = 6, steps: int = 11, path: Path = line) -> Figure:
+    """E[x | z] on a way between the posterior means of two data, a straight line by default, a pair a row."""
+    first, second, shape = _ends(data, pairs)
+    decoded = interpolate(lvm, first, second, steps, path).reshape(len(first), steps, -1)
+    rows = torch.cat([first.reshape(len(first), 1, -1), decoded, second.reshape(len(first), 1, -1)], 1).flatten(0, 1)
+    return grid(rows, steps + 2, shape, None, "Between two data: the data at the ends, the model between")
+
+
+def interpolations_by_model(ways: Mapping[str, tuple[LatentVariableModel, Path]], data: Any, steps: int = 11) -> Figure:
+    """Between the same two data, a model and path a row, by name; last the strawman, a cross-fade of their pixels."""
+    first, second, shape = _ends(data, 1)
+    rows = {name: interpolate(lvm, first, second, steps, path)[0] for name, (lvm, path) in ways.items()}
+    rows["pixels"] = line(first, second, steps)[0]
+    ended = {name: torch.cat([first.flatten(1), row.flatten(1), second.flatten(1)]) for name, row in rows.items()}
+    return picture_rows(ended, shape, "Between two data: the data at the ends")
+
+
+def samples_by_model(models: Mapping[str, LatentVariableModel], data: Any, count: int = 16, seed: int = 0) -> Figure:
+    """E[x | z] for z drawn from each model's prior, a model a row, by name; data above."""
+    shown = spread(data, count).fixed()
+    rows = {"data": shown.x}
+    for name, lvm in models.items():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            rows[name] = next(iter(_observed(sample(lvm, len(shown), mean=True), lvm, shown).values()))
+    return picture_rows(rows, shown.image_shape, "Draws from the priors (means)")
+
+
+def restorations(lvm: LatentVariableModel, data: Any, count: int = 12) -> Figure:
+    """What a denoising model makes of corrupted data: corrupted, restored, original. `data` are pairs of the two (``Corrupted``).
+
+    Raises:
+        ValueError: the data are not pairs.
+    """
+    seen = spread(data, count).fixed()
+    if not (isinstance(seen.x, tuple | list) and len(seen.x) == 2):
+        raise ValueError("restorations: the data must be pairs (corrupted, clean), as the transform Corrupted makes them.")
+    corrupted, clean = seen.x
+    rows = {"corrupted": corrupted, "restored": _pictures(lvm, posterior_mean(lvm, seen.x)), "original": clean}
+    return picture_rows(rows, seen.image_shape, "Restorations")
 
 
 def elbo_curves(history: Any) -> Figure:
@@ -77,14 +116,14 @@ def elbo_curves(history: Any) -> Figure:
 
 def latent_scatter(lvm: LatentVariableModel, data: Any, count: int = 3000) -> Figure:
     """Posterior means in the plane, coloured by label; of more than two dimensions, their first two principal components."""
-    seen = _spread(data, count).fixed()
+    seen = spread(data, count).fixed()
     _, codes = _single(posterior_mean(lvm, seen.x))
     codes = codes.cpu().double()
     names = ["z₁", "z₂"]
     if codes.shape[1] > 2:
         centred = codes - codes.mean(0)
-        _, spread, axes_ = torch.linalg.svd(centred, full_matrices=False)
-        share = spread.square() / spread.square().sum()
+        _, singular, axes_ = torch.linalg.svd(centred, full_matrices=False)
+        share = singular.square() / singular.square().sum()
         names = [f"principal component {i + 1} ({share[i]:.0%} of variance)" for i in range(2)]
         codes = centred @ axes_[:2].T
     figure = Figure(figsize=(6.4, 5.4), layout="constrained")
@@ -102,26 +141,42 @@ def latent_scatter(lvm: LatentVariableModel, data: Any, count: int = 3000) -> Fi
     return figure
 
 
+def planes(panels: Mapping[str, Tensor], background: Tensor, labels: tuple[str, str] = ("x₁", "x₂")) -> Figure:
+    """Points in the plane, a panel a name, over a grey background that all panels share; shape (num_points, 2) each."""
+    figure = Figure(figsize=(3.4 * len(panels), 3.6), layout="constrained")
+    for axes, (name, points) in zip(
+        np.ravel(figure.subplots(1, len(panels), sharex=True, sharey=True)), panels.items(), strict=True
+    ):
+        axes.scatter(*background.T.cpu(), s=3, color="0.8", linewidths=0)
+        axes.scatter(*points.T.cpu(), s=4, color=_SECOND, alpha=0.6, linewidths=0)
+        axes.set(title=name, xlabel=labels[0])
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel(labels[1])
+    return figure
+
+
 def manifold(lvm: LatentVariableModel, data: Any, side: int = 20) -> Figure:
     """E[x | z] on a grid of a two-dimensional standard normal latent, equal prior probability between neighbours.
 
     Raises:
         ValueError: the latent is not two-dimensional.
     """
-    name, codes = _single(posterior_mean(lvm, _spread(data, 1).fixed().x))
+    name, codes = _single(posterior_mean(lvm, spread(data, 1).fixed().x))
     if codes.shape[-1] != 2:
         raise ValueError(f"manifold: the latent {name!r} has {codes.shape[-1]} dimensions; a grid needs 2.")
     quantiles = torch.special.ndtri((torch.arange(side) + 0.5) / side).to(codes)
     down, across = torch.meshgrid(quantiles.flip(0), quantiles, indexing="ij")
     decoded = _pictures(lvm, {name: torch.stack([across, down], -1).reshape(-1, 2)})
-    return _grid(decoded, side, as_data(data), None, "The latent plane (equal steps of prior probability)", gap=0.0)
+    return grid(decoded, side, as_data(data).image_shape, None, "The latent plane (equal steps of prior probability)", gap=0.0)
 
 
-def _spread(data: Any, count: int) -> Data:
-    """`count` data spread evenly over the set, so that a sorted one is not seen from one end only."""
-    data = as_data(data)
-    count = min(count, len(data))
-    return data.subset(torch.linspace(0, len(data) - 1, count).long())
+def _ends(data: Any, pairs: int) -> tuple[Tensor, Tensor, tuple[int, ...] | None]:
+    """Data to interpolate between, and their image shape."""
+    ends = spread(data, 2 * pairs).fixed()
+    if len(ends) < 2:
+        raise ValueError(f"interpolations: needs at least two data; got {len(ends)}.")
+    half = len(ends) // 2
+    return ends.x[:half], ends.x[half : 2 * half], ends.image_shape
 
 
 def _single(latents: dict[str, Tensor]) -> tuple[str, Tensor]:
@@ -137,33 +192,5 @@ def _pictures(lvm: LatentVariableModel, latents: dict[str, Tensor]) -> Tensor:
 
 
 def _observed(draws: dict[str, Tensor], lvm: LatentVariableModel, data: Any) -> dict[str, Tensor]:
-    names = layout(lvm, _spread(data, 1).fixed().x).observed
+    names = layout(lvm, spread(data, 1).fixed().x).observed
     return {name: draws[name] for name in names}
-
-
-def _grid(pictures: Any, columns: int, data: Data, rows: list[str] | None, title: str, gap: float = 0.08) -> Figure:
-    """Pictures, row by row, as one image: many axes would take seconds to draw. Grey ones are dark on white."""
-    shape = data.image_shape or (1, int(pictures[0].numel()))
-    height, width = shape[-2:]
-    channels = shape[0] if len(shape) == 3 else 1
-    if channels not in (1, 3):
-        raise ValueError(f"A picture has 1 or 3 channels; the image_shape of these data is {shape}.")
-    tiles = pictures.detach().cpu().float().reshape(-1, channels, height, width).clamp(0, 1).movedim(1, -1).numpy()
-    tiles = 1 - tiles if channels == 1 else tiles
-    down = math.ceil(len(tiles) / columns)
-    space = max(1, round(gap * width)) if gap else 0
-    sheet = np.ones((down * (height + space) - space, columns * (width + space) - space, channels), dtype=np.float32)
-    for i, tile in enumerate(tiles):
-        top, left = divmod(i, columns)
-        sheet[top * (height + space) :, left * (width + space) :][:height, :width] = tile
-    sheet = sheet.squeeze(-1) if channels == 1 else sheet
-    inches = 9.0
-    figure = Figure(figsize=(inches, inches * sheet.shape[0] / sheet.shape[1] + 0.5), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_xticks([])
-    axes.set_yticks([(i + 0.5) * (height + space) for i in range(len(rows))] if rows else [], rows or [])
-    axes.set_title(title)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    return figure

@@ -1,0 +1,83 @@
+"""The noise of a Gaussian likelihood, fitted after the fact.
+
+An auto-encoder is trained on the squared error, which is a likelihood N(g(z), σ² I) whose σ changes nothing but the unit; σ = 1 is written. As
+a density σ matters much. Given the codes its maximum likelihood is the residual's,
+
+    σ̂² = mean over data and components of (x − x̂)²,    x̂ = E[x | z = E_q[z | x]].
+
+Reference: Simple and Effective VAE Training with Calibrated Decoders, Rybkin, Daniilidis and Levine, 2021.
+"""
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+
+from vilvm.data import as_data
+from vilvm.handlers import Substitute
+from vilvm.lvm import ContractError
+from vilvm.weights import layout, posterior_mean, predict
+
+__all__ = ["WithNoise", "fit_noise"]
+
+_ROWS = 1000
+
+
+class WithNoise(torch.nn.Module):
+    """A latent variable model with another scale of its Gaussian likelihood; see ``fit_noise``."""
+
+    lvm: Any
+
+    def __init__(self, lvm: torch.nn.Module, site: str, scale: torch.Tensor):
+        super().__init__()
+        self.lvm, self.site = lvm, site
+        self.scale = torch.nn.Parameter(scale, requires_grad=False)
+
+    def model(self, batch: Any) -> Any:
+        """p(x | z) p(z), x ~ N(g(z), scale² I)."""
+        with Substitute(self.site, self._rescale):
+            return self.lvm.model(batch)
+
+    def guide(self, batch: Any) -> Any:
+        """As it was."""
+        return self.lvm.guide(batch)
+
+    def _rescale(self, old: Any) -> Any:
+        return dist.Normal(old.mean, self.scale).to_event(old.event_dim)
+
+
+@torch.no_grad()
+def fit_noise(lvm: Any, data: Any, *, num_samples: int = 1) -> WithNoise:
+    """The model with σ of its Gaussian likelihood at its maximum likelihood given the codes. Shares its parameters with `lvm`.
+
+    Arguments:
+        lvm: a trained model of one observed site, Gaussian.
+        data: the training data; a fresh transform is drawn once.
+        num_samples: draws over which a posterior mean is taken that is not known in closed form.
+
+    Raises:
+        ContractError: the model observes several sites, one that is not Gaussian, or one of another shape than a datum.
+
+    Example:
+        >>> import torch
+        >>> from models.linear_autoencoder import LinearAutoencoder
+        >>> from vilvm.noise import fit_noise
+        >>> x = torch.randn(50, 4)
+        >>> bool(fit_noise(LinearAutoencoder(4, 2), x).scale > 0)
+        True
+    """
+    fixed = as_data(data).fixed()
+    plan = layout(lvm, (fixed.subset(slice(0, 2)) if fixed.divisible else fixed).x)
+    site = plan.observed[0]
+    if len(plan.observed) != 1 or plan.families[site] != "Normal":
+        raise ContractError(f"fit_noise needs a model of one Gaussian observation; {type(lvm).__name__} observes {plan.families}.")
+    residuals = [_residual(lvm, part.x, site, num_samples) for part in fixed.parts(_ROWS)]
+    mean_square = torch.stack([r.double().square().sum() for r in residuals]).sum() / sum(r.numel() for r in residuals)
+    return WithNoise(lvm, site, mean_square.sqrt().to(residuals[0]))
+
+
+def _residual(lvm: Any, batch: Any, site: str, num_samples: int) -> torch.Tensor:
+    mean = predict(lvm, posterior_mean(lvm, batch, num_samples))[site]
+    if not isinstance(batch, torch.Tensor) or mean.shape != batch.shape:
+        raise ContractError(f"fit_noise: site {site!r} has shape {tuple(mean.shape)}, which is not that of the data.")
+    return batch - mean
