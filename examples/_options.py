@@ -121,4 +121,4 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 def save(figures: Mapping[str, Figure], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=110)
+        figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")

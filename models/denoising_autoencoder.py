@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from vilvm.distributions import IndependentBernoulli
 from vilvm.guides import delta, flat_prior
-from vilvm.networks import mlp
+from vilvm.networks import mlp, start_at_mean
 
 __all__ = ["DenoisingAutoencoder", "tiny"]
 
@@ -73,6 +73,11 @@ class DenoisingAutoencoder(nn.Module):
         """p(x | z) for z of shape (..., latent_dim)."""
         out = self.decoder(z)
         return IndependentBernoulli(out) if self.likelihood == "bernoulli" else dist.Normal(out, 1.0).to_event(1)
+
+    def start_at(self, mean: Tensor) -> "DenoisingAutoencoder":
+        """Sets the decoder's last bias so that training starts from the data's mean; shape (data_dim,). Returns the model."""
+        start_at_mean(self.decoder[-1], mean, self.likelihood)
+        return self
 
 
 def _pair(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from vilvm.distributions import IndependentBernoulli
 from vilvm.guides import normal
-from vilvm.networks import mlp
+from vilvm.networks import mlp, start_at_mean
 
 __all__ = ["VAE", "tiny"]
 
@@ -86,14 +86,9 @@ class VAE(nn.Module):
         mean, log_variance = self.decoder(z).chunk(2, dim=-1)
         return dist.Normal(mean, (0.5 * log_variance.clamp(*_LOG_VARIANCES)).exp()).to_event(1)
 
-    @torch.no_grad()
     def start_at(self, mean: Tensor) -> "VAE":
-        """Sets the decoder's last bias so that training starts from the data's mean; shape (data_dim,). Returns the model.
-
-        As in Importance Weighted Autoencoders, Burda, Grosse and Salakhutdinov, 2016.
-        """
-        bias = self.decoder[-1].get_parameter("bias")
-        bias[: len(mean)] = mean.clamp(0.001, 0.999).logit() if self.likelihood == "bernoulli" else mean
+        """Sets the decoder's last bias so that training starts from the data's mean; shape (data_dim,). Returns the model."""
+        start_at_mean(self.decoder[-1], mean, self.likelihood)
         return self
 
 

@@ -1,4 +1,4 @@
-"""A Pyro handler that changes the distribution of one site, and leaves the rest of a model as it is."""
+"""Pyro handlers for one site of a model, which leave the rest of it as it is."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,7 +6,22 @@ from typing import Any
 import pyro.distributions as dist
 from pyro.poutine.messenger import Messenger
 
-__all__ = ["Substitute"]
+__all__ = ["Overhear", "Substitute"]
+
+
+class Overhear(Messenger):
+    """Runs what is within it unheard by any handler outside, and keeps the distribution of the sample site `name`, or None."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        self.name, self.fn = name, None
+
+    def _process_message(self, msg: Any) -> None:
+        super()._process_message(msg)
+        if msg["type"] == "sample":
+            msg["stop"] = True
+            if msg["name"] == self.name:
+                self.fn = msg["fn"]
 
 
 class Substitute(Messenger):

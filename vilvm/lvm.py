@@ -24,7 +24,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-__all__ = ["ContractError", "LatentVariableModel", "Pair", "check_contract", "evaluation_mode", "module_parameters"]
+__all__ = ["ContractError", "LatentVariableModel", "Pair", "check_contract", "device_of", "evaluation_mode", "module_parameters"]
 
 _PARAMS = "pyro_params"  # the submodule of a model in which its pyro.param statements live
 
@@ -88,6 +88,12 @@ def check_contract(lvm: object) -> None:
             raise ContractError(
                 f"{type(lvm).__name__} has no method {name}(batch); a latent variable model has both model(batch) and guide(batch)."
             )
+
+
+def device_of(lvm: object, default: torch.device | str = "cpu") -> torch.device:
+    """Where the parameters of a model are; `default` if it has none."""
+    parameters = lvm.parameters() if isinstance(lvm, torch.nn.Module) else iter(())
+    return next((p.device for p in parameters), torch.device(default))
 
 
 class _LocalParams(Messenger):

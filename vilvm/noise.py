@@ -15,7 +15,7 @@ import torch
 
 from vilvm.data import as_data
 from vilvm.handlers import Substitute
-from vilvm.lvm import ContractError
+from vilvm.lvm import ContractError, device_of
 from vilvm.weights import layout, posterior_mean, predict
 
 __all__ = ["WithNoise", "fit_noise"]
@@ -66,7 +66,8 @@ def fit_noise(lvm: Any, data: Any, *, num_samples: int = 1) -> WithNoise:
         >>> bool(fit_noise(LinearAutoencoder(4, 2), x).scale > 0)
         True
     """
-    fixed = as_data(data).fixed()
+    given = as_data(data)
+    fixed = given.to(device_of(lvm, given.device)).fixed()
     plan = layout(lvm, (fixed.subset(slice(0, 2)) if fixed.divisible else fixed).x)
     site = plan.observed[0]
     if len(plan.observed) != 1 or plan.families[site] != "Normal":

@@ -153,8 +153,9 @@ def test_it_is_printed_and_written(ledger, tmp_path):
     assert text.index("two") < text.index("one")
     assert "cannot be ranked against each other" in text
     lines = ledger.to_markdown().splitlines()
-    assert lines[2].startswith("| model | parameters |")
-    assert lines[4].startswith("| two | 33 |")
+    assert lines[2].startswith("| model | IWAE-50 | behind the best | ELBO |")
+    assert lines[4].startswith(f"| two | {ledger['two'].evaluation.bounds['iwae'].mean:.2f} ± ")
+    assert "| 33 |" in lines[4]
     assert {line.count("|") for line in lines[2:6]} == {lines[2].count("|")}
     ledger.to_csv(tmp_path / "ledger.csv")
     with (tmp_path / "ledger.csv").open() as file:
@@ -165,6 +166,23 @@ def test_it_is_printed_and_written(ledger, tmp_path):
     assert rows["linear"]["group"] != rows["one"]["group"] == rows["two"]["group"]
     frame = ledger.to_dataframe()
     assert list(frame["model"]) == ["two", "one", "linear"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_it_fits_the_terminal(ledger, models, x, width):
+    console = Console(width=width, file=io.StringIO())
+    long = quick({f"{name} of quite a long name": lvm for name, lvm in models.items()}, 100 * x)
+    console.print(ledger + long)
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert not any("…" in line for line in lines)
+    assert sum(("model" in line and "train" in line) or "two-sample" in line for line in lines) >= 1
+
+
+def test_names_are_not_markup(models, x):
+    console = Console(width=120, file=io.StringIO())
+    console.print(quick({"[bold]": models["one"]}, x))
+    assert "[bold]" in console.file.getvalue()
 
 
 def test_a_model_of_all_data_together_has_one_row():

@@ -1,5 +1,7 @@
 """Reconstructions of models whose code is known."""
 
+import math
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -7,7 +9,7 @@ import torch
 
 import vilvm
 from models.vae import VAE
-from vilvm.evaluation import reconstruct, squared_error
+from vilvm.evaluation import psnr, reconstruct, squared_error
 
 
 def test_it_is_the_decoder_at_the_posterior_mean():
@@ -31,3 +33,15 @@ def test_several_observations_are_refused():
 
     with pytest.raises(vilvm.ContractError, match="not one site of the batch's shape"):
         reconstruct(vilvm.Pair(model, guide), torch.zeros(3))
+
+
+def test_psnr_is_of_all_pictures_together():
+    clean = torch.zeros(4, 100)
+    restored = torch.tensor([0.0, 0.1, 0.2, 0.3])[:, None].expand(4, 100)  # the first is perfect
+    found = psnr(restored, clean, peak=2.0)
+    mse = torch.tensor([0.0, 0.01, 0.04, 0.09]).double()
+    assert found.value == pytest.approx(10 * math.log10(4 / mse.mean().item()), rel=1e-6)
+    assert found.se == pytest.approx(10 / math.log(10) * mse.std().item() / 2 / mse.mean().item(), rel=1e-6)
+    assert psnr(clean, clean).value == math.inf
+    with pytest.raises(ValueError, match=r"restored has shape \(4, 100\), clean \(3, 100\)"):
+        psnr(clean, clean[:3])

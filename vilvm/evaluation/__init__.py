@@ -2,11 +2,12 @@
 
 from vilvm.evaluation.bounds import Estimate, Evaluation, evaluate
 from vilvm.evaluation.ledger import Ledger, compare
-from vilvm.evaluation.reconstruction import psnr, reconstruct, squared_error
+from vilvm.evaluation.reconstruction import Decibels, psnr, reconstruct, squared_error
 from vilvm.evaluation.rows import Difference, Protocol, Row
 from vilvm.evaluation.samples import Features, TwoSample, fit_features, frechet_distance, two_sample_test
 
 __all__ = [
+    "Decibels",
     "Difference",
     "Estimate",
     "Evaluation",

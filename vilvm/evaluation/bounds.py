@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from vilvm.data import Data, as_data, seeded
-from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evaluation_mode
+from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode
 from vilvm.progress import ProgressBar
 from vilvm.weights import Layout, LogWeights, layout, weight_chunks
 from vilvm.weights.contract import check_number
@@ -166,7 +166,7 @@ def evaluate(
             check_number(f"evaluate: {name}", value)
     began = time.perf_counter()
     given = as_data(data)
-    where = next((p.device for p in lvm.parameters()), given.device) if isinstance(lvm, torch.nn.Module) else given.device
+    where = device_of(lvm, given.device)
     with torch.no_grad(), seeded(seed, where), evaluation_mode(lvm):
         _widen_heap()
         fixed = given.to(where).fixed(seed)

@@ -22,14 +22,14 @@ import torch
 from rich.console import Console, ConsoleOptions
 from torch import Tensor
 
-from vilvm.data import Data, as_data
+from vilvm.data import Data, as_data, seeded
 from vilvm.evaluation.bounds import Estimate, Evaluation, evaluate
 from vilvm.evaluation.reconstruction import squared_error
 from vilvm.evaluation.rows import Difference, Protocol, Row, check_comparable, difference
 from vilvm.evaluation.samples import Features, frechet_distance, two_sample_test
-from vilvm.evaluation.tables import markdown, record, rich_table
+from vilvm.evaluation.tables import markdown, record, rich_tables
 from vilvm.files import write_atomic
-from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode
+from vilvm.lvm import ContractError, LatentVariableModel, device_of, evaluation_mode
 from vilvm.weights import layout, log_weights, sample
 from vilvm.weights.contract import check_number
 
@@ -123,7 +123,8 @@ class Ledger:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
         groups = self.groups()
-        yield from (rich_table(protocol, rows) for protocol, rows in groups.items())
+        for protocol, rows in groups.items():
+            yield from rich_tables(protocol, rows, options.max_width)
         if len(groups) > 1:
             yield "Rows of different groups cannot be ranked against each other: their protocols differ."
 
@@ -182,16 +183,17 @@ def compare(
     real = _held_out(fixed if held_out is None else as_data(held_out, "held-out data").fixed(seed), num_draws, seed)
     rows = []
     for name, lvm in models.items():
+        here = fixed.to(device_of(lvm, fixed.device))
         try:
-            evaluation = evaluate(lvm, fixed, num_samples=num_samples, batch_size=batch_size, seed=seed, progress=progress)
-            draws, notes = _draws(lvm, fixed, num_draws, seed)
+            evaluation = evaluate(lvm, here, num_samples=num_samples, batch_size=batch_size, seed=seed, progress=progress)
+            draws, notes = _draws(lvm, here, num_draws, seed)
             rows.append(
                 Row(
                     name=name,
                     protocol=_protocol(evaluation, contents),
                     evaluation=evaluation,
-                    parameters=_parameters(lvm, fixed),
-                    sse=_squared_error(lvm, fixed),
+                    parameters=_parameters(lvm, here),
+                    sse=_squared_error(lvm, here),
                     seconds=None if seconds is None else seconds.get(name),
                     notes=tuple(n for n in (evaluation.bounds.refusal, *notes) if n),
                     **({} if draws is None or real is None else _quality(real, draws, features, seed)),
@@ -221,7 +223,7 @@ def _parameters(lvm: LatentVariableModel, data: Data) -> int:
     try:
         for p in parameters:
             p.requires_grad_(True)
-        with torch.enable_grad(), torch.random.fork_rng(devices=[data.device] if data.device.type == "cuda" else []):
+        with torch.enable_grad(), seeded(0, data.device):
             with evaluation_mode(lvm):
                 total = log_weights(lvm, batch, 1, plan=plan).log_weight.sum()
             used = torch.autograd.grad(total, parameters, allow_unused=True) if total.requires_grad else []
@@ -252,15 +254,14 @@ def _draws(lvm: LatentVariableModel, data: Data, count: int, seed: int) -> tuple
     if not count or not isinstance(data.x, Tensor):
         return None, []
     observed = layout(lvm, data.subset(slice(0, 2)).x if data.divisible else data.x).observed
-    with torch.random.fork_rng(devices=[data.device] if data.device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with seeded(seed, data.device):
         try:
             drawn = [value for name, value in sample(lvm, count).items() if name in observed]
         except ContractError as error:
             return None, [f"no draws: {error}"]
     if len(drawn) != 1 or drawn[0].shape[1:] != data.x.shape[1:]:
         return None, [f"no draws: {[tuple(d.shape[1:]) for d in drawn]} is not the shape of a datum, {tuple(data.x.shape[1:])}."]
-    return drawn[0].to(data.x), []
+    return drawn[0].cpu().to(data.x.dtype), []
 
 
 def _quality(real: Data, draws: Tensor, features: Features | None, seed: int) -> dict[str, Any]:

@@ -1,20 +1,23 @@
 """Reconstruction: what a model makes of a datum that went through its code.
 
-    x̂ = E[x | z = E_q[z | x]],    SSE(x) = ‖x − x̂‖²,    PSNR(x) = 10 log₁₀(peak² D / SSE(x))
+    x̂ = E[x | z = E_q[z | x]],    SSE(x) = ‖x − x̂‖²,    PSNR = 10 log₁₀(peak² D / E[SSE])
 
 For an auto-encoder x̂ = g(f(x)). SSE is in squared units of the data and PSNR in decibels; neither is in nats, and neither says anything
 of the likelihood.
 """
+
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from vilvm.data import Data, as_data
 from vilvm.evaluation.bounds import Estimate
-from vilvm.lvm import ContractError, LatentVariableModel
+from vilvm.lvm import ContractError, LatentVariableModel, device_of
 from vilvm.weights import posterior_mean, predict
 
-__all__ = ["psnr", "reconstruct", "squared_error"]
+__all__ = ["Decibels", "psnr", "reconstruct", "squared_error"]
 
 _ROWS = 1000
 
@@ -53,22 +56,29 @@ def squared_error(lvm: LatentVariableModel, data: object, num_samples: int = 1) 
         >>> squared_error(VAE(data_dim=6, latent_dim=2), torch.zeros(9, 6)).values.shape
         torch.Size([9])
     """
-    fixed: Data = as_data(data).fixed()
+    given: Data = as_data(data)
+    fixed = given.to(device_of(lvm, given.device)).fixed()
     parts = [part.x for part in fixed.parts(_ROWS)]
     errors = [(x - reconstruct(lvm, x, num_samples)).double().square().reshape(len(x), -1).sum(1) for x in parts]
     values = torch.cat(errors).cpu()
     return Estimate(values, torch.zeros_like(values))
 
 
-def psnr(restored: Tensor, clean: Tensor, peak: float = 1.0) -> Estimate:
-    """Peak signal-to-noise ratio of every picture, in decibels; infinite where it is restored to the last digit.
+class Decibels(NamedTuple):
+    """A ratio in decibels, and its standard error as an estimate for new data (delta method)."""
+
+    value: float
+    se: float
+
+
+def psnr(restored: Tensor, clean: Tensor, peak: float = 1.0) -> Decibels:
+    """Peak signal-to-noise ratio of a set of pictures, in decibels: 10 log₁₀(peak² / MSE), MSE being the mean over all of them.
+
+    The mean of the pictures' own ratios would be infinite as soon as one of them is restored to the last digit.
 
     Arguments:
         restored, clean: shape (num_data, ...) both.
         peak: the largest value a pixel can have.
-
-    Returns:
-        Estimate of shape (num_data,), without Monte Carlo error.
 
     Raises:
         ValueError: the shapes differ.
@@ -76,11 +86,14 @@ def psnr(restored: Tensor, clean: Tensor, peak: float = 1.0) -> Estimate:
     Example:
         >>> import torch
         >>> from vilvm.evaluation import psnr
-        >>> round(psnr(torch.full((1, 9), 0.1), torch.zeros(1, 9)).mean, 3)
+        >>> round(psnr(torch.full((2, 9), 0.1), torch.zeros(2, 9)).value, 3)
         20.0
     """
     if restored.shape != clean.shape:
         raise ValueError(f"psnr: restored has shape {tuple(restored.shape)}, clean {tuple(clean.shape)}; they must be equal.")
-    mse = (restored - clean).double().square().flatten(1).mean(1).cpu()
-    values = 10 * (peak**2 / mse).log10()
-    return Estimate(values, torch.zeros_like(values))
+    errors = (restored - clean).double().square().flatten(1).mean(1)
+    mse = errors.mean().item()
+    if mse == 0:
+        return Decibels(math.inf, math.nan)
+    relative = errors.std().item() / len(errors) ** 0.5 / mse if len(errors) > 1 else math.nan
+    return Decibels(10 * math.log10(peak**2 / mse), 10 / math.log(10) * relative)

@@ -1,64 +1,62 @@
 """What a ledger prints: the rows of one group as a table, and a row as plain numbers."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from vilvm.evaluation.bounds import Estimate
 from vilvm.evaluation.rows import Protocol, Row, difference
 
-__all__ = ["markdown", "record", "rich_table"]
+__all__ = ["markdown", "record", "rich_tables"]
 
-_NOTHING = "–"
+_NOTHING, _GAP = "–", 3
 
 
-def rich_table(protocol: Protocol, rows: Sequence[Row]) -> Table:
-    """A group as a table for the terminal, its protocol above."""
-    head, lines = _filled(protocol, rows)
-    table = Table(title=str(protocol), title_justify="left", padding=(0, 1))
-    for i, text in enumerate(head):
-        table.add_column(text, justify="right" if i else "left", no_wrap=i == 0)
-    for line in lines:
-        table.add_row(*line)
+def rich_tables(protocol: Protocol, rows: Sequence[Row], width: int) -> Iterator[Table]:
+    """A group as a table for the terminal, its protocol above; as several, one below the other, where it is wider than `width`."""
+    head, lines = _filled(rows)
+    columns = list(zip(head, *lines, strict=True))
+    sizes = [max(map(len, column)) + _GAP for column in columns]
+    kept, title = [0], str(protocol)
+    for i in range(1, len(columns) + 1):
+        if i == len(columns) or (len(kept) > 1 and sum(sizes[k] for k in kept) + sizes[i] + _GAP > width):
+            yield _table([columns[k] for k in kept], title)
+            kept, title = [0], ""
+        if i < len(columns):
+            kept.append(i)
+
+
+def _table(columns: Sequence[Sequence[str]], title: str) -> Table:
+    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    for i, (head, *_) in enumerate(columns):
+        table.add_column(Text(head), justify="right" if i else "left", no_wrap=True)
+    for line in zip(*(cells for _, *cells in columns), strict=True):
+        table.add_row(*map(Text, line))  # not as markup, in which square brackets mean something
     return table
 
 
 def markdown(protocol: Protocol, rows: Sequence[Row]) -> str:
     """A group as a table in Markdown, its protocol above."""
-    head, lines = _filled(protocol, rows)
+    head, lines = _filled(rows)
     rule = ["---", *["---:"] * (len(head) - 1)]
     table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (head, rule, *lines)]
     return "\n".join([f"**{protocol}**", "", *table])
 
 
-def _filled(protocol: Protocol, rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def _filled(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Heads and cells of the columns that say something of any row."""
-    head, lines = _heads(protocol), [_cells(row, rows[0]) for row in rows]
-    kept = [i for i in range(len(head)) if any(line[i] != _NOTHING for line in lines)]
-    return [head[i] for i in kept], [[line[i] for i in kept] for line in lines]
+    lines = [_cells(row, rows[0]) for row in rows]
+    head = [name for name in lines[0] if any(line[name] != _NOTHING for line in lines)]
+    return head, [[line[name] for name in head] for line in lines]
 
 
-def _heads(protocol: Protocol) -> list[str]:
-    bound = f"IWAE-{protocol.num_samples}" if protocol.bound == "iwae" else "bound"
-    return [
-        "model",
-        "parameters",
-        "distortion",
-        "rate",
-        "ELBO",
-        bound,
-        "behind the best",
-        "ESS",
-        "SSE",
-        "two-sample",
-        "Fréchet",
-        "train (s)",
-    ]
+def _cells(row: Row, best: Row) -> dict[str, str]:
+    """What a row says, by the head of its column."""
 
-
-def _cells(row: Row, best: Row) -> list[str]:
     def pair(mean: float | None, se: float | None = None, digits: int = 2) -> str:
         return _NOTHING if mean is None else f"{mean:.{digits}f}" + ("" if se is None or math.isnan(se) else f" ± {se:.{digits}f}")
 
@@ -67,20 +65,20 @@ def _cells(row: Row, best: Row) -> list[str]:
 
     e = row.evaluation
     behind = _NOTHING if row.bound is None or best.bound is None or row is best else str(difference(best.bound, row.bound))
-    return [
-        row.name,
-        f"{row.parameters:,}",
-        estimate(e.distortion),
-        estimate(e.rate),
-        estimate(e.bounds.get("elbo")),
-        estimate(row.bound),
-        behind,
-        _NOTHING if e.ess is None else f"{e.ess.mean().item():.1f}",
-        estimate(row.sse),
-        _NOTHING if row.two_sample is None else pair(row.two_sample.accuracy, row.two_sample.se, 3),
-        pair(row.frechet),
-        pair(row.seconds, digits=0),
-    ]
+    return {
+        "model": row.name,
+        f"IWAE-{e.num_samples}": estimate(row.bound),
+        "behind the best": behind,
+        "ELBO": estimate(e.bounds.get("elbo")),
+        "rate": estimate(e.rate),
+        "distortion": estimate(e.distortion),
+        "ESS": _NOTHING if e.ess is None else f"{e.ess.mean().item():.1f}",
+        "SSE": estimate(row.sse),
+        "two-sample": _NOTHING if row.two_sample is None else pair(row.two_sample.accuracy, row.two_sample.se, 3),
+        "Fréchet": pair(row.frechet),
+        "parameters": f"{row.parameters:,}",
+        "train (s)": pair(row.seconds, digits=0),
+    }
 
 
 def record(row: Row, best: Row) -> dict[str, Any]:

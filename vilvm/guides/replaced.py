@@ -16,7 +16,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from vilvm.data import as_data, seeded, tensors_of
 from vilvm.guides.normal import normal
-from vilvm.lvm import ContractError
+from vilvm.handlers import Overhear
+from vilvm.lvm import ContractError, device_of
 from vilvm.networks import mlp
 from vilvm.training import Fit, fit
 from vilvm.weights import layout, posterior
@@ -24,16 +25,18 @@ from vilvm.weights.contract import check_number
 
 __all__ = ["WithGuide", "fit_guide", "with_guide"]
 
+_LOOK = 500  # data by which the spread of the codes is judged
+
 
 class WithGuide(torch.nn.Module):
     """A frozen model under a new amortised guide; see ``with_guide``."""
 
     lvm: Any
 
-    def __init__(self, lvm: torch.nn.Module, encoder: torch.nn.Module, latent: str, plate: str):
+    def __init__(self, lvm: torch.nn.Module, encoder: torch.nn.Module, latent: str, plate: str, around: bool):
         super().__init__()
         self.lvm = copy.deepcopy(lvm).requires_grad_(False).eval()
-        self.encoder, self.latent, self.plate = encoder, latent, plate
+        self.encoder, self.latent, self.plate, self.around = encoder, latent, plate, around
 
     def train(self, mode: bool = True) -> "WithGuide":
         """As of any module, but for the frozen model, which stays in evaluation mode."""
@@ -46,18 +49,26 @@ class WithGuide(torch.nn.Module):
         return self.lvm.model(batch)
 
     def guide(self, batch: Any) -> None:
-        """q(z | x) = N(m(x), diag s²(x)), the encoder's output being m and log s²."""
+        """q(z | x) = N(m(x), diag s²(x)), the encoder's output being m, or m less the own guide's mean, and log s²."""
         x = tensors_of(batch)[0]
         out = self.encoder(x)
         if out.shape[-1] % 2:
             raise ContractError(
                 f"with_guide: the encoder gives {out.shape[-1]} numbers a datum; it must give a mean and a log-variance each."
             )
+        if self.around:
+            with Overhear(self.latent) as own:
+                self.lvm.guide(batch)
+            assert own.fn is not None
+            mean, log_variance = out.chunk(2, dim=-1)
+            out = torch.cat([own.fn.mean + mean, log_variance], -1)
         with pyro.plate(self.plate, len(x)):
             pyro.sample(self.latent, normal(out))
 
 
-def with_guide(lvm: torch.nn.Module, encoder: torch.nn.Module, *, latent: str = "z", plate: str = "data") -> WithGuide:
+def with_guide(
+    lvm: torch.nn.Module, encoder: torch.nn.Module, *, latent: str = "z", plate: str = "data", around: bool = False
+) -> WithGuide:
     """The model, frozen, under a new guide, which ``vilvm.fit`` then trains.
 
     Arguments:
@@ -65,6 +76,8 @@ def with_guide(lvm: torch.nn.Module, encoder: torch.nn.Module, *, latent: str = 
         encoder: maps the (first) tensor of a batch to the mean and log-variance of the latent, side by side.
         latent: its name.
         plate: the name of the model's plate over the data.
+        around: whether what the encoder gives as a mean is added to that of the model's own guide, an auto-encoder's code for
+            instance, from which the posterior then starts.
 
     Example:
         >>> import torch, vilvm
@@ -78,7 +91,7 @@ def with_guide(lvm: torch.nn.Module, encoder: torch.nn.Module, *, latent: str = 
         >>> sorted(vilvm.evaluate(lvm, x, num_samples=10).bounds)
         ['elbo', 'iwae']
     """
-    return WithGuide(lvm, encoder, latent, plate)
+    return WithGuide(lvm, encoder, latent, plate, around)
 
 
 def fit_guide(
@@ -98,8 +111,8 @@ def fit_guide(
     Arguments:
         lvm: a model of one latent vector for each datum, with a proper prior; copied, so that it stays as it is.
         data: the training data.
-        encoder: maps the (first) tensor of a batch to the mean and log-variance of the latent, side by side; by default a new
-            perceptron.
+        encoder: maps the (first) tensor of a batch to the mean and log-variance of the latent, side by side. By default a new
+            perceptron, which starts close around an auto-encoder's codes if there are such.
         hidden: sizes of that perceptron's hidden layers.
         epochs, batch_size: how long to train, and on how many data a step.
         lr: peak learning rate of Adam.
@@ -125,9 +138,9 @@ def fit_guide(
     train = as_data(data, "training data")
     check_number("fit_guide: epochs", epochs)
     check_number("fit_guide: batch_size", batch_size)
-    where = next((p.device for p in lvm.parameters()), train.device)
+    where = device_of(lvm, train.device)
     with seeded(seed, where):
-        batch = train.subset(slice(0, min(2, len(train)))).to(where).look()
+        batch = train.subset(slice(0, min(_LOOK, len(train)))).to(where).look()
         plan = layout(lvm, batch)
         if plan.improper:
             raise ContractError(
@@ -138,11 +151,15 @@ def fit_guide(
         if not plan.local or len(codes) != 1 or codes[plan.latents[0]].dim() != 3:
             shapes = {name: tuple(code.shape[1:]) for name, code in codes.items()}
             raise ContractError(
-                f"fit_guide needs a model of one latent, a vector for each datum; of {len(batch)} data it has {shapes}."
+                f"fit_guide needs a model of one latent, a vector for each datum; of {plan.num_data} data it has {shapes}."
             )
         latent, code = next(iter(codes.items()))
-        encoder = encoder if encoder is not None else mlp(tensors_of(batch)[0].shape[-1], hidden, 2 * code.shape[-1])
-    guided = with_guide(lvm, encoder, latent=latent, plate=plan.data_plate or "data").to(where)
+        around = encoder is None and latent in plan.degenerate
+        if encoder is None:
+            encoder = mlp(tensors_of(batch)[0].shape[-1], hidden, 2 * code.shape[-1])
+            if around:
+                _start_close(encoder[-1], code[0])
+    guided = with_guide(lvm, encoder, latent=latent, plate=plan.data_plate or "data", around=around).to(where)
     batch_size = min(batch_size, len(train))
     total = epochs * -(-len(train) // batch_size)
     fitted = fit(
@@ -159,3 +176,11 @@ def fit_guide(
         },
     )
     return guided, fitted
+
+
+@torch.no_grad()
+def _start_close(last: Any, codes: torch.Tensor) -> None:
+    """Sets an encoder's last layer so that it starts at a mean of 0 and at a seventh of the codes' own spread."""
+    last.weight.zero_()
+    variance = codes.var(0).clamp(min=1e-8) if len(codes) > 1 else torch.ones_like(codes[0])
+    last.bias.copy_(torch.cat([torch.zeros_like(variance), variance.log() - 4]))

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
 from vilvm.data import as_data, seeded
-from vilvm.lvm import ContractError, LatentVariableModel
+from vilvm.lvm import ContractError, LatentVariableModel, device_of
 from vilvm.training import fit
 from vilvm.weights import layout, posterior
 from vilvm.weights.contract import check_number
@@ -144,7 +144,7 @@ def fit_prior(
 @torch.no_grad()
 def _codes(lvm: LatentVariableModel, data: Any, latent: str | None, seed: int) -> tuple[str, Tensor]:
     given = as_data(data)
-    fixed = given.fixed(seed)
+    fixed = given.to(device_of(lvm, given.device)).fixed(seed)
     names = layout(lvm, fixed.subset(slice(0, min(2, len(fixed)))).x).latents
     name = latent if latent is not None else names[0] if len(names) == 1 else None
     if name is None or name not in names:

@@ -14,9 +14,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vilvm.data import as_data
+from vilvm.data import as_data, seeded
 from vilvm.latent import Path, interpolate, line
-from vilvm.lvm import LatentVariableModel
+from vilvm.lvm import LatentVariableModel, device_of
 from vilvm.report.grid import grid, picture_rows, spread
 from vilvm.weights import layout, posterior_mean, predict, sample
 
@@ -45,8 +45,7 @@ def reconstructions(lvm: LatentVariableModel, data: Any, count: int = 12) -> Fig
 
 def prior_samples(lvm: LatentVariableModel, data: Any, count: int = 64, seed: int = 0) -> Figure:
     """E[x | z] for z drawn from the prior; `data` say what a picture looks like."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed, device_of(lvm)):
         drawn = next(iter(_observed(sample(lvm, count, mean=True), lvm, data).values()))
     return grid(drawn, round(math.sqrt(count)), as_data(data).image_shape, None, "Samples from the prior (means)")
 
@@ -73,8 +72,7 @@ def samples_by_model(models: Mapping[str, LatentVariableModel], data: Any, count
     shown = spread(data, count).fixed()
     rows = {"data": shown.x}
     for name, lvm in models.items():
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed, device_of(lvm)):
             rows[name] = next(iter(_observed(sample(lvm, len(shown), mean=True), lvm, shown).values()))
     return picture_rows(rows, shown.image_shape, "Draws from the priors (means)")
 

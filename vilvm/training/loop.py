@@ -11,7 +11,7 @@ from pyro.infer import Trace_ELBO
 import vilvm.training.checkpoint as checkpoint
 from vilvm.data import Data, as_data, seeded, set_seed
 from vilvm.files import locked
-from vilvm.lvm import ContractError, LatentVariableModel, check_contract, module_parameters
+from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, module_parameters
 from vilvm.training.batches import Batches
 from vilvm.training.optimizers import OptimizerFactory, SchedulerFactory, adam
 from vilvm.training.result import Event, Fit
@@ -146,7 +146,7 @@ def _held(run_dir: Path | str | None) -> Iterator[None]:
 def _device(lvm: torch.nn.Module, device: torch.device | str | None) -> torch.device:
     """Where to train: `device`, else where the parameters are."""
     if device is None:
-        return next((p.device for p in lvm.parameters()), torch.device("cpu"))
+        return device_of(lvm)
     try:
         where = torch.device(device)
     except RuntimeError:

@@ -7,7 +7,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evaluation_mode, module_parameters
+from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode, module_parameters
 from vilvm.weights.contract import check_batch, check_guided, check_number
 from vilvm.weights.densities import log_weights
 from vilvm.weights.structure import Layout, data_plate, guide_sites, held_still, layout, place
@@ -243,5 +243,4 @@ def _mean(site: Any) -> Tensor:
 
 def _placeholder(lvm: object, num_data: int) -> Tensor:
     """A batch that has a length and nothing else, where the model is."""
-    parameters = lvm.parameters() if isinstance(lvm, torch.nn.Module) else iter(())
-    return torch.empty(num_data, 0, device=next((p.device for p in parameters), torch.get_default_device()))
+    return torch.empty(num_data, 0, device=device_of(lvm, torch.get_default_device()))

@@ -1,0 +1,243 @@
+"""Auto-encoders with fitted priors beside the variational auto-encoder, as generative models of the same data, in one ledger.
+
+    python -m examples.compare_mnist --quick
+    python -m examples.compare_mnist
+    python -m examples.compare_mnist --resume runs/compare_mnist-DATE-TIME
+
+On binarised images: a deep, a convolutional and a denoising auto-encoder, each with a diagonal and a full Gaussian, a mixture and a flow put on
+its codes and a stochastic guide fitted to what is then frozen; and the VAE, with its own prior and with fitted ones. The deep and the
+denoising auto-encoder and the VAE have the same decoder. On the grey levels: probabilistic PCA, and the linear auto-encoder with the
+same priors. All are trained for as many passes over the same images.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from pyro.infer import Trace_ELBO
+from torch.optim.lr_scheduler import OneCycleLR
+
+import vilvm
+from examples._options import add_common, console, dataset_of, device_of, positive, save, settings_of, write_settings
+from models.autoencoder import Autoencoder
+from models.conv_autoencoder import ConvAutoencoder
+from models.denoising_autoencoder import DenoisingAutoencoder
+from models.linear_autoencoder import LinearAutoencoder
+from models.ppca import PPCA
+from models.vae import VAE
+from vilvm import report
+from vilvm.data import Data
+from vilvm.datasets import Chain, Corrupted, Dataset, DynamicBinarisation, PixelErasure
+from vilvm.evaluation import Ledger, compare, fit_features, frechet_distance, two_sample_test
+from vilvm.files import write_atomic, write_json
+from vilvm.guides import fit_guide
+from vilvm.latent import great_circle, line
+from vilvm.noise import fit_noise
+from vilvm.objectives import Annealed
+from vilvm.priors import fit_prior, with_prior
+from vilvm.training import CheckpointError
+
+PRIORS = {"diagonal": "diagonal Gaussian", "full": "full Gaussian", "mixture": "mixture", "flow": "flow"}
+BATCH, RATE, DECODER = 200, 4e-3, (128, 96)
+
+
+class Budget(NamedTuple):
+    """How much is spent: training images, passes over them, passes of a guide, steps of a flow; test images, samples for each, draws."""
+
+    train: int
+    epochs: int
+    guide_epochs: int
+    flow_steps: int
+    test: int
+    samples: int
+    draws: int
+
+
+FULL = Budget(train=55_000, epochs=12, guide_epochs=8, flow_steps=2500, test=1000, samples=5000, draws=2000)
+QUICK = Budget(train=8000, epochs=20, guide_epochs=4, flow_steps=300, test=200, samples=500, draws=500)
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM during a training."""
+
+
+@dataclass
+class Contest:
+    """What has been trained: models by name, and the seconds that went into each."""
+
+    folder: Path
+    seed: int
+    budget: Budget
+    device: str
+    models: dict[str, Any] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def train(self, name: str, lvm: Any, data: Data, warmup: float = 0.0) -> Any:
+        total = self.budget.epochs * -(-len(data) // BATCH)
+        fitted = vilvm.fit(
+            lvm,
+            data,
+            objective=Annealed(Trace_ELBO(), round(warmup * total)) if warmup else None,
+            optimizer=partial(torch.optim.Adam, lr=RATE, fused=True),
+            scheduler=partial(OneCycleLR, max_lr=RATE, total_steps=total, pct_start=0.1),
+            epochs=self.budget.epochs,
+            batch_size=BATCH,
+            clip=100.0,
+            device=self.device,
+            **self.kept_in(name),
+        )
+        self.add(name, lvm, fitted)
+        return lvm
+
+    def add_priors(self, name: str, lvm: Any, data: Data, new_guide: bool = True) -> None:
+        """The model with each fitted prior; frozen under a new guide, or with its own."""
+        for kind, words in PRIORS.items():
+            began, full = time.perf_counter(), f"{name} + {words}"
+            proper = with_prior(lvm, fit_prior(lvm, data, kind, steps=self.budget.flow_steps, seed=self.seed))
+            before = self.seconds[name] + time.perf_counter() - began
+            if new_guide:
+                options = self.kept_in(full)
+                self.add(full, *fit_guide(proper, data, hidden=(400, 400), epochs=self.budget.guide_epochs, **options), before)
+            else:
+                self.models[full], self.seconds[full] = proper, before
+
+    def add(self, name: str, lvm: Any, fitted: vilvm.Fit, before: float = 0.0) -> None:
+        if fitted.stopped == "interrupted":
+            raise Interrupted
+        self.models[name], self.seconds[name] = lvm, before + fitted.seconds
+        console.print(f"  {name}: {fitted.seconds:.0f} s", highlight=False)
+
+    def kept_in(self, name: str) -> dict[str, Any]:
+        """Arguments of ``fit`` by which it keeps a checkpoint of this model, and takes it up again."""
+        return {"run_dir": self.folder / "models" / name.replace(" + ", "_").replace(" ", "_"), "resume": True, "seed": self.seed}
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m examples.compare_mnist", description=(__doc__ or "").split("\n")[0])
+    add_common(parser, "compare_mnist")
+    parser.add_argument("--quick", action="store_true", help="3 minutes on two cores in place of 30: fewer images, passes, samples")
+    parser.add_argument("--latent", type=positive, default=20, help="size of a code")
+    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder, with its own settings")
+    return parser.parse_args(argv)
+
+
+def binary_models(contest: Contest, data: Dataset, latent: int) -> None:
+    """On binarised images, all with a Bernoulli likelihood."""
+    pixels, side = data.train.x.shape[1], (data.train.image_shape or (1, 1))[-1]
+    binary, train, mean = DynamicBinarisation(), data.train, data.train.x.mean(0)
+    holes = Chain((binary, Corrupted(PixelErasure(0.3))))
+    seen, pairs = data.with_transform(binary).train, data.with_transform(holes).train
+    console.print(f"Training on binarised {data.name}, {len(train):,} images", highlight=False)
+    vae = VAE(pixels, latent, decoder_hidden=DECODER).start_at(mean)
+    contest.add_priors("VAE", contest.train("VAE", vae, seen, warmup=0.25), seen, new_guide=False)
+    deep = contest.train("deep AE", Autoencoder(pixels, latent, "bernoulli", hidden=DECODER[::-1]).start_at(mean), seen)
+    contest.add_priors("deep AE", deep, seen)
+    denoising = DenoisingAutoencoder(pixels, latent, "bernoulli", hidden=DECODER[::-1]).start_at(mean)
+    contest.add_priors("denoising AE", contest.train("denoising AE", denoising, pairs), seen)
+    conv = contest.train("conv AE", ConvAutoencoder(side, latent, "bernoulli", channels=(8, 16)), seen)
+    contest.add_priors("conv AE", conv, seen)
+
+
+def grey_models(contest: Contest, data: Dataset, latent: int) -> None:
+    """On grey levels, all with a Gaussian likelihood of one variance."""
+    train = data.train
+    console.print(f"Training on the grey levels of {data.name}, {len(train):,} images", highlight=False)
+    began = time.perf_counter()
+    contest.models["probabilistic PCA"] = PPCA(train.x.shape[1], latent).maximise(train.x).to(contest.device)
+    contest.seconds["probabilistic PCA"] = time.perf_counter() - began
+    linear = contest.train("linear AE", LinearAutoencoder(train.x.shape[1], latent).start_at(train.x.mean(0)), train)
+    contest.models["linear AE"] = fit_noise(linear, train)
+    contest.add_priors("linear AE", contest.models["linear AE"], train)
+
+
+def judge(contest: Contest, names: list[str], data: Dataset) -> Ledger:
+    budget = contest.budget
+    features = fit_features(data.train.subset(slice(0, 10 * budget.draws)), seed=contest.seed)
+    real, other = (split.subset(slice(0, budget.draws)).fixed(contest.seed).x for split in (data.test, data.train))
+    count = min(len(real), len(other))
+    floor = two_sample_test(real, other).accuracy, frechet_distance(features(real[:count]), features(other[:count]))
+    console.print(f"Evaluating {len(names)} models, {budget.samples} samples for each of {budget.test} images", highlight=False)
+    console.print(f"  with training images as draws: two-sample {floor[0]:.3f}, Fréchet {floor[1]:.2f}", highlight=False)
+    return compare(
+        {name: contest.models[name] for name in names},
+        data.test.subset(slice(0, budget.test)),
+        num_samples=budget.samples,
+        held_out=data.test,
+        num_draws=min(budget.draws, len(data.test)),
+        features=features,
+        seconds={name: contest.seconds[name] for name in names},
+        seed=contest.seed,
+    )
+
+
+def figures(models: dict[str, Any], data: Dataset) -> dict[str, Any]:
+    """Draws of every model that has a prior; ways between two data in every model that has codes."""
+    drawn = {name: lvm for name, lvm in models.items() if " + " in name or name in ("VAE", "probabilistic PCA")}
+    ways: dict[str, Any] = {name: (lvm, line) for name, lvm in models.items() if " + " not in name}
+    for name in [n for n in ways if f"{n} + full Gaussian" in models]:
+        prior = fitted_prior(models[f"{name} + full Gaussian"]).distribution()
+        circle = partial(great_circle, mean=prior.mean, scale_tril=prior.scale_tril)
+        ways[f"{name}, great circle"] = (models[name], circle)
+    return {"samples": report.samples_by_model(drawn, data.test), "interpolations": report.interpolations_by_model(ways, data.test)}
+
+
+def fitted_prior(lvm: Any) -> Any:
+    return lvm.prior if hasattr(lvm, "prior") else lvm.lvm.prior
+
+
+def ranking(ledger: Ledger) -> list[dict[str, Any]]:
+    """Each group that can be ranked, the best first, and by how much each is behind."""
+    found = []
+    for protocol, rows in ledger.groups().items():
+        if protocol.bound != "none":
+            behind = {row.name: ledger.difference(rows[0].name, row.name)._asdict() for row in rows}
+            found.append({"protocol": str(protocol), "behind_the_best": behind})
+    return found
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(argv)
+    folder, settings = settings_of(args, arguments, "compare_mnist")
+    data, budget = dataset_of(settings["data"], None), QUICK if settings["quick"] else FULL
+    if args.resume is not None and data.name != settings["dataset"]:
+        raise SystemExit(f"{folder} was trained on {settings['dataset']}, and only {data.name} can be had now.")
+    settings["dataset"] = data.name
+    write_settings(folder, settings)
+    data = data._replace(train=data.train.subset(slice(0, budget.train)))
+    if data.name == "digits":
+        budget = budget._replace(epochs=10 * budget.epochs, guide_epochs=10 * budget.guide_epochs)
+    began = time.perf_counter()
+    torch.manual_seed(settings["seed"])
+    contest = Contest(folder, settings["seed"], budget, device_of(settings["device"]))
+    try:
+        binary_models(contest, data, settings["latent"])
+        binary = list(contest.models)
+        grey_models(contest, data, settings["latent"])
+    except Interrupted:
+        console.print(f"Resume with: python -m examples.compare_mnist --resume {folder}", highlight=False)
+        return 130
+    grey = [name for name in contest.models if name not in binary]
+    binarised = data.with_transform(DynamicBinarisation())
+    ledger = judge(contest, binary, binarised) + judge(contest, grey, data)
+    ledger.to_csv(folder / "ledger.csv")
+    write_atomic(folder / "ledger.md", ledger.to_markdown())
+    for names, images, what in ((binary, binarised, "binary"), (grey, data, "grey")):
+        pictures = figures({name: contest.models[name].to("cpu") for name in names}, images)
+        save({f"{kind}_{what}": figure for kind, figure in pictures.items()}, folder / "figures")
+    seconds = time.perf_counter() - began
+    write_json(folder / "results.json", {"ranking": ranking(ledger), "notes": ledger.notes, "seconds": seconds})
+    console.print(ledger)
+    console.print(f"Took {seconds / 60:.1f} minutes; figures, ledger.csv and ledger.md are in {folder}", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ValueError, CheckpointError, vilvm.NonFiniteLossError) as error:
+        sys.exit(str(error))

@@ -1,0 +1,108 @@
+"""Trains denoising auto-encoders on four corruptions of MNIST, and measures what they restore beside a plain auto-encoder.
+
+    python -m examples.denoising
+    python -m examples.denoising --epochs 2 --out runs/quick
+
+PSNR, in decibels, of the corrupted test images, of what a plain auto-encoder of the same networks makes of them, and of what the
+denoising auto-encoder trained on that corruption makes of them; a picture of each.
+"""
+
+import argparse
+import sys
+from functools import partial
+from typing import Any
+
+import torch
+from rich.table import Table
+from torch.optim.lr_scheduler import OneCycleLR
+
+import vilvm
+from examples._options import add_common, console, dataset_of, device_of, new_folder, own, positive, rate, save, write_settings
+from models.autoencoder import Autoencoder
+from models.denoising_autoencoder import DenoisingAutoencoder
+from vilvm import report
+from vilvm.data import Data, Transform
+from vilvm.datasets import BlockMasking, Blur, Corrupted, GaussianNoise, PixelErasure
+from vilvm.evaluation import Decibels, psnr, reconstruct
+from vilvm.files import write_json
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m examples.denoising", description=(__doc__ or "").split("\n")[0])
+    add_common(parser, "denoising")
+    parser.add_argument("--latent", type=positive, default=64, help="size of a code")
+    parser.add_argument("--epochs", type=positive, help="default: 10 on MNIST, 100 on digits")
+    parser.add_argument("--batch-size", type=positive, default=200)
+    parser.add_argument("--lr", type=rate, default=2e-3, help="peak learning rate of a one-cycle schedule")
+    return parser.parse_args(argv)
+
+
+def corruptions_of(shape: tuple[int, ...]) -> list[Transform]:
+    """The four, in proportion to the picture."""
+    side = min(shape[-2:])
+    return [GaussianNoise(0.5), PixelErasure(0.5), BlockMasking(round(side * 12 / 28), shape), Blur(side * 2 / 28, shape)]
+
+
+def train(lvm: Any, data: Data, settings: dict[str, Any], device: str) -> vilvm.Fit:
+    total = settings["epochs"] * -(-len(data) // settings["batch_size"])
+    return vilvm.fit(
+        lvm,
+        data,
+        optimizer=partial(torch.optim.Adam, lr=settings["lr"], fused=True),
+        scheduler=partial(OneCycleLR, max_lr=settings["lr"], total_steps=total, pct_start=0.1),
+        epochs=settings["epochs"],
+        batch_size=settings["batch_size"],
+        device=device,
+        seed=settings["seed"],
+    )
+
+
+def table(rows: dict[str, dict[str, Decibels]], title: str) -> Table:
+    out = Table(title=title, title_justify="left")
+    for i, head in enumerate(["PSNR (dB)", "corrupted", "plain auto-encoder", "denoising auto-encoder"]):
+        out.add_column(head, justify="right" if i else "left")
+    for name, found in rows.items():
+        out.add_row(name, *(f"{e.value:.2f} ± {e.se:.2f}" for e in found.values()))
+    return out
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(argv)
+    folder, settings = new_folder(args, "denoising"), own(args)
+    data, device = dataset_of(settings["data"], None), device_of(settings["device"])
+    settings |= {"dataset": data.name, "epochs": settings["epochs"] or (10 if data.name == "mnist" else 100)}
+    write_settings(folder, settings)
+    pixels, shape = data.train.x.shape[1], data.train.image_shape or (1, data.train.x.shape[1])
+    torch.manual_seed(settings["seed"])
+    plain = Autoencoder(pixels, settings["latent"]).start_at(data.train.x.mean(0))
+    seconds = {"plain": train(plain, data.train, settings, device).seconds}
+    rows, figures = {}, {}
+    for corruption in corruptions_of(shape):
+        name = corruption.name
+        pairs = data.with_transform(Corrupted(corruption))
+        torch.manual_seed(settings["seed"])
+        lvm = DenoisingAutoencoder(pixels, settings["latent"]).start_at(data.train.x.mean(0))
+        fitted = train(lvm, pairs.train, settings, device)
+        if fitted.stopped == "interrupted":
+            return 130
+        seconds[name] = fitted.seconds
+        corrupted, clean = pairs.test.to(device).fixed(settings["seed"]).x
+        rows[name] = {
+            "corrupted": psnr(corrupted, clean),
+            "plain": psnr(reconstruct(plain, corrupted), clean),
+            "denoising": psnr(reconstruct(lvm, corrupted), clean),
+        }
+        figures[name.replace(" ", "_")] = report.restorations(lvm.to("cpu"), pairs.test)
+    save(figures, folder / "figures")
+    numbers = {name: {k: e._asdict() for k, e in found.items()} for name, found in rows.items()}
+    write_json(folder / "results.json", {"psnr": numbers, "seconds": seconds, "num_test": len(data.test)})
+    console.print(table(rows, f"{data.name}, {len(data.test):,} test images, codes of {settings['latent']}"))
+    console.print(f"Trained in {sum(seconds.values()):.0f} s; figures and numbers are in {folder}", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except (ValueError, vilvm.NonFiniteLossError) as error:
+        sys.exit(str(error))
