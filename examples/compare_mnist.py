@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro.infer import Trace_ELBO
-from torch.optim.lr_scheduler import OneCycleLR
 
 import vilvm
 from examples._options import add_common, console, dataset_of, device_of, positive, save, settings_of, write_settings
@@ -33,14 +32,14 @@ from models.vae import VAE
 from vilvm import report
 from vilvm.data import Data
 from vilvm.datasets import Chain, Corrupted, Dataset, DynamicBinarisation, PixelErasure
-from vilvm.evaluation import Ledger, compare, fit_features, frechet_distance, two_sample_test
+from vilvm.evaluation import Ledger, compare, fit_features, frechet_distance, reconstruct, two_sample_test
 from vilvm.files import write_atomic, write_json
 from vilvm.guides import fit_guide
 from vilvm.latent import great_circle, line
 from vilvm.noise import fit_noise
 from vilvm.objectives import Annealed
 from vilvm.priors import fit_prior, with_prior
-from vilvm.training import CheckpointError
+from vilvm.training import CheckpointError, one_cycle
 
 PRIORS = {"diagonal": "diagonal Gaussian", "full": "full Gaussian", "mixture": "mixture", "flow": "flow"}
 BATCH, RATE, DECODER = 200, 4e-3, (128, 96)
@@ -62,10 +61,6 @@ FULL = Budget(train=55_000, epochs=12, guide_epochs=8, flow_steps=2500, test=100
 QUICK = Budget(train=8000, epochs=20, guide_epochs=4, flow_steps=300, test=200, samples=500, draws=500)
 
 
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM during a training."""
-
-
 @dataclass
 class Contest:
     """What has been trained: models by name, and the seconds that went into each."""
@@ -83,8 +78,7 @@ class Contest:
             lvm,
             data,
             objective=Annealed(Trace_ELBO(), round(warmup * total)) if warmup else None,
-            optimizer=partial(torch.optim.Adam, lr=RATE, fused=True),
-            scheduler=partial(OneCycleLR, max_lr=RATE, total_steps=total, pct_start=0.1),
+            **one_cycle(RATE, total),
             epochs=self.budget.epochs,
             batch_size=BATCH,
             clip=100.0,
@@ -108,7 +102,7 @@ class Contest:
 
     def add(self, name: str, lvm: Any, fitted: vilvm.Fit, before: float = 0.0) -> None:
         if fitted.stopped == "interrupted":
-            raise Interrupted
+            raise KeyboardInterrupt
         self.models[name], self.seconds[name] = lvm, before + fitted.seconds
         console.print(f"  {name}: {fitted.seconds:.0f} s", highlight=False)
 
@@ -158,9 +152,11 @@ def grey_models(contest: Contest, data: Dataset, latent: int) -> None:
 def judge(contest: Contest, names: list[str], data: Dataset) -> Ledger:
     budget = contest.budget
     features = fit_features(data.train.subset(slice(0, 10 * budget.draws)), seed=contest.seed)
-    real, other = (split.subset(slice(0, budget.draws)).fixed(contest.seed).x for split in (data.test, data.train))
-    count = min(len(real), len(other))
-    floor = two_sample_test(real, other).accuracy, frechet_distance(features(real[:count]), features(other[:count]))
+    count = min(budget.draws, len(data.test), len(data.train))
+    generator = torch.Generator().manual_seed(contest.seed)
+    picked = (split.subset(torch.randperm(len(split), generator=generator)[:count]) for split in (data.test, data.train))
+    real, other = (part.fixed(contest.seed).x for part in picked)
+    floor = two_sample_test(real, other).accuracy, frechet_distance(features(real), features(other))
     console.print(f"Evaluating {len(names)} models, {budget.samples} samples for each of {budget.test} images", highlight=False)
     console.print(f"  with training images as draws: two-sample {floor[0]:.3f}, Fréchet {floor[1]:.2f}", highlight=False)
     return compare(
@@ -176,18 +172,22 @@ def judge(contest: Contest, names: list[str], data: Dataset) -> Ledger:
 
 
 def figures(models: dict[str, Any], data: Dataset) -> dict[str, Any]:
-    """Draws of every model that has a prior; ways between two data in every model that has codes."""
+    """Draws of every model that has a prior; ways between two data, and reconstructions, of every model that has codes of its own."""
     drawn = {name: lvm for name, lvm in models.items() if " + " in name or name in ("VAE", "probabilistic PCA")}
     ways: dict[str, Any] = {name: (lvm, line) for name, lvm in models.items() if " + " not in name}
-    for name in [n for n in ways if f"{n} + full Gaussian" in models]:
-        prior = fitted_prior(models[f"{name} + full Gaussian"]).distribution()
-        circle = partial(great_circle, mean=prior.mean, scale_tril=prior.scale_tril)
+    for name in list(ways):
+        # About the origin of N(0, I), or of the Gaussian that has been put on the codes.
+        own = name in ("VAE", "probabilistic PCA")
+        prior = None if own else models[f"{name} + full Gaussian"].lvm.prior.distribution()
+        circle = great_circle if prior is None else partial(great_circle, mean=prior.mean, scale_tril=prior.scale_tril)
         ways[f"{name}, great circle"] = (models[name], circle)
-    return {"samples": report.samples_by_model(drawn, data.test), "interpolations": report.interpolations_by_model(ways, data.test)}
-
-
-def fitted_prior(lvm: Any) -> Any:
-    return lvm.prior if hasattr(lvm, "prior") else lvm.lvm.prior
+    seen = data.test.subset(slice(0, 16)).fixed()
+    restored = {"data": seen.x, **{name: reconstruct(lvm, seen.x) for name, lvm in models.items() if " + " not in name}}
+    return {
+        "samples": report.samples_by_model(drawn, data.test),
+        "interpolations": report.interpolations_by_model(ways, data.test),
+        "reconstructions": report.picture_rows(restored, seen.image_shape, "Reconstructions"),
+    }
 
 
 def ranking(ledger: Ledger) -> list[dict[str, Any]]:
@@ -218,7 +218,7 @@ def main(argv: list[str] | None = None) -> int:
         binary_models(contest, data, settings["latent"])
         binary = list(contest.models)
         grey_models(contest, data, settings["latent"])
-    except Interrupted:
+    except KeyboardInterrupt:
         console.print(f"Resume with: python -m examples.compare_mnist --resume {folder}", highlight=False)
         return 130
     grey = [name for name in contest.models if name not in binary]

@@ -9,12 +9,10 @@ denoising auto-encoder trained on that corruption makes of them; a picture of ea
 
 import argparse
 import sys
-from functools import partial
 from typing import Any
 
 import torch
 from rich.table import Table
-from torch.optim.lr_scheduler import OneCycleLR
 
 import vilvm
 from examples._options import add_common, console, dataset_of, device_of, new_folder, own, positive, rate, save, write_settings
@@ -25,6 +23,7 @@ from vilvm.data import Data, Transform
 from vilvm.datasets import BlockMasking, Blur, Corrupted, GaussianNoise, PixelErasure
 from vilvm.evaluation import Decibels, psnr, reconstruct
 from vilvm.files import write_json
+from vilvm.training import one_cycle
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -45,16 +44,18 @@ def corruptions_of(shape: tuple[int, ...]) -> list[Transform]:
 
 def train(lvm: Any, data: Data, settings: dict[str, Any], device: str) -> vilvm.Fit:
     total = settings["epochs"] * -(-len(data) // settings["batch_size"])
-    return vilvm.fit(
+    fitted = vilvm.fit(
         lvm,
         data,
-        optimizer=partial(torch.optim.Adam, lr=settings["lr"], fused=True),
-        scheduler=partial(OneCycleLR, max_lr=settings["lr"], total_steps=total, pct_start=0.1),
+        **one_cycle(settings["lr"], total),
         epochs=settings["epochs"],
         batch_size=settings["batch_size"],
         device=device,
         seed=settings["seed"],
     )
+    if fitted.stopped == "interrupted":
+        raise KeyboardInterrupt
+    return fitted
 
 
 def table(rows: dict[str, dict[str, Decibels]], title: str) -> Table:
@@ -83,8 +84,6 @@ def main(argv: list[str] | None = None) -> int:
         torch.manual_seed(settings["seed"])
         lvm = DenoisingAutoencoder(pixels, settings["latent"]).start_at(data.train.x.mean(0))
         fitted = train(lvm, pairs.train, settings, device)
-        if fitted.stopped == "interrupted":
-            return 130
         seconds[name] = fitted.seconds
         corrupted, clean = pairs.test.to(device).fixed(settings["seed"]).x
         rows[name] = {
@@ -106,3 +105,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except (ValueError, vilvm.NonFiniteLossError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -9,7 +9,6 @@ erased. A denoising auto-encoder h(x̃) stands beside draws from the posterior o
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import torch
 from pyro.infer import Trace_ELBO
 from rich.table import Table
 from torch import Tensor
-from torch.optim.lr_scheduler import OneCycleLR
 
 import vilvm
 from examples._options import add_common, console, dataset_of, device_of, new_folder, own, positive, save, write_settings
@@ -31,6 +29,7 @@ from vilvm.files import write_json
 from vilvm.guides import fit_guide, with_prior_guide
 from vilvm.objectives import Annealed
 from vilvm.partial import partly_observed
+from vilvm.training import one_cycle
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -45,17 +44,22 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def train(lvm: Any, data: Data, steps: int, batch_size: int, lr: float, settings: dict[str, Any], warmup: int = 0) -> None:
-    vilvm.fit(
+    fitted = vilvm.fit(
         lvm,
         data,
         objective=Annealed(Trace_ELBO(), warmup) if warmup else None,
-        optimizer=partial(torch.optim.Adam, lr=lr, fused=True),
-        scheduler=partial(OneCycleLR, max_lr=lr, total_steps=steps, pct_start=0.1),
+        **one_cycle(lr, steps),
         steps=steps,
         batch_size=min(batch_size, len(data)),
         device=device_of(settings["device"]),
         seed=settings["seed"],
     )
+    stop_if_interrupted(fitted)
+
+
+def stop_if_interrupted(fitted: vilvm.Fit) -> None:
+    if fitted.stopped == "interrupted":
+        raise KeyboardInterrupt
 
 
 def plane(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -112,7 +116,8 @@ def images(settings: dict[str, Any], data: Dataset, folder: Path) -> dict[str, A
     lvm = VAE(pixels, 20, decoder_hidden=(128, 96)).start_at(data.train.x.mean(0))
     train(lvm, data.with_transform(binary).train, steps, batch_size, 4e-3, settings, warmup=steps // 4)
     partial_lvm = partly_observed(lvm, erase.observed.to(next(lvm.parameters()).device))
-    given_half, _ = fit_guide(partial_lvm, data.with_transform(halves).train, epochs=settings["epochs"], seed=seed)
+    given_half, fitted = fit_guide(partial_lvm, data.with_transform(halves).train, epochs=settings["epochs"], seed=seed)
+    stop_if_interrupted(fitted)
     auto, lvm, given_half = auto.cpu(), lvm.cpu(), given_half.cpu()
     test = data.with_transform(binary).test.subset(slice(0, 500)).fixed(seed)
     clean, erased, hidden = test.x, erase(test.x), ~erase.observed
@@ -194,3 +199,5 @@ if __name__ == "__main__":
         sys.exit(main())
     except (ValueError, vilvm.NonFiniteLossError) as error:
         sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -9,14 +9,12 @@ Without MNIST on disk or on the network it takes scikit-learn's digits, and says
 
 import argparse
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from rich.table import Table
-from torch.optim.lr_scheduler import OneCycleLR
 
 import vilvm
 from examples._options import add_common, console, dataset_of, device_of, positive, rate, save, settings_of, share, write_settings
@@ -26,7 +24,7 @@ from vilvm.datasets import Dataset, DynamicBinarisation
 from vilvm.diagnostics import active_units
 from vilvm.files import write_json
 from vilvm.objectives import Annealed
-from vilvm.training import CheckpointError
+from vilvm.training import CheckpointError, one_cycle
 
 OBJECTIVES = {"elbo": Trace_ELBO, "mean-field": TraceMeanField_ELBO}
 
@@ -106,8 +104,7 @@ def main(argv: list[str] | None = None) -> int:
         lvm,
         data.train,
         objective=objective_of(settings, total),
-        optimizer=partial(torch.optim.Adam, lr=settings["lr"], fused=True),
-        scheduler=partial(OneCycleLR, max_lr=settings["lr"], total_steps=total, pct_start=0.1),
+        **one_cycle(settings["lr"], total),
         epochs=settings["epochs"],
         batch_size=settings["batch_size"],
         validation=data.validation,

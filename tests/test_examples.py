@@ -1,19 +1,86 @@
 """Every example runs, with tiny arguments; found by walking examples/."""
 
+import csv
+import dataclasses
 import importlib
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 
-TINY = {"vae_mnist": ["--data", "digits", "--epochs", "2", "--samples", "20"]}
+import vilvm
+from examples import compare_mnist, denoising_multimodal
+
+TINY = {
+    "vae_mnist": ["--data", "digits", "--epochs", "2", "--samples", "20"],
+    "compare_mnist": ["--data", "digits", "--quick", "--latent", "3"],
+    "denoising": ["--data", "digits", "--epochs", "2", "--latent", "8"],
+    "denoising_multimodal": ["--data", "digits", "--epochs", "2", "--steps", "20", "--proposals", "50"],
+}
 EXAMPLES = sorted(p.stem for p in (Path(__file__).parents[1] / "examples").glob("*.py") if not p.stem.startswith("_"))
 
 
+@pytest.fixture
+def small(monkeypatch):
+    """The budget of compare_mnist --quick made smaller still."""
+    budget = compare_mnist.Budget(train=300, epochs=1, guide_epochs=1, flow_steps=10, test=20, samples=10, draws=30)
+    monkeypatch.setattr(compare_mnist, "QUICK", budget)
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_example_runs(name, tmp_path):
+def test_example_runs(name, tmp_path, small):
     assert importlib.import_module(f"examples.{name}").main([*TINY[name], "--out", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "settings.json").exists()
+    assert list((tmp_path / "run" / "figures").glob("*.png"))
+    with pytest.raises(SystemExit, match="holds a run already"):
+        importlib.import_module(f"examples.{name}").main([*TINY[name], "--out", str(tmp_path / "run")])
+
+
+def test_compare_mnist_resumes_to_the_same_ledger(tmp_path, small):
+    run = tmp_path / "run"
+    assert compare_mnist.main([*TINY["compare_mnist"], "--out", str(run)]) == 0
+    with (run / "ledger.csv").open() as file:
+        first = {row["model"]: row for row in csv.DictReader(file)}
+    assert len(first) == 26
+    assert {row["likelihood"] for row in first.values()} == {"x ~ Bernoulli", "x ~ Normal"}
+    assert len({row["group"] for row in first.values()}) == 4  # two likelihoods, with and without a bound
+    for row in first.values():
+        assert (row["iwae"] == "") == (row["model"] in ("deep AE", "conv AE", "denoising AE", "linear AE"))
+    # What was being trained when it broke off is trained again; the rest is taken up.
+    shutil.rmtree(run / "models" / "conv_AE_flow")
+    assert compare_mnist.main(["--resume", str(run)]) == 0
+    with (run / "ledger.csv").open() as file:
+        second = {row["model"]: row for row in csv.DictReader(file)}
+    same = [name for name in first[next(iter(first))] if name != "seconds"]
+    assert all(first[model][name] == second[model][name] for model in first for name in same)
+
+
+def test_compare_mnist_stops_when_it_is_told_to(tmp_path, small, monkeypatch, capsys):
+    fit = vilvm.fit
+
+    def interrupted(lvm, *args, **options):
+        found = fit(lvm, *args, **options)
+        return dataclasses.replace(found, stopped="interrupted") if "conv" in str(options["run_dir"]) else found
+
+    monkeypatch.setattr(vilvm, "fit", interrupted)
+    assert compare_mnist.main([*TINY["compare_mnist"], "--out", str(tmp_path)]) == 130
+    assert "--resume" in capsys.readouterr().out
+    assert not (tmp_path / "ledger.csv").exists()
+
+
+@pytest.mark.slow
+def test_in_the_plane_the_mean_is_between_the_modes_and_draws_are_in_them(tmp_path):
+    assert denoising_multimodal.main(["--only", "plane", "--out", str(tmp_path)]) == 0
+    found = json.loads((tmp_path / "results.json").read_text())["plane"]
+    auto, draws, data = found["auto_encoder"], found["draws"], found["data"]
+    assert auto["rms_distance_to_conditional_mean"] < 0.1 * auto["rms_of_conditional_mean"]
+    assert auto["log_density"] < data["log_density"] - 8  # nats: improbable by a factor of 3,000 at the median
+    assert abs(draws["log_density"] - data["log_density"]) < 0.2
+    # The VAE is an approximation of its own: its share of draws in a mode may be off by some hundredths beside Monte Carlo error.
+    assert draws["upper_share_rms_error"] < draws["upper_share_rms_error_of_exact_draws"] + 0.04
+    assert abs(draws["upper_share_bias"]) < 0.03
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Variational inference for latent variable models, on Pyro."""
 
 from vilvm.data import Data
-from vilvm.evaluation import Estimate, Evaluation, evaluate
+from vilvm.evaluation import Estimate, Evaluation, Ledger, compare, evaluate
 from vilvm.lvm import ContractError, LatentVariableModel, Pair
 from vilvm.training import CheckpointError, Event, Fit, History, NonFiniteLossError, fit
 from vilvm.weights import LogWeights, log_weights, posterior, posterior_mean, predict, resample, sample
@@ -16,9 +16,11 @@ __all__ = [
     "Fit",
     "History",
     "LatentVariableModel",
+    "Ledger",
     "LogWeights",
     "NonFiniteLossError",
     "Pair",
+    "compare",
     "evaluate",
     "fit",
     "log_weights",

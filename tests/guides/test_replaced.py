@@ -13,6 +13,7 @@ from models.linear_autoencoder import LinearAutoencoder
 from vilvm.guides import fit_guide, with_guide
 from vilvm.networks import mlp
 from vilvm.priors import fit_prior, with_prior
+from vilvm.testing import check_lvm
 
 
 @pytest.fixture
@@ -79,6 +80,24 @@ def test_fit_guide_says_what_is_missing(auto, x):
 
     with pytest.raises(vilvm.ContractError, match=r"one latent, a vector for each datum; of 500 data it has \{'z': \(500,\)\}"):
         fit_guide(Two(), x)
+
+
+def test_around_an_own_guide_it_keeps_the_contract(x):
+    def tiny():
+        auto = LinearAutoencoder(6, 2)
+        return with_guide(with_prior(auto, fit_prior(auto, x)), mlp(6, (8,), 4), around=True), x[:5]
+
+    check_lvm(tiny)
+
+
+def test_a_new_guide_starts_around_the_codes(auto, x):
+    model = with_prior(auto, fit_prior(auto, x))
+    started, _ = fit_guide(model, x, epochs=1, lr=1e-9)
+    codes = vilvm.posterior_mean(auto, x)["z"]
+    torch.testing.assert_close(vilvm.posterior_mean(started, x)["z"], codes, rtol=1e-4, atol=1e-4)
+    draws = vilvm.posterior(started, x, 200)["z"]
+    expected = codes[:500].std(0) * torch.tensor(-2.0).exp()
+    torch.testing.assert_close(draws.std(0).mean(0), expected, rtol=0.02, atol=0)
 
 
 def test_the_model_given_stays_as_it_is(auto):

@@ -1,17 +1,16 @@
 """The deep auto-encoder: both likelihoods, its loss, and what depth gains on PCA."""
 
 import math
-from functools import partial
 
 import pytest
 import torch
-from torch.optim.lr_scheduler import OneCycleLR
 
 import vilvm
 from models.autoencoder import Autoencoder
 from tests.models.exact import PCA_OF_MNIST, mnist_or_skip
 from vilvm.evaluation import squared_error
 from vilvm.testing import check_lvm
+from vilvm.training import one_cycle
 
 
 def bernoulli():
@@ -42,6 +41,5 @@ def test_it_beats_pca_on_mnist_by_a_third():
     train, test = mnist_or_skip()
     torch.manual_seed(0)
     lvm, steps = Autoencoder(784, 10), 10 * 300
-    schedule = partial(OneCycleLR, max_lr=2e-3, total_steps=steps, pct_start=0.1)
-    vilvm.fit(lvm, train, steps=steps, batch_size=200, optimizer=partial(torch.optim.Adam, lr=2e-3, fused=True), scheduler=schedule)
+    vilvm.fit(lvm, train, steps=steps, batch_size=200, **one_cycle(2e-3, steps))
     assert squared_error(lvm, test).mean < 0.65 * PCA_OF_MNIST[10].sse_test

@@ -1,16 +1,14 @@
 """The convolutional auto-encoder: both likelihoods, its shapes, and what it gains on PCA."""
 
-from functools import partial
-
 import pytest
 import torch
-from torch.optim.lr_scheduler import OneCycleLR
 
 import vilvm
 from models.conv_autoencoder import ConvAutoencoder
 from tests.models.exact import PCA_OF_MNIST, mnist_or_skip
 from vilvm.evaluation import squared_error
 from vilvm.testing import check_lvm
+from vilvm.training import one_cycle
 
 
 def test_bernoulli_keeps_the_contract():
@@ -41,6 +39,5 @@ def test_it_beats_pca_on_mnist_by_a_third():
     train, test = mnist_or_skip()
     torch.manual_seed(0)
     lvm, steps = ConvAutoencoder(28, 10), 5 * 300
-    schedule = partial(OneCycleLR, max_lr=4e-3, total_steps=steps, pct_start=0.1)
-    vilvm.fit(lvm, train, steps=steps, batch_size=200, optimizer=partial(torch.optim.Adam, lr=4e-3, fused=True), scheduler=schedule)
+    vilvm.fit(lvm, train, steps=steps, batch_size=200, **one_cycle(4e-3, steps))
     assert squared_error(lvm, test).mean < 0.65 * PCA_OF_MNIST[10].sse_test

@@ -10,8 +10,9 @@ import torch
 from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 
 import vilvm
-from models.vae import tiny
+from models.vae import VAE, tiny
 from vilvm.datasets import DynamicBinarisation, StaticBinarisation
+from vilvm.training import one_cycle
 
 
 def scalar_model(x):
@@ -400,3 +401,21 @@ def test_shared_latents_under_a_full_plate_train_in_batches_to_the_whole_posteri
     # All data together, in the objective and in the look alike.
     assert fitted.history["elbo"][-1] == pytest.approx(-1420, abs=60)
     assert np.isnan(fitted.history["rate"]).all()
+
+
+@pytest.mark.parametrize("steps", [1, 2, 19, 20, 45])
+def test_one_cycle_ends_low_however_few_the_steps(steps):
+    lvm, x = VAE(6, 2), torch.zeros(8, 6)
+    rates = []
+    made = one_cycle(1e-2, steps)
+
+    def watched(optimizer):
+        scheduler = made["scheduler"](optimizer)
+        step = scheduler.step
+        scheduler.step = lambda: (step(), rates.append(optimizer.param_groups[0]["lr"]))
+        return scheduler
+
+    assert vilvm.fit(lvm, x, steps=steps, optimizer=made["optimizer"], scheduler=watched).stopped == "finished"
+    assert len(rates) >= steps - 1
+    assert max(rates) <= 1e-2 * (1 + 1e-9)
+    assert rates[-1] < 1e-3

@@ -14,6 +14,7 @@ import torch
 from pyro.infer import Trace_ELBO
 
 import vilvm
+from models.conv_autoencoder import ConvAutoencoder
 from models.vae import VAE
 from vilvm.data import seeded
 from vilvm.datasets import digits
@@ -231,3 +232,23 @@ def test_only_the_last_good_checkpoints_are_kept(tmp_path):
     train(tmp_path, 20, checkpoint_seconds=0.0)
     names = sorted(p.name for p in (tmp_path / "checkpoint").iterdir())
     assert names == ["step-000000019", "step-000000020"]
+
+
+@pytest.mark.parametrize("optimizer", [partial(torch.optim.Adam, fused=True), partial(torch.optim.SGD, lr=1e-3, momentum=0.9)])
+def test_the_layout_of_a_tensor_in_memory_is_kept(tmp_path, optimizer):
+    """A fused optimizer walks through parameter and state side by side in memory, so both must be laid out alike after a resumption."""
+    x = torch.rand(40, 64)
+
+    def run(name, callbacks=()):
+        torch.manual_seed(0)
+        lvm = ConvAutoencoder(8, 3, channels=(4, 5)).to(memory_format=torch.channels_last)
+        assert any(not p.is_contiguous() for p in lvm.parameters())
+        options = {"steps": 120, "batch_size": 10, "optimizer": optimizer, "resume": True}
+        return lvm, vilvm.fit(lvm, x, run_dir=tmp_path / name, callbacks=callbacks, **options)
+
+    whole, _ = run("whole")
+    _, first = run("parts", [interrupting(52)])
+    assert (first.stopped, first.steps) == ("interrupted", 52)
+    parts, second = run("parts")
+    assert second.steps == 120
+    assert all(torch.equal(whole.state_dict()[n], v) for n, v in parts.state_dict().items())

@@ -56,6 +56,9 @@ class Ledger:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __str__(self) -> str:
+        return self.to_markdown()
+
     def __getitem__(self, name: str) -> Row:
         found = [row for row in self.rows if row.name == name]
         if not found:

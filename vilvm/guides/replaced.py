@@ -7,19 +7,17 @@ fault is the auto-encoder's own.
 
 import copy
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import pyro
 import torch
-from torch.optim.lr_scheduler import OneCycleLR
 
 from vilvm.data import as_data, seeded, tensors_of
 from vilvm.guides.normal import normal
 from vilvm.handlers import Overhear
 from vilvm.lvm import ContractError, device_of
 from vilvm.networks import mlp
-from vilvm.training import Fit, fit
+from vilvm.training import Fit, fit, one_cycle
 from vilvm.weights import layout, posterior
 from vilvm.weights.contract import check_number
 
@@ -59,7 +57,10 @@ class WithGuide(torch.nn.Module):
         if self.around:
             with Overhear(self.latent) as own:
                 self.lvm.guide(batch)
-            assert own.fn is not None
+            if own.fn is None:
+                raise ContractError(
+                    f"with_guide: {type(self.lvm).__name__} has no guide for latent {self.latent!r} to start around."
+                )
             mean, log_variance = out.chunk(2, dim=-1)
             out = torch.cat([own.fn.mean + mean, log_variance], -1)
         with pyro.plate(self.plate, len(x)):
@@ -169,8 +170,7 @@ def fit_guide(
         batch_size=batch_size,
         seed=seed,
         **{
-            "optimizer": partial(torch.optim.Adam, lr=lr),
-            "scheduler": partial(OneCycleLR, max_lr=lr, total_steps=total, pct_start=0.1),
+            **one_cycle(lr, total),
             "clip": 100.0,
             **options,
         },

@@ -6,6 +6,7 @@ give rows, so that leading dimensions are free, as everywhere in vilvm.
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 
 __all__ = ["ConvDecoder", "ConvEncoder"]
@@ -39,6 +40,7 @@ class ConvEncoder(nn.Module):
             stages += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.SiLU()]
         small = _small(side, len(channels))
         self.stages = nn.Sequential(*stages, nn.Flatten(), nn.Linear(sizes[-1] * small**2, out_dim))
+        self.stages.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half as fast again on a CPU
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C·side·side) → (..., out_dim)."""
@@ -72,6 +74,7 @@ class ConvDecoder(nn.Module):
             last = i == len(channels) - 1
             stages += [nn.ConvTranspose2d(before, sizes[i + 1], 4, stride=2, padding=1), *([] if last else [nn.SiLU()])]
         self.stages = nn.Sequential(*stages, nn.Flatten())
+        self.stages.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half as fast again on a CPU
 
     def forward(self, z: Tensor) -> Tensor:
         """(..., in_dim) → (..., C·side·side)."""

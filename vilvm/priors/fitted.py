@@ -18,7 +18,6 @@ Autoregressive Flow for Density Estimation, Papamakarios, Pavlakou and Murray, 2
 """
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any
 
 import pyro
@@ -26,11 +25,10 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import transforms
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR
 
 from vilvm.data import as_data, seeded
 from vilvm.lvm import ContractError, LatentVariableModel, device_of
-from vilvm.training import fit
+from vilvm.training import fit, one_cycle
 from vilvm.weights import layout, posterior
 from vilvm.weights.contract import check_number
 
@@ -118,6 +116,7 @@ def fit_prior(
     Raises:
         ValueError: an unknown kind, or fewer codes than the density needs.
         ContractError: no such latent, or one that is no vector of a datum.
+        KeyboardInterrupt: Ctrl-C or SIGTERM while a flow is trained.
 
     Example:
         >>> import torch
@@ -190,16 +189,17 @@ def _flow(name: str, codes: Tensor, steps: int, seed: int, progress: bool | None
         order = torch.randperm(len(codes)).to(codes.device)
     held_out, train = codes[order[: len(codes) // 10]], codes[order[len(codes) // 10 :]]
     prior = FittedPrior(name, "flow", {n: v.to(codes) for n, v in _full(train.double()).items()}, layers).to(codes)
-    fit(
+    fitted = fit(
         prior,
         train,
         steps=steps,
         batch_size=_BATCH,
-        optimizer=partial(torch.optim.Adam, lr=_RATE),
-        scheduler=partial(OneCycleLR, max_lr=_RATE, total_steps=steps, pct_start=0.1),
+        **one_cycle(_RATE, steps),
         validation=held_out,
         clip=10.0,
         seed=seed,
         progress=progress,
     )
+    if fitted.stopped == "interrupted":
+        raise KeyboardInterrupt("fit_prior was interrupted before the flow was trained.")
     return prior.requires_grad_(False)

@@ -112,8 +112,11 @@ def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     """
     if isinstance(value, Tensor):
         name = path if path not in tensors else f"{path}#{len(tensors)}"  # keys 1 and "1" have one path
-        tensors[name] = value.detach().cpu().contiguous().clone()
-        return {"!": "tensor", "name": name}
+        # A fused optimizer walks through parameter and state side by side in memory: both must be laid out as they were.
+        order = sorted(range(value.dim()), key=value.stride, reverse=True)
+        order = [] if value.is_contiguous() else order
+        tensors[name] = (value.detach().permute(order) if order else value.detach()).cpu().contiguous().clone()
+        return {"!": "tensor", "name": name, **({"order": order} if order else {})}
     if isinstance(value, np.generic):
         return pack(value.item(), tensors, path)
     if isinstance(value, tuple):
@@ -139,12 +142,17 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     if not isinstance(value, dict):
         return value
     kinds: dict[str, Callable[[], Any]] = {
-        "tensor": lambda: tensors[value["name"]],
+        "tensor": lambda: _laid_out(tensors[value["name"]], value.get("order")),
         "tuple": lambda: tuple(unpack(v, tensors) for v in value["items"]),
         "dict": lambda: {unpack(k, tensors): unpack(v, tensors) for k, v in value["items"]},
         "counter": lambda: Counter({unpack(k, tensors): unpack(v, tensors) for k, v in value["items"]}),
     }
     return kinds[value["!"]]() if "!" in value else {k: unpack(v, tensors) for k, v in value.items()}
+
+
+def _laid_out(tensor: Tensor, order: list[int] | None) -> Tensor:
+    """A tensor whose dimensions were stored in this order, largest stride first, as it lay in memory."""
+    return tensor.permute([order.index(d) for d in range(len(order))]) if order else tensor
 
 
 def _all(folder: Path) -> list[Path]:
