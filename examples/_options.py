@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,9 +12,11 @@ import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 
+import vilvm
 from vilvm.data import Transform
 from vilvm.datasets import Dataset, digits, mnist
 from vilvm.files import write_json
+from vilvm.training import CheckpointError
 
 console = Console()
 Parse = Callable[[list[str] | None], argparse.Namespace]
@@ -109,6 +112,23 @@ def device_of(choice: str) -> str:
     if choice == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda was asked for, and torch finds no GPU here; take --device cpu.")
     return choice if choice != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def finished(fitted: vilvm.Fit) -> vilvm.Fit:
+    """The result of a training that was not broken off; else Ctrl-C or SIGTERM ends the whole script."""
+    if fitted.stopped == "interrupted":
+        raise KeyboardInterrupt
+    return fitted
+
+
+def run(main: Callable[[], int]) -> None:
+    """Ends the process with what `main` returns, or with one sentence about what went wrong."""
+    try:
+        sys.exit(main())
+    except (ValueError, CheckpointError, vilvm.NonFiniteLossError) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:

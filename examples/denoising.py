@@ -8,14 +8,26 @@ denoising auto-encoder trained on that corruption makes of them; a picture of ea
 """
 
 import argparse
-import sys
 from typing import Any
 
 import torch
 from rich.table import Table
 
 import vilvm
-from examples._options import add_common, console, dataset_of, device_of, new_folder, own, positive, rate, save, write_settings
+from examples._options import (
+    add_common,
+    console,
+    dataset_of,
+    device_of,
+    finished,
+    new_folder,
+    own,
+    positive,
+    rate,
+    run,
+    save,
+    write_settings,
+)
 from models.autoencoder import Autoencoder
 from models.denoising_autoencoder import DenoisingAutoencoder
 from vilvm import report
@@ -53,9 +65,7 @@ def train(lvm: Any, data: Data, settings: dict[str, Any], device: str) -> vilvm.
         device=device,
         seed=settings["seed"],
     )
-    if fitted.stopped == "interrupted":
-        raise KeyboardInterrupt
-    return fitted
+    return finished(fitted)
 
 
 def table(rows: dict[str, dict[str, Decibels]], title: str) -> Table:
@@ -101,9 +111,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, vilvm.NonFiniteLossError) as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run(main)

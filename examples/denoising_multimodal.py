@@ -8,7 +8,6 @@ erased. A denoising auto-encoder h(x̃) stands beside draws from the posterior o
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,19 @@ from rich.table import Table
 from torch import Tensor
 
 import vilvm
-from examples._options import add_common, console, dataset_of, device_of, new_folder, own, positive, save, write_settings
+from examples._options import (
+    add_common,
+    console,
+    dataset_of,
+    device_of,
+    finished,
+    new_folder,
+    own,
+    positive,
+    run,
+    save,
+    write_settings,
+)
 from models.denoising_autoencoder import DenoisingAutoencoder
 from models.vae import VAE
 from vilvm import report
@@ -54,12 +65,7 @@ def train(lvm: Any, data: Data, steps: int, batch_size: int, lr: float, settings
         device=device_of(settings["device"]),
         seed=settings["seed"],
     )
-    stop_if_interrupted(fitted)
-
-
-def stop_if_interrupted(fitted: vilvm.Fit) -> None:
-    if fitted.stopped == "interrupted":
-        raise KeyboardInterrupt
+    finished(fitted)
 
 
 def plane(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -117,7 +123,7 @@ def images(settings: dict[str, Any], data: Dataset, folder: Path) -> dict[str, A
     train(lvm, data.with_transform(binary).train, steps, batch_size, 4e-3, settings, warmup=steps // 4)
     partial_lvm = partly_observed(lvm, erase.observed.to(next(lvm.parameters()).device))
     given_half, fitted = fit_guide(partial_lvm, data.with_transform(halves).train, epochs=settings["epochs"], seed=seed)
-    stop_if_interrupted(fitted)
+    finished(fitted)
     auto, lvm, given_half = auto.cpu(), lvm.cpu(), given_half.cpu()
     test = data.with_transform(binary).test.subset(slice(0, 500)).fixed(seed)
     clean, erased, hidden = test.x, erase(test.x), ~erase.observed
@@ -195,9 +201,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, vilvm.NonFiniteLossError) as error:
-        sys.exit(str(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run(main)

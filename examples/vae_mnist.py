@@ -8,7 +8,6 @@ Without MNIST on disk or on the network it takes scikit-learn's digits, and says
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,26 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from rich.table import Table
 
 import vilvm
-from examples._options import add_common, console, dataset_of, device_of, positive, rate, save, settings_of, share, write_settings
+from examples._options import (
+    add_common,
+    console,
+    dataset_of,
+    device_of,
+    positive,
+    rate,
+    run,
+    save,
+    settings_of,
+    share,
+    write_settings,
+)
 from models.vae import VAE
 from vilvm import report
 from vilvm.datasets import Dataset, DynamicBinarisation
 from vilvm.diagnostics import active_units
 from vilvm.files import write_json
 from vilvm.objectives import Annealed
-from vilvm.training import CheckpointError, one_cycle
+from vilvm.training import one_cycle
 
 OBJECTIVES = {"elbo": Trace_ELBO, "mean-field": TraceMeanField_ELBO}
 
@@ -139,7 +150,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except (ValueError, CheckpointError, vilvm.NonFiniteLossError) as error:
-        sys.exit(str(error))
+    run(main)

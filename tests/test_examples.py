@@ -44,6 +44,9 @@ def test_compare_mnist_resumes_to_the_same_ledger(tmp_path, small):
     with (run / "ledger.csv").open() as file:
         first = {row["model"]: row for row in csv.DictReader(file)}
     assert len(first) == 26
+    above = json.loads((run / "results.json").read_text())["above_vae"]
+    expected = float(first["deep AE + flow"]["iwae"]) - float(first["VAE"]["iwae"])
+    assert above["deep AE + flow"]["mean"] == pytest.approx(expected, abs=1e-9)
     assert {row["likelihood"] for row in first.values()} == {"x ~ Bernoulli", "x ~ Normal"}
     assert len({row["group"] for row in first.values()}) == 4  # two likelihoods, with and without a bound
     for row in first.values():

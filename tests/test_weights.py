@@ -17,6 +17,7 @@ from pyro.infer.autoguide import (
 )
 
 import vilvm
+from models.autoencoder import Autoencoder
 from models.ppca import PPCA
 from models.vae import VAE
 from vilvm.diagnostics import active_units
@@ -415,6 +416,13 @@ def test_resampling_a_shared_latent_picks_whole_draws():
     lvm = vilvm.Pair(schools, AutoNormal(schools))
     drawn = vilvm.resample(lvm, SCHOOLS, 7, proposals=50)
     assert {n: tuple(v.shape) for n, v in drawn.items()} == {"mu": (7,), "tau": (7,), "theta": (7, 8)}
+
+
+def test_resampling_a_point_is_refused():
+    with pytest.raises(
+        vilvm.ContractError, match="guide of Autoencoder puts latent 'z' on one point, so there is nothing to pick from"
+    ):
+        vilvm.resample(Autoencoder(6, 2), torch.zeros(3, 6))
 
 
 def test_resampling_the_impossible():

@@ -5,7 +5,7 @@ Between codes a and b, at t from 0 to 1:
 - the line:          (1 − t) a + t b;
 - the great circle:  a and b turned into one another about a centre, their lengths running linearly from one to the other. Draws
   from N(0, I) in many dimensions d all have a length near √d, and the middle of a line between two is too short, by a factor
-  near √½, to be a likely draw itself; every point of the circle is as likely as its ends.
+  near √½, to be a likely draw itself; the circle's points are as long as its ends.
 
 Between data themselves the line is the strawman: a cross-fade.
 

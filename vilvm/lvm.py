@@ -106,6 +106,8 @@ class _LocalParams(Messenger):
         self.known = {id(p) for p in lvm.parameters()} if isinstance(lvm, torch.nn.Module) else set()
 
     def _pyro_param(self, msg: Any) -> None:
+        if msg["done"]:  # by a model within this one
+            return
         name, *init = msg["args"]
         if not init:
             if name in self._declared():  # else a PyroModule announces a parameter of its own
@@ -180,7 +182,7 @@ def module_parameters(lvm: object, frozen: bool = False) -> Iterator[None]:
         lvm: the latent variable model.
         frozen: whether a parameter that has not been met before is an error; so it is too within a context that says so.
     """
-    frozen = frozen or any(isinstance(m, _LocalParams) and m.lvm is lvm and m.frozen for m in _PYRO_STACK)
+    frozen = frozen or any(isinstance(m, _LocalParams) and m.frozen and _holds(m.lvm, lvm) for m in _PYRO_STACK)
     with pyro.settings.context(module_local_params=True), _LocalParams(lvm, frozen) as serve, ExitStack() as stack:
         stack.callback(serve.forget_doubles)
         for part in lvm.modules() if isinstance(lvm, torch.nn.Module) else ():
@@ -190,6 +192,11 @@ def module_parameters(lvm: object, frozen: bool = False) -> Iterator[None]:
             if isinstance(part, AutoGuide) and part.prototype_trace is None:
                 stack.enter_context(_served_within(part, _LocalParams(lvm, frozen)))
         yield
+
+
+def _holds(outer: object, lvm: object) -> bool:
+    """Whether a model is another one, or within it."""
+    return outer is lvm or (isinstance(outer, torch.nn.Module) and any(part is lvm for part in outer.modules()))
 
 
 @contextmanager

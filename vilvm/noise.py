@@ -13,49 +13,53 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 
-from vilvm.data import as_data
+from vilvm.data import Data, as_data, seeded
 from vilvm.handlers import Substitute
 from vilvm.lvm import ContractError, device_of
 from vilvm.weights import layout, posterior_mean, predict
+from vilvm.weights.contract import check_number
+from vilvm.wrapped import Wrapped
 
 __all__ = ["WithNoise", "fit_noise"]
 
 _ROWS = 1000
 
 
-class WithNoise(torch.nn.Module):
+class WithNoise(Wrapped):
     """A latent variable model with another scale of its Gaussian likelihood; see ``fit_noise``."""
 
-    lvm: Any
-
     def __init__(self, lvm: torch.nn.Module, site: str, scale: torch.Tensor):
-        super().__init__()
-        self.lvm, self.site = lvm, site
+        super().__init__(lvm)
+        self.site = site
         self.scale = torch.nn.Parameter(scale, requires_grad=False)
 
     def model(self, batch: Any) -> Any:
         """p(x | z) p(z), x ~ N(g(z), scale² I)."""
         with Substitute(self.site, self._rescale):
-            return self.lvm.model(batch)
+            return self.inner_model(batch)
 
     def guide(self, batch: Any) -> Any:
         """As it was."""
-        return self.lvm.guide(batch)
+        return self.inner_guide(batch)
 
     def _rescale(self, old: Any) -> Any:
         return dist.Normal(old.mean, self.scale).to_event(old.event_dim)
 
 
 @torch.no_grad()
-def fit_noise(lvm: Any, data: Any, *, num_samples: int = 1) -> WithNoise:
+def fit_noise(lvm: Any, data: Any, *, num_samples: int = 1, seed: int = 0) -> WithNoise:
     """The model with σ of its Gaussian likelihood at its maximum likelihood given the codes. Shares its parameters with `lvm`.
+
+    The codes are the posterior means: right for an auto-encoder; for a stochastic guide σ is then smaller than what its ELBO asks for.
 
     Arguments:
         lvm: a trained model of one observed site, Gaussian.
         data: the training data; a fresh transform is drawn once.
         num_samples: draws over which a posterior mean is taken that is not known in closed form.
+        seed: of these draws, and of the transform.
 
     Raises:
+        ValueError: the data are reproduced without any residual.
         ContractError: the model observes several sites, one that is not Gaussian, or one of another shape than a datum.
 
     Example:
@@ -67,13 +71,23 @@ def fit_noise(lvm: Any, data: Any, *, num_samples: int = 1) -> WithNoise:
         True
     """
     given = as_data(data)
-    fixed = given.to(device_of(lvm, given.device)).fixed()
+    fixed = given.to(device_of(lvm, given.device)).fixed(seed)
+    check_number("fit_noise: num_samples", num_samples)
+    with seeded(seed, fixed.device):
+        return _fit_noise(lvm, fixed, num_samples)
+
+
+def _fit_noise(lvm: Any, fixed: Data, num_samples: int) -> WithNoise:
     plan = layout(lvm, (fixed.subset(slice(0, 2)) if fixed.divisible else fixed).x)
     site = plan.observed[0]
     if len(plan.observed) != 1 or plan.families[site] != "Normal":
         raise ContractError(f"fit_noise needs a model of one Gaussian observation; {type(lvm).__name__} observes {plan.families}.")
     residuals = [_residual(lvm, part.x, site, num_samples) for part in fixed.parts(_ROWS)]
     mean_square = torch.stack([r.double().square().sum() for r in residuals]).sum() / sum(r.numel() for r in residuals)
+    if not bool(mean_square > 0):
+        raise ValueError(
+            "fit_noise: the data are reproduced exactly, so that the noise has no scale; take more data, or fewer dimensions."
+        )
     return WithNoise(lvm, site, mean_square.sqrt().to(residuals[0]))
 
 

@@ -19,25 +19,25 @@ from torch import Tensor
 
 from vilvm.handlers import Substitute
 from vilvm.lvm import ContractError
+from vilvm.wrapped import Wrapped
 
 __all__ = ["PartlyObserved", "partly_observed"]
 
 
-class PartlyObserved(torch.nn.Module):
+class PartlyObserved(Wrapped):
     """A latent variable model that scores some components of its data only; see ``partly_observed``."""
 
-    lvm: Any
     observed: Tensor
 
     def __init__(self, lvm: torch.nn.Module, observed: Tensor, site: str):
-        super().__init__()
-        self.lvm, self.site = lvm, site
+        super().__init__(lvm)
+        self.site = site
         self.register_buffer("observed", observed)
 
     def model(self, batch: Any) -> Any:
         """p(x_O | z) p(z)."""
         with Substitute(self.site, self._restrict) as restricted:
-            result = self.lvm.model(batch)
+            result = self.inner_model(batch)
         if not restricted.met:
             raise ContractError(
                 f"partly_observed: {type(self.lvm).__name__} has no site {self.site!r}; say with site=... what it observes."
@@ -46,7 +46,7 @@ class PartlyObserved(torch.nn.Module):
 
     def guide(self, batch: Any) -> Any:
         """As it was: of what it makes of a datum with holes, only a guide fitted to such data knows."""
-        return self.lvm.guide(batch)
+        return self.inner_guide(batch)
 
     def _restrict(self, fn: Any) -> dist.TorchDistribution:
         if fn.event_shape != self.observed.shape:

@@ -87,6 +87,8 @@ def test_a_blur_is_made_once():
         (lambda: BlockMasking(2, (784,)), r"image_shape must be \(height, width\)"),
         (lambda: Blur(-1.0), "scale must be above 0"),
         (lambda: BlockMasking(2, (2, 2))(torch.zeros(3, 5)), r"data of shape \(3, 5\) are not rows of 4 pixels"),
+        (lambda: GaussianNoise()(torch.ones(2, 3).long()), "Gaussian noise: needs real numbers, and these data are torch.int64"),
+        (lambda: PixelErasure()(torch.ones(2, 3).long()), "pixel erasure: needs real numbers"),
         (lambda: Corrupted(0.5), "corruption is a float, not a transform"),
         (lambda: Chain((StaticBinarisation(), PixelErasure())), "apply it to the tensors first"),
         (lambda: Chain(()), r"takes a tuple of transforms, such as .* got \(\)"),

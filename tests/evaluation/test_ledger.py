@@ -119,6 +119,35 @@ def test_a_transform_is_drawn_once_for_all():
     assert both.difference("a", "b") == (0, 0)
 
 
+def test_it_leaves_the_generators_alone_and_follows_the_seed(models, x):
+    torch.manual_seed(4)
+    expected = torch.rand(3)
+    torch.manual_seed(4)
+    first = compare(models, x, num_samples=5, num_draws=30)
+    assert torch.equal(torch.rand(3), expected)
+    second = compare({"two": models["two"]}, x, num_samples=5, num_draws=30)
+    assert second["two"].two_sample == first["two"].two_sample  # whatever other rows there are
+    assert torch.equal(second["two"].evaluation.bounds["iwae"].values, first["two"].evaluation.bounds["iwae"].values)
+
+
+def test_draws_that_are_not_finite_cost_a_column_and_not_the_ledger(x):
+    class Wild(PPCA):
+        def model(self, batch):
+            with pyro.plate("data", len(batch)):
+                z = pyro.sample("z", dist.Normal(self.origin, 1.0).to_event(1))
+                pyro.sample("x", dist.LogNormal(z @ self.W.T + 100, 30.0).to_event(1), obs=batch)
+
+    found = compare({"wild": Wild(6, 2)}, x.abs() + 1, num_samples=5, num_draws=60)
+    assert found["wild"].two_sample is None
+    assert found.notes == ["wild: no two-sample test: some draws are not finite."]
+
+
+def test_too_few_draws_are_noted(models, x):
+    assert compare({"two": models["two"]}, x, num_samples=5, num_draws=3).notes == [
+        "two: no two-sample test: it needs 5 draws and as many held-out data, of one tensor."
+    ]
+
+
 def test_parameters_are_those_in_use(x):
     auto = LinearAutoencoder(6, 2)
     prior = fit_prior(auto, x, "full")

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import vilvm
+from models.denoising_autoencoder import DenoisingAutoencoder
 from models.vae import VAE
 from vilvm.evaluation import psnr, reconstruct, squared_error
 
@@ -33,6 +34,16 @@ def test_several_observations_are_refused():
 
     with pytest.raises(vilvm.ContractError, match="not one site of the batch's shape"):
         reconstruct(vilvm.Pair(model, guide), torch.zeros(3))
+
+
+def test_pairs_are_refused_with_advice():
+    lvm, pairs = DenoisingAutoencoder(6, 2, hidden=(8,)), (torch.zeros(3, 6), torch.ones(3, 6))
+    with pytest.raises(
+        vilvm.ContractError, match=r"batch is a tuple, not one tensor; of pairs \(corrupted, clean\), pass the corrupted"
+    ):
+        reconstruct(lvm, pairs)
+    with pytest.raises(vilvm.ContractError, match="data are not of one tensor"):
+        squared_error(lvm, pairs)
 
 
 def test_psnr_is_of_all_pictures_together():

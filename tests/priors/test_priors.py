@@ -156,10 +156,32 @@ def test_the_latent_is_named_where_there_are_several(x):
             fit_prior(lvm, x, latent=latent)
 
 
+def test_codes_that_no_density_fits(x):
+    with pytest.raises(ValueError, match="codes are all the same, or not finite"):
+        fit_prior(Identity(), torch.ones(30, 3), "full")
+    with pytest.raises(ValueError, match="full prior of 3 dimensions needs at least 4 data; got 3"):
+        fit_prior(Identity(), x[:3], "full")
+
+
+def test_a_latent_that_data_share_is_no_code():
+    def model(x):
+        with pyro.plate("components", 4):
+            means = pyro.sample("means", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(means[0], 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("components", 4):
+            pyro.sample("means", dist.Normal(torch.zeros(4, 3), 1.0).to_event(1))
+
+    with pytest.raises(vilvm.ContractError, match="latent 'means' has shape"):
+        fit_prior(vilvm.Pair(model, guide), torch.zeros(30, 3))
+
+
 def test_bad_arguments(x):
     with pytest.raises(ValueError, match=r"unknown kind 'cauchy'; choose from \['diagonal', 'full', 'mixture', 'flow'\]"):
         fit_prior(Identity(), x, "cauchy")
-    with pytest.raises(ValueError, match="mixture prior needs at least 10 data; got 4"):
+    with pytest.raises(ValueError, match="mixture prior of 3 dimensions needs at least 10 data; got 4"):
         fit_prior(Identity(), x[:4], "mixture")
     other = with_prior(Autoencoder(6, 2), fit_prior(Identity(), x))
     with pytest.raises(vilvm.ContractError, match=r"prior is of vectors of shape \(3,\), latent 'z' of shape \(2,\)"):

@@ -34,7 +34,7 @@ class GaussianNoise:
 
     def __call__(self, batch: Any) -> Any:
         """The noisy batch."""
-        return map_tensors(lambda x: x + self.scale * torch.randn_like(x), batch)
+        return map_tensors(lambda x: _real(x, self.name) + self.scale * torch.randn_like(x), batch)
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class PixelErasure:
 
     def __call__(self, batch: Any) -> Any:
         """The batch with holes."""
-        return map_tensors(lambda x: x.where(torch.rand_like(x) >= self.share, 0.0), batch)
+        return map_tensors(lambda x: _real(x, self.name).where(torch.rand_like(x) >= self.share, 0.0), batch)
 
 
 @dataclass(frozen=True)
@@ -188,6 +188,11 @@ class Corrupted:
 def _check(holds: bool, sentence: str) -> None:
     if not holds:
         raise ValueError(sentence)
+
+
+def _real(x: Tensor, who: str) -> Tensor:
+    _check(x.is_floating_point(), f"{who}: needs real numbers, and these data are {x.dtype}; divide grey levels by their largest.")
+    return x
 
 
 def _check_shape(shape: tuple[int, ...], who: str) -> None:

@@ -15,6 +15,7 @@ says the latter may be.
 
 import io
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from rich.console import Console, ConsoleOptions
 from torch import Tensor
 
 from vilvm.data import Data, as_data, seeded
-from vilvm.evaluation.bounds import Estimate, Evaluation, evaluate
+from vilvm.evaluation.bounds import Evaluation, evaluate
 from vilvm.evaluation.reconstruction import squared_error
 from vilvm.evaluation.rows import Difference, Protocol, Row, check_comparable, difference
 from vilvm.evaluation.samples import Features, frechet_distance, two_sample_test
@@ -34,6 +35,8 @@ from vilvm.weights import layout, log_weights, sample
 from vilvm.weights.contract import check_number
 
 __all__ = ["Ledger", "compare"]
+
+_FEWEST = 5  # draws: one for each fold of the two-sample test
 
 
 class Ledger:
@@ -184,27 +187,28 @@ def compare(
     fixed = as_data(data).fixed(seed)
     contents = fixed.fingerprint()[:12]
     real = _held_out(fixed if held_out is None else as_data(held_out, "held-out data").fixed(seed), num_draws, seed)
-    rows = []
+    ledger = Ledger(())
     for name, lvm in models.items():
         here = fixed.to(device_of(lvm, fixed.device))
         try:
-            evaluation = evaluate(lvm, here, num_samples=num_samples, batch_size=batch_size, seed=seed, progress=progress)
-            draws, notes = _draws(lvm, here, num_draws, seed)
-            rows.append(
-                Row(
+            # Its own seed for each, so that no row depends on which others there are.
+            with seeded(seed, here.device):
+                evaluation = evaluate(lvm, here, num_samples=num_samples, batch_size=batch_size, seed=seed, progress=progress)
+                batch = (here.subset(slice(0, batch_size or 2)) if here.divisible else here).x
+                row = Row(
                     name=name,
                     protocol=_protocol(evaluation, contents),
                     evaluation=evaluation,
-                    parameters=_parameters(lvm, here),
-                    sse=_squared_error(lvm, here),
+                    parameters=_parameters(lvm, batch),
                     seconds=None if seconds is None else seconds.get(name),
-                    notes=tuple(n for n in (evaluation.bounds.refusal, *notes) if n),
-                    **({} if draws is None or real is None else _quality(real, draws, features, seed)),
+                    notes=(evaluation.bounds.refusal,) if evaluation.bounds.refusal else (),
                 )
-            )
+                row = _with_squared_error(row, lvm, here)
+                row = _with_quality(row, lvm, batch, num_draws, real, features, seed)
         except ContractError as error:
             raise ContractError(f"compare: {name}: {error}") from None
-    return Ledger(tuple(rows))
+        ledger += Ledger((row,))
+    return ledger
 
 
 def _protocol(evaluation: Evaluation, contents: str) -> Protocol:
@@ -215,63 +219,61 @@ def _protocol(evaluation: Evaluation, contents: str) -> Protocol:
     return Protocol(likelihood=likelihood, contents=contents, bound=bound, **fields)
 
 
-def _parameters(lvm: LatentVariableModel, data: Data) -> int:
+def _parameters(lvm: LatentVariableModel, batch: Any) -> int:
     """How many numbers the pair's log-weights depend on: an encoder that a new guide has put out of use is not counted."""
     if not isinstance(lvm, torch.nn.Module):
         return 0
-    batch = (data.subset(slice(0, 2)) if data.divisible else data).x
     plan = layout(lvm, batch)
     parameters = [p for p in lvm.parameters() if p.is_floating_point()]
     before = [p.requires_grad for p in parameters]
     try:
         for p in parameters:
             p.requires_grad_(True)
-        with torch.enable_grad(), seeded(0, data.device):
-            with evaluation_mode(lvm):
-                total = log_weights(lvm, batch, 1, plan=plan).log_weight.sum()
-            used = torch.autograd.grad(total, parameters, allow_unused=True) if total.requires_grad else []
+        with torch.enable_grad(), evaluation_mode(lvm):
+            total = log_weights(lvm, batch, 1, plan=plan).log_weight.sum()
+        used = torch.autograd.grad(total, parameters, allow_unused=True) if total.requires_grad else []
     finally:
         for p, trainable in zip(parameters, before, strict=True):
             p.requires_grad_(trainable)
     return sum(p.numel() for p, grad in zip(parameters, used, strict=False) if grad is not None)
 
 
-def _squared_error(lvm: LatentVariableModel, data: Data) -> Estimate | None:
-    if not isinstance(data.x, Tensor):
-        return None
+def _with_squared_error(row: Row, lvm: LatentVariableModel, data: Data) -> Row:
     try:
-        return squared_error(lvm, data)
-    except ContractError:
-        return None
+        return replace(row, sse=squared_error(lvm, data))
+    except ContractError as error:
+        return _noted(row, f"no reconstruction: {error}")
 
 
-def _held_out(fixed: Data, count: int, seed: int) -> Data | None:
+def _held_out(fixed: Data, count: int, seed: int) -> Tensor | None:
     """As many held-out data as there are draws, at random, if they are of one tensor and draws are wanted."""
-    if not count or not isinstance(fixed.x, Tensor) or len(fixed) < 2:
+    if not count or not isinstance(fixed.x, Tensor):
         return None
     order = torch.randperm(len(fixed), generator=torch.Generator().manual_seed(seed))
-    return fixed.subset(order[:count])
+    return fixed.x.cpu()[order[:count]]
 
 
-def _draws(lvm: LatentVariableModel, data: Data, count: int, seed: int) -> tuple[Tensor | None, list[str]]:
-    if not count or not isinstance(data.x, Tensor):
-        return None, []
-    observed = layout(lvm, data.subset(slice(0, 2)).x if data.divisible else data.x).observed
-    with seeded(seed, data.device):
-        try:
-            drawn = [value for name, value in sample(lvm, count).items() if name in observed]
-        except ContractError as error:
-            return None, [f"no draws: {error}"]
-    if len(drawn) != 1 or drawn[0].shape[1:] != data.x.shape[1:]:
-        return None, [f"no draws: {[tuple(d.shape[1:]) for d in drawn]} is not the shape of a datum, {tuple(data.x.shape[1:])}."]
-    return drawn[0].cpu().to(data.x.dtype), []
+def _with_quality(
+    row: Row, lvm: LatentVariableModel, batch: Any, count: int, real: Tensor | None, features: Features | None, seed: int
+) -> Row:
+    """The row with what draws from the model's prior look like beside held-out data, or with a note that says why not."""
+    if not count:
+        return row
+    if real is None or len(real) < _FEWEST or count < _FEWEST:
+        return _noted(row, f"no two-sample test: it needs {_FEWEST} draws and as many held-out data, of one tensor.")
+    try:
+        drawn = [value.cpu() for name, value in sample(lvm, count).items() if name in layout(lvm, batch).observed]
+    except ContractError as error:
+        return _noted(row, f"no draws: {error}")
+    if len(drawn) != 1 or drawn[0].shape[1:] != real.shape[1:]:
+        return _noted(row, f"no draws: {[tuple(d.shape[1:]) for d in drawn]} is not the shape of a datum, {tuple(real.shape[1:])}.")
+    if not bool(torch.isfinite(drawn[0]).all()):
+        return _noted(row, "no two-sample test: some draws are not finite.")
+    row = replace(row, two_sample=two_sample_test(real, drawn[0], seed=seed))
+    if features is None:
+        return row
+    return replace(row, frechet=frechet_distance(features(real), features(drawn[0][: len(real)])))
 
 
-def _quality(real: Data, draws: Tensor, features: Features | None, seed: int) -> dict[str, Any]:
-    count = min(len(real), len(draws))
-    found: dict[str, Any] = {}
-    if count >= 5:
-        found["two_sample"] = two_sample_test(real.x, draws, seed=seed)
-    if features is not None:
-        found["frechet"] = frechet_distance(features(real.x[:count]), features(draws[:count]))
-    return found
+def _noted(row: Row, note: str) -> Row:
+    return replace(row, notes=(*row.notes, note))

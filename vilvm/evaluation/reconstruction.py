@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vilvm.data import Data, as_data
+from vilvm.data import Data, as_data, seeded
 from vilvm.evaluation.bounds import Estimate
 from vilvm.lvm import ContractError, LatentVariableModel, device_of
 from vilvm.weights import posterior_mean, predict
@@ -34,6 +34,10 @@ def reconstruct(lvm: LatentVariableModel, batch: Tensor, num_samples: int = 1) -
     Raises:
         ContractError: the model observes several sites, or one of another shape.
     """
+    if not isinstance(batch, Tensor):
+        raise ContractError(
+            f"reconstruct: the batch is a {type(batch).__name__}, not one tensor; of pairs (corrupted, clean), pass the corrupted ones alone."
+        )
     means = predict(lvm, posterior_mean(lvm, batch, num_samples), like=batch)
     found = [mean for mean in means.values() if mean.shape == batch.shape]
     if len(means) != 1 or not found:
@@ -43,7 +47,7 @@ def reconstruct(lvm: LatentVariableModel, batch: Tensor, num_samples: int = 1) -
 
 
 @torch.no_grad()
-def squared_error(lvm: LatentVariableModel, data: object, num_samples: int = 1) -> Estimate:
+def squared_error(lvm: LatentVariableModel, data: object, num_samples: int = 1, seed: int = 0) -> Estimate:
     """SSE of the reconstruction, for every datum; a fresh transform of the data is drawn once.
 
     Returns:
@@ -57,9 +61,12 @@ def squared_error(lvm: LatentVariableModel, data: object, num_samples: int = 1) 
         torch.Size([9])
     """
     given: Data = as_data(data)
-    fixed = given.to(device_of(lvm, given.device)).fixed()
+    fixed = given.to(device_of(lvm, given.device)).fixed(seed)
     parts = [part.x for part in fixed.parts(_ROWS)]
-    errors = [(x - reconstruct(lvm, x, num_samples)).double().square().reshape(len(x), -1).sum(1) for x in parts]
+    if any(not isinstance(x, Tensor) for x in parts):
+        raise ContractError("squared_error: the data are not of one tensor; pass one tensor, with one datum a row.")
+    with seeded(seed, fixed.device):
+        errors = [(x - reconstruct(lvm, x, num_samples)).double().square().reshape(len(x), -1).sum(1) for x in parts]
     values = torch.cat(errors).cpu()
     return Estimate(values, torch.zeros_like(values))
 

@@ -60,10 +60,11 @@ class Row:
         name: of the model.
         protocol: what its bound may be compared with.
         evaluation: bounds, rate and distortion.
-        parameters: numbers that its model and guide make use of, frozen ones and those of a fitted prior included.
+        parameters: of those tensors that its model and guide make use of, frozen ones and those of a fitted prior included.
         sse: squared error of reconstructions; None where they have not the shape of the data.
-        two_sample: the classifier's accuracy between draws and held-out data; None without draws.
-        frechet: distance between draws and held-out data; None without draws or without features.
+        two_sample: the classifier's accuracy between draws and held-out data; None without draws. It and the next may be compared where
+            number of draws and held-out data are the same.
+        frechet: distance between draws and held-out data; None without draws or without features. Of one set of features only.
         seconds: to train, if that was told.
         notes: why something is missing.
     """

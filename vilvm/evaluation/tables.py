@@ -101,6 +101,7 @@ def record(row: Row, best: Row) -> dict[str, Any]:
         "ess": None if e.ess is None else e.ess.mean().item(),
         "two_sample": None if row.two_sample is None else row.two_sample.accuracy,
         "two_sample_se": None if row.two_sample is None else row.two_sample.se,
+        "num_draws": None if row.two_sample is None else row.two_sample.num_draws,
         "frechet": row.frechet,
         "seconds": row.seconds,
         **row.protocol._asdict(),

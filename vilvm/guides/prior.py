@@ -11,26 +11,22 @@ from typing import Any
 import torch
 from pyro import poutine
 
+from vilvm.wrapped import Wrapped
+
 __all__ = ["WithPriorGuide", "with_prior_guide"]
 
 
-class WithPriorGuide(torch.nn.Module):
+class WithPriorGuide(Wrapped):
     """A latent variable model whose guide is its prior; see ``with_prior_guide``."""
-
-    lvm: Any
-
-    def __init__(self, lvm: torch.nn.Module):
-        super().__init__()
-        self.lvm = lvm
 
     def model(self, batch: Any) -> Any:
         """p(x | z) p(z), as it was."""
-        return self.lvm.model(batch)
+        return self.inner_model(batch)
 
     def guide(self, batch: Any) -> None:
         """p(z): the model, of which the observed sites are neither heard nor seen."""
         with poutine.block(hide_fn=_is_data):
-            self.lvm.model(batch)
+            self.inner_model(batch)
 
 
 def _is_data(msg: Any) -> bool:

@@ -20,20 +20,20 @@ from vilvm.networks import mlp
 from vilvm.training import Fit, fit, one_cycle
 from vilvm.weights import layout, posterior
 from vilvm.weights.contract import check_number
+from vilvm.wrapped import Wrapped
 
 __all__ = ["WithGuide", "fit_guide", "with_guide"]
 
 _LOOK = 500  # data by which the spread of the codes is judged
 
 
-class WithGuide(torch.nn.Module):
+class WithGuide(Wrapped):
     """A frozen model under a new amortised guide; see ``with_guide``."""
 
-    lvm: Any
-
-    def __init__(self, lvm: torch.nn.Module, encoder: torch.nn.Module, latent: str, plate: str, around: bool):
-        super().__init__()
-        self.lvm = copy.deepcopy(lvm).requires_grad_(False).eval()
+    def __init__(self, lvm: torch.nn.Module, encoder: torch.nn.Module, latent: str, plate: str, dim: int | None, around: bool):
+        super().__init__(copy.deepcopy(lvm), frozen=True)
+        self.lvm.requires_grad_(False).eval()
+        self.dim = dim
         self.encoder, self.latent, self.plate, self.around = encoder, latent, plate, around
 
     def train(self, mode: bool = True) -> "WithGuide":
@@ -44,7 +44,7 @@ class WithGuide(torch.nn.Module):
 
     def model(self, batch: Any) -> Any:
         """p(x | z) p(z), as it was."""
-        return self.lvm.model(batch)
+        return self.inner_model(batch)
 
     def guide(self, batch: Any) -> None:
         """q(z | x) = N(m(x), diag s²(x)), the encoder's output being m, or m less the own guide's mean, and log s²."""
@@ -56,27 +56,35 @@ class WithGuide(torch.nn.Module):
             )
         if self.around:
             with Overhear(self.latent) as own:
-                self.lvm.guide(batch)
+                self.inner_guide(batch)
             if own.fn is None:
                 raise ContractError(
                     f"with_guide: {type(self.lvm).__name__} has no guide for latent {self.latent!r} to start around."
                 )
             mean, log_variance = out.chunk(2, dim=-1)
             out = torch.cat([own.fn.mean + mean, log_variance], -1)
-        with pyro.plate(self.plate, len(x)):
+        with pyro.plate(self.plate, len(x), dim=self.dim):
             pyro.sample(self.latent, normal(out))
 
 
 def with_guide(
-    lvm: torch.nn.Module, encoder: torch.nn.Module, *, latent: str = "z", plate: str = "data", around: bool = False
+    lvm: torch.nn.Module,
+    encoder: torch.nn.Module,
+    *,
+    latent: str = "z",
+    plate: str = "data",
+    dim: int | None = None,
+    around: bool = False,
 ) -> WithGuide:
     """The model, frozen, under a new guide, which ``vilvm.fit`` then trains.
 
     Arguments:
-        lvm: a model of one latent vector for each datum, with a proper prior; copied, so that it stays as it is.
+        lvm: a model of one latent vector for each datum, with a proper prior; copied, so that it stays as it is. A network that its
+            functions close over, and that is no part of the module, cannot be copied, and is shared.
         encoder: maps the (first) tensor of a batch to the mean and log-variance of the latent, side by side.
         latent: its name.
         plate: the name of the model's plate over the data.
+        dim: its dimension, where the model gives one.
         around: whether what the encoder gives as a mean is added to that of the model's own guide, an auto-encoder's code for
             instance, from which the posterior then starts.
 
@@ -92,7 +100,7 @@ def with_guide(
         >>> sorted(vilvm.evaluate(lvm, x, num_samples=10).bounds)
         ['elbo', 'iwae']
     """
-    return WithGuide(lvm, encoder, latent, plate, around)
+    return WithGuide(lvm, encoder, latent, plate, dim, around)
 
 
 def fit_guide(
@@ -156,11 +164,20 @@ def fit_guide(
             )
         latent, code = next(iter(codes.items()))
         around = encoder is None and latent in plan.degenerate
+        if plan.scale != 1:
+            raise ContractError(
+                f"fit_guide: the model scales its plate {plan.data_plate!r} by {plan.scale:g}; give it the batch's own size, pyro.plate(name, len(x))."
+            )
         if encoder is None:
-            encoder = mlp(tensors_of(batch)[0].shape[-1], hidden, 2 * code.shape[-1])
+            x = tensors_of(batch)[0]
+            if x.dim() != 2:
+                raise ContractError(
+                    f"fit_guide: a datum has shape {tuple(x.shape[1:])} and not that of a row; pass encoder=..., a network for it."
+                )
+            encoder = mlp(x.shape[-1], hidden, 2 * code.shape[-1]).to(code)
             if around:
                 _start_close(encoder[-1], code[0])
-    guided = with_guide(lvm, encoder, latent=latent, plate=plan.data_plate or "data", around=around).to(where)
+    guided = with_guide(lvm, encoder, latent=latent, plate=plan.data_plate or "data", dim=plan.data_dim, around=around).to(where)
     batch_size = min(batch_size, len(train))
     total = epochs * -(-len(train) // batch_size)
     fitted = fit(

@@ -35,7 +35,6 @@ from vilvm.weights.contract import check_number
 __all__ = ["FittedPrior", "fit_prior"]
 
 KINDS = ("diagonal", "full", "mixture", "flow")
-_ROWS = 1000
 _SMALLEST = 1e-6  # of a variance, relative to the codes' largest
 _LAYERS, _HIDDEN, _BATCH, _RATE = 4, [64, 64], 500, 3e-3  # of a flow and its training
 
@@ -82,6 +81,11 @@ class FittedPrior(nn.Module):
     def guide(self, codes: Tensor) -> None:
         """There is nothing to infer."""
 
+    def __getstate__(self) -> dict[str, Any]:
+        for layer in self.layers:  # which keep their last tensors, and those may have a history, which cannot be copied
+            layer._cached_x_y, layer._cached_log_scale = (None, None), None  # type: ignore[assignment]
+        return self.__dict__
+
     def extra_repr(self) -> str:
         """Its kind and latent, for ``repr``."""
         return f"{self.kind} of {self.latent!r}"
@@ -95,6 +99,7 @@ def fit_prior(
     components: int = 10,
     steps: int = 3000,
     latent: str | None = None,
+    batch_size: int = 1000,
     seed: int = 0,
     progress: bool | None = None,
 ) -> FittedPrior:
@@ -107,6 +112,7 @@ def fit_prior(
         components: of a mixture.
         steps: of a flow's training by ``vilvm.fit``, which keeps what is best on a tenth of the codes.
         latent: which latent, if there are several; a vector for each datum.
+        batch_size: data a pass.
         seed: of the draws of codes, the transform, the start of a mixture or flow, and a flow's training.
         progress: whether to show a flow's progress; by default on a terminal only.
 
@@ -129,10 +135,14 @@ def fit_prior(
         raise ValueError(f"fit_prior: unknown kind {kind!r}; choose from {list(KINDS)}.")
     check_number("fit_prior: components", components)
     check_number("fit_prior: steps", steps)
-    name, codes = _codes(lvm, data, latent, seed)
-    needed = {"mixture": components, "flow": 20}.get(kind, 2)
+    check_number("fit_prior: batch_size", batch_size)
+    name, codes = _codes(lvm, data, latent, seed, batch_size)
+    dim = codes.shape[1]
+    needed = {"diagonal": 2, "full": dim + 1, "mixture": max(components, dim + 1), "flow": max(20, 2 * dim)}[kind]
     if len(codes) < needed:
-        raise ValueError(f"fit_prior: a {kind} prior needs at least {needed} data; got {len(codes)}.")
+        raise ValueError(f"fit_prior: a {kind} prior of {dim} dimensions needs at least {needed} data; got {len(codes)}.")
+    if not bool(torch.isfinite(codes).all()) or bool((codes == codes[0]).all()):
+        raise ValueError("fit_prior: the codes are all the same, or not finite, so no density fits them; train the model first.")
     if kind == "flow":
         return _flow(name, codes, steps, seed, progress)
     z = codes.double()
@@ -141,16 +151,19 @@ def fit_prior(
 
 
 @torch.no_grad()
-def _codes(lvm: LatentVariableModel, data: Any, latent: str | None, seed: int) -> tuple[str, Tensor]:
+def _codes(lvm: LatentVariableModel, data: Any, latent: str | None, seed: int, batch_size: int) -> tuple[str, Tensor]:
     given = as_data(data)
     fixed = given.to(device_of(lvm, given.device)).fixed(seed)
-    names = layout(lvm, fixed.subset(slice(0, min(2, len(fixed)))).x).latents
+    batches = [part.x for part in fixed.parts(batch_size)] if fixed.divisible else [fixed.x]
+    with seeded(seed, fixed.device):
+        plan = layout(lvm, batches[0])
+    names = plan.latents
     name = latent if latent is not None else names[0] if len(names) == 1 else None
     if name is None or name not in names:
         raise ContractError(f"fit_prior: the latents are {list(names)}; say which with latent=..., one of them.")
     with seeded(seed, fixed.device):
-        parts = [posterior(lvm, part.x)[name][0] for part in fixed.parts(_ROWS)]
-    if any(part.dim() != 2 for part in parts):
+        parts = [posterior(lvm, batch)[name][0] for batch in batches]
+    if name not in plan.data_axes or any(part.dim() != 2 for part in parts):
         raise ContractError(
             f"fit_prior: latent {name!r} has shape {tuple(parts[0].shape)}, and not that of one vector for each datum."
         )
@@ -184,8 +197,12 @@ def _flow(name: str, codes: Tensor, steps: int, seed: int, progress: bool | None
     dim = codes.shape[1]
     if dim < 2:
         raise ValueError("fit_prior: an autoregressive flow needs a latent of two dimensions or more; take a mixture.")
+    if codes.dtype != torch.float32:
+        raise ValueError(
+            f"fit_prior: Pyro's flow is of single precision, and the codes are {codes.dtype}; take a mixture, or lvm.float()."
+        )
     with seeded(seed, codes.device):
-        layers = [transforms.affine_autoregressive(dim, _HIDDEN) for _ in range(_LAYERS)]
+        layers = [transforms.affine_autoregressive(dim, [max(size, dim) for size in _HIDDEN]) for _ in range(_LAYERS)]
         order = torch.randperm(len(codes)).to(codes.device)
     held_out, train = codes[order[: len(codes) // 10]], codes[order[len(codes) // 10 :]]
     prior = FittedPrior(name, "flow", {n: v.to(codes) for n, v in _full(train.double()).items()}, layers).to(codes)

@@ -7,28 +7,33 @@ import torch
 from vilvm.handlers import Substitute
 from vilvm.lvm import ContractError
 from vilvm.priors.fitted import FittedPrior
+from vilvm.wrapped import Wrapped
 
 __all__ = ["WithPrior", "with_prior"]
 
 
-class WithPrior(torch.nn.Module):
+class WithPrior(Wrapped):
     """A latent variable model whose prior of one latent is replaced; see ``with_prior``."""
 
-    lvm: Any
     prior: FittedPrior
 
     def __init__(self, lvm: torch.nn.Module, prior: FittedPrior):
-        super().__init__()
-        self.lvm, self.prior = lvm, prior
+        super().__init__(lvm)
+        self.prior = prior
 
     def model(self, batch: Any) -> Any:
         """p(x | z) p̂(z)."""
-        with Substitute(self.prior.latent, self._replace):
-            return self.lvm.model(batch)
+        with Substitute(self.prior.latent, self._replace) as replaced:
+            result = self.inner_model(batch)
+        if not replaced.met:
+            raise ContractError(
+                f"with_prior: the prior is of latent {self.prior.latent!r}, which {type(self.lvm).__name__} does not have."
+            )
+        return result
 
     def guide(self, batch: Any) -> Any:
         """q(z | x), as it was."""
-        return self.lvm.guide(batch)
+        return self.inner_guide(batch)
 
     def _replace(self, old: Any) -> Any:
         new = self.prior.distribution()

@@ -103,7 +103,7 @@ def resample(
         As ``posterior``: every latent by name, shape (num_samples, num_data, ...); (num_samples, ...) for a latent shared by the data.
 
     Raises:
-        ContractError: the pair breaks the contract on this batch; or a datum has weight zero under all proposals.
+        ContractError: the pair breaks the contract on this batch; its guide is degenerate; or a datum has weight zero under all proposals.
 
     Reference: A noniterative sampling/importance resampling alternative to the data augmentation algorithm, Donald B. Rubin, 1987.
 
@@ -117,6 +117,11 @@ def resample(
     check_number("proposals", proposals)
     check_batch(batch)
     plan = layout(lvm, batch)
+    if plan.degenerate:
+        raise ContractError(
+            f"resample: the guide of {type(lvm).__name__} puts latent {plan.degenerate[0]!r} on one point, so there is nothing to pick from; give it "
+            "a guide with a density (vilvm.guides.fit_guide)."
+        )
     with evaluation_mode(lvm):
         weights = log_weights(lvm, batch, proposals, chunk=chunk, plan=plan)
     log_w = weights.log_weight

@@ -12,7 +12,7 @@ from torch import Tensor
 from vilvm.data import Data, tensors_of
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evaluation_mode, module_parameters
 from vilvm.weights.contract import check_latents, check_plates, check_shape, enumerable
-from vilvm.weights.traces import Sites, family, log_prob, nesting_of, plate_dims, run, sites_of
+from vilvm.weights.traces import Sites, family, log_prob, mask_of, nesting_of, plate_dims, run, sites_of
 
 __all__ = ["Layout", "data_plate", "guide_sites", "held_still", "layout", "place"]
 
@@ -29,7 +29,7 @@ class Layout(NamedTuple):
         scale: the factor on the observed sites, by which a Pyro loss exceeds the sum over the batch.
         latents: names, in the model's order.
         observed: names, in the model's order.
-        families: the distribution of each observed site, by name.
+        families: the distribution of each observed site, by name, and which part of it is scored, if not all.
         enumerated: latents that the model marks for parallel enumeration and the guide leaves out.
         degenerate: latents that the guide puts on one point, so that it has no density there.
         improper: latents whose prior is flat, which is no probability density.
@@ -108,13 +108,18 @@ def _read_layout(plate: Any, model: Sites, guide: Sites, traces: list[Any]) -> L
         scale=float(scale.mean()) if isinstance(scale, Tensor) else float(scale),
         latents=tuple(latents),
         observed=tuple(observed),
-        families={n: family(s["fn"]).removeprefix("Independent") for n, s in observed.items()},
+        families={n: _family(s) for n, s in observed.items()},
         enumerated=tuple(n for n, s in latents.items() if n not in guide and enumerable(s)),
         degenerate=_degenerate(latents, guide),
         improper=tuple(n for n, s in latents.items() if family(s["fn"]) == "ImproperUniform"),
         data_axes={n: p + 1 for n in latents if n in guide and (p := place(guide[n], plate)) is not None},
         subsample={n: s for n, s in drawn.items() if s["fn"].subsample_size is not None and s["fn"].subsample_size < s["fn"].size},
     )
+
+
+def _family(site: Any) -> str:
+    name, mask = family(site["fn"]).removeprefix("Independent"), mask_of(site)
+    return f"{name} in part, mask {mask}" if mask else name
 
 
 def place(site: Any, plate: Any) -> int | None:

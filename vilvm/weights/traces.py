@@ -1,5 +1,6 @@
 """Running one half of a pair, and reading the trace it leaves: the only file that asks Pyro for one."""
 
+import hashlib
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
@@ -16,9 +18,10 @@ from torch import Tensor
 from vilvm.data import tensors_of
 from vilvm.lvm import ContractError
 
-__all__ = ["Sites", "family", "log_prob", "nesting_of", "plate_dims", "run", "sites_of", "strip", "was_observed"]
+__all__ = ["Sites", "family", "log_prob", "mask_of", "nesting_of", "plate_dims", "run", "sites_of", "strip", "was_observed"]
 
 Sites = dict[str, Any]
+_AROUND = (torch.distributions.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
 
 
 def run(half: Any, part: str, batch: Any, *replay: poutine.Trace | None, samples: tuple[int, int] | None = None) -> poutine.Trace:
@@ -94,9 +97,20 @@ def was_observed(site: Any) -> bool:
 
 def family(fn: Any) -> str:
     """The name of a distribution, under ``to_event``, ``mask`` and ``expand``."""
-    while hasattr(fn, "base_dist"):
+    while isinstance(fn, _AROUND):
         fn = fn.base_dist
     return type(fn).__name__
+
+
+def mask_of(site: Any) -> str:
+    """A digest of what a site's log-density leaves out, by ``mask`` or ``poutine.mask``; empty if it leaves nothing out."""
+    masks, fn = [site["mask"]], site["fn"]
+    while isinstance(fn, _AROUND):
+        masks.append(getattr(fn, "_mask", None))
+        fn = fn.base_dist
+    told = [torch.as_tensor(m).cpu() for m in masks if m is not None]
+    told = [m.contiguous().numpy().tobytes() for m in told if not bool(m.all())]
+    return hashlib.sha256(b"".join(told)).hexdigest()[:8] if told else ""
 
 
 def log_prob(part: str, site: Any) -> Tensor:
