@@ -58,7 +58,7 @@ class Budget(NamedTuple):
 
 
 FULL = Budget(train=55_000, epochs=12, guide_epochs=8, flow_steps=2500, test=500, samples=5000, draws=2000)
-QUICK = Budget(train=7000, epochs=20, guide_epochs=4, flow_steps=300, test=200, samples=500, draws=500)
+QUICK = Budget(train=6000, epochs=20, guide_epochs=4, flow_steps=300, test=200, samples=500, draws=500)
 
 
 @dataclass
