@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Data", "Transform", "as_data", "map_tensors"]
+__all__ = ["Data", "Transform", "as_data", "is_transform", "map_tensors"]
 
 
 class Transform(Protocol):
@@ -31,6 +31,11 @@ class Transform(Protocol):
     def __call__(self, batch: Any) -> Any:
         """The transformed batch; noise comes from torch's generator of the batch's device."""
         ...
+
+
+def is_transform(value: Any) -> bool:
+    """Whether a value can be called with a batch and says whether it is fresh."""
+    return callable(value) and hasattr(value, "fresh")
 
 
 def map_tensors(fn: Callable[[Tensor], Any], batch: Any) -> Any:
@@ -78,7 +83,7 @@ class Data:
     def __post_init__(self) -> None:
         if self.transform is None or self.transformed:
             return
-        if not (callable(self.transform) and hasattr(self.transform, "fresh")):
+        if not is_transform(self.transform):
             raise ValueError(
                 f"Data: the transform is a {type(self.transform).__name__}; give one of vilvm.datasets, such as DynamicBinarisation(), "
                 "or a frozen dataclass that is called with a batch and has `name` and `fresh`."

@@ -24,7 +24,18 @@ from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-__all__ = ["ContractError", "LatentVariableModel", "Pair", "check_contract", "device_of", "evaluation_mode", "module_parameters"]
+from vilvm.data import Data, as_data
+
+__all__ = [
+    "ContractError",
+    "LatentVariableModel",
+    "Pair",
+    "check_contract",
+    "device_of",
+    "evaluation_mode",
+    "fixed_beside",
+    "module_parameters",
+]
 
 _PARAMS = "pyro_params"  # the submodule of a model in which its pyro.param statements live
 
@@ -94,6 +105,12 @@ def device_of(lvm: object, default: torch.device | str = "cpu") -> torch.device:
     """Where the parameters of a model are; `default` if it has none."""
     parameters = lvm.parameters() if isinstance(lvm, torch.nn.Module) else iter(())
     return next((p.device for p in parameters), torch.device(default))
+
+
+def fixed_beside(lvm: object, data: Any, seed: int = 0) -> Data:
+    """The data, checked, where the model is, after their transform, drawn once from `seed`."""
+    given = as_data(data)
+    return given.to(device_of(lvm, given.device)).fixed(seed)
 
 
 class _LocalParams(Messenger):

@@ -13,9 +13,9 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 
-from vilvm.data import Data, as_data, seeded
+from vilvm.data import Data, seeded
 from vilvm.handlers import Substitute
-from vilvm.lvm import ContractError, device_of
+from vilvm.lvm import ContractError, fixed_beside
 from vilvm.weights import layout, posterior_mean, predict
 from vilvm.weights.contract import check_number
 from vilvm.wrapped import Wrapped
@@ -70,8 +70,7 @@ def fit_noise(lvm: Any, data: Any, *, num_samples: int = 1, seed: int = 0) -> Wi
         >>> bool(fit_noise(LinearAutoencoder(4, 2), x).scale > 0)
         True
     """
-    given = as_data(data)
-    fixed = given.to(device_of(lvm, given.device)).fixed(seed)
+    fixed = fixed_beside(lvm, data, seed)
     check_number("fit_noise: num_samples", num_samples)
     with seeded(seed, fixed.device):
         return _fit_noise(lvm, fixed, num_samples)

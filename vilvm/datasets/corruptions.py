@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilvm.data import Transform, map_tensors
+from vilvm.data import Transform, is_transform, map_tensors
 
 __all__ = ["BlockMasking", "Blur", "Corrupted", "GaussianNoise", "HalfErasure", "PixelErasure"]
 
@@ -165,9 +165,9 @@ class Corrupted:
     corruption: Transform
 
     def __post_init__(self) -> None:
-        fine = callable(self.corruption) and hasattr(self.corruption, "fresh")
         _check(
-            fine, f"Corrupted: the corruption is a {type(self.corruption).__name__}, not a transform such as GaussianNoise(0.5)."
+            is_transform(self.corruption),
+            f"Corrupted: the corruption is a {type(self.corruption).__name__}, not a transform such as GaussianNoise(0.5).",
         )
 
     @property

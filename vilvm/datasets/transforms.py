@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilvm.data import Transform, map_tensors
+from vilvm.data import Transform, is_transform, map_tensors
 
 __all__ = ["Chain", "DynamicBinarisation", "StaticBinarisation"]
 
@@ -62,7 +62,7 @@ class Chain:
     parts: tuple[Transform, ...]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.parts, tuple) or not self.parts or not all(callable(p) and hasattr(p, "fresh") for p in self.parts):
+        if not isinstance(self.parts, tuple) or not self.parts or not all(map(is_transform, self.parts)):
             raise ValueError(
                 f"Chain: takes a tuple of transforms, such as (DynamicBinarisation(), PixelErasure()); got {self.parts!r}."
             )

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilvm.data import Data, as_data
-from vilvm.lvm import ContractError, LatentVariableModel, device_of
+from vilvm.data import Data
+from vilvm.lvm import ContractError, LatentVariableModel, fixed_beside
 from vilvm.weights import layout, posterior_mean
 
 __all__ = ["active_units"]
@@ -39,8 +39,7 @@ def active_units(lvm: LatentVariableModel, data: Any, threshold: float = 0.01, n
         ValueError: fewer than two data, which have no variance.
         ContractError: a latent is shared by the data, or has no mean.
     """
-    given = as_data(data)
-    fixed = given.to(device_of(lvm, given.device)).fixed()
+    fixed = fixed_beside(lvm, data)
     if len(fixed) < 2:
         raise ValueError(f"active_units needs at least two data; got {len(fixed)}.")
     if not layout(lvm, fixed.subset(slice(0, 2)).x).local:

@@ -31,7 +31,7 @@ from vilvm.evaluation.samples import Features, frechet_distance, two_sample_test
 from vilvm.evaluation.tables import markdown, record, rich_tables
 from vilvm.files import write_atomic
 from vilvm.lvm import ContractError, LatentVariableModel, device_of, evaluation_mode
-from vilvm.weights import layout, log_weights, sample
+from vilvm.weights import Layout, layout, log_weights, sample
 from vilvm.weights.contract import check_number
 
 __all__ = ["Ledger", "compare"]
@@ -195,16 +195,17 @@ def compare(
             with seeded(seed, here.device):
                 evaluation = evaluate(lvm, here, num_samples=num_samples, batch_size=batch_size, seed=seed, progress=progress)
                 batch = (here.subset(slice(0, batch_size or 2)) if here.divisible else here).x
+                plan = layout(lvm, batch)
                 row = Row(
                     name=name,
                     protocol=_protocol(evaluation, contents),
                     evaluation=evaluation,
-                    parameters=_parameters(lvm, batch),
+                    parameters=_parameters(lvm, batch, plan),
                     seconds=None if seconds is None else seconds.get(name),
                     notes=(evaluation.bounds.refusal,) if evaluation.bounds.refusal else (),
                 )
                 row = _with_squared_error(row, lvm, here)
-                row = _with_quality(row, lvm, batch, num_draws, real, features, seed)
+                row = _with_quality(row, lvm, plan, num_draws, real, features, seed)
         except ContractError as error:
             raise ContractError(f"compare: {name}: {error}") from None
         ledger += Ledger((row,))
@@ -219,11 +220,10 @@ def _protocol(evaluation: Evaluation, contents: str) -> Protocol:
     return Protocol(likelihood=likelihood, contents=contents, bound=bound, **fields)
 
 
-def _parameters(lvm: LatentVariableModel, batch: Any) -> int:
+def _parameters(lvm: LatentVariableModel, batch: Any, plan: Layout) -> int:
     """How many numbers the pair's log-weights depend on: an encoder that a new guide has put out of use is not counted."""
     if not isinstance(lvm, torch.nn.Module):
         return 0
-    plan = layout(lvm, batch)
     parameters = [p for p in lvm.parameters() if p.is_floating_point()]
     before = [p.requires_grad for p in parameters]
     try:
@@ -254,7 +254,7 @@ def _held_out(fixed: Data, count: int, seed: int) -> Tensor | None:
 
 
 def _with_quality(
-    row: Row, lvm: LatentVariableModel, batch: Any, count: int, real: Tensor | None, features: Features | None, seed: int
+    row: Row, lvm: LatentVariableModel, plan: Layout, count: int, real: Tensor | None, features: Features | None, seed: int
 ) -> Row:
     """The row with what draws from the model's prior look like beside held-out data, or with a note that says why not."""
     if not count:
@@ -262,7 +262,7 @@ def _with_quality(
     if real is None or len(real) < _FEWEST or count < _FEWEST:
         return _noted(row, f"no two-sample test: it needs {_FEWEST} draws and as many held-out data, of one tensor.")
     try:
-        drawn = [value.cpu() for name, value in sample(lvm, count).items() if name in layout(lvm, batch).observed]
+        drawn = [value.cpu() for name, value in sample(lvm, count).items() if name in plan.observed]
     except ContractError as error:
         return _noted(row, f"no draws: {error}")
     if len(drawn) != 1 or drawn[0].shape[1:] != real.shape[1:]:

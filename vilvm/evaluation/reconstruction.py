@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vilvm.data import Data, as_data, seeded
+from vilvm.data import seeded
 from vilvm.evaluation.bounds import Estimate
-from vilvm.lvm import ContractError, LatentVariableModel, device_of
+from vilvm.lvm import ContractError, LatentVariableModel, fixed_beside
 from vilvm.weights import posterior_mean, predict
 
 __all__ = ["Decibels", "psnr", "reconstruct", "squared_error"]
@@ -60,8 +60,7 @@ def squared_error(lvm: LatentVariableModel, data: object, num_samples: int = 1, 
         >>> squared_error(VAE(data_dim=6, latent_dim=2), torch.zeros(9, 6)).values.shape
         torch.Size([9])
     """
-    given: Data = as_data(data)
-    fixed = given.to(device_of(lvm, given.device)).fixed(seed)
+    fixed = fixed_beside(lvm, data, seed)
     parts = [part.x for part in fixed.parts(_ROWS)]
     if any(not isinstance(x, Tensor) for x in parts):
         raise ContractError("squared_error: the data are not of one tensor; pass one tensor, with one datum a row.")

@@ -26,8 +26,8 @@ import torch
 from pyro.distributions import transforms
 from torch import Tensor, nn
 
-from vilvm.data import as_data, seeded
-from vilvm.lvm import ContractError, LatentVariableModel, device_of
+from vilvm.data import seeded
+from vilvm.lvm import ContractError, LatentVariableModel, fixed_beside
 from vilvm.training import fit, one_cycle
 from vilvm.weights import layout, posterior
 from vilvm.weights.contract import check_number
@@ -152,8 +152,7 @@ def fit_prior(
 
 @torch.no_grad()
 def _codes(lvm: LatentVariableModel, data: Any, latent: str | None, seed: int, batch_size: int) -> tuple[str, Tensor]:
-    given = as_data(data)
-    fixed = given.to(device_of(lvm, given.device)).fixed(seed)
+    fixed = fixed_beside(lvm, data, seed)
     batches = [part.x for part in fixed.parts(batch_size)] if fixed.divisible else [fixed.x]
     with seeded(seed, fixed.device):
         plan = layout(lvm, batches[0])
