@@ -30,7 +30,7 @@ ALLOWED = {
     "partial": GROUND,
     "noise": GROUND,
     "evaluation": GROUND,
-    "diagnostics": GROUND | {"evaluation"},
+    "diagnostics": GROUND | {"evaluation", "training"},  # training: refits, optimised local guides, the alarm of a run
     "export": GROUND | {"evaluation", "diagnostics"},
     "report": GROUND | {"latent", "evaluation", "diagnostics"},
     "datasets": {"data"},
@@ -41,6 +41,7 @@ ONLY_IN = {
     "arviz": {"export", "diagnostics"},
     "zuko": {"priors", "guides"},
     "sklearn": {"datasets", "priors", "evaluation"},
+    "scipy": {"evaluation", "diagnostics"},
 }
 
 

@@ -1,0 +1,40 @@
+"""What a diagnostic says: how grave it is, in a sentence, by which threshold, and what to try next."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+__all__ = ["Finding", "Gravity"]
+
+
+class Gravity(IntEnum):
+    """How much a finding matters to somebody who is about to use the posterior.
+
+    FINE: nothing to object to. NOTE: to know about. WARNING: results may be off; look before you use them. GRAVE: do not trust them.
+    """
+
+    FINE = 0
+    NOTE = 1
+    WARNING = 2
+    GRAVE = 3
+
+
+@dataclass(frozen=True)
+class Finding:
+    """The verdict of one diagnostic.
+
+    Arguments:
+        name: of the diagnostic, such as "Pareto k̂".
+        gravity: see ``Gravity``.
+        verdict: one or two sentences that a scientist understands, the numbers that matter in them.
+        source: where the threshold comes from (author, year, or the stated false-alarm rate of a test).
+        advice: what to try next; empty if nothing need be done.
+    """
+
+    name: str
+    gravity: Gravity
+    verdict: str
+    source: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (f"[{self.gravity.name}] {self.name}: {self.verdict}", self.advice, f"({self.source})") if part)
