@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from pyro.infer import Trace_ELBO
 
 import vilvm
@@ -38,9 +39,15 @@ from vilvm.latent import great_circle, line
 from vilvm.noise import fit_noise
 from vilvm.objectives import Annealed
 from vilvm.priors import fit_prior, with_prior
+from vilvm.report import Page, Table
 from vilvm.training import one_cycle
 
 PRIORS = {"diagonal": "diagonal Gaussian", "full": "full Gaussian", "mixture": "mixture", "flow": "flow"}
+CAPTIONS = {
+    "samples": "E[x | z] for z drawn from each model's prior, below test images",
+    "interpolations": "From one test image to another, and last the strawman, a cross-fade of their pixels",
+    "reconstructions": "Reconstructions, below test images",
+}
 OWN_PRIOR = ("VAE", "probabilistic PCA")
 BATCH, RATE, DECODER = 200, 4e-3, (128, 96)
 
@@ -216,6 +223,41 @@ def against_vae(ledger: Ledger) -> dict[str, Difference]:
     return {row.name: ledger.difference(row.name, "VAE") for row in rows if row.name != "VAE"}
 
 
+def page(
+    settings: dict[str, Any],
+    ledger: Ledger,
+    against: dict[str, Difference],
+    floors: dict[str, dict[str, float]],
+    pictures: dict[str, Figure],
+    device: str,
+) -> Page:
+    latent, name = settings["latent"], settings["dataset"]
+    best = ledger.rank(ledger["VAE"].protocol)[0]
+    rivals = {f"deep AE + {kind}": against[f"deep AE + {kind}"] for kind in PRIORS.values()}
+    above = Table(["model", "nats per image above the VAE"], sorted(against.items(), key=lambda item: -item[1].mean))
+    nobody = Table(["images", "two-sample", "Fréchet"], [[what, *floor.values()] for what, floor in floors.items()])
+    options = {**settings, "data": name, "device": device}
+    return Page(
+        f"Auto-encoders as generative models of {name}",
+        f"Auto-encoders of {latent} codes under fitted priors, beside the variational auto-encoder: {len(ledger)} models, in one ledger.",
+        summary={
+            "best on binarised images": best,
+            "its bound (nats per image)": ledger[best].bound,
+            "the VAE's bound": ledger["VAE"].bound,
+            **{f"{rival}, above the VAE": found for rival, found in rivals.items()},
+        },
+        ledger=ledger,
+        tables={
+            "Above the VAE with its own prior, datum by datum": above,
+            "What the two-sample test and the Fréchet distance say of validation images, which nobody drew": nobody,
+        },
+        figures=pictures,
+        settings={**settings, **(QUICK if settings["quick"] else FULL)._asdict()},
+        command=report.command("examples.compare_mnist", {k: v for k, v in options.items() if k != "dataset"}),
+        environment=report.environment(device, settings["seed"]),
+    )
+
+
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     folder, settings = settings_of(args, arguments, "compare_mnist")
@@ -243,13 +285,18 @@ def main(argv: list[str] | None = None) -> int:
     ledger = first + second
     ledger.to_csv(folder / "ledger.csv")
     write_atomic(folder / "ledger.md", ledger.to_markdown())
+    shown = {}
     for names, images, what in ((binary, binarised, "binary"), (grey, data, "grey")):
         pictures = figures({name: contest.models[name].to("cpu") for name in names}, images)
         save({f"{kind}_{what}": figure for kind, figure in pictures.items()}, folder / "figures")
+        shown |= {
+            f"{CAPTIONS[kind]} ({'binarised' if what == 'binary' else 'grey'} images)": figure for kind, figure in pictures.items()
+        }
     seconds = time.perf_counter() - began
     against = against_vae(ledger)
     results = {"above_vae": {name: found._asdict() for name, found in against.items()}, "notes": ledger.notes, "seconds": seconds}
     write_json(folder / "results.json", {**results, "images_as_draws": {"binary": floor, "grey": grey_floor}})
+    page(settings, ledger, against, {"binarised": floor, "grey": grey_floor}, shown, contest.device).write(folder / "page.html")
     console.print(ledger)
     for kind in PRIORS.values():
         found = against[f"deep AE + {kind}"]
@@ -257,7 +304,10 @@ def main(argv: list[str] | None = None) -> int:
         console.print(
             f"deep AE + {kind}: {abs(found.mean):.2f} ± {found.se:.2f} nats {where} the VAE of the same decoder", highlight=False
         )
-    console.print(f"Took {seconds / 60:.1f} minutes; figures, ledger.csv and ledger.md are in {folder}", highlight=False)
+    console.print(
+        f"Took {seconds / 60:.1f} minutes; open {folder / 'page.html'}; figures, ledger.csv and ledger.md are beside it",
+        highlight=False,
+    )
     return 0
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from rich.table import Table
 
@@ -35,8 +36,16 @@ from vilvm.datasets import Dataset, DynamicBinarisation
 from vilvm.diagnostics import active_units
 from vilvm.files import write_json
 from vilvm.objectives import Annealed
+from vilvm.report import Page
 from vilvm.training import one_cycle
 
+CAPTIONS = {
+    "reconstructions": "Test images above; below each, E[x | z] at the posterior mean of its z.",
+    "prior_samples": "E[x | z] for z drawn from the prior.",
+    "interpolations": "From one test image to another, on a straight line between the posterior means of their z.",
+    "latents": "Posterior means of the test images' z, by label.",
+    "manifold": "E[x | z] over the plane of z, in equal steps of prior probability.",
+}
 OBJECTIVES = {"elbo": Trace_ELBO, "mean-field": TraceMeanField_ELBO}
 
 
@@ -63,17 +72,48 @@ def objective_of(settings: dict[str, Any], total: int) -> Any:
     return Annealed(objective, warmup) if warmup else objective
 
 
-def figures(lvm: VAE, data: Dataset, history: vilvm.History, folder: Path) -> None:
+def figures(lvm: VAE, data: Dataset) -> dict[str, Figure]:
     pictures = {
         "reconstructions": report.reconstructions(lvm, data.test),
         "prior_samples": report.prior_samples(lvm, data.test),
         "interpolations": report.interpolations(lvm, data.test),
-        "elbo": report.elbo_curves(history),
         "latents": report.latent_scatter(lvm, data.test),
     }
     if lvm.origin.numel() == 2:
         pictures["manifold"] = report.manifold(lvm, data.test)
-    save(pictures, folder)
+    return pictures
+
+
+def page(
+    settings: dict[str, Any],
+    results: dict[str, Any],
+    data: Dataset,
+    found: tuple[vilvm.Fit, vilvm.Evaluation],
+    pictures: dict[str, Figure],
+    device: str,
+) -> Page:
+    fitted, evaluation = found
+    options = {**settings, "data": data.name, "device": device}
+    return Page(
+        f"Variational auto-encoder on {data.name}",
+        f"{settings['latent']} latent dimensions under a {settings['likelihood'].capitalize()} likelihood: {settings['epochs']} epochs on "
+        f"{len(data.train):,} images, judged on {len(data.test):,} test images, {results['data']['transform']}.",
+        summary={
+            "ELBO (nats per image)": evaluation.bounds["elbo"],
+            f"IWAE-{evaluation.num_samples} (nats per image)": evaluation.bounds["iwae"],
+            "rate (nats per image)": evaluation.rate,
+            "distortion (nats per image)": evaluation.distortion,
+            "active units": f"{results['active_units']} of {settings['latent']}",
+            "parameters": f"{results['parameters']:,}",
+            "seconds of training": f"{fitted.seconds:,.0f}",
+            "images/s in training": f"{results['images_per_second']:,.0f}",
+        },
+        history=fitted.history,
+        figures={CAPTIONS[name]: picture for name, picture in pictures.items()},
+        settings=settings,
+        command=report.command("examples.vae_mnist", {k: v for k, v in options.items() if k != "dataset"}),
+        environment=report.environment(device, settings["seed"]),
+    )
 
 
 def table(results: dict[str, Any]) -> Table:
@@ -140,10 +180,12 @@ def main(argv: list[str] | None = None) -> int:
         "images_per_second": settings["epochs"] * len(data.train) / fitted.seconds,
     }
     write_json(folder / "results.json", results)
-    figures(lvm.to("cpu"), data, fitted.history, folder / "figures")
+    pictures = figures(lvm.to("cpu"), data)
+    save({**pictures, "elbo": report.elbo_curves(fitted.history)}, folder / "figures")
+    page(settings, results, data, (fitted, evaluation), pictures, device).write(folder / "page.html")
     console.print(table(results))
     console.print(
-        f"Trained in {fitted.seconds:.0f} s, evaluated in {evaluation.seconds:.0f} s; figures and numbers are in {folder}",
+        f"Trained in {fitted.seconds:.0f} s, evaluated in {evaluation.seconds:.0f} s; open {folder / 'page.html'}; figures and numbers are beside it",
         highlight=False,
     )
     return 0

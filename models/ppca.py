@@ -64,7 +64,7 @@ class PPCA(nn.Module):
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal((x - self.b) @ self.V.T, self.log_s.exp()).to_event(1))
 
-    def log_evidence(self, x: Tensor) -> Tensor:
+    def exact_log_evidence(self, x: Tensor) -> Tensor:
         """log p(x), exact, in nats; x of shape (batch, data_dim), the result of shape (batch,)."""
         noise = (2 * self.log_sigma).exp().expand(len(self.b))
         return dist.LowRankMultivariateNormal(self.b, self.W, noise).log_prob(x)

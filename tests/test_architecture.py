@@ -30,7 +30,7 @@ ALLOWED = {
     "partial": GROUND,
     "noise": GROUND,
     "evaluation": GROUND,
-    "diagnostics": GROUND | {"evaluation", "training"},  # training: refits, optimised local guides, the alarm of a run
+    "diagnostics": GROUND | {"evaluation", "training", "guides"},  # training: refits, optimised local guides, the alarm of a run
     "export": GROUND | {"evaluation", "diagnostics"},
     "report": GROUND | {"latent", "evaluation", "diagnostics"},
     "datasets": {"data"},

@@ -274,7 +274,6 @@ BAD = {
         lambda: vilvm.fit(pair(enumerated, drawing_nothing), X, steps=1),
         "'k' is marked for enumeration.*TraceEnum_ELBO",
     ),
-    "enumeration drawn": (lambda: vilvm.posterior(pair(enumerated, drawing_nothing), X), "'k' is marked for enumeration"),
     "batches of shared latents": (
         lambda: vilvm.fit(pair(shared, AutoNormal(shared)), X, steps=1, batch_size=2),
         "leave batch_size out",

@@ -47,6 +47,9 @@ def test_compare_mnist_resumes_to_the_same_ledger(tmp_path, small):
     above = json.loads((run / "results.json").read_text())["above_vae"]
     expected = float(first["deep AE + flow"]["iwae"]) - float(first["VAE"]["iwae"])
     assert above["deep AE + flow"]["mean"] == pytest.approx(expected, abs=1e-9)
+    page = (run / "page.html").read_text()
+    assert all(page.count(f'<th scope="row">{model}</th>') for model in first)
+    assert "--data=digits" in page
     assert {row["likelihood"] for row in first.values()} == {"x ~ Bernoulli", "x ~ Normal"}
     assert len({row["group"] for row in first.values()}) == 4  # two likelihoods, with and without a bound
     for row in first.values():
@@ -96,8 +99,18 @@ def main():
 )
 def test_vae_mnist_writes_its_run_folder(main, tmp_path, options):
     assert main([*TINY["vae_mnist"], *options, "--out", str(tmp_path)]) == 0
-    assert {p.name for p in tmp_path.iterdir()} == {"settings.json", "history.csv", "checkpoint", "results.json", "figures"}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "settings.json",
+        "history.csv",
+        "checkpoint",
+        "results.json",
+        "figures",
+        "page.html",
+    }
     results = json.loads((tmp_path / "results.json").read_text())
+    page = (tmp_path / "page.html").read_text()
+    assert f"{results['bounds']['iwae']['mean']:.2f}".replace("-", "−") in page
+    assert page.count("<svg") == page.count("<figcaption>") + 1  # the curves need none
     assert results["data"]["name"] == "digits"
     for bound in ("elbo", "iwae"):
         assert math.isfinite(results["bounds"][bound]["mean"])

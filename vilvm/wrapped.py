@@ -23,6 +23,7 @@ class Wrapped(torch.nn.Module):
     """
 
     lvm: Any
+    keeps_model = False  # whether p(x, z) is that of the inner model, so that its evidence is too
 
     def __init__(self, lvm: Any, frozen: bool = False):
         super().__init__()

@@ -1,12 +1,26 @@
-"""Active units of guides whose answer is known."""
+"""Active units, divergences and information of guides whose answer is known; collapse planted, and caught."""
+
+import math
+from functools import partial
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 
 import vilvm
-from vilvm.diagnostics import active_units
+import vilvm.datasets
+from models.ppca import PPCA
+from models.vae import VAE
+from vilvm.diagnostics.alarm import CollapseAlarm
+from vilvm.diagnostics.collapse import active_units, collapse
+from vilvm.diagnostics.finding import Gravity
+from vilvm.lvm import ContractError
+from vilvm.objectives import Annealed
+from vilvm.training.history import History, Record
+from vilvm.training.result import Event
+from vilvm.weights.guided import divergences, guide_log_prob
 
 
 def test_a_unit_that_follows_the_data_is_active_and_one_at_the_prior_is_not():
@@ -51,3 +65,286 @@ def test_noise_that_is_handed_on_makes_no_unit_active():
 def test_one_datum_is_refused():
     with pytest.raises(ValueError, match="at least two"):
         active_units(vilvm.Pair(lambda x: None, lambda x: None), torch.zeros(1, 3))
+
+
+# KL per dimension, mutual information, aggregated posterior
+
+
+def linear_data(n, dtype=torch.float64):
+    basis = torch.tensor([[3.0, 0.0, 1.0], [0.0, 2.0, 1.0], [1.0, 1.0, 0.0], [0.5, -1.0, 0.0], [0.0, 0.5, -1.0]], dtype=dtype)
+    return torch.randn(n, 3, dtype=dtype) @ basis.T + 0.7 * torch.randn(n, 5, dtype=dtype)
+
+
+def test_ppca_has_its_closed_forms():
+    x = linear_data(1500)
+    lvm = PPCA(5, 3).double().maximise(x)  # an exact guide, whose aggregated posterior over new data is the prior
+    fresh = lvm.W @ torch.randn(3, 400, dtype=torch.float64) + lvm.b[:, None]
+    fresh = (fresh + lvm.log_sigma.exp() * torch.randn(5, 400, dtype=torch.float64)).T.detach()
+    found = collapse(lvm, fresh, num_samples=2)
+    mean, variance = ((fresh - lvm.b) @ lvm.V.T).detach(), (2 * lvm.log_s).exp().detach()
+    kl = 0.5 * (mean**2 + variance - 1 - variance.log())
+    torch.testing.assert_close(found.kl["z"], kl.mean(0))
+    torch.testing.assert_close(found.kl_se["z"], kl.std(0) / len(kl) ** 0.5)
+    expected = -0.5 * variance.log()  # of new data: the rate, all of it information
+    assert ((found.kl["z"] - expected).abs() < 5 * found.kl_se["z"]).all()
+    assert abs(found.rate.mean - kl.sum(1).mean()) < 5 * found.rate.mc_se
+    below, above, total = found.information, found.information_above, expected.sum().item()
+    assert below.mean - 5 * below.se < total < above.mean + 5 * above.se
+    assert above.mean - below.mean < 0.5
+    assert found.rate.mean - above.mean - 5 * above.se < 0 < found.marginal_kl.mean + 5 * found.marginal_kl.se
+    assert not found.saturated
+    assert found.finding.gravity == Gravity.FINE
+
+
+def test_information_is_that_of_the_data_by_an_independent_estimate():
+    x = linear_data(60)
+    lvm = PPCA(5, 3).double().maximise(x)
+    found = collapse(lvm, x, num_samples=400)
+    mean, scale = ((x - lvm.b) @ lvm.V.T).detach(), lvm.log_s.exp().detach()
+    mixture = torch.distributions.MixtureSameFamily(
+        torch.distributions.Categorical(torch.ones(60)),
+        torch.distributions.Independent(torch.distributions.Normal(mean, scale.expand(60, 3)), 1),
+    )
+    z = mean + scale * torch.randn(400, 60, 3, dtype=torch.float64)
+    log_q = torch.distributions.Normal(mean, scale).log_prob(z).sum(-1)
+    log_p = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
+    for ours, terms in ((found.information, log_q - mixture.log_prob(z)), (found.marginal_kl, mixture.log_prob(z) - log_p)):
+        other_se = (terms.var(0) / 400).sum().sqrt().item() / 60
+        assert abs(ours.mean - terms.mean().item()) < 5 * (ours.mc_se**2 + other_se**2) ** 0.5
+
+
+def test_information_beyond_the_logarithm_of_the_data_is_called_saturated():
+    x = linear_data(300)
+    lvm = PPCA(5, 3).double().maximise(x)
+    found = collapse(lvm, x, num_data=8)
+    assert found.num_data == 8
+    assert found.information.mean <= math.log(8)
+    assert found.rate.mean > math.log(8)
+    assert found.saturated
+    assert "saturated" in found.finding.verdict
+
+
+def test_an_aggregated_posterior_off_the_prior_shows_in_moments_and_marginal_kl():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(2.0 + 0 * x, 0.5))  # says nothing of x, and lies off the prior
+
+    found = collapse(vilvm.Pair(model, guide), torch.randn(400), num_samples=20)
+    kl = 0.5 * (4 + 0.25 - 1 - math.log(0.25))
+    assert found.kl["z"].item() == pytest.approx(kl)
+    assert abs(found.information.mean) < 1e-6
+    assert abs(found.marginal_kl.mean - kl) < 5 * found.marginal_kl.mc_se
+    moments = found.moments["z"]
+    assert abs(moments.mean - 2) < 5 * 0.5 / 8000**0.5
+    assert abs(moments.variance - 0.25) < 5 * 0.25 * (2 / 8000) ** 0.5
+    assert abs(moments.prior_mean) < 5 / 8000**0.5
+    assert abs(moments.prior_variance - 1) < 5 * (2 / 8000) ** 0.5
+    assert found.finding.gravity == Gravity.GRAVE
+
+
+def pair_of(guide_of, prior):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", prior)
+            pyro.sample("x", dist.Normal(z.sum(-1), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", guide_of(x))
+
+    return vilvm.Pair(model, guide)
+
+
+def test_a_pair_without_closed_form_has_its_kl_by_draws():
+    # log-normal against gamma: E log q = −m − ½ log(2πe s²), E log p = a log b − lgamma(a) + (a − 1) m − b exp(m + s²/2)
+    lvm = pair_of(
+        lambda x: dist.LogNormal(torch.stack([0.3 * x, 0 * x], -1), 0.4).to_event(1),
+        dist.Gamma(torch.full((2,), 2.0), 1.5).to_event(1),
+    )
+    x = torch.randn(50)
+    terms = divergences(lvm, x, 2000)["z"]
+    m = torch.stack([0.3 * x, 0 * x], -1).double()
+    expected = -m - 0.5 * math.log(2 * math.pi * math.e * 0.16) - 2 * math.log(1.5) - m + 1.5 * (m + 0.08).exp()
+    assert terms.shape == (2000, 50, 2)
+    assert ((terms.mean(0) - expected).abs() < 5 * terms.std(0) / 2000**0.5).all()
+
+
+def test_dimensions_that_depend_on_one_another_have_a_kl_together():
+    covariance = torch.tensor([[0.5, 0.3], [0.3, 0.4]])
+    lvm = pair_of(
+        lambda x: dist.MultivariateNormal(torch.stack([x, 0 * x], -1), covariance), dist.Normal(torch.zeros(2), 1.0).to_event(1)
+    )
+    x = torch.randn(30)
+    terms = divergences(lvm, x, 4000)["z"]
+    expected = 0.5 * (0.9 + x.double() ** 2 - 2 - torch.logdet(covariance).double())
+    assert terms.shape == (4000, 30)
+    assert ((terms.mean(0) - expected).abs() < 5 * terms.std(0) / 4000**0.5).all()
+    assert collapse(lvm, x).kl["z"].shape == ()
+
+
+class Chain:
+    """Latents that depend on one another, one of them in a plate left of that of the data."""
+
+    def model(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            a = pyro.sample("a", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            with pyro.plate("time", 3, dim=-2):
+                b = pyro.sample("b", dist.Normal(a.sum(-1), 1.0))
+            pyro.sample("x", dist.Normal(b.sum(-2), 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x), dim=-1):
+            a = pyro.sample("a", dist.Normal(x[:, None] * torch.ones(2), 0.5).to_event(1))
+            with pyro.plate("time", 3, dim=-2):
+                pyro.sample("b", dist.Normal(0.5 * a.sum(-1) + torch.arange(3.0)[:, None] * x, 0.7))
+
+
+@pytest.mark.parametrize("make", [Chain, lambda: PPCA(5, 3)])
+def test_the_density_of_given_latents_is_that_of_the_draws(make):
+    lvm = make()
+    x = torch.randn(6) if isinstance(lvm, Chain) else torch.randn(6, 5)
+    weights = vilvm.log_weights(lvm, x, 4)
+    before = torch.get_rng_state()
+    torch.testing.assert_close(guide_log_prob(lvm, x, weights.latents), weights.log_guide)
+    assert torch.equal(before, torch.get_rng_state())
+    with pytest.raises(ContractError, match="no value was given"):
+        guide_log_prob(lvm, x, {})
+    with pytest.raises(ContractError, match="has shape"):
+        guide_log_prob(lvm, x, {name: value[:, :-1] for name, value in weights.latents.items()})
+
+
+def test_latents_that_depend_on_one_another_have_their_rate():
+    x = torch.randn(40)
+    found = collapse(Chain(), x, num_samples=500)
+    a = 0.5 * (x**2 + 0.25 - 1 - math.log(0.25))
+    assert found.kl["a"].shape == (2,)
+    torch.testing.assert_close(found.kl["a"], a.mean().double().expand(2), rtol=1e-4, atol=1e-5)
+    # Given a, whose sum has mean 2x and variance 0.5, b of time t is off by −½ Σa + t x.
+    t = torch.arange(3.0)[:, None]
+    b = 0.5 * (((t - 1) * x) ** 2 + 0.25 * 0.5 + 0.49 - 1 - math.log(0.49)).sum(0).mean().item()
+    assert found.kl["b"].item() == pytest.approx(b, rel=0.05)
+    assert abs(found.rate.mean - (2 * a.mean().item() + b)) < 5 * found.rate.mc_se
+
+
+def test_a_guide_of_auxiliary_draws_has_a_rate_and_no_information():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Gamma(2.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    guide = pyro.infer.autoguide.AutoNormal(model)
+    x = torch.randn(6)
+    guide(x)
+    found = collapse(vilvm.Pair(model, guide), x)
+    assert found.information is None
+    assert found.kl["z"].isfinite()
+    pyro.clear_param_store()
+    with pytest.raises(ContractError, match="auxiliary"):
+        guide_log_prob(vilvm.Pair(model, guide), x, {"z": torch.ones(2, 6)})
+
+
+def test_what_has_no_rate_is_refused():
+    def model(x):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("m", dist.Normal(0.0, 1.0))
+
+    with pytest.raises(ContractError, match="its data share"):
+        collapse(vilvm.Pair(model, guide), torch.randn(4))
+    with pytest.raises(ContractError, match="on one point"):
+        collapse(
+            pair_of(lambda x: dist.Delta(torch.stack([x, x], -1)).to_event(1), dist.Normal(torch.zeros(2), 1.0).to_event(1)),
+            torch.randn(4),
+        )
+    with pytest.raises(ValueError, match="at least 2"):
+        collapse(PPCA(5, 3), torch.randn(4, 5), num_samples=1)
+
+
+# Planted: β = 50. Healthy: β = 1, and a warm-up. On real pictures.
+
+
+class Beta(Annealed):
+    """rate weighed by 50, for good."""
+
+    weight = 50.0
+
+
+def small_vae():
+    torch.manual_seed(0)
+    return VAE(64, 4, encoder_hidden=(32,), decoder_hidden=(32,))
+
+
+def trained(objective, callbacks):
+    dataset = vilvm.datasets.digits()
+    lvm = small_vae()
+    fast = partial(torch.optim.Adam, lr=3e-3)
+    vilvm.fit(lvm, dataset.train, epochs=30, batch_size=100, objective=objective, optimizer=fast, callbacks=callbacks)
+    return collapse(lvm, dataset.test, num_samples=2)
+
+
+def test_a_collapsed_vae_is_caught_by_both():
+    alarm = CollapseAlarm()
+    with pytest.warns(UserWarning, match="Posterior collapse"):
+        found = trained(Beta(Trace_ELBO(), warmup=1), [alarm])
+    assert alarm.alarmed
+    assert found.finding.gravity == Gravity.GRAVE
+    assert not found.active["z"].any()
+    assert "warm-up" in found.finding.advice
+
+
+@pytest.mark.parametrize("objective", [Trace_ELBO(), Annealed(Trace_ELBO(), warmup=200)], ids=["elbo", "warm-up"])
+def test_a_healthy_vae_is_left_alone(objective):
+    alarm = CollapseAlarm(stop=True)
+    found = trained(objective, [alarm])
+    assert not alarm.alarmed
+    assert found.finding.gravity <= Gravity.NOTE
+
+
+def event(rates, lvm=None):
+    zeros = dict.fromkeys(
+        ("elbo", "validation_elbo", "validation_se", "distortion", "learning_rate", "gradient_norm", "seconds"), 0.0
+    )
+    rows = [Record(epoch=i, step=50 * i + 50, rate=r, skipped=0, data_per_second=0.0, **zeros) for i, r in enumerate(rates)]
+    return Event(lvm, History(rows))
+
+
+@pytest.mark.parametrize(
+    ("rates", "alarms"),
+    [
+        ([20.0, 8.0, 3.0, 1.0, 0.01, 0.01, 0.01, 0.01, 0.001], True),
+        ([40.0, 30.0, 20.0, 15.0, 12.0, 11.0, 11.0], False),  # the warm-up's way down
+        ([0.001, 0.002, 0.004, 0.01, 0.03, 0.06], False),  # at the start, rising
+        ([0.001, 0.002, 0.001], False),  # too early to tell
+        ([0.01, 0.01, math.nan, 0.01, 0.001], False),
+    ],
+)
+def test_the_alarm_of_a_history(rates, alarms):
+    alarm = CollapseAlarm(stop=True)
+    if not alarms:
+        assert alarm(event(rates)) is False
+        return
+    with pytest.warns(UserWarning, match="rate is 0.008"):
+        assert alarm(event(rates)) is True
+    assert alarm(event(rates)) is True  # and is silent: a warning would be an error here
+
+
+def test_the_alarm_may_ask_the_data_and_wait():
+    lvm = PPCA(5, 3).double().maximise(linear_data(200))
+    low = [0.01, 0.01, 0.01, 0.01, 0.001]
+    assert CollapseAlarm(linear_data(100), stop=True)(event(low, lvm)) is False
+    assert CollapseAlarm(after=100, stop=True)(event(low, lvm)) is False
+    with torch.no_grad():
+        lvm.V.zero_()
+    with pytest.warns(UserWarning, match="Posterior collapse"):
+        assert CollapseAlarm(linear_data(100), stop=True)(event(low, lvm)) is True
+    for bad in ({"threshold": 0.0}, {"patience": 1}):
+        with pytest.raises(ValueError, match="CollapseAlarm"):
+            CollapseAlarm(**bad)

@@ -5,6 +5,7 @@ from vilvm.datasets.corruptions import BlockMasking, Blur, Corrupted, GaussianNo
 from vilvm.datasets.dataset import Dataset, carve
 from vilvm.datasets.digits import digits
 from vilvm.datasets.mnist import mnist
+from vilvm.datasets.posteriordb import ReferencePosterior, posteriordb
 from vilvm.datasets.transforms import Chain, DynamicBinarisation, StaticBinarisation
 from vilvm.datasets.two_modes import TwoModes, two_modes
 
@@ -18,11 +19,13 @@ __all__ = [
     "GaussianNoise",
     "HalfErasure",
     "PixelErasure",
+    "ReferencePosterior",
     "StaticBinarisation",
     "TwoModes",
     "arrays",
     "carve",
     "digits",
     "mnist",
+    "posteriordb",
     "two_modes",
 ]

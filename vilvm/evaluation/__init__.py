@@ -1,5 +1,6 @@
 """Evaluation: bounds on the evidence, reconstructions, how well draws pass for data, and the ledger that compares models."""
 
+from vilvm.evaluation.annealing import Annealing, Sandwich, Schedule, ais, bdmc
 from vilvm.evaluation.bounds import Estimate, Evaluation, evaluate
 from vilvm.evaluation.ledger import Ledger, compare
 from vilvm.evaluation.reconstruction import Decibels, psnr, reconstruct, squared_error
@@ -7,6 +8,7 @@ from vilvm.evaluation.rows import Difference, Protocol, Row
 from vilvm.evaluation.samples import Features, TwoSample, fit_features, frechet_distance, two_sample_test
 
 __all__ = [
+    "Annealing",
     "Decibels",
     "Difference",
     "Estimate",
@@ -15,7 +17,11 @@ __all__ = [
     "Ledger",
     "Protocol",
     "Row",
+    "Sandwich",
+    "Schedule",
     "TwoSample",
+    "ais",
+    "bdmc",
     "compare",
     "evaluate",
     "fit_features",

@@ -8,6 +8,9 @@ With log w = log p(x, z) − log q(z | x) and z₁ … z_S ~ q(z | x), for each 
     IWAE_S      = E[log (1/S) Σₛ wₛ]                 between the ELBO and log p(x), not decreasing in S,
     ESS         = (Σₛ wₛ)² / Σₛ wₛ²                  from 1 to S.
 
+A model that knows log p(x) says so in a method ``exact_log_evidence(batch)``, of shape (num_data,), or () for all data together if they share a
+latent; it then stands beside the bounds as "exact".
+
 Only running sums are kept, so any number of samples costs the same memory.
 
 References: Importance Weighted Autoencoders, Burda, Grosse and Salakhutdinov, 2016; Fixing a Broken ELBO, Alemi et al., 2018
@@ -16,7 +19,7 @@ References: Importance Weighted Autoencoders, Burda, Grosse and Salakhutdinov, 2
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,10 +31,11 @@ from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device
 from vilvm.progress import ProgressBar
 from vilvm.weights import Layout, LogWeights, layout, weight_chunks
 from vilvm.weights.contract import check_number
+from vilvm.wrapped import Wrapped
 
-__all__ = ["Estimate", "Evaluation", "evaluate"]
+__all__ = ["Estimate", "Evaluation", "evaluate", "exact_log_evidence"]
 
-BOUNDS = ("elbo", "iwae")
+BOUNDS = ("elbo", "iwae", "exact")
 _BATCH = 50
 _ROWS_CPU, _ROWS_CUDA = 8_000, 400_000  # rows through the decoder in a pass: enough to amortise Pyro, few enough for the cache
 
@@ -82,7 +86,7 @@ class Evaluation:
     """What ``evaluate`` found. Numbers of different protocols cannot be compared.
 
     Arguments:
-        bounds: "elbo" and "iwae", as asked, in nats per datum. None for a degenerate guide or a flat prior; asking for one says why.
+        bounds: "elbo", "iwae" and "exact", as asked, in nats per datum. None for a degenerate guide or a flat prior; asking for one says why.
         rate: KL(q(z | x) ‖ p(z)), in nats per datum; None where there is no bound.
         distortion: −E_q log p(x | z), in nats per datum.
         ess: effective sample size of the weights, between 1 and num_samples, shape (num_data,); None where there is no bound.
@@ -108,7 +112,7 @@ class Evaluation:
             return numbers if samples is None else {**numbers, "num_samples": samples}
 
         return {
-            "bounds": {name: summary(bound, self.num_samples) for name, bound in self.bounds.items()},
+            "bounds": {name: summary(bound, self.num_samples if name != "exact" else None) for name, bound in self.bounds.items()},
             "rate": None if self.rate is None else summary(self.rate),
             "distortion": summary(self.distortion),
             "ess": None if self.ess is None else {"mean": self.ess.mean().item(), "min": self.ess.min().item()},
@@ -135,7 +139,8 @@ def evaluate(
     Arguments:
         lvm: the model and guide.
         data: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row.
-        bounds: which of "elbo" and "iwae" to report; by default both, or none for a degenerate guide, which has neither.
+        bounds: which of "elbo", "iwae" and "exact" to report; by default all that there are: neither of the first two for a degenerate guide, the
+            last for a model that has ``exact_log_evidence``.
         num_samples: Monte Carlo samples a datum.
         batch_size: data a pass, 50 by default; a model whose data share a latent is given all of them at once.
         chunk: samples a pass; by default as many as keep the device busy.
@@ -172,8 +177,13 @@ def evaluate(
         fixed = given.to(where).fixed(seed)
         parts, plan = _parts(lvm, fixed, batch_size)
         refusal = _no_bound(lvm, plan)
-        if refusal and asked:
+        evidence = exact_log_evidence(lvm)
+        if refusal and set(asked) - {"exact"}:
             raise ContractError(refusal)
+        if "exact" in asked and evidence is None:
+            raise ContractError(
+                f"{type(lvm).__name__} has no method exact_log_evidence(batch), so log p(x) is not known; ask for a bound: 'elbo' or 'iwae'."
+            )
         if refusal and set(plan.degenerate) == set(plan.latents):
             num_samples = min(num_samples, 2)  # all draws are equal; the second shows that they have no Monte Carlo error
         if chunk is None:
@@ -185,6 +195,8 @@ def evaluate(
                 here = plan if part is parts[0] else layout(lvm, part.x, plate=plan.data_plate)
                 sums.append(_accumulate(lvm, part.x, num_samples, chunk, here))
                 bar.advance()
+        if evidence is not None and "exact" in (asked or BOUNDS):
+            exact = _exact(lvm, evidence, parts)
     total = _Sums(*(torch.cat(c) for c in zip(*sums, strict=True)))
     protocol = {
         **given.protocol(),
@@ -194,8 +206,11 @@ def evaluate(
         "likelihood": plan.families,
         "unit": "nats per datum" if plan.local else "nats, all data together",
     }
-    names = () if refusal else (asked or BOUNDS)
-    return _summarise(total, num_samples, names, protocol, began, refusal)
+    names = () if refusal else [b for b in asked or BOUNDS if b != "exact"]
+    found = _summarise(total, num_samples, names, protocol, began, refusal)
+    if evidence is not None and "exact" in (asked or BOUNDS):
+        found.bounds["exact"] = exact
+    return found
 
 
 def _parts(lvm: LatentVariableModel, data: Data, batch_size: int | None) -> tuple[list[Data], Layout]:
@@ -212,6 +227,25 @@ def _parts(lvm: LatentVariableModel, data: Data, batch_size: int | None) -> tupl
             "the bounds would be those of the subsample. Evaluate a model whose plate takes all of it."
         )
     return parts, plan
+
+
+def exact_log_evidence(lvm: Any) -> Callable[[Any], Tensor] | None:
+    """The method by which a model knows log p(x), also if it is within one that changes the guide only; None if it has none."""
+    found = getattr(lvm, "exact_log_evidence", None)
+    if found is None and isinstance(lvm, Wrapped) and lvm.keeps_model:
+        return exact_log_evidence(lvm.lvm)
+    return found
+
+
+def _exact(lvm: LatentVariableModel, evidence: Callable[[Any], Tensor], parts: Sequence[Data]) -> Estimate:
+    values = torch.cat([evidence(part.x).detach().double().reshape(-1) for part in parts]).cpu()
+    expected = sum(len(part) for part in parts)
+    if len(values) not in (1, expected) or not bool(torch.isfinite(values).all()):
+        raise ContractError(
+            f"{type(lvm).__name__}.exact_log_evidence gives {len(values)} values for {expected} data, or some that are not finite; it must give one "
+            "a datum, or one for all together."
+        )
+    return Estimate(values, torch.zeros_like(values))
 
 
 def _no_bound(lvm: object, plan: Layout) -> str:

@@ -11,14 +11,14 @@ from rich.text import Text
 from vilvm.evaluation.bounds import Estimate
 from vilvm.evaluation.rows import Protocol, Row, difference
 
-__all__ = ["markdown", "record", "rich_tables"]
+__all__ = ["filled", "markdown", "record", "rich_tables"]
 
 _NOTHING, _GAP = "–", 3
 
 
 def rich_tables(protocol: Protocol, rows: Sequence[Row], width: int) -> Iterator[Table]:
     """A group as a table for the terminal, its protocol above; as several, one below the other, where it is wider than `width`."""
-    head, lines = _filled(rows)
+    head, lines = filled(rows)
     columns = list(zip(head, *lines, strict=True))
     sizes = [max(map(len, column)) + _GAP for column in columns]
     kept, title = [0], str(protocol)
@@ -41,13 +41,13 @@ def _table(columns: Sequence[Sequence[str]], title: str) -> Table:
 
 def markdown(protocol: Protocol, rows: Sequence[Row]) -> str:
     """A group as a table in Markdown, its protocol above."""
-    head, lines = _filled(rows)
+    head, lines = filled(rows)
     rule = ["---", *["---:"] * (len(head) - 1)]
     table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (head, rule, *lines)]
     return "\n".join([f"**{protocol}**", "", *table])
 
 
-def _filled(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+def filled(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     """Heads and cells of the columns that say something of any row."""
     lines = [_cells(row, rows[0]) for row in rows]
     head = [name for name in lines[0] if any(line[name] != _NOTHING for line in lines)]
@@ -70,6 +70,7 @@ def _cells(row: Row, best: Row) -> dict[str, str]:
         f"IWAE-{e.num_samples}": estimate(row.bound),
         "behind the best": behind,
         "ELBO": estimate(e.bounds.get("elbo")),
+        "exact": estimate(e.bounds.get("exact")),
         "rate": estimate(e.rate),
         "distortion": estimate(e.distortion),
         "ESS": _NOTHING if e.ess is None else f"{e.ess.mean().item():.1f}",
@@ -90,6 +91,7 @@ def record(row: Row, best: Row) -> dict[str, Any]:
         "rate": e.rate,
         "elbo": e.bounds.get("elbo"),
         "iwae": e.bounds.get("iwae"),
+        "exact": e.bounds.get("exact"),
         "sse": row.sse,
     }
     numbers: dict[str, Any] = {"model": row.name, "parameters": row.parameters}

@@ -19,6 +19,8 @@ __all__ = ["WithPriorGuide", "with_prior_guide"]
 class WithPriorGuide(Wrapped):
     """A latent variable model whose guide is its prior; see ``with_prior_guide``."""
 
+    keeps_model = True
+
     def model(self, batch: Any) -> Any:
         """p(x | z) p(z), as it was."""
         return self.inner_model(batch)

@@ -30,6 +30,8 @@ _LOOK = 500  # data by which the spread of the codes is judged
 class WithGuide(Wrapped):
     """A frozen model under a new amortised guide; see ``with_guide``."""
 
+    keeps_model = True
+
     def __init__(self, lvm: torch.nn.Module, encoder: torch.nn.Module, latent: str, plate: str, dim: int | None, around: bool):
         super().__init__(copy.deepcopy(lvm), frozen=True)
         self.lvm.requires_grad_(False).eval()

@@ -31,8 +31,8 @@ def look(lvm: Any, objective: Any, data: Data, plan: Layout) -> Look:
         ContractError: a log-density is NaN.
     """
     with evaluation_mode(lvm):
-        if plan.enumerated or not (plan.local or plan.scale == 1.0):
-            # Nothing here sums over a latent, and one weight of part of the data is no estimate of the whole: the loss is.
+        if not (plan.local or plan.scale == 1.0):
+            # One weight of part of the data is no estimate of the whole: the loss is.
             here = layout(lvm, data.x, validate=False, plate=plan.data_plate)
             elbo = -float(objective.loss(lvm.model, lvm.guide, data.x)) / (here.num_data * here.scale if here.local else 1.0)
             return Look(elbo, math.nan, math.nan, math.nan)

@@ -1,18 +1,23 @@
 """A pair run and its traces read: log-weights, draws, and how the pair is laid out. No other room reads a Pyro trace."""
 
 from vilvm.weights.densities import LogWeights, log_weights, weight_chunks
-from vilvm.weights.draws import posterior, posterior_mean, predict, resample, sample
+from vilvm.weights.draws import observed, posterior, posterior_mean, predict, replicate, resample, sample
+from vilvm.weights.simulated import Simulation, simulate
 from vilvm.weights.structure import Layout, layout
 
 __all__ = [
     "Layout",
     "LogWeights",
+    "Simulation",
     "layout",
     "log_weights",
+    "observed",
     "posterior",
     "posterior_mean",
     "predict",
+    "replicate",
     "resample",
     "sample",
+    "simulate",
     "weight_chunks",
 ]

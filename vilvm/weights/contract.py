@@ -10,7 +10,7 @@ from vilvm.data import Data, tensors_of
 from vilvm.lvm import ContractError
 from vilvm.weights.traces import Sites
 
-__all__ = ["check_batch", "check_guided", "check_latents", "check_number", "check_plates", "check_shape", "enumerable"]
+__all__ = ["check_batch", "check_latents", "check_number", "check_plates", "check_shape", "enumerable"]
 
 
 def check_latents(lvm: object, model: Sites, guide: Sites) -> None:
@@ -74,16 +74,6 @@ def check_shape(part: str, site: Any, value: Tensor) -> None:
                 f"The {part}'s site {site['name']!r} has size {size} where its plate says {declared} (dimension {dim}); "
                 "use len(batch) as the size of the plate."
             )
-
-
-def check_guided(lvm: object, enumerated: tuple[str, ...]) -> None:
-    """Raises ContractError if there are latents that only a sum over their values could deal with."""
-    if enumerated:
-        name = enumerated[0]
-        raise ContractError(
-            f"{type(lvm).__name__}: latent {name!r} is marked for enumeration and absent from the guide, and nothing here sums over a "
-            f"latent: sample {name!r} in the guide, or read the loss of TraceEnum_ELBO."
-        )
 
 
 def check_number(name: str, value: Any, least: int = 1) -> None:

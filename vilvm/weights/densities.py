@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from vilvm.lvm import ContractError, LatentVariableModel, module_parameters
-from vilvm.weights.contract import check_batch, check_guided, check_number
+from vilvm.weights.contract import check_batch, check_number
+from vilvm.weights.enumeration import run_model
 from vilvm.weights.structure import Layout, guide_sites, held_still, layout
-from vilvm.weights.traces import log_prob, run, sites_of, strip
+from vilvm.weights.traces import log_prob, run, strip
 
 __all__ = ["LogWeights", "log_weights", "weight_chunks"]
 
@@ -34,7 +35,7 @@ class LogWeights:
     sites or over a plate, is float64.
 
     Arguments:
-        log_likelihoods: log p(x | z) by observed site.
+        log_likelihoods: log p(x | z) by observed site, enumerated latents summed over; those that depend on one are one, "x+y".
         log_priors: log p(z) by latent.
         log_guides: log q(z | x) by site of the guide (the latents, and auxiliary sites of an autoguide).
         model_scales: the factor that plates and ``poutine.scale`` put on each site of the model; not applied here.
@@ -143,7 +144,6 @@ def weight_chunks(
     check_number("chunk", chunk)
     check_batch(batch)
     plan = layout(lvm, batch, validate) if plan is None else plan
-    check_guided(lvm, plan.enumerated)
     done = 0
     while done < num_samples:
         size = min(chunk, num_samples - done)
@@ -158,30 +158,29 @@ def weight_chunks(
 def _one_pass(lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Layout) -> LogWeights:
     samples, fixed = (num_samples, plan.sample_dim), held_still(plan)
     guide_trace = run(lvm.guide, "guide", batch, fixed, samples=samples)
-    model_trace = run(lvm.model, "model", batch, guide_trace, fixed, samples=samples)
-    model, guide = sites_of(model_trace), guide_sites(guide_trace)
+    guide = guide_sites(guide_trace)
 
-    def term(part: str, site: Any) -> Tensor:
-        return _reduce(site, log_prob(part, site), num_samples, plan)
+    def reduce(in_data: bool, value: Tensor) -> Tensor:
+        return reduced(in_data, value, num_samples, plan)
 
+    model = run_model(lvm.model, batch, (guide_trace, fixed), num_samples, plan, reduce)
     return LogWeights(
-        log_likelihoods={n: term("model", s) for n, s in model.items() if s["is_observed"]},
-        log_priors={n: term("model", s) for n, s in model.items() if not s["is_observed"]},
-        log_guides={n: term("guide", s) for n, s in guide.items()},
-        model_scales={n: s["scale"] for n, s in model.items()},
+        log_likelihoods=model.log_likelihoods,
+        log_priors=model.log_priors,
+        log_guides={n: reduce(plan.is_in_data(s), log_prob("guide", s)) for n, s in guide.items()},
+        model_scales={n: s["scale"] for n, s in model.sites.items()},
         guide_scales={n: s["scale"] for n, s in guide.items()},
         latents={n: strip(guide[n]["value"], guide[n], num_samples, plan.nesting) for n in plan.latents},
         indices=plan.subsample.get(plan.data_plate or "", {}).get("value"),
     )
 
 
-def _reduce(site: Any, value: Tensor, num_samples: int, plan: Layout) -> Tensor:
+def reduced(in_data: bool, value: Tensor, num_samples: int, plan: Layout) -> Tensor:
     """A log-density of shape (S, *plates) summed over every plate but the data's: (S, N), or (S,) outside the data plate."""
     dims = plan.nesting + 1
     value = value.reshape((1,) * (dims - value.dim()) + value.shape)
     if value.shape[0] != num_samples:
         value = value.expand(num_samples, *value.shape[1:])
-    in_data = any(frame.name == plan.data_plate for frame in site["cond_indep_stack"])
     keep = {0} | ({dims + plan.data_dim} if in_data and plan.data_dim is not None else set())
     summed = [d for d in range(dims) if d not in keep]
     return value.sum(summed, dtype=torch.float64) if summed else value  # of many terms, float32 would lose the last digits

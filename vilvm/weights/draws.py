@@ -5,15 +5,16 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode, module_parameters
-from vilvm.weights.contract import check_batch, check_guided, check_number
+from vilvm.weights.contract import check_batch, check_number, enumerable
 from vilvm.weights.densities import log_weights
 from vilvm.weights.structure import Layout, data_plate, guide_sites, held_still, layout, place
 from vilvm.weights.traces import Sites, family, nesting_of, run, sites_of, strip, was_observed
 
-__all__ = ["posterior", "posterior_mean", "predict", "resample", "sample"]
+__all__ = ["observed", "posterior", "posterior_mean", "predict", "replicate", "resample", "sample"]
 
 
 def sample(lvm: LatentVariableModel, num_samples: int, *, like: Any = None, mean: bool = False) -> dict[str, Tensor]:
@@ -180,16 +181,7 @@ def predict(lvm: LatentVariableModel, latents: Mapping[str, Tensor], *, like: An
     Raises:
         ContractError: a latent has no value, the model cannot run without a batch, or a likelihood has no mean.
     """
-    check_contract(lvm)
-    if not isinstance(latents, Mapping) or not all(isinstance(v, Tensor) for v in latents.values()):
-        raise ContractError(f"predict: latents must be a dict of tensors by name; got a {type(latents).__name__}.")
-    first = next((v for v in latents.values()), None)
-    if like is None and (first is None or first.dim() == 0):
-        raise ContractError(
-            "predict: no latent tells the number of data; give each a value of shape (num_data, ...), or pass like=."
-        )
-    batch = _placeholder(lvm, len(first)) if like is None and first is not None else like
-    check_batch(batch)
+    batch = _batch_around("predict", lvm, latents, like, 0)
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
         sites = _simulate(lvm, batch, given=latents)
     missing = [n for n, s in sites.items() if n not in latents and not was_observed(s)]
@@ -200,11 +192,121 @@ def predict(lvm: LatentVariableModel, latents: Mapping[str, Tensor], *, like: An
     return {n: _mean(s) for n, s in sites.items() if was_observed(s)}
 
 
+def replicate(lvm: LatentVariableModel, latents: Mapping[str, Tensor], *, like: Any = None) -> dict[str, Tensor]:
+    """Draws from p(x | z) given draws of the latents: with those of ``posterior``, replicated data, to be held against the data.
+
+    A latent that is enumerated, and so has no value, is drawn anew from its prior.
+
+    Arguments:
+        lvm: the model and guide; the guide is not run.
+        latents: draws by name, as ``posterior`` returns them: shape (num_samples, num_data, ...); (num_samples, ...) for a latent shared by
+            the data, which needs `like`.
+        like: a batch of num_data data, for a model that reads more of it than its length.
+
+    Returns:
+        Every observed site by name, shape (num_samples, num_data, ...).
+
+    Raises:
+        ContractError: a latent has no value or one of another shape, or the model cannot run without a batch.
+
+    Example:
+        >>> import torch, vilvm
+        >>> from models.vae import VAE
+        >>> from vilvm.weights import replicate
+        >>> lvm, x = VAE(data_dim=6, latent_dim=2), torch.zeros(4, 6)
+        >>> replicate(lvm, vilvm.posterior(lvm, x, 10))["x"].shape
+        torch.Size([10, 4, 6])
+    """
+    batch = _batch_around("replicate", lvm, latents, like, 1)
+    num_samples = {len(v) if v.dim() else 0 for v in latents.values()}
+    if len(num_samples) != 1:
+        raise ContractError(
+            f"replicate: the latents must have one and the same number of draws first; they have {sorted(num_samples)}."
+        )
+    size = num_samples.pop()
+    with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
+        model = poutine.uncondition(lvm.model)
+        probe = sites_of(run(_Given({n: v[0] for n, v in latents.items()}, ())(model), "model", batch))
+        missing = [
+            n for n, s in probe.items() if not (n in latents or was_observed(s) or enumerable(s) or family(s["fn"]) == "Unit")
+        ]
+        if missing:
+            raise ContractError(
+                f"replicate: no draws were given of the latent {missing[0]!r}; there are those of {sorted(latents)}."
+            )
+        if like is None:
+            _check_event_sizes(lvm, probe.values())
+        nesting = nesting_of(probe)
+        given = _Given(latents, (size,), nesting)
+        sites = sites_of(run(given(model), "model", batch, samples=(size, -1 - nesting)))
+    return {n: strip(s["value"], s, size, nesting) for n, s in sites.items() if was_observed(s) and family(s["fn"]) != "Unit"}
+
+
+def observed(lvm: LatentVariableModel, batch: Any) -> dict[str, Tensor]:
+    """The values that the model observes of a batch, by site, as ``replicate`` returns them but for the samples.
+
+    Returns:
+        Every observed site by name, shape (num_data, ...), plates before the event.
+
+    Raises:
+        ContractError: the pair cannot run on this batch.
+
+    Example:
+        >>> import torch
+        >>> from models.vae import VAE
+        >>> from vilvm.weights import observed
+        >>> observed(VAE(data_dim=6, latent_dim=2), torch.ones(4, 6))["x"].sum()
+        tensor(24.)
+    """
+    check_contract(lvm)
+    check_batch(batch)
+    with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
+        sites = sites_of(run(lvm.model, "model", batch, run(lvm.guide, "guide", batch)))
+    nesting, seen = nesting_of(sites), {n: s for n, s in sites.items() if s["is_observed"] and family(s["fn"]) != "Unit"}
+    return {n: strip(s["value"].expand(s["fn"].shape()).unsqueeze(0), s, 1, nesting)[0] for n, s in seen.items()}
+
+
+class _Given(Messenger):
+    """Puts latents at values that are shaped as ``strip`` leaves them, with room for the plates that a site does not stand in."""
+
+    def __init__(self, values: Mapping[str, Tensor], samples: tuple[int, ...], nesting: int = 0):
+        super().__init__()
+        self.values, self.samples, self.nesting = values, samples, nesting
+
+    def _pyro_sample(self, msg: Any) -> None:
+        value = self.values.get(msg["name"])
+        if value is None:
+            return
+        sizes = {f.dim: f.size for f in msg["cond_indep_stack"] if f.vectorized}
+        nesting = max([self.nesting, *(-dim for dim in sizes)])
+        event = value.shape[value.dim() - msg["fn"].event_dim :]
+        shape = torch.Size((*self.samples, *(sizes.get(dim, 1) for dim in range(-nesting, 0)), *event))
+        if value.numel() != shape.numel():
+            expected = (*self.samples, *(sizes[dim] for dim in sorted(sizes)), *msg["fn"].event_shape)
+            raise ContractError(
+                f"replicate: latent {msg['name']!r} was given in shape {tuple(value.shape)}; the model wants {expected} of it."
+            )
+        msg["value"], msg["is_observed"] = value.reshape(shape), True
+
+
+def _batch_around(what: str, lvm: LatentVariableModel, latents: Mapping[str, Tensor], like: Any, axis: int) -> Any:
+    """`like`, or a placeholder of as many data as the first latent has along `axis`."""
+    check_contract(lvm)
+    if not isinstance(latents, Mapping) or not all(isinstance(v, Tensor) for v in latents.values()):
+        raise ContractError(f"{what}: latents must be a dict of tensors by name; got a {type(latents).__name__}.")
+    first = next((v for v in latents.values()), None)
+    if like is None and (first is None or first.dim() <= axis):
+        shape = "(num_data, ...)" if axis == 0 else "(num_samples, num_data, ...)"
+        raise ContractError(f"{what}: no latent tells the number of data; give each a value of shape {shape}, or pass like=.")
+    batch = _placeholder(lvm, first.shape[axis]) if like is None and first is not None else like
+    check_batch(batch)
+    return batch
+
+
 def _run_guide(lvm: LatentVariableModel, batch: Any, num_samples: int) -> tuple[Layout, Sites]:
     check_number("num_samples", num_samples)
     check_batch(batch)
     plan = layout(lvm, batch)
-    check_guided(lvm, plan.enumerated)
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
         trace = run(lvm.guide, "guide", batch, held_still(plan), samples=(num_samples, plan.sample_dim))
     return plan, guide_sites(trace)

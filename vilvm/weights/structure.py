@@ -27,10 +27,10 @@ class Layout(NamedTuple):
         num_data: data in the plate; 1 without one.
         local: whether every latent stands in the data plate, so that weights are per datum.
         scale: the factor on the observed sites, by which a Pyro loss exceeds the sum over the batch.
-        latents: names, in the model's order.
+        latents: those that the guide draws, in the model's order.
         observed: names, in the model's order.
         families: the distribution of each observed site, by name, and which part of it is scored, if not all.
-        enumerated: latents that the model marks for parallel enumeration and the guide leaves out.
+        enumerated: latents that the model marks for parallel enumeration and the guide leaves out, which are summed over.
         degenerate: latents that the guide puts on one point, so that it has no density there.
         improper: latents whose prior is flat, which is no probability density.
         data_axes: by latent, which dimension of its draws is that of the data: 1, unless a plate stands left of theirs; none if shared.
@@ -56,6 +56,10 @@ class Layout(NamedTuple):
     def sample_dim(self) -> int:
         """The dimension of the plate over Monte Carlo samples: left of every plate of the model."""
         return -1 - self.nesting
+
+    def is_in_data(self, site: Any) -> bool:
+        """Whether a site stands in the plate over the data."""
+        return self.data_plate is not None and _stands_in(site, self.data_plate)
 
 
 def layout(lvm: LatentVariableModel, batch: Any, validate: bool = True, plate: str | None = None) -> Layout:
@@ -106,7 +110,7 @@ def _read_layout(plate: Any, model: Sites, guide: Sites, traces: list[Any]) -> L
         num_data=plate.size if plate else 1,
         local=plate is not None and all(_stands_in(s, plate.name) for s in [*latents.values(), *guide.values()]),
         scale=float(scale.mean()) if isinstance(scale, Tensor) else float(scale),
-        latents=tuple(latents),
+        latents=tuple(n for n in latents if n in guide),
         observed=tuple(observed),
         families={n: _family(s) for n, s in observed.items()},
         enumerated=tuple(n for n, s in latents.items() if n not in guide and enumerable(s)),

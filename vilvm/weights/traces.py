@@ -132,7 +132,7 @@ def strip(value: Tensor, site: Any, num_samples: int, nesting: int) -> Tensor:
     value = value.reshape((1,) * (nesting + 1 + event - value.dim()) + value.shape)
     value = value.expand(num_samples, *value.shape[1:])
     own = plate_dims(site)
-    for dim in range(-1, -1 - nesting, -1):
+    for dim in range(-nesting, 0):  # from the left, for what is counted from the right stays where it is
         if dim not in own:
             value = value.squeeze(dim - event)
     return value

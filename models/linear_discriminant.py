@@ -1,0 +1,139 @@
+"""Linear discriminant analysis as a generative model: Gaussian classes that share one covariance.
+
+Generative story. A datum x ∈ ℝᴰ belongs to one of K classes,
+
+    y ~ Cat(π),    x | y ~ N(μ_y, Σ),    Σ common to all classes.
+
+So log p(x) = log Σ_k π_k N(x | μ_k, Σ), and since the quadratic term is the same for every class, the posterior is a softmax of an affine map:
+
+    p(y = k | x) = softmax_k(a_kᵀ x + c_k),    a_k = Σ⁻¹ μ_k,    c_k = log π_k − ½ μ_kᵀ Σ⁻¹ μ_k,
+
+whose boundaries between classes are flat: the linear discriminants.
+
+Inference. The guide is q(y | x) = softmax(A x + c), amortised and learnt, so its family holds the exact posterior and the ELBO reaches
+log p(x). The class is a latent, marked for parallel enumeration in the guide: under ``TraceEnum_ELBO`` (see ``objective``) the
+expectation over it is a sum of K terms, and the gradient has no noise. So trained, the model finds classes in data without labels: a mixture of
+Gaussians with a common covariance. With labels, maximum likelihood is
+
+    π_k = N_k / N,    μ_k = mean of class k,    Σ = (1/N) Σ_n (x_n − μ_{y_n}) (x_n − μ_{y_n})ᵀ.
+
+References: The Use of Multiple Measurements in Taxonomic Problems, R. A. Fisher, 1936; The Elements of Statistical Learning, Trevor Hastie,
+Robert Tibshirani and Jerome Friedman, 2009 (section 4.3).
+"""
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import TraceEnum_ELBO
+from torch import Tensor, nn
+from torch.distributions import constraints, transform_to
+
+__all__ = ["LinearDiscriminant", "objective", "tiny"]
+
+
+class LinearDiscriminant(nn.Module):
+    """Linear discriminant analysis of rows of `data_dim` numbers, with an amortised categorical guide over the class.
+
+    Arguments:
+        data_dim: D, the size of a datum.
+        num_classes: K, at least 2.
+
+    Raises:
+        ValueError: a size is too small.
+    """
+
+    def __init__(self, data_dim: int = 2, num_classes: int = 3):
+        super().__init__()
+        if data_dim < 1 or num_classes < 2:
+            raise ValueError(
+                f"LinearDiscriminant: needs data_dim of at least 1 and num_classes of at least 2; got {data_dim} and {num_classes}."
+            )
+        self.logits = nn.Parameter(torch.zeros(num_classes))  # of π
+        self.mu = nn.Parameter(torch.randn(num_classes, data_dim))
+        self.unconstrained_L = nn.Parameter(torch.zeros(data_dim, data_dim))
+        self.posterior_logits = nn.Linear(data_dim, num_classes)  # A and c
+
+    @property
+    def L(self) -> Tensor:
+        """The Cholesky factor of Σ, shape (data_dim, data_dim)."""
+        return transform_to(constraints.lower_cholesky)(self.unconstrained_L)
+
+    def model(self, x: Tensor) -> None:
+        """p(x | y) p(y); x has shape (batch, data_dim)."""
+        pyro.module("linear_discriminant", self)
+        L = self.L
+        with pyro.plate("data", len(x)):
+            y = pyro.sample("y", dist.Categorical(logits=self.logits))
+            pyro.sample("x", dist.MultivariateNormal(self.mu[y], scale_tril=L), obs=x)
+
+    def guide(self, x: Tensor) -> None:
+        """q(y | x)."""
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Categorical(logits=self.posterior_logits(x)), infer={"enumerate": "parallel"})
+
+    def exact_log_evidence(self, x: Tensor) -> Tensor:
+        """log p(x), exact, in nats; x of shape (num_data, data_dim), the result of shape (num_data,)."""
+        return self._log_joint(x).logsumexp(-1)
+
+    def exact_posterior(self, x: Tensor) -> dist.Categorical:
+        """p(y | x), exact, for x of shape (num_data, data_dim)."""
+        return dist.Categorical(logits=self._log_joint(x))
+
+    def classify(self, x: Tensor) -> Tensor:
+        """The probability of every class, p(y | x), exact: shape (num_data, num_classes)."""
+        return self.exact_posterior(x).probs
+
+    def _log_joint(self, x: Tensor) -> Tensor:
+        """log p(x, y = k) for every datum and class, shape (num_data, num_classes)."""
+        log_likelihood = dist.MultivariateNormal(self.mu, scale_tril=self.L).log_prob(x[:, None])
+        return log_likelihood + self.logits.log_softmax(-1)
+
+    @torch.no_grad()
+    def optimise_guide(self) -> "LinearDiscriminant":
+        """Sets the guide to the exact posterior of the model as it stands. Returns the model."""
+        A = torch.cholesky_solve(self.mu.double().T, self.L.double()).T
+        self.posterior_logits.weight.copy_(A)
+        self.posterior_logits.bias.copy_(self.logits.log_softmax(-1) - (A * self.mu).sum(-1) / 2)
+        return self
+
+    @torch.no_grad()
+    def maximise(self, x: Tensor, y: Tensor) -> "LinearDiscriminant":
+        """Sets all parameters to those of maximum likelihood on data with labels, the guide's to the exact posterior. Returns the model.
+
+        Arguments:
+            x: shape (num_data, data_dim); worked on in float64.
+            y: the classes, whole numbers from 0 to num_classes − 1, shape (num_data,).
+
+        Raises:
+            ValueError: a label is no class, a class has no datum, or the data within the classes span too few dimensions.
+        """
+        x, num_classes = x.double(), len(self.logits)
+        if y.shape != x.shape[:1] or y.is_floating_point() or bool((y < 0).any()) or bool((y >= num_classes).any()):
+            raise ValueError(
+                f"LinearDiscriminant: y must hold, for each of {len(x)} data, a whole number from 0 to {num_classes - 1}."
+            )
+        count = torch.bincount(y, minlength=num_classes)
+        if bool((count == 0).any()):
+            raise ValueError(f"LinearDiscriminant: class {int(count.argmin())} has no datum; give every class at least one.")
+        mu = torch.zeros(num_classes, x.shape[1]).to(x).index_add(0, y, x) / count[:, None]
+        within = x - mu[y]
+        L, failed = torch.linalg.cholesky_ex(within.T @ within / len(x))
+        if int(failed):
+            raise ValueError(
+                f"LinearDiscriminant: the covariance within the classes of {len(x)} data in {x.shape[1]} dimensions is singular; "
+                "give more data, or drop columns that never vary."
+            )
+        self.logits.copy_((count.double() / len(x)).log())
+        self.mu.copy_(mu)
+        self.unconstrained_L.copy_(L.tril(-1) + L.diagonal().log().diag())
+        return self.optimise_guide()
+
+
+def objective() -> TraceEnum_ELBO:
+    """The ELBO with its expectation over the class summed rather than sampled."""
+    return TraceEnum_ELBO(max_plate_nesting=1)
+
+
+def tiny() -> tuple[LinearDiscriminant, Tensor]:
+    """A small instance and a small batch, for the tests."""
+    return LinearDiscriminant(data_dim=3, num_classes=2), torch.randn(5, 3)

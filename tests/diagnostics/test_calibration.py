@@ -1,0 +1,239 @@
+"""Calibration of guides whose posterior is known: the right one passes at the stated rate, planted faults are caught."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy import stats
+
+import vilvm
+from models.ppca import PPCA
+from vilvm.diagnostics.calibration import sbc, tarp
+from vilvm.diagnostics.finding import Gravity
+from vilvm.guides import with_prior_guide
+from vilvm.lvm import ContractError
+
+
+@pytest.fixture
+def exact():
+    """A pair whose guide is the posterior."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.randn(2, 5, generator=generator) * torch.tensor([[2.0], [1.0]])
+    x = torch.randn(200, 2, generator=generator) @ basis + 0.5 * torch.randn(200, 5, generator=generator)
+    return PPCA(5, 2).maximise(x)
+
+
+class Offset(torch.nn.Module):
+    """A pair whose guide sees the data displaced."""
+
+    def __init__(self, lvm, by):
+        super().__init__()
+        self.lvm, self.by = lvm, by
+
+    def model(self, x):
+        self.lvm.model(x)
+
+    def guide(self, x):
+        self.lvm.guide(x + self.by)
+
+
+def rescale(lvm, factor):
+    with torch.no_grad():
+        lvm.log_s += math.log(factor)
+    return lvm
+
+
+@pytest.mark.parametrize("reference", [None, "data", "prior"])
+def test_the_posterior_is_found_fault_with_at_the_stated_rate(exact, reference):
+    runs, level = 60, 0.1
+    size = {"num_simulations": 100, "num_draws": 19, "false_alarm": level}
+    found = [sbc(exact, seed=s, **size) if reference is None else tarp(exact, reference=reference, seed=s, **size) for s in range(runs)]
+    alarms = sum(f.finding.gravity > Gravity.FINE for f in found)
+    assert alarms <= stats.binom.isf(1e-6, runs, level)
+
+
+def test_a_guide_half_as_wide(exact):
+    lvm = rescale(exact, 0.5)
+    found = sbc(lvm)
+    held = 2 * stats.norm.cdf(stats.norm.ppf(0.95) / 2) - 1  # of a 90 % interval half as wide
+    assert ((found.coverage.shares[2, :2] - held).abs() < 5 * found.coverage.errors[2, :2] + 0.02).all()  # of 99 draws, not of all
+    assert found.finding.gravity == Gravity.GRAVE
+    assert "too narrow: its 90 % intervals hold the truth" in found.finding.verdict
+    for reference in ("data", "prior"):
+        assert tarp(lvm, reference=reference).finding.gravity == Gravity.GRAVE
+
+
+def test_a_guide_twice_as_wide_is_wrong_but_on_the_safe_side(exact):
+    lvm = rescale(exact, 2.0)
+    assert "too wide" in sbc(lvm).finding.verdict
+    assert [f.finding.gravity for f in (sbc(lvm), tarp(lvm))] == [Gravity.WARNING] * 2
+
+
+def test_a_guide_a_little_too_narrow_is_noted(exact):
+    lvm = rescale(exact, 0.92)
+    found = sbc(lvm, num_simulations=20_000).finding
+    assert found.gravity == Gravity.NOTE
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_a_guide_beside_the_truth(exact, side):
+    # By one posterior standard deviation of the first component.
+    step = exact.log_s[0].exp() / exact.V[0].norm() ** 2 * exact.V[0]
+    lvm = Offset(exact, side * step.detach())
+    found = sbc(lvm)
+    mean_rank = found.ranks[:, 0].double().mean().item() / 99
+    # P(truth > draw) = Φ(−1/√2) for a draw one standard deviation too high.
+    assert mean_rank == pytest.approx(stats.norm.cdf(-side / math.sqrt(2)), abs=5 * math.sqrt(1 / 12 / 1000))
+    assert f"z[0]: the posterior lies too {'high' if side > 0 else 'low'}" in found.finding.verdict
+    assert found.finding.gravity == Gravity.GRAVE
+
+
+def test_the_prior_as_guide_is_seen_by_the_likelihood_and_by_a_reference_near_the_data_only(exact):
+    lvm = with_prior_guide(exact)
+    found = sbc(lvm)
+    departs = dict(zip(found.names, (found.adjusted < 1e-4).tolist(), strict=True))
+    assert departs == {"z[0]": False, "z[1]": False, "log p(x | z)": True}
+    assert found.finding.gravity == Gravity.WARNING
+    assert "explain the data worse than the truth does" in found.finding.verdict
+    assert tarp(lvm, reference="data").p_value < 1e-10
+    assert tarp(lvm, reference="prior").p_value > 1e-4
+
+
+def two_levels(scale=1.0):
+    """A local latent above another: b ~ N(0, 1), z ~ N(b, 1), x ~ N(z, 1) of two latents and an exact guide."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            b = pyro.sample("b", dist.Normal(0.0, 1.0))
+            z = pyro.sample("z", dist.Normal(b, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            b = pyro.sample("b", dist.Normal(x / 3, scale * (2 / 3) ** 0.5))
+            pyro.sample("z", dist.Normal((b + x) / 2, 0.5**0.5))
+
+    return vilvm.Pair(model, guide)
+
+
+def test_a_local_latent_above_another():
+    assert sbc(two_levels(), seed=1, false_alarm=1e-6).finding.gravity == Gravity.FINE
+    found = sbc(two_levels(0.5))
+    assert found.names == ("b", "z", "log p(x | z)")
+    assert "b: the posterior is too narrow" in found.finding.verdict
+
+
+def shared_mean(amortised=True, scale=1.0):
+    """A mean that n data share, and noise of known size c that is part of the batch; batch (x, c)."""
+
+    def model(batch):
+        x, c = batch
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(m, c), obs=x)
+
+    def guide(batch):
+        x, c = batch
+        precision = 1 + (c**-2).sum()
+        mean = (x / c**2).sum() / precision if amortised else torch.tensor(0.3)
+        pyro.sample("m", dist.Normal(mean, scale * precision**-0.5))
+
+    return vilvm.Pair(model, guide)
+
+
+def test_a_latent_that_the_data_share():
+    c = torch.tensor([0.5, 1.0, 2.0, 4.0])
+    like, options = (torch.zeros(4), c), {"rebuild": lambda draws: (draws["x"], c), "num_simulations": 200, "num_draws": 49}
+    found = sbc(shared_mean(), like=like, false_alarm=1e-6, **options)
+    assert found.ranks.shape == (200, 2)
+    assert found.finding.gravity == Gravity.FINE
+    assert tarp(shared_mean(), like=like, false_alarm=1e-6, **options).finding.gravity == Gravity.FINE
+    assert sbc(shared_mean(scale=0.5), like=like, **options).finding.gravity == Gravity.GRAVE
+    assert tarp(shared_mean(scale=0.4), like=like, **options).finding.gravity >= Gravity.WARNING
+
+
+def test_covariates_of_local_latents_are_cut_into_passes():
+    def model(batch):
+        x, c = batch
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, c).to_event(1), obs=x)
+
+    def guide(batch):
+        x, c = batch
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / (1 + c**2), c / (1 + c**2).sqrt()).to_event(1))
+
+    c = torch.linspace(0.2, 3.0, 30)[:, None]
+    like = (torch.zeros(30, 1), c)
+
+    def rebuild(draws):
+        assert draws["x"].shape == (30, 1)
+        return draws["x"], c
+
+    lvm = vilvm.Pair(model, guide)
+    for batch_size in (7, 30, 100):
+        found = sbc(lvm, 200, 19, like=like, rebuild=rebuild, batch_size=batch_size, false_alarm=1e-6)
+        assert found.ranks.shape == (200, 2)
+        assert found.finding.gravity == Gravity.FINE
+
+
+def test_a_discrete_latent():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            k = pyro.sample("k", dist.Bernoulli(0.3))
+            pyro.sample("x", dist.Normal(k, 1.0), obs=x)
+
+    def guide(x, tilt=0.0):
+        with pyro.plate("data", len(x)):
+            pyro.sample("k", dist.Bernoulli(logits=math.log(0.3 / 0.7) + x - 0.5 + tilt))
+
+    assert sbc(vilvm.Pair(model, guide), false_alarm=1e-6).finding.gravity == Gravity.FINE
+    assert tarp(vilvm.Pair(model, guide), false_alarm=1e-6).finding.gravity == Gravity.FINE
+    found = sbc(vilvm.Pair(model, lambda x: guide(x, 1.0)), num_simulations=2000).finding
+    assert found.gravity >= Gravity.WARNING
+    assert "k: the posterior lies too high" in found.verdict
+
+
+def test_a_seed_fixes_the_ranks_and_leaves_the_generator_alone(exact):
+    before = torch.get_rng_state()
+    runs = [sbc(exact, 50, 9, seed=s, batch_size=20).ranks for s in (3, 3, 4)]
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.equal(runs[0], runs[2])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_expected_coverage_runs_from_none_to_all(exact):
+    level, found = tarp(exact, 50, 9).expected_coverage
+    assert level.tolist() == pytest.approx([i / 10 for i in range(11)])
+    assert (found[0], found[-1]) == (0, 1)
+    assert (found.diff() >= 0).all()
+
+
+@pytest.mark.parametrize("check", [sbc, tarp])
+def test_what_cannot_be_calibrated_is_refused(exact, check):
+    like = (torch.zeros(4), torch.ones(4))
+
+    def rebuild(draws):
+        return draws["x"], torch.ones(4)
+
+    with pytest.raises(ContractError, match="does not look at its batch.*vsbc"):
+        check(shared_mean(amortised=False), like=like, rebuild=rebuild)
+    with pytest.raises(ValueError, match="pass rebuild="):
+        check(shared_mean(), like=like)
+    with pytest.raises(ValueError, match="num_draws must be a whole number"):
+        check(exact, num_draws=0)
+    with pytest.raises(ValueError, match="false_alarm must be a probability"):
+        check(exact, false_alarm=1.0)
+
+    def model(x):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+    with pytest.raises(ContractError, match="its data share; pass like="):
+        check(vilvm.Pair(model, lambda x: pyro.sample("m", dist.Normal(x.mean(), 1.0))))
+    with pytest.raises(ContractError, match="no spread to calibrate"):
+        check(vilvm.Pair(model, lambda x: pyro.sample("m", dist.Delta(x.mean()))), like=torch.zeros(4))

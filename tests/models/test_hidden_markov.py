@@ -1,0 +1,224 @@
+"""The Bayesian hidden Markov model: forward, smoothing and Viterbi against all paths, its posterior against long Stan runs."""
+
+import itertools
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import Trace_ELBO
+from torch.distributions import Dirichlet, HalfNormal, Normal
+
+import vilvm
+from models.hidden_markov import HiddenMarkov, Sequence, forward, objective, smooth
+from vilvm.lvm import module_parameters
+from vilvm.training import one_cycle
+
+THETA = {"transition": torch.tensor([[0.8, 0.2], [0.3, 0.7]]), "mu": torch.tensor([-1.0, 1.5])}
+
+
+@pytest.fixture
+def x():
+    return torch.tensor([[-2.0, 0.1, 0.4, 1.7, 2.5], [0.3, -0.2, 0.6, 0.1, -1.0]])
+
+
+def nothing(x):
+    """The guide of a model whose parameters are given."""
+
+
+def chain(length, size, seed=0):
+    """A random chain's start, transition and emission terms, in logarithms and float64."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((size,), (size, size), (length, size))
+    logits = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    return logits[0].log_softmax(-1), logits[1].log_softmax(-1), logits[2]
+
+
+def all_paths(start, transition, emission):
+    """Every path of states and its log-probability together with the data."""
+    length, size = emission.shape
+    paths = list(itertools.product(range(size), repeat=length))
+    scores = []
+    for z in paths:
+        score = start[z[0]] + emission[0, z[0]]
+        for t in range(1, length):
+            score = score + transition[z[t - 1], z[t]] + emission[t, z[t]]
+        scores.append(score)
+    return torch.tensor(paths), torch.stack(scores)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 6])
+def test_forward_and_smoothing_are_sums_over_all_paths(length, size):
+    terms = chain(length, size)
+    paths, scores = all_paths(*terms)
+    torch.testing.assert_close(forward(*terms), scores.logsumexp(0))
+    exact = torch.stack([(scores.softmax(0)[:, None] * (paths == k)).sum(0) for k in range(size)], -1)
+    torch.testing.assert_close(smooth(*terms), exact)
+
+
+@pytest.mark.parametrize("length", [50, 101])
+def test_long_chains_by_forward_backward_step_by_step(length):
+    start, transition, emission = chain(length, 3)
+    alpha, beta = [start + emission[0]], [torch.zeros(3, dtype=torch.float64)]
+    for t in range(1, length):
+        alpha.append((alpha[-1][:, None] + transition).logsumexp(0) + emission[t])
+        beta.append((transition + emission[length - t] + beta[-1]).logsumexp(1))
+    torch.testing.assert_close(forward(start, transition, emission), alpha[-1].logsumexp(0))
+    torch.testing.assert_close(smooth(start, transition, emission), (torch.stack(alpha) + torch.stack(beta[::-1])).softmax(-1))
+
+
+def test_forward_broadcasts():
+    chains = [chain(5, 2, seed) for seed in range(3)]
+    together = forward(*(torch.stack(parts) for parts in zip(*chains, strict=True)))
+    torch.testing.assert_close(together, torch.stack([forward(*c) for c in chains]))
+    one = chains[0]
+    assert smooth(one[0], torch.stack([c[1] for c in chains]), one[2]).shape == (3, 5, 2)
+
+
+def test_a_step_that_is_impossible():
+    start, transition = torch.tensor([1.0, 0.0]).log(), torch.tensor([[0.5, 0.5], [0.0, 1.0]]).log()
+    assert forward(start, transition, torch.zeros(4, 2)).item() == pytest.approx(0, abs=1e-6)
+    torch.testing.assert_close(smooth(start, transition, torch.zeros(4, 2))[:, 0], torch.tensor([1.0, 0.5, 0.25, 0.125]))
+
+
+@pytest.mark.parametrize("noise", [1.0, None])
+@pytest.mark.parametrize("marginal", [False, True])
+def test_the_joint_density_given_the_parameters(x, noise, marginal):
+    sigma = torch.tensor([0.8, 1.2]) if noise is None else torch.ones(2)
+    given = THETA | ({"sigma": sigma} if noise is None else {})
+    lvm = HiddenMarkov(2, noise=noise, start=[0.4, 0.6], marginal=marginal)
+    loss = (Trace_ELBO() if marginal else objective()).loss(poutine.condition(lvm.model, data=given), nothing, x)
+    prior = (
+        Dirichlet(torch.ones(2)).log_prob(THETA["transition"]).sum() + math.log(2) + Normal(0.0, 2.0).log_prob(THETA["mu"]).sum()
+    )
+    prior = prior + (HalfNormal(2.0).log_prob(sigma).sum() if noise is None else 0.0)
+    emission = Normal(THETA["mu"], sigma).log_prob(x[..., None])
+    exact = [all_paths(torch.tensor([0.4, 0.6]).log(), THETA["transition"].log(), e)[1].logsumexp(0) for e in emission]
+    torch.testing.assert_close(lvm.log_likelihood(x, given), torch.stack(exact))
+    assert -loss == pytest.approx((prior + sum(exact)).item(), rel=1e-5)
+
+
+def test_both_forms_have_one_loss_and_one_gradient(x):
+    lvm, marginal = HiddenMarkov(3), HiddenMarkov(3, marginal=True)
+    marginal.load_state_dict(lvm.state_dict())
+    for one, elbo in ((lvm, objective()), (marginal, Trace_ELBO())):
+        pyro.set_rng_seed(1)
+        with module_parameters(one):
+            one.loss = elbo.differentiable_loss(one.model, one.guide, x)
+        one.loss.backward()
+    torch.testing.assert_close(lvm.loss, marginal.loss, rtol=1e-5, atol=1e-5)
+    for a, b in zip(lvm.parameters(), marginal.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("marginal", [False, True])
+def test_log_weights_hold_the_exact_likelihood_of_each_sequence(x, marginal):
+    lvm = HiddenMarkov(2, marginal=marginal)
+    weights = vilvm.log_weights(lvm, x, 20)
+    exact = lvm.log_likelihood(x, weights.latents).double()
+    torch.testing.assert_close(weights.log_likelihood, exact, rtol=1e-5, atol=1e-5)
+    prior = sum(weights.log_priors[n].double() for n in ("transition", "mu"))
+    torch.testing.assert_close(weights.log_weight, exact.sum(-1) + prior - weights.log_guide, rtol=1e-5, atol=1e-5)
+
+
+def test_viterbi_is_the_best_of_all_paths(x):
+    lvm = HiddenMarkov(2, start=[0.4, 0.6])
+    found = lvm.states(x, THETA)
+    for row, best in zip(x, found, strict=True):
+        emission = Normal(THETA["mu"], 1.0).log_prob(row[:, None])
+        paths, scores = all_paths(lvm.start.log(), THETA["transition"].log(), emission)
+        assert torch.equal(paths[scores.argmax()], best)
+
+
+def test_draws_of_a_path_have_the_posterior_of_paths(x):
+    lvm = HiddenMarkov(2, start=[0.4, 0.6])
+    row, draws = x[1], 4000
+    drawn = lvm.states(row.expand(draws, -1), THETA, temperature=1)
+    paths, scores = all_paths(lvm.start.log(), THETA["transition"].log(), Normal(THETA["mu"], 1.0).log_prob(row[:, None]))
+    p = scores.softmax(0)
+    count = (drawn[:, None] == paths).all(-1).float().mean(0)
+    likely = p > 0.01  # elsewhere a normal approximation of the count says little
+    assert ((count - p).abs() < 5 * (p * (1 - p) / draws).sqrt())[likely].all()
+    gamma = lvm.smoothing(x, THETA)[1, :, 1]
+    assert ((drawn.float().mean(0) - gamma).abs() < 5 * (gamma * (1 - gamma) / draws).sqrt()).all()
+
+
+def test_sequences_are_drawn_as_they_are_scored():
+    start, sigma = torch.tensor([0.4, 0.6]), torch.full((2,), 0.01)  # so small that the states can be seen
+    fn, draws = Sequence(start, THETA["transition"], THETA["mu"], sigma, 3), 10_000
+    drawn = (fn.expand([draws]).sample() > 0).long()
+    paths, scores = all_paths(start.log(), THETA["transition"].log(), torch.zeros(3, 2))
+    p = scores.exp()
+    count = (drawn[:, None] == paths).all(-1).float().mean(0)
+    assert ((count - p).abs() < 5 * (p * (1 - p) / draws).sqrt()).all()
+    assert fn.sample((4,)).shape == (4, 3)
+
+
+def test_posterior_draws_and_the_median(x):
+    lvm = HiddenMarkov(3, noise=None)
+    given = vilvm.posterior(lvm, x, 7)
+    assert lvm.log_likelihood(x, given).shape == (7, 2)
+    gamma = lvm.smoothing(x, given)
+    torch.testing.assert_close(gamma.sum(-1), torch.ones(7, 2, 5))
+    torch.testing.assert_close(lvm.smoothing(x), lvm.smoothing(x, lvm.median()))
+
+
+def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match="num_states must be at least 2; got 1"):
+        HiddenMarkov(1)
+    with pytest.raises(ValueError, match="must be positive"):
+        HiddenMarkov(2, noise=0.0)
+    with pytest.raises(ValueError, match="start must be 2 probabilities that sum to one"):
+        HiddenMarkov(2, start=[0.5, 0.6])
+
+
+def posteriordb():
+    """The series of hmm_example, shape (1, 100), and its reference draws by name, each of 10,000."""
+    reference = Path(os.environ.get("VILVM_DATA", "nowhere")) / "posteriordb"
+    if not reference.exists():
+        pytest.skip("VILVM_DATA/posteriordb is not there")
+    y = json.loads((reference / "hmm_example-hmm_example.data.json").read_text())["y"]
+    with np.load(reference / "hmm_example-hmm_example.draws.npz") as draws:
+        return torch.tensor(y)[None], {name: torch.from_numpy(draws[name]).flatten() for name in draws.files}
+
+
+def test_the_density_of_posteriordb_but_for_a_constant():
+    """Each start state enters there with weight 1 where ours has ½, and the order of the means is left unnormalised."""
+    y, draws = posteriordb()
+    lvm = HiddenMarkov(2, loc=[3.0, 10.0], scale=1.0, marginal=True).double()
+    for i in range(0, 10_000, 2000):
+        A = torch.stack([torch.stack([draws[f"theta{k}[{j}]"][i] for j in (1, 2)]) for k in (1, 2)]).double()
+        mu = torch.stack([draws[f"mu[{k}]"][i] for k in (1, 2)]).double()
+        A = A / A.sum(-1, keepdim=True)
+        ours = -Trace_ELBO().loss(poutine.condition(lvm.model, data={"transition": A, "mu": mu}), nothing, y.double())
+        alpha = Normal(mu, 1.0).log_prob(y[0, 0])
+        for value in y[0, 1:]:
+            alpha = (alpha[:, None] + A.log()).logsumexp(0) + Normal(mu, 1.0).log_prob(value)
+        theirs = alpha.logsumexp(0) + Normal(torch.tensor([3.0, 10.0]), 1.0).log_prob(mu).sum()
+        order = Normal(0.0, 1.0).cdf(torch.tensor(7 / math.sqrt(2))).log()
+        assert ours == pytest.approx((theirs - math.log(2) - order).item(), abs=1e-4)
+
+
+@pytest.mark.slow
+def test_the_posterior_of_posteriordb():
+    y, theirs = posteriordb()
+    lvm = HiddenMarkov(2, loc=[3.0, 10.0], scale=1.0, marginal=True)
+    elbo = Trace_ELBO(num_particles=16, vectorize_particles=True, max_plate_nesting=1)
+    vilvm.fit(lvm, y, objective=elbo, steps=3000, **one_cycle(0.05, 3000))
+    with torch.no_grad():
+        drawn = vilvm.posterior(lvm, y, 20_000)
+    ours = {f"mu[{k + 1}]": drawn["mu"][:, k] for k in range(2)} | {
+        f"theta{k + 1}[1]": drawn["transition"][:, k, 0] for k in range(2)
+    }
+    for name, value in ours.items():
+        error = ((value.mean() - theirs[name].mean()) / theirs[name].std()).item()
+        ratio = (value.std() / theirs[name].std()).item()
+        print(f"{name}: mean off by {error:+.3f} sd, sd ratio {ratio:.3f}")
+        assert abs(error) < 0.1, name
+        assert abs(ratio - 1) < 0.1, name

@@ -1,0 +1,148 @@
+"""Calibration by refitting, for a guide that is fitted to one data set: variational simulation-based calibration (VSBC).
+
+A guide that does not look at its batch is right for one data set at most, so ``sbc`` has nothing to run. Instead a data set is simulated
+from the prior, θ* ~ p(θ), y ~ p(y | θ*), a fresh pair is fitted to it, and θ* is ranked among draws of the fitted guide; so L times.
+Two questions are asked of the ranks of each component. Are they symmetric? If not, the marginal is beside the truth, its mean included.
+Are they uniform? If not, it is also of the wrong width; a mean-field guide often is, and may still have the right means. A fit that is
+stopped too early shows in either.
+
+Reference: Yes, but did it work?: Evaluating variational inference, Yao, Vehtari, Simpson and Gelman, 2018.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vilvm.data import seeded, tensors_of
+from vilvm.diagnostics.calibration import check_options, judge
+from vilvm.diagnostics.finding import Finding, Gravity
+from vilvm.diagnostics.simulated import Rebuild, Simulated, batches, components, names_of, simulating
+from vilvm.diagnostics.uniformity import Coverage, holm, interval_coverage, rank_among, symmetry_p_values, uniformity_p_values
+from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode
+from vilvm.progress import ProgressBar
+from vilvm.training import fit
+from vilvm.weights import layout, posterior
+
+__all__ = ["VSBC", "vsbc"]
+
+
+@dataclass(frozen=True)
+class VSBC:
+    """Variational simulation-based calibration: the ranks of the truth among draws of guides, each fitted to its own data.
+
+    Arguments:
+        ranks: whole numbers from 0 to num_draws, shape (L, K).
+        num_draws: S, draws of each fitted guide.
+        names: of the K components of the latents, such as "z[3]".
+        symmetry: p-values of the exact test that ranks are symmetric, shape (K,), not adjusted for their number.
+        uniformity: p-values of the exact ECDF test that ranks are uniform, shape (K,), not adjusted.
+        false_alarm: the probability that the posterior itself is found fault with, over the 2 K tests.
+    """
+
+    ranks: Tensor
+    num_draws: int
+    names: tuple[str, ...]
+    symmetry: Tensor
+    uniformity: Tensor
+    false_alarm: float
+
+    @property
+    def adjusted(self) -> Tensor:
+        """The p-values of symmetry and of uniformity, shape (2, K), adjusted for their number (Holm)."""
+        return holm(torch.cat([self.symmetry, self.uniformity])).reshape(2, -1)
+
+    @property
+    def coverage(self) -> Coverage:
+        """How often the central 50, 80, 90 and 95 % intervals hold the truth, by component."""
+        return interval_coverage(self.ranks, self.num_draws)
+
+    @property
+    def finding(self) -> Finding:
+        """FINE if nothing departs; else by the worst component that does, as ``SBC.finding``."""
+        symmetry, least = self.adjusted[0], self.adjusted.amin(0)
+        found = judge("Calibration by refitting", self.ranks, self.num_draws, self.names, least, self.false_alarm, tests=2)
+        if found.gravity == Gravity.FINE:
+            return found
+        beside = [n for n, p in zip(self.names, symmetry.tolist(), strict=True) if p < self.false_alarm]
+        said = (
+            f"Beside the truth, and not only too narrow or wide: {', '.join(beside[:5])}."
+            if beside
+            else "None lies beside the truth."
+        )
+        return Finding(found.name, found.gravity, f"{found.verdict} {said}", found.source, found.advice)
+
+
+def vsbc(
+    build: Callable[[], LatentVariableModel],
+    like: Any,
+    num_simulations: int = 100,
+    num_draws: int = 99,
+    *,
+    fit_options: Mapping[str, Any],
+    rebuild: Rebuild | None = None,
+    false_alarm: float = 0.01,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> VSBC:
+    """Simulates data sets, fits a fresh pair to each, and asks whether the truth ranks among the guide's draws as it should.
+
+    Of latents in the data plate beside shared ones, those of the first ten data are ranked; if all stand in it, those of the first datum,
+    so that ranks are independent.
+
+    Arguments:
+        build: makes a fresh pair, whose model has the same, fixed parameters each time: those that are trained belong to the guide.
+        like: a batch; each data set is of its size, with what the model reads of it.
+        num_simulations: L, fits. Coverage is known to 0.5 / √L or better.
+        num_draws: S, draws of each fitted guide.
+        fit_options: of ``vilvm.fit``, such as {"steps": 2000}: those of the fit in doubt.
+        rebuild: makes a batch of draws {site: value} of the model; needed unless a batch is the value of the one observed site.
+        false_alarm: the probability that the posterior itself is found fault with, over all components together.
+        seed: of all draws, of `build`, and of the fits.
+        progress: whether to show a progress bar; by default on a terminal only.
+
+    Returns:
+        VSBC, with ranks of shape (num_simulations, K).
+
+    Raises:
+        ContractError: a pair breaks the contract, or its guide has no spread.
+        ValueError: an option is out of range, or a batch cannot be made without `rebuild`.
+
+    Reference: Yes, but did it work?: Evaluating variational inference, Yao, Vehtari, Simpson and Gelman, 2018.
+    """
+    check_options("vsbc", num_simulations, num_draws, false_alarm)
+    with seeded(seed):
+        seeds = torch.randint(2**31, (num_simulations, 3)).tolist()
+    ranks, names = [], ()
+    with ProgressBar("refitting", num_simulations, show=progress) as bar:
+        for triple in seeds:
+            row, names = _one_fit(build, like, num_draws, fit_options, rebuild, triple)
+            ranks.append(row)
+            bar.advance()
+    joined = torch.stack(ranks)
+    tests = (symmetry_p_values(joined, num_draws), uniformity_p_values(joined, num_draws))
+    return VSBC(joined, num_draws, names, *tests, false_alarm)
+
+
+def _one_fit(
+    build: Callable[[], Any], like: Any, num_draws: int, options: Mapping[str, Any], rebuild: Rebuild | None, seeds: list[int]
+) -> tuple[Tensor, tuple[str, ...]]:
+    """The ranks of one simulation, shape (K,), and the components' names."""
+    with seeded(seeds[0]):
+        lvm = build()
+    with simulating(lvm, like, seeds[0]) as fixed:
+        batch, sites = next(batches(lvm, fixed, rebuild, 1))
+    fit(lvm, batch, **{"seed": seeds[1], "progress": False, **options})
+    with seeded(seeds[2], tensors_of(batch)[0].device), evaluation_mode(lvm):
+        plan = layout(lvm, batch)
+        if plan.degenerate:
+            raise ContractError(
+                f"vsbc: the guide of {type(lvm).__name__} puts latent {plan.degenerate[0]!r} on one point, so it has no spread to calibrate; "
+                "give it a guide with a density."
+            )
+        simulated = Simulated(batch, {n: sites[n] for n in plan.latents}, plan)
+        draws = posterior(lvm, batch, num_draws)
+        row = rank_among(simulated.truth, components(draws, plan))[0].cpu()
+    return row, names_of(draws, plan)

@@ -1,0 +1,342 @@
+"""The evidence from both sides: annealed importance sampling (AIS), and bidirectional Monte Carlo (BDMC).
+
+AIS moves draws from a base density p₀ to the posterior over T steps, by Markov chains at β₀ = 0 < β₁ < … < β_T = 1 that leave
+f_β ∝ p₀^{1−β} p(x, ·)^β invariant, and weighs each with
+
+    w = Π_t f_{β_t}(u_{t−1}) / f_{β_{t−1}}(u_{t−1}),    E[w] = p(x).
+
+So E[log (1/K) Σ w] is a lower bound on log p(x), which T and K tighten whatever the guide is worth. Run backwards from a draw of the exact
+posterior, the same chain has E[w'] = 1 / p(x), so that −log (1/K) Σ w' is an upper bound in the mean. Exact posterior draws are to be had for data
+that the model itself makes: (z, x) ~ p(z, x). On such data both bounds stand, and their gap says how far either is from the truth with these
+settings; on other data it is a guide to what they are worth, as far as the model's own data are like them.
+
+The step size of every datum and temperature is found in a pilot run of other chains, so that none depends on the chain that it moves, and E[w] = p(x)
+holds exactly.
+
+References: Annealed Importance Sampling, Radford M. Neal, 2001; Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo, Grosse, Ghahramani
+and Adams, 2015; On the Quantitative Analysis of Decoder-Based Generative Models, Wu, Burda, Salakhutdinov and Grosse, 2017 (sigmoid schedule).
+"""
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vilvm.data import Data, as_data, seeded
+from vilvm.evaluation.bounds import Estimate
+from vilvm.evaluation.hmc import State, start, transition
+from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, fixed_beside
+from vilvm.progress import ProgressBar
+from vilvm.weights import Layout, layout
+from vilvm.weights.contract import check_number
+from vilvm.weights.joint import Joint
+from vilvm.weights.simulated import Simulation, simulate
+
+__all__ = ["Annealing", "Sandwich", "Schedule", "ais", "bdmc"]
+
+_ROWS_CPU, _ROWS_CUDA = 8_000, 200_000  # chains in a pass
+_PILOT_START, _PILOT_LEAST, _GAIN, _PILOT_DRAWS = (
+    30,
+    150,
+    0.15,
+    64,
+)  # transitions at β = 0, and at least in all; of log step; for scales
+_SLOPE = 4.0  # of the sigmoid schedule, as Wu et al. have it
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How chains go from the base to the posterior.
+
+    Arguments:
+        num_chains: K, for each datum.
+        num_temperatures: T, the number of steps from β = 0 to β = 1.
+        leapfrog: steps of a trajectory of Hamiltonian Monte Carlo; one trajectory a temperature.
+        path: "sigmoid", which is slow at both ends, or "linear".
+        base: "guide" or "prior", where chains start.
+        acceptance: that the step size is adapted to.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    num_chains: int = 16
+    num_temperatures: int = 200
+    leapfrog: int = 5
+    path: Literal["sigmoid", "linear"] = "sigmoid"
+    base: Literal["guide", "prior"] = "guide"
+    acceptance: float = 0.65
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_chains", 1), ("num_temperatures", 1), ("leapfrog", 1)):
+            check_number(f"Schedule: {name}", getattr(self, name), least)
+        for name, known in (("path", ("sigmoid", "linear")), ("base", ("guide", "prior"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"Schedule: unknown {name}={getattr(self, name)!r}; choose from {list(known)}.")
+        if not 0 < self.acceptance < 1:
+            raise ValueError(f"Schedule: acceptance must be between 0 and 1; got {self.acceptance!r}.")
+
+    def betas(self) -> list[float]:
+        """β₀ = 0, …, β_T = 1."""
+        t = torch.linspace(0, 1, self.num_temperatures + 1, dtype=torch.float64)
+        if self.path == "sigmoid":
+            t = torch.sigmoid(_SLOPE * (2 * t - 1))
+            t = (t - t[0]) / (t[-1] - t[0])
+        return t.tolist()
+
+
+@dataclass(frozen=True)
+class Annealing:
+    """What ``ais`` found.
+
+    Arguments:
+        bound: a lower bound on log p(x) in the mean, in nats per datum; of all data together if they share a latent.
+        ess: effective sample size of the chains' weights, between 1 and num_chains, shape (num_data,).
+        acceptance: mean share of accepted trajectories, by temperature, shape (T − 1,).
+        schedule: the settings.
+        protocol: data set, split, number of data, transform, seed.
+        seconds: taken.
+    """
+
+    bound: Estimate
+    ess: Tensor
+    acceptance: Tensor
+    schedule: Schedule
+    protocol: dict[str, Any]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Means and standard errors as plain numbers, for JSON."""
+        return {
+            "mean": self.bound.mean,
+            "se": self.bound.se,
+            "mc_se": self.bound.mc_se,
+            "ess": self.ess.mean().item(),
+            "acceptance": self.acceptance.mean().item() if len(self.acceptance) else None,
+            "schedule": asdict(self.schedule),
+            "protocol": self.protocol,
+        }
+
+
+@dataclass(frozen=True)
+class Sandwich:
+    """What ``bdmc`` found, on data that the model itself has made.
+
+    Arguments:
+        lower: by AIS forwards, in nats per datum (per data set, if its data share a latent).
+        upper: by AIS backwards from the latents that made the data.
+        schedule: the settings.
+        seconds: taken.
+    """
+
+    lower: Estimate
+    upper: Estimate
+    schedule: Schedule
+    seconds: float
+
+    @property
+    def gap(self) -> Estimate:
+        """upper − lower, at least zero in the mean; as far as either bound can be from log p(x)."""
+        return Estimate(self.upper.values - self.lower.values, (self.upper.errors.square() + self.lower.errors.square()).sqrt())
+
+
+@torch.no_grad()
+def ais(
+    lvm: LatentVariableModel,
+    data: Any,
+    schedule: Schedule | None = None,
+    *,
+    batch_size: int | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Annealing:
+    """A lower bound on log p(x) by annealed importance sampling, per datum.
+
+    Arguments:
+        lvm: the model and guide; its latents are continuous, or enumerated.
+        data: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row; a transform is drawn once from `seed`.
+        schedule: chains, temperatures and where they start; ``Schedule()`` by default.
+        batch_size: data a pass; by default as many as keep the device busy. Data that share a latent are taken all at once.
+        seed: of the chains and the transform; torch's generators are left as they were.
+        progress: whether to show a progress bar; by default on a terminal only.
+
+    Raises:
+        ContractError: the pair breaks the contract on these data, or a latent is discrete, degenerate or of a flat prior.
+
+    Example:
+        >>> import torch
+        >>> from models.ppca import PPCA
+        >>> from vilvm.evaluation import Schedule, ais
+        >>> found = ais(PPCA(data_dim=3, latent_dim=1), torch.randn(5, 3), Schedule(num_chains=4, num_temperatures=10))
+        >>> found.bound.values.shape
+        torch.Size([5])
+    """
+    schedule = Schedule() if schedule is None else schedule
+    check_contract(lvm)
+    if batch_size is not None:
+        check_number("ais: batch_size", batch_size)
+    began = time.perf_counter()
+    fixed = fixed_beside(lvm, data, seed)
+    with seeded(seed, fixed.device):
+        parts = _parts(lvm, fixed, schedule, batch_size)
+        with ProgressBar("annealing", len(parts) * schedule.num_temperatures, 0, progress) as bar:
+            results = [_Chains(lvm, part.x, schedule, bar).forward() for part in parts]
+    log_w, accepted = torch.cat([w for w, _ in results], 1), torch.stack([a for _, a in results]).mean(0)
+    return Annealing(
+        bound=_log_mean(log_w),
+        ess=_ess(log_w).cpu(),
+        acceptance=accepted.cpu(),
+        schedule=schedule,
+        protocol={**as_data(data).protocol(), "seed": seed},
+        seconds=time.perf_counter() - began,
+    )
+
+
+@torch.no_grad()
+def bdmc(
+    lvm: LatentVariableModel,
+    schedule: Schedule | None = None,
+    *,
+    num_simulations: int = 100,
+    like: Any = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Sandwich:
+    """Bounds on log p(x) from below and from above, on data drawn from the model: bidirectional Monte Carlo.
+
+    Arguments:
+        lvm: the model and guide; its latents are continuous, or enumerated.
+        schedule: as that of ``ais``, of which this is the test.
+        num_simulations: data to draw; data sets, if the data of one share a latent.
+        like: a batch, for a model that reads more of it than its length.
+        batch_size: data a pass.
+        seed: of data and chains.
+        progress: whether to show a progress bar; by default on a terminal only.
+
+    Raises:
+        ContractError: as of ``ais``; or the model cannot be simulated without a batch; or the guide is where chains start, and draws
+            something of which the latents are made.
+
+    Example:
+        >>> import torch
+        >>> from models.ppca import PPCA
+        >>> from vilvm.evaluation import Schedule, bdmc
+        >>> found = bdmc(PPCA(data_dim=3, latent_dim=1), Schedule(num_chains=4, num_temperatures=10), num_simulations=5)
+        >>> found.gap.values.shape
+        torch.Size([5])
+    """
+    schedule = Schedule() if schedule is None else schedule
+    check_contract(lvm)
+    check_number("bdmc: num_simulations", num_simulations)
+    began = time.perf_counter()
+    where = device_of(lvm, "cpu" if like is None else as_data(like).device)
+    with seeded(seed, where):
+        size = batch_size or max(1, _rows(where) // schedule.num_chains)
+        parts = simulate(lvm, num_simulations, like=like, batch_size=size)
+        with ProgressBar("annealing both ways", 2 * len(parts) * schedule.num_temperatures, 0, progress) as bar:
+            results = [_both_ways(lvm, part, schedule, bar) for part in parts]
+    lower, upper = (torch.cat(found, 1) for found in zip(*results, strict=True))
+    backwards = _log_mean(upper)
+    return Sandwich(
+        lower=_log_mean(lower),
+        upper=Estimate(-backwards.values, backwards.errors),
+        schedule=schedule,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _both_ways(lvm: LatentVariableModel, drawn: Simulation, schedule: Schedule, bar: ProgressBar) -> tuple[Tensor, Tensor]:
+    chains = _Chains(lvm, drawn.batch, schedule, bar)
+    return chains.forward()[0], chains.backward(chains.joint.unconstrained(drawn.latents))
+
+
+def _rows(where: torch.device) -> int:
+    return _ROWS_CUDA if where.type == "cuda" else _ROWS_CPU
+
+
+def _parts(lvm: LatentVariableModel, data: Data, schedule: Schedule, batch_size: int | None) -> list[Data]:
+    """The data cut into batches, or whole where they cannot be cut or share a latent."""
+    size = batch_size or max(1, _rows(data.device) // schedule.num_chains)
+    if not data.divisible or len(data) <= size:
+        return [data]
+    plan: Layout = layout(lvm, data.subset(slice(0, size)).x)
+    return data.parts(size) if plan.local else [data]
+
+
+class _Chains:
+    """Chains for one batch: the pilot that finds their step sizes, and the two ways."""
+
+    def __init__(self, lvm: LatentVariableModel, batch: Any, schedule: Schedule, bar: ProgressBar):
+        self.joint, self.schedule, self.bar = Joint(lvm, batch, schedule.base), schedule, bar
+        self.betas = schedule.betas()
+        spread = self.joint.draw(_PILOT_DRAWS).std(0)
+        self.scale = torch.where(spread > 0, spread, torch.ones_like(spread))
+        self.steps = self._pilot()
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """log w of every chain and datum, float64, shape (K, N); and the mean acceptance by temperature."""
+        state = start(self.joint, self.joint.draw(self.schedule.num_chains))
+        log_w = torch.zeros_like(state.base)
+        accepted = []
+        for t in range(1, len(self.betas)):
+            log_w += (self.betas[t] - self.betas[t - 1]) * (state.target - state.base)
+            if t < len(self.betas) - 1:
+                state, probability = self._move(state, t)
+                accepted.append(probability.mean())
+            self.bar.advance()
+        self._check(log_w)
+        return log_w, torch.stack(accepted) if accepted else torch.empty(0, device=log_w.device)
+
+    def backward(self, u: Tensor) -> Tensor:
+        """log w' of every chain and datum, all from one exact posterior draw u of shape (1, N, D); shape (K, N)."""
+        state = start(self.joint, u.expand(self.schedule.num_chains, *u.shape[1:]))
+        log_w = torch.zeros_like(state.base)
+        for t in range(len(self.betas) - 1, 0, -1):
+            log_w += (self.betas[t - 1] - self.betas[t]) * (state.target - state.base)
+            if t > 1:
+                state, _ = self._move(state, t - 1)
+            self.bar.advance()
+        self._check(log_w)
+        return log_w
+
+    def _move(self, state: State, t: int) -> tuple[State, Tensor]:
+        return transition(self.joint, state, self.betas[t], self.steps[t], self.scale, self.schedule.leapfrog)
+
+    def _pilot(self) -> list[Tensor]:
+        """Step sizes, by temperature, each of shape (num_data,), from chains that are used for nothing else."""
+        num_chains = max(4, self.schedule.num_chains // 4)
+        state = start(self.joint, self.joint.draw(num_chains))
+        dimensions = self.scale.shape[-1]
+        log_step = torch.full(self.scale.shape[:1], math.log(0.5 * dimensions**-0.25), device=state.u.device, dtype=state.u.dtype)
+        repeats = max(1, _PILOT_LEAST // len(self.betas))  # few temperatures are far apart, and the step size has to follow
+        steps = []
+        for t, beta in enumerate(self.betas[:-1]):
+            for _ in range(repeats if t else _PILOT_START):
+                state, probability = transition(self.joint, state, beta, log_step.exp(), self.scale, self.schedule.leapfrog)
+                log_step = log_step + _GAIN * (probability.mean(0) - self.schedule.acceptance).to(log_step)
+            steps.append(log_step.exp())
+        return steps
+
+    def _check(self, log_w: Tensor) -> None:
+        if bool(torch.isnan(log_w).any()):
+            where = torch.isnan(log_w).any(0).nonzero()[0].item()
+            raise ContractError(
+                f"ais: the log-density of {type(self.joint.lvm).__name__} is NaN for datum {where} of the batch at a draw from the "
+                f"{self.schedule.base}; look for a scale that reaches zero, or start from the other end (base=...)."
+            )
+
+
+def _log_mean(log_w: Tensor) -> Estimate:
+    """log (1/K) Σ w for every datum, with the standard error that the spread of the weights tells (the delta method)."""
+    ess = _ess(log_w)
+    num = len(log_w)
+    errors = (1 / ess - 1 / num).clamp(min=0).sqrt() if num > 1 else torch.full_like(ess, math.nan)
+    return Estimate((log_w.logsumexp(0) - math.log(num)).cpu(), errors.cpu())
+
+
+def _ess(log_w: Tensor) -> Tensor:
+    return (2 * log_w.logsumexp(0) - (2 * log_w).logsumexp(0)).exp().nan_to_num(0.0)

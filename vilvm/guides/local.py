@@ -1,0 +1,159 @@
+"""The best guide of its family for every datum by itself: what amortisation costs.
+
+An amortised guide gives each datum the parameters θ(x) of a distribution, q(z; θ(x)). Freed of it, datum n has parameters of its own,
+
+    θₙ = T(T⁻¹(θ(xₙ)) + δₙ),
+
+T the map from ℝ to where a parameter must lie, and δₙ, which starts at zero, climbs the ELBO of that datum alone. The family stays: a diagonal Gaussian stays
+one; a latent whose distribution depends on another one still does. What is found is at least as good as the guide it starts from, and as much better
+as the encoder has fallen short, but for what the noise of the descent leaves: some 0.002 nats on a linear Gaussian model, at the defaults. For a guide without amortisation it is a longer training of the guide.
+
+Reference: Inference Suboptimality in Variational Autoencoders, Chris Cremer, Xuechen Li and David Duvenaud, 2018.
+"""
+
+import copy
+import inspect
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.infer import Trace_ELBO
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+from torch.distributions import Independent, MultivariateNormal, TransformedDistribution, transform_to
+
+from vilvm.lvm import ContractError, module_parameters
+from vilvm.training import Fit, fit, one_cycle
+from vilvm.wrapped import Wrapped
+
+__all__ = ["WithLocalGuide", "fit_local_guide"]
+
+_STEPS, _RATE, _PARTICLES = 400, 0.03, 16
+
+
+class WithLocalGuide(Wrapped):
+    """A frozen model and guide, the guide's parameters moved by an offset for each datum; see ``fit_local_guide``.
+
+    It is a model of one batch, whose data it knows by their place.
+    """
+
+    keeps_model = True
+
+    def __init__(self, lvm: torch.nn.Module, batch: Any):
+        super().__init__(copy.deepcopy(lvm), frozen=True)
+        with module_parameters(self.lvm), torch.no_grad():
+            self.lvm.guide(batch)  # makes parameters that are made on first use
+        self.lvm.requires_grad_(False).eval()
+        self.offsets = torch.nn.ParameterDict()
+        self.guide(batch)
+
+    def train(self, mode: bool = True) -> "WithLocalGuide":
+        """As of any module, but for the frozen pair, which stays in evaluation mode."""
+        super().train(mode)
+        self.lvm.eval()
+        return self
+
+    def model(self, batch: Any) -> Any:
+        """p(x | z) p(z), as it was."""
+        return self.inner_model(batch)
+
+    def guide(self, batch: Any) -> Any:
+        """q(z; θₙ)."""
+        with _Offset(self.offsets, type(self.lvm).__name__):
+            return self.inner_guide(batch)
+
+
+class _Offset(Messenger):
+    """Moves the parameters of every distribution that is drawn from, and makes the offsets that are not there yet."""
+
+    def __init__(self, offsets: torch.nn.ParameterDict, owner: str):
+        super().__init__()
+        self.offsets, self.owner = offsets, owner
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fixed = msg["is_observed"] or "_Subsample" in type(msg["fn"]).__name__ or msg["infer"].get("_deterministic")
+        if fixed or isinstance(msg["fn"], dist.Delta) or isinstance(getattr(msg["fn"], "base_dist", None), dist.Delta):
+            return
+        if not msg["fn"].has_rsample:
+            raise ContractError(
+                f"The guide of {self.owner} draws {msg['name']!r} from a {type(msg['fn']).__name__}, through which no gradient goes, so its best "
+                "parameters for a datum cannot be found by descent."
+            )
+        msg["fn"] = self._moved(msg["fn"], msg["name"].replace(".", "/"))
+
+    def _moved(self, fn: Any, key: str) -> Any:
+        if isinstance(fn, Independent | dist.Independent):
+            return self._moved(fn.base_dist, key).to_event(fn.reinterpreted_batch_ndims)
+        if isinstance(fn, dist.ExpandedDistribution):
+            return self._moved(fn.base_dist.expand(fn.batch_shape), key)
+        if isinstance(fn, dist.MaskedDistribution):
+            return self._moved(fn.base_dist, key).mask(fn._mask)
+        if isinstance(fn, TransformedDistribution) and not hasattr(type(fn), "loc"):
+            return dist.TransformedDistribution(self._moved(fn.base_dist, f"{key}/base"), fn.transforms)
+        parameters = {n: self._offset(getattr(fn, n), constraint, f"{key}/{n}") for n, constraint in _free(fn).items()}
+        return _pyro_class(fn)(**parameters)
+
+    def _offset(self, value: Tensor, constraint: Any, key: str) -> Tensor:
+        transform = transform_to(constraint)
+        free = transform.inv(value)
+        if key not in self.offsets:
+            self.offsets[key] = torch.nn.Parameter(torch.zeros_like(free))
+        return transform(free + self.offsets[key])
+
+
+def _free(fn: Any) -> dict[str, Any]:
+    """The parameters of a distribution that its constructor takes, each with where it must lie."""
+    constraints = type(fn).arg_constraints
+    if isinstance(fn, MultivariateNormal):
+        return {n: constraints[n] for n in ("loc", "scale_tril")}
+    taken = [n for n in inspect.signature(type(fn).__init__).parameters if n in constraints]
+    if "logits" in taken and "probs" in taken:
+        taken.remove("probs")
+    if not taken or any(not isinstance(getattr(fn, n, None), Tensor) for n in taken):
+        raise ContractError(
+            f"The parameters of a {type(fn).__name__} cannot be told from outside, so it has no best ones for a datum; draw from a Normal, a "
+            "MultivariateNormal, or a flow from one of them."
+        )
+    return {n: constraints[n] for n in taken}
+
+
+def _pyro_class(fn: Any) -> Any:
+    return getattr(dist, type(fn).__name__, type(fn))
+
+
+def fit_local_guide(
+    lvm: Any, batch: Any, *, steps: int = _STEPS, lr: float = _RATE, num_particles: int = _PARTICLES, seed: int = 0
+) -> tuple[WithLocalGuide, Fit]:
+    """Optimises the guide's parameters for each datum of a batch, from where the guide has them; all data in parallel.
+
+    Arguments:
+        lvm: the model and guide, a ``torch.nn.Module``; copied and frozen.
+        batch: what both are called with.
+        steps: of Adam, under a one-cycle learning rate.
+        lr: its peak.
+        num_particles: draws a step for each datum.
+        seed: of the draws.
+
+    Returns:
+        The model under its new guide, for this batch only, and what ``vilvm.fit`` returned.
+
+    Raises:
+        ContractError: a latent is drawn without a gradient (a discrete one), or from a distribution whose parameters cannot be told.
+
+    Example:
+        >>> import torch, vilvm
+        >>> from models.ppca import PPCA
+        >>> from vilvm.guides import fit_local_guide
+        >>> lvm, x = PPCA(data_dim=3, latent_dim=1), torch.randn(5, 3)
+        >>> local, _ = fit_local_guide(lvm, x, steps=50)
+        >>> vilvm.evaluate(local, x).bounds["elbo"].mean > vilvm.evaluate(lvm, x).bounds["elbo"].mean
+        True
+    """
+    local = WithLocalGuide(lvm, batch)
+    if not len(local.offsets):
+        raise ContractError(
+            f"The guide of {type(lvm).__name__} draws no latent from a distribution with a density; there is nothing to optimise."
+        )
+    objective = Trace_ELBO(num_particles=num_particles, vectorize_particles=num_particles > 1)
+    fitted = fit(local, batch, steps=steps, objective=objective, **one_cycle(lr, steps), seed=seed, progress=False)
+    return local, fitted
