@@ -93,10 +93,11 @@ def page(
     device: str,
 ) -> Page:
     fitted, evaluation = found
+    name, epochs = {"mnist": "MNIST"}.get(data.name, data.name), settings["epochs"]
     options = {**settings, "data": data.name, "device": device}
     return Page(
-        f"Variational auto-encoder on {data.name}",
-        f"{settings['latent']} latent dimensions under a {settings['likelihood'].capitalize()} likelihood: {settings['epochs']} epochs on "
+        f"Variational auto-encoder on {name}",
+        f"{settings['latent']} latent dimensions under a {settings['likelihood'].capitalize()} likelihood: {epochs} epoch{'s' if epochs > 1 else ''} on "
         f"{len(data.train):,} images, judged on {len(data.test):,} test images, {results['data']['transform']}.",
         summary={
             "ELBO (nats per image)": evaluation.bounds["elbo"],

@@ -465,3 +465,18 @@ def test_param_statements_live_in_the_pair():
     assert names == {"pyro_params.scale", "pyro_params.network$$$weight", "pyro_params.network$$$bias"}
     assert any(p is network.weight for p in lvm.parameters())
     assert len(pyro.get_param_store()) == 0
+
+
+def test_a_deterministic_value_is_not_drawn_again():
+    def model(x):
+        scale = pyro.sample("scale", dist.HalfNormal(1.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            shift = pyro.deterministic("shift", scale * z)
+            pyro.sample("x", dist.Normal(shift, 1.0), obs=x)
+
+    lvm, x = vilvm.Pair(model, AutoNormal(model)), torch.zeros(4)
+    drawn = vilvm.sample(lvm, 3, like=x)
+    assert {n: tuple(v.shape) for n, v in drawn.items()} == {"scale": (3,), "z": (3, 4), "x": (3, 4)}
+    latents = {"scale": torch.tensor(2.0), "z": torch.arange(4.0)}
+    torch.testing.assert_close(vilvm.predict(lvm, latents, like=x)["x"], 2 * torch.arange(4.0))

@@ -69,8 +69,8 @@ def trend(times: np.ndarray, values: np.ndarray, false_alarm: float = 0.01) -> T
     limits = np.quantile(null, [1 - false_alarm, false_alarm])
     return Trend(
         slope=t * s / length,
-        lower=(t - limits[0]) * s / length,
-        upper=(t - limits[1]) * s / length,
+        lower=float(t - limits[0]) * s / length,
+        upper=float(t - limits[1]) * s / length,
         rising=float((null >= t).mean()),
         falling=float((null <= t).mean()),
         correlation=float(phi[0]),

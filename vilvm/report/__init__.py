@@ -1,6 +1,7 @@
 """Figures of a run, of models side by side and of findings; and the page, which holds them all."""
 
 from vilvm.report.figures import (
+    curves,
     elbo_curves,
     interpolations,
     interpolations_by_model,
@@ -31,6 +32,7 @@ __all__ = [
     "Table",
     "command",
     "coverage_curve",
+    "curves",
     "elbo_curves",
     "elbo_tail",
     "environment",

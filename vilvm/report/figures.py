@@ -6,7 +6,7 @@ The backend is matplotlib's object interface, so no window is opened and no glob
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,11 @@ from vilvm.data import as_data, seeded
 from vilvm.latent import Path, interpolate, line
 from vilvm.lvm import LatentVariableModel, device_of
 from vilvm.report.grid import grid, picture_rows, spread
+from vilvm.report.palette import GREY, INK, SECOND
 from vilvm.weights import layout, posterior_mean, predict, sample
 
 __all__ = [
+    "curves",
     "elbo_curves",
     "interpolations",
     "interpolations_by_model",
@@ -32,8 +34,6 @@ __all__ = [
     "restorations",
     "samples_by_model",
 ]
-
-_INK, _SECOND = "#1f4e79", "#c2571a"
 
 
 def reconstructions(lvm: LatentVariableModel, data: Any, count: int = 12) -> Figure:
@@ -97,14 +97,14 @@ def elbo_curves(history: Any) -> Figure:
     left, right = figure.subplots(1, 2)
     epochs = history["epoch"]
     style = {"marker": "o", "markersize": 3} if len(epochs) < 30 else {}  # a line of one point would not be seen
-    left.plot(epochs, history["elbo"], color=_INK, label="training (the objective)", **style)
+    left.plot(epochs, history["elbo"], color=INK, label="training (the objective)", **style)
     validation, error = history["validation_elbo"], history["validation_se"]
     if np.isfinite(validation).any():
-        left.plot(epochs, validation, color=_SECOND, label="validation ± 1 SE", **style)
-        left.fill_between(epochs, validation - error, validation + error, color=_SECOND, alpha=0.2, linewidth=0)
+        left.plot(epochs, validation, color=SECOND, label="validation ± 1 SE", **style)
+        left.fill_between(epochs, validation - error, validation + error, color=SECOND, alpha=0.2, linewidth=0)
     left.set(xlabel="epoch", ylabel="ELBO (nats per datum)")
-    right.plot(epochs, history["rate"], color=_INK, label="rate", **style)
-    right.plot(epochs, history["distortion"], color=_SECOND, label="distortion", **style)
+    right.plot(epochs, history["rate"], color=INK, label="rate", **style)
+    right.plot(epochs, history["distortion"], color=SECOND, label="distortion", **style)
     right.set(xlabel="epoch", ylabel="nats per datum")
     for axes in (left, right):
         axes.legend(frameon=False)
@@ -139,6 +139,31 @@ def latent_scatter(lvm: LatentVariableModel, data: Any, count: int = 3000) -> Fi
     return figure
 
 
+def curves(
+    x: Sequence[float],
+    rows: Mapping[str, Sequence[float]],
+    spread: Mapping[str, Sequence[float]],
+    labels: tuple[str, str],
+    title: str = "",
+    log_x: bool = False,
+) -> Figure:
+    """Quantities against x, a line a name, each with a band of its spread on either side."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for (name, y), colour in zip(rows.items(), (SECOND, INK, "#2d7d5a", GREY), strict=False):
+        low, high = np.asarray(y) - np.asarray(spread[name]), np.asarray(y) + np.asarray(spread[name])
+        axes.plot(x, y, color=colour, marker="o", markersize=3, label=name)
+        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+    if log_x:
+        axes.set_xscale("log")
+        axes.set_xticks(list(x), [f"{value:g}" for value in x], minor=False)
+        axes.set_xticks([], minor=True)
+    axes.set(xlabel=labels[0], ylabel=labels[1], title=title)
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def planes(panels: Mapping[str, Tensor], background: Tensor, labels: tuple[str, str] = ("x₁", "x₂")) -> Figure:
     """Points in the plane, a panel a name, over a grey background that all panels share; shape (num_points, 2) each."""
     figure = Figure(figsize=(3.4 * len(panels), 3.6), layout="constrained")
@@ -146,7 +171,7 @@ def planes(panels: Mapping[str, Tensor], background: Tensor, labels: tuple[str, 
         np.ravel(figure.subplots(1, len(panels), sharex=True, sharey=True)), panels.items(), strict=True
     ):
         axes.scatter(*background.T.cpu(), s=3, color="0.8", linewidths=0)
-        axes.scatter(*points.T.cpu(), s=4, color=_SECOND, alpha=0.6, linewidths=0)
+        axes.scatter(*points.T.cpu(), s=4, color=SECOND, alpha=0.6, linewidths=0)
         axes.set(title=name, xlabel=labels[0])
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel(labels[1])

@@ -12,7 +12,7 @@ from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device
 from vilvm.weights.contract import check_batch, check_number, enumerable
 from vilvm.weights.densities import log_weights
 from vilvm.weights.structure import Layout, data_plate, guide_sites, held_still, layout, place
-from vilvm.weights.traces import Sites, family, nesting_of, run, sites_of, strip, was_observed
+from vilvm.weights.traces import Sites, Unobserved, family, nesting_of, run, sites_of, strip, was_observed
 
 __all__ = ["observed", "posterior", "posterior_mean", "predict", "replicate", "resample", "sample"]
 
@@ -48,7 +48,7 @@ def sample(lvm: LatentVariableModel, num_samples: int, *, like: Any = None, mean
             probe = _simulate(lvm, batch)
             nesting = nesting_of(probe)
             sites = _simulate(lvm, batch, samples=(num_samples, -1 - nesting))
-            plate = data_plate(poutine.uncondition(lvm.model), batch, [s for s in probe.values() if was_observed(s)])
+            plate = data_plate(Unobserved()(lvm.model), batch, [s for s in probe.values() if was_observed(s)])
         except ContractError as error:
             if like is not None:
                 raise
@@ -225,7 +225,7 @@ def replicate(lvm: LatentVariableModel, latents: Mapping[str, Tensor], *, like: 
         )
     size = num_samples.pop()
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
-        model = poutine.uncondition(lvm.model)
+        model = Unobserved()(lvm.model)
         probe = sites_of(run(_Given({n: v[0] for n, v in latents.items()}, ())(model), "model", batch))
         missing = [
             n for n, s in probe.items() if not (n in latents or was_observed(s) or enumerable(s) or family(s["fn"]) == "Unit")
@@ -316,7 +316,7 @@ def _simulate(
     lvm: LatentVariableModel, batch: Any, *, samples: tuple[int, int] | None = None, given: Mapping[str, Tensor] | None = None
 ) -> Sites:
     """The model's sites with nothing observed but the latents in `given`, factors left out."""
-    model = poutine.uncondition(lvm.model)
+    model = Unobserved()(lvm.model)
     sites = sites_of(run(poutine.condition(model, data=dict(given)) if given else model, "model", batch, samples=samples))
     return {n: s for n, s in sites.items() if family(s["fn"]) != "Unit"}
 

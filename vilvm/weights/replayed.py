@@ -9,13 +9,12 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from torch import Tensor
 
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, module_parameters
 from vilvm.weights.contract import check_batch, check_number
 from vilvm.weights.structure import Layout, held_still, layout
-from vilvm.weights.traces import family, plate_dims, run, strip, was_observed
+from vilvm.weights.traces import Unobserved, family, plate_dims, run, strip, was_observed
 
 __all__ = ["Replay", "replay"]
 
@@ -111,21 +110,13 @@ def _run(lvm: LatentVariableModel, batch: Any, given: Mapping[str, Tensor], num_
     """The sites of the model by name, ``pyro.deterministic`` included; without factors and the plates' own."""
 
     def half(batch: Any) -> Any:
-        with _Given(given, plan.nesting), _Unobserved():
+        with _Given(given, plan.nesting), Unobserved():
             return lvm.model(batch)
 
     with module_parameters(lvm), evaluation_mode(lvm):
         trace = run(half, "model", batch, held_still(plan), samples=(num_samples, plan.sample_dim))
     nodes: dict[str, Any] = dict(trace.nodes)
     return {n: s for n, s in nodes.items() if s["type"] == "sample" and family(s["fn"]) not in ("_Subsample", "Unit")}
-
-
-class _Unobserved(UnconditionMessenger):
-    """Draws what is observed, but for ``pyro.deterministic``: drawn anew, such a value would be blown up to its plates."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if not msg["infer"].get("_deterministic"):
-            super()._pyro_sample(msg)
 
 
 class _Given(Messenger):

@@ -12,13 +12,26 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from vilvm.data import tensors_of
 from vilvm.lvm import ContractError
 
-__all__ = ["Sites", "family", "log_prob", "mask_of", "nesting_of", "plate_dims", "run", "sites_of", "strip", "was_observed"]
+__all__ = [
+    "Sites",
+    "Unobserved",
+    "family",
+    "log_prob",
+    "mask_of",
+    "nesting_of",
+    "plate_dims",
+    "run",
+    "sites_of",
+    "strip",
+    "was_observed",
+]
 
 Sites = dict[str, Any]
 _AROUND = (torch.distributions.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
@@ -88,6 +101,14 @@ def sites_of(trace: Any) -> Sites:
         for n, s in trace.nodes.items()
         if s["type"] == "sample" and not site_is_subsample(s) and not s["infer"].get("_deterministic")
     }
+
+
+class Unobserved(UnconditionMessenger):
+    """Draws what is observed, but for ``pyro.deterministic``: drawn anew, such a value would be blown up to its plates."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not msg["infer"].get("_deterministic"):
+            super()._pyro_sample(msg)
 
 
 def was_observed(site: Any) -> bool:
