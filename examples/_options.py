@@ -73,10 +73,10 @@ def settings_of(args: argparse.Namespace, parse: Parse, name: str) -> tuple[Path
     given = sorted(k for k, v in vars(args).items() if v != vars(parse([]))[k] and k != "resume")
     if given:
         raise SystemExit(f"A resumed run keeps its own settings; leave out --{given[0].replace('_', '-')}.")
-    return args.resume, _settings_in(args.resume / "settings.json", parse, name)
+    return args.resume, settings_in(args.resume / "settings.json", parse, name)
 
 
-def _settings_in(file: Path, parse: Parse, name: str) -> dict[str, Any]:
+def settings_in(file: Path, parse: Parse, name: str) -> dict[str, Any]:
     """The settings of a run, held to the same rules as the arguments they once were."""
     try:
         settings = json.loads(file.read_text(encoding="utf-8"))

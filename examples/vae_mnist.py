@@ -135,24 +135,27 @@ def table(results: dict[str, Any]) -> Table:
     return out
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = arguments(argv)
-    folder, settings = settings_of(args, arguments, "vae_mnist")
+def begin(settings: dict[str, Any]) -> tuple[VAE, Dataset]:
+    """The model before its training, and the data; what the settings leave open is filled in.
+
+    Raises:
+        SystemExit: the data of the run that is resumed cannot be had now.
+    """
     # A Gaussian likelihood is a density of the grey levels themselves; a Bernoulli needs them binarised.
     data = dataset_of(settings["data"], None if settings["likelihood"] == "gaussian" else DynamicBinarisation())
-    if args.resume is not None and data.name != settings["dataset"]:
-        raise SystemExit(f"{folder} was trained on {settings['dataset']}, and only {data.name} can be had now.")
+    if settings.get("dataset", data.name) != data.name:
+        raise SystemExit(f"The run was trained on {settings['dataset']}, and only {data.name} can be had now.")
     settings["dataset"] = data.name
     settings["epochs"] = settings["epochs"] or (12 if data.name == "mnist" else 200)
-    device = device_of(settings["device"])
-    write_settings(folder, settings)
     torch.manual_seed(settings["seed"])
-    lvm = VAE(data.train.x.shape[1], settings["latent"], settings["likelihood"], decoder_hidden=(128, 96)).start_at(
-        data.train.x.mean(0)
-    )
+    lvm = VAE(data.train.x.shape[1], settings["latent"], settings["likelihood"], decoder_hidden=(128, 96))
+    return lvm.start_at(data.train.x.mean(0)), data
+
+
+def train(lvm: VAE, data: Dataset, settings: dict[str, Any], folder: Path, resume: bool) -> vilvm.Fit:
+    """Trains the model in its run folder; of a run that is at its end, takes up the parameters."""
     total = settings["epochs"] * -(-len(data.train) // settings["batch_size"])
-    console.print(f"Training on {data.name} ({len(data.train):,} images), run folder {folder}", highlight=False)
-    fitted = vilvm.fit(
+    return vilvm.fit(
         lvm,
         data.train,
         objective=objective_of(settings, total),
@@ -161,11 +164,21 @@ def main(argv: list[str] | None = None) -> int:
         batch_size=settings["batch_size"],
         validation=data.validation,
         clip=100.0,
-        device=device,
+        device=device_of(settings["device"]),
         seed=settings["seed"],
         run_dir=folder,
-        resume=args.resume is not None,
+        resume=resume,
     )
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(argv)
+    folder, settings = settings_of(args, arguments, "vae_mnist")
+    lvm, data = begin(settings)
+    device = device_of(settings["device"])
+    write_settings(folder, settings)
+    console.print(f"Training on {data.name} ({len(data.train):,} images), run folder {folder}", highlight=False)
+    fitted = train(lvm, data, settings, folder, args.resume is not None)
     if fitted.stopped == "interrupted":
         console.print(f"Resume with: python -m examples.vae_mnist --resume {folder}", highlight=False)
         return 130

@@ -1,6 +1,7 @@
 """Variational inference for latent variable models, on Pyro."""
 
 from vilvm.data import Data
+from vilvm.diagnostics import Diagnosis, Finding, diagnose
 from vilvm.evaluation import Estimate, Evaluation, Ledger, compare, evaluate
 from vilvm.lvm import ContractError, LatentVariableModel, Pair
 from vilvm.training import CheckpointError, Event, Fit, History, NonFiniteLossError, fit
@@ -10,9 +11,11 @@ __all__ = [
     "CheckpointError",
     "ContractError",
     "Data",
+    "Diagnosis",
     "Estimate",
     "Evaluation",
     "Event",
+    "Finding",
     "Fit",
     "History",
     "LatentVariableModel",
@@ -21,6 +24,7 @@ __all__ = [
     "NonFiniteLossError",
     "Pair",
     "compare",
+    "diagnose",
     "evaluate",
     "fit",
     "log_weights",

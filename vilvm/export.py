@@ -36,7 +36,7 @@ from torch import Tensor
 
 from vilvm.data import Data, as_data, seeded
 from vilvm.diagnostics.psis import check_weighable, psis
-from vilvm.evaluation.bounds import _parts
+from vilvm.evaluation.bounds import in_parts
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, LogWeights, layout, log_weights
 from vilvm.weights.contract import check_number
@@ -128,7 +128,7 @@ def to_datatree(
     if num_predictive is None:
         num_predictive = min(num_samples, max(1, _PREDICTED // sum(t.numel() for _, t in _named(fixed.x))))
     with seeded(seed, fixed.device), evaluation_mode(lvm):
-        parts, plan = _parts(lvm, fixed, batch_size)
+        parts, plan = in_parts(lvm, fixed, batch_size)
         _check_layout(lvm, plan, resampled)
         found: list[_Groups] = []
         for part in parts:

@@ -47,9 +47,11 @@ def rescale(lvm, factor):
 
 @pytest.mark.parametrize("reference", [None, "data", "prior"])
 def test_the_posterior_is_found_fault_with_at_the_stated_rate(exact, reference):
-    runs, level = 60, 0.1
+    runs, level = 50, 0.1
     size = {"num_simulations": 100, "num_draws": 19, "false_alarm": level}
-    found = [sbc(exact, seed=s, **size) if reference is None else tarp(exact, reference=reference, seed=s, **size) for s in range(runs)]
+    found = [
+        sbc(exact, seed=s, **size) if reference is None else tarp(exact, reference=reference, seed=s, **size) for s in range(runs)
+    ]
     alarms = sum(f.finding.gravity > Gravity.FINE for f in found)
     assert alarms <= stats.binom.isf(1e-6, runs, level)
 
@@ -57,7 +59,7 @@ def test_the_posterior_is_found_fault_with_at_the_stated_rate(exact, reference):
 def test_a_guide_half_as_wide(exact):
     lvm = rescale(exact, 0.5)
     found = sbc(lvm)
-    held = 2 * stats.norm.cdf(stats.norm.ppf(0.95) / 2) - 1  # of a 90 % interval half as wide
+    held = float(2 * stats.norm.cdf(stats.norm.ppf(0.95) / 2) - 1)  # of a 90 % interval half as wide
     assert ((found.coverage.shares[2, :2] - held).abs() < 5 * found.coverage.errors[2, :2] + 0.02).all()  # of 99 draws, not of all
     assert found.finding.gravity == Gravity.GRAVE
     assert "too narrow: its 90 % intervals hold the truth" in found.finding.verdict
@@ -72,8 +74,8 @@ def test_a_guide_twice_as_wide_is_wrong_but_on_the_safe_side(exact):
 
 
 def test_a_guide_a_little_too_narrow_is_noted(exact):
-    lvm = rescale(exact, 0.92)
-    found = sbc(lvm, num_simulations=20_000).finding
+    lvm = rescale(exact, 0.93)
+    found = sbc(lvm, num_simulations=5000).finding
     assert found.gravity == Gravity.NOTE
 
 
@@ -219,7 +221,7 @@ def test_what_cannot_be_calibrated_is_refused(exact, check):
     def rebuild(draws):
         return draws["x"], torch.ones(4)
 
-    with pytest.raises(ContractError, match="does not look at its batch.*vsbc"):
+    with pytest.raises(ContractError, match=r"does not look at its batch.*vsbc"):
         check(shared_mean(amortised=False), like=like, rebuild=rebuild)
     with pytest.raises(ValueError, match="pass rebuild="):
         check(shared_mean(), like=like)

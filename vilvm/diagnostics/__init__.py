@@ -1,5 +1,45 @@
-"""Diagnostics: whether a posterior can be trusted, and what a model makes of its latents."""
+"""Diagnostics: whether a posterior can be trusted, and what a model makes of its latents. Each result has a ``finding``."""
 
-from vilvm.diagnostics.collapse import active_units
+from vilvm.diagnostics.alarm import CollapseAlarm
+from vilvm.diagnostics.calibration import SBC, TARP, sbc, tarp
+from vilvm.diagnostics.collapse import Collapse, active_units, collapse
+from vilvm.diagnostics.convergence import Converged, Convergence, convergence
+from vilvm.diagnostics.correction import Correction, correction
+from vilvm.diagnostics.diagnosis import Diagnosis, diagnose
+from vilvm.diagnostics.finding import Finding, Gravity
+from vilvm.diagnostics.gaps import Gaps, gaps
+from vilvm.diagnostics.gradients import GradientSNR, gradient_snr
+from vilvm.diagnostics.predictive import PredictiveCheck, predictive_check
+from vilvm.diagnostics.psis import ParetoK, pareto_k, psis
+from vilvm.diagnostics.refitted import VSBC, vsbc
 
-__all__ = ["active_units"]
+__all__ = [
+    "SBC",
+    "TARP",
+    "VSBC",
+    "Collapse",
+    "CollapseAlarm",
+    "Converged",
+    "Convergence",
+    "Correction",
+    "Diagnosis",
+    "Finding",
+    "Gaps",
+    "GradientSNR",
+    "Gravity",
+    "ParetoK",
+    "PredictiveCheck",
+    "active_units",
+    "collapse",
+    "convergence",
+    "correction",
+    "diagnose",
+    "gaps",
+    "gradient_snr",
+    "pareto_k",
+    "predictive_check",
+    "psis",
+    "sbc",
+    "tarp",
+    "vsbc",
+]

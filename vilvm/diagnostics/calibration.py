@@ -149,7 +149,7 @@ class Departure(NamedTuple):
 def departure(name: str, ranks: Tensor, num_draws: int) -> Departure:
     """Describes ranks, of shape (L,), that a test has found not to be uniform."""
     u = (ranks.double() + 0.5) / (num_draws + 1) - 0.5
-    shift, spread = u.mean().item(), (u.square() - 1 / 12).mean().item()
+    shift, spread = u.mean().item(), u.var(correction=0).item() - 1 / 12
     coverage = interval_coverage(ranks, num_draws)
     error = max((coverage.shares[:, 0] - coverage.levels).abs().max().item(), abs(shift))
     held, se = coverage.shares[2, 0].item(), coverage.errors[2, 0].item()
@@ -183,7 +183,9 @@ def judge(
     if not failing:
         return Finding(what, Gravity.FINE, f"The truth ranks among the guide's draws as it should ({least}).", source)
     found = {i: departure(names[i], ranks[:, i], num_draws) for i in failing}
-    worst = max(failing, key=lambda i: (found[i].gravity, names[i] != LIKELIHOOD, found[i].error))  # a latent, if there is one as bad
+    worst = max(
+        failing, key=lambda i: (found[i].gravity, names[i] != LIKELIHOOD, found[i].error)
+    )  # a latent, if there is one as bad
     verdict = f"{names[worst]}: {found[worst].words}. {len(failing)} of {len(names)} quantities depart ({least})."
     small = found[worst].gravity == Gravity.NOTE
     advice = (

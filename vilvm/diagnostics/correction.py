@@ -26,13 +26,14 @@ from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.psis import check_weighable, good_k, psis
 from vilvm.diagnostics.simulated import components, names_of
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, fixed_beside
-from vilvm.weights import layout, weight_chunks
+from vilvm.weights import Layout, layout, weight_chunks
 from vilvm.weights.contract import check_number
+from vilvm.weights.replayed import replay
 
 __all__ = ["Correction", "correction"]
 
 _ROWS = 50_000
-SOURCE = "a mean off by 0.1 posterior standard deviations, a standard deviation by 10 %: the mission of this library, after Huggins et al., 2020"
+SOURCE = "tolerances of 0.1 posterior standard deviations and of 10 %, ours, after Huggins et al., 2020"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Correction:
     """The guide's means and standard deviations beside those that its weights make of them.
 
     Arguments:
-        names: of the K components of the latents, such as "theta[3]".
+        names: of the K components of the latents and of what ``pyro.deterministic`` makes of them, such as "theta[3]".
         mean, sd: of the guide's draws, shape (K,).
         corrected_mean, corrected_sd: of the weighted draws, shape (K,).
         shift_se, ratio_se: Monte Carlo standard errors of ``shift`` and ``ratio``, shape (K,).
@@ -125,7 +126,7 @@ def correction(lvm: LatentVariableModel, data: Any, *, num_samples: int = 20_000
         seed: of the draws, and of the data's transform.
 
     Returns:
-        Correction, of every component of every shared latent; of latents beside them in the data's plate, of the first ten data.
+        Correction, of every component of every shared latent and deterministic value; of those in the data's plate, of the first ten data.
 
     Raises:
         ContractError: no latent is shared by the data; or the guide is degenerate, a prior flat.
@@ -149,8 +150,9 @@ def correction(lvm: LatentVariableModel, data: Any, *, num_samples: int = 20_000
         chunk = max(1, _ROWS // max(plan.num_data, 1))
         parts, names = [], ()
         for weights in weight_chunks(lvm, fixed.x, num_samples, chunk, plan=plan):
-            parts.append((weights.log_weight.cpu(), components(weights.latents, plan)[:, 0].cpu()))
-            names = names_of(weights.latents, plan)
+            values, whole = _with_deterministic(lvm, fixed.x, weights.latents, plan)
+            parts.append((weights.log_weight.cpu(), components(values, whole)[:, 0].cpu()))
+            names = names_of(values, whole)
     log_w, z = (torch.cat(column) for column in zip(*parts, strict=True))
     smoothed = psis(log_w)
     w = smoothed.log_weights.exp().unsqueeze(-1)
@@ -171,3 +173,9 @@ def correction(lvm: LatentVariableModel, data: Any, *, num_samples: int = 20_000
         k=smoothed.k.item(),
         num_samples=num_samples,
     )
+
+
+def _with_deterministic(lvm: LatentVariableModel, batch: Any, latents: dict[str, Tensor], plan: Layout) -> tuple[dict[str, Tensor], Layout]:
+    """The latents and what ``pyro.deterministic`` makes of them, which is often what a reader wants to know; and where their data stand."""
+    made = replay(lvm, batch, latents, plan=plan)
+    return {**latents, **made.deterministics}, plan._replace(data_axes=made.data_axes)

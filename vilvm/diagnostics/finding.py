@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Literal
 
 __all__ = ["Finding", "Gravity"]
 
@@ -28,6 +29,7 @@ class Finding:
         verdict: one or two sentences that a scientist understands, the numbers that matter in them.
         source: where the threshold comes from (author, year, or the stated false-alarm rate of a test).
         advice: what to try next; empty if nothing need be done.
+        about: "posterior", how near the guide is to the posterior of this model; or "model", whether it is a model of these data.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Finding:
     verdict: str
     source: str
     advice: str = ""
+    about: Literal["posterior", "model"] = "posterior"
 
     def __str__(self) -> str:
         return " ".join(part for part in (f"[{self.gravity.name}] {self.name}: {self.verdict}", self.advice, f"({self.source})") if part)

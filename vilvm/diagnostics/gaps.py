@@ -24,10 +24,9 @@ from vilvm.data import Data, seeded
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.psis import check_weighable
 from vilvm.evaluation import Estimate, Schedule, ais, evaluate
-from vilvm.evaluation.bounds import exact_log_evidence
+from vilvm.evaluation.bounds import exact_log_evidence, in_parts
 from vilvm.guides import fit_local_guide
 from vilvm.lvm import ContractError, LatentVariableModel, fixed_beside
-from vilvm.weights import layout
 from vilvm.weights.contract import check_number
 
 __all__ = ["Gaps", "gaps"]
@@ -171,10 +170,9 @@ def gaps(
         )
     fixed = fixed_beside(lvm, data, seed)
     with seeded(seed, fixed.device):
-        plan = layout(lvm, (fixed.subset(slice(0, 2)) if fixed.divisible and len(fixed) > 2 else fixed).x)
+        parts, plan = in_parts(lvm, fixed, batch_size)
         check_weighable("gaps", lvm, plan)
         found, by = _evidence(lvm, fixed, evidence, num_samples, schedule, seed)
-        parts = fixed.parts(batch_size) if plan.local and fixed.divisible else [fixed]
         best = [_elbo(fit_local_guide(lvm, part.x, steps=steps, seed=seed)[0], part, num_samples, seed) for part in parts]
     return Gaps(found, by, _joined(best), _elbo(lvm, fixed, num_samples, seed), plan.local)
 

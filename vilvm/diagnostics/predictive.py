@@ -31,7 +31,7 @@ from torch import Tensor
 
 from vilvm.data import Data, seeded
 from vilvm.diagnostics.finding import Finding, Gravity
-from vilvm.evaluation.bounds import _parts
+from vilvm.evaluation.bounds import in_parts
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, observed, posterior, replicate, sample
 from vilvm.weights.contract import check_number
@@ -193,7 +193,7 @@ def predictive_check(
     check_number("predictive_check: batch_size", _ROWS if batch_size is None else batch_size)
     fixed = fixed_beside(lvm, data, seed)
     with seeded(seed, device_of(lvm, fixed.device)), evaluation_mode(lvm):
-        parts, plan = _parts(lvm, fixed, batch_size or _ROWS)
+        parts, plan = in_parts(lvm, fixed, batch_size or _ROWS)
         _check_replicable(lvm, plan)
         if plan.data_dim != -plan.nesting:
             parts = [fixed]  # another plate stands left of the data's, so that parts cannot be joined along the first dimension

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from vilvm.data import seeded, tensors_of
 from vilvm.diagnostics.finding import Finding, Gravity
-from vilvm.evaluation.bounds import _parts
+from vilvm.evaluation.bounds import in_parts
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, layout, weight_chunks
 from vilvm.weights.contract import check_number
@@ -269,7 +269,7 @@ def pareto_k(
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     start = 0
     with seeded(seed, device_of(lvm, fixed.device)), evaluation_mode(lvm):
-        parts, plan = _parts(lvm, fixed, batch_size)
+        parts, plan = in_parts(lvm, fixed, batch_size)
         check_weighable("pareto_k", lvm, plan)
         for part in parts:
             here = plan if part is parts[0] else layout(lvm, part.x, plate=plan.data_plate)

@@ -111,8 +111,23 @@ def vsbc(
         ValueError: an option is out of range, or a batch cannot be made without `rebuild`.
 
     Reference: Yes, but did it work?: Evaluating variational inference, Yao, Vehtari, Simpson and Gelman, 2018.
+
+    Example:
+        >>> import pyro, torch, vilvm
+        >>> import pyro.distributions as dist
+        >>> from pyro.infer.autoguide import AutoNormal
+        >>> from vilvm.diagnostics.refitted import vsbc
+        >>> def model(x):
+        ...     m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+        >>> found = vsbc(lambda: vilvm.Pair(model, AutoNormal(model)), torch.zeros(5), 3, 9, fit_options={"steps": 2})
+        >>> found.names, found.ranks.shape
+        (('m',), torch.Size([3, 1]))
     """
     check_options("vsbc", num_simulations, num_draws, false_alarm)
+    if isinstance(build, torch.nn.Module) or not callable(build):
+        raise ValueError(f"vsbc: build must be a function that makes a fresh pair each time; got a {type(build).__name__}.")
     with seeded(seed):
         seeds = torch.randint(2**31, (num_simulations, 3)).tolist()
     ranks, names = [], ()

@@ -25,12 +25,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vilvm.data import Data, as_data, seeded
-from vilvm.evaluation.bounds import Estimate
+from vilvm.data import as_data, seeded
+from vilvm.evaluation.bounds import Estimate, in_parts
 from vilvm.evaluation.hmc import State, start, transition
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, fixed_beside
 from vilvm.progress import ProgressBar
-from vilvm.weights import Layout, layout
 from vilvm.weights.contract import check_number
 from vilvm.weights.joint import Joint
 from vilvm.weights.simulated import Simulation, simulate
@@ -181,7 +180,7 @@ def ais(
     began = time.perf_counter()
     fixed = fixed_beside(lvm, data, seed)
     with seeded(seed, fixed.device):
-        parts = _parts(lvm, fixed, schedule, batch_size)
+        parts, _ = in_parts(lvm, fixed, batch_size or max(1, _rows(fixed.device) // schedule.num_chains))
         with ProgressBar("annealing", len(parts) * schedule.num_temperatures, 0, progress) as bar:
             results = [_Chains(lvm, part.x, schedule, bar).forward() for part in parts]
     log_w, accepted = torch.cat([w for w, _ in results], 1), torch.stack([a for _, a in results]).mean(0)
@@ -256,15 +255,6 @@ def _both_ways(lvm: LatentVariableModel, drawn: Simulation, schedule: Schedule, 
 
 def _rows(where: torch.device) -> int:
     return _ROWS_CUDA if where.type == "cuda" else _ROWS_CPU
-
-
-def _parts(lvm: LatentVariableModel, data: Data, schedule: Schedule, batch_size: int | None) -> list[Data]:
-    """The data cut into batches, or whole where they cannot be cut or share a latent."""
-    size = batch_size or max(1, _rows(data.device) // schedule.num_chains)
-    if not data.divisible or len(data) <= size:
-        return [data]
-    plan: Layout = layout(lvm, data.subset(slice(0, size)).x)
-    return data.parts(size) if plan.local else [data]
 
 
 class _Chains:

@@ -33,7 +33,7 @@ from vilvm.weights import Layout, LogWeights, layout, weight_chunks
 from vilvm.weights.contract import check_number
 from vilvm.wrapped import Wrapped
 
-__all__ = ["Estimate", "Evaluation", "evaluate", "exact_log_evidence"]
+__all__ = ["Estimate", "Evaluation", "evaluate", "exact_log_evidence", "in_parts"]
 
 BOUNDS = ("elbo", "iwae", "exact")
 _BATCH = 50
@@ -175,7 +175,7 @@ def evaluate(
     with torch.no_grad(), seeded(seed, where), evaluation_mode(lvm):
         _widen_heap()
         fixed = given.to(where).fixed(seed)
-        parts, plan = _parts(lvm, fixed, batch_size)
+        parts, plan = in_parts(lvm, fixed, batch_size)
         refusal = _no_bound(lvm, plan)
         evidence = exact_log_evidence(lvm)
         if refusal and set(asked) - {"exact"}:
@@ -213,12 +213,21 @@ def evaluate(
     return found
 
 
-def _parts(lvm: LatentVariableModel, data: Data, batch_size: int | None) -> tuple[list[Data], Layout]:
-    """The data cut into batches, or whole where they cannot be cut or share a latent."""
+def in_parts(lvm: LatentVariableModel, data: Data, batch_size: int | None = None) -> tuple[list[Data], Layout]:
+    """The data cut into batches, or whole where they cannot be cut, share a latent, or the guide knows no other size; and the layout of the first.
+
+    Raises:
+        ContractError: the pair breaks the contract, or subsamples a plate of which all is one joint weight.
+    """
     size = min(batch_size or _BATCH, len(data)) if data.divisible else len(data)
     parts = data.parts(size) if size < len(data) else [data]
-    plan = layout(lvm, parts[0].x)
-    if not plan.local and len(parts) > 1:
+    try:
+        plan = layout(lvm, parts[0].x)
+    except ContractError:
+        if len(parts) == 1:
+            raise
+        plan = None  # an autoguide over latents of the data's plate knows the size that it was fitted to
+    if plan is None or (not plan.local and len(parts) > 1):
         parts, plan = [data], layout(lvm, data.x)
     subsampled = [name for name in plan.subsample if not plan.local or name != plan.data_plate]
     if subsampled:

@@ -1,5 +1,6 @@
 """Figures of a run, of models side by side and of findings; and the page, which holds them all."""
 
+from vilvm.report.diagnosis import diagnosis_figures
 from vilvm.report.figures import (
     curves,
     elbo_curves,
@@ -33,6 +34,7 @@ __all__ = [
     "command",
     "coverage_curve",
     "curves",
+    "diagnosis_figures",
     "elbo_curves",
     "elbo_tail",
     "environment",
