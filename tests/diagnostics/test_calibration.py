@@ -145,6 +145,24 @@ def shared_mean(amortised=True, scale=1.0):
     return vilvm.Pair(model, guide)
 
 
+def shifted():
+    """A model that does not observe its batch as it is."""
+
+    def model(batch):
+        pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", 4):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=batch[0] + 1)
+
+    return vilvm.Pair(model, lambda batch: pyro.sample("m", dist.Normal(batch[0].mean(), 1.0)))
+
+
+def test_drawn_data_take_the_place_of_those_in_the_batch():
+    c = torch.tensor([0.5, 1.0, 2.0, 4.0])
+    like = (torch.zeros(4), c)
+    first = sbc(shared_mean(), 20, 9, like=like)
+    assert torch.equal(first.ranks, sbc(shared_mean(), 20, 9, like=like, rebuild=lambda draws: (draws["x"], c)).ranks)
+
+
 def test_a_latent_that_the_data_share():
     c = torch.tensor([0.5, 1.0, 2.0, 4.0])
     like, options = (torch.zeros(4), c), {"rebuild": lambda draws: (draws["x"], c), "num_simulations": 200, "num_draws": 49}
@@ -223,8 +241,8 @@ def test_what_cannot_be_calibrated_is_refused(exact, check):
 
     with pytest.raises(ContractError, match=r"does not look at its batch.*vsbc"):
         check(shared_mean(amortised=False), like=like, rebuild=rebuild)
-    with pytest.raises(ValueError, match="pass rebuild="):
-        check(shared_mean(), like=like)
+    with pytest.raises(ContractError, match=r"observes a tensor of shape .* which is not, as it is, one of the batch's"):
+        check(shifted(), like=like)
     with pytest.raises(ValueError, match="num_draws must be a whole number"):
         check(exact, num_draws=0)
     with pytest.raises(ValueError, match="false_alarm must be a probability"):

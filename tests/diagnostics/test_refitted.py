@@ -63,7 +63,7 @@ def test_a_fit_stopped_far_from_its_end_is_beside_the_truth():
     assert "Beside the truth, and not only too narrow or wide: m." in found.finding.verdict
 
 
-def test_covariates_come_by_rebuild_and_latents_of_the_data_are_ranked_beside_shared_ones():
+def test_covariates_come_by_rebuild_or_stay_where_they_are_and_latents_of_the_data_are_ranked_beside_shared_ones():
     c = torch.full((12,), 0.5)
 
     def model(batch):
@@ -80,8 +80,7 @@ def test_covariates_come_by_rebuild_and_latents_of_the_data_are_ranked_beside_sh
     found = vsbc(make, (torch.zeros(12), c), 2, 9, **options)
     assert found.names == ("m", *(f"z[{i}]" for i in range(10)))  # of the first ten data
     assert torch.equal(found.ranks, vsbc(make, (torch.zeros(12), c), 2, 9, **options).ranks)
-    with pytest.raises(ValueError, match="pass rebuild="):
-        vsbc(make, (torch.zeros(12), c), 2, 9, fit_options={"steps": 2})
+    assert torch.equal(found.ranks, vsbc(make, (torch.zeros(12), c), 2, 9, fit_options={"steps": 2}).ranks)
 
 
 def test_a_guide_on_one_point_is_refused():

@@ -21,7 +21,9 @@ from vilvm.weights.joint import Joint
 def linear(guide_scale=1.0):
     """A linear Gaussian model and data, its guide exact but for its scale and a shift."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(200, 2, generator=generator) @ torch.randn(2, 5, generator=generator) + 0.5 * torch.randn(200, 5, generator=generator)
+    x = torch.randn(200, 2, generator=generator) @ torch.randn(2, 5, generator=generator) + 0.5 * torch.randn(
+        200, 5, generator=generator
+    )
     lvm = PPCA(5, 2).maximise(x)
     with torch.no_grad():
         lvm.log_s += math.log(guide_scale)

@@ -216,7 +216,7 @@ def sbc(
         num_simulations: L. Coverage is known to 0.5 / √L or better.
         num_draws: S, draws of the guide for each simulation.
         like: a batch, for a model that reads more of it than its length, or whose latents the data share; each simulation is of its size.
-        rebuild: makes a batch of draws {site: value} of the model; needed unless a batch is the value of the one observed site.
+        rebuild: makes a batch of draws {site: value} of the model; by default, drawn data take the place of those in `like`.
         false_alarm: the probability that the posterior itself is found fault with, over all quantities together.
         seed: of all draws.
         batch_size: data a pass; by default as many as make 8,000 draws (400,000 on a GPU).
@@ -227,7 +227,7 @@ def sbc(
     Raises:
         ContractError: the guide has no spread or does not look at its batch; the model cannot be simulated; latents are shared and `like`
             was not given.
-        ValueError: an option is out of range, or a batch cannot be made without `rebuild`.
+        ValueError: an option is out of range, or a batch cannot be made of draws.
 
     Reference: Validating Bayesian inference algorithms with simulation-based calibration, Talts et al., 2018.
 

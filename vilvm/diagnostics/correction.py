@@ -175,7 +175,9 @@ def correction(lvm: LatentVariableModel, data: Any, *, num_samples: int = 20_000
     )
 
 
-def _with_deterministic(lvm: LatentVariableModel, batch: Any, latents: dict[str, Tensor], plan: Layout) -> tuple[dict[str, Tensor], Layout]:
+def _with_deterministic(
+    lvm: LatentVariableModel, batch: Any, latents: dict[str, Tensor], plan: Layout
+) -> tuple[dict[str, Tensor], Layout]:
     """The latents and what ``pyro.deterministic`` makes of them, which is often what a reader wants to know; and where their data stand."""
     made = replay(lvm, batch, latents, plan=plan)
     return {**latents, **made.deterministics}, plan._replace(data_axes=made.data_axes)

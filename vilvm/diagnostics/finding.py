@@ -40,4 +40,6 @@ class Finding:
     about: Literal["posterior", "model"] = "posterior"
 
     def __str__(self) -> str:
-        return " ".join(part for part in (f"[{self.gravity.name}] {self.name}: {self.verdict}", self.advice, f"({self.source})") if part)
+        return " ".join(
+            part for part in (f"[{self.gravity.name}] {self.name}: {self.verdict}", self.advice, f"({self.source})") if part
+        )

@@ -27,8 +27,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.special import logsumexp
-from scipy.stats import binom, norm
+from scipy.special import bdtrc, logsumexp, ndtr, ndtri
 from torch import Tensor
 
 from vilvm.data import seeded, tensors_of
@@ -175,8 +174,8 @@ class ParetoK:
         num_data, tail = len(self.k), _tail(self.num_samples)
         error = 1.5 / math.sqrt(tail) * tail / (tail + 10)  # towards ½ by the weight of ten, the prior of the fit
         above = int((self.k > self.threshold).sum())
-        many = binom.sf(above - 1, num_data, norm.sf((self.threshold - 0.5) / error)) < self.false_alarm / 2
-        far = self.k.max().item() > 0.5 + error * norm.isf(self.false_alarm / 2 / num_data)
+        many = bdtrc(above - 1, num_data, ndtr((0.5 - self.threshold) / error)) < self.false_alarm / 2
+        far = self.k.max().item() > 0.5 + error * -ndtri(self.false_alarm / 2 / num_data)
         return not (many or far)
 
     @property

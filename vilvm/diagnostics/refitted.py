@@ -98,7 +98,7 @@ def vsbc(
         num_simulations: L, fits. Coverage is known to 0.5 / √L or better.
         num_draws: S, draws of each fitted guide.
         fit_options: of ``vilvm.fit``, such as {"steps": 2000}: those of the fit in doubt.
-        rebuild: makes a batch of draws {site: value} of the model; needed unless a batch is the value of the one observed site.
+        rebuild: makes a batch of draws {site: value} of the model; by default, drawn data take the place of those in `like`.
         false_alarm: the probability that the posterior itself is found fault with, over all components together.
         seed: of all draws, of `build`, and of the fits.
         progress: whether to show a progress bar; by default on a terminal only.
@@ -108,7 +108,7 @@ def vsbc(
 
     Raises:
         ContractError: a pair breaks the contract, or its guide has no spread.
-        ValueError: an option is out of range, or a batch cannot be made without `rebuild`.
+        ValueError: an option is out of range, or a batch cannot be made of draws.
 
     Reference: Yes, but did it work?: Evaluating variational inference, Yao, Vehtari, Simpson and Gelman, 2018.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from vilvm.data import Data, seeded, tensors_of
 from vilvm.lvm import ContractError, LatentVariableModel, Pair, check_contract, device_of, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, layout, log_weights, sample
+from vilvm.weights.simulated import put_in
 from vilvm.wrapped import Wrapped
 
 __all__ = [
@@ -89,10 +90,12 @@ def batches(lvm: LatentVariableModel, like: Any, rebuild: Rebuild | None, rows: 
 def _batch(lvm: object, sites: dict[str, Tensor], observed: list[str], like: Any, rebuild: Rebuild | None) -> Any:
     if rebuild is not None:
         return rebuild(sites)
-    if len(observed) != 1 or not (like is None or isinstance(like, Tensor)):
+    if like is not None:
+        return put_in(lvm, like, sites)  # type: ignore[arg-type]
+    if len(observed) != 1:
         raise ValueError(
-            f"A batch of {type(lvm).__name__} is not the value of its one observed site (it has {observed}): pass rebuild=, a function "
-            "that makes a batch of a dict of draws, as in rebuild=lambda draws: (covariates, draws['y'])."
+            f"A batch of {type(lvm).__name__} is not the value of its one observed site (it has {observed}): pass like=, a batch in which drawn data "
+            "take the place of its own, or rebuild=, a function that makes a batch of a dict of draws."
         )
     return sites[observed[0]]
 

@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from vilvm.weights.contract import check_number
@@ -94,12 +93,16 @@ def uniformity_p_values(ranks: Tensor, num_draws: int) -> Tensor:
 @lru_cache(maxsize=4)
 def _tails(size: int, num_draws: int) -> np.ndarray:
     """2 min(P(N_i ≤ n), P(N_i ≥ n)) for i = 1, …, S and n = 0, …, L."""
+    from scipy import stats  # here, for it takes a second to import
+
     n, share = np.arange(size + 1), np.arange(1, num_draws + 1)[:, None] / (num_draws + 1)
     return 2 * np.minimum(stats.binom.cdf(n, size, share), stats.binom.sf(n - 1, size, share))
 
 
 def _crossing(tails: np.ndarray, level: float) -> float:
     """The probability that the path of N_i touches a place whose tail is no larger than `level`."""
+    from scipy import stats  # here, for it takes a second to import
+
     num_draws, size = tails.shape[0], tails.shape[1] - 1
     inside = tails > level * (1 + 1e-9)  # a place and its mirror image have one tail, but for rounding
     if not inside.any(1).all():
@@ -158,6 +161,8 @@ def _excursion(sides: np.ndarray) -> float:
 @lru_cache(maxsize=1024)
 def _coins(number: int) -> np.ndarray:
     """The distribution of heads less tails of so many fair coins, from −number to number."""
+    from scipy import stats  # here, for it takes a second to import
+
     law = np.zeros(2 * number + 1)
     law[::2] = stats.binom.pmf(np.arange(number + 1), number, 0.5)
     return law

@@ -1,5 +1,6 @@
 """Batches that the model itself has made, with the latents that made them: where the truth is known."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -9,10 +10,10 @@ from vilvm.data import map_tensors, tensors_of
 from vilvm.lvm import ContractError, LatentVariableModel, module_parameters
 from vilvm.weights.contract import check_number
 from vilvm.weights.draws import sample
-from vilvm.weights.structure import Layout, layout
+from vilvm.weights.structure import layout
 from vilvm.weights.traces import run, sites_of
 
-__all__ = ["Simulation", "simulate"]
+__all__ = ["Simulation", "put_in", "simulate"]
 
 
 class Simulation(NamedTuple):
@@ -58,7 +59,8 @@ def simulate(lvm: LatentVariableModel, num_simulations: int, *, like: Any = None
     plan = layout(lvm, like)
     count = -(-num_simulations // plan.num_data) if plan.local else num_simulations
     values = sample(lvm, count, like=like)
-    found = [_in_place(lvm, like, {n: v[i] for n, v in values.items()}, plan) for i in range(count)]
+    each = [{n: v[i] for n, v in values.items()} for i in range(count)]
+    found = [Simulation(put_in(lvm, like, drawn), {n: drawn[n].unsqueeze(0) for n in plan.latents}) for drawn in each]
     if plan.local and num_simulations % plan.num_data and isinstance(like, Tensor):
         rest = num_simulations - (count - 1) * plan.num_data
         last = found[-1]
@@ -86,25 +88,34 @@ def _as_batch(lvm: LatentVariableModel, values: dict[str, Tensor]) -> Simulation
     return Simulation(batch, {n: values[n].movedim(0, plan.data_axes[n] - 1).unsqueeze(0) for n in plan.latents})
 
 
-def _in_place(lvm: LatentVariableModel, like: Any, values: dict[str, Tensor], plan: Layout) -> Simulation:
-    """`like` with the observed values replaced by these, each where the model has found it."""
-    with module_parameters(lvm):
-        sites = sites_of(run(lvm.model, "model", like))
-    batch = like
-    for name in plan.observed:
+def put_in(lvm: LatentVariableModel, batch: Any, values: Mapping[str, Tensor]) -> Any:
+    """`batch` with other values of the observed sites, each put where the model finds its own.
+
+    Arguments:
+        lvm: the model and guide; the guide is not run.
+        batch: what the model is called with.
+        values: by observed site, each of the shape that it has in the batch; others are left alone.
+
+    Raises:
+        ContractError: what a site observes is not, as it is, one of the batch's tensors.
+    """
+    with module_parameters(lvm), torch.random.fork_rng(devices=[]):
+        sites = sites_of(run(lvm.model, "model", batch))
+    new = batch
+    for name in [n for n, s in sites.items() if s["is_observed"] and n in values]:
         old, put = sites[name]["value"], 0
 
-        def replace(tensor: Tensor, old: Tensor = old, new: Tensor = values[name]) -> Tensor:
+        def replace(tensor: Tensor, old: Tensor = old, value: Tensor = values[name]) -> Tensor:
             nonlocal put
             same = tensor.data_ptr() == old.data_ptr() and tensor.shape == old.shape and tensor.stride() == old.stride()
             put += same
-            return new.to(tensor.dtype).reshape(tensor.shape) if same else tensor
+            return value.to(tensor.dtype).reshape(tensor.shape) if same else tensor
 
-        batch = map_tensors(replace, batch)
+        new = map_tensors(replace, new)
         if put != 1:
-            shapes = [tuple(t.shape) for t in tensors_of(like)]
+            shapes = [tuple(t.shape) for t in tensors_of(batch)]
             raise ContractError(
-                f"simulate: site {name!r} observes a tensor of shape {tuple(old.shape)}, which is not, as it is, one of the batch's, {shapes}: pass it "
-                "in the batch and observe it unchanged."
+                f"Site {name!r} observes a tensor of shape {tuple(old.shape)}, which is not, as it is, one of the batch's, {shapes}, so drawn data cannot "
+                "be put in its place: pass it in the batch and observe it unchanged."
             )
-    return Simulation(batch, {n: values[n].unsqueeze(0) for n in plan.latents})
+    return new
