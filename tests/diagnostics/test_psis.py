@@ -136,10 +136,10 @@ def test_a_few_bad_data_are_found_and_named():
                 far = x > 3  # of these the guide is two standard deviations off, and narrow
                 pyro.sample("z", dist.Normal(x / 2 + 1.4 * far, torch.where(far, 0.2, 1.0) * 0.5**0.5))
 
-    x = torch.randn(300).clamp(max=2.5)
-    x[[17, 130, 211]] = torch.tensor([5.0, 6.0, 7.0])
-    found = pareto_k(Half(1.0), x, seed=3)
-    assert {i for i, _ in found.worst(3)} == {17, 130, 211}
+    x = torch.randn(100).clamp(max=2.5)
+    x[[17, 30, 81]] = torch.tensor([5.0, 6.0, 7.0])
+    found = pareto_k(Half(1.0), x, 10_000)  # with 1000 draws, three of so many might be noise
+    assert {i for i, _ in found.worst(3)} == {17, 30, 81}
     assert found.finding.gravity is Gravity.WARNING
     assert "17" in found.finding.verdict
 

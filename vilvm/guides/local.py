@@ -24,6 +24,7 @@ from torch.distributions import Independent, MultivariateNormal, TransformedDist
 
 from vilvm.lvm import ContractError, module_parameters
 from vilvm.training import Fit, fit, one_cycle
+from vilvm.weights import layout
 from vilvm.wrapped import Wrapped
 
 __all__ = ["WithLocalGuide", "fit_local_guide"]
@@ -154,6 +155,7 @@ def fit_local_guide(
         raise ContractError(
             f"The guide of {type(lvm).__name__} draws no latent from a distribution with a density; there is nothing to optimise."
         )
-    objective = Trace_ELBO(num_particles=num_particles, vectorize_particles=num_particles > 1)
+    nesting = layout(local, batch).nesting  # Pyro would guess it, aloud
+    objective = Trace_ELBO(num_particles=num_particles, vectorize_particles=num_particles > 1, max_plate_nesting=nesting)
     fitted = fit(local, batch, steps=steps, objective=objective, **one_cycle(lr, steps), seed=seed, progress=False)
     return local, fitted
