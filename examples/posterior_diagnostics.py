@@ -70,7 +70,8 @@ def subject_of(settings: dict[str, Any]) -> Subject:
     if fitted.stopped == "interrupted":
         raise KeyboardInterrupt
     order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(settings["seed"]))
-    return Subject(f"VAE on {data.name}", lvm, data.test.subset(order[: settings["num_data"]]), fitted)
+    name = {"mnist": "MNIST"}.get(data.name, data.name)
+    return Subject(f"VAE on {name}", lvm, data.test.subset(order[: settings["num_data"]]), fitted)
 
 
 def evidence(subject: Subject, settings: dict[str, Any]) -> tuple[dict[str, Estimate], Sandwich | None]:
@@ -128,6 +129,7 @@ def page(
     return Page(
         f"Can this posterior be trusted? {subject.name}",
         diagnosis.verdict,
+        summary={f"{name.split(',')[0]} (nats)": bound for name, bound in bounds.items()},
         findings=diagnosis.findings,
         finding_figures=report.diagnosis_figures(diagnosis.results, subject.fitted),
         tables=tables,

@@ -480,3 +480,13 @@ def test_a_deterministic_value_is_not_drawn_again():
     assert {n: tuple(v.shape) for n, v in drawn.items()} == {"scale": (3,), "z": (3, 4), "x": (3, 4)}
     latents = {"scale": torch.tensor(2.0), "z": torch.arange(4.0)}
     torch.testing.assert_close(vilvm.predict(lvm, latents, like=x)["x"], 2 * torch.arange(4.0))
+
+
+def test_a_dimension_that_appears_under_samples_only_is_said():
+    def model(batch):
+        beta = pyro.sample("beta", dist.Normal(torch.zeros(2), 3.0).to_event(1))
+        with pyro.plate("data", len(batch)):
+            pyro.sample("y", dist.Normal((beta.unsqueeze(-2) * batch).sum(-1), 0.5), obs=batch[:, 0])
+
+    with pytest.raises(vilvm.ContractError, match="keep leading dimensions as they are"):
+        vilvm.log_weights(vilvm.Pair(model, AutoNormal(model)), torch.randn(6, 2), 4)

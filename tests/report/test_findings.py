@@ -74,7 +74,7 @@ def test_coverage_of_levels():
     levels = torch.linspace(0, 1, 11)
     figure = report.coverage_curve(levels, levels**2, num_simulations=100)
     np.testing.assert_allclose(figure.axes[0].lines[-1].get_ydata(), levels**2)
-    assert legend(figure) == ["calibrated (99%)", "coverage"]
+    assert legend(figure) == ["calibrated (99 %)", "coverage"]
     assert legend(report.coverage_curve(levels, levels)) == ["coverage"]
 
 

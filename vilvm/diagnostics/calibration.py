@@ -110,7 +110,7 @@ class TARP:
         level, found = self.expected_coverage
         worst = int((found - level).abs().argmax())
         error, short = abs(float((found - level)[worst])), float((level - found).max())
-        p = f"p = {max(self.p_value, 1e-300):.2g}, {len(self.ranks)} simulations"
+        p = f"p {_p(self.p_value)}, {len(self.ranks)} simulations"
         source = (
             f"Lemos et al. 2023; exact ECDF test (Säilynoja et al. 2022) at false-alarm rate {self.false_alarm:g}; {_CONVENTION}"
         )
@@ -172,13 +172,17 @@ def departure(name: str, ranks: Tensor, num_draws: int) -> Departure:
     return Departure(kind, error, gravity, words)
 
 
+def _p(value: float) -> str:
+    return f"= {value:.2g}" if value >= 1e-12 else "< 1e-12"
+
+
 def judge(
     what: str, ranks: Tensor, num_draws: int, names: tuple[str, ...], adjusted: Tensor, false_alarm: float, tests: int = 1
 ) -> Finding:
     """The finding on ranks of shape (L, K), by those quantities whose adjusted p-value is below `false_alarm`; `tests` of each."""
     which = "exact ECDF test (Säilynoja et al. 2022)" if tests == 1 else "exact tests of symmetry (Yao et al. 2018) and uniformity"
     source = f"{which} at false-alarm rate {false_alarm:g} over {tests * len(names)} tests (Holm); {_CONVENTION}"
-    least = f"smallest adjusted p = {max(adjusted.min().item(), 1e-300):.2g}, {len(ranks)} simulations"
+    least = f"smallest adjusted p {_p(adjusted.min().item())}, {len(ranks)} simulations"
     failing = (adjusted < false_alarm).nonzero()[:, 0].tolist()
     if not failing:
         return Finding(what, Gravity.FINE, f"The truth ranks among the guide's draws as it should ({least}).", source)

@@ -100,7 +100,7 @@ class Collapse:
         elif gravity == Gravity.NOTE:
             advice = "Unused units do no harm; a smaller latent would do as well."
         return Finding(
-            name="posterior collapse",
+            name="Posterior collapse",
             gravity=gravity,
             verdict=f"Active: {units}; the rate is {self.rate.mean:.3g} nats per datum{self._of_information()}.",
             source=f"activity above {self.threshold:g}, Burda et al. 2016; a warning below a quarter of a latent's units is ours",

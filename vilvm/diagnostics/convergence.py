@@ -88,7 +88,7 @@ class Convergence:
         """WARNING if the ELBO is still improving, or the training ELBO falls; NOTE if that cannot be told; else FINE."""
         gravity, verdict, advice = self._judged()
         return Finding(
-            name="convergence of the optimisation",
+            name="Convergence of the optimisation",
             gravity=gravity,
             verdict=verdict,
             source=f"one-sided trend test with false-alarm rate {self.false_alarm:g}; gain above {self.tolerance:g} nats per datum, ours",
@@ -120,18 +120,19 @@ class Convergence:
                 "Lower the learning rate; or, if this is a KL warm-up, let records count after its end (start=...).",
             )
         hidden = max(self.trend.upper * self.epochs, 0.0)
-        verdict = f"The {of} has levelled off {last}; a gain of up to {hidden:.2g} nats per datum over as many again would not show in its noise."
+        if hidden > 20 * self.tolerance:
+            verdict = f"The {of} shows no trend beyond its noise {last}, in which a gain of up to {hidden:.2g} nats per datum over as many again would not show."
+            return (
+                Gravity.NOTE,
+                verdict,
+                "Train longer, or with larger batches or a lower learning rate at the end, and look again.",
+            )
+        verdict = f"The {of} has levelled off {last}; as many again would bring no more than {hidden:.2g} nats per datum."
         if self.fallen < _FALLEN and (self.before is None or self._rises(self.before)):
             verdict += f" But the learning rate had fallen to {self.fallen:.2g} of its largest, which levels off any curve" + (
                 "." if self.before is None else f"; before, it was gaining {self.before.slope:.2g} nats per datum per epoch."
             )
             return Gravity.NOTE, verdict, "See whether a schedule of twice the length ends higher."
-        if hidden > 20 * self.tolerance:
-            return (
-                Gravity.NOTE,
-                verdict,
-                "For a sharper answer, train longer, or with larger batches or a lower learning rate at the end.",
-            )
         return Gravity.FINE, verdict, ""
 
 

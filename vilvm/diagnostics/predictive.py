@@ -100,7 +100,7 @@ class PredictiveCheck:
     @property
     def finding(self) -> Finding:
         """The verdict."""
-        name, gravity = f"{self.kind} predictive check", Gravity.FINE
+        name, gravity = f"{self.kind.capitalize()} predictive check", Gravity.FINE
         source = f"max-T over all statistics, false-alarm rate {self.false_alarm:g}: Westfall and Young, 1993"
         if self.kind == "posterior":
             source += "; posterior p-values are conservative: Gelman, Meng and Stern, 1996"
@@ -109,14 +109,14 @@ class PredictiveCheck:
         if not failing:
             least = min(smallest, key=lambda n: smallest[n])
             verdict = (
-                f"none of {len(smallest)} statistics tells the data from {self.num_draws} replicates (least likely: {least}, adjusted p = "
+                f"None of {len(smallest)} statistics tells the data from {self.num_draws} replicates (least likely: {least}, adjusted p = "
                 f"{smallest[least]:.2g})."
             )
-            return Finding(name, gravity, verdict, source)
+            return Finding(name, gravity, verdict, source, about="model")
         told = "; ".join(self._told(n, smallest[n]) for n in failing[:4])
         advice = dict.fromkeys(_ADVICE[key] for n in failing if (key := n.split(": ")[-1]) in _ADVICE)
         return Finding(
-            name, Gravity.WARNING, f"the data are not like what the model makes: {told}.", source, " ".join([*advice][:2])
+            name, Gravity.WARNING, f"The data are not like what the model makes: {told}.", source, " ".join([*advice][:2]), "model"
         )
 
     def _told(self, name: str, p: float) -> str:

@@ -39,7 +39,7 @@ from vilvm.weights.contract import check_number
 
 __all__ = ["ParetoK", "Smoothed", "check_weighable", "good_k", "pareto_k", "psis"]
 
-SOURCE = "threshold min(1 − 1/log10 S, 0.7): Vehtari et al., 2024; Yao et al., 2018"
+SOURCE = "min(1 − 1/log10 S, 0.7): Vehtari et al., 2024; Yao et al., 2018"
 _FEWEST = 25  # draws of which a fifth, five, is still a tail
 _FLAT = 0.01  # a tail whose log-weights differ by less is that of equal weights and rounding
 _LUMP = 0.1  # of S: effective sample size of weights whose tail is one lump, above which they do no harm

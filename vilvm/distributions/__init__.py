@@ -1,5 +1,6 @@
 """What torch and Pyro lack."""
 
 from vilvm.distributions.bernoulli import IndependentBernoulli
+from vilvm.distributions.ordered import OrderedNormal
 
-__all__ = ["IndependentBernoulli"]
+__all__ = ["IndependentBernoulli", "OrderedNormal"]

@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 
 from vilvm.diagnostics import SBC, TARP, Collapse, Convergence, Gaps, ParetoK, PredictiveCheck
-from vilvm.report import findings
+from vilvm.report.findings import coverage_curve, elbo_tail, gap_bars, kl_bars, pareto_k, predictive_check, rank_ecdf
 
 __all__ = ["diagnosis_figures"]
 
@@ -31,16 +31,16 @@ def diagnosis_figures(results: Mapping[str, Any], history: Any = None) -> dict[s
     for result in results.values():
         if isinstance(result, Convergence) and history is not None and result.trend is not None:
             records = getattr(history, "history", history)
-            drawn[result.finding.name] = findings.elbo_tail(records[result.column], result.num_records, records["step"])
+            drawn[result.finding.name] = elbo_tail(records[result.column], result.num_records, records["step"])
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 def _weights(found: ParetoK) -> Figure | None:
-    return None if len(found.k) == 1 else findings.pareto_k(found.k, found.threshold)
+    return None if len(found.k) == 1 else pareto_k(found.k, found.threshold)
 
 
 def _ranks(found: SBC) -> Figure:
-    return findings.rank_ecdf(found.ranks, found.num_draws, found.names, found.false_alarm)
+    return rank_ecdf(found.ranks, found.num_draws, found.names, found.false_alarm)
 
 
 def _coverage(found: TARP) -> Figure:
@@ -48,7 +48,7 @@ def _coverage(found: TARP) -> Figure:
     level = torch.linspace(0, 1, 101, dtype=torch.float64)
     shares = (found.ranks.double() + 0.5) / (found.num_draws + 1)
     reached = torch.searchsorted(shares.sort().values, level, right=True).double() / len(shares)
-    return findings.coverage_curve(level, reached, len(shares), found.false_alarm)
+    return coverage_curve(level, reached, len(shares), found.false_alarm)
 
 
 def _gaps(found: Gaps) -> Figure:
@@ -58,7 +58,7 @@ def _gaps(found: Gaps) -> Figure:
         "of amortisation" if found.has_amortisation else "of training": found.amortisation,
     }
     unit = "nats per datum" if len(found.total.values) > 1 else "nats"
-    return findings.gap_bars({name: (e.mean, e.se) for name, e in bars.items()}, unit)
+    return gap_bars({name: (e.mean, e.se) for name, e in bars.items()}, unit)
 
 
 def _divergences(found: Collapse) -> Figure | None:
@@ -66,14 +66,14 @@ def _divergences(found: Collapse) -> Figure | None:
     if kl.numel() == 1:
         return None
     active = found.active.get(name)
-    return findings.kl_bars(kl.flatten(), None if active is None or active.shape != kl.shape else active.flatten())
+    return kl_bars(kl.flatten(), None if active is None or active.shape != kl.shape else active.flatten())
 
 
 def _replicates(found: PredictiveCheck) -> Figure:
     name, p = min(found.adjusted.items(), key=lambda item: item[1].min().item())
     i = int(p.flatten().argmin())
     replicated = found.replicated[name].reshape(found.num_draws, -1)[:, i]
-    return findings.predictive_check(replicated, found.observed[name].flatten()[i].item(), name)
+    return predictive_check(replicated, found.observed[name].flatten()[i].item(), name)
 
 
 _PLOTS: dict[type, Callable[[Any], Figure | None]] = {

@@ -47,7 +47,7 @@ def pareto_k(k: Any, threshold: float = 0.7) -> Figure:
     values = _array(k, 1, "pareto_k: k")
     above = ~(values <= threshold)  # NaN too, of which nothing is known
     figure, axes = _panel(5.4, 3.2)
-    names = {False: f"{(~above).sum():,} at most {threshold:g}", True: f"{above.sum():,} above {threshold:g}"}
+    names = {False: f"{(~above).sum():,} at most {threshold:.2g}", True: f"{above.sum():,} above {threshold:.2g}"}
     finite = np.isfinite(values)
     top = max(threshold, values[finite].max(initial=threshold)) + 0.1
     shown = np.where(finite | (values == -np.inf), np.maximum(values, min(0.0, values[finite].min(initial=0.0))), top)
@@ -123,7 +123,7 @@ def rank_ecdf(ranks: Any, num_draws: int, names: Sequence[str] | None = None, fa
     levels = np.arange(num_draws + 1)
     uniform = (levels + 1) / (num_draws + 1)
     figure, axes = _panel(5.4, 3.2)
-    axes.axhspan(-band, band, color=GREY, alpha=0.25, linewidth=0, label=f"calibrated ({1 - false_alarm:.0%})")
+    axes.axhspan(-band, band, color=GREY, alpha=0.25, linewidth=0, label=f"calibrated ({100 * (1 - false_alarm):.3g} %)")
     axes.axhline(0, color=GREY, linewidth=1)
     off = 0
     for i in range(columns):
@@ -154,7 +154,9 @@ def coverage_curve(credibility: Any, coverage: Any, num_simulations: int | None 
         band = math.sqrt(math.log(2 / false_alarm) / (2 * num_simulations))
         grid = np.linspace(0, 1, 101)
         low, high = np.clip(grid - band, 0, 1), np.clip(grid + band, 0, 1)
-        axes.fill_between(grid, low, high, color=GREY, alpha=0.25, linewidth=0, label=f"calibrated ({1 - false_alarm:.0%})")
+        axes.fill_between(
+            grid, low, high, color=GREY, alpha=0.25, linewidth=0, label=f"calibrated ({100 * (1 - false_alarm):.3g} %)"
+        )
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1)
     axes.plot(level, found, color=INK, label="coverage")
     axes.set(xlabel="credibility", ylabel="expected coverage", xlim=(0, 1), ylim=(0, 1), aspect="equal")

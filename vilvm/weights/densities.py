@@ -178,6 +178,11 @@ def _one_pass(lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Layo
 def reduced(in_data: bool, value: Tensor, num_samples: int, plan: Layout) -> Tensor:
     """A log-density of shape (S, *plates) summed over every plate but the data's: (S, N), or (S,) outside the data plate."""
     dims = plan.nesting + 1
+    if value.dim() > dims:
+        raise ContractError(
+            f"A log-density has shape {tuple(value.shape)} under {num_samples} samples, and {dims} dimensions are declared, that of the samples and "
+            "those of the plates: let model and guide keep leading dimensions as they are, and sum over those of one datum, counted from the right."
+        )
     value = value.reshape((1,) * (dims - value.dim()) + value.shape)
     if value.shape[0] != num_samples:
         value = value.expand(num_samples, *value.shape[1:])
