@@ -12,10 +12,26 @@ import pytest
 
 import vilvm
 from examples import compare_mnist, denoising_multimodal
+from examples._prescribed import MODELS, fit_case
+from vilvm import export
 
 TINY = {
     "vae_mnist": ["--data", "digits", "--epochs", "2", "--samples", "20"],
     "compare_mnist": ["--data", "digits", "--quick", "--latent", "3"],
+    "curse_of_dimensionality": ["--dimensions", "1", "3", "--samples", "200", "--data", "4", "--epochs", "2"],
+    "posterior_diagnostics": [
+        "eight_schools",
+        "--guide",
+        "mean_field",
+        "--steps",
+        "100",
+        "--temperatures",
+        "3",
+        "--samples",
+        "50",
+        "--budget",
+        "1",
+    ],
     "denoising": ["--data", "digits", "--epochs", "2", "--latent", "8"],
     "denoising_multimodal": ["--data", "digits", "--epochs", "2", "--steps", "20", "--proposals", "50"],
 }
@@ -184,3 +200,31 @@ def test_vae_mnist_says_when_it_is_not_mnist(main, tmp_path, monkeypatch, capsys
     monkeypatch.setattr("torchvision.datasets.MNIST.download", lambda self: (_ for _ in ()).throw(RuntimeError("no network")))
     assert main(["--epochs", "1", "--samples", "5", "--out", str(tmp_path / "run")]) == 0
     assert "NOT MNIST" in capsys.readouterr().out
+
+
+def test_a_run_of_vae_mnist_is_diagnosed(tmp_path, capsys):
+    vae, folder = tmp_path / "vae", tmp_path / "diagnosis"
+    assert importlib.import_module("examples.vae_mnist").main([*TINY["vae_mnist"], "--out", str(vae)]) == 0
+    main = importlib.import_module("examples.posterior_diagnostics").main
+    options = ["--num-data", "30", "--samples", "50", "--temperatures", "3", "--budget", "20"]
+    assert main([str(vae), *options, "--out", str(folder)]) == 0
+    said = capsys.readouterr().out
+    assert "Pareto k̂" in said
+    assert "BDMC gap" in said
+    results = json.loads((folder / "results.json").read_text())
+    assert {"ELBO", "IWAE-50", "AIS, 16 chains × 3 temperatures"} == set(results["evidence"])
+    assert results["bdmc_gap"]["mean"] > 0
+    assert "z" in export.load(folder / "posterior.nc").posterior
+    assert "<svg" in (folder / "page.html").read_text()
+    with pytest.raises(SystemExit, match="neither a run folder nor a prescribed model"):
+        main(["nine_schools", "--out", str(tmp_path / "other")])
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_prescribed_model_fits(name):
+    case = MODELS[name](None)
+    fit_case(case, seed=0, steps=3)
+    assert math.isfinite(vilvm.evaluate(case.lvm, case.data, num_samples=10, batch_size=len(case.data)).bounds["elbo"].mean)
+    if case.reference is not None and case.scalars is not None:
+        drawn = case.scalars(vilvm.posterior(case.lvm, case.data.x, 5))
+        assert set(drawn) & set(case.reference.draws) == set(case.reference.draws)

@@ -286,7 +286,7 @@ def trained(objective, callbacks):
     dataset = vilvm.datasets.digits()
     lvm = small_vae()
     fast = partial(torch.optim.Adam, lr=3e-3)
-    vilvm.fit(lvm, dataset.train, steps=400, batch_size=270, objective=objective, optimizer=fast, callbacks=callbacks)
+    vilvm.fit(lvm, dataset.train, steps=350, batch_size=270, objective=objective, optimizer=fast, callbacks=callbacks)
     return collapse(lvm, dataset.test, num_samples=2)
 
 

@@ -251,7 +251,7 @@ def test_a_fit_of_ppca_stopped_too_early_is_flagged():
     x = linear_data()
     best = PPCA(8, 3).maximise(x).exact_log_evidence(x).mean().item()
     lvm = PPCA(8, 3)
-    found = convergence(fitted(lvm, x, 400, 3e-3))
+    found = convergence(fitted(lvm, x, 500, 3e-3))
     assert best - lvm.exact_log_evidence(x).mean().item() > 1  # nats that are to be had
     assert found.finding.gravity == Gravity.WARNING
 
@@ -263,12 +263,11 @@ def test_a_fit_that_starts_at_the_optimum_is_not():
 
 
 @pytest.mark.slow
-def test_long_fits_of_ppca_are_not_flagged():
+def test_a_long_fit_of_ppca_is_not_flagged():
     x = linear_data()
     best = PPCA(8, 3).maximise(x).exact_log_evidence(x).mean().item()
-    for seed in range(3):
-        torch.manual_seed(seed)
-        lvm = PPCA(8, 3)
-        found = convergence(fitted(lvm, x, 6000, 0.02, seed=seed))
-        assert best - lvm.exact_log_evidence(x).mean().item() < 0.1
-        assert not found.improving
+    lvm = PPCA(8, 3)
+    found = convergence(fitted(lvm, x, 5000, 0.05))
+    assert best - lvm.exact_log_evidence(x).mean().item() < 0.3
+    assert not found.improving
+    assert not found.falling

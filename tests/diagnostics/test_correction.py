@@ -49,7 +49,7 @@ def test_standard_errors_are_those_of_repetition():
 def test_uneven_weights_cannot_tell():
     found = correction(pair(0.0, 0.3), X)
     assert not found.reliable
-    assert found.finding.gravity == Gravity.NOTE
+    assert found.finding.gravity == Gravity.WARNING
 
 
 def test_it_is_for_shared_latents():

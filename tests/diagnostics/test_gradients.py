@@ -109,13 +109,16 @@ def test_at_rest_the_test_holds_its_level_and_no_alarm_is_raised():
 
 
 def test_importance_samples_drown_the_encoder_and_help_the_decoder():
-    x = torch.randn(20, 6)
-    lvm = PPCA(6, 2)
+    x = torch.randn(200, 3) @ torch.randn(3, 6) + 0.7 * torch.randn(200, 6)
+    lvm = PPCA(6, 2).maximise(x)
+    with torch.no_grad():  # near the optimum, where the weights have the small variance that the rates are derived for
+        for p in lvm.parameters():
+            p.add_(0.01 * torch.randn_like(p))
     sides = {"encoder": ["V", "log_s"], "decoder": ["W", "b", "log_sigma"]}
-    found = gradient_snr(lvm, x, {"1": IWAE(1), "64": IWAE(64)}, groups=sides, num_draws=120).groups
+    found = gradient_snr(lvm, x, {"1": IWAE(1), "64": IWAE(64)}, groups=sides, batch_size=200).groups
     one, many = found["1"], found["64"]
-    assert many["encoder"].snr + 5 * many["encoder"].se < one["encoder"].snr
-    assert many["decoder"].snr - 5 * many["decoder"].se > one["decoder"].snr
+    assert many["encoder"].snr + 5 * many["encoder"].se < one["encoder"].snr - 5 * one["encoder"].se
+    assert many["decoder"].snr > one["decoder"].snr
 
 
 def test_a_drowned_group_is_named_and_a_sound_one_is_not():

@@ -32,7 +32,7 @@ from vilvm.weights.replayed import replay
 
 __all__ = ["Correction", "correction"]
 
-_ROWS = 50_000
+_ROWS = 400_000
 SOURCE = "tolerances of 0.1 posterior standard deviations and of 10 %, ours, after Huggins et al., 2020"
 
 
@@ -85,11 +85,11 @@ class Correction:
 
     @property
     def finding(self) -> Finding:
-        """The verdict: WARNING if a component is off; NOTE if the weights cannot tell, for k̂ then says enough."""
+        """The verdict: WARNING if a component is off, or the weights are too uneven to tell."""
         name = "Means and standard deviations"
         if not self.reliable:
             verdict = f"The weights are too uneven (k̂ = {self.k:.2f}) to tell by how much the guide's means and standard deviations are off."
-            return Finding(name, Gravity.NOTE, verdict, SOURCE)
+            return Finding(name, Gravity.WARNING, verdict, SOURCE, "Take a richer guide, or another parametrisation of the model.")
         if not self.off:
             i, j = int(self.shift.abs().argmax()), int((self.ratio - 1).abs().argmax())
             verdict = (
@@ -114,7 +114,7 @@ class Correction:
 
 
 @torch.no_grad()
-def correction(lvm: LatentVariableModel, data: Any, *, num_samples: int = 20_000, seed: int = 0) -> Correction:
+def correction(lvm: LatentVariableModel, data: Any, *, num_samples: int = 50_000, seed: int = 0) -> Correction:
     """Means and standard deviations of the guide, and what its importance weights make of them.
 
     For latents that the data share, whose weight is one; of a model whose latents all belong to single data, see ``pareto_k`` and ``gaps``.

@@ -176,9 +176,9 @@ def _checks(
     draws = max(200, round(2 / false_alarm))
     like = None if plan.local and isinstance(data.x, torch.Tensor) else data.x
     yield _Check(
-        "Pareto k̂", lambda: pareto_k(lvm, data, seed=seed, num_samples=1000 if plan.local else 10_000, false_alarm=false_alarm)
+        "Pareto k̂", lambda: pareto_k(lvm, data, seed=seed, num_samples=1000 if plan.local else 50_000, false_alarm=false_alarm)
     )
-    yield _Check("Means and standard deviations", lambda: correction(lvm, data, seed=seed), not plan.local, own)
+    yield _Check("Means and standard deviations", lambda: correction(lvm, data, seed=seed + 1), not plan.local, own)
     yield _Check("Posterior collapse", lambda: collapse(lvm, data, seed=seed), plan.local, shared)
     for name, calibrate in (("Calibration (SBC)", sbc), ("Calibration (TARP)", tarp)):
         yield _Check(

@@ -121,7 +121,7 @@ class GradientSNR:
             verdict += f" No gradient differs from zero in {self.num_draws} draws: the parameters are at rest, or all is noise."
             advice = "Ask vilvm.diagnostics.convergence which; more draws see more."
         source = f"SNR after Rainforth et al. 2018; below {_LOW:g} and a tenth of the others', ours; false-alarm rate {self.false_alarm:g}"
-        return Finding("gradient signal-to-noise", gravity, verdict, source, advice)
+        return Finding("Gradient signal-to-noise", gravity, verdict, source, advice)
 
 
 def gradient_snr(

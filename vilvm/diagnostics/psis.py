@@ -281,7 +281,9 @@ def pareto_k(
 
 def _of_part(lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Layout) -> tuple[Smoothed, Tensor]:
     """The smoothed weights of one batch, one column a datum, and which data of the batch they are of."""
-    rows = _ROWS_CUDA if any(t.is_cuda for t in tensors_of(batch)) else _ROWS_CPU
+    rows = (
+        _ROWS_CUDA if not plan.local or any(t.is_cuda for t in tensors_of(batch)) else _ROWS_CPU
+    )  # a joint weight is seldom of a network
     logs, drawn = [], None
     for weights in weight_chunks(lvm, batch, num_samples, max(1, rows // max(plan.num_data, 1)), plan=plan):
         logs.append(weights.log_weight.cpu())
