@@ -33,7 +33,7 @@ from examples._options import (
 from models.vae import VAE
 from vilvm import report
 from vilvm.datasets import Dataset, DynamicBinarisation
-from vilvm.diagnostics import active_units
+from vilvm.diagnostics import active_units, collapse, convergence
 from vilvm.files import write_json
 from vilvm.objectives import Annealed
 from vilvm.report import Page
@@ -89,6 +89,7 @@ def page(
     results: dict[str, Any],
     data: Dataset,
     found: tuple[vilvm.Fit, vilvm.Evaluation],
+    told: dict[str, Any],
     pictures: dict[str, Figure],
     device: str,
 ) -> Page:
@@ -109,6 +110,8 @@ def page(
             "seconds of training": f"{fitted.seconds:,.0f}",
             "images/s in training": f"{results['images_per_second']:,.0f}",
         },
+        findings=[result.finding for result in told.values()],
+        finding_figures=report.diagnosis_figures(told, fitted),
         history=fitted.history,
         figures={CAPTIONS[name]: picture for name, picture in pictures.items()},
         settings=settings,
@@ -194,14 +197,18 @@ def main(argv: list[str] | None = None) -> int:
         "images_per_second": settings["epochs"] * len(data.train) / fitted.seconds,
     }
     write_json(folder / "results.json", results)
-    pictures = figures(lvm.to("cpu"), data)
+    lvm.to("cpu")
+    # What is quick to tell; the rest is for posterior_diagnostics, which takes minutes.
+    told = {"collapse": collapse(lvm, data.test, num_data=300, seed=settings["seed"]), "convergence": convergence(fitted)}
+    pictures = figures(lvm, data)
     save({**pictures, "elbo": report.elbo_curves(fitted.history)}, folder / "figures")
-    page(settings, results, data, (fitted, evaluation), pictures, device).write(folder / "page.html")
+    page(settings, results, data, (fitted, evaluation), told, pictures, device).write(folder / "page.html")
     console.print(table(results))
     console.print(
         f"Trained in {fitted.seconds:.0f} s, evaluated in {evaluation.seconds:.0f} s; open {folder / 'page.html'}; figures and numbers are beside it",
         highlight=False,
     )
+    console.print(f"Can its posterior be trusted? python -m examples.posterior_diagnostics {folder}", highlight=False)
     return 0
 
 

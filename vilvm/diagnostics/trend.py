@@ -21,7 +21,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import binom
+from scipy.special import bdtrc
 
 __all__ = ["LEAST", "Trend", "trend"]
 
@@ -85,7 +85,12 @@ def trend(times: np.ndarray, values: np.ndarray, false_alarm: float = 0.01) -> T
 def _sign_test(values: np.ndarray) -> float:
     """The probability of as many rises from one value to the next, were rises and falls equally likely."""
     steps = np.diff(values)
-    return float(binom.sf((steps > 0).sum() - 1, (steps != 0).sum(), 0.5))
+    return _at_least(int((steps > 0).sum()), int((steps != 0).sum()))
+
+
+def _at_least(k: int, n: int) -> float:
+    """P(Binomial(n, ½) ≥ k)."""
+    return 1.0 if k == 0 else float(bdtrc(k - 1, n, 0.5))
 
 
 def _polynomials(times: np.ndarray) -> np.ndarray:
