@@ -9,11 +9,13 @@ from vilvm.diagnostics.diagnosis import Diagnosis, diagnose
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.gaps import Gaps, gaps
 from vilvm.diagnostics.gradients import GradientSNR, gradient_snr
+from vilvm.diagnostics.loo import LOO, loo
 from vilvm.diagnostics.predictive import PredictiveCheck, predictive_check
 from vilvm.diagnostics.psis import ParetoK, pareto_k, psis
 from vilvm.diagnostics.refitted import VSBC, vsbc
 
 __all__ = [
+    "LOO",
     "SBC",
     "TARP",
     "VSBC",
@@ -36,6 +38,7 @@ __all__ = [
     "diagnose",
     "gaps",
     "gradient_snr",
+    "loo",
     "pareto_k",
     "predictive_check",
     "psis",

@@ -26,6 +26,7 @@ from vilvm.diagnostics.convergence import convergence
 from vilvm.diagnostics.correction import correction
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.gaps import gaps
+from vilvm.diagnostics.loo import loo
 from vilvm.diagnostics.predictive import predictive_check
 from vilvm.diagnostics.psis import pareto_k
 from vilvm.evaluation import Schedule
@@ -191,6 +192,7 @@ def _checks(
             kind == "posterior" or plan.local,
             "priors of latents that the data share are the user's own; see predictive_check(kind='prior').",
         )
+    yield _Check("Leave-one-out prediction", lambda: loo(lvm, data, seed=seed), not plan.local, own)
     yield _Check("Inference gap", lambda: gaps(lvm, data, schedule=schedule, seed=seed))
     yield _Check(
         "Convergence", lambda: convergence(history), history is not None, "no history of the training was given (history=...)."

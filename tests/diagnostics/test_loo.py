@@ -1,0 +1,67 @@
+"""PSIS leave-one-out prediction against its closed form in a conjugate model."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import vilvm
+from models.ppca import PPCA
+from vilvm.diagnostics import Gravity, loo
+
+
+def pair(scale=1.0, shift=0.0, num_data=20):
+    """A normal mean with prior N(0, 1), and a guide: its posterior, scaled and shifted in units of its standard deviation."""
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    def guide(x):
+        sd = (1 + len(x)) ** -0.5
+        pyro.sample("mu", dist.Normal(x.sum() / (1 + len(x)) + shift * sd, scale * sd))
+
+    return vilvm.Pair(model, guide)
+
+
+def exact(x):
+    """log p(x_i | the others): normal, of the mean of the others' posterior and its variance and one."""
+    n = len(x) - 1
+    return dist.Normal((x.sum() - x) / (1 + n), (1 + 1 / (1 + n)) ** 0.5).log_prob(x).double()
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1.3, 0.4)])
+def test_it_is_the_closed_form_whatever_the_guide(scale, shift):
+    x = torch.randn(20) + 0.5
+    runs = torch.stack([loo(pair(scale, shift), x, num_samples=4000, seed=seed).elpd_i for seed in range(8)])
+    error = runs.std(0) / 8**0.5
+    assert (
+        (runs.mean(0) - exact(x)).abs() < 6 * error + 2e-3
+    ).all()  # of 20 data, and seven degrees of freedom; smoothing has a bias of its own
+    found = loo(pair(scale, shift), x)
+    assert found.elpd == pytest.approx(exact(x).sum().item(), abs=0.05)
+    assert 0.3 < found.p < 2
+    assert found.finding.gravity == Gravity.FINE
+
+
+def test_without_its_weights_the_guide_would_be_wrong():
+    """What the correction by log p and log q does: a guide that is off predicts otherwise."""
+    x = torch.randn(20) + 0.5
+    lvm = pair(1.0, 2.0)
+    weights = vilvm.log_weights(lvm, x, 4000)
+    naive = (-((-weights.log_likelihood).logsumexp(0) - torch.tensor(4000.0).log())).sum().item()
+    assert abs(naive - exact(x).sum().item()) > 10 * abs(loo(lvm, x).elpd - exact(x).sum().item())
+
+
+def test_an_outlier_is_named():
+    x = torch.cat([torch.randn(7), torch.tensor([12.0])])
+    found = loo(pair(), x)
+    assert found.finding.gravity == Gravity.WARNING
+    assert "(7 the worst)" in found.finding.verdict
+    assert found.k.argmax() == 7
+
+
+def test_local_latents_have_nothing_to_be_left_out():
+    with pytest.raises(vilvm.ContractError, match="see evaluate"):
+        loo(PPCA(4, 2), torch.randn(5, 4))
