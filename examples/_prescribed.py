@@ -75,8 +75,8 @@ def _kidiq(guide: str | None, whitened: bool = True) -> Case:
             x = 100 + 15 * torch.randn(434, 1)
             y = 26 + 0.6 * x[:, 0] + 18 * torch.randn(434)
     else:
-        x, y = reference.data["mom_iq"][:, None], reference.data["kid_score"]  # type: ignore[index]
-    options = {"beta_scale": FLAT, "guide": guide or "full_rank"}
+        x, y = torch.as_tensor(reference.data["mom_iq"])[:, None], torch.as_tensor(reference.data["kid_score"])
+    options: dict[str, Any] = {"beta_scale": FLAT, "guide": guide or "full_rank"}
     lvm = BayesianRegression.whitened((x, y), **options) if whitened else BayesianRegression(1, **options)
     names = {"alpha": "beta[1]", "beta[1]": "beta[2]", "sigma": "sigma"}
 
@@ -93,9 +93,9 @@ def _regression(guide: str | None, whitened: bool = True) -> Case:
             x = torch.randn(100, 5)
             y = x @ torch.tensor([1.0, -1.0, 0.5, 0.0, 2.0]) + 0.5 * torch.randn(100)
     else:
-        x, y = reference.data["X"], reference.data["y"]
+        x, y = torch.as_tensor(reference.data["X"]), torch.as_tensor(reference.data["y"])
     options: dict[str, Any] = {"intercept": False, "sigma_scale": 10.0, "sigma_prior": "half_normal", "guide": guide or "full_rank"}
-    lvm = BayesianRegression.whitened((x, y), **options) if whitened else BayesianRegression(x.shape[1], **options)  # type: ignore[union-attr]
+    lvm = BayesianRegression.whitened((x, y), **options) if whitened else BayesianRegression(x.shape[1], **options)
     return Case(lvm, Data((x, y), name="sblri"), 1000, 0.05, 8, lvm.scalars, reference)
 
 
@@ -108,8 +108,8 @@ def _autoregression(guide: str | None, whitened: bool = True) -> Case:
                 series.append(0.5 * series[-1] - 0.3 * series[-2] + 0.2 * torch.randn(()))
             data = lagged(torch.stack(series), 5)
     else:
-        data = lagged(reference.data["y"], reference.data["K"])  # type: ignore[arg-type]
-    options = {"guide": guide or "full_rank"}
+        data = lagged(torch.as_tensor(reference.data["y"]), int(reference.data["K"]))
+    options: dict[str, Any] = {"guide": guide or "full_rank"}
     lvm = BayesianRegression.whitened(data.x, **options) if whitened else BayesianRegression(data.x[0].shape[1], **options)
     return Case(lvm, data, 1000, 0.05, 8, lvm.scalars, reference)
 

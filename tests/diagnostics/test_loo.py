@@ -4,9 +4,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from arviz_base import from_dict
+from arviz_stats import loo_approximate_posterior
 
 import vilvm
 from models.ppca import PPCA
+from vilvm.data import seeded
 from vilvm.diagnostics import Gravity, loo
 
 
@@ -41,7 +44,10 @@ def test_it_is_the_closed_form_whatever_the_guide(scale, shift):
     ).all()  # of 20 data, and seven degrees of freedom; smoothing has a bias of its own
     found = loo(pair(scale, shift), x)
     assert found.elpd == pytest.approx(exact(x).sum().item(), abs=0.05)
-    assert 0.3 < found.p < 2
+    n, variance = len(x), 1 / (1 + len(x))
+    fitted = dist.Normal(x.sum() * variance, (1 + variance) ** 0.5).log_prob(x).sum().item()
+    assert found.p == pytest.approx(fitted - exact(x).sum().item(), abs=0.1)
+    assert found.p == pytest.approx(n / (1 + n), abs=0.5)
     assert found.finding.gravity == Gravity.FINE
 
 
@@ -52,6 +58,39 @@ def test_without_its_weights_the_guide_would_be_wrong():
     weights = vilvm.log_weights(lvm, x, 4000)
     naive = (-((-weights.log_likelihood).logsumexp(0) - torch.tensor(4000.0).log())).sum().item()
     assert abs(naive - exact(x).sum().item()) > 10 * abs(loo(lvm, x).elpd - exact(x).sum().item())
+
+
+def test_it_is_what_arviz_makes_of_log_p_and_log_q():
+    x = torch.randn(12)
+    lvm = pair(1.2, 0.3)
+    with torch.no_grad(), seeded(0):
+        weights = vilvm.log_weights(lvm, x, 10_000, plan=vilvm.weights.layout(lvm, x))
+    log_p = (weights.log_likelihood.sum(1) + weights.log_prior).numpy()
+    tree = from_dict(
+        {"posterior": {"mu": weights.latents["mu"].numpy()[None]}, "log_likelihood": {"x": weights.log_likelihood.numpy()[None]}}
+    )
+    theirs = loo_approximate_posterior(tree, log_p, weights.log_guide.numpy(), pointwise=True)
+    ours = loo(lvm, x)
+    assert ours.elpd == pytest.approx(float(theirs.elpd), abs=0.02)
+    assert ours.se == pytest.approx(float(theirs.se), rel=0.1)
+    assert ours.elpd_i.numpy() == pytest.approx(theirs.elpd_i.values, abs=0.02)
+
+
+def test_a_guide_that_is_too_narrow_says_nothing_of_prediction():
+    found = loo(pair(0.3), torch.randn(20))
+    assert found.finding.gravity == Gravity.GRAVE
+    assert found.finding.about == "posterior"
+
+
+def test_data_that_no_latent_touches():
+    def model(x):
+        pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    x = torch.randn(5)
+    found = loo(vilvm.Pair(model, lambda x: pyro.sample("mu", dist.Normal(0.0, 1.0))), x)
+    torch.testing.assert_close(found.elpd_i, dist.Normal(0.0, 1.0).log_prob(x).double(), rtol=1e-5, atol=1e-5)
 
 
 def test_an_outlier_is_named():

@@ -14,7 +14,7 @@ References: Practical Bayesian Model Evaluation Using Leave-One-Out Cross-Valida
 Cross-Validation for Large Data, Magnusson, Andersen, Jonasson and Vehtari, 2019 (draws of an approximate posterior).
 """
 
-import warnings
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,9 @@ from torch import Tensor
 
 from vilvm.data import seeded
 from vilvm.diagnostics.finding import Finding, Gravity
-from vilvm.diagnostics.psis import check_weighable, good_k
+from vilvm.diagnostics.psis import check_weighable, good_k, psis
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, fixed_beside
-from vilvm.weights import layout, weight_chunks
+from vilvm.weights import Layout, layout, weight_chunks
 from vilvm.weights.contract import check_number
 
 __all__ = ["LOO", "loo"]
@@ -43,6 +43,7 @@ class LOO:
         p: effective number of parameters.
         elpd_i: of each datum, shape (num_data,).
         k: Pareto k̂ of each datum's weights, shape (num_data,).
+        joint_k: Pareto k̂ of the guide's own weights, no datum left out.
         num_samples: S.
     """
 
@@ -51,6 +52,7 @@ class LOO:
     p: float
     elpd_i: Tensor
     k: Tensor
+    joint_k: float
     num_samples: int
 
     @property
@@ -60,8 +62,11 @@ class LOO:
 
     @property
     def finding(self) -> Finding:
-        """The verdict: WARNING if a datum moves the posterior so much that it cannot be left out by weights."""
+        """The verdict: GRAVE if the guide is too far from the posterior; WARNING if a datum moves it so much that it cannot be left out by weights."""
         name, source = "Leave-one-out prediction", "min(1 − 1/log10 S, 0.7): Vehtari et al., 2017 and 2024"
+        if self.joint_k > self.threshold:
+            verdict = f"k̂ of the guide's own weights is {self.joint_k:.2f}, so draws of it cannot stand for the posterior, with or without a datum."
+            return Finding(name, Gravity.GRAVE, verdict, source, "Take a richer guide first.")
         bad = (self.k > self.threshold).nonzero()[:, 0].tolist()
         told = f"elpd is {self.elpd:.1f} ± {self.se:.1f} nats over {len(self.k)} data, with {self.p:.1f} effective parameters"
         if not bad:
@@ -80,7 +85,7 @@ class LOO:
 
 @torch.no_grad()
 def loo(lvm: LatentVariableModel, data: Any, *, num_samples: int = 10_000, seed: int = 0) -> LOO:
-    """PSIS leave-one-out prediction of a model whose data share latents, by ArviZ.
+    """PSIS leave-one-out prediction of a model whose data share latents, smoothed by ArviZ.
 
     Arguments:
         lvm: the model and guide, its data in a plate.
@@ -102,38 +107,37 @@ def loo(lvm: LatentVariableModel, data: Any, *, num_samples: int = 10_000, seed:
     fixed = fixed_beside(lvm, data, seed)
     with seeded(seed, fixed.device), evaluation_mode(lvm):
         plan = layout(lvm, fixed.x)
-        check_weighable("loo", lvm, plan)
-        if plan.local:
-            raise ContractError(
-                f"loo: every latent of {type(lvm).__name__} belongs to one datum, so that p(x_i | the others) is p(x_i): see evaluate, on data that "
-                "were not trained on."
-            )
-        if plan.data_plate is None:
-            raise ContractError(f"loo: {type(lvm).__name__} has no plate over its data, so none can be left out.")
-        chunks = list(weight_chunks(lvm, fixed.x, num_samples, max(1, _ROWS // max(plan.num_data, 1)), plan=plan))
-    likelihoods = torch.cat([sum(t.double() for t in w.log_likelihoods.values() if t.dim() == 2).cpu() for w in chunks])  # type: ignore[union-attr]
-    log_p = torch.cat([(w.log_likelihood.reshape(len(w.log_likelihood), -1).sum(1) + _joint(w.log_prior)).cpu() for w in chunks])
-    log_q = torch.cat([_joint(w.log_guide).cpu() for w in chunks])
-    found = _by_arviz(likelihoods, log_p, log_q)
+        _check(lvm, plan)
+        likelihoods, log_w = [], []
+        for weights in weight_chunks(lvm, fixed.x, num_samples, max(1, _ROWS // max(plan.num_data, 1)), plan=plan):
+            by_datum = [term.double() for term in weights.log_likelihoods.values() if term.dim() == 2]
+            likelihoods.append(torch.stack(by_datum).sum(0).cpu())
+            log_w.append(weights.log_weight.cpu())
+    log_p, joint = torch.cat(likelihoods), torch.cat(log_w)
+    whole, without = psis(joint), psis(joint[:, None] - log_p)
+    elpd = (without.log_weights + log_p).logsumexp(0)
+    fitted = (whole.log_weights[:, None] + log_p).logsumexp(0)  # log p(x_i | x)
     return LOO(
-        elpd=float(found.elpd),
-        se=float(found.se),
-        p=float(found.p),
-        elpd_i=torch.from_numpy(found.elpd_i.values.copy()),
-        k=torch.from_numpy(found.pareto_k.values.copy()),
+        elpd=elpd.sum().item(),
+        se=(elpd.std() * math.sqrt(len(elpd))).item() if len(elpd) > 1 else math.nan,
+        p=(fitted - elpd).sum().item(),
+        elpd_i=elpd,
+        k=without.k,
+        joint_k=whole.k.item(),
         num_samples=num_samples,
     )
 
 
-def _joint(log_density: Tensor) -> Tensor:
-    return log_density.reshape(len(log_density), -1).sum(1)
-
-
-def _by_arviz(likelihoods: Tensor, log_p: Tensor, log_q: Tensor) -> Any:
-    from arviz_base import from_dict  # here, for they take a second to import
-    from arviz_stats import loo_approximate_posterior
-
-    tree = from_dict({"posterior": {"log_p": log_p.numpy()[None]}, "log_likelihood": {"x": likelihoods.numpy()[None]}})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a large k̂, which is in the finding
-        return loo_approximate_posterior(tree, log_p.numpy(), log_q.numpy(), pointwise=True)
+def _check(lvm: object, plan: Layout) -> None:
+    check_weighable("loo", lvm, plan)
+    name = type(lvm).__name__
+    if plan.local:
+        raise ContractError(
+            f"loo: every latent of {name} belongs to one datum, so that p(x_i | the others) is p(x_i): see evaluate, on data that were not trained on."
+        )
+    if plan.data_plate is None:
+        raise ContractError(f"loo: {name} has no plate over its data, so none can be left out.")
+    if plan.subsample:
+        raise ContractError(
+            f"loo: {name} subsamples its plate {next(iter(plan.subsample))!r} at random; take a model that sees all of it."
+        )

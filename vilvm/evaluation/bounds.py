@@ -195,8 +195,7 @@ def evaluate(
                 here = plan if part is parts[0] else layout(lvm, part.x, plate=plan.data_plate)
                 sums.append(_accumulate(lvm, part.x, num_samples, chunk, here))
                 bar.advance()
-        if evidence is not None and "exact" in (asked or BOUNDS):
-            exact = _exact(lvm, evidence, parts)
+        exact = _exact(lvm, evidence, parts) if evidence is not None and "exact" in (asked or BOUNDS) else None
     total = _Sums(*(torch.cat(c) for c in zip(*sums, strict=True)))
     protocol = {
         **given.protocol(),
@@ -208,7 +207,7 @@ def evaluate(
     }
     names = () if refusal else [b for b in asked or BOUNDS if b != "exact"]
     found = _summarise(total, num_samples, names, protocol, began, refusal)
-    if evidence is not None and "exact" in (asked or BOUNDS):
+    if exact is not None:
         found.bounds["exact"] = exact
     return found
 

@@ -96,7 +96,7 @@ def _enumerated_dims(trace: Any) -> set[str]:
 
 def _contract(trace: Any, names: list[str], in_data: bool, plan: Layout) -> Tensor:
     """log Σ over the enumerated latents of the product of these densities, one for each sample (and datum)."""
-    factors: OrderedDict[frozenset[str], list[Tensor]] = OrderedDict()
+    factors: OrderedDict[frozenset[str], list[Any]] = OrderedDict()
     for name in names:
         site = trace.nodes[name]
         ordinal = frozenset(trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)
