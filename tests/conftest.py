@@ -1,8 +1,13 @@
 """Every test starts from an empty global parameter store and one seed."""
 
+import os
+
 import pyro
 import pytest
 import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # workers beside each other would fight for the cores
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
