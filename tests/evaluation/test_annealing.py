@@ -109,19 +109,19 @@ def test_data_that_share_a_latent_have_one_evidence(base):
     torch.manual_seed(0)
     x = torch.randn(6) + 1
     lvm = vilvm.Pair(mean_of, AutoMultivariateNormal(mean_of))
-    found = ais(lvm, x, Schedule(num_chains=64, num_temperatures=200, base=base))
+    found = ais(lvm, x, Schedule(num_chains=64, num_temperatures=100, base=base))
     exact = dist.MultivariateNormal(torch.zeros(6), torch.eye(6) + 4).log_prob(x).item()
     assert found.bound.values.shape == (1,)
     assert abs(found.bound.mean - exact) < 5 * found.bound.mc_se
-    assert found.bound.mc_se < 0.1
-    both = bdmc(lvm, Schedule(num_temperatures=100, base="prior"), num_simulations=3, like=x)
-    assert both.lower.values.shape == (3,)
+    assert found.bound.mc_se < 0.15
+    both = bdmc(lvm, Schedule(num_temperatures=60, leapfrog=3, base="prior"), num_simulations=2, like=x)
+    assert both.lower.values.shape == (2,)
     assert abs(both.gap.mean) < 0.2 + 5 * both.gap.mc_se
 
 
 def test_a_seed_fixes_the_result_and_leaves_torch_as_it_was():
     lvm, x = linear()
-    schedule = Schedule(num_chains=4, num_temperatures=5)
+    schedule = Schedule(num_chains=4, num_temperatures=5, leapfrog=1)
     before = torch.get_rng_state()
     first, second = ais(lvm, x[:10], schedule), ais(lvm, x[:10], schedule)
     assert torch.equal(first.bound.values, second.bound.values)
