@@ -77,8 +77,8 @@ def uniformity_p_values(ranks: Tensor, num_draws: int) -> Tensor:
     Example:
         >>> import torch
         >>> even, low = torch.arange(100) % 10, torch.arange(100) % 5
-        >>> [f"{p:.2g}" for p in uniformity_p_values(torch.stack([even, low], 1), num_draws=9)]
-        ['1', '1.4e-29']
+        >>> tuple(f"{p:.2g}" for p in uniformity_p_values(torch.stack([even, low], 1), num_draws=9))
+        ('1', '1.4e-29')
     """
     columns = _columns(ranks, num_draws)
     size = len(columns)
@@ -183,8 +183,8 @@ def holm(p_values: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> [round(p, 3) for p in holm(torch.tensor([0.01, 0.04, 0.03])).tolist()]
-        [0.03, 0.06, 0.06]
+        >>> tuple(round(p, 3) for p in holm(torch.tensor([0.01, 0.04, 0.03])).tolist())
+        (0.03, 0.06, 0.06)
     """
     order = p_values.argsort()
     factors = torch.arange(len(p_values), 0, -1, device=p_values.device)

@@ -47,8 +47,8 @@ def simulate(lvm: LatentVariableModel, num_simulations: int, *, like: Any = None
     Example:
         >>> from models.vae import VAE
         >>> from vilvm.weights import simulate
-        >>> [tuple(s.batch.shape) for s in simulate(VAE(data_dim=6, latent_dim=2), 5, batch_size=3)]
-        [(3, 6), (2, 6)]
+        >>> tuple(len(s.batch) for s in simulate(VAE(data_dim=6, latent_dim=2), 5, batch_size=3))
+        (3, 2)
     """
     check_number("num_simulations", num_simulations)
     check_number("batch_size", batch_size)
