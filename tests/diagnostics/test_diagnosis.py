@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 
 import vilvm
 import vilvm.datasets
@@ -140,3 +140,16 @@ def test_a_budget_that_is_spent_is_said():
         diagnose(lvm, x, budget=0)
     with pytest.raises(ValueError, match="false_alarm must be between 0 and 1"):
         diagnose(lvm, x, false_alarm=1)
+
+
+def test_a_posterior_that_could_not_be_looked_at_is_not_trusted():
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    found = diagnose(vilvm.Pair(model, AutoDelta(model)), torch.randn(20), schedule=QUICK)
+    assert not found.trusted
+    assert found.verdict.startswith(
+        "Nothing can be said for this posterior: pareto_k: the guide of Pair puts latent 'mu' on one point"
+    )

@@ -38,6 +38,7 @@ from vilvm.weights import Layout
 __all__ = ["Diagnosis", "diagnose"]
 
 _TESTS = 5  # that have a false-alarm rate, at most, in one diagnosis
+_WEIGHTS = "Pareto k̂"  # without which there is no word for a posterior
 _WORDS = {
     Gravity.FINE: "Nothing was found that speaks against this posterior.",
     Gravity.NOTE: "Nothing was found that speaks against using this posterior; there are notes.",
@@ -70,15 +71,20 @@ class Diagnosis:
 
     @property
     def trusted(self) -> bool:
-        """Whether no finding about the posterior is a warning or worse; what the model itself is worth is another question."""
-        return self.gravity() < Gravity.WARNING
+        """Whether the guide's weights could be looked at, and no finding about the posterior is a warning or worse.
+
+        What the model itself is worth is another question.
+        """
+        return _WEIGHTS in self.results and self.gravity() < Gravity.WARNING
 
     @property
     def verdict(self) -> str:
         """One sentence about the posterior, and one about the model if it is in doubt."""
-        if not self.findings:
-            return "Nothing could be looked at."
         doubt = " The model does not make data like these." if self.gravity("model") >= Gravity.WARNING else ""
+        if _WEIGHTS not in self.results and self.gravity() < Gravity.WARNING:
+            return (
+                f"Nothing can be said for this posterior: {self.skipped.get(_WEIGHTS, 'its weights were not looked at.')}" + doubt
+            )
         return _WORDS[self.gravity()] + doubt
 
     def __str__(self) -> str:
@@ -177,7 +183,7 @@ def _checks(
     draws = max(200, round(2 / false_alarm))
     like = None if plan.local and isinstance(data.x, torch.Tensor) else data.x
     yield _Check(
-        "Pareto k̂", lambda: pareto_k(lvm, data, seed=seed, num_samples=1000 if plan.local else 50_000, false_alarm=false_alarm)
+        _WEIGHTS, lambda: pareto_k(lvm, data, seed=seed, num_samples=1000 if plan.local else 50_000, false_alarm=false_alarm)
     )
     yield _Check("Means and standard deviations", lambda: correction(lvm, data, seed=seed + 1), not plan.local, own)
     yield _Check("Posterior collapse", lambda: collapse(lvm, data, seed=seed), plan.local, shared)
