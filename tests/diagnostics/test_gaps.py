@@ -128,3 +128,20 @@ def test_what_has_no_gap_is_refused():
         gaps(vilvm.Pair(shared, AutoDelta(shared)), x)
     with pytest.raises(ValueError, match="unknown evidence='bdmc'"):
         gaps(VAE(6, 2), torch.zeros(4, 6), evidence="bdmc")
+
+
+@pytest.mark.parametrize(("correlation", "divergence"), [(0.5, 0.143841), (0.9, 0.830366), (0.99, 1.958518)])
+def test_mean_field_on_a_correlated_pair_is_off_by_the_known_divergence(correlation, divergence):
+    """KL = −½ log(1 − ρ²) for the best mean field, whose variances are those of the conditionals."""
+    covariance = torch.tensor([[1.0, correlation], [correlation, 1.0]])
+
+    def model(x):
+        pyro.sample("z", dist.MultivariateNormal(torch.zeros(2), covariance))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    x = torch.randn(4)
+    lvm = vilvm.Pair(model, AutoNormal(model))
+    lvm.exact_log_evidence = lambda x: dist.Normal(0.0, 1.0).log_prob(x).sum()
+    found = gaps(lvm, x, num_samples=20_000, steps=500)
+    assert within(found.approximation, divergence, 0.02)  # two dimensions, and one datum to learn them from

@@ -243,3 +243,10 @@ def test_bad_arguments(models, x):
         both + both
     with pytest.raises(KeyError, match=r"No row 'four'; there are \['one'\]"):
         both["four"]
+
+
+def test_what_is_known_exactly_stands_beside_the_bounds():
+    x = torch.randn(60, 4)
+    ledger = compare({"known": PPCA(4, 2).maximise(x)}, x, num_samples=20, num_draws=0)
+    assert "| exact |" in ledger.to_markdown()
+    assert ledger.to_dataframe()["exact"][0] == pytest.approx(PPCA(4, 2).maximise(x).exact_log_evidence(x).mean().item(), abs=1e-5)
