@@ -191,3 +191,11 @@ def test_what_has_no_weights_is_refused():
         psis(torch.zeros(10))
     with pytest.raises(ValueError, match="NaN"):
         psis(torch.full((30,), math.nan))
+
+
+def test_a_tail_of_equal_values_is_no_error():
+    """Of a discrete latent: two values of the weight, the larger of them more often, or less, than the tail is long."""
+    for share, infinite in ((0.9, False), (0.2, False), (0.06, True)):
+        log_w = torch.zeros(200)
+        log_w[: int(200 * share)] = 12.0
+        assert psis(log_w).k.isinf().item() == infinite

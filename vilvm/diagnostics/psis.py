@@ -116,7 +116,11 @@ def _smooth(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     flat = ~dead & (largest - np.where(dead, 0.0, cutoff) < _FLAT)
     plain = np.where(dead[:, None], -np.inf, columns - logsumexp(np.where(dead[:, None], 0.0, columns), 1, keepdims=True))
     smoothed, k = plain.copy(), np.where(dead, np.inf, 0.0)
-    rows = ~dead & ~flat
+    # A tail of equal values, as discrete latents make them, is a lump too: no distribution can be fitted to it.
+    least = np.partition(columns, -_tail(num_samples))[:, -_tail(num_samples)]
+    level = ~dead & ~flat & (largest - np.where(dead, 0.0, least) < 1e-9)
+    k[level] = np.nan
+    rows = ~dead & ~flat & ~level
     if rows.any():
         with np.errstate(all="ignore"):
             smoothed[rows], k[rows] = array_stats.psislw(-columns[rows])  # it is the negative that ArviZ calls a weight
