@@ -20,6 +20,8 @@ from examples import vae_mnist
 from models.vae import VAE
 from vilvm.data import seeded
 from vilvm.datasets import digits
+from vilvm.evaluation import Schedule, ais, bdmc
+from vilvm.export import to_datatree
 
 
 def same_numbers() -> str:
@@ -35,6 +37,25 @@ def same_numbers() -> str:
         worst = max(worst, ((bound.values - gpu.bounds[name].values) / error).abs().max().item())
     assert worst < 5, f"CPU and GPU differ by {worst:.1f} standard errors"
     return f"CPU and GPU agree: largest |z| of {2 * len(data.test)} bounds {worst:.2f}"
+
+
+def same_diagnosis() -> str:
+    """Annealing on both devices, |z| < 5 of its mean; and every diagnostic and the export run on the GPU."""
+    data = digits()
+    lvm = VAE(64, 4).start_at(data.train.x.mean(0))
+    vilvm.fit(lvm, data.train, epochs=20, batch_size=100)
+    schedule = Schedule(num_temperatures=50)
+    cpu = ais(lvm, data.test, schedule).bound
+    gpu = ais(lvm.to("cuda"), data.test, schedule).bound
+    z = (cpu.mean - gpu.mean) / (cpu.mc_se**2 + gpu.mc_se**2) ** 0.5
+    assert abs(z) < 5, f"annealing on CPU and GPU differs by {z:.1f} standard errors"
+    gap = bdmc(lvm, schedule, num_simulations=100).gap
+    found = vilvm.diagnose(lvm, data.test, num_data=100, schedule=schedule)
+    elsewhere = {"Means and standard deviations", "Leave-one-out prediction", "Convergence"}
+    failed = {name: why for name, why in found.skipped.items() if name not in elsewhere}
+    assert not failed, f"not run on the GPU: {failed}"
+    to_datatree(lvm, data.test.subset(slice(0, 20)), num_samples=100)
+    return f"annealing agrees (z = {z:.2f}), BDMC gap {gap.mean:.3f} ± {gap.mc_se:.3f}, a diagnosis took {found.seconds:.0f} s"
 
 
 def resumes_bit_for_bit() -> str:
@@ -75,7 +96,7 @@ def main() -> None:
     args = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("benchmarks.gpu needs a CUDA device, and torch finds none.")
-    for check in (same_numbers, resumes_bit_for_bit, memory_is_bounded):
+    for check in (same_numbers, same_diagnosis, resumes_bit_for_bit, memory_is_bounded):
         print(check(), flush=True)
     bernoulli.main()
     step.main()
