@@ -126,7 +126,8 @@ class Sandwich:
 
     Arguments:
         lower: by AIS forwards, in nats per datum (per data set, if its data share a latent).
-        upper: by AIS backwards from the latents that made the data.
+        upper: by AIS backwards from the latents that made the data. All chains of a datum start there, so their Monte Carlo error is told too small
+            by as much as they remember of it; the standard error over the data (``gap.se``) is not.
         schedule: the settings.
         seconds: taken.
     """
