@@ -150,6 +150,21 @@ def test_a_posterior_that_could_not_be_looked_at_is_not_trusted():
 
     found = diagnose(vilvm.Pair(model, AutoDelta(model)), torch.randn(20), schedule=QUICK)
     assert not found.trusted
-    assert found.verdict.startswith(
-        "Nothing can be said for this posterior: pareto_k: the guide of Pair puts latent 'mu' on one point"
-    )
+    assert found.verdict.startswith("This posterior cannot be vouched for")
+    assert "the guide of Pair puts latent 'mu' on one point" in found.verdict
+
+
+def test_a_check_that_fails_or_has_no_time_left_vouches_for_nothing(monkeypatch):
+    lvm, x = linear()
+
+    def failing(*args, **options):
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr("vilvm.diagnostics.diagnosis.sbc", failing)
+    found = diagnose(lvm, x, schedule=QUICK)
+    assert found.unfinished == ("Calibration (SBC)",)
+    assert not found.trusted
+    assert "RuntimeError: out of luck" in found.verdict
+    late = diagnose(lvm, x, budget=1e-6)
+    assert "Inference gap" in late.unfinished
+    assert not late.trusted

@@ -145,3 +145,23 @@ def test_mean_field_on_a_correlated_pair_is_off_by_the_known_divergence(correlat
     lvm.exact_log_evidence = lambda x: dist.Normal(0.0, 1.0).log_prob(x).sum()
     found = gaps(lvm, x, num_samples=20_000, steps=500)
     assert within(found.approximation, divergence, 0.02)  # two dimensions, and one datum to learn them from
+
+
+def test_a_network_that_functions_close_over_is_left_as_it_was():
+    net = torch.nn.Linear(1, 1)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        pyro.module("net", net)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(net(x[:, None])[:, 0], 0.7))
+
+    before = net.weight.clone()
+    gaps(vilvm.Pair(model, guide), torch.randn(8), num_samples=50, steps=20, schedule=Schedule(num_temperatures=3))
+    assert net.weight.requires_grad
+    assert net.weight.grad is None
+    assert torch.equal(net.weight, before)

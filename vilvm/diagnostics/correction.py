@@ -154,6 +154,8 @@ def correction(lvm: LatentVariableModel, data: Any, *, num_samples: int = 50_000
             parts.append((weights.log_weight.cpu(), components(values, whole)[:, 0].cpu()))
             names = names_of(values, whole)
     log_w, z = (torch.cat(column) for column in zip(*parts, strict=True))
+    moving = z.std(0) > 1e-6 * z.abs().amax(0)  # a deterministic value may be a constant, of which rounding would be judged
+    z, names = z[:, moving], tuple(n for n, moves in zip(names, moving.tolist(), strict=True) if moves)
     smoothed = psis(log_w)
     w = smoothed.log_weights.exp().unsqueeze(-1)
     mean, sd = z.mean(0), z.std(0, correction=0)

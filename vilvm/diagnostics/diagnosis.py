@@ -38,7 +38,7 @@ from vilvm.weights import Layout
 __all__ = ["Diagnosis", "diagnose"]
 
 _TESTS = 5  # that have a false-alarm rate, at most, in one diagnosis
-_WEIGHTS = "Pareto k̂"  # without which there is no word for a posterior
+_WEIGHTS = "Pareto k̂"
 _WORDS = {
     Gravity.FINE: "Nothing was found that speaks against this posterior.",
     Gravity.NOTE: "Nothing was found that speaks against using this posterior; there are notes.",
@@ -57,6 +57,7 @@ class Diagnosis:
         skipped: why a diagnostic was not run, by its name.
         num_data: how many of the data were looked at.
         seconds: taken.
+        unfinished: of those skipped, diagnostics of the posterior that apply, and failed or had no time left.
     """
 
     findings: tuple[Finding, ...]
@@ -64,6 +65,7 @@ class Diagnosis:
     skipped: dict[str, str]
     num_data: int
     seconds: float
+    unfinished: tuple[str, ...] = ()
 
     def gravity(self, about: Literal["posterior", "model"] = "posterior") -> Gravity:
         """That of the gravest finding about the guide as posterior of this model, or about the model of these data."""
@@ -71,20 +73,19 @@ class Diagnosis:
 
     @property
     def trusted(self) -> bool:
-        """Whether the guide's weights could be looked at, and no finding about the posterior is a warning or worse.
+        """Whether every diagnostic of the posterior that applies was run to its end, and none found a warning or worse.
 
         What the model itself is worth is another question.
         """
-        return _WEIGHTS in self.results and self.gravity() < Gravity.WARNING
+        return not self.unfinished and self.gravity() < Gravity.WARNING
 
     @property
     def verdict(self) -> str:
         """One sentence about the posterior, and one about the model if it is in doubt."""
         doubt = " The model does not make data like these." if self.gravity("model") >= Gravity.WARNING else ""
-        if _WEIGHTS not in self.results and self.gravity() < Gravity.WARNING:
-            return (
-                f"Nothing can be said for this posterior: {self.skipped.get(_WEIGHTS, 'its weights were not looked at.')}" + doubt
-            )
+        if self.unfinished and self.gravity() < Gravity.WARNING:
+            told = "; ".join(f"{name}: {self.skipped[name]}" for name in self.unfinished)
+            return f"This posterior cannot be vouched for, for not all of it was looked at ({told})" + doubt
         return _WORDS[self.gravity()] + doubt
 
     def __str__(self) -> str:
@@ -100,6 +101,11 @@ class _Check:
     run: Callable[[], Any]
     applies: bool = True
     why_not: str = ""
+
+    @property
+    def of_posterior(self) -> bool:
+        """Whether it says something of the posterior, and not of the model."""
+        return "predict" not in self.name
 
 
 def diagnose(
@@ -137,7 +143,7 @@ def diagnose(
         >>> import torch, vilvm
         >>> from models.ppca import PPCA
         >>> x = torch.randn(100, 4) * torch.tensor([4.0, 2.0, 1.0, 1.0])
-        >>> found = vilvm.diagnose(PPCA(4, 2).maximise(x), x, budget=5)
+        >>> found = vilvm.diagnose(PPCA(4, 2).maximise(x), x, budget=100)
         >>> found.trusted, "Pareto k̂" in found.results
         (True, True)
     """
@@ -150,7 +156,7 @@ def diagnose(
     with seeded(seed, fixed.device):
         plan = in_parts(lvm, fixed)[1]
     looked = _some(fixed, num_data, seed) if plan.local else fixed
-    results, skipped = {}, {}
+    results, skipped, unfinished = {}, {}, []
     checks = list(_checks(lvm, looked, plan, history, false_alarm / _TESTS, schedule, seed))
     with ProgressBar("diagnosing", len(checks), show=progress) as bar:
         for check in checks:
@@ -162,11 +168,14 @@ def diagnose(
             else:
                 try:
                     results[check.name] = check.run()
-                except (ContractError, ValueError) as error:
-                    skipped[check.name] = str(error)
+                except Exception as error:  # one that fails must not take the others with it, nor pass for one that found nothing
+                    known = isinstance(error, ContractError | ValueError)
+                    skipped[check.name] = str(error) if known else f"{type(error).__name__}: {error}"
+            if check.applies and check.of_posterior and check.name not in results:
+                unfinished.append(check.name)
             bar.advance()
     findings = sorted((r.finding for r in results.values()), key=lambda f: -f.gravity)
-    return Diagnosis(tuple(findings), results, skipped, len(looked), time.monotonic() - began)
+    return Diagnosis(tuple(findings), results, skipped, len(looked), time.monotonic() - began, tuple(unfinished))
 
 
 def _some(data: Data, count: int, seed: int) -> Data:

@@ -150,6 +150,18 @@ def fit_local_guide(
         >>> vilvm.evaluate(local, x).bounds["elbo"].mean > vilvm.evaluate(lvm, x).bounds["elbo"].mean
         True
     """
+    layout(lvm, batch)  # makes parameters that are made on first use
+    # A network that plain functions close over cannot be copied: it is shared, and put back as it was.
+    before = [(p, p.requires_grad, p.grad) for p in lvm.parameters()]
+    try:
+        return _fit(lvm, batch, steps, lr, num_particles, seed)
+    finally:
+        for p, requires_grad, grad in before:
+            p.requires_grad_(requires_grad)
+            p.grad = grad
+
+
+def _fit(lvm: Any, batch: Any, steps: int, lr: float, num_particles: int, seed: int) -> tuple[WithLocalGuide, Fit]:
     local = WithLocalGuide(lvm, batch)
     if not len(local.offsets):
         raise ContractError(
