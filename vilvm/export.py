@@ -36,7 +36,7 @@ from torch import Tensor
 
 from vilvm.data import Data, as_data, seeded
 from vilvm.diagnostics.psis import check_weighable, psis
-from vilvm.evaluation.bounds import in_parts
+from vilvm.evaluation.bounds import in_parts, rows_in_a_pass
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, LogWeights, layout, log_weights
 from vilvm.weights.contract import check_number
@@ -44,8 +44,6 @@ from vilvm.weights.replayed import replay
 
 __all__ = ["load", "save", "to_datatree"]
 
-_BATCH = 50
-_ROWS_CPU, _ROWS_CUDA = 8_000, 400_000  # rows through the decoder in a pass
 _PREDICTED = 2**26  # numbers in a predictive group, unless more are asked for
 _PROPOSALS = 10  # a resampled draw
 _FEWEST = 25  # draws of which k̂ can be told
@@ -193,8 +191,7 @@ def _check_layout(lvm: object, plan: Layout, resampled: bool) -> None:
 def _groups(lvm: LatentVariableModel, batch: Any, plan: Layout, num_samples: int, num_predictive: int, resampled: bool) -> _Groups:
     """The groups of one batch."""
     groups: _Groups = defaultdict(dict)
-    on_cuda = any(t.is_cuda for _, t in _named(batch))
-    chunk = max(1, (_ROWS_CUDA if on_cuda else _ROWS_CPU) // max(plan.num_data, 1))
+    chunk = max(1, rows_in_a_pass(next(_named(batch))[1].device) // max(plan.num_data, 1))
     weighed = not (plan.degenerate or plan.improper)
     weights = log_weights(lvm, batch, num_samples * (_PROPOSALS if resampled else 1), chunk=chunk, plan=plan)
     if weighed:

@@ -34,6 +34,7 @@ from vilvm.diagnostics.simulated import (
     simulations,
 )
 from vilvm.diagnostics.uniformity import Coverage, holm, interval_coverage, rank_among, uniformity_p_values
+from vilvm.evaluation.bounds import rows_in_a_pass
 from vilvm.lvm import LatentVariableModel, device_of
 from vilvm.weights import posterior
 from vilvm.weights.contract import check_number
@@ -41,7 +42,6 @@ from vilvm.weights.contract import check_number
 __all__ = ["SBC", "TARP", "sbc", "tarp"]
 
 _SMALL, _LARGE = 0.05, 0.15
-_ROWS_CPU, _ROWS_CUDA = 8_000, 400_000  # draws in a pass
 
 
 @dataclass(frozen=True)
@@ -324,7 +324,7 @@ def _rows(lvm: LatentVariableModel, num_draws: int, batch_size: int | None) -> i
     if batch_size is not None:
         check_number("batch_size", batch_size)
         return batch_size
-    return max(1, (_ROWS_CUDA if device_of(lvm).type == "cuda" else _ROWS_CPU) // num_draws)
+    return max(1, rows_in_a_pass(device_of(lvm)) // num_draws)
 
 
 def check_options(what: str, num_simulations: Any, num_draws: Any, false_alarm: Any) -> None:

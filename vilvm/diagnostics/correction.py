@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vilvm.data import seeded
 from vilvm.diagnostics.finding import Finding, Gravity
-from vilvm.diagnostics.psis import check_weighable, good_k, psis
+from vilvm.diagnostics.psis import JOINT_ROWS, check_weighable, good_k, psis
 from vilvm.diagnostics.simulated import components, names_of
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, layout, weight_chunks
@@ -32,7 +32,6 @@ from vilvm.weights.replayed import replay
 
 __all__ = ["Correction", "correction"]
 
-_ROWS = 400_000
 SOURCE = "tolerances of 0.1 posterior standard deviations and of 10 %, ours, after Huggins et al., 2020"
 
 
@@ -147,7 +146,7 @@ def correction(lvm: LatentVariableModel, data: Any, *, num_samples: int = 50_000
             raise ContractError(
                 f"correction: no latent of {type(lvm).__name__} is shared by its data; of each datum's own see pareto_k, gaps and sbc."
             )
-        chunk = max(1, _ROWS // max(plan.num_data, 1))
+        chunk = max(1, JOINT_ROWS // max(plan.num_data, 1))
         parts, names = [], ()
         for weights in weight_chunks(lvm, fixed.x, num_samples, chunk, plan=plan):
             values, whole = _with_deterministic(lvm, fixed.x, weights.latents, plan)

@@ -56,17 +56,17 @@ class Gaps:
     @property
     def approximation(self) -> Estimate:
         """evidence − best: what the family costs."""
-        return _difference(self.evidence, self.best)
+        return self.evidence - self.best
 
     @property
     def amortisation(self) -> Estimate:
         """best − amortised: what the encoder costs."""
-        return _difference(self.best, self.amortised)
+        return self.best - self.amortised
 
     @property
     def total(self) -> Estimate:
         """evidence − amortised: KL(q(z | x) ‖ p(z | x))."""
-        return _difference(self.evidence, self.amortised)
+        return self.evidence - self.amortised
 
     def worst(self, count: int = 10) -> list[tuple[int, float]]:
         """The data of the largest gap, worst first, as (index, nats)."""
@@ -108,10 +108,6 @@ class Gaps:
     @property
     def _lopsided(self) -> bool:
         return len(self.total.values) >= 20 and self._share_of_tenth > 0.3
-
-
-def _difference(a: Estimate, b: Estimate) -> Estimate:
-    return Estimate(a.values - b.values, (a.errors.square() + b.errors.square()).sqrt())
 
 
 def _told(estimate: Estimate) -> str:

@@ -23,14 +23,12 @@ from torch import Tensor
 
 from vilvm.data import seeded
 from vilvm.diagnostics.finding import Finding, Gravity
-from vilvm.diagnostics.psis import check_weighable, good_k, psis
+from vilvm.diagnostics.psis import JOINT_ROWS, check_weighable, good_k, psis
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, layout, weight_chunks
 from vilvm.weights.contract import check_number
 
 __all__ = ["LOO", "loo"]
-
-_ROWS = 400_000
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def loo(lvm: LatentVariableModel, data: Any, *, num_samples: int = 10_000, seed:
         plan = layout(lvm, fixed.x)
         _check(lvm, plan)
         likelihoods, log_w = [], []
-        for weights in weight_chunks(lvm, fixed.x, num_samples, max(1, _ROWS // max(plan.num_data, 1)), plan=plan):
+        for weights in weight_chunks(lvm, fixed.x, num_samples, max(1, JOINT_ROWS // max(plan.num_data, 1)), plan=plan):
             by_datum = [term.double() for term in weights.log_likelihoods.values() if term.dim() == 2]
             likelihoods.append(torch.stack(by_datum).sum(0).cpu())
             log_w.append(weights.log_weight.cpu())

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from vilvm.data import seeded, tensors_of
 from vilvm.diagnostics.finding import Finding, Gravity
-from vilvm.evaluation.bounds import in_parts
+from vilvm.evaluation.bounds import in_parts, rows_in_a_pass
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, layout, weight_chunks
 from vilvm.weights.contract import check_number
@@ -44,7 +44,7 @@ _FEWEST = 25  # draws of which a fifth, five, is still a tail
 _FLAT = 0.01  # a tail whose log-weights differ by less is that of equal weights and rounding
 _LUMP = 0.1  # of S: effective sample size of weights whose tail is one lump, above which they do no harm
 _MUCH = 0.25  # share of the data from which the guide, and not the data, is at fault
-_ROWS_CPU, _ROWS_CUDA = 8_000, 400_000
+JOINT_ROWS = 400_000  # draws of all data together in a pass, for a joint weight, which is seldom of a network
 
 
 class Smoothed(NamedTuple):
@@ -285,9 +285,7 @@ def pareto_k(
 
 def _of_part(lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Layout) -> tuple[Smoothed, Tensor]:
     """The smoothed weights of one batch, one column a datum, and which data of the batch they are of."""
-    rows = (
-        _ROWS_CUDA if not plan.local or any(t.is_cuda for t in tensors_of(batch)) else _ROWS_CPU
-    )  # a joint weight is seldom of a network
+    rows = rows_in_a_pass(tensors_of(batch)[0].device) if plan.local else JOINT_ROWS
     logs, drawn = [], None
     for weights in weight_chunks(lvm, batch, num_samples, max(1, rows // max(plan.num_data, 1)), plan=plan):
         logs.append(weights.log_weight.cpu())

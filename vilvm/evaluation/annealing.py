@@ -37,12 +37,8 @@ from vilvm.weights.simulated import Simulation, simulate
 __all__ = ["Annealing", "Sandwich", "Schedule", "ais", "bdmc"]
 
 _ROWS_CPU, _ROWS_CUDA = 8_000, 200_000  # chains in a pass
-_PILOT_START, _PILOT_LEAST, _GAIN, _PILOT_DRAWS = (
-    30,
-    150,
-    0.15,
-    64,
-)  # transitions at β = 0, and at least in all; of log step; for scales
+_PILOT_START, _PILOT_LEAST = 30, 150  # transitions of the pilot: at β = 0, and at least in all
+_PILOT_DRAWS, _GAIN = 64, 0.15  # by which positions are scaled; of the log step size
 _SLOPE = 4.0  # of the sigmoid schedule, as Wu et al. have it
 
 
@@ -140,7 +136,7 @@ class Sandwich:
     @property
     def gap(self) -> Estimate:
         """upper − lower, at least zero in the mean; as far as either bound can be from log p(x)."""
-        return Estimate(self.upper.values - self.lower.values, (self.upper.errors.square() + self.lower.errors.square()).sqrt())
+        return self.upper - self.lower
 
 
 @torch.no_grad()

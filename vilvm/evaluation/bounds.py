@@ -33,7 +33,7 @@ from vilvm.weights import Layout, LogWeights, layout, weight_chunks
 from vilvm.weights.contract import check_number
 from vilvm.wrapped import Wrapped
 
-__all__ = ["Estimate", "Evaluation", "evaluate", "exact_log_evidence", "in_parts"]
+__all__ = ["Estimate", "Evaluation", "evaluate", "exact_log_evidence", "in_parts", "rows_in_a_pass"]
 
 BOUNDS = ("elbo", "iwae", "exact")
 _BATCH = 50
@@ -68,6 +68,10 @@ class Estimate(NamedTuple):
     def mc_se(self) -> float:
         """Standard error of the mean as an estimate for these very data: of Monte Carlo alone."""
         return self.errors.square().sum().sqrt().item() / len(self.values)
+
+    def __sub__(self, other: "Estimate") -> "Estimate":
+        """By how much it is above another one of the same data, datum by datum; their Monte Carlo errors are taken for independent."""
+        return Estimate(self.values - other.values, (self.errors.square() + other.errors.square()).sqrt())
 
 
 class Bounds(dict[str, Estimate]):
@@ -187,7 +191,7 @@ def evaluate(
         if refusal and set(plan.degenerate) == set(plan.latents):
             num_samples = min(num_samples, 2)  # all draws are equal; the second shows that they have no Monte Carlo error
         if chunk is None:
-            chunk = max(1, (_ROWS_CUDA if where.type == "cuda" else _ROWS_CPU) // max(plan.num_data, 1))
+            chunk = max(1, rows_in_a_pass(where) // max(plan.num_data, 1))
         with ProgressBar(f"evaluating, {num_samples} samples", len(parts), 0, progress) as bar:
             sums = []
             for part in parts:
@@ -235,6 +239,11 @@ def in_parts(lvm: LatentVariableModel, data: Data, batch_size: int | None = None
             "the bounds would be those of the subsample. Evaluate a model whose plate takes all of it."
         )
     return parts, plan
+
+
+def rows_in_a_pass(device: torch.device) -> int:
+    """How many draws, of all data together, go through a network at once on this device."""
+    return _ROWS_CUDA if device.type == "cuda" else _ROWS_CPU
 
 
 def exact_log_evidence(lvm: Any) -> Callable[[Any], Tensor] | None:

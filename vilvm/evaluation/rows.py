@@ -97,5 +97,5 @@ def check_comparable(a: Row, b: Row) -> None:
 
 def difference(a: Estimate, b: Estimate) -> Difference:
     """By how much `a` is above `b`, datum by datum."""
-    paired = Estimate(a.values - b.values, (a.errors.square() + b.errors.square()).sqrt())
+    paired = a - b
     return Difference(paired.mean, paired.se)
