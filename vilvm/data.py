@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["Data", "Transform", "as_data", "is_transform", "map_tensors"]
+__all__ = ["Data", "Transform", "as_data", "is_transform", "kept_generators", "map_tensors"]
 
 
 class Transform(Protocol):
@@ -200,12 +200,18 @@ def _check_tensors(x: Any, what: str) -> None:
         raise ValueError(f"{what}: holds NaN or infinity, first at index {where}; remove or impute such values first.")
 
 
+def kept_generators(device: torch.device | str) -> Any:
+    """A context after which torch's generators, of the CPU and of `device`, are as they were."""
+    where = torch.device(device)
+    return torch.random.fork_rng(devices=[where] if where.type == "cuda" else [])
+
+
 class seeded:
     """A context in which torch draws from `seed`, on the CPU and on `device`; the generators are as before afterwards."""
 
     def __init__(self, seed: int, device: torch.device | str = "cpu"):
         self.seed, self.device = seed, torch.device(device)
-        self._fork = torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
+        self._fork = kept_generators(self.device)
 
     def __enter__(self) -> None:
         self._fork.__enter__()

@@ -55,22 +55,22 @@ class LogWeights:
     @property
     def log_likelihood(self) -> Tensor:
         """log p(x | z), all observed sites together."""
-        return _total(self.log_likelihoods.values())
+        return total(self.log_likelihoods.values())
 
     @property
     def log_prior(self) -> Tensor:
         """log p(z), all latents together; summed over the data if a latent is shared by them."""
-        return _total(self.log_priors.values())
+        return total(self.log_priors.values())
 
     @property
     def log_guide(self) -> Tensor:
         """log q(z | x), all latents together; summed over the data if a latent is shared by them."""
-        return _total(self.log_guides.values())
+        return total(self.log_guides.values())
 
     @property
     def rate(self) -> Tensor:
         """log q(z | x) − log p(z), all latents together, whose mean is the rate; empty if there is no latent."""
-        return _total(term for term in (self.log_guide, -self.log_prior) if term.numel())
+        return total(term for term in (self.log_guide, -self.log_prior) if term.numel())
 
     @property
     def log_weight(self) -> Tensor:
@@ -79,7 +79,7 @@ class LogWeights:
         Shape (num_samples, num_data); (num_samples,) if the model has no data plate, or if a latent is shared by the data,
         whose weights then do not factorise: the weight is that of all data together.
         """
-        return _total(term for term in (self.log_likelihood, -self.rate) if term.numel())
+        return total(term for term in (self.log_likelihood, -self.rate) if term.numel())
 
     @property
     def num_samples(self) -> int:
@@ -87,7 +87,7 @@ class LogWeights:
         return len(self.log_likelihood)
 
 
-def _total(terms: Iterable[Tensor]) -> Tensor:
+def total(terms: Iterable[Tensor]) -> Tensor:
     """The sum, in float64, of terms of shapes (S, N) and (S,): (S, N) if all are, else (S,). Empty without terms."""
     kept = [t.double() for t in terms]
     if any(t.dim() == 1 for t in kept):

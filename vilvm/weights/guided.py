@@ -17,13 +17,13 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
-from vilvm.data import Data
+from vilvm.data import Data, kept_generators
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, module_parameters
 from vilvm.weights.contract import check_batch, check_number
-from vilvm.weights.densities import reduced
+from vilvm.weights.densities import reduced, total
 from vilvm.weights.enumeration import run_model
 from vilvm.weights.structure import Layout, guide_sites, held_still, layout
-from vilvm.weights.traces import log_prob, mask_of, run
+from vilvm.weights.traces import log_prob, mask_of, run, unstrip
 
 __all__ = ["divergences", "guide_log_prob"]
 
@@ -56,14 +56,14 @@ def guide_log_prob(
     """
     check_batch(batch)
     if plan is None:
-        with _kept_generators(batch):
+        with kept_generators(Data(batch).device):
             plan = layout(lvm, batch)
     missing = [n for n in plan.latents if n not in latents]
     if missing:
         raise ContractError(f"guide_log_prob: no value was given for the latent {missing[0]!r}; got {sorted(latents)}.")
     num_samples = len(latents[plan.latents[0]])
     checked = pyro.validation_enabled(validate)
-    with module_parameters(lvm), evaluation_mode(lvm), checked, _kept_generators(batch):
+    with module_parameters(lvm), evaluation_mode(lvm), checked, kept_generators(Data(batch).device):
         with torch.no_grad():
             drawn = guide_sites(run(lvm.guide, "guide", batch, held_still(plan)))
         auxiliary = [n for n in drawn if n not in plan.latents]
@@ -78,15 +78,7 @@ def guide_log_prob(
             given.add_node(name, **{**drawn[name], "value": value})
         trace = run(lvm.guide, "guide", batch, given, held_still(plan), samples=(num_samples, plan.sample_dim))
         terms = [reduced(plan.is_in_data(s), log_prob("guide", s), num_samples, plan) for s in guide_sites(trace).values()]
-    if any(t.dim() == 1 for t in terms):
-        terms = [t.sum(-1) if t.dim() == 2 else t for t in terms]
-    return torch.stack([t.double() for t in terms]).sum(0)
-
-
-def _kept_generators(batch: Any) -> Any:
-    """Leaves torch's generators as they were: the densities of given latents draw nothing that is kept."""
-    where = Data(batch).device
-    return torch.random.fork_rng(devices=[where] if where.type == "cuda" else [])
+    return total(terms)
 
 
 def _placed(value: Tensor, site: Any, plan: Layout, num_samples: int) -> Tensor:
@@ -96,7 +88,7 @@ def _placed(value: Tensor, site: Any, plan: Layout, num_samples: int) -> Tensor:
     own = (num_samples, *(sizes[d] for d in sorted(sizes)), *event)
     if tuple(value.shape) != own:
         raise ContractError(f"guide_log_prob: latent {site['name']!r} has shape {tuple(value.shape)}; the guide's is {own}.")
-    return value.reshape(num_samples, *(sizes.get(d, 1) for d in range(-plan.nesting, 0)), *event)
+    return unstrip(value, site, plan.nesting)
 
 
 def divergences(lvm: LatentVariableModel, batch: Any, num_samples: int = 1, *, plan: Layout | None = None) -> dict[str, Tensor]:

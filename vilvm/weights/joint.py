@@ -21,10 +21,10 @@ from torch.distributions import biject_to
 
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, module_parameters
 from vilvm.weights.contract import check_batch
-from vilvm.weights.densities import reduced
+from vilvm.weights.densities import reduced, total
 from vilvm.weights.enumeration import run_model
 from vilvm.weights.structure import guide_sites, layout
-from vilvm.weights.traces import Sites, family, log_prob, run, sites_of, strip
+from vilvm.weights.traces import Sites, family, log_prob, run, sites_of, strip, unstrip
 
 __all__ = ["Joint", "LogDensities"]
 
@@ -191,15 +191,12 @@ class Joint:
             terms = {n: reduce(plan.is_in_data(s), log_prob("guide", s)) for n, s in guide.items()}
             base = [terms[n] for n in values]
             joint += [-term for n, term in terms.items() if n not in values]  # of a change of variables that the guide makes
-        return LogDensities(self._total(base + jacobian), self._total(joint + jacobian))
+        return LogDensities(self._by_datum(base + jacobian), self._by_datum(joint + jacobian))
 
-    def _total(self, terms: list[Tensor]) -> Tensor:
+    def _by_datum(self, terms: list[Tensor]) -> Tensor:
         """The sum, float64, shape (num_samples, num_data), or (num_samples, 1) if all data are one."""
-        if not self.plan.local:
-            terms = [t.sum(-1) if t.dim() == 2 else t for t in terms]
-        total = sum(t.double() for t in terms)
-        assert isinstance(total, Tensor)
-        return total if self.plan.local else total.unsqueeze(-1)
+        summed = total(terms)
+        return summed if self.plan.local else summed.reshape(len(summed), -1).sum(1, keepdim=True)
 
 
 class _Put(Messenger):
@@ -232,7 +229,7 @@ class _Note(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if self.values is not None and self._is_meant(msg) and not msg["done"]:
-            msg["value"], msg["done"] = self._full(self.values[msg["name"]], msg), True
+            msg["value"], msg["done"] = unstrip(self.values[msg["name"]], msg, self.nesting), True
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if not self._is_meant(msg):
@@ -244,11 +241,3 @@ class _Note(Messenger):
 
     def _is_meant(self, msg: Any) -> bool:
         return not msg["infer"].get("_deterministic") and "_Subsample" not in type(msg["fn"]).__name__ and self.moves(msg)
-
-    def _full(self, value: Tensor, msg: Any) -> Tensor:
-        """A value as ``strip`` leaves it, with room for the plates that the site does not stand in."""
-        own = {frame.dim for frame in msg["cond_indep_stack"] if frame.vectorized}
-        for dim in range(-self.nesting, 0):
-            if dim not in own:
-                value = value.unsqueeze(self.nesting + 1 + dim)
-        return value

@@ -97,7 +97,7 @@ def replay(
             result.deterministics[name], axis = _deterministic(site, samples, plan, constant)
         else:
             drawn = result.observed if was_observed(site) else result.latents
-            drawn[name], axis = strip(site["value"], site, samples, plan.nesting), _data_axis(site, plan)
+            drawn[name], axis = strip(site["value"], site, samples, plan.nesting), plan.place(site)
         if was_observed(site):
             recorded = site["infer"]["obs"].expand(site["fn"].shape())  # one number may stand for all of a plate
             result.recorded[name] = strip(recorded, site, samples, plan.nesting)[0]
@@ -141,13 +141,6 @@ class _Given(Messenger):
                 f"{tuple(n for dim, n in zip(range(-rank, 0), shape, strict=True) if dim >= -event or dim + event in own)}."
             )
         msg["value"], msg["done"] = value.reshape(len(value), *shape), True
-
-
-def _data_axis(site: Any, plan: Layout) -> int | None:
-    """Where the data's plate stands among the plates of a site under the plate over samples."""
-    if plan.data_dim is None or not any(f.name == plan.data_plate for f in site["cond_indep_stack"]):
-        return None
-    return sorted(plate_dims(site)).index(plan.data_dim)
 
 
 def _deterministic(site: Any, num_samples: int, plan: Layout, constant: bool) -> tuple[Tensor, int | None]:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vilvm.data import map_tensors, tensors_of
+from vilvm.data import Data, kept_generators, map_tensors, tensors_of
 from vilvm.lvm import ContractError, LatentVariableModel, module_parameters
 from vilvm.weights.contract import check_number
 from vilvm.weights.draws import sample
@@ -99,7 +99,7 @@ def put_in(lvm: LatentVariableModel, batch: Any, values: Mapping[str, Tensor]) -
     Raises:
         ContractError: what a site observes is not, as it is, one of the batch's tensors.
     """
-    with module_parameters(lvm), torch.random.fork_rng(devices=[]):
+    with module_parameters(lvm), kept_generators(Data(batch).device):
         sites = sites_of(run(lvm.model, "model", batch))
     new = batch
     for name in [n for n, s in sites.items() if s["is_observed"] and n in values]:

@@ -9,7 +9,7 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from vilvm.data import Data, tensors_of
+from vilvm.data import Data, kept_generators, tensors_of
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evaluation_mode, module_parameters
 from vilvm.weights.contract import check_latents, check_plates, check_shape, enumerable
 from vilvm.weights.traces import Sites, family, log_prob, mask_of, nesting_of, plate_dims, run, sites_of
@@ -60,6 +60,10 @@ class Layout(NamedTuple):
     def is_in_data(self, site: Any) -> bool:
         """Whether a site stands in the plate over the data."""
         return self.data_plate is not None and _stands_in(site, self.data_plate)
+
+    def place(self, site: Any) -> int | None:
+        """Where the plate over the data stands among a site's own plates, that of samples among them, from the left; None if outside it."""
+        return place(site, next((f for f in site["cond_indep_stack"] if f.name == self.data_plate), None))
 
 
 def layout(lvm: LatentVariableModel, batch: Any, validate: bool = True, plate: str | None = None) -> Layout:
@@ -175,7 +179,7 @@ def _growing(model: Any, batch: Any, plates: list[Any]) -> list[Any]:
     data, grown = Data(batch), []
     if data.divisible:
         longer = data.subset(torch.arange(-1, len(data)).clamp(min=0)).x  # its first datum twice
-        with torch.random.fork_rng(devices=[data.device] if data.device.type == "cuda" else []), suppress(ContractError):
+        with kept_generators(data.device), suppress(ContractError):
             frames = {f.name: f for s in sites_of(run(model, "model", longer)).values() for f in s["cond_indep_stack"]}
             grown = [
                 f for f in plates if f.name in frames and (frames[f.name].size, frames[f.name].full_size) != (f.size, f.full_size)

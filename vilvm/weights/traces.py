@@ -30,6 +30,7 @@ __all__ = [
     "run",
     "sites_of",
     "strip",
+    "unstrip",
     "was_observed",
 ]
 
@@ -156,6 +157,15 @@ def strip(value: Tensor, site: Any, num_samples: int, nesting: int) -> Tensor:
     for dim in range(-nesting, 0):  # from the left, for what is counted from the right stays where it is
         if dim not in own:
             value = value.squeeze(dim - event)
+    return value
+
+
+def unstrip(value: Tensor, site: Any, nesting: int) -> Tensor:
+    """What ``strip`` left of a value, with a dimension of size one again for every plate that the site does not stand in."""
+    own = plate_dims(site)
+    for dim in range(-nesting, 0):
+        if dim not in own:
+            value = value.unsqueeze(nesting + 1 + dim)
     return value
 
 
