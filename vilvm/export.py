@@ -23,7 +23,6 @@ import os
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +39,7 @@ from vilvm.evaluation.bounds import in_parts, rows_in_a_pass
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, LogWeights, layout, log_weights
 from vilvm.weights.contract import check_number
+from vilvm.weights.draws import picked_by_weight
 from vilvm.weights.replayed import replay
 
 __all__ = ["load", "save", "to_datatree"]
@@ -197,7 +197,9 @@ def _groups(lvm: LatentVariableModel, batch: Any, plan: Layout, num_samples: int
     if weighed:
         groups["diagnostics"]["pareto_k"] = _pareto_k(weights.log_weight)
     if resampled:
-        weights = _picked(weights, num_samples, plan)
+        if not bool((weights.log_weight.amax(0) > -torch.inf).all()):
+            raise ContractError("to_datatree: a datum has probability zero under all draws to be resampled; look at the guide.")
+        weights = picked_by_weight(weights, num_samples, plan)
     if weighed:
         groups["sample_stats"] = _densities(weights)
     groups["log_likelihood"] = {n: _variable(v, 1 if v.dim() == 2 else None) for n, v in weights.log_likelihoods.items()}
@@ -233,29 +235,6 @@ def _densities(weights: LogWeights) -> dict[str, _Variable]:
     log_p = like(weights.log_likelihood) + like(weights.log_prior)
     terms = {"log_p": log_p, "log_q": like(weights.log_guide), "log_weight": log_w}
     return {name: _variable(term, 1 if term.dim() == 2 else None) for name, term in terms.items()}
-
-
-def _picked(weights: LogWeights, num_samples: int, plan: Layout) -> LogWeights:
-    """Sampling-importance-resampling: of the proposals, `num_samples` with replacement, in proportion to their weights."""
-    log_w = weights.log_weight
-    probabilities = (log_w - log_w.amax(0)).exp().reshape(len(log_w), -1)
-    if not bool(probabilities.isfinite().all()):
-        raise ContractError("to_datatree: a datum has probability zero under all draws to be resampled; look at the guide.")
-    index = probabilities.T.multinomial(num_samples, replacement=True).T  # (num_samples, num_data or 1)
-
-    def pick(value: Tensor, axis: int | None) -> Tensor:
-        if log_w.dim() == 1 or axis is None:
-            return value[index[:, 0]]
-        rows = value.movedim(axis, 1)
-        return rows[index, torch.arange(rows.shape[1], device=rows.device)].movedim(1, axis)
-
-    return replace(
-        weights,
-        latents={n: pick(v, plan.data_axes.get(n)) for n, v in weights.latents.items()},
-        log_likelihoods={n: pick(v, 1) for n, v in weights.log_likelihoods.items()},
-        log_priors={n: pick(v, 1) for n, v in weights.log_priors.items()},
-        log_guides={n: pick(v, 1) for n, v in weights.log_guides.items()},
-    )
 
 
 def _add_replays(

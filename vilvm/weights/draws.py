@@ -1,6 +1,7 @@
 """Draws: data from the model as a simulator, latents from the guide or resampled by their weights, and the means of either."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,11 +11,11 @@ from torch import Tensor
 
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode, module_parameters
 from vilvm.weights.contract import check_batch, check_number, enumerable
-from vilvm.weights.densities import log_weights
+from vilvm.weights.densities import LogWeights, log_weights
 from vilvm.weights.structure import Layout, data_plate, guide_sites, held_still, layout, place
 from vilvm.weights.traces import Sites, Unobserved, family, nesting_of, run, sites_of, strip, was_observed
 
-__all__ = ["observed", "posterior", "posterior_mean", "predict", "replicate", "resample", "sample"]
+__all__ = ["observed", "picked_by_weight", "posterior", "posterior_mean", "predict", "replicate", "resample", "sample"]
 
 
 def sample(lvm: LatentVariableModel, num_samples: int, *, like: Any = None, mean: bool = False) -> dict[str, Tensor]:
@@ -132,16 +133,31 @@ def resample(
         raise ContractError(
             f"resample: {datum} has probability zero under all {proposals} proposals; take more, or look at the guide."
         )
+    return picked_by_weight(weights, num_samples, plan).latents
+
+
+def picked_by_weight(weights: LogWeights, num_samples: int, plan: Layout) -> LogWeights:
+    """`num_samples` of the draws that are weighed, picked with replacement in proportion to their weights, for each datum by itself.
+
+    Some draw of each datum has a weight that is not zero.
+    """
+    log_w = weights.log_weight
     probabilities = (log_w - log_w.amax(0)).exp()
-    picked = probabilities.reshape(proposals, -1).T.multinomial(num_samples, replacement=True).T  # (num_samples, num_data or 1)
+    picked = probabilities.reshape(len(log_w), -1).T.multinomial(num_samples, replacement=True).T  # (num_samples, num_data or 1)
 
-    def pick(name: str, value: Tensor) -> Tensor:
-        if log_w.dim() == 1:
+    def pick(value: Tensor, axis: int | None) -> Tensor:
+        if log_w.dim() == 1 or axis is None:
             return value[picked[:, 0]]
-        rows = value.movedim(plan.data_axes[name], 1)
-        return rows[picked, torch.arange(rows.shape[1], device=rows.device)].movedim(1, plan.data_axes[name])
+        rows = value.movedim(axis, 1)
+        return rows[picked, torch.arange(rows.shape[1], device=rows.device)].movedim(1, axis)
 
-    return {name: pick(name, value) for name, value in weights.latents.items()}
+    return replace(
+        weights,
+        latents={n: pick(v, plan.data_axes.get(n)) for n, v in weights.latents.items()},
+        log_likelihoods={n: pick(v, 1) for n, v in weights.log_likelihoods.items()},
+        log_priors={n: pick(v, 1) for n, v in weights.log_priors.items()},
+        log_guides={n: pick(v, 1) for n, v in weights.log_guides.items()},
+    )
 
 
 def posterior_mean(lvm: LatentVariableModel, batch: Any, num_samples: int = 1) -> dict[str, Tensor]:
