@@ -25,7 +25,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor
@@ -33,6 +32,7 @@ from torch import Tensor
 from vilvm.data import Data, seeded
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.lvm import ContractError, evaluation_mode, fixed_beside, module_parameters
+from vilvm.training.step import backward
 from vilvm.weights import layout
 from vilvm.weights.contract import check_number
 
@@ -243,18 +243,8 @@ def _gradients(lvm: Any, objective: Any, batch: Any, named: Mapping[str, Any]) -
     """One draw of the gradient, by parameter, without those that have none."""
     for p in named.values():
         p.grad = None
-
-    def announced(batch: Any) -> Any:  # the objectives without a differentiable loss look for parameter statements
-        pyro.module("lvm", lvm)
-        return lvm.model(batch)
-
     with module_parameters(lvm), torch.enable_grad():
-        if hasattr(objective, "differentiable_loss"):
-            loss = objective.differentiable_loss(lvm.model, lvm.guide, batch)
-            if isinstance(loss, Tensor) and loss.requires_grad:
-                loss.backward()
-        else:
-            objective.loss_and_grads(announced, lvm.guide, batch)
+        backward(lvm, objective, batch, list(named.values()))
     return {n: p.grad.detach() for n, p in named.items() if p.grad is not None}
 
 

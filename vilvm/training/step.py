@@ -3,7 +3,7 @@
 The loop knows a step as a callable from a batch to a ``StepResult``; the eager one below runs Pyro's handlers every time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import pyro
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vilvm.lvm import ContractError, LatentVariableModel
 
-__all__ = ["EagerStep", "NonFiniteLossError", "Objective", "Step", "StepResult", "check_objective"]
+__all__ = ["EagerStep", "NonFiniteLossError", "Objective", "Step", "StepResult", "backward", "check_objective"]
 
 
 class Objective(Protocol):
@@ -94,7 +94,7 @@ class EagerStep:
     def __call__(self, batch: Any, num_data: float) -> StepResult:
         """Moves the parameters one step down the loss per datum of `batch`."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._backward(batch, num_data)
+        loss = backward(self.lvm, self.objective, batch, self.parameters, num_data)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if not gradients:
             raise ContractError(
@@ -112,20 +112,23 @@ class EagerStep:
             self.optimizer.step()
         return StepResult(loss_value, norm_value, applied)
 
-    def _backward(self, batch: Any, num_data: float) -> Tensor:
-        if hasattr(self.objective, "differentiable_loss"):
-            loss = self.objective.differentiable_loss(self.lvm.model, self.lvm.guide, batch)
-            if isinstance(loss, Tensor) and loss.requires_grad:
-                (loss / num_data).backward()
-            return torch.as_tensor(loss, dtype=torch.float64) / num_data
-        # RenyiELBO and a few others only offer this, and only if they see parameter statements in the trace.
-        loss = self.objective.loss_and_grads(self._announced, self.lvm.guide, batch)  # type: ignore[attr-defined]
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        if gradients:
-            torch._foreach_div_(gradients, num_data)
-        loss = loss[0] if isinstance(loss, tuple) else loss  # of wake and sleep, the first is the bound
+
+def backward(lvm: Any, objective: Any, batch: Any, parameters: Sequence[Tensor], num_data: float = 1.0) -> Tensor:
+    """Adds the gradient of the loss over `num_data` to those of the parameters, and returns that loss, float64."""
+    if hasattr(objective, "differentiable_loss"):
+        loss = objective.differentiable_loss(lvm.model, lvm.guide, batch)
+        if isinstance(loss, Tensor) and loss.requires_grad:
+            (loss / num_data).backward()
         return torch.as_tensor(loss, dtype=torch.float64) / num_data
 
-    def _announced(self, batch: Any) -> Any:
-        pyro.module("lvm", self.lvm)  # type: ignore[arg-type]
-        return self.lvm.model(batch)
+    def announced(batch: Any) -> Any:
+        pyro.module("lvm", lvm)
+        return lvm.model(batch)
+
+    # RenyiELBO and a few others only offer this, and only if they see parameter statements in the trace.
+    loss = objective.loss_and_grads(announced, lvm.guide, batch)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if gradients:
+        torch._foreach_div_(gradients, num_data)
+    loss = loss[0] if isinstance(loss, tuple) else loss  # of wake and sleep, the first is the bound
+    return torch.as_tensor(loss, dtype=torch.float64) / num_data
