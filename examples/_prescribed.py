@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 
 import vilvm
@@ -115,8 +116,6 @@ def _autoregression(guide: str | None, whitened: bool = True) -> Case:
 
 
 def _autoguide(guide: str | None) -> dict[str, Any]:
-    from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
-
     known = {None: {}, "full_rank": {"autoguide": AutoMultivariateNormal}, "mean_field": {"autoguide": AutoNormal}}
     if guide not in known:
         raise ValueError(f"This model has the guides full_rank and mean_field, and no {guide!r}.")

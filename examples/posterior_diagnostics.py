@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from matplotlib.figure import Figure
 from rich.table import Table as RichTable
 
 import vilvm
@@ -118,7 +119,12 @@ def show(subject: Subject, bounds: dict[str, Estimate], both: Sandwich | None, d
 
 
 def page(
-    subject: Subject, settings: dict[str, Any], bounds: dict[str, Estimate], both: Sandwich | None, diagnosis: vilvm.Diagnosis
+    subject: Subject,
+    settings: dict[str, Any],
+    bounds: dict[str, Estimate],
+    both: Sandwich | None,
+    diagnosis: vilvm.Diagnosis,
+    plots: dict[str, Figure],
 ) -> Page:
     rows = [[name, bound.mean, bound.se, bound.mc_se] for name, bound in bounds.items()]
     if both is not None:
@@ -131,7 +137,7 @@ def page(
         diagnosis.verdict,
         summary={f"{name.split(',')[0]} (nats)": bound for name, bound in bounds.items()},
         findings=diagnosis.findings,
-        finding_figures=report.diagnosis_figures(diagnosis.results, subject.fitted),
+        finding_figures=plots,
         tables=tables,
         history=None if subject.fitted is None else subject.fitted.history,
         settings=settings,
@@ -166,8 +172,9 @@ def main(argv: list[str] | None = None) -> int:
         folder / "results.json",
         {"verdict": diagnosis.verdict, "findings": told, "not_run": diagnosis.skipped, "evidence": numbers, "bdmc_gap": gap},
     )
-    save(report.diagnosis_figures(diagnosis.results, subject.fitted), folder / "figures")
-    page(subject, settings, bounds, both, diagnosis).write(folder / "page.html")
+    plots = report.diagnosis_figures(diagnosis.results, subject.fitted)
+    save(plots, folder / "figures")
+    page(subject, settings, bounds, both, diagnosis, plots).write(folder / "page.html")
     console.print(
         f"Took {time.perf_counter() - began:.0f} s; open {folder / 'page.html'}; posterior.nc is beside it", highlight=False
     )

@@ -38,7 +38,6 @@ from vilvm.weights import Layout
 __all__ = ["Diagnosis", "diagnose"]
 
 _TESTS = 5  # that have a false-alarm rate, at most, in one diagnosis
-_WEIGHTS = "Pareto k̂"
 _WORDS = {
     Gravity.FINE: "Nothing was found that speaks against this posterior.",
     Gravity.NOTE: "Nothing was found that speaks against using this posterior; there are notes.",
@@ -192,7 +191,7 @@ def _checks(
     draws = max(200, round(2 / false_alarm))
     like = None if plan.local and isinstance(data.x, torch.Tensor) else data.x
     yield _Check(
-        _WEIGHTS, lambda: pareto_k(lvm, data, seed=seed, num_samples=1000 if plan.local else 50_000, false_alarm=false_alarm)
+        "Pareto k̂", lambda: pareto_k(lvm, data, seed=seed, num_samples=1000 if plan.local else 50_000, false_alarm=false_alarm)
     )
     yield _Check("Means and standard deviations", lambda: correction(lvm, data, seed=seed + 1), not plan.local, own)
     yield _Check("Posterior collapse", lambda: collapse(lvm, data, seed=seed), plan.local, shared)
