@@ -1,12 +1,15 @@
-"""PCA and probabilistic PCA of MNIST's 60,000 training images (pixels / 255), computed once in float64 from an eigendecomposition."""
+"""What the tests of several models share: posteriordb, and PCA and probabilistic PCA of MNIST's 60,000 training images (pixels / 255), computed once in float64 from an eigendecomposition."""
 
 from functools import cache
 from typing import NamedTuple
 
+import pyro
 import pytest
 import torch
+from pyro.infer import Trace_ELBO
 
-from vilvm.datasets import mnist
+from vilvm.datasets import mnist, posteriordb
+from vilvm.lvm import module_parameters
 
 
 class Exact(NamedTuple):
@@ -24,6 +27,37 @@ PCA_OF_MNIST = {
     10: Exact(26.98732, 26.71387, 0.03486734, 182.1547, 186.0241),
     50: Exact(9.24550, 9.00425, 0.01259605, 507.9054, 517.6033),
 }
+
+
+def posteriordb_or_skip(name):
+    """A posterior of posteriordb; the test is skipped where it is not there."""
+    try:
+        return posteriordb(name)
+    except FileNotFoundError:
+        pytest.skip("posteriordb is not on this machine (VILVM_DATA)")
+
+
+def check_marginals(ours, reference):
+    """Draws by scalar parameter: no mean off by a tenth of a reference standard deviation, no standard deviation by a tenth of itself."""
+    for name, value in ours.items():
+        error = (value.mean().item() - reference.mean(name)) / reference.sd(name)
+        ratio = value.std().item() / reference.sd(name)
+        print(f"{name}: mean off by {error:+.3f} sd, sd ratio {ratio:.3f}")
+        assert abs(error) < 0.1, name
+        assert abs(ratio - 1) < 0.1, name
+
+
+def check_one_loss_and_gradient(enumerated, marginal, objective, x):
+    """A model whose discrete latents are enumerated, and the same with them summed out in its likelihood, are one."""
+    marginal.load_state_dict(enumerated.state_dict())
+    for one, elbo in ((enumerated, objective), (marginal, Trace_ELBO())):
+        pyro.set_rng_seed(1)
+        with module_parameters(one):
+            one.loss = elbo.differentiable_loss(one.model, one.guide, x)
+        one.loss.backward()
+    torch.testing.assert_close(enumerated.loss, marginal.loss, rtol=1e-5, atol=1e-5)
+    for a, b in zip(enumerated.parameters(), marginal.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-4)
 
 
 def mnist_or_skip():

@@ -11,7 +11,7 @@ from torch.distributions import MultivariateNormal
 
 import vilvm
 from models.bayesian_regression import FLAT, BayesianRegression, lagged
-from vilvm.datasets import posteriordb
+from tests.models.exact import posteriordb_or_skip
 from vilvm.training import one_cycle
 
 POSTERIORS = ("kidiq-kidscore_momiq", "sblri-blr", "arK-arK")
@@ -25,10 +25,7 @@ def regression(num_data=30):
 
 def reference(name):
     """Of a posterior of posteriordb: the reference, a batch, the options of the model, and the names of its scalars there."""
-    try:
-        found = posteriordb(name)
-    except FileNotFoundError:
-        pytest.skip("posteriordb is not on this machine (VILVM_DATA)")
+    found = posteriordb_or_skip(name)
     data = found.data
     if name == "arK-arK":
         return found, lagged(data["y"], data["K"]).x, {}, {n: n for n in found.draws}

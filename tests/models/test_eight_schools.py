@@ -11,7 +11,7 @@ from scipy import integrate, stats
 
 import vilvm
 from models.eight_schools import EightSchools, eight_schools
-from vilvm.datasets import posteriordb
+from tests.models.exact import posteriordb_or_skip
 from vilvm.diagnostics import pareto_k
 from vilvm.evaluation import Schedule, ais
 from vilvm.training import one_cycle
@@ -151,10 +151,7 @@ def test_a_gaussian_guide_reaches_every_marginal_but_that_of_tau():
 
 
 def test_exact_moments_are_those_of_the_reference_draws():
-    try:
-        reference = posteriordb("eight_schools-eight_schools_noncentered")
-    except FileNotFoundError:
-        pytest.skip("posteriordb is not on this machine (VILVM_DATA)")
+    reference = posteriordb_or_skip("eight_schools-eight_schools_noncentered")
     torch.testing.assert_close((reference.data["y"], reference.data["sigma"]), BATCH)
     mean, sd = EightSchools().exact_moments(BATCH)
     for name, draws in reference.draws.items():
