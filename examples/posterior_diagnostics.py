@@ -23,10 +23,11 @@ from examples._options import console, new_folder, own, positive, run, save, set
 from examples._prescribed import MODELS, fit_case
 from vilvm import export, report
 from vilvm.data import Data
-from vilvm.evaluation import Estimate, Sandwich, Schedule, ais, bdmc, evaluate
+from vilvm.evaluation import Estimate, Schedule, ais, bdmc, evaluate
 from vilvm.files import write_json
-from vilvm.lvm import ContractError
+from vilvm.lvm import ContractError, device_of
 from vilvm.report import Page, Table
+from vilvm.weights import layout
 
 _EXPORTED = 100  # data whose posterior is written, where each has latents of its own
 
@@ -38,6 +39,17 @@ class Subject(NamedTuple):
     lvm: Any
     data: Data
     fitted: vilvm.Fit | None
+
+
+class Evidence(NamedTuple):
+    """Estimates of log p(x) by name, and how far annealed importance sampling is off on the model's own data, by what is measured."""
+
+    bounds: dict[str, Estimate]
+    gaps: dict[str, Estimate]
+
+    @property
+    def all(self) -> dict[str, Estimate]:
+        return self.bounds | self.gaps
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -70,46 +82,47 @@ def subject_of(settings: dict[str, Any]) -> Subject:
     fitted = vae_mnist.train(lvm, data, of_run, folder, resume=True)
     if fitted.stopped == "interrupted":
         raise KeyboardInterrupt
-    order = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(settings["seed"]))
     name = {"mnist": "MNIST"}.get(data.name, data.name)
-    return Subject(f"VAE on {name}", lvm, data.test.subset(order[: settings["num_data"]]), fitted)
+    # Fixed here, so that a part of the data is under the same noise as the whole.
+    return Subject(f"VAE on {name}", lvm, data.test.fixed(settings["seed"]), fitted)
 
 
-def evidence(subject: Subject, settings: dict[str, Any]) -> tuple[dict[str, Estimate], Sandwich | None]:
-    """Estimates of log p(x) on the same data, by name, and how far AIS is off on the model's own data."""
+def part_of(data: Data, index: torch.Tensor) -> Data:
+    return data.subset(index) if data.divisible else data
+
+
+def evidence(subject: Subject, data: Data, settings: dict[str, Any]) -> Evidence:
+    """Bounds on log p(x) of the data that were looked at, and the gap of bidirectional Monte Carlo with the same settings."""
     seed, schedule = settings["seed"], Schedule(num_temperatures=settings["temperatures"], leapfrog=3)
-    evaluation = evaluate(subject.lvm, subject.data, num_samples=settings["samples"], seed=seed)
+    evaluation = evaluate(subject.lvm, data, num_samples=settings["samples"], seed=seed)
     names = {"elbo": "ELBO", "iwae": f"IWAE-{settings['samples']}", "exact": "exact"}
-    found = {names[name]: bound for name, bound in evaluation.bounds.items()}
-    annealing = ais(subject.lvm, subject.data, schedule, seed=seed)
-    found[f"AIS, {schedule.num_chains} chains × {schedule.num_temperatures} temperatures"] = annealing.bound
+    bounds = {names[name]: bound for name, bound in evaluation.bounds.items()}
+    annealed = ais(subject.lvm, data, schedule, seed=seed).bound
+    bounds[name := _of(schedule)] = annealed
     try:
-        both = bdmc(subject.lvm, schedule, num_simulations=len(annealing.bound.values), seed=seed)
-    except ContractError:
-        like = subject.data.x
-        try:
-            both = bdmc(
-                subject.lvm,
-                Schedule(num_temperatures=20 * settings["temperatures"], leapfrog=3, base="prior"),
-                num_simulations=4,
-                like=like,
-                seed=seed,
-            )
-        except ContractError as error:
-            console.print(f"No bound from above: {error}", highlight=False)
-            both = None
-    return found, both
+        gap = bdmc(subject.lvm, schedule, num_simulations=len(annealed.values), seed=seed).gap
+        return Evidence(bounds, {f"BDMC gap of {name}, on the model's own data": gap})
+    except ContractError:  # a guide that is for these data alone is no start for others
+        schedule = Schedule(num_temperatures=20 * settings["temperatures"], leapfrog=3, base="prior")
+    try:
+        gap = bdmc(subject.lvm, schedule, num_simulations=4, like=data.x, seed=seed).gap
+    except ContractError as error:
+        console.print(f"No bound from above: {error}", highlight=False)
+        return Evidence(bounds, {})
+    bounds[name := _of(schedule)] = ais(subject.lvm, data, schedule, seed=seed).bound
+    return Evidence(bounds, {f"BDMC gap of {name}, on 4 data sets of the model's own": gap})
 
 
-def show(subject: Subject, bounds: dict[str, Estimate], both: Sandwich | None, diagnosis: vilvm.Diagnosis) -> None:
+def _of(schedule: Schedule) -> str:
+    return f"AIS from the {schedule.base}, {schedule.num_chains} chains × {schedule.num_temperatures:,} temperatures"
+
+
+def show(subject: Subject, found: Evidence, diagnosis: vilvm.Diagnosis) -> None:
     table = RichTable(title=f"{subject.name}: log p(x), nats", title_justify="left")
     for head in ("", "mean", "± SE over the data", "± SE of Monte Carlo"):
         table.add_column(head, justify="right" if head else "left")
-    for name, bound in bounds.items():
+    for name, bound in found.all.items():
         table.add_row(name, f"{bound.mean:.3f}", f"{bound.se:.3f}", f"{bound.mc_se:.3f}")
-    if both is not None:
-        gap = both.gap
-        table.add_row("BDMC gap, on the model's own data", f"{gap.mean:.3f}", f"{gap.se:.3f}", f"{gap.mc_se:.3f}")
     console.print(table)
     console.print(f"[bold]{diagnosis.verdict}", highlight=False)
     for finding in diagnosis.findings:
@@ -121,29 +134,35 @@ def show(subject: Subject, bounds: dict[str, Estimate], both: Sandwich | None, d
 def page(
     subject: Subject,
     settings: dict[str, Any],
-    bounds: dict[str, Estimate],
-    both: Sandwich | None,
+    found: Evidence,
     diagnosis: vilvm.Diagnosis,
     plots: dict[str, Figure],
 ) -> Page:
-    rows = [[name, bound.mean, bound.se, bound.mc_se] for name, bound in bounds.items()]
-    if both is not None:
-        rows.append(["BDMC gap, on the model's own data", both.gap.mean, both.gap.se, both.gap.mc_se])
+    rows = [[name, bound.mean, bound.se, bound.mc_se] for name, bound in found.all.items()]
     tables = {"log p(x), in nats": Table(["", "mean", "SE over the data", "SE of Monte Carlo"], rows)}
     if diagnosis.skipped:
         tables["Not run"] = Table(["diagnostic", "why"], [[name, why] for name, why in diagnosis.skipped.items()])
     return Page(
         f"Can this posterior be trusted? {subject.name}",
         diagnosis.verdict,
-        summary={f"{name.split(',')[0]} (nats)": bound for name, bound in bounds.items()},
+        summary={f"{name.split(',')[0]} (nats)": bound for name, bound in found.bounds.items()},
         findings=diagnosis.findings,
         finding_figures=plots,
         tables=tables,
         history=None if subject.fitted is None else subject.fitted.history,
         settings=settings,
         command=report.command("examples.posterior_diagnostics", settings),
-        environment=report.environment("cpu", settings["seed"]),
+        environment=report.environment(str(device_of(subject.lvm)), settings["seed"]),
     )
+
+
+def posterior_of(subject: Subject, index: torch.Tensor, seed: int) -> Any:
+    """The DataTree; where each datum has latents of its own, of the first of those that were looked at, under their own numbers."""
+    plan = layout(subject.lvm, part_of(subject.data, index).x)
+    if not (plan.local and subject.data.divisible):
+        return export.to_datatree(subject.lvm, subject.data, seed=seed)
+    index = index[:_EXPORTED] if len(index) < len(subject.data) else index
+    return export.to_datatree(subject.lvm, part_of(subject.data, index), coords={plan.data_plate or "": index.tolist()}, seed=seed)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -152,7 +171,6 @@ def main(argv: list[str] | None = None) -> int:
     write_settings(folder, settings)
     began = time.perf_counter()
     subject = subject_of(settings)
-    bounds, both = evidence(subject, settings)
     diagnosis = vilvm.diagnose(
         subject.lvm,
         subject.data,
@@ -162,19 +180,19 @@ def main(argv: list[str] | None = None) -> int:
         schedule=Schedule(num_temperatures=settings["temperatures"], leapfrog=3),
         seed=settings["seed"],
     )
-    small = subject.data.subset(slice(0, _EXPORTED)) if subject.data.divisible and len(subject.data) > _EXPORTED else subject.data
-    export.save(export.to_datatree(subject.lvm, small, seed=settings["seed"]), folder / "posterior.nc")
-    show(subject, bounds, both, diagnosis)
+    looked = part_of(subject.data, diagnosis.index)
+    found = evidence(subject, looked, settings)
+    export.save(posterior_of(subject, diagnosis.index, settings["seed"]), folder / "posterior.nc")
+    show(subject, found, diagnosis)
     told = [{**vars(finding), "gravity": finding.gravity.name} for finding in diagnosis.findings]
-    numbers = {name: {"mean": b.mean, "se": b.se, "mc_se": b.mc_se} for name, b in bounds.items()}
-    gap = None if both is None else {"mean": both.gap.mean, "se": both.gap.se, "mc_se": both.gap.mc_se}
+    bounds, gaps = ({name: {"mean": e.mean, "se": e.se, "mc_se": e.mc_se} for name, e in each.items()} for each in found)
     write_json(
         folder / "results.json",
-        {"verdict": diagnosis.verdict, "findings": told, "not_run": diagnosis.skipped, "evidence": numbers, "bdmc_gap": gap},
+        {"verdict": diagnosis.verdict, "findings": told, "not_run": diagnosis.skipped, "evidence": bounds, "bdmc_gap": gaps},
     )
     plots = report.diagnosis_figures(diagnosis.results, subject.fitted)
     save(plots, folder / "figures")
-    page(subject, settings, bounds, both, diagnosis, plots).write(folder / "page.html")
+    page(subject, settings, found, diagnosis, plots).write(folder / "page.html")
     console.print(
         f"Took {time.perf_counter() - began:.0f} s; open {folder / 'page.html'}; posterior.nc is beside it", highlight=False
     )

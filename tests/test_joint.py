@@ -150,3 +150,59 @@ def test_a_guide_that_makes_its_latents_cannot_be_undone():
     joint = Joint(vilvm.Pair(shared, AutoMultivariateNormal(shared)), X)
     with pytest.raises(vilvm.ContractError, match="start from the prior"):
         joint.unconstrained(joint.latents(joint.draw(1)))
+
+
+def shifted(x):
+    """A latent above another one, by an exponential: torch says of such a distribution that it is over the whole line."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        above = dist.TransformedDistribution(dist.Exponential(2.0), dist.transforms.AffineTransform(z.unsqueeze(-1), 1.0))
+        y = pyro.sample("y", above.to_event(1))
+        pyro.sample("x", dist.Normal(y.squeeze(-1), 0.5), obs=x)
+
+
+def below(x):
+    """A latent that lies between zero and another one."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        y = pyro.sample("y", dist.Uniform(0.0, z.exp()))
+        pyro.sample("x", dist.Normal(y, 0.5), obs=x)
+
+
+@pytest.mark.parametrize("base", ["guide", "prior"])
+@pytest.mark.parametrize("model", [shifted, below])
+def test_a_support_that_depends_on_a_latent(model, base):
+    torch.manual_seed(0)
+    joint = Joint(vilvm.Pair(model, poutine.block(model, hide=["x"])), X, base)
+    drawn = joint.draw(4)
+    torch.testing.assert_close(joint.unconstrained(joint.latents(drawn)), drawn, rtol=1e-3, atol=1e-3)
+    side = torch.linspace(-9, 9, 400, dtype=torch.float64)
+    u = torch.cartesian_prod(side, side)[:, None, :].expand(-1, len(X), -1)
+    cell = (side[1] - side[0]).log() * 2
+    found = joint(u)
+    torch.testing.assert_close((found.base.logsumexp(0) + cell).exp(), torch.ones(3, dtype=torch.float64), rtol=2e-3, atol=2e-3)
+    # The evidence over z and the quantiles of y given z.
+    z, quantile = torch.linspace(-6, 6, 400, dtype=torch.float64)[:, None], (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+    y = z - (1 - quantile).log() / 2 if model is shifted else z.exp() * quantile
+    grid = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(y, 0.5).log_prob(X.double()[:, None, None])
+    exact = grid.flatten(1).logsumexp(1) + (z[1, 0] - z[0, 0]).log() - torch.tensor(2000.0).log()
+    torch.testing.assert_close(found.target.logsumexp(0) + cell, exact, rtol=2e-3, atol=2e-3)
+
+
+def around(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.ProjectedNormal(torch.ones(2)))
+        pyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
+
+
+def test_a_support_without_a_bijection_is_refused_in_one_sentence():
+    lvm = vilvm.Pair(around, poutine.block(around, hide=["x"]))
+    with pytest.raises(vilvm.ContractError, match=r"Latent 'z' is ProjectedNormal, whose support .* no bijection from") as caught:
+        Joint(lvm, X)
+    assert "Trace" not in str(caught.value)
+
+
+def test_latents_in_another_layout_are_refused():
+    joint = Joint(vilvm.Pair(shared, poutine.block(shared, hide=["x"])), X, "prior")
+    with pytest.raises(vilvm.ContractError, match=r"Latent 'm' was given draws of shape \(1, 2\); a draw of it has shape \(2,\)"):
+        joint.unconstrained({"scale": torch.ones(1), "m": torch.zeros(1, 1, 2)})

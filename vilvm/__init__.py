@@ -3,7 +3,7 @@
 from vilvm.data import Data
 from vilvm.diagnostics import Diagnosis, Finding, diagnose
 from vilvm.evaluation import Estimate, Evaluation, Ledger, compare, evaluate
-from vilvm.lvm import ContractError, LatentVariableModel, Pair
+from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, Pair
 from vilvm.training import CheckpointError, Event, Fit, History, NonFiniteLossError, fit
 from vilvm.weights import LogWeights, log_weights, posterior, posterior_mean, predict, resample, sample
 
@@ -22,6 +22,7 @@ __all__ = [
     "Ledger",
     "LogWeights",
     "NonFiniteLossError",
+    "NotApplicable",
     "Pair",
     "compare",
     "diagnose",

@@ -29,6 +29,7 @@ from vilvm.data import Data, as_data
 __all__ = [
     "ContractError",
     "LatentVariableModel",
+    "NotApplicable",
     "Pair",
     "check_contract",
     "device_of",
@@ -42,6 +43,10 @@ _PARAMS = "pyro_params"  # the submodule of a model in which its pyro.param stat
 
 class ContractError(ValueError):
     """A model, guide or batch breaks the contract; the message says what, where, and what to do."""
+
+
+class NotApplicable(ContractError):
+    """What was asked for has no meaning for this pair, in which nothing is wrong; the message says why, and what applies instead."""
 
 
 @runtime_checkable

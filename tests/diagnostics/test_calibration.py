@@ -6,14 +6,18 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from scipy import stats
 
 import vilvm
 from models.ppca import PPCA
 from vilvm.diagnostics.calibration import sbc, tarp
 from vilvm.diagnostics.finding import Gravity
+from vilvm.diagnostics.refitted import vsbc
+from vilvm.evaluation import Schedule, ais, bdmc
 from vilvm.guides import with_prior_guide
-from vilvm.lvm import ContractError
+from vilvm.lvm import ContractError, NotApplicable
+from vilvm.weights import simulate
 
 
 @pytest.fixture
@@ -239,7 +243,7 @@ def test_what_cannot_be_calibrated_is_refused(exact, check):
     def rebuild(draws):
         return draws["x"], torch.ones(4)
 
-    with pytest.raises(ContractError, match=r"does not look at its batch.*vsbc"):
+    with pytest.raises(NotApplicable, match=r"does not look at its batch.*vsbc"):
         check(shared_mean(amortised=False), like=like, rebuild=rebuild)
     with pytest.raises(ContractError, match=r"observes a tensor of shape .* which is not, as it is, one of the batch's"):
         check(shifted(), like=like)
@@ -253,7 +257,116 @@ def test_what_cannot_be_calibrated_is_refused(exact, check):
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(m, 1.0), obs=x)
 
-    with pytest.raises(ContractError, match="its data share; pass like="):
+    with pytest.raises(NotApplicable, match="its data share; pass like="):
         check(vilvm.Pair(model, lambda x: pyro.sample("m", dist.Normal(x.mean(), 1.0))))
     with pytest.raises(ContractError, match="no spread to calibrate"):
         check(vilvm.Pair(model, lambda x: pyro.sample("m", dist.Delta(x.mean()))), like=torch.zeros(4))
+
+
+def local(x):
+    """One latent a datum."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+class PerDatum(torch.nn.Module):
+    """A guide with parameters for each of `size` data; it looks at its batch beside, or it does not."""
+
+    def __init__(self, size, looks):
+        super().__init__()
+        self.loc, self.looks = torch.nn.Parameter(torch.zeros(size, 2)), looks
+
+    def model(self, x):
+        local(x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.loc + (x / 2 if self.looks else 0), 0.7).to_event(1))
+
+
+@pytest.mark.parametrize("check", [sbc, tarp])
+def test_a_guide_with_parameters_for_each_datum_is_not_one_that_fails(check):
+    x = torch.randn(12, 2)
+    fitted = vilvm.Pair(local, AutoNormal(local))
+    vilvm.fit(fitted, x, steps=1)
+    for lvm in (fitted, PerDatum(12, looks=False), PerDatum(12, looks=True)):
+        for like in (None, x):
+            with pytest.raises(NotApplicable, match="vsbc"):
+                check(lvm, 20, 9, like=like)
+
+    def broken(x):
+        raise RuntimeError("broken")
+
+    with pytest.raises(ContractError, match="broken") as caught:
+        check(vilvm.Pair(local, broken), 20, 9)
+    assert not isinstance(caught.value, NotApplicable)
+
+
+class Noisy(torch.nn.Module):
+    """A decoder that is another one in training mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.decoder = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.BatchNorm1d(4), torch.nn.Dropout(0.5))
+        self.encoder = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 2))
+        self.decoder[2].eval()  # a part that its owner has set apart
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            mean = self.decoder(z.reshape(-1, 2)).reshape(*z.shape[:-1], 4)
+            pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder(x), 1.0).to_event(1))
+
+
+SHORT = Schedule(num_chains=4, num_temperatures=2, leapfrog=1)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda lvm, x: simulate(lvm, 6),
+        lambda lvm, x: simulate(lvm, 6, like=x),
+        lambda lvm, x: ais(lvm, x, SHORT),
+        lambda lvm, x: bdmc(lvm, SHORT, num_simulations=6),
+        lambda lvm, x: bdmc(lvm, SHORT, num_simulations=6, like=x),
+        lambda lvm, x: sbc(lvm, 6, 4),
+        lambda lvm, x: tarp(lvm, 6, 4, like=x),
+        lambda lvm, x: vsbc(lambda: around(lvm), x, 2, 4, fit_options={"steps": 2}),
+    ],
+    ids=["simulate", "simulate like", "ais", "bdmc", "bdmc like", "sbc", "tarp", "vsbc"],
+)
+def test_a_networks_buffers_and_modes_are_left_as_they_were(act):
+    lvm = Noisy()
+    before = {n: v.clone() for n, v in lvm.state_dict().items()}
+    modes = [m.training for m in lvm.modules()]
+    act(lvm, torch.randn(5, 4))
+    assert all(torch.equal(before[n], v) for n, v in lvm.state_dict().items())
+    assert modes == [m.training for m in lvm.modules()]
+
+
+def around(lvm):
+    """A fresh guide beside a model that is shared, and fixed."""
+    lvm.requires_grad_(False)
+    return vilvm.Pair(lvm.model, AutoMultivariateNormal(lvm.model))
+
+
+def test_the_data_of_a_simulation_are_seen_whole_and_those_that_all_share_are_not():
+    def model(batch):
+        x, scale = batch
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, scale), obs=x)
+
+    def guide(batch):
+        x, scale = batch
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / (1 + scale**2), scale / (1 + scale**2).sqrt()))
+
+    found = tarp(vilvm.Pair(model, guide), 100, 19, like=(torch.zeros(10), torch.tensor(0.5)), false_alarm=1e-6)
+    assert found.ranks.shape == (100,)
+    assert found.finding.gravity == Gravity.FINE

@@ -1,6 +1,7 @@
 """Active units, divergences and information of guides whose answer is known; collapse planted, and caught."""
 
 import math
+import sys
 from functools import partial
 
 import pyro
@@ -62,9 +63,147 @@ def test_noise_that_is_handed_on_makes_no_unit_active():
     }
 
 
-def test_one_datum_is_refused():
+def test_what_has_no_activity_is_refused():
+    lvm = vilvm.Pair(lambda x: None, lambda x: None)
     with pytest.raises(ValueError, match="at least two"):
-        active_units(vilvm.Pair(lambda x: None, lambda x: None), torch.zeros(1, 3))
+        active_units(lvm, torch.zeros(1, 3))
+    with pytest.raises(ValueError, match="active_units: threshold is a share of the prior's variance"):
+        active_units(lvm, torch.zeros(4, 3), threshold=1.0)
+    with pytest.raises(ValueError, match="collapse: threshold is a share of the prior's variance"):
+        collapse(lvm, torch.zeros(4, 3), threshold=0.0)
+
+
+def left(slope):
+    """Three latents a datum, in a plate left of that of the data; their means move with the datum by `slope`."""
+
+    def model(x):
+        with pyro.plate("data", len(x), dim=-1):
+            with pyro.plate("time", 3, dim=-2):
+                b = pyro.sample("b", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(b.sum(-2), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x), dim=-1), pyro.plate("time", 3, dim=-2):
+            pyro.sample("b", dist.Normal(slope * x + torch.tensor([[0.0], [1.0], [-1.0]]), 0.7))
+
+    return vilvm.Pair(model, guide)
+
+
+@pytest.mark.parametrize(("slope", "gravity"), [(0.0, Gravity.GRAVE), (0.5, Gravity.FINE)])
+def test_a_plate_left_of_the_datas_holds_units(slope, gravity):
+    lvm, x = left(slope), torch.randn(1003)  # of which active_units takes a thousand and three at a time
+    found = collapse(lvm, x, num_samples=2, num_data=300)
+    assert found.finding.gravity == gravity
+    assert found.active["b"].tolist() == 3 * [slope > 0]
+    kl = 0.5 * ((slope * x + torch.tensor([[0.0], [1.0], [-1.0]])) ** 2 + 0.49 - 1 - math.log(0.49)).mean(1).double()
+    assert ((found.kl["b"] - kl).abs() <= 5 * found.kl_se["b"] + 1e-6).all()
+    assert active_units(lvm, x)["b"].tolist() == 3 * [slope > 0]
+    whole = collapse(lvm, x, num_samples=2, num_data=1003)
+    torch.testing.assert_close(whole.spread["b"], (slope**2 * x.var()).double().expand(3), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(whole.kl["b"], kl, atol=1e-5, rtol=1e-5)
+
+
+def normal_pair(prior_sd, noise_sd, gain, guide_sd):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, prior_sd))
+            pyro.sample("x", dist.Normal(z, noise_sd), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(gain * x, guide_sd))
+
+    return vilvm.Pair(model, guide)
+
+
+def test_activity_is_a_share_of_the_priors_variance():
+    kept = 0.05**2 / (0.05**2 + 0.02**2)
+    exact, x = normal_pair(0.05, 0.02, kept, 0.05 * (1 - kept) ** 0.5), (0.05**2 + 0.02**2) ** 0.5 * torch.randn(500)
+    found = collapse(exact, x)
+    assert found.spread["z"] < 0.01 < found.activity["z"]
+    assert abs(found.activity["z"] - kept**2 * x.var() / 0.05**2) < 5 * found.activity["z"] * (2 / 5000) ** 0.5
+    assert found.finding.gravity == Gravity.FINE
+    assert found.finding.about == "model"
+    assert active_units(exact, x)["z"]
+    wide, x = normal_pair(10.0, 10.0, 0.5, 10.0), torch.randn(500)  # moves by 0.5 where its prior spreads by 10
+    found = collapse(wide, x)
+    assert found.spread["z"] > 0.01 > found.activity["z"]
+    assert found.finding.gravity == Gravity.GRAVE
+    assert not active_units(wide, x)["z"]
+
+
+class Two:
+    """A latent that follows the datum by its mean, and a second one whose spread is sd(x)."""
+
+    def __init__(self, gain, sd):
+        self.gain, self.sd = gain, sd
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+            b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(a, b.square().sum(-1).sqrt() + 0.1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("a", dist.Normal(self.gain * x, (1 - self.gain**2) ** 0.5))
+            pyro.sample("b", dist.Normal(torch.zeros(2), self.sd(x)[:, None] * torch.ones(2)).to_event(1))
+
+
+@pytest.mark.parametrize(
+    ("gain", "sd", "gravity"),
+    [
+        (0.5, lambda x: 0.2 + 0.5 * x.abs(), Gravity.FINE),
+        (0.0, lambda x: 0.2 + 0.5 * x.abs(), Gravity.WARNING),  # a is of no use
+        (0.5, torch.ones_like, Gravity.WARNING),  # b is
+        (0.0, torch.ones_like, Gravity.GRAVE),
+    ],
+)
+def test_a_latent_may_tell_by_its_spread(gain, sd, gravity):
+    found = collapse(Two(gain, sd), torch.randn(400))
+    assert not found.active["b"].any()
+    assert found.finding.gravity == gravity
+    assert ("by their spread" in found.finding.verdict) == (gravity < Gravity.GRAVE and not gain)
+
+
+def test_generators_are_left_as_they_were_and_a_seed_fixes_the_draws():
+    lvm, x = Chain(), torch.randn(30)
+    before = torch.get_rng_state()
+    first, second = (collapse(lvm, x, seed=3) for _ in range(2))
+    assert torch.equal(first.spread["b"], second.spread["b"])
+    assert not torch.equal(first.spread["b"], collapse(lvm, x, seed=4).spread["b"])
+    active_units(lvm, x, seed=3)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+class Own(torch.nn.Module):
+    """Guides of the same q(z | x): with parameters for each datum, and amortised."""
+
+    def __init__(self, x, amortised):
+        super().__init__()
+        self.mean, self.amortised = torch.nn.Parameter(0.5 * x), amortised
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.5 * x if self.amortised else self.mean, 0.5**0.5))
+
+
+def test_a_guide_with_parameters_for_each_datum_is_run_on_all_of_them():
+    x = 2**0.5 * torch.randn(1500)
+    own, amortised = (collapse(Own(x, amortised), x, num_samples=4, num_data=300) for amortised in (False, True))
+    assert own.num_data == amortised.num_data == 300
+    assert own.finding.gravity == Gravity.FINE
+    for name in ("rate", "information", "information_above"):
+        one, other = getattr(own, name), getattr(amortised, name)
+        assert len(one.values) == 300
+        assert abs(one.mean - other.mean) < 5 * (one.se**2 + other.se**2) ** 0.5
+    expected = 0.5 * math.log(2.0)  # the guide is exact, and I(x; z) = ½ log(1 + 1)
+    assert own.information.mean - 5 * own.information.se < expected < own.information_above.mean + 5 * own.information_above.se
+    assert active_units(Own(x, amortised=False), x)["z"]
 
 
 # KL per dimension, mutual information, aggregated posterior
@@ -218,7 +357,9 @@ def test_the_density_of_given_latents_is_that_of_the_draws(make):
         guide_log_prob(lvm, x, {name: value[:, :-1] for name, value in weights.latents.items()})
 
 
-def test_latents_that_depend_on_one_another_have_their_rate():
+@pytest.mark.parametrize("rows", [50_000, 3_000])  # all draws in one pass, or in seven
+def test_latents_that_depend_on_one_another_have_their_rate(rows, monkeypatch):
+    monkeypatch.setattr(sys.modules[collapse.__module__], "_ROWS", rows)
     x = torch.randn(40)
     found = collapse(Chain(), x, num_samples=500)
     a = 0.5 * (x**2 + 0.25 - 1 - math.log(0.25))
@@ -226,9 +367,12 @@ def test_latents_that_depend_on_one_another_have_their_rate():
     torch.testing.assert_close(found.kl["a"], a.mean().double().expand(2), rtol=1e-4, atol=1e-5)
     # Given a, whose sum has mean 2x and variance 0.5, b of time t is off by −½ Σa + t x.
     t = torch.arange(3.0)[:, None]
-    b = 0.5 * (((t - 1) * x) ** 2 + 0.25 * 0.5 + 0.49 - 1 - math.log(0.49)).sum(0).mean().item()
-    assert found.kl["b"].item() == pytest.approx(b, rel=0.05)
-    assert abs(found.rate.mean - (2 * a.mean().item() + b)) < 5 * found.rate.mc_se
+    b = 0.5 * (((t - 1) * x) ** 2 + 0.25 * 0.5 + 0.49 - 1 - math.log(0.49)).mean(1)
+    torch.testing.assert_close(found.kl["b"], b.double(), rtol=0.05, atol=0.0)
+    assert abs(found.rate.mean - (2 * a.mean() + b.sum()).item()) < 5 * found.rate.mc_se
+    means = torch.stack([x + (t * x)[i] for i in range(3)])  # the noise of a, of variance 0.5 / 4, is averaged over 500 draws
+    error = ((2 * means.var(1) + 0.125 / 500) * 0.125 / 500 / 39).sqrt()
+    assert ((found.spread["b"] - means.var(1)).abs() < 5 * error).all()
 
 
 def test_a_guide_of_auxiliary_draws_has_a_rate_and_no_information():

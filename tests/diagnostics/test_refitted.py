@@ -102,3 +102,22 @@ def test_an_autoguide_that_is_trained_long_enough_passes_and_one_that_is_not_fai
     options = {"steps": 300, "optimizer": partial(torch.optim.Adam, lr=0.05), "scheduler": decaying}
     assert vsbc(make, torch.zeros(N), 60, fit_options=options, false_alarm=1e-6).finding.gravity == Gravity.FINE
     assert vsbc(make, torch.zeros(N), 60, fit_options={"steps": 3}).finding.gravity == Gravity.GRAVE
+
+
+def test_what_is_built_and_what_is_simulated_are_drawn_apart():
+    starts, truths = [], []
+
+    def build():
+        start = torch.randn(())
+        starts.append(start.item())
+
+        def model(x):
+            m = pyro.sample("m", dist.Normal(0.0, 1.0))
+            truths.append(m.item())
+            with pyro.plate("data", len(x)):
+                pyro.sample("x", dist.Normal(m, 1.0), obs=x)
+
+        return vilvm.Pair(model, lambda x: pyro.sample("m", dist.Normal(pyro.param("loc", start), 1.0)))
+
+    vsbc(build, torch.zeros(N), 5, 3, fit_options={"steps": 1})
+    assert not set(starts) & set(truths)

@@ -10,11 +10,13 @@ from pyro.infer.autoguide import AutoMultivariateNormal
 
 import vilvm
 from models.ppca import PPCA
+from vilvm.data import seeded
+from vilvm.datasets.transforms import DynamicBinarisation
 from vilvm.evaluation import Schedule, ais, bdmc
 from vilvm.evaluation.annealing import _Chains
 from vilvm.evaluation.hmc import start, transition
 from vilvm.progress import ProgressBar
-from vilvm.weights import sample
+from vilvm.weights import sample, simulate
 from vilvm.weights.joint import Joint
 
 
@@ -165,3 +167,104 @@ def test_an_exact_evidence_that_there_is_not_is_refused():
     lvm = vilvm.Pair(mean_of, AutoMultivariateNormal(mean_of))
     with pytest.raises(vilvm.ContractError, match="has no method exact_log_evidence"):
         vilvm.evaluate(lvm, torch.zeros(3), bounds="exact")
+
+
+def causes(x):
+    """x ~ N(Σ z, ¼) of three causes in a plate left of the data's, so p(x) = N(0, 3¼)."""
+    data = pyro.plate("data", len(x), dim=-1)
+    with pyro.plate("causes", 3, dim=-2), data:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with data:
+        pyro.sample("x", dist.Normal(z.sum(-2, keepdim=True), 0.5), obs=x)
+
+
+def causes_of(x):
+    """Marginals of the posterior, whose correlations it lacks."""
+    with pyro.plate("causes", 3, dim=-2), pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(x / 3.25, (1 - 1 / 3.25) ** 0.5))
+
+
+@pytest.mark.parametrize("base", ["guide", "prior"])
+@pytest.mark.parametrize("given", [False, True])
+def test_bounds_hold_with_a_plate_left_of_the_datas(base, given):
+    lvm, schedule = vilvm.Pair(causes, causes_of), Schedule(num_chains=8, num_temperatures=40, leapfrog=3, base=base)
+    like = torch.zeros(50) if given else None
+    with seeded(0):
+        drawn = simulate(lvm, 150, like=like)
+    x = torch.cat([s.batch for s in drawn])
+    z = torch.cat([s.latents["z"] for s in drawn], -1)
+    assert z.shape == (1, 3, 150)
+    residual = x - z[0].sum(0)
+    assert abs(residual.var() - 0.25) < 5 * 0.25 * math.sqrt(2 / 150)  # the latents are those that made the data
+    found = bdmc(lvm, schedule, num_simulations=150, like=like)
+    with seeded(0):
+        x = torch.cat([s.batch for s in simulate(lvm, 150, like=like)])  # bdmc's own, of the same seed
+    exact = dist.Normal(0.0, 3.25**0.5).log_prob(x).double()
+    lower, upper = found.lower.values - exact, found.upper.values - exact
+    assert lower.mean() < 5 * lower.std() / math.sqrt(150)
+    assert upper.mean() > -5 * upper.std() / math.sqrt(150)
+    assert 0 < found.gap.mean < 1
+
+
+def test_as_many_simulations_as_were_asked_for():
+    def model(batch):
+        x, scale = batch
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, scale), obs=x)
+
+    def guide(batch):
+        with pyro.plate("data", len(batch[0])):
+            pyro.sample("z", dist.Normal(batch[0] / 2, 0.7))
+
+    schedule = Schedule(num_chains=4, num_temperatures=5, leapfrog=1)
+    for scale in (torch.linspace(0.5, 2, 8), torch.tensor(0.7)):  # the second belongs to no datum, so that the batch cannot be cut
+        like = (torch.zeros(8), scale)
+        assert bdmc(vilvm.Pair(model, guide), schedule, num_simulations=11, like=like).gap.values.shape == (11,)
+    assert [len(s.batch[0]) for s in simulate(vilvm.Pair(model, guide), 11, like=(torch.zeros(8), torch.ones(8)))] == [8, 3]
+
+
+def test_the_transform_of_a_batch_is_heard():
+    like = vilvm.Data(torch.full((4, 5), 0.5), transform=DynamicBinarisation())
+    seen = []
+
+    class Listening(PPCA):
+        def model(self, x):
+            seen.append(x.unique().tolist())
+            super().model(x)
+
+    bdmc(Listening(5, 2), Schedule(num_chains=4, num_temperatures=2, leapfrog=1), num_simulations=4, like=like)
+    assert set(seen[0]) <= {0.0, 1.0}
+
+
+def test_few_chains_that_count_are_said_to_be_unreliable():
+    lvm, x = linear()
+    good = Schedule(num_temperatures=30, leapfrog=3)
+    assert ais(lvm, x[:20], good).reliable.all()
+    assert bdmc(lvm, good, num_simulations=20).reliable.all()
+    far = ais(lvm, 20 * x[:20], Schedule(num_chains=16, num_temperatures=1, base="prior"))
+    assert not far.reliable.any()
+    assert far.to_dict()["reliable"] == 0
+    exact = lvm.exact_log_evidence(20 * x[:20]).detach()
+    assert (exact - far.bound.values > 5 * far.bound.errors).any()  # which is why
+
+
+def test_what_a_model_does_not_observe_as_it_is_makes_no_batch():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x + 1)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    def placeholder(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x + 1 if x.dim() == 1 else x.new_zeros(len(x)))
+
+    with pytest.raises(vilvm.ContractError, match="is not the value of its one observed site"):
+        simulate(vilvm.Pair(placeholder, guide), 3)
+    with pytest.raises(vilvm.ContractError, match="is not, as it is, one of the batch's"):
+        simulate(vilvm.Pair(model, guide), 3, like=torch.zeros(3))

@@ -7,11 +7,11 @@ from vilvm.diagnostics.convergence import Converged, Convergence, convergence
 from vilvm.diagnostics.correction import Correction, correction
 from vilvm.diagnostics.diagnosis import Diagnosis, diagnose
 from vilvm.diagnostics.finding import Finding, Gravity
-from vilvm.diagnostics.gaps import Gaps, gaps
+from vilvm.diagnostics.gaps import Bound, Gaps, gaps
 from vilvm.diagnostics.gradients import GradientSNR, gradient_snr
 from vilvm.diagnostics.loo import LOO, loo
 from vilvm.diagnostics.predictive import PredictiveCheck, predictive_check
-from vilvm.diagnostics.psis import ParetoK, pareto_k, psis
+from vilvm.diagnostics.psis import Look, ParetoK, pareto_k, psis
 from vilvm.diagnostics.refitted import VSBC, vsbc
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "SBC",
     "TARP",
     "VSBC",
+    "Bound",
     "Collapse",
     "CollapseAlarm",
     "Converged",
@@ -29,6 +30,7 @@ __all__ = [
     "Gaps",
     "GradientSNR",
     "Gravity",
+    "Look",
     "ParetoK",
     "PredictiveCheck",
     "active_units",

@@ -24,20 +24,13 @@ import torch
 from torch import Tensor
 
 from vilvm.diagnostics.finding import Finding, Gravity
-from vilvm.diagnostics.simulated import (
-    LIKELIHOOD,
-    Rebuild,
-    check_amortised,
-    components,
-    quantities,
-    simulating,
-    simulations,
-)
+from vilvm.diagnostics.simulated import LIKELIHOOD, check_amortised, components, features, quantities, truth
 from vilvm.diagnostics.uniformity import Coverage, holm, interval_coverage, rank_among, uniformity_p_values
 from vilvm.evaluation.bounds import rows_in_a_pass
 from vilvm.lvm import LatentVariableModel, device_of
 from vilvm.weights import posterior
 from vilvm.weights.contract import check_number
+from vilvm.weights.simulated import Rebuild, simulating, simulations
 
 __all__ = ["SBC", "TARP", "sbc", "tarp"]
 
@@ -216,7 +209,7 @@ def sbc(
     latents beside it those of the first ten data are ranked.
 
     Arguments:
-        lvm: the model and guide. A guide that does not look at its batch is refused, unless it is the prior.
+        lvm: the model and guide, in evaluation mode meanwhile. A guide that does not look at its batch is refused, unless it is the prior.
         num_simulations: L. Coverage is known to 0.5 / √L or better.
         num_draws: S, draws of the guide for each simulation.
         like: a batch, for a model that reads more of it than its length, or whose latents the data share; each simulation is of its size.
@@ -229,8 +222,9 @@ def sbc(
         SBC, with ranks of shape (num_simulations, K).
 
     Raises:
-        ContractError: the guide has no spread or does not look at its batch; the model cannot be simulated; latents are shared and `like`
-            was not given.
+        NotApplicable: a ContractError: the guide does not look at its batch, or has parameters for each datum; latents are shared and `like` was
+            not given.
+        ContractError: the guide has no spread, or the model cannot be simulated.
         ValueError: an option is out of range, or a batch cannot be made of draws.
 
     Reference: Validating Bayesian inference algorithms with simulation-based calibration, Talts et al., 2018.
@@ -248,9 +242,10 @@ def sbc(
     with simulating(lvm, like, seed) as fixed:
         check_amortised("sbc", lvm, fixed, rebuild, seed)
         parts, names = [], ()
-        for simulated in simulations(lvm, num_simulations, fixed, rebuild, _rows(lvm, num_draws, batch_size)):
-            truth, draws, names = quantities(lvm, simulated, num_draws)
-            parts.append(rank_among(truth, draws).cpu())
+        rows = _rows(lvm, num_draws, batch_size)
+        for simulation in simulations(lvm, num_simulations, like=fixed, rebuild=rebuild, batch_size=rows):
+            first, draws, names = quantities(lvm, simulation, num_draws)
+            parts.append(rank_among(first, draws).cpu())
     ranks = torch.cat(parts)[:num_simulations]
     return SBC(ranks, num_draws, names, uniformity_p_values(ranks, num_draws), false_alarm)
 
@@ -283,7 +278,7 @@ def tarp(
         TARP, with ranks of shape (num_simulations,).
 
     Raises:
-        ContractError: as ``sbc``.
+        NotApplicable, ContractError: as ``sbc``.
         ValueError: an option is out of range.
 
     Reference: Sampling-based accuracy testing of posterior estimators for general inference, Lemos et al., 2023.
@@ -302,19 +297,20 @@ def tarp(
     with simulating(lvm, like, seed) as fixed:
         check_amortised("tarp", lvm, fixed, rebuild, seed)
         rows = _rows(lvm, num_draws, batch_size)
-        others = [(s.truth, s.features) for s in simulations(lvm, num_simulations, fixed, rebuild, rows)]
+        options = {"like": fixed, "rebuild": rebuild, "batch_size": rows}
+        others = [(truth(s), features(s)) for s in simulations(lvm, num_simulations, **options)]
         points, data = (torch.cat(column) for column in zip(*others, strict=True))
         spread = points.std(0, correction=0)
         spread = torch.where(spread > 0, spread, 1.0)
         ranks, done = [], 0
-        for simulated in simulations(lvm, num_simulations, fixed, rebuild, rows):
-            index = torch.arange(done, done + simulated.size, device=points.device) % len(points)
+        for simulation in simulations(lvm, num_simulations, **options):
+            index = torch.arange(done, done + simulation.size, device=points.device) % len(points)
             if reference == "data":
-                index = torch.cdist(simulated.features, data).argmin(1)
-            drawn = components(posterior(lvm, simulated.batch, num_draws), simulated.plan)
-            truth, draws = (((z - points[index]) / spread).norm(dim=-1) for z in (simulated.truth, drawn))
-            ranks.append(rank_among(truth, draws).cpu())
-            done += simulated.size
+                index = torch.cdist(features(simulation), data).argmin(1)
+            drawn = components(posterior(lvm, simulation.batch, num_draws), simulation.plan)
+            first, draws = (((z - points[index]) / spread).norm(dim=-1) for z in (truth(simulation), drawn))
+            ranks.append(rank_among(first, draws).cpu())
+            done += simulation.size
     joined = torch.cat(ranks)[:num_simulations]
     return TARP(joined, num_draws, uniformity_p_values(joined, num_draws).item(), false_alarm)
 

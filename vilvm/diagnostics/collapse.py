@@ -1,7 +1,12 @@
-"""Posterior collapse: latents that the guide leaves at their prior, whatever the datum.
+"""Posterior collapse: latents that stay at their prior, whatever the datum.
 
-A unit u is active if its posterior mean moves with the data, Var_x E_q[z_u | x] > 0.01. How much a latent tells of its datum is
-the mutual information I_q(x; z) under p(x) q(z | x), which with the aggregated posterior q(z) = E_x q(z | x) takes the rate apart:
+A unit u is active if its posterior mean moves with the data, by more than a hundredth of its prior's variance:
+
+    activity_u = Var_x E_q[z_u | x] / Var_p[z_u] > 0.01,
+
+which for a prior of unit variance is the rule of Burda et al. A unit may also tell of its datum by its spread alone, so that what
+decides is how much the latents tell: the mutual information I_q(x; z) under p(x) q(z | x), which with the aggregated posterior
+q(z) = E_x q(z | x) takes the rate apart:
 
     E_x KL(q(z | x) ‖ p(z)) = I_q(x; z) + KL(q(z) ‖ p(z)).
 
@@ -12,12 +17,16 @@ Of N data, with z ~ q(z | x_i) and i among them, two estimates lie in expectatio
 The first is the estimator of Hoffman and Johnson, exact for the N data themselves. It cannot exceed log N, so a latent that tells
 more (its rate is far above log N) saturates it; the second then says how little the first means.
 
+Where the likelihood makes no use of z, the exact posterior is the prior, and the guide is right to say so. So a collapse is said of the
+model. That a guide has collapsed and its model's posterior has not shows in k̂, in the gaps and in calibration.
+
 References: Importance Weighted Autoencoders, Burda, Grosse and Salakhutdinov, 2016 (active units); ELBO surgery: yet another way to
 carve up the variational evidence lower bound, Matthew D. Hoffman and Matthew J. Johnson, 2016; On Variational Bounds of Mutual
 Information, Poole, Ozair, van den Oord, Alemi and Tucker, 2019 (the two sides).
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,7 +35,7 @@ from torch import Tensor
 
 from vilvm.data import Data, seeded
 from vilvm.diagnostics.finding import Finding, Gravity
-from vilvm.evaluation.bounds import Estimate
+from vilvm.evaluation.bounds import Estimate, in_parts
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, layout, log_weights, posterior_mean, sample
 from vilvm.weights.contract import check_number
@@ -34,9 +43,12 @@ from vilvm.weights.guided import divergences, guide_log_prob
 
 __all__ = ["Collapse", "Moments", "active_units", "collapse"]
 
-_ROWS = 50_000
+_ROWS = 50_000  # draws of latents, of all data together, in a pass
 _PAIRS = 200_000  # of a latent and a datum in a pass
-_SHARE = 0.25  # of active units, below which a latent is called mostly unused
+_DRAWS = 50  # for a posterior mean that is not known in closed form
+_PRIOR_DRAWS = 10_000  # for the prior's variance, whose relative error is then some 1.4 %
+_SHARE = 0.25  # of the units of a latent: where fewer are used, it is called mostly unused
+_NOTHING = 0.01  # nats: what tells less of the datum tells nothing
 
 
 class Moments(NamedTuple):
@@ -53,9 +65,9 @@ class Collapse:
     """What ``collapse`` found; all in nats per datum.
 
     Arguments:
-        activity: Var_x E_q[z | x] by latent, of its event shape; without latents that have no mean.
+        spread: Var_x E_q[z | x] by latent, of its event shape, plates within a datum before it; without latents that have no mean.
         threshold: activity above which a unit is active.
-        kl: E_x KL(q(z_d | x) ‖ p(z_d)) by latent: of its event shape where guide and prior factorise, else a single number.
+        kl: E_x KL(q(z_d | x) ‖ p(z_d)) by latent: shaped as `spread` where guide and prior factorise, else a single number.
         kl_se: standard errors of `kl`, the data's spread included.
         rate: E_x KL(q(z | x) ‖ p(z)), all latents together.
         information: I_q(x; z) from below, at most log num_data. None where the guide has no density of given latents.
@@ -65,7 +77,7 @@ class Collapse:
         num_data: data that were looked at.
     """
 
-    activity: dict[str, Tensor]
+    spread: dict[str, Tensor]
     threshold: float
     kl: dict[str, Tensor]
     kl_se: dict[str, Tensor]
@@ -77,8 +89,13 @@ class Collapse:
     num_data: int
 
     @property
+    def activity(self) -> dict[str, Tensor]:
+        """Var_x E_q[z | x] / Var_p[z] by latent, shaped as `spread`: of a prior of unit variance, the activity of Burda et al."""
+        return {name: value / self.moments[name].prior_variance for name, value in self.spread.items()}
+
+    @property
     def active(self) -> dict[str, Tensor]:
-        """Which units are active, by latent, of its event shape."""
+        """Which units are active, by latent, shaped as `spread`."""
         return {name: value > self.threshold for name, value in self.activity.items()}
 
     @property
@@ -90,22 +107,47 @@ class Collapse:
 
     @property
     def finding(self) -> Finding:
-        """GRAVE if nothing is active, WARNING if a latent is mostly unused, NOTE if some units are, else FINE."""
-        counts = {name: (int(a.sum()), a.numel()) for name, a in self.active.items()}
-        gravity = _gravity(counts, self.rate.mean)
-        units = ", ".join(f"{on} of {n} units of {name!r}" for name, (on, n) in counts.items()) or "no latent with a mean"
-        advice = ""
-        if gravity >= Gravity.WARNING:
-            advice = "Try KL warm-up (vilvm.objectives.Annealed), a weaker decoder, or a smaller latent."
-        elif gravity == Gravity.NOTE:
-            advice = "Unused units do no harm; a smaller latent would do as well."
+        """GRAVE if the latents tell nothing of the datum, WARNING if one is mostly unused, NOTE if a unit is, else FINE."""
+        gravity = self._gravity()
+        active = self.active
+        units = (
+            ", ".join(f"{int(a.sum())} of {a.numel()} units of {name!r}" for name, a in active.items()) or "no latent with a mean"
+        )
+        by_spread = active and gravity < Gravity.GRAVE and not self._any_active
         return Finding(
             name="Posterior collapse",
             gravity=gravity,
-            verdict=f"Active: {units}; the rate is {self.rate.mean:.3g} nats per datum{self._of_information()}.",
-            source=f"activity above {self.threshold:g}, Burda et al. 2016; a warning below a quarter of a latent's units is ours",
-            advice=advice,
+            verdict=f"Active: {units}; the rate is {self.rate.mean:.3g} nats per datum{self._of_information()}."
+            + (" No mean moves with the datum: what the latents tell of it, they tell by their spread." if by_spread else ""),
+            source=f"activity above {self.threshold:g} of the prior's variance, which for a prior of unit variance is the rule of Burda et al. 2016; "
+            "that less than 0.01 nats tell nothing, and a warning below a quarter of a latent's units, are ours",
+            advice=_ADVICE[gravity],
+            about="model",
         )
+
+    def _gravity(self) -> Gravity:
+        told = self.rate if self.information is None else self.information
+        tells = told.mean - 3 * told.mc_se > _NOTHING
+        if not (tells or self._any_active):
+            return Gravity.GRAVE
+        idle = [self._idle(name).double().mean().item() for name in self.spread]
+        if any(share > 1 - _SHARE for share in idle):
+            return Gravity.WARNING
+        return Gravity.NOTE if any(idle) else Gravity.FINE
+
+    @property
+    def _any_active(self) -> bool:
+        return any(bool(a.any()) for a in self.active.values())
+
+    def _idle(self, name: str) -> Tensor:
+        """Units of a latent whose mean does not move and whose divergence, which bounds what they tell, is as small as at the threshold."""
+        active = self.active[name]
+        at_threshold = -0.5 * math.log1p(-self.threshold)  # what a Gaussian unit tells whose mean has this share of its variance
+        key = name if name in self.kl else " and ".join(self.moments)  # the latents may have a divergence together only
+        tells = self.kl[key] - 3 * self.kl_se[key] > at_threshold
+        if tells.shape != active.shape:  # a divergence of all units together is that of those that are active, if there are any
+            tells = tells & ~active.any()
+        return ~(active | tells)
 
     def _of_information(self) -> str:
         if self.information is None:
@@ -119,13 +161,12 @@ class Collapse:
         return f", of which {self.information.mean:.3g} tell of the datum and at most {self.marginal_kl.mean:.3g} are the aggregated posterior's distance from the prior"
 
 
-def _gravity(counts: dict[str, tuple[int, int]], rate: float) -> Gravity:
-    if not any(on for on, _ in counts.values()):
-        # Where no latent has a mean, the rate is all there is to judge by: it bounds the mutual information.
-        return Gravity.GRAVE if counts or rate < 0.01 else Gravity.FINE
-    if any(on < _SHARE * n for on, n in counts.values()):
-        return Gravity.WARNING
-    return Gravity.NOTE if any(on < n for on, n in counts.values()) else Gravity.FINE
+_ADVICE = {
+    Gravity.FINE: "",
+    Gravity.NOTE: "Unused units do no harm; a smaller latent would do as well.",
+    Gravity.WARNING: "Try KL warm-up (vilvm.objectives.Annealed), a weaker decoder, or a smaller latent.",
+}
+_ADVICE[Gravity.GRAVE] = _ADVICE[Gravity.WARNING]
 
 
 @torch.no_grad()
@@ -140,15 +181,16 @@ def collapse(
         lvm: the model and guide; every latent stands in the plate over the data.
         data: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row; a transform is drawn once.
         num_samples: draws a datum.
-        num_data: data looked at, drawn from `seed` if there are more; the work grows with its square.
-        threshold: activity above which a unit is active.
+        num_data: data looked at, drawn from `seed` if there are more; the work grows with its square. A guide that takes all data or none
+            (one with parameters for each datum) is run on all of them, and these are looked at, by fewer draws for the information.
+        threshold: activity above which a unit is active, between 0 and 1.
         seed: of draws, transform and choice of data; torch's generators are left as they were.
 
     Returns:
         Collapse, in nats per datum.
 
     Raises:
-        ValueError: num_samples below 2, or fewer than two data.
+        ValueError: num_samples below 2, fewer than two data, or a threshold that is not between 0 and 1.
         ContractError: a latent is shared by the data, is put on one point by the guide, or has a flat prior.
 
     Example:
@@ -162,33 +204,48 @@ def collapse(
     """
     check_number("collapse: num_samples", num_samples, 2)
     check_number("collapse: num_data", num_data, 2)
-    fixed = _checked(fixed_beside(lvm, data, seed), "collapse")
+    fixed = _checked(fixed_beside(lvm, data, seed), threshold, "collapse")
     with seeded(seed, fixed.device), evaluation_mode(lvm):
-        if len(fixed) > num_data:
-            fixed = fixed.subset(torch.randperm(len(fixed))[:num_data])
-        plan = layout(lvm, fixed.x)
+        run, plan = _as_run(lvm, fixed, num_data)
         _check_local(lvm, plan, "collapse")
         _check_density(lvm, plan)
-        kl = divergences(lvm, fixed.x, num_samples, plan=plan)
-        kl = {name: value.mean(0) for name, value in kl.items()}
-        weights = log_weights(lvm, fixed.x, num_samples, plan=plan)
-        rate = weights.rate
-        below, above = _information(lvm, fixed, weights.latents, plan)
+        columns = torch.randperm(plan.num_data)[:num_data].sort().values.to(run.device)
+        kl = _over_draws(lambda size: _mean_divergences(lvm, run, size, plan), num_samples, plan)
+        kl = {name: value[columns] for name, value in kl.items()}
+        weights = log_weights(lvm, run.x, num_samples, chunk=_at_once(plan), plan=plan)
+        latents = {name: _by_datum(value, name, plan)[:, columns] for name, value in weights.latents.items()}
+        prior = {name: value[:, columns] for name, value in _prior(lvm, run, num_samples, plan).items()}
+        rate = weights.rate[:, columns]
+        few = max(2, num_samples * len(columns) // plan.num_data)  # each draw is held against all data that are run
+        below, above = _information(lvm, run, {name: value[:few] for name, value in latents.items()}, plan, columns)
         return Collapse(
-            activity=_activity_where_known(lvm, fixed, num_samples),
+            spread=_spread_where_known(lvm, run, max(num_samples, _DRAWS), plan, columns),
             threshold=threshold,
             kl={name: value.mean(0).cpu() for name, value in kl.items()},
             kl_se={name: (value.std(0) / math.sqrt(len(value))).cpu() for name, value in kl.items()},
             rate=_estimate(rate),
             information=None if below is None else _estimate(below),
             information_above=None if above is None else _estimate(above),
-            marginal_kl=None if below is None else _estimate(rate - below),
-            moments=_moments(lvm, fixed, weights.latents, plan),
-            num_data=len(fixed),
+            marginal_kl=None if below is None else _estimate(rate[:few] - below),
+            moments={name: Moments(*_moments(value), *_moments(prior[name])) for name, value in latents.items()},
+            num_data=len(columns),
         )
 
 
-def _checked(data: Data, caller: str) -> Data:
+def _as_run(lvm: LatentVariableModel, data: Data, num_data: int) -> tuple[Data, Layout]:
+    """`num_data` of the data, at random, or all where the pair knows no other size; and their layout."""
+    if data.divisible and len(data) > num_data:
+        some = data.subset(torch.randperm(len(data))[:num_data])
+        try:
+            return some, layout(lvm, some.x)
+        except ContractError:  # parameters for each datum; if it is another fault, all data have it too
+            pass
+    return data, layout(lvm, data.x)
+
+
+def _checked(data: Data, threshold: float, caller: str) -> Data:
+    if not 0 < threshold < 1:
+        raise ValueError(f"{caller}: threshold is a share of the prior's variance, between 0 and 1; got {threshold!r}.")
     if len(data) < 2:
         raise ValueError(f"{caller} needs at least two data; got {len(data)}.")
     return data
@@ -212,23 +269,63 @@ def _estimate(terms: Tensor) -> Estimate:
     return Estimate(terms.mean(0).cpu(), (terms.std(0) / math.sqrt(len(terms))).cpu())
 
 
+def _at_once(plan: Layout) -> int:
+    """Draws a datum in a pass, so that memory is bounded."""
+    return max(1, _ROWS // plan.num_data)
+
+
+def _passes(num_samples: int, plan: Layout) -> list[int]:
+    size = _at_once(plan)
+    return [min(size, num_samples - done) for done in range(0, num_samples, size)]
+
+
+def _over_draws(mean: Callable[[int], dict[str, Tensor]], num_samples: int, plan: Layout) -> dict[str, Tensor]:
+    """The mean over `num_samples` draws, by name, of what `mean` gives as that over any number of them."""
+    means: dict[str, Tensor] = {}
+    for size in _passes(num_samples, plan):
+        means = {name: means.get(name, 0.0) + value * (size / num_samples) for name, value in mean(size).items()}
+    return means
+
+
+def _mean_divergences(lvm: LatentVariableModel, data: Data, num_samples: int, plan: Layout) -> dict[str, Tensor]:
+    return {name: value.mean(0) for name, value in divergences(lvm, data.x, num_samples, plan=plan).items()}
+
+
+def _by_datum(draws: Tensor, name: str, plan: Layout) -> Tensor:
+    """Draws of a latent, shape (num_samples, num_data, *plates, *event)."""
+    return draws.movedim(plan.data_axes[name], 1)
+
+
+def _prior(lvm: LatentVariableModel, data: Data, num_samples: int, plan: Layout) -> dict[str, Tensor]:
+    """Draws of every latent from its prior, shape (num_samples, num_data, *plates, *event)."""
+    drawn = [sample(lvm, size, like=data.x) for size in _passes(num_samples, plan)]
+    return {name: torch.cat([_by_datum(part[name], name, plan) for part in drawn]) for name in plan.latents}
+
+
+def _moments(draws: Tensor) -> tuple[Tensor, Tensor]:
+    flat = draws.double().flatten(0, 1)
+    return flat.mean(0).cpu(), flat.var(0).cpu()
+
+
 def _information(
-    lvm: LatentVariableModel, data: Data, latents: dict[str, Tensor], plan: Layout
+    lvm: LatentVariableModel, data: Data, latents: dict[str, Tensor], plan: Layout, columns: Tensor
 ) -> tuple[Tensor, Tensor] | tuple[None, None]:
     """Both sides of the mutual information for every draw, shape (num_samples, num_data); None without a density of given latents."""
-    n = len(data)
+    n = len(columns)
     below, above = [], []
-    by_draw = {name: value.movedim(plan.data_axes[name], 1) for name, value in latents.items()}
-    rows = {name: value.reshape(-1, *value.shape[2:]) for name, value in by_draw.items()}  # (num_samples · num_data, ...)
+    rows = {name: value.reshape(-1, *value.shape[2:]) for name, value in latents.items()}  # (num_samples · num_data, ...)
     total = len(next(iter(rows.values())))
-    size = max(1, _PAIRS // n)
+    size = max(1, _PAIRS // plan.num_data)
     for start in range(0, total, size):
         part = {
-            name: value[start : start + size].unsqueeze(1).expand(-1, n, *value.shape[1:]).movedim(1, plan.data_axes[name])
+            name: value[start : start + size]
+            .unsqueeze(1)
+            .expand(-1, plan.num_data, *value.shape[1:])
+            .movedim(1, plan.data_axes[name])
             for name, value in rows.items()
         }
         try:
-            log_q = guide_log_prob(lvm, data.x, part, plan=plan)  # a row a draw, a column a datum
+            log_q = guide_log_prob(lvm, data.x, part, plan=plan)[:, columns]  # a row a draw, a column a datum
         except ContractError:
             return None, None
         own = (torch.arange(start, start + len(log_q), device=log_q.device) % n).unsqueeze(-1)
@@ -238,57 +335,64 @@ def _information(
     return torch.cat(below).reshape(-1, n), torch.cat(above).reshape(-1, n)
 
 
-def _moments(lvm: LatentVariableModel, data: Data, latents: dict[str, Tensor], plan: Layout) -> dict[str, Moments]:
-    prior = sample(lvm, len(next(iter(latents.values()))), like=data.x)
-
-    def moments(name: str, draws: Tensor) -> tuple[Tensor, Tensor]:
-        flat = draws.double().movedim(plan.data_axes[name], 1).flatten(0, 1)
-        return flat.mean(0).cpu(), flat.var(0).cpu()
-
-    return {name: Moments(*moments(name, value), *moments(name, prior[name])) for name, value in latents.items()}
-
-
-def _activity_where_known(lvm: LatentVariableModel, data: Data, num_samples: int) -> dict[str, Tensor]:
+def _spread_where_known(lvm: LatentVariableModel, data: Data, num_samples: int, plan: Layout, columns: Tensor) -> dict[str, Tensor]:
     try:
-        return {name: value.cpu() for name, value in _activity(lvm, data, num_samples).items()}
+        first, second = (_means(lvm, data, num_samples, plan) for _ in range(2))
     except ContractError:  # a latent has no mean
         return {}
+    return {name: _spread(value[columns], second[name][columns]).cpu() for name, value in first.items()}
+
+
+def _means(lvm: LatentVariableModel, data: Data, num_samples: int, plan: Layout) -> dict[str, Tensor]:
+    """E_q[z | x] by latent, shape (num_data, *plates, *event)."""
+    means = _over_draws(lambda size: posterior_mean(lvm, data.x, size, plan=plan), num_samples, plan)
+    return {name: _by_datum(value.unsqueeze(0), name, plan)[0] for name, value in means.items()}
+
+
+def _spread(first: Tensor, second: Tensor) -> Tensor:
+    """Var_x E_q[z | x] without bias: the covariance over the data of two estimates of the mean, of independent draws."""
+    deviations = [(means - means.mean(0)).double() for means in (first, second)]
+    return (deviations[0] * deviations[1]).sum(0) / (len(first) - 1)
 
 
 @torch.no_grad()
-def active_units(lvm: LatentVariableModel, data: Any, threshold: float = 0.01, num_samples: int = 50) -> dict[str, Tensor]:
-    """Which units of each latent are active on these data.
+def active_units(
+    lvm: LatentVariableModel, data: Any, threshold: float = 0.01, num_samples: int = _DRAWS, *, seed: int = 0
+) -> dict[str, Tensor]:
+    """Which units of each latent are active on these data: those with Var_x E_q[z | x] > threshold · Var_p[z].
 
     Where the guide's mean is not known in closed form, its variance over the data is estimated without bias, as the covariance of
-    two estimates of independent draws.
+    two estimates of independent draws. A flat prior has no variance: beside one, 1 stands in its place.
 
     Arguments:
         lvm: the model and guide; every latent stands in the plate over the data.
         data: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row; a transform is drawn once.
-        threshold: variance over the data of the posterior mean above which a unit is active.
+        threshold: share of the prior's variance, between 0 and 1; Burda et al. took 0.01 of a prior of unit variance.
         num_samples: draws of latents on which others depend, for each of the two estimates.
+        seed: of draws and transform; torch's generators are left as they were.
 
     Returns:
-        By latent, a Boolean tensor of the latent's event shape; its sum is the number of active units.
+        By latent, a Boolean tensor of the latent's event shape, plates within a datum before it; its sum is the number of active units.
 
     Raises:
-        ValueError: fewer than two data, which have no variance.
+        ValueError: fewer than two data, which have no variance, or a threshold that is not between 0 and 1.
         ContractError: a latent is shared by the data, or has no mean.
     """
-    fixed = _checked(fixed_beside(lvm, data), "active_units")
-    _check_local(lvm, layout(lvm, fixed.x), "active_units")
-    return {name: value > threshold for name, value in _activity(lvm, fixed, num_samples).items()}
-
-
-def _activity(lvm: LatentVariableModel, data: Data, num_samples: int) -> dict[str, Tensor]:
-    """Var_x E_q[z | x] by latent, without bias."""
-    first, second = (_deviations(lvm, data, num_samples) for _ in range(2))
-    return {name: (first[name] * second[name]).sum(0) / (len(data) - 1) for name in first}
-
-
-def _deviations(lvm: LatentVariableModel, data: Data, num_samples: int) -> dict[str, Tensor]:
-    """Posterior means less their mean over the data, by latent, shape (num_data, ...)."""
-    rows = max(1, _ROWS // num_samples)
-    means = [posterior_mean(lvm, part.x, num_samples) for part in data.parts(rows)]
-    joined = {name: torch.cat([m[name] for m in means]) for name in means[0]}
-    return {name: value - value.mean(0) for name, value in joined.items()}
+    check_number("active_units: num_samples", num_samples)
+    fixed = _checked(fixed_beside(lvm, data, seed), threshold, "active_units")
+    with seeded(seed, fixed.device), evaluation_mode(lvm):
+        parts, plan = in_parts(lvm, fixed, max(1, _ROWS // num_samples))
+        _check_local(lvm, plan, "active_units")
+        first, second, prior = [], [], []
+        for part in parts:
+            # The plate over the data is found once: of the last part, which may be smaller, another might have the size.
+            here = plan if part is parts[0] else layout(lvm, part.x, plate=plan.data_plate)
+            first.append(_means(lvm, part, num_samples, here))
+            second.append(_means(lvm, part, num_samples, here))
+            prior.append({} if plan.improper else _prior(lvm, part, math.ceil(_PRIOR_DRAWS / len(fixed)), here))
+    active = {}
+    for name in plan.latents:
+        spread = _spread(*(torch.cat([part[name] for part in each]) for each in (first, second)))
+        variance = 1.0 if plan.improper else torch.cat([part[name].flatten(0, 1) for part in prior]).double().var(0)
+        active[name] = spread > threshold * variance
+    return active

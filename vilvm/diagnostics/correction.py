@@ -4,49 +4,76 @@ With draws z₁ … z_S of the guide and their Pareto-smoothed weights w₁ … 
 
     mean:  m̂ = Σ wₛ zₛ,    sd:  ŝ² = Σ wₛ (zₛ − m̂)²
 
-are those of the posterior as far as the weights can tell, which is as far as k̂ is small. What the guide says is off by
+are those of the posterior as far as the weights can tell. What the guide says is off by
 
     shift = (m̂ − mean z) / ŝ,    ratio = sd z / ŝ,
 
 in the posterior's own units: what a reader of a table of results would want to know of it. A guide can have a small k̂ and be off, for the weights that
-correct it are not in its own draws.
+correct it are not in its own draws. Where the data share latents the weight is one, and so are the numbers; where all latents belong to single data, each datum has
+its own.
+
+How far the weights can tell is a matter of the component: wₛ (zₛ − m̂)² has a heavier tail than wₛ, and if its k̂ is too large, ŝ is too small, however small its
+standard error. Each component is therefore held to the larger k̂ of w and w (z − m̂)²; but where (z − m̂)² has such a tail without the weights (a component without a
+variance), the weights are not to blame, and only theirs counts. Of a component and a tolerance τ the verdict is
+
+    uneven     k̂ is above min(1 − 1/log₁₀ S, 0.7), and above ½ by more than its noise;
+    off        |x| − c · se > τ: beyond the tolerance by more than the noise;
+    fine       |x| + 2 se ≤ τ, and k̂ is not above that threshold;
+    undecided  otherwise: with so many draws the weights cannot tell.
+
+c is the normal quantile of the false-alarm rate, shared out among all 2 K numbers of all data (Bonferroni) and two looks; so is the noise of k̂. The ratio is compared
+in logarithms. Whoever is undecided at a first look is looked at again, with more draws, all of them new, and judged by these alone: if that is a
+choice among many data, the choice does not bias them.
 
 References: Yes, but Did It Work?: Evaluating Variational Inference, Yao, Vehtari, Simpson and Gelman, 2018; Validated Variational Inference via Practical
-Posterior Error Bounds, Huggins, Kasprzak, Campbell and Broderick, 2020 (errors of means and standard deviations as what matters).
+Posterior Error Bounds, Huggins, Kasprzak, Campbell and Broderick, 2020 (errors of means and standard deviations as what matters); Pareto Smoothed Importance Sampling,
+Vehtari, Simpson, Gelman, Yao and Gabry, 2024 (k̂ of an expectation).
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from scipy.special import ndtri
 from torch import Tensor
 
-from vilvm.data import seeded
+from vilvm.data import Data, seeded
 from vilvm.diagnostics.finding import Finding, Gravity
-from vilvm.diagnostics.psis import JOINT_ROWS, check_weighable, good_k, psis
-from vilvm.diagnostics.simulated import components, names_of
-from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, fixed_beside
-from vilvm.weights import Layout, layout, weight_chunks
+from vilvm.diagnostics.moments import KEPT, DrawnMoments, Moments
+from vilvm.diagnostics.psis import check_weighable, good_k
+from vilvm.diagnostics.tail import tail_error
+from vilvm.evaluation.bounds import in_parts
+from vilvm.lvm import LatentVariableModel, check_contract, device_of, evaluation_mode, fixed_beside
+from vilvm.weights import Layout, layout
 from vilvm.weights.contract import check_number
-from vilvm.weights.replayed import replay
 
 __all__ = ["Correction", "correction"]
 
-SOURCE = "tolerances of 0.1 posterior standard deviations and of 10 %, ours, after Huggins et al., 2020"
+SOURCE = "tolerances of 0.1 posterior standard deviations and of 10 %, ours, after Huggins et al., 2020; false-alarm rate {:g}; k̂: Vehtari et al., 2024"
+_NAME = "Means and standard deviations"
+_LOOKS = 2  # at which a false alarm may be raised
+_AGAIN = 25  # data that are looked at again, where the data can be picked from
+_MORE, _MORE_JOINT = 20, 10  # times as many draws then
 
 
 @dataclass(frozen=True)
 class Correction:
     """The guide's means and standard deviations beside those that its weights make of them.
 
+    R is the number of data where every latent belongs to one, and 1 where they share a latent, for all of them together.
+
     Arguments:
-        names: of the K components of the latents and of what ``pyro.deterministic`` makes of them, such as "theta[3]".
-        mean, sd: of the guide's draws, shape (K,).
-        corrected_mean, corrected_sd: of the weighted draws, shape (K,).
-        shift_se, ratio_se: Monte Carlo standard errors of ``shift`` and ``ratio``, shape (K,).
-        k: Pareto k̂ of the weights.
-        num_samples: S.
-        largest_shift, largest_ratio: beyond which a component is said to be off.
+        names: of the K components of the latents and of what ``pyro.deterministic`` makes of them, such as "theta[3]"; without those that never change.
+        mean, sd: of the guide's draws, shape (R, K); NaN where some draw is not finite.
+        corrected_mean, corrected_sd: of the weighted draws, shape (R, K).
+        shift_se, ratio_se: Monte Carlo standard errors of ``shift`` and ``ratio``, shape (R, K).
+        k: the larger Pareto k̂ of the weights w and of w (z − m̂)², shape (R, K).
+        num_samples: draws that these numbers are made of, shape (R,).
+        index: which data the rows are, shape (R,).
+        joint: whether the weight is that of all data together.
+        false_alarm: how often a guide within the tolerances, and with no k above ½, may be given a warning.
+        largest_shift, largest_ratio: the tolerances.
     """
 
     names: tuple[str, ...]
@@ -56,79 +83,167 @@ class Correction:
     corrected_sd: Tensor
     shift_se: Tensor
     ratio_se: Tensor
-    k: float
-    num_samples: int
+    k: Tensor
+    num_samples: Tensor
+    index: Tensor
+    joint: bool
+    false_alarm: float = 0.01
     largest_shift: float = 0.1
     largest_ratio: float = 0.1
 
     @property
     def shift(self) -> Tensor:
-        """(m̂ − mean) / ŝ, shape (K,): what must be added to the guide's mean, in posterior standard deviations."""
-        return (self.corrected_mean - self.mean) / self.corrected_sd
+        """(m̂ − mean) / ŝ, shape (R, K): what must be added to the guide's mean, in posterior standard deviations."""
+        return torch.where(self.corrected_mean == self.mean, 0.0, (self.corrected_mean - self.mean) / self.corrected_sd)
 
     @property
     def ratio(self) -> Tensor:
-        """The guide's standard deviation over the corrected one, shape (K,)."""
-        return self.sd / self.corrected_sd
+        """The guide's standard deviation over the corrected one, shape (R, K)."""
+        return torch.where(self.corrected_sd == self.sd, 1.0, self.sd / self.corrected_sd)
 
     @property
-    def off(self) -> list[str]:
-        """The components whose mean or standard deviation is off, the worst first."""
-        badness = torch.maximum(self.shift.abs() / self.largest_shift, (self.ratio - 1).abs() / self.largest_ratio)
-        return [self.names[i] for i in badness.argsort(descending=True).tolist() if badness[i] > 1]
+    def undefined(self) -> Tensor:
+        """Which components have draws that are not finite, shape (R, K)."""
+        return self.mean.isnan()
 
     @property
-    def reliable(self) -> bool:
-        """Whether k̂ is small enough for so many draws that the correction can be believed."""
-        return self.k <= good_k(self.num_samples)
+    def uneven(self) -> Tensor:
+        """Which have too heavy a tail to tell, by more than the noise of k̂, shape (R, K)."""
+        limit = [max(good_k(s), 0.5 + self._quantile() * tail_error(s)) for s in self.num_samples.tolist()]
+        return self.k > torch.tensor(limit)[:, None]
+
+    @property
+    def off(self) -> Tensor:
+        """Which are beyond a tolerance by more than the noise, as far as the weights can tell, shape (R, K)."""
+        return (self.excess(-self._quantile()) > 1) & ~self.uneven
+
+    @property
+    def fine(self) -> Tensor:
+        """Which are within the tolerances, two standard errors and all, shape (R, K)."""
+        limit = torch.tensor([good_k(s) for s in self.num_samples.tolist()])
+        return (self.excess(2.0) <= 1) & (self.k <= limit[:, None])
+
+    @property
+    def undecided(self) -> Tensor:
+        """Of which none of this can be said, shape (R, K)."""
+        return ~(self.undefined | self.uneven | self.off | self.fine)
+
+    @property
+    def share(self) -> float:
+        """The share of rows with a mean or standard deviation beyond its tolerance, noise included."""
+        return (self.excess() > 1).any(1).double().mean().item()
+
+    def worst(self, which: Tensor, count: int = 3) -> list[tuple[int, int]]:
+        """Among the entries of a mask (R, K), those furthest off, worst first, as (row, component); one a row if there are many rows."""
+        badness = torch.where(which, self.excess().nan_to_num(posinf=1e300).clamp(max=1e300), -1.0)
+        badness = badness if self.joint else torch.where(badness == badness.amax(1, keepdim=True), badness, -1.0)
+        order = badness.flatten().argsort(descending=True)[:count].tolist()
+        return [divmod(i, len(self.names)) for i in order if badness.flatten()[i] >= 0]
 
     @property
     def finding(self) -> Finding:
-        """The verdict: WARNING if a component is off, or the weights are too uneven to tell."""
-        name = "Means and standard deviations"
-        if not self.reliable:
-            verdict = f"The weights are too uneven (k̂ = {self.k:.2f}) to tell by how much the guide's means and standard deviations are off."
-            return Finding(name, Gravity.WARNING, verdict, SOURCE, "Take a richer guide, or another parametrisation of the model.")
-        if not self.off:
-            i, j = int(self.shift.abs().argmax()), int((self.ratio - 1).abs().argmax())
-            verdict = (
-                f"Importance weights would move no mean by more than {self.shift[i].abs().item():.2f} of its standard deviation ({self.names[i]}), and "
-                f"the standard deviations are {self.ratio.min().item():.2f} to {self.ratio.max().item():.2f} times theirs ({self.names[j]})."
+        """The verdict: WARNING if a component is off, is not finite, or has weights too uneven to tell; NOTE if more draws would be needed."""
+        source = SOURCE.format(self.false_alarm)
+        if not self.names:
+            return Finding(
+                _NAME,
+                Gravity.NOTE,
+                "No component of the latents changes from draw to draw, so there is nothing to correct.",
+                source,
             )
-            return Finding(name, Gravity.FINE, verdict, SOURCE)
-        told = "; ".join(self._told(self.names.index(n)) for n in self.off[:3])
-        return Finding(
-            name,
-            Gravity.WARNING,
-            f"{len(self.off)} of {len(self.names)} components are off: {told}.",
-            SOURCE,
-            "Report weighted draws in place of the guide's own (vilvm.resample), or take a richer guide.",
+        if self.undefined.any():
+            verdict = f"{self._count(self.undefined)} not finite in some draw: {self._which(self.undefined)}."
+            return Finding(
+                _NAME,
+                Gravity.WARNING,
+                verdict,
+                source,
+                "Look at what makes them: an overflow, or the logarithm of a negative number.",
+            )
+        if self.off.any():
+            told = "; ".join(self._told(*at) for at in self.worst(self.off))
+            advice = "Report weighted draws in place of the guide's own (vilvm.resample), or take a richer guide."
+            return Finding(_NAME, Gravity.WARNING, f"{self._count(self.off)} off: {told}.{self._of_share()}", source, advice)
+        if self.uneven.any():
+            verdict = (
+                f"The weights are too uneven (k̂ up to {self.k[self.uneven].max().item():.2f}) to tell by how much the guide's means and standard deviations are "
+                f"off: {self._count(self.uneven)} beyond them ({self._which(self.uneven)})."
+            )
+            return Finding(_NAME, Gravity.WARNING, verdict, source, "Take a richer guide, or another parametrisation of the model.")
+        if self.undecided.any():
+            told = "; ".join(self._told(*at) for at in self.worst(self.undecided))
+            verdict = f"With {int(self.num_samples.max())} draws the weights cannot tell whether {self._count(self.undecided)} within the tolerances: {told}.{self._of_share()}"
+            return Finding(
+                _NAME, Gravity.NOTE, verdict, source, "To be sure of these, look again with more draws (num_samples=...)."
+            )
+        (i, j), (a, b) = (divmod(int(x.argmax()), len(self.names)) for x in (self.shift.abs(), self.ratio.log().abs()))
+        verdict = (
+            f"Importance weights would move no mean by more than {self.shift[i, j].abs().item():.2f} of its standard deviation ({self._label(i, j)}), and "
+            f"the standard deviations are {self.ratio.min().item():.2f} to {self.ratio.max().item():.2f} times theirs ({self._label(a, b)})."
         )
+        return Finding(_NAME, Gravity.FINE, verdict, source)
 
-    def _told(self, i: int) -> str:
+    def _quantile(self) -> float:
+        """That of a normal law, two-sided, at the false-alarm rate shared out among all numbers and both looks."""
+        return float(-ndtri(self.false_alarm / (2 * _LOOKS * 2 * max(self.mean.numel(), 1))))
+
+    def excess(self, errors: float = 0.0) -> Tensor:
+        """The further beyond of the two, as a multiple of its tolerance, after `errors` standard errors have been added; shape (R, K)."""
+        shift = (self.shift.abs() + errors * self.shift_se) / self.largest_shift
+        logs, error = self.ratio.log(), errors * self.ratio_se / self.ratio
+        above = (logs + error) / torch.tensor(1 + self.largest_ratio).log()
+        below = (logs - error) / torch.tensor(1 - self.largest_ratio).log()
+        return torch.maximum(shift, torch.maximum(above, below))
+
+    def _label(self, row: int, column: int) -> str:
+        return self.names[column] if self.joint else f"{self.names[column]} of datum {int(self.index[row])}"
+
+    def _count(self, which: Tensor) -> str:
+        of, what = (which[0], "components") if self.joint else (which.any(1), "data")
+        return f"{int(of.sum())} of {len(of)} {what} {'is' if of.sum() == 1 else 'are'}"
+
+    def _which(self, which: Tensor) -> str:
+        return ", ".join(self._label(*at) for at in self.worst(which))
+
+    def _of_share(self) -> str:
+        return "" if self.joint else f" Noise included, {self.share:.1%} of the data have a number beyond its tolerance."
+
+    def _told(self, i: int, j: int) -> str:
         return (
-            f"{self.names[i]}: mean to be moved by {self.shift[i].item():+.2f} ± {self.shift_se[i].item():.2f} standard deviations, the guide's standard "
-            f"deviation is {self.ratio[i].item():.2f} ± {self.ratio_se[i].item():.2f} times the corrected one"
+            f"{self._label(i, j)}: mean to be moved by {self.shift[i, j].item():+.2f} ± {self.shift_se[i, j].item():.2f} standard deviations, the guide's "
+            f"standard deviation is {self.ratio[i, j].item():.2f} ± {self.ratio_se[i, j].item():.2f} times the corrected one"
         )
 
 
 @torch.no_grad()
-def correction(lvm: LatentVariableModel, data: Any, *, num_samples: int = 50_000, seed: int = 0) -> Correction:
+def correction(
+    lvm: LatentVariableModel,
+    data: Any,
+    *,
+    num_samples: int | None = None,
+    batch_size: int | None = None,
+    false_alarm: float = 0.01,
+    seed: int = 0,
+) -> Correction:
     """Means and standard deviations of the guide, and what its importance weights make of them.
 
-    For latents that the data share, whose weight is one; of a model whose latents all belong to single data, see ``pareto_k`` and ``gaps``.
+    Of all data together if they share a latent; else of each datum by its own weights.
 
     Arguments:
         lvm: the model and guide.
         data: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row.
-        num_samples: draws, at least 1000.
+        num_samples: draws at the first look, at least 1000; by default 50,000 for all data together, and 1000 a datum. What is left undecided is
+            looked at again with 10 times as many, or 20, as far as memory goes; of single data, the worst 25 are.
+        batch_size: data a pass, 50 by default, where each has its own latents.
+        false_alarm: how often a guide within the tolerances, and with no k above ½, may be given a warning.
         seed: of the draws, and of the data's transform.
 
     Returns:
-        Correction, of every component of every shared latent and deterministic value; of those in the data's plate, of the first ten data.
+        Correction, of every component of every latent and deterministic value.
 
     Raises:
-        ContractError: no latent is shared by the data; or the guide is degenerate, a prior flat.
+        ValueError: num_samples is below 1000, or false_alarm is no rate.
+        ContractError: the guide is degenerate, a prior flat, or the pair breaks the contract.
 
     Example:
         >>> import torch, vilvm
@@ -137,48 +252,72 @@ def correction(lvm: LatentVariableModel, data: Any, *, num_samples: int = 50_000
         >>> correction(EightSchools(guide="mean_field"), eight_schools(), num_samples=1000).names[:2]
         ('mu', 'tau')
     """
-    check_number("correction: num_samples", num_samples, 1000)
+    check_contract(lvm)
+    if num_samples is not None:
+        check_number("correction: num_samples", num_samples, 1000)
+    if batch_size is not None:
+        check_number("correction: batch_size", batch_size)
+    if not 0 < false_alarm < 1:
+        raise ValueError(f"correction: false_alarm must be between 0 and 1; got {false_alarm!r}.")
     fixed = fixed_beside(lvm, data, seed)
-    with seeded(seed, fixed.device), evaluation_mode(lvm):
-        plan = layout(lvm, fixed.x)
+    with seeded(seed, device_of(lvm, fixed.device)), evaluation_mode(lvm):
+        parts, plan = in_parts(lvm, fixed, batch_size)
         check_weighable("correction", lvm, plan)
-        if plan.local:
-            raise ContractError(
-                f"correction: no latent of {type(lvm).__name__} is shared by its data; of each datum's own see pareto_k, gaps and sbc."
-            )
-        chunk = max(1, JOINT_ROWS // max(plan.num_data, 1))
-        parts, names = [], ()
-        for weights in weight_chunks(lvm, fixed.x, num_samples, chunk, plan=plan):
-            values, whole = _with_deterministic(lvm, fixed.x, weights.latents, plan)
-            parts.append((weights.log_weight.cpu(), components(values, whole)[:, 0].cpu()))
-            names = names_of(values, whole)
-    log_w, z = (torch.cat(column) for column in zip(*parts, strict=True))
-    moving = z.std(0) > 1e-6 * z.abs().amax(0)  # a deterministic value may be a constant, of which rounding would be judged
-    z, names = z[:, moving], tuple(n for n, moves in zip(names, moving.tolist(), strict=True) if moves)
-    smoothed = psis(log_w)
-    w = smoothed.log_weights.exp().unsqueeze(-1)
-    mean, sd = z.mean(0), z.std(0, correction=0)
-    m = (w * z).sum(0)
-    s = (w * (z - m).square()).sum(0).sqrt()
-    # What one draw adds to shift and to log ratio, of which it moves both sides.
-    on_shift = w * (z - m) / s - (z - mean) / s / num_samples
-    on_ratio = ((z - mean).square() / sd.square() - 1) / 2 / num_samples - w * ((z - m).square() / s.square() - 1) / 2
-    return Correction(
-        names=names,
-        mean=mean,
-        sd=sd,
-        corrected_mean=m,
-        corrected_sd=s,
-        shift_se=on_shift.square().sum(0).sqrt(),
-        ratio_se=on_ratio.square().sum(0).sqrt() * sd / s,
-        k=smoothed.k.item(),
-        num_samples=num_samples,
-    )
+        samples = num_samples or (1000 if plan.local else 50_000)
+        drawn = [DrawnMoments(lvm, p.x, plan if p is parts[0] else layout(lvm, p.x, plate=plan.data_plate)) for p in parts]
+        moments = Moments(*(torch.cat(column) for column in zip(*(of(samples) for of in drawn), strict=True)))
+        found = Correction(
+            names=drawn[0].names,
+            **moments._asdict(),
+            num_samples=torch.full((len(moments.k),), samples),
+            index=_index(parts, drawn, len(moments.k)),
+            joint=not plan.local,
+            false_alarm=false_alarm,
+        )
+        if len(parts) == 1:
+            found = _again(found, drawn[0])
+        elif not plan.subsample:
+            found = _again(found, lambda more, rows: _of_rows(lvm, fixed, rows, plan, more), _AGAIN)
+    return _without_constants(found)
 
 
-def _with_deterministic(
-    lvm: LatentVariableModel, batch: Any, latents: dict[str, Tensor], plan: Layout
-) -> tuple[dict[str, Tensor], Layout]:
-    """The latents and what ``pyro.deterministic`` makes of them, which is often what a reader wants to know; and where their data stand."""
-    made = replay(lvm, batch, latents, plan=plan)
-    return {**latents, **made.deterministics}, plan._replace(data_axes=made.data_axes)
+def _index(parts: list[Data], drawn: list[DrawnMoments], rows: int) -> Tensor:
+    """Which data the rows are."""
+    if drawn[0].indices is None:
+        return torch.arange(rows)
+    starts = torch.tensor([0, *(len(p) for p in parts[:-1])]).cumsum(0).tolist()
+    return torch.cat([of.indices.cpu() + start for of, start in zip(drawn, starts, strict=True) if of.indices is not None])
+
+
+def _of_rows(lvm: LatentVariableModel, data: Data, rows: Tensor, plan: Layout, num_samples: int) -> Moments:
+    """The moments of some of the data, as a batch of their own."""
+    x = data.subset(rows).x
+    return DrawnMoments(lvm, x, layout(lvm, x, plate=plan.data_plate))(num_samples)
+
+
+def _again(found: Correction, look: Callable[[int, Tensor], Moments], most: int | None = None) -> Correction:
+    """The same with the numbers of a second look, with more draws, at the worst rows of those that the first leaves open.
+
+    Arguments:
+        found: at the first look.
+        look: given how many draws, and of which rows, makes them.
+        most: rows that it may be asked for; if None it draws for all rows, whichever are asked for.
+    """
+    unclear = found.undecided | found.uneven | (found.k > 0.5)  # above which a standard error is none
+    badness = torch.where(unclear, torch.maximum(found.excess().nan_to_num(posinf=1e300), found.k), -1.0).amax(1)
+    rows = badness.argsort(descending=True)[: int(unclear.any(1).sum())][:most].sort().values
+    samples = int(found.num_samples[0])
+    size = (len(badness) if most is None else len(rows)) * len(found.names)
+    more = min(samples * (_MORE_JOINT if found.joint else _MORE), KEPT // max(size, 1))
+    if not len(rows) or more < 2 * samples:
+        return found
+    again = look(more, rows)._asdict()
+    put = {name: getattr(found, name).index_copy(0, rows, value) for name, value in again.items()}
+    return replace(found, **put, num_samples=found.num_samples.index_fill(0, rows, more))
+
+
+def _without_constants(found: Correction) -> Correction:
+    """A deterministic value may be a constant, of which there is nothing to say."""
+    moving = ~(found.sd == 0).all(0)
+    kept = {name: getattr(found, name)[:, moving] for name in Moments._fields}
+    return replace(found, names=tuple(n for n, moves in zip(found.names, moving.tolist(), strict=True) if moves), **kept)

@@ -3,21 +3,24 @@
 In turn, the quick and the telling before the slow:
 
 - Pareto k̂ of the guide's weights, datum by datum;
-- where the data share a latent, what the weights would correct in means and standard deviations, and leave-one-out prediction;
-- where each datum has latents of its own, collapse, and calibration on the model's own data (SBC, TARP);
+- what the weights would correct in means and standard deviations;
+- where the data share a latent, leave-one-out prediction;
+- where each datum has latents of its own, collapse, and calibration on the model's own data (SBC, TARP) of a guide that is amortised;
 - the posterior and the prior predictive check;
 - the gap between log p(x) and the ELBO, and whose it is;
 - convergence, if the history of the training is given.
 
-Every test keeps to its share of the stated false-alarm rate. A diagnostic that does not apply, or for which no time was left, is named with the reason.
+The stated false-alarm rate is shared out in equal parts among the tests that apply (Bonferroni). A diagnostic that does not apply, or for which no time was
+left, is named with the reason. Of many data some are looked at, and named by their place among all.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from vilvm.data import Data, seeded
 from vilvm.diagnostics.calibration import sbc, tarp
@@ -31,18 +34,23 @@ from vilvm.diagnostics.predictive import predictive_check
 from vilvm.diagnostics.psis import pareto_k
 from vilvm.evaluation import Schedule
 from vilvm.evaluation.bounds import in_parts
-from vilvm.lvm import ContractError, LatentVariableModel, fixed_beside
+from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, fixed_beside
 from vilvm.progress import ProgressBar
-from vilvm.weights import Layout
+from vilvm.weights import Layout, layout, sample
 
 __all__ = ["Diagnosis", "diagnose"]
 
-_TESTS = 5  # that have a false-alarm rate, at most, in one diagnosis
 _WORDS = {
     Gravity.FINE: "Nothing was found that speaks against this posterior.",
     Gravity.NOTE: "Nothing was found that speaks against using this posterior; there are notes.",
     Gravity.WARNING: "Do not trust this posterior as it stands.",
     Gravity.GRAVE: "Do not trust this posterior.",
+}
+_PRIORS = "priors of latents that the data share are the user's own; see predictive_check(kind='prior')."
+_DOUBTS = {
+    "Posterior predictive check": "The model does not make data like these.",
+    "Prior predictive check": "The model does not make data like these.",
+    "Posterior collapse": "The model makes little use of its latents.",
 }
 
 
@@ -52,9 +60,9 @@ class Diagnosis:
 
     Arguments:
         findings: the gravest first.
-        results: what each diagnostic returned, by the name of its finding.
+        results: what each diagnostic returned, by its name.
         skipped: why a diagnostic was not run, by its name.
-        num_data: how many of the data were looked at.
+        index: which of the data were looked at, shape (num_data,); the findings name data by it.
         seconds: taken.
         unfinished: of those skipped, diagnostics of the posterior that apply, and failed or had no time left.
     """
@@ -62,9 +70,14 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     results: dict[str, Any] = field(repr=False)
     skipped: dict[str, str]
-    num_data: int
+    index: Tensor = field(repr=False)
     seconds: float
     unfinished: tuple[str, ...] = ()
+
+    @property
+    def num_data(self) -> int:
+        """How many of the data were looked at."""
+        return len(self.index)
 
     def gravity(self, about: Literal["posterior", "model"] = "posterior") -> Gravity:
         """That of the gravest finding about the guide as posterior of this model, or about the model of these data."""
@@ -80,12 +93,14 @@ class Diagnosis:
 
     @property
     def verdict(self) -> str:
-        """One sentence about the posterior, and one about the model if it is in doubt."""
-        doubt = " The model does not make data like these." if self.gravity("model") >= Gravity.WARNING else ""
+        """One sentence about the posterior, and one about the model for each way in which it is in doubt."""
         if self.unfinished and self.gravity() < Gravity.WARNING:
-            told = "; ".join(f"{name}: {self.skipped[name]}" for name in self.unfinished)
-            return f"This posterior cannot be vouched for, for not all of it was looked at ({told})" + doubt
-        return _WORDS[self.gravity()] + doubt
+            told = "; ".join(f"{name}: {self.skipped[name].rstrip('.')}" for name in self.unfinished)
+            of_posterior = f"This posterior cannot be vouched for, for not all of it was looked at ({told})."
+        else:
+            of_posterior = _WORDS[self.gravity()]
+        found = [f.name for f in self.findings if f.about == "model" and f.gravity >= Gravity.WARNING]
+        return " ".join([of_posterior, *dict.fromkeys(_DOUBTS[name] for name in found if name in _DOUBTS)])
 
     def __str__(self) -> str:
         lines = [self.verdict, *(str(finding) for finding in self.findings)]
@@ -94,17 +109,21 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class _Check:
-    """A diagnostic that may apply: its name, what runs it, and for which pairs it is."""
+    """A diagnostic that may apply: its name, what runs it at a false-alarm rate, and whether it is for this pair.
+
+    Arguments:
+        name: of the diagnostic.
+        run: called with the false-alarm rate that is its share.
+        why_not: why it is not for this pair; empty if it is.
+        tested: whether it makes a test, and so needs a share.
+        about: as of a ``Finding``.
+    """
 
     name: str
-    run: Callable[[], Any]
-    applies: bool = True
+    run: Callable[[float], Any]
     why_not: str = ""
-
-    @property
-    def of_posterior(self) -> bool:
-        """Whether it says something of the posterior, and not of the model."""
-        return "predict" not in self.name
+    tested: bool = True
+    about: Literal["posterior", "model"] = "posterior"
 
 
 def diagnose(
@@ -126,8 +145,9 @@ def diagnose(
         data: those whose posterior is to be trusted: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row.
         history: ``Fit`` or ``History`` of the training, by which its convergence is judged.
         budget: seconds after which no diagnostic is begun; one that is running is let finish.
-        num_data: data that are looked at, drawn from `seed` if there are more and each has latents of its own.
-        false_alarm: how often a right model, its posterior as guide, is given a warning by any of the tests.
+        num_data: data that are looked at, drawn from `seed` if there are more and each has latents of its own; all of them where the guide has
+            parameters for each datum, so that it cannot do without the others.
+        false_alarm: how often a right model, its posterior as guide, is given a warning by any of the tests; each has an equal share.
         schedule: of annealed importance sampling, where log p(x) is not known.
         seed: of all that is drawn.
         progress: whether to show a progress bar; by default on a terminal only.
@@ -154,60 +174,86 @@ def diagnose(
     fixed = fixed_beside(lvm, data, seed)
     with seeded(seed, fixed.device):
         plan = in_parts(lvm, fixed)[1]
-    looked = _some(fixed, num_data, seed) if plan.local else fixed
-    results, skipped, unfinished = {}, {}, []
-    checks = list(_checks(lvm, looked, plan, history, false_alarm / _TESTS, schedule, seed))
+        index = _looked_at(lvm, fixed, plan, num_data, seed)
+        looked = fixed if len(index) == len(fixed) else fixed.subset(index)
+        checks = list(_checks(lvm, looked, plan, history, schedule, seed))
+    share = false_alarm / sum(check.tested and not check.why_not for check in checks)
+    results, findings, skipped, unfinished = {}, [], {}, []
     with ProgressBar("diagnosing", len(checks), show=progress) as bar:
         for check in checks:
             bar.advance(0, check.name)
-            if not check.applies:
-                skipped[check.name] = check.why_not
-            elif time.monotonic() - began > budget:
-                skipped[check.name] = f"the budget of {budget:g} s was spent; give it more (budget=...)."
-            else:
+            late = time.monotonic() - began > budget
+            told = check.why_not or (f"the budget of {budget:g} s was spent; give it more (budget=...)." if late else "")
+            applies = not check.why_not
+            if not told:
                 try:
-                    results[check.name] = check.run()
+                    found = _named(check.run(share), None if looked is fixed else index)
+                    findings.append(found.finding)
+                    results[check.name] = found
                 except Exception as error:  # one that fails must not take the others with it, nor pass for one that found nothing
-                    known = isinstance(error, ContractError | ValueError)
-                    skipped[check.name] = str(error) if known else f"{type(error).__name__}: {error}"
-            if check.applies and check.of_posterior and check.name not in results:
-                unfinished.append(check.name)
+                    applies = not isinstance(error, NotApplicable)
+                    told = str(error) if isinstance(error, ContractError | ValueError) else f"{type(error).__name__}: {error}"
+            if told:
+                skipped[check.name] = told
+                unfinished += [check.name] * (applies and check.about == "posterior")
             bar.advance()
-    findings = sorted((r.finding for r in results.values()), key=lambda f: -f.gravity)
-    return Diagnosis(tuple(findings), results, skipped, len(looked), time.monotonic() - began, tuple(unfinished))
+    findings.sort(key=lambda f: -f.gravity)
+    return Diagnosis(tuple(findings), results, skipped, index, time.monotonic() - began, tuple(unfinished))
 
 
-def _some(data: Data, count: int, seed: int) -> Data:
-    if not data.divisible or len(data) <= count:
-        return data
-    picked = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:count]
-    return data.subset(picked.sort().values)
+def _looked_at(lvm: LatentVariableModel, data: Data, plan: Layout, count: int, seed: int) -> Tensor:
+    """Which data are looked at: some of them, where each has latents of its own and the guide knows it without the others; else all."""
+    everything = torch.arange(len(data))
+    if not plan.local or not data.divisible or len(data) <= count:
+        return everything
+    picked = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:count].sort().values
+    try:
+        layout(lvm, data.subset(picked).x, plate=plan.data_plate)
+    except ContractError:  # a guide with parameters for each datum
+        return everything
+    return picked
 
 
-def _checks(
-    lvm: Any, data: Data, plan: Layout, history: Any, false_alarm: float, schedule: Schedule | None, seed: int
-) -> Iterator[_Check]:
-    shared, own = "its data share a latent.", "each datum has latents of its own."
-    draws = max(200, round(2 / false_alarm))
-    like = None if plan.local and isinstance(data.x, torch.Tensor) else data.x
+def _named(found: Any, index: Tensor | None) -> Any:
+    """A result whose data are named by their place among all, `index` being those that it looked at, or None for all."""
+    return found if index is None or not hasattr(found, "index") else replace(found, index=index[found.index])
+
+
+def _like(lvm: LatentVariableModel, data: Data, plan: Layout) -> Any:
+    """What the pair needs to be simulated: nothing, where its data are made without a batch and are one themselves; else the data."""
+    if not plan.local or not isinstance(data.x, Tensor) or len(plan.observed) != 1:
+        return data.x
+    try:
+        layout(lvm, sample(lvm, 2)[plan.observed[0]], plate=plan.data_plate)
+    except ContractError:  # it reads more of its batch than the length, or knows one size only
+        return data.x
+    return None
+
+
+def _checks(lvm: Any, data: Data, plan: Layout, history: Any, schedule: Schedule | None, seed: int) -> Iterator[_Check]:
+    shared = "" if plan.local else "its data share a latent."
+    own = "each datum has latents of its own." if plan.local else ""
+    like = _like(lvm, data, plan)
     yield _Check(
-        "Pareto k̂", lambda: pareto_k(lvm, data, seed=seed, num_samples=1000 if plan.local else 50_000, false_alarm=false_alarm)
+        "Pareto k̂", lambda share: pareto_k(lvm, data, seed=seed, num_samples=1000 if plan.local else 50_000, false_alarm=share)
     )
-    yield _Check("Means and standard deviations", lambda: correction(lvm, data, seed=seed + 1), not plan.local, own)
-    yield _Check("Posterior collapse", lambda: collapse(lvm, data, seed=seed), plan.local, shared)
+    yield _Check("Means and standard deviations", lambda share: correction(lvm, data, false_alarm=share, seed=seed + 1))
+    yield _Check("Posterior collapse", lambda _: collapse(lvm, data, seed=seed), shared, tested=False, about="model")
     for name, calibrate in (("Calibration (SBC)", sbc), ("Calibration (TARP)", tarp)):
-        yield _Check(
-            name, lambda calibrate=calibrate: calibrate(lvm, like=like, false_alarm=false_alarm, seed=seed), plan.local, shared
-        )
+        yield _Check(name, lambda share, calibrate=calibrate: calibrate(lvm, like=like, false_alarm=share, seed=seed), shared)
     for kind in ("posterior", "prior"):
         yield _Check(
             f"{kind.capitalize()} predictive check",
-            lambda kind=kind: predictive_check(lvm, data, num_draws=draws, kind=kind, false_alarm=false_alarm, seed=seed),
-            kind == "posterior" or plan.local,
-            "priors of latents that the data share are the user's own; see predictive_check(kind='prior').",
+            lambda share, kind=kind: predictive_check(
+                lvm, data, num_draws=max(200, round(2 / share)), kind=kind, false_alarm=share, seed=seed
+            ),
+            "" if kind == "posterior" or plan.local else _PRIORS,
+            about="model",
         )
-    yield _Check("Leave-one-out prediction", lambda: loo(lvm, data, seed=seed), not plan.local, own)
-    yield _Check("Inference gap", lambda: gaps(lvm, data, schedule=schedule, seed=seed))
+    yield _Check("Leave-one-out prediction", lambda _: loo(lvm, data, seed=seed), own, tested=False, about="model")
+    yield _Check("Inference gap", lambda share: gaps(lvm, data, schedule=schedule, false_alarm=share, seed=seed))
     yield _Check(
-        "Convergence", lambda: convergence(history), history is not None, "no history of the training was given (history=...)."
+        "Convergence",
+        lambda share: convergence(history, false_alarm=share / 2),  # one for a rise, one for a fall
+        "no history of the training was given (history=...)." if history is None else "",
     )

@@ -16,7 +16,7 @@ Cross-Validation for Large Data, Magnusson, Andersen, Jonasson and Vehtari, 2019
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,11 +24,14 @@ from torch import Tensor
 from vilvm.data import seeded
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.psis import JOINT_ROWS, check_weighable, good_k, psis
-from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, fixed_beside
-from vilvm.weights import Layout, layout, weight_chunks
+from vilvm.lvm import ContractError, LatentVariableModel, device_of, evaluation_mode, fixed_beside
+from vilvm.weights import Layout, LogWeights, layout, weight_chunks
 from vilvm.weights.contract import check_number
 
 __all__ = ["LOO", "loo"]
+
+_KEPT = 50_000_000  # draws times data that are held at a time
+_WORKED = 4_000_000  # of these, at a time
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,12 @@ class LOO:
         if self.joint_k > self.threshold:
             verdict = f"k̂ of the guide's own weights is {self.joint_k:.2f}, so draws of it cannot stand for the posterior, with or without a datum."
             return Finding(name, Gravity.GRAVE, verdict, source, "Take a richer guide first.")
+        never = self.elpd_i.isinf().nonzero()[:, 0].tolist()
+        if never:
+            verdict = f"No draw that the others allow gives datum {never[0]} a probability ({len(never)} such data of {len(self.k)}), so that elpd is −∞."
+            return Finding(
+                name, Gravity.WARNING, verdict, source, "Look at these data, or take a likelihood that can make them.", "model"
+            )
         bad = (self.k > self.threshold).nonzero()[:, 0].tolist()
         told = f"elpd is {self.elpd:.1f} ± {self.se:.1f} nats over {len(self.k)} data, with {self.p:.1f} effective parameters"
         if not bad:
@@ -92,7 +101,8 @@ def loo(lvm: LatentVariableModel, data: Any, *, num_samples: int = 10_000, seed:
         seed: of the draws, and of the data's transform.
 
     Raises:
-        ContractError: every latent belongs to one datum; the model has no plate over its data; or the guide is degenerate, a prior flat.
+        ContractError: every latent belongs to one datum; some observed site is outside the plate over the data, or is one of all data together; or
+            the guide is degenerate, a prior flat.
 
     Example:
         >>> import torch
@@ -103,27 +113,61 @@ def loo(lvm: LatentVariableModel, data: Any, *, num_samples: int = 10_000, seed:
     """
     check_number("loo: num_samples", num_samples, 100)
     fixed = fixed_beside(lvm, data, seed)
-    with seeded(seed, fixed.device), evaluation_mode(lvm):
+    device = device_of(lvm, fixed.device)
+    with seeded(seed, device), evaluation_mode(lvm):
         plan = layout(lvm, fixed.x)
         _check(lvm, plan)
-        likelihoods, log_w = [], []
-        for weights in weight_chunks(lvm, fixed.x, num_samples, max(1, JOINT_ROWS // max(plan.num_data, 1)), plan=plan):
-            by_datum = [term.double() for term in weights.log_likelihoods.values() if term.dim() == 2]
-            likelihoods.append(torch.stack(by_datum).sum(0).cpu())
-            log_w.append(weights.log_weight.cpu())
-    log_p, joint = torch.cat(likelihoods), torch.cat(log_w)
-    whole, without = psis(joint), psis(joint[:, None] - log_p)
-    elpd = (without.log_weights + log_p).logsumexp(0)
-    fitted = (whole.log_weights[:, None] + log_p).logsumexp(0)  # log p(x_i | x)
+        _check_sites(lvm, plan, next(weight_chunks(lvm, fixed.x, 1, 1, plan=plan)))
+        width, chunk = max(1, _KEPT // num_samples), max(1, JOINT_ROWS // max(plan.num_data, 1))
+        found, sums, whole = [], None, None
+        for start in range(0, plan.num_data, width):
+            columns = slice(start, start + width)
+            with seeded(seed, device):  # so that each pass has the same draws
+                passes = [_densities(w, columns) for w in weight_chunks(lvm, fixed.x, num_samples, chunk, plan=plan)]
+            log_p = torch.cat([p for p, _ in passes])
+            if sums is None or whole is None:
+                sums = _Sums(*(torch.cat(column) for column in zip(*(s for _, s in passes), strict=True)))
+                whole = psis(sums.joint)
+            found += [_left_out(block, whole.log_weights, sums) for block in log_p.split(max(1, _WORKED // num_samples), 1)]
+    assert whole is not None
+    elpd, fitted, k = (torch.cat(column) for column in zip(*found, strict=True))
     return LOO(
         elpd=elpd.sum().item(),
         se=(elpd.std() * math.sqrt(len(elpd))).item() if len(elpd) > 1 else math.nan,
         p=(fitted - elpd).sum().item(),
         elpd_i=elpd,
-        k=without.k,
+        k=k,
         joint_k=whole.k.item(),
         num_samples=num_samples,
     )
+
+
+class _Sums(NamedTuple):
+    """Of every draw, each of shape (S,): the joint log-weight; its part that is of no datum; log-likelihoods of all data that are finite; how many are not."""
+
+    joint: Tensor
+    rest: Tensor
+    finite: Tensor
+    impossible: Tensor
+
+
+def _densities(weights: LogWeights, columns: slice) -> tuple[Tensor, _Sums]:
+    """log p(x_i | z) of some of the data, shape (S, some), and the sums over all of them."""
+    log_p = weights.log_likelihood.double()
+    impossible = log_p.isneginf()
+    finite = log_p.masked_fill(impossible, 0.0).sum(1)
+    sums = _Sums(weights.log_weight, -weights.rate, finite, impossible.sum(1))
+    return log_p[:, columns].cpu().clone(), _Sums(*(s.cpu() for s in sums))  # a view would keep them all
+
+
+def _left_out(log_p: Tensor, whole: Tensor, sums: _Sums) -> tuple[Tensor, Tensor, Tensor]:
+    """log p(x_i | x_{−i}), log p(x_i | x) and k̂ of some data: the weight without a datum is made of the others, for −∞ cannot be taken off again."""
+    impossible = log_p.isneginf()
+    others = sums.finite[:, None] - log_p.masked_fill(impossible, 0.0)
+    others = others.masked_fill(sums.impossible[:, None] > impossible.long(), -math.inf)
+    without = psis(sums.rest[:, None] + others)
+    elpd = (without.log_weights + log_p).logsumexp(0)
+    return elpd, (whole[:, None] + log_p).logsumexp(0), without.k
 
 
 def _check(lvm: object, plan: Layout) -> None:
@@ -134,8 +178,21 @@ def _check(lvm: object, plan: Layout) -> None:
             f"loo: every latent of {name} belongs to one datum, so that p(x_i | the others) is p(x_i): see evaluate, on data that were not trained on."
         )
     if plan.data_plate is None:
-        raise ContractError(f"loo: {name} has no plate over its data, so none can be left out.")
+        raise ContractError(
+            f"loo: {name} has no plate over its data in which all of its observed sites stand ({', '.join(map(repr, plan.observed))}), so no datum can be "
+            "left out: observe each of them in one pyro.plate, one datum a row."
+        )
     if plan.subsample:
         raise ContractError(
             f"loo: {name} subsamples its plate {next(iter(plan.subsample))!r} at random; take a model that sees all of it."
         )
+
+
+def _check_sites(lvm: object, plan: Layout, weights: LogWeights) -> None:
+    """Every log-likelihood is that of single data."""
+    for site, term in weights.log_likelihoods.items():
+        if term.dim() != 2:
+            raise ContractError(
+                f"loo: site {site!r} of {type(lvm).__name__} depends on a latent that is summed over for all data of the plate {plan.data_plate!r} together, "
+                "so no datum can be left out of it: let the guide draw that latent, or give each datum one of its own."
+            )

@@ -12,37 +12,45 @@ q = N(m, s²) and p = N(m, σ²) with s < σ, k = 1 − s²/σ²; with s ≥ σ 
 The weight is a datum's own. One weight over all data, their product, has a tail that grows with their number whatever the guide; it is
 looked at only where the data share a latent, so that there is no other.
 
-k̂ is noisy: with M values in the tail its standard error is about (1 + k)/√M · M/(M + 10), 0.14 for k = ½ and S = 1000. Of many data, some
-are above the threshold by chance, so an alarm is raised on a test. Its hypothesis: no datum has k > ½. It is rejected if more data are above
-the threshold than the binomial law allows, or one is further above ½ than the largest of so many would be; each at half of the stated
-false-alarm rate, the second after Bonferroni over the data. It is grave where a quarter of the data are above the threshold.
+k̂ is noisy: with M values in the tail its standard error is about (1 + k)/√M · M/(M + 10), 0.14 for k = ½ and S = 1000. Of many data, some are above
+the threshold by chance, so the hundred worst with k̂ > ½ are looked at again: they share a million draws, in repeats of 10,000 (of S, if that is
+more), whose k̂ is averaged (a quarter, of a joint weight), for one fit to all would follow the tail to where nobody's draws lie. Those that are left, if they are few, once
+more. An alarm is a test on a look's own draws. Its hypothesis, that none of these data has k > 0.7, is rejected if k̂ is above for more of them than
+coins would be heads, or for one by more than noise would make the largest of so many; each at a quarter of the stated false-alarm rate (of two
+looks), the second after Bonferroni over the data. It is grave where a quarter of all data, or the one there is, are above.
 
 References: Pareto Smoothed Importance Sampling, Vehtari, Simpson, Gelman, Yao and Gabry, 2024; Yes, but Did It Work?: Evaluating
 Variational Inference, Yao, Vehtari, Simpson and Gelman, 2018.
 """
 
 import math
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.special import bdtrc, logsumexp, ndtr, ndtri
+from scipy.special import bdtrc, logsumexp, ndtri
 from torch import Tensor
 
-from vilvm.data import seeded, tensors_of
+from vilvm.data import Data, seeded, tensors_of
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.evaluation.bounds import in_parts, rows_in_a_pass
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, layout, weight_chunks
 from vilvm.weights.contract import check_number
 
-__all__ = ["ParetoK", "Smoothed", "check_weighable", "good_k", "pareto_k", "psis"]
+__all__ = ["Look", "ParetoK", "Smoothed", "check_weighable", "good_k", "pareto_k", "psis"]
 
 SOURCE = "min(1 − 1/log10 S, 0.7): Vehtari et al., 2024; Yao et al., 2018"
 _FEWEST = 25  # draws of which a fifth, five, is still a tail
 _FLAT = 0.01  # a tail whose log-weights differ by less is that of equal weights and rounding
 _LUMP = 0.1  # of S: effective sample size of weights whose tail is one lump, above which they do no harm
+_HALF = 0.5  # k above which weights have no variance
+_DRAWS, _REPEAT = 1_000_000, 10_000  # of a further look: draws in all, and of a repeat at least
+_JOINT = 4  # by which a draw of all data together is dearer than that of a datum
+_LOOKS = 2  # that may follow the first
 _MUCH = 0.25  # share of the data from which the guide, and not the data, is at fault
 JOINT_ROWS = 400_000  # draws of all data together in a pass, for a joint weight, which is seldom of a network
 
@@ -137,6 +145,36 @@ def _tail(num_samples: int) -> int:
     return math.floor(3 * math.sqrt(num_samples)) if num_samples > 225 else num_samples // 5
 
 
+class Look(NamedTuple):
+    """Pareto k̂ of some of the data, from draws of their own.
+
+    Arguments:
+        k: k̂ of each, float64, shape (M,), the mean of that of each repeat.
+        ess: effective sample size of the smoothed weights of a repeat, their mean, of the same shape.
+        place: where these data stand in ``ParetoK.k``, of the same shape.
+        num_samples: draws of a repeat.
+        repeats: independent ones for each datum.
+    """
+
+    k: Tensor
+    ess: Tensor
+    place: Tensor
+    num_samples: int
+    repeats: int
+
+    @property
+    def above(self) -> Tensor:
+        """Whether k̂ is above the threshold of a repeat's draws, shape (M,)."""
+        return self.k > good_k(self.num_samples)
+
+    def is_beyond_chance(self, false_alarm: float) -> bool:
+        """Whether the hypothesis that none of these data has k above the threshold is rejected; see the module."""
+        num, tail, limit = len(self.k), _tail(self.num_samples), good_k(self.num_samples)
+        error = (1 + limit) / math.sqrt(tail * self.repeats) * tail / (tail + 10)  # towards ½ by ten, the weight of the fit's prior
+        many = bdtrc(int(self.above.sum()) - 1, num, 0.5) < false_alarm / 2
+        return bool(many or self.k.max().item() > limit + error * -ndtri(false_alarm / 2 / num))
+
+
 @dataclass(frozen=True)
 class ParetoK:
     """Pareto k̂ of a guide.
@@ -147,7 +185,8 @@ class ParetoK:
         index: which data these are, of the same shape.
         num_samples: draws a datum, S.
         joint: whether the weight is that of all data together.
-        false_alarm: how often a guide of which no datum has k > ½ may be given a warning.
+        false_alarm: how often a guide of which no datum has k > 0.7 may be given a warning.
+        looks: the further looks at data with k̂ > ½, each with draws of its own; what an alarm is raised on.
     """
 
     k: Tensor
@@ -156,6 +195,7 @@ class ParetoK:
     num_samples: int
     joint: bool
     false_alarm: float = 0.01
+    looks: tuple[Look, ...] = ()
 
     @property
     def threshold(self) -> float:
@@ -164,63 +204,64 @@ class ParetoK:
 
     @property
     def share(self) -> float:
-        """The share of data above the threshold."""
+        """The share of data above the threshold, at the first look."""
         return (self.k > self.threshold).double().mean().item()
 
-    def worst(self, count: int = 10) -> list[tuple[int, float]]:
-        """The data of the largest k̂, worst first, as (index, k̂)."""
-        order = self.k.argsort(descending=True)[:count]
-        return [(int(i), k.item()) for i, k in zip(self.index[order], self.k[order], strict=True)]
+    @property
+    def confirmed(self) -> float:
+        """The share of data above the threshold also at the last look, as far as those that it looked at stand for the rest."""
+        above = self.looks[-1].above.sum().item() / len(self.looks[0].k) if self.looks else 0.0
+        return above * (self.k > _HALF).double().mean().item()
 
     @property
-    def by_chance(self) -> bool:
-        """Whether noise alone would put so many data above the threshold, and as far, if none had k > ½."""
-        num_data, tail = len(self.k), _tail(self.num_samples)
-        error = 1.5 / math.sqrt(tail) * tail / (tail + 10)  # towards ½ by the weight of ten, the prior of the fit
-        above = int((self.k > self.threshold).sum())
-        many = bdtrc(above - 1, num_data, ndtr((0.5 - self.threshold) / error)) < self.false_alarm / 2
-        far = self.k.max().item() > 0.5 + error * -ndtri(self.false_alarm / 2 / num_data)
-        return not (many or far)
+    def latest(self) -> Tensor:
+        """k̂ of each datum at the last look at it, shape (num_data,)."""
+        k = self.k.clone()
+        for look in self.looks:
+            k[look.place] = look.k
+        return k
+
+    def worst(self, count: int = 10) -> list[tuple[int, float]]:
+        """The data of the largest k̂ at the last look at each, worst first, as (index, k̂)."""
+        latest = self.latest
+        order = latest.argsort(descending=True)[:count]
+        return [(int(i), k.item()) for i, k in zip(self.index[order], latest[order], strict=True)]
 
     @property
     def finding(self) -> Finding:
         """The verdict."""
-        return self._of_one() if self.joint or len(self.k) == 1 else self._of_many()
-
-    def _of_one(self) -> Finding:
-        k, whose = self.k[0].item(), "the joint weight of all data" if self.joint else "the one datum"
-        told = f"k̂ of {whose} is {k:.2f}; {self.num_samples} draws are enough up to {self.threshold:.2f}"
-        if k > self.threshold:
-            return Finding(
-                "Pareto k̂", Gravity.GRAVE, f"{told}, so the guide is too far from the posterior to be used for it.", SOURCE, _ADVICE
-            )
-        if k > 0.5:
-            verdict = f"{told}, but above 0.5 the weights have no variance: the guide is not exact, and its weights correct it."
-            return Finding("Pareto k̂", Gravity.NOTE, verdict, SOURCE, "Use importance-weighted estimates (vilvm.resample).")
-        return Finding("Pareto k̂", Gravity.FINE, f"{told}.", SOURCE)
-
-    def _of_many(self) -> Finding:
-        num_data, above = len(self.k), int((self.k > self.threshold).sum())
-        told = (
-            f"k̂ is above {self.threshold:.2f} for {above} of {num_data} data ({self.share:.1%}); median {self.k.median().item():.2f}, "
-            f"largest {self.k.max().item():.2f}"
-        )
         source = f"{SOURCE}; alarms by a test of false-alarm rate {self.false_alarm:g}"
-        if above == 0 and self.by_chance:
-            return Finding("Pareto k̂", Gravity.FINE, f"{told}.", source)
-        worst = f"worst of data {', '.join(str(i) for i, _ in self.worst(min(5, max(1, above))))}"
-        if self.by_chance:
-            verdict = f"{told}, {worst}: no more than the noise of k̂ would make of weights that barely have a variance."
-            return Finding(
-                "Pareto k̂", Gravity.NOTE, verdict, source, "To be sure of these data, look at them again with more samples."
-            )
-        gravity = Gravity.GRAVE if self.share > _MUCH else Gravity.WARNING
-        return Finding("Pareto k̂", gravity, f"{told}: of these the guide misses part of the posterior, {worst}.", source, _ADVICE)
+        if any(look.is_beyond_chance(self.false_alarm / _LOOKS) for look in self.looks):
+            gravity = Gravity.GRAVE if self.confirmed > _MUCH else Gravity.WARNING
+            verdict = f"{self._told}: the guide misses part of the posterior{self._named}."
+            return Finding("Pareto k̂", gravity, verdict, source, _ADVICE)
+        if self.latest.median() > _HALF or (self.looks and bool((self.looks[-1].k > _HALF).any())):
+            verdict = f"{self._told}: above 0.5 weights have no variance, the guide is not exact{self._named}, and its weights correct it."
+            return Finding("Pareto k̂", Gravity.NOTE, verdict, source, "Use importance-weighted estimates (vilvm.resample).")
+        return Finding("Pareto k̂", Gravity.FINE, f"{self._told}.", source)
+
+    @property
+    def _told(self) -> str:
+        num, above = len(self.k), int((self.k > self.threshold).sum())
+        if num == 1:
+            whose = "the joint weight of all data" if self.joint else "the one datum"
+            told = f"k̂ of {whose} is {self.k[0].item():.2f}; {self.num_samples} draws are enough up to {self.threshold:.2f}"
+        else:
+            told = f"k̂ is above {self.threshold:.2f} for {above} of {num} data ({self.share:.1%}), in the median {self.k.median().item():.2f}"
+        for look in self.looks:
+            again = f"looked at again by {look.repeats} × {look.num_samples:,} draws"
+            those = f"of the {len(look.k)} worst, {again} each, {int(look.above.sum())} are above {good_k(look.num_samples):.2f}"
+            told += f"; {again}, it is {look.k[0].item():.2f}" if num == 1 else f"; {those}"
+        return told
+
+    @property
+    def _named(self) -> str:
+        beyond = int((self.latest > _HALF).sum())
+        return f" (worst of data {', '.join(str(i) for i, _ in self.worst(min(5, beyond)))})" if len(self.k) > 1 and beyond else ""
 
 
 _ADVICE = (
-    "Train on, take a richer guide (full covariance, a flow) or another parametrisation of the model, or see whose fault it is by the gaps "
-    "of approximation and amortisation."
+    "Train on, take a richer guide (full covariance, a flow) or another parametrisation, or see by the gaps whose fault it is."
 )
 
 
@@ -236,7 +277,8 @@ def pareto_k(
 ) -> ParetoK:
     """Pareto k̂ and effective sample size of the guide's importance weights, datum by datum.
 
-    Fitting takes about 0.4 ms a datum at 1000 samples, on top of running the pair.
+    Fitting takes about 0.4 ms a datum at 1000 samples, on top of running the pair. Data with k̂ > ½ are looked at again, by a million draws
+    in all, at most twice.
 
     Arguments:
         lvm: the model and guide.
@@ -244,13 +286,13 @@ def pareto_k(
         num_samples: draws a datum, at least 100; the tail is about 3√S of them.
         batch_size: data a pass, 50 by default; a model whose data share a latent is given all of them at once.
         seed: of samples and transform.
-        false_alarm: how often a guide of which no datum has k > ½ may be given a warning.
+        false_alarm: how often a guide of which no datum has k > 0.7 may be given a warning.
 
     Returns:
         ParetoK, with a finding.
 
     Raises:
-        ValueError: num_samples is below 100, or batch_size below 1.
+        ValueError: num_samples is below 100, batch_size below 1, or false_alarm not between 0 and 1.
         ContractError: the guide is degenerate, a prior is flat, or the pair breaks the contract.
 
     Reference: Yes, but Did It Work?: Evaluating Variational Inference, Yao, Vehtari, Simpson and Gelman, 2018.
@@ -268,31 +310,76 @@ def pareto_k(
     check_number("pareto_k: num_samples", num_samples, 100)
     if batch_size is not None:
         check_number("pareto_k: batch_size", batch_size)
+    if not 0 < false_alarm < 1:
+        raise ValueError(f"pareto_k: false_alarm must be between 0 and 1; got {false_alarm!r}.")
     fixed = fixed_beside(lvm, data, seed)
-    found: list[tuple[Tensor, Tensor, Tensor]] = []
-    start = 0
     with seeded(seed, device_of(lvm, fixed.device)), evaluation_mode(lvm):
         parts, plan = in_parts(lvm, fixed, batch_size)
         check_weighable("pareto_k", lvm, plan)
-        for part in parts:
-            here = plan if part is parts[0] else layout(lvm, part.x, plate=plan.data_plate)
-            smoothed, index = _of_part(lvm, part.x, num_samples, here)
-            found.append((smoothed.k, smoothed.ess, index + start))
-            start += len(part)
-    k, ess, index = (torch.cat(p) for p in zip(*found, strict=True))
-    return ParetoK(k, ess, index, num_samples, not plan.local, false_alarm)
+        plans = [plan, *(layout(lvm, part.x, plate=plan.data_plate) for part in parts[1:])]
+        found = [_fitted(lvm, part.x, num_samples, here) for part, here in zip(parts, plans, strict=True)]
+        k, ess = (torch.cat(values) for values in zip(*found, strict=True))
+        looks = _further_looks(lvm, fixed, parts, plans, k, num_samples)
+    return ParetoK(k, ess, _indices(parts, plans), num_samples, not plan.local, false_alarm, looks)
 
 
-def _of_part(lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Layout) -> tuple[Smoothed, Tensor]:
-    """The smoothed weights of one batch, one column a datum, and which data of the batch they are of."""
+def _indices(parts: Sequence[Data], plans: Sequence[Layout]) -> Tensor:
+    """Which data the columns of the weights are: all, save of a plate that subsamples them."""
+    if not plans[0].local:
+        return torch.arange(1)
+    found, start = [], 0
+    for part, plan in zip(parts, plans, strict=True):
+        drawn = plan.subsample.get(plan.data_plate or "", {"value": torch.arange(plan.num_data)})["value"]
+        found.append(start + drawn.cpu())
+        start += len(part)
+    return torch.cat(found)
+
+
+def _further_looks(
+    lvm: LatentVariableModel, data: Data, parts: Sequence[Data], plans: Sequence[Layout], k: Tensor, num_samples: int
+) -> tuple[Look, ...]:
+    """Looks at the worst of the data with k̂ > ½, and at those of them that remain so, if they are half as many or fewer."""
+    size = max(num_samples, _REPEAT)
+    place = k.argsort(descending=True)[: int((k > _HALF).sum())][: max(1, _DRAWS // size)].sort().values
+    looks: list[Look] = []
+    while len(place) and len(looks) < _LOOKS and (not looks or 2 * len(place) <= len(looks[-1].k)):
+        runs = _runs(lvm, data, parts, plans, place)
+        repeats = max(1, _DRAWS // (size * sum(plan.num_data if plan.local else _JOINT for _, plan, _ in runs)))
+        found = [_fitted(lvm, batch, size, plan, repeats, columns) for batch, plan, columns in runs]
+        again, ess = (torch.cat(values) for values in zip(*found, strict=True))
+        looks.append(Look(again, ess, place, size, repeats))
+        place = place[again > _HALF]
+    return tuple(looks)
+
+
+def _runs(
+    lvm: LatentVariableModel, data: Data, parts: Sequence[Data], plans: Sequence[Layout], place: Tensor
+) -> list[tuple[Any, Layout, Tensor]]:
+    """The batches of which the data at `place` are columns: these data by themselves, or their parts where they cannot be run so."""
+    if plans[0].local and data.divisible and not any(plan.subsample for plan in plans):
+        with suppress(ContractError):  # a guide with parameters for each datum knows them by their place
+            few = data.subset(place)
+            return [(few.x, layout(lvm, few.x, plate=plans[0].data_plate), torch.arange(len(place)))]
+    runs, start = [], 0
+    for part, plan in zip(parts, plans, strict=True):
+        stop = start + (plan.num_data if plan.local else 1)
+        columns = place[(place >= start) & (place < stop)] - start
+        runs += [(part.x, plan, columns)] if len(columns) else []
+        start = stop
+    return runs
+
+
+def _fitted(
+    lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Layout, repeats: int = 1, columns: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """k̂ and effective sample size of one batch, of every datum or of some of its columns, in the mean over repeats."""
     rows = rows_in_a_pass(tensors_of(batch)[0].device) if plan.local else JOINT_ROWS
-    logs, drawn = [], None
-    for weights in weight_chunks(lvm, batch, num_samples, max(1, rows // max(plan.num_data, 1)), plan=plan):
-        logs.append(weights.log_weight.cpu())
-        drawn = weights.indices
-    log_w = torch.cat(logs)
-    smoothed = psis(log_w if plan.local else log_w.reshape(num_samples, 1))
-    return smoothed, drawn.cpu() if drawn is not None and plan.local else torch.arange(len(smoothed.k))
+    logs = []
+    for weights in weight_chunks(lvm, batch, repeats * num_samples, max(1, rows // max(plan.num_data, 1)), plan=plan):
+        log_w = weights.log_weight if plan.local else weights.log_weight.reshape(-1, 1)
+        logs.append((log_w if columns is None else log_w[:, columns.to(log_w.device)]).cpu())
+    smoothed = psis(torch.cat(logs).reshape(repeats, num_samples, -1).movedim(1, 0).reshape(num_samples, -1))
+    return smoothed.k.reshape(repeats, -1).mean(0), smoothed.ess.reshape(repeats, -1).mean(0)
 
 
 def check_weighable(what: str, lvm: object, plan: Layout) -> None:

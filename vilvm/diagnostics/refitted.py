@@ -9,7 +9,8 @@ stopped too early shows in either.
 Reference: Yes, but did it work?: Evaluating variational inference, Yao, Vehtari, Simpson and Gelman, 2018.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +20,13 @@ from torch import Tensor
 from vilvm.data import seeded, tensors_of
 from vilvm.diagnostics.calibration import check_options, judge
 from vilvm.diagnostics.finding import Finding, Gravity
-from vilvm.diagnostics.simulated import Rebuild, Simulated, batches, components, names_of, simulating
+from vilvm.diagnostics.simulated import components, names_of, truth
 from vilvm.diagnostics.uniformity import Coverage, holm, interval_coverage, rank_among, symmetry_p_values, uniformity_p_values
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode
 from vilvm.progress import ProgressBar
 from vilvm.training import fit
-from vilvm.weights import layout, posterior
+from vilvm.weights import Simulation, layout, posterior
+from vilvm.weights.simulated import Rebuild, batches, simulating
 
 __all__ = ["VSBC", "vsbc"]
 
@@ -94,6 +96,7 @@ def vsbc(
 
     Arguments:
         build: makes a fresh pair, whose model has the same, fixed parameters each time: those that are trained belong to the guide.
+            A part that the pairs share keeps its buffers.
         like: a batch; each data set is of its size, with what the model reads of it.
         num_simulations: L, fits. Coverage is known to 0.5 / √L or better.
         num_draws: S, draws of each fitted guide.
@@ -129,11 +132,11 @@ def vsbc(
     if isinstance(build, torch.nn.Module) or not callable(build):
         raise ValueError(f"vsbc: build must be a function that makes a fresh pair each time; got a {type(build).__name__}.")
     with seeded(seed):
-        seeds = torch.randint(2**31, (num_simulations, 3)).tolist()
+        seeds = torch.randint(2**31, (num_simulations, 4)).tolist()  # of the building, the simulation, the fit and the draws
     ranks, names = [], ()
     with ProgressBar("refitting", num_simulations, show=progress) as bar:
-        for triple in seeds:
-            row, names = _one_fit(build, like, num_draws, fit_options, rebuild, triple)
+        for four in seeds:
+            row, names = _one_fit(build, like, num_draws, fit_options, rebuild, four)
             ranks.append(row)
             bar.advance()
     joined = torch.stack(ranks)
@@ -147,17 +150,32 @@ def _one_fit(
     """The ranks of one simulation, shape (K,), and the components' names."""
     with seeded(seeds[0]):
         lvm = build()
-    with simulating(lvm, like, seeds[0]) as fixed:
-        batch, sites = next(batches(lvm, fixed, rebuild, 1))
-    fit(lvm, batch, **{"seed": seeds[1], "progress": False, **options})
-    with seeded(seeds[2], tensors_of(batch)[0].device), evaluation_mode(lvm):
-        plan = layout(lvm, batch)
-        if plan.degenerate:
-            raise ContractError(
-                f"vsbc: the guide of {type(lvm).__name__} puts latent {plan.degenerate[0]!r} on one point, so it has no spread to calibrate; "
-                "give it a guide with a density."
-            )
-        simulated = Simulated(batch, {n: sites[n] for n in plan.latents}, plan)
-        draws = posterior(lvm, batch, num_draws)
-        row = rank_among(simulated.truth, components(draws, plan))[0].cpu()
+    with _kept(lvm):
+        with simulating(lvm, like, seeds[1]) as fixed:
+            batch, sites = next(batches(lvm, 1, like=fixed, rebuild=rebuild))
+        fit(lvm, batch, **{"seed": seeds[2], "progress": False, **options})
+        with seeded(seeds[3], tensors_of(batch)[0].device), evaluation_mode(lvm):
+            plan = layout(lvm, batch)
+            if plan.degenerate:
+                raise ContractError(
+                    f"vsbc: the guide of {type(lvm).__name__} puts latent {plan.degenerate[0]!r} on one point, so it has no spread to calibrate; "
+                    "give it a guide with a density."
+                )
+            draws = posterior(lvm, batch, num_draws)
+            first = truth(Simulation(batch, {n: sites[n] for n in plan.latents}, plan))
+            row = rank_among(first, components(draws, plan))[0].cpu()
     return row, names_of(draws, plan)
+
+
+@contextmanager
+def _kept(lvm: Any) -> Iterator[None]:
+    """A context after which the buffers of a pair are as they were, and its parts in their modes: pairs may share a part of the model."""
+    before = {n: b.clone() for n, b in lvm.named_buffers()} if isinstance(lvm, torch.nn.Module) else {}
+    modes = [(m, m.training) for m in lvm.modules()] if isinstance(lvm, torch.nn.Module) else []
+    try:
+        yield
+    finally:
+        for name, buffer in before.items():
+            lvm.get_buffer(name).copy_(buffer)
+        for part, training in modes:
+            part.training = training

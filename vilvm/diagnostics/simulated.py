@@ -1,8 +1,8 @@
 """A model's own data, beside the latents they came from: what calibration is measured on."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import pyro.distributions as dist
@@ -11,135 +11,46 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from vilvm.data import Data, seeded, tensors_of
-from vilvm.lvm import ContractError, LatentVariableModel, Pair, check_contract, device_of, evaluation_mode, fixed_beside
-from vilvm.weights import Layout, layout, log_weights, sample
-from vilvm.weights.simulated import put_in
+from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, Pair
+from vilvm.weights import Layout, Simulation, layout, log_weights
+from vilvm.weights.simulated import Rebuild, batches
 from vilvm.wrapped import Wrapped
 
-__all__ = [
-    "LIKELIHOOD",
-    "Rebuild",
-    "Simulated",
-    "batches",
-    "check_amortised",
-    "components",
-    "names_of",
-    "quantities",
-    "simulating",
-    "simulations",
-]
+__all__ = ["LIKELIHOOD", "check_amortised", "components", "features", "names_of", "quantities", "truth"]
 
-Rebuild = Callable[[dict[str, Tensor]], Any]
 LIKELIHOOD = "log p(x | z)"
 _DATA = 10  # of a batch with latents that all share, the data whose own latents are looked at
 
 
-class Simulated(NamedTuple):
-    """A batch of the model's own data, and the latents they came from.
-
-    Arguments:
-        batch: what model and guide are called with.
-        latents: by name, as one draw of ``posterior``, shape (1, num_data, ...).
-        plan: how the pair is laid out on the batch.
-    """
-
-    batch: Any
-    latents: dict[str, Tensor]
-    plan: Layout
-
-    @property
-    def size(self) -> int:
-        """How many simulations it is: each datum is one, or all together are, if a latent is shared by them."""
-        return self.plan.num_data if self.plan.local else 1
-
-    @property
-    def truth(self) -> Tensor:
-        """The components of the latents, shape (size, K)."""
-        return components(self.latents, self.plan)[0]
-
-    @property
-    def features(self) -> Tensor:
-        """The data of each simulation as one row of numbers, shape (size, ...)."""
-        rows = [t.reshape(self.size, -1) for t in tensors_of(self.batch)]
-        return torch.cat([r.double() for r in rows], 1)
+def truth(simulation: Simulation) -> Tensor:
+    """The components of the latents that made the data, shape (size, K)."""
+    return components(simulation.latents, simulation.plan)[0]
 
 
-@contextmanager
-def simulating(lvm: LatentVariableModel, like: Any, seed: int) -> Iterator[Any]:
-    """A context in which `lvm` is in evaluation mode and torch draws from `seed`; gives the batch `like` beside the model, or None."""
-    check_contract(lvm)
-    fixed = None if like is None else fixed_beside(lvm, like, seed).x
-    device = device_of(lvm, "cpu" if fixed is None else tensors_of(fixed)[0].device)
-    with seeded(seed, device), evaluation_mode(lvm):
-        yield fixed
-
-
-def batches(lvm: LatentVariableModel, like: Any, rebuild: Rebuild | None, rows: int) -> Iterator[tuple[Any, dict[str, Tensor]]]:
-    """Batches of the model's own data, without end, each with all sites, shape (1, ...); `rows` data each if there is no `like`."""
-    many = 1 if like is None else max(1, rows // len(Data(like)))
-    while True:
-        with _Observed() as observed:
-            draws = sample(lvm, rows) if like is None else sample(lvm, many, like=like)
-        each = [{n: v[None] for n, v in draws.items()}]
-        if like is not None:
-            each = [{n: v[i : i + 1] for n, v in draws.items()} for i in range(many)]
-        for sites in each:
-            yield _batch(lvm, {n: v[0] for n, v in sites.items()}, list(observed.names), like, rebuild), sites
-
-
-def _batch(lvm: object, sites: dict[str, Tensor], observed: list[str], like: Any, rebuild: Rebuild | None) -> Any:
-    if rebuild is not None:
-        return rebuild(sites)
-    if like is not None:
-        return put_in(lvm, like, sites)  # type: ignore[arg-type]
-    if len(observed) != 1:
-        raise ValueError(
-            f"A batch of {type(lvm).__name__} is not the value of its one observed site (it has {observed}): pass like=, a batch in which drawn data "
-            "take the place of its own, or rebuild=, a function that makes a batch of a dict of draws."
-        )
-    return sites[observed[0]]
-
-
-def simulations(lvm: LatentVariableModel, number: int, like: Any, rebuild: Rebuild | None, rows: int) -> Iterator[Simulated]:
-    """At least `number` simulations, in batches of `rows` data; of whole batches like `like`, if a latent is shared by the data."""
-    done, plans = 0, {}
-
-    def plan_of(batch: Any) -> Layout:
-        shapes = tuple(t.shape for t in tensors_of(batch))
-        if shapes not in plans:
-            plans[shapes] = layout(lvm, batch)
-        return plans[shapes]
-
-    for batch, sites in batches(lvm, like, rebuild, min(rows, number)):
-        plan = plan_of(batch)
-        latents = {n: sites[n] for n in plan.latents}
-        if not (plan.local and Data(batch).divisible and len(Data(batch)) == plan.num_data):
-            yield Simulated(batch, latents, plan)
-            done += plan.num_data if plan.local else 1
-        else:
-            for start in range(0, plan.num_data, rows):  # a whole batch may be more than a pass should take
-                part = Data(batch).subset(slice(start, start + rows))
-                own = {n: v.narrow(plan.data_axes[n], start, len(part)) for n, v in latents.items()}
-                yield Simulated(part.x, own, plan_of(part.x))
-                done += len(part)
-                if done >= number:
-                    return
-        if done >= number:
-            return
+def features(simulation: Simulation) -> Tensor:
+    """The data of each simulation as one row of numbers, shape (size, ...); a tensor that all of them share is left out."""
+    size = simulation.size
+    rows = [t.reshape(size, -1) for t in tensors_of(simulation.batch) if size == 1 or (t.dim() and len(t) == size)]
+    return torch.cat([r.double() for r in rows], 1)
 
 
 def check_amortised(what: str, lvm: LatentVariableModel, like: Any, rebuild: Rebuild | None, seed: int) -> None:
-    """Raises ContractError unless the guide can be calibrated as it is: it has spread, and looks at its batch or is the prior."""
-    stream = batches(lvm, like, rebuild, 2)
+    """Raises unless the guide can be calibrated as it is: it has spread, and looks at its batch, of whatever size, or is the prior.
+
+    Raises:
+        NotApplicable: the guide is not amortised; or the data share a latent, and there is no `like` to tell how many do.
+        ContractError: the guide has no spread, or breaks the contract.
+    """
+    stream = batches(lvm, 2, like=like, rebuild=rebuild)
     (first, _), (second, _) = next(stream), next(stream)
-    plan = layout(lvm, first)
+    plan = _layout_of_any_size(what, lvm, first, like, rebuild)
     if plan.degenerate:
         raise ContractError(
             f"{what}: the guide of {type(lvm).__name__} puts latent {plan.degenerate[0]!r} on one point, so it has no spread to calibrate; "
             "give it a guide with a density (vilvm.guides.fit_guide)."
         )
     if like is None and not plan.local:
-        raise ContractError(
+        raise NotApplicable(
             f"{what}: {type(lvm).__name__} has a latent that its data share; pass like=a batch as large as those the guide is for."
         )
     looks = []
@@ -150,10 +61,40 @@ def check_amortised(what: str, lvm: LatentVariableModel, like: Any, rebuild: Reb
     alike = alike and all(torch.equal(looks[0].latents[n], looks[1].latents[n]) for n in plan.latents)
     differ = any(not torch.equal(a, b) for a, b in zip(tensors_of(first), tensors_of(second), strict=True))
     if alike and differ and looks[0].rate.abs().max() > 1e-4:
-        raise ContractError(
+        raise NotApplicable(
             f"{what}: the guide of {type(lvm).__name__} does not look at its batch, so it can be right for one data set only, the one that "
             "it was fitted to; use vilvm.diagnostics.vsbc, which fits it anew to each."
         )
+
+
+def _layout_of_any_size(what: str, lvm: LatentVariableModel, batch: Any, like: Any, rebuild: Rebuild | None) -> Layout:
+    """The layout on a batch like `like`, or of two data; NotApplicable if the guide has parameters for each datum, so knows one size only."""
+    only = None
+    try:
+        plan = layout(lvm, batch)
+        if like is not None and plan.local and Data(batch).divisible and plan.num_data == len(Data(batch)) > 1:
+            only = plan.num_data
+            layout(lvm, Data(batch).subset(slice(0, only // 2)).x)
+        return plan
+    except ContractError:
+        only = _size_of_parameters(lvm, rebuild) if like is None else only
+        if only is None:
+            raise
+    raise NotApplicable(
+        f"{what}: the guide of {type(lvm).__name__} runs on batches of {only} data and not on fewer, so it has parameters for each datum and is not for "
+        "other data; use vilvm.diagnostics.vsbc, which fits it anew to each data set."
+    )
+
+
+def _size_of_parameters(lvm: LatentVariableModel, rebuild: Rebuild | None) -> int | None:
+    """The size of batch on which a pair that fails on two data runs, among the lengths of its parameters; None if there is none."""
+    parameters = lvm.parameters() if isinstance(lvm, torch.nn.Module) else ()
+    lengths = {n for p in parameters if p.requires_grad for n in p.shape}
+    for size in sorted(n for n in lengths if n > 2):
+        with suppress(ContractError):
+            layout(lvm, next(batches(lvm, size, rebuild=rebuild))[0])
+            return size
+    return None
 
 
 def components(latents: Mapping[str, Tensor], plan: Layout) -> Tensor:
@@ -178,9 +119,9 @@ def _own(value: Tensor, axis: int | None, local: bool) -> Tensor:
     return (value if axis is None else value[:, :_DATA]).unsqueeze(1)
 
 
-def quantities(lvm: LatentVariableModel, simulated: Simulated, num_draws: int) -> tuple[Tensor, Tensor, tuple[str, ...]]:
+def quantities(lvm: LatentVariableModel, simulation: Simulation, num_draws: int) -> tuple[Tensor, Tensor, tuple[str, ...]]:
     """What is ranked: the components of the latents and log p(x | z), of the truth (size, K) and of the guide's draws (S, size, K)."""
-    batch, latents, plan = simulated
+    batch, latents, plan = simulation
     drawn = log_weights(lvm, batch, num_draws, plan=plan)
     module = lvm if isinstance(lvm, torch.nn.Module) else Pair(lvm.model, lvm.guide)
     at_truth = log_weights(_AtTruth(module, latents), batch, 1, plan=plan)
@@ -188,8 +129,8 @@ def quantities(lvm: LatentVariableModel, simulated: Simulated, num_draws: int) -
     # To five digits: what is equal but for rounding is a tie, which the order of summation must not decide.
     fits = (fits / (1e-5 * (1 + fits.abs().mean(0)))).round()
     ordered = {n: drawn.latents[n] for n in latents}
-    truth = torch.cat([simulated.truth, fits[0, :, None]], -1)
-    return truth, torch.cat([components(ordered, plan), fits[1:, :, None]], -1), (*names_of(latents, plan), LIKELIHOOD)
+    first = torch.cat([truth(simulation), fits[0, :, None]], -1)
+    return first, torch.cat([components(ordered, plan), fits[1:, :, None]], -1), (*names_of(latents, plan), LIKELIHOOD)
 
 
 def _per_simulation(log_likelihood: Tensor, plan: Layout) -> Tensor:
@@ -223,15 +164,3 @@ class _Given(Messenger):
         if msg["name"] in self.latents and not msg["is_observed"]:
             value = self.latents[msg["name"]].reshape(msg["fn"].shape())
             msg["fn"], msg["value"], msg["done"] = dist.Delta(value, event_dim=msg["fn"].event_dim), value, True
-
-
-class _Observed(Messenger):
-    """Notes which sites of a simulated model are its data."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: dict[str, None] = {}  # in their order
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["infer"].get("was_observed"):
-            self.names[msg["name"]] = None

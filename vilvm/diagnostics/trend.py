@@ -4,19 +4,24 @@ Of y_t at evenly spaced times a quadratic is fitted, so that a curve's bend does
 
     y = ȳ + c₁ u₁ + c₂ u₂ + e,    t = c₁ / s,  s² = Σ e² / (n − 3),    φ̂ = Σ e_t e_{t−1} / Σ e_t².
 
-Where the noise is first-order autoregressive, t and φ̂ have a joint distribution that depends on n and φ alone, and is simulated: the p-value
-is the share of simulations without drift, of those with the nearest φ̂, whose t is as large. So what φ̂ misses of φ in a short series (it
-is biased downwards, and noisy) is in the p-value. For n from 8 to 100 the false-alarm rate is the nominal one or less for φ up to about
-0.8, and at φ = 0.95 up to four times it: of a few records, a random walk cannot be told from a drift.
+Where the noise is first-order autoregressive, t and φ̂ have a joint distribution that depends on n and φ alone, and is simulated. The larger
+φ, the larger the t that noise alone makes; and φ̂ says little of φ in a short series, for it is biased downwards, and noisy. So the p-value
+is that of the largest φ which φ̂ does not rule out, at a level of 0.01: of a grid that ends at 0.95, beyond which noise can
+no longer be told from a drift by so few records.
 
 A curve that rises steeply first is no quadratic, and what is left of it looks like correlated noise. So a second test counts the rises from
 one record to the next: of a random walk they are Binomial(n − 1, ½), and of autoregressive noise, whose steps turn back, nearer to half. The
 smaller p-value is taken, without a correction: where one test is at its level, the other is far below.
 
-Reference: simulating an estimate's distribution over all φ, so that its bias is accounted for, follows Exactly Median-Unbiased Estimation
-of First Order Autoregressive/Unit Root Models, Donald W. K. Andrews, 1993; the statistic and its use on an ELBO are ours.
+Measured at a nominal rate of 0.01, on 10,000 series for each n from 8 to 400: at most 0.005 for φ up to 0.7, 0.01 up to 0.9, and 0.014 at 0.95. The
+price is power: of 30 records whose noise has φ = 0.3, a rise by ten of its standard deviations is found 7 times in 10, by twenty always.
+
+References: P Values Maximized Over a Confidence Set for the Nuisance Parameter, Roger L. Berger and Dennis D. Boos, 1994; Exactly
+Median-Unbiased Estimation of First Order Autoregressive/Unit Root Models, Donald W. K. Andrews, 1993 (the bias of φ̂). The statistic and
+its use on an ELBO are ours.
 """
 
+import math
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -26,7 +31,10 @@ from scipy.special import bdtrc
 __all__ = ["LEAST", "Trend", "trend"]
 
 LEAST = 8  # records
-_SIMULATIONS, _NEAREST = 20_000, 1_000
+_MOST = 200  # of a longer series, means of neighbours are looked at, so that simulations stay small
+_PHI = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
+_RULED_OUT = 0.01
+_SIMULATIONS = 10_000
 
 
 class Trend(NamedTuple):
@@ -35,8 +43,8 @@ class Trend(NamedTuple):
     Arguments:
         slope: estimated.
         lower, upper: limits of its one-sided confidence intervals, each at 1 − false_alarm.
-        rising: p-value of no rise.
-        falling: p-value of no fall, likewise the smaller of the two tests'.
+        rising: p-value of no rise, the smaller of the two tests'.
+        falling: p-value of no fall, likewise.
         correlation: φ̂ of the noise, as estimated.
     """
 
@@ -67,19 +75,31 @@ def trend(times: np.ndarray, values: np.ndarray, false_alarm: float = 0.01) -> T
     """
     if len(values) < LEAST:
         raise ValueError(f"trend needs at least {LEAST} values; got {len(values)}.")
+    times, values = _means(times), _means(values)
     c, s, phi = _statistics(values[None] - values.mean(), _polynomials(times))
-    null = _near(len(values), float(phi[0]))
+    null = _worst_null(len(values), float(phi[0]))
     s = max(float(s[0]), 1e-12 * (1 + float(np.abs(values).max())))  # of a straight line without noise
     t, length = float(c[0]) / s, float(np.linalg.norm(times - times.mean()))
-    limits = np.quantile(null, [1 - false_alarm, false_alarm])
+    margin = float(np.quantile(null, 1 - false_alarm))
     return Trend(
         slope=t * s / length,
-        lower=float(t - limits[0]) * s / length,
-        upper=float(t - limits[1]) * s / length,
-        rising=min(float((null >= t).mean()), _sign_test(values)),
-        falling=min(float((null <= t).mean()), _sign_test(-values)),
+        lower=(t - margin) * s / length,
+        upper=(t + margin) * s / length,
+        rising=min(_exceeded(null, t), _sign_test(values)),
+        falling=min(_exceeded(null, -t), _sign_test(-values)),
         correlation=float(phi[0]),
     )
+
+
+def _means(series: np.ndarray) -> np.ndarray:
+    """At most ``_MOST`` means of neighbours; the first few, which may make no whole group, are left out."""
+    size = math.ceil(len(series) / _MOST)
+    return series[len(series) % size :].reshape(-1, size).mean(1)
+
+
+def _exceeded(null: np.ndarray, t: float) -> float:
+    """The p-value of t: how often the simulations, in their order, are as large, itself counted among them."""
+    return (len(null) - int(np.searchsorted(null, t)) + 1) / (len(null) + 1)
 
 
 def _sign_test(values: np.ndarray) -> float:
@@ -111,24 +131,24 @@ def _statistics(centred: np.ndarray, polynomials: np.ndarray) -> tuple[np.ndarra
     return c[:, 0], np.sqrt(squares / (centred.shape[-1] - 3)), phi
 
 
-def _near(n: int, phi: float) -> np.ndarray:
-    """t of the simulations of length n whose φ̂ is nearest to `phi`."""
-    t, phis = _simulated(n)
-    start = int(np.clip(np.searchsorted(phis, phi) - _NEAREST // 2, 0, len(phis) - _NEAREST))
-    return t[start : start + _NEAREST]
+def _worst_null(n: int, phi: float) -> np.ndarray:
+    """t of series of length n without drift, in their order, whose φ is the largest that the estimate `phi` does not rule out."""
+    lowest, nulls = _simulated(n)
+    return nulls[min(int(np.searchsorted(lowest, phi, side="right")), len(nulls) - 1)]
 
 
-@lru_cache(maxsize=64)
-def _simulated(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """t and φ̂, in the order of φ̂, of autoregressive noise without drift, φ of all sizes and of large ones above all."""
-    rng = np.random.default_rng(0)
-    few = _SIMULATIONS // 3
-    phi = np.concatenate([rng.uniform(-0.5, 0.98, few), 0.99 - 1.2 * rng.uniform(size=_SIMULATIONS - few) ** 2])
-    noise = rng.standard_normal((n, _SIMULATIONS))
-    y = np.empty_like(noise)
-    y[0] = noise[0] / np.sqrt(1 - phi**2)
-    for i in range(1, n):
-        y[i] = phi * y[i - 1] + noise[i]
-    c, s, found = _statistics((y - y.mean(0)).T, _polynomials(np.arange(float(n))))
-    order = np.argsort(found)
-    return (c / s)[order], found[order]
+@lru_cache(maxsize=16)
+def _simulated(n: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """For each φ of the grid, the φ̂ below which it is ruled out, and t in its order."""
+    noise = np.random.default_rng(0).standard_normal((n, _SIMULATIONS))
+    polynomials, lowest, nulls = _polynomials(np.arange(float(n))), [], []
+    for phi in _PHI:
+        y = np.empty_like(noise)
+        y[0] = noise[0] / math.sqrt(1 - phi**2)
+        for i in range(1, n):
+            y[i] = phi * y[i - 1] + noise[i]
+        c, s, found = _statistics((y - y.mean(0)).T, polynomials)
+        t = c / s
+        lowest.append(np.quantile(found, _RULED_OUT))
+        nulls.append(np.sort(np.concatenate([t, -t])))  # a series turned over is as likely
+    return np.maximum.accumulate(lowest), nulls

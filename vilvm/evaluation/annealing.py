@@ -25,14 +25,15 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vilvm.data import as_data, seeded
+from vilvm.data import Data, as_data, seeded
 from vilvm.evaluation.bounds import Estimate, in_parts
 from vilvm.evaluation.hmc import State, start, transition
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, fixed_beside
 from vilvm.progress import ProgressBar
+from vilvm.weights import Simulation
 from vilvm.weights.contract import check_number
 from vilvm.weights.joint import Joint
-from vilvm.weights.simulated import Simulation, simulate
+from vilvm.weights.simulated import simulating, simulations
 
 __all__ = ["Annealing", "Sandwich", "Schedule", "ais", "bdmc"]
 
@@ -40,6 +41,7 @@ _ROWS_CPU, _ROWS_CUDA = 8_000, 200_000  # chains in a pass
 _PILOT_START, _PILOT_LEAST = 30, 150  # transitions of the pilot: at β = 0, and at least in all
 _PILOT_DRAWS, _GAIN = 64, 0.15  # by which positions are scaled; of the log step size
 _SLOPE = 4.0  # of the sigmoid schedule, as Wu et al. have it
+_FEW = 5.0  # effective chains, below which their spread says little of the error of their mean
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,8 @@ class Annealing:
     """What ``ais`` found.
 
     Arguments:
-        bound: a lower bound on log p(x) in the mean, in nats per datum; of all data together if they share a latent.
+        bound: a lower bound on log p(x) in the mean, in nats per datum; of all data together if they share a latent. Its Monte Carlo errors are of the
+            delta method, and say something where ``reliable``.
         ess: effective sample size of the chains' weights, between 1 and num_chains, shape (num_data,).
         acceptance: mean share of accepted trajectories, by temperature, shape (T − 1,).
         schedule: the settings.
@@ -103,6 +106,11 @@ class Annealing:
     protocol: dict[str, Any]
     seconds: float
 
+    @property
+    def reliable(self) -> Tensor:
+        """Whether at least five chains count, shape (num_data,). Where fewer do, the bound may lie far below log p(x), and its error is not to be believed."""
+        return self.ess >= _FEW
+
     def to_dict(self) -> dict[str, Any]:
         """Means and standard errors as plain numbers, for JSON."""
         return {
@@ -110,6 +118,7 @@ class Annealing:
             "se": self.bound.se,
             "mc_se": self.bound.mc_se,
             "ess": self.ess.mean().item(),
+            "reliable": self.reliable.double().mean().item(),
             "acceptance": self.acceptance.mean().item() if len(self.acceptance) else None,
             "schedule": asdict(self.schedule),
             "protocol": self.protocol,
@@ -124,14 +133,21 @@ class Sandwich:
         lower: by AIS forwards, in nats per datum (per data set, if its data share a latent).
         upper: by AIS backwards from the latents that made the data. All chains of a datum start there, so their Monte Carlo error is told too small
             by as much as they remember of it; the standard error over the data (``gap.se``) is not.
+        ess: effective sample size of the chains' weights, the smaller of the two ways, shape (num_simulations,).
         schedule: the settings.
         seconds: taken.
     """
 
     lower: Estimate
     upper: Estimate
+    ess: Tensor
     schedule: Schedule
     seconds: float
+
+    @property
+    def reliable(self) -> Tensor:
+        """Whether at least five chains count both ways, shape (num_simulations,). Where fewer do, the Monte Carlo errors are not to be believed."""
+        return self.ess >= _FEW
 
     @property
     def gap(self) -> Estimate:
@@ -208,7 +224,7 @@ def bdmc(
         lvm: the model and guide; its latents are continuous, or enumerated.
         schedule: as that of ``ais``, of which this is the test.
         num_simulations: data to draw; data sets, if the data of one share a latent.
-        like: a batch, for a model that reads more of it than its length.
+        like: a batch, for a model that reads more of it than its length; a transform is drawn once from `seed`.
         batch_size: data a pass.
         seed: of data and chains.
         progress: whether to show a progress bar; by default on a terminal only.
@@ -228,18 +244,23 @@ def bdmc(
     schedule = Schedule() if schedule is None else schedule
     check_contract(lvm)
     check_number("bdmc: num_simulations", num_simulations)
+    if batch_size is not None:
+        check_number("bdmc: batch_size", batch_size)
     began = time.perf_counter()
-    where = device_of(lvm, "cpu" if like is None else as_data(like).device)
-    with seeded(seed, where):
+    with simulating(lvm, like, seed) as fixed:
+        where = device_of(lvm, "cpu" if fixed is None else Data(fixed).device)
         size = batch_size or max(1, _rows(where) // schedule.num_chains)
-        parts = simulate(lvm, num_simulations, like=like, batch_size=size)
+        parts = list(simulations(lvm, num_simulations, like=fixed, batch_size=size))
         with ProgressBar("annealing both ways", 2 * len(parts) * schedule.num_temperatures, 0, progress) as bar:
             results = [_both_ways(lvm, part, schedule, bar) for part in parts]
-    lower, upper = (torch.cat(found, 1) for found in zip(*results, strict=True))
+    lower, upper = (
+        torch.cat(found, 1)[:, :num_simulations] for found in zip(*results, strict=True)
+    )  # of a batch that cannot be cut
     backwards = _log_mean(upper)
     return Sandwich(
         lower=_log_mean(lower),
         upper=Estimate(-backwards.values, backwards.errors),
+        ess=torch.minimum(_ess(lower), _ess(upper)).cpu(),
         schedule=schedule,
         seconds=time.perf_counter() - began,
     )

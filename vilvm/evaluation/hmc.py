@@ -33,11 +33,16 @@ class State(NamedTuple):
 
     def log_density(self, beta: float) -> Tensor:
         """log f_β, shape (S, N)."""
-        return (1 - beta) * self.base + beta * self.target
+        return _between(beta, self.base, self.target)
 
     def gradient(self, beta: float) -> Tensor:
         """Of log f_β, shape (S, N, D)."""
-        return (1 - beta) * self.base_gradient + beta * self.target_gradient
+        return _between(beta, self.base_gradient, self.target_gradient)
+
+
+def _between(beta: float, base: Tensor, target: Tensor) -> Tensor:
+    """(1 − β) base + β target; at an end that end alone, for zero times a density's −∞ is not a number."""
+    return base if beta == 0 else target if beta == 1 else (1 - beta) * base + beta * target
 
 
 def start(joint: Joint, u: Tensor) -> State:

@@ -22,7 +22,8 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, TransformedDistribution, transform_to
 
-from vilvm.lvm import ContractError, module_parameters
+from vilvm.data import Data, seeded
+from vilvm.lvm import ContractError, device_of, module_parameters
 from vilvm.training import Fit, fit, one_cycle
 from vilvm.weights import layout
 from vilvm.wrapped import Wrapped
@@ -42,9 +43,10 @@ class WithLocalGuide(Wrapped):
 
     def __init__(self, lvm: torch.nn.Module, batch: Any):
         super().__init__(copy.deepcopy(lvm), frozen=True)
+        self.lvm.eval()
         with module_parameters(self.lvm), torch.no_grad():
             self.lvm.guide(batch)  # makes parameters that are made on first use
-        self.lvm.requires_grad_(False).eval()
+        self.lvm.requires_grad_(False)
         self.offsets = torch.nn.ParameterDict()
         self.guide(batch)
 
@@ -89,10 +91,13 @@ class _Offset(Messenger):
             return self._moved(fn.base_dist.expand(fn.batch_shape), key)
         if isinstance(fn, dist.MaskedDistribution):
             return self._moved(fn.base_dist, key).mask(fn._mask)
-        if isinstance(fn, TransformedDistribution) and not hasattr(type(fn), "loc"):
+        if isinstance(fn, TransformedDistribution) and not fn.arg_constraints:  # without parameters of its own
             return dist.TransformedDistribution(self._moved(fn.base_dist, f"{key}/base"), fn.transforms)
-        parameters = {n: self._offset(getattr(fn, n), constraint, f"{key}/{n}") for n, constraint in _free(fn).items()}
-        return _pyro_class(fn)(**parameters)
+        values = {n: getattr(fn, n) for n in _free(fn)}
+        for n in values:  # one after the other, for where one must lie may depend on another: low < high
+            values[n] = self._offset(values[n], fn.arg_constraints[n], f"{key}/{n}")
+            fn = _pyro_class(fn)(**values)
+        return fn
 
     def _offset(self, value: Tensor, constraint: Any, key: str) -> Tensor:
         transform = transform_to(constraint)
@@ -102,20 +107,21 @@ class _Offset(Messenger):
         return transform(free + self.offsets[key])
 
 
-def _free(fn: Any) -> dict[str, Any]:
-    """The parameters of a distribution that its constructor takes, each with where it must lie."""
-    constraints = type(fn).arg_constraints
+def _free(fn: Any) -> tuple[str, ...]:
+    """The parameters of a distribution by which its constructor makes it again."""
     if isinstance(fn, MultivariateNormal):
-        return {n: constraints[n] for n in ("loc", "scale_tril")}
-    taken = [n for n in inspect.signature(type(fn).__init__).parameters if n in constraints]
+        return ("loc", "scale_tril")
+    arguments = inspect.signature(type(fn).__init__).parameters
+    taken = [n for n in arguments if n in fn.arg_constraints]
     if "logits" in taken and "probs" in taken:
         taken.remove("probs")
-    if not taken or any(not isinstance(getattr(fn, n, None), Tensor) for n in taken):
+    wanted = {n for n, a in arguments.items() if a.default is a.empty and a.kind is a.POSITIONAL_OR_KEYWORD} - {"self"}
+    if not taken or wanted - set(taken) or any(not isinstance(getattr(fn, n, None), Tensor) for n in taken):
         raise ContractError(
             f"The parameters of a {type(fn).__name__} cannot be told from outside, so it has no best ones for a datum; draw from a Normal, a "
             "MultivariateNormal, or a flow from one of them."
         )
-    return {n: constraints[n] for n in taken}
+    return tuple(taken)
 
 
 def _pyro_class(fn: Any) -> Any:
@@ -133,7 +139,7 @@ def fit_local_guide(
         steps: of Adam, under a one-cycle learning rate.
         lr: its peak.
         num_particles: draws a step for each datum.
-        seed: of the draws.
+        seed: of the draws; torch's generators are left as they were.
 
     Returns:
         The model under its new guide, for this batch only, and what ``vilvm.fit`` returned.
@@ -150,15 +156,16 @@ def fit_local_guide(
         >>> vilvm.evaluate(local, x).bounds["elbo"].mean > vilvm.evaluate(lvm, x).bounds["elbo"].mean
         True
     """
-    layout(lvm, batch)  # makes parameters that are made on first use
     # A network that plain functions close over cannot be copied: it is shared, and put back as it was.
-    before = [(p, p.requires_grad, p.grad) for p in lvm.parameters()]
-    try:
-        return _fit(lvm, batch, steps, lr, num_particles, seed)
-    finally:
-        for p, requires_grad, grad in before:
-            p.requires_grad_(requires_grad)
-            p.grad = grad
+    with seeded(seed, device_of(lvm, Data(batch).device)):
+        layout(lvm, batch)  # makes parameters that are made on first use
+        before = [(p, p.requires_grad, p.grad) for p in lvm.parameters()]
+        try:
+            return _fit(lvm, batch, steps, lr, num_particles, seed)
+        finally:
+            for p, requires_grad, grad in before:
+                p.requires_grad_(requires_grad)
+                p.grad = grad
 
 
 def _fit(lvm: Any, batch: Any, steps: int, lr: float, num_particles: int, seed: int) -> tuple[WithLocalGuide, Fit]:

@@ -36,7 +36,7 @@ def diagnosis_figures(results: Mapping[str, Any], history: Any = None) -> dict[s
 
 
 def _weights(found: ParetoK) -> Figure | None:
-    return None if len(found.k) == 1 else pareto_k(found.k, found.threshold)
+    return None if len(found.k) == 1 else pareto_k(found.k, found.threshold, found.index)
 
 
 def _ranks(found: SBC) -> Figure:

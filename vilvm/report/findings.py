@@ -37,14 +37,21 @@ __all__ = [
 _DOTS, _PANELS, _CYCLE = 2000, 12, (INK, SECOND, GREY)
 
 
-def pareto_k(k: Any, threshold: float = 0.7) -> Figure:
+def pareto_k(k: Any, threshold: float = 0.7, index: Any = None) -> Figure:
     """Pareto k̂ of every datum, those above the threshold coloured: dots by index, or a histogram of many. Those not finite stand at the top.
 
     Arguments:
         k: shape (num_data,).
         threshold: drawn as a line.
+        index: which data these are, shape (num_data,); 0, 1, … by default.
+
+    Raises:
+        ValueError: not as many indices as values.
     """
     values = _array(k, 1, "pareto_k: k")
+    data = np.arange(len(values)) if index is None else _array(index, 1, "pareto_k: index")
+    if len(data) != len(values):
+        raise ValueError(f"pareto_k: {len(values)} values of k̂ need as many indices; got {len(data)}.")
     above = ~(values <= threshold)  # NaN too, of which nothing is known
     figure, axes = _panel(5.4, 3.2)
     names = {False: f"{(~above).sum():,} at most {threshold:.2g}", True: f"{above.sum():,} above {threshold:.2g}"}
@@ -59,7 +66,7 @@ def pareto_k(k: Any, threshold: float = 0.7) -> Figure:
     else:
         for side, colour in ((False, INK), (True, SECOND)):
             picked = above == side
-            axes.scatter(np.flatnonzero(picked), shown[picked], s=9, color=colour, linewidths=0, label=names[side])
+            axes.scatter(data[picked], shown[picked], s=9, color=colour, linewidths=0, label=names[side])
         axes.axhline(threshold, color=GREY, linestyle="--", linewidth=1)
         axes.set(xlabel="datum", ylabel="Pareto k̂")
     _legend_above(axes)

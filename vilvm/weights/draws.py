@@ -160,10 +160,16 @@ def picked_by_weight(weights: LogWeights, num_samples: int, plan: Layout) -> Log
     )
 
 
-def posterior_mean(lvm: LatentVariableModel, batch: Any, num_samples: int = 1) -> dict[str, Tensor]:
+def posterior_mean(lvm: LatentVariableModel, batch: Any, num_samples: int = 1, *, plan: Layout | None = None) -> dict[str, Tensor]:
     """E[z | x] under the guide: the mean of its distribution where that is known in closed form, else of `num_samples` draws.
 
     A latent that depends on another is averaged over `num_samples` draws of that one.
+
+    Arguments:
+        lvm: the model and guide; the guide alone is run.
+        batch: what both are called with.
+        num_samples: draws, where they are needed.
+        plan: the layout of this very batch, which a run of the pair finds if it is not given.
 
     Returns:
         Every latent by name, shape (num_data, ...); (...) for a latent shared by the data.
@@ -171,7 +177,7 @@ def posterior_mean(lvm: LatentVariableModel, batch: Any, num_samples: int = 1) -
     Raises:
         ContractError: the pair breaks the contract on this batch, or a latent has no mean (a Categorical).
     """
-    plan, sites = _run_guide(lvm, batch, num_samples)
+    plan, sites = _run_guide(lvm, batch, num_samples, plan)
 
     def mean(site: Any) -> Tensor:
         try:
@@ -319,10 +325,10 @@ def _batch_around(what: str, lvm: LatentVariableModel, latents: Mapping[str, Ten
     return batch
 
 
-def _run_guide(lvm: LatentVariableModel, batch: Any, num_samples: int) -> tuple[Layout, Sites]:
+def _run_guide(lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Layout | None = None) -> tuple[Layout, Sites]:
     check_number("num_samples", num_samples)
     check_batch(batch)
-    plan = layout(lvm, batch)
+    plan = layout(lvm, batch) if plan is None else plan
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
         trace = run(lvm.guide, "guide", batch, held_still(plan), samples=(num_samples, plan.sample_dim))
     return plan, guide_sites(trace)

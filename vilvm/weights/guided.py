@@ -23,7 +23,7 @@ from vilvm.weights.contract import check_batch, check_number
 from vilvm.weights.densities import reduced, total
 from vilvm.weights.enumeration import run_model
 from vilvm.weights.structure import Layout, guide_sites, held_still, layout
-from vilvm.weights.traces import log_prob, mask_of, run, unstrip
+from vilvm.weights.traces import log_prob, mask_of, run, strip, unstrip
 
 __all__ = ["divergences", "guide_log_prob"]
 
@@ -101,8 +101,8 @@ def divergences(lvm: LatentVariableModel, batch: Any, num_samples: int = 1, *, p
         plan: the layout of this very batch, which a run of the pair finds if it is not given.
 
     Returns:
-        By latent, shape (num_samples, num_data, *event) if guide and prior factorise over the event, else (num_samples, num_data); in
-        nats. Plates within a datum are summed over.
+        By latent, in nats, shape (num_samples, num_data, *plates, *event), the plates those within a datum, if guide and prior factorise
+        over the event, else (num_samples, num_data).
 
     Raises:
         ContractError: the pair breaks the contract on this batch, or a latent is shared by the data.
@@ -131,13 +131,13 @@ def divergences(lvm: LatentVariableModel, batch: Any, num_samples: int = 1, *, p
         }
     found = {}
     for name in plan.latents:
-        each = _by_dimension(guide[name], model.sites[name], num_samples, plan)
+        each = _by_dimension(name, guide[name], model.sites[name], num_samples, plan)
         found[name] = scores[name] - model.log_priors[name].double() if each is None else each
     return found
 
 
-def _by_dimension(guide: Any, model: Any, num_samples: int, plan: Layout) -> Tensor | None:
-    """The terms of one latent, shape (num_samples, num_data, *event); None unless guide and prior both factorise."""
+def _by_dimension(name: str, guide: Any, model: Any, num_samples: int, plan: Layout) -> Tensor | None:
+    """The terms of one latent, shape (num_samples, num_data, *plates, *event); None unless guide and prior both factorise."""
     q, p = _univariate(guide), _univariate(model)
     if q is None or p is None:
         return None
@@ -145,11 +145,7 @@ def _by_dimension(guide: Any, model: Any, num_samples: int, plan: Layout) -> Ten
         value = kl_divergence(q, p)
     except NotImplementedError:
         value = q.log_prob(guide["value"]) - p.log_prob(guide["value"])
-    event = guide["fn"].event_dim
-    value = value.reshape((1,) * (plan.nesting + 1 + event - value.dim()) + value.shape)
-    value = value.expand(num_samples, *value.shape[1:])
-    summed = [d - event for d in range(-plan.nesting, 0) if d != plan.data_dim]
-    return (value.sum(summed) if summed else value).double()
+    return strip(value, guide, num_samples, plan.nesting).movedim(plan.data_axes[name], 1).double()
 
 
 def _univariate(site: Any) -> Distribution | None:

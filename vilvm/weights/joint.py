@@ -17,7 +17,7 @@ import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import ComposeTransform, Transform, TransformedDistribution, biject_to, constraints
 
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, module_parameters
 from vilvm.weights.contract import check_batch
@@ -210,7 +210,7 @@ class _Put(Messenger):
         u = self.values.get(msg["name"])
         if u is None or msg["done"]:
             return
-        transform = biject_to(msg["fn"].support)
+        transform = _bijection(msg)
         msg["value"], msg["done"] = transform(u), True
         # One number a batch element, also where the transform is of single numbers and the event is not.
         log_det = transform.log_abs_det_jacobian(u, msg["value"])
@@ -229,7 +229,7 @@ class _Note(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         if self.values is not None and self._is_meant(msg) and not msg["done"]:
-            msg["value"], msg["done"] = unstrip(self.values[msg["name"]], msg, self.nesting), True
+            msg["value"], msg["done"] = self._placed(msg), True
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if not self._is_meant(msg):
@@ -237,7 +237,51 @@ class _Note(Messenger):
         if msg["fn"].support.is_discrete:
             self.discrete = msg["name"]
             return
-        self.unconstrained[msg["name"]] = biject_to(msg["fn"].support).inv(msg["value"])
+        inverse: Any = _bijection(msg).inv
+        self.unconstrained[msg["name"]] = inverse(msg["value"])
+
+    def _placed(self, msg: Any) -> Tensor:
+        value = (self.values or {})[msg["name"]]
+        sizes = {f.dim: f.size for f in msg["cond_indep_stack"] if f.vectorized and f.name != "_monte_carlo"}
+        own = (*(sizes[dim] for dim in sorted(sizes)), *msg["fn"].event_shape)
+        if tuple(value.shape[1:]) != own:
+            raise ContractError(
+                f"Latent {msg['name']!r} was given draws of shape {tuple(value.shape[1:])}; a draw of it has shape {own}."
+            )
+        return unstrip(value, msg, self.nesting)
 
     def _is_meant(self, msg: Any) -> bool:
         return not msg["infer"].get("_deterministic") and "_Subsample" not in type(msg["fn"]).__name__ and self.moves(msg)
+
+
+def _bijection(site: Any) -> Transform:
+    """T, from ℝᵈ to the support of a site, which may depend on other latents."""
+    fn = site["fn"]
+    try:
+        return _transformed(fn) or biject_to(fn.support)
+    except NotImplementedError:
+        raise ContractError(
+            f"Latent {site['name']!r} is {family(fn)}, whose support ({fn.support}) no bijection from ℝᵈ is known to, so no chain can move it: write it as "
+            "a function of latents over ℝᵈ, or take the importance-weighted bound."
+        ) from None
+
+
+def _transformed(fn: Any) -> Transform | None:
+    """T of a transformed distribution that torch says a wrong support of; else None.
+
+    It says the last transform's codomain, as if that transform were applied to all of ℝᵈ: a shifted exponential would be over the whole line.
+    """
+    while hasattr(fn, "base_dist") and not isinstance(fn, TransformedDistribution):
+        fn = fn.base_dist  # under to_event, mask and expand
+    if not isinstance(fn, TransformedDistribution) or type(fn).support is not TransformedDistribution.support or not fn.transforms:
+        return None
+    before = [fn.base_dist.support, *(t.codomain for t in fn.transforms[:-1])]
+    if all(_is_real(c) for c in before):
+        return None
+    return ComposeTransform([_transformed(fn.base_dist) or biject_to(fn.base_dist.support), *fn.transforms])
+
+
+def _is_real(constraint: Any) -> bool:
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return constraint is constraints.real

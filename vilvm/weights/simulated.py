@@ -1,19 +1,35 @@
-"""Batches that the model itself has made, with the latents that made them: where the truth is known."""
+"""Batches that the model itself has made, with the latents that made them: where the truth is known.
 
-from collections.abc import Mapping
+(z, x) ~ p(z, x) is drawn by running the model with nothing observed. What is observed then becomes a batch that model and guide can be called
+with: it is the batch, if the model observes its batch as it is; or it takes the place of the observed values in a batch that is given.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from vilvm.data import Data, kept_generators, map_tensors, tensors_of
-from vilvm.lvm import ContractError, LatentVariableModel, module_parameters
+from vilvm.data import Data, kept_generators, map_tensors, seeded, tensors_of
+from vilvm.lvm import (
+    ContractError,
+    LatentVariableModel,
+    check_contract,
+    device_of,
+    evaluation_mode,
+    fixed_beside,
+    module_parameters,
+)
 from vilvm.weights.contract import check_number
 from vilvm.weights.draws import sample
-from vilvm.weights.structure import layout
-from vilvm.weights.traces import run, sites_of
+from vilvm.weights.structure import Layout, layout
+from vilvm.weights.traces import Sites, run, sites_of
 
-__all__ = ["Simulation", "put_in", "simulate"]
+__all__ = ["Rebuild", "Simulation", "batches", "put_in", "simulate", "simulating", "simulations"]
+
+Rebuild = Callable[[dict[str, Tensor]], Any]
 
 
 class Simulation(NamedTuple):
@@ -22,24 +38,33 @@ class Simulation(NamedTuple):
     Arguments:
         batch: what model and guide are called with, drawn data in it.
         latents: those that the data were drawn from, as ``posterior`` returns them, with one sample.
+        plan: how the pair is laid out on the batch.
     """
 
     batch: Any
     latents: dict[str, Tensor]
+    plan: Layout
+
+    @property
+    def size(self) -> int:
+        """How many simulations it is: each datum is one, or all together are, if a latent is shared by them."""
+        return self.plan.num_data if self.plan.local else 1
 
 
-@torch.no_grad()
-def simulate(lvm: LatentVariableModel, num_simulations: int, *, like: Any = None, batch_size: int = 1000) -> list[Simulation]:
-    """Draws (z, x) ~ p(z, x), in batches that model and guide can be called with.
+def simulate(
+    lvm: LatentVariableModel, num_simulations: int, *, like: Any = None, rebuild: Rebuild | None = None, batch_size: int = 1000
+) -> list[Simulation]:
+    """Draws (z, x) ~ p(z, x), in batches that model and guide can be called with. The model is in evaluation mode meanwhile.
 
-    Where every latent belongs to one datum, a simulation is one datum, and a batch holds `batch_size` of them; where the data share a latent, a
-    simulation is a whole batch like `like`.
+    Where every latent belongs to one datum, a simulation is one datum, and a batch holds at most `batch_size` of them; where the data share a
+    latent, a simulation is a whole batch like `like`.
 
     Arguments:
         lvm: the model and guide.
-        num_simulations: how many to draw.
-        like: a batch, for a model that reads more of it than its length; the observed values in it are those that are replaced.
-        batch_size: data a batch, where the model needs no `like`.
+        num_simulations: how many to draw; more are returned only where a batch cannot be cut, for its tensors share no first dimension.
+        like: a batch, or ``Data``, for a model that reads more of it than its length; the observed values in it are those that are replaced.
+        rebuild: makes a batch of draws {site: value} of the model; by default, drawn data take the place of those in `like`.
+        batch_size: data a batch.
 
     Raises:
         ContractError: the model reads its batch, and none is given; or what it observes is not, as it is, part of the batch.
@@ -50,42 +75,118 @@ def simulate(lvm: LatentVariableModel, num_simulations: int, *, like: Any = None
         >>> tuple(len(s.batch) for s in simulate(VAE(data_dim=6, latent_dim=2), 5, batch_size=3))
         (3, 2)
     """
+    check_contract(lvm)
     check_number("num_simulations", num_simulations)
     check_number("batch_size", batch_size)
-    if like is None:
-        sizes = [min(batch_size, num_simulations - i) for i in range(0, num_simulations, batch_size)]
-        drawn = [sample(lvm, size) for size in sizes]
-        return [_as_batch(lvm, values) for values in drawn]
-    plan = layout(lvm, like)
-    count = -(-num_simulations // plan.num_data) if plan.local else num_simulations
-    values = sample(lvm, count, like=like)
-    each = [{n: v[i] for n, v in values.items()} for i in range(count)]
-    found = [Simulation(put_in(lvm, like, drawn), {n: drawn[n].unsqueeze(0) for n in plan.latents}) for drawn in each]
-    if plan.local and num_simulations % plan.num_data and isinstance(like, Tensor):
-        rest = num_simulations - (count - 1) * plan.num_data
-        last = found[-1]
-        found[-1] = Simulation(last.batch[:rest], {n: _first(v, rest, plan.data_axes[n]) for n, v in last.latents.items()})
-    return found
+    fixed = None if like is None else fixed_beside(lvm, like).x
+    with evaluation_mode(lvm):
+        return list(simulations(lvm, num_simulations, like=fixed, rebuild=rebuild, batch_size=batch_size))
 
 
-def _first(value: Tensor, count: int, axis: int) -> Tensor:
-    return value.narrow(axis, 0, count)
+@contextmanager
+def simulating(lvm: LatentVariableModel, like: Any, seed: int) -> Iterator[Any]:
+    """A context in which `lvm` is in evaluation mode and torch draws from `seed`; gives the batch `like` beside the model, or None."""
+    check_contract(lvm)
+    fixed = None if like is None else fixed_beside(lvm, like, seed)
+    with seeded(seed, device_of(lvm, "cpu" if fixed is None else fixed.device)), evaluation_mode(lvm):
+        yield None if fixed is None else fixed.x
 
 
-def _as_batch(lvm: LatentVariableModel, values: dict[str, Tensor]) -> Simulation:
-    """Draws of a model that needs no batch: what it observes is the batch."""
-    with module_parameters(lvm):
-        sites = sites_of(run(lvm.model, "model", next(iter(values.values()))))
-    observed = [n for n in values if n in sites and sites[n]["is_observed"]]
-    if len(observed) != 1:
-        raise ContractError(f"simulate: {type(lvm).__name__} observes {observed}; pass like=, a batch in which to put their draws.")
-    batch = values[observed[0]]
-    plan = layout(lvm, batch)
-    if not plan.local:
+@torch.no_grad()
+def simulations(
+    lvm: LatentVariableModel, number: int, *, like: Any = None, rebuild: Rebuild | None = None, batch_size: int = 1000
+) -> Iterator[Simulation]:
+    """The simulations of ``simulate``, one batch at a time; `like` is where the model is."""
+    done, plans = 0, {}
+
+    def plan_of(batch: Any) -> Layout:
+        shapes = tuple(t.shape for t in tensors_of(batch))
+        if shapes not in plans:
+            plans[shapes] = layout(lvm, batch)
+        return plans[shapes]
+
+    for batch, sites in batches(lvm, min(batch_size, number), like=like, rebuild=rebuild):
+        whole = _simulation(lvm, batch, sites, plan_of(batch), alone=like is None)
+        cut = whole.plan.local and Data(batch).divisible and len(Data(batch)) == whole.size
+        start = 0
+        while start < whole.size and done < number:
+            count = min(batch_size, whole.size - start, number - done) if cut else whole.size
+            yield whole if count == whole.size else _cut(whole, start, count, plan_of)
+            start, done = start + count, done + count
+        if done >= number:
+            return
+
+
+def _simulation(lvm: object, batch: Any, sites: Mapping[str, Tensor], plan: Layout, alone: bool) -> Simulation:
+    if alone and not plan.local:
         raise ContractError(
-            f"simulate: {type(lvm).__name__} has a latent that its data share, so a simulation is a whole data set: pass like=, one of the size meant."
+            f"{type(lvm).__name__} has a latent that its data share, so a simulation is a whole data set: pass like=, one of the size meant."
         )
-    return Simulation(batch, {n: values[n].movedim(0, plan.data_axes[n] - 1).unsqueeze(0) for n in plan.latents})
+    for name, axis in plan.data_axes.items():
+        if sites[name].shape[axis] != plan.num_data:
+            raise ContractError(
+                f"{type(lvm).__name__}: latent {name!r} was drawn in shape {tuple(sites[name].shape[1:])}, whose dimension {axis - 1} is not that of the "
+                f"batch's {plan.num_data} data: let rebuild make a batch with one datum for each that is drawn."
+            )
+    return Simulation(batch, {n: sites[n] for n in plan.latents}, plan)
+
+
+def _cut(whole: Simulation, start: int, count: int, plan_of: Callable[[Any], Layout]) -> Simulation:
+    batch = Data(whole.batch).subset(slice(start, start + count)).x
+    return Simulation(batch, {n: v.narrow(whole.plan.data_axes[n], start, count) for n, v in whole.latents.items()}, plan_of(batch))
+
+
+@torch.no_grad()
+def batches(
+    lvm: LatentVariableModel, rows: int, *, like: Any = None, rebuild: Rebuild | None = None
+) -> Iterator[tuple[Any, dict[str, Tensor]]]:
+    """Batches of the model's own data without end, each beside all sites, shape (1, ...); `rows` data each if there is no `like`."""
+    many = 1 if like is None else max(1, rows // len(Data(like)))
+    checked = False
+    while True:
+        with _Observed() as noted:
+            draws = sample(lvm, rows) if like is None else sample(lvm, many, like=like)
+        each = [draws] if like is None else [{n: v[i] for n, v in draws.items()} for i in range(many)]
+        for sites in each:
+            if rebuild is not None:
+                batch = rebuild(dict(sites))
+            elif like is not None:
+                batch = put_in(lvm, like, sites)
+            else:
+                batch = _one_observed(lvm, sites, [n for n in noted.names if n in sites], checked)
+                checked = True
+            yield batch, {n: v[None] for n, v in sites.items()}
+
+
+def _one_observed(lvm: LatentVariableModel, sites: Mapping[str, Tensor], observed: list[str], checked: bool) -> Tensor:
+    """The value of the one observed site, if the model that is called with it observes it as it is."""
+    batch = sites[observed[0]] if len(observed) == 1 else None
+    if batch is not None and not checked:
+        seen = _run_model(lvm, batch)[observed[0]]["value"]
+        batch = batch if seen.shape == batch.shape and bool((seen == batch).all()) else None
+    if batch is None:
+        raise ContractError(
+            f"A batch of {type(lvm).__name__} is not the value of its one observed site (it has {observed}): pass like=, a batch in which drawn data "
+            "take the place of its own, or rebuild=, a function that makes a batch of a dict of draws."
+        )
+    return batch
+
+
+class _Observed(Messenger):
+    """Notes which sites of a simulated model are its data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: dict[str, None] = {}  # in their order
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["infer"].get("was_observed"):
+            self.names[msg["name"]] = None
+
+
+def _run_model(lvm: LatentVariableModel, batch: Any) -> Sites:
+    with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm), kept_generators(Data(batch).device):
+        return sites_of(run(lvm.model, "model", batch))
 
 
 def put_in(lvm: LatentVariableModel, batch: Any, values: Mapping[str, Tensor]) -> Any:
@@ -94,13 +195,12 @@ def put_in(lvm: LatentVariableModel, batch: Any, values: Mapping[str, Tensor]) -
     Arguments:
         lvm: the model and guide; the guide is not run.
         batch: what the model is called with.
-        values: by observed site, each of the shape that it has in the batch; others are left alone.
+        values: by observed site, each of the shape that it has in the batch, but for dimensions of size one; others are left alone.
 
     Raises:
-        ContractError: what a site observes is not, as it is, one of the batch's tensors.
+        ContractError: what a site observes is not, as it is, one of the batch's tensors; or a value is of another shape.
     """
-    with module_parameters(lvm), kept_generators(Data(batch).device):
-        sites = sites_of(run(lvm.model, "model", batch))
+    sites = _run_model(lvm, batch)
     new = batch
     for name in [n for n, s in sites.items() if s["is_observed"] and n in values]:
         old, put = sites[name]["value"], 0
@@ -111,6 +211,11 @@ def put_in(lvm: LatentVariableModel, batch: Any, values: Mapping[str, Tensor]) -
             put += same
             return value.to(tensor.dtype).reshape(tensor.shape) if same else tensor
 
+        if [n for n in values[name].shape if n > 1] != [n for n in old.shape if n > 1]:
+            raise ContractError(
+                f"Site {name!r} observes a tensor of shape {tuple(old.shape)} and draws one of shape {tuple(values[name].shape)}, which cannot be put in "
+                "its place: give each of its plates data of its own."
+            )
         new = map_tensors(replace, new)
         if put != 1:
             shapes = [tuple(t.shape) for t in tensors_of(batch)]
