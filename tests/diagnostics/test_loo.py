@@ -57,7 +57,7 @@ def test_without_its_weights_the_guide_would_be_wrong():
     lvm = pair(1.0, 2.0)
     weights = vilvm.log_weights(lvm, x, 4000)
     naive = (-((-weights.log_likelihood).logsumexp(0) - torch.tensor(4000.0).log())).sum().item()
-    assert abs(naive - exact(x).sum().item()) > 10 * abs(loo(lvm, x).elpd - exact(x).sum().item())
+    assert abs(naive - exact(x).sum().item()) > 5 * abs(loo(lvm, x).elpd - exact(x).sum().item())
 
 
 def test_it_is_what_arviz_makes_of_log_p_and_log_q():
@@ -104,3 +104,41 @@ def test_an_outlier_is_named():
 def test_local_latents_have_nothing_to_be_left_out():
     with pytest.raises(vilvm.ContractError, match="see evaluate"):
         loo(PPCA(4, 2), torch.randn(5, 4))
+
+
+def test_a_site_that_is_no_datum_is_refused():
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("total", dist.Normal(mu, 1.0), obs=x.mean())
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    with pytest.raises(vilvm.ContractError, match="total"):
+        loo(vilvm.Pair(model, pair().guide), torch.randn(5))
+
+
+def test_all_data_in_one_term_are_refused():
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(mu, torch.ones(len(x))).to_event(1), obs=x)
+
+    with pytest.raises(vilvm.ContractError, match="no datum can be left out"):
+        loo(vilvm.Pair(model, pair().guide), torch.randn(5))
+
+
+def test_a_likelihood_of_zero_makes_no_nan():
+    """x uniform on [0, u]: draws of u below the largest datum give it probability zero."""
+
+    def model(x):
+        u = pyro.sample("u", dist.Uniform(0.0, 4.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Uniform(0.0, u, validate_args=False), obs=x)
+
+    lvm = vilvm.Pair(model, lambda x: pyro.sample("u", dist.Uniform(0.0, 4.0)))
+    x = torch.tensor([0.5, 1.0, 2.0])
+    found = loo(lvm, x, num_samples=50_000)
+    # By hand: p(x_i | others) = ∫ u⁻³ 1(u > max x) du / ∫ u⁻² 1(u > max of the others) du, over u < 4.
+    largest = torch.tensor([2.0, 2.0, 1.0])
+    expected = ((2.0**-2 - 4.0**-2) / 2 / (1 / largest - 1 / 4)).log()
+    assert found.elpd_i.isfinite().all()
+    assert (found.elpd_i - expected).abs().max() < 0.05

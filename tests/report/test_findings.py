@@ -32,6 +32,14 @@ def test_k_above_the_threshold_or_unknown_is_coloured(count):
         assert heights == count - 3
 
 
+def test_k_stands_above_the_number_of_its_datum():
+    figure = report.pareto_k([0.3, 0.9, 0.4], index=torch.tensor([7, 577, 12]))
+    low, high = (np.asarray(cloud.get_offsets())[:, 0].tolist() for cloud in figure.axes[0].collections)
+    assert (low, high) == ([7, 12], [577])
+    with pytest.raises(ValueError, match="as many indices"):
+        report.pareto_k([0.3, 0.9], index=[7])
+
+
 def test_the_binomial_interval_is_that_of_scipy():
     share = np.array([0.05, 0.2, 0.9])
     low, high = _binomial_interval(200, share, 0.01)

@@ -51,6 +51,7 @@ _DOUBTS = {
     "Posterior predictive check": "The model does not make data like these.",
     "Prior predictive check": "The model does not make data like these.",
     "Posterior collapse": "The model makes little use of its latents.",
+    "Leave-one-out prediction": "Single data stand apart from what the model makes of the others.",
 }
 
 
@@ -100,7 +101,7 @@ class Diagnosis:
         else:
             of_posterior = _WORDS[self.gravity()]
         found = [f.name for f in self.findings if f.about == "model" and f.gravity >= Gravity.WARNING]
-        return " ".join([of_posterior, *dict.fromkeys(_DOUBTS[name] for name in found if name in _DOUBTS)])
+        return " ".join([of_posterior, *dict.fromkeys(_DOUBTS[name] for name in found)])
 
     def __str__(self) -> str:
         lines = [self.verdict, *(str(finding) for finding in self.findings)]
