@@ -30,6 +30,7 @@ from vilvm.report import Page, Table
 from vilvm.weights import layout
 
 _EXPORTED = 100  # data whose posterior is written, where each has latents of its own
+_REPLICATES = 50  # of each of them, or a file of images would take half a gigabyte
 
 
 class Subject(NamedTuple):
@@ -42,7 +43,7 @@ class Subject(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """Estimates of log p(x) by name, and how far annealed importance sampling is off on the model's own data, by what is measured."""
+    """Estimates of log p(x) by name; and how far the last of them may be off, by bidirectional Monte Carlo with its settings."""
 
     bounds: dict[str, Estimate]
     gaps: dict[str, Estimate]
@@ -98,10 +99,10 @@ def evidence(subject: Subject, data: Data, settings: dict[str, Any]) -> Evidence
     names = {"elbo": "ELBO", "iwae": f"IWAE-{settings['samples']}", "exact": "exact"}
     bounds = {names[name]: bound for name, bound in evaluation.bounds.items()}
     annealed = ais(subject.lvm, data, schedule, seed=seed).bound
-    bounds[name := _of(schedule)] = annealed
+    bounds[_of(schedule)] = annealed
     try:
         gap = bdmc(subject.lvm, schedule, num_simulations=len(annealed.values), seed=seed).gap
-        return Evidence(bounds, {f"BDMC gap of {name}, on the model's own data": gap})
+        return Evidence(bounds, {f"its BDMC gap, on {len(gap.values)} simulated data": gap})
     except ContractError:  # a guide that is for these data alone is no start for others
         schedule = Schedule(num_temperatures=20 * settings["temperatures"], leapfrog=3, base="prior")
     try:
@@ -109,16 +110,16 @@ def evidence(subject: Subject, data: Data, settings: dict[str, Any]) -> Evidence
     except ContractError as error:
         console.print(f"No bound from above: {error}", highlight=False)
         return Evidence(bounds, {})
-    bounds[name := _of(schedule)] = ais(subject.lvm, data, schedule, seed=seed).bound
-    return Evidence(bounds, {f"BDMC gap of {name}, on 4 data sets of the model's own": gap})
+    bounds[_of(schedule)] = ais(subject.lvm, data, schedule, seed=seed).bound
+    return Evidence(bounds, {f"its BDMC gap, on {len(gap.values)} simulated data sets": gap})
 
 
 def _of(schedule: Schedule) -> str:
-    return f"AIS from the {schedule.base}, {schedule.num_chains} chains × {schedule.num_temperatures:,} temperatures"
+    return f"AIS from the {schedule.base}, {schedule.num_chains} × {schedule.num_temperatures:,}"
 
 
 def show(subject: Subject, found: Evidence, diagnosis: vilvm.Diagnosis) -> None:
-    table = RichTable(title=f"{subject.name}: log p(x), nats", title_justify="left")
+    table = RichTable(title=f"{subject.name}: log p(x), nats (AIS: chains × temperatures)", title_justify="left")
     for head in ("", "mean", "± SE over the data", "± SE of Monte Carlo"):
         table.add_column(head, justify="right" if head else "left")
     for name, bound in found.all.items():
@@ -139,7 +140,7 @@ def page(
     plots: dict[str, Figure],
 ) -> Page:
     rows = [[name, bound.mean, bound.se, bound.mc_se] for name, bound in found.all.items()]
-    tables = {"log p(x), in nats": Table(["", "mean", "SE over the data", "SE of Monte Carlo"], rows)}
+    tables = {"log p(x), in nats (AIS: chains × temperatures)": Table(["", "mean", "SE over the data", "SE of Monte Carlo"], rows)}
     if diagnosis.skipped:
         tables["Not run"] = Table(["diagnostic", "why"], [[name, why] for name, why in diagnosis.skipped.items()])
     return Page(
@@ -162,7 +163,8 @@ def posterior_of(subject: Subject, index: torch.Tensor, seed: int) -> Any:
     if not (plan.local and subject.data.divisible):
         return export.to_datatree(subject.lvm, subject.data, seed=seed)
     index = index[:_EXPORTED] if len(index) < len(subject.data) else index
-    return export.to_datatree(subject.lvm, part_of(subject.data, index), coords={plan.data_plate or "": index.tolist()}, seed=seed)
+    part, coords = part_of(subject.data, index), {plan.data_plate or "": index.tolist()}
+    return export.to_datatree(subject.lvm, part, num_predictive=_REPLICATES, coords=coords, seed=seed)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -171,6 +173,7 @@ def main(argv: list[str] | None = None) -> int:
     write_settings(folder, settings)
     began = time.perf_counter()
     subject = subject_of(settings)
+    console.print("Diagnosing", highlight=False)
     diagnosis = vilvm.diagnose(
         subject.lvm,
         subject.data,
@@ -181,6 +184,7 @@ def main(argv: list[str] | None = None) -> int:
         seed=settings["seed"],
     )
     looked = part_of(subject.data, diagnosis.index)
+    console.print("Bounding log p(x)", highlight=False)
     found = evidence(subject, looked, settings)
     export.save(posterior_of(subject, diagnosis.index, settings["seed"]), folder / "posterior.nc")
     show(subject, found, diagnosis)

@@ -168,3 +168,112 @@ def test_every_datum_of_a_plate_is_looked_at_where_a_latent_is_shared():
     found = correction(vilvm.Pair(model, shared), torch.randn(15))
     assert len(found.names) == 16
     assert "z[13]" in found.finding.verdict
+
+
+def given(posterior, guide):
+    """A pair whose posterior is given, for its datum says nothing of the latent."""
+
+    def model(x):
+        pyro.sample("z", posterior)
+        pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
+
+    return vilvm.Pair(model, lambda x: pyro.sample("z", guide))
+
+
+@pytest.mark.parametrize("posterior", [dist.StudentT(2.0), dist.Cauchy(0.0, 1.0)], ids=["t2", "cauchy"])
+def test_an_exact_guide_of_a_posterior_without_variance_is_fine(posterior):
+    assert correction(given(posterior, posterior), torch.tensor(0.0)).finding.gravity == Gravity.FINE
+
+
+def normals(scale, dim=60):
+    loc = torch.zeros(dim)
+    return given(dist.Normal(loc, 1.0).to_event(1), dist.Normal(loc, scale).to_event(1))
+
+
+def test_components_within_the_tolerance_raise_no_alarm():
+    """Sixty of which the noisiest is beyond it: at one draw a component in three would be an alarm, by noise alone."""
+    gravities = [correction(normals(0.91), torch.tensor(0.0), num_samples=5000, seed=seed).finding.gravity for seed in range(5)]
+    assert max(gravities) <= Gravity.NOTE
+    assert correction(normals(0.91), torch.tensor(0.0), num_samples=1000).share == 1.0  # by their point estimates
+
+
+def test_with_few_draws_it_cannot_tell_and_looks_again():
+    found = correction(pair(0.0, 0.9), X, num_samples=1000)
+    assert found.num_samples.item() == 10_000
+    assert found.undecided.all()
+    assert found.finding.gravity == Gravity.NOTE
+    assert "cannot tell whether" in found.finding.verdict
+
+
+def test_nothing_to_correct_is_said():
+    def model(x):
+        c = pyro.sample("c", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(c.float(), 1.0), obs=x)
+
+    found = correction(vilvm.Pair(model, lambda x: None), torch.tensor(0.0), num_samples=1000)
+    assert found.names == ()
+    assert "nothing to correct" in found.finding.verdict
+
+
+def test_what_cannot_be_held_at_once_is_drawn_in_turns(monkeypatch):
+    whole = correction(normals(1.2, 7), torch.tensor(0.0), num_samples=1000)
+    monkeypatch.setattr("vilvm.diagnostics.moments.KEPT", 3000)
+    monkeypatch.setattr("vilvm.diagnostics.moments._WORKED", 2000)
+    parts = correction(normals(1.2, 7), torch.tensor(0.0), num_samples=1000)
+    assert parts.names == whole.names
+    assert (parts.ratio - 1.2).abs().max() < 6 * parts.ratio_se.max()
+    assert len(set(parts.mean[0].tolist())) == 7
+
+
+def test_a_guide_with_parameters_for_each_datum():
+    """It cannot be given some of the data, so all are looked at again."""
+    x = torch.randn(60, 1)
+    spread = torch.full((60,), 0.8 * 0.5**0.5)
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, 0])
+
+    def guide(x):
+        with pyro.plate("data", 60):
+            pyro.sample("z", dist.Normal(x[:, 0] / 2, spread))
+
+    found = correction(vilvm.Pair(model, guide), x)
+    assert found.finding.gravity == Gravity.WARNING
+    assert (found.num_samples > 1000).any()
+
+
+def test_bad_options_are_refused():
+    with pytest.raises(ValueError, match="false_alarm must be between 0 and 1"):
+        correction(pair(), X, false_alarm=2.0)
+    with pytest.raises(ValueError, match="at least 1000"):
+        correction(pair(), X, num_samples=10)
+
+
+def test_what_is_infinite_is_named():
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        pyro.deterministic("f", 1.0 / (mu > 0.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    found = correction(vilvm.Pair(model, pair().guide), X, num_samples=1000)
+    assert found.undefined.tolist() == [[False, True]]
+    assert "1 of 2 components is not finite in some draw: f" in found.finding.verdict
+
+
+def test_ratios_of_data_are_the_closed_form():
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 1.15 * 0.5**0.5))
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    found = correction(vilvm.Pair(model, guide), torch.randn(60))
+    assert ((found.ratio - 1.15) / found.ratio_se).abs().max() < 5
+    assert (found.shift / found.shift_se).abs().max() < 5
+    assert found.finding.gravity == Gravity.WARNING

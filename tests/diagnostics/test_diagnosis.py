@@ -14,7 +14,7 @@ from models.ppca import PPCA
 from models.vae import VAE
 from tests.diagnostics.test_collapse import Beta
 from tests.diagnostics.test_convergence import history, noise
-from vilvm.diagnostics import Gravity, diagnose
+from vilvm.diagnostics import Diagnosis, Finding, Gravity, diagnose
 from vilvm.evaluation import Schedule
 from vilvm.report import diagnosis_figures
 
@@ -52,6 +52,22 @@ def test_a_right_model_and_an_exact_guide_raise_no_alarm():
     assert "Nothing was found" in found.verdict
 
 
+def test_the_verdict_tells_of_posterior_and_model_apart():
+    def verdict(*findings):
+        told = tuple(Finding(name, gravity, "", "", about=about) for name, gravity, about in findings)
+        return Diagnosis(told, {}, {}, torch.arange(1), 0.0).verdict
+
+    posterior = ("Posterior predictive check", Gravity.WARNING, "model")
+    prior = ("Prior predictive check", Gravity.WARNING, "model")
+    collapsed = ("Posterior collapse", Gravity.GRAVE, "model")
+    bad = ("Pareto k̂", Gravity.GRAVE, "posterior")
+    unlike, unused = "The model does not make data like these.", "The model makes little use of its latents."
+    assert verdict(posterior, prior, collapsed).endswith(f"against this posterior. {unlike} {unused}")
+    assert verdict(bad, prior, posterior) == f"Do not trust this posterior. {unlike}"
+    assert verdict(bad, posterior).endswith("be it the guide or the model.")
+    assert verdict(("Posterior collapse", Gravity.NOTE, "model")).endswith("against this posterior.")
+
+
 def test_a_guide_of_half_the_scale_is_caught_by_all_that_look():
     lvm, x = linear()
     with torch.no_grad():
@@ -66,6 +82,7 @@ def test_a_guide_of_half_the_scale_is_caught_by_all_that_look():
     assert [f.gravity for f in found.findings] == sorted((f.gravity for f in found.findings), reverse=True)
 
 
+@pytest.mark.slow
 def test_a_collapsed_vae_is_caught():
     torch.manual_seed(0)
     data = vilvm.datasets.digits(transform=vilvm.datasets.StaticBinarisation(0))
@@ -76,6 +93,7 @@ def test_a_collapsed_vae_is_caught():
     assert "The model makes little use of its latents." in found.verdict
 
 
+@pytest.mark.slow
 def test_a_fit_that_is_stopped_too_early_is_caught():
     _, x = linear()
     fresh = PPCA(8, 3)

@@ -1,5 +1,7 @@
 """PSIS leave-one-out prediction against its closed form in a conjugate model."""
 
+import sys
+
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -11,6 +13,7 @@ import vilvm
 from models.ppca import PPCA
 from vilvm.data import seeded
 from vilvm.diagnostics import Gravity, loo
+from vilvm.weights import layout
 
 
 def pair(scale=1.0, shift=0.0, num_data=20):
@@ -63,8 +66,9 @@ def test_without_its_weights_the_guide_would_be_wrong():
 def test_it_is_what_arviz_makes_of_log_p_and_log_q():
     x = torch.randn(12)
     lvm = pair(1.2, 0.3)
+    plan = layout(lvm, x)
     with torch.no_grad(), seeded(0):
-        weights = vilvm.log_weights(lvm, x, 10_000, plan=vilvm.weights.layout(lvm, x))
+        weights = vilvm.log_weights(lvm, x, 10_000, plan=plan)
     log_p = (weights.log_likelihood.sum(1) + weights.log_prior).numpy()
     tree = from_dict(
         {"posterior": {"mu": weights.latents["mu"].numpy()[None]}, "log_likelihood": {"x": weights.log_likelihood.numpy()[None]}}
@@ -142,3 +146,36 @@ def test_a_likelihood_of_zero_makes_no_nan():
     expected = ((2.0**-2 - 4.0**-2) / 2 / (1 / largest - 1 / 4)).log()
     assert found.elpd_i.isfinite().all()
     assert (found.elpd_i - expected).abs().max() < 0.05
+
+
+def test_data_that_share_a_latent_that_is_summed_over_are_refused():
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        c = pyro.sample("c", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu + c, 1.0), obs=x)
+
+    with pytest.raises(vilvm.ContractError, match="site 'x' of Pair depends on a latent that is summed"):
+        loo(vilvm.Pair(model, pair().guide), torch.randn(5))
+
+
+def test_data_that_no_draw_allows_together_are_grave():
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Uniform(mu - 1, mu + 1, validate_args=False), obs=x)
+
+    found = loo(vilvm.Pair(model, lambda x: pyro.sample("mu", dist.Normal(0.0, 1.0))), torch.tensor([0.0, 2.5]))
+    assert found.joint_k == float("inf")
+    assert found.finding.gravity == Gravity.GRAVE
+
+
+def test_blocks_of_data_change_nothing(monkeypatch):
+    x = torch.randn(20)
+    whole = loo(pair(1.2, 0.3), x, num_samples=2000)
+    module = sys.modules["vilvm.diagnostics.loo"]  # by whose name the package calls the function
+    monkeypatch.setattr(module, "_KEPT", 14_000)
+    monkeypatch.setattr(module, "_WORKED", 6_000)
+    parts = loo(pair(1.2, 0.3), x, num_samples=2000)
+    torch.testing.assert_close(parts.elpd_i, whole.elpd_i)
+    torch.testing.assert_close(parts.k, whole.k)

@@ -1,5 +1,7 @@
 """Tail shapes of many columns against ArviZ's, one by one, and against the law they are drawn from."""
 
+import math
+
 import pytest
 import torch
 from arviz_stats.base import array_stats
@@ -22,3 +24,9 @@ def test_it_is_the_shape_of_a_pareto_law():
 
 def test_equal_values_have_no_tail():
     assert tail_shape(torch.ones(1000, 2)).tolist() == [0.0, 0.0]
+
+
+def test_columns_without_a_tail():
+    one, few = torch.zeros(1000), torch.zeros(1000)
+    one[3], few[:300] = 1.0, 1.0
+    assert tail_shape(torch.stack([torch.ones(1000), torch.zeros(1000), few, one], 1)).tolist() == [0.0, 0.0, 0.0, math.inf]

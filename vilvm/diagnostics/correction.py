@@ -303,6 +303,8 @@ def _again(found: Correction, look: Callable[[int, Tensor], Moments], most: int 
         look: given how many draws, and of which rows, makes them.
         most: rows that it may be asked for; if None it draws for all rows, whichever are asked for.
     """
+    if not found.names:
+        return found
     unclear = found.undecided | found.uneven | (found.k > 0.5)  # above which a standard error is none
     badness = torch.where(unclear, torch.maximum(found.excess().nan_to_num(posinf=1e300), found.k), -1.0).amax(1)
     rows = badness.argsort(descending=True)[: int(unclear.any(1).sum())][:most].sort().values

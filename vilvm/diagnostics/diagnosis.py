@@ -47,8 +47,9 @@ _WORDS = {
     Gravity.GRAVE: "Do not trust this posterior.",
 }
 _PRIORS = "priors of latents that the data share are the user's own; see predictive_check(kind='prior')."
+_REPLICATED = "Posterior predictive check"
 _DOUBTS = {
-    "Posterior predictive check": "The model does not make data like these.",
+    _REPLICATED: "The model does not make data like these.",
     "Prior predictive check": "The model does not make data like these.",
     "Posterior collapse": "The model makes little use of its latents.",
     "Leave-one-out prediction": "Single data stand apart from what the model makes of the others.",
@@ -101,7 +102,10 @@ class Diagnosis:
         else:
             of_posterior = _WORDS[self.gravity()]
         found = [f.name for f in self.findings if f.about == "model" and f.gravity >= Gravity.WARNING]
-        return " ".join([of_posterior, *dict.fromkeys(_DOUBTS[name] for name in found)])
+        of_model = dict.fromkeys(_DOUBTS[name] for name in found)
+        if self.gravity() >= Gravity.WARNING and found == [_REPLICATED]:  # draws of such a guide may be what is unlike the data
+            of_model = ["Its draws do not make data like these: be it the guide or the model."]
+        return " ".join([of_posterior, *of_model])
 
     def __str__(self) -> str:
         lines = [self.verdict, *(str(finding) for finding in self.findings)]

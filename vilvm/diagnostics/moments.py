@@ -98,8 +98,8 @@ class DrawnMoments:
             z = components(values, where)[..., columns] if values else log_w.new_zeros(*log_w.shape, 0)
             single = all(v.dtype != torch.float64 for v in values.values())
             picked = slice(None) if keep is None else keep.to(z.device)
-            z = z[:, picked].to(torch.float32 if single else torch.float64)
-            yield log_w[:, picked].cpu(), z.cpu()  # z is a copy, for a view would keep all columns
+            z = z[:, picked].to(torch.float32 if single else torch.float64, copy=True)  # a view would keep all columns
+            yield log_w[:, picked].cpu(), z.cpu()
 
     def _values(self, latents: dict[str, Tensor]) -> tuple[dict[str, Tensor], Layout]:
         """The latents and what ``pyro.deterministic`` makes of them, which is often what a reader wants to know; and where their data stand."""
