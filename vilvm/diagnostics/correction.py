@@ -275,9 +275,9 @@ def correction(
             false_alarm=false_alarm,
         )
         if len(parts) == 1:
-            found = _again(found, drawn[0])
+            found = _again(found, drawn[0], plan.num_data)
         elif not plan.subsample:
-            found = _again(found, lambda more, rows: _of_rows(lvm, fixed, rows, plan, more), _AGAIN)
+            found = _again(found, lambda more, rows: _of_rows(lvm, fixed, rows, plan, more), _AGAIN, _AGAIN)
     return _without_constants(found)
 
 
@@ -295,22 +295,23 @@ def _of_rows(lvm: LatentVariableModel, data: Data, rows: Tensor, plan: Layout, n
     return DrawnMoments(lvm, x, layout(lvm, x, plate=plan.data_plate))(num_samples)
 
 
-def _again(found: Correction, look: Callable[[int, Tensor], Moments], most: int | None = None) -> Correction:
+def _again(found: Correction, look: Callable[[int, Tensor], Moments], data: int, most: int | None = None) -> Correction:
     """The same with the numbers of a second look, with more draws, at the worst rows of those that the first leaves open.
 
     Arguments:
         found: at the first look.
         look: given how many draws, and of which rows, makes them.
+        data: how many go through the pair for each draw.
         most: rows that it may be asked for; if None it draws for all rows, whichever are asked for.
     """
-    if not found.names:
+    if not found.names or (found.joint and found.off.any()):  # then a second look would change no verdict
         return found
     unclear = found.undecided | found.uneven | (found.k > 0.5)  # above which a standard error is none
     badness = torch.where(unclear, torch.maximum(found.excess().nan_to_num(posinf=1e300), found.k), -1.0).amax(1)
     rows = badness.argsort(descending=True)[: int(unclear.any(1).sum())][:most].sort().values
     samples = int(found.num_samples[0])
     size = (len(badness) if most is None else len(rows)) * len(found.names)
-    more = min(samples * (_MORE_JOINT if found.joint else _MORE), KEPT // max(size, 1))
+    more = min(samples * (_MORE_JOINT if found.joint else _MORE), KEPT // max(size, data))
     if not len(rows) or more < 2 * samples:
         return found
     again = look(more, rows)._asdict()
