@@ -15,3 +15,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # workers beside each other would fight
 def _clean_slate():
     pyro.clear_param_store()
     torch.manual_seed(0)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--compiled", action="store_true", help="every step that fit takes is traced, and run as a graph")
+
+
+@pytest.fixture(autouse=True)
+def _compiled(request, monkeypatch):
+    """With --compiled, whatever holds for the eager step must hold for the graph; Inductor itself is left to slow tests."""
+    if request.config.getoption("--compiled"):
+        from vilvm.training import compiled, run
+
+        monkeypatch.setattr(run, "_WORTH_COMPILING", 0)
+        monkeypatch.setattr(compiled, "inductor", compiled.graph)

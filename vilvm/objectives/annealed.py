@@ -8,11 +8,13 @@ bound alone is a bound.
 Reference: Generating Sentences from a Continuous Space, Bowman et al., 2016.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pyro.infer import ELBO, TraceEnum_ELBO
 from pyro.poutine.messenger import Messenger
+from torch import Tensor
 
 __all__ = ["Annealed"]
 
@@ -22,7 +24,7 @@ _SMALLEST = 1e-6  # Pyro's scales must be positive
 class _ScaleLatents(Messenger):
     """Multiplies the log-densities of all latents, in model and guide, by `weight`."""
 
-    def __init__(self, weight: float):
+    def __init__(self, weight: float | Tensor):
         super().__init__()
         self.weight = weight
 
@@ -61,11 +63,29 @@ class Annealed(ELBO):
                 "Trace_ELBO() or TraceMeanField_ELBO()."
             )
         self.objective, self.warmup, self.start, self.step = objective, warmup, start, 0
+        self._given: Tensor | None = None
 
     @property
     def weight(self) -> float:
         """β at the present step."""
         return max(_SMALLEST, min(1.0, self.start + (1 - self.start) * self.step / self.warmup))
+
+    def numbers(self) -> tuple[float, ...]:
+        """What changes from step to step, which a compiled step takes as input."""
+        return (self.weight,)
+
+    @contextmanager
+    def given(self, weight: Tensor) -> Iterator[None]:
+        """A context in which β is `weight`, and no step is counted."""
+        self._given = weight
+        try:
+            yield
+        finally:
+            self._given = None
+
+    def advance(self) -> None:
+        """Counts a step."""
+        self.step += 1
 
     def differentiable_loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """The annealed loss; counts a step."""
@@ -83,9 +103,10 @@ class Annealed(ELBO):
         return self.objective._get_trace(model, guide, args, kwargs)
 
     def _annealed(self, method: str, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        with _ScaleLatents(self.weight):
+        with _ScaleLatents(self.weight if self._given is None else self._given):
             value = getattr(self.objective, method)(model, guide, *args, **kwargs)
-        self.step += 1
+        if self._given is None:
+            self.advance()
         return value
 
     def state_dict(self) -> dict[str, int]:

@@ -37,6 +37,7 @@ def fit(
     patience: int | None = None,
     clip: float | None = None,
     nonfinite: Literal["stop", "skip"] = "stop",
+    compile: bool | Literal["auto"] = "auto",
     device: torch.device | str | None = None,
     seed: int = 0,
     run_dir: Path | str | None = None,
@@ -66,6 +67,9 @@ def fit(
         patience: stop after so many records without a better validation ELBO.
         clip: largest norm of the gradient of the loss per datum.
         nonfinite: what to do when loss or gradient is NaN or infinite: "stop" with NonFiniteLossError, or "skip" the step.
+        compile: whether the step is compiled (``vilvm.training.compiled``), which takes some ten seconds; "auto" does so for runs of 5000
+            steps or more. The first epoch is run eagerly in any case, with Pyro's checks. A pair that cannot be compiled is trained eagerly,
+            and one line says why.
         device: where to train; by default where the parameters are.
         seed: of the order of the data, the latents drawn and the transforms; of torch's generators, not of numpy's.
         run_dir: folder for ``checkpoint/`` and ``history.csv``; nothing is written without one.
@@ -98,7 +102,20 @@ def fit(
     train = as_data(data, "training data")
     held_out = None if validation is None else as_data(validation, "validation data")
     _check_options(
-        train, epochs, steps, batch_size, patience, clip, nonfinite, scheduler_interval, held_out, run_dir, resume, seed, callbacks
+        train,
+        epochs,
+        steps,
+        batch_size,
+        patience,
+        clip,
+        nonfinite,
+        scheduler_interval,
+        held_out,
+        run_dir,
+        resume,
+        seed,
+        callbacks,
+        compile,
     )
     where = _device(lvm, device)
     lvm.to(where)
@@ -118,6 +135,7 @@ def fit(
             callbacks=callbacks,
             per_epoch=scheduler_interval == "epoch",
             device=where,
+            compile=compile,
         )
         run.prepare(optimizer or adam(where), scheduler, clip)
         set_seed(seed, where)
@@ -170,6 +188,7 @@ def _check_options(
     resume: bool,
     seed: Any,
     callbacks: Any,
+    compile: Any,
 ) -> None:
     if (epochs is None) == (steps is None):
         raise ValueError("fit: give epochs=... or steps=..., one of the two.")
@@ -182,6 +201,8 @@ def _check_options(
         raise ValueError(f"fit: clip must be a positive number; got {clip!r}.")
     if not isinstance(callbacks, Sequence) or not all(callable(c) for c in callbacks):
         raise ValueError("fit: callbacks must be a list of functions.")
+    if compile not in (True, False, "auto"):
+        raise ValueError(f"fit: unknown compile={compile!r}; choose True, False or 'auto'.")
     if nonfinite not in ("stop", "skip"):
         raise ValueError(f"fit: unknown nonfinite={nonfinite!r}; choose 'stop' or 'skip'.")
     if scheduler_interval not in ("step", "epoch"):

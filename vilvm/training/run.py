@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import torch
@@ -19,17 +19,20 @@ from vilvm.files import write_atomic
 from vilvm.lvm import ContractError, module_parameters
 from vilvm.progress import ProgressBar
 from vilvm.training.batches import Batches
+from vilvm.training.compiled import CompiledStep
 from vilvm.training.history import History, Record
 from vilvm.training.optimizers import OptimizerFactory, SchedulerFactory, make_optimizer, make_scheduler
 from vilvm.training.result import Event, Fit
 from vilvm.training.resume import describe, match, plain, rng, set_rng
 from vilvm.training.signals import interruptible
-from vilvm.training.step import EagerStep, NonFiniteLossError, Objective, StepResult, check_objective
+from vilvm.training.step import NonFiniteLossError, Objective, Step, StepResult, check_objective
 from vilvm.training.validation import Look, check, look
 from vilvm.weights import Layout, layout, log_weights
 
 __all__ = ["Run"]
 
+_WORTH_COMPILING = 5000  # steps from which a compiler's ten seconds are earned back
+_CHECKED_STEPS = 2000  # at most, that are run eagerly at the start, for the sake of Pyro's checks of every datum
 _MIN_STEPS_A_RECORD = 50  # so that a record, with its look at the validation data, costs little where an epoch is one step
 
 
@@ -62,6 +65,7 @@ class Run:
     callbacks: Sequence[Callable[[Event], bool | None]]
     per_epoch: bool
     device: torch.device
+    compile: bool | Literal["auto"] = "auto"
     history: History = field(default_factory=History)
     at: int = 0
     tally: _Tally = field(default_factory=_Tally)
@@ -86,7 +90,10 @@ class Run:
             )
         self.optimizer = make_optimizer(optimizer, trainable)
         self.scheduler = None if scheduler is None else make_scheduler(scheduler, self.optimizer)
-        self.step = EagerStep(self.lvm, self.objective, self.optimizer, clip)
+        self.compiled = CompiledStep(self.lvm, self.objective, self.optimizer, clip)
+        self.step: Step = self.compiled.eager
+        # By the length of the run, and not by a clock: two runs with one seed are the same.
+        self.compiles = self.compile is True or (self.compile == "auto" and self.total >= _WORTH_COMPILING)
         self.settings = {
             "lvm": type(self.lvm).__qualname__,
             "parameters": {
@@ -166,16 +173,20 @@ class Run:
 
     def one_step(self) -> None:
         """Takes one step and adds it to the tally."""
-        began = time.perf_counter()
+        checked = self.at < min(self.batches.epoch_steps, _CHECKED_STEPS)
+        step: Step = self.compiled if self.compiles and not checked else self.step
         before = rng(self.device)
         # What a forward pass moves by itself (batch statistics) is put back if the step is not taken.
         buffers = [(b, b.clone()) for b in self.lvm.buffers()] if self.skip else []
         # Pyro's checks of support and shape, for the first epoch; NaN is watched for throughout.
-        with pyro.validation_enabled(self.at < self.batches.epoch_steps), module_parameters(self.lvm, frozen=True):
+        with pyro.validation_enabled(checked), module_parameters(self.lvm, frozen=True):
             batch = self.batches(self.at)
             num_data = self.num_data(batch)
+            if self.compiles:
+                self.compiled.prepare(batch, num_data)
+            began = time.perf_counter()
             try:
-                result = self.step(batch, num_data)
+                result = step(batch, num_data)
             except ContractError:
                 raise
             except ValueError as error:
@@ -318,6 +329,7 @@ class Run:
 
     def save(self) -> None:
         """Writes checkpoint and history, unless there is no folder or this step is saved already."""
+        self.compiled.settle()
         self._saved_time = time.monotonic()
         if self.folder is None or self._saved_at == self.at:
             return
@@ -338,6 +350,7 @@ class Run:
             "best": self.best,
             "best_step": self.best_step,
             "best_bound": self.best_bound,
+            "compiled": self.compiles,
             "stopped": self.stopped if self.stopped in ("early", "callback") else "finished",
         }
         try:
@@ -379,6 +392,8 @@ class Run:
         self.best = best and {n: v.to(self.device) if isinstance(v, torch.Tensor) else v for n, v in best.items()}
         if self.stopped == "early" and not self._is_out_of_patience():
             self.stopped = "finished"  # there is more patience now than there was
+        if self.compile == "auto":
+            self.compiles = state.get("compiled", False)  # as it began, whatever its length is now
         set_rng(state["rng"], self.device)
 
     def result(self) -> Fit:

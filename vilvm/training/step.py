@@ -94,7 +94,10 @@ class EagerStep:
     def __call__(self, batch: Any, num_data: float) -> StepResult:
         """Moves the parameters one step down the loss per datum of `batch`."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = backward(self.lvm, self.objective, batch, self.parameters, num_data)
+        return self.update(backward(self.lvm, self.objective, batch, self.parameters, num_data))
+
+    def update(self, loss: Tensor) -> StepResult:
+        """Moves the parameters by the gradients they have, if these and the loss are finite."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if not gradients:
             raise ContractError(

@@ -1,0 +1,408 @@
+"""The training step as one compiled graph: loss, gradients, clipping and Adam, for any pair and any Pyro objective.
+
+Pyro's handlers run in Python, and do the same at every step. So they are run once, under a tracer (``tracing``): what is left is a graph
+from parameters, data and noise to loss and gradients. Clipping and Adam are put behind it, and torch's Inductor makes one program of the
+whole. The numbers that change from step to step, learning rate, bias corrections, the weight of an annealed rate, are inputs, as are all
+tensors that the model closes over. Noise is drawn by torch's own generators in the order of the eager step, so that a seed means the
+same draws.
+
+A graph holds what Python did on the day of the trace. So before it is used, and again after 1, 2, 4, 8, ... steps, it is held against the
+eager step on the batch at hand and the same noise: the loss, and the gradient of every parameter. Where they differ, or where no graph can
+be made, the eager step takes its place, and says so in one line.
+"""
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from vilvm.data import map_tensors, tensors_of
+from vilvm.lvm import ContractError, LatentVariableModel
+from vilvm.training.resume import rng, set_rng
+from vilvm.training.step import EagerStep, Objective, StepResult, backward
+from vilvm.training.tracing import Graph, UntraceableError, trace, why
+
+__all__ = ["CompiledStep", "graph", "inductor"]
+
+_TOLERANCE = 1e-4  # relative, of loss and gradients; sums in another order differ by some 1e-6
+_NEGLIGIBLE = 1e-6  # of the norm of all gradients, below which that of one parameter is rounding
+
+
+Compiler = Callable[[Callable[..., list[Tensor]], Sequence[Tensor]], Callable[..., Any]]
+
+
+class _Program(NamedTuple):
+    """A compiled step for batches of one shape.
+
+    Arguments:
+        run: the compiled graph.
+        closed: the tensors that the pair closes over, by reference.
+        moved: the parameters that have a gradient.
+        own: where among `closed` are parameters and buffers of the model, which the program may change.
+    """
+
+    run: Callable[..., Any]
+    closed: list[Tensor]
+    moved: list[Tensor]
+    own: list[int]
+
+
+class CompiledStep:
+    """A training step that is compiled at its first call for every shape of batch, and eager where that is not possible.
+
+    Arguments:
+        lvm: the model and guide.
+        objective: any Pyro ELBO; one with ``numbers`` (see ``vilvm.objectives.Annealed``) may change these without a new graph.
+        optimizer: Adam and AdamW become part of the graph; any other is stepped behind it.
+        clip: largest norm of the gradient of the loss per datum, or None.
+        tell: is given the one line that says why a step is eager.
+        compiler: makes a program of a function of tensors and such tensors.
+    """
+
+    def __init__(
+        self,
+        lvm: LatentVariableModel,
+        objective: Objective,
+        optimizer: torch.optim.Optimizer,
+        clip: float | None = None,
+        tell: Callable[[str], None] = print,
+        compiler: "Compiler | None" = None,
+    ):
+        self.eager = EagerStep(lvm, objective, optimizer, clip)
+        self.lvm, self.objective, self.optimizer, self.clip, self.tell = lvm, objective, optimizer, clip, tell
+        self.compiler = inductor if compiler is None else compiler
+        self.parameters = self.eager.parameters
+        self.adam = _Adam(optimizer, self.parameters) if _Adam.serves(optimizer) else None
+        self.refused: str | None = None  # why the step is eager
+        self.seconds = 0.0  # that compiling took
+        self._programs: dict[Any, _Program] = {}
+        self._taken = 0
+
+    def __call__(self, batch: Any, num_data: float) -> StepResult:
+        """Moves the parameters one step down the loss per datum of `batch`."""
+        program = self.prepare(batch, num_data)
+        if program is not None and self._taken & (self._taken - 1) == 0:
+            program = self._checked(program, batch, num_data)
+        if program is None:
+            return self.eager(batch, num_data)
+        self._taken += 1
+        return self._take(program, batch)
+
+    def prepare(self, batch: Any, num_data: float) -> _Program | None:
+        """The program for batches like this one, compiled if there is none; None if the step is eager."""
+        if self.refused is not None:
+            return None
+        key = (_shapes(batch), num_data, tuple(p.requires_grad for p in self.parameters))
+        if key not in self._programs:
+            began = time.perf_counter()
+            try:
+                program = self._compile(batch, num_data)
+            except UntraceableError as error:
+                return self._refuse(str(error))
+            self.seconds += time.perf_counter() - began
+            checked = self._checked(program, batch, num_data)
+            if checked is None:
+                return None
+            self._programs[key] = checked
+        return self._programs[key]
+
+    def settle(self) -> None:
+        """Writes into the optimizer the number of steps, which is kept beside it."""
+        if self.adam is not None:
+            self.adam.settle()
+
+    def _refuse(self, reason: str) -> None:
+        self.settle()
+        self.refused = reason
+        self.tell(f"The step of {type(self.lvm).__name__} is not compiled, and runs eagerly: {reason}.")
+
+    # Making -------------------------------------------------------------------------------------------------------------
+
+    def _compile(self, batch: Any, num_data: float) -> _Program:
+        """Traces loss and gradients, appends the update, and compiles the whole."""
+        moved: list[Tensor] = []
+
+        def gradients(*given: Tensor) -> list[Tensor]:
+            inputs = iter(given)
+            inner = map_tensors(lambda _: next(inputs), batch)
+            for p in self.parameters:
+                p.grad = None
+            with _given(self.objective, list(inputs)):
+                loss = backward(self.lvm, self.objective, inner, self.parameters, num_data)
+            moved[:] = [p for p in self.parameters if p.grad is not None]
+            return [loss.detach(), *(p.grad for p in moved if p.grad is not None)]
+
+        given = [*tensors_of(batch), *self._numbers()]
+        with self._undone():
+            graph = trace(gradients, given)
+        if not moved:
+            raise ContractError(
+                f"{type(self.objective).__name__} gave no gradient to any parameter of {type(self.lvm).__name__}; "
+                "let the model or guide use them, and sample latents that are reparameterised."
+            )
+        own = {id(t) for t in [*self.lvm.parameters(), *self.lvm.buffers()]} if isinstance(self.lvm, torch.nn.Module) else set()
+        at = [i for i, t in enumerate(graph.closed) if id(t) in own]
+        program = _Program(lambda *_: None, graph.closed, moved, at)
+        whole, inputs = self._with_update(graph, program, given)
+        return program._replace(run=self.compiler(whole, inputs))
+
+    def _with_update(self, graph: Graph, program: _Program, given: list[Tensor]) -> tuple[Callable[..., list[Tensor]], list[Tensor]]:
+        """Loss, gradients and update as one function of a flat list of tensors; and such a list."""
+        num_given, num_closed = len(given), len(graph.closed)
+        place = {id(t): i for i, t in enumerate(graph.closed)}
+        if any(id(p) not in place for p in program.moved):
+            raise UntraceableError("a parameter that the graph does not read")
+
+        def whole(*flat: Tensor) -> list[Tensor]:
+            given, closed, rest = flat[:num_given], flat[num_given : num_given + num_closed], flat[num_given + num_closed :]
+            loss, *grads = graph.module(*given, *closed)
+            if self.adam is None:
+                return [loss, *grads]
+            norm = torch.stack([g.float().square().sum() for g in grads]).sum().sqrt()
+            good = loss.isfinite() & norm.isfinite()
+            if self.clip is not None:
+                factor = (self.clip / (norm + 1e-6)).clamp(max=1.0)
+                grads = [g * factor for g in grads]
+            parameters = [closed[place[id(p)]] for p in program.moved]
+            self.adam.update(program.moved, parameters, grads, rest, good)
+            return [torch.stack([loss.double(), norm.double(), good.double()])]
+
+        state = [] if self.adam is None else self.adam.blank(program.moved)
+        return whole, [*given, *graph.closed, *state]
+
+    def _numbers(self) -> list[Tensor]:
+        """What the objective changes from step to step."""
+        numbers = getattr(self.objective, "numbers", None)
+        return [] if numbers is None else [torch.tensor(n, device=self.parameters[0].device) for n in numbers()]
+
+    # Taking a step ------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _take(self, program: _Program, batch: Any) -> StepResult:
+        given = [*tensors_of(batch), *self._numbers()]
+        if self.adam is None:
+            loss, *grads = program.run(*given, *program.closed)
+            for p in self.parameters:
+                p.grad = None
+            for p, grad in zip(program.moved, grads, strict=True):
+                p.grad = grad
+            result = self.eager.update(loss)
+        else:
+            (told,) = program.run(*given, *program.closed, *self.adam.state(program.moved))
+            loss, norm, good = told.tolist()
+            result = StepResult(loss, norm, bool(good))
+            self.adam.taken += result.applied
+        if hasattr(self.objective, "advance"):
+            self.objective.advance()  # type: ignore[attr-defined]
+        return result
+
+    # Holding it against the eager step ----------------------------------------------------------------------------------
+
+    def _checked(self, program: _Program, batch: Any, num_data: float) -> _Program | None:
+        """The program, if it does what the eager step does here and now; nothing is moved."""
+        difference = self._difference(program, batch, num_data)
+        if difference is None:
+            return program
+        late = f" (after {self._taken} compiled steps: something changes between steps in Python)" if self._taken else ""
+        return self._refuse(f"{difference}{late}")
+
+    def _difference(self, program: _Program, batch: Any, num_data: float) -> str | None:
+        """Where loss or gradients of program and eager step differ, in words, or None."""
+        with self._undone():
+            for p in self.parameters:
+                p.grad = None
+            loss = backward(self.lvm, self.objective, batch, self.parameters, num_data)
+            expected = [p.grad for p in self.parameters]
+            buffers = [(b, b.clone()) for b in self.lvm.buffers()]  # type: ignore[attr-defined]
+        with self._undone(), torch.no_grad():
+            try:
+                found_loss, found, closed = self._gradients(program, batch)
+            except Exception as error:
+                return why(error)
+        if not (math.isfinite(loss.item()) and math.isfinite(found_loss)):
+            same = math.isfinite(loss.item()) == math.isfinite(found_loss)
+            return None if same else f"its loss is {found_loss}, and that of the eager step {loss.item()}"
+        if abs(found_loss - loss.item()) > _TOLERANCE * max(abs(loss.item()), 1e-3):
+            return f"its loss {found_loss:.8g} is not that of the eager step, {loss.item():.8g}, on the same noise"
+        total = math.sqrt(sum(float(g.double().square().sum()) for g in expected if g is not None))
+        names = {id(p): n for n, p in self.lvm.named_parameters()}  # type: ignore[attr-defined]
+        for p, grad in zip(self.parameters, expected, strict=True):
+            other = found.get(id(p))
+            grad = torch.zeros_like(p) if grad is None else grad
+            other = torch.zeros_like(p) if other is None else other
+            error = float((grad - other).double().norm())
+            if not error <= _TOLERANCE * float(grad.double().norm()) + _NEGLIGIBLE * total and math.isfinite(total):
+                return f"its gradient of {names.get(id(p), 'a parameter')!r} is not that of the eager step on the same noise"
+        changed = {id(t): closed[i] for i, t in enumerate(program.closed)}
+        for buffer, value in buffers:
+            if id(buffer) in changed and not torch.allclose(changed[id(buffer)].double(), value.double(), rtol=_TOLERANCE):
+                return "a buffer (batch statistics, say) is not what the eager step makes it"
+        return None
+
+    def _gradients(self, program: _Program, batch: Any) -> tuple[float, dict[int, Tensor], list[Tensor]]:
+        """Loss and gradients by the program, run on copies of all that it changes; and the closed tensors after it."""
+        closed = [t.detach().clone() if i in program.own else t for i, t in enumerate(program.closed)]
+        given = [*tensors_of(batch), *self._numbers()]
+        if self.adam is None:
+            loss, *grads = program.run(*given, *closed)
+            return loss.item(), dict(zip(map(id, program.moved), grads, strict=True)), closed
+        state = self.adam.blank(program.moved)
+        (told,) = program.run(*given, *closed, *state)
+        loss, norm, _ = told.tolist()
+        clipped = 1.0 if self.clip is None else min(1.0, self.clip / (norm + 1e-6))
+        return loss, self.adam.gradients(program.moved, state, clipped), closed
+
+    @contextmanager
+    def _undone(self) -> Iterator[None]:
+        """Puts back what running the pair changes: gradients, buffers, generators, the objective's count of steps."""
+        device = self.parameters[0].device
+        states, grads = rng(device), [p.grad for p in self.parameters]
+        buffers = [(b, b.clone()) for b in self.lvm.buffers()]  # type: ignore[attr-defined]
+        counted = self.objective.state_dict() if hasattr(self.objective, "state_dict") else None  # type: ignore[attr-defined]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+            for p, grad in zip(self.parameters, grads, strict=True):
+                p.grad = grad
+            if counted is not None:
+                self.objective.load_state_dict(counted)  # type: ignore[attr-defined]
+            set_rng(states, device)
+
+
+def inductor(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Callable[..., Any]:
+    """`function` of tensors like `inputs` as a program made by torch's Inductor; what it changes in place is changed.
+
+    Programs are kept on disk by torch (TORCHINDUCTOR_CACHE_DIR), so that another process compiles the same one faster.
+
+    Raises:
+        UntraceableError: the compiler cannot do it, or there is no C++ compiler.
+    """
+    flat = [t.detach() for t in inputs]
+    try:
+        with _quiet(), torch.no_grad():
+            from torch._inductor import config
+            from torch._inductor.compile_fx import compile_fx
+
+            with config.patch(fallback_random=True):  # torch's generators, in their order, and not the compiler's own
+                return compile_fx(graph(function, flat), flat)
+    except Exception as error:
+        raise UntraceableError(f"torch's compiler failed ({why(error)})") from error
+
+
+def graph(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Any:
+    """`function` of tensors like `inputs` as a graph, which runs operation by operation as it is."""
+    with torch.no_grad():
+        return make_fx(function, tracing_mode="fake")(*(t.detach() for t in inputs))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the compiler's own warnings from the user, who can do nothing about them."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _given(objective: Any, numbers: list[Tensor]) -> Any:
+    """A context in which the objective takes its numbers from tensors."""
+    return objective.given(*numbers) if numbers else nullcontext()
+
+
+def _shapes(batch: Any) -> tuple[Any, ...]:
+    return tuple((t.shape, t.stride(), t.dtype) for t in tensors_of(batch))
+
+
+class _Adam:
+    """Adam and AdamW within a graph, on the state of a torch optimizer.
+
+    Reference: Adam: A Method for Stochastic Optimization, Kingma and Ba, 2015; Decoupled Weight Decay Regularization, Loshchilov and Hutter,
+    2019.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]):
+        self.optimizer = optimizer
+        self.group = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
+        self.taken = 0  # steps that the optimizer's own state does not show yet
+
+    @staticmethod
+    def serves(optimizer: torch.optim.Optimizer) -> bool:
+        """Whether this is the update of `optimizer`."""
+        return type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and not any(
+            g["amsgrad"] or g["maximize"] or g.get("differentiable") for g in optimizer.param_groups
+        )
+
+    def blank(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """State as before the first step: first moments, second moments, and the numbers of that step."""
+        moments = [torch.zeros_like(p, memory_format=torch.preserve_format) for _ in range(2) for p in parameters]
+        return [*moments, self._numbers(1)]
+
+    def state(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """The optimizer's own state, in the same order."""
+        kept = [self.optimizer.state[p] for p in parameters]
+        for p, state in zip(parameters, kept, strict=True):
+            if not state:
+                zeros = [torch.zeros_like(p, memory_format=torch.preserve_format) for _ in range(2)]
+                state.update(step=torch.tensor(0.0), exp_avg=zeros[0], exp_avg_sq=zeros[1])
+        step = int(kept[0]["step"]) + self.taken + 1
+        return [*(s["exp_avg"] for s in kept), *(s["exp_avg_sq"] for s in kept), self._numbers(step)]
+
+    def settle(self) -> None:
+        """Adds the steps taken to those that the optimizer has counted."""
+        for state in self.optimizer.state.values():
+            state["step"] += self.taken
+        self.taken = 0
+
+    def _numbers(self, step: int) -> Tensor:
+        """What changes from step to step, by group of parameters: shape (groups, 7)."""
+        rows = []
+        for group in self.optimizer.param_groups:
+            lr, (b1, b2) = float(group["lr"]), map(float, group["betas"])
+            decay = float(group["weight_decay"])
+            decoupled = bool(group.get("decoupled_weight_decay", type(self.optimizer) is torch.optim.AdamW))
+            shrink, penalty = (lr * decay, 0.0) if decoupled else (0.0, decay)
+            rows.append((lr / (1 - b1**step), 1 - b1, b2, (1 - b2**step) ** -0.5, float(group["eps"]), shrink, penalty))
+        return torch.tensor(rows)
+
+    def update(
+        self, moved: Sequence[Tensor], parameters: Sequence[Tensor], grads: Sequence[Tensor], state: Sequence[Tensor], good: Tensor
+    ) -> None:
+        """Moves parameters and state in place, where all is finite."""
+        count = len(parameters)
+        decays = [g["weight_decay"] != 0 for g in self.optimizer.param_groups]
+        for i, (p, grad) in enumerate(zip(parameters, grads, strict=True)):
+            mean, square, group = state[i], state[count + i], self.group[id(moved[i])]
+            step, fresh, b2, correction, eps, shrink, penalty = state[-1][group].unbind()
+            if decays[group]:
+                grad = grad + penalty * p
+            new_mean = torch.lerp(mean, grad, fresh.to(grad.dtype))
+            new_square = b2 * square + (1 - b2) * grad * grad
+            new = (p - shrink * p if decays[group] else p) - step * new_mean / (new_square.sqrt() * correction + eps)
+            for old, value in ((p, new), (mean, new_mean), (square, new_square)):
+                old.copy_(torch.where(good, value, old))
+
+    def gradients(self, moved: Sequence[Tensor], state: Sequence[Tensor], clipped: float) -> dict[int, Tensor]:
+        """The gradients of the first step, read off the first moments after it."""
+        fresh = [1 - float(g["betas"][0]) for g in self.optimizer.param_groups]
+        found = {}
+        for i, p in enumerate(moved):
+            group = self.optimizer.param_groups[self.group[id(p)]]
+            decoupled = bool(group.get("decoupled_weight_decay", type(self.optimizer) is torch.optim.AdamW))
+            penalty = 0.0 if decoupled else float(group["weight_decay"])
+            found[id(p)] = (state[i] / fresh[self.group[id(p)]] - penalty * p.detach()) / clipped
+        return found
