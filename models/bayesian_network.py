@@ -33,7 +33,6 @@ import torch
 from pyro.infer import TraceEnum_ELBO
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 
 from vilvm.lvm import ContractError
 from vilvm.networks import mlp
@@ -181,7 +180,7 @@ class BayesianNetwork(nn.Module):
     def _encoded(self, known: Batch) -> Tensor:
         """The states of what is known, one-hot and side by side."""
         values = torch.broadcast_tensors(*known.values())
-        parts = [one_hot(v, self.states[n]) for n, v in zip(known, values, strict=True)]
+        parts = [v.unsqueeze(-1) == torch.arange(self.states[n], device=v.device) for n, v in zip(known, values, strict=True)]
         return torch.cat(parts, -1).to(self.table(next(iter(self.parents))))
 
     def _observed(self, batch: Batch) -> dict[str, Tensor]:

@@ -17,14 +17,16 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
+import pyro
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from vilvm.data import map_tensors, tensors_of
 from vilvm.lvm import ContractError, LatentVariableModel
+from vilvm.training.adam import GraphAdam
 from vilvm.training.resume import rng, set_rng
 from vilvm.training.step import EagerStep, Objective, StepResult, backward
 from vilvm.training.tracing import Graph, UntraceableError, trace, why
@@ -79,7 +81,7 @@ class CompiledStep:
         self.lvm, self.objective, self.optimizer, self.clip, self.tell = lvm, objective, optimizer, clip, tell
         self.compiler = inductor if compiler is None else compiler
         self.parameters = self.eager.parameters
-        self.adam = _Adam(optimizer, self.parameters) if _Adam.serves(optimizer) else None
+        self.adam = GraphAdam(optimizer, self.parameters) if GraphAdam.serves(optimizer) else None
         self.refused: str | None = None  # why the step is eager
         self.seconds = 0.0  # that compiling took
         self._programs: dict[Any, _Program] = {}
@@ -153,7 +155,9 @@ class CompiledStep:
         whole, inputs = self._with_update(graph, program, given)
         return program._replace(run=self.compiler(whole, inputs))
 
-    def _with_update(self, graph: Graph, program: _Program, given: list[Tensor]) -> tuple[Callable[..., list[Tensor]], list[Tensor]]:
+    def _with_update(
+        self, graph: Graph, program: _Program, given: list[Tensor]
+    ) -> tuple[Callable[..., list[Tensor]], list[Tensor]]:
         """Loss, gradients and update as one function of a flat list of tensors; and such a list."""
         num_given, num_closed = len(given), len(graph.closed)
         place = {id(t): i for i, t in enumerate(graph.closed)}
@@ -215,7 +219,9 @@ class CompiledStep:
 
     def _difference(self, program: _Program, batch: Any, num_data: float) -> str | None:
         """Where loss or gradients of program and eager step differ, in words, or None."""
-        with self._undone():
+        # What Pyro would refuse or warn of, the eager step explains.
+        with self._undone(), pyro.validation_enabled(False), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             for p in self.parameters:
                 p.grad = None
             loss = backward(self.lvm, self.objective, batch, self.parameters, num_data)
@@ -294,7 +300,7 @@ def inductor(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) ->
             from torch._inductor.compile_fx import compile_fx
 
             with config.patch(fallback_random=True):  # torch's generators, in their order, and not the compiler's own
-                return compile_fx(graph(function, flat), flat)
+                return cast(Callable[..., Any], compile_fx(graph(function, flat), flat))
     except Exception as error:
         raise UntraceableError(f"torch's compiler failed ({why(error)})") from error
 
@@ -326,83 +332,3 @@ def _given(objective: Any, numbers: list[Tensor]) -> Any:
 
 def _shapes(batch: Any) -> tuple[Any, ...]:
     return tuple((t.shape, t.stride(), t.dtype) for t in tensors_of(batch))
-
-
-class _Adam:
-    """Adam and AdamW within a graph, on the state of a torch optimizer.
-
-    Reference: Adam: A Method for Stochastic Optimization, Kingma and Ba, 2015; Decoupled Weight Decay Regularization, Loshchilov and Hutter,
-    2019.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]):
-        self.optimizer = optimizer
-        self.group = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
-        self.taken = 0  # steps that the optimizer's own state does not show yet
-
-    @staticmethod
-    def serves(optimizer: torch.optim.Optimizer) -> bool:
-        """Whether this is the update of `optimizer`."""
-        return type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and not any(
-            g["amsgrad"] or g["maximize"] or g.get("differentiable") for g in optimizer.param_groups
-        )
-
-    def blank(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """State as before the first step: first moments, second moments, and the numbers of that step."""
-        moments = [torch.zeros_like(p, memory_format=torch.preserve_format) for _ in range(2) for p in parameters]
-        return [*moments, self._numbers(1)]
-
-    def state(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """The optimizer's own state, in the same order."""
-        kept = [self.optimizer.state[p] for p in parameters]
-        for p, state in zip(parameters, kept, strict=True):
-            if not state:
-                zeros = [torch.zeros_like(p, memory_format=torch.preserve_format) for _ in range(2)]
-                state.update(step=torch.tensor(0.0), exp_avg=zeros[0], exp_avg_sq=zeros[1])
-        step = int(kept[0]["step"]) + self.taken + 1
-        return [*(s["exp_avg"] for s in kept), *(s["exp_avg_sq"] for s in kept), self._numbers(step)]
-
-    def settle(self) -> None:
-        """Adds the steps taken to those that the optimizer has counted."""
-        for state in self.optimizer.state.values():
-            state["step"] += self.taken
-        self.taken = 0
-
-    def _numbers(self, step: int) -> Tensor:
-        """What changes from step to step, by group of parameters: shape (groups, 7)."""
-        rows = []
-        for group in self.optimizer.param_groups:
-            lr, (b1, b2) = float(group["lr"]), map(float, group["betas"])
-            decay = float(group["weight_decay"])
-            decoupled = bool(group.get("decoupled_weight_decay", type(self.optimizer) is torch.optim.AdamW))
-            shrink, penalty = (lr * decay, 0.0) if decoupled else (0.0, decay)
-            rows.append((lr / (1 - b1**step), 1 - b1, b2, (1 - b2**step) ** -0.5, float(group["eps"]), shrink, penalty))
-        return torch.tensor(rows)
-
-    def update(
-        self, moved: Sequence[Tensor], parameters: Sequence[Tensor], grads: Sequence[Tensor], state: Sequence[Tensor], good: Tensor
-    ) -> None:
-        """Moves parameters and state in place, where all is finite."""
-        count = len(parameters)
-        decays = [g["weight_decay"] != 0 for g in self.optimizer.param_groups]
-        for i, (p, grad) in enumerate(zip(parameters, grads, strict=True)):
-            mean, square, group = state[i], state[count + i], self.group[id(moved[i])]
-            step, fresh, b2, correction, eps, shrink, penalty = state[-1][group].unbind()
-            if decays[group]:
-                grad = grad + penalty * p
-            new_mean = torch.lerp(mean, grad, fresh.to(grad.dtype))
-            new_square = b2 * square + (1 - b2) * grad * grad
-            new = (p - shrink * p if decays[group] else p) - step * new_mean / (new_square.sqrt() * correction + eps)
-            for old, value in ((p, new), (mean, new_mean), (square, new_square)):
-                old.copy_(torch.where(good, value, old))
-
-    def gradients(self, moved: Sequence[Tensor], state: Sequence[Tensor], clipped: float) -> dict[int, Tensor]:
-        """The gradients of the first step, read off the first moments after it."""
-        fresh = [1 - float(g["betas"][0]) for g in self.optimizer.param_groups]
-        found = {}
-        for i, p in enumerate(moved):
-            group = self.optimizer.param_groups[self.group[id(p)]]
-            decoupled = bool(group.get("decoupled_weight_decay", type(self.optimizer) is torch.optim.AdamW))
-            penalty = 0.0 if decoupled else float(group["weight_decay"])
-            found[id(p)] = (state[i] / fresh[self.group[id(p)]] - penalty * p.detach()) / clipped
-        return found

@@ -67,12 +67,11 @@ def trace(function: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) ->
 
 def _lift(module: GraphModule) -> list[Tensor]:
     """Makes inputs of the tensors that a graph holds, one for each, and returns them."""
-    nodes = module.graph.nodes
-    last = [n for n in nodes if n.op == "placeholder"][-1]
+    last = list(module.graph.find_nodes(op="placeholder"))[-1]
     inputs: dict[int, Any] = {}
     closed = []
-    for node in [n for n in nodes if n.op == "get_attr"]:
-        held = getattr(module, node.target)
+    for node in list(module.graph.find_nodes(op="get_attr")):
+        held = getattr(module, str(node.target))
         if id(held) not in inputs:
             with module.graph.inserting_after(last):
                 last = inputs[id(held)] = module.graph.placeholder(f"closed_{len(closed)}")

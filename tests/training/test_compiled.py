@@ -1,0 +1,293 @@
+"""A compiled step is the eager step, or is not taken: values, gradients, updates, and what falls back."""
+
+import copy
+import importlib
+import re
+from functools import partial
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+
+import vilvm
+from models.vae import VAE
+from vilvm.data import seeded
+from vilvm.lvm import module_parameters
+from vilvm.objectives import Annealed
+from vilvm.training import run
+from vilvm.training.compiled import CompiledStep, graph, inductor
+from vilvm.training.step import EagerStep
+from vilvm.training.tracing import traceable
+from vilvm.weights import layout
+
+GALLERY = sorted(p.stem for p in (Path(__file__).parents[2] / "models").glob("*.py") if p.stem != "__init__")
+
+
+def steps(lvm, batch, objective, make, compiler=graph, count=5, optimizer=torch.optim.Adam, **options):
+    """Some steps from one seed; the step, and the loss and norm of each."""
+    told = []
+    with seeded(2), module_parameters(lvm):  # which starts an autoguide at a draw
+        plan = layout(lvm, batch)
+    parameters = [p for p in lvm.parameters() if p.requires_grad]
+    own = {} if make is EagerStep else {"compiler": compiler, "tell": told.append}
+    step = make(lvm, objective, optimizer(parameters, lr=1e-2), **options, **own)
+    with seeded(1), module_parameters(lvm, frozen=True), pyro.validation_enabled(False):
+        results = [step(batch, plan.num_data if plan.local else 1.0) for _ in range(count)]
+    if make is CompiledStep:
+        step.settle()
+    return step, results, told
+
+
+def check_alike(make, compiler=graph, **options):
+    """Losses, gradient norms and parameters of some steps agree; `make` gives a pair, a batch and an objective, twice the same."""
+    (lvm, batch, objective), (other, _, _) = make(), make()
+    eager, expected, _ = steps(lvm, batch, copy.deepcopy(objective), EagerStep, **options)
+    step, found, told = steps(other, batch, copy.deepcopy(objective), CompiledStep, compiler, **options)
+    assert not told, told[0]
+    for a, b in zip(expected, found, strict=True):
+        assert b.loss == pytest.approx(a.loss, rel=1e-5, abs=1e-5)
+        assert b.gradient_norm == pytest.approx(a.gradient_norm, rel=1e-4)
+        assert a.applied
+        assert b.applied
+    for name, value in lvm.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+    for p, q in zip(eager.parameters, step.parameters, strict=True):
+        for key, value in eager.optimizer.state[p].items():
+            torch.testing.assert_close(step.optimizer.state[q][key], value, rtol=1e-4, atol=1e-5)
+
+
+def gallery(name):
+    module = importlib.import_module(f"models.{name}")
+    with seeded(0):
+        lvm, batch = module.tiny()
+    return lvm, batch, getattr(module, "objective", Trace_ELBO)()
+
+
+@pytest.mark.parametrize("name", GALLERY)
+def test_the_graph_of_every_model_is_its_step(name):
+    check_alike(partial(gallery, name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vae", "eight_schools", "hidden_markov", "conv_autoencoder"])
+def test_what_inductor_makes_of_it_is_its_step(name):
+    check_alike(partial(gallery, name), compiler=inductor)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        TraceMeanField_ELBO(),
+        Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1),
+        Trace_ELBO(num_particles=2),
+        TraceGraph_ELBO(),
+        TraceEnum_ELBO(max_plate_nesting=1),
+        RenyiELBO(alpha=0, num_particles=4, vectorize_particles=True, max_plate_nesting=1),
+        Annealed(Trace_ELBO(), warmup=3),
+    ],
+    ids=["mean field", "particles", "particles in turn", "graph", "enum", "IWAE", "annealed"],
+)
+def test_any_objective(objective):
+    check_alike(lambda: (*gallery("vae")[:2], objective))
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        partial(torch.optim.Adam, weight_decay=0.1, betas=(0.8, 0.99)),
+        torch.optim.AdamW,
+        partial(torch.optim.SGD, momentum=0.9),
+        torch.optim.RMSprop,
+    ],
+    ids=["decay", "decoupled", "momentum", "other"],
+)
+@pytest.mark.parametrize("clip", [None, 0.5])
+def test_any_optimizer(optimizer, clip):
+    check_alike(partial(gallery, "vae"), optimizer=optimizer, clip=clip)
+
+
+class Noisy(torch.nn.Module):
+    """Batch statistics, dropout and a constrained pyro.param."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = torch.nn.Sequential(
+            torch.nn.Linear(4, 8, bias=False), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Dropout(0.3)
+        )
+        self.head = torch.nn.Linear(8, 2)
+
+    def model(self, x):
+        scale = pyro.param("scale", torch.tensor(0.7), constraint=dist.constraints.positive)
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z.repeat(1, 2), scale).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.head(self.net(x)), 0.5).to_event(1))
+
+
+def test_batch_statistics_dropout_and_constrained_parameters():
+    def make():
+        with seeded(0):
+            return Noisy(), torch.randn(16, 4), Trace_ELBO()
+
+    check_alike(make)
+
+
+def test_the_learning_rate_may_change_without_a_new_graph():
+    lvm, batch, objective = gallery("vae")
+    other = copy.deepcopy(lvm)
+    states = []
+    for pair, make in ((lvm, EagerStep), (other, CompiledStep)):
+        own = {} if make is EagerStep else {"compiler": graph}
+        optimizer = torch.optim.Adam(pair.parameters(), lr=1e-2)
+        step = make(pair, objective, optimizer, **own)
+        with seeded(1), module_parameters(pair), pyro.validation_enabled(False):
+            for lr in (1e-2, 1e-3, 5e-2):
+                optimizer.param_groups[0]["lr"] = lr
+                step(batch, len(batch))
+        states.append(pair.state_dict())
+    assert len(step._programs) == 1
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-5)
+
+
+class Line(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.m, self.calls = torch.nn.Parameter(torch.tensor(0.1)), 0
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.m * x, 0.7))
+
+
+class Branching(Line):
+    def guide(self, x):
+        if self.m > 0:
+            super().guide(x)
+        else:
+            super().guide(-x)
+
+
+class Counting(Line):
+    def guide(self, x):
+        self.calls += 1
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.m * x * (1 + 0.1 * self.calls), 0.7))
+
+
+@pytest.mark.parametrize(
+    ("lvm", "reason"),
+    [(Branching(), "Python reads the value of a tensor"), (Counting(), "its loss .* is not that of the eager step")],
+    ids=["branch", "counter"],
+)
+def test_what_a_graph_cannot_hold_is_told_in_one_line_and_run_eagerly(lvm, reason):
+    _, found, told = steps(lvm, torch.randn(5), Trace_ELBO(), CompiledStep)
+    assert len(told) == 1
+    assert "\n" not in told[0]
+    assert re.search(reason, told[0])
+    assert all(r.applied for r in found)
+    if isinstance(lvm, Branching):
+        assert "test_compiled.py" in told[0]
+
+
+def test_a_counter_that_wakes_late_is_found_late():
+    class Late(Line):
+        def guide(self, x):
+            self.calls += 1
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(self.m * x + (self.calls > 8), 0.7))
+
+    _, _, told = steps(Late(), torch.randn(5), Trace_ELBO(), CompiledStep, count=200)
+    assert len(told) == 1
+    assert "something changes between steps in Python" in told[0]
+
+
+def test_baselines_kept_in_python_are_named():
+    class Coin(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.logit = torch.nn.Parameter(torch.tensor(0.3))
+
+        def model(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Bernoulli(0.5))
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Bernoulli(logits=self.logit), infer={"baseline": {"baseline_value": torch.ones(len(x))}})
+
+    step, _, told = steps(Coin(), torch.randn(5), TraceGraph_ELBO(), CompiledStep)
+    assert "the baseline of 'z'" in told[0]
+    assert step.refused is not None
+
+
+def test_a_loss_that_is_not_finite_moves_nothing():
+    lvm, x = Line(), torch.randn(5)
+    step, results, _ = steps(lvm, x, Trace_ELBO(), CompiledStep, count=1)
+    before = copy.deepcopy(lvm.state_dict()), copy.deepcopy(step.optimizer.state_dict())
+    with module_parameters(lvm), pyro.validation_enabled(False):
+        result = step(torch.full((5,), float("nan")), 5.0)
+    step.settle()
+    assert not result.applied
+    assert results[0].applied
+    assert torch.equal(lvm.m, before[0]["m"])
+    assert step.optimizer.state_dict()["state"][0]["step"] == before[1]["state"][0]["step"] == 1
+
+
+def test_pyro_is_as_it_was_after_a_trace():
+    item, warn = torch.Tensor.item, pyro.util.warn_if_nan
+    with pytest.raises(KeyError), traceable():
+        raise KeyError
+    assert torch.Tensor.item is item
+    assert "item" not in vars(torch.Tensor)
+    assert pyro.util.warn_if_nan is warn
+    assert torch.tensor(2.0).item() == 2.0
+
+
+def trained(folder, count, resume=False, **options):
+    with seeded(1):
+        lvm = VAE(6, 2, encoder_hidden=(8,), decoder_hidden=(8,))
+    x = torch.bernoulli(torch.full((50, 6), 0.4), generator=torch.Generator().manual_seed(0))
+    vilvm.fit(lvm, x, steps=count, batch_size=16, run_dir=folder, resume=resume, **options)
+    return lvm.state_dict()
+
+
+def test_fit_resumes_bit_for_bit_and_is_near_the_eager_run(tmp_path, monkeypatch):
+    monkeypatch.setattr("vilvm.training.compiled.inductor", graph)
+    whole = trained(tmp_path / "whole", 40, compile=True)
+    again = trained(tmp_path / "again", 40, compile=True)
+    trained(tmp_path / "parts", 23, compile=True)
+    parts = trained(tmp_path / "parts", 40, resume=True, compile=True)
+    eager = trained(tmp_path / "eager", 40, compile=False)
+    for name, value in whole.items():
+        assert torch.equal(value, again[name])
+        assert torch.equal(value, parts[name])
+        torch.testing.assert_close(value, eager[name], rtol=1e-3, atol=1e-4)
+
+
+def test_a_run_stays_what_it_began_as(tmp_path, monkeypatch):
+    monkeypatch.setattr("vilvm.training.compiled.inductor", graph)
+    monkeypatch.setattr(run, "_WORTH_COMPILING", 40)
+    whole = trained(tmp_path / "whole", 30)  # too short to be compiled
+    trained(tmp_path / "parts", 20)
+    assert all(torch.equal(v, whole[n]) for n, v in trained(tmp_path / "parts", 30, resume=True).items())
+    longer = trained(tmp_path / "parts", 60, resume=True)
+    eager = trained(tmp_path / "eager", 60, compile=False)
+    assert all(torch.equal(v, longer[n]) for n, v in eager.items())
+
+
+def test_an_unknown_choice_is_refused():
+    with pytest.raises(ValueError, match="unknown compile='yes'"):
+        vilvm.fit(Line(), torch.randn(5), steps=1, compile="yes")
