@@ -54,6 +54,7 @@ def test_example_runs(name, tmp_path, small):
         importlib.import_module(f"examples.{name}").main([*TINY[name], "--out", str(tmp_path / "run")])
 
 
+@pytest.mark.slow
 def test_compare_mnist_resumes_to_the_same_ledger(tmp_path, small):
     run = tmp_path / "run"
     assert compare_mnist.main([*TINY["compare_mnist"], "--out", str(run)]) == 0
