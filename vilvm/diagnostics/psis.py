@@ -36,6 +36,7 @@ from torch import Tensor
 
 from vilvm.data import Data, seeded, tensors_of
 from vilvm.diagnostics.finding import Finding, Gravity
+from vilvm.diagnostics.tail import tail_error, tail_length
 from vilvm.evaluation.bounds import in_parts, rows_in_a_pass
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, layout, weight_chunks
@@ -119,13 +120,13 @@ def _smooth(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     num_samples = columns.shape[1]
     largest = columns.max(1)
-    cutoff = np.partition(columns, -_tail(num_samples) - 1)[:, -_tail(num_samples) - 1]
+    cutoff = np.partition(columns, -tail_length(num_samples) - 1)[:, -tail_length(num_samples) - 1]
     dead = np.isneginf(largest)
     flat = ~dead & (largest - np.where(dead, 0.0, cutoff) < _FLAT)
     plain = np.where(dead[:, None], -np.inf, columns - logsumexp(np.where(dead[:, None], 0.0, columns), 1, keepdims=True))
     smoothed, k = plain.copy(), np.where(dead, np.inf, 0.0)
     # A tail of equal values, as discrete latents make them, is a lump too: no distribution can be fitted to it.
-    least = np.partition(columns, -_tail(num_samples))[:, -_tail(num_samples)]
+    least = np.partition(columns, -tail_length(num_samples))[:, -tail_length(num_samples)]
     level = ~dead & ~flat & (largest - np.where(dead, 0.0, least) < 1e-9)
     k[level] = np.nan
     rows = ~dead & ~flat & ~level
@@ -138,11 +139,6 @@ def _smooth(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     lumps = np.isnan(k)
     k[lumps] = np.where(1 / np.exp(2 * plain[lumps]).sum(1) < _LUMP * num_samples, np.inf, 0.0)
     return smoothed, k
-
-
-def _tail(num_samples: int) -> int:
-    """How many of the largest weights are the tail."""
-    return math.floor(3 * math.sqrt(num_samples)) if num_samples > 225 else num_samples // 5
 
 
 class Look(NamedTuple):
@@ -169,8 +165,8 @@ class Look(NamedTuple):
 
     def is_beyond_chance(self, false_alarm: float) -> bool:
         """Whether the hypothesis that none of these data has k above the threshold is rejected; see the module."""
-        num, tail, limit = len(self.k), _tail(self.num_samples), good_k(self.num_samples)
-        error = (1 + limit) / math.sqrt(tail * self.repeats) * tail / (tail + 10)  # towards ½ by ten, the weight of the fit's prior
+        num, limit = len(self.k), good_k(self.num_samples)
+        error = tail_error(self.num_samples, limit) / math.sqrt(self.repeats)
         many = bdtrc(int(self.above.sum()) - 1, num, 0.5) < false_alarm / 2
         return bool(many or self.k.max().item() > limit + error * -ndtri(false_alarm / 2 / num))
 

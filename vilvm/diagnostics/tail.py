@@ -31,10 +31,10 @@ def tail_length(num_samples: int) -> int:
     return math.floor(3 * math.sqrt(num_samples)) if num_samples > 225 else num_samples // 5
 
 
-def tail_error(num_samples: int) -> float:
-    """The standard error of k̂ where k = ½."""
+def tail_error(num_samples: int, k: float = 0.5) -> float:
+    """The standard error of k̂, which is drawn towards ½ by the weight of ten values, at `k`."""
     tail = tail_length(num_samples)
-    return 1.5 / math.sqrt(tail) * tail / (tail + _PRIOR_WEIGHT)
+    return (1 + k) / math.sqrt(tail) * tail / (tail + _PRIOR_WEIGHT)
 
 
 def tail_shape(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ small tensor, so that a scheduler needs no new graph. A step whose loss or gradi
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,14 +53,17 @@ class GraphAdam:
             state["step"] += self.taken
         self.taken = 0
 
+    def _is_decoupled(self, group: dict[str, Any]) -> bool:
+        """Whether weights decay by themselves, and not through the gradient."""
+        return bool(group.get("decoupled_weight_decay", type(self.optimizer) is torch.optim.AdamW))
+
     def _numbers(self, step: int) -> Tensor:
         """What changes from step to step, by group of parameters: shape (groups, 7)."""
         rows = []
         for group in self.optimizer.param_groups:
             lr, (b1, b2) = float(group["lr"]), map(float, group["betas"])
             decay = float(group["weight_decay"])
-            decoupled = bool(group.get("decoupled_weight_decay", type(self.optimizer) is torch.optim.AdamW))
-            shrink, penalty = (lr * decay, 0.0) if decoupled else (0.0, decay)
+            shrink, penalty = (lr * decay, 0.0) if self._is_decoupled(group) else (0.0, decay)
             rows.append((lr / (1 - b1**step), 1 - b1, b2, (1 - b2**step) ** -0.5, float(group["eps"]), shrink, penalty))
         return torch.tensor(rows)
 
@@ -86,7 +90,6 @@ class GraphAdam:
         found = {}
         for i, p in enumerate(moved):
             group = self.optimizer.param_groups[self.group[id(p)]]
-            decoupled = bool(group.get("decoupled_weight_decay", type(self.optimizer) is torch.optim.AdamW))
-            penalty = 0.0 if decoupled else float(group["weight_decay"])
+            penalty = 0.0 if self._is_decoupled(group) else float(group["weight_decay"])
             found[id(p)] = (state[i] / fresh[self.group[id(p)]] - penalty * p.detach()) / clipped
         return found

@@ -25,10 +25,10 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from vilvm.data import map_tensors, tensors_of
-from vilvm.lvm import ContractError, LatentVariableModel
+from vilvm.lvm import LatentVariableModel
 from vilvm.training.adam import GraphAdam
 from vilvm.training.resume import rng, set_rng
-from vilvm.training.step import EagerStep, Objective, StepResult, backward
+from vilvm.training.step import EagerStep, Objective, StepResult, backward, no_gradient
 from vilvm.training.tracing import Graph, UntraceableError, trace, why
 
 __all__ = ["CompiledStep", "graph", "inductor"]
@@ -145,10 +145,7 @@ class CompiledStep:
         with self._undone():
             graph = trace(gradients, given)
         if not moved:
-            raise ContractError(
-                f"{type(self.objective).__name__} gave no gradient to any parameter of {type(self.lvm).__name__}; "
-                "let the model or guide use them, and sample latents that are reparameterised."
-            )
+            raise no_gradient(self.lvm, self.objective)
         own = {id(t) for t in [*self.lvm.parameters(), *self.lvm.buffers()]} if isinstance(self.lvm, torch.nn.Module) else set()
         at = [i for i, t in enumerate(graph.closed) if id(t) in own]
         program = _Program(lambda *_: None, graph.closed, moved, at)

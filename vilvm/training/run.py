@@ -182,7 +182,7 @@ class Run:
         with pyro.validation_enabled(checked), module_parameters(self.lvm, frozen=True):
             batch = self.batches(self.at)
             num_data = self.num_data(batch)
-            if self.compiles:
+            if self.compiles and checked:  # whose steps meet the shapes of all that follow
                 self.compiled.prepare(batch, num_data)
             began = time.perf_counter()
             try:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vilvm.lvm import ContractError, LatentVariableModel
 
-__all__ = ["EagerStep", "NonFiniteLossError", "Objective", "Step", "StepResult", "backward", "check_objective"]
+__all__ = ["EagerStep", "NonFiniteLossError", "Objective", "Step", "StepResult", "backward", "check_objective", "no_gradient"]
 
 
 class Objective(Protocol):
@@ -100,10 +100,7 @@ class EagerStep:
         """Moves the parameters by the gradients they have, if these and the loss are finite."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if not gradients:
-            raise ContractError(
-                f"{type(self.objective).__name__} gave no gradient to any parameter of {type(self.lvm).__name__}; "
-                "let the model or guide use them, and sample latents that are reparameterised."
-            )
+            raise no_gradient(self.lvm, self.objective)
         norm = torch.nn.utils.get_total_norm(gradients)
         # One transfer for both: on a GPU this is where the host waits.
         values = torch.stack([loss.detach().to(norm.device), norm.double()])
@@ -114,6 +111,14 @@ class EagerStep:
                 torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
             self.optimizer.step()
         return StepResult(loss_value, norm_value, applied)
+
+
+def no_gradient(lvm: object, objective: object) -> ContractError:
+    """What is said where no parameter has a gradient."""
+    return ContractError(
+        f"{type(objective).__name__} gave no gradient to any parameter of {type(lvm).__name__}; "
+        "let the model or guide use them, and sample latents that are reparameterised."
+    )
 
 
 def backward(lvm: Any, objective: Any, batch: Any, parameters: Sequence[Tensor], num_data: float = 1.0) -> Tensor:
