@@ -28,6 +28,7 @@ from torch import Tensor
 
 from vilvm.data import Data, as_data, seeded
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode
+from vilvm.memory import widen_heap
 from vilvm.progress import ProgressBar
 from vilvm.weights import Layout, LogWeights, layout, weight_chunks
 from vilvm.weights.contract import check_number
@@ -177,7 +178,7 @@ def evaluate(
     given = as_data(data)
     where = device_of(lvm, given.device)
     with torch.no_grad(), seeded(seed, where), evaluation_mode(lvm):
-        _widen_heap()
+        widen_heap()
         fixed = given.to(where).fixed(seed)
         parts, plan = in_parts(lvm, fixed, batch_size)
         refusal = _no_bound(lvm, plan)
@@ -352,11 +353,3 @@ def _summarise(
         protocol=protocol,
         seconds=time.perf_counter() - began,
     )
-
-
-def _widen_heap() -> None:
-    """Frees one large tensor, upon which glibc keeps tensors of that size on its heap and does not hand their pages back.
-
-    Without it, each pass faults its memory in anew, which doubles the time of an evaluation on a CPU.
-    """
-    torch.empty(31 * 2**20, dtype=torch.uint8)

@@ -12,6 +12,8 @@ from torch import Tensor
 
 __all__ = ["GraphAdam"]
 
+_STILL = (0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0)  # the numbers of a step that moves nothing
+
 
 class GraphAdam:
     """Adam and AdamW within a graph, on the state of a torch optimizer.
@@ -23,7 +25,9 @@ class GraphAdam:
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]):
         self.optimizer = optimizer
         self.group = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
-        self.taken = 0  # steps that the optimizer's own state does not show yet
+        self.device = parameters[0].device
+        self.counted = 0  # steps that the optimizer's own state shows
+        self.taken = 0  # and those that it does not show yet
 
     @staticmethod
     def serves(optimizer: torch.optim.Optimizer) -> bool:
@@ -33,63 +37,84 @@ class GraphAdam:
         )
 
     def blank(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """State as before the first step: first moments, second moments, and the numbers of that step."""
-        moments = [torch.zeros_like(p, memory_format=torch.preserve_format) for _ in range(2) for p in parameters]
-        return [*moments, self._numbers(1)]
+        """First and second moments as before the first step."""
+        return [torch.zeros_like(p, memory_format=torch.preserve_format) for _ in range(2) for p in parameters]
 
-    def state(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """The optimizer's own state, in the same order."""
+    def moments(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """The optimizer's own, in the same order."""
         kept = [self.optimizer.state[p] for p in parameters]
-        for p, state in zip(parameters, kept, strict=True):
+        fresh = self.blank(parameters)
+        for i, state in enumerate(kept):
             if not state:
-                zeros = [torch.zeros_like(p, memory_format=torch.preserve_format) for _ in range(2)]
-                state.update(step=torch.tensor(0.0), exp_avg=zeros[0], exp_avg_sq=zeros[1])
-        step = int(kept[0]["step"]) + self.taken + 1
-        return [*(s["exp_avg"] for s in kept), *(s["exp_avg_sq"] for s in kept), self._numbers(step)]
+                # As torch makes it, which may go on with it.
+                on_device = parameters[i].device.type == "cuda" and any(g["fused"] or g["capturable"] for g in self.optimizer.param_groups)
+                step = torch.tensor(0.0, device=self.device if on_device else "cpu")
+                state.update(step=step, exp_avg=fresh[i], exp_avg_sq=fresh[len(kept) + i])
+        return [s[name] for name in ("exp_avg", "exp_avg_sq") for s in kept]
+
+    def count(self, parameters: Sequence[Tensor]) -> None:
+        """Looks up how many steps the optimizer has counted, for which a GPU has to be waited for."""
+        self.counted = int(self.optimizer.state[parameters[0]].get("step", 0))
+
+    def numbers(self) -> Tensor:
+        """What changes from step to step, by group of parameters: shape (groups, 8)."""
+        return self._numbers(self.counted + self.taken + 1)
+
+    def first_numbers(self) -> Tensor:
+        """The same for the first step of all."""
+        return self._numbers(1)
 
     def settle(self) -> None:
         """Adds the steps taken to those that the optimizer has counted."""
         for state in self.optimizer.state.values():
             state["step"] += self.taken
-        self.taken = 0
+        self.counted, self.taken = self.counted + self.taken, 0
 
     def _is_decoupled(self, group: dict[str, Any]) -> bool:
         """Whether weights decay by themselves, and not through the gradient."""
         return bool(group.get("decoupled_weight_decay", type(self.optimizer) is torch.optim.AdamW))
 
     def _numbers(self, step: int) -> Tensor:
-        """What changes from step to step, by group of parameters: shape (groups, 7)."""
         rows = []
         for group in self.optimizer.param_groups:
             lr, (b1, b2) = float(group["lr"]), map(float, group["betas"])
             decay = float(group["weight_decay"])
             shrink, penalty = (lr * decay, 0.0) if self._is_decoupled(group) else (0.0, decay)
-            rows.append((lr / (1 - b1**step), 1 - b1, b2, (1 - b2**step) ** -0.5, float(group["eps"]), shrink, penalty))
-        return torch.tensor(rows)
+            rows.append((lr / (1 - b1**step), 1 - b1, b2, 1 - b2, (1 - b2**step) ** -0.5, float(group["eps"]), shrink, penalty))
+        return torch.tensor(rows, device=self.device)
 
     def update(
-        self, moved: Sequence[Tensor], parameters: Sequence[Tensor], grads: Sequence[Tensor], state: Sequence[Tensor], good: Tensor
+        self,
+        moved: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+        grads: Sequence[Tensor],
+        moments: Sequence[Tensor],
+        numbers: Tensor,
+        good: Tensor,
     ) -> None:
-        """Moves parameters and state in place, where all is finite."""
+        """Moves parameters and moments in place, where all is `good`."""
         count = len(parameters)
         decays = [g["weight_decay"] != 0 for g in self.optimizer.param_groups]
         for i, (p, grad) in enumerate(zip(parameters, grads, strict=True)):
-            mean, square, group = state[i], state[count + i], self.group[id(moved[i])]
-            step, fresh, b2, correction, eps, shrink, penalty = state[-1][group].unbind()
+            mean, square, group = moments[i], moments[count + i], self.group[id(moved[i])]
+            row = numbers[group].to(grad.dtype).unbind()
+            # So that one choice an element is enough: of the gradient, for 0 · NaN is NaN.
+            step, fresh, b2, fresh2, correction, eps, shrink, penalty = (torch.where(good, *n) for n in zip(row, _STILL, strict=True))
+            grad = torch.where(good, grad, 0.0)
             if decays[group]:
                 grad = grad + penalty * p
-            new_mean = torch.lerp(mean, grad, fresh.to(grad.dtype))
-            new_square = b2 * square + (1 - b2) * grad * grad
+            new_mean = mean + fresh * (grad - mean)
+            new_square = b2 * square + fresh2 * (grad * grad)
             new = (p - shrink * p if decays[group] else p) - step * new_mean / (new_square.sqrt() * correction + eps)
             for old, value in ((p, new), (mean, new_mean), (square, new_square)):
-                old.copy_(torch.where(good, value, old))
+                old.copy_(value)
 
-    def gradients(self, moved: Sequence[Tensor], state: Sequence[Tensor], clipped: float) -> dict[int, Tensor]:
+    def gradients(self, moved: Sequence[Tensor], moments: Sequence[Tensor], clipped: float) -> dict[int, Tensor]:
         """The gradients of the first step, read off the first moments after it."""
         fresh = [1 - float(g["betas"][0]) for g in self.optimizer.param_groups]
         found = {}
         for i, p in enumerate(moved):
             group = self.optimizer.param_groups[self.group[id(p)]]
             penalty = 0.0 if self._is_decoupled(group) else float(group["weight_decay"])
-            found[id(p)] = (state[i] / fresh[self.group[id(p)]] - penalty * p.detach()) / clipped
+            found[id(p)] = (moments[i] / fresh[self.group[id(p)]] - penalty * p.detach()) / clipped
         return found

@@ -16,7 +16,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any, NamedTuple, cast
 
 import pyro
@@ -48,12 +48,16 @@ class _Program(NamedTuple):
         closed: the tensors that the pair closes over, by reference.
         moved: the parameters that have a gradient.
         own: where among `closed` are parameters and buffers of the model, which the program may change.
+        buffers: where among `closed` are the buffers that a step changes.
+        launch: `run` with all that stays the same from step to step put in; takes the rest.
     """
 
     run: Callable[..., Any]
     closed: list[Tensor]
     moved: list[Tensor]
     own: list[int]
+    buffers: list[int]
+    launch: Callable[..., Any]
 
 
 class CompiledStep:
@@ -85,17 +89,47 @@ class CompiledStep:
         self.refused: str | None = None  # why the step is eager
         self.seconds = 0.0  # that compiling took
         self._programs: dict[Any, _Program] = {}
-        self._taken = 0
+        self._taken, self._check_at = 0, 1
+        self._started = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64, device=self.parameters[0].device)
 
     def __call__(self, batch: Any, num_data: float) -> StepResult:
         """Moves the parameters one step down the loss per datum of `batch`."""
-        program = self.prepare(batch, num_data)
-        if program is not None and self._taken & (self._taken - 1) == 0:
-            program = self._checked(program, batch, num_data)
+        program = self.ready(batch, num_data)
         if program is None:
             return self.eager(batch, num_data)
-        self._taken += 1
-        return self._take(program, batch)
+        told = self.launch(program, batch)
+        if self.adam is None:
+            return self.eager.update(told)
+        loss, norm, good = told.tolist()
+        self.adam.taken -= not good
+        return StepResult(loss, norm, bool(good))
+
+    @property
+    def at_once(self) -> int:
+        """How many steps may be launched before one looks at what they did; 0 if each has to be looked at."""
+        return self._check_at - self._taken if self.adam is not None and self.refused is None else 0
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Steps taken and what else counts them, to be put back."""
+        adam = self.adam
+        return (self._taken, *((0, 0) if adam is None else (adam.counted, adam.taken)))
+
+    @counts.setter
+    def counts(self, counts: tuple[int, int, int]) -> None:
+        self._taken, *rest = counts
+        if self.adam is not None:
+            self.adam.counted, self.adam.taken = rest
+
+    def ready(self, batch: Any, num_data: float) -> _Program | None:
+        """The program for batches like this one, held against the eager step when that is due; None if the step is eager."""
+        program = self.prepare(batch, num_data)
+        if program is not None and self._taken >= self._check_at:
+            self._check_at = 2 * self._taken
+            program = self._checked(program, batch, num_data)
+        if program is not None and self.adam is not None:
+            self.adam.count(program.moved)
+        return program
 
     def prepare(self, batch: Any, num_data: float) -> _Program | None:
         """The program for batches like this one, compiled if there is none; None if the step is eager."""
@@ -142,15 +176,34 @@ class CompiledStep:
             return [loss.detach(), *(p.grad for p in moved if p.grad is not None)]
 
         given = [*tensors_of(batch), *self._numbers()]
+        buffers = list(self.lvm.buffers())  # type: ignore[attr-defined]
+        versions = [b._version for b in buffers]
         with self._undone():
             graph = trace(gradients, given)
+            changed = {id(b) for b, version in zip(buffers, versions, strict=True) if b._version != version}
         if not moved:
             raise no_gradient(self.lvm, self.objective)
-        own = {id(t) for t in [*self.lvm.parameters(), *self.lvm.buffers()]} if isinstance(self.lvm, torch.nn.Module) else set()
-        at = [i for i, t in enumerate(graph.closed) if id(t) in own]
-        program = _Program(lambda *_: None, graph.closed, moved, at)
+        own = {id(t) for t in [*self.lvm.parameters(), *buffers]}  # type: ignore[attr-defined]
+        program = _Program(
+            run=_nothing,
+            closed=graph.closed,
+            moved=moved,
+            own=[i for i, t in enumerate(graph.closed) if id(t) in own],
+            buffers=[i for i, t in enumerate(graph.closed) if id(t) in changed],
+            launch=_nothing,
+        )
         whole, inputs = self._with_update(graph, program, given)
-        return program._replace(run=self.compiler(whole, inputs))
+        run = self.compiler(whole, inputs)
+        return program._replace(run=run, launch=self._launcher(run, program, len(given)))
+
+    def _launcher(self, run: Callable[..., Any], program: _Program, num_given: int) -> Callable[..., Any]:
+        """`run` with the tensors put in that are changed in place, and so are the same ones at every step."""
+        moments = [] if self.adam is None else self.adam.moments(program.moved)
+
+        def launch(*flat: Tensor) -> Any:
+            return run(*flat[:num_given], *program.closed, *moments, *flat[num_given:])
+
+        return launch
 
     def _with_update(
         self, graph: Graph, program: _Program, given: list[Tensor]
@@ -163,19 +216,23 @@ class CompiledStep:
 
         def whole(*flat: Tensor) -> list[Tensor]:
             given, closed, rest = flat[:num_given], flat[num_given : num_given + num_closed], flat[num_given + num_closed :]
+            before = [(closed[i], closed[i].clone()) for i in program.buffers]
             loss, *grads = graph.module(*given, *closed)
             if self.adam is None:
                 return [loss, *grads]
+            *state, numbers, told = rest
             norm = torch.stack([g.float().square().sum() for g in grads]).sum().sqrt()
-            good = loss.isfinite() & norm.isfinite()
+            good = loss.isfinite() & norm.isfinite() & (told[2] > 0)
             if self.clip is not None:
                 factor = (self.clip / (norm + 1e-6)).clamp(max=1.0)
                 grads = [g * factor for g in grads]
             parameters = [closed[place[id(p)]] for p in program.moved]
-            self.adam.update(program.moved, parameters, grads, rest, good)
+            self.adam.update(program.moved, parameters, grads, state, numbers, good)
+            for buffer, old in before:
+                buffer.copy_(torch.where(good, buffer, old))
             return [torch.stack([loss.double(), norm.double(), good.double()])]
 
-        state = [] if self.adam is None else self.adam.blank(program.moved)
+        state = [] if self.adam is None else [*self.adam.blank(program.moved), self.adam.numbers(), self._started]
         return whole, [*given, *graph.closed, *state]
 
     def _numbers(self) -> list[Tensor]:
@@ -186,23 +243,40 @@ class CompiledStep:
     # Taking a step ------------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _take(self, program: _Program, batch: Any) -> StepResult:
+    def launch(self, program: _Program, batch: Any, before: Tensor | None = None) -> Tensor:
+        """Takes one step without waiting for it, and supposes that it is good.
+
+        Arguments:
+            program: from ``ready``.
+            batch: of the shape that the program is for.
+            before: what the step before this one told. If that was not good, this one moves nothing either, nor does any after it.
+
+        Returns:
+            (loss, gradient norm, 1 if the parameters moved), float64; or the loss alone, the gradients being the parameters' own, if the update is
+            not part of the graph.
+        """
+        self._taken += 1
         given = [*tensors_of(batch), *self._numbers()]
         if self.adam is None:
-            loss, *grads = program.run(*given, *program.closed)
+            told, *grads = program.launch(*given)
             for p in self.parameters:
                 p.grad = None
             for p, grad in zip(program.moved, grads, strict=True):
                 p.grad = grad
-            result = self.eager.update(loss)
         else:
-            (told,) = program.run(*given, *program.closed, *self.adam.state(program.moved))
-            loss, norm, good = told.tolist()
-            result = StepResult(loss, norm, bool(good))
-            self.adam.taken += result.applied
+            (told,) = program.launch(*given, self.adam.numbers(), self._started if before is None else before)
+            self.adam.taken += 1
         if hasattr(self.objective, "advance"):
             self.objective.advance()  # type: ignore[attr-defined]
-        return result
+        return told
+
+    def rehearse(self, program: _Program, batch: Any) -> None:
+        """Draws and counts what a step draws and counts, and moves nothing."""
+        self._gradients(program, batch)
+        self._taken += 1
+        self.adam.taken += 1
+        if hasattr(self.objective, "advance"):
+            self.objective.advance()  # type: ignore[attr-defined]
 
     # Holding it against the eager step ----------------------------------------------------------------------------------
 
@@ -257,7 +331,7 @@ class CompiledStep:
             loss, *grads = program.run(*given, *closed)
             return loss.item(), dict(zip(map(id, program.moved), grads, strict=True)), closed
         state = self.adam.blank(program.moved)
-        (told,) = program.run(*given, *closed, *state)
+        (told,) = program.run(*given, *closed, *state, self.adam.first_numbers(), self._started)
         loss, norm, _ = told.tolist()
         clipped = 1.0 if self.clip is None else min(1.0, self.clip / (norm + 1e-6))
         return loss, self.adam.gradients(program.moved, state, clipped), closed
@@ -293,33 +367,69 @@ def inductor(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) ->
     flat = [t.detach() for t in inputs]
     try:
         with _quiet(), torch.no_grad():
-            from torch._inductor import config
-            from torch._inductor.compile_fx import compile_fx
-
-            with config.patch(fallback_random=True):  # torch's generators, in their order, and not the compiler's own
-                return cast(Callable[..., Any], compile_fx(graph(function, flat), flat))
+            module = graph(function, flat)
+            if flat[0].device.type == "cpu":
+                with suppress(Exception):  # some operations have no C++ entry
+                    return _compiled(module, flat, cpp_wrapper=True)
+            return _compiled(module, flat)
     except Exception as error:
         raise UntraceableError(f"torch's compiler failed ({why(error)})") from error
+
+
+def _compiled(module: Any, flat: list[Tensor], **options: bool) -> Callable[..., Any]:
+    """The program itself, without the layers around it that look at every input of every call."""
+    import torch._functorch.config as aot
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
+    made: list[tuple[Callable[..., Any], list[Any]]] = []
+
+    def inner(module: Any, inputs: list[Any], **kwargs: Any) -> Any:
+        made.append((compile_fx_inner(module, inputs, **kwargs), inputs))
+        return made[-1][0]
+
+    with (
+        # torch's generators, in their order, and not the compiler's own
+        config.patch(fallback_random=True, size_asserts=False, alignment_asserts=False, **options),
+        aot.patch(enable_autograd_cache=False),  # which would hand out the whole without the program in it
+    ):
+        whole = compile_fx(module, flat, inner_compile=inner)
+    if len(made) != 1 or [(t.shape, t.dtype) for t in made[0][1]] != [(t.shape, t.dtype) for t in flat]:
+        return cast(Callable[..., Any], whole)
+    program = made[0][0]
+    return lambda *given: program(list(given))
 
 
 def graph(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Any:
     """`function` of tensors like `inputs` as a graph, which runs operation by operation as it is."""
     with torch.no_grad():
-        return make_fx(function, tracing_mode="fake")(*(t.detach() for t in inputs))
+        return make_fx(function, {torch.ops.aten.addmm.default: _addmm}, "fake")(*(t.detach() for t in inputs))
+
+
+def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """With the sum apart, which the compiler makes part of what comes next; the library would copy the bias a row at a time."""
+    product = torch.mm(a, b)
+    return (product if alpha == 1 else alpha * product) + (bias if beta == 1 else beta * bias)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps the compiler's own warnings from the user, who can do nothing about them."""
-    logger = logging.getLogger("torch.utils.cpp_extension")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.utils.cpp_extension", "torch._inductor")]
+    levels = [logger.level for logger in loggers]
     try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _nothing(*_: Any) -> None:
+    """Stands where a program will be."""
 
 
 def _given(objective: Any, numbers: list[Tensor]) -> Any:

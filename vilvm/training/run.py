@@ -1,5 +1,6 @@
 """A run of training: the way of a step, the records, what is said in trouble, and what a checkpoint holds."""
 
+import copy
 import math
 import threading
 import time
@@ -33,6 +34,7 @@ __all__ = ["Run"]
 
 _WORTH_COMPILING = 5000  # steps from which a compiler's ten seconds are earned back
 _CHECKED_STEPS = 2000  # at most, that are run eagerly at the start, for the sake of Pyro's checks of every datum
+_SECONDS_AT_ONCE = 0.1  # of compiled steps between two looks at what they did, at signals and at the clock
 _MIN_STEPS_A_RECORD = 50  # so that a record, with its look at the validation data, costs little where an epoch is one step
 
 
@@ -46,6 +48,27 @@ class _Tally:
     skipped: int = 0
     data: int = 0
     seconds: float = 0.0
+
+
+class _Position:
+    """Where a run is, but for what a step that is not good leaves alone: parameters, buffers, the optimizer's moments."""
+
+    def __init__(self, run: "Run"):
+        self.run, self.at, self.generators = run, run.at, rng(run.device)
+        self.groups = [{k: v for k, v in g.items() if k != "params"} for g in run.optimizer.param_groups]
+        self.scheduler = None if run.scheduler is None else copy.deepcopy(run.scheduler.state_dict())
+        self.objective = run.objective.state_dict() if hasattr(run.objective, "state_dict") else None  # type: ignore[attr-defined]
+        self.counts = run.compiled.counts
+
+    def restore(self) -> None:
+        run, run.at, run.compiled.counts = self.run, self.at, self.counts
+        set_rng(self.generators, run.device)
+        for group, values in zip(run.optimizer.param_groups, self.groups, strict=True):
+            group.update(values)
+        if run.scheduler is not None:
+            run.scheduler.load_state_dict(self.scheduler)
+        if self.objective is not None:
+            run.objective.load_state_dict(self.objective)  # type: ignore[attr-defined]
 
 
 @dataclass
@@ -150,8 +173,9 @@ class Run:
         with interruptible(interrupted), ProgressBar("training", self.total, self.at, progress) as bar, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Encountered (NaN|[+]?inf)")  # Pyro's; ours says where and stops
             while self.at < self.total and self.stopped == "finished":
-                self.one_step()
-                bar.advance(numbers=self._numbers() if self.at % 20 == 0 else None)
+                before = self.at
+                self.some_steps()
+                bar.advance(self.at - before, self._numbers() if self.at // 20 > before // 20 else None)
                 if self.at % self._steps_a_record == 0:
                     self.record()
                 if interrupted.is_set() and self.stopped == "finished" and self.at < self.total:
@@ -171,9 +195,76 @@ class Run:
             how = "" if self.folder is None else f" Resume with the same call and resume=True (run folder {self.folder})."
             print(f"Interrupted after step {self.at} of {self.total}.{how}")
 
+    def some_steps(self) -> None:
+        """Takes as many steps as can be taken before anything has to be looked at."""
+        count = self._steps_at_once()
+        if count < 2 or not self._launched(count):
+            self.one_step()
+
+    @property
+    def _is_checked(self) -> bool:
+        """Whether Pyro's checks are on: for the first epoch."""
+        return self.at < min(self.batches.epoch_steps, _CHECKED_STEPS)
+
+    def _steps_at_once(self) -> int:
+        """Steps until there is something to look at, and a tenth of a second of them at most; 1 unless they are compiled."""
+        if not self.compiles or self._is_checked:
+            return 1
+        epoch, position = self.batches.epoch_steps, self.at % self.batches.epoch_steps
+        full = self.total if epoch == 1 else len(self.batches.data) // self.batches.size - position  # of one shape
+        record = self._steps_a_record - self.at % self._steps_a_record
+        pace = self.tally.seconds * self.batches.size / self.tally.data if self.tally.data else math.inf
+        return min(self.compiled.at_once, full, record, self.total - self.at, max(1, round(_SECONDS_AT_ONCE / pace)))
+
+    def _launched(self, count: int) -> bool:
+        """Takes `count` steps and reads only then what they told, for which a GPU has to be waited for; False if the step is not compiled.
+
+        After a step that is not good those behind it move nothing, so one goes back to it, and takes it by itself.
+        """
+        start, began = _Position(self), time.perf_counter()
+        batch = self.batches(self.at)
+        with pyro.validation_enabled(False), module_parameters(self.lvm, frozen=True):
+            program = self.compiled.ready(batch, self.num_data(batch))
+        if program is None:
+            start.restore()
+            return False
+        told: list[torch.Tensor] = []
+        while True:
+            told.append(self.compiled.launch(program, batch, told[-1] if told else None))
+            self._count_step()
+            if len(told) == count:
+                break
+            batch = self.batches(self.at)
+        results = torch.stack(told).tolist()
+        good = next((i for i, (_, _, moved) in enumerate(results) if not moved), count)
+        if good < count:
+            start.restore()
+            for _ in range(good):
+                self.compiled.rehearse(program, self.batches(self.at))
+                self._count_step()
+        self.tally.loss += sum(loss for loss, _, _ in results[:good])
+        self.tally.norm += sum(norm for _, norm, _ in results[:good])
+        self.tally.applied += good
+        self._count_time(began, good * self.batches.size)
+        if good < count:
+            self.one_step()
+        return True
+
+    def _count_step(self) -> None:
+        self.at += 1
+        if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
+            if not self.per_epoch or self.at % self.batches.epoch_steps == 0:
+                self.scheduler.step()
+
+    def _count_time(self, began: float, data: int) -> None:
+        elapsed = time.perf_counter() - began
+        self.tally.data += data
+        self.tally.seconds += elapsed
+        self.seconds += elapsed
+
     def one_step(self) -> None:
         """Takes one step and adds it to the tally."""
-        checked = self.at < min(self.batches.epoch_steps, _CHECKED_STEPS)
+        checked = self._is_checked
         step: Step = self.compiled if self.compiles and not checked else self.step
         before = rng(self.device)
         # What a forward pass moves by itself (batch statistics) is put back if the step is not taken.
@@ -202,14 +293,8 @@ class Run:
             self.skipped += 1
         else:
             raise NonFiniteLossError(self._explain(result.loss, before))
-        self.at += 1
-        if self.scheduler is not None and not isinstance(self.scheduler, ReduceLROnPlateau):
-            if not self.per_epoch or self.at % self.batches.epoch_steps == 0:
-                self.scheduler.step()
-        elapsed = time.perf_counter() - began
-        self.tally.data += len(Data(batch))
-        self.tally.seconds += elapsed
-        self.seconds += elapsed
+        self._count_step()
+        self._count_time(began, len(Data(batch)))
 
     # Records -------------------------------------------------------------------------------------------------------------
 
