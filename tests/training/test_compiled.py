@@ -291,3 +291,36 @@ def test_a_run_stays_what_it_began_as(tmp_path, monkeypatch):
 def test_an_unknown_choice_is_refused():
     with pytest.raises(ValueError, match="unknown compile='yes'"):
         vilvm.fit(Line(), torch.randn(5), steps=1, compile="yes")
+
+
+class Rare(Line):
+    """A loss that is infinite for batches with a datum below −3."""
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.m * x, torch.where(x < -3, torch.inf, 0.7)))
+
+
+@pytest.mark.parametrize(
+    "scheduler", [None, partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.99)], ids=["plain", "scheduled"]
+)
+def test_a_step_that_is_not_good_is_gone_back_to(monkeypatch, scheduler):
+    monkeypatch.setattr("vilvm.training.compiled.inductor", graph)
+    at_once = []
+    monkeypatch.setattr(run.Run, "_launched", lambda self, n, old=run.Run._launched: (at_once.append(n), old(self, n))[1])
+    x = torch.randn(200, generator=torch.Generator().manual_seed(0)).clamp(-2.9, 3)
+    x[::40] = -4.0
+    ends = []
+    for compile in (False, True):
+        lvm = Rare()
+        objective = Annealed(Trace_ELBO(), warmup=100)
+        done = vilvm.fit(
+            lvm, x, steps=300, batch_size=10, objective=objective, compile=compile, nonfinite="skip", scheduler=scheduler
+        )
+        ends.append((lvm.m.item(), done.skipped, objective.step, done.history["elbo"].tolist(), done.history["skipped"].tolist()))
+    assert ends[0][1] == ends[1][1] > 50
+    assert ends[0][2] == ends[1][2] == 300
+    assert ends[1][0] == pytest.approx(ends[0][0], rel=1e-4)
+    assert ends[1][3] == pytest.approx(ends[0][3], rel=1e-4)
+    assert ends[1][4] == ends[0][4]
+    assert max(at_once) > 4

@@ -47,7 +47,9 @@ class GraphAdam:
         for i, state in enumerate(kept):
             if not state:
                 # As torch makes it, which may go on with it.
-                on_device = parameters[i].device.type == "cuda" and any(g["fused"] or g["capturable"] for g in self.optimizer.param_groups)
+                on_device = parameters[i].device.type == "cuda" and any(
+                    g["fused"] or g["capturable"] for g in self.optimizer.param_groups
+                )
                 step = torch.tensor(0.0, device=self.device if on_device else "cpu")
                 state.update(step=step, exp_avg=fresh[i], exp_avg_sq=fresh[len(kept) + i])
         return [s[name] for name in ("exp_avg", "exp_avg_sq") for s in kept]
@@ -99,7 +101,9 @@ class GraphAdam:
             mean, square, group = moments[i], moments[count + i], self.group[id(moved[i])]
             row = numbers[group].to(grad.dtype).unbind()
             # So that one choice an element is enough: of the gradient, for 0 · NaN is NaN.
-            step, fresh, b2, fresh2, correction, eps, shrink, penalty = (torch.where(good, *n) for n in zip(row, _STILL, strict=True))
+            step, fresh, b2, fresh2, correction, eps, shrink, penalty = (
+                torch.where(good, *n) for n in zip(row, _STILL, strict=True)
+            )
             grad = torch.where(good, grad, 0.0)
             if decays[group]:
                 grad = grad + penalty * p

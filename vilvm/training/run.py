@@ -18,6 +18,7 @@ import vilvm.training.checkpoint as checkpoint
 from vilvm.data import Data, seeded
 from vilvm.files import write_atomic
 from vilvm.lvm import ContractError, module_parameters
+from vilvm.memory import widen_heap
 from vilvm.progress import ProgressBar
 from vilvm.training.batches import Batches
 from vilvm.training.compiled import CompiledStep
@@ -167,6 +168,7 @@ class Run:
     def train_all(self, progress: bool | None) -> None:
         """From where the run is to its end."""
         self._warn_of_warmup()
+        widen_heap()
         if self.at == 0:
             self.save()
         interrupted = threading.Event()
@@ -242,8 +244,9 @@ class Run:
             for _ in range(good):
                 self.compiled.rehearse(program, self.batches(self.at))
                 self._count_step()
-        self.tally.loss += sum(loss for loss, _, _ in results[:good])
-        self.tally.norm += sum(norm for _, norm, _ in results[:good])
+        for loss, norm, _ in results[:good]:  # one by one, so that the sums do not depend on how many are taken at once
+            self.tally.loss += loss
+            self.tally.norm += norm
         self.tally.applied += good
         self._count_time(began, good * self.batches.size)
         if good < count:
