@@ -25,7 +25,8 @@ def pytest_addoption(parser):
 def _compiled(request, monkeypatch):
     """With --compiled, whatever holds for the eager step must hold for the graph; Inductor itself is left to slow tests."""
     if request.config.getoption("--compiled"):
+        from vilvm.compiling import graph
         from vilvm.training import compiled, run
 
         monkeypatch.setattr(run, "_WORTH_COMPILING", 0)
-        monkeypatch.setattr(compiled, "inductor", compiled.graph)
+        monkeypatch.setattr(compiled, "inductor", graph)

@@ -14,13 +14,13 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, T
 
 import vilvm
 from models.vae import VAE
+from vilvm.compiling import graph, inductor, traceable
 from vilvm.data import seeded
 from vilvm.lvm import module_parameters
 from vilvm.objectives import Annealed
 from vilvm.training import run
-from vilvm.training.compiled import CompiledStep, graph, inductor
+from vilvm.training.compiled import CompiledStep
 from vilvm.training.step import EagerStep
-from vilvm.training.tracing import traceable
 from vilvm.weights import layout
 
 GALLERY = sorted(p.stem for p in (Path(__file__).parents[2] / "models").glob("*.py") if p.stem != "__init__")

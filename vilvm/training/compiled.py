@@ -1,6 +1,6 @@
 """The training step as one compiled graph: loss, gradients, clipping and Adam, for any pair and any Pyro objective.
 
-Pyro's handlers run in Python, and do the same at every step. So they are run once, under a tracer (``tracing``): what is left is a graph
+Pyro's handlers run in Python, and do the same at every step. So they are run once, under a tracer (``vilvm.compiling``): what is left is a graph
 from parameters, data and noise to loss and gradients. Clipping and Adam are put behind it, and torch's Inductor makes one program of the
 whole. The numbers that change from step to step, learning rate, bias corrections, the weight of an annealed rate, are inputs, as are all
 tensors that the model closes over. Noise is drawn by torch's own generators in the order of the eager step, so that a seed means the
@@ -11,33 +11,28 @@ eager step on the batch at hand and the same noise: the loss, and the gradient o
 be made, the eager step takes its place, and says so in one line.
 """
 
-import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from typing import Any, NamedTuple, cast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import make_fx
 
+from vilvm.compiling import Compiler, Graph, UntraceableError, inductor, trace, why
 from vilvm.data import map_tensors, tensors_of
 from vilvm.lvm import LatentVariableModel
 from vilvm.training.adam import GraphAdam
 from vilvm.training.resume import rng, set_rng
 from vilvm.training.step import EagerStep, Objective, StepResult, backward, no_gradient
-from vilvm.training.tracing import Graph, UntraceableError, trace, why
 
-__all__ = ["CompiledStep", "graph", "inductor"]
+__all__ = ["CompiledStep"]
 
 _TOLERANCE = 1e-4  # relative, of loss and gradients; sums in another order differ by some 1e-6
 _NEGLIGIBLE = 1e-6  # of the norm of all gradients, below which that of one parameter is rounding
-
-
-Compiler = Callable[[Callable[..., list[Tensor]], Sequence[Tensor]], Callable[..., Any]]
 
 
 class _Program(NamedTuple):
@@ -112,14 +107,13 @@ class CompiledStep:
     @property
     def counts(self) -> tuple[int, int, int]:
         """Steps taken and what else counts them, to be put back."""
-        adam = self.adam
-        return (self._taken, *((0, 0) if adam is None else (adam.counted, adam.taken)))
+        return self._taken, self.adam.counted if self.adam else 0, self.adam.taken if self.adam else 0
 
     @counts.setter
     def counts(self, counts: tuple[int, int, int]) -> None:
-        self._taken, *rest = counts
+        self._taken, counted, taken = counts
         if self.adam is not None:
-            self.adam.counted, self.adam.taken = rest
+            self.adam.counted, self.adam.taken = counted, taken
 
     def ready(self, batch: Any, num_data: float) -> _Program | None:
         """The program for batches like this one, held against the eager step when that is due; None if the step is eager."""
@@ -274,7 +268,8 @@ class CompiledStep:
         """Draws and counts what a step draws and counts, and moves nothing."""
         self._gradients(program, batch)
         self._taken += 1
-        self.adam.taken += 1
+        if self.adam is not None:
+            self.adam.taken += 1
         if hasattr(self.objective, "advance"):
             self.objective.advance()  # type: ignore[attr-defined]
 
@@ -354,78 +349,6 @@ class CompiledStep:
             if counted is not None:
                 self.objective.load_state_dict(counted)  # type: ignore[attr-defined]
             set_rng(states, device)
-
-
-def inductor(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Callable[..., Any]:
-    """`function` of tensors like `inputs` as a program made by torch's Inductor; what it changes in place is changed.
-
-    Programs are kept on disk by torch (TORCHINDUCTOR_CACHE_DIR), so that another process compiles the same one faster.
-
-    Raises:
-        UntraceableError: the compiler cannot do it, or there is no C++ compiler.
-    """
-    flat = [t.detach() for t in inputs]
-    try:
-        with _quiet(), torch.no_grad():
-            module = graph(function, flat)
-            if flat[0].device.type == "cpu":
-                with suppress(Exception):  # some operations have no C++ entry
-                    return _compiled(module, flat, cpp_wrapper=True)
-            return _compiled(module, flat)
-    except Exception as error:
-        raise UntraceableError(f"torch's compiler failed ({why(error)})") from error
-
-
-def _compiled(module: Any, flat: list[Tensor], **options: bool) -> Callable[..., Any]:
-    """The program itself, without the layers around it that look at every input of every call."""
-    import torch._functorch.config as aot
-    from torch._inductor import config
-    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
-
-    made: list[tuple[Callable[..., Any], list[Any]]] = []
-
-    def inner(module: Any, inputs: list[Any], **kwargs: Any) -> Any:
-        made.append((compile_fx_inner(module, inputs, **kwargs), inputs))
-        return made[-1][0]
-
-    with (
-        # torch's generators, in their order, and not the compiler's own
-        config.patch(fallback_random=True, size_asserts=False, alignment_asserts=False, **options),
-        aot.patch(enable_autograd_cache=False),  # which would hand out the whole without the program in it
-    ):
-        whole = compile_fx(module, flat, inner_compile=inner)
-    if len(made) != 1 or [(t.shape, t.dtype) for t in made[0][1]] != [(t.shape, t.dtype) for t in flat]:
-        return cast(Callable[..., Any], whole)
-    program = made[0][0]
-    return lambda *given: program(list(given))
-
-
-def graph(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Any:
-    """`function` of tensors like `inputs` as a graph, which runs operation by operation as it is."""
-    with torch.no_grad():
-        return make_fx(function, {torch.ops.aten.addmm.default: _addmm}, "fake")(*(t.detach() for t in inputs))
-
-
-def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    """With the sum apart, which the compiler makes part of what comes next; the library would copy the bias a row at a time."""
-    product = torch.mm(a, b)
-    return (product if alpha == 1 else alpha * product) + (bias if beta == 1 else beta * bias)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the compiler's own warnings from the user, who can do nothing about them."""
-    loggers = [logging.getLogger(name) for name in ("torch.utils.cpp_extension", "torch._inductor")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _nothing(*_: Any) -> None:

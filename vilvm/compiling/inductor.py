@@ -1,0 +1,90 @@
+"""Programs that torch's Inductor makes of functions of tensors."""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from vilvm.compiling.tracing import UntraceableError, why
+
+__all__ = ["Compiler", "graph", "inductor"]
+
+# Makes a program of a function of tensors and such tensors.
+Compiler = Callable[[Callable[..., list[Tensor]], Sequence[Tensor]], Callable[..., Any]]
+
+
+def inductor(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Callable[..., Any]:
+    """`function` of tensors like `inputs` as a program made by torch's Inductor; what it changes in place is changed.
+
+    Programs are kept on disk by torch (TORCHINDUCTOR_CACHE_DIR), so that another process compiles the same one faster.
+
+    Raises:
+        UntraceableError: the compiler cannot do it, or there is no C++ compiler.
+    """
+    flat = [t.detach() for t in inputs]
+    try:
+        with _quiet(), torch.no_grad():
+            module = graph(function, flat)
+            if flat[0].device.type == "cpu":
+                with suppress(Exception):  # some operations have no C++ entry
+                    return _compiled(module, flat, cpp_wrapper=True)
+            return _compiled(module, flat)
+    except Exception as error:
+        raise UntraceableError(f"torch's compiler failed ({why(error)})") from error
+
+
+def _compiled(module: Any, flat: list[Tensor], **options: Any) -> Callable[..., Any]:
+    """The program itself, without the layers around it that look at every input of every call."""
+    import torch._functorch.config as aot
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
+    made: list[tuple[Callable[..., Any], list[Any]]] = []
+
+    def inner(module: Any, inputs: list[Any], **kwargs: Any) -> Any:
+        made.append((compile_fx_inner(module, inputs, **kwargs), inputs))
+        return made[-1][0]
+
+    with (
+        # torch's generators, in their order, and not the compiler's own
+        config.patch(fallback_random=True, size_asserts=False, alignment_asserts=False, **options),
+        aot.patch(enable_autograd_cache=False),  # which would hand out the whole without the program in it
+    ):
+        whole = compile_fx(module, flat, inner_compile=inner)
+    if len(made) != 1 or [(t.shape, t.dtype) for t in made[0][1]] != [(t.shape, t.dtype) for t in flat]:
+        return cast(Callable[..., Any], whole)
+    program = made[0][0]
+    return lambda *given: program(list(given))
+
+
+def graph(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Any:
+    """`function` of tensors like `inputs` as a graph, which runs operation by operation as it is."""
+    with torch.no_grad():
+        return make_fx(function, {torch.ops.aten.addmm.default: _addmm}, "fake")(*(t.detach() for t in inputs))
+
+
+def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    """With the sum apart, which the compiler makes part of what comes next; the library would copy the bias a row at a time."""
+    product = torch.mm(a, b)
+    return (product if alpha == 1 else alpha * product) + (bias if beta == 1 else beta * bias)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the compiler's own warnings from the user, who can do nothing about them."""
+    loggers = [logging.getLogger(name) for name in ("torch.utils.cpp_extension", "torch._inductor")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
