@@ -1,17 +1,20 @@
 """One split of a data set: tensors, a transform, and the words that say what they are.
 
 ``fit``, ``evaluate`` and the diagnostics take a ``Data`` or anything ``as_data`` can make one of (a tensor, or a tuple or
-dict of tensors with one datum a row). The tensors go to the device once; a batch is an index-select there.
+dict of tensors with one datum a row). The tensors go to the device once; a batch is an index-select there. Data larger than memory
+stay where they are (``vilvm.datasets.on_disk``): what is read of them are the rows of a batch.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from vilvm.rows import Rows
 
 __all__ = ["Data", "Transform", "as_data", "is_transform", "kept_generators", "map_tensors"]
 
@@ -38,9 +41,9 @@ def is_transform(value: Any) -> bool:
     return callable(value) and hasattr(value, "fresh")
 
 
-def map_tensors(fn: Callable[[Tensor], Any], batch: Any) -> Any:
-    """`fn` applied to every tensor of a batch, whatever its nesting of tuples and dicts; the rest is left as it is."""
-    if isinstance(batch, Tensor):
+def map_tensors(fn: Callable[[Any], Any], batch: Any) -> Any:
+    """`fn` applied to every tensor of a batch, and to rows on disk, whatever its nesting of tuples and dicts; the rest is left as it is."""
+    if isinstance(batch, Tensor | Rows):
         return fn(batch)
     if isinstance(batch, Mapping):
         return {key: map_tensors(fn, value) for key, value in batch.items()}
@@ -50,9 +53,9 @@ def map_tensors(fn: Callable[[Tensor], Any], batch: Any) -> Any:
     return batch
 
 
-def tensors_of(batch: Any) -> list[Tensor]:
-    """Every tensor of a batch, in order."""
-    found: list[Tensor] = []
+def tensors_of(batch: Any) -> list[Any]:
+    """Every tensor of a batch, and rows on disk, in order."""
+    found: list[Any] = []
     map_tensors(found.append, batch)
     return found
 
@@ -62,7 +65,7 @@ class Data:
     """One split of a data set.
 
     Arguments:
-        x: a tensor, or a tuple or dict of tensors, with one datum a row.
+        x: a tensor, or a tuple or dict of tensors, with one datum a row. ``Rows`` on disk may stand for a tensor.
         name: of the data set; named in every result.
         split: "train", "validation", "test" or "all".
         transform: what the model sees the data through, or None. One that is fresh is drawn for every batch; any other is applied
@@ -89,6 +92,11 @@ class Data:
                 "or a frozen dataclass that is called with a batch and has `name` and `fresh`."
             )
         if not self.transform.fresh:
+            if self.streamed:
+                raise ValueError(
+                    f"{self.name}: {self.transform.name} is drawn once for all data, and these stay on disk; write the transformed data to a file, "
+                    "or take a transform that is drawn anew for every batch."
+                )
             object.__setattr__(self, "x", self.transform(self.x))
             object.__setattr__(self, "transformed", True)
 
@@ -104,6 +112,15 @@ class Data:
         sizes = {t.shape[0] if t.dim() else None for t in tensors_of(self.x)}
         return len(sizes) == 1 and None not in sizes
 
+    @property
+    def streamed(self) -> bool:
+        """Whether some of it stays on disk and is read in batches."""
+        return any(isinstance(t, Rows) for t in tensors_of(self.x))
+
+    def loaded(self) -> "Data":
+        """The same data, all of them in memory."""
+        return self.subset(slice(None)) if self.streamed else self
+
     def to(self, device: torch.device | str) -> "Data":
         """The same data on `device`."""
         return replace(self, x=map_tensors(lambda t: t.to(device), self.x))
@@ -113,17 +130,25 @@ class Data:
         labels = None if self.labels is None else self.labels[_on(index, self.labels.device)]
         return replace(self, x=map_tensors(lambda t: t[_on(index, t.device)], self.x), labels=labels)
 
-    def parts(self, rows: int) -> "list[Data]":
-        """The data in order, `rows` at a time; the last part may be smaller."""
-        return [self.subset(slice(i, i + rows)) for i in range(0, len(self), rows)]
+    def parts(self, rows: int) -> "Sequence[Data]":
+        """The data in order, `rows` at a time; the last part may be smaller. A part of data on disk is read when it is asked for."""
+        return _Parts(self, rows)
 
     def fixed(self, seed: int = 0) -> "Data":
         """The data after their transform, drawn once from `seed`: what a static protocol, or an evaluation, looks at.
 
         Drawn on the CPU, so that the same data are looked at whatever device they are for.
+
+        Raises:
+            ValueError: they stay on disk, and so cannot be kept as they are drawn.
         """
         if self.transform is None or self.transformed:
             return self
+        if self.streamed:
+            raise ValueError(
+                f"{self.name}: what {self.transform.name} draws must be kept here, and these data stay on disk; "
+                "take some of them, such as data.subset(slice(0, 10000)), or data without a transform."
+            )
         with seeded(seed):
             x = self.transform(map_tensors(Tensor.cpu, self.x))
         return replace(self, x=x, transformed=True).to(self.device)
@@ -147,12 +172,31 @@ class Data:
         }
 
     def fingerprint(self) -> str:
-        """A SHA-256 of the tensors' shapes and contents and of the transform; told apart in a checkpoint."""
+        """A SHA-256 of the tensors' shapes and contents (of data on disk: of some) and of the transform; told apart in a checkpoint."""
         digest = hashlib.sha256(repr(self.transform).encode())
         for tensor in tensors_of(self.x):
             digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
+            if isinstance(tensor, Rows):
+                digest.update(tensor.fingerprint())
+                continue
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
+
+
+class _Parts(Sequence[Data]):
+    """The parts of some data, each made when it is asked for."""
+
+    def __init__(self, data: Data, rows: int):
+        self.data, self.starts, self.rows = data, range(0, len(data), rows), rows
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, place: Any) -> Any:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        start = self.starts[place]
+        return self.data.subset(slice(start, start + self.rows))
 
 
 def _on(index: Tensor | slice, device: torch.device) -> Tensor | slice:
@@ -178,7 +222,11 @@ def as_data(data: Any, what: str = "data") -> Data:
     if data.labels is not None and data.divisible and len(data.labels) != len(data):
         raise ValueError(f"{what}: has {len(data)} data and {len(data.labels)} labels; give one label a datum.")
     # Data are constants: a history of their own would be walked through, and freed, by the first step.
-    return replace(data, x=map_tensors(Tensor.detach, data.x)) if any(t.requires_grad for t in tensors) else data
+    return (
+        replace(data, x=map_tensors(lambda t: t.detach() if isinstance(t, Tensor) else t, data.x))
+        if any(t.requires_grad for t in tensors)
+        else data
+    )
 
 
 def _check_tensors(x: Any, what: str) -> None:

@@ -5,6 +5,7 @@ from vilvm.datasets.corruptions import BlockMasking, Blur, Corrupted, GaussianNo
 from vilvm.datasets.dataset import Dataset, carve
 from vilvm.datasets.digits import digits
 from vilvm.datasets.mnist import mnist
+from vilvm.datasets.on_disk import on_disk
 from vilvm.datasets.posteriordb import ReferencePosterior, posteriordb
 from vilvm.datasets.transforms import Chain, DynamicBinarisation, StaticBinarisation
 from vilvm.datasets.two_modes import TwoModes, two_modes
@@ -26,6 +27,7 @@ __all__ = [
     "carve",
     "digits",
     "mnist",
+    "on_disk",
     "posteriordb",
     "two_modes",
 ]

@@ -180,7 +180,7 @@ def diagnose(
     with seeded(seed, fixed.device):
         plan = in_parts(lvm, fixed)[1]
         index = _looked_at(lvm, fixed, plan, num_data, seed)
-        looked = fixed if len(index) == len(fixed) else fixed.subset(index)
+        looked = fixed.loaded() if len(index) == len(fixed) else fixed.subset(index)
         checks = list(_checks(lvm, looked, plan, history, schedule, seed))
     share = false_alarm / sum(check.tested and not check.why_not for check in checks)
     results, findings, skipped, unfinished = {}, [], {}, []

@@ -195,9 +195,9 @@ def evaluate(
             chunk = max(1, rows_in_a_pass(where) // max(plan.num_data, 1))
         with ProgressBar(f"evaluating, {num_samples} samples", len(parts), 0, progress) as bar:
             sums = []
-            for part in parts:
+            for number, part in enumerate(parts):
                 # The plate over the data is found once: of the last batch, which may be smaller, another might have the size.
-                here = plan if part is parts[0] else layout(lvm, part.x, plate=plan.data_plate)
+                here = plan if number == 0 else layout(lvm, part.x, plate=plan.data_plate)
                 sums.append(_accumulate(lvm, part.x, num_samples, chunk, here))
                 bar.advance()
         exact = _exact(lvm, evidence, parts) if evidence is not None and "exact" in (asked or BOUNDS) else None
@@ -217,14 +217,14 @@ def evaluate(
     return found
 
 
-def in_parts(lvm: LatentVariableModel, data: Data, batch_size: int | None = None) -> tuple[list[Data], Layout]:
+def in_parts(lvm: LatentVariableModel, data: Data, batch_size: int | None = None) -> tuple[Sequence[Data], Layout]:
     """The data cut into batches, or whole where they cannot be cut, share a latent, or the guide knows no other size; and the layout of the first.
 
     Raises:
         ContractError: the pair breaks the contract, or subsamples a plate of which all is one joint weight.
     """
     size = min(batch_size or _BATCH, len(data)) if data.divisible else len(data)
-    parts = data.parts(size) if size < len(data) else [data]
+    parts: Sequence[Data] = data.parts(size) if size < len(data) else [data.loaded()]
     try:
         plan = layout(lvm, parts[0].x)
     except ContractError:
@@ -232,7 +232,8 @@ def in_parts(lvm: LatentVariableModel, data: Data, batch_size: int | None = None
             raise
         plan = None  # an autoguide over latents of the data's plate knows the size that it was fitted to
     if plan is None or (not plan.local and len(parts) > 1):
-        parts, plan = [data], layout(lvm, data.x)
+        parts = [data.loaded()]
+        plan = layout(lvm, parts[0].x)
     subsampled = [name for name in plan.subsample if not plan.local or name != plan.data_plate]
     if subsampled:
         raise ContractError(

@@ -1,7 +1,7 @@
 """The training loop: ``fit``."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -54,7 +54,8 @@ def fit(
 
     Arguments:
         lvm: a ``torch.nn.Module`` with ``model(batch)`` and ``guide(batch)``, or a ``Pair``.
-        data: the training data, as ``Data``, a tensor, or a tuple or dict of tensors with one datum a row.
+        data: the training data, as ``Data``, a tensor, or a tuple or dict of tensors with one datum a row; ``datasets.on_disk(...)`` if they
+            are larger than memory.
         objective: any Pyro ELBO (without ``Jit``) or objective of ``vilvm.objectives``; ``Trace_ELBO()`` by default.
         optimizer: makes a torch optimizer of parameters, ``partial(torch.optim.Adam, lr=1e-3, fused=True)`` by default; or an
             optimizer of all trainable parameters.
@@ -120,7 +121,7 @@ def fit(
     where = _device(lvm, device)
     lvm.to(where)
     batches = Batches(train.to(where), min(batch_size or len(train), len(train)), seed)
-    with _held(run_dir), seeded(seed, where), module_parameters(lvm):
+    with closing(batches), _held(run_dir), seeded(seed, where), module_parameters(lvm):
         run = Run(
             lvm=lvm,
             objective=Trace_ELBO() if objective is None else objective,
@@ -211,6 +212,8 @@ def _check_options(
         raise ValueError(
             "fit: these data cannot be cut into batches (their tensors share no first dimension); leave batch_size out."
         )
+    if batch_size is None and train.streamed:
+        raise ValueError("fit: these data stay on disk and are read in batches; give batch_size=....")
     if patience is not None and validation is None:
         raise ValueError("fit: patience needs validation=... data to be measured on.")
     if resume and run_dir is None:

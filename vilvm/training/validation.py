@@ -1,6 +1,7 @@
 """The look at held-out data that a record holds: ELBO, rate and distortion, of one sample a datum."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -33,6 +34,7 @@ def look(lvm: Any, objective: Any, data: Data, plan: Layout) -> Look:
     with evaluation_mode(lvm):
         if not (plan.local or plan.scale == 1.0):
             # One weight of part of the data is no estimate of the whole: the loss is.
+            data = data.loaded()
             here = layout(lvm, data.x, validate=False, plate=plan.data_plate)
             elbo = -float(objective.loss(lvm.model, lvm.guide, data.x)) / (here.num_data * here.scale if here.local else 1.0)
             return Look(elbo, math.nan, math.nan, math.nan)
@@ -52,7 +54,7 @@ def check(lvm: Any, data: Data, plan: Layout) -> None:
         layout(lvm, part.x, plate=plan.data_plate)
 
 
-def _parts(data: Data, plan: Layout) -> list[Data]:
+def _parts(data: Data, plan: Layout) -> Sequence[Data]:
     if len(data) <= _ROWS or not (plan.local and data.divisible):
-        return [data]
+        return [data.loaded()]
     return data.parts(_ROWS)

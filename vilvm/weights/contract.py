@@ -8,6 +8,7 @@ from torch import Tensor
 
 from vilvm.data import Data, tensors_of
 from vilvm.lvm import ContractError
+from vilvm.rows import Rows
 from vilvm.weights.traces import Sites
 
 __all__ = ["check_batch", "check_latents", "check_number", "check_plates", "check_shape", "enumerable"]
@@ -88,6 +89,10 @@ def check_batch(batch: Any) -> None:
         raise ContractError("Got a vilvm.Data in place of a batch; pass data.fixed().x, the tensors themselves.")
     if isinstance(batch, np.ndarray):
         raise ContractError("Got a numpy array in place of a batch; pass torch.from_numpy(...).")
+    if any(isinstance(t, Rows) for t in tensors_of(batch)):
+        raise ContractError(
+            "Got data that stay on disk in place of a batch; read some of them, data.subset(slice(0, 1000)), or data.loaded()."
+        )
     if any(t.dim() and not len(t) for t in tensors_of(batch)):
         raise ContractError("The batch is empty; pass at least one datum.")
 

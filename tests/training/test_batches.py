@@ -1,0 +1,110 @@
+"""Batches of data on disk are those of the same data in memory, whatever is asked for when; reading ahead ends with the run."""
+
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+import vilvm
+from models.vae import VAE
+from vilvm.data import Data
+from vilvm.datasets import DynamicBinarisation, on_disk
+from vilvm.training.batches import Batches
+from vilvm.training.prefetch import Prefetched
+
+
+@pytest.fixture
+def x():
+    return torch.rand(103, 6, generator=torch.Generator().manual_seed(0)).round()
+
+
+@pytest.fixture
+def path(tmp_path, x):
+    np.save(tmp_path / "x.npy", x.numpy())
+    return tmp_path / "x.npy"
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left():
+    yield
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("vilvm-prefetch")]
+
+
+def trained(data, **options):
+    torch.manual_seed(3)
+    lvm = VAE(data_dim=6, latent_dim=2)
+    fitted = vilvm.fit(lvm, data, **{"batch_size": 16, "epochs": 4, **options})
+    return fitted, lvm.state_dict()
+
+
+def same(first, second):
+    return all(torch.equal(first[n], second[n]) for n in first)
+
+
+@pytest.mark.parametrize("size", [16, 50, 103])
+def test_batches_do_not_depend_on_where_the_data_are(x, path, size):
+    memory, disk = Batches(Data(x), size, seed=5), Batches(on_disk(path), size, seed=5)
+    for step in (0, 0, 1, 2, 3, 40, 7, 8, 9, 6, 6, 0):
+        assert torch.equal(memory(step), disk(step))
+    disk.close()
+
+
+@pytest.mark.parametrize("transform", [None, DynamicBinarisation()])
+def test_training_is_bit_for_bit_that_of_the_data_in_memory(x, path, transform):
+    if transform is not None:
+        x = 0.2 + 0.6 * x
+        np.save(path, x.numpy())
+    here, there = trained(Data(x, transform=transform)), trained(on_disk(path, transform=transform))
+    assert same(here[1], there[1])
+    assert [r.loss for r in here[0].history] == [r.loss for r in there[0].history]
+
+
+def test_a_resumed_run_too(x, path, tmp_path):
+    trained(on_disk(path), steps=11, epochs=None, run_dir=tmp_path / "run")
+    assert same(trained(on_disk(path), run_dir=tmp_path / "run", resume=True)[1], trained(Data(x))[1])
+
+
+def test_validation_on_disk(x, path):
+    here, there = trained(Data(x), validation=x), trained(on_disk(path), validation=on_disk(path))
+    assert [r.elbo for r in here[0].history] == [r.elbo for r in there[0].history]
+    assert same(here[1], there[1])
+
+
+def test_what_is_read_is_read_ahead_and_no_further():
+    read = []
+    batches = Prefetched(lambda step: read.append(step) or step)
+    assert [batches(step) for step in range(3)] == [0, 1, 2]
+    batches.close()
+    assert read == list(range(len(read)))
+    assert 3 <= len(read) <= 7
+
+
+def test_a_bad_row_ends_the_run_with_its_sentence(x, tmp_path):
+    x[77, 2] = torch.nan
+    np.save(tmp_path / "bad.npy", x.numpy())
+    with pytest.raises(ValueError, match=r"bad\.npy: row 77 holds NaN"):
+        trained(on_disk(tmp_path / "bad.npy"))
+
+
+def test_a_stop_from_outside_ends_the_reading(path):
+    def interrupt(event):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(on_disk(path), epochs=200, callbacks=[interrupt])
+
+
+def test_data_on_disk_need_a_batch_size(path):
+    with pytest.raises(ValueError, match="give batch_size="):
+        trained(on_disk(path), batch_size=None)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_are_sent_to_the_gpu(x, path):
+    batches = Batches(on_disk(path).to("cuda"), 16, seed=5)
+    memory = Batches(Data(x), 16, seed=5)
+    for step in range(20):
+        assert batches(step).device.type == "cuda"
+        assert torch.equal(batches(step).cpu(), memory(step))
+    batches.close()
