@@ -132,7 +132,8 @@ class Data:
 
     def parts(self, rows: int) -> "Sequence[Data]":
         """The data in order, `rows` at a time; the last part may be smaller. A part of data on disk is read when it is asked for."""
-        return _Parts(self, rows)
+        parts = _Parts(self, rows)
+        return parts if self.streamed else list(parts)
 
     def fixed(self, seed: int = 0) -> "Data":
         """The data after their transform, drawn once from `seed`: what a static protocol, or an evaluation, looks at.

@@ -106,7 +106,7 @@ def test_paths_of_another_kind_are_refused(tmp_path):
 
 def test_a_bad_row_is_named_by_its_place_in_the_file(tmp_path):
     array = np.zeros((50, 3))
-    array[[17, 30]] = np.nan, 1e300
+    array[17], array[30, 1] = np.nan, 1e300
     data = on_disk(saved(tmp_path, array))
     data.subset(torch.arange(17))
     with pytest.raises(ValueError, match=r"x\.npy: row 17 holds NaN"):

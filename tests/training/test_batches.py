@@ -57,7 +57,7 @@ def test_training_is_bit_for_bit_that_of_the_data_in_memory(x, path, transform):
         np.save(path, x.numpy())
     here, there = trained(Data(x, transform=transform)), trained(on_disk(path, transform=transform))
     assert same(here[1], there[1])
-    assert [r.loss for r in here[0].history] == [r.loss for r in there[0].history]
+    assert [r.elbo for r in here[0].history] == [r.elbo for r in there[0].history]
 
 
 def test_a_resumed_run_too(x, path, tmp_path):
@@ -67,7 +67,7 @@ def test_a_resumed_run_too(x, path, tmp_path):
 
 def test_validation_on_disk(x, path):
     here, there = trained(Data(x), validation=x), trained(on_disk(path), validation=on_disk(path))
-    assert [r.elbo for r in here[0].history] == [r.elbo for r in there[0].history]
+    assert [r.validation_elbo for r in here[0].history] == [r.validation_elbo for r in there[0].history]
     assert same(here[1], there[1])
 
 

@@ -30,7 +30,7 @@ Posterior Error Bounds, Huggins, Kasprzak, Campbell and Broderick, 2020 (errors 
 Vehtari, Simpson, Gelman, Yao and Gabry, 2024 (k̂ of an expectation).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -281,7 +281,7 @@ def correction(
     return _without_constants(found)
 
 
-def _index(parts: list[Data], drawn: list[DrawnMoments], rows: int) -> Tensor:
+def _index(parts: Sequence[Data], drawn: list[DrawnMoments], rows: int) -> Tensor:
     """Which data the rows are."""
     if drawn[0].indices is None:
         return torch.arange(rows)

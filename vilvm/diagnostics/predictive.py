@@ -22,7 +22,7 @@ Meng, 1994 (at most twice); Resampling-Based Multiple Testing, Westfall and Youn
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -196,7 +196,9 @@ def predictive_check(
         parts, plan = in_parts(lvm, fixed, batch_size or _ROWS)
         _check_replicable(lvm, plan)
         if plan.data_dim != -plan.nesting:
-            parts = [fixed]  # another plate stands left of the data's, so that parts cannot be joined along the first dimension
+            parts = [
+                fixed.loaded()
+            ]  # another plate stands left of the data's, so that parts cannot be joined along the first dimension
         seen = _joined([observed(lvm, part.x) for part in parts], 0)
         chosen = {site: statistics or default_statistics(x) for site, x in seen.items()}
         told = _measure(chosen, seen)
@@ -224,7 +226,7 @@ def _check_replicable(lvm: object, plan: Layout) -> None:
 
 
 def _replicates(
-    lvm: LatentVariableModel, parts: list[Data], num_draws: int, kind: str, seen: dict[str, Tensor]
+    lvm: LatentVariableModel, parts: Sequence[Data], num_draws: int, kind: str, seen: dict[str, Tensor]
 ) -> Iterator[dict[str, Tensor]]:
     """Replicated data by site, one data set after the other, as many at once as memory likes."""
     at_once = max(1, _NUMBERS // sum(x.numel() for x in seen.values()))
