@@ -60,6 +60,11 @@ def test_training_is_bit_for_bit_that_of_the_data_in_memory(x, path, transform):
     assert [r.elbo for r in here[0].history] == [r.elbo for r in there[0].history]
 
 
+@pytest.mark.slow
+def test_compiled_training_too(x, path):
+    assert same(trained(Data(x), compile=True)[1], trained(on_disk(path), compile=True)[1])
+
+
 def test_a_resumed_run_too(x, path, tmp_path):
     trained(on_disk(path), steps=11, epochs=None, run_dir=tmp_path / "run")
     assert same(trained(on_disk(path), run_dir=tmp_path / "run", resume=True)[1], trained(Data(x))[1])

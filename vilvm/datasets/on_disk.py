@@ -32,7 +32,7 @@ def on_disk(
 
     ``fit`` reads the rows of a batch, in the same order as if they were in memory, while the steps before it are taken. Numbers are handed out as
     `dtype` and not scaled: bytes of a picture are 0 to 255. NaN and infinity are found when their row is read. A file must not be
-    written to while it is in use, which is looked for at each read.
+    written to while it is in use, which is looked for at each read (in a ``.zarr`` folder only what changes the folder itself is seen).
 
     Its fingerprint, by which a run that is resumed knows its data, is of the shape, the type and 64 evenly spaced rows (the first 4096 numbers of
     each): a change elsewhere goes unseen.

@@ -153,15 +153,15 @@ def fit_prior(
 @torch.no_grad()
 def _codes(lvm: LatentVariableModel, data: Any, latent: str | None, seed: int, batch_size: int) -> tuple[str, Tensor]:
     fixed = fixed_beside(lvm, data, seed)
-    batches = [part.x for part in fixed.parts(batch_size)] if fixed.divisible else [fixed.x]
+    batches = fixed.parts(batch_size) if fixed.divisible else [fixed.loaded()]
     with seeded(seed, fixed.device):
-        plan = layout(lvm, batches[0])
+        plan = layout(lvm, batches[0].x)
     names = plan.latents
     name = latent if latent is not None else names[0] if len(names) == 1 else None
     if name is None or name not in names:
         raise ContractError(f"fit_prior: the latents are {list(names)}; say which with latent=..., one of them.")
     with seeded(seed, fixed.device):
-        parts = [posterior(lvm, batch)[name][0] for batch in batches]
+        parts = [posterior(lvm, batch.x)[name][0] for batch in batches]
     if name not in plan.data_axes or any(part.dim() != 2 for part in parts):
         raise ContractError(
             f"fit_prior: latent {name!r} has shape {tuple(parts[0].shape)}, and not that of one vector for each datum."
