@@ -3,6 +3,7 @@
     python -m examples.vae_mnist
     python -m examples.vae_mnist --latent 2 --epochs 20 --out runs/plane
     python -m examples.vae_mnist --resume runs/plane
+    torchrun --nproc-per-node 4 -m examples.vae_mnist
 
 Without MNIST on disk or on the network it takes scikit-learn's digits, and says so.
 """
@@ -176,16 +177,21 @@ def train(lvm: VAE, data: Dataset, settings: dict[str, Any], folder: Path, resum
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
-    folder, settings = settings_of(args, arguments, "vae_mnist")
-    lvm, data = begin(settings)
-    device = device_of(settings["device"])
-    write_settings(folder, settings)
-    console.print(f"Training on {data.name} ({len(data.train):,} images), run folder {folder}", highlight=False)
-    fitted = train(lvm, data, settings, folder, args.resume is not None)
-    if fitted.stopped == "interrupted":
-        console.print(f"Resume with: python -m examples.vae_mnist --resume {folder}", highlight=False)
-        return 130
-    evaluation = vilvm.evaluate(lvm, data.test, num_samples=settings["samples"], seed=settings["seed"])
+    with vilvm.distributed() as ranks:
+        folder, settings = settings_of(args, arguments, "vae_mnist")
+        lvm, data = begin(settings)
+        device = device_of(settings["device"])
+        if ranks.leads:
+            write_settings(folder, settings)
+            console.print(f"Training on {data.name} ({len(data.train):,} images), run folder {folder}", highlight=False)
+        fitted = train(lvm, data, settings, folder, args.resume is not None)
+        if fitted.stopped == "interrupted":
+            if ranks.leads:
+                console.print(f"Resume with: python -m examples.vae_mnist --resume {folder}", highlight=False)
+            return 130
+        evaluation = vilvm.evaluate(lvm, data.test, num_samples=settings["samples"], seed=settings["seed"])
+    if not ranks.leads:
+        return 0
     results = {
         "data": {"name": data.name, "num_test": len(data.test), "transform": getattr(data.test.transform, "name", "no transform")},
         **evaluation.to_dict(),

@@ -6,6 +6,7 @@ from vilvm.evaluation import Estimate, Evaluation, Ledger, compare, evaluate
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, Pair
 from vilvm.training import CheckpointError, Event, Fit, History, NonFiniteLossError, fit
 from vilvm.weights import LogWeights, log_weights, posterior, posterior_mean, predict, resample, sample
+from vilvm.world import PeerLostError, distributed
 
 __all__ = [
     "CheckpointError",
@@ -24,8 +25,10 @@ __all__ = [
     "NonFiniteLossError",
     "NotApplicable",
     "Pair",
+    "PeerLostError",
     "compare",
     "diagnose",
+    "distributed",
     "evaluate",
     "fit",
     "log_weights",

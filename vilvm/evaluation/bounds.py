@@ -26,12 +26,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vilvm.data import Data, as_data, seeded
+from vilvm.data import Data, as_data, seeded, set_seed
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode
 from vilvm.memory import widen_heap
 from vilvm.progress import ProgressBar
 from vilvm.weights import Layout, LogWeights, layout, weight_chunks
 from vilvm.weights.contract import check_number
+from vilvm.world import World, world
 from vilvm.wrapped import Wrapped
 
 __all__ = ["Estimate", "Evaluation", "evaluate", "exact_log_evidence", "in_parts", "rows_in_a_pass"]
@@ -191,17 +192,21 @@ def evaluate(
             )
         if refusal and set(plan.degenerate) == set(plan.latents):
             num_samples = min(num_samples, 2)  # all draws are equal; the second shows that they have no Monte Carlo error
+        ranks = world() if plan.local else World()
+        shared_out = parts[ranks.share(len(parts))]
+        if ranks.size > 1:
+            set_seed(ranks.seed(seed), where)
         if chunk is None:
             chunk = max(1, rows_in_a_pass(where) // max(plan.num_data, 1))
-        with ProgressBar(f"evaluating, {num_samples} samples", len(parts), 0, progress) as bar:
-            sums = []
-            for number, part in enumerate(parts):
+        with ProgressBar(f"evaluating, {num_samples} samples", len(shared_out), 0, progress if ranks.leads else False) as bar:
+            sums = [torch.zeros(0, len(_Sums._fields), dtype=torch.float64, device=where)]
+            for number, part in enumerate(shared_out):
                 # The plate over the data is found once: of the last batch, which may be smaller, another might have the size.
-                here = plan if number == 0 else layout(lvm, part.x, plate=plan.data_plate)
-                sums.append(_accumulate(lvm, part.x, num_samples, chunk, here))
+                here = plan if number == 0 and ranks.leads else layout(lvm, part.x, plate=plan.data_plate)
+                sums.append(torch.stack(_accumulate(lvm, part.x, num_samples, chunk, here), -1))
                 bar.advance()
         exact = _exact(lvm, evidence, parts) if evidence is not None and "exact" in (asked or BOUNDS) else None
-    total = _Sums(*(torch.cat(c) for c in zip(*sums, strict=True)))
+    total = _Sums(*ranks.rows(torch.cat(sums)).unbind(-1))
     protocol = {
         **given.protocol(),
         **({"num_data": len(total.w)} if plan.local else {}),  # fewer than were given, if the plate subsamples them

@@ -80,7 +80,8 @@ class CompiledStep:
         self.lvm, self.objective, self.optimizer, self.clip, self.tell = lvm, objective, optimizer, clip, tell
         self.compiler = inductor if compiler is None else compiler
         self.parameters = self.eager.parameters
-        self.adam = GraphAdam(optimizer, self.parameters) if GraphAdam.serves(optimizer) else None
+        # Between gradients and update, ranks have something to say to each other.
+        self.adam = GraphAdam(optimizer, self.parameters) if GraphAdam.serves(optimizer) and self.eager.ranks.size == 1 else None
         self.refused: str | None = None  # why the step is eager
         self.seconds = 0.0  # that compiling took
         self._programs: dict[Any, _Program] = {}

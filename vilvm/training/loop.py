@@ -18,6 +18,7 @@ from vilvm.training.result import Event, Fit
 from vilvm.training.run import Run
 from vilvm.training.step import Objective
 from vilvm.weights.contract import check_number
+from vilvm.world import world
 
 __all__ = ["fit"]
 
@@ -51,6 +52,10 @@ def fit(
     Each step takes a batch, the gradient of the objective per datum, and one step of one torch optimizer over all trainable
     parameters of `lvm`, which are changed in place. The data go to the device once. All that torch draws follows from `seed`;
     torch's generators are left as they were.
+
+    Within ``vilvm.distributed()``, under torchrun, every rank takes its share of each batch of `batch_size`, gradients are averaged, and
+    parameters stay the same on all ranks, which start from rank 0's. The order of the data does not depend on the number of ranks, the
+    noise does. Batch statistics are of each rank's share, and rank 0's are kept. Rank 0 writes and prints.
 
     Arguments:
         lvm: a ``torch.nn.Module`` with ``model(batch)`` and ``guide(batch)``, or a ``Pair``.
@@ -120,8 +125,9 @@ def fit(
     )
     where = _device(lvm, device)
     lvm.to(where)
-    batches = Batches(train.to(where), min(batch_size or len(train), len(train)), seed)
-    with closing(batches), _held(run_dir), seeded(seed, where), module_parameters(lvm):
+    ranks = world()
+    batches = Batches(train.to(where), min(batch_size or len(train), len(train)), seed, ranks)
+    with closing(batches), _held(run_dir if ranks.leads else None), seeded(seed, where), module_parameters(lvm):
         run = Run(
             lvm=lvm,
             objective=Trace_ELBO() if objective is None else objective,
@@ -137,9 +143,10 @@ def fit(
             per_epoch=scheduler_interval == "epoch",
             device=where,
             compile=compile,
+            ranks=ranks,
         )
         run.prepare(optimizer or adam(where), scheduler, clip)
-        set_seed(seed, where)
+        set_seed(ranks.seed(seed), where)
         if resume:
             run.restore()
         run.train_all(progress)

@@ -1,6 +1,7 @@
 """A run of training: the way of a step, the records, what is said in trouble, and what a checkpoint holds."""
 
 import copy
+import hashlib
 import math
 import threading
 import time
@@ -15,7 +16,7 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import vilvm.training.checkpoint as checkpoint
-from vilvm.data import Data, seeded
+from vilvm.data import Data, seeded, set_seed
 from vilvm.files import write_atomic
 from vilvm.lvm import ContractError, module_parameters
 from vilvm.memory import widen_heap
@@ -30,6 +31,7 @@ from vilvm.training.signals import interruptible
 from vilvm.training.step import NonFiniteLossError, Objective, Step, StepResult, check_objective
 from vilvm.training.validation import Look, check, look
 from vilvm.weights import Layout, layout, log_weights
+from vilvm.world import World
 
 __all__ = ["Run"]
 
@@ -49,6 +51,10 @@ class _Tally:
     skipped: int = 0
     data: int = 0
     seconds: float = 0.0
+
+
+def _unheard(_: str) -> None:
+    """Stands where another rank speaks."""
 
 
 class _Position:
@@ -90,6 +96,7 @@ class Run:
     per_epoch: bool
     device: torch.device
     compile: bool | Literal["auto"] = "auto"
+    ranks: World = field(default_factory=World)
     history: History = field(default_factory=History)
     at: int = 0
     tally: _Tally = field(default_factory=_Tally)
@@ -106,6 +113,7 @@ class Run:
         self._saved_at, self._saved_time = -1, time.monotonic()
         self.num_data(self.batches(0))
         self._check_pair()
+        self.ranks.from_first([*self.lvm.parameters(), *self.lvm.buffers()])
         trainable = [p for p in self.lvm.parameters() if p.requires_grad]
         if not trainable:
             raise ContractError(
@@ -114,7 +122,7 @@ class Run:
             )
         self.optimizer = make_optimizer(optimizer, trainable)
         self.scheduler = None if scheduler is None else make_scheduler(scheduler, self.optimizer)
-        self.compiled = CompiledStep(self.lvm, self.objective, self.optimizer, clip)
+        self.compiled = CompiledStep(self.lvm, self.objective, self.optimizer, clip, tell=print if self.ranks.leads else _unheard)
         self.step: Step = self.compiled.eager
         # By the length of the run, and not by a clock: two runs with one seed are the same.
         self.compiles = self.compile is True or (self.compile == "auto" and self.total >= _WORTH_COMPILING)
@@ -133,11 +141,22 @@ class Run:
             "data": self.batches.data.fingerprint(),
             "validation": "none" if self.validation is None else self.validation.fingerprint(),
         }
+        self._check_ranks()
 
     def _check_pair(self) -> None:
         """That this objective can train this pair on batches of this size."""
         plan = self._plan
         check_objective(self.objective, plan.enumerated)
+        if self.ranks.size > 1 and not self.batches.data.divisible:
+            raise ContractError(
+                "fit: these data cannot be shared out among ranks (their tensors share no first dimension); train them in one process."
+            )
+        if self.ranks.size > 1 and self.batches.epoch_steps == 1 and not plan.local and plan.scale == 1.0:
+            raise ContractError(
+                f"{type(self.lvm).__name__} has latents that its data share, or no plate over its data, and would take the share of each of "
+                f"{self.ranks.size} ranks for all {len(self.batches.data)}: give the plate its full size, pyro.plate(..., {len(self.batches.data)}, "
+                "subsample=batch), or train it in one process."
+            )
         if self.batches.epoch_steps > 1 and not plan.local and plan.scale == 1.0:
             raise ContractError(
                 f"{type(self.lvm).__name__} has latents that its data share, or no plate over its data, and would take each batch of "
@@ -147,6 +166,16 @@ class Run:
         if self.validation is not None:
             with seeded(self.seed, self.device):
                 check(self.lvm, self.validation, plan)
+
+    def _check_ranks(self) -> None:
+        """That all ranks are about to do the same."""
+        words = hashlib.sha256(repr(sorted(self.settings.items(), key=str)).encode()).digest()
+        mine = torch.tensor([list(words)], device=self.device)
+        if not bool((self.ranks.rows(mine) == mine).all()):
+            raise ValueError(
+                f"fit: rank {self.ranks.rank} of {self.ranks.size} was given other data, another model or other settings than another rank; "
+                "let every rank build the same, from the same seed."
+            )
 
     @property
     def _plan(self) -> Layout:
@@ -172,17 +201,21 @@ class Run:
         if self.at == 0:
             self.save()
         interrupted = threading.Event()
+        progress = progress if self.ranks.leads else False
         with interruptible(interrupted), ProgressBar("training", self.total, self.at, progress) as bar, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Encountered (NaN|[+]?inf)")  # Pyro's; ours says where and stops
             while self.at < self.total and self.stopped == "finished":
                 before = self.at
+                self.compiled.eager.flags = self._wishes(interrupted)
                 self.some_steps()
+                # All ranks stop and save after the same step, so of several each has heard the wishes of all by now.
+                stop, late = self._wishes(interrupted) if self.ranks.size == 1 else self.compiled.eager.flags
                 bar.advance(self.at - before, self._numbers() if self.at // 20 > before // 20 else None)
                 if self.at % self._steps_a_record == 0:
                     self.record()
-                if interrupted.is_set() and self.stopped == "finished" and self.at < self.total:
+                if stop and self.stopped == "finished" and self.at < self.total:
                     self.stopped = "interrupted"
-                if time.monotonic() - self._saved_time > self.checkpoint_seconds:
+                if late:
                     self.save()
         self.save()
         if self.at == self.total and self.at % self._steps_a_record:
@@ -193,9 +226,13 @@ class Run:
             warnings.warn(
                 f"All {self.at} steps were skipped, their loss or gradient not being finite: nothing was trained.", stacklevel=3
             )
-        if self.stopped == "interrupted":
+        if self.stopped == "interrupted" and self.ranks.leads:
             how = "" if self.folder is None else f" Resume with the same call and resume=True (run folder {self.folder})."
             print(f"Interrupted after step {self.at} of {self.total}.{how}")
+
+    def _wishes(self, interrupted: threading.Event) -> list[bool]:
+        """Whether this rank would stop, and save."""
+        return [interrupted.is_set(), self.ranks.leads and time.monotonic() - self._saved_time > self.checkpoint_seconds]
 
     def some_steps(self) -> None:
         """Takes as many steps as can be taken before anything has to be looked at."""
@@ -275,7 +312,8 @@ class Run:
         # Pyro's checks of support and shape, for the first epoch; NaN is watched for throughout.
         with pyro.validation_enabled(checked), module_parameters(self.lvm, frozen=True):
             batch = self.batches(self.at)
-            num_data = self.num_data(batch)
+            weight = self.batches.weight(self.at)
+            num_data = self.num_data(batch) / weight if weight else math.inf  # ranks add up, so each divides by more
             if self.compiles and checked:  # whose steps meet the shapes of all that follow
                 self.compiled.prepare(batch, num_data)
             began = time.perf_counter()
@@ -296,8 +334,8 @@ class Run:
             self.skipped += 1
         else:
             raise NonFiniteLossError(self._explain(result.loss, before))
+        self._count_time(began, self.batches.count(self.at))
         self._count_step()
-        self._count_time(began, len(Data(batch)))
 
     # Records -------------------------------------------------------------------------------------------------------------
 
@@ -308,9 +346,9 @@ class Run:
     def record(self) -> None:
         """Adds a row to the history, keeps the best parameters, and asks the callbacks."""
         began = time.perf_counter()
-        with seeded(self.seed, self.device):
-            looked_at = self.validation or Data(self.batches(self.at - 1))
-            bound, se, rate, distortion = self._look(looked_at)
+        self.ranks.from_first(list(self.lvm.buffers()) if self.ranks.size > 1 else [])  # batch statistics are rank 0's
+        with seeded(self.ranks.seed(self.seed) if self._plan.local else self.seed, self.device):
+            bound, se, rate, distortion = self._look(self._looked_at())
         self.seconds += time.perf_counter() - began
         t = self.tally
         held_out = self.validation is not None
@@ -338,9 +376,17 @@ class Run:
             self.scheduler.step(-bound if self.scheduler.mode == "min" else bound)  # better is a lower loss, or a higher ELBO
         self._decide()
 
+    def _looked_at(self) -> Data:
+        """What this rank looks at for a record: of the validation data its share, or its share of the last batch."""
+        if self.validation is None:
+            batch = Data(self.batches(self.at - 1))
+            return batch if self.batches.weight(self.at - 1) else batch.subset(slice(0, 0))
+        shared_out = self.ranks.size > 1 and self._plan.local and self.validation.divisible
+        return self.validation.subset(self.ranks.share(len(self.validation))) if shared_out else self.validation
+
     def _look(self, data: Data) -> Look:
         try:
-            return look(self.lvm, self.objective, data, self._plan)
+            return look(self.lvm, self.objective, data, self._plan, self.ranks)
         except ContractError as error:
             if self.skip:
                 return Look(math.nan, math.nan, math.nan, math.nan)
@@ -350,7 +396,7 @@ class Run:
         if self._is_out_of_patience():
             self.stopped = "early"
         answers = [callback(Event(self.lvm, self.history)) for callback in self.callbacks]  # every one is told
-        if any(answers):
+        if self.ranks.any(any(answers), self.device):
             self.stopped = "callback"
 
     def _is_out_of_patience(self) -> bool:
@@ -421,6 +467,10 @@ class Run:
         self._saved_time = time.monotonic()
         if self.folder is None or self._saved_at == self.at:
             return
+        generators = [self.ranks.rows(g.to(self.device)[None]).cpu() for g in rng(self.device)]
+        if not self.ranks.leads:
+            self._saved_at = self.at
+            return
         state = {
             "settings": self.settings,
             "step": self.at,
@@ -430,7 +480,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
             "objective": self.objective.state_dict() if hasattr(self.objective, "state_dict") else None,  # type: ignore[attr-defined]
-            "rng": rng(self.device),
+            "rng": [list(g) for g in zip(*generators, strict=True)],  # by rank
             "history": self.history.to_rows(),
             "tally": vars(self.tally),
             "seconds": self.seconds,
@@ -454,7 +504,7 @@ class Run:
         self._saved_at = self.at
 
     def _write_history(self) -> None:
-        if self.folder is not None:
+        if self.folder is not None and self.ranks.leads:
             write_atomic(self.folder / "history.csv", self.history.to_csv())
 
     def restore(self) -> None:
@@ -482,7 +532,10 @@ class Run:
             self.stopped = "finished"  # there is more patience now than there was
         if self.compile == "auto":
             self.compiles = state.get("compiled", False)  # as it began, whatever its length is now
-        set_rng(state["rng"], self.device)
+        if len(state["rng"]) == self.ranks.size:
+            set_rng(state["rng"][self.ranks.rank], self.device)
+        else:  # as many ranks as there were not: new noise, which follows from what is known
+            set_seed(self.ranks.seed(self.seed + 1 + self.at), self.device)
 
     def result(self) -> Fit:
         """The result, the best parameters put into the model."""

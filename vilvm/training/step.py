@@ -3,6 +3,7 @@
 The loop knows a step as a callable from a batch to a ``StepResult``; the eager one below runs Pyro's handlers every time.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -12,6 +13,7 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 from torch import Tensor
 
 from vilvm.lvm import ContractError, LatentVariableModel
+from vilvm.world import world
 
 __all__ = ["EagerStep", "NonFiniteLossError", "Objective", "Step", "StepResult", "backward", "check_objective", "no_gradient"]
 
@@ -89,15 +91,23 @@ class EagerStep:
 
     def __init__(self, lvm: LatentVariableModel, objective: Objective, optimizer: torch.optim.Optimizer, clip: float | None = None):
         self.lvm, self.objective, self.optimizer, self.clip = lvm, objective, optimizer, clip
+        self.ranks = world()
+        self.flags: list[bool] = []  # what this rank has to say to the others at the next step, and then: what any of them has said
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def __call__(self, batch: Any, num_data: float) -> StepResult:
         """Moves the parameters one step down the loss per datum of `batch`."""
         self.optimizer.zero_grad(set_to_none=True)
-        return self.update(backward(self.lvm, self.objective, batch, self.parameters, num_data))
+        try:
+            loss = backward(self.lvm, self.objective, batch, self.parameters, num_data)
+        except ValueError:
+            self._sum_over_ranks(torch.tensor(math.nan, dtype=torch.float64))  # for which the others wait
+            raise
+        return self.update(loss)
 
     def update(self, loss: Tensor) -> StepResult:
-        """Moves the parameters by the gradients they have, if these and the loss are finite."""
+        """Moves the parameters by the gradients they have, summed over ranks, if these and the loss are finite."""
+        loss = self._sum_over_ranks(loss)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if not gradients:
             raise no_gradient(self.lvm, self.objective)
@@ -111,6 +121,24 @@ class EagerStep:
                 torch.nn.utils.clip_grads_with_norm_(self.parameters, self.clip, norm)
             self.optimizer.step()
         return StepResult(loss_value, norm_value, applied)
+
+    def _sum_over_ranks(self, loss: Tensor) -> Tensor:
+        """The loss of all ranks, each of which has divided its own so that the sum is a mean; the same is done to the gradients."""
+        if self.ranks.size == 1:
+            return loss
+        device = self.parameters[0].device
+        has = [p.grad is not None for p in self.parameters]
+        told = torch.tensor([*map(float, self.flags), *map(float, has)], dtype=torch.float64, device=device)
+        loss, *told = self.ranks.sum(torch.cat([loss.detach().to(device).reshape(1), told]))
+        told = torch.stack(told).gt(0).tolist()
+        self.flags, has = told[: len(self.flags)], told[len(self.flags) :]
+        moved = [p for p, any_has in zip(self.parameters, has, strict=True) if any_has]
+        for dtype in {p.dtype for p in moved}:
+            own = [p for p in moved if p.dtype == dtype]
+            flat = self.ranks.sum(torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in own]))
+            for p, grad in zip(own, flat.split([p.numel() for p in own]), strict=True):
+                p.grad = grad.view_as(p)
+        return loss
 
 
 def no_gradient(lvm: object, objective: object) -> ContractError:

@@ -9,6 +9,7 @@ import torch
 from vilvm.data import Data
 from vilvm.lvm import evaluation_mode
 from vilvm.weights import Layout, layout, log_weights
+from vilvm.world import World
 
 __all__ = ["Look", "check", "look"]
 
@@ -25,8 +26,8 @@ class Look(NamedTuple):
 
 
 @torch.no_grad()
-def look(lvm: Any, objective: Any, data: Data, plan: Layout) -> Look:
-    """What `lvm` says of `data`, in evaluation mode; `plan` is its layout on some batch.
+def look(lvm: Any, objective: Any, data: Data, plan: Layout, ranks: World) -> Look:
+    """What `lvm` says of `data`, in evaluation mode; `plan` is its layout on some batch, and `data` what this rank looks at, or none.
 
     Raises:
         ContractError: a log-density is NaN.
@@ -37,13 +38,18 @@ def look(lvm: Any, objective: Any, data: Data, plan: Layout) -> Look:
             data = data.loaded()
             here = layout(lvm, data.x, validate=False, plate=plan.data_plate)
             elbo = -float(objective.loss(lvm.model, lvm.guide, data.x)) / (here.num_data * here.scale if here.local else 1.0)
+            elbo = ranks.sum(torch.tensor(elbo / ranks.size, dtype=torch.float64, device=data.device)).item()
             return Look(elbo, math.nan, math.nan, math.nan)
-        weights = []
-        for part in _parts(data, plan):
+        rows = [torch.zeros(0, 2, dtype=torch.float64, device=data.device)]
+        for part in _parts(data, plan) if len(data) else []:
             here = layout(lvm, part.x, validate=False, plate=plan.data_plate)
-            weights.append(log_weights(lvm, part.x, validate=False, plan=here))
-    values = torch.cat([w.log_weight[0].reshape(-1) for w in weights])
-    distortion = -torch.cat([w.log_likelihood[0].reshape(-1) for w in weights]).sum().item() / len(values)
+            weights = log_weights(lvm, part.x, validate=False, plan=here)
+            likelihood = weights.log_likelihood[0].reshape(-1)
+            rows.append(
+                torch.stack([weights.log_weight[0].reshape(-1), likelihood if plan.local else likelihood.sum()[None]], -1).double()
+            )
+    values, likelihood = (ranks.rows(torch.cat(rows)) if plan.local else torch.cat(rows)).unbind(-1)
+    distortion = -likelihood.sum().item() / len(values)
     elbo = values.mean().item()
     return Look(elbo, values.std().item() / len(values) ** 0.5 if len(values) > 1 else math.nan, -elbo - distortion, distortion)
 

@@ -1,0 +1,154 @@
+"""What each of two processes does in test_distributed; also run by the test in one process, for comparison. No test itself."""
+
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer import Trace_ELBO
+
+import vilvm
+from vilvm.objectives import Annealed
+from vilvm.world import world as ranks
+
+
+class Point(torch.nn.Module):
+    """A deterministic auto-encoder: no noise, so that any number of ranks sees the same loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder, self.decoder = torch.nn.Linear(6, 3), torch.nn.Linear(3, 6)
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Delta(self.encoder(x)).to_event(1))
+
+
+class Shared(torch.nn.Module):
+    """A mean that all data share, under a plate of all of them, and a guide without noise."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.m = size, torch.nn.Parameter(torch.zeros(6))
+
+    def model(self, x):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0).expand([6]).to_event(1))
+        with pyro.plate("data", self.size, subsample=x):
+            pyro.sample("x", dist.Normal(m, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        pyro.sample("m", dist.Delta(self.m).to_event(1))
+
+
+class Noisy(Point):
+    """With noise of each rank's own, and batch statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(6)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.encoder(self.norm(x)), 0.5).to_event(1))
+
+
+def data():
+    return torch.randn(53, 6, generator=torch.Generator().manual_seed(0)) + 1
+
+
+def made(make, *args):
+    torch.manual_seed(3 + ranks().rank)  # which must not matter: all start from rank 0's parameters
+    return make(*args)
+
+
+def noiseless(folder):
+    """Parameters and records of runs without noise, by name."""
+    x, found = data(), {}
+    sgd, adam = partial(torch.optim.SGD, lr=0.05), partial(torch.optim.Adam, lr=0.01)
+    for name, lvm, options in (
+        ("sgd", made(Point), {"optimizer": sgd, "batch_size": 20}),  # the last batch of an epoch has 13
+        ("adam", made(Point), {"optimizer": adam, "batch_size": 20, "clip": 0.5, "validation": x[:31]}),
+        ("one", made(Point), {"optimizer": adam, "batch_size": 1}),  # one datum for two ranks
+        ("full", made(Point), {"optimizer": adam}),
+        ("shared", made(Shared, 53), {"optimizer": partial(torch.optim.SGD, lr=1e-3), "batch_size": 20}),
+        ("annealed", made(Point), {"optimizer": adam, "batch_size": 20, "objective": Annealed(Trace_ELBO(), 30)}),
+    ):
+        vilvm.fit(lvm, x, steps=60, run_dir=None if folder is None else folder / name, progress=False, **options)
+        found[name] = lvm.state_dict()
+    return found
+
+
+def main(folder):
+    with vilvm.distributed(minutes=1.0) as world:
+        found = noiseless(folder)
+        noisy = made(Noisy)
+        fitted = vilvm.fit(
+            noisy, data(), steps=60, batch_size=20, validation=data(), run_dir=folder / "noisy", checkpoint_seconds=0.0
+        )
+        parts = made(Noisy)
+        for steps in (37, 60):
+            options = {"batch_size": 20, "validation": data(), "run_dir": folder / "parts"}
+            resumed = vilvm.fit(parts, data(), steps=steps, resume=steps == 60, **options)
+        bounds = vilvm.evaluate(noisy, data(), num_samples=200, batch_size=7)
+        stopped = vilvm.fit(
+            made(Point), data(), steps=400, callbacks=[lambda event: world.rank == 1 and event.history.records[-1].step > 90]
+        )
+        refused = ""
+        try:
+            vilvm.fit(made(Point), data() + world.rank, steps=5)
+        except ValueError as error:
+            refused = str(error)
+        try:
+            pair = vilvm.Pair(
+                lambda x: pyro.sample("x", dist.Normal(0.0, 1.0).expand(x.shape).to_event(2), obs=x),
+                lambda x: pyro.param("p", torch.tensor(0.0)),
+            )
+            vilvm.fit(pair, data(), steps=5)
+        except vilvm.ContractError as error:
+            whole = str(error)
+        first = torch.cat([v.reshape(-1).double() for v in noisy.state_dict().values()])
+        both = world.rows(first[None])
+        own = torch.rand(1, generator=torch.Generator().manual_seed(world.seed(0)))
+        draws = world.rows(own).tolist()
+    if world.leads:
+        torch.save({"found": found, "noisy": noisy.state_dict()}, folder / "parameters.pt")
+        told = {
+            "alike": bool((both[0] == both[1]).all()),
+            "resumed": all(torch.equal(v, noisy.state_dict()[n]) for n, v in parts.state_dict().items()),
+            "same records": resumed.history["elbo"].tolist() == fitted.history["elbo"].tolist(),
+            "draws": draws,
+            "elbo": [bounds.bounds["elbo"].mean, bounds.bounds["elbo"].mc_se, len(bounds.bounds["elbo"].values)],
+            "values": bounds.bounds["elbo"].values.tolist(),
+            "stopped": [stopped.stopped, stopped.steps],
+            "refused": refused,
+            "whole": whole,
+        }
+        (folder / "told.json").write_text(json.dumps(told))
+
+
+def endless(folder):
+    """A run to be killed, or to be gone on with for a little."""
+    with vilvm.distributed(minutes=1.0):
+        steps = 10_000_000 if len(sys.argv) < 4 else int(sys.argv[3])
+        vilvm.fit(
+            made(Noisy),
+            data(),
+            steps=steps,
+            batch_size=20,
+            run_dir=folder / "run",
+            resume=True,
+            checkpoint_seconds=0.5,
+            compile=False,
+        )
+
+
+if __name__ == "__main__":
+    {"main": main, "endless": endless}[sys.argv[2]](Path(sys.argv[1]))

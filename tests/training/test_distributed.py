@@ -1,0 +1,142 @@
+"""Two processes train what one would: same parameters, one writer, one decision, and an end when one of them is gone."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas
+import pytest
+import torch
+
+import vilvm
+from tests.training import ranks
+from vilvm.training import checkpoint
+from vilvm.training.batches import Batches
+from vilvm.world import World
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(folder, *words, size=2):
+    """Processes that know of each other as torchrun lets them know."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        subprocess.Popen(
+            [sys.executable, str(Path(ranks.__file__)), str(folder), *words],
+            env={**os.environ, **common, "RANK": str(r), "LOCAL_RANK": str(r), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            cwd=folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for r in range(size)
+    ]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What two processes found, and where they wrote it."""
+    folder = tmp_path_factory.mktemp("two")
+    processes = start(folder, "main")
+    printed = [p.communicate(timeout=120)[0] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], "\n".join(printed)
+    return folder, json.loads((folder / "told.json").read_text()), torch.load(folder / "parameters.pt", weights_only=True), printed
+
+
+def test_two_ranks_step_as_one_process_with_the_same_batch(two, tmp_path):
+    folder, _, parameters, _ = two
+    for name, expected in ranks.noiseless(tmp_path).items():
+        for key, value in expected.items():
+            torch.testing.assert_close(
+                parameters["found"][name][key], value, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+            )
+    found, expected = (pandas.read_csv(f / "adam" / "history.csv") for f in (folder, tmp_path))
+    for column in ("elbo", "rate", "gradient_norm", "step"):
+        assert found[column].tolist() == pytest.approx(expected[column].tolist(), rel=1e-5)
+
+
+def test_ranks_hold_the_same_parameters_and_draw_noise_of_their_own(two):
+    _, told, _, _ = two
+    assert told["alike"]
+    assert told["draws"][0] != told["draws"][1]
+
+
+def test_a_run_resumes_bit_for_bit_on_as_many_ranks_and_goes_on_with_fewer(two):
+    folder, told, _, _ = two
+    assert told["resumed"]
+    assert told["same records"]
+    lvm = ranks.Noisy()
+    fitted = vilvm.fit(lvm, ranks.data(), steps=80, batch_size=20, validation=ranks.data(), run_dir=folder / "parts", resume=True)
+    assert fitted.steps == 80
+    assert fitted.history["step"].tolist() == sorted(set(fitted.history["step"].tolist()))
+
+
+def test_the_evaluation_of_two_ranks_is_that_of_one(two):
+    _, told, parameters, _ = two
+    lvm = ranks.Noisy()
+    lvm.load_state_dict(parameters["noisy"])
+    elbo = vilvm.evaluate(lvm, ranks.data(), num_samples=200, seed=1).bounds["elbo"]
+    mean, mc_se, count = told["elbo"]
+    assert count == 53
+    assert abs(elbo.mean - mean) < 5 * (elbo.mc_se**2 + mc_se**2) ** 0.5
+    assert torch.corrcoef(torch.stack([elbo.values, torch.tensor(told["values"], dtype=torch.float64)]))[0, 1] > 0.99  # in order
+
+
+def test_what_one_rank_decides_all_do(two):
+    _, told, _, printed = two
+    assert told["stopped"] == ["callback", 100]
+    assert "was given other data" in told["refused"]
+    assert "the share of each of 2 ranks" in told["whole"]
+    assert printed[1] == ""
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_shares_make_up_the_whole(size):
+    for count in (1, 5, 20):
+        found = [i for r in range(size) for i in range(count)[World(r, size).share(count)]]
+        assert found == list(range(count))
+    batches = [Batches(vilvm.Data(torch.arange(23.0)[:, None]), 10, 0, World(r, size)) for r in range(size)]
+    for step in range(3):
+        assert sum(b.weight(step) for b in batches) == pytest.approx(1)
+        mine = [b(step) for b in batches if b.weight(step)]
+        assert torch.equal(torch.cat(mine), Batches(vilvm.Data(torch.arange(23.0)[:, None]), 10, 0)(step))
+
+
+@pytest.mark.slow
+def test_killing_a_rank_ends_the_other_and_the_run_resumes(tmp_path):
+    first, second = start(tmp_path, "endless")
+    deadline = time.monotonic() + 60
+    while (
+        checkpoint.latest(tmp_path / "run" / "checkpoint") is None or time.monotonic() < deadline - 55
+    ) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    second.kill()
+    printed, _ = first.communicate(timeout=90)
+    second.communicate()
+    assert first.returncode != 0
+    assert re.search("Rank 0 of 2: another process of this run is gone", printed.splitlines()[-1])
+    found = checkpoint.load(checkpoint.latest(tmp_path / "run" / "checkpoint"))["step"]
+    processes = start(tmp_path, "endless", str(found + 5))
+    printed = [p.communicate(timeout=90)[0] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0], "\n".join(printed)
+    fitted = vilvm.fit(ranks.Noisy(), ranks.data(), steps=found + 10, batch_size=20, run_dir=tmp_path / "run", resume=True)
+    assert fitted.steps == found + 10
+
+
+@pytest.mark.slow
+def test_the_main_example_under_torchrun(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "examples.vae_mnist"]
+    options = ["--data", "digits", "--epochs", "3", "--samples", "20", "--out", str(tmp_path / "run")]
+    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("Training on digits") == 1
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["bounds"]["elbo"]["mean"] > -100
+    assert (tmp_path / "run" / "page.html").exists()
