@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import vilvm
-from benchmarks import bernoulli, step
+from benchmarks import bernoulli, svi_step
 from examples import vae_mnist
 from models.vae import VAE
 from vilvm.data import seeded
@@ -99,7 +99,7 @@ def main() -> None:
     for check in (same_numbers, same_diagnosis, resumes_bit_for_bit, memory_is_bounded):
         print(check(), flush=True)
     bernoulli.main()
-    step.main()
+    svi_step.main(["--device", "cuda"])
     with tempfile.TemporaryDirectory() as root:
         for device in ("cuda", "cpu"):
             began = time.perf_counter()

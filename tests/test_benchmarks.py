@@ -1,11 +1,14 @@
 """The benchmarks import, and their clock counts what it should; what they measure is not tested."""
 
 import importlib
+import json
 from pathlib import Path
 
 import pytest
 
+from benchmarks import svi_step
 from benchmarks.interleaved import race, report
+from benchmarks.rows import figure, markdown, rows_of
 
 BENCHMARKS = sorted(
     p.stem for p in (Path(__file__).parents[1] / "benchmarks").glob("*.py") if p.stem not in ("__init__", "interleaved")
@@ -24,3 +27,31 @@ def test_cases_are_run_in_turn_and_compared_with_the_first(capsys):
     assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
     report("title", {"a": [1.0, 2.0, 3.0], "b": [2.0, 4.0, 6.0]})
     assert "| b | 4 | 2.00 (2.00 to 2.00) |" in capsys.readouterr().out
+
+
+def test_ratios_are_taken_within_a_round():
+    ms = {"base": [2.0, 4.0, 2.0], "half": [1.0, 2.0, 1.0], "floor": [0.5, 1.0, 0.5]}
+    rows = rows_of("vae", 128, ms, "base", "floor")
+    assert [r.contender for r in rows] == ["floor", "half", "base"]
+    assert [r.ratio_to_eager for r in rows] == [4, 2, 1]
+    assert [r.ratio_to_floor for r in rows] == [1, 2, 4]
+    assert rows[1].median_ms == rows[1].min_ms == 1.0
+    assert "| half | 1 | 1 | 2.00 (2.00 to 2.00) | 2.00 |" in markdown(rows)
+    assert len(figure(rows).axes) == 1
+
+
+def test_a_contender_that_does_not_learn_is_an_error():
+    losses = {svi_step.BASE: [10.0, 10.1, 9.9] * 30, "other": [12.0, 12.1, 11.9] * 30}
+    with pytest.raises(AssertionError, match="other reaches a loss of 12"):
+        svi_step._check_losses(losses)
+    svi_step._check_losses({**losses, "other": [10.0, 10.1, 9.9] * 30})
+
+
+@pytest.mark.slow
+def test_the_contenders_of_eight_schools(tmp_path):
+    file = tmp_path / "rows.json"
+    svi_step.main(["--workload", "eight_schools", "--rounds", "2", "--json", str(file)])
+    found = json.loads(file.read_text())
+    assert {"contender", "workload", "batch", "median_ms", "min_ms", "ratio_to_eager", "ratio_to_floor"} <= set(found["rows"][0])
+    speed = {row["contender"]: row["ratio_to_eager"] for row in found["rows"]}
+    assert speed["vilvm compiled"] > 5 * speed["Pyro SVI.step"]

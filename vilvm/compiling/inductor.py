@@ -65,13 +65,7 @@ def _compiled(module: Any, flat: list[Tensor], **options: Any) -> Callable[..., 
 def graph(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Any:
     """`function` of tensors like `inputs` as a graph, which runs operation by operation as it is."""
     with torch.no_grad():
-        return make_fx(function, {torch.ops.aten.addmm.default: _addmm}, "fake")(*(t.detach() for t in inputs))
-
-
-def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
-    """With the sum apart, which the compiler makes part of what comes next; the library would copy the bias a row at a time."""
-    product = torch.mm(a, b)
-    return (product if alpha == 1 else alpha * product) + (bias if beta == 1 else beta * bias)
+        return make_fx(function, tracing_mode="fake")(*(t.detach() for t in inputs))
 
 
 @contextmanager

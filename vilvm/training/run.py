@@ -208,11 +208,11 @@ class Run:
                 before = self.at
                 self.compiled.eager.flags = self._wishes(interrupted)
                 self.some_steps()
-                # All ranks stop and save after the same step, so of several each has heard the wishes of all by now.
-                stop, late = self._wishes(interrupted) if self.ranks.size == 1 else self.compiled.eager.flags
                 bar.advance(self.at - before, self._numbers() if self.at // 20 > before // 20 else None)
                 if self.at % self._steps_a_record == 0:
                     self.record()
+                # All ranks stop and save after the same step, so of several each has heard the wishes of all by now.
+                stop, late = self._wishes(interrupted) if self.ranks.size == 1 else self.compiled.eager.flags
                 if stop and self.stopped == "finished" and self.at < self.total:
                     self.stopped = "interrupted"
                 if late:

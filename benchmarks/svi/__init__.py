@@ -1,0 +1,1 @@
+"""What ``benchmarks.svi_step`` times: workloads, and those who contend in them."""

@@ -1,0 +1,202 @@
+"""Who contends: each takes `count` training steps with Adam at 1e-3, as its users write them, and gives the loss per datum of each."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import SVI, Trace_ELBO
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.svi.workloads import Workload
+from vilvm.data import Data
+from vilvm.lvm import module_parameters
+from vilvm.training.batches import Batches
+from vilvm.training.optimizers import adam
+from vilvm.training.run import Run
+
+__all__ = ["BASE", "FLOOR", "Steps", "contenders"]
+
+Steps = Callable[[int], list[float]]
+BASE, FLOOR = "PyTorch by hand, eager", "floor: the matrix products alone"
+LR = 1e-3
+
+
+def contenders(workload: Workload, data: Any, batch: int | None, device: str = "cpu") -> dict[str, Callable[[], Steps]]:
+    """By name, what makes the steps; each from the same initial parameters."""
+
+    def made(by_hand: bool = False) -> Any:
+        torch.manual_seed(0)
+        return ((workload.by_hand if by_hand else None) or workload.make)().to(device)
+
+    draw = _batches(data, batch)
+    found = {
+        BASE: lambda: by_hand(made(True), draw, torch.optim.Adam),
+        "PyTorch by hand, eager, fused Adam": lambda: by_hand(made(True), draw, _fused),
+        "PyTorch by hand, torch.compile, fused Adam": lambda: by_hand(made(True), draw, _fused, compiled=True),
+        "Pyro SVI.step": lambda: pyro_svi(made(), draw, batch),
+        "vilvm eager": lambda: vilvm_fit(made(), data, batch, False),
+        "vilvm compiled": lambda: vilvm_fit(made(), data, batch, True),
+    }
+    if device == "cuda":
+        found["PyTorch by hand, one CUDA graph"] = lambda: by_hand_graph(made(True), draw)
+    if batch is not None:
+        found[FLOOR] = lambda: floor(made(True), draw())
+    return found
+
+
+def _fused(parameters: Any, lr: float) -> torch.optim.Optimizer:
+    return torch.optim.Adam(parameters, lr=lr, fused=True)
+
+
+def _batches(data: Any, batch: int | None) -> Callable[[], Any]:
+    """A batch drawn anew at every call; all data if there are no batches."""
+    if batch is None:
+        return lambda: data
+    return lambda: data[torch.randint(len(data), (batch,), device=data.device)]
+
+
+def _read(losses: list[Tensor]) -> list[float]:
+    """One transfer for all."""
+    return torch.stack(losses).tolist()
+
+
+def by_hand(net: Any, draw: Callable[[], Any], optimizer: Any, compiled: bool = False) -> Steps:
+    adam = optimizer(net.parameters(), lr=LR)
+    loss_of = torch.compile(net.loss) if compiled else net.loss
+
+    def steps(count: int) -> list[float]:
+        losses = []
+        for _ in range(count):
+            adam.zero_grad()
+            loss = loss_of(draw())
+            loss.backward()
+            adam.step()
+            losses.append(loss.detach())
+        return _read(losses)
+
+    return steps
+
+
+def by_hand_graph(net: Any, draw: Callable[[], Any]) -> Steps:
+    """The whole step captured once: loss, gradients, Adam."""
+    adam = torch.optim.Adam(net.parameters(), lr=LR, capturable=True)
+    batch = draw()
+    static = batch.clone() if isinstance(batch, Tensor) else tuple(t.clone() for t in batch)
+
+    def step() -> Tensor:
+        adam.zero_grad(set_to_none=False)
+        loss = net.loss(static)
+        loss.backward()
+        adam.step()
+        return loss.detach()
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        told = step()
+
+    def steps(count: int) -> list[float]:
+        losses = []
+        for _ in range(count):
+            if isinstance(static, Tensor):
+                static.copy_(draw())
+            graph.replay()
+            losses.append(told.clone())
+        return _read(losses)
+
+    return steps
+
+
+def pyro_svi(lvm: Any, draw: Callable[[], Any], batch: int | None) -> Steps:
+    pyro.clear_param_store()
+    svi = SVI(lvm.model, lvm.guide, pyro.optim.Adam({"lr": LR}), Trace_ELBO())  # type: ignore[attr-defined]
+    store = pyro.get_param_store().get_state()
+
+    def steps(count: int) -> list[float]:
+        nonlocal store
+        pyro.get_param_store().set_state(store)
+        with pyro.validation_enabled(False):
+            losses = [float(svi.step(draw())) / (batch or 1) for _ in range(count)]  # type: ignore[arg-type]
+        store = pyro.get_param_store().get_state()
+        return losses
+
+    return steps
+
+
+def vilvm_fit(lvm: Any, data: Any, batch: int | None, compiled: bool) -> Steps:
+    """The steps of ``vilvm.fit``, without its records and checkpoints."""
+    first = data if isinstance(data, Tensor) else data[0]
+    run = Run(
+        lvm=lvm,
+        objective=Trace_ELBO(),
+        batches=Batches(Data(data), batch or len(first), 0),
+        validation=None,
+        total=10**9,
+        seed=0,
+        patience=None,
+        skip=False,
+        folder=None,
+        checkpoint_seconds=math.inf,
+        callbacks=(),
+        per_epoch=False,
+        device=first.device,
+        compile=compiled,
+    )
+    with module_parameters(lvm):
+        run.prepare(adam(first.device), None, None)
+
+    def steps(count: int) -> list[float]:
+        losses, end = [], run.at + count
+        run.total = end
+        with module_parameters(lvm):
+            while run.at < end:
+                before, applied, loss = run.at, run.tally.applied, run.tally.loss
+                run.some_steps()
+                taken = run.tally.applied - applied
+                losses += [(run.tally.loss - loss) / taken] * (run.at - before)
+        assert not compiled or run.compiled.refused is None, run.compiled.refused
+        return losses
+
+    return steps
+
+
+class _Products(TorchDispatchMode):
+    """Notes every matrix product and convolution, forward and backward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[Callable[[], Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aten = torch.ops.aten
+        if func in (aten.mm.default, aten.addmm.default):
+            a, b = (torch.empty_strided(t.shape, t.stride(), device=t.device).normal_() for t in args[-2:])
+            out = torch.mm(a, b)
+            self.calls.append(lambda: torch.mm(a, b, out=out))
+        elif func in (aten.convolution.default, aten.convolution_backward.default):
+            own = [a.clone() if isinstance(a, Tensor) else a for a in args]
+            self.calls.append(lambda: func(*own, **(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+
+def floor(net: Any, batch: Tensor) -> Steps:
+    """What no arrangement of the rest can beat: the products of one step, on numbers that lie ready."""
+    with _Products() as products:
+        net.loss(batch).backward()
+
+    @torch.no_grad()
+    def steps(count: int) -> list[float]:
+        for _ in range(count):
+            for call in products.calls:
+                call()
+        return []
+
+    return steps

@@ -1,0 +1,115 @@
+"""A training step: vilvm, eager and compiled, against PyTorch by hand, Pyro's SVI, NumPyro, and the matrix products alone.
+
+    uv run --group bench python -m benchmarks.svi_step [--json FILE] [--workload vae] [--batch 128] [--rounds 15]
+
+All contenders start from the same parameters, take their batches from the same data and are timed in turn, round after round, in one process, whose heap
+is widened for all (vilvm.memory). Before that each trains for some hundred steps, and must reach the loss that the others reach.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.rows import Row, machine, markdown, rows_of, write
+from benchmarks.svi.contenders import BASE, FLOOR, Steps, contenders
+from benchmarks.svi.workloads import SCHOOLS, WORKLOADS, Workload
+from vilvm.memory import widen_heap
+
+__all__ = ["compare", "main"]
+
+_TRAINED = 300  # steps before the timing; the loss of the last third is compared
+
+
+def compare(workload: Workload, batch: int | None, rounds: int, device: str = "cpu", trained: int = _TRAINED) -> list[Row]:
+    """Times the contenders of one workload.
+
+    Raises:
+        AssertionError: one of them does not reach the loss of the others.
+    """
+    widen_heap()
+    data = _data(workload, device)
+    steps = _made(workload, data, batch, device)
+    _check_losses({name: take(trained)[-trained // 3 :] for name, take in steps.items()})
+    count = max(4, workload.steps * 128 // (batch or 128))
+    ms: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(-2, rounds):
+        for name, take in steps.items():
+            began = time.perf_counter()
+            take(count)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            if turn >= 0:
+                ms[name].append((time.perf_counter() - began) / count * 1e3)
+    return rows_of(workload.name, batch, ms, BASE, FLOOR)
+
+
+def _data(workload: Workload, device: str) -> Any:
+    """Binary pictures: MNIST's if it is on disk, else of independent pixels; or the eight schools."""
+    if workload.name == "eight_schools":
+        return tuple(t.to(device) for t in SCHOOLS)
+    from vilvm.datasets import StaticBinarisation, mnist
+
+    try:
+        return mnist(transform=StaticBinarisation()).train.x[:25_600].to(device)
+    except FileNotFoundError:
+        print("MNIST is not here: independent pixels take its place.", file=sys.stderr)
+        return torch.bernoulli(torch.rand(784).square().expand(25_600, 784)).to(device)
+
+
+def _made(workload: Workload, data: Any, batch: int | None, device: str) -> dict[str, Steps]:
+    found = dict(contenders(workload, data, batch, device))
+    if device == "cpu":
+        try:
+            from benchmarks.svi.peers import contenders as peers
+
+            torch.manual_seed(0)
+            found.update(peers(workload, data, batch, workload.make()))
+        except ModuleNotFoundError as error:
+            print(f"NOT TIMED: NumPyro ({error}); uv run --group bench has it.", file=sys.stderr)
+    made = {}
+    for name, make in found.items():
+        began = time.perf_counter()
+        made[name] = make()
+        made[name](2)
+        print(f"  {name}: ready in {time.perf_counter() - began:.1f} s", file=sys.stderr)
+    return made
+
+
+def _check_losses(losses: Mapping[str, list[float]]) -> None:
+    """All means lie within 5 standard errors and 1 % of that of the base, steps being correlated, and noise and batches not the same."""
+    means = {name: (statistics.mean(v), statistics.stdev(v) / len(v) ** 0.5) for name, v in losses.items() if v}
+    mean, se = means[BASE]
+    for name, (other, error) in means.items():
+        allowed = 5 * (se**2 + error**2) ** 0.5 + 0.01 * abs(mean)
+        assert abs(other - mean) < allowed, f"{name} reaches a loss of {other:.3f}, and {BASE} one of {mean:.3f} ± {allowed:.3f}"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.svi_step", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--json", type=Path, help="file for the rows")
+    parser.add_argument("--workload", choices=[*WORKLOADS], action="append", help="default: all")
+    parser.add_argument("--batch", type=int, action="append", help="default: 128 and 1024")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    args = parser.parse_args(argv)
+    rows: list[Row] = []
+    print(machine(args.device))
+    for name in args.workload or WORKLOADS:
+        workload = WORKLOADS[name]
+        for batch in workload.batches:
+            if batch is None or not args.batch or batch in args.batch:
+                found = compare(workload, batch, args.rounds, args.device)
+                print(markdown(found), flush=True)
+                rows += found
+                if args.json:
+                    write(args.json, rows, args.device)
+
+
+if __name__ == "__main__":
+    main()
