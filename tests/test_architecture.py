@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(ROOT.glob("vilvm/**/*.py"))
-LEAVES = {"data", "files", "handlers", "memory", "progress", "rows", "world"}
+LEAVES = {"data", "files", "handlers", "memory", "precision", "progress", "rows", "world"}
 GROUND = LEAVES | {"compiling", "lvm", "weights", "wrapped"}
 
 # What each room may import of vilvm, besides itself.
@@ -18,6 +18,7 @@ ALLOWED = {
     "files": set(),
     "handlers": set(),
     "memory": set(),
+    "precision": set(),
     "progress": set(),
     "world": set(),
     "compiling": set(),

@@ -1,3 +1,4 @@
+# pyright: reportMissingImports=false
 """The same workloads in NumPyro, from the same initial parameters; jitted update a step, and many steps in one ``lax.scan``."""
 
 from collections.abc import Callable

@@ -29,6 +29,7 @@ from torch import Tensor
 from vilvm.data import Data, as_data, seeded, set_seed
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode
 from vilvm.memory import widen_heap
+from vilvm.precision import Precision, check_precision, networks_in
 from vilvm.progress import ProgressBar
 from vilvm.weights import Layout, LogWeights, layout, weight_chunks
 from vilvm.weights.contract import check_number
@@ -134,6 +135,7 @@ def evaluate(
     num_samples: int = 5000,
     batch_size: int | None = None,
     chunk: int | None = None,
+    precision: Precision = "float32",
     seed: int = 0,
     progress: bool | None = None,
 ) -> Evaluation:
@@ -150,6 +152,7 @@ def evaluate(
         num_samples: Monte Carlo samples a datum.
         batch_size: data a pass, 50 by default; a model whose data share a latent is given all of them at once.
         chunk: samples a pass; by default as many as keep the device busy.
+        precision: "float32", or "bf16" for the linear and convolutional layers in bfloat16; then it is part of the protocol.
         seed: of samples and transform; torch's generators are left as they were.
         progress: whether to show a progress bar; by default on a terminal only.
 
@@ -175,10 +178,11 @@ def evaluate(
     for name, value in (("num_samples", num_samples), ("batch_size", batch_size), ("chunk", chunk)):
         if value is not None:
             check_number(f"evaluate: {name}", value)
+    check_precision("evaluate", lvm, precision)
     began = time.perf_counter()
     given = as_data(data)
     where = device_of(lvm, given.device)
-    with torch.no_grad(), seeded(seed, where), evaluation_mode(lvm):
+    with torch.no_grad(), seeded(seed, where), evaluation_mode(lvm), networks_in(precision, lvm):
         widen_heap()
         fixed = given.to(where).fixed(seed)
         parts, plan = in_parts(lvm, fixed, batch_size)
@@ -213,6 +217,7 @@ def evaluate(
         "seed": seed,
         "num_samples": num_samples,
         "likelihood": plan.families,
+        **({} if precision == "float32" else {"precision": precision}),
         "unit": "nats per datum" if plan.local else "nats, all data together",
     }
     names = () if refusal else [b for b in asked or BOUNDS if b != "exact"]

@@ -25,7 +25,7 @@ from vilvm.files import write_atomic
 
 __all__ = ["CheckpointError", "latest", "load", "pack", "save", "unpack"]
 
-_FORMAT, _VERSION = "vilvm checkpoint", 1
+_FORMAT, _VERSION = "vilvm checkpoint", 2
 _TENSORS, _STATE = "tensors.safetensors", "state.json"
 _KEPT = 2
 

@@ -12,6 +12,7 @@ import vilvm.training.checkpoint as checkpoint
 from vilvm.data import Data, as_data, seeded, set_seed
 from vilvm.files import locked
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, module_parameters
+from vilvm.precision import Precision, check_precision, networks_in
 from vilvm.training.batches import Batches
 from vilvm.training.optimizers import OptimizerFactory, SchedulerFactory, adam
 from vilvm.training.result import Event, Fit
@@ -39,6 +40,7 @@ def fit(
     clip: float | None = None,
     nonfinite: Literal["stop", "skip"] = "stop",
     compile: bool | Literal["auto"] = "auto",
+    precision: Precision = "float32",
     device: torch.device | str | None = None,
     seed: int = 0,
     run_dir: Path | str | None = None,
@@ -76,6 +78,8 @@ def fit(
         compile: whether the step is compiled (``vilvm.training.compiled``), which takes some ten seconds; "auto" does so for runs of 5000
             steps or more. The first epoch is run eagerly in any case, with Pyro's checks. A pair that cannot be compiled is trained eagerly,
             and one line says why.
+        precision: "float32", or "bf16" for the linear and convolutional layers in bfloat16 (``vilvm.precision``), which is for GPUs;
+            densities, sums and parameters are float32 in any case.
         device: where to train; by default where the parameters are.
         seed: of the order of the data, the latents drawn and the transforms; of torch's generators, not of numpy's.
         run_dir: folder for ``checkpoint/`` and ``history.csv``; nothing is written without one.
@@ -123,11 +127,18 @@ def fit(
         callbacks,
         compile,
     )
+    check_precision("fit", lvm, precision)
     where = _device(lvm, device)
     lvm.to(where)
     ranks = world()
     batches = Batches(train.to(where), min(batch_size or len(train), len(train)), seed, ranks)
-    with closing(batches), _held(run_dir if ranks.leads else None), seeded(seed, where), module_parameters(lvm):
+    with (
+        closing(batches),
+        _held(run_dir if ranks.leads else None),
+        seeded(seed, where),
+        module_parameters(lvm),
+        networks_in(precision, lvm),
+    ):
         run = Run(
             lvm=lvm,
             objective=Trace_ELBO() if objective is None else objective,
@@ -144,6 +155,7 @@ def fit(
             device=where,
             compile=compile,
             ranks=ranks,
+            precision=precision,
         )
         run.prepare(optimizer or adam(where), scheduler, clip)
         set_seed(ranks.seed(seed), where)

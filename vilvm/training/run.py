@@ -97,6 +97,7 @@ class Run:
     device: torch.device
     compile: bool | Literal["auto"] = "auto"
     ranks: World = field(default_factory=World)
+    precision: str = "float32"
     history: History = field(default_factory=History)
     at: int = 0
     tally: _Tally = field(default_factory=_Tally)
@@ -137,6 +138,7 @@ class Run:
             "scheduler_interval": "epoch" if self.per_epoch else "step",
             "batch_size": self.batches.size,
             "clip": clip,
+            "precision": self.precision,
             "seed": self.seed,
             "data": self.batches.data.fingerprint(),
             "validation": "none" if self.validation is None else self.validation.fingerprint(),
