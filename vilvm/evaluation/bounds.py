@@ -21,17 +21,18 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vilvm.data import Data, as_data, seeded, set_seed
+from vilvm.evaluation.passes import Passes
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode
 from vilvm.memory import widen_heap
 from vilvm.precision import Precision, check_precision, networks_in
 from vilvm.progress import ProgressBar
-from vilvm.weights import Layout, LogWeights, layout, weight_chunks
+from vilvm.weights import Layout, layout
 from vilvm.weights.contract import check_number
 from vilvm.world import World, world
 from vilvm.wrapped import Wrapped
@@ -40,6 +41,7 @@ __all__ = ["Estimate", "Evaluation", "evaluate", "exact_log_evidence", "in_parts
 
 BOUNDS = ("elbo", "iwae", "exact")
 _BATCH = 50
+_WORTH_COMPILING = 2000  # passes, from which a compiler's seconds are earned back
 _ROWS_CPU, _ROWS_CUDA = 8_000, 400_000  # rows through the decoder in a pass: enough to amortise Pyro, few enough for the cache
 
 
@@ -135,6 +137,7 @@ def evaluate(
     num_samples: int = 5000,
     batch_size: int | None = None,
     chunk: int | None = None,
+    compile: bool | Literal["auto"] = "auto",
     precision: Precision = "float32",
     seed: int = 0,
     progress: bool | None = None,
@@ -152,6 +155,7 @@ def evaluate(
         num_samples: Monte Carlo samples a datum.
         batch_size: data a pass, 50 by default; a model whose data share a latent is given all of them at once.
         chunk: samples a pass; by default as many as keep the device busy.
+        compile: whether passes are compiled (``vilvm.evaluation.passes``), which takes some seconds; "auto" does so where there are 2000 or more.
         precision: "float32", or "bf16" for the linear and convolutional layers in bfloat16; then it is part of the protocol.
         seed: of samples and transform; torch's generators are left as they were.
         progress: whether to show a progress bar; by default on a terminal only.
@@ -179,6 +183,8 @@ def evaluate(
         if value is not None:
             check_number(f"evaluate: {name}", value)
     check_precision("evaluate", lvm, precision)
+    if compile not in (True, False, "auto"):
+        raise ValueError(f"evaluate: unknown compile={compile!r}; choose True, False or 'auto'.")
     began = time.perf_counter()
     given = as_data(data)
     where = device_of(lvm, given.device)
@@ -203,11 +209,12 @@ def evaluate(
         if chunk is None:
             chunk = max(1, rows_in_a_pass(where) // max(plan.num_data, 1))
         with ProgressBar(f"evaluating, {num_samples} samples", len(shared_out), 0, progress if ranks.leads else False) as bar:
+            passes = Passes(lvm, compile is True or (compile == "auto" and len(parts) * (num_samples // chunk) >= _WORTH_COMPILING))
             sums = [torch.zeros(0, len(_Sums._fields), dtype=torch.float64, device=where)]
             for number, part in enumerate(shared_out):
                 # The plate over the data is found once: of the last batch, which may be smaller, another might have the size.
                 here = plan if number == 0 and ranks.leads else layout(lvm, part.x, plate=plan.data_plate)
-                sums.append(torch.stack(_accumulate(lvm, part.x, num_samples, chunk, here), -1))
+                sums.append(torch.stack(_accumulate(passes, part.x, num_samples, chunk, here), -1))
                 bar.advance()
         exact = _exact(lvm, evidence, parts) if evidence is not None and "exact" in (asked or BOUNDS) else None
     total = _Sums(*ranks.rows(torch.cat(sums)).unbind(-1))
@@ -305,11 +312,10 @@ class _Sums(NamedTuple):
     distortion_squared: Tensor
 
 
-def _accumulate(lvm: LatentVariableModel, batch: Any, num_samples: int, chunk: int, plan: Layout) -> _Sums:
+def _accumulate(passes: Passes, batch: Any, num_samples: int, chunk: int, plan: Layout) -> _Sums:
     total: _Sums | None = None
     origin: list[Tensor] = []  # squares are summed about a first guess of the mean, or their difference would lose its digits
-    for weights in weight_chunks(lvm, batch, num_samples, chunk, plan=plan):
-        terms = _terms(weights)
+    for terms in passes(batch, num_samples, chunk, plan):
         origin = origin or [term.mean(0).nan_to_num(0.0, 0.0, 0.0) for term in terms]  # a weight may be zero, its log −inf
         log_w = terms[0]
         sums = [torch.logsumexp(log_w, 0), torch.logsumexp(2 * log_w, 0)]
@@ -328,15 +334,6 @@ def _accumulate(lvm: LatentVariableModel, batch: Any, num_samples: int, chunk: i
 def _merge(total: _Sums, new: _Sums) -> list[Tensor]:
     logs = [torch.logaddexp(total.w, new.w), torch.logaddexp(total.w2, new.w2)]
     return logs + [a + b for a, b in zip(total[2:], new[2:], strict=True)]
-
-
-def _terms(weights: LogWeights) -> list[Tensor]:
-    """log w, rate and distortion of every sample, float64, shape (num_samples, num_data), num_data being 1 for joint weights."""
-    log_w = weights.log_weight
-    terms = [log_w, weights.rate if weights.rate.numel() else torch.zeros_like(log_w), -weights.log_likelihood]
-    if log_w.dim() == 1:
-        terms = [(term.sum(-1) if term.dim() == 2 else term).unsqueeze(-1) for term in terms]
-    return [term.double() for term in terms]
 
 
 def _summarise(

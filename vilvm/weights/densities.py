@@ -24,7 +24,7 @@ from vilvm.weights.enumeration import run_model
 from vilvm.weights.structure import Layout, guide_sites, held_still, layout
 from vilvm.weights.traces import log_prob, run, strip
 
-__all__ = ["LogWeights", "log_weights", "weight_chunks"]
+__all__ = ["LogWeights", "log_weights", "one_pass", "weight_chunks"]
 
 
 @dataclass(frozen=True)
@@ -149,13 +149,14 @@ def weight_chunks(
         size = min(chunk, num_samples - done)
         # The batch and the parameters are the same in every pass, so Pyro's checks of them are worth making once.
         with module_parameters(lvm), pyro.validation_enabled(validate and done == 0):
-            weights = _one_pass(lvm, batch, size, plan)
+            weights = one_pass(lvm, batch, size, plan)
         _check_nan(weights)
         yield weights
         done += size
 
 
-def _one_pass(lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Layout) -> LogWeights:
+def one_pass(lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Layout) -> LogWeights:
+    """The LogWeights of one run of guide and model, unchecked: no tensor's value is read, so that it can be traced."""
     samples, fixed = (num_samples, plan.sample_dim), held_still(plan)
     guide_trace = run(lvm.guide, "guide", batch, fixed, samples=samples)
     guide = guide_sites(guide_trace)

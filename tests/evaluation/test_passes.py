@@ -1,0 +1,95 @@
+"""Compiled passes are the eager ones on the same noise, or are not taken."""
+
+import importlib
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+
+import vilvm
+from vilvm.compiling import graph
+from vilvm.data import seeded
+
+GALLERY = sorted(p.stem for p in (Path(__file__).parents[2] / "models").glob("*.py") if p.stem != "__init__")
+
+
+@pytest.fixture
+def as_graph(monkeypatch):
+    """Graphs that are run as they are; and how many were made."""
+    made = []
+    monkeypatch.setattr("vilvm.evaluation.passes.inductor", lambda *args: (made.append(1), graph(*args))[1])
+    return made
+
+
+def same(lvm, batch, **options):
+    eager, found = (vilvm.evaluate(lvm, batch, num_samples=47, chunk=10, compile=c, **options) for c in (False, True))
+    for name in eager.bounds:
+        torch.testing.assert_close(found.bounds[name].values, eager.bounds[name].values, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.distortion.values, eager.distortion.values, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", GALLERY)
+def test_every_model_is_evaluated_the_same(name, as_graph, capsys):
+    with seeded(0):
+        lvm, batch = importlib.import_module(f"models.{name}").tiny()
+        vilvm.fit(lvm, batch, steps=1, objective=getattr(importlib.import_module(f"models.{name}"), "objective", None))
+    same(lvm, batch)
+    deterministic = lvm and "autoencoder" in name
+    assert as_graph or deterministic or "not compiled" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vae", "eight_schools", "hidden_markov"])
+def test_what_inductor_makes_of_it_is_the_same(name):
+    with seeded(0):
+        lvm, batch = importlib.import_module(f"models.{name}").tiny()
+    same(lvm, batch)
+
+
+def test_a_smaller_last_batch_is_eager(as_graph):
+    from models.vae import tiny
+
+    lvm, batch = tiny()
+    same(lvm, batch, batch_size=2)
+    assert len(as_graph) == 1
+
+
+class Mean(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.m = torch.nn.Parameter(torch.tensor(0.5))
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(self, x):
+        scale = 0.7 if float(self.m) > 0 else 0.6
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.m * x, scale))
+
+
+def test_what_cannot_be_traced_is_told_in_one_line_and_run_eagerly(as_graph, capsys):
+    same(Mean(), torch.randn(6))
+    told = capsys.readouterr().out.strip()
+    assert told.startswith("The evaluation of Mean is not compiled, and runs eagerly: Python reads the value of a tensor")
+    assert "\n" not in told
+
+
+def test_a_density_that_is_nan_is_named(as_graph):
+    class Broken(Mean):
+        def guide(self, x):
+            with pyro.plate("data", len(x)):
+                z = pyro.sample("z", dist.Normal(x, 1.0))
+                pyro.factor("oddity", torch.where(z > 3.0, torch.nan, 0.0))
+
+    with pytest.raises(vilvm.ContractError, match="NaN"):
+        vilvm.evaluate(Broken(), torch.randn(6), num_samples=2000, chunk=10, compile=True)
+
+
+def test_an_unknown_choice_is_refused():
+    with pytest.raises(ValueError, match="unknown compile='yes'"):
+        vilvm.evaluate(Mean(), torch.randn(6), compile="yes")

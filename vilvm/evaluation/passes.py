@@ -1,0 +1,107 @@
+"""Passes of samples through a pair, some at a time: what every bound is summed from; compiled where that pays.
+
+Of every batch the first pass is run as it is written, with Pyro's checks. If the rest is to be compiled, a pass is traced once and held against the
+eager one on the same noise; where they differ, or where no graph can be made, all passes are eager, and one line says so.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from vilvm.compiling import Compiler, UntraceableError, inductor, trace
+from vilvm.data import map_tensors, tensors_of
+from vilvm.lvm import LatentVariableModel, module_parameters
+from vilvm.weights import Layout, LogWeights, one_pass, weight_chunks
+
+__all__ = ["Passes"]
+
+_TOLERANCE = 1e-4  # relative to the mean size of a term; sums of float32 in another order differ by some 1e-6
+
+
+class Passes:
+    """log w, rate and distortion of samples.
+
+    Arguments:
+        lvm: the model and guide, in evaluation mode.
+        compile: whether passes after the first of a batch are compiled.
+        tell: is given the one line that says why they are not.
+        compiler: makes a program of a function of tensors.
+    """
+
+    def __init__(
+        self, lvm: LatentVariableModel, compile: bool, tell: Callable[[str], None] = print, compiler: Compiler | None = None
+    ):
+        self.lvm, self.tell, self.compiler = lvm, tell, inductor if compiler is None else compiler
+        self.compiles = compile
+        self._program: tuple[Any, Callable[..., list[Tensor]]] | None = None
+
+    def __call__(self, batch: Any, num_samples: int, chunk: int, plan: Layout) -> Iterator[list[Tensor]]:
+        """The three terms, float64, each of shape (samples of this pass, num_data), num_data being 1 for joint weights."""
+        done = 0
+        while done < num_samples:
+            size = min(chunk, num_samples - done)
+            found = self._compiled(batch, size, plan) if self.compiles and done and size == chunk else None
+            yield self._eager(batch, size, plan, validate=not done) if found is None else found
+            done += size
+
+    def _eager(self, batch: Any, size: int, plan: Layout, validate: bool = False) -> list[Tensor]:
+        return terms(next(weight_chunks(self.lvm, batch, size, size, validate, plan)))
+
+    def _compiled(self, batch: Any, size: int, plan: Layout) -> list[Tensor] | None:
+        """The same by the program; None where there is none."""
+        given = tensors_of(batch)
+        key = (size, tuple((t.shape, t.stride(), t.dtype) for t in given))
+        if self._program is None:
+            if plan.subsample:
+                self.compiles = False  # what is in the subsample is drawn once a batch, in Python
+                return None
+            try:
+                self._program = key, self._made(batch, size, plan)
+            except UntraceableError as error:
+                self.compiles = False
+                self.tell(f"The evaluation of {type(self.lvm).__name__} is not compiled, and runs eagerly: {error}.")
+        if self._program is None or self._program[0] != key:
+            return None
+        found = self._program[1](*given)
+        if bool(torch.stack([t.isnan().any() for t in found]).any()):
+            return self._eager(batch, size, plan, validate=True)  # which names the site
+        return found
+
+    def _made(self, batch: Any, size: int, plan: Layout) -> Callable[..., list[Tensor]]:
+        """The program, which does here and now what an eager pass does."""
+        given = tensors_of(batch)
+        device = [given[0].device] if given[0].is_cuda else []
+
+        def function(*inputs: Tensor) -> list[Tensor]:
+            rest = iter(inputs)
+            with module_parameters(self.lvm), pyro.validation_enabled(False):
+                return terms(one_pass(self.lvm, map_tensors(lambda _: next(rest), batch), size, plan))
+
+        with torch.random.fork_rng(devices=device):
+            graph = trace(function, given)
+        run = self.compiler(lambda *flat: list(graph.module(*flat)), [*given, *graph.closed])
+
+        def program(*inputs: Tensor) -> list[Tensor]:
+            return list(run(*inputs, *graph.closed))
+
+        with torch.random.fork_rng(devices=device):
+            expected = self._eager(batch, size, plan)
+        with torch.random.fork_rng(devices=device):
+            found = program(*given)
+        for name, mine, other in zip(("log weight", "rate", "distortion"), expected, found, strict=True):
+            allowed = _TOLERANCE * mine[mine.isfinite()].abs().mean().nan_to_num(0.0).item()
+            if not torch.allclose(mine, other, rtol=_TOLERANCE, atol=allowed, equal_nan=True):
+                raise UntraceableError(f"its {name} is not that of the eager pass on the same noise")
+        return program
+
+
+def terms(weights: LogWeights) -> list[Tensor]:
+    """log w, rate and distortion of every sample, float64, shape (num_samples, num_data), num_data being 1 for joint weights."""
+    log_w = weights.log_weight
+    found = [log_w, weights.rate if weights.rate.numel() else torch.zeros_like(log_w), -weights.log_likelihood]
+    if log_w.dim() == 1:
+        found = [(term.sum(-1) if term.dim() == 2 else term).unsqueeze(-1) for term in found]
+    return [term.double() for term in found]
