@@ -24,6 +24,7 @@ def as_graph(monkeypatch):
 
 
 def same(lvm, batch, **options):
+    vilvm.evaluate(lvm, batch, num_samples=1)  # an autoguide takes its start when it is first run
     eager, found = (vilvm.evaluate(lvm, batch, num_samples=47, chunk=10, compile=c, **options) for c in (False, True))
     for name in eager.bounds:
         torch.testing.assert_close(found.bounds[name].values, eager.bounds[name].values, rtol=1e-5, atol=1e-5)
@@ -34,10 +35,8 @@ def same(lvm, batch, **options):
 def test_every_model_is_evaluated_the_same(name, as_graph, capsys):
     with seeded(0):
         lvm, batch = importlib.import_module(f"models.{name}").tiny()
-        vilvm.fit(lvm, batch, steps=1, objective=getattr(importlib.import_module(f"models.{name}"), "objective", None))
     same(lvm, batch)
-    deterministic = lvm and "autoencoder" in name
-    assert as_graph or deterministic or "not compiled" in capsys.readouterr().out
+    assert as_graph or "autoencoder" in name  # of which no more than two draws are looked at
 
 
 @pytest.mark.slow
@@ -67,9 +66,8 @@ class Mean(torch.nn.Module):
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     def guide(self, x):
-        scale = 0.7 if float(self.m) > 0 else 0.6
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(self.m * x, scale))
+            pyro.sample("z", dist.Normal(self.m * x, 0.7 if float(x.sum()) > 100 else 0.6))
 
 
 def test_what_cannot_be_traced_is_told_in_one_line_and_run_eagerly(as_graph, capsys):

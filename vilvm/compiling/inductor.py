@@ -27,8 +27,9 @@ def inductor(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) ->
         UntraceableError: the compiler cannot do it, or there is no C++ compiler.
     """
     flat = [t.detach() for t in inputs]
+    on_gpu = [t.device for t in flat if t.is_cuda][:1]
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), torch.no_grad(), torch.random.fork_rng(devices=on_gpu):  # the compiler draws numbers of its own
             module = graph(function, flat)
             if flat[0].device.type == "cpu":
                 with suppress(Exception):  # some operations have no C++ entry
