@@ -203,7 +203,7 @@ def evaluate(
         if refusal and set(plan.degenerate) == set(plan.latents):
             num_samples = min(num_samples, 2)  # all draws are equal; the second shows that they have no Monte Carlo error
         ranks = world() if plan.local else World()
-        shared_out = parts[ranks.share(len(parts))]
+        shared_out = range(len(parts))[ranks.share(len(parts))]
         if ranks.size > 1:
             set_seed(ranks.seed(seed), where)
         if chunk is None:
@@ -211,9 +211,10 @@ def evaluate(
         with ProgressBar(f"evaluating, {num_samples} samples", len(shared_out), 0, progress if ranks.leads else False) as bar:
             passes = Passes(lvm, compile is True or (compile == "auto" and len(parts) * (num_samples // chunk) >= _WORTH_COMPILING))
             sums = [torch.zeros(0, len(_Sums._fields), dtype=torch.float64, device=where)]
-            for number, part in enumerate(shared_out):
+            for number in shared_out:
+                part = parts[number]
                 # The plate over the data is found once: of the last batch, which may be smaller, another might have the size.
-                here = plan if number == 0 and ranks.leads else layout(lvm, part.x, plate=plan.data_plate)
+                here = plan if number == 0 else layout(lvm, part.x, plate=plan.data_plate)
                 sums.append(torch.stack(_accumulate(passes, part.x, num_samples, chunk, here), -1))
                 bar.advance()
         exact = _exact(lvm, evidence, parts) if evidence is not None and "exact" in (asked or BOUNDS) else None
