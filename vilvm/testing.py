@@ -14,8 +14,10 @@ import pyro
 import torch
 from pyro.infer import Trace_ELBO
 
+from vilvm.compiling import graph
 from vilvm.data import Data, seeded, tensors_of
 from vilvm.lvm import LatentVariableModel, evaluation_mode, module_parameters
+from vilvm.training.compiled import CompiledStep
 from vilvm.training.loop import fit
 from vilvm.weights import LogWeights, layout, log_weights, posterior
 
@@ -30,7 +32,7 @@ def check_lvm(tiny: Callable[[], tuple[LatentVariableModel, Any]], objective: An
     It runs on any batch it is given: log-densities have the shapes of samples and data, also for one sample and for one datum;
     the latents of model and guide agree; loss is finite and every parameter receives a gradient; neither the order of the batch nor
     the others in it matter to a datum; a seed fixes every draw; the state_dict makes a round trip; training moves the parameters,
-    the same way each time;
+    the same way each time; a step that can be compiled is the eager step;
     Pyro's global parameter store stays empty.
 
     Arguments:
@@ -49,6 +51,7 @@ def check_lvm(tiny: Callable[[], tuple[LatentVariableModel, Any]], objective: An
     plan = layout(lvm, batch)
     _check_shapes(lvm, batch, plan)
     _check_gradients(lvm, batch, objective)
+    _check_compiled(lvm, batch, objective)
     _check_seed(lvm, batch)
     if plan.local and Data(batch).divisible:
         _check_order(lvm, batch)
@@ -84,6 +87,16 @@ def _check_gradients(lvm: Any, batch: Any, objective: Any) -> None:
     still = [n for n, p in lvm.named_parameters() if p.requires_grad and p.grad is not None and not p.grad.any()]
     assert not still, f"the gradient of {still} is zero everywhere"
     lvm.zero_grad(set_to_none=True)
+
+
+def _check_compiled(lvm: Any, batch: Any, objective: Any) -> None:
+    """As a graph that runs operation by operation, which is what a compiler is given."""
+    parameters = [p for p in lvm.parameters() if p.requires_grad]
+    step = CompiledStep(lvm, copy.deepcopy(objective), torch.optim.Adam(parameters), compiler=graph)
+    with seeded(1), module_parameters(lvm):
+        difference = step.differs(batch, float(layout(lvm, batch).num_data))
+    lvm.zero_grad(set_to_none=True)
+    assert difference is None, f"the compiled step is not the eager step: {difference}"
 
 
 def _check_seed(lvm: LatentVariableModel, batch: Any) -> None:

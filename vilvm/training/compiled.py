@@ -14,7 +14,7 @@ be made, the eager step takes its place, and says so in one line.
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from vilvm.compiling import Compiler, Graph, UntraceableError, inductor, trace, 
 from vilvm.data import map_tensors, tensors_of
 from vilvm.lvm import LatentVariableModel
 from vilvm.training.adam import GraphAdam
+from vilvm.training.capture import Captured
 from vilvm.training.resume import rng, set_rng
 from vilvm.training.step import EagerStep, Objective, StepResult, backward, no_gradient
 
@@ -144,6 +145,19 @@ class CompiledStep:
             self._programs[key] = checked
         return self._programs[key]
 
+    def differs(self, batch: Any, num_data: float, tolerance: float = _TOLERANCE) -> str | None:
+        """Where a compiled step is not the eager one on the same noise, in words; None if it is, or can only be taken eagerly.
+
+        Arguments:
+            batch, num_data: as for a step.
+            tolerance: relative, of the loss and of the gradient of every parameter.
+        """
+        try:
+            program = self._compile(batch, num_data)
+        except UntraceableError:
+            return None
+        return self._difference(program, batch, num_data, tolerance)
+
     def settle(self) -> None:
         """Writes into the optimizer the number of steps, which is kept beside it."""
         if self.adam is not None:
@@ -193,12 +207,15 @@ class CompiledStep:
 
     def _launcher(self, run: Callable[..., Any], program: _Program, num_given: int) -> Callable[..., Any]:
         """`run` with the tensors put in that are changed in place, and so are the same ones at every step."""
-        moments = [] if self.adam is None else self.adam.moments(program.moved)
+        fixed = [*program.closed, *([] if self.adam is None else self.adam.moments(program.moved))]
 
-        def launch(*flat: Tensor) -> Any:
-            return run(*flat[:num_given], *program.closed, *moments, *flat[num_given:])
+        def arranged(given: Sequence[Tensor], fixed: Sequence[Tensor]) -> Any:
+            return run(*given[:num_given], *fixed, *given[num_given:])
 
-        return launch
+        # Without the update in it, a graph would hand out gradients that the next replay changes.
+        if self.adam is not None and self.parameters[0].is_cuda:
+            return Captured(arranged, fixed, self.tell)
+        return lambda *given: arranged(given, fixed)
 
     def _with_update(
         self, graph: Graph, program: _Program, given: list[Tensor]
@@ -284,7 +301,7 @@ class CompiledStep:
         late = f" (after {self._taken} compiled steps: something changes between steps in Python)" if self._taken else ""
         return self._refuse(f"{difference}{late}")
 
-    def _difference(self, program: _Program, batch: Any, num_data: float) -> str | None:
+    def _difference(self, program: _Program, batch: Any, num_data: float, tolerance: float = _TOLERANCE) -> str | None:
         """Where loss or gradients of program and eager step differ, in words, or None."""
         # What Pyro would refuse or warn of, the eager step explains.
         with self._undone(), pyro.validation_enabled(False), warnings.catch_warnings():
@@ -302,7 +319,7 @@ class CompiledStep:
         if not (math.isfinite(loss.item()) and math.isfinite(found_loss)):
             same = math.isfinite(loss.item()) == math.isfinite(found_loss)
             return None if same else f"its loss is {found_loss}, and that of the eager step {loss.item()}"
-        if abs(found_loss - loss.item()) > _TOLERANCE * max(abs(loss.item()), 1e-3):
+        if abs(found_loss - loss.item()) > tolerance * max(abs(loss.item()), 1e-3):
             return f"its loss {found_loss:.8g} is not that of the eager step, {loss.item():.8g}, on the same noise"
         total = math.sqrt(sum(float(g.double().square().sum()) for g in expected if g is not None))
         names = {id(p): n for n, p in self.lvm.named_parameters()}  # type: ignore[attr-defined]
@@ -311,7 +328,7 @@ class CompiledStep:
             grad = torch.zeros_like(p) if grad is None else grad
             other = torch.zeros_like(p) if other is None else other
             error = float((grad - other).double().norm())
-            if not error <= _TOLERANCE * float(grad.double().norm()) + _NEGLIGIBLE * total and math.isfinite(total):
+            if not error <= tolerance * float(grad.double().norm()) + _NEGLIGIBLE * total and math.isfinite(total):
                 return f"its gradient of {names.get(id(p), 'a parameter')!r} is not that of the eager step on the same noise"
         changed = {id(t): closed[i] for i, t in enumerate(program.closed)}
         for buffer, value in buffers:

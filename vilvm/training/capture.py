@@ -1,0 +1,69 @@
+"""A compiled step as one CUDA graph: one launch a step, however many kernels it has, with nothing for the host to wait for.
+
+What changes from step to step (the batch, the numbers of Adam) is copied into tensors that stay where they are; parameters, buffers and moments stay where they
+are anyway. Noise is torch's own: its generator is registered with the graph when it is captured, and a replay draws on from where it is.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Captured"]
+
+_WARM_UP = 3  # runs before the capture, in which kernels are loaded and chosen
+
+
+class Captured:
+    """`run` of tensors that change and of `fixed` ones, captured at the first call, and again if one of those has moved.
+
+    Arguments:
+        run: takes the changing tensors and the fixed ones, as two lists; may change the fixed ones in place.
+        fixed: tensors on a GPU that stay where they are.
+        tell: is given one line, if there can be no graph; the program is then launched kernel by kernel.
+    """
+
+    def __init__(
+        self, run: Callable[[Sequence[Tensor], Sequence[Tensor]], Any], fixed: Sequence[Tensor], tell: Callable[[str], None]
+    ):
+        self.run, self.fixed, self.tell = run, fixed, tell
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._given: list[Tensor] = []
+        self._found: list[Tensor] = []
+        self._places: list[int] = []
+        self._refused = False
+
+    def __call__(self, *given: Tensor) -> list[Tensor]:
+        """What `run` gives; the tensors are the caller's own."""
+        places = [t.data_ptr() for t in self.fixed]
+        if not self._refused and (self._graph is None or places != self._places):
+            self._places = places
+            self._capture(given)
+        if self._graph is None:
+            return list(self.run(given, self.fixed))
+        for own, new in zip(self._given, given, strict=True):
+            own.copy_(new, non_blocking=True)
+        self._graph.replay()
+        return [t.clone() for t in self._found]
+
+    def _capture(self, given: Sequence[Tensor]) -> None:
+        device = self.fixed[0].device
+        self._given, self._graph = [t.to(device, copy=True) for t in given], None
+        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+        try:
+            with torch.cuda.device(device), torch.random.fork_rng(devices=[device]):
+                side.wait_stream(torch.cuda.current_stream(device))
+                with torch.cuda.stream(side):
+                    for _ in range(_WARM_UP):
+                        self.run(self._given, [t.clone() for t in self.fixed])  # which are changed
+                torch.cuda.current_stream(device).wait_stream(side)
+                with torch.cuda.graph(graph):
+                    self._found = list(self.run(self._given, self.fixed))
+        except RuntimeError as error:
+            self._refused = True
+            self.tell(
+                f"The compiled step is launched kernel by kernel, for CUDA can capture no graph of it: {str(error).splitlines()[0]}."
+            )
+            return
+        self._graph = graph
