@@ -35,7 +35,7 @@ from torch import Tensor
 
 from vilvm.data import Data, as_data, seeded
 from vilvm.diagnostics.psis import check_weighable, psis
-from vilvm.evaluation.bounds import in_parts, rows_in_a_pass
+from vilvm.evaluation.bounds import in_parts, samples_in_a_pass
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, LogWeights, layout, log_weights
 from vilvm.weights.contract import check_number
@@ -191,7 +191,7 @@ def _check_layout(lvm: object, plan: Layout, resampled: bool) -> None:
 def _groups(lvm: LatentVariableModel, batch: Any, plan: Layout, num_samples: int, num_predictive: int, resampled: bool) -> _Groups:
     """The groups of one batch."""
     groups: _Groups = defaultdict(dict)
-    chunk = max(1, rows_in_a_pass(next(_named(batch))[1].device) // max(plan.num_data, 1))
+    chunk = samples_in_a_pass(lvm, batch, plan)
     weighed = not (plan.degenerate or plan.improper)
     weights = log_weights(lvm, batch, num_samples * (_PROPOSALS if resampled else 1), chunk=chunk, plan=plan)
     if weighed:

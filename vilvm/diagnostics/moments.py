@@ -20,7 +20,7 @@ from vilvm.data import seeded, tensors_of
 from vilvm.diagnostics.psis import JOINT_ROWS, good_k, psis
 from vilvm.diagnostics.simulated import components, names_of
 from vilvm.diagnostics.tail import tail_shape
-from vilvm.evaluation.bounds import rows_in_a_pass
+from vilvm.evaluation.bounds import samples_in_a_pass
 from vilvm.lvm import LatentVariableModel
 from vilvm.weights import Layout, weight_chunks
 from vilvm.weights.replayed import replay
@@ -89,7 +89,7 @@ class DrawnMoments:
     def _draws(self, num_samples: int, columns: slice, keep: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Log-weights (S, R) and components (S, R, K), some at a time."""
         local, num_data = self.plan.local, max(self.plan.num_data, 1)
-        rows = rows_in_a_pass(tensors_of(self.batch)[0].device) if local else JOINT_ROWS
+        rows = samples_in_a_pass(self.lvm, self.batch, self.plan) * num_data if local else JOINT_ROWS
         components_in_all = max(len(self.names), 1) * (num_data if local else 1)
         chunk = max(1, min(rows // num_data, KEPT // 10 // components_in_all))
         for weights in weight_chunks(self.lvm, self.batch, num_samples, chunk, plan=self.plan):

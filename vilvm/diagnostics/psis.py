@@ -34,10 +34,10 @@ import torch
 from scipy.special import bdtrc, logsumexp, ndtri
 from torch import Tensor
 
-from vilvm.data import Data, seeded, tensors_of
+from vilvm.data import Data, seeded
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.tail import tail_error, tail_length
-from vilvm.evaluation.bounds import in_parts, rows_in_a_pass
+from vilvm.evaluation.bounds import in_parts, samples_in_a_pass
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, layout, weight_chunks
 from vilvm.weights.contract import check_number
@@ -369,9 +369,9 @@ def _fitted(
     lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Layout, repeats: int = 1, columns: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """k̂ and effective sample size of one batch, of every datum or of some of its columns, in the mean over repeats."""
-    rows = rows_in_a_pass(tensors_of(batch)[0].device) if plan.local else JOINT_ROWS
+    chunk = samples_in_a_pass(lvm, batch, plan) if plan.local else max(1, JOINT_ROWS // max(plan.num_data, 1))
     logs = []
-    for weights in weight_chunks(lvm, batch, repeats * num_samples, max(1, rows // max(plan.num_data, 1)), plan=plan):
+    for weights in weight_chunks(lvm, batch, repeats * num_samples, chunk, plan=plan):
         log_w = weights.log_weight if plan.local else weights.log_weight.reshape(-1, 1)
         logs.append((log_w if columns is None else log_w[:, columns.to(log_w.device)]).cpu())
     smoothed = psis(torch.cat(logs).reshape(repeats, num_samples, -1).movedim(1, 0).reshape(num_samples, -1))

@@ -25,12 +25,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vilvm.data import Data, as_data, seeded
-from vilvm.evaluation.bounds import Estimate, in_parts
+from vilvm.data import Data, as_data, kept_generators, seeded
+from vilvm.evaluation.bounds import Estimate, in_parts, samples_that_fit
 from vilvm.evaluation.hmc import State, start, transition
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, fixed_beside
 from vilvm.progress import ProgressBar
-from vilvm.weights import Simulation
+from vilvm.weights import Simulation, layout
 from vilvm.weights.contract import check_number
 from vilvm.weights.joint import Joint
 from vilvm.weights.simulated import simulating, simulations
@@ -193,7 +193,7 @@ def ais(
     began = time.perf_counter()
     fixed = fixed_beside(lvm, data, seed)
     with seeded(seed, fixed.device):
-        parts, _ = in_parts(lvm, fixed, batch_size or max(1, _rows(fixed.device) // schedule.num_chains))
+        parts, _ = in_parts(lvm, fixed, batch_size or _data_in_a_pass(lvm, fixed, schedule))
         with ProgressBar("annealing", len(parts) * schedule.num_temperatures, 0, progress) as bar:
             results = [_Chains(lvm, part.x, schedule, bar).forward() for part in parts]
     log_w, accepted = torch.cat([w for w, _ in results], 1), torch.stack([a for _, a in results]).mean(0)
@@ -269,6 +269,21 @@ def bdmc(
 def _both_ways(lvm: LatentVariableModel, drawn: Simulation, schedule: Schedule, bar: ProgressBar) -> tuple[Tensor, Tensor]:
     chains = _Chains(lvm, drawn.batch, schedule, bar)
     return chains.forward()[0], chains.backward(chains.joint.unconstrained(drawn.latents))
+
+
+def _data_in_a_pass(lvm: LatentVariableModel, data: Data, schedule: Schedule) -> int:
+    """Data whose chains move at once: as many as keep the device busy, fewer where its memory is short."""
+    busy = max(1, _rows(data.device) // schedule.num_chains)
+    if not data.divisible:
+        return busy
+    few = data.subset(slice(0, busy)).x
+    try:
+        with kept_generators(data.device):
+            fit = samples_that_fit(lvm, few, layout(lvm, few))
+    except ContractError:
+        return busy  # the guide knows all data, or none; what is wrong is said where it is needed
+    # A gradient keeps what the densities made, and makes as much again; chains keep a state and a proposal.
+    return max(1, busy * min(schedule.num_chains, fit // 4) // schedule.num_chains)
 
 
 def _rows(where: torch.device) -> int:

@@ -23,21 +23,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import pyro
 import torch
 from torch import Tensor
 
-from vilvm.data import Data, as_data, seeded, set_seed
+from vilvm.data import Data, as_data, kept_generators, seeded, set_seed, tensors_of
 from vilvm.evaluation.passes import Passes
-from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode
-from vilvm.memory import widen_heap
+from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode, module_parameters
+from vilvm.memory import bytes_made, free_bytes, widen_heap
 from vilvm.precision import Precision, check_precision, networks_in
 from vilvm.progress import ProgressBar
-from vilvm.weights import Layout, layout
+from vilvm.weights import Layout, layout, one_pass
 from vilvm.weights.contract import check_number
 from vilvm.world import World, world
 from vilvm.wrapped import Wrapped
 
-__all__ = ["Estimate", "Evaluation", "evaluate", "exact_log_evidence", "in_parts", "rows_in_a_pass"]
+__all__ = [
+    "Estimate",
+    "Evaluation",
+    "evaluate",
+    "exact_log_evidence",
+    "in_parts",
+    "rows_in_a_pass",
+    "samples_in_a_pass",
+    "samples_that_fit",
+]
 
 BOUNDS = ("elbo", "iwae", "exact")
 _BATCH = 50
@@ -154,7 +164,7 @@ def evaluate(
             last for a model that has ``exact_log_evidence``.
         num_samples: Monte Carlo samples a datum.
         batch_size: data a pass, 50 by default; a model whose data share a latent is given all of them at once.
-        chunk: samples a pass; by default as many as keep the device busy.
+        chunk: samples a pass; by default as many as keep the device busy, fewer where its memory is short. Another size means other draws.
         compile: whether passes are compiled (``vilvm.evaluation.passes``), which takes some seconds; "auto" does so where there are 2000 or more.
         precision: "float32", or "bf16" for the linear and convolutional layers in bfloat16; then it is part of the protocol.
         seed: of samples and transform; torch's generators are left as they were.
@@ -207,7 +217,7 @@ def evaluate(
         if ranks.size > 1:
             set_seed(ranks.seed(seed), where)
         if chunk is None:
-            chunk = max(1, rows_in_a_pass(where) // max(plan.num_data, 1))
+            chunk = samples_in_a_pass(lvm, parts[0].x, plan)
         with ProgressBar(f"evaluating, {num_samples} samples", len(shared_out), 0, progress if ranks.leads else False) as bar:
             passes = Passes(lvm, compile is True or (compile == "auto" and len(parts) * (num_samples // chunk) >= _WORTH_COMPILING))
             sums = [torch.zeros(0, len(_Sums._fields), dtype=torch.float64, device=where)]
@@ -262,8 +272,22 @@ def in_parts(lvm: LatentVariableModel, data: Data, batch_size: int | None = None
 
 
 def rows_in_a_pass(device: torch.device) -> int:
-    """How many draws, of all data together, go through a network at once on this device."""
+    """How many draws, of all data together, keep a device busy."""
     return _ROWS_CUDA if device.type == "cuda" else _ROWS_CPU
+
+
+def samples_in_a_pass(lvm: LatentVariableModel, batch: Any, plan: Layout) -> int:
+    """How many draws of every datum go through the pair at once: as many as keep the device busy, fewer where its memory is short."""
+    busy = rows_in_a_pass(tensors_of(batch)[0].device) // max(plan.num_data, 1)
+    return max(1, min(busy, samples_that_fit(lvm, batch, plan)))
+
+
+def samples_that_fit(lvm: LatentVariableModel, batch: Any, plan: Layout) -> int:
+    """How many draws of every datum fit into half of the memory that is free, if all that is made of them is kept."""
+    device = tensors_of(batch)[0].device
+    with torch.no_grad(), kept_generators(device), module_parameters(lvm), pyro.validation_enabled(False):
+        each = bytes_made(lambda: one_pass(lvm, batch, 1, plan))
+    return free_bytes(device) // 2 // max(each, 1)
 
 
 def exact_log_evidence(lvm: Any) -> Callable[[Any], Tensor] | None:

@@ -1,0 +1,60 @@
+"""How many samples go through a network at once where memory is short."""
+
+import pytest
+import torch
+
+import vilvm
+from models.vae import VAE
+from vilvm.evaluation import Schedule, ais, bounds
+from vilvm.memory import bytes_made, free_bytes
+
+
+def test_bytes_are_those_of_tensors_made_and_not_of_views():
+    x = torch.zeros(1000)
+    assert bytes_made(lambda: (x + 1).view(10, 100).t()) == 4000
+    assert bytes_made(lambda: x[:5]) == 0
+    assert 0 < free_bytes(torch.device("cpu")) < 2**62
+
+
+def passes(monkeypatch, free):
+    """Largest number of samples a pass, and the bound."""
+    sizes = []
+    monkeypatch.setattr(bounds, "free_bytes", lambda device: free)
+    real = bounds.Passes.__call__
+    monkeypatch.setattr(
+        bounds.Passes, "__call__", lambda self, b, s, chunk, p: (sizes.append(chunk), real(self, b, s, chunk, p))[1]
+    )
+    torch.manual_seed(0)
+    lvm, x = VAE(50, 2), torch.bernoulli(torch.full((40, 50), 0.5))
+    found = vilvm.evaluate(lvm, x, num_samples=400)
+    return max(sizes), found.bounds["iwae"]
+
+
+def test_fewer_samples_a_pass_where_memory_is_short_and_the_same_bound(monkeypatch):
+    plenty, expected = passes(monkeypatch, 2**40)
+    short, found = passes(monkeypatch, 20 * 2**20)
+    assert plenty == 200
+    assert 1 <= short < 100
+    assert abs(found.mean - expected.mean) < 5 * (found.mc_se**2 + expected.mc_se**2) ** 0.5
+
+
+def test_fewer_chains_too(monkeypatch):
+    lvm, x = VAE(50, 2), torch.bernoulli(torch.full((40, 50), 0.5))
+    schedule = Schedule(num_chains=4, num_temperatures=5)
+    sizes = []
+    from vilvm.evaluation import annealing
+
+    real = annealing.in_parts
+    monkeypatch.setattr(annealing, "in_parts", lambda lvm, data, size: (sizes.append(size), real(lvm, data, size))[1])
+    for free in (2**40, 2**20):
+        monkeypatch.setattr(bounds, "free_bytes", lambda device, free=free: free)
+        assert ais(lvm, x, schedule).bound.values.isfinite().all()
+    assert sizes[0] == 2000
+    assert sizes[1] < 40
+
+
+@pytest.mark.parametrize("free", [1, 10])
+def test_at_least_one(monkeypatch, free):
+    short, found = passes(monkeypatch, free)
+    assert short == 1
+    assert found.values.isfinite().all()
