@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from benchmarks.rows import Row, machine, markdown, rows_of, write
 from benchmarks.svi.contenders import BASE, FLOOR, Steps, contenders
 from benchmarks.svi.workloads import SCHOOLS, WORKLOADS, Workload
+from vilvm.datasets import StaticBinarisation, mnist
 from vilvm.memory import widen_heap
 
-__all__ = ["compare", "main"]
+__all__ = ["compare", "main", "pictures"]
 
 _TRAINED = 300  # steps before the timing; the loss of the last third is compared
 
@@ -50,11 +52,11 @@ def compare(workload: Workload, batch: int | None, rounds: int, device: str = "c
 
 
 def _data(workload: Workload, device: str) -> Any:
-    """Binary pictures: MNIST's if it is on disk, else of independent pixels; or the eight schools."""
-    if workload.name == "eight_schools":
-        return tuple(t.to(device) for t in SCHOOLS)
-    from vilvm.datasets import StaticBinarisation, mnist
+    return tuple(t.to(device) for t in SCHOOLS) if workload.name == "eight_schools" else pictures(device)
 
+
+def pictures(device: str) -> Tensor:
+    """Binary pictures: MNIST's if it is on disk, else of independent pixels."""
     try:
         return mnist(transform=StaticBinarisation()).train.x[:25_600].to(device)
     except FileNotFoundError:

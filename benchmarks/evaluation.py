@@ -1,0 +1,108 @@
+"""The importance-weighted bound of 5,000 samples: vilvm, eager and compiled, against a loop by hand and Pyro's RenyiELBO.
+
+    python -m benchmarks.evaluation [--images 100] [--rounds 7] [--json FILE]
+
+One set of parameters, trained a little, in all; the bounds must agree within 5 Monte Carlo standard errors. Compiling is not counted; it is
+printed.
+"""
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from pyro.infer import RenyiELBO
+from torch import Tensor
+
+from benchmarks.interleaved import race
+from benchmarks.rows import machine, markdown, rows_of, write
+from benchmarks.svi.workloads import WORKLOADS, Net, draw
+from benchmarks.svi_step import pictures
+from vilvm.evaluation import evaluate
+from vilvm.evaluation.passes import Passes
+from vilvm.lvm import evaluation_mode
+from vilvm.memory import widen_heap
+from vilvm.training import fit
+from vilvm.weights import layout
+
+SAMPLES, ROWS, PART = 5000, 8000, 50
+HAND = "PyTorch by hand, eager"
+
+
+def by_hand(net: Net, x: Tensor) -> Tensor:
+    """log mean w of every image, by running log-sum-exps."""
+    found = []
+    for part in x.split(PART):
+        mean, log_variance = net.encoder(part).chunk(2, -1)
+        total = torch.full((len(part),), -math.inf)
+        for _ in range(SAMPLES // (ROWS // PART)):
+            wide = mean.expand(ROWS // PART, -1, -1)
+            z = draw(wide, log_variance.expand_as(wide))
+            log_q = -0.5 * ((z - mean).square() / log_variance.exp() + log_variance).sum(-1)
+            log_likelihood = -torch.nn.functional.binary_cross_entropy_with_logits(
+                net.decoder(z), part.expand(len(z), -1, -1), reduction="none"
+            ).sum(-1)
+            total = torch.logaddexp(total, torch.logsumexp(log_likelihood - 0.5 * z.square().sum(-1) - log_q, 0))
+        found.append(total - math.log(SAMPLES // (ROWS // PART) * (ROWS // PART)))
+    return torch.cat(found)
+
+
+def by_pyro(net: Net, x: Tensor) -> Tensor:
+    """An image at a time: for more, RenyiELBO bounds their evidence together, which is looser."""
+    elbo = RenyiELBO(alpha=0, num_particles=SAMPLES, vectorize_particles=True, max_plate_nesting=1)
+    return torch.tensor([-elbo.loss(net.model, net.guide, image[None]) for image in x])
+
+
+def by_passes(net: Net, x: Tensor, compiled: bool) -> Callable[[], Tensor]:
+    """What ``evaluate`` does, its program made once."""
+    passes, plan = Passes(net, compiled), layout(net, x[:PART])
+
+    def bound() -> Tensor:
+        found = []
+        for part in x.split(PART):
+            terms = [t[0] for t in passes(part, SAMPLES, ROWS // PART, plan)]
+            found.append(torch.logsumexp(torch.cat(terms), 0) - math.log(SAMPLES))
+        return torch.cat(found)
+
+    return bound
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--images", type=int, default=100, help="a multiple of 50")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="file for the rows, in ms an image")
+    args = parser.parse_args(argv)
+    widen_heap()
+    torch.manual_seed(0)
+    net, data = WORKLOADS["vae"].make(), pictures("cpu")
+    fit(net, data, steps=400, batch_size=128)
+    x = data[: args.images]
+    reference = evaluate(net, x, num_samples=SAMPLES).bounds["iwae"]
+    with torch.no_grad(), evaluation_mode(net):
+        began = time.perf_counter()
+        compiled = by_passes(net, x, True)
+        compiled()
+        print(f"compiled and run once in {time.perf_counter() - began:.1f} s", file=sys.stderr)
+        cases: dict[str, Callable[[], Tensor]] = {
+            HAND: lambda: by_hand(net, x),
+            "Pyro RenyiELBO, an image at a time": lambda: by_pyro(net, x),
+            "vilvm eager": by_passes(net, x, False),
+            "vilvm compiled": compiled,
+        }
+        for name, case in cases.items():
+            z = (case().mean().item() - reference.mean) / (2**0.5 * reference.mc_se)
+            assert abs(z) < 5, f"the bound of {name} is {z:.1f} standard errors from that of evaluate"
+        seconds = race(cases, args.rounds, warmup=1)
+    ms = {name: [1e3 * s / args.images for s in taken] for name, taken in seconds.items()}
+    rows = rows_of("IWAE-5000, ms an image", None, ms, HAND, "")
+    print(machine(), markdown(rows))
+    if args.json:
+        write(args.json, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What a training step costs against latent size, batch and number of data, and an evaluation against samples; with the exponent of a power law.
+
+python -m benchmarks.scaling [--figure FILE.png]
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from benchmarks.rows import machine
+from benchmarks.svi.contenders import vilvm_fit
+from benchmarks.svi.workloads import Net
+from vilvm import evaluate
+from vilvm.memory import widen_heap
+from vilvm.networks import mlp
+
+ROUNDS = 7
+
+
+def net(latent: int = 20) -> Net:
+    torch.manual_seed(0)
+    return Net(mlp(784, [400], 2 * latent), mlp(latent, [400], 784), latent)
+
+
+def pixels(count: int) -> torch.Tensor:
+    return torch.bernoulli(torch.full((count, 784), 0.2))
+
+
+def step_ms(latent: int, batch: int, count: int, compiled: bool) -> Callable[[], float]:
+    """Milliseconds a step, once warm."""
+    steps = vilvm_fit(net(latent), pixels(count), batch, compiled)
+    steps(count // batch + 30)  # the first epoch is eager
+
+    def timed() -> float:
+        number = max(4, 4000 // batch)
+        began = time.perf_counter()
+        steps(number)
+        return (time.perf_counter() - began) / number * 1e3
+
+    return timed
+
+
+def evaluation_ms(samples: int) -> Callable[[], float]:
+    lvm, x = net(), pixels(50)
+
+    def timed() -> float:
+        began = time.perf_counter()
+        evaluate(lvm, x, num_samples=samples)
+        return (time.perf_counter() - began) * 1e3
+
+    return timed
+
+
+def medians(cases: dict[int, Callable[[], float]]) -> dict[int, float]:
+    """Of rounds in which every case is timed once."""
+    rounds = [{size: case() for size, case in cases.items()} for _ in range(ROUNDS)]
+    return {size: statistics.median(r[size] for r in rounds) for size in cases}
+
+
+def exponent(times: dict[int, float]) -> float:
+    """b of time ∝ size^b, by least squares of the logarithms."""
+    return float(np.polyfit(np.log(list(times)), np.log(list(times.values())), 1)[0])
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--figure", type=Path)
+    args = parser.parse_args(argv)
+    widen_heap()
+    found = {}
+    for way, compiled in (("eager", False), ("compiled", True)):
+        found[f"latent size, batch 128, {way}"] = medians({d: step_ms(d, 128, 1280, compiled) for d in (2, 8, 32, 128, 512)})
+        found[f"batch, {way}"] = medians({b: step_ms(20, b, 10 * b, compiled) for b in (32, 128, 512, 2048)})
+        found[f"number of data, batch 128, {way}"] = medians({n: step_ms(20, 128, n, compiled) for n in (1280, 12_800, 64_000)})
+    found["samples of an evaluation of 50 images"] = medians({s: evaluation_ms(s) for s in (100, 400, 1600, 6400)})
+    print(machine())
+    print("\n| ms against | | exponent |\n|---|---|---|")
+    for name, times in found.items():
+        print(f"| {name} | {', '.join(f'{k}: {v:.3g}' for k, v in times.items())} | {exponent(times):.2f} |", flush=True)
+    if args.figure:
+        figure(found).savefig(args.figure, dpi=110)
+
+
+def figure(found: dict[str, dict[int, float]]) -> Figure:
+    out = Figure(figsize=(9, 5.5), layout="constrained")
+    kinds = list(dict.fromkeys(name.split(",")[0] for name in found))
+    for axes, kind in zip(out.subplots(2, 2).flat, kinds, strict=True):
+        for name, times in found.items():
+            if name.split(",")[0] == kind:
+                label = (
+                    f"{name.split(', ')[-1]}, exponent {exponent(times):.2f}" if "," in name else f"exponent {exponent(times):.2f}"
+                )
+                axes.loglog(list(times), list(times.values()), "o-", markersize=4, label=label)
+        axes.set_xlabel(kind, fontsize=9)
+        axes.set_ylabel("ms", fontsize=9)
+        axes.legend(fontsize=8, frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    return out
+
+
+if __name__ == "__main__":
+    main()
