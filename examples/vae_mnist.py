@@ -10,7 +10,7 @@ Without MNIST on disk or on the network it takes scikit-learn's digits, and says
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
@@ -37,6 +37,7 @@ from vilvm.datasets import Dataset, DynamicBinarisation
 from vilvm.diagnostics import active_units, collapse, convergence
 from vilvm.files import write_json
 from vilvm.objectives import Annealed
+from vilvm.precision import PRECISIONS
 from vilvm.report import Page
 from vilvm.training import one_cycle
 
@@ -47,6 +48,7 @@ CAPTIONS = {
     "latents": "Posterior means of the test images' z, by label.",
     "manifold": "E[x | z] over the plane of z, in equal steps of prior probability.",
 }
+COMPILE: dict[str, bool | Literal["auto"]] = {"auto": "auto", "on": True, "off": False}
 OBJECTIVES = {"elbo": Trace_ELBO, "mean-field": TraceMeanField_ELBO}
 
 
@@ -63,6 +65,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--warmup", type=share, default=0.25, help="share of training over which the KL term is phased in; 0 for none"
     )
     parser.add_argument("--samples", type=positive, default=5000, help="importance samples for each test image")
+    parser.add_argument("--compile", choices=COMPILE, default="auto", help="the training step: auto from 5,000 steps on")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the networks")
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder, with its own settings")
     return parser.parse_args(argv)
 
@@ -168,6 +172,8 @@ def train(lvm: VAE, data: Dataset, settings: dict[str, Any], folder: Path, resum
         batch_size=settings["batch_size"],
         validation=data.validation,
         clip=100.0,
+        compile=COMPILE[settings["compile"]],
+        precision=settings["precision"],
         device=device_of(settings["device"]),
         seed=settings["seed"],
         run_dir=folder,
@@ -189,7 +195,9 @@ def main(argv: list[str] | None = None) -> int:
             if ranks.leads:
                 console.print(f"Resume with: python -m examples.vae_mnist --resume {folder}", highlight=False)
             return 130
-        evaluation = vilvm.evaluate(lvm, data.test, num_samples=settings["samples"], seed=settings["seed"])
+        evaluation = vilvm.evaluate(
+            lvm, data.test, num_samples=settings["samples"], precision=settings["precision"], seed=settings["seed"]
+        )
     if not ranks.leads:
         return 0
     results = {

@@ -26,6 +26,7 @@ class Fit:
         stopped: "finished", "early" (no better validation bound for `patience` records), "callback" or "interrupted".
         best_step: the step whose parameters the model now has: with validation data that of the best record, else the last.
         seconds: of training, those before a resumption included.
+        compile_seconds: that compiling took, in this call; not part of `seconds`.
         skipped: steps left out because their loss or gradient was not finite.
         protocol: the data trained on; see ``Data.protocol``.
         settings: all that a checkpoint must agree with to be resumed.
@@ -36,6 +37,7 @@ class Fit:
     stopped: str
     best_step: int
     seconds: float
+    compile_seconds: float
     skipped: int
     protocol: dict[str, Any]
     settings: dict[str, Any]

@@ -411,6 +411,8 @@ class Run:
             parts.append(f"ELBO {-t.loss / t.applied:.2f}")
         if self.history.records:
             parts.append(f"rate {self.history.records[-1].rate:.2f}")
+        if self.compiled.seconds:
+            parts.append(f"compiled in {self.compiled.seconds:.0f} s")
         if t.seconds:
             parts.append(f"{t.data / t.seconds:,.0f} data/s")
         return "  ".join(parts)
@@ -549,6 +551,7 @@ class Run:
             stopped=self.stopped,
             best_step=self.at if self.best is None or self.stopped == "interrupted" else self.best_step,
             seconds=self.seconds,
+            compile_seconds=self.compiled.seconds,
             skipped=self.skipped,
             protocol=self.batches.data.protocol(),
             settings=self.settings,
