@@ -1,5 +1,6 @@
-"""What a checkpoint must agree with before a run is taken up from it, in words, and torch's generators."""
+"""What a checkpoint must agree with before a run is taken up from it, in words; torch's generators; and the way back within a run."""
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 
 from vilvm.training.checkpoint import CheckpointError
 
-__all__ = ["describe", "match", "plain", "rng", "set_rng"]
+__all__ = ["Position", "describe", "match", "plain", "rng", "set_rng"]
 
 
 def match(found: Path, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
@@ -51,3 +52,25 @@ def set_rng(states: list[torch.Tensor], device: torch.device) -> None:
     torch.set_rng_state(states[0].cpu())
     if device.type == "cuda" and len(states) > 1:
         torch.cuda.set_rng_state(states[1].cpu(), device)
+
+
+class Position:
+    """Where a run is, but for what a step that is not good leaves alone: parameters, buffers, the optimizer's moments."""
+
+    def __init__(self, run: Any):
+        self.run, self.at, self.generators = run, run.at, rng(run.device)
+        self.groups = [{k: v for k, v in g.items() if k != "params"} for g in run.optimizer.param_groups]
+        self.scheduler = None if run.scheduler is None else copy.deepcopy(run.scheduler.state_dict())
+        self.objective = run.objective.state_dict() if hasattr(run.objective, "state_dict") else None
+        self.counts = run.compiled.counts
+
+    def restore(self) -> None:
+        """Puts the run back."""
+        run, run.at, run.compiled.counts = self.run, self.at, self.counts
+        set_rng(self.generators, run.device)
+        for group, values in zip(run.optimizer.param_groups, self.groups, strict=True):
+            group.update(values)
+        if run.scheduler is not None:
+            run.scheduler.load_state_dict(self.scheduler)
+        if self.objective is not None:
+            run.objective.load_state_dict(self.objective)

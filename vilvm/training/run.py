@@ -1,6 +1,5 @@
 """A run of training: the way of a step, the records, what is said in trouble, and what a checkpoint holds."""
 
-import copy
 import hashlib
 import math
 import threading
@@ -26,7 +25,7 @@ from vilvm.training.compiled import CompiledStep
 from vilvm.training.history import History, Record
 from vilvm.training.optimizers import OptimizerFactory, SchedulerFactory, make_optimizer, make_scheduler
 from vilvm.training.result import Event, Fit
-from vilvm.training.resume import describe, match, plain, rng, set_rng
+from vilvm.training.resume import Position, describe, match, plain, rng, set_rng
 from vilvm.training.signals import interruptible
 from vilvm.training.step import NonFiniteLossError, Objective, Step, StepResult, check_objective
 from vilvm.training.validation import Look, check, look
@@ -55,27 +54,6 @@ class _Tally:
 
 def _unheard(_: str) -> None:
     """Stands where another rank speaks."""
-
-
-class _Position:
-    """Where a run is, but for what a step that is not good leaves alone: parameters, buffers, the optimizer's moments."""
-
-    def __init__(self, run: "Run"):
-        self.run, self.at, self.generators = run, run.at, rng(run.device)
-        self.groups = [{k: v for k, v in g.items() if k != "params"} for g in run.optimizer.param_groups]
-        self.scheduler = None if run.scheduler is None else copy.deepcopy(run.scheduler.state_dict())
-        self.objective = run.objective.state_dict() if hasattr(run.objective, "state_dict") else None  # type: ignore[attr-defined]
-        self.counts = run.compiled.counts
-
-    def restore(self) -> None:
-        run, run.at, run.compiled.counts = self.run, self.at, self.counts
-        set_rng(self.generators, run.device)
-        for group, values in zip(run.optimizer.param_groups, self.groups, strict=True):
-            group.update(values)
-        if run.scheduler is not None:
-            run.scheduler.load_state_dict(self.scheduler)
-        if self.objective is not None:
-            run.objective.load_state_dict(self.objective)  # type: ignore[attr-defined]
 
 
 @dataclass
@@ -262,7 +240,7 @@ class Run:
 
         After a step that is not good those behind it move nothing, so one goes back to it, and takes it by itself.
         """
-        start, began = _Position(self), time.perf_counter()
+        start, began = Position(self), time.perf_counter()
         batch = self.batches(self.at)
         with pyro.validation_enabled(False), module_parameters(self.lvm, frozen=True):
             program = self.compiled.ready(batch, self.num_data(batch))
