@@ -28,7 +28,7 @@ from vilvm.memory import widen_heap
 from vilvm.training import fit
 from vilvm.weights import layout
 
-SAMPLES, ROWS, PART = 5000, 8000, 50
+SAMPLES, ROWS, PART = 5000, 6250, 50  # 125 samples of 50 images a pass
 HAND = "PyTorch by hand, eager"
 
 

@@ -57,10 +57,10 @@ def evaluation_ms(samples: int) -> Callable[[], float]:
     return timed
 
 
-def medians(cases: dict[int, Callable[[], float]]) -> dict[int, float]:
+def medians(cases: dict[tuple[str, int], Callable[[], float]]) -> dict[tuple[str, int], float]:
     """Of rounds in which every case is timed once."""
-    rounds = [{size: case() for size, case in cases.items()} for _ in range(ROUNDS)]
-    return {size: statistics.median(r[size] for r in rounds) for size in cases}
+    rounds = [{key: case() for key, case in cases.items()} for _ in range(ROUNDS)]
+    return {key: statistics.median(r[key] for r in rounds) for key in cases}
 
 
 def exponent(times: dict[int, float]) -> float:
@@ -73,12 +73,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args(argv)
     widen_heap()
-    found = {}
+    cases: dict[tuple[str, int], Callable[[], float]] = {}
     for way, compiled in (("eager", False), ("compiled", True)):
-        found[f"latent size, batch 128, {way}"] = medians({d: step_ms(d, 128, 1280, compiled) for d in (2, 8, 32, 128, 512)})
-        found[f"batch, {way}"] = medians({b: step_ms(20, b, 10 * b, compiled) for b in (32, 128, 512, 2048)})
-        found[f"number of data, batch 128, {way}"] = medians({n: step_ms(20, 128, n, compiled) for n in (1280, 12_800, 64_000)})
-    found["samples of an evaluation of 50 images"] = medians({s: evaluation_ms(s) for s in (100, 400, 1600, 6400)})
+        for d in (2, 8, 32, 128, 512):
+            cases[f"latent size, batch 128, {way}", d] = step_ms(d, 128, 1280, compiled)
+        for b in (32, 128, 512, 2048):
+            cases[f"batch, {way}", b] = step_ms(20, b, 10 * b, compiled)
+        for n in (1280, 12_800, 64_000):
+            cases[f"number of data, batch 128, {way}", n] = step_ms(20, 128, n, compiled)
+    for s in (100, 400, 1600, 6400):
+        cases["samples of an evaluation of 50 images", s] = evaluation_ms(s)
+    found: dict[str, dict[int, float]] = {}
+    for (name, size), ms in medians(cases).items():
+        found.setdefault(name, {})[size] = ms
     print(machine())
     print("\n| ms against | | exponent |\n|---|---|---|")
     for name, times in found.items():

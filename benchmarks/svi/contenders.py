@@ -82,12 +82,12 @@ def by_hand(net: Any, draw: Callable[[], Any], optimizer: Any, compiled: bool = 
 
 def by_hand_graph(net: Any, draw: Callable[[], Any]) -> Steps:
     """The whole step captured once: loss, gradients, Adam."""
-    adam = torch.optim.Adam(net.parameters(), lr=LR, capturable=True)
+    adam = torch.optim.Adam(net.parameters(), lr=LR, fused=True, capturable=True)
     batch = draw()
     static = batch.clone() if isinstance(batch, Tensor) else tuple(t.clone() for t in batch)
 
     def step() -> Tensor:
-        adam.zero_grad(set_to_none=False)
+        adam.zero_grad()
         loss = net.loss(static)
         loss.backward()
         adam.step()
@@ -99,6 +99,7 @@ def by_hand_graph(net: Any, draw: Callable[[], Any]) -> Steps:
         for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(side)
+    adam.zero_grad()  # so that a replay writes gradients, and does not add to them
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         told = step()

@@ -40,11 +40,11 @@ def contenders(
         def steps(count: int) -> list[float]:
             nonlocal state, key
             losses = []
-            key, *keys = jax.random.split(key, count + 1)
+            key, *keys = [key] * (count + 1) if batch is None else jax.random.split(key, count + 1)  # that pick the batches
             for k in keys:
                 state, loss = update(state, k)
                 losses.append(loss)
-            return [float(loss) / (batch or 1) for loss in losses]
+            return [float(loss) / (batch or 1) for loss in jax.device_get(losses)]
 
         return steps
 

@@ -9,7 +9,6 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoNormal
-from pyro.infer.autoguide.initialization import init_to_value
 from torch import Tensor, nn
 
 from vilvm.distributions import IndependentBernoulli
@@ -98,15 +97,16 @@ class EightSchools(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        start = init_to_value(values={"mu": torch.tensor(0.0), "tau": torch.tensor(1.0), "eta": torch.zeros(8)})
-        self.guide = AutoNormal(self.model, init_loc_fn=start)
+        self.guide = AutoNormal(
+            self.model, init_loc_fn=lambda s: (torch.ones_like if s["name"] == "tau" else torch.zeros_like)(s["value"])
+        )
 
     def model(self, batch: tuple[Tensor, Tensor]) -> None:
         y, sigma = batch
-        mu = pyro.sample("mu", dist.Normal(0.0, 5.0))
-        tau = pyro.sample("tau", dist.HalfCauchy(torch.tensor(5.0)))
+        mu = pyro.sample("mu", dist.Normal(y.new_zeros(()), 5.0))
+        tau = pyro.sample("tau", dist.HalfCauchy(y.new_full((), 5.0)))
         with pyro.plate("schools", len(y)):
-            eta = pyro.sample("eta", dist.Normal(0.0, 1.0))
+            eta = pyro.sample("eta", dist.Normal(y.new_zeros(()), 1.0))
             pyro.sample("y", dist.Normal(mu + tau * eta, sigma), obs=y)
 
 
@@ -123,7 +123,7 @@ class EightSchoolsByHand(nn.Module):
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         y, sigma = batch
-        z, log_q = {}, torch.zeros(())
+        z, log_q = {}, sigma.new_zeros(())
         for name, mean in self.mean.items():
             scale, noise = nn.functional.softplus(self.raw_scale[name]), torch.randn_like(mean)
             z[name] = mean + scale * noise

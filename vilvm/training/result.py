@@ -21,7 +21,7 @@ class Fit:
     """What ``fit`` returns; the parameters are in the model itself.
 
     Arguments:
-        history: a record an epoch, or as many epochs as take 50 steps.
+        history: a record an epoch; where epochs are short, one every 50 steps, and later one whenever a twentieth as many steps again are taken.
         steps: taken, those before a resumption included.
         stopped: "finished", "early" (no better validation bound for `patience` records), "callback" or "interrupted".
         best_step: the step whose parameters the model now has: with validation data that of the best record, else the last.

@@ -37,7 +37,8 @@ __all__ = ["Run"]
 _WORTH_COMPILING = 5000  # steps from which a compiler's ten seconds are earned back
 _CHECKED_STEPS = 2000  # at most, that are run eagerly at the start, for the sake of Pyro's checks of every datum
 _SECONDS_AT_ONCE = 0.1  # of compiled steps between two looks at what they did, at signals and at the clock
-_MIN_STEPS_A_RECORD = 50  # so that a record, with its look at the validation data, costs little where an epoch is one step
+_MIN_STEPS_A_RECORD = 50  # so that a record, with its look at the validation data, costs little where an epoch is one step;
+_SHARE_A_RECORD = 20  # and a twentieth of the steps so far, when these are more
 
 
 @dataclass
@@ -189,7 +190,7 @@ class Run:
                 self.compiled.eager.flags = self._wishes(interrupted)
                 self.some_steps()
                 bar.advance(self.at - before, self._numbers() if self.at // 20 > before // 20 else None)
-                if self.at % self._steps_a_record == 0:
+                if self.at == self._next_record:
                     self.record()
                 # All ranks stop and save after the same step, so of several each has heard the wishes of all by now.
                 stop, late = self._wishes(interrupted) if self.ranks.size == 1 else self.compiled.eager.flags
@@ -198,7 +199,7 @@ class Run:
                 if late:
                     self.save()
         self.save()
-        if self.at == self.total and self.at % self._steps_a_record:
+        if self.at == self.total and not (self.history.records and self.history.records[-1].step == self.at):
             # Not in the checkpoint: a run that is resumed to go further would not have stopped to look here.
             self.record()
             self._write_history()
@@ -231,9 +232,10 @@ class Run:
             return 1
         epoch, position = self.batches.epoch_steps, self.at % self.batches.epoch_steps
         full = self.total if epoch == 1 else len(self.batches.data) // self.batches.size - position  # of one shape
-        record = self._steps_a_record - self.at % self._steps_a_record
         pace = self.tally.seconds * self.batches.size / self.tally.data if self.tally.data else math.inf
-        return min(self.compiled.at_once, full, record, self.total - self.at, max(1, round(_SECONDS_AT_ONCE / pace)))
+        return min(
+            self.compiled.at_once, full, self._next_record - self.at, self.total - self.at, max(1, round(_SECONDS_AT_ONCE / pace))
+        )
 
     def _launched(self, count: int) -> bool:
         """Takes `count` steps and reads only then what they told, for which a GPU has to be waited for; False if the step is not compiled.
@@ -320,8 +322,11 @@ class Run:
     # Records -------------------------------------------------------------------------------------------------------------
 
     @property
-    def _steps_a_record(self) -> int:
-        return self.batches.epoch_steps * math.ceil(_MIN_STEPS_A_RECORD / self.batches.epoch_steps)
+    def _next_record(self) -> int:
+        """The step of the next record: an epoch after the last, or, where epochs are short, as many as take some time."""
+        epoch, last = self.batches.epoch_steps, self.history.records[-1].step if self.history.records else 0
+        least = max(_MIN_STEPS_A_RECORD, last // _SHARE_A_RECORD) if epoch < _MIN_STEPS_A_RECORD else 1
+        return last + epoch * math.ceil(least / epoch)
 
     def record(self) -> None:
         """Adds a row to the history, keeps the best parameters, and asks the callbacks."""
