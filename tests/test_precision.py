@@ -110,3 +110,37 @@ def test_what_has_no_network_is_refused():
         vilvm.fit(Mean(), torch.zeros(3), steps=1, precision="bf16")
     with pytest.raises(ValueError, match="unknown precision='half'"):
         vilvm.evaluate(Mean(), torch.zeros(3), precision="half")
+
+
+def test_the_innermost_context_holds_and_a_copy_is_its_own():
+    lvm, x = pair()
+    exact = vilvm.evaluate(lvm, x, num_samples=3).bounds["elbo"].values
+    told, copies = [], []
+
+    def look(event):
+        told.append(vilvm.evaluate(event.lvm, x, num_samples=3).bounds["elbo"].values)
+        copies.append(copy.deepcopy(event.lvm))
+        with torch.no_grad():
+            for p in copies[-1].parameters():
+                p.zero_()
+            assert not copies[-1].decoder(torch.ones(1, 3)).any()
+        with networks_in("bf16", event.lvm), networks_in("float32", event.lvm):
+            assert torch.equal(event.lvm.encoder(x), float32(x))
+
+    frozen = torch.optim.SGD(lvm.parameters(), lr=0.0)
+    float32 = copy.deepcopy(lvm.encoder)
+    vilvm.fit(lvm, x, steps=50, precision="bf16", optimizer=frozen, callbacks=[look])
+    assert torch.equal(told[0], exact)
+    weights = copies[-1].decoder[0].weight
+    with torch.no_grad():
+        weights.fill_(1 / 3)  # no number of eight bits
+        assert copies[-1].decoder[0](torch.ones(1, 3))[0, 0] == torch.nn.functional.linear(torch.ones(1, 3), weights)[0, 0]
+
+
+def test_sampled_weights_are_left_alone():
+    layer = pyro.nn.PyroModule[torch.nn.Linear](3, 2)
+    layer.weight = pyro.nn.PyroSample(dist.Normal(0.0, 1.0).expand([2, 3]).to_event(2))
+    outer = torch.nn.Sequential(layer, torch.nn.Linear(2, 2))
+    with networks_in("bf16", outer):
+        assert "forward" not in layer.__dict__
+        assert "forward" in outer[1].__dict__

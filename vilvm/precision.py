@@ -7,17 +7,18 @@ the optimizer's state stay float32.
 Reference: Mixed Precision Training, Micikevicius et al., 2018.
 """
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 __all__ = ["PRECISIONS", "Precision", "check_precision", "networks_in"]
 
+Precision = Literal["float32", "bf16"]
 PRECISIONS = ("float32", "bf16")
-Precision = str
 _LAYERS = (
     nn.Linear,
     nn.Bilinear,
@@ -28,6 +29,8 @@ _LAYERS = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+_numbers = itertools.count()
+_open: set[int] = set()  # contexts in which layers run in bfloat16
 
 
 def check_precision(who: str, lvm: object, precision: Any) -> None:
@@ -42,26 +45,44 @@ def check_precision(who: str, lvm: object, precision: Any) -> None:
 
 @contextmanager
 def networks_in(precision: Precision, lvm: object) -> Iterator[None]:
-    """Within it, the linear and convolutional layers of `lvm` run in this precision, and give float32."""
-    layers = _layers(lvm) if precision == "bf16" else []
-    for layer in layers:
-        layer.__dict__["forward"] = _in_bfloat16(layer.forward, next(layer.parameters()).device.type)
+    """Within it, the linear and convolutional layers of `lvm` run in this precision, and give float32; the innermost context holds."""
+    before = [(layer, layer.__dict__.pop("forward", None)) for layer in _layers(lvm)]
+    number = next(_numbers)
+    if precision == "bf16":
+        _open.add(number)
+        for layer, _ in before:
+            layer.__dict__["forward"] = _InBfloat16(layer, number)
     try:
         yield
     finally:
-        for layer in layers:
-            del layer.__dict__["forward"]  # that of its class is seen again
+        _open.discard(number)
+        for layer, forward in before:
+            layer.__dict__.pop("forward", None)  # that of its class is seen again
+            if forward is not None:
+                layer.__dict__["forward"] = forward
 
 
 def _layers(lvm: object) -> list[nn.Module]:
-    modules = lvm.modules() if isinstance(lvm, nn.Module) else ()
-    return [m for m in modules if isinstance(m, _LAYERS) and m.weight.dtype == torch.float32 and "forward" not in m.__dict__]
+    """Those whose weight is a parameter of float32, and whose forward is their class's or ours."""
+
+    def serves(module: nn.Module) -> bool:
+        weight = module._parameters.get("weight")  # not the attribute, which a PyroModule may sample
+        own = module.__dict__.get("forward")
+        return weight is not None and weight.dtype == torch.float32 and (own is None or isinstance(own, _InBfloat16))
+
+    return [m for m in (lvm.modules() if isinstance(lvm, nn.Module) else ()) if isinstance(m, _LAYERS) and serves(m)]
 
 
-def _in_bfloat16(forward: Callable[..., Any], device: str) -> Callable[..., Any]:
-    def low(*args: Any, **kwargs: Any) -> Any:
+class _InBfloat16:
+    """The forward of a layer; of a copy of the layer too, and back in float32 once the context is closed."""
+
+    def __init__(self, layer: nn.Module, number: int):
+        self.layer, self.number = layer, number
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        forward = type(self.layer).forward
+        if self.number not in _open:
+            return forward(self.layer, *args, **kwargs)
         # A weight that was cast once and kept would be that of the step before.
-        with torch.autocast(device, torch.bfloat16, cache_enabled=False):
-            return forward(*args, **kwargs).float()
-
-    return low
+        with torch.autocast(self.layer.weight.device.type, torch.bfloat16, cache_enabled=False):  # type: ignore[union-attr]
+            return forward(self.layer, *args, **kwargs).float()

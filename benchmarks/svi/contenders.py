@@ -118,6 +118,7 @@ def by_hand_graph(net: Any, draw: Callable[[], Any]) -> Steps:
 
 def pyro_svi(lvm: Any, draw: Callable[[], Any], batch: int | None) -> Steps:
     pyro.clear_param_store()
+    lvm.to(memory_format=torch.contiguous_format)  # in another, Pyro's parameter store does not learn what the network learns
     svi = SVI(lvm.model, lvm.guide, pyro.optim.Adam({"lr": LR}), Trace_ELBO())  # type: ignore[attr-defined]
     store = pyro.get_param_store().get_state()
 

@@ -79,6 +79,11 @@ def noiseless(folder):
         ("one", made(Point), {"optimizer": adam, "batch_size": 1}),  # one datum for two ranks
         ("full", made(Point), {"optimizer": adam}),
         ("shared", made(Shared, 53), {"optimizer": partial(torch.optim.SGD, lr=1e-3), "batch_size": 20}),
+        (
+            "shared, one",
+            made(Shared, 53),
+            {"optimizer": partial(torch.optim.SGD, lr=1e-3), "batch_size": 26},
+        ),  # a last batch of one datum
         ("annealed", made(Point), {"optimizer": adam, "batch_size": 20, "objective": Annealed(Trace_ELBO(), 30)}),
     ):
         vilvm.fit(lvm, x, steps=60, run_dir=None if folder is None else folder / name, progress=False, **options)
@@ -101,7 +106,15 @@ def main(folder):
         stopped = vilvm.fit(
             made(Point), data(), steps=400, callbacks=[lambda event: world.rank == 1 and event.history.records[-1].step > 90]
         )
-        refused = ""
+        skipping = made(Point)
+        spoilt = data()
+        spoilt[50] = 1e30  # of which the density is none
+        skipped = vilvm.fit(skipping, data(), steps=60, batch_size=20, validation=spoilt, nonfinite="skip")
+        refused = alone = ""
+        try:
+            vilvm.fit(made(Point), data(), steps=5, run_dir=folder / "alone" if world.leads else None)
+        except ValueError as error:
+            alone = str(error)
         try:
             vilvm.fit(made(Point), data() + world.rank, steps=5)
         except ValueError as error:
@@ -129,6 +142,8 @@ def main(folder):
             "values": bounds.bounds["elbo"].values.tolist(),
             "stopped": [stopped.stopped, stopped.steps],
             "refused": refused,
+            "alone": alone,
+            "skipped": [skipped.steps, skipped.stopped],
             "whole": whole,
         }
         (folder / "told.json").write_text(json.dumps(told))

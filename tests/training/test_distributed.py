@@ -94,6 +94,8 @@ def test_what_one_rank_decides_all_do(two):
     _, told, _, printed = two
     assert told["stopped"] == ["callback", 100]
     assert "was given other data" in told["refused"]
+    assert "run_dir included" in told["alone"]
+    assert told["skipped"] == [60, "finished"]
     assert "the share of each of 2 ranks" in told["whole"]
     assert printed[1] == ""
 

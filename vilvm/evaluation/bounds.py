@@ -110,6 +110,7 @@ class Evaluation:
         distortion: −E_q log p(x | z), in nats per datum.
         ess: effective sample size of the weights, between 1 and num_samples, shape (num_data,); None where there is no bound.
         num_samples: Monte Carlo samples a datum.
+        chunk: samples a pass; another number means other draws.
         protocol: data set, split, number of data, transform, seed, likelihoods, number of samples, and unit: "nats per datum",
             or "nats, all data together" for a model whose data share a latent (then num_data is 1 above).
         seconds: taken.
@@ -120,6 +121,7 @@ class Evaluation:
     distortion: Estimate
     ess: Tensor | None
     num_samples: int
+    chunk: int
     protocol: dict[str, Any]
     seconds: float
 
@@ -239,7 +241,7 @@ def evaluate(
         "unit": "nats per datum" if plan.local else "nats, all data together",
     }
     names = () if refusal else [b for b in asked or BOUNDS if b != "exact"]
-    found = _summarise(total, num_samples, names, protocol, began, refusal)
+    found = _summarise(total, (num_samples, chunk), names, protocol, began, refusal)
     if exact is not None:
         found.bounds["exact"] = exact
     return found
@@ -362,9 +364,9 @@ def _merge(total: _Sums, new: _Sums) -> list[Tensor]:
 
 
 def _summarise(
-    sums: _Sums, num_samples: int, bounds: Sequence[str], protocol: dict[str, Any], began: float, refusal: str
+    sums: _Sums, samples: tuple[int, int], bounds: Sequence[str], protocol: dict[str, Any], began: float, refusal: str
 ) -> Evaluation:
-    s = num_samples
+    s, chunk = samples
     ess = (2 * sums.w - sums.w2).exp().nan_to_num(0.0).cpu()  # 0 where every weight is
 
     def estimate(mean: Tensor, squares: Tensor) -> Estimate:
@@ -383,6 +385,7 @@ def _summarise(
         distortion=estimate(sums.distortion, sums.distortion_squared),
         ess=None if refusal else ess,
         num_samples=s,
+        chunk=chunk,
         protocol=protocol,
         seconds=time.perf_counter() - began,
     )

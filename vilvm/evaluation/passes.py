@@ -65,9 +65,11 @@ class Passes:
                 self.tell(f"The evaluation of {type(self.lvm).__name__} is not compiled, and runs eagerly: {error}.")
         if self._program is None or self._program[0] != key:
             return None
+        before = _generators(given[0].device)
         found = self._program[1](*given)
         if bool(torch.stack([t.isnan().any() for t in found]).any()):
-            return self._eager(batch, size, plan, validate=True)  # which names the site
+            _restore(before, given[0].device)
+            return self._eager(batch, size, plan, validate=True)  # which meets the same NaN, and names the site
         return found
 
     def _made(self, batch: Any, size: int, plan: Layout) -> Callable[..., list[Tensor]]:
@@ -96,6 +98,16 @@ class Passes:
             if not torch.allclose(mine, other, rtol=_TOLERANCE, atol=allowed, equal_nan=True):
                 raise UntraceableError(f"its {name} is not that of the eager pass on the same noise")
         return program
+
+
+def _generators(device: torch.device) -> list[Tensor]:
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def _restore(states: list[Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
 
 
 def terms(weights: LogWeights) -> list[Tensor]:

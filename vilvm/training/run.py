@@ -150,12 +150,20 @@ class Run:
 
     def _check_ranks(self) -> None:
         """That all ranks are about to do the same."""
-        words = hashlib.sha256(repr(sorted(self.settings.items(), key=str)).encode()).digest()
+        asked = (
+            self.total,
+            self.patience,
+            self.skip,
+            self.folder is not None,
+            self.validation is not None,
+            sorted(self.settings.items(), key=str),
+        )
+        words = hashlib.sha256(repr(asked).encode()).digest()
         mine = torch.tensor([list(words)], device=self.device)
         if not bool((self.ranks.rows(mine) == mine).all()):
             raise ValueError(
                 f"fit: rank {self.ranks.rank} of {self.ranks.size} was given other data, another model or other settings than another rank; "
-                "let every rank build the same, from the same seed."
+                "let every rank call fit alike, run_dir included, with what it builds from the same seed."
             )
 
     @property
@@ -432,7 +440,9 @@ class Run:
         what = f"the loss is {loss}" if not math.isfinite(loss) else "the loss is finite, but a gradient is NaN or infinite"
         fault = self._look_again(before, validate=False)
         site = "No log-density is NaN, so look for one that is −inf (data that the model holds for impossible), at the gradient, or at the objective."
-        site = site if fault is None else str(fault)
+        site = (
+            "Look at what the other ranks say." if fault is None and self.ranks.size > 1 else site if fault is None else str(fault)
+        )
         return (
             f"Step {self.at + 1} (epoch {1 + self.at // self.batches.epoch_steps}): {what}. {site} The parameters are those after step "
             f"{self.at}. {self._kept()}"

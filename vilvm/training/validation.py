@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from vilvm.data import Data
-from vilvm.lvm import evaluation_mode
+from vilvm.lvm import ContractError, evaluation_mode
 from vilvm.weights import Layout, layout, log_weights
 from vilvm.world import World
 
@@ -34,24 +35,39 @@ def look(lvm: Any, objective: Any, data: Data, plan: Layout, ranks: World) -> Lo
     """
     with evaluation_mode(lvm):
         if not (plan.local or plan.scale == 1.0):
-            # One weight of part of the data is no estimate of the whole: the loss is.
-            data = data.loaded()
-            here = layout(lvm, data.x, validate=False, plate=plan.data_plate)
-            elbo = -float(objective.loss(lvm.model, lvm.guide, data.x)) / (here.num_data * here.scale if here.local else 1.0)
-            elbo = ranks.sum(torch.tensor(elbo / ranks.size, dtype=torch.float64, device=data.device)).item()
-            return Look(elbo, math.nan, math.nan, math.nan)
-        rows = [torch.zeros(0, 2, dtype=torch.float64, device=data.device)]
-        for part in _parts(data, plan) if len(data) else []:
-            here = layout(lvm, part.x, validate=False, plate=plan.data_plate)
-            weights = log_weights(lvm, part.x, validate=False, plan=here)
-            likelihood = weights.log_likelihood[0].reshape(-1)
-            rows.append(
-                torch.stack([weights.log_weight[0].reshape(-1), likelihood if plan.local else likelihood.sum()[None]], -1).double()
-            )
-    values, likelihood = (ranks.rows(torch.cat(rows)) if plan.local else torch.cat(rows)).unbind(-1)
+            return Look(_mean_loss(lvm, objective, data, plan, ranks), math.nan, math.nan, math.nan)
+        rows, error = torch.zeros(0, 2, dtype=torch.float64, device=data.device), None
+        try:
+            rows = torch.cat([rows, *(_weighed(lvm, part, plan) for part in (_parts(data, plan) if len(data) else []))])
+        except ContractError as found:
+            error = found
+        if ranks.any(error is not None, data.device):  # for else the others would wait for the rows of this one
+            raise error or ContractError("another rank met a log-density that is NaN; look at what it says.")
+    values, likelihood = (ranks.rows(rows) if plan.local else rows).unbind(-1)
     distortion = -likelihood.sum().item() / len(values)
     elbo = values.mean().item()
     return Look(elbo, values.std().item() / len(values) ** 0.5 if len(values) > 1 else math.nan, -elbo - distortion, distortion)
+
+
+def _mean_loss(lvm: Any, objective: Any, data: Data, plan: Layout, ranks: World) -> float:
+    """The ELBO by the loss, of which one weight of part of the data is no estimate: its mean over the ranks that have data."""
+    told = torch.zeros(2, dtype=torch.float64, device=data.device)
+    if len(data):
+        x = data.loaded().x
+        here = layout(lvm, x, validate=False, plate=plan.data_plate)
+        told[0] = -float(objective.loss(lvm.model, lvm.guide, x)) / (here.num_data * here.scale if here.local else 1.0)
+        told[1] = 1
+    total, count = ranks.sum(told).tolist()
+    return total / count
+
+
+def _weighed(lvm: Any, part: Data, plan: Layout) -> Tensor:
+    """Log-weight and log-likelihood of one sample a datum, float64, shape (num_data, 2), or (1, 2) for one joint weight."""
+    here = layout(lvm, part.x, validate=False, plate=plan.data_plate)
+    weights = log_weights(lvm, part.x, validate=False, plan=here)
+    likelihood = weights.log_likelihood[0].reshape(-1)
+    both = weights.log_weight[0].reshape(-1), likelihood if plan.local else likelihood.sum()[None]
+    return torch.stack(both, -1).double()
 
 
 def check(lvm: Any, data: Data, plan: Layout) -> None:
