@@ -98,7 +98,7 @@ class EightSchools(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.guide = AutoNormal(
-            self.model, init_loc_fn=lambda s: (torch.ones_like if s["name"] == "tau" else torch.zeros_like)(s["value"])
+            self.model, init_loc_fn=lambda s: (torch.ones_like if s["name"] == "tau" else torch.zeros_like)(s["fn"].sample())
         )
 
     def model(self, batch: tuple[Tensor, Tensor]) -> None:
