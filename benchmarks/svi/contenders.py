@@ -133,10 +133,16 @@ def pyro_svi(lvm: Any, draw: Callable[[], Any], batch: int | None) -> Steps:
     return steps
 
 
+class _WithoutRecords(Run):
+    @property
+    def _next_record(self) -> int:
+        return self.total
+
+
 def vilvm_fit(lvm: Any, data: Any, batch: int | None, compiled: bool) -> Steps:
     """The steps of ``vilvm.fit``, without its records and checkpoints."""
     first = data if isinstance(data, Tensor) else data[0]
-    run = Run(
+    run = _WithoutRecords(
         lvm=lvm,
         objective=Trace_ELBO(),
         batches=Batches(Data(data), batch or len(first), 0),
