@@ -72,6 +72,8 @@ def _lift(module: GraphModule) -> list[Tensor]:
     closed = []
     for node in list(module.graph.find_nodes(op="get_attr")):
         held = getattr(module, str(node.target))
+        if not isinstance(held, Tensor):
+            raise UntraceableError(f"a {type(held).__name__} that the pair closes over, which is no tensor")
         if id(held) not in inputs:
             with module.graph.inserting_after(last):
                 last = inputs[id(held)] = module.graph.placeholder(f"closed_{len(closed)}")

@@ -28,7 +28,7 @@ from torch import Tensor
 from vilvm.data import Data, as_data, kept_generators, seeded
 from vilvm.evaluation.bounds import Estimate, in_parts, samples_that_fit
 from vilvm.evaluation.hmc import State, start, transition
-from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, fixed_beside
+from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode, fixed_beside
 from vilvm.progress import ProgressBar
 from vilvm.weights import Simulation, layout
 from vilvm.weights.contract import check_number
@@ -278,7 +278,7 @@ def _data_in_a_pass(lvm: LatentVariableModel, data: Data, schedule: Schedule) ->
         return busy
     few = data.subset(slice(0, busy)).x
     try:
-        with kept_generators(data.device):
+        with kept_generators(data.device), evaluation_mode(lvm):
             fit = samples_that_fit(lvm, few, layout(lvm, few))
     except ContractError:
         return busy  # the guide knows all data, or none; what is wrong is said where it is needed

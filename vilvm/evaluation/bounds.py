@@ -287,7 +287,7 @@ def samples_in_a_pass(lvm: LatentVariableModel, batch: Any, plan: Layout) -> int
 def samples_that_fit(lvm: LatentVariableModel, batch: Any, plan: Layout) -> int:
     """How many draws of every datum fit into half of the memory that is free, if all that is made of them is kept."""
     device = tensors_of(batch)[0].device
-    with torch.no_grad(), kept_generators(device), module_parameters(lvm), pyro.validation_enabled(False):
+    with torch.no_grad(), kept_generators(device), evaluation_mode(lvm), module_parameters(lvm), pyro.validation_enabled(False):
         each = bytes_made(lambda: one_pass(lvm, batch, 1, plan))
     return free_bytes(device) // 2 // max(each, 1)
 
