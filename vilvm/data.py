@@ -255,6 +255,18 @@ def kept_generators(device: torch.device | str) -> Any:
     return torch.random.fork_rng(devices=[where] if where.type == "cuda" else [])
 
 
+def rng(device: torch.device) -> list[Tensor]:
+    """The states of torch's generators, the CPU's first."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+
+
+def set_rng(states: list[Tensor], device: torch.device) -> None:
+    """Puts torch's generators where ``rng`` found them."""
+    torch.set_rng_state(states[0].cpu())
+    if device.type == "cuda" and len(states) > 1:
+        torch.cuda.set_rng_state(states[1].cpu(), device)
+
+
 class seeded:
     """A context in which torch draws from `seed`, on the CPU and on `device`; the generators are as before afterwards."""
 

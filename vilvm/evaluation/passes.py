@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vilvm.compiling import Compiler, UntraceableError, inductor, trace
-from vilvm.data import map_tensors, tensors_of
+from vilvm.data import map_tensors, rng, set_rng, tensors_of
 from vilvm.lvm import LatentVariableModel, module_parameters
 from vilvm.weights import Layout, LogWeights, one_pass, weight_chunks
 
@@ -65,10 +65,10 @@ class Passes:
                 self.tell(f"The evaluation of {type(self.lvm).__name__} is not compiled, and runs eagerly: {error}.")
         if self._program is None or self._program[0] != key:
             return None
-        before = _generators(given[0].device)
+        before = rng(given[0].device)
         found = self._program[1](*given)
         if bool(torch.stack([t.isnan().any() for t in found]).any()):
-            _restore(before, given[0].device)
+            set_rng(before, given[0].device)
             return self._eager(batch, size, plan, validate=True)  # which meets the same NaN, and names the site
         return found
 
@@ -98,16 +98,6 @@ class Passes:
             if not torch.allclose(mine, other, rtol=_TOLERANCE, atol=allowed, equal_nan=True):
                 raise UntraceableError(f"its {name} is not that of the eager pass on the same noise")
         return program
-
-
-def _generators(device: torch.device) -> list[Tensor]:
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-
-
-def _restore(states: list[Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states[0])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(states[1], device)
 
 
 def terms(weights: LogWeights) -> list[Tensor]:

@@ -23,11 +23,10 @@ import torch
 from torch import Tensor
 
 from vilvm.compiling import Compiler, Graph, UntraceableError, inductor, trace, why
-from vilvm.data import map_tensors, tensors_of
+from vilvm.data import map_tensors, rng, set_rng, tensors_of
 from vilvm.lvm import LatentVariableModel
 from vilvm.training.adam import GraphAdam
 from vilvm.training.capture import Captured
-from vilvm.training.resume import rng, set_rng
 from vilvm.training.step import EagerStep, Objective, StepResult, backward, no_gradient
 
 __all__ = ["CompiledStep"]

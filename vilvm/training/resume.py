@@ -1,14 +1,13 @@
-"""What a checkpoint must agree with before a run is taken up from it, in words; torch's generators; and the way back within a run."""
+"""What a checkpoint must agree with before a run is taken up from it, in words; and the way back within a run."""
 
 import copy
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from vilvm.data import rng, set_rng
 from vilvm.training.checkpoint import CheckpointError
 
-__all__ = ["Position", "describe", "match", "plain", "rng", "set_rng"]
+__all__ = ["Position", "describe", "match", "plain"]
 
 
 def match(found: Path, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
@@ -40,18 +39,6 @@ def plain(values: dict[str, Any]) -> str:
     return ", ".join(
         f"{k}={v!r}" for k, v in sorted(values.items()) if isinstance(v, int | float | str | bool | tuple) and k[0] != "_"
     )
-
-
-def rng(device: torch.device) -> list[torch.Tensor]:
-    """The states of torch's generators, the CPU's first."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
-
-
-def set_rng(states: list[torch.Tensor], device: torch.device) -> None:
-    """Puts torch's generators where ``rng`` found them."""
-    torch.set_rng_state(states[0].cpu())
-    if device.type == "cuda" and len(states) > 1:
-        torch.cuda.set_rng_state(states[1].cpu(), device)
 
 
 class Position:

@@ -15,7 +15,7 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import vilvm.training.checkpoint as checkpoint
-from vilvm.data import Data, seeded, set_seed
+from vilvm.data import Data, rng, seeded, set_rng, set_seed
 from vilvm.files import write_atomic
 from vilvm.lvm import ContractError, module_parameters
 from vilvm.memory import widen_heap
@@ -25,7 +25,7 @@ from vilvm.training.compiled import CompiledStep
 from vilvm.training.history import History, Record
 from vilvm.training.optimizers import OptimizerFactory, SchedulerFactory, make_optimizer, make_scheduler
 from vilvm.training.result import Event, Fit
-from vilvm.training.resume import Position, describe, match, plain, rng, set_rng
+from vilvm.training.resume import Position, describe, match, plain
 from vilvm.training.signals import interruptible
 from vilvm.training.step import NonFiniteLossError, Objective, Step, StepResult, check_objective
 from vilvm.training.validation import Look, check, look
