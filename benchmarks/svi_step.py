@@ -11,12 +11,14 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.interleaved import race
 from benchmarks.rows import Row, machine, markdown, rows_of, write
 from benchmarks.svi.contenders import BASE, FLOOR, Steps, contenders
 from benchmarks.svi.workloads import SCHOOLS, WORKLOADS, Workload
@@ -39,15 +41,8 @@ def compare(workload: Workload, batch: int | None, rounds: int, device: str = "c
     steps = _made(workload, data, batch, device)
     _check_losses({name: take(trained)[-trained // 3 :] for name, take in steps.items()})
     count = max(4, workload.steps * 128 // (batch or 128))
-    ms: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(-2, rounds):
-        for name, take in steps.items():
-            began = time.perf_counter()
-            take(count)
-            if device == "cuda":
-                torch.cuda.synchronize()
-            if turn >= 0:
-                ms[name].append((time.perf_counter() - began) / count * 1e3)
+    seconds = race({name: partial(take, count) for name, take in steps.items()}, rounds)
+    ms = {name: [s / count * 1e3 for s in taken] for name, taken in seconds.items()}
     return rows_of(workload.name, batch, ms, BASE, FLOOR)
 
 

@@ -1,6 +1,6 @@
 """Pyro traced once, and compiled: what training and evaluation make their programs with."""
 
 from vilvm.compiling.inductor import Compiler, graph, inductor
-from vilvm.compiling.tracing import Graph, UntraceableError, trace, traceable, why
+from vilvm.compiling.tracing import Graph, UntraceableError, shapes, trace, traceable, why
 
-__all__ = ["Compiler", "Graph", "UntraceableError", "graph", "inductor", "trace", "traceable", "why"]
+__all__ = ["Compiler", "Graph", "UntraceableError", "graph", "inductor", "shapes", "trace", "traceable", "why"]

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
-__all__ = ["Graph", "UntraceableError", "trace", "traceable", "why"]
+__all__ = ["Graph", "UntraceableError", "shapes", "trace", "traceable", "why"]
 
 
 class UntraceableError(RuntimeError):
@@ -41,6 +41,11 @@ class Graph(NamedTuple):
 
     module: GraphModule
     closed: list[Tensor]
+
+
+def shapes(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
+    """What a graph depends on: tensors that are alike in it are served by the same one."""
+    return tuple((t.shape, t.stride(), t.dtype) for t in tensors)
 
 
 def trace(function: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) -> Graph:

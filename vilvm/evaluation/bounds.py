@@ -23,13 +23,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-import pyro
 import torch
 from torch import Tensor
 
 from vilvm.data import Data, as_data, kept_generators, seeded, set_seed, tensors_of
 from vilvm.evaluation.passes import Passes
-from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode, module_parameters
+from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode
 from vilvm.memory import bytes_made, free_bytes, widen_heap
 from vilvm.precision import Precision, check_precision, networks_in
 from vilvm.progress import ProgressBar
@@ -287,7 +286,7 @@ def samples_in_a_pass(lvm: LatentVariableModel, batch: Any, plan: Layout) -> int
 def samples_that_fit(lvm: LatentVariableModel, batch: Any, plan: Layout) -> int:
     """How many draws of every datum fit into half of the memory that is free, if all that is made of them is kept."""
     device = tensors_of(batch)[0].device
-    with torch.no_grad(), kept_generators(device), evaluation_mode(lvm), module_parameters(lvm), pyro.validation_enabled(False):
+    with torch.no_grad(), kept_generators(device), evaluation_mode(lvm):
         each = bytes_made(lambda: one_pass(lvm, batch, 1, plan))
     return free_bytes(device) // 2 // max(each, 1)
 

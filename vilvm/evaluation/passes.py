@@ -7,14 +7,13 @@ eager one on the same noise; where they differ, or where no graph can be made, a
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import pyro
 import torch
 from torch import Tensor
 
-from vilvm.compiling import Compiler, UntraceableError, inductor, trace
-from vilvm.data import map_tensors, rng, set_rng, tensors_of
-from vilvm.lvm import LatentVariableModel, module_parameters
-from vilvm.weights import Layout, LogWeights, one_pass, weight_chunks
+from vilvm.compiling import Compiler, UntraceableError, inductor, shapes, trace
+from vilvm.data import kept_generators, map_tensors, rng, set_rng, tensors_of
+from vilvm.lvm import LatentVariableModel
+from vilvm.weights import Layout, LogWeights, log_weights, one_pass
 
 __all__ = ["Passes"]
 
@@ -48,12 +47,12 @@ class Passes:
             done += size
 
     def _eager(self, batch: Any, size: int, plan: Layout, validate: bool = False) -> list[Tensor]:
-        return terms(next(weight_chunks(self.lvm, batch, size, size, validate, plan)))
+        return terms(log_weights(self.lvm, batch, size, validate=validate, plan=plan))
 
     def _compiled(self, batch: Any, size: int, plan: Layout) -> list[Tensor] | None:
         """The same by the program; None where there is none."""
         given = tensors_of(batch)
-        key = (size, tuple((t.shape, t.stride(), t.dtype) for t in given))
+        key = size, shapes(given)
         if self._program is None:
             if plan.subsample:
                 self.compiles = False  # what is in the subsample is drawn once a batch, in Python
@@ -75,23 +74,22 @@ class Passes:
     def _made(self, batch: Any, size: int, plan: Layout) -> Callable[..., list[Tensor]]:
         """The program, which does here and now what an eager pass does."""
         given = tensors_of(batch)
-        device = [given[0].device] if given[0].is_cuda else []
+        device = given[0].device
 
         def function(*inputs: Tensor) -> list[Tensor]:
             rest = iter(inputs)
-            with module_parameters(self.lvm), pyro.validation_enabled(False):
-                return terms(one_pass(self.lvm, map_tensors(lambda _: next(rest), batch), size, plan))
+            return terms(one_pass(self.lvm, map_tensors(lambda _: next(rest), batch), size, plan))
 
-        with torch.random.fork_rng(devices=device):
+        with kept_generators(device):
             graph = trace(function, given)
         run = self.compiler(lambda *flat: list(graph.module(*flat)), [*given, *graph.closed])
 
         def program(*inputs: Tensor) -> list[Tensor]:
             return list(run(*inputs, *graph.closed))
 
-        with torch.random.fork_rng(devices=device):
+        with kept_generators(device):
             expected = self._eager(batch, size, plan)
-        with torch.random.fork_rng(devices=device):
+        with kept_generators(device):
             found = program(*given)
         for name, mine, other in zip(("log weight", "rate", "distortion"), expected, found, strict=True):
             allowed = _TOLERANCE * mine[mine.isfinite()].abs().mean().nan_to_num(0.0).item()

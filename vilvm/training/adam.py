@@ -58,13 +58,16 @@ class GraphAdam:
         """Looks up how many steps the optimizer has counted, for which a GPU has to be waited for."""
         self.counted = int(self.optimizer.state[parameters[0]].get("step", 0))
 
-    def numbers(self) -> Tensor:
-        """What changes from step to step, by group of parameters: shape (groups, 8)."""
-        return self._numbers(self.counted + self.taken + 1)
-
-    def first_numbers(self) -> Tensor:
-        """The same for the first step of all."""
-        return self._numbers(1)
+    def numbers(self, step: int | None = None) -> Tensor:
+        """What changes from step to step, for the next one or another, counted from 1; by group of parameters: shape (groups, 8)."""
+        step = self.counted + self.taken + 1 if step is None else step
+        rows = []
+        for group in self.optimizer.param_groups:
+            lr, (b1, b2) = float(group["lr"]), map(float, group["betas"])
+            decay = float(group["weight_decay"])
+            shrink, penalty = (lr * decay, 0.0) if self._is_decoupled(group) else (0.0, decay)
+            rows.append((lr / (1 - b1**step), 1 - b1, b2, 1 - b2, (1 - b2**step) ** -0.5, float(group["eps"]), shrink, penalty))
+        return torch.tensor(rows, device=self.device)
 
     def settle(self) -> None:
         """Adds the steps taken to those that the optimizer has counted."""
@@ -75,15 +78,6 @@ class GraphAdam:
     def _is_decoupled(self, group: dict[str, Any]) -> bool:
         """Whether weights decay by themselves, and not through the gradient."""
         return bool(group.get("decoupled_weight_decay", type(self.optimizer) is torch.optim.AdamW))
-
-    def _numbers(self, step: int) -> Tensor:
-        rows = []
-        for group in self.optimizer.param_groups:
-            lr, (b1, b2) = float(group["lr"]), map(float, group["betas"])
-            decay = float(group["weight_decay"])
-            shrink, penalty = (lr * decay, 0.0) if self._is_decoupled(group) else (0.0, decay)
-            rows.append((lr / (1 - b1**step), 1 - b1, b2, 1 - b2, (1 - b2**step) ** -0.5, float(group["eps"]), shrink, penalty))
-        return torch.tensor(rows, device=self.device)
 
     def update(
         self,

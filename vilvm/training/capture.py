@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vilvm.data import kept_generators
+
 __all__ = ["Captured"]
 
 _WARM_UP = 3  # runs before the capture, in which kernels are loaded and chosen
@@ -52,7 +54,7 @@ class Captured:
         self._given, self._graph = [t.to(device, copy=True) for t in given], None
         graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
         try:
-            with torch.cuda.device(device), torch.random.fork_rng(devices=[device]):
+            with torch.cuda.device(device), kept_generators(device):
                 side.wait_stream(torch.cuda.current_stream(device))
                 with torch.cuda.stream(side):
                     for _ in range(_WARM_UP):

@@ -22,7 +22,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from vilvm.compiling import Compiler, Graph, UntraceableError, inductor, trace, why
+from vilvm.compiling import Compiler, Graph, UntraceableError, inductor, shapes, trace, why
 from vilvm.data import map_tensors, rng, set_rng, tensors_of
 from vilvm.lvm import LatentVariableModel
 from vilvm.training.adam import GraphAdam
@@ -130,7 +130,7 @@ class CompiledStep:
         """The program for batches like this one, compiled if there is none; None if the step is eager."""
         if self.refused is not None:
             return None
-        key = (_shapes(batch), num_data, tuple(p.requires_grad for p in self.parameters))
+        key = (shapes(tensors_of(batch)), num_data, tuple(p.requires_grad for p in self.parameters))
         if key not in self._programs:
             began = time.perf_counter()
             try:
@@ -266,7 +266,6 @@ class CompiledStep:
             (loss, gradient norm, 1 if the parameters moved), float64; or the loss alone, the gradients being the parameters' own, if the update is
             not part of the graph.
         """
-        self._taken += 1
         given = [*tensors_of(batch), *self._numbers()]
         if self.adam is None:
             told, *grads = program.launch(*given)
@@ -276,14 +275,15 @@ class CompiledStep:
                 p.grad = grad
         else:
             (told,) = program.launch(*given, self.adam.numbers(), self._started if before is None else before)
-            self.adam.taken += 1
-        if hasattr(self.objective, "advance"):
-            self.objective.advance()  # type: ignore[attr-defined]
+        self._count()
         return told
 
     def rehearse(self, program: _Program, batch: Any) -> None:
         """Draws and counts what a step draws and counts, and moves nothing."""
         self._gradients(program, batch)
+        self._count()
+
+    def _count(self) -> None:
         self._taken += 1
         if self.adam is not None:
             self.adam.taken += 1
@@ -343,7 +343,7 @@ class CompiledStep:
             loss, *grads = program.run(*given, *closed)
             return loss.item(), dict(zip(map(id, program.moved), grads, strict=True)), closed
         state = self.adam.blank(program.moved)
-        (told,) = program.run(*given, *closed, *state, self.adam.first_numbers(), self._started)
+        (told,) = program.run(*given, *closed, *state, self.adam.numbers(1), self._started)
         loss, norm, _ = told.tolist()
         clipped = 1.0 if self.clip is None else min(1.0, self.clip / (norm + 1e-6))
         return loss, self.adam.gradients(program.moved, state, clipped), closed
@@ -375,7 +375,3 @@ def _nothing(*_: Any) -> None:
 def _given(objective: Any, numbers: list[Tensor]) -> Any:
     """A context in which the objective takes its numbers from tensors."""
     return objective.given(*numbers) if numbers else nullcontext()
-
-
-def _shapes(batch: Any) -> tuple[Any, ...]:
-    return tuple((t.shape, t.stride(), t.dtype) for t in tensors_of(batch))

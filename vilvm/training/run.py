@@ -339,7 +339,7 @@ class Run:
     def record(self) -> None:
         """Adds a row to the history, keeps the best parameters, and asks the callbacks."""
         began = time.perf_counter()
-        self.ranks.from_first(list(self.lvm.buffers()) if self.ranks.size > 1 else [])  # batch statistics are rank 0's
+        self.ranks.from_first([*self.lvm.buffers()])  # batch statistics are rank 0's
         with seeded(self.ranks.seed(self.seed) if self._plan.local else self.seed, self.device):
             bound, se, rate, distortion = self._look(self._looked_at())
         self.seconds += time.perf_counter() - began

@@ -148,15 +148,19 @@ def weight_chunks(
     while done < num_samples:
         size = min(chunk, num_samples - done)
         # The batch and the parameters are the same in every pass, so Pyro's checks of them are worth making once.
-        with module_parameters(lvm), pyro.validation_enabled(validate and done == 0):
-            weights = one_pass(lvm, batch, size, plan)
+        weights = one_pass(lvm, batch, size, plan, validate and done == 0)
         _check_nan(weights)
         yield weights
         done += size
 
 
-def one_pass(lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Layout) -> LogWeights:
-    """The LogWeights of one run of guide and model, unchecked: no tensor's value is read, so that it can be traced."""
+def one_pass(lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Layout, validate: bool = False) -> LogWeights:
+    """The LogWeights of one run of guide and model; without Pyro's checks no tensor's value is read, so that it can be traced."""
+    with module_parameters(lvm), pyro.validation_enabled(validate):
+        return _run_both(lvm, batch, num_samples, plan)
+
+
+def _run_both(lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Layout) -> LogWeights:
     samples, fixed = (num_samples, plan.sample_dim), held_still(plan)
     guide_trace = run(lvm.guide, "guide", batch, fixed, samples=samples)
     guide = guide_sites(guide_trace)
