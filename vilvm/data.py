@@ -130,6 +130,14 @@ class Data:
         labels = None if self.labels is None else self.labels[_on(index, self.labels.device)]
         return replace(self, x=map_tensors(lambda t: t[_on(index, t.device)], self.x), labels=labels)
 
+    def at(self, places: Tensor) -> "Data":
+        """The data at `places`, int64 and counted from the start, without their labels: ``subset`` in half the time, for a batch a step."""
+
+        def picked(t: Any) -> Tensor:
+            return t.index_select(0, places.to(t.device)) if isinstance(t, Tensor) else t[places]
+
+        return replace(self, x=map_tensors(picked, self.x), labels=None)
+
     def parts(self, rows: int) -> "Sequence[Data]":
         """The data in order, `rows` at a time; the last part may be smaller. A part of data on disk is read when it is asked for."""
         parts = _Parts(self, rows)

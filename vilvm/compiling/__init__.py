@@ -1,6 +1,19 @@
 """Pyro traced once, and compiled: what training and evaluation make their programs with."""
 
-from vilvm.compiling.inductor import Compiler, graph, inductor
+from vilvm.compiling.inductor import Compile, Compiler, check_compile, graph, inductor, program
 from vilvm.compiling.tracing import Graph, UntraceableError, shapes, trace, traceable, why
 
-__all__ = ["Compiler", "Graph", "UntraceableError", "graph", "inductor", "shapes", "trace", "traceable", "why"]
+__all__ = [
+    "Compile",
+    "Compiler",
+    "Graph",
+    "UntraceableError",
+    "check_compile",
+    "graph",
+    "inductor",
+    "program",
+    "shapes",
+    "trace",
+    "traceable",
+    "why",
+]

@@ -4,18 +4,40 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from vilvm.compiling.tracing import UntraceableError, why
+from vilvm.compiling.tracing import UntraceableError, trace, why
 
-__all__ = ["Compiler", "graph", "inductor"]
+__all__ = ["Compile", "Compiler", "check_compile", "graph", "inductor", "program"]
 
 # Makes a program of a function of tensors and such tensors.
 Compiler = Callable[[Callable[..., list[Tensor]], Sequence[Tensor]], Callable[..., Any]]
+Compile = bool | Literal["auto"]  # what a user says of it; "auto" where the seconds that it takes are earned back
+
+
+def check_compile(what: str, compile: Any) -> None:
+    """Raises ValueError if `compile` is no choice that `what` knows."""
+    if compile not in (True, False, "auto"):
+        raise ValueError(f"{what}: unknown compile={compile!r}; choose True, False or 'auto'.")
+
+
+def program(
+    function: Callable[..., list[Tensor]], inputs: Sequence[Tensor], compiler: "Compiler | None" = None
+) -> Callable[..., list[Tensor]]:
+    """`function` traced once, under Pyro's handlers or any other, and compiled, for inputs of these shapes; what it closes over is read anew by each call.
+
+    The function is run once, so whatever it draws and changes in place is drawn and changed.
+
+    Raises:
+        UntraceableError: no graph can be made of it, or no program.
+    """
+    traced = trace(function, inputs)
+    run = (compiler or inductor)(lambda *flat: list(traced.module(*flat)), [*inputs, *traced.closed])
+    return lambda *given: list(run(*given, *traced.closed))
 
 
 def inductor(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Callable[..., Any]:
@@ -45,6 +67,10 @@ def _compiled(module: Any, flat: list[Tensor], **options: Any) -> Callable[..., 
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
+    from vilvm.compiling.products import ProductsAlone
+
+    if flat[0].device.type == "cpu":
+        options["post_grad_custom_post_pass"] = ProductsAlone()
     made: list[tuple[Callable[..., Any], list[Any]]] = []
 
     def inner(module: Any, inputs: list[Any], **kwargs: Any) -> Any:

@@ -34,12 +34,14 @@ import torch
 from scipy.special import bdtrc, logsumexp, ndtri
 from torch import Tensor
 
+from vilvm.compiling import Compile, check_compile
 from vilvm.data import Data, seeded
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.tail import tail_error, tail_length
 from vilvm.evaluation.bounds import in_parts, samples_in_a_pass
+from vilvm.evaluation.passes import Passes, worth_compiling
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode, fixed_beside
-from vilvm.weights import Layout, layout, weight_chunks
+from vilvm.weights import Layout, layout
 from vilvm.weights.contract import check_number
 
 __all__ = ["Look", "ParetoK", "Smoothed", "check_weighable", "good_k", "pareto_k", "psis"]
@@ -182,6 +184,7 @@ class ParetoK:
         num_samples: draws a datum, S.
         joint: whether the weight is that of all data together.
         false_alarm: how often a guide of which no datum has k > 0.7 may be given a warning.
+        compile: whether passes are compiled, as in ``evaluate``.
         looks: the further looks at data with k̂ > ½, each with draws of its own; what an alarm is raised on.
     """
 
@@ -270,6 +273,7 @@ def pareto_k(
     seed: int = 0,
     *,
     false_alarm: float = 0.01,
+    compile: Compile = "auto",
 ) -> ParetoK:
     """Pareto k̂ and effective sample size of the guide's importance weights, datum by datum.
 
@@ -283,6 +287,7 @@ def pareto_k(
         batch_size: data a pass, 50 by default; a model whose data share a latent is given all of them at once.
         seed: of samples and transform.
         false_alarm: how often a guide of which no datum has k > 0.7 may be given a warning.
+        compile: whether passes are compiled, as in ``evaluate``.
 
     Returns:
         ParetoK, with a finding.
@@ -308,14 +313,17 @@ def pareto_k(
         check_number("pareto_k: batch_size", batch_size)
     if not 0 < false_alarm < 1:
         raise ValueError(f"pareto_k: false_alarm must be between 0 and 1; got {false_alarm!r}.")
+    check_compile("pareto_k", compile)
     fixed = fixed_beside(lvm, data, seed)
     with seeded(seed, device_of(lvm, fixed.device)), evaluation_mode(lvm):
         parts, plan = in_parts(lvm, fixed, batch_size)
         check_weighable("pareto_k", lvm, plan)
         plans = [plan, *(layout(lvm, part.x, plate=plan.data_plate) for part in parts[1:])]
-        found = [_fitted(lvm, part.x, num_samples, here) for part, here in zip(parts, plans, strict=True)]
+        a_part = num_samples // _chunk(lvm, parts[0].x, plan)
+        passes = Passes(lvm, worth_compiling(compile, len(parts) * a_part))
+        found = [_fitted(passes, part.x, num_samples, here) for part, here in zip(parts, plans, strict=True)]
         k, ess = (torch.cat(values) for values in zip(*found, strict=True))
-        looks = _further_looks(lvm, fixed, parts, plans, k, num_samples)
+        looks = _further_looks(passes, fixed, parts, plans, k, num_samples)
     return ParetoK(k, ess, _indices(parts, plans), num_samples, not plan.local, false_alarm, looks)
 
 
@@ -332,16 +340,16 @@ def _indices(parts: Sequence[Data], plans: Sequence[Layout]) -> Tensor:
 
 
 def _further_looks(
-    lvm: LatentVariableModel, data: Data, parts: Sequence[Data], plans: Sequence[Layout], k: Tensor, num_samples: int
+    passes: Passes, data: Data, parts: Sequence[Data], plans: Sequence[Layout], k: Tensor, num_samples: int
 ) -> tuple[Look, ...]:
     """Looks at the worst of the data with k̂ > ½, and at those of them that remain so, if they are half as many or fewer."""
     size = max(num_samples, _REPEAT)
     place = k.argsort(descending=True)[: int((k > _HALF).sum())][: max(1, _DRAWS // size)].sort().values
     looks: list[Look] = []
     while len(place) and len(looks) < _LOOKS and (not looks or 2 * len(place) <= len(looks[-1].k)):
-        runs = _runs(lvm, data, parts, plans, place)
+        runs = _runs(passes.lvm, data, parts, plans, place)
         repeats = max(1, _DRAWS // (size * sum(plan.num_data if plan.local else _JOINT for _, plan, _ in runs)))
-        found = [_fitted(lvm, batch, size, plan, repeats, columns) for batch, plan, columns in runs]
+        found = [_fitted(passes, batch, size, plan, repeats, columns) for batch, plan, columns in runs]
         again, ess = (torch.cat(values) for values in zip(*found, strict=True))
         looks.append(Look(again, ess, place, size, repeats))
         place = place[again > _HALF]
@@ -365,14 +373,17 @@ def _runs(
     return runs
 
 
+def _chunk(lvm: LatentVariableModel, batch: Any, plan: Layout) -> int:
+    """Samples a pass."""
+    return samples_in_a_pass(lvm, batch, plan) if plan.local else max(1, JOINT_ROWS // max(plan.num_data, 1))
+
+
 def _fitted(
-    lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Layout, repeats: int = 1, columns: Tensor | None = None
+    passes: Passes, batch: Any, num_samples: int, plan: Layout, repeats: int = 1, columns: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """k̂ and effective sample size of one batch, of every datum or of some of its columns, in the mean over repeats."""
-    chunk = samples_in_a_pass(lvm, batch, plan) if plan.local else max(1, JOINT_ROWS // max(plan.num_data, 1))
     logs = []
-    for weights in weight_chunks(lvm, batch, repeats * num_samples, chunk, plan=plan):
-        log_w = weights.log_weight if plan.local else weights.log_weight.reshape(-1, 1)
+    for log_w, *_ in passes(batch, repeats * num_samples, _chunk(passes.lvm, batch, plan), plan):
         logs.append((log_w if columns is None else log_w[:, columns.to(log_w.device)]).cpu())
     smoothed = psis(torch.cat(logs).reshape(repeats, num_samples, -1).movedim(1, 0).reshape(num_samples, -1))
     return smoothed.k.reshape(repeats, -1).mean(0), smoothed.ess.reshape(repeats, -1).mean(0)

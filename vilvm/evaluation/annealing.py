@@ -20,14 +20,17 @@ and Adams, 2015; On the Quantitative Analysis of Decoder-Based Generative Models
 import math
 import time
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from vilvm.compiling import Compile, check_compile
 from vilvm.data import Data, as_data, kept_generators, seeded
 from vilvm.evaluation.bounds import Estimate, in_parts, samples_that_fit
-from vilvm.evaluation.hmc import State, start, transition
+from vilvm.evaluation.hmc import State, transition
+from vilvm.evaluation.slopes import Slopes
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode, fixed_beside
 from vilvm.progress import ProgressBar
 from vilvm.weights import Simulation, layout
@@ -40,6 +43,7 @@ __all__ = ["Annealing", "Sandwich", "Schedule", "ais", "bdmc"]
 _ROWS_CPU, _ROWS_CUDA = 8_000, 200_000  # chains in a pass
 _PILOT_START, _PILOT_LEAST = 30, 150  # transitions of the pilot: at β = 0, and at least in all
 _PILOT_DRAWS, _GAIN = 64, 0.15  # by which positions are scaled; of the log step size
+_WORTH_COMPILING = 5000  # gradients, from which a compiler's seconds are earned back
 _SLOPE = 4.0  # of the sigmoid schedule, as Wu et al. have it
 _FEW = 5.0  # effective chains, below which their spread says little of the error of their mean
 
@@ -162,6 +166,7 @@ def ais(
     schedule: Schedule | None = None,
     *,
     batch_size: int | None = None,
+    compile: Compile = "auto",
     seed: int = 0,
     progress: bool | None = None,
 ) -> Annealing:
@@ -172,6 +177,8 @@ def ais(
         data: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row; a transform is drawn once from `seed`.
         schedule: chains, temperatures and where they start; ``Schedule()`` by default.
         batch_size: data a pass; by default as many as keep the device busy. Data that share a latent are taken all at once.
+        compile: whether densities and gradients are compiled (``vilvm.evaluation.slopes``), which takes some ten seconds; "auto" does so where they
+            are asked for 5000 times or more.
         seed: of the chains and the transform; torch's generators are left as they were.
         progress: whether to show a progress bar; by default on a terminal only.
 
@@ -190,12 +197,14 @@ def ais(
     check_contract(lvm)
     if batch_size is not None:
         check_number("ais: batch_size", batch_size)
+    check_compile("ais", compile)
     began = time.perf_counter()
     fixed = fixed_beside(lvm, data, seed)
     with seeded(seed, fixed.device):
         parts, _ = in_parts(lvm, fixed, batch_size or _data_in_a_pass(lvm, fixed, schedule))
+        slopes = Slopes(_worth_compiling(compile, schedule, len(parts)))
         with ProgressBar("annealing", len(parts) * schedule.num_temperatures, 0, progress) as bar:
-            results = [_Chains(lvm, part.x, schedule, bar).forward() for part in parts]
+            results = [_Chains(lvm, part.x, schedule, bar, slopes).forward() for part in parts]
     log_w, accepted = torch.cat([w for w, _ in results], 1), torch.stack([a for _, a in results]).mean(0)
     return Annealing(
         bound=_log_mean(log_w),
@@ -215,6 +224,7 @@ def bdmc(
     num_simulations: int = 100,
     like: Any = None,
     batch_size: int | None = None,
+    compile: Compile = "auto",
     seed: int = 0,
     progress: bool | None = None,
 ) -> Sandwich:
@@ -226,6 +236,7 @@ def bdmc(
         num_simulations: data to draw; data sets, if the data of one share a latent.
         like: a batch, for a model that reads more of it than its length; a transform is drawn once from `seed`.
         batch_size: data a pass.
+        compile: as that of ``ais``.
         seed: of data and chains.
         progress: whether to show a progress bar; by default on a terminal only.
 
@@ -246,13 +257,15 @@ def bdmc(
     check_number("bdmc: num_simulations", num_simulations)
     if batch_size is not None:
         check_number("bdmc: batch_size", batch_size)
+    check_compile("bdmc", compile)
     began = time.perf_counter()
     with simulating(lvm, like, seed) as fixed:
         where = device_of(lvm, "cpu" if fixed is None else Data(fixed).device)
         size = batch_size or max(1, _rows(where) // schedule.num_chains)
         parts = list(simulations(lvm, num_simulations, like=fixed, batch_size=size))
+        slopes = Slopes(_worth_compiling(compile, schedule, 2 * len(parts)))
         with ProgressBar("annealing both ways", 2 * len(parts) * schedule.num_temperatures, 0, progress) as bar:
-            results = [_both_ways(lvm, part, schedule, bar) for part in parts]
+            results = [_both_ways(lvm, part, schedule, bar, slopes) for part in parts]
     lower, upper = (
         torch.cat(found, 1)[:, :num_simulations] for found in zip(*results, strict=True)
     )  # of a batch that cannot be cut
@@ -266,8 +279,16 @@ def bdmc(
     )
 
 
-def _both_ways(lvm: LatentVariableModel, drawn: Simulation, schedule: Schedule, bar: ProgressBar) -> tuple[Tensor, Tensor]:
-    chains = _Chains(lvm, drawn.batch, schedule, bar)
+def _worth_compiling(compile: Compile, schedule: Schedule, ways: int) -> bool:
+    """Whether chains that go as many ways, each after a pilot or a part of one, are to have their densities compiled."""
+    asked = 2 * ways * schedule.num_temperatures * schedule.leapfrog
+    return compile is True or (compile == "auto" and asked >= _WORTH_COMPILING)
+
+
+def _both_ways(
+    lvm: LatentVariableModel, drawn: Simulation, schedule: Schedule, bar: ProgressBar, slopes: Slopes
+) -> tuple[Tensor, Tensor]:
+    chains = _Chains(lvm, drawn.batch, schedule, bar, slopes)
     return chains.forward()[0], chains.backward(chains.joint.unconstrained(drawn.latents))
 
 
@@ -293,8 +314,9 @@ def _rows(where: torch.device) -> int:
 class _Chains:
     """Chains for one batch: the pilot that finds their step sizes, and the two ways."""
 
-    def __init__(self, lvm: LatentVariableModel, batch: Any, schedule: Schedule, bar: ProgressBar):
+    def __init__(self, lvm: LatentVariableModel, batch: Any, schedule: Schedule, bar: ProgressBar, slopes: Slopes | None = None):
         self.joint, self.schedule, self.bar = Joint(lvm, batch, schedule.base), schedule, bar
+        self.at = partial(Slopes(compile=False) if slopes is None else slopes, self.joint)
         self.betas = schedule.betas()
         spread = self.joint.draw(_PILOT_DRAWS).std(0)
         self.scale = torch.where(spread > 0, spread, torch.ones_like(spread))
@@ -302,7 +324,7 @@ class _Chains:
 
     def forward(self) -> tuple[Tensor, Tensor]:
         """log w of every chain and datum, float64, shape (K, N); and the mean acceptance by temperature."""
-        state = start(self.joint, self.joint.draw(self.schedule.num_chains))
+        state = self.at(self.joint.draw(self.schedule.num_chains))
         log_w = torch.zeros_like(state.base)
         accepted = []
         for t in range(1, len(self.betas)):
@@ -316,7 +338,7 @@ class _Chains:
 
     def backward(self, u: Tensor) -> Tensor:
         """log w' of every chain and datum, all from one exact posterior draw u of shape (1, N, D); shape (K, N)."""
-        state = start(self.joint, u.expand(self.schedule.num_chains, *u.shape[1:]))
+        state = self.at(u.expand(self.schedule.num_chains, *u.shape[1:]))
         log_w = torch.zeros_like(state.base)
         for t in range(len(self.betas) - 1, 0, -1):
             log_w += (self.betas[t - 1] - self.betas[t]) * (state.target - state.base)
@@ -327,19 +349,19 @@ class _Chains:
         return log_w
 
     def _move(self, state: State, t: int) -> tuple[State, Tensor]:
-        return transition(self.joint, state, self.betas[t], self.steps[t], self.scale, self.schedule.leapfrog)
+        return transition(self.at, state, self.betas[t], self.steps[t], self.scale, self.schedule.leapfrog)
 
     def _pilot(self) -> list[Tensor]:
         """Step sizes, by temperature, each of shape (num_data,), from chains that are used for nothing else."""
         num_chains = max(4, self.schedule.num_chains // 4)
-        state = start(self.joint, self.joint.draw(num_chains))
+        state = self.at(self.joint.draw(num_chains))
         dimensions = self.scale.shape[-1]
         log_step = torch.full(self.scale.shape[:1], math.log(0.5 * dimensions**-0.25), device=state.u.device, dtype=state.u.dtype)
         repeats = max(1, _PILOT_LEAST // len(self.betas))  # few temperatures are far apart, and the step size has to follow
         steps = []
         for t, beta in enumerate(self.betas[:-1]):
             for _ in range(repeats if t else _PILOT_START):
-                state, probability = transition(self.joint, state, beta, log_step.exp(), self.scale, self.schedule.leapfrog)
+                state, probability = transition(self.at, state, beta, log_step.exp(), self.scale, self.schedule.leapfrog)
                 log_step = log_step + _GAIN * (probability.mean(0) - self.schedule.acceptance).to(log_step)
             steps.append(log_step.exp())
         return steps

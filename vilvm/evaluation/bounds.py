@@ -21,13 +21,14 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from vilvm.compiling import Compile, check_compile
 from vilvm.data import Data, as_data, kept_generators, seeded, set_seed, tensors_of
-from vilvm.evaluation.passes import Passes
+from vilvm.evaluation.passes import Passes, worth_compiling
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode
 from vilvm.memory import bytes_made, free_bytes, widen_heap
 from vilvm.precision import Precision, check_precision, networks_in
@@ -50,7 +51,6 @@ __all__ = [
 
 BOUNDS = ("elbo", "iwae", "exact")
 _BATCH = 50
-_WORTH_COMPILING = 2000  # passes, from which a compiler's seconds are earned back
 _ROWS_CPU, _ROWS_CUDA = 8_000, 400_000  # rows through the decoder in a pass: enough to amortise Pyro, few enough for the cache
 
 
@@ -148,7 +148,7 @@ def evaluate(
     num_samples: int = 5000,
     batch_size: int | None = None,
     chunk: int | None = None,
-    compile: bool | Literal["auto"] = "auto",
+    compile: Compile = "auto",
     precision: Precision = "float32",
     seed: int = 0,
     progress: bool | None = None,
@@ -194,8 +194,7 @@ def evaluate(
         if value is not None:
             check_number(f"evaluate: {name}", value)
     check_precision("evaluate", lvm, precision)
-    if compile not in (True, False, "auto"):
-        raise ValueError(f"evaluate: unknown compile={compile!r}; choose True, False or 'auto'.")
+    check_compile("evaluate", compile)
     began = time.perf_counter()
     given = as_data(data)
     where = device_of(lvm, given.device)
@@ -220,7 +219,7 @@ def evaluate(
         if chunk is None:
             chunk = samples_in_a_pass(lvm, parts[0].x, plan)
         with ProgressBar(f"evaluating, {num_samples} samples", len(shared_out), 0, progress if ranks.leads else False) as bar:
-            passes = Passes(lvm, compile is True or (compile == "auto" and len(parts) * (num_samples // chunk) >= _WORTH_COMPILING))
+            passes = Passes(lvm, worth_compiling(compile, len(parts) * (num_samples // chunk)))
             sums = [torch.zeros(0, len(_Sums._fields), dtype=torch.float64, device=where)]
             for number in shared_out:
                 part = parts[number]

@@ -10,6 +10,7 @@ units of the base density's standard deviation, datum by datum and dimension by 
 References: MCMC using Hamiltonian dynamics, Radford M. Neal, 2011.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -55,11 +56,13 @@ def start(joint: Joint, u: Tensor) -> State:
     return State(u.detach(), base.detach(), target.detach(), base_gradient, target_gradient)
 
 
-def transition(joint: Joint, state: State, beta: float, step: Tensor, scale: Tensor, leapfrog: int) -> tuple[State, Tensor]:
+def transition(
+    at: Callable[[Tensor], State], state: State, beta: float, step: Tensor, scale: Tensor, leapfrog: int
+) -> tuple[State, Tensor]:
     """One transition of every chain, which leaves f_β invariant.
 
     Arguments:
-        joint: the densities.
+        at: gives the state of chains at u.
         state: of the chains.
         beta: inverse temperature, from 0 (base) to 1 (target).
         step: step size in units of `scale`, shape (num_data,).
@@ -77,7 +80,7 @@ def transition(joint: Joint, state: State, beta: float, step: Tensor, scale: Ten
     proposal = state
     momentum = momentum + 0.5 * size * state.gradient(beta)
     for i in range(leapfrog):
-        proposal = start(joint, proposal.u + size * momentum)
+        proposal = at(proposal.u + size * momentum)
         momentum = momentum + (1.0 if i < leapfrog - 1 else 0.5) * size * proposal.gradient(beta)
     log_ratio = proposal.log_density(beta) - _kinetic(momentum) - before
     probability = log_ratio.clamp(max=0).exp().nan_to_num(0.0, 0.0, 0.0)  # a trajectory that diverged is refused

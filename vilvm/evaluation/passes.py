@@ -10,14 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilvm.compiling import Compiler, UntraceableError, inductor, shapes, trace
+from vilvm.compiling import Compile, Compiler, UntraceableError, inductor, program, shapes
 from vilvm.data import kept_generators, map_tensors, rng, set_rng, tensors_of
 from vilvm.lvm import LatentVariableModel
 from vilvm.weights import Layout, LogWeights, log_weights, one_pass
 
-__all__ = ["Passes"]
+__all__ = ["Passes", "worth_compiling"]
 
+_WORTH_COMPILING = 2000  # passes, from which a compiler's seconds are earned back
 _TOLERANCE = 1e-4  # relative to the mean size of a term; sums of float32 in another order differ by some 1e-6
+
+
+def worth_compiling(compile: Compile, passes: int) -> bool:
+    """Whether as many passes are to be compiled."""
+    return compile is True or (compile == "auto" and passes >= _WORTH_COMPILING)
 
 
 class Passes:
@@ -81,21 +87,16 @@ class Passes:
             return terms(one_pass(self.lvm, map_tensors(lambda _: next(rest), batch), size, plan))
 
         with kept_generators(device):
-            graph = trace(function, given)
-        run = self.compiler(lambda *flat: list(graph.module(*flat)), [*given, *graph.closed])
-
-        def program(*inputs: Tensor) -> list[Tensor]:
-            return list(run(*inputs, *graph.closed))
-
+            made = program(function, given, self.compiler)
         with kept_generators(device):
             expected = self._eager(batch, size, plan)
         with kept_generators(device):
-            found = program(*given)
+            found = made(*given)
         for name, mine, other in zip(("log weight", "rate", "distortion"), expected, found, strict=True):
             allowed = _TOLERANCE * mine[mine.isfinite()].abs().mean().nan_to_num(0.0).item()
             if not torch.allclose(mine, other, rtol=_TOLERANCE, atol=allowed, equal_nan=True):
                 raise UntraceableError(f"its {name} is not that of the eager pass on the same noise")
-        return program
+        return made
 
 
 def terms(weights: LogWeights) -> list[Tensor]:

@@ -56,7 +56,7 @@ class Batches:
             generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
             self._order = epoch, torch.randperm(len(data), generator=generator).to(data.device)
         start = position * self.size
-        return data.subset(self._order[1][start + mine.start : start + mine.stop])
+        return data.at(self._order[1][start + mine.start : start + mine.stop])
 
     def _sent(self, picked: Data) -> Data:
         """What the host has read, on the device; a GPU copies it while the host goes on."""

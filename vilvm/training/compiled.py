@@ -232,7 +232,9 @@ class CompiledStep:
             if self.adam is None:
                 return [loss, *grads]
             *state, numbers, told = rest
-            norm = torch.stack([g.float().square().sum() for g in grads]).sum().sqrt()
+            # Row by row, which the compiler makes a loop of in less than half the time of one sum over all.
+            squares = [g.float().square().sum(-1).sum() if g.dim() else g.float().square() for g in grads]
+            norm = torch.stack(squares).sum().sqrt()
             good = loss.isfinite() & norm.isfinite() & (told[2] > 0)
             if self.clip is not None:
                 factor = (self.clip / (norm + 1e-6)).clamp(max=1.0)

@@ -9,6 +9,7 @@ import torch
 from pyro.infer import Trace_ELBO
 
 import vilvm.training.checkpoint as checkpoint
+from vilvm.compiling import Compile, check_compile
 from vilvm.data import Data, as_data, seeded, set_seed
 from vilvm.files import locked
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, module_parameters
@@ -39,7 +40,7 @@ def fit(
     patience: int | None = None,
     clip: float | None = None,
     nonfinite: Literal["stop", "skip"] = "stop",
-    compile: bool | Literal["auto"] = "auto",
+    compile: Compile = "auto",
     precision: Precision = "float32",
     device: torch.device | str | None = None,
     seed: int = 0,
@@ -221,8 +222,7 @@ def _check_options(
         raise ValueError(f"fit: clip must be a positive number; got {clip!r}.")
     if not isinstance(callbacks, Sequence) or not all(callable(c) for c in callbacks):
         raise ValueError("fit: callbacks must be a list of functions.")
-    if compile not in (True, False, "auto"):
-        raise ValueError(f"fit: unknown compile={compile!r}; choose True, False or 'auto'.")
+    check_compile("fit", compile)
     if nonfinite not in ("stop", "skip"):
         raise ValueError(f"fit: unknown nonfinite={nonfinite!r}; choose 'stop' or 'skip'.")
     if scheduler_interval not in ("step", "epoch"):

@@ -8,13 +8,14 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyro
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import vilvm.training.checkpoint as checkpoint
+from vilvm.compiling import Compile
 from vilvm.data import Data, rng, seeded, set_rng, set_seed
 from vilvm.files import write_atomic
 from vilvm.lvm import ContractError, module_parameters
@@ -74,7 +75,7 @@ class Run:
     callbacks: Sequence[Callable[[Event], bool | None]]
     per_epoch: bool
     device: torch.device
-    compile: bool | Literal["auto"] = "auto"
+    compile: Compile = "auto"
     ranks: World = field(default_factory=World)
     precision: str = "float32"
     history: History = field(default_factory=History)
