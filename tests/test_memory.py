@@ -6,7 +6,7 @@ import torch
 import vilvm
 from models.vae import VAE
 from vilvm.evaluation import Schedule, ais, bounds
-from vilvm.memory import bytes_made, free_bytes
+from vilvm.memory import _left_in_groups, bytes_made, free_bytes
 
 
 def test_bytes_are_those_of_tensors_made_and_not_of_views():
@@ -14,6 +14,26 @@ def test_bytes_are_those_of_tensors_made_and_not_of_views():
     assert bytes_made(lambda: (x + 1).view(10, 100).t()) == 4000
     assert bytes_made(lambda: x[:5]) == 0
     assert 0 < free_bytes(torch.device("cpu")) < 2**62
+
+
+def group(folder, limit, used, cached, names):
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in zip(names, (limit, used, f"anon 5\n{names[3]} {cached}"), strict=False):
+        (folder / name).write_text(f"{value}\n")
+
+
+def test_a_container_has_what_its_control_groups_leave_it(tmp_path):
+    proc, root = tmp_path / "cgroup", tmp_path / "fs"
+    new = ("memory.max", "memory.current", "memory.stat", "inactive_file")
+    group(root / "job" / "step", "max", 70, 0, new)  # no limit of its own
+    group(root / "job", 100, 70, 10, new)
+    proc.write_text("0::/job/step\n")
+    assert _left_in_groups(proc, root) == [40]
+    old = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file")
+    group(root / "memory", 50, 20, 1, old)  # as a container sees it: its path is the host's
+    proc.write_text("3:cpuset:/\n4:memory:/docker/abc\n0::/\n")
+    assert _left_in_groups(proc, root) == [31]
+    assert _left_in_groups(tmp_path / "none", root) == []
 
 
 def passes(monkeypatch, free):

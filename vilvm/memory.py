@@ -1,6 +1,7 @@
 """Memory: how much there is, how much a computation takes, and how to use the same pages again and again."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,40 @@ def widen_heap() -> None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can still be had on a device; where the system does not tell, as much as one could ask for."""
+    """Memory that can still be had on a device; where the system does not tell, as much as one could ask for.
+
+    On a CPU, that of the machine, or of the container or batch job (Linux control groups) that this process may fill.
+    """
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + held
     told = Path("/proc/meminfo")
-    for line in told.read_text().splitlines() if told.exists() else []:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 2**62
+    lines = told.read_text().splitlines() if told.exists() else []
+    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return max(0, min([*free, *_left_in_groups()], default=2**62))
+
+
+def _left_in_groups(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> list[int]:
+    """Bytes to the limit of every control group that this process is in; what the files read are cached in can be had back, and counts as left."""
+    left = []
+    for line in proc.read_text().splitlines() if proc.exists() else []:
+        _, kinds, path = line.split(":", 2)
+        if kinds not in ("", "memory"):
+            continue
+        # The second version of control groups, and the first.
+        top, limit, used, cache = (
+            (root, "memory.max", "memory.current", "inactive_file")
+            if not kinds
+            else (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        )
+        own = top / path.lstrip("/")
+        for group in [own, *own.parents]:
+            with suppress(OSError, ValueError):  # no such group is seen from here, or it has no limit ("max")
+                stat = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())
+                left.append(int((group / limit).read_text()) - int((group / used).read_text()) + int(stat.get(cache, 0)))
+            if group == top:
+                break
+    return left
 
 
 class _Made(TorchDispatchMode):
