@@ -27,7 +27,7 @@ from vilvm.memory import widen_heap
 
 __all__ = ["compare", "main", "pictures"]
 
-_TRAINED = 300  # steps before the timing; the loss of the last third is compared
+_TRAINED = 300  # steps before the timing, 90 of large batches; the loss of the last third is compared
 
 
 def compare(workload: Workload, batch: int | None, rounds: int, device: str = "cpu", trained: int = _TRAINED) -> list[Row]:
@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> None:
         workload = WORKLOADS[name]
         for batch in workload.batches:
             if batch is None or not args.batch or batch in args.batch:
-                found = compare(workload, batch, args.rounds, args.device)
+                found = compare(workload, batch, args.rounds, args.device, max(90, _TRAINED * 128 // (batch or 128)))
                 print(markdown(found), flush=True)
                 rows += found
                 if args.json:
