@@ -11,6 +11,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,20 +33,25 @@ SAMPLES, ROWS, PART = 5000, 6250, 50  # 125 samples of 50 images a pass
 HAND = "PyTorch by hand, eager"
 
 
-def by_hand(net: Net, x: Tensor) -> Tensor:
+def weights_by_hand(decoder: Callable[[Tensor], Tensor], mean: Tensor, log_variance: Tensor, part: Tensor) -> Tensor:
+    """log Σ w of one pass."""
+    wide = mean.expand(ROWS // PART, -1, -1)
+    z = draw(wide, log_variance.expand_as(wide))
+    log_q = -0.5 * ((z - mean).square() / log_variance.exp() + log_variance).sum(-1)
+    log_likelihood = -torch.nn.functional.binary_cross_entropy_with_logits(
+        decoder(z), part.expand(len(z), -1, -1), reduction="none"
+    ).sum(-1)
+    return torch.logsumexp(log_likelihood - 0.5 * z.square().sum(-1) - log_q, 0)
+
+
+def by_hand(net: Net, x: Tensor, weights: Callable[..., Tensor] = weights_by_hand) -> Tensor:
     """log mean w of every image, by running log-sum-exps."""
     found = []
     for part in x.split(PART):
         mean, log_variance = net.encoder(part).chunk(2, -1)
         total = torch.full((len(part),), -math.inf)
         for _ in range(SAMPLES // (ROWS // PART)):
-            wide = mean.expand(ROWS // PART, -1, -1)
-            z = draw(wide, log_variance.expand_as(wide))
-            log_q = -0.5 * ((z - mean).square() / log_variance.exp() + log_variance).sum(-1)
-            log_likelihood = -torch.nn.functional.binary_cross_entropy_with_logits(
-                net.decoder(z), part.expand(len(z), -1, -1), reduction="none"
-            ).sum(-1)
-            total = torch.logaddexp(total, torch.logsumexp(log_likelihood - 0.5 * z.square().sum(-1) - log_q, 0))
+            total = torch.logaddexp(total, weights(net.decoder, mean, log_variance, part))
         found.append(total - math.log(SAMPLES // (ROWS // PART) * (ROWS // PART)))
     return torch.cat(found)
 
@@ -89,6 +95,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"compiled and run once in {time.perf_counter() - began:.1f} s", file=sys.stderr)
         cases: dict[str, Callable[[], Tensor]] = {
             HAND: lambda: by_hand(net, x),
+            "PyTorch by hand, torch.compile": partial(by_hand, net, x, torch.compile(weights_by_hand)),
             "Pyro RenyiELBO, an image at a time": lambda: by_pyro(net, x),
             "vilvm eager": by_passes(net, x, False),
             "vilvm compiled": compiled,

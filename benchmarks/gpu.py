@@ -49,6 +49,9 @@ def same_diagnosis() -> str:
     gpu = ais(lvm.to("cuda"), data.test, schedule).bound
     z = (cpu.mean - gpu.mean) / (cpu.mc_se**2 + gpu.mc_se**2) ** 0.5
     assert abs(z) < 5, f"annealing on CPU and GPU differs by {z:.1f} standard errors"
+    compiled = ais(lvm, data.test, schedule, compile=True).bound
+    same = abs(compiled.mean - gpu.mean) / (compiled.mc_se**2 + gpu.mc_se**2) ** 0.5
+    assert same < 5, f"annealing, compiled and not, differs by {same:.1f} standard errors"
     gap = bdmc(lvm, schedule, num_simulations=100).gap
     found = vilvm.diagnose(lvm, data.test, num_data=100, schedule=schedule)
     elsewhere = {"Means and standard deviations", "Leave-one-out prediction", "Convergence"}

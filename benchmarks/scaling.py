@@ -5,14 +5,15 @@ python -m benchmarks.scaling [--figure FILE.png]
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from benchmarks.interleaved import race
 from benchmarks.rows import machine
 from benchmarks.svi.contenders import vilvm_fit
 from benchmarks.svi.workloads import Net
@@ -32,35 +33,16 @@ def pixels(count: int) -> torch.Tensor:
     return torch.bernoulli(torch.full((count, 784), 0.2))
 
 
-def step_ms(latent: int, batch: int, count: int, compiled: bool) -> Callable[[], float]:
-    """Milliseconds a step, once warm."""
+def steps_of(latent: int, batch: int, count: int, compiled: bool) -> tuple[Callable[[], object], int]:
+    """Some training steps, once warm, and how many."""
     steps = vilvm_fit(net(latent), pixels(count), batch, compiled)
     steps(count // batch + 30)  # the first epoch is eager
-
-    def timed() -> float:
-        number = max(4, 4000 // batch)
-        began = time.perf_counter()
-        steps(number)
-        return (time.perf_counter() - began) / number * 1e3
-
-    return timed
+    number = max(4, 4000 // batch)
+    return partial(steps, number), number
 
 
-def evaluation_ms(samples: int) -> Callable[[], float]:
-    lvm, x = net(), pixels(50)
-
-    def timed() -> float:
-        began = time.perf_counter()
-        evaluate(lvm, x, num_samples=samples)
-        return (time.perf_counter() - began) * 1e3
-
-    return timed
-
-
-def medians(cases: dict[tuple[str, int], Callable[[], float]]) -> dict[tuple[str, int], float]:
-    """Of rounds in which every case is timed once."""
-    rounds = [{key: case() for key, case in cases.items()} for _ in range(ROUNDS)]
-    return {key: statistics.median(r[key] for r in rounds) for key in cases}
+def evaluation_of(samples: int) -> tuple[Callable[[], object], int]:
+    return partial(evaluate, net(), pixels(50), num_samples=samples, progress=False), 1
 
 
 def exponent(times: dict[int, float]) -> float:
@@ -73,19 +55,20 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args(argv)
     widen_heap()
-    cases: dict[tuple[str, int], Callable[[], float]] = {}
+    cases: dict[tuple[str, int], tuple[Callable[[], object], int]] = {}
     for way, compiled in (("eager", False), ("compiled", True)):
         for d in (2, 8, 32, 128, 512):
-            cases[f"latent size, batch 128, {way}", d] = step_ms(d, 128, 1280, compiled)
+            cases[f"latent size, batch 128, {way}", d] = steps_of(d, 128, 1280, compiled)
         for b in (32, 128, 512, 2048):
-            cases[f"batch, {way}", b] = step_ms(20, b, 10 * b, compiled)
+            cases[f"batch, {way}", b] = steps_of(20, b, 10 * b, compiled)
         for n in (1280, 12_800, 64_000):
-            cases[f"number of data, batch 128, {way}", n] = step_ms(20, 128, n, compiled)
+            cases[f"number of data, batch 128, {way}", n] = steps_of(20, 128, n, compiled)
     for s in (100, 400, 1600, 6400):
-        cases["samples of an evaluation of 50 images", s] = evaluation_ms(s)
+        cases["samples of an evaluation of 50 images", s] = evaluation_of(s)
     found: dict[str, dict[int, float]] = {}
-    for (name, size), ms in medians(cases).items():
-        found.setdefault(name, {})[size] = ms
+    seconds = race({f"{name}|{size}": case for (name, size), (case, _) in cases.items()}, ROUNDS, warmup=1)
+    for ((name, size), (_, number)), taken in zip(cases.items(), seconds.values(), strict=True):
+        found.setdefault(name, {})[size] = statistics.median(taken) / number * 1e3
     print(machine())
     print("\n| ms against | | exponent |\n|---|---|---|")
     for name, times in found.items():

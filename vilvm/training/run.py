@@ -133,17 +133,16 @@ class Run:
             raise ContractError(
                 "fit: these data cannot be shared out among ranks (their tensors share no first dimension); train them in one process."
             )
-        if self.ranks.size > 1 and self.batches.epoch_steps == 1 and not plan.local and plan.scale == 1.0:
-            raise ContractError(
-                f"{type(self.lvm).__name__} has latents that its data share, or no plate over its data, and would take the share of each of "
-                f"{self.ranks.size} ranks for all {len(self.batches.data)}: give the plate its full size, pyro.plate(..., {len(self.batches.data)}, "
-                "subsample=batch), or train it in one process."
+        parts = self.batches.epoch_steps > 1
+        if (parts or self.ranks.size > 1) and not plan.local and plan.scale == 1.0:
+            part, instead = (
+                (f"each batch of {self.batches.size}", "leave batch_size out")
+                if parts
+                else (f"the share of each of {self.ranks.size} ranks", "train it in one process")
             )
-        if self.batches.epoch_steps > 1 and not plan.local and plan.scale == 1.0:
             raise ContractError(
-                f"{type(self.lvm).__name__} has latents that its data share, or no plate over its data, and would take each batch of "
-                f"{self.batches.size} for all {len(self.batches.data)}: leave batch_size out, or give the plate its full size, "
-                f"pyro.plate(..., {len(self.batches.data)}, subsample=batch)."
+                f"{type(self.lvm).__name__} has latents that its data share, or no plate over its data, and would take {part} for all "
+                f"{len(self.batches.data)}: {instead}, or give the plate its full size, pyro.plate(..., {len(self.batches.data)}, subsample=batch)."
             )
         if self.validation is not None:
             with seeded(self.seed, self.device):
