@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from benchmarks.interleaved import race
 from benchmarks.rows import machine
@@ -87,6 +88,12 @@ def figure(found: dict[str, dict[int, float]]) -> Figure:
                     f"{name.split(', ')[-1]}, exponent {exponent(times):.2f}" if "," in name else f"exponent {exponent(times):.2f}"
                 )
                 axes.loglog(list(times), list(times.values()), "o-", markersize=4, label=label)
+        sizes = list(next(times for name, times in found.items() if name.split(",")[0] == kind))
+        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        axes.xaxis.set_minor_locator(NullLocator())
+        for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+            which(FuncFormatter(lambda ms, _: f"{ms:g}"))
+        axes.tick_params(labelsize=8, which="both")
         axes.set_xlabel(kind, fontsize=9)
         axes.set_ylabel("ms", fontsize=9)
         axes.legend(fontsize=8, frameon=False)

@@ -149,9 +149,9 @@ def main(folder):
         (folder / "told.json").write_text(json.dumps(told))
 
 
-def endless(folder):
+def endless(folder, minutes=1.0):
     """A run to be killed, or to be gone on with for a little."""
-    with vilvm.distributed(minutes=1.0):
+    with vilvm.distributed(minutes):
         steps = 10_000_000 if len(sys.argv) < 4 else int(sys.argv[3])
         vilvm.fit(
             made(Noisy),
@@ -166,4 +166,4 @@ def endless(folder):
 
 
 if __name__ == "__main__":
-    {"main": main, "endless": endless}[sys.argv[2]](Path(sys.argv[1]))
+    {"main": main, "endless": endless, "impatient": partial(endless, minutes=0.2)}[sys.argv[2]](Path(sys.argv[1]))

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -113,13 +114,46 @@ def test_shares_make_up_the_whole(size):
 
 
 @pytest.mark.slow
+def test_three_ranks_step_as_one_process_too(tmp_path):
+    processes = start(tmp_path, "main", size=3)
+    printed = [p.communicate(timeout=240)[0] for p in processes]
+    assert [p.returncode for p in processes] == [0, 0, 0], "\n".join(printed)
+    found = torch.load(tmp_path / "parameters.pt", weights_only=True)["found"]
+    for name, expected in ranks.noiseless(tmp_path / "one").items():
+        for key, value in expected.items():
+            torch.testing.assert_close(found[name][key], value, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert told["alike"]
+    assert told["resumed"]
+    assert "the share of each of 3 ranks" in told["whole"]
+
+
+def under_way(folder):
+    """Waits until a run has a checkpoint, and some seconds more."""
+    deadline = time.monotonic() + 60
+    while checkpoint.latest(folder / "checkpoint") is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(5)
+
+
+@pytest.mark.slow
+def test_a_rank_that_does_not_answer_ends_the_other(tmp_path):
+    first, second = start(tmp_path, "impatient")
+    under_way(tmp_path / "run")
+    second.send_signal(signal.SIGSTOP)
+    try:
+        printed, _ = first.communicate(timeout=90)
+    finally:
+        second.kill()
+        second.communicate()
+    assert first.returncode != 0
+    assert re.search("Rank 0 of 2: another process of this run is gone or does not answer", printed.splitlines()[-1])
+
+
+@pytest.mark.slow
 def test_killing_a_rank_ends_the_other_and_the_run_resumes(tmp_path):
     first, second = start(tmp_path, "endless")
-    deadline = time.monotonic() + 60
-    while (
-        checkpoint.latest(tmp_path / "run" / "checkpoint") is None or time.monotonic() < deadline - 55
-    ) and time.monotonic() < deadline:
-        time.sleep(0.2)
+    under_way(tmp_path / "run")
     second.kill()
     printed, _ = first.communicate(timeout=90)
     second.communicate()
