@@ -8,7 +8,7 @@ from vilvm.compiling.products import ProductsAlone
 
 
 def taken_apart(function, *given):
-    module = make_fx(function)(*given)
+    module = make_fx(function, tracing_mode="fake")(*given)
     ProductsAlone()(module.graph)
     module.graph.lint()
     module.recompile()
@@ -29,3 +29,10 @@ def test_multiples_stay_as_they_are():
     found, left = taken_apart(lambda b, x, w: torch.addmm(b, x, w, beta=0.5), *given)
     assert left == 1
     torch.testing.assert_close(found, torch.addmm(*given, beta=0.5))
+
+
+def test_a_product_in_half_precision_is_not_rounded_before_its_bias():
+    given = [t.bfloat16() for t in (torch.randn(3), torch.randn(4, 5), torch.randn(5, 3))]
+    found, left = taken_apart(torch.addmm, *given)
+    assert left == 1
+    assert torch.equal(found, torch.addmm(*given))

@@ -24,14 +24,14 @@ def group(folder, limit, used, cached, names):
 
 def test_a_container_has_what_its_control_groups_leave_it(tmp_path):
     proc, root = tmp_path / "cgroup", tmp_path / "fs"
-    new = ("memory.max", "memory.current", "memory.stat", "inactive_file")
+    new = ("memory.max", "memory.current", "memory.stat", "active_file")
     group(root / "job" / "step", "max", 70, 0, new)  # no limit of its own
     group(root / "job", 100, 70, 10, new)
     proc.write_text("0::/job/step\n")
     assert _left_in_groups(proc, root) == [40]
     old = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file")
     group(root / "memory", 50, 20, 1, old)  # as a container sees it: its path is the host's
-    proc.write_text("3:cpuset:/\n4:memory:/docker/abc\n0::/\n")
+    proc.write_text("3:cpuset:/\n4:hugetlb,memory:/docker/abc\n0::/\n")
     assert _left_in_groups(proc, root) == [31]
     assert _left_in_groups(tmp_path / "none", root) == []
 

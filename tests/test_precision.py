@@ -144,3 +144,12 @@ def test_sampled_weights_are_left_alone():
     with networks_in("bf16", outer):
         assert "forward" not in layer.__dict__
         assert "forward" in outer[1].__dict__
+
+
+@pytest.mark.slow
+def test_what_inductor_makes_of_bf16_is_taken(capsys):
+    torch.manual_seed(0)
+    lvm, x = VAE(data_dim=200, latent_dim=8), torch.bernoulli(torch.full((64, 200), 0.5))
+    vilvm.fit(lvm, x, steps=20, batch_size=32, compile=True, precision="bf16")
+    vilvm.evaluate(lvm, x[:20], num_samples=400, chunk=100, compile=True, precision="bf16")
+    assert "not compiled" not in capsys.readouterr().out

@@ -40,19 +40,20 @@ def _left_in_groups(proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/
     left = []
     for line in proc.read_text().splitlines() if proc.exists() else []:
         _, kinds, path = line.split(":", 2)
-        if kinds not in ("", "memory"):
+        if kinds and "memory" not in kinds.split(","):
             continue
         # The second version of control groups, and the first.
-        top, limit, used, cache = (
-            (root, "memory.max", "memory.current", "inactive_file")
+        top, limit, used, prefix = (
+            (root, "memory.max", "memory.current", "")
             if not kinds
-            else (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            else (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
         )
         own = top / path.lstrip("/")
         for group in [own, *own.parents]:
             with suppress(OSError, ValueError):  # no such group is seen from here, or it has no limit ("max")
+                left.append(int((group / limit).read_text()) - int((group / used).read_text()))
                 stat = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())
-                left.append(int((group / limit).read_text()) - int((group / used).read_text()) + int(stat.get(cache, 0)))
+                left[-1] += sum(int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("inactive", "active"))
             if group == top:
                 break
     return left

@@ -10,7 +10,7 @@ import torch
 from vilvm.compiling import graph
 from vilvm.data import seeded
 from vilvm.diagnostics.psis import pareto_k
-from vilvm.evaluation import Schedule, ais, bdmc
+from vilvm.evaluation import Schedule, ais, bdmc, evaluate
 from vilvm.evaluation.hmc import start
 from vilvm.evaluation.slopes import Slopes
 from vilvm.lvm import ContractError
@@ -117,7 +117,43 @@ class Elsewhere(Reading):
 
 def test_slopes_that_differ_are_refused(as_graph, capsys):
     ais(Elsewhere(), torch.randn(4), SHORT, compile=True)
-    assert "is not that of the eager densities" in capsys.readouterr().out
+    assert "is not what is found eagerly" in capsys.readouterr().out
+
+
+class Counting(Reading):
+    """A model whose density depends on how many of its data are positive, counted in Python."""
+
+    def model(self, x):
+        scale = 1.0 + x[x > 0].numel()
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, scale), obs=x)
+
+
+def test_a_program_that_is_right_for_one_batch_only_is_dropped_at_the_next(as_graph, capsys):
+    x = torch.tensor([0.1, 0.4, 0.7, 1.0, -3.0, 5.0, -8.0, 2.0])
+    for call, told in (
+        (lambda c: ais(Counting(), x, SHORT, batch_size=4, compile=c).bound.values, "densities"),
+        (lambda c: evaluate(Counting(), x, num_samples=50, chunk=10, batch_size=4, compile=c).bounds["iwae"].values, "evaluation"),
+    ):
+        torch.testing.assert_close(call(True), call(False), rtol=1e-5, atol=1e-5)
+        assert f"The {told} of Counting " in capsys.readouterr().out
+    assert as_graph
+
+
+def test_a_program_that_fails_is_not_taken(monkeypatch, capsys):
+    def failing(*args):
+        def run(*given):
+            raise RuntimeError("a kernel fails")
+
+        return run
+
+    for user in ("slopes", "passes"):
+        monkeypatch.setattr(f"vilvm.evaluation.{user}.inductor", failing)
+    lvm, batch = tiny("ppca")
+    assert ais(lvm, batch, SHORT, compile=True).bound.values.isfinite().all()
+    assert evaluate(lvm, batch, num_samples=50, chunk=10, compile=True).bounds["elbo"].values.isfinite().all()
+    assert capsys.readouterr().out.count("its program fails (a kernel fails") == 2
 
 
 def test_a_density_that_is_nan_is_named(as_graph):

@@ -1,6 +1,6 @@
 """Pyro traced once, and compiled: what training and evaluation make their programs with."""
 
-from vilvm.compiling.inductor import Compile, Compiler, check_compile, graph, inductor, program
+from vilvm.compiling.inductor import Compile, Compiler, check_compile, graph, held_against, inductor, program
 from vilvm.compiling.tracing import Graph, UntraceableError, shapes, trace, traceable, why
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "UntraceableError",
     "check_compile",
     "graph",
+    "held_against",
     "inductor",
     "program",
     "shapes",

@@ -2,7 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, Literal, cast
 
@@ -12,16 +12,17 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from vilvm.compiling.tracing import UntraceableError, trace, why
 
-__all__ = ["Compile", "Compiler", "check_compile", "graph", "inductor", "program"]
+__all__ = ["Compile", "Compiler", "check_compile", "graph", "held_against", "inductor", "program"]
 
 # Makes a program of a function of tensors and such tensors.
 Compiler = Callable[[Callable[..., list[Tensor]], Sequence[Tensor]], Callable[..., Any]]
+_TOLERANCE = 1e-4  # relative to the mean size of what is compared; sums of float32 in another order differ by some 1e-6
 Compile = bool | Literal["auto"]  # what a user says of it; "auto" where the seconds that it takes are earned back
 
 
 def check_compile(what: str, compile: Any) -> None:
     """Raises ValueError if `compile` is no choice that `what` knows."""
-    if compile not in (True, False, "auto"):
+    if not (compile is True or compile is False or compile == "auto"):
         raise ValueError(f"{what}: unknown compile={compile!r}; choose True, False or 'auto'.")
 
 
@@ -38,6 +39,25 @@ def program(
     traced = trace(function, inputs)
     run = (compiler or inductor)(lambda *flat: list(traced.module(*flat)), [*inputs, *traced.closed])
     return lambda *given: list(run(*given, *traced.closed))
+
+
+def held_against(eager: Mapping[str, Tensor], run: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
+    """What a program gives, if that is what was found eagerly, by name and in its order.
+
+    What Python took from the tensors of a trace, a count or a constant, is the same in a program for all others, so that each batch is worth a look.
+
+    Raises:
+        UntraceableError: it differs, or the program fails.
+    """
+    try:
+        found = list(run())
+    except Exception as error:
+        raise UntraceableError(f"its program fails ({why(error)})") from error
+    for (name, mine), other in zip(eager.items(), found, strict=True):
+        allowed = _TOLERANCE * mine[mine.isfinite()].abs().mean().nan_to_num(0.0).item()
+        if not torch.allclose(mine, other, rtol=_TOLERANCE, atol=allowed, equal_nan=True):
+            raise UntraceableError(f"its {name} is not what is found eagerly on the same noise")
+    return found
 
 
 def inductor(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Callable[..., Any]:

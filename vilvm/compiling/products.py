@@ -19,7 +19,9 @@ class ProductsAlone(CustomGraphPass):
         """Changes `graph` in place."""
         for node in graph.find_nodes(op="call_function", target=torch.ops.aten.addmm.default):
             added, left, right = node.args
-            if node.kwargs:  # multiples of the one or the other
+            if (
+                node.kwargs or node.meta["val"].dtype.itemsize < 4
+            ):  # multiples of the one or the other; a product that would be rounded first
                 continue
             with graph.inserting_before(node):
                 product = graph.call_function(torch.ops.aten.mm.default, (left, right))
