@@ -1,6 +1,6 @@
 """Pyro traced once, and compiled: what training and evaluation make their programs with."""
 
-from vilvm.compiling.inductor import Compile, Compiler, check_compile, graph, held_against, inductor, program
+from vilvm.compiling.inductor import Compile, Compiler, check_compile, graph, held_against, inductor, program, worth_compiling
 from vilvm.compiling.tracing import Graph, UntraceableError, shapes, trace, traceable, why
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "trace",
     "traceable",
     "why",
+    "worth_compiling",
 ]

@@ -12,7 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from vilvm.compiling.tracing import UntraceableError, trace, why
 
-__all__ = ["Compile", "Compiler", "check_compile", "graph", "held_against", "inductor", "program"]
+__all__ = ["Compile", "Compiler", "check_compile", "graph", "held_against", "inductor", "program", "worth_compiling"]
 
 # Makes a program of a function of tensors and such tensors.
 Compiler = Callable[[Callable[..., list[Tensor]], Sequence[Tensor]], Callable[..., Any]]
@@ -26,9 +26,12 @@ def check_compile(what: str, compile: Any) -> None:
         raise ValueError(f"{what}: unknown compile={compile!r}; choose True, False or 'auto'.")
 
 
-def program(
-    function: Callable[..., list[Tensor]], inputs: Sequence[Tensor], compiler: "Compiler | None" = None
-) -> Callable[..., list[Tensor]]:
+def worth_compiling(compile: Compile, count: int, least: int) -> bool:
+    """Whether what is run `count` times is to be compiled, whose seconds are earned back from `least` times on."""
+    return compile is True or (compile == "auto" and count >= least)
+
+
+def program(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor], compiler: Compiler) -> Callable[..., list[Tensor]]:
     """`function` traced once, under Pyro's handlers or any other, and compiled, for inputs of these shapes; what it closes over is read anew by each call.
 
     The function is run once, so whatever it draws and changes in place is drawn and changed.
@@ -37,7 +40,7 @@ def program(
         UntraceableError: no graph can be made of it, or no program.
     """
     traced = trace(function, inputs)
-    run = (compiler or inductor)(lambda *flat: list(traced.module(*flat)), [*inputs, *traced.closed])
+    run = compiler(lambda *flat: list(traced.module(*flat)), [*inputs, *traced.closed])
     return lambda *given: list(run(*given, *traced.closed))
 
 

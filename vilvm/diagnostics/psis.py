@@ -34,12 +34,12 @@ import torch
 from scipy.special import bdtrc, logsumexp, ndtri
 from torch import Tensor
 
-from vilvm.compiling import Compile, check_compile
+from vilvm.compiling import Compile, check_compile, worth_compiling
 from vilvm.data import Data, seeded
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.tail import tail_error, tail_length
 from vilvm.evaluation.bounds import in_parts, samples_in_a_pass
-from vilvm.evaluation.passes import Passes, worth_compiling
+from vilvm.evaluation.passes import WORTH_COMPILING, Passes
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, layout
 from vilvm.weights.contract import check_number
@@ -320,7 +320,7 @@ def pareto_k(
         check_weighable("pareto_k", lvm, plan)
         plans = [plan, *(layout(lvm, part.x, plate=plan.data_plate) for part in parts[1:])]
         a_part = num_samples // _chunk(lvm, parts[0].x, plan)
-        passes = Passes(lvm, worth_compiling(compile, len(parts) * a_part))
+        passes = Passes(lvm, worth_compiling(compile, len(parts) * a_part, WORTH_COMPILING))
         found = [_fitted(passes, part.x, num_samples, here) for part, here in zip(parts, plans, strict=True)]
         k, ess = (torch.cat(values) for values in zip(*found, strict=True))
         looks = _further_looks(passes, fixed, parts, plans, k, num_samples)

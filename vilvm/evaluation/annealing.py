@@ -26,7 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vilvm.compiling import Compile, check_compile
+from vilvm.compiling import Compile, check_compile, worth_compiling
 from vilvm.data import Data, as_data, kept_generators, seeded
 from vilvm.evaluation.bounds import Estimate, in_parts, samples_that_fit
 from vilvm.evaluation.hmc import State, transition
@@ -202,7 +202,7 @@ def ais(
     fixed = fixed_beside(lvm, data, seed)
     with seeded(seed, fixed.device):
         parts, _ = in_parts(lvm, fixed, batch_size or _data_in_a_pass(lvm, fixed, schedule))
-        slopes = Slopes(_worth_compiling(compile, schedule, len(parts)))
+        slopes = Slopes(worth_compiling(compile, _gradients(schedule, len(parts)), _WORTH_COMPILING))
         with ProgressBar("annealing", len(parts) * schedule.num_temperatures, 0, progress) as bar:
             results = [_Chains(lvm, part.x, schedule, bar, slopes).forward() for part in parts]
     log_w, accepted = torch.cat([w for w, _ in results], 1), torch.stack([a for _, a in results]).mean(0)
@@ -263,7 +263,7 @@ def bdmc(
         where = device_of(lvm, "cpu" if fixed is None else Data(fixed).device)
         size = batch_size or max(1, _rows(where) // schedule.num_chains)
         parts = list(simulations(lvm, num_simulations, like=fixed, batch_size=size))
-        slopes = Slopes(_worth_compiling(compile, schedule, 2 * len(parts)))
+        slopes = Slopes(worth_compiling(compile, _gradients(schedule, 2 * len(parts)), _WORTH_COMPILING))
         with ProgressBar("annealing both ways", 2 * len(parts) * schedule.num_temperatures, 0, progress) as bar:
             results = [_both_ways(lvm, part, schedule, bar, slopes) for part in parts]
     lower, upper = (
@@ -279,10 +279,9 @@ def bdmc(
     )
 
 
-def _worth_compiling(compile: Compile, schedule: Schedule, ways: int) -> bool:
-    """Whether chains that go as many ways, each after a pilot or a part of one, are to have their densities compiled."""
-    asked = 2 * ways * schedule.num_temperatures * schedule.leapfrog
-    return compile is True or (compile == "auto" and asked >= _WORTH_COMPILING)
+def _gradients(schedule: Schedule, ways: int) -> int:
+    """About how many gradients chains ask for that go as many ways, each after a pilot or a part of one."""
+    return 2 * ways * schedule.num_temperatures * schedule.leapfrog
 
 
 def _both_ways(

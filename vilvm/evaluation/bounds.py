@@ -26,9 +26,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vilvm.compiling import Compile, check_compile
+from vilvm.compiling import Compile, check_compile, worth_compiling
 from vilvm.data import Data, as_data, kept_generators, seeded, set_seed, tensors_of
-from vilvm.evaluation.passes import Passes, worth_compiling
+from vilvm.evaluation.passes import WORTH_COMPILING, Passes
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode
 from vilvm.memory import bytes_made, free_bytes, widen_heap
 from vilvm.precision import Precision, check_precision, networks_in
@@ -219,7 +219,7 @@ def evaluate(
         if chunk is None:
             chunk = samples_in_a_pass(lvm, parts[0].x, plan)
         with ProgressBar(f"evaluating, {num_samples} samples", len(shared_out), 0, progress if ranks.leads else False) as bar:
-            passes = Passes(lvm, worth_compiling(compile, len(parts) * (num_samples // chunk)))
+            passes = Passes(lvm, worth_compiling(compile, len(parts) * (num_samples // chunk), WORTH_COMPILING))
             sums = [torch.zeros(0, len(_Sums._fields), dtype=torch.float64, device=where)]
             for number in shared_out:
                 part = parts[number]

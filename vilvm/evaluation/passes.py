@@ -10,19 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilvm.compiling import Compile, Compiler, UntraceableError, held_against, inductor, program, shapes
+from vilvm.compiling import Compiler, UntraceableError, held_against, inductor, program, shapes
 from vilvm.data import kept_generators, map_tensors, rng, set_rng, tensors_of
 from vilvm.lvm import LatentVariableModel
 from vilvm.weights import Layout, LogWeights, log_weights, one_pass
 
-__all__ = ["Passes", "worth_compiling"]
+__all__ = ["WORTH_COMPILING", "Passes"]
 
-_WORTH_COMPILING = 2000  # passes, from which a compiler's seconds are earned back
-
-
-def worth_compiling(compile: Compile, passes: int) -> bool:
-    """Whether as many passes are to be compiled."""
-    return compile is True or (compile == "auto" and passes >= _WORTH_COMPILING)
+WORTH_COMPILING = 2000  # passes, from which a compiler's seconds are earned back
 
 
 class Passes:

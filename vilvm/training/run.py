@@ -15,7 +15,7 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import vilvm.training.checkpoint as checkpoint
-from vilvm.compiling import Compile
+from vilvm.compiling import Compile, worth_compiling
 from vilvm.data import Data, rng, seeded, set_rng, set_seed
 from vilvm.files import write_atomic
 from vilvm.lvm import ContractError, module_parameters
@@ -106,7 +106,7 @@ class Run:
         self.compiled = CompiledStep(self.lvm, self.objective, self.optimizer, clip, tell=print if self.ranks.leads else _unheard)
         self.step: Step = self.compiled.eager
         # By the length of the run, and not by a clock: two runs with one seed are the same.
-        self.compiles = self.compile is True or (self.compile == "auto" and self.total >= _WORTH_COMPILING)
+        self.compiles = worth_compiling(self.compile, self.total, _WORTH_COMPILING)
         self.settings = {
             "lvm": type(self.lvm).__qualname__,
             "parameters": {
