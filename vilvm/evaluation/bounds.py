@@ -286,7 +286,7 @@ def samples_that_fit(lvm: LatentVariableModel, batch: Any, plan: Layout) -> int:
     """How many draws of every datum fit into half of the memory that is free, if all that is made of them is kept."""
     device = tensors_of(batch)[0].device
     with torch.no_grad(), kept_generators(device), evaluation_mode(lvm):
-        each = bytes_made(lambda: one_pass(lvm, batch, 1, plan))
+        each = bytes_made(lambda: one_pass(lvm, batch, plan))
     return free_bytes(device) // 2 // max(each, 1)
 
 

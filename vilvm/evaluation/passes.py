@@ -13,7 +13,9 @@ from torch import Tensor
 from vilvm.compiling import Compiler, UntraceableError, held_against, inductor, program, shapes
 from vilvm.data import kept_generators, map_tensors, rng, set_rng, tensors_of
 from vilvm.lvm import LatentVariableModel
-from vilvm.weights import Layout, LogWeights, log_weights, one_pass
+from vilvm.weights import Layout, LogWeights, one_pass, weigh
+from vilvm.weights.densities import weight_pass
+from vilvm.weights.ways import ONE_BY_ONE, way_of
 
 __all__ = ["WORTH_COMPILING", "Passes"]
 
@@ -44,7 +46,7 @@ class Passes:
             size = min(chunk, num_samples - done)
             if not done:
                 before = rng(tensors_of(batch)[0].device)
-                found = self._eager(batch, size, plan, validate=True)
+                found = self._eager(batch, size, plan, first=True)
                 if self.compiles and num_samples >= 2 * chunk:
                     made = self._program_for(batch, size, plan, found, before)
             else:
@@ -52,8 +54,8 @@ class Passes:
             yield found
             done += size
 
-    def _eager(self, batch: Any, size: int, plan: Layout, validate: bool = False) -> list[Tensor]:
-        return terms(log_weights(self.lvm, batch, size, validate=validate, plan=plan))
+    def _eager(self, batch: Any, size: int, plan: Layout, first: bool = False) -> list[Tensor]:
+        return terms(weigh(self.lvm, batch, size, plan, validate=first, check=first))
 
     def _compiled(self, made: Callable[..., list[Tensor]], batch: Any, size: int, plan: Layout) -> list[Tensor]:
         given = tensors_of(batch)
@@ -61,7 +63,7 @@ class Passes:
         found = made(*given)
         if bool(torch.stack([t.isnan().any() for t in found]).any()):
             set_rng(before, given[0].device)
-            return self._eager(batch, size, plan, validate=True)  # which meets the same NaN, and names the site
+            return self._eager(batch, size, plan, first=True)  # which meets the same NaN, and names the site
         return found
 
     def _program_for(
@@ -86,15 +88,19 @@ class Passes:
         return made
 
     def _made(self, batch: Any, size: int, plan: Layout) -> Callable[..., list[Tensor]]:
-        """A pass as a program."""
+        """A pass as a program; samples that go through the pair one by one, through a program of the single-sample run."""
         given = tensors_of(batch)
+        alone = size > 1 and way_of(self.lvm, batch, weight_pass(self.lvm, plan)) == ONE_BY_ONE
 
         def function(*inputs: Tensor) -> list[Tensor]:
             rest = iter(inputs)
-            return terms(one_pass(self.lvm, map_tensors(lambda _: next(rest), batch), size, plan))
+            return terms(one_pass(self.lvm, map_tensors(lambda _: next(rest), batch), plan, None if alone else size))
 
         with kept_generators(given[0].device):
-            return program(function, given, self.compiler)
+            made = program(function, given, self.compiler)
+        if not alone:
+            return made
+        return lambda *inputs: [torch.cat(term) for term in zip(*(made(*inputs) for _ in range(size)), strict=True)]
 
 
 def terms(weights: LogWeights) -> list[Tensor]:

@@ -1,6 +1,6 @@
 """A pair run and its traces read: log-weights, draws, and how the pair is laid out. No other room reads a Pyro trace."""
 
-from vilvm.weights.densities import LogWeights, log_weights, one_pass, weight_chunks
+from vilvm.weights.densities import LogWeights, log_weights, one_pass, weigh, weight_chunks
 from vilvm.weights.draws import observed, posterior, posterior_mean, predict, replicate, resample, sample
 from vilvm.weights.simulated import Simulation, simulate
 from vilvm.weights.structure import Layout, layout
@@ -20,5 +20,6 @@ __all__ = [
     "resample",
     "sample",
     "simulate",
+    "weigh",
     "weight_chunks",
 ]

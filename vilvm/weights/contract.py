@@ -27,10 +27,10 @@ def check_latents(lvm: object, model: Sites, guide: Sites) -> None:
     for name, site in guide.items():
         if name not in model and not site["infer"].get("is_auxiliary"):
             raise ContractError(
-                f"{name_of}: the guide samples {name!r} and the model does not. Sample {name!r} in the model, remove it from the "
-                "guide, or mark it infer={'is_auxiliary': True}."
+                f"{name_of}: the guide samples {name!r} and the model does not. Sample {name!r} in the model, remove it from the guide, or, if "
+                "latents are a one-to-one function of it, mark it infer={'is_auxiliary': True}."
             )
-        if name in model and model[name]["is_observed"]:
+        if name in model and model[name]["is_observed"] and not site["is_observed"]:
             raise ContractError(f"{name_of}: the guide samples {name!r}, which the model observes; remove it from the guide.")
     if len(latents) == len(model):
         raise ContractError(f"{name_of}: the model observes nothing; give one pyro.sample of it obs=batch.")
@@ -42,7 +42,7 @@ def check_latents(lvm: object, model: Sites, guide: Sites) -> None:
                 f"{name_of}: latent {name!r} has {events[0]} event dimensions in the model and {events[1]} in the guide; "
                 "give both the same .to_event(...)."
             )
-        if shapes[0] != shapes[1]:
+        if _significant(shapes[0]) != _significant(shapes[1]):
             raise ContractError(
                 f"{name_of}: latent {name!r} has shape {shapes[0]} in the model and {shapes[1]} in the guide; make them equal."
             )
@@ -60,11 +60,11 @@ def check_plates(model_trace: Any, guide_trace: Any) -> None:
 
 
 def check_shape(part: str, site: Any, value: Tensor) -> None:
-    """A log-density may have a dimension larger than one only where a plate declares it."""
+    """A log-density may have a dimension larger than one only where a plate declares it, or right of a plate, where Pyro allows it."""
     sizes = {f.dim: f.size for f in site["cond_indep_stack"] if f.vectorized}
     for dim in range(-value.dim(), 0):
         size, declared = value.shape[dim], sizes.get(dim)
-        if size != 1 and declared is None:
+        if size != 1 and declared is None and dim < min(sizes, default=0):
             raise ContractError(
                 f"The {part}'s site {site['name']!r} has a log-density of shape {tuple(value.shape)}, and no plate declares its "
                 f"dimension {dim} of size {size}: put the site in a pyro.plate of that size, or make the dimension part of one "
@@ -75,6 +75,11 @@ def check_shape(part: str, site: Any, value: Tensor) -> None:
                 f"The {part}'s site {site['name']!r} has size {size} where its plate says {declared} (dimension {dim}); "
                 "use len(batch) as the size of the plate."
             )
+
+
+def _significant(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without the ones on its left."""
+    return shape[next((i for i, n in enumerate(shape) if n != 1), len(shape)) :]
 
 
 def check_number(name: str, value: Any, least: int = 1) -> None:

@@ -5,12 +5,13 @@ For latents z, an observation x, a model p(x | z) p(z) and a guide q(z | x), eve
     log w = log p(x | z) + log p(z) − log q(z | x),   z ~ q(z | x),
 
 kept for every Monte Carlo sample and every datum. Their mean over samples is the ELBO, their log-mean-exp the
-importance-weighted bound, their tail the Pareto k̂. ``log_weights`` runs the pair once, all samples in parallel under one
-outer plate, and returns the three terms by site, with plate and ``poutine.scale`` factors taken out and kept beside them:
-inside a log-mean-exp a scale is no longer a weight on a datum but a power of its likelihood, so no bound would be left.
+importance-weighted bound, their tail the Pareto k̂. ``log_weights`` runs the pair, all samples in parallel where that equals the
+single-sample run (``vilvm.weights.ways``), and returns the three terms by site, with plate and ``poutine.scale`` factors taken out
+and kept beside them: inside a log-mean-exp a scale is no longer a weight on a datum but a power of its likelihood, so no bound would
+be left.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -18,13 +19,15 @@ import pyro
 import torch
 from torch import Tensor
 
-from vilvm.lvm import ContractError, LatentVariableModel, module_parameters
+from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, module_parameters
 from vilvm.weights.contract import check_batch, check_number
 from vilvm.weights.enumeration import run_model
-from vilvm.weights.structure import Layout, guide_sites, held_still, layout
-from vilvm.weights.traces import log_prob, run, strip
+from vilvm.weights.structure import Layout, held_still, layout
+from vilvm.weights.supports import guide_sites, scored_guide
+from vilvm.weights.traces import Put, Sites, family, log_prob, run, strip
+from vilvm.weights.ways import Pass, Values, at_samples
 
-__all__ = ["LogWeights", "log_weights", "one_pass", "weight_chunks"]
+__all__ = ["LogWeights", "drawn_values", "log_weights", "one_pass", "reducer", "total", "weigh", "weight_chunks", "weight_pass"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,8 @@ def log_weights(
 ) -> LogWeights:
     """Draws `num_samples` latents from the guide for every datum of the batch, and weighs them.
 
-    All samples are drawn in parallel, in as many passes as `chunk` asks for. Differentiable where autograd is on.
+    Samples are drawn in parallel where that equals the single-sample run, in as many passes as `chunk` asks for. The pair is in
+    evaluation mode meanwhile. Differentiable where autograd is on.
 
     Arguments:
         lvm: the model and guide.
@@ -129,7 +133,8 @@ def log_weights(
         >>> weights.log_weight.shape, sorted(weights.log_priors)
         (torch.Size([10, 4]), ['z'])
     """
-    chunks = list(weight_chunks(lvm, batch, num_samples, num_samples if chunk is None else chunk, validate, plan))
+    with evaluation_mode(lvm):
+        chunks = list(weight_chunks(lvm, batch, num_samples, num_samples if chunk is None else chunk, validate, plan))
     return chunks[0] if len(chunks) == 1 else _concatenate(chunks)
 
 
@@ -147,37 +152,80 @@ def weight_chunks(
     done = 0
     while done < num_samples:
         size = min(chunk, num_samples - done)
-        # The batch and the parameters are the same in every pass, so Pyro's checks of them are worth making once.
-        weights = one_pass(lvm, batch, size, plan, validate and done == 0)
-        _check_nan(weights)
-        yield weights
+        # The batch and the parameters are the same in every pass, so one check of them is enough.
+        yield weigh(lvm, batch, size, plan, validate=validate and done == 0, check=done == 0)
         done += size
 
 
-def one_pass(lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Layout, validate: bool = False) -> LogWeights:
-    """The LogWeights of one run of guide and model; without Pyro's checks no tensor's value is read, so that it can be traced."""
+def weigh(
+    lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Layout, *, validate: bool = False, check: bool = True
+) -> LogWeights:
+    """The LogWeights of one pass.
+
+    Arguments:
+        lvm, batch, num_samples, plan: as of ``log_weights``.
+        validate: whether Pyro checks that parameters and values lie where they must.
+        check: whether some samples are compared with the single-sample run; not needed again for the same batch.
+    """
     with module_parameters(lvm), pyro.validation_enabled(validate):
-        return _run_both(lvm, batch, num_samples, plan)
+        weights = _read(at_samples(lvm, batch, num_samples, weight_pass(lvm, plan), check=check), plan)
+    _check_nan(weights)
+    return weights
 
 
-def _run_both(lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Layout) -> LogWeights:
-    samples, fixed = (num_samples, plan.sample_dim), held_still(plan)
-    guide_trace = run(lvm.guide, "guide", batch, fixed, samples=samples)
-    guide = guide_sites(guide_trace)
+def one_pass(lvm: LatentVariableModel, batch: Any, plan: Layout, num_samples: int | None = None) -> LogWeights:
+    """The LogWeights of one pass of `num_samples`, or, without them, of the single-sample run.
 
-    def reduce(in_data: bool, value: Tensor) -> Tensor:
-        return reduced(in_data, value, num_samples, plan)
+    Nothing is checked, and no tensor's value is read once the way is known that the samples of these batches take, so it can be traced.
+    """
+    one = weight_pass(lvm, plan)
+    with module_parameters(lvm), pyro.validation_enabled(False):
+        values = one.run(batch, {}, None) if num_samples is None else at_samples(lvm, batch, num_samples, one, check=False)
+        return _read(values, plan)
 
-    model = run_model(lvm.model, batch, (guide_trace, fixed), num_samples, plan, reduce)
+
+def weight_pass(lvm: LatentVariableModel, plan: Layout) -> Pass:
+    """A run of guide and model: the terms of a log-weight, and the latents, by kind and site."""
+    guide_half = scored_guide(lvm, plan.masked)
+
+    def run_both(batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
+        samples, fixed = plan.samples(num_samples), held_still(plan)
+        with Put(given, num_samples, plan.nesting):
+            guide_trace = run(guide_half, "guide", batch, fixed, samples=samples)
+        guide, reduce, size = guide_sites(guide_trace), reducer(num_samples, plan), num_samples or 1
+        model = run_model(lvm.model, batch, (guide_trace, fixed), num_samples, plan, reduce)
+        return {
+            "log_guides": {n: reduce(plan.is_in_data(s), log_prob("guide", s)) for n, s in guide.items()},
+            "log_priors": model.log_priors,
+            "log_likelihoods": model.log_likelihoods,
+            "latents": {n: strip(guide[n]["value"], guide[n], size, plan.nesting) for n in plan.latents},
+            "drawn": drawn_values(guide, size, plan),
+        }
+
+    return Pass(run_both, "log-weights")
+
+
+def drawn_values(sites: Sites, num_samples: int, plan: Layout) -> dict[str, Tensor]:
+    """The values that follow from no other site, by name, as ``strip`` leaves them."""
+    drawn = {n: s for n, s in sites.items() if family(s["fn"]) not in ("Delta", "Unit") and not s["is_observed"]}
+    return {n: strip(s["value"], s, num_samples, plan.nesting) for n, s in drawn.items()}
+
+
+def _read(values: Values, plan: Layout) -> LogWeights:
     return LogWeights(
-        log_likelihoods=model.log_likelihoods,
-        log_priors=model.log_priors,
-        log_guides={n: reduce(plan.is_in_data(s), log_prob("guide", s)) for n, s in guide.items()},
-        model_scales={n: s["scale"] for n, s in model.sites.items()},
-        guide_scales={n: s["scale"] for n, s in guide.items()},
-        latents={n: strip(guide[n]["value"], guide[n], num_samples, plan.nesting) for n in plan.latents},
+        log_likelihoods=values["log_likelihoods"],
+        log_priors=values["log_priors"],
+        log_guides=values["log_guides"],
+        model_scales={n: s for n, s in plan.model_scales.items() if n not in plan.enumerated},
+        guide_scales=plan.guide_scales,
+        latents=values["latents"],
         indices=plan.subsample.get(plan.data_plate or "", {}).get("value"),
     )
+
+
+def reducer(num_samples: int | None, plan: Layout) -> Callable[[bool, Tensor], Tensor]:
+    """``reduced`` for a run under a plate over samples, or, if `num_samples` is None, for the single-sample run."""
+    return lambda in_data, value: reduced(in_data, value, num_samples or 1, plan)
 
 
 def reduced(in_data: bool, value: Tensor, num_samples: int, plan: Layout) -> Tensor:

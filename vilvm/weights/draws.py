@@ -6,16 +6,27 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode, module_parameters
 from vilvm.weights.contract import check_batch, check_number, enumerable
-from vilvm.weights.densities import LogWeights, log_weights
-from vilvm.weights.structure import Layout, data_plate, guide_sites, held_still, layout, place
-from vilvm.weights.traces import Sites, Unobserved, family, nesting_of, run, sites_of, strip, was_observed
+from vilvm.weights.densities import LogWeights, drawn_values, log_weights
+from vilvm.weights.structure import Layout, data_plate, held_still, layout, place
+from vilvm.weights.supports import guide_sites
+from vilvm.weights.traces import Put, Sites, Unobserved, family, nesting_of, run, sites_of, strip, was_observed
+from vilvm.weights.ways import Pass, Values, at_samples
 
-__all__ = ["observed", "picked_by_weight", "posterior", "posterior_mean", "predict", "replicate", "resample", "sample"]
+__all__ = [
+    "draws_in_place",
+    "observed",
+    "picked_by_weight",
+    "posterior",
+    "posterior_mean",
+    "predict",
+    "replicate",
+    "resample",
+    "sample",
+]
 
 
 def sample(lvm: LatentVariableModel, num_samples: int, *, like: Any = None, mean: bool = False) -> dict[str, Tensor]:
@@ -40,6 +51,14 @@ def sample(lvm: LatentVariableModel, num_samples: int, *, like: Any = None, mean
         >>> vilvm.sample(VAE(data_dim=6, latent_dim=2), 3)["x"].shape
         torch.Size([3, 6])
     """
+    draws = draws_in_place(lvm, num_samples, like=like, mean=mean)
+    return {name: value if axis is None else value.movedim(axis, 0) for name, (value, axis) in draws.items()}
+
+
+def draws_in_place(
+    lvm: LatentVariableModel, num_samples: int, *, like: Any = None, mean: bool = False
+) -> dict[str, tuple[Tensor, int | None]]:
+    """The draws of ``sample``, each beside the dimension that its draws take: that of the plate over the data, if each draw is a datum."""
     check_contract(lvm)
     check_number("num_samples", num_samples)
     batch = _placeholder(lvm, 1) if like is None else like
@@ -47,8 +66,8 @@ def sample(lvm: LatentVariableModel, num_samples: int, *, like: Any = None, mean
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
         try:
             probe = _simulate(lvm, batch)
-            nesting = nesting_of(probe)
-            sites = _simulate(lvm, batch, samples=(num_samples, -1 - nesting))
+            simulated = _simulation(lvm, nesting_of(probe), mean)
+            values = at_samples(lvm, batch, num_samples, simulated)["simulated"]
             plate = data_plate(Unobserved()(lvm.model), batch, [s for s in probe.values() if was_observed(s)])
         except ContractError as error:
             if like is not None:
@@ -56,13 +75,38 @@ def sample(lvm: LatentVariableModel, num_samples: int, *, like: Any = None, mean
             raise ContractError(f"{error} To simulate a model that reads its batch, pass like=a batch of data.") from None
         if like is None:
             _check_needs_no_batch(lvm, probe, plate)
-    draws = {}
-    for name, site in sites.items():
-        value = strip(_mean(site) if mean and was_observed(site) else site["value"], site, num_samples, nesting)
+    if mean:
+        _check_means({n: v for n, v in values.items() if was_observed(probe[n])}, probe)
+    draws: dict[str, tuple[Tensor, int | None]] = {}
+    for name, value in values.items():
         # The one datum of the placeholder makes room for the draws, each of which is a datum.
-        axis = place(site, plate) if like is None else None  # counted among the plates, of which samples come first
-        draws[name] = value if axis is None else value.squeeze(axis).movedim(0, axis - 1)
+        axis = place(probe[name], plate) if like is None else None
+        if axis is None or value.shape[axis + 1] != 1:
+            draws[name] = value, None
+        else:
+            draws[name] = value.squeeze(axis + 1).movedim(0, axis), axis
     return draws
+
+
+def _simulation(lvm: LatentVariableModel, nesting: int, mean: bool) -> Pass:
+    """A run of the model with nothing observed; of observed sites the mean of their likelihood, if it is asked for."""
+
+    def simulate(batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
+        size, samples = num_samples or 1, None if num_samples is None else (num_samples, -1 - nesting)
+        with Put(given, num_samples, nesting):
+            sites = _simulate(lvm, batch, samples=samples)
+        values = {n: s["fn"].mean if mean and was_observed(s) else s["value"] for n, s in sites.items()}
+        latents = {n: s for n, s in sites.items() if not was_observed(s)}
+        return {
+            "simulated": {n: strip(v, sites[n], size, nesting) for n, v in values.items()},
+            "drawn": {
+                n: strip(s["value"], s, size, nesting)
+                for n, s in (latents if mean else sites).items()
+                if family(s["fn"]) != "Delta"
+            },
+        }
+
+    return Pass(simulate, f"simulation, mean={mean}")
 
 
 def posterior(lvm: LatentVariableModel, batch: Any, num_samples: int = 1) -> dict[str, Tensor]:
@@ -80,8 +124,7 @@ def posterior(lvm: LatentVariableModel, batch: Any, num_samples: int = 1) -> dic
         >>> vilvm.posterior(VAE(data_dim=6, latent_dim=2), torch.zeros(4, 6), num_samples=10)["z"].shape
         torch.Size([10, 4, 2])
     """
-    plan, sites = _run_guide(lvm, batch, num_samples)
-    return {name: strip(sites[name]["value"], sites[name], num_samples, plan.nesting) for name in plan.latents}
+    return _run_guide(lvm, batch, num_samples, None)["latents"]
 
 
 @torch.no_grad()
@@ -124,8 +167,7 @@ def resample(
             f"resample: the guide of {type(lvm).__name__} puts latent {plan.degenerate[0]!r} on one point, so there is nothing to pick from; give it "
             "a guide with a density (vilvm.guides.fit_guide)."
         )
-    with evaluation_mode(lvm):
-        weights = log_weights(lvm, batch, proposals, chunk=chunk, plan=plan)
+    weights = log_weights(lvm, batch, proposals, chunk=chunk, plan=plan)
     log_w = weights.log_weight
     impossible = (log_w.amax(0) == -torch.inf).nonzero()
     if len(impossible):
@@ -177,16 +219,7 @@ def posterior_mean(lvm: LatentVariableModel, batch: Any, num_samples: int = 1, *
     Raises:
         ContractError: the pair breaks the contract on this batch, or a latent has no mean (a Categorical).
     """
-    plan, sites = _run_guide(lvm, batch, num_samples, plan)
-
-    def mean(site: Any) -> Tensor:
-        try:
-            value = _mean(site).expand(site["value"].shape)
-        except NotImplementedError:
-            value = site["value"]
-        return strip(value, site, num_samples, plan.nesting).mean(0)
-
-    return {name: mean(sites[name]) for name in plan.latents}
+    return {name: value.mean(0) for name, value in _run_guide(lvm, batch, num_samples, plan, mean=True)["means"].items()}
 
 
 def predict(lvm: LatentVariableModel, latents: Mapping[str, Tensor], *, like: Any = None) -> dict[str, Tensor]:
@@ -211,7 +244,9 @@ def predict(lvm: LatentVariableModel, latents: Mapping[str, Tensor], *, like: An
         raise ContractError(f"predict: no value was given for the latent {missing[0]!r}; it has {sorted(latents)}.")
     if like is None:
         _check_event_sizes(lvm, sites.values())
-    return {n: _mean(s) for n, s in sites.items() if was_observed(s)}
+    means = {n: s["fn"].mean for n, s in sites.items() if was_observed(s)}
+    _check_means(means, sites)
+    return means
 
 
 def replicate(lvm: LatentVariableModel, latents: Mapping[str, Tensor], *, like: Any = None) -> dict[str, Tensor]:
@@ -248,7 +283,8 @@ def replicate(lvm: LatentVariableModel, latents: Mapping[str, Tensor], *, like: 
     size = num_samples.pop()
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
         model = Unobserved()(lvm.model)
-        probe = sites_of(run(_Given({n: v[0] for n, v in latents.items()}, ())(model), "model", batch))
+        with Put({n: v[:1] for n, v in latents.items()}, None, 0):
+            probe = sites_of(run(model, "model", batch))
         missing = [
             n for n, s in probe.items() if not (n in latents or was_observed(s) or enumerable(s) or family(s["fn"]) == "Unit")
         ]
@@ -258,10 +294,8 @@ def replicate(lvm: LatentVariableModel, latents: Mapping[str, Tensor], *, like: 
             )
         if like is None:
             _check_event_sizes(lvm, probe.values())
-        nesting = nesting_of(probe)
-        given = _Given(latents, (size,), nesting)
-        sites = sites_of(run(given(model), "model", batch, samples=(size, -1 - nesting)))
-    return {n: strip(s["value"], s, size, nesting) for n, s in sites.items() if was_observed(s) and family(s["fn"]) != "Unit"}
+        values = at_samples(lvm, batch, size, _simulation(lvm, nesting_of(probe), mean=False), latents)["simulated"]
+    return {n: v for n, v in values.items() if was_observed(probe[n])}
 
 
 def observed(lvm: LatentVariableModel, batch: Any) -> dict[str, Tensor]:
@@ -288,29 +322,6 @@ def observed(lvm: LatentVariableModel, batch: Any) -> dict[str, Tensor]:
     return {n: strip(s["value"].expand(s["fn"].shape()).unsqueeze(0), s, 1, nesting)[0] for n, s in seen.items()}
 
 
-class _Given(Messenger):
-    """Puts latents at values that are shaped as ``strip`` leaves them, with room for the plates that a site does not stand in."""
-
-    def __init__(self, values: Mapping[str, Tensor], samples: tuple[int, ...], nesting: int = 0):
-        super().__init__()
-        self.values, self.samples, self.nesting = values, samples, nesting
-
-    def _pyro_sample(self, msg: Any) -> None:
-        value = self.values.get(msg["name"])
-        if value is None:
-            return
-        sizes = {f.dim: f.size for f in msg["cond_indep_stack"] if f.vectorized}
-        nesting = max([self.nesting, *(-dim for dim in sizes)])
-        event = value.shape[value.dim() - msg["fn"].event_dim :]
-        shape = torch.Size((*self.samples, *(sizes.get(dim, 1) for dim in range(-nesting, 0)), *event))
-        if value.numel() != shape.numel():
-            expected = (*self.samples, *(sizes[dim] for dim in sorted(sizes)), *msg["fn"].event_shape)
-            raise ContractError(
-                f"replicate: latent {msg['name']!r} was given in shape {tuple(value.shape)}; the model wants {expected} of it."
-            )
-        msg["value"], msg["is_observed"] = value.reshape(shape), True
-
-
 def _batch_around(what: str, lvm: LatentVariableModel, latents: Mapping[str, Tensor], like: Any, axis: int) -> Any:
     """`like`, or a placeholder of as many data as the first latent has along `axis`."""
     check_contract(lvm)
@@ -325,13 +336,39 @@ def _batch_around(what: str, lvm: LatentVariableModel, latents: Mapping[str, Ten
     return batch
 
 
-def _run_guide(lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Layout | None = None) -> tuple[Layout, Sites]:
+def _run_guide(lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Layout | None, mean: bool = False) -> Values:
+    """The latents that the guide draws; with `mean`, the means of their distributions where these are known, under "means"."""
     check_number("num_samples", num_samples)
     check_batch(batch)
     plan = layout(lvm, batch) if plan is None else plan
+    sites: Sites = {}
+
+    def draw(batch: Any, given: Mapping[str, Tensor], number: int | None) -> Values:
+        with Put(given, number, plan.nesting):
+            found = guide_sites(run(lvm.guide, "guide", batch, held_still(plan), samples=plan.samples(number)))
+        sites.update(found)
+        size, of_latents = number or 1, {n: found[n] for n in plan.latents}
+        values = {
+            "latents": {n: strip(s["value"], s, size, plan.nesting) for n, s in of_latents.items()},
+            "drawn": drawn_values(found, size, plan),
+        }
+        if mean:
+            values["means"] = {
+                n: strip(_mean_or_value(s).expand(s["value"].shape), s, size, plan.nesting) for n, s in of_latents.items()
+            }
+        return values
+
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
-        trace = run(lvm.guide, "guide", batch, held_still(plan), samples=(num_samples, plan.sample_dim))
-    return plan, guide_sites(trace)
+        values = at_samples(lvm, batch, num_samples, Pass(draw, f"draws of the guide, mean={mean}"))
+    _check_means(values.get("means", {}), sites)
+    return values
+
+
+def _mean_or_value(site: Any) -> Tensor:
+    try:
+        return site["fn"].mean
+    except NotImplementedError:
+        return site["value"]
 
 
 def _simulate(
@@ -363,11 +400,10 @@ def _check_event_sizes(lvm: object, sites: Iterable[Any]) -> None:
         )
 
 
-def _mean(site: Any) -> Tensor:
-    mean = site["fn"].mean
-    if bool(mean.isnan().any()):
-        raise ContractError(f"Site {site['name']!r} is {family(site['fn'])}, which has no mean; use draws (sample, posterior).")
-    return mean
+def _check_means(means: Mapping[str, Tensor], sites: Sites) -> None:
+    for name, mean in means.items():
+        if bool(mean.isnan().any()):
+            raise ContractError(f"Site {name!r} is {family(sites[name]['fn'])}, which has no mean; use draws (sample, posterior).")
 
 
 def _placeholder(lvm: object, num_data: int) -> Tensor:

@@ -45,7 +45,7 @@ def run_model(
     model: Callable[[Any], Any],
     batch: Any,
     replay: tuple[poutine.Trace | None, ...],
-    num_samples: int,
+    num_samples: int | None,
     plan: Layout,
     reduce: Callable[[bool, Tensor], Tensor],
 ) -> ModelRun:
@@ -55,7 +55,7 @@ def run_model(
         model: called with a batch.
         batch: what it is called with.
         replay: traces from which values are taken.
-        num_samples: of the plate over samples.
+        num_samples: of the plate over samples; None for the single-sample run.
         plan: the layout of this batch.
         reduce: sums a log-density over every plate but that of the data; told whether it stands in that one.
 
@@ -63,7 +63,7 @@ def run_model(
         ContractError: the prior of a latent depends on one that is enumerated.
     """
     model = poutine.enum(model, first_available_dim=plan.sample_dim - 1) if plan.enumerated else model
-    trace = run(model, "model", batch, *replay, samples=(num_samples, plan.sample_dim))
+    trace = run(model, "model", batch, *replay, samples=plan.samples(num_samples))
     sites = {n: s for n, s in sites_of(trace).items() if n not in plan.enumerated}
     summed = _dependent(trace, sites, plan) if plan.enumerated else set()
     terms = {n: reduce(plan.is_in_data(s), log_prob("model", s)) for n, s in sites.items() if n not in summed}
@@ -106,7 +106,7 @@ def _contract(trace: Any, names: list[str], in_data: bool, plan: Layout) -> Tens
         factors.setdefault(ordinal, []).append(factor)
     kept = {"_monte_carlo", plan.data_plate} if in_data else {"_monte_carlo"}
     present = {dim for terms in factors.values() for term in terms for dim in term._pyro_dims}  # those of size one are not
-    target = frozenset(trace.plate_to_symbol[name] for name in kept if name is not None) & present
+    target = frozenset(symbol for name, symbol in trace.plate_to_symbol.items() if name in kept) & present
     with shared_intermediates() as cache:
         total = contract_to_tensor(factors, _enumerated_dims(trace), target_ordinal=target, cache=cache)
     return packed.unpack(total, trace.symbol_to_dim)

@@ -13,17 +13,18 @@ from typing import Any
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
 from vilvm.data import Data, kept_generators
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, module_parameters
 from vilvm.weights.contract import check_batch, check_number
-from vilvm.weights.densities import reduced, total
+from vilvm.weights.densities import drawn_values, reducer, total
 from vilvm.weights.enumeration import run_model
-from vilvm.weights.structure import Layout, guide_sites, held_still, layout
-from vilvm.weights.traces import log_prob, mask_of, run, strip, unstrip
+from vilvm.weights.structure import Layout, held_still, layout
+from vilvm.weights.supports import guide_sites, scored_guide
+from vilvm.weights.traces import Put, family, log_prob, mask_of, run, strip
+from vilvm.weights.ways import Pass, Values, at_samples
 
 __all__ = ["divergences", "guide_log_prob"]
 
@@ -66,29 +67,33 @@ def guide_log_prob(
     with module_parameters(lvm), evaluation_mode(lvm), checked, kept_generators(Data(batch).device):
         with torch.no_grad():
             drawn = guide_sites(run(lvm.guide, "guide", batch, held_still(plan)))
-        auxiliary = [n for n in drawn if n not in plan.latents]
+        auxiliary = [n for n, s in drawn.items() if n not in plan.latents and family(s["fn"]) != "Unit"]
         if auxiliary:
             raise ContractError(
                 f"{type(lvm).__name__}: the guide makes its latents of an auxiliary draw, {auxiliary[0]!r}, so it has no density of given "
                 "latents; use a guide that samples the latents themselves."
             )
-        given = poutine.Trace()
-        for name in plan.latents:
-            value = _placed(latents[name], drawn[name], plan, num_samples)
-            given.add_node(name, **{**drawn[name], "value": value})
-        trace = run(lvm.guide, "guide", batch, given, held_still(plan), samples=(num_samples, plan.sample_dim))
-        terms = [reduced(plan.is_in_data(s), log_prob("guide", s), num_samples, plan) for s in guide_sites(trace).values()]
-    return total(terms)
+        given = {n: latents[n] for n in plan.latents}
+        for name, value in given.items():
+            own = strip(drawn[name]["value"], drawn[name], 1, plan.nesting).shape[1:]
+            if value.shape != (num_samples, *own):
+                raise ContractError(
+                    f"guide_log_prob: latent {name!r} has shape {tuple(value.shape)}; the guide's is {(num_samples, *own)}."
+                )
+        values = at_samples(lvm, batch, num_samples, _guide_density(lvm, plan), given)
+    return total(values["log_guides"].values())
 
 
-def _placed(value: Tensor, site: Any, plan: Layout, num_samples: int) -> Tensor:
-    """Draws of shape (S, *own plates, *event) with a dimension of size one for every plate that the site does not stand in."""
-    event = tuple(site["value"].shape[site["value"].dim() - site["fn"].event_dim :])
-    sizes = {f.dim: f.size for f in site["cond_indep_stack"] if f.vectorized}
-    own = (num_samples, *(sizes[d] for d in sorted(sizes)), *event)
-    if tuple(value.shape) != own:
-        raise ContractError(f"guide_log_prob: latent {site['name']!r} has shape {tuple(value.shape)}; the guide's is {own}.")
-    return unstrip(value, site, plan.nesting)
+def _guide_density(lvm: LatentVariableModel, plan: Layout) -> Pass:
+    guide_half = scored_guide(lvm, plan.masked)
+
+    def density(batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
+        with Put(given, num_samples, plan.nesting):
+            trace = run(guide_half, "guide", batch, held_still(plan), samples=plan.samples(num_samples))
+        reduce = reducer(num_samples, plan)
+        return {"log_guides": {n: reduce(plan.is_in_data(s), log_prob("guide", s)) for n, s in guide_sites(trace).items()}}
+
+    return Pass(density, "log-guide densities")
 
 
 def divergences(lvm: LatentVariableModel, batch: Any, num_samples: int = 1, *, plan: Layout | None = None) -> dict[str, Tensor]:
@@ -114,26 +119,32 @@ def divergences(lvm: LatentVariableModel, batch: Any, num_samples: int = 1, *, p
         raise ContractError(
             f"divergences: {type(lvm).__name__} has a latent that its data share; there is no divergence per datum."
         )
-    fixed = held_still(plan)
-
-    def reduce(in_data: bool, value: Tensor) -> Tensor:
-        return reduced(in_data, value, num_samples, plan)
-
     with module_parameters(lvm), evaluation_mode(lvm):
-        guide_trace = run(lvm.guide, "guide", batch, fixed, samples=(num_samples, plan.sample_dim))
+        values = at_samples(lvm, batch, num_samples, _divergence_pass(lvm, plan))
+    scores, priors, each = ({n: t.double() for n, t in values[kind].items()} for kind in ("log_guides", "log_priors", "each"))
+    if set(scores) != set(plan.latents):  # the latents are functions of an auxiliary draw, and have a divergence together only
+        return {" and ".join(plan.latents): torch.stack([*scores.values(), *(-t for t in priors.values())]).sum(0)}
+    return {n: each.get(n, scores[n] - priors[n]) for n in plan.latents}
+
+
+def _divergence_pass(lvm: LatentVariableModel, plan: Layout) -> Pass:
+    guide_half = scored_guide(lvm, plan.masked)
+
+    def run_both(batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
+        reduce, fixed, size = reducer(num_samples, plan), held_still(plan), num_samples or 1
+        with Put(given, num_samples, plan.nesting):
+            guide_trace = run(guide_half, "guide", batch, fixed, samples=plan.samples(num_samples))
         model = run_model(lvm.model, batch, (guide_trace, fixed), num_samples, plan, reduce)
-    guide = guide_sites(guide_trace)
-    scores = {n: reduce(plan.is_in_data(s), log_prob("guide", s)).double() for n, s in guide.items()}
-    if set(guide) != set(plan.latents):  # the latents are functions of an auxiliary draw, and have a divergence together only
+        guide = guide_sites(guide_trace)
+        each = {n: _by_dimension(n, guide[n], model.sites[n], size, plan) for n in plan.latents}
         return {
-            " and ".join(plan.latents): torch.stack(list(scores.values())).sum(0)
-            - torch.stack([t.double() for t in model.log_priors.values()]).sum(0)
+            "log_guides": {n: reduce(plan.is_in_data(s), log_prob("guide", s)) for n, s in guide.items()},
+            "log_priors": model.log_priors,
+            "each": {n: t for n, t in each.items() if t is not None},
+            "drawn": drawn_values(guide, size, plan),
         }
-    found = {}
-    for name in plan.latents:
-        each = _by_dimension(name, guide[name], model.sites[name], num_samples, plan)
-        found[name] = scores[name] - model.log_priors[name].double() if each is None else each
-    return found
+
+    return Pass(run_both, "divergences")
 
 
 def _by_dimension(name: str, guide: Any, model: Any, num_samples: int, plan: Layout) -> Tensor | None:

@@ -10,21 +10,23 @@ With the guide as base, u stands for what the guide draws, which for an automati
 Latents that are enumerated are summed over, as they are in ``log_weights``.
 """
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, cast
 
 import pyro
 import torch
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import ComposeTransform, Transform, TransformedDistribution, biject_to, constraints
 
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, module_parameters
 from vilvm.weights.contract import check_batch
-from vilvm.weights.densities import reduced, total
+from vilvm.weights.densities import drawn_values, reducer, total
 from vilvm.weights.enumeration import run_model
-from vilvm.weights.structure import guide_sites, layout
-from vilvm.weights.traces import Sites, family, log_prob, run, sites_of, strip, unstrip
+from vilvm.weights.structure import layout
+from vilvm.weights.supports import guide_sites, scored_guide
+from vilvm.weights.traces import Put, Sites, family, log_prob, run, sites_of, strip
+from vilvm.weights.ways import Pass, Values, at_samples
 
 __all__ = ["Joint", "LogDensities"]
 
@@ -63,7 +65,9 @@ class Joint:
         self.plan = layout(lvm, batch)
         self._check()
         self.num_data = self.plan.num_data if self.plan.local else 1
-        self.shapes: dict[str, torch.Size] = {}  # of each site's own plates and event, of u
+        self.guide = scored_guide(lvm, self.plan.masked)
+        self.shapes: dict[str, _Shape] = {}
+        self._checked: set[int] = set()  # numbers of samples whose densities were compared with single runs
         self.draw(1)
 
     def _check(self) -> None:
@@ -83,32 +87,19 @@ class Joint:
     @torch.no_grad()
     def draw(self, num_samples: int) -> Tensor:
         """Draws of u from the base density, shape (num_samples, num_data, D)."""
-        with _Note(self._moves) as note:
-            self._run_base(num_samples)
-        if note.discrete:
-            raise ContractError(
-                f"{type(self.lvm).__name__}: latent {note.discrete!r} is discrete, and chains move continuous ones only: enumerate it, or take the "
-                "importance-weighted bound."
-            )
-        self.shapes = {name: u.shape[1:] for name, u in note.unconstrained.items()}
-        return torch.cat([self._flat(u, num_samples) for u in note.unconstrained.values()], -1)
+        return self._flat(self._samples(num_samples, Pass(self._base, f"draws of u from the {self.base}"))["u"])
 
     def __call__(self, u: Tensor) -> LogDensities:
         """The log-densities of u, of shape (num_samples, num_data, D), differentiable."""
-        num_samples = len(u)
-        with module_parameters(self.lvm), evaluation_mode(self.lvm), pyro.validation_enabled(False):
-            return self._densities(self._sites_of(u), num_samples)
+        check = len(u) not in self._checked
+        values = self._samples(len(u), Pass(self._densities, f"densities, base={self.base}"), self._sites_of(u), check)
+        self._checked.add(len(u))
+        return LogDensities(values["densities"]["base"], values["densities"]["target"])
 
     @torch.no_grad()
     def latents(self, u: Tensor) -> dict[str, Tensor]:
         """The latents that u stands for, as ``posterior`` returns them."""
-        values, samples = self._sites_of(u), (len(u), self.plan.sample_dim)
-        with module_parameters(self.lvm), evaluation_mode(self.lvm), _Put(values):
-            if self.base == "guide":
-                sites = guide_sites(run(self.lvm.guide, "guide", self.batch, samples=samples))
-            else:
-                sites = sites_of(run(self.lvm.model, "model", self.batch, samples=samples))
-        return {n: strip(sites[n]["value"], sites[n], len(u), self.plan.nesting) for n in self.plan.latents}
+        return self._samples(len(u), Pass(self._latents, f"latents of u, base={self.base}"), self._sites_of(u))["latents"]
 
     @torch.no_grad()
     def unconstrained(self, latents: dict[str, Tensor]) -> Tensor:
@@ -122,76 +113,105 @@ class Joint:
                 f"The guide of {type(self.lvm).__name__} draws {sorted(self.shapes)} and makes the latents of them, which cannot be undone: start "
                 "from the prior, base='prior'."
             )
-        num_samples = len(next(iter(latents.values())))
-        with _Note(self._moves, latents, self.plan.nesting) as note:
-            self._run_base(num_samples)
-        return torch.cat([self._flat(u, num_samples) for u in note.unconstrained.values()], -1)
+        given = {n: latents[n] for n in self.plan.latents}
+        return self._flat(self._samples(len(next(iter(given.values()))), Pass(self._base, f"u, base={self.base}"), given)["u"])
 
-    def _run_base(self, num_samples: int) -> poutine.Trace:
-        samples = (num_samples, self.plan.sample_dim)
-        half = self.lvm.guide if self.base == "guide" else self.lvm.model
+    def _samples(self, num_samples: int, one: Pass, given: Mapping[str, Tensor] | None = None, check: bool = True) -> Values:
         with module_parameters(self.lvm), evaluation_mode(self.lvm), pyro.validation_enabled(False):
-            return run(half, "guide" if self.base == "guide" else "model", self.batch, samples=samples)
+            return at_samples(self.lvm, self.batch, num_samples, one, given, check=check)
+
+    def _base_sites(self, batch: Any, num_samples: int | None) -> Sites:
+        """The sites of a run of what u is drawn from."""
+        samples = self.plan.samples(num_samples)
+        if self.base == "guide":
+            return guide_sites(run(self.guide, "guide", batch, samples=samples))
+        return sites_of(run(self.lvm.model, "model", batch, samples=samples))
+
+    def _base(self, batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
+        """u, by site, of draws from the base, or of given latents."""
+        with Put(given, num_samples, self.plan.nesting):
+            sites = {n: s for n, s in self._base_sites(batch, num_samples).items() if self._moves(s)}
+        discrete = [n for n, s in sites.items() if s["fn"].support.is_discrete]
+        if discrete:
+            raise ContractError(
+                f"{type(self.lvm).__name__}: latent {discrete[0]!r} is discrete, and chains move continuous ones only: enumerate it, or take the "
+                "importance-weighted bound."
+            )
+        found, size = {n: cast(Tensor, _bijection(s).inv(s["value"])) for n, s in sites.items()}, num_samples or 1
+        if num_samples is None:
+            self.shapes = {n: _Shape(found[n].shape, len(s["fn"].batch_shape)) for n, s in sites.items()}
+        return {
+            "u": {n: self._natural(u, self.shapes[n], size) for n, u in found.items()},
+            "drawn": drawn_values(sites, size, self.plan),
+        }
+
+    def _latents(self, batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
+        with _Put(given, num_samples, self.shapes, self.plan.nesting):
+            sites = self._base_sites(batch, num_samples)
+        size = num_samples or 1
+        return {"latents": {n: strip(sites[n]["value"], sites[n], size, self.plan.nesting) for n in self.plan.latents}}
 
     def _moves(self, msg: Any) -> bool:
         """Whether a site is one of those that u stands for."""
         if self.base == "prior":
             return msg["name"] in self.plan.latents
-        return not msg["is_observed"] and family(msg["fn"]) != "Delta"
+        return not msg["is_observed"] and family(msg["fn"]) not in ("Delta", "Unit")
 
     # Between u in one tensor and u by site ---------------------------------------------------------------------------------
 
-    @property
-    def _axis(self) -> int | None:
-        """Which dimension of a site's u is that of the data, after that of samples; None if all data are one."""
-        return self.plan.nesting + 1 + self.plan.data_dim if self.plan.local and self.plan.data_dim is not None else None
+    def _natural(self, u: Tensor, shape: "_Shape", num_samples: int) -> Tensor:
+        """u of a site in the shape of a single run, samples first."""
+        rank = self.plan.nesting + 1 + len(shape.single) - shape.batch
+        u = u.reshape((1,) * (rank - u.dim()) + u.shape)
+        return u.expand(num_samples, *u.shape[1:]).reshape(num_samples, *shape.single)
 
-    def _flat(self, u: Tensor, num_samples: int) -> Tensor:
-        u = u.expand(num_samples, *u.shape[1:])
-        return (
-            u.reshape(num_samples, 1, -1)
-            if self._axis is None
-            else u.movedim(self._axis, 1).reshape(num_samples, self.num_data, -1)
-        )
+    def _axis(self, shape: "_Shape") -> int | None:
+        """Which dimension of a site's u is that of the data, after that of samples; None if all data are one."""
+        dim = self.plan.data_dim
+        return 1 + shape.batch + dim if self.plan.local and dim is not None else None
+
+    def _flat(self, values: Mapping[str, Tensor]) -> Tensor:
+        parts = []
+        for name, u in values.items():
+            axis = self._axis(self.shapes[name])
+            rows = u if axis is None else u.movedim(axis, 1)
+            parts.append(rows.reshape(len(u), self.num_data, -1))
+        return torch.cat(parts, -1)
 
     def _sites_of(self, u: Tensor) -> dict[str, Tensor]:
         values, start = {}, 0
         for name, shape in self.shapes.items():
-            size = shape.numel() // self.num_data
+            size, axis = shape.single.numel() // self.num_data, self._axis(shape)
             part = u[..., start : start + size]
-            if self._axis is None:
-                values[name] = part.reshape(len(u), *shape)
+            if axis is None:
+                values[name] = part.reshape(len(u), *shape.single)
             else:
-                rest = [s for i, s in enumerate(shape, start=1) if i != self._axis]
-                values[name] = part.reshape(len(u), self.num_data, *rest).movedim(1, self._axis)
+                rest = [s for i, s in enumerate(shape.single, start=1) if i != axis]
+                values[name] = part.reshape(len(u), self.num_data, *rest).movedim(1, axis)
             start += size
         return values
 
     # Densities -------------------------------------------------------------------------------------------------------------
 
-    def _densities(self, values: dict[str, Tensor], num_samples: int) -> LogDensities:
-        plan, samples = self.plan, (num_samples, self.plan.sample_dim)
-
-        def reduce(in_data: bool, value: Tensor) -> Tensor:
-            return reduced(in_data, value, num_samples, plan)
-
-        with _Put(values) as put:
+    def _densities(self, batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
+        plan, reduce = self.plan, reducer(num_samples, self.plan)
+        with _Put(given, num_samples, self.shapes, plan.nesting) as put:
             guide: Sites = {}
             guide_trace = None
             if self.base == "guide":
-                guide_trace = run(self.lvm.guide, "guide", self.batch, samples=samples)
+                guide_trace = run(self.guide, "guide", batch, samples=plan.samples(num_samples))
                 guide = guide_sites(guide_trace)
-            model = run_model(self.lvm.model, self.batch, (guide_trace,), num_samples, plan, reduce)
-        sites = guide or {n: model.sites[n] for n in values}
-        jacobian = [reduce(plan.is_in_data(sites[n]), put.log_jacobians[n]) for n in values]
+            model = run_model(self.lvm.model, batch, (guide_trace,), num_samples, plan, reduce)
+        sites = guide or {n: model.sites[n] for n in given}
+        jacobian = [reduce(plan.is_in_data(sites[n]), put.log_jacobians[n]) for n in given]
         joint = [*model.log_likelihoods.values(), *model.log_priors.values()]
         if self.base == "prior":
             base = list(model.log_priors.values())
         else:
             terms = {n: reduce(plan.is_in_data(s), log_prob("guide", s)) for n, s in guide.items()}
-            base = [terms[n] for n in values]
-            joint += [-term for n, term in terms.items() if n not in values]  # of a change of variables that the guide makes
-        return LogDensities(self._by_datum(base + jacobian), self._by_datum(joint + jacobian))
+            base = [terms[n] for n in given]
+            joint += [-term for n, term in terms.items() if n not in given]  # of a change of variables that the guide makes
+        return {"densities": {"base": self._by_datum(base + jacobian), "target": self._by_datum(joint + jacobian)}}
 
     def _by_datum(self, terms: list[Tensor]) -> Tensor:
         """The sum, float64, shape (num_samples, num_data), or (num_samples, 1) if all data are one."""
@@ -199,12 +219,23 @@ class Joint:
         return summed if self.plan.local else summed.reshape(len(summed), -1).sum(1, keepdim=True)
 
 
-class _Put(Messenger):
-    """Puts each of these sites at T(u), and keeps log |det ∂T/∂u|."""
+class _Shape(NamedTuple):
+    """The shape of a site's u in a single run, and how many of its dimensions, from the left, are of the batch shape."""
 
-    def __init__(self, values: dict[str, Tensor]):
+    single: torch.Size
+    batch: int
+
+
+class _Put(Messenger):
+    """Puts each of these sites at T(u), and keeps log |det ∂T/∂u|; u is of the shape of a single run, samples first."""
+
+    def __init__(self, values: Mapping[str, Tensor], num_samples: int | None, shapes: Mapping[str, _Shape], nesting: int):
         super().__init__()
-        self.values, self.log_jacobians = values, {}
+        self.values = {
+            n: u[0] if num_samples is None else u.reshape(len(u), *(1,) * (nesting - shapes[n].batch), *u.shape[1:])
+            for n, u in values.items()
+        }
+        self.log_jacobians: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         u = self.values.get(msg["name"])
@@ -216,42 +247,6 @@ class _Put(Messenger):
         log_det = transform.log_abs_det_jacobian(u, msg["value"])
         extra = log_det.dim() - (msg["value"].dim() - msg["fn"].event_dim)
         self.log_jacobians[msg["name"]] = log_det.sum(list(range(-extra, 0))) if extra else log_det
-
-
-class _Note(Messenger):
-    """Notes the u of what is drawn at the sites that `moves` picks; or of the given values, which it puts there."""
-
-    def __init__(self, moves: Any, values: dict[str, Tensor] | None = None, nesting: int = 0):
-        super().__init__()
-        self.moves, self.values, self.nesting = moves, values, nesting
-        self.unconstrained: dict[str, Tensor] = {}
-        self.discrete = ""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if self.values is not None and self._is_meant(msg) and not msg["done"]:
-            msg["value"], msg["done"] = self._placed(msg), True
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if not self._is_meant(msg):
-            return
-        if msg["fn"].support.is_discrete:
-            self.discrete = msg["name"]
-            return
-        inverse: Any = _bijection(msg).inv
-        self.unconstrained[msg["name"]] = inverse(msg["value"])
-
-    def _placed(self, msg: Any) -> Tensor:
-        value = (self.values or {})[msg["name"]]
-        sizes = {f.dim: f.size for f in msg["cond_indep_stack"] if f.vectorized and f.name != "_monte_carlo"}
-        own = (*(sizes[dim] for dim in sorted(sizes)), *msg["fn"].event_shape)
-        if tuple(value.shape[1:]) != own:
-            raise ContractError(
-                f"Latent {msg['name']!r} was given draws of shape {tuple(value.shape[1:])}; a draw of it has shape {own}."
-            )
-        return unstrip(value, msg, self.nesting)
-
-    def _is_meant(self, msg: Any) -> bool:
-        return not msg["infer"].get("_deterministic") and "_Subsample" not in type(msg["fn"]).__name__ and self.moves(msg)
 
 
 def _bijection(site: Any) -> Transform:

@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from vilvm.data import kept_generators, tensors_of
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, module_parameters
 from vilvm.weights.contract import check_batch, check_number
 from vilvm.weights.structure import Layout, held_still, layout
-from vilvm.weights.traces import Unobserved, family, plate_dims, run, strip, was_observed
+from vilvm.weights.traces import Put, Unobserved, family, own_dims, run, strip, was_observed
+from vilvm.weights.ways import Pass, Values, at_samples
 
 __all__ = ["Replay", "replay"]
 
@@ -85,87 +86,86 @@ def replay(
     unknown = sorted(set(given) - {*plan.latents, *plan.enumerated})
     if unknown:
         raise ContractError(f"replay: {type(lvm).__name__} has no latent {unknown[0]!r}; it has {list(plan.latents)}.")
-    sites = _run(lvm, batch, given, samples, plan)
-    deterministic = {n: s for n, s in sites.items() if s["infer"].get("_deterministic")}
-    other = 1 if samples > 1 else 2  # another number of draws shows which values do not depend on them
-    few = {n: v[:1].expand(other, *v.shape[1:]) for n, v in given.items()}
-    probe = _run(lvm, batch, few, other, plan) if deterministic else {}
+    with module_parameters(lvm), evaluation_mode(lvm):
+        single = _run(lvm, batch, {n: v[:1] for n, v in given.items()}, None, plan)
+        values = at_samples(lvm, batch, samples, _replay_pass(lvm, plan, single), given)
+        with kept_generators(tensors_of(batch)[0].device):
+            other = _run(lvm, batch, {n: _moved(v[:1]) for n, v in given.items()}, None, plan)
+    moving = {n for n, s in single.items() if not torch.equal(s["value"], other[n]["value"])}
     result = Replay({}, {}, {}, {}, {})
-    for name, site in sites.items():
-        if name in deterministic:
-            constant = site["value"].shape == probe[name]["value"].shape
-            result.deterministics[name], axis = _deterministic(site, samples, plan, constant)
-        else:
-            drawn = result.observed if was_observed(site) else result.latents
-            drawn[name], axis = strip(site["value"], site, samples, plan.nesting), plan.place(site)
-        if was_observed(site):
+    for name, site in single.items():
+        deterministic = site["infer"].get("_deterministic")
+        drawn = result.deterministics if deterministic else result.observed if was_observed(site) else result.latents
+        drawn[name] = values["deterministics" if deterministic else "sites"][name]
+        if was_observed(site) and not deterministic:
             recorded = site["infer"]["obs"].expand(site["fn"].shape())  # one number may stand for all of a plate
-            result.recorded[name] = strip(recorded, site, samples, plan.nesting)[0]
+            result.recorded[name] = strip(recorded, site, 1, plan.nesting)[0]
+        axis = _deterministic(site, None, 1, plan, name in moving)[1] if deterministic else plan.data_axis(site)
         if axis is not None:
             result.data_axes[name] = axis
     return result
 
 
-def _run(lvm: LatentVariableModel, batch: Any, given: Mapping[str, Tensor], num_samples: int, plan: Layout) -> dict[str, Any]:
+def _replay_pass(lvm: LatentVariableModel, plan: Layout, single: dict[str, Any]) -> Pass:
+    """A run of the model at given latents: the draws of its sites, and its deterministic values."""
+
+    def replayed(batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
+        sites, size = _run(lvm, batch, given, num_samples, plan), num_samples or 1
+        made = {n: s for n, s in sites.items() if s["infer"].get("_deterministic")}
+        values = {n: strip(s["value"], s, size, plan.nesting) for n, s in sites.items() if n not in made}
+        return {
+            "sites": values,
+            "deterministics": {n: _deterministic(s, single[n]["value"].shape, size, plan)[0] for n, s in made.items()},
+            "drawn": {n: v for n, v in values.items() if family(sites[n]["fn"]) != "Delta"},
+        }
+
+    return Pass(replayed, "replay")
+
+
+def _run(
+    lvm: LatentVariableModel, batch: Any, given: Mapping[str, Tensor], num_samples: int | None, plan: Layout
+) -> dict[str, Any]:
     """The sites of the model by name, ``pyro.deterministic`` included; without factors and the plates' own."""
 
     def half(batch: Any) -> Any:
-        with _Given(given, plan.nesting), Unobserved():
+        with Put(given, num_samples, plan.nesting), Unobserved():
             return lvm.model(batch)
 
-    with module_parameters(lvm), evaluation_mode(lvm):
-        trace = run(half, "model", batch, held_still(plan), samples=(num_samples, plan.sample_dim))
+    trace = run(half, "model", batch, held_still(plan), samples=plan.samples(num_samples))
     nodes: dict[str, Any] = dict(trace.nodes)
     return {n: s for n, s in nodes.items() if s["type"] == "sample" and family(s["fn"]) not in ("_Subsample", "Unit")}
 
 
-class _Given(Messenger):
-    """Puts given draws in the place of latents, with a dimension of size one for each plate that a latent does not stand in."""
-
-    def __init__(self, latents: Mapping[str, Tensor], nesting: int):
-        super().__init__()
-        self.latents, self.nesting = latents, nesting
-
-    def _pyro_sample(self, msg: Any) -> None:
-        value = self.latents.get(msg["name"])
-        if value is None:
-            return
-        own, event = plate_dims(msg), msg["fn"].event_dim
-        rank = self.nesting + event
-        shape = msg["fn"].shape()[-rank:] if rank else ()
-        shape = (1,) * (rank - len(shape)) + tuple(shape)
-        shape = [n if dim >= -event or dim + event in own else 1 for dim, n in zip(range(-rank, 0), shape, strict=True)]
-        if [n for n in value.shape[1:] if n > 1] != [n for n in shape if n > 1]:
-            raise ContractError(
-                f"replay: latent {msg['name']!r} was given draws of shape {tuple(value.shape[1:])}, and a draw of it has shape "
-                f"{tuple(n for dim, n in zip(range(-rank, 0), shape, strict=True) if dim >= -event or dim + event in own)}."
-            )
-        msg["value"], msg["done"] = value.reshape(len(value), *shape), True
+def _moved(value: Tensor) -> Tensor:
+    return 1.001 * value + 0.001 if value.is_floating_point() else value
 
 
-def _deterministic(site: Any, num_samples: int, plan: Layout, constant: bool) -> tuple[Tensor, int | None]:
+def _deterministic(
+    site: Any, single: torch.Size | None, num_samples: int, plan: Layout, moves: bool = False
+) -> tuple[Tensor, int | None]:
     """A deterministic value as (S, *plates, *event), and its axis of the data: it rarely says which of its dimensions are of an event.
 
-    What depends on the draws has their dimension left of those of the plates; what does not is the same for every draw.
+    Arguments:
+        site: of a run under a plate over samples, or of a single-sample run.
+        single: the shape that the value has in a single-sample run; None if this is one. A value of that shape does not depend on the draws; any
+            other has their dimension left of those of the plates.
+        num_samples, plan: of the run.
+        moves: whether the value depends on the latents.
     """
     value, nesting = site["value"], plan.nesting
+    constant = single is None or value.shape == single
     if constant:
-        value = value.reshape((1,) * (nesting - value.dim()) + value.shape).expand(
-            num_samples, *(1,) * (nesting - value.dim()), *value.shape
-        )
+        value = value.reshape((1,) * (nesting - value.dim()) + value.shape)
+        value = value.expand(num_samples, *value.shape)
     elif value.dim() <= nesting:
         raise ContractError(
             f"The deterministic value {site['name']!r} has shape {tuple(value.shape)} under {num_samples} samples, whose dimension it should keep on the left: "
             "reduce over dimensions counted from the right."
         )
     value = value.expand(num_samples, *value.shape[1:])
-    own, axis = plate_dims(site), None
+    own, axis = own_dims(site), None
     keep = [d for d in range(-nesting, 0) if d in own or value.shape[1 + nesting + d] > 1]
-    if (
-        plan.data_dim in keep
-        and (plan.data_dim in own or not constant)
-        and value.shape[1 + nesting + plan.data_dim] == plan.num_data
-    ):
+    if plan.data_dim in keep and (plan.data_dim in own or moves) and value.shape[1 + nesting + plan.data_dim] == plan.num_data:
         axis = 1 + keep.index(plan.data_dim)
     shape = [value.shape[1 + nesting + d] for d in keep]
     return value.reshape(num_samples, *shape, *value.shape[1 + nesting :]), axis

@@ -23,7 +23,7 @@ from vilvm.lvm import (
     module_parameters,
 )
 from vilvm.weights.contract import check_number
-from vilvm.weights.draws import sample
+from vilvm.weights.draws import draws_in_place
 from vilvm.weights.structure import Layout, layout
 from vilvm.weights.traces import Sites, run, sites_of
 
@@ -145,7 +145,7 @@ def batches(
     checked = False
     while True:
         with _Observed() as noted:
-            draws = sample(lvm, rows) if like is None else sample(lvm, many, like=like)
+            draws = {n: v for n, (v, _) in draws_in_place(lvm, many if like is not None else rows, like=like).items()}
         each = [draws] if like is None else [{n: v[i] for n, v in draws.items()} for i in range(many)]
         for sites in each:
             if rebuild is not None:

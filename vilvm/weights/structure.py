@@ -1,5 +1,6 @@
 """How a pair is laid out on a batch: its plates, its latents, its scale. Found by running it once."""
 
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, NamedTuple
 
@@ -12,7 +13,8 @@ from torch import Tensor
 from vilvm.data import Data, kept_generators, tensors_of
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evaluation_mode, module_parameters
 from vilvm.weights.contract import check_latents, check_plates, check_shape, enumerable
-from vilvm.weights.traces import Sites, family, log_prob, mask_of, nesting_of, plate_dims, run, sites_of
+from vilvm.weights.supports import degenerate_latents, guide_sites, masked_latents
+from vilvm.weights.traces import Put, Sites, family, log_prob, mask_of, nesting_of, own_dims, run, sites_of
 
 __all__ = ["Layout", "data_plate", "guide_sites", "held_still", "layout", "place"]
 
@@ -27,12 +29,15 @@ class Layout(NamedTuple):
         num_data: data in the plate; 1 without one.
         local: whether every latent stands in the data plate, so that weights are per datum.
         scale: the factor on the observed sites, by which a Pyro loss exceeds the sum over the batch.
+        model_scales: the factor on each site of the model; one number, or a tensor.
+        guide_scales: likewise of the guide.
         latents: those that the guide draws, in the model's order.
         observed: names, in the model's order.
         families: the distribution of each observed site, by name, and which part of it is scored, if not all.
         enumerated: latents that the model marks for parallel enumeration and the guide leaves out, which are summed over.
         degenerate: latents that the guide puts on one point, so that it has no density there.
         improper: latents whose prior is flat, which is no probability density.
+        masked: latents of which the model masks entries that the guide does not; these are marginalised (``vilvm.weights.supports``).
         data_axes: by latent, which dimension of its draws is that of the data: 1, unless a plate stands left of theirs; none if shared.
         subsample: the plates that subsample their data at random, and the indices they drew.
     """
@@ -43,12 +48,15 @@ class Layout(NamedTuple):
     num_data: int
     local: bool
     scale: float
+    model_scales: dict[str, float | Tensor]
+    guide_scales: dict[str, float | Tensor]
     latents: tuple[str, ...]
     observed: tuple[str, ...]
     families: dict[str, str]
     enumerated: tuple[str, ...]
     degenerate: tuple[str, ...]
     improper: tuple[str, ...]
+    masked: tuple[str, ...]
     data_axes: dict[str, int]
     subsample: dict[str, Any]
 
@@ -57,13 +65,18 @@ class Layout(NamedTuple):
         """The dimension of the plate over Monte Carlo samples: left of every plate of the model."""
         return -1 - self.nesting
 
+    def samples(self, num_samples: int | None) -> tuple[int, int] | None:
+        """The plate over samples, its size and dimension; None for the single-sample run."""
+        return None if num_samples is None else (num_samples, self.sample_dim)
+
     def is_in_data(self, site: Any) -> bool:
         """Whether a site stands in the plate over the data."""
         return self.data_plate is not None and _stands_in(site, self.data_plate)
 
-    def place(self, site: Any) -> int | None:
-        """Where the plate over the data stands among a site's own plates, that of samples among them, from the left; None if outside it."""
-        return place(site, next((f for f in site["cond_indep_stack"] if f.name == self.data_plate), None))
+    def data_axis(self, site: Any) -> int | None:
+        """Which dimension of the draws of a site, of a single-sample run, is that of the data (samples are dimension 0); None if none."""
+        found = place(site, next((f for f in site["cond_indep_stack"] if f.name == self.data_plate), None))
+        return None if found is None else found + 1
 
 
 def layout(lvm: LatentVariableModel, batch: Any, validate: bool = True, plate: str | None = None) -> Layout:
@@ -89,16 +102,38 @@ def layout(lvm: LatentVariableModel, batch: Any, validate: bool = True, plate: s
         guide = guide_sites(guide_trace)
         check_plates(model_trace, guide_trace)
         check_latents(lvm, model, guide)
+        shapes = []
         for part, sites in (("model", model), ("guide", guide)):
             for site in sites.values():
-                check_shape(part, site, log_prob(part, site))
-        found = data_plate(lvm.model, batch, [s for s in model.values() if s["is_observed"]], plate)
-    return _read_layout(found, model, guide, [model_trace, guide_trace])
+                value = log_prob(part, site)
+                check_shape(part, site, value)
+                shapes.append(value.dim())
+        plate_found = data_plate(lvm.model, batch, [s for s in model.values() if s["is_observed"]], plate)
+        latents = {n: s for n, s in model.items() if not s["is_observed"]}
+
+        def guide_again() -> Sites:
+            with kept_generators(Data(batch).device):
+                return guide_sites(run(lvm.guide, "guide", batch, _subsamples(guide_trace)))
+
+        def density(values: Any) -> Sites:
+            with Put({n: v[None] for n, v in values.items()}, None, 0):
+                return sites_of(run(lvm.model, "model", batch, _subsamples(guide_trace)))
+
+        degenerate = degenerate_latents(lvm, latents, guide, guide_again)
+        masked, flat = masked_latents(lvm, model, guide, density, guide_again)
+    found = _read_layout(plate_found, model, guide, [model_trace, guide_trace])
+    return found._replace(
+        nesting=max(found.nesting, *shapes), degenerate=degenerate, masked=masked, improper=tuple({*found.improper, *flat})
+    )
 
 
-def guide_sites(trace: Any) -> Sites:
-    """The sites that a guide draws; what it observes (an automatic guide may replay the data) is not its own."""
-    return {n: s for n, s in sites_of(trace).items() if not s["is_observed"]}
+def _subsamples(trace: Any) -> poutine.Trace:
+    """The part of a trace that holds the plates' indices."""
+    kept = poutine.Trace()
+    for name, site in trace.nodes.items():
+        if site["type"] == "sample" and site_is_subsample(site):
+            kept.add_node(name, **site)
+    return kept
 
 
 def _read_layout(plate: Any, model: Sites, guide: Sites, traces: list[Any]) -> Layout:
@@ -111,18 +146,34 @@ def _read_layout(plate: Any, model: Sites, guide: Sites, traces: list[Any]) -> L
         nesting=nesting_of(model, guide),
         data_plate=plate.name if plate else None,
         data_dim=plate.dim if plate else None,
-        num_data=plate.size if plate else 1,
+        num_data=_size(plate, inside) if plate else 1,
         local=plate is not None and all(_stands_in(s, plate.name) for s in [*latents.values(), *guide.values()]),
         scale=float(scale.mean()) if isinstance(scale, Tensor) else float(scale),
+        model_scales={n: s["scale"] for n, s in model.items()},
+        guide_scales={n: s["scale"] for n, s in guide.items()},
         latents=tuple(n for n in latents if n in guide),
         observed=tuple(observed),
         families={n: _family(s) for n, s in observed.items()},
         enumerated=tuple(n for n, s in latents.items() if n not in guide and enumerable(s)),
-        degenerate=_degenerate(latents, guide),
+        degenerate=(),
         improper=tuple(n for n, s in latents.items() if family(s["fn"]) == "ImproperUniform"),
+        masked=(),
         data_axes={n: p + 1 for n in latents if n in guide and (p := place(guide[n], plate)) is not None},
         subsample={n: s for n, s in drawn.items() if s["fn"].subsample_size is not None and s["fn"].subsample_size < s["fn"].size},
     )
+
+
+def _size(plate: Any, sites: Iterable[Any]) -> int:
+    """The size of a plate; where it was made without one, that of the sites within it."""
+    inside = [s["fn"].batch_shape for s in sites if _stands_in(s, plate.name)]
+    return plate.size if plate.size > 0 else max([shape[plate.dim] for shape in inside if len(shape) >= -plate.dim], default=1)
+
+
+def _sizes(sites: Iterable[Any]) -> dict[str, tuple[int, int]]:
+    """The size and the full size of every plate by name."""
+    sites = list(sites)
+    frames = {f.name: f for s in sites for f in s["cond_indep_stack"] if f.vectorized}
+    return {n: (_size(f, sites), f.full_size) for n, f in frames.items()}
 
 
 def _family(site: Any) -> str:
@@ -134,26 +185,11 @@ def place(site: Any, plate: Any) -> int | None:
     """Where a plate stands among a site's own, from the left, as ``strip`` leaves them; None if the site is outside it."""
     if plate is None or not _stands_in(site, plate.name):
         return None
-    return sorted(plate_dims(site)).index(plate.dim)
+    return sorted(own_dims(site)).index(plate.dim)
 
 
 def _stands_in(site: Any, plate: str) -> bool:
     return any(frame.name == plate for frame in site["cond_indep_stack"])
-
-
-def _degenerate(latents: Sites, guide: Sites) -> tuple[str, ...]:
-    """Continuous latents on which the guide is a Delta, unless it only hands on an auxiliary draw, as autoguides do."""
-    auxiliary = [s for s in guide.values() if s["infer"].get("is_auxiliary")]
-    if auxiliary and all(family(s["fn"]) != "Delta" for s in auxiliary):
-        return ()
-    return tuple(
-        n
-        for n, s in latents.items()
-        if n in guide
-        and family(guide[n]["fn"]) == "Delta"
-        and family(s["fn"]) != "Delta"
-        and not getattr(s["fn"].support, "is_discrete", False)
-    )
 
 
 def data_plate(model: Any, batch: Any, observed: list[Any], name: str | None = None) -> Any:
@@ -168,7 +204,7 @@ def data_plate(model: Any, batch: Any, observed: list[Any], name: str | None = N
     if name is not None:
         return next((f for f in common if f.name == name), None)
     lengths = {t.shape[0] for t in tensors_of(batch) if t.dim()}
-    matching = [f for f in common if f.size in lengths or f.full_size in lengths]
+    matching = [f for f in common if {_size(f, observed), f.full_size} & lengths]
     if len(matching) > 1:
         matching = _growing(model, batch, matching)
     return next(iter(matching or common), None)
@@ -180,10 +216,8 @@ def _growing(model: Any, batch: Any, plates: list[Any]) -> list[Any]:
     if data.divisible:
         longer = data.subset(torch.arange(-1, len(data)).clamp(min=0)).x  # its first datum twice
         with kept_generators(data.device), suppress(ContractError):
-            frames = {f.name: f for s in sites_of(run(model, "model", longer)).values() for f in s["cond_indep_stack"]}
-            grown = [
-                f for f in plates if f.name in frames and (frames[f.name].size, frames[f.name].full_size) != (f.size, f.full_size)
-            ]
+            before, after = (_sizes(sites_of(run(model, "model", x)).values()) for x in (batch, longer))
+            grown = [f for f in plates if f.name in after and after[f.name] != before[f.name]]
     grown = grown or [f for f in plates if f.name == "data"]
     if len(grown) != 1:
         raise ContractError(

@@ -2,7 +2,7 @@
 
 import hashlib
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -20,12 +21,16 @@ from vilvm.data import tensors_of
 from vilvm.lvm import ContractError
 
 __all__ = [
+    "Lines",
+    "Put",
     "Sites",
     "Unobserved",
     "family",
     "log_prob",
     "mask_of",
+    "mask_tensor",
     "nesting_of",
+    "own_dims",
     "plate_dims",
     "run",
     "sites_of",
@@ -39,7 +44,7 @@ _AROUND = (torch.distributions.Independent, dist.ExpandedDistribution, dist.Mask
 
 
 def run(half: Any, part: str, batch: Any, *replay: poutine.Trace | None, samples: tuple[int, int] | None = None) -> poutine.Trace:
-    """The trace of one half of a pair, sites taken from `replay`, under a plate over samples (their number, its dimension)."""
+    """The trace of one half of a pair, sites taken from `replay`, under a plate over samples (their number, its dimension), or none."""
     for source in replay:
         half = half if source is None else poutine.replay(half, trace=source)
     with _plain_errors(part, batch):
@@ -84,10 +89,24 @@ def _first_words(error: Exception) -> str:
 
 def _user_line(error: Exception) -> str:
     """' (in FUNCTION, FILE:LINE)' of the innermost frame that is neither vilvm's nor an installed package's."""
-    own = str(Path(__file__).parents[1])
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "site-packages" not in f.filename and own not in f.filename]
-    frames = [f for f in frames if "contextlib" not in f.filename]
+    return _place(traceback.extract_tb(error.__traceback__))
+
+
+def _place(stack: traceback.StackSummary) -> str:
+    own = (str(Path(__file__).parents[1]), "site-packages", "contextlib", "<frozen", str(Path(traceback.__file__).parent))
+    frames = [f for f in stack if not any(part in f.filename for part in own)]
     return f" (in {frames[-1].name}, {Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+
+
+class Lines(Messenger):
+    """Notes the user's line of every sample statement, as ' (in FUNCTION, FILE:LINE)', by site."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: dict[str, str] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.of[msg["name"]] = _place(traceback.extract_stack())
 
 
 def _describe(batch: Any) -> str:
@@ -126,13 +145,29 @@ def family(fn: Any) -> str:
 
 def mask_of(site: Any) -> str:
     """A digest of what a site's log-density leaves out, by ``mask`` or ``poutine.mask``; empty if it leaves nothing out."""
+    masks = [m.cpu() for m in _masks(site)]
+    partial = [m.contiguous().numpy().tobytes() for m in masks if not bool(m.all())]
+    return hashlib.sha256(b"".join(partial)).hexdigest()[:8] if partial else ""
+
+
+def mask_tensor(site: Any) -> Tensor | None:
+    """Which entries of a site its log-density scores, broadcastable to the batch shape; None if all of them."""
+    masks = _masks(site)
+    if not masks:
+        return None
+    mask = masks[0]
+    for other in masks[1:]:
+        mask = mask & other
+    return mask
+
+
+def _masks(site: Any) -> list[Tensor]:
     masks, fn = [site["mask"]], site["fn"]
     while isinstance(fn, _AROUND):
         masks.append(getattr(fn, "_mask", None))
         fn = fn.base_dist
-    told = [torch.as_tensor(m).cpu() for m in masks if m is not None]
-    told = [m.contiguous().numpy().tobytes() for m in told if not bool(m.all())]
-    return hashlib.sha256(b"".join(told)).hexdigest()[:8] if told else ""
+    device = site["value"].device
+    return [torch.as_tensor(m, device=device) for m in masks if m is not None]
 
 
 def log_prob(part: str, site: Any) -> Tensor:
@@ -149,11 +184,11 @@ def log_prob(part: str, site: Any) -> Tensor:
 
 
 def strip(value: Tensor, site: Any, num_samples: int, nesting: int) -> Tensor:
-    """A site's value as (S, *its own plates, *event): dimensions of plates it does not stand in are dropped."""
+    """A site's value as (S, *its own dimensions, *event): dimensions of plates that it does not stand in are dropped."""
     event = site["fn"].event_dim
     value = value.reshape((1,) * (nesting + 1 + event - value.dim()) + value.shape)
     value = value.expand(num_samples, *value.shape[1:])
-    own = plate_dims(site)
+    own = own_dims(site)
     for dim in range(-nesting, 0):  # from the left, for what is counted from the right stays where it is
         if dim not in own:
             value = value.squeeze(dim - event)
@@ -161,8 +196,8 @@ def strip(value: Tensor, site: Any, num_samples: int, nesting: int) -> Tensor:
 
 
 def unstrip(value: Tensor, site: Any, nesting: int) -> Tensor:
-    """What ``strip`` left of a value, with a dimension of size one again for every plate that the site does not stand in."""
-    own = plate_dims(site)
+    """What ``strip`` left of a value, with a dimension of size one again for every dimension that is not the site's own."""
+    own = own_dims(site)
     for dim in range(-nesting, 0):
         if dim not in own:
             value = value.unsqueeze(nesting + 1 + dim)
@@ -174,6 +209,46 @@ def plate_dims(site: Any) -> set[int]:
     return {frame.dim for frame in site["cond_indep_stack"] if frame.vectorized}
 
 
+def own_dims(site: Any) -> set[int]:
+    """The dimensions of a site's batch shape: those of its plates, and those right of a plate that none declares."""
+    shape = site["fn"].batch_shape
+    return plate_dims(site) | {dim for dim in range(-len(shape), 0) if shape[dim] > 1}
+
+
 def nesting_of(*parts: Sites) -> int:
-    """How many dimensions the plates of these sites take."""
-    return max([-dim for sites in parts for site in sites.values() for dim in plate_dims(site)], default=0)
+    """How many dimensions the plates of these sites, and their batch shapes, take."""
+    taken = [0]
+    for site in (site for sites in parts for site in sites.values()):
+        taken += [-dim for dim in plate_dims(site)]
+        taken.append(len(site["fn"].batch_shape))
+    return max(taken)
+
+
+class Put(Messenger):
+    """Puts sites at given values.
+
+    Arguments:
+        values: by site, shape (num_samples, *own dimensions, *event), as ``strip`` leaves them.
+        num_samples: of the plate over samples; None if the pair is run once, without that plate.
+        nesting: dimensions that the plates take.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], num_samples: int | None, nesting: int):
+        super().__init__()
+        self.values, self.num_samples, self.nesting = values, num_samples, nesting
+
+    def _pyro_sample(self, msg: Any) -> None:
+        value = self.values.get(msg["name"])
+        if value is None or msg["done"] or (msg["is_observed"] and msg["value"] is not None):
+            return
+        shape = tuple(msg["fn"].shape())
+        if self.num_samples is None:
+            placed = value[0].reshape(shape) if value[0].numel() == msg["fn"].shape().numel() else None
+        else:
+            placed = unstrip(value, msg, self.nesting)
+            given, wanted = (tuple(n for n in s if n > 1) for s in (placed.shape[1:], shape[-placed.dim() + 1 :]))
+            placed = placed if given == wanted else None
+        if placed is None:
+            own = tuple(value.shape[1:])
+            raise ContractError(f"Latent {msg['name']!r} was given draws of shape {own}, and the pair wants {shape} of it.")
+        msg["value"], msg["done"] = placed, True

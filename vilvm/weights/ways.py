@@ -1,0 +1,332 @@
+"""Many samples of a pass through a pair, by the fastest way that equals the single-sample run.
+
+A pair is written for one sample, so its run at one sample, without any further plate, is the definition of its densities. At many
+samples there are three ways:
+
+- vectorised: all samples in one run under a plate left of all others. Right where model and guide leave leading dimensions alone.
+- vmap: the single run traced once, and the graph mapped over samples by ``torch.vmap``. Needs nothing of the model's broadcasting.
+- one by one: the single run, as often as there are samples.
+
+The first that applies is taken. Two single runs are compared with a vectorised run at the same latents before a layout is used, and
+samples of every batch are run again one by one, at the latents that were drawn. Where a value differs, the next way is taken, and one
+line reports the site and the user's line.
+"""
+
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.func import functionalize
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from vilvm.compiling import UntraceableError, shapes, trace
+from vilvm.data import kept_generators, map_tensors, rng, set_rng, tensors_of
+from vilvm.lvm import ContractError
+from vilvm.weights.traces import Lines
+
+__all__ = ["ONE_BY_ONE", "VECTORISED", "VMAP", "Pass", "Values", "at_samples", "way_of"]
+
+VECTORISED, VMAP, ONE_BY_ONE = "vectorised", "vmap", "one by one"
+_TOLERANCE = 1e-4  # relative to the mean size of a term; sums of float32 in another order differ by some 1e-6
+_ROUNDING = 2.0**-21  # a relative change of the latents, of a few roundings, whose effect on a term is no difference
+_FAILURES = (ContractError, RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, AssertionError)
+_REMEMBERED = 32  # layouts a pair; a graph takes memory
+_DRAWN = "drawn"
+
+Values = dict[str, Any]  # tensors of shape (num_samples, ...), in dicts by kind and site; those to be given again are in "drawn"
+
+
+class Pass(NamedTuple):
+    """A pass through one or both halves of a pair.
+
+    Arguments:
+        run: called with a batch, given values by site, shape (num_samples, ...), and the number of samples; None stands for a run
+            without a plate over samples, whose results have one sample.
+        name: what it computes; passes of one name and one pair take the same way.
+    """
+
+    run: Callable[[Any, Mapping[str, Tensor], int | None], Values]
+    name: str
+
+
+class _Way(NamedTuple):
+    """The way that a pass takes, and the graph of a single run if that is vmap."""
+
+    name: str
+    mapped: Callable[..., Values] | None = None
+
+
+_known: "WeakKeyDictionary[Any, dict[Any, _Way]]" = WeakKeyDictionary()
+_reported: "WeakKeyDictionary[Any, set[str]]" = WeakKeyDictionary()
+
+
+def at_samples(
+    lvm: Any,
+    batch: Any,
+    num_samples: int,
+    one: Pass,
+    given: Mapping[str, Tensor] | None = None,
+    *,
+    check: bool = True,
+    tell: Callable[[str], None] = print,
+) -> Values:
+    """The values of `num_samples` samples of a pass.
+
+    Arguments:
+        lvm: the model and guide.
+        batch: what both are called with.
+        num_samples: how many samples.
+        one: the pass.
+        given: values by site, shape (num_samples, ...), where sites are put.
+        check: whether samples are compared with single runs; not needed if that was done for this batch.
+        tell: is given the one line that says that another way is taken.
+    """
+    given = dict(given or {})
+    if num_samples == 1:
+        return one.run(batch, given, None)
+    way = _way(lvm, batch, one, given, tell)
+    traced_anew = False
+    while True:
+        found, reason = _taken(way, batch, num_samples, one, given, check)
+        if found is not None:
+            return found
+        if way.name == VMAP and not traced_anew:  # the graph may hold what Python did for another batch
+            traced_anew = True
+            with suppress(UntraceableError):
+                way = _remember(lvm, batch, one, given, _Way(VMAP, _mapped(batch, one, given)))
+                continue
+        way = _next(way, lvm, batch, one, given, reason, tell)
+
+
+def way_of(lvm: Any, batch: Any, one: Pass, given: Mapping[str, Tensor] | None = None) -> str:
+    """The way that a pass takes: "vectorised", "vmap" or "one by one"."""
+    return _way(lvm, batch, one, dict(given or {}), print).name
+
+
+# Finding the way -----------------------------------------------------------------------------------------------------------
+
+
+def _way(lvm: Any, batch: Any, one: Pass, given: Mapping[str, Tensor], tell: Callable[[str], None]) -> _Way:
+    known, key = _memory(_known, lvm, {}), _key(batch, one, given)
+    if key in known:
+        return known[key]
+    reason = _vectorised_differs(batch, one, given)
+    if reason is None:
+        return _remember(lvm, batch, one, given, _Way(VECTORISED))
+    return _next(_Way(VECTORISED), lvm, batch, one, given, reason, tell)
+
+
+def _remember(lvm: Any, batch: Any, one: Pass, given: Mapping[str, Tensor], way: _Way) -> _Way:
+    known = _memory(_known, lvm, {})
+    if len(known) >= _REMEMBERED:
+        known.clear()
+    known[_key(batch, one, given)] = way
+    return way
+
+
+def _memory(where: Any, lvm: Any, default: Any) -> Any:
+    try:
+        return where.setdefault(lvm, default)
+    except TypeError:  # it cannot be a key
+        return default
+
+
+def _key(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> Any:
+    return one.name, shapes(tensors_of(batch)), tuple((n, tuple(v.shape[1:])) for n, v in given.items()), torch.is_grad_enabled()
+
+
+def _vectorised_differs(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> str | None:
+    """Why two samples at once are not two single runs at the same latents; None if they are."""
+    with torch.no_grad(), kept_generators(_device(batch)):
+        put = [{n: v[:1] for n, v in given.items()}, {n: v[-1:] for n, v in given.items()}]
+        single = [one.run(batch, p, None) for p in put]
+        drawn = [{**p, **s.get(_DRAWN, {})} for p, s in zip(put, single, strict=True)]
+        both = {n: torch.cat([d[n] for d in drawn]) for n in drawn[0]}
+        try:
+            found = one.run(batch, both, 2)
+        except _FAILURES as error:
+            return f"it fails under a plate over samples: {_words(error)}"
+        return _first_difference(found, range(2), single, batch, one, drawn)
+
+
+def _taken(
+    way: _Way, batch: Any, num_samples: int, one: Pass, given: Mapping[str, Tensor], check: bool
+) -> tuple[Values | None, str]:
+    """The values by this way, or None and the reason why they are not those of single runs."""
+    if way.name == ONE_BY_ONE:
+        return _joined([one.run(batch, {n: v[i : i + 1] for n, v in given.items()}, None) for i in range(num_samples)]), ""
+    before, found = rng(_device(batch)) if check else None, None
+    try:
+        found = one.run(batch, given, num_samples) if way.mapped is None else way.mapped(batch, given, num_samples)
+        reason = _check(way, found, batch, num_samples, one, given) if check else None
+    except torch.OutOfMemoryError:
+        raise
+    except _FAILURES as error:
+        reason = f"it fails at {num_samples} samples: {_words(error)}"
+    if reason is None:
+        return found, ""
+    if before is not None:
+        set_rng(before, _device(batch))
+    return None, reason
+
+
+def _check(way: _Way, found: Values, batch: Any, num_samples: int, one: Pass, given: Mapping[str, Tensor]) -> str | None:
+    """The first difference of the first and last sample from single runs at the same latents, or None."""
+    places = (0, num_samples - 1)
+    drawn = [{n: v[i : i + 1].detach() for n, v in {**given, **found.get(_DRAWN, {})}.items()} for i in places]
+    with torch.no_grad(), kept_generators(_device(batch)):
+        single = [one.run(batch, d, None) for d in drawn]
+        reason = _first_difference(found, places, single, batch, one, drawn)
+        if reason is None or way.mapped is None:
+            return reason
+        # A pair may draw noise of its own, beside its sites, which no run repeats: so on the same noise for all samples.
+        before = rng(_device(batch))
+        put = {n: v[:1] for n, v in given.items()}
+        single = [one.run(batch, put, None)]
+        set_rng(before, _device(batch))
+        both = way.mapped(batch, {n: v.expand(2, *v.shape[1:]) for n, v in put.items()}, 2, "same")
+        return reason if _first_difference(both, (0,), single, batch, one, [put]) else None
+
+
+def _next(
+    way: _Way,
+    lvm: Any,
+    batch: Any,
+    one: Pass,
+    given: Mapping[str, Tensor],
+    reason: str,
+    tell: Callable[[str], None],
+) -> _Way:
+    """The way after this one, remembered and reported."""
+    new = _Way(ONE_BY_ONE)
+    if way.name == VECTORISED:
+        try:
+            new = _Way(VMAP, _mapped(batch, one, given))
+        except UntraceableError as error:
+            reason = f"{reason}; and it cannot be traced: {error}"
+    _remember(lvm, batch, one, given, new)
+    said = _memory(_reported, lvm, set())
+    if new.name not in said:
+        said.add(new.name)
+        how = "through torch.vmap" if new.name == VMAP else "one by one, which is slow"
+        where = _line(batch, one, given, reason)
+        tell(f"{type(lvm).__name__}: samples are run {how}, for under a plate over samples {reason}{where}.")
+    return new
+
+
+def _line(batch: Any, one: Pass, given: Mapping[str, Tensor], reason: str) -> str:
+    """The user's line of the site that a reason names, in words."""
+    with torch.no_grad(), kept_generators(_device(batch)), Lines() as lines:
+        one.run(batch, {n: v[:1] for n, v in given.items()}, None)
+    return next((place for site, place in lines.of.items() if f"site {site!r}" in reason and "(in " not in reason), "")
+
+
+def _words(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return (text[:300] or type(error).__name__).rstrip(".")
+
+
+# Comparing -----------------------------------------------------------------------------------------------------------------
+
+
+def _first_difference(
+    found: Values, places: Any, single: list[Values], batch: Any, one: Pass, drawn: list[dict[str, Tensor]]
+) -> str | None:
+    """In words, the first value of these samples that is not that of its single run."""
+    for place, expected, values in zip(places, single, drawn, strict=True):
+        for kind, site, other in _leaves(expected):
+            mine = _leaf(found, kind, site)
+            if mine is None or mine.shape[1:] != other.shape[1:]:
+                shape = None if mine is None else tuple(mine.shape[1:])
+                return (
+                    f"the {_NAMES.get(kind, kind)} of site {site!r} has shape {shape}, and {tuple(other.shape[1:])} in a single run"
+                )
+            if _close(mine[place : place + 1], other):
+                continue
+            near = _leaf(one.run(batch, {n: _nudged(v) for n, v in values.items()}, None), kind, site)
+            slack = 10 * (near - other).abs().nan_to_num(0.0) if near is not None else 0.0
+            if not _close(mine[place : place + 1], other, slack):
+                return f"the {_NAMES.get(kind, kind)} of site {site!r} is not that of a single run"
+    return None
+
+
+_NAMES = {
+    "log_likelihoods": "log-likelihood",
+    "log_priors": "log-prior",
+    "log_guides": "log-guide density",
+    "latents": "value",
+    "drawn": "value",
+}
+
+
+def _nudged(value: Tensor) -> Tensor:
+    return value * (1 + _ROUNDING) if value.is_floating_point() else value
+
+
+def _close(mine: Tensor, other: Tensor, slack: Any = 0.0) -> bool:
+    if not other.is_floating_point():
+        return torch.equal(mine, other)
+    size = other.abs()
+    finite = size[size.isfinite()]
+    allowed = _TOLERANCE * (size + (finite.mean() if finite.numel() else 0.0)) + slack
+    same = (mine - other).abs() <= allowed
+    return bool((same | (mine == other) | (mine.isnan() & other.isnan())).all())
+
+
+def _leaves(values: Values) -> list[tuple[str, str, Tensor]]:
+    return [(kind, site, value) for kind, sites in values.items() for site, value in sites.items()]
+
+
+def _leaf(values: Values, kind: str, site: str) -> Tensor | None:
+    return values.get(kind, {}).get(site)
+
+
+def _joined(each: list[Values]) -> Values:
+    return {kind: {site: torch.cat([v[kind][site] for v in each]) for site in sites} for kind, sites in each[0].items()}
+
+
+def _device(batch: Any) -> torch.device:
+    tensors = tensors_of(batch)
+    return tensors[0].device if tensors else torch.device("cpu")
+
+
+# vmap ----------------------------------------------------------------------------------------------------------------------
+
+
+def _mapped(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> Callable[..., Values]:
+    """A function of a batch, given values and a number of samples: the single run, traced once and mapped over samples.
+
+    Raises:
+        UntraceableError: a graph cannot hold the single run.
+    """
+    names, device = list(given), _device(batch)
+    structure: list[tuple[str, str]] = []
+
+    def single(_: Tensor, *flat: Tensor) -> list[Tensor]:
+        inputs = iter(flat)
+        values = one.run(map_tensors(lambda _: next(inputs), batch), {n: v[None] for n, v in zip(names, inputs, strict=True)}, None)
+        structure[:] = [(kind, site) for kind, site, _ in _leaves(values)]
+        return [value[0] for _, _, value in _leaves(values)]
+
+    example = [torch.zeros((), device=device), *tensors_of(batch), *(v[0] for v in given.values())]
+    with kept_generators(device), torch.no_grad():
+        graph = trace(single, example)
+        try:
+            module = make_fx(functionalize(graph.module))(*example, *graph.closed)  # vmap writes nothing in place
+        except Exception as error:
+            raise UntraceableError(_words(error)) from error
+
+    def mapped(batch: Any, given: Mapping[str, Tensor], num_samples: int, randomness: str = "different") -> Values:
+        shared, own = tensors_of(batch), [given[n] for n in names]
+        dims = (0, *(None for _ in shared), *(0 for _ in own), *(None for _ in graph.closed))
+        run = torch.vmap(lambda *flat: tuple(module(*flat)), in_dims=dims, randomness=randomness)
+        values: Values = {}
+        out = run(torch.zeros(num_samples, device=device), *shared, *own, *graph.closed)
+        for (kind, site), value in zip(structure, out, strict=True):
+            values.setdefault(kind, {})[site] = value
+        return values
+
+    return mapped
