@@ -259,7 +259,7 @@ def in_parts(lvm: LatentVariableModel, data: Data, batch_size: int | None = None
         if len(parts) == 1:
             raise
         plan = None  # an autoguide over latents of the data's plate knows the size that it was fitted to
-    if plan is None or (not plan.local and len(parts) > 1):
+    if plan is None or (len(parts) > 1 and not (plan.local and _is_cut_along_its_plate(lvm, data, size, plan))):
         parts = [data.loaded()]
         plan = layout(lvm, parts[0].x)
     subsampled = [name for name in plan.subsample if not plan.local or name != plan.data_plate]
@@ -269,6 +269,13 @@ def in_parts(lvm: LatentVariableModel, data: Data, batch_size: int | None = None
             "the bounds would be those of the subsample. Evaluate a model whose plate takes all of it."
         )
     return parts, plan
+
+
+def _is_cut_along_its_plate(lvm: LatentVariableModel, data: Data, size: int, plan: Layout) -> bool:
+    """Whether the plate over the data is that of the rows that a batch is cut into, and not one of another axis (time-major data)."""
+    fewer = data.subset(slice(0, max(1, size - 1))).x
+    plates = [plan, layout(lvm, fewer, plate=plan.data_plate)]
+    return all(p.num_data == n or bool(p.subsample) for p, n in zip(plates, (size, max(1, size - 1)), strict=True))
 
 
 def rows_in_a_pass(device: torch.device) -> int:

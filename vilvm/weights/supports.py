@@ -96,20 +96,21 @@ def masked_latents(
     Raises:
         ContractError: the guide leaves out entries that the model scores; or it draws masked latents together with others.
     """
-    masks = {n: m for n, m in model_masks(model).items() if n in guide}
-    if not masks:
-        return (), ()
-    unlike = []
-    for name, mask in masks.items():
-        own = mask_tensor(guide[name])
-        own = torch.ones_like(mask) if own is None else own
+    masks, unlike = {n: m for n, m in model_masks(model).items() if n in guide}, []
+    guides = {n: m for n, s in guide.items() if n in model and (m := mask_tensor(s)) is not None and not bool(m.all())}
+    for name in [n for n in model if n in masks or n in guides]:
+        own, mask = guides.get(name), masks.get(name)
+        own = torch.ones_like(mask) if own is None and mask is not None else own
+        mask = torch.ones_like(own) if mask is None and own is not None else mask
+        if own is None or mask is None:
+            continue
         if bool((mask & ~own).any()):
             raise ContractError(
                 f"{type(lvm).__name__}: the guide masks entries of latent {name!r} that the model scores; mask the same in both."
             )
         if bool((own & ~mask).any()):
             unlike.append(name)
-    others = again()
+    others = again() if masks else {}
     flat = [n for n, m in masks.items() if _matters(n, m, model, density, others[n]["value"])]
     for name in [n for n in unlike if n not in flat]:
         if family(guide[name]["fn"]) == "Delta" and name + _UNCONSTRAINED not in guide:

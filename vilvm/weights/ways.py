@@ -12,6 +12,7 @@ samples of every batch are run again one by one, at the latents that were drawn.
 line reports the site and the user's line.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 from torch.func import functionalize
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from vilvm.compiling import UntraceableError, shapes, trace
@@ -146,9 +148,11 @@ def _vectorised_differs(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> s
         drawn = [{**p, **s.get(_DRAWN, {})} for p, s in zip(put, single, strict=True)]
         both = {n: torch.cat([d[n] for d in drawn]) for n in drawn[0]}
         try:
-            found = one.run(batch, both, 2)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of shapes that the pair was not written for
+                found = one.run(batch, both, 2)
         except _FAILURES as error:
-            return f"it fails under a plate over samples: {_words(error)}"
+            return f"under a plate over samples it fails: {_words(error)}"
         return _first_difference(found, range(2), single, batch, one, drawn)
 
 
@@ -165,7 +169,7 @@ def _taken(
     except torch.OutOfMemoryError:
         raise
     except _FAILURES as error:
-        reason = f"it fails at {num_samples} samples: {_words(error)}"
+        reason = f"at {num_samples} samples it fails: {_words(error)}"
     if reason is None:
         return found, ""
     if before is not None:
@@ -177,6 +181,9 @@ def _check(way: _Way, found: Values, batch: Any, num_samples: int, one: Pass, gi
     """The first difference of the first and last sample from single runs at the same latents, or None."""
     places = (0, num_samples - 1)
     drawn = [{n: v[i : i + 1].detach() for n, v in {**given, **found.get(_DRAWN, {})}.items()} for i in places]
+    repeated = [n for n, v in drawn[0].items() if n not in given and v.is_floating_point() and torch.equal(v, drawn[1][n])]
+    if repeated:
+        return f"at several samples the draws of site {repeated[0]!r} are one and the same"
     with torch.no_grad(), kept_generators(_device(batch)):
         single = [one.run(batch, d, None) for d in drawn]
         reason = _first_difference(found, places, single, batch, one, drawn)
@@ -187,7 +194,7 @@ def _check(way: _Way, found: Values, batch: Any, num_samples: int, one: Pass, gi
         put = {n: v[:1] for n, v in given.items()}
         single = [one.run(batch, put, None)]
         set_rng(before, _device(batch))
-        both = way.mapped(batch, {n: v.expand(2, *v.shape[1:]) for n, v in put.items()}, 2, "same")
+        both = way.mapped(batch, {n: v.expand(2, *v.shape[1:]) for n, v in put.items()}, 2, same=True)
         return reason if _first_difference(both, (0,), single, batch, one, [put]) else None
 
 
@@ -213,7 +220,7 @@ def _next(
         said.add(new.name)
         how = "through torch.vmap" if new.name == VMAP else "one by one, which is slow"
         where = _line(batch, one, given, reason)
-        tell(f"{type(lvm).__name__}: samples are run {how}, for under a plate over samples {reason}{where}.")
+        tell(f"{type(lvm).__name__}: samples are run {how}, for {reason}{where}.")
     return new
 
 
@@ -249,7 +256,7 @@ def _first_difference(
             near = _leaf(one.run(batch, {n: _nudged(v) for n, v in values.items()}, None), kind, site)
             slack = 10 * (near - other).abs().nan_to_num(0.0) if near is not None else 0.0
             if not _close(mine[place : place + 1], other, slack):
-                return f"the {_NAMES.get(kind, kind)} of site {site!r} is not that of a single run"
+                return f"at several samples the {_NAMES.get(kind, kind)} of site {site!r} is not that of a single run"
     return None
 
 
@@ -318,15 +325,72 @@ def _mapped(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> Callable[...,
             module = make_fx(functionalize(graph.module))(*example, *graph.closed)  # vmap writes nothing in place
         except Exception as error:
             raise UntraceableError(_words(error)) from error
+    _draw_for_each_sample(module)
 
-    def mapped(batch: Any, given: Mapping[str, Tensor], num_samples: int, randomness: str = "different") -> Values:
+    def mapped(batch: Any, given: Mapping[str, Tensor], num_samples: int, same: bool = False) -> Values:
         shared, own = tensors_of(batch), [given[n] for n in names]
-        dims = (0, *(None for _ in shared), *(0 for _ in own), *(None for _ in graph.closed))
-        run = torch.vmap(lambda *flat: tuple(module(*flat)), in_dims=dims, randomness=randomness)
+        # What is drawn is new for every sample where it depends on the first input, and this is one for all if the noise is to be.
+        zeros = torch.zeros((), device=device) if same else torch.zeros(num_samples, device=device)
+        dims = (None if same else 0, *(None for _ in shared), *(0 for _ in own), *(None for _ in graph.closed), 0)
+        run = torch.vmap(lambda *flat: tuple(module(*flat[:-1])), in_dims=dims, randomness="same" if same else "different")
         values: Values = {}
-        out = run(torch.zeros(num_samples, device=device), *shared, *own, *graph.closed)
+        out = run(zeros, *shared, *own, *graph.closed, torch.zeros(num_samples, device=device))
         for (kind, site), value in zip(structure, out, strict=True):
             values.setdefault(kind, {})[site] = value
         return values
 
     return mapped
+
+
+# Random operations that vmap draws anew for every sample.
+_DRAWN_BY_VMAP = {
+    "aten::_sample_dirichlet",
+    "aten::_standard_gamma",
+    "aten::bernoulli",
+    "aten::binomial",
+    "aten::multinomial",
+    "aten::normal",
+    "aten::poisson",
+    "aten::rand",
+    "aten::rand_like",
+    "aten::randint",
+    "aten::randint_like",
+    "aten::randn",
+    "aten::randn_like",
+    "aten::randperm",
+}
+# Random operations that write in place, under the names that they have in a graph without such; vmap would draw once for all samples.
+_IN_PLACE = {
+    "aten::cauchy": "cauchy_",
+    "aten::exponential": "exponential_",
+    "aten::geometric": "geometric_",
+    "aten::log_normal": "log_normal_",
+    "aten::normal_functional": "normal_",
+    "aten::uniform": "uniform_",
+}
+
+
+def _draw_for_each_sample(module: GraphModule) -> None:
+    """Makes random operations depend on the graph's first input, over which it is mapped, so that each sample has draws of its own.
+
+    Raises:
+        UntraceableError: the graph holds a random operation of another kind.
+    """
+    graph, first = module.graph, next(iter(module.graph.nodes))
+    for node in list(graph.nodes):
+        schema = getattr(node.target, "_schema", None)
+        if schema is None or torch.Tag.nondeterministic_seeded not in node.target.tags:
+            continue
+        if schema.name in _IN_PLACE:
+            with graph.inserting_after(node):
+                arguments = (_IN_PLACE[schema.name], node.args[0], first, *node.args[1:])
+                new = graph.call_function(_filled, arguments, node.kwargs)
+            node.replace_all_uses_with(new)
+            graph.erase_node(node)
+        elif schema.name not in _DRAWN_BY_VMAP:
+            raise UntraceableError(f"torch.vmap cannot draw {schema.name} anew for every sample")
+    module.recompile()
+
+
+def _filled(method: str, like: Tensor, first: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return getattr(torch.zeros_like(like) + first.to(like.dtype), method)(*args, **kwargs)
