@@ -22,7 +22,7 @@ from torch.distributions.transforms import ReshapeTransform
 import vilvm
 from vilvm.lvm import evaluation_mode, module_parameters
 
-__all__ = ["Exact", "discrete", "gaussian", "log_joint", "pair", "pyro_elbos", "replayed", "shared_gaussian"]
+__all__ = ["Exact", "discrete", "gaussian", "log_joint", "pair", "plain_log_weight", "pyro_elbos", "replayed", "shared_gaussian"]
 
 
 class Exact(NamedTuple):
@@ -81,6 +81,22 @@ def replayed(lvm: Any, batch: Any, latents: dict[str, Tensor], auxiliary: Callab
             masks = {n: site["mask"] for n, site in sites(model).items() if not site["is_observed"]}
             found.append(log_joint(model) - log_joint(guide, masks))
     return torch.stack(found)
+
+
+@torch.no_grad()
+def plain_log_weight(lvm: Any, batch: Any) -> float:
+    """log p − log q, all data together, of the functions run once by plain Pyro at a draw of the guide's."""
+    with module_parameters(lvm), evaluation_mode(lvm):
+        guide = poutine.trace(lvm.guide).get_trace(batch)
+        model = poutine.trace(poutine.replay(lvm.model, trace=guide)).get_trace(batch)
+    masks = {n: site["mask"] for n, site in sites(model).items() if not site["is_observed"]}
+    masks |= {n: _mask(site["fn"]) for n, site in sites(model).items() if not site["is_observed"] and _mask(site["fn"]) is not None}
+    return (log_joint(model) - log_joint(guide, masks)).item()
+
+
+def _mask(fn: Any) -> Any:
+    """The mask that ``.mask`` put on a distribution, or None."""
+    return getattr(fn, "_mask", None)
 
 
 def _replay(guide: Any, values: dict[str, Tensor]) -> Any:
