@@ -61,7 +61,9 @@ def log_joint(trace: Any, masks: dict[str, Any] | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def replayed(lvm: Any, batch: Any, latents: dict[str, Tensor], auxiliary: Callable[[dict[str, Tensor]], Any] | None = None) -> Tensor:
+def replayed(
+    lvm: Any, batch: Any, latents: dict[str, Tensor], auxiliary: Callable[[dict[str, Tensor]], Any] | None = None
+) -> Tensor:
     """log p − log q of every sample, all data together, shape (S,): the functions run by plain Pyro at the latents of that sample.
 
     `auxiliary` gives the values of the guide's auxiliary sites from those of the latents, by default those of Pyro's autoguides.

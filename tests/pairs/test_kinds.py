@@ -139,7 +139,7 @@ SHARED = {
     "a, b = z": (lambda z: sum(w * FEATURES[:, i] for i, w in enumerate(z)), (2,), ()),
     "F.linear": (lambda z: nn.functional.linear(FEATURES, z[:, :D], z[:, D]), (2, D + 1), (2,)),
     "z.cumsum(0)": (lambda z: z.cumsum(0), (N,), ()),
-    "torch.diag": (lambda z: (FEATURES @ torch.diag(z)), (D,), (D,)),
+    "torch.diag": (lambda z: FEATURES @ torch.diag(z), (D,), (D,)),
     "torch.outer": (lambda z: torch.outer(FEATURES[:, 0], z), (2,), (2,)),
     "einsum": (lambda z: torch.einsum("nd,dk->nk", FEATURES, z), (D, 2), (2,)),
     "z.repeat_interleave": (lambda z: z.repeat_interleave(2)[:N], (K,), ()),
@@ -381,10 +381,11 @@ def test_a_branch_on_a_value():
     x = fixed(6)
 
     def model(x):
-        with pyro.plate("data", len(x)):
+        data = pyro.plate("data", len(x))
+        with data:
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
         mean = z if z.mean() > 0 else 3 * z + 1
-        with pyro.plate("data", len(x)):
+        with data:
             pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
 
     def guide(x):
@@ -825,7 +826,14 @@ def auxiliary_many_to_one(x):
 
 @pytest.mark.parametrize(
     "guide",
-    [discrete_auxiliary, continuous_auxiliary, shared_auxiliary, auxiliary_behind_a_delta, auxiliary_not_read, auxiliary_many_to_one],
+    [
+        discrete_auxiliary,
+        continuous_auxiliary,
+        shared_auxiliary,
+        auxiliary_behind_a_delta,
+        auxiliary_not_read,
+        auxiliary_many_to_one,
+    ],
 )
 def test_auxiliary_variables_leave_a_bound_or_are_refused(guide):
     """No importance-weighted bound may be above log p(x), nor a rate below zero."""
