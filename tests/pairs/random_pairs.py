@@ -23,7 +23,6 @@ import vilvm
 __all__ = ["Built", "Spec", "build", "specs"]
 
 PLATES = ("flat", "outer", "inner", "groups", "bare", "right", "unsized", "subsample")
-KINDS = (600, 3)  # of categories: see `_Latent.categories`
 
 
 @dataclass(frozen=True)
@@ -344,6 +343,21 @@ POST_FLAT: dict[str, F] = {
     "view": lambda t, r: t.reshape(-1)[torch.arange(r.n * r.o)].view(r.n, r.o),
 }
 
+# Those that keep leading dimensions as they are, so that they mean the same under samples: drawn more often than by chance.
+KEEPING = {
+    "v @ W",
+    "net",
+    "last dim",
+    "unsqueeze(-1)",
+    "flatten(-2)",
+    "plain",
+    "table[v]",
+    "Vindex",
+    "embedding",
+    "softmax(-1)",
+    "none",
+}
+
 EVENTS = {"normal": 0, "lognormal": 0, "vector": 1, "mvn": 1, "matrix": 2, "bernoulli": 0, "categorical": 0}
 DISCRETE_FAMILIES = ("bernoulli", "categorical")
 
@@ -351,7 +365,7 @@ DISCRETE_FAMILIES = ("bernoulli", "categorical")
 def functions(plates: str, where: str, family: str) -> dict[str, F]:
     """The functions that a latent of this place and family may enter the mean by."""
     if family in DISCRETE_FAMILIES:
-        if where == "data" and plates == "outer" or where == "groups":
+        if (where == "data" and plates == "outer") or where == "groups":
             return {"sum": lambda v, r: v.double().sum() * r.one}
         return DISCRETE_FLAT if (where, plates) in (("data", "flat"), ("data", "groups")) else DISCRETE
     events = EVENTS[family]
@@ -377,11 +391,14 @@ def latents_of(draw: Any, plates: str, index: int, custom: bool) -> Latent:
     if custom:
         families = [*families, "bernoulli", "categorical"]
     family = draw(st.sampled_from(families))
+    chosen = sorted(functions(plates, where, family))
+    keeping = [name for name in chosen if name in KEEPING]
+    chosen = keeping if keeping and draw(st.booleans()) else chosen
     guides = ["fixed", "fixed", "hangs"] + (["auxiliary"] * 2 if family == "lognormal" else [])
     return Latent(
         where,
         family,
-        draw(st.sampled_from(sorted(functions(plates, where, family)))),
+        draw(st.sampled_from(chosen)),
         draw(st.sampled_from(["fixed", "fixed", "hangs"])) if index else "fixed",
         draw(st.sampled_from(guides)) if custom and (index or family == "lognormal") else "fixed",
         custom and where != "shared" and where != "groups" and draw(st.integers(0, 5)) == 0,
@@ -398,7 +415,7 @@ def specs(draw: Any) -> Spec:
     count = draw(st.sampled_from([1, 1, 2, 2, 3]))
     latents = tuple(draw(latents_of(plates, i, guide == "own")) for i in range(count))
     enumerated = guide == "own" and plates in ("flat", "groups", "subsample") and draw(st.integers(0, 4)) == 0
-    flat = len({"outer": 2, "inner": 2, "right": 2}.get(plates, 1) * [0]) == 1
+    flat = plates not in ("outer", "inner", "right")
     likelihoods = ["normal", "normal", "scalar", "bernoulli", "poisson", "categorical"]
     if plates == "right":
         likelihoods = ["scalar", "categorical"]
@@ -482,7 +499,7 @@ class _Made:
 
     def distribution(self, i: int, loc: Tensor, scale: Tensor) -> Any:
         """Of latent i, with the whole of its batch shape where nothing else would give it."""
-        latent, (batch, event) = self.spec.latents[i], self.shapes[i]
+        latent, (_batch, event) = self.spec.latents[i], self.shapes[i]
         if latent.family == "bernoulli":
             return dist.Bernoulli(logits=loc)
         if latent.family == "categorical":
@@ -538,9 +555,8 @@ class _Made:
             for plate in plates["parts"]:
                 stack.enter_context(plate)
             if spec.factor:
-                pyro.factor("penalty", -0.1 * total.square().sum(-1)) if spec.plates != "bare" else pyro.factor(
-                    "penalty", -0.1 * total.square().sum()
-                )
+                penalty = -0.1 * total.square().sum(-1)
+                pyro.factor("penalty", penalty.sum() if spec.plates == "bare" else penalty)
             if spec.enumerated:
                 c = pyro.sample("c", dist.Categorical(logits=room.table[:, 0]), infer={"enumerate": "parallel"})
                 total = total + Vindex(room.table)[c]
@@ -557,7 +573,7 @@ class _Made:
         return fn.to_event(dims) if self.spec.plates == "bare" else fn
 
     def observe(self, name: str, total: Tensor, x: Tensor, masked: bool) -> None:
-        kind, events = self.spec.likelihood, 1
+        kind = self.spec.likelihood
         if kind == "normal":
             fn: Any = dist.Normal(total, 0.8).to_event(1)
         elif kind == "bernoulli":
@@ -565,10 +581,9 @@ class _Made:
         elif kind == "poisson":
             fn = dist.Poisson(total.exp()).to_event(1)
         elif kind == "categorical":
-            fn, events = dist.Categorical(logits=total), 0
+            fn = dist.Categorical(logits=total)
         else:
-            fn, events = dist.Normal(total.sum(1) if total.dim() == 2 else total[:, :, 0], 0.8), 0
-        del events
+            fn = dist.Normal(total.sum(1) if total.dim() == 2 else total[:, :, 0], 0.8)
         fn = fn.mask(self.mask) if masked else fn
         pyro.sample(name, self.closed(fn, 1), obs=x)
 

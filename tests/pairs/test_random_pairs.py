@@ -7,7 +7,7 @@ import hypothesis
 import pyro
 import pytest
 import torch
-from hypothesis import HealthCheck, Phase, given, note, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO
@@ -68,11 +68,10 @@ def enumerated(built: Built, latents) -> torch.Tensor:
     return torch.stack(found)
 
 
-def check(spec: Spec) -> None:
-    """One pair: refused by nobody, weighed rightly at several numbers of samples, its ELBO Pyro's."""
+def check(spec: Spec, elbo: bool = True) -> None:
+    """One pair: refused by nobody, weighed rightly at several numbers of samples, and, if asked, its ELBO Pyro's."""
     built = build(spec)
     loss(built)  # what Pyro does not accept is a fault of the generator, not a pair
-    note(f"seed {spec.seed}")
     torch.manual_seed(spec.seed)
     try:
         for count in sorted({2, *built.sizes[: 1 + spec.seed % 5]}):
@@ -85,6 +84,8 @@ def check(spec: Spec) -> None:
             assert found.shape[0] == count
             found = found if found.dim() == 1 else found.sum(-1)
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4, msg=lambda m, c=count: f"{c} samples: {m}")
+        if not elbo:
+            return
         for network in built.networks:
             network.eval()
         bound = vilvm.evaluate(built.lvm, built.batch, num_samples=DRAWS).bounds["elbo"]
@@ -112,7 +113,7 @@ COMMON = {
 @settings(max_examples=50, **COMMON)
 @given(specs())
 def test_random_pairs_are_weighed_as_pyro_runs_them(spec):
-    check(spec)
+    check(spec, elbo=spec.seed % 3 == 0)
 
 
 @pytest.mark.slow
