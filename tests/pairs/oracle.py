@@ -6,6 +6,7 @@ every single sample is log p(x).
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import pyro
@@ -135,10 +136,15 @@ def _unconstrained(lvm: Any, values: dict[str, Tensor], prototype: Any) -> dict[
 
 
 @torch.no_grad()
-def pyro_elbos(lvm: Any, batch: Any, count: int, scale: float = 1.0, elbo: Any = None) -> tuple[float, float]:
-    """The mean of Pyro's ELBO over `count` single-particle losses, all data together, and its Monte Carlo standard error."""
+def pyro_elbos(
+    lvm: Any, batch: Any, count: int, scale: float = 1.0, elbo: Any = None, training: bool = False
+) -> tuple[float, float]:
+    """The mean of Pyro's ELBO over `count` single-particle losses, all data together, and its Monte Carlo standard error.
+
+    In evaluation mode, unless `training`.
+    """
     elbo = Trace_ELBO() if elbo is None else elbo
-    with module_parameters(lvm), evaluation_mode(lvm):
+    with module_parameters(lvm), nullcontext() if training else evaluation_mode(lvm):
         found = torch.tensor([-elbo.loss(lvm.model, lvm.guide, batch) for _ in range(count)], dtype=torch.float64) / scale
     return found.mean().item(), (found.std() / count**0.5).item()
 
