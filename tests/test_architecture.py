@@ -23,7 +23,7 @@ ALLOWED = {
     "world": set(),
     "compiling": set(),
     "lvm": LEAVES,
-    "weights": LEAVES | {"lvm"},
+    "weights": LEAVES | {"compiling", "lvm"},
     "wrapped": LEAVES | {"lvm"},
     "networks": set(),
     "distributions": set(),

@@ -204,5 +204,5 @@ def test_a_support_without_a_bijection_is_refused_in_one_sentence():
 
 def test_latents_in_another_layout_are_refused():
     joint = Joint(vilvm.Pair(shared, poutine.block(shared, hide=["x"])), X, "prior")
-    with pytest.raises(vilvm.ContractError, match=r"Latent 'm' was given draws of shape \(1, 2\); a draw of it has shape \(2,\)"):
-        joint.unconstrained({"scale": torch.ones(1), "m": torch.zeros(1, 1, 2)})
+    with pytest.raises(vilvm.ContractError, match=r"Latent 'm' was given draws of shape \(3,\), and a draw of it has shape \(2,\)"):
+        joint.unconstrained({"scale": torch.ones(1), "m": torch.zeros(1, 3)})

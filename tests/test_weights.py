@@ -482,11 +482,14 @@ def test_a_deterministic_value_is_not_drawn_again():
     torch.testing.assert_close(vilvm.predict(lvm, latents, like=x)["x"], 2 * torch.arange(4.0))
 
 
-def test_a_dimension_that_appears_under_samples_only_is_said():
+def test_a_dimension_that_appears_under_samples_only_is_said(capsys):
     def model(batch):
         beta = pyro.sample("beta", dist.Normal(torch.zeros(2), 3.0).to_event(1))
         with pyro.plate("data", len(batch)):
             pyro.sample("y", dist.Normal((beta.unsqueeze(-2) * batch).sum(-1), 0.5), obs=batch[:, 0])
 
-    with pytest.raises(vilvm.ContractError, match="keep leading dimensions as they are"):
-        vilvm.log_weights(vilvm.Pair(model, AutoNormal(model)), torch.randn(6, 2), 4)
+    x, lvm = torch.randn(6, 2), vilvm.Pair(model, AutoNormal(model))
+    weights = vilvm.log_weights(lvm, x, 4)
+    assert "keep leading dimensions as they are" in capsys.readouterr().out
+    expected = dist.Normal(weights.latents["beta"] @ x.T, 0.5).log_prob(x[:, 0])
+    torch.testing.assert_close(weights.log_likelihood, expected.double(), rtol=1e-4, atol=1e-4)

@@ -6,6 +6,7 @@ every single sample is log p(x).
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import pyro
@@ -61,7 +62,9 @@ def log_joint(trace: Any, masks: dict[str, Any] | None = None) -> Tensor:
 
 
 @torch.no_grad()
-def replayed(lvm: Any, batch: Any, latents: dict[str, Tensor], auxiliary: Callable[[dict[str, Tensor]], Any] | None = None) -> Tensor:
+def replayed(
+    lvm: Any, batch: Any, latents: dict[str, Tensor], auxiliary: Callable[[dict[str, Tensor]], Any] | None = None
+) -> Tensor:
     """log p − log q of every sample, all data together, shape (S,): the functions run by plain Pyro at the latents of that sample.
 
     `auxiliary` gives the values of the guide's auxiliary sites from those of the latents, by default those of Pyro's autoguides.
@@ -133,10 +136,15 @@ def _unconstrained(lvm: Any, values: dict[str, Tensor], prototype: Any) -> dict[
 
 
 @torch.no_grad()
-def pyro_elbos(lvm: Any, batch: Any, count: int, scale: float = 1.0, elbo: Any = None) -> tuple[float, float]:
-    """The mean of Pyro's ELBO over `count` single-particle losses, all data together, and its Monte Carlo standard error."""
+def pyro_elbos(
+    lvm: Any, batch: Any, count: int, scale: float = 1.0, elbo: Any = None, training: bool = False
+) -> tuple[float, float]:
+    """The mean of Pyro's ELBO over `count` single-particle losses, all data together, and its Monte Carlo standard error.
+
+    In evaluation mode, unless `training`.
+    """
     elbo = Trace_ELBO() if elbo is None else elbo
-    with module_parameters(lvm), evaluation_mode(lvm):
+    with module_parameters(lvm), nullcontext() if training else evaluation_mode(lvm):
         found = torch.tensor([-elbo.loss(lvm.model, lvm.guide, batch) for _ in range(count)], dtype=torch.float64) / scale
     return found.mean().item(), (found.std() / count**0.5).item()
 

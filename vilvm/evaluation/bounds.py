@@ -224,7 +224,7 @@ def evaluate(
             for number in shared_out:
                 part = parts[number]
                 # The plate over the data is found once: of the last batch, which may be smaller, another might have the size.
-                here = plan if number == 0 else layout(lvm, part.x, plate=plan.data_plate)
+                here = plan if number == 0 else layout(lvm, part.x, plate=plan.data_plate)._replace(ways=plan.ways)
                 sums.append(torch.stack(_accumulate(passes, part.x, num_samples, chunk, here), -1))
                 bar.advance()
         exact = _exact(lvm, evidence, parts) if evidence is not None and "exact" in (asked or BOUNDS) else None

@@ -90,7 +90,7 @@ class Passes:
     def _made(self, batch: Any, size: int, plan: Layout) -> Callable[..., list[Tensor]]:
         """A pass as a program; samples that go through the pair one by one, through a program of the single-sample run."""
         given = tensors_of(batch)
-        alone = size > 1 and way_of(self.lvm, batch, weight_pass(self.lvm, plan)) == ONE_BY_ONE
+        alone = size > 1 and way_of(self.lvm, batch, weight_pass(self.lvm, plan), plan.ways) == ONE_BY_ONE
 
         def function(*inputs: Tensor) -> list[Tensor]:
             rest = iter(inputs)

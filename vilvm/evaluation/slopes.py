@@ -63,7 +63,7 @@ class Slopes:
 
         def function(u: Tensor, *inputs: Tensor) -> list[Tensor]:
             rest, inner = iter(inputs), copy.copy(joint)
-            inner.batch = map_tensors(lambda _: next(rest), joint.batch)
+            inner.batch, inner.traced = map_tensors(lambda _: next(rest), joint.batch), True
             return list(start(inner, u)[1:])
 
         with kept_generators(given[0].device):

@@ -168,7 +168,7 @@ def weigh(
         check: whether some samples are compared with the single-sample run; not needed again for the same batch.
     """
     with module_parameters(lvm), pyro.validation_enabled(validate):
-        weights = _read(at_samples(lvm, batch, num_samples, weight_pass(lvm, plan), check=check), plan)
+        weights = _read(at_samples(lvm, batch, num_samples, weight_pass(lvm, plan), ways=plan.ways, check=check), plan)
     _check_nan(weights)
     return weights
 
@@ -180,7 +180,11 @@ def one_pass(lvm: LatentVariableModel, batch: Any, plan: Layout, num_samples: in
     """
     one = weight_pass(lvm, plan)
     with module_parameters(lvm), pyro.validation_enabled(False):
-        values = one.run(batch, {}, None) if num_samples is None else at_samples(lvm, batch, num_samples, one, check=False)
+        values = (
+            one.run(batch, {}, None)
+            if num_samples is None
+            else at_samples(lvm, batch, num_samples, one, ways=plan.ways, traced=True)
+        )
         return _read(values, plan)
 
 

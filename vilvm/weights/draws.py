@@ -67,7 +67,7 @@ def draws_in_place(
         try:
             probe = _simulate(lvm, batch)
             simulated = _simulation(lvm, nesting_of(probe), mean)
-            values = at_samples(lvm, batch, num_samples, simulated)["simulated"]
+            values = at_samples(lvm, batch, num_samples, simulated, ways={})["simulated"]
             plate = data_plate(Unobserved()(lvm.model), batch, [s for s in probe.values() if was_observed(s)])
         except ContractError as error:
             if like is not None:
@@ -294,7 +294,7 @@ def replicate(lvm: LatentVariableModel, latents: Mapping[str, Tensor], *, like: 
             )
         if like is None:
             _check_event_sizes(lvm, probe.values())
-        values = at_samples(lvm, batch, size, _simulation(lvm, nesting_of(probe), mean=False), latents)["simulated"]
+        values = at_samples(lvm, batch, size, _simulation(lvm, nesting_of(probe), mean=False), latents, ways={})["simulated"]
     return {n: v for n, v in values.items() if was_observed(probe[n])}
 
 
@@ -359,7 +359,7 @@ def _run_guide(lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Lay
         return values
 
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
-        values = at_samples(lvm, batch, num_samples, Pass(draw, f"draws of the guide, mean={mean}"))
+        values = at_samples(lvm, batch, num_samples, Pass(draw, f"draws of the guide, mean={mean}"), ways=plan.ways)
     _check_means(values.get("means", {}), sites)
     return values
 

@@ -80,7 +80,7 @@ def guide_log_prob(
                 raise ContractError(
                     f"guide_log_prob: latent {name!r} has shape {tuple(value.shape)}; the guide's is {(num_samples, *own)}."
                 )
-        values = at_samples(lvm, batch, num_samples, _guide_density(lvm, plan), given)
+        values = at_samples(lvm, batch, num_samples, _guide_density(lvm, plan), given, ways=plan.ways)
     return total(values["log_guides"].values())
 
 
@@ -120,7 +120,7 @@ def divergences(lvm: LatentVariableModel, batch: Any, num_samples: int = 1, *, p
             f"divergences: {type(lvm).__name__} has a latent that its data share; there is no divergence per datum."
         )
     with module_parameters(lvm), evaluation_mode(lvm):
-        values = at_samples(lvm, batch, num_samples, _divergence_pass(lvm, plan))
+        values = at_samples(lvm, batch, num_samples, _divergence_pass(lvm, plan), ways=plan.ways)
     scores, priors, each = ({n: t.double() for n, t in values[kind].items()} for kind in ("log_guides", "log_priors", "each"))
     if set(scores) != set(plan.latents):  # the latents are functions of an auxiliary draw, and have a divergence together only
         return {" and ".join(plan.latents): torch.stack([*scores.values(), *(-t for t in priors.values())]).sum(0)}

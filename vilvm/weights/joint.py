@@ -67,7 +67,7 @@ class Joint:
         self.num_data = self.plan.num_data if self.plan.local else 1
         self.guide = scored_guide(lvm, self.plan.masked)
         self.shapes: dict[str, _Shape] = {}
-        self._checked: set[int] = set()  # numbers of samples whose densities were compared with single runs
+        self.traced = False  # whether a tracer looks on at the densities, so that nothing is compared
         self.draw(1)
 
     def _check(self) -> None:
@@ -91,9 +91,8 @@ class Joint:
 
     def __call__(self, u: Tensor) -> LogDensities:
         """The log-densities of u, of shape (num_samples, num_data, D), differentiable."""
-        check = len(u) not in self._checked
-        values = self._samples(len(u), Pass(self._densities, f"densities, base={self.base}"), self._sites_of(u), check)
-        self._checked.add(len(u))
+        one = Pass(self._densities, f"densities, base={self.base}")
+        values = self._samples(len(u), one, self._sites_of(u), check=False, traced=self.traced)
         return LogDensities(values["densities"]["base"], values["densities"]["target"])
 
     @torch.no_grad()
@@ -116,9 +115,16 @@ class Joint:
         given = {n: latents[n] for n in self.plan.latents}
         return self._flat(self._samples(len(next(iter(given.values()))), Pass(self._base, f"u, base={self.base}"), given)["u"])
 
-    def _samples(self, num_samples: int, one: Pass, given: Mapping[str, Tensor] | None = None, check: bool = True) -> Values:
+    def _samples(
+        self,
+        num_samples: int,
+        one: Pass,
+        given: Mapping[str, Tensor] | None = None,
+        check: bool = True,
+        traced: bool = False,
+    ) -> Values:
         with module_parameters(self.lvm), evaluation_mode(self.lvm), pyro.validation_enabled(False):
-            return at_samples(self.lvm, self.batch, num_samples, one, given, check=check)
+            return at_samples(self.lvm, self.batch, num_samples, one, given, ways=self.plan.ways, check=check, traced=traced)
 
     def _base_sites(self, batch: Any, num_samples: int | None) -> Sites:
         """The sites of a run of what u is drawn from."""

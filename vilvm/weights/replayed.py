@@ -88,7 +88,7 @@ def replay(
         raise ContractError(f"replay: {type(lvm).__name__} has no latent {unknown[0]!r}; it has {list(plan.latents)}.")
     with module_parameters(lvm), evaluation_mode(lvm):
         single = _run(lvm, batch, {n: v[:1] for n, v in given.items()}, None, plan)
-        values = at_samples(lvm, batch, samples, _replay_pass(lvm, plan, single), given)
+        values = at_samples(lvm, batch, samples, _replay_pass(lvm, plan, single), given, ways=plan.ways)
         with kept_generators(tensors_of(batch)[0].device):
             other = _run(lvm, batch, {n: _moved(v[:1]) for n, v in given.items()}, None, plan)
     moving = {n for n, s in single.items() if not torch.equal(s["value"], other[n]["value"])}

@@ -15,6 +15,7 @@ from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evalua
 from vilvm.weights.contract import check_latents, check_plates, check_shape, enumerable
 from vilvm.weights.supports import degenerate_latents, guide_sites, masked_latents
 from vilvm.weights.traces import Put, Sites, family, log_prob, mask_of, nesting_of, own_dims, run, sites_of
+from vilvm.weights.ways import Ways
 
 __all__ = ["Layout", "data_plate", "guide_sites", "held_still", "layout", "place"]
 
@@ -40,6 +41,7 @@ class Layout(NamedTuple):
         masked: latents of which the model masks entries that the guide does not; these are marginalised (``vilvm.weights.supports``).
         data_axes: by latent, which dimension of its draws is that of the data: 1, unless a plate stands left of theirs; none if shared.
         subsample: the plates that subsample their data at random, and the indices they drew.
+        ways: how passes at many samples are run, as far as it has been found out (``vilvm.weights.ways``).
     """
 
     nesting: int
@@ -59,6 +61,7 @@ class Layout(NamedTuple):
     masked: tuple[str, ...]
     data_axes: dict[str, int]
     subsample: dict[str, Any]
+    ways: Ways
 
     @property
     def sample_dim(self) -> int:
@@ -160,6 +163,7 @@ def _read_layout(plate: Any, model: Sites, guide: Sites, traces: list[Any]) -> L
         masked=(),
         data_axes={n: p + 1 for n in latents if n in guide and (p := place(guide[n], plate)) is not None},
         subsample={n: s for n, s in drawn.items() if s["fn"].subsample_size is not None and s["fn"].subsample_size < s["fn"].size},
+        ways={},
     )
 
 

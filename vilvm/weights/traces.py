@@ -242,13 +242,15 @@ class Put(Messenger):
         if value is None or msg["done"] or (msg["is_observed"] and msg["value"] is not None):
             return
         shape = tuple(msg["fn"].shape())
-        if self.num_samples is None:
-            placed = value[0].reshape(shape) if value[0].numel() == msg["fn"].shape().numel() else None
-        else:
+        if self.num_samples is not None:
             placed = unstrip(value, msg, self.nesting)
-            given, wanted = (tuple(n for n in s if n > 1) for s in (placed.shape[1:], shape[-placed.dim() + 1 :]))
-            placed = placed if given == wanted else None
-        if placed is None:
-            own = tuple(value.shape[1:])
-            raise ContractError(f"Latent {msg['name']!r} was given draws of shape {own}, and the pair wants {shape} of it.")
+            shape = (*placed.shape[:1], *shape[len(shape) - placed.dim() + 1 :])
+        else:
+            placed = value[0]
+        wanted = tuple(n for n in shape[self.num_samples is not None :] if n > 1)
+        if tuple(n for n in value.shape[1:] if n > 1) != wanted:
+            raise ContractError(
+                f"Latent {msg['name']!r} was given draws of shape {tuple(value.shape[1:])}, and a draw of it has shape {wanted}."
+            )
+        placed = placed if self.num_samples is not None else placed.reshape(shape)
         msg["value"], msg["done"] = placed, True

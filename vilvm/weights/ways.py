@@ -29,13 +29,12 @@ from vilvm.data import kept_generators, map_tensors, rng, set_rng, tensors_of
 from vilvm.lvm import ContractError
 from vilvm.weights.traces import Lines
 
-__all__ = ["ONE_BY_ONE", "VECTORISED", "VMAP", "Pass", "Values", "at_samples", "way_of"]
+__all__ = ["ONE_BY_ONE", "VECTORISED", "VMAP", "Pass", "Values", "Ways", "at_samples", "way_of"]
 
 VECTORISED, VMAP, ONE_BY_ONE = "vectorised", "vmap", "one by one"
 _TOLERANCE = 1e-4  # relative to the mean size of a term; sums of float32 in another order differ by some 1e-6
 _ROUNDING = 2.0**-21  # a relative change of the latents, of a few roundings, whose effect on a term is no difference
 _FAILURES = (ContractError, RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, AssertionError)
-_REMEMBERED = 32  # layouts a pair; a graph takes memory
 _DRAWN = "drawn"
 
 Values = dict[str, Any]  # tensors of shape (num_samples, ...), in dicts by kind and site; those to be given again are in "drawn"
@@ -61,7 +60,7 @@ class _Way(NamedTuple):
     mapped: Callable[..., Values] | None = None
 
 
-_known: "WeakKeyDictionary[Any, dict[Any, _Way]]" = WeakKeyDictionary()
+Ways = dict[Any, Any]  # the ways that the passes of a layout take, and the numbers of samples that were compared
 _reported: "WeakKeyDictionary[Any, set[str]]" = WeakKeyDictionary()
 
 
@@ -72,7 +71,9 @@ def at_samples(
     one: Pass,
     given: Mapping[str, Tensor] | None = None,
     *,
+    ways: Ways,
     check: bool = True,
+    traced: bool = False,
     tell: Callable[[str], None] = print,
 ) -> Values:
     """The values of `num_samples` samples of a pass.
@@ -83,61 +84,52 @@ def at_samples(
         num_samples: how many samples.
         one: the pass.
         given: values by site, shape (num_samples, ...), where sites are put.
-        check: whether samples are compared with single runs; not needed if that was done for this batch.
+        ways: of the layout; what is found out of this pass is kept there, so that a seed has one meaning in every call.
+        check: whether samples are compared with single runs; if not, they are so only where none of this number of samples were before.
+        traced: whether a tracer looks on: the way is known, nothing is compared, and what fails fails.
         tell: is given the one line that says that another way is taken.
     """
     given = dict(given or {})
     if num_samples == 1:
         return one.run(batch, given, None)
-    way = _way(lvm, batch, one, given, tell)
+    way = _way(lvm, batch, one, given, ways, tell)
+    if traced:
+        return _run(way, batch, num_samples, one, given)
     traced_anew = False
     while True:
-        found, reason = _taken(way, batch, num_samples, one, given, check)
+        key = (*_key(batch, one, given), way.name)
+        checked = ways.setdefault(key, set())
+        found, reason = _taken(way, batch, num_samples, one, given, check or num_samples not in checked)
         if found is not None:
+            checked.add(num_samples)
             return found
         if way.name == VMAP and not traced_anew:  # the graph may hold what Python did for another batch
             traced_anew = True
             with suppress(UntraceableError):
-                way = _remember(lvm, batch, one, given, _Way(VMAP, _mapped(batch, one, given)))
+                way = ways[_key(batch, one, given)] = _Way(VMAP, _mapped(batch, one, given))
                 continue
-        way = _next(way, lvm, batch, one, given, reason, tell)
+        way = ways[_key(batch, one, given)] = _next(way, lvm, batch, one, given, reason, tell)
 
 
-def way_of(lvm: Any, batch: Any, one: Pass, given: Mapping[str, Tensor] | None = None) -> str:
+def way_of(lvm: Any, batch: Any, one: Pass, ways: Ways, tell: Callable[[str], None] = print) -> str:
     """The way that a pass takes: "vectorised", "vmap" or "one by one"."""
-    return _way(lvm, batch, one, dict(given or {}), print).name
+    return _way(lvm, batch, one, {}, ways, tell).name
 
 
 # Finding the way -----------------------------------------------------------------------------------------------------------
 
 
-def _way(lvm: Any, batch: Any, one: Pass, given: Mapping[str, Tensor], tell: Callable[[str], None]) -> _Way:
-    known, key = _memory(_known, lvm, {}), _key(batch, one, given)
-    if key in known:
-        return known[key]
-    reason = _vectorised_differs(batch, one, given)
-    if reason is None:
-        return _remember(lvm, batch, one, given, _Way(VECTORISED))
-    return _next(_Way(VECTORISED), lvm, batch, one, given, reason, tell)
-
-
-def _remember(lvm: Any, batch: Any, one: Pass, given: Mapping[str, Tensor], way: _Way) -> _Way:
-    known = _memory(_known, lvm, {})
-    if len(known) >= _REMEMBERED:
-        known.clear()
-    known[_key(batch, one, given)] = way
-    return way
-
-
-def _memory(where: Any, lvm: Any, default: Any) -> Any:
-    try:
-        return where.setdefault(lvm, default)
-    except TypeError:  # it cannot be a key
-        return default
+def _way(lvm: Any, batch: Any, one: Pass, given: Mapping[str, Tensor], ways: Ways, tell: Callable[[str], None]) -> _Way:
+    key = _key(batch, one, given)
+    if key not in ways:
+        reason = _vectorised_differs(batch, one, given)
+        way = _Way(VECTORISED)
+        ways[key] = way if reason is None else _next(way, lvm, batch, one, given, reason, tell)
+    return ways[key]
 
 
 def _key(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> Any:
-    return one.name, shapes(tensors_of(batch)), tuple((n, tuple(v.shape[1:])) for n, v in given.items()), torch.is_grad_enabled()
+    return one.name, shapes(tensors_of(batch)), tuple((n, tuple(v.shape[1:])) for n, v in given.items())
 
 
 def _vectorised_differs(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> str | None:
@@ -161,10 +153,10 @@ def _taken(
 ) -> tuple[Values | None, str]:
     """The values by this way, or None and the reason why they are not those of single runs."""
     if way.name == ONE_BY_ONE:
-        return _joined([one.run(batch, {n: v[i : i + 1] for n, v in given.items()}, None) for i in range(num_samples)]), ""
-    before, found = rng(_device(batch)) if check else None, None
+        return _run(way, batch, num_samples, one, given), ""
+    before, found = rng(_device(batch)), None
     try:
-        found = one.run(batch, given, num_samples) if way.mapped is None else way.mapped(batch, given, num_samples)
+        found = _run(way, batch, num_samples, one, given)
         reason = _check(way, found, batch, num_samples, one, given) if check else None
     except torch.OutOfMemoryError:
         raise
@@ -172,9 +164,16 @@ def _taken(
         reason = f"at {num_samples} samples it fails: {_words(error)}"
     if reason is None:
         return found, ""
-    if before is not None:
-        set_rng(before, _device(batch))
+    set_rng(before, _device(batch))
     return None, reason
+
+
+def _run(way: _Way, batch: Any, num_samples: int, one: Pass, given: Mapping[str, Tensor]) -> Values:
+    if way.name == VECTORISED:
+        return one.run(batch, given, num_samples)
+    if way.mapped is not None:
+        return way.mapped(batch, given, num_samples)
+    return _joined([one.run(batch, {n: v[i : i + 1] for n, v in given.items()}, None) for i in range(num_samples)])
 
 
 def _check(way: _Way, found: Values, batch: Any, num_samples: int, one: Pass, given: Mapping[str, Tensor]) -> str | None:
@@ -214,13 +213,21 @@ def _next(
             new = _Way(VMAP, _mapped(batch, one, given))
         except UntraceableError as error:
             reason = f"{reason}; and it cannot be traced: {error}"
-    _remember(lvm, batch, one, given, new)
-    said = _memory(_reported, lvm, set())
-    if new.name not in said:
-        said.add(new.name)
+    if _is_news(lvm, new.name):
         how = "through torch.vmap" if new.name == VMAP else "one by one, which is slow"
         where = _line(batch, one, given, reason)
         tell(f"{type(lvm).__name__}: samples are run {how}, for {reason}{where}.")
+    return new
+
+
+def _is_news(lvm: Any, name: str) -> bool:
+    """Whether this way has not been reported of this pair before."""
+    try:
+        said = _reported.setdefault(lvm, set())
+    except TypeError:  # it cannot be a key
+        return True
+    new = name not in said
+    said.add(name)
     return new
 
 
