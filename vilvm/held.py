@@ -128,7 +128,7 @@ def _is_installed(kind: type) -> bool:
     if kind.__module__ == "builtins":
         return True
     file = getattr(sys.modules.get(kind.__module__), "__file__", None)
-    return file is None and kind.__module__ != "__main__" or (file or "").startswith(_INSTALLED)
+    return (file is None and kind.__module__ != "__main__") or (file or "").startswith(_INSTALLED)
 
 
 def module_on_the_stack(parameter: torch.Tensor, lvm: Module) -> Module | None:

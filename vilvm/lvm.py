@@ -11,15 +11,17 @@ each datum is then kept apart, and everything vilvm says is said per datum. A ``
 the usual form; ``Pair`` makes one of two plain functions.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from pyro.infer.autoguide.guides import AutoGuide
 
 from vilvm.data import Data, as_data
 from vilvm.errors import ContractError, NotApplicable
 from vilvm.held import held_modules
-from vilvm.parameters import add_network, evaluation_mode, keep_for_later, module_parameters
+from vilvm.parameters import add_network, evaluation_mode, keep_for_later, kept, module_parameters, own_networks
 
 __all__ = [
     "ContractError",
@@ -83,34 +85,63 @@ class Pair(torch.nn.Module):
         self.owners = torch.nn.ModuleList(owners.values())
         self.model = model
         self.guide = guide
-        mine = {id(m) for m in self.modules()}
-        for name, network in held_modules(model=model, guide=guide).items():
-            if id(network) not in mine:
-                add_network(self, name, network)
+
+    def _take(self, name: str, part: Any) -> None:
+        """Makes a callable the model or the guide, and the networks that it holds part of the pair."""
+        self._modules.pop(name, None)
+        self.__dict__.pop(f"_{name}", None)
+        if isinstance(part, torch.nn.Module) and type(part) is not _Half:
+            self._modules[name] = part
+        else:
+            self.__dict__[f"_{name}"] = part
+        parts = {n: getattr(self, n).__wrapped__ for n in ("model", "guide") if n in self._modules or f"_{n}" in self.__dict__}
+        if len(parts) == 2:
+            mine = {id(m) for m in self.modules()}
+            for label, network in held_modules(**parts).items():
+                if id(network) not in mine:
+                    add_network(self, label, network)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name not in ("model", "guide"):
-            super().__setattr__(name, value)
-        elif isinstance(value, torch.nn.Module) and type(value) is not _Half:
-            self.__dict__.pop(f"_{name}", None)
-            super().__setattr__(name, value)
+        if name in ("model", "guide"):
+            object.__setattr__(self, name, value)  # and not torch's, which registers a module and asks no property
         else:
-            self._modules.pop(name, None)
-            self.__dict__[f"_{name}"] = value
+            super().__setattr__(name, value)
 
     @property
     def model(self) -> Any:
         """p(x | z) p(z), with the parameters of this pair."""
         return _Half(self, "model")
 
+    @model.setter
+    def model(self, part: Any) -> None:
+        self._take("model", part)
+
     @property
     def guide(self) -> Any:
         """q(z | x), with the parameters of this pair; an autoguide has its attributes and methods here too."""
         return _Half(self, "guide")
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+    @guide.setter
+    def guide(self, part: Any) -> None:
+        self._take("guide", part)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         keep_for_later(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update({prefix + name: value for name, value in kept(self).items()})
+
+    def __deepcopy__(self, memo: Any) -> "Pair":
+        """A pair of the same functions with parameters of its own."""
+        guides = [(g, g.__dict__["_model"], g.master) for g in self.modules() if isinstance(g, AutoGuide)]
+        new = memo[id(self)] = type(self).__new__(type(self))
+        new.__dict__ = copy.deepcopy(self.__dict__, memo)
+        for guide, model, master in guides:  # a copied autoguide loses its model, and so does the one that is copied
+            guide._model, guide.master = model, master
+            memo[id(guide)]._model = copy.deepcopy(model, memo)
+        return new
 
 
 class _Half:
@@ -126,11 +157,11 @@ class _Half:
         return lvm._modules[name] if name in lvm._modules else lvm.__dict__[f"_{name}"]
 
     @property
-    def __class__(self) -> Any:  # so that isinstance(lvm.guide, AutoGuide) holds
+    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  # so that isinstance(lvm.guide, AutoGuide) holds
         return type(self.__wrapped__)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with module_parameters(self.__self__):
+        with module_parameters(self.__self__), own_networks(self.__self__):
             return self.__wrapped__(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
@@ -139,7 +170,7 @@ class _Half:
             return value
 
         def method(*args: Any, **kwargs: Any) -> Any:
-            with module_parameters(self.__self__):
+            with module_parameters(self.__self__), own_networks(self.__self__):
                 return value(*args, **kwargs)
 
         return method

@@ -25,11 +25,10 @@ from torch.nn import Module, Parameter
 from vilvm.errors import ContractError
 from vilvm.held import module_on_the_stack
 
-__all__ = ["add_network", "evaluation_mode", "keep_for_later", "module_parameters"]
+__all__ = ["add_network", "evaluation_mode", "keep_for_later", "kept", "module_parameters", "own_networks"]
 
 _PARAMS = "pyro_params"  # the submodule of a model in which its pyro.param statements live,
 _MODULES = "pyro_modules"  # and that of the networks which join it
-_CALL_FIRST = "call the pair once on a batch, vilvm.weights.layout(lvm, batch), and load then"
 
 
 @contextmanager
@@ -122,7 +121,7 @@ class _Serving(Messenger):
                 )
             store[_key(name)] = _unconstrained(init, constraint)
         elif name not in _declared(self.lvm):
-            _check_loaded(name, store[_key(name)], _unconstrained(init, constraint))
+            _check_loaded(f"{_PARAMS}.{_key(name)}", store[_key(name)], _unconstrained(init, constraint))
         _declared(self.lvm)[name] = constraint
 
     # What it hears -------------------------------------------------------------------------------------------------------
@@ -158,10 +157,10 @@ class _Serving(Messenger):
                 f"The network {label!r} appeared after training began, so the optimizer does not know it; "
                 "use or announce every network (pyro.module) on the first call."
             )
-        label = add_network(self.lvm, label, module)
+        _load_waiting(self.lvm, f"{_MODULES}.{_key(label)}.", module)
+        add_network(self.lvm, label, module)
         for mode in _EVALUATING:
             mode.join(self.lvm, module)
-        _load_waiting(self.lvm, f"{_MODULES}.{label}.", module)
         return True
 
 
@@ -203,8 +202,8 @@ def _submodule(lvm: Module, name: str, kind: type[Module]) -> Any:
     return getattr(lvm, name)
 
 
-def add_network(lvm: Module, name: str, network: Module) -> str:
-    """Makes a network part of a model; returns the name that it has there. Networks within it that were added before leave."""
+def add_network(lvm: Module, name: str, network: Module) -> None:
+    """Makes a network part of a model, under `name` if that is free. Networks within it that were added before leave."""
     networks = _submodule(lvm, _MODULES, torch.nn.ModuleDict)
     within = {id(m) for m in network.modules()}
     for other in [n for n, m in networks.items() if id(m) in within]:
@@ -213,7 +212,40 @@ def add_network(lvm: Module, name: str, network: Module) -> str:
     while free in networks or hasattr(networks, free):
         free += "_"
     networks[free] = network
-    return free
+    _originals(lvm)[free] = network
+
+
+class _Originals(dict[str, Module]):
+    """The networks that a model's functions hold, by their name in the model: the same ones in every copy of the model, for a
+    function is not copied."""
+
+    def __deepcopy__(self, memo: Any) -> "_Originals":
+        return self
+
+    def __reduce__(self) -> Any:  # another process has others
+        return _Originals, ()
+
+
+def _originals(lvm: Any) -> _Originals:
+    return lvm.__dict__.setdefault("_originals", _Originals())
+
+
+@contextmanager
+def own_networks(lvm: Module) -> Iterator[None]:
+    """Within it, the networks that the functions of a copied model hold have the state of the copy's own networks."""
+    own = getattr(lvm, _MODULES, {})
+    lent = [(o, own[n]) for n, o in _originals(lvm).items() if n in own and own[n] is not o]
+    before = []
+    for original, copied in lent:
+        parts = dict(copied.named_modules())
+        before += [(part, vars(part), parts[n]) for n, part in original.named_modules() if n in parts]
+    for part, _, copied in before:
+        object.__setattr__(part, "__dict__", vars(copied))  # the very dict, so that what is set here is set in the copy
+    try:
+        yield
+    finally:
+        for part, state, _ in before:
+            object.__setattr__(part, "__dict__", state)
 
 
 # Loading before the first call -------------------------------------------------------------------------------------------
@@ -227,15 +259,20 @@ def keep_for_later(lvm: Module, state: dict[str, Any], prefix: str) -> None:
         state: the state_dict, from which what is kept is removed.
         prefix: what the keys of `lvm` begin with.
     """
-    present = {prefix + name for name in lvm.state_dict()}
+    present = {name for name in lvm.state_dict() if name not in _waiting(lvm)}
     unset = [n + "." for n, m in lvm.named_modules() if isinstance(m, AutoGuide) and m.prototype_trace is None]
-    for key in [k for k in state if k.startswith(prefix) and k not in present]:
+    for key in [k for k in state if k.startswith(prefix) and k.removeprefix(prefix) not in present]:
         name = key.removeprefix(prefix)
         if name.startswith(f"{_PARAMS}."):
             value = state[key].detach().clone()
             _submodule(lvm, _PARAMS, torch.nn.ParameterDict)[name.removeprefix(f"{_PARAMS}.")] = Parameter(value)
         elif name.startswith((f"{_MODULES}.", *unset)):
             lvm.__dict__.setdefault("_waiting", {})[name] = state.pop(key).detach().clone()
+
+
+def kept(lvm: Module) -> dict[str, Tensor]:
+    """What ``keep_for_later`` has kept, by its name in a state_dict."""
+    return dict(_waiting(lvm))
 
 
 def _waiting(lvm: object) -> dict[str, Tensor]:
@@ -246,22 +283,26 @@ def _waiting(lvm: object) -> dict[str, Tensor]:
 def _check_loaded(name: str, loaded: Tensor, made: Tensor) -> None:
     if loaded.shape != made.shape:
         raise ContractError(
-            f"pyro.param({name!r}) has shape {tuple(made.shape)} without its constraint, and {tuple(loaded.shape)} in the state_dict "
-            "that was loaded: load that of a model of the same sizes."
+            f"{name!r} has shape {tuple(made.shape)} here, and {tuple(loaded.shape)} in the state_dict that was loaded: "
+            "load that of a model of the same sizes."
         )
 
 
 def _load_waiting(lvm: Any, prefix: str, module: Module) -> None:
     """Loads into a part that has just come about what was kept for it."""
     waiting = _waiting(lvm)
-    own = {n: waiting.pop(n) for n in list(waiting) if n.startswith(prefix)}
-    if not own:
+    loaded = {n.removeprefix(prefix): v for n, v in waiting.items() if n.startswith(prefix)}
+    if not loaded:
         return
-    try:
-        module.load_state_dict({n.removeprefix(prefix): v for n, v in own.items()})
-    except RuntimeError as error:
-        reason = " ".join(str(error).split()).partition(": ")[2]
-        raise ContractError(f"The state_dict that was loaded does not fit {prefix.removesuffix('.')!r}: {reason}") from None
+    made = module.state_dict()
+    for name in sorted(made.keys() ^ loaded.keys()):
+        where = "in the state_dict that was loaded" if name in made else "here"
+        raise ContractError(f"{prefix + name!r} is not {where}: load the state_dict of a model of the same parts.")
+    for name, value in loaded.items():
+        _check_loaded(prefix + name, value, made[name])
+    module.load_state_dict(loaded)
+    for name in loaded:
+        del waiting[prefix + name]
 
 
 @contextmanager
@@ -269,12 +310,12 @@ def _autoguides_that_load(lvm: Any) -> Iterator[None]:
     """An autoguide takes what was loaded as soon as it has made its parameters, and before it is used."""
     unset = {n: m for n, m in lvm.named_modules() if isinstance(m, AutoGuide) and m.prototype_trace is None}
     for name, guide in unset.items():
-        guide.__dict__["_setup_prototype"] = _setup_and_load(lvm, f"{name}.", guide)
+        object.__setattr__(guide, "_setup_prototype", _setup_and_load(lvm, f"{name}.", guide))
     try:
         yield
     finally:
         for guide in unset.values():
-            guide.__dict__.pop("_setup_prototype", None)
+            object.__delattr__(guide, "_setup_prototype")
 
 
 def _setup_and_load(lvm: Any, prefix: str, guide: Any) -> Any:
@@ -282,7 +323,11 @@ def _setup_and_load(lvm: Any, prefix: str, guide: Any) -> Any:
         type(guide)._setup_prototype(guide, *args, **kwargs)
         if guide.__dict__.get("transform", ...) is None:  # a flow is made on first use
             guide.get_posterior()
-        _load_waiting(lvm, prefix, guide)
+        try:
+            _load_waiting(lvm, prefix, guide)
+        except ContractError:
+            guide.prototype_trace = None  # so that the next call says so again, and none runs on other values
+            raise
 
     return setup
 
