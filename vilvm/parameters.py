@@ -308,7 +308,8 @@ def _load_waiting(lvm: Any, prefix: str, module: Module) -> None:
 @contextmanager
 def _autoguides_that_load(lvm: Any) -> Iterator[None]:
     """An autoguide takes what was loaded as soon as it has made its parameters, and before it is used."""
-    unset = {n: m for n, m in lvm.named_modules() if isinstance(m, AutoGuide) and m.prototype_trace is None}
+    guides = {n: m for n, m in lvm.named_modules() if isinstance(m, AutoGuide) and m.prototype_trace is None}
+    unset = {n: m for n, m in guides.items() if "_setup_prototype" not in vars(m)}  # else by a context around this one
     for name, guide in unset.items():
         object.__setattr__(guide, "_setup_prototype", _setup_and_load(lvm, f"{name}.", guide))
     try:
