@@ -159,8 +159,8 @@ class _Serving(Messenger):
             )
         _load_waiting(self.lvm, f"{_MODULES}.{_key(label)}.", module)
         add_network(self.lvm, label, module)
-        for mode in _EVALUATING:
-            mode.join(self.lvm, module)
+        if not any([mode.join(self.lvm, module) for mode in _EVALUATING]) and not self.lvm.training:
+            module.eval()
         return True
 
 
@@ -340,7 +340,6 @@ class evaluation_mode:
     """
 
     def __init__(self, lvm: object):
-        self.lvm = lvm
         self.parts = [(m, m.training) for m in lvm.modules()] if isinstance(lvm, Module) else []
 
     def __enter__(self) -> None:
@@ -353,13 +352,14 @@ class evaluation_mode:
         for part, training in self.parts:
             part.training = training
 
-    def join(self, lvm: object, network: Module) -> None:
-        """Puts a network that has joined `lvm` into evaluation mode, if it is `lvm` or a model around it that is evaluated."""
-        if _holds(self.lvm, lvm):
-            joined = list(network.modules())
-            self.parts += [(m, m.training) for m in joined]
-            for part in joined:
+    def join(self, lvm: object, network: Module) -> bool:
+        """Puts a network that has joined `lvm` into evaluation mode, until `lvm` leaves it; whether `lvm` is in this context."""
+        of_lvm = [training for part, training in self.parts if part is lvm]
+        if of_lvm:
+            self.parts += [(m, m.training and of_lvm[0]) for m in network.modules()]
+            for part in network.modules():
                 part.training = False
+        return bool(of_lvm)
 
 
 _EVALUATING: list[evaluation_mode] = []
