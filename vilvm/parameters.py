@@ -159,7 +159,8 @@ class _Serving(Messenger):
             )
         _load_waiting(self.lvm, f"{_MODULES}.{_key(label)}.", module)
         add_network(self.lvm, label, module)
-        if not any([mode.join(self.lvm, module) for mode in _EVALUATING]) and not self.lvm.training:
+        joined = [mode.join(self.lvm, module) for mode in _EVALUATING]
+        if not any(joined) and not self.lvm.training:
             module.eval()
         return True
 
