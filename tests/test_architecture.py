@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted(ROOT.glob("vilvm/**/*.py"))
 LEAVES = {"data", "files", "handlers", "memory", "precision", "progress", "rows", "world"}
 GROUND = LEAVES | {"compiling", "lvm", "weights", "wrapped"}
+UNDER_LVM = {"errors", "held", "parameters"}
 
 # What each room may import of vilvm, besides itself.
 ALLOWED = {
@@ -22,7 +23,10 @@ ALLOWED = {
     "progress": set(),
     "world": set(),
     "compiling": set(),
-    "lvm": LEAVES,
+    "errors": set(),
+    "held": set(),
+    "parameters": {"errors", "held"},
+    "lvm": LEAVES | UNDER_LVM,
     "weights": LEAVES | {"compiling", "lvm"},
     "wrapped": LEAVES | {"lvm"},
     "networks": set(),

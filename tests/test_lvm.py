@@ -51,7 +51,7 @@ class Leaning(Base):
 
 class Leaking(Base):
     def guide(self, x):
-        pyro.get_param_store().setdefault("leak", torch.zeros(()))
+        pyro.get_param_store()["leak"] = torch.zeros(())
         super().guide(x)
 
 

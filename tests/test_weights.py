@@ -462,7 +462,7 @@ def test_param_statements_live_in_the_pair():
     lvm = vilvm.Pair(model, guide)
     vilvm.fit(lvm, torch.randn(20), steps=3)
     names = {n for n, _ in lvm.named_parameters()}
-    assert names == {"pyro_params.scale", "pyro_params.network$$$weight", "pyro_params.network$$$bias"}
+    assert names == {"pyro_params.scale", "pyro_modules.network.weight", "pyro_modules.network.bias"}
     assert any(p is network.weight for p in lvm.parameters())
     assert len(pyro.get_param_store()) == 0
 

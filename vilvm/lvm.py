@@ -11,20 +11,17 @@ each datum is then kept apart, and everything vilvm says is said per datum. A ``
 the usual form; ``Pair`` makes one of two plain functions.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import copy
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
-import pyro
 import torch
 from pyro.infer.autoguide.guides import AutoGuide
-from pyro.nn import PyroModule
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import _PYRO_STACK
-from torch import Tensor
-from torch.distributions import constraints, transform_to
 
 from vilvm.data import Data, as_data
+from vilvm.errors import ContractError, NotApplicable
+from vilvm.held import held_modules
+from vilvm.parameters import add_network, evaluation_mode, keep_for_later, kept, module_parameters, own_networks
 
 __all__ = [
     "ContractError",
@@ -37,16 +34,6 @@ __all__ = [
     "fixed_beside",
     "module_parameters",
 ]
-
-_PARAMS = "pyro_params"  # the submodule of a model in which its pyro.param statements live
-
-
-class ContractError(ValueError):
-    """A model, guide or batch breaks the contract; the message says what, where, and what to do."""
-
-
-class NotApplicable(ContractError):
-    """What was asked for has no meaning for this pair, in which nothing is wrong; the message says why, and what applies instead."""
 
 
 @runtime_checkable
@@ -61,8 +48,13 @@ class LatentVariableModel(Protocol):
 class Pair(torch.nn.Module):
     """A latent variable model made of two callables, which may be plain functions, modules or Pyro autoguides.
 
-    Parameters that the functions declare with ``pyro.param`` or ``pyro.module`` become parameters of this module, not of
-    Pyro's global store. So do those of the module whose method `model` or `guide` is.
+    Parameters that the functions declare with ``pyro.param`` become parameters of this module, not of Pyro's global store.
+    So do the networks that they announce with ``pyro.module``, and those that they hold: in closures, defaults,
+    ``functools.partial``, globals that their code names, lists and dicts of these, or behind a method. All of them are
+    trained (freeze one by ``network.requires_grad_(False)``) and follow ``train()``, ``eval()`` and ``to()``.
+
+    ``lvm.model`` and ``lvm.guide`` are the two callables with these parameters: any Pyro tool may be given them, as in
+    ``pyro.infer.Predictive(lvm.model, guide=lvm.guide, num_samples=100)``.
 
     Arguments:
         model: p(x | z) p(z), called with a batch.
@@ -94,6 +86,122 @@ class Pair(torch.nn.Module):
         self.model = model
         self.guide = guide
 
+    def _take(self, name: str, part: Any) -> None:
+        """Makes a callable the model or the guide, and the networks that it holds part of the pair."""
+        self._modules.pop(name, None)
+        self.__dict__.pop(f"_{name}", None)
+        if isinstance(part, torch.nn.Module) and type(part) is not _Half:
+            self._modules[name] = part
+        else:
+            self.__dict__[f"_{name}"] = part
+        parts = {n: getattr(self, n).__wrapped__ for n in ("model", "guide") if n in self._modules or f"_{n}" in self.__dict__}
+        if len(parts) == 2:
+            mine = {id(m) for m in self.modules()}
+            for label, network in held_modules(**parts).items():
+                if id(network) not in mine:
+                    add_network(self, label, network)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("model", "guide"):
+            object.__setattr__(self, name, value)  # and not torch's, which registers a module and asks no property
+        else:
+            super().__setattr__(name, value)
+
+    @property
+    def model(self) -> Any:
+        """p(x | z) p(z), with the parameters of this pair."""
+        return _Half(self, "model")
+
+    @model.setter
+    def model(self, part: Any) -> None:
+        self._take("model", part)
+
+    @property
+    def guide(self) -> Any:
+        """q(z | x), with the parameters of this pair; an autoguide has its attributes and methods here too."""
+        return _Half(self, "guide")
+
+    @guide.setter
+    def guide(self, part: Any) -> None:
+        self._take("guide", part)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        keep_for_later(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update({prefix + name: value for name, value in kept(self).items()})
+
+    def __deepcopy__(self, memo: Any) -> "Pair":
+        """A pair of the same functions with parameters of its own."""
+        guides = [(g, g.__dict__["_model"], g.master) for g in self.modules() if isinstance(g, AutoGuide)]
+        new = memo[id(self)] = type(self).__new__(type(self))
+        new.__dict__ = copy.deepcopy(self.__dict__, memo)
+        for guide, model, master in guides:  # a copied autoguide loses its model, and so does the one that is copied
+            guide._model, guide.master = model, master
+            memo[id(guide)]._model = copy.deepcopy(model, memo)
+        return new
+
+
+class _Half:
+    """Model or guide of a pair: the callable itself to whoever looks at it, and called with the parameters of the pair."""
+
+    def __init__(self, lvm: Pair, name: str):
+        object.__setattr__(self, "__self__", lvm)
+        object.__setattr__(self, "_name", name)
+
+    @property
+    def __wrapped__(self) -> Any:
+        lvm, name = object.__getattribute__(self, "__self__"), object.__getattribute__(self, "_name")
+        return lvm._modules[name] if name in lvm._modules else lvm.__dict__[f"_{name}"]
+
+    @property
+    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  # so that isinstance(lvm.guide, AutoGuide) holds
+        return type(self.__wrapped__)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        with module_parameters(self.__self__), own_networks(self.__self__):
+            return self.__wrapped__(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.__wrapped__, name)
+        if getattr(value, "__self__", None) is not self.__wrapped__:
+            return value
+
+        def method(*args: Any, **kwargs: Any) -> Any:
+            with module_parameters(self.__self__), own_networks(self.__self__):
+                return value(*args, **kwargs)
+
+        return method
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self.__wrapped__, name, value)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.__wrapped__[key]
+
+    def __iter__(self) -> Any:
+        return iter(self.__wrapped__)
+
+    def __len__(self) -> int:
+        return len(self.__wrapped__)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __repr__(self) -> str:
+        return repr(self.__wrapped__)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is _Half and (self.__self__, self._name) == (other.__self__, other._name)
+
+    def __hash__(self) -> int:
+        return hash((id(self.__self__), self._name))
+
+    def __reduce__(self) -> Any:
+        return _Half, (self.__self__, self._name)
+
 
 def check_contract(lvm: object) -> None:
     """Raises ContractError unless `lvm` has a callable ``model`` and a callable ``guide``."""
@@ -116,136 +224,3 @@ def fixed_beside(lvm: object, data: Any, seed: int = 0) -> Data:
     """The data, checked, where the model is, after their transform, drawn once from `seed`."""
     given = as_data(data)
     return given.to(device_of(lvm, given.device)).fixed(seed)
-
-
-class _LocalParams(Messenger):
-    """Answers ``pyro.param`` statements from the model's own module, so that Pyro's global store stays empty."""
-
-    def __init__(self, lvm: Any, frozen: bool):
-        super().__init__()
-        self.lvm, self.frozen = lvm, frozen
-        self.added: set[str] = set()
-        self.known = {id(p) for p in lvm.parameters()} if isinstance(lvm, torch.nn.Module) else set()
-
-    def _pyro_param(self, msg: Any) -> None:
-        if msg["done"]:  # by a model within this one
-            return
-        name, *init = msg["args"]
-        if not init:
-            if name in self._declared():  # else a PyroModule announces a parameter of its own
-                msg["value"], msg["done"] = self._value(name), True
-            return
-        constraint = msg["kwargs"].get("constraint", constraints.real)
-        # The parameter of a network is handed back as it is: pyro.module and PyroModule would put anything else in its place.
-        of_network = isinstance(init[0], torch.nn.Parameter) and constraint is constraints.real
-        if not (of_network and id(init[0]) in self.known):
-            self._own(name, init[0], constraint)
-        msg["value"], msg["done"] = init[0] if of_network else self._value(name), True
-
-    def _declared(self) -> dict[str, Any]:
-        """The constraint of every parameter that a statement has declared in this model."""
-        return getattr(self.lvm, "__dict__", {}).setdefault("_pyro_constraints", {})
-
-    def _own(self, name: str, init: Any, constraint: Any) -> None:
-        if not isinstance(self.lvm, torch.nn.Module):
-            raise ContractError(
-                f"pyro.param({name!r}) has no module to live in: make {type(self.lvm).__name__} a torch.nn.Module, "
-                "or wrap its functions as vilvm.Pair(model, guide)."
-            )
-        if getattr(self.lvm, _PARAMS, None) is None:
-            self.lvm.add_module(_PARAMS, torch.nn.ParameterDict())
-        store = getattr(self.lvm, _PARAMS)
-        if _key(name) not in store:
-            if self.frozen:
-                raise ContractError(
-                    f"pyro.param({name!r}) appeared after training began, so the optimizer does not know it; "
-                    "declare every parameter on the first call."
-                )
-            store[_key(name)] = _unconstrained(init, constraint)
-            self.added.add(name)
-        self._declared()[name] = constraint
-
-    def forget_doubles(self) -> None:
-        """Drops what has turned out to be the parameter of a part that a PyroModule made while it ran."""
-        store = getattr(self.lvm, _PARAMS, None)
-        if store is None or not self.added:
-            return
-        elsewhere = {id(p) for n, p in self.lvm.named_parameters(remove_duplicate=False) if not n.startswith(f"{_PARAMS}.")}
-        for name in self.added:
-            if id(store[_key(name)]) in elsewhere:
-                del store[_key(name)], self._declared()[name]
-        self.added.clear()
-
-    def _value(self, name: str) -> Tensor:
-        stored = getattr(self.lvm, _PARAMS)[_key(name)]
-        value = transform_to(self._declared()[name])(stored)
-        value = value.view_as(value)  # the parameter itself must not carry what follows, which no pickle could hold
-        value.unconstrained = lambda: stored  # type: ignore[attr-defined]  # as Pyro's own store does
-        return value
-
-
-def _key(name: str) -> str:
-    return name.replace(".", "/")  # a module's parameter names may hold no dot
-
-
-def _unconstrained(init: Any, constraint: Any) -> torch.nn.Parameter:
-    if isinstance(init, torch.nn.Parameter) and constraint is constraints.real:
-        return init  # pyro.module hands over the parameters of a network: these, not copies, are trained
-    with torch.no_grad():
-        value: Any = init() if callable(init) else init
-        return torch.nn.Parameter(transform_to(constraint).inv(value.detach()).clone())
-
-
-@contextmanager
-def module_parameters(lvm: object, frozen: bool = False) -> Iterator[None]:
-    """Within it, every parameter statement of the pair is served by the module `lvm` itself; no global store is touched.
-
-    Arguments:
-        lvm: the latent variable model.
-        frozen: whether a parameter that has not been met before is an error; so it is too within a context that says so.
-    """
-    frozen = frozen or any(isinstance(m, _LocalParams) and m.frozen and _holds(m.lvm, lvm) for m in _PYRO_STACK)
-    with pyro.settings.context(module_local_params=True), _LocalParams(lvm, frozen) as serve, ExitStack() as stack:
-        stack.callback(serve.forget_doubles)
-        for part in lvm.modules() if isinstance(lvm, torch.nn.Module) else ():
-            # Pyro gives a module this state only if the setting above was on when the module was made.
-            if isinstance(part, PyroModule) and not hasattr(part._pyro_context, "param_state"):
-                part._pyro_context.param_state = {"params": {}, "constraints": {}}
-            if isinstance(part, AutoGuide) and part.prototype_trace is None:
-                stack.enter_context(_served_within(part, _LocalParams(lvm, frozen)))
-        yield
-
-
-def _holds(outer: object, lvm: object) -> bool:
-    """Whether a model is another one, or within it."""
-    return outer is lvm or (isinstance(outer, torch.nn.Module) and any(part is lvm for part in outer.modules()))
-
-
-@contextmanager
-def _served_within(guide: AutoGuide, serve: _LocalParams) -> Iterator[None]:
-    """An autoguide looks at its model behind a block, through which only a handler of the model's own is heard."""
-    names = [n for n in ("_model", "_original_model") if isinstance(guide.__dict__.get(n), tuple)]
-    models = {n: guide.__dict__[n] for n in names}
-    for name, (model,) in models.items():
-        setattr(guide, name, (serve(model),))
-    try:
-        yield
-    finally:
-        for name in names:
-            if guide.__dict__.get(name) is not None:
-                setattr(guide, name, models[name])
-
-
-class evaluation_mode:
-    """A context in which a module is in evaluation mode (dropout off, batch statistics frozen), every part restored after."""
-
-    def __init__(self, lvm: object):
-        self.parts = [(m, m.training) for m in lvm.modules()] if isinstance(lvm, torch.nn.Module) else []
-
-    def __enter__(self) -> None:
-        for part, _ in self.parts:
-            part.training = False
-
-    def __exit__(self, *exc: Any) -> None:
-        for part, training in self.parts:
-            part.training = training

@@ -224,7 +224,7 @@ def _top(name: str) -> str:
     parts = name.split(".")
     if parts[0] == "owners" and len(parts) > 2:
         return parts[2]
-    return parts[1] if parts[0] == "pyro_params" and len(parts) > 1 else parts[0]
+    return parts[1] if parts[0] in ("pyro_params", "pyro_modules") and len(parts) > 1 else parts[0]
 
 
 @contextmanager

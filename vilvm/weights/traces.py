@@ -75,6 +75,10 @@ def _plain_errors(part: str, batch: Any) -> Iterator[None]:
             advice = "The data and the model's parameters are of two number types: convert the data, .float() or .double()."
         elif isinstance(error, KeyError):
             advice = "If it is a pyro.param, give it an initial value where it is met first: the guide runs before the model."
+        elif isinstance(error, TypeError) and "positional argument" in reason and not where:  # not in the user's own code
+            advice = (
+                f"The {part} gets the batch alone: pass several tensors as a tuple and unpack it, lambda batch: {part}(*batch)."
+            )
         raise ContractError(
             f"The {part} fails on a batch of {_describe(batch)}{where}: {type(error).__name__}: {reason} {advice}"
         ) from None
