@@ -29,6 +29,7 @@ from vilvm.data import Data, as_data
 __all__ = [
     "ContractError",
     "LatentVariableModel",
+    "NonFiniteError",
     "NotApplicable",
     "Pair",
     "check_contract",
@@ -43,6 +44,10 @@ _PARAMS = "pyro_params"  # the submodule of a model in which its pyro.param stat
 
 class ContractError(ValueError):
     """A model, guide or batch breaks the contract; the message says what, where, and what to do."""
+
+
+class NonFiniteError(ContractError):
+    """A log-density or a parameter of a distribution is NaN or infinite; the message says which, and where."""
 
 
 class NotApplicable(ContractError):

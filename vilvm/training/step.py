@@ -5,6 +5,7 @@ The loop knows a step as a callable from a batch to a ``StepResult``; the eager 
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import pyro
@@ -12,10 +13,22 @@ import torch
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 from torch import Tensor
 
-from vilvm.lvm import ContractError, LatentVariableModel
+from vilvm.lvm import ContractError, LatentVariableModel, module_parameters
 from vilvm.world import world
+from vilvm.wrapped import Wrapped
 
-__all__ = ["EagerStep", "NonFiniteLossError", "Objective", "Step", "StepResult", "backward", "check_objective", "no_gradient"]
+__all__ = [
+    "Call",
+    "Called",
+    "EagerStep",
+    "NonFiniteLossError",
+    "Objective",
+    "Step",
+    "StepResult",
+    "backward",
+    "check_objective",
+    "no_gradient",
+]
 
 
 class Objective(Protocol):
@@ -28,6 +41,36 @@ class Objective(Protocol):
 
 class NonFiniteLossError(FloatingPointError):
     """Training met a loss or a gradient that is NaN or infinite; the parameters are those before that step."""
+
+
+class Call(NamedTuple):
+    """What a step calls model and guide with, where that is more than a batch. All tensors in it are inputs of a compiled step.
+
+    Arguments:
+        batch: the batch.
+        arguments: tensors that depend on the step, passed by name.
+    """
+
+    batch: Any
+    arguments: dict[str, Tensor]
+
+
+class Called(Wrapped):
+    """A pair whose model and guide are called with these arguments behind the batch."""
+
+    def __init__(self, lvm: Any, arguments: dict[str, Tensor]):
+        super().__init__(lvm)
+        self.arguments = arguments
+
+    def model(self, batch: Any) -> Any:
+        """p(x | z) p(z) at the arguments."""
+        with module_parameters(self.lvm):
+            return self.lvm.model(batch, **self.arguments)
+
+    def guide(self, batch: Any) -> Any:
+        """q(z | x) at the arguments."""
+        with module_parameters(self.lvm):
+            return self.lvm.guide(batch, **self.arguments)
 
 
 class StepResult(NamedTuple):
@@ -74,7 +117,7 @@ def check_objective(objective: Any, enumerated: tuple[str, ...] = ()) -> None:
 
 
 class Step(Protocol):
-    """A training step: takes a batch and the number by which the loss is divided, and moves the parameters."""
+    """A training step: takes a batch, or a ``Call``, and the number by which the loss is divided, and moves the parameters."""
 
     def __call__(self, batch: Any, num_data: float) -> StepResult: ...
 
@@ -151,18 +194,21 @@ def no_gradient(lvm: object, objective: object) -> ContractError:
 
 def backward(lvm: Any, objective: Any, batch: Any, parameters: Sequence[Tensor], num_data: float = 1.0) -> Tensor:
     """Adds the gradient of the loss over `num_data` to those of the parameters, and returns that loss, float64."""
+    model, guide = lvm.model, lvm.guide
+    if isinstance(batch, Call):
+        model, guide, batch = partial(model, **batch.arguments), partial(guide, **batch.arguments), batch.batch
     if hasattr(objective, "differentiable_loss"):
-        loss = objective.differentiable_loss(lvm.model, lvm.guide, batch)
+        loss = objective.differentiable_loss(model, guide, batch)
         if isinstance(loss, Tensor) and loss.requires_grad:
             (loss / num_data).backward()
         return torch.as_tensor(loss, dtype=torch.float64) / num_data
 
     def announced(batch: Any) -> Any:
         pyro.module("lvm", lvm)
-        return lvm.model(batch)
+        return model(batch)
 
     # RenyiELBO and a few others only offer this, and only if they see parameter statements in the trace.
-    loss = objective.loss_and_grads(announced, lvm.guide, batch)
+    loss = objective.loss_and_grads(announced, guide, batch)
     gradients = [p.grad for p in parameters if p.grad is not None]
     if gradients:
         torch._foreach_div_(gradients, num_data)

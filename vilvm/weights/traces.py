@@ -17,7 +17,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from vilvm.data import tensors_of
-from vilvm.lvm import ContractError
+from vilvm.lvm import ContractError, NonFiniteError
 
 __all__ = [
     "Sites",
@@ -70,9 +70,8 @@ def _plain_errors(part: str, batch: Any) -> Iterator[None]:
             advice = "The data and the model's parameters are of two number types: convert the data, .float() or .double()."
         elif isinstance(error, KeyError):
             advice = "If it is a pyro.param, give it an initial value where it is met first: the guide runs before the model."
-        raise ContractError(
-            f"The {part} fails on a batch of {_describe(batch)}{where}: {type(error).__name__}: {reason} {advice}"
-        ) from None
+        kind = NonFiniteError if reason.endswith("but found NaN.") else ContractError
+        raise kind(f"The {part} fails on a batch of {_describe(batch)}{where}: {type(error).__name__}: {reason} {advice}") from None
 
 
 def _first_words(error: Exception) -> str:
