@@ -280,7 +280,10 @@ class Run:
             return value.detach().to(self.device)
         if not isinstance(value, Number | np.generic):
             raise ValueError(f"fit: arguments(step) gives {name} = {value!r}; give a number or a tensor.")
-        return torch.tensor(value.item() if isinstance(value, np.generic) else value, device=self.device)
+        number: Any = value.item() if isinstance(value, np.generic) else value
+        first = next(self.lvm.parameters(), None)
+        double = isinstance(number, float) and first is not None and first.dtype == torch.float64
+        return torch.tensor(number, device=self.device, dtype=torch.float64 if double else None)
 
     def num_data(self, batch: Any) -> float:
         """What the loss of a batch is divided by, to be per datum; 1 if the data share a latent, for the loss is then of all."""
@@ -305,6 +308,8 @@ class Run:
         progress = progress if self.ranks.leads else False
         with interruptible(interrupted), ProgressBar("training", self.total, self.at, progress) as bar, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Encountered (NaN|[+]?inf)")  # Pyro's; ours says where and stops
+            if len(self.batches.sources) > 1:  # what is enumerated in one kind of batch may be observed in another
+                warnings.filterwarnings("ignore", "TraceEnum_ELBO found no sample sites")
             while self.at < self.total and self.stopped == "finished":
                 before = self.at
                 self.compiled.eager.flags = self._wishes(interrupted)
