@@ -117,7 +117,8 @@ def pyros_own(optimizer, x, batches=1, **options):
 def test_gradients_per_datum_are_those_of_svi_over_their_number(option):
     """``clip_norm``, ``weight_decay`` and ``eps`` over N, the number of data, make the steps of Pyro's SVI."""
     expected = pyros_own(pyro.optim.ClippedAdam, X, 20, lr=0.05, **option)
-    own = partial(ClippedAdam, lr=0.05, **{"eps": 1e-8 / len(X), **{k: v / len(X) for k, v in option.items()}})
+    defaults = {"eps": 1e-8, "clip_norm": 10.0}
+    own = partial(ClippedAdam, lr=0.05, **{k: v / len(X) for k, v in {**defaults, **option}.items()})
     lvm, _ = trained(own, steps=20)
     found = [lvm.pyro_params["slope"].item(), lvm.pyro_params["a/scale"].item()]
     assert found == pytest.approx(expected, rel=1e-4)

@@ -42,6 +42,7 @@ __all__ = ["Run"]
 _WORTH_COMPILING = 5000  # steps from which a compiler's ten seconds are earned back
 _CHECKED_STEPS = 2000  # at most, that are run eagerly at the start, for the sake of Pyro's checks of every datum
 _SECONDS_AT_ONCE = 0.1  # of compiled steps between two looks at what they did, at signals and at the clock
+_LACKS_DATA = "more than 1 value per channel"  # torch's words where batch normalisation has one
 _MIN_STEPS_A_RECORD = 50  # so that a record, with its look at the validation data, costs little where an epoch is one step;
 _SHARE_A_RECORD = 20  # and a twentieth of the steps so far, when these are more
 
@@ -291,10 +292,12 @@ class Run:
         kind, size = kind_of(batch), len(Data(batch))
         if (kind, size) not in self._layouts:
             first = next((plan for (other, _), plan in self._layouts.items() if other == kind), None)
-            with seeded(self.seed, self.device):
-                self._layouts[kind, size] = layout(
-                    self.lvm, batch, validate=first is None, plate=first.data_plate if first else None
-                )
+            plate = first.data_plate if first else None
+            try:
+                with seeded(self.seed, self.device):
+                    self._layouts[kind, size] = layout(self.lvm, batch, validate=first is None, plate=plate)
+            except ContractError as error:
+                raise self._lacking_data(error) from None
         plan = self._layouts[kind, size]
         return plan.num_data * plan.scale if plan.local else 1.0
 
@@ -548,16 +551,20 @@ class Run:
             return error is not None
         return not all(bool(p.isfinite().all()) for p in self.lvm.parameters() if p.is_floating_point())
 
+    def _lacking_data(self, error: ValueError) -> ValueError:
+        """What is said where batch normalisation meets one datum; any other error as it is."""
+        if _LACKS_DATA not in str(error):
+            return error
+        who = "the batch" if self.ranks.size == 1 else f"the share of rank {self.ranks.rank}"
+        return ContractError(
+            f"Step {self.at + 1}: {who} holds one datum, of which batch normalisation has no statistics: choose a batch_size that leaves "
+            f"none over ({len(self.batches.data)} data in batches of {self.batches.size}, {self.ranks.size} ranks)."
+        )
+
     def _refused(self, error: ValueError, before: list[torch.Tensor]) -> StepResult:
         """What Pyro's checks have refused: a step that is not finite, or else data or a pair that break the contract."""
-        if "more than 1 value per channel" in str(error):
-            raise ContractError(
-                f"Step {self.at + 1}: a batch of {self.batches.count(self.at)} data among {self.ranks.size} ranks leaves one datum, of "
-                "which batch normalisation has no statistics: choose another batch_size."
-                if self.ranks.size > 1
-                else f"Step {self.at + 1}: the batch holds one datum, of which batch normalisation has no statistics: choose a batch_size "
-                f"that leaves none over ({len(self.batches.data)} data)."
-            ) from None
+        if _LACKS_DATA in str(error):
+            raise self._lacking_data(error) from None
         found = self._look_again(before, validate=False)
         if self._is_nonfinite(found):
             return StepResult(math.nan, math.nan, False)
