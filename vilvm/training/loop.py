@@ -1,6 +1,6 @@
 """The training loop: ``fit``."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from numbers import Real
 from pathlib import Path
@@ -16,6 +16,7 @@ from vilvm.data import Data, Interleaved, as_data, seeded, set_seed
 from vilvm.files import locked
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, module_parameters
 from vilvm.precision import Precision, check_precision, networks_in
+from vilvm.training.arguments import Arguments
 from vilvm.training.batches import batches_of
 from vilvm.training.optimizers import OptimizerFactory, SchedulerFactory, adam
 from vilvm.training.result import Event, Fit
@@ -50,7 +51,7 @@ def fit(
     resume: bool = False,
     checkpoint_seconds: float = 10.0,
     callbacks: Sequence[Callable[[Event], bool | None]] = (),
-    arguments: Callable[[int], Mapping[str, Any]] | None = None,
+    arguments: Arguments | None = None,
     after_step: Callable[[Any, int], Any] | None = None,
     progress: bool | None = None,
 ) -> Fit:

@@ -1,19 +1,16 @@
 """A run of training: the way of a step, the records, what is said in trouble, and what a checkpoint holds."""
 
 import hashlib
-import inspect
 import math
 import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from numbers import Number
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -25,6 +22,7 @@ from vilvm.files import write_atomic
 from vilvm.lvm import ContractError, NonFiniteError, module_parameters
 from vilvm.memory import widen_heap
 from vilvm.progress import ProgressBar
+from vilvm.training.arguments import Arguments, Call, Called, as_tensors, check_arguments
 from vilvm.training.batches import Batches, Turns
 from vilvm.training.compiled import CompiledStep
 from vilvm.training.history import History, Record
@@ -32,7 +30,7 @@ from vilvm.training.optimizers import ByName, OptimizerFactory, SchedulerFactory
 from vilvm.training.result import Event, Fit
 from vilvm.training.resume import Position, describe, match, plain
 from vilvm.training.signals import interruptible
-from vilvm.training.step import Call, Called, NonFiniteLossError, Objective, Step, StepResult, check_objective
+from vilvm.training.step import NonFiniteLossError, Objective, Step, StepResult, check_objective
 from vilvm.training.validation import Look, check, check_rows, look
 from vilvm.weights import Layout, layout, log_weights
 from vilvm.world import World
@@ -83,7 +81,7 @@ class Run:
     compile: Compile = "auto"
     ranks: World = field(default_factory=World)
     precision: str = "float32"
-    arguments: Callable[[int], Mapping[str, Any]] | None = None
+    arguments: Arguments | None = None
     after_step: Callable[[Any, int], Any] | None = None
     history: History = field(default_factory=History)
     at: int = 0
@@ -99,7 +97,8 @@ class Run:
         """Runs the pair once, which makes lazy parameters and checks the contract, then gives the parameters to the optimizer."""
         self._layouts: dict[Any, Layout] = {}
         self._saved_at, self._saved_time = -1, time.monotonic()
-        self._check_arguments()
+        if self.arguments is not None:
+            check_arguments(self.lvm, self._arguments(0))
         for source in self.batches.sources:
             self._check_source(source)
         self._check_validation()
@@ -149,25 +148,6 @@ class Run:
     @property
     def _tell(self) -> Callable[[str], None]:
         return print if self.ranks.leads else _unheard
-
-    def _check_arguments(self) -> None:
-        """That model and guide take the arguments, and can be called without them."""
-        if self.arguments is None:
-            return
-        names = self._arguments(0)
-        for part in ("model", "guide"):
-            try:
-                signature = inspect.signature(getattr(self.lvm, part))
-            except (TypeError, ValueError):
-                continue  # of a function that is not Python's
-            try:
-                signature.bind(None, **names)
-                signature.bind(None)
-            except TypeError as error:
-                raise ContractError(
-                    f"fit: the {part} of {type(self.lvm).__name__} must take {sorted(names)} behind the batch, each with a default, which "
-                    f"is what records and evaluate see, such as {part}(batch, {next(iter(names), 'beta')}=1.0); it has {part}{signature} ({error})."
-                ) from None
 
     def _check_source(self, batches: Batches) -> None:
         """That this objective can train this pair on batches of this source."""
@@ -269,22 +249,7 @@ class Run:
     def _arguments(self, step: int) -> dict[str, torch.Tensor]:
         """The arguments of a step as tensors, so that they are inputs of a compiled step."""
         assert self.arguments is not None
-        given = self.arguments(step)
-        if not isinstance(given, Mapping):
-            raise ValueError(
-                f"fit: arguments(step) must return a dict of numbers and tensors by name; got a {type(given).__name__}."
-            )
-        return {str(name): self._as_tensor(name, value) for name, value in given.items()}
-
-    def _as_tensor(self, name: str, value: Any) -> torch.Tensor:
-        if isinstance(value, torch.Tensor):
-            return value.detach().to(self.device)
-        if not isinstance(value, Number | np.generic):
-            raise ValueError(f"fit: arguments(step) gives {name} = {value!r}; give a number or a tensor.")
-        number: Any = value.item() if isinstance(value, np.generic) else value
-        first = next(self.lvm.parameters(), None)
-        double = isinstance(number, float) and first is not None and first.dtype == torch.float64
-        return torch.tensor(number, device=self.device, dtype=torch.float64 if double else None)
+        return as_tensors(self.arguments(step), self.lvm, self.device)
 
     def num_data(self, batch: Any) -> float:
         """What the loss of a batch is divided by, to be per datum; 1 if the data share a latent, for the loss is then of all."""

@@ -13,13 +13,11 @@ import torch
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 from torch import Tensor
 
-from vilvm.lvm import ContractError, LatentVariableModel, module_parameters
+from vilvm.lvm import ContractError, LatentVariableModel
+from vilvm.training.arguments import Call
 from vilvm.world import world
-from vilvm.wrapped import Wrapped
 
 __all__ = [
-    "Call",
-    "Called",
     "EagerStep",
     "NonFiniteLossError",
     "Objective",
@@ -41,36 +39,6 @@ class Objective(Protocol):
 
 class NonFiniteLossError(FloatingPointError):
     """Training met a loss or a gradient that is NaN or infinite; the parameters are those before that step."""
-
-
-class Call(NamedTuple):
-    """What a step calls model and guide with, where that is more than a batch. All tensors in it are inputs of a compiled step.
-
-    Arguments:
-        batch: the batch.
-        arguments: tensors that depend on the step, passed by name.
-    """
-
-    batch: Any
-    arguments: dict[str, Tensor]
-
-
-class Called(Wrapped):
-    """A pair whose model and guide are called with these arguments behind the batch."""
-
-    def __init__(self, lvm: Any, arguments: dict[str, Tensor]):
-        super().__init__(lvm)
-        self.arguments = arguments
-
-    def model(self, batch: Any) -> Any:
-        """p(x | z) p(z) at the arguments."""
-        with module_parameters(self.lvm):
-            return self.lvm.model(batch, **self.arguments)
-
-    def guide(self, batch: Any) -> Any:
-        """q(z | x) at the arguments."""
-        with module_parameters(self.lvm):
-            return self.lvm.guide(batch, **self.arguments)
 
 
 class StepResult(NamedTuple):
