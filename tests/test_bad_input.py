@@ -20,7 +20,7 @@ from vilvm.diagnostics import active_units
 from vilvm.files import locked
 from vilvm.guides import delta, flat_prior
 from vilvm.objectives import Annealed
-from vilvm.training import checkpoint
+from vilvm.training import by_name, checkpoint
 
 
 def model(x):
@@ -182,6 +182,19 @@ def as_wide(x):
         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
 
 
+def warmed(cycle):
+    """Twenty steps of warm-up, then a cycle of `cycle` steps."""
+
+    def made(optimizer):
+        parts = [
+            torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=20),
+            torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=cycle),
+        ]
+        return torch.optim.lr_scheduler.SequentialLR(optimizer, parts, milestones=[20])
+
+    return made
+
+
 BAD = {
     "tuple for a model": (lambda: vilvm.log_weights((model, guide), X), "Got a tuple.*vilvm.Pair"),
     "class without a guide": (lambda: vilvm.log_weights(NoGuide(), X), "NoGuide has no method guide"),
@@ -219,10 +232,71 @@ BAD = {
     "unknown interval": (lambda: fit(scheduler_interval="hour"), "'step' or 'epoch'"),
     "patience without validation": (lambda: fit(patience=2), "patience needs validation"),
     "resume without a folder": (lambda: fit(resume=True), "resume=True needs run_dir"),
-    "a Pyro optimizer": (lambda: fit(optimizer=pyro.optim.Adam({"lr": 0.1})), "torch optimizer"),
+    "a Pyro optimizer": (
+        lambda: fit(optimizer=pyro.optim.Adam({"lr": 0.1})),
+        r"one of pyro.optim; give torch's, optimizer=functools.partial\(torch.optim.Adam, lr=0.1\)",
+    ),
+    "a function of Pyro's": (lambda: fit(optimizer=pyro.optim.RMSprop), r"partial\(torch.optim.RMSprop, lr=...\)"),
+    "Pyro's own Adam": (
+        lambda: fit(optimizer=pyro.optim.ClippedAdam({"lr": 0.1, "clip_norm": 5.0})),
+        r"partial\(pyro.optim.clipped_adam.ClippedAdam, lr=0.1\)",
+    ),
+    "a partial of Pyro's": (lambda: fit(optimizer=partial(pyro.optim.Adam, {"lr": 0.1})), "torch.optim.Adam"),
+    "Pyro's options by name": (
+        lambda: fit(optimizer=pyro.optim.Adam(lambda name: {"lr": 0.1})),
+        r"give vilvm.training.by_name\(torch.optim.Adam, lambda name: \{'lr': ...\}\)",
+    ),
+    "Pyro's scheduler and optimizer": (
+        lambda: fit(optimizer=pyro.optim.ExponentialLR({"optimizer": torch.optim.SGD, "optim_args": {"lr": 0.2}, "gamma": 0.1})),
+        r"partial\(torch.optim.SGD, lr=0.2\), and scheduler=functools.partial\(torch.optim.lr_scheduler.ExponentialLR",
+    ),
+    "Pyro's scheduler": (lambda: fit(scheduler=pyro.optim.StepLR), "scheduler is one of pyro.optim; give torch's"),
+    "a short schedule": (
+        lambda: fit(steps=30, scheduler=partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=20)),
+        "OneCycleLR is made for 20 steps and would take 30 here; give it total_steps=30",
+    ),
+    "a short schedule of epochs": (
+        lambda: fit(
+            steps=None,
+            epochs=9,
+            batch_size=2,
+            scheduler=partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=8),
+            scheduler_interval="epoch",
+        ),
+        "made for 8 epochs and would take 9",
+    ),
+    "a short schedule behind another": (lambda: fit(steps=30, scheduler=warmed(9)), "made for 9 steps and would take 10 here"),
+    "options that are no dict": (lambda: fit(optimizer=by_name(torch.optim.Adam, lambda name: 0.1)), "options of 'm' are 0.1"),
+    "an option that is none": (
+        lambda: fit(optimizer=by_name(torch.optim.Adam, lambda name: {"learning_rate": 0.1})),
+        "Adam has no option 'learning_rate'; it has lr",
+    ),
+    "no batch size at all": (lambda: fit(batch_size=True), "batch_size must be a whole number"),
+    "half a step of NumPy's": (lambda: fit(steps=np.float64(2.0)), "steps must be a whole number"),
+    "a truth for a seed": (lambda: fit(seed=np.bool_(True)), "seed must be a whole number"),
+    "a clip that is NaN": (lambda: fit(clip=np.float32("nan")), "clip must be a positive number"),
+    "packed sequences": (
+        lambda: fit(data=torch.nn.utils.rnn.pack_sequence([torch.zeros(3, 2), torch.zeros(2, 2)])),
+        "PackedSequence, whose rows are time steps of several data; pass the padded tensor and the lengths",
+    ),
+    "packed sequences in a dict": (
+        lambda: fit(data={"x": torch.nn.utils.rnn.pack_sequence([torch.zeros(3, 2)])}),
+        "holds a PackedSequence",
+    ),
+    "a list of dicts": (lambda: fit(data=[{"x": X[0]}, {"x": X[1]}]), r"list of 2 dicts; stack them.*default_collate"),
+    "a list of tuples": (lambda: fit(data=[(X[0], 1), (X[1], 0)]), r"list of 2 tuples; stack them"),
+    "tensors of unequal length": (
+        lambda: fit(data=(torch.zeros(100, 2), {"y": torch.zeros(90)}), batch_size=10),
+        r"as x\[0\] has 100 rows and x\[1\]\['y'\] has 90, 10 fewer",
+    ),
+    "a number among the data": (
+        lambda: fit(data={"x": X, "scale": torch.tensor(2.0)}, batch_size=2),
+        r"as x\['scale'\] is a single number",
+    ),
+    "missing values": (lambda: fit(data=torch.tensor([[torch.nan]])), r"poutine\.mask, \.mask\(.*partly_observed"),
     "batches of what has no rows": (
         lambda: fit(data={"a": torch.zeros(2), "b": torch.zeros(3)}, batch_size=1),
-        "cannot be cut into batches",
+        r"cannot be cut into batches, as x\['a'\] has 2 rows and x\['b'\] has 3, 1 more",
     ),
     "nothing to train": (lambda: vilvm.fit(pair(g=nowhere), X, steps=1), "no parameter to train"),
     "not a module": (lambda: vilvm.fit(NotAModule(), X, steps=1), "fit trains a torch.nn.Module.*Pair"),
@@ -506,6 +580,8 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(run, monkeypatch):
 def test_history_names_its_columns():
     with pytest.raises(KeyError, match="no column 'loss'; it has epoch"):
         vilvm.History()["loss"]
+    with pytest.raises(IndexError, match="no record -1; it has 0"):
+        vilvm.History()[-1]
 
 
 def test_nonfinite_loss_names_step_site_and_checkpoint(tmp_path):

@@ -1,6 +1,6 @@
 """Variational inference for latent variable models, on Pyro."""
 
-from vilvm.data import Data
+from vilvm.data import Data, Interleaved
 from vilvm.diagnostics import Diagnosis, Finding, diagnose
 from vilvm.evaluation import Estimate, Evaluation, Ledger, compare, evaluate
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, Pair
@@ -19,6 +19,7 @@ __all__ = [
     "Finding",
     "Fit",
     "History",
+    "Interleaved",
     "LatentVariableModel",
     "Ledger",
     "LogWeights",

@@ -6,17 +6,18 @@ stay where they are (``vilvm.datasets.on_disk``): what is read of them are the r
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from vilvm.rows import Rows
 
-__all__ = ["Data", "Transform", "as_data", "is_transform", "kept_generators", "map_tensors"]
+__all__ = ["Data", "Interleaved", "Transform", "as_data", "is_transform", "kept_generators", "kind_of", "map_tensors"]
 
 
 class Transform(Protocol):
@@ -55,9 +56,30 @@ def map_tensors(fn: Callable[[Any], Any], batch: Any) -> Any:
 
 def tensors_of(batch: Any) -> list[Any]:
     """Every tensor of a batch, and rows on disk, in order."""
-    found: list[Any] = []
-    map_tensors(found.append, batch)
-    return found
+    return [tensor for _, tensor in named_tensors(batch)]
+
+
+def named_tensors(batch: Any, name: str = "x") -> Iterator[tuple[str, Any]]:
+    """Every tensor of a batch, and rows on disk, in order, under the expression that picks it: x, x[1], x['y']."""
+    if isinstance(batch, Tensor | Rows):
+        yield name, batch
+    elif isinstance(batch, Mapping):
+        for key, value in batch.items():
+            yield from named_tensors(value, f"{name}[{key!r}]")
+    elif isinstance(batch, list | tuple):
+        for place, value in enumerate(batch):
+            yield from named_tensors(value, f"{name}[{place}]")
+
+
+def kind_of(batch: Any) -> Any:
+    """What a batch is apart from its tensors: how they are nested, under which names, and what stands beside them. Hashable."""
+    if isinstance(batch, Tensor | Rows):
+        return Tensor
+    if isinstance(batch, Mapping):
+        return (dict, *((key, kind_of(value)) for key, value in batch.items()))
+    if isinstance(batch, list | tuple):
+        return (type(batch), *map(kind_of, batch))
+    return repr(batch)
 
 
 @dataclass(frozen=True)
@@ -111,6 +133,18 @@ class Data:
         """Whether the tensors share a first dimension, so that part of them is still data."""
         sizes = {t.shape[0] if t.dim() else None for t in tensors_of(self.x)}
         return len(sizes) == 1 and None not in sizes
+
+    def uneven(self) -> str:
+        """Which tensors share no first dimension, and by how much they differ, in words; "" if all do."""
+        tensors = list(named_tensors(self.x))
+        single = next((name for name, t in tensors if not t.dim()), None)
+        if single is not None:
+            return f"{single} is a single number"
+        (first, size), *rest = [(name, t.shape[0]) for name, t in tensors]
+        for name, other in rest:
+            if other != size:
+                return f"{first} has {size} rows and {name} has {other}, {abs(other - size)} {'more' if other > size else 'fewer'}"
+        return ""
 
     @property
     def streamed(self) -> bool:
@@ -195,6 +229,62 @@ class Data:
         return digest.hexdigest()
 
 
+class Interleaved:
+    """Data of several kinds, for ``fit``, whose batches are taken in turn: labelled and unlabelled ones, say.
+
+    Every batch is of one source, so the model and the guide see what that source holds and tell its kind from it. In an epoch every
+    source is run through once, its batches of ``batch_size`` data (or all it has) spread evenly among those of the others. The loss of a
+    step is per datum of its batch, so with batches of one size an epoch climbs the bound of all data together. To have a source k times
+    an epoch, repeat its data k times. Rate and distortion in the records are those of the first source.
+
+    Arguments:
+        sources: each a ``Data``, or what ``fit`` makes one of.
+
+    Raises:
+        ValueError: a source holds no data, or there is none.
+
+    Example:
+        >>> import torch, vilvm
+        >>> import pyro, pyro.distributions as dist
+        >>> def model(batch):
+        ...     pi = pyro.param("pi", torch.tensor(0.5), constraint=dist.constraints.unit_interval)
+        ...     with pyro.plate("data", len(batch["x"])):
+        ...         y = pyro.sample("y", dist.Bernoulli(pi), obs=batch.get("y"))
+        ...         pyro.sample("x", dist.Normal(y, 1.0), obs=batch["x"])
+        >>> def guide(batch):
+        ...     logits = pyro.param("slope", torch.tensor(1.0)) * batch["x"]
+        ...     if "y" not in batch:
+        ...         with pyro.plate("data", len(batch["x"])):
+        ...             pyro.sample("y", dist.Bernoulli(logits=logits))
+        >>> labelled = {"x": torch.randn(20), "y": torch.ones(20)}
+        >>> data = vilvm.Interleaved({"x": torch.randn(80)}, labelled)
+        >>> vilvm.fit(vilvm.Pair(model, guide), data, epochs=2, batch_size=10).steps
+        20
+    """
+
+    def __init__(self, *sources: Any):
+        if not sources:
+            raise ValueError("Interleaved: give at least one source of data.")
+        self.sources = tuple(as_data(s, f"Interleaved: source {i}") for i, s in enumerate(sources, start=1))
+
+    def __len__(self) -> int:
+        return sum(map(len, self.sources))
+
+    def to(self, device: torch.device | str) -> "Interleaved":
+        """The same data on `device`."""
+        return Interleaved(*(s.to(device) for s in self.sources))
+
+    def protocol(self) -> dict[str, Any]:
+        """That of the sources, side by side; see ``Data.protocol``."""
+        each = [s.protocol() for s in self.sources]
+        words = {key: " and ".join(dict.fromkeys(str(p[key]) for p in each)) for key in each[0]}
+        return {**words, "num_data": len(self)}
+
+    def fingerprint(self) -> str:
+        """A digest of the sources'."""
+        return hashlib.sha256(" ".join(s.fingerprint() for s in self.sources).encode()).hexdigest()
+
+
 class _Parts(Sequence[Data]):
     """The parts of some data, each made when it is asked for."""
 
@@ -223,6 +313,8 @@ def as_data(data: Any, what: str = "data") -> Data:
     """
     if all(isinstance(getattr(data, split, None), Data) for split in ("train", "validation", "test")):
         raise ValueError(f"{what}: got a whole data set; pass one split of it, such as dataset.train.")
+    if isinstance(data, Interleaved):
+        raise ValueError(f"{what}: are Interleaved, which only fit trains on; pass one of its sources.")
     if not isinstance(data, Data):
         data = Data(data)
     _check_tensors(data.x, what)
@@ -244,6 +336,18 @@ def as_data(data: Any, what: str = "data") -> Data:
 def _check_tensors(x: Any, what: str) -> None:
     if isinstance(x, np.ndarray):
         raise ValueError(f"{what}: holds a numpy array; pass torch.from_numpy(...) or vilvm.datasets.arrays(...).")
+    if isinstance(x, PackedSequence):
+        raise ValueError(
+            f"{what}: holds a PackedSequence, whose rows are time steps of several data; pass the padded tensor and the lengths "
+            "(torch.nn.utils.rnn.pad_packed_sequence(..., batch_first=True)), and pack them in the model."
+        )
+    row = next((kind for kind in (Mapping, tuple) if isinstance(x, list) and x and all(isinstance(v, kind) for v in x)), None)
+    if row is not None:
+        name = "dict" if row is Mapping else "tuple"
+        raise ValueError(
+            f"{what}: is a list of {len(x)} {name}s; stack them into one {name} of tensors with a datum a row "
+            "(torch.utils.data.default_collate)."
+        )
     if isinstance(x, Mapping | list | tuple):
         for value in x.values() if isinstance(x, Mapping) else x:
             _check_tensors(value, what)
@@ -257,7 +361,10 @@ def _check_tensors(x: Any, what: str) -> None:
         raise ValueError(f"{what}: is empty (a tensor of shape {tuple(x.shape)}); pass at least one datum.")
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
         where = (~torch.isfinite(x)).nonzero()[0].tolist()
-        raise ValueError(f"{what}: holds NaN or infinity, first at index {where}; remove or impute such values first.")
+        raise ValueError(
+            f"{what}: holds NaN or infinity, first at index {where}; remove such values, or fill them in and leave them "
+            "out of the likelihood: poutine.mask, .mask(...) of its distribution, or vilvm.partial.partly_observed."
+        )
 
 
 def kept_generators(device: torch.device | str) -> Any:

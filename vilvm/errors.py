@@ -1,10 +1,14 @@
-"""The two errors by which a pair is refused; both are exported by ``vilvm.lvm``."""
+"""The errors by which a pair is refused; all are exported by ``vilvm.lvm``."""
 
-__all__ = ["ContractError", "NotApplicable"]
+__all__ = ["ContractError", "NonFiniteError", "NotApplicable"]
 
 
 class ContractError(ValueError):
     """A model, guide or batch breaks the contract; the message says what, where, and what to do."""
+
+
+class NonFiniteError(ContractError):
+    """A log-density or a parameter of a distribution is NaN or infinite; the message says which, and where."""
 
 
 class NotApplicable(ContractError):

@@ -60,6 +60,33 @@ class Noisy(Point):
             pyro.sample("z", dist.Normal(self.encoder(self.norm(x)), 0.5).to_event(1))
 
 
+class Turns(Point):
+    """Batches with a label, which has a parameter of its own, and without; a likelihood whose scale depends on the step."""
+
+    def __init__(self):
+        super().__init__()
+        self.label = torch.nn.Linear(3, 1)
+
+    def model(self, batch, scale=1.0):
+        x = batch["x"]
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), scale).to_event(1), obs=x)
+            if "y" in batch:
+                pyro.sample("y", dist.Normal(self.label(z), 1.0).to_event(1), obs=batch["y"])
+
+    def guide(self, batch, scale=1.0):
+        super().guide(batch["x"])
+
+
+def widening(step):
+    return {"scale": 0.5 + step / 60}
+
+
+def bounded(lvm, step):
+    lvm.label.weight.clamp_(-0.4, 0.4)
+
+
 def data():
     return torch.randn(53, 6, generator=torch.Generator().manual_seed(0)) + 1
 
@@ -84,9 +111,11 @@ def noiseless(folder):
             made(Shared, 53),
             {"optimizer": partial(torch.optim.SGD, lr=1e-3), "batch_size": 26},
         ),  # a last batch of one datum
+        ("in turn", made(Turns), {"optimizer": adam, "batch_size": 10, "arguments": widening, "after_step": bounded}),
         ("annealed", made(Point), {"optimizer": adam, "batch_size": 20, "objective": Annealed(Trace_ELBO(), 30)}),
     ):
-        vilvm.fit(lvm, x, steps=60, run_dir=None if folder is None else folder / name, progress=False, **options)
+        given = vilvm.Interleaved({"x": x[:30]}, {"x": x[30:], "y": x[30:, :1]}) if isinstance(lvm, Turns) else x
+        vilvm.fit(lvm, given, steps=60, run_dir=None if folder is None else folder / name, progress=False, **options)
         found[name] = lvm.state_dict()
     return found
 

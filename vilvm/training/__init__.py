@@ -3,8 +3,8 @@
 from vilvm.training.checkpoint import CheckpointError
 from vilvm.training.history import History, Record
 from vilvm.training.loop import fit
-from vilvm.training.optimizers import one_cycle
+from vilvm.training.optimizers import by_name, one_cycle
 from vilvm.training.result import Event, Fit
 from vilvm.training.step import NonFiniteLossError
 
-__all__ = ["CheckpointError", "Event", "Fit", "History", "NonFiniteLossError", "Record", "fit", "one_cycle"]
+__all__ = ["CheckpointError", "Event", "Fit", "History", "NonFiniteLossError", "Record", "by_name", "fit", "one_cycle"]

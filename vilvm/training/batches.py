@@ -1,4 +1,7 @@
-"""Which data each step sees: every epoch all of them once, in an order that follows from the seed and the epoch alone."""
+"""Which data each step sees: every epoch all of them once, in an order that follows from the seed and the epoch alone.
+
+``Batches`` are of one source of data; ``Turns`` takes those of several in turn.
+"""
 
 import math
 from typing import Any
@@ -6,11 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilvm.data import Data, map_tensors
+from vilvm.data import Data, Interleaved, map_tensors
 from vilvm.training.prefetch import Prefetched
 from vilvm.world import World
 
-__all__ = ["Batches"]
+__all__ = ["Batches", "Turns", "batches_of"]
+
+
+def batches_of(data: Data | Interleaved, size: int | None, seed: int, ranks: World, pairs: bool) -> "Batches | Turns":
+    """The batches of `data`, at most `size` data each, or all; with `pairs`, none of a single datum that is left over."""
+    if isinstance(data, Data):
+        return Batches(data, min(size or len(data), len(data)), seed, ranks, pairs)
+    # Each source has an order of its own, so that data of equal number are not paired for ever.
+    each = [batches_of(s, size, seed + i * 2**32, ranks, pairs) for i, s in enumerate(data.sources)]
+    return Turns(data, [b for b in each if isinstance(b, Batches)])
 
 
 class Batches:
@@ -23,11 +35,14 @@ class Batches:
         size: data a batch; the last of an epoch may be smaller. All data, in their own order, if there are no more.
         seed: of the orders.
         ranks: each of which has its share of every batch.
+        pairs: whether a last batch of one datum is left out, as batch normalisation needs two.
     """
 
-    def __init__(self, data: Data, size: int, seed: int, ranks: World | None = None):
-        self.epoch_steps = math.ceil(len(data) / size)
-        self.data = data.loaded() if self.epoch_steps == 1 else data
+    def __init__(self, data: Data, size: int, seed: int, ranks: World | None = None, pairs: bool = False):
+        self.whole = size >= len(data)
+        self.leaves_out = pairs and not self.whole and len(data) % size == 1
+        self.epoch_steps = math.ceil(len(data) / size) - self.leaves_out
+        self.data = data.loaded() if self.whole else data
         self.size, self.seed, self.ranks = size, seed, ranks or World()
         self._order: tuple[int, Tensor] | None = None
         self._ahead: Prefetched | None = None
@@ -40,6 +55,15 @@ class Batches:
         picked = self._picked(self.data, step) if self._ahead is None else self._sent(self._ahead(step))
         return picked.look()
 
+    @property
+    def sources(self) -> "list[Batches]":
+        """The batches of every source of data."""
+        return [self]
+
+    def looked_at(self, step: int) -> int:
+        """The step whose batch a record after `step` looks at."""
+        return step
+
     def close(self) -> None:
         """Ends reading ahead."""
         if self._ahead is not None:
@@ -50,7 +74,7 @@ class Batches:
         epoch, position = divmod(step, self.epoch_steps)
         share = self.ranks.share(self.count(step))
         mine = share if share.start < share.stop else slice(0, 1)
-        if self.epoch_steps == 1:
+        if self.whole:
             return data if self.ranks.size == 1 else data.subset(mine)
         if self._order is None or self._order[0] != epoch:
             generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
@@ -77,3 +101,51 @@ class Batches:
         """The part of them that is this rank's."""
         share = self.ranks.share(self.count(step))
         return (share.stop - share.start) / self.count(step)
+
+
+class Turns:
+    """The batches of several sources in turn, in a fixed order: in an epoch each source's, spread evenly.
+
+    Arguments:
+        data: the sources.
+        sources: the batches of each.
+    """
+
+    def __init__(self, data: Interleaved, sources: list[Batches]):
+        self.data, self.sources, self.size = data, sources, max(b.size for b in sources)
+        self.whole = all(b.whole for b in sources)
+        self.leaves_out = any(b.leaves_out for b in sources)
+        places = [((j + 0.5) / b.epoch_steps, i, j) for i, b in enumerate(sources) for j in range(b.epoch_steps)]
+        self._turns = [(i, j) for _, i, j in sorted(places)]
+        self.epoch_steps = len(self._turns)
+
+    def __call__(self, step: int) -> Any:
+        """This rank's share of the batch of a step; see ``Batches``."""
+        source, own = self._own(step)
+        return source(own)
+
+    def _own(self, step: int) -> tuple[Batches, int]:
+        """Whose turn it is, and the step by that source's own count."""
+        epoch, position = divmod(step, self.epoch_steps)
+        i, j = self._turns[position]
+        return self.sources[i], epoch * self.sources[i].epoch_steps + j
+
+    def looked_at(self, step: int) -> int:
+        """The last step until `step`, or else the first after it, whose batch is of the first source."""
+        back = [s for s in range(step, max(-1, step - self.epoch_steps), -1) if self._own(s)[0] is self.sources[0]]
+        return back[0] if back else next(s for s in range(step, step + self.epoch_steps) if self._own(s)[0] is self.sources[0])
+
+    def close(self) -> None:
+        """Ends reading ahead."""
+        for source in self.sources:
+            source.close()
+
+    def count(self, step: int) -> int:
+        """How many data all ranks together see at a step."""
+        source, own = self._own(step)
+        return source.count(own)
+
+    def weight(self, step: int) -> float:
+        """The part of them that is this rank's."""
+        source, own = self._own(step)
+        return source.weight(own)

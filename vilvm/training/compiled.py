@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from vilvm.compiling import Compiler, Graph, UntraceableError, inductor, shapes, trace, why
-from vilvm.data import map_tensors, rng, set_rng, tensors_of
+from vilvm.data import kind_of, map_tensors, rng, set_rng, tensors_of
 from vilvm.lvm import LatentVariableModel
 from vilvm.training.adam import GraphAdam
 from vilvm.training.capture import Captured
@@ -65,6 +65,8 @@ class CompiledStep:
         clip: largest norm of the gradient of the loss per datum, or None.
         tell: is given the one line that says why a step is eager.
         compiler: makes a program of a function of tensors and such tensors.
+        kinds: how many kinds of batch there are. Of several, each may move parameters of its own, which a torch optimizer counts apart,
+            so the optimizer is stepped behind the graph.
     """
 
     def __init__(
@@ -75,13 +77,15 @@ class CompiledStep:
         clip: float | None = None,
         tell: Callable[[str], None] = print,
         compiler: "Compiler | None" = None,
+        kinds: int = 1,
     ):
         self.eager = EagerStep(lvm, objective, optimizer, clip)
         self.lvm, self.objective, self.optimizer, self.clip, self.tell = lvm, objective, optimizer, clip, tell
         self.compiler = inductor if compiler is None else compiler
         self.parameters = self.eager.parameters
         # Between gradients and update, ranks have something to say to each other.
-        self.adam = GraphAdam(optimizer, self.parameters) if GraphAdam.serves(optimizer) and self.eager.ranks.size == 1 else None
+        alone = self.eager.ranks.size == 1 and kinds == 1
+        self.adam = GraphAdam(optimizer, self.parameters) if GraphAdam.serves(optimizer) and alone else None
         self.refused: str | None = None  # why the step is eager
         self.seconds = 0.0  # that compiling took
         self._programs: dict[Any, _Program] = {}
@@ -130,7 +134,7 @@ class CompiledStep:
         """The program for batches like this one, compiled if there is none; None if the step is eager."""
         if self.refused is not None:
             return None
-        key = (shapes(tensors_of(batch)), num_data, tuple(p.requires_grad for p in self.parameters))
+        key = (kind_of(batch), shapes(tensors_of(batch)), num_data, tuple(p.requires_grad for p in self.parameters))
         if key not in self._programs:
             began = time.perf_counter()
             try:

@@ -2,9 +2,10 @@
 
 import csv
 import io
+import operator
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, SupportsIndex, overload
 
 import numpy as np
 
@@ -23,7 +24,7 @@ class Record:
         validation_se: its standard error over the data.
         rate: KL(q(z | x) ‖ p(z)), on the validation data if there are any, else on the last batch.
         distortion: −E_q log p(x | z), likewise.
-        learning_rate: of the first parameter group, at the last step.
+        learning_rate: of the first parameter group, at the last step; NaN of an optimizer without one.
         gradient_norm: averaged, before clipping.
         skipped: steps left out since the row before, their loss or gradient not being finite.
         seconds: of training so far, evaluation of the validation data included.
@@ -46,7 +47,15 @@ class Record:
 
 @dataclass
 class History:
-    """The records of a run, in order; ``history["elbo"]`` is a column as an array."""
+    """The records of a run, in order: ``history["elbo"]`` is a column as an array, ``history[-1]`` the last record.
+
+    Example:
+        >>> import torch, vilvm
+        >>> from models.vae import VAE
+        >>> history = vilvm.fit(VAE(6, 2), torch.zeros(64, 6), steps=150).history
+        >>> history["step"].tolist(), history[-1].step, history[:2]["step"].tolist()
+        ([50, 100, 150], 150, [50, 100])
+    """
 
     records: list[Record] = field(default_factory=list)
 
@@ -56,16 +65,35 @@ class History:
     def __iter__(self) -> Iterator[Record]:
         return iter(self.records)
 
-    def __getitem__(self, column: str) -> np.ndarray:
-        """One column by name, shape (len(history),).
+    @overload
+    def __getitem__(self, column: str) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, column: SupportsIndex) -> Record: ...
+
+    @overload
+    def __getitem__(self, column: slice) -> "History": ...
+
+    def __getitem__(self, column: str | SupportsIndex | slice) -> "np.ndarray | Record | History":
+        """One column by name, shape (len(history),); one record by number; or the history of a slice of the records.
 
         Raises:
             KeyError: no such column; the message lists those there are.
+            IndexError: no such record.
         """
+        if isinstance(column, slice):
+            return History(self.records[column])
+        if not isinstance(column, str):
+            return self._record(operator.index(column))
         names = [f.name for f in fields(Record)]
         if column not in names:
             raise KeyError(f"History has no column {column!r}; it has {', '.join(names)}.")
         return np.array([getattr(record, column) for record in self.records])
+
+    def _record(self, number: int) -> Record:
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"History has no record {number}; it has {len(self)}.")
+        return self.records[number]
 
     def to_csv(self) -> str:
         """The history as comma-separated values, a header first."""

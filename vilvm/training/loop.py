@@ -2,19 +2,22 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pyro.infer import Trace_ELBO
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import vilvm.training.checkpoint as checkpoint
 from vilvm.compiling import Compile, check_compile
-from vilvm.data import Data, as_data, seeded, set_seed
+from vilvm.data import Data, Interleaved, as_data, seeded, set_seed
 from vilvm.files import locked
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, module_parameters
 from vilvm.precision import Precision, check_precision, networks_in
-from vilvm.training.batches import Batches
+from vilvm.training.arguments import Arguments
+from vilvm.training.batches import batches_of
 from vilvm.training.optimizers import OptimizerFactory, SchedulerFactory, adam
 from vilvm.training.result import Event, Fit
 from vilvm.training.run import Run
@@ -48,12 +51,16 @@ def fit(
     resume: bool = False,
     checkpoint_seconds: float = 10.0,
     callbacks: Sequence[Callable[[Event], bool | None]] = (),
+    arguments: Arguments | None = None,
+    after_step: Callable[[Any, int], Any] | None = None,
     progress: bool | None = None,
 ) -> Fit:
     """Trains a latent variable model by stochastic variational inference.
 
     Each step takes a batch, the gradient of the objective per datum, and one step of one torch optimizer over all trainable
-    parameters of `lvm`, which are changed in place. The data go to the device once. All that torch draws follows from `seed`;
+    parameters of `lvm`, which are changed in place. `clip`, and an optimizer's own ``clip_norm``, ``weight_decay`` and ``eps``, thus
+    meet gradients per datum: those of Pyro's SVI divided by N = plan.num_data × plan.scale (the batch's length, or the full size of a
+    plate that subsamples; 1 if data share a latent). Divide SVI's values by N. The data go to the device once. All that torch draws follows from `seed`;
     torch's generators are left as they were.
 
     Within ``vilvm.distributed()``, under torchrun, every rank takes its share of each batch of `batch_size`, gradients are averaged, and
@@ -63,15 +70,17 @@ def fit(
     Arguments:
         lvm: a ``torch.nn.Module`` with ``model(batch)`` and ``guide(batch)``, or a ``Pair``.
         data: the training data, as ``Data``, a tensor, or a tuple or dict of tensors with one datum a row; ``datasets.on_disk(...)`` if they
-            are larger than memory.
+            are larger than memory; ``Interleaved(labelled, unlabelled)`` for batches of several kinds in turn.
         objective: any Pyro ELBO (without ``Jit``) or objective of ``vilvm.objectives``; ``Trace_ELBO()`` by default.
         optimizer: makes a torch optimizer of parameters, ``partial(torch.optim.Adam, lr=1e-3, fused=True)`` by default; or an
-            optimizer of all trainable parameters.
+            optimizer of all trainable parameters. ``training.by_name`` gives options by the name of a parameter.
         scheduler: makes a torch learning-rate scheduler of the optimizer.
         scheduler_interval: whether it steps every step or every epoch (``ReduceLROnPlateau``: every record, on the
             validation ELBO, or the negative of it if its mode is "min").
         epochs, steps: how long to train; give one of them.
-        batch_size: data a step, drawn without replacement in an order that is new every epoch. By default all data, in order.
+        batch_size: data a step, drawn without replacement in an order that is new every epoch. By default all data, in order. Batches are
+            cut along the first axis, which must be that of the plate over the data. Where batch normalisation would meet a last batch of
+            one datum, that batch is left out.
         validation: data for early stopping and for keeping the best parameters; their transform is drawn once.
         patience: stop after so many records without a better validation ELBO.
         clip: largest norm of the gradient of the loss per datum.
@@ -87,6 +96,10 @@ def fit(
         resume: continue from the checkpoint in `run_dir`, bit for bit as if there had been no interruption; start, if there is none.
         checkpoint_seconds: least time between two checkpoints; one is always written at the end.
         callbacks: called with an ``Event`` at every record; training stops when one returns True.
+        arguments: of the number of steps taken so far, gives numbers and tensors by name, which the step passes as tensors to model and
+            guide, ``model(batch, beta=...)``. Both must have defaults for them, which records, ``evaluate`` and all else see.
+        after_step: called with `lvm` and the number of steps taken so far after each step that moved the parameters, without gradients; it may
+            change them in place, as by clipping. It must do the same on every rank.
         progress: whether to show a progress bar; by default on a terminal only.
 
     Returns:
@@ -94,7 +107,8 @@ def fit(
         finishes the step, saves, and returns with ``stopped == "interrupted"``.
 
     Raises:
-        ContractError: the pair or the batch breaks the contract (see ``vilvm.weights.layout``).
+        ContractError: the pair or the batch breaks the contract (see ``vilvm.weights.layout``), also on the look at data of a record; or
+            the plate over the data is not over the axis that batches are cut along.
         CheckpointError: the checkpoint is damaged, or of another model, data set or setting.
         NonFiniteLossError: loss or gradient became NaN or infinite; names step, site and last checkpoint.
         ValueError: an argument is out of range.
@@ -110,29 +124,26 @@ def fit(
     check_contract(lvm)
     if not isinstance(lvm, torch.nn.Module):
         raise ContractError(f"fit trains a torch.nn.Module; make {type(lvm).__name__} one, or wrap it as vilvm.Pair(model, guide).")
-    train = as_data(data, "training data")
+    train = data if isinstance(data, Interleaved) else as_data(data, "training data")
     held_out = None if validation is None else as_data(validation, "validation data")
-    _check_options(
-        train,
-        epochs,
-        steps,
-        batch_size,
-        patience,
-        clip,
-        nonfinite,
-        scheduler_interval,
-        held_out,
-        run_dir,
-        resume,
-        seed,
-        callbacks,
-        compile,
+    _check_options(train, held_out, patience, nonfinite, scheduler_interval, callbacks, compile)
+    _check_batches(train, batch_size)
+    _check_folder(run_dir, resume)
+    for name, function in (("arguments", arguments), ("after_step", after_step)):
+        if function is not None and not callable(function):
+            raise ValueError(f"fit: {name} must be a function; got {function!r}.")
+    if (epochs is None) == (steps is None):
+        raise ValueError("fit: give epochs=... or steps=..., one of the two.")
+    epochs, steps, batch_size, patience = (
+        None if value is None else check_number(f"fit: {name}", value)
+        for name, value in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size), ("patience", patience))
     )
+    seed, clip = _seed(seed), _clip(clip)
     check_precision("fit", lvm, precision)
     where = _device(lvm, device)
     lvm.to(where)
     ranks = world()
-    batches = Batches(train.to(where), min(batch_size or len(train), len(train)), seed, ranks)
+    batches = batches_of(train.to(where), batch_size, seed, ranks, _has_batch_norm(lvm))
     with (
         closing(batches),
         _held(run_dir if ranks.leads else None),
@@ -157,6 +168,8 @@ def fit(
             compile=compile,
             ranks=ranks,
             precision=precision,
+            arguments=arguments,
+            after_step=after_step,
         )
         run.prepare(optimizer or adam(where), scheduler, clip)
         set_seed(ranks.seed(seed), where)
@@ -195,31 +208,35 @@ def _device(lvm: torch.nn.Module, device: torch.device | str | None) -> torch.de
     return where
 
 
+def _seed(seed: Any) -> int:
+    number = check_number("fit: seed", seed, 0)
+    if number >= 2**63:
+        raise ValueError(f"fit: seed must be a whole number below 2^63; got {seed!r}.")
+    return number
+
+
+def _clip(clip: Any) -> float | None:
+    if clip is None:
+        return None
+    if isinstance(clip, bool) or not isinstance(clip, Real) or not float(clip) > 0:
+        raise ValueError(f"fit: clip must be a positive number; got {clip!r}.")
+    return float(clip)
+
+
+def _has_batch_norm(lvm: torch.nn.Module) -> bool:
+    """Whether a part of the model takes statistics over its batch."""
+    return any(isinstance(m, _BatchNorm) and m.training for m in lvm.modules())
+
+
 def _check_options(
-    train: Data,
-    epochs: int | None,
-    steps: int | None,
-    batch_size: int | None,
+    train: Data | Interleaved,
+    validation: Data | None,
     patience: int | None,
-    clip: float | None,
     nonfinite: str,
     scheduler_interval: str,
-    validation: Data | None,
-    run_dir: Path | str | None,
-    resume: bool,
-    seed: Any,
     callbacks: Any,
     compile: Any,
 ) -> None:
-    if (epochs is None) == (steps is None):
-        raise ValueError("fit: give epochs=... or steps=..., one of the two.")
-    for name, value in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size), ("patience", patience)):
-        if value is not None:
-            check_number(f"fit: {name}", value)
-    if not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise ValueError(f"fit: seed must be a whole number, at least 0 and below 2^63; got {seed!r}.")
-    if clip is not None and not (isinstance(clip, int | float) and clip > 0):
-        raise ValueError(f"fit: clip must be a positive number; got {clip!r}.")
     if not isinstance(callbacks, Sequence) or not all(callable(c) for c in callbacks):
         raise ValueError("fit: callbacks must be a list of functions.")
     check_compile("fit", compile)
@@ -227,14 +244,22 @@ def _check_options(
         raise ValueError(f"fit: unknown nonfinite={nonfinite!r}; choose 'stop' or 'skip'.")
     if scheduler_interval not in ("step", "epoch"):
         raise ValueError(f"fit: unknown scheduler_interval={scheduler_interval!r}; choose 'step' or 'epoch'.")
-    if batch_size is not None and not train.divisible:
-        raise ValueError(
-            "fit: these data cannot be cut into batches (their tensors share no first dimension); leave batch_size out."
-        )
-    if batch_size is None and train.streamed:
-        raise ValueError("fit: these data stay on disk and are read in batches; give batch_size=....")
     if patience is not None and validation is None:
         raise ValueError("fit: patience needs validation=... data to be measured on.")
+
+
+def _check_batches(train: Data | Interleaved, batch_size: Any) -> None:
+    for data in train.sources if isinstance(train, Interleaved) else [train]:
+        if batch_size is not None and not data.divisible:
+            raise ValueError(
+                f"fit: these data cannot be cut into batches, as {data.uneven()}; make them equal, or leave batch_size out, if they are one "
+                "datum together."
+            )
+        if batch_size is None and data.streamed:
+            raise ValueError("fit: these data stay on disk and are read in batches; give batch_size=....")
+
+
+def _check_folder(run_dir: Path | str | None, resume: bool) -> None:
     if resume and run_dir is None:
         raise ValueError("fit: resume=True needs run_dir=..., the folder of the run to resume.")
     if run_dir is not None and not resume and checkpoint.latest(Path(run_dir) / "checkpoint"):

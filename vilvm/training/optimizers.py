@@ -1,13 +1,26 @@
 """The optimizer and the scheduler of a run, made of what the user gives."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import pyro.optim
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
+from pyro.optim import PyroOptim
+from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, OneCycleLR, SequentialLR
 
-__all__ = ["OptimizerFactory", "SchedulerFactory", "adam", "make_optimizer", "make_scheduler", "one_cycle"]
+__all__ = [
+    "ByName",
+    "OptimizerFactory",
+    "SchedulerFactory",
+    "adam",
+    "by_name",
+    "check_length",
+    "make_optimizer",
+    "make_scheduler",
+    "one_cycle",
+]
 
 OptimizerFactory = Callable[[Any], torch.optim.Optimizer]
 SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
@@ -43,9 +56,86 @@ def _fused_adam(parameters: Any, lr: float) -> torch.optim.Optimizer:
     return torch.optim.Adam(given, lr=lr, fused=all(p.device.type in ("cpu", "cuda") for p in given))
 
 
-def make_optimizer(factory: Any, parameters: list[Any]) -> torch.optim.Optimizer:
-    """The optimizer that `factory` makes of `parameters`, or is; raises ValueError if it is of others, or needs a closure."""
-    optimizer = factory if isinstance(factory, torch.optim.Optimizer) or not callable(factory) else factory(parameters)
+@dataclass(frozen=True)
+class ByName:
+    """An optimizer with options by the name of a parameter; see ``by_name``."""
+
+    optimizer: OptimizerFactory
+    options: Callable[[str], Mapping[str, Any]]
+
+    def groups(self, named: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The groups of parameters that have the same options, for a torch optimizer.
+
+        Raises:
+            ValueError: the options of a parameter are no dict.
+        """
+        groups: dict[str, dict[str, Any]] = {}
+        for name, parameter in named.items():
+            options = self.options(_plain_name(name))
+            if not isinstance(options, Mapping):
+                raise ValueError(
+                    f"by_name: the options of {_plain_name(name)!r} are {options!r}; return a dict, such as {{'lr': 1e-3}}."
+                )
+            groups.setdefault(repr(sorted(options.items())), {"params": [], **options})["params"].append(parameter)
+        return list(groups.values())
+
+    def __call__(self, named: Mapping[str, Any]) -> torch.optim.Optimizer:
+        """The optimizer of these parameters.
+
+        Raises:
+            ValueError: an option is none of the optimizer's, which torch would take without a word.
+        """
+        groups = self.groups(named)
+        optimizer = self.optimizer(groups)
+        unknown = sorted({key for group in groups for key in group} - {"params", *getattr(optimizer, "defaults", {})})
+        if unknown and isinstance(optimizer, torch.optim.Optimizer):
+            raise ValueError(
+                f"by_name: {type(optimizer).__name__} has no option {unknown[0]!r}; it has {', '.join(optimizer.defaults)}."
+            )
+        return optimizer
+
+
+def by_name(optimizer: OptimizerFactory, options: Callable[[str], Mapping[str, Any]]) -> ByName:
+    """An optimizer whose options, learning rates say, depend on the name of the parameter, for ``fit(optimizer=...)``.
+
+    What Pyro writes as ``pyro.optim.Adam(lambda name: {...})``.
+
+    Arguments:
+        optimizer: makes a torch optimizer of groups of parameters, such as ``torch.optim.Adam``.
+        options: of a parameter, by its name: that of its ``pyro.param``, or, in a module, of ``named_parameters()``. What it leaves out
+            is as `optimizer` has it.
+
+    Raises:
+        ValueError: in ``fit``: options that are no dict, or that the optimizer does not have.
+
+    Example:
+        >>> import torch, vilvm
+        >>> from models.vae import VAE
+        >>> from vilvm.training import by_name
+        >>> slower = by_name(torch.optim.Adam, lambda name: {"lr": 1e-4 if name.startswith("decoder") else 1e-3})
+        >>> vilvm.fit(VAE(data_dim=6, latent_dim=2), torch.zeros(64, 6), steps=5, optimizer=slower).stopped
+        'finished'
+    """
+    return ByName(optimizer, options)
+
+
+def _plain_name(name: str) -> str:
+    """The name of a parameter as its ``pyro.param`` or ``pyro.module`` statement gave it; that of a module's own is left as it is."""
+    return name.rpartition("pyro_params.")[2].replace("/", ".").replace("$$$", ".")
+
+
+def make_optimizer(factory: Any, named: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """The optimizer that `factory` makes of these parameters, or is; raises ValueError if it is of others, or needs a closure."""
+    parameters = list(named.values())
+    if _of_pyro(factory):
+        raise ValueError(_torch_in_place_of(factory))
+    optimizer = factory
+    if isinstance(factory, ByName):
+        optimizer = factory(named)
+    elif callable(factory) and not isinstance(factory, torch.optim.Optimizer):
+        optimizer = factory(parameters)
+    if isinstance(optimizer, PyroOptim):
+        raise ValueError(_torch_in_place_of(optimizer))
     if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
         raise ValueError(
             f"fit: optimizer must make a torch optimizer of parameters that needs no closure, such as "
@@ -60,8 +150,55 @@ def make_optimizer(factory: Any, parameters: list[Any]) -> torch.optim.Optimizer
     return optimizer
 
 
+def _of_pyro(given: Any) -> bool:
+    """Whether something is an optimizer or a scheduler of Pyro's, or a function of ``pyro.optim`` that makes one."""
+    root = getattr(given, "func", given)  # of a functools.partial
+    return isinstance(root, PyroOptim) or any(f is root for n, f in vars(pyro.optim).items() if n[0].isupper())
+
+
+def _torch_in_place_of(given: Any) -> str:
+    """What to write in place of an optimizer of Pyro's."""
+    root = getattr(given, "func", given)
+    made = getattr(root, "pt_optim_constructor", None) or next(
+        n for n, f in vars(pyro.optim).items() if f is root or f is type(root)
+    )
+    name = getattr(made, "__name__", made)
+    module = "pyro.optim.clipped_adam" if name == "ClippedAdam" else "torch.optim"
+    made = f"{module}.{name}" if name == "ClippedAdam" or hasattr(torch.optim, name) else "torch.optim.Adam"
+    args = getattr(root, "pt_optim_args", None)
+    if callable(args):
+        return f"fit: optimizer is one of pyro.optim; give vilvm.training.by_name({made}, lambda name: {{'lr': ...}})."
+    lr = args.get("lr", "...") if isinstance(args, dict) else "..."
+    schedule = getattr(getattr(root, "pt_scheduler_constructor", None), "__name__", None)
+    also = f", and scheduler=functools.partial(torch.optim.lr_scheduler.{schedule}, ...)" if schedule else ""
+    return f"fit: optimizer is one of pyro.optim; give torch's, optimizer=functools.partial({made}, lr={lr}){also}."
+
+
+def check_length(scheduler: Any, steps: int, unit: str = "steps") -> None:
+    """Raises ValueError if a scheduler, or one within it, ends before `steps` of its own, which it would say only then."""
+    parts = [(scheduler, steps)]
+    if isinstance(scheduler, SequentialLR):
+        starts = [0, *scheduler._milestones]
+        parts = [(s, min(end, steps) - at) for s, at, end in zip(scheduler._schedulers, starts, [*starts[1:], steps], strict=True)]
+    elif isinstance(scheduler, ChainedScheduler):
+        parts = [(s, steps) for s in scheduler._schedulers]
+    for part, taken in parts:
+        if part is not scheduler:
+            check_length(part, taken, unit)
+            continue
+        total = getattr(part, "total_steps", None)
+        if isinstance(total, int) and taken > total:
+            raise ValueError(
+                f"fit: {type(part).__name__} is made for {total} {unit} and would take {taken} here; give it total_steps={taken}."
+            )
+
+
 def make_scheduler(factory: Any, optimizer: torch.optim.Optimizer) -> Any:
     """The scheduler that `factory` makes of `optimizer`, or is; raises ValueError if it is none, or another's."""
+    if _of_pyro(factory):
+        raise ValueError(
+            "fit: scheduler is one of pyro.optim; give torch's, such as functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.99)."
+        )
     scheduler = factory(optimizer) if callable(factory) else factory
     if not callable(getattr(scheduler, "step", None)) or getattr(scheduler, "optimizer", optimizer) is not optimizer:
         raise ValueError(

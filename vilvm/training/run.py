@@ -6,6 +6,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,20 +17,21 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import vilvm.training.checkpoint as checkpoint
 from vilvm.compiling import Compile, worth_compiling
-from vilvm.data import Data, rng, seeded, set_rng, set_seed
+from vilvm.data import Data, kind_of, rng, seeded, set_rng, set_seed
 from vilvm.files import write_atomic
-from vilvm.lvm import ContractError, module_parameters
+from vilvm.lvm import ContractError, NonFiniteError, module_parameters
 from vilvm.memory import widen_heap
 from vilvm.progress import ProgressBar
-from vilvm.training.batches import Batches
+from vilvm.training.arguments import Arguments, Call, Called, as_tensors, check_arguments
+from vilvm.training.batches import Batches, Turns
 from vilvm.training.compiled import CompiledStep
 from vilvm.training.history import History, Record
-from vilvm.training.optimizers import OptimizerFactory, SchedulerFactory, make_optimizer, make_scheduler
+from vilvm.training.optimizers import ByName, OptimizerFactory, SchedulerFactory, check_length, make_optimizer, make_scheduler
 from vilvm.training.result import Event, Fit
 from vilvm.training.resume import Position, describe, match, plain
 from vilvm.training.signals import interruptible
 from vilvm.training.step import NonFiniteLossError, Objective, Step, StepResult, check_objective
-from vilvm.training.validation import Look, check, look
+from vilvm.training.validation import Look, check, check_rows, look
 from vilvm.weights import Layout, layout, log_weights
 from vilvm.world import World
 
@@ -38,6 +40,7 @@ __all__ = ["Run"]
 _WORTH_COMPILING = 5000  # steps from which a compiler's ten seconds are earned back
 _CHECKED_STEPS = 2000  # at most, that are run eagerly at the start, for the sake of Pyro's checks of every datum
 _SECONDS_AT_ONCE = 0.1  # of compiled steps between two looks at what they did, at signals and at the clock
+_LACKS_DATA = "more than 1 value per channel"  # torch's words where batch normalisation has one
 _MIN_STEPS_A_RECORD = 50  # so that a record, with its look at the validation data, costs little where an epoch is one step;
 _SHARE_A_RECORD = 20  # and a twentieth of the steps so far, when these are more
 
@@ -64,7 +67,7 @@ class Run:
 
     lvm: Any
     objective: Objective
-    batches: Batches
+    batches: Batches | Turns
     validation: Data | None
     total: int
     seed: int
@@ -78,6 +81,8 @@ class Run:
     compile: Compile = "auto"
     ranks: World = field(default_factory=World)
     precision: str = "float32"
+    arguments: Arguments | None = None
+    after_step: Callable[[Any, int], Any] | None = None
     history: History = field(default_factory=History)
     at: int = 0
     tally: _Tally = field(default_factory=_Tally)
@@ -90,20 +95,29 @@ class Run:
 
     def prepare(self, optimizer: OptimizerFactory, scheduler: SchedulerFactory | None, clip: float | None) -> None:
         """Runs the pair once, which makes lazy parameters and checks the contract, then gives the parameters to the optimizer."""
-        self._layouts: dict[int, Layout] = {}
+        self._layouts: dict[Any, Layout] = {}
         self._saved_at, self._saved_time = -1, time.monotonic()
-        self.num_data(self.batches(0))
-        self._check_pair()
+        if self.arguments is not None:
+            check_arguments(self.lvm, self._arguments(0))
+        for source in self.batches.sources:
+            self._check_source(source)
+        self._check_validation()
         self.ranks.from_first([*self.lvm.parameters(), *self.lvm.buffers()])
-        trainable = [p for p in self.lvm.parameters() if p.requires_grad]
+        trainable = {n: p for n, p in self.lvm.named_parameters() if p.requires_grad}
         if not trainable:
             raise ContractError(
                 f"{type(self.lvm).__name__} has no parameter to train: keep its networks in attributes of a torch.nn.Module, "
                 "or declare parameters with pyro.param or pyro.module."
             )
         self.optimizer = make_optimizer(optimizer, trainable)
+        by_name = optimizer.groups(trainable) if isinstance(optimizer, ByName) else []
+        groups = [f"{plain({**g, 'parameters': len(g['params'])})}" for g in by_name]
         self.scheduler = None if scheduler is None else make_scheduler(scheduler, self.optimizer)
-        self.compiled = CompiledStep(self.lvm, self.objective, self.optimizer, clip, tell=print if self.ranks.leads else _unheard)
+        if self.scheduler is not None:
+            self._check_scheduler()
+        self.compiled = CompiledStep(
+            self.lvm, self.objective, self.optimizer, clip, tell=self._tell, kinds=len(self.batches.sources)
+        )
         self.step: Step = self.compiled.eager
         # By the length of the run, and not by a clock: two runs with one seed are the same.
         self.compiles = worth_compiling(self.compile, self.total, _WORTH_COMPILING)
@@ -113,11 +127,17 @@ class Run:
                 n: f"{tuple(v.shape)} {v.dtype}" for n, v in self.lvm.state_dict().items() if isinstance(v, torch.Tensor)
             },
             "objective": describe(self.objective),
-            "optimizer": f"{type(self.optimizer).__name__}({plain(self.optimizer.defaults)})",
+            "optimizer": " by name: ".join(
+                [f"{type(self.optimizer).__name__}({plain(self.optimizer.defaults)})", *(["; ".join(groups)] if groups else [])]
+            ),
             "scheduler": "none" if self.scheduler is None else f"{type(self.scheduler).__name__}({plain(vars(self.scheduler))})",
             "scheduler_interval": "epoch" if self.per_epoch else "step",
             "batch_size": self.batches.size,
             "clip": clip,
+            "arguments": None if self.arguments is None else sorted(self._arguments(0)),
+            "after_step": None
+            if self.after_step is None
+            else getattr(self.after_step, "__qualname__", type(self.after_step).__name__),
             "precision": self.precision,
             "seed": self.seed,
             "data": self.batches.data.fingerprint(),
@@ -125,28 +145,72 @@ class Run:
         }
         self._check_ranks()
 
-    def _check_pair(self) -> None:
-        """That this objective can train this pair on batches of this size."""
-        plan = self._plan
+    @property
+    def _tell(self) -> Callable[[str], None]:
+        return print if self.ranks.leads else _unheard
+
+    def _check_source(self, batches: Batches) -> None:
+        """That this objective can train this pair on batches of this source."""
+        batch = batches(0)
+        self.num_data(batch)
+        plan = self._layout(batch)
         check_objective(self.objective, plan.enumerated)
-        if self.ranks.size > 1 and not self.batches.data.divisible:
+        parts = not batches.whole
+        if self.ranks.size > 1 and not batches.data.divisible:
             raise ContractError(
                 "fit: these data cannot be shared out among ranks (their tensors share no first dimension); train them in one process."
             )
-        parts = self.batches.epoch_steps > 1
         if (parts or self.ranks.size > 1) and not plan.local and plan.scale == 1.0:
             part, instead = (
-                (f"each batch of {self.batches.size}", "leave batch_size out")
+                (f"each batch of {batches.size}", "leave batch_size out")
                 if parts
                 else (f"the share of each of {self.ranks.size} ranks", "train it in one process")
             )
             raise ContractError(
                 f"{type(self.lvm).__name__} has latents that its data share, or no plate over its data, and would take {part} for all "
-                f"{len(self.batches.data)}: {instead}, or give the plate its full size, pyro.plate(..., {len(self.batches.data)}, subsample=batch)."
+                f"{len(batches.data)}: {instead}, or give the plate its full size, pyro.plate(..., {len(batches.data)}, subsample=batch)."
             )
-        if self.validation is not None:
-            with seeded(self.seed, self.device):
-                check(self.lvm, self.validation, plan)
+        if parts or self.ranks.size > 1:
+            self._check_axis(batches.data, plan, len(Data(batch)))
+        if batches.leaves_out:
+            self._tell(
+                f"fit: the last batch of an epoch would hold one datum, of which batch normalisation has no statistics; it is left out, "
+                f"another one every epoch ({len(batches.data)} data in batches of {batches.size})."
+            )
+
+    def _check_axis(self, data: Data, plan: Layout, rows: int) -> None:
+        """That the plate over the data is along the axis that batches are cut along, and not of their size by accident."""
+        check_rows(self.lvm, plan, rows)
+        other = rows - 1 if rows > 1 else 2
+        if other > len(data):
+            return
+        # A pair that can take batches of one size only, as an autoguide can, is trained if it meets no other.
+        with seeded(self.seed, self.device), module_parameters(self.lvm, frozen=True):
+            found = None
+            with suppress(ContractError):
+                found = layout(self.lvm, data.subset(slice(0, other)).look(), validate=False, plate=plan.data_plate)
+        if found is not None:
+            check_rows(self.lvm, found, other)
+
+    def _check_validation(self) -> None:
+        """That the pair can take the validation data, and how they are laid out: as training data of their kind are, if there are such."""
+        self._judged = self._plan
+        if self.validation is None:
+            return
+        kinds = {kind: plan for (kind, _), plan in self._layouts.items()}
+        if len(self.batches.sources) > 1:
+            kind = kind_of(self.validation.x)
+            first = self.validation.subset(slice(0, self.batches.size)) if self.validation.divisible else self.validation
+            self._judged = kinds[kind] if kind in kinds else layout(self.lvm, first.loaded().x)
+        with seeded(self.seed, self.device):
+            check(self.lvm, self.validation, self._judged)
+
+    def _check_scheduler(self) -> None:
+        """That the scheduler does not end before the run."""
+        if self.per_epoch:
+            check_length(self.scheduler, self.total // self.batches.epoch_steps, "epochs")
+        else:
+            check_length(self.scheduler, self.total)
 
     def _check_ranks(self) -> None:
         """That all ranks are about to do the same."""
@@ -168,19 +232,38 @@ class Run:
 
     @property
     def _plan(self) -> Layout:
-        """The layout of the first batch."""
+        """The layout of the first batch of the first source."""
         return next(iter(self._layouts.values()))
+
+    def _layout(self, batch: Any) -> Layout:
+        """The layout of batches like this one, met before."""
+        return self._layouts[kind_of(batch), len(Data(batch))]
 
     # The way of a step ---------------------------------------------------------------------------------------------------
 
+    def _given(self) -> Any:
+        """What the step at hand gives model and guide: a batch, with the arguments of the step behind it."""
+        batch = self.batches(self.at)
+        return batch if self.arguments is None else Call(batch, self._arguments(self.at))
+
+    def _arguments(self, step: int) -> dict[str, torch.Tensor]:
+        """The arguments of a step as tensors, so that they are inputs of a compiled step."""
+        assert self.arguments is not None
+        return as_tensors(self.arguments(step), self.lvm, self.device)
+
     def num_data(self, batch: Any) -> float:
         """What the loss of a batch is divided by, to be per datum; 1 if the data share a latent, for the loss is then of all."""
-        size = len(Data(batch))
-        if size not in self._layouts:
-            first = self._plan if self._layouts else None
-            with seeded(self.seed, self.device):
-                self._layouts[size] = layout(self.lvm, batch, validate=first is None, plate=first.data_plate if first else None)
-        plan = self._layouts[size]
+        batch = batch.batch if isinstance(batch, Call) else batch
+        kind, size = kind_of(batch), len(Data(batch))
+        if (kind, size) not in self._layouts:
+            first = next((plan for (other, _), plan in self._layouts.items() if other == kind), None)
+            plate = first.data_plate if first else None
+            try:
+                with seeded(self.seed, self.device):
+                    self._layouts[kind, size] = layout(self.lvm, batch, validate=first is None, plate=plate)
+            except ContractError as error:
+                raise self._lacking_data(error) from None
+        plan = self._layouts[kind, size]
         return plan.num_data * plan.scale if plan.local else 1.0
 
     def train_all(self, progress: bool | None) -> None:
@@ -193,6 +276,8 @@ class Run:
         progress = progress if self.ranks.leads else False
         with interruptible(interrupted), ProgressBar("training", self.total, self.at, progress) as bar, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Encountered (NaN|[+]?inf)")  # Pyro's; ours says where and stops
+            if len(self.batches.sources) > 1:  # what is enumerated in one kind of batch may be observed in another
+                warnings.filterwarnings("ignore", "TraceEnum_ELBO found no sample sites")
             while self.at < self.total and self.stopped == "finished":
                 before = self.at
                 self.compiled.eager.flags = self._wishes(interrupted)
@@ -236,7 +321,7 @@ class Run:
 
     def _steps_at_once(self) -> int:
         """Steps until there is something to look at, and a tenth of a second of them at most; 1 unless they are compiled."""
-        if not self.compiles or self._is_checked:
+        if not self.compiles or self._is_checked or self.after_step is not None or len(self.batches.sources) > 1:
             return 1
         epoch, position = self.batches.epoch_steps, self.at % self.batches.epoch_steps
         full = self.total if epoch == 1 else len(self.batches.data) // self.batches.size - position  # of one shape
@@ -251,7 +336,7 @@ class Run:
         After a step that is not good those behind it move nothing, so one goes back to it, and takes it by itself.
         """
         start, began = Position(self), time.perf_counter()
-        batch = self.batches(self.at)
+        batch = self._given()
         with pyro.validation_enabled(False), module_parameters(self.lvm, frozen=True):
             program = self.compiled.ready(batch, self.num_data(batch))
         if program is None:
@@ -263,13 +348,13 @@ class Run:
             self._count_step()
             if len(told) == count:
                 break
-            batch = self.batches(self.at)
+            batch = self._given()
         results = torch.stack(told).tolist()
         good = next((i for i, (_, _, moved) in enumerate(results) if not moved), count)
         if good < count:
             start.restore()
             for _ in range(good):
-                self.compiled.rehearse(program, self.batches(self.at))
+                self.compiled.rehearse(program, self._given())
                 self._count_step()
         for loss, norm, _ in results[:good]:  # one by one, so that the sums do not depend on how many are taken at once
             self.tally.loss += loss
@@ -301,7 +386,7 @@ class Run:
         buffers = [(b, b.clone()) for b in self.lvm.buffers()] if self.skip else []
         # Pyro's checks of support and shape, for the first epoch; NaN is watched for throughout.
         with pyro.validation_enabled(checked), module_parameters(self.lvm, frozen=True):
-            batch = self.batches(self.at)
+            batch = self._given()
             weight = self.batches.weight(self.at)
             num_data = self.num_data(batch) / weight if weight else math.inf  # ranks add up, so each divides by more
             if self.compiles and checked:  # whose steps meet the shapes of all that follow
@@ -317,6 +402,9 @@ class Run:
             self.tally.loss += result.loss
             self.tally.norm += result.gradient_norm
             self.tally.applied += 1
+            if self.after_step is not None:
+                with torch.no_grad():
+                    self.after_step(self.lvm, self.at + 1)
         elif self.skip:
             for buffer, value in buffers:
                 buffer.copy_(value)
@@ -340,7 +428,7 @@ class Run:
         """Adds a row to the history, keeps the best parameters, and asks the callbacks."""
         began = time.perf_counter()
         self.ranks.from_first([*self.lvm.buffers()])  # batch statistics are rank 0's
-        with seeded(self.ranks.seed(self.seed) if self._plan.local else self.seed, self.device):
+        with seeded(self.ranks.seed(self.seed) if self._judged.local else self.seed, self.device):
             bound, se, rate, distortion = self._look(self._looked_at())
         self.seconds += time.perf_counter() - began
         t = self.tally
@@ -354,7 +442,7 @@ class Run:
                 validation_se=se if held_out else math.nan,
                 rate=rate,
                 distortion=distortion,
-                learning_rate=float(self.optimizer.param_groups[0]["lr"]),
+                learning_rate=float(self.optimizer.param_groups[0].get("lr", math.nan)),
                 gradient_norm=t.norm / t.applied if t.applied else math.nan,
                 skipped=t.skipped,
                 seconds=self.seconds,
@@ -372,15 +460,18 @@ class Run:
     def _looked_at(self) -> Data:
         """What this rank looks at for a record: of the validation data its share, or its share of the last batch."""
         if self.validation is None:
-            batch = Data(self.batches(self.at - 1))
-            return batch if self.batches.weight(self.at - 1) else batch.subset(slice(0, 0))
-        shared_out = self.ranks.size > 1 and self._plan.local and self.validation.divisible
+            step = self.batches.looked_at(self.at - 1)
+            batch = Data(self.batches(step))
+            return batch if self.batches.weight(step) else batch.subset(slice(0, 0))
+        shared_out = self.ranks.size > 1 and self._judged.local and self.validation.divisible
         return self.validation.subset(self.ranks.share(len(self.validation))) if shared_out else self.validation
 
     def _look(self, data: Data) -> Look:
         try:
-            return look(self.lvm, self.objective, data, self._plan, self.ranks)
+            return look(self.lvm, self.objective, data, self._judged, self.ranks)
         except ContractError as error:
+            if not self._is_nonfinite(error):
+                raise
             if self.skip:
                 return Look(math.nan, math.nan, math.nan, math.nan)
             raise NonFiniteLossError(f"After step {self.at}, on a look at the data: {error} {self._kept()}") from None
@@ -419,19 +510,39 @@ class Run:
                 stacklevel=3,
             )
 
+    def _is_nonfinite(self, error: ContractError | None) -> bool:
+        """Whether an error is about numbers that are NaN or infinite, or follows from parameters that are."""
+        if error is None or isinstance(error, NonFiniteError):
+            return error is not None
+        return not all(bool(p.isfinite().all()) for p in self.lvm.parameters() if p.is_floating_point())
+
+    def _lacking_data(self, error: ValueError) -> ValueError:
+        """What is said where batch normalisation meets one datum; any other error as it is."""
+        if _LACKS_DATA not in str(error):
+            return error
+        who = "the batch" if self.ranks.size == 1 else f"the share of rank {self.ranks.rank}"
+        return ContractError(
+            f"Step {self.at + 1}: {who} holds one datum, of which batch normalisation has no statistics: choose a batch_size that leaves "
+            f"none over ({len(self.batches.data)} data in batches of {self.batches.size}, {self.ranks.size} ranks)."
+        )
+
     def _refused(self, error: ValueError, before: list[torch.Tensor]) -> StepResult:
         """What Pyro's checks have refused: a step that is not finite, or else data or a pair that break the contract."""
-        if self._look_again(before, validate=False) is not None:
+        if _LACKS_DATA in str(error):
+            raise self._lacking_data(error) from None
+        found = self._look_again(before, validate=False)
+        if self._is_nonfinite(found):
             return StepResult(math.nan, math.nan, False)
-        raise (self._look_again(before, validate=True) or error) from None
+        raise (found or self._look_again(before, validate=True) or error) from None
 
     def _look_again(self, before: list[torch.Tensor], validate: bool) -> ContractError | None:
         """What is wrong with the weights of the batch at hand, drawn with the noise of the step, or None."""
         set_rng(before, self.device)
         try:
-            batch = self.batches(self.at)
+            given = self._given()
+            lvm, batch = (Called(self.lvm, given.arguments), given.batch) if isinstance(given, Call) else (self.lvm, given)
             with torch.no_grad():
-                log_weights(self.lvm, batch, validate=validate, plan=self._layouts[len(Data(batch))])
+                log_weights(lvm, batch, validate=validate, plan=self._layout(batch))
         except ContractError as error:
             return error
         return None
@@ -443,6 +554,8 @@ class Run:
         site = (
             "Look at what the other ranks say." if fault is None and self.ranks.size > 1 else site if fault is None else str(fault)
         )
+        if self.batches.count(self.at) == 1 < len(self.batches.data):
+            site += " The batch holds one datum: if the pair takes statistics over its batch, choose a batch_size that leaves none over."
         return (
             f"Step {self.at + 1} (epoch {1 + self.at // self.batches.epoch_steps}): {what}. {site} The parameters are those after step "
             f"{self.at}. {self._kept()}"

@@ -5,6 +5,7 @@ The loop knows a step as a callable from a batch to a ``StepResult``; the eager 
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import pyro
@@ -13,9 +14,19 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 from torch import Tensor
 
 from vilvm.lvm import ContractError, LatentVariableModel
+from vilvm.training.arguments import Call
 from vilvm.world import world
 
-__all__ = ["EagerStep", "NonFiniteLossError", "Objective", "Step", "StepResult", "backward", "check_objective", "no_gradient"]
+__all__ = [
+    "EagerStep",
+    "NonFiniteLossError",
+    "Objective",
+    "Step",
+    "StepResult",
+    "backward",
+    "check_objective",
+    "no_gradient",
+]
 
 
 class Objective(Protocol):
@@ -74,7 +85,7 @@ def check_objective(objective: Any, enumerated: tuple[str, ...] = ()) -> None:
 
 
 class Step(Protocol):
-    """A training step: takes a batch and the number by which the loss is divided, and moves the parameters."""
+    """A training step: takes a batch, or a ``Call``, and the number by which the loss is divided, and moves the parameters."""
 
     def __call__(self, batch: Any, num_data: float) -> StepResult: ...
 
@@ -151,18 +162,21 @@ def no_gradient(lvm: object, objective: object) -> ContractError:
 
 def backward(lvm: Any, objective: Any, batch: Any, parameters: Sequence[Tensor], num_data: float = 1.0) -> Tensor:
     """Adds the gradient of the loss over `num_data` to those of the parameters, and returns that loss, float64."""
+    model, guide = lvm.model, lvm.guide
+    if isinstance(batch, Call):
+        model, guide, batch = partial(model, **batch.arguments), partial(guide, **batch.arguments), batch.batch
     if hasattr(objective, "differentiable_loss"):
-        loss = objective.differentiable_loss(lvm.model, lvm.guide, batch)
+        loss = objective.differentiable_loss(model, guide, batch)
         if isinstance(loss, Tensor) and loss.requires_grad:
             (loss / num_data).backward()
         return torch.as_tensor(loss, dtype=torch.float64) / num_data
 
     def announced(batch: Any) -> Any:
         pyro.module("lvm", lvm)
-        return lvm.model(batch)
+        return model(batch)
 
     # RenyiELBO and a few others only offer this, and only if they see parameter statements in the trace.
-    loss = objective.loss_and_grads(announced, lvm.guide, batch)
+    loss = objective.loss_and_grads(announced, guide, batch)
     gradients = [p.grad for p in parameters if p.grad is not None]
     if gradients:
         torch._foreach_div_(gradients, num_data)

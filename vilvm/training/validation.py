@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from vilvm.data import Data
-from vilvm.lvm import ContractError, evaluation_mode
+from vilvm.lvm import ContractError, NonFiniteError, evaluation_mode
 from vilvm.weights import Layout, layout, log_weights
 from vilvm.world import World
 
-__all__ = ["Look", "check", "look"]
+__all__ = ["Look", "check", "check_rows", "look"]
 
 _ROWS = 1000
 
@@ -31,7 +31,8 @@ def look(lvm: Any, objective: Any, data: Data, plan: Layout, ranks: World) -> Lo
     """What `lvm` says of `data`, in evaluation mode; `plan` is its layout on some batch, and `data` what this rank looks at, or none.
 
     Raises:
-        ContractError: a log-density is NaN.
+        NonFiniteError: a log-density is NaN.
+        ContractError: the pair cannot run on these data.
     """
     with evaluation_mode(lvm):
         if not (plan.local or plan.scale == 1.0):
@@ -42,7 +43,7 @@ def look(lvm: Any, objective: Any, data: Data, plan: Layout, ranks: World) -> Lo
         except ContractError as found:
             error = found
         if ranks.any(error is not None, data.device):  # for else the others would wait for the rows of this one
-            raise error or ContractError("another rank met a log-density that is NaN; look at what it says.")
+            raise error or NonFiniteError("another rank met a log-density that is NaN; look at what it says.")
     values, likelihood = (ranks.rows(rows) if plan.local else rows).unbind(-1)
     distortion = -likelihood.sum().item() / len(values)
     elbo = values.mean().item()
@@ -71,9 +72,22 @@ def _weighed(lvm: Any, part: Data, plan: Layout) -> Tensor:
 
 
 def check(lvm: Any, data: Data, plan: Layout) -> None:
-    """Raises ContractError, where `lvm` cannot take these data."""
-    for part in _parts(data, plan):
-        layout(lvm, part.x, plate=plan.data_plate)
+    """Raises ContractError, where `lvm` cannot take these data, or their plate is not along the axis that they are cut along."""
+    parts = _parts(data, plan)
+    for part in parts:
+        here = layout(lvm, part.x, plate=plan.data_plate)
+        if len(parts) > 1:
+            check_rows(lvm, here, len(part))
+
+
+def check_rows(lvm: Any, plan: Layout, rows: int) -> None:
+    """Raises ContractError, where the plate over the data is not over the first axis, of `rows`, which batches are cut along."""
+    if plan.local and not plan.subsample and plan.num_data != rows:
+        raise ContractError(
+            f"fit: batches are cut along the first axis of the data, and plate {plan.data_plate!r} of {type(lvm).__name__} is not over it "
+            f"(it has {plan.num_data} data for {rows} rows): put the data along the first axis (x.transpose(0, 1)), or train on them whole, "
+            "without batch_size."
+        )
 
 
 def _parts(data: Data, plan: Layout) -> Sequence[Data]:

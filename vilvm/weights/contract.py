@@ -1,5 +1,6 @@
 """Holding a pair to the contract: what must be true of its traces, each fault with one sentence."""
 
+import operator
 from typing import Any
 
 import numpy as np
@@ -82,10 +83,19 @@ def _significant(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[next((i for i, n in enumerate(shape) if n != 1), len(shape)) :]
 
 
-def check_number(name: str, value: Any, least: int = 1) -> None:
-    """Raises ValueError unless `value` is a whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def check_number(name: str, value: Any, least: int = 1) -> int:
+    """`value` as an int, of whatever integral type it is (NumPy's, a tensor of one integer), but not a bool.
+
+    Raises:
+        ValueError: it is no whole number, or below `least`.
+    """
+    try:
+        number = None if "bool" in str(getattr(value, "dtype", type(value))) else operator.index(value)
+    except (TypeError, ValueError, RuntimeError):  # the last is a tensor's
+        number = None
+    if number is None or number < least:
         raise ValueError(f"{name} must be a whole number, at least {least}; got {value!r}.")
+    return number
 
 
 def check_batch(batch: Any) -> None:

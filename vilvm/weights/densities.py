@@ -19,7 +19,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, module_parameters
+from vilvm.lvm import ContractError, LatentVariableModel, NonFiniteError, evaluation_mode, module_parameters
 from vilvm.weights.contract import check_batch, check_number
 from vilvm.weights.enumeration import run_model
 from vilvm.weights.structure import Layout, held_still, layout
@@ -269,7 +269,7 @@ def _check_nan(weights: LogWeights) -> None:
                 if bool(bad.any()):
                     place = bad.nonzero()[0].tolist()
                     datum = f" for datum {place[1]} of the batch" if len(place) == 2 else ""
-                    raise ContractError(
+                    raise NonFiniteError(
                         f"The {kind} of site {name!r} is {value[tuple(place)].item()}{datum} ({int(bad.sum())} of {bad.numel()} values); "
                         "look for NaN in the parameters, or a scale that reached zero."
                     )

@@ -18,7 +18,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from vilvm.data import tensors_of
-from vilvm.lvm import ContractError
+from vilvm.lvm import ContractError, NonFiniteError
 
 __all__ = [
     "Lines",
@@ -79,9 +79,8 @@ def _plain_errors(part: str, batch: Any) -> Iterator[None]:
             advice = (
                 f"The {part} gets the batch alone: pass several tensors as a tuple and unpack it, lambda batch: {part}(*batch)."
             )
-        raise ContractError(
-            f"The {part} fails on a batch of {_describe(batch)}{where}: {type(error).__name__}: {reason} {advice}"
-        ) from None
+        kind = NonFiniteError if reason.endswith("but found NaN.") else ContractError
+        raise kind(f"The {part} fails on a batch of {_describe(batch)}{where}: {type(error).__name__}: {reason} {advice}") from None
 
 
 def _first_words(error: Exception) -> str:
