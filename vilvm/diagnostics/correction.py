@@ -8,7 +8,7 @@ are those of the posterior as far as the weights can tell. What the guide says i
 
     shift = (m̂ − mean z) / ŝ,    ratio = sd z / ŝ,
 
-in the posterior's own units: what a reader of a table of results would want to know of it. A guide can have a small k̂ and be off, for the weights that
+(of a label, whose values have probabilities, m̂ − mean z alone), in the posterior's own units: what a reader of a table of results would want to know of it. A guide can have a small k̂ and be off, for the weights that
 correct it are not in its own draws. Where the data share latents the weight is one, and so are the numbers; where all latents belong to single data, each datum has
 its own.
 
@@ -50,7 +50,7 @@ from vilvm.weights.contract import check_number
 
 __all__ = ["Correction", "correction"]
 
-SOURCE = "tolerances of 0.1 posterior standard deviations and of 10 %, ours, after Huggins et al., 2020; false-alarm rate {:g}; k̂: Vehtari et al., 2024"
+SOURCE = "tolerances of 0.1 posterior standard deviations, of 10 %, and of 0.05 in the probability of a label, ours, after Huggins et al., 2020; false-alarm rate {:g}; k̂: Vehtari et al., 2024"
 _NAME = "Means and standard deviations"
 _LOOKS = 2  # at which a false alarm may be raised
 _AGAIN = 25  # data that are looked at again, where the data can be picked from
@@ -72,8 +72,9 @@ class Correction:
         num_samples: draws that these numbers are made of, shape (R,).
         index: which data the rows are, shape (R,).
         joint: whether the weight is that of all data together.
+        probabilities: which components are the probability of a label's value, shape (K,): their shift is a difference of probabilities, their ratio one.
         false_alarm: how often a guide within the tolerances, and with no k above ½, may be given a warning.
-        largest_shift, largest_ratio: the tolerances.
+        largest_shift, largest_ratio, largest_change: the tolerances, the last that of a probability.
     """
 
     names: tuple[str, ...]
@@ -87,19 +88,22 @@ class Correction:
     num_samples: Tensor
     index: Tensor
     joint: bool
+    probabilities: Tensor
     false_alarm: float = 0.01
     largest_shift: float = 0.1
     largest_ratio: float = 0.1
+    largest_change: float = 0.05
 
     @property
     def shift(self) -> Tensor:
-        """(m̂ − mean) / ŝ, shape (R, K): what must be added to the guide's mean, in posterior standard deviations."""
-        return torch.where(self.corrected_mean == self.mean, 0.0, (self.corrected_mean - self.mean) / self.corrected_sd)
+        """(m̂ − mean) / ŝ, shape (R, K): what must be added to the guide's mean, in posterior standard deviations; of a probability, m̂ − mean."""
+        unit = torch.where(self.probabilities, 1.0, self.corrected_sd)
+        return torch.where(self.corrected_mean == self.mean, 0.0, (self.corrected_mean - self.mean) / unit)
 
     @property
     def ratio(self) -> Tensor:
-        """The guide's standard deviation over the corrected one, shape (R, K)."""
-        return torch.where(self.corrected_sd == self.sd, 1.0, self.sd / self.corrected_sd)
+        """The guide's standard deviation over the corrected one, shape (R, K); 1 for a probability, whose mean tells all."""
+        return torch.where((self.corrected_sd == self.sd) | self.probabilities, 1.0, self.sd / self.corrected_sd)
 
     @property
     def undefined(self) -> Tensor:
@@ -176,12 +180,20 @@ class Correction:
             return Finding(
                 _NAME, Gravity.NOTE, verdict, source, "To be sure of these, look again with more draws (num_samples=...)."
             )
-        (i, j), (a, b) = (divmod(int(x.argmax()), len(self.names)) for x in (self.shift.abs(), self.ratio.log().abs()))
-        verdict = (
-            f"Importance weights would move no mean by more than {self.shift[i, j].abs().item():.2f} of its standard deviation ({self._label(i, j)}), and "
-            f"the standard deviations are {self.ratio.min().item():.2f} to {self.ratio.max().item():.2f} times theirs ({self._label(a, b)})."
+        return Finding(_NAME, Gravity.FINE, self._fine(), source)
+
+    def _fine(self) -> str:
+        """What is told of a guide whose every number is within its tolerance."""
+        shifts = [self.shift.abs().where(which, 0.0) for which in (~self.probabilities, self.probabilities)]
+        (i, j), (a, b), (m, n) = (divmod(int(x.argmax()), len(self.names)) for x in (shifts[0], self.ratio.log().abs(), shifts[1]))
+        labels = f"no probability of a label by more than {shifts[1][m, n].item():.2f} ({self._label(m, n)})"
+        if bool(self.probabilities.all()):
+            return f"Importance weights would move {labels}."
+        told = (
+            f"Importance weights would move no mean by more than {shifts[0][i, j].item():.2f} of its standard deviation ({self._label(i, j)}), and "
+            f"the standard deviations are {self.ratio.min().item():.2f} to {self.ratio.max().item():.2f} times theirs ({self._label(a, b)})"
         )
-        return Finding(_NAME, Gravity.FINE, verdict, source)
+        return f"{told}; and {labels}." if bool(self.probabilities.any()) else f"{told}."
 
     def _quantile(self) -> float:
         """That of a normal law, two-sided, at the false-alarm rate shared out among all numbers and both looks."""
@@ -189,7 +201,8 @@ class Correction:
 
     def excess(self, errors: float = 0.0) -> Tensor:
         """The further beyond of the two, as a multiple of its tolerance, after `errors` standard errors have been added; shape (R, K)."""
-        shift = (self.shift.abs() + errors * self.shift_se) / self.largest_shift
+        tolerance = torch.where(self.probabilities, self.largest_change, self.largest_shift)
+        shift = (self.shift.abs() + errors * self.shift_se) / tolerance
         logs, error = self.ratio.log(), errors * self.ratio_se / self.ratio
         above = (logs + error) / torch.tensor(1 + self.largest_ratio).log()
         below = (logs - error) / torch.tensor(1 - self.largest_ratio).log()
@@ -209,6 +222,11 @@ class Correction:
         return "" if self.joint else f" Noise included, {self.share:.1%} of the data have a number beyond its tolerance."
 
     def _told(self, i: int, j: int) -> str:
+        if bool(self.probabilities[j]):
+            return (
+                f"{self._label(i, j)}: the guide's probability is {self.mean[i, j].item():.2f}, the corrected one "
+                f"{self.corrected_mean[i, j].item():.2f} ± {self.shift_se[i, j].item():.2f}"
+            )
         return (
             f"{self._label(i, j)}: mean to be moved by {self.shift[i, j].item():+.2f} ± {self.shift_se[i, j].item():.2f} standard deviations, the guide's "
             f"standard deviation is {self.ratio[i, j].item():.2f} ± {self.ratio_se[i, j].item():.2f} times the corrected one"
@@ -272,6 +290,7 @@ def correction(
             num_samples=torch.full((len(moments.k),), samples),
             index=_index(parts, drawn, len(moments.k)),
             joint=not plan.local,
+            probabilities=drawn[0].probabilities,
             false_alarm=false_alarm,
         )
         if len(parts) == 1:
@@ -323,4 +342,5 @@ def _without_constants(found: Correction) -> Correction:
     """A deterministic value may be a constant, of which there is nothing to say."""
     moving = ~(found.sd == 0).all(0)
     kept = {name: getattr(found, name)[:, moving] for name in Moments._fields}
-    return replace(found, names=tuple(n for n, moves in zip(found.names, moving.tolist(), strict=True) if moves), **kept)
+    names = tuple(n for n, moves in zip(found.names, moving.tolist(), strict=True) if moves)
+    return replace(found, names=names, probabilities=found.probabilities[moving], **kept)

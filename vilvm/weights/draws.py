@@ -9,7 +9,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode, module_parameters
+from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, check_contract, device_of, evaluation_mode, module_parameters
 from vilvm.weights.contract import check_batch, check_number, enumerable
 from vilvm.weights.densities import LogWeights, log_weights
 from vilvm.weights.structure import Layout, data_plate, guide_sites, held_still, layout, place
@@ -32,6 +32,7 @@ def sample(lvm: LatentVariableModel, num_samples: int, *, like: Any = None, mean
         `like` is given.
 
     Raises:
+        NotApplicable: a ContractError: the model has a ``pyro.factor``, which running it does not draw from.
         ContractError: the model cannot run without a batch, and `like` was not given; or a likelihood has no mean.
 
     Example:
@@ -46,12 +47,12 @@ def sample(lvm: LatentVariableModel, num_samples: int, *, like: Any = None, mean
     check_batch(batch)
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
         try:
-            probe = _simulate(lvm, batch)
+            probe = _simulate(lvm, batch, factors=False)
             nesting = nesting_of(probe)
             sites = _simulate(lvm, batch, samples=(num_samples, -1 - nesting))
             plate = data_plate(Unobserved()(lvm.model), batch, [s for s in probe.values() if was_observed(s)])
         except ContractError as error:
-            if like is not None:
+            if like is not None or isinstance(error, NotApplicable):
                 raise
             raise ContractError(f"{error} To simulate a model that reads its batch, pass like=a batch of data.") from None
         if like is None:
@@ -335,11 +336,22 @@ def _run_guide(lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Lay
 
 
 def _simulate(
-    lvm: LatentVariableModel, batch: Any, *, samples: tuple[int, int] | None = None, given: Mapping[str, Tensor] | None = None
+    lvm: LatentVariableModel,
+    batch: Any,
+    *,
+    samples: tuple[int, int] | None = None,
+    given: Mapping[str, Tensor] | None = None,
+    factors: bool = True,
 ) -> Sites:
-    """The model's sites with nothing observed but the latents in `given`, factors left out."""
+    """The model's sites with nothing observed but the latents in `given`, factors left out, or refused unless they are allowed."""
     model = Unobserved()(lvm.model)
     sites = sites_of(run(poutine.condition(model, data=dict(given)) if given else model, "model", batch, samples=samples))
+    factor = next((n for n, s in sites.items() if family(s["fn"]) == "Unit"), None)
+    if factor is not None and not factors:
+        raise NotApplicable(
+            f"{type(lvm).__name__} cannot be simulated: its pyro.factor {factor!r} changes its density, and not what running it draws. "
+            "Write it as a distribution, or do without simulated data."
+        )
     return {n: s for n, s in sites.items() if family(s["fn"]) != "Unit"}
 
 
