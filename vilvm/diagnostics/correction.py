@@ -16,9 +16,10 @@ How far the weights can tell is a matter of the component: wₛ (zₛ − m̂)²
 standard error. Each component is therefore held to the larger k̂ of w and w (z − m̂)²; but where (z − m̂)² has such a tail without the weights (a component without a
 variance), the weights are not to blame, and only theirs counts. Of a component and a tolerance τ the verdict is
 
-    uneven     k̂ is above min(1 − 1/log₁₀ S, 0.7), and above ½ by more than its noise;
+    uneven     k̂ is above ½ by more than its noise, and above 1 − 1/log₁₀ S, for which S draws are too few; or above 0.7, where the smoothed tail is biased,
+               and |x| + 2 se > τ/2: half of the tolerance is left for what such a tail hides;
     off        |x| − c · se > τ: beyond the tolerance by more than the noise;
-    fine       |x| + 2 se ≤ τ, and k̂ is not above that threshold;
+    fine       |x| + 2 se ≤ τ, and k̂ is not above min(1 − 1/log₁₀ S, 0.7);
     undecided  otherwise: with so many draws the weights cannot tell.
 
 c is the normal quantile of the false-alarm rate, shared out among all 2 K numbers of all data (Bonferroni) and two looks; so is the noise of k̂. The ratio is compared
@@ -30,6 +31,7 @@ Posterior Error Bounds, Huggins, Kasprzak, Campbell and Broderick, 2020 (errors 
 Vehtari, Simpson, Gelman, Yao and Gabry, 2024 (k̂ of an expectation).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -113,8 +115,16 @@ class Correction:
     @property
     def uneven(self) -> Tensor:
         """Which have too heavy a tail to tell, by more than the noise of k̂, shape (R, K)."""
-        limit = [max(good_k(s), 0.5 + self._quantile() * tail_error(s)) for s in self.num_samples.tolist()]
-        return self.k > torch.tensor(limit)[:, None]
+        samples = self.num_samples.tolist()
+        noise, few, biased = (
+            torch.tensor(limits)[:, None]
+            for limits in (
+                [0.5 + self._quantile() * tail_error(s) for s in samples],
+                [1 - 1 / math.log10(s) for s in samples],
+                [good_k(s) for s in samples],
+            )
+        )
+        return (self.k > noise) & ((self.k > few) | ((self.k > biased) & (self.excess(2.0) > 0.5)))
 
     @property
     def off(self) -> Tensor:

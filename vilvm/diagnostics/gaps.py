@@ -34,11 +34,12 @@ from torch import Tensor
 
 from vilvm.data import Data, seeded, tensors_of
 from vilvm.diagnostics.finding import Finding, Gravity
+from vilvm.diagnostics.labels import discrete_latents
 from vilvm.diagnostics.psis import check_weighable
 from vilvm.evaluation import Estimate, Schedule, ais, evaluate
 from vilvm.evaluation.bounds import exact_log_evidence, in_parts
 from vilvm.guides import fit_local_guide
-from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, fixed_beside
+from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, layout, log_weights
 from vilvm.weights.contract import check_number
 
@@ -294,7 +295,8 @@ def gaps(
 
     Raises:
         ValueError: an option is out of range.
-        ContractError: the guide is degenerate, a prior is flat, or the guide's parameters cannot be optimised (a discrete latent in it).
+        NotApplicable: a ContractError: the guide draws a discrete latent, through which no gradient goes to its best parameters.
+        ContractError: the guide is degenerate, a prior is flat, or the guide's parameters cannot be optimised.
 
     Example:
         >>> import torch
@@ -319,6 +321,7 @@ def gaps(
     with seeded(seed, fixed.device):
         parts, plan = in_parts(lvm, fixed, batch_size)
         check_weighable("gaps", lvm, plan)
+        _check_continuous(lvm, parts[0], plan)
         amortised, weighed = _evaluated(lvm, fixed, num_samples, seed)
         found = [_evaluated(fit_local_guide(lvm, p.x, steps=steps, seed=seed)[0], p, num_samples, seed)[0] for p in parts]
         values, errors = (torch.cat(part) for part in zip(*found, strict=True))
@@ -332,6 +335,14 @@ def gaps(
         if EXACT not in bounds:
             bounds[ELBO] = Bound(best, torch.full_like(values, torch.inf))
         return Gaps(bounds, best, amortised, torch.arange(len(best.values)), encoded, false_alarm)
+
+
+def _check_continuous(lvm: Any, data: Data, plan: Layout) -> None:
+    for name in discrete_latents(lvm, data.x, plan):
+        raise NotApplicable(
+            f"gaps: the guide of {type(lvm).__name__} draws the discrete latent {name!r}, by which the best guide of its family cannot be found by descent, "
+            "nor chains be annealed; see Pareto k̂ and the probabilities of its values."
+        )
 
 
 def _is_amortised(lvm: Any, data: Data, plan: Layout, seed: int) -> bool:
