@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from vilvm.diagnostics.clock import Clock
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.simulated import LIKELIHOOD, check_amortised, components, features, quantities, truth, visible
 from vilvm.diagnostics.uniformity import Coverage, holm, interval_coverage, rank_among, uniformity_p_values
@@ -49,6 +50,7 @@ class SBC:
         names: of the K quantities: each component of each latent that is not always hidden, such as "z[3]", and "log p(x | z)".
         p_values: of the exact ECDF test of uniformity, shape (K,), not adjusted for their number.
         false_alarm: the probability that the posterior itself is found fault with.
+        cut: what was cut short for want of time.
     """
 
     ranks: Tensor
@@ -56,6 +58,7 @@ class SBC:
     names: tuple[str, ...]
     p_values: Tensor
     false_alarm: float
+    cut: str = ""
 
     @property
     def adjusted(self) -> Tensor:
@@ -83,12 +86,14 @@ class TARP:
         num_draws: S, draws of a simulation.
         p_value: of the exact ECDF test of uniformity.
         false_alarm: the probability that the posterior itself is found fault with.
+        cut: what was cut short for want of time.
     """
 
     ranks: Tensor
     num_draws: int
     p_value: float
     false_alarm: float
+    cut: str = ""
 
     @property
     def expected_coverage(self) -> tuple[Tensor, Tensor]:
@@ -211,6 +216,7 @@ def sbc(
     false_alarm: float = 0.01,
     seed: int = 0,
     batch_size: int | None = None,
+    budget: float | None = None,
 ) -> SBC:
     """Simulation-based calibration of an amortised guide: is z* a draw like the others?
 
@@ -226,6 +232,7 @@ def sbc(
         false_alarm: the probability that the posterior itself is found fault with, over all quantities together.
         seed: of all draws.
         batch_size: data a pass; by default as many as make 8,000 draws (400,000 on a GPU).
+        budget: seconds after which no more simulations are made; see `cut`.
 
     Returns:
         SBC, with ranks of shape (num_simulations, K).
@@ -248,6 +255,7 @@ def sbc(
         (('z[0]', 'z[1]', 'log p(x | z)'), 'FINE')
     """
     check_options("sbc", num_simulations, num_draws, false_alarm)
+    clock = Clock(budget)
     with simulating(lvm, like, seed) as fixed:
         check_amortised("sbc", lvm, fixed, rebuild, seed)
         parts, names = [], ()
@@ -255,10 +263,12 @@ def sbc(
         for simulation in simulations(lvm, num_simulations, like=fixed, rebuild=rebuild, batch_size=rows):
             first, draws, seen, names = quantities(lvm, simulation, num_draws)
             parts.append(rank_among(first, draws).masked_fill(~seen, _HIDDEN).cpu())
+            if clock.over:
+                break
     ranks = torch.cat(parts)[:num_simulations]
     kept = (ranks != _HIDDEN).any(0)
     ranks, names = ranks[:, kept], tuple(n for n, k in zip(names, kept.tolist(), strict=True) if k)
-    return SBC(ranks, num_draws, names, _p_values(ranks, num_draws), false_alarm)
+    return SBC(ranks, num_draws, names, _p_values(ranks, num_draws), false_alarm, _cut(ranks, num_simulations))
 
 
 def _p_values(ranks: Tensor, num_draws: int) -> Tensor:
@@ -280,6 +290,7 @@ def tarp(
     false_alarm: float = 0.01,
     seed: int = 0,
     batch_size: int | None = None,
+    budget: float | None = None,
 ) -> TARP:
     """Tests of accuracy with random points: is z* as far from a reference as the guide's draws are?
 
@@ -287,7 +298,7 @@ def tarp(
     is much narrower than the others' counts for little.
 
     Arguments:
-        lvm, num_simulations, num_draws, like, rebuild, false_alarm, seed, batch_size: as ``sbc``; there are as many simulations again,
+        lvm, num_simulations, num_draws, like, rebuild, false_alarm, seed, batch_size, budget: as ``sbc``; there are as many simulations again,
             without draws, for the references.
         reference: "data", the latent of another simulation whose data are the nearest to x; or "prior", of any other simulation, which
             cannot tell a guide that is the prior from the posterior.
@@ -316,7 +327,11 @@ def tarp(
         check_amortised("tarp", lvm, fixed, rebuild, seed)
         rows = _rows(lvm, num_draws, batch_size)
         options = {"like": fixed, "rebuild": rebuild, "batch_size": rows}
-        others = [(truth(s), features(s)) for s in simulations(lvm, num_simulations, **options)]
+        clock, others = Clock(budget), []
+        for simulation in simulations(lvm, num_simulations, **options):
+            others.append((truth(simulation), features(simulation)))
+            if clock.affords(clock.seconds) < 0.7:
+                break
         points, data = (torch.cat(column) for column in zip(*others, strict=True))
         spread = points.std(0, correction=0)
         spread = torch.where(spread > 0, spread, 1.0)
@@ -331,8 +346,15 @@ def tarp(
             first, draws = (((z - points[index]) / unit).norm(dim=-1) for z in (truth(simulation), drawn))
             ranks.append(rank_among(first, draws).cpu())
             done += simulation.size
+            if clock.over:
+                break
     joined = torch.cat(ranks)[:num_simulations]
-    return TARP(joined, num_draws, uniformity_p_values(joined, num_draws).item(), false_alarm)
+    p_value = uniformity_p_values(joined, num_draws).item()
+    return TARP(joined, num_draws, p_value, false_alarm, _cut(joined, num_simulations))
+
+
+def _cut(ranks: Tensor, wanted: int) -> str:
+    return f"{len(ranks)} of {wanted} simulations" if len(ranks) < wanted else ""
 
 
 def _rows(lvm: LatentVariableModel, num_draws: int, batch_size: int | None) -> int:

@@ -34,6 +34,7 @@ Vehtari, Simpson, Gelman, Yao and Gabry, 2024 (k̂ of an expectation).
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from vilvm.data import Data, seeded
+from vilvm.diagnostics.clock import Clock, seconds_of
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.moments import KEPT, DrawnMoments, Moments
 from vilvm.diagnostics.psis import check_weighable, good_k
@@ -77,6 +79,7 @@ class Correction:
         probabilities: which components are the probability of a label's value, shape (K,): their shift is a difference of probabilities, their ratio one.
         false_alarm: how often a guide within the tolerances, and with no k above ½, may be given a warning.
         largest_shift, largest_ratio, largest_change: the tolerances, the last that of a probability.
+        cut: what was cut short for want of time.
     """
 
     names: tuple[str, ...]
@@ -95,6 +98,7 @@ class Correction:
     largest_shift: float = 0.1
     largest_ratio: float = 0.1
     largest_change: float = 0.05
+    cut: str = ""
 
     @property
     def shift(self) -> Tensor:
@@ -251,6 +255,7 @@ def correction(
     num_samples: int | None = None,
     batch_size: int | None = None,
     false_alarm: float = 0.01,
+    budget: float | None = None,
     seed: int = 0,
 ) -> Correction:
     """Means and standard deviations of the guide, and what its importance weights make of them.
@@ -264,6 +269,7 @@ def correction(
             looked at again with 10 times as many, or 20, as far as memory goes; of single data, the worst 25 are.
         batch_size: data a pass, 50 by default, where each has its own latents.
         false_alarm: how often a guide within the tolerances, and with no k above ½, may be given a warning.
+        budget: seconds after which it makes do with less; see `cut`.
         seed: of the draws, and of the data's transform.
 
     Returns:
@@ -287,12 +293,18 @@ def correction(
         check_number("correction: batch_size", batch_size)
     if not 0 < false_alarm < 1:
         raise ValueError(f"correction: false_alarm must be between 0 and 1; got {false_alarm!r}.")
+    clock, cuts = Clock(budget), []
     fixed = fixed_beside(lvm, data, seed)
     with seeded(seed, device_of(lvm, fixed.device)), evaluation_mode(lvm):
         parts, plan = in_parts(lvm, fixed, batch_size)
         check_weighable("correction", lvm, plan)
         samples = num_samples or (1000 if plan.local else 50_000)
         drawn = [DrawnMoments(lvm, p.x, plan if p is parts[0] else layout(lvm, p.x, plate=plan.data_plate)) for p in parts]
+        if clock.limited and not plan.local:
+            wanted, each = samples, seconds_of(lambda: drawn[0](1000)) / 1000
+            samples = int(min(samples, max(1000, clock.affords(each, 0.5))))
+            cuts += [f"{samples} of {wanted} draws"] if samples < wanted else []
+        began = clock.left
         moments = Moments(*(torch.cat(column) for column in zip(*(of(samples) for of in drawn), strict=True)))
         found = Correction(
             names=drawn[0].names,
@@ -303,11 +315,16 @@ def correction(
             probabilities=drawn[0].probabilities,
             false_alarm=false_alarm,
         )
+        pace = (began - clock.left) / samples / len(parts) if clock.limited else 0.0  # seconds of a draw of a part
         if len(parts) == 1:
-            found = _again(found, drawn[0], plan.num_data)
+            found, fewer = _again(found, drawn[0], plan.num_data, affordable=clock.affords(pace, 0.8))
         elif not plan.subsample:
-            found = _again(found, lambda more, rows: _of_rows(lvm, fixed, rows, plan, more), _AGAIN, _AGAIN)
-    return _without_constants(found)
+            of_rows = partial(_of_rows, lvm, fixed, plan)
+            found, fewer = _again(found, of_rows, _AGAIN, _AGAIN, affordable=clock.affords(pace, 0.8))
+        else:
+            fewer = False
+        cuts += ["the second look"] if fewer else []
+    return _without_constants(replace(found, cut=", ".join(cuts)))
 
 
 def _index(parts: Sequence[Data], drawn: list[DrawnMoments], rows: int) -> Tensor:
@@ -318,13 +335,15 @@ def _index(parts: Sequence[Data], drawn: list[DrawnMoments], rows: int) -> Tenso
     return torch.cat([of.indices.cpu() + start for of, start in zip(drawn, starts, strict=True) if of.indices is not None])
 
 
-def _of_rows(lvm: LatentVariableModel, data: Data, rows: Tensor, plan: Layout, num_samples: int) -> Moments:
+def _of_rows(lvm: LatentVariableModel, data: Data, plan: Layout, num_samples: int, rows: Tensor) -> Moments:
     """The moments of some of the data, as a batch of their own."""
     x = data.subset(rows).x
     return DrawnMoments(lvm, x, layout(lvm, x, plate=plan.data_plate))(num_samples)
 
 
-def _again(found: Correction, look: Callable[[int, Tensor], Moments], data: int, most: int | None = None) -> Correction:
+def _again(
+    found: Correction, look: Callable[[int, Tensor], Moments], data: int, most: int | None = None, affordable: float = math.inf
+) -> tuple[Correction, bool]:
     """The same with the numbers of a second look, with more draws, at the worst rows of those that the first leaves open.
 
     Arguments:
@@ -332,20 +351,25 @@ def _again(found: Correction, look: Callable[[int, Tensor], Moments], data: int,
         look: given how many draws, and of which rows, makes them.
         data: how many go through the pair for each draw.
         most: rows that it may be asked for; if None it draws for all rows, whichever are asked for.
+        affordable: draws for which there is time.
+
+    Returns:
+        The same with the numbers of the second look; and whether want of time cut it short.
     """
     if not found.names or (found.joint and found.off.any()):  # then a second look would change no verdict
-        return found
+        return found, False
     unclear = found.undecided | found.uneven | (found.k > 0.5)  # above which a standard error is none
     badness = torch.where(unclear, torch.maximum(found.excess().nan_to_num(posinf=1e300), found.k), -1.0).amax(1)
     rows = badness.argsort(descending=True)[: int(unclear.any(1).sum())][:most].sort().values
     samples = int(found.num_samples[0])
     size = (len(badness) if most is None else len(rows)) * len(found.names)
-    more = min(samples * (_MORE_JOINT if found.joint else _MORE), KEPT // max(size, data))
+    wanted = min(samples * (_MORE_JOINT if found.joint else _MORE), KEPT // max(size, data))
+    more = int(min(wanted, affordable))
     if not len(rows) or more < 2 * samples:
-        return found
+        return found, bool(len(rows)) and more < wanted
     again = look(more, rows)._asdict()
     put = {name: getattr(found, name).index_copy(0, rows, value) for name, value in again.items()}
-    return replace(found, **put, num_samples=found.num_samples.index_fill(0, rows, more))
+    return replace(found, **put, num_samples=found.num_samples.index_fill(0, rows, more)), more < wanted
 
 
 def _without_constants(found: Correction) -> Correction:
