@@ -7,7 +7,7 @@ from typing import Any
 
 from pyro.poutine.messenger import Messenger
 
-__all__ = ["Clock", "OutOfTimeError", "Stop", "seconds_of"]
+__all__ = ["Clock", "OutOfTimeError", "Stop", "affordable_draws", "seconds_of"]
 
 
 class OutOfTimeError(Exception):
@@ -63,3 +63,12 @@ def seconds_of(what: Callable[[], Any]) -> float:
     began = time.monotonic()
     what()
     return time.monotonic() - began
+
+
+def affordable_draws(run: Callable[[int], Any], least: int, wanted: int, seconds: float) -> int:
+    """How many of the draws that are wanted go into so many seconds, `least` at least; by timed runs, for a draw is seldom what a run costs."""
+    first = seconds_of(lambda: run(least))
+    if first / least * wanted <= seconds or wanted <= 4 * least:
+        return wanted if first / least * wanted <= seconds else least
+    each = max(seconds_of(lambda: run(4 * least)) - first, 0.0) / (3 * least)
+    return int(min(wanted, max(least, (seconds - first) / max(each, 1e-9))))

@@ -34,7 +34,7 @@ from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.gaps import gaps
 from vilvm.diagnostics.loo import loo
 from vilvm.diagnostics.predictive import predictive_check
-from vilvm.diagnostics.psis import pareto_k
+from vilvm.diagnostics.psis import pareto_k, psis
 from vilvm.diagnostics.rates import rates
 from vilvm.evaluation import Schedule
 from vilvm.evaluation.bounds import in_parts
@@ -52,6 +52,7 @@ _WORDS = {
 }
 _PRIORS = "priors of latents that the data share are the user's own; see predictive_check(kind='prior')."
 _REPLICATED = "Posterior predictive check"
+_RUNS, _FEW = 500, 50  # runs of the pair that a diagnosis makes at least, and the data that are looked at where they would outlast the budget
 _DOUBTS = {
     _REPLICATED: "The model does not make data like these.",
     "Prior predictive check": "The model does not make data like these.",
@@ -185,10 +186,14 @@ def diagnose(
         raise ValueError(f"diagnose: budget must be a positive number of seconds; got {budget!r}.")
     if not 0 < false_alarm < 1:
         raise ValueError(f"diagnose: false_alarm must be between 0 and 1; got {false_alarm!r}.")
+    psis(torch.linspace(0, 1, 100))  # the first imports ArviZ, which takes seconds
     began = time.monotonic()
-    fixed = fixed_beside(lvm, data, seed)
+    fixed, cut = fixed_beside(lvm, data, seed), {}
     with seeded(seed, fixed.device):
         plan = in_parts(lvm, fixed)[1]
+        if (time.monotonic() - began) * _RUNS > budget and num_data > _FEW:
+            num_data = _FEW
+            cut = {"Data": f"{num_data} of {len(fixed)}"} if len(fixed) > num_data else {}
         index = _looked_at(lvm, fixed, plan, num_data, seed)
         looked = fixed.loaded() if len(index) == len(fixed) else fixed.subset(index)
         checks = list(_checks(lvm, looked, plan, history, schedule, seed))
@@ -212,7 +217,7 @@ def diagnose(
                 unfinished += [check.name] * (applies and check.about == "posterior")
             bar.advance()
     findings = sorted((result.finding for result in results.values()), key=lambda f: -f.gravity)
-    cut = {name: what for name, result in results.items() if (what := getattr(result, "cut", ""))}
+    cut |= {name: what for name, result in results.items() if (what := getattr(result, "cut", ""))}
     return Diagnosis(tuple(findings), results, skipped, index, time.monotonic() - began, tuple(unfinished), cut)
 
 
@@ -254,7 +259,7 @@ def _like(lvm: LatentVariableModel, data: Data, plan: Layout) -> Any:
         return data.x
     try:
         layout(lvm, sample(lvm, 2)[plan.observed[0]], plate=plan.data_plate)
-    except ContractError:  # it reads more of its batch than the length, or knows one size only
+    except (ContractError, NotImplementedError):  # it reads more than the length of its batch, knows one size only, or cannot be drawn from
         return data.x
     return None
 

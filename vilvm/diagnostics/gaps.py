@@ -33,7 +33,7 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from vilvm.data import Data, seeded, tensors_of
-from vilvm.diagnostics.clock import Clock, seconds_of
+from vilvm.diagnostics.clock import Clock, affordable_draws, seconds_of
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.labels import discrete_latents
 from vilvm.diagnostics.psis import check_weighable
@@ -375,8 +375,7 @@ class _Sizes(NamedTuple):
 
 def _affordable(lvm: Any, data: Data, parts: Any, wanted: _Sizes, clock: Clock, seed: int) -> _Sizes:
     """Sizes that take nine tenths of the time, by a timed evaluation and a timed gradient: of draws, of steps, and of chains a third each."""
-    each = seconds_of(lambda: _evaluated(lvm, data, _PILOT, seed)) / _PILOT
-    num_samples = int(min(wanted.num_samples, max(_PILOT, clock.affords(each, 0.3) / 2)))
+    num_samples = affordable_draws(lambda n: _evaluated(lvm, data, n, seed), _PILOT, wanted.num_samples, clock.left * 0.15)
     assert wanted.schedule is not None
     joint = Joint(lvm, parts[0].x, "guide")
     few = joint.draw(4)

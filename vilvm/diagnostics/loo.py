@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from vilvm.data import seeded
-from vilvm.diagnostics.clock import Clock, seconds_of
+from vilvm.diagnostics.clock import Clock, affordable_draws
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.psis import JOINT_ROWS, check_weighable, good_k, psis
 from vilvm.lvm import ContractError, LatentVariableModel, device_of, evaluation_mode, fixed_beside
@@ -120,8 +120,12 @@ def loo(
         _check(lvm, plan)
         _check_sites(lvm, plan, next(weight_chunks(lvm, fixed.x, 1, 1, plan=plan)))
         if clock.limited:
-            each = seconds_of(lambda: next(weight_chunks(lvm, fixed.x, 100, 100, plan=plan))) / 100
-            num_samples = int(min(wanted, max(100, clock.affords(each, 0.5))))
+
+            def drawn(size: int) -> None:
+                for _ in weight_chunks(lvm, fixed.x, size, size, plan=plan):
+                    pass
+
+            num_samples = affordable_draws(drawn, 100, wanted, clock.left / 2)
         width, chunk = max(1, _KEPT // num_samples), max(1, JOINT_ROWS // max(plan.num_data, 1))
         found, sums, whole = [], None, None
         for start in range(0, plan.num_data, width):

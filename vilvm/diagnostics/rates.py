@@ -26,7 +26,7 @@ from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 from vilvm.data import seeded
-from vilvm.diagnostics.clock import Clock, seconds_of
+from vilvm.diagnostics.clock import Clock, affordable_draws
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.psis import check_weighable
 from vilvm.evaluation import Estimate, evaluate
@@ -151,8 +151,7 @@ def rates(
         told = _disagreement(history, lvm, parts[0].x, plan)
     options: dict[str, Any] = {"bounds": ("elbo",), "seed": seed, "progress": False}
     if clock.limited:
-        each = seconds_of(lambda: evaluate(lvm, fixed, num_samples=10, **options)) / 10
-        size = int(min(wanted, max(10, clock.affords(each, 0.5))))
+        size = affordable_draws(lambda n: evaluate(lvm, fixed, num_samples=n, **options), 10, wanted, clock.left / 2)
         cut = f"{size} of {wanted} draws" if size < wanted else ""
     found = evaluate(lvm, fixed, num_samples=size, **options)
     assert found.rate is not None
