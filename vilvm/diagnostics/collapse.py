@@ -115,7 +115,9 @@ class Collapse:
         gravity = self._gravity()
         active = self.active
         units = (
-            ", ".join(f"{int(a.sum())} of {int(self.spread[name].isfinite().sum())} units of {name!r}" for name, a in active.items())
+            ", ".join(
+                f"{int(a.sum())} of {int(self.spread[name].isfinite().sum())} units of {name!r}" for name, a in active.items()
+            )
             or "no latent with a mean"
         )
         by_spread = active and gravity < Gravity.GRAVE and not self._any_active

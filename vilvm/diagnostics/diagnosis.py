@@ -39,6 +39,7 @@ from vilvm.diagnostics.rates import rates
 from vilvm.evaluation import Schedule
 from vilvm.evaluation.bounds import in_parts
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, fixed_beside
+from vilvm.memory import bytes_made
 from vilvm.progress import ProgressBar
 from vilvm.weights import Layout, layout, sample
 
@@ -52,7 +53,10 @@ _WORDS = {
 }
 _PRIORS = "priors of latents that the data share are the user's own; see predictive_check(kind='prior')."
 _REPLICATED = "Posterior predictive check"
-_RUNS, _FEW = 500, 50  # runs of the pair that a diagnosis makes at least, and the data that are looked at where they would outlast the budget
+_RUNS, _FEW = (
+    500,
+    50,
+)  # runs of the pair that a diagnosis makes at least, and the data that are looked at where they would outlast the budget
 _DOUBTS = {
     _REPLICATED: "The model does not make data like these.",
     "Prior predictive check": "The model does not make data like these.",
@@ -186,7 +190,7 @@ def diagnose(
         raise ValueError(f"diagnose: budget must be a positive number of seconds; got {budget!r}.")
     if not 0 < false_alarm < 1:
         raise ValueError(f"diagnose: false_alarm must be between 0 and 1; got {false_alarm!r}.")
-    psis(torch.linspace(0, 1, 100))  # the first imports ArviZ, which takes seconds
+    _import_all()
     began = time.monotonic()
     fixed, cut = fixed_beside(lvm, data, seed), {}
     with seeded(seed, fixed.device):
@@ -219,6 +223,12 @@ def diagnose(
     findings = sorted((result.finding for result in results.values()), key=lambda f: -f.gravity)
     cut |= {name: what for name, result in results.items() if (what := getattr(result, "cut", ""))}
     return Diagnosis(tuple(findings), results, skipped, index, time.monotonic() - began, tuple(unfinished), cut)
+
+
+def _import_all() -> None:
+    """Makes torch and ArviZ import what they do on first use, which takes them seconds that are no diagnostic's."""
+    psis(torch.linspace(0, 1, 100))
+    bytes_made(lambda: torch.zeros(1))
 
 
 def _run(check: _Check, share: float, seconds: float, most: float) -> tuple[Any, str, bool]:
@@ -259,7 +269,10 @@ def _like(lvm: LatentVariableModel, data: Data, plan: Layout) -> Any:
         return data.x
     try:
         layout(lvm, sample(lvm, 2)[plan.observed[0]], plate=plan.data_plate)
-    except (ContractError, NotImplementedError):  # it reads more than the length of its batch, knows one size only, or cannot be drawn from
+    except (
+        ContractError,
+        NotImplementedError,
+    ):  # it reads more than the length of its batch, knows one size only, or cannot be drawn from
         return data.x
     return None
 
@@ -297,9 +310,7 @@ def _checks(lvm: Any, data: Data, plan: Layout, history: Any, schedule: Schedule
             "" if kind == "posterior" or plan.local else _PRIORS,
             about="model",
         )
-    yield _Check(
-        "Leave-one-out prediction", lambda _, s: loo(lvm, data, seed=seed, budget=s), own, tested=False, about="model"
-    )
+    yield _Check("Leave-one-out prediction", lambda _, s: loo(lvm, data, seed=seed, budget=s), own, tested=False, about="model")
     yield _Check(
         "Inference gap",
         lambda share, s: gaps(lvm, data, schedule=schedule, false_alarm=share, seed=seed, budget=s),

@@ -394,7 +394,9 @@ def _affordable_schedule(lvm: Any, data: Data, whole: Schedule, seconds: float, 
         if again * _gradients(made) <= seconds:
             joint = Joint(lvm, data.x if not data.divisible else data.subset(slice(0, max(1, 8_000 // made.num_chains))).x, "guide")
             u = joint.draw(made.num_chains)
-            again = seconds_of(lambda: start(joint, u)) * max(1, math.ceil(len(data) * made.num_chains / 8_000) if joint.plan.local else 1)
+            again = seconds_of(lambda: start(joint, u)) * max(
+                1, math.ceil(len(data) * made.num_chains / 8_000) if joint.plan.local else 1
+            )
             if again * _gradients(made) <= seconds:
                 return made
         if made.num_temperatures <= _LEAST_TEMPERATURES and made.leapfrog <= 2:
@@ -414,9 +416,7 @@ def _gradients(schedule: Schedule) -> int:
 
 def _best(lvm: Any, parts: Any, sizes: _Sizes, seed: int) -> Estimate:
     """The ELBO of the best guide of the family for each datum."""
-    found = [
-        _evaluated(fit_local_guide(lvm, p.x, steps=sizes.steps, seed=seed)[0], p, sizes.num_samples, seed)[0] for p in parts
-    ]
+    found = [_evaluated(fit_local_guide(lvm, p.x, steps=sizes.steps, seed=seed)[0], p, sizes.num_samples, seed)[0] for p in parts]
     values, errors = (torch.cat(part) for part in zip(*found, strict=True))
     return Estimate(values, errors)
 

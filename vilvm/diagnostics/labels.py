@@ -48,9 +48,7 @@ def _of(value: Tensor, values: Tensor) -> Tensor:
     return value if _is_binary(values) else (value.unsqueeze(-1) == values.to(value)).to(torch.get_default_dtype())
 
 
-def label_names(
-    latents: Mapping[str, Tensor], labels: Mapping[str, Tensor | None], plan: Layout
-) -> tuple[tuple[str, ...], Tensor]:
+def label_names(latents: Mapping[str, Tensor], labels: Mapping[str, Tensor | None], plan: Layout) -> tuple[tuple[str, ...], Tensor]:
     """What the components of ``indicators`` are called, such as "c[3]=2", and which of them are probabilities, shape (K,)."""
     names, probable = [], []
     for latent, value in latents.items():

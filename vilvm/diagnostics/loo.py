@@ -88,9 +88,7 @@ class LOO:
 
 
 @torch.no_grad()
-def loo(
-    lvm: LatentVariableModel, data: Any, *, num_samples: int = 10_000, budget: float | None = None, seed: int = 0
-) -> LOO:
+def loo(lvm: LatentVariableModel, data: Any, *, num_samples: int = 10_000, budget: float | None = None, seed: int = 0) -> LOO:
     """PSIS leave-one-out prediction of a model whose data share latents, smoothed by ArviZ.
 
     Arguments:

@@ -120,7 +120,6 @@ class DrawnMoments:
             return values, self.as_one
         return {n: v for n, v in values.items() if n in made.data_axes}, self.plan._replace(data_axes=made.data_axes)
 
-
     def _of_posterior(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
         """The latents, what a mask hides of them put at zero."""
         return {n: torch.where(self._shown[n], v, 0) if n in self._shown else v for n, v in latents.items()}

@@ -225,7 +225,9 @@ def predictive_check(
 
 def _check_replicable(lvm: LatentVariableModel, plan: Layout, batch: Any) -> None:
     if all(family == "Unit" for family in plan.families.values()):
-        raise NotApplicable(f"predictive_check: {type(lvm).__name__} observes nothing but factors, so there are no data to replicate.")
+        raise NotApplicable(
+            f"predictive_check: {type(lvm).__name__} observes nothing but factors, so there are no data to replicate."
+        )
     if still := undrawable(lvm, batch):
         raise NotApplicable(
             f"predictive_check: the distribution of site {still[0]!r} of {type(lvm).__name__} cannot be drawn from, so its data cannot be replicated: "

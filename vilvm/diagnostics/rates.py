@@ -89,7 +89,11 @@ class Rates:
         below = mean + float(-ndtri(self.false_alarm / 4)) * error < -_ROUNDING
         if below or bool(self.negative.any()):
             worst = int(self.rate.values.argmin())
-            which = f"; {int(self.negative.sum())} of {len(self.index)} data are below zero (least: {int(self.index[worst])})" if len(self.index) > 1 else ""
+            which = (
+                f"; {int(self.negative.sum())} of {len(self.index)} data are below zero (least: {int(self.index[worst])})"
+                if len(self.index) > 1
+                else ""
+            )
             verdict = f"The rate is {mean:.3g} ± {error:.2g} nats{which}, and no divergence is negative: guide and model are not densities of the same latents."
             return Finding("Rate", Gravity.GRAVE, verdict, source, _ADVICE)
         if self.disagreement is not None and self.disagrees:
@@ -101,7 +105,9 @@ class Rates:
         return Finding("Rate", Gravity.FINE, f"The rate is {mean:.3g} ± {error:.2g} nats, as a divergence may be.", source)
 
 
-_ADVICE = "Look for a mask, a scale or a factor that one of them has and the other has not, or for a latent that both score otherwise."
+_ADVICE = (
+    "Look for a mask, a scale or a factor that one of them has and the other has not, or for a latent that both score otherwise."
+)
 _OTHER = "Look for dimensions counted from the left or reshaped, which samples move: count from the right (vilvm.testing.check_lvm names the site)."
 
 
@@ -158,9 +164,7 @@ def rates(
     return Rates(found.rate, torch.arange(len(found.rate.values)), *told, false_alarm=false_alarm, cut=cut)
 
 
-def _disagreement(
-    history: Any, lvm: Any, batch: Any, plan: Layout
-) -> tuple[tuple[float, float] | None, float, int]:
+def _disagreement(history: Any, lvm: Any, batch: Any, plan: Layout) -> tuple[tuple[float, float] | None, float, int]:
     """Mean and standard error of dₜ, the ELBO, and degrees of freedom; None where training had another objective, or layers that train otherwise."""
     nothing = None, math.nan, 0
     if not isinstance(history, Fit) or not history.settings.get("objective", "").startswith(_PLAIN):

@@ -128,9 +128,7 @@ def _own(value: Tensor, axis: int | None, local: bool) -> Tensor:
     return (value if axis is None else value[:, :_DATA]).unsqueeze(1)
 
 
-def quantities(
-    lvm: LatentVariableModel, simulation: Simulation, num_draws: int
-) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
+def quantities(lvm: LatentVariableModel, simulation: Simulation, num_draws: int) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
     """What is ranked: the components of the latents and log p(x | z), of the truth (size, K) and of the guide's draws (S, size, K).
 
     Third, which of them have a posterior, (size, K); last, their names.

@@ -9,7 +9,15 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, check_contract, device_of, evaluation_mode, module_parameters
+from vilvm.lvm import (
+    ContractError,
+    LatentVariableModel,
+    NotApplicable,
+    check_contract,
+    device_of,
+    evaluation_mode,
+    module_parameters,
+)
 from vilvm.weights.contract import check_batch, check_number, enumerable
 from vilvm.weights.densities import LogWeights, log_weights
 from vilvm.weights.structure import Layout, data_plate, guide_sites, held_still, layout, place

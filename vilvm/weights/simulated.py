@@ -182,10 +182,9 @@ def batches(
 def _drawn(lvm: LatentVariableModel, number: int, like: Any) -> dict[str, Tensor]:
     try:
         return sample(lvm, number) if like is None else sample(lvm, number, like=like)
-    except NotImplementedError as error:
+    except NotImplementedError:
         raise NotApplicable(
-            f"{type(lvm).__name__} cannot be simulated, for one of its distributions cannot be drawn from ({error or 'no sample method'}): "
-            "give it a method sample."
+            f"{type(lvm).__name__} cannot be simulated, for one of its distributions cannot be drawn from: give it a method sample."
         ) from None
 
 
@@ -234,7 +233,9 @@ def undrawable(lvm: LatentVariableModel, batch: Any) -> tuple[str, ...]:
         return False
 
     with torch.no_grad(), kept_generators(Data(batch).device):
-        return tuple(n for n, s in sites_of_model(lvm, batch).items() if s["is_observed"] and family(s["fn"]) != "Unit" and fails(s["fn"]))
+        return tuple(
+            n for n, s in sites_of_model(lvm, batch).items() if s["is_observed"] and family(s["fn"]) != "Unit" and fails(s["fn"])
+        )
 
 
 def visible_latents(lvm: LatentVariableModel, batch: Any, plan: Layout) -> dict[str, Tensor]:
