@@ -420,8 +420,8 @@ def active_units(
             shown.append({n: hides.get(n, torch.ones_like(v, dtype=torch.bool)) for n, v in first[-1].items()})
     active = {}
     for name in plan.latents:
-        means = [torch.cat([part[name] for part in each]) for each in (first, second)]
+        one, other = (torch.cat([part[name] for part in each]) for each in (first, second))
         seen = torch.cat([part[name] for part in shown])
         variance = 1.0 if plan.improper else _moments(torch.cat([part[name] for part in prior], 1), seen)[1].to(seen.device)
-        active[name] = _spread(*means, seen) > threshold * variance
+        active[name] = _spread(one, other, seen) > threshold * variance
     return active

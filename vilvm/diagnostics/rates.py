@@ -169,7 +169,7 @@ def _disagreement(history: Any, lvm: Any, batch: Any, plan: Layout) -> tuple[tup
     nothing = None, math.nan, 0
     if not isinstance(history, Fit) or not history.settings.get("objective", "").startswith(_PLAIN):
         return nothing
-    if isinstance(lvm, torch.nn.Module) and any(isinstance(m, _MODES) for m in lvm.modules()):
+    if any(isinstance(m, _MODES) for m in getattr(lvm, "modules", list)()):
         return nothing
     with torch.no_grad():
         weights = log_weights(lvm, batch, 2, plan=plan)

@@ -7,7 +7,7 @@ Entries that the model's mask hides are no data: in a given batch they stay as t
 that looks at the batch learns more of z than the posterior may. A model with a ``pyro.factor`` is not drawn from by running it, and is refused.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
