@@ -467,8 +467,11 @@ def test_a_model_of_factors_has_a_posterior_and_no_data():
 class Undrawn(dist.TorchDistribution):
     """A normal density without a method sample."""
 
-    arg_constraints = {}
     support = dist.constraints.real
+
+    @property
+    def arg_constraints(self):
+        return {}
 
     def __init__(self, loc):
         self.loc = loc

@@ -54,6 +54,7 @@ _FEW, _FEW_ERROR = 5.0, 2.3  # effective draws, below which the error of a log-m
 _FROM_PRIOR = 100  # data of which chains start at the prior too
 _PILOT = 100  # draws of the timed evaluation, and the fewest of an ELBO
 _LEAST_STEPS, _LEAST_TEMPERATURES = 50, 20  # below which a fit, or annealing, is not worth its time
+_PASS = 8_000  # chains in a pass of annealing
 _COMPILES = 60.0  # seconds that must be left for compiling to pay
 _CHAINS, _ROWS = 512, 100_000  # at most, for one weight of all data, of which there is no mean over data; and rows of data in all
 GUIDE, PRIOR, IWAE, ELBO, EXACT = "ais from the guide", "ais from the prior", "iwae", "elbo", "exact"
@@ -392,11 +393,7 @@ def _affordable_schedule(lvm: Any, data: Data, whole: Schedule, seconds: float, 
     while True:
         again = min(gradient, seconds)
         if again * _gradients(made) <= seconds:
-            joint = Joint(lvm, data.x if not data.divisible else data.subset(slice(0, max(1, 8_000 // made.num_chains))).x, "guide")
-            u = joint.draw(made.num_chains)
-            again = seconds_of(lambda: start(joint, u)) * max(
-                1, math.ceil(len(data) * made.num_chains / 8_000) if joint.plan.local else 1
-            )
+            again = _gradient_of_all(lvm, data, made.num_chains)
             if again * _gradients(made) <= seconds:
                 return made
         if made.num_temperatures <= _LEAST_TEMPERATURES and made.leapfrog <= 2:
@@ -407,6 +404,15 @@ def _affordable_schedule(lvm: Any, data: Data, whole: Schedule, seconds: float, 
             num_temperatures=max(_LEAST_TEMPERATURES, made.num_temperatures // 2),
             leapfrog=max(2, made.leapfrog - 1),
         )
+
+
+def _gradient_of_all(lvm: Any, data: Data, num_chains: int) -> float:
+    """Seconds of a gradient of so many chains for all data, by that of as many data as go in a pass."""
+    few = max(1, _PASS // num_chains)
+    joint = Joint(lvm, data.subset(slice(0, few)).x if data.divisible and few < len(data) else data.x, "guide")
+    u = joint.draw(num_chains)
+    passes = math.ceil(len(data) * num_chains / _PASS) if joint.plan.local else 1
+    return seconds_of(lambda: start(joint, u)) * passes
 
 
 def _gradients(schedule: Schedule) -> int:
