@@ -15,6 +15,7 @@ import vilvm
 from models.ppca import PPCA
 from models.vae import tiny
 from vilvm.data import Data, seeded
+from vilvm.diagnostics import predictive_check
 from vilvm.export import load, save, to_datatree
 from vilvm.lvm import ContractError, evaluation_mode
 from vilvm.weights.replayed import replay
@@ -438,3 +439,65 @@ def test_replay_says_what_it_was_not_given(line):
         replay(lvm, x, {"w": torch.zeros(3, 7, 2)})
     with pytest.raises(ContractError, match=r"given draws of shape \(4, 2\), and a draw of it has shape \(7, 2\)"):
         replay(lvm, x, {"z": torch.zeros(3, 4, 2)})
+
+
+def only_factors(x):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("f", -0.5 * (x - z).square())
+
+
+def halved(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+
+def test_a_model_of_factors_has_a_posterior_and_no_data():
+    x = torch.randn(6)
+    lvm = vilvm.Pair(only_factors, halved)
+    tree = to_datatree(lvm, x, num_samples=50)
+    assert set(tree.children) == {"posterior", "log_likelihood", "sample_stats", "constant_data", "diagnostics"}
+    z = torch.from_numpy(tree.posterior.z.values[0])
+    torch.testing.assert_close(torch.from_numpy(tree.log_likelihood.f.values[0]), -0.5 * (x - z).square())
+    assert tree.attrs["no posterior_predictive"] == "the model observes nothing but factors"
+    with pytest.raises(vilvm.lvm.NotApplicable, match="observes nothing but factors"):
+        predictive_check(lvm, x)
+
+
+class Undrawn(dist.TorchDistribution):
+    """A normal density without a method sample."""
+
+    support = dist.constraints.real
+
+    @property
+    def arg_constraints(self):
+        return {}
+
+    def __init__(self, loc):
+        self.loc = loc
+        super().__init__(loc.shape)
+
+    def expand(self, batch_shape, _instance=None):
+        return Undrawn(self.loc.expand(batch_shape))
+
+    def log_prob(self, value):
+        return dist.Normal(self.loc, 1.0).log_prob(value)
+
+
+def test_a_likelihood_that_cannot_be_drawn_from_costs_its_draws_only(tmp_path):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.deterministic("twice", 2 * z)
+            pyro.sample("x", Undrawn(z), obs=x)
+
+    x = torch.randn(6)
+    lvm = vilvm.Pair(model, halved)
+    tree = load(save(to_datatree(lvm, x, num_samples=50), tmp_path / "tree.nc"))
+    assert {"posterior", "log_likelihood", "prior", "observed_data"} <= set(tree.children)
+    assert not {"posterior_predictive", "prior_predictive"} & set(tree.children)
+    assert "site 'x' cannot be drawn from" in tree.attrs["no posterior_predictive"]
+    torch.testing.assert_close(torch.from_numpy(tree.observed_data.x.values), x)
+    assert (tree.posterior.twice == 2 * tree.posterior.z).all()
+    with pytest.raises(vilvm.lvm.NotApplicable, match="cannot be drawn from"):
+        predictive_check(lvm, x)

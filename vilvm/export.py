@@ -28,25 +28,30 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyro.distributions as dist
 import torch
 import xarray as xr
 from arviz_base import dict_to_dataset
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from vilvm.data import Data, as_data, seeded
 from vilvm.diagnostics.psis import check_weighable, psis
 from vilvm.evaluation.bounds import in_parts, samples_in_a_pass
-from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evaluation_mode, fixed_beside
+from vilvm.lvm import ContractError, LatentVariableModel, Pair, check_contract, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, LogWeights, layout, log_weights
 from vilvm.weights.contract import check_number
 from vilvm.weights.draws import picked_by_weight
 from vilvm.weights.replayed import replay
+from vilvm.weights.simulated import undrawable
+from vilvm.wrapped import Wrapped
 
 __all__ = ["load", "save", "to_datatree"]
 
 _PREDICTED = 2**26  # numbers in a predictive group, unless more are asked for
 _PROPOSALS = 10  # a resampled draw
 _FEWEST = 25  # draws of which k̂ can be told
+_PRIOR, _PREDICTIVE = ("prior", "prior_predictive"), ("posterior_predictive", "prior_predictive")
 _SAMPLED = ("posterior", "log_likelihood", "sample_stats", "posterior_predictive", "prior", "prior_predictive")
 _ORDER = (*_SAMPLED, "observed_data", "constant_data", "diagnostics")
 
@@ -102,7 +107,8 @@ def to_datatree(
         seed: of draws and transform; torch's generators are left as they were.
 
     Returns:
-        The DataTree. Its attributes say model, seed, protocol, versions, and where the draws come from. Enumerated latents have no draws and
+        The DataTree. Its attributes say model, seed, protocol, versions, where the draws come from, and which groups are left out and why: those
+        of predictive draws where a likelihood cannot be drawn from, or the model observes factors only; those of the prior beside a ``pyro.factor``. Enumerated latents have no draws and
         are summed over in log_likelihood. Without sample_stats and diagnostics if the guide is degenerate or a prior is flat, and without the prior's groups in
         the latter case.
 
@@ -128,15 +134,16 @@ def to_datatree(
     with seeded(seed, fixed.device), evaluation_mode(lvm):
         parts, plan = in_parts(lvm, fixed, batch_size)
         _check_layout(lvm, plan, resampled)
+        absent = _absent(lvm, parts[0].x, plan)
         found: list[_Groups] = []
         for part in parts:
             here = plan if part is parts[0] else layout(lvm, part.x, plate=plan.data_plate)
-            found.append(_groups(lvm, part.x, here, num_samples, num_predictive, resampled))
+            found.append(_groups(lvm, part.x, here, (num_samples, num_predictive), resampled, absent))
     groups = _join(found)
-    groups |= _constants(fixed.x, groups["observed_data"])
+    groups |= _constants(fixed.x, groups.get("observed_data", {}))
     named = _dims(groups, plan.data_plate, dims or {})
     _check_coords(groups, named, coords or {})
-    attrs = _attrs(lvm, given, plan, num_samples, resampled, seed)
+    attrs = _attrs(lvm, given, plan, num_samples, resampled, seed) | {f"no {group}": why for group, why in absent.items()}
     return _tree(groups, named, dict(coords or {}), attrs)
 
 
@@ -188,8 +195,53 @@ def _check_layout(lvm: object, plan: Layout, resampled: bool) -> None:
         check_weighable("to_datatree: resampled=True", lvm, plan)
 
 
-def _groups(lvm: LatentVariableModel, batch: Any, plan: Layout, num_samples: int, num_predictive: int, resampled: bool) -> _Groups:
-    """The groups of one batch."""
+def _absent(lvm: LatentVariableModel, batch: Any, plan: Layout) -> dict[str, str]:
+    """Which groups cannot be made, and why."""
+    factors = [n for n in plan.observed if plan.families[n] == "Unit"]
+    still = undrawable(lvm, batch)
+    found = {}
+    if still:
+        found = dict.fromkeys(_PREDICTIVE, f"the distribution of site {still[0]!r} cannot be drawn from")
+    if len(factors) == len(plan.observed):
+        found = dict.fromkeys(_PREDICTIVE, "the model observes nothing but factors")
+    if factors:
+        found |= dict.fromkeys(_PRIOR, f"running the model does not draw from its pyro.factor {factors[0]!r}")
+    return found
+
+
+class _Still(Messenger):
+    """Lets what cannot be drawn from keep the value that it observes, so that the rest of the model can be run."""
+
+    def __init__(self, sites: tuple[str, ...]):
+        super().__init__()
+        self.sites = sites
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.sites and msg["is_observed"]:
+            shape = msg["fn"].shape()
+            msg["fn"] = dist.Delta(msg["value"].expand(shape), event_dim=len(msg["fn"].event_shape))
+
+
+class _Runnable(Wrapped):
+    """The model whose likelihoods that cannot be drawn from stand still."""
+
+    def __init__(self, lvm: Any, sites: tuple[str, ...]):
+        super().__init__(lvm if isinstance(lvm, torch.nn.Module) else Pair(lvm.model, lvm.guide))
+        self.sites = sites
+
+    def model(self, batch: Any) -> Any:
+        with _Still(self.sites):
+            return self.inner_model(batch)
+
+    def guide(self, batch: Any) -> Any:
+        return self.inner_guide(batch)
+
+
+def _groups(
+    lvm: LatentVariableModel, batch: Any, plan: Layout, sizes: tuple[int, int], resampled: bool, absent: Mapping[str, str]
+) -> _Groups:
+    """The groups of one batch, of so many draws and predictive draws, without those that are absent."""
+    num_samples, num_predictive = sizes
     groups: _Groups = defaultdict(dict)
     chunk = samples_in_a_pass(lvm, batch, plan)
     weighed = not (plan.degenerate or plan.improper)
@@ -204,10 +256,12 @@ def _groups(lvm: LatentVariableModel, batch: Any, plan: Layout, num_samples: int
         groups["sample_stats"] = _densities(weights)
     groups["log_likelihood"] = {n: _variable(v, 1 if v.dim() == 2 else None) for n, v in weights.log_likelihoods.items()}
     groups["posterior"] = {n: _variable(v, plan.data_axes.get(n)) for n, v in weights.latents.items()}
-    _add_replays(groups, lvm, batch, plan, chunk, num_predictive, weights.latents)
-    if not plan.improper:
-        _add_replays(groups, lvm, batch, plan, chunk, num_predictive, None)
-    return groups
+    still = undrawable(lvm, batch)
+    runnable = _Runnable(lvm, still) if still else lvm
+    _add_replays(groups, runnable, batch, plan, chunk, num_predictive, weights.latents)
+    if not (plan.improper or "prior" in absent):
+        _add_replays(groups, runnable, batch, plan, chunk, num_predictive, None)
+    return {name: group for name, group in groups.items() if name not in absent}
 
 
 def _constants(batch: Any, observed: dict[str, _Variable]) -> _Groups:

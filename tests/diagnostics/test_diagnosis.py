@@ -39,6 +39,7 @@ def test_a_right_model_and_an_exact_guide_raise_no_alarm():
     assert found.gravity("model") < Gravity.WARNING
     assert set(found.results) == {
         "Pareto k̂",
+        "Rate",
         "Means and standard deviations",
         "Posterior collapse",
         "Calibration (SBC)",
@@ -311,5 +312,5 @@ def test_the_false_alarm_rate_is_shared_out_among_the_tests():
     found = diagnose(lvm, x, num_data=50, history=fitted, false_alarm=0.07)
     rates = {name: result.false_alarm for name, result in found.results.items() if hasattr(result, "false_alarm")}
     sides = {name: 2 if name == "Convergence" else 1 for name in rates}
-    assert len(rates) == 8
+    assert len(rates) == 9
     assert sum(sides[name] * rate for name, rate in rates.items()) == pytest.approx(0.07)

@@ -12,6 +12,7 @@ from vilvm.diagnostics.gradients import GradientSNR, gradient_snr
 from vilvm.diagnostics.loo import LOO, loo
 from vilvm.diagnostics.predictive import PredictiveCheck, predictive_check
 from vilvm.diagnostics.psis import Look, ParetoK, pareto_k, psis
+from vilvm.diagnostics.rates import Rates, rates
 from vilvm.diagnostics.refitted import VSBC, vsbc
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Look",
     "ParetoK",
     "PredictiveCheck",
+    "Rates",
     "active_units",
     "collapse",
     "convergence",
@@ -44,6 +46,7 @@ __all__ = [
     "pareto_k",
     "predictive_check",
     "psis",
+    "rates",
     "sbc",
     "tarp",
     "vsbc",

@@ -10,7 +10,8 @@ If the reference does not depend on x, it cannot tell the prior from the posteri
 whose data are the nearest to x.
 
 An amortised guide is run, not trained, so a simulation costs S draws. What is tested is the guide on the model's own data, under the prior:
-not on data unlike them. For a guide that is fitted to one data set there is ``vsbc``.
+not on data unlike them. For a guide that is fitted to one data set there is ``vsbc``. A latent, or part of one, that a mask of the model hides has no
+posterior: it is ranked in those simulations only in which it is not hidden, and is at no distance from the reference.
 
 References: Validating Bayesian inference algorithms with simulation-based calibration, Talts, Betancourt, Simpson, Vehtari and Gelman,
 2018; Simulation-based calibration checking for Bayesian computation: the choice of test quantities shapes sensitivity, Modrák et al.,
@@ -23,8 +24,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from vilvm.diagnostics.clock import Clock
 from vilvm.diagnostics.finding import Finding, Gravity
-from vilvm.diagnostics.simulated import LIKELIHOOD, check_amortised, components, features, quantities, truth
+from vilvm.diagnostics.simulated import LIKELIHOOD, check_amortised, components, features, quantities, truth, visible
 from vilvm.diagnostics.uniformity import Coverage, holm, interval_coverage, rank_among, uniformity_p_values
 from vilvm.evaluation.bounds import rows_in_a_pass
 from vilvm.lvm import LatentVariableModel, device_of
@@ -35,6 +37,7 @@ from vilvm.weights.simulated import Rebuild, simulating, simulations
 __all__ = ["SBC", "TARP", "sbc", "tarp"]
 
 _SMALL, _LARGE = 0.05, 0.15
+_HIDDEN = -1  # in place of the rank of a latent that a mask hides
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,12 @@ class SBC:
     """Simulation-based calibration: the ranks of the truth among the guide's draws.
 
     Arguments:
-        ranks: whole numbers from 0 to num_draws, shape (L, K).
+        ranks: whole numbers from 0 to num_draws, shape (L, K); −1 where a mask of the model hides the latent.
         num_draws: S, draws of a simulation.
-        names: of the K quantities: each component of each latent, such as "z[3]", and "log p(x | z)".
+        names: of the K quantities: each component of each latent that is not always hidden, such as "z[3]", and "log p(x | z)".
         p_values: of the exact ECDF test of uniformity, shape (K,), not adjusted for their number.
         false_alarm: the probability that the posterior itself is found fault with.
+        cut: what was cut short for want of time.
     """
 
     ranks: Tensor
@@ -54,6 +58,7 @@ class SBC:
     names: tuple[str, ...]
     p_values: Tensor
     false_alarm: float
+    cut: str = ""
 
     @property
     def adjusted(self) -> Tensor:
@@ -63,7 +68,8 @@ class SBC:
     @property
     def coverage(self) -> Coverage:
         """How often the central 50, 80, 90 and 95 % intervals hold the truth, by quantity."""
-        return interval_coverage(self.ranks, self.num_draws)
+        each = [interval_coverage(shown(column), self.num_draws) for column in self.ranks.T]
+        return Coverage(each[0].levels, *(torch.cat([getattr(c, part) for c in each], 1) for part in ("shares", "errors")))
 
     @property
     def finding(self) -> Finding:
@@ -80,12 +86,14 @@ class TARP:
         num_draws: S, draws of a simulation.
         p_value: of the exact ECDF test of uniformity.
         false_alarm: the probability that the posterior itself is found fault with.
+        cut: what was cut short for want of time.
     """
 
     ranks: Tensor
     num_draws: int
     p_value: float
     false_alarm: float
+    cut: str = ""
 
     @property
     def expected_coverage(self) -> tuple[Tensor, Tensor]:
@@ -141,6 +149,7 @@ class Departure(NamedTuple):
 
 def departure(name: str, ranks: Tensor, num_draws: int) -> Departure:
     """Describes ranks, of shape (L,), that a test has found not to be uniform."""
+    ranks = shown(ranks)
     u = (ranks.double() + 0.5) / (num_draws + 1) - 0.5
     shift, spread = u.mean().item(), u.var(correction=0).item() - 1 / 12
     coverage = interval_coverage(ranks, num_draws)
@@ -163,6 +172,11 @@ def departure(name: str, ranks: Tensor, num_draws: int) -> Departure:
         Gravity.NOTE if error <= _SMALL else Gravity.WARNING if error <= _LARGE or kind in ("wide", "joint") else Gravity.GRAVE
     )
     return Departure(kind, error, gravity, words)
+
+
+def shown(ranks: Tensor) -> Tensor:
+    """Those of ranks of shape (L,) that are ranks."""
+    return ranks[ranks != _HIDDEN]
 
 
 def _p(value: float) -> str:
@@ -202,6 +216,7 @@ def sbc(
     false_alarm: float = 0.01,
     seed: int = 0,
     batch_size: int | None = None,
+    budget: float | None = None,
 ) -> SBC:
     """Simulation-based calibration of an amortised guide: is z* a draw like the others?
 
@@ -217,6 +232,7 @@ def sbc(
         false_alarm: the probability that the posterior itself is found fault with, over all quantities together.
         seed: of all draws.
         batch_size: data a pass; by default as many as make 8,000 draws (400,000 on a GPU).
+        budget: seconds after which no more simulations are made; see `cut`.
 
     Returns:
         SBC, with ranks of shape (num_simulations, K).
@@ -239,15 +255,27 @@ def sbc(
         (('z[0]', 'z[1]', 'log p(x | z)'), 'FINE')
     """
     check_options("sbc", num_simulations, num_draws, false_alarm)
+    clock = Clock(budget)
     with simulating(lvm, like, seed) as fixed:
         check_amortised("sbc", lvm, fixed, rebuild, seed)
         parts, names = [], ()
         rows = _rows(lvm, num_draws, batch_size)
         for simulation in simulations(lvm, num_simulations, like=fixed, rebuild=rebuild, batch_size=rows):
-            first, draws, names = quantities(lvm, simulation, num_draws)
-            parts.append(rank_among(first, draws).cpu())
+            first, draws, seen, names = quantities(lvm, simulation, num_draws)
+            parts.append(rank_among(first, draws).masked_fill(~seen, _HIDDEN).cpu())
+            if clock.over:
+                break
     ranks = torch.cat(parts)[:num_simulations]
-    return SBC(ranks, num_draws, names, uniformity_p_values(ranks, num_draws), false_alarm)
+    kept = (ranks != _HIDDEN).any(0)
+    ranks, names = ranks[:, kept], tuple(n for n, k in zip(names, kept.tolist(), strict=True) if k)
+    return SBC(ranks, num_draws, names, _p_values(ranks, num_draws), false_alarm, _cut(ranks, num_simulations))
+
+
+def _p_values(ranks: Tensor, num_draws: int) -> Tensor:
+    """Those of the test of uniformity, column by column where some ranks are hidden."""
+    if bool((ranks != _HIDDEN).all()):
+        return uniformity_p_values(ranks, num_draws)
+    return torch.stack([uniformity_p_values(shown(column), num_draws) for column in ranks.T])
 
 
 @torch.no_grad()
@@ -262,6 +290,7 @@ def tarp(
     false_alarm: float = 0.01,
     seed: int = 0,
     batch_size: int | None = None,
+    budget: float | None = None,
 ) -> TARP:
     """Tests of accuracy with random points: is z* as far from a reference as the guide's draws are?
 
@@ -269,7 +298,7 @@ def tarp(
     is much narrower than the others' counts for little.
 
     Arguments:
-        lvm, num_simulations, num_draws, like, rebuild, false_alarm, seed, batch_size: as ``sbc``; there are as many simulations again,
+        lvm, num_simulations, num_draws, like, rebuild, false_alarm, seed, batch_size, budget: as ``sbc``; there are as many simulations again,
             without draws, for the references.
         reference: "data", the latent of another simulation whose data are the nearest to x; or "prior", of any other simulation, which
             cannot tell a guide that is the prior from the posterior.
@@ -298,7 +327,11 @@ def tarp(
         check_amortised("tarp", lvm, fixed, rebuild, seed)
         rows = _rows(lvm, num_draws, batch_size)
         options = {"like": fixed, "rebuild": rebuild, "batch_size": rows}
-        others = [(truth(s), features(s)) for s in simulations(lvm, num_simulations, **options)]
+        clock, others = Clock(budget), []
+        for simulation in simulations(lvm, num_simulations, **options):
+            others.append((truth(simulation), features(simulation)))
+            if clock.affords(clock.seconds) < 0.7:
+                break
         points, data = (torch.cat(column) for column in zip(*others, strict=True))
         spread = points.std(0, correction=0)
         spread = torch.where(spread > 0, spread, 1.0)
@@ -308,11 +341,20 @@ def tarp(
             if reference == "data":
                 index = torch.cdist(features(simulation), data).argmin(1)
             drawn = components(posterior(lvm, simulation.batch, num_draws), simulation.plan)
-            first, draws = (((z - points[index]) / spread).norm(dim=-1) for z in (truth(simulation), drawn))
+            seen = visible(lvm, simulation)
+            unit = spread if seen is None else torch.where(seen, spread, torch.inf)
+            first, draws = (((z - points[index]) / unit).norm(dim=-1) for z in (truth(simulation), drawn))
             ranks.append(rank_among(first, draws).cpu())
             done += simulation.size
+            if clock.over:
+                break
     joined = torch.cat(ranks)[:num_simulations]
-    return TARP(joined, num_draws, uniformity_p_values(joined, num_draws).item(), false_alarm)
+    p_value = uniformity_p_values(joined, num_draws).item()
+    return TARP(joined, num_draws, p_value, false_alarm, _cut(joined, num_simulations))
+
+
+def _cut(ranks: Tensor, wanted: int) -> str:
+    return f"{len(ranks)} of {wanted} simulations" if len(ranks) < wanted else ""
 
 
 def _rows(lvm: LatentVariableModel, num_draws: int, batch_size: int | None) -> int:

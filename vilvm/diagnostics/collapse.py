@@ -17,6 +17,8 @@ Of N data, with z ~ q(z | x_i) and i among them, two estimates lie in expectatio
 The first is the estimator of Hoffman and Johnson, exact for the N data themselves. It cannot exceed log N, so a latent that tells
 more (its rate is far above log N) saturates it; the second then says how little the first means.
 
+What a mask of the model hides of a latent is left out: of a unit, the data are those of which it is not hidden.
+
 Where the likelihood makes no use of z, the exact posterior is the prior, and the guide is right to say so. So a collapse is said of the
 model. That a guide has collapsed and its model's posterior has not shows in k̂, in the gaps and in calibration.
 
@@ -40,6 +42,7 @@ from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, fixed
 from vilvm.weights import Layout, layout, log_weights, posterior_mean, sample
 from vilvm.weights.contract import check_number
 from vilvm.weights.guided import divergences, guide_log_prob
+from vilvm.weights.simulated import visible_latents
 
 __all__ = ["Collapse", "Moments", "active_units", "collapse"]
 
@@ -65,7 +68,8 @@ class Collapse:
     """What ``collapse`` found; all in nats per datum.
 
     Arguments:
-        spread: Var_x E_q[z | x] by latent, of its event shape, plates within a datum before it; without latents that have no mean.
+        spread: Var_x E_q[z | x] by latent, of its event shape, plates within a datum before it; without latents that have no mean; NaN for a unit that a
+            mask hides of all data but one.
         threshold: activity above which a unit is active.
         kl: E_x KL(q(z_d | x) ‖ p(z_d)) by latent: shaped as `spread` where guide and prior factorise, else a single number.
         kl_se: standard errors of `kl`, the data's spread included.
@@ -111,7 +115,10 @@ class Collapse:
         gravity = self._gravity()
         active = self.active
         units = (
-            ", ".join(f"{int(a.sum())} of {a.numel()} units of {name!r}" for name, a in active.items()) or "no latent with a mean"
+            ", ".join(
+                f"{int(a.sum())} of {int(self.spread[name].isfinite().sum())} units of {name!r}" for name, a in active.items()
+            )
+            or "no latent with a mean"
         )
         by_spread = active and gravity < Gravity.GRAVE and not self._any_active
         return Finding(
@@ -130,7 +137,7 @@ class Collapse:
         tells = told.mean - 3 * told.mc_se > _NOTHING
         if not (tells or self._any_active):
             return Gravity.GRAVE
-        idle = [self._idle(name).double().mean().item() for name in self.spread]
+        idle = [share.double().mean().item() for name in self.spread if (share := self._idle(name)).numel()]
         if any(share > 1 - _SHARE for share in idle):
             return Gravity.WARNING
         return Gravity.NOTE if any(idle) else Gravity.FINE
@@ -147,7 +154,7 @@ class Collapse:
         tells = self.kl[key] - 3 * self.kl_se[key] > at_threshold
         if tells.shape != active.shape:  # a divergence of all units together is that of those that are active, if there are any
             tells = tells & ~active.any()
-        return ~(active | tells)
+        return ~(active | tells)[self.spread[name].isfinite()]
 
     def _of_information(self) -> str:
         if self.information is None:
@@ -215,11 +222,12 @@ def collapse(
         weights = log_weights(lvm, run.x, num_samples, chunk=_at_once(plan), plan=plan)
         latents = {name: _by_datum(value, name, plan)[:, columns] for name, value in weights.latents.items()}
         prior = {name: value[:, columns] for name, value in _prior(lvm, run, num_samples, plan).items()}
+        shown = {name: value[columns] for name, value in _shown(lvm, run, plan).items()}
         rate = weights.rate[:, columns]
         few = max(2, num_samples * len(columns) // plan.num_data)  # each draw is held against all data that are run
         below, above = _information(lvm, run, {name: value[:few] for name, value in latents.items()}, plan, columns)
         return Collapse(
-            spread=_spread_where_known(lvm, run, max(num_samples, _DRAWS), plan, columns),
+            spread=_spread_where_known(lvm, run, max(num_samples, _DRAWS), plan, columns, shown),
             threshold=threshold,
             kl={name: value.mean(0).cpu() for name, value in kl.items()},
             kl_se={name: (value.std(0) / math.sqrt(len(value))).cpu() for name, value in kl.items()},
@@ -227,7 +235,7 @@ def collapse(
             information=None if below is None else _estimate(below),
             information_above=None if above is None else _estimate(above),
             marginal_kl=None if below is None else _estimate(rate[:few] - below),
-            moments={name: Moments(*_moments(value), *_moments(prior[name])) for name, value in latents.items()},
+            moments={n: Moments(*_moments(v, shown.get(n)), *_moments(prior[n], shown.get(n))) for n, v in latents.items()},
             num_data=len(columns),
         )
 
@@ -302,9 +310,20 @@ def _prior(lvm: LatentVariableModel, data: Data, num_samples: int, plan: Layout)
     return {name: torch.cat([_by_datum(part[name], name, plan) for part in drawn]) for name in plan.latents}
 
 
-def _moments(draws: Tensor) -> tuple[Tensor, Tensor]:
+def _shown(lvm: LatentVariableModel, data: Data, plan: Layout) -> dict[str, Tensor]:
+    """Which entries no mask hides, by latent of which one hides some, shape (num_data, *plates, *event)."""
+    return {n: _by_datum(v.unsqueeze(0), n, plan)[0] for n, v in visible_latents(lvm, data.x, plan).items()}
+
+
+def _moments(draws: Tensor, shown: Tensor | None) -> tuple[Tensor, Tensor]:
     flat = draws.double().flatten(0, 1)
-    return flat.mean(0).cpu(), flat.var(0).cpu()
+    if shown is None:
+        return flat.mean(0).cpu(), flat.var(0).cpu()
+    seen = shown.expand(draws.shape).flatten(0, 1)
+    count = seen.sum(0)
+    mean = torch.where(seen, flat, 0.0).sum(0) / count
+    variance = torch.where(seen, (flat - mean).square(), 0.0).sum(0) / (count - 1)
+    return mean.cpu(), variance.cpu()
 
 
 def _information(
@@ -335,12 +354,14 @@ def _information(
     return torch.cat(below).reshape(-1, n), torch.cat(above).reshape(-1, n)
 
 
-def _spread_where_known(lvm: LatentVariableModel, data: Data, num_samples: int, plan: Layout, columns: Tensor) -> dict[str, Tensor]:
+def _spread_where_known(
+    lvm: LatentVariableModel, data: Data, num_samples: int, plan: Layout, columns: Tensor, shown: dict[str, Tensor]
+) -> dict[str, Tensor]:
     try:
         first, second = (_means(lvm, data, num_samples, plan) for _ in range(2))
     except ContractError:  # a latent has no mean
         return {}
-    return {name: _spread(value[columns], second[name][columns]).cpu() for name, value in first.items()}
+    return {name: _spread(value[columns], second[name][columns], shown.get(name)).cpu() for name, value in first.items()}
 
 
 def _means(lvm: LatentVariableModel, data: Data, num_samples: int, plan: Layout) -> dict[str, Tensor]:
@@ -349,10 +370,15 @@ def _means(lvm: LatentVariableModel, data: Data, num_samples: int, plan: Layout)
     return {name: _by_datum(value.unsqueeze(0), name, plan)[0] for name, value in means.items()}
 
 
-def _spread(first: Tensor, second: Tensor) -> Tensor:
-    """Var_x E_q[z | x] without bias: the covariance over the data of two estimates of the mean, of independent draws."""
-    deviations = [(means - means.mean(0)).double() for means in (first, second)]
-    return (deviations[0] * deviations[1]).sum(0) / (len(first) - 1)
+def _spread(first: Tensor, second: Tensor, shown: Tensor | None) -> Tensor:
+    """Var_x E_q[z | x] without bias: the covariance over the data of two estimates of the mean, of independent draws; NaN of fewer than two data."""
+    seen = torch.ones_like(first, dtype=torch.bool) if shown is None else shown
+    count = seen.sum(0)
+    deviations = []
+    for means in (first, second):
+        mean = torch.where(seen, means, 0.0).sum(0) / count
+        deviations.append(torch.where(seen, means - mean, 0.0).double())
+    return torch.where(count > 1, (deviations[0] * deviations[1]).sum(0) / (count - 1), torch.nan)
 
 
 @torch.no_grad()
@@ -383,16 +409,19 @@ def active_units(
     with seeded(seed, fixed.device), evaluation_mode(lvm):
         parts, plan = in_parts(lvm, fixed, max(1, _ROWS // num_samples))
         _check_local(lvm, plan, "active_units")
-        first, second, prior = [], [], []
+        first, second, prior, shown = [], [], [], []
         for part in parts:
             # The plate over the data is found once: of the last part, which may be smaller, another might have the size.
             here = plan if part is parts[0] else layout(lvm, part.x, plate=plan.data_plate)
             first.append(_means(lvm, part, num_samples, here))
             second.append(_means(lvm, part, num_samples, here))
             prior.append({} if plan.improper else _prior(lvm, part, math.ceil(_PRIOR_DRAWS / len(fixed)), here))
+            hides = _shown(lvm, part, here)
+            shown.append({n: hides.get(n, torch.ones_like(v, dtype=torch.bool)) for n, v in first[-1].items()})
     active = {}
     for name in plan.latents:
-        spread = _spread(*(torch.cat([part[name] for part in each]) for each in (first, second)))
-        variance = 1.0 if plan.improper else torch.cat([part[name].flatten(0, 1) for part in prior]).double().var(0)
-        active[name] = spread > threshold * variance
+        one, other = (torch.cat([part[name] for part in each]) for each in (first, second))
+        seen = torch.cat([part[name] for part in shown])
+        variance = 1.0 if plan.improper else _moments(torch.cat([part[name] for part in prior], 1), seen)[1].to(seen.device)
+        active[name] = _spread(one, other, seen) > threshold * variance
     return active

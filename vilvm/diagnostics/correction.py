@@ -8,7 +8,7 @@ are those of the posterior as far as the weights can tell. What the guide says i
 
     shift = (m̂ − mean z) / ŝ,    ratio = sd z / ŝ,
 
-in the posterior's own units: what a reader of a table of results would want to know of it. A guide can have a small k̂ and be off, for the weights that
+(of a label, whose values have probabilities, m̂ − mean z alone), in the posterior's own units: what a reader of a table of results would want to know of it. A guide can have a small k̂ and be off, for the weights that
 correct it are not in its own draws. Where the data share latents the weight is one, and so are the numbers; where all latents belong to single data, each datum has
 its own.
 
@@ -16,9 +16,10 @@ How far the weights can tell is a matter of the component: wₛ (zₛ − m̂)²
 standard error. Each component is therefore held to the larger k̂ of w and w (z − m̂)²; but where (z − m̂)² has such a tail without the weights (a component without a
 variance), the weights are not to blame, and only theirs counts. Of a component and a tolerance τ the verdict is
 
-    uneven     k̂ is above min(1 − 1/log₁₀ S, 0.7), and above ½ by more than its noise;
+    uneven     k̂ is above ½ by more than its noise, and above 1 − 1/log₁₀ S, for which S draws are too few; or above 0.7, where the smoothed tail is biased,
+               and |x| + 2 se > τ/2: half of the tolerance is left for what such a tail hides;
     off        |x| − c · se > τ: beyond the tolerance by more than the noise;
-    fine       |x| + 2 se ≤ τ, and k̂ is not above that threshold;
+    fine       |x| + 2 se ≤ τ, and k̂ is not above min(1 − 1/log₁₀ S, 0.7);
     undecided  otherwise: with so many draws the weights cannot tell.
 
 c is the normal quantile of the false-alarm rate, shared out among all 2 K numbers of all data (Bonferroni) and two looks; so is the noise of k̂. The ratio is compared
@@ -30,8 +31,10 @@ Posterior Error Bounds, Huggins, Kasprzak, Campbell and Broderick, 2020 (errors 
 Vehtari, Simpson, Gelman, Yao and Gabry, 2024 (k̂ of an expectation).
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +42,7 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from vilvm.data import Data, seeded
+from vilvm.diagnostics.clock import Clock, seconds_of
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.moments import KEPT, DrawnMoments, Moments
 from vilvm.diagnostics.psis import check_weighable, good_k
@@ -50,7 +54,7 @@ from vilvm.weights.contract import check_number
 
 __all__ = ["Correction", "correction"]
 
-SOURCE = "tolerances of 0.1 posterior standard deviations and of 10 %, ours, after Huggins et al., 2020; false-alarm rate {:g}; k̂: Vehtari et al., 2024"
+SOURCE = "tolerances of 0.1 posterior standard deviations, of 10 %, and of 0.05 in the probability of a label, ours, after Huggins et al., 2020; false-alarm rate {:g}; k̂: Vehtari et al., 2024"
 _NAME = "Means and standard deviations"
 _LOOKS = 2  # at which a false alarm may be raised
 _AGAIN = 25  # data that are looked at again, where the data can be picked from
@@ -72,8 +76,10 @@ class Correction:
         num_samples: draws that these numbers are made of, shape (R,).
         index: which data the rows are, shape (R,).
         joint: whether the weight is that of all data together.
+        probabilities: which components are the probability of a label's value, shape (K,): their shift is a difference of probabilities, their ratio one.
         false_alarm: how often a guide within the tolerances, and with no k above ½, may be given a warning.
-        largest_shift, largest_ratio: the tolerances.
+        largest_shift, largest_ratio, largest_change: the tolerances, the last that of a probability.
+        cut: what was cut short for want of time.
     """
 
     names: tuple[str, ...]
@@ -87,19 +93,23 @@ class Correction:
     num_samples: Tensor
     index: Tensor
     joint: bool
+    probabilities: Tensor
     false_alarm: float = 0.01
     largest_shift: float = 0.1
     largest_ratio: float = 0.1
+    largest_change: float = 0.05
+    cut: str = ""
 
     @property
     def shift(self) -> Tensor:
-        """(m̂ − mean) / ŝ, shape (R, K): what must be added to the guide's mean, in posterior standard deviations."""
-        return torch.where(self.corrected_mean == self.mean, 0.0, (self.corrected_mean - self.mean) / self.corrected_sd)
+        """(m̂ − mean) / ŝ, shape (R, K): what must be added to the guide's mean, in posterior standard deviations; of a probability, m̂ − mean."""
+        unit = torch.where(self.probabilities, 1.0, self.corrected_sd)
+        return torch.where(self.corrected_mean == self.mean, 0.0, (self.corrected_mean - self.mean) / unit)
 
     @property
     def ratio(self) -> Tensor:
-        """The guide's standard deviation over the corrected one, shape (R, K)."""
-        return torch.where(self.corrected_sd == self.sd, 1.0, self.sd / self.corrected_sd)
+        """The guide's standard deviation over the corrected one, shape (R, K); 1 for a probability, whose mean tells all."""
+        return torch.where((self.corrected_sd == self.sd) | self.probabilities, 1.0, self.sd / self.corrected_sd)
 
     @property
     def undefined(self) -> Tensor:
@@ -109,8 +119,16 @@ class Correction:
     @property
     def uneven(self) -> Tensor:
         """Which have too heavy a tail to tell, by more than the noise of k̂, shape (R, K)."""
-        limit = [max(good_k(s), 0.5 + self._quantile() * tail_error(s)) for s in self.num_samples.tolist()]
-        return self.k > torch.tensor(limit)[:, None]
+        samples = self.num_samples.tolist()
+        noise, few, biased = (
+            torch.tensor(limits)[:, None]
+            for limits in (
+                [0.5 + self._quantile() * tail_error(s) for s in samples],
+                [1 - 1 / math.log10(s) for s in samples],
+                [good_k(s) for s in samples],
+            )
+        )
+        return (self.k > noise) & ((self.k > few) | ((self.k > biased) & (self.excess(2.0) > 0.5)))
 
     @property
     def off(self) -> Tensor:
@@ -176,12 +194,20 @@ class Correction:
             return Finding(
                 _NAME, Gravity.NOTE, verdict, source, "To be sure of these, look again with more draws (num_samples=...)."
             )
-        (i, j), (a, b) = (divmod(int(x.argmax()), len(self.names)) for x in (self.shift.abs(), self.ratio.log().abs()))
-        verdict = (
-            f"Importance weights would move no mean by more than {self.shift[i, j].abs().item():.2f} of its standard deviation ({self._label(i, j)}), and "
-            f"the standard deviations are {self.ratio.min().item():.2f} to {self.ratio.max().item():.2f} times theirs ({self._label(a, b)})."
+        return Finding(_NAME, Gravity.FINE, self._fine(), source)
+
+    def _fine(self) -> str:
+        """What is told of a guide whose every number is within its tolerance."""
+        shifts = [self.shift.abs().where(which, 0.0) for which in (~self.probabilities, self.probabilities)]
+        (i, j), (a, b), (m, n) = (divmod(int(x.argmax()), len(self.names)) for x in (shifts[0], self.ratio.log().abs(), shifts[1]))
+        labels = f"no probability of a label by more than {shifts[1][m, n].item():.2f} ({self._label(m, n)})"
+        if bool(self.probabilities.all()):
+            return f"Importance weights would move {labels}."
+        told = (
+            f"Importance weights would move no mean by more than {shifts[0][i, j].item():.2f} of its standard deviation ({self._label(i, j)}), and "
+            f"the standard deviations are {self.ratio.min().item():.2f} to {self.ratio.max().item():.2f} times theirs ({self._label(a, b)})"
         )
-        return Finding(_NAME, Gravity.FINE, verdict, source)
+        return f"{told}; and {labels}." if bool(self.probabilities.any()) else f"{told}."
 
     def _quantile(self) -> float:
         """That of a normal law, two-sided, at the false-alarm rate shared out among all numbers and both looks."""
@@ -189,7 +215,8 @@ class Correction:
 
     def excess(self, errors: float = 0.0) -> Tensor:
         """The further beyond of the two, as a multiple of its tolerance, after `errors` standard errors have been added; shape (R, K)."""
-        shift = (self.shift.abs() + errors * self.shift_se) / self.largest_shift
+        tolerance = torch.where(self.probabilities, self.largest_change, self.largest_shift)
+        shift = (self.shift.abs() + errors * self.shift_se) / tolerance
         logs, error = self.ratio.log(), errors * self.ratio_se / self.ratio
         above = (logs + error) / torch.tensor(1 + self.largest_ratio).log()
         below = (logs - error) / torch.tensor(1 - self.largest_ratio).log()
@@ -209,6 +236,11 @@ class Correction:
         return "" if self.joint else f" Noise included, {self.share:.1%} of the data have a number beyond its tolerance."
 
     def _told(self, i: int, j: int) -> str:
+        if bool(self.probabilities[j]):
+            return (
+                f"{self._label(i, j)}: the guide's probability is {self.mean[i, j].item():.2f}, the corrected one "
+                f"{self.corrected_mean[i, j].item():.2f} ± {self.shift_se[i, j].item():.2f}"
+            )
         return (
             f"{self._label(i, j)}: mean to be moved by {self.shift[i, j].item():+.2f} ± {self.shift_se[i, j].item():.2f} standard deviations, the guide's "
             f"standard deviation is {self.ratio[i, j].item():.2f} ± {self.ratio_se[i, j].item():.2f} times the corrected one"
@@ -223,6 +255,7 @@ def correction(
     num_samples: int | None = None,
     batch_size: int | None = None,
     false_alarm: float = 0.01,
+    budget: float | None = None,
     seed: int = 0,
 ) -> Correction:
     """Means and standard deviations of the guide, and what its importance weights make of them.
@@ -236,6 +269,7 @@ def correction(
             looked at again with 10 times as many, or 20, as far as memory goes; of single data, the worst 25 are.
         batch_size: data a pass, 50 by default, where each has its own latents.
         false_alarm: how often a guide within the tolerances, and with no k above ½, may be given a warning.
+        budget: seconds after which it makes do with less; see `cut`.
         seed: of the draws, and of the data's transform.
 
     Returns:
@@ -259,12 +293,18 @@ def correction(
         check_number("correction: batch_size", batch_size)
     if not 0 < false_alarm < 1:
         raise ValueError(f"correction: false_alarm must be between 0 and 1; got {false_alarm!r}.")
+    clock, cuts = Clock(budget), []
     fixed = fixed_beside(lvm, data, seed)
     with seeded(seed, device_of(lvm, fixed.device)), evaluation_mode(lvm):
         parts, plan = in_parts(lvm, fixed, batch_size)
         check_weighable("correction", lvm, plan)
         samples = num_samples or (1000 if plan.local else 50_000)
         drawn = [DrawnMoments(lvm, p.x, plan if p is parts[0] else layout(lvm, p.x, plate=plan.data_plate)) for p in parts]
+        if clock.limited and not plan.local:
+            wanted, each = samples, seconds_of(lambda: drawn[0](1000)) / 1000
+            samples = int(min(samples, max(1000, clock.affords(each, 0.5))))
+            cuts += [f"{samples} of {wanted} draws"] if samples < wanted else []
+        began = clock.left
         moments = Moments(*(torch.cat(column) for column in zip(*(of(samples) for of in drawn), strict=True)))
         found = Correction(
             names=drawn[0].names,
@@ -272,13 +312,19 @@ def correction(
             num_samples=torch.full((len(moments.k),), samples),
             index=_index(parts, drawn, len(moments.k)),
             joint=not plan.local,
+            probabilities=drawn[0].probabilities,
             false_alarm=false_alarm,
         )
+        pace = (began - clock.left) / samples / len(parts) if clock.limited else 0.0  # seconds of a draw of a part
         if len(parts) == 1:
-            found = _again(found, drawn[0], plan.num_data)
+            found, fewer = _again(found, drawn[0], plan.num_data, affordable=clock.affords(pace, 0.8))
         elif not plan.subsample:
-            found = _again(found, lambda more, rows: _of_rows(lvm, fixed, rows, plan, more), _AGAIN, _AGAIN)
-    return _without_constants(found)
+            of_rows = partial(_of_rows, lvm, fixed, plan)
+            found, fewer = _again(found, of_rows, _AGAIN, _AGAIN, affordable=clock.affords(pace, 0.8))
+        else:
+            fewer = False
+        cuts += ["the second look"] if fewer else []
+    return _without_constants(replace(found, cut=", ".join(cuts)))
 
 
 def _index(parts: Sequence[Data], drawn: list[DrawnMoments], rows: int) -> Tensor:
@@ -289,13 +335,15 @@ def _index(parts: Sequence[Data], drawn: list[DrawnMoments], rows: int) -> Tenso
     return torch.cat([of.indices.cpu() + start for of, start in zip(drawn, starts, strict=True) if of.indices is not None])
 
 
-def _of_rows(lvm: LatentVariableModel, data: Data, rows: Tensor, plan: Layout, num_samples: int) -> Moments:
+def _of_rows(lvm: LatentVariableModel, data: Data, plan: Layout, num_samples: int, rows: Tensor) -> Moments:
     """The moments of some of the data, as a batch of their own."""
     x = data.subset(rows).x
     return DrawnMoments(lvm, x, layout(lvm, x, plate=plan.data_plate))(num_samples)
 
 
-def _again(found: Correction, look: Callable[[int, Tensor], Moments], data: int, most: int | None = None) -> Correction:
+def _again(
+    found: Correction, look: Callable[[int, Tensor], Moments], data: int, most: int | None = None, affordable: float = math.inf
+) -> tuple[Correction, bool]:
     """The same with the numbers of a second look, with more draws, at the worst rows of those that the first leaves open.
 
     Arguments:
@@ -303,24 +351,30 @@ def _again(found: Correction, look: Callable[[int, Tensor], Moments], data: int,
         look: given how many draws, and of which rows, makes them.
         data: how many go through the pair for each draw.
         most: rows that it may be asked for; if None it draws for all rows, whichever are asked for.
+        affordable: draws for which there is time.
+
+    Returns:
+        The same with the numbers of the second look; and whether want of time cut it short.
     """
     if not found.names or (found.joint and found.off.any()):  # then a second look would change no verdict
-        return found
+        return found, False
     unclear = found.undecided | found.uneven | (found.k > 0.5)  # above which a standard error is none
     badness = torch.where(unclear, torch.maximum(found.excess().nan_to_num(posinf=1e300), found.k), -1.0).amax(1)
     rows = badness.argsort(descending=True)[: int(unclear.any(1).sum())][:most].sort().values
     samples = int(found.num_samples[0])
     size = (len(badness) if most is None else len(rows)) * len(found.names)
-    more = min(samples * (_MORE_JOINT if found.joint else _MORE), KEPT // max(size, data))
+    wanted = min(samples * (_MORE_JOINT if found.joint else _MORE), KEPT // max(size, data))
+    more = int(min(wanted, affordable))
     if not len(rows) or more < 2 * samples:
-        return found
+        return found, bool(len(rows)) and more < wanted
     again = look(more, rows)._asdict()
     put = {name: getattr(found, name).index_copy(0, rows, value) for name, value in again.items()}
-    return replace(found, **put, num_samples=found.num_samples.index_fill(0, rows, more))
+    return replace(found, **put, num_samples=found.num_samples.index_fill(0, rows, more)), more < wanted
 
 
 def _without_constants(found: Correction) -> Correction:
     """A deterministic value may be a constant, of which there is nothing to say."""
     moving = ~(found.sd == 0).all(0)
     kept = {name: getattr(found, name)[:, moving] for name in Moments._fields}
-    return replace(found, names=tuple(n for n, moves in zip(found.names, moving.tolist(), strict=True) if moves), **kept)
+    names = tuple(n for n, moves in zip(found.names, moving.tolist(), strict=True) if moves)
+    return replace(found, names=names, probabilities=found.probabilities[moving], **kept)

@@ -3,6 +3,7 @@
 In turn, the quick and the telling before the slow:
 
 - Pareto k̂ of the guide's weights, datum by datum;
+- the rate, which cannot be negative, and whether training's own ELBO agrees with it;
 - what the weights would correct in means and standard deviations;
 - where the data share a latent, leave-one-out prediction;
 - where each datum has latents of its own, collapse, and calibration on the model's own data (SBC, TARP) of a guide that is amortised;
@@ -11,7 +12,8 @@ In turn, the quick and the telling before the slow:
 - convergence, if the history of the training is given.
 
 The stated false-alarm rate is shared out in equal parts among the tests that apply (Bonferroni). A diagnostic that does not apply, or for which no time was
-left, is named with the reason. Of many data some are looked at, and named by their place among all.
+left, is named with the reason. Each has a share of the time that is left, by which it chooses how much it looks at; what it cut short is named too, and one that
+takes more than twice its share is stopped. Of many data some are looked at, and named by their place among all.
 """
 
 import time
@@ -24,6 +26,7 @@ from torch import Tensor
 
 from vilvm.data import Data, seeded
 from vilvm.diagnostics.calibration import sbc, tarp
+from vilvm.diagnostics.clock import OutOfTimeError, Stop
 from vilvm.diagnostics.collapse import collapse
 from vilvm.diagnostics.convergence import convergence
 from vilvm.diagnostics.correction import correction
@@ -31,10 +34,12 @@ from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.gaps import gaps
 from vilvm.diagnostics.loo import loo
 from vilvm.diagnostics.predictive import predictive_check
-from vilvm.diagnostics.psis import pareto_k
+from vilvm.diagnostics.psis import pareto_k, psis
+from vilvm.diagnostics.rates import rates
 from vilvm.evaluation import Schedule
 from vilvm.evaluation.bounds import in_parts
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, fixed_beside
+from vilvm.memory import bytes_made
 from vilvm.progress import ProgressBar
 from vilvm.weights import Layout, layout, sample
 
@@ -48,6 +53,10 @@ _WORDS = {
 }
 _PRIORS = "priors of latents that the data share are the user's own; see predictive_check(kind='prior')."
 _REPLICATED = "Posterior predictive check"
+_RUNS, _FEW = (
+    500,
+    50,
+)  # runs of the pair that a diagnosis makes at least, and the data that are looked at where they would outlast the budget
 _DOUBTS = {
     _REPLICATED: "The model does not make data like these.",
     "Prior predictive check": "The model does not make data like these.",
@@ -67,6 +76,7 @@ class Diagnosis:
         index: which of the data were looked at, shape (num_data,); the findings name data by it.
         seconds: taken.
         unfinished: of those skipped, diagnostics of the posterior that apply, and failed or had no time left.
+        cut: what a diagnostic cut short for want of time, by its name.
     """
 
     findings: tuple[Finding, ...]
@@ -75,6 +85,7 @@ class Diagnosis:
     index: Tensor = field(repr=False)
     seconds: float
     unfinished: tuple[str, ...] = ()
+    cut: dict[str, str] = field(default_factory=dict)
 
     @property
     def num_data(self) -> int:
@@ -109,6 +120,7 @@ class Diagnosis:
 
     def __str__(self) -> str:
         lines = [self.verdict, *(str(finding) for finding in self.findings)]
+        lines += [f"[cut short] {name}: {what}; with more time (budget=...) it would be all." for name, what in self.cut.items()]
         return "\n".join([*lines, *(f"[not run] {name}: {why}" for name, why in self.skipped.items())])
 
 
@@ -118,17 +130,19 @@ class _Check:
 
     Arguments:
         name: of the diagnostic.
-        run: called with the false-alarm rate that is its share.
+        run: called with the false-alarm rate that is its share, and with the seconds that it may take.
         why_not: why it is not for this pair; empty if it is.
         tested: whether it makes a test, and so needs a share.
         about: as of a ``Finding``.
+        part: its share of the time, beside those of the others.
     """
 
     name: str
-    run: Callable[[float], Any]
+    run: Callable[[float, float], Any]
     why_not: str = ""
     tested: bool = True
     about: Literal["posterior", "model"] = "posterior"
+    part: float = 1.0
 
 
 def diagnose(
@@ -149,7 +163,8 @@ def diagnose(
         lvm: the trained model and guide.
         data: those whose posterior is to be trusted: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row.
         history: ``Fit`` or ``History`` of the training, by which its convergence is judged.
-        budget: seconds after which no diagnostic is begun; one that is running is let finish.
+        budget: seconds, shared out among the diagnostics; each looks at less where its share is short, and is stopped at twice its share. All of it
+            takes less than twice as long, save where a single run of the pair does not.
         num_data: data that are looked at, drawn from `seed` if there are more and each has latents of its own; all of them where the guide has
             parameters for each datum, so that it cannot do without the others.
         false_alarm: how often a right model, its posterior as guide, is given a warning by any of the tests; each has an equal share.
@@ -175,35 +190,59 @@ def diagnose(
         raise ValueError(f"diagnose: budget must be a positive number of seconds; got {budget!r}.")
     if not 0 < false_alarm < 1:
         raise ValueError(f"diagnose: false_alarm must be between 0 and 1; got {false_alarm!r}.")
+    _import_all()
     began = time.monotonic()
-    fixed = fixed_beside(lvm, data, seed)
+    fixed, cut = fixed_beside(lvm, data, seed), {}
     with seeded(seed, fixed.device):
         plan = in_parts(lvm, fixed)[1]
+        if (time.monotonic() - began) * _RUNS > budget and num_data > _FEW:
+            num_data = _FEW
+            cut = {"Data": f"{num_data} of {len(fixed)}"} if len(fixed) > num_data else {}
         index = _looked_at(lvm, fixed, plan, num_data, seed)
         looked = fixed.loaded() if len(index) == len(fixed) else fixed.subset(index)
         checks = list(_checks(lvm, looked, plan, history, schedule, seed))
     share = false_alarm / sum(check.tested and not check.why_not for check in checks)
-    results, findings, skipped, unfinished = {}, [], {}, []
+    results, skipped, unfinished = {}, {}, []
     with ProgressBar("diagnosing", len(checks), show=progress) as bar:
-        for check in checks:
+        for i, check in enumerate(checks):
             bar.advance(0, check.name)
-            late = time.monotonic() - began > budget
-            told = check.why_not or (f"the budget of {budget:g} s was spent; give it more (budget=...)." if late else "")
-            applies = not check.why_not
-            if not told:
-                try:
-                    found = _named(check.run(share), None if looked is fixed else index)
-                    findings.append(found.finding)
-                    results[check.name] = found
-                except Exception as error:  # one that fails must not take the others with it, nor pass for one that found nothing
-                    applies = not isinstance(error, NotApplicable)
-                    told = str(error) if isinstance(error, ContractError | ValueError) else f"{type(error).__name__}: {error}"
+            left = began + budget - time.monotonic()
+            told, applies = check.why_not, not check.why_not
+            if not told and left <= 0:
+                told = f"the budget of {budget:g} s was spent; give it more (budget=...)."
+            elif not told:
+                rest = sum(c.part for c in checks[i:] if not c.why_not)
+                seconds = left * check.part / rest
+                found, told, applies = _run(check, share, seconds, min(2 * seconds, left + 0.5 * budget))
+                if not told:
+                    results[check.name] = _named(found, None if looked is fixed else index)
             if told:
                 skipped[check.name] = told
                 unfinished += [check.name] * (applies and check.about == "posterior")
             bar.advance()
-    findings.sort(key=lambda f: -f.gravity)
-    return Diagnosis(tuple(findings), results, skipped, index, time.monotonic() - began, tuple(unfinished))
+    findings = sorted((result.finding for result in results.values()), key=lambda f: -f.gravity)
+    cut |= {name: what for name, result in results.items() if (what := getattr(result, "cut", ""))}
+    return Diagnosis(tuple(findings), results, skipped, index, time.monotonic() - began, tuple(unfinished), cut)
+
+
+def _import_all() -> None:
+    """Makes torch and ArviZ import what they do on first use, which takes them seconds that are no diagnostic's."""
+    psis(torch.linspace(0, 1, 100))
+    bytes_made(lambda: torch.zeros(1))
+
+
+def _run(check: _Check, share: float, seconds: float, most: float) -> tuple[Any, str, bool]:
+    """What a check found, or why it found nothing; and whether it applies. After `most` seconds it is stopped."""
+    try:
+        with Stop(most):
+            found = check.run(share, seconds)
+        assert found.finding is not None  # one that cannot be put into words is none
+        return found, "", True
+    except OutOfTimeError:
+        return None, f"it was stopped after {most:.3g} s, twice its share of the budget; give it more (budget=...).", True
+    except Exception as error:  # one that fails must not take the others with it, nor pass for one that found nothing
+        told = str(error) if isinstance(error, ContractError | ValueError) else f"{type(error).__name__}: {error}"
+        return None, told, not isinstance(error, NotApplicable)
 
 
 def _looked_at(lvm: LatentVariableModel, data: Data, plan: Layout, count: int, seed: int) -> Tensor:
@@ -230,7 +269,10 @@ def _like(lvm: LatentVariableModel, data: Data, plan: Layout) -> Any:
         return data.x
     try:
         layout(lvm, sample(lvm, 2)[plan.observed[0]], plate=plan.data_plate)
-    except ContractError:  # it reads more of its batch than the length, or knows one size only
+    except (
+        ContractError,
+        NotImplementedError,
+    ):  # it reads more than the length of its batch, knows one size only, or cannot be drawn from
         return data.x
     return None
 
@@ -239,26 +281,44 @@ def _checks(lvm: Any, data: Data, plan: Layout, history: Any, schedule: Schedule
     shared = "" if plan.local else "its data share a latent."
     own = "each datum has latents of its own." if plan.local else ""
     like = _like(lvm, data, plan)
+    many = 1000 if plan.local else 50_000
     yield _Check(
-        "Pareto k̂", lambda share: pareto_k(lvm, data, seed=seed, num_samples=1000 if plan.local else 50_000, false_alarm=share)
+        "Pareto k̂",
+        lambda share, s: pareto_k(lvm, data, seed=seed, num_samples=many, false_alarm=share, budget=s),
+        part=2.0,
     )
-    yield _Check("Means and standard deviations", lambda share: correction(lvm, data, false_alarm=share, seed=seed + 1))
-    yield _Check("Posterior collapse", lambda _: collapse(lvm, data, seed=seed), shared, tested=False, about="model")
+    yield _Check("Rate", lambda share, s: rates(lvm, data, history=history, false_alarm=share, budget=s, seed=seed + 2))
+    yield _Check(
+        "Means and standard deviations",
+        lambda share, s: correction(lvm, data, false_alarm=share, budget=s, seed=seed + 1),
+        part=2.0,
+    )
+    yield _Check("Posterior collapse", lambda _, s: collapse(lvm, data, seed=seed), shared, tested=False, about="model")
     for name, calibrate in (("Calibration (SBC)", sbc), ("Calibration (TARP)", tarp)):
-        yield _Check(name, lambda share, calibrate=calibrate: calibrate(lvm, like=like, false_alarm=share, seed=seed), shared)
+        yield _Check(
+            name,
+            lambda share, s, calibrate=calibrate: calibrate(lvm, like=like, false_alarm=share, seed=seed, budget=s),
+            shared,
+            part=2.0,
+        )
     for kind in ("posterior", "prior"):
         yield _Check(
             f"{kind.capitalize()} predictive check",
-            lambda share, kind=kind: predictive_check(
-                lvm, data, num_draws=max(200, round(2 / share)), kind=kind, false_alarm=share, seed=seed
+            lambda share, s, kind=kind: predictive_check(
+                lvm, data, num_draws=max(200, round(2 / share)), kind=kind, false_alarm=share, seed=seed, budget=s
             ),
             "" if kind == "posterior" or plan.local else _PRIORS,
             about="model",
         )
-    yield _Check("Leave-one-out prediction", lambda _: loo(lvm, data, seed=seed), own, tested=False, about="model")
-    yield _Check("Inference gap", lambda share: gaps(lvm, data, schedule=schedule, false_alarm=share, seed=seed))
+    yield _Check("Leave-one-out prediction", lambda _, s: loo(lvm, data, seed=seed, budget=s), own, tested=False, about="model")
+    yield _Check(
+        "Inference gap",
+        lambda share, s: gaps(lvm, data, schedule=schedule, false_alarm=share, seed=seed, budget=s),
+        part=6.0,
+    )
     yield _Check(
         "Convergence",
-        lambda share: convergence(history, false_alarm=share / 2),  # one for a rise, one for a fall
+        lambda share, _: convergence(history, false_alarm=share / 2),  # one for a rise, one for a fall
         "no history of the training was given (history=...)." if history is None else "",
+        part=0.1,
     )

@@ -33,14 +33,18 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from vilvm.data import Data, seeded, tensors_of
+from vilvm.diagnostics.clock import Clock, affordable_draws, seconds_of
 from vilvm.diagnostics.finding import Finding, Gravity
+from vilvm.diagnostics.labels import discrete_latents
 from vilvm.diagnostics.psis import check_weighable
 from vilvm.evaluation import Estimate, Schedule, ais, evaluate
 from vilvm.evaluation.bounds import exact_log_evidence, in_parts
+from vilvm.evaluation.hmc import start
 from vilvm.guides import fit_local_guide
-from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, fixed_beside
+from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, layout, log_weights
 from vilvm.weights.contract import check_number
+from vilvm.weights.joint import Joint
 
 __all__ = ["Bound", "Gaps", "gaps"]
 
@@ -48,6 +52,10 @@ _SMALL, _LARGE = 0.1, 1.0  # nats
 _BATCH = 250
 _FEW, _FEW_ERROR = 5.0, 2.3  # effective draws, below which the error of a log-mean-exp is unknown, and what it is told as
 _FROM_PRIOR = 100  # data of which chains start at the prior too
+_PILOT = 100  # draws of the timed evaluation, and the fewest of an ELBO
+_LEAST_STEPS, _LEAST_TEMPERATURES = 50, 20  # below which a fit, or annealing, is not worth its time
+_PASS = 8_000  # chains in a pass of annealing
+_COMPILES = 60.0  # seconds that must be left for compiling to pay
 _CHAINS, _ROWS = 512, 100_000  # at most, for one weight of all data, of which there is no mean over data; and rows of data in all
 GUIDE, PRIOR, IWAE, ELBO, EXACT = "ais from the guide", "ais from the prior", "iwae", "elbo", "exact"
 _WORDS = {
@@ -84,6 +92,7 @@ class Gaps:
         index: which data these are, shape (num_data,).
         has_amortisation: whether the guide serves data by an encoder; else the second gap is one of training.
         false_alarm: how often an exact guide may be given a warning by what is judged datum by datum, Bonferroni over the data.
+        cut: what was cut short for want of time.
     """
 
     bounds: dict[str, Bound]
@@ -92,6 +101,7 @@ class Gaps:
     index: Tensor
     has_amortisation: bool = True
     false_alarm: float = 0.01
+    cut: str = ""
 
     @property
     def evidence(self) -> Estimate:
@@ -273,6 +283,7 @@ def gaps(
     schedule: Schedule | None = None,
     batch_size: int = _BATCH,
     false_alarm: float = 0.01,
+    budget: float | None = None,
     seed: int = 0,
 ) -> Gaps:
     """The gap between log p(x) and the ELBO, and how much of it is due to the guide's family and how much to amortisation.
@@ -287,6 +298,7 @@ def gaps(
         schedule: of annealed importance sampling, from either base; by default ``Schedule()``, of up to 512 chains if the data share a latent.
         batch_size: data that are optimised in parallel.
         false_alarm: how often an exact guide may be given a warning by what is judged datum by datum.
+        budget: seconds; samples, steps, temperatures and chains are chosen from a timed pilot, or chains are left out; see `cut`.
         seed: of the draws, and of the data's transform.
 
     Returns:
@@ -294,7 +306,8 @@ def gaps(
 
     Raises:
         ValueError: an option is out of range.
-        ContractError: the guide is degenerate, a prior is flat, or the guide's parameters cannot be optimised (a discrete latent in it).
+        NotApplicable: a ContractError: the guide draws a discrete latent, through which no gradient goes to its best parameters.
+        ContractError: the guide is degenerate, a prior is flat, or the guide's parameters cannot be optimised.
 
     Example:
         >>> import torch
@@ -315,23 +328,111 @@ def gaps(
         raise ContractError(
             f"gaps: {type(lvm).__name__} is no torch.nn.Module, which is needed to copy it; wrap it as vilvm.Pair(model, guide)."
         )
-    fixed = fixed_beside(lvm, data, seed)
+    clock, fixed = Clock(budget), fixed_beside(lvm, data, seed)
     with seeded(seed, fixed.device):
         parts, plan = in_parts(lvm, fixed, batch_size)
         check_weighable("gaps", lvm, plan)
-        amortised, weighed = _evaluated(lvm, fixed, num_samples, seed)
-        found = [_evaluated(fit_local_guide(lvm, p.x, steps=steps, seed=seed)[0], p, num_samples, seed)[0] for p in parts]
-        values, errors = (torch.cat(part) for part in zip(*found, strict=True))
-        best = Estimate(values, errors)
-        encoded = _is_amortised(lvm, parts[0], plan, seed)
+        _check_continuous(lvm, parts[0], plan)
         many = max(Schedule.num_chains, min(_CHAINS, _ROWS // max(plan.num_data, 1)))
-        schedule = schedule or Schedule(num_chains=Schedule.num_chains if plan.local else many)
-        bounds = _bounds(lvm, fixed, evidence, num_samples, schedule, _FROM_PRIOR if encoded else len(fixed), seed)
+        whole = schedule or Schedule(num_chains=Schedule.num_chains if plan.local else many)
+        encoded = _is_amortised(lvm, parts[0], plan, seed)
+        chosen = _Sizes(num_samples, steps, whole)
+        if clock.limited:
+            chosen = _affordable(lvm, fixed, parts, chosen, clock, seed)
+        amortised, weighed = _evaluated(lvm, fixed, chosen.num_samples, seed)
+        best = _best(lvm, parts, chosen, seed) if chosen.steps else amortised
+        most, compiled = _FROM_PRIOR if encoded else len(fixed), "auto" if clock.left > _COMPILES else False
+        bounds = _bounds(lvm, fixed, evidence, chosen, most, seed, compiled, weighed)
         if evidence != "ais":
             bounds.setdefault(IWAE, weighed)
         if EXACT not in bounds:
-            bounds[ELBO] = Bound(best, torch.full_like(values, torch.inf))
-        return Gaps(bounds, best, amortised, torch.arange(len(best.values)), encoded, false_alarm)
+            bounds[ELBO] = Bound(best, torch.full_like(best.values, torch.inf))
+        cut = chosen.shorter_than(_Sizes(num_samples, steps, whole))
+        return Gaps(bounds, best, amortised, torch.arange(len(best.values)), encoded, false_alarm, cut)
+
+
+class _Sizes(NamedTuple):
+    """How much is looked at: draws of an ELBO, steps of a fit (0 for none), and how chains are annealed (None for not at all)."""
+
+    num_samples: int
+    steps: int
+    schedule: Schedule | None
+
+    def shorter_than(self, whole: "_Sizes") -> str:
+        """What of the whole is left out, in words."""
+        cuts = [f"{self.num_samples} of {whole.num_samples} draws"] if self.num_samples < whole.num_samples else []
+        if self.steps < whole.steps:
+            cuts.append(f"{self.steps} of {whole.steps} steps of the best guide's fit" if self.steps else "the best guide's fit")
+        if self.schedule is None:
+            cuts.append("annealing")
+        elif whole.schedule is not None and self.schedule != whole.schedule:
+            made, meant = self.schedule, whole.schedule
+            cuts.append(
+                f"annealing by {made.num_chains} of {meant.num_chains} chains, {made.num_temperatures} of {meant.num_temperatures} temperatures and "
+                f"{made.leapfrog} of {meant.leapfrog} leapfrog steps"
+            )
+        return ", ".join(cuts)
+
+
+def _affordable(lvm: Any, data: Data, parts: Any, wanted: _Sizes, clock: Clock, seed: int) -> _Sizes:
+    """Sizes that take nine tenths of the time, by a timed evaluation and a timed gradient: of draws, of steps, and of chains a third each."""
+    num_samples = affordable_draws(lambda n: _evaluated(lvm, data, n, seed), _PILOT, wanted.num_samples, clock.left * 0.15)
+    assert wanted.schedule is not None
+    joint = Joint(lvm, parts[0].x, "guide")
+    few = joint.draw(4)
+    start(joint, few)
+    gradient = min(seconds_of(lambda: start(joint, few)) for _ in range(2))
+    steps = int(min(wanted.steps, clock.affords(2 * gradient, 0.3) / len(parts)))
+    steps = steps if steps >= _LEAST_STEPS else 0
+    return _Sizes(num_samples, steps, _affordable_schedule(lvm, data, wanted.schedule, clock.left / 3, gradient))
+
+
+def _affordable_schedule(lvm: Any, data: Data, whole: Schedule, seconds: float, gradient: float) -> Schedule | None:
+    """The longest annealing, of half as many chains and temperatures at a time, that goes both bases within so many seconds, or None."""
+    made = whole
+    while True:
+        again = min(gradient, seconds)
+        if again * _gradients(made) <= seconds:
+            again = _gradient_of_all(lvm, data, made.num_chains)
+            if again * _gradients(made) <= seconds:
+                return made
+        if made.num_temperatures <= _LEAST_TEMPERATURES and made.leapfrog <= 2:
+            return None
+        made = replace(
+            made,
+            num_chains=max(16, made.num_chains // 2) if made.num_chains > 16 else made.num_chains,
+            num_temperatures=max(_LEAST_TEMPERATURES, made.num_temperatures // 2),
+            leapfrog=max(2, made.leapfrog - 1),
+        )
+
+
+def _gradient_of_all(lvm: Any, data: Data, num_chains: int) -> float:
+    """Seconds of a gradient of so many chains for all data, by that of as many data as go in a pass."""
+    few = max(1, _PASS // num_chains)
+    joint = Joint(lvm, data.subset(slice(0, few)).x if data.divisible and few < len(data) else data.x, "guide")
+    u = joint.draw(num_chains)
+    passes = math.ceil(len(data) * num_chains / _PASS) if joint.plan.local else 1
+    return seconds_of(lambda: start(joint, u)) * passes
+
+
+def _gradients(schedule: Schedule) -> int:
+    """Gradients of a part, from both bases: those of the pilot, which makes 180 transitions or as many as there are temperatures, and of the chains."""
+    return 2 * schedule.leapfrog * (max(180, schedule.num_temperatures + 30) + schedule.num_temperatures)
+
+
+def _best(lvm: Any, parts: Any, sizes: _Sizes, seed: int) -> Estimate:
+    """The ELBO of the best guide of the family for each datum."""
+    found = [_evaluated(fit_local_guide(lvm, p.x, steps=sizes.steps, seed=seed)[0], p, sizes.num_samples, seed)[0] for p in parts]
+    values, errors = (torch.cat(part) for part in zip(*found, strict=True))
+    return Estimate(values, errors)
+
+
+def _check_continuous(lvm: Any, data: Data, plan: Layout) -> None:
+    for name in discrete_latents(lvm, data.x, plan):
+        raise NotApplicable(
+            f"gaps: the guide of {type(lvm).__name__} draws the discrete latent {name!r}, by which the best guide of its family cannot be found by descent, "
+            "nor chains be annealed; see Pareto k̂ and the probabilities of its values."
+        )
 
 
 def _is_amortised(lvm: Any, data: Data, plan: Layout, seed: int) -> bool:
@@ -362,16 +463,27 @@ def _evaluated(lvm: Any, data: Data, num_samples: int, seed: int) -> tuple[Estim
 
 
 def _bounds(
-    lvm: LatentVariableModel, data: Data, wanted: str | None, num_samples: int, schedule: Schedule, most: int, seed: int
+    lvm: LatentVariableModel,
+    data: Data,
+    wanted: str | None,
+    sizes: _Sizes,
+    most: int,
+    seed: int,
+    compiled: Any,
+    weighed: Bound,
 ) -> dict[str, Bound]:
     if wanted == "exact" or (wanted is None and exact_log_evidence(lvm) is not None):
         exact = evaluate(lvm, data, bounds="exact", num_samples=2, seed=seed, progress=False).bounds["exact"]
         return {EXACT: Bound(exact, torch.full_like(exact.values, torch.inf))}
-    found = {} if wanted == "iwae" else _annealed(lvm, data, schedule, most, seed, needed=wanted == "ais")
-    return found or {IWAE: _evaluated(lvm, data, 10 * num_samples, seed)[1]}
+    if sizes.schedule is None:
+        return {IWAE: weighed}
+    found = {} if wanted == "iwae" else _annealed(lvm, data, sizes.schedule, most, seed, wanted == "ais", compiled)
+    return found or {IWAE: _evaluated(lvm, data, 10 * sizes.num_samples, seed)[1]}
 
 
-def _annealed(lvm: LatentVariableModel, data: Data, schedule: Schedule, most: int, seed: int, needed: bool) -> dict[str, Bound]:
+def _annealed(
+    lvm: LatentVariableModel, data: Data, schedule: Schedule, most: int, seed: int, needed: bool, compiled: Any
+) -> dict[str, Bound]:
     """AIS from the guide, and from the prior for `most` of the data, evenly among them; what cannot be run is left out."""
     found = {}
     for base, name in (("guide", GUIDE), ("prior", PRIOR)):
@@ -379,7 +491,7 @@ def _annealed(lvm: LatentVariableModel, data: Data, schedule: Schedule, most: in
         picked = torch.linspace(0, len(data) - 1, most).long() if few else None
         part = data if picked is None else data.subset(picked)
         try:
-            run = ais(lvm, part, replace(schedule, base=base), seed=seed, progress=False)
+            run = ais(lvm, part, replace(schedule, base=base), compile=compiled, seed=seed, progress=False)
         except ContractError:
             if needed and base == "guide":
                 raise

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from vilvm.data import seeded
+from vilvm.diagnostics.clock import Clock, affordable_draws
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.psis import JOINT_ROWS, check_weighable, good_k, psis
 from vilvm.lvm import ContractError, LatentVariableModel, device_of, evaluation_mode, fixed_beside
@@ -46,6 +47,7 @@ class LOO:
         k: Pareto k̂ of each datum's weights, shape (num_data,).
         joint_k: Pareto k̂ of the guide's own weights, no datum left out.
         num_samples: S.
+        cut: what was cut short for want of time.
     """
 
     elpd: float
@@ -55,6 +57,7 @@ class LOO:
     k: Tensor
     joint_k: float
     num_samples: int
+    cut: str = ""
 
     @property
     def threshold(self) -> float:
@@ -85,13 +88,14 @@ class LOO:
 
 
 @torch.no_grad()
-def loo(lvm: LatentVariableModel, data: Any, *, num_samples: int = 10_000, seed: int = 0) -> LOO:
+def loo(lvm: LatentVariableModel, data: Any, *, num_samples: int = 10_000, budget: float | None = None, seed: int = 0) -> LOO:
     """PSIS leave-one-out prediction of a model whose data share latents, smoothed by ArviZ.
 
     Arguments:
         lvm: the model and guide, its data in a plate.
         data: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row.
         num_samples: draws of the guide, at least 100.
+        budget: seconds after which it makes do with fewer draws; see `cut`.
         seed: of the draws, and of the data's transform.
 
     Raises:
@@ -106,12 +110,20 @@ def loo(lvm: LatentVariableModel, data: Any, *, num_samples: int = 10_000, seed:
         torch.Size([8])
     """
     check_number("loo: num_samples", num_samples, 100)
+    clock, wanted = Clock(budget), num_samples
     fixed = fixed_beside(lvm, data, seed)
     device = device_of(lvm, fixed.device)
     with seeded(seed, device), evaluation_mode(lvm):
         plan = layout(lvm, fixed.x)
         _check(lvm, plan)
         _check_sites(lvm, plan, next(weight_chunks(lvm, fixed.x, 1, 1, plan=plan)))
+        if clock.limited:
+
+            def drawn(size: int) -> None:
+                for _ in weight_chunks(lvm, fixed.x, size, size, plan=plan):
+                    pass
+
+            num_samples = affordable_draws(drawn, 100, wanted, clock.left / 2)
         width, chunk = max(1, _KEPT // num_samples), max(1, JOINT_ROWS // max(plan.num_data, 1))
         found, sums, whole = [], None, None
         for start in range(0, plan.num_data, width):
@@ -133,6 +145,7 @@ def loo(lvm: LatentVariableModel, data: Any, *, num_samples: int = 10_000, seed:
         k=k,
         joint_k=whole.k.item(),
         num_samples=num_samples,
+        cut=f"{num_samples} of {wanted} draws" if num_samples < wanted else "",
     )
 
 

@@ -6,6 +6,8 @@ Of draws z₁ … z_S of a component, their weights w₁ … w_S that sum to one
     ((zₛ − z̄)² / sd² − 1) / (2 S) − wₛ ((zₛ − m̂)² / ŝ² − 1) / 2    to log (sd / ŝ),
 
 so that the root of the sum of their squares is a standard error: both sides are of the same draws, so where all weights are equal it is zero.
+A label is measured by probabilities (see ``labels``), whose shift m̂ − z̄ is in their own unit, and whose ratio is one. What a mask of the model hides of a
+latent has no posterior, and stands as a constant.
 
 Reference: Pareto Smoothed Importance Sampling, Vehtari, Simpson, Gelman, Yao and Gabry, 2024.
 """
@@ -17,13 +19,15 @@ import torch
 from torch import Tensor
 
 from vilvm.data import seeded, tensors_of
+from vilvm.diagnostics.labels import discrete_latents, indicators, label_names
 from vilvm.diagnostics.psis import JOINT_ROWS, good_k, psis
-from vilvm.diagnostics.simulated import components, names_of
+from vilvm.diagnostics.simulated import components
 from vilvm.diagnostics.tail import tail_shape
 from vilvm.evaluation.bounds import samples_in_a_pass
 from vilvm.lvm import LatentVariableModel
 from vilvm.weights import Layout, weight_chunks
 from vilvm.weights.replayed import replay
+from vilvm.weights.simulated import visible_latents
 
 __all__ = ["KEPT", "DrawnMoments", "Moments"]
 
@@ -37,7 +41,7 @@ class Moments(NamedTuple):
     Arguments:
         mean, sd: of the draws; NaN where one is not finite, sd zero where none differs from another.
         corrected_mean, corrected_sd: m̂ and ŝ.
-        shift_se, ratio_se: standard errors of (m̂ − mean) / ŝ and of sd / ŝ.
+        shift_se, ratio_se: standard errors of (m̂ − mean) / ŝ, of m̂ − mean for a probability, and of sd / ŝ.
         k: the larger k̂ of w and w (z − m̂)²; that of w |z − m̂|, which is what the mean is of, lies between.
     """
 
@@ -66,8 +70,10 @@ class DrawnMoments:
         few = next(weight_chunks(lvm, batch, 2, 2, plan=plan))
         self.indices = few.indices if plan.local else None
         self._made = replay(lvm, batch, few.latents, plan=plan) if few.latents else None
+        self._shown = visible_latents(lvm, batch, plan)
+        self._labels = discrete_latents(lvm, batch, plan)
         values, where = self._values(few.latents)
-        self.names = names_of(values, where)
+        self.names, self.probabilities = label_names(values, self._labels, where)
 
     def __call__(self, num_samples: int, keep: Tensor | None = None) -> Moments:
         """The moments of that many new draws, from torch's generator; of the data in `keep` only, if given.
@@ -83,7 +89,8 @@ class DrawnMoments:
                 parts = list(self._draws(num_samples, slice(start, start + width), keep))
             log_w, z = (torch.cat(column) for column in zip(*parts, strict=True))
             smoothed = psis(log_w) if smoothed is None else smoothed
-            found.append(_moments(log_w, smoothed.log_weights.exp(), smoothed.k, z))
+            probable = self.probabilities[start : start + width]
+            found.append(_moments(log_w, smoothed.log_weights.exp(), smoothed.k, z, probable))
         return Moments(*(torch.cat(column, 1) for column in zip(*found, strict=True)))
 
     def _draws(self, num_samples: int, columns: slice, keep: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -95,7 +102,7 @@ class DrawnMoments:
         for weights in weight_chunks(self.lvm, self.batch, num_samples, chunk, plan=self.plan):
             log_w = weights.log_weight if local else weights.log_weight[:, None]
             values, where = self._values(weights.latents)
-            z = components(values, where)[..., columns] if values else log_w.new_zeros(*log_w.shape, 0)
+            z = components(indicators(values, self._labels), where)[..., columns] if values else log_w.new_zeros(*log_w.shape, 0)
             single = all(v.dtype != torch.float64 for v in values.values())
             picked = slice(None) if keep is None else keep.to(z.device)
             z = z[:, picked].to(torch.float32 if single else torch.float64, copy=True)  # a view would keep all columns
@@ -104,17 +111,21 @@ class DrawnMoments:
     def _values(self, latents: dict[str, Tensor]) -> tuple[dict[str, Tensor], Layout]:
         """The latents and what ``pyro.deterministic`` makes of them, which is often what a reader wants to know; and where their data stand."""
         if self._made is None or not self._made.deterministics:
-            return dict(latents), self.as_one
+            return self._of_posterior(latents), self.as_one
         made = self._made
         if next(iter(latents.values())).shape[0] != 2:
             made = replay(self.lvm, self.batch, latents, plan=self.plan)
-        values = {**latents, **made.deterministics}
+        values = {**self._of_posterior(latents), **made.deterministics}
         if not self.plan.local:
             return values, self.as_one
         return {n: v for n, v in values.items() if n in made.data_axes}, self.plan._replace(data_axes=made.data_axes)
 
+    def _of_posterior(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The latents, what a mask hides of them put at zero."""
+        return {n: torch.where(self._shown[n], v, 0) if n in self._shown else v for n, v in latents.items()}
 
-def _moments(log_w: Tensor, w: Tensor, k: Tensor, z: Tensor) -> Moments:
+
+def _moments(log_w: Tensor, w: Tensor, k: Tensor, z: Tensor, probable: Tensor) -> Moments:
     """Of raw log-weights (S, R), smoothed weights (S, R), their k̂ (R,) and components (S, R, K), some of them at a time."""
     num_samples, data, width = z.shape
     raw = (log_w.double() - log_w.double().logsumexp(0)).exp().nan_to_num()
@@ -122,14 +133,17 @@ def _moments(log_w: Tensor, w: Tensor, k: Tensor, z: Tensor) -> Moments:
     rows = max(1, _WORKED // (num_samples * columns))
     blocks = []
     for i in (slice(a, a + rows) for a in range(0, data, rows)):
-        across = [_of_block(raw[:, i, None], w[:, i, None], k[i, None], z[:, i, a : a + columns]) for a in range(0, width, columns)]
+        across = [
+            _of_block(raw[:, i, None], w[:, i, None], k[i, None], z[:, i, a : a + columns], probable[a : a + columns])
+            for a in range(0, width, columns)
+        ]
         if not across:
             return Moments(*(z.new_zeros(data, 0, dtype=torch.float64) for _ in Moments._fields))
         blocks.append([torch.cat(column, 1) for column in zip(*across, strict=True)])
     return Moments(*(torch.cat(column) for column in zip(*blocks, strict=True)))
 
 
-def _of_block(raw: Tensor, w: Tensor, k: Tensor, z: Tensor) -> Moments:
+def _of_block(raw: Tensor, w: Tensor, k: Tensor, z: Tensor, probable: Tensor) -> Moments:
     z = z.double()
     finite = z.isfinite().all(0)
     z = torch.where(finite, z, 0.0)
@@ -137,10 +151,12 @@ def _of_block(raw: Tensor, w: Tensor, k: Tensor, z: Tensor) -> Moments:
     constant = sd <= 1e-6 * z.abs().amax(0)  # of which rounding would be judged
     m = (w * z).sum(0)
     s = (w * (z - m).square()).sum(0).sqrt()
-    on_shift = w * (z - m) / s - (z - mean) / s / len(z)
+    unit = torch.where(probable, 1.0, s)
+    on_shift = (w * (z - m) - (z - mean) / len(z)) / unit
     on_ratio = ((z - mean).square() / sd.square() - 1) / 2 / len(z) - w * ((z - m).square() / s.square() - 1) / 2
-    shape = torch.maximum(k, _shape(raw, (z - m).square(), k))
-    found = Moments(mean, sd, m, s, on_shift.square().sum(0).sqrt(), on_ratio.square().sum(0).sqrt() * sd / s, shape)
+    shape = torch.where(probable, k, torch.maximum(k, _shape(raw, (z - m).square(), k)))  # an indicator has no tail of its own
+    ratio_se = torch.where(probable, 0.0, on_ratio.square().sum(0).sqrt() * sd / s)
+    found = Moments(mean, sd, m, s, on_shift.square().sum(0).sqrt(), ratio_se, shape)
     still = Moments(*(torch.where(constant, value, x) for value, x in zip((mean, 0.0, mean, 0.0, 0.0, 0.0, k), found, strict=True)))
     return Moments(*(torch.where(finite, x, torch.nan) for x in still))
 

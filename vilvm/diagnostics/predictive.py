@@ -30,11 +30,13 @@ import torch
 from torch import Tensor
 
 from vilvm.data import Data, seeded
+from vilvm.diagnostics.clock import Clock
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.evaluation.bounds import in_parts
-from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode, fixed_beside
+from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, check_contract, device_of, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, observed, posterior, replicate, sample
 from vilvm.weights.contract import check_number
+from vilvm.weights.simulated import undrawable
 
 __all__ = ["PredictiveCheck", "default_statistics", "predictive_check"]
 
@@ -64,12 +66,14 @@ class PredictiveCheck:
         replicated: T(x_rep), shape (num_draws, ...).
         kind: "posterior" or "prior".
         false_alarm: how often a right model may be given a warning, all statistics together.
+        cut: what was cut short for want of time; of fewer than 1 / false_alarm replicates no statistic stands out.
     """
 
     observed: dict[str, Tensor]
     replicated: dict[str, Tensor]
     kind: str
     false_alarm: float = 0.01
+    cut: str = ""
 
     @property
     def num_draws(self) -> int:
@@ -151,6 +155,7 @@ def predictive_check(
     *,
     false_alarm: float = 0.01,
     batch_size: int | None = None,
+    budget: float | None = None,
 ) -> PredictiveCheck:
     """Holds statistics of the data against those of data that the model replicates.
 
@@ -164,12 +169,14 @@ def predictive_check(
         kind: "posterior" draws latents from the guide, given these data; "prior" from the prior.
         false_alarm: how often a right model may be given a warning, all statistics together; with "posterior", about or below.
         batch_size: data a pass, 10,000 by default; a model whose data share a latent is given all of them at once.
+        budget: seconds after which no more data sets are replicated; see `cut`.
 
     Returns:
         PredictiveCheck, with a finding.
 
     Raises:
         ValueError: an unknown kind, too few draws, or a statistic that is not finite or not of one shape.
+        NotApplicable: a ContractError: the model observes nothing but factors, or a likelihood cannot be drawn from.
         ContractError: a site is scored in part only, a plate subsamples its data, the prior is flat (with "prior"), or the pair breaks
             the contract.
 
@@ -191,10 +198,10 @@ def predictive_check(
         raise ValueError(f"predictive_check: false_alarm must be between 0 and 1; got {false_alarm!r}.")
     check_number("predictive_check: num_draws", num_draws, math.ceil(1 / false_alarm))
     check_number("predictive_check: batch_size", _ROWS if batch_size is None else batch_size)
-    fixed = fixed_beside(lvm, data, seed)
+    clock, fixed = Clock(budget), fixed_beside(lvm, data, seed)
     with seeded(seed, device_of(lvm, fixed.device)), evaluation_mode(lvm):
         parts, plan = in_parts(lvm, fixed, batch_size or _ROWS)
-        _check_replicable(lvm, plan)
+        _check_replicable(lvm, plan, parts[0].x)
         if plan.data_dim != -plan.nesting:
             parts = [
                 fixed.loaded()
@@ -202,16 +209,30 @@ def predictive_check(
         seen = _joined([observed(lvm, part.x) for part in parts], 0)
         chosen = {site: statistics or default_statistics(x) for site, x in seen.items()}
         told = _measure(chosen, seen)
-        draws = [_measure(chosen, x) for x in _replicates(lvm, parts, num_draws, kind if plan.latents else "prior", seen)]
+        draws = []
+        for x in _replicates(lvm, parts, num_draws, kind if plan.latents else "prior", seen):
+            draws.append(_measure(chosen, x))
+            if clock.over:
+                break
     replicated = {}
     for name, value in told.items():
         if any(d[name].shape != value.shape for d in draws):
             raise ValueError(f"predictive_check: statistic {name!r} has not one and the same shape for all data sets.")
         replicated[name] = torch.stack([d[name] for d in draws])
-    return PredictiveCheck(told, replicated, kind, false_alarm)
+    cut = f"{len(draws)} of {num_draws} replicates" if len(draws) < num_draws else ""
+    return PredictiveCheck(told, replicated, kind, false_alarm, cut)
 
 
-def _check_replicable(lvm: object, plan: Layout) -> None:
+def _check_replicable(lvm: LatentVariableModel, plan: Layout, batch: Any) -> None:
+    if all(family == "Unit" for family in plan.families.values()):
+        raise NotApplicable(
+            f"predictive_check: {type(lvm).__name__} observes nothing but factors, so there are no data to replicate."
+        )
+    if still := undrawable(lvm, batch):
+        raise NotApplicable(
+            f"predictive_check: the distribution of site {still[0]!r} of {type(lvm).__name__} cannot be drawn from, so its data cannot be replicated: "
+            "give it a method sample."
+        )
     if plan.subsample:
         raise ContractError(
             f"predictive_check: {type(lvm).__name__} subsamples its plate {next(iter(plan.subsample))!r} at random, so that replicates would be of "

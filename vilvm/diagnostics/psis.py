@@ -36,12 +36,13 @@ from torch import Tensor
 
 from vilvm.compiling import Compile, check_compile, worth_compiling
 from vilvm.data import Data, seeded
+from vilvm.diagnostics.clock import Clock, seconds_of
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.tail import tail_error, tail_length
 from vilvm.evaluation.bounds import in_parts, samples_in_a_pass
 from vilvm.evaluation.passes import WORTH_COMPILING, Passes
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode, fixed_beside
-from vilvm.weights import Layout, layout
+from vilvm.weights import Layout, layout, log_weights
 from vilvm.weights.contract import check_number
 
 __all__ = ["Look", "ParetoK", "Smoothed", "check_weighable", "good_k", "pareto_k", "psis"]
@@ -184,8 +185,8 @@ class ParetoK:
         num_samples: draws a datum, S.
         joint: whether the weight is that of all data together.
         false_alarm: how often a guide of which no datum has k > 0.7 may be given a warning.
-        compile: whether passes are compiled, as in ``evaluate``.
         looks: the further looks at data with k̂ > ½, each with draws of its own; what an alarm is raised on.
+        cut: what was cut short for want of time.
     """
 
     k: Tensor
@@ -195,6 +196,7 @@ class ParetoK:
     joint: bool
     false_alarm: float = 0.01
     looks: tuple[Look, ...] = ()
+    cut: str = ""
 
     @property
     def threshold(self) -> float:
@@ -274,6 +276,7 @@ def pareto_k(
     *,
     false_alarm: float = 0.01,
     compile: Compile = "auto",
+    budget: float | None = None,
 ) -> ParetoK:
     """Pareto k̂ and effective sample size of the guide's importance weights, datum by datum.
 
@@ -288,6 +291,7 @@ def pareto_k(
         seed: of samples and transform.
         false_alarm: how often a guide of which no datum has k > 0.7 may be given a warning.
         compile: whether passes are compiled, as in ``evaluate``.
+        budget: seconds after which it makes do with less; see `cut`.
 
     Returns:
         ParetoK, with a finding.
@@ -314,17 +318,31 @@ def pareto_k(
     if not 0 < false_alarm < 1:
         raise ValueError(f"pareto_k: false_alarm must be between 0 and 1; got {false_alarm!r}.")
     check_compile("pareto_k", compile)
+    clock, cuts = Clock(budget), []
     fixed = fixed_beside(lvm, data, seed)
     with seeded(seed, device_of(lvm, fixed.device)), evaluation_mode(lvm):
         parts, plan = in_parts(lvm, fixed, batch_size)
         check_weighable("pareto_k", lvm, plan)
         plans = [plan, *(layout(lvm, part.x, plate=plan.data_plate) for part in parts[1:])]
+        if clock.limited:
+            wanted, num_samples = num_samples, _affordable(lvm, parts, plan, num_samples, clock)
+            cuts += [f"{num_samples} of {wanted} draws"] if num_samples < wanted else []
         a_part = num_samples // _chunk(lvm, parts[0].x, plan)
         passes = Passes(lvm, worth_compiling(compile, len(parts) * a_part, WORTH_COMPILING))
+        began = clock.left
         found = [_fitted(passes, part.x, num_samples, here) for part, here in zip(parts, plans, strict=True)]
+        pace = (began - clock.left) / num_samples / len(parts) if clock.limited else 0.0
         k, ess = (torch.cat(values) for values in zip(*found, strict=True))
-        looks = _further_looks(passes, fixed, parts, plans, k, num_samples)
-    return ParetoK(k, ess, _indices(parts, plans), num_samples, not plan.local, false_alarm, looks)
+        looks, fewer = _further_looks(passes, fixed, parts, plans, k, num_samples, clock, pace)
+        cuts += ["further looks"] if fewer else []
+    return ParetoK(k, ess, _indices(parts, plans), num_samples, not plan.local, false_alarm, looks, ", ".join(cuts))
+
+
+def _affordable(lvm: LatentVariableModel, parts: Sequence[Data], plan: Layout, num_samples: int, clock: Clock) -> int:
+    """Draws that take half of the time, by a timed pass; a hundred at least."""
+    size = min(num_samples, _chunk(lvm, parts[0].x, plan))
+    each = seconds_of(lambda: log_weights(lvm, parts[0].x, size, plan=plan))
+    return int(min(num_samples, max(100, clock.affords(each, 0.5) / len(parts) * size)))
 
 
 def _indices(parts: Sequence[Data], plans: Sequence[Layout]) -> Tensor:
@@ -340,20 +358,35 @@ def _indices(parts: Sequence[Data], plans: Sequence[Layout]) -> Tensor:
 
 
 def _further_looks(
-    passes: Passes, data: Data, parts: Sequence[Data], plans: Sequence[Layout], k: Tensor, num_samples: int
-) -> tuple[Look, ...]:
-    """Looks at the worst of the data with k̂ > ½, and at those of them that remain so, if they are half as many or fewer."""
+    passes: Passes,
+    data: Data,
+    parts: Sequence[Data],
+    plans: Sequence[Layout],
+    k: Tensor,
+    num_samples: int,
+    clock: Clock,
+    pace: float,
+) -> tuple[tuple[Look, ...], bool]:
+    """Looks at the worst of the data with k̂ > ½, and at those of them that remain so, if they are half as many or fewer.
+
+    A draw of a part takes `pace` seconds. Second, whether a look, or a repeat of one, was left out for want of time.
+    """
+    fewer = False
     size = max(num_samples, _REPEAT)
     place = k.argsort(descending=True)[: int((k > _HALF).sum())][: max(1, _DRAWS // size)].sort().values
     looks: list[Look] = []
     while len(place) and len(looks) < _LOOKS and (not looks or 2 * len(place) <= len(looks[-1].k)):
         runs = _runs(passes.lvm, data, parts, plans, place)
-        repeats = max(1, _DRAWS // (size * sum(plan.num_data if plan.local else _JOINT for _, plan, _ in runs)))
+        wanted = max(1, _DRAWS // (size * sum(plan.num_data if plan.local else _JOINT for _, plan, _ in runs)))
+        repeats = int(min(wanted, clock.affords(pace * size * len(runs), 0.5)))
+        fewer |= repeats < wanted
+        if not repeats:
+            break
         found = [_fitted(passes, batch, size, plan, repeats, columns) for batch, plan, columns in runs]
         again, ess = (torch.cat(values) for values in zip(*found, strict=True))
         looks.append(Look(again, ess, place, size, repeats))
         place = place[again > _HALF]
-    return tuple(looks)
+    return tuple(looks), fewer
 
 
 def _runs(

@@ -20,7 +20,7 @@ from torch import Tensor
 from vilvm.data import seeded, tensors_of
 from vilvm.diagnostics.calibration import check_options, judge
 from vilvm.diagnostics.finding import Finding, Gravity
-from vilvm.diagnostics.simulated import components, names_of, truth
+from vilvm.diagnostics.simulated import components, names_of, truth, visible
 from vilvm.diagnostics.uniformity import Coverage, holm, interval_coverage, rank_among, symmetry_p_values, uniformity_p_values
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode
 from vilvm.progress import ProgressBar
@@ -162,9 +162,11 @@ def _one_fit(
                     "give it a guide with a density."
                 )
             draws = posterior(lvm, batch, num_draws)
-            first = truth(Simulation(batch, {n: sites[n] for n in plan.latents}, plan))
-            row = rank_among(first, components(draws, plan))[0].cpu()
-    return row, names_of(draws, plan)
+            made = Simulation(batch, {n: sites[n] for n in plan.latents}, plan)
+            row = rank_among(truth(made), components({n: draws[n] for n in made.latents}, plan))[0].cpu()
+            seen = visible(lvm, made)
+            kept = torch.ones(len(row), dtype=torch.bool) if seen is None else seen[0].cpu()
+    return row[kept], tuple(n for n, k in zip(names_of(made.latents, plan), kept.tolist(), strict=True) if k)
 
 
 @contextmanager

@@ -13,10 +13,10 @@ from torch import Tensor
 from vilvm.data import Data, seeded, tensors_of
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, Pair
 from vilvm.weights import Layout, Simulation, layout, log_weights
-from vilvm.weights.simulated import Rebuild, batches
+from vilvm.weights.simulated import Rebuild, batches, visible_latents
 from vilvm.wrapped import Wrapped
 
-__all__ = ["LIKELIHOOD", "check_amortised", "components", "features", "names_of", "quantities", "truth"]
+__all__ = ["LIKELIHOOD", "check_amortised", "components", "features", "names_of", "quantities", "truth", "visible"]
 
 LIKELIHOOD = "log p(x | z)"
 _DATA = 10  # of a batch with latents that all share, the data whose own latents are looked at
@@ -25,6 +25,15 @@ _DATA = 10  # of a batch with latents that all share, the data whose own latents
 def truth(simulation: Simulation) -> Tensor:
     """The components of the latents that made the data, shape (size, K)."""
     return components(simulation.latents, simulation.plan)[0]
+
+
+def visible(lvm: LatentVariableModel, simulation: Simulation) -> Tensor | None:
+    """Which components have a posterior, shape (size, K), or None if all have: those that no mask of the model hides."""
+    batch, latents, plan = simulation
+    shown = visible_latents(lvm, batch, plan)
+    if not shown:
+        return None
+    return components({n: shown[n][None] if n in shown else torch.ones_like(v) for n, v in latents.items()}, plan)[0] > 0
 
 
 def features(simulation: Simulation) -> Tensor:
@@ -119,8 +128,11 @@ def _own(value: Tensor, axis: int | None, local: bool) -> Tensor:
     return (value if axis is None else value[:, :_DATA]).unsqueeze(1)
 
 
-def quantities(lvm: LatentVariableModel, simulation: Simulation, num_draws: int) -> tuple[Tensor, Tensor, tuple[str, ...]]:
-    """What is ranked: the components of the latents and log p(x | z), of the truth (size, K) and of the guide's draws (S, size, K)."""
+def quantities(lvm: LatentVariableModel, simulation: Simulation, num_draws: int) -> tuple[Tensor, Tensor, Tensor, tuple[str, ...]]:
+    """What is ranked: the components of the latents and log p(x | z), of the truth (size, K) and of the guide's draws (S, size, K).
+
+    Third, which of them have a posterior, (size, K); last, their names.
+    """
     batch, latents, plan = simulation
     drawn = log_weights(lvm, batch, num_draws, plan=plan)
     module = lvm if isinstance(lvm, torch.nn.Module) else Pair(lvm.model, lvm.guide)
@@ -130,7 +142,10 @@ def quantities(lvm: LatentVariableModel, simulation: Simulation, num_draws: int)
     fits = (fits / (1e-5 * (1 + fits.abs().mean(0)))).round()
     ordered = {n: drawn.latents[n] for n in latents}
     first = torch.cat([truth(simulation), fits[0, :, None]], -1)
-    return first, torch.cat([components(ordered, plan), fits[1:, :, None]], -1), (*names_of(latents, plan), LIKELIHOOD)
+    shown, own = torch.ones_like(first, dtype=torch.bool), visible(lvm, simulation)
+    if own is not None:
+        shown[:, :-1] = own
+    return first, torch.cat([components(ordered, plan), fits[1:, :, None]], -1), shown, (*names_of(latents, plan), LIKELIHOOD)
 
 
 def _per_simulation(log_likelihood: Tensor, plan: Layout) -> Tensor:

@@ -39,8 +39,10 @@ def _weights(found: ParetoK) -> Figure | None:
     return None if len(found.k) == 1 else pareto_k(found.k, found.threshold, found.index)
 
 
-def _ranks(found: SBC) -> Figure:
-    return rank_ecdf(found.ranks, found.num_draws, found.names, found.false_alarm)
+def _ranks(found: SBC) -> Figure | None:
+    whole = (found.ranks >= 0).all(0)  # a latent that a mask hides in some simulations has fewer ranks, and so another band
+    names = [name for name, kept in zip(found.names, whole.tolist(), strict=True) if kept]
+    return rank_ecdf(found.ranks[:, whole], found.num_draws, names, found.false_alarm) if names else None
 
 
 def _coverage(found: TARP) -> Figure:

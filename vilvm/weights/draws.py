@@ -8,7 +8,15 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode, module_parameters
+from vilvm.lvm import (
+    ContractError,
+    LatentVariableModel,
+    NotApplicable,
+    check_contract,
+    device_of,
+    evaluation_mode,
+    module_parameters,
+)
 from vilvm.weights.contract import check_batch, check_number, enumerable
 from vilvm.weights.densities import LogWeights, drawn_values, log_weights
 from vilvm.weights.structure import Layout, data_plate, held_still, layout, place
@@ -43,6 +51,7 @@ def sample(lvm: LatentVariableModel, num_samples: int, *, like: Any = None, mean
         `like` is given.
 
     Raises:
+        NotApplicable: a ContractError: the model has a ``pyro.factor``, which running it does not draw from.
         ContractError: the model cannot run without a batch, and `like` was not given; or a likelihood has no mean.
 
     Example:
@@ -65,12 +74,12 @@ def draws_in_place(
     check_batch(batch)
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
         try:
-            probe = _simulate(lvm, batch)
+            probe = _simulate(lvm, batch, factors=False)
             simulated = _simulation(lvm, nesting_of(probe), mean)
             values = at_samples(lvm, batch, num_samples, simulated, ways={})["simulated"]
             plate = data_plate(Unobserved()(lvm.model), batch, [s for s in probe.values() if was_observed(s)])
         except ContractError as error:
-            if like is not None:
+            if like is not None or isinstance(error, NotApplicable):
                 raise
             raise ContractError(f"{error} To simulate a model that reads its batch, pass like=a batch of data.") from None
         if like is None:
@@ -372,11 +381,22 @@ def _mean_or_value(site: Any) -> Tensor:
 
 
 def _simulate(
-    lvm: LatentVariableModel, batch: Any, *, samples: tuple[int, int] | None = None, given: Mapping[str, Tensor] | None = None
+    lvm: LatentVariableModel,
+    batch: Any,
+    *,
+    samples: tuple[int, int] | None = None,
+    given: Mapping[str, Tensor] | None = None,
+    factors: bool = True,
 ) -> Sites:
-    """The model's sites with nothing observed but the latents in `given`, factors left out."""
+    """The model's sites with nothing observed but the latents in `given`, factors left out, or refused unless they are allowed."""
     model = Unobserved()(lvm.model)
     sites = sites_of(run(poutine.condition(model, data=dict(given)) if given else model, "model", batch, samples=samples))
+    factor = next((n for n, s in sites.items() if family(s["fn"]) == "Unit"), None)
+    if factor is not None and not factors:
+        raise NotApplicable(
+            f"{type(lvm).__name__} cannot be simulated: its pyro.factor {factor!r} changes its density, and not what running it draws. "
+            "Write it as a distribution, or do without simulated data."
+        )
     return {n: s for n, s in sites.items() if family(s["fn"]) != "Unit"}
 
 

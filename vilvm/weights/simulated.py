@@ -2,12 +2,16 @@
 
 (z, x) ~ p(z, x) is drawn by running the model with nothing observed. What is observed then becomes a batch that model and guide can be called
 with: it is the batch, if the model observes its batch as it is; or it takes the place of the observed values in a batch that is given.
+
+Entries that the model's mask hides are no data: in a given batch they stay as they are, else they are those of another simulation, so that nothing
+that looks at the batch learns more of z than the posterior may. A model with a ``pyro.factor`` is not drawn from by running it, and is refused.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import pyro.distributions as dist
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -16,6 +20,7 @@ from vilvm.data import Data, kept_generators, map_tensors, seeded, tensors_of
 from vilvm.lvm import (
     ContractError,
     LatentVariableModel,
+    NotApplicable,
     check_contract,
     device_of,
     evaluation_mode,
@@ -25,11 +30,24 @@ from vilvm.lvm import (
 from vilvm.weights.contract import check_number
 from vilvm.weights.draws import draws_in_place
 from vilvm.weights.structure import Layout, layout
-from vilvm.weights.traces import Sites, run, sites_of
+from vilvm.weights.traces import Sites, family, run, sites_of, strip
 
-__all__ = ["Rebuild", "Simulation", "batches", "put_in", "simulate", "simulating", "simulations"]
+__all__ = [
+    "Rebuild",
+    "Simulation",
+    "batches",
+    "plain",
+    "put_in",
+    "simulate",
+    "simulating",
+    "simulations",
+    "sites_of_model",
+    "undrawable",
+    "visible_latents",
+]
 
 Rebuild = Callable[[dict[str, Tensor]], Any]
+_LAYERS = (torch.distributions.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
 
 
 class Simulation(NamedTuple):
@@ -67,6 +85,7 @@ def simulate(
         batch_size: data a batch.
 
     Raises:
+        NotApplicable: a ContractError: the model has a ``pyro.factor``, or a likelihood that cannot be drawn from.
         ContractError: the model reads its batch, and none is given; or what it observes is not, as it is, part of the batch.
 
     Example:
@@ -145,7 +164,7 @@ def batches(
     checked = False
     while True:
         with _Observed() as noted:
-            draws = {n: v for n, (v, _) in draws_in_place(lvm, many if like is not None else rows, like=like).items()}
+            draws = _drawn(lvm, rows if like is None else many, like)
         each = [draws] if like is None else [{n: v[i] for n, v in draws.items()} for i in range(many)]
         for sites in each:
             if rebuild is not None:
@@ -153,9 +172,28 @@ def batches(
             elif like is not None:
                 batch = put_in(lvm, like, sites)
             else:
-                batch = _one_observed(lvm, sites, [n for n in noted.names if n in sites], checked)
+                names = [n for n in noted.names if n in sites]
+                batch = _one_observed(lvm, sites, names, checked)
+                batch = _with_hidden_of_others(lvm, batch, names[0])
                 checked = True
             yield batch, {n: v[None] for n, v in sites.items()}
+
+
+def _drawn(lvm: LatentVariableModel, number: int, like: Any) -> dict[str, Tensor]:
+    try:
+        return {n: v for n, (v, _) in draws_in_place(lvm, number, like=like).items()}
+    except NotImplementedError:
+        raise NotApplicable(
+            f"{type(lvm).__name__} cannot be simulated, for one of its distributions cannot be drawn from: give it a method sample."
+        ) from None
+
+
+def _with_hidden_of_others(lvm: LatentVariableModel, batch: Tensor, name: str) -> Tensor:
+    """The batch whose hidden entries are those of another simulation, so that they say nothing of the latents that made it."""
+    seen = _scored(_run_model(lvm, batch)[name])
+    if bool(seen.all()):
+        return batch
+    return torch.where(seen.reshape(batch.shape), batch, _drawn(lvm, len(batch), None)[name])
 
 
 def _one_observed(lvm: LatentVariableModel, sites: Mapping[str, Tensor], observed: list[str], checked: bool) -> Tensor:
@@ -184,13 +222,74 @@ class _Observed(Messenger):
             self.names[msg["name"]] = None
 
 
+def undrawable(lvm: LatentVariableModel, batch: Any) -> tuple[str, ...]:
+    """The observed sites whose likelihood cannot be drawn from, in the model's order."""
+
+    def fails(fn: Any) -> bool:
+        try:
+            fn.sample()
+        except Exception:  # a user's distribution without sample may raise anything
+            return True
+        return False
+
+    with torch.no_grad(), kept_generators(Data(batch).device):
+        return tuple(
+            n for n, s in sites_of_model(lvm, batch).items() if s["is_observed"] and family(s["fn"]) != "Unit" and fails(s["fn"])
+        )
+
+
+def visible_latents(lvm: LatentVariableModel, batch: Any, plan: Layout) -> dict[str, Tensor]:
+    """Which entries of a latent the model's mask leaves in the joint density, by latent of which it hides some.
+
+    What ``poutine.mask`` or ``.mask`` hides of a latent has no prior, so there is no posterior of it to be near.
+
+    Returns:
+        Booleans, shape (*plates, *event) of a draw of the latent, as ``posterior`` returns them but for the samples.
+    """
+    sites, found = sites_of_model(lvm, batch), {}
+    for name in plan.latents:
+        seen = _scored(sites[name])
+        if not bool(seen.all()):
+            found[name] = strip(seen, sites[name], 1, plan.nesting)[0]
+    return found
+
+
+def _scored(site: Any) -> Tensor:
+    """Which entries of a site's value its log-density depends on: those that no mask hides; Booleans of the value's shape."""
+    value, fn = site["value"], site["fn"]
+    shape = torch.broadcast_shapes(value.shape, fn.shape())
+    seen = torch.ones(shape, dtype=torch.bool, device=value.device)
+    masks = [(site["mask"], len(fn.event_shape))]
+    while isinstance(fn, _LAYERS):
+        masks.append((getattr(fn, "_mask", None), len(fn.event_shape)))
+        fn = fn.base_dist
+    for mask, events in masks:
+        if mask is not None:
+            given = torch.as_tensor(mask, device=value.device).bool()
+            seen = seen & given.reshape(given.shape + (1,) * events)
+    return seen
+
+
 def _run_model(lvm: LatentVariableModel, batch: Any) -> Sites:
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm), kept_generators(Data(batch).device):
         return sites_of(run(lvm.model, "model", batch))
 
 
+def sites_of_model(lvm: LatentVariableModel, batch: Any) -> Sites:
+    """The sites of the model, at one draw of the guide."""
+    with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm), kept_generators(Data(batch).device):
+        return sites_of(run(lvm.model, "model", batch, run(lvm.guide, "guide", batch)))
+
+
+def plain(fn: Any) -> Any:
+    """A distribution without what ``to_event``, ``mask`` and ``expand`` put around it."""
+    while isinstance(fn, _LAYERS):
+        fn = fn.base_dist
+    return fn
+
+
 def put_in(lvm: LatentVariableModel, batch: Any, values: Mapping[str, Tensor]) -> Any:
-    """`batch` with other values of the observed sites, each put where the model finds its own.
+    """`batch` with other values of the observed sites, each put where the model finds its own; what a mask hides stays as it is.
 
     Arguments:
         lvm: the model and guide; the guide is not run.
@@ -203,13 +302,16 @@ def put_in(lvm: LatentVariableModel, batch: Any, values: Mapping[str, Tensor]) -
     sites = _run_model(lvm, batch)
     new = batch
     for name in [n for n, s in sites.items() if s["is_observed"] and n in values]:
-        old, put = sites[name]["value"], 0
+        old, seen, put = sites[name]["value"], _scored(sites[name]), 0
 
-        def replace(tensor: Tensor, old: Tensor = old, value: Tensor = values[name]) -> Tensor:
+        def replace(tensor: Tensor, old: Tensor = old, seen: Tensor = seen, value: Tensor = values[name]) -> Tensor:
             nonlocal put
             same = tensor.data_ptr() == old.data_ptr() and tensor.shape == old.shape and tensor.stride() == old.stride()
             put += same
-            return value.to(tensor.dtype).reshape(tensor.shape) if same else tensor
+            if not same:
+                return tensor
+            value = value.to(tensor.dtype).reshape(tensor.shape)
+            return value if bool(seen.all()) else torch.where(seen.reshape(tensor.shape), value, tensor)
 
         if [n for n in values[name].shape if n > 1] != [n for n in old.shape if n > 1]:
             raise ContractError(

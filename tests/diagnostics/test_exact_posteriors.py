@@ -1,0 +1,416 @@
+"""The exact posterior as guide is trusted, whatever it is a posterior of; a wrong one beside it is not."""
+
+import math
+import time
+from dataclasses import replace
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoNormal
+
+import vilvm
+from vilvm.diagnostics import Gravity, collapse, correction, diagnose, gaps, rates, sbc, tarp
+from vilvm.evaluation import Schedule, bdmc
+from vilvm.lvm import NotApplicable
+from vilvm.objectives import Annealed
+from vilvm.training.history import History
+from vilvm.weights.simulated import batches
+
+QUICK = Schedule(num_chains=8, num_temperatures=20, leapfrog=3)
+
+
+def masked_data(seed, shift=0.0):
+    """z ~ N(0, 1), three components x_j ~ N(z, 1), some hidden: the posterior is of those that are seen."""
+
+    def model(batch):
+        x, seen = batch
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z[..., None].expand(*z.shape, 3), 1.0).mask(seen).to_event(1), obs=x)
+
+    def guide(batch):
+        x, seen = batch
+        precision = 1 + seen.sum(-1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.where(seen, x, 0.0).sum(-1) / precision + shift, precision.rsqrt()))
+
+    torch.manual_seed(seed)
+    seen = torch.rand(100, 3) < 0.5
+    x = torch.where(seen, torch.randn(100, 1) + torch.randn(100, 3), 0.0)
+    return vilvm.Pair(model, guide), (x, seen)
+
+
+def masked_latents(seed, shift=0.0):
+    """Sequences of up to three steps: what is beyond a sequence's end has no posterior, and the guide puts anything there."""
+
+    def model(batch):
+        x, seen = batch
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).mask(seen).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).mask(seen).to_event(1), obs=x)
+
+    def guide(batch):
+        x, seen = batch
+        with pyro.plate("data", len(x)):
+            loc = torch.where(seen, x / 2 + shift, 7.0)
+            pyro.sample("z", dist.Normal(loc, 0.5**0.5).mask(seen).to_event(1))
+
+    torch.manual_seed(seed)
+    seen = torch.arange(3) < torch.randint(1, 4, (100, 1))
+    return vilvm.Pair(model, guide), (torch.where(seen, 2**0.5 * torch.randn(100, 3), 0.0), seen)
+
+
+MEANS, SHARES = torch.tensor([-2.0, 0.0, 2.0]), torch.tensor([0.5, 0.3, 0.2])
+
+
+def mixture(seed, shift=0.0, drawn=True):
+    """c ~ Categorical, z ~ N(m_c, 1), x ~ N(z, ½): the label is drawn by the guide, its logits `shift`ed, or enumerated."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(SHARES), infer={} if drawn else {"enumerate": "parallel"})
+            z = pyro.sample("z", dist.Normal(MEANS[c] if drawn else 0.0, 1.0))
+            pyro.sample("x", dist.Normal(z if drawn else z + MEANS[c], 0.5), obs=x)
+
+    def labelled(x):
+        logits = SHARES.log() + dist.Normal(MEANS, 1.25**0.5).log_prob(x[:, None])
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Categorical(logits=logits * (1 - shift)))
+            pyro.sample("z", dist.Normal((MEANS[c] + 4 * x) / 5, 0.2**0.5))
+
+    def summed(x):
+        logits = SHARES.log() + dist.Normal(MEANS, 1.25**0.5).log_prob(x[:, None])
+        parts = dist.Normal(4 * (x[:, None] - MEANS) / 5 + shift, 0.2**0.5)
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(logits=logits), parts))
+
+    torch.manual_seed(seed)
+    c = dist.Categorical(SHARES).sample((100,))
+    x = MEANS[c] + 1.25**0.5 * torch.randn(100)
+    return vilvm.Pair(model, labelled if drawn else summed), x
+
+
+def enumerated(seed, shift=0.0):
+    return mixture(seed, shift, drawn=False)
+
+
+def label_alone(seed, shift=0.0):
+    """A Bernoulli beside nothing: p(c | x) by Bayes' rule."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            c = pyro.sample("c", dist.Bernoulli(0.4))
+            pyro.sample("x", dist.Normal(2 * c - 1, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("c", dist.Bernoulli(logits=2 * x + math.log(0.4 / 0.6) + 2 * shift))
+
+    torch.manual_seed(seed)
+    return vilvm.Pair(model, guide), 2 * dist.Bernoulli(0.4).sample((100,)) - 1 + torch.randn(100)
+
+
+def shared(seed, shift=0.0):
+    """μ ~ N(0, 1), x_i ~ N(μ, 1)."""
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    def guide(x):
+        pyro.sample("mu", dist.Normal(x.sum() / (1 + len(x)) + shift, (1 + len(x)) ** -0.5))
+
+    torch.manual_seed(seed)
+    return vilvm.Pair(model, guide), torch.randn(()) + torch.randn(30)
+
+
+def hierarchy(seed, shift=0.0):
+    """μ ~ N(0, 1), θ_i ~ N(μ, 1), x_i ~ N(θ_i, 1): μ given x, then θ given μ and x."""
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            theta = pyro.sample("theta", dist.Normal(mu, 1.0))
+            pyro.sample("x", dist.Normal(theta, 1.0), obs=x)
+
+    def guide(x):
+        precision = 1 + len(x) / 2
+        mu = pyro.sample("mu", dist.Normal(x.sum() / 2 / precision + shift, precision**-0.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("theta", dist.Normal((mu + x) / 2, 0.5**0.5))
+
+    torch.manual_seed(seed)
+    return vilvm.Pair(model, guide), torch.randn(()) + 2**0.5 * torch.randn(20)
+
+
+CASES = [masked_data, masked_latents, mixture, enumerated, label_alone, shared, hierarchy]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_exact_posteriors_are_trusted(case):
+    """At a false-alarm rate of 0.01 for each, two alarms of three or more have a probability of 3e-4."""
+    alarms = []
+    for seed in range(3):
+        found = diagnose(*case(seed), schedule=QUICK, budget=300, seed=seed)
+        alarms += [] if found.trusted else [str(found)]
+    assert len(alarms) < 2, alarms
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", CASES)
+def test_wrong_guides_are_not_trusted(case):
+    assert not diagnose(*case(0, shift=0.7), schedule=QUICK, budget=300).trusted
+
+
+def test_a_label_is_judged_by_its_probabilities():
+    found = correction(*mixture(0))
+    assert found.names == ("c=0", "c=1", "c=2", "z")
+    assert found.probabilities.tolist() == [True, True, True, False]
+    assert found.finding.gravity == Gravity.FINE
+    lvm, x = mixture(0, shift=0.7)
+    wrong = correction(lvm, x)
+    truth = (SHARES.log() + dist.Normal(MEANS, 1.25**0.5).log_prob(x[:, None])).softmax(-1)
+    error = (wrong.corrected_mean[:, :3] - truth).abs() / (wrong.shift_se[:, :3] + 0.01)
+    assert error.max() < 5  # of 300 numbers; the weights find the exact probabilities
+    assert wrong.finding.gravity == Gravity.WARNING
+    assert "the guide's probability is" in wrong.finding.verdict
+
+
+@pytest.mark.parametrize("case", [mixture, label_alone])
+def test_gaps_do_not_apply_to_discrete_latents(case):
+    with pytest.raises(NotApplicable, match="draws the discrete latent 'c'"):
+        gaps(*case(0))
+
+
+def test_counts_are_numbers():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            n = pyro.sample("n", dist.Poisson(3.0))
+            pyro.sample("x", dist.Normal(n, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("n", dist.Poisson(x.clamp(min=1.0)))
+
+    found = correction(vilvm.Pair(model, guide), torch.tensor([2.0, 4.0]))
+    assert found.names == ("n",)
+    assert not found.probabilities.any()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hidden_cells_do_not_reach_the_reference(seed):
+    """Each of four has a p-value below 1e-4 with a probability of 1e-4; with the cells' truth in it, all were below 1e-6."""
+    lvm, batch = masked_data(seed)
+    assert tarp(lvm, like=batch, seed=seed).p_value > 1e-4
+
+
+def test_hidden_cells_of_a_batch_stay_as_they_are():
+    lvm, (x, seen) = masked_data(0)
+    holes = torch.where(seen, x, torch.nan)
+    drawn, _ = next(batches(lvm, 100, like=(holes, seen)))
+    assert drawn[0].isnan().equal(~seen)
+    assert not (drawn[0] == x)[seen].any()
+
+
+def test_hidden_cells_without_a_batch_are_of_another_simulation():
+    hidden = torch.tensor([False, True])
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z[..., None].expand(*z.shape, 2), 0.1).mask(~hidden).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, 0] / 1.01, (1 / 101) ** 0.5))
+
+    torch.manual_seed(0)
+    batch, sites = next(batches(vilvm.Pair(model, guide), 2000))
+    both = torch.cat([batch, sites["z"][0][:, None]], 1).T.corrcoef()
+    assert both[0, 2] > 0.98
+    assert both[1, 2].abs() < 0.1  # four and a half standard errors
+
+
+def test_poutine_mask_hides_latents_too():
+    def model(batch):
+        x, seen = batch
+        with pyro.plate("data", len(x)), poutine.mask(mask=seen):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(batch):
+        x, seen = batch
+        with pyro.plate("data", len(x)), poutine.mask(mask=seen):
+            pyro.sample("z", dist.Normal(torch.where(seen, x / 2, 9.0), 0.5**0.5))
+
+    torch.manual_seed(0)
+    seen = torch.rand(200) < 0.5
+    batch = torch.where(seen, 2**0.5 * torch.randn(200), 0.0), seen
+    found = sbc(vilvm.Pair(model, guide), like=batch, num_simulations=400)
+    assert found.finding.gravity == Gravity.FINE
+    assert found.ranks[:200, 0].lt(0).equal(~seen)
+    assert found.coverage.shares.shape == (4, 2)
+
+
+def test_a_masked_latent_is_ranked_where_it_is_seen():
+    lvm, batch = masked_latents(0)
+    found = sbc(lvm, like=batch, num_simulations=300)
+    assert found.ranks[:100, :3].ge(0).equal(batch[1])
+    assert found.finding.gravity == Gravity.FINE
+    wrong = sbc(masked_latents(0, shift=0.7)[0], like=batch, num_simulations=300)
+    assert wrong.finding.gravity >= Gravity.WARNING
+
+
+def test_a_masked_latent_is_no_unit():
+    """z_1 of half the data and z_2 of none: activity is that of the data that have it, and E[z | x] = x / 2 has variance ½."""
+    lvm, _ = masked_latents(0)
+    torch.manual_seed(0)
+    seen = torch.tensor([True, True, False]).expand(400, 3).clone()
+    seen[200:, 1] = False
+    found = collapse(lvm, (torch.where(seen, 2**0.5 * torch.randn(400, 3), 0.0), seen))
+    activity = found.activity["z"]
+    assert activity[2].isnan()
+    torch.testing.assert_close(activity[:2], torch.full((2,), 0.5).double(), atol=0.2, rtol=0)
+    assert "2 of 2 units" in found.finding.verdict
+
+
+@pytest.mark.parametrize("where", ["local", "shared"])
+def test_factors_cannot_be_simulated(where):
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            if where == "local":
+                pyro.factor("f", -z.square())
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        if where == "shared":
+            pyro.factor("f", torch.tensor(-1.0))
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 4, 0.5))
+
+    lvm, x = vilvm.Pair(model, guide), torch.randn(20)
+    for run in (
+        sbc,
+        tarp,
+        bdmc,
+        lambda p, like: vilvm.sample(p, 2, like=like),
+        lambda p, like: vilvm.weights.simulate(p, 2, like=like),
+    ):
+        with pytest.raises(NotApplicable, match=r"cannot be simulated: its pyro\.factor 'f'"):
+            run(lvm, like=x)
+
+
+@pytest.mark.parametrize("case", [masked_data, shared, hierarchy, enumerated])
+def test_proper_pairs_have_rates_that_are_not_negative(case):
+    assert rates(*case(0)).finding.gravity == Gravity.FINE
+
+
+class Improper(dist.Normal):
+    """A density that is not one: it integrates to e³."""
+
+    def log_prob(self, value):
+        return super().log_prob(value) + 3
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_a_negative_rate_is_found(local):
+    """KL(N(0.4, 1) ‖ N(0, 1)) − 3 = 0.08 − 3 a latent."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", Improper(0.0, 1.0).expand([len(x)])) if local else 0.0
+            if local:
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+        if not local:
+            mu = pyro.sample("mu", Improper(0.0, 1.0))
+            with pyro.plate("rows", len(x)):
+                pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    def guide(x):
+        if local:
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.Normal(0.4, 1.0))
+        else:
+            pyro.sample("mu", dist.Normal(0.4, 1.0))
+
+    torch.manual_seed(0)
+    found = rates(vilvm.Pair(model, guide), torch.randn(40))
+    assert abs(found.rate.mean + 2.92) < 4 * found.rate.mc_se
+    assert found.negative.all()
+    assert found.finding.gravity == Gravity.GRAVE
+    assert "not densities of the same latents" in found.finding.verdict
+
+
+def fitted(objective):
+    lvm, x = shared(0)
+    guide = AutoNormal(lvm.model)
+    pair = vilvm.Pair(lvm.model, guide)
+    return (
+        pair,
+        x,
+        vilvm.fit(
+            pair,
+            x,
+            steps=1000,
+            optimizer=lambda p: torch.optim.Adam(p, lr=0.03),
+            objective=objective,
+            compile=False,
+            progress=False,
+        ),
+    )
+
+
+def test_a_history_is_compared_with_rate_and_distortion():
+    pair, x, fit = fitted(pyro.infer.Trace_ELBO())
+    found = rates(pair, x, history=fit)
+    assert found.disagreement is not None
+    assert found.finding.gravity == Gravity.FINE, found.finding
+    off = History([replace(r, elbo=r.elbo - 2.0) for r in fit.history])
+    wrong = rates(pair, x, history=replace(fit, history=off))
+    assert wrong.disagreement[0] == pytest.approx(found.disagreement[0] - 2)
+    assert wrong.finding.gravity == Gravity.GRAVE
+    assert "Training's ELBO exceeds" in wrong.finding.verdict
+    assert rates(pair, x, history=off).disagreement is None  # a history alone does not say what it was trained by
+
+
+def test_an_annealed_history_is_not_compared():
+    pair, x, fit = fitted(Annealed(pyro.infer.Trace_ELBO(), warmup=100))
+    assert rates(pair, x, history=fit).disagreement is None
+
+
+def test_a_slow_model_keeps_to_its_budget():
+    """A run takes 10 ms, and all that is asked for some 60 s; what was cut is said, and the posterior is exact."""
+    pair, x = mixture(0, drawn=False)
+
+    def slow(x):
+        time.sleep(0.01)
+        return pair.model(x)
+
+    lvm = vilvm.Pair(slow, pair.guide)
+    began = time.monotonic()
+    found = diagnose(lvm, x, budget=4.0)
+    assert found.seconds < 8
+    assert time.monotonic() - began < 8 + 10  # what is imported on first use
+    assert found.cut or found.unfinished
+    assert "[cut short]" in str(found) or "stopped after" in str(found)
+
+
+@pytest.mark.parametrize("pause", [0.003, 0.3])
+def test_a_budget_of_seconds_is_kept_by_any_speed(pause):
+    def model(x):
+        time.sleep(pause)
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    lvm, x = shared(0)
+    found = diagnose(vilvm.Pair(model, lvm.guide), x, budget=3.0)
+    assert found.seconds < 6
+    assert found.gravity() < Gravity.WARNING
+    assert found.trusted == (not found.unfinished)
