@@ -94,7 +94,7 @@ class Passes:
             return terms(one_pass(self.lvm, map_tensors(lambda _: next(rest), batch), size, plan))
 
         with kept_generators(given[0].device):
-            return program(function, given, self.compiler)
+            return program(function, given, self.compiler, [self.lvm, self.lvm.model, self.lvm.guide])
 
 
 def terms(weights: LogWeights) -> list[Tensor]:
