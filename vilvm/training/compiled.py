@@ -117,7 +117,7 @@ class CompiledStep:
         self.keep: Callable[[], None] | None = None
         self._programs: dict[Any, list[_Program]] = {}  # of one shape, one for every state of Python
         self._taken, self._check_at, self._checked_at = 0, 0, 0
-        self._returned = 0
+        self._returned, self._has_kept = 0, False
         self._noise: list[Tensor] = []  # the generators at the start of a comparison
         self._irrelevant: dict[str, int] = {}  # by place, how often its change changed no graph
         self._started = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64, device=self.parameters[0].device)
@@ -295,9 +295,8 @@ class CompiledStep:
 
     def _is_input(self, holder: Any, key: Any) -> bool:
         """Whether a place is that of a number which the objective hands in, and is no matter for a guard."""
-        counted = (
-            self.objective.state_dict() if hasattr(self.objective, "numbers") and hasattr(self.objective, "state_dict") else {}
-        )  # type: ignore[attr-defined]
+        inputs: Any = self.objective if hasattr(self.objective, "numbers") else None
+        counted = inputs.state_dict() if hasattr(inputs, "state_dict") else {}
         return holder is vars(self.objective) and key in counted
 
     def _launcher(self, run: Callable[..., Any], program: _Program, num_given: int) -> Callable[..., Any]:
@@ -406,9 +405,10 @@ class CompiledStep:
             self._checked_at, self._check_at = self._taken, self._taken + max(1, min(self._taken, _FAR))
             if self.keep is not None:
                 self.keep()
+                self._has_kept = True
             return program
         late = f"{difference} (after {self._taken} compiled steps: something changes between steps in Python)"
-        if self.keep is not None and self._taken > self._checked_at:
+        if self._has_kept:
             raise Diverged(late)
         return self._refuse(late if self._taken else difference)
 
