@@ -117,14 +117,14 @@ class Elsewhere(Reading):
 
 def test_slopes_that_differ_are_refused(as_graph, capsys):
     ais(Elsewhere(), torch.randn(4), SHORT, compile=True)
-    assert "is not what is found eagerly" in capsys.readouterr().out
+    assert "Elsewhere.calls changes whenever the pair is run" in capsys.readouterr().out
 
 
 class Counting(Reading):
     """A model whose density depends on how many of its data are positive, counted in Python."""
 
     def model(self, x):
-        scale = 1.0 + x[x > 0].numel()
+        scale = 1.0 + int((x.detach().numpy() > 0).sum())
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(z, scale), obs=x)

@@ -32,8 +32,9 @@ class Statistics(torch.nn.Module):
     def __init__(self):
         super().__init__()
         with seeded(0):
-            inner = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.BatchNorm1d(4, momentum=0.3), torch.nn.Tanh())
-            self.net = torch.nn.Sequential(torch.nn.BatchNorm1d(2), inner, torch.nn.Linear(4, 2))
+            # Without biases that the second one takes out again, for their gradients are rounding.
+            inner = torch.nn.Sequential(torch.nn.Linear(2, 4, bias=False), torch.nn.BatchNorm1d(4, momentum=0.3), torch.nn.Tanh())
+            self.net = torch.nn.Sequential(torch.nn.BatchNorm1d(2, affine=False), inner, torch.nn.Linear(4, 2))
 
     def model(self, x):
         with pyro.plate("data", len(x)):
@@ -46,9 +47,9 @@ class Statistics(torch.nn.Module):
             pyro.sample("z", dist.Normal(self.net(x), scale).to_event(1))
 
 
-def rare(count=200):
+def rare(count=100):
     x = torch.randn(count, 2, generator=torch.Generator().manual_seed(0)).clamp(-2.9, 3)
-    x[::40] = -4.0
+    x[::20] = -4.0
     return x
 
 
@@ -61,19 +62,19 @@ def test_a_skipped_step_moves_no_batch_statistics(optimizer, tmp_path):
         done = vilvm.fit(lvm, rare(), steps=steps, batch_size=10, compile=compile, **options)
         return done, lvm.state_dict()
 
-    eager, expected = trained("eager", 200, False)
-    done, whole = trained("whole", 200, True)
-    _, again = trained("again", 200, True)
-    trained("parts", 113, True)
-    _, parts = trained("parts", 200, True, resume=True)
-    assert done.skipped == eager.skipped > 20
+    eager, expected = trained("eager", 60, False)
+    done, whole = trained("whole", 60, True)
+    _, again = trained("again", 60, True)
+    trained("parts", 33, True)
+    _, parts = trained("parts", 60, True, resume=True)
+    assert done.skipped == eager.skipped > 10
     counted = [n for n in whole if n.endswith("num_batches_tracked")]
     assert len(counted) == 2
     for name, value in whole.items():
         assert torch.equal(value, again[name])
         assert torch.equal(value, parts[name])
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6 if "running" in name else 1e-5)
-    assert all(whole[n] == 200 - done.skipped for n in counted)
+    assert all(whole[n] == 60 - done.skipped for n in counted)
 
 
 class Spread(torch.nn.Module):
@@ -187,7 +188,7 @@ FIXED = torch.tensor([True, False, True])
         (lambda x: [x[torch.tensor([0, 2])].mean()], True),
         (lambda x: [x.index_put((x > 0,), torch.tensor(5.0)).mean()], True),
         (lambda x: [torch.where(x > 0, x, 0.0).mean()], True),
-        (lambda x: [x[x.argmax()]], True),
+        (lambda x: [x.index_select(0, x.argmax())], True),
     ],
 )
 def test_a_selection_whose_size_depends_on_values_is_refused(function, is_fine):
@@ -387,7 +388,7 @@ def line():
                 partial(kind, num_particles=3, vectorize_particles=True),
                 partial(kind, num_particles=3, vectorize_particles=True, max_plate_nesting=1),
             )
-            for kind in (Trace_ELBO, TraceEnum_ELBO, RenyiELBO)
+            for kind in (Trace_ELBO, partial(TraceEnum_ELBO, strict_enumeration_warning=False), RenyiELBO)
         ),
         (
             line,

@@ -92,18 +92,25 @@ _SELECTIONS = (
 
 def _check_shapes(graph: Graph) -> None:
     """Raises UntraceableError if a mask that is not constant picks elements, for their number is then that of the trace."""
-    nodes = graph.module.graph.nodes
-    placeholders = [n for n in nodes if n.op == "placeholder"]
-    closed = placeholders[len(placeholders) - len(graph.closed) :]
-    constant = {n for n, t in zip(closed, graph.closed, strict=True) if not t.requires_grad}
-    for node in nodes:
-        if node.op != "call_function":
-            continue
-        if node.target in _SELECTIONS and not set(_selectors(node)) <= constant:
-            raise UntraceableError("a selection by a mask or a value (x[mask], nonzero, unique), whose size may change")
-        inputs = node.all_input_nodes
-        if inputs and constant.issuperset(inputs) and torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
-            constant.add(node)
+    inside = graph.module.graph
+    placeholders = inside.find_nodes(op="placeholder")
+    closed = list(placeholders)[len(placeholders) - len(graph.closed) :]
+    constant = {n: not t.requires_grad for n, t in zip(closed, graph.closed, strict=True)}
+
+    def is_constant(node: Any) -> bool:
+        if node not in constant:
+            inputs = node.all_input_nodes  # not those that it reads alone: what draws noise reads none
+            constant[node] = bool(inputs) and not _draws(node) and all(is_constant(n) for n in inputs)
+        return constant[node]
+
+    for target in _SELECTIONS:
+        for node in inside.find_nodes(op="call_function", target=target):
+            if not all(is_constant(n) for n in _selectors(node)):
+                raise UntraceableError("a selection by a mask or a value (x[mask], nonzero, unique), whose size may change")
+
+
+def _draws(node: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _selectors(node: Any) -> list[Any]:

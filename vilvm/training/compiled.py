@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 import pyro
 import torch
-from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from vilvm.compiling import MOST_PROGRAMS, Compiler, Graph, Guards, UntraceableError, inductor, moving, shapes, trace, why
@@ -489,15 +490,10 @@ class CompiledStep:
 
     def _terms(self, batch: Any, num_data: float) -> float:
         """The sum of the sizes of the loss's terms, over `num_data`, by which its rounding is measured."""
-        with self._undone(), torch.no_grad(), pyro.validation_enabled(False):
-            guide = poutine.trace(self.lvm.guide).get_trace(batch)
-            model = poutine.trace(poutine.replay(self.lvm.model, trace=guide)).get_trace(batch)
-            total = 0.0
-            for trace in (guide, model):
-                trace.compute_log_prob()
-                sites: list[Any] = [s for s in trace.nodes.values() if s["type"] == "sample"]  # type: ignore[reportTypedDictNotRequiredAccess]
-                total += sum(float(s["log_prob"].double().abs().nan_to_num().sum()) for s in sites)
-        return total / num_data
+        with self._undone(), torch.no_grad(), pyro.validation_enabled(False), warnings.catch_warnings(), _Sizes() as sizes:
+            warnings.simplefilter("ignore")
+            self.objective.loss(self.lvm.model, self.lvm.guide, batch)
+        return sizes.total / num_data
 
     def _gradients(self, program: _Program, batch: Any) -> tuple[float, dict[int, Tensor], list[Tensor]]:
         """Loss and gradients by the program, run on copies of all that it changes; and the closed tensors after it."""
@@ -542,6 +538,18 @@ def _alike(program: _Program, other: _Program) -> bool:
         and (program.own, program.buffers) == (other.own, other.buffers)
         and [place.get(id(p)) for p in program.moved] == [place_of_other.get(id(p)) for p in other.moved]
     )
+
+
+class _Sizes(Messenger):
+    """Adds up the sizes of the log-densities of what is drawn and observed within it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0.0
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        size = msg["fn"].log_prob(msg["value"], *msg["args"], **msg["kwargs"]).abs()
+        self.total += float((scale_and_mask(size, scale=msg["scale"], mask=msg["mask"])).double().nan_to_num().sum())
 
 
 def _shaken(batch: Any) -> Any:
