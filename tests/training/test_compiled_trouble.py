@@ -62,11 +62,11 @@ def test_a_skipped_step_moves_no_batch_statistics(optimizer, tmp_path):
         done = vilvm.fit(lvm, rare(), steps=steps, batch_size=10, compile=compile, **options)
         return done, lvm.state_dict()
 
-    eager, expected = trained("eager", 60, False)
-    done, whole = trained("whole", 60, True)
-    _, again = trained("again", 60, True)
-    trained("parts", 33, True)
-    _, parts = trained("parts", 60, True, resume=True)
+    eager, expected = trained("eager", 40, False)
+    done, whole = trained("whole", 40, True)
+    _, again = trained("again", 40, True)
+    trained("parts", 25, True)
+    _, parts = trained("parts", 40, True, resume=True)
     assert done.skipped == eager.skipped > 10
     counted = [n for n in whole if n.endswith("num_batches_tracked")]
     assert len(counted) == 2
@@ -74,7 +74,7 @@ def test_a_skipped_step_moves_no_batch_statistics(optimizer, tmp_path):
         assert torch.equal(value, again[name])
         assert torch.equal(value, parts[name])
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6 if "running" in name else 1e-5)
-    assert all(whole[n] == 60 - done.skipped for n in counted)
+    assert all(whole[n] == 40 - done.skipped for n in counted)
 
 
 class Spread(torch.nn.Module):
@@ -267,7 +267,7 @@ def test_plates_in_turn_and_distributions_made_beforehand_compile(make):
         step = CompiledStep(lvm, Trace_ELBO(), torch.optim.Adam(lvm.parameters()), compiler=graph, tell=told.append)
         began = time.process_time()
         assert step.prepare(batch, 1.0) is not None, told
-        assert time.process_time() - began < 5
+        assert time.process_time() - began < 10
         assert step.differs(batch, 1.0, 1e-5) is None
 
 
@@ -296,7 +296,7 @@ def test_a_plate_over_a_drawn_subsample_in_turn_is_refused_in_one_line():
         step = CompiledStep(lvm, Trace_ELBO(), torch.optim.Adam(lvm.parameters()), compiler=graph, tell=told.append)
         began = time.process_time()
         assert step.prepare(batch, 1.0) is None
-        assert time.process_time() - began < 5
+        assert time.process_time() - began < 10
     assert len(told) == 1
     assert "the plate 'data' goes one by one through indices that are drawn" in told[0]
     assert "test_compiled_trouble.py" in told[0]
