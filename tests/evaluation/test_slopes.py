@@ -122,7 +122,7 @@ class Counting(Reading):
     """A model whose density depends on how many of its data are positive, counted in Python."""
 
     def model(self, x):
-        scale = 1.0 + x[x > 0].numel()
+        scale = 1.0 + int((x.detach().numpy() > 0).sum())
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(z, scale), obs=x)

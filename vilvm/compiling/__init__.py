@@ -1,17 +1,21 @@
 """Pyro traced once, and compiled: what training and evaluation make their programs with."""
 
+from vilvm.compiling.guards import MOST_PROGRAMS, Guards, moving
 from vilvm.compiling.inductor import Compile, Compiler, check_compile, graph, held_against, inductor, program, worth_compiling
 from vilvm.compiling.tracing import Graph, UntraceableError, shapes, trace, traceable, why
 
 __all__ = [
+    "MOST_PROGRAMS",
     "Compile",
     "Compiler",
     "Graph",
+    "Guards",
     "UntraceableError",
     "check_compile",
     "graph",
     "held_against",
     "inductor",
+    "moving",
     "program",
     "shapes",
     "trace",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from vilvm.compiling.guards import MOST_PROGRAMS, Guards, moving
 from vilvm.compiling.tracing import UntraceableError, trace, why
 
 __all__ = ["Compile", "Compiler", "check_compile", "graph", "held_against", "inductor", "program", "worth_compiling"]
@@ -31,17 +32,49 @@ def worth_compiling(compile: Compile, count: int, least: int) -> bool:
     return compile is True or (compile == "auto" and count >= least)
 
 
-def program(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor], compiler: Compiler) -> Callable[..., list[Tensor]]:
+def program(
+    function: Callable[..., list[Tensor]], inputs: Sequence[Tensor], compiler: Compiler, watched: Sequence[Any] = ()
+) -> Callable[..., list[Tensor]]:
     """`function` traced once, under Pyro's handlers or any other, and compiled, for inputs of these shapes; what it closes over is read anew by each call.
 
-    The function is run once, so whatever it draws and changes in place is drawn and changed.
+    The function is run once, so whatever it draws and changes in place is drawn and changed. Where Python state that it read has changed, it
+    is traced anew; where that happens often, the function is run as it is.
+
+    Arguments:
+        function: of tensors.
+        inputs: such tensors.
+        compiler: makes a program of a function of tensors.
+        watched: the modules and functions whose state `function` reads, besides its own.
 
     Raises:
-        UntraceableError: no graph can be made of it, or no program.
+        UntraceableError: no graph can be made of it, or no program; or the state that it reads changes whenever it is run.
     """
-    traced = trace(function, inputs)
-    run = compiler(lambda *flat: list(traced.module(*flat)), [*inputs, *traced.closed])
-    return lambda *given: list(run(*given, *traced.closed))
+
+    def made() -> tuple[Guards, Callable[..., list[Tensor]]]:
+        before = Guards.of([function, *watched])
+        traced = trace(function, inputs)
+        guards, moved = before.settled(traced.closed)
+        if moved.places:  # by the run itself
+            raise UntraceableError(moving(moved.places[0].name))
+        run = compiler(lambda *flat: list(traced.module(*flat)), [*inputs, *traced.closed])
+        return guards, lambda *given: list(run(*given, *traced.closed))
+
+    kept = [made()]
+
+    def guarded(*given: Tensor) -> list[Tensor]:
+        found = next((run for guards, run in kept if guards.changed() is None), None)
+        if found is None and len(kept) < MOST_PROGRAMS:
+            with suppress(UntraceableError), kept_state(given):
+                kept.append(made())
+                found = kept[-1][1]
+        return (function if found is None else found)(*given)
+
+    return guarded
+
+
+def kept_state(tensors: Sequence[Tensor]) -> Any:
+    """A context after which torch's generators, of the CPU and of the tensors' device, are as they were."""
+    return torch.random.fork_rng(devices=[t.device for t in tensors if t.is_cuda][:1])
 
 
 def held_against(eager: Mapping[str, Tensor], run: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
@@ -72,9 +105,8 @@ def inductor(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) ->
         UntraceableError: the compiler cannot do it, or there is no C++ compiler.
     """
     flat = [t.detach() for t in inputs]
-    on_gpu = [t.device for t in flat if t.is_cuda][:1]
     try:
-        with _quiet(), torch.no_grad(), torch.random.fork_rng(devices=on_gpu):  # the compiler draws numbers of its own
+        with _quiet(), torch.no_grad(), kept_state(flat):  # the compiler draws numbers of its own
             module = graph(function, flat)
             if flat[0].device.type == "cpu":
                 with suppress(Exception):  # some operations have no C++ entry

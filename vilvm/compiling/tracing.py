@@ -20,11 +20,17 @@ import pyro
 import torch
 from pyro.infer import traceenum_elbo, tracegraph_elbo
 from pyro.infer.util import Dice
+from pyro.poutine.indep_messenger import IndepMessenger
+from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
+from torch.distributions import Distribution
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 __all__ = ["Graph", "UntraceableError", "shapes", "trace", "traceable", "why"]
+
+
+_READ = "Python reads the value of a tensor (if, float(), .tolist(), f-string or the like)"
 
 
 class UntraceableError(RuntimeError):
@@ -63,11 +69,72 @@ def trace(function: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) ->
     try:
         with traceable():
             module = make_fx(function, decomposition_table=batch_norm)(*arguments)
-    except UntraceableError:
-        raise
     except Exception as error:
         raise UntraceableError(why(error)) from error
-    return Graph(module, _lift(module))
+    graph = Graph(module, _lift(module))
+    _check_shapes(graph)
+    return graph
+
+
+# Their result has a shape that depends on values, of which a graph keeps the one that it met.
+_SELECTIONS = (
+    torch.ops.aten.index.Tensor,
+    torch.ops.aten.index_put.default,
+    torch.ops.aten.index_put_.default,
+    torch.ops.aten.nonzero.default,
+    torch.ops.aten.masked_select.default,
+    torch.ops.aten._unique2.default,
+    torch.ops.aten.unique_dim.default,
+    torch.ops.aten.unique_consecutive.default,
+    torch.ops.aten.bincount.default,
+)
+
+
+def _check_shapes(graph: Graph) -> None:
+    """Raises UntraceableError if a mask that is not constant picks elements, for their number is then that of the trace."""
+    inside = graph.module.graph
+    placeholders = inside.find_nodes(op="placeholder")
+    closed = list(placeholders)[len(placeholders) - len(graph.closed) :]
+    constant = {n: not t.requires_grad for n, t in zip(closed, graph.closed, strict=True)}
+
+    def is_constant(node: Any) -> bool:
+        if node not in constant:
+            inputs = node.all_input_nodes  # not those that it reads alone: what draws noise reads none
+            constant[node] = bool(inputs) and not _draws(node) and all(is_constant(n) for n in inputs)
+        return constant[node]
+
+    for target in _SELECTIONS:
+        for node in inside.find_nodes(op="call_function", target=target):
+            if not all(is_constant(n) for n in _selectors(node)):
+                raise UntraceableError("a selection by a mask or a value (x[mask], nonzero, unique), whose size may change")
+
+
+def _draws(node: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _selectors(node: Any) -> list[Any]:
+    """The nodes by whose values an operation picks elements, if it picks a number of them that depends on these values."""
+    if node.target in (torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default):
+        masks = [i for i in node.args[1] if i is not None and _dtype(i) in (torch.bool, torch.uint8)]
+        put = node.args[2] if len(node.args) > 2 else None
+        is_one_number = put is not None and _numel(put) == 1  # which fills any number of places
+        return [] if is_one_number and isinstance(put, torch.fx.Node) and not _is_selected(put) else masks
+    return node.all_input_nodes
+
+
+def _dtype(node: Any) -> Any:
+    return getattr(node.meta.get("val"), "dtype", None)
+
+
+def _numel(node: Any) -> int | None:
+    value = node.meta.get("val")
+    return value.numel() if isinstance(value, Tensor) else None
+
+
+def _is_selected(node: Any) -> bool:
+    """Whether a node is what a selection has picked, whose number may be one today."""
+    return node.target in _SELECTIONS or any(_is_selected(n) for n in node.all_input_nodes)
 
 
 def _lift(module: GraphModule) -> list[Tensor]:
@@ -100,6 +167,10 @@ def traceable() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(pyro.validation_enabled(False))
         stack.enter_context(_item_as_tensor())
+        stack.enter_context(_plates_by_number())
+        # A distribution made beforehand by .expand keeps the validation that was on then.
+        for validated in _validated():
+            stack.enter_context(mock.patch.object(validated, "_validate_sample", _unwatched))
         for name, stand_in in (
             ("warn_if_nan", _unwatched),
             ("warn_if_inf", _unwatched),
@@ -114,14 +185,56 @@ def traceable() -> Iterator[None]:
         yield
 
 
+def _validated() -> list[type]:
+    """Every class of distributions that checks its samples in a way of its own."""
+    found, left = [], [Distribution]
+    while left:
+        kind = left.pop()
+        left += [k for k in kind.__subclasses__() if k not in found]
+        found += [kind] if "_validate_sample" in vars(kind) and kind not in found else []
+    return found
+
+
 @contextmanager
 def _item_as_tensor() -> Iterator[None]:
     """``x.item()`` is x, without a gradient: Pyro adds such numbers up, which tensors do as well."""
+
+    def read(value: Tensor, *args: Any) -> str:
+        raise UntraceableError(_READ)
+
     torch.Tensor.item = Tensor.detach  # type: ignore[method-assign]
     try:
-        yield
+        # A tensor is written by its item, which would be a tensor again, and so on.
+        with mock.patch.object(torch.Tensor, "__format__", read), mock.patch.object(torch.Tensor, "__repr__", read):
+            yield
     finally:
         del torch.Tensor.item  # that of its base is seen again
+
+
+@contextmanager
+def _plates_by_number() -> Iterator[None]:
+    """A plate over all its data that is gone through one by one, ``for i in pyro.plate(...)``, counts in Python."""
+    whole: list[Tensor] = []
+    sample, iterate = _Subsample.sample, IndepMessenger.__iter__
+
+    def sampled(self: Any, *args: Any) -> Tensor:
+        drawn = sample(self, *args)
+        if self.subsample_size is None or self.subsample_size >= self.size:
+            whole.append(drawn)
+        return drawn
+
+    def counted(self: Any) -> Iterator[Any]:
+        indices = self.indices
+        if isinstance(indices, Tensor):
+            if not any(indices is w for w in whole):
+                raise UntraceableError(
+                    f"the plate {self.name!r} goes one by one through indices that are drawn or given as a tensor"
+                )
+            self._indices = range(len(indices))
+        return iterate(self)
+
+    with mock.patch.object(_Subsample, "sample", sampled), mock.patch.object(IndepMessenger, "__iter__", counted):
+        yield
 
 
 def _unwatched(value: Any, *args: Any, **kwargs: Any) -> Any:
@@ -171,7 +284,7 @@ def why(error: BaseException) -> str:
     text = str(error).strip()
     first = text.splitlines()[0] if text else type(error).__name__
     if "get value out of a tracing tensor" in text or "data-dependent" in text or "DataDependent" in type(error).__name__:
-        first = "Python reads the value of a tensor (if, float(), .tolist() or the like)"
+        first = _READ
     place = _place(error.__traceback__)
     return first[:200].rstrip(".") + (f", at {place}" if place else "")
 
@@ -181,7 +294,8 @@ def _place(traceback: TracebackType | None) -> str:
     found = ""
     while traceback is not None:
         module = traceback.tb_frame.f_globals.get("__name__", "")
-        if module.split(".")[0] not in ("torch", "pyro", "vilvm", "contextlib", "unittest"):
+        is_file = not traceback.tb_frame.f_code.co_filename.startswith("<")  # what libraries generate has no line of its own
+        if is_file and module.split(".")[0] not in ("torch", "pyro", "vilvm", "contextlib", "unittest"):
             found = f"line {traceback.tb_lineno} of {traceback.tb_frame.f_code.co_filename}"
         traceback = traceback.tb_next
     return found

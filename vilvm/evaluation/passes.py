@@ -97,7 +97,7 @@ class Passes:
             return terms(one_pass(self.lvm, map_tensors(lambda _: next(rest), batch), plan, None if alone else size))
 
         with kept_generators(given[0].device):
-            made = program(function, given, self.compiler)
+            made = program(function, given, self.compiler, [self.lvm, self.lvm.model, self.lvm.guide])
         if not alone:
             return made
         return lambda *inputs: [torch.cat(term) for term in zip(*(made(*inputs) for _ in range(size)), strict=True)]

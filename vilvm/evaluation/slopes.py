@@ -67,4 +67,4 @@ class Slopes:
             return list(start(inner, u)[1:])
 
         with kept_generators(given[0].device):
-            return program(function, given, self.compiler)
+            return program(function, given, self.compiler, [joint.lvm, joint.lvm.model, joint.lvm.guide])

@@ -4,10 +4,12 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vilvm.data import rng, set_rng
 from vilvm.training.checkpoint import CheckpointError
 
-__all__ = ["Position", "describe", "match", "plain"]
+__all__ = ["Kept", "Position", "describe", "match", "plain"]
 
 
 def match(found: Path, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
@@ -61,3 +63,28 @@ class Position:
             run.scheduler.load_state_dict(self.scheduler)
         if self.objective is not None:
             run.objective.load_state_dict(self.objective)
+
+
+class Kept:
+    """A copy of all that a run moves, at a position, to which the run can go back."""
+
+    def __init__(self, position: Position):
+        run = position.run
+        self.position = position
+        self.tensors = [(t, t.detach().clone()) for t in (*run.lvm.parameters(), *run.lvm.buffers())]
+        self.optimizer = copy.deepcopy(run.optimizer.state_dict())
+        self.tally, self.records = copy.copy(run.tally), list(run.history.records)
+        self.rest = {n: getattr(run, n) for n in ("skipped", "best", "best_step", "best_bound", "stopped")}
+
+    def restore(self) -> None:
+        """Puts the run back; the seconds that it took stay."""
+        run = self.position.run
+        with torch.no_grad():
+            for tensor, value in self.tensors:
+                tensor.copy_(value)
+        run.optimizer.load_state_dict(self.optimizer)
+        self.position.restore()
+        run.tally = copy.copy(self.tally)
+        run.history.records[:] = self.records
+        for name, value in self.rest.items():
+            setattr(run, name, value)

@@ -24,13 +24,13 @@ from vilvm.memory import widen_heap
 from vilvm.progress import ProgressBar
 from vilvm.training.arguments import Arguments, Call, Called, as_tensors, check_arguments
 from vilvm.training.batches import Batches, Turns
-from vilvm.training.compiled import CompiledStep
+from vilvm.training.compiled import CompiledStep, Diverged
 from vilvm.training.history import History, Record
 from vilvm.training.optimizers import ByName, OptimizerFactory, SchedulerFactory, check_length, make_optimizer, make_scheduler
 from vilvm.training.result import Event, Fit
-from vilvm.training.resume import Position, describe, match, plain
+from vilvm.training.resume import Kept, Position, describe, match, plain
 from vilvm.training.signals import interruptible
-from vilvm.training.step import NonFiniteLossError, Objective, Step, StepResult, check_objective
+from vilvm.training.step import NonFiniteLossError, Objective, Step, StepResult, check_objective, nest
 from vilvm.training.validation import Look, check, check_rows, look
 from vilvm.weights import Layout, layout, log_weights
 from vilvm.world import World
@@ -96,6 +96,7 @@ class Run:
     def prepare(self, optimizer: OptimizerFactory, scheduler: SchedulerFactory | None, clip: float | None) -> None:
         """Runs the pair once, which makes lazy parameters and checks the contract, then gives the parameters to the optimizer."""
         self._layouts: dict[Any, Layout] = {}
+        self._nested: list[Any] = []  # objectives that were told the nesting of the plates
         self._saved_at, self._saved_time = -1, time.monotonic()
         if self.arguments is not None:
             check_arguments(self.lvm, self._arguments(0))
@@ -119,6 +120,8 @@ class Run:
             self.lvm, self.objective, self.optimizer, clip, tell=self._tell, kinds=len(self.batches.sources)
         )
         self.step: Step = self.compiled.eager
+        if self.ranks.size == 1:  # of several, none can go back by itself
+            self.compiled.keep = self._keep
         # By the length of the run, and not by a clock: two runs with one seed are the same.
         self.compiles = worth_compiling(self.compile, self.total, _WORTH_COMPILING)
         self.settings = {
@@ -155,6 +158,7 @@ class Run:
         self.num_data(batch)
         plan = self._layout(batch)
         check_objective(self.objective, plan.enumerated)
+        self._nested += nest(self.objective, plan.nesting)
         parts = not batches.whole
         if self.ranks.size > 1 and not batches.data.divisible:
             raise ContractError(
@@ -283,10 +287,18 @@ class Run:
                 self.compiled.eager.flags = self._wishes(interrupted)
                 self.some_steps()
                 bar.advance(self.at - before, self._numbers() if self.at // 20 > before // 20 else None)
+                # What is written down, or handed to the user, must be confirmed; elsewhere a run can still go back.
+                if (self.at == self.total or (self.callbacks and self.at == self._next_record)) and not self._confirmed():
+                    continue
                 if self.at == self._next_record:
                     self.record()
+                    self.compiled.check_soon(always=bool(self.callbacks))
+                    if self.stopped != "finished":
+                        self._confirmed()  # else it is not stopped after all
                 # All ranks stop and save after the same step, so of several each has heard the wishes of all by now.
                 stop, late = self._wishes(interrupted) if self.ranks.size == 1 else self.compiled.eager.flags
+                if (stop or late) and not self._confirmed():
+                    continue
                 if stop and self.stopped == "finished" and self.at < self.total:
                     self.stopped = "interrupted"
                 if late:
@@ -310,9 +322,39 @@ class Run:
 
     def some_steps(self) -> None:
         """Takes as many steps as can be taken before anything has to be looked at."""
-        count = self._steps_at_once()
-        if count < 2 or not self._launched(count):
-            self.one_step()
+        if self.compiles and not self._is_checked:
+            self._start = Position(self)
+        try:
+            count = self._steps_at_once()
+            if count < 2 or not self._launched(count):
+                self.one_step()
+        except Diverged as found:
+            self._go_back(found)
+
+    def _keep(self) -> None:
+        """Keeps the state before this block of steps, up to which all were the eager ones."""
+        self._good = Kept(self._start)
+
+    def _go_back(self, found: Diverged) -> None:
+        """Goes back to the last state that was kept."""
+        self._good.restore()
+        self.compiled.go_back(found, self.at)
+
+    def _confirmed(self) -> bool:
+        """Whether all compiled steps were the eager ones; if not, the run has gone back to where they were."""
+        if self.compiled.keep is None or not self.compiled.unconfirmed:
+            return True
+        self._start = Position(self)
+        try:
+            batch = self._given()
+            self.compiled.check_soon(always=True)
+            with pyro.validation_enabled(False), module_parameters(self.lvm, frozen=True):
+                self.compiled.ready(batch, self.num_data(batch))
+        except Diverged as found:
+            self._go_back(found)
+            return False
+        set_rng(self._start.generators, self.device)
+        return True
 
     @property
     def _is_checked(self) -> bool:
@@ -321,7 +363,9 @@ class Run:
 
     def _steps_at_once(self) -> int:
         """Steps until there is something to look at, and a tenth of a second of them at most; 1 unless they are compiled."""
-        if not self.compiles or self._is_checked or self.after_step is not None or len(self.batches.sources) > 1:
+        # The user's code runs between steps, which may move what a program holds for constant; or the next batch is of another kind.
+        alone = self.after_step is not None or self.arguments is not None or len(self.batches.sources) > 1
+        if not self.compiles or self._is_checked or alone:
             return 1
         epoch, position = self.batches.epoch_steps, self.at % self.batches.epoch_steps
         full = self.total if epoch == 1 else len(self.batches.data) // self.batches.size - position  # of one shape
@@ -335,7 +379,7 @@ class Run:
 
         After a step that is not good those behind it move nothing, so one goes back to it, and takes it by itself.
         """
-        start, began = Position(self), time.perf_counter()
+        start, began = self._start, time.perf_counter()
         batch = self._given()
         with pyro.validation_enabled(False), module_parameters(self.lvm, frozen=True):
             program = self.compiled.ready(batch, self.num_data(batch))
@@ -344,12 +388,16 @@ class Run:
             return False
         told: list[torch.Tensor] = []
         while True:
-            told.append(self.compiled.launch(program, batch, told[-1] if told else None))
+            try:
+                told.append(self.compiled.launch(program, batch, told[-1] if told else None))
+            except Exception as error:
+                self.compiled.fail(error)
             self._count_step()
-            if len(told) == count:
+            # A scheduler may be the user's code, and so move what the program holds for constant.
+            if len(told) == count or (self.scheduler is not None and program.guards.changed()):
                 break
             batch = self._given()
-        results = torch.stack(told).tolist()
+        results, count = torch.stack(told).tolist(), len(told)
         good = next((i for i, (_, _, moved) in enumerate(results) if not moved), count)
         if good < count:
             start.restore()
@@ -362,6 +410,7 @@ class Run:
         self.tally.applied += good
         self._count_time(began, good * self.batches.size)
         if good < count:
+            self._start = Position(self)
             self.one_step()
         return True
 
@@ -649,6 +698,8 @@ class Run:
 
     def result(self) -> Fit:
         """The result, the best parameters put into the model."""
+        for objective in self._nested:  # which may be for another pair next
+            objective.max_plate_nesting = math.inf
         if self.best is not None and self.stopped != "interrupted":
             self.lvm.load_state_dict(self.best)
         return Fit(

@@ -25,6 +25,7 @@ __all__ = [
     "StepResult",
     "backward",
     "check_objective",
+    "nest",
     "no_gradient",
 ]
 
@@ -82,6 +83,21 @@ def check_objective(objective: Any, enumerated: tuple[str, ...] = ()) -> None:
             f"Latent {enumerated[0]!r} is marked for enumeration and absent from the guide, and {name} would draw it from the prior: "
             "pass objective=TraceEnum_ELBO(max_plate_nesting=...), or sample it in the guide."
         )
+
+
+def nest(objective: Any, nesting: int) -> list[Any]:
+    """Tells an objective, and the one within a wrapper, how many dimensions the plates take, where it would guess; those that were told.
+
+    Pyro guesses by running the pair behind a block, where parameters of the pair are not served and go to the global store.
+    Vectorised particles take one dimension more. This is the place to refuse them for a pair that cannot be run under a plate of samples.
+    """
+    inner = getattr(objective, "objective", None)
+    told = [] if inner is None else nest(inner, nesting)
+    if getattr(objective, "max_plate_nesting", None) == math.inf:
+        vectorized = getattr(objective, "vectorize_particles", False) and getattr(objective, "num_particles", 1) > 1
+        objective.max_plate_nesting = nesting + bool(vectorized)
+        told.append(objective)
+    return told
 
 
 class Step(Protocol):
