@@ -20,13 +20,15 @@ from vilvm.lvm import LatentVariableModel, evaluation_mode, module_parameters
 from vilvm.training.compiled import CompiledStep
 from vilvm.training.loop import fit
 from vilvm.weights import LogWeights, layout, log_weights, posterior
+from vilvm.weights.densities import weight_pass
+from vilvm.weights.ways import way_of
 
 __all__ = ["check_lvm"]
 
 _DRAWS = 4000  # for comparisons of means, so that a difference of a tenth of a nat is seen
 
 
-def check_lvm(tiny: Callable[[], tuple[LatentVariableModel, Any]], objective: Any = None) -> None:
+def check_lvm(tiny: Callable[[], tuple[LatentVariableModel, Any]], objective: Any = None) -> str:
     """Holds a model to the contract, and raises AssertionError with the first clause it breaks.
 
     It runs on any batch it is given: log-densities have the shapes of samples and data, also for one sample and for one datum;
@@ -38,6 +40,9 @@ def check_lvm(tiny: Callable[[], tuple[LatentVariableModel, Any]], objective: An
     Arguments:
         tiny: returns a small instance (a torch.nn.Module) and a small batch of at least two data.
         objective: what the gradient is checked on, ``Trace_ELBO()`` by default.
+
+    Returns:
+        The way that many samples take: "vectorised", "vmap" or "one by one" (``vilvm.weights.ways``). The first is the fastest.
 
     Raises:
         AssertionError: a clause is broken.
@@ -59,6 +64,8 @@ def check_lvm(tiny: Callable[[], tuple[LatentVariableModel, Any]], objective: An
     _check_training(tiny, objective)
     added = set(pyro.get_param_store()) - stored
     assert not added, f"Pyro's global parameter store now holds {sorted(added)}"
+    with torch.no_grad(), seeded(4), module_parameters(lvm), evaluation_mode(lvm):
+        return way_of(lvm, batch, weight_pass(lvm, plan), plan.ways)
 
 
 def _check_shapes(lvm: LatentVariableModel, batch: Any, plan: Any) -> None:

@@ -263,7 +263,7 @@ class CompiledStep:
             for p in self.parameters:
                 p.grad = None
             with _given(self.objective, list(inputs)):
-                loss = backward(self.lvm, self.objective, inner, self.parameters, num_data)
+                loss = backward(self.lvm, self.objective, inner, self.parameters, num_data, self.eager.masked)
             moved[:] = [p for p in self.parameters if p.grad is not None]
             return [loss.detach(), *(p.grad for p in moved if p.grad is not None)]
 
@@ -463,7 +463,7 @@ class CompiledStep:
             if shaken:
                 set_rng(self._noise, self.parameters[0].device)
             try:
-                loss = backward(self.lvm, self.objective, batch, self.parameters, num_data)
+                loss = backward(self.lvm, self.objective, batch, self.parameters, num_data, self.eager.masked)
             finally:
                 for p, value in zip(self.parameters, kept, strict=False):
                     p.data.copy_(value)

@@ -171,12 +171,15 @@ def fit(
             arguments=arguments,
             after_step=after_step,
         )
-        run.prepare(optimizer or adam(where), scheduler, clip)
-        set_seed(ranks.seed(seed), where)
-        if resume:
-            run.restore()
-        run.train_all(progress)
-        return run.result()
+        try:
+            run.prepare(optimizer or adam(where), scheduler, clip)
+            set_seed(ranks.seed(seed), where)
+            if resume:
+                run.restore()
+            run.train_all(progress)
+            return run.result()
+        finally:
+            run.release()
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import vilvm.training.checkpoint as checkpoint
 from vilvm.compiling import Compile, worth_compiling
 from vilvm.data import Data, kind_of, rng, seeded, set_rng, set_seed
 from vilvm.files import write_atomic
-from vilvm.lvm import ContractError, NonFiniteError, module_parameters
+from vilvm.lvm import ContractError, NonFiniteError, evaluation_mode, module_parameters
 from vilvm.memory import widen_heap
 from vilvm.progress import ProgressBar
 from vilvm.training.arguments import Arguments, Call, Called, as_tensors, check_arguments
@@ -32,7 +33,9 @@ from vilvm.training.resume import Kept, Position, describe, match, plain
 from vilvm.training.signals import interruptible
 from vilvm.training.step import NonFiniteLossError, Objective, Step, StepResult, check_objective, nest
 from vilvm.training.validation import Look, check, check_rows, look
-from vilvm.weights import Layout, layout, log_weights
+from vilvm.weights import Layout, layout, weight_chunks
+from vilvm.weights.densities import weight_pass
+from vilvm.weights.ways import VECTORISED, way_of
 from vilvm.world import World
 
 __all__ = ["Run"]
@@ -83,6 +86,7 @@ class Run:
     precision: str = "float32"
     arguments: Arguments | None = None
     after_step: Callable[[Any, int], Any] | None = None
+    changed: list[tuple[Any, str, Any]] = field(default_factory=list)  # in the objective: object, attribute and old value
     history: History = field(default_factory=History)
     at: int = 0
     tally: _Tally = field(default_factory=_Tally)
@@ -96,7 +100,6 @@ class Run:
     def prepare(self, optimizer: OptimizerFactory, scheduler: SchedulerFactory | None, clip: float | None) -> None:
         """Runs the pair once, which makes lazy parameters and checks the contract, then gives the parameters to the optimizer."""
         self._layouts: dict[Any, Layout] = {}
-        self._nested: list[Any] = []  # objectives that were told the nesting of the plates
         self._saved_at, self._saved_time = -1, time.monotonic()
         if self.arguments is not None:
             check_arguments(self.lvm, self._arguments(0))
@@ -120,6 +123,7 @@ class Run:
             self.lvm, self.objective, self.optimizer, clip, tell=self._tell, kinds=len(self.batches.sources)
         )
         self.step: Step = self.compiled.eager
+        self.compiled.eager.masked = tuple({n for plan in self._layouts.values() for n in plan.masked})
         if self.ranks.size == 1:  # of several, none can go back by itself
             self.compiled.keep = self._keep
         # By the length of the run, and not by a clock: two runs with one seed are the same.
@@ -158,7 +162,7 @@ class Run:
         self.num_data(batch)
         plan = self._layout(batch)
         check_objective(self.objective, plan.enumerated)
-        self._nested += nest(self.objective, plan.nesting)
+        self.changed += nest(self.objective, plan.nesting, partial(self._vectorises, batch, plan))
         parts = not batches.whole
         if self.ranks.size > 1 and not batches.data.divisible:
             raise ContractError(
@@ -208,6 +212,10 @@ class Run:
             self._judged = kinds[kind] if kind in kinds else layout(self.lvm, first.loaded().x)
         with seeded(self.seed, self.device):
             check(self.lvm, self.validation, self._judged)
+
+    def _vectorises(self, batch: Any, plan: Layout) -> bool:
+        with torch.no_grad(), seeded(self.seed, self.device), module_parameters(self.lvm), evaluation_mode(self.lvm):
+            return way_of(self.lvm, batch, weight_pass(self.lvm, plan), plan.ways, self._tell) == VECTORISED
 
     def _check_scheduler(self) -> None:
         """That the scheduler does not end before the run."""
@@ -591,7 +599,7 @@ class Run:
             given = self._given()
             lvm, batch = (Called(self.lvm, given.arguments), given.batch) if isinstance(given, Call) else (self.lvm, given)
             with torch.no_grad():
-                log_weights(lvm, batch, validate=validate, plan=self._layout(batch))
+                next(weight_chunks(lvm, batch, 1, 1, validate, self._layout(batch)))
         except ContractError as error:
             return error
         return None
@@ -696,10 +704,13 @@ class Run:
         else:  # as many ranks as there were not: new noise, which follows from what is known
             set_seed(self.ranks.seed(self.seed + 1 + self.at), self.device)
 
+    def release(self) -> None:
+        """Puts the objective back as it was given, which may be for another pair next."""
+        for objective, name, value in self.changed:
+            setattr(objective, name, value)
+
     def result(self) -> Fit:
         """The result, the best parameters put into the model."""
-        for objective in self._nested:  # which may be for another pair next
-            objective.max_plate_nesting = math.inf
         if self.best is not None and self.stopped != "interrupted":
             self.lvm.load_state_dict(self.best)
         return Fit(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vilvm.lvm import ContractError, LatentVariableModel
 from vilvm.training.arguments import Call
+from vilvm.weights.supports import scored_guide
 from vilvm.world import world
 
 __all__ = [
@@ -85,19 +86,30 @@ def check_objective(objective: Any, enumerated: tuple[str, ...] = ()) -> None:
         )
 
 
-def nest(objective: Any, nesting: int) -> list[Any]:
-    """Tells an objective, and the one within a wrapper, how many dimensions the plates take, where it would guess; those that were told.
+def nest(objective: Any, nesting: int, vectorises: Callable[[], bool]) -> list[tuple[Any, str, Any]]:
+    """Gives an objective, and the one within a wrapper, what they would guess or suppose of a pair.
 
-    Pyro guesses by running the pair behind a block, where parameters of the pair are not served and go to the global store.
-    Vectorised particles take one dimension more. This is the place to refuse them for a pair that cannot be run under a plate of samples.
+    Pyro guesses how many dimensions the plates take by running the pair behind a block. Particles that it vectorises take one more, and
+    are right only for a pair whose densities are the same under a plate over samples; for any other they are run one by one.
+
+    Arguments:
+        objective: changed in place.
+        nesting: dimensions that the plates of the pair take.
+        vectorises: whether the pair's densities at several samples are those of single runs.
+
+    Returns:
+        What was changed: object, attribute and old value.
     """
     inner = getattr(objective, "objective", None)
-    told = [] if inner is None else nest(inner, nesting)
+    changed = [] if inner is None else nest(inner, nesting, vectorises)
+    vectorized = getattr(objective, "vectorize_particles", False) and getattr(objective, "num_particles", 1) > 1
+    if vectorized and not vectorises():
+        changed.append((objective, "vectorize_particles", True))
+        objective.vectorize_particles = vectorized = False
     if getattr(objective, "max_plate_nesting", None) == math.inf:
-        vectorized = getattr(objective, "vectorize_particles", False) and getattr(objective, "num_particles", 1) > 1
+        changed.append((objective, "max_plate_nesting", math.inf))
         objective.max_plate_nesting = nesting + bool(vectorized)
-        told.append(objective)
-    return told
+    return changed
 
 
 class Step(Protocol):
@@ -119,6 +131,7 @@ class EagerStep:
     def __init__(self, lvm: LatentVariableModel, objective: Objective, optimizer: torch.optim.Optimizer, clip: float | None = None):
         self.lvm, self.objective, self.optimizer, self.clip = lvm, objective, optimizer, clip
         self.ranks = world()
+        self.masked: tuple[str, ...] = ()  # latents that are marginalised where the model masks them
         self.flags: list[bool] = []  # what this rank has to say to the others at the next step, and then: what any of them has said
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
@@ -126,7 +139,7 @@ class EagerStep:
         """Moves the parameters one step down the loss per datum of `batch`."""
         self.optimizer.zero_grad(set_to_none=True)
         try:
-            loss = backward(self.lvm, self.objective, batch, self.parameters, num_data)
+            loss = backward(self.lvm, self.objective, batch, self.parameters, num_data, self.masked)
         except ValueError:
             self._sum_over_ranks(torch.tensor(math.nan, dtype=torch.float64))  # for which the others wait
             raise
@@ -176,9 +189,14 @@ def no_gradient(lvm: object, objective: object) -> ContractError:
     )
 
 
-def backward(lvm: Any, objective: Any, batch: Any, parameters: Sequence[Tensor], num_data: float = 1.0) -> Tensor:
-    """Adds the gradient of the loss over `num_data` to those of the parameters, and returns that loss, float64."""
-    model, guide = lvm.model, lvm.guide
+def backward(
+    lvm: Any, objective: Any, batch: Any, parameters: Sequence[Tensor], num_data: float = 1.0, masked: tuple[str, ...] = ()
+) -> Tensor:
+    """Adds the gradient of the loss over `num_data` to those of the parameters, and returns that loss, float64.
+
+    Of the latents in `masked` the guide's density leaves out what the model masks (``vilvm.weights.supports``).
+    """
+    model, guide = lvm.model, scored_guide(lvm, masked)
     if isinstance(batch, Call):
         model, guide, batch = partial(model, **batch.arguments), partial(guide, **batch.arguments), batch.batch
     if hasattr(objective, "differentiable_loss"):

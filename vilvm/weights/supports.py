@@ -11,6 +11,7 @@ log p(x, z) − log q(z | x) is a log-weight only if both are densities of the s
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -77,7 +78,7 @@ def _dimensions(fn: Any, value: Tensor) -> int:
 
 
 def model_masks(model: Sites) -> dict[str, Tensor]:
-    """Which entries of its latents a model scores, for those of which it masks some; broadcastable to the batch shape."""
+    """Which entries of its latents a model scores, for those of which it masks some; broadcastable to the value."""
     masks = {n: mask_tensor(s) for n, s in model.items() if not s["is_observed"]}
     return {n: m for n, m in masks.items() if m is not None and not bool(m.all())}
 
@@ -113,6 +114,10 @@ def masked_latents(
     others = again() if masks else {}
     flat = [n for n, m in masks.items() if _matters(n, m, model, density, others[n]["value"])]
     for name in [n for n in unlike if n not in flat]:
+        if not _is_of_whole_events(masks[name], model[name]):
+            raise ContractError(
+                f"{type(lvm).__name__}: the model masks components of latent {name!r}, and the guide does not; mask the same in both."
+            )
         if family(guide[name]["fn"]) == "Delta" and name + _UNCONSTRAINED not in guide:
             raise ContractError(
                 f"{type(lvm).__name__}: the model masks entries of latent {name!r}, and the guide draws them together with other latents, so that "
@@ -123,14 +128,23 @@ def masked_latents(
 
 def _matters(name: str, mask: Tensor, model: Sites, density: Callable[[Mapping[str, Tensor]], Sites], other: Tensor) -> bool:
     """Whether a log-density changes with the masked entries of a latent."""
-    site = model[name]
-    value = site["value"]
-    shape = value.shape[: value.dim() - site["fn"].event_dim]
-    kept = mask.expand(shape).reshape(shape + (1,) * site["fn"].event_dim)
-    changed = torch.where(kept, value, other.expand(value.shape))
+    value = model[name]["value"]
+    changed = torch.where(mask, value, other.expand(value.shape))
     before = {n: s["value"] for n, s in model.items() if not s["is_observed"]}
     after = density({**before, name: changed})
     return any(not _same(log_prob("model", model[n]), log_prob("model", s)) for n, s in after.items() if n in model)
+
+
+def _is_of_whole_events(mask: Tensor, site: Any) -> bool:
+    """Whether a mask takes all components of an event or none."""
+    event = site["fn"].event_dim
+    rows = mask.reshape(*mask.shape[: mask.dim() - event], -1) if event else mask[..., None]
+    return bool((rows == rows[..., :1]).all())
+
+
+def _of_events(mask: Tensor, event_dim: int) -> Tensor:
+    """A mask of whole events, broadcastable to the batch shape."""
+    return mask.flatten(mask.dim() - event_dim)[..., 0] if event_dim else mask
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
@@ -147,6 +161,7 @@ class Alike(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         mask = self.masks.get(msg["name"].removesuffix(_UNCONSTRAINED))
         if mask is not None:
+            mask = _of_events(mask, msg["fn"].event_dim)
             msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
 
 
@@ -155,11 +170,11 @@ def scored_guide(lvm: Any, masked: tuple[str, ...]) -> Callable[[Any], Any]:
     if not masked:
         return lvm.guide
 
-    def guide(batch: Any) -> Any:
+    def guide(batch: Any, **arguments: Any) -> Any:
         with torch.no_grad(), _unheard():
-            sites = sites_of(run(lvm.model, "model", batch))
+            sites = sites_of(run(partial(lvm.model, **arguments), "model", batch))
         with Alike({n: m for n, m in model_masks(sites).items() if n in masked}):
-            return lvm.guide(batch)
+            return lvm.guide(batch, **arguments)
 
     return guide
 

@@ -154,7 +154,7 @@ def mask_of(site: Any) -> str:
 
 
 def mask_tensor(site: Any) -> Tensor | None:
-    """Which entries of a site its log-density scores, broadcastable to the batch shape; None if all of them."""
+    """Which entries of a site's value its log-density scores, broadcastable to the value; None if all of them."""
     masks = _masks(site)
     if not masks:
         return None
@@ -165,12 +165,15 @@ def mask_tensor(site: Any) -> Tensor | None:
 
 
 def _masks(site: Any) -> list[Tensor]:
-    masks, fn = [site["mask"]], site["fn"]
-    while isinstance(fn, _AROUND):
-        masks.append(getattr(fn, "_mask", None))
-        fn = fn.base_dist
+    """The masks of a site, each with a dimension for every event dimension of the distribution that it lies around."""
+    fn: Any = site["fn"]
     device = site["value"].device
-    return [torch.as_tensor(m, device=device) for m in masks if m is not None]
+    found = [(site["mask"], fn.event_dim)]
+    while isinstance(fn, _AROUND):
+        found.append((getattr(fn, "_mask", None), fn.event_dim))
+        fn = fn.base_dist
+    masks = [(torch.as_tensor(m, device=device), event) for m, event in found if m is not None]
+    return [m.reshape(m.shape + (1,) * event) for m, event in masks]
 
 
 def log_prob(part: str, site: Any) -> Tensor:

@@ -341,7 +341,9 @@ def _mapped(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> Callable[...,
         dims = (None if same else 0, *(None for _ in shared), *(0 for _ in own), *(None for _ in graph.closed), 0)
         run = torch.vmap(lambda *flat: tuple(module(*flat[:-1])), in_dims=dims, randomness="same" if same else "different")
         values: Values = {}
-        out = run(zeros, *shared, *own, *graph.closed, torch.zeros(num_samples, device=device))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop")  # of an operation that vmap runs one by one
+            out = run(zeros, *shared, *own, *graph.closed, torch.zeros(num_samples, device=device))
         for (kind, site), value in zip(structure, out, strict=True):
             values.setdefault(kind, {})[site] = value
         return values
