@@ -170,7 +170,7 @@ def _masks(site: Any) -> list[Tensor]:
     device = site["value"].device
     found = [(site["mask"], fn.event_dim)]
     while isinstance(fn, _AROUND):
-        found.append((getattr(fn, "_mask", None), fn.event_dim))
+        found.append((getattr(fn, "_mask", None), len(fn.event_shape)))
         fn = fn.base_dist
     masks = [(torch.as_tensor(m, device=device), event) for m, event in found if m is not None]
     return [m.reshape(m.shape + (1,) * event) for m, event in masks]
