@@ -21,7 +21,7 @@ from vilvm.weights.contract import check_batch, check_number, enumerable
 from vilvm.weights.densities import LogWeights, drawn_values, log_weights
 from vilvm.weights.structure import Layout, data_plate, held_still, layout, place
 from vilvm.weights.supports import guide_sites
-from vilvm.weights.traces import Put, Sites, Unobserved, family, nesting_of, run, sites_of, strip, was_observed
+from vilvm.weights.traces import Put, Sites, Unobserved, family, nesting_of, own_densities, run, sites_of, strip, was_observed
 from vilvm.weights.ways import Pass, Values, at_samples
 
 __all__ = [
@@ -113,6 +113,7 @@ def _simulation(lvm: LatentVariableModel, nesting: int, mean: bool) -> Pass:
                 for n, s in (latents if mean else sites).items()
                 if family(s["fn"]) != "Delta"
             },
+            "densities": own_densities("model", latents if mean else sites, size, nesting),
         }
 
     return Pass(simulate, f"simulation, mean={mean}")
@@ -360,6 +361,7 @@ def _run_guide(lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Lay
         values = {
             "latents": {n: strip(s["value"], s, size, plan.nesting) for n, s in of_latents.items()},
             "drawn": drawn_values(found, size, plan),
+            "densities": own_densities("guide", found, size, plan.nesting),
         }
         if mean:
             values["means"] = {

@@ -25,7 +25,7 @@ from vilvm.weights.densities import drawn_values, reducer, total
 from vilvm.weights.enumeration import run_model
 from vilvm.weights.structure import layout
 from vilvm.weights.supports import guide_sites, scored_guide
-from vilvm.weights.traces import Put, Sites, family, log_prob, run, sites_of, strip
+from vilvm.weights.traces import Put, Sites, family, log_prob, own_densities, run, sites_of, strip
 from vilvm.weights.ways import Pass, Values, at_samples
 
 __all__ = ["Joint", "LogDensities"]
@@ -149,6 +149,7 @@ class Joint:
         return {
             "u": {n: self._natural(u, self.shapes[n], size) for n, u in found.items()},
             "drawn": drawn_values(sites, size, self.plan),
+            "densities": own_densities(self.base, sites, size, self.plan.nesting),
         }
 
     def _latents(self, batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:

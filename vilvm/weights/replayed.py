@@ -14,7 +14,7 @@ from vilvm.data import kept_generators, tensors_of
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, module_parameters
 from vilvm.weights.contract import check_batch, check_number
 from vilvm.weights.structure import Layout, held_still, layout
-from vilvm.weights.traces import Put, Unobserved, family, own_dims, run, strip, was_observed
+from vilvm.weights.traces import Put, Unobserved, family, own_densities, own_dims, run, strip, was_observed
 from vilvm.weights.ways import Pass, Values, at_samples
 
 __all__ = ["Replay", "replay"]
@@ -117,6 +117,7 @@ def _replay_pass(lvm: LatentVariableModel, plan: Layout, single: dict[str, Any])
             "sites": values,
             "deterministics": {n: _deterministic(s, single[n]["value"].shape, size, plan)[0] for n, s in made.items()},
             "drawn": {n: v for n, v in values.items() if family(sites[n]["fn"]) != "Delta"},
+            "densities": own_densities("model", {n: sites[n] for n in values}, size, plan.nesting),
         }
 
     return Pass(replayed, "replay")

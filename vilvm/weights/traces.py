@@ -3,7 +3,7 @@
 import hashlib
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ __all__ = [
     "mask_of",
     "mask_tensor",
     "nesting_of",
+    "own_densities",
     "own_dims",
     "plate_dims",
     "run",
@@ -191,10 +192,21 @@ def log_prob(part: str, site: Any) -> Tensor:
 
 def strip(value: Tensor, site: Any, num_samples: int, nesting: int) -> Tensor:
     """A site's value as (S, *its own dimensions, *event): dimensions of plates that it does not stand in are dropped."""
-    event = site["fn"].event_dim
+    return _strip(value, own_dims(site), site["fn"].event_dim, num_samples, nesting)
+
+
+def own_densities(part: str, sites: Sites, num_samples: int, nesting: int) -> dict[str, Tensor]:
+    """The log-density of every site at its value, shape (S, *its own dimensions); without those that know none."""
+    found = {}
+    for name, site in sites.items():
+        with suppress(NotImplementedError):
+            found[name] = _strip(log_prob(part, site), own_dims(site), 0, num_samples, nesting)
+    return found
+
+
+def _strip(value: Tensor, own: set[int], event: int, num_samples: int, nesting: int) -> Tensor:
     value = value.reshape((1,) * (nesting + 1 + event - value.dim()) + value.shape)
     value = value.expand(num_samples, *value.shape[1:])
-    own = own_dims(site)
     for dim in range(-nesting, 0):  # from the left, for what is counted from the right stays where it is
         if dim not in own:
             value = value.squeeze(dim - event)

@@ -271,6 +271,7 @@ _NAMES = {
     "log_likelihoods": "log-likelihood",
     "log_priors": "log-prior",
     "log_guides": "log-guide density",
+    "densities": "log-density",
     "latents": "value",
     "drawn": "value",
 }
