@@ -494,3 +494,10 @@ def test_a_dimension_that_appears_under_samples_only_is_said(capsys):
     assert "keep leading dimensions as they are" in capsys.readouterr().out
     expected = dist.Normal(weights.latents["beta"] @ x.T, 0.5).log_prob(x[:, 0])
     torch.testing.assert_close(weights.log_likelihood, expected.double(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("num_samples", [1, 4])
+def test_draws_come_first_also_where_a_plate_stands_left_of_the_data(num_samples):
+    drawn = vilvm.sample(nested(False, -1), num_samples)
+    assert {n: tuple(v.shape) for n, v in drawn.items()} == {n: (num_samples, *s) for n, s in (("u", ()), ("v", (3,)), ("x", (3,)))}
+    assert (drawn["v"].mean(1) - drawn["u"]).abs().max() < 5  # v ~ N(u, 1) of the same draw
