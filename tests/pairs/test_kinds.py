@@ -19,6 +19,8 @@ from torch import nn
 import vilvm
 from tests.pairs.oracle import Exact, discrete, gaussian, pair, plain_log_weight, pyro_elbos, replayed, shared_gaussian
 
+pytestmark = pytest.mark.filterwarnings("ignore:Found plate statements in guide but not model")  # Pyro's own
+
 STILL = partial(torch.optim.SGD, lr=0.0)
 
 
@@ -464,9 +466,11 @@ def test_the_number_of_terms_is_a_latent():
 
 
 def test_statistics_of_a_batch_while_training():
-    """Batch normalisation in training mode: each sample normalises by its own statistics."""
-    net = normed(6, training=True)
-    x = fixed(6, 4)
+    """Batch normalisation by a function, in whatever mode: each sample normalises by its own statistics."""
+    linear, x = normed(6)[0], fixed(6, 4)
+
+    def net(z):
+        return nn.functional.batch_norm(linear(z), None, None, training=True)[:, :4]
 
     def model(x):
         with pyro.plate("data", len(x)):

@@ -182,5 +182,5 @@ def scored_guide(lvm: Any, masked: tuple[str, ...]) -> Callable[[Any], Any]:
 @contextmanager
 def _unheard() -> Iterator[None]:
     """A run within it is not part of any trace around it."""
-    with poutine.block(hide_types=["sample"]):
+    with poutine.block(hide_fn=lambda msg: msg.get("type") == "sample"):
         yield

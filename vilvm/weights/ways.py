@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
+import pyro
 import torch
 from torch import Tensor
 from torch.func import functionalize
@@ -36,6 +37,7 @@ _TOLERANCE = 1e-4  # relative to the mean size of a term; sums of float32 in ano
 _ROUNDING = 2.0**-21  # a relative change of the latents, of a few roundings, whose effect on a term is no difference
 _MOST_SLACK = 1e-2  # relative; a term that roundings change by more is taken for another
 _FAILURES = (ContractError, RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, AssertionError)
+_MOST_GRAPHS = 32  # of a pair, for each takes memory
 _DRAWN = "drawn"
 
 Values = dict[str, Any]  # tensors of shape (num_samples, ...), in dicts by kind and site; those to be given again are in "drawn"
@@ -62,6 +64,7 @@ class _Way(NamedTuple):
 
 
 Ways = dict[Any, Any]  # the ways that the passes of a layout take, and the numbers of samples that were compared
+_graphs: "WeakKeyDictionary[Any, dict[Any, Callable[..., Values]]]" = WeakKeyDictionary()
 _reported: "WeakKeyDictionary[Any, set[str]]" = WeakKeyDictionary()
 
 
@@ -107,7 +110,7 @@ def at_samples(
         if way.name == VMAP and not traced_anew:  # the graph may hold what Python did for another batch
             traced_anew = True
             with suppress(UntraceableError):
-                way = ways[_key(batch, one, given)] = _Way(VMAP, _mapped(batch, one, given))
+                way = ways[_key(batch, one, given)] = _Way(VMAP, _known_graph(lvm, batch, one, given, anew=True))
                 continue
         way = ways[_key(batch, one, given)] = _next(way, lvm, batch, one, given, reason, tell)
 
@@ -211,7 +214,7 @@ def _next(
     new = _Way(ONE_BY_ONE)
     if way.name == VECTORISED:
         try:
-            new = _Way(VMAP, _mapped(batch, one, given))
+            new = _Way(VMAP, _known_graph(lvm, batch, one, given))
         except UntraceableError as error:
             reason = f"{reason}; and it cannot be traced: {error}"
     if _is_news(lvm, new.name):
@@ -265,7 +268,8 @@ def _first_difference(
                 )
             if _close(mine[place : place + 1], other):
                 continue
-            near = _leaf(one.run(batch, {n: _nudged(v) for n, v in values.items()}, None), kind, site)
+            with pyro.validation_enabled(False):
+                near = _leaf(one.run(batch, {n: _nudged(v) for n, v in values.items()}, None), kind, site)
             slack = (
                 0.0 if near is None else torch.minimum(10 * (near - other).abs(), _MOST_SLACK * other.abs()).nan_to_num(0.0, 0.0)
             )
@@ -285,7 +289,8 @@ _NAMES = {
 
 
 def _nudged(value: Tensor) -> Tensor:
-    return value * (1 + _ROUNDING) if value.is_floating_point() else value
+    whole = value == value.round() if value.is_floating_point() else True  # a label, which must stay one
+    return torch.where(torch.as_tensor(whole), value, value * (1 + _ROUNDING)).to(value.dtype)
 
 
 def _close(mine: Tensor, other: Tensor, slack: Any = 0.0) -> bool:
@@ -318,6 +323,20 @@ def _device(batch: Any) -> torch.device:
 # vmap ----------------------------------------------------------------------------------------------------------------------
 
 
+def _known_graph(lvm: Any, batch: Any, one: Pass, given: Mapping[str, Tensor], anew: bool = False) -> Callable[..., Values]:
+    """``_mapped``, from another layout if it was made there; what it gives is compared with single runs for every batch."""
+    try:
+        known = _graphs.setdefault(lvm, {})
+    except TypeError:  # it cannot be a key
+        return _mapped(batch, one, given)
+    key = _key(batch, one, given)
+    if anew or key not in known:
+        if len(known) >= _MOST_GRAPHS:
+            known.clear()
+        known[key] = _mapped(batch, one, given)
+    return known[key]
+
+
 def _mapped(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> Callable[..., Values]:
     """A function of a batch, given values and a number of samples: the single run, traced once and mapped over samples.
 
@@ -336,10 +355,12 @@ def _mapped(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> Callable[...,
     example = [torch.zeros((), device=device), *tensors_of(batch), *(v[0] for v in given.values())]
     with kept_generators(device), torch.no_grad():
         graph = trace(single, example)
-        try:
-            module = make_fx(functionalize(graph.module))(*example, *graph.closed)  # vmap writes nothing in place
-        except Exception as error:
-            raise UntraceableError(_words(error)) from error
+        module = graph.module
+        if any(_writes(node) for node in module.graph.nodes):  # which vmap cannot, into what is shared by the samples
+            try:
+                module = make_fx(functionalize(module))(*example, *graph.closed)
+            except Exception as error:
+                raise UntraceableError(_words(error)) from error
     _draw_for_each_sample(module)
 
     def mapped(batch: Any, given: Mapping[str, Tensor], num_samples: int, same: bool = False) -> Values:
@@ -376,7 +397,7 @@ _DRAWN_BY_VMAP = {
     "aten::randn_like",
     "aten::randperm",
 }
-# Random operations that write in place, under the names that they have in a graph without such; vmap would draw once for all samples.
+# Random operations that write in place, also under the names that they have in a graph without such; vmap would draw once for all samples.
 _IN_PLACE = {
     "aten::cauchy": "cauchy_",
     "aten::exponential": "exponential_",
@@ -384,7 +405,14 @@ _IN_PLACE = {
     "aten::log_normal": "log_normal_",
     "aten::normal_functional": "normal_",
     "aten::uniform": "uniform_",
+    **{f"aten::{m}": m for m in ("cauchy_", "exponential_", "geometric_", "log_normal_", "normal_", "uniform_")},
 }
+
+
+def _writes(node: Any) -> bool:
+    """Whether a node of a graph writes in place, other than draws into a tensor of its own."""
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable and schema.name not in _IN_PLACE
 
 
 def _draw_for_each_sample(module: GraphModule) -> None:
