@@ -47,7 +47,7 @@ class Known(NamedTuple):
 def by_position(lvm: Any, batch: Any, plan: Any) -> str:
     """The name of a parameter of single data by their place in the batch; "" if the guide has none.
 
-    The guide is run three times on the batch. Nothing is decided of a batch whose plate is not along its rows, or of one datum.
+    The guide is run three times, or four. Nothing is decided of a batch whose plate is not along its rows, or of one datum.
 
     Arguments:
         lvm: the pair, a ``torch.nn.Module``.
@@ -63,21 +63,22 @@ def by_position(lvm: Any, batch: Any, plan: Any) -> str:
     if not (at_random or plan.num_data == rows):
         return ""
     moved = data.subset(torch.arange(rows).roll(1)).x
-    fixed = _held(plan, 1 if at_random else 0)
-    step = 0 if at_random else 1  # by which the data have moved within the plate
+    step = 0 if at_random else 1  # by which the data move within the plate
     with _differentiable(lvm) as parameters, module_parameters(lvm, frozen=True), evaluation_mode(lvm):
         with pyro.validation_enabled(False), torch.enable_grad():
-            guide = guide_sites(_run(lvm, batch, {}, plan, _held(plan, 0), 0))
-            put = _values(guide, plan, 0)
-            before = _run(lvm, batch, put, plan, _held(plan, 0), 0)
-            again = _run(lvm, batch, put, plan, _held(plan, 0), 1)  # under other noise, if the guide has its own
-            after = _run(lvm, moved, _values(guide, plan, step), plan, fixed, 0)
-            for place in {0, plan.num_data // 2, plan.num_data - 1}:
-                first, noisy = _gradients(before, place, plan, parameters), _gradients(again, place, plan, parameters)
+            drawn = guide_sites(_run(lvm, batch, {}, _held(plan), 0))
+            put = _values(drawn, plan, 0)
+            before = _run(lvm, batch, put, _held(plan), 0)
+            after = _run(lvm, moved, _values(drawn, plan, step), _held(plan, 1 - step), 0)
+            for place in {0, plan.num_data - 1}:
+                first = _gradients(before, place, plan, parameters)
                 then = _gradients(after, (place + step) % plan.num_data, plan, parameters)
-                for name in parameters:
-                    if _differ(first[name], then[name]) and not _differ(first[name], noisy[name]):
-                        return name.removeprefix("pyro_params.").removeprefix("_guide.").removeprefix("guide.")
+                found = [n for n in parameters if _differ(first[n], then[n])]
+                if found:  # unless it is the noise that differs, where a guide has noise of its own
+                    again = _gradients(_run(lvm, batch, put, _held(plan), 1), place, plan, parameters)
+                    found = [n for n in found if not _differ(first[n], again[n])]
+                if found:
+                    return found[0].removeprefix("pyro_params.").removeprefix("guide.")
     return ""
 
 
@@ -95,12 +96,12 @@ def _differentiable(lvm: Module) -> Iterator[dict[str, Tensor]]:
             p.requires_grad_(False)
 
 
-def _run(lvm: Any, batch: Any, put: Mapping[str, Tensor], plan: Any, fixed: poutine.Trace | None, seed: int) -> poutine.Trace:
-    with seeded(seed, Data(batch).device), Put(put, None, plan.nesting):
+def _run(lvm: Any, batch: Any, put: Mapping[str, Tensor], fixed: poutine.Trace | None, seed: int) -> poutine.Trace:
+    with seeded(seed, Data(batch).device), Put(put, None, 0):
         return run(lvm.guide, "guide", batch, fixed)
 
 
-def _held(plan: Any, step: int) -> poutine.Trace | None:
+def _held(plan: Any, step: int = 0) -> poutine.Trace | None:
     """Holds still the indices that plates draw at random; those of the data's plate are moved on by `step`."""
     trace = poutine.Trace()
     for name, site in plan.subsample.items():
