@@ -170,9 +170,11 @@ class _Serving(Messenger):
 def _in_order(value: Tensor, leaf: Tensor, event_dim: int | None) -> Tensor:
     """A parameter in the order of the indices of the plates around it. Pyro applies these if they are fewer than all, and not to all in
     another order."""
-    for plate in [p for p in _PYRO_STACK if isinstance(p, SubsampleMessenger)] if event_dim is not None else []:
+    if event_dim is None:
+        return value
+    for plate in [p for p in _PYRO_STACK if isinstance(p, SubsampleMessenger)]:
         index, dim = plate._indices, (plate.dim or 0) - event_dim
-        if not isinstance(index, Tensor) or index.is_floating_point() or len(index) != plate.size:
+        if not isinstance(index, Tensor) or index.is_floating_point() or index.shape != (plate.size,):
             continue
         if value.dim() >= -dim > 0 and value.shape[dim] == plate.size:
             value = value.index_select(dim, index.to(value.device))

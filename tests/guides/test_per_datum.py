@@ -5,6 +5,7 @@ guide can be: the ELBO of each datum can reach its evidence.
 """
 
 import copy
+from dataclasses import replace
 
 import pyro
 import pyro.distributions as dist
@@ -25,6 +26,7 @@ import vilvm
 from vilvm.lvm import ContractError, NotApplicable
 from vilvm.weights import layout
 from vilvm.weights.per_datum import by_position
+from vilvm.weights.replayed import replay
 
 N = 60
 REFUSED = "is of single data, by place.*amortised guide"
@@ -231,7 +233,7 @@ def test_amortised_guides_are_trained_in_batches(name, x):
 
 
 def indexed_autoguide():
-    return vilvm.Pair(indexed, AutoNormal(indexed, create_plates=plates, init_loc_fn=init_to_mean))
+    return vilvm.Pair(indexed, AutoNormal(indexed, create_plates=plates))
 
 
 def by_hand(batch):
@@ -331,6 +333,26 @@ def test_other_rows_are_refused_for_parameters_by_hand_and_as_validation(x):
         vilvm.fit(vilvm.Pair(model, own_parameters(N)), x, steps=2, validation=x + 1)
 
 
+def test_what_uses_the_model_alone_takes_other_rows(x):
+    lvm = vilvm.Pair(model, AutoNormal(model))
+    vilvm.fit(lvm, x, steps=2)
+    assert vilvm.sample(lvm, 7, like=x)["x"].shape == (7, N)
+    schedule = vilvm.evaluation.Schedule(num_chains=3, num_temperatures=30, base="prior")
+    found = vilvm.evaluation.bdmc(lvm, schedule, num_simulations=N, like=x)
+    assert found.gap.values.shape == (N,)
+    assert replay(lvm, x + 1, {"z": torch.zeros(2, N)}).observed["x"].shape == (2, N)
+    with pytest.raises(NotApplicable, match=OTHERS):
+        vilvm.evaluation.bdmc(lvm, replace(schedule, base="guide"), num_simulations=N, like=x)
+
+
+def test_a_fit_to_all_rows_in_another_order_is_by_index_too(x):
+    lvm, order = indexed_autoguide(), torch.randperm(N)
+    vilvm.fit(lvm, (x[order], order), steps=900, **adam(0.1))
+    for size in (25, N):
+        found = vilvm.evaluate(lvm, (x, torch.arange(N)), num_samples=400, batch_size=size).bounds["elbo"]
+        assert ((found.values - evidence(x)).abs() < 0.06 + 4 * found.errors).all(), size
+
+
 def test_a_fit_to_other_rows_makes_the_parameters_theirs(x):
     lvm = vilvm.Pair(model, AutoNormal(model))
     vilvm.fit(lvm, x, steps=2)
@@ -379,4 +401,5 @@ def test_a_look_for_parameters_of_single_data_leaves_no_trace(x):
     state = torch.get_rng_state()
     assert by_position(lvm, x, plan) in ("loc", "scale")
     assert torch.equal(torch.get_rng_state(), state)
-    assert not loc.requires_grad and all(p.grad is None for p in lvm.parameters())
+    assert not loc.requires_grad
+    assert all(p.grad is None for p in lvm.parameters())

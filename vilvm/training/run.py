@@ -203,7 +203,9 @@ class Run:
         if name and (not whole or name in self._owned):
             restart(unset)
             what = "several sources of data" if whole else f"batches of {batches.size}"
-            raise ContractError(f"fit: the guide's parameter {name!r} is of single data, by place, and {what} put others there: {INSTEAD}.")
+            raise ContractError(
+                f"fit: the guide's parameter {name!r} is of single data, by place, and {what} put others there: {INSTEAD}."
+            )
         # What a fresh transform makes of the data is never seen twice, so it cannot be told from other data.
         if name:
             self._owned.add(name)

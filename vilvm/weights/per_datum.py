@@ -30,9 +30,7 @@ from vilvm.weights.traces import Put, Sites, family, log_prob, run, strip
 
 __all__ = ["INSTEAD", "Indices", "by_position", "check_indices", "check_known", "forget", "remember", "restart", "unset_autoguides"]
 
-INSTEAD = (
-    "use an amortised guide, all data at once, or pyro.plate(..., N, subsample=index) with indices in the batch (an autoguide's create_plates)"
-)
+INSTEAD = "use an amortised guide, all data at once, or pyro.plate(..., N, subsample=index) with indices in the batch (an autoguide's create_plates)"
 _OTHER = 1e-3  # relative difference of two gradients that no rounding makes
 _FACTOR = 0.7320508  # on the drawn value beside its log-density, so that gradients of the two do not cancel
 
@@ -64,26 +62,31 @@ def by_position(lvm: Any, batch: Any, plan: Any) -> str:
         return ""
     moved = data.subset(torch.arange(rows).roll(1)).x
     step = 0 if at_random else 1  # by which the data move within the plate
-    with _differentiable(lvm) as parameters, module_parameters(lvm, frozen=True), evaluation_mode(lvm):
-        with pyro.validation_enabled(False), torch.enable_grad():
-            drawn = guide_sites(_run(lvm, batch, {}, _held(plan), 0))
-            put = _values(drawn, plan, 0)
-            before = _run(lvm, batch, put, _held(plan), 0)
-            after = _run(lvm, moved, _values(drawn, plan, step), _held(plan, 1 - step), 0)
-            for place in {0, plan.num_data - 1}:
-                first = _gradients(before, place, plan, parameters)
-                then = _gradients(after, (place + step) % plan.num_data, plan, parameters)
-                found = [n for n in parameters if _differ(first[n], then[n])]
-                if found:  # unless it is the noise that differs, where a guide has noise of its own
-                    again = _gradients(_run(lvm, batch, put, _held(plan), 1), place, plan, parameters)
-                    found = [n for n in found if not _differ(first[n], again[n])]
-                if found:
-                    return found[0].removeprefix("pyro_params.").removeprefix("guide.")
+    with (
+        _differentiable(lvm) as parameters,
+        module_parameters(lvm, frozen=True),
+        evaluation_mode(lvm),
+        pyro.validation_enabled(False),
+        torch.enable_grad(),
+    ):
+        drawn = guide_sites(_run(lvm, batch, {}, _held(plan), 0))
+        put = _values(drawn, plan, 0)
+        before = _run(lvm, batch, put, _held(plan), 0)
+        after = _run(lvm, moved, _values(drawn, plan, step), _held(plan, 1 - step), 0)
+        for place in (0, plan.num_data - 1):
+            first = _gradients(before, place, plan, parameters)
+            then = _gradients(after, (place + step) % plan.num_data, plan, parameters)
+            found = [n for n in parameters if _differ(first[n], then[n])]
+            if found:  # unless it is the noise that differs, where a guide has noise of its own
+                again = _gradients(_run(lvm, batch, put, _held(plan), 1), place, plan, parameters)
+                found = [n for n in found if not _differ(first[n], again[n])]
+            if found:
+                return found[0].removeprefix("pyro_params.").removeprefix("guide.")
     return ""
 
 
 @contextmanager
-def _differentiable(lvm: Module) -> Iterator[dict[str, Tensor]]:
+def _differentiable(lvm: Module) -> Iterator[Mapping[str, Tensor]]:
     """The floating-point parameters by name, all of them with gradients meanwhile."""
     parameters = {n: p for n, p in lvm.named_parameters() if p.is_floating_point()}
     frozen = [p for p in parameters.values() if not p.requires_grad]
@@ -112,7 +115,9 @@ def _held(plan: Any, step: int = 0) -> poutine.Trace | None:
 
 def _values(guide: Sites, plan: Any, step: int) -> dict[str, Tensor]:
     """What the guide draws within the data's plate, moved on by `step` along it; what follows from other draws is left to do so."""
-    drawn = {n: s for n, s in guide.items() if plan.is_in_data(s) and not s["is_observed"] and family(s["fn"]) not in ("Delta", "Unit")}
+    drawn = {
+        n: s for n, s in guide.items() if plan.is_in_data(s) and not s["is_observed"] and family(s["fn"]) not in ("Delta", "Unit")
+    }
     values = {n: strip(s["value"].detach(), s, 1, plan.nesting) for n, s in drawn.items()}
     return {n: v.roll(step, plan.data_axis(drawn[n])) for n, v in values.items()}
 
@@ -166,11 +171,11 @@ def check_indices(lvm: Any, indices: Indices, guide_trace: Any) -> None:
         return
     for name, given in indices.given.items():
         site = guide_trace.nodes.get(name)
-        if site is None or isinstance(given, Tensor) and torch.equal(given, site["value"].to(given)):
+        if site is None or (isinstance(given, Tensor) and torch.equal(given, site["value"].to(given))):
             continue
         size, length = site["fn"].size, len(site["value"])
         # A plate may be given anything of the batch's length; of the full size, anything but indices in another order is as good.
-        if length < size or isinstance(given, Tensor) and not given.is_floating_point():
+        if length < size or (isinstance(given, Tensor) and not given.is_floating_point()):
             raise ContractError(
                 f"The autoguide takes {length} of the {size} data of plate {name!r} in an order of its own, and the batch gives the model another: "
                 f"make it with create_plates=lambda batch: pyro.plate({name!r}, {size}, subsample=index), or use an amortised guide."

@@ -83,7 +83,9 @@ class Layout(NamedTuple):
         return None if found is None else found + 1
 
 
-def layout(lvm: LatentVariableModel, batch: Any, validate: bool = True, plate: str | None = None) -> Layout:
+def layout(
+    lvm: LatentVariableModel, batch: Any, validate: bool = True, plate: str | None = None, *, any_data: bool = False
+) -> Layout:
     """Runs the pair once on `batch`, holds it to the contract, and says how it is laid out.
 
     The pair is in evaluation mode meanwhile, so that a look at it changes no batch statistics.
@@ -93,6 +95,8 @@ def layout(lvm: LatentVariableModel, batch: Any, validate: bool = True, plate: s
         batch: what both are called with.
         validate: whether Pyro checks that parameters and values lie where they must.
         plate: the name of the plate over the data, if it is known from another batch; found by its size otherwise.
+        any_data: whether the batch may be of other data than a guide with parameters of single data was fitted to, which is right
+            where the guide's draws are not used.
 
     Raises:
         ContractError: the pair cannot run on this batch, its latents do not match, it observes nothing, a log-density has
@@ -100,7 +104,8 @@ def layout(lvm: LatentVariableModel, batch: Any, validate: bool = True, plate: s
         NotApplicable: the guide has parameters of single data, and these are others.
     """
     check_contract(lvm)
-    check_known(lvm, batch)
+    if not any_data:
+        check_known(lvm, batch)
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm), pyro.validation_enabled(validate):
         guide_trace, indices = run(lvm.guide, "guide", batch), Indices()
         model_trace = run(indices(lvm.model), "model", batch, guide_trace)
