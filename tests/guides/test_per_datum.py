@@ -29,7 +29,7 @@ from vilvm.weights.per_datum import by_position
 from vilvm.weights.replayed import replay
 
 N = 60
-REFUSED = "is of single data, by place.*amortised guide"
+REFUSED = "serves data by their place.*amortised guide"
 OTHERS = "parameters of the single data"
 
 
@@ -227,7 +227,7 @@ def test_after_the_refusal_all_data_at_once_are_fitted_rightly(x):
 @pytest.mark.parametrize("name", AMORTISED)
 def test_amortised_guides_are_trained_in_batches(name, x):
     lvm = AMORTISED[name]()
-    assert by_position(lvm, x[:20], layout(lvm, x[:20])) == ""
+    assert by_position(lvm, x[:20], layout(lvm, x[:20])) is None
     assert vilvm.fit(lvm, x, steps=4, batch_size=20).steps == 4
     vilvm.posterior(lvm, torch.randn(N), 3)  # of other data
 
@@ -399,7 +399,40 @@ def test_a_look_for_parameters_of_single_data_leaves_no_trace(x):
     plan = layout(lvm, x)
     loc = dict(lvm.named_parameters())["pyro_params.loc"].requires_grad_(False)
     state = torch.get_rng_state()
-    assert by_position(lvm, x, plan) in ("loc", "scale")
+    found = by_position(lvm, x, plan)
+    assert found is not None
+    assert found.name in ("loc", "scale")
+    assert found.single
     assert torch.equal(torch.get_rng_state(), state)
     assert not loc.requires_grad
     assert all(p.grad is None for p in lvm.parameters())
+
+
+class Recurrent(torch.nn.Module):
+    """A guide that reads the rows one after the other: a series, which is one batch, and may be another series."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.head = torch.nn.GRU(1, N), torch.nn.Sequential(torch.nn.Linear(N, N), torch.nn.ReLU(), torch.nn.Linear(N, 1))
+
+    def model(self, x):
+        model(x)
+
+    def guide(self, x):
+        read, _ = self.gru(x[:, None])
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.head(read)[:, 0], 1.0))
+
+
+def test_a_guide_that_reads_the_rows_in_turn_takes_other_rows_whole(x):
+    lvm = Recurrent()
+    vilvm.fit(lvm, x, steps=2)
+    for other in (x.flip(0), x[:20], torch.randn(N)):
+        vilvm.posterior(lvm, other, 5)
+    with torch.no_grad():
+        mean = lvm.head(lvm.gru(x[:, None])[0])[:, 0]
+    exact = evidence(x) - torch.distributions.kl_divergence(dist.Normal(mean, 1.0), dist.Normal(x / 2, 0.5**0.5))
+    found = vilvm.evaluate(lvm, x, num_samples=4000, batch_size=20).bounds["elbo"]  # whole in any case
+    assert ((found.values - exact).abs() < 5 * found.errors).all()
+    with pytest.raises(ContractError, match=REFUSED):
+        vilvm.fit(Recurrent(), x, steps=2, batch_size=20)

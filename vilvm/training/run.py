@@ -35,7 +35,7 @@ from vilvm.training.step import NonFiniteLossError, Objective, Step, StepResult,
 from vilvm.training.validation import Look, check, check_rows, look
 from vilvm.weights import Layout, layout, weight_chunks
 from vilvm.weights.densities import weight_pass
-from vilvm.weights.per_datum import INSTEAD, by_position, forget, remember, restart, unset_autoguides
+from vilvm.weights.per_datum import INSTEAD, ByPosition, by_position, forget, remember, restart, unset_autoguides
 from vilvm.weights.ways import VECTORISED, way_of
 from vilvm.world import World
 
@@ -194,30 +194,31 @@ class Run:
         whole, unset = batches.whole and self.ranks.size == 1, unset_autoguides(self.lvm)
         try:
             self.num_data(batch)
-            name = by_position(self.lvm, batch, self._layout(batch))
+            found = by_position(self.lvm, batch, self._layout(batch))
         except ContractError:
             restart(unset)
-            name = "" if whole else self._of_single_data(batches.data)
-            if not name:
+            found = None if whole else self._by_position_of_all(batches.data)
+            if found is None:
                 raise
-        if name and (not whole or name in self._owned):
+        if found is None or (whole and not found.single):
+            return
+        if not whole or found.name in self._owned:
             restart(unset)
             what = "several sources of data" if whole else f"batches of {batches.size}"
             raise ContractError(
-                f"fit: the guide's parameter {name!r} is of single data, by place, and {what} put others there: {INSTEAD}."
+                f"fit: the guide's parameter {found.name!r} serves data by their place in the batch, and {what} put others there: {INSTEAD}."
             )
+        self._owned.add(found.name)
         # What a fresh transform makes of the data is never seen twice, so it cannot be told from other data.
-        if name:
-            self._owned.add(name)
-            if batches.data.transform is None or batches.data.transformed:
-                remember(self.lvm, name, batch)
+        if batches.data.transform is None or batches.data.transformed:
+            remember(self.lvm, found.name, batch)
 
-    def _of_single_data(self, data: Data) -> str:
-        """A parameter of single data of a guide that cannot run on part of them, found by a run on all; "" if there is none."""
+    def _by_position_of_all(self, data: Data) -> ByPosition | None:
+        """What ``by_position`` finds on all data, of a guide that cannot run on part of them; None if it cannot run on all either."""
         with suppress(ContractError), seeded(self.seed, self.device):
             every = data.loaded().look()
             return by_position(self.lvm, every, layout(self.lvm, every, validate=False))
-        return ""
+        return None
 
     def _check_axis(self, data: Data, plan: Layout, rows: int) -> None:
         """That the plate over the data is along the axis that batches are cut along, and not of their size by accident."""

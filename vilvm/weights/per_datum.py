@@ -35,6 +35,19 @@ _OTHER = 1e-3  # relative difference of two gradients that no rounding makes
 _FACTOR = 0.7320508  # on the drawn value beside its log-density, so that gradients of the two do not cancel
 
 
+class ByPosition(NamedTuple):
+    """A parameter that serves data by their place in the batch.
+
+    Arguments:
+        name: in the pair.
+        single: whether each of its entries is of one datum. Else the place matters in another way, as to a recurrent network over the rows,
+            which needs its batch whole but may be given other data.
+    """
+
+    name: str
+    single: bool
+
+
 class Known(NamedTuple):
     """What a pair remembers of the data that its parameters per datum are of: a parameter's name, and digests of the data."""
 
@@ -42,8 +55,8 @@ class Known(NamedTuple):
     digests: frozenset[str]
 
 
-def by_position(lvm: Any, batch: Any, plan: Any) -> str:
-    """The name of a parameter of single data by their place in the batch; "" if the guide has none.
+def by_position(lvm: Any, batch: Any, plan: Any) -> ByPosition | None:
+    """A parameter of the guide that serves data by their place in the batch; None if there is none.
 
     The guide is run three times, or four. Nothing is decided of a batch whose plate is not along its rows, or of one datum.
 
@@ -55,11 +68,11 @@ def by_position(lvm: Any, batch: Any, plan: Any) -> str:
     data = Data(batch)
     rows = len(data)
     if not isinstance(lvm, Module) or plan.data_plate is None or not data.divisible or rows < 2:
-        return ""
+        return None
     drawn = plan.subsample.get(plan.data_plate)
     at_random = drawn is not None and drawn["fn"].size == rows  # the plate picks some of the rows by itself
     if not (at_random or plan.num_data == rows):
-        return ""
+        return None
     moved = data.subset(torch.arange(rows).roll(1)).x
     step = 0 if at_random else 1  # by which the data move within the plate
     with (
@@ -81,8 +94,10 @@ def by_position(lvm: Any, batch: Any, plan: Any) -> str:
                 again = _gradients(_run(lvm, batch, put, _held(plan), 1), place, plan, parameters)
                 found = [n for n in found if not _differ(first[n], again[n])]
             if found:
-                return found[0].removeprefix("pyro_params.").removeprefix("guide.")
-    return ""
+                apart = [n for n in found if _are_apart(first[n], then[n])]
+                name = (apart or found)[0].removeprefix("pyro_params.").removeprefix("guide.")
+                return ByPosition(name, bool(apart))
+    return None
 
 
 @contextmanager
@@ -148,6 +163,11 @@ def _differ(first: Tensor | None, second: Tensor | None) -> bool:
         return first is not second and bool(((first if second is None else second) != 0).any())
     difference, size = (first - second).norm(), torch.maximum(first.norm(), second.norm())
     return bool(difference > _OTHER * size)
+
+
+def _are_apart(first: Tensor | None, second: Tensor | None) -> bool:
+    """Whether two gradients are of different entries of a parameter."""
+    return first is not None and second is not None and not bool((first * second).any()) and bool(first.any() & second.any())
 
 
 # Indices of the model's plate -----------------------------------------------------------------------------------------------
