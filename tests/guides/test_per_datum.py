@@ -16,6 +16,7 @@ from pyro.infer.autoguide import (
     AutoDelta,
     AutoDiagonalNormal,
     AutoGuideList,
+    AutoIAFNormal,
     AutoLowRankMultivariateNormal,
     AutoMultivariateNormal,
     AutoNormal,
@@ -308,7 +309,7 @@ def test_an_autoguide_with_indices_of_its_own_is_refused(rows, x):
         vilvm.log_weights(lvm, (x[order], order), 5)
 
 
-@pytest.mark.parametrize("kind", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal])
+@pytest.mark.parametrize("kind", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoIAFNormal])
 def test_other_rows_than_the_fitted_ones_are_refused(kind, x):
     lvm = vilvm.Pair(model, kind(model))
     vilvm.fit(lvm, x, steps=2)

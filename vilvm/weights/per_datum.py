@@ -90,13 +90,13 @@ def by_position(lvm: Any, batch: Any, plan: Any) -> ByPosition | None:
             first = _gradients(before, place, plan, parameters)
             then = _gradients(after, (place + step) % plan.num_data, plan, parameters)
             found = [n for n in parameters if _differ(first[n], then[n])]
-            if found:  # unless it is the noise that differs, where a guide has noise of its own
-                again = _gradients(_run(lvm, batch, put, _held(plan), 1), place, plan, parameters)
-                found = [n for n in found if not _differ(first[n], again[n])]
-            if found:
-                apart = [n for n in found if _are_apart(first[n], then[n])]
-                name = (apart or found)[0].removeprefix("pyro_params.").removeprefix("guide.")
-                return ByPosition(name, bool(apart))
+            if not found:
+                continue
+            # Where a guide has noise of its own, it may be the noise that differs.
+            again = _gradients(_run(lvm, batch, put, _held(plan), 1), place, plan, parameters)
+            apart = [n for n in found if _are_apart(first[n], then[n]) and not _are_apart(first[n], again[n])]
+            for name in apart or [n for n in found if not _differ(first[n], again[n])]:
+                return ByPosition(name.removeprefix("pyro_params.").removeprefix("guide."), bool(apart))
     return None
 
 
