@@ -18,6 +18,7 @@ from pyro.nn.module import _Context
 from pyro.params.param_store import ParamStoreDict
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import _PYRO_STACK
+from pyro.poutine.subsample_messenger import SubsampleMessenger
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 from torch.nn import Module, Parameter
@@ -139,6 +140,7 @@ class _Serving(Messenger):
         leaf = value.unconstrained() if hasattr(value, "unconstrained") else value
         if isinstance(leaf, Parameter) and isinstance(self.lvm, Module) and not self._knows(leaf):
             self._joined(msg["name"], leaf)
+        msg["value"] = _in_order(value, leaf, msg["kwargs"].get("event_dim"))
 
     def _knows(self, parameter: Parameter) -> bool:
         """Whether a parameter is the model's."""
@@ -163,6 +165,21 @@ class _Serving(Messenger):
         if not any(joined) and not self.lvm.training:
             module.eval()
         return True
+
+
+def _in_order(value: Tensor, leaf: Tensor, event_dim: int | None) -> Tensor:
+    """A parameter in the order of the indices of the plates around it. Pyro applies these if they are fewer than all, and not to all in
+    another order."""
+    if event_dim is None:
+        return value
+    for plate in [p for p in _PYRO_STACK if isinstance(p, SubsampleMessenger)]:
+        index, dim = plate._indices, (plate.dim or 0) - event_dim
+        if not isinstance(index, Tensor) or index.is_floating_point() or index.shape != (plate.size,):
+            continue
+        if value.dim() >= -dim > 0 and value.shape[dim] == plate.size:
+            value = value.index_select(dim, index.to(value.device))
+            value._pyro_unconstrained_param = leaf  # type: ignore[attr-defined]  # as a plate that subsamples leaves it
+    return value
 
 
 _SERVING: list[_Serving] = []  # innermost last

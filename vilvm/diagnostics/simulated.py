@@ -85,6 +85,11 @@ def _layout_of_any_size(what: str, lvm: LatentVariableModel, batch: Any, like: A
             only = plan.num_data
             layout(lvm, Data(batch).subset(slice(0, only // 2)).x)
         return plan
+    except NotApplicable:  # it remembers the data that it was fitted to
+        raise NotApplicable(
+            f"{what}: the guide of {type(lvm).__name__} has parameters for each datum that it was fitted to and is not for other data; use "
+            "vilvm.diagnostics.vsbc, which fits it anew to each data set."
+        ) from None
     except ContractError:
         only = _size_of_parameters(lvm, rebuild) if like is None else only
         if only is None:

@@ -35,6 +35,7 @@ from vilvm.precision import Precision, check_precision, networks_in
 from vilvm.progress import ProgressBar
 from vilvm.weights import Layout, layout, one_pass
 from vilvm.weights.contract import check_number
+from vilvm.weights.per_datum import by_position, restart, unset_autoguides
 from vilvm.world import World, world
 from vilvm.wrapped import Wrapped
 
@@ -253,11 +254,16 @@ def in_parts(lvm: LatentVariableModel, data: Data, batch_size: int | None = None
     """
     size = min(batch_size or _BATCH, len(data)) if data.divisible else len(data)
     parts: Sequence[Data] = data.parts(size) if size < len(data) else [data.loaded()]
+    unset = unset_autoguides(lvm)
     try:
         plan = layout(lvm, parts[0].x)
+        if len(parts) > 1 and by_position(lvm, parts[0].x, plan):
+            restart(unset)
+            plan = None
     except ContractError:
         if len(parts) == 1:
             raise
+        restart(unset)
         plan = None  # an autoguide over latents of the data's plate knows the size that it was fitted to
     if plan is None or (len(parts) > 1 and not (plan.local and _is_cut_along_its_plate(lvm, data, size, plan))):
         parts = [data.loaded()]

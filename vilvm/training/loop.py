@@ -108,7 +108,8 @@ def fit(
 
     Raises:
         ContractError: the pair or the batch breaks the contract (see ``vilvm.weights.layout``), also on the look at data of a record; or
-            the plate over the data is not over the axis that batches are cut along.
+            the plate over the data is not over the axis that batches are cut along; or the guide has parameters of single data by their
+            place in the batch, and data come in batches (``vilvm.weights.per_datum``).
         CheckpointError: the checkpoint is damaged, or of another model, data set or setting.
         NonFiniteLossError: loss or gradient became NaN or infinite; names step, site and last checkpoint.
         ValueError: an argument is out of range.

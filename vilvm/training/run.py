@@ -35,6 +35,7 @@ from vilvm.training.step import NonFiniteLossError, Objective, Step, StepResult,
 from vilvm.training.validation import Look, check, check_rows, look
 from vilvm.weights import Layout, layout, weight_chunks
 from vilvm.weights.densities import weight_pass
+from vilvm.weights.per_datum import INSTEAD, ByPosition, by_position, forget, remember, restart, unset_autoguides
 from vilvm.weights.ways import VECTORISED, way_of
 from vilvm.world import World
 
@@ -100,6 +101,8 @@ class Run:
     def prepare(self, optimizer: OptimizerFactory, scheduler: SchedulerFactory | None, clip: float | None) -> None:
         """Runs the pair once, which makes lazy parameters and checks the contract, then gives the parameters to the optimizer."""
         self._layouts: dict[Any, Layout] = {}
+        self._owned: set[str] = set()  # parameters of single data
+        forget(self.lvm)
         self._saved_at, self._saved_time = -1, time.monotonic()
         if self.arguments is not None:
             check_arguments(self.lvm, self._arguments(0))
@@ -159,7 +162,7 @@ class Run:
     def _check_source(self, batches: Batches) -> None:
         """That this objective can train this pair on batches of this source."""
         batch = batches(0)
-        self.num_data(batch)
+        self._check_single_data(batches, batch)
         plan = self._layout(batch)
         check_objective(self.objective, plan.enumerated)
         self.changed += nest(self.objective, plan.nesting, partial(self._vectorises, batch, plan))
@@ -185,6 +188,37 @@ class Run:
                 f"fit: the last batch of an epoch would hold one datum, of which batch normalisation has no statistics; it is left out, "
                 f"another one every epoch ({len(batches.data)} data in batches of {batches.size})."
             )
+
+    def _check_single_data(self, batches: Batches, batch: Any) -> None:
+        """That a guide with parameters of single data, by their place, gets these data whole; it remembers which they are."""
+        whole, unset = batches.whole and self.ranks.size == 1, unset_autoguides(self.lvm)
+        try:
+            self.num_data(batch)
+            found = by_position(self.lvm, batch, self._layout(batch))
+        except ContractError:
+            restart(unset)
+            found = None if whole else self._by_position_of_all(batches.data)
+            if found is None:
+                raise
+        if found is None or (whole and not found.single):
+            return
+        if not whole or found.name in self._owned:
+            restart(unset)
+            what = "several sources of data" if whole else f"batches of {batches.size}"
+            raise ContractError(
+                f"fit: the guide's parameter {found.name!r} serves data by their place in the batch, and {what} put others there: {INSTEAD}."
+            )
+        self._owned.add(found.name)
+        # What a fresh transform makes of the data is never seen twice, so it cannot be told from other data.
+        if batches.data.transform is None or batches.data.transformed:
+            remember(self.lvm, found.name, batch)
+
+    def _by_position_of_all(self, data: Data) -> ByPosition | None:
+        """What ``by_position`` finds on all data, of a guide that cannot run on part of them; None if it cannot run on all either."""
+        with suppress(ContractError), seeded(self.seed, self.device):
+            every = data.loaded().look()
+            return by_position(self.lvm, every, layout(self.lvm, every, validate=False))
+        return None
 
     def _check_axis(self, data: Data, plan: Layout, rows: int) -> None:
         """That the plate over the data is along the axis that batches are cut along, and not of their size by accident."""

@@ -56,7 +56,7 @@ def check_plates(model_trace: Any, guide_trace: Any) -> None:
         if site["type"] == "sample" and site_is_subsample(site) and other is not None and site["fn"].size != other["fn"].size:
             raise ContractError(
                 f"Plate {name!r} has size {site['fn'].size} in the model and {other['fn'].size} in the guide; use len(batch) in both; "
-                "if the guide knows one size of batch only, as an autoguide over local latents does, pass batches of that size (batch_size=...)."
+                "if the guide has parameters of single data, as an autoguide over local latents has, pass the data it was fitted to, all at once."
             )
 
 

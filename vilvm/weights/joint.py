@@ -62,7 +62,7 @@ class Joint:
     def __init__(self, lvm: LatentVariableModel, batch: Any, base: Literal["guide", "prior"] = "guide"):
         check_batch(batch)
         self.lvm, self.batch, self.base = lvm, batch, base
-        self.plan = layout(lvm, batch)
+        self.plan = layout(lvm, batch, any_data=base == "prior")
         self._check()
         self.num_data = self.plan.num_data if self.plan.local else 1
         self.guide = scored_guide(lvm, self.plan.masked)

@@ -82,7 +82,7 @@ def replay(
         )
     (samples,) = sizes
     check_number("num_samples", samples)
-    plan = layout(lvm, batch) if plan is None else plan
+    plan = layout(lvm, batch, any_data=True) if plan is None else plan
     unknown = sorted(set(given) - {*plan.latents, *plan.enumerated})
     if unknown:
         raise ContractError(f"replay: {type(lvm).__name__} has no latent {unknown[0]!r}; it has {list(plan.latents)}.")

@@ -121,7 +121,7 @@ def simulations(
     def plan_of(batch: Any) -> Layout:
         shapes = tuple(t.shape for t in tensors_of(batch))
         if shapes not in plans:
-            plans[shapes] = layout(lvm, batch)
+            plans[shapes] = layout(lvm, batch, any_data=True)
         return plans[shapes]
 
     for batch, sites in batches(lvm, min(batch_size, number), like=like, rebuild=rebuild):

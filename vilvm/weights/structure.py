@@ -13,6 +13,7 @@ from torch import Tensor
 from vilvm.data import Data, kept_generators, tensors_of
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evaluation_mode, module_parameters
 from vilvm.weights.contract import check_latents, check_plates, check_shape, enumerable
+from vilvm.weights.per_datum import Indices, check_indices, check_known
 from vilvm.weights.supports import degenerate_latents, guide_sites, masked_latents
 from vilvm.weights.traces import Put, Sites, family, log_prob, mask_of, nesting_of, own_dims, run, sites_of
 from vilvm.weights.ways import Ways
@@ -82,7 +83,9 @@ class Layout(NamedTuple):
         return None if found is None else found + 1
 
 
-def layout(lvm: LatentVariableModel, batch: Any, validate: bool = True, plate: str | None = None) -> Layout:
+def layout(
+    lvm: LatentVariableModel, batch: Any, validate: bool = True, plate: str | None = None, *, any_data: bool = False
+) -> Layout:
     """Runs the pair once on `batch`, holds it to the contract, and says how it is laid out.
 
     The pair is in evaluation mode meanwhile, so that a look at it changes no batch statistics.
@@ -92,17 +95,23 @@ def layout(lvm: LatentVariableModel, batch: Any, validate: bool = True, plate: s
         batch: what both are called with.
         validate: whether Pyro checks that parameters and values lie where they must.
         plate: the name of the plate over the data, if it is known from another batch; found by its size otherwise.
+        any_data: whether the batch may be of other data than a guide with parameters of single data was fitted to, which is right
+            where the guide's draws are not used.
 
     Raises:
         ContractError: the pair cannot run on this batch, its latents do not match, it observes nothing, a log-density has
-            dimensions that no plate accounts for, or two plates might be that over the data.
+            dimensions that no plate accounts for, or two plates might be that over the data; an autoguide draws indices of its own.
+        NotApplicable: the guide has parameters of single data, and these are others.
     """
     check_contract(lvm)
+    if not any_data:
+        check_known(lvm, batch)
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm), pyro.validation_enabled(validate):
-        guide_trace = run(lvm.guide, "guide", batch)
-        model_trace = run(lvm.model, "model", batch, guide_trace)
+        guide_trace, indices = run(lvm.guide, "guide", batch), Indices()
+        model_trace = run(indices(lvm.model), "model", batch, guide_trace)
         model = sites_of(model_trace)
         guide = guide_sites(guide_trace)
+        check_indices(lvm, indices, guide_trace)
         check_plates(model_trace, guide_trace)
         check_latents(lvm, model, guide)
         shapes = []
