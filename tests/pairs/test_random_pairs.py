@@ -116,7 +116,7 @@ COMMON = {
 }
 
 
-@settings(max_examples=50, **COMMON)
+@settings(max_examples=12, **COMMON)
 @given(specs())
 def test_random_pairs_are_weighed_as_pyro_runs_them(spec):
     check(spec, elbo=spec.seed % 3 == 0)
@@ -130,7 +130,7 @@ def test_two_thousand_random_pairs_are_weighed_as_pyro_runs_them(spec):
     check(spec)
 
 
-@settings(max_examples=50, **COMMON)
+@settings(max_examples=12, **COMMON)
 @given(specs())
 def test_the_oracle_is_pyros_loss(spec):
     """The generator's and the oracle's own test: Pyro accepts each pair, and its loss is what the oracle says of the same draw."""
