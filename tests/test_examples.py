@@ -45,7 +45,10 @@ def small(monkeypatch):
     monkeypatch.setattr(compare_mnist, "QUICK", budget)
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+LONG = {"compare_mnist", "denoising_multimodal", "posterior_diagnostics"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in EXAMPLES])
 def test_example_runs(name, tmp_path, small):
     assert importlib.import_module(f"examples.{name}").main([*TINY[name], "--out", str(tmp_path / "run")]) == 0
     assert (tmp_path / "run" / "settings.json").exists()
@@ -205,6 +208,7 @@ def test_vae_mnist_says_when_it_is_not_mnist(main, tmp_path, monkeypatch, capsys
     assert "NOT MNIST" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_run_of_vae_mnist_is_diagnosed(tmp_path, capsys):
     vae, folder = tmp_path / "vae", tmp_path / "diagnosis"
     assert importlib.import_module("examples.vae_mnist").main([*TINY["vae_mnist"], "--out", str(vae)]) == 0

@@ -58,6 +58,7 @@ def test_fewer_samples_a_pass_where_memory_is_short_and_the_same_bound(monkeypat
     assert abs(found.mean - expected.mean) < 5 * (found.mc_se**2 + expected.mc_se**2) ** 0.5
 
 
+@pytest.mark.slow
 def test_fewer_chains_too(monkeypatch):
     lvm, x = VAE(50, 2), torch.bernoulli(torch.full((6, 50), 0.5))
     schedule = Schedule(num_chains=4, num_temperatures=2)

@@ -193,7 +193,7 @@ FAMILIES = {
 }
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n == "VonMises" else n for n in FAMILIES])
 def test_every_sample_has_draws_of_its_own(name):
     """Mean and variance of 2,000 draws, |z| < 5, in a pair that is run through vmap, or one by one."""
     fn, mean, variance = FAMILIES[name]

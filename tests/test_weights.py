@@ -232,7 +232,9 @@ def test_a_pair_of_methods_trains_their_module():
     assert not torch.equal(before, part.decoder[0].weight)
 
 
-@pytest.mark.parametrize("auto", [AutoNormal, AutoMultivariateNormal, AutoGaussian])
+@pytest.mark.parametrize(
+    "auto", [AutoNormal, *(pytest.param(a, marks=pytest.mark.slow) for a in (AutoMultivariateNormal, AutoGaussian))]
+)
 def test_an_autoguide_leaves_the_parameters_of_its_model_to_the_pair(auto):
     def model(x):
         noise = pyro.param("noise", torch.tensor(1.0), constraint=dist.constraints.positive)

@@ -167,6 +167,7 @@ def test_drawn_data_take_the_place_of_those_in_the_batch():
     assert torch.equal(first.ranks, sbc(shared_mean(), 20, 9, like=like, rebuild=lambda draws: (draws["x"], c)).ranks)
 
 
+@pytest.mark.slow
 def test_a_latent_that_the_data_share():
     c = torch.tensor([0.5, 1.0, 2.0, 4.0])
     like, options = (torch.zeros(4), c), {"rebuild": lambda draws: (draws["x"], c), "num_simulations": 200, "num_draws": 49}

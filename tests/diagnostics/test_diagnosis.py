@@ -105,6 +105,7 @@ def test_a_fit_that_is_stopped_too_early_is_caught():
     assert not found.trusted
 
 
+@pytest.mark.slow
 def test_a_wrong_likelihood_is_the_model_s_fault_and_not_the_guide_s():
     torch.manual_seed(0)
     lvm, _ = linear()
@@ -242,6 +243,7 @@ class Marked(PPCA):
             pyro.sample("z", dist.Normal(z, self.log_s.exp() * (1 - 0.9 * bad)).to_event(1))
 
 
+@pytest.mark.slow
 def test_the_worst_data_of_some_are_named_by_their_place_among_all():
     lvm, x = linear(num_data=600)
     index = diagnose(lvm, x, num_data=50, budget=1e-6).index
@@ -266,6 +268,7 @@ def independent(x):
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
+@pytest.mark.slow
 def test_a_guide_with_parameters_for_each_datum_is_looked_at_on_all_of_them():
     x = torch.randn(20) * 2**0.5
     lvm = vilvm.Pair(independent, AutoNormal(independent, init_scale=0.5**0.5))
@@ -298,6 +301,7 @@ class Widths(torch.nn.Module):
             pyro.sample("z", dist.MultivariateNormal(mean, precision_matrix=precision))
 
 
+@pytest.mark.slow
 def test_a_model_that_reads_the_width_of_its_batch_is_calibrated_too():
     torch.manual_seed(0)
     x = torch.randn(200, 2).sum(-1, keepdim=True) + torch.randn(200, 4)

@@ -92,6 +92,7 @@ class HalfFrozen(torch.nn.Module):
             pyro.sample("z", dist.MultivariateNormal(seen * ((x - self.lvm.b) @ self.lvm.V.T), covariance))
 
 
+@pytest.mark.slow
 def test_a_guide_frozen_for_half_of_the_data_is_caught():
     lvm, x = factors(diagonal=False)
     found = gaps(HalfFrozen(lvm), x, num_samples=200, schedule=Schedule(num_temperatures=100, leapfrog=2))
@@ -127,6 +128,7 @@ def test_a_guide_without_amortisation_has_training_left_to_do(auto):
     assert "Train longer" in found.finding.advice
 
 
+@pytest.mark.slow
 def test_it_leaves_the_model_as_it_was():
     lvm, x = VAE(6, 2), torch.bernoulli(torch.full((20, 6), 0.5))
     before = {n: p.clone() for n, p in lvm.state_dict().items()}

@@ -215,6 +215,7 @@ def test_false_alarms_of_a_look_are_as_rare_as_stated_at_the_edge_of_its_hypothe
     assert alarms <= binom.isf(1e-4, sets, rate)
 
 
+@pytest.mark.slow
 def test_a_single_weight_is_looked_at_again_like_any_other():
     """k = 0.45 puts k̂ above 0.67 for one in twenty of the seeds; none of them is an alarm, and k = 0.9 is one."""
     x = torch.full((1,), 0.45).double()

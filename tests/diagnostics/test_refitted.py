@@ -39,6 +39,7 @@ def build(scale=WIDTH, start=0.0):
     return vilvm.Pair(mean_model, guide)
 
 
+@pytest.mark.slow
 def test_a_guide_of_the_right_width_passes():
     found = vsbc(build, torch.zeros(N), 100, fit_options=NEWTON, false_alarm=1e-6)
     assert found.ranks.shape == (100, 1)
@@ -49,6 +50,7 @@ def test_a_guide_of_the_right_width_passes():
     assert ((held.shares[:, 0] - held.levels).abs() < 5 * error).all()
 
 
+@pytest.mark.slow
 def test_a_guide_half_as_wide_is_too_narrow_yet_not_beside_the_truth():
     found = vsbc(partial(build, WIDTH / 2), torch.zeros(N), 100, fit_options=NEWTON)
     assert found.finding.gravity == Gravity.GRAVE

@@ -73,6 +73,7 @@ def test_the_chain_leaves_its_density_alone():
     assert abs(white.var() - 1) < 5 * math.sqrt(2 / n)
 
 
+@pytest.mark.slow
 def test_bounds_meet_at_the_evidence():
     lvm, x = linear(2.0)
     exact = vilvm.evaluate(lvm, x, num_samples=2, bounds="exact").bounds["exact"]
@@ -109,6 +110,7 @@ def mean_of(x):
         pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["guide", "prior"])
 def test_data_that_share_a_latent_have_one_evidence(base):
     torch.manual_seed(0)

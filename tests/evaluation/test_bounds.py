@@ -265,6 +265,7 @@ def test_many_data_of_one_latent_are_added_without_loss():
     assert result.distortion.mean == pytest.approx(-exact.item(), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_standard_errors_are_the_spread_of_repetitions(x):
     """Over 200 seeds, a standard deviation is known to 5 %, so a ratio outside of 1 ± 0.3 is a false alarm of 6 standard errors."""
     lvm, data = LinearGaussian(inflate=1.2, shift=0.1), x[:10]
@@ -277,6 +278,7 @@ def test_standard_errors_are_the_spread_of_repetitions(x):
         assert torch.tensor([e.mean for e in estimates]).std().item() / estimates[0].mc_se == pytest.approx(1, abs=0.3)
 
 
+@pytest.mark.slow
 def test_the_standard_error_of_the_mean_is_over_new_data():
     lvm = LinearGaussian()
     cov = lvm.W @ lvm.W.T + lvm.s**2 * torch.eye(5, dtype=torch.float64)

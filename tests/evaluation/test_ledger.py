@@ -163,6 +163,7 @@ def test_parameters_are_those_in_use(x):
     assert all(p.grad is None for p in deep.parameters())
 
 
+@pytest.mark.slow
 def test_draws_are_told_from_held_out_data():
     data = digits(transform=None)
     features = fit_features(data.train, hidden=(32, 8))

@@ -9,6 +9,7 @@ from vilvm.datasets import digits
 from vilvm.evaluation import fit_features, frechet_distance, two_sample_test
 
 
+@pytest.mark.slow
 def test_equal_distributions_cannot_be_told_apart():
     torch.manual_seed(0)
     found = [two_sample_test(*torch.randn(2, 500, 5), seed=seed) for seed in range(12)]

@@ -60,6 +60,7 @@ def test_what_inductor_makes_of_it_is_the_same(name):
     equal_to_eager(*tiny(name), "guide", None)
 
 
+@pytest.mark.slow
 def test_annealing_finds_the_same_evidence(as_graph):
     lvm, batch = tiny("ppca")
     eager, found = (ais(lvm, batch, SHORT, compile=c) for c in (False, True))

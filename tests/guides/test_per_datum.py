@@ -260,7 +260,7 @@ INDEXED = {
 }
 
 
-@pytest.mark.parametrize("name", INDEXED)
+@pytest.mark.parametrize("name", [n if n == "AutoNormal" else pytest.param(n, marks=pytest.mark.slow) for n in INDEXED])
 def test_parameters_by_index_reach_the_evidence_in_batches(name, x):
     lvm, index = INDEXED[name](), torch.arange(N)
     fitted = vilvm.fit(lvm, (x, index), steps=900, batch_size=20, **adam(0.1))

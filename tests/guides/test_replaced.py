@@ -32,6 +32,7 @@ def auto(x):
     return lvm
 
 
+@pytest.mark.slow
 def test_an_auto_encoder_becomes_a_model_of_known_evidence(auto, x):
     prior = fit_prior(auto, x, "full")
     lvm = with_guide(with_prior(auto, prior), mlp(6, (), 4))

@@ -105,6 +105,7 @@ def test_enumeration_and_the_gap_are_sums_over_every_state(network, evidence, gu
     assert exact.item() + objective().loss(lvm.model, lvm.guide, one) == pytest.approx(gap.item(), abs=0.1)
 
 
+@pytest.mark.slow
 def test_mean_field_misses_that_causes_explain_away_and_autoregression_does_not():
     wet = {"wet": torch.tensor([0, 1])}
     gap, marginals = {}, {}

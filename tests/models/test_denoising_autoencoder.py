@@ -29,6 +29,7 @@ def test_the_clean_datum_is_what_is_scored():
     assert not torch.allclose(found, vilvm.evaluate(lvm, clean).distortion.values)
 
 
+@pytest.mark.slow
 def test_linear_it_learns_the_conditional_mean_of_a_gaussian():
     # x ~ N(0, diag 4, 1), x̃ = x + ε, ε ~ N(0, I): E[x | x̃] = diag(4/5, 1/2) x̃, whatever the code, if it has two dimensions.
     torch.manual_seed(0)

@@ -90,6 +90,7 @@ def test_responsibilities_of_posterior_draws_and_of_the_median(x):
     torch.testing.assert_close(lvm.responsibilities(x), lvm.responsibilities(x, lvm.median()))
 
 
+@pytest.mark.slow
 def test_a_delta_guide_finds_the_maximum_a_posteriori():
     torch.manual_seed(0)
     x = torch.cat([Normal(-2.0, 1.0).sample((60,)), Normal(2.0, 0.5).sample((40,))])

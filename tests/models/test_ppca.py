@@ -40,6 +40,7 @@ def test_maximum_likelihood_is_a_maximum_and_its_guide_is_exact(x):
     assert (weights - lvm.exact_log_evidence(x)).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_svi_reaches_the_likelihood(x):
     torch.manual_seed(0)
     best = PPCA(8, 3).maximise(x).exact_log_evidence(x).mean().item()

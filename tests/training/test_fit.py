@@ -65,6 +65,7 @@ def test_the_generator_is_left_alone():
     assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.slow
 def test_best_parameters_are_kept_and_patience_stops():
     lvm, x = tiny()
     seen = {}
@@ -381,6 +382,7 @@ def test_a_static_transform_is_drawn_once():
     assert "StaticBinarisation" in data.fixed().protocol()["transform"]
 
 
+@pytest.mark.slow
 def test_shared_latents_under_a_full_plate_train_in_batches_to_the_whole_posterior():
     x = 1 + torch.randn(1000, generator=torch.Generator().manual_seed(0))
 

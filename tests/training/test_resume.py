@@ -67,7 +67,7 @@ def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
 def test_sigkill_at_random_moments(tmp_path, kills):
     undisturbed, _ = finish(tmp_path / "whole")
     moments, folder = random.Random(0), tmp_path / "killed"

@@ -7,9 +7,9 @@ samples there are three ways:
 - vmap: the single run traced once, and the graph mapped over samples by ``torch.vmap``. Needs nothing of the model's broadcasting.
 - one by one: the single run, as often as there are samples.
 
-The first that applies is taken. Two single runs are compared with a vectorised run at the same latents before a layout is used, and
-samples of every batch are run again one by one, at the latents that were drawn. Where a value differs, the next way is taken, and one
-line reports the site and the user's line.
+The first that applies is taken. Before many samples are run, two single runs are compared with a vectorised run at the same latents;
+and two samples of every batch are run again one by one, at the latents that were drawn. Where a value differs, the next way is taken,
+and one line reports the site and the user's line.
 """
 
 import warnings
@@ -37,6 +37,7 @@ _TOLERANCE = 1e-4  # relative to the mean size of a term; sums of float32 in ano
 _ROUNDING = 2.0**-21  # a relative change of the latents, of a few roundings, whose effect on a term is no difference
 _MOST_SLACK = 1e-2  # relative; a term that roundings change by more is taken for another
 _FAILURES = (ContractError, RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, AssertionError)
+_FEW = 64  # samples that are run at once without two being tried before; samples against samples still take little memory
 _MOST_GRAPHS = 32  # of a pair, for each takes memory
 _DRAWN = "drawn"
 
@@ -96,7 +97,8 @@ def at_samples(
     given = dict(given or {})
     if num_samples == 1:
         return one.run(batch, given, None)
-    way = _way(lvm, batch, one, given, ways, tell)
+    known = num_samples <= _FEW or _key(batch, one, given) in ways
+    way = ways.setdefault(_key(batch, one, given), _Way(VECTORISED)) if known else _way(lvm, batch, one, given, ways, tell)
     if traced:
         return _run(way, batch, num_samples, one, given)
     traced_anew = False
@@ -160,7 +162,10 @@ def _taken(
         return _run(way, batch, num_samples, one, given), ""
     before, found = rng(_device(batch)), None
     try:
-        found = _run(way, batch, num_samples, one, given)
+        with warnings.catch_warnings():
+            if check:
+                warnings.simplefilter("ignore")  # of shapes that the pair was not written for
+            found = _run(way, batch, num_samples, one, given)
         reason = _check(way, found, batch, num_samples, one, given) if check else None
     except torch.OutOfMemoryError:
         raise
@@ -184,7 +189,8 @@ def _check(way: _Way, found: Values, batch: Any, num_samples: int, one: Pass, gi
     """The first difference of the first and last sample from single runs at the same latents, or None."""
     places = (0, num_samples - 1)
     drawn = [{n: v[i : i + 1].detach() for n, v in {**given, **found.get(_DRAWN, {})}.items()} for i in places]
-    repeated = [n for n, v in drawn[0].items() if n not in given and v.is_floating_point() and torch.equal(v, drawn[1][n])]
+    real = [n for n, v in drawn[0].items() if n not in given and v.is_floating_point() and bool((v != v.round()).any())]
+    repeated = [n for n in real if torch.equal(drawn[0][n], drawn[1][n])]
     if repeated:
         return f"at several samples the draws of site {repeated[0]!r} are one and the same"
     with torch.no_grad(), kept_generators(_device(batch)):
