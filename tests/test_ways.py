@@ -225,3 +225,34 @@ def test_vectorised_particles_of_a_pair_that_is_not_vectorisable():
     assert abs(history[-1].elbo - bound.mean) < 5 * bound.mc_se * math.sqrt(4000 / 200) + 0.01
     assert objective.vectorize_particles
     assert objective.max_plate_nesting == math.inf
+
+
+def _by_numpy(z):
+    return 2 * z if z.detach().numpy().sum() > 0 else z + 1
+
+
+def _by_mask(z):
+    return z - len(z[z > 0]) / 10
+
+
+def _by_list(z):
+    return z * (2.0 if sum(z.flatten().tolist()) > 0 else 1.0)
+
+
+def _by_equality(z):
+    return z * (2.0 if torch.equal(z.sign(), z.sign().abs()) else 1.0)
+
+
+@pytest.mark.parametrize("decode", [branching, _by_numpy, _by_mask, _by_list, _by_equality])
+def test_values_of_latents_that_python_reads_are_read_for_every_sample(decode):
+    for seed in range(4):  # at some of which first and last sample take one branch
+        torch.manual_seed(seed)
+        lvm = of_one_sample(decode)
+        for count in (3, 70):
+            weights = vilvm.log_weights(lvm, X, count)
+            torch.testing.assert_close(weights.log_weight, single_runs(lvm, X, weights.latents), rtol=1e-4, atol=1e-4)
+
+
+def test_values_of_data_and_parameters_may_be_read():
+    lvm = of_one_sample(lambda z: z * (2.0 if float(X.sum()) > 0 else 1.0))
+    assert taken(lvm) == VECTORISED

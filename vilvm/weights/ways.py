@@ -28,6 +28,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from vilvm.compiling import UntraceableError, shapes, trace
 from vilvm.data import kept_generators, map_tensors, rng, set_rng, tensors_of
 from vilvm.lvm import ContractError
+from vilvm.weights._reads import Reads
 from vilvm.weights.traces import Lines
 
 __all__ = ["ONE_BY_ONE", "VECTORISED", "VMAP", "Pass", "Values", "Ways", "at_samples", "way_of"]
@@ -39,6 +40,8 @@ _MOST_SLACK = 1e-2  # relative; a term that roundings change by more is taken fo
 _FAILURES = (ContractError, RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, AssertionError)
 _FEW = 64  # samples that are run at once without two being tried before; samples against samples still take little memory
 _MOST_GRAPHS = 32  # of a pair, for each takes memory
+_READ = "Python reads a value that depends on the latents"
+_ITEM = f"{_READ}, by item()"  # which a trace takes for the tensor itself
 _DRAWN = "drawn"
 
 Values = dict[str, Any]  # tensors of shape (num_samples, ...), in dicts by kind and site; those to be given again are in "drawn"
@@ -145,6 +148,8 @@ def _vectorised_differs(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> s
         single = [one.run(batch, p, None) for p in put]
         drawn = [{**p, **s.get(_DRAWN, {})} for p, s in zip(put, single, strict=True)]
         both = {n: torch.cat([d[n] for d in drawn]) for n in drawn[0]}
+        if reason := _reads_of_latents(batch, one, drawn[0]):
+            return reason
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of shapes that the pair was not written for
@@ -152,6 +157,14 @@ def _vectorised_differs(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> s
         except _FAILURES as error:
             return f"under a plate over samples it fails: {_words(error)}"
         return _first_difference(found, range(2), single, batch, one, drawn)
+
+
+def _reads_of_latents(batch: Any, one: Pass, drawn: Mapping[str, Tensor]) -> str | None:
+    """Whether Python reads a value that depends on what is drawn, in words: a comparison of two samples may not show it."""
+    reads = Reads(drawn.values())
+    with pyro.validation_enabled(False), reads:
+        one.run(batch, drawn, None)
+    return _ITEM if reads.found == {"item"} else _READ if reads.found else None
 
 
 def _taken(
@@ -194,6 +207,8 @@ def _check(way: _Way, found: Values, batch: Any, num_samples: int, one: Pass, gi
     if repeated:
         return f"at several samples the draws of site {repeated[0]!r} are one and the same"
     with torch.no_grad(), kept_generators(_device(batch)):
+        if way.name == VECTORISED and (reason := _reads_of_latents(batch, one, drawn[0])):
+            return reason
         single = [one.run(batch, d, None) for d in drawn]
         reason = _first_difference(found, places, single, batch, one, drawn)
         if reason is None or way.mapped is None:
@@ -218,7 +233,7 @@ def _next(
 ) -> _Way:
     """The way after this one, remembered and reported."""
     new = _Way(ONE_BY_ONE)
-    if way.name == VECTORISED:
+    if way.name == VECTORISED and reason != _READ:
         try:
             new = _Way(VMAP, _known_graph(lvm, batch, one, given))
         except UntraceableError as error:
