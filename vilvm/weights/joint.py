@@ -260,12 +260,21 @@ def _bijection(site: Any) -> Transform:
     """T, from ℝᵈ to the support of a site, which may depend on other latents."""
     fn = site["fn"]
     try:
-        return _transformed(fn) or biject_to(fn.support)
+        return _transformed(fn) or biject_to(_of_components(fn.support))
     except NotImplementedError:
         raise ContractError(
             f"Latent {site['name']!r} is {family(fn)}, whose support ({fn.support}) no bijection from ℝᵈ is known to, so no chain can move it: write it as "
             "a function of latents over ℝᵈ, or take the importance-weighted bound."
         ) from None
+
+
+def _of_components(support: Any) -> Any:
+    """The support, of a mixture that of its components, which torch puts under a constraint that no bijection is registered for."""
+    if isinstance(support, constraints.MixtureSameFamilyConstraint):
+        return support.base_constraint
+    if isinstance(support, constraints.independent):
+        return constraints.independent(_of_components(support.base_constraint), support.reinterpreted_batch_ndims)
+    return support
 
 
 def _transformed(fn: Any) -> Transform | None:
