@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, TransformedDistribution, transform_to
 
 from vilvm.data import Data, seeded
-from vilvm.lvm import ContractError, device_of, module_parameters
+from vilvm.lvm import ContractError, NotApplicable, device_of, module_parameters
 from vilvm.training import Fit, fit, one_cycle
 from vilvm.weights import layout
 from vilvm.wrapped import Wrapped
@@ -78,7 +78,7 @@ class _Offset(Messenger):
         if fixed or isinstance(msg["fn"], dist.Delta) or isinstance(getattr(msg["fn"], "base_dist", None), dist.Delta):
             return
         if not msg["fn"].has_rsample:
-            raise ContractError(
+            raise NotApplicable(
                 f"The guide of {self.owner} draws {msg['name']!r} from a {type(msg['fn']).__name__}, through which no gradient goes, so its best "
                 "parameters for a datum cannot be found by descent."
             )
@@ -117,7 +117,7 @@ def _free(fn: Any) -> tuple[str, ...]:
         taken.remove("probs")
     wanted = {n for n, a in arguments.items() if a.default is a.empty and a.kind is a.POSITIONAL_OR_KEYWORD} - {"self"}
     if not taken or wanted - set(taken) or any(not isinstance(getattr(fn, n, None), Tensor) for n in taken):
-        raise ContractError(
+        raise NotApplicable(
             f"The parameters of a {type(fn).__name__} cannot be told from outside, so it has no best ones for a datum; draw from a Normal, a "
             "MultivariateNormal, or a flow from one of them."
         )
