@@ -53,8 +53,8 @@ class History:
         >>> import torch, vilvm
         >>> from models.vae import VAE
         >>> history = vilvm.fit(VAE(6, 2), torch.zeros(64, 6), steps=150).history
-        >>> history["step"].tolist(), history[-1].step, history[:2]["step"].tolist()
-        ([50, 100, 150], 150, [50, 100])
+        >>> history["step"].tolist(), history[-1].step, len(history[:2])
+        ([50, 100, 150], 150, 2)
     """
 
     records: list[Record] = field(default_factory=list)
