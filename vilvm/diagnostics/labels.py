@@ -13,7 +13,8 @@ from torch import Tensor
 from vilvm.diagnostics.simulated import names_of
 from vilvm.lvm import LatentVariableModel
 from vilvm.weights import Layout
-from vilvm.weights.simulated import plain, sites_of_model
+from vilvm.weights.simulated import sites_of_model
+from vilvm.weights.traces import plain
 
 __all__ = ["discrete_latents", "indicators", "label_names"]
 

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import pyro.distributions as dist
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -30,13 +29,12 @@ from vilvm.lvm import (
 from vilvm.weights.contract import check_number
 from vilvm.weights.draws import draws_in_place
 from vilvm.weights.structure import Layout, layout
-from vilvm.weights.traces import Sites, family, run, sites_of, strip
+from vilvm.weights.traces import Sites, family, mask_tensor, run, sites_of, strip
 
 __all__ = [
     "Rebuild",
     "Simulation",
     "batches",
-    "plain",
     "put_in",
     "simulate",
     "simulating",
@@ -47,7 +45,6 @@ __all__ = [
 ]
 
 Rebuild = Callable[[dict[str, Tensor]], Any]
-_LAYERS = (torch.distributions.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
 
 
 class Simulation(NamedTuple):
@@ -256,18 +253,8 @@ def visible_latents(lvm: LatentVariableModel, batch: Any, plan: Layout) -> dict[
 
 def _scored(site: Any) -> Tensor:
     """Which entries of a site's value its log-density depends on: those that no mask hides; Booleans of the value's shape."""
-    value, fn = site["value"], site["fn"]
-    shape = torch.broadcast_shapes(value.shape, fn.shape())
-    seen = torch.ones(shape, dtype=torch.bool, device=value.device)
-    masks = [(site["mask"], len(fn.event_shape))]
-    while isinstance(fn, _LAYERS):
-        masks.append((getattr(fn, "_mask", None), len(fn.event_shape)))
-        fn = fn.base_dist
-    for mask, events in masks:
-        if mask is not None:
-            given = torch.as_tensor(mask, device=value.device).bool()
-            seen = seen & given.reshape(given.shape + (1,) * events)
-    return seen
+    shape, mask = torch.broadcast_shapes(site["value"].shape, site["fn"].shape()), mask_tensor(site)
+    return torch.ones(shape, dtype=torch.bool, device=site["value"].device) if mask is None else mask.bool().expand(shape)
 
 
 def _run_model(lvm: LatentVariableModel, batch: Any) -> Sites:
@@ -279,13 +266,6 @@ def sites_of_model(lvm: LatentVariableModel, batch: Any) -> Sites:
     """The sites of the model, at one draw of the guide."""
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm), kept_generators(Data(batch).device):
         return sites_of(run(lvm.model, "model", batch, run(lvm.guide, "guide", batch)))
-
-
-def plain(fn: Any) -> Any:
-    """A distribution without what ``to_event``, ``mask`` and ``expand`` put around it."""
-    while isinstance(fn, _LAYERS):
-        fn = fn.base_dist
-    return fn
 
 
 def put_in(lvm: LatentVariableModel, batch: Any, values: Mapping[str, Tensor]) -> Any:

@@ -32,6 +32,7 @@ __all__ = [
     "nesting_of",
     "own_densities",
     "own_dims",
+    "plain",
     "plate_dims",
     "run",
     "sites_of",
@@ -142,9 +143,14 @@ def was_observed(site: Any) -> bool:
 
 def family(fn: Any) -> str:
     """The name of a distribution, under ``to_event``, ``mask`` and ``expand``."""
+    return type(plain(fn)).__name__
+
+
+def plain(fn: Any) -> Any:
+    """A distribution without what ``to_event``, ``mask`` and ``expand`` put around it."""
     while isinstance(fn, _AROUND):
         fn = fn.base_dist
-    return type(fn).__name__
+    return fn
 
 
 def mask_of(site: Any) -> str:
