@@ -18,7 +18,7 @@ from tests.pairs.oracle import log_joint, replayed, sites
 from tests.pairs.random_pairs import Built, Spec, build, specs
 from vilvm.lvm import module_parameters
 
-DRAWS = 60  # of either estimate of the ELBO
+DRAWS = 40  # of either estimate of the ELBO
 
 # Refusals of pairs that Pyro trains, which are right: by what their message says.
 STATED: tuple[str, ...] = ()
@@ -119,17 +119,17 @@ COMMON = {
 @settings(max_examples=12, **COMMON)
 @given(specs())
 def test_random_pairs_are_weighed_as_pyro_runs_them(spec):
-    check(spec, elbo=spec.seed % 3 == 0)
+    check(spec, elbo=spec.seed % 10 == 3)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", range(int(os.environ.get("VILVM_PAIRS_BLOCKS", "1"))))  # eight for two thousand: half an hour
+@pytest.mark.parametrize("block", range(int(os.environ.get("VILVM_PAIRS_BLOCKS", "8"))))  # of 250 pairs
 def test_many_random_pairs_are_weighed_as_pyro_runs_them(block):
     @hypothesis.seed(int(os.environ.get("VILVM_PAIRS_SEED", "0")) + block)
     @settings(max_examples=250, **{**COMMON, "derandomize": False})
     @given(specs())
     def each(spec):
-        check(spec, elbo=spec.seed % 5 == 0)
+        check(spec, elbo=spec.seed % 10 == 3)
 
     each()
 
