@@ -108,3 +108,47 @@ def test_a_prior_that_depends_on_what_is_enumerated_is_refused():
 
     with pytest.raises(vilvm.ContractError, match=r"prior of latent 'z' depends on 'k', which is enumerated"):
         vilvm.log_weights(vilvm.Pair(model, shifts), X)
+
+
+@pytest.mark.parametrize("nesting", [1, 2])
+def test_shapes_may_be_asserted_that_hold_under_enumeration_only(nesting):
+    """As in Pyro's tutorials of tensor shapes; the least number of dimensions for plates with which the model runs is taken."""
+
+    def asserted(x):
+        k = mixture_of_shared_shift(x)
+        assert k.shape == (3,) + (1,) * nesting
+
+    found = []
+    for model in (asserted, mixture_of_shared_shift):
+        lvm = vilvm.Pair(model, shift)
+        torch.manual_seed(0)
+        found.append(vilvm.log_weights(lvm, X, 5))
+        objective = TraceEnum_ELBO(max_plate_nesting=nesting)
+        fitted = vilvm.fit(lvm, X, epochs=2, objective=objective, seed=0, progress=False, compile=False)
+        found.append(torch.tensor([r.elbo for r in fitted.history], dtype=torch.float64))
+    z = found[0].latents["z"]
+    exact = (WEIGHTS.log() + dist.Normal(MEANS + z[:, None, None], 0.7).log_prob(X[:, None])).logsumexp(-1)
+    torch.testing.assert_close(found[0].log_likelihoods["x"].to(exact), exact)
+    torch.testing.assert_close(found[0].log_weight, found[2].log_weight)
+    torch.testing.assert_close(found[1], found[3])
+
+
+def mixture_of_shared_shift(x):
+    z = pyro.sample("z", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        k = pyro.sample("k", dist.Categorical(WEIGHTS), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(MEANS[k] + z, 0.7), obs=x)
+    return k
+
+
+def shift(x):
+    pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 0.8))
+
+
+def test_a_failure_that_enumeration_does_not_mend_is_said_as_it_is():
+    def wrong(x):
+        mixture_of_shared_shift(x)
+        assert x.shape == (3,)
+
+    with pytest.raises(vilvm.ContractError, match="AssertionError"):
+        vilvm.log_weights(vilvm.Pair(wrong, shift), X, 5)

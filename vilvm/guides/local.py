@@ -17,7 +17,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, TransformedDistribution, transform_to
@@ -174,7 +174,9 @@ def _fit(lvm: Any, batch: Any, steps: int, lr: float, num_particles: int, seed: 
         raise ContractError(
             f"The guide of {type(lvm).__name__} draws no latent from a distribution with a density; there is nothing to optimise."
         )
-    nesting = layout(local, batch).nesting  # Pyro would guess it, aloud
-    objective = Trace_ELBO(num_particles=num_particles, vectorize_particles=num_particles > 1, max_plate_nesting=nesting)
+    plan = layout(local, batch)
+    elbo = TraceEnum_ELBO if plan.enumerated else Trace_ELBO
+    nesting = plan.nesting  # Pyro would guess it, aloud
+    objective = elbo(num_particles=num_particles, vectorize_particles=num_particles > 1, max_plate_nesting=nesting)
     fitted = fit(local, batch, steps=steps, objective=objective, **one_cycle(lr, steps), seed=seed, progress=False)
     return local, fitted

@@ -62,7 +62,9 @@ def run_model(
     Raises:
         ContractError: the prior of a latent depends on one that is enumerated.
     """
-    model = poutine.enum(model, first_available_dim=plan.sample_dim - 1) if plan.enumerated else model
+    if plan.enumerated:
+        left = plan.sample_dim if num_samples is None else plan.sample_dim - 1
+        model = poutine.enum(model, first_available_dim=left)
     trace = run(model, "model", batch, *replay, samples=plan.samples(num_samples))
     sites = {n: s for n, s in sites_of(trace).items() if n not in plan.enumerated}
     summed = _dependent(trace, sites, plan) if plan.enumerated else set()

@@ -15,7 +15,7 @@ from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evalua
 from vilvm.weights.contract import check_latents, check_plates, check_shape, enumerable
 from vilvm.weights.per_datum import Indices, check_indices, check_known
 from vilvm.weights.supports import degenerate_latents, guide_sites, masked_latents
-from vilvm.weights.traces import Put, Sites, family, log_prob, mask_of, nesting_of, own_dims, run, sites_of
+from vilvm.weights.traces import Put, Sites, family, log_prob, mask_of, nesting_of, own_dims, run, run_once, sites_of
 from vilvm.weights.ways import Ways
 
 __all__ = ["Layout", "data_plate", "guide_sites", "held_still", "layout", "place"]
@@ -108,7 +108,7 @@ def layout(
         check_known(lvm, batch)
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm), pyro.validation_enabled(validate):
         guide_trace, indices = run(lvm.guide, "guide", batch), Indices()
-        model_trace = run(indices(lvm.model), "model", batch, guide_trace)
+        model_trace, enumerated_left_of = run_once(indices(lvm.model), batch, guide_trace)
         model = sites_of(model_trace)
         guide = guide_sites(guide_trace)
         check_indices(lvm, indices, guide_trace)
@@ -129,13 +129,16 @@ def layout(
 
         def density(values: Any) -> Sites:
             with Put({n: v[None] for n, v in values.items()}, None, 0):
-                return sites_of(run(lvm.model, "model", batch, _subsamples(guide_trace)))
+                return sites_of(run_once(lvm.model, batch, _subsamples(guide_trace))[0])
 
         degenerate = degenerate_latents(lvm, latents, guide, guide_again)
         masked, flat = masked_latents(lvm, model, guide, density, guide_again)
     found = _read_layout(plate_found, model, guide, [model_trace, guide_trace])
     return found._replace(
-        nesting=max(found.nesting, *shapes), degenerate=degenerate, masked=masked, improper=tuple({*found.improper, *flat})
+        nesting=max(found.nesting, enumerated_left_of, *shapes),
+        degenerate=degenerate,
+        masked=masked,
+        improper=tuple({*found.improper, *flat}),
     )
 
 
@@ -229,7 +232,7 @@ def _growing(model: Any, batch: Any, plates: list[Any]) -> list[Any]:
     if data.divisible:
         longer = data.subset(torch.arange(-1, len(data)).clamp(min=0)).x  # its first datum twice
         with kept_generators(data.device), suppress(ContractError):
-            before, after = (_sizes(sites_of(run(model, "model", x)).values()) for x in (batch, longer))
+            before, after = (_sizes(sites_of(run_once(model, x)[0]).values()) for x in (batch, longer))
             grown = [f for f in plates if f.name in after and after[f.name] != before[f.name]]
     grown = grown or [f for f in plates if f.name == "data"]
     if len(grown) != 1:

@@ -35,6 +35,7 @@ __all__ = [
     "plain",
     "plate_dims",
     "run",
+    "run_once",
     "sites_of",
     "strip",
     "unstrip",
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 Sites = dict[str, Any]
-_AROUND = (torch.distributions.Independent, dist.ExpandedDistribution, dist.MaskedDistribution)
+_MOST_PLATES = 6  # dimensions that plates are supposed to take at most, where it has to be tried
 
 
 def run(half: Any, part: str, batch: Any, *replay: poutine.Trace | None, samples: tuple[int, int] | None = None) -> poutine.Trace:
@@ -54,6 +55,57 @@ def run(half: Any, part: str, batch: Any, *replay: poutine.Trace | None, samples
             return poutine.trace(half).get_trace(batch)
         with pyro.plate("_monte_carlo", samples[0], dim=samples[1]):
             return poutine.trace(half).get_trace(batch)
+
+
+def run_once(model: Any, batch: Any, *replay: poutine.Trace | None) -> tuple[poutine.Trace, int]:
+    """The trace of a model at one sample, and 0; or, if it runs under enumeration only, at the first value of what is enumerated.
+
+    An assertion of shapes may hold under enumeration only. How many dimensions the plates take is then not known beforehand: the
+    least number with which the model runs is the second result.
+    """
+    try:
+        return run(model, "model", batch, *replay), 0
+    except ContractError:
+        for nesting in range(_MOST_PLATES + 1):
+            with suppress(ContractError):
+                trace = run(poutine.enum(model, first_available_dim=-1 - nesting), "model", batch, *replay)
+                if any(s["infer"].get("_enumerate_dim") is not None for s in sites_of(trace).values()):
+                    return _at_first_values(trace, nesting), nesting
+        raise
+
+
+def _at_first_values(trace: poutine.Trace, nesting: int) -> poutine.Trace:
+    """A trace without the dimensions left of the plates', each at its first place."""
+    for site in sites_of(trace).values():
+        fn = site["fn"]
+        extra = site["value"].dim() - fn.event_dim - nesting
+        site["value"] = site["value"][(0,) * max(extra, 0)]
+        site["fn"] = _First(fn, nesting)
+    return trace
+
+
+class _First(dist.TorchDistribution):
+    """A distribution at the first place of its dimensions left of the plates'."""
+
+    def __init__(self, base: Any, nesting: int):
+        self.base_dist, self.nesting = base, nesting
+        left = max(len(base.batch_shape) - nesting, 0)
+        super().__init__(base.batch_shape[left:], base.event_shape, validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        return self.base_dist.support
+
+    @property
+    def has_enumerate_support(self) -> bool:  # type: ignore[override]
+        return self.base_dist.has_enumerate_support
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        found = self.base_dist.log_prob(value)
+        return found[(0,) * max(found.dim() - self.nesting, 0)]
+
+
+_AROUND = (torch.distributions.Independent, dist.ExpandedDistribution, dist.MaskedDistribution, _First)
 
 
 @contextmanager
