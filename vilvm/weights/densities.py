@@ -39,7 +39,7 @@ class LogWeights:
 
     Arguments:
         log_likelihoods: log p(x | z) by observed site, enumerated latents summed over; those that depend on one are one, "x+y".
-        log_priors: log p(z) by latent.
+        log_priors: log p(z) by latent; likewise.
         log_guides: log q(z | x) by site of the guide (the latents, and auxiliary sites of an autoguide).
         model_scales: the factor that plates and ``poutine.scale`` put on each site of the model; not applied here.
         guide_scales: likewise of the guide.

@@ -19,6 +19,7 @@ from vilvm.lvm import (
 )
 from vilvm.weights.contract import check_batch, check_number, enumerable
 from vilvm.weights.densities import LogWeights, drawn_values, log_weights
+from vilvm.weights.enumeration import check_drawable
 from vilvm.weights.structure import Layout, data_plate, held_still, layout, place
 from vilvm.weights.supports import guide_sites
 from vilvm.weights.traces import Put, Sites, Unobserved, family, nesting_of, own_densities, run, sites_of, strip, was_observed
@@ -293,7 +294,7 @@ def replicate(lvm: LatentVariableModel, latents: Mapping[str, Tensor], *, like: 
     size = num_samples.pop()
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
         model = Unobserved()(lvm.model)
-        with Put({n: v[:1] for n, v in latents.items()}, None, 0):
+        with Put({n: v[:1] for n, v in latents.items()}, None, None):
             probe = sites_of(run(model, "model", batch))
         missing = [
             n for n, s in probe.items() if not (n in latents or was_observed(s) or enumerable(s) or family(s["fn"]) == "Unit")
@@ -304,6 +305,8 @@ def replicate(lvm: LatentVariableModel, latents: Mapping[str, Tensor], *, like: 
             )
         if like is None:
             _check_event_sizes(lvm, probe.values())
+        if any(enumerable(s) and n not in latents for n, s in probe.items()):
+            check_drawable("replicate", lvm, batch, latents, nesting_of(probe))
         values = at_samples(lvm, batch, size, _simulation(lvm, nesting_of(probe), mean=False), latents, ways={})["simulated"]
     return {n: v for n, v in values.items() if was_observed(probe[n])}
 

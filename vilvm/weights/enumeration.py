@@ -4,27 +4,29 @@ With a discrete latent d, which the guide leaves out, the log-likelihood given t
 
     log p(x | z) = log Σ_d p(x | d, z) p(d | z),
 
-an exact sum by Pyro's tensor variable elimination, along chains (``pyro.markov``) as along trees. Plate and ``poutine.scale`` factors are
-left out of it, as they are of every other density here.
+an exact sum by Pyro's tensor variable elimination, along chains (``pyro.markov``) as along trees. Where the
+prior of z depends on d, too, as in a mixture of priors, log p(z) = log Σ_d p(z | d) p(d) is another such sum, and
+log p(x | z) = log p(x, z) − log p(z). Plate and ``poutine.scale`` factors are left out of it, as they are of every other density here.
 
 Reference: Tensor Variable Elimination for Plated Factor Graphs, Obermeyer, Bingham, Jankowiak, Pradhan, Chiu, Rush and Goodman, 2019.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import torch
 from opt_einsum import shared_intermediates
 from pyro import poutine
 from pyro.ops import packed
 from pyro.ops.contract import contract_to_tensor
 from torch import Tensor
 
-from vilvm.lvm import ContractError
+from vilvm.lvm import NotApplicable
 from vilvm.weights.structure import Layout
-from vilvm.weights.traces import log_prob, run, sites_of
+from vilvm.weights.traces import Put, log_prob, run, sites_of
 
-__all__ = ["ModelRun", "run_model"]
+__all__ = ["ModelRun", "check_drawable", "run_model"]
 
 
 class ModelRun(NamedTuple):
@@ -32,13 +34,15 @@ class ModelRun(NamedTuple):
 
     Arguments:
         log_likelihoods: by observed site; those that depend on an enumerated latent are one, under their names joined by "+".
-        log_priors: by latent of the guide.
+        log_priors: by latent of the guide; likewise.
         sites: the sample sites, enumerated ones left out.
+        dependent: the sites whose density depends on an enumerated latent.
     """
 
     log_likelihoods: dict[str, Tensor]
     log_priors: dict[str, Tensor]
     sites: dict[str, Any]
+    dependent: frozenset[str]
 
 
 def run_model(
@@ -60,7 +64,7 @@ def run_model(
         reduce: sums a log-density over every plate but that of the data; told whether it stands in that one.
 
     Raises:
-        ContractError: the prior of a latent depends on one that is enumerated.
+        ContractError: the pair fails on this batch.
     """
     if plan.enumerated:
         left = plan.sample_dim if num_samples is None else plan.sample_dim - 1
@@ -72,16 +76,42 @@ def run_model(
     likelihoods = {n: t for n, t in terms.items() if sites[n]["is_observed"]}
     priors = {n: t for n, t in terms.items() if not sites[n]["is_observed"]}
     if summed:
-        of_latents = [n for n in summed if not sites[n]["is_observed"]]
-        if of_latents:
-            raise ContractError(
-                f"The prior of latent {of_latents[0]!r} depends on {plan.enumerated[0]!r}, which is enumerated, so no log-prior of it can be told: "
-                f"sample {plan.enumerated[0]!r} in the guide too."
-            )
         names = [n for n in sites if n in summed]
+        latents, seen = [n for n in names if not sites[n]["is_observed"]], [n for n in names if sites[n]["is_observed"]]
         in_data = all(plan.is_in_data(trace.nodes[n]) for n in (*plan.enumerated, *names))
-        likelihoods["+".join(names)] = reduce(in_data, _contract(trace, [*plan.enumerated, *names], in_data, plan))
-    return ModelRun(likelihoods, priors, sites)
+
+        def density(names: list[str]) -> Tensor:
+            return reduce(in_data, _contract(trace, [*plan.enumerated, *names], in_data, plan))
+
+        prior = density(latents) if latents else None
+        if prior is not None:
+            priors["+".join(latents)] = prior
+        if seen:
+            whole = density(names)  # where the prior is zero, so is the whole
+            given = whole if prior is None else torch.where(prior == -torch.inf, prior, whole - prior)
+            likelihoods["+".join(seen)] = given
+    return ModelRun(likelihoods, priors, sites, frozenset(summed))
+
+
+def check_drawable(what: str, lvm: Any, batch: Any, latents: Mapping[str, Tensor], nesting: int) -> None:
+    """Raises NotApplicable if the model cannot be drawn from given these latents: an enumerated one, given them, has no known posterior.
+
+    Arguments:
+        what: names the caller in the error.
+        lvm: the model and guide.
+        batch: what the model is called with.
+        latents: draws by latent, shape (S, ...), of which the first is looked at.
+        nesting: dimensions that the plates take.
+    """
+    model = poutine.enum(lvm.model, first_available_dim=-1 - nesting)
+    with Put({n: v[:1] for n, v in latents.items()}, None, nesting):
+        sites = sites_of(run(model, "model", batch))
+    mixed = [n for n in latents if n in sites and log_prob("model", sites[n]).dim() > nesting]
+    if mixed:
+        raise NotApplicable(
+            f"{what}: the prior of latent {mixed[0]!r} depends on one that is enumerated, of which nothing can be drawn given "
+            f"{mixed[0]!r}: sample that one in the guide too."
+        )
 
 
 def _dependent(trace: Any, sites: dict[str, Any], plan: Layout) -> set[str]:

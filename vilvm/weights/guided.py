@@ -122,7 +122,8 @@ def divergences(lvm: LatentVariableModel, batch: Any, num_samples: int = 1, *, p
     with module_parameters(lvm), evaluation_mode(lvm):
         values = at_samples(lvm, batch, num_samples, _divergence_pass(lvm, plan), ways=plan.ways)
     scores, priors, each = ({n: t.double() for n, t in values[kind].items()} for kind in ("log_guides", "log_priors", "each"))
-    if set(scores) != set(plan.latents):  # the latents are functions of an auxiliary draw, and have a divergence together only
+    if not set(scores) == set(priors) == set(plan.latents):
+        # They are functions of an auxiliary draw, or their priors depend on one enumerated latent: they have a divergence together only.
         return {" and ".join(plan.latents): torch.stack([*scores.values(), *(-t for t in priors.values())]).sum(0)}
     return {n: each.get(n, scores[n] - priors[n]) for n in plan.latents}
 
@@ -136,7 +137,8 @@ def _divergence_pass(lvm: LatentVariableModel, plan: Layout) -> Pass:
             guide_trace = run(guide_half, "guide", batch, fixed, samples=plan.samples(num_samples))
         model = run_model(lvm.model, batch, (guide_trace, fixed), num_samples, plan, reduce)
         guide = guide_sites(guide_trace)
-        each = {n: _by_dimension(n, guide[n], model.sites[n], size, plan) for n in plan.latents}
+        own = [n for n in plan.latents if n not in model.dependent]
+        each = {n: _by_dimension(n, guide[n], model.sites[n], size, plan) for n in own}
         return {
             "log_guides": {n: reduce(plan.is_in_data(s), log_prob("guide", s)) for n, s in guide.items()},
             "log_priors": model.log_priors,

@@ -115,7 +115,7 @@ def _differentiable(lvm: Module) -> Iterator[Mapping[str, Tensor]]:
 
 
 def _run(lvm: Any, batch: Any, put: Mapping[str, Tensor], fixed: poutine.Trace | None, seed: int) -> poutine.Trace:
-    with seeded(seed, Data(batch).device), Put(put, None, 0):
+    with seeded(seed, Data(batch).device), Put(put, None, None):
         return run(lvm.guide, "guide", batch, fixed)
 
 

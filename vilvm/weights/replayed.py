@@ -13,6 +13,7 @@ from torch import Tensor
 from vilvm.data import kept_generators, tensors_of
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, module_parameters
 from vilvm.weights.contract import check_batch, check_number
+from vilvm.weights.enumeration import check_drawable
 from vilvm.weights.structure import Layout, held_still, layout
 from vilvm.weights.traces import Put, Unobserved, family, own_densities, own_dims, run, strip, was_observed
 from vilvm.weights.ways import Pass, Values, at_samples
@@ -87,6 +88,8 @@ def replay(
     if unknown:
         raise ContractError(f"replay: {type(lvm).__name__} has no latent {unknown[0]!r}; it has {list(plan.latents)}.")
     with module_parameters(lvm), evaluation_mode(lvm):
+        if given and set(plan.enumerated) - set(given):
+            check_drawable("replay", lvm, batch, given, plan.nesting)
         single = _run(lvm, batch, {n: v[:1] for n, v in given.items()}, None, plan)
         values = at_samples(lvm, batch, samples, _replay_pass(lvm, plan, single), given, ways=plan.ways)
         with kept_generators(tensors_of(batch)[0].device):

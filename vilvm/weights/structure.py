@@ -128,7 +128,7 @@ def layout(
                 return guide_sites(run(lvm.guide, "guide", batch, _subsamples(guide_trace)))
 
         def density(values: Any) -> Sites:
-            with Put({n: v[None] for n, v in values.items()}, None, 0):
+            with Put({n: v[None] for n, v in values.items()}, None, None):
                 return sites_of(run_once(lvm.model, batch, _subsamples(guide_trace))[0])
 
         degenerate = degenerate_latents(lvm, latents, guide, guide_again)

@@ -306,10 +306,10 @@ class Put(Messenger):
     Arguments:
         values: by site, shape (num_samples, *own dimensions, *event), as ``strip`` leaves them.
         num_samples: of the plate over samples; None if the pair is run once, without that plate.
-        nesting: dimensions that the plates take.
+        nesting: dimensions that the plates take; in a run without a plate over samples, None if it is not known.
     """
 
-    def __init__(self, values: Mapping[str, Tensor], num_samples: int | None, nesting: int):
+    def __init__(self, values: Mapping[str, Tensor], num_samples: int | None, nesting: int | None):
         super().__init__()
         self.values, self.num_samples, self.nesting = values, num_samples, nesting
 
@@ -319,10 +319,12 @@ class Put(Messenger):
             return
         shape = tuple(msg["fn"].shape())
         if self.num_samples is not None:
-            placed = unstrip(value, msg, self.nesting)
+            placed = unstrip(value, msg, self.nesting or 0)
             shape = (*placed.shape[:1], *shape[len(shape) - placed.dim() + 1 :])
         else:
             placed = value[0]
+            if self.nesting is not None:  # left of the plates' dimensions are those of enumerated latents
+                shape = shape[max(len(shape) - self.nesting - msg["fn"].event_dim, 0) :]
         wanted = tuple(n for n in shape[self.num_samples is not None :] if n > 1)
         if tuple(n for n in value.shape[1:] if n > 1) != wanted:
             raise ContractError(
