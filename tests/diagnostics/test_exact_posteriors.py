@@ -414,3 +414,61 @@ def test_a_budget_of_seconds_is_kept_by_any_speed(pause):
     assert found.seconds < 6
     assert found.gravity() < Gravity.WARNING
     assert found.trusted == (not found.unfinished)
+
+
+class Undrawable(dist.Normal):
+    """A likelihood that knows its density alone."""
+
+    def sample(self, sample_shape=()):
+        raise NotImplementedError
+
+    rsample = sample
+
+
+def test_a_likelihood_that_cannot_be_drawn_from_leaves_moments_and_collapse():
+    """z given x and y, each of variance ½: precision 1 + 2 + 2, and the mean's variance is that of the prior less 1/5."""
+
+    def model(batch):
+        x, y = batch
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", Undrawable(z, 0.5**0.5), obs=x)
+            pyro.sample("y", dist.Normal(z, 0.5**0.5), obs=y)
+
+    def guide(batch):
+        with pyro.plate("data", len(batch[0])):
+            pyro.sample("z", dist.Normal(2 * (batch[0] + batch[1]) / 5, 0.2**0.5))
+
+    torch.manual_seed(0)
+    z = torch.randn(400)
+    batch = tuple(z + 0.5**0.5 * torch.randn(400) for _ in range(2))
+    lvm = vilvm.Pair(model, guide)
+    few = tuple(t[:20] for t in batch)
+    assert correction(lvm, few).finding.gravity == Gravity.FINE
+    activity = collapse(lvm, batch).activity["z"]
+    assert activity.item() == pytest.approx(0.8, abs=4 * 0.8 * (2 / 400) ** 0.5)
+    for run in (sbc, tarp):
+        with pytest.raises(NotApplicable, match="site 'x' cannot be drawn from"):
+            run(lvm, like=few)
+
+
+def test_missing_data_are_no_code():
+    """What ``obs_mask`` hides says nothing where nothing else of the datum is seen; z does, where something is."""
+
+    def model(batch):
+        x, seen = batch
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x, obs_mask=seen)
+
+    def guide(batch):
+        x, seen = batch
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.where(seen, x / 2, 0.0), torch.where(seen, 0.5**0.5, 1.0)))
+            pyro.sample("x_unobserved", dist.Normal(z, 1.0))
+
+    torch.manual_seed(0)
+    batch = 2**0.5 * torch.randn(100), torch.rand(100) < 0.6
+    found = collapse(vilvm.Pair(model, guide), batch)
+    assert list(found.activity) == ["z"]
+    assert found.finding.gravity == Gravity.FINE

@@ -241,7 +241,8 @@ def _run(check: _Check, share: float, seconds: float, most: float) -> tuple[Any,
     except OutOfTimeError:
         return None, f"it was stopped after {most:.3g} s, twice its share of the budget; give it more (budget=...).", True
     except Exception as error:  # one that fails must not take the others with it, nor pass for one that found nothing
-        told = str(error) if isinstance(error, ContractError | ValueError) else f"{type(error).__name__}: {error}"
+        told = " ".join(str(error).split("Trace Shapes:")[0].split())  # which Pyro appends
+        told = told if isinstance(error, ContractError | ValueError) else f"{type(error).__name__}: {told}"
         return None, told, not isinstance(error, NotApplicable)
 
 

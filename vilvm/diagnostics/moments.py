@@ -21,7 +21,7 @@ from torch import Tensor
 from vilvm.data import seeded, tensors_of
 from vilvm.diagnostics.labels import discrete_latents, indicators, label_names
 from vilvm.diagnostics.psis import JOINT_ROWS, good_k, psis
-from vilvm.diagnostics.simulated import components
+from vilvm.diagnostics.simulated import components, runnable
 from vilvm.diagnostics.tail import tail_shape
 from vilvm.evaluation.bounds import samples_in_a_pass
 from vilvm.lvm import LatentVariableModel
@@ -69,7 +69,8 @@ class DrawnMoments:
         self.as_one = plan if plan.local else plan._replace(local=False, data_axes={})
         few = next(weight_chunks(lvm, batch, 2, 2, plan=plan))
         self.indices = few.indices if plan.local else None
-        self._made = replay(lvm, batch, few.latents, plan=plan) if few.latents else None
+        self._runs = runnable(lvm, batch)
+        self._made = replay(self._runs, batch, few.latents, plan=plan) if few.latents else None
         self._shown = visible_latents(lvm, batch, plan)
         self._labels = discrete_latents(lvm, batch, plan)
         values, where = self._values(few.latents)
@@ -114,7 +115,7 @@ class DrawnMoments:
             return self._of_posterior(latents), self.as_one
         made = self._made
         if next(iter(latents.values())).shape[0] != 2:
-            made = replay(self.lvm, self.batch, latents, plan=self.plan)
+            made = replay(self._runs, self.batch, latents, plan=self.plan)
         values = {**self._of_posterior(latents), **made.deterministics}
         if not self.plan.local:
             return values, self.as_one
