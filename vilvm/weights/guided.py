@@ -121,7 +121,9 @@ def divergences(lvm: LatentVariableModel, batch: Any, num_samples: int = 1, *, p
         )
     with module_parameters(lvm), evaluation_mode(lvm):
         values = at_samples(lvm, batch, num_samples, _divergence_pass(lvm, plan), ways=plan.ways)
-    scores, priors, each = ({n: t.double() for n, t in values[kind].items()} for kind in ("log_guides", "log_priors", "each"))
+    scores, priors, each = (
+        {n: t.double() for n, t in values.get(kind, {}).items()} for kind in ("log_guides", "log_priors", "each")
+    )
     if set(scores) != set(plan.latents):  # the latents are functions of an auxiliary draw, and have a divergence together only
         return {" and ".join(plan.latents): torch.stack([*scores.values(), *(-t for t in priors.values())]).sum(0)}
     return {n: each.get(n, scores[n] - priors[n]) for n in plan.latents}
