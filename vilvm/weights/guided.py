@@ -154,6 +154,8 @@ def _by_dimension(name: str, guide: Any, model: Any, num_samples: int, plan: Lay
     q, p = _univariate(guide), _univariate(model)
     if q is None or p is None:
         return None
+    shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+    q, p = q.expand(shape), p.expand(shape)  # torch's divergence of Bernoullis does not broadcast
     try:
         value = kl_divergence(q, p)
     except NotImplementedError:
