@@ -556,3 +556,42 @@ def test_a_latent_of_each_datum_is_no_outlier():
     found = loo(*hierarchy(0), num_samples=500)
     assert (found.k > found.threshold).any()
     assert found.finding.gravity == Gravity.NOTE
+
+
+def two_labels(local, tied=True):
+    """a, b ~ Bernoulli(½), x ~ N(2 (a + b), 1); the guide has p(a | x) p(b | a, x), or the product of their marginals."""
+
+    def model(x):
+        shared = [] if local else [pyro.sample(n, dist.Bernoulli(0.5)) for n in "ab"]
+        with pyro.plate("data", len(x)):
+            a, b = shared or [pyro.sample(n, dist.Bernoulli(0.5)) for n in "ab"]
+            pyro.sample("x", dist.Normal(2 * (a + b), 1.0), obs=x)
+
+    def draw(x, total):
+        logs = torch.stack([dist.Normal(2.0 * k, 1.0).log_prob(x) for k in range(3)])
+        p = (logs if total is None else logs.sum(-1))[torch.tensor([[0, 1], [1, 2]])].flatten(0, 1).softmax(0)
+        a = pyro.sample("a", dist.Bernoulli(p[2] + p[3]))
+        given = torch.where(a > 0, p[3] / (p[2] + p[3]), p[1] / (p[0] + p[1]))
+        pyro.sample("b", dist.Bernoulli(given if tied else p[1] + p[3]))
+
+    def guide(x):
+        if not local:
+            draw(x, "all")
+            return
+        with pyro.plate("data", len(x)):
+            draw(x, None)
+
+    return vilvm.Pair(model, guide)
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_labels_that_are_wrong_together_are_found(local):
+    """At x = 2 either label has probability ½, and both at once have e⁻² / (2 + 2 e⁻²) = 0.06, not a quarter."""
+    x = torch.tensor([2.0])
+    right, wrong = (correction(two_labels(local, tied), x) for tied in (True, False))
+    assert right.names == ("a", "b", "a=1, b=1")
+    assert right.finding.gravity == Gravity.FINE
+    assert wrong.finding.gravity == Gravity.WARNING
+    truth = math.exp(-2) / (2 + 2 * math.exp(-2))
+    assert abs(wrong.corrected_mean[0, 2].item() - truth) < 5 * wrong.shift_se[0, 2].item()
+    assert "a=1, b=1" in wrong.finding.verdict

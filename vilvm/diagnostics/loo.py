@@ -93,7 +93,9 @@ class LOO:
             return Finding(name, Gravity.FINE, f"{told}; no datum's k̂ is above {self.threshold:.2f}.", source, about="model")
         if self.own or 2 * len(bad) > len(self.k) or not bool((self.k > self._certain).any()):
             verdict = f"{told}, but k̂ is above {self.threshold:.2f} for {len(bad)} of them, so that the number is not known: these data cannot be left out by weights."
-            advice = "Take more draws (num_samples=...); or, to compare models, fit anew without some of the data and evaluate on these."
+            advice = (
+                "Take more draws (num_samples=...); or, to compare models, fit anew without some of the data and evaluate on these."
+            )
             return Finding(name, Gravity.NOTE, verdict, source, advice, "model")
         worst = sorted(bad, key=lambda i: -self.k[i].item())[:5]
         return Finding(
