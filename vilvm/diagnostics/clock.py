@@ -74,5 +74,7 @@ def affordable_draws(run: Callable[[int], Any], least: int, wanted: int, seconds
     first = seconds_of(lambda: run(least))
     if first / least * wanted <= seconds or wanted <= 4 * least:
         return wanted if first / least * wanted <= seconds else least
+    if 4 * first > seconds:
+        return least
     each = max(seconds_of(lambda: run(4 * least)) - first, 0.0) / (3 * least)
     return int(min(wanted, max(least, (seconds - first) / max(each, 1e-9))))
