@@ -28,23 +28,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyro.distributions as dist
 import torch
 import xarray as xr
 from arviz_base import dict_to_dataset
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from vilvm.data import Data, as_data, seeded
 from vilvm.diagnostics.psis import check_weighable, psis
+from vilvm.diagnostics.simulated import runnable
 from vilvm.evaluation.bounds import in_parts, samples_in_a_pass
-from vilvm.lvm import ContractError, LatentVariableModel, Pair, check_contract, evaluation_mode, fixed_beside
+from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, LogWeights, layout, log_weights
 from vilvm.weights.contract import check_number
 from vilvm.weights.draws import picked_by_weight
 from vilvm.weights.replayed import replay
 from vilvm.weights.simulated import undrawable
-from vilvm.wrapped import Wrapped
 
 __all__ = ["load", "save", "to_datatree"]
 
@@ -209,34 +207,6 @@ def _absent(lvm: LatentVariableModel, batch: Any, plan: Layout) -> dict[str, str
     return found
 
 
-class _Still(Messenger):
-    """Lets what cannot be drawn from keep the value that it observes, so that the rest of the model can be run."""
-
-    def __init__(self, sites: tuple[str, ...]):
-        super().__init__()
-        self.sites = sites
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.sites and msg["is_observed"]:
-            shape = msg["fn"].shape()
-            msg["fn"] = dist.Delta(msg["value"].expand(shape), event_dim=len(msg["fn"].event_shape))
-
-
-class _Runnable(Wrapped):
-    """The model whose likelihoods that cannot be drawn from stand still."""
-
-    def __init__(self, lvm: Any, sites: tuple[str, ...]):
-        super().__init__(lvm if isinstance(lvm, torch.nn.Module) else Pair(lvm.model, lvm.guide))
-        self.sites = sites
-
-    def model(self, batch: Any) -> Any:
-        with _Still(self.sites):
-            return self.inner_model(batch)
-
-    def guide(self, batch: Any) -> Any:
-        return self.inner_guide(batch)
-
-
 def _groups(
     lvm: LatentVariableModel, batch: Any, plan: Layout, sizes: tuple[int, int], resampled: bool, absent: Mapping[str, str]
 ) -> _Groups:
@@ -256,11 +226,10 @@ def _groups(
         groups["sample_stats"] = _densities(weights)
     groups["log_likelihood"] = {n: _variable(v, 1 if v.dim() == 2 else None) for n, v in weights.log_likelihoods.items()}
     groups["posterior"] = {n: _variable(v, plan.data_axes.get(n)) for n, v in weights.latents.items()}
-    still = undrawable(lvm, batch)
-    runnable = _Runnable(lvm, still) if still else lvm
-    _add_replays(groups, runnable, batch, plan, chunk, num_predictive, weights.latents)
+    runs = runnable(lvm, batch)
+    _add_replays(groups, runs, batch, plan, chunk, num_predictive, weights.latents)
     if not (plan.improper or "prior" in absent):
-        _add_replays(groups, runnable, batch, plan, chunk, num_predictive, None)
+        _add_replays(groups, runs, batch, plan, chunk, num_predictive, None)
     return {name: group for name, group in groups.items() if name not in absent}
 
 

@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 
 import vilvm
-from vilvm.diagnostics import Gravity, collapse, correction, diagnose, gaps, rates, sbc, tarp
+from vilvm.diagnostics import Gravity, collapse, correction, diagnose, gaps, loo, rates, sbc, tarp
 from vilvm.evaluation import Schedule, bdmc
 from vilvm.lvm import NotApplicable
 from vilvm.objectives import Annealed
@@ -414,3 +414,184 @@ def test_a_budget_of_seconds_is_kept_by_any_speed(pause):
     assert found.seconds < 6
     assert found.gravity() < Gravity.WARNING
     assert found.trusted == (not found.unfinished)
+
+
+class Undrawable(dist.Normal):
+    """A likelihood that knows its density alone."""
+
+    def sample(self, sample_shape=()):
+        raise NotImplementedError
+
+    rsample = sample
+
+
+def test_a_likelihood_that_cannot_be_drawn_from_leaves_moments_and_collapse():
+    """z given x and y, each of variance ½: precision 1 + 2 + 2, and the mean's variance is that of the prior less 1/5."""
+
+    def model(batch):
+        x, y = batch
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", Undrawable(z, 0.5**0.5), obs=x)
+            pyro.sample("y", dist.Normal(z, 0.5**0.5), obs=y)
+
+    def guide(batch):
+        with pyro.plate("data", len(batch[0])):
+            pyro.sample("z", dist.Normal(2 * (batch[0] + batch[1]) / 5, 0.2**0.5))
+
+    torch.manual_seed(0)
+    z = torch.randn(400)
+    batch = tuple(z + 0.5**0.5 * torch.randn(400) for _ in range(2))
+    lvm = vilvm.Pair(model, guide)
+    few = tuple(t[:5] for t in batch)
+    assert correction(lvm, few).finding.gravity == Gravity.FINE
+    activity = collapse(lvm, batch).activity["z"]
+    assert activity.item() == pytest.approx(0.8, abs=4 * 0.8 * (2 / 400) ** 0.5)
+    for run in (sbc, tarp):
+        with pytest.raises(NotApplicable, match="site 'x' cannot be drawn from"):
+            run(lvm, like=few)
+
+
+def test_missing_data_are_no_code():
+    """What ``obs_mask`` hides says nothing where nothing else of the datum is seen; z does, where something is."""
+
+    def model(batch):
+        x, seen = batch
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x, obs_mask=seen)
+
+    def guide(batch):
+        x, seen = batch
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.where(seen, x / 2, 0.0), torch.where(seen, 0.5**0.5, 1.0)))
+            pyro.sample("x_unobserved", dist.Normal(z, 1.0))
+
+    torch.manual_seed(0)
+    batch = 2**0.5 * torch.randn(100), torch.rand(100) < 0.6
+    found = collapse(vilvm.Pair(model, guide), batch)
+    assert list(found.activity) == ["z"]
+    assert found.finding.gravity == Gravity.FINE
+
+
+def by_columns(x):
+    """z ~ N(0, 1), x_t ~ N(z, 1), a site a column."""
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        for t in range(3):
+            pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=x[:, t])
+
+
+def turned(x):
+    """The same, the columns in a plate left of the data's."""
+    with pyro.plate("columns", 3, dim=-2), pyro.plate("data", len(x), dim=-1):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x.T)
+
+
+def of_columns(x):
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x.sum(1) / 4, 0.5))
+
+
+def of_turned(x):
+    with pyro.plate("columns", 3, dim=-2), pyro.plate("data", len(x), dim=-1):
+        pyro.sample("z", dist.Normal(x.T / 2, 0.5**0.5))
+
+
+@pytest.mark.parametrize(("model", "guide"), [(by_columns, of_columns), (turned, of_turned)])
+def test_views_of_a_batch_are_simulated(model, guide):
+    lvm, x = vilvm.Pair(model, guide), torch.zeros(200, 3)
+    drawn, sites = next(batches(lvm, 200, like=x))
+    own = sites["z"][0] if model is turned else sites["z"]
+    rest = drawn.T - own
+    assert rest.var().item() == pytest.approx(1.0, abs=4 * (2 / 600) ** 0.5)
+    assert abs((rest * own).mean().item()) < 4 * 600**-0.5
+    assert x.eq(0).all()
+    assert sbc(lvm, num_simulations=200, like=x).finding.gravity == Gravity.FINE
+
+
+def test_a_model_that_reads_what_it_observes_is_not_simulated():
+    """x_t ~ N(z + x_{t−1}, 1) from the columns before: one run draws each column beside those of the batch, not beside its own."""
+
+    def model(x):
+        before = torch.nn.functional.pad(x[:, :-1], (1, 0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z[..., None] + before, 1.0).to_event(1), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x[:, -1] / 4, 0.5))
+
+    torch.manual_seed(0)
+    x = (torch.randn(20, 1) + torch.randn(20, 3)).cumsum(1)
+    for run in (sbc, tarp):
+        with pytest.raises(NotApplicable, match="reads what it observes"):
+            run(vilvm.Pair(model, guide), num_simulations=20, like=x)
+
+
+def test_collapse_of_a_model_that_is_not_vectorisable():
+    """Two columns of a latent that is no product of univariate ones, under torch.vmap: KL has a closed form only for all together."""
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z[:, 0], 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            loc = torch.stack([x / 2, 0 * x], -1)
+            pyro.sample("z", dist.MultivariateNormal(loc, torch.diag(torch.tensor([0.5, 1.0]))))
+
+    torch.manual_seed(0)
+    x = 2**0.5 * torch.randn(50)
+    found = collapse(vilvm.Pair(model, guide), x)
+    truth = (0.5 + x.square() / 4 - 1 - math.log(0.5)) / 2
+    assert abs(found.kl["z"].item() - truth.mean().item()) < 4 * (found.kl_se["z"].item() + 1e-3)
+
+
+def test_a_latent_of_each_datum_is_no_outlier():
+    """Leave-one-out by weights fails where only a datum informs its latent, which says nothing against the datum."""
+    found = loo(*hierarchy(0), num_samples=500)
+    assert (found.k > found.threshold).any()
+    assert found.finding.gravity == Gravity.NOTE
+
+
+def two_labels(local, tied=True):
+    """a, b ~ Bernoulli(½), x ~ N(2 (a + b), 1); the guide has p(a | x) p(b | a, x), or the product of their marginals."""
+
+    def model(x):
+        shared = [] if local else [pyro.sample(n, dist.Bernoulli(0.5)) for n in "ab"]
+        with pyro.plate("data", len(x)):
+            a, b = shared or [pyro.sample(n, dist.Bernoulli(0.5)) for n in "ab"]
+            pyro.sample("x", dist.Normal(2 * (a + b), 1.0), obs=x)
+
+    def draw(x, total):
+        logs = torch.stack([dist.Normal(2.0 * k, 1.0).log_prob(x) for k in range(3)])
+        p = (logs if total is None else logs.sum(-1))[torch.tensor([[0, 1], [1, 2]])].flatten(0, 1).softmax(0)
+        a = pyro.sample("a", dist.Bernoulli(p[2] + p[3]))
+        given = torch.where(a > 0, p[3] / (p[2] + p[3]), p[1] / (p[0] + p[1]))
+        pyro.sample("b", dist.Bernoulli(given if tied else p[1] + p[3]))
+
+    def guide(x):
+        if not local:
+            draw(x, "all")
+            return
+        with pyro.plate("data", len(x)):
+            draw(x, None)
+
+    return vilvm.Pair(model, guide)
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_labels_that_are_wrong_together_are_found(local):
+    """At x = 2 either label has probability ½, and both at once have e⁻² / (2 + 2 e⁻²) = 0.06, not a quarter."""
+    x = torch.tensor([2.0])
+    right, wrong = (correction(two_labels(local, tied), x) for tied in (True, False))
+    assert right.names == ("a", "b", "a=1, b=1")
+    assert right.finding.gravity == Gravity.FINE
+    assert wrong.finding.gravity == Gravity.WARNING
+    truth = math.exp(-2) / (2 + 2 * math.exp(-2))
+    assert abs(wrong.corrected_mean[0, 2].item() - truth) < 5 * wrong.shift_se[0, 2].item()
+    assert "a=1, b=1" in wrong.finding.verdict

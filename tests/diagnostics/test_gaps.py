@@ -320,6 +320,33 @@ def test_few_effective_draws_vouch_for_nothing():
     assert poor.finding.gravity >= Gravity.NOTE
 
 
+def test_a_gap_without_annealing_has_not_looked_for_missed_modes():
+    found = judged(torch.zeros(40))
+    weighed = {"iwae": found.bounds["ais from the guide"]}
+    cut = dataclasses.replace(found, bounds=weighed, cut="100 of 1000 draws, annealing")
+    assert cut.finding.gravity == Gravity.NOTE
+    assert "no time to anneal" in cut.finding.verdict
+    assert dataclasses.replace(cut, cut="annealing by 8 of 16 chains").finding.gravity == Gravity.FINE
+
+
+def test_a_best_guide_that_leaves_the_support_is_left_out():
+    """x ~ U(0, θ), θ ~ Pareto(1, 2): the posterior is Pareto(m, n + 2), m the largest datum, and p(x) is 2 / (n + 2) m^−(n + 2)."""
+
+    def model(x):
+        theta = pyro.sample("theta", dist.Pareto(1.0, 2.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Uniform(0.0, theta), obs=x)
+
+    def guide(x):
+        pyro.sample("theta", dist.Pareto(x.max(), 2.0 + len(x)))
+
+    x = torch.linspace(0.1, 2.5, 10)
+    found = gaps(vilvm.Pair(model, guide), x, num_samples=10, steps=10, schedule=Schedule(2, 2))
+    assert found.cut == "the best guide's fit"
+    assert found.amortised.mean == pytest.approx(math.log(2 / 12) - 12 * math.log(2.5), abs=1e-4)
+    assert found.approximation.mean == found.total.mean
+
+
 class PerDatum(torch.nn.Module):
     """A guide of parameters for each datum, or of one pair for all, which looks at no datum."""
 

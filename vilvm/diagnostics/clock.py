@@ -66,9 +66,15 @@ def seconds_of(what: Callable[[], Any]) -> float:
 
 
 def affordable_draws(run: Callable[[int], Any], least: int, wanted: int, seconds: float) -> int:
-    """How many of the draws that are wanted go into so many seconds, `least` at least; by timed runs, for a draw is seldom what a run costs."""
+    """How many of the draws that are wanted go into so many seconds, `least` at least; by timed runs, for a draw is seldom what a run costs.
+
+    Few are drawn before, untimed, so that the way in which samples are run is known.
+    """
+    run(2)
     first = seconds_of(lambda: run(least))
     if first / least * wanted <= seconds or wanted <= 4 * least:
         return wanted if first / least * wanted <= seconds else least
+    if 4 * first > seconds:
+        return least
     each = max(seconds_of(lambda: run(4 * least)) - first, 0.0) / (3 * least)
     return int(min(wanted, max(least, (seconds - first) / max(each, 1e-9))))

@@ -37,6 +37,7 @@ from torch import Tensor
 
 from vilvm.data import Data, seeded
 from vilvm.diagnostics.finding import Finding, Gravity
+from vilvm.diagnostics.simulated import runnable
 from vilvm.evaluation.bounds import Estimate, in_parts
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, layout, log_weights, posterior_mean, sample
@@ -68,8 +69,8 @@ class Collapse:
     """What ``collapse`` found; all in nats per datum.
 
     Arguments:
-        spread: Var_x E_q[z | x] by latent, of its event shape, plates within a datum before it; without latents that have no mean; NaN for a unit that a
-            mask hides of all data but one.
+        spread: Var_x E_q[z | x] by latent, of its event shape, plates within a datum before it; without latents that have no mean, and
+            without missing data (``obs_mask``); NaN for a unit that a mask hides of all data but one.
         threshold: activity above which a unit is active.
         kl: E_x KL(q(z_d | x) ‖ p(z_d)) by latent: shaped as `spread` where guide and prior factorise, else a single number.
         kl_se: standard errors of `kl`, the data's spread included.
@@ -306,7 +307,8 @@ def _by_datum(draws: Tensor, name: str, plan: Layout) -> Tensor:
 
 def _prior(lvm: LatentVariableModel, data: Data, num_samples: int, plan: Layout) -> dict[str, Tensor]:
     """Draws of every latent from its prior, shape (num_samples, num_data, *plates, *event)."""
-    drawn = [sample(lvm, size, like=data.x) for size in _passes(num_samples, plan)]
+    runs = runnable(lvm, data.x)
+    drawn = [sample(runs, size, like=data.x) for size in _passes(num_samples, plan)]
     return {name: torch.cat([_by_datum(part[name], name, plan) for part in drawn]) for name in plan.latents}
 
 
@@ -361,7 +363,14 @@ def _spread_where_known(
         first, second = (_means(lvm, data, num_samples, plan) for _ in range(2))
     except ContractError:  # a latent has no mean
         return {}
-    return {name: _spread(value[columns], second[name][columns], shown.get(name)).cpu() for name, value in first.items()}
+    codes = [name for name in first if not _is_imputed(name, plan)]
+    return {name: _spread(first[name][columns], second[name][columns], shown.get(name)).cpu() for name in codes}
+
+
+def _is_imputed(name: str, plan: Layout) -> bool:
+    """Whether a latent is what ``obs_mask`` hides of a site: missing data, which are no code of the datum."""
+    site = name.removesuffix("_unobserved")
+    return site != name and f"{site}_observed" in plan.observed
 
 
 def _means(lvm: LatentVariableModel, data: Data, num_samples: int, plan: Layout) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from vilvm.data import Data, seeded
-from vilvm.diagnostics.clock import Clock, seconds_of
+from vilvm.diagnostics.clock import Clock, affordable_draws
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.moments import KEPT, DrawnMoments, Moments
 from vilvm.diagnostics.psis import check_weighable, good_k
@@ -58,6 +58,7 @@ SOURCE = "tolerances of 0.1 posterior standard deviations, of 10 %, and of 0.05 
 _NAME = "Means and standard deviations"
 _LOOKS = 2  # at which a false alarm may be raised
 _AGAIN = 25  # data that are looked at again, where the data can be picked from
+_FEWEST, _PILOT = 200, 50  # draws at the first look where time is short, and of its timed pilot
 _MORE, _MORE_JOINT = 20, 10  # times as many draws then
 
 
@@ -300,9 +301,9 @@ def correction(
         check_weighable("correction", lvm, plan)
         samples = num_samples or (1000 if plan.local else 50_000)
         drawn = [DrawnMoments(lvm, p.x, plan if p is parts[0] else layout(lvm, p.x, plate=plan.data_plate)) for p in parts]
-        if clock.limited and not plan.local:
-            wanted, each = samples, seconds_of(lambda: drawn[0](1000)) / 1000
-            samples = int(min(samples, max(1000, clock.affords(each, 0.5))))
+        if clock.limited:
+            wanted, seconds = samples, clock.left / 2 / len(parts)
+            samples = max(_FEWEST, affordable_draws(lambda n: drawn[0](max(n, _PILOT)), _PILOT, wanted, seconds))
             cuts += [f"{samples} of {wanted} draws"] if samples < wanted else []
         began = clock.left
         moments = Moments(*(torch.cat(column) for column in zip(*(of(samples) for of in drawn), strict=True)))

@@ -13,7 +13,7 @@ In turn, the quick and the telling before the slow:
 
 The stated false-alarm rate is shared out in equal parts among the tests that apply (Bonferroni). A diagnostic that does not apply, or for which no time was
 left, is named with the reason. Each has a share of the time that is left, by which it chooses how much it looks at; what it cut short is named too, and one that
-takes more than twice its share is stopped. Of many data some are looked at, and named by their place among all.
+takes more than twice its share, and a quarter of the whole, is stopped. Of many data some are looked at, and named by their place among all.
 """
 
 import time
@@ -41,7 +41,8 @@ from vilvm.evaluation.bounds import in_parts
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, fixed_beside
 from vilvm.memory import bytes_made
 from vilvm.progress import ProgressBar
-from vilvm.weights import Layout, layout, sample
+from vilvm.weights import Layout, layout
+from vilvm.weights.simulated import batches
 
 __all__ = ["Diagnosis", "diagnose"]
 
@@ -53,10 +54,9 @@ _WORDS = {
 }
 _PRIORS = "priors of latents that the data share are the user's own; see predictive_check(kind='prior')."
 _REPLICATED = "Posterior predictive check"
-_RUNS, _FEW = (
-    500,
-    50,
-)  # runs of the pair that a diagnosis makes at least, and the data that are looked at where they would outlast the budget
+_BEYOND = 0.5  # of the budget, by which a diagnosis may outlast it
+_RUNS = 500  # of the pair that a diagnosis makes at least
+_FEW = 50  # data that are looked at where these runs would outlast the budget
 _DOUBTS = {
     _REPLICATED: "The model does not make data like these.",
     "Prior predictive check": "The model does not make data like these.",
@@ -163,8 +163,8 @@ def diagnose(
         lvm: the trained model and guide.
         data: those whose posterior is to be trusted: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row.
         history: ``Fit`` or ``History`` of the training, by which its convergence is judged.
-        budget: seconds, shared out among the diagnostics; each looks at less where its share is short, and is stopped at twice its share. All of it
-            takes less than twice as long, save where a single run of the pair does not.
+        budget: seconds, shared out among the diagnostics; each looks at less where its share is short, and is stopped at twice its share, though not
+            before a quarter of the budget. All of it takes less than twice as long, save where a single run of the pair does not.
         num_data: data that are looked at, drawn from `seed` if there are more and each has latents of its own; all of them where the guide has
             parameters for each datum, so that it cannot do without the others.
         false_alarm: how often a right model, its posterior as guide, is given a warning by any of the tests; each has an equal share.
@@ -208,12 +208,13 @@ def diagnose(
             bar.advance(0, check.name)
             left = began + budget - time.monotonic()
             told, applies = check.why_not, not check.why_not
-            if not told and left <= 0:
+            if not told and left <= -_BEYOND * budget:
                 told = f"the budget of {budget:g} s was spent; give it more (budget=...)."
             elif not told:
                 rest = sum(c.part for c in checks[i:] if not c.why_not)
-                seconds = left * check.part / rest
-                found, told, applies = _run(check, share, seconds, min(2 * seconds, left + 0.5 * budget))
+                seconds = max(0.0, left * check.part / rest)
+                most = min(max(2 * seconds, budget / 4), left + _BEYOND * budget)
+                found, told, applies = _run(check, share, seconds, most)
                 if not told:
                     results[check.name] = _named(found, None if looked is fixed else index)
             if told:
@@ -239,9 +240,10 @@ def _run(check: _Check, share: float, seconds: float, most: float) -> tuple[Any,
         assert found.finding is not None  # one that cannot be put into words is none
         return found, "", True
     except OutOfTimeError:
-        return None, f"it was stopped after {most:.3g} s, twice its share of the budget; give it more (budget=...).", True
+        return None, f"it was stopped after {most:.3g} s, beyond its share of the budget; give it more (budget=...).", True
     except Exception as error:  # one that fails must not take the others with it, nor pass for one that found nothing
-        told = str(error) if isinstance(error, ContractError | ValueError) else f"{type(error).__name__}: {error}"
+        told = " ".join(str(error).split("Trace Shapes:")[0].split())  # which Pyro appends
+        told = told if isinstance(error, ContractError | ValueError) else f"{type(error).__name__}: {told}"
         return None, told, not isinstance(error, NotApplicable)
 
 
@@ -268,13 +270,11 @@ def _like(lvm: LatentVariableModel, data: Data, plan: Layout) -> Any:
     if not plan.local or not isinstance(data.x, Tensor) or len(plan.observed) != 1:
         return data.x
     try:
-        layout(lvm, sample(lvm, 2)[plan.observed[0]], plate=plan.data_plate)
-    except (
-        ContractError,
-        NotImplementedError,
-    ):  # it reads more than the length of its batch, knows one size only, or cannot be drawn from
+        drawn, _ = next(batches(lvm, 2))
+        layout(lvm, drawn, plate=plan.data_plate)
+        return None if drawn.shape[1:] == data.x.shape[1:] else data.x
+    except ContractError:  # it reads its batch, observes a view of it, knows one size only, or cannot be drawn from
         return data.x
-    return None
 
 
 def _checks(lvm: Any, data: Data, plan: Layout, history: Any, schedule: Schedule | None, seed: int) -> Iterator[_Check]:

@@ -33,7 +33,7 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from vilvm.data import Data, seeded, tensors_of
-from vilvm.diagnostics.clock import Clock, affordable_draws, seconds_of
+from vilvm.diagnostics.clock import Clock, OutOfTimeError, Stop, affordable_draws, seconds_of
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.labels import discrete_latents
 from vilvm.diagnostics.psis import check_weighable
@@ -42,6 +42,7 @@ from vilvm.evaluation.bounds import exact_log_evidence, in_parts
 from vilvm.evaluation.hmc import start
 from vilvm.guides import fit_local_guide
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, evaluation_mode, fixed_beside
+from vilvm.training.step import NonFiniteLossError
 from vilvm.weights import Layout, layout, log_weights
 from vilvm.weights.contract import check_number
 from vilvm.weights.joint import Joint
@@ -54,6 +55,7 @@ _FEW, _FEW_ERROR = 5.0, 2.3  # effective draws, below which the error of a log-m
 _FROM_PRIOR = 100  # data of which chains start at the prior too
 _PILOT = 100  # draws of the timed evaluation, and the fewest of an ELBO
 _LEAST_STEPS, _LEAST_TEMPERATURES = 50, 20  # below which a fit, or annealing, is not worth its time
+_GRACE = 0.5  # seconds that a part may take beyond its time
 _PASS = 8_000  # chains in a pass of annealing
 _COMPILES = 60.0  # seconds that must be left for compiling to pay
 _CHAINS, _ROWS = 512, 100_000  # at most, for one weight of all data, of which there is no mean over data; and rows of data in all
@@ -195,7 +197,7 @@ class Gaps:
 
     def _of_missed(self) -> _Sentence | None:
         if (missed := self.missed) is None:
-            return None
+            return (Gravity.NOTE, _NOT_ANNEALED, _TIME) if "annealing" in self.cut.split(", ") else None
         by = "log p(x) itself" if EXACT in self.bounds else "annealing from the prior"
         certain = max(missed.mean - 3 * missed.mc_se, (missed.values - self._z * missed.errors).max().item())
         if certain > _SMALL:
@@ -260,6 +262,8 @@ class Gaps:
         return Bound(Estimate(values, errors), ess), which
 
 
+_NOT_ANNEALED = "Whether the guide misses a mode was not seen, for there was no time to anneal from the prior."
+_TIME = "To be sure, give it more time (budget=...)."
 _NOT_EXACT = "Look at exact_log_evidence: it is not that of this model and these data."
 _ANNEAL = "To be sure, anneal in more steps, with more chains (schedule=...)."
 _MULTIMODAL = "Take a guide that holds several modes (a mixture, a flow), start it elsewhere, or mend what makes the posterior multimodal (a symmetry)."
@@ -340,9 +344,13 @@ def gaps(
         if clock.limited:
             chosen = _affordable(lvm, fixed, parts, chosen, clock, seed)
         amortised, weighed = _evaluated(lvm, fixed, chosen.num_samples, seed)
-        best = _best(lvm, parts, chosen, seed) if chosen.steps else amortised
+        best, chosen = _best_in_time(lvm, parts, amortised, chosen, clock, seed)
         most, compiled = _FROM_PRIOR if encoded else len(fixed), "auto" if clock.left > _COMPILES else False
-        bounds = _bounds(lvm, fixed, evidence, chosen, most, seed, compiled, weighed)
+        try:
+            with Stop(clock.left + _GRACE):
+                bounds = _bounds(lvm, fixed, evidence, chosen, most, seed, compiled, weighed)
+        except OutOfTimeError:
+            bounds, chosen = {IWAE: weighed}, chosen._replace(schedule=None)
         if evidence != "ais":
             bounds.setdefault(IWAE, weighed)
         if EXACT not in bounds:
@@ -375,7 +383,7 @@ class _Sizes(NamedTuple):
 
 
 def _affordable(lvm: Any, data: Data, parts: Any, wanted: _Sizes, clock: Clock, seed: int) -> _Sizes:
-    """Sizes that take nine tenths of the time, by a timed evaluation and a timed gradient: of draws, of steps, and of chains a third each."""
+    """Sizes that take nine tenths of the time, by a timed evaluation, fit and gradient: of draws, of steps, and about half of it of chains."""
     num_samples = affordable_draws(lambda n: _evaluated(lvm, data, n, seed), _PILOT, wanted.num_samples, clock.left * 0.15)
     assert wanted.schedule is not None
     joint = Joint(lvm, parts[0].x, "guide")
@@ -383,8 +391,15 @@ def _affordable(lvm: Any, data: Data, parts: Any, wanted: _Sizes, clock: Clock, 
     start(joint, few)
     gradient = min(seconds_of(lambda: start(joint, few)) for _ in range(2))
     steps = int(min(wanted.steps, clock.affords(2 * gradient, 0.3) / len(parts)))
+    if steps >= _LEAST_STEPS:  # what a step takes is more than a gradient, where samples are not run at once
+        seconds = clock.left * 0.25 / len(parts)
+        try:
+            steps = affordable_draws(lambda n: fit_local_guide(lvm, parts[0].x, steps=n, seed=seed), 2, steps, seconds)
+        except NonFiniteLossError:
+            steps = 0
     steps = steps if steps >= _LEAST_STEPS else 0
-    return _Sizes(num_samples, steps, _affordable_schedule(lvm, data, wanted.schedule, clock.left / 3, gradient))
+    seconds = clock.left * (0.45 if steps else 0.7)  # annealing alone sees what the guide misses
+    return _Sizes(num_samples, steps, _affordable_schedule(lvm, data, wanted.schedule, seconds, gradient))
 
 
 def _affordable_schedule(lvm: Any, data: Data, whole: Schedule, seconds: float, gradient: float) -> Schedule | None:
@@ -418,6 +433,20 @@ def _gradient_of_all(lvm: Any, data: Data, num_chains: int) -> float:
 def _gradients(schedule: Schedule) -> int:
     """Gradients of a part, from both bases: those of the pilot, which makes 180 transitions or as many as there are temperatures, and of the chains."""
     return 2 * schedule.leapfrog * (max(180, schedule.num_temperatures + 30) + schedule.num_temperatures)
+
+
+def _best_in_time(lvm: Any, parts: Any, amortised: Estimate, sizes: _Sizes, clock: Clock, seed: int) -> tuple[Estimate, _Sizes]:
+    """The ELBO of the best guide for each datum, and the sizes; the guide's own, and no steps, where half of the time does not do.
+
+    So it is where a step leaves the support of the prior, at whose edge the guide may end.
+    """
+    if not sizes.steps:
+        return amortised, sizes
+    try:
+        with Stop(clock.left / 2 + _GRACE):
+            return _best(lvm, parts, sizes, seed), sizes
+    except (OutOfTimeError, NonFiniteLossError):
+        return amortised, sizes._replace(steps=0)
 
 
 def _best(lvm: Any, parts: Any, sizes: _Sizes, seed: int) -> Estimate:

@@ -19,17 +19,21 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from scipy.special import ndtri
 from torch import Tensor
 
 from vilvm.data import seeded
 from vilvm.diagnostics.clock import Clock, affordable_draws
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.psis import JOINT_ROWS, check_weighable, good_k, psis
+from vilvm.diagnostics.tail import tail_error
 from vilvm.lvm import ContractError, LatentVariableModel, device_of, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, LogWeights, layout, weight_chunks
 from vilvm.weights.contract import check_number
 
 __all__ = ["LOO", "loo"]
+
+_KNOWN, _CHANCE = 10_000, 0.01  # draws that know k̂, and how often fewer may raise a false alarm about any datum
 
 _KEPT = 20_000_000  # draws times data that are held at a time
 _WORKED = 4_000_000  # of these, at a time
@@ -48,6 +52,7 @@ class LOO:
         joint_k: Pareto k̂ of the guide's own weights, no datum left out.
         num_samples: S.
         cut: what was cut short for want of time.
+        own: whether data have latents of their own, of which weights seldom know what they were without their datum.
     """
 
     elpd: float
@@ -58,6 +63,7 @@ class LOO:
     joint_k: float
     num_samples: int
     cut: str = ""
+    own: bool = False
 
     @property
     def threshold(self) -> float:
@@ -65,8 +71,18 @@ class LOO:
         return good_k(self.num_samples)
 
     @property
+    def _certain(self) -> float:
+        """The k̂ above which a datum moves the posterior, whatever the number of draws: of few, whose threshold is below 0.7, beyond their noise."""
+        if self.threshold >= good_k(_KNOWN):
+            return self.threshold
+        return good_k(_KNOWN) + float(-ndtri(_CHANCE / len(self.k))) * tail_error(self.num_samples)
+
+    @property
     def finding(self) -> Finding:
-        """The verdict: GRAVE if the guide is too far from the posterior; WARNING if a datum moves it so much that it cannot be left out by weights."""
+        """The verdict: GRAVE if the guide is too far from the posterior; WARNING if single data move it so much that they cannot be left out by weights.
+
+        NOTE if it is most of the data, or each has a latent of its own: then it is not they that stand apart; or if few draws leave it open.
+        """
         name, source = "Leave-one-out prediction", "min(1 − 1/log10 S, 0.7): Vehtari et al., 2017 and 2024"
         if self.joint_k > self.threshold:
             verdict = f"k̂ of the guide's own weights is {self.joint_k:.2f}, so draws of it cannot stand for the posterior, with or without a datum."
@@ -75,6 +91,12 @@ class LOO:
         told = f"elpd is {self.elpd:.1f} ± {self.se:.1f} nats over {len(self.k)} data, with {self.p:.1f} effective parameters"
         if not bad:
             return Finding(name, Gravity.FINE, f"{told}; no datum's k̂ is above {self.threshold:.2f}.", source, about="model")
+        if self.own or 2 * len(bad) > len(self.k) or not bool((self.k > self._certain).any()):
+            verdict = f"{told}, but k̂ is above {self.threshold:.2f} for {len(bad)} of them, so that the number is not known: these data cannot be left out by weights."
+            advice = (
+                "Take more draws (num_samples=...); or, to compare models, fit anew without some of the data and evaluate on these."
+            )
+            return Finding(name, Gravity.NOTE, verdict, source, advice, "model")
         worst = sorted(bad, key=lambda i: -self.k[i].item())[:5]
         return Finding(
             name,
@@ -146,6 +168,7 @@ def loo(lvm: LatentVariableModel, data: Any, *, num_samples: int = 10_000, budge
         joint_k=whole.k.item(),
         num_samples=num_samples,
         cut=f"{num_samples} of {wanted} draws" if num_samples < wanted else "",
+        own=bool(plan.data_axes),
     )
 
 

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from vilvm.data import seeded, tensors_of
-from vilvm.diagnostics.labels import discrete_latents, indicators, label_names
+from vilvm.diagnostics.labels import discrete_latents, indicators, label_names, pairs
 from vilvm.diagnostics.psis import JOINT_ROWS, good_k, psis
-from vilvm.diagnostics.simulated import components
+from vilvm.diagnostics.simulated import components, runnable
 from vilvm.diagnostics.tail import tail_shape
 from vilvm.evaluation.bounds import samples_in_a_pass
 from vilvm.lvm import LatentVariableModel
@@ -69,11 +69,15 @@ class DrawnMoments:
         self.as_one = plan if plan.local else plan._replace(local=False, data_axes={})
         few = next(weight_chunks(lvm, batch, 2, 2, plan=plan))
         self.indices = few.indices if plan.local else None
-        self._made = replay(lvm, batch, few.latents, plan=plan) if few.latents else None
+        self._runs = runnable(lvm, batch)
+        self._made = replay(self._runs, batch, few.latents, plan=plan) if few.latents else None
         self._shown = visible_latents(lvm, batch, plan)
         self._labels = discrete_latents(lvm, batch, plan)
         values, where = self._values(few.latents)
-        self.names, self.probabilities = label_names(values, self._labels, where)
+        names, probabilities = label_names(values, self._labels, where)
+        together = pairs(values, self._labels, where)[1]
+        self.names = names + together
+        self.probabilities = torch.cat([probabilities, torch.ones(len(together), dtype=torch.bool)])
 
     def __call__(self, num_samples: int, keep: Tensor | None = None) -> Moments:
         """The moments of that many new draws, from torch's generator; of the data in `keep` only, if given.
@@ -102,7 +106,9 @@ class DrawnMoments:
         for weights in weight_chunks(self.lvm, self.batch, num_samples, chunk, plan=self.plan):
             log_w = weights.log_weight if local else weights.log_weight[:, None]
             values, where = self._values(weights.latents)
-            z = components(indicators(values, self._labels), where)[..., columns] if values else log_w.new_zeros(*log_w.shape, 0)
+            z = components(indicators(values, self._labels), where) if values else log_w.new_zeros(*log_w.shape, 0)
+            together, _ = pairs(values, self._labels, where)
+            z = (z if together is None else torch.cat([z, together], -1))[..., columns]
             single = all(v.dtype != torch.float64 for v in values.values())
             picked = slice(None) if keep is None else keep.to(z.device)
             z = z[:, picked].to(torch.float32 if single else torch.float64, copy=True)  # a view would keep all columns
@@ -114,7 +120,7 @@ class DrawnMoments:
             return self._of_posterior(latents), self.as_one
         made = self._made
         if next(iter(latents.values())).shape[0] != 2:
-            made = replay(self.lvm, self.batch, latents, plan=self.plan)
+            made = replay(self._runs, self.batch, latents, plan=self.plan)
         values = {**self._of_posterior(latents), **made.deterministics}
         if not self.plan.local:
             return values, self.as_one

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from vilvm.compiling import Compile, check_compile, worth_compiling
 from vilvm.data import Data, seeded
-from vilvm.diagnostics.clock import Clock, seconds_of
+from vilvm.diagnostics.clock import Clock, affordable_draws, seconds_of
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.tail import tail_error, tail_length
 from vilvm.evaluation.bounds import in_parts, samples_in_a_pass
@@ -51,6 +51,7 @@ SOURCE = "min(1 − 1/log10 S, 0.7): Vehtari et al., 2024; Yao et al., 2018"
 _FEWEST = 25  # draws of which a fifth, five, is still a tail
 _FLAT = 0.01  # a tail whose log-weights differ by less is that of equal weights and rounding
 _LUMP = 0.1  # of S: effective sample size of weights whose tail is one lump, above which they do no harm
+_LEAST, _PILOT = 100, 25  # draws of which k̂ is told, and of a timed pilot
 _HALF = 0.5  # k above which weights have no variance
 _DRAWS, _REPEAT = 1_000_000, 10_000  # of a further look: draws in all, and of a repeat at least
 _JOINT = 4  # by which a draw of all data together is dearer than that of a datum
@@ -340,9 +341,12 @@ def pareto_k(
 
 def _affordable(lvm: LatentVariableModel, parts: Sequence[Data], plan: Layout, num_samples: int, clock: Clock) -> int:
     """Draws that take half of the time, by a timed pass; a hundred at least."""
-    size = min(num_samples, _chunk(lvm, parts[0].x, plan))
+    size, seconds = min(num_samples, _chunk(lvm, parts[0].x, plan)), clock.left / 2 / len(parts)
+    fits = affordable_draws(lambda n: log_weights(lvm, parts[0].x, n, plan=plan), min(_PILOT, size), size, seconds)
+    if fits < size or size == num_samples:
+        return max(_LEAST, fits)
     each = seconds_of(lambda: log_weights(lvm, parts[0].x, size, plan=plan))
-    return int(min(num_samples, max(100, clock.affords(each, 0.5) / len(parts) * size)))
+    return int(min(num_samples, max(_LEAST, clock.affords(each, 0.5) / len(parts) * size)))
 
 
 def _indices(parts: Sequence[Data], plans: Sequence[Layout]) -> Tensor:

@@ -13,10 +13,10 @@ from torch import Tensor
 from vilvm.data import Data, seeded, tensors_of
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, Pair
 from vilvm.weights import Layout, Simulation, layout, log_weights
-from vilvm.weights.simulated import Rebuild, batches, visible_latents
+from vilvm.weights.simulated import Rebuild, batches, undrawable, visible_latents
 from vilvm.wrapped import Wrapped
 
-__all__ = ["LIKELIHOOD", "check_amortised", "components", "features", "names_of", "quantities", "truth", "visible"]
+__all__ = ["LIKELIHOOD", "check_amortised", "components", "features", "names_of", "quantities", "runnable", "truth", "visible"]
 
 LIKELIHOOD = "log p(x | z)"
 _DATA = 10  # of a batch with latents that all share, the data whose own latents are looked at
@@ -50,6 +50,11 @@ def check_amortised(what: str, lvm: LatentVariableModel, like: Any, rebuild: Reb
         NotApplicable: the guide is not amortised; or the data share a latent, and there is no `like` to tell how many do.
         ContractError: the guide has no spread, or breaks the contract.
     """
+    if like is not None and (still := undrawable(lvm, like)):
+        raise NotApplicable(
+            f"{what}: {type(lvm).__name__} cannot be simulated, for the distribution of its site {still[0]!r} cannot be drawn from: "
+            "give it a method sample."
+        )
     stream = batches(lvm, 2, like=like, rebuild=rebuild)
     (first, _), (second, _) = next(stream), next(stream)
     plan = _layout_of_any_size(what, lvm, first, like, rebuild)
@@ -184,3 +189,37 @@ class _Given(Messenger):
         if msg["name"] in self.latents and not msg["is_observed"]:
             value = self.latents[msg["name"]].reshape(msg["fn"].shape())
             msg["fn"], msg["value"], msg["done"] = dist.Delta(value, event_dim=msg["fn"].event_dim), value, True
+
+
+def runnable(lvm: LatentVariableModel, batch: Any) -> LatentVariableModel:
+    """The pair itself, or one like it whose likelihoods that cannot be drawn from keep what they observe, so that the rest of the model can be run."""
+    still = undrawable(lvm, batch)
+    return _Runnable(lvm, still) if still else lvm
+
+
+class _Runnable(Wrapped):
+    """The model some of whose observed sites stand still."""
+
+    def __init__(self, lvm: Any, sites: tuple[str, ...]):
+        super().__init__(lvm if isinstance(lvm, torch.nn.Module) else Pair(lvm.model, lvm.guide))
+        self.sites = sites
+
+    def model(self, batch: Any) -> Any:
+        with _Still(self.sites):
+            return self.inner_model(batch)
+
+    def guide(self, batch: Any) -> Any:
+        return self.inner_guide(batch)
+
+
+class _Still(Messenger):
+    """Lets sites keep the value that they observe, in whatever plates they stand."""
+
+    def __init__(self, sites: tuple[str, ...]):
+        super().__init__()
+        self.sites = sites
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.sites and msg["is_observed"]:
+            shape = msg["fn"].shape()
+            msg["fn"] = dist.Delta(msg["value"].expand(shape), event_dim=len(msg["fn"].event_shape))

@@ -121,7 +121,9 @@ def divergences(lvm: LatentVariableModel, batch: Any, num_samples: int = 1, *, p
         )
     with module_parameters(lvm), evaluation_mode(lvm):
         values = at_samples(lvm, batch, num_samples, _divergence_pass(lvm, plan), ways=plan.ways)
-    scores, priors, each = ({n: t.double() for n, t in values[kind].items()} for kind in ("log_guides", "log_priors", "each"))
+    scores, priors, each = (
+        {n: t.double() for n, t in values.get(kind, {}).items()} for kind in ("log_guides", "log_priors", "each")
+    )
     if not set(scores) == set(priors) == set(plan.latents):
         # They are functions of an auxiliary draw, or their priors depend on one enumerated latent: they have a divergence together only.
         return {" and ".join(plan.latents): torch.stack([*scores.values(), *(-t for t in priors.values())]).sum(0)}
@@ -154,6 +156,8 @@ def _by_dimension(name: str, guide: Any, model: Any, num_samples: int, plan: Lay
     q, p = _univariate(guide), _univariate(model)
     if q is None or p is None:
         return None
+    shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
+    q, p = q.expand(shape), p.expand(shape)  # torch's divergence of Bernoullis does not broadcast
     try:
         value = kl_divergence(q, p)
     except NotImplementedError:

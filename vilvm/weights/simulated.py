@@ -29,7 +29,7 @@ from vilvm.lvm import (
 from vilvm.weights.contract import check_number
 from vilvm.weights.draws import draws_in_place
 from vilvm.weights.structure import Layout, layout
-from vilvm.weights.traces import Sites, family, mask_tensor, run, sites_of, strip
+from vilvm.weights.traces import Put, Sites, Unobserved, family, mask_tensor, nesting_of, own_densities, run, sites_of, strip
 
 __all__ = [
     "Rebuild",
@@ -82,7 +82,8 @@ def simulate(
         batch_size: data a batch.
 
     Raises:
-        NotApplicable: a ContractError: the model has a ``pyro.factor``, or a likelihood that cannot be drawn from.
+        NotApplicable: a ContractError: the model has a ``pyro.factor``, a likelihood that cannot be drawn from, or reads what it observes (a text
+            model whose words depend on those before them).
         ContractError: the model reads its batch, and none is given; or what it observes is not, as it is, part of the batch.
 
     Example:
@@ -168,6 +169,9 @@ def batches(
                 batch = rebuild(dict(sites))
             elif like is not None:
                 batch = put_in(lvm, like, sites)
+                if not checked:
+                    _check_as_drawn(lvm, like, batch, sites)
+                    checked = True
             else:
                 names = [n for n in noted.names if n in sites]
                 batch = _one_observed(lvm, sites, names, checked)
@@ -183,6 +187,26 @@ def _drawn(lvm: LatentVariableModel, number: int, like: Any) -> dict[str, Tensor
         raise NotApplicable(
             f"{type(lvm).__name__} cannot be simulated, for one of its distributions cannot be drawn from: give it a method sample."
         ) from None
+
+
+def _check_as_drawn(lvm: LatentVariableModel, like: Any, batch: Any, sites: Mapping[str, Tensor]) -> None:
+    """Raises NotApplicable where the model reads what it observes, so that drawn data in a batch change the densities that they were drawn from."""
+    given, found = {n: v[None] for n, v in sites.items()}, []
+
+    def half(x: Any) -> Any:
+        with Put(given, None, 0), Unobserved():
+            return lvm.model(x)
+
+    for x in (like, batch):
+        with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm), kept_generators(Data(like).device):
+            ran = sites_of(run(half, "model", x))
+        found.append(own_densities("model", {n: s for n, s in ran.items() if n in given}, 1, nesting_of(ran)))
+    for name, before in found[0].items():
+        if not torch.allclose(before, found[1][name], rtol=1e-3, atol=1e-3, equal_nan=True):
+            raise NotApplicable(
+                f"{type(lvm).__name__} cannot be simulated: it reads what it observes (the density of its site {name!r} changes when drawn data take the "
+                "place of the batch's), so that one run does not draw from it."
+            )
 
 
 def _with_hidden_of_others(lvm: LatentVariableModel, batch: Tensor, name: str) -> Tensor:
@@ -271,38 +295,49 @@ def sites_of_model(lvm: LatentVariableModel, batch: Any) -> Sites:
 def put_in(lvm: LatentVariableModel, batch: Any, values: Mapping[str, Tensor]) -> Any:
     """`batch` with other values of the observed sites, each put where the model finds its own; what a mask hides stays as it is.
 
+    What a site observes may be a tensor of the batch or a view of one: a column of it, or its transpose.
+
     Arguments:
         lvm: the model and guide; the guide is not run.
         batch: what the model is called with.
         values: by observed site, each of the shape that it has in the batch, but for dimensions of size one; others are left alone.
 
     Raises:
-        ContractError: what a site observes is not, as it is, one of the batch's tensors; or a value is of another shape.
+        ContractError: what a site observes is not one of the batch's tensors, nor a view of one; or a value is of another shape.
     """
-    sites = _run_model(lvm, batch)
-    new = batch
+    sites, tensors = _run_model(lvm, batch), tensors_of(batch)
+    new = list(tensors)
     for name in [n for n, s in sites.items() if s["is_observed"] and n in values]:
-        old, seen, put = sites[name]["value"], _scored(sites[name]), 0
-
-        def replace(tensor: Tensor, old: Tensor = old, seen: Tensor = seen, value: Tensor = values[name]) -> Tensor:
-            nonlocal put
-            same = tensor.data_ptr() == old.data_ptr() and tensor.shape == old.shape and tensor.stride() == old.stride()
-            put += same
-            if not same:
-                return tensor
-            value = value.to(tensor.dtype).reshape(tensor.shape)
-            return value if bool(seen.all()) else torch.where(seen.reshape(tensor.shape), value, tensor)
-
+        old, seen = sites[name]["value"], _scored(sites[name]).flatten()
         if [n for n in values[name].shape if n > 1] != [n for n in old.shape if n > 1]:
             raise ContractError(
                 f"Site {name!r} observes a tensor of shape {tuple(old.shape)} and draws one of shape {tuple(values[name].shape)}, which cannot be put in "
                 "its place: give each of its plates data of its own."
             )
-        new = map_tensors(replace, new)
-        if put != 1:
-            shapes = [tuple(t.shape) for t in tensors_of(batch)]
+        places = [(i, at.flatten()) for i, tensor in enumerate(tensors) if (at := _places(old, tensor)) is not None]
+        if len(places) != 1:
+            shapes = [tuple(t.shape) for t in tensors]
             raise ContractError(
-                f"Site {name!r} observes a tensor of shape {tuple(old.shape)}, which is not, as it is, one of the batch's, {shapes}, so drawn data cannot "
-                "be put in its place: pass it in the batch and observe it unchanged."
+                f"Site {name!r} observes a tensor of shape {tuple(old.shape)}, which is not, as it is, one of the batch's, {shapes}, or a part of one, so "
+                "drawn data cannot be put in its place: pass it in the batch and observe it unchanged."
             )
-    return new
+        ((i, at),) = places
+        value = values[name].to(old.dtype).flatten()
+        flat = new[i].flatten().index_put((at[seen],), value[seen])
+        new[i] = flat.reshape(tensors[i].shape)
+    put = iter(new)
+    return map_tensors(lambda _: next(put), batch)
+
+
+def _places(part: Tensor, whole: Tensor) -> Tensor | None:
+    """Where the entries of `part` stand among those of `whole`, flat, in the shape of `part`; None unless it is `whole` or a view of some of it."""
+    storage = whole.untyped_storage()
+    if part.dtype != whole.dtype or part.untyped_storage().data_ptr() != storage.data_ptr():
+        return None
+    places = torch.full((storage.nbytes() // whole.element_size(),), -1, device=whole.device)
+    if whole.numel():
+        places.as_strided(whole.shape, whole.stride(), whole.storage_offset()).copy_(
+            torch.arange(whole.numel(), device=whole.device).reshape(whole.shape)
+        )
+    found = places.as_strided(part.shape, part.stride(), part.storage_offset())
+    return found if bool((found >= 0).all()) and len(found.unique()) == found.numel() else None

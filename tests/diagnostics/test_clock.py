@@ -1,0 +1,20 @@
+"""The time that a diagnostic may take."""
+
+import pytest
+
+from vilvm.diagnostics import clock
+
+
+@pytest.mark.parametrize(("seconds", "draws"), [(1.0, 25), (5.0, 200), (100.0, 1000)])
+def test_draws_are_chosen_by_their_pace_and_not_by_the_first_run(monkeypatch, seconds, draws):
+    """A run takes 0.1 s and 0.02 s a draw, and the first of all 30 s more, in which the way of its samples is found."""
+    now, runs = [0.0], []
+
+    def run(size):
+        now[0] += (0.0 if runs else 30.0) + 0.1 + 0.02 * size
+        runs.append(size)
+
+    monkeypatch.setattr(clock.time, "monotonic", lambda: now[0])
+    found = clock.affordable_draws(run, 25, 1000, seconds)
+    assert found == pytest.approx(draws, rel=0.1)
+    assert sum(runs) <= 130
