@@ -236,7 +236,12 @@ def eager(make):
     return trained(make, compile=False)
 
 
-@pytest.mark.parametrize("make", PAIRS, ids=lambda m: m.__name__.lower())
+QUICK = {Attribute, Global, Listed, Buffer, Frozen, Hidden, closure}
+
+
+@pytest.mark.parametrize(
+    "make", [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in PAIRS], ids=lambda m: m.__name__.lower()
+)
 def test_state_that_a_callback_moves_counts_as_in_an_eager_run(make, capsys):
     m, s, elbo, at = eager(make if make is Frozen else Attribute)
     found_m, found_s, found_elbo, found_at = trained(make, compile=True)
