@@ -248,7 +248,7 @@ def test_values_of_latents_that_python_reads_are_read_for_every_sample(decode):
     for seed in range(4):  # at some of which first and last sample take one branch
         torch.manual_seed(seed)
         lvm = of_one_sample(decode)
-        for count in (3, 70):
+        for count in (3, 70) if seed == 0 else (3,):
             weights = vilvm.log_weights(lvm, X, count)
             torch.testing.assert_close(weights.log_weight, single_runs(lvm, X, weights.latents), rtol=1e-4, atol=1e-4)
 

@@ -41,7 +41,7 @@ def gravities(found):
 
 def test_a_right_model_and_an_exact_guide_raise_no_alarm():
     lvm, x = linear()
-    found = diagnose(lvm, x, schedule=QUICK, seed=1)
+    found = diagnose(lvm, x, schedule=QUICK, seed=1, budget=600)
     assert found.trusted, str(found)
     assert found.gravity("model") < Gravity.WARNING
     assert set(found.results) == {
@@ -80,7 +80,7 @@ def test_a_guide_of_half_the_scale_is_caught_by_all_that_look():
     lvm, x = linear()
     with torch.no_grad():
         lvm.log_s -= math.log(2)
-    found = diagnose(lvm, x, schedule=QUICK)
+    found = diagnose(lvm, x, schedule=QUICK, budget=600)
     grave = gravities(found)
     assert grave["Pareto k̂"] == grave["Calibration (SBC)"] == grave["Calibration (TARP)"] == Gravity.GRAVE
     assert grave["Inference gap"] >= Gravity.NOTE
@@ -153,7 +153,7 @@ def test_mean_field_on_a_correlated_target_is_flagged_and_full_rank_is_not(full)
     torch.manual_seed(0)
     x = torch.randn(60, 1) + 0.15 * torch.randn(60, 2)
     batch = x, x @ torch.tensor([1.0, -0.5]) + 0.5 * torch.randn(60)
-    found = diagnose(Correlated(full), batch, schedule=QUICK)
+    found = diagnose(Correlated(full), batch, schedule=QUICK, budget=600)
     assert found.trusted == full, str(found)
     assert "Means and standard deviations" in found.results
     assert "its data share a latent" in found.skipped["Calibration (SBC)"]

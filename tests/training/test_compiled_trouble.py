@@ -408,12 +408,12 @@ def line():
 )
 def test_an_objective_is_told_its_nesting(make, objective, known, compile, capsys):
     ends = []
-    for given in (objective(), objective(), known()):
+    for given in (objective(), known()):
         lvm, x = make()
-        vilvm.fit(lvm, x, steps=12, objective=given, compile=compile, progress=False)
+        vilvm.fit(lvm, x, steps=5, objective=given, compile=compile, progress=False)
         ends.append([p.detach().clone() for p in lvm.parameters()])
         assert not pyro.get_param_store().keys()
-    assert all(torch.equal(p, q) for other in ends[1:] for p, q in zip(ends[0], other, strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(*ends, strict=True))
     assert "eagerly" not in capsys.readouterr().out
 
 

@@ -96,8 +96,7 @@ def test_schedulers():
     assert step.history["learning_rate"][-1] == pytest.approx(1e-3 * 0.5**10)
 
 
-@pytest.mark.parametrize("mode", ["min", "max"])
-@pytest.mark.parametrize("improves", [True, False])
+@pytest.mark.parametrize(("mode", "improves"), [("min", True), ("max", False)])
 def test_a_plateau_is_one_of_the_validation_elbo(mode, improves):
     (lvm, _), x = tiny(), torch.bernoulli(torch.full((400, 6), 0.9))
     plateau = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=1, factor=0.1, mode=mode)
@@ -241,7 +240,7 @@ def test_wake_sleep_trains():
     lvm, _ = tiny()
     x = torch.bernoulli(torch.tensor([0.9, 0.9, 0.1, 0.1, 0.5, 0.5]).expand(64, 6))
     before = vilvm.evaluate(lvm, x, num_samples=50).bounds["elbo"].mean
-    vilvm.fit(lvm, x, objective=ReweightedWakeSleep(num_particles=3, vectorize_particles=False), steps=200)
+    vilvm.fit(lvm, x, objective=ReweightedWakeSleep(num_particles=3, vectorize_particles=False), steps=100, optimizer=partial(torch.optim.Adam, lr=2e-3))
     assert vilvm.evaluate(lvm, x, num_samples=50).bounds["elbo"].mean > before + 0.2
 
 
