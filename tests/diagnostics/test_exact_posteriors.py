@@ -354,7 +354,7 @@ def test_a_negative_rate_is_found(local):
     assert "not densities of the same latents" in found.finding.verdict
 
 
-def fitted(objective, steps=400):
+def fitted(objective, steps=1000):
     lvm, x = shared(0)
     guide = AutoNormal(lvm.model)
     pair = vilvm.Pair(lvm.model, guide)

@@ -125,6 +125,14 @@ def test_data_that_share_a_latent_have_one_evidence(base):
     assert abs(both.gap.mean) < 0.2 + 5 * both.gap.mc_se
 
 
+@pytest.fixture
+def short_pilot(monkeypatch):
+    """Step sizes that need not be good."""
+    monkeypatch.setattr("vilvm.evaluation.annealing._PILOT_START", 3)
+    monkeypatch.setattr("vilvm.evaluation.annealing._PILOT_LEAST", 15)
+
+
+@pytest.mark.usefixtures("short_pilot")
 def test_a_seed_fixes_the_result_and_leaves_torch_as_it_was():
     lvm, x = linear()
     schedule = Schedule(num_chains=4, num_temperatures=5, leapfrog=1)
@@ -209,6 +217,7 @@ def test_bounds_hold_with_a_plate_left_of_the_datas(base, given):
     assert 0 < found.gap.mean < 1
 
 
+@pytest.mark.usefixtures("short_pilot")
 def test_as_many_simulations_as_were_asked_for():
     def model(batch):
         x, scale = batch
@@ -227,6 +236,7 @@ def test_as_many_simulations_as_were_asked_for():
     assert [len(s.batch[0]) for s in simulate(vilvm.Pair(model, guide), 11, like=(torch.zeros(8), torch.ones(8)))] == [8, 3]
 
 
+@pytest.mark.usefixtures("short_pilot")
 def test_the_transform_of_a_batch_is_heard():
     like = vilvm.Data(torch.full((4, 5), 0.5), transform=DynamicBinarisation())
     seen = []

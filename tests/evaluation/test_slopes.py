@@ -16,7 +16,14 @@ from vilvm.evaluation.slopes import Slopes
 from vilvm.lvm import ContractError
 from vilvm.weights.joint import Joint
 
-SHORT = Schedule(num_chains=4, num_temperatures=4, leapfrog=1)
+SHORT = Schedule(num_chains=6, num_temperatures=4, leapfrog=1)
+
+
+@pytest.fixture(autouse=True)
+def _short_pilot(monkeypatch):
+    """What is compared here needs no good step sizes."""
+    monkeypatch.setattr("vilvm.evaluation.annealing._PILOT_START", 3)
+    monkeypatch.setattr("vilvm.evaluation.annealing._PILOT_LEAST", 15)
 
 
 @pytest.fixture

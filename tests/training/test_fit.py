@@ -240,7 +240,13 @@ def test_wake_sleep_trains():
     lvm, _ = tiny()
     x = torch.bernoulli(torch.tensor([0.9, 0.9, 0.1, 0.1, 0.5, 0.5]).expand(64, 6))
     before = vilvm.evaluate(lvm, x, num_samples=50).bounds["elbo"].mean
-    vilvm.fit(lvm, x, objective=ReweightedWakeSleep(num_particles=3, vectorize_particles=False), steps=100, optimizer=partial(torch.optim.Adam, lr=2e-3))
+    vilvm.fit(
+        lvm,
+        x,
+        objective=ReweightedWakeSleep(num_particles=3, vectorize_particles=False),
+        steps=100,
+        optimizer=partial(torch.optim.Adam, lr=2e-3),
+    )
     assert vilvm.evaluate(lvm, x, num_samples=50).bounds["elbo"].mean > before + 0.2
 
 
