@@ -45,7 +45,13 @@ def small(monkeypatch):
     monkeypatch.setattr(compare_mnist, "QUICK", budget)
 
 
-LONG = {"compare_mnist", "denoising_multimodal", "posterior_diagnostics", "vae_mnist"}  # the last is run below
+LONG = {
+    "compare_mnist",
+    "denoising_multimodal",
+    "posterior_diagnostics",
+    "curse_of_dimensionality",
+    "vae_mnist",
+}  # the last is run below
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in EXAMPLES])

@@ -22,7 +22,7 @@ DOCUMENTED = sorted(
 
 @pytest.mark.parametrize(
     ("page", "number", "block"),
-    [pytest.param(*b, marks=pytest.mark.slow if "diagnose(" in b[2] else ()) for b in BLOCKS],
+    [pytest.param(*b, marks=pytest.mark.slow if "diagnose(" in b[2] or "compare(" in b[2] else ()) for b in BLOCKS],
     ids=[f"{b[0]}-{b[1]}" for b in BLOCKS],
 )
 def test_block_runs(page, number, block):

@@ -49,7 +49,9 @@ def rescale(lvm, factor):
     return lvm
 
 
-@pytest.mark.parametrize("reference", [None, "data", pytest.param("prior", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "reference", [None, pytest.param("data", marks=pytest.mark.slow), pytest.param("prior", marks=pytest.mark.slow)]
+)
 def test_the_posterior_is_found_fault_with_at_the_stated_rate(exact, reference):
     runs, level = 20, 0.1
     size = {"num_simulations": 100, "num_draws": 19, "false_alarm": level}
@@ -206,6 +208,7 @@ def test_covariates_of_local_latents_are_cut_into_passes():
         assert found.finding.gravity == Gravity.FINE
 
 
+@pytest.mark.slow
 def test_a_discrete_latent():
     def model(x):
         with pyro.plate("data", len(x)):

@@ -401,9 +401,9 @@ def test_a_slow_model_keeps_to_its_budget():
 
     lvm = vilvm.Pair(slow, pair.guide)
     began = time.monotonic()
-    found = diagnose(lvm, x, budget=2.0)
-    assert found.seconds < 4
-    assert time.monotonic() - began < 4 + 10  # what is imported on first use
+    found = diagnose(lvm, x, budget=4.0)
+    assert found.seconds < 8
+    assert time.monotonic() - began < 8 + 10  # what is imported on first use
     assert found.cut or found.unfinished
     assert "[cut short]" in str(found) or "stopped after" in str(found)
 

@@ -302,6 +302,7 @@ def test_a_few_bad_data_are_not_hidden_in_the_mean(gap, gravity):
     assert {i for i, _ in renamed.worst(3)} == {1003, 1050, 1399} or not gap
 
 
+@pytest.mark.slow
 def test_noise_is_not_picked_for_its_height():
     """Of bounds that are all right, and of like errors, none is above the truth in the mean but for its noise; 200 sets of 30 data."""
     means, alarms = [], 0

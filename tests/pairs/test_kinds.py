@@ -340,12 +340,12 @@ def repeats(reshape, outer=-2):
     "reshape",
     [
         lambda mu: mu.reshape(-1, 1, 3),
-        lambda mu: mu.view(6, 1, 3),
+        pytest.param(lambda mu: mu.view(6, 1, 3), marks=pytest.mark.slow),
         lambda mu: mu.squeeze(1)[:, None],
-        lambda mu: mu.flatten(0, 1).unsqueeze(1),
+        pytest.param(lambda mu: mu.flatten(0, 1).unsqueeze(1), marks=pytest.mark.slow),
         lambda mu: mu.expand(6, 4, 3),
-        lambda mu: mu.repeat(1, 4, 1),
-        lambda mu: mu[:, [0, 0, 0, 0]],
+        pytest.param(lambda mu: mu.repeat(1, 4, 1), marks=pytest.mark.slow),
+        pytest.param(lambda mu: mu[:, [0, 0, 0, 0]], marks=pytest.mark.slow),
         lambda mu: torch.cat([mu] * 4, 1),
     ],
     ids=["reshape", "view", "squeeze", "flatten", "expand", "repeat", "index", "cat"],
@@ -410,9 +410,9 @@ def mixture(pick, num_data=8, components=3):
         lambda locs, a: Vindex(locs)[..., a],
         lambda locs, a: locs[a],
         lambda locs, a: locs.index_select(0, a),
-        lambda locs, a: nn.functional.one_hot(a, 3).to(locs) @ locs,
-        lambda locs, a: torch.gather(locs, 0, a),
-        lambda locs, a: torch.stack([locs[k] for k in a]),
+        pytest.param(lambda locs, a: nn.functional.one_hot(a, 3).to(locs) @ locs, marks=pytest.mark.slow),
+        pytest.param(lambda locs, a: torch.gather(locs, 0, a), marks=pytest.mark.slow),
+        pytest.param(lambda locs, a: torch.stack([locs[k] for k in a]), marks=pytest.mark.slow),
     ],
     ids=["Vindex", "index", "index_select", "one_hot", "gather", "loop"],
 )
@@ -943,7 +943,7 @@ TIME_MAJOR = {
 }
 
 
-@pytest.mark.parametrize("name", TIME_MAJOR)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n.startswith("in a dict") else n for n in TIME_MAJOR])
 def test_time_major_data(name):
     case = TIME_MAJOR[name]()
     total = case.evidence.sum().item()

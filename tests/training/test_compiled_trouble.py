@@ -266,7 +266,9 @@ def uniform():
     return vilvm.Pair(model, AutoNormal(model)), torch.randn(8, 2)
 
 
-@pytest.mark.parametrize("make", [in_turn, beforehand, tutorial, uniform])
+@pytest.mark.parametrize(
+    "make", [in_turn, beforehand, *(pytest.param(make, marks=pytest.mark.slow) for make in (tutorial, uniform))]
+)
 def test_plates_in_turn_and_distributions_made_beforehand_compile(make):
     lvm, batch = make()
     with module_parameters(lvm):
@@ -345,7 +347,7 @@ def wrong(by):
     return compiler
 
 
-@pytest.mark.parametrize("to", [0.0, 1e-7, -1e-5, 1e-3])
+@pytest.mark.parametrize("to", [0.0, -1e-5, *(pytest.param(to, marks=pytest.mark.slow) for to in (1e-7, 1e-3))])
 @pytest.mark.parametrize(
     ("by", "reason"),
     [((0.0, 0.0), None), ((1e-7, 1e-8), None), ((1e-3, 0.0), "its loss"), ((0.0, 1e-3), "its gradient of 'm'")],

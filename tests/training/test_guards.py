@@ -236,7 +236,7 @@ def eager(make):
     return trained(make, compile=False)
 
 
-QUICK = {Attribute, Global, Listed, Buffer, Frozen, Hidden, closure}
+QUICK = {Attribute, Global, Buffer, Hidden, closure}
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,9 @@ def test_what_the_pair_writes_down_anew_each_time_is_no_change(capsys):
     assert "eagerly" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("rate", [lambda n: 1.0, lambda n: 0.99**n], ids=["constant", "falling"])
+@pytest.mark.parametrize(
+    "rate", [lambda n: 1.0, pytest.param(lambda n: 0.99**n, marks=pytest.mark.slow)], ids=["constant", "falling"]
+)
 def test_state_that_a_scheduler_moves_counts_from_its_step_on(rate, capsys):
     ends = []
     for compile in (False, True):

@@ -114,11 +114,13 @@ def train(folder, steps, **options):
 @pytest.mark.parametrize(
     "options",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         {"validation": digits().validation},
-        {"scheduler": partial(torch.optim.lr_scheduler.MultiStepLR, milestones=[20, 40]), "clip": 5.0},
+        pytest.param(
+            {"scheduler": partial(torch.optim.lr_scheduler.MultiStepLR, milestones=[20, 40]), "clip": 5.0}, marks=pytest.mark.slow
+        ),
         {"scheduler": partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-2, total_steps=60)},
-        {"optimizer": partial(torch.optim.SGD, lr=1e-3, momentum=0.9)},
+        pytest.param({"optimizer": partial(torch.optim.SGD, lr=1e-3, momentum=0.9)}, marks=pytest.mark.slow),
     ],
     ids=["plain", "validation", "milestones", "one cycle", "momentum"],
 )
@@ -234,7 +236,10 @@ def test_only_the_last_good_checkpoints_are_kept(tmp_path):
     assert names == ["step-000000019", "step-000000020"]
 
 
-@pytest.mark.parametrize("optimizer", [partial(torch.optim.Adam, fused=True), partial(torch.optim.SGD, lr=1e-3, momentum=0.9)])
+@pytest.mark.parametrize(
+    "optimizer",
+    [partial(torch.optim.Adam, fused=True), pytest.param(partial(torch.optim.SGD, lr=1e-3, momentum=0.9), marks=pytest.mark.slow)],
+)
 def test_the_layout_of_a_tensor_in_memory_is_kept(tmp_path, optimizer):
     """A fused optimizer walks through parameter and state side by side in memory, so both must be laid out alike after a resumption."""
     x = torch.rand(40, 64)
