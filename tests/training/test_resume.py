@@ -99,7 +99,7 @@ def test_interrupt_finishes_the_step_saves_and_says_how_to_resume(tmp_path):
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
-    assert "interrupted" in output
+    assert "Interrupted after step" in output
     assert "Resume with the same call and resume=True" in output
     assert same(undisturbed, finish(folder))
 
