@@ -250,7 +250,7 @@ def test_the_worst_data_of_some_are_named_by_their_place_among_all():
     assert bad > 50
     lvm.__class__ = Marked
     lvm.mark = x[bad, 0].item()
-    found = diagnose(lvm, x, num_data=50)
+    found = diagnose(lvm, x, num_data=50, budget=600)
     assert torch.equal(found.index, index)
     assert found.num_data == 50
     for name in ("Pareto k̂", "Inference gap"):
