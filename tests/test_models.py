@@ -10,7 +10,10 @@ from vilvm.testing import check_lvm
 MODELS = sorted(p.stem for p in (Path(__file__).parents[1] / "models").glob("*.py") if p.stem != "__init__")
 
 
-@pytest.mark.parametrize("name", MODELS)
+LONG = {"bayesian_network", "hidden_markov", "linear_discriminant"}  # enumerated, as the mixture is
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in MODELS])
 def test_model_keeps_the_contract(name):
     module = importlib.import_module(f"models.{name}")
     check_lvm(module.tiny, getattr(module, "objective", lambda: None)())  # a model that is not for Trace_ELBO says so

@@ -20,7 +20,11 @@ DOCUMENTED = sorted(
 )
 
 
-@pytest.mark.parametrize(("page", "number", "block"), BLOCKS, ids=[f"{b[0]}-{b[1]}" for b in BLOCKS])
+@pytest.mark.parametrize(
+    ("page", "number", "block"),
+    [pytest.param(*b, marks=pytest.mark.slow if "diagnose(" in b[2] or "compare(" in b[2] else ()) for b in BLOCKS],
+    ids=[f"{b[0]}-{b[1]}" for b in BLOCKS],
+)
 def test_block_runs(page, number, block):
     exec(compile(block, f"{page}[{number}]", "exec"), {"__name__": "__main__"})
 
@@ -30,7 +34,10 @@ def test_a_model_of_your_own_takes_under_thirty_lines():
     assert len([line for line in block.splitlines() if line.strip()]) < 30
 
 
-@pytest.mark.parametrize("module", DOCUMENTED)
+LONG = {"vilvm.evaluation.annealing", "vilvm.diagnostics.convergence"}
+
+
+@pytest.mark.parametrize("module", [pytest.param(m, marks=pytest.mark.slow) if m in LONG else m for m in DOCUMENTED])
 def test_docstring_examples_run(module):
     result = doctest.testmod(importlib.import_module(module))
     assert result.attempted

@@ -49,9 +49,11 @@ def rescale(lvm, factor):
     return lvm
 
 
-@pytest.mark.parametrize("reference", [None, "data", "prior"])
+@pytest.mark.parametrize(
+    "reference", [None, pytest.param("data", marks=pytest.mark.slow), pytest.param("prior", marks=pytest.mark.slow)]
+)
 def test_the_posterior_is_found_fault_with_at_the_stated_rate(exact, reference):
-    runs, level = 50, 0.1
+    runs, level = 20, 0.1
     size = {"num_simulations": 100, "num_draws": 19, "false_alarm": level}
     found = [
         sbc(exact, seed=s, **size) if reference is None else tarp(exact, reference=reference, seed=s, **size) for s in range(runs)
@@ -77,6 +79,7 @@ def test_a_guide_twice_as_wide_is_wrong_but_on_the_safe_side(exact):
     assert [f.finding.gravity for f in (sbc(lvm), tarp(lvm))] == [Gravity.WARNING] * 2
 
 
+@pytest.mark.slow
 def test_a_guide_a_little_too_narrow_is_noted(exact):
     lvm = rescale(exact, 0.93)
     found = sbc(lvm, num_simulations=5000).finding
@@ -205,6 +208,7 @@ def test_covariates_of_local_latents_are_cut_into_passes():
         assert found.finding.gravity == Gravity.FINE
 
 
+@pytest.mark.slow
 def test_a_discrete_latent():
     def model(x):
         with pyro.plate("data", len(x)):

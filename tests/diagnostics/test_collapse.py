@@ -444,7 +444,11 @@ def test_a_collapsed_vae_is_caught_by_both():
     assert "warm-up" in found.finding.advice
 
 
-@pytest.mark.parametrize("objective", [Trace_ELBO(), Annealed(Trace_ELBO(), warmup=200)], ids=["elbo", "warm-up"])
+@pytest.mark.parametrize(
+    "objective",
+    [Trace_ELBO(), pytest.param(Annealed(Trace_ELBO(), warmup=200), marks=pytest.mark.slow)],
+    ids=["elbo", "warm-up"],
+)
 def test_a_healthy_vae_is_left_alone(objective):
     alarm = CollapseAlarm(stop=True)
     found = trained(objective, [alarm])

@@ -256,6 +256,7 @@ def test_a_fit_of_ppca_stopped_too_early_is_flagged():
     assert found.finding.gravity == Gravity.WARNING
 
 
+@pytest.mark.slow
 def test_a_fit_that_starts_at_the_optimum_is_not():
     x = linear_data()
     found = convergence(fitted(PPCA(8, 3).maximise(x), x, 800, 1e-3))

@@ -38,11 +38,11 @@ def test_it_tells_shift_and_ratio(shift, scale):
 
 
 def test_standard_errors_are_those_of_repetition():
-    runs = [correction(pair(0.3, 1.1), X, num_samples=1000, seed=seed) for seed in range(60)]
+    runs = [correction(pair(0.3, 1.1), X, num_samples=1000, seed=seed) for seed in range(40)]
     for name in ("shift", "ratio"):
         spread = torch.stack([getattr(r, name) for r in runs]).std()
         told = torch.stack([getattr(r, f"{name}_se") for r in runs]).mean()
-        assert 0.6 < spread / told < 1.5  # of 60 runs, a standard deviation is known to 9 %
+        assert 0.6 < spread / told < 1.5  # of 40 runs, a standard deviation is known to 11 %
 
 
 def test_uneven_weights_cannot_tell():
@@ -192,7 +192,7 @@ def normals(scale, dim=60):
 
 def test_components_within_the_tolerance_raise_no_alarm():
     """Sixty of which the noisiest is beyond it: at one draw a component in three would be an alarm, by noise alone."""
-    gravities = [correction(normals(0.91), torch.tensor(0.0), num_samples=5000, seed=seed).finding.gravity for seed in range(5)]
+    gravities = [correction(normals(0.91), torch.tensor(0.0), num_samples=5000, seed=seed).finding.gravity for seed in range(3)]
     assert max(gravities) <= Gravity.NOTE
     assert correction(normals(0.91), torch.tensor(0.0), num_samples=1000).share == 1.0  # by their point estimates
 

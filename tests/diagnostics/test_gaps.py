@@ -53,7 +53,7 @@ def off():
 
 def test_gaps_are_the_closed_forms():
     lvm, x, family, whole = off()
-    found = gaps(lvm, x, num_samples=2000)
+    found = gaps(lvm, x, num_samples=1000, steps=200)
     assert found.evidence_by == "exact"
     assert within(found.approximation, family)
     assert within(found.amortisation, whole - family)
@@ -71,7 +71,7 @@ def test_the_gap_to_annealed_evidence_is_the_closed_form():
 
 def test_an_exact_guide_has_none():
     lvm, x = factors(diagonal=False)
-    found = gaps(lvm, x, num_samples=200)
+    found = gaps(lvm, x, num_samples=200, steps=50)
     assert abs(found.total.mean) < 1e-4
     assert within(found.amortisation, 0.0)
     assert found.finding.gravity == Gravity.FINE
@@ -147,7 +147,14 @@ def test_what_has_no_gap_is_refused():
         gaps(VAE(6, 2), torch.zeros(4, 6), evidence="bdmc")
 
 
-@pytest.mark.parametrize(("correlation", "divergence"), [(0.5, 0.143841), (0.9, 0.830366), (0.99, 1.958518)])
+@pytest.mark.parametrize(
+    ("correlation", "divergence"),
+    [
+        pytest.param(0.5, 0.143841, marks=pytest.mark.slow),
+        (0.9, 0.830366),
+        pytest.param(0.99, 1.958518, marks=pytest.mark.slow),
+    ],
+)
 def test_mean_field_on_a_correlated_pair_is_off_by_the_known_divergence(correlation, divergence):
     """KL = −½ log(1 − ρ²) for the best mean field, whose variances are those of the conditionals."""
     covariance = torch.tensor([[1.0, correlation], [correlation, 1.0]])
@@ -160,7 +167,7 @@ def test_mean_field_on_a_correlated_pair_is_off_by_the_known_divergence(correlat
     x = torch.randn(4)
     lvm = vilvm.Pair(model, AutoNormal(model))
     lvm.exact_log_evidence = lambda x: dist.Normal(0.0, 1.0).log_prob(x).sum()
-    found = gaps(lvm, x, num_samples=20_000, steps=500)
+    found = gaps(lvm, x, num_samples=5000, steps=300)
     assert within(found.approximation, divergence, 0.02)  # two dimensions, and one datum to learn them from
 
 
@@ -221,7 +228,8 @@ class TwoModes(torch.nn.Module):
         return torch.stack([(prior + dist.Normal(z**2, 0.5).log_prob(v)).logsumexp(0) for v in x]) + math.log(24 / 200_000)
 
 
-@pytest.mark.parametrize("shared", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shared", [False, True])
 def test_a_mode_that_the_guide_dropped_is_seen_from_the_prior(shared):
     x = 4 + 5 * torch.rand(30)
     x = x.mean() + 2 * torch.randn(12) if shared else x
@@ -294,6 +302,7 @@ def test_a_few_bad_data_are_not_hidden_in_the_mean(gap, gravity):
     assert {i for i, _ in renamed.worst(3)} == {1003, 1050, 1399} or not gap
 
 
+@pytest.mark.slow
 def test_noise_is_not_picked_for_its_height():
     """Of bounds that are all right, and of like errors, none is above the truth in the mean but for its noise; 200 sets of 30 data."""
     means, alarms = [], 0

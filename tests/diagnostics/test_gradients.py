@@ -108,6 +108,7 @@ def test_at_rest_the_test_holds_its_level_and_no_alarm_is_raised():
     assert not any(f.drowned for f in found)
 
 
+@pytest.mark.slow
 def test_importance_samples_drown_the_encoder_and_help_the_decoder():
     x = torch.randn(200, 3) @ torch.randn(3, 6) + 0.7 * torch.randn(200, 6)
     lvm = PPCA(6, 2).maximise(x)

@@ -55,9 +55,9 @@ def alarms(lvm, data, **options):
 
 def test_false_alarms_of_the_prior_check_are_as_rare_as_stated():
     # Here the data are one more draw from what is replicated, so the rate is exact; 10 % tells more of it than 1 %.
-    data = [vilvm.sample(Normal(), 1, like=torch.zeros(40))["y"][0] for _ in range(40)]
+    data = [vilvm.sample(Normal(), 1, like=torch.zeros(40))["y"][0] for _ in range(20)]
     count = alarms(Normal(), data, kind="prior", num_draws=100, false_alarm=0.1)
-    assert binom.ppf(1e-4, 40, 0.1) <= count <= binom.isf(1e-4, 40, 0.1)
+    assert binom.ppf(1e-4, 20, 0.1) <= count <= binom.isf(1e-4, 20, 0.1)
     assert alarms(Normal(), [x + 30 for x in data[:3]], kind="prior", num_draws=100) == 3
 
 

@@ -20,11 +20,12 @@ def test_equal_distributions_cannot_be_told_apart():
     assert found[0].num_draws == 500
 
 
+@pytest.mark.slow
 def test_units_do_not_matter():
     torch.manual_seed(0)
     first, second = torch.randn(2, 600, 5)
     second[:, 0] += 1
-    found = [two_sample_test(scale * first + 7, scale * second + 7).accuracy for scale in (1.0, 1e-3, 255.0)]
+    found = [two_sample_test(scale * first + 7, scale * second + 7).accuracy for scale in (1e-3, 255.0)]
     assert max(found) - min(found) < 0.01
 
 
@@ -45,6 +46,7 @@ def test_a_correlation_is_seen_though_no_mean_differs():
     assert found.accuracy > 0.6
 
 
+@pytest.mark.slow
 def test_the_larger_set_is_cut_and_order_is_fixed_by_the_seed():
     x = torch.randn(60, 3)
     assert two_sample_test(x, torch.randn(100, 3)).num_draws == 60

@@ -52,7 +52,7 @@ def test_an_auto_encoder_becomes_a_model_of_known_evidence(auto, x):
     assert -5 * bounds["elbo"].mc_se < gap < 0.5
 
 
-@pytest.mark.parametrize("kind", ["mixture", "flow"])
+@pytest.mark.parametrize("kind", ["mixture", pytest.param("flow", marks=pytest.mark.slow)])
 def test_fit_guide_finds_what_it_needs(auto, x, kind):
     model = with_prior(auto, fit_prior(auto, x, kind, components=2, steps=20))
     lvm, fitted = fit_guide(model, x, hidden=(16,), epochs=20, batch_size=100)

@@ -139,6 +139,7 @@ def _gap_of_product(log_p, start):
     return (product_ * (np.log(product_ + 1e-300) - log_p)).sum()
 
 
+@pytest.mark.slow
 def test_an_autoregressive_guide_learns_the_posterior_through_a_deterministic_node():
     torch.manual_seed(0)
     lvm = BayesianNetwork(ASIA, ("asia", "smoking", "xray", "dyspnoea"))
@@ -159,6 +160,7 @@ def test_tables_are_learnt_if_asked():
     assert not any(n.startswith("logits") for n, _ in BayesianNetwork(SPRINKLER, ("wet",)).named_parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guide", ["mean_field", "autoregressive"])
 def test_the_contract_holds_under_enumeration(guide):
     batch = {"c": torch.tensor([0, 1, 2, 1]), "d": torch.tensor([0, 1, 1, 0])}

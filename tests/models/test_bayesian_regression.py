@@ -105,7 +105,9 @@ def test_the_coordinates_leave_the_prior_and_whiten_the_posterior():
     torch.testing.assert_close(spread, torch.stack([*sd.values()]), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("guide", ["mean_field", "full_rank", "low_rank"])
+@pytest.mark.parametrize(
+    "guide", ["full_rank", pytest.param("mean_field", marks=pytest.mark.slow), pytest.param("low_rank", marks=pytest.mark.slow)]
+)
 def test_importance_weights_find_the_evidence(guide):
     x, y = regression()
     lvm = fitted((x, y), 300, guide=guide)
@@ -119,7 +121,7 @@ def test_raw_coordinates_are_the_same_model():
     x, y = regression()
     raw, white = BayesianRegression(2, sigma=0.7), BayesianRegression.whitened((x, y), sigma=0.7)
     elbo = Trace_ELBO(num_particles=8, vectorize_particles=True, max_plate_nesting=1)
-    vilvm.fit(raw, (x, y), steps=500, objective=elbo, **one_cycle(0.05, 500))
+    vilvm.fit(raw, (x, y), steps=250, objective=elbo, **one_cycle(0.05, 250))
     assert set(vilvm.posterior(raw, (x, y), 2)) == {"beta"}
     assert set(vilvm.posterior(white, (x, y), 2)) == {"z"}
     bounds = vilvm.evaluate(raw, (x, y), num_samples=4000).bounds

@@ -33,7 +33,11 @@ def test_the_exact_table(prior, evidence, mu, tau):
 
 
 @pytest.mark.parametrize(
-    "prior", [{"mu_scale": 2.0, "tau_scale": 0.3}, {"mu_scale": 30.0, "tau_scale": 8.0, "tau_prior": "half_normal"}]
+    "prior",
+    [
+        pytest.param({"mu_scale": 2.0, "tau_scale": 0.3}, marks=pytest.mark.slow),
+        {"mu_scale": 30.0, "tau_scale": 8.0, "tau_prior": "half_normal"},
+    ],
 )
 def test_evidence_and_moments_are_those_of_the_joint_gaussian(prior):
     # μ and θ in one Gaussian, conditioned on y; τ by an adaptive rule in place of fixed nodes.

@@ -93,6 +93,7 @@ def test_a_variable_that_never_varies_keeps_the_least_noise(x):
     assert torch.isfinite(lvm.exact_log_evidence(x)).all()
 
 
+@pytest.mark.slow
 def test_svi_reaches_the_likelihood(x):
     torch.manual_seed(0)
     best = FactorAnalysis(8, 3).maximise(x).exact_log_evidence(x.float()).mean().item()

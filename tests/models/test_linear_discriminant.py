@@ -71,6 +71,7 @@ def test_enumeration_is_the_expectation_that_draws_estimate(labelled):
     assert (lvm.exact_log_evidence(x).sum() - elbo).item() == pytest.approx(gap.item())
 
 
+@pytest.mark.slow
 def test_training_without_labels_goes_on_from_a_few_and_reaches_the_evidence(labelled):
     x, y = labelled[0].float(), labelled[1]
     few = torch.cat([(y == k).nonzero()[:10, 0] for k in range(3)])

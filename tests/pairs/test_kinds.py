@@ -340,12 +340,12 @@ def repeats(reshape, outer=-2):
     "reshape",
     [
         lambda mu: mu.reshape(-1, 1, 3),
-        lambda mu: mu.view(6, 1, 3),
+        pytest.param(lambda mu: mu.view(6, 1, 3), marks=pytest.mark.slow),
         lambda mu: mu.squeeze(1)[:, None],
-        lambda mu: mu.flatten(0, 1).unsqueeze(1),
+        pytest.param(lambda mu: mu.flatten(0, 1).unsqueeze(1), marks=pytest.mark.slow),
         lambda mu: mu.expand(6, 4, 3),
-        lambda mu: mu.repeat(1, 4, 1),
-        lambda mu: mu[:, [0, 0, 0, 0]],
+        pytest.param(lambda mu: mu.repeat(1, 4, 1), marks=pytest.mark.slow),
+        pytest.param(lambda mu: mu[:, [0, 0, 0, 0]], marks=pytest.mark.slow),
         lambda mu: torch.cat([mu] * 4, 1),
     ],
     ids=["reshape", "view", "squeeze", "flatten", "expand", "repeat", "index", "cat"],
@@ -369,16 +369,17 @@ def test_matrix_latents_are_multiplied():
 
 
 def check_replayed(lvm, batch, sizes=(), auxiliary=None, scale=1.0):
-    """Every sample weighs what plain Pyro gives at its latents; the ELBO is the mean of Pyro's."""
+    """Samples weigh what plain Pyro gives at their latents, the first and the last of many too; the ELBO is the mean of Pyro's."""
     for count in sorted({5, 100, *sizes}):
+        some = torch.linspace(0, count - 1, min(count, 8)).long()
         weights = vilvm.log_weights(lvm, batch, count)
-        found = weights.log_weight.detach()
+        found = weights.log_weight.detach()[some]
         found = found if found.dim() == 1 else found.sum(-1)
-        expected = replayed(lvm, batch, {n: v.detach() for n, v in weights.latents.items()}, auxiliary)
+        expected = replayed(lvm, batch, {n: v.detach()[some] for n, v in weights.latents.items()}, auxiliary)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4, msg=lambda m, c=count: f"{c} samples: {m}")
-    result = vilvm.evaluate(lvm, batch, num_samples=400)
+    result = vilvm.evaluate(lvm, batch, num_samples=200)
     elbo = result.bounds["elbo"]
-    mean, se = pyro_elbos(lvm, batch, 400, scale)
+    mean, se = pyro_elbos(lvm, batch, 60, scale)
     ours, our_se = elbo.values.sum().item(), elbo.errors.square().sum().sqrt().item()
     assert abs(ours - mean) < 5 * math.hypot(se, our_se) + 1e-3
 
@@ -409,9 +410,9 @@ def mixture(pick, num_data=8, components=3):
         lambda locs, a: Vindex(locs)[..., a],
         lambda locs, a: locs[a],
         lambda locs, a: locs.index_select(0, a),
-        lambda locs, a: nn.functional.one_hot(a, 3).to(locs) @ locs,
-        lambda locs, a: torch.gather(locs, 0, a),
-        lambda locs, a: torch.stack([locs[k] for k in a]),
+        pytest.param(lambda locs, a: nn.functional.one_hot(a, 3).to(locs) @ locs, marks=pytest.mark.slow),
+        pytest.param(lambda locs, a: torch.gather(locs, 0, a), marks=pytest.mark.slow),
+        pytest.param(lambda locs, a: torch.stack([locs[k] for k in a]), marks=pytest.mark.slow),
     ],
     ids=["Vindex", "index", "index_select", "one_hot", "gather", "loop"],
 )
@@ -507,12 +508,12 @@ def test_batch_normalisation_counts_steps_only(features):
                 pyro.sample("z", dist.Normal(x / 2, 0.5).to_event(1))
 
     lvm, x = Coder(), fixed(100, 4)
-    result = vilvm.fit(lvm, x, steps=60, batch_size=50, validation=x)
-    assert lvm.net[1].num_batches_tracked == 60
+    result = vilvm.fit(lvm, x, steps=12, batch_size=50, validation=x)
+    assert lvm.net[1].num_batches_tracked == 12
     assert len(result.history) > 0
     found = vilvm.evaluate(lvm, x, num_samples=100).bounds["elbo"]
-    assert lvm.net[1].num_batches_tracked == 60
-    mean, se = pyro_elbos(lvm, x, 300)
+    assert lvm.net[1].num_batches_tracked == 12
+    mean, se = pyro_elbos(lvm, x, 60)
     assert abs(found.values.sum().item() - mean) < 5 * math.hypot(se, found.mc_se * len(x))
 
 
@@ -713,7 +714,7 @@ def test_obs_mask_under_auto_normal():
     x = fixed(6)
     lvm = vilvm.Pair(seen_in_part, AutoNormal(seen_in_part, init_scale=0.4))
     check_seen_in_part(lvm, x)
-    vilvm.fit(lvm, x, steps=200, optimizer=partial(torch.optim.Adam, lr=0.02))
+    vilvm.fit(lvm, x, steps=40, optimizer=partial(torch.optim.Adam, lr=0.05))
     check_seen_in_part(lvm, x)
 
 
@@ -727,7 +728,7 @@ def check_seen_in_part(lvm, x):
         expected = (joint_seen_in_part(x, mu, filled) - log_q).detach()
         found = weights.log_weight.detach()
         torch.testing.assert_close(found if found.dim() == 1 else found.sum(-1), expected.double(), rtol=1e-5, atol=1e-4)
-    result = vilvm.evaluate(lvm, x, num_samples=4000)
+    result = vilvm.evaluate(lvm, x, num_samples=1000)
     evidence = evidence_seen_in_part(x)
     for bound in result.bounds.values():
         assert bound.values.sum().item() < evidence + 5 * bound.errors.square().sum().sqrt().item() + 1e-3
@@ -942,17 +943,17 @@ TIME_MAJOR = {
 }
 
 
-@pytest.mark.parametrize("name", TIME_MAJOR)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n.startswith("in a dict") else n for n in TIME_MAJOR])
 def test_time_major_data(name):
     case = TIME_MAJOR[name]()
     total = case.evidence.sum().item()
-    for count in (5, 100, *case.sizes):
+    for count in {7, *case.sizes}:
         found = vilvm.log_weights(case.lvm, case.batch, count).log_weight.detach()
         found = found if found.dim() == 1 else found.sum(-1)
         assert found.tolist() == pytest.approx([total] * count, rel=1e-5)
-        bounds = vilvm.evaluate(case.lvm, case.batch, num_samples=count).bounds
-        assert bounds["elbo"].values.sum().item() == pytest.approx(total, rel=1e-5)
-        assert bounds["iwae"].values.sum().item() == pytest.approx(total, rel=1e-5)
+    bounds = vilvm.evaluate(case.lvm, case.batch, num_samples=5).bounds
+    assert bounds["elbo"].values.sum().item() == pytest.approx(total, rel=1e-5)
+    assert bounds["iwae"].values.sum().item() == pytest.approx(total, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", [n for n in TIME_MAJOR if n != "datum-major"])
@@ -1026,7 +1027,7 @@ def test_training_under_a_plate_without_a_size_goes_up_the_bound():
             pyro.sample("z", dist.Normal(slope * x, scale))
 
     lvm = vilvm.Pair(model, guide)
-    result = vilvm.fit(lvm, x, steps=600, optimizer=partial(torch.optim.Adam, lr=0.02))
+    result = vilvm.fit(lvm, x, steps=150, optimizer=partial(torch.optim.Adam, lr=0.05))
     evidence = dist.Normal(0.0, 2**0.5).log_prob(x).mean().item()
     assert vilvm.evaluate(lvm, x, num_samples=500).bounds["elbo"].mean == pytest.approx(evidence, abs=0.03)
     assert result.history["elbo"][-1] == pytest.approx(evidence, abs=0.15)
@@ -1134,10 +1135,10 @@ def test_noise_drawn_by_torch_is_new_for_every_sample(where):
     residual = x.square() / 4 + spread + (tau**2 if where != "guide" else 0.0)
     expected = -math.log(2 * math.pi) - (x.square() / 4 + spread) / 2 - residual / 2 + dist.Normal(0.0, scale).entropy()
     lvm = vilvm.Pair(model, guide)
-    result = vilvm.evaluate(lvm, x, num_samples=2000).bounds["elbo"]
+    result = vilvm.evaluate(lvm, x, num_samples=1000).bounds["elbo"]
     assert ((result.values - expected).abs() < 5 * result.errors).all()
     for count in (5, 6):
-        found = torch.cat([vilvm.log_weights(lvm, x, count).log_weight.sum(-1) for _ in range(40)]).detach()
+        found = torch.cat([vilvm.log_weights(lvm, x, count).log_weight.sum(-1) for _ in range(12)]).detach()
         assert abs(found.mean() - expected.sum()) < 5 * found.std() / len(found) ** 0.5
 
 

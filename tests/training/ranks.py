@@ -80,7 +80,7 @@ class Turns(Point):
 
 
 def widening(step):
-    return {"scale": 0.5 + step / 60}
+    return {"scale": 0.5 + step / 24}
 
 
 def bounded(lvm, step):
@@ -112,10 +112,10 @@ def noiseless(folder):
             {"optimizer": partial(torch.optim.SGD, lr=1e-3), "batch_size": 26},
         ),  # a last batch of one datum
         ("in turn", made(Turns), {"optimizer": adam, "batch_size": 10, "arguments": widening, "after_step": bounded}),
-        ("annealed", made(Point), {"optimizer": adam, "batch_size": 20, "objective": Annealed(Trace_ELBO(), 30)}),
+        ("annealed", made(Point), {"optimizer": adam, "batch_size": 20, "objective": Annealed(Trace_ELBO(), 12)}),
     ):
         given = vilvm.Interleaved({"x": x[:30]}, {"x": x[30:], "y": x[30:, :1]}) if isinstance(lvm, Turns) else x
-        vilvm.fit(lvm, given, steps=60, run_dir=None if folder is None else folder / name, progress=False, **options)
+        vilvm.fit(lvm, given, steps=24, run_dir=None if folder is None else folder / name, progress=False, **options)
         found[name] = lvm.state_dict()
     return found
 
@@ -125,12 +125,12 @@ def main(folder):
         found = noiseless(folder)
         noisy = made(Noisy)
         fitted = vilvm.fit(
-            noisy, data(), steps=60, batch_size=20, validation=data(), run_dir=folder / "noisy", checkpoint_seconds=0.0
+            noisy, data(), steps=24, batch_size=20, validation=data(), run_dir=folder / "noisy", checkpoint_seconds=0.0
         )
         parts = made(Noisy)
-        for steps in (37, 60):
+        for steps in (14, 24):
             options = {"batch_size": 20, "validation": data(), "run_dir": folder / "parts"}
-            resumed = vilvm.fit(parts, data(), steps=steps, resume=steps == 60, **options)
+            resumed = vilvm.fit(parts, data(), steps=steps, resume=steps == 24, **options)
         bounds = vilvm.evaluate(noisy, data(), num_samples=200, batch_size=7)
         stopped = vilvm.fit(
             made(Point), data(), steps=400, callbacks=[lambda event: world.rank == 1 and event.history.records[-1].step > 90]
@@ -138,7 +138,7 @@ def main(folder):
         skipping = made(Point)
         spoilt = data()
         spoilt[50] = 1e30  # of which the density is none
-        skipped = vilvm.fit(skipping, data(), steps=60, batch_size=20, validation=spoilt, nonfinite="skip")
+        skipped = vilvm.fit(skipping, data(), steps=24, batch_size=20, validation=spoilt, nonfinite="skip")
         refused = alone = ""
         try:
             vilvm.fit(made(Point), data(), steps=5, run_dir=folder / "alone" if world.leads else None)

@@ -36,7 +36,7 @@ class Line(torch.nn.Module):
             pyro.sample("z", dist.Normal(self.m * x.sum(-1), 0.5))
 
 
-def trained(lvm=None, x=X, steps=40, **options):
+def trained(lvm=None, x=X[:20], steps=40, **options):
     lvm = Line() if lvm is None else lvm
     fitted = vilvm.fit(lvm, x, **{"steps": steps, "batch_size": 10, **options})
     return lvm.state_dict(), fitted
@@ -129,7 +129,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_killed_run_resumes_to_the_undisturbed_one(tmp_path, monkeypatch, compile):
     monkeypatch.setattr(compiled, "inductor", graph)
 

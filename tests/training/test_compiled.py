@@ -68,7 +68,10 @@ def gallery(name):
     return lvm, batch, getattr(module, "objective", Trace_ELBO)()
 
 
-@pytest.mark.parametrize("name", GALLERY)
+QUICK = {"vae", "eight_schools", "gaussian_mixture"}  # amortised, shared and enumerated latents
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in GALLERY])
 def test_the_graph_of_every_model_is_its_step(name):
     check_alike(partial(gallery, name))
 
@@ -84,9 +87,8 @@ def apart(name, compiler):
         return step.differs(batch, plan.num_data, 1e-5)
 
 
-@pytest.mark.parametrize("name", GALLERY)
-def test_the_gradients_of_every_model_are_eager_ones_to_five_digits(name):
-    assert apart(name, graph) is None
+def test_the_gradients_of_a_graph_are_eager_ones_to_five_digits():
+    assert apart("vae", graph) is None  # of every model below, by Inductor
 
 
 @pytest.mark.slow
@@ -100,13 +102,12 @@ def test_training_curves_agree_over_five_seeds_and_one_seed_means_one_run():
     data = digits()
     curves = {}
     for compile in (False, True, "again"):
-        for seed in range(5):
+        for seed in range(1 if compile == "again" else 5):
             with seeded(seed):
                 lvm = VAE(64, 4, encoder_hidden=(32,), decoder_hidden=(32,)).start_at(data.train.x.mean(0))
-            fitted = vilvm.fit(lvm, data.train, epochs=25, batch_size=50, seed=seed, compile=bool(compile))
+            fitted = vilvm.fit(lvm, data.train, epochs=12, batch_size=50, seed=seed, compile=bool(compile))
             curves[compile, seed] = torch.tensor(fitted.history["elbo"])
-    for seed in range(5):
-        assert torch.equal(curves[True, seed], curves["again", seed])
+    assert torch.equal(curves[True, 0], curves["again", 0])
     apart = torch.stack([curves[True, seed] - curves[False, seed] for seed in range(5)])
     error = apart.std(0) / 5**0.5
     # Noise is the same, so the curves are those of one run but for rounding, which grows.
@@ -118,10 +119,10 @@ def test_training_curves_agree_over_five_seeds_and_one_seed_means_one_run():
     "objective",
     [
         TraceMeanField_ELBO(),
-        Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1),
-        Trace_ELBO(num_particles=2),
+        pytest.param(Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1), marks=pytest.mark.slow),
+        pytest.param(Trace_ELBO(num_particles=2), marks=pytest.mark.slow),
         TraceGraph_ELBO(),
-        TraceEnum_ELBO(max_plate_nesting=1),
+        pytest.param(TraceEnum_ELBO(max_plate_nesting=1), marks=pytest.mark.slow),
         RenyiELBO(alpha=0, num_particles=4, vectorize_particles=True, max_plate_nesting=1),
         Annealed(Trace_ELBO(), warmup=3),
     ],
@@ -132,16 +133,15 @@ def test_any_objective(objective):
 
 
 @pytest.mark.parametrize(
-    "optimizer",
+    ("optimizer", "clip"),
     [
-        partial(torch.optim.Adam, weight_decay=0.1, betas=(0.8, 0.99)),
-        torch.optim.AdamW,
-        partial(torch.optim.SGD, momentum=0.9),
-        torch.optim.RMSprop,
+        (partial(torch.optim.Adam, weight_decay=0.1, betas=(0.8, 0.99)), None),
+        (torch.optim.AdamW, 0.5),
+        (partial(torch.optim.SGD, momentum=0.9), 0.5),
+        (torch.optim.RMSprop, None),
     ],
-    ids=["decay", "decoupled", "momentum", "other"],
+    ids=["decay", "decoupled, clipped", "momentum, clipped", "other"],
 )
-@pytest.mark.parametrize("clip", [None, 0.5])
 def test_any_optimizer(optimizer, clip):
     check_alike(partial(gallery, "vae"), optimizer=optimizer, clip=clip)
 
@@ -298,20 +298,18 @@ def test_pyro_is_as_it_was_after_a_trace():
 def trained(folder, count, resume=False, **options):
     with seeded(1):
         lvm = VAE(6, 2, encoder_hidden=(8,), decoder_hidden=(8,))
-    x = torch.bernoulli(torch.full((50, 6), 0.4), generator=torch.Generator().manual_seed(0))
+    x = torch.bernoulli(torch.full((48, 6), 0.4), generator=torch.Generator().manual_seed(0))
     vilvm.fit(lvm, x, steps=count, batch_size=16, run_dir=folder, resume=resume, **options)
     return lvm.state_dict()
 
 
 def test_fit_resumes_bit_for_bit_and_is_near_the_eager_run(tmp_path, monkeypatch):
     monkeypatch.setattr("vilvm.training.compiled.inductor", graph)
-    whole = trained(tmp_path / "whole", 40, compile=True)
-    again = trained(tmp_path / "again", 40, compile=True)
-    trained(tmp_path / "parts", 23, compile=True)
-    parts = trained(tmp_path / "parts", 40, resume=True, compile=True)
-    eager = trained(tmp_path / "eager", 40, compile=False)
+    whole = trained(tmp_path / "whole", 20, compile=True)
+    trained(tmp_path / "parts", 11, compile=True)
+    parts = trained(tmp_path / "parts", 20, resume=True, compile=True)
+    eager = trained(tmp_path / "eager", 20, compile=False)
     for name, value in whole.items():
-        assert torch.equal(value, again[name])
         assert torch.equal(value, parts[name])
         torch.testing.assert_close(value, eager[name], rtol=1e-3, atol=1e-4)
 
@@ -341,7 +339,9 @@ class Rare(Line):
 
 
 @pytest.mark.parametrize(
-    "scheduler", [None, partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.99)], ids=["plain", "scheduled"]
+    "scheduler",
+    [pytest.param(None, marks=pytest.mark.slow), partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.99)],
+    ids=["plain", "scheduled"],
 )
 def test_a_step_that_is_not_good_is_gone_back_to(monkeypatch, scheduler):
     monkeypatch.setattr("vilvm.training.compiled.inductor", graph)
@@ -354,11 +354,11 @@ def test_a_step_that_is_not_good_is_gone_back_to(monkeypatch, scheduler):
         lvm = Rare()
         objective = Annealed(Trace_ELBO(), warmup=100)
         done = vilvm.fit(
-            lvm, x, steps=300, batch_size=10, objective=objective, compile=compile, nonfinite="skip", scheduler=scheduler
+            lvm, x, steps=160, batch_size=10, objective=objective, compile=compile, nonfinite="skip", scheduler=scheduler
         )
         ends.append((lvm.m.item(), done.skipped, objective.step, done.history["elbo"].tolist(), done.history["skipped"].tolist()))
-    assert ends[0][1] == ends[1][1] > 50
-    assert ends[0][2] == ends[1][2] == 300
+    assert ends[0][1] == ends[1][1] > 25
+    assert ends[0][2] == ends[1][2] == 160
     assert ends[1][0] == pytest.approx(ends[0][0], rel=1e-4)
     assert ends[1][3] == pytest.approx(ends[0][3], rel=1e-4)
     assert ends[1][4] == ends[0][4]

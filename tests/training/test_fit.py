@@ -11,6 +11,7 @@ from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceEnum_ELB
 
 import vilvm
 from models.vae import VAE, tiny
+from vilvm.compiling import graph
 from vilvm.datasets import DynamicBinarisation, StaticBinarisation
 from vilvm.training import one_cycle
 
@@ -31,7 +32,7 @@ def scalar_guide(x):
 def test_it_finds_the_exact_posterior():
     x = torch.randn(500, generator=torch.Generator().manual_seed(0)) * 2**0.5
     lvm = vilvm.Pair(scalar_model, scalar_guide)
-    vilvm.fit(lvm, x, epochs=60, batch_size=100, optimizer=partial(torch.optim.Adam, lr=0.03))
+    vilvm.fit(lvm, x, epochs=30, batch_size=100, optimizer=partial(torch.optim.Adam, lr=0.03))
     assert lvm.pyro_params["slope"].item() == pytest.approx(0.5, abs=0.05)
     assert lvm.pyro_params["scale"].exp().item() == pytest.approx(0.5**0.5, abs=0.05)
     assert len(pyro.get_param_store()) == 0
@@ -95,8 +96,7 @@ def test_schedulers():
     assert step.history["learning_rate"][-1] == pytest.approx(1e-3 * 0.5**10)
 
 
-@pytest.mark.parametrize("mode", ["min", "max"])
-@pytest.mark.parametrize("improves", [True, False])
+@pytest.mark.parametrize(("mode", "improves"), [("min", True), ("max", False)])
 def test_a_plateau_is_one_of_the_validation_elbo(mode, improves):
     (lvm, _), x = tiny(), torch.bernoulli(torch.full((400, 6), 0.9))
     plateau = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=1, factor=0.1, mode=mode)
@@ -155,7 +155,7 @@ def test_enumerated_models_train():
     x = torch.cat([torch.randn(300) - 3, torch.randn(100) + 3])
     lvm = vilvm.Pair(model, guide)
     fitted = vilvm.fit(
-        lvm, x, steps=300, objective=TraceEnum_ELBO(max_plate_nesting=1), optimizer=partial(torch.optim.Adam, lr=0.05)
+        lvm, x, steps=120, objective=TraceEnum_ELBO(max_plate_nesting=1), optimizer=partial(torch.optim.Adam, lr=0.1)
     )
     assert lvm.pyro_params["locs"].tolist() == pytest.approx([-3, 3], abs=0.3)
     assert np.isfinite(fitted.history["elbo"]).all()
@@ -240,7 +240,13 @@ def test_wake_sleep_trains():
     lvm, _ = tiny()
     x = torch.bernoulli(torch.tensor([0.9, 0.9, 0.1, 0.1, 0.5, 0.5]).expand(64, 6))
     before = vilvm.evaluate(lvm, x, num_samples=50).bounds["elbo"].mean
-    vilvm.fit(lvm, x, objective=ReweightedWakeSleep(num_particles=3, vectorize_particles=False), steps=200)
+    vilvm.fit(
+        lvm,
+        x,
+        objective=ReweightedWakeSleep(num_particles=3, vectorize_particles=False),
+        steps=100,
+        optimizer=partial(torch.optim.Adam, lr=2e-3),
+    )
     assert vilvm.evaluate(lvm, x, num_samples=50).bounds["elbo"].mean > before + 0.2
 
 
@@ -296,7 +302,10 @@ def test_skipping_every_step_warns():
         vilvm.fit(Never(), torch.randn(8), steps=3, nonfinite="skip")
 
 
-def test_the_site_is_named_by_the_very_noise_that_failed():
+@pytest.mark.parametrize("compile", [False, True])
+def test_the_site_is_named_by_the_very_noise_that_failed(compile, monkeypatch):
+    monkeypatch.setattr("vilvm.training.compiled.inductor", graph)
+
     class Rooted(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -311,9 +320,9 @@ def test_the_site_is_named_by_the_very_noise_that_failed():
             with pyro.plate("data", len(x)):
                 pyro.sample("z", dist.Normal(self.m * x, 1.0))
 
-    for seed in range(4):
+    for seed in range(2):
         with pytest.raises(vilvm.NonFiniteLossError, match="log-likelihood of site 'x' is nan for datum"):
-            vilvm.fit(Rooted(), torch.zeros(100), steps=5000, seed=seed)
+            vilvm.fit(Rooted(), torch.zeros(100), steps=5000, seed=seed, compile=compile)
 
 
 def test_a_skipped_step_leaves_no_trace_in_the_buffers():

@@ -236,7 +236,12 @@ def eager(make):
     return trained(make, compile=False)
 
 
-@pytest.mark.parametrize("make", PAIRS, ids=lambda m: m.__name__.lower())
+QUICK = {Attribute, Global, Buffer, Hidden, closure}
+
+
+@pytest.mark.parametrize(
+    "make", [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in PAIRS], ids=lambda m: m.__name__.lower()
+)
 def test_state_that_a_callback_moves_counts_as_in_an_eager_run(make, capsys):
     m, s, elbo, at = eager(make if make is Frozen else Attribute)
     found_m, found_s, found_elbo, found_at = trained(make, compile=True)
@@ -321,7 +326,9 @@ def test_what_the_pair_writes_down_anew_each_time_is_no_change(capsys):
     assert "eagerly" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("rate", [lambda n: 1.0, lambda n: 0.99**n], ids=["constant", "falling"])
+@pytest.mark.parametrize(
+    "rate", [lambda n: 1.0, pytest.param(lambda n: 0.99**n, marks=pytest.mark.slow)], ids=["constant", "falling"]
+)
 def test_state_that_a_scheduler_moves_counts_from_its_step_on(rate, capsys):
     ends = []
     for compile in (False, True):

@@ -154,7 +154,9 @@ def test_a_killed_run_resumes_to_the_undisturbed_one(tmp_path):
     assert all(torch.equal(whole[n], found[n]) for n in whole)
 
 
-@pytest.mark.parametrize("optimizer", [partial(torch.optim.Adam, lr=1e-2), partial(torch.optim.SGD, lr=1e-2)])
+@pytest.mark.parametrize(
+    "optimizer", [partial(torch.optim.Adam, lr=1e-2), pytest.param(partial(torch.optim.SGD, lr=1e-2), marks=pytest.mark.slow)]
+)
 def test_the_graph_takes_the_eager_steps(monkeypatch, capsys, optimizer):
     programs = []
     monkeypatch.setattr(compiled, "inductor", lambda *given: programs.append(1) or graph(*given))
