@@ -22,6 +22,7 @@ from vilvm.data import Data, kind_of, rng, seeded, set_rng, set_seed
 from vilvm.files import write_atomic
 from vilvm.lvm import ContractError, NonFiniteError, evaluation_mode, module_parameters
 from vilvm.memory import widen_heap
+from vilvm.parameters import own_memory
 from vilvm.progress import ProgressBar
 from vilvm.training.arguments import Arguments, Call, Called, as_tensors, check_arguments
 from vilvm.training.batches import Batches, Turns
@@ -109,6 +110,7 @@ class Run:
         for source in self.batches.sources:
             self._check_source(source)
         self._check_validation()
+        own_memory(self.lvm)
         self.ranks.from_first([*self.lvm.parameters(), *self.lvm.buffers()])
         trainable = {n: p for n, p in self.lvm.named_parameters() if p.requires_grad}
         if not trainable:
