@@ -149,6 +149,11 @@ class CompiledStep:
         return max(1, self._check_at - self._taken) if self.adam is not None and self.refused is None else 0
 
     @property
+    def goes_back(self) -> bool:
+        """Whether the run may still have to go back."""
+        return self.refused is None and self.keep is not None
+
+    @property
     def unconfirmed(self) -> bool:
         """Whether steps were taken since the last comparison with the eager step."""
         return self.refused is None and self._taken > self._checked_at

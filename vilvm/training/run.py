@@ -337,6 +337,8 @@ class Run:
                 if self.at == self._next_record:
                     self.record()
                     self.compiled.check_soon(always=bool(self.callbacks))
+                    if self.callbacks and self.compiles and self.compiled.goes_back:
+                        self._good = Kept(Position(self))  # all before the callbacks was confirmed, so none is called again
                     if self.stopped != "finished":
                         self._confirmed()  # else it is not stopped after all
                 # All ranks stop and save after the same step, so of several each has heard the wishes of all by now.
@@ -549,6 +551,18 @@ class Run:
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(-bound if self.scheduler.mode == "min" else bound)  # better is a lower loss, or a higher ELBO
         self._decide()
+        if self.at < self.total and self.stopped == "finished":
+            self._check_parameters()
+
+    def _check_parameters(self) -> None:
+        """Raises ContractError if a parameter would be left untrained that is to be trained now."""
+        known = {id(p) for p in self.compiled.parameters}
+        for name, parameter in self.lvm.named_parameters():
+            if parameter.requires_grad and id(parameter) not in known:
+                raise ContractError(
+                    f"After step {self.at}: the optimizer does not know parameter {name!r}, which was added, replaced or unfrozen since "
+                    "training began. Change parameters in place, and unfreeze between two calls of fit."
+                )
 
     def _looked_at(self) -> Data:
         """What this rank looks at for a record: of the validation data its share, or its share of the last batch."""
