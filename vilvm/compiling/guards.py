@@ -26,7 +26,18 @@ MOST_PROGRAMS = 8  # that are made for the same tensors as Python state changes
 
 _ABSENT: Any = object()
 _SCALARS = (bool, int, float, complex, str, bytes, types.NoneType, torch.dtype, torch.device, enum.Enum)
-_CALLED = ("forward", "__call__", "model", "guide", "_model", "_guide", "__getattr__", "__getattribute__", "differentiable_loss", "loss_and_grads")
+_CALLED = (
+    "forward",
+    "__call__",
+    "model",
+    "guide",
+    "_model",
+    "_guide",
+    "__getattr__",
+    "__getattribute__",
+    "differentiable_loss",
+    "loss_and_grads",
+)
 _KEPT_APART = frozenset(vars(torch.nn.Module())) - {"training", "_forward_hooks", "_forward_pre_hooks"}  # of every module
 _MOST = 256  # items of a list, dict or array that are looked through
 _PLAIN = (types.SimpleNamespace, argparse.Namespace)  # of the standard library, that hold what users put there
@@ -249,9 +260,7 @@ class _Walk:
         elif isinstance(value, _NOISE) or (isinstance(value, set | frozenset | np.ndarray) and _size(value) <= _MOST):
             holder = _Whole(value)
             self.places.append(_Place(holder, None, holder.get(None, None), name))
-        elif isinstance(value, _PLAIN):
-            self._object(value, name)
-        elif not _is_library(type(value).__module__) or is_root:
+        elif isinstance(value, _PLAIN) or not _is_library(type(value).__module__) or is_root:
             self._object(value, name)
 
     def _places(self, holder: Any, keys: Iterable[Any], name: str) -> None:

@@ -586,6 +586,8 @@ class Run:
     def _decide(self) -> None:
         if self._is_out_of_patience():
             self.stopped = "early"
+        if self.callbacks:
+            self.compiled.settle()  # so that the optimizer's state is whole where the user may look at it, or change it
         answers = [callback(Event(self.lvm, self.history)) for callback in self.callbacks]  # every one is told
         if self.ranks.any(any(answers), self.device):
             self.stopped = "callback"
