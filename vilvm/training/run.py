@@ -20,9 +20,8 @@ import vilvm.training.checkpoint as checkpoint
 from vilvm.compiling import Compile, worth_compiling
 from vilvm.data import Data, kind_of, rng, seeded, set_rng, set_seed
 from vilvm.files import write_atomic
-from vilvm.lvm import ContractError, NonFiniteError, evaluation_mode, module_parameters
+from vilvm.lvm import ContractError, NonFiniteError, evaluation_mode, module_parameters, own_memory
 from vilvm.memory import widen_heap
-from vilvm.parameters import own_memory
 from vilvm.progress import ProgressBar
 from vilvm.training.arguments import Arguments, Call, Called, as_tensors, check_arguments
 from vilvm.training.batches import Batches, Turns

@@ -24,8 +24,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from vilvm.data import Data, seeded
-from vilvm.held import held_modules
-from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, Pair, evaluation_mode, module_parameters
+from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, Pair, evaluation_mode, held_modules, module_parameters
 from vilvm.weights.supports import guide_sites
 from vilvm.weights.traces import Put, Sites, family, log_prob, run, strip
 
