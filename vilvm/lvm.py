@@ -21,7 +21,7 @@ from pyro.infer.autoguide.guides import AutoGuide
 from vilvm.data import Data, as_data
 from vilvm.errors import ContractError, NonFiniteError, NotApplicable
 from vilvm.held import held_modules
-from vilvm.parameters import add_network, evaluation_mode, keep_for_later, kept, module_parameters, own_networks
+from vilvm.parameters import add_network, evaluation_mode, keep_for_later, kept, module_parameters, own_memory, own_networks
 
 __all__ = [
     "ContractError",
@@ -33,7 +33,9 @@ __all__ = [
     "device_of",
     "evaluation_mode",
     "fixed_beside",
+    "held_modules",
     "module_parameters",
+    "own_memory",
 ]
 
 

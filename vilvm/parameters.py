@@ -26,7 +26,7 @@ from torch.nn import Module, Parameter
 from vilvm.errors import ContractError
 from vilvm.held import module_on_the_stack
 
-__all__ = ["add_network", "evaluation_mode", "keep_for_later", "kept", "module_parameters", "own_networks"]
+__all__ = ["add_network", "evaluation_mode", "keep_for_later", "kept", "module_parameters", "own_memory", "own_networks"]
 
 _PARAMS = "pyro_params"  # the submodule of a model in which its pyro.param statements live,
 _MODULES = "pyro_modules"  # and that of the networks which join it
@@ -264,6 +264,19 @@ def own_networks(lvm: Module) -> Iterator[None]:
     finally:
         for part, state, _ in before:
             object.__setattr__(part, "__dict__", state)
+
+
+def own_memory(lvm: Module) -> None:
+    """Gives every entry of every parameter and buffer memory of its own, for a step writes into it.
+
+    Entries of an expanded tensor share theirs. The parameters of an autoguide may lie where constants of the model do: those that
+    ``init_to_mean`` makes of Normal(loc, 1) are loc itself, and a step would move both.
+    """
+    of_autoguides = {id(p) for m in lvm.modules() if isinstance(m, AutoGuide) for p in m.parameters()}
+    for tensor in (*lvm.parameters(), *lvm.buffers()):
+        overlaps = any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        if overlaps or id(tensor) in of_autoguides:
+            tensor.data = tensor.detach().clone()
 
 
 # Loading before the first call -------------------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ class Wrapped(torch.nn.Module):
 
     lvm: Any
     keeps_model = False  # whether p(x, z) is that of the inner model, so that its evidence is too
+    keeps_guide = True  # whether q(z | x) has the parameters of the inner guide, so that it serves no other data than that does
 
     def __init__(self, lvm: Any, frozen: bool = False):
         super().__init__()

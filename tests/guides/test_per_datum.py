@@ -24,7 +24,11 @@ from pyro.infer.autoguide import (
 from pyro.infer.autoguide.initialization import init_to_mean
 
 import vilvm
+from vilvm.guides import with_guide
 from vilvm.lvm import ContractError, NotApplicable
+from vilvm.partial import partly_observed
+from vilvm.priors import with_prior
+from vilvm.priors.fitted import FittedPrior
 from vilvm.weights import layout
 from vilvm.weights.per_datum import by_position
 from vilvm.weights.replayed import replay
@@ -344,6 +348,82 @@ def test_what_uses_the_model_alone_takes_other_rows(x):
     assert replay(lvm, x + 1, {"z": torch.zeros(2, N)}).observed["x"].shape == (2, N)
     with pytest.raises(NotApplicable, match=OTHERS):
         vilvm.evaluation.bdmc(lvm, replace(schedule, base="guide"), num_simulations=N, like=x)
+
+
+class Mine(torch.nn.Module):
+    """A wrapper as users write one."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def model(self, batch):
+        with poutine.scale(scale=2.0):
+            self.inner.model(batch)
+
+    def guide(self, batch):
+        with poutine.scale(scale=2.0):
+            self.inner.guide(batch)
+
+
+def standing(lvm, kind):
+    around = with_guide(lvm, torch.nn.Linear(1, 2), around=True)
+    return {
+        "with_prior": lambda: with_prior(lvm, FittedPrior("z", "diagonal", {"mean": torch.zeros(1), "scale": torch.ones(1)})),
+        "partly_observed": lambda: partly_observed(lvm, torch.tensor([True])),
+        "around": lambda: around,
+        "twice": lambda: Mine(partly_observed(lvm, torch.tensor([True]))),
+        "methods": lambda: vilvm.Pair(lvm.model, lvm.guide),
+        "lambda": lambda: vilvm.Pair(lambda b: lvm.model(b), lambda b: lvm.guide(b)),
+    }[kind]()
+
+
+@pytest.mark.parametrize("kind", ["with_prior", "partly_observed", "around", "twice", "methods", "lambda"])
+def test_other_rows_are_refused_through_every_wrapper(kind, x):
+    vectors = x[:, None]
+
+    def of_vectors(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    lvm = vilvm.Pair(of_vectors, AutoNormal(of_vectors))
+    vilvm.fit(lvm, vectors, steps=2)
+    outer = standing(lvm, kind)
+    vilvm.log_weights(outer, vectors, 3)
+    with pytest.raises(NotApplicable, match=OTHERS):
+        vilvm.log_weights(outer, vectors.flip(0), 3)
+    vilvm.fit(outer, vectors + 1, steps=1)  # which makes the shared parameters those of other data
+    vilvm.log_weights(outer, vectors + 1, 3)
+    if kind != "around":
+        with pytest.raises(NotApplicable, match=OTHERS):
+            vilvm.log_weights(lvm, vectors, 3)
+    # Another guide of the same model serves any data.
+    vilvm.log_weights(with_guide(lvm, torch.nn.Linear(1, 2)), vectors.flip(0), 3)
+    vilvm.log_weights(vilvm.Pair(lvm.model, with_guide(lvm, torch.nn.Linear(1, 2)).guide), vectors.flip(0), 3)
+
+
+@pytest.mark.parametrize("guide", [AutoDelta, AutoNormal])
+def test_a_guide_that_starts_at_the_prior_mean_leaves_the_prior_alone(guide, x):
+    """The parameters of ``init_to_mean`` share memory: those of w are one number, and those of z a constant of the model."""
+    constant = torch.zeros(N)
+
+    def shared(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(constant, 1.0))
+            w = pyro.sample("w", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            pyro.sample("y", dist.Normal(w, 1.0), obs=x)
+
+    made = guide(shared, init_loc_fn=init_to_mean)
+    # From 0 the gradient of -log p(x, z) is -x, so that a step of length ½ ends at the mode, x / 2; a step of Adam is of length lr.
+    exact = guide is AutoDelta
+    step = (lambda p: torch.optim.SGD(p, lr=N / 2)) if exact else lambda p: torch.optim.Adam(p, lr=0.1, fused=True)
+    vilvm.fit(vilvm.Pair(shared, made), x, steps=1, optimizer=step)
+    found = made if exact else made.locs
+    assert not constant.any()
+    for value in (found.z, found.w):
+        assert torch.allclose(*((value, x / 2) if exact else (value.abs(), torch.tensor(0.1))), atol=1e-5)
 
 
 @pytest.mark.slow

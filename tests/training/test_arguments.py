@@ -238,3 +238,29 @@ def needing(x, beta):
 def test_bad_arguments_get_one_sentence(options, message):
     with pytest.raises(ValueError, match=message):
         trained(**options)
+
+
+@pytest.mark.parametrize("change", ["replaced", "added", "unfrozen"])
+def test_a_parameter_that_the_optimizer_does_not_know_is_refused(change):
+    """It would be left untrained without a word."""
+    lvm = torch.nn.Module()
+    lvm.slope, lvm.offset = torch.nn.Parameter(torch.tensor(0.1)), torch.nn.Parameter(torch.tensor(0.0), requires_grad=False)
+    lvm.model = lambda x: line(x, 0.0)
+    lvm.guide = lambda x: line(x, lvm.slope * x + lvm.offset, observed=False)
+
+    def callback(event):
+        if change == "unfrozen":
+            lvm.offset.requires_grad_(True)
+        else:
+            setattr(lvm, "slope" if change == "replaced" else "other", torch.nn.Parameter(torch.tensor(0.2)))
+
+    name = {"replaced": "slope", "added": "other", "unfrozen": "offset"}[change]
+    with pytest.raises(vilvm.ContractError, match=f"After step 50: the optimizer does not know parameter '{name}'"):
+        vilvm.fit(lvm, torch.randn(8), steps=51, callbacks=[callback])
+
+
+def line(x, mean, observed=True):
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(mean, 1.0))
+        if observed:
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)

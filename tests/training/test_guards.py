@@ -1,9 +1,14 @@
 """Python state that changes during a compiled run: its numbers are those of the eager run, or it goes back, and says so."""
 
+import argparse
+import random
 import re
+import sys
+import types
 from collections import deque
 from functools import cache, partial
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -11,7 +16,7 @@ import torch
 from pyro import poutine
 
 import vilvm
-from vilvm.compiling import graph
+from vilvm.compiling import Guards, graph
 
 STEPS, MOVED_AT = 130, 50
 FLAG = False
@@ -115,6 +120,79 @@ class Held(Weighted):
         self.settings.beta = 1.0
 
 
+class Plain(Weighted):
+    """An object of the standard library that holds settings."""
+
+    def __init__(self):
+        super().__init__()
+        self.settings = argparse.Namespace(beta=0.1)
+
+    def weight(self):
+        return self.settings.beta
+
+    def move(self):
+        self.settings.beta = 1.0
+
+
+class Array(Weighted):
+    """A numpy array that is changed in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = np.array([0.1, 7.0])
+
+    def weight(self):
+        return float(self.weights[0])
+
+    def move(self):
+        self.weights[0] = 1.0
+
+
+class Chosen(Weighted):
+    """A set that says what is switched on."""
+
+    def __init__(self):
+        super().__init__()
+        self.on = set()
+
+    def weight(self):
+        return 1.0 if "whole" in self.on else 0.1
+
+    def move(self):
+        self.on.add("whole")
+
+
+class Imported(Weighted):
+    """A number of a module that is imported while the code runs."""
+
+    def __init__(self):
+        super().__init__()
+        sys.modules["settings_of_a_test"] = types.ModuleType("settings_of_a_test")
+        sys.modules["settings_of_a_test"].weight = 0.1
+
+    def weight(self):
+        from settings_of_a_test import weight
+
+        return weight
+
+    def move(self):
+        sys.modules["settings_of_a_test"].weight = 1.0
+
+
+class Keyword(Weighted):
+    """A keyword of a partial function, which may be replaced."""
+
+    def __init__(self):
+        super().__init__()
+        self.of = partial(lambda beta: beta, beta=0.1)
+
+    def weight(self):
+        return self.of()
+
+    def move(self):
+        self.of.keywords["beta"] = 1.0
+
+
 class Replaced(Weighted):
     """A tensor, no buffer, in whose place another one is put."""
 
@@ -204,6 +282,15 @@ def closure():
     return lvm
 
 
+def defaults():
+    def of(beta=0.1):
+        return beta
+
+    lvm = Weighted()
+    lvm.weight, lvm.move = lambda: of(), lambda: setattr(of, "__defaults__", (1.0,))
+    return lvm
+
+
 def data():
     return torch.randn(40, generator=torch.Generator().manual_seed(0))
 
@@ -215,16 +302,18 @@ def _as_graph(monkeypatch):
 
 def trained(make, compile, at=MOVED_AT, **options):
     """Parameters and history after a run in which a callback moves the state at a record."""
-    lvm = make()
+    lvm, calls = make(), []
 
     def callback(event):
+        calls.append(event.history.records[-1].step)
         if event.history.records[-1].step == at:
             lvm.move()
 
     globals()["WEIGHT"] = 0.1
     adam = partial(torch.optim.Adam, lr=3e-2)
     done = vilvm.fit(lvm, data(), steps=STEPS, optimizer=adam, compile=compile, callbacks=[callback], progress=False, **options)
-    return lvm.m.item(), lvm.s.item(), done.history["elbo"].tolist(), done.history["step"].tolist()
+    assert calls == done.history["step"].tolist()  # once each, also where the run went back
+    return lvm.m.item(), lvm.s.item(), done.history["elbo"].tolist(), calls
 
 
 PAIRS = [Attribute, OfClass, ByName, Global, Nested, Listed, Held, Replaced, Buffer, Training, Function, Frozen, Hidden, closure]
@@ -252,7 +341,18 @@ def test_state_that_a_callback_moves_counts_as_in_an_eager_run(make, capsys):
     assert "eagerly" not in "".join(told)
     if make not in (Frozen, Replaced, Buffer):  # of which no number is kept
         assert len(told) == 1
-        assert re.search(r"compiled anew.* (changed from|replaced|gradient|loss)", told[0])
+        assert re.search(r"compiled anew.* (changed|replaced|gradient|loss)", told[0])
+
+
+@pytest.mark.parametrize("make", [Plain, Array, Chosen, Imported, Keyword, defaults], ids=lambda m: m.__name__.lower())
+def test_a_guard_sees_settings_wherever_they_are(make):
+    lvm = make()
+    roots = [lvm, lvm.model, lvm.guide, lvm.weight]
+    before, guards = lvm.weight(), Guards.of(roots)
+    assert guards.changed() is None
+    lvm.move()
+    assert guards.changed() is not None
+    assert (before, lvm.weight()) == (0.1, 1.0)
 
 
 def test_a_moved_weight_changes_the_numbers():
@@ -310,7 +410,27 @@ class ByBatch(Weighted):
         return 4.0 / self.size
 
 
-@pytest.mark.parametrize("make", [Counting, Averaging], ids=["count", "average"])
+class Drawing(Weighted):
+    """A model that draws from a generator of numpy's, which it holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.mean = np.random.default_rng(0)
+
+    def weight(self):
+        return 1.0 + 1e-6 * self.mean.random()
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand], ids=["python", "numpy"])
+def test_rare_draws_outside_torch_are_found_at_once(draw, capsys):
+    """They would be seen in the numbers only when they come up."""
+    lvm = Weighted()
+    lvm.weight = lambda: 2.0 if draw() < 1e-9 else 1.0
+    vilvm.fit(lvm, data(), steps=5, compile=True, progress=False)
+    assert "eagerly: a number drawn by Python's random or by numpy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("make", [Counting, Averaging, Drawing], ids=["count", "average", "draws"])
 def test_state_that_the_pair_moves_itself_is_named(make, capsys):
     vilvm.fit(make(), data(), steps=20, compile=True, progress=False)
     assert re.search(r"eagerly: \w+\.(beta|mean) changes whenever the pair is run", capsys.readouterr().out)

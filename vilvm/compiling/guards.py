@@ -6,14 +6,17 @@ told by names: what no reachable code loads by its name is not compared, so that
 State that is reached otherwise (an iterator, an extension) is not seen here; comparisons with the eager step are for that.
 """
 
+import argparse
 import dis
 import enum
 import functools
+import random
 import sys
 import types
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,9 +26,22 @@ MOST_PROGRAMS = 8  # that are made for the same tensors as Python state changes
 
 _ABSENT: Any = object()
 _SCALARS = (bool, int, float, complex, str, bytes, types.NoneType, torch.dtype, torch.device, enum.Enum)
-_CALLED = ("forward", "__call__", "model", "guide", "__getattr__", "__getattribute__", "differentiable_loss", "loss_and_grads")
+_CALLED = (
+    "forward",
+    "__call__",
+    "model",
+    "guide",
+    "_model",
+    "_guide",
+    "__getattr__",
+    "__getattribute__",
+    "differentiable_loss",
+    "loss_and_grads",
+)
 _KEPT_APART = frozenset(vars(torch.nn.Module())) - {"training", "_forward_hooks", "_forward_pre_hooks"}  # of every module
-_MOST = 256  # items of a list or dict that are looked through
+_MOST = 256  # items of a list, dict or array that are looked through
+_PLAIN = (types.SimpleNamespace, argparse.Namespace)  # of the standard library, that hold what users put there
+_NOISE = (random.Random, np.random.Generator, np.random.RandomState)
 _LIBRARIES = frozenset(sys.stdlib_module_names - {"__main__"}) | {"torch", "pyro", "numpy", "scipy", "vilvm", "torchvision"}
 
 
@@ -60,6 +76,28 @@ class _Count:
 
     def get(self, key: Any, default: Any) -> Any:
         return len(self.items)
+
+
+class _Whole:
+    """All of a value that changes in place: a set, a small array, a generator of random numbers."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def get(self, key: Any, default: Any) -> Any:
+        if isinstance(self.value, np.ndarray):
+            return self.value.tobytes()
+        if isinstance(self.value, np.random.Generator):
+            return str(self.value.bit_generator.state)
+        if isinstance(self.value, np.random.RandomState):
+            return numpy_state(self.value)
+        return hash(self.value.getstate()) if isinstance(self.value, random.Random) else tuple(self.value)
+
+
+def numpy_state(source: Any) -> bytes:
+    """Where a generator of numpy's older kind is, or ``np.random`` itself."""
+    _, key, position, *_ = source.get_state()
+    return key.tobytes() + bytes(str(position), "ascii")
 
 
 class _Place(NamedTuple):
@@ -145,18 +183,30 @@ class Guards:
         if place is None:
             return ""
         now = place.now()
+        if isinstance(place.holder, _Whole):
+            return f"{place.name} was changed"
         if isinstance(place.value, _SCALARS) and isinstance(now, _SCALARS):
             return f"{place.name} changed from {place.value!r} to {now!r}"
         return f"{place.name} was {'removed' if now is _ABSENT else 'replaced'}"
 
 
 @functools.lru_cache(maxsize=4096)
+def _imports(code: types.CodeType) -> frozenset[str]:
+    """The modules that a code object imports while it runs."""
+    return frozenset(i.argval for i in dis.get_instructions(code) if i.opname == "IMPORT_NAME")
+
+
+@functools.lru_cache(maxsize=4096)
 def _loads(code: types.CodeType) -> frozenset[str]:
     """The names that a code object loads, those of attributes and strings among them, and those of the code within it."""
-    found = {i.argval for i in dis.get_instructions(code) if i.opname.startswith("LOAD") and isinstance(i.argval, str)}
+    found = {i.argval for i in dis.get_instructions(code) if i.opname.startswith(("LOAD", "IMPORT")) and isinstance(i.argval, str)}
     for constant in code.co_consts:
         found |= _loads(constant) if isinstance(constant, types.CodeType) else {constant} if isinstance(constant, str) else set()
     return frozenset(found)
+
+
+def _size(value: Any) -> int:
+    return value.size if isinstance(value, np.ndarray) else len(value)
 
 
 def _is_library(module: Any) -> bool:
@@ -189,7 +239,7 @@ class _Walk:
             self.into(value.__self__, name, is_root)
             self.into(value.__func__, name, is_root)
         elif isinstance(value, functools.partial):
-            for part in (value.func, *value.args, *value.keywords.values()):
+            for part in (value.func, *value.args, value.keywords):
                 self.into(part, name)
         elif isinstance(value, torch.nn.Module):
             self._module(value, name)
@@ -207,7 +257,10 @@ class _Walk:
         elif isinstance(value, type):
             if not _is_library(value.__module__):
                 self._class(value, name)
-        elif not _is_library(type(value).__module__) or is_root:
+        elif isinstance(value, _NOISE) or (isinstance(value, set | frozenset | np.ndarray) and _size(value) <= _MOST):
+            holder = _Whole(value)
+            self.places.append(_Place(holder, None, holder.get(None, None), name))
+        elif isinstance(value, _PLAIN) or not _is_library(type(value).__module__) or is_root:
             self._object(value, name)
 
     def _places(self, holder: Any, keys: Iterable[Any], name: str) -> None:
@@ -233,6 +286,10 @@ class _Walk:
             self.into(value, variable)
         if not _is_library(function.__module__):
             self._places(function.__globals__, [n for n in sorted(loads) if n in function.__globals__], "global")
+            for module in (sys.modules.get(n) for n in _imports(code)):
+                if module is not None:
+                    self.into(module, name)
+        self.places.append(_Place(_Slot(function), "__defaults__", function.__defaults__, f"the defaults of {function.__name__}"))
         for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self.into(default, name)
 

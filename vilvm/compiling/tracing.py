@@ -9,6 +9,7 @@ Every tensor that the trace met, parameters, buffers and data that the model clo
 that what is changed in place is changed for the graph too.
 """
 
+import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 from unittest import mock
 
+import numpy as np
 import pyro
 import torch
 from pyro.infer import traceenum_elbo, tracegraph_elbo
@@ -26,6 +28,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+
+from vilvm.compiling.guards import numpy_state
 
 __all__ = ["Graph", "UntraceableError", "shapes", "trace", "traceable", "why"]
 
@@ -66,14 +70,22 @@ def trace(function: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) ->
 
     # The operation that eager batch normalisation calls does not say that it changes its running statistics.
     batch_norm = {torch.ops.aten.native_batch_norm.default: native_batch_norm_decomposition}
+    noise = _other_noise()
     try:
         with traceable():
             module = make_fx(function, decomposition_table=batch_norm)(*arguments)
     except Exception as error:
         raise UntraceableError(why(error)) from error
+    if _other_noise() != noise:
+        raise UntraceableError("a number drawn by Python's random or by numpy.random, which a program would keep (draw by torch)")
     graph = Graph(module, _lift(module))
     _check_shapes(graph)
     return graph
+
+
+def _other_noise() -> tuple[Any, bytes]:
+    """Where the generators are that no graph draws from, Python's own and numpy's."""
+    return random.getstate(), numpy_state(np.random)
 
 
 # Their result has a shape that depends on values, of which a graph keeps the one that it met.

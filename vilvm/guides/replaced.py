@@ -37,6 +37,7 @@ class WithGuide(Wrapped):
         self.lvm.requires_grad_(False).eval()
         self.dim = dim
         self.encoder, self.latent, self.plate, self.around = encoder, latent, plate, around
+        self.keeps_guide = around
 
     def train(self, mode: bool = True) -> "WithGuide":
         """As of any module, but for the frozen model, which stays in evaluation mode."""

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vilvm.compiling import UntraceableError
+
 __all__ = ["GraphAdam"]
 
 _STILL = (0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0)  # the numbers of a step that moves nothing
@@ -27,7 +29,9 @@ class GraphAdam:
         self.group = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
         self.device = parameters[0].device
         self.counted = 0  # steps that the optimizer's own state shows
-        self.taken = 0  # and those that it does not show yet
+        self.taken = 0  # and those that it does not show yet,
+        self.moved: Sequence[Tensor] = ()  # of these parameters
+        self._first: Tensor | None = None  # the moment of the first of them, within a program
 
     @staticmethod
     def serves(optimizer: torch.optim.Optimizer) -> bool:
@@ -52,11 +56,33 @@ class GraphAdam:
                 )
                 step = torch.tensor(0.0, device=self.device if on_device else "cpu")
                 state.update(step=step, exp_avg=fresh[i], exp_avg_sq=fresh[len(kept) + i])
+        self._first = kept[0]["exp_avg"]
         return [s[name] for name in ("exp_avg", "exp_avg_sq") for s in kept]
 
+    @property
+    def is_reset(self) -> bool:
+        """Whether the user has put other moments into the optimizer than those that programs move."""
+        held = [s.get("exp_avg") for s in self.optimizer.state.values()]
+        return self._first is not None and not any(m is self._first for m in held)
+
+    @property
+    def decays(self) -> tuple[bool, ...]:
+        """Of every group, whether its weights decay, which is part of a graph."""
+        return tuple(g["weight_decay"] != 0 for g in self.optimizer.param_groups)
+
     def count(self, parameters: Sequence[Tensor]) -> None:
-        """Looks up how many steps the optimizer has counted, for which a GPU has to be waited for."""
-        self.counted = int(self.optimizer.state[parameters[0]].get("step", 0))
+        """Looks up how many steps the optimizer has counted, for which a GPU has to be waited for.
+
+        Raises:
+            UntraceableError: some of these parameters have taken fewer steps than others, so that their corrections differ.
+        """
+        first, same = parameters[:1], [id(p) for p in parameters] == [id(p) for p in self.moved]
+        if not same:
+            self.settle()
+        counts = {int(self.optimizer.state[p].get("step", 0)) for p in (first if same else parameters)}
+        if len(counts) > 1:
+            raise UntraceableError("parameters that have taken fewer steps than others, as those that were frozen for a while")
+        self.counted, self.moved = counts.pop(), parameters
 
     def numbers(self, step: int | None = None) -> Tensor:
         """What changes from step to step, for the next one or another, counted from 1; by group of parameters: shape (groups, 8)."""
@@ -71,8 +97,9 @@ class GraphAdam:
 
     def settle(self) -> None:
         """Adds the steps taken to those that the optimizer has counted."""
-        for state in self.optimizer.state.values():
-            state["step"] += self.taken
+        for state in (self.optimizer.state[p] for p in self.moved):
+            if state:  # the user may have cleared it
+                state["step"] += self.taken
         self.counted, self.taken = self.counted + self.taken, 0
 
     def _is_decoupled(self, group: dict[str, Any]) -> bool:
@@ -90,7 +117,7 @@ class GraphAdam:
     ) -> None:
         """Moves parameters and moments in place, where all is `good`."""
         count = len(parameters)
-        decays = [g["weight_decay"] != 0 for g in self.optimizer.param_groups]
+        decays = self.decays
         for i, (p, grad) in enumerate(zip(parameters, grads, strict=True)):
             mean, square, group = moments[i], moments[count + i], self.group[id(moved[i])]
             row = numbers[group].to(grad.dtype).unbind()

@@ -43,6 +43,7 @@ _NEGLIGIBLE = 1e-6  # of the norm of all gradients, below which that of one para
 _FAR = 1000  # steps, at most, between two comparisons
 _NEAR = 200  # steps, at least, from a comparison to that of a record
 _IRRELEVANT = 3  # times that state has changed and no graph with it, from which comparisons alone look after it
+_SELDOM = 50  # steps, at least and on average, between two replacements of a tensor, each of which takes a new trace
 _RETURNS = 3  # times that a run may go back before its steps are eager
 
 
@@ -124,6 +125,7 @@ class CompiledStep:
         self._taken, self._check_at, self._checked_at = 0, 0, 0
         self._returned, self._has_kept = 0, False
         self._noise: list[Tensor] = []  # the generators at the start of a comparison
+        self._replaced = 0  # how often a tensor that a graph reads was
         self._irrelevant: dict[str, int] = {}  # by place, how often its change changed no graph
         self._started = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64, device=self.parameters[0].device)
 
@@ -149,6 +151,11 @@ class CompiledStep:
         return max(1, self._check_at - self._taken) if self.adam is not None and self.refused is None else 0
 
     @property
+    def goes_back(self) -> bool:
+        """Whether the run may still have to go back."""
+        return self.refused is None and self.keep is not None
+
+    @property
     def unconfirmed(self) -> bool:
         """Whether steps were taken since the last comparison with the eager step."""
         return self.refused is None and self._taken > self._checked_at
@@ -159,16 +166,17 @@ class CompiledStep:
             self._check_at = self._taken
 
     @property
-    def counts(self) -> tuple[int, int, int]:
+    def counts(self) -> tuple[int, int, int, Sequence[Tensor]]:
         """Steps taken and what else counts them, to be put back."""
-        return self._taken, self.adam.counted if self.adam else 0, self.adam.taken if self.adam else 0
+        adam = self.adam
+        return (self._taken, adam.counted, adam.taken, adam.moved) if adam else (self._taken, 0, 0, ())
 
     @counts.setter
-    def counts(self, counts: tuple[int, int, int]) -> None:
-        self._taken, counted, taken = counts
+    def counts(self, counts: tuple[int, int, int, Sequence[Tensor]]) -> None:
+        self._taken, counted, taken, moved = counts
         self._check_at, self._checked_at = max(self._check_at, self._taken), min(self._checked_at, self._taken)
         if self.adam is not None:
-            self.adam.counted, self.adam.taken = counted, taken
+            self.adam.counted, self.adam.taken, self.adam.moved = counted, taken, moved
 
     def ready(self, batch: Any, num_data: float) -> _Program | None:
         """The program for batches like this one, held against the eager step when that is due; None if the step is eager."""
@@ -176,14 +184,27 @@ class CompiledStep:
         if program is not None and self._taken >= self._check_at:
             program = self._confirmed(program, batch, num_data)
         if program is not None and self.adam is not None:
-            self.adam.count(program.moved)
+            try:
+                self.adam.count(program.moved)
+            except UntraceableError as error:
+                return self._refuse(str(error))
         return program
 
     def prepare(self, batch: Any, num_data: float) -> _Program | None:
         """The program for batches like this one, compiled if there is none; None if the step is eager."""
         if self.refused is not None:
             return None
-        key = (kind_of(batch), shapes(tensors_of(batch)), num_data, tuple(p.requires_grad for p in self.parameters))
+        if self.adam is not None and not GraphAdam.serves(self.optimizer):
+            return self._refuse(f"an option of {type(self.optimizer).__name__} was changed that is no part of the graph")
+        if self.adam is not None and self.adam.is_reset:
+            self._programs.clear()
+        key = (
+            kind_of(batch),
+            shapes(tensors_of(batch)),
+            num_data,
+            tuple(p.requires_grad for p in self.parameters),
+            None if self.adam is None else self.adam.decays,
+        )
         programs = self._programs.setdefault(key, [])
         for program in programs:
             if program.guards.changed() is None:
@@ -192,6 +213,8 @@ class CompiledStep:
         try:
             if len(programs) >= MOST_PROGRAMS:
                 raise UntraceableError(f"{changed}, after {len(programs)} such changes; keep it in a buffer of the module")
+            if self._replaced > MOST_PROGRAMS and self._taken < _SELDOM * self._replaced:
+                raise UntraceableError(f"{changed} {self._replaced} times; change it in place (.copy_, .fill_)")
             program = self._compile(batch, num_data, programs)
         except UntraceableError as error:
             return self._refuse(str(error))
@@ -205,7 +228,9 @@ class CompiledStep:
         """Keeps a program, in place of those of the same graph; says so if it was made because state has `changed`."""
         same = [p for p in programs if p.run is program.run]
         for place in (p.guards.changed() for p in same):
-            if place is not None:
+            if place is not None and isinstance(place.value, Tensor):  # another tensor is another input
+                self._replaced += 1
+            elif place is not None:
                 self._irrelevant[place.name] = self._irrelevant.get(place.name, 0) + 1
         programs[:] = [p for p in programs if p.run is not program.run] + [program]
         if changed and not same:

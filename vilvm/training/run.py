@@ -20,7 +20,7 @@ import vilvm.training.checkpoint as checkpoint
 from vilvm.compiling import Compile, worth_compiling
 from vilvm.data import Data, kind_of, rng, seeded, set_rng, set_seed
 from vilvm.files import write_atomic
-from vilvm.lvm import ContractError, NonFiniteError, evaluation_mode, module_parameters
+from vilvm.lvm import ContractError, NonFiniteError, evaluation_mode, module_parameters, own_memory
 from vilvm.memory import widen_heap
 from vilvm.progress import ProgressBar
 from vilvm.training.arguments import Arguments, Call, Called, as_tensors, check_arguments
@@ -109,6 +109,7 @@ class Run:
         for source in self.batches.sources:
             self._check_source(source)
         self._check_validation()
+        own_memory(self.lvm)
         self.ranks.from_first([*self.lvm.parameters(), *self.lvm.buffers()])
         trainable = {n: p for n, p in self.lvm.named_parameters() if p.requires_grad}
         if not trainable:
@@ -335,6 +336,8 @@ class Run:
                 if self.at == self._next_record:
                     self.record()
                     self.compiled.check_soon(always=bool(self.callbacks))
+                    if self.callbacks and self.compiles and self.compiled.goes_back:
+                        self._good = Kept(Position(self))  # all before the callbacks was confirmed, so none is called again
                     if self.stopped != "finished":
                         self._confirmed()  # else it is not stopped after all
                 # All ranks stop and save after the same step, so of several each has heard the wishes of all by now.
@@ -547,6 +550,18 @@ class Run:
         if isinstance(self.scheduler, ReduceLROnPlateau):
             self.scheduler.step(-bound if self.scheduler.mode == "min" else bound)  # better is a lower loss, or a higher ELBO
         self._decide()
+        if self.at < self.total and self.stopped == "finished":
+            self._check_parameters()
+
+    def _check_parameters(self) -> None:
+        """Raises ContractError if a parameter would be left untrained that is to be trained now."""
+        known = {id(p) for p in self.compiled.parameters}
+        for name, parameter in self.lvm.named_parameters():
+            if parameter.requires_grad and id(parameter) not in known:
+                raise ContractError(
+                    f"After step {self.at}: the optimizer does not know parameter {name!r}, which was added, replaced or unfrozen since "
+                    "training began. Change parameters in place, and unfreeze between two calls of fit."
+                )
 
     def _looked_at(self) -> Data:
         """What this rank looks at for a record: of the validation data its share, or its share of the last batch."""
@@ -570,6 +585,8 @@ class Run:
     def _decide(self) -> None:
         if self._is_out_of_patience():
             self.stopped = "early"
+        if self.callbacks:
+            self.compiled.settle()  # so that the optimizer's state is whole where the user may look at it, or change it
         answers = [callback(Event(self.lvm, self.history)) for callback in self.callbacks]  # every one is told
         if self.ranks.any(any(answers), self.device):
             self.stopped = "callback"

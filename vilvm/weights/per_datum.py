@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from vilvm.data import Data, seeded
-from vilvm.lvm import ContractError, NotApplicable, evaluation_mode, module_parameters
+from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, Pair, evaluation_mode, held_modules, module_parameters
 from vilvm.weights.supports import guide_sites
 from vilvm.weights.traces import Put, Sites, family, log_prob, run, strip
 
@@ -207,23 +207,46 @@ def check_indices(lvm: Any, indices: Indices, guide_trace: Any) -> None:
 
 def remember(lvm: Module, parameter: str, batch: Any) -> None:
     """Notes that a parameter of the pair is of the single data of this batch, whole and in this order."""
-    known = lvm.__dict__.get("_per_datum", Known(parameter, frozenset()))
-    lvm.__dict__["_per_datum"] = Known(parameter, known.digests | {Data(batch).fingerprint()})
+    digest = Data(batch).fingerprint()
+    for pair in _pairs_of_guide(lvm):
+        known = pair.__dict__.get("_per_datum", Known(parameter, frozenset()))
+        pair.__dict__["_per_datum"] = Known(parameter, known.digests | {digest})
 
 
 def forget(lvm: Module) -> None:
     """Forgets what ``remember`` noted, for the pair is about to be fitted to other data."""
-    lvm.__dict__.pop("_per_datum", None)
+    for pair in _pairs_of_guide(lvm):
+        pair.__dict__.pop("_per_datum", None)
 
 
 def check_known(lvm: Any, batch: Any) -> None:
     """Raises NotApplicable if the guide's parameters are of single data, and the batch is not these very data."""
-    known = getattr(lvm, "__dict__", {}).get("_per_datum")
+    if not isinstance(lvm, Module) or not any("_per_datum" in vars(m) for m in lvm.modules()):
+        return
+    known = next((vars(pair)["_per_datum"] for pair in _pairs_of_guide(lvm) if "_per_datum" in vars(pair)), None)
     if known is not None and Data(batch).fingerprint() not in known.digests:
         raise NotApplicable(
             f"The guide of {type(lvm).__name__} has parameters of the single data that it was fitted to ({known.parameter!r}), and this batch is not "
             f"all of these in their order: pass those, fit a guide to the new data, or use an amortised guide."
         )
+
+
+def _pairs_of_guide(lvm: Module) -> Iterator[Module]:
+    """A pair, and the pairs within it whose guide it runs."""
+    yield lvm
+    for part in _parts_of_guide(lvm):
+        yield from (inner for inner in _pairs_of_guide(part) if isinstance(inner, LatentVariableModel))
+
+
+def _parts_of_guide(lvm: Module) -> list[Module]:
+    """The modules at the next level that the guide may run."""
+    if not getattr(lvm, "keeps_guide", True) or isinstance(lvm, AutoGuide):
+        return []
+    if not isinstance(lvm, Pair):
+        return list(lvm.children())
+    guide = lvm.guide.__wrapped__
+    parts = [guide, getattr(guide, "__self__", None), *([] if isinstance(guide, AutoGuide) else held_modules(guide=guide).values())]
+    return list({id(m): m for m in parts if isinstance(m, Module)}.values())
 
 
 def unset_autoguides(lvm: Any) -> list[AutoGuide]:
