@@ -118,7 +118,7 @@ def _run(lvm: Any, batch: Any, put: Mapping[str, Tensor], fixed: poutine.Trace |
     """A trace of the guide, whose sites keep their log-density of the values as constants in "score"."""
     with seeded(seed, Data(batch).device), Put(put, None, 0):
         trace = run(lvm.guide, "guide", batch, fixed)
-    for name, site in guide_sites(trace).items():
+    for site in guide_sites(trace).values():
         if not site["is_observed"]:
             # A transform without an inverse scores the very value that it has computed, and only until it computes the next.
             any_value = can_score(site)

@@ -236,7 +236,7 @@ def _before_transforms(site: Any) -> Tensor | None:
         for transform in reversed(_parts(fn.transforms)):
             kind = type(transform)
             if kind not in _inverted:
-                _inverted[kind] = not kind.__module__.startswith("pyro.") or _can_invert(transform, found)
+                _inverted[kind] = kind.__module__.startswith("torch.") or _can_invert(transform, found)
             found = transform.inv(found)
     return None if all(_inverted[type(t)] for t in _parts(fn.transforms)) else found
 

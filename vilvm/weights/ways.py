@@ -382,6 +382,7 @@ def _mapped(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> Callable[...,
                 module = make_fx(functionalize(module))(*example, *graph.closed)
             except Exception as error:
                 raise UntraceableError(_words(error)) from error
+            _make_copies_differentiable(module)
     _draw_for_each_sample(module)
 
     def mapped(batch: Any, given: Mapping[str, Tensor], num_samples: int, same: bool = False) -> Values:
@@ -434,6 +435,17 @@ def _writes(node: Any) -> bool:
     """Whether a node of a graph writes in place, other than draws into a tensor of its own."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable and schema.name not in _IN_PLACE
+
+
+def _make_copies_differentiable(module: GraphModule) -> None:
+    """Replaces the operation that a write in place becomes without writes, for it has no derivative."""
+    for node in module.graph.find_nodes(op="call_function", target=torch.ops.aten.copy.default):
+        node.target, node.args, node.kwargs = _copied, node.args[:2], {}
+    module.recompile()
+
+
+def _copied(like: Tensor, value: Tensor) -> Tensor:
+    return value.to(like).expand(like.shape).clone()
 
 
 def _draw_for_each_sample(module: GraphModule) -> None:
