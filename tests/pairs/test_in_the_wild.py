@@ -130,16 +130,27 @@ def test_rows_of_square_data_are_their_first_axis():
     assert vilvm.weights.layout(lvm, x).data_plate == "users"
 
 
-def test_gradients_go_through_writes_in_place():
-    """Row by row into a tensor that the model made, which only one sample has room for."""
+def set_by_column(mean, first, second):
+    mean[:, 0] = first
+    mean[:, 1] += second
+
+
+def set_by_index(mean, first, second):
+    mean[:, 1] = second
+    for row, value in zip(mean, first, strict=True):
+        row.index_fill_(0, torch.tensor([0]), value)
+
+
+@pytest.mark.parametrize("write", [set_by_column, set_by_index])
+def test_gradients_go_through_writes_in_place(write):
+    """Into a tensor that the model made, which only one sample has room for."""
 
     def model(x):
         slope = pyro.param("slope", torch.tensor(2.0))
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(WIDTH), 1.0).to_event(1))
             mean = torch.zeros(len(x), WIDTH)
-            mean[:, 0] = slope * z[:, 0]
-            mean[:, 1] += z[:, 1]
+            write(mean, slope * z[:, 0], z[:, 1])
             pyro.sample("x", dist.Normal(mean, 1.0).to_event(1), obs=x)
 
     def guide(x):
