@@ -159,6 +159,6 @@ def test_gradients_go_through_writes_in_place(write):
 
     lvm, x = vilvm.Pair(model, guide), torch.randn(3, WIDTH)
     weights = vilvm.log_weights(lvm, x, 5)
-    (found,) = torch.autograd.grad(weights.log_weight.sum(), lvm.parameters())
+    (found,) = torch.autograd.grad(weights.log_weight.sum(), list(lvm.parameters()))
     z = weights.latents["z"][..., 0].detach()
     torch.testing.assert_close(found, ((x[:, 0] - 2 * z) * z).sum())
