@@ -143,7 +143,7 @@ def test_plates_that_cannot_be_told_apart_ask_for_a_name():
     def model(x):
         with pyro.plate("rows", 2, dim=-2), pyro.plate("columns", 2, dim=-1):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x + 0.0)  # no axis of the batch can be recognised in it
 
     def guide(x):
         with pyro.plate("rows", 2, dim=-2), pyro.plate("columns", 2, dim=-1):

@@ -24,7 +24,7 @@ from vilvm.weights.contract import check_batch, check_number
 from vilvm.weights.enumeration import run_model
 from vilvm.weights.structure import Layout, held_still, layout
 from vilvm.weights.supports import guide_sites, scored_guide
-from vilvm.weights.traces import Put, Sites, family, log_prob, run, strip
+from vilvm.weights.traces import Put, Sites, family, log_prob, run, strip, to_put
 from vilvm.weights.ways import Pass, Values, at_samples
 
 __all__ = ["LogWeights", "drawn_values", "log_weights", "one_pass", "reducer", "total", "weigh", "weight_chunks", "weight_pass"]
@@ -210,9 +210,9 @@ def weight_pass(lvm: LatentVariableModel, plan: Layout) -> Pass:
 
 
 def drawn_values(sites: Sites, num_samples: int, plan: Layout) -> dict[str, Tensor]:
-    """The values that follow from no other site, by name, as ``strip`` leaves them."""
+    """The values that follow from no other site, as ``Put`` takes them."""
     drawn = {n: s for n, s in sites.items() if family(s["fn"]) not in ("Delta", "Unit") and not s["is_observed"]}
-    return {n: strip(s["value"], s, num_samples, plan.nesting) for n, s in drawn.items()}
+    return dict(to_put(n, s, num_samples, plan.nesting) for n, s in drawn.items())
 
 
 def _read(values: Values, plan: Layout) -> LogWeights:

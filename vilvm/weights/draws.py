@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from vilvm.lvm import (
@@ -248,8 +247,8 @@ def predict(lvm: LatentVariableModel, latents: Mapping[str, Tensor], *, like: An
         ContractError: a latent has no value, the model cannot run without a batch, or a likelihood has no mean.
     """
     batch = _batch_around("predict", lvm, latents, like, 0)
-    with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
-        sites = _simulate(lvm, batch, given=latents)
+    with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm), Put({n: v[None] for n, v in latents.items()}, None, 0):
+        sites = _simulate(lvm, batch)
     missing = [n for n, s in sites.items() if n not in latents and not was_observed(s)]
     if missing:
         raise ContractError(f"predict: no value was given for the latent {missing[0]!r}; it has {sorted(latents)}.")
@@ -390,12 +389,10 @@ def _simulate(
     batch: Any,
     *,
     samples: tuple[int, int] | None = None,
-    given: Mapping[str, Tensor] | None = None,
     factors: bool = True,
 ) -> Sites:
-    """The model's sites with nothing observed but the latents in `given`, factors left out, or refused unless they are allowed."""
-    model = Unobserved()(lvm.model)
-    sites = sites_of(run(poutine.condition(model, data=dict(given)) if given else model, "model", batch, samples=samples))
+    """The model's sites with nothing observed, factors left out, or refused unless they are allowed."""
+    sites = sites_of(run(Unobserved()(lvm.model), "model", batch, samples=samples))
     factor = next((n for n, s in sites.items() if family(s["fn"]) == "Unit"), None)
     if factor is not None and not factors:
         raise NotApplicable(

@@ -26,7 +26,7 @@ from torch.nn import Module
 from vilvm.data import Data, seeded
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, Pair, evaluation_mode, held_modules, module_parameters
 from vilvm.weights.supports import guide_sites
-from vilvm.weights.traces import Put, Sites, family, log_prob, run, strip
+from vilvm.weights.traces import Put, Sites, can_score, family, log_prob, run, to_put
 
 __all__ = ["INSTEAD", "Indices", "by_position", "check_indices", "check_known", "forget", "remember", "restart", "unset_autoguides"]
 
@@ -83,9 +83,9 @@ def by_position(lvm: Any, batch: Any, plan: Any) -> ByPosition | None:
         torch.enable_grad(),
     ):
         drawn = guide_sites(_run(lvm, batch, {}, _held(plan), 0))
-        put = _values(drawn, plan, 0)
+        put, put_moved = _values(drawn, plan, 0), _values(drawn, plan, step)
         before = _run(lvm, batch, put, _held(plan), 0)
-        after = _run(lvm, moved, _values(drawn, plan, step), _held(plan, 1 - step), 0)
+        after = _run(lvm, moved, put_moved, _held(plan, 1 - step), 0)
         for place in (0, plan.num_data - 1):
             first = _gradients(before, place, plan, parameters)
             then = _gradients(after, (place + step) % plan.num_data, plan, parameters)
@@ -115,8 +115,15 @@ def _differentiable(lvm: Module) -> Iterator[Mapping[str, Tensor]]:
 
 
 def _run(lvm: Any, batch: Any, put: Mapping[str, Tensor], fixed: poutine.Trace | None, seed: int) -> poutine.Trace:
+    """A trace of the guide, whose sites keep their log-density of the values as constants in "score"."""
     with seeded(seed, Data(batch).device), Put(put, None, None):
-        return run(lvm.guide, "guide", batch, fixed)
+        trace = run(lvm.guide, "guide", batch, fixed)
+    for site in guide_sites(trace).values():
+        if not site["is_observed"]:
+            # A transform without an inverse scores the very value that it has computed, and only until it computes the next.
+            any_value = can_score(site)
+            site["score"] = log_prob("guide", {**site, "value": site["value"].detach()} if any_value else site)
+    return trace
 
 
 def _held(plan: Any, step: int = 0) -> poutine.Trace | None:
@@ -133,8 +140,8 @@ def _values(guide: Sites, plan: Any, step: int) -> dict[str, Tensor]:
     drawn = {
         n: s for n, s in guide.items() if plan.is_in_data(s) and not s["is_observed"] and family(s["fn"]) not in ("Delta", "Unit")
     }
-    values = {n: strip(s["value"].detach(), s, 1, plan.nesting) for n, s in drawn.items()}
-    return {n: v.roll(step, plan.data_axis(drawn[n])) for n, v in values.items()}
+    put = {n: to_put(n, s, 1, plan.nesting) for n, s in drawn.items()}
+    return {key: value.detach().roll(step, plan.data_axis(drawn[n])) for n, (key, value) in put.items()}
 
 
 def _gradients(trace: poutine.Trace, place: int, plan: Any, parameters: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
@@ -142,8 +149,7 @@ def _gradients(trace: poutine.Trace, place: int, plan: Any, parameters: Mapping[
     part: Any = 0.0
     for site in guide_sites(trace).values():
         if plan.is_in_data(site) and not site["is_observed"]:
-            density = log_prob("guide", {**site, "value": site["value"].detach()})
-            part = part + _at(density, plan.data_dim, place)
+            part = part + _at(site["score"], plan.data_dim, place)
             if site["value"].requires_grad:
                 part = part + _FACTOR * _at(site["value"], plan.data_dim - site["fn"].event_dim, place)
     if not isinstance(part, Tensor) or not part.requires_grad:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import biject_to
 
 from vilvm.data import kept_generators, tensors_of
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, module_parameters
@@ -93,7 +94,8 @@ def replay(
         single = _run(lvm, batch, {n: v[:1] for n, v in given.items()}, None, plan)
         values = at_samples(lvm, batch, samples, _replay_pass(lvm, plan, single), given, ways=plan.ways)
         with kept_generators(tensors_of(batch)[0].device):
-            other = _run(lvm, batch, {n: _moved(v[:1]) for n, v in given.items()}, None, plan)
+            moved = {n: strip(_moved(single[n]), single[n], 1, plan.nesting) for n in given}
+            other = _run(lvm, batch, moved, None, plan)
     moving = {n for n, s in single.items() if not torch.equal(s["value"], other[n]["value"])}
     result = Replay({}, {}, {}, {}, {})
     for name, site in single.items():
@@ -140,8 +142,13 @@ def _run(
     return {n: s for n, s in nodes.items() if s["type"] == "sample" and family(s["fn"]) not in ("_Subsample", "Unit")}
 
 
-def _moved(value: Tensor) -> Tensor:
-    return 1.001 * value + 0.001 if value.is_floating_point() else value
+def _moved(site: Any) -> Tensor:
+    """Another value near that of a site, within its support; the same where it has no neighbours."""
+    try:
+        bijection = biject_to(site["fn"].support)
+    except NotImplementedError:
+        return site["value"]
+    return bijection(1.001 * bijection.inv(site["value"]) + 0.001)
 
 
 def _deterministic(

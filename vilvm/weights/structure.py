@@ -222,12 +222,12 @@ def data_plate(model: Any, batch: Any, observed: list[Any], name: str | None = N
     lengths = {t.shape[0] for t in tensors_of(batch) if t.dim()}
     matching = [f for f in common if {_size(f, observed), f.full_size} & lengths]
     if len(matching) > 1:
-        matching = _growing(model, batch, matching)
+        matching = _growing(model, batch, matching, observed)
     return next(iter(matching or common), None)
 
 
-def _growing(model: Any, batch: Any, plates: list[Any]) -> list[Any]:
-    """Which of several plates of the batch's size grows with it."""
+def _growing(model: Any, batch: Any, plates: list[Any], observed: list[Any]) -> list[Any]:
+    """Which of several plates of the batch's size grows with it, or, if that cannot be seen, is along the first axis of observed tensors."""
     data, grown = Data(batch), []
     if data.divisible:
         longer = data.subset(torch.arange(-1, len(data)).clamp(min=0)).x  # its first datum twice
@@ -235,6 +235,10 @@ def _growing(model: Any, batch: Any, plates: list[Any]) -> list[Any]:
             before, after = (_sizes(sites_of(run_once(model, x)[0]).values()) for x in (batch, longer))
             grown = [f for f in plates if f.name in after and after[f.name] != before[f.name]]
     grown = grown or [f for f in plates if f.name == "data"]
+    if not grown:
+        given = {id(t) for t in tensors_of(batch)}
+        first = {s["fn"].event_dim - s["value"].dim() for s in observed if id(s["value"]) in given}
+        grown = [f for f in plates if first == {f.dim}]
     if len(grown) != 1:
         raise ContractError(
             f"The plates {' and '.join(repr(f.name) for f in plates)} are all of the batch's size, so which of them is over the data "

@@ -25,6 +25,7 @@ __all__ = [
     "Put",
     "Sites",
     "Unobserved",
+    "can_score",
     "family",
     "log_prob",
     "mask_of",
@@ -38,6 +39,7 @@ __all__ = [
     "run_once",
     "sites_of",
     "strip",
+    "to_put",
     "unstrip",
     "was_observed",
 ]
@@ -239,6 +241,13 @@ def log_prob(part: str, site: Any) -> Tensor:
     """The log-density of a site, masked but not scaled."""
     try:
         value = site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    except KeyError as error:
+        if "intermediates cache" not in str(error):
+            raise
+        raise ContractError(
+            f"The {part}'s site {site['name']!r} has a transform without an inverse, so only what it draws itself has a density, and a given value "
+            "has none: use a transform with an inverse (spline, affine_coupling, affine_autoregressive)."
+        ) from None
     except (ValueError, RuntimeError) as error:
         reason = _first_words(error)
         raise ContractError(
@@ -246,6 +255,55 @@ def log_prob(part: str, site: Any) -> Tensor:
             "Check the value's shape and that it lies in the distribution's support (a Bernoulli needs 0 or 1: binarise)."
         ) from None
     return scale_and_mask(value, mask=site["mask"])
+
+
+def to_put(name: str, site: Any, num_samples: int, nesting: int) -> tuple[str, Tensor]:
+    """What ``Put`` is to be given so that a site takes the value that it drew: a key and the value, as ``strip`` leaves it.
+
+    Where a transform has no inverse, as pyro's planar, radial and block autoregressive flows, a value has a density only if it has just been
+    computed: then it is the draw before the transforms that is put.
+    """
+    before = _before_transforms(site)
+    if before is None:
+        return name, strip(site["value"], site, num_samples, nesting)
+    return name + _BEFORE, strip(before, site, num_samples, nesting)
+
+
+_BEFORE = " before its transforms"
+_inverted: dict[type, bool] = {}  # whether transforms of a type can be inverted at values that they have not just computed
+
+
+def can_score(site: Any) -> bool:
+    """Whether a site that has just been drawn has a density of any value, and not only of the very tensor that it drew."""
+    return _before_transforms(site) is None
+
+
+def _before_transforms(site: Any) -> Tensor | None:
+    """The draw of which a site's transforms made its value, where they cannot be inverted at other values; else None."""
+    fn, value = plain(site["fn"]), site["value"]
+    if not isinstance(fn, torch.distributions.TransformedDistribution):
+        return None
+    with torch.no_grad():
+        found = value
+        for transform in reversed(_parts(fn.transforms)):
+            kind = type(transform)
+            if kind not in _inverted:
+                _inverted[kind] = kind.__module__.startswith("torch.") or _can_invert(transform, found)
+            found = transform.inv(found)
+    return None if all(_inverted[type(t)] for t in _parts(fn.transforms)) else found
+
+
+def _parts(transforms: list[Any]) -> list[Any]:
+    """Transforms in their order, without what composes them."""
+    return [p for t in transforms for p in (_parts(t.parts) if isinstance(t, torch.distributions.ComposeTransform) else [t])]
+
+
+def _can_invert(transform: Any, value: Tensor) -> bool:
+    try:
+        transform._inverse(value.clone())
+    except (KeyError, NotImplementedError):
+        return False
+    return True
 
 
 def strip(value: Tensor, site: Any, num_samples: int, nesting: int) -> Tensor:
@@ -314,9 +372,19 @@ class Put(Messenger):
         self.values, self.num_samples, self.nesting = values, num_samples, nesting
 
     def _pyro_sample(self, msg: Any) -> None:
-        value = self.values.get(msg["name"])
-        if value is None or msg["done"] or (msg["is_observed"] and msg["value"] is not None):
+        value, before = self.values.get(msg["name"]), self.values.get(msg["name"] + _BEFORE)
+        if (value is None and before is None) or msg["done"] or (msg["is_observed"] and msg["value"] is not None):
             return
+        if value is not None:
+            msg["value"] = self._placed(value, msg)
+        elif before is not None:
+            found = self._placed(before, msg)
+            for transform in plain(msg["fn"]).transforms:
+                found = transform(found)
+            msg["value"] = found
+        msg["done"] = True
+
+    def _placed(self, value: Tensor, msg: Any) -> Tensor:
         shape = tuple(msg["fn"].shape())
         if self.num_samples is not None:
             placed = unstrip(value, msg, self.nesting or 0)
@@ -330,5 +398,4 @@ class Put(Messenger):
             raise ContractError(
                 f"Latent {msg['name']!r} was given draws of shape {tuple(value.shape[1:])}, and a draw of it has shape {wanted}."
             )
-        placed = placed if self.num_samples is not None else placed.reshape(shape)
-        msg["value"], msg["done"] = placed, True
+        return placed if self.num_samples is not None else placed.reshape(shape)

@@ -382,6 +382,7 @@ def _mapped(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> Callable[...,
                 module = make_fx(functionalize(module))(*example, *graph.closed)
             except Exception as error:
                 raise UntraceableError(_words(error)) from error
+    _make_differentiable(module)
     _draw_for_each_sample(module)
 
     def mapped(batch: Any, given: Mapping[str, Tensor], num_samples: int, same: bool = False) -> Values:
@@ -434,6 +435,40 @@ def _writes(node: Any) -> bool:
     """Whether a node of a graph writes in place, other than draws into a tensor of its own."""
     schema = getattr(node.target, "_schema", None)
     return schema is not None and schema.is_mutable and schema.name not in _IN_PLACE
+
+
+def _make_differentiable(module: GraphModule) -> None:
+    """Replaces what writes in place become without writes, where vmap has no derivative of it or a wrong one (PyTorch 2.15)."""
+    for node in module.graph.nodes:
+        if node.op == "call_function" and node.target in _WITH_DERIVATIVE:
+            node.target = _WITH_DERIVATIVE[node.target]
+    module.recompile()
+
+
+def _copied(like: Tensor, value: Tensor, non_blocking: bool = False) -> Tensor:
+    return value.to(like).expand(like.shape).clone()
+
+
+def _with_selected(whole: Tensor, value: Tensor, dim: int, index: int) -> Tensor:
+    return torch.where(_places(whole, dim, torch.tensor(index, device=whole.device)), value.unsqueeze(dim), whole)
+
+
+def _with_filled(whole: Tensor, dim: int, index: Tensor, value: Tensor) -> Tensor:
+    return torch.where(_places(whole, dim, index), value, whole)
+
+
+def _places(whole: Tensor, dim: int, index: Tensor) -> Tensor:
+    """Which entries are at these indices of a dimension, broadcastable to the whole."""
+    size = whole.shape[dim]
+    found = (torch.arange(size, device=whole.device)[:, None] == (index.reshape(-1) % size)).any(-1)
+    return found.reshape(-1, *(1,) * ((-dim - 1) % whole.dim()))
+
+
+_WITH_DERIVATIVE = {
+    torch.ops.aten.copy.default: _copied,
+    torch.ops.aten.select_scatter.default: _with_selected,
+    torch.ops.aten.index_fill.int_Tensor: _with_filled,
+}
 
 
 def _draw_for_each_sample(module: GraphModule) -> None:
