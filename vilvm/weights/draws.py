@@ -247,7 +247,7 @@ def predict(lvm: LatentVariableModel, latents: Mapping[str, Tensor], *, like: An
         ContractError: a latent has no value, the model cannot run without a batch, or a likelihood has no mean.
     """
     batch = _batch_around("predict", lvm, latents, like, 0)
-    with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm), Put({n: v[None] for n, v in latents.items()}, None, 0):
+    with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm), Put({n: v[None] for n, v in latents.items()}, None, None):
         sites = _simulate(lvm, batch)
     missing = [n for n, s in sites.items() if n not in latents and not was_observed(s)]
     if missing:

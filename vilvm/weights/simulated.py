@@ -194,7 +194,7 @@ def _check_as_drawn(lvm: LatentVariableModel, like: Any, batch: Any, sites: Mapp
     given, found = {n: v[None] for n, v in sites.items()}, []
 
     def half(x: Any) -> Any:
-        with Put(given, None, 0), Unobserved():
+        with Put(given, None, None), Unobserved():
             return lvm.model(x)
 
     for x in (like, batch):
