@@ -1,5 +1,6 @@
 """A stochastic guide fitted to a frozen model: its bound against the evidence in closed form."""
 
+import copy
 from functools import partial
 
 import pyro
@@ -16,7 +17,7 @@ from vilvm.priors import fit_prior, with_prior
 from vilvm.testing import check_lvm
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def x():
     generator = torch.Generator().manual_seed(0)
     return torch.randn(600, 2, generator=generator) @ (2 * torch.randn(2, 6, generator=generator)) + torch.randn(
@@ -24,12 +25,18 @@ def x():
     )
 
 
-@pytest.fixture
-def auto(x):
+@pytest.fixture(scope="module")
+def trained(x):
     torch.manual_seed(0)
     lvm = LinearAutoencoder(6, 2).start_at(x.mean(0))
     vilvm.fit(lvm, x, steps=500, optimizer=partial(torch.optim.Adam, lr=0.02))
     return lvm
+
+
+@pytest.fixture
+def auto(trained):
+    torch.manual_seed(0)
+    return copy.deepcopy(trained)
 
 
 @pytest.mark.slow

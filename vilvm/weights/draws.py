@@ -22,7 +22,7 @@ from vilvm.weights.enumeration import check_drawable
 from vilvm.weights.structure import Layout, data_plate, held_still, layout, place
 from vilvm.weights.supports import guide_sites
 from vilvm.weights.traces import Put, Sites, Unobserved, family, nesting_of, own_densities, run, sites_of, strip, was_observed
-from vilvm.weights.ways import Pass, Values, at_samples
+from vilvm.weights.ways import Pass, Values, Ways, at_samples
 
 __all__ = [
     "draws_in_place",
@@ -76,7 +76,7 @@ def draws_in_place(
         try:
             probe = _simulate(lvm, batch, factors=False)
             simulated = _simulation(lvm, nesting_of(probe), mean)
-            values = at_samples(lvm, batch, num_samples, simulated, ways={})["simulated"]
+            values = at_samples(lvm, batch, num_samples, simulated, ways=Ways())["simulated"]
             plate = data_plate(Unobserved()(lvm.model), batch, [s for s in probe.values() if was_observed(s)])
         except ContractError as error:
             if like is not None or isinstance(error, NotApplicable):
@@ -306,7 +306,7 @@ def replicate(lvm: LatentVariableModel, latents: Mapping[str, Tensor], *, like: 
             _check_event_sizes(lvm, probe.values())
         if any(enumerable(s) and n not in latents for n, s in probe.items()):
             check_drawable("replicate", lvm, batch, latents, nesting_of(probe))
-        values = at_samples(lvm, batch, size, _simulation(lvm, nesting_of(probe), mean=False), latents, ways={})["simulated"]
+        values = at_samples(lvm, batch, size, _simulation(lvm, nesting_of(probe), mean=False), latents, ways=Ways())["simulated"]
     return {n: v for n, v in values.items() if was_observed(probe[n])}
 
 

@@ -175,7 +175,7 @@ def _read_layout(plate: Any, model: Sites, guide: Sites, traces: list[Any]) -> L
         masked=(),
         data_axes={n: p + 1 for n in latents if n in guide and (p := place(guide[n], plate)) is not None},
         subsample={n: s for n, s in drawn.items() if s["fn"].subsample_size is not None and s["fn"].subsample_size < s["fn"].size},
-        ways={},
+        ways=Ways(),
     )
 
 

@@ -67,7 +67,19 @@ class _Way(NamedTuple):
     mapped: Callable[..., Values] | None = None
 
 
-Ways = dict[Any, Any]  # the ways that the passes of a layout take, and the numbers of samples that were compared
+class Ways:
+    """What has been found out of a layout's passes, each by its name and the shapes of what it is given.
+
+    Arguments:
+        taken: the way that a pass takes.
+        compared: by pass and way, the numbers of samples at which samples were compared with single runs.
+    """
+
+    def __init__(self) -> None:
+        self.taken: dict[Any, _Way] = {}
+        self.compared: dict[Any, set[int]] = {}
+
+
 _graphs: "WeakKeyDictionary[Any, dict[Any, Callable[..., Values]]]" = WeakKeyDictionary()
 _reported: "WeakKeyDictionary[Any, set[str]]" = WeakKeyDictionary()
 
@@ -100,24 +112,24 @@ def at_samples(
     given = dict(given or {})
     if num_samples == 1:
         return one.run(batch, given, None)
-    known = num_samples <= _FEW or _key(batch, one, given) in ways
-    way = ways.setdefault(_key(batch, one, given), _Way(VECTORISED)) if known else _way(lvm, batch, one, given, ways, tell)
+    key = _key(batch, one, given)
+    known = num_samples <= _FEW or key in ways.taken
+    way = ways.taken.setdefault(key, _Way(VECTORISED)) if known else _way(lvm, batch, one, given, ways, tell)
     if traced:
         return _run(way, batch, num_samples, one, given)
     traced_anew = False
     while True:
-        key = (*_key(batch, one, given), way.name)
-        checked = ways.setdefault(key, set())
-        found, reason = _taken(way, batch, num_samples, one, given, check or num_samples not in checked)
+        compared = ways.compared.setdefault((key, way.name), set())
+        found, reason = _taken(way, batch, num_samples, one, given, check or num_samples not in compared)
         if found is not None:
-            checked.add(num_samples)
+            compared.add(num_samples)
             return found
         if way.name == VMAP and not traced_anew:  # the graph may hold what Python did for another batch
             traced_anew = True
             with suppress(UntraceableError):
-                way = ways[_key(batch, one, given)] = _Way(VMAP, _known_graph(lvm, batch, one, given, anew=True))
+                way = ways.taken[key] = _Way(VMAP, _known_graph(lvm, batch, one, given, anew=True))
                 continue
-        way = ways[_key(batch, one, given)] = _next(way, lvm, batch, one, given, reason, tell)
+        way = ways.taken[key] = _next(way, lvm, batch, one, given, reason, tell)
 
 
 def way_of(lvm: Any, batch: Any, one: Pass, ways: Ways, tell: Callable[[str], None] = print) -> str:
@@ -130,11 +142,11 @@ def way_of(lvm: Any, batch: Any, one: Pass, ways: Ways, tell: Callable[[str], No
 
 def _way(lvm: Any, batch: Any, one: Pass, given: Mapping[str, Tensor], ways: Ways, tell: Callable[[str], None]) -> _Way:
     key = _key(batch, one, given)
-    if key not in ways:
+    if key not in ways.taken:
         reason = _vectorised_differs(batch, one, given)
         way = _Way(VECTORISED)
-        ways[key] = way if reason is None else _next(way, lvm, batch, one, given, reason, tell)
-    return ways[key]
+        ways.taken[key] = way if reason is None else _next(way, lvm, batch, one, given, reason, tell)
+    return ways.taken[key]
 
 
 def _key(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> Any:
