@@ -273,6 +273,7 @@ def test_arviz_summarises_and_leaves_out(case, request):
     assert np.isfinite(loo.elpd)
 
 
+@pytest.mark.slow
 def test_leave_one_out_of_a_normal_mean_is_exact():
     """y_i ~ N(mu, 1), mu ~ N(0, 1), guide exact: the leave-one-out predictive density is known."""
     y = torch.tensor([0.3, -0.8, 1.1, 0.4, 0.0, -0.2, 0.9, 0.5])

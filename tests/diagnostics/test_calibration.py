@@ -49,9 +49,8 @@ def rescale(lvm, factor):
     return lvm
 
 
-@pytest.mark.parametrize(
-    "reference", [None, pytest.param("data", marks=pytest.mark.slow), pytest.param("prior", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("reference", [None, "data", "prior"])
 def test_the_posterior_is_found_fault_with_at_the_stated_rate(exact, reference):
     runs, level = 20, 0.1
     size = {"num_simulations": 100, "num_draws": 19, "false_alarm": level}
@@ -73,6 +72,7 @@ def test_a_guide_half_as_wide(exact):
         assert tarp(lvm, reference=reference).finding.gravity == Gravity.GRAVE
 
 
+@pytest.mark.slow
 def test_a_guide_twice_as_wide_is_wrong_but_on_the_safe_side(exact):
     lvm = rescale(exact, 2.0)
     assert "too wide" in sbc(lvm).finding.verdict
@@ -99,6 +99,7 @@ def test_a_guide_beside_the_truth(exact, side):
     assert found.finding.gravity == Gravity.GRAVE
 
 
+@pytest.mark.slow
 def test_the_prior_as_guide_is_seen_by_the_likelihood_and_by_a_reference_near_the_data_only(exact):
     lvm = with_prior_guide(exact)
     found = sbc(lvm)

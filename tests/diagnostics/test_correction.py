@@ -37,6 +37,7 @@ def test_it_tells_shift_and_ratio(shift, scale):
     assert ("mu: mean to be moved" in found.finding.verdict) == bad
 
 
+@pytest.mark.slow
 def test_standard_errors_are_those_of_repetition():
     runs = [correction(pair(0.3, 1.1), X, num_samples=1000, seed=seed) for seed in range(40)]
     for name in ("shift", "ratio"):
@@ -72,6 +73,7 @@ def test_a_heavy_tail_is_not_called_fine(seed):
     assert found.finding.gravity == Gravity.WARNING
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ratio", "bad"), [(1.0, False), (0.93, False), (0.8, True)])
 def test_many_components_within_the_tolerance_raise_no_warning(ratio, bad):
     scale = torch.ones(60)

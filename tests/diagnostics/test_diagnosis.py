@@ -76,6 +76,7 @@ def test_the_verdict_tells_of_posterior_and_model_apart():
     assert verdict(("Posterior collapse", Gravity.NOTE, "model")).endswith("against this posterior.")
 
 
+@pytest.mark.slow
 def test_a_guide_of_half_the_scale_is_caught_by_all_that_look():
     lvm, x = linear()
     with torch.no_grad():
@@ -148,6 +149,7 @@ class Correlated(torch.nn.Module):
             pyro.sample("beta", dist.Normal(mean, precision.diagonal().rsqrt()).to_event(1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True])
 def test_mean_field_on_a_correlated_target_is_flagged_and_full_rank_is_not(full):
     torch.manual_seed(0)
@@ -309,6 +311,7 @@ def test_a_model_that_reads_the_width_of_its_batch_is_calibrated_too():
     assert found.trusted, str(found)
 
 
+@pytest.mark.slow
 def test_the_false_alarm_rate_is_shared_out_among_the_tests():
     lvm, x = linear()
     fitted = vilvm.fit(lvm, x, steps=1)

@@ -373,6 +373,7 @@ def fitted(objective, steps=1000):
     )
 
 
+@pytest.mark.slow
 def test_a_history_is_compared_with_rate_and_distortion():
     pair, x, fit = fitted(pyro.infer.Trace_ELBO())
     found = rates(pair, x, history=fit)
@@ -391,6 +392,7 @@ def test_an_annealed_history_is_not_compared():
     assert rates(pair, x, history=fit).disagreement is None
 
 
+@pytest.mark.slow
 def test_a_slow_model_keeps_to_its_budget():
     """A run takes 10 ms, and all that is asked for some 60 s; what was cut is said, and the posterior is exact."""
     pair, x = mixture(0, drawn=False)

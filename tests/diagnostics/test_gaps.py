@@ -171,6 +171,7 @@ def test_mean_field_on_a_correlated_pair_is_off_by_the_known_divergence(correlat
     assert within(found.approximation, divergence, 0.02)  # two dimensions, and one datum to learn them from
 
 
+@pytest.mark.slow
 def test_a_network_that_functions_close_over_is_left_as_it_was():
     net = torch.nn.Linear(1, 1)
 
@@ -319,6 +320,7 @@ def test_noise_is_not_picked_for_its_height():
     assert abs(means.mean()) < 5 * means.std() / math.sqrt(200) + 0.01  # one replaced in a hundred sets
 
 
+@pytest.mark.slow
 def test_few_effective_draws_vouch_for_nothing():
     found = judged(torch.zeros(40), ess=torch.cat([torch.full((39,), 50.0), torch.tensor([1.1])]))
     assert found.finding.gravity == Gravity.NOTE
@@ -338,6 +340,7 @@ def test_a_gap_without_annealing_has_not_looked_for_missed_modes():
     assert dataclasses.replace(cut, cut="annealing by 8 of 16 chains").finding.gravity == Gravity.FINE
 
 
+@pytest.mark.slow
 def test_a_best_guide_that_leaves_the_support_is_left_out():
     """x ~ U(0, θ), θ ~ Pareto(1, 2): the posterior is Pareto(m, n + 2), m the largest datum, and p(x) is 2 / (n + 2) m^−(n + 2)."""
 

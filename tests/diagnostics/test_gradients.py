@@ -99,6 +99,7 @@ def test_a_gradient_without_noise_has_an_infinite_ratio():
     assert (flat.snr, flat.elementwise, flat.se) == (math.inf, math.inf, 0.0)
 
 
+@pytest.mark.slow
 def test_at_rest_the_test_holds_its_level_and_no_alarm_is_raised():
     x = torch.randn(20)
     at_rest = Conjugate(x.mean().item() / 2)

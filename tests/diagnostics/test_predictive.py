@@ -61,6 +61,7 @@ def test_false_alarms_of_the_prior_check_are_as_rare_as_stated():
     assert alarms(Normal(), [x + 30 for x in data[:3]], kind="prior", num_draws=100) == 3
 
 
+@pytest.mark.slow
 def test_a_right_model_raises_no_alarm_in_the_posterior_check():
     data = [vilvm.sample(Counts(), 1, like=torch.zeros(60))["y"][0] for _ in range(30)]
     assert alarms(Counts(), data, num_draws=100) <= binom.isf(1e-4, 30, 0.02)  # at most twice the rate: Meng, 1994

@@ -87,6 +87,7 @@ def test_k_of_a_gaussian_in_a_gaussian(ratio):
     assert least - 5 * error < found.k.mean().item() < most + 5 * error
 
 
+@pytest.mark.slow
 def test_k_is_a_matter_of_the_datum_and_not_of_how_many_there_are():
     few, many = (pareto_k(Gaussian(0.8), torch.zeros(n).double()) for n in (20, 400))
     error = math.sqrt(few.k.var().item() / 20 + many.k.var().item() / 400)
@@ -195,7 +196,8 @@ def test_weights_that_have_a_mean_and_no_variance_are_a_note(k, number):
     assert seen or number == 1  # one may have k̂ < ½ by noise
 
 
-@pytest.mark.parametrize("k", [*(pytest.param(k, marks=pytest.mark.slow) for k in (0.5, 0.3, -1.0)), 0.0])
+@pytest.mark.slow
+@pytest.mark.parametrize("k", [0.5, 0.3, 0.0, -1.0])
 def test_good_guides_raise_no_alarm(k):
     """50 looks at guides of k = ½ everywhere, of k = 0.3, exact, and twice too wide."""
     found = [pareto_k(Pareto(), torch.full((50,), k).double(), 500, seed=seed).finding for seed in range(50)]
@@ -203,6 +205,7 @@ def test_good_guides_raise_no_alarm(k):
     assert k > 0 or all(f.gravity is Gravity.FINE for f in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "repeats"), [(1, 10), (20, 2)])
 def test_false_alarms_of_a_look_are_as_rare_as_stated_at_the_edge_of_its_hypothesis(number, repeats):
     """All have k = 0.7, and weights that are Pareto to the last digit."""

@@ -58,6 +58,7 @@ def test_a_guide_half_as_wide_is_too_narrow_yet_not_beside_the_truth():
     assert "None lies beside the truth." in found.finding.verdict
 
 
+@pytest.mark.slow
 def test_a_fit_stopped_far_from_its_end_is_beside_the_truth():
     found = vsbc(partial(build, start=2.0), torch.zeros(N), 40, fit_options={**NEWTON, "steps": 1, "optimizer": torch.optim.Adam})
     assert found.finding.gravity == Gravity.GRAVE

@@ -250,6 +250,7 @@ def test_the_transform_of_a_batch_is_heard():
     assert set(seen[0]) <= {0.0, 1.0}
 
 
+@pytest.mark.slow
 def test_few_chains_that_count_are_said_to_be_unreliable():
     lvm, x = linear()
     good = Schedule(num_temperatures=20, leapfrog=2)

@@ -119,6 +119,7 @@ def test_a_transform_is_drawn_once_for_all():
     assert both.difference("a", "b") == (0, 0)
 
 
+@pytest.mark.slow
 def test_it_leaves_the_generators_alone_and_follows_the_seed(models, x):
     torch.manual_seed(4)
     expected = torch.rand(3)

@@ -31,7 +31,10 @@ def same(lvm, batch, **options):
     torch.testing.assert_close(found.distortion.values, eager.distortion.values, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", GALLERY)
+FEW = {"vae", "ppca", "autoencoder", "linear_discriminant"}  # of each kind one
+
+
+@pytest.mark.parametrize("name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in GALLERY])
 def test_every_model_is_evaluated_the_same(name, as_graph, capsys):
     with seeded(0):
         lvm, batch = importlib.import_module(f"models.{name}").tiny()

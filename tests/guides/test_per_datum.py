@@ -456,6 +456,7 @@ def subsampled(x):
         pyro.sample("x", dist.Normal(z, 1.0), obs=x[index])
 
 
+@pytest.mark.slow
 def test_a_plate_that_subsamples_all_data_itself_is_trained_and_known(x):
     lvm = vilvm.Pair(subsampled, AutoNormal(subsampled, init_loc_fn=init_to_mean))
     vilvm.fit(lvm, x, steps=600, **adam(0.1))

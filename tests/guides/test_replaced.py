@@ -91,6 +91,7 @@ def test_fit_guide_says_what_is_missing(auto, x):
         fit_guide(Two(), x)
 
 
+@pytest.mark.slow
 def test_around_an_own_guide_it_keeps_the_contract(x):
     def tiny():
         auto = LinearAutoencoder(6, 2)

@@ -89,6 +89,7 @@ def test_training_without_labels_goes_on_from_a_few_and_reaches_the_evidence(lab
     assert agree > 0.95
 
 
+@pytest.mark.slow
 def test_the_contract_holds_under_enumeration():
     check_lvm(tiny, objective())
 

@@ -57,7 +57,8 @@ def test_dimensions_are_checked():
         PPCA(4, 4)
 
 
-@pytest.mark.parametrize("d", [2, pytest.param(10, marks=pytest.mark.slow), pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("d", [2, 10, 50])
 def test_the_exact_table_of_mnist(d):
     train, test = mnist_or_skip()
     lvm = PPCA(784, d).double().maximise(train)

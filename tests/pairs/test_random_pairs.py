@@ -116,7 +116,7 @@ COMMON = {
 }
 
 
-@settings(max_examples=12, **COMMON)
+@settings(max_examples=6, **COMMON)
 @given(specs())
 def test_random_pairs_are_weighed_as_pyro_runs_them(spec):
     check(spec, elbo=spec.seed % 10 == 3)

@@ -588,6 +588,7 @@ ALIKE = {
     "recurrent decoder",
     "regression, diagonal",
     "regression, full rank",
+    "regression, low rank",
     "regression, noise a parameter",
     "BNN, AutoNormal",
 }

@@ -78,6 +78,7 @@ def bent(banana):
     return fit_prior(Identity(2), banana[0], "flow", steps=600)
 
 
+@pytest.mark.slow
 def test_a_flow_bends(banana, bent):
     train, new = banana
     truth = dist.Normal(0.0, 1.0).log_prob(new[:, 0]) + dist.Normal(new[:, 0].square(), 0.3).log_prob(new[:, 1])
@@ -111,6 +112,7 @@ def test_a_prior_is_scored_in_the_weights(kind, x):
     torch.testing.assert_close(weights.log_priors["z"], prior.distribution().log_prob(x[:7]).expand(4, 7))
 
 
+@pytest.mark.slow
 def test_the_prior_of_a_model_that_has_the_right_one_gains_nothing():
     torch.manual_seed(0)
     x = torch.randn(3000, 2) @ (3 * torch.randn(2, 8)) + 0.5 * torch.randn(3000, 8)

@@ -88,7 +88,10 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
+SLOW = {"put_back", "replaced_each_time"}
+
+
+@pytest.mark.parametrize("change", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in CHANGES])
 def test_what_is_changed_by_hand_counts_as_in_eager_steps(change):
     expected = run(EagerStep, CHANGES[change])
     told = []

@@ -466,6 +466,7 @@ def test_state_that_a_scheduler_moves_counts_from_its_step_on(rate, capsys):
     assert "changed from 0.1 to 1.0" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_hidden_state_that_a_scheduler_moves_is_gone_back_from(capsys):
     """The records since are taken back with the steps; the count stays, so from there on the eager numbers are those of a late count."""
     lvm, seen = Hidden(), []
@@ -503,6 +504,7 @@ def test_state_that_no_code_reads_is_no_change(capsys):
     assert capsys.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_state_that_changes_without_end_is_refused_by_name(capsys):
     ends = []
     for compile in (False, True):

@@ -68,7 +68,8 @@ def same(first, second):
     return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(6, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [1, 6])
 def test_sigkill_at_random_moments(tmp_path, kills):
     undisturbed = finish(tmp_path / "whole")
     moments, folder = random.Random(0), tmp_path / "killed"
