@@ -35,12 +35,12 @@ class Wrapped(torch.nn.Module):
             )
         self.lvm, self._frozen = lvm, frozen
 
-    def inner_model(self, batch: Any) -> Any:
-        """Runs p(x | z) p(z) of the inner model."""
+    def inner_model(self, batch: Any, **arguments: Any) -> Any:
+        """Runs p(x | z) p(z) of the inner model, with what it takes behind the batch."""
         with module_parameters(self.lvm, self._frozen):
-            return self.lvm.model(batch)
+            return self.lvm.model(batch, **arguments)
 
-    def inner_guide(self, batch: Any) -> Any:
-        """Runs q(z | x) of the inner model."""
+    def inner_guide(self, batch: Any, **arguments: Any) -> Any:
+        """Runs q(z | x) of the inner model, with what it takes behind the batch."""
         with module_parameters(self.lvm, self._frozen):
-            return self.lvm.guide(batch)
+            return self.lvm.guide(batch, **arguments)

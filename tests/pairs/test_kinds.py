@@ -1142,6 +1142,29 @@ def test_noise_drawn_by_torch_is_new_for_every_sample(where):
         assert abs(found.mean() - expected.sum()) < 5 * found.std() / len(found) ** 0.5
 
 
+def test_dropout_that_stays_on_is_mapped_and_drawn_anew(capsys):
+    """z ~ N(x/2, s), x ~ N(dropout(z), 1) by the function, which has no evaluation mode: the ELBO in closed form."""
+    x, scale, rate = fixed(6), 0.6, 0.3
+
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(torch.nn.functional.dropout(z, rate), 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, scale))
+
+    square = x.square() / 4 + scale**2
+    residual = x.square() - x * x + square / (1 - rate)
+    expected = -math.log(2 * math.pi) - square / 2 - residual / 2 + dist.Normal(0.0, scale).entropy()
+    result = vilvm.evaluate(vilvm.Pair(model, guide), x, num_samples=2000).bounds["elbo"]
+    assert ((result.values - expected).abs() < 5 * result.errors).all()
+    printed = capsys.readouterr().out
+    assert "vmap" in printed
+    assert "one by one" not in printed
+
+
 def test_the_records_of_a_fit_agree_with_its_loss():
     """13: of a softmax over the words, counted from the left, under a plate of topics, training included."""
     topics, words, num_data = 3, 4, 30

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vilvm.lvm import ContractError, module_parameters
+from vilvm.lvm import ContractError
 from vilvm.wrapped import Wrapped
 
 __all__ = ["Arguments", "Call", "Called", "as_tensors", "check_arguments"]
@@ -41,13 +41,11 @@ class Called(Wrapped):
 
     def model(self, batch: Any) -> Any:
         """p(x | z) p(z) at the arguments."""
-        with module_parameters(self.lvm):
-            return self.lvm.model(batch, **self.arguments)
+        return self.inner_model(batch, **self.arguments)
 
     def guide(self, batch: Any) -> Any:
         """q(z | x) at the arguments."""
-        with module_parameters(self.lvm):
-            return self.lvm.guide(batch, **self.arguments)
+        return self.inner_guide(batch, **self.arguments)
 
 
 def as_tensors(given: Any, lvm: torch.nn.Module, device: torch.device) -> dict[str, Tensor]:

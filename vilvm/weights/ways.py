@@ -225,13 +225,12 @@ def _check(way: _Way, found: Values, batch: Any, num_samples: int, one: Pass, gi
         reason = _first_difference(found, places, single, batch, one, drawn)
         if reason is None or way.mapped is None:
             return reason
-        # A pair may draw noise of its own, beside its sites, which no run repeats: so on the same noise for all samples.
+        # A pair may draw noise of its own, beside its sites, which no run repeats; one sample by vmap draws that of a single run.
         before = rng(_device(batch))
         put = {n: v[:1] for n, v in given.items()}
         single = [one.run(batch, put, None)]
         set_rng(before, _device(batch))
-        both = way.mapped(batch, {n: v.expand(2, *v.shape[1:]) for n, v in put.items()}, 2, same=True)
-        return reason if _first_difference(both, (0,), single, batch, one, [put]) else None
+        return reason if _first_difference(way.mapped(batch, put, 1), (0,), single, batch, one, [put]) else None
 
 
 def _next(
@@ -397,16 +396,15 @@ def _mapped(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> Callable[...,
     _make_differentiable(module)
     _draw_for_each_sample(module)
 
-    def mapped(batch: Any, given: Mapping[str, Tensor], num_samples: int, same: bool = False) -> Values:
+    def mapped(batch: Any, given: Mapping[str, Tensor], num_samples: int) -> Values:
         shared, own = tensors_of(batch), [given[n] for n in names]
-        # What is drawn is new for every sample where it depends on the first input, and this is one for all if the noise is to be.
-        zeros = torch.zeros((), device=device) if same else torch.zeros(num_samples, device=device)
-        dims = (None if same else 0, *(None for _ in shared), *(0 for _ in own), *(None for _ in graph.closed), 0)
-        run = torch.vmap(lambda *flat: tuple(module(*flat[:-1])), in_dims=dims, randomness="same" if same else "different")
+        # What is drawn is new for every sample, for it depends on the first input.
+        dims = (0, *(None for _ in shared), *(0 for _ in own), *(None for _ in graph.closed))
+        run = torch.vmap(lambda *flat: tuple(module(*flat)), in_dims=dims, randomness="different")
         values: Values = {}
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a performance drop")  # of an operation that vmap runs one by one
-            out = run(zeros, *shared, *own, *graph.closed, torch.zeros(num_samples, device=device))
+            out = run(torch.zeros(num_samples, device=device), *shared, *own, *graph.closed)
         for (kind, site), value in zip(structure, out, strict=True):
             values.setdefault(kind, {})[site] = value
         return values
