@@ -25,6 +25,8 @@ from pyro.infer.util import Dice
 from pyro.poutine.indep_messenger import IndepMessenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor
+from torch._guards import TracingContext, tracing
+from torch._subclasses import FakeTensorMode
 from torch.distributions import Distribution
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -72,7 +74,8 @@ def trace(function: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) ->
     batch_norm = {torch.ops.aten.native_batch_norm.default: native_batch_norm_decomposition}
     noise = _other_noise()
     try:
-        with traceable():
+        # One mode for what is noted of every node: without it make_fx makes a new one for each, which takes as long as the rest.
+        with traceable(), tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
             module = make_fx(function, decomposition_table=batch_norm)(*arguments)
     except Exception as error:
         raise UntraceableError(why(error)) from error
