@@ -199,9 +199,9 @@ def test_weights_that_have_a_mean_and_no_variance_are_a_note(k, number):
 @pytest.mark.slow
 @pytest.mark.parametrize("k", [0.5, 0.3, 0.0, -1.0])
 def test_good_guides_raise_no_alarm(k):
-    """50 looks at guides of k = ½ everywhere, of k = 0.3, exact, and twice too wide."""
-    found = [pareto_k(Pareto(), torch.full((50,), k).double(), 500, seed=seed).finding for seed in range(50)]
-    assert sum(f.gravity >= Gravity.WARNING for f in found) <= binom.isf(1e-4, 50, 0.01)
+    """25 looks at guides of k = ½ everywhere, of k = 0.3, exact, and twice too wide."""
+    found = [pareto_k(Pareto(), torch.full((50,), k).double(), 500, seed=seed).finding for seed in range(25)]
+    assert sum(f.gravity >= Gravity.WARNING for f in found) <= binom.isf(1e-4, 25, 0.01)
     assert k > 0 or all(f.gravity is Gravity.FINE for f in found)
 
 

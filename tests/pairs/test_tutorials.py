@@ -681,6 +681,7 @@ def test_the_mixtures_distortion_is_that_of_its_point():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tutorial", [n for n in TUTORIALS if n not in ALIKE], indirect=True)
 def test_a_tutorial_is_diagnosed(tutorial, monkeypatch):
     """No diagnostic fails: each runs, does not apply, or has no time left."""
     monkeypatch.setattr("vilvm.diagnostics.diagnosis.gaps", partial(gaps, steps=60))  # the best guide need not be found

@@ -91,10 +91,14 @@ def test_the_gradients_of_a_graph_are_eager_ones_to_five_digits():
     assert apart("vae", graph) is None  # of every model below, by Inductor
 
 
+# Of each kind one: networks, convolutions, shared latents, enumerated ones in a chain, in a mixture and in a tree.
+BY_INDUCTOR = {"vae", "conv_autoencoder", "eight_schools", "hidden_markov", "gaussian_mixture", "bayesian_network"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GALLERY)
-def test_what_inductor_makes_of_it_has_the_same_gradients_to_five_digits(name):
-    assert apart(name, inductor) is None
+def test_what_is_compiled_has_the_same_gradients_to_five_digits(name):
+    assert apart(name, inductor if name in BY_INDUCTOR else graph) is None
 
 
 @pytest.mark.slow
