@@ -8,8 +8,8 @@ samples there are three ways:
 - one by one: the single run, as often as there are samples.
 
 The first that applies is taken. Before many samples are run, two single runs are compared with a vectorised run at the same latents;
-and two samples of every batch are run again one by one, at the latents that were drawn. Where a value differs, the next way is taken,
-and one line reports the site and the user's line.
+and six samples of the first batch, and two of every other, are run again one by one, at the latents that were drawn (with two alone, what
+one sample takes from the others may be alike by chance). Where a value differs, the next way is taken, and one line reports the site and the user's line.
 """
 
 import warnings
@@ -35,9 +35,11 @@ __all__ = ["ONE_BY_ONE", "VECTORISED", "VMAP", "Pass", "Values", "Ways", "at_sam
 
 VECTORISED, VMAP, ONE_BY_ONE = "vectorised", "vmap", "one by one"
 _TOLERANCE = 1e-4  # relative to the mean size of a term; sums of float32 in another order differ by some 1e-6
+_OF_DOUBLES = 1e-6  # the same, where data and latents are float64; a network within may still be float32
 _ROUNDING = 2.0**-21  # a relative change of the latents, of a few roundings, whose effect on a term is no difference
 _MOST_SLACK = 1e-2  # relative; a term that roundings change by more is taken for another
 _FAILURES = (ContractError, RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, AssertionError)
+_FIRST, _OFTEN = 6, 2  # samples that are compared, of a layout's first pass of a kind, and of each later batch
 _FEW = 64  # samples that are run at once without two being tried before; samples against samples still take little memory
 _MOST_GRAPHS = 32  # of a pair, for each takes memory
 _READ = "Python reads a value that depends on the latents"
@@ -120,7 +122,8 @@ def at_samples(
     traced_anew = False
     while True:
         compared = ways.compared.setdefault((key, way.name), set())
-        found, reason = _taken(way, batch, num_samples, one, given, check or num_samples not in compared)
+        number = (_OFTEN if compared else _FIRST) if check or num_samples not in compared else 0
+        found, reason = _taken(way, batch, num_samples, one, given, number)
         if found is not None:
             compared.add(num_samples)
             return found
@@ -180,18 +183,18 @@ def _reads_of_latents(batch: Any, one: Pass, drawn: Mapping[str, Tensor]) -> str
 
 
 def _taken(
-    way: _Way, batch: Any, num_samples: int, one: Pass, given: Mapping[str, Tensor], check: bool
+    way: _Way, batch: Any, num_samples: int, one: Pass, given: Mapping[str, Tensor], number: int
 ) -> tuple[Values | None, str]:
-    """The values by this way, or None and the reason why they are not those of single runs."""
+    """The values by this way, or None and the reason why they are not those of single runs, of which this number is compared."""
     if way.name == ONE_BY_ONE:
         return _run(way, batch, num_samples, one, given), ""
     before, found = rng(_device(batch)), None
     try:
         with warnings.catch_warnings():
-            if check:
+            if number:
                 warnings.simplefilter("ignore")  # of shapes that the pair was not written for
             found = _run(way, batch, num_samples, one, given)
-        reason = _check(way, found, batch, num_samples, one, given) if check else None
+        reason = _check(way, found, batch, _spread(num_samples, number), one, given) if number else None
     except torch.OutOfMemoryError:
         raise
     except _FAILURES as error:
@@ -210,12 +213,16 @@ def _run(way: _Way, batch: Any, num_samples: int, one: Pass, given: Mapping[str,
     return _joined([one.run(batch, {n: v[i : i + 1] for n, v in given.items()}, None) for i in range(num_samples)])
 
 
-def _check(way: _Way, found: Values, batch: Any, num_samples: int, one: Pass, given: Mapping[str, Tensor]) -> str | None:
-    """The first difference of the first and last sample from single runs at the same latents, or None."""
-    places = (0, num_samples - 1)
+def _spread(num_samples: int, number: int) -> list[int]:
+    """So many of the samples, the first and the last among them."""
+    return sorted({round(i * (num_samples - 1) / (number - 1)) for i in range(number)})
+
+
+def _check(way: _Way, found: Values, batch: Any, places: list[int], one: Pass, given: Mapping[str, Tensor]) -> str | None:
+    """The first difference of the samples at these places from single runs at the same latents, or None."""
     drawn = [{n: v[i : i + 1].detach() for n, v in {**given, **found.get(_DRAWN, {})}.items()} for i in places]
     real = [n for n, v in drawn[0].items() if n not in given and v.is_floating_point() and bool((v != v.round()).any())]
-    repeated = [n for n in real if torch.equal(drawn[0][n], drawn[1][n])]
+    repeated = [n for n in real if torch.equal(drawn[0][n], drawn[-1][n])]
     if repeated:
         return f"at several samples the draws of site {repeated[0]!r} are one and the same"
     with torch.no_grad(), kept_generators(_device(batch)):
@@ -286,6 +293,9 @@ def _first_difference(
     found: Values, places: Any, single: list[Values], batch: Any, one: Pass, drawn: list[dict[str, Tensor]]
 ) -> str | None:
     """In words, the first value of these samples that is not that of its single run."""
+    floating = [t for t in (*tensors_of(batch), *drawn[0].values()) if t.is_floating_point()]
+    doubles = bool(floating) and all(t.dtype == torch.float64 for t in floating)
+    tolerance = _OF_DOUBLES if doubles else _TOLERANCE
     for place, expected, values in zip(places, single, drawn, strict=True):
         extra = {leaf[:2] for leaf in _leaves(found)} - {leaf[:2] for leaf in _leaves(expected)}
         if extra:
@@ -298,14 +308,14 @@ def _first_difference(
                 return (
                     f"the {_NAMES.get(kind, kind)} of site {site!r} has shape {shape}, and {tuple(other.shape[1:])} in a single run"
                 )
-            if _close(mine[place : place + 1], other):
+            if _close(mine[place : place + 1], other, tolerance):
                 continue
             with pyro.validation_enabled(False):
                 near = _leaf(one.run(batch, {n: _nudged(v) for n, v in values.items()}, None), kind, site)
             slack = (
                 0.0 if near is None else torch.minimum(10 * (near - other).abs(), _MOST_SLACK * other.abs()).nan_to_num(0.0, 0.0)
             )
-            if not _close(mine[place : place + 1], other, slack):
+            if not _close(mine[place : place + 1], other, tolerance, slack):
                 return f"at several samples the {_NAMES.get(kind, kind)} of site {site!r} is not that of a single run"
     return None
 
@@ -325,12 +335,12 @@ def _nudged(value: Tensor) -> Tensor:
     return torch.where(torch.as_tensor(whole), value, value * (1 + _ROUNDING)).to(value.dtype)
 
 
-def _close(mine: Tensor, other: Tensor, slack: Any = 0.0) -> bool:
+def _close(mine: Tensor, other: Tensor, tolerance: float, slack: Any = 0.0) -> bool:
     if not other.is_floating_point():
         return torch.equal(mine, other)
     size = other.abs()
     finite = size[size.isfinite()]
-    allowed = _TOLERANCE * (size + (finite.mean() if finite.numel() else 0.0)) + slack
+    allowed = tolerance * (size + (finite.mean() if finite.numel() else 0.0)) + slack
     same = (mine - other).abs() <= allowed
     return bool((same | (mine == other) | (mine.isnan() & other.isnan())).all())
 
