@@ -61,6 +61,7 @@ def test_the_posterior_is_found_fault_with_at_the_stated_rate(exact, reference):
     assert alarms <= stats.binom.isf(1e-6, runs, level)
 
 
+@pytest.mark.slow
 def test_a_guide_half_as_wide(exact):
     lvm = rescale(exact, 0.5)
     found = sbc(lvm)

@@ -267,6 +267,7 @@ def test_data_that_share_a_latent_have_one_weight():
     assert "joint" in halved.finding.verdict
 
 
+@pytest.mark.slow
 def test_batches_and_seeds():
     x = torch.randn(7)
     first, again, other = (pareto_k(Gaussian(0.7), x, 200, batch_size=3, seed=s) for s in (0, 0, 1))

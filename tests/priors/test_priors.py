@@ -89,6 +89,7 @@ def test_a_flow_bends(banana, bent):
     assert not any(p.requires_grad for p in bent.parameters())
 
 
+@pytest.mark.slow
 def test_a_flow_is_drawn_from_as_it_is_scored(banana, bent):
     torch.manual_seed(0)
     drawn = bent.distribution().sample((4000,))

@@ -52,6 +52,7 @@ def two(tmp_path_factory):
     return folder, json.loads((folder / "told.json").read_text()), torch.load(folder / "parameters.pt", weights_only=True), printed
 
 
+@pytest.mark.slow
 def test_two_ranks_step_as_one_process_with_the_same_batch(two, tmp_path):
     folder, _, parameters, _ = two
     for name, expected in ranks.noiseless(tmp_path).items():
@@ -64,12 +65,14 @@ def test_two_ranks_step_as_one_process_with_the_same_batch(two, tmp_path):
         assert found[column].tolist() == pytest.approx(expected[column].tolist(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_ranks_hold_the_same_parameters_and_draw_noise_of_their_own(two):
     _, told, _, _ = two
     assert told["alike"]
     assert told["draws"][0] != told["draws"][1]
 
 
+@pytest.mark.slow
 def test_a_run_resumes_bit_for_bit_on_as_many_ranks_and_goes_on_with_fewer(two):
     folder, told, _, _ = two
     assert told["resumed"]
@@ -80,6 +83,7 @@ def test_a_run_resumes_bit_for_bit_on_as_many_ranks_and_goes_on_with_fewer(two):
     assert fitted.history["step"].tolist() == sorted(set(fitted.history["step"].tolist()))
 
 
+@pytest.mark.slow
 def test_the_evaluation_of_two_ranks_is_that_of_one(two):
     _, told, parameters, _ = two
     lvm = ranks.Noisy()
@@ -91,6 +95,7 @@ def test_the_evaluation_of_two_ranks_is_that_of_one(two):
     assert torch.corrcoef(torch.stack([elbo.values, torch.tensor(told["values"], dtype=torch.float64)]))[0, 1] > 0.99  # in order
 
 
+@pytest.mark.slow
 def test_what_one_rank_decides_all_do(two):
     _, told, _, printed = two
     assert told["stopped"] == ["callback", 100]
