@@ -120,18 +120,12 @@ class Held(Weighted):
         self.settings.beta = 1.0
 
 
-class Plain(Weighted):
+class Plain(Held):
     """An object of the standard library that holds settings."""
 
     def __init__(self):
         super().__init__()
         self.settings = argparse.Namespace(beta=0.1)
-
-    def weight(self):
-        return self.settings.beta
-
-    def move(self):
-        self.settings.beta = 1.0
 
 
 class Array(Weighted):
