@@ -44,12 +44,18 @@ def written(z):
     return mean
 
 
+def attending(z):
+    tokens = z[:, None, :, None]  # one head; each datum's two entries are its tokens
+    return torch.nn.functional.scaled_dot_product_attention(2 * tokens, tokens, tokens).reshape(z.shape[0], 2)
+
+
 DECODERS = {
     "plain": (lambda z: 2 * z, VECTORISED),
     "column": (lambda z: torch.stack([z[:, 1], z[:, 0]], 1), VMAP),
     "softmax": (lambda z: z.softmax(1), VMAP),
     "softmax over the data's dimension": (lambda z: z.softmax(0), VMAP),
     "written in place": (written, VMAP),
+    "attention": (attending, VMAP),
     "branch": (branching, ONE_BY_ONE),
 }
 

@@ -7,6 +7,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 
 import vilvm
@@ -18,6 +19,7 @@ from tests.diagnostics.test_convergence import history, noise
 from vilvm.diagnostics import Diagnosis, Finding, Gravity, diagnose, gaps
 from vilvm.evaluation import Schedule
 from vilvm.report import diagnosis_figures
+from vilvm.weights import layout
 
 QUICK = Schedule(num_chains=8, num_temperatures=20, leapfrog=3)
 
@@ -74,6 +76,46 @@ def test_the_verdict_tells_of_posterior_and_model_apart():
     assert verdict(bad, prior, posterior) == f"Do not trust this posterior. {unlike}"
     assert verdict(bad, posterior).endswith("be it the guide or the model.")
     assert verdict(("Posterior collapse", Gravity.NOTE, "model")).endswith("against this posterior.")
+
+
+def scaled(of_model, size, subsample=None):
+    """z ~ N(0, 1), x | z ~ N(z, 1), with the model's sites scaled by these factors."""
+
+    def model(x):
+        with pyro.plate("data", size, subsample_size=subsample):
+            for_z, for_x = of_model
+            with poutine.scale(scale=for_z):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            with poutine.scale(scale=for_x):
+                pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", size, subsample_size=subsample), poutine.scale(scale=of_model[0]):
+            pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+    return vilvm.Pair(model, guide)
+
+
+@pytest.mark.parametrize(
+    ("of_model", "size", "subsample", "expected"),
+    [
+        ((1.0, 1.0), 20, None, {}),
+        ((0.05, 0.05), 20, None, {}),  # a mean in place of a sum
+        ((1.0, 1.0), 60, 20, {}),  # a plate's own factor
+        ((1.0, 0.1), 20, None, {"z": 1.0, "x": 0.1}),
+        ((0.5, 1.0), 60, 20, {"z": 0.5, "x": 1.0}),
+        ((1.0, torch.full((20,), 2.0)), 20, None, {"z": 1.0, "x": 2.0}),
+    ],
+)
+def test_a_model_of_unequal_scales_is_said_to_be_looked_at_without_them(of_model, size, subsample, expected):
+    x = torch.randn(20, generator=torch.Generator().manual_seed(0))
+    assert layout(scaled(of_model, size, subsample), x).tempered == pytest.approx(expected)
+
+
+def test_the_verdict_names_unequal_scales():
+    lvm, x = scaled((1.0, 0.1), 20), torch.randn(20)
+    found = diagnose(lvm, x, num_data=20, schedule=QUICK, budget=1)
+    assert "without its poutine.scale ('z' by 1, 'x' by 0.1)" in found.verdict
 
 
 @pytest.mark.slow

@@ -77,6 +77,7 @@ class Diagnosis:
         seconds: taken.
         unfinished: of those skipped, diagnostics of the posterior that apply, and failed or had no time left.
         cut: what a diagnostic cut short for want of time, by its name.
+        tempered: the factors that the model puts on its sites by ``poutine.scale``, where they differ; all findings are without them.
     """
 
     findings: tuple[Finding, ...]
@@ -86,6 +87,7 @@ class Diagnosis:
     seconds: float
     unfinished: tuple[str, ...] = ()
     cut: dict[str, str] = field(default_factory=dict)
+    tempered: dict[str, float] = field(default_factory=dict)
 
     @property
     def num_data(self) -> int:
@@ -116,6 +118,9 @@ class Diagnosis:
         of_model = dict.fromkeys(_DOUBTS[name] for name in found)
         if self.gravity() >= Gravity.WARNING and found == [_REPLICATED]:  # draws of such a guide may be what is unlike the data
             of_model = ["Its draws do not make data like these: be it the guide or the model."]
+        if self.tempered:
+            factors = ", ".join(f"{name!r} by {factor:.3g}" for name, factor in self.tempered.items())
+            of_posterior += f" It is held against the model without its poutine.scale ({factors}), whose posterior is another."
         return " ".join([of_posterior, *of_model])
 
     def __str__(self) -> str:
@@ -223,7 +228,7 @@ def diagnose(
             bar.advance()
     findings = sorted((result.finding for result in results.values()), key=lambda f: -f.gravity)
     cut |= {name: what for name, result in results.items() if (what := getattr(result, "cut", ""))}
-    return Diagnosis(tuple(findings), results, skipped, index, time.monotonic() - began, tuple(unfinished), cut)
+    return Diagnosis(tuple(findings), results, skipped, index, time.monotonic() - began, tuple(unfinished), cut, plan.tempered)
 
 
 def _import_all() -> None:

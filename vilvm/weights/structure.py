@@ -1,7 +1,9 @@
 """How a pair is laid out on a batch: its plates, its latents, its scale. Found by running it once."""
 
+import math
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pyro
@@ -33,6 +35,7 @@ class Layout(NamedTuple):
         scale: the factor on the observed sites, by which a Pyro loss exceeds the sum over the batch.
         model_scales: the factor on each site of the model; one number, or a tensor.
         guide_scales: likewise of the guide.
+        tempered: what ``poutine.scale`` alone puts on each site of the model, in the mean, where that is not one factor for all.
         latents: those that the guide draws, in the model's order.
         observed: names, in the model's order.
         families: the distribution of each observed site, by name, and which part of it is scored, if not all.
@@ -53,6 +56,7 @@ class Layout(NamedTuple):
     scale: float
     model_scales: dict[str, float | Tensor]
     guide_scales: dict[str, float | Tensor]
+    tempered: dict[str, float]
     latents: tuple[str, ...]
     observed: tuple[str, ...]
     families: dict[str, str]
@@ -166,6 +170,7 @@ def _read_layout(plate: Any, model: Sites, guide: Sites, traces: list[Any]) -> L
         scale=float(scale.mean()) if isinstance(scale, Tensor) else float(scale),
         model_scales={n: s["scale"] for n, s in model.items()},
         guide_scales={n: s["scale"] for n, s in guide.items()},
+        tempered=_tempered(model),
         latents=tuple(n for n in latents if n in guide),
         observed=tuple(observed),
         families={n: _family(s) for n, s in observed.items()},
@@ -177,6 +182,15 @@ def _read_layout(plate: Any, model: Sites, guide: Sites, traces: list[Any]) -> L
         subsample={n: s for n, s in drawn.items() if s["fn"].subsample_size is not None and s["fn"].subsample_size < s["fn"].size},
         ways=Ways(),
     )
+
+
+def _tempered(model: Sites) -> dict[str, float]:
+    """What ``poutine.scale`` multiplies the log-density of each site by; empty if that is one factor for all, which leaves the posterior alone."""
+    factors = {}
+    for name, site in model.items():
+        by_plates = math.prod(f.full_size / f.size for f in site["cond_indep_stack"] if f.full_size and f.size)
+        factors[name] = float(torch.as_tensor(site["scale"]).double().mean()) / by_plates
+    return factors if any(not math.isclose(f, g, rel_tol=1e-6) for f, g in pairwise(factors.values())) else {}
 
 
 def _size(plate: Any, sites: Iterable[Any]) -> int:

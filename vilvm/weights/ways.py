@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.func import functionalize
 from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vilvm.compiling import UntraceableError, shapes, trace
 from vilvm.data import kept_generators, map_tensors, rng, set_rng, tensors_of
@@ -163,7 +164,7 @@ def _vectorised_differs(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> s
         single = [one.run(batch, p, None) for p in put]
         drawn = [{**p, **s.get(_DRAWN, {})} for p, s in zip(put, single, strict=True)]
         both = {n: torch.cat([d[n] for d in drawn]) for n in drawn[0]}
-        if reason := _reads_of_latents(batch, one, drawn[0]):
+        if reason := _followed(batch, one, drawn[0])[1]:
             return reason
         try:
             with warnings.catch_warnings():
@@ -174,12 +175,12 @@ def _vectorised_differs(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> s
         return _first_difference(found, range(2), single, batch, one, drawn)
 
 
-def _reads_of_latents(batch: Any, one: Pass, drawn: Mapping[str, Tensor]) -> str | None:
-    """Whether Python reads a value that depends on what is drawn, in words: a comparison of two samples may not show it."""
+def _followed(batch: Any, one: Pass, drawn: Mapping[str, Tensor]) -> tuple[Values, str | None]:
+    """A single run, and whether Python reads a value that depends on what is drawn, in words: two samples may not show that it does."""
     reads = Reads(drawn.values())
     with pyro.validation_enabled(False), reads:
-        one.run(batch, drawn, None)
-    return _ITEM if reads.found == {"item"} else _READ if reads.found else None
+        values = one.run(batch, drawn, None)
+    return values, _ITEM if reads.found == {"item"} else _READ if reads.found else None
 
 
 def _taken(
@@ -226,9 +227,10 @@ def _check(way: _Way, found: Values, batch: Any, places: list[int], one: Pass, g
     if repeated:
         return f"at several samples the draws of site {repeated[0]!r} are one and the same"
     with torch.no_grad(), kept_generators(_device(batch)):
-        if way.name == VECTORISED and (reason := _reads_of_latents(batch, one, drawn[0])):
+        first, reason = _followed(batch, one, drawn[0])
+        if reason is not None and way.name == VECTORISED:
             return reason
-        single = [one.run(batch, d, None) for d in drawn]
+        single = [first, *(one.run(batch, d, None) for d in drawn[1:])]
         reason = _first_difference(found, places, single, batch, one, drawn)
         if reason is None or way.mapped is None:
             return reason
@@ -395,7 +397,8 @@ def _mapped(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> Callable[...,
         return [value[0] for _, _, value in _leaves(values)]
 
     example = [torch.zeros((), device=device), *tensors_of(batch), *(v[0] for v in given.values())]
-    with kept_generators(device), torch.no_grad():
+    # Fused attention is one operation, which vmap cannot map; its sums and softmax are several, which it can.
+    with kept_generators(device), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         graph = trace(single, example)
         module = graph.module
         if any(_writes(node) for node in module.graph.nodes):  # which vmap cannot, into what is shared by the samples
