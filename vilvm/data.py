@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from vilvm.rows import Rows
+from vilvm.threads import one_thread
 
 __all__ = ["Data", "Interleaved", "Transform", "as_data", "is_transform", "kept_generators", "kind_of", "map_tensors"]
 
@@ -386,18 +387,24 @@ def set_rng(states: list[Tensor], device: torch.device) -> None:
 
 
 class seeded:
-    """A context in which torch draws from `seed`, on the CPU and on `device`; the generators are as before afterwards."""
+    """A context in which torch draws from `seed`, on the CPU and on `device`; the generators are as before afterwards.
+
+    Raises:
+        BusyError: another thread is within it, or runs a pair.
+    """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu"):
         self.seed, self.device = seed, torch.device(device)
-        self._fork = kept_generators(self.device)
+        self._fork, self._alone = kept_generators(self.device), one_thread()
 
     def __enter__(self) -> None:
+        self._alone.__enter__()
         self._fork.__enter__()
         set_seed(self.seed, self.device)
 
     def __exit__(self, *exc: Any) -> None:
         self._fork.__exit__(*exc)
+        self._alone.__exit__()
 
 
 def set_seed(seed: int, device: torch.device) -> None:

@@ -41,6 +41,7 @@ from vilvm.evaluation.bounds import in_parts
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, fixed_beside
 from vilvm.memory import bytes_made
 from vilvm.progress import ProgressBar
+from vilvm.threads import one_thread
 from vilvm.weights import Layout, layout
 from vilvm.weights.simulated import batches
 
@@ -208,7 +209,8 @@ def diagnose(
         checks = list(_checks(lvm, looked, plan, history, schedule, seed))
     share = false_alarm / sum(check.tested and not check.why_not for check in checks)
     results, skipped, unfinished = {}, {}, []
-    with ProgressBar("diagnosing", len(checks), show=progress) as bar:
+    # Held between the diagnostics too: one that another thread breaks into would be left out.
+    with one_thread(), ProgressBar("diagnosing", len(checks), show=progress) as bar:
         for i, check in enumerate(checks):
             bar.advance(0, check.name)
             left = began + budget - time.monotonic()

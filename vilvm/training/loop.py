@@ -104,7 +104,8 @@ def fit(
 
     Returns:
         Fit. With validation data, the model has the parameters of the best record, else of the last step. Ctrl-C or SIGTERM
-        finishes the step, saves, and returns with ``stopped == "interrupted"``.
+        finishes the step, saves, and returns with ``stopped == "interrupted"``; so does every ``fit`` in whose callback this one is called.
+        A second Ctrl-C raises KeyboardInterrupt at once, a second SIGTERM ends the process; a checkpoint that is being written is finished first.
 
     Raises:
         ContractError: the pair or the batch breaks the contract (see ``vilvm.weights.layout``), also on the look at data of a record; or

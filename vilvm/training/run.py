@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -30,7 +29,7 @@ from vilvm.training.history import History, Record
 from vilvm.training.optimizers import ByName, OptimizerFactory, SchedulerFactory, check_length, make_optimizer, make_scheduler
 from vilvm.training.result import Event, Fit
 from vilvm.training.resume import Kept, Position, describe, match, plain
-from vilvm.training.signals import interruptible
+from vilvm.training.signals import Interruption, interruptible
 from vilvm.training.step import NonFiniteLossError, Objective, Step, StepResult, check_objective, nest
 from vilvm.training.validation import Look, check, check_rows, look
 from vilvm.weights import Layout, layout, weight_chunks
@@ -83,6 +82,7 @@ class Run:
     per_epoch: bool
     device: torch.device
     compile: Compile = "auto"
+    signals: Interruption = field(default_factory=Interruption)
     ranks: World = field(default_factory=World)
     precision: str = "float32"
     arguments: Arguments | None = None
@@ -319,15 +319,18 @@ class Run:
         widen_heap()
         if self.at == 0:
             self.save()
-        interrupted = threading.Event()
         progress = progress if self.ranks.leads else False
-        with interruptible(interrupted), ProgressBar("training", self.total, self.at, progress) as bar, warnings.catch_warnings():
+        with (
+            interruptible() as self.signals,
+            ProgressBar("training", self.total, self.at, progress) as bar,
+            warnings.catch_warnings(),
+        ):
             warnings.filterwarnings("ignore", "Encountered (NaN|[+]?inf)")  # Pyro's; ours says where and stops
             if len(self.batches.sources) > 1:  # what is enumerated in one kind of batch may be observed in another
                 warnings.filterwarnings("ignore", "TraceEnum_ELBO found no sample sites")
             while self.at < self.total and self.stopped == "finished":
                 before = self.at
-                self.compiled.eager.flags = self._wishes(interrupted)
+                self.compiled.eager.flags = self._wishes()
                 self.some_steps()
                 bar.advance(self.at - before, self._numbers() if self.at // 20 > before // 20 else None)
                 # What is written down, or handed to the user, must be confirmed; elsewhere a run can still go back.
@@ -341,18 +344,19 @@ class Run:
                     if self.stopped != "finished":
                         self._confirmed()  # else it is not stopped after all
                 # All ranks stop and save after the same step, so of several each has heard the wishes of all by now.
-                stop, late = self._wishes(interrupted) if self.ranks.size == 1 else self.compiled.eager.flags
+                stop, late = self._wishes() if self.ranks.size == 1 else self.compiled.eager.flags
                 if (stop or late) and not self._confirmed():
                     continue
                 if stop and self.stopped == "finished" and self.at < self.total:
                     self.stopped = "interrupted"
                 if late:
                     self.save()
-        self.save()
-        if self.at == self.total and not (self.history.records and self.history.records[-1].step == self.at):
-            # Not in the checkpoint: a run that is resumed to go further would not have stopped to look here.
-            self.record()
-            self._write_history()
+            self.save()
+            if self.at == self.total and not (self.history.records and self.history.records[-1].step == self.at):
+                # Not in the checkpoint: a run that is resumed to go further would not have stopped to look here.
+                self.record()
+                with self.signals.writing():
+                    self._write_history()
         if self.skipped and self.skipped == self.at:
             warnings.warn(
                 f"All {self.at} steps were skipped, their loss or gradient not being finite: nothing was trained.", stacklevel=3
@@ -361,9 +365,9 @@ class Run:
             how = "" if self.folder is None else f" Resume with the same call and resume=True (run folder {self.folder})."
             print(f"Interrupted after step {self.at} of {self.total}.{how}")
 
-    def _wishes(self, interrupted: threading.Event) -> list[bool]:
+    def _wishes(self) -> list[bool]:
         """Whether this rank would stop, and save."""
-        return [interrupted.is_set(), self.ranks.leads and time.monotonic() - self._saved_time > self.checkpoint_seconds]
+        return [self.signals.asked, self.ranks.leads and time.monotonic() - self._saved_time > self.checkpoint_seconds]
 
     def some_steps(self) -> None:
         """Takes as many steps as can be taken before anything has to be looked at."""
@@ -710,8 +714,9 @@ class Run:
             "stopped": self.stopped if self.stopped in ("early", "callback") else "finished",
         }
         try:
-            checkpoint.save(self.folder / "checkpoint", self.at, state)
-            self._write_history()
+            with self.signals.writing():
+                checkpoint.save(self.folder / "checkpoint", self.at, state)
+                self._write_history()
         except OSError as error:
             last = checkpoint.latest(self.folder / "checkpoint")
             kept = f"the last good one is {last}" if last else "there is none before it"
