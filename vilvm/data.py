@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from vilvm.rows import Rows
 from vilvm.threads import one_thread
+from vilvm.unchanged import Unchanged
 
 __all__ = ["Data", "Interleaved", "Transform", "as_data", "is_transform", "kept_generators", "kind_of", "map_tensors"]
 
@@ -120,7 +121,7 @@ class Data:
                     f"{self.name}: {self.transform.name} is drawn once for all data, and these stay on disk; write the transformed data to a file, "
                     "or take a transform that is drawn anew for every batch."
                 )
-            object.__setattr__(self, "x", self.transform(self.x))
+            object.__setattr__(self, "x", self._transform(self.x))
             object.__setattr__(self, "transformed", True)
 
     def __len__(self) -> int:
@@ -197,12 +198,19 @@ class Data:
                 "take some of them, such as data.subset(slice(0, 10000)), or data without a transform."
             )
         with seeded(seed):
-            x = self.transform(map_tensors(Tensor.cpu, self.x))
+            x = self._transform(map_tensors(Tensor.cpu, self.x))
         return replace(self, x=x, transformed=True).to(self.device)
 
     def look(self) -> Any:
         """The tensors as the model sees them, a fresh transform drawn anew from torch's generator."""
-        return self.x if self.transform is None or self.transformed else self.transform(self.x)
+        return self.x if self.transform is None or self.transformed else self._transform(self.x)
+
+    def _transform(self, x: Any) -> Any:
+        """What the transform makes of `x`, which it leaves as it is; else ContractError."""
+        assert self.transform is not None
+        given, found = Unchanged(named_tensors(x)), self.transform(x)
+        given.check(f"The transform {type(self.transform).__name__}")
+        return found
 
     @property
     def device(self) -> torch.device:

@@ -17,7 +17,7 @@ from vilvm.training import checkpoint, signals
 from vilvm.training.signals import Interruption, interruptible
 
 
-def fit(callbacks=(), steps=400, **options):
+def fit(callbacks=(), steps=120, **options):
     with seeded(0):
         lvm, x = PPCA(3, 1), torch.randn(20, 3)
     return lvm, vilvm.fit(lvm, x, steps=steps, callbacks=callbacks, compile=False, progress=False, **options)
@@ -146,7 +146,7 @@ def wait(event):
         print("again", flush=True)
         while True:
             time.sleep(0.01)
-vilvm.fit(PPCA(3, 1), torch.randn(20, 3), steps=400, callbacks=[wait], compile=False, run_dir=sys.argv[1])
+vilvm.fit(PPCA(3, 1), torch.randn(20, 3), steps=120, callbacks=[wait], compile=False, run_dir=sys.argv[1])
 """
 
 

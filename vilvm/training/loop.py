@@ -95,11 +95,12 @@ def fit(
         run_dir: folder for ``checkpoint/`` and ``history.csv``; nothing is written without one.
         resume: continue from the checkpoint in `run_dir`, bit for bit as if there had been no interruption; start, if there is none.
         checkpoint_seconds: least time between two checkpoints; one is always written at the end.
-        callbacks: called with an ``Event`` at every record; training stops when one returns True.
+        callbacks: called with an ``Event`` at every record; training stops when one returns True. What they draw from torch's generators changes
+            nothing of the run.
         arguments: of the number of steps taken so far, gives numbers and tensors by name, which the step passes as tensors to model and
             guide, ``model(batch, beta=...)``. Both must have defaults for them, which records, ``evaluate`` and all else see.
         after_step: called with `lvm` and the number of steps taken so far after each step that moved the parameters, without gradients; it may
-            change them in place, as by clipping. It must do the same on every rank.
+            change them in place, as by clipping; what it draws is part of the run. It must do the same on every rank.
         progress: whether to show a progress bar; by default on a terminal only.
 
     Returns:
@@ -110,7 +111,9 @@ def fit(
     Raises:
         ContractError: the pair or the batch breaks the contract (see ``vilvm.weights.layout``), also on the look at data of a record; or
             the plate over the data is not over the axis that batches are cut along; or the guide has parameters of single data by their
-            place in the batch, and data come in batches (``vilvm.weights.per_datum``).
+            place in the batch, and data come in batches (``vilvm.weights.per_datum``); or the data are changed in place, or torch's generators
+            seeded, by what runs within it.
+        BusyError: another thread runs a pair (``vilvm.threads``).
         CheckpointError: the checkpoint is damaged, or of another model, data set or setting.
         NonFiniteLossError: loss or gradient became NaN or infinite; names step, site and last checkpoint.
         ValueError: an argument is out of range.

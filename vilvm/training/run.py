@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import vilvm.training.checkpoint as checkpoint
 from vilvm.compiling import Compile, worth_compiling
-from vilvm.data import Data, kind_of, rng, seeded, set_rng, set_seed
+from vilvm.data import Data, kept_generators, kind_of, named_tensors, rng, seeded, set_rng, set_seed
 from vilvm.files import write_atomic
 from vilvm.lvm import ContractError, NonFiniteError, evaluation_mode, module_parameters, own_memory
 from vilvm.memory import widen_heap
@@ -32,6 +32,7 @@ from vilvm.training.resume import Kept, Position, describe, match, plain
 from vilvm.training.signals import Interruption, interruptible
 from vilvm.training.step import NonFiniteLossError, Objective, Step, StepResult, check_objective, nest
 from vilvm.training.validation import Look, check, check_rows, look
+from vilvm.unchanged import Unchanged
 from vilvm.weights import Layout, layout, weight_chunks
 from vilvm.weights.densities import weight_pass
 from vilvm.weights.per_datum import INSTEAD, ByPosition, by_position, forget, remember, restart, unset_autoguides
@@ -43,6 +44,7 @@ __all__ = ["Run"]
 _WORTH_COMPILING = 5000  # steps from which a compiler's ten seconds are earned back
 _CHECKED_STEPS = 2000  # at most, that are run eagerly at the start, for the sake of Pyro's checks of every datum
 _SECONDS_AT_ONCE = 0.1  # of compiled steps between two looks at what they did, at signals and at the clock
+_IN_TRAINING = "In training mode, the model or the guide"
 _LACKS_DATA = "more than 1 value per channel"  # torch's words where batch normalisation has one
 _MIN_STEPS_A_RECORD = 50  # so that a record, with its look at the validation data, costs little where an epoch is one step;
 _SHARE_A_RECORD = 20  # and a twentieth of the steps so far, when these are more
@@ -100,6 +102,8 @@ class Run:
 
     def prepare(self, optimizer: OptimizerFactory, scheduler: SchedulerFactory | None, clip: float | None) -> None:
         """Runs the pair once, which makes lazy parameters and checks the contract, then gives the parameters to the optimizer."""
+        data = [*(b.data for b in self.batches.sources), *([] if self.validation is None else [self.validation])]
+        self._unchanged = Unchanged(named for d in data for named in named_tensors(d.x))
         self._layouts: dict[Any, Layout] = {}
         self._owned: set[str] = set()  # parameters of single data
         forget(self.lvm)
@@ -296,7 +300,9 @@ class Run:
     def _arguments(self, step: int) -> dict[str, torch.Tensor]:
         """The arguments of a step as tensors, so that they are inputs of a compiled step."""
         assert self.arguments is not None
-        return as_tensors(self.arguments(step), self.lvm, self.device)
+        given = self.arguments(step)
+        self._unchanged.check("The function arguments", "the data")
+        return as_tensors(given, self.lvm, self.device)
 
     def num_data(self, batch: Any) -> float:
         """What the loss of a batch is divided by, to be per datum; 1 if the data share a latent, for the loss is then of all."""
@@ -317,6 +323,7 @@ class Run:
         """From where the run is to its end."""
         self._warn_of_warmup()
         widen_heap()
+        self._seed = torch.initial_seed()
         if self.at == 0:
             self.save()
         progress = progress if self.ranks.leads else False
@@ -490,12 +497,17 @@ class Run:
             if self.compiles and checked:  # whose steps meet the shapes of all that follow
                 self.compiled.prepare(batch, num_data)
             began = time.perf_counter()
+            given = Unchanged(named_tensors(batch.batch if isinstance(batch, Call) else batch))
             try:
                 result = step(batch, num_data)
             except ContractError:
                 raise
             except ValueError as error:
                 result = self._refused(error, before)
+            except RuntimeError:  # autograd's, perhaps, of a tensor that was written into
+                given.check(_IN_TRAINING)
+                raise
+            given.check(_IN_TRAINING)
         if result.applied:
             self.tally.loss += result.loss
             self.tally.norm += result.gradient_norm
@@ -503,6 +515,7 @@ class Run:
             if self.after_step is not None:
                 with torch.no_grad():
                     self.after_step(self.lvm, self.at + 1)
+                self._unchanged.check("The function after_step", "the data")
         elif self.skip:
             for buffer, value in buffers:
                 buffer.copy_(value)
@@ -525,6 +538,7 @@ class Run:
     def record(self) -> None:
         """Adds a row to the history, keeps the best parameters, and asks the callbacks."""
         began = time.perf_counter()
+        self._check_untouched()
         self.ranks.from_first([*self.lvm.buffers()])  # batch statistics are rank 0's
         with seeded(self.ranks.seed(self.seed) if self._judged.local else self.seed, self.device):
             bound, se, rate, distortion = self._look(self._looked_at())
@@ -591,9 +605,25 @@ class Run:
             self.stopped = "early"
         if self.callbacks:
             self.compiled.settle()  # so that the optimizer's state is whole where the user may look at it, or change it
-        answers = [callback(Event(self.lvm, self.history)) for callback in self.callbacks]  # every one is told
+        answers = [self._answer(callback) for callback in self.callbacks]  # every one is told
         if self.ranks.any(any(answers), self.device):
             self.stopped = "callback"
+
+    def _answer(self, callback: Callable[[Event], bool | None]) -> bool | None:
+        """What a callback says; what it draws changes nothing of the run, and what it writes into the data is refused."""
+        with kept_generators(self.device):
+            answer = callback(Event(self.lvm, self.history))
+        self._unchanged.check(f"The callback {getattr(callback, '__qualname__', type(callback).__name__)}", "the data")
+        return answer
+
+    def _check_untouched(self) -> None:
+        """Raises ContractError if the data were written into, or torch's generators seeded, by what runs in a step."""
+        self._unchanged.check(_IN_TRAINING, "the data")
+        if torch.initial_seed() != self._seed:
+            raise ContractError(
+                "What runs in a step (model, guide, transform, arguments, after_step) seeds torch's generators (torch.manual_seed), so that "
+                "steps draw the same: leave it out, and give the seed to fit (seed=...)."
+            )
 
     def _is_out_of_patience(self) -> bool:
         return self.patience is not None and sum(r.step > self.best_step for r in self.history) >= self.patience
