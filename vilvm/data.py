@@ -295,17 +295,18 @@ class Interleaved:
 
 
 class _Parts(Sequence[Data]):
-    """The parts of some data, each made when it is asked for."""
+    """The parts of some data, each made when it is asked for; some of the parts are such a sequence, too."""
 
-    def __init__(self, data: Data, rows: int):
-        self.data, self.starts, self.rows = data, range(0, len(data), rows), rows
+    def __init__(self, data: Data, rows: int, starts: range | None = None):
+        self.data, self.rows = data, rows
+        self.starts = range(0, len(data), rows) if starts is None else starts
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
+            return _Parts(self.data, self.rows, self.starts[place])
         start = self.starts[place]
         return self.data.subset(slice(start, start + self.rows))
 

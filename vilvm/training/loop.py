@@ -15,6 +15,7 @@ from vilvm.compiling import Compile, check_compile
 from vilvm.data import Data, Interleaved, as_data, seeded, set_seed
 from vilvm.files import locked
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, module_parameters
+from vilvm.memory import trim_heap
 from vilvm.precision import Precision, check_precision, networks_in
 from vilvm.training.arguments import Arguments
 from vilvm.training.batches import batches_of
@@ -185,6 +186,7 @@ def fit(
             return run.result()
         finally:
             run.release()
+            trim_heap()
 
 
 @contextmanager

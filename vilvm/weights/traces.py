@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vilvm.data import named_tensors, tensors_of
 from vilvm.lvm import ContractError, NonFiniteError
+from vilvm.memory import is_out_of_memory
 from vilvm.unchanged import Unchanged
 
 __all__ = [
@@ -127,6 +128,8 @@ def _plain_errors(part: str, batch: Any) -> Iterator[None]:
             f"The {part} has a flat prior, from which nothing can be drawn: put a proper prior on its latents to draw from it."
         ) from None
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError) as error:
+        if is_out_of_memory(error):  # for which fewer samples are taken at once
+            raise
         where = _user_line(error)
         reason = _first_words(error)
         advice = f"Check the shapes and values that the {part} makes of this batch."
@@ -252,6 +255,8 @@ def log_prob(part: str, site: Any) -> Tensor:
             "has none: use a transform with an inverse (spline, affine_coupling, affine_autoregressive)."
         ) from None
     except (ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = _first_words(error)
         raise ContractError(
             f"The {part}'s site {site['name']!r} cannot score its value of shape {tuple(site['value'].shape)}: {reason} "
