@@ -36,7 +36,9 @@ class Unchanged:
                 )
 
 
-_SEED = 8  # bytes at the start of the state of torch's generator on the CPU: the seed it was given, which no draw depends on any more
+_SEED = (
+    8  # bytes at the start of the state of torch's generator on the CPU: the seed it was given, which no draw depends on any more
+)
 
 
 @contextmanager

@@ -86,7 +86,9 @@ def test_a_skipped_step_moves_no_batch_statistics(optimizer, every, size, tmp_pa
     assert all(whole[n] == 40 - done.skipped for n in counted)
 
 
-@pytest.mark.parametrize(("error", "words"), [(5e-8, None), (1e-3, "a buffer (batch statistics, say) is not what the eager step makes it")])
+@pytest.mark.parametrize(
+    ("error", "words"), [(5e-8, None), (1e-3, "a buffer (batch statistics, say) is not what the eager step makes it")]
+)
 def test_rounding_of_batch_statistics_near_zero_is_no_difference(error, words):
     """The mean of what is centred is the rounding of a sum, which a program adds up in another order."""
 

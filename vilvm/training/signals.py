@@ -48,6 +48,7 @@ class Interruption:
             self._leave(number)
 
     def _leave(self, number: int) -> None:
+        self._late = 0
         self.restore()
         signal.raise_signal(number)
 
