@@ -17,8 +17,7 @@ from models.ppca import PPCA
 from models.vae import VAE
 from tests.diagnostics.test_collapse import Beta
 from tests.diagnostics.test_convergence import history, noise
-from vilvm.diagnostics import diagnosis
-from vilvm.diagnostics import Diagnosis, Finding, Gravity, diagnose, gaps
+from vilvm.diagnostics import Diagnosis, Finding, Gravity, diagnose, diagnosis, gaps
 from vilvm.evaluation import Schedule
 from vilvm.report import diagnosis_figures
 from vilvm.weights import layout
