@@ -28,12 +28,12 @@ from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
 from torch.distributions import Distribution
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from vilvm.compiling.guards import numpy_state
 
-__all__ = ["Graph", "UntraceableError", "shapes", "trace", "traceable", "why"]
+__all__ = ["Graph", "UntraceableError", "shapes", "trace", "traceable", "why", "written"]
 
 
 _READ = "Python reads the value of a tensor (if, float(), .tolist(), f-string or the like)"
@@ -53,6 +53,19 @@ class Graph(NamedTuple):
 
     module: GraphModule
     closed: list[Tensor]
+
+
+def written(graph: Graph) -> list[Tensor]:
+    """The tensors of `closed` that the graph writes into, whether or not their values have changed in doing so."""
+    placeholders = list(graph.module.graph.find_nodes(op="placeholder"))
+    places = {node: i for i, node in enumerate(placeholders[len(placeholders) - len(graph.closed) :])}
+    found = []
+    for node in graph.module.graph.nodes:
+        schema = getattr(node.target, "_schema", None)
+        for argument, given in zip(schema.arguments if schema is not None else (), node.args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write and isinstance(given, Node) and given in places:
+                found.append(graph.closed[places[given]])
+    return found
 
 
 def shapes(tensors: Sequence[Tensor]) -> tuple[Any, ...]:

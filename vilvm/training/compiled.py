@@ -26,7 +26,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from vilvm.compiling import MOST_PROGRAMS, Compiler, Graph, Guards, UntraceableError, inductor, moving, shapes, trace, why
+from vilvm.compiling import MOST_PROGRAMS, Compiler, Graph, Guards, UntraceableError, inductor, moving, shapes, trace, why, written
 from vilvm.data import kind_of, map_tensors, rng, set_rng, tensors_of
 from vilvm.lvm import LatentVariableModel
 from vilvm.training.adam import GraphAdam
@@ -301,8 +301,9 @@ class CompiledStep:
             graph = trace(gradients, given)
             guards, moved_state = watched.settled(graph.closed)
             guards = Guards([p for p in guards.places if self._irrelevant.get(p.name, 0) < _IRRELEVANT])
-            # By value too: the operation behind batch normalisation counts no version.
+            # By value and by the graph too: batch normalisation counts no version, and may write what was there, such as a mean of zero.
             changed = {id(b) for b, version, old in before if b._version != version or not torch.equal(b, old)}
+            changed |= {id(t) for t in written(graph)} & {id(b) for b in buffers}
         if not moved:
             raise no_gradient(self.lvm, self.objective)
         own = {id(t) for t in [*self.lvm.parameters(), *buffers]}  # type: ignore[attr-defined]
