@@ -58,14 +58,15 @@ class Graph(NamedTuple):
 def written(graph: Graph) -> list[Tensor]:
     """The tensors of `closed` that the graph writes into, whether or not their values have changed in doing so."""
     placeholders = list(graph.module.graph.find_nodes(op="placeholder"))
-    places = {node: i for i, node in enumerate(placeholders[len(placeholders) - len(graph.closed) :])}
-    found = []
-    for node in graph.module.graph.nodes:
-        schema = getattr(node.target, "_schema", None)
-        for argument, given in zip(schema.arguments if schema is not None else (), node.args, strict=False):
-            if argument.alias_info is not None and argument.alias_info.is_write and isinstance(given, Node) and given in places:
-                found.append(graph.closed[places[given]])
-    return found
+    places = placeholders[len(placeholders) - len(graph.closed) :]
+    return [t for t, place in zip(graph.closed, places, strict=True) if any(_writes_into(user, place) for user in place.users)]
+
+
+def _writes_into(node: Node, place: Node) -> bool:
+    """Whether an operation writes into what is at `place`."""
+    arguments: Any = getattr(getattr(node.target, "_schema", None), "arguments", ())
+    written = [a.alias_info is not None and a.alias_info.is_write for a in arguments]
+    return any(writes and given is place for writes, given in zip(written, node.args, strict=False))
 
 
 def shapes(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
