@@ -8,14 +8,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(ROOT.glob("vilvm/**/*.py"))
-LEAVES = {"data", "files", "handlers", "memory", "precision", "progress", "rows", "world"}
+LEAVES = {"data", "files", "handlers", "memory", "precision", "progress", "rows", "threads", "unchanged", "world"}
 GROUND = LEAVES | {"compiling", "lvm", "weights", "wrapped"}
 UNDER_LVM = {"errors", "held", "parameters"}
 
 # What each room may import of vilvm, besides itself.
 ALLOWED = {
     "rows": set(),
-    "data": {"rows"},
+    "data": {"rows", "threads", "unchanged"},
     "files": set(),
     "handlers": set(),
     "memory": set(),
@@ -25,7 +25,9 @@ ALLOWED = {
     "compiling": set(),
     "errors": set(),
     "held": set(),
-    "parameters": {"errors", "held"},
+    "parameters": {"errors", "held", "threads"},
+    "threads": {"errors"},
+    "unchanged": {"errors"},
     "lvm": LEAVES | UNDER_LVM,
     "weights": LEAVES | {"compiling", "lvm"},
     "wrapped": LEAVES | {"lvm"},

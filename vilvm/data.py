@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from vilvm.rows import Rows
+from vilvm.threads import one_thread
+from vilvm.unchanged import Unchanged
 
 __all__ = ["Data", "Interleaved", "Transform", "as_data", "is_transform", "kept_generators", "kind_of", "map_tensors"]
 
@@ -119,7 +121,7 @@ class Data:
                     f"{self.name}: {self.transform.name} is drawn once for all data, and these stay on disk; write the transformed data to a file, "
                     "or take a transform that is drawn anew for every batch."
                 )
-            object.__setattr__(self, "x", self.transform(self.x))
+            object.__setattr__(self, "x", self._transform(self.x))
             object.__setattr__(self, "transformed", True)
 
     def __len__(self) -> int:
@@ -196,12 +198,19 @@ class Data:
                 "take some of them, such as data.subset(slice(0, 10000)), or data without a transform."
             )
         with seeded(seed):
-            x = self.transform(map_tensors(Tensor.cpu, self.x))
+            x = self._transform(map_tensors(Tensor.cpu, self.x))
         return replace(self, x=x, transformed=True).to(self.device)
 
     def look(self) -> Any:
         """The tensors as the model sees them, a fresh transform drawn anew from torch's generator."""
-        return self.x if self.transform is None or self.transformed else self.transform(self.x)
+        return self.x if self.transform is None or self.transformed else self._transform(self.x)
+
+    def _transform(self, x: Any) -> Any:
+        """What the transform makes of `x`, which it leaves as it is; else ContractError."""
+        assert self.transform is not None
+        given, found = Unchanged(named_tensors(x)), self.transform(x)
+        given.check(f"The transform {type(self.transform).__name__}")
+        return found
 
     @property
     def device(self) -> torch.device:
@@ -286,17 +295,18 @@ class Interleaved:
 
 
 class _Parts(Sequence[Data]):
-    """The parts of some data, each made when it is asked for."""
+    """The parts of some data, each made when it is asked for; some of the parts are such a sequence, too."""
 
-    def __init__(self, data: Data, rows: int):
-        self.data, self.starts, self.rows = data, range(0, len(data), rows), rows
+    def __init__(self, data: Data, rows: int, starts: range | None = None):
+        self.data, self.rows = data, rows
+        self.starts = range(0, len(data), rows) if starts is None else starts
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
-            return [self[i] for i in range(*place.indices(len(self)))]
+            return _Parts(self.data, self.rows, self.starts[place])
         start = self.starts[place]
         return self.data.subset(slice(start, start + self.rows))
 
@@ -386,18 +396,24 @@ def set_rng(states: list[Tensor], device: torch.device) -> None:
 
 
 class seeded:
-    """A context in which torch draws from `seed`, on the CPU and on `device`; the generators are as before afterwards."""
+    """A context in which torch draws from `seed`, on the CPU and on `device`; the generators are as before afterwards.
+
+    Raises:
+        BusyError: another thread is within it, or runs a pair.
+    """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu"):
         self.seed, self.device = seed, torch.device(device)
-        self._fork = kept_generators(self.device)
+        self._fork, self._alone = kept_generators(self.device), one_thread()
 
     def __enter__(self) -> None:
+        self._alone.__enter__()
         self._fork.__enter__()
         set_seed(self.seed, self.device)
 
     def __exit__(self, *exc: Any) -> None:
         self._fork.__exit__(*exc)
+        self._alone.__exit__()
 
 
 def set_seed(seed: int, device: torch.device) -> None:

@@ -1,6 +1,6 @@
 """The errors by which a pair is refused; all are exported by ``vilvm.lvm``."""
 
-__all__ = ["ContractError", "NonFiniteError", "NotApplicable"]
+__all__ = ["BusyError", "ContractError", "NonFiniteError", "NotApplicable"]
 
 
 class ContractError(ValueError):
@@ -13,3 +13,7 @@ class NonFiniteError(ContractError):
 
 class NotApplicable(ContractError):
     """A question has no meaning for this pair, in which nothing is wrong; the message says why, and what applies instead."""
+
+
+class BusyError(RuntimeError):
+    """Another thread of this process is running a pair; the message says what to do."""

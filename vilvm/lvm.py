@@ -19,11 +19,12 @@ import torch
 from pyro.infer.autoguide.guides import AutoGuide
 
 from vilvm.data import Data, as_data
-from vilvm.errors import ContractError, NonFiniteError, NotApplicable
+from vilvm.errors import BusyError, ContractError, NonFiniteError, NotApplicable
 from vilvm.held import held_modules
 from vilvm.parameters import add_network, evaluation_mode, keep_for_later, kept, module_parameters, own_memory, own_networks
 
 __all__ = [
+    "BusyError",
     "ContractError",
     "LatentVariableModel",
     "NonFiniteError",

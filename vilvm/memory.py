@@ -1,7 +1,10 @@
 """Memory: how much there is, how much a computation takes, and how to use the same pages again and again."""
 
+import ctypes
+import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["bytes_made", "free_bytes", "widen_heap"]
+__all__ = ["bytes_made", "free_bytes", "is_out_of_memory", "trim_heap", "widen_heap"]
+
+_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")  # what torch says; the second on Windows
+_KEPT = 2**28  # bytes of freed memory that the heap may keep
 
 
 def widen_heap() -> None:
@@ -19,6 +25,40 @@ def widen_heap() -> None:
     Without it every pass over a batch faults its memory in anew: a quarter of a compiled training step on a CPU, and half of an evaluation.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
+
+
+def trim_heap() -> None:
+    """Hands the pages of freed memory back to the system where the widened heap keeps more than 256 MB of them.
+
+    Between tensors that live on, glibc would keep them for good, and as many as were ever in use at once.
+    """
+    libc = _glibc()
+    if libc is not None and libc.mallinfo2().fordblks > _KEPT:
+        libc.malloc_trim(0)
+
+
+class _HeapInfo(ctypes.Structure):
+    """glibc's ``struct mallinfo2``; `fordblks` are the bytes that are free in it."""
+
+    _names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    _fields_ = tuple((name, ctypes.c_size_t) for name in _names)
+
+
+@cache
+def _glibc() -> Any:
+    """The C library, if it is a glibc that knows what its heap holds (2.33); else None."""
+    libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not (hasattr(libc, "mallinfo2") and hasattr(libc, "malloc_trim")):
+        return None
+    libc.mallinfo2.restype = _HeapInfo
+    return libc
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: Python's, torch's of a GPU, and torch's of the host, which has no class of its own."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -25,6 +25,7 @@ from torch.nn import Module, Parameter
 
 from vilvm.errors import ContractError
 from vilvm.held import module_on_the_stack
+from vilvm.threads import one_thread
 
 __all__ = ["add_network", "evaluation_mode", "keep_for_later", "kept", "module_parameters", "own_memory", "own_networks"]
 
@@ -39,10 +40,14 @@ def module_parameters(lvm: object, frozen: bool = False) -> Iterator[None]:
     Arguments:
         lvm: the latent variable model.
         frozen: whether a parameter or network that has not been met before is an error; so it is too within a context that says so.
+
+    Raises:
+        BusyError: another thread is within it, or draws from generators that it has seeded.
     """
-    frozen = frozen or any(s.frozen and _holds(s.lvm, lvm) for s in _SERVING)
-    serving = _Serving(lvm, frozen)
     with ExitStack() as stack:
+        stack.enter_context(one_thread())
+        frozen = frozen or any(s.frozen and _holds(s.lvm, lvm) for s in _SERVING)
+        serving = _Serving(lvm, frozen)
         if not _SERVING:
             stack.enter_context(_store_that_asks())
         _SERVING.append(serving)
@@ -372,8 +377,10 @@ class evaluation_mode:
 
     def __init__(self, lvm: object):
         self.parts = [(m, m.training) for m in lvm.modules()] if isinstance(lvm, Module) else []
+        self._alone = one_thread()
 
     def __enter__(self) -> None:
+        self._alone.__enter__()
         for part, _ in self.parts:
             part.training = False
         _EVALUATING.append(self)
@@ -382,6 +389,7 @@ class evaluation_mode:
         _EVALUATING.remove(self)
         for part, training in self.parts:
             part.training = training
+        self._alone.__exit__()
 
     def join(self, lvm: object, network: Module) -> bool:
         """Puts a network that has joined `lvm` into evaluation mode, until `lvm` leaves it; whether `lvm` is in this context."""

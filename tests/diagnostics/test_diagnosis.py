@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -16,7 +17,7 @@ from models.ppca import PPCA
 from models.vae import VAE
 from tests.diagnostics.test_collapse import Beta
 from tests.diagnostics.test_convergence import history, noise
-from vilvm.diagnostics import Diagnosis, Finding, Gravity, diagnose, gaps
+from vilvm.diagnostics import Diagnosis, Finding, Gravity, diagnose, diagnosis, gaps
 from vilvm.evaluation import Schedule
 from vilvm.report import diagnosis_figures
 from vilvm.weights import layout
@@ -362,3 +363,36 @@ def test_the_false_alarm_rate_is_shared_out_among_the_tests():
     sides = {name: 2 if name == "Convergence" else 1 for name in rates}
     assert len(rates) == 9
     assert sum(sides[name] * rate for name, rate in rates.items()) == pytest.approx(0.07)
+
+
+@pytest.mark.parametrize("transform", [None, vilvm.datasets.DynamicBinarisation()])
+def test_of_data_on_disk_those_that_are_looked_at_are_read(transform, tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((5000, 6), dtype=np.float32))
+    data = vilvm.datasets.on_disk(tmp_path / "x.npy", transform=transform)
+    read, seen, real = [], [], type(data.x).__getitem__
+
+    def rows(self, index):
+        found = real(self, index)
+        read.append(len(found))
+        return found
+
+    def none(*_):
+        raise vilvm.NotApplicable("nothing is looked for.")
+
+    def checks(lvm, looked, *rest):
+        seen.append(looked)
+        return [diagnosis._Check("Nothing", none)]
+
+    monkeypatch.setattr(type(data.x), "__getitem__", rows)
+    monkeypatch.setattr(diagnosis, "_checks", checks)
+    lvm = PPCA(6, 2) if transform is None else VAE(6, 2)
+    found = diagnose(lvm, data, num_data=80, budget=1e6, progress=False)
+    assert (found.num_data, len(seen[0])) == (80, 80)
+    assert sum(read) <= 2 * 80 + 4 * 50  # and a part, by which the layout is found
+    expected = real(data.x, found.index)
+    if transform is None:
+        assert torch.equal(seen[0].x, expected)
+    else:
+        assert bool(((seen[0].x == 0) | (seen[0].x == 1)).all())
+        assert bool((seen[0].x <= expected.ceil()).all())
+    assert int(found.index.max()) > 4000  # of all

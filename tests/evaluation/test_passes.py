@@ -50,6 +50,28 @@ def test_what_inductor_makes_of_it_is_the_same(name):
     same(lvm, batch)
 
 
+def test_a_program_that_runs_out_of_memory_gives_way(monkeypatch, capsys):
+    calls = []
+
+    def compiler(function, inputs):
+        run = graph(function, inputs)
+
+        def program(*given):
+            calls.append(1)
+            if len(calls) == 3:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return run(*given)
+
+        return program
+
+    monkeypatch.setattr("vilvm.evaluation.passes.inductor", compiler)
+    from models.vae import tiny
+
+    same(*tiny())
+    assert len(calls) == 3
+    assert "runs eagerly, for its program ran out of memory" in capsys.readouterr().out
+
+
 def test_a_smaller_last_batch_is_eager(as_graph):
     from models.vae import tiny
 

@@ -2,7 +2,7 @@
 
 from vilvm.compiling.guards import MOST_PROGRAMS, Guards, moving
 from vilvm.compiling.inductor import Compile, Compiler, check_compile, graph, held_against, inductor, program, worth_compiling
-from vilvm.compiling.tracing import Graph, UntraceableError, shapes, trace, traceable, why
+from vilvm.compiling.tracing import Graph, UntraceableError, shapes, trace, traceable, why, written
 
 __all__ = [
     "MOST_PROGRAMS",
@@ -22,4 +22,5 @@ __all__ = [
     "traceable",
     "why",
     "worth_compiling",
+    "written",
 ]

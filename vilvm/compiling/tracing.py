@@ -28,12 +28,12 @@ from torch import Tensor
 from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
 from torch.distributions import Distribution
-from torch.fx import GraphModule
+from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from vilvm.compiling.guards import numpy_state
 
-__all__ = ["Graph", "UntraceableError", "shapes", "trace", "traceable", "why"]
+__all__ = ["Graph", "UntraceableError", "shapes", "trace", "traceable", "why", "written"]
 
 
 _READ = "Python reads the value of a tensor (if, float(), .tolist(), f-string or the like)"
@@ -53,6 +53,20 @@ class Graph(NamedTuple):
 
     module: GraphModule
     closed: list[Tensor]
+
+
+def written(graph: Graph) -> list[Tensor]:
+    """The tensors of `closed` that the graph writes into, whether or not their values have changed in doing so."""
+    placeholders = list(graph.module.graph.find_nodes(op="placeholder"))
+    places = placeholders[len(placeholders) - len(graph.closed) :]
+    return [t for t, place in zip(graph.closed, places, strict=True) if any(_writes_into(user, place) for user in place.users)]
+
+
+def _writes_into(node: Node, place: Node) -> bool:
+    """Whether an operation writes into what is at `place`."""
+    arguments: Any = getattr(getattr(node.target, "_schema", None), "arguments", ())
+    written = [a.alias_info is not None and a.alias_info.is_write for a in arguments]
+    return any(writes and given is place for writes, given in zip(written, node.args, strict=False))
 
 
 def shapes(tensors: Sequence[Tensor]) -> tuple[Any, ...]:

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vilvm.data import Data, seeded
+from vilvm.data import Data, as_data, seeded
 from vilvm.diagnostics.calibration import sbc, tarp
 from vilvm.diagnostics.clock import OutOfTimeError, Stop
 from vilvm.diagnostics.collapse import collapse
@@ -41,6 +41,7 @@ from vilvm.evaluation.bounds import in_parts
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, fixed_beside
 from vilvm.memory import bytes_made
 from vilvm.progress import ProgressBar
+from vilvm.threads import one_thread
 from vilvm.weights import Layout, layout
 from vilvm.weights.simulated import batches
 
@@ -197,18 +198,24 @@ def diagnose(
         raise ValueError(f"diagnose: false_alarm must be between 0 and 1; got {false_alarm!r}.")
     _import_all()
     began = time.monotonic()
-    fixed, cut = fixed_beside(lvm, data, seed), {}
+    given = as_data(data)
+    picked = _picked_from_disk(given, num_data, seed)
+    fixed, cut = fixed_beside(lvm, given if picked is None else given.subset(picked), seed), {}
     with seeded(seed, fixed.device):
         plan = in_parts(lvm, fixed)[1]
+        if picked is not None and not plan.local:
+            given.fixed(seed)  # of which some are not enough, and not all can be kept: it says so
         if (time.monotonic() - began) * _RUNS > budget and num_data > _FEW:
             num_data = _FEW
-            cut = {"Data": f"{num_data} of {len(fixed)}"} if len(fixed) > num_data else {}
+            cut = {"Data": f"{num_data} of {len(given)}"} if len(given) > num_data else {}
         index = _looked_at(lvm, fixed, plan, num_data, seed)
         looked = fixed.loaded() if len(index) == len(fixed) else fixed.subset(index)
         checks = list(_checks(lvm, looked, plan, history, schedule, seed))
+    index = index if picked is None else picked[index]
     share = false_alarm / sum(check.tested and not check.why_not for check in checks)
     results, skipped, unfinished = {}, {}, []
-    with ProgressBar("diagnosing", len(checks), show=progress) as bar:
+    # Held between the diagnostics too: one that another thread breaks into would be left out.
+    with one_thread(), ProgressBar("diagnosing", len(checks), show=progress) as bar:
         for i, check in enumerate(checks):
             bar.advance(0, check.name)
             left = began + budget - time.monotonic()
@@ -221,7 +228,7 @@ def diagnose(
                 most = min(max(2 * seconds, budget / 4), left + _BEYOND * budget)
                 found, told, applies = _run(check, share, seconds, most)
                 if not told:
-                    results[check.name] = _named(found, None if looked is fixed else index)
+                    results[check.name] = _named(found, None if looked is fixed and picked is None else index)
             if told:
                 skipped[check.name] = told
                 unfinished += [check.name] * (applies and check.about == "posterior")
@@ -252,12 +259,22 @@ def _run(check: _Check, share: float, seconds: float, most: float) -> tuple[Any,
         return None, told, not isinstance(error, NotApplicable)
 
 
+def _picked_from_disk(data: Data, count: int, seed: int) -> Tensor | None:
+    """Which data are read, of those that stay on disk and have a transform, whose draws must be kept; None of any others."""
+    return _some(len(data), count, seed) if data.streamed and data.transform is not None else None
+
+
+def _some(total: int, count: int, seed: int) -> Tensor:
+    """Which data are looked at, of so many, in order."""
+    return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count].sort().values
+
+
 def _looked_at(lvm: LatentVariableModel, data: Data, plan: Layout, count: int, seed: int) -> Tensor:
     """Which data are looked at: some of them, where each has latents of its own and the guide knows it without the others; else all."""
     everything = torch.arange(len(data))
     if not plan.local or not data.divisible or len(data) <= count:
         return everything
-    picked = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:count].sort().values
+    picked = _some(len(data), count, seed)
     try:
         layout(lvm, data.subset(picked).x, plate=plan.data_plate)
     except ContractError:  # a guide with parameters for each datum

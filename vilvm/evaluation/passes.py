@@ -13,6 +13,7 @@ from torch import Tensor
 from vilvm.compiling import Compiler, UntraceableError, held_against, inductor, program, shapes
 from vilvm.data import kept_generators, map_tensors, rng, set_rng, tensors_of
 from vilvm.lvm import LatentVariableModel
+from vilvm.memory import is_out_of_memory, trim_heap
 from vilvm.weights import Layout, LogWeights, one_pass, weigh
 from vilvm.weights.densities import weight_pass
 from vilvm.weights.ways import ONE_BY_ONE, way_of
@@ -50,9 +51,11 @@ class Passes:
                 if self.compiles and num_samples >= 2 * chunk:
                     made = self._program_for(batch, size, plan, found, before)
             else:
-                found = self._compiled(made, batch, size, plan) if made and size == chunk else self._eager(batch, size, plan)
+                runs = made if self.compiles and size == chunk else None
+                found = self._eager(batch, size, plan) if runs is None else self._compiled(runs, batch, size, plan)
             yield found
             done += size
+        trim_heap()
 
     def _eager(self, batch: Any, size: int, plan: Layout, first: bool = False) -> list[Tensor]:
         return terms(weigh(self.lvm, batch, size, plan, validate=first, check=first))
@@ -60,7 +63,16 @@ class Passes:
     def _compiled(self, made: Callable[..., list[Tensor]], batch: Any, size: int, plan: Layout) -> list[Tensor]:
         given = tensors_of(batch)
         before = rng(given[0].device)
-        found = made(*given)
+        try:
+            found = made(*given)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            self.compiles, found = False, None
+        if found is None:  # the eager pass takes as many samples at once as fit
+            set_rng(before, given[0].device)
+            self.tell(f"The evaluation of {type(self.lvm).__name__} runs eagerly, for its program ran out of memory.")
+            return self._eager(batch, size, plan)
         if bool(torch.stack([t.isnan().any() for t in found]).any()):
             set_rng(before, given[0].device)
             return self._eager(batch, size, plan, first=True)  # which meets the same NaN, and names the site

@@ -26,7 +26,7 @@ from pyro.distributions.util import scale_and_mask
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from vilvm.compiling import MOST_PROGRAMS, Compiler, Graph, Guards, UntraceableError, inductor, moving, shapes, trace, why
+from vilvm.compiling import MOST_PROGRAMS, Compiler, Graph, Guards, UntraceableError, inductor, moving, shapes, trace, why, written
 from vilvm.data import kind_of, map_tensors, rng, set_rng, tensors_of
 from vilvm.lvm import LatentVariableModel
 from vilvm.training.adam import GraphAdam
@@ -39,6 +39,7 @@ _TOLERANCE = 1e-4  # relative, of loss and gradients; sums in another order diff
 _ROUNDING = 1e-5  # of the sum of the sizes of the loss's terms
 _SHAKE = 1e-6  # relative change of parameters and data, which shows by how much rounding may move a gradient,
 _SHAKES = 10.0  # so many times
+_ABSOLUTE = 1e-8  # of an entry of a buffer
 _NEGLIGIBLE = 1e-6  # of the norm of all gradients, below which that of one parameter is rounding
 _FAR = 1000  # steps, at most, between two comparisons
 _NEAR = 200  # steps, at least, from a comparison to that of a record
@@ -300,8 +301,9 @@ class CompiledStep:
             graph = trace(gradients, given)
             guards, moved_state = watched.settled(graph.closed)
             guards = Guards([p for p in guards.places if self._irrelevant.get(p.name, 0) < _IRRELEVANT])
-            # By value too: the operation behind batch normalisation counts no version.
+            # By value and by the graph too: batch normalisation counts no version, and may write what was there, such as a mean of zero.
             changed = {id(b) for b, version, old in before if b._version != version or not torch.equal(b, old)}
+            changed |= {id(t) for t in written(graph)} & {id(b) for b in buffers}
         if not moved:
             raise no_gradient(self.lvm, self.objective)
         own = {id(t) for t in [*self.lvm.parameters(), *buffers]}  # type: ignore[attr-defined]
@@ -461,17 +463,31 @@ class CompiledStep:
         if apart > tolerance * abs(loss) and apart > _ROUNDING * self._terms(batch, num_data):
             return f"its loss {found_loss:.8g} is not that of the eager step, {loss:.8g}, on the same noise"
         name = self._far(expected, found, tolerance)
-        if name is not None:  # perhaps terms that cancel, whose rounding is not relative to their sum
+        changed = {id(t): closed[i] for i, t in enumerate(program.closed)}
+        other = self._buffers_differ(buffers, changed)
+        if name is not None or other:  # perhaps terms that cancel, whose rounding is not relative to their sum
             with self._undone():
-                _, nearby, _ = self._eager(_shaken(batch), num_data, shaken=True)
-            name = self._far(expected, found, tolerance, nearby)
+                _, nearby, near = self._eager(_shaken(batch), num_data, shaken=True)
+            name = name and self._far(expected, found, tolerance, nearby)
+            other = other and self._buffers_differ(buffers, changed, near)
         if name is not None:
             return f"its gradient of {name!r} is not that of the eager step on the same noise"
-        changed = {id(t): closed[i] for i, t in enumerate(program.closed)}
-        for buffer, value in buffers:
-            if id(buffer) in changed and not torch.allclose(changed[id(buffer)].double(), value.double(), rtol=_TOLERANCE):
-                return "a buffer (batch statistics, say) is not what the eager step makes it"
-        return None
+        return "a buffer (batch statistics, say) is not what the eager step makes it" if other else None
+
+    def _buffers_differ(
+        self, buffers: list[tuple[Tensor, Tensor]], found: dict[int, Tensor], near: list[tuple[Tensor, Tensor]] | None = None
+    ) -> bool:
+        """Whether a buffer is not what the eager step makes it; `near` is what that makes it after a change of relative size 1e-6."""
+        for i, (buffer, value) in enumerate(buffers):
+            if id(buffer) not in found or not value.numel():
+                continue
+            mine, value = found[id(buffer)].double(), value.double()
+            allowed = _TOLERANCE * value.abs() + _ABSOLUTE
+            if near is not None:  # the largest of its entries, for of any one it may be small by chance
+                allowed = allowed + _SHAKES * (near[i][1].double() - value).abs().max()
+            if not bool((((mine - value).abs() <= allowed) | (mine == value)).all()):
+                return True
+        return False
 
     def _eager(
         self, batch: Any, num_data: float, shaken: bool = False

@@ -15,6 +15,7 @@ from vilvm.compiling import Compile, check_compile
 from vilvm.data import Data, Interleaved, as_data, seeded, set_seed
 from vilvm.files import locked
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, module_parameters
+from vilvm.memory import trim_heap
 from vilvm.precision import Precision, check_precision, networks_in
 from vilvm.training.arguments import Arguments
 from vilvm.training.batches import batches_of
@@ -95,21 +96,25 @@ def fit(
         run_dir: folder for ``checkpoint/`` and ``history.csv``; nothing is written without one.
         resume: continue from the checkpoint in `run_dir`, bit for bit as if there had been no interruption; start, if there is none.
         checkpoint_seconds: least time between two checkpoints; one is always written at the end.
-        callbacks: called with an ``Event`` at every record; training stops when one returns True.
+        callbacks: called with an ``Event`` at every record; training stops when one returns True. What they draw from torch's generators changes
+            nothing of the run.
         arguments: of the number of steps taken so far, gives numbers and tensors by name, which the step passes as tensors to model and
             guide, ``model(batch, beta=...)``. Both must have defaults for them, which records, ``evaluate`` and all else see.
         after_step: called with `lvm` and the number of steps taken so far after each step that moved the parameters, without gradients; it may
-            change them in place, as by clipping. It must do the same on every rank.
+            change them in place, as by clipping; what it draws is part of the run. It must do the same on every rank.
         progress: whether to show a progress bar; by default on a terminal only.
 
     Returns:
         Fit. With validation data, the model has the parameters of the best record, else of the last step. Ctrl-C or SIGTERM
-        finishes the step, saves, and returns with ``stopped == "interrupted"``.
+        finishes the step, saves, and returns with ``stopped == "interrupted"``; so does every ``fit`` in whose callback this one is called.
+        A second Ctrl-C raises KeyboardInterrupt at once, a second SIGTERM ends the process; a checkpoint that is being written is finished first.
 
     Raises:
         ContractError: the pair or the batch breaks the contract (see ``vilvm.weights.layout``), also on the look at data of a record; or
             the plate over the data is not over the axis that batches are cut along; or the guide has parameters of single data by their
-            place in the batch, and data come in batches (``vilvm.weights.per_datum``).
+            place in the batch, and data come in batches (``vilvm.weights.per_datum``); or the data are changed in place, or torch's generators
+            seeded, by what runs within it.
+        BusyError: another thread runs a pair (``vilvm.threads``).
         CheckpointError: the checkpoint is damaged, or of another model, data set or setting.
         NonFiniteLossError: loss or gradient became NaN or infinite; names step, site and last checkpoint.
         ValueError: an argument is out of range.
@@ -181,6 +186,7 @@ def fit(
             return run.result()
         finally:
             run.release()
+            trim_heap()
 
 
 @contextmanager

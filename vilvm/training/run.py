@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import vilvm.training.checkpoint as checkpoint
 from vilvm.compiling import Compile, worth_compiling
-from vilvm.data import Data, kind_of, rng, seeded, set_rng, set_seed
+from vilvm.data import Data, kept_generators, kind_of, named_tensors, rng, seeded, set_rng, set_seed
 from vilvm.files import write_atomic
 from vilvm.lvm import ContractError, NonFiniteError, evaluation_mode, module_parameters, own_memory
 from vilvm.memory import widen_heap
@@ -30,9 +29,10 @@ from vilvm.training.history import History, Record
 from vilvm.training.optimizers import ByName, OptimizerFactory, SchedulerFactory, check_length, make_optimizer, make_scheduler
 from vilvm.training.result import Event, Fit
 from vilvm.training.resume import Kept, Position, describe, match, plain
-from vilvm.training.signals import interruptible
+from vilvm.training.signals import Interruption, interruptible
 from vilvm.training.step import NonFiniteLossError, Objective, Step, StepResult, check_objective, nest
 from vilvm.training.validation import Look, check, check_rows, look
+from vilvm.unchanged import Unchanged
 from vilvm.weights import Layout, layout, weight_chunks
 from vilvm.weights.densities import weight_pass
 from vilvm.weights.per_datum import INSTEAD, ByPosition, by_position, forget, remember, restart, unset_autoguides
@@ -44,6 +44,7 @@ __all__ = ["Run"]
 _WORTH_COMPILING = 5000  # steps from which a compiler's ten seconds are earned back
 _CHECKED_STEPS = 2000  # at most, that are run eagerly at the start, for the sake of Pyro's checks of every datum
 _SECONDS_AT_ONCE = 0.1  # of compiled steps between two looks at what they did, at signals and at the clock
+_IN_TRAINING = "In training mode, the model or the guide"
 _LACKS_DATA = "more than 1 value per channel"  # torch's words where batch normalisation has one
 _MIN_STEPS_A_RECORD = 50  # so that a record, with its look at the validation data, costs little where an epoch is one step;
 _SHARE_A_RECORD = 20  # and a twentieth of the steps so far, when these are more
@@ -83,6 +84,7 @@ class Run:
     per_epoch: bool
     device: torch.device
     compile: Compile = "auto"
+    signals: Interruption = field(default_factory=Interruption)
     ranks: World = field(default_factory=World)
     precision: str = "float32"
     arguments: Arguments | None = None
@@ -100,6 +102,8 @@ class Run:
 
     def prepare(self, optimizer: OptimizerFactory, scheduler: SchedulerFactory | None, clip: float | None) -> None:
         """Runs the pair once, which makes lazy parameters and checks the contract, then gives the parameters to the optimizer."""
+        data = [*(b.data for b in self.batches.sources), *([] if self.validation is None else [self.validation])]
+        self._unchanged = Unchanged(named for d in data for named in named_tensors(d.x))
         self._layouts: dict[Any, Layout] = {}
         self._owned: set[str] = set()  # parameters of single data
         forget(self.lvm)
@@ -296,7 +300,9 @@ class Run:
     def _arguments(self, step: int) -> dict[str, torch.Tensor]:
         """The arguments of a step as tensors, so that they are inputs of a compiled step."""
         assert self.arguments is not None
-        return as_tensors(self.arguments(step), self.lvm, self.device)
+        given = self.arguments(step)
+        self._unchanged.check("The function arguments", "the data")
+        return as_tensors(given, self.lvm, self.device)
 
     def num_data(self, batch: Any) -> float:
         """What the loss of a batch is divided by, to be per datum; 1 if the data share a latent, for the loss is then of all."""
@@ -317,17 +323,21 @@ class Run:
         """From where the run is to its end."""
         self._warn_of_warmup()
         widen_heap()
+        self._seed = torch.initial_seed()
         if self.at == 0:
             self.save()
-        interrupted = threading.Event()
         progress = progress if self.ranks.leads else False
-        with interruptible(interrupted), ProgressBar("training", self.total, self.at, progress) as bar, warnings.catch_warnings():
+        with (
+            interruptible() as self.signals,
+            ProgressBar("training", self.total, self.at, progress) as bar,
+            warnings.catch_warnings(),
+        ):
             warnings.filterwarnings("ignore", "Encountered (NaN|[+]?inf)")  # Pyro's; ours says where and stops
             if len(self.batches.sources) > 1:  # what is enumerated in one kind of batch may be observed in another
                 warnings.filterwarnings("ignore", "TraceEnum_ELBO found no sample sites")
             while self.at < self.total and self.stopped == "finished":
                 before = self.at
-                self.compiled.eager.flags = self._wishes(interrupted)
+                self.compiled.eager.flags = self._wishes()
                 self.some_steps()
                 bar.advance(self.at - before, self._numbers() if self.at // 20 > before // 20 else None)
                 # What is written down, or handed to the user, must be confirmed; elsewhere a run can still go back.
@@ -341,18 +351,19 @@ class Run:
                     if self.stopped != "finished":
                         self._confirmed()  # else it is not stopped after all
                 # All ranks stop and save after the same step, so of several each has heard the wishes of all by now.
-                stop, late = self._wishes(interrupted) if self.ranks.size == 1 else self.compiled.eager.flags
+                stop, late = self._wishes() if self.ranks.size == 1 else self.compiled.eager.flags
                 if (stop or late) and not self._confirmed():
                     continue
                 if stop and self.stopped == "finished" and self.at < self.total:
                     self.stopped = "interrupted"
                 if late:
                     self.save()
-        self.save()
-        if self.at == self.total and not (self.history.records and self.history.records[-1].step == self.at):
-            # Not in the checkpoint: a run that is resumed to go further would not have stopped to look here.
-            self.record()
-            self._write_history()
+            self.save()
+            if self.at == self.total and not (self.history.records and self.history.records[-1].step == self.at):
+                # Not in the checkpoint: a run that is resumed to go further would not have stopped to look here.
+                self.record()
+                with self.signals.writing():
+                    self._write_history()
         if self.skipped and self.skipped == self.at:
             warnings.warn(
                 f"All {self.at} steps were skipped, their loss or gradient not being finite: nothing was trained.", stacklevel=3
@@ -361,9 +372,9 @@ class Run:
             how = "" if self.folder is None else f" Resume with the same call and resume=True (run folder {self.folder})."
             print(f"Interrupted after step {self.at} of {self.total}.{how}")
 
-    def _wishes(self, interrupted: threading.Event) -> list[bool]:
+    def _wishes(self) -> list[bool]:
         """Whether this rank would stop, and save."""
-        return [interrupted.is_set(), self.ranks.leads and time.monotonic() - self._saved_time > self.checkpoint_seconds]
+        return [self.signals.asked, self.ranks.leads and time.monotonic() - self._saved_time > self.checkpoint_seconds]
 
     def some_steps(self) -> None:
         """Takes as many steps as can be taken before anything has to be looked at."""
@@ -486,12 +497,17 @@ class Run:
             if self.compiles and checked:  # whose steps meet the shapes of all that follow
                 self.compiled.prepare(batch, num_data)
             began = time.perf_counter()
+            given = Unchanged(named_tensors(batch.batch if isinstance(batch, Call) else batch))
             try:
                 result = step(batch, num_data)
             except ContractError:
                 raise
             except ValueError as error:
                 result = self._refused(error, before)
+            except RuntimeError:  # autograd's, perhaps, of a tensor that was written into
+                given.check(_IN_TRAINING)
+                raise
+            given.check(_IN_TRAINING)
         if result.applied:
             self.tally.loss += result.loss
             self.tally.norm += result.gradient_norm
@@ -499,6 +515,7 @@ class Run:
             if self.after_step is not None:
                 with torch.no_grad():
                     self.after_step(self.lvm, self.at + 1)
+                self._unchanged.check("The function after_step", "the data")
         elif self.skip:
             for buffer, value in buffers:
                 buffer.copy_(value)
@@ -521,6 +538,7 @@ class Run:
     def record(self) -> None:
         """Adds a row to the history, keeps the best parameters, and asks the callbacks."""
         began = time.perf_counter()
+        self._check_untouched()
         self.ranks.from_first([*self.lvm.buffers()])  # batch statistics are rank 0's
         with seeded(self.ranks.seed(self.seed) if self._judged.local else self.seed, self.device):
             bound, se, rate, distortion = self._look(self._looked_at())
@@ -587,9 +605,25 @@ class Run:
             self.stopped = "early"
         if self.callbacks:
             self.compiled.settle()  # so that the optimizer's state is whole where the user may look at it, or change it
-        answers = [callback(Event(self.lvm, self.history)) for callback in self.callbacks]  # every one is told
+        answers = [self._answer(callback) for callback in self.callbacks]  # every one is told
         if self.ranks.any(any(answers), self.device):
             self.stopped = "callback"
+
+    def _answer(self, callback: Callable[[Event], bool | None]) -> bool | None:
+        """What a callback says; what it draws changes nothing of the run, and what it writes into the data is refused."""
+        with kept_generators(self.device):
+            answer = callback(Event(self.lvm, self.history))
+        self._unchanged.check(f"The callback {getattr(callback, '__qualname__', type(callback).__name__)}", "the data")
+        return answer
+
+    def _check_untouched(self) -> None:
+        """Raises ContractError if the data were written into, or torch's generators seeded, by what runs in a step."""
+        self._unchanged.check(_IN_TRAINING, "the data")
+        if torch.initial_seed() != self._seed:
+            raise ContractError(
+                "What runs in a step (model, guide, transform, arguments, after_step) seeds torch's generators (torch.manual_seed), so that "
+                "steps draw the same: leave it out, and give the seed to fit (seed=...)."
+            )
 
     def _is_out_of_patience(self) -> bool:
         return self.patience is not None and sum(r.step > self.best_step for r in self.history) >= self.patience
@@ -710,8 +744,9 @@ class Run:
             "stopped": self.stopped if self.stopped in ("early", "callback") else "finished",
         }
         try:
-            checkpoint.save(self.folder / "checkpoint", self.at, state)
-            self._write_history()
+            with self.signals.writing():
+                checkpoint.save(self.folder / "checkpoint", self.at, state)
+                self._write_history()
         except OSError as error:
             last = checkpoint.latest(self.folder / "checkpoint")
             kept = f"the last good one is {last}" if last else "there is none before it"

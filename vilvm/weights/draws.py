@@ -16,6 +16,7 @@ from vilvm.lvm import (
     evaluation_mode,
     module_parameters,
 )
+from vilvm.unchanged import not_seeded
 from vilvm.weights.contract import check_batch, check_number, enumerable
 from vilvm.weights.densities import LogWeights, drawn_values, log_weights
 from vilvm.weights.enumeration import check_drawable
@@ -74,7 +75,8 @@ def draws_in_place(
     check_batch(batch)
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
         try:
-            probe = _simulate(lvm, batch, factors=False)
+            with not_seeded("model", lvm):
+                probe = _simulate(lvm, batch, factors=False)
             simulated = _simulation(lvm, nesting_of(probe), mean)
             values = at_samples(lvm, batch, num_samples, simulated, ways=Ways())["simulated"]
             plate = data_plate(Unobserved()(lvm.model), batch, [s for s in probe.values() if was_observed(s)])

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vilvm.data import Data, kept_generators, tensors_of
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evaluation_mode, module_parameters
+from vilvm.unchanged import not_seeded
 from vilvm.weights.contract import check_latents, check_plates, check_shape, enumerable
 from vilvm.weights.per_datum import Indices, check_indices, check_known
 from vilvm.weights.supports import degenerate_latents, guide_sites, masked_latents
@@ -103,7 +104,8 @@ def layout(
             where the guide's draws are not used.
 
     Raises:
-        ContractError: the pair cannot run on this batch, its latents do not match, it observes nothing, a log-density has
+        ContractError: the pair cannot run on this batch, changes it in place, seeds torch's generators, its latents do not match, it
+            observes nothing, a log-density has
             dimensions that no plate accounts for, or two plates might be that over the data; an autoguide draws indices of its own.
         NotApplicable: the guide has parameters of single data, and these are others.
     """
@@ -111,8 +113,11 @@ def layout(
     if not any_data:
         check_known(lvm, batch)
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm), pyro.validation_enabled(validate):
-        guide_trace, indices = run(lvm.guide, "guide", batch), Indices()
-        model_trace, enumerated_left_of = run_once(indices(lvm.model), batch, guide_trace)
+        indices = Indices()
+        with not_seeded("guide", lvm):
+            guide_trace = run(lvm.guide, "guide", batch)
+        with not_seeded("model", lvm):
+            model_trace, enumerated_left_of = run_once(indices(lvm.model), batch, guide_trace)
         model = sites_of(model_trace)
         guide = guide_sites(guide_trace)
         check_indices(lvm, indices, guide_trace)

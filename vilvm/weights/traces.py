@@ -3,7 +3,7 @@
 import hashlib
 import traceback
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from pyro.poutine.uncondition_messenger import UnconditionMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from vilvm.data import tensors_of
+from vilvm.data import named_tensors, tensors_of
 from vilvm.lvm import ContractError, NonFiniteError
+from vilvm.memory import is_out_of_memory
+from vilvm.unchanged import Unchanged
 
 __all__ = [
     "Lines",
@@ -52,11 +54,13 @@ def run(half: Any, part: str, batch: Any, *replay: poutine.Trace | None, samples
     """The trace of one half of a pair, sites taken from `replay`, under a plate over samples (their number, its dimension), or none."""
     for source in replay:
         half = half if source is None else poutine.replay(half, trace=source)
-    with _plain_errors(part, batch):
-        if samples is None:
-            return poutine.trace(half).get_trace(batch)
-        with pyro.plate("_monte_carlo", samples[0], dim=samples[1]):
-            return poutine.trace(half).get_trace(batch)
+    given = Unchanged(named_tensors(batch))
+    with _plain_errors(part, batch), ExitStack() as stack:
+        if samples is not None:
+            stack.enter_context(pyro.plate("_monte_carlo", samples[0], dim=samples[1]))
+        trace = poutine.trace(half).get_trace(batch)
+    given.check(f"The {part}")
+    return trace
 
 
 def run_once(model: Any, batch: Any, *replay: poutine.Trace | None) -> tuple[poutine.Trace, int]:
@@ -124,6 +128,8 @@ def _plain_errors(part: str, batch: Any) -> Iterator[None]:
             f"The {part} has a flat prior, from which nothing can be drawn: put a proper prior on its latents to draw from it."
         ) from None
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError) as error:
+        if is_out_of_memory(error):  # for which fewer samples are taken at once
+            raise
         where = _user_line(error)
         reason = _first_words(error)
         advice = f"Check the shapes and values that the {part} makes of this batch."
@@ -249,6 +255,8 @@ def log_prob(part: str, site: Any) -> Tensor:
             "has none: use a transform with an inverse (spline, affine_coupling, affine_autoregressive)."
         ) from None
     except (ValueError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
         reason = _first_words(error)
         raise ContractError(
             f"The {part}'s site {site['name']!r} cannot score its value of shape {tuple(site['value'].shape)}: {reason} "

@@ -29,6 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from vilvm.compiling import UntraceableError, shapes, trace
 from vilvm.data import kept_generators, map_tensors, rng, set_rng, tensors_of
 from vilvm.lvm import ContractError
+from vilvm.memory import is_out_of_memory
 from vilvm.weights._reads import Reads
 from vilvm.weights.traces import Lines
 
@@ -76,10 +77,12 @@ class Ways:
     Arguments:
         taken: the way that a pass takes.
         compared: by pass and way, the numbers of samples at which samples were compared with single runs.
+        most: how many samples of a pass are run at once, where memory ran out with more.
     """
 
     def __init__(self) -> None:
         self.taken: dict[Any, _Way] = {}
+        self.most: dict[Any, int] = {}
         self.compared: dict[Any, set[int]] = {}
 
 
@@ -99,7 +102,7 @@ def at_samples(
     traced: bool = False,
     tell: Callable[[str], None] = print,
 ) -> Values:
-    """The values of `num_samples` samples of a pass.
+    """The values of `num_samples` samples of a pass. Where memory runs out they are run half as many at a time, and one line says so.
 
     Arguments:
         lvm: the model and guide.
@@ -115,6 +118,54 @@ def at_samples(
     given = dict(given or {})
     if num_samples == 1:
         return one.run(batch, given, None)
+    key = _key(batch, one, given)
+    if num_samples > ways.most.get(key, num_samples):
+        return _in_turn(lvm, batch, num_samples, one, given, ways, check, tell)
+    before = rng(_device(batch))
+    try:
+        return _at_once(lvm, batch, num_samples, one, given, ways, check, traced, tell)
+    except (MemoryError, RuntimeError) as error:
+        if traced or not is_out_of_memory(error):
+            raise
+    # Beyond the clause, so that what the error held in memory is gone.
+    set_rng(before, _device(batch))
+    ways.most[key] = num_samples // 2
+    tell(f"{type(lvm).__name__}: memory ran out at {num_samples} samples a pass; they are run {num_samples // 2} at a time.")
+    return _in_turn(lvm, batch, num_samples, one, given, ways, check, tell)
+
+
+def _in_turn(
+    lvm: Any,
+    batch: Any,
+    num_samples: int,
+    one: Pass,
+    given: Mapping[str, Tensor],
+    ways: Ways,
+    check: bool,
+    tell: Callable[[str], None],
+) -> Values:
+    """The values of all samples, as many at a time as memory has been found to hold."""
+    size = ways.most[_key(batch, one, given)]
+    found = []
+    for start in range(0, num_samples, size):
+        stop = min(start + size, num_samples)
+        put = {n: v[start:stop] for n, v in given.items()}
+        found.append(at_samples(lvm, batch, stop - start, one, put, ways=ways, check=check and not start, tell=tell))
+    return _joined(found)
+
+
+def _at_once(
+    lvm: Any,
+    batch: Any,
+    num_samples: int,
+    one: Pass,
+    given: dict[str, Tensor],
+    ways: Ways,
+    check: bool,
+    traced: bool,
+    tell: Callable[[str], None],
+) -> Values:
+    """The values of all samples, at the same time."""
     key = _key(batch, one, given)
     known = num_samples <= _FEW or key in ways.taken
     way = ways.taken.setdefault(key, _Way(VECTORISED)) if known else _way(lvm, batch, one, given, ways, tell)
@@ -171,6 +222,8 @@ def _vectorised_differs(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> s
                 warnings.simplefilter("ignore")  # of shapes that the pair was not written for
                 found = one.run(batch, both, 2)
         except _FAILURES as error:
+            if is_out_of_memory(error):
+                raise
             return f"under a plate over samples it fails: {_words(error)}"
         return _first_difference(found, range(2), single, batch, one, drawn)
 
@@ -196,9 +249,9 @@ def _taken(
                 warnings.simplefilter("ignore")  # of shapes that the pair was not written for
             found = _run(way, batch, num_samples, one, given)
         reason = _check(way, found, batch, _spread(num_samples, number), one, given) if number else None
-    except torch.OutOfMemoryError:
-        raise
     except _FAILURES as error:
+        if is_out_of_memory(error):
+            raise
         reason = f"at {num_samples} samples it fails: {_words(error)}"
     if reason is None:
         return found, ""

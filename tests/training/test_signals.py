@@ -1,0 +1,165 @@
+"""Ctrl-C and SIGTERM: once to end in order, twice to leave at once; nothing half written, nothing that hangs."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import vilvm
+from models.ppca import PPCA
+from vilvm.data import seeded
+from vilvm.files import locked
+from vilvm.training import checkpoint, signals
+from vilvm.training.signals import Interruption, interruptible
+
+
+def fit(callbacks=(), steps=120, **options):
+    with seeded(0):
+        lvm, x = PPCA(3, 1), torch.randn(20, 3)
+    return lvm, vilvm.fit(lvm, x, steps=steps, callbacks=callbacks, compile=False, progress=False, **options)
+
+
+def at(step, do):
+    return lambda event: do() if event.history.records[-1].step == step else None
+
+
+def send(number=signal.SIGINT, times=1):
+    for _ in range(times):
+        signal.raise_signal(number)
+
+
+@pytest.fixture(autouse=True)
+def _handlers_are_put_back():
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_signal_within_the_handler_neither_hangs_nor_is_lost(monkeypatch):
+    counted = Interruption._handle
+
+    def handle(self, number, frame):
+        """The second signal comes before the first has been counted."""
+        if not self.asked:
+            self.asked = True
+            signal.raise_signal(number)
+        counted(self, number, frame)
+
+    monkeypatch.setattr(Interruption, "_handle", handle)
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        send()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_signal_ends_in_order(number, tmp_path):
+    _, fitted = fit([at(50, lambda: send(number))], run_dir=tmp_path)
+    assert (fitted.stopped, fitted.steps) == ("interrupted", 50)
+    whole, _ = fit()
+    resumed, again = fit(run_dir=tmp_path, resume=True)
+    assert again.stopped == "finished"
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_the_second_leaves_at_once_after_the_last_good_checkpoint(tmp_path):
+    generators = torch.get_rng_state()
+    with pytest.raises(KeyboardInterrupt):
+        fit([at(100, lambda: send(times=2))], run_dir=tmp_path, checkpoint_seconds=0.0)
+    assert checkpoint.load(checkpoint.latest(tmp_path / "checkpoint"))["step"] == 99
+    assert torch.equal(torch.get_rng_state(), generators)
+    with locked(tmp_path):  # nobody else holds it
+        pass
+    whole, _ = fit()
+    resumed, _ = fit(run_dir=tmp_path, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+def test_a_checkpoint_that_is_being_written_is_finished_first(tmp_path, monkeypatch):
+    real, writes = checkpoint.save, []
+
+    def save(folder, step, state):
+        writes.append(step)
+        if step == 3:
+            send(times=2)
+        return real(folder, step, state)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        fit(run_dir=tmp_path, checkpoint_seconds=0.0)
+    assert writes[-1] == checkpoint.load(checkpoint.latest(tmp_path / "checkpoint"))["step"] == 3
+    assert not [p for p in tmp_path.rglob(".*") if p.name.startswith((".step", ".history"))]
+
+
+def test_a_third_waits_for_nothing():
+    with interruptible() as asked, asked.writing():
+        send(times=2)
+        with pytest.raises(KeyboardInterrupt):
+            send()
+
+
+def test_a_signal_in_a_nested_fit_ends_both():
+    inner = []
+
+    def nested():
+        inner.append(fit([at(50, send)])[1])
+        inner.append(fit()[1])  # and one that is begun after it was sent
+
+    _, outer = fit([at(100, nested)])
+    assert (outer.stopped, outer.steps) == ("interrupted", 100)
+    assert [(f.stopped, f.steps) for f in inner] == [("interrupted", 50), ("interrupted", 1)]
+
+
+def test_a_handler_of_c_is_left_alone(monkeypatch):
+    real, taken = signal.getsignal, []
+    with monkeypatch.context() as patched:
+        patched.setattr(signals.signal, "getsignal", lambda s: None if s == signal.SIGTERM else real(s))
+        patched.setattr(signals.signal, "signal", lambda s, handler: taken.append(s))
+        with interruptible():
+            pass
+    assert set(taken) == {signal.SIGINT}
+
+
+def test_a_handler_that_a_callback_sets_stays():
+    def mine(number, frame):
+        pass
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        fit([at(50, lambda: signal.signal(signal.SIGTERM, mine))], steps=60)
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+CHILD = """
+import sys, time, torch, vilvm
+from vilvm.training.signals import _ACTIVE
+from models.ppca import PPCA
+def wait(event):
+    if event.history.records[-1].step == 50:
+        print("ready", flush=True)
+        while not _ACTIVE[0].asked:
+            time.sleep(0.01)
+        print("again", flush=True)
+        while True:
+            time.sleep(0.01)
+vilvm.fit(PPCA(3, 1), torch.randn(20, 3), steps=120, callbacks=[wait], compile=False, run_dir=sys.argv[1])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, -signal.SIGTERM)])
+def test_two_signals_end_a_process_that_waits(number, code, tmp_path):
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", CHILD, str(tmp_path)]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as child:
+        for line in ("ready", "again"):
+            assert line in child.stdout.readline()
+            child.send_signal(number)
+        assert child.wait(30) == code
+    assert checkpoint.load(checkpoint.latest(tmp_path / "checkpoint"))["step"] == 0
+    with locked(tmp_path):
+        pass
