@@ -349,6 +349,7 @@ class Rare(Line):
 )
 def test_a_step_that_is_not_good_is_gone_back_to(monkeypatch, scheduler):
     monkeypatch.setattr("vilvm.training.compiled.inductor", graph)
+    monkeypatch.setattr("vilvm.training.run._SECONDS_AT_ONCE", 1e3)  # as many as may be, on a slow machine too
     at_once = []
     monkeypatch.setattr(run.Run, "_launched", lambda self, n, old=run.Run._launched: (at_once.append(n), old(self, n))[1])
     x = torch.randn(200, generator=torch.Generator().manual_seed(0)).clamp(-2.9, 3)
