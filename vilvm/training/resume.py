@@ -7,22 +7,28 @@ from typing import Any
 import torch
 
 from vilvm.data import rng, set_rng
-from vilvm.training.checkpoint import CheckpointError
+from vilvm.training.checkpoint import CheckpointError, spoiled
 
 __all__ = ["Kept", "Position", "describe", "match", "plain"]
 
 
-def match(found: Path, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Raises CheckpointError at the first setting of a run (`mine`) that is not that of the checkpoint `found` (`theirs`)."""
+def match(found: Path, mine: dict[str, Any], state: Any) -> None:
+    """Raises CheckpointError at the first setting of a run (`mine`) that is not that of the `state` of the checkpoint `found`."""
+    theirs = state.get("settings") if isinstance(state, dict) else None
+    if not isinstance(theirs, dict) or set(theirs) != set(mine):
+        raise spoiled(found, "it is altered: it has other settings than those of a run")
     for name, value in mine.items():
-        other = theirs.get(name)
-        if value == other:
+        other = theirs[name]
+        if type(value) is type(other) and value == other:
             continue
         if name in ("data", "validation"):
             reason = f"was made with other {name} data or another transform; resume with the same, or start a new run."
-        elif name == "parameters":
-            differ = sorted(k for k in {*value, *(other or {})} if (other or {}).get(k) != value.get(k))
-            reason = f"is of a model whose parameters differ, first {differ[0]!r}; build the model as it was, or start a new run."
+        elif isinstance(value, dict) and isinstance(other, dict):
+            key = min(k for k in {*value, *other} if other.get(k) != value.get(k))
+            before, now = (str(d.get(key, "none"))[:200] for d in (other, value))
+            reason = (
+                f"is of a model whose {name} differ, first {key!r} ({before}, now {now}); build it as it was, or start a new run."
+            )
         else:
             reason = f"was made with {name} = {other}, this run has {value}; resume with the same, or start a new run."
         raise CheckpointError(f"Checkpoint {found} {reason}")

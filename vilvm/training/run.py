@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 import vilvm.training.checkpoint as checkpoint
 from vilvm.compiling import Compile, worth_compiling
 from vilvm.data import Data, kind_of, rng, seeded, set_rng, set_seed
-from vilvm.files import write_atomic
+from vilvm.files import NotWritten, read, write_atomic
 from vilvm.lvm import ContractError, NonFiniteError, evaluation_mode, module_parameters, own_memory
 from vilvm.memory import widen_heap
 from vilvm.progress import ProgressBar
@@ -30,6 +30,7 @@ from vilvm.training.history import History, Record
 from vilvm.training.optimizers import ByName, OptimizerFactory, SchedulerFactory, check_length, make_optimizer, make_scheduler
 from vilvm.training.result import Event, Fit
 from vilvm.training.resume import Kept, Position, describe, match, plain
+from vilvm.training.schema import check_state, counts_of
 from vilvm.training.signals import interruptible
 from vilvm.training.step import NonFiniteLossError, Objective, Step, StepResult, check_objective, nest
 from vilvm.training.validation import Look, check, check_rows, look
@@ -97,13 +98,17 @@ class Run:
     best_step: int = 0
     best_bound: float = -math.inf
     stopped: str = "finished"
+    hooked: bool = False  # whether code of the user has run between steps, which may move options and counts
 
     def prepare(self, optimizer: OptimizerFactory, scheduler: SchedulerFactory | None, clip: float | None) -> None:
         """Runs the pair once, which makes lazy parameters and checks the contract, then gives the parameters to the optimizer."""
+        given = isinstance(optimizer, torch.optim.Optimizer) or hasattr(scheduler, "step")
+        self.hooked = bool(self.callbacks) or self.after_step is not None or given
+        self.objective_start = self._objective_state()
         self._layouts: dict[Any, Layout] = {}
         self._owned: set[str] = set()  # parameters of single data
         forget(self.lvm)
-        self._saved_at, self._saved_time = -1, time.monotonic()
+        self._saved_at, self._saved_time, self._resumed_at = -1, time.monotonic(), -1
         if self.arguments is not None:
             check_arguments(self.lvm, self._arguments(0))
         for source in self.batches.sources:
@@ -514,7 +519,11 @@ class Run:
     @property
     def _next_record(self) -> int:
         """The step of the next record: an epoch after the last, or, where epochs are short, as many as take some time."""
-        epoch, last = self.batches.epoch_steps, self.history.records[-1].step if self.history.records else 0
+        return self.record_after(self.history.records[-1].step if self.history.records else 0)
+
+    def record_after(self, last: int) -> int:
+        """The step of the record that follows one at step `last`."""
+        epoch = self.batches.epoch_steps
         least = max(_MIN_STEPS_A_RECORD, last // _SHARE_A_RECORD) if epoch < _MIN_STEPS_A_RECORD else 1
         return last + epoch * math.ceil(least / epoch)
 
@@ -689,15 +698,27 @@ class Run:
         if not self.ranks.leads:
             self._saved_at = self.at
             return
-        state = {
+        try:
+            checkpoint.save(self.folder / "checkpoint", self.at, self.state(generators))
+        except OSError as error:
+            raise self._unwritten(error) from None
+        self._saved_at = self.at
+        self._write_history()
+
+    def state(self, generators: list[torch.Tensor]) -> dict[str, Any]:
+        """What a checkpoint holds; `generators` are those of all ranks, shape (ranks, bytes), the CPU's first."""
+        optimizer = self.optimizer.state_dict()
+        return {
             "settings": self.settings,
             "step": self.at,
             "epoch": self.at // self.batches.epoch_steps,
             "position": self.at % self.batches.epoch_steps,
             "model": dict(self.lvm.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
+            "counts": counts_of(optimizer),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "objective": self.objective.state_dict() if hasattr(self.objective, "state_dict") else None,  # type: ignore[attr-defined]
+            "objective": self._objective_state(),
+            "objective_start": self.objective_start,
             "rng": [list(g) for g in zip(*generators, strict=True)],  # by rank
             "history": self.history.to_rows(),
             "tally": vars(self.tally),
@@ -707,49 +728,71 @@ class Run:
             "best_step": self.best_step,
             "best_bound": self.best_bound,
             "compiled": self.compiles,
+            "hooked": self.hooked,
             "stopped": self.stopped if self.stopped in ("early", "callback") else "finished",
         }
+
+    def _objective_state(self) -> Any:
+        return self.objective.state_dict() if hasattr(self.objective, "state_dict") else None  # type: ignore[attr-defined]
+
+    def _unwritten(self, error: OSError) -> checkpoint.CheckpointError:
+        """The error of a checkpoint that could not be written: what is left, and what to do."""
+        assert self.folder is not None
+        remedy = error.remedy if isinstance(error, NotWritten) else "see to that folder"
         try:
-            checkpoint.save(self.folder / "checkpoint", self.at, state)
-            self._write_history()
-        except OSError as error:
             last = checkpoint.latest(self.folder / "checkpoint")
-            kept = f"the last good one is {last}" if last else "there is none before it"
-            raise checkpoint.CheckpointError(
-                f"The checkpoint of step {self.at} could not be written to {self.folder} ({error.strerror}); {kept}. "
-                "Make room there, and resume."
-            ) from None
-        self._saved_at = self.at
+        except checkpoint.CheckpointError as other:
+            return other
+        kept = f"the last good one is {last}" if last else "there is none before it"
+        return checkpoint.CheckpointError(
+            f"The checkpoint of step {self.at} could not be written to {self.folder} ({error.strerror}); {kept}. "
+            f"{remedy.capitalize()}, and resume."
+        )
 
     def _write_history(self) -> None:
-        if self.folder is not None and self.ranks.leads:
-            write_atomic(self.folder / "history.csv", self.history.to_csv())
+        """Writes history.csv, unless a run that has taken no step since it was resumed finds it whole."""
+        if self.folder is None or not self.ranks.leads:
+            return
+        file, text = self.folder / "history.csv", self.history.to_csv()
+        with suppress(OSError):
+            if self.at == self._resumed_at and read(file).count(b"\n") == text.count("\n"):
+                return
+        try:
+            write_atomic(file, text)
+        except NotWritten as error:
+            raise checkpoint.CheckpointError(
+                f"{file} could not be written ({error.strerror}); the run itself is kept, up to step {self._saved_at}. "
+                f"{error.remedy.capitalize()}, and resume."
+            ) from None
 
     def restore(self) -> None:
-        """Takes up the newest checkpoint of the folder, if there is one."""
+        """Takes up the newest checkpoint of the folder, if there is one, after it was compared with this run."""
         assert self.folder is not None
         found = checkpoint.latest(self.folder / "checkpoint")
         if found is None:
             return
         state = checkpoint.load(found)
-        match(found, self.settings, state["settings"])
+        match(found, self.settings, state)
+        check_state(found, state, self)
         self.lvm.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
-        if hasattr(self.objective, "load_state_dict"):
+        if state["objective"] is not None:
             self.objective.load_state_dict(state["objective"])  # type: ignore[attr-defined]
-        self.at = self._saved_at = state["step"]
+        self.objective_start = state["objective_start"]
+        self.at = self._saved_at = self._resumed_at = state["step"]
         self.history = History.from_rows(state["history"])
         self.tally = _Tally(**state["tally"])
         self.seconds, self.skipped, self.stopped = state["seconds"], state["skipped"], state["stopped"]
         self.best_step, self.best_bound = state["best_step"], state["best_bound"]
+        self.hooked = self.hooked or state["hooked"]
         best = state["best"]
         self.best = best and {n: v.to(self.device) if isinstance(v, torch.Tensor) else v for n, v in best.items()}
         if self.stopped == "early" and not self._is_out_of_patience():
             self.stopped = "finished"  # there is more patience now than there was
         if self.compile == "auto":
-            self.compiles = state.get("compiled", False)  # as it began, whatever its length is now
+            self.compiles = state["compiled"]  # as it began, whatever its length is now
         if len(state["rng"]) == self.ranks.size:
             set_rng(state["rng"][self.ranks.rank], self.device)
         else:  # as many ranks as there were not: new noise, which follows from what is known
