@@ -241,9 +241,9 @@ def _laid_out(tensor: Tensor, order: list[int] | None) -> Tensor:
 def _all(folder: Path) -> list[Path]:
     try:
         return sorted(Path(e.path) for e in os.scandir(folder) if re.fullmatch("step-[0-9]{9}", e.name))
-    except FileNotFoundError:
-        return []
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not folder.is_symlink():
+            return []
         raise CheckpointError(f"{folder} cannot be read as a folder of checkpoints ({error.strerror}); move it away.") from None
 
 
