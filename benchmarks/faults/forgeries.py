@@ -35,7 +35,7 @@ from vilvm.objectives import Annealed
 from vilvm.training import by_name, checkpoint
 from vilvm.training.run import Run
 
-__all__ = ["Outcome", "forgeries"]
+__all__ = ["Outcome", "Parts", "forgeries"]
 
 _AT_ONCE, _PATIENCE = 250, 120.0  # forgeries a child process; seconds that one of them may take
 _STEPS = 57  # beyond a record, within an epoch
@@ -151,7 +151,7 @@ def _fit(name: str, folder: Path, **options: Any) -> None:
 # What is done to a checkpoint ---------------------------------------------------------------------------------------------
 
 
-class _Parts:
+class Parts:
     """A checkpoint in parts, which are written again with the checksums that they then have."""
 
     def __init__(self, folder: Path):
@@ -159,8 +159,11 @@ class _Parts:
         self.header = json.loads((folder / "state.json").read_text())
         self.body = self.header.pop("state")
         self.blob = (folder / "tensors.safetensors").read_bytes()
+        self.tensors = load(self.blob)
 
-    def write(self) -> None:
+    def write(self, blob: bytes | None = None) -> None:
+        """Writes state and tensors, or these bytes in the place of the tensors."""
+        self.blob = save(self.tensors) if blob is None else blob
         header = checkpoint._header(self.header["run"], self.header["step"], self.blob, self.body)
         (self.folder / "tensors.safetensors").write_bytes(self.blob)
         (self.folder / "state.json").write_text(json.dumps({**header, "state": self.body}))
@@ -218,7 +221,7 @@ def _wrong(chance: random.Random, key: Any, value: Any) -> Any:
 
 def _forged_state(chance: random.Random, last: Path, other: Path) -> str:
     """Something of state.json that cannot be so."""
-    parts = _Parts(last)
+    parts = Parts(last)
     names = [p for p in _leaves(parts.body) if "order" not in p]
     path = chance.choice(names)
     place, key = parts.body, path[-1]
@@ -240,7 +243,7 @@ def _forged_state(chance: random.Random, last: Path, other: Path) -> str:
 
 def _forged_header(chance: random.Random, last: Path, other: Path) -> str:
     """Something of the header that cannot be so, its own checksum computed anew."""
-    parts = _Parts(last)
+    parts = Parts(last)
     name = chance.choice(["run", "step", "format", "version", "sha256", "more"])
     header = checkpoint._header(parts.header["run"], parts.header["step"], parts.blob, parts.body)
     if name in ("run", "step"):
@@ -261,8 +264,8 @@ def _is_moved(name: str) -> bool:
 
 def _forged_tensor(chance: random.Random, last: Path, other: Path) -> str:
     """A tensor of another shape, type, order or number than it can have."""
-    parts = _Parts(last)
-    tensors = load(parts.blob)
+    parts = Parts(last)
+    tensors = parts.tensors
     name = chance.choice(sorted(tensors))
     t = tensors[name]
     kinds: dict[str, Callable[[], Any]] = {
@@ -297,7 +300,6 @@ def _forged_tensor(chance: random.Random, last: Path, other: Path) -> str:
     else:
         fitting = [n for n, v in tensors.items() if v.shape != t.shape]
         tensors[name] = tensors[chance.choice(sorted(fitting))].clone()
-    parts.blob = save(tensors)
     parts.write()
     return f"tensor {name} {kind}"
 
@@ -315,7 +317,7 @@ def _reorder(body: Any, name: str, dims: int, chance: random.Random) -> None:
 
 def _forged_container(chance: random.Random, last: Path, other: Path) -> str:
     """A file of tensors that lies about itself."""
-    parts = _Parts(last)
+    parts = Parts(last)
     length = struct.unpack("<Q", parts.blob[:8])[0]
     head, data = json.loads(parts.blob[8 : 8 + length]), parts.blob[8 + length :]
     name = chance.choice([n for n in head if n != "__metadata__"])
@@ -342,8 +344,7 @@ def _forged_container(chance: random.Random, last: Path, other: Path) -> str:
     else:
         head["more"] = dict(head[name])
     text = json.dumps(head).encode() if text is None else text
-    parts.blob = struct.pack("<Q", length if kind == "length" else len(text)) + text + data
-    parts.write()
+    parts.write(struct.pack("<Q", length if kind == "length" else len(text)) + text + data)
     return f"container {name} {kind}"
 
 
@@ -400,7 +401,7 @@ def _swapped(chance: random.Random, last: Path, other: Path) -> str:
     elif kind == "the first under its name":
         shutil.copytree(first, last, dirs_exist_ok=True)
         if chance.random() < 0.5:  # and the header says so
-            parts = _Parts(last)
+            parts = Parts(last)
             parts.header["step"] = _STEPS
             parts.write()
     else:

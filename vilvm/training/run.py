@@ -29,8 +29,9 @@ from vilvm.training.compiled import CompiledStep, Diverged
 from vilvm.training.history import History, Record
 from vilvm.training.optimizers import ByName, OptimizerFactory, SchedulerFactory, check_length, make_optimizer, make_scheduler
 from vilvm.training.result import Event, Fit
-from vilvm.training.resume import Kept, Position, describe, match, plain
+from vilvm.training.resume import Kept, Position, match
 from vilvm.training.schema import check_state, counts_of
+from vilvm.training.settings import describe, functions_of, words_of_optimizer, words_of_scheduler
 from vilvm.training.signals import interruptible
 from vilvm.training.step import NonFiniteLossError, Objective, Step, StepResult, check_objective, nest
 from vilvm.training.validation import Look, check, check_rows, look
@@ -124,7 +125,7 @@ class Run:
             )
         self.optimizer = make_optimizer(optimizer, trainable)
         by_name = optimizer.groups(trainable) if isinstance(optimizer, ByName) else []
-        groups = [f"{plain({**g, 'parameters': len(g['params'])})}" for g in by_name]
+        words = words_of_optimizer(self.optimizer, by_name)
         self.scheduler = None if scheduler is None else make_scheduler(scheduler, self.optimizer)
         if self.scheduler is not None:
             self._check_scheduler()
@@ -143,10 +144,10 @@ class Run:
                 n: f"{tuple(v.shape)} {v.dtype}" for n, v in self.lvm.state_dict().items() if isinstance(v, torch.Tensor)
             },
             "objective": describe(self.objective),
-            "optimizer": " by name: ".join(
-                [f"{type(self.optimizer).__name__}({plain(self.optimizer.defaults)})", *(["; ".join(groups)] if groups else [])]
-            ),
-            "scheduler": "none" if self.scheduler is None else f"{type(self.scheduler).__name__}({plain(vars(self.scheduler))})",
+            "sites": self._sites(),
+            "optimizer": words,
+            "scheduler": words_of_scheduler(self.scheduler),
+            "functions": functions_of(self.scheduler, self.arguments),
             "scheduler_interval": "epoch" if self.per_epoch else "step",
             "batch_size": self.batches.size,
             "clip": clip,
@@ -225,6 +226,15 @@ class Run:
             every = data.loaded().look()
             return by_position(self.lvm, every, layout(self.lvm, every, validate=False))
         return None
+
+    def _sites(self) -> dict[str, str]:
+        """The sites of model and guide, by name, with their distributions and the shapes of single events."""
+        plans = list(self._layouts.values())
+        return {
+            f"{name}, source {i}" if len(plans) > 1 else name: words
+            for i, plan in enumerate(plans, start=1)
+            for name, words in plan.sites.items()
+        }
 
     def _check_axis(self, data: Data, plan: Layout, rows: int) -> None:
         """That the plate over the data is along the axis that batches are cut along, and not of their size by accident."""
@@ -772,6 +782,8 @@ class Run:
         if found is None:
             return
         state = checkpoint.load(found)
+        if self.ranks.leads:
+            checkpoint.sweep(found.parent)
         match(found, self.settings, state)
         check_state(found, state, self)
         self.lvm.load_state_dict(state["model"])
