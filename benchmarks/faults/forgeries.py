@@ -17,10 +17,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 from zlib import crc32
 
 import torch
@@ -508,15 +509,12 @@ def _try(places: list[int], names: list[str], seed: int, base: Path, proper: dic
 
 def _within(name: str, base: Path, act: Callable[[Run], None]) -> None:
     """Does something with a fresh run, in the place of its steps."""
-    took = Run.train_all
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as patches:
         shutil.copytree(base / name, folder, dirs_exist_ok=True)
-        Run.train_all, Run.restore = (lambda run, progress: act(run)), (lambda run: None)
-        try:
-            with suppress(_Taken):
-                _fit(name, Path(folder), resume=True)
-        finally:
-            Run.train_all, Run.restore = took, _restore
+        patches.enter_context(patch.object(Run, "train_all", lambda run, progress: act(run)))
+        patches.enter_context(patch.object(Run, "restore", lambda run: None))
+        with suppress(_Taken):
+            _fit(name, Path(folder), resume=True)
 
 
 if __name__ == "__main__":

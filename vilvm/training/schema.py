@@ -389,7 +389,7 @@ def _rates_at(scheduler: Any, steps: int) -> list[float] | None:
         scheduler.last_epoch, scheduler._get_lr_called_within_step = steps, True
         if isinstance(scheduler, CosineAnnealingWarmRestarts):
             scheduler.T_cur, scheduler.T_i = _since_restart(scheduler, steps)
-        return list(formula())
+        return [float(rate) for rate in formula()]
     finally:
         vars(scheduler).update(before)
         for group, values in zip(scheduler.optimizer.param_groups, options, strict=True):
