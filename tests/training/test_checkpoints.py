@@ -15,7 +15,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR,
 
 import vilvm
 from benchmarks.faults.forgeries import Parts, forgeries
+from examples._options import run
 from models.vae import tiny
+from vilvm.report import Page
 from vilvm.training import checkpoint
 
 
@@ -309,6 +311,15 @@ def test_a_finished_run_writes_nothing(tmp_path, monkeypatch):
     full(monkeypatch, str(tmp_path), errno.EROFS)
     assert fit(tmp_path, resume=True).history["elbo"].tolist() == fitted.history["elbo"].tolist()
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+
+
+def test_a_script_ends_with_one_sentence_where_a_disk_is_full(tmp_path, monkeypatch, capsys):
+    full(monkeypatch, "page.html")
+    with pytest.raises(
+        SystemExit, match=r"page.html could not be written \(No space left.*\): make room there, and run the same again"
+    ):
+        run(lambda: Page("title").write(tmp_path / "page.html"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_folder_that_is_moved_is_not_made_anew(tmp_path):
