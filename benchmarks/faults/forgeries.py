@@ -38,7 +38,7 @@ from vilvm.training.run import Run
 
 __all__ = ["Outcome", "Parts", "forgeries"]
 
-_AT_ONCE, _PATIENCE = 250, 120.0  # forgeries a child process; seconds that one of them may take
+_AT_ONCE, _PATIENCE = 300, 120.0  # forgeries a child process; seconds that one of them may take
 _STEPS = 57  # beyond a record, within an epoch
 
 
@@ -98,9 +98,10 @@ class _Normalised(torch.nn.Module):
         super().__init__()
         self.norm, self.unused = torch.nn.BatchNorm1d(6), torch.nn.Parameter(torch.zeros(3))
         self.vae = VAE(6, 2, encoder_hidden=(8,), decoder_hidden=(8,))
-        first = self.vae.encoder[0] if isinstance(self.vae.encoder, torch.nn.Sequential) else None
-        if first is not None:
-            first.weight = torch.nn.Parameter(first.weight.detach().t().contiguous().t())
+        assert isinstance(self.vae.encoder, torch.nn.Sequential)
+        first = self.vae.encoder[0]
+        assert isinstance(first, torch.nn.Linear)
+        first.weight = torch.nn.Parameter(first.weight.detach().t().contiguous().t())
 
     def model(self, x: Tensor) -> None:
         self.vae.model(x)
@@ -247,11 +248,11 @@ def _forged_header(chance: random.Random, last: Path, other: Path) -> str:
     parts = Parts(last)
     name = chance.choice(["run", "step", "format", "version", "sha256", "more"])
     header = checkpoint._header(parts.header["run"], parts.header["step"], parts.blob, parts.body)
-    if name in ("run", "step"):
-        value = _wrong(chance, name, header[name]) if name == "step" else chance.choice(["0" * 32, "", 3, None, [], {}])
-        header = (
-            checkpoint._header(value, parts.header["step"], parts.blob, parts.body) if name == "run" else header | {name: value}
-        )
+    if name == "run":
+        run: Any = chance.choice(["0" * 32, "", 3, None, [], {}])
+        header = checkpoint._header(run, parts.header["step"], parts.blob, parts.body)
+    elif name == "step":
+        header[name] = _wrong(chance, name, header[name])
     else:
         header[name] = chance.choice([None, 0, "x", [], {}, 1e308, {"tensors": 1, "state": 2}, 10**30])
     (last / "state.json").write_text(json.dumps({**header, "state": parts.body}))
