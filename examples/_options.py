@@ -1,10 +1,12 @@
 """What the examples' command lines have in common: kinds of arguments, the data set, the run folder, settings to resume from."""
 
 import argparse
+import io
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from rich.console import Console
 import vilvm
 from vilvm.data import Transform
 from vilvm.datasets import Dataset, digits, mnist
-from vilvm.files import write_json
+from vilvm.files import NotWritten, locked, read, write_atomic, write_json
 from vilvm.training import CheckpointError
 
 console = Console()
@@ -53,38 +55,51 @@ def add_common(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument("--out", type=Path, help=f"run folder; default: runs/{name}-DATE-TIME")
 
 
-def new_folder(args: argparse.Namespace, name: str) -> Path:
-    """The folder of a run that is not resumed; none that holds one already."""
-    folder = args.out or Path("runs") / time.strftime(f"{name}-%Y%m%d-%H%M%S")
-    if (folder / "settings.json").exists():
-        raise SystemExit(f"{folder} holds a run already; choose another --out{', or --resume it' if 'resume' in args else ''}.")
-    return folder
-
-
 def own(args: argparse.Namespace) -> dict[str, Any]:
     """Of the arguments, those that say what the run is."""
     return {k: v for k, v in vars(args).items() if k not in ("out", "resume")}
 
 
-def settings_of(args: argparse.Namespace, parse: Parse, name: str) -> tuple[Path, dict[str, Any]]:
-    """The run folder and what the run is: its own settings if it is resumed, else the arguments."""
-    if args.resume is None:
-        return new_folder(args, name), own(args)
-    given = sorted(k for k, v in vars(args).items() if v != vars(parse([]))[k] and k != "resume")
-    if given:
-        raise SystemExit(f"A resumed run keeps its own settings; leave out --{given[0].replace('_', '-')}.")
-    return args.resume, settings_in(args.resume / "settings.json", parse, name)
+@contextmanager
+def run_folder(args: argparse.Namespace, parse: Parse, name: str, leads: bool = True) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The run folder, held by this process alone, and what the run is: its own settings if it is resumed, else the arguments.
+
+    Of several ranks only the one that leads holds it, and writes.
+
+    Raises:
+        SystemExit: another process holds it, it holds a run already, it cannot be made, or no run that can be resumed.
+    """
+    resumed = getattr(args, "resume", None)
+    if resumed is not None:
+        given = sorted(k for k, v in vars(args).items() if v != vars(parse([]))[k] and k != "resume")
+        if given:
+            raise SystemExit(f"A resumed run keeps its own settings; leave out --{given[0].replace('_', '-')}.")
+        folder, settings = resumed, settings_in(resumed / "settings.json", parse, name)
+    else:
+        folder, settings = args.out or Path("runs") / time.strftime(f"{name}-%Y%m%d-%H%M%S"), own(args)
+    with ExitStack() as stack:
+        if leads:
+            try:
+                stack.enter_context(locked(folder))
+            except BlockingIOError:
+                raise SystemExit(f"Another process is at work in {folder}; wait for it, or choose another --out.") from None
+            except OSError as error:
+                raise SystemExit(f"The run folder {folder} cannot be written ({error.strerror}); choose another --out.") from None
+            if resumed is None and (folder / "settings.json").exists():
+                also = ", or --resume it" if "resume" in args else ""
+                raise SystemExit(f"{folder} holds a run already; choose another --out{also}.")
+        yield folder, settings
 
 
 def settings_in(file: Path, parse: Parse, name: str) -> dict[str, Any]:
     """The settings of a run, held to the same rules as the arguments they once were."""
     try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings = json.loads(read(file))
         dataset = {"dataset": settings.pop("dataset")}
         words = [f"--{key.replace('_', '-')}" for key, value in settings.items() if value is True]
         words += [f"--{key.replace('_', '-')}={value}" for key, value in settings.items() if not isinstance(value, bool | None)]
         parsed = own(parse(words))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise SystemExit(
             f"{file.parent} holds no readable settings.json, so it is no run of {name} that could be resumed."
         ) from None
@@ -125,20 +140,19 @@ def run(main: Callable[[], int]) -> None:
     """Ends the process with what `main` returns, or with one sentence about what went wrong."""
     try:
         sys.exit(main())
-    except (ValueError, CheckpointError, vilvm.NonFiniteLossError) as error:
+    except (ValueError, NotWritten, CheckpointError, vilvm.NonFiniteLossError) as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
         sys.exit(130)
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    try:
-        write_json(folder / "settings.json", settings)
-    except OSError as error:
-        raise SystemExit(f"The run folder {folder} cannot be written ({error.strerror}); choose another --out.") from None
+    write_json(folder / "settings.json", settings)
 
 
 def save(figures: Mapping[str, Figure], folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes figures as PNG, each whole or not at all."""
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=110, bbox_inches="tight")
+        out = io.BytesIO()
+        figure.savefig(out, format="png", dpi=110, bbox_inches="tight")
+        write_atomic(folder / f"{name}.png", out.getvalue())

@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from pyro.infer import Trace_ELBO
 
 import vilvm
-from examples._options import add_common, console, dataset_of, device_of, finished, run, save, settings_of, write_settings
+from examples._options import add_common, console, dataset_of, device_of, finished, run, run_folder, save, write_settings
 from models.autoencoder import Autoencoder
 from models.conv_autoencoder import ConvAutoencoder
 from models.denoising_autoencoder import DenoisingAutoencoder
@@ -260,9 +260,13 @@ def page(
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
-    folder, settings = settings_of(args, arguments, "compare_mnist")
+    with run_folder(args, arguments, "compare_mnist") as (folder, settings):
+        return work(folder, settings, args.resume is not None)
+
+
+def work(folder: Path, settings: dict[str, Any], resumed: bool) -> int:
     data, budget = dataset_of(settings["data"], None), QUICK if settings["quick"] else FULL
-    if args.resume is not None and data.name != settings["dataset"]:
+    if resumed and data.name != settings["dataset"]:
         raise SystemExit(f"{folder} was trained on {settings['dataset']}, and only {data.name} can be had now.")
     settings["dataset"] = data.name
     write_settings(folder, settings)

@@ -17,7 +17,7 @@ import torch
 from rich.table import Table
 
 import vilvm
-from examples._options import console, new_folder, own, positive, run, save, write_settings
+from examples._options import console, positive, run, run_folder, save, write_settings
 from models.ppca import PPCA
 from vilvm import report
 from vilvm.evaluation import Estimate, Schedule, ais, evaluate
@@ -78,7 +78,11 @@ def table(found: dict[int, dict[str, Estimate]]) -> Table:
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
-    folder, settings = new_folder(args, "curse_of_dimensionality"), own(args)
+    with run_folder(args, arguments, "curse_of_dimensionality") as (folder, settings):
+        return work(folder, settings)
+
+
+def work(folder: Path, settings: dict[str, Any]) -> int:
     write_settings(folder, settings)
     found = {dimension: errors(dimension, settings) for dimension in sorted(set(settings["dimensions"]))}
     results = {d: {m: {"error": e.mean, "se": e.se, "mc_se": e.mc_se} for m, e in row.items()} for d, row in found.items()}

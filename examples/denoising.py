@@ -8,6 +8,7 @@ denoising auto-encoder trained on that corruption makes of them; a picture of ea
 """
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +21,10 @@ from examples._options import (
     dataset_of,
     device_of,
     finished,
-    new_folder,
-    own,
     positive,
     rate,
     run,
+    run_folder,
     save,
     write_settings,
 )
@@ -79,7 +79,11 @@ def table(rows: dict[str, dict[str, Decibels]], title: str) -> Table:
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
-    folder, settings = new_folder(args, "denoising"), own(args)
+    with run_folder(args, arguments, "denoising") as (folder, settings):
+        return work(folder, settings)
+
+
+def work(folder: Path, settings: dict[str, Any]) -> int:
     data, device = dataset_of(settings["data"], None), device_of(settings["device"])
     settings |= {"dataset": data.name, "epochs": settings["epochs"] or (10 if data.name == "mnist" else 100)}
     write_settings(folder, settings)

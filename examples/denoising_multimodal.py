@@ -23,10 +23,9 @@ from examples._options import (
     dataset_of,
     device_of,
     finished,
-    new_folder,
-    own,
     positive,
     run,
+    run_folder,
     save,
     write_settings,
 )
@@ -184,7 +183,11 @@ def table(results: dict[str, Any]) -> Table:
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
-    folder, settings = new_folder(args, "denoising_multimodal"), own(args)
+    with run_folder(args, arguments, "denoising_multimodal") as (folder, settings):
+        return work(folder, settings)
+
+
+def work(folder: Path, settings: dict[str, Any]) -> int:
     write_settings(folder, settings)
     results: dict[str, Any] = {}
     if settings["only"] != "images":

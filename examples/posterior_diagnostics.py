@@ -19,7 +19,7 @@ from rich.table import Table as RichTable
 
 import vilvm
 from examples import vae_mnist
-from examples._options import console, new_folder, own, positive, run, save, settings_in, write_settings
+from examples._options import console, positive, run, run_folder, save, settings_in, write_settings
 from examples._prescribed import MODELS, fit_case
 from vilvm import export, report
 from vilvm.data import Data
@@ -169,7 +169,11 @@ def posterior_of(subject: Subject, index: torch.Tensor, seed: int) -> Any:
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
-    folder, settings = new_folder(args, "posterior_diagnostics"), own(args)
+    with run_folder(args, arguments, "posterior_diagnostics") as (folder, settings):
+        return work(folder, settings)
+
+
+def work(folder: Path, settings: dict[str, Any]) -> int:
     write_settings(folder, settings)
     began = time.perf_counter()
     subject = subject_of(settings)

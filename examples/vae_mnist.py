@@ -9,6 +9,8 @@ Without MNIST on disk or on the network it takes scikit-learn's digits, and says
 """
 
 import argparse
+import json
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,8 +28,8 @@ from examples._options import (
     positive,
     rate,
     run,
+    run_folder,
     save,
-    settings_of,
     share,
     write_settings,
 )
@@ -35,7 +37,7 @@ from models.vae import VAE
 from vilvm import report
 from vilvm.datasets import Dataset, DynamicBinarisation
 from vilvm.diagnostics import active_units, collapse, convergence
-from vilvm.files import write_json
+from vilvm.files import read, write_json
 from vilvm.objectives import Annealed
 from vilvm.precision import PRECISIONS
 from vilvm.report import Page
@@ -181,25 +183,11 @@ def train(lvm: VAE, data: Dataset, settings: dict[str, Any], folder: Path, resum
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = arguments(argv)
-    with vilvm.distributed() as ranks:
-        folder, settings = settings_of(args, arguments, "vae_mnist")
-        lvm, data = begin(settings)
-        device = device_of(settings["device"])
-        if ranks.leads:
-            write_settings(folder, settings)
-            console.print(f"Training on {data.name} ({len(data.train):,} images), run folder {folder}", highlight=False)
-        fitted = train(lvm, data, settings, folder, args.resume is not None)
-        if fitted.stopped == "interrupted":
-            if ranks.leads:
-                console.print(f"Resume with: python -m examples.vae_mnist --resume {folder}", highlight=False)
-            return 130
-        evaluation = vilvm.evaluate(
-            lvm, data.test, num_samples=settings["samples"], precision=settings["precision"], seed=settings["seed"]
-        )
-    if not ranks.leads:
-        return 0
+def report_of(
+    lvm: VAE, data: Dataset, settings: dict[str, Any], folder: Path, found: tuple[vilvm.Fit, vilvm.Evaluation]
+) -> dict[str, Any]:
+    """Writes figures, page and at last the results, by which the report is whole, and returns these."""
+    fitted, evaluation = found
     results = {
         "data": {"name": data.name, "num_test": len(data.test), "transform": getattr(data.test.transform, "name", "no transform")},
         **evaluation.to_dict(),
@@ -210,16 +198,55 @@ def main(argv: list[str] | None = None) -> int:
         "seconds": {"train": fitted.seconds, "evaluate": evaluation.seconds},
         "images_per_second": settings["epochs"] * len(data.train) / fitted.seconds,
     }
-    write_json(folder / "results.json", results)
     lvm.to("cpu")
     # What is quick to tell; the rest is for posterior_diagnostics, which takes minutes.
     told = {"collapse": collapse(lvm, data.test, num_data=300, seed=settings["seed"]), "convergence": convergence(fitted)}
     pictures = figures(lvm, data)
     save({**pictures, "elbo": report.elbo_curves(fitted.history)}, folder / "figures")
-    page(settings, results, data, (fitted, evaluation), told, pictures, device).write(folder / "page.html")
+    page(settings, results, data, found, told, pictures, device_of(settings["device"])).write(folder / "page.html")
+    write_json(folder / "results.json", results)
+    return results
+
+
+def reported(folder: Path) -> dict[str, Any] | None:
+    """The results of a run whose report is whole, or None."""
+    try:
+        results = json.loads(read(folder / "results.json"))
+        table(results)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
+    return results if (folder / "page.html").exists() else None
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(argv)
+    with ExitStack() as held:
+        with vilvm.distributed() as ranks:
+            folder, settings = held.enter_context(run_folder(args, arguments, "vae_mnist", ranks.leads))
+            results = reported(folder) if ranks.leads and args.resume is not None else None
+            lvm, data = begin(settings)
+            if ranks.leads:
+                write_settings(folder, settings)
+                console.print(f"Training on {data.name} ({len(data.train):,} images), run folder {folder}", highlight=False)
+            fitted = train(lvm, data, settings, folder, args.resume is not None)
+            if fitted.stopped == "interrupted":
+                if ranks.leads:
+                    console.print(f"Resume with: python -m examples.vae_mnist --resume {folder}", highlight=False)
+                return 130
+            evaluation = None
+            if not ranks.any(results is not None, device_of(settings["device"])):
+                evaluation = vilvm.evaluate(
+                    lvm, data.test, num_samples=settings["samples"], precision=settings["precision"], seed=settings["seed"]
+                )
+        if not ranks.leads:
+            return 0
+        if evaluation is not None:
+            results = report_of(lvm, data, settings, folder, (fitted, evaluation))
+    assert results is not None
     console.print(table(results))
+    seconds = results["seconds"]
     console.print(
-        f"Trained in {fitted.seconds:.0f} s, evaluated in {evaluation.seconds:.0f} s; open {folder / 'page.html'}; figures and numbers are beside it",
+        f"Trained in {seconds['train']:.0f} s, evaluated in {seconds['evaluate']:.0f} s; open {folder / 'page.html'}; figures and numbers are beside it",
         highlight=False,
     )
     console.print(f"Can its posterior be trusted? python -m examples.posterior_diagnostics {folder}", highlight=False)

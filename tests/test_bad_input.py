@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -549,8 +550,9 @@ def test_the_checkpoint_before_can_be_resumed(run):
 
 
 def test_only_one_process_trains_in_a_folder(tmp_path):
-    with locked(tmp_path), pytest.raises(ValueError, match="another process is training in"):
-        resume(tmp_path)
+    message = "another process is training in"  # or another thread
+    with locked(tmp_path), ThreadPoolExecutor() as other, pytest.raises(ValueError, match=message):
+        other.submit(resume, tmp_path).result()
     assert resume(tmp_path).steps == 5
 
 
@@ -560,7 +562,7 @@ def test_a_run_folder_that_cannot_be(tmp_path):
         resume(tmp_path / "file")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoint").write_text("")
-    with pytest.raises(vilvm.CheckpointError, match="checkpoint of step 0 could not be written"):
+    with pytest.raises(vilvm.CheckpointError, match="cannot be read as a folder of checkpoints"):
         resume(tmp_path / "run")
 
 

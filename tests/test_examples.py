@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import vilvm
 from examples import compare_mnist, denoising_multimodal
 from examples._prescribed import MODELS, fit_case
 from vilvm import export
+from vilvm.files import locked
 
 TINY = {
     "vae_mnist": ["--data", "digits", "--epochs", "2", "--samples", "20"],
@@ -133,6 +135,7 @@ def test_vae_mnist_writes_its_run_folder(main, tmp_path, options):
     assert {p.name for p in tmp_path.iterdir()} == {
         "settings.json",
         "history.csv",
+        "run.json",
         "checkpoint",
         "results.json",
         "figures",
@@ -176,6 +179,35 @@ def test_vae_mnist_resumes_to_the_same_numbers(main, tmp_path):
     assert numbers[0] == numbers[1]
 
 
+@pytest.mark.slow
+def test_a_finished_run_is_resumed_and_diagnosed_where_nothing_can_be_written(main, tmp_path, monkeypatch, capsys):
+    """A report that a kill left half done is finished first; then nothing is left to write."""
+    run = tmp_path / "run"
+    assert main([*TINY["vae_mnist"], "--out", str(run)]) == 0
+    whole = (run / "results.json").read_bytes()
+    (run / "results.json").unlink()
+    (run / "page.html").unlink()
+    picture = run / "figures" / "elbo.png"
+    left = run / "figures" / ".elbo.png.0123abcd.tmp"
+    picture.rename(left)
+    assert main(["--resume", str(run)]) == 0
+    assert picture.read_bytes().endswith(b"IEND\xaeB`\x82")
+    assert (run / "page.html").exists()
+    assert not left.exists()
+    assert json.loads((run / "results.json").read_bytes())["bounds"] == json.loads(whole)["bounds"]
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+
+    def read_only(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("vilvm.files._check_held", read_only)  # for root may write anywhere
+    capsys.readouterr()
+    assert main(["--resume", str(run)]) == 0
+    assert f"{json.loads(whole)['bounds']['iwae']['mean']:.2f}" in capsys.readouterr().out
+    monkeypatch.undo()
+    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+
+
 def test_vae_mnist_refuses_a_folder_that_is_no_run(main, tmp_path):
     with pytest.raises(SystemExit, match="no run of vae_mnist"):
         main(["--resume", str(tmp_path)])
@@ -185,6 +217,18 @@ def test_vae_mnist_does_not_overwrite_a_run(main, tmp_path):
     (tmp_path / "settings.json").write_text("{}")
     with pytest.raises(SystemExit, match="holds a run already"):
         main(["--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("name", ["vae_mnist", "compare_mnist", "denoising", "posterior_diagnostics"])
+def test_the_second_of_two_in_a_folder_changes_nothing(name, tmp_path):
+    main = importlib.import_module(f"examples.{name}").main
+    with (
+        locked(tmp_path),
+        ThreadPoolExecutor() as other,
+        pytest.raises(SystemExit, match=f"Another process is at work in {tmp_path}"),
+    ):
+        other.submit(main, [*TINY[name], "--out", str(tmp_path)]).result()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("settings", ["{}", "[]", "null", '{"latent": "x"}', "\xff", ""])

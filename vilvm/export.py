@@ -19,8 +19,6 @@ Reference: ArviZ: a modular and flexible library for exploratory analysis of Bay
 Importance Sampling, Vehtari, Simpson, Gelman, Yao and Gabry, 2024 (k̂).
 """
 
-import os
-import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -37,6 +35,7 @@ from vilvm.data import Data, as_data, seeded
 from vilvm.diagnostics.psis import check_weighable, psis
 from vilvm.diagnostics.simulated import runnable
 from vilvm.evaluation.bounds import in_parts, samples_in_a_pass
+from vilvm.files import atomic
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, LogWeights, layout, log_weights
 from vilvm.weights.contract import check_number
@@ -152,13 +151,8 @@ def save(tree: xr.DataTree, path: str | Path) -> Path:
         The path, which ``load`` or ``arviz.from_netcdf`` reads.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
-        temporary = Path(folder) / path.name
+    with atomic(path) as temporary:
         tree.to_netcdf(temporary, engine="h5netcdf")
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
     return path
 
 

@@ -166,7 +166,7 @@ def fit(
             seed=seed,
             patience=patience,
             skip=nonfinite == "skip",
-            folder=None if run_dir is None else Path(run_dir),
+            folder=None if run_dir is None else Path(run_dir).absolute(),
             checkpoint_seconds=checkpoint_seconds,
             callbacks=callbacks,
             per_epoch=scheduler_interval == "epoch",

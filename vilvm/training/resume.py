@@ -7,40 +7,41 @@ from typing import Any
 import torch
 
 from vilvm.data import rng, set_rng
-from vilvm.training.checkpoint import CheckpointError
+from vilvm.training.checkpoint import CheckpointError, spoiled
 
-__all__ = ["Kept", "Position", "describe", "match", "plain"]
+__all__ = ["Kept", "Position", "match"]
 
 
-def match(found: Path, mine: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Raises CheckpointError at the first setting of a run (`mine`) that is not that of the checkpoint `found` (`theirs`)."""
+def match(found: Path, mine: dict[str, Any], state: Any) -> None:
+    """Raises CheckpointError at the first setting of a run (`mine`) that is not that of the `state` of the checkpoint `found`."""
+    theirs = state.get("settings") if isinstance(state, dict) else None
+    if not isinstance(theirs, dict) or set(theirs) != set(mine):
+        raise spoiled(found, "it is altered: it has other settings than those of a run")
     for name, value in mine.items():
-        other = theirs.get(name)
-        if value == other:
+        other = theirs[name]
+        if type(value) is type(other) and value == other:
             continue
-        if name in ("data", "validation"):
-            reason = f"was made with other {name} data or another transform; resume with the same, or start a new run."
-        elif name == "parameters":
-            differ = sorted(k for k in {*value, *(other or {})} if (other or {}).get(k) != value.get(k))
-            reason = f"is of a model whose parameters differ, first {differ[0]!r}; build the model as it was, or start a new run."
-        else:
-            reason = f"was made with {name} = {other}, this run has {value}; resume with the same, or start a new run."
-        raise CheckpointError(f"Checkpoint {found} {reason}")
+        if name == "functions" and _of_two_pythons(value, other):
+            continue
+        raise CheckpointError(f"Checkpoint {found} {_difference(name, value, other)}; or start a new run.")
 
 
-def describe(objective: Any) -> str:
-    """An objective in words: its class, its plain settings without what a checkpoint keeps of it, and the objective inside it."""
-    kept = objective.state_dict() if hasattr(objective, "state_dict") else {}
-    words = plain({k: v for k, v in getattr(objective, "__dict__", {}).items() if k not in kept})
-    inner = getattr(objective, "objective", None)
-    return f"{type(objective).__name__}({words}{'' if inner is None else f' of {describe(inner)}'})"
+def _of_two_pythons(value: dict[str, str], other: Any) -> bool:
+    """Whether functions are the same but for what another version of Python makes of them."""
+    return isinstance(other, dict) and set(other) == set(value) and other["Python"] != value["Python"]
 
 
-def plain(values: dict[str, Any]) -> str:
-    """Those of `values` that are plain, in words."""
-    return ", ".join(
-        f"{k}={v!r}" for k, v in sorted(values.items()) if isinstance(v, int | float | str | bool | tuple) and k[0] != "_"
-    )
+def _difference(name: str, value: Any, other: Any) -> str:
+    """In what a setting differs, and what to do."""
+    if name in ("data", "validation"):
+        return f"was made with other {name} data or another transform; resume with the same"
+    if not isinstance(value, dict) or not isinstance(other, dict):
+        return f"was made with {name} = {other}, this run has {value}; resume with the same"
+    key = min(k for k in {*value, *other} if other.get(k) != value.get(k))
+    before, now = (f"{d[key]}"[:200] if key in d else "none" for d in (other, value))
+    if name == "functions":
+        return f"was made with another function, by its code or its constants: {key}; resume with the same"
+    return f"is of a model whose {name} differ, first {key!r} ({before}, now {now}); build the model as it was"
 
 
 class Position:

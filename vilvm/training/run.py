@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 import vilvm.training.checkpoint as checkpoint
 from vilvm.compiling import Compile, worth_compiling
 from vilvm.data import Data, kept_generators, kind_of, named_tensors, rng, seeded, set_rng, set_seed
-from vilvm.files import write_atomic
+from vilvm.files import NotWritten, read, write_atomic
 from vilvm.lvm import ContractError, NonFiniteError, evaluation_mode, module_parameters, own_memory
 from vilvm.memory import widen_heap
 from vilvm.progress import ProgressBar
@@ -28,7 +28,9 @@ from vilvm.training.compiled import CompiledStep, Diverged
 from vilvm.training.history import History, Record
 from vilvm.training.optimizers import ByName, OptimizerFactory, SchedulerFactory, check_length, make_optimizer, make_scheduler
 from vilvm.training.result import Event, Fit
-from vilvm.training.resume import Kept, Position, describe, match, plain
+from vilvm.training.resume import Kept, Position, match
+from vilvm.training.schema import check_state, counts_of
+from vilvm.training.settings import describe, functions_of, words_of_optimizer, words_of_scheduler
 from vilvm.training.signals import Interruption, interruptible
 from vilvm.training.step import NonFiniteLossError, Objective, Step, StepResult, check_objective, nest
 from vilvm.training.validation import Look, check, check_rows, look
@@ -99,15 +101,19 @@ class Run:
     best_step: int = 0
     best_bound: float = -math.inf
     stopped: str = "finished"
+    hooked: bool = False  # whether code of the user has run between steps, which may move options and counts
 
     def prepare(self, optimizer: OptimizerFactory, scheduler: SchedulerFactory | None, clip: float | None) -> None:
         """Runs the pair once, which makes lazy parameters and checks the contract, then gives the parameters to the optimizer."""
         data = [*(b.data for b in self.batches.sources), *([] if self.validation is None else [self.validation])]
         self._unchanged = Unchanged(named for d in data for named in named_tensors(d.x))
+        given = isinstance(optimizer, torch.optim.Optimizer) or hasattr(scheduler, "step")
+        self.hooked = bool(self.callbacks) or self.after_step is not None or given
+        self.objective_start = self._objective_state()
         self._layouts: dict[Any, Layout] = {}
         self._owned: set[str] = set()  # parameters of single data
         forget(self.lvm)
-        self._saved_at, self._saved_time = -1, time.monotonic()
+        self._saved_at, self._saved_time, self._resumed_at = -1, time.monotonic(), -1
         if self.arguments is not None:
             check_arguments(self.lvm, self._arguments(0))
         for source in self.batches.sources:
@@ -123,7 +129,7 @@ class Run:
             )
         self.optimizer = make_optimizer(optimizer, trainable)
         by_name = optimizer.groups(trainable) if isinstance(optimizer, ByName) else []
-        groups = [f"{plain({**g, 'parameters': len(g['params'])})}" for g in by_name]
+        words = words_of_optimizer(self.optimizer, by_name)
         self.scheduler = None if scheduler is None else make_scheduler(scheduler, self.optimizer)
         if self.scheduler is not None:
             self._check_scheduler()
@@ -142,10 +148,10 @@ class Run:
                 n: f"{tuple(v.shape)} {v.dtype}" for n, v in self.lvm.state_dict().items() if isinstance(v, torch.Tensor)
             },
             "objective": describe(self.objective),
-            "optimizer": " by name: ".join(
-                [f"{type(self.optimizer).__name__}({plain(self.optimizer.defaults)})", *(["; ".join(groups)] if groups else [])]
-            ),
-            "scheduler": "none" if self.scheduler is None else f"{type(self.scheduler).__name__}({plain(vars(self.scheduler))})",
+            "sites": self._sites(),
+            "optimizer": words,
+            "scheduler": words_of_scheduler(self.scheduler),
+            "functions": functions_of(self.scheduler, self.arguments),
             "scheduler_interval": "epoch" if self.per_epoch else "step",
             "batch_size": self.batches.size,
             "clip": clip,
@@ -224,6 +230,15 @@ class Run:
             every = data.loaded().look()
             return by_position(self.lvm, every, layout(self.lvm, every, validate=False))
         return None
+
+    def _sites(self) -> dict[str, str]:
+        """The sites of model and guide, by name, with their distributions and the shapes of single events."""
+        plans = list(self._layouts.values())
+        return {
+            f"{name}, source {i}" if len(plans) > 1 else name: words
+            for i, plan in enumerate(plans, start=1)
+            for name, words in plan.sites.items()
+        }
 
     def _check_axis(self, data: Data, plan: Layout, rows: int) -> None:
         """That the plate over the data is along the axis that batches are cut along, and not of their size by accident."""
@@ -531,7 +546,11 @@ class Run:
     @property
     def _next_record(self) -> int:
         """The step of the next record: an epoch after the last, or, where epochs are short, as many as take some time."""
-        epoch, last = self.batches.epoch_steps, self.history.records[-1].step if self.history.records else 0
+        return self.record_after(self.history.records[-1].step if self.history.records else 0)
+
+    def record_after(self, last: int) -> int:
+        """The step of the record that follows one at step `last`."""
+        epoch = self.batches.epoch_steps
         least = max(_MIN_STEPS_A_RECORD, last // _SHARE_A_RECORD) if epoch < _MIN_STEPS_A_RECORD else 1
         return last + epoch * math.ceil(least / epoch)
 
@@ -723,15 +742,28 @@ class Run:
         if not self.ranks.leads:
             self._saved_at = self.at
             return
-        state = {
+        with self.signals.writing():
+            try:
+                checkpoint.save(self.folder / "checkpoint", self.at, self.state(generators))
+            except OSError as error:
+                raise self._unwritten(error) from None
+            self._saved_at = self.at
+            self._write_history()
+
+    def state(self, generators: list[torch.Tensor]) -> dict[str, Any]:
+        """What a checkpoint holds; `generators` are those of all ranks, shape (ranks, bytes), the CPU's first."""
+        optimizer = self.optimizer.state_dict()
+        return {
             "settings": self.settings,
             "step": self.at,
             "epoch": self.at // self.batches.epoch_steps,
             "position": self.at % self.batches.epoch_steps,
             "model": dict(self.lvm.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer,
+            "counts": counts_of(optimizer),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "objective": self.objective.state_dict() if hasattr(self.objective, "state_dict") else None,  # type: ignore[attr-defined]
+            "objective": self._objective_state(),
+            "objective_start": self.objective_start,
             "rng": [list(g) for g in zip(*generators, strict=True)],  # by rank
             "history": self.history.to_rows(),
             "tally": vars(self.tally),
@@ -741,50 +773,75 @@ class Run:
             "best_step": self.best_step,
             "best_bound": self.best_bound,
             "compiled": self.compiles,
+            "hooked": self.hooked,
             "stopped": self.stopped if self.stopped in ("early", "callback") else "finished",
         }
+
+    def _objective_state(self) -> Any:
+        return self.objective.state_dict() if hasattr(self.objective, "state_dict") else None  # type: ignore[attr-defined]
+
+    def _unwritten(self, error: OSError) -> checkpoint.CheckpointError:
+        """The error of a checkpoint that could not be written: what is left, and what to do."""
+        assert self.folder is not None
+        remedy = error.remedy if isinstance(error, NotWritten) else "see to that folder"
         try:
-            with self.signals.writing():
-                checkpoint.save(self.folder / "checkpoint", self.at, state)
-                self._write_history()
-        except OSError as error:
             last = checkpoint.latest(self.folder / "checkpoint")
-            kept = f"the last good one is {last}" if last else "there is none before it"
-            raise checkpoint.CheckpointError(
-                f"The checkpoint of step {self.at} could not be written to {self.folder} ({error.strerror}); {kept}. "
-                "Make room there, and resume."
-            ) from None
-        self._saved_at = self.at
+        except checkpoint.CheckpointError as other:
+            return other
+        kept = f"the last good one is {last}" if last else "there is none before it"
+        return checkpoint.CheckpointError(
+            f"The checkpoint of step {self.at} could not be written to {self.folder} ({error.strerror}); {kept}. "
+            f"{remedy.capitalize()}, and resume."
+        )
 
     def _write_history(self) -> None:
-        if self.folder is not None and self.ranks.leads:
-            write_atomic(self.folder / "history.csv", self.history.to_csv())
+        """Writes history.csv, unless a run that has taken no step since it was resumed finds it whole."""
+        if self.folder is None or not self.ranks.leads:
+            return
+        file, text = self.folder / "history.csv", self.history.to_csv()
+        with suppress(OSError, UnicodeDecodeError):
+            # Epoch and step of every row; the seconds of the last are new each time that it is made.
+            there, now = ([line.split(",")[:2] for line in t.splitlines()] for t in (read(file).decode(), text))
+            if self.at == self._resumed_at and there == now:
+                return
+        try:
+            write_atomic(file, text)
+        except NotWritten as error:
+            raise checkpoint.CheckpointError(
+                f"{file} could not be written ({error.strerror}); the run itself is kept, up to step {self._saved_at}. "
+                f"{error.remedy.capitalize()}, and resume."
+            ) from None
 
     def restore(self) -> None:
-        """Takes up the newest checkpoint of the folder, if there is one."""
+        """Takes up the newest checkpoint of the folder, if there is one, after it was compared with this run."""
         assert self.folder is not None
         found = checkpoint.latest(self.folder / "checkpoint")
         if found is None:
             return
         state = checkpoint.load(found)
-        match(found, self.settings, state["settings"])
+        if self.ranks.leads:
+            checkpoint.sweep(found.parent)
+        match(found, self.settings, state)
+        check_state(found, state, self)
         self.lvm.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
-        if hasattr(self.objective, "load_state_dict"):
+        if state["objective"] is not None:
             self.objective.load_state_dict(state["objective"])  # type: ignore[attr-defined]
-        self.at = self._saved_at = state["step"]
+        self.objective_start = state["objective_start"]
+        self.at = self._saved_at = self._resumed_at = state["step"]
         self.history = History.from_rows(state["history"])
         self.tally = _Tally(**state["tally"])
         self.seconds, self.skipped, self.stopped = state["seconds"], state["skipped"], state["stopped"]
         self.best_step, self.best_bound = state["best_step"], state["best_bound"]
+        self.hooked = self.hooked or state["hooked"]
         best = state["best"]
         self.best = best and {n: v.to(self.device) if isinstance(v, torch.Tensor) else v for n, v in best.items()}
         if self.stopped == "early" and not self._is_out_of_patience():
             self.stopped = "finished"  # there is more patience now than there was
         if self.compile == "auto":
-            self.compiles = state.get("compiled", False)  # as it began, whatever its length is now
+            self.compiles = state["compiled"]  # as it began, whatever its length is now
         if len(state["rng"]) == self.ranks.size:
             set_rng(state["rng"][self.ranks.rank], self.device)
         else:  # as many ranks as there were not: new noise, which follows from what is known

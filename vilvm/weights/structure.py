@@ -39,6 +39,7 @@ class Layout(NamedTuple):
         tempered: what ``poutine.scale`` alone puts on each site of the model, in the mean, where that is not one factor for all.
         latents: those that the guide draws, in the model's order.
         observed: names, in the model's order.
+        sites: of model and guide, each with its distribution, the shape of an event and the plates around it, in words.
         families: the distribution of each observed site, by name, and which part of it is scored, if not all.
         enumerated: latents that the model marks for parallel enumeration and the guide leaves out, which are summed over.
         degenerate: latents that the guide puts on one point, so that it has no density there.
@@ -60,6 +61,7 @@ class Layout(NamedTuple):
     tempered: dict[str, float]
     latents: tuple[str, ...]
     observed: tuple[str, ...]
+    sites: dict[str, str]
     families: dict[str, str]
     enumerated: tuple[str, ...]
     degenerate: tuple[str, ...]
@@ -178,6 +180,7 @@ def _read_layout(plate: Any, model: Sites, guide: Sites, traces: list[Any]) -> L
         tempered=_tempered(model),
         latents=tuple(n for n in latents if n in guide),
         observed=tuple(observed),
+        sites={f"{part} {n}": _in_words(s) for part, sites in (("model", model), ("guide", guide)) for n, s in sites.items()},
         families={n: _family(s) for n, s in observed.items()},
         enumerated=tuple(n for n, s in latents.items() if n not in guide and enumerable(s)),
         degenerate=(),
@@ -221,6 +224,11 @@ def place(site: Any, plate: Any) -> int | None:
     if plate is None or not _stands_in(site, plate.name):
         return None
     return sorted(own_dims(site)).index(plate.dim)
+
+
+def _in_words(site: Any) -> str:
+    plates = ", ".join(sorted(f.name for f in site["cond_indep_stack"]))
+    return f"{family(site['fn']).removeprefix('Independent')} {tuple(site['fn'].event_shape)}{f' in {plates}' if plates else ''}"
 
 
 def _stands_in(site: Any, plate: str) -> bool:
