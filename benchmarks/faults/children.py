@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import vilvm
 
-__all__ = ["Ending", "ended", "free_port", "left_running", "start"]
+__all__ = ["Ending", "ended", "free_port", "left_running", "one_thread", "start"]
 
 _FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}
 _OURS = str(Path(vilvm.__file__).parent)
@@ -38,6 +38,13 @@ class Ending(NamedTuple):
     found: dict[str, Any]
     message: str
     seconds: float
+
+
+def one_thread() -> None:
+    """Starts this program again with one thread in every library, unless it has been: only such a process can be forked safely."""
+    wanted = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    if any(os.environ.get(k) != v for k, v in wanted.items()):
+        os.execve(sys.executable, sys.orig_argv, {**os.environ, **wanted})
 
 
 def start(

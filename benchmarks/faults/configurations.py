@@ -126,10 +126,14 @@ def in_turn(**options: Any) -> Setup:
 
 def from_disk(folder: Path, **options: Any) -> Setup:
     """Grey levels in a file, binarised anew for every batch."""
+    return vae(**options)._replace(data=_file(folder, DynamicBinarisation()))
+
+
+def _file(folder: Path, transform: Any = None) -> vilvm.Data:
     path = folder / "x.npy"
     if not path.exists():
         np.save(path, rows().sigmoid().numpy())
-    return vae(**options)._replace(data=on_disk(path, transform=DynamicBinarisation()))
+    return on_disk(path, transform=transform)
 
 
 def widening(step: int) -> dict[str, float]:
@@ -215,7 +219,7 @@ CONFIGURATIONS: dict[str, Callable[[Path], Setup]] = {
     "all data at once": lambda _: vae(batch_size=None),
     "one datum left over": lambda _: normalised(batch_size=30),
     "data on disk": from_disk,
-    "validation on disk": lambda folder: from_disk(folder, validation=from_disk(folder).data, patience=50),
+    "validation on disk": lambda folder: normalised(validation=_file(folder)),
     "bf16": lambda _: normalised(precision="bf16"),
     "skipped steps": lambda _: spoilt(),
     "arguments, a hook": lambda _: normalised(arguments=widening, after_step=clamped),

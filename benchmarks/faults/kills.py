@@ -28,7 +28,7 @@ import pandas
 import torch
 
 import vilvm
-from benchmarks.faults.children import Ending, ended, free_port, left_running, start
+from benchmarks.faults.children import Ending, ended, free_port, left_running, one_thread, start
 from benchmarks.faults.configurations import CONFIGURATIONS, RANKS, fit
 from benchmarks.faults.table import Row, markdown
 from examples import vae_mnist
@@ -303,7 +303,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", default="", help="words, one of which the name of a configuration holds, split by |")
     parser.add_argument("--json", type=Path, help="file for the counts")
     args = parser.parse_args(argv)
-    torch.set_num_threads(1)
+    one_thread()
     found = campaign(args.kills, args.seed, args.only)
     total = sum(found.values(), Kills())
     print(markdown(rows(found)))
