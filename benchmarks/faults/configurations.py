@@ -119,9 +119,7 @@ def in_turn(**options: Any) -> Setup:
     """Batches of two kinds, a label enumerated in one of them."""
     x = rows()[:, 0]
     data = vilvm.Interleaved({"x": x[30:]}, {"x": x[:30], "y": (x[:30] > 0).float()})
-    return Setup(
-        vilvm.Pair(half_labelled, lambda batch: None), data, {"objective": TraceEnum_ELBO(max_plate_nesting=1), **options}
-    )
+    return Setup(vilvm.Pair(half_labelled, lambda batch: None), data, {"objective": TraceEnum_ELBO(max_plate_nesting=1), **options})
 
 
 def from_disk(folder: Path, **options: Any) -> Setup:
@@ -147,7 +145,7 @@ def clamped(lvm: Any, step: int) -> None:
 def cooled(event: vilvm.Event) -> bool:
     """A callback that changes the model, and stops the run at its second record."""
     with torch.no_grad():
-        event.lvm.decoder.bias.mul_(0.9)
+        event.lvm.decoder.bias.mul_(0.9)  # type: ignore[attr-defined]
     return len(event.history) == 2
 
 
@@ -191,7 +189,10 @@ _SCHEDULERS: dict[str, dict[str, Any]] = {
     "one cycle": one_cycle(1e-2, STEPS),
     "cosine": {"scheduler": partial(schedulers.CosineAnnealingLR, T_max=STEPS)},
     "warm restarts": {"scheduler": partial(schedulers.CosineAnnealingWarmRestarts, T_0=7)},
-    "cyclic": {"scheduler": partial(schedulers.CyclicLR, base_lr=1e-3, max_lr=1e-2, step_size_up=6), "optimizer": _sgd(momentum=0.9)},
+    "cyclic": {
+        "scheduler": partial(schedulers.CyclicLR, base_lr=1e-3, max_lr=1e-2, step_size_up=6),
+        "optimizer": _sgd(momentum=0.9),
+    },
     "milestones by epoch": {
         "scheduler": partial(schedulers.MultiStepLR, milestones=[2, 5]),
         "scheduler_interval": "epoch",
@@ -213,9 +214,7 @@ _COMPILED: dict[str, Callable[[Path], Setup]] = {
 }
 CONFIGURATIONS: dict[str, Callable[[Path], Setup]] = {
     **{f"optimizer: {name}": (lambda _, o=o: vae(optimizer=o)) for name, o in _OPTIMIZERS.items()},
-    **{
-        f"scheduler: {name}": (lambda _, o=o: normalised(**o, validation=rows(1)[:20])) for name, o in _SCHEDULERS.items()
-    },
+    **{f"scheduler: {name}": (lambda _, o=o: normalised(**o, validation=rows(1)[:20])) for name, o in _SCHEDULERS.items()},
     "all data at once": lambda _: vae(batch_size=None),
     "one datum left over": lambda _: normalised(batch_size=30),
     "data on disk": from_disk,
@@ -225,16 +224,17 @@ CONFIGURATIONS: dict[str, Callable[[Path], Setup]] = {
     "arguments, a hook": lambda _: normalised(arguments=widening, after_step=clamped),
     "in turn": lambda _: in_turn(),
     "callbacks": lambda _: normalised(callbacks=[cooled], steps=160),
-    "early stopping": lambda _: vae(
-        validation=(rows(1) > 0).float()[:5], patience=1, optimizer=_adam(), steps=1000, batch_size=8
-    ),
+    "early stopping": lambda _: vae(validation=(rows(1) > 0).float()[:5], patience=1, optimizer=_adam(), steps=1000, batch_size=8),
     "annealed": lambda _: vae(objective=Annealed(Trace_ELBO(num_particles=2), 25)),
-    "Rényi": lambda _: vae(objective=RenyiELBO(alpha=0.5, num_particles=3)),
+    "Rényi": lambda _: vae(objective=RenyiELBO(alpha=2, num_particles=3)),
     "mean field": lambda _: vae(objective=TraceMeanField_ELBO(), clip=0.5),
     "TraceGraph": lambda _: vae(objective=TraceGraph_ELBO()),
     "functions": lambda _: functions(),
     "a latent that data share": lambda _: shared(),
-    **{f"compiled: {name}": (lambda folder, m=m: _with(m(folder), compile=True, batch_size=4, checkpoint_seconds=0.02)) for name, m in _COMPILED.items()},
+    **{
+        f"compiled: {name}": (lambda folder, m=m: _with(m(folder), compile=True, batch_size=4, checkpoint_seconds=0.02))
+        for name, m in _COMPILED.items()
+    },
 }
 # Of several ranks; what they share is as above.
 RANKS: dict[str, tuple[int, Callable[[Path], Setup]]] = {

@@ -9,16 +9,16 @@ Half of the kills fall at a random moment of the run, the other half right befor
 
 import argparse
 import hashlib
+import io
 import json
 import math
-import os
 import random
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -245,17 +245,8 @@ def warm_up(folder: Path) -> None:
     fit(CONFIGURATIONS["optimizer: Adam"], folder / "warm", folder)
     fit(CONFIGURATIONS["in turn"], folder / "warm in turn", folder)
     compiled.inductor = graph
-    with open(os.devnull, "w") as nowhere, _to(nowhere):
+    with redirect_stdout(io.StringIO()):
         fit(CONFIGURATIONS["compiled: Adam"], folder / "warm compiled", folder)
-
-
-@contextmanager
-def _to(file: Any) -> Iterator[None]:
-    out, sys.stdout = sys.stdout, file
-    try:
-        yield
-    finally:
-        sys.stdout = out
 
 
 def campaign(kills: int, seed: int = 0, only: str = "", verbose: bool = True) -> dict[str, Kills]:
@@ -287,7 +278,9 @@ def rows(found: Mapping[str, Kills]) -> list[Row]:
         good = total.kills if not total.trouble else max(0, total.kills - len(total.trouble))
         what = f"SIGKILL at a random moment: {kind}, {len(members)} configurations, {total.comparisons} comparisons"
         seen = _SEEN + (
-            "; the other ranks end with `PeerLostError`" if kind == "several ranks" else ", page and figures included" * (kind[0] == "`")
+            "; the other ranks end with `PeerLostError`"
+            if kind == "several ranks"
+            else ", page and figures included" * (kind[0] == "`")
         )
         out.append(Row(what, total.kills, good, seen, total.trouble))
     every = sum(found.values(), Kills())

@@ -10,6 +10,7 @@ import argparse
 import errno
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -288,15 +289,27 @@ def rows(only: str = "", verbose: bool = True) -> list[Row]:
             wrong, endings = tried(fault, Path(base) / str(number))
             if verbose:
                 print(f"{fault.name}: {time.monotonic() - began:.1f} s, {wrong or endings}", file=sys.stderr, flush=True)
-            out.append(Row(f"ranks: {fault.name}", 1, int(not wrong), _seen(fault, endings), (f"{fault.name}: {wrong}",) * bool(wrong)))
+            out.append(
+                Row(f"ranks: {fault.name}", 1, int(not wrong), _seen(fault, endings), (f"{fault.name}: {wrong}",) * bool(wrong))
+            )
     return out
 
 
 def _seen(fault: Fault, endings: list[Ending]) -> str:
-    """The beginning of what the rank said that knows most."""
+    """The first sentence of the rank that knows most, without what differs from run to run."""
     said = [e.message for e in endings if e.message and e.how != "killed"]
-    first = next((m for m in said if fault.expects in m), said[0] if said else "all stop after the same step, and say how to resume")
-    return first.split("; ")[0].split(". ")[0][:160]
+    first = next((m for m in said if fault.expects in m), said[0] if said else "")
+    if not first:
+        return "all stop after the same step, and say how to resume"
+    return (
+        "“"
+        + re.sub(
+            r"/\S*/run\b|127\.0\.0\.1:\d+",
+            lambda m: "RUN" if m[0][0] == "/" else "HOST:PORT",
+            re.sub(r" \([^()]*(\([^()]*\))?\)", "", first).split("; ")[0].split(". ")[0],
+        ).rstrip(".")
+        + ".”"
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
