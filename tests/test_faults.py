@@ -16,20 +16,17 @@ from benchmarks.faults.kills import digest, names
 from benchmarks.faults.table import Row, markdown
 
 ROOT = Path(__file__).parents[1]
-# Every kind of state that a checkpoint holds, in as few runs as it takes.
+# Every kind of state that a checkpoint holds, in as few runs as it takes; compiled, too, where the words are those of such a run.
 KILLED = (
-    "SGD, Nesterov",
     "milestones by epoch",
     "scheduler: on a plateau",
     "data on disk",
     "skipped steps",
     "arguments, a hook",
     "early stopping",
-    "annealed",
-    "functions",
     "2 ranks, validation",
 )
-FAULTS = ("rank 1 killed", "rank 0 stopped", "rank 1 never", "the port", "disk is full", "altered")
+FAULTS = ("rank 0 killed", "rank 0 stopped", "rank 1 never", "the port", "disk is full", "altered")
 
 
 def run(module, *words):
@@ -41,11 +38,11 @@ def run(module, *words):
 
 @pytest.mark.slow
 def test_killed_runs_end_as_undisturbed_ones(tmp_path):
-    run("kills", "--kills", "28", "--only", "|".join(KILLED), "--json", str(tmp_path / "found.json"))
+    run("kills", "--kills", "20", "--only", "|".join(KILLED), "--json", str(tmp_path / "found.json"))
     found = json.loads((tmp_path / "found.json").read_text())
     total = found["total"]
-    assert total["kills"] >= 28
-    assert total["identical"] == total["comparisons"] >= len(found["cases"]) == 14
+    assert total["kills"] >= 20
+    assert total["identical"] == total["comparisons"] >= len(found["cases"]) == 11
     assert (total["leftovers"], total["running"]) == (0, 0)
 
 
@@ -53,7 +50,7 @@ def test_killed_runs_end_as_undisturbed_ones(tmp_path):
 def test_all_ranks_end_with_a_sentence_where_one_fails(tmp_path):
     run("ranks", "--only", "|".join(FAULTS), "--json", str(tmp_path / "found.json"))
     found = json.loads((tmp_path / "found.json").read_text())
-    assert [row["survived"] for row in found] == [1] * 7
+    assert [row["survived"] for row in found] == [1] * 6
 
 
 def test_a_digest_sees_every_bit_and_no_clock():
@@ -71,8 +68,8 @@ def test_only_the_step_of_a_checkpoint_may_differ_in_a_run_folder(tmp_path):
 
 
 def test_what_did_not_survive_is_counted_and_named():
-    found = count([("a", "refused"), ("b", "crash"), ("c", "refused")], {"refused"})
-    assert found == {"outcomes": {"refused": 2, "crash": 1}, "trouble": ["b: crash"]}
+    found = count([("a", "refused"), ("b", "crash", "signal 11"), ("c", "refused")], {"refused"})
+    assert found == {"outcomes": {"refused": 2, "crash": 1}, "trouble": ["b: crash: signal 11"]}
     assert markdown([Row("a fault", 1200, 1199, "nothing")]).splitlines()[-1] == "| a fault | 1,200 | 1,199 | nothing |"
 
 

@@ -23,14 +23,14 @@ from benchmarks.rows import machine
 _HOURS = 3600.0
 
 
-def count(cases: Iterable[tuple[str, str]], good: set[str]) -> dict[str, Any]:
-    """How many cases had which outcome, and the first of those that are not good."""
+def count(cases: Iterable[tuple[str, ...]], good: set[str]) -> dict[str, Any]:
+    """How many cases, (name, outcome, ...), had which outcome, and the first of those that are not good."""
     found: Counter[str] = Counter()
     trouble = []
-    for name, outcome in cases:
+    for name, outcome, *said in cases:
         found[outcome] += 1
         if outcome not in good:
-            trouble.append(f"{name}: {outcome}")
+            trouble.append(": ".join([name, outcome, *said]))
     return {"outcomes": dict(found), "trouble": trouble[:50]}
 
 

@@ -147,7 +147,7 @@ def ended(child: int, outcome: Path, seconds: float = 120.0, kill_after: float |
     return Ending(how, {}, f"signal {number}", passed)
 
 
-def left_running(child: int, seconds: float = 5.0) -> list[int]:
+def left_running(child: int, seconds: float = 60.0) -> list[int]:
     """Processes of the session of a child that has ended, which do not end within some seconds themselves; they are killed."""
     deadline = time.monotonic() + seconds
     while (left := _session(child)) and time.monotonic() < deadline:
