@@ -49,6 +49,7 @@ class Kills(NamedTuple):
 
     Arguments:
         kills: SIGKILLs that ended a process.
+        survived: of these, those of runs that ended bit-identical.
         comparisons: of a run that was killed at least once and then done, with the undisturbed one.
         identical: of these, the bit-identical ones.
         leftovers: files in a run folder or beside it that the undisturbed run has not.
@@ -57,6 +58,7 @@ class Kills(NamedTuple):
     """
 
     kills: int = 0
+    survived: int = 0
     comparisons: int = 0
     identical: int = 0
     leftovers: int = 0
@@ -179,10 +181,10 @@ def kill(case: Case, place: Path, kills: int, draw: random.Random) -> Kills:
     endings, running = run(case, place / "undisturbed")
     expected, events, seconds = [e.found.get("digests") for e in endings], endings[0].found.get("events", 0), endings[0].seconds
     if any(e.how != "done" for e in endings):
-        return Kills(0, 1, 0, trouble=(f"{case.name}: undisturbed it ended with {_words(endings)}",))
+        return Kills(comparisons=1, trouble=(f"{case.name}: undisturbed it ended with {_words(endings)}",))
     files = names(place / "undisturbed" / "run")
     total, number = Kills(running=running), 0
-    while total.kills < kills:
+    while total.kills < kills and total.identical == total.comparisons:
         number += 1
         total += _until_done(case, place / f"killed-{number}", kills - total.kills, expected, files, (events, seconds), draw)
     return total
@@ -224,7 +226,7 @@ def _until_done(
     trouble += [f"{case.name}: {running} processes go on"] * (running > 0)
     if same:
         shutil.rmtree(place)
-    return Kills(killed, 1, int(same), len(left_over), running, tuple(trouble))
+    return Kills(killed, killed * same, 1, int(same), len(left_over), running, tuple(trouble))
 
 
 def _inside(place: Path) -> set[str]:
@@ -277,17 +279,16 @@ def rows(found: Mapping[str, Kills]) -> list[Row]:
         if not members:
             continue
         total = sum((found[n] for n in members), Kills())
-        good = total.kills if not total.trouble else max(0, total.kills - len(total.trouble))
         what = f"SIGKILL at a random moment: {kind}, {len(members)} configurations, {total.comparisons} comparisons"
         seen = _SEEN + (
             "; the other ranks end with `PeerLostError`"
             if kind == "several ranks"
             else ", page and figures included" * (kind[0] == "`")
         )
-        out.append(Row(what, total.kills, good, seen, total.trouble))
+        out.append(Row(what, total.kills, total.survived, seen, total.trouble))
     every = sum(found.values(), Kills())
-    out.append(Row("files left over after these", every.comparisons, every.comparisons - every.leftovers, "nothing"))
-    out.append(Row("processes left running after these", every.kills, every.kills - every.running, "nothing"))
+    out.append(Row("files left over after these", every.comparisons, max(0, every.comparisons - every.leftovers), "nothing"))
+    out.append(Row("processes left running after these", every.kills, max(0, every.kills - every.running), "nothing"))
     return out
 
 
