@@ -279,7 +279,8 @@ def rows(found: Mapping[str, Kills]) -> list[Row]:
         if not members:
             continue
         total = sum((found[n] for n in members), Kills())
-        what = f"SIGKILL at a random moment: {kind}, {len(members)} configurations, {total.comparisons} comparisons"
+        several = f"{len(members)} configurations, " * (len(members) > 1)
+        what = f"SIGKILL at a random moment: {kind}, {several}{total.comparisons} comparisons"
         seen = _SEEN + (
             "; the other ranks end with `PeerLostError`"
             if kind == "several ranks"
