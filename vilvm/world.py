@@ -83,11 +83,26 @@ class World:
         try:
             collective(tensor, **options)
         except RuntimeError as error:
-            raise PeerLostError(
-                f"Rank {self.rank} of {self.size}: another process of this run is gone or does not answer ({_what(error)}). "
-                "Look at what it said; then start all of them again, with resume=True if there is a run folder."
-            ) from None
+            raise self._lost(error) from None
         return tensor
+
+    def wait(self) -> None:
+        """Waits until all ranks have come to this place.
+
+        Raises:
+            PeerLostError: one of them does not.
+        """
+        if self.size > 1:
+            try:
+                dist.barrier()
+            except RuntimeError as error:
+                raise self._lost(error) from None
+
+    def _lost(self, error: RuntimeError) -> PeerLostError:
+        return PeerLostError(
+            f"Rank {self.rank} of {self.size}: another process of this run is gone or does not answer ({_what(error)}). "
+            "Look at what it said; then start all of them again, with resume=True if there is a run folder."
+        )
 
 
 def world() -> World:
@@ -145,5 +160,5 @@ def distributed(minutes: float = _MINUTES) -> Iterator[World]:
     _meet("nccl" if on_gpu else "gloo", minutes)
     yield world()
     # Only when all went well: a rank that fails must not wait for the others, which are told by its end.
-    dist.barrier()
+    world().wait()
     dist.destroy_process_group()

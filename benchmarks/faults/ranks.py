@@ -156,6 +156,15 @@ def port_taken(rank: int, folder: Path) -> dict[str, Any]:
         return training(rank, folder)
 
 
+def waiting(rank: int, folder: Path) -> dict[str, Any]:
+    """One rank is done, and waits for the other, which is killed."""
+    with vilvm.distributed(10.0):
+        fit(RANKS["2 ranks"][1], folder, folder, steps=5)
+        if rank == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return {}
+
+
 # What is done to them ----------------------------------------------------------------------------------------------------
 
 
@@ -208,6 +217,7 @@ FAULTS = [
     Fault("rank 2 of 3 killed", patient, sent(signal.SIGKILL, 2), size=3, starts=(0, 1, 2), resumes=True),
     *(Fault(f"rank {r} stopped (SIGSTOP)", training, sent(signal.SIGSTOP, r), resumes=True) for r in (0, 1)),
     Fault("rank 1 killed in an evaluation", evaluating, killed_in_evaluation),
+    Fault("rank 0 killed when rank 1 is done", waiting),
     Fault("rank 1 never starts", training, starts=(0,), expects="did not meet"),
     Fault("the port is taken", port_taken, starts=(0,), expects="did not meet"),
     Fault("rank 0 never starts", training, starts=(1,), expects="did not meet"),
