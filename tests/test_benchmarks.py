@@ -13,9 +13,10 @@ from benchmarks.rows import figure, markdown, rows_of
 BENCHMARKS = sorted(
     p.stem for p in (Path(__file__).parents[1] / "benchmarks").glob("*.py") if p.stem not in ("__init__", "interleaved")
 )
+FAULTS = [f"faults.{name}" for name in ("__main__", "growth", "kills", "ranks")]
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", [*BENCHMARKS, *FAULTS])
 def test_benchmark_imports(name):
     assert callable(importlib.import_module(f"benchmarks.{name}").main)
 

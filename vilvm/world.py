@@ -83,12 +83,26 @@ class World:
         try:
             collective(tensor, **options)
         except RuntimeError as error:
-            what = re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0]  # without the line of the library's source
-            raise PeerLostError(
-                f"Rank {self.rank} of {self.size}: another process of this run is gone or does not answer ({what}). "
-                "Look at what it said; then start all of them again, with resume=True if there is a run folder."
-            ) from None
+            raise self._lost(error) from None
         return tensor
+
+    def wait(self) -> None:
+        """Waits until all ranks have come to this place.
+
+        Raises:
+            PeerLostError: one of them does not.
+        """
+        if self.size > 1:
+            try:
+                dist.barrier()
+            except RuntimeError as error:
+                raise self._lost(error) from None
+
+    def _lost(self, error: RuntimeError) -> PeerLostError:
+        return PeerLostError(
+            f"Rank {self.rank} of {self.size}: another process of this run is gone or does not answer ({_what(error)}). "
+            "Look at what it said; then start all of them again, with resume=True if there is a run folder."
+        )
 
 
 def world() -> World:
@@ -96,6 +110,27 @@ def world() -> World:
     if dist.is_available() and dist.is_initialized():
         return World(dist.get_rank(), dist.get_world_size())
     return World()
+
+
+def _meet(backend: str, minutes: float) -> None:
+    """Waits for all ranks that the environment announces.
+
+    Raises:
+        PeerLostError: they do not meet.
+    """
+    try:
+        dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
+    except (RuntimeError, ValueError) as error:
+        rank, size, address, port = (os.environ.get(k, "?") for k in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+        raise PeerLostError(
+            f"Rank {rank} of {size}: the processes of this run did not meet at {address}:{port} ({_what(error)}). "
+            "Start all of them at once with torchrun, on a free port."
+        ) from None
+
+
+def _what(error: Exception) -> str:
+    """The first sentence of torch's error, without the line of the library's source."""
+    return re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0].rstrip(".")
 
 
 @contextmanager
@@ -112,6 +147,9 @@ def distributed(minutes: float = _MINUTES) -> Iterator[World]:
         >>> with vilvm.distributed() as world:
         ...     print(world.rank, "of", world.size)
         0 of 1
+
+    Raises:
+        PeerLostError: the ranks do not meet.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield world()
@@ -119,8 +157,8 @@ def distributed(minutes: float = _MINUTES) -> Iterator[World]:
     on_gpu = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(minutes=minutes))
+    _meet("nccl" if on_gpu else "gloo", minutes)
     yield world()
     # Only when all went well: a rank that fails must not wait for the others, which are told by its end.
-    dist.barrier()
+    world().wait()
     dist.destroy_process_group()

@@ -178,21 +178,5 @@ def main(folder):
         (folder / "told.json").write_text(json.dumps(told))
 
 
-def endless(folder, minutes=1.0):
-    """A run to be killed, or to be gone on with for a little."""
-    with vilvm.distributed(minutes):
-        steps = 10_000_000 if len(sys.argv) < 4 else int(sys.argv[3])
-        vilvm.fit(
-            made(Noisy),
-            data(),
-            steps=steps,
-            batch_size=20,
-            run_dir=folder / "run",
-            resume=True,
-            checkpoint_seconds=0.5,
-            compile=False,
-        )
-
-
 if __name__ == "__main__":
-    {"main": main, "endless": endless, "impatient": partial(endless, minutes=0.2)}[sys.argv[2]](Path(sys.argv[1]))
+    main(Path(sys.argv[1]))

@@ -1,13 +1,10 @@
-"""Two processes train what one would: same parameters, one writer, one decision, and an end when one of them is gone."""
+"""Two processes train what one would: same parameters, one writer, one decision. What becomes of them when one fails is in test_faults."""
 
 import json
 import os
-import re
-import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pandas
@@ -16,14 +13,13 @@ import torch
 
 import vilvm
 from tests.training import ranks
-from vilvm.training import checkpoint
 from vilvm.training.batches import Batches
 from vilvm.world import World
 
 ROOT = Path(__file__).parents[2]
 
 
-def start(folder, *words, size=2):
+def start(folder, size=2):
     """Processes that know of each other as torchrun lets them know."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -31,7 +27,7 @@ def start(folder, *words, size=2):
     common = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [
         subprocess.Popen(
-            [sys.executable, str(Path(ranks.__file__)), str(folder), *words],
+            [sys.executable, str(Path(ranks.__file__)), str(folder)],
             env={**os.environ, **common, "RANK": str(r), "LOCAL_RANK": str(r), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             cwd=folder,
             stdout=subprocess.PIPE,
@@ -46,7 +42,7 @@ def start(folder, *words, size=2):
 def two(tmp_path_factory):
     """What two processes found, and where they wrote it."""
     folder = tmp_path_factory.mktemp("two")
-    processes = start(folder, "main")
+    processes = start(folder)
     printed = [p.communicate(timeout=120)[0] for p in processes]
     assert [p.returncode for p in processes] == [0, 0], "\n".join(printed)
     return folder, json.loads((folder / "told.json").read_text()), torch.load(folder / "parameters.pt", weights_only=True), printed
@@ -120,7 +116,7 @@ def test_shares_make_up_the_whole(size):
 
 @pytest.mark.slow
 def test_three_ranks_step_as_one_process_too(tmp_path):
-    processes = start(tmp_path, "main", size=3)
+    processes = start(tmp_path, size=3)
     printed = [p.communicate(timeout=240)[0] for p in processes]
     assert [p.returncode for p in processes] == [0, 0, 0], "\n".join(printed)
     found = torch.load(tmp_path / "parameters.pt", weights_only=True)["found"]
@@ -131,45 +127,6 @@ def test_three_ranks_step_as_one_process_too(tmp_path):
     assert told["alike"]
     assert told["resumed"]
     assert "the share of each of 3 ranks" in told["whole"]
-
-
-def under_way(folder):
-    """Waits until a run has a checkpoint, and some seconds more."""
-    deadline = time.monotonic() + 60
-    while checkpoint.latest(folder / "checkpoint") is None and time.monotonic() < deadline:
-        time.sleep(0.2)
-    time.sleep(5)
-
-
-@pytest.mark.slow
-def test_a_rank_that_does_not_answer_ends_the_other(tmp_path):
-    first, second = start(tmp_path, "impatient")
-    under_way(tmp_path / "run")
-    second.send_signal(signal.SIGSTOP)
-    try:
-        printed, _ = first.communicate(timeout=90)
-    finally:
-        second.kill()
-        second.communicate()
-    assert first.returncode != 0
-    assert re.search("Rank 0 of 2: another process of this run is gone or does not answer", printed.splitlines()[-1])
-
-
-@pytest.mark.slow
-def test_killing_a_rank_ends_the_other_and_the_run_resumes(tmp_path):
-    first, second = start(tmp_path, "endless")
-    under_way(tmp_path / "run")
-    second.kill()
-    printed, _ = first.communicate(timeout=90)
-    second.communicate()
-    assert first.returncode != 0
-    assert re.search("Rank 0 of 2: another process of this run is gone", printed.splitlines()[-1])
-    found = checkpoint.load(checkpoint.latest(tmp_path / "run" / "checkpoint"))["step"]
-    processes = start(tmp_path, "endless", str(found + 5))
-    printed = [p.communicate(timeout=90)[0] for p in processes]
-    assert [p.returncode for p in processes] == [0, 0], "\n".join(printed)
-    fitted = vilvm.fit(ranks.Noisy(), ranks.data(), steps=found + 10, batch_size=20, run_dir=tmp_path / "run", resume=True)
-    assert fitted.steps == found + 10
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
-"""A run that was stopped, by whatever, ends bit-identical to one that was not."""
+"""A run that was stopped ends bit-identical to one that was not; those that are killed are in test_faults."""
 
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -69,27 +68,6 @@ def same(first, second):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [1, 4])
-def test_sigkill_at_random_moments(tmp_path, kills):
-    undisturbed = finish(tmp_path / "whole")
-    moments, folder = random.Random(0), tmp_path / "killed"
-    for kill in range(kills):
-        before = checkpoint.latest(folder / "checkpoint")
-        process = worker(folder)
-        if kill % 3 == 2:
-            time.sleep(moments.uniform(0.0, 4.0))  # while it starts
-        else:
-            while checkpoint.latest(folder / "checkpoint") == before:
-                assert process.poll() is None, "it ended before it could be killed"
-            time.sleep(moments.uniform(0.0, 0.1))  # a checkpoint is written at every step, so many moments lie within a write
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL
-    assert checkpoint.latest(folder / "checkpoint").name < f"step-{STEPS:09d}"
-    assert same(undisturbed, finish(folder))
-
-
-@pytest.mark.slow
 def test_interrupt_finishes_the_step_saves_and_says_how_to_resume(tmp_path):
     undisturbed = finish(tmp_path / "whole")
     folder = tmp_path / "stopped"
@@ -115,15 +93,10 @@ def train(folder, steps, **options):
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({}, marks=pytest.mark.slow),
         {"validation": digits().validation},
-        pytest.param(
-            {"scheduler": partial(torch.optim.lr_scheduler.MultiStepLR, milestones=[20, 40]), "clip": 5.0}, marks=pytest.mark.slow
-        ),
         {"scheduler": partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-2, total_steps=60)},
-        pytest.param({"optimizer": partial(torch.optim.SGD, lr=1e-3, momentum=0.9)}, marks=pytest.mark.slow),
     ],
-    ids=["plain", "validation", "milestones", "one cycle", "momentum"],
+    ids=["validation", "one cycle"],
 )
 def test_n_and_m_steps_are_n_plus_m(tmp_path, options):
     whole, _ = train(tmp_path / "whole", 60, **options)
