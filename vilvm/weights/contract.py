@@ -1,12 +1,12 @@
 """Holding a pair to the contract: what must be true of its traces, each fault with one sentence."""
 
-import operator
 from typing import Any
 
 import numpy as np
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from vilvm.checks import check_number
 from vilvm.data import Data, tensors_of
 from vilvm.lvm import ContractError
 from vilvm.rows import Rows
@@ -81,21 +81,6 @@ def check_shape(part: str, site: Any, value: Tensor) -> None:
 def _significant(shape: tuple[int, ...]) -> tuple[int, ...]:
     """A shape without the ones on its left."""
     return shape[next((i for i, n in enumerate(shape) if n != 1), len(shape)) :]
-
-
-def check_number(name: str, value: Any, least: int = 1) -> int:
-    """`value` as an int, of whatever integral type it is (NumPy's, a tensor of one integer), but not a bool.
-
-    Raises:
-        ValueError: it is no whole number, or below `least`.
-    """
-    try:
-        number = None if "bool" in str(getattr(value, "dtype", type(value))) else operator.index(value)
-    except (TypeError, ValueError, RuntimeError):  # the last is a tensor's
-        number = None
-    if number is None or number < least:
-        raise ValueError(f"{name} must be a whole number, at least {least}; got {value!r}.")
-    return number
 
 
 def check_batch(batch: Any) -> None:

@@ -1,0 +1,84 @@
+"""Arguments that are numbers: each check returns the number as Python's own type, or raises one sentence that names the argument."""
+
+import math
+import operator
+from numbers import Real
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+__all__ = ["check_number", "check_positive", "check_probability", "check_seed", "check_sizes"]
+
+
+def check_number(name: str, value: Any, least: int = 1) -> int:
+    """`value` as an int, of whatever integral type it is (NumPy's, a tensor of one integer), but not a bool.
+
+    Raises:
+        ValueError: it is no whole number, or below `least`.
+    """
+    number = _whole(value)
+    if number is None or number < least:
+        raise ValueError(f"{name} must be a whole number, at least {least}; got {_shown(value)}.")
+    return number
+
+
+def check_seed(name: str, value: Any) -> int:
+    """`value` as a seed of torch's generators, an int from 0 to 2⁶³ − 1; raises ValueError if it is none."""
+    number = _whole(value)
+    if number is None or not 0 <= number < 2**63:
+        raise ValueError(f"{name} must be a whole number from 0 to 2^63 - 1; got {_shown(value)}.")
+    return number
+
+
+def check_positive(name: str, value: Any, what: str = "number", *, zero: bool = False) -> float:
+    """`value` as a float above 0 (with `zero`, at least 0), infinity among them; raises ValueError if it is none."""
+    number = _real(value)
+    if not (number > 0 or (zero and number == 0)):
+        raise ValueError(f"{name} must be a {'non-negative' if zero else 'positive'} {what}; got {_shown(value)}.")
+    return number
+
+
+def check_probability(name: str, value: Any) -> float:
+    """`value` as a float between 0 and 1, neither included; raises ValueError if it is none."""
+    number = _real(value)
+    if not 0 < number < 1:
+        raise ValueError(f"{name} must be between 0 and 1; got {_shown(value)}.")
+    return number
+
+
+def check_sizes(name: str, value: Any) -> tuple[int, ...]:
+    """`value` as a tuple of whole numbers, each at least 1; raises ValueError if it is no list or tuple of them."""
+    if not isinstance(value, list | tuple):
+        raise ValueError(f"{name} must be a tuple of whole numbers; got {_shown(value)}.")
+    return tuple(check_number(f"{name}[{i}]", size) for i, size in enumerate(value))
+
+
+def _whole(value: Any) -> int | None:
+    try:
+        return None if _is_bool(value) else operator.index(value)
+    except (TypeError, ValueError, RuntimeError):  # the last is a tensor's
+        return None
+
+
+def _real(value: Any) -> float:
+    """A real number as a float; NaN, which is in no range, for what is none."""
+    number = isinstance(value, Real) or (isinstance(value, np.generic | np.ndarray | Tensor) and value.ndim == 0)
+    try:
+        return float(value) if number and not _is_bool(value) and not _is_text(value) else math.nan
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # a complex number, or one larger than floats
+        return math.nan
+
+
+def _is_text(value: Any) -> bool:
+    return getattr(getattr(value, "dtype", None), "kind", "") in ("U", "S", "c", "O")
+
+
+def _is_bool(value: Any) -> bool:
+    return "bool" in str(getattr(value, "dtype", type(value)))
+
+
+def _shown(value: Any) -> str:
+    """A value on one line, cut off where it is long."""
+    words = " ".join(repr(value).split())
+    return words if len(words) <= 80 else f"{words[:77]}..."
