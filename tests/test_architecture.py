@@ -43,7 +43,7 @@ ALLOWED = {
     "diagnostics": GROUND | {"evaluation", "training", "guides"},  # training: refits, optimised local guides, the alarm of a run
     "export": GROUND | {"evaluation", "diagnostics"},
     "report": GROUND | {"latent", "evaluation", "diagnostics"},
-    "datasets": {"checks", "data", "rows"},
+    "datasets": {"checks", "data", "memory", "rows"},
     "testing": GROUND | {"training"},
 }
 ONLY_IN = {

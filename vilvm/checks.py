@@ -2,13 +2,16 @@
 
 import math
 import operator
+import os
+from collections.abc import Callable
 from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-__all__ = ["check_number", "check_positive", "check_probability", "check_seed", "check_sizes"]
+__all__ = ["check_number", "check_path", "check_positive", "check_probability", "check_seed", "check_sizes", "optional"]
 
 
 def check_number(name: str, value: Any, least: int = 1) -> int:
@@ -47,11 +50,25 @@ def check_probability(name: str, value: Any) -> float:
     return number
 
 
+def check_path(name: str, value: Any) -> Path:
+    """`value` as a Path; raises ValueError if it is no path, is empty, or holds a NUL byte, which no file system takes."""
+    if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
+        raise ValueError(f"{name} must be a path, text or a pathlib.Path; got {_shown(value)}.")
+    if not os.fspath(value) or "\0" in os.fspath(value):
+        raise ValueError(f"{name} is no path of a file: {_shown(value)} is empty or holds a NUL byte; choose another.")
+    return Path(value)
+
+
 def check_sizes(name: str, value: Any) -> tuple[int, ...]:
     """`value` as a tuple of whole numbers, each at least 1; raises ValueError if it is no list or tuple of them."""
     if not isinstance(value, list | tuple):
         raise ValueError(f"{name} must be a tuple of whole numbers; got {_shown(value)}.")
     return tuple(check_number(f"{name}[{i}]", size) for i, size in enumerate(value))
+
+
+def optional[T](check: Callable[..., T], name: str, value: Any, *options: Any) -> T | None:
+    """What `check` makes of `value`, or None if that is not given."""
+    return None if value is None else check(name, value, *options)
 
 
 def _whole(value: Any) -> int | None:

@@ -33,13 +33,13 @@ import xarray as xr
 from arviz_base import dict_to_dataset
 from torch import Tensor
 
+from vilvm.checks import check_number, check_seed, optional
 from vilvm.data import Data, as_data, seeded
 from vilvm.diagnostics.psis import check_weighable, psis
 from vilvm.diagnostics.simulated import runnable
 from vilvm.evaluation.bounds import in_parts, samples_in_a_pass
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, LogWeights, layout, log_weights
-from vilvm.weights.contract import check_number
 from vilvm.weights.draws import picked_by_weight
 from vilvm.weights.replayed import replay
 from vilvm.weights.simulated import undrawable
@@ -122,10 +122,14 @@ def to_datatree(
         >>> dict(tree.posterior.z.sizes), tree.diagnostics.pareto_k.shape
         ({'chain': 1, 'draw': 30, 'data': 4, 'z_dim_0': 2}, (4,))
     """
+    seed = check_seed("to_datatree: seed", seed)
     check_contract(lvm)
-    for name, value in (("num_samples", num_samples), ("num_predictive", num_predictive), ("batch_size", batch_size)):
-        if value is not None:
-            check_number(f"to_datatree: {name}", value)
+    num_samples = check_number("to_datatree: num_samples", num_samples)
+    num_predictive = optional(check_number, "to_datatree: num_predictive", num_predictive)
+    batch_size = optional(check_number, "to_datatree: batch_size", batch_size)
+    for name, value in (("coords", coords), ("dims", dims)):
+        if not isinstance(value, Mapping | None):
+            raise ValueError(f"to_datatree: {name} must be a dict; got a {type(value).__name__}.")
     given, fixed = as_data(data), fixed_beside(lvm, data, seed)
     if num_predictive is None:
         num_predictive = min(num_samples, max(1, _PREDICTED // sum(t.numel() for _, t in _named(fixed.x))))

@@ -395,13 +395,27 @@ def _calls() -> Iterator[_Call]:
         "compare",
         lambda **options: len(vilvm.compare(**options).rows),
         lambda: {"models": {"a": _pair(), "b": _pair()}, "data": x, "num_samples": 3, "num_draws": 20, "progress": False},
-        {"models": "models", "data": "data", "num_samples": "count", "batch_size": "count or None", "num_draws": "at least 0", "seed": "seed"},
+        {
+            "models": "models",
+            "data": "data",
+            "num_samples": "count",
+            "batch_size": "count or None",
+            "num_draws": "at least 0",
+            "seed": "seed",
+        },
     )
-    yield _Call("log_weights", vilvm.log_weights, _with_pair(batch=x), {"lvm": "pair", "batch": "batch", "num_samples": "draws", "chunk": "count or None"})
+    yield _Call(
+        "log_weights",
+        vilvm.log_weights,
+        _with_pair(batch=x),
+        {"lvm": "pair", "batch": "batch", "num_samples": "draws", "chunk": "count or None"},
+    )
     for name in ("posterior", "posterior_mean", "resample"):
         yield _Call(name, getattr(vilvm, name), _with_pair(batch=x), {"lvm": "pair", "batch": "batch", "num_samples": "draws"})
     yield _Call("resample again", vilvm.resample, _with_pair(batch=x), {"proposals": "draws", "chunk": "count or None"})
-    yield _Call("sample", vilvm.sample, _with_pair(num_samples=2, like=x), {"lvm": "pair", "num_samples": "draws", "like": "data or None"})
+    yield _Call(
+        "sample", vilvm.sample, _with_pair(num_samples=2, like=x), {"lvm": "pair", "num_samples": "draws", "like": "data or None"}
+    )
     yield _Call("predict", vilvm.predict, _with_pair(latents={"z": torch.zeros(2, 2)}), {"lvm": "pair", "latents": "latents"})
     yield _Call(
         "simulate",
@@ -424,7 +438,12 @@ def _of_diagnostics(x: torch.Tensor) -> Iterator[_Call]:
         _with_pair(data=x, budget=0.01, progress=False),
         {"lvm": "pair", "data": "data", "budget": "positive", "num_data": "count", "false_alarm": "probability", "seed": "seed"},
     )
-    yield _Call("active_units", diagnostics.active_units, right, {"threshold": "probability", "num_samples": "count", "seed": "seed", "lvm": "pair", "data": "data"})
+    yield _Call(
+        "active_units",
+        diagnostics.active_units,
+        right,
+        {"threshold": "probability", "num_samples": "count", "seed": "seed", "lvm": "pair", "data": "data"},
+    )
     yield _Call(
         "collapse",
         lambda **options: diagnostics.collapse(**options).spread,
@@ -438,7 +457,11 @@ def _of_diagnostics(x: torch.Tensor) -> Iterator[_Call]:
         ("pareto_k", {"num_samples": 100}, {"num_samples": "too few", "batch_size": "count or None", "compile": "choice"}),
         ("predictive_check", {"num_draws": 100}, {"num_draws": "too few", "batch_size": "count or None", "kind": "choice"}),
         ("rates", {"num_samples": 10}, {"num_samples": "at least 2"}),
-        ("gaps", {"num_samples": 2, "steps": 2, "evidence": "iwae"}, {"num_samples": "count", "steps": "count", "batch_size": "count", "evidence": "choice or None"}),
+        (
+            "gaps",
+            {"num_samples": 2, "steps": 2, "evidence": "iwae"},
+            {"num_samples": "count", "steps": "count", "batch_size": "count", "evidence": "choice or None"},
+        ),
     ):
         kinds = {**{k: v for k, v in tested.items() if not (name == "loo" and k == "false_alarm")}, **more, "lvm": "pair"}
         yield _Call(name, getattr(diagnostics, name), _with_pair(data=x, **options), kinds)
@@ -453,60 +476,260 @@ def _of_diagnostics(x: torch.Tensor) -> Iterator[_Call]:
             name,
             getattr(diagnostics, name),
             _with_pair(num_simulations=10, num_draws=9, like=x),
-            {"num_simulations": "wrong counts", "num_draws": "wrong counts", "false_alarm": "probability", "seed": "seed", "batch_size": "count or None", "budget": "positive or None", "rebuild": "function"},
+            {
+                "num_simulations": "wrong counts",
+                "num_draws": "wrong counts",
+                "false_alarm": "probability",
+                "seed": "seed",
+                "batch_size": "count or None",
+                "budget": "positive or None",
+                "rebuild": "function",
+            },
         )
-    yield _Call("convergence", diagnostics.convergence, lambda: {"history": _history()}, {"history": "no history", "tolerance": "positive", "false_alarm": "probability", "start": "start"})
-    yield _Call("CollapseAlarm", lambda **options: bool(diagnostics.CollapseAlarm(**options)), dict, {"threshold": "positive", "patience": "at least 2", "after": "start", "num_data": "at least 2", "data": "data or None"})
-    yield _Call("Converged", lambda **options: bool(diagnostics.Converged(**options)), dict, {"window": "too few", "rhat": "positive", "share": "share", "tolerance": "positive", "false_alarm": "probability", "start": "start", "seed": "seed"})
+    yield _Call(
+        "convergence",
+        diagnostics.convergence,
+        lambda: {"history": _history()},
+        {"history": "no history", "tolerance": "positive", "false_alarm": "probability", "start": "start"},
+    )
+    yield _Call(
+        "CollapseAlarm",
+        lambda **options: bool(diagnostics.CollapseAlarm(**options)),
+        dict,
+        {"threshold": "positive", "patience": "at least 2", "after": "start", "num_data": "at least 2", "data": "data or None"},
+    )
+    yield _Call(
+        "Converged",
+        lambda **options: bool(diagnostics.Converged(**options)),
+        dict,
+        {
+            "window": "too few",
+            "rhat": "positive",
+            "share": "share",
+            "tolerance": "positive",
+            "false_alarm": "probability",
+            "start": "start",
+            "seed": "seed",
+        },
+    )
     yield _Call("psis", diagnostics.psis, lambda: {"log_weights": torch.linspace(0, 1, 100)}, {"log_weights": "weights"})
 
 
 def _of_evaluation(x: torch.Tensor) -> Iterator[_Call]:
     short = evaluation.Schedule(num_chains=2, num_temperatures=2, leapfrog=1)
-    yield _Call("Schedule", evaluation.Schedule, dict, {"num_chains": "count", "num_temperatures": "count", "leapfrog": "count", "path": "choice", "base": "choice", "acceptance": "probability"})
-    yield _Call("ais", evaluation.ais, _with_pair(data=x, schedule=short), {"lvm": "pair", "data": "data", "batch_size": "count or None", "seed": "seed", "schedule": "schedule", "compile": "choice"})
-    yield _Call("bdmc", evaluation.bdmc, _with_pair(schedule=short, num_simulations=2, like=x), {"num_simulations": "count", "batch_size": "count or None", "seed": "seed", "schedule": "schedule"})
+    yield _Call(
+        "Schedule",
+        evaluation.Schedule,
+        dict,
+        {
+            "num_chains": "count",
+            "num_temperatures": "count",
+            "leapfrog": "count",
+            "path": "choice",
+            "base": "choice",
+            "acceptance": "probability",
+        },
+    )
+    yield _Call(
+        "ais",
+        evaluation.ais,
+        _with_pair(data=x, schedule=short),
+        {"lvm": "pair", "data": "data", "batch_size": "count or None", "seed": "seed", "schedule": "schedule", "compile": "choice"},
+    )
+    yield _Call(
+        "bdmc",
+        evaluation.bdmc,
+        _with_pair(schedule=short, num_simulations=2, like=x),
+        {"num_simulations": "count", "batch_size": "count or None", "seed": "seed", "schedule": "schedule"},
+    )
     labelled = vilvm.Data(_x(40), labels=torch.arange(40) % 2)
-    yield _Call("fit_features", lambda **options: evaluation.fit_features(**options).layers, lambda: {"data": labelled, "hidden": (4,), "epochs": 1}, {"data": "data", "hidden": "sizes", "epochs": "count", "seed": "seed"})
-    yield _Call("frechet_distance", evaluation.frechet_distance, lambda: {"first": _x(30).numpy(), "second": _x(30).numpy()}, {"first": "features", "second": "features"})
+    yield _Call(
+        "fit_features",
+        lambda **options: evaluation.fit_features(**options).layers,
+        lambda: {"data": labelled, "hidden": (4,), "epochs": 1},
+        {"data": "data", "hidden": "sizes", "epochs": "count", "seed": "seed"},
+    )
+    yield _Call(
+        "frechet_distance",
+        evaluation.frechet_distance,
+        lambda: {"first": _x(30).numpy(), "second": _x(30).numpy()},
+        {"first": "features", "second": "features"},
+    )
     yield _Call("psnr", evaluation.psnr, lambda: {"restored": x, "clean": x + 1}, {"peak": "positive", "restored": "tensor"})
-    yield _Call("reconstruct", evaluation.reconstruct, _with_pair(batch=x), {"lvm": "pair", "num_samples": "draws", "batch": "batch"})
-    yield _Call("squared_error", evaluation.squared_error, _with_pair(data=x), {"lvm": "pair", "data": "data", "num_samples": "draws", "seed": "seed"})
-    yield _Call("two_sample_test", evaluation.two_sample_test, lambda: {"data": _x(20), "draws": _x(20), "folds": 2}, {"data": "tensor", "draws": "tensor", "folds": "folds", "seed": "seed"})
+    yield _Call(
+        "reconstruct", evaluation.reconstruct, _with_pair(batch=x), {"lvm": "pair", "num_samples": "draws", "batch": "batch"}
+    )
+    yield _Call(
+        "squared_error",
+        evaluation.squared_error,
+        _with_pair(data=x),
+        {"lvm": "pair", "data": "data", "num_samples": "draws", "seed": "seed"},
+    )
+    yield _Call(
+        "two_sample_test",
+        evaluation.two_sample_test,
+        lambda: {"data": _x(20), "draws": _x(20), "folds": 2},
+        {"data": "tensor", "draws": "tensor", "folds": "folds", "seed": "seed"},
+    )
     codes = {"first": torch.zeros(2, 2), "second": torch.ones(2, 2), "steps": 3}
     for function in (latent.line, latent.great_circle):
         yield _Call(function.__name__, function, lambda: codes, {"first": "tensor", "steps": "at least 2"})
-    yield _Call("interpolate", latent.interpolate, _with_pair(**codes), {"lvm": "pair", "steps": "at least 2", "num_samples": "draws", "path": "function", "first": "tensor"})
-    yield _Call("to_datatree", lambda **options: dict(export.to_datatree(**options).posterior.sizes), _with_pair(data=x, num_samples=3), {"lvm": "pair", "data": "data", "num_samples": "count", "num_predictive": "count or None", "batch_size": "count or None", "seed": "seed", "coords": "dict or None", "dims": "dict or None"})
+    yield _Call(
+        "interpolate",
+        latent.interpolate,
+        _with_pair(**codes),
+        {"lvm": "pair", "steps": "at least 2", "num_samples": "draws", "path": "function", "first": "tensor"},
+    )
+    yield _Call(
+        "to_datatree",
+        lambda **options: dict(export.to_datatree(**options).posterior.sizes),
+        _with_pair(data=x, num_samples=3),
+        {
+            "lvm": "pair",
+            "data": "data",
+            "num_samples": "count",
+            "num_predictive": "count or None",
+            "batch_size": "count or None",
+            "seed": "seed",
+            "coords": "dict or None",
+            "dims": "dict or None",
+        },
+    )
 
 
 def _of_guides(x: torch.Tensor) -> Iterator[_Call]:
-    yield _Call("fit_guide", lambda **options: guides.fit_guide(**options)[0], _with_pair(data=x, epochs=1, hidden=(4,)), {"lvm": "pair", "data": "data", "epochs": "count", "batch_size": "count", "hidden": "sizes", "lr": "positive", "seed": "seed", "encoder": "network"})
-    yield _Call("fit_local_guide", lambda **options: guides.fit_local_guide(**options)[0], _with_pair(batch=x, steps=2), {"lvm": "pair", "batch": "batch", "steps": "count", "lr": "positive", "num_particles": "count", "seed": "seed"})
+    yield _Call(
+        "fit_guide",
+        lambda **options: guides.fit_guide(**options)[0],
+        _with_pair(data=x, epochs=1, hidden=(4,)),
+        {
+            "lvm": "pair",
+            "data": "data",
+            "epochs": "count",
+            "batch_size": "count",
+            "hidden": "sizes",
+            "lr": "positive",
+            "seed": "seed",
+            "encoder": "network",
+        },
+    )
+    yield _Call(
+        "fit_local_guide",
+        lambda **options: guides.fit_local_guide(**options)[0],
+        _with_pair(batch=x, steps=2),
+        {"lvm": "pair", "batch": "batch", "steps": "count", "lr": "positive", "num_particles": "count", "seed": "seed"},
+    )
     yield _Call("with_guide", guides.with_guide, _with_pair(encoder=torch.nn.Linear(2, 4)), {"lvm": "pair", "encoder": "network"})
     yield _Call("with_prior_guide", guides.with_prior_guide, _with_pair(), {"lvm": "pair"})
-    yield _Call("fit_prior", priors.fit_prior, _with_pair(data=x, kind="full"), {"lvm": "pair", "data": "data", "kind": "choice", "seed": "seed", "components": "count", "steps": "count", "batch_size": "count"})
-    yield _Call("with_prior", priors.with_prior, lambda: {"lvm": _pair(), "prior": priors.fit_prior(_pair(), x)}, {"lvm": "pair", "prior": "network"})
-    yield _Call("flat_prior", lambda **options: guides.flat_prior(**options).event_shape, lambda: {"latent_dim": 2}, {"latent_dim": "count"})
-    yield _Call("fit_noise", lambda **options: noise.fit_noise(**options), _with_pair(data=x), {"lvm": "pair", "data": "data", "num_samples": "count", "seed": "seed"})
-    yield _Call("partly_observed", partly_observed, _with_pair(observed=torch.tensor([True, False])), {"lvm": "pair", "observed": "tensor"})
-    yield _Call("Annealed", lambda **options: objectives.Annealed(**options).weight, lambda: {"objective": Trace_ELBO(), "warmup": 3}, {"objective": "no ELBO", "warmup": "count", "start": "start of annealing"})
-    yield _Call("one_cycle", lambda **options: bool(training.one_cycle(**options)), lambda: {"lr": 0.1, "steps": 25}, {"lr": "positive", "steps": "count"})
-    yield _Call("by_name", lambda optimizer, options: _fitted(lvm=_pair(), data=x, steps=1, optimizer=training.by_name(optimizer, options)), lambda: {"optimizer": torch.optim.Adam, "options": lambda name: {}}, {"optimizer": "function", "options": "function"})
-    yield _Call("mlp", lambda **options: len(networks.mlp(**options)), lambda: {"in_dim": 2, "hidden": (3,), "out_dim": 2}, {"in_dim": "count", "hidden": "sizes", "out_dim": "count"})
-    yield _Call("ConvEncoder", lambda **options: len(networks.ConvEncoder(**options).stages), lambda: {"side": 8, "out_dim": 2, "channels": (2,)}, {"side": "side", "out_dim": "count", "channels": "sizes", "in_channels": "count"})
-    yield _Call("ConvDecoder", lambda **options: len(networks.ConvDecoder(**options).stages), lambda: {"side": 8, "in_dim": 2, "channels": (2,)}, {"side": "side", "in_dim": "count", "channels": "sizes", "out_channels": "count"})
-    yield _Call("start_at_mean", networks.start_at_mean, lambda: {"layer": torch.nn.Linear(2, 2), "mean": torch.zeros(2), "likelihood": "gaussian"}, {"likelihood": "choice", "layer": "network", "mean": "tensor"})
+    yield _Call(
+        "fit_prior",
+        priors.fit_prior,
+        _with_pair(data=x, kind="full"),
+        {
+            "lvm": "pair",
+            "data": "data",
+            "kind": "choice",
+            "seed": "seed",
+            "components": "count",
+            "steps": "count",
+            "batch_size": "count",
+        },
+    )
+    yield _Call(
+        "with_prior",
+        priors.with_prior,
+        lambda: {"lvm": _pair(), "prior": priors.fit_prior(_pair(), x)},
+        {"lvm": "pair", "prior": "network"},
+    )
+    yield _Call(
+        "flat_prior", lambda **options: guides.flat_prior(**options).event_shape, lambda: {"latent_dim": 2}, {"latent_dim": "count"}
+    )
+    yield _Call(
+        "fit_noise",
+        lambda **options: noise.fit_noise(**options),
+        _with_pair(data=x),
+        {"lvm": "pair", "data": "data", "num_samples": "count", "seed": "seed"},
+    )
+    yield _Call(
+        "partly_observed", partly_observed, _with_pair(observed=torch.tensor([True, False])), {"lvm": "pair", "observed": "tensor"}
+    )
+    yield _Call(
+        "Annealed",
+        lambda **options: objectives.Annealed(**options).weight,
+        lambda: {"objective": Trace_ELBO(), "warmup": 3},
+        {"objective": "no ELBO", "warmup": "count", "start": "start of annealing"},
+    )
+    yield _Call(
+        "one_cycle",
+        lambda **options: bool(training.one_cycle(**options)),
+        lambda: {"lr": 0.1, "steps": 25},
+        {"lr": "positive", "steps": "count"},
+    )
+    yield _Call(
+        "by_name",
+        lambda optimizer, options: _fitted(lvm=_pair(), data=x, steps=1, optimizer=training.by_name(optimizer, options)),
+        lambda: {"optimizer": torch.optim.Adam, "options": lambda name: {}},
+        {"optimizer": "function", "options": "function"},
+    )
+    yield _Call(
+        "mlp",
+        lambda **options: len(networks.mlp(**options)),
+        lambda: {"in_dim": 2, "hidden": (3,), "out_dim": 2},
+        {"in_dim": "count", "hidden": "sizes", "out_dim": "count"},
+    )
+    yield _Call(
+        "ConvEncoder",
+        lambda **options: len(networks.ConvEncoder(**options).stages),
+        lambda: {"side": 8, "out_dim": 2, "channels": (2,)},
+        {"side": "side", "out_dim": "count", "channels": "sizes", "in_channels": "count"},
+    )
+    yield _Call(
+        "ConvDecoder",
+        lambda **options: len(networks.ConvDecoder(**options).stages),
+        lambda: {"side": 8, "in_dim": 2, "channels": (2,)},
+        {"side": "side", "in_dim": "count", "channels": "sizes", "out_channels": "count"},
+    )
+    yield _Call(
+        "start_at_mean",
+        networks.start_at_mean,
+        lambda: {"layer": torch.nn.Linear(2, 2), "mean": torch.zeros(2), "likelihood": "gaussian"},
+        {"likelihood": "choice", "layer": "network", "mean": "tensor"},
+    )
     yield _Call("Pair", vilvm.Pair, lambda: {"model": _model, "guide": _guide}, {"model": "function", "guide": "function"})
 
 
 def _of_data() -> Iterator[_Call]:
-    yield _Call("arrays", lambda **options: datasets.arrays(**options).train.x, lambda: {"train": _x(40)}, {"train": "array or path", "validation": "split or None", "seed": "seed", "transform": "transform"})
-    yield _Call("digits", lambda **options: datasets.digits(**options).validation.x, dict, {"validation": "split", "seed": "seed", "transform": "transform"})
-    yield _Call("carve", lambda **options: datasets.carve(**options)[0].x, lambda: {"train": vilvm.Data(_x()), "validation": 2, "seed": 0}, {"validation": "split", "seed": "seed", "train": "no Data"})
-    yield _Call("two_modes", lambda **options: datasets.two_modes(**options).train.x, lambda: {"num_train": 3, "num_test": 3}, {"num_train": "count", "num_test": "count", "seed": "seed"})
+    yield _Call(
+        "arrays",
+        lambda **options: datasets.arrays(**options).train.x,
+        lambda: {"train": _x(40)},
+        {"train": "array or path", "validation": "split or None", "seed": "seed", "transform": "transform"},
+    )
+    yield _Call(
+        "digits",
+        lambda **options: datasets.digits(**options).validation.x,
+        dict,
+        {"validation": "split", "seed": "seed", "transform": "transform"},
+    )
+    yield _Call(
+        "carve",
+        lambda **options: datasets.carve(**options)[0].x,
+        lambda: {"train": vilvm.Data(_x()), "validation": 2, "seed": 0},
+        {"validation": "split", "seed": "seed", "train": "no Data"},
+    )
+    yield _Call(
+        "two_modes",
+        lambda **options: datasets.two_modes(**options).train.x,
+        lambda: {"num_train": 3, "num_test": 3},
+        {"num_train": "count", "num_test": "count", "seed": "seed"},
+    )
     yield _Call("on_disk", datasets.on_disk, dict, {"source": "path"})
-    yield _Call("posteriordb", datasets.posteriordb, lambda: {"name": "nothing", "folder": "nowhere"}, {"name": "name of a posterior", "folder": "folder"})
+    yield _Call(
+        "posteriordb",
+        datasets.posteriordb,
+        lambda: {"name": "nothing", "folder": "nowhere"},
+        {"name": "name of a posterior", "folder": "folder"},
+    )
     yield _Call("Data", vilvm.Data, lambda: {"x": _x()}, {"transform": "transform"})
     yield _Call("GaussianNoise", datasets.GaussianNoise, dict, {"scale": "positive"})
     yield _Call("PixelErasure", datasets.PixelErasure, dict, {"share": "share"})
@@ -521,16 +744,41 @@ def _of_data() -> Iterator[_Call]:
 
 def _of_reports() -> Iterator[_Call]:
     right = lambda: {"lvm": _pair(), "data": _picture()}  # noqa: E731
-    counted = {"reconstructions": "count", "latent_scatter": "count", "prior_samples": "count", "interpolations": "pairs", "manifold": "side"}
+    counted = {
+        "reconstructions": "count",
+        "latent_scatter": "count",
+        "prior_samples": "count",
+        "interpolations": "pairs",
+        "manifold": "side",
+    }
     for name, argument in counted.items():
-        yield _Call(f"report.{name}", lambda f=getattr(report, name), **options: bool(f(**options)), right, {argument: "count", "lvm": "pair"})
-    yield _Call("report.interpolations by steps", lambda **options: bool(report.interpolations(**options)), right, {"steps": "at least 2"})
-    yield _Call("report.rank_histograms", lambda **options: bool(report.rank_histograms(**options)), lambda: {"ranks": torch.arange(10), "num_draws": 9}, {"num_draws": "wrong counts", "bins": "count or None"})
-    yield _Call("report.rank_ecdf", lambda **options: bool(report.rank_ecdf(**options)), lambda: {"ranks": torch.arange(10), "num_draws": 9}, {"num_draws": "wrong counts", "false_alarm": "probability"})
+        yield _Call(
+            f"report.{name}",
+            partial(_made, name),
+            right,
+            {argument: "count", "lvm": "pair"},
+        )
+    yield _Call(
+        "report.interpolations by steps", lambda **options: bool(report.interpolations(**options)), right, {"steps": "at least 2"}
+    )
+    yield _Call(
+        "report.rank_histograms",
+        lambda **options: bool(report.rank_histograms(**options)),
+        lambda: {"ranks": torch.arange(10), "num_draws": 9},
+        {"num_draws": "wrong counts", "bins": "count or None"},
+    )
+    yield _Call(
+        "report.rank_ecdf",
+        lambda **options: bool(report.rank_ecdf(**options)),
+        lambda: {"ranks": torch.arange(10), "num_draws": 9},
+        {"num_draws": "wrong counts", "false_alarm": "probability"},
+    )
 
 
 def _history() -> Any:
-    records = [training.Record(i, i, -1.0 + 0.001 * (i % 3), math.nan, math.nan, 1.0, 1.0, 0.1, 1.0, 0, 1.0, 1.0) for i in range(1, 60)]
+    records = [
+        training.Record(i, i, -1.0 + 0.001 * (i % 3), math.nan, math.nan, 1.0, 1.0, 0.1, 1.0, 0, 1.0, 1.0) for i in range(1, 60)
+    ]
     return vilvm.History(records)
 
 
@@ -702,3 +950,7 @@ def _too_large_for_bytes() -> Any:
         path = Path(folder, "x.npy")
         np.save(path, np.full((10, 2), 300))
         return datasets.on_disk(path, dtype=torch.uint8).subset(slice(0, 5)).x
+
+
+def _made(name: str, **options: Any) -> bool:
+    return bool(getattr(report, name)(**options))

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vilvm.checks import check_number, check_seed, optional
 from vilvm.compiling import Compile, check_compile, worth_compiling
 from vilvm.data import Data, as_data, kept_generators, seeded, set_seed, tensors_of
 from vilvm.evaluation.passes import WORTH_COMPILING, Passes
@@ -34,7 +35,7 @@ from vilvm.memory import bytes_made, free_bytes, widen_heap
 from vilvm.precision import Precision, check_precision, networks_in
 from vilvm.progress import ProgressBar
 from vilvm.weights import Layout, layout, one_pass
-from vilvm.weights.contract import check_number
+from vilvm.weights.contract import check_full_size
 from vilvm.weights.per_datum import by_position, restart, unset_autoguides
 from vilvm.world import World, world
 from vilvm.wrapped import Wrapped
@@ -186,14 +187,15 @@ def evaluate(
         >>> result.bounds["iwae"].values.shape, result.bounds["elbo"].mean <= result.bounds["iwae"].mean
         (torch.Size([9]), True)
     """
+    seed = check_seed("evaluate: seed", seed)
     check_contract(lvm)
-    asked = [bounds] if isinstance(bounds, str) else list(bounds or ())
-    unknown = [b for b in asked if b not in BOUNDS]
+    asked = list(bounds or ()) if isinstance(bounds, Sequence | set | None) and not isinstance(bounds, str) else [bounds]
+    unknown = [b for b in asked if not isinstance(b, str) or b not in BOUNDS]
     if unknown or (bounds is not None and not asked):
         raise ValueError(f"evaluate: unknown bounds {unknown or 'none at all'}; choose from {list(BOUNDS)}.")
-    for name, value in (("num_samples", num_samples), ("batch_size", batch_size), ("chunk", chunk)):
-        if value is not None:
-            check_number(f"evaluate: {name}", value)
+    num_samples = check_number("evaluate: num_samples", num_samples)
+    batch_size = optional(check_number, "evaluate: batch_size", batch_size)
+    chunk = optional(check_number, "evaluate: chunk", chunk)
     check_precision("evaluate", lvm, precision)
     check_compile("evaluate", compile)
     began = time.perf_counter()
@@ -268,6 +270,8 @@ def in_parts(lvm: LatentVariableModel, data: Data, batch_size: int | None = None
     if plan is None or (len(parts) > 1 and not (plan.local and _is_cut_along_its_plate(lvm, data, size, plan))):
         parts = [data.loaded()]
         plan = layout(lvm, parts[0].x)
+    if not plan.local and data.divisible:  # of latents of each datum, the scale is taken out
+        check_full_size(type(lvm).__name__, plan, len(data))
     subsampled = [name for name in plan.subsample if not plan.local or name != plan.data_plate]
     if subsampled:
         raise ContractError(

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vilvm.checks import check_number, check_seed, check_sizes
 from vilvm.data import Data, as_data
-from vilvm.weights.contract import check_number
 
 __all__ = ["Features", "TwoSample", "fit_features", "frechet_distance", "two_sample_test"]
 
@@ -64,7 +64,9 @@ def two_sample_test(data: Tensor, draws: Tensor, *, folds: int = 5, seed: int = 
     from sklearn.model_selection import StratifiedKFold, cross_val_predict  # here, for it takes seconds to import
     from sklearn.neural_network import MLPClassifier
 
-    check_number("two_sample_test: folds", folds, least=2)
+    seed = check_seed("two_sample_test: seed", seed)
+
+    folds = check_number("two_sample_test: folds", folds, least=2)
     if data.shape[1:] != draws.shape[1:]:
         raise ValueError(
             f"two_sample_test: a datum has shape {tuple(data.shape[1:])}, a draw {tuple(draws.shape[1:])}; they must be equal."
@@ -118,6 +120,10 @@ def fit_features(data: Any, *, hidden: tuple[int, ...] = (256, 64), epochs: int 
         ValueError: the data have no labels, fewer than 20, or are not one tensor.
     """
     from sklearn.neural_network import MLPClassifier  # here, for it takes seconds to import
+
+    seed = check_seed("fit_features: seed", seed)
+    epochs = check_number("fit_features: epochs", epochs)
+    hidden = check_sizes("fit_features: hidden", hidden)
 
     fixed: Data = as_data(data).fixed(seed)
     if fixed.labels is None or not isinstance(fixed.x, Tensor) or len(fixed) < 20:

@@ -22,6 +22,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, TransformedDistribution, transform_to
 
+from vilvm.checks import check_number, check_positive, check_seed
 from vilvm.data import Data, seeded
 from vilvm.lvm import ContractError, NotApplicable, device_of, module_parameters
 from vilvm.training import Fit, fit, one_cycle
@@ -157,6 +158,10 @@ def fit_local_guide(
         True
     """
     # A network that plain functions close over cannot be copied: it is shared, and put back as it was.
+    seed = check_seed("fit_local_guide: seed", seed)
+    steps = check_number("fit_local_guide: steps", steps)
+    num_particles = check_number("fit_local_guide: num_particles", num_particles)
+    lr = check_positive("fit_local_guide: lr", lr)
     with seeded(seed, device_of(lvm, Data(batch).device)):
         layout(lvm, batch)  # makes parameters that are made on first use
         before = [(p, p.requires_grad, p.grad) for p in lvm.parameters()]

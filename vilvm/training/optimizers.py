@@ -10,6 +10,8 @@ import torch
 from pyro.optim import PyroOptim
 from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, OneCycleLR, SequentialLR
 
+from vilvm.checks import check_number, check_positive
+
 __all__ = [
     "ByName",
     "OptimizerFactory",
@@ -45,10 +47,18 @@ def one_cycle(lr: float, steps: int) -> dict[str, Any]:
         >>> vilvm.fit(VAE(data_dim=6, latent_dim=2), torch.zeros(64, 6), steps=30, batch_size=16, **one_cycle(4e-3, 30)).stopped
         'finished'
     """
+    lr, steps = check_positive("one_cycle: lr", lr), check_number("one_cycle: steps", steps)
     if steps < 20:
-        return {"optimizer": partial(_fused_adam, lr=lr), "scheduler": partial(CosineAnnealingLR, T_max=steps)}
+        return {"optimizer": partial(_fused_adam, lr=lr), "scheduler": partial(_falling, total_steps=steps)}
     rising = partial(OneCycleLR, max_lr=lr, total_steps=steps, pct_start=0.1)
     return {"optimizer": partial(_fused_adam, lr=lr), "scheduler": rising}
+
+
+def _falling(optimizer: torch.optim.Optimizer, total_steps: int) -> CosineAnnealingLR:
+    """Half a period of a cosine. Beyond it the rate would rise again; `total_steps` is where ``check_length`` finds its end."""
+    scheduler: Any = CosineAnnealingLR(optimizer, T_max=total_steps)
+    scheduler.total_steps = total_steps
+    return scheduler
 
 
 def _fused_adam(parameters: Any, lr: float) -> torch.optim.Optimizer:
@@ -116,6 +126,9 @@ def by_name(optimizer: OptimizerFactory, options: Callable[[str], Mapping[str, A
         >>> vilvm.fit(VAE(data_dim=6, latent_dim=2), torch.zeros(64, 6), steps=5, optimizer=slower).stopped
         'finished'
     """
+    for name, function in (("optimizer", optimizer), ("options", options)):
+        if not callable(function):
+            raise ValueError(f"by_name: {name} must be a function; got a {type(function).__name__}.")
     return ByName(optimizer, options)
 
 

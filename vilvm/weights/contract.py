@@ -1,5 +1,6 @@
 """Holding a pair to the contract: what must be true of its traces, each fault with one sentence."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from vilvm.lvm import ContractError
 from vilvm.rows import Rows
 from vilvm.weights.traces import Sites
 
-__all__ = ["check_batch", "check_latents", "check_number", "check_plates", "check_shape", "enumerable"]
+__all__ = ["check_batch", "check_full_size", "check_latents", "check_number", "check_plates", "check_shape", "enumerable"]
 
 
 def check_latents(lvm: object, model: Sites, guide: Sites) -> None:
@@ -47,6 +48,18 @@ def check_latents(lvm: object, model: Sites, guide: Sites) -> None:
             raise ContractError(
                 f"{name_of}: latent {name!r} has shape {shapes[0]} in the model and {shapes[1]} in the guide; make them equal."
             )
+
+
+def check_full_size(who: str, plan: Any, num_data: int, *also: int) -> None:
+    """Raises ContractError if the plate over the data says that there are more, or fewer, than the `num_data` that are known to be all.
+
+    Its likelihood would be multiplied by the wrong number. A plate of the batch's own size scales nothing.
+    """
+    if plan.full_size not in (plan.num_data, num_data, *also):
+        raise ContractError(
+            f"{who}: plate {plan.data_plate!r} is declared for {plan.full_size} data, and these are {num_data}: write "
+            f"pyro.plate({plan.data_plate!r}, {num_data}, subsample=batch), or, if they are not scaled up, pyro.plate({plan.data_plate!r}, len(batch))."
+        )
 
 
 def check_plates(model_trace: Any, guide_trace: Any) -> None:
@@ -87,14 +100,30 @@ def check_batch(batch: Any) -> None:
     """Raises ContractError if a batch is not what a model is called with."""
     if isinstance(batch, Data):
         raise ContractError("Got a vilvm.Data in place of a batch; pass data.fixed().x, the tensors themselves.")
-    if isinstance(batch, np.ndarray):
+    arrays = _arrays_of(batch)
+    if any(np.ma.isMaskedArray(array) for array in arrays):
+        raise ContractError(
+            "The batch holds a NumPy masked array, whose mask no tensor keeps; pass tensors, and the mask to vilvm.partial.partly_observed, "
+            "poutine.mask or .mask(...) of the distribution."
+        )
+    if arrays:
         raise ContractError("Got a numpy array in place of a batch; pass torch.from_numpy(...).")
+    if any(isinstance(t, Tensor) and t.is_complex() for t in tensors_of(batch)):
+        raise ContractError("The batch holds complex numbers; pass their real and imaginary parts, torch.view_as_real(x).")
     if any(isinstance(t, Rows) for t in tensors_of(batch)):
         raise ContractError(
             "Got data that stay on disk in place of a batch; read some of them, data.subset(slice(0, 1000)), or data.loaded()."
         )
     if any(t.dim() and not len(t) for t in tensors_of(batch)):
         raise ContractError("The batch is empty; pass at least one datum.")
+
+
+def _arrays_of(batch: Any) -> list[np.ndarray]:
+    """The NumPy arrays in a batch."""
+    if isinstance(batch, np.ndarray):
+        return [batch]
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    return [array for part in parts for array in _arrays_of(part)]
 
 
 def enumerable(site: Any) -> bool:

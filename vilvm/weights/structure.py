@@ -31,6 +31,7 @@ class Layout(NamedTuple):
         data_plate: the name of the plate over the data, or None.
         data_dim: its dimension (negative, counted from the right of the batch shape), or None.
         num_data: data in the plate; 1 without one.
+        full_size: data that the plate says there are in all, of which those in it are a batch; 1 without one.
         local: whether every latent stands in the data plate, so that weights are per datum.
         scale: the factor on the observed sites, by which a Pyro loss exceeds the sum over the batch.
         model_scales: the factor on each site of the model; one number, or a tensor.
@@ -52,6 +53,7 @@ class Layout(NamedTuple):
     data_plate: str | None
     data_dim: int | None
     num_data: int
+    full_size: int
     local: bool
     scale: float
     model_scales: dict[str, float | Tensor]
@@ -138,6 +140,11 @@ def layout(
         degenerate = degenerate_latents(lvm, latents, guide, guide_again)
         masked, flat = masked_latents(lvm, model, guide, density, guide_again)
     found = _read_layout(plate_found, model, guide, [model_trace, guide_trace])
+    if 0 < found.full_size < found.num_data:
+        raise ContractError(
+            f"Plate {found.data_plate!r} is declared for {found.full_size} data and holds {found.num_data}; give it the number of all data, "
+            "pyro.plate(name, num_data, subsample=batch)."
+        )
     return found._replace(
         nesting=max(found.nesting, enumerated_left_of, *shapes),
         degenerate=degenerate,
@@ -166,6 +173,7 @@ def _read_layout(plate: Any, model: Sites, guide: Sites, traces: list[Any]) -> L
         data_plate=plate.name if plate else None,
         data_dim=plate.dim if plate else None,
         num_data=_size(plate, inside) if plate else 1,
+        full_size=plate.full_size or _size(plate, inside) if plate else 1,
         local=plate is not None and all(_stands_in(s, plate.name) for s in [*latents.values(), *guide.values()]),
         scale=float(scale.mean()) if isinstance(scale, Tensor) else float(scale),
         model_scales={n: s["scale"] for n, s in model.items()},

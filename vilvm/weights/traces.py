@@ -42,6 +42,7 @@ __all__ = [
     "to_put",
     "unstrip",
     "was_observed",
+    "without_shapes",
 ]
 
 Sites = dict[str, Any]
@@ -111,12 +112,28 @@ _AROUND = (torch.distributions.Independent, dist.ExpandedDistribution, dist.Mask
 
 
 @contextmanager
+def without_shapes() -> Iterator[None]:
+    """Within it, a ContractError stays one sentence: Pyro appends the shapes of the trace to whatever passes through."""
+    try:
+        yield
+    except ContractError as error:
+        if "Trace Shapes:" not in str(error):
+            raise
+        raise type(error)(_sentence(error)) from None
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says, on one line and without the shapes of a trace."""
+    return " ".join(str(error).split("Trace Shapes:")[0].split())
+
+
+@contextmanager
 def _plain_errors(part: str, batch: Any) -> Iterator[None]:
     """Turns an error inside the user's model or guide into one sentence with the user's own line in it."""
     try:
         yield
     except ContractError as error:
-        raise ContractError(_first_words(error)) from None  # Pyro appends the shapes of the trace to whatever passes through
+        raise type(error)(_sentence(error)) from None  # Pyro appends the shapes of the trace to whatever passes through
     except (torch.OutOfMemoryError, NotImplementedError) as error:
         if "ImproperUniform" not in str(error):
             raise
@@ -141,8 +158,7 @@ def _plain_errors(part: str, batch: Any) -> Iterator[None]:
 
 def _first_words(error: Exception) -> str:
     """What an error says, on one line and without the tensors and traces that Pyro and torch print behind it."""
-    text = " ".join(str(error).split("Trace Shapes:")[0].split())
-    reason, found, values = text.partition("but found invalid values")
+    reason, found, values = _sentence(error).partition("but found invalid values")
     return reason[:400] + (f"but found {'NaN' if 'nan' in values else 'other values'}." if found else "")
 
 
