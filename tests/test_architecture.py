@@ -41,7 +41,8 @@ ALLOWED = {
     "noise": GROUND,
     "evaluation": GROUND,
     "diagnostics": GROUND | {"evaluation", "training", "guides"},  # training: refits, optimised local guides, the alarm of a run
-    "export": GROUND | {"evaluation", "diagnostics"},
+    "hdf5": {"memory"},
+    "export": GROUND | {"hdf5"} | {"evaluation", "diagnostics"},
     "report": GROUND | {"latent", "evaluation", "diagnostics"},
     "datasets": {"checks", "data", "memory", "rows"},
     "testing": GROUND | {"training"},

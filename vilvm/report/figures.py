@@ -20,6 +20,7 @@ from vilvm.latent import Path, interpolate, line
 from vilvm.lvm import LatentVariableModel, device_of
 from vilvm.report.grid import grid, picture_rows, spread
 from vilvm.report.palette import GREY, INK, SECOND
+from vilvm.report.plain import PlainFigure
 from vilvm.weights import layout, posterior_mean, predict, sample
 
 __all__ = [
@@ -103,7 +104,7 @@ def restorations(lvm: LatentVariableModel, data: Any, count: int = 12) -> Figure
 
 def elbo_curves(history: Any) -> Figure:
     """The objective and the validation ELBO, rate and distortion against epochs; `history[column]` is an array, as of ``fit``."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure = PlainFigure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = history["epoch"]
     style = {"marker": "o", "markersize": 3} if len(epochs) < 30 else {}  # a line of one point would not be seen
@@ -135,7 +136,7 @@ def latent_scatter(lvm: LatentVariableModel, data: Any, count: int = 3000) -> Fi
         share = singular.square() / singular.square().sum()
         names = [f"principal component {i + 1} ({share[i]:.0%} of variance)" for i in range(2)]
         codes = centred @ axes_[:2].T
-    figure = Figure(figsize=(6.4, 5.4), layout="constrained")
+    figure = PlainFigure(figsize=(6.4, 5.4), layout="constrained")
     axes = figure.subplots()
     labels = None if seen.labels is None else torch.as_tensor(seen.labels).cpu()
     # One latent dimension has no second axis to spread along.
@@ -159,7 +160,7 @@ def curves(
     log_x: bool = False,
 ) -> Figure:
     """Quantities against x, a line a name, each with a band of its spread on either side."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = PlainFigure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for (name, y), colour in zip(rows.items(), (SECOND, INK, "#2d7d5a", GREY), strict=False):
         low, high = np.asarray(y) - np.asarray(spread[name]), np.asarray(y) + np.asarray(spread[name])
@@ -177,7 +178,7 @@ def curves(
 
 def planes(panels: Mapping[str, Tensor], background: Tensor, labels: tuple[str, str] = ("x₁", "x₂")) -> Figure:
     """Points in the plane, a panel a name, over a grey background that all panels share; shape (num_points, 2) each."""
-    figure = Figure(figsize=(3.4 * len(panels), 3.6), layout="constrained")
+    figure = PlainFigure(figsize=(3.4 * len(panels), 3.6), layout="constrained")
     for axes, (name, points) in zip(
         np.ravel(figure.subplots(1, len(panels), sharex=True, sharey=True)), panels.items(), strict=True
     ):

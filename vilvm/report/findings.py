@@ -22,6 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from vilvm.report.palette import GREY, INK, SECOND
+from vilvm.report.plain import PlainFigure
 
 __all__ = [
     "coverage_curve",
@@ -97,7 +98,7 @@ def rank_histograms(
     shown = min(columns, _PANELS)
     across = min(shown, 4)
     down = math.ceil(shown / across)
-    figure = Figure(figsize=(max(5.4, 2.2 * across), 2.0 * down + 0.5), layout="constrained")
+    figure = PlainFigure(figsize=(max(5.4, 2.2 * across), 2.0 * down + 0.5), layout="constrained")
     panels = np.ravel(figure.subplots(down, across, sharex=True, sharey=True, squeeze=False))
     for i, axes in enumerate(panels):
         if i >= shown:
@@ -290,7 +291,7 @@ def _name(names: Sequence[str] | None, i: int, columns: int) -> str:
 
 
 def _panel(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = PlainFigure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     _plain(axes)
     return figure, axes
