@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-__all__ = ["check_number", "check_path", "check_positive", "check_probability", "check_seed", "check_sizes", "optional"]
+__all__ = [
+    "check_number",
+    "check_path",
+    "check_positive",
+    "check_probability",
+    "check_seed",
+    "check_sizes",
+    "check_tensor",
+    "optional",
+]
 
 
 def check_number(name: str, value: Any, least: int = 1) -> int:
@@ -64,6 +73,15 @@ def check_sizes(name: str, value: Any) -> tuple[int, ...]:
     if not isinstance(value, list | tuple):
         raise ValueError(f"{name} must be a tuple of whole numbers; got {_shown(value)}.")
     return tuple(check_number(f"{name}[{i}]", size) for i, size in enumerate(value))
+
+
+def check_tensor(name: str, value: Any) -> Tensor:
+    """`value`, if it is a tensor of finite real numbers with an entry; raises ValueError if it is none."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a tensor; got a {type(value).__name__}.")
+    if value.is_complex() or not value.numel() or not bool(value.isfinite().all()):
+        raise ValueError(f"{name} must be a tensor of finite real numbers; this one is empty, complex, or holds NaN or infinity.")
+    return value
 
 
 def optional[T](check: Callable[..., T], name: str, value: Any, *options: Any) -> T | None:

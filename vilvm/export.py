@@ -191,8 +191,8 @@ def load(path: str | Path) -> xr.DataTree:
         raise FileNotFoundError(f"There is no file {path} to load a DataTree from; vilvm.export.save(tree, path) writes one.")
     try:
         attributes = root_attributes(path)
-        known = _MARK in attributes or attributes.get("inference_library") == "vilvm"
-        if known:
+        tree = None
+        if _MARK in attributes or attributes.get("inference_library") == "vilvm":
             check_contents(path)
             tree = xr.load_datatree(path, engine="h5netcdf")
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, RecursionError, AttributeError) as error:
@@ -200,7 +200,7 @@ def load(path: str | Path) -> xr.DataTree:
         raise ValueError(
             f"{path} cannot be read as netCDF ({reason}): it is truncated or another kind of file; write it again with vilvm.export.save."
         ) from None
-    if not known:
+    if tree is None:
         raise ValueError(f"{path} was not written by vilvm.export.save; read it by arviz.from_netcdf, if you trust it.")
     tree.attrs.pop(_MARK, None)
     return tree

@@ -106,6 +106,10 @@ def psis(log_weights: Tensor) -> Smoothed:
         >>> smoothed.k.tolist(), smoothed.ess.round().tolist()
         ([0.0, 0.0, 0.0], [100.0, 100.0, 100.0])
     """
+    if not isinstance(log_weights, Tensor) or log_weights.is_complex():
+        raise ValueError(
+            f"psis: log_weights must be a tensor of real log-weights; got a {type(log_weights).__name__} that is none."
+        )
     if log_weights.dim() not in (1, 2) or len(log_weights) < _FEWEST:
         raise ValueError(
             f"psis: log-weights must have shape (S, N) or (S,) with at least {_FEWEST} samples S; got {tuple(log_weights.shape)}."

@@ -181,6 +181,8 @@ def compare(
     seed = check_seed("compare: seed", seed)
     num_samples = check_number("compare: num_samples", num_samples)
     batch_size = optional(check_number, "compare: batch_size", batch_size)
+    if not isinstance(models, Mapping):
+        raise ValueError(f"compare: models must be a dict, name: model; got a {type(models).__name__}.")
     if not models:
         raise ValueError("compare: no models; give them as {name: model}.")
     num_draws = check_number("compare: num_draws", num_draws, least=0)

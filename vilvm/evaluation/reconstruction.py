@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vilvm.checks import check_number, check_positive, check_seed
+from vilvm.checks import check_number, check_positive, check_seed, check_tensor
 from vilvm.data import seeded
 from vilvm.evaluation.bounds import Estimate
 from vilvm.lvm import ContractError, LatentVariableModel, fixed_beside
@@ -99,6 +99,8 @@ def psnr(restored: Tensor, clean: Tensor, peak: float = 1.0) -> Decibels:
         20.0
     """
     peak = check_positive("psnr: peak", peak)
+    check_tensor("psnr: restored", restored)
+    check_tensor("psnr: clean", clean)
     if restored.shape != clean.shape:
         raise ValueError(f"psnr: restored has shape {tuple(restored.shape)}, clean {tuple(clean.shape)}; they must be equal.")
     errors = (restored - clean).double().square().flatten(1).mean(1)

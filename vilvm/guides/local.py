@@ -23,10 +23,11 @@ from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, TransformedDistribution, transform_to
 
 from vilvm.checks import check_number, check_positive, check_seed
-from vilvm.data import Data, seeded
+from vilvm.data import Data, seeded, tensors_of
 from vilvm.lvm import ContractError, NotApplicable, device_of, module_parameters
 from vilvm.training import Fit, fit, one_cycle
 from vilvm.weights import layout
+from vilvm.weights.contract import check_batch
 from vilvm.wrapped import Wrapped
 
 __all__ = ["WithLocalGuide", "fit_local_guide"]
@@ -157,6 +158,9 @@ def fit_local_guide(
         >>> vilvm.evaluate(local, x).bounds["elbo"].mean > vilvm.evaluate(lvm, x).bounds["elbo"].mean
         True
     """
+    check_batch(batch)
+    if not tensors_of(batch):
+        raise ContractError(f"fit_local_guide: the batch holds no tensor; got a {type(batch).__name__}.")
     # A network that plain functions close over cannot be copied: it is shared, and put back as it was.
     seed = check_seed("fit_local_guide: seed", seed)
     steps = check_number("fit_local_guide: steps", steps)

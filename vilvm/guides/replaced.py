@@ -33,6 +33,8 @@ class WithGuide(Wrapped):
     keeps_model = True
 
     def __init__(self, lvm: torch.nn.Module, encoder: torch.nn.Module, latent: str, plate: str, dim: int | None, around: bool):
+        if not isinstance(encoder, torch.nn.Module):
+            raise ContractError(f"with_guide: encoder must be a torch.nn.Module; got {encoder!r}.")
         super().__init__(copy.deepcopy(lvm), frozen=True)
         self.lvm.requires_grad_(False).eval()
         self.dim = dim

@@ -21,6 +21,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vilvm.checks import check_number, check_probability, optional
 from vilvm.report.palette import GREY, INK, SECOND
 from vilvm.report.plain import PlainFigure
 
@@ -89,6 +90,9 @@ def rank_histograms(
     Raises:
         ValueError: a rank is below 0 or above num_draws.
     """
+    num_draws = check_number("rank_histograms: num_draws", num_draws)
+    false_alarm = check_probability("rank_histograms: false_alarm", false_alarm)
+    bins = optional(check_number, "rank_histograms: bins", bins)
     found = _ranks(ranks, num_draws)
     simulations, columns = found.shape
     bins = min(bins or max(2, min(20, simulations // 10)), num_draws + 1)
@@ -125,6 +129,8 @@ def rank_ecdf(ranks: Any, num_draws: int, names: Sequence[str] | None = None, fa
     Raises:
         ValueError: a rank is below 0 or above num_draws.
     """
+    num_draws = check_number("rank_ecdf: num_draws", num_draws)
+    false_alarm = check_probability("rank_ecdf: false_alarm", false_alarm)
     found = _ranks(ranks, num_draws)
     simulations, columns = found.shape
     band = math.sqrt(math.log(2 * columns / false_alarm) / (2 * simulations))

@@ -144,9 +144,9 @@ def make_optimizer(factory: Any, named: Mapping[str, Any]) -> torch.optim.Optimi
         raise ValueError(_torch_in_place_of(factory))
     optimizer = factory
     if isinstance(factory, ByName):
-        optimizer = factory(named)
+        optimizer = _called("optimizer", factory, named)
     elif callable(factory) and not isinstance(factory, torch.optim.Optimizer):
-        optimizer = factory(parameters)
+        optimizer = _called("optimizer", factory, parameters)
     if isinstance(optimizer, PyroOptim):
         raise ValueError(_torch_in_place_of(optimizer))
     if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
@@ -163,6 +163,19 @@ def make_optimizer(factory: Any, named: Mapping[str, Any]) -> torch.optim.Optimi
     return optimizer
 
 
+def _called(what: str, factory: Any, given: Any) -> Any:
+    """What a factory of the user makes; raises ValueError, with its words, if it fails."""
+    try:
+        return factory(given)
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, ValueError) and str(error).startswith("by_name"):
+            raise
+        words = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"fit: {what} could not be made of the parameters, as torch would make it: {type(error).__name__}: {words}"
+        ) from None
+
+
 def _of_pyro(given: Any) -> bool:
     """Whether something is an optimizer or a scheduler of Pyro's, or a function of ``pyro.optim`` that makes one."""
     root = getattr(given, "func", given)  # of a functools.partial
@@ -176,8 +189,9 @@ def _torch_in_place_of(given: Any) -> str:
         n for n, f in vars(pyro.optim).items() if f is root or f is type(root)
     )
     name = getattr(made, "__name__", made)
-    module = "pyro.optim.clipped_adam" if name == "ClippedAdam" else "torch.optim"
-    made = f"{module}.{name}" if name == "ClippedAdam" or hasattr(torch.optim, name) else "torch.optim.Adam"
+    home = getattr(made, "__module__", "")  # Pyro's own optimizers are torch optimizers there
+    own = home.startswith("pyro.optim.") and isinstance(made, type)
+    made = f"{home}.{name}" if own else f"torch.optim.{name}" if hasattr(torch.optim, name) else "torch.optim.Adam"
     args = getattr(root, "pt_optim_args", None)
     if callable(args):
         return f"fit: optimizer is one of pyro.optim; give vilvm.training.by_name({made}, lambda name: {{'lr': ...}})."
@@ -212,7 +226,7 @@ def make_scheduler(factory: Any, optimizer: torch.optim.Optimizer) -> Any:
         raise ValueError(
             "fit: scheduler is one of pyro.optim; give torch's, such as functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.99)."
         )
-    scheduler = factory(optimizer) if callable(factory) else factory
+    scheduler = _called("scheduler", factory, optimizer) if callable(factory) else factory
     if not callable(getattr(scheduler, "step", None)) or getattr(scheduler, "optimizer", optimizer) is not optimizer:
         raise ValueError(
             "fit: scheduler must make a torch learning-rate scheduler of the optimizer, such as "

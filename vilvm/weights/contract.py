@@ -1,9 +1,10 @@
 """Holding a pair to the contract: what must be true of its traces, each fault with one sentence."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -100,6 +101,8 @@ def check_batch(batch: Any) -> None:
     """Raises ContractError if a batch is not what a model is called with."""
     if isinstance(batch, Data):
         raise ContractError("Got a vilvm.Data in place of a batch; pass data.fixed().x, the tensors themselves.")
+    if isinstance(batch, str | bytes | set | Iterator):
+        raise ContractError(f"Got a {type(batch).__name__} in place of a batch; pass a tensor, or a tuple or dict of tensors.")
     arrays = _arrays_of(batch)
     if any(np.ma.isMaskedArray(array) for array in arrays):
         raise ContractError(
@@ -108,6 +111,8 @@ def check_batch(batch: Any) -> None:
         )
     if arrays:
         raise ContractError("Got a numpy array in place of a batch; pass torch.from_numpy(...).")
+    if any(isinstance(t, Tensor) and (t.layout is not torch.strided or t.device.type == "meta") for t in tensors_of(batch)):
+        raise ContractError("The batch holds a sparse or meta tensor; pass a dense one (.to_dense()).")
     if any(isinstance(t, Tensor) and t.is_complex() for t in tensors_of(batch)):
         raise ContractError("The batch holds complex numbers; pass their real and imaginary parts, torch.view_as_real(x).")
     if any(isinstance(t, Rows) for t in tensors_of(batch)):

@@ -140,7 +140,7 @@ def _plain_errors(part: str, batch: Any) -> Iterator[None]:
         raise ContractError(
             f"The {part} has a flat prior, from which nothing can be drawn: put a proper prior on its latents to draw from it."
         ) from None
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError, ArithmeticError) as error:
         where = _user_line(error)
         reason = _first_words(error)
         advice = f"Check the shapes and values that the {part} makes of this batch."
