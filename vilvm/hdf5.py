@@ -10,7 +10,6 @@ from typing import Any
 
 import h5py
 import torch
-from h5py import h5o
 
 from vilvm.memory import free_bytes
 
@@ -56,5 +55,5 @@ def _arrays(group: Any, met: set[Any]) -> Iterator[Any]:
 
 
 def _address(found: Any) -> Any:
-    info = h5o.get_info(found.id)
+    info: Any = h5py.h5o.get_info(found.id)  # pyright: ignore[reportAttributeAccessIssue]
     return info.fileno, info.addr

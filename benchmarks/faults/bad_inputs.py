@@ -193,7 +193,7 @@ _KINDS: dict[str, Callable[[], dict[str, Any]]] = {
         "text": "adam",
         "a number": 3,
         "an ELBO": Trace_ELBO(),
-        "Pyro's Adam": pyro.optim.Adam({"lr": 0.1}),
+        "Pyro's Adam": pyro.optim.Adam({"lr": 0.1}),  # pyright: ignore[reportAttributeAccessIssue]
         "Pyro's AdagradRMSProp": pyro.optim.AdagradRMSProp({}),
         "Pyro's AdagradRMSProp unmade": pyro.optim.AdagradRMSProp,
         "L-BFGS": torch.optim.LBFGS,
@@ -205,7 +205,7 @@ _KINDS: dict[str, Callable[[], dict[str, Any]]] = {
     "scheduler": lambda: {
         "text": "cosine",
         "a number": 3,
-        "Pyro's": pyro.optim.StepLR,
+        "Pyro's": pyro.optim.StepLR,  # pyright: ignore[reportAttributeAccessIssue]
         "an optimizer": torch.optim.SGD,
         "without its length": torch.optim.lr_scheduler.OneCycleLR,
         "a function of nothing": _Made(lambda: lambda optimizer: None),
