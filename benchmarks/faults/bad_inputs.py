@@ -1,4 +1,4 @@
-"""Some 900 inputs that are wrong, or right in an unusual type, one at a time, in calls that are right otherwise.
+"""Some 2,500 inputs that are wrong, or right in an unusual type, one at a time, in calls that are right otherwise.
 
 ``cases()`` gives each a name and a function that makes the call; ``verdict`` says of what came of it
 
@@ -215,7 +215,6 @@ _KINDS: dict[str, Callable[[], dict[str, Any]]] = {
         "a class": Trace_ELBO,
         "a number": 3,
         "one that gives None": _Gives(lambda loss: None),
-        "one that gives a matrix": _Gives(lambda loss: loss.reshape(1, 1)),
         "one that gives a vector": _Gives(lambda loss: loss.expand(3)),
         "one that gives text": _Gives(lambda loss: "loss"),
         "one that gives a complex number": _Gives(lambda loss: loss + 0j),
@@ -224,6 +223,7 @@ _KINDS: dict[str, Callable[[], dict[str, Any]]] = {
     "batch": lambda: {key: value for key, value in _bad_data().items() if key != "an infinity"},  # which a guide may take
     "data or None": lambda: _without_none(_bad_data()),
     "pair": _bad_pairs,
+    "like": lambda: {key: _bad_data()[key] for key in ("text", "a number", "a NumPy array", "a masked array", "nothing", "a set", "complex numbers", "a sparse tensor")},
     "models": lambda: {"one pair": _pair(), "None": None, "empty": {}, "text": "vae", "a list": [_pair()], "of text": {"a": "vae"}},
     "tensor": lambda: {"None": None, "text": "z", "a number": 3.0, "a list": [[0.0, 1.0]], "a NumPy array": np.zeros((2, 2)), "NaN": torch.full((2, 2), math.nan)},
     "folder": lambda: {"NUL": "a\0b", "a number": 3, "a list": ["run"], "a file": __file__},
@@ -248,6 +248,7 @@ _ALSO = {  # what else a message may call an argument of a kind
     "data": ("data", "batch", "tensor"),
     "data or None": ("data", "batch", "tensor", "like"),
     "batch": ("data", "batch", "tensor"),
+    "like": ("like", "data", "batch", "tensor"),
     "objective": ("loss", "_Gives"),
     "optimizer": ("Adam", "optimizer"),
     "scheduler": ("scheduler", "OneCycleLR"),
@@ -414,9 +415,7 @@ def _calls() -> Iterator[_Call]:
     for name in ("posterior", "posterior_mean", "resample"):
         yield _Call(name, getattr(vilvm, name), _with_pair(batch=x), {"lvm": "pair", "batch": "batch", "num_samples": "draws"})
     yield _Call("resample again", vilvm.resample, _with_pair(batch=x), {"proposals": "draws", "chunk": "count or None"})
-    yield _Call(
-        "sample", vilvm.sample, _with_pair(num_samples=2, like=x), {"lvm": "pair", "num_samples": "draws", "like": "data or None"}
-    )
+    yield _Call("sample", vilvm.sample, _with_pair(num_samples=2, like=x), {"lvm": "pair", "num_samples": "draws", "like": "like"})
     yield _Call("predict", vilvm.predict, _with_pair(latents={"z": torch.zeros(2, 2)}), {"lvm": "pair", "latents": "latents"})
     yield _Call(
         "simulate",
@@ -796,7 +795,7 @@ _OTHER_KINDS: dict[str, dict[str, Any]] = {
     "start of annealing": {**_NO_NUMBERS, "-0.1": -0.1, "1.5": 1.5},
     "share": {**_NO_NUMBERS, "0": 0.0, "-0.1": -0.1, "1.5": 1.5},
     "latents": {"None": None, "a tensor": torch.zeros(2, 2), "empty": {}, "text": "z", "of text": {"z": "0"}, "another": {"w": torch.zeros(2, 2)}, "a list": [torch.zeros(2, 2)], "of NumPy": {"z": np.zeros((2, 2))}},
-    "weights": {"None": None, "text": "w", "a NumPy array": np.zeros(100), "NaN": torch.full((100,), math.nan), "infinity": torch.full((100,), math.inf), "nothing": torch.zeros(0), "whole numbers": torch.zeros(100).long(), "complex": torch.zeros(100) + 0j},
+    "weights": {"None": None, "text": "w", "a NumPy array": np.zeros(100), "NaN": torch.full((100,), math.nan), "infinity": torch.full((100,), math.inf), "nothing": torch.zeros(0), "complex": torch.zeros(100) + 0j},
     "no history": {"None": None, "text": "h", "a number": 3, "a list": [1.0, 2.0], "an array": np.zeros(30), "a dict": {}},
     "transforms": {"text": "binarise", "a number": 3, "None": None, "nothing": (), "a list": [datasets.DynamicBinarisation()], "of text": ("a",)},
     "schedule": {"text": "ais", "a number": 3, "a dict": {}},
@@ -844,6 +843,7 @@ def _others() -> Iterator[tuple[str, Callable[[], Any]]]:
     for size, data, batch in ((10_000, 100, None), (10_000, 100, 10), (50, 100, None), (101, 100, 10)):
         yield f"fit(plate of {size} on {data} data in batches of {batch})", partial(_oversized, size, data, batch)
     yield "fit(a pair within no_grad)", _within_no_grad
+    yield "fit(a loss of shape one by one)", _one_by_one
     yield "fit(two names that are one parameter)", _two_names
     for name, write in _FILES.items():
         for reader in ("arrays", "on_disk"):
@@ -875,6 +875,11 @@ def _within_no_grad() -> bool:
     with torch.no_grad():
         within = _fitted(lvm=_pair(), data=_x(), steps=2)
     return _same(within, _fitted(lvm=_pair(), data=_x(), steps=2))
+
+
+def _one_by_one() -> bool:
+    found = _fitted(lvm=_pair(), data=_x(), steps=2, objective=_Gives(lambda loss: loss.reshape(1, 1)))
+    return _same(found, _fitted(lvm=_pair(), data=_x(), steps=2))
 
 
 def _two_names() -> Any:
