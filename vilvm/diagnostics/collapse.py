@@ -254,7 +254,7 @@ def _as_run(lvm: LatentVariableModel, data: Data, num_data: int) -> tuple[Data, 
 
 
 def _checked(data: Data, threshold: float, caller: str) -> Data:
-    check_probability(f"{caller}: threshold", threshold)
+    check_probability(f"{caller}: threshold, a share of the prior's variance,", threshold)
     if len(data) < 2:
         raise ValueError(f"{caller} needs at least two data; got {len(data)}.")
     return data
