@@ -21,7 +21,7 @@ from vilvm.lvm import module_parameters
 DRAWS = 40  # of either estimate of the ELBO
 
 # Refusals of pairs that Pyro trains, which are right: by what their message says.
-STATED: tuple[str, ...] = ()
+STATED: tuple[str, ...] = ("is declared for",)  # a plate of more data than are evaluated, whose latents they share
 IMPROPER = "is flat, which is no probability density"
 
 
