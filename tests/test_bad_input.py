@@ -4,6 +4,7 @@ import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import pyro
@@ -14,6 +15,7 @@ from pyro.infer import JitTrace_ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, Tra
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 
 import vilvm
+from benchmarks.faults.bad_inputs import cases, verdict
 from models.vae import VAE, tiny
 from vilvm.data import Data
 from vilvm.datasets import DynamicBinarisation, StaticBinarisation, arrays, digits, mnist
@@ -21,7 +23,7 @@ from vilvm.diagnostics import active_units
 from vilvm.files import locked
 from vilvm.guides import delta, flat_prior
 from vilvm.objectives import Annealed
-from vilvm.training import by_name, checkpoint
+from vilvm.training import by_name, checkpoint, one_cycle
 
 
 def model(x):
@@ -116,6 +118,49 @@ def nan_parameters():
         lvm.decoder[0].weight.fill_(float("nan"))
     with pyro.validation_enabled(False):
         return vilvm.log_weights(lvm, x)
+
+
+def of_ten_thousand(x):
+    with pyro.plate("data", 10_000, subsample=x):
+        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+
+def guide_of_ten_thousand(x):
+    with pyro.plate("data", 10_000, subsample=x):
+        pyro.sample("z", dist.Normal(pyro.param("m", torch.zeros(2)) + 0 * x, 1.0).to_event(1))
+
+
+def sharing_of(size):
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("data", size, subsample=x):
+            pyro.sample("x", dist.Normal(mu, 1.0).to_event(1), obs=x)
+
+    return model
+
+
+def twins(x):
+    guide(x)
+    pyro.param("a.b", torch.tensor(0.0))
+    pyro.param("a/b", torch.tensor(1.0))
+
+
+class Gives:
+    """An objective that gives `loss(a right one)`."""
+
+    def __init__(self, loss):
+        self.change = loss
+
+    def differentiable_loss(self, *args):
+        return self.change(Trace_ELBO().differentiable_loss(*args))
+
+    loss = Trace_ELBO().loss
+
+
+def inference_mode():
+    with torch.inference_mode():
+        fit()
 
 
 class NoGuide:
@@ -377,6 +422,53 @@ BAD = {
     "rows of several lengths": (lambda: arrays([[1.0], [1.0, 2.0]]), "rows of several lengths"),
     "active units of shared latents": (lambda: active_units(pair(shared, AutoNormal(shared)), X), "latent that its data share"),
     "rows of two widths": (lambda: arrays(torch.zeros(20, 2), torch.zeros(5, 3)), r"rows of shape \(2,\), test data \(3,\)"),
+    "plate of more than the data": (
+        lambda: vilvm.fit(pair(of_ten_thousand, guide_of_ten_thousand), X, steps=1, batch_size=2),
+        r"fit: plate 'data' is declared for 10000 data, and these are 4: write pyro.plate\('data', 4, subsample=batch\)",
+    ),
+    "plate of fewer than the data": (
+        lambda: vilvm.fit(pair(sharing_of(3), AutoNormal(sharing_of(3))), X, steps=1),
+        "fit: plate 'data' is declared for 3 data, and these are 4",
+    ),
+    "two names of one parameter": (
+        lambda: weights(g=twins),
+        r"pyro.param\('a.b'\) and pyro.param\('a/b'\) would be one parameter.*rename one",
+    ),
+    "masked array": (
+        lambda: fit(data={"x": np.ma.masked_array(np.zeros((3, 2)), np.eye(3, 2) > 0)}),
+        "masked array, whose mask no tensor keeps.*partly_observed",
+    ),
+    "masked array for a data set": (lambda: arrays(np.ma.zeros((9, 2))), "masked array, whose mask.*partly_observed"),
+    "masked array for a batch": (lambda: weights(x={"x": np.ma.zeros((9, 2))}), "masked array, whose mask.*partly_observed"),
+    "text for a batch": (lambda: weights(x="mnist"), "Got a str in place of a batch"),
+    "complex data": (lambda: fit(data=X + 0j), "holds complex numbers; pass their real and imaginary parts"),
+    "complex batch": (lambda: weights(x=X + 0j), "holds complex numbers"),
+    "a loss of None": (
+        lambda: fit(objective=Gives(lambda loss: None)),
+        "objective Gives gave a NoneType for a loss; it must be one",
+    ),
+    "a loss of each datum": (lambda: fit(objective=Gives(lambda loss: loss.expand(3))), r"gave a tensor of shape \(3,\)"),
+    "Pyro's AdagradRMSProp": (
+        lambda: fit(optimizer=pyro.optim.AdagradRMSProp({"eta": 1.0})),
+        r"partial\(pyro.optim.adagrad_rmsprop.AdagradRMSProp, lr=...\)",
+    ),
+    "an optimizer that fails": (
+        lambda: fit(optimizer=partial(torch.optim.Adam, lr=-1.0)),
+        "optimizer could not be made.*ValueError: Invalid learning rate: -1.0",
+    ),
+    "annealing a number": (lambda: Annealed(3, 5), "objective must be an instance of a Pyro ELBO, such as Trace_ELBO.*; got a int"),
+    "inference mode": (inference_mode, "inference_mode keeps no gradients"),
+    "a schedule of fewer steps": (lambda: fit(steps=25, **one_cycle(0.1, 10)), "made for 10 steps and would take 25 here"),
+    "seconds in words": (
+        lambda: fit(checkpoint_seconds="10"),
+        "checkpoint_seconds must be a non-negative number of seconds; got '10'",
+    ),
+    "a truth for a seed of an evaluation": (lambda: vilvm.evaluate(pair(), X, seed=True), "evaluate: seed must be a whole number"),
+    "a seed that is no number": (lambda: vilvm.compare({"a": pair()}, X, seed=None), "compare: seed must be a whole number"),
+    "half a seed": (lambda: arrays(torch.zeros(30, 2), seed=1.5), "arrays: seed must be a whole number"),
+    "a diagnosis of no data": (lambda: vilvm.diagnose(pair(), X, num_data=0), "num_data must be a whole number, at least 1; got 0"),
+    "half a datum held out": (lambda: digits(validation=2.5), "validation must be a whole number"),
+    "a folder of no name": (lambda: fit(run_dir="a\0b"), "run_dir is no path of a file: 'a.x00b' is empty or holds a NUL byte"),
     "missing file": (lambda: arrays("nothing.npy"), "there is no such file"),
     "unknown kind of file": (lambda: arrays("table.csv"), "unknown kind of file '.csv'"),
 }
@@ -393,8 +485,30 @@ def test_bad_input_gets_one_sentence(name):
     assert caught.value.__cause__ is None  # no stack of Pyro's internals before ours
 
 
+def header(path, shape, numbers=np.zeros(20, "f4")):  # noqa: B008
+    """An .npy file of 20 numbers whose header says `shape`."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        file.write(numbers.tobytes())
+
+
+def bomb(path):
+    """A compressed array of a terabyte, by its directory."""
+    np.savez_compressed(path, x=np.zeros(1000))
+    blob = bytearray(path.read_bytes())
+    place = blob.rindex(b"PK\x01\x02")
+    blob[place + 24 : place + 28] = (2**32 - 2).to_bytes(4, "little")
+    path.write_bytes(bytes(blob))
+
+
 def write(path, kind):
-    if kind == "empty":
+    if kind == "lying":
+        header(path, (10**12, 2))
+    elif kind == "negative":
+        header(path, (-10, -2))
+    elif kind == "bomb":
+        bomb(path)
+    elif kind == "empty":
         path.write_bytes(b"")
     elif kind == "truncated":
         np.savez(path, x=np.zeros((50, 2)))
@@ -414,6 +528,9 @@ def write(path, kind):
         ("x.npy", "empty", {}, "is empty, truncated or damaged"),
         ("x.npz", "truncated", {}, "is empty, truncated or damaged"),
         ("x.npy", "cut", {}, "damaged|truncated"),
+        ("x.npy", "lying", {}, r"truncated or damaged, for its header tells of shape \(1000000000000, 2\)"),
+        ("x.npy", "negative", {}, "truncated or damaged"),
+        ("x.npz", "bomb", {}, "truncated or damaged"),
         ("x.npy", "pickled", {}, "pickled objects, which are not read"),
         ("x.npz", "several", {}, r"holds the arrays \['a', 'b'\]; say which"),
         ("x.npz", "several", {"key": "c"}, "holds no array 'c'"),
@@ -603,3 +720,52 @@ def test_nonfinite_loss_names_step_site_and_checkpoint(tmp_path):
 
     with pytest.raises(vilvm.NonFiniteLossError, match=r"Step \d+ \(epoch \d+\).*'z'.*step-\d+.*nonfinite='skip'"):
         vilvm.fit(Diverging(), X, steps=50, run_dir=tmp_path)
+
+
+# Right in an unusual form ------------------------------------------------------------------------------------------------
+
+
+def test_numbers_of_any_integral_type_are_taken():
+    plain = vilvm.evaluate(pair(), X, num_samples=6, batch_size=2, seed=3)
+    for kind in (np.int8, torch.tensor):
+        found = vilvm.evaluate(pair(), X, num_samples=kind(6), batch_size=kind(2), chunk=kind(6), seed=kind(3))
+        assert torch.equal(found.bounds["iwae"].values, plain.bounds["iwae"].values)
+        assert type(found.num_samples) is int
+
+
+def test_fit_trains_within_no_grad():
+    fitted = fit(steps=2)
+    with torch.no_grad():
+        assert fit(steps=2).history["elbo"].tolist() == fitted.history["elbo"].tolist()
+
+
+def test_a_loss_of_shape_one_by_one_is_a_number():
+    plain = fit(steps=2, objective=Gives(lambda loss: loss))
+    assert fit(steps=2, objective=Gives(lambda loss: loss.reshape(1, 1))).history["elbo"] == plain.history["elbo"]
+
+
+def test_a_contract_error_within_a_trace_is_one_sentence():
+    def late(x):
+        guide(x)
+        late.calls += 1
+        if late.calls > 6:
+            pyro.param("late", torch.tensor(0.0))
+
+    late.calls = 0
+    with pytest.raises(vilvm.ContractError, match=r"'late'\) appeared after training began") as caught:
+        vilvm.fit(pair(g=late), X, steps=20)
+    assert "Trace Shapes" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_no_bad_input_is_accepted_or_shows_internals():
+    """Every third of the campaign; all of it is benchmarks/faults."""
+    wrong = []
+    for name, act in islice(cases(), 0, None, 3):
+        try:
+            found = act()
+        except Exception as error:
+            found = error
+        if verdict(found) not in ("one sentence", "right"):
+            wrong.append(f"{name}: {found!r:.200}")
+    assert not wrong

@@ -2,12 +2,14 @@
 
 import warnings
 
+import h5py
 import matplotlib
 import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import xarray as xr
 from pyro.infer.autoguide import AutoNormal
 from torch.distributions import Bernoulli
 
@@ -502,3 +504,68 @@ def test_a_likelihood_that_cannot_be_drawn_from_costs_its_draws_only(tmp_path):
     assert (tree.posterior.twice == 2 * tree.posterior.z).all()
     with pytest.raises(vilvm.lvm.NotApplicable, match="cannot be drawn from"):
         predictive_check(lvm, x)
+
+
+def external(file, other):
+    file["posterior/z"] = h5py.ExternalLink(str(other), "/x")
+
+
+def soft(file, other):
+    file["posterior/z"] = h5py.SoftLink("/posterior/x")
+
+
+def its_own_group(file, other):
+    file["posterior/again"] = file["posterior"]
+
+
+def raw(file, other):
+    file.create_dataset("posterior/z", (4,), "i1", external=[(str(other), 0, h5py.h5f.UNLIMITED)])
+
+
+def virtual(file, other):
+    layout = h5py.VirtualLayout((3,), "i1")
+    layout[:] = h5py.VirtualSource(str(other), "x", (3,))
+    file.create_virtual_dataset("posterior/z", layout)
+
+
+def larger_than_memory(file, other):
+    file.create_dataset("posterior/z", (2**50,), "f8", chunks=(1024,))
+
+
+@pytest.mark.parametrize(
+    ("alter", "words"),
+    [
+        (external, "/posterior/z is a link to another place"),
+        (soft, "/posterior/z is a link to another place"),
+        (its_own_group, "/posterior/again is a second link"),
+        (raw, "numbers of /posterior/z are in another file"),
+        (virtual, "numbers of /posterior/z are in another file"),
+        (larger_than_memory, "its arrays take .* GiB"),
+    ],
+)
+def test_files_that_reach_beyond_themselves_are_refused(tmp_path, alter, words):
+    path, other = tmp_path / "tree.nc", tmp_path / "other.h5"
+    save(xr.DataTree.from_dict({"posterior": xr.Dataset({"x": ("a", [1.0, 2.0])})}), path)
+    with h5py.File(other, "w") as file:
+        file["x"] = np.ones(3, dtype="i1")
+    with h5py.File(path, "r+") as file:
+        alter(file, other)
+    with pytest.raises(ValueError, match=words) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_what_save_wrote_is_loaded(tmp_path):
+    tree = xr.DataTree.from_dict({"posterior": xr.Dataset({"x": ("a", [1.0, 2.0])})})
+    assert load(save(tree, tmp_path / "own.nc")).identical(tree)
+    tree.to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
+    with pytest.raises(ValueError, match=r"other\.nc was not written by vilvm\.export\.save"):
+        load(tmp_path / "other.nc")
+    for given, path, words in (
+        (tree, tmp_path, "is a folder; give the path of a file in it"),
+        (xr.Dataset(), tmp_path / "x.nc", "tree must be a DataTree, as to_datatree makes it; got a Dataset"),
+        (tree, "a\0.nc", "holds a NUL byte"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            save(given, path)
+    assert not (tmp_path / "x.nc").exists()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from vilvm.checks import check_seed
 from vilvm.rows import Rows
 from vilvm.threads import one_thread
 from vilvm.unchanged import Unchanged
@@ -110,7 +111,7 @@ class Data:
     def __post_init__(self) -> None:
         if self.transform is None or self.transformed:
             return
-        if not is_transform(self.transform):
+        if not is_transform(self.transform) or isinstance(self.transform, type):
             raise ValueError(
                 f"Data: the transform is a {type(self.transform).__name__}; give one of vilvm.datasets, such as DynamicBinarisation(), "
                 "or a frozen dataclass that is called with a batch and has `name` and `fresh`."
@@ -344,6 +345,11 @@ def as_data(data: Any, what: str = "data") -> Data:
 
 
 def _check_tensors(x: Any, what: str) -> None:
+    if np.ma.isMaskedArray(x):
+        raise ValueError(
+            f"{what}: holds a NumPy masked array, whose mask no tensor keeps; pass torch.from_numpy(x.filled(0)), and the mask to "
+            "vilvm.partial.partly_observed, poutine.mask or .mask(...) of the distribution."
+        )
     if isinstance(x, np.ndarray):
         raise ValueError(f"{what}: holds a numpy array; pass torch.from_numpy(...) or vilvm.datasets.arrays(...).")
     if isinstance(x, PackedSequence):
@@ -367,6 +373,8 @@ def _check_tensors(x: Any, what: str) -> None:
         raise ValueError(
             f"{what}: holds a {'meta' if x.device.type == 'meta' else 'sparse'} tensor; pass a dense one (.to_dense())."
         )
+    if x.is_complex():
+        raise ValueError(f"{what}: holds complex numbers; pass their real and imaginary parts, torch.view_as_real(x).")
     if x.numel() == 0:
         raise ValueError(f"{what}: is empty (a tensor of shape {tuple(x.shape)}); pass at least one datum.")
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
@@ -403,7 +411,7 @@ class seeded:
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu"):
-        self.seed, self.device = seed, torch.device(device)
+        self.seed, self.device = check_seed("seed", seed), torch.device(device)
         self._fork, self._alone = kept_generators(self.device), one_thread()
 
     def __enter__(self) -> None:

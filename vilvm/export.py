@@ -31,20 +31,22 @@ import xarray as xr
 from arviz_base import dict_to_dataset
 from torch import Tensor
 
+from vilvm.checks import check_number, check_path, check_seed, optional
 from vilvm.data import Data, as_data, seeded
 from vilvm.diagnostics.psis import check_weighable, psis
 from vilvm.diagnostics.simulated import runnable
 from vilvm.evaluation.bounds import in_parts, samples_in_a_pass
 from vilvm.files import atomic
+from vilvm.hdf5 import check_contents, root_attributes
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, LogWeights, layout, log_weights
-from vilvm.weights.contract import check_number
 from vilvm.weights.draws import picked_by_weight
 from vilvm.weights.replayed import replay
 from vilvm.weights.simulated import undrawable
 
 __all__ = ["load", "save", "to_datatree"]
 
+_MARK = "written_by_vilvm"  # attribute of a saved tree that ``to_datatree`` did not make
 _PREDICTED = 2**26  # numbers in a predictive group, unless more are asked for
 _PROPOSALS = 10  # a resampled draw
 _FEWEST = 25  # draws of which k̂ can be told
@@ -121,10 +123,14 @@ def to_datatree(
         >>> dict(tree.posterior.z.sizes), tree.diagnostics.pareto_k.shape
         ({'chain': 1, 'draw': 30, 'data': 4, 'z_dim_0': 2}, (4,))
     """
+    seed = check_seed("to_datatree: seed", seed)
     check_contract(lvm)
-    for name, value in (("num_samples", num_samples), ("num_predictive", num_predictive), ("batch_size", batch_size)):
-        if value is not None:
-            check_number(f"to_datatree: {name}", value)
+    num_samples = check_number("to_datatree: num_samples", num_samples)
+    num_predictive = optional(check_number, "to_datatree: num_predictive", num_predictive)
+    batch_size = optional(check_number, "to_datatree: batch_size", batch_size)
+    for name, value in (("coords", coords), ("dims", dims)):
+        if not isinstance(value, Mapping | None):
+            raise ValueError(f"to_datatree: {name} must be a dict; got a {type(value).__name__}.")
     given, fixed = as_data(data), fixed_beside(lvm, data, seed)
     if num_predictive is None:
         num_predictive = min(num_samples, max(1, _PREDICTED // sum(t.numel() for _, t in _named(fixed.x))))
@@ -149,30 +155,49 @@ def save(tree: xr.DataTree, path: str | Path) -> Path:
 
     Returns:
         The path, which ``load`` or ``arviz.from_netcdf`` reads.
+
+    Raises:
+        ValueError: it is no DataTree, or the path is a folder's, or of no file.
     """
-    path = Path(path)
+    if not isinstance(tree, xr.DataTree):
+        raise ValueError(f"save: tree must be a DataTree, as to_datatree makes it; got a {type(tree).__name__}.")
+    path = check_path("save: path", path)
+    if path.is_dir():
+        raise ValueError(f"save: {path} is a folder; give the path of a file in it.")
+    marked = tree.copy()
+    if tree.attrs.get("inference_library") != "vilvm":
+        marked.attrs = {**tree.attrs, _MARK: version("vilvm")}
     with atomic(path) as temporary:
-        tree.to_netcdf(temporary, engine="h5netcdf")
+        marked.to_netcdf(temporary, engine="h5netcdf")
     return path
 
 
 def load(path: str | Path) -> xr.DataTree:
-    """Reads a DataTree from a netCDF file into memory.
+    """Reads a DataTree that ``save`` wrote into memory. Nothing is read but what is in the file itself (``vilvm.hdf5``).
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is not a netCDF file, or only part of one.
+        ValueError: it is not a netCDF file, or only part of one, or one that ``save`` did not write, or it refers to another file or twice to one
+            object.
     """
-    path = Path(path)
+    path = check_path("load: path", path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path} to load a DataTree from; vilvm.export.save(tree, path) writes one.")
     try:
-        return xr.load_datatree(path, engine="h5netcdf")
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        attributes = root_attributes(path)
+        tree = None
+        if _MARK in attributes or attributes.get("inference_library") == "vilvm":
+            check_contents(path)
+            tree = xr.load_datatree(path, engine="h5netcdf")
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, RecursionError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
             f"{path} cannot be read as netCDF ({reason}): it is truncated or another kind of file; write it again with vilvm.export.save."
         ) from None
+    if tree is None:
+        raise ValueError(f"{path} was not written by vilvm.export.save; read it by arviz.from_netcdf, if you trust it.")
+    tree.attrs.pop(_MARK, None)
+    return tree
 
 
 def _check_layout(lvm: object, plan: Layout, resampled: bool) -> None:

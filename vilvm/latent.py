@@ -13,13 +13,14 @@ Reference: Sampling Generative Networks, Tom White, 2016.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from vilvm.lvm import ContractError, LatentVariableModel
+from vilvm.checks import check_number
+from vilvm.lvm import ContractError, LatentVariableModel, check_contract
 from vilvm.weights import posterior_mean, predict
-from vilvm.weights.contract import check_number
 
 __all__ = ["Path", "great_circle", "interpolate", "line"]
 
@@ -42,7 +43,7 @@ def line(first: Tensor, second: Tensor, steps: int = 11) -> Tensor:
         >>> line(torch.zeros(1, 1), torch.ones(1, 1), steps=3).flatten()
         tensor([0.0000, 0.5000, 1.0000])
     """
-    _check(first, second, steps)
+    steps = _check("line", first, second, steps)
     t = torch.linspace(0, 1, steps, dtype=first.dtype, device=first.device).reshape(-1, *[1] * (first.dim() - 1))
     return torch.lerp(first.unsqueeze(1), second.unsqueeze(1), t)
 
@@ -68,7 +69,7 @@ def great_circle(
         >>> great_circle(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), steps=3)[0, 1]
         tensor([1.4142, 1.4142])
     """
-    _check(first, second, steps)
+    steps = _check("great_circle", first, second, steps)
     if first.dim() != 2:
         raise ValueError(f"great_circle: codes must be of shape (num_pairs, d); got {tuple(first.shape)}.")
     if mean is None and scale_tril is None:
@@ -123,6 +124,11 @@ def interpolate(
         >>> interpolate(VAE(data_dim=6, latent_dim=2), x[:2], x[2:], steps=5, path=great_circle).shape
         torch.Size([2, 5, 6])
     """
+    check_contract(lvm)
+    steps, num_samples = check_number("interpolate: steps", steps, 2), check_number("interpolate: num_samples", num_samples)
+    if not callable(path):
+        raise ValueError(f"interpolate: path must be a function, such as vilvm.latent.line; got a {type(path).__name__}.")
+    _check_tensors("interpolate", first, second)
     if first.shape != second.shape:
         raise ValueError(f"interpolate: the ends must be of one shape; got {tuple(first.shape)} and {tuple(second.shape)}.")
     latents = posterior_mean(lvm, torch.cat([first, second]), num_samples)
@@ -137,7 +143,15 @@ def interpolate(
     return next(iter(means.values())).unflatten(0, (len(first), steps))
 
 
-def _check(first: Tensor, second: Tensor, steps: int) -> None:
-    check_number("steps", steps, least=2)
+def _check_tensors(who: str, first: Any, second: Any) -> None:
+    for name, ends in (("first", first), ("second", second)):
+        if not isinstance(ends, Tensor) or not ends.is_floating_point() or not bool(ends.isfinite().all()):
+            raise ValueError(f"{who}: {name} must be a tensor of finite real numbers; got a {type(ends).__name__} that is none.")
+
+
+def _check(who: str, first: Tensor, second: Tensor, steps: int) -> int:
+    steps = check_number(f"{who}: steps", steps, least=2)
+    _check_tensors(who, first, second)
     if first.shape != second.shape or first.dim() < 2:
         raise ValueError(f"The ends must be of one shape (num_pairs, ...); got {tuple(first.shape)} and {tuple(second.shape)}.")
+    return steps

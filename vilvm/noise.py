@@ -13,11 +13,11 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 
+from vilvm.checks import check_number, check_seed
 from vilvm.data import Data, seeded
 from vilvm.handlers import Substitute
 from vilvm.lvm import ContractError, fixed_beside
 from vilvm.weights import layout, posterior_mean, predict
-from vilvm.weights.contract import check_number
 from vilvm.wrapped import Wrapped
 
 __all__ = ["WithNoise", "fit_noise"]
@@ -70,8 +70,9 @@ def fit_noise(lvm: Any, data: Any, *, num_samples: int = 1, seed: int = 0) -> Wi
         >>> bool(fit_noise(LinearAutoencoder(4, 2), x).scale > 0)
         True
     """
+    seed = check_seed("fit_noise: seed", seed)
     fixed = fixed_beside(lvm, data, seed)
-    check_number("fit_noise: num_samples", num_samples)
+    num_samples = check_number("fit_noise: num_samples", num_samples)
     with seeded(seed, fixed.device):
         return _fit_noise(lvm, fixed, num_samples)
 

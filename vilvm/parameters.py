@@ -118,6 +118,11 @@ class _Serving(Messenger):
                 f"pyro.param({name!r}) has no module to live in: make {type(self.lvm).__name__} a torch.nn.Module, "
                 "or wrap its functions as vilvm.Pair(model, guide)."
             )
+        twin = next((n for n in _declared(self.lvm) if n != name and _key(n) == _key(name)), None)
+        if twin is not None:
+            raise ContractError(
+                f"pyro.param({twin!r}) and pyro.param({name!r}) would be one parameter of the module; rename one of them."
+            )
         store = _submodule(self.lvm, _PARAMS, torch.nn.ParameterDict)
         if _key(name) not in store:
             if self.frozen:

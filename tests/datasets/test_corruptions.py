@@ -81,11 +81,11 @@ def test_a_blur_is_made_once():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: GaussianNoise(0.0), "scale must be above 0; got 0.0"),
+        (lambda: GaussianNoise(0.0), "scale must be a positive number; got 0.0"),
         (lambda: PixelErasure(1.5), "share must be above 0 and at most 1; got 1.5"),
         (lambda: BlockMasking(29), "size must be between 1 and 28 for such pictures; got 29"),
         (lambda: BlockMasking(2, (784,)), r"image_shape must be \(height, width\)"),
-        (lambda: Blur(-1.0), "scale must be above 0"),
+        (lambda: Blur(-1.0), "scale must be a positive number"),
         (lambda: BlockMasking(2, (2, 2))(torch.zeros(3, 5)), r"data of shape \(3, 5\) are not rows of 4 pixels"),
         (lambda: GaussianNoise()(torch.ones(2, 3).long()), "Gaussian noise: needs real numbers, and these data are torch.int64"),
         (lambda: PixelErasure()(torch.ones(2, 3).long()), "pixel erasure: needs real numbers"),

@@ -99,9 +99,23 @@ def test_what_is_no_data_is_refused(tmp_path, case, said):
 
 
 def test_paths_of_another_kind_are_refused(tmp_path):
-    for source, said in ((tmp_path / "x.csv", "unknown kind of file"), (np.zeros(3), "got a ndarray"), ((), "got no path")):
+    for source, said in (
+        (tmp_path / "x.csv", "unknown kind of file"),
+        (np.zeros(3), "source must be a path.*got array"),
+        ("a\0.npy", "holds a NUL byte"),
+        ((), "got no path"),
+    ):
         with pytest.raises(ValueError, match=said):
             on_disk(source)
+
+
+def test_numbers_beyond_the_type_are_refused(tmp_path):
+    data = on_disk(saved(tmp_path, np.array([[1], [255], [300]])), dtype=torch.uint8)
+    assert data.subset(slice(0, 2)).x.flatten().tolist() == [1, 255]
+    with pytest.raises(ValueError, match=r"x\.npy: holds 300, which is no torch\.uint8"):
+        data.subset(slice(1, 3))
+    with pytest.raises(ValueError, match="dtype must be a real"):
+        on_disk(saved(tmp_path, np.zeros((3, 1))), dtype=torch.complex64)
 
 
 def test_a_bad_row_is_named_by_its_place_in_the_file(tmp_path):

@@ -87,3 +87,31 @@ def test_the_real_ones(name):
     except FileNotFoundError:
         pytest.skip("posteriordb is not on this machine (VILVM_DATA)")
     assert {tuple(d.shape) for d in found.draws.values()} == {(10, 1000)}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"y": [1.0, NaN]}', "it holds NaN"),
+        ('{"y": -Infinity}', "it holds -Infinity"),
+        (f'{{"y": [1{"0" * 400}]}}', "'y' is not a finite number, or an array of them"),
+        ('{"y": 1e400}', "'y' is not a finite number"),
+        (f'{{"y": {"1" * 5000}}}', "truncated or altered"),
+        ('{"y": ' + "[" * 200_000 + "}", "nested too deeply"),
+        ("[1]", "holds no names with values"),
+    ],
+)
+def test_data_that_are_no_numbers_are_refused(folder, content, words):
+    (folder / "a-b.data.json").write_text(content)
+    with pytest.raises(ValueError, match=words) as caught:
+        posteriordb("a-b", folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "draws", [np.zeros((0, 4)), np.ones((2, 3)) + 1j, np.ones((2, 3), dtype=bool), np.full((2, 3), np.nan), np.ones(4)]
+)
+def test_draws_that_are_no_numbers_are_refused(folder, draws):
+    np.savez(folder / "a-b.draws.npz", mu=draws)
+    with pytest.raises(ValueError, match=r"'mu' is not finite draws of shape \(num_chains, num_draws\)"):
+        posteriordb("a-b", folder)

@@ -256,7 +256,7 @@ def test_what_cannot_be_calibrated_is_refused(exact, check):
         check(shifted(), like=like)
     with pytest.raises(ValueError, match="num_draws must be a whole number"):
         check(exact, num_draws=0)
-    with pytest.raises(ValueError, match="false_alarm must be a probability"):
+    with pytest.raises(ValueError, match="false_alarm must be between 0 and 1"):
         check(exact, false_alarm=1.0)
 
     def model(x):

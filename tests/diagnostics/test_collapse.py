@@ -67,9 +67,9 @@ def test_what_has_no_activity_is_refused():
     lvm = vilvm.Pair(lambda x: None, lambda x: None)
     with pytest.raises(ValueError, match="at least two"):
         active_units(lvm, torch.zeros(1, 3))
-    with pytest.raises(ValueError, match="active_units: threshold is a share of the prior's variance"):
+    with pytest.raises(ValueError, match="active_units: threshold, a share of the prior's variance, must be between"):
         active_units(lvm, torch.zeros(4, 3), threshold=1.0)
-    with pytest.raises(ValueError, match="collapse: threshold is a share of the prior's variance"):
+    with pytest.raises(ValueError, match="collapse: threshold, a share of the prior's variance, must be between"):
         collapse(lvm, torch.zeros(4, 3), threshold=0.0)
 
 

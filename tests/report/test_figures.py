@@ -118,3 +118,11 @@ def test_points_in_the_plane():
     figure = report.planes({"a": torch.randn(5, 2), "b": torch.randn(6, 2)}, torch.randn(9, 2))
     assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
     assert [len(axes.collections[1].get_offsets()) for axes in figure.axes] == [5, 6]
+
+
+@pytest.mark.parametrize("name", ["$x_{", "$\\frac$", "a $ b", r"\mathdefault $"])
+def test_names_are_shown_as_they_are_written(name, tmp_path):
+    figure = report.curves([1.0, 10.0], {name: [1.0, 2.0]}, {name: [0.1, 0.1]}, (name, "y"), name, log_x=True)
+    figure.axes[0].set_yscale("log")
+    figure.savefig(tmp_path / "x.svg", bbox_inches="tight")
+    assert figure.axes[0].get_title() == name

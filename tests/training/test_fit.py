@@ -172,7 +172,9 @@ def test_subsampled_plate_reports_nats_per_datum():
         with pyro.plate("data", 1000, subsample=torch.arange(len(x))):
             pyro.sample("z", dist.Normal(slope * x, 0.5**0.5))
 
-    fitted = vilvm.fit(vilvm.Pair(model, guide), torch.zeros(64), steps=50, optimizer=partial(torch.optim.SGD, lr=0.0))
+    fitted = vilvm.fit(
+        vilvm.Pair(model, guide), torch.zeros(1000), batch_size=64, steps=50, optimizer=partial(torch.optim.SGD, lr=0.0)
+    )
     assert fitted.history["elbo"][0] == pytest.approx(dist.Normal(0.0, 2**0.5).log_prob(torch.tensor(0.0)).item(), abs=1e-4)
 
 

@@ -1,8 +1,5 @@
 """A user's own tensors and ``.npy`` and ``.npz`` files."""
 
-import tokenize
-import zipfile
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vilvm.checks import check_number, check_path, check_seed, optional
 from vilvm.data import Data, Transform, as_data
 from vilvm.datasets.dataset import Dataset, carve
+from vilvm.datasets.numpy_files import read_npy, read_npz
 
 __all__ = ["arrays"]
 
@@ -44,6 +43,8 @@ def arrays(
         ValueError: a file is missing, empty, truncated, pickled or of another kind, or an array holds NaN or text, is empty, or
             does not fit the other split.
     """
+    seed = check_seed("arrays: seed", seed)
+    validation = optional(check_number, "arrays: validation", validation)
     label = name or (Path(train).stem if isinstance(train, str | Path) else "arrays")
     whole = _data(train, label, "train", key)
     if len(whole) < (3 if test is None else 2):
@@ -62,7 +63,7 @@ def arrays(
 
 
 def _data(source: Any, name: str, split: str, key: str | None) -> Data:
-    array = _read(Path(source), key) if isinstance(source, str | Path) else source
+    array = _read(check_path(f"arrays: {split}", source), key) if isinstance(source, str | Path) else source
     tensor = array if isinstance(array, Tensor) else _tensor(array, name)
     if tensor.dim() == 0:
         raise ValueError(f"{name}: the {split} data are a single number; pass an array with one datum a row.")
@@ -76,38 +77,34 @@ def _data(source: Any, name: str, split: str, key: str | None) -> Data:
 
 
 def _tensor(array: Any, name: str) -> Tensor:
+    if np.ma.isMaskedArray(array):
+        raise ValueError(
+            f"{name}: is a NumPy masked array, whose mask no tensor keeps; pass array.filled(0), and the mask to vilvm.partial.partly_observed, "
+            "poutine.mask or .mask(...) of the distribution."
+        )
     try:
         found = np.array(array)
+        if found.dtype.kind not in "fiub":
+            raise TypeError
         return torch.from_numpy(found.astype(found.dtype.newbyteorder("=")))
     except (TypeError, ValueError):
         kind = getattr(array, "dtype", type(array).__name__)
-        raise ValueError(f"{name}: an array of {kind} holds no numbers to model, or rows of several lengths.") from None
+        raise ValueError(
+            f"{name}: an array of {kind} holds no numbers to model, or complex ones, or rows of several lengths."
+        ) from None
 
 
 def _read(path: Path, key: str | None) -> np.ndarray:
     if path.suffix.lower() not in (".npy", ".npz"):
         raise ValueError(f"{path}: unknown kind of file {path.suffix!r}; give .npy or .npz.")
-    try:
-        with path.open("rb") as file:
-            found = np.load(file, allow_pickle=False)
-            return found if isinstance(found, np.ndarray) else _member(path, found, key)
-    except FileNotFoundError:
-        raise ValueError(f"{path}: there is no such file.") from None
-    except IsADirectoryError:
-        raise ValueError(f"{path}: is a folder; give a file.") from None
-    except (EOFError, OSError, zipfile.BadZipFile, KeyError, zlib.error, tokenize.TokenError, SyntaxError, NotImplementedError):
-        raise ValueError(f"{path}: is empty, truncated or damaged; write it again.") from None
-    except ValueError as error:
-        if str(error).startswith(str(path)):
-            raise
-        reason = "holds pickled objects, which are not read" if "pickle" in str(error) else f"is damaged ({error})"
-        raise ValueError(f"{path}: {reason}; save a plain numeric array.") from None
+    if path.suffix.lower() == ".npy":
+        return read_npy(path)
+    return next(iter(read_npz(path, lambda names: [_picked(path, names, key)]).values()))
 
 
-def _member(path: Path, archive: Any, key: str | None) -> np.ndarray:
-    names = list(archive.files)
+def _picked(path: Path, names: list[str], key: str | None) -> str:
     if key is None and len(names) != 1:
         raise ValueError(f"{path}: holds the arrays {names}; say which with key=....")
     if key is not None and key not in names:
         raise ValueError(f"{path}: holds no array {key!r}; it has {names}.")
-    return archive[key or names[0]]
+    return key or names[0]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vilvm.checks import check_number, check_positive, check_sizes
 from vilvm.data import Transform, is_transform, map_tensors
 
 __all__ = ["BlockMasking", "Blur", "Corrupted", "GaussianNoise", "HalfErasure", "PixelErasure"]
@@ -30,7 +31,7 @@ class GaussianNoise:
     fresh: bool = field(default=True, repr=False)
 
     def __post_init__(self) -> None:
-        _check(self.scale > 0, f"GaussianNoise: scale must be above 0; got {self.scale}.")
+        object.__setattr__(self, "scale", check_positive("GaussianNoise: scale", self.scale))
 
     def __call__(self, batch: Any) -> Any:
         """The noisy batch."""
@@ -50,7 +51,8 @@ class PixelErasure:
     fresh: bool = field(default=True, repr=False)
 
     def __post_init__(self) -> None:
-        _check(0 < self.share <= 1, f"PixelErasure: share must be above 0 and at most 1; got {self.share}.")
+        object.__setattr__(self, "share", check_positive("PixelErasure: share", self.share))
+        _check(self.share <= 1, f"PixelErasure: share must be above 0 and at most 1; got {self.share}.")
 
     def __call__(self, batch: Any) -> Any:
         """The batch with holes."""
@@ -73,6 +75,7 @@ class BlockMasking:
 
     def __post_init__(self) -> None:
         _check_shape(self.image_shape, "BlockMasking")
+        object.__setattr__(self, "size", check_number("BlockMasking: size", self.size))
         most = min(self.image_shape[-2:])
         _check(0 < self.size <= most, f"BlockMasking: size must be between 1 and {most} for such pictures; got {self.size}.")
 
@@ -108,7 +111,10 @@ class HalfErasure:
     def __post_init__(self) -> None:
         _check_shape(self.image_shape, "HalfErasure")
         halves = ("left", "right", "top", "bottom")
-        _check(self.half in halves, f"HalfErasure: unknown half {self.half!r}; choose from {list(halves)}.")
+        _check(
+            isinstance(self.half, str) and self.half in halves,
+            f"HalfErasure: unknown half {self.half!r}; choose from {list(halves)}.",
+        )
 
     @property
     def observed(self) -> Tensor:
@@ -140,7 +146,7 @@ class Blur:
 
     def __post_init__(self) -> None:
         _check_shape(self.image_shape, "Blur")
-        _check(self.scale > 0, f"Blur: scale must be above 0; got {self.scale}.")
+        object.__setattr__(self, "scale", check_positive("Blur: scale", self.scale))
 
     def __call__(self, batch: Any) -> Any:
         """The blurred batch."""
@@ -196,8 +202,8 @@ def _real(x: Tensor, who: str) -> Tensor:
 
 
 def _check_shape(shape: tuple[int, ...], who: str) -> None:
-    fine = len(shape) in (2, 3) and all(isinstance(s, int) and s > 0 for s in shape)
-    _check(fine, f"{who}: image_shape must be (height, width) or (channels, height, width); got {shape!r}.")
+    sizes = check_sizes(f"{who}: image_shape", shape)
+    _check(len(sizes) in (2, 3), f"{who}: image_shape must be (height, width) or (channels, height, width); got {shape!r}.")
 
 
 def _pictures(x: Tensor, shape: tuple[int, ...], who: str) -> Tensor:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 
+from vilvm.checks import check_number, check_seed
 from vilvm.data import Data, Transform
 
 __all__ = ["Dataset", "carve"]
@@ -39,7 +40,11 @@ def carve(train: Data, validation: int, seed: int) -> tuple[Data, Data]:
     Raises:
         ValueError: `validation` leaves no training data, or is negative.
     """
-    if not 0 < validation < len(train):
+    seed = check_seed("carve: seed", seed)
+    if not isinstance(train, Data):
+        raise ValueError(f"carve: train must be a vilvm.Data; got a {type(train).__name__}.")
+    validation = check_number(f"{train.name}: validation", validation)
+    if validation >= len(train):
         raise ValueError(f"{train.name}: validation must be between 1 and {len(train) - 1} data; got {validation}.")
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
     held_out = train.subset(order[:validation].sort().values)

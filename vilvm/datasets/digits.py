@@ -2,6 +2,7 @@
 
 import torch
 
+from vilvm.checks import check_seed
 from vilvm.data import Data, Transform
 from vilvm.datasets.dataset import Dataset, carve
 from vilvm.datasets.transforms import DynamicBinarisation
@@ -21,6 +22,8 @@ def digits(*, validation: int = 150, transform: Transform | None = DynamicBinari
         ValueError: `validation` out of range.
     """
     from sklearn.datasets import load_digits  # here, for it takes seconds to import
+
+    seed = check_seed("digits: seed", seed)
 
     pictures, labels = load_digits(return_X_y=True)
     x, y = torch.tensor(pictures, dtype=torch.float32) / 16, torch.tensor(labels)

@@ -13,6 +13,7 @@ from typing import Any
 
 import platformdirs
 
+from vilvm.checks import check_path, check_seed, optional
 from vilvm.data import Data, Transform
 from vilvm.datasets.dataset import Dataset, carve
 from vilvm.datasets.transforms import DynamicBinarisation
@@ -46,6 +47,8 @@ def mnist(
         FileNotFoundError: the files are neither on disk nor to be had from the network within seconds; says where to put them.
         ValueError: a file on disk is truncated or altered, or `validation` is out of range.
     """
+    seed = check_seed("mnist: seed", seed)
+    root = optional(check_path, "mnist: root", root)
     folder = Path(root or os.environ.get("VILVM_DATA") or platformdirs.user_cache_path("vilvm"))
     splits = []
     for split, count in (("train", 60_000), ("test", 10_000)):

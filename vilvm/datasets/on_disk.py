@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vilvm.checks import check_path
 from vilvm.data import Data, Transform, tensors_of
 from vilvm.rows import Rows
 
@@ -78,9 +79,9 @@ class _Stored(Rows):
     """The rows of one file."""
 
     def __init__(self, source: Any, flatten: bool, dtype: torch.dtype):
-        if not isinstance(source, str | Path):
-            raise ValueError(f"on_disk: got a {type(source).__name__}; give the path of a .npy file or a .zarr folder.")
-        self.path = Path(source)
+        if not isinstance(dtype, torch.dtype) or dtype.is_complex or dtype == torch.bfloat16:
+            raise ValueError(f"on_disk: dtype must be a real torch.dtype that NumPy has, such as torch.float32; got {dtype!r}.")
+        self.path = check_path("on_disk: source", source)
         self.stored = _open(self.path)
         kind, sizes = self.stored.dtype, tuple(self.stored.shape)
         if kind.kind not in "fiub":
@@ -122,9 +123,21 @@ class _Stored(Rows):
             )
         except (OSError, RuntimeError) as error:
             raise ValueError(f"{self.path}: cannot be read ({error}); write it again.") from None
-        with np.errstate(over="ignore"):  # what does not fit becomes infinite, and is refused below
-            found = np.array(picked, dtype=self._kind)
+        with np.errstate(over="ignore", invalid="ignore"):  # what does not fit becomes infinite, and is refused below
+            picked = np.asarray(picked)
+            found = picked.astype(self._kind)
+        self._check_range(picked, found)
         return found.reshape(len(found), *self.shape[1:])
+
+    def _check_range(self, picked: np.ndarray, found: np.ndarray) -> None:
+        """Raises ValueError if an integer type cannot hold a number; fractions are cut off."""
+        if self.dtype.is_floating_point or (picked.dtype.kind in "iub" and np.can_cast(picked.dtype, found.dtype)):
+            return
+        altered = found != (np.trunc(picked) if picked.dtype.kind == "f" else picked)
+        if altered.any():
+            raise ValueError(
+                f"{self.path}: holds {picked[altered].flat[0]}, which is no {self.dtype}; give on_disk a dtype that takes all of its numbers."
+            )
 
     def _check(self, found: np.ndarray, rows: Any) -> None:
         if not self.dtype.is_floating_point or np.isfinite(found).all():

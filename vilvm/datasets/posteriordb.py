@@ -3,17 +3,18 @@
 Reference: posteriordb: Testing, Benchmarking and Developing Bayesian Inference Algorithms, Magnusson et al., 2024.
 """
 
-import io
 import json
 import os
-import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import platformdirs
 import torch
 from torch import Tensor
+
+from vilvm.checks import check_path, optional
+from vilvm.datasets.numpy_files import read_npz
 
 __all__ = ["ReferencePosterior", "posteriordb"]
 
@@ -54,6 +55,9 @@ def posteriordb(name: str, folder: str | Path | None = None) -> ReferencePosteri
         FileNotFoundError: a file is not there; lists the posteriors that are.
         ValueError: a file is truncated or altered.
     """
+    if not isinstance(name, str) or not name or "\0" in name:
+        raise ValueError(f"posteriordb: name must be that of a posterior, such as 'kidiq-kidscore_momiq'; got {name!r}.")
+    folder = optional(check_path, "posteriordb: folder", folder)
     place = Path(folder or Path(os.environ.get("VILVM_DATA") or platformdirs.user_cache_path("vilvm")) / "posteriordb")
     missing = [path for path in _files(place, name) if not path.is_file()]
     if missing:
@@ -62,16 +66,18 @@ def posteriordb(name: str, folder: str | Path | None = None) -> ReferencePosteri
         raise FileNotFoundError(f"No posterior {name!r} in {place} ({missing[0].name} is not there): {there}.")
     data_file, draws_file = _files(place, name)
     try:
-        data = {key: _value(value) for key, value in json.loads(data_file.read_text(encoding="utf-8")).items()}
-    except (ValueError, AttributeError, TypeError) as error:
+        read = json.loads(data_file.read_text(encoding="utf-8"), parse_constant=_no_number)
+        data = {key: _value(key, value) for key, value in _entries(read)}
+    except RecursionError:
+        raise ValueError(_damaged(data_file, "it is nested too deeply")) from None
+    except ValueError as error:
         raise ValueError(_damaged(data_file, error)) from None
     try:
-        with np.load(io.BytesIO(draws_file.read_bytes()), allow_pickle=False) as stored:
-            draws = {key: torch.from_numpy(stored[key].astype(np.float64)) for key in stored.files}
-    except (ValueError, EOFError, OSError, AttributeError, TypeError, zipfile.BadZipFile) as error:
-        raise ValueError(_damaged(draws_file, error)) from None
-    if not draws or {d.dim() for d in draws.values()} != {2} or not all(bool(torch.isfinite(d).all()) for d in draws.values()):
-        raise ValueError(_damaged(draws_file, "an array is not finite draws of shape (num_chains, num_draws)"))
+        draws = {key: _draws(key, array) for key, array in read_npz(draws_file).items()}
+    except ValueError as error:
+        raise ValueError(_damaged(draws_file, str(error).removeprefix(f"{draws_file}: "))) from None
+    if not draws:
+        raise ValueError(_damaged(draws_file, "it holds no draws"))
     return ReferencePosterior(name, data, draws)
 
 
@@ -79,14 +85,33 @@ def _files(folder: Path, name: str) -> tuple[Path, Path]:
     return folder / f"{name}.data.json", folder / f"{name}.draws.npz"
 
 
-def _value(value: object) -> Tensor | int | float:
-    return torch.tensor(value, dtype=torch.float32) if isinstance(value, list) else _number(value)
+def _entries(read: object) -> Any:
+    if not isinstance(read, dict):
+        raise ValueError("it holds no names with values")
+    return read.items()
 
 
-def _number(value: object) -> int | float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{value!r} is no number")
-    return value
+def _value(key: str, value: object) -> Tensor | int | float:
+    """A number as it is, and a nested list of numbers as a float32 tensor; raises ValueError of anything else."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63:
+        return value
+    try:
+        found = torch.tensor(value, dtype=torch.float32) if isinstance(value, list) else torch.tensor(torch.nan)
+    except (ValueError, TypeError, OverflowError, RuntimeError):
+        found = torch.tensor(torch.nan)
+    if not bool(found.isfinite().all()):
+        raise ValueError(f"{key!r} is not a finite number, or an array of them")
+    return found
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"it holds {name}")
+
+
+def _draws(key: str, array: np.ndarray) -> Tensor:
+    if array.dtype.kind not in "fiu" or array.ndim != 2 or not array.size or not np.isfinite(array).all():
+        raise ValueError(f"{key!r} is not finite draws of shape (num_chains, num_draws)")
+    return torch.from_numpy(array.astype(np.float64))
 
 
 def _damaged(path: Path, error: object) -> str:

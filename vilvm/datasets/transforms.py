@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vilvm.checks import check_seed
 from vilvm.data import Transform, is_transform, map_tensors
 
 __all__ = ["Chain", "DynamicBinarisation", "StaticBinarisation"]
@@ -37,6 +38,9 @@ class StaticBinarisation:
     seed: int = 0
     name: str = field(default="static binarisation", repr=False)
     fresh: bool = field(default=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", check_seed("StaticBinarisation: seed", self.seed))
 
     def __call__(self, batch: Any) -> Any:
         """The binary data, the same at every call; what is binary already stays as it is."""

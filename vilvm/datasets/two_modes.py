@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from vilvm.checks import check_number, check_seed
 from vilvm.data import Data
 from vilvm.datasets.dataset import Dataset
 
@@ -56,6 +57,9 @@ def two_modes(num_train: int = 20_000, num_test: int = 2000, seed: int = 0) -> D
         >>> two_modes(100).train.x.shape
         torch.Size([100, 2])
     """
+    seed = check_seed("two_modes: seed", seed)
+    num_train = check_number("two_modes: num_train", num_train)
+    num_test = check_number("two_modes: num_test", num_test)
     generator = torch.Generator().manual_seed(seed)
 
     def draw(count: int, split: str) -> Data:

@@ -13,10 +13,11 @@ import math
 import warnings
 from typing import Any
 
+from vilvm.checks import check_number, check_positive
+from vilvm.data import as_data
 from vilvm.diagnostics.collapse import active_units
 from vilvm.lvm import ContractError, fixed_beside
 from vilvm.training.result import Event
-from vilvm.weights.contract import check_number
 
 __all__ = ["CollapseAlarm"]
 
@@ -55,10 +56,12 @@ class CollapseAlarm:
         stop: bool = False,
         num_data: int = 1000,
     ):
-        if not threshold > 0:
-            raise ValueError(f"CollapseAlarm: threshold must be a positive number of nats; got {threshold!r}.")
-        check_number("CollapseAlarm: patience", patience, 2)
-        check_number("CollapseAlarm: num_data", num_data, 2)
+        threshold = check_positive("CollapseAlarm: threshold", threshold, "number of nats")
+        after = check_number("CollapseAlarm: after", after, 0)
+        patience = check_number("CollapseAlarm: patience", patience, 2)
+        num_data = check_number("CollapseAlarm: num_data", num_data, 2)
+        if data is not None:
+            as_data(data, "CollapseAlarm: data")
         self.data, self.threshold, self.patience, self.after = data, threshold, patience, after
         self.stop, self.num_data, self.alarmed = stop, num_data, False
 

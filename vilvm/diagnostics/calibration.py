@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from vilvm.checks import check_number, check_probability, check_seed
 from vilvm.diagnostics.clock import Clock
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.simulated import LIKELIHOOD, check_amortised, components, features, quantities, truth, visible
@@ -31,7 +32,6 @@ from vilvm.diagnostics.uniformity import Coverage, holm, interval_coverage, rank
 from vilvm.evaluation.bounds import rows_in_a_pass
 from vilvm.lvm import LatentVariableModel, device_of
 from vilvm.weights import posterior
-from vilvm.weights.contract import check_number
 from vilvm.weights.simulated import Rebuild, simulating, simulations
 
 __all__ = ["SBC", "TARP", "sbc", "tarp"]
@@ -254,7 +254,8 @@ def sbc(
         >>> found.names, found.finding.gravity.name
         (('z[0]', 'z[1]', 'log p(x | z)'), 'FINE')
     """
-    check_options("sbc", num_simulations, num_draws, false_alarm)
+    seed = check_seed("sbc: seed", seed)
+    num_simulations, num_draws, false_alarm = check_options("sbc", num_simulations, num_draws, false_alarm, rebuild)
     clock = Clock(budget)
     with simulating(lvm, like, seed) as fixed:
         check_amortised("sbc", lvm, fixed, rebuild, seed)
@@ -320,7 +321,8 @@ def tarp(
         >>> tarp(lvm, num_simulations=20, num_draws=9).finding.gravity.name
         'FINE'
     """
-    check_options("tarp", num_simulations, num_draws, false_alarm)
+    seed = check_seed("tarp: seed", seed)
+    num_simulations, num_draws, false_alarm = check_options("tarp", num_simulations, num_draws, false_alarm, rebuild)
     if reference not in ("data", "prior"):
         raise ValueError(f"tarp: unknown reference={reference!r}; choose 'data' or 'prior'.")
     with simulating(lvm, like, seed) as fixed:
@@ -360,14 +362,16 @@ def _cut(ranks: Tensor, wanted: int) -> str:
 def _rows(lvm: LatentVariableModel, num_draws: int, batch_size: int | None) -> int:
     """Data a pass."""
     if batch_size is not None:
-        check_number("batch_size", batch_size)
-        return batch_size
+        return check_number("batch_size", batch_size)
     return max(1, rows_in_a_pass(device_of(lvm)) // num_draws)
 
 
-def check_options(what: str, num_simulations: Any, num_draws: Any, false_alarm: Any) -> None:
-    """Raises ValueError unless the options of a calibration are in range."""
-    check_number(f"{what}: num_simulations", num_simulations)
-    check_number(f"{what}: num_draws", num_draws)
-    if not isinstance(false_alarm, float) or not 0 < false_alarm < 1:
-        raise ValueError(f"{what}: false_alarm must be a probability between 0 and 1; got {false_alarm!r}.")
+def check_options(what: str, num_simulations: Any, num_draws: Any, false_alarm: Any, rebuild: Any) -> tuple[int, int, float]:
+    """The options of a calibration: simulations, draws and the false-alarm rate; raises ValueError unless they are in range."""
+    if rebuild is not None and not callable(rebuild):
+        raise ValueError(f"{what}: rebuild must be a function of the observed values; got a {type(rebuild).__name__}.")
+    return (
+        check_number(f"{what}: num_simulations", num_simulations),
+        check_number(f"{what}: num_draws", num_draws),
+        check_probability(f"{what}: false_alarm", false_alarm),
+    )

@@ -7,6 +7,8 @@ from typing import Any
 
 from pyro.poutine.messenger import Messenger
 
+from vilvm.checks import check_positive
+
 __all__ = ["Clock", "OutOfTimeError", "Stop", "affordable_draws", "seconds_of"]
 
 
@@ -24,7 +26,10 @@ class Clock:
     """
 
     def __init__(self, seconds: float | None):
-        self.began, self.seconds = time.monotonic(), math.inf if seconds is None else seconds
+        self.began, self.seconds = (
+            time.monotonic(),
+            math.inf if seconds is None else check_positive("budget", seconds, "number of seconds", zero=True),
+        )
 
     @property
     def left(self) -> float:

@@ -35,13 +35,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vilvm.checks import check_number, check_probability, check_seed
 from vilvm.data import Data, seeded
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.simulated import runnable
 from vilvm.evaluation.bounds import Estimate, in_parts
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, layout, log_weights, posterior_mean, sample
-from vilvm.weights.contract import check_number
 from vilvm.weights.guided import divergences, guide_log_prob
 from vilvm.weights.simulated import visible_latents
 
@@ -210,8 +210,9 @@ def collapse(
         >>> found.active, found.kl["z"].shape, found.finding.gravity.name
         ({'z': tensor([True])}, torch.Size([1]), 'FINE')
     """
-    check_number("collapse: num_samples", num_samples, 2)
-    check_number("collapse: num_data", num_data, 2)
+    seed = check_seed("collapse: seed", seed)
+    num_samples = check_number("collapse: num_samples", num_samples, 2)
+    num_data = check_number("collapse: num_data", num_data, 2)
     fixed = _checked(fixed_beside(lvm, data, seed), threshold, "collapse")
     with seeded(seed, fixed.device), evaluation_mode(lvm):
         run, plan = _as_run(lvm, fixed, num_data)
@@ -253,8 +254,7 @@ def _as_run(lvm: LatentVariableModel, data: Data, num_data: int) -> tuple[Data, 
 
 
 def _checked(data: Data, threshold: float, caller: str) -> Data:
-    if not 0 < threshold < 1:
-        raise ValueError(f"{caller}: threshold is a share of the prior's variance, between 0 and 1; got {threshold!r}.")
+    check_probability(f"{caller}: threshold, a share of the prior's variance,", threshold)
     if len(data) < 2:
         raise ValueError(f"{caller} needs at least two data; got {len(data)}.")
     return data
@@ -413,7 +413,8 @@ def active_units(
         ValueError: fewer than two data, which have no variance, or a threshold that is not between 0 and 1.
         ContractError: a latent is shared by the data, or has no mean.
     """
-    check_number("active_units: num_samples", num_samples)
+    seed = check_seed("active_units: seed", seed)
+    num_samples = check_number("active_units: num_samples", num_samples)
     fixed = _checked(fixed_beside(lvm, data, seed), threshold, "active_units")
     with seeded(seed, fixed.device), evaluation_mode(lvm):
         parts, plan = in_parts(lvm, fixed, max(1, _ROWS // num_samples))

@@ -29,11 +29,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from vilvm.checks import check_number, check_positive, check_probability, check_seed
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.trend import LEAST, Trend, trend
 from vilvm.training.history import History, Record
 from vilvm.training.result import Event, Fit
-from vilvm.weights.contract import check_number
 
 __all__ = ["Converged", "Convergence", "convergence", "split_rhat"]
 
@@ -136,6 +136,13 @@ class Convergence:
         return Gravity.FINE, verdict, ""
 
 
+def _false_alarm(who: str, value: Any) -> float:
+    number = check_probability(f"{who}: false_alarm", value)
+    if number >= 0.5:
+        raise ValueError(f"{who}: false_alarm must be below 0.5; got {value!r}.")
+    return number
+
+
 def convergence(
     history: History | Fit, *, start: int | None = None, tolerance: float = 0.05, false_alarm: float = 0.01
 ) -> Convergence:
@@ -164,12 +171,10 @@ def convergence(
         >>> convergence(fitted).finding.gravity.name
         'WARNING'
     """
-    if not tolerance > 0 or not 0 < false_alarm < 0.5:
-        raise ValueError(
-            f"convergence: tolerance must be positive and false_alarm within (0, 0.5); got {tolerance!r} and {false_alarm!r}."
-        )
-    if start is None:
-        start = _warmup(history)
+    tolerance, false_alarm = check_positive("convergence: tolerance", tolerance), _false_alarm("convergence", false_alarm)
+    if not isinstance(history, Fit | History):
+        raise ValueError(f"convergence: history must be a Fit or a History; got a {type(history).__name__}.")
+    start = _warmup(history) if start is None else check_number("convergence: start", start, 0)
     log = history.history if isinstance(history, Fit) else history
     records = [r for r in log if r.step > start]
     column = "validation_elbo" if any(np.isfinite(r.validation_elbo) for r in records) else "elbo"
@@ -271,12 +276,12 @@ class Converged:
         averaged: bool = False,
         seed: int = 0,
     ):
-        check_number("Converged: window", window, 2 * LEAST)
-        if not rhat > 1 or not 0 < share <= 1 or not tolerance > 0 or not 0 < false_alarm < 0.5:
-            raise ValueError(
-                "Converged: rhat must exceed 1, share lie within (0, 1], tolerance be positive, and false_alarm lie within (0, 0.5); got "
-                f"rhat={rhat}, share={share}, tolerance={tolerance}, false_alarm={false_alarm}."
-            )
+        window = check_number("Converged: window", window, 2 * LEAST)
+        rhat, share = check_positive("Converged: rhat", rhat), check_positive("Converged: share", share)
+        if not rhat > 1 or not share <= 1:
+            raise ValueError(f"Converged: rhat must exceed 1, and share be at most 1; got rhat={rhat} and share={share}.")
+        tolerance, false_alarm = check_positive("Converged: tolerance", tolerance), _false_alarm("Converged", false_alarm)
+        start, seed = check_number("Converged: start", start, 0), check_seed("Converged: seed", seed)
         self.window, self.rhat, self.share, self.tolerance = window, rhat, share, tolerance
         self.false_alarm, self.start, self.averaged, self.seed = false_alarm, start, averaged, seed
         self.rhat_share = self.gain = self.rising = float("nan")

@@ -41,6 +41,7 @@ import torch
 from scipy.special import ndtri
 from torch import Tensor
 
+from vilvm.checks import check_number, check_probability, check_seed, optional
 from vilvm.data import Data, seeded
 from vilvm.diagnostics.clock import Clock, affordable_draws
 from vilvm.diagnostics.finding import Finding, Gravity
@@ -50,7 +51,6 @@ from vilvm.diagnostics.tail import tail_error
 from vilvm.evaluation.bounds import in_parts
 from vilvm.lvm import LatentVariableModel, check_contract, device_of, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, layout
-from vilvm.weights.contract import check_number
 
 __all__ = ["Correction", "correction"]
 
@@ -287,13 +287,11 @@ def correction(
         >>> correction(EightSchools(guide="mean_field"), eight_schools(), num_samples=1000).names[:2]
         ('mu', 'tau')
     """
+    seed = check_seed("correction: seed", seed)
+    false_alarm = check_probability("correction: false_alarm", false_alarm)
     check_contract(lvm)
-    if num_samples is not None:
-        check_number("correction: num_samples", num_samples, 1000)
-    if batch_size is not None:
-        check_number("correction: batch_size", batch_size)
-    if not 0 < false_alarm < 1:
-        raise ValueError(f"correction: false_alarm must be between 0 and 1; got {false_alarm!r}.")
+    num_samples = optional(check_number, "correction: num_samples", num_samples, 1000)
+    batch_size = optional(check_number, "correction: batch_size", batch_size)
     clock, cuts = Clock(budget), []
     fixed = fixed_beside(lvm, data, seed)
     with seeded(seed, device_of(lvm, fixed.device)), evaluation_mode(lvm):

@@ -24,6 +24,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vilvm.checks import check_number, check_positive, check_probability, check_seed
 from vilvm.data import Data, as_data, seeded
 from vilvm.diagnostics.calibration import sbc, tarp
 from vilvm.diagnostics.clock import OutOfTimeError, Stop
@@ -192,10 +193,12 @@ def diagnose(
         >>> found.trusted, "Pareto k̂" in found.results
         (True, True)
     """
-    if not budget > 0:
-        raise ValueError(f"diagnose: budget must be a positive number of seconds; got {budget!r}.")
-    if not 0 < false_alarm < 1:
-        raise ValueError(f"diagnose: false_alarm must be between 0 and 1; got {false_alarm!r}.")
+    seed = check_seed("diagnose: seed", seed)
+    budget = check_positive("diagnose: budget", budget, "number of seconds")
+    num_data = check_number("diagnose: num_data", num_data)
+    false_alarm = check_probability("diagnose: false_alarm", false_alarm)
+    if not isinstance(schedule, Schedule | None):
+        raise ValueError(f"diagnose: schedule must be a vilvm.evaluation.Schedule; got a {type(schedule).__name__}.")
     _import_all()
     began = time.monotonic()
     given = as_data(data)

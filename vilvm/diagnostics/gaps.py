@@ -32,6 +32,7 @@ import torch
 from scipy.special import ndtri
 from torch import Tensor
 
+from vilvm.checks import check_number, check_probability, check_seed
 from vilvm.data import Data, seeded, tensors_of
 from vilvm.diagnostics.clock import Clock, OutOfTimeError, Stop, affordable_draws, seconds_of
 from vilvm.diagnostics.finding import Finding, Gravity
@@ -44,7 +45,6 @@ from vilvm.guides import fit_local_guide
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, evaluation_mode, fixed_beside
 from vilvm.training.step import NonFiniteLossError
 from vilvm.weights import Layout, layout, log_weights
-from vilvm.weights.contract import check_number
 from vilvm.weights.joint import Joint
 
 __all__ = ["Bound", "Gaps", "gaps"]
@@ -322,12 +322,13 @@ def gaps(
         >>> found.evidence_by, abs(found.total.mean) < 1e-3
         ('exact', True)
     """
-    if evidence not in (None, "exact", "ais", "iwae"):
+    seed = check_seed("gaps: seed", seed)
+    false_alarm = check_probability("gaps: false_alarm", false_alarm)
+    if evidence is not None and evidence not in ("exact", "ais", "iwae"):
         raise ValueError(f"gaps: unknown evidence={evidence!r}; choose 'exact', 'ais' or 'iwae'.")
-    for name, value in (("num_samples", num_samples), ("steps", steps), ("batch_size", batch_size)):
-        check_number(f"gaps: {name}", value)
-    if not 0 < false_alarm < 1:
-        raise ValueError(f"gaps: false_alarm must be between 0 and 1; got {false_alarm!r}.")
+    num_samples = check_number("gaps: num_samples", num_samples)
+    steps = check_number("gaps: steps", steps)
+    batch_size = check_number("gaps: batch_size", batch_size)
     if not isinstance(lvm, torch.nn.Module):
         raise ContractError(
             f"gaps: {type(lvm).__name__} is no torch.nn.Module, which is needed to copy it; wrap it as vilvm.Pair(model, guide)."

@@ -29,12 +29,12 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
+from vilvm.checks import check_number, check_probability, check_seed
 from vilvm.data import Data, seeded
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.lvm import ContractError, evaluation_mode, fixed_beside, module_parameters
 from vilvm.training.step import backward
 from vilvm.weights import layout
-from vilvm.weights.contract import check_number
 
 __all__ = ["GradientSNR", "GroupSNR", "gradient_snr"]
 
@@ -167,10 +167,10 @@ def gradient_snr(
         >>> sorted(found.groups["ELBO"])
         ['V', 'W', 'b', 'log_s', 'log_sigma']
     """
-    check_number("gradient_snr: num_draws", num_draws, 2 * _BLOCKS)
-    check_number("gradient_snr: batch_size", batch_size)
-    if not 0 < false_alarm < 1:
-        raise ValueError(f"gradient_snr: false_alarm must lie within (0, 1); got {false_alarm!r}.")
+    seed = check_seed("gradient_snr: seed", seed)
+    false_alarm = check_probability("gradient_snr: false_alarm", false_alarm)
+    num_draws = check_number("gradient_snr: num_draws", num_draws, 2 * _BLOCKS)
+    batch_size = check_number("gradient_snr: batch_size", batch_size)
     if not isinstance(lvm, torch.nn.Module):
         raise ContractError(
             f"gradient_snr: {type(lvm).__name__} is no torch.nn.Module, so it has no parameters; wrap it as vilvm.Pair."

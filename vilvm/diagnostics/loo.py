@@ -22,6 +22,7 @@ import torch
 from scipy.special import ndtri
 from torch import Tensor
 
+from vilvm.checks import check_number, check_seed
 from vilvm.data import seeded
 from vilvm.diagnostics.clock import Clock, affordable_draws
 from vilvm.diagnostics.finding import Finding, Gravity
@@ -29,7 +30,6 @@ from vilvm.diagnostics.psis import JOINT_ROWS, check_weighable, good_k, psis
 from vilvm.diagnostics.tail import tail_error
 from vilvm.lvm import ContractError, LatentVariableModel, device_of, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, LogWeights, layout, weight_chunks
-from vilvm.weights.contract import check_number
 
 __all__ = ["LOO", "loo"]
 
@@ -131,7 +131,8 @@ def loo(lvm: LatentVariableModel, data: Any, *, num_samples: int = 10_000, budge
         >>> loo(EightSchools(guide="mean_field"), eight_schools(), num_samples=500).elpd_i.shape
         torch.Size([8])
     """
-    check_number("loo: num_samples", num_samples, 100)
+    seed = check_seed("loo: seed", seed)
+    num_samples = check_number("loo: num_samples", num_samples, 100)
     clock, wanted = Clock(budget), num_samples
     fixed = fixed_beside(lvm, data, seed)
     device = device_of(lvm, fixed.device)

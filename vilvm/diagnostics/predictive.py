@@ -29,13 +29,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vilvm.checks import check_number, check_probability, check_seed, optional
 from vilvm.data import Data, seeded
 from vilvm.diagnostics.clock import Clock
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.evaluation.bounds import in_parts
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, check_contract, device_of, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, observed, posterior, replicate, sample
-from vilvm.weights.contract import check_number
 from vilvm.weights.simulated import undrawable
 
 __all__ = ["PredictiveCheck", "default_statistics", "predictive_check"]
@@ -191,13 +191,13 @@ def predictive_check(
         >>> check.replicated["range"].shape, check.finding.gravity.name
         (torch.Size([100]), 'FINE')
     """
+    seed = check_seed("predictive_check: seed", seed)
+    false_alarm = check_probability("predictive_check: false_alarm", false_alarm)
     check_contract(lvm)
     if kind not in ("posterior", "prior"):
         raise ValueError(f"predictive_check: kind must be 'posterior' or 'prior'; got {kind!r}.")
-    if not 0 < false_alarm < 1:
-        raise ValueError(f"predictive_check: false_alarm must be between 0 and 1; got {false_alarm!r}.")
-    check_number("predictive_check: num_draws", num_draws, math.ceil(1 / false_alarm))
-    check_number("predictive_check: batch_size", _ROWS if batch_size is None else batch_size)
+    num_draws = check_number("predictive_check: num_draws", num_draws, math.ceil(1 / false_alarm))
+    batch_size = optional(check_number, "predictive_check: batch_size", batch_size)
     clock, fixed = Clock(budget), fixed_beside(lvm, data, seed)
     with seeded(seed, device_of(lvm, fixed.device)), evaluation_mode(lvm):
         parts, plan = in_parts(lvm, fixed, batch_size or _ROWS)

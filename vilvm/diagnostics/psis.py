@@ -34,6 +34,7 @@ import torch
 from scipy.special import bdtrc, logsumexp, ndtri
 from torch import Tensor
 
+from vilvm.checks import check_number, check_probability, check_seed, optional
 from vilvm.compiling import Compile, check_compile, worth_compiling
 from vilvm.data import Data, seeded
 from vilvm.diagnostics.clock import Clock, affordable_draws, seconds_of
@@ -43,7 +44,6 @@ from vilvm.evaluation.bounds import in_parts, samples_in_a_pass
 from vilvm.evaluation.passes import WORTH_COMPILING, Passes
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, layout, log_weights
-from vilvm.weights.contract import check_number
 
 __all__ = ["Look", "ParetoK", "Smoothed", "check_weighable", "good_k", "pareto_k", "psis"]
 
@@ -106,6 +106,10 @@ def psis(log_weights: Tensor) -> Smoothed:
         >>> smoothed.k.tolist(), smoothed.ess.round().tolist()
         ([0.0, 0.0, 0.0], [100.0, 100.0, 100.0])
     """
+    if not isinstance(log_weights, Tensor) or log_weights.is_complex():
+        raise ValueError(
+            f"psis: log_weights must be a tensor of real log-weights; got a {type(log_weights).__name__} that is none."
+        )
     if log_weights.dim() not in (1, 2) or len(log_weights) < _FEWEST:
         raise ValueError(
             f"psis: log-weights must have shape (S, N) or (S,) with at least {_FEWEST} samples S; got {tuple(log_weights.shape)}."
@@ -312,12 +316,11 @@ def pareto_k(
         >>> found.k.shape, found.finding.gravity.name
         (torch.Size([30]), 'FINE')
     """
+    seed = check_seed("pareto_k: seed", seed)
+    false_alarm = check_probability("pareto_k: false_alarm", false_alarm)
     check_contract(lvm)
-    check_number("pareto_k: num_samples", num_samples, 100)
-    if batch_size is not None:
-        check_number("pareto_k: batch_size", batch_size)
-    if not 0 < false_alarm < 1:
-        raise ValueError(f"pareto_k: false_alarm must be between 0 and 1; got {false_alarm!r}.")
+    num_samples = check_number("pareto_k: num_samples", num_samples, 100)
+    batch_size = optional(check_number, "pareto_k: batch_size", batch_size)
     check_compile("pareto_k", compile)
     clock, cuts = Clock(budget), []
     fixed = fixed_beside(lvm, data, seed)

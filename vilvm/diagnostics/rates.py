@@ -25,6 +25,7 @@ import torch
 from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
+from vilvm.checks import check_number, check_probability, check_seed
 from vilvm.data import seeded
 from vilvm.diagnostics.clock import Clock, affordable_draws
 from vilvm.diagnostics.finding import Finding, Gravity
@@ -34,7 +35,6 @@ from vilvm.evaluation.bounds import in_parts
 from vilvm.lvm import LatentVariableModel, NotApplicable, fixed_beside
 from vilvm.training.result import Fit
 from vilvm.weights import Layout, log_weights
-from vilvm.weights.contract import check_number
 
 __all__ = ["Rates", "rates"]
 
@@ -144,9 +144,9 @@ def rates(
         >>> rates(PPCA(4, 2).maximise(x), x).finding.gravity.name
         'FINE'
     """
-    check_number("rates: num_samples", num_samples, 2)
-    if not 0 < false_alarm < 1:
-        raise ValueError(f"rates: false_alarm must be between 0 and 1; got {false_alarm!r}.")
+    seed = check_seed("rates: seed", seed)
+    false_alarm = check_probability("rates: false_alarm", false_alarm)
+    num_samples = check_number("rates: num_samples", num_samples, 2)
     clock, fixed, cut = Clock(budget), fixed_beside(lvm, data, seed), ""
     with seeded(seed, fixed.device):
         parts, plan = in_parts(lvm, fixed)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vilvm.checks import check_seed
 from vilvm.data import seeded, tensors_of
 from vilvm.diagnostics.calibration import check_options, judge
 from vilvm.diagnostics.finding import Finding, Gravity
@@ -128,7 +129,8 @@ def vsbc(
         >>> found.names, found.ranks.shape
         (('m',), torch.Size([3, 1]))
     """
-    check_options("vsbc", num_simulations, num_draws, false_alarm)
+    seed = check_seed("vsbc: seed", seed)
+    num_simulations, num_draws, false_alarm = check_options("vsbc", num_simulations, num_draws, false_alarm, rebuild)
     if isinstance(build, torch.nn.Module) or not callable(build):
         raise ValueError(f"vsbc: build must be a function that makes a fresh pair each time; got a {type(build).__name__}.")
     with seeded(seed):

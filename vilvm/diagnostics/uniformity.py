@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vilvm.weights.contract import check_number
+from vilvm.checks import check_number
 
 __all__ = ["Coverage", "holm", "interval_coverage", "rank_among", "symmetry_p_values", "uniformity_p_values"]
 
@@ -220,7 +220,7 @@ def interval_coverage(ranks: Tensor, num_draws: int, levels: tuple[float, ...] =
 
 
 def _columns(ranks: Tensor, num_draws: int) -> np.ndarray:
-    check_number("num_draws", num_draws)
+    num_draws = check_number("num_draws", num_draws)
     if not ranks.dim() or not ranks.numel() or ranks.is_floating_point() or ranks.min() < 0 or ranks.max() > num_draws:
         values = f"from {ranks.min()} to {ranks.max()}" if ranks.numel() else "none"
         raise ValueError(

@@ -26,6 +26,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from vilvm.checks import check_number, check_probability, check_seed, optional
 from vilvm.compiling import Compile, check_compile, worth_compiling
 from vilvm.data import Data, as_data, kept_generators, seeded
 from vilvm.evaluation.bounds import Estimate, in_parts, samples_that_fit
@@ -34,7 +35,6 @@ from vilvm.evaluation.slopes import Slopes
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode, fixed_beside
 from vilvm.progress import ProgressBar
 from vilvm.weights import Simulation, layout
-from vilvm.weights.contract import check_number
 from vilvm.weights.joint import Joint
 from vilvm.weights.simulated import simulating, simulations
 
@@ -72,13 +72,12 @@ class Schedule:
     acceptance: float = 0.65
 
     def __post_init__(self) -> None:
-        for name, least in (("num_chains", 1), ("num_temperatures", 1), ("leapfrog", 1)):
-            check_number(f"Schedule: {name}", getattr(self, name), least)
+        for name in ("num_chains", "num_temperatures", "leapfrog"):
+            object.__setattr__(self, name, check_number(f"Schedule: {name}", getattr(self, name)))
         for name, known in (("path", ("sigmoid", "linear")), ("base", ("guide", "prior"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"Schedule: unknown {name}={getattr(self, name)!r}; choose from {list(known)}.")
-        if not 0 < self.acceptance < 1:
-            raise ValueError(f"Schedule: acceptance must be between 0 and 1; got {self.acceptance!r}.")
+        object.__setattr__(self, "acceptance", check_probability("Schedule: acceptance", self.acceptance))
 
     def betas(self) -> list[float]:
         """β₀ = 0, …, β_T = 1."""
@@ -160,6 +159,12 @@ class Sandwich:
 
 
 @torch.no_grad()
+def _checked(who: str, schedule: Any) -> Schedule:
+    if not isinstance(schedule, Schedule | None):
+        raise ValueError(f"{who}: schedule must be a vilvm.evaluation.Schedule; got a {type(schedule).__name__}.")
+    return Schedule() if schedule is None else schedule
+
+
 def ais(
     lvm: LatentVariableModel,
     data: Any,
@@ -193,10 +198,10 @@ def ais(
         >>> found.bound.values.shape
         torch.Size([5])
     """
-    schedule = Schedule() if schedule is None else schedule
+    seed = check_seed("ais: seed", seed)
+    schedule = _checked("ais", schedule)
     check_contract(lvm)
-    if batch_size is not None:
-        check_number("ais: batch_size", batch_size)
+    batch_size = optional(check_number, "ais: batch_size", batch_size)
     check_compile("ais", compile)
     began = time.perf_counter()
     fixed = fixed_beside(lvm, data, seed)
@@ -252,11 +257,11 @@ def bdmc(
         >>> found.gap.values.shape
         torch.Size([5])
     """
-    schedule = Schedule() if schedule is None else schedule
+    seed = check_seed("bdmc: seed", seed)
+    schedule = _checked("bdmc", schedule)
     check_contract(lvm)
-    check_number("bdmc: num_simulations", num_simulations)
-    if batch_size is not None:
-        check_number("bdmc: batch_size", batch_size)
+    num_simulations = check_number("bdmc: num_simulations", num_simulations)
+    batch_size = optional(check_number, "bdmc: batch_size", batch_size)
     check_compile("bdmc", compile)
     began = time.perf_counter()
     with simulating(lvm, like, seed) as fixed:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vilvm.checks import check_number, check_seed, optional
 from vilvm.compiling import Compile, check_compile, worth_compiling
 from vilvm.data import Data, as_data, kept_generators, seeded, set_seed, tensors_of
 from vilvm.evaluation.passes import WORTH_COMPILING, Passes
@@ -34,7 +35,6 @@ from vilvm.memory import bytes_made, free_bytes, widen_heap
 from vilvm.precision import Precision, check_precision, networks_in
 from vilvm.progress import ProgressBar
 from vilvm.weights import Layout, layout, one_pass
-from vilvm.weights.contract import check_number
 from vilvm.weights.per_datum import by_position, restart, unset_autoguides
 from vilvm.world import World, world
 from vilvm.wrapped import Wrapped
@@ -186,14 +186,15 @@ def evaluate(
         >>> result.bounds["iwae"].values.shape, result.bounds["elbo"].mean <= result.bounds["iwae"].mean
         (torch.Size([9]), True)
     """
+    seed = check_seed("evaluate: seed", seed)
     check_contract(lvm)
-    asked = [bounds] if isinstance(bounds, str) else list(bounds or ())
-    unknown = [b for b in asked if b not in BOUNDS]
+    asked = list(bounds or ()) if isinstance(bounds, Sequence | set | None) and not isinstance(bounds, str) else [bounds]
+    unknown = [b for b in asked if not isinstance(b, str) or b not in BOUNDS]
     if unknown or (bounds is not None and not asked):
         raise ValueError(f"evaluate: unknown bounds {unknown or 'none at all'}; choose from {list(BOUNDS)}.")
-    for name, value in (("num_samples", num_samples), ("batch_size", batch_size), ("chunk", chunk)):
-        if value is not None:
-            check_number(f"evaluate: {name}", value)
+    num_samples = check_number("evaluate: num_samples", num_samples)
+    batch_size = optional(check_number, "evaluate: batch_size", batch_size)
+    chunk = optional(check_number, "evaluate: chunk", chunk)
     check_precision("evaluate", lvm, precision)
     check_compile("evaluate", compile)
     began = time.perf_counter()

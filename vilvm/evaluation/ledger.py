@@ -23,6 +23,7 @@ import torch
 from rich.console import Console, ConsoleOptions
 from torch import Tensor
 
+from vilvm.checks import check_number, check_seed, optional
 from vilvm.data import Data, as_data, seeded
 from vilvm.evaluation.bounds import Evaluation, evaluate
 from vilvm.evaluation.reconstruction import squared_error
@@ -32,7 +33,6 @@ from vilvm.evaluation.tables import markdown, record, rich_tables
 from vilvm.files import write_atomic
 from vilvm.lvm import ContractError, LatentVariableModel, device_of, evaluation_mode
 from vilvm.weights import Layout, layout, log_weights, sample
-from vilvm.weights.contract import check_number
 
 __all__ = ["Ledger", "compare"]
 
@@ -178,9 +178,14 @@ def compare(
         >>> ledger.rank()
         ['two', 'one']
     """
+    seed = check_seed("compare: seed", seed)
+    num_samples = check_number("compare: num_samples", num_samples)
+    batch_size = optional(check_number, "compare: batch_size", batch_size)
+    if not isinstance(models, Mapping):
+        raise ValueError(f"compare: models must be a dict, name: model; got a {type(models).__name__}.")
     if not models:
         raise ValueError("compare: no models; give them as {name: model}.")
-    check_number("compare: num_draws", num_draws, least=0)
+    num_draws = check_number("compare: num_draws", num_draws, least=0)
     unknown = sorted(set(seconds or {}) - set(models))
     if unknown:
         raise ValueError(f"compare: seconds of {unknown[0]!r} are given, and the models are {sorted(models)}.")

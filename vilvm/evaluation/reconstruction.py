@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vilvm.checks import check_number, check_positive, check_seed, check_tensor
 from vilvm.data import seeded
 from vilvm.evaluation.bounds import Estimate
 from vilvm.lvm import ContractError, LatentVariableModel, fixed_beside
@@ -60,6 +61,8 @@ def squared_error(lvm: LatentVariableModel, data: object, num_samples: int = 1, 
         >>> squared_error(VAE(data_dim=6, latent_dim=2), torch.zeros(9, 6)).values.shape
         torch.Size([9])
     """
+    seed = check_seed("squared_error: seed", seed)
+    num_samples = check_number("squared_error: num_samples", num_samples)
     fixed = fixed_beside(lvm, data, seed)
     parts = [part.x for part in fixed.parts(_ROWS)]
     if any(not isinstance(x, Tensor) for x in parts):
@@ -95,6 +98,9 @@ def psnr(restored: Tensor, clean: Tensor, peak: float = 1.0) -> Decibels:
         >>> round(psnr(torch.full((2, 9), 0.1), torch.zeros(2, 9)).value, 3)
         20.0
     """
+    peak = check_positive("psnr: peak", peak)
+    check_tensor("psnr: restored", restored)
+    check_tensor("psnr: clean", clean)
     if restored.shape != clean.shape:
         raise ValueError(f"psnr: restored has shape {tuple(restored.shape)}, clean {tuple(clean.shape)}; they must be equal.")
     errors = (restored - clean).double().square().flatten(1).mean(1)

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vilvm.checks import check_number, check_seed, check_sizes, check_tensor
 from vilvm.data import Data, as_data
-from vilvm.weights.contract import check_number
 
 __all__ = ["Features", "TwoSample", "fit_features", "frechet_distance", "two_sample_test"]
 
@@ -64,7 +64,11 @@ def two_sample_test(data: Tensor, draws: Tensor, *, folds: int = 5, seed: int = 
     from sklearn.model_selection import StratifiedKFold, cross_val_predict  # here, for it takes seconds to import
     from sklearn.neural_network import MLPClassifier
 
-    check_number("two_sample_test: folds", folds, least=2)
+    seed = check_seed("two_sample_test: seed", seed)
+
+    folds = check_number("two_sample_test: folds", folds, least=2)
+    check_tensor("two_sample_test: data", data)
+    check_tensor("two_sample_test: draws", draws)
     if data.shape[1:] != draws.shape[1:]:
         raise ValueError(
             f"two_sample_test: a datum has shape {tuple(data.shape[1:])}, a draw {tuple(draws.shape[1:])}; they must be equal."
@@ -77,11 +81,11 @@ def two_sample_test(data: Tensor, draws: Tensor, *, folds: int = 5, seed: int = 
     labels = np.repeat([0, 1], count)
     batch = min(200, count)
     passes = max(1, round(_STEPS * batch / (2 * count * (1 - 1 / folds))))
-    options: dict[str, Any] = {"batch_size": batch, "max_iter": passes, "alpha": 1e-3, "random_state": seed}
+    options: dict[str, Any] = {"batch_size": batch, "max_iter": passes, "alpha": 1e-3, "random_state": seed % 2**32}
     classifier = MLPClassifier((64,), **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that it stops after max_iter, which is meant
-        said = cross_val_predict(classifier, rows, labels, cv=StratifiedKFold(folds, shuffle=True, random_state=seed))
+        said = cross_val_predict(classifier, rows, labels, cv=StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32))
     accuracy = float(np.mean(np.asarray(said) == labels))
     return TwoSample(accuracy, (accuracy * (1 - accuracy) / (2 * count)) ** 0.5, count)
 
@@ -119,13 +123,17 @@ def fit_features(data: Any, *, hidden: tuple[int, ...] = (256, 64), epochs: int 
     """
     from sklearn.neural_network import MLPClassifier  # here, for it takes seconds to import
 
+    seed = check_seed("fit_features: seed", seed)
+    epochs = check_number("fit_features: epochs", epochs)
+    hidden = check_sizes("fit_features: hidden", hidden)
+
     fixed: Data = as_data(data).fixed(seed)
     if fixed.labels is None or not isinstance(fixed.x, Tensor) or len(fixed) < 20:
         raise ValueError("fit_features needs a Data of one tensor with labels, of 20 data or more: Data(x, labels=...).")
     rows, labels = _rows(fixed.x), fixed.labels.cpu().numpy()
     order = np.random.default_rng(seed).permutation(len(rows))
     held_out, train = order[: len(order) // 10], order[len(order) // 10 :]
-    options: dict[str, Any] = {"batch_size": min(200, len(train)), "max_iter": epochs, "random_state": seed}
+    options: dict[str, Any] = {"batch_size": min(200, len(train)), "max_iter": epochs, "random_state": seed % 2**32}
     classifier = MLPClassifier(hidden, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -147,6 +155,8 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
         >>> round(frechet_distance(x, x + 2), 6)
         12.0
     """
+    if not all(isinstance(part, np.ndarray) and part.dtype.kind in "fiub" and np.isfinite(part).all() for part in (first, second)):
+        raise ValueError("frechet_distance: first and second must be NumPy arrays of finite features, as Features gives them.")
     if first.ndim != 2 or first.shape[1:] != second.shape[1:] or min(len(first), len(second)) < 2:
         raise ValueError(f"frechet_distance: got features of shapes {first.shape} and {second.shape}.")
     shift = first.mean(0) - second.mean(0)

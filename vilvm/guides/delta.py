@@ -16,6 +16,8 @@ import pyro.distributions as dist
 from torch import Tensor
 from torch.distributions import constraints
 
+from vilvm.checks import check_number
+
 __all__ = ["delta", "flat_prior"]
 
 
@@ -33,4 +35,5 @@ def delta(codes: Tensor) -> dist.Delta:
 
 def flat_prior(latent_dim: int) -> dist.ImproperUniform:
     """p(z) ∝ 1 over z of shape (latent_dim,); its log-density is 0, and it cannot be drawn from."""
+    latent_dim = check_number("flat_prior: latent_dim", latent_dim)
     return dist.ImproperUniform(constraints.real_vector, (), (latent_dim,))

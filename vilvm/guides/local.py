@@ -22,10 +22,12 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, TransformedDistribution, transform_to
 
-from vilvm.data import Data, seeded
+from vilvm.checks import check_number, check_positive, check_seed
+from vilvm.data import Data, seeded, tensors_of
 from vilvm.lvm import ContractError, NotApplicable, device_of, module_parameters
 from vilvm.training import Fit, fit, one_cycle
 from vilvm.weights import layout
+from vilvm.weights.contract import check_batch
 from vilvm.wrapped import Wrapped
 
 __all__ = ["WithLocalGuide", "fit_local_guide"]
@@ -156,7 +158,14 @@ def fit_local_guide(
         >>> vilvm.evaluate(local, x).bounds["elbo"].mean > vilvm.evaluate(lvm, x).bounds["elbo"].mean
         True
     """
+    check_batch(batch)
+    if not tensors_of(batch):
+        raise ContractError(f"fit_local_guide: the batch holds no tensor; got a {type(batch).__name__}.")
     # A network that plain functions close over cannot be copied: it is shared, and put back as it was.
+    seed = check_seed("fit_local_guide: seed", seed)
+    steps = check_number("fit_local_guide: steps", steps)
+    num_particles = check_number("fit_local_guide: num_particles", num_particles)
+    lr = check_positive("fit_local_guide: lr", lr)
     with seeded(seed, device_of(lvm, Data(batch).device)):
         layout(lvm, batch)  # makes parameters that are made on first use
         before = [(p, p.requires_grad, p.grad) for p in lvm.parameters()]

@@ -12,6 +12,7 @@ from typing import Any
 import pyro
 import torch
 
+from vilvm.checks import check_number, check_positive, check_seed, check_sizes
 from vilvm.data import as_data, seeded, tensors_of
 from vilvm.guides.normal import normal
 from vilvm.handlers import Overhear
@@ -19,7 +20,6 @@ from vilvm.lvm import ContractError, device_of
 from vilvm.networks import mlp
 from vilvm.training import Fit, fit, one_cycle
 from vilvm.weights import layout, posterior
-from vilvm.weights.contract import check_number
 from vilvm.wrapped import Wrapped
 
 __all__ = ["WithGuide", "fit_guide", "with_guide"]
@@ -33,6 +33,8 @@ class WithGuide(Wrapped):
     keeps_model = True
 
     def __init__(self, lvm: torch.nn.Module, encoder: torch.nn.Module, latent: str, plate: str, dim: int | None, around: bool):
+        if not isinstance(encoder, torch.nn.Module):
+            raise ContractError(f"with_guide: encoder must be a torch.nn.Module; got {encoder!r}.")
         super().__init__(copy.deepcopy(lvm), frozen=True)
         self.lvm.requires_grad_(False).eval()
         self.dim = dim
@@ -147,9 +149,12 @@ def fit_guide(
         >>> sorted(vilvm.evaluate(lvm, x, num_samples=10).bounds)
         ['elbo', 'iwae']
     """
+    seed = check_seed("fit_guide: seed", seed)
+    lr = check_positive("fit_guide: lr", lr)
+    hidden = check_sizes("fit_guide: hidden", hidden)
     train = as_data(data, "training data")
-    check_number("fit_guide: epochs", epochs)
-    check_number("fit_guide: batch_size", batch_size)
+    epochs = check_number("fit_guide: epochs", epochs)
+    batch_size = check_number("fit_guide: batch_size", batch_size)
     where = device_of(lvm, train.device)
     with seeded(seed, where):
         batch = train.subset(slice(0, min(_LOOK, len(train)))).to(where).look()

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from vilvm.checks import check_number, check_sizes
+
 __all__ = ["ConvDecoder", "ConvEncoder"]
 
 
@@ -33,6 +35,11 @@ class ConvEncoder(nn.Module):
 
     def __init__(self, side: int, out_dim: int, channels: Sequence[int] = (16, 32), in_channels: int = 1):
         super().__init__()
+        side, out_dim = check_number("ConvEncoder: side", side), check_number("ConvEncoder: out_dim", out_dim)
+        channels, in_channels = (
+            check_sizes("ConvEncoder: channels", channels),
+            check_number("ConvEncoder: in_channels", in_channels),
+        )
         self.shape = (in_channels, side, side)
         sizes = [in_channels, *channels]
         stages: list[nn.Module] = []
@@ -68,6 +75,11 @@ class ConvDecoder(nn.Module):
 
     def __init__(self, in_dim: int, side: int, channels: Sequence[int] = (16, 32), out_channels: int = 1):
         super().__init__()
+        side, in_dim = check_number("ConvDecoder: side", side), check_number("ConvDecoder: in_dim", in_dim)
+        channels, out_channels = (
+            check_sizes("ConvDecoder: channels", channels),
+            check_number("ConvDecoder: out_channels", out_channels),
+        )
         small, sizes = _small(side, len(channels)), [*channels[::-1], out_channels]
         stages: list[nn.Module] = [nn.Linear(in_dim, sizes[0] * small**2), nn.SiLU(), nn.Unflatten(-1, (sizes[0], small, small))]
         for i, before in enumerate(sizes[:-1]):

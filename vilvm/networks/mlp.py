@@ -5,6 +5,8 @@ from itertools import pairwise
 
 from torch import nn
 
+from vilvm.checks import check_number, check_sizes
+
 __all__ = ["mlp"]
 
 
@@ -23,6 +25,9 @@ def mlp(in_dim: int, hidden: Sequence[int], out_dim: int, activation: Callable[[
         >>> mlp(784, (400,), 20)(torch.zeros(5, 3, 784)).shape
         torch.Size([5, 3, 20])
     """
+    in_dim = check_number("mlp: in_dim", in_dim)
+    hidden = check_sizes("mlp: hidden", hidden)
+    out_dim = check_number("mlp: out_dim", out_dim)
     sizes = [in_dim, *hidden]
     layers: list[nn.Module] = []
     for narrow, wide in pairwise(sizes):

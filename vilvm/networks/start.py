@@ -25,5 +25,11 @@ def start_at_mean(layer: nn.Module, mean: Tensor, likelihood: str) -> None:
         >>> layer.bias.tolist()
         [0.0, 0.0, 0.0]
     """
+    if not isinstance(layer, nn.Module) or not isinstance(getattr(layer, "bias", None), Tensor):
+        raise ValueError(f"start_at_mean: layer must be a network with a bias; got a {type(layer).__name__}.")
+    if not isinstance(mean, Tensor) or not mean.is_floating_point() or mean.dim() != 1 or not bool(mean.isfinite().all()):
+        raise ValueError("start_at_mean: mean must be a tensor of finite real numbers, of shape (data_dim,).")
+    if likelihood not in ("bernoulli", "gaussian"):
+        raise ValueError(f"start_at_mean: unknown likelihood {likelihood!r}; choose 'bernoulli' or 'gaussian'.")
     bias = layer.get_parameter("bias")
     bias[: len(mean)] = mean.clamp(0.001, 0.999).logit() if likelihood == "bernoulli" else mean

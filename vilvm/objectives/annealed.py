@@ -16,6 +16,8 @@ from pyro.infer import ELBO, TraceEnum_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from vilvm.checks import check_number, check_positive
+
 __all__ = ["Annealed"]
 
 _SMALLEST = 1e-6  # Pyro's scales must be positive
@@ -55,8 +57,12 @@ class Annealed(ELBO):
 
     def __init__(self, objective: Any, warmup: int, start: float = 0.0):
         super().__init__()
-        if warmup < 1 or not 0 <= start <= 1:
-            raise ValueError(f"Annealed: warmup must be at least 1 and start within [0, 1]; got warmup={warmup}, start={start}.")
+        warmup, start = check_number("Annealed: warmup", warmup), check_positive("Annealed: start", start, zero=True)
+        if start > 1:
+            raise ValueError(f"Annealed: start must be at most 1; got {start}.")
+        if isinstance(objective, type) or not (hasattr(objective, "differentiable_loss") or hasattr(objective, "loss_and_grads")):
+            name = objective.__name__ if isinstance(objective, type) else f"a {type(objective).__name__}"
+            raise ValueError(f"Annealed: objective must be an instance of a Pyro ELBO, such as Trace_ELBO(); got {name}.")
         if isinstance(objective, TraceEnum_ELBO) or not hasattr(objective, "differentiable_loss"):
             raise ValueError(
                 f"Annealed: {type(objective).__name__} weighs its samples or sums over latents, so its rate has no factor of its own; anneal "

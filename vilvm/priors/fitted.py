@@ -26,11 +26,11 @@ import torch
 from pyro.distributions import transforms
 from torch import Tensor, nn
 
+from vilvm.checks import check_number, check_seed
 from vilvm.data import seeded
 from vilvm.lvm import ContractError, LatentVariableModel, fixed_beside
 from vilvm.training import fit, one_cycle
 from vilvm.weights import layout, posterior
-from vilvm.weights.contract import check_number
 
 __all__ = ["FittedPrior", "fit_prior"]
 
@@ -131,11 +131,12 @@ def fit_prior(
         >>> fit_prior(Autoencoder(data_dim=6, latent_dim=2), torch.rand(50, 6), "diagonal").distribution().event_shape
         torch.Size([2])
     """
+    seed = check_seed("fit_prior: seed", seed)
     if kind not in KINDS:
         raise ValueError(f"fit_prior: unknown kind {kind!r}; choose from {list(KINDS)}.")
-    check_number("fit_prior: components", components)
-    check_number("fit_prior: steps", steps)
-    check_number("fit_prior: batch_size", batch_size)
+    components = check_number("fit_prior: components", components)
+    steps = check_number("fit_prior: steps", steps)
+    batch_size = check_number("fit_prior: batch_size", batch_size)
     name, codes = _codes(lvm, data, latent, seed, batch_size)
     dim = codes.shape[1]
     needed = {"diagonal": 2, "full": dim + 1, "mixture": max(components, dim + 1), "flow": max(20, 2 * dim)}[kind]

@@ -14,11 +14,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from vilvm.checks import check_number, check_seed
 from vilvm.data import as_data, seeded
 from vilvm.latent import Path, interpolate, line
 from vilvm.lvm import LatentVariableModel, device_of
 from vilvm.report.grid import grid, picture_rows, spread
 from vilvm.report.palette import GREY, INK, SECOND
+from vilvm.report.plain import PlainFigure
 from vilvm.weights import layout, posterior_mean, predict, sample
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
 
 def reconstructions(lvm: LatentVariableModel, data: Any, count: int = 12) -> Figure:
     """Data above, and below them E[x | z] at the posterior mean of z."""
+    count = check_number("reconstructions: count", count)
     seen = spread(data, count).fixed()
     rows = {"data": seen.x, "model": _pictures(lvm, posterior_mean(lvm, seen.x))}
     return picture_rows(rows, seen.image_shape, "Reconstructions")
@@ -45,6 +48,8 @@ def reconstructions(lvm: LatentVariableModel, data: Any, count: int = 12) -> Fig
 
 def prior_samples(lvm: LatentVariableModel, data: Any, count: int = 64, seed: int = 0) -> Figure:
     """E[x | z] for z drawn from the prior; `data` say what a picture looks like."""
+    count = check_number("prior_samples: count", count)
+    seed = check_seed("prior_samples: seed", seed)
     with seeded(seed, device_of(lvm)):
         drawn = next(iter(_observed(sample(lvm, count, mean=True), lvm, data).values()))
     return grid(drawn, round(math.sqrt(count)), as_data(data).image_shape, None, "Samples from the prior (means)")
@@ -52,6 +57,8 @@ def prior_samples(lvm: LatentVariableModel, data: Any, count: int = 64, seed: in
 
 def interpolations(lvm: LatentVariableModel, data: Any, pairs: int = 6, steps: int = 11, path: Path = line) -> Figure:
     """E[x | z] on a way between the posterior means of two data, a straight line by default, a pair a row."""
+    pairs = check_number("interpolations: pairs", pairs)
+    steps = check_number("interpolations: steps", steps, 2)
     first, second, shape = _ends(data, pairs)
     decoded = interpolate(lvm, first, second, steps, path).reshape(len(first), steps, -1)
     rows = torch.cat([first.reshape(len(first), 1, -1), decoded, second.reshape(len(first), 1, -1)], 1).flatten(0, 1)
@@ -60,6 +67,7 @@ def interpolations(lvm: LatentVariableModel, data: Any, pairs: int = 6, steps: i
 
 def interpolations_by_model(ways: Mapping[str, tuple[LatentVariableModel, Path]], data: Any, steps: int = 11) -> Figure:
     """Between the same two data, a model and path a row, by name; last the strawman, a cross-fade of their pixels."""
+    steps = check_number("interpolations_by_model: steps", steps, 2)
     first, second, shape = _ends(data, 1)
     rows = {name: interpolate(lvm, first, second, steps, path)[0] for name, (lvm, path) in ways.items()}
     rows["pixels"] = line(first, second, steps)[0]
@@ -69,6 +77,8 @@ def interpolations_by_model(ways: Mapping[str, tuple[LatentVariableModel, Path]]
 
 def samples_by_model(models: Mapping[str, LatentVariableModel], data: Any, count: int = 16, seed: int = 0) -> Figure:
     """E[x | z] for z drawn from each model's prior, a model a row, by name; data above."""
+    count = check_number("samples_by_model: count", count)
+    seed = check_seed("samples_by_model: seed", seed)
     shown = spread(data, count).fixed()
     rows = {"data": shown.x}
     for name, lvm in models.items():
@@ -83,6 +93,7 @@ def restorations(lvm: LatentVariableModel, data: Any, count: int = 12) -> Figure
     Raises:
         ValueError: the data are not pairs.
     """
+    count = check_number("restorations: count", count)
     seen = spread(data, count).fixed()
     if not (isinstance(seen.x, tuple | list) and len(seen.x) == 2):
         raise ValueError("restorations: the data must be pairs (corrupted, clean), as the transform Corrupted makes them.")
@@ -93,7 +104,7 @@ def restorations(lvm: LatentVariableModel, data: Any, count: int = 12) -> Figure
 
 def elbo_curves(history: Any) -> Figure:
     """The objective and the validation ELBO, rate and distortion against epochs; `history[column]` is an array, as of ``fit``."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure = PlainFigure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     epochs = history["epoch"]
     style = {"marker": "o", "markersize": 3} if len(epochs) < 30 else {}  # a line of one point would not be seen
@@ -114,6 +125,7 @@ def elbo_curves(history: Any) -> Figure:
 
 def latent_scatter(lvm: LatentVariableModel, data: Any, count: int = 3000) -> Figure:
     """Posterior means in the plane, coloured by label; of more than two dimensions, their first two principal components."""
+    count = check_number("latent_scatter: count", count)
     seen = spread(data, count).fixed()
     _, codes = _single(posterior_mean(lvm, seen.x))
     codes = codes.cpu().double()
@@ -124,7 +136,7 @@ def latent_scatter(lvm: LatentVariableModel, data: Any, count: int = 3000) -> Fi
         share = singular.square() / singular.square().sum()
         names = [f"principal component {i + 1} ({share[i]:.0%} of variance)" for i in range(2)]
         codes = centred @ axes_[:2].T
-    figure = Figure(figsize=(6.4, 5.4), layout="constrained")
+    figure = PlainFigure(figsize=(6.4, 5.4), layout="constrained")
     axes = figure.subplots()
     labels = None if seen.labels is None else torch.as_tensor(seen.labels).cpu()
     # One latent dimension has no second axis to spread along.
@@ -148,7 +160,7 @@ def curves(
     log_x: bool = False,
 ) -> Figure:
     """Quantities against x, a line a name, each with a band of its spread on either side."""
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    figure = PlainFigure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
     for (name, y), colour in zip(rows.items(), (SECOND, INK, "#2d7d5a", GREY), strict=False):
         low, high = np.asarray(y) - np.asarray(spread[name]), np.asarray(y) + np.asarray(spread[name])
@@ -166,7 +178,7 @@ def curves(
 
 def planes(panels: Mapping[str, Tensor], background: Tensor, labels: tuple[str, str] = ("x₁", "x₂")) -> Figure:
     """Points in the plane, a panel a name, over a grey background that all panels share; shape (num_points, 2) each."""
-    figure = Figure(figsize=(3.4 * len(panels), 3.6), layout="constrained")
+    figure = PlainFigure(figsize=(3.4 * len(panels), 3.6), layout="constrained")
     for axes, (name, points) in zip(
         np.ravel(figure.subplots(1, len(panels), sharex=True, sharey=True)), panels.items(), strict=True
     ):
@@ -184,6 +196,7 @@ def manifold(lvm: LatentVariableModel, data: Any, side: int = 20) -> Figure:
     Raises:
         ValueError: the latent is not two-dimensional.
     """
+    side = check_number("manifold: side", side)
     name, codes = _single(posterior_mean(lvm, spread(data, 1).fixed().x))
     if codes.shape[-1] != 2:
         raise ValueError(f"manifold: the latent {name!r} has {codes.shape[-1]} dimensions; a grid needs 2.")

@@ -21,7 +21,9 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vilvm.checks import check_number, check_probability, optional
 from vilvm.report.palette import GREY, INK, SECOND
+from vilvm.report.plain import PlainFigure
 
 __all__ = [
     "coverage_curve",
@@ -88,6 +90,9 @@ def rank_histograms(
     Raises:
         ValueError: a rank is below 0 or above num_draws.
     """
+    num_draws = check_number("rank_histograms: num_draws", num_draws)
+    false_alarm = check_probability("rank_histograms: false_alarm", false_alarm)
+    bins = optional(check_number, "rank_histograms: bins", bins)
     found = _ranks(ranks, num_draws)
     simulations, columns = found.shape
     bins = min(bins or max(2, min(20, simulations // 10)), num_draws + 1)
@@ -97,7 +102,7 @@ def rank_histograms(
     shown = min(columns, _PANELS)
     across = min(shown, 4)
     down = math.ceil(shown / across)
-    figure = Figure(figsize=(max(5.4, 2.2 * across), 2.0 * down + 0.5), layout="constrained")
+    figure = PlainFigure(figsize=(max(5.4, 2.2 * across), 2.0 * down + 0.5), layout="constrained")
     panels = np.ravel(figure.subplots(down, across, sharex=True, sharey=True, squeeze=False))
     for i, axes in enumerate(panels):
         if i >= shown:
@@ -124,6 +129,8 @@ def rank_ecdf(ranks: Any, num_draws: int, names: Sequence[str] | None = None, fa
     Raises:
         ValueError: a rank is below 0 or above num_draws.
     """
+    num_draws = check_number("rank_ecdf: num_draws", num_draws)
+    false_alarm = check_probability("rank_ecdf: false_alarm", false_alarm)
     found = _ranks(ranks, num_draws)
     simulations, columns = found.shape
     band = math.sqrt(math.log(2 * columns / false_alarm) / (2 * simulations))
@@ -290,7 +297,7 @@ def _name(names: Sequence[str] | None, i: int, columns: int) -> str:
 
 
 def _panel(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = PlainFigure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     _plain(axes)
     return figure, axes

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from vilvm.data import Data, as_data
+from vilvm.report.plain import PlainFigure
 
 __all__ = ["grid", "picture_rows", "spread"]
 
@@ -58,7 +59,7 @@ def grid(
         sheet[top * (height + space) :, left * (width + space) :][:height, :width] = tile
     sheet = sheet.squeeze(-1) if channels == 1 else sheet
     inches = 9.0
-    figure = Figure(figsize=(inches, inches * sheet.shape[0] / sheet.shape[1] + 0.5), layout="constrained")
+    figure = PlainFigure(figsize=(inches, inches * sheet.shape[0] / sheet.shape[1] + 0.5), layout="constrained")
     axes = figure.subplots()
     axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axes.set_xticks([])

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +10,7 @@ from pyro.infer import Trace_ELBO
 from torch.nn.modules.batchnorm import _BatchNorm
 
 import vilvm.training.checkpoint as checkpoint
+from vilvm.checks import check_number, check_path, check_positive, check_seed, optional
 from vilvm.compiling import Compile, check_compile
 from vilvm.data import Data, Interleaved, as_data, seeded, set_seed
 from vilvm.files import locked
@@ -23,7 +23,6 @@ from vilvm.training.optimizers import OptimizerFactory, SchedulerFactory, adam
 from vilvm.training.result import Event, Fit
 from vilvm.training.run import Run
 from vilvm.training.step import Objective
-from vilvm.weights.contract import check_number
 from vilvm.world import world
 
 __all__ = ["fit"]
@@ -128,12 +127,17 @@ def fit(
         (12, 'finished')
     """
     check_contract(lvm)
+    if torch.is_inference_mode_enabled():
+        raise ValueError("fit: torch.inference_mode keeps no gradients; call fit outside of it.")
     if not isinstance(lvm, torch.nn.Module):
         raise ContractError(f"fit trains a torch.nn.Module; make {type(lvm).__name__} one, or wrap it as vilvm.Pair(model, guide).")
     train = data if isinstance(data, Interleaved) else as_data(data, "training data")
     held_out = None if validation is None else as_data(validation, "validation data")
     _check_options(train, held_out, patience, nonfinite, scheduler_interval, callbacks, compile)
     _check_batches(train, batch_size)
+    run_dir = optional(check_path, "fit: run_dir", run_dir)
+    if not isinstance(resume, bool):
+        raise ValueError(f"fit: resume must be True or False; got {resume!r}.")
     _check_folder(run_dir, resume)
     for name, function in (("arguments", arguments), ("after_step", after_step)):
         if function is not None and not callable(function):
@@ -144,13 +148,15 @@ def fit(
         None if value is None else check_number(f"fit: {name}", value)
         for name, value in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size), ("patience", patience))
     )
-    seed, clip = _seed(seed), _clip(clip)
+    seed, clip = check_seed("fit: seed", seed), optional(check_positive, "fit: clip", clip)
+    checkpoint_seconds = check_positive("fit: checkpoint_seconds", checkpoint_seconds, "number of seconds", zero=True)
     check_precision("fit", lvm, precision)
     where = _device(lvm, device)
     lvm.to(where)
     ranks = world()
     batches = batches_of(train.to(where), batch_size, seed, ranks, _has_batch_norm(lvm))
     with (
+        torch.enable_grad(),  # also within a no_grad of the caller's
         closing(batches),
         _held(run_dir if ranks.leads else None),
         seeded(seed, where),
@@ -211,26 +217,11 @@ def _device(lvm: torch.nn.Module, device: torch.device | str | None) -> torch.de
         return device_of(lvm)
     try:
         where = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ValueError(f"fit: unknown device {device!r}; choose 'cpu' or 'cuda'.") from None
     if where.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"fit: device {device!r} was asked for, and torch finds no GPU here; choose 'cpu'.")
     return where
-
-
-def _seed(seed: Any) -> int:
-    number = check_number("fit: seed", seed, 0)
-    if number >= 2**63:
-        raise ValueError(f"fit: seed must be a whole number below 2^63; got {seed!r}.")
-    return number
-
-
-def _clip(clip: Any) -> float | None:
-    if clip is None:
-        return None
-    if isinstance(clip, bool) or not isinstance(clip, Real) or not float(clip) > 0:
-        raise ValueError(f"fit: clip must be a positive number; got {clip!r}.")
-    return float(clip)
 
 
 def _has_batch_norm(lvm: torch.nn.Module) -> bool:

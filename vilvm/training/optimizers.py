@@ -10,6 +10,8 @@ import torch
 from pyro.optim import PyroOptim
 from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, OneCycleLR, SequentialLR
 
+from vilvm.checks import check_number, check_positive
+
 __all__ = [
     "ByName",
     "OptimizerFactory",
@@ -45,10 +47,18 @@ def one_cycle(lr: float, steps: int) -> dict[str, Any]:
         >>> vilvm.fit(VAE(data_dim=6, latent_dim=2), torch.zeros(64, 6), steps=30, batch_size=16, **one_cycle(4e-3, 30)).stopped
         'finished'
     """
+    lr, steps = check_positive("one_cycle: lr", lr), check_number("one_cycle: steps", steps)
     if steps < 20:
-        return {"optimizer": partial(_fused_adam, lr=lr), "scheduler": partial(CosineAnnealingLR, T_max=steps)}
+        return {"optimizer": partial(_fused_adam, lr=lr), "scheduler": partial(_falling, total_steps=steps)}
     rising = partial(OneCycleLR, max_lr=lr, total_steps=steps, pct_start=0.1)
     return {"optimizer": partial(_fused_adam, lr=lr), "scheduler": rising}
+
+
+def _falling(optimizer: torch.optim.Optimizer, total_steps: int) -> CosineAnnealingLR:
+    """Half a period of a cosine. Beyond it the rate would rise again; `total_steps` is where ``check_length`` finds its end."""
+    scheduler: Any = CosineAnnealingLR(optimizer, T_max=total_steps)
+    scheduler.total_steps = total_steps
+    return scheduler
 
 
 def _fused_adam(parameters: Any, lr: float) -> torch.optim.Optimizer:
@@ -116,6 +126,9 @@ def by_name(optimizer: OptimizerFactory, options: Callable[[str], Mapping[str, A
         >>> vilvm.fit(VAE(data_dim=6, latent_dim=2), torch.zeros(64, 6), steps=5, optimizer=slower).stopped
         'finished'
     """
+    for name, function in (("optimizer", optimizer), ("options", options)):
+        if not callable(function):
+            raise ValueError(f"by_name: {name} must be a function; got a {type(function).__name__}.")
     return ByName(optimizer, options)
 
 
@@ -131,9 +144,9 @@ def make_optimizer(factory: Any, named: Mapping[str, Any]) -> torch.optim.Optimi
         raise ValueError(_torch_in_place_of(factory))
     optimizer = factory
     if isinstance(factory, ByName):
-        optimizer = factory(named)
+        optimizer = _called("optimizer", factory, named)
     elif callable(factory) and not isinstance(factory, torch.optim.Optimizer):
-        optimizer = factory(parameters)
+        optimizer = _called("optimizer", factory, parameters)
     if isinstance(optimizer, PyroOptim):
         raise ValueError(_torch_in_place_of(optimizer))
     if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
@@ -150,6 +163,19 @@ def make_optimizer(factory: Any, named: Mapping[str, Any]) -> torch.optim.Optimi
     return optimizer
 
 
+def _called(what: str, factory: Any, given: Any) -> Any:
+    """What a factory of the user makes; raises ValueError, with its words, if it fails."""
+    try:
+        return factory(given)
+    except (TypeError, ValueError, AttributeError, RuntimeError) as error:
+        if isinstance(error, ValueError) and str(error).startswith("by_name"):
+            raise
+        words = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"fit: {what} could not be made of the parameters, as torch would make it: {type(error).__name__}: {words}"
+        ) from None
+
+
 def _of_pyro(given: Any) -> bool:
     """Whether something is an optimizer or a scheduler of Pyro's, or a function of ``pyro.optim`` that makes one."""
     root = getattr(given, "func", given)  # of a functools.partial
@@ -163,8 +189,9 @@ def _torch_in_place_of(given: Any) -> str:
         n for n, f in vars(pyro.optim).items() if f is root or f is type(root)
     )
     name = getattr(made, "__name__", made)
-    module = "pyro.optim.clipped_adam" if name == "ClippedAdam" else "torch.optim"
-    made = f"{module}.{name}" if name == "ClippedAdam" or hasattr(torch.optim, name) else "torch.optim.Adam"
+    home = getattr(made, "__module__", "")  # Pyro's own optimizers are torch optimizers there
+    own = home.startswith("pyro.optim.") and isinstance(made, type)
+    made = f"{home}.{name}" if own else f"torch.optim.{name}" if hasattr(torch.optim, name) else "torch.optim.Adam"
     args = getattr(root, "pt_optim_args", None)
     if callable(args):
         return f"fit: optimizer is one of pyro.optim; give vilvm.training.by_name({made}, lambda name: {{'lr': ...}})."
@@ -199,7 +226,7 @@ def make_scheduler(factory: Any, optimizer: torch.optim.Optimizer) -> Any:
         raise ValueError(
             "fit: scheduler is one of pyro.optim; give torch's, such as functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.99)."
         )
-    scheduler = factory(optimizer) if callable(factory) else factory
+    scheduler = _called("scheduler", factory, optimizer) if callable(factory) else factory
     if not callable(getattr(scheduler, "step", None)) or getattr(scheduler, "optimizer", optimizer) is not optimizer:
         raise ValueError(
             "fit: scheduler must make a torch learning-rate scheduler of the optimizer, such as "

@@ -36,6 +36,7 @@ from vilvm.training.step import NonFiniteLossError, Objective, Step, StepResult,
 from vilvm.training.validation import Look, check, check_rows, look
 from vilvm.unchanged import Unchanged
 from vilvm.weights import Layout, layout, weight_chunks
+from vilvm.weights.contract import check_full_size
 from vilvm.weights.densities import weight_pass
 from vilvm.weights.per_datum import INSTEAD, ByPosition, by_position, forget, remember, restart, unset_autoguides
 from vilvm.weights.ways import VECTORISED, way_of
@@ -176,6 +177,8 @@ class Run:
         self._check_single_data(batches, batch)
         plan = self._layout(batch)
         check_objective(self.objective, plan.enumerated)
+        if batches.data.divisible:
+            check_full_size("fit", plan, len(batches.data), len(self.batches.data))
         self.changed += nest(self.objective, plan.nesting, partial(self._vectorises, batch, plan))
         parts = not batches.whole
         if self.ranks.size > 1 and not batches.data.divisible:

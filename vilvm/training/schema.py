@@ -227,11 +227,14 @@ def _check_optimizer(state: Any, run: Any) -> None:
     _require(isinstance(kept, dict) and set(kept) == set(fresh), "its optimizer has other entries")
     groups, proper = kept["param_groups"], fresh["param_groups"]
     _require(isinstance(groups, list) and len(groups) == len(proper), "its optimizer has other groups of parameters")
-    free = _SCHEDULED if run.scheduler is not None else set()
+    own = type(run.optimizer).__module__.startswith(
+        "torch.optim."
+    )  # others may move their options, as Pyro's ClippedAdam does its lr
+    free = {*_SCHEDULED} if run.scheduler is not None else set()
     for i, (group, template) in enumerate(zip(groups, proper, strict=True)):
         _like(f"optimizer/param_groups/{i}", group, template)
         for name, option in template.items():
-            if name == "params" or not (state["hooked"] or name in free):
+            if name == "params" or (own and not (state["hooked"] or name in free)):
                 _same(f"optimizer/param_groups/{i}/{name}", group[name], option)
         for beta in group.get("betas", ()):
             _require(0 <= float(beta) <= 1, f"optimizer/param_groups/{i}/betas are {group['betas']!r:.40}")

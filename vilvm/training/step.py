@@ -6,6 +6,7 @@ The loop knows a step as a callable from a batch to a ``StepResult``; the eager 
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Real
 from typing import Any, NamedTuple, Protocol
 
 import pyro
@@ -16,6 +17,7 @@ from torch import Tensor
 from vilvm.lvm import ContractError, LatentVariableModel
 from vilvm.training.arguments import Call
 from vilvm.weights.supports import scored_guide
+from vilvm.weights.traces import without_shapes
 from vilvm.world import world
 
 __all__ = [
@@ -200,7 +202,8 @@ def backward(
     if isinstance(batch, Call):
         model, guide, batch = partial(model, **batch.arguments), partial(guide, **batch.arguments), batch.batch
     if hasattr(objective, "differentiable_loss"):
-        loss = objective.differentiable_loss(model, guide, batch)
+        with without_shapes():
+            loss = _one_number(objective, objective.differentiable_loss(model, guide, batch))
         if isinstance(loss, Tensor) and loss.requires_grad:
             (loss / num_data).backward()
         return torch.as_tensor(loss, dtype=torch.float64) / num_data
@@ -210,9 +213,20 @@ def backward(
         return model(batch)
 
     # RenyiELBO and a few others only offer this, and only if they see parameter statements in the trace.
-    loss = objective.loss_and_grads(announced, guide, batch)
+    with without_shapes():
+        loss = objective.loss_and_grads(announced, guide, batch)
     gradients = [p.grad for p in parameters if p.grad is not None]
     if gradients:
         torch._foreach_div_(gradients, num_data)
-    loss = loss[0] if isinstance(loss, tuple) else loss  # of wake and sleep, the first is the bound
+    loss = _one_number(objective, loss[0] if isinstance(loss, tuple) else loss)  # of wake and sleep, the first is the bound
     return torch.as_tensor(loss, dtype=torch.float64) / num_data
+
+
+def _one_number(objective: object, loss: Any) -> Any:
+    """A loss as an objective gave it, a tensor without its dimensions of one; raises ValueError unless it is one real number."""
+    if isinstance(loss, Tensor) and loss.numel() == 1 and not loss.is_complex():
+        return loss.reshape(())
+    if isinstance(loss, Real):
+        return loss
+    what = f"a tensor of shape {tuple(loss.shape)}, {loss.dtype}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+    raise ValueError(f"fit: the objective {type(objective).__name__} gave {what} for a loss; it must be one real number.")

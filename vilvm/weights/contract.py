@@ -1,18 +1,20 @@
 """Holding a pair to the contract: what must be true of its traces, each fault with one sentence."""
 
-import operator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from vilvm.checks import check_number
 from vilvm.data import Data, tensors_of
 from vilvm.lvm import ContractError
 from vilvm.rows import Rows
 from vilvm.weights.traces import Sites
 
-__all__ = ["check_batch", "check_latents", "check_number", "check_plates", "check_shape", "enumerable"]
+__all__ = ["check_batch", "check_full_size", "check_latents", "check_number", "check_plates", "check_shape", "enumerable"]
 
 
 def check_latents(lvm: object, model: Sites, guide: Sites) -> None:
@@ -49,6 +51,18 @@ def check_latents(lvm: object, model: Sites, guide: Sites) -> None:
             )
 
 
+def check_full_size(who: str, plan: Any, num_data: int, *also: int) -> None:
+    """Raises ContractError if the plate over the data says that there are more, or fewer, than the `num_data` that are known to be all.
+
+    Its likelihood would be multiplied by the wrong number. A plate of the batch's own size scales nothing.
+    """
+    if plan.full_size not in (plan.num_data, num_data, *also):
+        raise ContractError(
+            f"{who}: plate {plan.data_plate!r} is declared for {plan.full_size} data, and these are {num_data}: write "
+            f"pyro.plate({plan.data_plate!r}, {num_data}, subsample=batch), or, if they are not scaled up, pyro.plate({plan.data_plate!r}, len(batch))."
+        )
+
+
 def check_plates(model_trace: Any, guide_trace: Any) -> None:
     """A plate takes its indices from the guide's plate of that name, and would silently rescale if it were of another size."""
     for name, site in model_trace.nodes.items():
@@ -83,33 +97,38 @@ def _significant(shape: tuple[int, ...]) -> tuple[int, ...]:
     return shape[next((i for i, n in enumerate(shape) if n != 1), len(shape)) :]
 
 
-def check_number(name: str, value: Any, least: int = 1) -> int:
-    """`value` as an int, of whatever integral type it is (NumPy's, a tensor of one integer), but not a bool.
-
-    Raises:
-        ValueError: it is no whole number, or below `least`.
-    """
-    try:
-        number = None if "bool" in str(getattr(value, "dtype", type(value))) else operator.index(value)
-    except (TypeError, ValueError, RuntimeError):  # the last is a tensor's
-        number = None
-    if number is None or number < least:
-        raise ValueError(f"{name} must be a whole number, at least {least}; got {value!r}.")
-    return number
-
-
 def check_batch(batch: Any) -> None:
     """Raises ContractError if a batch is not what a model is called with."""
     if isinstance(batch, Data):
         raise ContractError("Got a vilvm.Data in place of a batch; pass data.fixed().x, the tensors themselves.")
-    if isinstance(batch, np.ndarray):
+    if isinstance(batch, str | bytes | set | Iterator):
+        raise ContractError(f"Got a {type(batch).__name__} in place of a batch; pass a tensor, or a tuple or dict of tensors.")
+    arrays = _arrays_of(batch)
+    if any(np.ma.isMaskedArray(array) for array in arrays):
+        raise ContractError(
+            "The batch holds a NumPy masked array, whose mask no tensor keeps; pass tensors, and the mask to vilvm.partial.partly_observed, "
+            "poutine.mask or .mask(...) of the distribution."
+        )
+    if arrays:
         raise ContractError("Got a numpy array in place of a batch; pass torch.from_numpy(...).")
+    if any(isinstance(t, Tensor) and (t.layout is not torch.strided or t.device.type == "meta") for t in tensors_of(batch)):
+        raise ContractError("The batch holds a sparse or meta tensor; pass a dense one (.to_dense()).")
+    if any(isinstance(t, Tensor) and t.is_complex() for t in tensors_of(batch)):
+        raise ContractError("The batch holds complex numbers; pass their real and imaginary parts, torch.view_as_real(x).")
     if any(isinstance(t, Rows) for t in tensors_of(batch)):
         raise ContractError(
             "Got data that stay on disk in place of a batch; read some of them, data.subset(slice(0, 1000)), or data.loaded()."
         )
     if any(t.dim() and not len(t) for t in tensors_of(batch)):
         raise ContractError("The batch is empty; pass at least one datum.")
+
+
+def _arrays_of(batch: Any) -> list[np.ndarray]:
+    """The NumPy arrays in a batch."""
+    if isinstance(batch, np.ndarray):
+        return [batch]
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    return [array for part in parts for array in _arrays_of(part)]
 
 
 def enumerable(site: Any) -> bool:

@@ -19,8 +19,9 @@ import pyro
 import torch
 from torch import Tensor
 
+from vilvm.checks import check_number
 from vilvm.lvm import ContractError, LatentVariableModel, NonFiniteError, evaluation_mode, module_parameters
-from vilvm.weights.contract import check_batch, check_number
+from vilvm.weights.contract import check_batch
 from vilvm.weights.enumeration import run_model
 from vilvm.weights.structure import Layout, held_still, layout
 from vilvm.weights.supports import guide_sites, scored_guide
@@ -145,8 +146,8 @@ def weight_chunks(
 
     `plan` is the layout of this very batch; it is found by a run of the pair if it is not given.
     """
-    check_number("num_samples", num_samples)
-    check_number("chunk", chunk)
+    num_samples = check_number("num_samples", num_samples)
+    chunk = check_number("chunk", chunk)
     check_batch(batch)
     plan = layout(lvm, batch, validate) if plan is None else plan
     done = 0

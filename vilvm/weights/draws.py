@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vilvm.checks import check_number
 from vilvm.lvm import (
     ContractError,
     LatentVariableModel,
@@ -17,7 +18,7 @@ from vilvm.lvm import (
     module_parameters,
 )
 from vilvm.unchanged import not_seeded
-from vilvm.weights.contract import check_batch, check_number, enumerable
+from vilvm.weights.contract import check_batch, enumerable
 from vilvm.weights.densities import LogWeights, drawn_values, log_weights
 from vilvm.weights.enumeration import check_drawable
 from vilvm.weights.structure import Layout, data_plate, held_still, layout, place
@@ -70,7 +71,7 @@ def draws_in_place(
 ) -> dict[str, tuple[Tensor, int | None]]:
     """The draws of ``sample``, each beside the dimension that its draws take: that of the plate over the data, if each draw is a datum."""
     check_contract(lvm)
-    check_number("num_samples", num_samples)
+    num_samples = check_number("num_samples", num_samples)
     batch = _placeholder(lvm, 1) if like is None else like
     check_batch(batch)
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
@@ -170,8 +171,8 @@ def resample(
         >>> vilvm.resample(VAE(data_dim=6, latent_dim=2), torch.zeros(4, 6), num_samples=10, proposals=50)["z"].shape
         torch.Size([10, 4, 2])
     """
-    check_number("num_samples", num_samples)
-    check_number("proposals", proposals)
+    num_samples = check_number("num_samples", num_samples)
+    proposals = check_number("proposals", proposals)
     check_batch(batch)
     plan = layout(lvm, batch)
     if plan.degenerate:
@@ -352,7 +353,7 @@ def _batch_around(what: str, lvm: LatentVariableModel, latents: Mapping[str, Ten
 
 def _run_guide(lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Layout | None, mean: bool = False) -> Values:
     """The latents that the guide draws; with `mean`, the means of their distributions where these are known, under "means"."""
-    check_number("num_samples", num_samples)
+    num_samples = check_number("num_samples", num_samples)
     check_batch(batch)
     plan = layout(lvm, batch) if plan is None else plan
     sites: Sites = {}

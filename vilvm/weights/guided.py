@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
+from vilvm.checks import check_number
 from vilvm.data import Data, kept_generators
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, module_parameters
-from vilvm.weights.contract import check_batch, check_number
+from vilvm.weights.contract import check_batch
 from vilvm.weights.densities import drawn_values, reducer, total
 from vilvm.weights.enumeration import run_model
 from vilvm.weights.structure import Layout, held_still, layout
@@ -112,7 +113,7 @@ def divergences(lvm: LatentVariableModel, batch: Any, num_samples: int = 1, *, p
     Raises:
         ContractError: the pair breaks the contract on this batch, or a latent is shared by the data.
     """
-    check_number("num_samples", num_samples)
+    num_samples = check_number("num_samples", num_samples)
     check_batch(batch)
     plan = layout(lvm, batch) if plan is None else plan
     if not plan.local:

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
+from vilvm.checks import check_number
 from vilvm.data import kept_generators, tensors_of
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, module_parameters
-from vilvm.weights.contract import check_batch, check_number
+from vilvm.weights.contract import check_batch
 from vilvm.weights.enumeration import check_drawable
 from vilvm.weights.structure import Layout, held_still, layout
 from vilvm.weights.traces import Put, Unobserved, family, own_densities, own_dims, run, strip, was_observed
@@ -83,7 +84,7 @@ def replay(
             else "replay: no latent is given, so say how many draws to make: num_samples."
         )
     (samples,) = sizes
-    check_number("num_samples", samples)
+    samples = check_number("num_samples", samples)
     plan = layout(lvm, batch, any_data=True) if plan is None else plan
     unknown = sorted(set(given) - {*plan.latents, *plan.enumerated})
     if unknown:

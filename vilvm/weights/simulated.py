@@ -15,6 +15,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from vilvm.checks import check_number
 from vilvm.data import Data, kept_generators, map_tensors, seeded, tensors_of
 from vilvm.lvm import (
     ContractError,
@@ -26,7 +27,6 @@ from vilvm.lvm import (
     fixed_beside,
     module_parameters,
 )
-from vilvm.weights.contract import check_number
 from vilvm.weights.draws import draws_in_place
 from vilvm.weights.structure import Layout, layout
 from vilvm.weights.traces import Put, Sites, Unobserved, family, mask_tensor, nesting_of, own_densities, run, sites_of, strip
@@ -93,8 +93,10 @@ def simulate(
         (3, 2)
     """
     check_contract(lvm)
-    check_number("num_simulations", num_simulations)
-    check_number("batch_size", batch_size)
+    num_simulations = check_number("num_simulations", num_simulations)
+    batch_size = check_number("batch_size", batch_size)
+    if rebuild is not None and not callable(rebuild):
+        raise ValueError(f"simulate: rebuild must be a function of the observed values; got a {type(rebuild).__name__}.")
     fixed = None if like is None else fixed_beside(lvm, like).x
     with evaluation_mode(lvm):
         return list(simulations(lvm, num_simulations, like=fixed, rebuild=rebuild, batch_size=batch_size))

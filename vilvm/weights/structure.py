@@ -32,6 +32,7 @@ class Layout(NamedTuple):
         data_plate: the name of the plate over the data, or None.
         data_dim: its dimension (negative, counted from the right of the batch shape), or None.
         num_data: data in the plate; 1 without one.
+        full_size: data that the plate says there are in all, of which those in it are a batch; 1 without one.
         local: whether every latent stands in the data plate, so that weights are per datum.
         scale: the factor on the observed sites, by which a Pyro loss exceeds the sum over the batch.
         model_scales: the factor on each site of the model; one number, or a tensor.
@@ -54,6 +55,7 @@ class Layout(NamedTuple):
     data_plate: str | None
     data_dim: int | None
     num_data: int
+    full_size: int
     local: bool
     scale: float
     model_scales: dict[str, float | Tensor]
@@ -173,6 +175,7 @@ def _read_layout(plate: Any, model: Sites, guide: Sites, traces: list[Any]) -> L
         data_plate=plate.name if plate else None,
         data_dim=plate.dim if plate else None,
         num_data=_size(plate, inside) if plate else 1,
+        full_size=_full_size(plate, inside) if plate else 1,
         local=plate is not None and all(_stands_in(s, plate.name) for s in [*latents.values(), *guide.values()]),
         scale=float(scale.mean()) if isinstance(scale, Tensor) else float(scale),
         model_scales={n: s["scale"] for n, s in model.items()},
@@ -205,6 +208,11 @@ def _size(plate: Any, sites: Iterable[Any]) -> int:
     """The size of a plate; where it was made without one, that of the sites within it."""
     inside = [s["fn"].batch_shape for s in sites if _stands_in(s, plate.name)]
     return plate.size if plate.size > 0 else max([shape[plate.dim] for shape in inside if len(shape) >= -plate.dim], default=1)
+
+
+def _full_size(plate: Any, sites: Iterable[Any]) -> int:
+    """How many there are in all by a plate that holds some of them; where it says nothing, as many as it holds."""
+    return plate.full_size if plate.full_size and plate.full_size > 0 else _size(plate, sites)
 
 
 def _sizes(sites: Iterable[Any]) -> dict[str, tuple[int, int]]:

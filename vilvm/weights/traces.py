@@ -44,6 +44,7 @@ __all__ = [
     "to_put",
     "unstrip",
     "was_observed",
+    "without_shapes",
 ]
 
 Sites = dict[str, Any]
@@ -115,19 +116,35 @@ _AROUND = (torch.distributions.Independent, dist.ExpandedDistribution, dist.Mask
 
 
 @contextmanager
+def without_shapes() -> Iterator[None]:
+    """Within it, a ContractError stays one sentence: Pyro appends the shapes of the trace to whatever passes through."""
+    try:
+        yield
+    except ContractError as error:
+        if "Trace Shapes:" not in str(error):
+            raise
+        raise type(error)(_sentence(error)) from None
+
+
+def _sentence(error: Exception) -> str:
+    """What an error says, on one line and without the shapes of a trace."""
+    return " ".join(str(error).split("Trace Shapes:")[0].split())
+
+
+@contextmanager
 def _plain_errors(part: str, batch: Any) -> Iterator[None]:
     """Turns an error inside the user's model or guide into one sentence with the user's own line in it."""
     try:
         yield
     except ContractError as error:
-        raise ContractError(_first_words(error)) from None  # Pyro appends the shapes of the trace to whatever passes through
+        raise type(error)(_sentence(error)) from None  # Pyro appends the shapes of the trace to whatever passes through
     except (torch.OutOfMemoryError, NotImplementedError) as error:
         if "ImproperUniform" not in str(error):
             raise
         raise ContractError(
             f"The {part} has a flat prior, from which nothing can be drawn: put a proper prior on its latents to draw from it."
         ) from None
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError) as error:
+    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError, ArithmeticError) as error:
         if is_out_of_memory(error):  # for which fewer samples are taken at once
             raise
         where = _user_line(error)
@@ -147,8 +164,7 @@ def _plain_errors(part: str, batch: Any) -> Iterator[None]:
 
 def _first_words(error: Exception) -> str:
     """What an error says, on one line and without the tensors and traces that Pyro and torch print behind it."""
-    text = " ".join(str(error).split("Trace Shapes:")[0].split())
-    reason, found, values = text.partition("but found invalid values")
+    reason, found, values = _sentence(error).partition("but found invalid values")
     return reason[:400] + (f"but found {'NaN' if 'nan' in values else 'other values'}." if found else "")
 
 
