@@ -444,6 +444,7 @@ def test_a_collapsed_vae_is_caught_by_both():
     assert "warm-up" in found.finding.advice
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "objective",
     [Trace_ELBO(), pytest.param(Annealed(Trace_ELBO(), warmup=200), marks=pytest.mark.slow)],

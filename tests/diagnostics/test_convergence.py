@@ -247,6 +247,7 @@ def linear_data():
     return torch.randn(400, 3) @ basis + 0.5 * torch.randn(400, 8)
 
 
+@pytest.mark.slow
 def test_a_fit_of_ppca_stopped_too_early_is_flagged():
     x = linear_data()
     best = PPCA(8, 3).maximise(x).exact_log_evidence(x).mean().item()

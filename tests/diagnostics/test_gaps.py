@@ -147,6 +147,7 @@ def test_what_has_no_gap_is_refused():
         gaps(VAE(6, 2), torch.zeros(4, 6), evidence="bdmc")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("correlation", "divergence"),
     [
@@ -384,6 +385,7 @@ def test_a_guide_that_looks_at_no_datum_has_no_amortisation(size):
     assert found.index.tolist() == list(range(12))
 
 
+@pytest.mark.slow
 def test_chains_start_at_the_prior_for_some_of_many_data():
     lvm, x = factors(diagonal=False)
     found = gaps(lvm, x, evidence="ais", num_samples=50, steps=5, schedule=Schedule(4, 5, leapfrog=1))

@@ -44,6 +44,7 @@ def mean_is_one(log_ratio):
     return abs(ratio.mean() - 1) < 5 * ratio.std() / math.sqrt(len(ratio))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("base", "path"), [("guide", "linear"), ("prior", "sigmoid")])
 def test_weights_are_unbiased_both_ways(base, path):
     torch.manual_seed(0)
@@ -196,6 +197,7 @@ def causes_of(x):
         pyro.sample("z", dist.Normal(x / 3.25, (1 - 1 / 3.25) ** 0.5))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("base", "given"), [("guide", True), ("prior", False)])
 def test_bounds_hold_with_a_plate_left_of_the_datas(base, given):
     lvm, schedule = vilvm.Pair(causes, causes_of), Schedule(num_chains=8, num_temperatures=25, leapfrog=2, base=base)

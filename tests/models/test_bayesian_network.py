@@ -152,6 +152,7 @@ def test_an_autoregressive_guide_learns_the_posterior_through_a_deterministic_no
         assert (draws[node].double().mean(0) - exact).abs().max() < 0.15
 
 
+@pytest.mark.slow
 def test_tables_are_learnt_if_asked():
     lvm, batch = tiny()
     before = lvm.exact_log_evidence(batch).mean().item()

@@ -117,6 +117,7 @@ def test_importance_weights_find_the_evidence(guide):
     assert exact - 0.3 < bounds["elbo"].mean < exact
 
 
+@pytest.mark.slow
 def test_raw_coordinates_are_the_same_model():
     x, y = regression()
     raw, white = BayesianRegression(2, sigma=0.7), BayesianRegression.whitened((x, y), sigma=0.7)

@@ -72,6 +72,7 @@ def test_em_never_lowers_the_likelihood(lvm, x):
     assert likelihoods[-1] - likelihoods[0] > 0.01
 
 
+@pytest.mark.slow
 def test_maximum_likelihood_is_stationary_and_that_of_sklearn(x):
     torch.manual_seed(0)
     lvm = FactorAnalysis(8, 3).double().maximise(x, tolerance=1e-13)

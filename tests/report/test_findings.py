@@ -51,6 +51,7 @@ def bars(figure, colour):
     return sum(to_hex(patch.get_facecolor()) == colour for axes in figure.axes for patch in axes.patches)
 
 
+@pytest.mark.slow
 def test_ranks_of_a_calibrated_posterior_stay_within_and_others_do_not():
     alarms, runs = np.zeros(2), 20
     for _ in range(runs):

@@ -51,6 +51,7 @@ def warmed(step):
     return {"beta": max(1e-6, min(1.0, step / 20))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, True])
 def test_an_annealed_weight_is_the_annealed_objective(monkeypatch, compile):
     monkeypatch.setattr(compiled, "inductor", graph)

@@ -37,7 +37,7 @@ def _difference(name: str, value: Any, other: Any) -> str:
         return f"was made with other {name} data or another transform; resume with the same"
     if not isinstance(value, dict) or not isinstance(other, dict):
         return f"was made with {name} = {other}, this run has {value}; resume with the same"
-    key = min(k for k in {*value, *other} if other.get(k) != value.get(k))
+    key = min(k for k in {*value, *other} - {"Python"} if other.get(k) != value.get(k))
     before, now = (f"{d[key]}"[:200] if key in d else "none" for d in (other, value))
     if name == "functions":
         return f"was made with another function, by its code or its constants: {key}; resume with the same"

@@ -152,7 +152,6 @@ class Run:
             "sites": self._sites(),
             "optimizer": words,
             "scheduler": words_of_scheduler(self.scheduler),
-            "functions": functions_of(self.scheduler, self.arguments),
             "scheduler_interval": "epoch" if self.per_epoch else "step",
             "batch_size": self.batches.size,
             "clip": clip,
@@ -160,6 +159,7 @@ class Run:
             "after_step": None
             if self.after_step is None
             else getattr(self.after_step, "__qualname__", type(self.after_step).__name__),
+            "functions": functions_of(self.scheduler, self.arguments),
             "precision": self.precision,
             "seed": self.seed,
             "data": self.batches.data.fingerprint(),
