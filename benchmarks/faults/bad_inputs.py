@@ -29,6 +29,7 @@ import pyro.distributions as dist
 import pyro.optim
 import torch
 from pyro.infer import Trace_ELBO
+from pyro.infer.autoguide import AutoNormal
 
 import vilvm
 import vilvm.weights
@@ -310,6 +311,12 @@ def _pair() -> Any:
     return vilvm.Pair(_model, _guide)
 
 
+def _shared_model(x: Any) -> None:
+    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mean, 1.0).expand([2]).to_event(1), obs=x)
+
+
 class _Gives:
     """An objective whose loss is what `change` makes of a right one."""
 
@@ -464,7 +471,10 @@ def _of_diagnostics(x: torch.Tensor) -> Iterator[_Call]:
         ),
     ):
         kinds = {**{k: v for k, v in tested.items() if not (name == "loo" and k == "false_alarm")}, **more, "lvm": "pair"}
-        yield _Call(name, getattr(diagnostics, name), _with_pair(data=x, **options), kinds)
+        right = _with_pair(data=x, **options)
+        if name == "loo":  # which is of a latent that the data share
+            right = lambda options=options: {"lvm": vilvm.Pair(_shared_model, AutoNormal(_shared_model)), "data": x, **options}  # noqa: E731
+        yield _Call(name, getattr(diagnostics, name), right, kinds)
     yield _Call(
         "gradient_snr",
         diagnostics.gradient_snr,
