@@ -93,6 +93,17 @@ def test_a_checkpoint_that_is_being_written_is_finished_first(tmp_path, monkeypa
     assert not [p for p in tmp_path.rglob(".*") if p.name.startswith((".step", ".history"))]
 
 
+def test_the_second_is_heard_where_signals_are_ignored():
+    """As they are in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(KeyboardInterrupt), interruptible():
+            send(times=2)
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_third_waits_for_nothing():
     with interruptible() as asked, asked.writing():
         send(times=2)

@@ -309,7 +309,8 @@ def _check_scheduler(state: Any, run: Any) -> None:
     if isinstance(scheduler, ReduceLROnPlateau):
         steps = len(state["history"])
         seen = [s * r["validation_elbo"] for r in state["history"] for s in (-1, 1)]
-        _require(hooked or kept["best"] in (proper["best"], *seen), "scheduler/best is in no record")
+        seen = [value for value in seen if math.isfinite(value)] or [proper["best"]]
+        _require(hooked or kept["best"] in seen, "scheduler/best is in no record")
     _check_schedule("scheduler", scheduler, kept, proper, None if hooked else steps)
     if hooked:
         return

@@ -50,6 +50,10 @@ class Interruption:
     def _leave(self, number: int) -> None:
         self._late = 0
         self.restore()
+        if signal.getsignal(number) == signal.SIG_IGN:  # as in the background of a shell; whoever asks twice means it
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            signal.signal(number, signal.SIG_DFL)
         signal.raise_signal(number)
 
     @contextmanager
