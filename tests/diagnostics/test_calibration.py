@@ -129,6 +129,7 @@ def two_levels(scale=1.0):
     return vilvm.Pair(model, guide)
 
 
+@pytest.mark.slow
 def test_a_local_latent_above_another():
     assert sbc(two_levels(), seed=1, false_alarm=1e-6).finding.gravity == Gravity.FINE
     found = sbc(two_levels(0.5))

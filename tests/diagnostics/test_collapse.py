@@ -434,6 +434,7 @@ def trained(objective, callbacks):
     return collapse(lvm, dataset.test, num_samples=2)
 
 
+@pytest.mark.slow
 def test_a_collapsed_vae_is_caught_by_both():
     alarm = CollapseAlarm()
     with pytest.warns(UserWarning, match="Posterior collapse"):

@@ -125,6 +125,7 @@ def correlated(correlation, diagonal):
     return vilvm.Pair(model, guide)
 
 
+@pytest.mark.slow
 def test_each_datum_is_judged_by_its_own_weights():
     x = torch.randn(300, 2)
     good = correction(correlated(0.9, diagonal=False), x)
@@ -192,6 +193,7 @@ def normals(scale, dim=60):
     return given(dist.Normal(loc, 1.0).to_event(1), dist.Normal(loc, scale).to_event(1))
 
 
+@pytest.mark.slow
 def test_components_within_the_tolerance_raise_no_alarm():
     """Sixty of which the noisiest is beyond it: at one draw a component in three would be an alarm, by noise alone."""
     gravities = [correction(normals(0.91), torch.tensor(0.0), num_samples=5000, seed=seed).finding.gravity for seed in range(3)]

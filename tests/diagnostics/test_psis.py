@@ -178,6 +178,7 @@ def test_a_few_data_whose_weights_have_no_mean_are_found(number):
     assert abs(last.k.mean().item() - (300 * 0.99 + 10 * 0.5) / 310) < 5 * error
 
 
+@pytest.mark.slow
 def test_bad_data_are_told_from_many_that_are_seen_badly():
     x = shapes((0.3, 500), (0.99, 1))
     found = pareto_k(Pareto(), x)

@@ -92,6 +92,7 @@ def test_bounds_meet_at_the_evidence():
     assert 0.5 < below.acceptance[50:].mean() < 0.8
 
 
+@pytest.mark.slow
 def test_bdmc_brackets_the_evidence_of_the_data_it_drew():
     torch.manual_seed(0)
     lvm, _ = linear(1.5)

@@ -13,6 +13,7 @@ from vilvm.evaluation import reconstruct
 from vilvm.testing import check_lvm
 
 
+@pytest.mark.slow
 def test_bernoulli_keeps_the_contract():
     clean = torch.bernoulli(torch.full((5, 6), 0.5))
     lvm = partial(DenoisingAutoencoder, data_dim=6, latent_dim=2, likelihood="bernoulli", hidden=(8,))

@@ -56,6 +56,7 @@ def test_log_weights_hold_the_exact_likelihood_of_each_datum(x, marginal):
     torch.testing.assert_close(weights.log_weight, exact.sum(-1) + prior - weights.log_guide, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_evidence_is_that_of_the_mixture_without_names():
     """With parameters drawn from the prior without order, for the names of the components do not matter to the data."""
     x, draws = torch.tensor([-1.5, 1.0, 1.3]), 100_000

@@ -32,6 +32,7 @@ def train(x, d, steps, batch_size=None, lr=0.03):
     return lvm
 
 
+@pytest.mark.slow
 def test_it_finds_the_principal_subspace():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(500, 8, generator=generator) * torch.tensor([3.0, 2.5, 2.0, 1.0, 0.5, 0.5, 0.4, 0.3]) + 2

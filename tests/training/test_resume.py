@@ -106,6 +106,7 @@ def test_n_and_m_steps_are_n_plus_m(tmp_path, options):
     assert same(whole.state_dict(), parts.state_dict())
 
 
+@pytest.mark.slow
 def test_records_and_best_parameters_survive_an_interruption(tmp_path):
     options = {"validation": digits().validation, "optimizer": partial(torch.optim.Adam, lr=1e-2)}
     whole, done = train(tmp_path / "whole", 200, **options)
