@@ -118,7 +118,8 @@ class _Serving(Messenger):
                 f"pyro.param({name!r}) has no module to live in: make {type(self.lvm).__name__} a torch.nn.Module, "
                 "or wrap its functions as vilvm.Pair(model, guide)."
             )
-        twin = next((n for n in _declared(self.lvm) if n != name and _key(n) == _key(name)), None)
+        declared = _declared(self.lvm)
+        twin = None if name in declared else next((n for n in declared if _key(n) == _key(name)), None)
         if twin is not None:
             raise ContractError(
                 f"pyro.param({twin!r}) and pyro.param({name!r}) would be one parameter of the module; rename one of them."
@@ -131,9 +132,9 @@ class _Serving(Messenger):
                     "declare every parameter on the first call."
                 )
             store[_key(name)] = _unconstrained(init, constraint)
-        elif name not in _declared(self.lvm):
+        elif name not in declared:
             _check_loaded(f"{_PARAMS}.{_key(name)}", store[_key(name)], _unconstrained(init, constraint))
-        _declared(self.lvm)[name] = constraint
+        declared[name] = constraint
 
     # What it hears -------------------------------------------------------------------------------------------------------
 

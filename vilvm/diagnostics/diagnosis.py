@@ -38,6 +38,7 @@ from vilvm.diagnostics.predictive import predictive_check
 from vilvm.diagnostics.psis import pareto_k, psis
 from vilvm.diagnostics.rates import rates
 from vilvm.evaluation import Schedule
+from vilvm.evaluation.annealing import check_schedule
 from vilvm.evaluation.bounds import in_parts
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, fixed_beside
 from vilvm.memory import bytes_made
@@ -197,8 +198,7 @@ def diagnose(
     budget = check_positive("diagnose: budget", budget, "number of seconds")
     num_data = check_number("diagnose: num_data", num_data)
     false_alarm = check_probability("diagnose: false_alarm", false_alarm)
-    if not isinstance(schedule, Schedule | None):
-        raise ValueError(f"diagnose: schedule must be a vilvm.evaluation.Schedule; got a {type(schedule).__name__}.")
+    check_schedule("diagnose", schedule)
     _import_all()
     began = time.monotonic()
     given = as_data(data)

@@ -38,7 +38,7 @@ from vilvm.weights import Simulation, layout
 from vilvm.weights.joint import Joint
 from vilvm.weights.simulated import simulating, simulations
 
-__all__ = ["Annealing", "Sandwich", "Schedule", "ais", "bdmc"]
+__all__ = ["Annealing", "Sandwich", "Schedule", "ais", "bdmc", "check_schedule"]
 
 _ROWS_CPU, _ROWS_CUDA = 8_000, 200_000  # chains in a pass
 _PILOT_START, _PILOT_LEAST = 30, 150  # transitions of the pilot: at β = 0, and at least in all
@@ -158,13 +158,14 @@ class Sandwich:
         return self.upper - self.lower
 
 
-@torch.no_grad()
-def _checked(who: str, schedule: Any) -> Schedule:
+def check_schedule(who: str, schedule: Any) -> Schedule:
+    """The schedule that was given, or the default one; raises ValueError if it is none."""
     if not isinstance(schedule, Schedule | None):
         raise ValueError(f"{who}: schedule must be a vilvm.evaluation.Schedule; got a {type(schedule).__name__}.")
     return Schedule() if schedule is None else schedule
 
 
+@torch.no_grad()
 def ais(
     lvm: LatentVariableModel,
     data: Any,
@@ -199,7 +200,7 @@ def ais(
         torch.Size([5])
     """
     seed = check_seed("ais: seed", seed)
-    schedule = _checked("ais", schedule)
+    schedule = check_schedule("ais", schedule)
     check_contract(lvm)
     batch_size = optional(check_number, "ais: batch_size", batch_size)
     check_compile("ais", compile)
@@ -258,7 +259,7 @@ def bdmc(
         torch.Size([5])
     """
     seed = check_seed("bdmc: seed", seed)
-    schedule = _checked("bdmc", schedule)
+    schedule = check_schedule("bdmc", schedule)
     check_contract(lvm)
     num_simulations = check_number("bdmc: num_simulations", num_simulations)
     batch_size = optional(check_number, "bdmc: batch_size", batch_size)
