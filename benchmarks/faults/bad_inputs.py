@@ -314,7 +314,7 @@ def _pair() -> Any:
 def _shared_model(x: Any) -> None:
     mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
     with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(mean, 1.0).expand([2]).to_event(1), obs=x)
+        pyro.sample("x", dist.Normal(mean * torch.ones(2), 1.0).to_event(1), obs=x)
 
 
 class _Gives:
