@@ -51,7 +51,7 @@ class Position:
         self.run, self.at, self.generators = run, run.at, rng(run.device)
         self.groups = [{k: v for k, v in g.items() if k != "params"} for g in run.optimizer.param_groups]
         self.scheduler = None if run.scheduler is None else copy.deepcopy(run.scheduler.state_dict())
-        self.objective = run.objective.state_dict() if hasattr(run.objective, "state_dict") else None
+        self.objective = run.objective_state()
         self.counts = run.compiled.counts
 
     def restore(self) -> None:

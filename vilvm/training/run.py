@@ -110,7 +110,7 @@ class Run:
         self._unchanged = Unchanged(named for d in data for named in named_tensors(d.x))
         given = isinstance(optimizer, torch.optim.Optimizer) or hasattr(scheduler, "step")
         self.hooked = bool(self.callbacks) or self.after_step is not None or given
-        self.objective_start = self._objective_state()
+        self.objective_start = self.objective_state()
         self._layouts: dict[Any, Layout] = {}
         self._owned: set[str] = set()  # parameters of single data
         forget(self.lvm)
@@ -766,7 +766,7 @@ class Run:
             "optimizer": optimizer,
             "counts": counts_of(optimizer),
             "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "objective": self._objective_state(),
+            "objective": self.objective_state(),
             "objective_start": self.objective_start,
             "rng": [list(g) for g in zip(*generators, strict=True)],  # by rank
             "history": self.history.to_rows(),
@@ -781,7 +781,8 @@ class Run:
             "stopped": self.stopped if self.stopped in ("early", "callback") else "finished",
         }
 
-    def _objective_state(self) -> Any:
+    def objective_state(self) -> Any:
+        """What the objective keeps from step to step, or None."""
         return self.objective.state_dict() if hasattr(self.objective, "state_dict") else None  # type: ignore[attr-defined]
 
     def _unwritten(self, error: OSError) -> checkpoint.CheckpointError:
@@ -803,11 +804,12 @@ class Run:
         if self.folder is None or not self.ranks.leads:
             return
         file, text = self.folder / "history.csv", self.history.to_csv()
-        with suppress(OSError, UnicodeDecodeError):
-            # Epoch and step of every row; the seconds of the last are new each time that it is made.
-            there, now = ([line.split(",")[:2] for line in t.splitlines()] for t in (read(file).decode(), text))
-            if self.at == self._resumed_at and there == now:
-                return
+        if self.at == self._resumed_at:
+            with suppress(OSError, UnicodeDecodeError):
+                # Epoch and step of every row; the seconds of the last are new each time that it is made.
+                there, now = ([line.split(",")[:2] for line in t.splitlines()] for t in (read(file).decode(), text))
+                if there == now:
+                    return
         try:
             write_atomic(file, text)
         except NotWritten as error:
