@@ -22,10 +22,10 @@ from benchmarks.interleaved import race
 from benchmarks.rows import machine, markdown, rows_of, write
 from benchmarks.svi.workloads import WORKLOADS, Net, draw
 from benchmarks.svi_step import pictures
+from vilvm._runtime.memory import widen_heap
 from vilvm.evaluation import evaluate
-from vilvm.evaluation.passes import Passes
+from vilvm.evaluation.sample_passes import Passes
 from vilvm.lvm import evaluation_mode
-from vilvm.memory import widen_heap
 from vilvm.training import fit
 from vilvm.weights import layout
 

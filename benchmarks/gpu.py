@@ -25,14 +25,14 @@ import torch
 import vilvm
 from benchmarks import bernoulli, svi_step
 from examples import vae_mnist
-from models.vae import VAE
-from vilvm.data import seeded
-from vilvm.datasets import digits
+from vilvm._runtime.random import seeded
+from vilvm.data.datasets import digits
 from vilvm.evaluation import Estimate, Schedule, ais, bdmc
 from vilvm.export import to_datatree
 from vilvm.lvm import module_parameters
-from vilvm.weights import layout, ways
-from vilvm.weights.densities import weight_pass
+from vilvm.models.vae import VAE
+from vilvm.weights import _vectorisation, layout
+from vilvm.weights.log_weights import weight_pass
 
 
 def same_numbers(device: str) -> str:
@@ -54,8 +54,8 @@ def same_ways(device: str) -> str:
     """A decoder that needs torch.vmap, and one that Python branches in, weigh on both devices as plain single runs do."""
     x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
     for name, decode in {
-        ways.VMAP: lambda z: z.softmax(1),
-        ways.ONE_BY_ONE: lambda z: 2 * z if float(z.detach().sum()) > 0 else z + 1,
+        _vectorisation.VMAP: lambda z: z.softmax(1),
+        _vectorisation.ONE_BY_ONE: lambda z: 2 * z if float(z.detach().sum()) > 0 else z + 1,
     }.items():
 
         def model(x: torch.Tensor, decode: Callable[[torch.Tensor], torch.Tensor] = decode) -> None:
@@ -71,7 +71,7 @@ def same_ways(device: str) -> str:
             lvm: Any = vilvm.Pair(model, guide).to(where)
             plan, there = layout(lvm, x.to(where)), x.to(where)
             with torch.no_grad(), module_parameters(lvm):
-                taken = ways.way_of(lvm, there, weight_pass(lvm, plan), plan.ways, lambda _: None)
+                taken = _vectorisation.way_of(lvm, there, weight_pass(lvm, plan), plan.ways, lambda _: None)
             assert taken == name, f"on {where} the way is {taken}, not {name}"
             return vilvm.evaluate(lvm, there, num_samples=500).bounds["elbo"]
 

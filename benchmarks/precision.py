@@ -12,10 +12,11 @@ import torch
 
 import vilvm
 from benchmarks.rows import machine
-from models.vae import VAE
-from vilvm.datasets import DynamicBinarisation, digits, mnist
+from vilvm._runtime.precision import PRECISIONS
+from vilvm.data import DynamicBinarisation
+from vilvm.data.datasets import digits, mnist
 from vilvm.evaluation import Estimate
-from vilvm.precision import PRECISIONS
+from vilvm.models.vae import VAE
 
 SAMPLES, TEST = 500, 1000
 

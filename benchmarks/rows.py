@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from matplotlib.figure import Figure
 
-from vilvm.files import write_json
+from vilvm._runtime.files import write_json
 
 __all__ = ["Row", "figure", "machine", "markdown", "rows_of", "write"]
 

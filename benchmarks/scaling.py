@@ -19,7 +19,7 @@ from benchmarks.rows import machine
 from benchmarks.svi.contenders import vilvm_fit
 from benchmarks.svi.workloads import Net
 from vilvm import evaluate
-from vilvm.memory import widen_heap
+from vilvm._runtime.memory import widen_heap
 from vilvm.networks import mlp
 
 ROUNDS = 7

@@ -3,7 +3,7 @@
     uv run --group bench python -m benchmarks.svi_step [--json FILE] [--workload vae] [--batch 128] [--rounds 15]
 
 All contenders start from the same parameters, take their batches from the same data and are timed in turn, round after round, in one process, whose heap
-is widened for all (vilvm.memory). Before that each trains for some hundred steps, and must reach the loss that the others reach.
+is widened for all (vilvm._runtime.memory). Before that each trains for some hundred steps, and must reach the loss that the others reach.
 """
 
 import argparse
@@ -22,8 +22,9 @@ from benchmarks.interleaved import race
 from benchmarks.rows import Row, machine, markdown, rows_of, write
 from benchmarks.svi.contenders import BASE, FLOOR, Steps, contenders
 from benchmarks.svi.workloads import SCHOOLS, WORKLOADS, Workload
-from vilvm.datasets import StaticBinarisation, mnist
-from vilvm.memory import widen_heap
+from vilvm._runtime.memory import widen_heap
+from vilvm.data import StaticBinarisation
+from vilvm.data.datasets import mnist
 
 __all__ = ["compare", "main", "pictures"]
 

@@ -18,13 +18,13 @@ import torch
 from benchmarks.interleaved import race, report
 from benchmarks.svi.workloads import WORKLOADS
 from benchmarks.svi_step import pictures
-from vilvm.compiling import UntraceableError
+from vilvm._compile import UntraceableError
+from vilvm._runtime.memory import widen_heap
 from vilvm.evaluation import evaluate
-from vilvm.evaluation.passes import Passes
+from vilvm.evaluation.sample_passes import Passes
 from vilvm.lvm import evaluation_mode
-from vilvm.memory import widen_heap
 from vilvm.training import fit
-from vilvm.weights import layout, ways
+from vilvm.weights import _vectorisation, layout
 
 PART, SAMPLES, CHUNK = 50, 250, 125
 
@@ -37,12 +37,16 @@ def passes(net: Any, x: torch.Tensor, way: str, compiled: bool = False) -> Calla
         return torch.cat([terms[0] for terms in run(x, SAMPLES, CHUNK, plan)])
 
     with ExitStack() as forced:
-        if way != ways.VECTORISED:
-            forced.enter_context(mock.patch.object(ways, "_vectorised_differs", mock.Mock(return_value="another way is asked for")))
-        if way == ways.ONE_BY_ONE:
-            forced.enter_context(mock.patch.object(ways, "_known_graph", mock.Mock(side_effect=UntraceableError("asked for"))))
+        if way != _vectorisation.VECTORISED:
+            forced.enter_context(
+                mock.patch.object(_vectorisation, "_vectorised_differs", mock.Mock(return_value="another way is asked for"))
+            )
+        if way == _vectorisation.ONE_BY_ONE:
+            forced.enter_context(
+                mock.patch.object(_vectorisation, "_known_graph", mock.Mock(side_effect=UntraceableError("asked for")))
+            )
         weights()
-        assert ways.way_of(net, x, ways.Pass(lambda *_: {}, "log-weights"), plan.ways) == way
+        assert _vectorisation.way_of(net, x, _vectorisation.Pass(lambda *_: {}, "log-weights"), plan.ways) == way
     return weights
 
 
@@ -57,12 +61,12 @@ def main(argv: list[str] | None = None) -> None:
     with torch.no_grad(), evaluation_mode(net):
         x = data[:PART]
         cases = {
-            "vectorised": passes(net, x, ways.VECTORISED),
-            "vectorised, compiled": passes(net, x, ways.VECTORISED, compiled=True),
-            "vmap": passes(net, x, ways.VMAP),
-            "vmap, compiled": passes(net, x, ways.VMAP, compiled=True),
-            "one by one": passes(net, x, ways.ONE_BY_ONE),
-            "one by one, compiled": passes(net, x, ways.ONE_BY_ONE, compiled=True),
+            "vectorised": passes(net, x, _vectorisation.VECTORISED),
+            "vectorised, compiled": passes(net, x, _vectorisation.VECTORISED, compiled=True),
+            "vmap": passes(net, x, _vectorisation.VMAP),
+            "vmap, compiled": passes(net, x, _vectorisation.VMAP, compiled=True),
+            "one by one": passes(net, x, _vectorisation.ONE_BY_ONE),
+            "one by one, compiled": passes(net, x, _vectorisation.ONE_BY_ONE, compiled=True),
         }
         reference = evaluate(net, x, num_samples=SAMPLES, seed=1).bounds["elbo"]
         for name, case in cases.items():
@@ -70,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
             assert abs(z) < 5, f"the ELBO {name} is {z:.1f} standard errors from that of evaluate"
         report(f"{SAMPLES} samples of {PART} images", race(cases, args.rounds, warmup=1), per=1e-3 * SAMPLES, unit="ms a sample")
 
-    unchecked = mock.patch.multiple(ways, _check=lambda *_: None, _vectorised_differs=lambda *_: None)
+    unchecked = mock.patch.multiple(_vectorisation, _check=lambda *_: None, _vectorised_differs=lambda *_: None)
     for samples in (100, 1000, 5000):
         bound = partial(evaluate, net, data[:100], num_samples=samples, progress=False, compile=False)
 

@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import vilvm
+from vilvm._runtime.files import NotWritten, locked, read, write_atomic, write_json
 from vilvm.data import Transform
-from vilvm.datasets import Dataset, digits, mnist
-from vilvm.files import NotWritten, locked, read, write_atomic, write_json
+from vilvm.data.datasets import Dataset, digits, mnist
 from vilvm.training import CheckpointError
 
 console = Console()

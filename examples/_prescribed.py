@@ -10,15 +10,16 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 
 import vilvm
-from models.bayesian_regression import FLAT, BayesianRegression, lagged
-from models.eight_schools import EightSchools, eight_schools
-from models.factor_analysis import FactorAnalysis
-from models.gaussian_mixture import GaussianMixture
-from models.hidden_markov import HiddenMarkov
-from models.ppca import PPCA
-from vilvm.data import Data, seeded
-from vilvm.datasets import posteriordb
-from vilvm.datasets.posteriordb import ReferencePosterior
+from vilvm._runtime.random import seeded
+from vilvm.data import Data
+from vilvm.data.datasets import posteriordb
+from vilvm.data.datasets.posteriordb import ReferencePosterior
+from vilvm.models.bayesian_regression import FLAT, BayesianRegression, lagged
+from vilvm.models.eight_schools import EightSchools, eight_schools
+from vilvm.models.factor_analysis import FactorAnalysis
+from vilvm.models.gaussian_mixture import GaussianMixture
+from vilvm.models.hidden_markov import HiddenMarkov
+from vilvm.models.ppca import PPCA
 from vilvm.training import one_cycle
 
 __all__ = ["MODELS", "Case", "fit_case"]

@@ -23,24 +23,24 @@ from pyro.infer import Trace_ELBO
 
 import vilvm
 from examples._options import add_common, console, dataset_of, device_of, finished, run, run_folder, save, write_settings
-from models.autoencoder import Autoencoder
-from models.conv_autoencoder import ConvAutoencoder
-from models.denoising_autoencoder import DenoisingAutoencoder
-from models.linear_autoencoder import LinearAutoencoder
-from models.ppca import PPCA
-from models.vae import VAE
-from vilvm import report
-from vilvm.data import Data
-from vilvm.datasets import Chain, Corrupted, Dataset, DynamicBinarisation, PixelErasure
+from vilvm import plots, report
+from vilvm._runtime.files import write_atomic, write_json
+from vilvm.data import Chain, Corrupted, Data, DynamicBinarisation, PixelErasure
+from vilvm.data.datasets import Dataset
 from vilvm.evaluation import Difference, Ledger, compare, fit_features, frechet_distance, reconstruct, two_sample_test
-from vilvm.files import write_atomic, write_json
-from vilvm.guides import fit_guide
-from vilvm.latent import great_circle, line
-from vilvm.noise import fit_noise
+from vilvm.evaluation.interpolation import great_circle, line
+from vilvm.models.autoencoder import Autoencoder
+from vilvm.models.conv_autoencoder import ConvAutoencoder
+from vilvm.models.denoising_autoencoder import DenoisingAutoencoder
+from vilvm.models.linear_autoencoder import LinearAutoencoder
+from vilvm.models.ppca import PPCA
+from vilvm.models.vae import VAE
 from vilvm.objectives import Annealed
-from vilvm.priors import fit_prior, with_prior
+from vilvm.priors import fit_prior
 from vilvm.report import Page, Table
 from vilvm.training import one_cycle
+from vilvm.wrappers import fit_guide, with_prior
+from vilvm.wrappers.likelihood_scale import fit_noise
 
 PRIORS = {"diagonal": "diagonal Gaussian", "full": "full Gaussian", "mixture": "mixture", "flow": "flow"}
 CAPTIONS = {
@@ -211,9 +211,9 @@ def figures(models: dict[str, Any], data: Dataset) -> dict[str, Any]:
     seen = data.test.subset(slice(0, 16)).fixed()
     restored = {"data": seen.x, **{name: reconstruct(lvm, seen.x) for name, lvm in models.items() if has_own_codes(name)}}
     return {
-        "samples": report.samples_by_model(drawn, data.test),
-        "interpolations": report.interpolations_by_model(ways, data.test),
-        "reconstructions": report.picture_rows(restored, seen.image_shape, "Reconstructions"),
+        "samples": plots.samples_by_model(drawn, data.test),
+        "interpolations": plots.interpolations_by_model(ways, data.test),
+        "reconstructions": plots.picture_rows(restored, seen.image_shape, "Reconstructions"),
     }
 
 

@@ -18,11 +18,11 @@ from rich.table import Table
 
 import vilvm
 from examples._options import console, positive, run, run_folder, save, write_settings
-from models.ppca import PPCA
-from vilvm import report
+from vilvm import plots
+from vilvm._runtime.files import write_json
 from vilvm.evaluation import Estimate, Schedule, ais, evaluate
-from vilvm.files import write_json
-from vilvm.guides import fit_guide, with_prior_guide
+from vilvm.models.ppca import PPCA
+from vilvm.wrappers import fit_guide, with_prior_guide
 
 METHODS = {"naive": "naive Monte Carlo", "iwae": "importance-weighted", "ais": "annealed (AIS)"}
 _CHAINS, _LEAPFROG = 16, 5
@@ -89,7 +89,7 @@ def work(folder: Path, settings: dict[str, Any]) -> int:
     write_json(folder / "results.json", {str(d): row for d, row in results.items()})
     curves = {words: [found[d][m].mean for d in found] for m, words in METHODS.items()}
     spread = {words: [found[d][m].se for d in found] for m, words in METHODS.items()}
-    figure = report.curves(
+    figure = plots.curves(
         list(found),
         curves,
         spread,

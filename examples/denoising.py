@@ -28,13 +28,12 @@ from examples._options import (
     save,
     write_settings,
 )
-from models.autoencoder import Autoencoder
-from models.denoising_autoencoder import DenoisingAutoencoder
-from vilvm import report
-from vilvm.data import Data, Transform
-from vilvm.datasets import BlockMasking, Blur, Corrupted, GaussianNoise, PixelErasure
+from vilvm import plots
+from vilvm._runtime.files import write_json
+from vilvm.data import BlockMasking, Blur, Corrupted, Data, GaussianNoise, PixelErasure, Transform
 from vilvm.evaluation import Decibels, psnr, reconstruct
-from vilvm.files import write_json
+from vilvm.models.autoencoder import Autoencoder
+from vilvm.models.denoising_autoencoder import DenoisingAutoencoder
 from vilvm.training import one_cycle
 
 
@@ -105,7 +104,7 @@ def work(folder: Path, settings: dict[str, Any]) -> int:
             "plain": psnr(reconstruct(plain, corrupted), clean),
             "denoising": psnr(reconstruct(lvm, corrupted), clean),
         }
-        figures[name.replace(" ", "_")] = report.restorations(lvm.to("cpu"), pairs.test)
+        figures[name.replace(" ", "_")] = plots.restorations(lvm.to("cpu"), pairs.test)
     save(figures, folder / "figures")
     numbers = {name: {k: e._asdict() for k, e in found.items()} for name, found in rows.items()}
     write_json(folder / "results.json", {"psnr": numbers, "seconds": seconds, "num_test": len(data.test)})

@@ -29,17 +29,17 @@ from examples._options import (
     save,
     write_settings,
 )
-from models.denoising_autoencoder import DenoisingAutoencoder
-from models.vae import VAE
-from vilvm import report
-from vilvm.data import Data
-from vilvm.datasets import Chain, Corrupted, Dataset, DynamicBinarisation, HalfErasure, TwoModes, two_modes
+from vilvm import plots
+from vilvm._runtime.files import write_json
+from vilvm.data import Chain, Corrupted, Data, DynamicBinarisation, HalfErasure
+from vilvm.data.datasets import Dataset, TwoModes, two_modes
 from vilvm.evaluation import reconstruct
-from vilvm.files import write_json
-from vilvm.guides import fit_guide, with_prior_guide
+from vilvm.models.denoising_autoencoder import DenoisingAutoencoder
+from vilvm.models.vae import VAE
 from vilvm.objectives import Annealed
-from vilvm.partial import partly_observed
 from vilvm.training import one_cycle
+from vilvm.wrappers import fit_guide, with_prior_guide
+from vilvm.wrappers.partly_observed import partly_observed
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -91,7 +91,7 @@ def plane(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
         "auto-encoder": torch.stack([restored, second], 1),
         "posterior draws": torch.stack([drawn[:10].flatten(), few[:, 1].expand(10, -1).flatten()], 1),
     }
-    save({"plane": report.planes(pictures, x)}, folder / "figures")
+    save({"plane": plots.planes(pictures, x)}, folder / "figures")
     return {
         "auto_encoder": {
             "rms_distance_to_conditional_mean": (restored - TwoModes.mean(second)).square().mean().sqrt().item(),
@@ -136,7 +136,7 @@ def images(settings: dict[str, Any], data: Dataset, folder: Path) -> dict[str, A
     rows = {"original": clean[shown], "half erased": erased[shown], "auto-encoder": torch.where(observed, clean, mean)[shown]}
     rows |= {f"completion {i + 1}": torch.where(observed, clean, c)[shown] for i, c in enumerate(completions)}
     save(
-        {"completions": report.picture_rows(rows, shape, "Left halves: the mean, and draws from the posterior")}, folder / "figures"
+        {"completions": plots.picture_rows(rows, shape, "Left halves: the mean, and draws from the posterior")}, folder / "figures"
     )
     return {
         "auto_encoder": {

@@ -21,10 +21,10 @@ import vilvm
 from examples import vae_mnist
 from examples._options import console, positive, run, run_folder, save, settings_in, write_settings
 from examples._prescribed import MODELS, fit_case
-from vilvm import export, report
+from vilvm import export, plots, report
+from vilvm._runtime.files import write_json
 from vilvm.data import Data
 from vilvm.evaluation import Estimate, Schedule, ais, bdmc, evaluate
-from vilvm.files import write_json
 from vilvm.lvm import ContractError, device_of
 from vilvm.report import Page, Table
 from vilvm.weights import layout
@@ -198,9 +198,9 @@ def work(folder: Path, settings: dict[str, Any]) -> int:
         folder / "results.json",
         {"verdict": diagnosis.verdict, "findings": told, "not_run": diagnosis.skipped, "evidence": bounds, "bdmc_gap": gaps},
     )
-    plots = report.diagnosis_figures(diagnosis.results, subject.fitted)
-    save(plots, folder / "figures")
-    page(subject, settings, found, diagnosis, plots).write(folder / "page.html")
+    figures = plots.diagnosis_figures(diagnosis.results, subject.fitted)
+    save(figures, folder / "figures")
+    page(subject, settings, found, diagnosis, figures).write(folder / "page.html")
     console.print(
         f"Took {time.perf_counter() - began:.0f} s; open {folder / 'page.html'}; posterior.nc is beside it", highlight=False
     )

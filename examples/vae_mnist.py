@@ -33,13 +33,14 @@ from examples._options import (
     share,
     write_settings,
 )
-from models.vae import VAE
-from vilvm import report
-from vilvm.datasets import Dataset, DynamicBinarisation
+from vilvm import plots, report
+from vilvm._runtime.files import read, write_json
+from vilvm._runtime.precision import PRECISIONS
+from vilvm.data import DynamicBinarisation
+from vilvm.data.datasets import Dataset
 from vilvm.diagnostics import active_units, collapse, convergence
-from vilvm.files import read, write_json
+from vilvm.models.vae import VAE
 from vilvm.objectives import Annealed
-from vilvm.precision import PRECISIONS
 from vilvm.report import Page
 from vilvm.training import one_cycle
 
@@ -81,13 +82,13 @@ def objective_of(settings: dict[str, Any], total: int) -> Any:
 
 def figures(lvm: VAE, data: Dataset) -> dict[str, Figure]:
     pictures = {
-        "reconstructions": report.reconstructions(lvm, data.test),
-        "prior_samples": report.prior_samples(lvm, data.test),
-        "interpolations": report.interpolations(lvm, data.test),
-        "latents": report.latent_scatter(lvm, data.test),
+        "reconstructions": plots.reconstructions(lvm, data.test),
+        "prior_samples": plots.prior_samples(lvm, data.test),
+        "interpolations": plots.interpolations(lvm, data.test),
+        "latents": plots.latent_scatter(lvm, data.test),
     }
     if lvm.origin.numel() == 2:
-        pictures["manifold"] = report.manifold(lvm, data.test)
+        pictures["manifold"] = plots.manifold(lvm, data.test)
     return pictures
 
 
@@ -118,7 +119,7 @@ def page(
             "images/s in training": f"{results['images_per_second']:,.0f}",
         },
         findings=[result.finding for result in told.values()],
-        finding_figures=report.diagnosis_figures(told, fitted),
+        finding_figures=plots.diagnosis_figures(told, fitted),
         history=fitted.history,
         figures={CAPTIONS[name]: picture for name, picture in pictures.items()},
         settings=settings,
@@ -202,7 +203,7 @@ def report_of(
     # What is quick to tell; the rest is for posterior_diagnostics, which takes minutes.
     told = {"collapse": collapse(lvm, data.test, num_data=300, seed=settings["seed"]), "convergence": convergence(fitted)}
     pictures = figures(lvm, data)
-    save({**pictures, "elbo": report.elbo_curves(fitted.history)}, folder / "figures")
+    save({**pictures, "elbo": plots.elbo_curves(fitted.history)}, folder / "figures")
     page(settings, results, data, found, told, pictures, device_of(settings["device"])).write(folder / "page.html")
     write_json(folder / "results.json", results)
     return results

@@ -72,7 +72,7 @@ class BayesianRegression(nn.Module):
 
     Example:
         >>> import torch
-        >>> from models.bayesian_regression import BayesianRegression
+        >>> from vilvm.models.bayesian_regression import BayesianRegression
         >>> x = torch.linspace(-1, 1, 20)[:, None]
         >>> lvm = BayesianRegression.whitened((x, 2 * x[:, 0]), intercept=False, sigma=0.5)
         >>> round(lvm.exact_moments((x, 2 * x[:, 0])).mean["beta[1]"].item(), 2)
@@ -243,7 +243,7 @@ def lagged(series: Tensor, order: int) -> Data:
 
     Example:
         >>> import torch
-        >>> from models.bayesian_regression import lagged
+        >>> from vilvm.models.bayesian_regression import lagged
         >>> lagged(torch.arange(4.0), 2).x
         (tensor([[1., 0.],
                 [2., 1.]]), tensor([2., 3.]))

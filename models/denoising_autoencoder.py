@@ -1,6 +1,6 @@
 """The denoising auto-encoder: it is shown a corrupted datum and has to give the clean one back.
 
-Story. A clean x is corrupted, x̃ ~ C(x̃ | x) (noise, erased pixels, a missing block, blur; see ``vilvm.datasets``), and encoder f and
+Story. A clean x is corrupted, x̃ ~ C(x̃ | x) (noise, erased pixels, a missing block, blur; see ``vilvm.data.datasets``), and encoder f and
 decoder g minimise, over pairs of the two,
 
     −log p(x | z = f(x̃)).

@@ -63,7 +63,7 @@ class EightSchools(nn.Module):
         ValueError: an unknown guide or prior, or a scale that is not positive.
 
     Example:
-        >>> from models.eight_schools import EightSchools, eight_schools
+        >>> from vilvm.models.eight_schools import EightSchools, eight_schools
         >>> round(EightSchools(centred=False).exact_log_evidence(eight_schools().x).item(), 3)
         -31.311
     """

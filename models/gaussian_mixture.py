@@ -62,7 +62,7 @@ class GaussianMixture(nn.Module):
 
     Example:
         >>> import torch, vilvm
-        >>> from models.gaussian_mixture import GaussianMixture, objective
+        >>> from vilvm.models.gaussian_mixture import GaussianMixture, objective
         >>> x = torch.tensor([-2.1, -1.9, 2.0, 2.2])
         >>> lvm = GaussianMixture(num_components=2)
         >>> vilvm.fit(lvm, x, steps=20, objective=objective()).stopped

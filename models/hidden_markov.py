@@ -159,7 +159,7 @@ class HiddenMarkov(nn.Module):
 
     Example:
         >>> import torch, vilvm
-        >>> from models.hidden_markov import HiddenMarkov, objective
+        >>> from vilvm.models.hidden_markov import HiddenMarkov, objective
         >>> x = torch.tensor([[-2.1, -1.9, 2.0, 2.2, 1.8, -2.0]])
         >>> lvm = HiddenMarkov(num_states=2)
         >>> vilvm.fit(lvm, x, steps=20, objective=objective()).stopped

@@ -25,8 +25,8 @@ def pytest_addoption(parser):
 def _compiled(request, monkeypatch):
     """With --compiled, whatever holds for the eager step must hold for the graph; Inductor itself is left to slow tests."""
     if request.config.getoption("--compiled"):
-        from vilvm.compiling import graph
-        from vilvm.training import compiled, run
+        from vilvm._compile import graph
+        from vilvm.training import compiled_step, run
 
         monkeypatch.setattr(run, "_WORTH_COMPILING", 0)
-        monkeypatch.setattr(compiled, "inductor", graph)
+        monkeypatch.setattr(compiled_step, "inductor", graph)

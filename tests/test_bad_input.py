@@ -16,12 +16,12 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 
 import vilvm
 from benchmarks.faults.bad_inputs import cases, verdict
-from models.vae import VAE, tiny
-from vilvm.data import Data
-from vilvm.datasets import DynamicBinarisation, StaticBinarisation, arrays, digits, mnist
+from vilvm._runtime.files import locked
+from vilvm.data import Data, DynamicBinarisation, StaticBinarisation
+from vilvm.data.datasets import arrays, digits, mnist
 from vilvm.diagnostics import active_units
-from vilvm.files import locked
 from vilvm.guides import delta, flat_prior
+from vilvm.models.vae import VAE, tiny
 from vilvm.objectives import Annealed
 from vilvm.training import by_name, checkpoint, one_cycle
 

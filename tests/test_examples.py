@@ -15,7 +15,7 @@ import vilvm
 from examples import compare_mnist, denoising_multimodal
 from examples._prescribed import MODELS, fit_case
 from vilvm import export
-from vilvm.files import locked
+from vilvm._runtime.files import locked
 
 TINY = {
     "vae_mnist": ["--data", "digits", "--epochs", "2", "--samples", "20"],
@@ -200,7 +200,7 @@ def test_a_finished_run_is_resumed_and_diagnosed_where_nothing_can_be_written(ma
     def read_only(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("vilvm.files._check_held", read_only)  # for root may write anywhere
+    monkeypatch.setattr("vilvm._runtime.files._check_held", read_only)  # for root may write anywhere
     capsys.readouterr()
     assert main(["--resume", str(run)]) == 0
     assert f"{json.loads(whole)['bounds']['iwae']['mean']:.2f}" in capsys.readouterr().out

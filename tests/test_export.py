@@ -14,13 +14,14 @@ from pyro.infer.autoguide import AutoNormal
 from torch.distributions import Bernoulli
 
 import vilvm
-from models.ppca import PPCA
-from models.vae import tiny
-from vilvm.data import Data, seeded
+from vilvm._runtime.random import seeded
+from vilvm.data import Data
 from vilvm.diagnostics import predictive_check
 from vilvm.export import load, save, to_datatree
 from vilvm.lvm import ContractError, evaluation_mode
-from vilvm.weights.replayed import replay
+from vilvm.models.ppca import PPCA
+from vilvm.models.vae import tiny
+from vilvm.weights.generated_quantities import replay
 
 az = pytest.importorskip("arviz")
 Y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
@@ -215,7 +216,7 @@ def test_attributes_say_where_it_comes_from(line):
     said = {key: tree.attrs[key] for key in ("inference_library", "model", "data", "split", "transform", "num_data", "seed")}
     assert said == {
         "inference_library": "vilvm",
-        "model": "models.ppca.PPCA",
+        "model": "vilvm.models.ppca.PPCA",
         "data": "rows",
         "split": "test",
         "transform": "none",

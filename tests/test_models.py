@@ -16,7 +16,7 @@ LONG = {*MODELS} - {"vae", "ppca", "eight_schools", "autoencoder", "denoising_au
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in MODELS])
 def test_model_keeps_the_contract(name):
-    module = importlib.import_module(f"models.{name}")
+    module = importlib.import_module(f"vilvm.models.{name}")
     check_lvm(module.tiny, getattr(module, "objective", lambda: None)())  # a model that is not for Trace_ELBO says so
     assert module.__doc__, f"models/{name}.py tells no story"
     assert "Reference" in module.__doc__, f"models/{name}.py names no paper"

@@ -34,7 +34,7 @@ def test_a_model_of_your_own_takes_under_thirty_lines():
     assert len([line for line in block.splitlines() if line.strip()]) < 30
 
 
-LONG = {"vilvm.evaluation.annealing", "vilvm.diagnostics.convergence", "vilvm.diagnostics.diagnosis"}
+LONG = {"vilvm.evaluation.ais", "vilvm.diagnostics.convergence", "vilvm.diagnostics.diagnose"}
 
 
 @pytest.mark.parametrize("module", [pytest.param(m, marks=pytest.mark.slow) if m in LONG else m for m in DOCUMENTED])

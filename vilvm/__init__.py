@@ -1,12 +1,13 @@
 """Variational inference for latent variable models, on Pyro."""
 
-from vilvm.data import Data, Interleaved
+from vilvm._runtime.distributed import PeerLostError, distributed
+from vilvm.data.data import Data
+from vilvm.data.interleaved import Interleaved
 from vilvm.diagnostics import Diagnosis, Finding, diagnose
 from vilvm.evaluation import Estimate, Evaluation, Ledger, compare, evaluate
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, Pair
 from vilvm.training import CheckpointError, Event, Fit, History, NonFiniteLossError, fit
 from vilvm.weights import LogWeights, log_weights, posterior, posterior_mean, predict, resample, sample
-from vilvm.world import PeerLostError, distributed
 
 __all__ = [
     "CheckpointError",

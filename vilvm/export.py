@@ -31,18 +31,19 @@ import xarray as xr
 from arviz_base import dict_to_dataset
 from torch import Tensor
 
-from vilvm.checks import check_number, check_path, check_seed, optional
-from vilvm.data import Data, as_data, seeded
-from vilvm.diagnostics.psis import check_weighable, psis
-from vilvm.diagnostics.simulated import runnable
-from vilvm.evaluation.bounds import in_parts, samples_in_a_pass
-from vilvm.files import atomic
-from vilvm.hdf5 import check_contents, root_attributes
+from vilvm._runtime.argument_checks import check_number, check_path, check_seed, optional
+from vilvm._runtime.files import atomic
+from vilvm._runtime.hdf5 import check_contents, root_attributes
+from vilvm._runtime.random import seeded
+from vilvm.data.data import Data, as_data
+from vilvm.diagnostics._components import runnable
+from vilvm.diagnostics.pareto_k import check_weighable, psis
+from vilvm.evaluation.evaluate import in_parts, samples_in_a_pass
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, LogWeights, layout, log_weights
-from vilvm.weights.draws import picked_by_weight
-from vilvm.weights.replayed import replay
-from vilvm.weights.simulated import undrawable
+from vilvm.weights.generated_quantities import replay
+from vilvm.weights.sampling import picked_by_weight
+from vilvm.weights.simulation import undrawable
 
 __all__ = ["load", "save", "to_datatree"]
 
@@ -117,7 +118,7 @@ def to_datatree(
 
     Example:
         >>> import torch
-        >>> from models.vae import VAE
+        >>> from vilvm.models.vae import VAE
         >>> from vilvm.export import to_datatree
         >>> tree = to_datatree(VAE(data_dim=6, latent_dim=2), torch.zeros(4, 6), num_samples=30)
         >>> dict(tree.posterior.z.sizes), tree.diagnostics.pareto_k.shape
@@ -173,7 +174,7 @@ def save(tree: xr.DataTree, path: str | Path) -> Path:
 
 
 def load(path: str | Path) -> xr.DataTree:
-    """Reads a DataTree that ``save`` wrote into memory. Nothing is read but what is in the file itself (``vilvm.hdf5``).
+    """Reads a DataTree that ``save`` wrote into memory. Nothing is read but what is in the file itself (``vilvm._runtime.hdf5``).
 
     Raises:
         FileNotFoundError: there is no such file.

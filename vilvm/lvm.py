@@ -18,10 +18,18 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from pyro.infer.autoguide.guides import AutoGuide
 
-from vilvm.data import Data, as_data
-from vilvm.errors import BusyError, ContractError, NonFiniteError, NotApplicable
-from vilvm.held import held_modules
-from vilvm.parameters import add_network, evaluation_mode, keep_for_later, kept, module_parameters, own_memory, own_networks
+from vilvm._runtime.errors import BusyError, ContractError, NonFiniteError, NotApplicable
+from vilvm._runtime.held_modules import held_modules
+from vilvm._runtime.parameters import (
+    add_network,
+    evaluation_mode,
+    keep_for_later,
+    kept,
+    module_parameters,
+    own_memory,
+    own_networks,
+)
+from vilvm.data.data import Data, as_data
 
 __all__ = [
     "BusyError",
@@ -30,6 +38,7 @@ __all__ = [
     "NonFiniteError",
     "NotApplicable",
     "Pair",
+    "Wrapped",
     "check_contract",
     "device_of",
     "evaluation_mode",
@@ -228,3 +237,40 @@ def fixed_beside(lvm: object, data: Any, seed: int = 0) -> Data:
     """The data, checked, where the model is, after their transform, drawn once from `seed`."""
     given = as_data(data)
     return given.to(device_of(lvm, given.device)).fixed(seed)
+
+
+class Wrapped(torch.nn.Module):
+    """A model around another one, `lvm`; a subclass writes `model` and `guide` with the two methods below.
+
+    They run those of the inner model with the parameters that live in it (``pyro.param``), not with new ones of the outer model's.
+
+    Arguments:
+        lvm: the model within; a ``torch.nn.Module``.
+        frozen: whether a parameter that the inner model has not met before is an error.
+
+    Raises:
+        ContractError: `lvm` is no latent variable model, or no module.
+    """
+
+    lvm: Any
+    keeps_model = False  # whether p(x, z) is that of the inner model, so that its evidence is too
+    keeps_guide = True  # whether q(z | x) has the parameters of the inner guide, so that it serves no other data than that does
+
+    def __init__(self, lvm: Any, frozen: bool = False):
+        super().__init__()
+        check_contract(lvm)
+        if not isinstance(lvm, torch.nn.Module):
+            raise ContractError(
+                f"{type(lvm).__name__} is no torch.nn.Module, which is needed here; make it one, or wrap it as vilvm.Pair(model, guide)."
+            )
+        self.lvm, self._frozen = lvm, frozen
+
+    def inner_model(self, batch: Any, **arguments: Any) -> Any:
+        """Runs p(x | z) p(z) of the inner model, with what it takes behind the batch."""
+        with module_parameters(self.lvm, self._frozen):
+            return self.lvm.model(batch, **arguments)
+
+    def inner_guide(self, batch: Any, **arguments: Any) -> Any:
+        """Runs q(z | x) of the inner model, with what it takes behind the batch."""
+        with module_parameters(self.lvm, self._frozen):
+            return self.lvm.guide(batch, **arguments)

@@ -14,14 +14,16 @@ import pyro
 import torch
 from pyro.infer import Trace_ELBO
 
-from vilvm.compiling import graph
-from vilvm.data import Data, seeded, tensors_of
+from vilvm._compile import graph
+from vilvm._runtime.random import seeded
+from vilvm.data.data import Data
+from vilvm.data.tensors import tensors_of
 from vilvm.lvm import LatentVariableModel, evaluation_mode, module_parameters
-from vilvm.training.compiled import CompiledStep
-from vilvm.training.loop import fit
+from vilvm.training.compiled_step import CompiledStep
+from vilvm.training.fit import fit
 from vilvm.weights import LogWeights, layout, log_weights, posterior
-from vilvm.weights.densities import weight_pass
-from vilvm.weights.ways import way_of
+from vilvm.weights._vectorisation import way_of
+from vilvm.weights.log_weights import weight_pass
 
 __all__ = ["check_lvm"]
 
@@ -42,7 +44,7 @@ def check_lvm(tiny: Callable[[], tuple[LatentVariableModel, Any]], objective: An
         objective: what the gradient is checked on, ``Trace_ELBO()`` by default.
 
     Returns:
-        The way that many samples take: "vectorised", "vmap" or "one by one" (``vilvm.weights.ways``). The first is the fastest.
+        The way that many samples take: "vectorised", "vmap" or "one by one" (``vilvm.weights._vectorisation``). The first is the fastest.
 
     Raises:
         AssertionError: a clause is broken.

@@ -33,8 +33,10 @@ from pyro.infer.autoguide import AutoNormal
 
 import vilvm
 import vilvm.weights
-from vilvm import datasets, diagnostics, evaluation, export, guides, latent, networks, noise, objectives, priors, report, training
-from vilvm.partial import partly_observed
+from vilvm import data, diagnostics, evaluation, export, guides, networks, objectives, plots, priors, training, wrappers
+from vilvm.data import datasets
+from vilvm.evaluation import interpolation
+from vilvm.wrappers.partly_observed import partly_observed
 
 __all__ = ["cases", "verdict"]
 
@@ -582,11 +584,11 @@ def _of_evaluation(x: torch.Tensor) -> Iterator[_Call]:
         {"data": "tensor", "draws": "tensor", "folds": "folds", "seed": "seed"},
     )
     codes = {"first": torch.zeros(2, 2), "second": torch.ones(2, 2), "steps": 3}
-    for function in (latent.line, latent.great_circle):
+    for function in (interpolation.line, interpolation.great_circle):
         yield _Call(function.__name__, function, lambda: codes, {"first": "tensor", "steps": "at least 2"})
     yield _Call(
         "interpolate",
-        latent.interpolate,
+        interpolation.interpolate,
         _with_pair(**codes),
         {"lvm": "pair", "steps": "at least 2", "num_samples": "draws", "path": "function", "first": "tensor"},
     )
@@ -610,7 +612,7 @@ def _of_evaluation(x: torch.Tensor) -> Iterator[_Call]:
 def _of_guides(x: torch.Tensor) -> Iterator[_Call]:
     yield _Call(
         "fit_guide",
-        lambda **options: guides.fit_guide(**options)[0],
+        lambda **options: wrappers.fit_guide(**options)[0],
         _with_pair(data=x, epochs=1, hidden=(4,)),
         {
             "lvm": "pair",
@@ -629,8 +631,8 @@ def _of_guides(x: torch.Tensor) -> Iterator[_Call]:
         _with_pair(batch=x, steps=2),
         {"lvm": "pair", "batch": "batch", "steps": "count", "lr": "positive", "num_particles": "count", "seed": "seed"},
     )
-    yield _Call("with_guide", guides.with_guide, _with_pair(encoder=torch.nn.Linear(2, 4)), {"lvm": "pair", "encoder": "network"})
-    yield _Call("with_prior_guide", guides.with_prior_guide, _with_pair(), {"lvm": "pair"})
+    yield _Call("with_guide", wrappers.with_guide, _with_pair(encoder=torch.nn.Linear(2, 4)), {"lvm": "pair", "encoder": "network"})
+    yield _Call("with_prior_guide", wrappers.with_prior_guide, _with_pair(), {"lvm": "pair"})
     yield _Call(
         "fit_prior",
         priors.fit_prior,
@@ -647,7 +649,7 @@ def _of_guides(x: torch.Tensor) -> Iterator[_Call]:
     )
     yield _Call(
         "with_prior",
-        priors.with_prior,
+        wrappers.with_prior,
         lambda: {"lvm": _pair(), "prior": priors.fit_prior(_pair(), x)},
         {"lvm": "pair", "prior": "network"},
     )
@@ -656,7 +658,7 @@ def _of_guides(x: torch.Tensor) -> Iterator[_Call]:
     )
     yield _Call(
         "fit_noise",
-        lambda **options: noise.fit_noise(**options),
+        lambda **options: wrappers.fit_noise(**options),
         _with_pair(data=x),
         {"lvm": "pair", "data": "data", "num_samples": "count", "seed": "seed"},
     )
@@ -741,14 +743,14 @@ def _of_data() -> Iterator[_Call]:
         {"name": "name of a posterior", "folder": "folder"},
     )
     yield _Call("Data", vilvm.Data, lambda: {"x": _x()}, {"transform": "transform"})
-    yield _Call("GaussianNoise", datasets.GaussianNoise, dict, {"scale": "positive"})
-    yield _Call("PixelErasure", datasets.PixelErasure, dict, {"share": "share"})
-    yield _Call("BlockMasking", datasets.BlockMasking, dict, {"size": "count", "image_shape": "sizes"})
-    yield _Call("HalfErasure", datasets.HalfErasure, dict, {"half": "choice", "image_shape": "sizes"})
-    yield _Call("Blur", datasets.Blur, dict, {"scale": "positive", "image_shape": "sizes"})
-    yield _Call("StaticBinarisation", lambda seed: datasets.StaticBinarisation(seed)(torch.full((3,), 0.5)), dict, {"seed": "seed"})
-    yield _Call("Chain", datasets.Chain, dict, {"parts": "transforms"})
-    yield _Call("Corrupted", datasets.Corrupted, dict, {"corruption": "choice"})
+    yield _Call("GaussianNoise", data.GaussianNoise, dict, {"scale": "positive"})
+    yield _Call("PixelErasure", data.PixelErasure, dict, {"share": "share"})
+    yield _Call("BlockMasking", data.BlockMasking, dict, {"size": "count", "image_shape": "sizes"})
+    yield _Call("HalfErasure", data.HalfErasure, dict, {"half": "choice", "image_shape": "sizes"})
+    yield _Call("Blur", data.Blur, dict, {"scale": "positive", "image_shape": "sizes"})
+    yield _Call("StaticBinarisation", lambda seed: data.StaticBinarisation(seed)(torch.full((3,), 0.5)), dict, {"seed": "seed"})
+    yield _Call("Chain", data.Chain, dict, {"parts": "transforms"})
+    yield _Call("Corrupted", data.Corrupted, dict, {"corruption": "choice"})
     yield _Call("load", export.load, dict, {"path": "path"})
 
 
@@ -763,23 +765,23 @@ def _of_reports() -> Iterator[_Call]:
     }
     for name, argument in counted.items():
         yield _Call(
-            f"report.{name}",
+            f"plots.{name}",
             partial(_made, name),
             right,
             {argument: "count", "lvm": "pair"},
         )
     yield _Call(
-        "report.interpolations by steps", lambda **options: bool(report.interpolations(**options)), right, {"steps": "at least 2"}
+        "plots.interpolations by steps", lambda **options: bool(plots.interpolations(**options)), right, {"steps": "at least 2"}
     )
     yield _Call(
-        "report.rank_histograms",
-        lambda **options: bool(report.rank_histograms(**options)),
+        "plots.rank_histograms",
+        lambda **options: bool(plots.rank_histograms(**options)),
         lambda: {"ranks": torch.arange(10), "num_draws": 9},
         {"num_draws": "wrong counts", "bins": "count or None"},
     )
     yield _Call(
-        "report.rank_ecdf",
-        lambda **options: bool(report.rank_ecdf(**options)),
+        "plots.rank_ecdf",
+        lambda **options: bool(plots.rank_ecdf(**options)),
         lambda: {"ranks": torch.arange(10), "num_draws": 9},
         {"num_draws": "wrong counts", "false_alarm": "probability"},
     )
@@ -807,7 +809,7 @@ _OTHER_KINDS: dict[str, dict[str, Any]] = {
     "latents": {"None": None, "a tensor": torch.zeros(2, 2), "empty": {}, "text": "z", "of text": {"z": "0"}, "another": {"w": torch.zeros(2, 2)}, "a list": [torch.zeros(2, 2)], "of NumPy": {"z": np.zeros((2, 2))}},
     "weights": {"None": None, "text": "w", "a NumPy array": np.zeros(100), "NaN": torch.full((100,), math.nan), "infinity": torch.full((100,), math.inf), "nothing": torch.zeros(0), "complex": torch.zeros(100) + 0j},
     "no history": {"None": None, "text": "h", "a number": 3, "a list": [1.0, 2.0], "an array": np.zeros(30), "a dict": {}},
-    "transforms": {"text": "binarise", "a number": 3, "None": None, "nothing": (), "a list": [datasets.DynamicBinarisation()], "of text": ("a",)},
+    "transforms": {"text": "binarise", "a number": 3, "None": None, "nothing": (), "a list": [data.DynamicBinarisation()], "of text": ("a",)},
     "schedule": {"text": "ais", "a number": 3, "a dict": {}},
     "features": {"None": None, "text": "f", "a vector": np.zeros(30), "NaN": np.full((30, 2), math.nan), "another width": np.zeros((30, 3)), "one row": np.zeros((1, 2)), "a number": 3.0},
     "dict or None": {"text": "z", "a number": 3, "an unknown name": {"unheard": ["a"]}, "a list": ["z"]},
@@ -816,7 +818,7 @@ _OTHER_KINDS: dict[str, dict[str, Any]] = {
     "array or path": {"None": None, "text": "nothing.npy", "a table": "table.csv", "a number": 3, "words": np.array([["a"], ["b"]]), "one number": np.array(3.0), "ragged": [[1.0], [1.0, 2.0]], "NaN": np.full((30, 2), math.nan), "complex": np.zeros((30, 2)) + 0j, "nothing": np.zeros((0, 2)), "one row": np.zeros((1, 2)), "dates": np.zeros(30, dtype="datetime64[s]"), "objects": np.array([object()] * 30), "masked": np.ma.masked_array(np.zeros((30, 2)), np.eye(30, 2) > 0), "NUL": "a\0b.npy", "a folder": str(Path(__file__).parent)},
     "split": {**_BAD_COUNTS, "all": 10**6},
     "split or None": {**_without_none(_BAD_COUNTS), "all": 10**6},
-    "transform": {"text": "binarise", "a number": 3, "a class": datasets.DynamicBinarisation, "a function": abs},
+    "transform": {"text": "binarise", "a number": 3, "a class": data.DynamicBinarisation, "a function": abs},
     "no Data": {"None": None, "a tensor": torch.zeros(8, 2), "text": "x"},
     "name of a posterior": {"another": "nothing-at-all", "a number": 3, "None": None, "NUL": "a\0b"},
 }  # fmt: skip
@@ -850,8 +852,8 @@ _ALSO |= {
 
 def _others() -> Iterator[tuple[str, Callable[[], Any]]]:
     """Models and files."""
-    for size, data, batch in ((10_000, 100, None), (10_000, 100, 10), (50, 100, None), (101, 100, 10)):
-        yield f"fit(plate of {size} on {data} data in batches of {batch})", partial(_oversized, size, data, batch)
+    for size, rows, batch in ((10_000, 100, None), (10_000, 100, 10), (50, 100, None), (101, 100, 10)):
+        yield f"fit(plate of {size} on {rows} data in batches of {batch})", partial(_oversized, size, rows, batch)
     yield "fit(a pair within no_grad)", _within_no_grad
     yield "fit(a loss of shape one by one)", _one_by_one
     yield "fit(two names that are one parameter)", _two_names
@@ -972,4 +974,4 @@ def _too_large_for_bytes() -> Any:
 
 
 def _made(name: str, **options: Any) -> bool:
-    return bool(getattr(report, name)(**options))
+    return bool(getattr(plots, name)(**options))

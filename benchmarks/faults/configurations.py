@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler as schedulers
 
 import vilvm
-from models.vae import VAE
-from vilvm.datasets import DynamicBinarisation, on_disk
+from vilvm.data import DynamicBinarisation
+from vilvm.data.datasets import on_disk
+from vilvm.models.vae import VAE
 from vilvm.objectives import Annealed
 from vilvm.training import by_name, one_cycle
 

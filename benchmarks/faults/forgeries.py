@@ -30,8 +30,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 import vilvm
-from models.vae import VAE
-from vilvm.data import rng, seeded
+from vilvm._runtime.random import rng, seeded
+from vilvm.models.vae import VAE
 from vilvm.objectives import Annealed
 from vilvm.training import by_name, checkpoint
 from vilvm.training.run import Run

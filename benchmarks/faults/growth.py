@@ -19,8 +19,8 @@ import vilvm
 from benchmarks.faults.children import Ending, ended, one_thread, start
 from benchmarks.faults.configurations import Normalised
 from benchmarks.faults.table import Row, markdown
-from models.vae import VAE
-from vilvm.datasets import DynamicBinarisation
+from vilvm.data import DynamicBinarisation
+from vilvm.models.vae import VAE
 
 __all__ = ["rows"]
 

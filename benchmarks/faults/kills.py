@@ -32,13 +32,13 @@ from benchmarks.faults.children import Ending, ended, free_port, left_running, o
 from benchmarks.faults.configurations import CONFIGURATIONS, INDUCTOR, RANKS, fit
 from benchmarks.faults.table import Row, markdown
 from examples import vae_mnist
-from vilvm.compiling import graph
-from vilvm.training import checkpoint, compiled
+from vilvm._compile import graph
+from vilvm.training import checkpoint, compiled_step
 
 __all__ = ["Kills", "campaign", "rows", "warm_up"]
 
 COMMAND = "python -m examples.vae_mnist"
-_INDUCTOR = compiled.inductor
+_INDUCTOR = compiled_step.inductor
 _CLOCKS = {"seconds", "data_per_second", "images_per_second"}
 _HELD = ("step", "model", "optimizer", "scheduler", "objective", "rng", "history", "skipped", "best", "best_step", "best_bound")
 _SEEN = "the run resumes with `resume=True` and ends as if undisturbed"
@@ -114,7 +114,7 @@ def names(folder: Path) -> set[str]:
 def train(name: str, folder: Path, data: Path) -> dict[str, Any]:
     """A configuration in this process, from its beginning or from where it was killed: digests of all that it ends with."""
     # But for one, as the step is traced and guarded, without the compiler's seconds.
-    compiled.inductor = _INDUCTOR if name == INDUCTOR else graph
+    compiled_step.inductor = _INDUCTOR if name == INDUCTOR else graph
     make = CONFIGURATIONS[name] if name in CONFIGURATIONS else RANKS[name][1]
     with vilvm.distributed(minutes=0.5) as world:
         lvm, fitted = fit(make, folder, data)
@@ -248,7 +248,7 @@ def warm_up(folder: Path) -> None:
     """Takes a few steps in this process, so that its children need not import what these import."""
     fit(CONFIGURATIONS["optimizer: Adam"], folder / "warm", folder)
     fit(CONFIGURATIONS["in turn"], folder / "warm in turn", folder)
-    compiled.inductor = graph
+    compiled_step.inductor = graph
     with redirect_stdout(io.StringIO()):
         fit(CONFIGURATIONS["compiled: Adam"], folder / "warm compiled", folder)
 

@@ -10,14 +10,14 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from scipy import stats
 
 import vilvm
-from models.ppca import PPCA
 from vilvm.diagnostics.calibration import sbc, tarp
 from vilvm.diagnostics.finding import Gravity
-from vilvm.diagnostics.refitted import vsbc
+from vilvm.diagnostics.vsbc import vsbc
 from vilvm.evaluation import Schedule, ais, bdmc
-from vilvm.guides import with_prior_guide
 from vilvm.lvm import ContractError, NotApplicable
+from vilvm.models.ppca import PPCA
 from vilvm.weights import simulate
+from vilvm.wrappers import with_prior_guide
 
 
 @pytest.fixture

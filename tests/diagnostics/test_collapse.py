@@ -11,17 +11,17 @@ import torch
 from pyro.infer import Trace_ELBO
 
 import vilvm
-import vilvm.datasets
-from models.ppca import PPCA
-from models.vae import VAE
-from vilvm.diagnostics.alarm import CollapseAlarm
+import vilvm.data.datasets
 from vilvm.diagnostics.collapse import active_units, collapse
+from vilvm.diagnostics.collapse_alarm import CollapseAlarm
 from vilvm.diagnostics.finding import Gravity
 from vilvm.lvm import ContractError
+from vilvm.models.ppca import PPCA
+from vilvm.models.vae import VAE
 from vilvm.objectives import Annealed
 from vilvm.training.history import History, Record
 from vilvm.training.result import Event
-from vilvm.weights.guided import divergences, guide_log_prob
+from vilvm.weights.guide_density import divergences, guide_log_prob
 
 
 def test_a_unit_that_follows_the_data_is_active_and_one_at_the_prior_is_not():
@@ -427,7 +427,7 @@ def small_vae():
 
 
 def trained(objective, callbacks):
-    dataset = vilvm.datasets.digits()
+    dataset = vilvm.data.datasets.digits()
     lvm = small_vae()
     fast = partial(torch.optim.Adam, lr=3e-3)
     vilvm.fit(lvm, dataset.train, steps=350, batch_size=270, objective=objective, optimizer=fast, callbacks=callbacks)

@@ -11,10 +11,10 @@ from pyro.infer import Trace_ELBO
 from torch import nn
 
 import vilvm
-from models.ppca import PPCA
+from vilvm.diagnostics._trend import trend
 from vilvm.diagnostics.convergence import Converged, convergence, split_rhat
 from vilvm.diagnostics.finding import Gravity
-from vilvm.diagnostics.trend import trend
+from vilvm.models.ppca import PPCA
 from vilvm.objectives import Annealed
 from vilvm.training.history import History, Record
 from vilvm.training.result import Event

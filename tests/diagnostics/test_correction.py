@@ -221,8 +221,8 @@ def test_nothing_to_correct_is_said():
 
 def test_what_cannot_be_held_at_once_is_drawn_in_turns(monkeypatch):
     whole = correction(normals(1.2, 7), torch.tensor(0.0), num_samples=1000)
-    monkeypatch.setattr("vilvm.diagnostics.moments.KEPT", 3000)
-    monkeypatch.setattr("vilvm.diagnostics.moments._WORKED", 2000)
+    monkeypatch.setattr("vilvm.diagnostics._moments.KEPT", 3000)
+    monkeypatch.setattr("vilvm.diagnostics._moments._WORKED", 2000)
     parts = correction(normals(1.2, 7), torch.tensor(0.0), num_samples=1000)
     assert parts.names == whole.names
     assert (parts.ratio - 1.2).abs().max() < 6 * parts.ratio_se.max()

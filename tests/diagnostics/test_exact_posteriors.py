@@ -4,6 +4,7 @@ import math
 import time
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 
 import pyro
 import pyro.distributions as dist
@@ -18,7 +19,7 @@ from vilvm.evaluation import Schedule, bdmc
 from vilvm.lvm import NotApplicable
 from vilvm.objectives import Annealed
 from vilvm.training.history import History
-from vilvm.weights.simulated import batches
+from vilvm.weights.simulation import batches
 
 QUICK = Schedule(num_chains=8, num_temperatures=20, leapfrog=3)
 
@@ -26,7 +27,7 @@ QUICK = Schedule(num_chains=8, num_temperatures=20, leapfrog=3)
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
     """The best guide need not be found to four digits."""
-    monkeypatch.setattr("vilvm.diagnostics.diagnosis.gaps", partial(gaps, steps=80))
+    monkeypatch.setattr(import_module("vilvm.diagnostics.diagnose"), "gaps", partial(gaps, steps=80))
 
 
 def masked_data(seed, shift=0.0):

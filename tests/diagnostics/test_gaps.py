@@ -12,11 +12,11 @@ from scipy.stats import binom
 from torch.distributions import kl_divergence
 
 import vilvm
-from models.factor_analysis import FactorAnalysis
-from models.vae import VAE
 from vilvm.diagnostics.finding import Gravity
 from vilvm.diagnostics.gaps import Bound, Gaps, gaps
 from vilvm.evaluation import Estimate, Schedule
+from vilvm.models.factor_analysis import FactorAnalysis
+from vilvm.models.vae import VAE
 
 
 def factors(diagonal):

@@ -10,9 +10,9 @@ from arviz_base import from_dict
 from arviz_stats import loo_approximate_posterior
 
 import vilvm
-from models.ppca import PPCA
-from vilvm.data import seeded
+from vilvm._runtime.random import seeded
 from vilvm.diagnostics import Gravity, loo
+from vilvm.models.ppca import PPCA
 from vilvm.weights import layout
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from arviz_stats.base import array_stats
 
-from vilvm.diagnostics.tail import tail_shape
+from vilvm.diagnostics._tail import tail_shape
 
 
 @pytest.mark.parametrize("num_samples", [200, 1000, 20_000])

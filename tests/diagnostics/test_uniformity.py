@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from vilvm.diagnostics.uniformity import holm, interval_coverage, rank_among, symmetry_p_values, uniformity_p_values
+from vilvm.diagnostics._uniformity import holm, interval_coverage, rank_among, symmetry_p_values, uniformity_p_values
 
 
 def least_tail(ranks, num_draws):

@@ -11,15 +11,16 @@ import torch
 from rich.console import Console
 
 import vilvm
-from models.autoencoder import Autoencoder
-from models.linear_autoencoder import LinearAutoencoder
-from models.ppca import PPCA
-from models.vae import VAE
-from vilvm.datasets import DynamicBinarisation, digits
+from vilvm.data import DynamicBinarisation
+from vilvm.data.datasets import digits
 from vilvm.evaluation import Ledger, compare, fit_features, squared_error
-from vilvm.guides import with_guide
+from vilvm.models.autoencoder import Autoencoder
+from vilvm.models.linear_autoencoder import LinearAutoencoder
+from vilvm.models.ppca import PPCA
+from vilvm.models.vae import VAE
 from vilvm.networks import mlp
-from vilvm.priors import fit_prior, with_prior
+from vilvm.priors import fit_prior
+from vilvm.wrappers import with_guide, with_prior
 
 quick = partial(compare, num_samples=50, num_draws=0)
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import vilvm
-from models.denoising_autoencoder import DenoisingAutoencoder
-from models.vae import VAE
 from vilvm.evaluation import psnr, reconstruct, squared_error
+from vilvm.models.denoising_autoencoder import DenoisingAutoencoder
+from vilvm.models.vae import VAE
 
 
 def test_it_is_the_decoder_at_the_posterior_mean():

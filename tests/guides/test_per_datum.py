@@ -24,14 +24,13 @@ from pyro.infer.autoguide import (
 from pyro.infer.autoguide.initialization import init_to_mean
 
 import vilvm
-from vilvm.guides import with_guide
 from vilvm.lvm import ContractError, NotApplicable
-from vilvm.partial import partly_observed
-from vilvm.priors import with_prior
 from vilvm.priors.fitted import FittedPrior
 from vilvm.weights import layout
-from vilvm.weights.per_datum import by_position
-from vilvm.weights.replayed import replay
+from vilvm.weights._per_datum import by_position
+from vilvm.weights.generated_quantities import replay
+from vilvm.wrappers import with_guide, with_prior
+from vilvm.wrappers.partly_observed import partly_observed
 
 N = 60
 REFUSED = "serves data by their place.*amortised guide"

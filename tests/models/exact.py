@@ -8,7 +8,7 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO
 
-from vilvm.datasets import mnist, posteriordb
+from vilvm.data.datasets import mnist, posteriordb
 from vilvm.lvm import module_parameters
 
 

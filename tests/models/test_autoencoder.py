@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import vilvm
-from models.autoencoder import Autoencoder
 from tests.models.exact import PCA_OF_MNIST, mnist_or_skip
 from vilvm.evaluation import squared_error
+from vilvm.models.autoencoder import Autoencoder
 from vilvm.testing import check_lvm
 from vilvm.training import one_cycle
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import vilvm
-from models.bayesian_network import ASIA, SPRINKLER, BayesianNetwork, objective, tiny
-from vilvm.data import seeded
+from vilvm._runtime.random import seeded
 from vilvm.lvm import ContractError
+from vilvm.models.bayesian_network import ASIA, SPRINKLER, BayesianNetwork, objective, tiny
 from vilvm.testing import check_lvm
 
 THREE = {  # three states, and a node with three parents

@@ -10,8 +10,8 @@ from scipy import integrate, stats
 from torch.distributions import MultivariateNormal
 
 import vilvm
-from models.bayesian_regression import FLAT, BayesianRegression, lagged
 from tests.models.exact import posteriordb_or_skip
+from vilvm.models.bayesian_regression import FLAT, BayesianRegression, lagged
 from vilvm.training import one_cycle
 
 POSTERIORS = ("kidiq-kidscore_momiq", "sblri-blr", "arK-arK")

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import vilvm
-from models.conv_autoencoder import ConvAutoencoder
 from tests.models.exact import PCA_OF_MNIST, mnist_or_skip
 from vilvm.evaluation import squared_error
+from vilvm.models.conv_autoencoder import ConvAutoencoder
 from vilvm.testing import check_lvm
 from vilvm.training import one_cycle
 

@@ -7,9 +7,9 @@ import torch
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
 import vilvm
-from models.denoising_autoencoder import DenoisingAutoencoder
-from vilvm.datasets import Corrupted, GaussianNoise, PixelErasure
+from vilvm.data import Corrupted, GaussianNoise, PixelErasure
 from vilvm.evaluation import reconstruct
+from vilvm.models.denoising_autoencoder import DenoisingAutoencoder
 from vilvm.testing import check_lvm
 
 

@@ -10,10 +10,10 @@ from pyro.infer import Trace_ELBO
 from scipy import integrate, stats
 
 import vilvm
-from models.eight_schools import EightSchools, eight_schools
 from tests.models.exact import posteriordb_or_skip
 from vilvm.diagnostics import pareto_k
 from vilvm.evaluation import Schedule, ais
+from vilvm.models.eight_schools import EightSchools, eight_schools
 from vilvm.training import one_cycle
 
 BATCH = eight_schools().x

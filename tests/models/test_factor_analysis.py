@@ -8,7 +8,7 @@ from sklearn.decomposition import FactorAnalysis as Sklearn
 from torch.distributions import MultivariateNormal, kl_divergence
 
 import vilvm
-from models.factor_analysis import FactorAnalysis
+from vilvm.models.factor_analysis import FactorAnalysis
 from vilvm.testing import check_lvm
 
 

@@ -11,8 +11,8 @@ from pyro.infer.autoguide import AutoDelta
 from torch.distributions import Dirichlet, HalfNormal, Normal
 
 import vilvm
-from models.gaussian_mixture import GaussianMixture, objective
 from tests.models.exact import check_marginals, check_one_loss_and_gradient, posteriordb_or_skip
+from vilvm.models.gaussian_mixture import GaussianMixture, objective
 from vilvm.training import one_cycle
 
 THETA = {"pi": torch.tensor([0.3, 0.7]), "mu": torch.tensor([-1.0, 1.5]), "sigma": torch.tensor([0.8, 1.2])}

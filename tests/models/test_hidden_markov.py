@@ -10,8 +10,8 @@ from pyro.infer import Trace_ELBO
 from torch.distributions import Dirichlet, HalfNormal, Normal
 
 import vilvm
-from models.hidden_markov import HiddenMarkov, Sequence, forward, objective, smooth
 from tests.models.exact import check_marginals, check_one_loss_and_gradient, posteriordb_or_skip
+from vilvm.models.hidden_markov import HiddenMarkov, Sequence, forward, objective, smooth
 from vilvm.training import one_cycle
 
 THETA = {"transition": torch.tensor([[0.8, 0.2], [0.3, 0.7]]), "mu": torch.tensor([-1.0, 1.5])}

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import vilvm
-from models.linear_autoencoder import LinearAutoencoder
 from tests.models.exact import PCA_OF_MNIST, mnist_or_skip
 from vilvm.evaluation import squared_error
+from vilvm.models.linear_autoencoder import LinearAutoencoder
 
 
 def principal_axes(x, d):

@@ -8,7 +8,7 @@ from scipy.stats import multivariate_normal
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 import vilvm
-from models.linear_discriminant import LinearDiscriminant, objective, tiny
+from vilvm.models.linear_discriminant import LinearDiscriminant, objective, tiny
 from vilvm.testing import check_lvm
 
 

@@ -8,8 +8,8 @@ import torch
 from torch.distributions import MultivariateNormal
 
 import vilvm
-from models.ppca import PPCA
 from tests.models.exact import PCA_OF_MNIST, mnist_or_skip
+from vilvm.models.ppca import PPCA
 
 
 @pytest.fixture

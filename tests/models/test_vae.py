@@ -6,7 +6,7 @@ import torch
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 
 import vilvm
-from models.vae import VAE, tiny
+from vilvm.models.vae import VAE, tiny
 from vilvm.testing import check_lvm
 
 

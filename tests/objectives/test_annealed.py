@@ -5,8 +5,8 @@ import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 
 import vilvm
-from models.vae import tiny
-from vilvm.data import seeded
+from vilvm._runtime.random import seeded
+from vilvm.models.vae import tiny
 from vilvm.objectives import Annealed
 
 

@@ -10,8 +10,8 @@ from torch.distributions import AffineTransform
 import vilvm
 from tests.pairs.oracle import pyro_elbos
 from vilvm.weights import replicate
-from vilvm.weights.guided import guide_log_prob
-from vilvm.weights.replayed import replay
+from vilvm.weights.generated_quantities import replay
+from vilvm.weights.guide_density import guide_log_prob
 
 NUM_DATA, WIDTH = 6, 2
 

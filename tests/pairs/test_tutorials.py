@@ -4,6 +4,7 @@ import copy
 import math
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import pyro
@@ -684,7 +685,9 @@ def test_the_mixtures_distortion_is_that_of_its_point():
 @pytest.mark.parametrize("tutorial", [n for n in TUTORIALS if n not in ALIKE], indirect=True)
 def test_a_tutorial_is_diagnosed(tutorial, monkeypatch):
     """No diagnostic fails: each runs, does not apply, or has no time left."""
-    monkeypatch.setattr("vilvm.diagnostics.diagnosis.gaps", partial(gaps, steps=60))  # the best guide need not be found
+    monkeypatch.setattr(
+        import_module("vilvm.diagnostics.diagnose"), "gaps", partial(gaps, steps=60)
+    )  # the best guide need not be found
     history = trained(tutorial, steps=100).history
     found = vilvm.diagnose(tutorial.lvm, tutorial.batch, history=history, budget=20, progress=False)
     broken = {n: why for n, why in found.skipped.items() if "Error" in why or "fails on a batch" in why or "A log-density" in why}

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 import vilvm
-from models.autoencoder import Autoencoder
-from models.ppca import PPCA
 from vilvm.guides import delta, flat_prior
-from vilvm.priors import fit_prior, with_prior
+from vilvm.models.autoencoder import Autoencoder
+from vilvm.models.ppca import PPCA
+from vilvm.priors import fit_prior
+from vilvm.wrappers import with_prior
 
 
 class Identity(torch.nn.Module):

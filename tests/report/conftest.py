@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from models.autoencoder import Autoencoder
-from models.ppca import PPCA
-from vilvm import Data, report
+from vilvm import Data, plots, report
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.evaluation import compare
+from vilvm.models.autoencoder import Autoencoder
+from vilvm.models.ppca import PPCA
 from vilvm.report import Page, Table
 from vilvm.training.history import History, Record
 
@@ -55,16 +55,16 @@ def full_page():
             },
             findings=findings,
             finding_figures={
-                "Pareto k̂": report.pareto_k(torch.randn(900)),
-                "Calibration": report.rank_histograms(torch.randint(0, 51, (200, 6)), 50),
-                "Gaps": report.gap_bars({"approximation gap": (1.2, 0.1), NASTY: (0.8, 0.2)}),
+                "Pareto k̂": plots.pareto_k(torch.randn(900)),
+                "Calibration": plots.rank_histograms(torch.randint(0, 51, (200, 6)), 50),
+                "Gaps": plots.gap_bars({"approximation gap": (1.2, 0.1), NASTY: (0.8, 0.2)}),
             },
             ledger=ledger,
             tables={f"Numbers {NASTY}": Table(["what", "p", "verdict"], [[NASTY, 0.5, "fine"], ["z", -1e-8, "not"]])},
             history=history(12),
             figures={
-                f"Reconstructions {NASTY}": report.reconstructions(models["linear, larger"], data),
-                "Latents": report.latent_scatter(models["linear, larger"], data),
+                f"Reconstructions {NASTY}": plots.reconstructions(models["linear, larger"], data),
+                "Latents": plots.latent_scatter(models["linear, larger"], data),
             },
             settings={"latent": 5, "lr": 4e-3, "batch_size": 200, "out": NASTY},
             command=report.command("examples.vae_mnist", {"latent": 5, "out": "a b"}),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from vilvm import report
+from vilvm import plots, report
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.report import Page, Table
 from vilvm.report.embed import described, embedded
@@ -130,13 +130,13 @@ def test_it_is_written_whole(tmp_path):
 
 def test_the_same_page_twice_is_the_same():
     def drawn():
-        return Page("A", figures={"k": report.pareto_k([0.1, 0.9])}, environment={}).html()
+        return Page("A", figures={"k": plots.pareto_k([0.1, 0.9])}, environment={}).html()
 
     assert drawn() == drawn()
 
 
 def test_a_figure_is_left_as_it_is_and_follows_the_colours_of_the_page():
-    figure = report.pareto_k(torch.linspace(0, 1, 900))
+    figure = plots.pareto_k(torch.linspace(0, 1, 900))
     clouds = figure.axes[0].collections
     svg = embedded(figure, "f")
     assert [cloud.get_rasterized() for cloud in clouds] == [False, False]

@@ -11,8 +11,8 @@ import torch
 from pyro.infer import Trace_ELBO
 
 import vilvm
+from vilvm._runtime.distributed import world as ranks
 from vilvm.objectives import Annealed
-from vilvm.world import world as ranks
 
 
 class Point(torch.nn.Module):

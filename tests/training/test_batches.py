@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import vilvm
-from models.vae import VAE
-from vilvm.data import Data
-from vilvm.datasets import DynamicBinarisation, on_disk
+from vilvm.data import Data, DynamicBinarisation
+from vilvm.data.datasets import on_disk
+from vilvm.models.vae import VAE
 from vilvm.training.batches import Batches
 from vilvm.training.prefetch import Prefetched
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO
 
-from vilvm.compiling import graph
-from vilvm.data import seeded
+from vilvm._compile import graph
+from vilvm._runtime.random import seeded
 from vilvm.lvm import module_parameters
-from vilvm.training.compiled import CompiledStep
+from vilvm.training.compiled_step import CompiledStep
 from vilvm.training.step import EagerStep
 
 X = torch.randn(20, generator=torch.Generator().manual_seed(0))

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR,
 import vilvm
 from benchmarks.faults.forgeries import Parts, forgeries
 from examples._options import run
-from models.vae import tiny
+from vilvm.models.vae import tiny
 from vilvm.report import Page
 from vilvm.training import checkpoint
 

@@ -14,14 +14,14 @@ import torch
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
 
 import vilvm
-from models.vae import VAE
-from vilvm.compiling import graph, inductor, traceable
-from vilvm.data import seeded
-from vilvm.datasets import digits
+from vilvm._compile import graph, inductor, traceable
+from vilvm._runtime.random import seeded
+from vilvm.data.datasets import digits
 from vilvm.lvm import module_parameters
+from vilvm.models.vae import VAE
 from vilvm.objectives import Annealed
 from vilvm.training import run
-from vilvm.training.compiled import CompiledStep
+from vilvm.training.compiled_step import CompiledStep
 from vilvm.training.step import EagerStep
 from vilvm.weights import layout
 
@@ -308,7 +308,7 @@ def trained(folder, count, resume=False, **options):
 
 
 def test_fit_resumes_bit_for_bit_and_is_near_the_eager_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("vilvm.training.compiled.inductor", graph)
+    monkeypatch.setattr("vilvm.training.compiled_step.inductor", graph)
     whole = trained(tmp_path / "whole", 20, compile=True)
     trained(tmp_path / "parts", 11, compile=True)
     parts = trained(tmp_path / "parts", 20, resume=True, compile=True)
@@ -319,7 +319,7 @@ def test_fit_resumes_bit_for_bit_and_is_near_the_eager_run(tmp_path, monkeypatch
 
 
 def test_a_run_stays_what_it_began_as(tmp_path, monkeypatch):
-    monkeypatch.setattr("vilvm.training.compiled.inductor", graph)
+    monkeypatch.setattr("vilvm.training.compiled_step.inductor", graph)
     monkeypatch.setattr(run, "_WORTH_COMPILING", 40)
     whole = trained(tmp_path / "whole", 30)  # too short to be compiled
     trained(tmp_path / "parts", 20)
@@ -348,7 +348,7 @@ class Rare(Line):
     ids=["plain", "scheduled"],
 )
 def test_a_step_that_is_not_good_is_gone_back_to(monkeypatch, scheduler):
-    monkeypatch.setattr("vilvm.training.compiled.inductor", graph)
+    monkeypatch.setattr("vilvm.training.compiled_step.inductor", graph)
     monkeypatch.setattr("vilvm.training.run._SECONDS_AT_ONCE", 1e3)  # as many as may be, on a slow machine too
     at_once = []
     monkeypatch.setattr(run.Run, "_launched", lambda self, n, old=run.Run._launched: (at_once.append(n), old(self, n))[1])

@@ -14,16 +14,16 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroSample
 
 import vilvm
-from vilvm.compiling import UntraceableError, graph, trace, written
-from vilvm.data import seeded
+from vilvm._compile import UntraceableError, graph, trace, written
+from vilvm._runtime.random import seeded
 from vilvm.lvm import module_parameters
 from vilvm.objectives import Annealed
-from vilvm.training.compiled import CompiledStep
+from vilvm.training.compiled_step import CompiledStep
 
 
 @pytest.fixture(autouse=True)
 def _as_graph(monkeypatch):
-    monkeypatch.setattr("vilvm.training.compiled.inductor", graph)
+    monkeypatch.setattr("vilvm.training.compiled_step.inductor", graph)
 
 
 class Statistics(torch.nn.Module):
@@ -164,7 +164,7 @@ def failing(launches, partly=False):
 def test_a_program_that_fails_is_gone_back_from_and_the_run_is_the_eager_one(monkeypatch, capsys, launches, partly, callbacks):
     ends = []
     for compile in (False, True):
-        monkeypatch.setattr("vilvm.training.compiled.inductor", failing(launches, partly))
+        monkeypatch.setattr("vilvm.training.compiled_step.inductor", failing(launches, partly))
         lvm = Spread()
         scheduler = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.99)
         objective = Annealed(Trace_ELBO(), warmup=50)

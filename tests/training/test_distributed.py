@@ -13,8 +13,8 @@ import torch
 
 import vilvm
 from tests.training import ranks
+from vilvm._runtime.distributed import World
 from vilvm.training.batches import Batches
-from vilvm.world import World
 
 ROOT = Path(__file__).parents[2]
 

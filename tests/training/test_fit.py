@@ -10,9 +10,9 @@ import torch
 from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceEnum_ELBO, config_enumerate
 
 import vilvm
-from models.vae import VAE, tiny
-from vilvm.compiling import graph
-from vilvm.datasets import DynamicBinarisation, StaticBinarisation
+from vilvm._compile import graph
+from vilvm.data import DynamicBinarisation, StaticBinarisation
+from vilvm.models.vae import VAE, tiny
 from vilvm.training import one_cycle
 
 
@@ -306,7 +306,7 @@ def test_skipping_every_step_warns():
 
 @pytest.mark.parametrize("compile", [False, True])
 def test_the_site_is_named_by_the_very_noise_that_failed(compile, monkeypatch):
-    monkeypatch.setattr("vilvm.training.compiled.inductor", graph)
+    monkeypatch.setattr("vilvm.training.compiled_step.inductor", graph)
 
     class Rooted(torch.nn.Module):
         def __init__(self):

@@ -16,7 +16,7 @@ import torch
 from pyro import poutine
 
 import vilvm
-from vilvm.compiling import Guards, graph
+from vilvm._compile import Guards, graph
 
 STEPS, MOVED_AT = 130, 50
 FLAG = False
@@ -291,7 +291,7 @@ def data():
 
 @pytest.fixture(autouse=True)
 def _as_graph(monkeypatch):
-    monkeypatch.setattr("vilvm.training.compiled.inductor", graph)
+    monkeypatch.setattr("vilvm.training.compiled_step.inductor", graph)
 
 
 def trained(make, compile, at=MOVED_AT, **options):

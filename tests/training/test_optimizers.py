@@ -11,9 +11,9 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.optim.clipped_adam import ClippedAdam
 
 import vilvm
-from models.vae import VAE, tiny
-from vilvm.compiling import graph
-from vilvm.training import by_name, compiled
+from vilvm._compile import graph
+from vilvm.models.vae import VAE, tiny
+from vilvm.training import by_name, compiled_step
 
 X = torch.linspace(-2, 3, 40)
 
@@ -67,7 +67,7 @@ def test_each_parameter_has_its_own_rate():
 
 @pytest.mark.parametrize("compile", [False, True])
 def test_groups_take_the_steps_of_a_torch_optimizer_of_groups(monkeypatch, capsys, compile):
-    monkeypatch.setattr(compiled, "inductor", graph)
+    monkeypatch.setattr(compiled_step, "inductor", graph)
 
     def vae():
         torch.manual_seed(0)
@@ -160,7 +160,7 @@ class Rateless(torch.optim.Optimizer):
 @pytest.mark.parametrize("optimizer", [Rateless, by_name(Rateless, lambda name: {"gain": 0.02})])
 @pytest.mark.parametrize("compile", [False, True])
 def test_an_optimizer_needs_no_learning_rate(monkeypatch, optimizer, compile, tmp_path):
-    monkeypatch.setattr(compiled, "inductor", graph)
+    monkeypatch.setattr(compiled_step, "inductor", graph)
     lvm, fitted = trained(optimizer, compile=compile, run_dir=tmp_path)
     assert np.isnan(fitted.history["learning_rate"]).all()
     gain = 0.01 if optimizer is Rateless else 0.02

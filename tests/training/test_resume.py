@@ -13,10 +13,10 @@ import torch
 from pyro.infer import Trace_ELBO
 
 import vilvm
-from models.conv_autoencoder import ConvAutoencoder
-from models.vae import VAE
-from vilvm.data import seeded
-from vilvm.datasets import digits
+from vilvm._runtime.random import seeded
+from vilvm.data.datasets import digits
+from vilvm.models.conv_autoencoder import ConvAutoencoder
+from vilvm.models.vae import VAE
 from vilvm.objectives import Annealed
 from vilvm.training import checkpoint
 
@@ -28,9 +28,9 @@ import sys
 from functools import partial
 import torch
 import vilvm
-from models.vae import VAE
+from vilvm.models.vae import VAE
 from vilvm.data import Data
-from vilvm.datasets import DynamicBinarisation
+from vilvm.data import DynamicBinarisation
 
 def run(folder, steps):
     torch.manual_seed(1)

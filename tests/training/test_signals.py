@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import vilvm
-from models.ppca import PPCA
-from vilvm.data import seeded
-from vilvm.files import locked
+from vilvm._runtime.files import locked
+from vilvm._runtime.random import seeded
+from vilvm.models.ppca import PPCA
 from vilvm.training import checkpoint, signals
 from vilvm.training.signals import Interruption, interruptible
 
@@ -148,7 +148,7 @@ def test_a_handler_that_a_callback_sets_stays():
 CHILD = """
 import sys, time, torch, vilvm
 from vilvm.training.signals import _ACTIVE
-from models.ppca import PPCA
+from vilvm.models.ppca import PPCA
 def wait(event):
     if event.history.records[-1].step == 50:
         print("ready", flush=True)

@@ -9,10 +9,10 @@ import torch
 from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 
 import vilvm
-from vilvm.compiling import graph
-from vilvm.training import compiled
+from vilvm._compile import graph
+from vilvm._runtime.distributed import World
+from vilvm.training import compiled_step
 from vilvm.training.batches import Batches, batches_of
-from vilvm.world import World
 
 
 class Mixture(torch.nn.Module):
@@ -159,7 +159,7 @@ def test_a_killed_run_resumes_to_the_undisturbed_one(tmp_path):
 )
 def test_the_graph_takes_the_eager_steps(monkeypatch, capsys, optimizer):
     programs = []
-    monkeypatch.setattr(compiled, "inductor", lambda *given: programs.append(1) or graph(*given))
+    monkeypatch.setattr(compiled_step, "inductor", lambda *given: programs.append(1) or graph(*given))
     eager, _ = trained(compile=False, optimizer=optimizer)
     found, fitted = trained(compile=True, optimizer=optimizer)
     assert len(programs) == 3  # unlabelled, labelled, and the last three labelled
@@ -172,7 +172,7 @@ def test_the_graph_takes_the_eager_steps(monkeypatch, capsys, optimizer):
 
 def test_kinds_of_one_shape_have_programs_of_their_own(monkeypatch, capsys):
     """Batches that differ only by a name are not taken for each other."""
-    monkeypatch.setattr(compiled, "inductor", graph)
+    monkeypatch.setattr(compiled_step, "inductor", graph)
 
     class Named(torch.nn.Module):
         def __init__(self):

@@ -1,19 +1,19 @@
 """Diagnostics: whether a posterior can be trusted, and what a model makes of its latents. Each result has a ``finding``."""
 
-from vilvm.diagnostics.alarm import CollapseAlarm
 from vilvm.diagnostics.calibration import SBC, TARP, sbc, tarp
 from vilvm.diagnostics.collapse import Collapse, active_units, collapse
+from vilvm.diagnostics.collapse_alarm import CollapseAlarm
 from vilvm.diagnostics.convergence import Converged, Convergence, convergence
 from vilvm.diagnostics.correction import Correction, correction
-from vilvm.diagnostics.diagnosis import Diagnosis, diagnose
+from vilvm.diagnostics.diagnose import Diagnosis, diagnose
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.diagnostics.gaps import Bound, Gaps, gaps
-from vilvm.diagnostics.gradients import GradientSNR, gradient_snr
+from vilvm.diagnostics.gradient_snr import GradientSNR, gradient_snr
 from vilvm.diagnostics.loo import LOO, loo
-from vilvm.diagnostics.predictive import PredictiveCheck, predictive_check
-from vilvm.diagnostics.psis import Look, ParetoK, pareto_k, psis
+from vilvm.diagnostics.pareto_k import Look, ParetoK, pareto_k, psis
+from vilvm.diagnostics.predictive_check import PredictiveCheck, predictive_check
 from vilvm.diagnostics.rates import Rates, rates
-from vilvm.diagnostics.refitted import VSBC, vsbc
+from vilvm.diagnostics.vsbc import VSBC, vsbc
 
 __all__ = [
     "LOO",

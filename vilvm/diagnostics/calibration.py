@@ -24,15 +24,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from vilvm.checks import check_number, check_probability, check_seed
-from vilvm.diagnostics.clock import Clock
+from vilvm._runtime.argument_checks import check_number, check_probability, check_seed
+from vilvm.diagnostics._clock import Clock
+from vilvm.diagnostics._components import LIKELIHOOD, check_amortised, components, features, quantities, truth, visible
+from vilvm.diagnostics._uniformity import Coverage, holm, interval_coverage, rank_among, uniformity_p_values
 from vilvm.diagnostics.finding import Finding, Gravity
-from vilvm.diagnostics.simulated import LIKELIHOOD, check_amortised, components, features, quantities, truth, visible
-from vilvm.diagnostics.uniformity import Coverage, holm, interval_coverage, rank_among, uniformity_p_values
-from vilvm.evaluation.bounds import rows_in_a_pass
+from vilvm.evaluation.evaluate import rows_in_a_pass
 from vilvm.lvm import LatentVariableModel, device_of
 from vilvm.weights import posterior
-from vilvm.weights.simulated import Rebuild, simulating, simulations
+from vilvm.weights.simulation import Rebuild, simulating, simulations
 
 __all__ = ["SBC", "TARP", "sbc", "tarp"]
 
@@ -247,7 +247,7 @@ def sbc(
 
     Example:
         >>> import torch
-        >>> from models.ppca import PPCA
+        >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.diagnostics.calibration import sbc
         >>> lvm = PPCA(data_dim=6, latent_dim=2).maximise(torch.randn(50, 6))
         >>> found = sbc(lvm, num_simulations=20, num_draws=9)
@@ -315,7 +315,7 @@ def tarp(
 
     Example:
         >>> import torch
-        >>> from models.ppca import PPCA
+        >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.diagnostics.calibration import tarp
         >>> lvm = PPCA(data_dim=6, latent_dim=2).maximise(torch.randn(50, 6))
         >>> tarp(lvm, num_simulations=20, num_draws=9).finding.gravity.name

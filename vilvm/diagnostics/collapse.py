@@ -35,15 +35,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vilvm.checks import check_number, check_probability, check_seed
-from vilvm.data import Data, seeded
+from vilvm._runtime.argument_checks import check_number, check_probability, check_seed
+from vilvm._runtime.random import seeded
+from vilvm.data.data import Data
+from vilvm.diagnostics._components import runnable
 from vilvm.diagnostics.finding import Finding, Gravity
-from vilvm.diagnostics.simulated import runnable
-from vilvm.evaluation.bounds import Estimate, in_parts
+from vilvm.evaluation.evaluate import Estimate, in_parts
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, layout, log_weights, posterior_mean, sample
-from vilvm.weights.guided import divergences, guide_log_prob
-from vilvm.weights.simulated import visible_latents
+from vilvm.weights.guide_density import divergences, guide_log_prob
+from vilvm.weights.simulation import visible_latents
 
 __all__ = ["Collapse", "Moments", "active_units", "collapse"]
 
@@ -203,7 +204,7 @@ def collapse(
 
     Example:
         >>> import torch
-        >>> from models.ppca import PPCA
+        >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.diagnostics.collapse import collapse
         >>> x = torch.randn(200, 3) * torch.tensor([3.0, 1.0, 1.0])
         >>> found = collapse(PPCA(data_dim=3, latent_dim=1).maximise(x), x)

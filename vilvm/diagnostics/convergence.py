@@ -2,7 +2,7 @@
 
 A bound says nothing of the posterior while it is still climbing. Two questions are asked of the last records of a run.
 
-Does the ELBO drift? Its slope is tested against its own noise (see ``vilvm.diagnostics.trend``), and weighed: slope × length of the tail is
+Does the ELBO drift? Its slope is tested against its own noise (see ``vilvm.diagnostics._trend``), and weighed: slope × length of the tail is
 what as many epochs again would bring, were nothing to flatten.
 
 Do the parameters drift? With a constant learning rate, iterates of stochastic optimisation settle into a stationary cloud around the
@@ -29,9 +29,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from vilvm.checks import check_number, check_positive, check_probability, check_seed
+from vilvm._runtime.argument_checks import check_number, check_positive, check_probability, check_seed
+from vilvm.diagnostics._trend import LEAST, Trend, trend
 from vilvm.diagnostics.finding import Finding, Gravity
-from vilvm.diagnostics.trend import LEAST, Trend, trend
 from vilvm.training.history import History, Record
 from vilvm.training.result import Event, Fit
 
@@ -165,7 +165,7 @@ def convergence(
 
     Example:
         >>> import torch, vilvm
-        >>> from models.ppca import PPCA
+        >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.diagnostics.convergence import convergence
         >>> fitted = vilvm.fit(PPCA(data_dim=4, latent_dim=1), 9 * torch.randn(50, 4), steps=800)
         >>> convergence(fitted).finding.gravity.name
@@ -256,7 +256,7 @@ class Converged:
 
     Example:
         >>> import torch, vilvm
-        >>> from models.ppca import PPCA
+        >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.diagnostics.convergence import Converged
         >>> rule = Converged()
         >>> fitted = vilvm.fit(PPCA(data_dim=4, latent_dim=1), torch.randn(50, 4), steps=100, callbacks=[rule])

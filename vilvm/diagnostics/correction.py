@@ -41,14 +41,15 @@ import torch
 from scipy.special import ndtri
 from torch import Tensor
 
-from vilvm.checks import check_number, check_probability, check_seed, optional
-from vilvm.data import Data, seeded
-from vilvm.diagnostics.clock import Clock, affordable_draws
+from vilvm._runtime.argument_checks import check_number, check_probability, check_seed, optional
+from vilvm._runtime.random import seeded
+from vilvm.data.data import Data
+from vilvm.diagnostics._clock import Clock, affordable_draws
+from vilvm.diagnostics._moments import KEPT, DrawnMoments, Moments
+from vilvm.diagnostics._tail import tail_error
 from vilvm.diagnostics.finding import Finding, Gravity
-from vilvm.diagnostics.moments import KEPT, DrawnMoments, Moments
-from vilvm.diagnostics.psis import check_weighable, good_k
-from vilvm.diagnostics.tail import tail_error
-from vilvm.evaluation.bounds import in_parts
+from vilvm.diagnostics.pareto_k import check_weighable, good_k
+from vilvm.evaluation.evaluate import in_parts
 from vilvm.lvm import LatentVariableModel, check_contract, device_of, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, layout
 
@@ -282,7 +283,7 @@ def correction(
 
     Example:
         >>> import torch, vilvm
-        >>> from models.eight_schools import EightSchools, eight_schools
+        >>> from vilvm.models.eight_schools import EightSchools, eight_schools
         >>> from vilvm.diagnostics import correction
         >>> correction(EightSchools(guide="mean_field"), eight_schools(), num_samples=1000).names[:2]
         ('mu', 'tau')

@@ -32,20 +32,22 @@ import torch
 from scipy.special import ndtri
 from torch import Tensor
 
-from vilvm.checks import check_number, check_probability, check_seed
-from vilvm.data import Data, seeded, tensors_of
-from vilvm.diagnostics.clock import Clock, OutOfTimeError, Stop, affordable_draws, seconds_of
+from vilvm._runtime.argument_checks import check_number, check_probability, check_seed
+from vilvm._runtime.random import seeded
+from vilvm.data.data import Data
+from vilvm.data.tensors import tensors_of
+from vilvm.diagnostics._clock import Clock, OutOfTimeError, Stop, affordable_draws, seconds_of
+from vilvm.diagnostics._labels import discrete_latents
 from vilvm.diagnostics.finding import Finding, Gravity
-from vilvm.diagnostics.labels import discrete_latents
-from vilvm.diagnostics.psis import check_weighable
+from vilvm.diagnostics.pareto_k import check_weighable
 from vilvm.evaluation import Estimate, Schedule, ais, evaluate
-from vilvm.evaluation.bounds import exact_log_evidence, in_parts
+from vilvm.evaluation.evaluate import exact_log_evidence, in_parts
 from vilvm.evaluation.hmc import start
 from vilvm.guides import fit_local_guide
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, evaluation_mode, fixed_beside
 from vilvm.training.step import NonFiniteLossError
 from vilvm.weights import Layout, layout, log_weights
-from vilvm.weights.joint import Joint
+from vilvm.weights.log_joint import Joint
 
 __all__ = ["Bound", "Gaps", "gaps"]
 
@@ -315,7 +317,7 @@ def gaps(
 
     Example:
         >>> import torch
-        >>> from models.ppca import PPCA
+        >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.diagnostics import gaps
         >>> x = torch.randn(40, 4)
         >>> found = gaps(PPCA(4, 2).maximise(x), x, num_samples=100, steps=20)

@@ -22,12 +22,12 @@ import torch
 from scipy.special import ndtri
 from torch import Tensor
 
-from vilvm.checks import check_number, check_seed
-from vilvm.data import seeded
-from vilvm.diagnostics.clock import Clock, affordable_draws
+from vilvm._runtime.argument_checks import check_number, check_seed
+from vilvm._runtime.random import seeded
+from vilvm.diagnostics._clock import Clock, affordable_draws
+from vilvm.diagnostics._tail import tail_error
 from vilvm.diagnostics.finding import Finding, Gravity
-from vilvm.diagnostics.psis import JOINT_ROWS, check_weighable, good_k, psis
-from vilvm.diagnostics.tail import tail_error
+from vilvm.diagnostics.pareto_k import JOINT_ROWS, check_weighable, good_k, psis
 from vilvm.lvm import ContractError, LatentVariableModel, device_of, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, LogWeights, layout, weight_chunks
 
@@ -126,7 +126,7 @@ def loo(lvm: LatentVariableModel, data: Any, *, num_samples: int = 10_000, budge
 
     Example:
         >>> import torch
-        >>> from models.eight_schools import EightSchools, eight_schools
+        >>> from vilvm.models.eight_schools import EightSchools, eight_schools
         >>> from vilvm.diagnostics import loo
         >>> loo(EightSchools(guide="mean_field"), eight_schools(), num_samples=500).elpd_i.shape
         torch.Size([8])

@@ -25,13 +25,13 @@ import torch
 from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
-from vilvm.checks import check_number, check_probability, check_seed
-from vilvm.data import seeded
-from vilvm.diagnostics.clock import Clock, affordable_draws
+from vilvm._runtime.argument_checks import check_number, check_probability, check_seed
+from vilvm._runtime.random import seeded
+from vilvm.diagnostics._clock import Clock, affordable_draws
 from vilvm.diagnostics.finding import Finding, Gravity
-from vilvm.diagnostics.psis import check_weighable
+from vilvm.diagnostics.pareto_k import check_weighable
 from vilvm.evaluation import Estimate, evaluate
-from vilvm.evaluation.bounds import in_parts
+from vilvm.evaluation.evaluate import in_parts
 from vilvm.lvm import LatentVariableModel, NotApplicable, fixed_beside
 from vilvm.training.result import Fit
 from vilvm.weights import Layout, log_weights
@@ -138,7 +138,7 @@ def rates(
 
     Example:
         >>> import torch
-        >>> from models.ppca import PPCA
+        >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.diagnostics.rates import rates
         >>> x = torch.randn(50, 4)
         >>> rates(PPCA(4, 2).maximise(x), x).finding.gravity.name

@@ -1,11 +1,11 @@
 """Evaluation: bounds on the evidence, reconstructions, how well draws pass for data, and the ledger that compares models."""
 
-from vilvm.evaluation.annealing import Annealing, Sandwich, Schedule, ais, bdmc
-from vilvm.evaluation.bounds import Estimate, Evaluation, evaluate
+from vilvm.evaluation.ais import Annealing, Sandwich, Schedule, ais, bdmc
+from vilvm.evaluation.evaluate import Estimate, Evaluation, evaluate
 from vilvm.evaluation.ledger import Ledger, compare
+from vilvm.evaluation.ledger_rows import Difference, Protocol, Row
 from vilvm.evaluation.reconstruction import Decibels, psnr, reconstruct, squared_error
-from vilvm.evaluation.rows import Difference, Protocol, Row
-from vilvm.evaluation.samples import Features, TwoSample, fit_features, frechet_distance, two_sample_test
+from vilvm.evaluation.two_sample import Features, TwoSample, fit_features, frechet_distance, two_sample_test
 
 __all__ = [
     "Annealing",

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vilvm.weights.joint import Joint
+from vilvm.weights.log_joint import Joint
 
 __all__ = ["State", "start", "transition"]
 

@@ -23,14 +23,15 @@ import torch
 from rich.console import Console, ConsoleOptions
 from torch import Tensor
 
-from vilvm.checks import check_number, check_seed, optional
-from vilvm.data import Data, as_data, seeded
-from vilvm.evaluation.bounds import Evaluation, evaluate
+from vilvm._runtime.argument_checks import check_number, check_seed, optional
+from vilvm._runtime.files import write_atomic
+from vilvm._runtime.random import seeded
+from vilvm.data.data import Data, as_data
+from vilvm.evaluation.evaluate import Evaluation, evaluate
+from vilvm.evaluation.ledger_rows import Difference, Protocol, Row, check_comparable, difference
+from vilvm.evaluation.ledger_tables import markdown, record, rich_tables
 from vilvm.evaluation.reconstruction import squared_error
-from vilvm.evaluation.rows import Difference, Protocol, Row, check_comparable, difference
-from vilvm.evaluation.samples import Features, frechet_distance, two_sample_test
-from vilvm.evaluation.tables import markdown, record, rich_tables
-from vilvm.files import write_atomic
+from vilvm.evaluation.two_sample import Features, frechet_distance, two_sample_test
 from vilvm.lvm import ContractError, LatentVariableModel, device_of, evaluation_mode
 from vilvm.weights import Layout, layout, log_weights, sample
 
@@ -171,7 +172,7 @@ def compare(
 
     Example:
         >>> import torch
-        >>> from models.ppca import PPCA
+        >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.evaluation import compare
         >>> x = torch.randn(60, 4)
         >>> ledger = compare({"one": PPCA(4, 1).maximise(x), "two": PPCA(4, 2).maximise(x)}, x, num_samples=50, num_draws=20)

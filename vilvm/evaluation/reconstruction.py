@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vilvm.checks import check_number, check_positive, check_seed, check_tensor
-from vilvm.data import seeded
-from vilvm.evaluation.bounds import Estimate
+from vilvm._runtime.argument_checks import check_number, check_positive, check_seed, check_tensor
+from vilvm._runtime.random import seeded
+from vilvm.evaluation.evaluate import Estimate
 from vilvm.lvm import ContractError, LatentVariableModel, fixed_beside
 from vilvm.weights import posterior_mean, predict
 
@@ -56,7 +56,7 @@ def squared_error(lvm: LatentVariableModel, data: object, num_samples: int = 1, 
 
     Example:
         >>> import torch
-        >>> from models.vae import VAE
+        >>> from vilvm.models.vae import VAE
         >>> from vilvm.evaluation import squared_error
         >>> squared_error(VAE(data_dim=6, latent_dim=2), torch.zeros(9, 6)).values.shape
         torch.Size([9])

@@ -16,7 +16,7 @@ import pyro.distributions as dist
 from torch import Tensor
 from torch.distributions import constraints
 
-from vilvm.checks import check_number
+from vilvm._runtime.argument_checks import check_number
 
 __all__ = ["delta", "flat_prior"]
 

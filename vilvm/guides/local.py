@@ -22,13 +22,14 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, TransformedDistribution, transform_to
 
-from vilvm.checks import check_number, check_positive, check_seed
-from vilvm.data import Data, seeded, tensors_of
-from vilvm.lvm import ContractError, NotApplicable, device_of, module_parameters
+from vilvm._runtime.argument_checks import check_number, check_positive, check_seed
+from vilvm._runtime.random import seeded
+from vilvm.data.data import Data
+from vilvm.data.tensors import tensors_of
+from vilvm.lvm import ContractError, NotApplicable, Wrapped, device_of, module_parameters
 from vilvm.training import Fit, fit, one_cycle
 from vilvm.weights import layout
-from vilvm.weights.contract import check_batch
-from vilvm.wrapped import Wrapped
+from vilvm.weights.checks import check_batch
 
 __all__ = ["WithLocalGuide", "fit_local_guide"]
 
@@ -151,7 +152,7 @@ def fit_local_guide(
 
     Example:
         >>> import torch, vilvm
-        >>> from models.ppca import PPCA
+        >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.guides import fit_local_guide
         >>> lvm, x = PPCA(data_dim=3, latent_dim=1), torch.randn(5, 3)
         >>> local, _ = fit_local_guide(lvm, x, steps=50)

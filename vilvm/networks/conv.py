@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vilvm.checks import check_number, check_sizes
+from vilvm._runtime.argument_checks import check_number, check_sizes
 
 __all__ = ["ConvDecoder", "ConvEncoder"]
 

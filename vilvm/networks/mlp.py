@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from vilvm.checks import check_number, check_sizes
+from vilvm._runtime.argument_checks import check_number, check_sizes
 
 __all__ = ["mlp"]
 

@@ -16,7 +16,7 @@ from pyro.infer import ELBO, TraceEnum_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from vilvm.checks import check_number, check_positive
+from vilvm._runtime.argument_checks import check_number, check_positive
 
 __all__ = ["Annealed"]
 

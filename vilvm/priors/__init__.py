@@ -1,6 +1,5 @@
-"""Priors fitted to the codes of a trained model, and the model with one in place of its own."""
+"""Priors fitted to the codes of a trained model."""
 
 from vilvm.priors.fitted import FittedPrior, fit_prior
-from vilvm.priors.replaced import WithPrior, with_prior
 
-__all__ = ["FittedPrior", "WithPrior", "fit_prior", "with_prior"]
+__all__ = ["FittedPrior", "fit_prior"]

@@ -26,8 +26,8 @@ import torch
 from pyro.distributions import transforms
 from torch import Tensor, nn
 
-from vilvm.checks import check_number, check_seed
-from vilvm.data import seeded
+from vilvm._runtime.argument_checks import check_number, check_seed
+from vilvm._runtime.random import seeded
 from vilvm.lvm import ContractError, LatentVariableModel, fixed_beside
 from vilvm.training import fit, one_cycle
 from vilvm.weights import layout, posterior
@@ -126,7 +126,7 @@ def fit_prior(
 
     Example:
         >>> import torch
-        >>> from models.autoencoder import Autoencoder
+        >>> from vilvm.models.autoencoder import Autoencoder
         >>> from vilvm.priors import fit_prior
         >>> fit_prior(Autoencoder(data_dim=6, latent_dim=2), torch.rand(50, 6), "diagonal").distribution().event_shape
         torch.Size([2])

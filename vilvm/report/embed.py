@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from vilvm.report.palette import THEMED
+from vilvm.plots.palette import THEMED
 
 __all__ = ["described", "embedded"]
 

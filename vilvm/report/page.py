@@ -16,12 +16,12 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
+from vilvm._runtime.files import write_atomic
 from vilvm.diagnostics.finding import Finding, Gravity
 from vilvm.evaluation import Ledger
-from vilvm.evaluation.tables import filled
-from vilvm.files import write_atomic
+from vilvm.evaluation.ledger_tables import filled
+from vilvm.plots.figures import elbo_curves
 from vilvm.report.embed import described, embedded
-from vilvm.report.figures import elbo_curves
 from vilvm.report.provenance import environment
 from vilvm.report.words import is_number, typeset, words
 

@@ -1,8 +1,8 @@
 """Training: one loop, one optimizer, for any pair and any objective."""
 
 from vilvm.training.checkpoint import CheckpointError
+from vilvm.training.fit import fit
 from vilvm.training.history import History, Record
-from vilvm.training.loop import fit
 from vilvm.training.optimizers import by_name, one_cycle
 from vilvm.training.result import Event, Fit
 from vilvm.training.step import NonFiniteLossError

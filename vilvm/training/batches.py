@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilvm.data import Data, Interleaved, map_tensors
+from vilvm._runtime.distributed import World
+from vilvm.data.data import Data
+from vilvm.data.interleaved import Interleaved
+from vilvm.data.tensors import map_tensors
 from vilvm.training.prefetch import Prefetched
-from vilvm.world import World
 
 __all__ = ["Batches", "Turns", "batches_of"]
 

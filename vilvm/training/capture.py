@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilvm.data import kept_generators
+from vilvm._runtime.random import kept_generators
 
 __all__ = ["Captured"]
 

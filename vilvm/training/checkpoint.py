@@ -25,7 +25,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from vilvm.files import read, write_atomic, write_json
+from vilvm._runtime.files import read, write_atomic, write_json
 
 __all__ = ["CheckpointError", "identify", "latest", "load", "pack", "save", "spoiled", "sweep", "unpack"]
 

@@ -51,7 +51,7 @@ class History:
 
     Example:
         >>> import torch, vilvm
-        >>> from models.vae import VAE
+        >>> from vilvm.models.vae import VAE
         >>> history = vilvm.fit(VAE(6, 2), torch.zeros(64, 6), steps=150).history
         >>> history["step"].tolist(), history[-1].step, len(history[:2])
         ([50, 100, 150], 150, 2)

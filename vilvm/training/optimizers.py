@@ -10,7 +10,7 @@ import torch
 from pyro.optim import PyroOptim
 from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, OneCycleLR, SequentialLR
 
-from vilvm.checks import check_number, check_positive
+from vilvm._runtime.argument_checks import check_number, check_positive
 
 __all__ = [
     "ByName",
@@ -42,7 +42,7 @@ def one_cycle(lr: float, steps: int) -> dict[str, Any]:
 
     Example:
         >>> import torch, vilvm
-        >>> from models.vae import VAE
+        >>> from vilvm.models.vae import VAE
         >>> from vilvm.training import one_cycle
         >>> vilvm.fit(VAE(data_dim=6, latent_dim=2), torch.zeros(64, 6), steps=30, batch_size=16, **one_cycle(4e-3, 30)).stopped
         'finished'
@@ -120,7 +120,7 @@ def by_name(optimizer: OptimizerFactory, options: Callable[[str], Mapping[str, A
 
     Example:
         >>> import torch, vilvm
-        >>> from models.vae import VAE
+        >>> from vilvm.models.vae import VAE
         >>> from vilvm.training import by_name
         >>> slower = by_name(torch.optim.Adam, lambda name: {"lr": 1e-4 if name.startswith("decoder") else 1e-3})
         >>> vilvm.fit(VAE(data_dim=6, latent_dim=2), torch.zeros(64, 6), steps=5, optimizer=slower).stopped

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vilvm.data import rng, set_rng
+from vilvm._runtime.random import rng, set_rng
 from vilvm.training.checkpoint import CheckpointError, spoiled
 
 __all__ = ["Kept", "Position", "match"]

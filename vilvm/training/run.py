@@ -16,31 +16,33 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import vilvm.training.checkpoint as checkpoint
-from vilvm.compiling import Compile, worth_compiling
-from vilvm.data import Data, kept_generators, kind_of, named_tensors, rng, seeded, set_rng, set_seed
-from vilvm.files import NotWritten, read, write_atomic
+from vilvm._compile import Compile, worth_compiling
+from vilvm._runtime.distributed import World
+from vilvm._runtime.files import NotWritten, read, write_atomic
+from vilvm._runtime.memory import widen_heap
+from vilvm._runtime.progress import ProgressBar
+from vilvm._runtime.random import kept_generators, rng, seeded, set_rng, set_seed
+from vilvm._runtime.unchanged import Unchanged
+from vilvm.data.data import Data
+from vilvm.data.tensors import kind_of, named_tensors
 from vilvm.lvm import ContractError, NonFiniteError, evaluation_mode, module_parameters, own_memory
-from vilvm.memory import widen_heap
-from vilvm.progress import ProgressBar
-from vilvm.training.arguments import Arguments, Call, Called, as_tensors, check_arguments
 from vilvm.training.batches import Batches, Turns
-from vilvm.training.compiled import CompiledStep, Diverged
+from vilvm.training.checkpoint_checks import check_state, counts_of
+from vilvm.training.compiled_step import CompiledStep, Diverged
 from vilvm.training.history import History, Record
+from vilvm.training.model_arguments import Arguments, Call, Called, as_tensors, check_arguments
 from vilvm.training.optimizers import ByName, OptimizerFactory, SchedulerFactory, check_length, make_optimizer, make_scheduler
 from vilvm.training.result import Event, Fit
 from vilvm.training.resume import Kept, Position, match
-from vilvm.training.schema import check_state, counts_of
 from vilvm.training.settings import describe, functions_of, words_of_optimizer, words_of_scheduler
 from vilvm.training.signals import Interruption, interruptible
 from vilvm.training.step import NonFiniteLossError, Objective, Step, StepResult, check_objective, nest
 from vilvm.training.validation import Look, check, check_rows, look
-from vilvm.unchanged import Unchanged
 from vilvm.weights import Layout, layout, weight_chunks
-from vilvm.weights.contract import check_full_size
-from vilvm.weights.densities import weight_pass
-from vilvm.weights.per_datum import INSTEAD, ByPosition, by_position, forget, remember, restart, unset_autoguides
-from vilvm.weights.ways import VECTORISED, way_of
-from vilvm.world import World
+from vilvm.weights._per_datum import INSTEAD, ByPosition, by_position, forget, remember, restart, unset_autoguides
+from vilvm.weights._vectorisation import VECTORISED, way_of
+from vilvm.weights.checks import check_full_size
+from vilvm.weights.log_weights import weight_pass
 
 __all__ = ["Run"]
 

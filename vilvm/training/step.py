@@ -14,11 +14,11 @@ import torch
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 from torch import Tensor
 
+from vilvm._runtime.distributed import world
 from vilvm.lvm import ContractError, LatentVariableModel
-from vilvm.training.arguments import Call
-from vilvm.weights.supports import scored_guide
-from vilvm.weights.traces import without_shapes
-from vilvm.world import world
+from vilvm.training.model_arguments import Call
+from vilvm.weights._supports import scored_guide
+from vilvm.weights._traces import without_shapes
 
 __all__ = [
     "EagerStep",
@@ -196,7 +196,7 @@ def backward(
 ) -> Tensor:
     """Adds the gradient of the loss over `num_data` to those of the parameters, and returns that loss, float64.
 
-    Of the latents in `masked` the guide's density leaves out what the model masks (``vilvm.weights.supports``).
+    Of the latents in `masked` the guide's density leaves out what the model masks (``vilvm.weights._supports``).
     """
     model, guide = lvm.model, scored_guide(lvm, masked)
     if isinstance(batch, Call):

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vilvm.data import Data
+from vilvm._runtime.distributed import World
+from vilvm.data.data import Data
 from vilvm.lvm import ContractError, NonFiniteError, evaluation_mode
 from vilvm.weights import Layout, layout, log_weights
-from vilvm.world import World
 
 __all__ = ["Look", "check", "check_rows", "look"]
 

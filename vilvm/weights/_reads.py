@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from vilvm.data import tensors_of
+from vilvm.data.tensors import tensors_of
 
 __all__ = ["Reads"]
 

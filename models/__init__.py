@@ -1,1 +1,0 @@
-"""The gallery: one file a model, flat, each readable beside its equations."""

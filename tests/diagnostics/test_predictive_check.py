@@ -1,0 +1,170 @@
+"""Predictive checks: right models raise no alarm, planted faults of the likelihood do."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from scipy.stats import binom
+
+import vilvm
+from vilvm.diagnostics.finding import Gravity
+from vilvm.diagnostics.predictive_check import PredictiveCheck, predictive_check
+from vilvm.models.ppca import PPCA
+from vilvm.models.vae import VAE
+from vilvm.weights import observed, posterior, replicate
+from vilvm.wrappers.partly_observed import partly_observed
+
+ALARM = Gravity.WARNING
+
+
+class Normal(torch.nn.Module):
+    """y ~ N(m, 1), m ~ N(0, 1), shared; the guide is the exact posterior N(Σy / (N + 1), 1 / (N + 1))."""
+
+    def model(self, y):
+        m = pyro.sample("m", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(m, 1.0), obs=y)
+
+    def guide(self, y):
+        pyro.sample("m", dist.Normal(y.sum() / (len(y) + 1), 1 / math.sqrt(len(y) + 1)))
+
+
+class Counts(torch.nn.Module):
+    """y ~ Poisson(r), r ~ Gamma(1, 1), shared; the guide is the exact posterior Gamma(1 + Σy, 1 + N)."""
+
+    def model(self, y):
+        r = pyro.sample("r", dist.Gamma(1.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Poisson(r), obs=y)
+
+    def guide(self, y):
+        pyro.sample("r", dist.Gamma(1 + y.sum(), 1.0 + len(y)))
+
+
+def ppca_data(noise):
+    torch.manual_seed(2)
+    return torch.randn(400, 2) @ torch.randn(2, 6) * 2 + noise((400, 6))
+
+
+def alarms(lvm, data, **options):
+    found = [predictive_check(lvm, x, seed=seed, **options) for seed, x in enumerate(data)]
+    return sum(check.finding.gravity >= ALARM for check in found)
+
+
+def test_false_alarms_of_the_prior_check_are_as_rare_as_stated():
+    # Here the data are one more draw from what is replicated, so the rate is exact; 10 % tells more of it than 1 %.
+    data = [vilvm.sample(Normal(), 1, like=torch.zeros(40))["y"][0] for _ in range(20)]
+    count = alarms(Normal(), data, kind="prior", num_draws=100, false_alarm=0.1)
+    assert binom.ppf(1e-4, 20, 0.1) <= count <= binom.isf(1e-4, 20, 0.1)
+    assert alarms(Normal(), [x + 30 for x in data[:3]], kind="prior", num_draws=100) == 3
+
+
+@pytest.mark.slow
+def test_a_right_model_raises_no_alarm_in_the_posterior_check():
+    data = [vilvm.sample(Counts(), 1, like=torch.zeros(60))["y"][0] for _ in range(30)]
+    assert alarms(Counts(), data, num_draws=100) <= binom.isf(1e-4, 30, 0.02)  # at most twice the rate: Meng, 1994
+
+
+def test_overdispersed_counts_are_caught():
+    data = [dist.NegativeBinomial(1.0, torch.tensor(0.8)).sample((200,)) for _ in range(3)]
+    checks = [predictive_check(Counts(), y) for y in data]
+    assert all(check.finding.gravity is ALARM for check in checks)
+    assert all(check.adjusted["sd"] < 0.01 for check in checks)
+    assert "sd is" in checks[0].finding.verdict
+
+
+def test_heavy_tails_are_caught_and_gaussian_ones_pass():
+    right, wrong = ppca_data(torch.randn), ppca_data(dist.StudentT(2.5).sample)
+    assert predictive_check(PPCA(6, 2).maximise(right), right).finding.gravity is Gravity.FINE
+    check = predictive_check(PPCA(6, 2).maximise(wrong), wrong)
+    assert check.finding.gravity is ALARM
+    assert check.adjusted["kurtosis"] < 0.01
+    assert "heavier" in check.finding.advice
+
+
+def test_binary_data_that_depend_otherwise_are_caught():
+    lvm = VAE(data_dim=12, latent_dim=2)
+    with torch.no_grad():
+        for p in lvm.parameters():
+            p.zero_()  # a decoder that says ½ throughout, of which the guide knows the posterior: the prior
+    independent = (torch.rand(300, 12) < 0.5).float()
+    copied = independent[:, ::2].repeat_interleave(2, 1)
+    assert predictive_check(lvm, independent).finding.gravity is Gravity.FINE
+    check = predictive_check(lvm, copied)
+    assert set(check.observed) == {"mean", "sd of row means", "neighbours"}
+    assert check.adjusted["neighbours"] < 0.01
+
+
+def test_p_values_are_shares_and_vectors_have_one_each():
+    replicated = torch.stack([torch.arange(199.0), torch.arange(199.0)], 1).double()
+    check = PredictiveCheck({"T": torch.tensor([300.0, 99.0]).double()}, {"T": replicated}, "prior", 0.01)
+    assert check.p_values["T"].tolist() == [2 / 200, 1.0]
+    assert check.adjusted["T"].shape == (2,)
+    assert check.adjusted["T"][0] == 1 / 200
+    assert "T[0]" in check.finding.verdict
+
+
+def test_replicates_given_latents_follow_the_likelihood():
+    x = torch.randn(50, 6)
+    lvm = PPCA(6, 2)
+    z = posterior(lvm, x, 1)["z"]
+    rep = replicate(lvm, {"z": z.expand(4000, -1, -1)})["x"]
+    assert rep.shape == (4000, 50, 6)
+    mean, sd = vilvm.predict(lvm, {"z": z[0]})["x"], lvm.log_sigma.exp().item()
+    scores = (rep.mean(0) - mean) / (sd / math.sqrt(4000))
+    assert scores.abs().max() < 5.5  # of 300
+    assert abs(rep.var(0).mean().item() / sd**2 - 1) < 5 * math.sqrt(2 / 4000 / 300)
+
+
+def test_replicates_of_nested_plates_and_of_several_sites():
+    def model(batch):
+        y, n = batch
+        top = pyro.sample("top", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", len(y), dim=-2):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("n", dist.Normal(10 * z, 0.01), obs=n)
+            with pyro.plate("parts", y.shape[1], dim=-1):
+                pyro.sample("y", dist.Normal(z + 100 * top[..., 0], 0.01), obs=y)
+
+    def guide(batch):
+        pyro.sample("top", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+        with pyro.plate("data", len(batch[0]), dim=-2):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+
+    lvm, batch = vilvm.Pair(model, guide), (torch.randn(5, 4), torch.randn(5, 1))
+    seen = observed(lvm, batch)
+    torch.testing.assert_close(seen["y"], batch[0])
+    torch.testing.assert_close(seen["n"], batch[1][:, 0])
+    z, top = torch.randn(7, 5), torch.randn(7, 3)
+    rep = replicate(lvm, {"z": z, "top": top}, like=batch)
+    torch.testing.assert_close(rep["n"], 10 * z, atol=0.07, rtol=0)
+    torch.testing.assert_close(rep["y"], (z + 100 * top[:, :1]).unsqueeze(-1).expand(7, 5, 4), atol=0.07, rtol=0)
+    assert {"y: mean", "n: mean"} <= set(predictive_check(lvm, batch, num_draws=100).observed)
+
+
+def test_parts_are_joined_and_seeds_hold():
+    x = ppca_data(torch.randn)
+    lvm, first = PPCA(6, 2).maximise(x), {"first": lambda x: x[0], "last": lambda x: x[-1]}
+    a, b = (predictive_check(lvm, x, first, seed=4, batch_size=150) for _ in range(2))
+    assert torch.equal(a.observed["last"], x[-1].double())
+    assert torch.equal(a.replicated["last"], b.replicated["last"])
+    assert a.finding.gravity is Gravity.FINE
+
+
+def test_what_cannot_be_checked_is_refused():
+    x = torch.randn(20, 6)
+    lvm = PPCA(6, 2)
+    with pytest.raises(ValueError, match="kind"):
+        predictive_check(lvm, x, kind="both")
+    with pytest.raises(ValueError, match="num_draws"):
+        predictive_check(lvm, x, num_draws=20)
+    with pytest.raises(ValueError, match="not finite"):
+        predictive_check(lvm, x, {"log": lambda x: x.min().log()})
+    with pytest.raises(vilvm.lvm.ContractError, match="in part"):
+        predictive_check(partly_observed(lvm, torch.arange(6) < 3), x)
+    with pytest.raises(vilvm.lvm.ContractError, match="no draws were given of the latent 'z'"):
+        replicate(lvm, {"other": torch.zeros(3, 20, 2)})
+    with pytest.raises(vilvm.lvm.ContractError, match="a draw of it has shape"):
+        replicate(lvm, {"z": torch.zeros(3, 19, 2)}, like=x)

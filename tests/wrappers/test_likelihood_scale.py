@@ -1,0 +1,54 @@
+"""The noise of a Gaussian likelihood against its closed form: a linear auto-encoder with a full Gaussian prior is pPCA."""
+
+import pytest
+import torch
+
+import vilvm
+from vilvm.evaluation import squared_error
+from vilvm.models.linear_autoencoder import LinearAutoencoder
+from vilvm.models.ppca import PPCA
+from vilvm.models.vae import VAE
+from vilvm.priors import fit_prior
+from vilvm.wrappers import with_prior, with_prior_guide
+from vilvm.wrappers.likelihood_scale import fit_noise
+
+
+@pytest.fixture
+def x():
+    generator = torch.Generator().manual_seed(0)
+    shape = 2 * torch.randn(2, 6, generator=generator)
+    return torch.randn(2000, 2, generator=generator) @ shape + 0.5 * torch.randn(2000, 6, generator=generator)
+
+
+@pytest.fixture
+def pca(x):
+    lvm = LinearAutoencoder(6, 2).start_at(x.mean(0))
+    with torch.no_grad():
+        lvm.U.copy_(torch.linalg.eigh(torch.cov(x.T)).eigenvectors[:, -2:])
+    return lvm
+
+
+def test_it_is_the_residual(pca, x):
+    lvm = fit_noise(pca, x)
+    assert lvm.scale.item() ** 2 == pytest.approx(squared_error(pca, x).mean / 6, rel=1e-4)
+    found = vilvm.evaluate(lvm, x).distortion.mean
+    expected = 3 * (2 * torch.pi * lvm.scale.double() ** 2).log() + 3
+    assert found == pytest.approx(expected.item(), rel=1e-4)
+    assert vilvm.evaluate(pca, x).distortion.mean != pytest.approx(found, rel=1e-2)
+
+
+def test_with_a_gaussian_prior_a_linear_auto_encoder_is_probabilistic_pca(pca, x):
+    lvm = with_prior_guide(with_prior(fit_noise(pca, x), fit_prior(pca, x, "full")))
+    z = lvm.lvm.prior.distribution()
+    cov = pca.U @ z.covariance_matrix @ pca.U.T + lvm.lvm.lvm.scale.square() * torch.eye(6)
+    truth = torch.distributions.MultivariateNormal(pca.U @ z.mean + pca.b, cov).log_prob(x).detach()
+    bounds = vilvm.evaluate(lvm, x[:5], num_samples=50_000).bounds["iwae"]
+    assert ((bounds.values - truth[:5]) / bounds.errors).abs().max() < 5
+    # Its noise is SSE / D where maximum likelihood has SSE / (D − d), for a code leaves d dimensions no residual: it cannot be better.
+    best = PPCA(6, 2).maximise(x).exact_log_evidence(x).detach()
+    assert 0 < (best - truth).mean().item() < 0.3
+
+
+def test_what_has_no_gaussian_noise():
+    with pytest.raises(vilvm.ContractError, match=r"one Gaussian observation; VAE observes \{'x': 'Bernoulli'\}"):
+        fit_noise(VAE(6, 2), torch.zeros(5, 6))

@@ -1,0 +1,166 @@
+"""Programs that torch's Inductor makes of functions of tensors."""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from vilvm._compile.guards import MOST_PROGRAMS, Guards, moving
+from vilvm._compile.tracing import UntraceableError, trace, why
+
+__all__ = ["Compile", "Compiler", "check_compile", "graph", "held_against", "inductor", "program", "worth_compiling"]
+
+# Makes a program of a function of tensors and such tensors.
+Compiler = Callable[[Callable[..., list[Tensor]], Sequence[Tensor]], Callable[..., Any]]
+_TOLERANCE = 1e-4  # relative to the mean size of what is compared; sums of float32 in another order differ by some 1e-6
+Compile = bool | Literal["auto"]  # what a user says of it; "auto" where the seconds that it takes are earned back
+
+
+def check_compile(what: str, compile: Any) -> None:
+    """Raises ValueError if `compile` is no choice that `what` knows."""
+    if not (compile is True or compile is False or compile == "auto"):
+        raise ValueError(f"{what}: unknown compile={compile!r}; choose True, False or 'auto'.")
+
+
+def worth_compiling(compile: Compile, count: int, least: int) -> bool:
+    """Whether what is run `count` times is to be compiled, whose seconds are earned back from `least` times on."""
+    return compile is True or (compile == "auto" and count >= least)
+
+
+def program(
+    function: Callable[..., list[Tensor]], inputs: Sequence[Tensor], compiler: Compiler, watched: Sequence[Any] = ()
+) -> Callable[..., list[Tensor]]:
+    """`function` traced once, under Pyro's handlers or any other, and compiled, for inputs of these shapes; what it closes over is read anew by each call.
+
+    The function is run once, so whatever it draws and changes in place is drawn and changed. Where Python state that it read has changed, it
+    is traced anew; where that happens often, the function is run as it is.
+
+    Arguments:
+        function: of tensors.
+        inputs: such tensors.
+        compiler: makes a program of a function of tensors.
+        watched: the modules and functions whose state `function` reads, besides its own.
+
+    Raises:
+        UntraceableError: no graph can be made of it, or no program; or the state that it reads changes whenever it is run.
+    """
+
+    def made() -> tuple[Guards, Callable[..., list[Tensor]]]:
+        before = Guards.of([function, *watched])
+        traced = trace(function, inputs)
+        guards, moved = before.settled(traced.closed)
+        if moved.places:  # by the run itself
+            raise UntraceableError(moving(moved.places[0].name))
+        run = compiler(lambda *flat: list(traced.module(*flat)), [*inputs, *traced.closed])
+        return guards, lambda *given: list(run(*given, *traced.closed))
+
+    kept = [made()]
+
+    def guarded(*given: Tensor) -> list[Tensor]:
+        found = next((run for guards, run in kept if guards.changed() is None), None)
+        if found is None and len(kept) < MOST_PROGRAMS:
+            with suppress(UntraceableError), kept_state(given):
+                kept.append(made())
+                found = kept[-1][1]
+        return (function if found is None else found)(*given)
+
+    return guarded
+
+
+def kept_state(tensors: Sequence[Tensor]) -> Any:
+    """A context after which torch's generators, of the CPU and of the tensors' device, are as they were."""
+    return torch.random.fork_rng(devices=[t.device for t in tensors if t.is_cuda][:1])
+
+
+def held_against(eager: Mapping[str, Tensor], run: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
+    """What a program gives, if that is what was found eagerly, by name and in its order.
+
+    What Python took from the tensors of a trace, a count or a constant, is the same in a program for all others, so that each batch is worth a look.
+
+    Raises:
+        UntraceableError: it differs, or the program fails.
+    """
+    try:
+        found = list(run())
+    except Exception as error:
+        raise UntraceableError(f"its program fails ({why(error)})") from error
+    for (name, mine), other in zip(eager.items(), found, strict=True):
+        allowed = _TOLERANCE * mine[mine.isfinite()].abs().mean().nan_to_num(0.0).item()
+        if not torch.allclose(mine, other, rtol=_TOLERANCE, atol=allowed, equal_nan=True):
+            raise UntraceableError(f"its {name} is not what is found eagerly on the same noise")
+    return found
+
+
+def inductor(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Callable[..., Any]:
+    """`function` of tensors like `inputs` as a program made by torch's Inductor; what it changes in place is changed.
+
+    Programs are kept on disk by torch (TORCHINDUCTOR_CACHE_DIR), so that another process compiles the same one faster.
+
+    Raises:
+        UntraceableError: the compiler cannot do it, or there is no C++ compiler.
+    """
+    flat = [t.detach() for t in inputs]
+    try:
+        with _quiet(), torch.no_grad(), kept_state(flat):  # the compiler draws numbers of its own
+            module = graph(function, flat)
+            if flat[0].device.type == "cpu":
+                with suppress(Exception):  # some operations have no C++ entry
+                    return _compiled(module, flat, cpp_wrapper=True)
+            return _compiled(module, flat)
+    except Exception as error:
+        raise UntraceableError(f"torch's compiler failed ({why(error)})") from error
+
+
+def _compiled(module: Any, flat: list[Tensor], **options: Any) -> Callable[..., Any]:
+    """The program itself, without the layers around it that look at every input of every call."""
+    import torch._functorch.config as aot
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
+    from vilvm._compile.products import ProductsAlone
+
+    if flat[0].device.type == "cpu":
+        options["post_grad_custom_post_pass"] = ProductsAlone()
+    made: list[tuple[Callable[..., Any], list[Any]]] = []
+
+    def inner(module: Any, inputs: list[Any], **kwargs: Any) -> Any:
+        made.append((compile_fx_inner(module, inputs, **kwargs), inputs))
+        return made[-1][0]
+
+    with (
+        # torch's generators, in their order, and not the compiler's own
+        config.patch(fallback_random=True, size_asserts=False, alignment_asserts=False, **options),
+        aot.patch(enable_autograd_cache=False),  # which would hand out the whole without the program in it
+    ):
+        whole = compile_fx(module, flat, inner_compile=inner)
+    if len(made) != 1 or [(t.shape, t.dtype) for t in made[0][1]] != [(t.shape, t.dtype) for t in flat]:
+        return cast(Callable[..., Any], whole)
+    program = made[0][0]
+    return lambda *given: program(list(given))
+
+
+def graph(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Any:
+    """`function` of tensors like `inputs` as a graph, which runs operation by operation as it is."""
+    with torch.no_grad():
+        return make_fx(function, tracing_mode="fake")(*(t.detach() for t in inputs))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps the compiler's own warnings from the user, who can do nothing about them."""
+    loggers = [logging.getLogger(name) for name in ("torch.utils.cpp_extension", "torch._inductor")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

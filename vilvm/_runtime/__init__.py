@@ -1,0 +1,1 @@
+"""What any program needs: files, memory, progress, precision, random numbers, many processes."""

@@ -1,0 +1,32 @@
+"""scikit-learn's handwritten digits: 1,797 pictures of 8 × 8, the data set that is always there."""
+
+import torch
+
+from vilvm._runtime.argument_checks import check_seed
+from vilvm.data.data import Data, Transform
+from vilvm.data.datasets.dataset import Dataset, carve
+from vilvm.data.transforms import DynamicBinarisation
+
+__all__ = ["digits"]
+
+
+def digits(*, validation: int = 150, transform: Transform | None = DynamicBinarisation(), seed: int = 0) -> Dataset:  # noqa: B008
+    """The UCI test digits as scikit-learn ships them, grey levels divided by 16; the last 297 are the test data.
+
+    Arguments:
+        validation: how many of the other 1,500 to carve out as validation data, from `seed`.
+        transform: applied to each batch.
+        seed: of the validation split.
+
+    Raises:
+        ValueError: `validation` out of range.
+    """
+    from sklearn.datasets import load_digits  # here, for it takes seconds to import
+
+    seed = check_seed("digits: seed", seed)
+
+    pictures, labels = load_digits(return_X_y=True)
+    x, y = torch.tensor(pictures, dtype=torch.float32) / 16, torch.tensor(labels)
+    train = Data(x[:1500], "digits", "train", None, y[:1500], (8, 8))
+    test = Data(x[1500:], "digits", "test", None, y[1500:], (8, 8))
+    return Dataset(*carve(train, validation, seed), test).with_transform(transform)

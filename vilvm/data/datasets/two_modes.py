@@ -1,0 +1,70 @@
+"""Two clusters in the plane, of which one coordinate leaves open where the other is: p(x₁ | x₂) has two modes, known in closed form.
+
+    s = ±1 with probability ½ each,    x | s ~ N(s (2, ½), diag(¼², 1)),
+
+so that with w(x₂) = P(s = 1 | x₂) = σ(x₂),
+
+    p(x₁ | x₂) = w N(2, ¼²) + (1 − w) N(−2, ¼²),    E[x₁ | x₂] = 2 (2 w − 1).
+
+At w = ½ that mean is 8 standard deviations from either mode.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from vilvm._runtime.argument_checks import check_number, check_seed
+from vilvm.data.data import Data
+from vilvm.data.datasets.dataset import Dataset
+
+__all__ = ["TwoModes", "two_modes"]
+
+_MODE, _SHIFT, _WIDTH = 2.0, 0.5, 0.25
+
+
+class TwoModes:
+    """What is known of the first coordinate given the second, shape (num_data,)."""
+
+    @staticmethod
+    def upper(second: Tensor) -> Tensor:
+        """P(x₁ belongs to the upper mode | x₂)."""
+        return torch.sigmoid(2 * _SHIFT * second)
+
+    @staticmethod
+    def mean(second: Tensor) -> Tensor:
+        """E[x₁ | x₂]."""
+        return _MODE * (2 * TwoModes.upper(second) - 1)
+
+    @staticmethod
+    def log_prob(first: Tensor, second: Tensor) -> Tensor:
+        """log p(x₁ | x₂), in nats."""
+        w = TwoModes.upper(second)
+        modes = torch.stack([w.log() - ((first - _MODE) / _WIDTH) ** 2 / 2, (-w).log1p() - ((first + _MODE) / _WIDTH) ** 2 / 2])
+        return modes.logsumexp(0) - math.log(_WIDTH * math.sqrt(2 * math.pi))
+
+
+def two_modes(num_train: int = 20_000, num_test: int = 2000, seed: int = 0) -> Dataset:
+    """Draws of the two clusters, rows (x₁, x₂), a "picture" of one by two pixels; see ``TwoModes`` for what is known of them.
+
+    Arguments:
+        num_train: training data; of validation and test data there are `num_test` each.
+        num_test: see there.
+        seed: of all draws.
+
+    Example:
+        >>> from vilvm.data.datasets import two_modes
+        >>> two_modes(100).train.x.shape
+        torch.Size([100, 2])
+    """
+    seed = check_seed("two_modes: seed", seed)
+    num_train = check_number("two_modes: num_train", num_train)
+    num_test = check_number("two_modes: num_test", num_test)
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(count: int, split: str) -> Data:
+        s = 2 * torch.randint(2, (count, 1), generator=generator) - 1
+        noise = torch.randn(count, 2, generator=generator) * torch.tensor([_WIDTH, 1.0])
+        return Data(s * torch.tensor([_MODE, _SHIFT]) + noise, "two modes", split, None, s.squeeze(1), (1, 2))
+
+    return Dataset(draw(num_train, "train"), draw(num_test, "validation"), draw(num_test, "test"))

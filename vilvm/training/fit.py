@@ -1,0 +1,269 @@
+"""The training loop: ``fit``."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pyro.infer import Trace_ELBO
+from torch.nn.modules.batchnorm import _BatchNorm
+
+import vilvm.training.checkpoint as checkpoint
+from vilvm._compile import Compile, check_compile
+from vilvm._runtime.argument_checks import check_number, check_path, check_positive, check_seed, optional
+from vilvm._runtime.distributed import world
+from vilvm._runtime.files import locked
+from vilvm._runtime.memory import trim_heap
+from vilvm._runtime.precision import Precision, check_precision, networks_in
+from vilvm._runtime.random import seeded, set_seed
+from vilvm.data.data import Data, as_data
+from vilvm.data.interleaved import Interleaved
+from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, module_parameters
+from vilvm.training.batches import batches_of
+from vilvm.training.model_arguments import Arguments
+from vilvm.training.optimizers import OptimizerFactory, SchedulerFactory, adam
+from vilvm.training.result import Event, Fit
+from vilvm.training.run import Run
+from vilvm.training.step import Objective
+
+__all__ = ["fit"]
+
+
+def fit(
+    lvm: LatentVariableModel,
+    data: Any,
+    *,
+    objective: Objective | None = None,
+    optimizer: OptimizerFactory | None = None,
+    scheduler: SchedulerFactory | None = None,
+    scheduler_interval: Literal["step", "epoch"] = "step",
+    epochs: int | None = None,
+    steps: int | None = None,
+    batch_size: int | None = None,
+    validation: Any = None,
+    patience: int | None = None,
+    clip: float | None = None,
+    nonfinite: Literal["stop", "skip"] = "stop",
+    compile: Compile = "auto",
+    precision: Precision = "float32",
+    device: torch.device | str | None = None,
+    seed: int = 0,
+    run_dir: Path | str | None = None,
+    resume: bool = False,
+    checkpoint_seconds: float = 10.0,
+    callbacks: Sequence[Callable[[Event], bool | None]] = (),
+    arguments: Arguments | None = None,
+    after_step: Callable[[Any, int], Any] | None = None,
+    progress: bool | None = None,
+) -> Fit:
+    """Trains a latent variable model by stochastic variational inference.
+
+    Each step takes a batch, the gradient of the objective per datum, and one step of one torch optimizer over all trainable
+    parameters of `lvm`, which are changed in place. `clip`, and an optimizer's own ``clip_norm``, ``weight_decay`` and ``eps``, thus
+    meet gradients per datum: those of Pyro's SVI divided by N = plan.num_data × plan.scale (the batch's length, or the full size of a
+    plate that subsamples; 1 if data share a latent). Divide SVI's values by N. The data go to the device once. All that torch draws follows from `seed`;
+    torch's generators are left as they were.
+
+    Within ``vilvm.distributed()``, under torchrun, every rank takes its share of each batch of `batch_size`, gradients are averaged, and
+    parameters stay the same on all ranks, which start from rank 0's. The order of the data does not depend on the number of ranks, the
+    noise does. Batch statistics are of each rank's share, and rank 0's are kept. Rank 0 writes and prints.
+
+    Arguments:
+        lvm: a ``torch.nn.Module`` with ``model(batch)`` and ``guide(batch)``, or a ``Pair``.
+        data: the training data, as ``Data``, a tensor, or a tuple or dict of tensors with one datum a row; ``datasets.on_disk(...)`` if they
+            are larger than memory; ``Interleaved(labelled, unlabelled)`` for batches of several kinds in turn.
+        objective: any Pyro ELBO (without ``Jit``) or objective of ``vilvm.objectives``; ``Trace_ELBO()`` by default.
+        optimizer: makes a torch optimizer of parameters, ``partial(torch.optim.Adam, lr=1e-3, fused=True)`` by default; or an
+            optimizer of all trainable parameters. ``training.by_name`` gives options by the name of a parameter.
+        scheduler: makes a torch learning-rate scheduler of the optimizer.
+        scheduler_interval: whether it steps every step or every epoch (``ReduceLROnPlateau``: every record, on the
+            validation ELBO, or the negative of it if its mode is "min").
+        epochs, steps: how long to train; give one of them.
+        batch_size: data a step, drawn without replacement in an order that is new every epoch. By default all data, in order. Batches are
+            cut along the first axis, which must be that of the plate over the data. Where batch normalisation would meet a last batch of
+            one datum, that batch is left out.
+        validation: data for early stopping and for keeping the best parameters; their transform is drawn once.
+        patience: stop after so many records without a better validation ELBO.
+        clip: largest norm of the gradient of the loss per datum.
+        nonfinite: what to do when loss or gradient is NaN or infinite: "stop" with NonFiniteLossError, or "skip" the step.
+        compile: whether the step is compiled (``vilvm.training.compiled_step``), which takes some ten seconds; "auto" does so for runs of 5000
+            steps or more. The first epoch is run eagerly in any case, with Pyro's checks. A pair that cannot be compiled is trained eagerly,
+            and one line says why.
+        precision: "float32", or "bf16" for the linear and convolutional layers in bfloat16 (``vilvm._runtime.precision``), which is for GPUs;
+            densities, sums and parameters are float32 in any case.
+        device: where to train; by default where the parameters are.
+        seed: of the order of the data, the latents drawn and the transforms; of torch's generators, not of numpy's.
+        run_dir: folder for ``checkpoint/`` and ``history.csv``; nothing is written without one.
+        resume: continue from the checkpoint in `run_dir`, bit for bit as if there had been no interruption; start, if there is none.
+        checkpoint_seconds: least time between two checkpoints; one is always written at the end.
+        callbacks: called with an ``Event`` at every record; training stops when one returns True. What they draw from torch's generators changes
+            nothing of the run.
+        arguments: of the number of steps taken so far, gives numbers and tensors by name, which the step passes as tensors to model and
+            guide, ``model(batch, beta=...)``. Both must have defaults for them, which records, ``evaluate`` and all else see.
+        after_step: called with `lvm` and the number of steps taken so far after each step that moved the parameters, without gradients; it may
+            change them in place, as by clipping; what it draws is part of the run. It must do the same on every rank.
+        progress: whether to show a progress bar; by default on a terminal only.
+
+    Returns:
+        Fit. With validation data, the model has the parameters of the best record, else of the last step. Ctrl-C or SIGTERM
+        finishes the step, saves, and returns with ``stopped == "interrupted"``; so does every ``fit`` in whose callback this one is called.
+        A second Ctrl-C raises KeyboardInterrupt at once, a second SIGTERM ends the process; a checkpoint that is being written is finished first.
+
+    Raises:
+        ContractError: the pair or the batch breaks the contract (see ``vilvm.weights.layout``), also on the look at data of a record; or
+            the plate over the data is not over the axis that batches are cut along; or the guide has parameters of single data by their
+            place in the batch, and data come in batches (``vilvm.weights._per_datum``); or the data are changed in place, or torch's generators
+            seeded, by what runs within it.
+        BusyError: another thread runs a pair (``vilvm._runtime.threads``).
+        CheckpointError: the checkpoint is damaged, or of another model, data set or setting.
+        NonFiniteLossError: loss or gradient became NaN or infinite; names step, site and last checkpoint.
+        ValueError: an argument is out of range.
+
+    Example:
+        >>> import torch, vilvm
+        >>> from vilvm.models.vae import VAE
+        >>> x = torch.bernoulli(torch.full((64, 6), 0.5))
+        >>> fitted = vilvm.fit(VAE(data_dim=6, latent_dim=2), x, epochs=3, batch_size=16)
+        >>> fitted.steps, fitted.stopped
+        (12, 'finished')
+    """
+    check_contract(lvm)
+    if torch.is_inference_mode_enabled():
+        raise ValueError("fit: torch.inference_mode keeps no gradients; call fit outside of it.")
+    if not isinstance(lvm, torch.nn.Module):
+        raise ContractError(f"fit trains a torch.nn.Module; make {type(lvm).__name__} one, or wrap it as vilvm.Pair(model, guide).")
+    train = data if isinstance(data, Interleaved) else as_data(data, "training data")
+    held_out = None if validation is None else as_data(validation, "validation data")
+    _check_options(train, held_out, patience, nonfinite, scheduler_interval, callbacks, compile)
+    _check_batches(train, batch_size)
+    run_dir = optional(check_path, "fit: run_dir", run_dir)
+    if not isinstance(resume, bool):
+        raise ValueError(f"fit: resume must be True or False; got {resume!r}.")
+    _check_folder(run_dir, resume)
+    for name, function in (("arguments", arguments), ("after_step", after_step)):
+        if function is not None and not callable(function):
+            raise ValueError(f"fit: {name} must be a function; got {function!r}.")
+    if (epochs is None) == (steps is None):
+        raise ValueError("fit: give epochs=... or steps=..., one of the two.")
+    epochs, steps, batch_size, patience = (
+        None if value is None else check_number(f"fit: {name}", value)
+        for name, value in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size), ("patience", patience))
+    )
+    seed, clip = check_seed("fit: seed", seed), optional(check_positive, "fit: clip", clip)
+    checkpoint_seconds = check_positive("fit: checkpoint_seconds", checkpoint_seconds, "number of seconds", zero=True)
+    check_precision("fit", lvm, precision)
+    where = _device(lvm, device)
+    lvm.to(where)
+    ranks = world()
+    batches = batches_of(train.to(where), batch_size, seed, ranks, _has_batch_norm(lvm))
+    with (
+        torch.enable_grad(),  # also within a no_grad of the caller's
+        closing(batches),
+        _held(run_dir if ranks.leads else None),
+        seeded(seed, where),
+        module_parameters(lvm),
+        networks_in(precision, lvm),
+    ):
+        run = Run(
+            lvm=lvm,
+            objective=Trace_ELBO() if objective is None else objective,
+            batches=batches,
+            validation=None if held_out is None else held_out.to(where).fixed(seed),
+            total=steps if steps is not None else (epochs or 0) * batches.epoch_steps,
+            seed=seed,
+            patience=patience,
+            skip=nonfinite == "skip",
+            folder=None if run_dir is None else Path(run_dir).absolute(),
+            checkpoint_seconds=checkpoint_seconds,
+            callbacks=callbacks,
+            per_epoch=scheduler_interval == "epoch",
+            device=where,
+            compile=compile,
+            ranks=ranks,
+            precision=precision,
+            arguments=arguments,
+            after_step=after_step,
+        )
+        try:
+            run.prepare(optimizer or adam(where), scheduler, clip)
+            set_seed(ranks.seed(seed), where)
+            if resume:
+                run.restore()
+            run.train_all(progress)
+            return run.result()
+        finally:
+            run.release()
+            trim_heap()
+
+
+@contextmanager
+def _held(run_dir: Path | str | None) -> Iterator[None]:
+    """Holds the run folder for this process, if there is one."""
+    with ExitStack() as stack:
+        if run_dir is not None:
+            try:
+                stack.enter_context(locked(Path(run_dir)))
+            except BlockingIOError:
+                raise ValueError(
+                    f"fit: another process is training in {run_dir}; wait for it, or choose another run_dir."
+                ) from None
+            except OSError as error:
+                raise ValueError(f"fit: run_dir {run_dir} cannot be made or opened ({error.strerror}); choose another.") from None
+        yield
+
+
+def _device(lvm: torch.nn.Module, device: torch.device | str | None) -> torch.device:
+    """Where to train: `device`, else where the parameters are."""
+    if device is None:
+        return device_of(lvm)
+    try:
+        where = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"fit: unknown device {device!r}; choose 'cpu' or 'cuda'.") from None
+    if where.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"fit: device {device!r} was asked for, and torch finds no GPU here; choose 'cpu'.")
+    return where
+
+
+def _has_batch_norm(lvm: torch.nn.Module) -> bool:
+    """Whether a part of the model takes statistics over its batch."""
+    return any(isinstance(m, _BatchNorm) and m.training for m in lvm.modules())
+
+
+def _check_options(
+    train: Data | Interleaved,
+    validation: Data | None,
+    patience: int | None,
+    nonfinite: str,
+    scheduler_interval: str,
+    callbacks: Any,
+    compile: Any,
+) -> None:
+    if not isinstance(callbacks, Sequence) or not all(callable(c) for c in callbacks):
+        raise ValueError("fit: callbacks must be a list of functions.")
+    check_compile("fit", compile)
+    if nonfinite not in ("stop", "skip"):
+        raise ValueError(f"fit: unknown nonfinite={nonfinite!r}; choose 'stop' or 'skip'.")
+    if scheduler_interval not in ("step", "epoch"):
+        raise ValueError(f"fit: unknown scheduler_interval={scheduler_interval!r}; choose 'step' or 'epoch'.")
+    if patience is not None and validation is None:
+        raise ValueError("fit: patience needs validation=... data to be measured on.")
+
+
+def _check_batches(train: Data | Interleaved, batch_size: Any) -> None:
+    for data in train.sources if isinstance(train, Interleaved) else [train]:
+        if batch_size is not None and not data.divisible:
+            raise ValueError(
+                f"fit: these data cannot be cut into batches, as {data.uneven()}; make them equal, or leave batch_size out, if they are one "
+                "datum together."
+            )
+        if batch_size is None and data.streamed:
+            raise ValueError("fit: these data stay on disk and are read in batches; give batch_size=....")
+
+
+def _check_folder(run_dir: Path | str | None, resume: bool) -> None:
+    if resume and run_dir is None:
+        raise ValueError("fit: resume=True needs run_dir=..., the folder of the run to resume.")
+    if run_dir is not None and not resume and checkpoint.latest(Path(run_dir) / "checkpoint"):
+        raise ValueError(f"fit: {run_dir} holds a run already; pass resume=True to continue it, or choose another folder.")

@@ -1,0 +1,21 @@
+"""A model around a model: with another prior, another guide, another noise, or a part of its data unseen."""
+
+from vilvm.wrappers.likelihood_scale import WithNoise, fit_noise
+from vilvm.wrappers.partly_observed import PartlyObserved, partly_observed
+from vilvm.wrappers.with_guide import WithGuide, fit_guide, with_guide
+from vilvm.wrappers.with_prior import WithPrior, with_prior
+from vilvm.wrappers.with_prior_guide import WithPriorGuide, with_prior_guide
+
+__all__ = [
+    "PartlyObserved",
+    "WithGuide",
+    "WithNoise",
+    "WithPrior",
+    "WithPriorGuide",
+    "fit_guide",
+    "fit_noise",
+    "partly_observed",
+    "with_guide",
+    "with_prior",
+    "with_prior_guide",
+]

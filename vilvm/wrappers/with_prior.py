@@ -1,0 +1,64 @@
+"""A model with another prior: p(x | z) as it was, p̂(z) in place of p(z), the guide unchanged."""
+
+from typing import Any
+
+import torch
+
+from vilvm.lvm import ContractError, Wrapped
+from vilvm.priors.fitted import FittedPrior
+from vilvm.wrappers._handlers import Substitute
+
+__all__ = ["WithPrior", "with_prior"]
+
+
+class WithPrior(Wrapped):
+    """A latent variable model whose prior of one latent is replaced; see ``with_prior``."""
+
+    prior: FittedPrior
+
+    def __init__(self, lvm: torch.nn.Module, prior: FittedPrior):
+        if not isinstance(prior, FittedPrior):
+            raise ContractError(f"with_prior: prior must be what fit_prior gives; got {prior!r}.")
+        super().__init__(lvm)
+        self.prior = prior
+
+    def model(self, batch: Any) -> Any:
+        """p(x | z) p̂(z)."""
+        with Substitute(self.prior.latent, self._replace) as replaced:
+            result = self.inner_model(batch)
+        if not replaced.met:
+            raise ContractError(
+                f"with_prior: the prior is of latent {self.prior.latent!r}, which {type(self.lvm).__name__} does not have."
+            )
+        return result
+
+    def guide(self, batch: Any) -> Any:
+        """q(z | x), as it was."""
+        return self.inner_guide(batch)
+
+    def _replace(self, old: Any) -> Any:
+        new = self.prior.distribution()
+        if new.event_shape != old.event_shape:
+            raise ContractError(
+                f"with_prior: the prior is of vectors of shape {tuple(new.event_shape)}, latent {self.prior.latent!r} of shape "
+                f"{tuple(old.event_shape)}."
+            )
+        return new.expand(old.batch_shape)
+
+
+def with_prior(lvm: torch.nn.Module, prior: FittedPrior) -> WithPrior:
+    """The model with a fitted prior, from which it can be drawn and by which it is scored. Shares its parameters with `lvm`.
+
+    A degenerate guide stays one: an auto-encoder with a prior can be drawn from, but has an evidence bound only under a stochastic
+    guide.
+
+    Example:
+        >>> import torch, vilvm
+        >>> from vilvm.models.autoencoder import Autoencoder
+        >>> from vilvm.priors import fit_prior
+        >>> from vilvm.wrappers import with_prior
+        >>> lvm, x = Autoencoder(data_dim=6, latent_dim=2), torch.rand(50, 6)
+        >>> vilvm.sample(with_prior(lvm, fit_prior(lvm, x)), 3)["x"].shape
+        torch.Size([3, 6])
+    """
+    return WithPrior(lvm, prior)
