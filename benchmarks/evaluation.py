@@ -24,10 +24,10 @@ from benchmarks.svi.workloads import WORKLOADS, Net, draw
 from benchmarks.svi_step import pictures
 from vilvm._runtime.memory import widen_heap
 from vilvm.evaluation import evaluate
-from vilvm.evaluation.sample_passes import Passes
+from vilvm.evaluation.sample_passes import SamplePasses
 from vilvm.lvm import evaluation_mode
 from vilvm.training import fit
-from vilvm.weights import layout
+from vilvm.weights import find_layout
 
 SAMPLES, ROWS, PART = 5000, 6250, 50  # 125 samples of 50 images a pass
 HAND = "PyTorch by hand, eager"
@@ -64,12 +64,12 @@ def by_pyro(net: Net, x: Tensor) -> Tensor:
 
 def by_passes(net: Net, x: Tensor, compiled: bool) -> Callable[[], Tensor]:
     """What ``evaluate`` does, its program made once."""
-    passes, plan = Passes(net, compiled), layout(net, x[:PART])
+    passes, layout = SamplePasses(net, compiled), find_layout(net, x[:PART])
 
     def bound() -> Tensor:
         found = []
         for part in x.split(PART):
-            terms = [t[0] for t in passes(part, SAMPLES, ROWS // PART, plan)]
+            terms = [t[0] for t in passes(part, SAMPLES, ROWS // PART, layout)]
             found.append(torch.logsumexp(torch.cat(terms), 0) - math.log(SAMPLES))
         return torch.cat(found)
 

@@ -31,8 +31,8 @@ from vilvm.evaluation import Estimate, Schedule, ais, bdmc
 from vilvm.export import to_datatree
 from vilvm.lvm import module_parameters
 from vilvm.models.vae import VAE
-from vilvm.weights import _vectorisation, layout
-from vilvm.weights.log_weights import weight_pass
+from vilvm.weights import _vectorisation, find_layout
+from vilvm.weights.log_weights import log_weights_pass
 
 
 def same_numbers(device: str) -> str:
@@ -69,9 +69,9 @@ def same_ways(device: str) -> str:
 
         def evaluated(where: str, model: Any = model, guide: Any = guide, name: str = name) -> Estimate:
             lvm: Any = vilvm.Pair(model, guide).to(where)
-            plan, there = layout(lvm, x.to(where)), x.to(where)
+            layout, there = find_layout(lvm, x.to(where)), x.to(where)
             with torch.no_grad(), module_parameters(lvm):
-                taken = _vectorisation.way_of(lvm, there, weight_pass(lvm, plan), plan.ways, lambda _: None)
+                taken = _vectorisation.way_of(lvm, there, log_weights_pass(lvm, layout), layout.ways, lambda _: None)
             assert taken == name, f"on {where} the way is {taken}, not {name}"
             return vilvm.evaluate(lvm, there, num_samples=500).bounds["elbo"]
 
@@ -82,7 +82,7 @@ def same_ways(device: str) -> str:
 
 
 def same_diagnosis(device: str) -> str:
-    """Annealing on both devices, |z| < 5 of its mean; and every diagnostic and the export run on the GPU."""
+    """AISResult on both devices, |z| < 5 of its mean; and every diagnostic and the export run on the GPU."""
     data = digits()
     lvm = VAE(64, 4).start_at(data.train.x.mean(0))
     vilvm.fit(lvm, data.train, epochs=20, batch_size=100)

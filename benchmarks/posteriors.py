@@ -58,7 +58,7 @@ def judge(name: str, guide: str, seed: int = 0) -> str:
     good = abs(found[mean][0]) <= 0.1 and abs(found[sd][1] - 1) <= 0.1
     # A budget that a busy machine does not overrun, for a diagnosis that is not finished trusts nothing.
     diagnosis = vilvm.diagnose(case.lvm, case.data, history=fitted, budget=600, seed=seed, progress=False)
-    why = "; ".join(f"{f.name}: {f.gravity.name}" for f in diagnosis.findings if f.gravity >= 2)
+    why = "; ".join(f"{f.name}: {f.severity.name}" for f in diagnosis.findings if f.severity >= 2)
     k = diagnosis.results["Pareto k̂"].k[0].item()
     verdict = "trust" if diagnosis.trusted else "do not trust"
     right = "yes" if diagnosis.trusted == good else "NO"

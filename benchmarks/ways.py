@@ -21,20 +21,20 @@ from benchmarks.svi_step import pictures
 from vilvm._compile import UntraceableError
 from vilvm._runtime.memory import widen_heap
 from vilvm.evaluation import evaluate
-from vilvm.evaluation.sample_passes import Passes
+from vilvm.evaluation.sample_passes import SamplePasses
 from vilvm.lvm import evaluation_mode
 from vilvm.training import fit
-from vilvm.weights import _vectorisation, layout
+from vilvm.weights import _vectorisation, find_layout
 
 PART, SAMPLES, CHUNK = 50, 250, 125
 
 
 def passes(net: Any, x: torch.Tensor, way: str, compiled: bool = False) -> Callable[[], torch.Tensor]:
     """The passes of `SAMPLES` samples by one way, which has been found: log w, shape (SAMPLES, PART)."""
-    run, plan = Passes(net, compiled), layout(net, x)
+    run, layout = SamplePasses(net, compiled), find_layout(net, x)
 
     def weights() -> torch.Tensor:
-        return torch.cat([terms[0] for terms in run(x, SAMPLES, CHUNK, plan)])
+        return torch.cat([terms[0] for terms in run(x, SAMPLES, CHUNK, layout)])
 
     with ExitStack() as forced:
         if way != _vectorisation.VECTORISED:
@@ -46,7 +46,7 @@ def passes(net: Any, x: torch.Tensor, way: str, compiled: bool = False) -> Calla
                 mock.patch.object(_vectorisation, "_known_graph", mock.Mock(side_effect=UntraceableError("asked for")))
             )
         weights()
-        assert _vectorisation.way_of(net, x, _vectorisation.Pass(lambda *_: {}, "log-weights"), plan.ways) == way
+        assert _vectorisation.way_of(net, x, _vectorisation.Pass(lambda *_: {}, "log-weights"), layout.ways) == way
     return weights
 
 

@@ -40,7 +40,7 @@ from vilvm.priors import fit_prior
 from vilvm.report import Page, Table
 from vilvm.training import one_cycle
 from vilvm.wrappers import fit_guide, with_prior
-from vilvm.wrappers.likelihood_scale import fit_noise
+from vilvm.wrappers.likelihood_scale import fit_likelihood_scale
 
 PRIORS = {"diagonal": "diagonal Gaussian", "full": "full Gaussian", "mixture": "mixture", "flow": "flow"}
 CAPTIONS = {
@@ -165,7 +165,7 @@ def grey_models(contest: Contest, data: Dataset, latent: int) -> None:
     contest.models["probabilistic PCA"] = PPCA(train.x.shape[1], latent).maximise(train.x).to(contest.device)
     contest.seconds["probabilistic PCA"] = time.perf_counter() - began
     linear = contest.train("linear AE", LinearAutoencoder(train.x.shape[1], latent).start_at(train.x.mean(0)), train)
-    contest.models["linear AE"] = fit_noise(linear, train)
+    contest.models["linear AE"] = fit_likelihood_scale(linear, train)
     contest.add_priors("linear AE", contest.models["linear AE"], train)
 
 

@@ -27,7 +27,7 @@ from vilvm.data import Data
 from vilvm.evaluation import Estimate, Schedule, ais, bdmc, evaluate
 from vilvm.lvm import ContractError, device_of
 from vilvm.report import Page, Table
-from vilvm.weights import layout
+from vilvm.weights import find_layout
 
 _EXPORTED = 100  # data whose posterior is written, where each has latents of its own
 _REPLICATES = 50  # of each of them, or a file of images would take half a gigabyte
@@ -159,11 +159,11 @@ def page(
 
 def posterior_of(subject: Subject, index: torch.Tensor, seed: int) -> Any:
     """The DataTree; where each datum has latents of its own, of the first of those that were looked at, under their own numbers."""
-    plan = layout(subject.lvm, part_of(subject.data, index).x)
-    if not (plan.local and subject.data.divisible):
+    layout = find_layout(subject.lvm, part_of(subject.data, index).x)
+    if not (layout.local and subject.data.divisible):
         return export.to_datatree(subject.lvm, subject.data, seed=seed)
     index = index[:_EXPORTED] if len(index) < len(subject.data) else index
-    part, coords = part_of(subject.data, index), {plan.data_plate or "": index.tolist()}
+    part, coords = part_of(subject.data, index), {layout.data_plate or "": index.tolist()}
     return export.to_datatree(subject.lvm, part, num_predictive=_REPLICATES, coords=coords, seed=seed)
 
 
@@ -192,7 +192,7 @@ def work(folder: Path, settings: dict[str, Any]) -> int:
     found = evidence(subject, looked, settings)
     export.save(posterior_of(subject, diagnosis.index, settings["seed"]), folder / "posterior.nc")
     show(subject, found, diagnosis)
-    told = [{**vars(finding), "gravity": finding.gravity.name} for finding in diagnosis.findings]
+    told = [{**vars(finding), "severity": finding.severity.name} for finding in diagnosis.findings]
     bounds, gaps = ({name: {"mean": e.mean, "se": e.se, "mc_se": e.mc_se} for name, e in each.items()} for each in found)
     write_json(
         folder / "results.json",

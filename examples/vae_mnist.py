@@ -223,15 +223,15 @@ def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     with ExitStack() as held:
         with vilvm.distributed() as ranks:
-            folder, settings = held.enter_context(run_folder(args, arguments, "vae_mnist", ranks.leads))
-            results = reported(folder) if ranks.leads and args.resume is not None else None
+            folder, settings = held.enter_context(run_folder(args, arguments, "vae_mnist", ranks.is_main))
+            results = reported(folder) if ranks.is_main and args.resume is not None else None
             lvm, data = begin(settings)
-            if ranks.leads:
+            if ranks.is_main:
                 write_settings(folder, settings)
                 console.print(f"Training on {data.name} ({len(data.train):,} images), run folder {folder}", highlight=False)
             fitted = train(lvm, data, settings, folder, args.resume is not None)
             if fitted.stopped == "interrupted":
-                if ranks.leads:
+                if ranks.is_main:
                     console.print(f"Resume with: python -m examples.vae_mnist --resume {folder}", highlight=False)
                 return 130
             evaluation = None
@@ -239,7 +239,7 @@ def main(argv: list[str] | None = None) -> int:
                 evaluation = vilvm.evaluate(
                     lvm, data.test, num_samples=settings["samples"], precision=settings["precision"], seed=settings["seed"]
                 )
-        if not ranks.leads:
+        if not ranks.is_main:
             return 0
         if evaluation is not None:
             results = report_of(lvm, data, settings, folder, (fitted, evaluation))

@@ -40,7 +40,7 @@ from vilvm.diagnostics._components import runnable
 from vilvm.diagnostics.pareto_k import check_weighable, psis
 from vilvm.evaluation.evaluate import in_parts, samples_in_a_pass
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, evaluation_mode, fixed_beside
-from vilvm.weights import Layout, LogWeights, layout, log_weights
+from vilvm.weights import Layout, LogWeights, find_layout, log_weights
 from vilvm.weights.generated_quantities import replay
 from vilvm.weights.sampling import picked_by_weight
 from vilvm.weights.simulation import undrawable
@@ -136,18 +136,18 @@ def to_datatree(
     if num_predictive is None:
         num_predictive = min(num_samples, max(1, _PREDICTED // sum(t.numel() for _, t in _named(fixed.x))))
     with seeded(seed, fixed.device), evaluation_mode(lvm):
-        parts, plan = in_parts(lvm, fixed, batch_size)
-        _check_layout(lvm, plan, resampled)
-        absent = _absent(lvm, parts[0].x, plan)
+        parts, layout = in_parts(lvm, fixed, batch_size)
+        _check_layout(lvm, layout, resampled)
+        absent = _absent(lvm, parts[0].x, layout)
         found: list[_Groups] = []
         for part in parts:
-            here = plan if part is parts[0] else layout(lvm, part.x, plate=plan.data_plate)
+            here = layout if part is parts[0] else find_layout(lvm, part.x, plate=layout.data_plate)
             found.append(_groups(lvm, part.x, here, (num_samples, num_predictive), resampled, absent))
     groups = _join(found)
     groups |= _constants(fixed.x, groups.get("observed_data", {}))
-    named = _dims(groups, plan.data_plate, dims or {})
+    named = _dims(groups, layout.data_plate, dims or {})
     _check_coords(groups, named, coords or {})
-    attrs = _attrs(lvm, given, plan, num_samples, resampled, seed) | {f"no {group}": why for group, why in absent.items()}
+    attrs = _attrs(lvm, given, layout, num_samples, resampled, seed) | {f"no {group}": why for group, why in absent.items()}
     return _tree(groups, named, dict(coords or {}), attrs)
 
 
@@ -201,26 +201,26 @@ def load(path: str | Path) -> xr.DataTree:
     return tree
 
 
-def _check_layout(lvm: object, plan: Layout, resampled: bool) -> None:
-    if plan.subsample:
+def _check_layout(lvm: object, layout: Layout, resampled: bool) -> None:
+    if layout.subsample:
         raise ContractError(
-            f"to_datatree: {type(lvm).__name__} subsamples its plate {next(iter(plan.subsample))!r} at random, so its draws are of a part of the "
+            f"to_datatree: {type(lvm).__name__} subsamples its plate {next(iter(layout.subsample))!r} at random, so its draws are of a part of the "
             "data; export a model whose plate takes all of it."
         )
-    if not plan.latents:
+    if not layout.latents:
         raise ContractError(f"to_datatree: the guide of {type(lvm).__name__} draws no latent, so there is no posterior to export.")
     if resampled:
-        check_weighable("to_datatree: resampled=True", lvm, plan)
+        check_weighable("to_datatree: resampled=True", lvm, layout)
 
 
-def _absent(lvm: LatentVariableModel, batch: Any, plan: Layout) -> dict[str, str]:
+def _absent(lvm: LatentVariableModel, batch: Any, layout: Layout) -> dict[str, str]:
     """Which groups cannot be made, and why."""
-    factors = [n for n in plan.observed if plan.families[n] == "Unit"]
+    factors = [n for n in layout.observed if layout.families[n] == "Unit"]
     still = undrawable(lvm, batch)
     found = {}
     if still:
         found = dict.fromkeys(_PREDICTIVE, f"the distribution of site {still[0]!r} cannot be drawn from")
-    if len(factors) == len(plan.observed):
+    if len(factors) == len(layout.observed):
         found = dict.fromkeys(_PREDICTIVE, "the model observes nothing but factors")
     if factors:
         found |= dict.fromkeys(_PRIOR, f"running the model does not draw from its pyro.factor {factors[0]!r}")
@@ -228,28 +228,28 @@ def _absent(lvm: LatentVariableModel, batch: Any, plan: Layout) -> dict[str, str
 
 
 def _groups(
-    lvm: LatentVariableModel, batch: Any, plan: Layout, sizes: tuple[int, int], resampled: bool, absent: Mapping[str, str]
+    lvm: LatentVariableModel, batch: Any, layout: Layout, sizes: tuple[int, int], resampled: bool, absent: Mapping[str, str]
 ) -> _Groups:
     """The groups of one batch, of so many draws and predictive draws, without those that are absent."""
     num_samples, num_predictive = sizes
     groups: _Groups = defaultdict(dict)
-    chunk = samples_in_a_pass(lvm, batch, plan)
-    weighed = not (plan.degenerate or plan.improper)
-    weights = log_weights(lvm, batch, num_samples * (_PROPOSALS if resampled else 1), chunk=chunk, plan=plan)
+    chunk = samples_in_a_pass(lvm, batch, layout)
+    weighed = not (layout.degenerate or layout.improper)
+    weights = log_weights(lvm, batch, num_samples * (_PROPOSALS if resampled else 1), chunk=chunk, layout=layout)
     if weighed:
         groups["diagnostics"]["pareto_k"] = _pareto_k(weights.log_weight)
     if resampled:
         if not bool((weights.log_weight.amax(0) > -torch.inf).all()):
             raise ContractError("to_datatree: a datum has probability zero under all draws to be resampled; look at the guide.")
-        weights = picked_by_weight(weights, num_samples, plan)
+        weights = picked_by_weight(weights, num_samples, layout)
     if weighed:
         groups["sample_stats"] = _densities(weights)
     groups["log_likelihood"] = {n: _variable(v, 1 if v.dim() == 2 else None) for n, v in weights.log_likelihoods.items()}
-    groups["posterior"] = {n: _variable(v, plan.data_axes.get(n)) for n, v in weights.latents.items()}
+    groups["posterior"] = {n: _variable(v, layout.data_axes.get(n)) for n, v in weights.latents.items()}
     runs = runnable(lvm, batch)
-    _add_replays(groups, runs, batch, plan, chunk, num_predictive, weights.latents)
-    if not (plan.improper or "prior" in absent):
-        _add_replays(groups, runs, batch, plan, chunk, num_predictive, None)
+    _add_replays(groups, runs, batch, layout, chunk, num_predictive, weights.latents)
+    if not (layout.improper or "prior" in absent):
+        _add_replays(groups, runs, batch, layout, chunk, num_predictive, None)
     return {name: group for name, group in groups.items() if name not in absent}
 
 
@@ -284,7 +284,7 @@ def _add_replays(
     groups: _Groups,
     lvm: LatentVariableModel,
     batch: Any,
-    plan: Layout,
+    layout: Layout,
     chunk: int,
     num_predictive: int,
     latents: Mapping[str, Tensor] | None,
@@ -297,12 +297,12 @@ def _add_replays(
     for start in range(0, total, chunk):
         size = min(chunk, total - start)
         part = None if latents is None else {n: v[start : start + size] for n, v in latents.items()}
-        said = replay(lvm, batch, part, num_samples=size, plan=plan)
+        said = replay(lvm, batch, part, num_samples=size, layout=layout)
         axes = said.data_axes
         if start == 0 and latents is not None:
             recorded = {n: (v, axes[n] - 1 if n in axes else None) for n, v in said.recorded.items()}
             groups["observed_data"] = {n: _variable(v, axis) for n, (v, axis) in recorded.items()}
-        drawn = {n: said.latents[n] for n in plan.latents} if latents is None else {}
+        drawn = {n: said.latents[n] for n in layout.latents} if latents is None else {}
         for name, value in {**drawn, **said.deterministics}.items():
             found[group, name].append(value)
         for name, value in said.observed.items() if start < num_predictive else ():
@@ -380,7 +380,7 @@ def _tree(groups: _Groups, dims: dict[str, dict[str, list[str]]], coords: dict[s
     return tree
 
 
-def _attrs(lvm: object, data: Data, plan: Layout, num_samples: int, resampled: bool, seed: int) -> dict[str, Any]:
+def _attrs(lvm: object, data: Data, layout: Layout, num_samples: int, resampled: bool, seed: int) -> dict[str, Any]:
     proposals = f"resampled by their weights, with replacement, from {_PROPOSALS * num_samples} of the guide"
     return {
         "inference_library": "vilvm",
@@ -390,7 +390,7 @@ def _attrs(lvm: object, data: Data, plan: Layout, num_samples: int, resampled: b
         **{key: value if isinstance(value, int) else str(value) for key, value in data.protocol().items()},
         "seed": seed,
         "draws": proposals if resampled else "of the guide",
-        "weights": "per datum" if plan.local else "of all data together",
+        "weights": "per datum" if layout.local else "of all data together",
     }
 
 

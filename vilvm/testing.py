@@ -21,9 +21,9 @@ from vilvm.data.tensors import tensors_of
 from vilvm.lvm import LatentVariableModel, evaluation_mode, module_parameters
 from vilvm.training.compiled_step import CompiledStep
 from vilvm.training.fit import fit
-from vilvm.weights import LogWeights, layout, log_weights, posterior
+from vilvm.weights import LogWeights, find_layout, log_weights, posterior
 from vilvm.weights._vectorisation import way_of
-from vilvm.weights.log_weights import weight_pass
+from vilvm.weights.log_weights import log_weights_pass
 
 __all__ = ["check_lvm"]
 
@@ -55,32 +55,32 @@ def check_lvm(tiny: Callable[[], tuple[LatentVariableModel, Any]], objective: An
     with seeded(0):
         lvm, batch = tiny()
     assert isinstance(lvm, torch.nn.Module), "tiny() must return a torch.nn.Module (vilvm.Pair makes one of two functions)"
-    plan = layout(lvm, batch)
-    _check_shapes(lvm, batch, plan)
+    layout = find_layout(lvm, batch)
+    _check_shapes(lvm, batch, layout)
     _check_gradients(lvm, batch, objective)
     _check_compiled(lvm, batch, objective)
     _check_seed(lvm, batch)
-    if plan.local and Data(batch).divisible:
+    if layout.local and Data(batch).divisible:
         _check_order(lvm, batch)
     _check_state(tiny, lvm, batch)
     _check_training(tiny, objective)
     added = set(pyro.get_param_store()) - stored
     assert not added, f"Pyro's global parameter store now holds {sorted(added)}"
     with torch.no_grad(), seeded(4), module_parameters(lvm), evaluation_mode(lvm):
-        return way_of(lvm, batch, weight_pass(lvm, plan), plan.ways)
+        return way_of(lvm, batch, log_weights_pass(lvm, layout), layout.ways)
 
 
-def _check_shapes(lvm: LatentVariableModel, batch: Any, plan: Any) -> None:
+def _check_shapes(lvm: LatentVariableModel, batch: Any, layout: Any) -> None:
     for num_samples in (1, 3):
         weights = log_weights(lvm, batch, num_samples)
-        expected = (num_samples, plan.num_data) if plan.local else (num_samples,)
+        expected = (num_samples, layout.num_data) if layout.local else (num_samples,)
         assert weights.log_weight.shape == expected, (
             f"log-weights of {num_samples} samples have shape {tuple(weights.log_weight.shape)}, not {expected}"
         )
         assert torch.isfinite(weights.log_weight).all(), "a log-weight is not finite"
     drawn = posterior(lvm, batch, 3)
-    assert set(drawn) == set(plan.latents), f"the guide draws {sorted(drawn)}, the model's latents are {sorted(plan.latents)}"
-    if plan.local and Data(batch).divisible:
+    assert set(drawn) == set(layout.latents), f"the guide draws {sorted(drawn)}, the model's latents are {sorted(layout.latents)}"
+    if layout.local and Data(batch).divisible:
         one = log_weights(lvm, Data(batch).subset(slice(0, 1)).x, 3)
         assert one.log_weight.shape == (3, 1), f"log-weights of one datum have shape {tuple(one.log_weight.shape)}, not (3, 1)"
 
@@ -103,7 +103,7 @@ def _check_compiled(lvm: Any, batch: Any, objective: Any) -> None:
     parameters = [p for p in lvm.parameters() if p.requires_grad]
     step = CompiledStep(lvm, copy.deepcopy(objective), torch.optim.Adam(parameters), compiler=graph)
     with seeded(1), module_parameters(lvm):
-        difference = step.differs(batch, float(layout(lvm, batch).num_data))
+        difference = step.differs(batch, float(find_layout(lvm, batch).num_data))
     lvm.zero_grad(set_to_none=True)
     assert difference is None, f"the compiled step is not the eager step: {difference}"
 
@@ -133,7 +133,7 @@ def _agree(first: torch.Tensor, second: torch.Tensor) -> bool:
 def _check_state(tiny: Callable[[], tuple[Any, Any]], lvm: Any, batch: Any) -> None:
     with seeded(7):
         other, _ = tiny()
-    layout(other, batch)  # makes parameters that are made on first use
+    find_layout(other, batch)  # makes parameters that are made on first use
     with torch.no_grad():
         for p in other.parameters():
             p.add_(0.1)

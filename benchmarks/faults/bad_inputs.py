@@ -657,8 +657,8 @@ def _of_guides(x: torch.Tensor) -> Iterator[_Call]:
         "flat_prior", lambda **options: guides.flat_prior(**options).event_shape, lambda: {"latent_dim": 2}, {"latent_dim": "count"}
     )
     yield _Call(
-        "fit_noise",
-        lambda **options: wrappers.fit_noise(**options),
+        "fit_likelihood_scale",
+        lambda **options: wrappers.fit_likelihood_scale(**options),
         _with_pair(data=x),
         {"lvm": "pair", "data": "data", "num_samples": "count", "seed": "seed"},
     )

@@ -30,7 +30,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 import vilvm
-from vilvm._runtime.random import rng, seeded
+from vilvm._runtime.random import rng_state, seeded
 from vilvm.models.vae import VAE
 from vilvm.objectives import Annealed
 from vilvm.training import by_name, checkpoint
@@ -452,7 +452,7 @@ class _Taken(Exception):
 
 def _digest(run: Run) -> str:
     tensors: dict[str, Tensor] = {}
-    body = checkpoint.pack(run.state([g[None] for g in rng(run.device)]), tensors)
+    body = checkpoint.pack(run.state([g[None] for g in rng_state(run.device)]), tensors)
     return hashlib.sha256(json.dumps(body).encode() + save(tensors)).hexdigest()
 
 

@@ -123,7 +123,7 @@ def train(name: str, folder: Path, data: Path) -> dict[str, Any]:
         "history": digest(fitted.history.to_rows()),
         "result": digest([fitted.steps, fitted.stopped, fitted.best_step, fitted.skipped]),
     }
-    return {"digests": {**found, **(held(folder) if world.leads else {})}}
+    return {"digests": {**found, **(held(folder) if world.is_main else {})}}
 
 
 def by_command(folder: Path, data: Path) -> dict[str, Any]:

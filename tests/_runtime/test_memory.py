@@ -50,9 +50,9 @@ def passes(monkeypatch, free):
     """Largest number of samples a pass, and the bound."""
     sizes = []
     monkeypatch.setattr(import_module("vilvm.evaluation.evaluate"), "free_bytes", lambda device: free)
-    real = sample_passes.Passes.__call__
+    real = sample_passes.SamplePasses.__call__
     monkeypatch.setattr(
-        sample_passes.Passes, "__call__", lambda self, b, s, chunk, p: (sizes.append(chunk), real(self, b, s, chunk, p))[1]
+        sample_passes.SamplePasses, "__call__", lambda self, b, s, chunk, p: (sizes.append(chunk), real(self, b, s, chunk, p))[1]
     )
     torch.manual_seed(0)
     lvm, x = VAE(50, 2), torch.bernoulli(torch.full((40, 50), 0.5))

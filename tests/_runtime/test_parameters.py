@@ -23,7 +23,7 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 
 import vilvm
-from vilvm.weights import layout
+from vilvm.weights import find_layout
 
 OUTSIDE = nn.Linear(1, 1)
 TRAINED = {"progress": False, "optimizer": partial(torch.optim.Adam, lr=0.05)}
@@ -117,7 +117,7 @@ def test_svi_trains_the_parameters_of_the_pair(x):
             pyro.sample("x", dist.Normal(announced(z.unsqueeze(-1)).squeeze(-1), slope), obs=x)
 
     lvm = vilvm.Pair(decoded, guided_by(held))
-    layout(lvm, x)
+    find_layout(lvm, x)
     other = copy.deepcopy(lvm)
     torch.manual_seed(1)
     SVI(lvm.model, lvm.guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO()).step(x)
@@ -142,7 +142,7 @@ def test_other_tools_meet_the_parameters(x, kind):
             pyro.sample("x", dist.Normal(net(z.unsqueeze(-1)).squeeze(-1), 0.5), obs=x)
 
     lvm = vilvm.Pair(model if kind is model else with_network, guide)
-    layout(lvm, x)
+    find_layout(lvm, x)
     with torch.no_grad():
         for p in lvm.parameters():
             p.fill_(0.7)
@@ -183,13 +183,13 @@ def test_an_autoguide_keeps_its_attributes_and_methods(x):
 
 def test_a_guide_can_be_replaced(x):
     lvm, net = vilvm.Pair(model, guide), linear()
-    layout(lvm, x)
+    find_layout(lvm, x)
     lvm.guide = AutoNormal(model)
     assert "guide" in dict(lvm.named_children())
     lvm.guide = guided_by(net)
     assert "guide" not in dict(lvm.named_children())
     assert any(m is net for m in lvm.modules())
-    layout(lvm, x)
+    find_layout(lvm, x)
 
 
 def test_a_pair_of_another_pairs_model_shares_its_parameters(x):
@@ -197,7 +197,7 @@ def test_a_pair_of_another_pairs_model_shares_its_parameters(x):
     vilvm.fit(first, x, steps=20, **TRAINED)
     slope = first.pyro_params["slope"].clone()
     second = vilvm.Pair(first.model, AutoNormal(first.model))
-    layout(second, x)
+    find_layout(second, x)
     assert any(p is first.pyro_params["slope"] for p in second.parameters())
     assert torch.equal(first.pyro_params["slope"], slope)
 
@@ -284,7 +284,7 @@ def test_a_network_belongs_to_the_pair_whatever_holds_it(x, holder, announce):
     assert len(own) == 1
     before = state(lvm)
     assert sorted(n.removeprefix(own[0] + ".") for n in before) == sorted(net.state_dict())
-    layout(lvm, x)
+    find_layout(lvm, x)
     a, b = (vilvm.posterior_mean(lvm, x)["z"] for _ in range(2))
     torch.testing.assert_close(a, b)
     net.eval()
@@ -369,7 +369,7 @@ def test_what_a_run_announces_joins_the_model(x):
         ((own := Unregistered()), own.nets["encoder"]),
     ):
         assert not [m for m in lvm.modules() if m is net]
-        layout(lvm, x)
+        find_layout(lvm, x)
         assert net[1].num_batches_tracked == 0  # it went into evaluation mode as it joined, in the midst of that run
         assert net.training
         assert [n for n, m in lvm.named_modules() if m is net] == ["pyro_modules.network"]
@@ -432,7 +432,7 @@ def test_a_pyro_module_behind_a_lambda_trains_as_under_svi(x):
     start = copy.deepcopy(net.state_dict())
     f = lambda b: net(*b)  # noqa: E731
     lvm = vilvm.Pair(f, AutoNormal(f, init_loc_fn=pyro.infer.autoguide.init_to_mean))
-    layout(lvm, (x, x))
+    find_layout(lvm, (x, x))
     torch.manual_seed(1)
     losses.append(Trace_ELBO().loss(lvm.model, lvm.guide, (x, x)))
     vilvm.fit(lvm, (x, x), steps=5, **TRAINED)
@@ -483,7 +483,7 @@ def _list_of(model):
 )
 def test_parameters_of_a_model_behind_a_block_are_trained(x, kind, blocked):
     lvm = vilvm.Pair(shared, kind(blocked(shared)))
-    layout(lvm, x)
+    find_layout(lvm, x)
     with torch.no_grad():
         lvm.pyro_params["slope"].fill_(0.25)
     trace = poutine.trace(lvm.model).get_trace(x)
@@ -491,7 +491,7 @@ def test_parameters_of_a_model_behind_a_block_are_trained(x, kind, blocked):
     vilvm.fit(lvm, x, steps=3, **TRAINED)
     assert lvm.pyro_params["slope"] != 0.25
     other = vilvm.Pair(shared, kind(blocked(shared)))
-    layout(other, x)
+    find_layout(other, x)
     assert other.pyro_params["slope"] == 1.0
 
 
@@ -523,7 +523,7 @@ def test_pyros_internals_are_as_before_outside(x):
     from pyro.params.param_store import ParamStoreDict
 
     with pytest.raises(vilvm.ContractError):
-        layout(vilvm.Pair(model, lambda x: None), x)
+        find_layout(vilvm.Pair(model, lambda x: None), x)
     assert type(pyro.get_param_store()) is ParamStoreDict
     assert not hasattr(_Context, "param_state")
     assert not pyro.settings.get("module_local_params")
@@ -567,14 +567,14 @@ def test_a_copy_has_networks_and_an_autoguide_of_its_own(x, called):
         torch.manual_seed(1)
         trained = vilvm.log_weights(other, x, 2).log_weight
         lvm.load_state_dict(other.state_dict())
-        layout(lvm, x)
+        find_layout(lvm, x)
         torch.manual_seed(1)
         assert torch.equal(trained, vilvm.log_weights(lvm, x, 2).log_weight)
 
 
 def test_two_pairs_of_the_same_functions_are_independent(x):
     first, second = vilvm.Pair(model, guide), vilvm.Pair(model, guide)
-    layout(second, x)
+    find_layout(second, x)
     before = state(second)
     vilvm.fit(first, x, steps=3, **TRAINED)
     SVI(first.model, first.guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO()).step(x)
@@ -614,7 +614,7 @@ def test_a_state_is_loaded_before_the_first_call(x, kind):
     assert same(state(new), trained)
     again = vilvm.Pair(model, GUIDES[kind]())
     again.load_state_dict(trained)
-    layout(again, x)
+    find_layout(again, x)
     torch.manual_seed(1)
     assert Trace_ELBO().loss(again.eval().model, again.guide, x) == loss
 
@@ -623,22 +623,22 @@ def test_a_state_is_loaded_before_the_first_call(x, kind):
 def test_a_state_of_other_sizes_is_refused_at_every_call(x, kind):
     x = x[:6]
     lvm = vilvm.Pair(model, GUIDES[kind]())
-    layout(lvm, x)
+    find_layout(lvm, x)
     wrong = {n: v if n == "pyro_params.slope" else torch.zeros(7, 2) for n, v in lvm.state_dict().items()}
     new = vilvm.Pair(model, GUIDES[kind]())
     new.load_state_dict(wrong)
     for _ in range(2):
         with pytest.raises(vilvm.ContractError, match=r"has shape .* here, and \(7, 2\) in the state_dict that was loaded"):
-            layout(new, x)
+            find_layout(new, x)
 
 
 def test_a_state_of_another_guide_is_refused(x):
     lvm = vilvm.Pair(model, AutoNormal(model))
-    layout(lvm, x)
+    find_layout(lvm, x)
     new = vilvm.Pair(model, AutoDiagonalNormal(model))
     new.load_state_dict(lvm.state_dict())
     with pytest.raises(vilvm.ContractError, match=r"is not in the state_dict that was loaded|is not here"):
-        layout(new, x)
+        find_layout(new, x)
 
 
 def test_a_key_of_nothing_is_refused_at_once():
@@ -672,7 +672,7 @@ def test_a_model_of_two_arguments_is_told_to_unpack(x, several):
         (vilvm.Pair(of_two, lambda b: None), "model"),
     ):
         with pytest.raises(vilvm.ContractError, match=rf"as a tuple and unpack it, lambda batch: {part}\(\*batch\)"):
-            layout(lvm, batch)
+            find_layout(lvm, batch)
 
 
 def test_a_wrong_call_in_the_users_own_code_is_not():
@@ -680,5 +680,5 @@ def test_a_wrong_call_in_the_users_own_code_is_not():
         of_two(x)
 
     with pytest.raises(vilvm.ContractError, match=r"in broken, test_parameters\.py") as error:
-        layout(vilvm.Pair(broken, lambda x: None), torch.zeros(3))
+        find_layout(vilvm.Pair(broken, lambda x: None), torch.zeros(3))
     assert "unpack" not in str(error.value)

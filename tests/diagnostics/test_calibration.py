@@ -11,7 +11,7 @@ from scipy import stats
 
 import vilvm
 from vilvm.diagnostics.calibration import sbc, tarp
-from vilvm.diagnostics.finding import Gravity
+from vilvm.diagnostics.finding import Severity
 from vilvm.diagnostics.vsbc import vsbc
 from vilvm.evaluation import Schedule, ais, bdmc
 from vilvm.lvm import ContractError, NotApplicable
@@ -57,7 +57,7 @@ def test_the_posterior_is_found_fault_with_at_the_stated_rate(exact, reference):
     found = [
         sbc(exact, seed=s, **size) if reference is None else tarp(exact, reference=reference, seed=s, **size) for s in range(runs)
     ]
-    alarms = sum(f.finding.gravity > Gravity.FINE for f in found)
+    alarms = sum(f.finding.severity > Severity.OK for f in found)
     assert alarms <= stats.binom.isf(1e-6, runs, level)
 
 
@@ -67,24 +67,24 @@ def test_a_guide_half_as_wide(exact):
     found = sbc(lvm)
     held = float(2 * stats.norm.cdf(stats.norm.ppf(0.95) / 2) - 1)  # of a 90 % interval half as wide
     assert ((found.coverage.shares[2, :2] - held).abs() < 5 * found.coverage.errors[2, :2] + 0.02).all()  # of 99 draws, not of all
-    assert found.finding.gravity == Gravity.GRAVE
+    assert found.finding.severity == Severity.CRITICAL
     assert "too narrow: its 90 % intervals hold the truth" in found.finding.verdict
     for reference in ("data", "prior"):
-        assert tarp(lvm, reference=reference).finding.gravity == Gravity.GRAVE
+        assert tarp(lvm, reference=reference).finding.severity == Severity.CRITICAL
 
 
 @pytest.mark.slow
 def test_a_guide_twice_as_wide_is_wrong_but_on_the_safe_side(exact):
     lvm = rescale(exact, 2.0)
     assert "too wide" in sbc(lvm).finding.verdict
-    assert [f.finding.gravity for f in (sbc(lvm), tarp(lvm))] == [Gravity.WARNING] * 2
+    assert [f.finding.severity for f in (sbc(lvm), tarp(lvm))] == [Severity.WARNING] * 2
 
 
 @pytest.mark.slow
 def test_a_guide_a_little_too_narrow_is_noted(exact):
     lvm = rescale(exact, 0.93)
     found = sbc(lvm, num_simulations=5000).finding
-    assert found.gravity == Gravity.NOTE
+    assert found.severity == Severity.NOTE
 
 
 @pytest.mark.parametrize("side", [1, -1])
@@ -97,7 +97,7 @@ def test_a_guide_beside_the_truth(exact, side):
     # P(truth > draw) = Φ(−1/√2) for a draw one standard deviation too high.
     assert mean_rank == pytest.approx(stats.norm.cdf(-side / math.sqrt(2)), abs=5 * math.sqrt(1 / 12 / 1000))
     assert f"z[0]: the posterior lies too {'high' if side > 0 else 'low'}" in found.finding.verdict
-    assert found.finding.gravity == Gravity.GRAVE
+    assert found.finding.severity == Severity.CRITICAL
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_the_prior_as_guide_is_seen_by_the_likelihood_and_by_a_reference_near_th
     found = sbc(lvm)
     departs = dict(zip(found.names, (found.adjusted < 1e-4).tolist(), strict=True))
     assert departs == {"z[0]": False, "z[1]": False, "log p(x | z)": True}
-    assert found.finding.gravity == Gravity.WARNING
+    assert found.finding.severity == Severity.WARNING
     assert "explain the data worse than the truth does" in found.finding.verdict
     assert tarp(lvm, reference="data").p_value < 1e-10
     assert tarp(lvm, reference="prior").p_value > 1e-4
@@ -131,7 +131,7 @@ def two_levels(scale=1.0):
 
 @pytest.mark.slow
 def test_a_local_latent_above_another():
-    assert sbc(two_levels(), seed=1, false_alarm=1e-6).finding.gravity == Gravity.FINE
+    assert sbc(two_levels(), seed=1, false_alarm=1e-6).finding.severity == Severity.OK
     found = sbc(two_levels(0.5))
     assert found.names == ("b", "z", "log p(x | z)")
     assert "b: the posterior is too narrow" in found.finding.verdict
@@ -179,10 +179,10 @@ def test_a_latent_that_the_data_share():
     like, options = (torch.zeros(4), c), {"rebuild": lambda draws: (draws["x"], c), "num_simulations": 200, "num_draws": 49}
     found = sbc(shared_mean(), like=like, false_alarm=1e-6, **options)
     assert found.ranks.shape == (200, 2)
-    assert found.finding.gravity == Gravity.FINE
-    assert tarp(shared_mean(), like=like, false_alarm=1e-6, **options).finding.gravity == Gravity.FINE
-    assert sbc(shared_mean(scale=0.5), like=like, **options).finding.gravity == Gravity.GRAVE
-    assert tarp(shared_mean(scale=0.4), like=like, **options).finding.gravity >= Gravity.WARNING
+    assert found.finding.severity == Severity.OK
+    assert tarp(shared_mean(), like=like, false_alarm=1e-6, **options).finding.severity == Severity.OK
+    assert sbc(shared_mean(scale=0.5), like=like, **options).finding.severity == Severity.CRITICAL
+    assert tarp(shared_mean(scale=0.4), like=like, **options).finding.severity >= Severity.WARNING
 
 
 def test_covariates_of_local_latents_are_cut_into_passes():
@@ -208,7 +208,7 @@ def test_covariates_of_local_latents_are_cut_into_passes():
     for batch_size in (7, 30, 100):
         found = sbc(lvm, 200, 19, like=like, rebuild=rebuild, batch_size=batch_size, false_alarm=1e-6)
         assert found.ranks.shape == (200, 2)
-        assert found.finding.gravity == Gravity.FINE
+        assert found.finding.severity == Severity.OK
 
 
 @pytest.mark.slow
@@ -222,10 +222,10 @@ def test_a_discrete_latent():
         with pyro.plate("data", len(x)):
             pyro.sample("k", dist.Bernoulli(logits=math.log(0.3 / 0.7) + x - 0.5 + tilt))
 
-    assert sbc(vilvm.Pair(model, guide), false_alarm=1e-6).finding.gravity == Gravity.FINE
-    assert tarp(vilvm.Pair(model, guide), false_alarm=1e-6).finding.gravity == Gravity.FINE
+    assert sbc(vilvm.Pair(model, guide), false_alarm=1e-6).finding.severity == Severity.OK
+    assert tarp(vilvm.Pair(model, guide), false_alarm=1e-6).finding.severity == Severity.OK
     found = sbc(vilvm.Pair(model, lambda x: guide(x, 1.0)), num_simulations=2000).finding
-    assert found.gravity >= Gravity.WARNING
+    assert found.severity >= Severity.WARNING
     assert "k: the posterior lies too high" in found.verdict
 
 
@@ -377,4 +377,4 @@ def test_the_data_of_a_simulation_are_seen_whole_and_those_that_all_share_are_no
 
     found = tarp(vilvm.Pair(model, guide), 100, 19, like=(torch.zeros(10), torch.tensor(0.5)), false_alarm=1e-6)
     assert found.ranks.shape == (100,)
-    assert found.finding.gravity == Gravity.FINE
+    assert found.finding.severity == Severity.OK

@@ -14,7 +14,7 @@ import vilvm
 import vilvm.data.datasets
 from vilvm.diagnostics.collapse import active_units, collapse
 from vilvm.diagnostics.collapse_alarm import CollapseAlarm
-from vilvm.diagnostics.finding import Gravity
+from vilvm.diagnostics.finding import Severity
 from vilvm.lvm import ContractError
 from vilvm.models.ppca import PPCA
 from vilvm.models.vae import VAE
@@ -89,11 +89,11 @@ def left(slope):
     return vilvm.Pair(model, guide)
 
 
-@pytest.mark.parametrize(("slope", "gravity"), [(0.0, Gravity.GRAVE), (0.5, Gravity.FINE)])
-def test_a_plate_left_of_the_datas_holds_units(slope, gravity):
+@pytest.mark.parametrize(("slope", "severity"), [(0.0, Severity.CRITICAL), (0.5, Severity.OK)])
+def test_a_plate_left_of_the_datas_holds_units(slope, severity):
     lvm, x = left(slope), torch.randn(1003)  # of which active_units takes a thousand and three at a time
     found = collapse(lvm, x, num_samples=2, num_data=300)
-    assert found.finding.gravity == gravity
+    assert found.finding.severity == severity
     assert found.active["b"].tolist() == 3 * [slope > 0]
     kl = 0.5 * ((slope * x + torch.tensor([[0.0], [1.0], [-1.0]])) ** 2 + 0.49 - 1 - math.log(0.49)).mean(1).double()
     assert ((found.kl["b"] - kl).abs() <= 5 * found.kl_se["b"] + 1e-6).all()
@@ -122,13 +122,13 @@ def test_activity_is_a_share_of_the_priors_variance():
     found = collapse(exact, x)
     assert found.spread["z"] < 0.01 < found.activity["z"]
     assert abs(found.activity["z"] - kept**2 * x.var() / 0.05**2) < 5 * found.activity["z"] * (2 / 5000) ** 0.5
-    assert found.finding.gravity == Gravity.FINE
+    assert found.finding.severity == Severity.OK
     assert found.finding.about == "model"
     assert active_units(exact, x)["z"]
     wide, x = normal_pair(10.0, 10.0, 0.5, 10.0), torch.randn(500)  # moves by 0.5 where its prior spreads by 10
     found = collapse(wide, x)
     assert found.spread["z"] > 0.01 > found.activity["z"]
-    assert found.finding.gravity == Gravity.GRAVE
+    assert found.finding.severity == Severity.CRITICAL
     assert not active_units(wide, x)["z"]
 
 
@@ -151,19 +151,19 @@ class Two:
 
 
 @pytest.mark.parametrize(
-    ("gain", "sd", "gravity"),
+    ("gain", "sd", "severity"),
     [
-        (0.5, lambda x: 0.2 + 0.5 * x.abs(), Gravity.FINE),
-        (0.0, lambda x: 0.2 + 0.5 * x.abs(), Gravity.WARNING),  # a is of no use
-        (0.5, torch.ones_like, Gravity.WARNING),  # b is
-        (0.0, torch.ones_like, Gravity.GRAVE),
+        (0.5, lambda x: 0.2 + 0.5 * x.abs(), Severity.OK),
+        (0.0, lambda x: 0.2 + 0.5 * x.abs(), Severity.WARNING),  # a is of no use
+        (0.5, torch.ones_like, Severity.WARNING),  # b is
+        (0.0, torch.ones_like, Severity.CRITICAL),
     ],
 )
-def test_a_latent_may_tell_by_its_spread(gain, sd, gravity):
+def test_a_latent_may_tell_by_its_spread(gain, sd, severity):
     found = collapse(Two(gain, sd), torch.randn(400))
     assert not found.active["b"].any()
-    assert found.finding.gravity == gravity
-    assert ("by their spread" in found.finding.verdict) == (gravity < Gravity.GRAVE and not gain)
+    assert found.finding.severity == severity
+    assert ("by their spread" in found.finding.verdict) == (severity < Severity.CRITICAL and not gain)
 
 
 def test_generators_are_left_as_they_were_and_a_seed_fixes_the_draws():
@@ -196,7 +196,7 @@ def test_a_guide_with_parameters_for_each_datum_is_run_on_all_of_them():
     x = 2**0.5 * torch.randn(1500)
     own, amortised = (collapse(Own(x, amortised), x, num_samples=4, num_data=300) for amortised in (False, True))
     assert own.num_data == amortised.num_data == 300
-    assert own.finding.gravity == Gravity.FINE
+    assert own.finding.severity == Severity.OK
     for name in ("rate", "information", "information_above"):
         one, other = getattr(own, name), getattr(amortised, name)
         assert len(one.values) == 300
@@ -232,7 +232,7 @@ def test_ppca_has_its_closed_forms():
     assert above.mean - below.mean < 0.5
     assert found.rate.mean - above.mean - 5 * above.se < 0 < found.marginal_kl.mean + 5 * found.marginal_kl.se
     assert not found.saturated
-    assert found.finding.gravity == Gravity.FINE
+    assert found.finding.severity == Severity.OK
 
 
 def test_information_is_that_of_the_data_by_an_independent_estimate():
@@ -283,7 +283,7 @@ def test_an_aggregated_posterior_off_the_prior_shows_in_moments_and_marginal_kl(
     assert abs(moments.variance - 0.25) < 5 * 0.25 * (2 / 8000) ** 0.5
     assert abs(moments.prior_mean) < 5 / 8000**0.5
     assert abs(moments.prior_variance - 1) < 5 * (2 / 8000) ** 0.5
-    assert found.finding.gravity == Gravity.GRAVE
+    assert found.finding.severity == Severity.CRITICAL
 
 
 def pair_of(guide_of, prior):
@@ -440,7 +440,7 @@ def test_a_collapsed_vae_is_caught_by_both():
     with pytest.warns(UserWarning, match="Posterior collapse"):
         found = trained(Beta(Trace_ELBO(), warmup=1), [alarm])
     assert alarm.alarmed
-    assert found.finding.gravity == Gravity.GRAVE
+    assert found.finding.severity == Severity.CRITICAL
     assert not found.active["z"].any()
     assert "warm-up" in found.finding.advice
 
@@ -455,7 +455,7 @@ def test_a_healthy_vae_is_left_alone(objective):
     alarm = CollapseAlarm(stop=True)
     found = trained(objective, [alarm])
     assert not alarm.alarmed
-    assert found.finding.gravity <= Gravity.NOTE
+    assert found.finding.severity <= Severity.NOTE
 
 
 def event(rates, lvm=None):

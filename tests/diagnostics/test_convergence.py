@@ -13,7 +13,7 @@ from torch import nn
 import vilvm
 from vilvm.diagnostics._trend import trend
 from vilvm.diagnostics.convergence import Converged, convergence, split_rhat
-from vilvm.diagnostics.finding import Gravity
+from vilvm.diagnostics.finding import Severity
 from vilvm.models.ppca import PPCA
 from vilvm.objectives import Annealed
 from vilvm.training.history import History, Record
@@ -92,44 +92,44 @@ def test_slope_and_gain_are_per_epoch():
     assert found.trend.slope == pytest.approx(0.02, rel=0.2)
     assert found.epochs == 95
     assert found.gain == pytest.approx(1.9, rel=0.2)
-    assert found.finding.gravity == Gravity.WARNING
+    assert found.finding.severity == Severity.WARNING
     assert "still improving" in found.finding.verdict
 
 
 def test_levelled_off_after_a_rise():
     found = convergence(history(np.concatenate([rising, 4 + flat])))
     assert found.num_records == 40
-    assert found.finding.gravity == Gravity.FINE
+    assert found.finding.severity == Severity.OK
     assert "levelled off" in found.finding.verdict
 
 
 def test_a_rise_below_the_tolerance_is_let_pass():
     tiny = history(rising / 1000)
-    assert convergence(tiny).finding.gravity == Gravity.FINE
-    assert convergence(tiny, tolerance=1e-4).finding.gravity == Gravity.WARNING
+    assert convergence(tiny).finding.severity == Severity.OK
+    assert convergence(tiny, tolerance=1e-4).finding.severity == Severity.WARNING
 
 
 def test_the_validation_bound_is_asked_where_there_is_one():
-    assert convergence(history(rising, validation=flat)).finding.gravity == Gravity.FINE
+    assert convergence(history(rising, validation=flat)).finding.severity == Severity.OK
     overfitted = convergence(history(rising, validation=-rising)).finding
-    assert overfitted.gravity == Gravity.NOTE
+    assert overfitted.severity == Severity.NOTE
     assert "overfits" in overfitted.advice
-    assert convergence(history(-rising)).finding.gravity == Gravity.WARNING
+    assert convergence(history(-rising)).finding.severity == Severity.WARNING
 
 
 def test_what_a_schedule_has_levelled_is_said():
     rates = np.concatenate([np.full(40, 1e-3), np.full(40, 1e-5)])
     early = convergence(history(np.concatenate([rising, 4 + flat]), rates=rates)).finding
-    assert early.gravity == Gravity.NOTE
+    assert early.severity == Severity.NOTE
     assert "before, it was gaining 0.1" in early.verdict
     late = convergence(history(np.concatenate([flat, 1 + flat]), rates=rates)).finding  # the fall itself lifts the ELBO
-    assert late.gravity == Gravity.FINE
+    assert late.severity == Severity.OK
 
 
 def test_a_warmup_is_left_out():
     log = history(np.concatenate([-rising, -4 + flat[:10]]))
-    assert convergence(log).finding.gravity == Gravity.WARNING
-    assert convergence(log, start=2000).finding.gravity == Gravity.FINE
+    assert convergence(log).finding.severity == Severity.WARNING
+    assert convergence(log, start=2000).finding.severity == Severity.OK
     lvm, x = PPCA(4, 1), torch.randn(20, 4)
     fitted = vilvm.fit(lvm, x, steps=250, objective=Annealed(Trace_ELBO(), warmup=100))
     assert convergence(fitted).num_records == 3
@@ -139,7 +139,7 @@ def test_few_records_are_not_judged():
     found = convergence(history(rising[:5]))
     assert found.trend is None
     assert np.isnan(found.gain)
-    assert found.finding.gravity == Gravity.NOTE
+    assert found.finding.severity == Severity.NOTE
     assert "too few" in found.finding.verdict
     assert "too few" in convergence(History()).finding.verdict
     with pytest.raises(ValueError, match="at least 8"):
@@ -254,14 +254,14 @@ def test_a_fit_of_ppca_stopped_too_early_is_flagged():
     lvm = PPCA(8, 3)
     found = convergence(fitted(lvm, x, 500, 3e-3))
     assert best - lvm.exact_log_evidence(x).mean().item() > 1  # nats that are to be had
-    assert found.finding.gravity == Gravity.WARNING
+    assert found.finding.severity == Severity.WARNING
 
 
 @pytest.mark.slow
 def test_a_fit_that_starts_at_the_optimum_is_not():
     x = linear_data()
     found = convergence(fitted(PPCA(8, 3).maximise(x), x, 800, 1e-3))
-    assert found.finding.gravity == Gravity.FINE
+    assert found.finding.severity == Severity.OK
 
 
 @pytest.mark.slow

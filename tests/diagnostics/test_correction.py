@@ -7,7 +7,7 @@ import torch
 
 import vilvm
 from vilvm.diagnostics.correction import correction
-from vilvm.diagnostics.finding import Gravity
+from vilvm.diagnostics.finding import Severity
 
 X = torch.tensor([1.0, 2.0, 0.5, 1.5])
 
@@ -33,7 +33,7 @@ def test_it_tells_shift_and_ratio(shift, scale):
     assert abs(found.shift.item() + shift) < 5 * found.shift_se.item() + 1e-6
     assert abs(found.ratio.item() - scale) < 5 * found.ratio_se.item() + 1e-6
     bad = abs(shift) > 0.1 or abs(scale - 1) > 0.1
-    assert found.finding.gravity == (Gravity.WARNING if bad else Gravity.FINE)
+    assert found.finding.severity == (Severity.WARNING if bad else Severity.OK)
     assert ("mu: mean to be moved" in found.finding.verdict) == bad
 
 
@@ -49,7 +49,7 @@ def test_standard_errors_are_those_of_repetition():
 def test_uneven_weights_cannot_tell():
     found = correction(pair(0.0, 0.3), X)
     assert found.uneven.all()
-    assert found.finding.gravity == Gravity.WARNING
+    assert found.finding.severity == Severity.WARNING
 
 
 def prior_only(*latents, guide):
@@ -70,7 +70,7 @@ def test_a_heavy_tail_is_not_called_fine(seed):
     lvm = prior_only(("z", dist.StudentT(5.0)), guide=lambda x: pyro.sample("z", dist.Normal(0.0, 1.1)))
     found = correction(lvm, X, seed=seed)  # the true ratio is 1.1 / (5 / 3)^½ = 0.852
     assert found.k.item() > 0.7
-    assert found.finding.gravity == Gravity.WARNING
+    assert found.finding.severity == Severity.WARNING
 
 
 @pytest.mark.slow
@@ -83,7 +83,7 @@ def test_many_components_within_the_tolerance_raise_no_warning(ratio, bad):
     )
     found = correction(lvm, X, num_samples=20_000)
     if bad:
-        assert found.finding.gravity == Gravity.WARNING
+        assert found.finding.severity == Severity.WARNING
         assert found.off[0].nonzero().flatten().tolist() == [17]
         assert "z[17]" in found.finding.verdict
     else:  # with the weights of sixty components at once, more draws may be wanted
@@ -100,7 +100,7 @@ def test_what_is_not_finite_is_named_and_what_is_constant_is_left_out():
 
     found = correction(vilvm.Pair(model, pair().guide), X, num_samples=5000)
     assert found.names == ("mu", "log_mu")
-    assert found.finding.gravity == Gravity.WARNING
+    assert found.finding.severity == Severity.WARNING
     assert "not finite in some draw: log_mu" in found.finding.verdict
 
 
@@ -131,9 +131,9 @@ def test_each_datum_is_judged_by_its_own_weights():
     good = correction(correlated(0.9, diagonal=False), x)
     assert good.mean.shape == (300, 2)
     assert not good.joint
-    assert good.finding.gravity == Gravity.FINE
+    assert good.finding.severity == Severity.OK
     bad = correction(correlated(0.9, diagonal=True), x)
-    assert bad.finding.gravity == Gravity.WARNING
+    assert bad.finding.severity == Severity.WARNING
     assert "of datum" in bad.finding.verdict
 
 
@@ -149,7 +149,7 @@ def test_one_bad_datum_is_found_by_its_index():
     x = torch.randn(120, 2)
     x[77] = 60.0
     found = correction(vilvm.Pair(lvm.model, guide), x)
-    assert found.finding.gravity == Gravity.WARNING
+    assert found.finding.severity == Severity.WARNING
     assert found.index[found.off.any(1)].tolist() == [77]
 
 
@@ -185,7 +185,7 @@ def given(posterior, guide):
 
 @pytest.mark.parametrize("posterior", [dist.StudentT(2.0), dist.Cauchy(0.0, 1.0)], ids=["t2", "cauchy"])
 def test_an_exact_guide_of_a_posterior_without_variance_is_fine(posterior):
-    assert correction(given(posterior, posterior), torch.tensor(0.0)).finding.gravity == Gravity.FINE
+    assert correction(given(posterior, posterior), torch.tensor(0.0)).finding.severity == Severity.OK
 
 
 def normals(scale, dim=60):
@@ -196,8 +196,8 @@ def normals(scale, dim=60):
 @pytest.mark.slow
 def test_components_within_the_tolerance_raise_no_alarm():
     """Sixty of which the noisiest is beyond it: at one draw a component in three would be an alarm, by noise alone."""
-    gravities = [correction(normals(0.91), torch.tensor(0.0), num_samples=5000, seed=seed).finding.gravity for seed in range(3)]
-    assert max(gravities) <= Gravity.NOTE
+    severities = [correction(normals(0.91), torch.tensor(0.0), num_samples=5000, seed=seed).finding.severity for seed in range(3)]
+    assert max(severities) <= Severity.NOTE
     assert correction(normals(0.91), torch.tensor(0.0), num_samples=1000).share == 1.0  # by their point estimates
 
 
@@ -205,7 +205,7 @@ def test_with_few_draws_it_cannot_tell_and_looks_again():
     found = correction(pair(0.0, 0.9), X, num_samples=1000)
     assert found.num_samples.item() == 10_000
     assert found.undecided.all()
-    assert found.finding.gravity == Gravity.NOTE
+    assert found.finding.severity == Severity.NOTE
     assert "cannot tell whether" in found.finding.verdict
 
 
@@ -244,7 +244,7 @@ def test_a_guide_with_parameters_for_each_datum():
             pyro.sample("z", dist.Normal(x[:, 0] / 2, spread))
 
     found = correction(vilvm.Pair(model, guide), x)
-    assert found.finding.gravity == Gravity.WARNING
+    assert found.finding.severity == Severity.WARNING
     assert (found.num_samples > 1000).any()
 
 
@@ -280,4 +280,4 @@ def test_ratios_of_data_are_the_closed_form():
     found = correction(vilvm.Pair(model, guide), torch.randn(60))
     assert ((found.ratio - 1.15) / found.ratio_se).abs().max() < 5
     assert (found.shift / found.shift_se).abs().max() < 5
-    assert found.finding.gravity == Gravity.WARNING
+    assert found.finding.severity == Severity.WARNING

@@ -16,13 +16,13 @@ import vilvm
 import vilvm.data.datasets
 from tests.diagnostics.test_collapse import Beta
 from tests.diagnostics.test_convergence import history, noise
-from vilvm.diagnostics import Diagnosis, Finding, Gravity, diagnose, gaps
+from vilvm.diagnostics import Diagnosis, Finding, Severity, diagnose, gaps
 from vilvm.diagnostics.diagnose import _Check
 from vilvm.evaluation import Schedule
 from vilvm.models.ppca import PPCA
 from vilvm.models.vae import VAE
 from vilvm.plots import diagnosis_figures
-from vilvm.weights import layout
+from vilvm.weights import find_layout
 
 QUICK = Schedule(num_chains=8, num_temperatures=20, leapfrog=3)
 
@@ -40,15 +40,15 @@ def linear(seed=0, num_data=100):
     return lvm, vilvm.sample(lvm, num_data)["x"]
 
 
-def gravities(found):
-    return {name: result.finding.gravity for name, result in found.results.items()}
+def severities(found):
+    return {name: result.finding.severity for name, result in found.results.items()}
 
 
 def test_a_right_model_and_an_exact_guide_raise_no_alarm():
     lvm, x = linear()
     found = diagnose(lvm, x, schedule=QUICK, seed=1, budget=600)
     assert found.trusted, str(found)
-    assert found.gravity("model") < Gravity.WARNING
+    assert found.severity("model") < Severity.WARNING
     assert set(found.results) == {
         "Pareto k̂",
         "Rate",
@@ -67,18 +67,18 @@ def test_a_right_model_and_an_exact_guide_raise_no_alarm():
 
 def test_the_verdict_tells_of_posterior_and_model_apart():
     def verdict(*findings):
-        told = tuple(Finding(name, gravity, "", "", about=about) for name, gravity, about in findings)
+        told = tuple(Finding(name, severity, "", "", about=about) for name, severity, about in findings)
         return Diagnosis(told, {}, {}, torch.arange(1), 0.0).verdict
 
-    posterior = ("Posterior predictive check", Gravity.WARNING, "model")
-    prior = ("Prior predictive check", Gravity.WARNING, "model")
-    collapsed = ("Posterior collapse", Gravity.GRAVE, "model")
-    bad = ("Pareto k̂", Gravity.GRAVE, "posterior")
+    posterior = ("Posterior predictive check", Severity.WARNING, "model")
+    prior = ("Prior predictive check", Severity.WARNING, "model")
+    collapsed = ("Posterior collapse", Severity.CRITICAL, "model")
+    bad = ("Pareto k̂", Severity.CRITICAL, "posterior")
     unlike, unused = "The model does not make data like these.", "The model makes little use of its latents."
     assert verdict(posterior, prior, collapsed).endswith(f"against this posterior. {unlike} {unused}")
     assert verdict(bad, prior, posterior) == f"Do not trust this posterior. {unlike}"
     assert verdict(bad, posterior).endswith("be it the guide or the model.")
-    assert verdict(("Posterior collapse", Gravity.NOTE, "model")).endswith("against this posterior.")
+    assert verdict(("Posterior collapse", Severity.NOTE, "model")).endswith("against this posterior.")
 
 
 def scaled(of_model, size, subsample=None):
@@ -112,7 +112,7 @@ def scaled(of_model, size, subsample=None):
 )
 def test_a_model_of_unequal_scales_is_said_to_be_looked_at_without_them(of_model, size, subsample, expected):
     x = torch.randn(20, generator=torch.Generator().manual_seed(0))
-    assert layout(scaled(of_model, size, subsample), x).tempered == pytest.approx(expected)
+    assert find_layout(scaled(of_model, size, subsample), x).tempered == pytest.approx(expected)
 
 
 def test_the_verdict_names_unequal_scales():
@@ -127,13 +127,13 @@ def test_a_guide_of_half_the_scale_is_caught_by_all_that_look():
     with torch.no_grad():
         lvm.log_s -= math.log(2)
     found = diagnose(lvm, x, schedule=QUICK, budget=600)
-    grave = gravities(found)
-    assert grave["Pareto k̂"] == grave["Calibration (SBC)"] == grave["Calibration (TARP)"] == Gravity.GRAVE
-    assert grave["Inference gap"] >= Gravity.NOTE
+    grave = severities(found)
+    assert grave["Pareto k̂"] == grave["Calibration (SBC)"] == grave["Calibration (TARP)"] == Severity.CRITICAL
+    assert grave["Inference gap"] >= Severity.NOTE
     assert found.verdict.startswith("Do not trust this posterior")
     assert "too narrow" in found.results["Calibration (SBC)"].finding.verdict
-    assert found.findings[0].gravity == Gravity.GRAVE
-    assert [f.gravity for f in found.findings] == sorted((f.gravity for f in found.findings), reverse=True)
+    assert found.findings[0].severity == Severity.CRITICAL
+    assert [f.severity for f in found.findings] == sorted((f.severity for f in found.findings), reverse=True)
 
 
 @pytest.mark.slow
@@ -143,7 +143,7 @@ def test_a_collapsed_vae_is_caught():
     lvm = VAE(64, 4, encoder_hidden=(32,), decoder_hidden=(32,))
     vilvm.fit(lvm, data.train, steps=300, batch_size=270, objective=Beta(pyro.infer.Trace_ELBO(), warmup=1))
     found = diagnose(lvm, data.test, num_data=50, schedule=QUICK)
-    assert gravities(found)["Posterior collapse"] == found.gravity("model") == Gravity.GRAVE
+    assert severities(found)["Posterior collapse"] == found.severity("model") == Severity.CRITICAL
     assert "The model makes little use of its latents." in found.verdict
 
 
@@ -153,7 +153,7 @@ def test_a_fit_that_is_stopped_too_early_is_caught():
     fresh = PPCA(8, 3)
     fitted = vilvm.fit(fresh, x, steps=600)
     found = diagnose(fresh, x, history=fitted, schedule=QUICK)
-    assert gravities(found)["Convergence"] == Gravity.WARNING
+    assert severities(found)["Convergence"] == Severity.WARNING
     assert "still improving" in found.results["Convergence"].finding.verdict
     assert not found.trusted
 
@@ -165,8 +165,8 @@ def test_a_wrong_likelihood_is_the_model_s_fault_and_not_the_guide_s():
     noise = dist.StudentT(2.5).sample((100, 8)) * lvm.log_sigma.exp().item()
     x = torch.randn(100, 3) @ lvm.W.detach().T + lvm.b.detach() + noise
     found = diagnose(lvm, x)
-    assert gravities(found)["Posterior predictive check"] == Gravity.WARNING
-    assert found.gravity("model") == Gravity.WARNING
+    assert severities(found)["Posterior predictive check"] == Severity.WARNING
+    assert found.severity("model") == Severity.WARNING
     assert found.trusted, str(found)
     assert "The model does not make data like these" in found.verdict
 
@@ -223,7 +223,7 @@ def test_alarms_of_right_models_are_as_rare_as_stated(make):
         found = diagnose(lvm, x, history=history(0.1 * noise(40, 0.5, 1, seed)[0]), schedule=QUICK, seed=seed)
         assert not found.unfinished, found.skipped
         assert "Convergence" in found.results
-        if max(found.gravity(), found.gravity("model")) >= Gravity.WARNING:
+        if max(found.severity(), found.severity("model")) >= Severity.WARNING:
             alarmed.append(str(found))
     assert len(alarmed) <= 2, alarmed
 

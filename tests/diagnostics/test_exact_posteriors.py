@@ -14,7 +14,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 
 import vilvm
-from vilvm.diagnostics import Gravity, collapse, correction, diagnose, gaps, loo, rates, sbc, tarp
+from vilvm.diagnostics import Severity, collapse, correction, diagnose, gaps, loo, rates, sbc, tarp
 from vilvm.evaluation import Schedule, bdmc
 from vilvm.lvm import NotApplicable
 from vilvm.objectives import Annealed
@@ -179,13 +179,13 @@ def test_a_label_is_judged_by_its_probabilities():
     found = correction(*mixture(0))
     assert found.names == ("c=0", "c=1", "c=2", "z")
     assert found.probabilities.tolist() == [True, True, True, False]
-    assert found.finding.gravity == Gravity.FINE
+    assert found.finding.severity == Severity.OK
     lvm, x = mixture(0, shift=0.7)
     wrong = correction(lvm, x)
     truth = (SHARES.log() + dist.Normal(MEANS, 1.25**0.5).log_prob(x[:, None])).softmax(-1)
     error = (wrong.corrected_mean[:, :3] - truth).abs() / (wrong.shift_se[:, :3] + 0.01)
     assert error.max() < 5  # of 300 numbers; the weights find the exact probabilities
-    assert wrong.finding.gravity == Gravity.WARNING
+    assert wrong.finding.severity == Severity.WARNING
     assert "the guide's probability is" in wrong.finding.verdict
 
 
@@ -260,7 +260,7 @@ def test_poutine_mask_hides_latents_too():
     seen = torch.rand(200) < 0.5
     batch = torch.where(seen, 2**0.5 * torch.randn(200), 0.0), seen
     found = sbc(vilvm.Pair(model, guide), like=batch, num_simulations=400)
-    assert found.finding.gravity == Gravity.FINE
+    assert found.finding.severity == Severity.OK
     assert found.ranks[:200, 0].lt(0).equal(~seen)
     assert found.coverage.shares.shape == (4, 2)
 
@@ -269,9 +269,9 @@ def test_a_masked_latent_is_ranked_where_it_is_seen():
     lvm, batch = masked_latents(0)
     found = sbc(lvm, like=batch, num_simulations=300)
     assert found.ranks[:100, :3].ge(0).equal(batch[1])
-    assert found.finding.gravity == Gravity.FINE
+    assert found.finding.severity == Severity.OK
     wrong = sbc(masked_latents(0, shift=0.7)[0], like=batch, num_simulations=300)
-    assert wrong.finding.gravity >= Gravity.WARNING
+    assert wrong.finding.severity >= Severity.WARNING
 
 
 def test_a_masked_latent_is_no_unit():
@@ -316,7 +316,7 @@ def test_factors_cannot_be_simulated(where):
 
 @pytest.mark.parametrize("case", [masked_data, shared, hierarchy, enumerated])
 def test_proper_pairs_have_rates_that_are_not_negative(case):
-    assert rates(*case(0)).finding.gravity == Gravity.FINE
+    assert rates(*case(0)).finding.severity == Severity.OK
 
 
 class Improper(dist.Normal):
@@ -351,7 +351,7 @@ def test_a_negative_rate_is_found(local):
     found = rates(vilvm.Pair(model, guide), torch.randn(40))
     assert abs(found.rate.mean + 2.92) < 4 * found.rate.mc_se
     assert found.negative.all()
-    assert found.finding.gravity == Gravity.GRAVE
+    assert found.finding.severity == Severity.CRITICAL
     assert "not densities of the same latents" in found.finding.verdict
 
 
@@ -379,11 +379,11 @@ def test_a_history_is_compared_with_rate_and_distortion():
     pair, x, fit = fitted(pyro.infer.Trace_ELBO())
     found = rates(pair, x, history=fit)
     assert found.disagreement is not None
-    assert found.finding.gravity == Gravity.FINE, found.finding
+    assert found.finding.severity == Severity.OK, found.finding
     off = History([replace(r, elbo=r.elbo - 2.0) for r in fit.history])
     wrong = rates(pair, x, history=replace(fit, history=off))
     assert wrong.disagreement[0] == pytest.approx(found.disagreement[0] - 2)
-    assert wrong.finding.gravity == Gravity.GRAVE
+    assert wrong.finding.severity == Severity.CRITICAL
     assert "Training's ELBO exceeds" in wrong.finding.verdict
     assert rates(pair, x, history=off).disagreement is None  # a history alone does not say what it was trained by
 
@@ -423,7 +423,7 @@ def test_a_budget_of_seconds_is_kept_by_any_speed(pause):
     lvm, x = shared(0)
     found = diagnose(vilvm.Pair(model, lvm.guide), x, budget=3.0)
     assert found.seconds < 6
-    assert found.gravity() < Gravity.WARNING
+    assert found.severity() < Severity.WARNING
     assert found.trusted == (not found.unfinished)
 
 
@@ -455,7 +455,7 @@ def test_a_likelihood_that_cannot_be_drawn_from_leaves_moments_and_collapse():
     batch = tuple(z + 0.5**0.5 * torch.randn(400) for _ in range(2))
     lvm = vilvm.Pair(model, guide)
     few = tuple(t[:5] for t in batch)
-    assert correction(lvm, few).finding.gravity == Gravity.FINE
+    assert correction(lvm, few).finding.severity == Severity.OK
     activity = collapse(lvm, batch).activity["z"]
     assert activity.item() == pytest.approx(0.8, abs=4 * 0.8 * (2 / 400) ** 0.5)
     for run in (sbc, tarp):
@@ -482,7 +482,7 @@ def test_missing_data_are_no_code():
     batch = 2**0.5 * torch.randn(100), torch.rand(100) < 0.6
     found = collapse(vilvm.Pair(model, guide), batch)
     assert list(found.activity) == ["z"]
-    assert found.finding.gravity == Gravity.FINE
+    assert found.finding.severity == Severity.OK
 
 
 def by_columns(x):
@@ -519,7 +519,7 @@ def test_views_of_a_batch_are_simulated(model, guide):
     assert rest.var().item() == pytest.approx(1.0, abs=4 * (2 / 600) ** 0.5)
     assert abs((rest * own).mean().item()) < 4 * 600**-0.5
     assert x.eq(0).all()
-    assert sbc(lvm, num_simulations=200, like=x).finding.gravity == Gravity.FINE
+    assert sbc(lvm, num_simulations=200, like=x).finding.severity == Severity.OK
 
 
 def test_a_model_that_reads_what_it_observes_is_not_simulated():
@@ -566,7 +566,7 @@ def test_a_latent_of_each_datum_is_no_outlier():
     """Leave-one-out by weights fails where only a datum informs its latent, which says nothing against the datum."""
     found = loo(*hierarchy(0), num_samples=500)
     assert (found.k > found.threshold).any()
-    assert found.finding.gravity == Gravity.NOTE
+    assert found.finding.severity == Severity.NOTE
 
 
 def two_labels(local, tied=True):
@@ -601,8 +601,8 @@ def test_labels_that_are_wrong_together_are_found(local):
     x = torch.tensor([2.0])
     right, wrong = (correction(two_labels(local, tied), x) for tied in (True, False))
     assert right.names == ("a", "b", "a=1, b=1")
-    assert right.finding.gravity == Gravity.FINE
-    assert wrong.finding.gravity == Gravity.WARNING
+    assert right.finding.severity == Severity.OK
+    assert wrong.finding.severity == Severity.WARNING
     truth = math.exp(-2) / (2 + 2 * math.exp(-2))
     assert abs(wrong.corrected_mean[0, 2].item() - truth) < 5 * wrong.shift_se[0, 2].item()
     assert "a=1, b=1" in wrong.finding.verdict

@@ -12,7 +12,7 @@ from scipy.stats import binom
 from torch.distributions import kl_divergence
 
 import vilvm
-from vilvm.diagnostics.finding import Gravity
+from vilvm.diagnostics.finding import Severity
 from vilvm.diagnostics.gaps import Bound, Gaps, gaps
 from vilvm.evaluation import Estimate, Schedule
 from vilvm.models.factor_analysis import FactorAnalysis
@@ -58,7 +58,7 @@ def test_gaps_are_the_closed_forms():
     assert within(found.approximation, family)
     assert within(found.amortisation, whole - family)
     assert within(found.total, whole)
-    assert found.finding.gravity == Gravity.WARNING
+    assert found.finding.severity == Severity.WARNING
 
 
 @pytest.mark.slow
@@ -74,7 +74,7 @@ def test_an_exact_guide_has_none():
     found = gaps(lvm, x, num_samples=200, steps=50)
     assert abs(found.total.mean) < 1e-4
     assert within(found.amortisation, 0.0)
-    assert found.finding.gravity == Gravity.FINE
+    assert found.finding.severity == Severity.OK
 
 
 class HalfFrozen(torch.nn.Module):
@@ -98,7 +98,7 @@ def test_a_guide_frozen_for_half_of_the_data_is_caught():
     found = gaps(HalfFrozen(lvm), x, num_samples=200, schedule=Schedule(num_temperatures=100, leapfrog=2))
     frozen = x[:, 0] <= 0
     assert set(found.bounds) == {"ais from the guide", "ais from the prior", "iwae", "elbo"}
-    assert found.finding.gravity == Gravity.WARNING
+    assert found.finding.severity == Severity.WARNING
     assert found.amortisation.mean > 10 * abs(found.approximation.mean)
     assert found.amortisation.values[frozen].mean() > 3
     assert found.amortisation.values[~frozen].mean() < 0.1
@@ -242,7 +242,7 @@ def test_a_mode_that_the_guide_dropped_is_seen_from_the_prior(shared):
     assert found.evidence_by == "ais from the prior"
     assert within(found.evidence, exact, 0.02)
     assert abs(found.bounds["ais from the guide"].estimate.mean + math.log(2) - exact) < 0.05
-    assert found.finding.gravity == Gravity.WARNING
+    assert found.finding.severity == Severity.WARNING
     assert "misses part of the posterior" in found.finding.verdict
     assert "lower bound" in found.finding.verdict
 
@@ -254,7 +254,7 @@ def test_a_mode_that_the_guide_dropped_is_seen_where_the_evidence_is_known():
 
     found = gaps(Known(), 4 + 5 * torch.rand(20), num_samples=500, steps=20)
     assert within(found.total, math.log(2), 0.02)
-    assert found.finding.gravity == Gravity.WARNING
+    assert found.finding.severity == Severity.WARNING
     assert "misses part of the posterior" in found.finding.verdict
 
 
@@ -270,13 +270,13 @@ def judged(truth, *, short=0.0, error=0.01, ess=100.0, **bounds):
 
 
 def test_evidence_below_the_bound_is_no_evidence():
-    assert judged(torch.full((50,), 0.05)).finding.gravity == Gravity.FINE
+    assert judged(torch.full((50,), 0.05)).finding.severity == Severity.OK
     for lost in (50, 1):
         truth = torch.full((50,), 0.05)
         truth[:lost] = -47_250.0
         found = judged(truth)
         assert found.unestimated.sum() == lost
-        assert found.finding.gravity == Gravity.WARNING
+        assert found.finding.severity == Severity.WARNING
         assert "could not be estimated" in found.finding.verdict
         assert found.total.values.min() > -1  # the best ELBO is a bound too
 
@@ -287,17 +287,17 @@ def test_exact_evidence_below_the_bound_is_wrong():
             return self.exact(x) - 5
 
     found = gaps(Wrong(), 4 + 5 * torch.rand(10), num_samples=200, steps=10).finding
-    assert found.gravity == Gravity.WARNING
+    assert found.severity == Severity.WARNING
     assert "exact_log_evidence" in found.advice
 
 
-@pytest.mark.parametrize(("gap", "gravity"), [(20.0, Gravity.WARNING), (0.5, Gravity.NOTE), (0.0, Gravity.FINE)])
-def test_a_few_bad_data_are_not_hidden_in_the_mean(gap, gravity):
+@pytest.mark.parametrize(("gap", "severity"), [(20.0, Severity.WARNING), (0.5, Severity.NOTE), (0.0, Severity.OK)])
+def test_a_few_bad_data_are_not_hidden_in_the_mean(gap, severity):
     truth = torch.full((400,), 0.01)
     truth[[3, 50, 399]] += gap
     found = judged(truth)
     assert found.total.mean - 3 * found.total.mc_se < 0.2
-    assert found.finding.gravity == gravity
+    assert found.finding.severity == severity
     assert {i for i, _ in found.worst(3)} == {3, 50, 399} or not gap
     assert ("399 (" in found.finding.verdict) == bool(gap)
     renamed = dataclasses.replace(found, index=found.index + 1000)
@@ -315,7 +315,7 @@ def test_noise_is_not_picked_for_its_height():
         }
         found = judged(torch.zeros(30), error=0.3, **bounds)
         means.append(found.evidence.mean)
-        alarms += found.finding.gravity >= Gravity.WARNING
+        alarms += found.finding.severity >= Severity.WARNING
     assert alarms <= binom.isf(1e-4, 200, 0.03)  # three tests of a hundredth, datum by datum: above, below, and missed
     means = torch.tensor(means)
     assert abs(means.mean()) < 5 * means.std() / math.sqrt(200) + 0.01  # one replaced in a hundred sets
@@ -324,21 +324,21 @@ def test_noise_is_not_picked_for_its_height():
 @pytest.mark.slow
 def test_few_effective_draws_vouch_for_nothing():
     found = judged(torch.zeros(40), ess=torch.cat([torch.full((39,), 50.0), torch.tensor([1.1])]))
-    assert found.finding.gravity == Gravity.NOTE
+    assert found.finding.severity == Severity.NOTE
     assert "for 1 of 40 data (39)" in found.finding.verdict
     poor = gaps(TwoModes(), 4 + 5 * torch.rand(5), evidence="ais", num_samples=100, steps=10, schedule=Schedule(2, 2))
     assert poor.ess.max() <= 2
     assert poor.evidence.errors.min() > 2
-    assert poor.finding.gravity >= Gravity.NOTE
+    assert poor.finding.severity >= Severity.NOTE
 
 
 def test_a_gap_without_annealing_has_not_looked_for_missed_modes():
     found = judged(torch.zeros(40))
     weighed = {"iwae": found.bounds["ais from the guide"]}
     cut = dataclasses.replace(found, bounds=weighed, cut="100 of 1000 draws, annealing")
-    assert cut.finding.gravity == Gravity.NOTE
+    assert cut.finding.severity == Severity.NOTE
     assert "no time to anneal" in cut.finding.verdict
-    assert dataclasses.replace(cut, cut="annealing by 8 of 16 chains").finding.gravity == Gravity.FINE
+    assert dataclasses.replace(cut, cut="annealing by 8 of 16 chains").finding.severity == Severity.OK
 
 
 @pytest.mark.slow

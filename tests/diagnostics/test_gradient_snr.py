@@ -10,7 +10,7 @@ from pyro.infer import RenyiELBO, Trace_ELBO, TraceMeanField_ELBO
 from torch import nn
 
 import vilvm
-from vilvm.diagnostics.finding import Gravity
+from vilvm.diagnostics.finding import Severity
 from vilvm.diagnostics.gradient_snr import gradient_snr
 from vilvm.lvm import ContractError
 from vilvm.models.ppca import PPCA
@@ -128,12 +128,12 @@ def test_a_drowned_group_is_named_and_a_sound_one_is_not():
     lvm = PPCA(30, 10)
     sound = gradient_snr(lvm, x, num_draws=24)
     assert not sound.drowned
-    assert sound.finding.gravity == Gravity.FINE
+    assert sound.finding.severity == Severity.OK
     gradient = torch.autograd.grad(Trace_ELBO(10, vectorize_particles=False).differentiable_loss(lvm.model, lvm.guide, x), lvm.V)[0]
     noise = gradient.norm().item() / 300**0.5 / 0.06  # an SNR of about 0.06 over the 300 parameters of V
     found = gradient_snr(lvm, x, {"noisy": Noisy(lvm.V, noise)}, num_draws=400)
     assert found.drowned == [("noisy", "V")]
-    assert found.finding.gravity == Gravity.WARNING
+    assert found.finding.severity == Severity.WARNING
     assert "'V' under noisy" in found.finding.verdict
 
 

@@ -11,9 +11,9 @@ from arviz_stats import loo_approximate_posterior
 
 import vilvm
 from vilvm._runtime.random import seeded
-from vilvm.diagnostics import Gravity, loo
+from vilvm.diagnostics import Severity, loo
 from vilvm.models.ppca import PPCA
-from vilvm.weights import layout
+from vilvm.weights import find_layout
 
 
 def pair(scale=1.0, shift=0.0, num_data=20):
@@ -51,7 +51,7 @@ def test_it_is_the_closed_form_whatever_the_guide(scale, shift):
     fitted = dist.Normal(x.sum() * variance, (1 + variance) ** 0.5).log_prob(x).sum().item()
     assert found.p == pytest.approx(fitted - exact(x).sum().item(), abs=0.1)
     assert found.p == pytest.approx(n / (1 + n), abs=0.5)
-    assert found.finding.gravity == Gravity.FINE
+    assert found.finding.severity == Severity.OK
 
 
 def test_without_its_weights_the_guide_would_be_wrong():
@@ -66,9 +66,9 @@ def test_without_its_weights_the_guide_would_be_wrong():
 def test_it_is_what_arviz_makes_of_log_p_and_log_q():
     x = torch.randn(12)
     lvm = pair(1.2, 0.3)
-    plan = layout(lvm, x)
+    layout = find_layout(lvm, x)
     with torch.no_grad(), seeded(0):
-        weights = vilvm.log_weights(lvm, x, 10_000, plan=plan)
+        weights = vilvm.log_weights(lvm, x, 10_000, layout=layout)
     log_p = (weights.log_likelihood.sum(1) + weights.log_prior).numpy()
     tree = from_dict(
         {"posterior": {"mu": weights.latents["mu"].numpy()[None]}, "log_likelihood": {"x": weights.log_likelihood.numpy()[None]}}
@@ -82,7 +82,7 @@ def test_it_is_what_arviz_makes_of_log_p_and_log_q():
 
 def test_a_guide_that_is_too_narrow_says_nothing_of_prediction():
     found = loo(pair(0.3), torch.randn(20))
-    assert found.finding.gravity == Gravity.GRAVE
+    assert found.finding.severity == Severity.CRITICAL
     assert found.finding.about == "posterior"
 
 
@@ -100,7 +100,7 @@ def test_data_that_no_latent_touches():
 def test_an_outlier_is_named():
     x = torch.cat([torch.randn(7), torch.tensor([12.0])])
     found = loo(pair(), x)
-    assert found.finding.gravity == Gravity.WARNING
+    assert found.finding.severity == Severity.WARNING
     assert "(7 the worst)" in found.finding.verdict
     assert found.k.argmax() == 7
 
@@ -167,7 +167,7 @@ def test_data_that_no_draw_allows_together_are_grave():
 
     found = loo(vilvm.Pair(model, lambda x: pyro.sample("mu", dist.Normal(0.0, 1.0))), torch.tensor([0.0, 2.5]))
     assert found.joint_k == float("inf")
-    assert found.finding.gravity == Gravity.GRAVE
+    assert found.finding.severity == Severity.CRITICAL
 
 
 def test_blocks_of_data_change_nothing(monkeypatch):

@@ -14,8 +14,8 @@ from pyro.infer.autoguide import AutoDelta
 from scipy.stats import binom, norm
 
 import vilvm
-from vilvm.diagnostics.finding import Gravity
-from vilvm.diagnostics.pareto_k import Look, ParetoK, good_k, pareto_k, psis
+from vilvm.diagnostics.finding import Severity
+from vilvm.diagnostics.pareto_k import ParetoK, Recheck, good_k, pareto_k, psis
 from vilvm.models.ppca import PPCA
 
 
@@ -138,18 +138,18 @@ def test_an_exact_guide_raises_no_alarm_and_one_of_half_the_scale_does():
     good = pareto_k(lvm, x)
     assert good.k.max() < 0.3
     assert good.ess.min() > 990
-    assert good.finding.gravity is Gravity.FINE
+    assert good.finding.severity is Severity.OK
     with torch.no_grad():
         lvm.log_s -= math.log(2)
     bad = pareto_k(lvm, x)
     assert bad.k.mean() > good_k(1000)  # 1 − 1/4, and more in three dimensions
-    assert bad.finding.gravity is Gravity.GRAVE
+    assert bad.finding.severity is Severity.CRITICAL
     assert bad.ess.mean() < good.ess.mean() / 3
 
 
 def test_single_precision_raises_no_alarm():
     lvm, x = ppca()
-    assert pareto_k(lvm.float(), x.float()).finding.gravity is Gravity.FINE
+    assert pareto_k(lvm.float(), x.float()).finding.severity is Severity.OK
 
 
 def test_a_few_bad_data_are_found_and_named():
@@ -163,14 +163,14 @@ def test_a_few_bad_data_are_found_and_named():
     x[[17, 30, 81]] = torch.tensor([5.0, 6.0, 7.0])
     found = pareto_k(Half(1.0), x, 10_000)  # with 1000 draws, three of so many might be noise
     assert {i for i, _ in found.worst(3)} == {17, 30, 81}
-    assert found.finding.gravity is Gravity.WARNING
+    assert found.finding.severity is Severity.WARNING
     assert "17" in found.finding.verdict
 
 
 @pytest.mark.parametrize("number", [1, 5, 75])
 def test_a_few_data_whose_weights_have_no_mean_are_found(number):
     found = pareto_k(Pareto(), shapes((0.99, number)))
-    assert found.finding.gravity is Gravity.WARNING
+    assert found.finding.severity is Severity.WARNING
     assert {i for i, _ in found.worst(number)} == set(range(number))
     assert abs(found.confirmed - number / 500) < 0.01
     last = found.looks[-1]
@@ -184,7 +184,7 @@ def test_bad_data_are_told_from_many_that_are_seen_badly():
     found = pareto_k(Pareto(), x)
     assert len(found.looks) == 2
     assert len(found.looks[0].k) > 5  # of k = 0.3 some have k̂ > ½ by noise
-    assert found.finding.gravity is Gravity.WARNING
+    assert found.finding.severity is Severity.WARNING
     assert found.worst(1)[0][0] == 0
 
 
@@ -193,7 +193,7 @@ def test_bad_data_are_told_from_many_that_are_seen_badly():
 def test_weights_that_have_a_mean_and_no_variance_are_a_note(k, number):
     found = pareto_k(Pareto(), shapes((k, number)), seed=number)
     seen = any(bool(look.k.numel()) for look in found.looks)
-    assert found.finding.gravity is (Gravity.NOTE if seen or number == 500 else Gravity.FINE)
+    assert found.finding.severity is (Severity.NOTE if seen or number == 500 else Severity.OK)
     assert seen or number == 1  # one may have k̂ < ½ by noise
 
 
@@ -202,8 +202,8 @@ def test_weights_that_have_a_mean_and_no_variance_are_a_note(k, number):
 def test_good_guides_raise_no_alarm(k):
     """25 looks at guides of k = ½ everywhere, of k = 0.3, exact, and twice too wide."""
     found = [pareto_k(Pareto(), torch.full((50,), k).double(), 500, seed=seed).finding for seed in range(25)]
-    assert sum(f.gravity >= Gravity.WARNING for f in found) <= binom.isf(1e-4, 25, 0.01)
-    assert k > 0 or all(f.gravity is Gravity.FINE for f in found)
+    assert sum(f.severity >= Severity.WARNING for f in found) <= binom.isf(1e-4, 25, 0.01)
+    assert k > 0 or all(f.severity is Severity.OK for f in found)
 
 
 @pytest.mark.slow
@@ -215,7 +215,7 @@ def test_false_alarms_of_a_look_are_as_rare_as_stated_at_the_edge_of_its_hypothe
     for _ in range(sets):
         log_w = -0.7 * torch.rand(2500, repeats * number, generator=generator).double().log()
         k = psis(log_w).k.reshape(repeats, number).mean(0)
-        alarms += Look(k, k, torch.arange(number), 2500, repeats).is_beyond_chance(rate)
+        alarms += Recheck(k, k, torch.arange(number), 2500, repeats).is_beyond_chance(rate)
     assert alarms <= binom.isf(1e-4, sets, rate)
 
 
@@ -225,9 +225,9 @@ def test_a_single_weight_is_looked_at_again_like_any_other():
     x = torch.full((1,), 0.45).double()
     found = [pareto_k(Pareto(), x, 200, seed=s) for s in range(20)]
     assert any(f.k.item() > f.threshold for f in found)  # by which it was grave before
-    assert all(f.finding.gravity < Gravity.WARNING for f in found)
+    assert all(f.finding.severity < Severity.WARNING for f in found)
     bad = pareto_k(Pareto(), torch.full((1,), 0.9).double(), 10_000)
-    assert bad.finding.gravity is Gravity.GRAVE
+    assert bad.finding.severity is Severity.CRITICAL
     assert "looked at again" in bad.finding.verdict
 
 
@@ -248,7 +248,7 @@ def test_a_guide_with_parameters_for_each_datum_is_looked_at_again_in_their_plac
     k[:57] = 0.0
     found = pareto_k(ByPlace(k), torch.zeros(60).double())
     assert found.looks[0].place.tolist() == [57, 58, 59]
-    assert found.finding.gravity is Gravity.WARNING
+    assert found.finding.severity is Severity.WARNING
 
 
 def test_places_are_kept_when_indices_are_renamed():
@@ -263,8 +263,8 @@ def test_data_that_share_a_latent_have_one_weight():
     exact, halved = (pareto_k(Shared(scale), x) for scale in (1.0, 0.4))
     assert exact.joint
     assert exact.k.shape == exact.ess.shape == (1,)
-    assert exact.finding.gravity is Gravity.FINE
-    assert halved.finding.gravity is Gravity.GRAVE
+    assert exact.finding.severity is Severity.OK
+    assert halved.finding.severity is Severity.CRITICAL
     assert "joint" in halved.finding.verdict
 
 

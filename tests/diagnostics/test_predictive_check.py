@@ -9,14 +9,14 @@ import torch
 from scipy.stats import binom
 
 import vilvm
-from vilvm.diagnostics.finding import Gravity
+from vilvm.diagnostics.finding import Severity
 from vilvm.diagnostics.predictive_check import PredictiveCheck, predictive_check
 from vilvm.models.ppca import PPCA
 from vilvm.models.vae import VAE
 from vilvm.weights import observed, posterior, replicate
 from vilvm.wrappers.partly_observed import partly_observed
 
-ALARM = Gravity.WARNING
+ALARM = Severity.WARNING
 
 
 class Normal(torch.nn.Module):
@@ -50,7 +50,7 @@ def ppca_data(noise):
 
 def alarms(lvm, data, **options):
     found = [predictive_check(lvm, x, seed=seed, **options) for seed, x in enumerate(data)]
-    return sum(check.finding.gravity >= ALARM for check in found)
+    return sum(check.finding.severity >= ALARM for check in found)
 
 
 def test_false_alarms_of_the_prior_check_are_as_rare_as_stated():
@@ -70,16 +70,16 @@ def test_a_right_model_raises_no_alarm_in_the_posterior_check():
 def test_overdispersed_counts_are_caught():
     data = [dist.NegativeBinomial(1.0, torch.tensor(0.8)).sample((200,)) for _ in range(3)]
     checks = [predictive_check(Counts(), y) for y in data]
-    assert all(check.finding.gravity is ALARM for check in checks)
+    assert all(check.finding.severity is ALARM for check in checks)
     assert all(check.adjusted["sd"] < 0.01 for check in checks)
     assert "sd is" in checks[0].finding.verdict
 
 
 def test_heavy_tails_are_caught_and_gaussian_ones_pass():
     right, wrong = ppca_data(torch.randn), ppca_data(dist.StudentT(2.5).sample)
-    assert predictive_check(PPCA(6, 2).maximise(right), right).finding.gravity is Gravity.FINE
+    assert predictive_check(PPCA(6, 2).maximise(right), right).finding.severity is Severity.OK
     check = predictive_check(PPCA(6, 2).maximise(wrong), wrong)
-    assert check.finding.gravity is ALARM
+    assert check.finding.severity is ALARM
     assert check.adjusted["kurtosis"] < 0.01
     assert "heavier" in check.finding.advice
 
@@ -91,7 +91,7 @@ def test_binary_data_that_depend_otherwise_are_caught():
             p.zero_()  # a decoder that says ½ throughout, of which the guide knows the posterior: the prior
     independent = (torch.rand(300, 12) < 0.5).float()
     copied = independent[:, ::2].repeat_interleave(2, 1)
-    assert predictive_check(lvm, independent).finding.gravity is Gravity.FINE
+    assert predictive_check(lvm, independent).finding.severity is Severity.OK
     check = predictive_check(lvm, copied)
     assert set(check.observed) == {"mean", "sd of row means", "neighbours"}
     assert check.adjusted["neighbours"] < 0.01
@@ -150,7 +150,7 @@ def test_parts_are_joined_and_seeds_hold():
     a, b = (predictive_check(lvm, x, first, seed=4, batch_size=150) for _ in range(2))
     assert torch.equal(a.observed["last"], x[-1].double())
     assert torch.equal(a.replicated["last"], b.replicated["last"])
-    assert a.finding.gravity is Gravity.FINE
+    assert a.finding.severity is Severity.OK
 
 
 def test_what_cannot_be_checked_is_refused():

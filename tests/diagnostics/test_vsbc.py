@@ -10,7 +10,7 @@ from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 
 import vilvm
-from vilvm.diagnostics.finding import Gravity
+from vilvm.diagnostics.finding import Severity
 from vilvm.diagnostics.vsbc import vsbc
 from vilvm.lvm import ContractError
 
@@ -44,7 +44,7 @@ def test_a_guide_of_the_right_width_passes():
     found = vsbc(build, torch.zeros(N), 100, fit_options=NEWTON, false_alarm=1e-6)
     assert found.ranks.shape == (100, 1)
     assert found.names == ("m",)
-    assert found.finding.gravity == Gravity.FINE
+    assert found.finding.severity == Severity.OK
     held = found.coverage
     error = (held.levels * (1 - held.levels) / 100).sqrt()
     assert ((held.shares[:, 0] - held.levels).abs() < 5 * error).all()
@@ -53,7 +53,7 @@ def test_a_guide_of_the_right_width_passes():
 @pytest.mark.slow
 def test_a_guide_half_as_wide_is_too_narrow_yet_not_beside_the_truth():
     found = vsbc(partial(build, WIDTH / 2), torch.zeros(N), 100, fit_options=NEWTON)
-    assert found.finding.gravity == Gravity.GRAVE
+    assert found.finding.severity == Severity.CRITICAL
     assert "m: the posterior is too narrow" in found.finding.verdict
     assert "None lies beside the truth." in found.finding.verdict
 
@@ -61,7 +61,7 @@ def test_a_guide_half_as_wide_is_too_narrow_yet_not_beside_the_truth():
 @pytest.mark.slow
 def test_a_fit_stopped_far_from_its_end_is_beside_the_truth():
     found = vsbc(partial(build, start=2.0), torch.zeros(N), 40, fit_options={**NEWTON, "steps": 1, "optimizer": torch.optim.Adam})
-    assert found.finding.gravity == Gravity.GRAVE
+    assert found.finding.severity == Severity.CRITICAL
     assert "m: the posterior lies too high" in found.finding.verdict
     assert "Beside the truth, and not only too narrow or wide: m." in found.finding.verdict
 
@@ -103,8 +103,8 @@ def test_an_autoguide_that_is_trained_long_enough_passes_and_one_that_is_not_fai
 
     decaying = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=300)
     options = {"steps": 300, "optimizer": partial(torch.optim.Adam, lr=0.05), "scheduler": decaying}
-    assert vsbc(make, torch.zeros(N), 60, fit_options=options, false_alarm=1e-6).finding.gravity == Gravity.FINE
-    assert vsbc(make, torch.zeros(N), 60, fit_options={"steps": 3}).finding.gravity == Gravity.GRAVE
+    assert vsbc(make, torch.zeros(N), 60, fit_options=options, false_alarm=1e-6).finding.severity == Severity.OK
+    assert vsbc(make, torch.zeros(N), 60, fit_options={"steps": 3}).finding.severity == Severity.CRITICAL
 
 
 def test_what_is_built_and_what_is_simulated_are_drawn_apart():

@@ -19,7 +19,7 @@ from vilvm.evaluation.ais import _Chains
 from vilvm.evaluation.hmc import start, transition
 from vilvm.models.ppca import PPCA
 from vilvm.weights import sample, simulate
-from vilvm.weights.log_joint import Joint
+from vilvm.weights.log_joint import LogJoint
 
 
 def linear(guide_scale=1.0):
@@ -60,7 +60,7 @@ def test_weights_are_unbiased_both_ways(base, path):
 def test_the_chain_leaves_its_density_alone():
     torch.manual_seed(0)
     lvm, x = linear()
-    joint = Joint(lvm, x)
+    joint = LogJoint(lvm, x)
     exact = lvm.exact_posterior(x)
     state = start(joint, exact.sample((50,)))
     for _ in range(20):

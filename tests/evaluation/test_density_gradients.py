@@ -12,10 +12,10 @@ from vilvm._compile import graph
 from vilvm._runtime.random import seeded
 from vilvm.diagnostics.pareto_k import pareto_k
 from vilvm.evaluation import Schedule, ais, bdmc, evaluate
-from vilvm.evaluation.density_gradients import Slopes
+from vilvm.evaluation.density_gradients import DensityGradients
 from vilvm.evaluation.hmc import start
 from vilvm.lvm import ContractError
-from vilvm.weights.log_joint import Joint
+from vilvm.weights.log_joint import LogJoint
 
 SHORT = Schedule(num_chains=6, num_temperatures=4, leapfrog=1)
 
@@ -42,10 +42,10 @@ def tiny(name):
 
 
 def equal_to_eager(lvm, batch, base, compiler):
-    joint = Joint(lvm, batch, base)
+    joint = LogJoint(lvm, batch, base)
     with seeded(1):
         u, other = joint.draw(4), joint.draw(4)
-    slopes = Slopes(True, compiler=compiler)
+    slopes = DensityGradients(True, compiler=compiler)
     slopes(joint, u)  # of which the program is made
     assert slopes.compiles
     for found, expected in zip(slopes(joint, other), start(joint, other), strict=True):

@@ -26,7 +26,7 @@ from pyro.infer.autoguide.initialization import init_to_mean
 import vilvm
 from vilvm.lvm import ContractError, NotApplicable
 from vilvm.priors.fitted import FittedPrior
-from vilvm.weights import layout
+from vilvm.weights import find_layout
 from vilvm.weights._per_datum import by_position
 from vilvm.weights.generated_quantities import replay
 from vilvm.wrappers import with_guide, with_prior
@@ -231,7 +231,7 @@ def test_after_the_refusal_all_data_at_once_are_fitted_rightly(x):
 @pytest.mark.parametrize("name", AMORTISED)
 def test_amortised_guides_are_trained_in_batches(name, x):
     lvm = AMORTISED[name]()
-    assert by_position(lvm, x[:20], layout(lvm, x[:20])) is None
+    assert by_position(lvm, x[:20], find_layout(lvm, x[:20])) is None
     assert vilvm.fit(lvm, x, steps=4, batch_size=20).steps == 4
     vilvm.posterior(lvm, torch.randn(N), 3)  # of other data
 
@@ -286,7 +286,7 @@ def test_the_loss_of_indexed_batches_is_scaled_to_all_data(x):
         lvm.guide.locs.z.copy_(x / 2)
         lvm.guide.scales.z_unconstrained.copy_(torch.tensor(0.5**0.5).expm1().log().expand(N))
     batch = x[5:25], index[5:25]
-    assert layout(lvm, batch).scale == 3.0
+    assert find_layout(lvm, batch).scale == 3.0
     weights = vilvm.log_weights(lvm, batch, 5).log_weight  # the exact posterior, so that every weight is the evidence
     assert torch.allclose(weights, evidence(batch[0]).double().expand(5, 20), atol=1e-5)
     loss = pyro.infer.Trace_ELBO().loss(lvm.model, lvm.guide, batch)
@@ -478,10 +478,10 @@ def test_evaluation_in_parts_takes_parameters_of_single_data_whole(x):
 
 def test_a_look_for_parameters_of_single_data_leaves_no_trace(x):
     lvm = vilvm.Pair(model, own_parameters(N))
-    plan = layout(lvm, x)
+    layout = find_layout(lvm, x)
     loc = dict(lvm.named_parameters())["pyro_params.loc"].requires_grad_(False)
     state = torch.get_rng_state()
-    found = by_position(lvm, x, plan)
+    found = by_position(lvm, x, layout)
     assert found is not None
     assert found.name in ("loc", "scale")
     assert found.single

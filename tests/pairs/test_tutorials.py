@@ -23,7 +23,7 @@ from torch.distributions import constraints
 import vilvm
 from tests.pairs.oracle import pyro_elbos, replayed
 from vilvm.diagnostics import gaps
-from vilvm.weights import layout
+from vilvm.weights import find_layout
 
 pytestmark = [
     # Pyro's own, of a plate without a size.
@@ -834,7 +834,7 @@ def pyros_loss(tutorial, lvm, mode):
     """The loss of the same code under Pyro's own store, from the same parameters, and the noise that follows."""
     model, guide, batch, objective = made(tutorial)
     twin = vilvm.Pair(model, guide)
-    layout(twin, batch)
+    find_layout(twin, batch)
     twin.load_state_dict(lvm.state_dict())
     twin.train(mode)
     for name, value in getattr(twin, "pyro_params", {}).items():  # the only thing that Pyro would not find in its modules
@@ -863,7 +863,7 @@ def test_the_loss_is_pyros_on_the_same_noise(tutorial):
 def test_training_moves_every_parameter_that_svi_moves(tutorial):
     model, guide, batch, objective = made(tutorial)
     lvm = vilvm.Pair(model, guide)
-    layout(lvm, batch)
+    find_layout(lvm, batch)
     before = {n: p.detach().clone() for n, p in lvm.named_parameters()}
     vilvm.fit(lvm, batch, steps=2, objective=objective(), **TRAINED)
     moved = {n.split(".")[-1] for n, p in lvm.named_parameters() if not torch.equal(p, before[n])}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vilvm import Data, plots, report
-from vilvm.diagnostics.finding import Finding, Gravity
+from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.evaluation import compare
 from vilvm.models.autoencoder import Autoencoder
 from vilvm.models.ppca import PPCA
@@ -32,16 +32,16 @@ def full_page():
         models = {NASTY: PPCA(64, 2).maximise(x), "linear, larger": PPCA(64, 5).maximise(x), "deep AE": Autoencoder(64, 2)}
         ledger = compare(models, data, num_samples=10, num_draws=30, progress=False)
         findings = [
-            Finding("Active units", Gravity.FINE, "All 5 units are active.", "Burda et al., 2016"),
+            Finding("Active units", Severity.OK, "All 5 units are active.", "Burda et al., 2016"),
             Finding(
                 "Pareto k̂",
-                Gravity.GRAVE,
+                Severity.CRITICAL,
                 f"k̂ is above 0.7 for 31 % of the data. {NASTY}",
                 "Vehtari et al., 2024",
                 "A richer guide.",
             ),
-            Finding("Calibration", Gravity.WARNING, "The ranks are not uniform.", "false-alarm rate 0.01", "Look at k̂."),
-            Finding("Gaps", Gravity.NOTE, "Amortisation costs 0.8 nats.", "two standard errors"),
+            Finding("Calibration", Severity.WARNING, "The ranks are not uniform.", "false-alarm rate 0.01", "Look at k̂."),
+            Finding("Gaps", Severity.NOTE, "Amortisation costs 0.8 nats.", "two standard errors"),
         ]
         return Page(
             f"A run {NASTY}",

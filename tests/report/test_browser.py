@@ -19,7 +19,7 @@ async function probe(frame) {
     for (; e; e = e.parentElement) { const c = view.getComputedStyle(e).backgroundColor; if (!c.endsWith(", 0)")) return c; }
     return "rgb(255, 255, 255)";
   };
-  const inked = [...page.querySelectorAll("h1, h2, h3, p, a, dt, dd, .se, th, td, .gravity, figcaption, code, footer")];
+  const inked = [...page.querySelectorAll("h1, h2, h3, p, a, dt, dd, .se, th, td, .severity, figcaption, code, footer")];
   const pictures = await Promise.all([...page.querySelectorAll("svg image, img")].map(async e => {
     const picture = new Image();
     picture.src = e.getAttribute("xlink:href") || e.getAttribute("href") || e.src;
@@ -128,7 +128,7 @@ def test_text_can_be_read_in_light_and_dark(seen):
     scheme, pages = seen
     for page in pages.values():
         assert len(page["colours"]) > 100
-        backgrounds = {luminance(back) > 0.5 for what, _, back in page["colours"] if not what.endswith(".gravity")}
+        backgrounds = {luminance(back) > 0.5 for what, _, back in page["colours"] if not what.endswith(".severity")}
         assert backgrounds == {scheme == "light"}
         faint = [entry for entry in page["colours"] + page["drawn"] if contrast(*entry[1:]) < 4.5]
         assert faint == []

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 from vilvm import plots, report
-from vilvm.diagnostics.finding import Finding, Gravity
+from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.report import Page, Table
 from vilvm.report.embed import described, embedded
 from vilvm.report.words import typeset, words
@@ -97,11 +97,11 @@ def test_every_part_is_there_and_every_figure_speaks(html, full_page):
 
 
 def test_findings_stand_by_gravity_each_with_its_plot(html):
-    found = re.findall(r'<article class="finding (\w+)">.*?<span class="gravity">(\w+)</span>(.*?)</article>', html, re.DOTALL)
-    assert [(css, word) for css, word, _ in found] == [(g.lower(), g) for g in ("GRAVE", "WARNING", "NOTE", "FINE")]
+    found = re.findall(r'<article class="finding (\w+)">.*?<span class="severity">(\w+)</span>(.*?)</article>', html, re.DOTALL)
+    assert [(css, word) for css, word, _ in found] == [(g.lower(), g) for g in ("CRITICAL", "WARNING", "NOTE", "OK")]
     assert ["<svg" in body for *_, body in found] == [True, True, True, False]
     assert ["What to try:" in body for *_, body in found] == [True, True, False, False]
-    assert "1 GRAVE, 1 WARNING, 1 NOTE, 1 FINE" in html
+    assert "1 CRITICAL, 1 WARNING, 1 NOTE, 1 OK" in html
 
 
 def test_every_part_may_be_left_out():
@@ -114,7 +114,7 @@ def test_every_part_may_be_left_out():
 
 def test_a_figure_of_no_finding_is_refused():
     with pytest.raises(ValueError, match=r"a figure for 'k', and the findings are \['K'\]"):
-        Page("A", findings=[Finding("K", Gravity.FINE, "Good.", "")], finding_figures={"k": Figure()})
+        Page("A", findings=[Finding("K", Severity.OK, "Good.", "")], finding_figures={"k": Figure()})
 
 
 def test_rows_are_as_long_as_their_head():

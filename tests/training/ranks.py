@@ -11,7 +11,7 @@ import torch
 from pyro.infer import Trace_ELBO
 
 import vilvm
-from vilvm._runtime.distributed import world as ranks
+from vilvm._runtime.distributed import process_group as ranks
 from vilvm.objectives import Annealed
 
 
@@ -141,7 +141,7 @@ def main(folder):
         skipped = vilvm.fit(skipping, data(), steps=24, batch_size=20, validation=spoilt, nonfinite="skip")
         refused = alone = ""
         try:
-            vilvm.fit(made(Point), data(), steps=5, run_dir=folder / "alone" if world.leads else None)
+            vilvm.fit(made(Point), data(), steps=5, run_dir=folder / "alone" if world.is_main else None)
         except ValueError as error:
             alone = str(error)
         try:
@@ -160,7 +160,7 @@ def main(folder):
         both = world.rows(first[None])
         own = torch.rand(1, generator=torch.Generator().manual_seed(world.seed(0)))
         draws = world.rows(own).tolist()
-    if world.leads:
+    if world.is_main:
         torch.save({"found": found, "noisy": noisy.state_dict()}, folder / "parameters.pt")
         told = {
             "alike": bool((both[0] == both[1]).all()),

@@ -95,7 +95,7 @@ SLOW = {"put_back", "replaced_each_time"}
 def test_what_is_changed_by_hand_counts_as_in_eager_steps(change):
     expected = run(EagerStep, CHANGES[change])
     told = []
-    assert run(CompiledStep, CHANGES[change], compiler=graph, tell=told.append) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert run(CompiledStep, CHANGES[change], compiler=graph, log=told.append) == pytest.approx(expected, rel=1e-5, abs=1e-6)
     unmoved = run(EagerStep, lambda *_: None)
     assert abs(unmoved[0] - expected[0]) + abs(unmoved[1] - expected[1]) > 1e-3  # so that the above can fail
     assert all("eagerly" in line for line in told)

@@ -23,7 +23,7 @@ from vilvm.objectives import Annealed
 from vilvm.training import run
 from vilvm.training.compiled_step import CompiledStep
 from vilvm.training.step import EagerStep
-from vilvm.weights import layout
+from vilvm.weights import find_layout
 
 GALLERY = sorted(p.stem for p in (Path(__file__).parents[2] / "models").glob("*.py") if p.stem != "__init__")
 
@@ -32,12 +32,12 @@ def steps(lvm, batch, objective, make, compiler=graph, count=5, optimizer=torch.
     """Some steps from one seed; the step, and the loss and norm of each."""
     told = []
     with seeded(2), module_parameters(lvm):  # which starts an autoguide at a draw
-        plan = layout(lvm, batch)
+        layout = find_layout(lvm, batch)
     parameters = [p for p in lvm.parameters() if p.requires_grad]
     own = {} if make is EagerStep else {"compiler": compiler, "tell": told.append}
     step = make(lvm, objective, optimizer(parameters, lr=1e-2), **options, **own)
     with seeded(1), module_parameters(lvm, frozen=True), pyro.validation_enabled(False):
-        results = [step(batch, plan.num_data if plan.local else 1.0) for _ in range(count)]
+        results = [step(batch, layout.num_data if layout.local else 1.0) for _ in range(count)]
     if make is CompiledStep:
         step.settle()
     return step, results, told
@@ -80,11 +80,11 @@ def apart(name, compiler):
     """Where loss or gradients of a model of the gallery differ by more than 1e-5 on the same noise."""
     lvm, batch, objective = gallery(name)
     with seeded(2), module_parameters(lvm):
-        plan = layout(lvm, batch)
+        layout = find_layout(lvm, batch)
         parameters = [p for p in lvm.parameters() if p.requires_grad]
         step = CompiledStep(lvm, objective, torch.optim.Adam(parameters), compiler=compiler)
-        assert step.prepare(batch, plan.num_data) is not None, step.refused
-        return step.differs(batch, plan.num_data, 1e-5)
+        assert step.prepare(batch, layout.num_data) is not None, step.refused
+        return step.differs(batch, layout.num_data, 1e-5)
 
 
 def test_the_gradients_of_a_graph_are_eager_ones_to_five_digits():

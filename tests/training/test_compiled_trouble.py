@@ -311,7 +311,7 @@ def test_plates_in_turn_and_distributions_made_beforehand_compile(make):
     with module_parameters(lvm):
         lvm.guide(batch), lvm.model(batch)
         told = []
-        step = CompiledStep(lvm, Trace_ELBO(), torch.optim.Adam(lvm.parameters()), compiler=graph, tell=told.append)
+        step = CompiledStep(lvm, Trace_ELBO(), torch.optim.Adam(lvm.parameters()), compiler=graph, log=told.append)
         began = time.process_time()
         assert step.prepare(batch, 1.0) is not None, told
         assert time.process_time() - began < 10
@@ -340,7 +340,7 @@ def test_a_plate_over_a_drawn_subsample_in_turn_is_refused_in_one_line():
     with module_parameters(lvm):
         lvm.guide(batch)
         told = []
-        step = CompiledStep(lvm, Trace_ELBO(), torch.optim.Adam(lvm.parameters()), compiler=graph, tell=told.append)
+        step = CompiledStep(lvm, Trace_ELBO(), torch.optim.Adam(lvm.parameters()), compiler=graph, log=told.append)
         began = time.process_time()
         assert step.prepare(batch, 1.0) is None
         assert time.process_time() - began < 10
@@ -396,7 +396,7 @@ def test_a_loss_near_zero_is_compared_by_its_terms(to, by, reason):
         lvm = AtZero(x, to)
     with module_parameters(lvm), seeded(1):
         optimizer = torch.optim.SGD(lvm.parameters(), lr=0.1)
-        step = CompiledStep(lvm, Trace_ELBO(), optimizer, compiler=wrong(by), tell=lambda _: None)
+        step = CompiledStep(lvm, Trace_ELBO(), optimizer, compiler=wrong(by), log=lambda _: None)
         step.prepare(x, 1000.0)
     assert step.refused is None if reason is None else re.match(reason, step.refused)
 

@@ -13,7 +13,7 @@ import torch
 
 import vilvm
 from tests.training import ranks
-from vilvm._runtime.distributed import World
+from vilvm._runtime.distributed import ProcessGroup
 from vilvm.training.batches import Batches
 
 ROOT = Path(__file__).parents[2]
@@ -105,9 +105,9 @@ def test_what_one_rank_decides_all_do(two):
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_shares_make_up_the_whole(size):
     for count in (1, 5, 20):
-        found = [i for r in range(size) for i in range(count)[World(r, size).share(count)]]
+        found = [i for r in range(size) for i in range(count)[ProcessGroup(r, size).share(count)]]
         assert found == list(range(count))
-    batches = [Batches(vilvm.Data(torch.arange(23.0)[:, None]), 10, 0, World(r, size)) for r in range(size)]
+    batches = [Batches(vilvm.Data(torch.arange(23.0)[:, None]), 10, 0, ProcessGroup(r, size)) for r in range(size)]
     for step in range(3):
         assert sum(b.weight(step) for b in batches) == pytest.approx(1)
         mine = [b(step) for b in batches if b.weight(step)]

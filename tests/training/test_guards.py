@@ -350,7 +350,7 @@ def test_a_guard_sees_settings_wherever_they_are(make):
 
 
 def test_a_moved_weight_changes_the_numbers():
-    """The cases above would tell: an unmoved weight leads elsewhere."""
+    """The cases above would log: an unmoved weight leads elsewhere."""
     (m, s, *_), (other_m, other_s, *_) = eager(Attribute), trained(Attribute, compile=False, at=-1)
     assert abs(m - other_m) + abs(s - other_s) > 0.05
     for make in (OfClass, Hidden, closure):

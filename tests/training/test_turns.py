@@ -10,7 +10,7 @@ from pyro.infer import Trace_ELBO, TraceEnum_ELBO, config_enumerate
 
 import vilvm
 from vilvm._compile import graph
-from vilvm._runtime.distributed import World
+from vilvm._runtime.distributed import ProcessGroup
 from vilvm.training import compiled_step
 from vilvm.training.batches import Batches, batches_of
 
@@ -53,7 +53,7 @@ ENUMERATED = {"objective": TraceEnum_ELBO(max_plate_nesting=1)}
 
 def test_an_epoch_takes_every_datum_of_every_source_once_evenly_spread():
     data = vilvm.Interleaved(torch.arange(80.0), torch.arange(100.0, 123.0))
-    batches = batches_of(data, 10, 0, World(), pairs=False)
+    batches = batches_of(data, 10, 0, ProcessGroup(), pairs=False)
     assert batches.epoch_steps == 11
     for epoch in range(3):
         taken = [batches(epoch * 11 + i) for i in range(11)]
@@ -66,7 +66,7 @@ def test_an_epoch_takes_every_datum_of_every_source_once_evenly_spread():
 
 def test_one_source_in_turn_is_that_source():
     x = torch.arange(23.0)
-    turns, alone = batches_of(vilvm.Interleaved(x), 5, 3, World(), pairs=False), Batches(vilvm.Data(x), 5, 3)
+    turns, alone = batches_of(vilvm.Interleaved(x), 5, 3, ProcessGroup(), pairs=False), Batches(vilvm.Data(x), 5, 3)
     assert all(torch.equal(turns(step), alone(step)) for step in range(20))
 
 

@@ -10,7 +10,7 @@ from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 
 import vilvm
 from vilvm.models.ppca import PPCA
-from vilvm.weights.log_joint import Joint
+from vilvm.weights.log_joint import LogJoint
 
 X = torch.tensor([0.4, 1.5, 0.9])
 
@@ -41,7 +41,7 @@ def shared(x):
 def test_densities_of_a_linear_gaussian_model(base):
     lvm = PPCA(4, 2)
     x = torch.randn(5, 4)
-    joint = Joint(lvm, x, base)
+    joint = LogJoint(lvm, x, base)
     z = joint.draw(7)
     assert z.shape == (7, 5, 2)
     found = joint(z)
@@ -56,7 +56,7 @@ def test_densities_of_a_linear_gaussian_model(base):
 @pytest.mark.parametrize("base", ["guide", "prior"])
 def test_densities_over_constrained_latents_are_those_of_u(base):
     torch.manual_seed(0)
-    joint = Joint(vilvm.Pair(scales, scales_of), X, base)
+    joint = LogJoint(vilvm.Pair(scales, scales_of), X, base)
     side = torch.linspace(-9, 9, 400, dtype=torch.float64)
     u = torch.cartesian_prod(side, side)[:, None, :].expand(-1, len(X), -1)
     cell = (side[1] - side[0]).log() * 2
@@ -76,7 +76,7 @@ def test_densities_over_constrained_latents_are_those_of_u(base):
 def test_target_over_base_is_the_weight_also_under_an_autoguide(auto):
     torch.manual_seed(0)
     lvm = vilvm.Pair(shared, auto(shared))
-    joint = Joint(lvm, X)
+    joint = LogJoint(lvm, X)
     u = joint.draw(6)
     assert u.shape == (6, 1, 3)
     latents, found = joint.latents(u), joint(u)
@@ -102,7 +102,7 @@ def test_posterior_drops_every_plate_that_a_latent_is_outside_of():
 
 
 def test_a_gradient_is_that_of_each_chain_and_datum_alone():
-    joint = Joint(PPCA(4, 2), torch.randn(5, 4))
+    joint = LogJoint(PPCA(4, 2), torch.randn(5, 4))
     u = joint.draw(3).requires_grad_()
     (together,) = torch.autograd.grad(joint(u).target.sum(), u)
     (alone,) = torch.autograd.grad(joint(u).target[1, 2], u)
@@ -121,7 +121,7 @@ def labelled(x):
 
 def test_enumerated_latents_are_summed_over():
     guide = AutoNormal(poutine.block(labelled, expose=["z"]))
-    joint = Joint(vilvm.Pair(labelled, guide), X, "prior")
+    joint = LogJoint(vilvm.Pair(labelled, guide), X, "prior")
     z = joint.draw(6)
     log_x = (torch.tensor([0.3, 0.7]).log() + dist.Normal(z + torch.tensor([0.0, 1.0]), 1.0).log_prob(X[:, None])).logsumexp(-1)
     found = joint(z)
@@ -143,11 +143,11 @@ def drawing_labels(x):
 )
 def test_what_no_chain_can_move_is_refused(lvm, sentence):
     with pytest.raises(vilvm.ContractError, match=sentence):
-        Joint(lvm(), X)
+        LogJoint(lvm(), X)
 
 
 def test_a_guide_that_makes_its_latents_cannot_be_undone():
-    joint = Joint(vilvm.Pair(shared, AutoMultivariateNormal(shared)), X)
+    joint = LogJoint(vilvm.Pair(shared, AutoMultivariateNormal(shared)), X)
     with pytest.raises(vilvm.ContractError, match="start from the prior"):
         joint.unconstrained(joint.latents(joint.draw(1)))
 
@@ -173,7 +173,7 @@ def below(x):
 @pytest.mark.parametrize("model", [shifted, below])
 def test_a_support_that_depends_on_a_latent(model, base):
     torch.manual_seed(0)
-    joint = Joint(vilvm.Pair(model, poutine.block(model, hide=["x"])), X, base)
+    joint = LogJoint(vilvm.Pair(model, poutine.block(model, hide=["x"])), X, base)
     drawn = joint.draw(4)
     torch.testing.assert_close(joint.unconstrained(joint.latents(drawn)), drawn, rtol=1e-3, atol=1e-3)
     side = torch.linspace(-9, 9, 400, dtype=torch.float64)
@@ -198,11 +198,11 @@ def around(x):
 def test_a_support_without_a_bijection_is_refused_in_one_sentence():
     lvm = vilvm.Pair(around, poutine.block(around, hide=["x"]))
     with pytest.raises(vilvm.ContractError, match=r"Latent 'z' is ProjectedNormal, whose support .* no bijection from") as caught:
-        Joint(lvm, X)
+        LogJoint(lvm, X)
     assert "Trace" not in str(caught.value)
 
 
 def test_latents_in_another_layout_are_refused():
-    joint = Joint(vilvm.Pair(shared, poutine.block(shared, hide=["x"])), X, "prior")
+    joint = LogJoint(vilvm.Pair(shared, poutine.block(shared, hide=["x"])), X, "prior")
     with pytest.raises(vilvm.ContractError, match=r"Latent 'm' was given draws of shape \(3,\), and a draw of it has shape \(2,\)"):
         joint.unconstrained({"scale": torch.ones(1), "m": torch.zeros(1, 3)})

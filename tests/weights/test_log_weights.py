@@ -21,7 +21,7 @@ from vilvm.diagnostics import active_units
 from vilvm.models.autoencoder import Autoencoder
 from vilvm.models.ppca import PPCA
 from vilvm.models.vae import VAE
-from vilvm.weights import layout
+from vilvm.weights import find_layout
 
 
 def schools(batch):
@@ -51,7 +51,7 @@ def test_autoguides_are_guides(auto):
 
 def test_the_density_of_an_autoguide_includes_its_jacobian():
     lvm = vilvm.Pair(schools, AutoNormal(schools))
-    layout(lvm, SCHOOLS)  # an autoguide makes its parameters on its first call
+    find_layout(lvm, SCHOOLS)  # an autoguide makes its parameters on its first call
     torch.manual_seed(1)
     weights = vilvm.log_weights(lvm, SCHOOLS, 4)
     torch.manual_seed(1)
@@ -116,7 +116,7 @@ def nested(data_outside, data_dim):
 def test_several_latents_and_a_plate_inside(data_outside, data_dim, num_data):
     x = torch.randn(num_data, 3)
     lvm = nested(data_outside, data_dim)
-    assert layout(lvm, x).data_plate == "data"
+    assert find_layout(lvm, x).data_plate == "data"
     torch.manual_seed(1)
     weights = vilvm.log_weights(lvm, x, 6)
     torch.manual_seed(1)
@@ -269,7 +269,7 @@ class Normalised(torch.nn.Module):
 @pytest.mark.parametrize(
     "look",
     [
-        lambda m, x: layout(m, x),
+        lambda m, x: find_layout(m, x),
         lambda m, x: vilvm.posterior(m, x, 2),
         lambda m, x: vilvm.posterior_mean(m, x),
         lambda m, x: vilvm.evaluate(m, x, num_samples=3),

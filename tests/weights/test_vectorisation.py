@@ -11,9 +11,9 @@ from pyro.infer import Trace_ELBO
 import vilvm
 from vilvm._compile import graph
 from vilvm.testing import check_lvm
-from vilvm.weights import layout
+from vilvm.weights import find_layout
 from vilvm.weights._vectorisation import ONE_BY_ONE, VECTORISED, VMAP, way_of
-from vilvm.weights.log_weights import weight_pass
+from vilvm.weights.log_weights import log_weights_pass
 
 X = torch.tensor([[0.3, -1.2], [0.7, 0.1], [-0.4, 2.0], [1.5, -0.6], [0.0, 0.9]])
 
@@ -61,9 +61,9 @@ DECODERS = {
 
 
 def taken(lvm, x=X):
-    plan = layout(lvm, x)
+    layout = find_layout(lvm, x)
     with torch.no_grad(), vilvm.lvm.module_parameters(lvm):
-        return way_of(lvm, x, weight_pass(lvm, plan), plan.ways)
+        return way_of(lvm, x, log_weights_pass(lvm, layout), layout.ways)
 
 
 def single_runs(lvm, x, latents):

@@ -10,7 +10,7 @@ from vilvm.models.ppca import PPCA
 from vilvm.models.vae import VAE
 from vilvm.priors import fit_prior
 from vilvm.wrappers import with_prior, with_prior_guide
-from vilvm.wrappers.likelihood_scale import fit_noise
+from vilvm.wrappers.likelihood_scale import fit_likelihood_scale
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def pca(x):
 
 
 def test_it_is_the_residual(pca, x):
-    lvm = fit_noise(pca, x)
+    lvm = fit_likelihood_scale(pca, x)
     assert lvm.scale.item() ** 2 == pytest.approx(squared_error(pca, x).mean / 6, rel=1e-4)
     found = vilvm.evaluate(lvm, x).distortion.mean
     expected = 3 * (2 * torch.pi * lvm.scale.double() ** 2).log() + 3
@@ -38,7 +38,7 @@ def test_it_is_the_residual(pca, x):
 
 
 def test_with_a_gaussian_prior_a_linear_auto_encoder_is_probabilistic_pca(pca, x):
-    lvm = with_prior_guide(with_prior(fit_noise(pca, x), fit_prior(pca, x, "full")))
+    lvm = with_prior_guide(with_prior(fit_likelihood_scale(pca, x), fit_prior(pca, x, "full")))
     z = lvm.lvm.prior.distribution()
     cov = pca.U @ z.covariance_matrix @ pca.U.T + lvm.lvm.lvm.scale.square() * torch.eye(6)
     truth = torch.distributions.MultivariateNormal(pca.U @ z.mean + pca.b, cov).log_prob(x).detach()
@@ -51,4 +51,4 @@ def test_with_a_gaussian_prior_a_linear_auto_encoder_is_probabilistic_pca(pca, x
 
 def test_what_has_no_gaussian_noise():
     with pytest.raises(vilvm.ContractError, match=r"one Gaussian observation; VAE observes \{'x': 'Bernoulli'\}"):
-        fit_noise(VAE(6, 2), torch.zeros(5, 6))
+        fit_likelihood_scale(VAE(6, 2), torch.zeros(5, 6))

@@ -14,7 +14,7 @@ from vilvm.models.vae import VAE
 from vilvm.networks import mlp
 from vilvm.priors import FittedPrior, fit_prior
 from vilvm.wrappers import fit_guide, with_guide, with_prior, with_prior_guide
-from vilvm.wrappers.likelihood_scale import fit_noise
+from vilvm.wrappers.likelihood_scale import fit_likelihood_scale
 from vilvm.wrappers.partly_observed import partly_observed
 
 
@@ -53,7 +53,7 @@ WRAPPERS = {
     "guide": lambda lvm, x: with_guide(lvm, mlp(2, (), 4)),
     "around": lambda lvm, x: with_guide(lvm, mlp(2, (), 4), around=True),
     "prior as guide": lambda lvm, x: with_prior_guide(lvm),
-    "noise": lambda lvm, x: fit_noise(lvm, x),
+    "noise": lambda lvm, x: fit_likelihood_scale(lvm, x),
     "two": lambda lvm, x: with_prior_guide(with_prior(lvm, prior())),
 }
 

@@ -13,7 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from vilvm._compile.guards import MOST_PROGRAMS, Guards, moving
 from vilvm._compile.tracing import UntraceableError, trace, why
 
-__all__ = ["Compile", "Compiler", "check_compile", "graph", "held_against", "inductor", "program", "worth_compiling"]
+__all__ = ["Compile", "Compiler", "assert_matches", "check_compile", "graph", "inductor", "program", "worth_compiling"]
 
 # Makes a program of a function of tensors and such tensors.
 Compiler = Callable[[Callable[..., list[Tensor]], Sequence[Tensor]], Callable[..., Any]]
@@ -77,7 +77,7 @@ def kept_state(tensors: Sequence[Tensor]) -> Any:
     return torch.random.fork_rng(devices=[t.device for t in tensors if t.is_cuda][:1])
 
 
-def held_against(eager: Mapping[str, Tensor], run: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
+def assert_matches(eager: Mapping[str, Tensor], run: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
     """What a program gives, if that is what was found eagerly, by name and in its order.
 
     What Python took from the tensors of a trace, a count or a constant, is the same in a program for all others, so that each batch is worth a look.

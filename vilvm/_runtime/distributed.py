@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["PeerLostError", "World", "distributed", "world"]
+__all__ = ["PeerLostError", "ProcessGroup", "distributed", "process_group"]
 
 _MINUTES = 10.0  # that ranks wait for each other: one may be compiling
 
@@ -28,7 +28,7 @@ class PeerLostError(RuntimeError):
     """Another process of this run is gone, or does not answer."""
 
 
-class World:
+class ProcessGroup:
     """All ranks, as one of them sees them; every method is called by all of them, in the same order.
 
     Arguments:
@@ -40,7 +40,7 @@ class World:
         self.rank, self.size = rank, size
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the rank that writes and prints."""
         return self.rank == 0
 
@@ -105,11 +105,11 @@ class World:
         )
 
 
-def world() -> World:
+def process_group() -> ProcessGroup:
     """The ranks that this process belongs to; itself alone outside of ``distributed()`` and of a process group of the user's."""
     if dist.is_available() and dist.is_initialized():
-        return World(dist.get_rank(), dist.get_world_size())
-    return World()
+        return ProcessGroup(dist.get_rank(), dist.get_world_size())
+    return ProcessGroup()
 
 
 def _meet(backend: str, minutes: float) -> None:
@@ -134,7 +134,7 @@ def _what(error: Exception) -> str:
 
 
 @contextmanager
-def distributed(minutes: float = _MINUTES) -> Iterator[World]:
+def distributed(minutes: float = _MINUTES) -> Iterator[ProcessGroup]:
     """Within it, this process and the others that ``torchrun`` has started are ranks of one world. Without torchrun it does nothing.
 
     Ranks speak NCCL, each with the GPU of its LOCAL_RANK, if there is a GPU for each, else gloo.
@@ -152,13 +152,13 @@ def distributed(minutes: float = _MINUTES) -> Iterator[World]:
         PeerLostError: the ranks do not meet.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
-        yield world()
+        yield process_group()
         return
     on_gpu = torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     _meet("nccl" if on_gpu else "gloo", minutes)
-    yield world()
+    yield process_group()
     # Only when all went well: a rank that fails must not wait for the others, which are told by its end.
-    world().wait()
+    process_group().wait()
     dist.destroy_process_group()

@@ -62,7 +62,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can still be had on a device; where the system does not tell, as much as one could ask for.
+    """Memory that can still be had on a device; where the system does not log, as much as one could ask for.
 
     On a CPU, that of the machine, or of the container or batch job (Linux control groups) that this process may fill.
     """

@@ -8,21 +8,21 @@ from torch import Tensor
 from vilvm._runtime.argument_checks import check_seed
 from vilvm._runtime.threads import one_thread
 
-__all__ = ["kept_generators", "rng", "seeded", "set_rng", "set_seed"]
+__all__ = ["preserved_rng", "rng_state", "seeded", "set_rng_state", "set_seed"]
 
 
-def kept_generators(device: torch.device | str) -> Any:
+def preserved_rng(device: torch.device | str) -> Any:
     """A context after which torch's generators, of the CPU and of `device`, are as they were."""
     where = torch.device(device)
     return torch.random.fork_rng(devices=[where] if where.type == "cuda" else [])
 
 
-def rng(device: torch.device) -> list[Tensor]:
+def rng_state(device: torch.device) -> list[Tensor]:
     """The states of torch's generators, the CPU's first."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
-def set_rng(states: list[Tensor], device: torch.device) -> None:
+def set_rng_state(states: list[Tensor], device: torch.device) -> None:
     """Puts torch's generators where ``rng`` found them."""
     torch.set_rng_state(states[0].cpu())
     if device.type == "cuda" and len(states) > 1:
@@ -38,7 +38,7 @@ class seeded:
 
     def __init__(self, seed: int, device: torch.device | str = "cpu"):
         self.seed, self.device = check_seed("seed", seed), torch.device(device)
-        self._fork, self._alone = kept_generators(self.device), one_thread()
+        self._fork, self._alone = preserved_rng(self.device), one_thread()
 
     def __enter__(self) -> None:
         self._alone.__enter__()

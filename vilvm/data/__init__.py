@@ -3,7 +3,7 @@
 from vilvm.data.corruptions import BlockMasking, Blur, Corrupted, GaussianNoise, HalfErasure, PixelErasure
 from vilvm.data.data import Data, Transform, as_data
 from vilvm.data.interleaved import Interleaved
-from vilvm.data.streamed import Rows
+from vilvm.data.streamed import StreamedTensor
 from vilvm.data.transforms import Chain, DynamicBinarisation, StaticBinarisation
 
 __all__ = [
@@ -17,8 +17,8 @@ __all__ = [
     "HalfErasure",
     "Interleaved",
     "PixelErasure",
-    "Rows",
     "StaticBinarisation",
+    "StreamedTensor",
     "Transform",
     "as_data",
 ]

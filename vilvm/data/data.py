@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from vilvm._runtime.random import seeded
 from vilvm._runtime.unchanged import Unchanged
-from vilvm.data.streamed import Rows
+from vilvm.data.streamed import StreamedTensor
 from vilvm.data.tensors import map_tensors, named_tensors, tensors_of
 
 __all__ = ["Data", "Transform", "as_data", "is_transform"]
@@ -50,7 +50,7 @@ class Data:
     """One split of a data set.
 
     Arguments:
-        x: a tensor, or a tuple or dict of tensors, with one datum a row. ``Rows`` on disk may stand for a tensor.
+        x: a tensor, or a tuple or dict of tensors, with one datum a row. ``StreamedTensor`` on disk may stand for a tensor.
         name: of the data set; named in every result.
         split: "train", "validation", "test" or "all".
         transform: what the model sees the data through, or None. One that is fresh is drawn for every batch; any other is applied
@@ -112,7 +112,7 @@ class Data:
     @property
     def streamed(self) -> bool:
         """Whether some of it stays on disk and is read in batches."""
-        return any(isinstance(t, Rows) for t in tensors_of(self.x))
+        return any(isinstance(t, StreamedTensor) for t in tensors_of(self.x))
 
     def loaded(self) -> "Data":
         """The same data, all of them in memory."""
@@ -192,7 +192,7 @@ class Data:
         digest = hashlib.sha256(repr(self.transform).encode())
         for tensor in tensors_of(self.x):
             digest.update(f"{tuple(tensor.shape)}{tensor.dtype}".encode())
-            if isinstance(tensor, Rows):
+            if isinstance(tensor, StreamedTensor):
                 digest.update(tensor.fingerprint())
                 continue
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -1,6 +1,6 @@
 """Data that are not in memory: rows, read when they are asked for.
 
-``Rows`` stand in a ``Data`` where a tensor would, and are asked for what a tensor is asked for there: a shape, a device, some rows.
+``StreamedTensor`` stand in a ``Data`` where a tensor would, and are asked for what a tensor is asked for there: a shape, a device, some rows.
 """
 
 from abc import ABC, abstractmethod
@@ -8,10 +8,10 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-__all__ = ["Rows"]
+__all__ = ["StreamedTensor"]
 
 
-class Rows(ABC):
+class StreamedTensor(ABC):
     """One datum a row, read by index. A subclass says how.
 
     Arguments:
@@ -33,7 +33,7 @@ class Rows(ABC):
         return len(self.shape)
 
     @abstractmethod
-    def to(self, device: torch.device | str) -> "Rows":
+    def to(self, device: torch.device | str) -> "StreamedTensor":
         """The same rows, handed out on `device`."""
 
     @abstractmethod

@@ -6,11 +6,11 @@ from vilvm.diagnostics.collapse_alarm import CollapseAlarm
 from vilvm.diagnostics.convergence import Converged, Convergence, convergence
 from vilvm.diagnostics.correction import Correction, correction
 from vilvm.diagnostics.diagnose import Diagnosis, diagnose
-from vilvm.diagnostics.finding import Finding, Gravity
+from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.diagnostics.gaps import Bound, Gaps, gaps
 from vilvm.diagnostics.gradient_snr import GradientSNR, gradient_snr
 from vilvm.diagnostics.loo import LOO, loo
-from vilvm.diagnostics.pareto_k import Look, ParetoK, pareto_k, psis
+from vilvm.diagnostics.pareto_k import ParetoK, Recheck, pareto_k, psis
 from vilvm.diagnostics.predictive_check import PredictiveCheck, predictive_check
 from vilvm.diagnostics.rates import Rates, rates
 from vilvm.diagnostics.vsbc import VSBC, vsbc
@@ -30,11 +30,11 @@ __all__ = [
     "Finding",
     "Gaps",
     "GradientSNR",
-    "Gravity",
-    "Look",
     "ParetoK",
     "PredictiveCheck",
     "Rates",
+    "Recheck",
+    "Severity",
     "active_units",
     "collapse",
     "convergence",

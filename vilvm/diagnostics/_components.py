@@ -14,7 +14,7 @@ from vilvm._runtime.random import seeded
 from vilvm.data.data import Data
 from vilvm.data.tensors import tensors_of
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, Pair, Wrapped
-from vilvm.weights import Layout, Simulation, layout, log_weights
+from vilvm.weights import Layout, Simulation, find_layout, log_weights
 from vilvm.weights.simulation import Rebuild, batches, undrawable, visible_latents
 
 __all__ = ["LIKELIHOOD", "check_amortised", "components", "features", "names_of", "quantities", "runnable", "truth", "visible"]
@@ -25,16 +25,16 @@ _DATA = 10  # of a batch with latents that all share, the data whose own latents
 
 def truth(simulation: Simulation) -> Tensor:
     """The components of the latents that made the data, shape (size, K)."""
-    return components(simulation.latents, simulation.plan)[0]
+    return components(simulation.latents, simulation.layout)[0]
 
 
 def visible(lvm: LatentVariableModel, simulation: Simulation) -> Tensor | None:
     """Which components have a posterior, shape (size, K), or None if all have: those that no mask of the model hides."""
-    batch, latents, plan = simulation
-    shown = visible_latents(lvm, batch, plan)
+    batch, latents, layout = simulation
+    shown = visible_latents(lvm, batch, layout)
     if not shown:
         return None
-    return components({n: shown[n][None] if n in shown else torch.ones_like(v) for n, v in latents.items()}, plan)[0] > 0
+    return components({n: shown[n][None] if n in shown else torch.ones_like(v) for n, v in latents.items()}, layout)[0] > 0
 
 
 def features(simulation: Simulation) -> Tensor:
@@ -58,13 +58,13 @@ def check_amortised(what: str, lvm: LatentVariableModel, like: Any, rebuild: Reb
         )
     stream = batches(lvm, 2, like=like, rebuild=rebuild)
     (first, _), (second, _) = next(stream), next(stream)
-    plan = _layout_of_any_size(what, lvm, first, like, rebuild)
-    if plan.degenerate:
+    layout = _layout_of_any_size(what, lvm, first, like, rebuild)
+    if layout.degenerate:
         raise ContractError(
-            f"{what}: the guide of {type(lvm).__name__} puts latent {plan.degenerate[0]!r} on one point, so it has no spread to calibrate; "
+            f"{what}: the guide of {type(lvm).__name__} puts latent {layout.degenerate[0]!r} on one point, so it has no spread to calibrate; "
             "give it a guide with a density (vilvm.wrappers.fit_guide)."
         )
-    if like is None and not plan.local:
+    if like is None and not layout.local:
         raise NotApplicable(
             f"{what}: {type(lvm).__name__} has a latent that its data share; pass like=a batch as large as those the guide is for."
         )
@@ -73,7 +73,7 @@ def check_amortised(what: str, lvm: LatentVariableModel, like: Any, rebuild: Reb
         with seeded(seed, tensors_of(first)[0].device):
             looks.append(log_weights(lvm, batch, 10))
     alike = torch.equal(looks[0].log_guide, looks[1].log_guide)
-    alike = alike and all(torch.equal(looks[0].latents[n], looks[1].latents[n]) for n in plan.latents)
+    alike = alike and all(torch.equal(looks[0].latents[n], looks[1].latents[n]) for n in layout.latents)
     differ = any(not torch.equal(a, b) for a, b in zip(tensors_of(first), tensors_of(second), strict=True))
     if alike and differ and looks[0].rate.abs().max() > 1e-4:
         raise NotApplicable(
@@ -86,11 +86,11 @@ def _layout_of_any_size(what: str, lvm: LatentVariableModel, batch: Any, like: A
     """The layout on a batch like `like`, or of two data; NotApplicable if the guide has parameters for each datum, so knows one size only."""
     only = None
     try:
-        plan = layout(lvm, batch)
-        if like is not None and plan.local and Data(batch).divisible and plan.num_data == len(Data(batch)) > 1:
-            only = plan.num_data
-            layout(lvm, Data(batch).subset(slice(0, only // 2)).x)
-        return plan
+        layout = find_layout(lvm, batch)
+        if like is not None and layout.local and Data(batch).divisible and layout.num_data == len(Data(batch)) > 1:
+            only = layout.num_data
+            find_layout(lvm, Data(batch).subset(slice(0, only // 2)).x)
+        return layout
     except NotApplicable:  # it remembers the data that it was fitted to
         raise NotApplicable(
             f"{what}: the guide of {type(lvm).__name__} has parameters for each datum that it was fitted to and is not for other data; use "
@@ -112,20 +112,20 @@ def _size_of_parameters(lvm: LatentVariableModel, rebuild: Rebuild | None) -> in
     lengths = {n for p in parameters if p.requires_grad for n in p.shape}
     for size in sorted(n for n in lengths if n > 2):
         with suppress(ContractError):
-            layout(lvm, next(batches(lvm, size, rebuild=rebuild))[0])
+            find_layout(lvm, next(batches(lvm, size, rebuild=rebuild))[0])
             return size
     return None
 
 
-def components(latents: Mapping[str, Tensor], plan: Layout) -> Tensor:
+def components(latents: Mapping[str, Tensor], layout: Layout) -> Tensor:
     """Every component of every latent, shape (S, num_data, K); (S, 1, K) if a latent is shared by the data."""
-    parts = [_own(v, plan.data_axes.get(n), plan.local) for n, v in latents.items()]
+    parts = [_own(v, layout.data_axes.get(n), layout.local) for n, v in latents.items()]
     return torch.cat([v.reshape(*v.shape[:2], -1).double() for v in parts], -1)
 
 
-def names_of(latents: Mapping[str, Tensor], plan: Layout) -> tuple[str, ...]:
+def names_of(latents: Mapping[str, Tensor], layout: Layout) -> tuple[str, ...]:
     """What the components are called: "z" if it is a number, else "z[3]" or "z[1,2]"."""
-    shapes = {n: _own(v, plan.data_axes.get(n), plan.local).shape[2:] for n, v in latents.items()}
+    shapes = {n: _own(v, layout.data_axes.get(n), layout.local).shape[2:] for n, v in latents.items()}
     return tuple(
         f"{name}[{','.join(map(str, index))}]" if index else name for name, shape in shapes.items() for index in np.ndindex(*shape)
     )
@@ -144,11 +144,11 @@ def quantities(lvm: LatentVariableModel, simulation: Simulation, num_draws: int)
 
     Third, which of them have a posterior, (size, K); last, their names.
     """
-    batch, latents, plan = simulation
-    drawn = log_weights(lvm, batch, num_draws, plan=plan)
+    batch, latents, layout = simulation
+    drawn = log_weights(lvm, batch, num_draws, layout=layout)
     module = lvm if isinstance(lvm, torch.nn.Module) else Pair(lvm.model, lvm.guide)
-    at_truth = log_weights(_AtTruth(module, latents), batch, 1, plan=plan)
-    fits = torch.cat([_per_simulation(w.log_likelihood, plan) for w in (at_truth, drawn)])
+    at_truth = log_weights(_AtTruth(module, latents), batch, 1, layout=layout)
+    fits = torch.cat([_per_simulation(w.log_likelihood, layout) for w in (at_truth, drawn)])
     # To five digits: what is equal but for rounding is a tie, which the order of summation must not decide.
     fits = (fits / (1e-5 * (1 + fits.abs().mean(0)))).round()
     ordered = {n: drawn.latents[n] for n in latents}
@@ -156,12 +156,14 @@ def quantities(lvm: LatentVariableModel, simulation: Simulation, num_draws: int)
     shown, own = torch.ones_like(first, dtype=torch.bool), visible(lvm, simulation)
     if own is not None:
         shown[:, :-1] = own
-    return first, torch.cat([components(ordered, plan), fits[1:, :, None]], -1), shown, (*names_of(latents, plan), LIKELIHOOD)
+    return first, torch.cat([components(ordered, layout), fits[1:, :, None]], -1), shown, (*names_of(latents, layout), LIKELIHOOD)
 
 
-def _per_simulation(log_likelihood: Tensor, plan: Layout) -> Tensor:
+def _per_simulation(log_likelihood: Tensor, layout: Layout) -> Tensor:
     """(S, num_data); (S, 1) if a latent is shared by the data."""
-    return log_likelihood.double() if plan.local else log_likelihood.double().reshape(len(log_likelihood), -1).sum(1, keepdim=True)
+    return (
+        log_likelihood.double() if layout.local else log_likelihood.double().reshape(len(log_likelihood), -1).sum(1, keepdim=True)
+    )
 
 
 class _AtTruth(Wrapped):

@@ -24,10 +24,10 @@ _MOST = 20  # values of a label, and of two at once
 _PAIRED = 5  # labels of a datum of which two at once are looked at
 
 
-def discrete_latents(lvm: LatentVariableModel, batch: Any, plan: Layout) -> dict[str, Tensor | None]:
+def discrete_latents(lvm: LatentVariableModel, batch: Any, layout: Layout) -> dict[str, Tensor | None]:
     """The latents of discrete support, with the values that a label has, shape (K,), or None for a number that counts."""
     sites = sites_of_model(lvm, batch)
-    return {n: _values(sites[n]["fn"]) for n in plan.latents if getattr(sites[n]["fn"].support, "is_discrete", False)}
+    return {n: _values(sites[n]["fn"]) for n in layout.latents if getattr(sites[n]["fn"].support, "is_discrete", False)}
 
 
 def _values(fn: Any) -> Tensor | None:
@@ -52,11 +52,13 @@ def _of(value: Tensor, values: Tensor) -> Tensor:
     return value if _is_binary(values) else (value.unsqueeze(-1) == values.to(value)).to(torch.get_default_dtype())
 
 
-def label_names(latents: Mapping[str, Tensor], labels: Mapping[str, Tensor | None], plan: Layout) -> tuple[tuple[str, ...], Tensor]:
+def label_names(
+    latents: Mapping[str, Tensor], labels: Mapping[str, Tensor | None], layout: Layout
+) -> tuple[tuple[str, ...], Tensor]:
     """What the components of ``indicators`` are called, such as "c[3]=2", and which of them are probabilities, shape (K,)."""
     names, probable = [], []
     for latent, value in latents.items():
-        own, values = names_of({latent: value}, plan), labels.get(latent)
+        own, values = names_of({latent: value}, layout), labels.get(latent)
         if values is not None and not _is_binary(values):
             own = tuple(f"{name}={v:g}" for name in own for v in values.tolist())
         names += own
@@ -65,7 +67,7 @@ def label_names(latents: Mapping[str, Tensor], labels: Mapping[str, Tensor | Non
 
 
 def pairs(
-    latents: Mapping[str, Tensor], labels: Mapping[str, Tensor | None], plan: Layout
+    latents: Mapping[str, Tensor], labels: Mapping[str, Tensor | None], layout: Layout
 ) -> tuple[Tensor | None, tuple[str, ...]]:
     """Indicators of the values that two labels have at once, and what they are called, such as "a=1, b=2".
 
@@ -75,10 +77,10 @@ def pairs(
         Shape (S, num_data, number of pairs), as ``components`` has it; None, and no names, of fewer than two labels or too many.
     """
     known = {n: v for n, v in latents.items() if labels.get(n) is not None}
-    each = [(name, labels[n]) for n, v in known.items() for name in names_of({n: v}, plan)]
+    each = [(name, labels[n]) for n, v in known.items() for name in names_of({n: v}, layout)]
     if not 2 <= len(each) <= _PAIRED:
         return None, ()
-    columns, found, names = components(known, plan), [], []
+    columns, found, names = components(known, layout), [], []
     for (i, (first, own)), (j, (second, other)) in combinations(enumerate(each), 2):
         if own is None or other is None or len(own) * len(other) > _MOST:
             continue

@@ -61,19 +61,19 @@ class DrawnMoments:
     Arguments:
         lvm: the model and guide, in evaluation mode.
         batch: what both are called with.
-        plan: the layout of this very batch.
+        layout: the layout of this very batch.
     """
 
-    def __init__(self, lvm: LatentVariableModel, batch: Any, plan: Layout):
-        self.lvm, self.batch, self.plan = lvm, batch, plan
+    def __init__(self, lvm: LatentVariableModel, batch: Any, layout: Layout):
+        self.lvm, self.batch, self.layout = lvm, batch, layout
         # Of a shared latent's model the data's own latents are components like any other, all of them.
-        self.as_one = plan if plan.local else plan._replace(local=False, data_axes={})
-        few = next(weight_chunks(lvm, batch, 2, 2, plan=plan))
-        self.indices = few.indices if plan.local else None
+        self.as_one = layout if layout.local else layout._replace(local=False, data_axes={})
+        few = next(weight_chunks(lvm, batch, 2, 2, layout=layout))
+        self.indices = few.indices if layout.local else None
         self._runs = runnable(lvm, batch)
-        self._made = replay(self._runs, batch, few.latents, plan=plan) if few.latents else None
-        self._shown = visible_latents(lvm, batch, plan)
-        self._labels = discrete_latents(lvm, batch, plan)
+        self._made = replay(self._runs, batch, few.latents, layout=layout) if few.latents else None
+        self._shown = visible_latents(lvm, batch, layout)
+        self._labels = discrete_latents(lvm, batch, layout)
         values, where = self._values(few.latents)
         names, probabilities = label_names(values, self._labels, where)
         together = pairs(values, self._labels, where)[1]
@@ -87,7 +87,7 @@ class DrawnMoments:
         """
         device = tensors_of(self.batch)[0].device
         seed, found, smoothed = int(torch.randint(2**62, ())), [], None
-        data = (len(keep) if keep is not None else self.plan.num_data) if self.plan.local else 1
+        data = (len(keep) if keep is not None else self.layout.num_data) if self.layout.local else 1
         width = max(1, KEPT // (num_samples * data))
         for start in range(0, max(len(self.names), 1), width):
             with seeded(seed, device):
@@ -100,11 +100,11 @@ class DrawnMoments:
 
     def _draws(self, num_samples: int, columns: slice, keep: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         """Log-weights (S, R) and components (S, R, K), some at a time."""
-        local, num_data = self.plan.local, max(self.plan.num_data, 1)
-        rows = samples_in_a_pass(self.lvm, self.batch, self.plan) * num_data if local else JOINT_ROWS
+        local, num_data = self.layout.local, max(self.layout.num_data, 1)
+        rows = samples_in_a_pass(self.lvm, self.batch, self.layout) * num_data if local else JOINT_ROWS
         components_in_all = max(len(self.names), 1) * (num_data if local else 1)
         chunk = max(1, min(rows // num_data, KEPT // 10 // components_in_all))
-        for weights in weight_chunks(self.lvm, self.batch, num_samples, chunk, plan=self.plan):
+        for weights in weight_chunks(self.lvm, self.batch, num_samples, chunk, layout=self.layout):
             log_w = weights.log_weight if local else weights.log_weight[:, None]
             values, where = self._values(weights.latents)
             z = components(indicators(values, self._labels), where) if values else log_w.new_zeros(*log_w.shape, 0)
@@ -121,11 +121,11 @@ class DrawnMoments:
             return self._of_posterior(latents), self.as_one
         made = self._made
         if next(iter(latents.values())).shape[0] != 2:
-            made = replay(self._runs, self.batch, latents, plan=self.plan)
+            made = replay(self._runs, self.batch, latents, layout=self.layout)
         values = {**self._of_posterior(latents), **made.deterministics}
-        if not self.plan.local:
+        if not self.layout.local:
             return values, self.as_one
-        return {n: v for n, v in values.items() if n in made.data_axes}, self.plan._replace(data_axes=made.data_axes)
+        return {n: v for n, v in values.items() if n in made.data_axes}, self.layout._replace(data_axes=made.data_axes)
 
     def _of_posterior(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
         """The latents, what a mask hides of them put at zero."""

@@ -28,7 +28,7 @@ from vilvm._runtime.argument_checks import check_number, check_probability, chec
 from vilvm.diagnostics._clock import Clock
 from vilvm.diagnostics._components import LIKELIHOOD, check_amortised, components, features, quantities, truth, visible
 from vilvm.diagnostics._uniformity import Coverage, holm, interval_coverage, rank_among, uniformity_p_values
-from vilvm.diagnostics.finding import Finding, Gravity
+from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.evaluation.evaluate import rows_in_a_pass
 from vilvm.lvm import LatentVariableModel, device_of
 from vilvm.weights import posterior
@@ -73,7 +73,7 @@ class SBC:
 
     @property
     def finding(self) -> Finding:
-        """FINE if no quantity departs; else by the worst of those that do, see ``departure``."""
+        """OK if no quantity departs; else by the worst of those that do, see ``departure``."""
         return judge("Simulation-based calibration", self.ranks, self.num_draws, self.names, self.adjusted, self.false_alarm)
 
 
@@ -107,7 +107,7 @@ class TARP:
 
     @property
     def finding(self) -> Finding:
-        """FINE if coverage does not depart from its levels; else by the largest difference: NOTE to 0.05, GRAVE if too low by more than 0.15."""
+        """OK if coverage does not depart from its levels; else by the largest difference: NOTE to 0.05, CRITICAL if too low by more than 0.15."""
         level, found = self.expected_coverage
         worst = int((found - level).abs().argmax())
         error, short = abs(float((found - level)[worst])), float((level - found).max())
@@ -116,13 +116,13 @@ class TARP:
             f"Lemos et al. 2023; exact ECDF test (Säilynoja et al. 2022) at false-alarm rate {self.false_alarm:g}; {_CONVENTION}"
         )
         if self.p_value >= self.false_alarm:
-            return Finding("TARP", Gravity.FINE, f"All latents together are covered as often as they should be ({p}).", source)
+            return Finding("TARP", Severity.OK, f"All latents together are covered as often as they should be ({p}).", source)
         verdict = f"Regions that should hold all latents together {level[worst]:.0%} of the time hold them {found[worst]:.0%} of the time ({p})."
-        gravity = Gravity.NOTE if error <= _SMALL else Gravity.WARNING if short <= _LARGE else Gravity.GRAVE
-        return Finding("TARP", gravity, verdict, source, "Look at sbc(lvm) for which latents, and in what way.")
+        severity = Severity.NOTE if error <= _SMALL else Severity.WARNING if short <= _LARGE else Severity.CRITICAL
+        return Finding("TARP", severity, verdict, source, "Look at sbc(lvm) for which latents, and in what way.")
 
 
-_CONVENTION = f"gravity by error of coverage, {_SMALL} and {_LARGE}, a convention of vilvm"
+_CONVENTION = f"severity by error of coverage, {_SMALL} and {_LARGE}, a convention of vilvm"
 _ADVICE = {
     "narrow": "Try a richer guide (full covariance, a flow), or draw by weight (vilvm.resample).",
     "wide": "Train longer, or give the encoder more room.",
@@ -137,13 +137,13 @@ class Departure(NamedTuple):
     Arguments:
         kind: "narrow", "wide" or "shifted"; "joint" for the log-likelihood.
         error: the largest error of coverage of central intervals, or of the mean rank, as a share of all.
-        gravity: NOTE to an error of 0.05, WARNING to 0.15, GRAVE beyond; no more than WARNING if too wide, or for the log-likelihood.
+        severity: NOTE to an error of 0.05, WARNING to 0.15, CRITICAL beyond; no more than WARNING if too wide, or for the log-likelihood.
         words: what that says of the posterior.
     """
 
     kind: str
     error: float
-    gravity: Gravity
+    severity: Severity
     words: str
 
 
@@ -168,10 +168,14 @@ def departure(name: str, ranks: Tensor, num_draws: int) -> Departure:
         words = f"the posterior lies too {'low' if shift > 0 else 'high'}: the truth is above a draw {0.5 + shift:.0%} of the time, and {holds}"
     else:
         words = f"the posterior is too {kind}: {holds}"
-    gravity = (
-        Gravity.NOTE if error <= _SMALL else Gravity.WARNING if error <= _LARGE or kind in ("wide", "joint") else Gravity.GRAVE
+    severity = (
+        Severity.NOTE
+        if error <= _SMALL
+        else Severity.WARNING
+        if error <= _LARGE or kind in ("wide", "joint")
+        else Severity.CRITICAL
     )
-    return Departure(kind, error, gravity, words)
+    return Departure(kind, error, severity, words)
 
 
 def shown(ranks: Tensor) -> Tensor:
@@ -192,17 +196,17 @@ def judge(
     least = f"smallest adjusted p {_p(adjusted.min().item())}, {len(ranks)} simulations"
     failing = (adjusted < false_alarm).nonzero()[:, 0].tolist()
     if not failing:
-        return Finding(what, Gravity.FINE, f"The truth ranks among the guide's draws as it should ({least}).", source)
+        return Finding(what, Severity.OK, f"The truth ranks among the guide's draws as it should ({least}).", source)
     found = {i: departure(names[i], ranks[:, i], num_draws) for i in failing}
     worst = max(
-        failing, key=lambda i: (found[i].gravity, names[i] != LIKELIHOOD, found[i].error)
+        failing, key=lambda i: (found[i].severity, names[i] != LIKELIHOOD, found[i].error)
     )  # a latent, if there is one as bad
     verdict = f"{names[worst]}: {found[worst].words}. {len(failing)} of {len(names)} quantities depart ({least})."
-    small = found[worst].gravity == Gravity.NOTE
+    small = found[worst].severity == Severity.NOTE
     advice = (
         "With enough simulations any fitted guide departs; this little seldom matters." if small else _ADVICE[found[worst].kind]
     )
-    return Finding(what, found[worst].gravity, verdict, source, advice)
+    return Finding(what, found[worst].severity, verdict, source, advice)
 
 
 @torch.no_grad()
@@ -251,8 +255,8 @@ def sbc(
         >>> from vilvm.diagnostics.calibration import sbc
         >>> lvm = PPCA(data_dim=6, latent_dim=2).maximise(torch.randn(50, 6))
         >>> found = sbc(lvm, num_simulations=20, num_draws=9)
-        >>> found.names, found.finding.gravity.name
-        (('z[0]', 'z[1]', 'log p(x | z)'), 'FINE')
+        >>> found.names, found.finding.severity.name
+        (('z[0]', 'z[1]', 'log p(x | z)'), 'OK')
     """
     seed = check_seed("sbc: seed", seed)
     num_simulations, num_draws, false_alarm = check_options("sbc", num_simulations, num_draws, false_alarm, rebuild)
@@ -318,8 +322,8 @@ def tarp(
         >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.diagnostics.calibration import tarp
         >>> lvm = PPCA(data_dim=6, latent_dim=2).maximise(torch.randn(50, 6))
-        >>> tarp(lvm, num_simulations=20, num_draws=9).finding.gravity.name
-        'FINE'
+        >>> tarp(lvm, num_simulations=20, num_draws=9).finding.severity.name
+        'OK'
     """
     seed = check_seed("tarp: seed", seed)
     num_simulations, num_draws, false_alarm = check_options("tarp", num_simulations, num_draws, false_alarm, rebuild)
@@ -342,7 +346,7 @@ def tarp(
             index = torch.arange(done, done + simulation.size, device=points.device) % len(points)
             if reference == "data":
                 index = torch.cdist(features(simulation), data).argmin(1)
-            drawn = components(posterior(lvm, simulation.batch, num_draws), simulation.plan)
+            drawn = components(posterior(lvm, simulation.batch, num_draws), simulation.layout)
             seen = visible(lvm, simulation)
             unit = spread if seen is None else torch.where(seen, spread, torch.inf)
             first, draws = (((z - points[index]) / unit).norm(dim=-1) for z in (truth(simulation), drawn))

@@ -5,7 +5,7 @@ A unit u is active if its posterior mean moves with the data, by more than a hun
     activity_u = Var_x E_q[z_u | x] / Var_p[z_u] > 0.01,
 
 which for a prior of unit variance is the rule of Burda et al. A unit may also tell of its datum by its spread alone, so that what
-decides is how much the latents tell: the mutual information I_q(x; z) under p(x) q(z | x), which with the aggregated posterior
+decides is how much the latents log: the mutual information I_q(x; z) under p(x) q(z | x), which with the aggregated posterior
 q(z) = E_x q(z | x) takes the rate apart:
 
     E_x KL(q(z | x) ‖ p(z)) = I_q(x; z) + KL(q(z) ‖ p(z)).
@@ -39,10 +39,10 @@ from vilvm._runtime.argument_checks import check_number, check_probability, chec
 from vilvm._runtime.random import seeded
 from vilvm.data.data import Data
 from vilvm.diagnostics._components import runnable
-from vilvm.diagnostics.finding import Finding, Gravity
+from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.evaluation.evaluate import Estimate, in_parts
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, fixed_beside
-from vilvm.weights import Layout, layout, log_weights, posterior_mean, sample
+from vilvm.weights import Layout, find_layout, log_weights, posterior_mean, sample
 from vilvm.weights.guide_density import divergences, guide_log_prob
 from vilvm.weights.simulation import visible_latents
 
@@ -113,8 +113,8 @@ class Collapse:
 
     @property
     def finding(self) -> Finding:
-        """GRAVE if the latents tell nothing of the datum, WARNING if one is mostly unused, NOTE if a unit is, else FINE."""
-        gravity = self._gravity()
+        """CRITICAL if the latents tell nothing of the datum, WARNING if one is mostly unused, NOTE if a unit is, else OK."""
+        severity = self._severity()
         active = self.active
         units = (
             ", ".join(
@@ -122,34 +122,34 @@ class Collapse:
             )
             or "no latent with a mean"
         )
-        by_spread = active and gravity < Gravity.GRAVE and not self._any_active
+        by_spread = active and severity < Severity.CRITICAL and not self._any_active
         return Finding(
             name="Posterior collapse",
-            gravity=gravity,
+            severity=severity,
             verdict=f"Active: {units}; the rate is {self.rate.mean:.3g} nats per datum{self._of_information()}."
             + (" No mean moves with the datum: what the latents tell of it, they tell by their spread." if by_spread else ""),
             source=f"activity above {self.threshold:g} of the prior's variance, which for a prior of unit variance is the rule of Burda et al. 2016; "
             "that less than 0.01 nats tell nothing, and a warning below a quarter of a latent's units, are ours",
-            advice=_ADVICE[gravity],
+            advice=_ADVICE[severity],
             about="model",
         )
 
-    def _gravity(self) -> Gravity:
+    def _severity(self) -> Severity:
         told = self.rate if self.information is None else self.information
         tells = told.mean - 3 * told.mc_se > _NOTHING
         if not (tells or self._any_active):
-            return Gravity.GRAVE
+            return Severity.CRITICAL
         idle = [share.double().mean().item() for name in self.spread if (share := self._idle(name)).numel()]
         if any(share > 1 - _SHARE for share in idle):
-            return Gravity.WARNING
-        return Gravity.NOTE if any(idle) else Gravity.FINE
+            return Severity.WARNING
+        return Severity.NOTE if any(idle) else Severity.OK
 
     @property
     def _any_active(self) -> bool:
         return any(bool(a.any()) for a in self.active.values())
 
     def _idle(self, name: str) -> Tensor:
-        """Units of a latent whose mean does not move and whose divergence, which bounds what they tell, is as small as at the threshold."""
+        """Units of a latent whose mean does not move and whose divergence, which bounds what they log, is as small as at the threshold."""
         active = self.active[name]
         at_threshold = -0.5 * math.log1p(-self.threshold)  # what a Gaussian unit tells whose mean has this share of its variance
         key = name if name in self.kl else " and ".join(self.moments)  # the latents may have a divergence together only
@@ -171,11 +171,11 @@ class Collapse:
 
 
 _ADVICE = {
-    Gravity.FINE: "",
-    Gravity.NOTE: "Unused units do no harm; a smaller latent would do as well.",
-    Gravity.WARNING: "Try KL warm-up (vilvm.objectives.Annealed), a weaker decoder, or a smaller latent.",
+    Severity.OK: "",
+    Severity.NOTE: "Unused units do no harm; a smaller latent would do as well.",
+    Severity.WARNING: "Try KL warm-up (vilvm.objectives.Annealed), a weaker decoder, or a smaller latent.",
 }
-_ADVICE[Gravity.GRAVE] = _ADVICE[Gravity.WARNING]
+_ADVICE[Severity.CRITICAL] = _ADVICE[Severity.WARNING]
 
 
 @torch.no_grad()
@@ -208,29 +208,29 @@ def collapse(
         >>> from vilvm.diagnostics.collapse import collapse
         >>> x = torch.randn(200, 3) * torch.tensor([3.0, 1.0, 1.0])
         >>> found = collapse(PPCA(data_dim=3, latent_dim=1).maximise(x), x)
-        >>> found.active, found.kl["z"].shape, found.finding.gravity.name
-        ({'z': tensor([True])}, torch.Size([1]), 'FINE')
+        >>> found.active, found.kl["z"].shape, found.finding.severity.name
+        ({'z': tensor([True])}, torch.Size([1]), 'OK')
     """
     seed = check_seed("collapse: seed", seed)
     num_samples = check_number("collapse: num_samples", num_samples, 2)
     num_data = check_number("collapse: num_data", num_data, 2)
     fixed = _checked(fixed_beside(lvm, data, seed), threshold, "collapse")
     with seeded(seed, fixed.device), evaluation_mode(lvm):
-        run, plan = _as_run(lvm, fixed, num_data)
-        _check_local(lvm, plan, "collapse")
-        _check_density(lvm, plan)
-        columns = torch.randperm(plan.num_data)[:num_data].sort().values.to(run.device)
-        kl = _over_draws(lambda size: _mean_divergences(lvm, run, size, plan), num_samples, plan)
+        run, layout = _as_run(lvm, fixed, num_data)
+        _check_local(lvm, layout, "collapse")
+        _check_density(lvm, layout)
+        columns = torch.randperm(layout.num_data)[:num_data].sort().values.to(run.device)
+        kl = _over_draws(lambda size: _mean_divergences(lvm, run, size, layout), num_samples, layout)
         kl = {name: value[columns] for name, value in kl.items()}
-        weights = log_weights(lvm, run.x, num_samples, chunk=_at_once(plan), plan=plan)
-        latents = {name: _by_datum(value, name, plan)[:, columns] for name, value in weights.latents.items()}
-        prior = {name: value[:, columns] for name, value in _prior(lvm, run, num_samples, plan).items()}
-        shown = {name: value[columns] for name, value in _shown(lvm, run, plan).items()}
+        weights = log_weights(lvm, run.x, num_samples, chunk=_at_once(layout), layout=layout)
+        latents = {name: _by_datum(value, name, layout)[:, columns] for name, value in weights.latents.items()}
+        prior = {name: value[:, columns] for name, value in _prior(lvm, run, num_samples, layout).items()}
+        shown = {name: value[columns] for name, value in _shown(lvm, run, layout).items()}
         rate = weights.rate[:, columns]
-        few = max(2, num_samples * len(columns) // plan.num_data)  # each draw is held against all data that are run
-        below, above = _information(lvm, run, {name: value[:few] for name, value in latents.items()}, plan, columns)
+        few = max(2, num_samples * len(columns) // layout.num_data)  # each draw is held against all data that are run
+        below, above = _information(lvm, run, {name: value[:few] for name, value in latents.items()}, layout, columns)
         return Collapse(
-            spread=_spread_where_known(lvm, run, max(num_samples, _DRAWS), plan, columns, shown),
+            spread=_spread_where_known(lvm, run, max(num_samples, _DRAWS), layout, columns, shown),
             threshold=threshold,
             kl={name: value.mean(0).cpu() for name, value in kl.items()},
             kl_se={name: (value.std(0) / math.sqrt(len(value))).cpu() for name, value in kl.items()},
@@ -248,10 +248,10 @@ def _as_run(lvm: LatentVariableModel, data: Data, num_data: int) -> tuple[Data, 
     if data.divisible and len(data) > num_data:
         some = data.subset(torch.randperm(len(data))[:num_data])
         try:
-            return some, layout(lvm, some.x)
+            return some, find_layout(lvm, some.x)
         except ContractError:  # parameters for each datum; if it is another fault, all data have it too
             pass
-    return data, layout(lvm, data.x)
+    return data, find_layout(lvm, data.x)
 
 
 def _checked(data: Data, threshold: float, caller: str) -> Data:
@@ -261,13 +261,13 @@ def _checked(data: Data, threshold: float, caller: str) -> Data:
     return data
 
 
-def _check_local(lvm: object, plan: Layout, caller: str) -> None:
-    if not plan.local:
+def _check_local(lvm: object, layout: Layout, caller: str) -> None:
+    if not layout.local:
         raise ContractError(f"{caller}: {type(lvm).__name__} has a latent that its data share, which cannot move with a datum.")
 
 
-def _check_density(lvm: object, plan: Layout) -> None:
-    for names, why in ((plan.degenerate, "is put on one point by the guide"), (plan.improper, "has a flat prior")):
+def _check_density(lvm: object, layout: Layout) -> None:
+    for names, why in ((layout.degenerate, "is put on one point by the guide"), (layout.improper, "has a flat prior")):
         if names:
             raise ContractError(
                 f"collapse: latent {names[0]!r} of {type(lvm).__name__} {why}, so it has no rate; see active_units."
@@ -279,43 +279,43 @@ def _estimate(terms: Tensor) -> Estimate:
     return Estimate(terms.mean(0).cpu(), (terms.std(0) / math.sqrt(len(terms))).cpu())
 
 
-def _at_once(plan: Layout) -> int:
+def _at_once(layout: Layout) -> int:
     """Draws a datum in a pass, so that memory is bounded."""
-    return max(1, _ROWS // plan.num_data)
+    return max(1, _ROWS // layout.num_data)
 
 
-def _passes(num_samples: int, plan: Layout) -> list[int]:
-    size = _at_once(plan)
+def _passes(num_samples: int, layout: Layout) -> list[int]:
+    size = _at_once(layout)
     return [min(size, num_samples - done) for done in range(0, num_samples, size)]
 
 
-def _over_draws(mean: Callable[[int], dict[str, Tensor]], num_samples: int, plan: Layout) -> dict[str, Tensor]:
+def _over_draws(mean: Callable[[int], dict[str, Tensor]], num_samples: int, layout: Layout) -> dict[str, Tensor]:
     """The mean over `num_samples` draws, by name, of what `mean` gives as that over any number of them."""
     means: dict[str, Tensor] = {}
-    for size in _passes(num_samples, plan):
+    for size in _passes(num_samples, layout):
         means = {name: means.get(name, 0.0) + value * (size / num_samples) for name, value in mean(size).items()}
     return means
 
 
-def _mean_divergences(lvm: LatentVariableModel, data: Data, num_samples: int, plan: Layout) -> dict[str, Tensor]:
-    return {name: value.mean(0) for name, value in divergences(lvm, data.x, num_samples, plan=plan).items()}
+def _mean_divergences(lvm: LatentVariableModel, data: Data, num_samples: int, layout: Layout) -> dict[str, Tensor]:
+    return {name: value.mean(0) for name, value in divergences(lvm, data.x, num_samples, layout=layout).items()}
 
 
-def _by_datum(draws: Tensor, name: str, plan: Layout) -> Tensor:
+def _by_datum(draws: Tensor, name: str, layout: Layout) -> Tensor:
     """Draws of a latent, shape (num_samples, num_data, *plates, *event)."""
-    return draws.movedim(plan.data_axes[name], 1)
+    return draws.movedim(layout.data_axes[name], 1)
 
 
-def _prior(lvm: LatentVariableModel, data: Data, num_samples: int, plan: Layout) -> dict[str, Tensor]:
+def _prior(lvm: LatentVariableModel, data: Data, num_samples: int, layout: Layout) -> dict[str, Tensor]:
     """Draws of every latent from its prior, shape (num_samples, num_data, *plates, *event)."""
     runs = runnable(lvm, data.x)
-    drawn = [sample(runs, size, like=data.x) for size in _passes(num_samples, plan)]
-    return {name: torch.cat([_by_datum(part[name], name, plan) for part in drawn]) for name in plan.latents}
+    drawn = [sample(runs, size, like=data.x) for size in _passes(num_samples, layout)]
+    return {name: torch.cat([_by_datum(part[name], name, layout) for part in drawn]) for name in layout.latents}
 
 
-def _shown(lvm: LatentVariableModel, data: Data, plan: Layout) -> dict[str, Tensor]:
+def _shown(lvm: LatentVariableModel, data: Data, layout: Layout) -> dict[str, Tensor]:
     """Which entries no mask hides, by latent of which one hides some, shape (num_data, *plates, *event)."""
-    return {n: _by_datum(v.unsqueeze(0), n, plan)[0] for n, v in visible_latents(lvm, data.x, plan).items()}
+    return {n: _by_datum(v.unsqueeze(0), n, layout)[0] for n, v in visible_latents(lvm, data.x, layout).items()}
 
 
 def _moments(draws: Tensor, shown: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -330,24 +330,24 @@ def _moments(draws: Tensor, shown: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _information(
-    lvm: LatentVariableModel, data: Data, latents: dict[str, Tensor], plan: Layout, columns: Tensor
+    lvm: LatentVariableModel, data: Data, latents: dict[str, Tensor], layout: Layout, columns: Tensor
 ) -> tuple[Tensor, Tensor] | tuple[None, None]:
     """Both sides of the mutual information for every draw, shape (num_samples, num_data); None without a density of given latents."""
     n = len(columns)
     below, above = [], []
     rows = {name: value.reshape(-1, *value.shape[2:]) for name, value in latents.items()}  # (num_samples · num_data, ...)
     total = len(next(iter(rows.values())))
-    size = max(1, _PAIRS // plan.num_data)
+    size = max(1, _PAIRS // layout.num_data)
     for start in range(0, total, size):
         part = {
             name: value[start : start + size]
             .unsqueeze(1)
-            .expand(-1, plan.num_data, *value.shape[1:])
-            .movedim(1, plan.data_axes[name])
+            .expand(-1, layout.num_data, *value.shape[1:])
+            .movedim(1, layout.data_axes[name])
             for name, value in rows.items()
         }
         try:
-            log_q = guide_log_prob(lvm, data.x, part, plan=plan)[:, columns]  # a row a draw, a column a datum
+            log_q = guide_log_prob(lvm, data.x, part, layout=layout)[:, columns]  # a row a draw, a column a datum
         except ContractError:
             return None, None
         own = (torch.arange(start, start + len(log_q), device=log_q.device) % n).unsqueeze(-1)
@@ -358,26 +358,26 @@ def _information(
 
 
 def _spread_where_known(
-    lvm: LatentVariableModel, data: Data, num_samples: int, plan: Layout, columns: Tensor, shown: dict[str, Tensor]
+    lvm: LatentVariableModel, data: Data, num_samples: int, layout: Layout, columns: Tensor, shown: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     try:
-        first, second = (_means(lvm, data, num_samples, plan) for _ in range(2))
+        first, second = (_means(lvm, data, num_samples, layout) for _ in range(2))
     except ContractError:  # a latent has no mean
         return {}
-    codes = [name for name in first if not _is_imputed(name, plan)]
+    codes = [name for name in first if not _is_imputed(name, layout)]
     return {name: _spread(first[name][columns], second[name][columns], shown.get(name)).cpu() for name in codes}
 
 
-def _is_imputed(name: str, plan: Layout) -> bool:
+def _is_imputed(name: str, layout: Layout) -> bool:
     """Whether a latent is what ``obs_mask`` hides of a site: missing data, which are no code of the datum."""
     site = name.removesuffix("_unobserved")
-    return site != name and f"{site}_observed" in plan.observed
+    return site != name and f"{site}_observed" in layout.observed
 
 
-def _means(lvm: LatentVariableModel, data: Data, num_samples: int, plan: Layout) -> dict[str, Tensor]:
+def _means(lvm: LatentVariableModel, data: Data, num_samples: int, layout: Layout) -> dict[str, Tensor]:
     """E_q[z | x] by latent, shape (num_data, *plates, *event)."""
-    means = _over_draws(lambda size: posterior_mean(lvm, data.x, size, plan=plan), num_samples, plan)
-    return {name: _by_datum(value.unsqueeze(0), name, plan)[0] for name, value in means.items()}
+    means = _over_draws(lambda size: posterior_mean(lvm, data.x, size, layout=layout), num_samples, layout)
+    return {name: _by_datum(value.unsqueeze(0), name, layout)[0] for name, value in means.items()}
 
 
 def _spread(first: Tensor, second: Tensor, shown: Tensor | None) -> Tensor:
@@ -418,21 +418,21 @@ def active_units(
     num_samples = check_number("active_units: num_samples", num_samples)
     fixed = _checked(fixed_beside(lvm, data, seed), threshold, "active_units")
     with seeded(seed, fixed.device), evaluation_mode(lvm):
-        parts, plan = in_parts(lvm, fixed, max(1, _ROWS // num_samples))
-        _check_local(lvm, plan, "active_units")
+        parts, layout = in_parts(lvm, fixed, max(1, _ROWS // num_samples))
+        _check_local(lvm, layout, "active_units")
         first, second, prior, shown = [], [], [], []
         for part in parts:
             # The plate over the data is found once: of the last part, which may be smaller, another might have the size.
-            here = plan if part is parts[0] else layout(lvm, part.x, plate=plan.data_plate)
+            here = layout if part is parts[0] else find_layout(lvm, part.x, plate=layout.data_plate)
             first.append(_means(lvm, part, num_samples, here))
             second.append(_means(lvm, part, num_samples, here))
-            prior.append({} if plan.improper else _prior(lvm, part, math.ceil(_PRIOR_DRAWS / len(fixed)), here))
+            prior.append({} if layout.improper else _prior(lvm, part, math.ceil(_PRIOR_DRAWS / len(fixed)), here))
             hides = _shown(lvm, part, here)
             shown.append({n: hides.get(n, torch.ones_like(v, dtype=torch.bool)) for n, v in first[-1].items()})
     active = {}
-    for name in plan.latents:
+    for name in layout.latents:
         one, other = (torch.cat([part[name] for part in each]) for each in (first, second))
         seen = torch.cat([part[name] for part in shown])
-        variance = 1.0 if plan.improper else _moments(torch.cat([part[name] for part in prior], 1), seen)[1].to(seen.device)
+        variance = 1.0 if layout.improper else _moments(torch.cat([part[name] for part in prior], 1), seen)[1].to(seen.device)
         active[name] = _spread(one, other, seen) > threshold * variance
     return active

@@ -31,7 +31,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from vilvm._runtime.argument_checks import check_number, check_positive, check_probability, check_seed
 from vilvm.diagnostics._trend import LEAST, Trend, trend
-from vilvm.diagnostics.finding import Finding, Gravity
+from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.training.history import History, Record
 from vilvm.training.result import Event, Fit
 
@@ -85,19 +85,19 @@ class Convergence:
 
     @property
     def finding(self) -> Finding:
-        """WARNING if the ELBO is still improving, or the training ELBO falls; NOTE if that cannot be told; else FINE."""
-        gravity, verdict, advice = self._judged()
+        """WARNING if the ELBO is still improving, or the training ELBO falls; NOTE if that cannot be told; else OK."""
+        severity, verdict, advice = self._judged()
         return Finding(
             name="Convergence of the optimisation",
-            gravity=gravity,
+            severity=severity,
             verdict=verdict,
             source=f"one-sided trend test with false-alarm rate {self.false_alarm:g}; gain above {self.tolerance:g} nats per datum, ours",
             advice=advice,
         )
 
-    def _judged(self) -> tuple[Gravity, str, str]:
+    def _judged(self) -> tuple[Severity, str, str]:
         if self.trend is None:
-            return Gravity.NOTE, f"{self.num_records} records are too few to tell (at least {LEAST} are needed).", "Train longer."
+            return Severity.NOTE, f"{self.num_records} records are too few to tell (at least {LEAST} are needed).", "Train longer."
         of = "validation ELBO" if self.column == "validation_elbo" else "ELBO"
         last = f"over the last {self.epochs:.3g} epochs ({self.num_records} records)"
         if self.improving:
@@ -105,17 +105,17 @@ class Convergence:
                 f"The {of} is still improving by about {self.trend.slope:.2g} nats per datum per epoch {last}; as many again might bring "
                 f"about {self.gain:.2g} nats."
             )
-            return Gravity.WARNING, verdict, "Train longer, or with a larger learning rate."
+            return Severity.WARNING, verdict, "Train longer, or with a larger learning rate."
         if self.falling:
             verdict = f"The {of} falls by about {-self.trend.slope:.2g} nats per datum per epoch {last}."
             if self.column == "validation_elbo":
                 return (
-                    Gravity.NOTE,
+                    Severity.NOTE,
                     verdict,
                     "The model overfits; fit keeps the parameters of the best record (patience=... stops there).",
                 )
             return (
-                Gravity.WARNING,
+                Severity.WARNING,
                 verdict,
                 "Lower the learning rate; or, if this is a KL warm-up, let records count after its end (start=...).",
             )
@@ -123,7 +123,7 @@ class Convergence:
         if hidden > 20 * self.tolerance:
             verdict = f"The {of} shows no trend beyond its noise {last}, in which a gain of up to {hidden:.2g} nats per datum over as many again would not show."
             return (
-                Gravity.NOTE,
+                Severity.NOTE,
                 verdict,
                 "Train longer, or with larger batches or a lower learning rate at the end, and look again.",
             )
@@ -132,8 +132,8 @@ class Convergence:
             verdict += f" But the learning rate had fallen to {self.fallen:.2g} of its largest, which levels off any curve" + (
                 "." if self.before is None else f"; before, it was gaining {self.before.slope:.2g} nats per datum per epoch."
             )
-            return Gravity.NOTE, verdict, "See whether a schedule of twice the length ends higher."
-        return Gravity.FINE, verdict, ""
+            return Severity.NOTE, verdict, "See whether a schedule of twice the length ends higher."
+        return Severity.OK, verdict, ""
 
 
 def _false_alarm(who: str, value: Any) -> float:
@@ -168,7 +168,7 @@ def convergence(
         >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.diagnostics.convergence import convergence
         >>> fitted = vilvm.fit(PPCA(data_dim=4, latent_dim=1), 9 * torch.randn(50, 4), steps=800)
-        >>> convergence(fitted).finding.gravity.name
+        >>> convergence(fitted).finding.severity.name
         'WARNING'
     """
     tolerance, false_alarm = check_positive("convergence: tolerance", tolerance), _false_alarm("convergence", false_alarm)

@@ -4,7 +4,7 @@ With draws z₁ … z_S of the guide and their Pareto-smoothed weights w₁ … 
 
     mean:  m̂ = Σ wₛ zₛ,    sd:  ŝ² = Σ wₛ (zₛ − m̂)²
 
-are those of the posterior as far as the weights can tell. What the guide says is off by
+are those of the posterior as far as the weights can log. What the guide says is off by
 
     shift = (m̂ − mean z) / ŝ,    ratio = sd z / ŝ,
 
@@ -12,7 +12,7 @@ are those of the posterior as far as the weights can tell. What the guide says i
 correct it are not in its own draws. Where the data share latents the weight is one, and so are the numbers; where all latents belong to single data, each datum has
 its own.
 
-How far the weights can tell is a matter of the component: wₛ (zₛ − m̂)² has a heavier tail than wₛ, and if its k̂ is too large, ŝ is too small, however small its
+How far the weights can log is a matter of the component: wₛ (zₛ − m̂)² has a heavier tail than wₛ, and if its k̂ is too large, ŝ is too small, however small its
 standard error. Each component is therefore held to the larger k̂ of w and w (z − m̂)²; but where (z − m̂)² has such a tail without the weights (a component without a
 variance), the weights are not to blame, and only theirs counts. Of a component and a tolerance τ the verdict is
 
@@ -20,7 +20,7 @@ variance), the weights are not to blame, and only theirs counts. Of a component 
                and |x| + 2 se > τ/2: half of the tolerance is left for what such a tail hides;
     off        |x| − c · se > τ: beyond the tolerance by more than the noise;
     fine       |x| + 2 se ≤ τ, and k̂ is not above min(1 − 1/log₁₀ S, 0.7);
-    undecided  otherwise: with so many draws the weights cannot tell.
+    undecided  otherwise: with so many draws the weights cannot log.
 
 c is the normal quantile of the false-alarm rate, shared out among all 2 K numbers of all data (Bonferroni) and two looks; so is the noise of k̂. The ratio is compared
 in logarithms. Whoever is undecided at a first look is looked at again, with more draws, all of them new, and judged by these alone: if that is a
@@ -47,11 +47,11 @@ from vilvm.data.data import Data
 from vilvm.diagnostics._clock import Clock, affordable_draws
 from vilvm.diagnostics._moments import KEPT, DrawnMoments, Moments
 from vilvm.diagnostics._tail import tail_error
-from vilvm.diagnostics.finding import Finding, Gravity
+from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.diagnostics.pareto_k import check_weighable, good_k
 from vilvm.evaluation.evaluate import in_parts
 from vilvm.lvm import LatentVariableModel, check_contract, device_of, evaluation_mode, fixed_beside
-from vilvm.weights import Layout, layout
+from vilvm.weights import Layout, find_layout
 
 __all__ = ["Correction", "correction"]
 
@@ -120,7 +120,7 @@ class Correction:
 
     @property
     def uneven(self) -> Tensor:
-        """Which have too heavy a tail to tell, by more than the noise of k̂, shape (R, K)."""
+        """Which have too heavy a tail to log, by more than the noise of k̂, shape (R, K)."""
         samples = self.num_samples.tolist()
         noise, few, biased = (
             torch.tensor(limits)[:, None]
@@ -134,7 +134,7 @@ class Correction:
 
     @property
     def off(self) -> Tensor:
-        """Which are beyond a tolerance by more than the noise, as far as the weights can tell, shape (R, K)."""
+        """Which are beyond a tolerance by more than the noise, as far as the weights can log, shape (R, K)."""
         return (self.excess(-self._quantile()) > 1) & ~self.uneven
 
     @property
@@ -167,7 +167,7 @@ class Correction:
         if not self.names:
             return Finding(
                 _NAME,
-                Gravity.NOTE,
+                Severity.NOTE,
                 "No component of the latents changes from draw to draw, so there is nothing to correct.",
                 source,
             )
@@ -175,7 +175,7 @@ class Correction:
             verdict = f"{self._count(self.undefined)} not finite in some draw: {self._which(self.undefined)}."
             return Finding(
                 _NAME,
-                Gravity.WARNING,
+                Severity.WARNING,
                 verdict,
                 source,
                 "Look at what makes them: an overflow, or the logarithm of a negative number.",
@@ -183,20 +183,22 @@ class Correction:
         if self.off.any():
             told = "; ".join(self._told(*at) for at in self.worst(self.off))
             advice = "Report weighted draws in place of the guide's own (vilvm.resample), or take a richer guide."
-            return Finding(_NAME, Gravity.WARNING, f"{self._count(self.off)} off: {told}.{self._of_share()}", source, advice)
+            return Finding(_NAME, Severity.WARNING, f"{self._count(self.off)} off: {told}.{self._of_share()}", source, advice)
         if self.uneven.any():
             verdict = (
                 f"The weights are too uneven (k̂ up to {self.k[self.uneven].max().item():.2f}) to tell by how much the guide's means and standard deviations are "
                 f"off: {self._count(self.uneven)} beyond them ({self._which(self.uneven)})."
             )
-            return Finding(_NAME, Gravity.WARNING, verdict, source, "Take a richer guide, or another parametrisation of the model.")
+            return Finding(
+                _NAME, Severity.WARNING, verdict, source, "Take a richer guide, or another parametrisation of the model."
+            )
         if self.undecided.any():
             told = "; ".join(self._told(*at) for at in self.worst(self.undecided))
             verdict = f"With {int(self.num_samples.max())} draws the weights cannot tell whether {self._count(self.undecided)} within the tolerances: {told}.{self._of_share()}"
             return Finding(
-                _NAME, Gravity.NOTE, verdict, source, "To be sure of these, look again with more draws (num_samples=...)."
+                _NAME, Severity.NOTE, verdict, source, "To be sure of these, look again with more draws (num_samples=...)."
             )
-        return Finding(_NAME, Gravity.FINE, self._fine(), source)
+        return Finding(_NAME, Severity.OK, self._fine(), source)
 
     def _fine(self) -> str:
         """What is told of a guide whose every number is within its tolerance."""
@@ -296,10 +298,10 @@ def correction(
     clock, cuts = Clock(budget), []
     fixed = fixed_beside(lvm, data, seed)
     with seeded(seed, device_of(lvm, fixed.device)), evaluation_mode(lvm):
-        parts, plan = in_parts(lvm, fixed, batch_size)
-        check_weighable("correction", lvm, plan)
-        samples = num_samples or (1000 if plan.local else 50_000)
-        drawn = [DrawnMoments(lvm, p.x, plan if p is parts[0] else layout(lvm, p.x, plate=plan.data_plate)) for p in parts]
+        parts, layout = in_parts(lvm, fixed, batch_size)
+        check_weighable("correction", lvm, layout)
+        samples = num_samples or (1000 if layout.local else 50_000)
+        drawn = [DrawnMoments(lvm, p.x, layout if p is parts[0] else find_layout(lvm, p.x, plate=layout.data_plate)) for p in parts]
         if clock.limited:
             wanted, seconds = samples, clock.left / 2 / len(parts)
             samples = max(_FEWEST, affordable_draws(lambda n: drawn[0](max(n, _PILOT)), _PILOT, wanted, seconds))
@@ -311,15 +313,15 @@ def correction(
             **moments._asdict(),
             num_samples=torch.full((len(moments.k),), samples),
             index=_index(parts, drawn, len(moments.k)),
-            joint=not plan.local,
+            joint=not layout.local,
             probabilities=drawn[0].probabilities,
             false_alarm=false_alarm,
         )
         pace = (began - clock.left) / samples / len(parts) if clock.limited else 0.0  # seconds of a draw of a part
         if len(parts) == 1:
-            found, fewer = _again(found, drawn[0], plan.num_data, affordable=clock.affords(pace, 0.8))
-        elif not plan.subsample:
-            of_rows = partial(_of_rows, lvm, fixed, plan)
+            found, fewer = _again(found, drawn[0], layout.num_data, affordable=clock.affords(pace, 0.8))
+        elif not layout.subsample:
+            of_rows = partial(_of_rows, lvm, fixed, layout)
             found, fewer = _again(found, of_rows, _AGAIN, _AGAIN, affordable=clock.affords(pace, 0.8))
         else:
             fewer = False
@@ -335,10 +337,10 @@ def _index(parts: Sequence[Data], drawn: list[DrawnMoments], rows: int) -> Tenso
     return torch.cat([of.indices.cpu() + start for of, start in zip(drawn, starts, strict=True) if of.indices is not None])
 
 
-def _of_rows(lvm: LatentVariableModel, data: Data, plan: Layout, num_samples: int, rows: Tensor) -> Moments:
+def _of_rows(lvm: LatentVariableModel, data: Data, layout: Layout, num_samples: int, rows: Tensor) -> Moments:
     """The moments of some of the data, as a batch of their own."""
     x = data.subset(rows).x
-    return DrawnMoments(lvm, x, layout(lvm, x, plate=plan.data_plate))(num_samples)
+    return DrawnMoments(lvm, x, find_layout(lvm, x, plate=layout.data_plate))(num_samples)
 
 
 def _again(

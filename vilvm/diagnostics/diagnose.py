@@ -35,7 +35,7 @@ from vilvm.diagnostics.calibration import sbc, tarp
 from vilvm.diagnostics.collapse import collapse
 from vilvm.diagnostics.convergence import convergence
 from vilvm.diagnostics.correction import correction
-from vilvm.diagnostics.finding import Finding, Gravity
+from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.diagnostics.gaps import gaps
 from vilvm.diagnostics.loo import loo
 from vilvm.diagnostics.pareto_k import pareto_k, psis
@@ -45,16 +45,16 @@ from vilvm.evaluation import Schedule
 from vilvm.evaluation.ais import check_schedule
 from vilvm.evaluation.evaluate import in_parts
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, fixed_beside
-from vilvm.weights import Layout, layout
+from vilvm.weights import Layout, find_layout
 from vilvm.weights.simulation import batches
 
 __all__ = ["Diagnosis", "diagnose"]
 
 _WORDS = {
-    Gravity.FINE: "Nothing was found that speaks against this posterior.",
-    Gravity.NOTE: "Nothing was found that speaks against using this posterior; there are notes.",
-    Gravity.WARNING: "Do not trust this posterior as it stands.",
-    Gravity.GRAVE: "Do not trust this posterior.",
+    Severity.OK: "Nothing was found that speaks against this posterior.",
+    Severity.NOTE: "Nothing was found that speaks against using this posterior; there are notes.",
+    Severity.WARNING: "Do not trust this posterior as it stands.",
+    Severity.CRITICAL: "Do not trust this posterior.",
 }
 _PRIORS = "priors of latents that the data share are the user's own; see predictive_check(kind='prior')."
 _REPLICATED = "Posterior predictive check"
@@ -98,9 +98,9 @@ class Diagnosis:
         """How many of the data were looked at."""
         return len(self.index)
 
-    def gravity(self, about: Literal["posterior", "model"] = "posterior") -> Gravity:
+    def severity(self, about: Literal["posterior", "model"] = "posterior") -> Severity:
         """That of the gravest finding about the guide as posterior of this model, or about the model of these data."""
-        return max((f.gravity for f in self.findings if f.about == about), default=Gravity.FINE)
+        return max((f.severity for f in self.findings if f.about == about), default=Severity.OK)
 
     @property
     def trusted(self) -> bool:
@@ -108,19 +108,19 @@ class Diagnosis:
 
         What the model itself is worth is another question.
         """
-        return not self.unfinished and self.gravity() < Gravity.WARNING
+        return not self.unfinished and self.severity() < Severity.WARNING
 
     @property
     def verdict(self) -> str:
         """One sentence about the posterior, and one about the model for each way in which it is in doubt."""
-        if self.unfinished and self.gravity() < Gravity.WARNING:
+        if self.unfinished and self.severity() < Severity.WARNING:
             told = "; ".join(f"{name}: {self.skipped[name].rstrip('.')}" for name in self.unfinished)
             of_posterior = f"This posterior cannot be vouched for, for not all of it was looked at ({told})."
         else:
-            of_posterior = _WORDS[self.gravity()]
-        found = [f.name for f in self.findings if f.about == "model" and f.gravity >= Gravity.WARNING]
+            of_posterior = _WORDS[self.severity()]
+        found = [f.name for f in self.findings if f.about == "model" and f.severity >= Severity.WARNING]
         of_model = dict.fromkeys(_DOUBTS[name] for name in found)
-        if self.gravity() >= Gravity.WARNING and found == [_REPLICATED]:  # draws of such a guide may be what is unlike the data
+        if self.severity() >= Severity.WARNING and found == [_REPLICATED]:  # draws of such a guide may be what is unlike the data
             of_model = ["Its draws do not make data like these: be it the guide or the model."]
         if self.tempered:
             factors = ", ".join(f"{name!r} by {factor:.3g}" for name, factor in self.tempered.items())
@@ -166,7 +166,7 @@ def diagnose(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Diagnosis:
-    """Runs the diagnostics that apply to a pair, and orders what they find by gravity.
+    """Runs the diagnostics that apply to a pair, and orders what they find by severity.
 
     Arguments:
         lvm: the trained model and guide.
@@ -206,15 +206,15 @@ def diagnose(
     picked = _picked_from_disk(given, num_data, seed)
     fixed, cut = fixed_beside(lvm, given if picked is None else given.subset(picked), seed), {}
     with seeded(seed, fixed.device):
-        plan = in_parts(lvm, fixed)[1]
-        if picked is not None and not plan.local:
+        layout = in_parts(lvm, fixed)[1]
+        if picked is not None and not layout.local:
             given.fixed(seed)  # of which some are not enough, and not all can be kept: it says so
         if (time.monotonic() - began) * _RUNS > budget and num_data > _FEW:
             num_data = _FEW
             cut = {"Data": f"{num_data} of {len(given)}"} if len(given) > num_data else {}
-        index = _looked_at(lvm, fixed, plan, num_data, seed)
+        index = _looked_at(lvm, fixed, layout, num_data, seed)
         looked = fixed.loaded() if len(index) == len(fixed) else fixed.subset(index)
-        checks = list(_checks(lvm, looked, plan, history, schedule, seed))
+        checks = list(_checks(lvm, looked, layout, history, schedule, seed))
     index = index if picked is None else picked[index]
     share = false_alarm / sum(check.tested and not check.why_not for check in checks)
     results, skipped, unfinished = {}, {}, []
@@ -237,9 +237,9 @@ def diagnose(
                 skipped[check.name] = told
                 unfinished += [check.name] * (applies and check.about == "posterior")
             bar.advance()
-    findings = sorted((result.finding for result in results.values()), key=lambda f: -f.gravity)
+    findings = sorted((result.finding for result in results.values()), key=lambda f: -f.severity)
     cut |= {name: what for name, result in results.items() if (what := getattr(result, "cut", ""))}
-    return Diagnosis(tuple(findings), results, skipped, index, time.monotonic() - began, tuple(unfinished), cut, plan.tempered)
+    return Diagnosis(tuple(findings), results, skipped, index, time.monotonic() - began, tuple(unfinished), cut, layout.tempered)
 
 
 def _import_all() -> None:
@@ -273,14 +273,14 @@ def _some(total: int, count: int, seed: int) -> Tensor:
     return torch.randperm(total, generator=torch.Generator().manual_seed(seed))[:count].sort().values
 
 
-def _looked_at(lvm: LatentVariableModel, data: Data, plan: Layout, count: int, seed: int) -> Tensor:
+def _looked_at(lvm: LatentVariableModel, data: Data, layout: Layout, count: int, seed: int) -> Tensor:
     """Which data are looked at: some of them, where each has latents of its own and the guide knows it without the others; else all."""
     everything = torch.arange(len(data))
-    if not plan.local or not data.divisible or len(data) <= count:
+    if not layout.local or not data.divisible or len(data) <= count:
         return everything
     picked = _some(len(data), count, seed)
     try:
-        layout(lvm, data.subset(picked).x, plate=plan.data_plate)
+        find_layout(lvm, data.subset(picked).x, plate=layout.data_plate)
     except ContractError:  # a guide with parameters for each datum
         return everything
     return picked
@@ -291,23 +291,23 @@ def _named(found: Any, index: Tensor | None) -> Any:
     return found if index is None or not hasattr(found, "index") else replace(found, index=index[found.index])
 
 
-def _like(lvm: LatentVariableModel, data: Data, plan: Layout) -> Any:
+def _like(lvm: LatentVariableModel, data: Data, layout: Layout) -> Any:
     """What the pair needs to be simulated: nothing, where its data are made without a batch and are one themselves; else the data."""
-    if not plan.local or not isinstance(data.x, Tensor) or len(plan.observed) != 1:
+    if not layout.local or not isinstance(data.x, Tensor) or len(layout.observed) != 1:
         return data.x
     try:
         drawn, _ = next(batches(lvm, 2))
-        layout(lvm, drawn, plate=plan.data_plate)
+        find_layout(lvm, drawn, plate=layout.data_plate)
         return None if drawn.shape[1:] == data.x.shape[1:] else data.x
     except ContractError:  # it reads its batch, observes a view of it, knows one size only, or cannot be drawn from
         return data.x
 
 
-def _checks(lvm: Any, data: Data, plan: Layout, history: Any, schedule: Schedule | None, seed: int) -> Iterator[_Check]:
-    shared = "" if plan.local else "its data share a latent."
-    own = "each datum has latents of its own." if plan.local else ""
-    like = _like(lvm, data, plan)
-    many = 1000 if plan.local else 50_000
+def _checks(lvm: Any, data: Data, layout: Layout, history: Any, schedule: Schedule | None, seed: int) -> Iterator[_Check]:
+    shared = "" if layout.local else "its data share a latent."
+    own = "each datum has latents of its own." if layout.local else ""
+    like = _like(lvm, data, layout)
+    many = 1000 if layout.local else 50_000
     yield _Check(
         "Pareto k̂",
         lambda share, s: pareto_k(lvm, data, seed=seed, num_samples=many, false_alarm=share, budget=s),
@@ -333,7 +333,7 @@ def _checks(lvm: Any, data: Data, plan: Layout, history: Any, schedule: Schedule
             lambda share, s, kind=kind: predictive_check(
                 lvm, data, num_draws=max(200, round(2 / share)), kind=kind, false_alarm=share, seed=seed, budget=s
             ),
-            "" if kind == "posterior" or plan.local else _PRIORS,
+            "" if kind == "posterior" or layout.local else _PRIORS,
             about="model",
         )
     yield _Check("Leave-one-out prediction", lambda _, s: loo(lvm, data, seed=seed, budget=s), own, tested=False, about="model")

@@ -4,19 +4,19 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
 
-__all__ = ["Finding", "Gravity"]
+__all__ = ["Finding", "Severity"]
 
 
-class Gravity(IntEnum):
+class Severity(IntEnum):
     """How much a finding matters to somebody who is about to use the posterior.
 
-    FINE: nothing to object to. NOTE: to know about. WARNING: results may be off; look before you use them. GRAVE: do not trust them.
+    OK: nothing to object to. NOTE: to know about. WARNING: results may be off; look before you use them. CRITICAL: do not trust them.
     """
 
-    FINE = 0
+    OK = 0
     NOTE = 1
     WARNING = 2
-    GRAVE = 3
+    CRITICAL = 3
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Finding:
 
     Arguments:
         name: of the diagnostic, such as "Pareto k̂".
-        gravity: see ``Gravity``.
+        severity: see ``Severity``.
         verdict: one or two sentences that a scientist understands, the numbers that matter in them.
         source: where the threshold comes from (author, year, or the stated false-alarm rate of a test).
         advice: what to try next; empty if nothing need be done.
@@ -33,7 +33,7 @@ class Finding:
     """
 
     name: str
-    gravity: Gravity
+    severity: Severity
     verdict: str
     source: str
     advice: str = ""
@@ -41,5 +41,5 @@ class Finding:
 
     def __str__(self) -> str:
         return " ".join(
-            part for part in (f"[{self.gravity.name}] {self.name}: {self.verdict}", self.advice, f"({self.source})") if part
+            part for part in (f"[{self.severity.name}] {self.name}: {self.verdict}", self.advice, f"({self.source})") if part
         )

@@ -17,7 +17,7 @@ for its noise. Where the prior's chains find 0.1 nats that the guide's do not, w
 
 The delta method's standard error of a log-mean-exp says nothing when fewer than five weights carry the mean. By Markov's inequality it is b nats too
 high with a probability of e^{−b} at most, and too low by anything: its error is told as 2.3 nats (three of which, 6.9, one in a thousand exceeds),
-and the verdict is not FINE.
+and the verdict is not OK.
 
 References: Inference Suboptimality in Variational Autoencoders, Chris Cremer, Xuechen Li and David Duvenaud, 2018; Sandwiching the Marginal Likelihood
 Using Bidirectional Monte Carlo, Grosse, Ghahramani and Adams, 2015 (the probability by which a lower bound is too high).
@@ -38,7 +38,7 @@ from vilvm.data.data import Data
 from vilvm.data.tensors import tensors_of
 from vilvm.diagnostics._clock import Clock, OutOfTimeError, Stop, affordable_draws, seconds_of
 from vilvm.diagnostics._labels import discrete_latents
-from vilvm.diagnostics.finding import Finding, Gravity
+from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.diagnostics.pareto_k import check_weighable
 from vilvm.evaluation import Estimate, Schedule, ais, evaluate
 from vilvm.evaluation.evaluate import exact_log_evidence, in_parts
@@ -46,8 +46,8 @@ from vilvm.evaluation.hmc import start
 from vilvm.guides import fit_local_guide
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, evaluation_mode, fixed_beside
 from vilvm.training.step import NonFiniteLossError
-from vilvm.weights import Layout, layout, log_weights
-from vilvm.weights.log_joint import Joint
+from vilvm.weights import Layout, find_layout, log_weights
+from vilvm.weights.log_joint import LogJoint
 
 __all__ = ["Bound", "Gaps", "gaps"]
 
@@ -69,7 +69,7 @@ _WORDS = {
     ELBO: "by the ELBO of the best guide, a lower bound",
     EXACT: "exact",
 }
-_Sentence = tuple[Gravity, str, str]  # how grave, the verdict, and the advice
+_Sentence = tuple[Severity, str, str]  # how grave, the verdict, and the advice
 SOURCE = "Cremer, Li and Duvenaud, 2018; a divergence of 0.1 nats moves no probability by more than √(KL/2) = 0.22, one of 1 nat by 0.71 (Pinsker)"
 
 
@@ -167,10 +167,10 @@ class Gaps:
     def finding(self) -> Finding:
         """The verdict: that of the gravest of its sentences, of the first of them if several are."""
         said = [s for s in (self._of_missed(), self._of_mean(), self._of_data(), self._of_evidence()) if s is not None]
-        gravity, _, advice = max(said, key=lambda sentence: sentence[0])
+        severity, _, advice = max(said, key=lambda sentence: sentence[0])
         source = f"{SOURCE}; data by a test of false-alarm rate {self.false_alarm:g}" if len(self.index) > 1 else SOURCE
         verdict = " ".join([self._told, *(told for _, told, _ in said if told)])
-        return Finding("Inference gap", gravity, verdict, source, advice)
+        return Finding("Inference gap", severity, verdict, source, advice)
 
     @property
     def _told(self) -> str:
@@ -185,42 +185,42 @@ class Gaps:
 
     def _of_mean(self) -> _Sentence:
         certain = self.total.mean - 3 * self.total.mc_se  # of these data: their spread is no doubt about them
-        return _gravity(certain), "", self._advice if certain > _SMALL else ""
+        return _severity(certain), "", self._advice if certain > _SMALL else ""
 
     def _of_data(self) -> _Sentence | None:
         certain = self.total.values - self._z * self.total.errors
-        gravity = _gravity(certain.max().item())
-        if len(self.index) == 1 or gravity == Gravity.FINE:
+        severity = _severity(certain.max().item())
+        if len(self.index) == 1 or severity == Severity.OK:
             return None
-        limit = _LARGE if gravity == Gravity.WARNING else _SMALL
+        limit = _LARGE if severity == Severity.WARNING else _SMALL
         worst = ", ".join(f"{i} ({gap:.1f} nats)" for i, gap in self.worst(min(5, int((certain > limit).sum()))))
         verdict = f"Beyond Monte Carlo error it is above {limit:g} nats{self._of_these(certain > limit)}: worst are {worst}."
-        return gravity, verdict, self._advice
+        return severity, verdict, self._advice
 
     def _of_missed(self) -> _Sentence | None:
         if (missed := self.missed) is None:
-            return (Gravity.NOTE, _NOT_ANNEALED, _TIME) if "annealing" in self.cut.split(", ") else None
+            return (Severity.NOTE, _NOT_ANNEALED, _TIME) if "annealing" in self.cut.split(", ") else None
         by = "log p(x) itself" if EXACT in self.bounds else "annealing from the prior"
         certain = max(missed.mean - 3 * missed.mc_se, (missed.values - self._z * missed.errors).max().item())
         if certain > _SMALL:
             verdict = (
                 f"The guide reaches {_said(missed)} nats less than {by}: it misses part of the posterior, such as a mode of it."
             )
-            return Gravity.WARNING, verdict, _MULTIMODAL
+            return Severity.WARNING, verdict, _MULTIMODAL
         if EXACT not in self.bounds and (-missed.mean > _LARGE or 3 * missed.mc_se > math.log(2)):
             verdict = f"Whether the guide misses a mode was not seen: annealing from the prior came to {_said(missed)} nats from where the guide's did."
-            return Gravity.NOTE, verdict, _ANNEAL
+            return Severity.NOTE, verdict, _ANNEAL
         return None
 
     def _of_evidence(self) -> _Sentence | None:
         lost, few = self.unestimated, self.ess < _FEW
         if bool(lost.any()) or self.total.mean < -_SMALL - 3 * self.total.mc_se:
             if EXACT in self.bounds:
-                return Gravity.WARNING, "The evidence that the model says is exact is below the ELBO, which cannot be.", _NOT_EXACT
-            return Gravity.WARNING, f"The evidence could not be estimated{self._of_these(lost)}.", _ANNEAL
+                return Severity.WARNING, "The evidence that the model says is exact is below the ELBO, which cannot be.", _NOT_EXACT
+            return Severity.WARNING, f"The evidence could not be estimated{self._of_these(lost)}.", _ANNEAL
         if bool(few.any()):
             verdict = f"Fewer than five effective draws carry the evidence{self._of_these(few)}: it may be higher by more than any error tells."
-            return Gravity.NOTE, verdict, _ANNEAL
+            return Severity.NOTE, verdict, _ANNEAL
         return None
 
     def _of_these(self, which: Tensor) -> str:
@@ -271,8 +271,8 @@ _ANNEAL = "To be sure, anneal in more steps, with more chains (schedule=...)."
 _MULTIMODAL = "Take a guide that holds several modes (a mixture, a flow), start it elsewhere, or mend what makes the posterior multimodal (a symmetry)."
 
 
-def _gravity(nats: float) -> Gravity:
-    return Gravity.WARNING if nats > _LARGE else Gravity.NOTE if nats > _SMALL else Gravity.FINE
+def _severity(nats: float) -> Severity:
+    return Severity.WARNING if nats > _LARGE else Severity.NOTE if nats > _SMALL else Severity.OK
 
 
 def _said(estimate: Estimate) -> str:
@@ -337,12 +337,12 @@ def gaps(
         )
     clock, fixed = Clock(budget), fixed_beside(lvm, data, seed)
     with seeded(seed, fixed.device):
-        parts, plan = in_parts(lvm, fixed, batch_size)
-        check_weighable("gaps", lvm, plan)
-        _check_continuous(lvm, parts[0], plan)
-        many = max(Schedule.num_chains, min(_CHAINS, _ROWS // max(plan.num_data, 1)))
-        whole = schedule or Schedule(num_chains=Schedule.num_chains if plan.local else many)
-        encoded = _is_amortised(lvm, parts[0], plan, seed)
+        parts, layout = in_parts(lvm, fixed, batch_size)
+        check_weighable("gaps", lvm, layout)
+        _check_continuous(lvm, parts[0], layout)
+        many = max(Schedule.num_chains, min(_CHAINS, _ROWS // max(layout.num_data, 1)))
+        whole = schedule or Schedule(num_chains=Schedule.num_chains if layout.local else many)
+        encoded = _is_amortised(lvm, parts[0], layout, seed)
         chosen = _Sizes(num_samples, steps, whole)
         if clock.limited:
             chosen = _affordable(lvm, fixed, parts, chosen, clock, seed)
@@ -389,7 +389,7 @@ def _affordable(lvm: Any, data: Data, parts: Any, wanted: _Sizes, clock: Clock, 
     """Sizes that take nine tenths of the time, by a timed evaluation, fit and gradient: of draws, of steps, and about half of it of chains."""
     num_samples = affordable_draws(lambda n: _evaluated(lvm, data, n, seed), _PILOT, wanted.num_samples, clock.left * 0.15)
     assert wanted.schedule is not None
-    joint = Joint(lvm, parts[0].x, "guide")
+    joint = LogJoint(lvm, parts[0].x, "guide")
     few = joint.draw(4)
     start(joint, few)
     gradient = min(seconds_of(lambda: start(joint, few)) for _ in range(2))
@@ -427,9 +427,9 @@ def _affordable_schedule(lvm: Any, data: Data, whole: Schedule, seconds: float, 
 def _gradient_of_all(lvm: Any, data: Data, num_chains: int) -> float:
     """Seconds of a gradient of so many chains for all data, by that of as many data as go in a pass."""
     few = max(1, _PASS // num_chains)
-    joint = Joint(lvm, data.subset(slice(0, few)).x if data.divisible and few < len(data) else data.x, "guide")
+    joint = LogJoint(lvm, data.subset(slice(0, few)).x if data.divisible and few < len(data) else data.x, "guide")
     u = joint.draw(num_chains)
-    passes = math.ceil(len(data) * num_chains / _PASS) if joint.plan.local else 1
+    passes = math.ceil(len(data) * num_chains / _PASS) if joint.layout.local else 1
     return seconds_of(lambda: start(joint, u)) * passes
 
 
@@ -459,24 +459,24 @@ def _best(lvm: Any, parts: Any, sizes: _Sizes, seed: int) -> Estimate:
     return Estimate(values, errors)
 
 
-def _check_continuous(lvm: Any, data: Data, plan: Layout) -> None:
-    for name in discrete_latents(lvm, data.x, plan):
+def _check_continuous(lvm: Any, data: Data, layout: Layout) -> None:
+    for name in discrete_latents(lvm, data.x, layout):
         raise NotApplicable(
             f"gaps: the guide of {type(lvm).__name__} draws the discrete latent {name!r}, by which the best guide of its family cannot be found by descent, "
             "nor chains be annealed; see Pareto k̂ and the probabilities of its values."
         )
 
 
-def _is_amortised(lvm: Any, data: Data, plan: Layout, seed: int) -> bool:
+def _is_amortised(lvm: Any, data: Data, layout: Layout, seed: int) -> bool:
     """Whether each datum's guide is made from it: one that ignores its batch, or knows the data by their places, is not."""
-    if not plan.local or not data.divisible or len(data) == 1:
-        return plan.local
+    if not layout.local or not data.divisible or len(data) == 1:
+        return layout.local
     with suppress(ContractError), torch.no_grad(), evaluation_mode(lvm):
-        layout(lvm, data.subset(slice(0, 1)).x)
+        find_layout(lvm, data.subset(slice(0, 1)).x)
         batches, looks = [data.x, data.subset(torch.arange(len(data)).roll(1)).x], []
         for batch in batches:
             with seeded(seed, data.device):
-                weights = log_weights(lvm, batch, 10, plan=plan)
+                weights = log_weights(lvm, batch, 10, layout=layout)
             looks.append([weights.log_guide, *weights.latents.values()])
         return not _equal(*looks) or _equal(*map(tensors_of, batches))
     return False

@@ -32,10 +32,10 @@ from torch import Tensor
 from vilvm._runtime.argument_checks import check_number, check_probability, check_seed
 from vilvm._runtime.random import seeded
 from vilvm.data.data import Data
-from vilvm.diagnostics.finding import Finding, Gravity
+from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.lvm import ContractError, evaluation_mode, fixed_beside, module_parameters
 from vilvm.training.step import backward
-from vilvm.weights import layout
+from vilvm.weights import find_layout
 
 __all__ = ["GradientSNR", "GroupSNR", "gradient_snr"]
 
@@ -101,28 +101,28 @@ class GradientSNR:
 
     @property
     def finding(self) -> Finding:
-        """WARNING if a group's gradient is drowned in noise while others are not; NOTE if all is noise; else FINE."""
+        """WARNING if a group's gradient is drowned in noise while others are not; NOTE if all is noise; else OK."""
         lowest, where = min(
             ((v.snr, f"of {group!r} under {objective}") for objective, found in self.groups.items() for group, v in found.items()),
             default=(math.nan, "of nothing"),
         )
-        gravity, advice = Gravity.FINE, ""
+        severity, advice = Severity.OK, ""
         verdict = f"The lowest signal-to-noise ratio is {lowest:.2g}, {where}."
         drowned = self.drowned
         tests = sum(len(found) for found in self.groups.values())
         if drowned:
-            gravity = Gravity.WARNING
+            severity = Severity.WARNING
             told = ", ".join(
                 f"{group!r} under {objective} (SNR {self.groups[objective][group].snr:.2g})" for objective, group in drowned
             )
             verdict = f"The gradient is drowned in noise for {told}: a step there is next to random, though there is a way to go."
             advice = "Use fewer importance samples or a lower-variance estimator, more samples (num_particles) or larger batches."
         elif all(v.p_value >= self.false_alarm / tests for found in self.groups.values() for v in found.values()):
-            gravity = Gravity.NOTE
+            severity = Severity.NOTE
             verdict += f" No gradient differs from zero in {self.num_draws} draws: the parameters are at rest, or all is noise."
             advice = "Ask vilvm.diagnostics.convergence which; more draws see more."
         source = f"SNR after Rainforth et al. 2018; below {_LOW:g} and a tenth of the others', ours; false-alarm rate {self.false_alarm:g}"
-        return Finding("Gradient signal-to-noise", gravity, verdict, source, advice)
+        return Finding("Gradient signal-to-noise", severity, verdict, source, advice)
 
 
 def gradient_snr(
@@ -197,8 +197,8 @@ def gradient_snr(
 def _batches(lvm: Any, data: Data, batch_size: int, minibatch: bool) -> Callable[[], Any]:
     """What gives the batch of every draw."""
     whole = not data.divisible or batch_size >= len(data)
-    plan = layout(lvm, data.x if whole else data.subset(slice(0, batch_size)).x)
-    if whole or not (plan.local or plan.scale != 1.0):
+    layout = find_layout(lvm, data.x if whole else data.subset(slice(0, batch_size)).x)
+    if whole or not (layout.local or layout.scale != 1.0):
         return lambda: data.x
     picked = data.subset(torch.randperm(len(data))[:batch_size]).x
     return (lambda: data.subset(torch.randperm(len(data))[:batch_size]).x) if minibatch else (lambda: picked)

@@ -26,10 +26,10 @@ from vilvm._runtime.argument_checks import check_number, check_seed
 from vilvm._runtime.random import seeded
 from vilvm.diagnostics._clock import Clock, affordable_draws
 from vilvm.diagnostics._tail import tail_error
-from vilvm.diagnostics.finding import Finding, Gravity
+from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.diagnostics.pareto_k import JOINT_ROWS, check_weighable, good_k, psis
 from vilvm.lvm import ContractError, LatentVariableModel, device_of, evaluation_mode, fixed_beside
-from vilvm.weights import Layout, LogWeights, layout, weight_chunks
+from vilvm.weights import Layout, LogWeights, find_layout, weight_chunks
 
 __all__ = ["LOO", "loo"]
 
@@ -79,28 +79,28 @@ class LOO:
 
     @property
     def finding(self) -> Finding:
-        """The verdict: GRAVE if the guide is too far from the posterior; WARNING if single data move it so much that they cannot be left out by weights.
+        """The verdict: CRITICAL if the guide is too far from the posterior; WARNING if single data move it so much that they cannot be left out by weights.
 
         NOTE if it is most of the data, or each has a latent of its own: then it is not they that stand apart; or if few draws leave it open.
         """
         name, source = "Leave-one-out prediction", "min(1 − 1/log10 S, 0.7): Vehtari et al., 2017 and 2024"
         if self.joint_k > self.threshold:
             verdict = f"k̂ of the guide's own weights is {self.joint_k:.2f}, so draws of it cannot stand for the posterior, with or without a datum."
-            return Finding(name, Gravity.GRAVE, verdict, source, "Take a richer guide first.")
+            return Finding(name, Severity.CRITICAL, verdict, source, "Take a richer guide first.")
         bad = (self.k > self.threshold).nonzero()[:, 0].tolist()
         told = f"elpd is {self.elpd:.1f} ± {self.se:.1f} nats over {len(self.k)} data, with {self.p:.1f} effective parameters"
         if not bad:
-            return Finding(name, Gravity.FINE, f"{told}; no datum's k̂ is above {self.threshold:.2f}.", source, about="model")
+            return Finding(name, Severity.OK, f"{told}; no datum's k̂ is above {self.threshold:.2f}.", source, about="model")
         if self.own or 2 * len(bad) > len(self.k) or not bool((self.k > self._certain).any()):
             verdict = f"{told}, but k̂ is above {self.threshold:.2f} for {len(bad)} of them, so that the number is not known: these data cannot be left out by weights."
             advice = (
                 "Take more draws (num_samples=...); or, to compare models, fit anew without some of the data and evaluate on these."
             )
-            return Finding(name, Gravity.NOTE, verdict, source, advice, "model")
+            return Finding(name, Severity.NOTE, verdict, source, advice, "model")
         worst = sorted(bad, key=lambda i: -self.k[i].item())[:5]
         return Finding(
             name,
-            Gravity.WARNING,
+            Severity.WARNING,
             f"{told}, but k̂ is above {self.threshold:.2f} for {len(bad)} data ({', '.join(map(str, worst))} the worst): each moves the posterior so "
             "much that it cannot be left out by weights.",
             source,
@@ -137,22 +137,22 @@ def loo(lvm: LatentVariableModel, data: Any, *, num_samples: int = 10_000, budge
     fixed = fixed_beside(lvm, data, seed)
     device = device_of(lvm, fixed.device)
     with seeded(seed, device), evaluation_mode(lvm):
-        plan = layout(lvm, fixed.x)
-        _check(lvm, plan)
-        _check_sites(lvm, plan, next(weight_chunks(lvm, fixed.x, 1, 1, plan=plan)))
+        layout = find_layout(lvm, fixed.x)
+        _check(lvm, layout)
+        _check_sites(lvm, layout, next(weight_chunks(lvm, fixed.x, 1, 1, layout=layout)))
         if clock.limited:
 
             def drawn(size: int) -> None:
-                for _ in weight_chunks(lvm, fixed.x, size, size, plan=plan):
+                for _ in weight_chunks(lvm, fixed.x, size, size, layout=layout):
                     pass
 
             num_samples = affordable_draws(drawn, 100, wanted, clock.left / 2)
-        width, chunk = max(1, _KEPT // num_samples), max(1, JOINT_ROWS // max(plan.num_data, 1))
+        width, chunk = max(1, _KEPT // num_samples), max(1, JOINT_ROWS // max(layout.num_data, 1))
         found, sums, whole = [], None, None
-        for start in range(0, plan.num_data, width):
+        for start in range(0, layout.num_data, width):
             columns = slice(start, start + width)
             with seeded(seed, device):  # so that each pass has the same draws
-                passes = [_densities(w, columns) for w in weight_chunks(lvm, fixed.x, num_samples, chunk, plan=plan)]
+                passes = [_densities(w, columns) for w in weight_chunks(lvm, fixed.x, num_samples, chunk, layout=layout)]
             log_p = torch.cat([p for p, _ in passes])
             if sums is None or whole is None:
                 sums = _Sums(*(torch.cat(column) for column in zip(*(s for _, s in passes), strict=True)))
@@ -169,7 +169,7 @@ def loo(lvm: LatentVariableModel, data: Any, *, num_samples: int = 10_000, budge
         joint_k=whole.k.item(),
         num_samples=num_samples,
         cut=f"{num_samples} of {wanted} draws" if num_samples < wanted else "",
-        own=bool(plan.data_axes),
+        own=bool(layout.data_axes),
     )
 
 
@@ -201,29 +201,29 @@ def _left_out(log_p: Tensor, whole: Tensor, sums: _Sums) -> tuple[Tensor, Tensor
     return elpd, (whole[:, None] + log_p).logsumexp(0), without.k
 
 
-def _check(lvm: object, plan: Layout) -> None:
-    check_weighable("loo", lvm, plan)
+def _check(lvm: object, layout: Layout) -> None:
+    check_weighable("loo", lvm, layout)
     name = type(lvm).__name__
-    if plan.local:
+    if layout.local:
         raise ContractError(
             f"loo: every latent of {name} belongs to one datum, so that p(x_i | the others) is p(x_i): see evaluate, on data that were not trained on."
         )
-    if plan.data_plate is None:
+    if layout.data_plate is None:
         raise ContractError(
-            f"loo: {name} has no plate over its data in which all of its observed sites stand ({', '.join(map(repr, plan.observed))}), so no datum can be "
+            f"loo: {name} has no plate over its data in which all of its observed sites stand ({', '.join(map(repr, layout.observed))}), so no datum can be "
             "left out: observe each of them in one pyro.plate, one datum a row."
         )
-    if plan.subsample:
+    if layout.subsample:
         raise ContractError(
-            f"loo: {name} subsamples its plate {next(iter(plan.subsample))!r} at random; take a model that sees all of it."
+            f"loo: {name} subsamples its plate {next(iter(layout.subsample))!r} at random; take a model that sees all of it."
         )
 
 
-def _check_sites(lvm: object, plan: Layout, weights: LogWeights) -> None:
+def _check_sites(lvm: object, layout: Layout, weights: LogWeights) -> None:
     """Every log-likelihood is that of single data."""
     for site, term in weights.log_likelihoods.items():
         if term.dim() != 2:
             raise ContractError(
-                f"loo: site {site!r} of {type(lvm).__name__} depends on a latent that is summed over for all data of the plate {plan.data_plate!r} together, "
+                f"loo: site {site!r} of {type(lvm).__name__} depends on a latent that is summed over for all data of the plate {layout.data_plate!r} together, "
                 "so no datum can be left out of it: let the guide draw that latent, or give each datum one of its own."
             )

@@ -40,13 +40,13 @@ from vilvm._runtime.random import seeded
 from vilvm.data.data import Data
 from vilvm.diagnostics._clock import Clock, affordable_draws, seconds_of
 from vilvm.diagnostics._tail import tail_error, tail_length
-from vilvm.diagnostics.finding import Finding, Gravity
+from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.evaluation.evaluate import in_parts, samples_in_a_pass
-from vilvm.evaluation.sample_passes import WORTH_COMPILING, Passes
+from vilvm.evaluation.sample_passes import WORTH_COMPILING, SamplePasses
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode, fixed_beside
-from vilvm.weights import Layout, layout, log_weights
+from vilvm.weights import Layout, find_layout, log_weights
 
-__all__ = ["Look", "ParetoK", "Smoothed", "check_weighable", "good_k", "pareto_k", "psis"]
+__all__ = ["ParetoK", "Recheck", "Smoothed", "check_weighable", "good_k", "pareto_k", "psis"]
 
 SOURCE = "min(1 − 1/log10 S, 0.7): Vehtari et al., 2024; Yao et al., 2018"
 _FEWEST = 25  # draws of which a fifth, five, is still a tail
@@ -150,7 +150,7 @@ def _smooth(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return smoothed, k
 
 
-class Look(NamedTuple):
+class Recheck(NamedTuple):
     """Pareto k̂ of some of the data, from draws of their own.
 
     Arguments:
@@ -201,7 +201,7 @@ class ParetoK:
     num_samples: int
     joint: bool
     false_alarm: float = 0.01
-    looks: tuple[Look, ...] = ()
+    looks: tuple[Recheck, ...] = ()
     cut: str = ""
 
     @property
@@ -239,13 +239,13 @@ class ParetoK:
         """The verdict."""
         source = f"{SOURCE}; alarms by a test of false-alarm rate {self.false_alarm:g}"
         if any(look.is_beyond_chance(self.false_alarm / _LOOKS) for look in self.looks):
-            gravity = Gravity.GRAVE if self.confirmed > _MUCH else Gravity.WARNING
+            severity = Severity.CRITICAL if self.confirmed > _MUCH else Severity.WARNING
             verdict = f"{self._told}: the guide misses part of the posterior{self._named}."
-            return Finding("Pareto k̂", gravity, verdict, source, _ADVICE)
+            return Finding("Pareto k̂", severity, verdict, source, _ADVICE)
         if self.latest.median() > _HALF or (self.looks and bool((self.looks[-1].k > _HALF).any())):
             verdict = f"{self._told}: above 0.5 weights have no variance, the guide is not exact{self._named}, and its weights correct it."
-            return Finding("Pareto k̂", Gravity.NOTE, verdict, source, "Use importance-weighted estimates (vilvm.resample).")
-        return Finding("Pareto k̂", Gravity.FINE, f"{self._told}.", source)
+            return Finding("Pareto k̂", Severity.NOTE, verdict, source, "Use importance-weighted estimates (vilvm.resample).")
+        return Finding("Pareto k̂", Severity.OK, f"{self._told}.", source)
 
     @property
     def _told(self) -> str:
@@ -314,8 +314,8 @@ def pareto_k(
         >>> from vilvm.diagnostics.pareto_k import pareto_k
         >>> x = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
         >>> found = pareto_k(PPCA(4, 2).maximise(x), x)
-        >>> found.k.shape, found.finding.gravity.name
-        (torch.Size([30]), 'FINE')
+        >>> found.k.shape, found.finding.severity.name
+        (torch.Size([30]), 'OK')
     """
     seed = check_seed("pareto_k: seed", seed)
     false_alarm = check_probability("pareto_k: false_alarm", false_alarm)
@@ -326,55 +326,55 @@ def pareto_k(
     clock, cuts = Clock(budget), []
     fixed = fixed_beside(lvm, data, seed)
     with seeded(seed, device_of(lvm, fixed.device)), evaluation_mode(lvm):
-        parts, plan = in_parts(lvm, fixed, batch_size)
-        check_weighable("pareto_k", lvm, plan)
-        plans = [plan, *(layout(lvm, part.x, plate=plan.data_plate) for part in parts[1:])]
+        parts, layout = in_parts(lvm, fixed, batch_size)
+        check_weighable("pareto_k", lvm, layout)
+        layouts = [layout, *(find_layout(lvm, part.x, plate=layout.data_plate) for part in parts[1:])]
         if clock.limited:
-            wanted, num_samples = num_samples, _affordable(lvm, parts, plan, num_samples, clock)
+            wanted, num_samples = num_samples, _affordable(lvm, parts, layout, num_samples, clock)
             cuts += [f"{num_samples} of {wanted} draws"] if num_samples < wanted else []
-        a_part = num_samples // _chunk(lvm, parts[0].x, plan)
-        passes = Passes(lvm, worth_compiling(compile, len(parts) * a_part, WORTH_COMPILING))
+        a_part = num_samples // _chunk(lvm, parts[0].x, layout)
+        passes = SamplePasses(lvm, worth_compiling(compile, len(parts) * a_part, WORTH_COMPILING))
         began = clock.left
-        found = [_fitted(passes, part.x, num_samples, here) for part, here in zip(parts, plans, strict=True)]
+        found = [_fitted(passes, part.x, num_samples, here) for part, here in zip(parts, layouts, strict=True)]
         pace = (began - clock.left) / num_samples / len(parts) if clock.limited else 0.0
         k, ess = (torch.cat(values) for values in zip(*found, strict=True))
-        looks, fewer = _further_looks(passes, fixed, parts, plans, k, num_samples, clock, pace)
+        looks, fewer = _further_looks(passes, fixed, parts, layouts, k, num_samples, clock, pace)
         cuts += ["further looks"] if fewer else []
-    return ParetoK(k, ess, _indices(parts, plans), num_samples, not plan.local, false_alarm, looks, ", ".join(cuts))
+    return ParetoK(k, ess, _indices(parts, layouts), num_samples, not layout.local, false_alarm, looks, ", ".join(cuts))
 
 
-def _affordable(lvm: LatentVariableModel, parts: Sequence[Data], plan: Layout, num_samples: int, clock: Clock) -> int:
+def _affordable(lvm: LatentVariableModel, parts: Sequence[Data], layout: Layout, num_samples: int, clock: Clock) -> int:
     """Draws that take half of the time, by a timed pass; a hundred at least."""
-    size, seconds = min(num_samples, _chunk(lvm, parts[0].x, plan)), clock.left / 2 / len(parts)
-    fits = affordable_draws(lambda n: log_weights(lvm, parts[0].x, n, plan=plan), min(_PILOT, size), size, seconds)
+    size, seconds = min(num_samples, _chunk(lvm, parts[0].x, layout)), clock.left / 2 / len(parts)
+    fits = affordable_draws(lambda n: log_weights(lvm, parts[0].x, n, layout=layout), min(_PILOT, size), size, seconds)
     if fits < size or size == num_samples:
         return max(_LEAST, fits)
-    each = seconds_of(lambda: log_weights(lvm, parts[0].x, size, plan=plan))
+    each = seconds_of(lambda: log_weights(lvm, parts[0].x, size, layout=layout))
     return int(min(num_samples, max(_LEAST, clock.affords(each, 0.5) / len(parts) * size)))
 
 
-def _indices(parts: Sequence[Data], plans: Sequence[Layout]) -> Tensor:
+def _indices(parts: Sequence[Data], layouts: Sequence[Layout]) -> Tensor:
     """Which data the columns of the weights are: all, save of a plate that subsamples them."""
-    if not plans[0].local:
+    if not layouts[0].local:
         return torch.arange(1)
     found, start = [], 0
-    for part, plan in zip(parts, plans, strict=True):
-        drawn = plan.subsample.get(plan.data_plate or "", {"value": torch.arange(plan.num_data)})["value"]
+    for part, layout in zip(parts, layouts, strict=True):
+        drawn = layout.subsample.get(layout.data_plate or "", {"value": torch.arange(layout.num_data)})["value"]
         found.append(start + drawn.cpu())
         start += len(part)
     return torch.cat(found)
 
 
 def _further_looks(
-    passes: Passes,
+    passes: SamplePasses,
     data: Data,
     parts: Sequence[Data],
-    plans: Sequence[Layout],
+    layouts: Sequence[Layout],
     k: Tensor,
     num_samples: int,
     clock: Clock,
     pace: float,
-) -> tuple[tuple[Look, ...], bool]:
+) -> tuple[tuple[Recheck, ...], bool]:
     """Looks at the worst of the data with k̂ > ½, and at those of them that remain so, if they are half as many or fewer.
 
     A draw of a part takes `pace` seconds. Second, whether a look, or a repeat of one, was left out for want of time.
@@ -382,62 +382,62 @@ def _further_looks(
     fewer = False
     size = max(num_samples, _REPEAT)
     place = k.argsort(descending=True)[: int((k > _HALF).sum())][: max(1, _DRAWS // size)].sort().values
-    looks: list[Look] = []
+    looks: list[Recheck] = []
     while len(place) and len(looks) < _LOOKS and (not looks or 2 * len(place) <= len(looks[-1].k)):
-        runs = _runs(passes.lvm, data, parts, plans, place)
-        wanted = max(1, _DRAWS // (size * sum(plan.num_data if plan.local else _JOINT for _, plan, _ in runs)))
+        runs = _runs(passes.lvm, data, parts, layouts, place)
+        wanted = max(1, _DRAWS // (size * sum(layout.num_data if layout.local else _JOINT for _, layout, _ in runs)))
         repeats = int(min(wanted, clock.affords(pace * size * len(runs), 0.5)))
         fewer |= repeats < wanted
         if not repeats:
             break
-        found = [_fitted(passes, batch, size, plan, repeats, columns) for batch, plan, columns in runs]
+        found = [_fitted(passes, batch, size, layout, repeats, columns) for batch, layout, columns in runs]
         again, ess = (torch.cat(values) for values in zip(*found, strict=True))
-        looks.append(Look(again, ess, place, size, repeats))
+        looks.append(Recheck(again, ess, place, size, repeats))
         place = place[again > _HALF]
     return tuple(looks), fewer
 
 
 def _runs(
-    lvm: LatentVariableModel, data: Data, parts: Sequence[Data], plans: Sequence[Layout], place: Tensor
+    lvm: LatentVariableModel, data: Data, parts: Sequence[Data], layouts: Sequence[Layout], place: Tensor
 ) -> list[tuple[Any, Layout, Tensor]]:
     """The batches of which the data at `place` are columns: these data by themselves, or their parts where they cannot be run so."""
-    if plans[0].local and data.divisible and not any(plan.subsample for plan in plans):
+    if layouts[0].local and data.divisible and not any(layout.subsample for layout in layouts):
         with suppress(ContractError):  # a guide with parameters for each datum knows them by their place
             few = data.subset(place)
-            return [(few.x, layout(lvm, few.x, plate=plans[0].data_plate), torch.arange(len(place)))]
+            return [(few.x, find_layout(lvm, few.x, plate=layouts[0].data_plate), torch.arange(len(place)))]
     runs, start = [], 0
-    for part, plan in zip(parts, plans, strict=True):
-        stop = start + (plan.num_data if plan.local else 1)
+    for part, layout in zip(parts, layouts, strict=True):
+        stop = start + (layout.num_data if layout.local else 1)
         columns = place[(place >= start) & (place < stop)] - start
-        runs += [(part.x, plan, columns)] if len(columns) else []
+        runs += [(part.x, layout, columns)] if len(columns) else []
         start = stop
     return runs
 
 
-def _chunk(lvm: LatentVariableModel, batch: Any, plan: Layout) -> int:
+def _chunk(lvm: LatentVariableModel, batch: Any, layout: Layout) -> int:
     """Samples a pass."""
-    return samples_in_a_pass(lvm, batch, plan) if plan.local else max(1, JOINT_ROWS // max(plan.num_data, 1))
+    return samples_in_a_pass(lvm, batch, layout) if layout.local else max(1, JOINT_ROWS // max(layout.num_data, 1))
 
 
 def _fitted(
-    passes: Passes, batch: Any, num_samples: int, plan: Layout, repeats: int = 1, columns: Tensor | None = None
+    passes: SamplePasses, batch: Any, num_samples: int, layout: Layout, repeats: int = 1, columns: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """k̂ and effective sample size of one batch, of every datum or of some of its columns, in the mean over repeats."""
     logs = []
-    for log_w, *_ in passes(batch, repeats * num_samples, _chunk(passes.lvm, batch, plan), plan):
+    for log_w, *_ in passes(batch, repeats * num_samples, _chunk(passes.lvm, batch, layout), layout):
         logs.append((log_w if columns is None else log_w[:, columns.to(log_w.device)]).cpu())
     smoothed = psis(torch.cat(logs).reshape(repeats, num_samples, -1).movedim(1, 0).reshape(num_samples, -1))
     return smoothed.k.reshape(repeats, -1).mean(0), smoothed.ess.reshape(repeats, -1).mean(0)
 
 
-def check_weighable(what: str, lvm: object, plan: Layout) -> None:
+def check_weighable(what: str, lvm: object, layout: Layout) -> None:
     """Raises ContractError if draws of the guide have no weight, for want of a density."""
-    if plan.degenerate:
+    if layout.degenerate:
         raise ContractError(
-            f"{what}: the guide of {type(lvm).__name__} puts latent {plan.degenerate[0]!r} on one point (a Delta), where it has no density and its "
+            f"{what}: the guide of {type(lvm).__name__} puts latent {layout.degenerate[0]!r} on one point (a Delta), where it has no density and its "
             "draws no weight: give it a guide with a density (vilvm.wrappers.fit_guide)."
         )
-    if plan.improper:
+    if layout.improper:
         raise ContractError(
-            f"{what}: the prior of latent {plan.improper[0]!r} of {type(lvm).__name__} is flat: give it a proper one (vilvm.priors.fit_prior)."
+            f"{what}: the prior of latent {layout.improper[0]!r} of {type(lvm).__name__} is flat: give it a proper one (vilvm.priors.fit_prior)."
         )

@@ -33,7 +33,7 @@ from vilvm._runtime.argument_checks import check_number, check_probability, chec
 from vilvm._runtime.random import seeded
 from vilvm.data.data import Data
 from vilvm.diagnostics._clock import Clock
-from vilvm.diagnostics.finding import Finding, Gravity
+from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.evaluation.evaluate import in_parts
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, check_contract, device_of, evaluation_mode, fixed_beside
 from vilvm.weights import Layout, observed, posterior, replicate, sample
@@ -105,7 +105,7 @@ class PredictiveCheck:
     @property
     def finding(self) -> Finding:
         """The verdict."""
-        name, gravity = f"{self.kind.capitalize()} predictive check", Gravity.FINE
+        name, severity = f"{self.kind.capitalize()} predictive check", Severity.OK
         source = f"max-T over all statistics, false-alarm rate {self.false_alarm:g}: Westfall and Young, 1993"
         if self.kind == "posterior":
             source += "; posterior p-values are conservative: Gelman, Meng and Stern, 1996"
@@ -117,11 +117,11 @@ class PredictiveCheck:
                 f"None of {len(smallest)} statistics tells the data from {self.num_draws} replicates (least likely: {least}, adjusted p = "
                 f"{smallest[least]:.2g})."
             )
-            return Finding(name, gravity, verdict, source, about="model")
+            return Finding(name, severity, verdict, source, about="model")
         told = "; ".join(self._told(n, smallest[n]) for n in failing[:4])
         advice = dict.fromkeys(_ADVICE[key] for n in failing if (key := n.split(": ")[-1]) in _ADVICE)
         return Finding(
-            name, Gravity.WARNING, f"The data are not like what the model makes: {told}.", source, " ".join([*advice][:2]), "model"
+            name, Severity.WARNING, f"The data are not like what the model makes: {told}.", source, " ".join([*advice][:2]), "model"
         )
 
     def _told(self, name: str, p: float) -> str:
@@ -189,8 +189,8 @@ def predictive_check(
         >>> from vilvm.diagnostics.predictive_check import predictive_check
         >>> x = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
         >>> check = predictive_check(PPCA(4, 2).maximise(x), x, {"range": lambda x: x.max() - x.min()}, num_draws=100)
-        >>> check.replicated["range"].shape, check.finding.gravity.name
-        (torch.Size([100]), 'FINE')
+        >>> check.replicated["range"].shape, check.finding.severity.name
+        (torch.Size([100]), 'OK')
     """
     seed = check_seed("predictive_check: seed", seed)
     false_alarm = check_probability("predictive_check: false_alarm", false_alarm)
@@ -201,9 +201,9 @@ def predictive_check(
     batch_size = optional(check_number, "predictive_check: batch_size", batch_size)
     clock, fixed = Clock(budget), fixed_beside(lvm, data, seed)
     with seeded(seed, device_of(lvm, fixed.device)), evaluation_mode(lvm):
-        parts, plan = in_parts(lvm, fixed, batch_size or _ROWS)
-        _check_replicable(lvm, plan, parts[0].x)
-        if plan.data_dim != -plan.nesting:
+        parts, layout = in_parts(lvm, fixed, batch_size or _ROWS)
+        _check_replicable(lvm, layout, parts[0].x)
+        if layout.data_dim != -layout.nesting:
             parts = [
                 fixed.loaded()
             ]  # another plate stands left of the data's, so that parts cannot be joined along the first dimension
@@ -211,7 +211,7 @@ def predictive_check(
         chosen = {site: statistics or default_statistics(x) for site, x in seen.items()}
         told = _measure(chosen, seen)
         draws = []
-        for x in _replicates(lvm, parts, num_draws, kind if plan.latents else "prior", seen):
+        for x in _replicates(lvm, parts, num_draws, kind if layout.latents else "prior", seen):
             draws.append(_measure(chosen, x))
             if clock.over:
                 break
@@ -224,8 +224,8 @@ def predictive_check(
     return PredictiveCheck(told, replicated, kind, false_alarm, cut)
 
 
-def _check_replicable(lvm: LatentVariableModel, plan: Layout, batch: Any) -> None:
-    if all(family == "Unit" for family in plan.families.values()):
+def _check_replicable(lvm: LatentVariableModel, layout: Layout, batch: Any) -> None:
+    if all(family == "Unit" for family in layout.families.values()):
         raise NotApplicable(
             f"predictive_check: {type(lvm).__name__} observes nothing but factors, so there are no data to replicate."
         )
@@ -234,12 +234,12 @@ def _check_replicable(lvm: LatentVariableModel, plan: Layout, batch: Any) -> Non
             f"predictive_check: the distribution of site {still[0]!r} of {type(lvm).__name__} cannot be drawn from, so its data cannot be replicated: "
             "give it a method sample."
         )
-    if plan.subsample:
+    if layout.subsample:
         raise ContractError(
-            f"predictive_check: {type(lvm).__name__} subsamples its plate {next(iter(plan.subsample))!r} at random, so that replicates would be of "
+            f"predictive_check: {type(lvm).__name__} subsamples its plate {next(iter(layout.subsample))!r} at random, so that replicates would be of "
             "other data: check a model whose plate takes all of it."
         )
-    partly = [name for name, words in plan.families.items() if " in part, mask " in words]
+    partly = [name for name, words in layout.families.items() if " in part, mask " in words]
     if partly:
         raise ContractError(
             f"predictive_check: site {partly[0]!r} of {type(lvm).__name__} is scored in part only (a mask), so that not all of its values are data: "

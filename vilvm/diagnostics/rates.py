@@ -28,7 +28,7 @@ from torch import Tensor
 from vilvm._runtime.argument_checks import check_number, check_probability, check_seed
 from vilvm._runtime.random import seeded
 from vilvm.diagnostics._clock import Clock, affordable_draws
-from vilvm.diagnostics.finding import Finding, Gravity
+from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.diagnostics.pareto_k import check_weighable
 from vilvm.evaluation import Estimate, evaluate
 from vilvm.evaluation.evaluate import in_parts
@@ -52,7 +52,7 @@ class Rates:
     Arguments:
         rate: in nats per datum, of all data together if they share a latent.
         index: which data these are, shape (num_data,).
-        disagreement: mean and standard error over the last records, in nats per datum; None where the history does not tell.
+        disagreement: mean and standard error over the last records, in nats per datum; None where the history does not log.
         elbo: size of the ELBO in them; NaN likewise.
         degrees: of freedom of its t-test.
         false_alarm: how often a proper pair may be given a warning.
@@ -83,7 +83,7 @@ class Rates:
 
     @property
     def finding(self) -> Finding:
-        """GRAVE if a rate, or their mean, is negative, or if training's ELBO was another; else FINE."""
+        """CRITICAL if a rate, or their mean, is negative, or if training's ELBO was another; else OK."""
         source = f"KL ≥ 0, by tests of false-alarm rate {self.false_alarm:g}; ours"
         mean, error = self.rate.mean, self.rate.mc_se
         below = mean + float(-ndtri(self.false_alarm / 4)) * error < -_ROUNDING
@@ -95,14 +95,14 @@ class Rates:
                 else ""
             )
             verdict = f"The rate is {mean:.3g} ± {error:.2g} nats{which}, and no divergence is negative: guide and model are not densities of the same latents."
-            return Finding("Rate", Gravity.GRAVE, verdict, source, _ADVICE)
+            return Finding("Rate", Severity.CRITICAL, verdict, source, _ADVICE)
         if self.disagreement is not None and self.disagrees:
             verdict = (
                 f"Training's ELBO exceeds −(rate + distortion) by {self.disagreement[0]:+.3g} ± {self.disagreement[1]:.2g} nats per datum in the last records, and "
                 "they estimate one number: the pair has another density under many samples than in one run."
             )
-            return Finding("Rate", Gravity.GRAVE, verdict, source, _OTHER)
-        return Finding("Rate", Gravity.FINE, f"The rate is {mean:.3g} ± {error:.2g} nats, as a divergence may be.", source)
+            return Finding("Rate", Severity.CRITICAL, verdict, source, _OTHER)
+        return Finding("Rate", Severity.OK, f"The rate is {mean:.3g} ± {error:.2g} nats, as a divergence may be.", source)
 
 
 _ADVICE = (
@@ -141,20 +141,20 @@ def rates(
         >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.diagnostics.rates import rates
         >>> x = torch.randn(50, 4)
-        >>> rates(PPCA(4, 2).maximise(x), x).finding.gravity.name
-        'FINE'
+        >>> rates(PPCA(4, 2).maximise(x), x).finding.severity.name
+        'OK'
     """
     seed = check_seed("rates: seed", seed)
     false_alarm = check_probability("rates: false_alarm", false_alarm)
     num_samples = check_number("rates: num_samples", num_samples, 2)
     clock, fixed, cut = Clock(budget), fixed_beside(lvm, data, seed), ""
     with seeded(seed, fixed.device):
-        parts, plan = in_parts(lvm, fixed)
-        check_weighable("rates", lvm, plan)
-        if not plan.latents:
+        parts, layout = in_parts(lvm, fixed)
+        check_weighable("rates", lvm, layout)
+        if not layout.latents:
             raise NotApplicable(f"rates: the guide of {type(lvm).__name__} draws no latent, so there is no rate.")
-        wanted = size = num_samples * (1 if plan.local else 10)
-        told = _disagreement(history, lvm, parts[0].x, plan)
+        wanted = size = num_samples * (1 if layout.local else 10)
+        told = _disagreement(history, lvm, parts[0].x, layout)
     options: dict[str, Any] = {"bounds": ("elbo",), "seed": seed, "progress": False}
     if clock.limited:
         size = affordable_draws(lambda n: evaluate(lvm, fixed, num_samples=n, **options), 10, wanted, clock.left / 2)
@@ -164,7 +164,7 @@ def rates(
     return Rates(found.rate, torch.arange(len(found.rate.values)), *told, false_alarm=false_alarm, cut=cut)
 
 
-def _disagreement(history: Any, lvm: Any, batch: Any, plan: Layout) -> tuple[tuple[float, float] | None, float, int]:
+def _disagreement(history: Any, lvm: Any, batch: Any, layout: Layout) -> tuple[tuple[float, float] | None, float, int]:
     """Mean and standard error of dₜ, the ELBO, and degrees of freedom; None where training had another objective, or layers that train otherwise."""
     nothing = None, math.nan, 0
     if not isinstance(history, Fit) or not history.settings.get("objective", "").startswith(_PLAIN):
@@ -172,7 +172,7 @@ def _disagreement(history: Any, lvm: Any, batch: Any, plan: Layout) -> tuple[tup
     if any(isinstance(m, _MODES) for m in getattr(lvm, "modules", list)()):
         return nothing
     with torch.no_grad():
-        weights = log_weights(lvm, batch, 2, plan=plan)
+        weights = log_weights(lvm, batch, 2, layout=layout)
     scales = [torch.as_tensor(s).float() for s in (*weights.model_scales.values(), *weights.guide_scales.values())]
     if any(s.numel() > 1 or s != scales[0] for s in scales):  # a weight on the rate, so that the loss is another
         return nothing

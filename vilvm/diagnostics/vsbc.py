@@ -24,10 +24,10 @@ from vilvm.data.tensors import tensors_of
 from vilvm.diagnostics._components import components, names_of, truth, visible
 from vilvm.diagnostics._uniformity import Coverage, holm, interval_coverage, rank_among, symmetry_p_values, uniformity_p_values
 from vilvm.diagnostics.calibration import check_options, judge
-from vilvm.diagnostics.finding import Finding, Gravity
+from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode
 from vilvm.training import fit
-from vilvm.weights import Simulation, layout, posterior
+from vilvm.weights import Simulation, find_layout, posterior
 from vilvm.weights.simulation import Rebuild, batches, simulating
 
 __all__ = ["VSBC", "vsbc"]
@@ -65,10 +65,10 @@ class VSBC:
 
     @property
     def finding(self) -> Finding:
-        """FINE if nothing departs; else by the worst component that does, as ``SBC.finding``."""
+        """OK if nothing departs; else by the worst component that does, as ``SBC.finding``."""
         symmetry, least = self.adjusted[0], self.adjusted.amin(0)
         found = judge("Calibration by refitting", self.ranks, self.num_draws, self.names, least, self.false_alarm, tests=2)
-        if found.gravity == Gravity.FINE:
+        if found.severity == Severity.OK:
             return found
         beside = [n for n, p in zip(self.names, symmetry.tolist(), strict=True) if p < self.false_alarm]
         said = (
@@ -76,7 +76,7 @@ class VSBC:
             if beside
             else "None lies beside the truth."
         )
-        return Finding(found.name, found.gravity, f"{found.verdict} {said}", found.source, found.advice)
+        return Finding(found.name, found.severity, f"{found.verdict} {said}", found.source, found.advice)
 
 
 def vsbc(
@@ -158,18 +158,18 @@ def _one_fit(
             batch, sites = next(batches(lvm, 1, like=fixed, rebuild=rebuild))
         fit(lvm, batch, **{"seed": seeds[2], "progress": False, **options})
         with seeded(seeds[3], tensors_of(batch)[0].device), evaluation_mode(lvm):
-            plan = layout(lvm, batch)
-            if plan.degenerate:
+            layout = find_layout(lvm, batch)
+            if layout.degenerate:
                 raise ContractError(
-                    f"vsbc: the guide of {type(lvm).__name__} puts latent {plan.degenerate[0]!r} on one point, so it has no spread to calibrate; "
+                    f"vsbc: the guide of {type(lvm).__name__} puts latent {layout.degenerate[0]!r} on one point, so it has no spread to calibrate; "
                     "give it a guide with a density."
                 )
             draws = posterior(lvm, batch, num_draws)
-            made = Simulation(batch, {n: sites[n] for n in plan.latents}, plan)
-            row = rank_among(truth(made), components({n: draws[n] for n in made.latents}, plan))[0].cpu()
+            made = Simulation(batch, {n: sites[n] for n in layout.latents}, layout)
+            row = rank_among(truth(made), components({n: draws[n] for n in made.latents}, layout))[0].cpu()
             seen = visible(lvm, made)
             kept = torch.ones(len(row), dtype=torch.bool) if seen is None else seen[0].cpu()
-    return row[kept], tuple(n for n, k in zip(names_of(made.latents, plan), kept.tolist(), strict=True) if k)
+    return row[kept], tuple(n for n, k in zip(names_of(made.latents, layout), kept.tolist(), strict=True) if k)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Evaluation: bounds on the evidence, reconstructions, how well draws pass for data, and the ledger that compares models."""
 
-from vilvm.evaluation.ais import Annealing, Sandwich, Schedule, ais, bdmc
+from vilvm.evaluation.ais import AISResult, BDMCResult, Schedule, ais, bdmc
 from vilvm.evaluation.evaluate import Estimate, Evaluation, evaluate
 from vilvm.evaluation.ledger import Ledger, compare
 from vilvm.evaluation.ledger_rows import Difference, Protocol, Row
@@ -8,7 +8,8 @@ from vilvm.evaluation.reconstruction import Decibels, psnr, reconstruct, squared
 from vilvm.evaluation.two_sample import Features, TwoSample, fit_features, frechet_distance, two_sample_test
 
 __all__ = [
-    "Annealing",
+    "AISResult",
+    "BDMCResult",
     "Decibels",
     "Difference",
     "Estimate",
@@ -17,7 +18,6 @@ __all__ = [
     "Ledger",
     "Protocol",
     "Row",
-    "Sandwich",
     "Schedule",
     "TwoSample",
     "ais",

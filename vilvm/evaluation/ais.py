@@ -29,17 +29,17 @@ from torch import Tensor
 from vilvm._compile import Compile, check_compile, worth_compiling
 from vilvm._runtime.argument_checks import check_number, check_probability, check_seed, optional
 from vilvm._runtime.progress import ProgressBar
-from vilvm._runtime.random import kept_generators, seeded
+from vilvm._runtime.random import preserved_rng, seeded
 from vilvm.data.data import Data, as_data
-from vilvm.evaluation.density_gradients import Slopes
+from vilvm.evaluation.density_gradients import DensityGradients
 from vilvm.evaluation.evaluate import Estimate, in_parts, samples_that_fit
 from vilvm.evaluation.hmc import State, transition
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode, fixed_beside
-from vilvm.weights import Simulation, layout
-from vilvm.weights.log_joint import Joint
+from vilvm.weights import Simulation, find_layout
+from vilvm.weights.log_joint import LogJoint
 from vilvm.weights.simulation import simulating, simulations
 
-__all__ = ["Annealing", "Sandwich", "Schedule", "ais", "bdmc", "check_schedule"]
+__all__ = ["AISResult", "BDMCResult", "Schedule", "ais", "bdmc", "check_schedule"]
 
 _ROWS_CPU, _ROWS_CUDA = 8_000, 200_000  # chains in a pass
 _PILOT_START, _PILOT_LEAST = 30, 150  # transitions of the pilot: at β = 0, and at least in all
@@ -90,7 +90,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Annealing:
+class AISResult:
     """What ``ais`` found.
 
     Arguments:
@@ -130,7 +130,7 @@ class Annealing:
 
 
 @dataclass(frozen=True)
-class Sandwich:
+class BDMCResult:
     """What ``bdmc`` found, on data that the model itself has made.
 
     Arguments:
@@ -176,7 +176,7 @@ def ais(
     compile: Compile = "auto",
     seed: int = 0,
     progress: bool | None = None,
-) -> Annealing:
+) -> AISResult:
     """A lower bound on log p(x) by annealed importance sampling, per datum.
 
     Arguments:
@@ -209,11 +209,11 @@ def ais(
     fixed = fixed_beside(lvm, data, seed)
     with seeded(seed, fixed.device):
         parts, _ = in_parts(lvm, fixed, batch_size or _data_in_a_pass(lvm, fixed, schedule))
-        slopes = Slopes(worth_compiling(compile, _gradients(schedule, len(parts)), _WORTH_COMPILING))
+        gradients = DensityGradients(worth_compiling(compile, _gradients(schedule, len(parts)), _WORTH_COMPILING))
         with ProgressBar("annealing", len(parts) * schedule.num_temperatures, 0, progress) as bar:
-            results = [_Chains(lvm, part.x, schedule, bar, slopes).forward() for part in parts]
+            results = [_Chains(lvm, part.x, schedule, bar, gradients).forward() for part in parts]
     log_w, accepted = torch.cat([w for w, _ in results], 1), torch.stack([a for _, a in results]).mean(0)
-    return Annealing(
+    return AISResult(
         bound=_log_mean(log_w),
         ess=_ess(log_w).cpu(),
         acceptance=accepted.cpu(),
@@ -234,7 +234,7 @@ def bdmc(
     compile: Compile = "auto",
     seed: int = 0,
     progress: bool | None = None,
-) -> Sandwich:
+) -> BDMCResult:
     """Bounds on log p(x) from below and from above, on data drawn from the model: bidirectional Monte Carlo.
 
     Arguments:
@@ -270,14 +270,14 @@ def bdmc(
         where = device_of(lvm, "cpu" if fixed is None else Data(fixed).device)
         size = batch_size or max(1, _rows(where) // schedule.num_chains)
         parts = list(simulations(lvm, num_simulations, like=fixed, batch_size=size))
-        slopes = Slopes(worth_compiling(compile, _gradients(schedule, 2 * len(parts)), _WORTH_COMPILING))
+        gradients = DensityGradients(worth_compiling(compile, _gradients(schedule, 2 * len(parts)), _WORTH_COMPILING))
         with ProgressBar("annealing both ways", 2 * len(parts) * schedule.num_temperatures, 0, progress) as bar:
-            results = [_both_ways(lvm, part, schedule, bar, slopes) for part in parts]
+            results = [_both_ways(lvm, part, schedule, bar, gradients) for part in parts]
     lower, upper = (
         torch.cat(found, 1)[:, :num_simulations] for found in zip(*results, strict=True)
     )  # of a batch that cannot be cut
     backwards = _log_mean(upper)
-    return Sandwich(
+    return BDMCResult(
         lower=_log_mean(lower),
         upper=Estimate(-backwards.values, backwards.errors),
         ess=torch.minimum(_ess(lower), _ess(upper)).cpu(),
@@ -292,9 +292,9 @@ def _gradients(schedule: Schedule, ways: int) -> int:
 
 
 def _both_ways(
-    lvm: LatentVariableModel, drawn: Simulation, schedule: Schedule, bar: ProgressBar, slopes: Slopes
+    lvm: LatentVariableModel, drawn: Simulation, schedule: Schedule, bar: ProgressBar, gradients: DensityGradients
 ) -> tuple[Tensor, Tensor]:
-    chains = _Chains(lvm, drawn.batch, schedule, bar, slopes)
+    chains = _Chains(lvm, drawn.batch, schedule, bar, gradients)
     return chains.forward()[0], chains.backward(chains.joint.unconstrained(drawn.latents))
 
 
@@ -305,8 +305,8 @@ def _data_in_a_pass(lvm: LatentVariableModel, data: Data, schedule: Schedule) ->
         return busy
     few = data.subset(slice(0, busy)).x
     try:
-        with kept_generators(data.device), evaluation_mode(lvm):
-            fit = samples_that_fit(lvm, few, layout(lvm, few))
+        with preserved_rng(data.device), evaluation_mode(lvm):
+            fit = samples_that_fit(lvm, few, find_layout(lvm, few))
     except ContractError:
         return busy  # the guide knows all data, or none; what is wrong is said where it is needed
     # A gradient keeps what the densities made, and makes as much again; chains keep a state and a proposal.
@@ -320,9 +320,11 @@ def _rows(where: torch.device) -> int:
 class _Chains:
     """Chains for one batch: the pilot that finds their step sizes, and the two ways."""
 
-    def __init__(self, lvm: LatentVariableModel, batch: Any, schedule: Schedule, bar: ProgressBar, slopes: Slopes | None = None):
-        self.joint, self.schedule, self.bar = Joint(lvm, batch, schedule.base), schedule, bar
-        self.at = partial(Slopes(compile=False) if slopes is None else slopes, self.joint)
+    def __init__(
+        self, lvm: LatentVariableModel, batch: Any, schedule: Schedule, bar: ProgressBar, gradients: DensityGradients | None = None
+    ):
+        self.joint, self.schedule, self.bar = LogJoint(lvm, batch, schedule.base), schedule, bar
+        self.at = partial(DensityGradients(compile=False) if gradients is None else gradients, self.joint)
         self.betas = schedule.betas()
         spread = self.joint.draw(_PILOT_DRAWS).std(0)
         self.scale = torch.where(spread > 0, spread, torch.ones_like(spread))

@@ -10,32 +10,34 @@ from typing import Any
 
 from torch import Tensor
 
-from vilvm._compile import Compiler, UntraceableError, held_against, inductor, program, shapes
-from vilvm._runtime.random import kept_generators
+from vilvm._compile import Compiler, UntraceableError, assert_matches, inductor, program, shapes
+from vilvm._runtime.random import preserved_rng
 from vilvm.data.tensors import map_tensors, tensors_of
 from vilvm.evaluation.hmc import State, start
-from vilvm.weights.log_joint import Joint
+from vilvm.weights.log_joint import LogJoint
 
-__all__ = ["Slopes"]
+__all__ = ["DensityGradients"]
 
 
-class Slopes:
+class DensityGradients:
     """The state of chains at u, for the batches of one model.
 
     Arguments:
         compile: whether they are compiled.
-        tell: is given the one line that says why they are not.
+        log: is given the one line that says why they are not.
         compiler: makes a program of a function of tensors.
     """
 
-    def __init__(self, compile: bool, tell: Callable[[str], None] = print, compiler: Compiler | None = None):
-        self.compiles, self.tell, self.compiler = compile, tell, inductor if compiler is None else compiler
+    def __init__(self, compile: bool, log: Callable[[str], None] = print, compiler: Compiler | None = None):
+        self.compiles, self.log, self.compiler = compile, log, inductor if compiler is None else compiler
         self._programs: dict[Any, Callable[..., list[Tensor]]] = {}
-        self._joint: Joint | None = None  # the last one, for which some of the programs have been held against the eager densities
+        self._joint: LogJoint | None = (
+            None  # the last one, for which some of the programs have been held against the eager densities
+        )
         self._held: set[Any] = set()
         self._is_first = True
 
-    def __call__(self, joint: Joint, u: Tensor) -> State:
+    def __call__(self, joint: LogJoint, u: Tensor) -> State:
         """The state at u, of shape (num_samples, num_data, D)."""
         if not self.compiles:
             return start(joint, u)
@@ -52,14 +54,14 @@ class Slopes:
             if key not in self._programs:
                 self._programs[key] = self._made(joint, given)
             named = {name.replace("_", " "): t for name, t in zip(State._fields[1:], eager[1:], strict=True)}
-            held_against(named, lambda: self._programs[key](*given))
+            assert_matches(named, lambda: self._programs[key](*given))
             self._held.add(key)
         except UntraceableError as error:
             self.compiles = False
-            self.tell(f"The densities of {type(joint.lvm).__name__} are not compiled, and its chains move eagerly: {error}.")
+            self.log(f"The densities of {type(joint.lvm).__name__} are not compiled, and its chains move eagerly: {error}.")
         return eager
 
-    def _made(self, joint: Joint, given: list[Tensor]) -> Callable[..., list[Tensor]]:
+    def _made(self, joint: LogJoint, given: list[Tensor]) -> Callable[..., list[Tensor]]:
         """What ``start`` finds, as a program."""
 
         def function(u: Tensor, *inputs: Tensor) -> list[Tensor]:
@@ -67,5 +69,5 @@ class Slopes:
             inner.batch, inner.traced = map_tensors(lambda _: next(rest), joint.batch), True
             return list(start(inner, u)[1:])
 
-        with kept_generators(given[0].device):
+        with preserved_rng(given[0].device):
             return program(function, given, self.compiler, [joint.lvm, joint.lvm.model, joint.lvm.guide])

@@ -28,16 +28,16 @@ from torch import Tensor
 
 from vilvm._compile import Compile, check_compile, worth_compiling
 from vilvm._runtime.argument_checks import check_number, check_seed, optional
-from vilvm._runtime.distributed import World, world
+from vilvm._runtime.distributed import ProcessGroup, process_group
 from vilvm._runtime.memory import bytes_made, free_bytes, widen_heap
 from vilvm._runtime.precision import Precision, check_precision, networks_in
 from vilvm._runtime.progress import ProgressBar
-from vilvm._runtime.random import kept_generators, seeded, set_seed
+from vilvm._runtime.random import preserved_rng, seeded, set_seed
 from vilvm.data.data import Data, as_data
 from vilvm.data.tensors import tensors_of
-from vilvm.evaluation.sample_passes import WORTH_COMPILING, Passes
+from vilvm.evaluation.sample_passes import WORTH_COMPILING, SamplePasses
 from vilvm.lvm import ContractError, LatentVariableModel, Wrapped, check_contract, device_of, evaluation_mode
-from vilvm.weights import Layout, layout, one_pass
+from vilvm.weights import Layout, find_layout, sample_pass
 from vilvm.weights._per_datum import by_position, restart, unset_autoguides
 
 __all__ = [
@@ -178,7 +178,7 @@ def evaluate(
 
     Raises:
         ValueError: unknown bound, or num_samples, batch_size or chunk below 1.
-        ContractError: the pair breaks the contract on these data (see ``vilvm.weights.layout``).
+        ContractError: the pair breaks the contract on these data (see ``vilvm.weights.find_layout``).
 
     Example:
         >>> import torch, vilvm
@@ -204,8 +204,8 @@ def evaluate(
     with torch.no_grad(), seeded(seed, where), evaluation_mode(lvm), networks_in(precision, lvm):
         widen_heap()
         fixed = given.to(where).fixed(seed)
-        parts, plan = in_parts(lvm, fixed, batch_size)
-        refusal = _no_bound(lvm, plan)
+        parts, layout = in_parts(lvm, fixed, batch_size)
+        refusal = _no_bound(lvm, layout)
         evidence = exact_log_evidence(lvm)
         if refusal and set(asked) - {"exact"}:
             raise ContractError(refusal)
@@ -213,33 +213,33 @@ def evaluate(
             raise ContractError(
                 f"{type(lvm).__name__} has no method exact_log_evidence(batch), so log p(x) is not known; ask for a bound: 'elbo' or 'iwae'."
             )
-        if refusal and set(plan.degenerate) == set(plan.latents):
+        if refusal and set(layout.degenerate) == set(layout.latents):
             num_samples = min(num_samples, 2)  # all draws are equal; the second shows that they have no Monte Carlo error
-        ranks = world() if plan.local else World()
+        ranks = process_group() if layout.local else ProcessGroup()
         shared_out = range(len(parts))[ranks.share(len(parts))]
         if ranks.size > 1:
             set_seed(ranks.seed(seed), where)
         if chunk is None:
-            chunk = samples_in_a_pass(lvm, parts[0].x, plan)
-        with ProgressBar(f"evaluating, {num_samples} samples", len(shared_out), 0, progress if ranks.leads else False) as bar:
-            passes = Passes(lvm, worth_compiling(compile, len(parts) * (num_samples // chunk), WORTH_COMPILING))
+            chunk = samples_in_a_pass(lvm, parts[0].x, layout)
+        with ProgressBar(f"evaluating, {num_samples} samples", len(shared_out), 0, progress if ranks.is_main else False) as bar:
+            passes = SamplePasses(lvm, worth_compiling(compile, len(parts) * (num_samples // chunk), WORTH_COMPILING))
             sums = [torch.zeros(0, len(_Sums._fields), dtype=torch.float64, device=where)]
             for number in shared_out:
                 part = parts[number]
                 # The plate over the data is found once: of the last batch, which may be smaller, another might have the size.
-                here = plan if number == 0 else layout(lvm, part.x, plate=plan.data_plate)._replace(ways=plan.ways)
+                here = layout if number == 0 else find_layout(lvm, part.x, plate=layout.data_plate)._replace(ways=layout.ways)
                 sums.append(torch.stack(_accumulate(passes, part.x, num_samples, chunk, here), -1))
                 bar.advance()
         exact = _exact(lvm, evidence, parts) if evidence is not None and "exact" in (asked or BOUNDS) else None
     total = _Sums(*ranks.rows(torch.cat(sums)).unbind(-1))
     protocol = {
         **given.protocol(),
-        **({"num_data": len(total.w)} if plan.local else {}),  # fewer than were given, if the plate subsamples them
+        **({"num_data": len(total.w)} if layout.local else {}),  # fewer than were given, if the plate subsamples them
         "seed": seed,
         "num_samples": num_samples,
-        "likelihood": plan.families,
+        "likelihood": layout.families,
         **({} if precision == "float32" else {"precision": precision}),
-        "unit": "nats per datum" if plan.local else "nats, all data together",
+        "unit": "nats per datum" if layout.local else "nats, all data together",
     }
     names = () if refusal else [b for b in asked or BOUNDS if b != "exact"]
     found = _summarise(total, (num_samples, chunk), names, protocol, began, refusal)
@@ -258,31 +258,31 @@ def in_parts(lvm: LatentVariableModel, data: Data, batch_size: int | None = None
     parts: Sequence[Data] = data.parts(size) if size < len(data) else [data.loaded()]
     unset = unset_autoguides(lvm)
     try:
-        plan = layout(lvm, parts[0].x)
-        if len(parts) > 1 and by_position(lvm, parts[0].x, plan):
+        layout = find_layout(lvm, parts[0].x)
+        if len(parts) > 1 and by_position(lvm, parts[0].x, layout):
             restart(unset)
-            plan = None
+            layout = None
     except ContractError:
         if len(parts) == 1:
             raise
         restart(unset)
-        plan = None  # an autoguide over latents of the data's plate knows the size that it was fitted to
-    if plan is None or (len(parts) > 1 and not (plan.local and _is_cut_along_its_plate(lvm, data, size, plan))):
+        layout = None  # an autoguide over latents of the data's plate knows the size that it was fitted to
+    if layout is None or (len(parts) > 1 and not (layout.local and _is_cut_along_its_plate(lvm, data, size, layout))):
         parts = [data.loaded()]
-        plan = layout(lvm, parts[0].x)
-    subsampled = [name for name in plan.subsample if not plan.local or name != plan.data_plate]
+        layout = find_layout(lvm, parts[0].x)
+    subsampled = [name for name in layout.subsample if not layout.local or name != layout.data_plate]
     if subsampled:
         raise ContractError(
             f"{type(lvm).__name__} subsamples its plate {subsampled[0]!r} at random, and what is in it belongs to one joint weight: "
             "the bounds would be those of the subsample. Evaluate a model whose plate takes all of it."
         )
-    return parts, plan
+    return parts, layout
 
 
-def _is_cut_along_its_plate(lvm: LatentVariableModel, data: Data, size: int, plan: Layout) -> bool:
+def _is_cut_along_its_plate(lvm: LatentVariableModel, data: Data, size: int, layout: Layout) -> bool:
     """Whether the plate over the data is that of the rows that a batch is cut into, and not one of another axis (time-major data)."""
     fewer = data.subset(slice(0, max(1, size - 1))).x
-    plates = [plan, layout(lvm, fewer, plate=plan.data_plate)]
+    plates = [layout, find_layout(lvm, fewer, plate=layout.data_plate)]
     return all(p.num_data == n or bool(p.subsample) for p, n in zip(plates, (size, max(1, size - 1)), strict=True))
 
 
@@ -291,17 +291,17 @@ def rows_in_a_pass(device: torch.device) -> int:
     return _ROWS_CUDA if device.type == "cuda" else _ROWS_CPU
 
 
-def samples_in_a_pass(lvm: LatentVariableModel, batch: Any, plan: Layout) -> int:
+def samples_in_a_pass(lvm: LatentVariableModel, batch: Any, layout: Layout) -> int:
     """How many draws of every datum go through the pair at once: as many as keep the device busy, fewer where its memory is short."""
-    busy = rows_in_a_pass(tensors_of(batch)[0].device) // max(plan.num_data, 1)
-    return max(1, min(busy, samples_that_fit(lvm, batch, plan)))
+    busy = rows_in_a_pass(tensors_of(batch)[0].device) // max(layout.num_data, 1)
+    return max(1, min(busy, samples_that_fit(lvm, batch, layout)))
 
 
-def samples_that_fit(lvm: LatentVariableModel, batch: Any, plan: Layout) -> int:
+def samples_that_fit(lvm: LatentVariableModel, batch: Any, layout: Layout) -> int:
     """How many draws of every datum fit into half of the memory that is free, if all that is made of them is kept."""
     device = tensors_of(batch)[0].device
-    with torch.no_grad(), kept_generators(device), evaluation_mode(lvm):
-        each = bytes_made(lambda: one_pass(lvm, batch, plan))
+    with torch.no_grad(), preserved_rng(device), evaluation_mode(lvm):
+        each = bytes_made(lambda: sample_pass(lvm, batch, layout))
     return free_bytes(device) // 2 // max(each, 1)
 
 
@@ -324,14 +324,14 @@ def _exact(lvm: LatentVariableModel, evidence: Callable[[Any], Tensor], parts: S
     return Estimate(values, torch.zeros_like(values))
 
 
-def _no_bound(lvm: object, plan: Layout) -> str:
+def _no_bound(lvm: object, layout: Layout) -> str:
     """Why this pair has no bound on its evidence; empty if it has one."""
-    if not (plan.degenerate or plan.improper):
+    if not (layout.degenerate or layout.improper):
         return ""
     why = (
-        f"the guide puts latent {plan.degenerate[0]!r} on one point (a Delta), where it has no density"
-        if plan.degenerate
-        else f"the prior of latent {plan.improper[0]!r} is flat, which is no probability density"
+        f"the guide puts latent {layout.degenerate[0]!r} on one point (a Delta), where it has no density"
+        if layout.degenerate
+        else f"the prior of latent {layout.improper[0]!r} is flat, which is no probability density"
     )
     return (
         f"{type(lvm).__name__}: {why}, so there is no ELBO, no importance-weighted bound and no rate, only a distortion: for a bound, give "
@@ -352,10 +352,10 @@ class _Sums(NamedTuple):
     distortion_squared: Tensor
 
 
-def _accumulate(passes: Passes, batch: Any, num_samples: int, chunk: int, plan: Layout) -> _Sums:
+def _accumulate(passes: SamplePasses, batch: Any, num_samples: int, chunk: int, layout: Layout) -> _Sums:
     total: _Sums | None = None
     origin: list[Tensor] = []  # squares are summed about a first guess of the mean, or their difference would lose its digits
-    for terms in passes(batch, num_samples, chunk, plan):
+    for terms in passes(batch, num_samples, chunk, layout):
         origin = origin or [term.mean(0).nan_to_num(0.0, 0.0, 0.0) for term in terms]  # a weight may be zero, its log −inf
         log_w = terms[0]
         sums = [torch.logsumexp(log_w, 0), torch.logsumexp(2 * log_w, 0)]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vilvm.weights.log_joint import Joint
+from vilvm.weights.log_joint import LogJoint
 
 __all__ = ["State", "start", "transition"]
 
@@ -46,7 +46,7 @@ def _between(beta: float, base: Tensor, target: Tensor) -> Tensor:
     return base if beta == 0 else target if beta == 1 else (1 - beta) * base + beta * target
 
 
-def start(joint: Joint, u: Tensor) -> State:
+def start(joint: LogJoint, u: Tensor) -> State:
     """The state of chains at u."""
     with torch.enable_grad():
         u = u.detach().requires_grad_()

@@ -33,7 +33,7 @@ from vilvm.evaluation.ledger_tables import markdown, record, rich_tables
 from vilvm.evaluation.reconstruction import squared_error
 from vilvm.evaluation.two_sample import Features, frechet_distance, two_sample_test
 from vilvm.lvm import ContractError, LatentVariableModel, device_of, evaluation_mode
-from vilvm.weights import Layout, layout, log_weights, sample
+from vilvm.weights import Layout, find_layout, log_weights, sample
 
 __all__ = ["Ledger", "compare"]
 
@@ -41,7 +41,7 @@ _FEWEST = 5  # draws: one for each fold of the two-sample test
 
 
 class Ledger:
-    """Rows, in groups that may be ranked. Prints as a table with rich; ledgers of different data are put together with ``+``.
+    """StreamedTensor, in groups that may be ranked. Prints as a table with rich; ledgers of different data are put together with ``+``.
 
     Arguments:
         rows: of different names.
@@ -201,17 +201,17 @@ def compare(
             with seeded(seed, here.device):
                 evaluation = evaluate(lvm, here, num_samples=num_samples, batch_size=batch_size, seed=seed, progress=progress)
                 batch = (here.subset(slice(0, batch_size or 2)) if here.divisible else here).x
-                plan = layout(lvm, batch)
+                layout = find_layout(lvm, batch)
                 row = Row(
                     name=name,
                     protocol=_protocol(evaluation, contents),
                     evaluation=evaluation,
-                    parameters=_parameters(lvm, batch, plan),
+                    parameters=_parameters(lvm, batch, layout),
                     seconds=None if seconds is None else seconds.get(name),
                     notes=(evaluation.bounds.refusal,) if evaluation.bounds.refusal else (),
                 )
                 row = _with_squared_error(row, lvm, here)
-                row = _with_quality(row, lvm, plan, num_draws, real, features, seed)
+                row = _with_quality(row, lvm, layout, num_draws, real, features, seed)
         except ContractError as error:
             raise ContractError(f"compare: {name}: {error}") from None
         ledger += Ledger((row,))
@@ -226,7 +226,7 @@ def _protocol(evaluation: Evaluation, contents: str) -> Protocol:
     return Protocol(likelihood=likelihood, contents=contents, bound=bound, **fields)
 
 
-def _parameters(lvm: LatentVariableModel, batch: Any, plan: Layout) -> int:
+def _parameters(lvm: LatentVariableModel, batch: Any, layout: Layout) -> int:
     """How many numbers the pair's log-weights depend on: an encoder that a new guide has put out of use is not counted."""
     if not isinstance(lvm, torch.nn.Module):
         return 0
@@ -236,7 +236,7 @@ def _parameters(lvm: LatentVariableModel, batch: Any, plan: Layout) -> int:
         for p in parameters:
             p.requires_grad_(True)
         with torch.enable_grad(), evaluation_mode(lvm):
-            total = log_weights(lvm, batch, 1, plan=plan).log_weight.sum()
+            total = log_weights(lvm, batch, 1, layout=layout).log_weight.sum()
         used = torch.autograd.grad(total, parameters, allow_unused=True) if total.requires_grad else []
     finally:
         for p, trainable in zip(parameters, before, strict=True):
@@ -260,7 +260,7 @@ def _held_out(fixed: Data, count: int, seed: int) -> Tensor | None:
 
 
 def _with_quality(
-    row: Row, lvm: LatentVariableModel, plan: Layout, count: int, real: Tensor | None, features: Features | None, seed: int
+    row: Row, lvm: LatentVariableModel, layout: Layout, count: int, real: Tensor | None, features: Features | None, seed: int
 ) -> Row:
     """The row with what draws from the model's prior look like beside held-out data, or with a note that says why not."""
     if not count:
@@ -268,7 +268,7 @@ def _with_quality(
     if real is None or len(real) < _FEWEST or count < _FEWEST:
         return _noted(row, f"no two-sample test: it needs {_FEWEST} draws and as many held-out data, of one tensor.")
     try:
-        drawn = [value.cpu() for name, value in sample(lvm, count).items() if name in plan.observed]
+        drawn = [value.cpu() for name, value in sample(lvm, count).items() if name in layout.observed]
     except ContractError as error:
         return _noted(row, f"no draws: {error}")
     if len(drawn) != 1 or drawn[0].shape[1:] != real.shape[1:]:

@@ -28,7 +28,7 @@ from vilvm.data.data import Data
 from vilvm.data.tensors import tensors_of
 from vilvm.lvm import ContractError, NotApplicable, Wrapped, device_of, module_parameters
 from vilvm.training import Fit, fit, one_cycle
-from vilvm.weights import layout
+from vilvm.weights import find_layout
 from vilvm.weights.checks import check_batch
 
 __all__ = ["WithLocalGuide", "fit_local_guide"]
@@ -168,7 +168,7 @@ def fit_local_guide(
     num_particles = check_number("fit_local_guide: num_particles", num_particles)
     lr = check_positive("fit_local_guide: lr", lr)
     with seeded(seed, device_of(lvm, Data(batch).device)):
-        layout(lvm, batch)  # makes parameters that are made on first use
+        find_layout(lvm, batch)  # makes parameters that are made on first use
         before = [(p, p.requires_grad, p.grad) for p in lvm.parameters()]
         try:
             return _fit(lvm, batch, steps, lr, num_particles, seed)
@@ -184,9 +184,9 @@ def _fit(lvm: Any, batch: Any, steps: int, lr: float, num_particles: int, seed: 
         raise ContractError(
             f"The guide of {type(lvm).__name__} draws no latent from a distribution with a density; there is nothing to optimise."
         )
-    plan = layout(local, batch)
-    elbo = TraceEnum_ELBO if plan.enumerated else Trace_ELBO
-    nesting = plan.nesting  # Pyro would guess it, aloud
+    layout = find_layout(local, batch)
+    elbo = TraceEnum_ELBO if layout.enumerated else Trace_ELBO
+    nesting = layout.nesting  # Pyro would guess it, aloud
     objective = elbo(num_particles=num_particles, vectorize_particles=num_particles > 1, max_plate_nesting=nesting)
     fitted = fit(local, batch, steps=steps, objective=objective, **one_cycle(lr, steps), seed=seed, progress=False)
     return local, fitted

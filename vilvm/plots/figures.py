@@ -22,7 +22,7 @@ from vilvm.lvm import LatentVariableModel, device_of
 from vilvm.plots.grid import grid, picture_rows, spread
 from vilvm.plots.palette import GREY, INK, SECOND
 from vilvm.plots.plain import PlainFigure
-from vilvm.weights import layout, posterior_mean, predict, sample
+from vilvm.weights import find_layout, posterior_mean, predict, sample
 
 __all__ = [
     "curves",
@@ -229,5 +229,5 @@ def _pictures(lvm: LatentVariableModel, latents: dict[str, Tensor]) -> Tensor:
 
 
 def _observed(draws: dict[str, Tensor], lvm: LatentVariableModel, data: Any) -> dict[str, Tensor]:
-    names = layout(lvm, spread(data, 1).fixed().x).observed
+    names = find_layout(lvm, spread(data, 1).fixed().x).observed
     return {name: draws[name] for name in names}

@@ -30,7 +30,7 @@ from vilvm._runtime.argument_checks import check_number, check_seed
 from vilvm._runtime.random import seeded
 from vilvm.lvm import ContractError, LatentVariableModel, fixed_beside
 from vilvm.training import fit, one_cycle
-from vilvm.weights import layout, posterior
+from vilvm.weights import find_layout, posterior
 
 __all__ = ["FittedPrior", "fit_prior"]
 
@@ -156,14 +156,14 @@ def _codes(lvm: LatentVariableModel, data: Any, latent: str | None, seed: int, b
     fixed = fixed_beside(lvm, data, seed)
     batches = fixed.parts(batch_size) if fixed.divisible else [fixed.loaded()]
     with seeded(seed, fixed.device):
-        plan = layout(lvm, batches[0].x)
-    names = plan.latents
+        layout = find_layout(lvm, batches[0].x)
+    names = layout.latents
     name = latent if latent is not None else names[0] if len(names) == 1 else None
     if name is None or name not in names:
         raise ContractError(f"fit_prior: the latents are {list(names)}; say which with latent=..., one of them.")
     with seeded(seed, fixed.device):
         parts = [posterior(lvm, batch.x)[name][0] for batch in batches]
-    if name not in plan.data_axes or any(part.dim() != 2 for part in parts):
+    if name not in layout.data_axes or any(part.dim() != 2 for part in parts):
         raise ContractError(
             f"fit_prior: latent {name!r} has shape {tuple(parts[0].shape)}, and not that of one vector for each datum."
         )

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from vilvm._runtime.files import write_atomic
-from vilvm.diagnostics.finding import Finding, Gravity
+from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.evaluation import Ledger
 from vilvm.evaluation.ledger_tables import filled
 from vilvm.plots.figures import elbo_curves
@@ -183,23 +183,23 @@ def _number(text: str) -> str:
 def _findings(findings: Sequence[Finding], figures: Mapping[str, Figure], numbers: Iterator[int]) -> str:
     if not findings:
         return ""
-    counts = Counter(finding.gravity for finding in findings)
-    said = ", ".join(f"{counts[gravity]} {gravity.name}" for gravity in sorted(Gravity, reverse=True) if counts[gravity])
-    ordered = sorted(findings, key=lambda finding: -finding.gravity)
+    counts = Counter(finding.severity for finding in findings)
+    said = ", ".join(f"{counts[severity]} {severity.name}" for severity in sorted(Severity, reverse=True) if counts[severity])
+    ordered = sorted(findings, key=lambda finding: -finding.severity)
     shown = (_finding(finding, figures.get(finding.name), numbers) for finding in ordered)
-    return f'<p class="quiet">By gravity: {said}.</p>\n' + "\n".join(shown)
+    return f'<p class="quiet">By severity: {said}.</p>\n' + "\n".join(shown)
 
 
 def _finding(finding: Finding, figure: Figure | None, numbers: Iterator[int]) -> str:
-    gravity = finding.gravity.name
+    severity = finding.severity.name
     said = [
-        f'<header><span class="gravity">{gravity}</span><h3>{escape(finding.name)}</h3></header>',
+        f'<header><span class="severity">{severity}</span><h3>{escape(finding.name)}</h3></header>',
         f"<p>{escape(finding.verdict)}</p>",
         f"<p><strong>What to try:</strong> {escape(finding.advice)}</p>" if finding.advice else "",
         f'<p class="quiet">Threshold: {escape(finding.source)}</p>' if finding.source else "",
     ]
     plot = _figures({"": figure}, numbers) if figure is not None else ""
-    return f'<article class="finding {gravity.lower()}"><div>{"".join(said)}</div>{plot}</article>'
+    return f'<article class="finding {severity.lower()}"><div>{"".join(said)}</div>{plot}</article>'
 
 
 def _ledger(ledger: Ledger | None) -> str:

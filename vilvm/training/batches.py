@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilvm._runtime.distributed import World
+from vilvm._runtime.distributed import ProcessGroup
 from vilvm.data.data import Data
 from vilvm.data.interleaved import Interleaved
 from vilvm.data.tensors import map_tensors
@@ -18,7 +18,7 @@ from vilvm.training.prefetch import Prefetched
 __all__ = ["Batches", "Turns", "batches_of"]
 
 
-def batches_of(data: Data | Interleaved, size: int | None, seed: int, ranks: World, pairs: bool) -> "Batches | Turns":
+def batches_of(data: Data | Interleaved, size: int | None, seed: int, ranks: ProcessGroup, pairs: bool) -> "Batches | Turns":
     """The batches of `data`, at most `size` data each, or all; with `pairs`, none of a single datum that is left over."""
     if isinstance(data, Data):
         return Batches(data, min(size or len(data), len(data)), seed, ranks, pairs)
@@ -40,12 +40,12 @@ class Batches:
         pairs: whether a last batch of one datum is left out, as batch normalisation needs two.
     """
 
-    def __init__(self, data: Data, size: int, seed: int, ranks: World | None = None, pairs: bool = False):
+    def __init__(self, data: Data, size: int, seed: int, ranks: ProcessGroup | None = None, pairs: bool = False):
         self.whole = size >= len(data)
         self.leaves_out = pairs and not self.whole and len(data) % size == 1
         self.epoch_steps = math.ceil(len(data) / size) - self.leaves_out
         self.data = data.loaded() if self.whole else data
-        self.size, self.seed, self.ranks = size, seed, ranks or World()
+        self.size, self.seed, self.ranks = size, seed, ranks or ProcessGroup()
         self._order: tuple[int, Tensor] | None = None
         self._ahead: Prefetched | None = None
         if self.data.streamed:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilvm._runtime.random import kept_generators
+from vilvm._runtime.random import preserved_rng
 
 __all__ = ["Captured"]
 
@@ -23,13 +23,13 @@ class Captured:
     Arguments:
         run: takes the changing tensors and the fixed ones, as two lists; may change the fixed ones in place.
         fixed: tensors on a GPU that stay where they are.
-        tell: is given one line, if there can be no graph; the program is then launched kernel by kernel.
+        log: is given one line, if there can be no graph; the program is then launched kernel by kernel.
     """
 
     def __init__(
-        self, run: Callable[[Sequence[Tensor], Sequence[Tensor]], Any], fixed: Sequence[Tensor], tell: Callable[[str], None]
+        self, run: Callable[[Sequence[Tensor], Sequence[Tensor]], Any], fixed: Sequence[Tensor], log: Callable[[str], None]
     ):
-        self.run, self.fixed, self.tell = run, fixed, tell
+        self.run, self.fixed, self.log = run, fixed, log
         self._graph: torch.cuda.CUDAGraph | None = None
         self._given: list[Tensor] = []
         self._found: list[Tensor] = []
@@ -54,7 +54,7 @@ class Captured:
         self._given, self._graph = [t.to(device, copy=True) for t in given], None
         graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
         try:
-            with torch.cuda.device(device), kept_generators(device):
+            with torch.cuda.device(device), preserved_rng(device):
                 side.wait_stream(torch.cuda.current_stream(device))
                 with torch.cuda.stream(side):
                     for _ in range(_WARM_UP):
@@ -64,7 +64,7 @@ class Captured:
                     self._found = list(self.run(self._given, self.fixed))
         except RuntimeError as error:
             self._refused = True
-            self.tell(
+            self.log(
                 f"The compiled step is launched kernel by kernel, for CUDA can capture no graph of it: {str(error).splitlines()[0]}."
             )
             return

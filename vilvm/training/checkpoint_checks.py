@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
-from vilvm._runtime.random import rng
+from vilvm._runtime.random import rng_state
 from vilvm.training.checkpoint import spoiled
 from vilvm.training.history import Record
 
@@ -422,7 +422,7 @@ def _check_objective(state: Any, run: Any) -> None:
 def _check_generators(states: Any, run: Any) -> None:
     _require(isinstance(states, list) and states and all(isinstance(s, list) for s in states), "it has no generators")
     _require(len({len(s) for s in states}) == 1 and len(states[0]) in (1, 2), "it has other generators")
-    own = rng(run.device)
+    own = rng_state(run.device)
     for rank in states:
         for i, kept in enumerate(rank):
             _require(isinstance(kept, Tensor) and kept.dtype == torch.uint8 and kept.dim() == 1, "a generator is no bytes")

@@ -27,7 +27,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from vilvm._compile import MOST_PROGRAMS, Compiler, Graph, Guards, UntraceableError, inductor, moving, shapes, trace, why, written
-from vilvm._runtime.random import rng, set_rng
+from vilvm._runtime.random import rng_state, set_rng_state
 from vilvm.data.tensors import kind_of, map_tensors, tensors_of
 from vilvm.lvm import LatentVariableModel
 from vilvm.training._adam import GraphAdam
@@ -96,7 +96,7 @@ class CompiledStep:
         objective: any Pyro ELBO; one with ``numbers`` (see ``vilvm.objectives.Annealed``) may change these without a new graph.
         optimizer: Adam and AdamW become part of the graph; any other is stepped behind it.
         clip: largest norm of the gradient of the loss per datum, or None.
-        tell: is given the one line that says why a step is eager.
+        log: is given the one line that says why a step is eager.
         compiler: makes a program of a function of tensors and such tensors.
         kinds: how many kinds of batch there are. Of several, each may move parameters of its own, which a torch optimizer counts apart,
             so the optimizer is stepped behind the graph.
@@ -108,12 +108,12 @@ class CompiledStep:
         objective: Objective,
         optimizer: torch.optim.Optimizer,
         clip: float | None = None,
-        tell: Callable[[str], None] = print,
+        log: Callable[[str], None] = print,
         compiler: "Compiler | None" = None,
         kinds: int = 1,
     ):
         self.eager = EagerStep(lvm, objective, optimizer, clip)
-        self.lvm, self.objective, self.optimizer, self.clip, self.tell = lvm, objective, optimizer, clip, tell
+        self.lvm, self.objective, self.optimizer, self.clip, self.log = lvm, objective, optimizer, clip, log
         self.compiler = inductor if compiler is None else compiler
         self.parameters = self.eager.parameters
         # Between gradients and update, ranks have something to say to each other.
@@ -236,7 +236,7 @@ class CompiledStep:
                 self._irrelevant[place.name] = self._irrelevant.get(place.name, 0) + 1
         programs[:] = [p for p in programs if p.run is not program.run] + [program]
         if changed and not same:
-            self.tell(f"The step of {type(self.lvm).__name__} is compiled anew after {self._taken} compiled steps: {changed}.")
+            self.log(f"The step of {type(self.lvm).__name__} is compiled anew after {self._taken} compiled steps: {changed}.")
 
     def fail(self, error: Exception) -> None:
         """A program has failed in the middle of a step: the run goes back if it can, and its steps are eager from there on."""
@@ -253,7 +253,7 @@ class CompiledStep:
         if found.failed or self._returned > _RETURNS:
             self._refuse(f"{found}; training went back to step {step}")
         else:
-            self.tell(f"The step of {type(self.lvm).__name__} is compiled anew, and training went back to step {step}: {found}.")
+            self.log(f"The step of {type(self.lvm).__name__} is compiled anew, and training went back to step {step}: {found}.")
 
     def differs(self, batch: Any, num_data: float, tolerance: float = _TOLERANCE) -> str | None:
         """Where a compiled step is not the eager one on the same noise, in words; None if it is, or can only be taken eagerly.
@@ -276,7 +276,7 @@ class CompiledStep:
     def _refuse(self, reason: str) -> None:
         self.settle()
         self.refused = reason
-        self.tell(f"The step of {type(self.lvm).__name__} is not compiled, and runs eagerly: {reason}.")
+        self.log(f"The step of {type(self.lvm).__name__} is not compiled, and runs eagerly: {reason}.")
 
     # Making -------------------------------------------------------------------------------------------------------------
 
@@ -341,7 +341,7 @@ class CompiledStep:
 
         # Without the update in it, a graph would hand out gradients that the next replay changes.
         if self.adam is not None and self.parameters[0].is_cuda:
-            return Captured(arranged, fixed, self.tell)
+            return Captured(arranged, fixed, self.log)
         return lambda *given: arranged(given, fixed)
 
     def _with_update(
@@ -503,7 +503,7 @@ class CompiledStep:
                 if shaken:
                     p.data.mul_(1 + _SHAKE * (2 * torch.rand_like(p) - 1))
             if shaken:
-                set_rng(self._noise, self.parameters[0].device)
+                set_rng_state(self._noise, self.parameters[0].device)
             try:
                 loss = backward(self.lvm, self.objective, batch, self.parameters, num_data, self.eager.masked)
             finally:
@@ -558,7 +558,7 @@ class CompiledStep:
     def _undone(self) -> Iterator[None]:
         """Puts back what running the pair changes: gradients, buffers, generators, the objective's count of steps."""
         device = self.parameters[0].device
-        self._noise = states = rng(device)
+        self._noise = states = rng_state(device)
         grads = [p.grad for p in self.parameters]
         buffers = [(b, b.clone()) for b in self.lvm.buffers()]  # type: ignore[attr-defined]
         counted = self.objective.state_dict() if hasattr(self.objective, "state_dict") else None  # type: ignore[attr-defined]
@@ -572,7 +572,7 @@ class CompiledStep:
                 p.grad = grad
             if counted is not None:
                 self.objective.load_state_dict(counted)  # type: ignore[attr-defined]
-            set_rng(states, device)
+            set_rng_state(states, device)
 
 
 def _alike(program: _Program, other: _Program) -> bool:

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 import vilvm.training.checkpoint as checkpoint
 from vilvm._compile import Compile, check_compile
 from vilvm._runtime.argument_checks import check_number, check_path, check_positive, check_seed, optional
-from vilvm._runtime.distributed import world
+from vilvm._runtime.distributed import process_group
 from vilvm._runtime.files import locked
 from vilvm._runtime.memory import trim_heap
 from vilvm._runtime.precision import Precision, check_precision, networks_in
@@ -61,7 +61,7 @@ def fit(
 
     Each step takes a batch, the gradient of the objective per datum, and one step of one torch optimizer over all trainable
     parameters of `lvm`, which are changed in place. `clip`, and an optimizer's own ``clip_norm``, ``weight_decay`` and ``eps``, thus
-    meet gradients per datum: those of Pyro's SVI divided by N = plan.num_data × plan.scale (the batch's length, or the full size of a
+    meet gradients per datum: those of Pyro's SVI divided by N = layout.num_data × layout.scale (the batch's length, or the full size of a
     plate that subsamples; 1 if data share a latent). Divide SVI's values by N. The data go to the device once. All that torch draws follows from `seed`;
     torch's generators are left as they were.
 
@@ -111,7 +111,7 @@ def fit(
         A second Ctrl-C raises KeyboardInterrupt at once, a second SIGTERM ends the process; a checkpoint that is being written is finished first.
 
     Raises:
-        ContractError: the pair or the batch breaks the contract (see ``vilvm.weights.layout``), also on the look at data of a record; or
+        ContractError: the pair or the batch breaks the contract (see ``vilvm.weights.find_layout``), also on the look at data of a record; or
             the plate over the data is not over the axis that batches are cut along; or the guide has parameters of single data by their
             place in the batch, and data come in batches (``vilvm.weights._per_datum``); or the data are changed in place, or torch's generators
             seeded, by what runs within it.
@@ -155,12 +155,12 @@ def fit(
     check_precision("fit", lvm, precision)
     where = _device(lvm, device)
     lvm.to(where)
-    ranks = world()
+    ranks = process_group()
     batches = batches_of(train.to(where), batch_size, seed, ranks, _has_batch_norm(lvm))
     with (
         torch.enable_grad(),  # also within a no_grad of the caller's
         closing(batches),
-        _held(run_dir if ranks.leads else None),
+        _held(run_dir if ranks.is_main else None),
         seeded(seed, where),
         module_parameters(lvm),
         networks_in(precision, lvm),

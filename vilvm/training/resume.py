@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vilvm._runtime.random import rng, set_rng
+from vilvm._runtime.random import rng_state, set_rng_state
 from vilvm.training.checkpoint import CheckpointError, spoiled
 
 __all__ = ["Kept", "Position", "match"]
@@ -48,7 +48,7 @@ class Position:
     """Where a run is, but for what a step that is not good leaves alone: parameters, buffers, the optimizer's moments."""
 
     def __init__(self, run: Any):
-        self.run, self.at, self.generators = run, run.at, rng(run.device)
+        self.run, self.at, self.generators = run, run.at, rng_state(run.device)
         self.groups = [{k: v for k, v in g.items() if k != "params"} for g in run.optimizer.param_groups]
         self.scheduler = None if run.scheduler is None else copy.deepcopy(run.scheduler.state_dict())
         self.objective = run.objective_state()
@@ -57,7 +57,7 @@ class Position:
     def restore(self) -> None:
         """Puts the run back."""
         run, run.at, run.compiled.counts = self.run, self.at, self.counts
-        set_rng(self.generators, run.device)
+        set_rng_state(self.generators, run.device)
         for group, values in zip(run.optimizer.param_groups, self.groups, strict=True):
             group.update(values)
         if run.scheduler is not None:

@@ -17,11 +17,11 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import vilvm.training.checkpoint as checkpoint
 from vilvm._compile import Compile, worth_compiling
-from vilvm._runtime.distributed import World
+from vilvm._runtime.distributed import ProcessGroup
 from vilvm._runtime.files import NotWritten, read, write_atomic
 from vilvm._runtime.memory import widen_heap
 from vilvm._runtime.progress import ProgressBar
-from vilvm._runtime.random import kept_generators, rng, seeded, set_rng, set_seed
+from vilvm._runtime.random import preserved_rng, rng_state, seeded, set_rng_state, set_seed
 from vilvm._runtime.unchanged import Unchanged
 from vilvm.data.data import Data
 from vilvm.data.tensors import kind_of, named_tensors
@@ -37,12 +37,12 @@ from vilvm.training.resume import Kept, Position, match
 from vilvm.training.settings import describe, functions_of, words_of_optimizer, words_of_scheduler
 from vilvm.training.signals import Interruption, interruptible
 from vilvm.training.step import NonFiniteLossError, Objective, Step, StepResult, check_objective, nest
-from vilvm.training.validation import Look, check, check_rows, look
-from vilvm.weights import Layout, layout, weight_chunks
+from vilvm.training.validation import ValidationResult, check, check_rows, look
+from vilvm.weights import Layout, find_layout, weight_chunks
 from vilvm.weights._per_datum import INSTEAD, ByPosition, by_position, forget, remember, restart, unset_autoguides
 from vilvm.weights._vectorisation import VECTORISED, way_of
 from vilvm.weights.checks import check_full_size
-from vilvm.weights.log_weights import weight_pass
+from vilvm.weights.log_weights import log_weights_pass
 
 __all__ = ["Run"]
 
@@ -90,7 +90,7 @@ class Run:
     device: torch.device
     compile: Compile = "auto"
     signals: Interruption = field(default_factory=Interruption)
-    ranks: World = field(default_factory=World)
+    ranks: ProcessGroup = field(default_factory=ProcessGroup)
     precision: str = "float32"
     arguments: Arguments | None = None
     after_step: Callable[[Any, int], Any] | None = None
@@ -136,11 +136,9 @@ class Run:
         self.scheduler = None if scheduler is None else make_scheduler(scheduler, self.optimizer)
         if self.scheduler is not None:
             self._check_scheduler()
-        self.compiled = CompiledStep(
-            self.lvm, self.objective, self.optimizer, clip, tell=self._tell, kinds=len(self.batches.sources)
-        )
+        self.compiled = CompiledStep(self.lvm, self.objective, self.optimizer, clip, log=self._log, kinds=len(self.batches.sources))
         self.step: Step = self.compiled.eager
-        self.compiled.eager.masked = tuple({n for plan in self._layouts.values() for n in plan.masked})
+        self.compiled.eager.masked = tuple({n for layout in self._layouts.values() for n in layout.masked})
         if self.ranks.size == 1:  # of several, none can go back by itself
             self.compiled.keep = self._keep
         # By the length of the run, and not by a clock: two runs with one seed are the same.
@@ -170,24 +168,24 @@ class Run:
         self._check_ranks()
 
     @property
-    def _tell(self) -> Callable[[str], None]:
-        return print if self.ranks.leads else _unheard
+    def _log(self) -> Callable[[str], None]:
+        return print if self.ranks.is_main else _unheard
 
     def _check_source(self, batches: Batches) -> None:
         """That this objective can train this pair on batches of this source."""
         batch = batches(0)
         self._check_single_data(batches, batch)
-        plan = self._layout(batch)
-        check_objective(self.objective, plan.enumerated)
+        layout = self._layout(batch)
+        check_objective(self.objective, layout.enumerated)
         if batches.data.divisible:
-            check_full_size("fit", plan, len(batches.data), len(self.batches.data))
-        self.changed += nest(self.objective, plan.nesting, partial(self._vectorises, batch, plan))
+            check_full_size("fit", layout, len(batches.data), len(self.batches.data))
+        self.changed += nest(self.objective, layout.nesting, partial(self._vectorises, batch, layout))
         parts = not batches.whole
         if self.ranks.size > 1 and not batches.data.divisible:
             raise ContractError(
                 "fit: these data cannot be shared out among ranks (their tensors share no first dimension); train them in one process."
             )
-        if (parts or self.ranks.size > 1) and not plan.local and plan.scale == 1.0:
+        if (parts or self.ranks.size > 1) and not layout.local and layout.scale == 1.0:
             part, instead = (
                 (f"each batch of {batches.size}", "leave batch_size out")
                 if parts
@@ -198,9 +196,9 @@ class Run:
                 f"{len(batches.data)}: {instead}, or give the plate its full size, pyro.plate(..., {len(batches.data)}, subsample=batch)."
             )
         if parts or self.ranks.size > 1:
-            self._check_axis(batches.data, plan, len(Data(batch)))
+            self._check_axis(batches.data, layout, len(Data(batch)))
         if batches.leaves_out:
-            self._tell(
+            self._log(
                 f"fit: the last batch of an epoch would hold one datum, of which batch normalisation has no statistics; it is left out, "
                 f"another one every epoch ({len(batches.data)} data in batches of {batches.size})."
             )
@@ -233,21 +231,21 @@ class Run:
         """What ``by_position`` finds on all data, of a guide that cannot run on part of them; None if it cannot run on all either."""
         with suppress(ContractError), seeded(self.seed, self.device):
             every = data.loaded().look()
-            return by_position(self.lvm, every, layout(self.lvm, every, validate=False))
+            return by_position(self.lvm, every, find_layout(self.lvm, every, validate=False))
         return None
 
     def _sites(self) -> dict[str, str]:
         """The sites of model and guide, by name, with their distributions and the shapes of single events."""
-        plans = list(self._layouts.values())
+        layouts = list(self._layouts.values())
         return {
-            f"{name}, source {i}" if len(plans) > 1 else name: words
-            for i, plan in enumerate(plans, start=1)
-            for name, words in plan.sites.items()
+            f"{name}, source {i}" if len(layouts) > 1 else name: words
+            for i, layout in enumerate(layouts, start=1)
+            for name, words in layout.sites.items()
         }
 
-    def _check_axis(self, data: Data, plan: Layout, rows: int) -> None:
+    def _check_axis(self, data: Data, layout: Layout, rows: int) -> None:
         """That the plate over the data is along the axis that batches are cut along, and not of their size by accident."""
-        check_rows(self.lvm, plan, rows)
+        check_rows(self.lvm, layout, rows)
         other = rows - 1 if rows > 1 else 2
         if other > len(data):
             return
@@ -255,7 +253,7 @@ class Run:
         with seeded(self.seed, self.device), module_parameters(self.lvm, frozen=True):
             found = None
             with suppress(ContractError):
-                found = layout(self.lvm, data.subset(slice(0, other)).look(), validate=False, plate=plan.data_plate)
+                found = find_layout(self.lvm, data.subset(slice(0, other)).look(), validate=False, plate=layout.data_plate)
         if found is not None:
             check_rows(self.lvm, found, other)
 
@@ -264,17 +262,17 @@ class Run:
         self._judged = self._plan
         if self.validation is None:
             return
-        kinds = {kind: plan for (kind, _), plan in self._layouts.items()}
+        kinds = {kind: layout for (kind, _), layout in self._layouts.items()}
         if len(self.batches.sources) > 1:
             kind = kind_of(self.validation.x)
             first = self.validation.subset(slice(0, self.batches.size)) if self.validation.divisible else self.validation
-            self._judged = kinds[kind] if kind in kinds else layout(self.lvm, first.loaded().x)
+            self._judged = kinds[kind] if kind in kinds else find_layout(self.lvm, first.loaded().x)
         with seeded(self.seed, self.device):
             check(self.lvm, self.validation, self._judged)
 
-    def _vectorises(self, batch: Any, plan: Layout) -> bool:
+    def _vectorises(self, batch: Any, layout: Layout) -> bool:
         with torch.no_grad(), seeded(self.seed, self.device), module_parameters(self.lvm), evaluation_mode(self.lvm):
-            return way_of(self.lvm, batch, weight_pass(self.lvm, plan), plan.ways, self._tell) == VECTORISED
+            return way_of(self.lvm, batch, log_weights_pass(self.lvm, layout), layout.ways, self._log) == VECTORISED
 
     def _check_scheduler(self) -> None:
         """That the scheduler does not end before the run."""
@@ -330,15 +328,15 @@ class Run:
         batch = batch.batch if isinstance(batch, Call) else batch
         kind, size = kind_of(batch), len(Data(batch))
         if (kind, size) not in self._layouts:
-            first = next((plan for (other, _), plan in self._layouts.items() if other == kind), None)
+            first = next((layout for (other, _), layout in self._layouts.items() if other == kind), None)
             plate = first.data_plate if first else None
             try:
                 with seeded(self.seed, self.device):
-                    self._layouts[kind, size] = layout(self.lvm, batch, validate=first is None, plate=plate)
+                    self._layouts[kind, size] = find_layout(self.lvm, batch, validate=first is None, plate=plate)
             except ContractError as error:
                 raise self._lacking_data(error) from None
-        plan = self._layouts[kind, size]
-        return plan.num_data * plan.scale if plan.local else 1.0
+        layout = self._layouts[kind, size]
+        return layout.num_data * layout.scale if layout.local else 1.0
 
     def train_all(self, progress: bool | None) -> None:
         """From where the run is to its end."""
@@ -347,7 +345,7 @@ class Run:
         self._seed = torch.initial_seed()
         if self.at == 0:
             self.save()
-        progress = progress if self.ranks.leads else False
+        progress = progress if self.ranks.is_main else False
         with (
             interruptible() as self.signals,
             ProgressBar("training", self.total, self.at, progress) as bar,
@@ -389,13 +387,13 @@ class Run:
             warnings.warn(
                 f"All {self.at} steps were skipped, their loss or gradient not being finite: nothing was trained.", stacklevel=3
             )
-        if self.stopped == "interrupted" and self.ranks.leads:
+        if self.stopped == "interrupted" and self.ranks.is_main:
             how = "" if self.folder is None else f" Resume with the same call and resume=True (run folder {self.folder})."
             print(f"Interrupted after step {self.at} of {self.total}.{how}")
 
     def _wishes(self) -> list[bool]:
         """Whether this rank would stop, and save."""
-        return [self.signals.asked, self.ranks.leads and time.monotonic() - self._saved_time > self.checkpoint_seconds]
+        return [self.signals.asked, self.ranks.is_main and time.monotonic() - self._saved_time > self.checkpoint_seconds]
 
     def some_steps(self) -> None:
         """Takes as many steps as can be taken before anything has to be looked at."""
@@ -430,7 +428,7 @@ class Run:
         except Diverged as found:
             self._go_back(found)
             return False
-        set_rng(self._start.generators, self.device)
+        set_rng_state(self._start.generators, self.device)
         return True
 
     @property
@@ -507,7 +505,7 @@ class Run:
         """Takes one step and adds it to the tally."""
         checked = self._is_checked
         step: Step = self.compiled if self.compiles and not checked else self.step
-        before = rng(self.device)
+        before = rng_state(self.device)
         # What a forward pass moves by itself (batch statistics) is put back if the step is not taken.
         buffers = [(b, b.clone()) for b in self.lvm.buffers()] if self.skip else []
         # Pyro's checks of support and shape, for the first epoch; NaN is watched for throughout.
@@ -615,14 +613,14 @@ class Run:
         shared_out = self.ranks.size > 1 and self._judged.local and self.validation.divisible
         return self.validation.subset(self.ranks.share(len(self.validation))) if shared_out else self.validation
 
-    def _look(self, data: Data) -> Look:
+    def _look(self, data: Data) -> ValidationResult:
         try:
             return look(self.lvm, self.objective, data, self._judged, self.ranks)
         except ContractError as error:
             if not self._is_nonfinite(error):
                 raise
             if self.skip:
-                return Look(math.nan, math.nan, math.nan, math.nan)
+                return ValidationResult(math.nan, math.nan, math.nan, math.nan)
             raise NonFiniteLossError(f"After step {self.at}, on a look at the data: {error} {self._kept()}") from None
 
     def _decide(self) -> None:
@@ -636,7 +634,7 @@ class Run:
 
     def _answer(self, callback: Callable[[Event], bool | None]) -> bool | None:
         """What a callback says; what it draws changes nothing of the run, and what it writes into the data is refused."""
-        with kept_generators(self.device):
+        with preserved_rng(self.device):
             answer = callback(Event(self.lvm, self.history))
         self._unchanged.check(f"The callback {getattr(callback, '__qualname__', type(callback).__name__)}", "the data")
         return answer
@@ -704,7 +702,7 @@ class Run:
 
     def _look_again(self, before: list[torch.Tensor], validate: bool) -> ContractError | None:
         """What is wrong with the weights of the batch at hand, drawn with the noise of the step, or None."""
-        set_rng(before, self.device)
+        set_rng_state(before, self.device)
         try:
             given = self._given()
             lvm, batch = (Called(self.lvm, given.arguments), given.batch) if isinstance(given, Call) else (self.lvm, given)
@@ -744,8 +742,8 @@ class Run:
         self._saved_time = time.monotonic()
         if self.folder is None or self._saved_at == self.at:
             return
-        generators = [self.ranks.rows(g.to(self.device)[None]).cpu() for g in rng(self.device)]
-        if not self.ranks.leads:
+        generators = [self.ranks.rows(g.to(self.device)[None]).cpu() for g in rng_state(self.device)]
+        if not self.ranks.is_main:
             self._saved_at = self.at
             return
         with self.signals.writing():
@@ -803,7 +801,7 @@ class Run:
 
     def _write_history(self) -> None:
         """Writes history.csv, unless a run that has taken no step since it was resumed finds it whole."""
-        if self.folder is None or not self.ranks.leads:
+        if self.folder is None or not self.ranks.is_main:
             return
         file, text = self.folder / "history.csv", self.history.to_csv()
         if self.at == self._resumed_at:
@@ -827,7 +825,7 @@ class Run:
         if found is None:
             return
         state = checkpoint.load(found)
-        if self.ranks.leads:
+        if self.ranks.is_main:
             checkpoint.sweep(found.parent)
         match(found, self.settings, state)
         check_state(found, state, self)
@@ -851,7 +849,7 @@ class Run:
         if self.compile == "auto":
             self.compiles = state["compiled"]  # as it began, whatever its length is now
         if len(state["rng"]) == self.ranks.size:
-            set_rng(state["rng"][self.ranks.rank], self.device)
+            set_rng_state(state["rng"][self.ranks.rank], self.device)
         else:  # as many ranks as there were not: new noise, which follows from what is known
             set_seed(self.ranks.seed(self.seed + 1 + self.at), self.device)
 

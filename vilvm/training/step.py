@@ -14,7 +14,7 @@ import torch
 from pyro.infer import RenyiELBO, Trace_ELBO, TraceGraph_ELBO
 from torch import Tensor
 
-from vilvm._runtime.distributed import world
+from vilvm._runtime.distributed import process_group
 from vilvm.lvm import ContractError, LatentVariableModel
 from vilvm.training.model_arguments import Call
 from vilvm.weights._supports import scored_guide
@@ -132,7 +132,7 @@ class EagerStep:
 
     def __init__(self, lvm: LatentVariableModel, objective: Objective, optimizer: torch.optim.Optimizer, clip: float | None = None):
         self.lvm, self.objective, self.optimizer, self.clip = lvm, objective, optimizer, clip
-        self.ranks = world()
+        self.ranks = process_group()
         self.masked: tuple[str, ...] = ()  # latents that are marginalised where the model masks them
         self.flags: list[bool] = []  # what this rank has to say to the others at the next step, and then: what any of them has said
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]

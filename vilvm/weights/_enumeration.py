@@ -50,7 +50,7 @@ def run_model(
     batch: Any,
     replay: tuple[poutine.Trace | None, ...],
     num_samples: int | None,
-    plan: Layout,
+    layout: Layout,
     reduce: Callable[[bool, Tensor], Tensor],
 ) -> ModelRun:
     """Runs p(x | z) p(z) at the latents of a guide's trace, all samples in parallel.
@@ -60,28 +60,28 @@ def run_model(
         batch: what it is called with.
         replay: traces from which values are taken.
         num_samples: of the plate over samples; None for the single-sample run.
-        plan: the layout of this batch.
+        layout: the layout of this batch.
         reduce: sums a log-density over every plate but that of the data; told whether it stands in that one.
 
     Raises:
         ContractError: the pair fails on this batch.
     """
-    if plan.enumerated:
-        left = plan.sample_dim if num_samples is None else plan.sample_dim - 1
+    if layout.enumerated:
+        left = layout.sample_dim if num_samples is None else layout.sample_dim - 1
         model = poutine.enum(model, first_available_dim=left)
-    trace = run(model, "model", batch, *replay, samples=plan.samples(num_samples))
-    sites = {n: s for n, s in sites_of(trace).items() if n not in plan.enumerated}
-    summed = _dependent(trace, sites, plan) if plan.enumerated else set()
-    terms = {n: reduce(plan.is_in_data(s), log_prob("model", s)) for n, s in sites.items() if n not in summed}
+    trace = run(model, "model", batch, *replay, samples=layout.samples(num_samples))
+    sites = {n: s for n, s in sites_of(trace).items() if n not in layout.enumerated}
+    summed = _dependent(trace, sites, layout) if layout.enumerated else set()
+    terms = {n: reduce(layout.is_in_data(s), log_prob("model", s)) for n, s in sites.items() if n not in summed}
     likelihoods = {n: t for n, t in terms.items() if sites[n]["is_observed"]}
     priors = {n: t for n, t in terms.items() if not sites[n]["is_observed"]}
     if summed:
         names = [n for n in sites if n in summed]
         latents, seen = [n for n in names if not sites[n]["is_observed"]], [n for n in names if sites[n]["is_observed"]]
-        in_data = all(plan.is_in_data(trace.nodes[n]) for n in (*plan.enumerated, *names))
+        in_data = all(layout.is_in_data(trace.nodes[n]) for n in (*layout.enumerated, *names))
 
         def density(names: list[str]) -> Tensor:
-            return reduce(in_data, _contract(trace, [*plan.enumerated, *names], in_data, plan))
+            return reduce(in_data, _contract(trace, [*layout.enumerated, *names], in_data, layout))
 
         prior = density(latents) if latents else None
         if prior is not None:
@@ -114,7 +114,7 @@ def check_drawable(what: str, lvm: Any, batch: Any, latents: Mapping[str, Tensor
         )
 
 
-def _dependent(trace: Any, sites: dict[str, Any], plan: Layout) -> set[str]:
+def _dependent(trace: Any, sites: dict[str, Any], layout: Layout) -> set[str]:
     """The sites whose log-density has a dimension of an enumerated latent."""
     trace.compute_log_prob()
     trace.pack_tensors()
@@ -126,17 +126,17 @@ def _enumerated_dims(trace: Any) -> set[str]:
     return set(trace.symbol_to_dim) - set(trace.plate_to_symbol.values())
 
 
-def _contract(trace: Any, names: list[str], in_data: bool, plan: Layout) -> Tensor:
+def _contract(trace: Any, names: list[str], in_data: bool, layout: Layout) -> Tensor:
     """log Σ over the enumerated latents of the product of these densities, one for each sample (and datum)."""
     factors: OrderedDict[frozenset[str], list[Any]] = OrderedDict()
     for name in names:
         site = trace.nodes[name]
         ordinal = frozenset(trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized)
         factor = site["packed"]["unscaled_log_prob"]
-        if name not in plan.enumerated:  # a masked observation says nothing; a masked latent is summed over all the same
+        if name not in layout.enumerated:  # a masked observation says nothing; a masked latent is summed over all the same
             factor = packed.scale_and_mask(factor, mask=site["packed"]["mask"])
         factors.setdefault(ordinal, []).append(factor)
-    kept = {"_monte_carlo", plan.data_plate} if in_data else {"_monte_carlo"}
+    kept = {"_monte_carlo", layout.data_plate} if in_data else {"_monte_carlo"}
     present = {dim for terms in factors.values() for term in terms for dim in term._pyro_dims}  # those of size one are not
     target = frozenset(symbol for name, symbol in trace.plate_to_symbol.items() if name in kept) & present
     with shared_intermediates() as cache:

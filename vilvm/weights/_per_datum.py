@@ -56,7 +56,7 @@ class Known(NamedTuple):
     digests: frozenset[str]
 
 
-def by_position(lvm: Any, batch: Any, plan: Any) -> ByPosition | None:
+def by_position(lvm: Any, batch: Any, layout: Any) -> ByPosition | None:
     """A parameter of the guide that serves data by their place in the batch; None if there is none.
 
     The guide is run three times, or four. Nothing is decided of a batch whose plate is not along its rows, or of one datum.
@@ -64,15 +64,15 @@ def by_position(lvm: Any, batch: Any, plan: Any) -> ByPosition | None:
     Arguments:
         lvm: the pair, a ``torch.nn.Module``.
         batch: what the guide is called with.
-        plan: the layout of this batch.
+        layout: the layout of this batch.
     """
     data = Data(batch)
     rows = len(data)
-    if not isinstance(lvm, Module) or plan.data_plate is None or not data.divisible or rows < 2:
+    if not isinstance(lvm, Module) or layout.data_plate is None or not data.divisible or rows < 2:
         return None
-    drawn = plan.subsample.get(plan.data_plate)
+    drawn = layout.subsample.get(layout.data_plate)
     at_random = drawn is not None and drawn["fn"].size == rows  # the plate picks some of the rows by itself
-    if not (at_random or plan.num_data == rows):
+    if not (at_random or layout.num_data == rows):
         return None
     moved = data.subset(torch.arange(rows).roll(1)).x
     step = 0 if at_random else 1  # by which the data move within the plate
@@ -83,18 +83,18 @@ def by_position(lvm: Any, batch: Any, plan: Any) -> ByPosition | None:
         pyro.validation_enabled(False),
         torch.enable_grad(),
     ):
-        drawn = guide_sites(_run(lvm, batch, {}, _held(plan), 0))
-        put, put_moved = _values(drawn, plan, 0), _values(drawn, plan, step)
-        before = _run(lvm, batch, put, _held(plan), 0)
-        after = _run(lvm, moved, put_moved, _held(plan, 1 - step), 0)
-        for place in (0, plan.num_data - 1):
-            first = _gradients(before, place, plan, parameters)
-            then = _gradients(after, (place + step) % plan.num_data, plan, parameters)
+        drawn = guide_sites(_run(lvm, batch, {}, _held(layout), 0))
+        put, put_moved = _values(drawn, layout, 0), _values(drawn, layout, step)
+        before = _run(lvm, batch, put, _held(layout), 0)
+        after = _run(lvm, moved, put_moved, _held(layout, 1 - step), 0)
+        for place in (0, layout.num_data - 1):
+            first = _gradients(before, place, layout, parameters)
+            then = _gradients(after, (place + step) % layout.num_data, layout, parameters)
             found = [n for n in parameters if _differ(first[n], then[n])]
             if not found:
                 continue
             # Where a guide has noise of its own, it may be the noise that differs.
-            again = _gradients(_run(lvm, batch, put, _held(plan), 1), place, plan, parameters)
+            again = _gradients(_run(lvm, batch, put, _held(layout), 1), place, layout, parameters)
             apart = [n for n in found if _are_apart(first[n], then[n]) and not _are_apart(first[n], again[n])]
             for name in apart or [n for n in found if not _differ(first[n], again[n])]:
                 return ByPosition(name.removeprefix("pyro_params.").removeprefix("guide."), bool(apart))
@@ -127,32 +127,32 @@ def _run(lvm: Any, batch: Any, put: Mapping[str, Tensor], fixed: poutine.Trace |
     return trace
 
 
-def _held(plan: Any, step: int = 0) -> poutine.Trace | None:
+def _held(layout: Any, step: int = 0) -> poutine.Trace | None:
     """Holds still the indices that plates draw at random; those of the data's plate are moved on by `step`."""
     trace = poutine.Trace()
-    for name, site in plan.subsample.items():
-        moved = (site["value"] + step) % site["fn"].size if name == plan.data_plate else site["value"]
+    for name, site in layout.subsample.items():
+        moved = (site["value"] + step) % site["fn"].size if name == layout.data_plate else site["value"]
         trace.add_node(name, **{**site, "value": moved})
-    return trace if plan.subsample else None
+    return trace if layout.subsample else None
 
 
-def _values(guide: Sites, plan: Any, step: int) -> dict[str, Tensor]:
+def _values(guide: Sites, layout: Any, step: int) -> dict[str, Tensor]:
     """What the guide draws within the data's plate, moved on by `step` along it; what follows from other draws is left to do so."""
     drawn = {
-        n: s for n, s in guide.items() if plan.is_in_data(s) and not s["is_observed"] and family(s["fn"]) not in ("Delta", "Unit")
+        n: s for n, s in guide.items() if layout.is_in_data(s) and not s["is_observed"] and family(s["fn"]) not in ("Delta", "Unit")
     }
-    put = {n: to_put(n, s, 1, plan.nesting) for n, s in drawn.items()}
-    return {key: value.detach().roll(step, plan.data_axis(drawn[n])) for n, (key, value) in put.items()}
+    put = {n: to_put(n, s, 1, layout.nesting) for n, s in drawn.items()}
+    return {key: value.detach().roll(step, layout.data_axis(drawn[n])) for n, (key, value) in put.items()}
 
 
-def _gradients(trace: poutine.Trace, place: int, plan: Any, parameters: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
+def _gradients(trace: poutine.Trace, place: int, layout: Any, parameters: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
     """The gradient, by every parameter, of the part of the guide that is of the datum at a place of the plate."""
     part: Any = 0.0
     for site in guide_sites(trace).values():
-        if plan.is_in_data(site) and not site["is_observed"]:
-            part = part + _at(site["score"], plan.data_dim, place)
+        if layout.is_in_data(site) and not site["is_observed"]:
+            part = part + _at(site["score"], layout.data_dim, place)
             if site["value"].requires_grad:
-                part = part + _FACTOR * _at(site["value"], plan.data_dim - site["fn"].event_dim, place)
+                part = part + _FACTOR * _at(site["value"], layout.data_dim - site["fn"].event_dim, place)
     if not isinstance(part, Tensor) or not part.requires_grad:
         return dict.fromkeys(parameters)
     found = torch.autograd.grad(part, list(parameters.values()), retain_graph=True, allow_unused=True)

@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from vilvm._compile import UntraceableError, shapes, trace
 from vilvm._runtime.memory import is_out_of_memory
-from vilvm._runtime.random import kept_generators, rng, set_rng
+from vilvm._runtime.random import preserved_rng, rng_state, set_rng_state
 from vilvm.data.tensors import map_tensors, tensors_of
 from vilvm.lvm import ContractError
 from vilvm.weights._reads import Reads
@@ -101,7 +101,7 @@ def at_samples(
     ways: Ways,
     check: bool = True,
     traced: bool = False,
-    tell: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
 ) -> Values:
     """The values of `num_samples` samples of a pass. Where memory runs out they are run half as many at a time, and one line says so.
 
@@ -114,25 +114,25 @@ def at_samples(
         ways: of the layout; what is found out of this pass is kept there, so that a seed has one meaning in every call.
         check: whether samples are compared with single runs; if not, they are so only where none of this number of samples were before.
         traced: whether a tracer looks on: the way is known, nothing is compared, and what fails fails.
-        tell: is given the one line that says that another way is taken.
+        log: is given the one line that says that another way is taken.
     """
     given = dict(given or {})
     if num_samples == 1:
         return one.run(batch, given, None)
     key = _key(batch, one, given)
     if num_samples > ways.most.get(key, num_samples):
-        return _in_turn(lvm, batch, num_samples, one, given, ways, check, tell)
-    before = rng(_device(batch))
+        return _in_turn(lvm, batch, num_samples, one, given, ways, check, log)
+    before = rng_state(_device(batch))
     try:
-        return _at_once(lvm, batch, num_samples, one, given, ways, check, traced, tell)
+        return _at_once(lvm, batch, num_samples, one, given, ways, check, traced, log)
     except (MemoryError, RuntimeError) as error:
         if traced or not is_out_of_memory(error):
             raise
     # Beyond the clause, so that what the error held in memory is gone.
-    set_rng(before, _device(batch))
+    set_rng_state(before, _device(batch))
     ways.most[key] = num_samples // 2
-    tell(f"{type(lvm).__name__}: memory ran out at {num_samples} samples a pass; they are run {num_samples // 2} at a time.")
-    return _in_turn(lvm, batch, num_samples, one, given, ways, check, tell)
+    log(f"{type(lvm).__name__}: memory ran out at {num_samples} samples a pass; they are run {num_samples // 2} at a time.")
+    return _in_turn(lvm, batch, num_samples, one, given, ways, check, log)
 
 
 def _in_turn(
@@ -143,7 +143,7 @@ def _in_turn(
     given: Mapping[str, Tensor],
     ways: Ways,
     check: bool,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Values:
     """The values of all samples, as many at a time as memory has been found to hold."""
     size = ways.most[_key(batch, one, given)]
@@ -151,7 +151,7 @@ def _in_turn(
     for start in range(0, num_samples, size):
         stop = min(start + size, num_samples)
         put = {n: v[start:stop] for n, v in given.items()}
-        found.append(at_samples(lvm, batch, stop - start, one, put, ways=ways, check=check and not start, tell=tell))
+        found.append(at_samples(lvm, batch, stop - start, one, put, ways=ways, check=check and not start, log=log))
     return _joined(found)
 
 
@@ -164,12 +164,12 @@ def _at_once(
     ways: Ways,
     check: bool,
     traced: bool,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> Values:
     """The values of all samples, at the same time."""
     key = _key(batch, one, given)
     known = num_samples <= _FEW or key in ways.taken
-    way = ways.taken.setdefault(key, _Way(VECTORISED)) if known else _way(lvm, batch, one, given, ways, tell)
+    way = ways.taken.setdefault(key, _Way(VECTORISED)) if known else _way(lvm, batch, one, given, ways, log)
     if traced:
         return _run(way, batch, num_samples, one, given)
     traced_anew = False
@@ -185,23 +185,23 @@ def _at_once(
             with suppress(UntraceableError):
                 way = ways.taken[key] = _Way(VMAP, _known_graph(lvm, batch, one, given, anew=True))
                 continue
-        way = ways.taken[key] = _next(way, lvm, batch, one, given, reason, tell)
+        way = ways.taken[key] = _next(way, lvm, batch, one, given, reason, log)
 
 
-def way_of(lvm: Any, batch: Any, one: Pass, ways: Ways, tell: Callable[[str], None] = print) -> str:
+def way_of(lvm: Any, batch: Any, one: Pass, ways: Ways, log: Callable[[str], None] = print) -> str:
     """The way that a pass takes: "vectorised", "vmap" or "one by one"."""
-    return _way(lvm, batch, one, {}, ways, tell).name
+    return _way(lvm, batch, one, {}, ways, log).name
 
 
 # Finding the way -----------------------------------------------------------------------------------------------------------
 
 
-def _way(lvm: Any, batch: Any, one: Pass, given: Mapping[str, Tensor], ways: Ways, tell: Callable[[str], None]) -> _Way:
+def _way(lvm: Any, batch: Any, one: Pass, given: Mapping[str, Tensor], ways: Ways, log: Callable[[str], None]) -> _Way:
     key = _key(batch, one, given)
     if key not in ways.taken:
         reason = _vectorised_differs(batch, one, given)
         way = _Way(VECTORISED)
-        ways.taken[key] = way if reason is None else _next(way, lvm, batch, one, given, reason, tell)
+        ways.taken[key] = way if reason is None else _next(way, lvm, batch, one, given, reason, log)
     return ways.taken[key]
 
 
@@ -211,7 +211,7 @@ def _key(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> Any:
 
 def _vectorised_differs(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> str | None:
     """Why two samples at once are not two single runs at the same latents; None if they are."""
-    with torch.no_grad(), kept_generators(_device(batch)):
+    with torch.no_grad(), preserved_rng(_device(batch)):
         put = [{n: v[:1] for n, v in given.items()}, {n: v[-1:] for n, v in given.items()}]
         single = [one.run(batch, p, None) for p in put]
         drawn = [{**p, **s.get(_DRAWN, {})} for p, s in zip(put, single, strict=True)]
@@ -243,7 +243,7 @@ def _taken(
     """The values by this way, or None and the reason why they are not those of single runs, of which this number is compared."""
     if way.name == ONE_BY_ONE:
         return _run(way, batch, num_samples, one, given), ""
-    before, found = rng(_device(batch)), None
+    before, found = rng_state(_device(batch)), None
     try:
         with warnings.catch_warnings():
             if number:
@@ -256,7 +256,7 @@ def _taken(
         reason = f"at {num_samples} samples it fails: {_words(error)}"
     if reason is None:
         return found, ""
-    set_rng(before, _device(batch))
+    set_rng_state(before, _device(batch))
     return None, reason
 
 
@@ -280,7 +280,7 @@ def _check(way: _Way, found: Values, batch: Any, places: list[int], one: Pass, g
     repeated = [n for n in real if torch.equal(drawn[0][n], drawn[-1][n])]
     if repeated:
         return f"at several samples the draws of site {repeated[0]!r} are one and the same"
-    with torch.no_grad(), kept_generators(_device(batch)):
+    with torch.no_grad(), preserved_rng(_device(batch)):
         first, reason = _followed(batch, one, drawn[0])
         if reason is not None and way.name == VECTORISED:
             return reason
@@ -289,10 +289,10 @@ def _check(way: _Way, found: Values, batch: Any, places: list[int], one: Pass, g
         if reason is None or way.mapped is None:
             return reason
         # A pair may draw noise of its own, beside its sites, which no run repeats; one sample by vmap draws that of a single run.
-        before = rng(_device(batch))
+        before = rng_state(_device(batch))
         put = {n: v[:1] for n, v in given.items()}
         single = [one.run(batch, put, None)]
-        set_rng(before, _device(batch))
+        set_rng_state(before, _device(batch))
         return reason if _first_difference(way.mapped(batch, put, 1), (0,), single, batch, one, [put]) else None
 
 
@@ -303,7 +303,7 @@ def _next(
     one: Pass,
     given: Mapping[str, Tensor],
     reason: str,
-    tell: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> _Way:
     """The way after this one, remembered and reported."""
     new = _Way(ONE_BY_ONE)
@@ -315,7 +315,7 @@ def _next(
     if _is_news(lvm, new.name):
         how = "through torch.vmap" if new.name == VMAP else "one by one, which is slow"
         where = _line(batch, one, given, reason)
-        tell(f"{type(lvm).__name__}: samples are run {how}, for {reason}{where}.")
+        log(f"{type(lvm).__name__}: samples are run {how}, for {reason}{where}.")
     return new
 
 
@@ -332,7 +332,7 @@ def _is_news(lvm: Any, name: str) -> bool:
 
 def _line(batch: Any, one: Pass, given: Mapping[str, Tensor], reason: str) -> str:
     """The user's line of the site that a reason names, in words."""
-    with torch.no_grad(), kept_generators(_device(batch)), Lines() as lines:
+    with torch.no_grad(), preserved_rng(_device(batch)), Lines() as lines:
         one.run(batch, {n: v[:1] for n, v in given.items()}, None)
     return next((place for site, place in lines.of.items() if f"site {site!r}" in reason and "(in " not in reason), "")
 
@@ -452,7 +452,7 @@ def _mapped(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> Callable[...,
 
     example = [torch.zeros((), device=device), *tensors_of(batch), *(v[0] for v in given.values())]
     # Fused attention is one operation, which vmap cannot map; its sums and softmax are several, which it can.
-    with kept_generators(device), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    with preserved_rng(device), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         graph = trace(single, example)
         module = graph.module
         if any(_writes(node) for node in module.graph.nodes):  # which vmap cannot, into what is shared by the samples

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_number
 from vilvm.data.data import Data
-from vilvm.data.streamed import Rows
+from vilvm.data.streamed import StreamedTensor
 from vilvm.data.tensors import tensors_of
 from vilvm.lvm import ContractError
 from vilvm.weights._traces import Sites
@@ -52,15 +52,15 @@ def check_latents(lvm: object, model: Sites, guide: Sites) -> None:
             )
 
 
-def check_full_size(who: str, plan: Any, num_data: int, *also: int) -> None:
+def check_full_size(who: str, layout: Any, num_data: int, *also: int) -> None:
     """Raises ContractError if the plate over the data says that there are more, or fewer, than the `num_data` that are known to be all.
 
     Its likelihood would be multiplied by the wrong number. A plate of the batch's own size scales nothing.
     """
-    if plan.full_size not in (plan.num_data, num_data, *also):
+    if layout.full_size not in (layout.num_data, num_data, *also):
         raise ContractError(
-            f"{who}: plate {plan.data_plate!r} is declared for {plan.full_size} data, and these are {num_data}: write "
-            f"pyro.plate({plan.data_plate!r}, {num_data}, subsample=batch), or, if they are not scaled up, pyro.plate({plan.data_plate!r}, len(batch))."
+            f"{who}: plate {layout.data_plate!r} is declared for {layout.full_size} data, and these are {num_data}: write "
+            f"pyro.plate({layout.data_plate!r}, {num_data}, subsample=batch), or, if they are not scaled up, pyro.plate({layout.data_plate!r}, len(batch))."
         )
 
 
@@ -116,7 +116,7 @@ def check_batch(batch: Any) -> None:
         raise ContractError("The batch holds a sparse or meta tensor; pass a dense one (.to_dense()).")
     if any(isinstance(t, Tensor) and t.is_complex() for t in tensors_of(batch)):
         raise ContractError("The batch holds complex numbers; pass their real and imaginary parts, torch.view_as_real(x).")
-    if any(isinstance(t, Rows) for t in tensors_of(batch)):
+    if any(isinstance(t, StreamedTensor) for t in tensors_of(batch)):
         raise ContractError(
             "Got data that stay on disk in place of a batch; read some of them, data.subset(slice(0, 1000)), or data.loaded()."
         )

@@ -12,14 +12,14 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from vilvm._runtime.argument_checks import check_number
-from vilvm._runtime.random import kept_generators
+from vilvm._runtime.random import preserved_rng
 from vilvm.data.tensors import tensors_of
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, module_parameters
 from vilvm.weights._enumeration import check_drawable
 from vilvm.weights._traces import Put, Unobserved, family, own_densities, own_dims, run, strip, was_observed
 from vilvm.weights._vectorisation import Pass, Values, at_samples
 from vilvm.weights.checks import check_batch
-from vilvm.weights.layout import Layout, held_still, layout
+from vilvm.weights.layout import Layout, find_layout, held_still
 
 __all__ = ["Replay", "replay"]
 
@@ -49,7 +49,7 @@ def replay(
     latents: Mapping[str, Tensor] | None = None,
     *,
     num_samples: int | None = None,
-    plan: Layout | None = None,
+    layout: Layout | None = None,
 ) -> Replay:
     """Runs the model once at all draws of its latents, with nothing observed.
 
@@ -59,7 +59,7 @@ def replay(
         latents: draws by latent, as ``posterior`` returns them: shape (S, num_data, ...), or (S, ...) if shared by the data. A latent that is
             not among them is drawn from its prior.
         num_samples: S, where no latent is given.
-        plan: the layout of this very batch; found by a run of the pair if it is not given.
+        layout: the layout of this very batch; found by a run of the pair if it is not given.
 
     Returns:
         Replay.
@@ -86,18 +86,18 @@ def replay(
         )
     (samples,) = sizes
     samples = check_number("num_samples", samples)
-    plan = layout(lvm, batch, any_data=True) if plan is None else plan
-    unknown = sorted(set(given) - {*plan.latents, *plan.enumerated})
+    layout = find_layout(lvm, batch, any_data=True) if layout is None else layout
+    unknown = sorted(set(given) - {*layout.latents, *layout.enumerated})
     if unknown:
-        raise ContractError(f"replay: {type(lvm).__name__} has no latent {unknown[0]!r}; it has {list(plan.latents)}.")
+        raise ContractError(f"replay: {type(lvm).__name__} has no latent {unknown[0]!r}; it has {list(layout.latents)}.")
     with module_parameters(lvm), evaluation_mode(lvm):
-        if given and set(plan.enumerated) - set(given):
-            check_drawable("replay", lvm, batch, given, plan.nesting)
-        single = _run(lvm, batch, {n: v[:1] for n, v in given.items()}, None, plan)
-        values = at_samples(lvm, batch, samples, _replay_pass(lvm, plan, single), given, ways=plan.ways)
-        with kept_generators(tensors_of(batch)[0].device):
-            moved = {n: strip(_moved(single[n]), single[n], 1, plan.nesting) for n in given}
-            other = _run(lvm, batch, moved, None, plan)
+        if given and set(layout.enumerated) - set(given):
+            check_drawable("replay", lvm, batch, given, layout.nesting)
+        single = _run(lvm, batch, {n: v[:1] for n, v in given.items()}, None, layout)
+        values = at_samples(lvm, batch, samples, _replay_pass(lvm, layout, single), given, ways=layout.ways)
+        with preserved_rng(tensors_of(batch)[0].device):
+            moved = {n: strip(_moved(single[n]), single[n], 1, layout.nesting) for n in given}
+            other = _run(lvm, batch, moved, None, layout)
     moving = {n for n, s in single.items() if not torch.equal(s["value"], other[n]["value"])}
     result = Replay({}, {}, {}, {}, {})
     for name, site in single.items():
@@ -106,40 +106,40 @@ def replay(
         drawn[name] = values["deterministics" if deterministic else "sites"][name]
         if was_observed(site) and not deterministic:
             recorded = site["infer"]["obs"].expand(site["fn"].shape())  # one number may stand for all of a plate
-            result.recorded[name] = strip(recorded, site, 1, plan.nesting)[0]
-        axis = _deterministic(site, None, 1, plan, name in moving)[1] if deterministic else plan.data_axis(site)
+            result.recorded[name] = strip(recorded, site, 1, layout.nesting)[0]
+        axis = _deterministic(site, None, 1, layout, name in moving)[1] if deterministic else layout.data_axis(site)
         if axis is not None:
             result.data_axes[name] = axis
     return result
 
 
-def _replay_pass(lvm: LatentVariableModel, plan: Layout, single: dict[str, Any]) -> Pass:
+def _replay_pass(lvm: LatentVariableModel, layout: Layout, single: dict[str, Any]) -> Pass:
     """A run of the model at given latents: the draws of its sites, and its deterministic values."""
 
     def replayed(batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
-        sites, size = _run(lvm, batch, given, num_samples, plan), num_samples or 1
+        sites, size = _run(lvm, batch, given, num_samples, layout), num_samples or 1
         made = {n: s for n, s in sites.items() if s["infer"].get("_deterministic")}
-        values = {n: strip(s["value"], s, size, plan.nesting) for n, s in sites.items() if n not in made}
+        values = {n: strip(s["value"], s, size, layout.nesting) for n, s in sites.items() if n not in made}
         return {
             "sites": values,
-            "deterministics": {n: _deterministic(s, single[n]["value"].shape, size, plan)[0] for n, s in made.items()},
+            "deterministics": {n: _deterministic(s, single[n]["value"].shape, size, layout)[0] for n, s in made.items()},
             "drawn": {n: v for n, v in values.items() if family(sites[n]["fn"]) != "Delta"},
-            "densities": own_densities("model", {n: sites[n] for n in values}, size, plan.nesting),
+            "densities": own_densities("model", {n: sites[n] for n in values}, size, layout.nesting),
         }
 
     return Pass(replayed, "replay")
 
 
 def _run(
-    lvm: LatentVariableModel, batch: Any, given: Mapping[str, Tensor], num_samples: int | None, plan: Layout
+    lvm: LatentVariableModel, batch: Any, given: Mapping[str, Tensor], num_samples: int | None, layout: Layout
 ) -> dict[str, Any]:
     """The sites of the model by name, ``pyro.deterministic`` included; without factors and the plates' own."""
 
     def half(batch: Any) -> Any:
-        with Put(given, num_samples, plan.nesting), Unobserved():
+        with Put(given, num_samples, layout.nesting), Unobserved():
             return lvm.model(batch)
 
-    trace = run(half, "model", batch, held_still(plan), samples=plan.samples(num_samples))
+    trace = run(half, "model", batch, held_still(layout), samples=layout.samples(num_samples))
     nodes: dict[str, Any] = dict(trace.nodes)
     return {n: s for n, s in nodes.items() if s["type"] == "sample" and family(s["fn"]) not in ("_Subsample", "Unit")}
 
@@ -154,7 +154,7 @@ def _moved(site: Any) -> Tensor:
 
 
 def _deterministic(
-    site: Any, single: torch.Size | None, num_samples: int, plan: Layout, moves: bool = False
+    site: Any, single: torch.Size | None, num_samples: int, layout: Layout, moves: bool = False
 ) -> tuple[Tensor, int | None]:
     """A deterministic value as (S, *plates, *event), and its axis of the data: it rarely says which of its dimensions are of an event.
 
@@ -162,10 +162,10 @@ def _deterministic(
         site: of a run under a plate over samples, or of a single-sample run.
         single: the shape that the value has in a single-sample run; None if this is one. A value of that shape does not depend on the draws; any
             other has their dimension left of those of the plates.
-        num_samples, plan: of the run.
+        num_samples, layout: of the run.
         moves: whether the value depends on the latents.
     """
-    value, nesting = site["value"], plan.nesting
+    value, nesting = site["value"], layout.nesting
     constant = single is None or value.shape == single
     if constant:
         value = value.reshape((1,) * (nesting - value.dim()) + value.shape)
@@ -178,7 +178,11 @@ def _deterministic(
     value = value.expand(num_samples, *value.shape[1:])
     own, axis = own_dims(site), None
     keep = [d for d in range(-nesting, 0) if d in own or value.shape[1 + nesting + d] > 1]
-    if plan.data_dim in keep and (plan.data_dim in own or moves) and value.shape[1 + nesting + plan.data_dim] == plan.num_data:
-        axis = 1 + keep.index(plan.data_dim)
+    if (
+        layout.data_dim in keep
+        and (layout.data_dim in own or moves)
+        and value.shape[1 + nesting + layout.data_dim] == layout.num_data
+    ):
+        axis = 1 + keep.index(layout.data_dim)
     shape = [value.shape[1 + nesting + d] for d in keep]
     return value.reshape(num_samples, *shape, *value.shape[1 + nesting :]), axis

@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from vilvm._runtime.random import kept_generators
+from vilvm._runtime.random import preserved_rng
 from vilvm._runtime.unchanged import not_seeded
 from vilvm.data.data import Data
 from vilvm.data.tensors import tensors_of
@@ -23,7 +23,7 @@ from vilvm.weights._traces import Put, Sites, family, log_prob, mask_of, nesting
 from vilvm.weights._vectorisation import Ways
 from vilvm.weights.checks import check_latents, check_plates, check_shape, enumerable
 
-__all__ = ["Layout", "data_plate", "guide_sites", "held_still", "layout", "place"]
+__all__ = ["Layout", "data_plate", "guide_sites", "held_still", "find_layout", "place"]
 
 
 class Layout(NamedTuple):
@@ -94,7 +94,7 @@ class Layout(NamedTuple):
         return None if found is None else found + 1
 
 
-def layout(
+def find_layout(
     lvm: LatentVariableModel, batch: Any, validate: bool = True, plate: str | None = None, *, any_data: bool = False
 ) -> Layout:
     """Runs the pair once on `batch`, holds it to the contract, and says how it is laid out.
@@ -139,7 +139,7 @@ def layout(
         latents = {n: s for n, s in model.items() if not s["is_observed"]}
 
         def guide_again() -> Sites:
-            with kept_generators(Data(batch).device):
+            with preserved_rng(Data(batch).device):
                 return guide_sites(run(lvm.guide, "guide", batch, _subsamples(guide_trace)))
 
         def density(values: Any) -> Sites:
@@ -268,7 +268,7 @@ def _growing(model: Any, batch: Any, plates: list[Any], observed: list[Any]) -> 
     data, grown = Data(batch), []
     if data.divisible:
         longer = data.subset(torch.arange(-1, len(data)).clamp(min=0)).x  # its first datum twice
-        with kept_generators(data.device), suppress(ContractError):
+        with preserved_rng(data.device), suppress(ContractError):
             before, after = (_sizes(sites_of(run_once(model, x)[0]).values()) for x in (batch, longer))
             grown = [f for f in plates if f.name in after and after[f.name] != before[f.name]]
     grown = grown or [f for f in plates if f.name == "data"]
@@ -284,11 +284,11 @@ def _growing(model: Any, batch: Any, plates: list[Any], observed: list[Any]) -> 
     return grown
 
 
-def held_still(plan: Layout) -> poutine.Trace | None:
+def held_still(layout: Layout) -> poutine.Trace | None:
     """A trace that holds the plates' random subsamples still, so that every pass sees the same data."""
-    if not plan.subsample:
+    if not layout.subsample:
         return None
     trace = poutine.Trace()
-    for name, site in plan.subsample.items():
+    for name, site in layout.subsample.items():
         trace.add_node(name, **site)
     return trace

@@ -25,10 +25,10 @@ from vilvm.weights._supports import guide_sites, scored_guide
 from vilvm.weights._traces import Put, Sites, family, log_prob, own_densities, run, sites_of, strip
 from vilvm.weights._vectorisation import Pass, Values, at_samples
 from vilvm.weights.checks import check_batch
-from vilvm.weights.layout import layout
+from vilvm.weights.layout import find_layout
 from vilvm.weights.log_weights import drawn_values, reducer, total
 
-__all__ = ["Joint", "LogDensities"]
+__all__ = ["LogDensities", "LogJoint"]
 
 
 class LogDensities(NamedTuple):
@@ -43,7 +43,7 @@ class LogDensities(NamedTuple):
     target: Tensor
 
 
-class Joint:
+class LogJoint:
     """p(x, z) of one batch, and a base density to start from, over unconstrained latents.
 
     Every u is a tensor of shape (num_samples, num_data, D): all that is drawn for a datum in one row. Where the data share a latent,
@@ -62,26 +62,26 @@ class Joint:
     def __init__(self, lvm: LatentVariableModel, batch: Any, base: Literal["guide", "prior"] = "guide"):
         check_batch(batch)
         self.lvm, self.batch, self.base = lvm, batch, base
-        self.plan = layout(lvm, batch, any_data=base == "prior")
+        self.layout = find_layout(lvm, batch, any_data=base == "prior")
         self._check()
-        self.num_data = self.plan.num_data if self.plan.local else 1
-        self.guide = scored_guide(lvm, self.plan.masked)
+        self.num_data = self.layout.num_data if self.layout.local else 1
+        self.guide = scored_guide(lvm, self.layout.masked)
         self.shapes: dict[str, _Shape] = {}
         self.traced = False  # whether a tracer looks on at the densities, so that nothing is compared
         self.draw(1)
 
     def _check(self) -> None:
-        name, plan = type(self.lvm).__name__, self.plan
-        if plan.degenerate or plan.improper:
-            which, why = (plan.degenerate, "degenerate guide") if plan.degenerate else (plan.improper, "flat prior")
+        name, layout = type(self.lvm).__name__, self.layout
+        if layout.degenerate or layout.improper:
+            which, why = (layout.degenerate, "degenerate guide") if layout.degenerate else (layout.improper, "flat prior")
             raise ContractError(
                 f"{name}: latent {which[0]!r} has a {why}, so there is no evidence to estimate: give it a guide and a prior with a density."
             )
-        if plan.subsample:
+        if layout.subsample:
             raise ContractError(
-                f"{name} subsamples its plate {next(iter(plan.subsample))!r} at random; take a model that sees all of it."
+                f"{name} subsamples its plate {next(iter(layout.subsample))!r} at random; take a model that sees all of it."
             )
-        if not plan.latents:
+        if not layout.latents:
             raise ContractError(f"{name} has no latent that is not enumerated, so there is nothing for a chain to move.")
 
     @torch.no_grad()
@@ -107,12 +107,12 @@ class Joint:
         Raises:
             ContractError: the guide is the base and draws something else than the latents.
         """
-        if set(self.shapes) != set(self.plan.latents):
+        if set(self.shapes) != set(self.layout.latents):
             raise ContractError(
                 f"The guide of {type(self.lvm).__name__} draws {sorted(self.shapes)} and makes the latents of them, which cannot be undone: start "
                 "from the prior, base='prior'."
             )
-        given = {n: latents[n] for n in self.plan.latents}
+        given = {n: latents[n] for n in self.layout.latents}
         return self._flat(self._samples(len(next(iter(given.values()))), Pass(self._base, f"u, base={self.base}"), given)["u"])
 
     def _samples(
@@ -124,18 +124,18 @@ class Joint:
         traced: bool = False,
     ) -> Values:
         with module_parameters(self.lvm), evaluation_mode(self.lvm), pyro.validation_enabled(False):
-            return at_samples(self.lvm, self.batch, num_samples, one, given, ways=self.plan.ways, check=check, traced=traced)
+            return at_samples(self.lvm, self.batch, num_samples, one, given, ways=self.layout.ways, check=check, traced=traced)
 
     def _base_sites(self, batch: Any, num_samples: int | None) -> Sites:
         """The sites of a run of what u is drawn from."""
-        samples = self.plan.samples(num_samples)
+        samples = self.layout.samples(num_samples)
         if self.base == "guide":
             return guide_sites(run(self.guide, "guide", batch, samples=samples))
         return sites_of(run(self.lvm.model, "model", batch, samples=samples))
 
     def _base(self, batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
         """u, by site, of draws from the base, or of given latents."""
-        with Put(given, num_samples, self.plan.nesting):
+        with Put(given, num_samples, self.layout.nesting):
             sites = {n: s for n, s in self._base_sites(batch, num_samples).items() if self._moves(s)}
         discrete = [n for n, s in sites.items() if s["fn"].support.is_discrete]
         if discrete:
@@ -148,34 +148,34 @@ class Joint:
             self.shapes = {n: _Shape(found[n].shape, len(s["fn"].batch_shape)) for n, s in sites.items()}
         return {
             "u": {n: self._natural(u, self.shapes[n], size) for n, u in found.items()},
-            "drawn": drawn_values(sites, size, self.plan),
-            "densities": own_densities(self.base, sites, size, self.plan.nesting),
+            "drawn": drawn_values(sites, size, self.layout),
+            "densities": own_densities(self.base, sites, size, self.layout.nesting),
         }
 
     def _latents(self, batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
-        with _Put(given, num_samples, self.shapes, self.plan.nesting):
+        with _Put(given, num_samples, self.shapes, self.layout.nesting):
             sites = self._base_sites(batch, num_samples)
         size = num_samples or 1
-        return {"latents": {n: strip(sites[n]["value"], sites[n], size, self.plan.nesting) for n in self.plan.latents}}
+        return {"latents": {n: strip(sites[n]["value"], sites[n], size, self.layout.nesting) for n in self.layout.latents}}
 
     def _moves(self, msg: Any) -> bool:
         """Whether a site is one of those that u stands for."""
         if self.base == "prior":
-            return msg["name"] in self.plan.latents
+            return msg["name"] in self.layout.latents
         return not msg["is_observed"] and family(msg["fn"]) not in ("Delta", "Unit")
 
     # Between u in one tensor and u by site ---------------------------------------------------------------------------------
 
     def _natural(self, u: Tensor, shape: "_Shape", num_samples: int) -> Tensor:
         """u of a site in the shape of a single run, samples first."""
-        rank = self.plan.nesting + 1 + len(shape.single) - shape.batch
+        rank = self.layout.nesting + 1 + len(shape.single) - shape.batch
         u = u.reshape((1,) * (rank - u.dim()) + u.shape)
         return u.expand(num_samples, *u.shape[1:]).reshape(num_samples, *shape.single)
 
     def _axis(self, shape: "_Shape") -> int | None:
         """Which dimension of a site's u is that of the data, after that of samples; None if all data are one."""
-        dim = self.plan.data_dim
-        return 1 + shape.batch + dim if self.plan.local and dim is not None else None
+        dim = self.layout.data_dim
+        return 1 + shape.batch + dim if self.layout.local and dim is not None else None
 
     def _flat(self, values: Mapping[str, Tensor]) -> Tensor:
         parts = []
@@ -201,21 +201,21 @@ class Joint:
     # Densities -------------------------------------------------------------------------------------------------------------
 
     def _densities(self, batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
-        plan, reduce = self.plan, reducer(num_samples, self.plan)
-        with _Put(given, num_samples, self.shapes, plan.nesting) as put:
+        layout, reduce = self.layout, reducer(num_samples, self.layout)
+        with _Put(given, num_samples, self.shapes, layout.nesting) as put:
             guide: Sites = {}
             guide_trace = None
             if self.base == "guide":
-                guide_trace = run(self.guide, "guide", batch, samples=plan.samples(num_samples))
+                guide_trace = run(self.guide, "guide", batch, samples=layout.samples(num_samples))
                 guide = guide_sites(guide_trace)
-            model = run_model(self.lvm.model, batch, (guide_trace,), num_samples, plan, reduce)
+            model = run_model(self.lvm.model, batch, (guide_trace,), num_samples, layout, reduce)
         sites = guide or {n: model.sites[n] for n in given}
-        jacobian = [reduce(plan.is_in_data(sites[n]), put.log_jacobians[n]) for n in given]
+        jacobian = [reduce(layout.is_in_data(sites[n]), put.log_jacobians[n]) for n in given]
         joint = [*model.log_likelihoods.values(), *model.log_priors.values()]
         if self.base == "prior":
             base = list(model.log_priors.values())
         else:
-            terms = {n: reduce(plan.is_in_data(s), log_prob("guide", s)) for n, s in guide.items()}
+            terms = {n: reduce(layout.is_in_data(s), log_prob("guide", s)) for n, s in guide.items()}
             base = [terms[n] for n in given]
             joint += [-term for n, term in terms.items() if n not in given]  # of a change of variables that the guide makes
         return {"densities": {"base": self._by_datum(base + jacobian), "target": self._by_datum(joint + jacobian)}}
@@ -223,7 +223,7 @@ class Joint:
     def _by_datum(self, terms: list[Tensor]) -> Tensor:
         """The sum, float64, shape (num_samples, num_data), or (num_samples, 1) if all data are one."""
         summed = total(terms)
-        return summed if self.plan.local else summed.reshape(len(summed), -1).sum(1, keepdim=True)
+        return summed if self.layout.local else summed.reshape(len(summed), -1).sum(1, keepdim=True)
 
 
 class _Shape(NamedTuple):

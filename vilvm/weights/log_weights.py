@@ -26,9 +26,19 @@ from vilvm.weights._supports import guide_sites, scored_guide
 from vilvm.weights._traces import Put, Sites, family, log_prob, run, strip, to_put
 from vilvm.weights._vectorisation import Pass, Values, at_samples
 from vilvm.weights.checks import check_batch
-from vilvm.weights.layout import Layout, held_still, layout
+from vilvm.weights.layout import Layout, find_layout, held_still
 
-__all__ = ["LogWeights", "drawn_values", "log_weights", "one_pass", "reducer", "total", "weigh", "weight_chunks", "weight_pass"]
+__all__ = [
+    "LogWeights",
+    "drawn_values",
+    "log_weights",
+    "log_weights_pass",
+    "reducer",
+    "sample_pass",
+    "total",
+    "weigh",
+    "weight_chunks",
+]
 
 
 @dataclass(frozen=True)
@@ -106,7 +116,7 @@ def log_weights(
     *,
     chunk: int | None = None,
     validate: bool = True,
-    plan: Layout | None = None,
+    layout: Layout | None = None,
 ) -> LogWeights:
     """Draws `num_samples` latents from the guide for every datum of the batch, and weighs them.
 
@@ -119,13 +129,13 @@ def log_weights(
         num_samples: Monte Carlo samples a datum.
         chunk: samples a pass, which bounds memory; all at once by default.
         validate: whether Pyro checks that parameters and values lie where they must; without it, NaN is still found and named.
-        plan: the layout of this very batch, which a run of the pair finds if it is not given.
+        layout: the layout of this very batch, which a run of the pair finds if it is not given.
 
     Returns:
         LogWeights of shape (num_samples, num_data), in nats per datum; (num_samples,) without a data plate.
 
     Raises:
-        ContractError: see ``layout``; or a log-density is NaN, named by site and datum.
+        ContractError: see ``find_layout``; or a log-density is NaN, named by site and datum.
 
     Example:
         >>> import torch, vilvm
@@ -135,107 +145,107 @@ def log_weights(
         (torch.Size([10, 4]), ['z'])
     """
     with evaluation_mode(lvm):
-        chunks = list(weight_chunks(lvm, batch, num_samples, num_samples if chunk is None else chunk, validate, plan))
+        chunks = list(weight_chunks(lvm, batch, num_samples, num_samples if chunk is None else chunk, validate, layout))
     return chunks[0] if len(chunks) == 1 else _concatenate(chunks)
 
 
 def weight_chunks(
-    lvm: LatentVariableModel, batch: Any, num_samples: int, chunk: int, validate: bool = True, plan: Layout | None = None
+    lvm: LatentVariableModel, batch: Any, num_samples: int, chunk: int, validate: bool = True, layout: Layout | None = None
 ) -> Iterator[LogWeights]:
     """The LogWeights of ``log_weights``, `chunk` samples at a time, for use in constant memory.
 
-    `plan` is the layout of this very batch; it is found by a run of the pair if it is not given.
+    `layout` is the layout of this very batch; it is found by a run of the pair if it is not given.
     """
     num_samples = check_number("num_samples", num_samples)
     chunk = check_number("chunk", chunk)
     check_batch(batch)
-    plan = layout(lvm, batch, validate) if plan is None else plan
+    layout = find_layout(lvm, batch, validate) if layout is None else layout
     done = 0
     while done < num_samples:
         size = min(chunk, num_samples - done)
         # The batch and the parameters are the same in every pass, so one check of them is enough.
-        yield weigh(lvm, batch, size, plan, validate=validate and done == 0, check=done == 0)
+        yield weigh(lvm, batch, size, layout, validate=validate and done == 0, check=done == 0)
         done += size
 
 
 def weigh(
-    lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Layout, *, validate: bool = False, check: bool = True
+    lvm: LatentVariableModel, batch: Any, num_samples: int, layout: Layout, *, validate: bool = False, check: bool = True
 ) -> LogWeights:
     """The LogWeights of one pass.
 
     Arguments:
-        lvm, batch, num_samples, plan: as of ``log_weights``.
+        lvm, batch, num_samples, layout: as of ``log_weights``.
         validate: whether Pyro checks that parameters and values lie where they must.
         check: whether some samples are compared with the single-sample run; not needed again for the same batch.
     """
     with module_parameters(lvm), pyro.validation_enabled(validate):
-        weights = _read(at_samples(lvm, batch, num_samples, weight_pass(lvm, plan), ways=plan.ways, check=check), plan)
+        weights = _read(at_samples(lvm, batch, num_samples, log_weights_pass(lvm, layout), ways=layout.ways, check=check), layout)
     _check_nan(weights)
     return weights
 
 
-def one_pass(lvm: LatentVariableModel, batch: Any, plan: Layout, num_samples: int | None = None) -> LogWeights:
+def sample_pass(lvm: LatentVariableModel, batch: Any, layout: Layout, num_samples: int | None = None) -> LogWeights:
     """The LogWeights of one pass of `num_samples`, or, without them, of the single-sample run.
 
     Nothing is checked, and no tensor's value is read once the way is known that the samples of these batches take, so it can be traced.
     """
-    one = weight_pass(lvm, plan)
+    one = log_weights_pass(lvm, layout)
     with module_parameters(lvm), pyro.validation_enabled(False):
         values = (
             one.run(batch, {}, None)
             if num_samples is None
-            else at_samples(lvm, batch, num_samples, one, ways=plan.ways, traced=True)
+            else at_samples(lvm, batch, num_samples, one, ways=layout.ways, traced=True)
         )
-        return _read(values, plan)
+        return _read(values, layout)
 
 
-def weight_pass(lvm: LatentVariableModel, plan: Layout) -> Pass:
+def log_weights_pass(lvm: LatentVariableModel, layout: Layout) -> Pass:
     """A run of guide and model: the terms of a log-weight, and the latents, by kind and site."""
-    guide_half = scored_guide(lvm, plan.masked)
+    guide_half = scored_guide(lvm, layout.masked)
 
     def run_both(batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
-        samples, fixed = plan.samples(num_samples), held_still(plan)
-        with Put(given, num_samples, plan.nesting):
+        samples, fixed = layout.samples(num_samples), held_still(layout)
+        with Put(given, num_samples, layout.nesting):
             guide_trace = run(guide_half, "guide", batch, fixed, samples=samples)
-        guide, reduce, size = guide_sites(guide_trace), reducer(num_samples, plan), num_samples or 1
-        model = run_model(lvm.model, batch, (guide_trace, fixed), num_samples, plan, reduce)
+        guide, reduce, size = guide_sites(guide_trace), reducer(num_samples, layout), num_samples or 1
+        model = run_model(lvm.model, batch, (guide_trace, fixed), num_samples, layout, reduce)
         return {
-            "log_guides": {n: reduce(plan.is_in_data(s), log_prob("guide", s)) for n, s in guide.items()},
+            "log_guides": {n: reduce(layout.is_in_data(s), log_prob("guide", s)) for n, s in guide.items()},
             "log_priors": model.log_priors,
             "log_likelihoods": model.log_likelihoods,
-            "latents": {n: strip(guide[n]["value"], guide[n], size, plan.nesting) for n in plan.latents},
-            "drawn": drawn_values(guide, size, plan),
+            "latents": {n: strip(guide[n]["value"], guide[n], size, layout.nesting) for n in layout.latents},
+            "drawn": drawn_values(guide, size, layout),
         }
 
     return Pass(run_both, "log-weights")
 
 
-def drawn_values(sites: Sites, num_samples: int, plan: Layout) -> dict[str, Tensor]:
+def drawn_values(sites: Sites, num_samples: int, layout: Layout) -> dict[str, Tensor]:
     """The values that follow from no other site, as ``Put`` takes them."""
     drawn = {n: s for n, s in sites.items() if family(s["fn"]) not in ("Delta", "Unit") and not s["is_observed"]}
-    return dict(to_put(n, s, num_samples, plan.nesting) for n, s in drawn.items())
+    return dict(to_put(n, s, num_samples, layout.nesting) for n, s in drawn.items())
 
 
-def _read(values: Values, plan: Layout) -> LogWeights:
+def _read(values: Values, layout: Layout) -> LogWeights:
     return LogWeights(
         log_likelihoods=values["log_likelihoods"],
         log_priors=values["log_priors"],
         log_guides=values["log_guides"],
-        model_scales={n: s for n, s in plan.model_scales.items() if n not in plan.enumerated},
-        guide_scales=plan.guide_scales,
+        model_scales={n: s for n, s in layout.model_scales.items() if n not in layout.enumerated},
+        guide_scales=layout.guide_scales,
         latents=values["latents"],
-        indices=plan.subsample.get(plan.data_plate or "", {}).get("value"),
+        indices=layout.subsample.get(layout.data_plate or "", {}).get("value"),
     )
 
 
-def reducer(num_samples: int | None, plan: Layout) -> Callable[[bool, Tensor], Tensor]:
+def reducer(num_samples: int | None, layout: Layout) -> Callable[[bool, Tensor], Tensor]:
     """``reduced`` for a run under a plate over samples, or, if `num_samples` is None, for the single-sample run."""
-    return lambda in_data, value: reduced(in_data, value, num_samples or 1, plan)
+    return lambda in_data, value: reduced(in_data, value, num_samples or 1, layout)
 
 
-def reduced(in_data: bool, value: Tensor, num_samples: int, plan: Layout) -> Tensor:
+def reduced(in_data: bool, value: Tensor, num_samples: int, layout: Layout) -> Tensor:
     """A log-density of shape (S, *plates) summed over every plate but the data's: (S, N), or (S,) outside the data plate."""
-    dims = plan.nesting + 1
+    dims = layout.nesting + 1
     if value.dim() > dims:
         raise ContractError(
             f"A log-density has shape {tuple(value.shape)} under {num_samples} samples, and {dims} dimensions are declared, that of the samples and "
@@ -244,7 +254,7 @@ def reduced(in_data: bool, value: Tensor, num_samples: int, plan: Layout) -> Ten
     value = value.reshape((1,) * (dims - value.dim()) + value.shape)
     if value.shape[0] != num_samples:
         value = value.expand(num_samples, *value.shape[1:])
-    keep = {0} | ({dims + plan.data_dim} if in_data and plan.data_dim is not None else set())
+    keep = {0} | ({dims + layout.data_dim} if in_data and layout.data_dim is not None else set())
     summed = [d for d in range(dims) if d not in keep]
     return value.sum(summed, dtype=torch.float64) if summed else value  # of many terms, float32 would lose the last digits
 

@@ -23,7 +23,7 @@ from vilvm.weights._supports import guide_sites
 from vilvm.weights._traces import Put, Sites, Unobserved, family, nesting_of, own_densities, run, sites_of, strip, was_observed
 from vilvm.weights._vectorisation import Pass, Values, Ways, at_samples
 from vilvm.weights.checks import check_batch, enumerable
-from vilvm.weights.layout import Layout, data_plate, held_still, layout, place
+from vilvm.weights.layout import Layout, data_plate, find_layout, held_still, place
 from vilvm.weights.log_weights import LogWeights, drawn_values, log_weights
 
 __all__ = [
@@ -129,7 +129,7 @@ def posterior(lvm: LatentVariableModel, batch: Any, num_samples: int = 1) -> dic
         Every latent by name, shape (num_samples, num_data, ...); (num_samples, ...) for a latent shared by the data.
 
     Raises:
-        ContractError: the pair breaks the contract on this batch (see ``vilvm.weights.layout``).
+        ContractError: the pair breaks the contract on this batch (see ``vilvm.weights.find_layout``).
 
     Example:
         >>> import torch, vilvm
@@ -174,13 +174,13 @@ def resample(
     num_samples = check_number("num_samples", num_samples)
     proposals = check_number("proposals", proposals)
     check_batch(batch)
-    plan = layout(lvm, batch)
-    if plan.degenerate:
+    layout = find_layout(lvm, batch)
+    if layout.degenerate:
         raise ContractError(
-            f"resample: the guide of {type(lvm).__name__} puts latent {plan.degenerate[0]!r} on one point, so there is nothing to pick from; give it "
+            f"resample: the guide of {type(lvm).__name__} puts latent {layout.degenerate[0]!r} on one point, so there is nothing to pick from; give it "
             "a guide with a density (vilvm.wrappers.fit_guide)."
         )
-    weights = log_weights(lvm, batch, proposals, chunk=chunk, plan=plan)
+    weights = log_weights(lvm, batch, proposals, chunk=chunk, layout=layout)
     log_w = weights.log_weight
     impossible = (log_w.amax(0) == -torch.inf).nonzero()
     if len(impossible):
@@ -188,10 +188,10 @@ def resample(
         raise ContractError(
             f"resample: {datum} has probability zero under all {proposals} proposals; take more, or look at the guide."
         )
-    return picked_by_weight(weights, num_samples, plan).latents
+    return picked_by_weight(weights, num_samples, layout).latents
 
 
-def picked_by_weight(weights: LogWeights, num_samples: int, plan: Layout) -> LogWeights:
+def picked_by_weight(weights: LogWeights, num_samples: int, layout: Layout) -> LogWeights:
     """`num_samples` of the draws that are weighed, picked with replacement in proportion to their weights, for each datum by itself.
 
     Some draw of each datum has a weight that is not zero.
@@ -208,14 +208,16 @@ def picked_by_weight(weights: LogWeights, num_samples: int, plan: Layout) -> Log
 
     return replace(
         weights,
-        latents={n: pick(v, plan.data_axes.get(n)) for n, v in weights.latents.items()},
+        latents={n: pick(v, layout.data_axes.get(n)) for n, v in weights.latents.items()},
         log_likelihoods={n: pick(v, 1) for n, v in weights.log_likelihoods.items()},
         log_priors={n: pick(v, 1) for n, v in weights.log_priors.items()},
         log_guides={n: pick(v, 1) for n, v in weights.log_guides.items()},
     )
 
 
-def posterior_mean(lvm: LatentVariableModel, batch: Any, num_samples: int = 1, *, plan: Layout | None = None) -> dict[str, Tensor]:
+def posterior_mean(
+    lvm: LatentVariableModel, batch: Any, num_samples: int = 1, *, layout: Layout | None = None
+) -> dict[str, Tensor]:
     """E[z | x] under the guide: the mean of its distribution where that is known in closed form, else of `num_samples` draws.
 
     A latent that depends on another is averaged over `num_samples` draws of that one.
@@ -224,7 +226,7 @@ def posterior_mean(lvm: LatentVariableModel, batch: Any, num_samples: int = 1, *
         lvm: the model and guide; the guide alone is run.
         batch: what both are called with.
         num_samples: draws, where they are needed.
-        plan: the layout of this very batch, which a run of the pair finds if it is not given.
+        layout: the layout of this very batch, which a run of the pair finds if it is not given.
 
     Returns:
         Every latent by name, shape (num_data, ...); (...) for a latent shared by the data.
@@ -232,7 +234,7 @@ def posterior_mean(lvm: LatentVariableModel, batch: Any, num_samples: int = 1, *
     Raises:
         ContractError: the pair breaks the contract on this batch, or a latent has no mean (a Categorical).
     """
-    return {name: value.mean(0) for name, value in _run_guide(lvm, batch, num_samples, plan, mean=True)["means"].items()}
+    return {name: value.mean(0) for name, value in _run_guide(lvm, batch, num_samples, layout, mean=True)["means"].items()}
 
 
 def predict(lvm: LatentVariableModel, latents: Mapping[str, Tensor], *, like: Any = None) -> dict[str, Tensor]:
@@ -351,31 +353,31 @@ def _batch_around(what: str, lvm: LatentVariableModel, latents: Mapping[str, Ten
     return batch
 
 
-def _run_guide(lvm: LatentVariableModel, batch: Any, num_samples: int, plan: Layout | None, mean: bool = False) -> Values:
+def _run_guide(lvm: LatentVariableModel, batch: Any, num_samples: int, layout: Layout | None, mean: bool = False) -> Values:
     """The latents that the guide draws; with `mean`, the means of their distributions where these are known, under "means"."""
     num_samples = check_number("num_samples", num_samples)
     check_batch(batch)
-    plan = layout(lvm, batch) if plan is None else plan
+    layout = find_layout(lvm, batch) if layout is None else layout
     sites: Sites = {}
 
     def draw(batch: Any, given: Mapping[str, Tensor], number: int | None) -> Values:
-        with Put(given, number, plan.nesting):
-            found = guide_sites(run(lvm.guide, "guide", batch, held_still(plan), samples=plan.samples(number)))
+        with Put(given, number, layout.nesting):
+            found = guide_sites(run(lvm.guide, "guide", batch, held_still(layout), samples=layout.samples(number)))
         sites.update(found)
-        size, of_latents = number or 1, {n: found[n] for n in plan.latents}
+        size, of_latents = number or 1, {n: found[n] for n in layout.latents}
         values = {
-            "latents": {n: strip(s["value"], s, size, plan.nesting) for n, s in of_latents.items()},
-            "drawn": drawn_values(found, size, plan),
-            "densities": own_densities("guide", found, size, plan.nesting),
+            "latents": {n: strip(s["value"], s, size, layout.nesting) for n, s in of_latents.items()},
+            "drawn": drawn_values(found, size, layout),
+            "densities": own_densities("guide", found, size, layout.nesting),
         }
         if mean:
             values["means"] = {
-                n: strip(_mean_or_value(s).expand(s["value"].shape), s, size, plan.nesting) for n, s in of_latents.items()
+                n: strip(_mean_or_value(s).expand(s["value"].shape), s, size, layout.nesting) for n, s in of_latents.items()
             }
         return values
 
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
-        values = at_samples(lvm, batch, num_samples, Pass(draw, f"draws of the guide, mean={mean}"), ways=plan.ways)
+        values = at_samples(lvm, batch, num_samples, Pass(draw, f"draws of the guide, mean={mean}"), ways=layout.ways)
     _check_means(values.get("means", {}), sites)
     return values
 
@@ -406,7 +408,7 @@ def _simulate(
 
 
 def _check_needs_no_batch(lvm: LatentVariableModel, sites: Sites, plate: Any) -> None:
-    """Raises ContractError if the model has read from a placeholder what only a batch can tell."""
+    """Raises ContractError if the model has read from a placeholder what only a batch can log."""
     _check_event_sizes(lvm, sites.values())
     observed = {n for n, s in sites.items() if was_observed(s)}
     longer = sites if plate is not None else _simulate(lvm, _placeholder(lvm, 2))

@@ -16,7 +16,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_number
-from vilvm._runtime.random import kept_generators, seeded
+from vilvm._runtime.random import preserved_rng, seeded
 from vilvm.data.data import Data
 from vilvm.data.tensors import map_tensors, tensors_of
 from vilvm.lvm import (
@@ -30,7 +30,7 @@ from vilvm.lvm import (
     module_parameters,
 )
 from vilvm.weights._traces import Put, Sites, Unobserved, family, mask_tensor, nesting_of, own_densities, run, sites_of, strip
-from vilvm.weights.layout import Layout, layout
+from vilvm.weights.layout import Layout, find_layout
 from vilvm.weights.sampling import draws_in_place
 
 __all__ = [
@@ -55,17 +55,17 @@ class Simulation(NamedTuple):
     Arguments:
         batch: what model and guide are called with, drawn data in it.
         latents: those that the data were drawn from, as ``posterior`` returns them, with one sample.
-        plan: how the pair is laid out on the batch.
+        layout: how the pair is laid out on the batch.
     """
 
     batch: Any
     latents: dict[str, Tensor]
-    plan: Layout
+    layout: Layout
 
     @property
     def size(self) -> int:
         """How many simulations it is: each datum is one, or all together are, if a latent is shared by them."""
-        return self.plan.num_data if self.plan.local else 1
+        return self.layout.num_data if self.layout.local else 1
 
 
 def simulate(
@@ -118,17 +118,17 @@ def simulations(
     lvm: LatentVariableModel, number: int, *, like: Any = None, rebuild: Rebuild | None = None, batch_size: int = 1000
 ) -> Iterator[Simulation]:
     """The simulations of ``simulate``, one batch at a time; `like` is where the model is."""
-    done, plans = 0, {}
+    done, layouts = 0, {}
 
     def plan_of(batch: Any) -> Layout:
         shapes = tuple(t.shape for t in tensors_of(batch))
-        if shapes not in plans:
-            plans[shapes] = layout(lvm, batch, any_data=True)
-        return plans[shapes]
+        if shapes not in layouts:
+            layouts[shapes] = find_layout(lvm, batch, any_data=True)
+        return layouts[shapes]
 
     for batch, sites in batches(lvm, min(batch_size, number), like=like, rebuild=rebuild):
         whole = _simulation(lvm, batch, sites, plan_of(batch), alone=like is None)
-        cut = whole.plan.local and Data(batch).divisible and len(Data(batch)) == whole.size
+        cut = whole.layout.local and Data(batch).divisible and len(Data(batch)) == whole.size
         start = 0
         while start < whole.size and done < number:
             count = min(batch_size, whole.size - start, number - done) if cut else whole.size
@@ -138,23 +138,25 @@ def simulations(
             return
 
 
-def _simulation(lvm: object, batch: Any, sites: Mapping[str, Tensor], plan: Layout, alone: bool) -> Simulation:
-    if alone and not plan.local:
+def _simulation(lvm: object, batch: Any, sites: Mapping[str, Tensor], layout: Layout, alone: bool) -> Simulation:
+    if alone and not layout.local:
         raise ContractError(
             f"{type(lvm).__name__} has a latent that its data share, so a simulation is a whole data set: pass like=, one of the size meant."
         )
-    for name, axis in plan.data_axes.items():
-        if sites[name].shape[axis] != plan.num_data:
+    for name, axis in layout.data_axes.items():
+        if sites[name].shape[axis] != layout.num_data:
             raise ContractError(
                 f"{type(lvm).__name__}: latent {name!r} was drawn in shape {tuple(sites[name].shape[1:])}, whose dimension {axis - 1} is not that of the "
-                f"batch's {plan.num_data} data: let rebuild make a batch with one datum for each that is drawn."
+                f"batch's {layout.num_data} data: let rebuild make a batch with one datum for each that is drawn."
             )
-    return Simulation(batch, {n: sites[n] for n in plan.latents}, plan)
+    return Simulation(batch, {n: sites[n] for n in layout.latents}, layout)
 
 
 def _cut(whole: Simulation, start: int, count: int, plan_of: Callable[[Any], Layout]) -> Simulation:
     batch = Data(whole.batch).subset(slice(start, start + count)).x
-    return Simulation(batch, {n: v.narrow(whole.plan.data_axes[n], start, count) for n, v in whole.latents.items()}, plan_of(batch))
+    return Simulation(
+        batch, {n: v.narrow(whole.layout.data_axes[n], start, count) for n, v in whole.latents.items()}, plan_of(batch)
+    )
 
 
 @torch.no_grad()
@@ -202,7 +204,7 @@ def _check_as_drawn(lvm: LatentVariableModel, like: Any, batch: Any, sites: Mapp
             return lvm.model(x)
 
     for x in (like, batch):
-        with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm), kept_generators(Data(like).device):
+        with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm), preserved_rng(Data(like).device):
             ran = sites_of(run(half, "model", x))
         found.append(own_densities("model", {n: s for n, s in ran.items() if n in given}, 1, nesting_of(ran)))
     for name, before in found[0].items():
@@ -257,13 +259,13 @@ def undrawable(lvm: LatentVariableModel, batch: Any) -> tuple[str, ...]:
             return True
         return False
 
-    with torch.no_grad(), kept_generators(Data(batch).device):
+    with torch.no_grad(), preserved_rng(Data(batch).device):
         return tuple(
             n for n, s in sites_of_model(lvm, batch).items() if s["is_observed"] and family(s["fn"]) != "Unit" and fails(s["fn"])
         )
 
 
-def visible_latents(lvm: LatentVariableModel, batch: Any, plan: Layout) -> dict[str, Tensor]:
+def visible_latents(lvm: LatentVariableModel, batch: Any, layout: Layout) -> dict[str, Tensor]:
     """Which entries of a latent the model's mask leaves in the joint density, by latent of which it hides some.
 
     What ``poutine.mask`` or ``.mask`` hides of a latent has no prior, so there is no posterior of it to be near.
@@ -272,10 +274,10 @@ def visible_latents(lvm: LatentVariableModel, batch: Any, plan: Layout) -> dict[
         Booleans, shape (*plates, *event) of a draw of the latent, as ``posterior`` returns them but for the samples.
     """
     sites, found = sites_of_model(lvm, batch), {}
-    for name in plan.latents:
+    for name in layout.latents:
         seen = _scored(sites[name])
         if not bool(seen.all()):
-            found[name] = strip(seen, sites[name], 1, plan.nesting)[0]
+            found[name] = strip(seen, sites[name], 1, layout.nesting)[0]
     return found
 
 
@@ -286,13 +288,13 @@ def _scored(site: Any) -> Tensor:
 
 
 def _run_model(lvm: LatentVariableModel, batch: Any) -> Sites:
-    with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm), kept_generators(Data(batch).device):
+    with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm), preserved_rng(Data(batch).device):
         return sites_of(run(lvm.model, "model", batch))
 
 
 def sites_of_model(lvm: LatentVariableModel, batch: Any) -> Sites:
     """The sites of the model, at one draw of the guide."""
-    with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm), kept_generators(Data(batch).device):
+    with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm), preserved_rng(Data(batch).device):
         return sites_of(run(lvm.model, "model", batch, run(lvm.guide, "guide", batch)))
 
 

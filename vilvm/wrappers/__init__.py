@@ -1,6 +1,6 @@
 """A model around a model: with another prior, another guide, another noise, or a part of its data unseen."""
 
-from vilvm.wrappers.likelihood_scale import WithNoise, fit_noise
+from vilvm.wrappers.likelihood_scale import WithLikelihoodScale, fit_likelihood_scale
 from vilvm.wrappers.partly_observed import PartlyObserved, partly_observed
 from vilvm.wrappers.with_guide import WithGuide, fit_guide, with_guide
 from vilvm.wrappers.with_prior import WithPrior, with_prior
@@ -9,11 +9,11 @@ from vilvm.wrappers.with_prior_guide import WithPriorGuide, with_prior_guide
 __all__ = [
     "PartlyObserved",
     "WithGuide",
-    "WithNoise",
+    "WithLikelihoodScale",
     "WithPrior",
     "WithPriorGuide",
     "fit_guide",
-    "fit_noise",
+    "fit_likelihood_scale",
     "partly_observed",
     "with_guide",
     "with_prior",

@@ -6,10 +6,10 @@ from typing import Any
 import pyro.distributions as dist
 from pyro.poutine.messenger import Messenger
 
-__all__ = ["Overhear", "Substitute"]
+__all__ = ["CaptureSite", "Substitute"]
 
 
-class Overhear(Messenger):
+class CaptureSite(Messenger):
     """Runs what is within it unheard by any handler outside, and keeps the distribution of the sample site `name`, or None."""
 
     def __init__(self, name: str):

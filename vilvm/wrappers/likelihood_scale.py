@@ -17,16 +17,16 @@ from vilvm._runtime.argument_checks import check_number, check_seed
 from vilvm._runtime.random import seeded
 from vilvm.data.data import Data
 from vilvm.lvm import ContractError, Wrapped, fixed_beside
-from vilvm.weights import layout, posterior_mean, predict
+from vilvm.weights import find_layout, posterior_mean, predict
 from vilvm.wrappers._handlers import Substitute
 
-__all__ = ["WithNoise", "fit_noise"]
+__all__ = ["WithLikelihoodScale", "fit_likelihood_scale"]
 
 _ROWS = 1000
 
 
-class WithNoise(Wrapped):
-    """A latent variable model with another scale of its Gaussian likelihood; see ``fit_noise``."""
+class WithLikelihoodScale(Wrapped):
+    """A latent variable model with another scale of its Gaussian likelihood; see ``fit_likelihood_scale``."""
 
     def __init__(self, lvm: torch.nn.Module, site: str, scale: torch.Tensor):
         super().__init__(lvm)
@@ -47,7 +47,7 @@ class WithNoise(Wrapped):
 
 
 @torch.no_grad()
-def fit_noise(lvm: Any, data: Any, *, num_samples: int = 1, seed: int = 0) -> WithNoise:
+def fit_likelihood_scale(lvm: Any, data: Any, *, num_samples: int = 1, seed: int = 0) -> WithLikelihoodScale:
     """The model with σ of its Gaussian likelihood at its maximum likelihood given the codes. Shares its parameters with `lvm`.
 
     The codes are the posterior means: right for an auto-encoder; for a stochastic guide σ is then smaller than what its ELBO asks for.
@@ -65,34 +65,36 @@ def fit_noise(lvm: Any, data: Any, *, num_samples: int = 1, seed: int = 0) -> Wi
     Example:
         >>> import torch
         >>> from vilvm.models.linear_autoencoder import LinearAutoencoder
-        >>> from vilvm.wrappers.likelihood_scale import fit_noise
+        >>> from vilvm.wrappers.likelihood_scale import fit_likelihood_scale
         >>> x = torch.randn(50, 4)
-        >>> bool(fit_noise(LinearAutoencoder(4, 2), x).scale > 0)
+        >>> bool(fit_likelihood_scale(LinearAutoencoder(4, 2), x).scale > 0)
         True
     """
-    seed = check_seed("fit_noise: seed", seed)
+    seed = check_seed("fit_likelihood_scale: seed", seed)
     fixed = fixed_beside(lvm, data, seed)
-    num_samples = check_number("fit_noise: num_samples", num_samples)
+    num_samples = check_number("fit_likelihood_scale: num_samples", num_samples)
     with seeded(seed, fixed.device):
         return _fit_noise(lvm, fixed, num_samples)
 
 
-def _fit_noise(lvm: Any, fixed: Data, num_samples: int) -> WithNoise:
-    plan = layout(lvm, (fixed.subset(slice(0, 2)) if fixed.divisible else fixed).x)
-    site = plan.observed[0]
-    if len(plan.observed) != 1 or plan.families[site] != "Normal":
-        raise ContractError(f"fit_noise needs a model of one Gaussian observation; {type(lvm).__name__} observes {plan.families}.")
+def _fit_noise(lvm: Any, fixed: Data, num_samples: int) -> WithLikelihoodScale:
+    layout = find_layout(lvm, (fixed.subset(slice(0, 2)) if fixed.divisible else fixed).x)
+    site = layout.observed[0]
+    if len(layout.observed) != 1 or layout.families[site] != "Normal":
+        raise ContractError(
+            f"fit_likelihood_scale needs a model of one Gaussian observation; {type(lvm).__name__} observes {layout.families}."
+        )
     residuals = [_residual(lvm, part.x, site, num_samples) for part in fixed.parts(_ROWS)]
     mean_square = torch.stack([r.double().square().sum() for r in residuals]).sum() / sum(r.numel() for r in residuals)
     if not bool(mean_square > 0):
         raise ValueError(
-            "fit_noise: the data are reproduced exactly, so that the noise has no scale; take more data, or fewer dimensions."
+            "fit_likelihood_scale: the data are reproduced exactly, so that the noise has no scale; take more data, or fewer dimensions."
         )
-    return WithNoise(lvm, site, mean_square.sqrt().to(residuals[0]))
+    return WithLikelihoodScale(lvm, site, mean_square.sqrt().to(residuals[0]))
 
 
 def _residual(lvm: Any, batch: Any, site: str, num_samples: int) -> torch.Tensor:
     mean = predict(lvm, posterior_mean(lvm, batch, num_samples))[site]
     if not isinstance(batch, torch.Tensor) or mean.shape != batch.shape:
-        raise ContractError(f"fit_noise: site {site!r} has shape {tuple(mean.shape)}, which is not that of the data.")
+        raise ContractError(f"fit_likelihood_scale: site {site!r} has shape {tuple(mean.shape)}, which is not that of the data.")
     return batch - mean

@@ -20,8 +20,8 @@ from vilvm.guides.normal import normal
 from vilvm.lvm import ContractError, Wrapped, device_of
 from vilvm.networks import mlp
 from vilvm.training import Fit, fit, one_cycle
-from vilvm.weights import layout, posterior
-from vilvm.wrappers._handlers import Overhear
+from vilvm.weights import find_layout, posterior
+from vilvm.wrappers._handlers import CaptureSite
 
 __all__ = ["WithGuide", "fit_guide", "with_guide"]
 
@@ -61,7 +61,7 @@ class WithGuide(Wrapped):
                 f"with_guide: the encoder gives {out.shape[-1]} numbers a datum; it must give a mean and a log-variance each."
             )
         if self.around:
-            with Overhear(self.latent) as own:
+            with CaptureSite(self.latent) as own:
                 self.inner_guide(batch)
             if own.fn is None:
                 raise ContractError(
@@ -161,23 +161,23 @@ def fit_guide(
     where = device_of(lvm, train.device)
     with seeded(seed, where):
         batch = train.subset(slice(0, min(_LOOK, len(train)))).to(where).look()
-        plan = layout(lvm, batch)
-        if plan.improper:
+        layout = find_layout(lvm, batch)
+        if layout.improper:
             raise ContractError(
-                f"fit_guide: the prior of latent {plan.improper[0]!r} is flat, so there is no posterior to fit a guide to; give the model a "
+                f"fit_guide: the prior of latent {layout.improper[0]!r} is flat, so there is no posterior to fit a guide to; give the model a "
                 "prior first (fit_prior, with_prior)."
             )
         codes = posterior(lvm, batch)
-        if not plan.local or len(codes) != 1 or codes[plan.latents[0]].dim() != 3:
+        if not layout.local or len(codes) != 1 or codes[layout.latents[0]].dim() != 3:
             shapes = {name: tuple(code.shape[1:]) for name, code in codes.items()}
             raise ContractError(
-                f"fit_guide needs a model of one latent, a vector for each datum; of {plan.num_data} data it has {shapes}."
+                f"fit_guide needs a model of one latent, a vector for each datum; of {layout.num_data} data it has {shapes}."
             )
         latent, code = next(iter(codes.items()))
-        around = encoder is None and latent in plan.degenerate
-        if plan.scale != 1:
+        around = encoder is None and latent in layout.degenerate
+        if layout.scale != 1:
             raise ContractError(
-                f"fit_guide: the model scales its plate {plan.data_plate!r} by {plan.scale:g}; give it the batch's own size, pyro.plate(name, len(x))."
+                f"fit_guide: the model scales its plate {layout.data_plate!r} by {layout.scale:g}; give it the batch's own size, pyro.plate(name, len(x))."
             )
         if encoder is None:
             x = tensors_of(batch)[0]
@@ -188,7 +188,9 @@ def fit_guide(
             encoder = mlp(x.shape[-1], hidden, 2 * code.shape[-1]).to(code)
             if around:
                 _start_close(encoder[-1], code[0])
-    guided = with_guide(lvm, encoder, latent=latent, plate=plan.data_plate or "data", dim=plan.data_dim, around=around).to(where)
+    guided = with_guide(lvm, encoder, latent=latent, plate=layout.data_plate or "data", dim=layout.data_dim, around=around).to(
+        where
+    )
     batch_size = min(batch_size, len(train))
     total = epochs * -(-len(train) // batch_size)
     fitted = fit(

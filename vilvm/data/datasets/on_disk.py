@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_path
 from vilvm.data.data import Data, Transform
-from vilvm.data.streamed import Rows
+from vilvm.data.streamed import StreamedTensor
 from vilvm.data.tensors import tensors_of
 
 __all__ = ["on_disk"]
@@ -76,7 +76,7 @@ def on_disk(
     return Data(x, name or files[0].path.stem, split, transform, image_shape=shape)
 
 
-class _Stored(Rows):
+class _Stored(StreamedTensor):
     """The rows of one file."""
 
     def __init__(self, source: Any, flatten: bool, dtype: torch.dtype):
