@@ -31,14 +31,14 @@ def _short_pilot(monkeypatch):
 def as_graph(monkeypatch):
     """Graphs that are run as they are; and how many were made."""
     made = []
-    for user in ("slopes", "passes"):
+    for user in ("density_gradients", "sample_passes"):
         monkeypatch.setattr(f"vilvm.evaluation.{user}.inductor", lambda *args: (made.append(1), graph(*args))[1])
     return made
 
 
 def tiny(name):
     with seeded(0):
-        return importlib.import_module(f"models.{name}").tiny()
+        return importlib.import_module(f"vilvm.models.{name}").tiny()
 
 
 def equal_to_eager(lvm, batch, base, compiler):
@@ -157,7 +157,7 @@ def test_a_program_that_fails_is_not_taken(monkeypatch, capsys):
 
         return run
 
-    for user in ("slopes", "passes"):
+    for user in ("density_gradients", "sample_passes"):
         monkeypatch.setattr(f"vilvm.evaluation.{user}.inductor", failing)
     lvm, batch = tiny("ppca")
     assert ais(lvm, batch, SHORT, compile=True).bound.values.isfinite().all()

@@ -37,7 +37,7 @@ FEW = {"vae", "ppca", "autoencoder", "linear_discriminant"}  # of each kind one
 @pytest.mark.parametrize("name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in GALLERY])
 def test_every_model_is_evaluated_the_same(name, as_graph, capsys):
     with seeded(0):
-        lvm, batch = importlib.import_module(f"models.{name}").tiny()
+        lvm, batch = importlib.import_module(f"vilvm.models.{name}").tiny()
     same(lvm, batch)
     assert as_graph or "autoencoder" in name  # of which no more than two draws are looked at
 
@@ -46,7 +46,7 @@ def test_every_model_is_evaluated_the_same(name, as_graph, capsys):
 @pytest.mark.parametrize("name", ["vae", "eight_schools", "hidden_markov"])
 def test_what_inductor_makes_of_it_is_the_same(name):
     with seeded(0):
-        lvm, batch = importlib.import_module(f"models.{name}").tiny()
+        lvm, batch = importlib.import_module(f"vilvm.models.{name}").tiny()
     same(lvm, batch)
 
 

@@ -127,7 +127,7 @@ def test_rows_of_square_data_are_their_first_axis():
     evidence = dist.MultivariateNormal(torch.zeros(4), covariance).log_prob(x).sum()
     weights = vilvm.log_weights(lvm, x, 5)
     torch.testing.assert_close(weights.log_weight, evidence.double().expand(5), rtol=1e-5, atol=1e-4)
-    assert vilvm.weights.layout(lvm, x).data_plate == "users"
+    assert vilvm.weights.find_layout(lvm, x).data_plate == "users"
 
 
 def set_by_column(mean, first, second):

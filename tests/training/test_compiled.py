@@ -34,7 +34,7 @@ def steps(lvm, batch, objective, make, compiler=graph, count=5, optimizer=torch.
     with seeded(2), module_parameters(lvm):  # which starts an autoguide at a draw
         layout = find_layout(lvm, batch)
     parameters = [p for p in lvm.parameters() if p.requires_grad]
-    own = {} if make is EagerStep else {"compiler": compiler, "tell": told.append}
+    own = {} if make is EagerStep else {"compiler": compiler, "log": told.append}
     step = make(lvm, objective, optimizer(parameters, lr=1e-2), **options, **own)
     with seeded(1), module_parameters(lvm, frozen=True), pyro.validation_enabled(False):
         results = [step(batch, layout.num_data if layout.local else 1.0) for _ in range(count)]
@@ -62,7 +62,7 @@ def check_alike(make, compiler=graph, **options):
 
 
 def gallery(name):
-    module = importlib.import_module(f"models.{name}")
+    module = importlib.import_module(f"vilvm.models.{name}")
     with seeded(0):
         lvm, batch = module.tiny()
     return lvm, batch, getattr(module, "objective", Trace_ELBO)()

@@ -208,7 +208,7 @@ def _check_shape(shape: tuple[int, ...], who: str) -> None:
 
 
 def _pictures(x: Tensor, shape: tuple[int, ...], who: str) -> Tensor:
-    """StreamedTensor as pictures, (num_data, channels, height, width)."""
+    """Rows as pictures, (num_data, channels, height, width)."""
     pixels = torch.Size(shape).numel()
     _check(x.dim() > 1 and x[0].numel() == pixels, f"{who}: data of shape {tuple(x.shape)} are not rows of {pixels} pixels.")
     return x.reshape(len(x), *((1,) if len(shape) == 2 else ()), *shape)

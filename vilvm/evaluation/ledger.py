@@ -41,7 +41,7 @@ _FEWEST = 5  # draws: one for each fold of the two-sample test
 
 
 class Ledger:
-    """StreamedTensor, in groups that may be ranked. Prints as a table with rich; ledgers of different data are put together with ``+``.
+    """Rows, in groups that may be ranked. Prints as a table with rich; ledgers of different data are put together with ``+``.
 
     Arguments:
         rows: of different names.

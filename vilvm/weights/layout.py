@@ -23,7 +23,7 @@ from vilvm.weights._traces import Put, Sites, family, log_prob, mask_of, nesting
 from vilvm.weights._vectorisation import Ways
 from vilvm.weights.checks import check_latents, check_plates, check_shape, enumerable
 
-__all__ = ["Layout", "data_plate", "guide_sites", "held_still", "find_layout", "place"]
+__all__ = ["Layout", "data_plate", "find_layout", "guide_sites", "held_still", "place"]
 
 
 class Layout(NamedTuple):

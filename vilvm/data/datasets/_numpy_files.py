@@ -58,7 +58,7 @@ def _array(path: Path, file: Any, size: int) -> np.ndarray:
     if dtype.hasobject:
         raise ValueError(f"{path}: holds pickled objects, which are not read; save a plain numeric array.")
     numbers = math.prod(shape)
-    if min(shape, default=0) < 0 or numbers * dtype.itemsize != size - file.log():
+    if min(shape, default=0) < 0 or numbers * dtype.itemsize != size - file.tell():
         raise ValueError(
             f"{path}: is truncated or damaged, for its header tells of shape {shape} and its length of another; write it again."
         )
