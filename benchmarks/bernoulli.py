@@ -1,4 +1,5 @@
-"""vilvm's IndependentBernoulli against torch's Bernoulli, on the logits of one pass of an evaluation.
+"""vilvm's IndependentBernoulli against torch's Bernoulli, on the logits of one pass of an
+evaluation.
 
 python -m benchmarks.bernoulli
 """
@@ -19,12 +20,19 @@ def main() -> None:
         return IndependentBernoulli(logits, validate_args=False).log_prob(x)
 
     def torchs() -> object:
-        return torch.distributions.Bernoulli(logits=logits, validate_args=False).log_prob(x).sum(-1)
+        return (
+            torch.distributions.Bernoulli(logits=logits, validate_args=False).log_prob(x).sum(-1)
+        )
 
     assert torch.allclose(ours(), torchs(), rtol=1e-5), "the two densities differ"  # type: ignore[arg-type]
     with torch.no_grad():
         seconds = race({"vilvm IndependentBernoulli": ours, "torch Bernoulli, summed": torchs})
-    report("log p(x | logits), 8,000 × 784 logits", seconds, per=logits.numel() * 1e-9, unit="ns a logit")
+    report(
+        "log p(x | logits), 8,000 × 784 logits",
+        seconds,
+        per=logits.numel() * 1e-9,
+        unit="ns a logit",
+    )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""The importance-weighted bound of 5,000 samples: vilvm, eager and compiled, against a loop by hand and Pyro's RenyiELBO.
+"""The importance-weighted bound of 5,000 samples: vilvm, eager and compiled, against a loop by
+hand and Pyro's RenyiELBO.
 
     python -m benchmarks.evaluation [--images 100] [--rounds 7] [--json FILE]
 
-One set of parameters, trained a little, in all; the bounds must agree within 5 Monte Carlo standard errors. Compiling is not counted; it is
-printed.
+One set of parameters, trained a little, in all; the bounds must agree within 5 Monte Carlo
+standard errors. Compiling is not counted; it is printed.
 """
 
 import argparse
@@ -33,7 +34,9 @@ SAMPLES, ROWS, PART = 5000, 6250, 50  # 125 samples of 50 images a pass
 HAND = "PyTorch by hand, eager"
 
 
-def weights_by_hand(decoder: Callable[[Tensor], Tensor], mean: Tensor, log_variance: Tensor, part: Tensor) -> Tensor:
+def weights_by_hand(
+    decoder: Callable[[Tensor], Tensor], mean: Tensor, log_variance: Tensor, part: Tensor
+) -> Tensor:
     """log Σ w of one pass."""
     wide = mean.expand(ROWS // PART, -1, -1)
     z = draw(wide, log_variance.expand_as(wide))
@@ -77,7 +80,9 @@ def by_passes(net: Net, x: Tensor, compiled: bool) -> Callable[[], Tensor]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.evaluation", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.evaluation", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--images", type=int, default=100, help="a multiple of 50")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, help="file for the rows, in ms an image")
@@ -95,14 +100,18 @@ def main(argv: list[str] | None = None) -> None:
         print(f"compiled and run once in {time.perf_counter() - began:.1f} s", file=sys.stderr)
         cases: dict[str, Callable[[], Tensor]] = {
             HAND: lambda: by_hand(net, x),
-            "PyTorch by hand, torch.compile": partial(by_hand, net, x, torch.compile(weights_by_hand)),
+            "PyTorch by hand, torch.compile": partial(
+                by_hand, net, x, torch.compile(weights_by_hand)
+            ),
             "Pyro RenyiELBO, an image at a time": lambda: by_pyro(net, x),
             "vilvm eager": by_passes(net, x, False),
             "vilvm compiled": compiled,
         }
         for name, case in cases.items():
             z = (case().mean().item() - reference.mean) / (2**0.5 * reference.mc_se)
-            assert abs(z) < 5, f"the bound of {name} is {z:.1f} standard errors from that of evaluate"
+            assert abs(z) < 5, (
+                f"the bound of {name} is {z:.1f} standard errors from that of evaluate"
+            )
         seconds = race(cases, args.rounds, warmup=1)
     ms = {name: [1e3 * s / args.images for s in taken] for name, taken in seconds.items()}
     rows = rows_of("IWAE-5000, ms an image", None, ms, HAND, "")

@@ -1,10 +1,11 @@
-"""What only a machine with a GPU can show: that CPU and GPU say the same, that a run resumes bit for bit there, and how fast it is.
+"""What only a machine with a GPU can show: that CPU and GPU say the same, that a run resumes bit
+for bit there, and how fast it is.
 
     python -m benchmarks.gpu [--epochs 12]
     python -m benchmarks.gpu --device cpu --epochs 1  # a rehearsal, which takes minutes
 
-Prints one line a check; one that fails shows its trace, and the others still run, for a GPU is lent by the minute. The tables are
-for docs/performance.md.
+Prints one line a check; one that fails shows its trace, and the others still run, for a GPU is
+lent by the minute. The tables are for docs/performance.md.
 """
 
 import argparse
@@ -36,7 +37,9 @@ from vilvm.weights.log_weights import log_weights_pass
 
 
 def same_numbers(device: str) -> str:
-    """The bounds of one model on one data set, on both devices: |z| < 5 in Monte Carlo standard errors, for every datum."""
+    """The bounds of one model on one data set, on both devices: |z| < 5 in Monte Carlo standard
+    errors, for every datum.
+    """
     data = digits()
     lvm = VAE(64, 4).start_at(data.train.x.mean(0))
     vilvm.fit(lvm, data.train, epochs=20, batch_size=100)
@@ -51,14 +54,18 @@ def same_numbers(device: str) -> str:
 
 
 def same_ways(device: str) -> str:
-    """A decoder that needs torch.vmap, and one that Python branches in, weigh on both devices as plain single runs do."""
+    """A decoder that needs torch.vmap, and one that Python branches in, weigh on both devices as
+    plain single runs do.
+    """
     x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
     for name, decode in {
         _vectorisation.VMAP: lambda z: z.softmax(1),
         _vectorisation.ONE_BY_ONE: lambda z: 2 * z if float(z.detach().sum()) > 0 else z + 1,
     }.items():
 
-        def model(x: torch.Tensor, decode: Callable[[torch.Tensor], torch.Tensor] = decode) -> None:
+        def model(
+            x: torch.Tensor, decode: Callable[[torch.Tensor], torch.Tensor] = decode
+        ) -> None:
             with pyro.plate("data", len(x)):
                 z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
                 pyro.sample("x", dist.Normal(decode(z), 1.0).to_event(1), obs=x)
@@ -67,22 +74,33 @@ def same_ways(device: str) -> str:
             with pyro.plate("data", len(x)):
                 pyro.sample("z", dist.Normal(x / 2, 0.8).to_event(1))
 
-        def evaluated(where: str, model: Any = model, guide: Any = guide, name: str = name) -> Estimate:
+        def evaluated(
+            where: str, model: Any = model, guide: Any = guide, name: str = name
+        ) -> Estimate:
             lvm: Any = vilvm.Pair(model, guide).to(where)
             layout, there = find_layout(lvm, x.to(where)), x.to(where)
             with torch.no_grad(), module_parameters(lvm):
-                taken = _vectorisation.way_of(lvm, there, log_weights_pass(lvm, layout), layout.ways, lambda _: None)
+                taken = _vectorisation.way_of(
+                    lvm, there, log_weights_pass(lvm, layout), layout.ways, lambda _: None
+                )
             assert taken == name, f"on {where} the way is {taken}, not {name}"
             return vilvm.evaluate(lvm, there, num_samples=500).bounds["elbo"]
 
         cpu, gpu = evaluated("cpu"), evaluated(device)
-        z = ((cpu.values - gpu.values.cpu()) / (cpu.errors**2 + gpu.errors.cpu() ** 2).sqrt()).abs().max().item()
+        z = (
+            ((cpu.values - gpu.values.cpu()) / (cpu.errors**2 + gpu.errors.cpu() ** 2).sqrt())
+            .abs()
+            .max()
+            .item()
+        )
         assert z < 5, f"{name}: CPU and GPU differ by {z:.1f} standard errors"
     return "samples by torch.vmap and one by one weigh the same on both"
 
 
 def same_diagnosis(device: str) -> str:
-    """AISResult on both devices, |z| < 5 of its mean; and every diagnostic and the export run on the GPU."""
+    """AISResult on both devices, |z| < 5 of its mean; and every diagnostic and the export run on
+    the GPU.
+    """
     data = digits()
     lvm = VAE(64, 4).start_at(data.train.x.mean(0))
     vilvm.fit(lvm, data.train, epochs=20, batch_size=100)
@@ -100,7 +118,10 @@ def same_diagnosis(device: str) -> str:
     failed = {name: why for name, why in found.skipped.items() if name not in elsewhere}
     assert not failed, f"not run on the GPU: {failed}"
     to_datatree(lvm, data.test.subset(slice(0, 20)), num_samples=100)
-    return f"annealing agrees (z = {z:.2f}), BDMC gap {gap.mean:.3f} ± {gap.mc_se:.3f}, a diagnosis took {found.seconds:.0f} s"
+    return (
+        f"annealing agrees (z = {z:.2f}), BDMC gap {gap.mean:.3f} ± {gap.mc_se:.3f}, a diagnosis "
+        f"took {found.seconds:.0f} s"
+    )
 
 
 def resumes_bit_for_bit(device: str) -> str:
@@ -111,7 +132,14 @@ def resumes_bit_for_bit(device: str) -> str:
         with seeded(1):
             lvm = VAE(64, 4)
         vilvm.fit(
-            lvm, data.train, steps=steps, batch_size=100, device=device, run_dir=folder, resume=resume, validation=data.validation
+            lvm,
+            data.train,
+            steps=steps,
+            batch_size=100,
+            device=device,
+            run_dir=folder,
+            resume=resume,
+            validation=data.validation,
         )
         return copy.deepcopy(lvm.state_dict())
 
@@ -124,28 +152,43 @@ def resumes_bit_for_bit(device: str) -> str:
 
 
 def compiled_is_eager(device: str) -> str:
-    """Steps of one CUDA graph and eager ones, from one seed: the same losses and parameters; and a compiled run resumes bit for bit."""
+    """Steps of one CUDA graph and eager ones, from one seed: the same losses and parameters; and a
+    compiled run resumes bit for bit.
+    """
     data = digits()
     ends = {}
     for compile in (False, True):
         with seeded(1):
             lvm = VAE(64, 4)
-        fitted = vilvm.fit(lvm, data.train, steps=200, batch_size=100, device=device, compile=compile)
+        fitted = vilvm.fit(
+            lvm, data.train, steps=200, batch_size=100, device=device, compile=compile
+        )
         ends[compile] = fitted.history["elbo"], lvm.state_dict()
     apart = float(abs(ends[True][0] - ends[False][0]).max())
-    assert apart < 0.05, f"the training ELBO of compiled and eager steps differs by {apart:.3f} nats"
+    assert apart < 0.05, (
+        f"the training ELBO of compiled and eager steps differs by {apart:.3f} nats"
+    )
     with tempfile.TemporaryDirectory() as root:
         states = []
         for name, parts in (("whole", [200]), ("parts", [133, 200])):
             with seeded(1):
                 lvm = VAE(64, 4)
             for steps in parts:
-                options = {"steps": steps, "batch_size": 100, "device": device, "compile": True, "run_dir": Path(root) / name}
+                options = {
+                    "steps": steps,
+                    "batch_size": 100,
+                    "device": device,
+                    "compile": True,
+                    "run_dir": Path(root) / name,
+                }
                 vilvm.fit(lvm, data.train, resume=True, **options)
             states.append(copy.deepcopy(lvm.state_dict()))
-    assert all(torch.equal(states[0][n], states[1][n]) for n in states[0]), "a resumed compiled run differs"
+    assert all(torch.equal(states[0][n], states[1][n]) for n in states[0]), (
+        "a resumed compiled run differs"
+    )
     return (
-        f"compiled and eager steps: training ELBO within {apart:.4f} nats over 200 steps; a resumed compiled run is bit-identical"
+        f"compiled and eager steps: training ELBO within {apart:.4f} nats over 200 steps; a "
+        "resumed compiled run is bit-identical"
     )
 
 
@@ -160,7 +203,10 @@ def memory_is_bounded(device: str) -> str:
         vilvm.evaluate(lvm, x[:200], num_samples=num_samples)
         peaks.append(torch.cuda.max_memory_allocated() / 2**30)
     assert peaks[1] < 1.1 * peaks[0], f"peak memory grew from {peaks[0]:.2f} to {peaks[1]:.2f} GiB"
-    return f"peak memory of an evaluation: {peaks[0]:.2f} GiB at 20,000 samples, {peaks[1]:.2f} GiB at 80,000"
+    return (
+        f"peak memory of an evaluation: {peaks[0]:.2f} GiB at 20,000 samples, {peaks[1]:.2f} GiB "
+        "at 80,000"
+    )
 
 
 def times_a_step(device: str) -> str:
@@ -176,19 +222,33 @@ def main_job(device: str, epochs: int) -> str:
     with tempfile.TemporaryDirectory() as root:
         for where in dict.fromkeys((device, "cpu")):
             began = time.perf_counter()
-            vae_mnist.main(["--device", where, "--epochs", str(epochs), "--out", f"{root}/{where}"])
+            vae_mnist.main(
+                ["--device", where, "--epochs", str(epochs), "--out", f"{root}/{where}"]
+            )
             seconds[where] = time.perf_counter() - began
-    return "the main job took " + ", ".join(f"{taken:.0f} s on {where}" for where, taken in seconds.items())
+    return "the main job took " + ", ".join(
+        f"{taken:.0f} s on {where}" for where, taken in seconds.items()
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--epochs", type=int, default=12, help="of the main job")
     parser.add_argument("--device", default="cuda")
     args = parser.parse_args()
     if args.device == "cuda" and not torch.cuda.is_available():
         sys.exit("benchmarks.gpu needs a CUDA device, and torch finds none.")
-    checks = [same_numbers, same_ways, same_diagnosis, resumes_bit_for_bit, compiled_is_eager, memory_is_bounded, times_a_step]
+    checks = [
+        same_numbers,
+        same_ways,
+        same_diagnosis,
+        resumes_bit_for_bit,
+        compiled_is_eager,
+        memory_is_bounded,
+        times_a_step,
+    ]
     failed = []
     for check in (*checks, partial(main_job, epochs=args.epochs)):
         began = time.perf_counter()

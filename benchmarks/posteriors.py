@@ -1,9 +1,11 @@
-"""Six posteriors of posteriordb: how far a fitted guide is from the reference draws, and what the diagnosis says of it.
+"""Six posteriors of posteriordb: how far a fitted guide is from the reference draws, and what the
+diagnosis says of it.
 
     VILVM_DATA=... uv run python -m benchmarks.posteriors [NAME ...]
 
-A guide is right if no mean is off by more than 0.1 posterior standard deviations and no standard deviation by more than 10 %. The diagnosis, which has not seen
-the reference draws, is right if it says "do not trust" of the guides that are not, and of no other.
+A guide is right if no mean is off by more than 0.1 posterior standard deviations and no standard
+deviation by more than 10 %. The diagnosis, which has not seen the reference draws, is right if it
+says "do not trust" of the guides that are not, and of no other.
 """
 
 import sys
@@ -14,7 +16,8 @@ import torch
 import vilvm
 from examples._prescribed import MODELS, Case, fit_case
 
-# A guide that should do, and one that should not: of one family too few, or in coordinates that are too hard for it.
+# A guide that should do, and one that should not: of one family too few, or in coordinates that
+# are too hard for it.
 CASES = [
     ("eight_schools", "flow"),
     ("eight_schools", "full_rank"),
@@ -33,7 +36,9 @@ CASES = [
 
 
 def errors(case: Case, num_samples: int = 50_000) -> dict[str, tuple[float, float]]:
-    """By scalar parameter, the error of the mean in posterior standard deviations, and the ratio of standard deviations."""
+    """By scalar parameter, the error of the mean in posterior standard deviations, and the ratio
+    of standard deviations.
+    """
     assert case.reference is not None
     assert case.scalars is not None
     torch.manual_seed(0)
@@ -56,20 +61,27 @@ def judge(name: str, guide: str, seed: int = 0) -> str:
     mean = max(found, key=lambda n: abs(found[n][0]))
     sd = max(found, key=lambda n: abs(found[n][1] - 1))
     good = abs(found[mean][0]) <= 0.1 and abs(found[sd][1] - 1) <= 0.1
-    # A budget that a busy machine does not overrun, for a diagnosis that is not finished trusts nothing.
-    diagnosis = vilvm.diagnose(case.lvm, case.data, history=fitted, budget=600, seed=seed, progress=False)
+    # A budget that a busy machine does not overrun, for a diagnosis that is not finished trusts
+    # nothing.
+    diagnosis = vilvm.diagnose(
+        case.lvm, case.data, history=fitted, budget=600, seed=seed, progress=False
+    )
     why = "; ".join(f"{f.name}: {f.severity.name}" for f in diagnosis.findings if f.severity >= 2)
     k = diagnosis.results["Pareto k̂"].k[0].item()
     verdict = "trust" if diagnosis.trusted else "do not trust"
     right = "yes" if diagnosis.trusted == good else "NO"
     return (
-        f"| {name} | {guide} | {found[mean][0]:+.3f} ({mean}) | {found[sd][1]:.3f} ({sd}) | {'good' if good else 'misses'} | {k:.2f} | {verdict} | {right} "
+        f"| {name} | {guide} | {found[mean][0]:+.3f} ({mean}) | {found[sd][1]:.3f} ({sd}) | "
+        f"{'good' if good else 'misses'} | {k:.2f} | {verdict} | {right} "
         f"| {why} | {trained:.0f} + {diagnosis.seconds:.0f} s |"
     )
 
 
 def main() -> None:
-    print("| posterior | guide | worst mean (sd) | worst sd (ratio) | guide | k̂ | verdict | right | because of | fit + diagnosis |")
+    print(
+        "| posterior | guide | worst mean (sd) | worst sd (ratio) | guide | k̂ | verdict | right "
+        "| because of | fit + diagnosis |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for name, guide in CASES:
         if not sys.argv[1:] or name in sys.argv[1:]:

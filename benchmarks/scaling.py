@@ -1,4 +1,5 @@
-"""What a training step costs against latent size, batch and number of data, and an evaluation against samples; with the exponent of a power law.
+"""What a training step costs against latent size, batch and number of data, and an evaluation
+against samples; with the exponent of a power law.
 
 python -m benchmarks.scaling [--figure FILE.png]
 """
@@ -34,7 +35,9 @@ def pixels(count: int) -> torch.Tensor:
     return torch.bernoulli(torch.full((count, 784), 0.2))
 
 
-def steps_of(latent: int, batch: int, count: int, compiled: bool) -> tuple[Callable[[], object], int]:
+def steps_of(
+    latent: int, batch: int, count: int, compiled: bool
+) -> tuple[Callable[[], object], int]:
     """Some training steps, once warm, and how many."""
     steps = vilvm_fit(net(latent), pixels(count), batch, compiled)
     steps(count // batch + 30)  # the first epoch is eager
@@ -52,7 +55,9 @@ def exponent(times: dict[int, float]) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.scaling", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args(argv)
     widen_heap()
@@ -67,13 +72,19 @@ def main(argv: list[str] | None = None) -> None:
     for s in (100, 400, 1600, 6400):
         cases["samples of an evaluation of 50 images", s] = evaluation_of(s)
     found: dict[str, dict[int, float]] = {}
-    seconds = race({f"{name}|{size}": case for (name, size), (case, _) in cases.items()}, ROUNDS, warmup=1)
+    seconds = race(
+        {f"{name}|{size}": case for (name, size), (case, _) in cases.items()}, ROUNDS, warmup=1
+    )
     for ((name, size), (_, number)), taken in zip(cases.items(), seconds.values(), strict=True):
         found.setdefault(name, {})[size] = statistics.median(taken) / number * 1e3
     print(machine())
     print("\n| ms against | | exponent |\n|---|---|---|")
     for name, times in found.items():
-        print(f"| {name} | {', '.join(f'{k}: {v:.3g}' for k, v in times.items())} | {exponent(times):.2f} |", flush=True)
+        print(
+            f"| {name} | {', '.join(f'{k}: {v:.3g}' for k, v in times.items())} | "
+            f"{exponent(times):.2f} |",
+            flush=True,
+        )
     if args.figure:
         figure(found).savefig(args.figure, dpi=110)
 
@@ -85,7 +96,9 @@ def figure(found: dict[str, dict[int, float]]) -> Figure:
         for name, times in found.items():
             if name.split(",")[0] == kind:
                 label = (
-                    f"{name.split(', ')[-1]}, exponent {exponent(times):.2f}" if "," in name else f"exponent {exponent(times):.2f}"
+                    f"{name.split(', ')[-1]}, exponent {exponent(times):.2f}"
+                    if "," in name
+                    else f"exponent {exponent(times):.2f}"
                 )
                 axes.loglog(list(times), list(times.values()), "o-", markersize=4, label=label)
         sizes = list(next(times for name, times in found.items() if name.split(",")[0] == kind))

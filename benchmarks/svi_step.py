@@ -1,9 +1,11 @@
-"""A training step: vilvm, eager and compiled, against PyTorch by hand, Pyro's SVI, NumPyro, and the matrix products alone.
+"""A training step: vilvm, eager and compiled, against PyTorch by hand, Pyro's SVI, NumPyro, and
+the matrix products alone.
 
     uv run --group bench python -m benchmarks.svi_step [--json FILE] [--workload vae] [--batch 128] [--rounds 15]
 
-All contenders start from the same parameters, take their batches from the same data and are timed in turn, round after round, in one process, whose heap
-is widened for all (vilvm._runtime.memory). Before that each trains for some hundred steps, and must reach the loss that the others reach.
+All contenders start from the same parameters, take their batches from the same data and are timed
+in turn, round after round, in one process, whose heap is widened for all (vilvm._runtime.memory).
+Before that each trains for some hundred steps, and must reach the loss that the others reach.
 """
 
 import argparse
@@ -28,10 +30,17 @@ from vilvm.data.datasets import mnist
 
 __all__ = ["compare", "main", "pictures"]
 
-_TRAINED = 300  # steps before the timing, 90 of large batches; the loss of the last third is compared
+# steps before the timing, 90 of large batches; the loss of the last third is compared
+_TRAINED = 300
 
 
-def compare(workload: Workload, batch: int | None, rounds: int, device: str = "cpu", trained: int = _TRAINED) -> list[Row]:
+def compare(
+    workload: Workload,
+    batch: int | None,
+    rounds: int,
+    device: str = "cpu",
+    trained: int = _TRAINED,
+) -> list[Row]:
     """Times the contenders of one workload.
 
     Raises:
@@ -48,7 +57,11 @@ def compare(workload: Workload, batch: int | None, rounds: int, device: str = "c
 
 
 def _data(workload: Workload, device: str) -> Any:
-    return tuple(t.to(device) for t in SCHOOLS) if workload.name == "eight_schools" else pictures(device)
+    return (
+        tuple(t.to(device) for t in SCHOOLS)
+        if workload.name == "eight_schools"
+        else pictures(device)
+    )
 
 
 def pictures(device: str) -> Tensor:
@@ -80,21 +93,33 @@ def _made(workload: Workload, data: Any, batch: int | None, device: str) -> dict
 
 
 def _check_losses(losses: Mapping[str, list[float]]) -> None:
-    """All means lie within 5 standard errors of that of the base; noise and batches are not the same."""
-    means = {name: (statistics.mean(v), statistics.stdev(v) / len(v) ** 0.5) for name, v in losses.items() if v}
+    """All means lie within 5 standard errors of that of the base; noise and batches are not the
+    same.
+    """
+    means = {
+        name: (statistics.mean(v), statistics.stdev(v) / len(v) ** 0.5)
+        for name, v in losses.items()
+        if v
+    }
     mean, se = means[BASE]
     for name, (other, error) in means.items():
         allowed = 5 * (se**2 + error**2) ** 0.5
-        assert abs(other - mean) < allowed, f"{name} reaches a loss of {other:.3f}, and {BASE} one of {mean:.3f} ± {allowed:.3f}"
+        assert abs(other - mean) < allowed, (
+            f"{name} reaches a loss of {other:.3f}, and {BASE} one of {mean:.3f} ± {allowed:.3f}"
+        )
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.svi_step", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.svi_step", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--json", type=Path, help="file for the rows")
     parser.add_argument("--workload", choices=[*WORKLOADS], action="append", help="default: all")
     parser.add_argument("--batch", type=int, action="append", help="default: 128 and 1024")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--quick", action="store_true", help="three rounds at batch 128, to see that it works")
+    parser.add_argument(
+        "--quick", action="store_true", help="three rounds at batch 128, to see that it works"
+    )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args(argv)
     rows: list[Row] = []
@@ -105,7 +130,13 @@ def main(argv: list[str] | None = None) -> None:
         workload = WORKLOADS[name]
         for batch in workload.batches:
             if batch is None or not args.batch or batch in args.batch:
-                found = compare(workload, batch, args.rounds, args.device, max(90, _TRAINED * 128 // (batch or 128)))
+                found = compare(
+                    workload,
+                    batch,
+                    args.rounds,
+                    args.device,
+                    max(90, _TRAINED * 128 // (batch or 128)),
+                )
                 print(markdown(found), flush=True)
                 rows += found
                 if args.json:

@@ -1,9 +1,10 @@
-"""The three ways in which many samples go through a pair, and what their comparison with single runs costs ``evaluate``.
+"""The three ways in which many samples go through a pair, and what their comparison with single
+runs costs ``evaluate``.
 
     python -m benchmarks.ways [--rounds 7]
 
-The same VAE in all, so each way other than the first is asked for by force; their bounds must agree within 5 Monte Carlo standard
-errors. Compiling and tracing are not counted.
+The same VAE in all, so each way other than the first is asked for by force; their bounds must
+agree within 5 Monte Carlo standard errors. Compiling and tracing are not counted.
 """
 
 import argparse
@@ -29,8 +30,12 @@ from vilvm.weights import _vectorisation, find_layout
 PART, SAMPLES, CHUNK = 50, 250, 125
 
 
-def passes(net: Any, x: torch.Tensor, way: str, compiled: bool = False) -> Callable[[], torch.Tensor]:
-    """The passes of `SAMPLES` samples by one way, which has been found: log w, shape (SAMPLES, PART)."""
+def passes(
+    net: Any, x: torch.Tensor, way: str, compiled: bool = False
+) -> Callable[[], torch.Tensor]:
+    """The passes of `SAMPLES` samples by one way, which has been found: log w, shape (SAMPLES,
+    PART).
+    """
     run, layout = SamplePasses(net, compiled), find_layout(net, x)
 
     def weights() -> torch.Tensor:
@@ -39,19 +44,34 @@ def passes(net: Any, x: torch.Tensor, way: str, compiled: bool = False) -> Calla
     with ExitStack() as forced:
         if way != _vectorisation.VECTORISED:
             forced.enter_context(
-                mock.patch.object(_vectorisation, "_vectorised_differs", mock.Mock(return_value="another way is asked for"))
+                mock.patch.object(
+                    _vectorisation,
+                    "_vectorised_differs",
+                    mock.Mock(return_value="another way is asked for"),
+                )
             )
         if way == _vectorisation.ONE_BY_ONE:
             forced.enter_context(
-                mock.patch.object(_vectorisation, "_known_graph", mock.Mock(side_effect=UntraceableError("asked for")))
+                mock.patch.object(
+                    _vectorisation,
+                    "_known_graph",
+                    mock.Mock(side_effect=UntraceableError("asked for")),
+                )
             )
         weights()
-        assert _vectorisation.way_of(net, x, _vectorisation.Pass(lambda *_: {}, "log-weights"), layout.ways) == way
+        assert (
+            _vectorisation.way_of(
+                net, x, _vectorisation.Pass(lambda *_: {}, "log-weights"), layout.ways
+            )
+            == way
+        )
     return weights
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ways", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.ways", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args(argv)
     widen_heap()
@@ -72,17 +92,28 @@ def main(argv: list[str] | None = None) -> None:
         for name, case in cases.items():
             z = (case().mean().item() - reference.mean) / (2**0.5 * reference.mc_se)
             assert abs(z) < 5, f"the ELBO {name} is {z:.1f} standard errors from that of evaluate"
-        report(f"{SAMPLES} samples of {PART} images", race(cases, args.rounds, warmup=1), per=1e-3 * SAMPLES, unit="ms a sample")
+        report(
+            f"{SAMPLES} samples of {PART} images",
+            race(cases, args.rounds, warmup=1),
+            per=1e-3 * SAMPLES,
+            unit="ms a sample",
+        )
 
-    unchecked = mock.patch.multiple(_vectorisation, _check=lambda *_: None, _vectorised_differs=lambda *_: None)
+    unchecked = mock.patch.multiple(
+        _vectorisation, _check=lambda *_: None, _vectorised_differs=lambda *_: None
+    )
     for samples in (100, 1000, 5000):
-        bound = partial(evaluate, net, data[:100], num_samples=samples, progress=False, compile=False)
+        bound = partial(
+            evaluate, net, data[:100], num_samples=samples, progress=False, compile=False
+        )
 
         def without(bound: Callable[[], object] = bound) -> None:
             with unchecked:
                 bound()
 
-        seconds = race({"not compared with single runs": without, "compared": bound}, args.rounds, warmup=1)
+        seconds = race(
+            {"not compared with single runs": without, "compared": bound}, args.rounds, warmup=1
+        )
         report(f"evaluate, {samples} samples of 100 images", seconds)
 
 

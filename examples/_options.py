@@ -1,4 +1,6 @@
-"""What the examples' command lines have in common: kinds of arguments, the data set, the run folder, settings to resume from."""
+"""What the examples' command lines have in common: kinds of arguments, the data set, the run
+folder, settings to resume from.
+"""
 
 import argparse
 import io
@@ -48,7 +50,10 @@ def share(text: str) -> float:
 def add_common(parser: argparse.ArgumentParser, name: str) -> None:
     """--data, --device, --seed and --out."""
     parser.add_argument(
-        "--data", choices=["auto", "mnist", "digits"], default="auto", help="auto: MNIST if it can be had, else digits"
+        "--data",
+        choices=["auto", "mnist", "digits"],
+        default="auto",
+        help="auto: MNIST if it can be had, else digits",
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--seed", type=int, default=0)
@@ -61,30 +66,47 @@ def own(args: argparse.Namespace) -> dict[str, Any]:
 
 
 @contextmanager
-def run_folder(args: argparse.Namespace, parse: Parse, name: str, leads: bool = True) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The run folder, held by this process alone, and what the run is: its own settings if it is resumed, else the arguments.
+def run_folder(
+    args: argparse.Namespace, parse: Parse, name: str, leads: bool = True
+) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The run folder, held by this process alone, and what the run is: its own settings if it is
+    resumed, else the arguments.
 
     Of several ranks only the one that leads holds it, and writes.
 
     Raises:
-        SystemExit: another process holds it, it holds a run already, it cannot be made, or no run that can be resumed.
+        SystemExit: another process holds it, it holds a run already, it cannot be made, or no run
+            that can be resumed.
     """
     resumed = getattr(args, "resume", None)
     if resumed is not None:
-        given = sorted(k for k, v in vars(args).items() if v != vars(parse([]))[k] and k != "resume")
+        given = sorted(
+            k for k, v in vars(args).items() if v != vars(parse([]))[k] and k != "resume"
+        )
         if given:
-            raise SystemExit(f"A resumed run keeps its own settings; leave out --{given[0].replace('_', '-')}.")
+            raise SystemExit(
+                f"A resumed run keeps its own settings; leave out --{given[0].replace('_', '-')}."
+            )
         folder, settings = resumed, settings_in(resumed / "settings.json", parse, name)
     else:
-        folder, settings = args.out or Path("runs") / time.strftime(f"{name}-%Y%m%d-%H%M%S"), own(args)
+        folder, settings = (
+            args.out or Path("runs") / time.strftime(f"{name}-%Y%m%d-%H%M%S"),
+            own(args),
+        )
     with ExitStack() as stack:
         if leads:
             try:
                 stack.enter_context(locked(folder))
             except BlockingIOError:
-                raise SystemExit(f"Another process is at work in {folder}; wait for it, or choose another --out.") from None
+                raise SystemExit(
+                    f"Another process is at work in {folder}; wait for it, or choose another "
+                    "--out."
+                ) from None
             except OSError as error:
-                raise SystemExit(f"The run folder {folder} cannot be written ({error.strerror}); choose another --out.") from None
+                raise SystemExit(
+                    f"The run folder {folder} cannot be written ({error.strerror}); choose "
+                    "another --out."
+                ) from None
             if resumed is None and (folder / "settings.json").exists():
                 also = ", or --resume it" if "resume" in args else ""
                 raise SystemExit(f"{folder} holds a run already; choose another --out{also}.")
@@ -97,14 +119,22 @@ def settings_in(file: Path, parse: Parse, name: str) -> dict[str, Any]:
         settings = json.loads(read(file))
         dataset = {"dataset": settings.pop("dataset")}
         words = [f"--{key.replace('_', '-')}" for key, value in settings.items() if value is True]
-        words += [f"--{key.replace('_', '-')}={value}" for key, value in settings.items() if not isinstance(value, bool | None)]
+        words += [
+            f"--{key.replace('_', '-')}={value}"
+            for key, value in settings.items()
+            if not isinstance(value, bool | None)
+        ]
         parsed = own(parse(words))
     except (OSError, ValueError, RecursionError):
         raise SystemExit(
-            f"{file.parent} holds no readable settings.json, so it is no run of {name} that could be resumed."
+            f"{file.parent} holds no readable settings.json, so it is no run of {name} that could "
+            "be resumed."
         ) from None
     except (AttributeError, TypeError, KeyError, SystemExit):
-        raise SystemExit(f"{file} is not as {name} wrote it, so the run cannot be resumed; restore it, or start anew.") from None
+        raise SystemExit(
+            f"{file} is not as {name} wrote it, so the run cannot be resumed; restore it, or "
+            "start anew."
+        ) from None
     return {**parsed, **dataset}
 
 
@@ -117,7 +147,10 @@ def dataset_of(choice: str, transform: Transform | None) -> Dataset:
     except FileNotFoundError as error:
         if choice == "mnist":
             raise SystemExit(str(error)) from None
-        console.rule("[bold red]NOT MNIST: scikit-learn's digits are used (1,797 images, 8 × 8)", style="red")
+        console.rule(
+            "[bold red]NOT MNIST: scikit-learn's digits are used (1,797 images, 8 × 8)",
+            style="red",
+        )
         console.print(str(error), highlight=False)
         return digits(transform=transform)
 
@@ -125,12 +158,16 @@ def dataset_of(choice: str, transform: Transform | None) -> Dataset:
 def device_of(choice: str) -> str:
     """The device that an option stands for."""
     if choice == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("--device cuda was asked for, and torch finds no GPU here; take --device cpu.")
+        raise SystemExit(
+            "--device cuda was asked for, and torch finds no GPU here; take --device cpu."
+        )
     return choice if choice != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def finished(fitted: vilvm.Fit) -> vilvm.Fit:
-    """The result of a training that was not broken off; else Ctrl-C or SIGTERM ends the whole script."""
+    """The result of a training that was not broken off; else Ctrl-C or SIGTERM ends the whole
+    script.
+    """
     if fitted.stopped == "interrupted":
         raise KeyboardInterrupt
     return fitted

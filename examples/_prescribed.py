@@ -1,4 +1,6 @@
-"""Prescribed models by name, each with data and a way to fit it: those of posteriordb where its data are there, else embedded or simulated."""
+"""Prescribed models by name, each with data and a way to fit it: those of posteriordb where its
+data are there, else embedded or simulated.
+"""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -52,8 +54,17 @@ def fit_case(case: Case, seed: int, steps: int | None = None) -> vilvm.Fit | Non
     steps = steps or case.steps
     if not case.steps:
         return None
-    objective = Trace_ELBO(num_particles=case.particles, vectorize_particles=True, max_plate_nesting=1)
-    return vilvm.fit(case.lvm, case.data, steps=steps, objective=objective, **one_cycle(case.lr, steps), seed=seed)
+    objective = Trace_ELBO(
+        num_particles=case.particles, vectorize_particles=True, max_plate_nesting=1
+    )
+    return vilvm.fit(
+        case.lvm,
+        case.data,
+        steps=steps,
+        objective=objective,
+        **one_cycle(case.lr, steps),
+        seed=seed,
+    )
 
 
 def _reference(name: str) -> ReferencePosterior | None:
@@ -77,9 +88,16 @@ def _kidiq(guide: str | None, whitened: bool = True) -> Case:
             x = 100 + 15 * torch.randn(434, 1)
             y = 26 + 0.6 * x[:, 0] + 18 * torch.randn(434)
     else:
-        x, y = torch.as_tensor(reference.data["mom_iq"])[:, None], torch.as_tensor(reference.data["kid_score"])
+        x, y = (
+            torch.as_tensor(reference.data["mom_iq"])[:, None],
+            torch.as_tensor(reference.data["kid_score"]),
+        )
     options: dict[str, Any] = {"beta_scale": FLAT, "guide": guide or "full_rank"}
-    lvm = BayesianRegression.whitened((x, y), **options) if whitened else BayesianRegression(1, **options)
+    lvm = (
+        BayesianRegression.whitened((x, y), **options)
+        if whitened
+        else BayesianRegression(1, **options)
+    )
     names = {"alpha": "beta[1]", "beta[1]": "beta[2]", "sigma": "sigma"}
 
     def scalars(latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -96,8 +114,17 @@ def _regression(guide: str | None, whitened: bool = True) -> Case:
             y = x @ torch.tensor([1.0, -1.0, 0.5, 0.0, 2.0]) + 0.5 * torch.randn(100)
     else:
         x, y = torch.as_tensor(reference.data["X"]), torch.as_tensor(reference.data["y"])
-    options: dict[str, Any] = {"intercept": False, "sigma_scale": 10.0, "sigma_prior": "half_normal", "guide": guide or "full_rank"}
-    lvm = BayesianRegression.whitened((x, y), **options) if whitened else BayesianRegression(x.shape[1], **options)
+    options: dict[str, Any] = {
+        "intercept": False,
+        "sigma_scale": 10.0,
+        "sigma_prior": "half_normal",
+        "guide": guide or "full_rank",
+    }
+    lvm = (
+        BayesianRegression.whitened((x, y), **options)
+        if whitened
+        else BayesianRegression(x.shape[1], **options)
+    )
     return Case(lvm, Data((x, y), name="sblri"), 1000, 0.05, 8, lvm.scalars, reference)
 
 
@@ -112,12 +139,20 @@ def _autoregression(guide: str | None, whitened: bool = True) -> Case:
     else:
         data = lagged(torch.as_tensor(reference.data["y"]), int(reference.data["K"]))
     options: dict[str, Any] = {"guide": guide or "full_rank"}
-    lvm = BayesianRegression.whitened(data.x, **options) if whitened else BayesianRegression(data.x[0].shape[1], **options)
+    lvm = (
+        BayesianRegression.whitened(data.x, **options)
+        if whitened
+        else BayesianRegression(data.x[0].shape[1], **options)
+    )
     return Case(lvm, data, 1000, 0.05, 8, lvm.scalars, reference)
 
 
 def _autoguide(guide: str | None) -> dict[str, Any]:
-    known = {None: {}, "full_rank": {"autoguide": AutoMultivariateNormal}, "mean_field": {"autoguide": AutoNormal}}
+    known = {
+        None: {},
+        "full_rank": {"autoguide": AutoMultivariateNormal},
+        "mean_field": {"autoguide": AutoNormal},
+    }
     if guide not in known:
         raise ValueError(f"This model has the guides full_rank and mean_field, and no {guide!r}.")
     return known[guide]
@@ -151,9 +186,15 @@ def _markov(guide: str | None) -> Case:
 
     def scalars(latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         means = {f"mu[{k + 1}]": latents["mu"][:, k] for k in range(2)}
-        return means | {f"theta{k + 1}[{j + 1}]": latents["transition"][:, k, j] for k in range(2) for j in range(2)}
+        return means | {
+            f"theta{k + 1}[{j + 1}]": latents["transition"][:, k, j]
+            for k in range(2)
+            for j in range(2)
+        }
 
-    return Case(lvm, Data(torch.as_tensor(y)[None], name="hmm_example"), 3000, 0.05, 16, scalars, reference)
+    return Case(
+        lvm, Data(torch.as_tensor(y)[None], name="hmm_example"), 3000, 0.05, 16, scalars, reference
+    )
 
 
 def _linear(kind: type, guide: str | None) -> Case:

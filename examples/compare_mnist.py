@@ -1,13 +1,15 @@
-"""Auto-encoders with fitted priors beside the variational auto-encoder, as generative models of the same data, in one ledger.
+"""Auto-encoders with fitted priors beside the variational auto-encoder, as generative models of
+the same data, in one ledger.
 
     python -m examples.compare_mnist --quick
     python -m examples.compare_mnist
     python -m examples.compare_mnist --resume runs/compare_mnist-DATE-TIME
 
-On binarised images: a deep, a convolutional and a denoising auto-encoder, each with a diagonal and a full Gaussian, a mixture and a flow put on
-its codes and a stochastic guide fitted to what is then frozen; and the VAE, with its own prior and with fitted ones. The deep and the
-denoising auto-encoder and the VAE have the same decoder. On the grey levels: probabilistic PCA, and the linear auto-encoder with the
-same priors. All are trained for as many passes over the same images.
+On binarised images: a deep, a convolutional and a denoising auto-encoder, each with a diagonal and
+a full Gaussian, a mixture and a flow put on its codes and a stochastic guide fitted to what is
+then frozen; and the VAE, with its own prior and with fitted ones. The deep and the denoising
+auto-encoder and the VAE have the same decoder. On the grey levels: probabilistic PCA, and the
+linear auto-encoder with the same priors. All are trained for as many passes over the same images.
 """
 
 import argparse
@@ -22,12 +24,30 @@ from matplotlib.figure import Figure
 from pyro.infer import Trace_ELBO
 
 import vilvm
-from examples._options import add_common, console, dataset_of, device_of, finished, run, run_folder, save, write_settings
+from examples._options import (
+    add_common,
+    console,
+    dataset_of,
+    device_of,
+    finished,
+    run,
+    run_folder,
+    save,
+    write_settings,
+)
 from vilvm import plots, report
 from vilvm._runtime.files import write_atomic, write_json
 from vilvm.data import Chain, Corrupted, Data, DynamicBinarisation, PixelErasure
 from vilvm.data.datasets import Dataset
-from vilvm.evaluation import Difference, Ledger, compare, fit_features, frechet_distance, reconstruct, two_sample_test
+from vilvm.evaluation import (
+    Difference,
+    Ledger,
+    compare,
+    fit_features,
+    frechet_distance,
+    reconstruct,
+    two_sample_test,
+)
 from vilvm.evaluation.interpolation import great_circle, line
 from vilvm.models.autoencoder import Autoencoder
 from vilvm.models.conv_autoencoder import ConvAutoencoder
@@ -42,10 +62,16 @@ from vilvm.training import one_cycle
 from vilvm.wrappers import fit_guide, with_prior
 from vilvm.wrappers.likelihood_scale import fit_likelihood_scale
 
-PRIORS = {"diagonal": "diagonal Gaussian", "full": "full Gaussian", "mixture": "mixture", "flow": "flow"}
+PRIORS = {
+    "diagonal": "diagonal Gaussian",
+    "full": "full Gaussian",
+    "mixture": "mixture",
+    "flow": "flow",
+}
 CAPTIONS = {
     "samples": "E[x | z] for z drawn from each model's prior, below test images",
-    "interpolations": "From one test image to another, and last the strawman, a cross-fade of their pixels",
+    "interpolations": "From one test image to another, and last the strawman, a cross-fade of their "
+    "pixels",
     "reconstructions": "Reconstructions, below test images",
 }
 OWN_PRIOR = ("VAE", "probabilistic PCA")
@@ -53,7 +79,9 @@ BATCH, RATE, DECODER = 200, 4e-3, (128, 96)
 
 
 class Budget(NamedTuple):
-    """How much is spent: training images, passes over them, passes of a guide, steps of a flow; test images, samples for each, draws."""
+    """How much is spent: training images, passes over them, passes of a guide, steps of a flow;
+    test images, samples for each, draws.
+    """
 
     train: int
     epochs: int
@@ -64,8 +92,12 @@ class Budget(NamedTuple):
     draws: int
 
 
-FULL = Budget(train=55_000, epochs=12, guide_epochs=8, flow_steps=2500, test=500, samples=5000, draws=2000)
-QUICK = Budget(train=6000, epochs=20, guide_epochs=4, flow_steps=300, test=200, samples=500, draws=500)
+FULL = Budget(
+    train=55_000, epochs=12, guide_epochs=8, flow_steps=2500, test=500, samples=5000, draws=2000
+)
+QUICK = Budget(
+    train=6000, epochs=20, guide_epochs=4, flow_steps=300, test=200, samples=500, draws=500
+)
 
 
 @dataclass
@@ -99,7 +131,9 @@ class Contest:
         """The model with each fitted prior; frozen under a new guide, or with its own."""
         for kind, words in PRIORS.items():
             began, full = time.perf_counter(), f"{name} + {words}"
-            proper = with_prior(lvm, fit_prior(lvm, data, kind, steps=self.budget.flow_steps, seed=self.seed))
+            proper = with_prior(
+                lvm, fit_prior(lvm, data, kind, steps=self.budget.flow_steps, seed=self.seed)
+            )
             before = self.seconds[name] + time.perf_counter() - began
             if new_guide:
                 self.add_guide(full, proper, data, before)
@@ -107,7 +141,9 @@ class Contest:
                 self.models[full], self.seconds[full] = proper, before
 
     def add_guide(self, name: str, lvm: Any, data: Data, before: float) -> None:
-        guided, fitted = fit_guide(lvm, data, hidden=(400, 400), epochs=self.budget.guide_epochs, **self.kept_in(name))
+        guided, fitted = fit_guide(
+            lvm, data, hidden=(400, 400), epochs=self.budget.guide_epochs, **self.kept_in(name)
+        )
         self.add(name, guided, fitted, before)
 
     def add(self, name: str, lvm: Any, fitted: vilvm.Fit, before: float = 0.0) -> None:
@@ -115,26 +151,43 @@ class Contest:
         console.print(f"  {name}: {fitted.seconds:.0f} s", highlight=False)
 
     def kept_in(self, name: str) -> dict[str, Any]:
-        """Arguments of ``fit`` by which it keeps a checkpoint of this model, and takes it up again."""
+        """Arguments of ``fit`` by which it keeps a checkpoint of this model, and takes it up
+        again.
+        """
         return {
-            "run_dir": self.folder / "models" / name.replace(" + ", "_").replace(",", "").replace(" ", "_"),
+            "run_dir": self.folder
+            / "models"
+            / name.replace(" + ", "_").replace(",", "").replace(" ", "_"),
             "resume": True,
             "seed": self.seed,
         }
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m examples.compare_mnist", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.compare_mnist", description=(__doc__ or "").split("\n")[0]
+    )
     add_common(parser, "compare_mnist")
-    parser.add_argument("--quick", action="store_true", help="3 minutes on two cores in place of 30: fewer images, passes, samples")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="3 minutes on two cores in place of 30: fewer images, passes, samples",
+    )
     parser.add_argument("--latent", type=codes, default=20, help="size of a code, at least 2")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder, with its own settings")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="continue the run in this folder, with its own settings",
+    )
     return parser.parse_args(argv)
 
 
 def codes(text: str) -> int:
     if not 2 <= (value := int(text)) < 64:
-        raise argparse.ArgumentTypeError(f"must be at least 2, for a flow, and below 64, the pixels of a digit; got {value}")
+        raise argparse.ArgumentTypeError(
+            f"must be at least 2, for a flow, and below 64, the pixels of a digit; got {value}"
+        )
     return value
 
 
@@ -149,22 +202,36 @@ def binary_models(contest: Contest, data: Dataset, latent: int) -> None:
     contest.add_priors("VAE", contest.train("VAE", vae, seen, warmup=0.25), seen, new_guide=False)
     # As the auto-encoders' guides are: a larger one, trained after the decoder.
     contest.add_guide("VAE, new guide", vae, seen, contest.seconds["VAE"])
-    deep = contest.train("deep AE", Autoencoder(pixels, latent, "bernoulli", hidden=DECODER[::-1]).start_at(mean), seen)
+    deep = contest.train(
+        "deep AE",
+        Autoencoder(pixels, latent, "bernoulli", hidden=DECODER[::-1]).start_at(mean),
+        seen,
+    )
     contest.add_priors("deep AE", deep, seen)
-    denoising = DenoisingAutoencoder(pixels, latent, "bernoulli", hidden=DECODER[::-1]).start_at(mean)
+    denoising = DenoisingAutoencoder(pixels, latent, "bernoulli", hidden=DECODER[::-1]).start_at(
+        mean
+    )
     contest.add_priors("denoising AE", contest.train("denoising AE", denoising, pairs), seen)
-    conv = contest.train("conv AE", ConvAutoencoder(side, latent, "bernoulli", channels=(8, 16)), seen)
+    conv = contest.train(
+        "conv AE", ConvAutoencoder(side, latent, "bernoulli", channels=(8, 16)), seen
+    )
     contest.add_priors("conv AE", conv, seen)
 
 
 def grey_models(contest: Contest, data: Dataset, latent: int) -> None:
     """On grey levels, all with a Gaussian likelihood of one variance."""
     train = data.train
-    console.print(f"Training on the grey levels of {data.name}, {len(train):,} images", highlight=False)
+    console.print(
+        f"Training on the grey levels of {data.name}, {len(train):,} images", highlight=False
+    )
     began = time.perf_counter()
-    contest.models["probabilistic PCA"] = PPCA(train.x.shape[1], latent).maximise(train.x).to(contest.device)
+    contest.models["probabilistic PCA"] = (
+        PPCA(train.x.shape[1], latent).maximise(train.x).to(contest.device)
+    )
     contest.seconds["probabilistic PCA"] = time.perf_counter() - began
-    linear = contest.train("linear AE", LinearAutoencoder(train.x.shape[1], latent).start_at(train.x.mean(0)), train)
+    linear = contest.train(
+        "linear AE", LinearAutoencoder(train.x.shape[1], latent).start_at(train.x.mean(0)), train
+    )
     contest.models["linear AE"] = fit_likelihood_scale(linear, train)
     contest.add_priors("linear AE", contest.models["linear AE"], train)
 
@@ -175,13 +242,28 @@ def judge(contest: Contest, names: list[str], data: Dataset) -> tuple[Ledger, di
     features = fit_features(data.train.subset(slice(0, 10 * budget.draws)), seed=contest.seed)
     count = min(budget.draws, len(data.test), len(data.validation))
     generator = torch.Generator().manual_seed(contest.seed)
-    picked = (split.subset(torch.randperm(len(split), generator=generator)[:count]) for split in (data.test, data.validation))
+    picked = (
+        split.subset(torch.randperm(len(split), generator=generator)[:count])
+        for split in (data.test, data.validation)
+    )
     real, other = (part.fixed(contest.seed).x for part in picked)
-    floor = two_sample_test(real, other, seed=contest.seed).accuracy, frechet_distance(features(real), features(other))
-    console.print(f"Evaluating {len(names)} models, {budget.samples} samples for each of {budget.test} images", highlight=False)
-    console.print(f"  with validation images as draws: two-sample {floor[0]:.3f}, Fréchet {floor[1]:.2f}", highlight=False)
+    floor = (
+        two_sample_test(real, other, seed=contest.seed).accuracy,
+        frechet_distance(features(real), features(other)),
+    )
+    console.print(
+        f"Evaluating {len(names)} models, {budget.samples} samples for each of {budget.test} "
+        "images",
+        highlight=False,
+    )
+    console.print(
+        f"  with validation images as draws: two-sample {floor[0]:.3f}, Fréchet {floor[1]:.2f}",
+        highlight=False,
+    )
     # At random, for the first half of MNIST's test images is cleaner than the second.
-    picked = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(contest.seed))[: budget.test]
+    picked = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(contest.seed))[
+        : budget.test
+    ]
     ledger = compare(
         {name: contest.models[name] for name in names},
         data.test.subset(picked),
@@ -200,16 +282,31 @@ def has_own_codes(name: str) -> bool:
 
 
 def figures(models: dict[str, Any], data: Dataset) -> dict[str, Any]:
-    """Draws of every model that has a prior; ways between two data, and reconstructions, of every model that has codes of its own."""
+    """Draws of every model that has a prior; ways between two data, and reconstructions, of every
+    model that has codes of its own.
+    """
     drawn = {name: lvm for name, lvm in models.items() if " + " in name or name in OWN_PRIOR}
-    ways: dict[str, Any] = {name: (lvm, line) for name, lvm in models.items() if has_own_codes(name)}
+    ways: dict[str, Any] = {
+        name: (lvm, line) for name, lvm in models.items() if has_own_codes(name)
+    }
     for name in list(ways):
         # About the origin of N(0, I), or of the Gaussian that has been put on the codes.
-        prior = None if name in OWN_PRIOR else models[f"{name} + full Gaussian"].lvm.prior.distribution()
-        circle = great_circle if prior is None else partial(great_circle, mean=prior.mean, scale_tril=prior.scale_tril)
+        prior = (
+            None
+            if name in OWN_PRIOR
+            else models[f"{name} + full Gaussian"].lvm.prior.distribution()
+        )
+        circle = (
+            great_circle
+            if prior is None
+            else partial(great_circle, mean=prior.mean, scale_tril=prior.scale_tril)
+        )
         ways[f"{name}, great circle"] = (models[name], circle)
     seen = data.test.subset(slice(0, 16)).fixed()
-    restored = {"data": seen.x, **{name: reconstruct(lvm, seen.x) for name, lvm in models.items() if has_own_codes(name)}}
+    restored = {
+        "data": seen.x,
+        **{name: reconstruct(lvm, seen.x) for name, lvm in models.items() if has_own_codes(name)},
+    }
     return {
         "samples": plots.samples_by_model(drawn, data.test),
         "interpolations": plots.interpolations_by_model(ways, data.test),
@@ -234,12 +331,19 @@ def page(
     latent, name = settings["latent"], settings["dataset"]
     best = ledger.rank(ledger["VAE"].protocol)[0]
     rivals = {f"deep AE + {kind}": against[f"deep AE + {kind}"] for kind in PRIORS.values()}
-    above = Table(["model", "nats per image above the VAE"], sorted(against.items(), key=lambda item: -item[1].mean))
-    nobody = Table(["images", "two-sample", "Fréchet"], [[what, *floor.values()] for what, floor in floors.items()])
+    above = Table(
+        ["model", "nats per image above the VAE"],
+        sorted(against.items(), key=lambda item: -item[1].mean),
+    )
+    nobody = Table(
+        ["images", "two-sample", "Fréchet"],
+        [[what, *floor.values()] for what, floor in floors.items()],
+    )
     options = {**settings, "data": name, "device": device}
     return Page(
         f"Auto-encoders as generative models of {name}",
-        f"Auto-encoders of {latent} codes under fitted priors, beside the variational auto-encoder: {len(ledger)} models, in one ledger.",
+        f"Auto-encoders of {latent} codes under fitted priors, beside the variational "
+        f"auto-encoder: {len(ledger)} models, in one ledger.",
         summary={
             "best on binarised images": best,
             "its bound (nats per image)": ledger[best].bound,
@@ -249,11 +353,14 @@ def page(
         ledger=ledger,
         tables={
             "Above the VAE with its own prior, datum by datum": above,
-            "What the two-sample test and the Fréchet distance say of validation images, which nobody drew": nobody,
+            "What the two-sample test and the Fréchet distance say of validation images, which "
+            "nobody drew": nobody,
         },
         figures=pictures,
         settings={**settings, **(QUICK if settings["quick"] else FULL)._asdict()},
-        command=report.command("examples.compare_mnist", {k: v for k, v in options.items() if k != "dataset"}),
+        command=report.command(
+            "examples.compare_mnist", {k: v for k, v in options.items() if k != "dataset"}
+        ),
         environment=report.environment(device, settings["seed"]),
     )
 
@@ -267,7 +374,9 @@ def main(argv: list[str] | None = None) -> int:
 def work(folder: Path, settings: dict[str, Any], resumed: bool) -> int:
     data, budget = dataset_of(settings["data"], None), QUICK if settings["quick"] else FULL
     if resumed and data.name != settings["dataset"]:
-        raise SystemExit(f"{folder} was trained on {settings['dataset']}, and only {data.name} can be had now.")
+        raise SystemExit(
+            f"{folder} was trained on {settings['dataset']}, and only {data.name} can be had now."
+        )
     settings["dataset"] = data.name
     write_settings(folder, settings)
     data = data._replace(train=data.train.subset(slice(0, budget.train)))
@@ -281,11 +390,16 @@ def work(folder: Path, settings: dict[str, Any], resumed: bool) -> int:
         binary = list(contest.models)
         grey_models(contest, data, settings["latent"])
     except KeyboardInterrupt:
-        console.print(f"Resume with: python -m examples.compare_mnist --resume {folder}", highlight=False)
+        console.print(
+            f"Resume with: python -m examples.compare_mnist --resume {folder}", highlight=False
+        )
         return 130
     grey = [name for name in contest.models if name not in binary]
     binarised = data.with_transform(DynamicBinarisation())
-    (first, floor), (second, grey_floor) = judge(contest, binary, binarised), judge(contest, grey, data)
+    (first, floor), (second, grey_floor) = (
+        judge(contest, binary, binarised),
+        judge(contest, grey, data),
+    )
     ledger = first + second
     ledger.to_csv(folder / "ledger.csv")
     write_atomic(folder / "ledger.md", ledger.to_markdown())
@@ -294,22 +408,35 @@ def work(folder: Path, settings: dict[str, Any], resumed: bool) -> int:
         pictures = figures({name: contest.models[name].to("cpu") for name in names}, images)
         save({f"{kind}_{what}": figure for kind, figure in pictures.items()}, folder / "figures")
         shown |= {
-            f"{CAPTIONS[kind]} ({'binarised' if what == 'binary' else 'grey'} images)": figure for kind, figure in pictures.items()
+            f"{CAPTIONS[kind]} ({'binarised' if what == 'binary' else 'grey'} images)": figure
+            for kind, figure in pictures.items()
         }
     seconds = time.perf_counter() - began
     against = against_vae(ledger)
-    results = {"above_vae": {name: found._asdict() for name, found in against.items()}, "notes": ledger.notes, "seconds": seconds}
-    write_json(folder / "results.json", {**results, "images_as_draws": {"binary": floor, "grey": grey_floor}})
-    page(settings, ledger, against, {"binarised": floor, "grey": grey_floor}, shown, contest.device).write(folder / "page.html")
+    results = {
+        "above_vae": {name: found._asdict() for name, found in against.items()},
+        "notes": ledger.notes,
+        "seconds": seconds,
+    }
+    write_json(
+        folder / "results.json",
+        {**results, "images_as_draws": {"binary": floor, "grey": grey_floor}},
+    )
+    page(
+        settings, ledger, against, {"binarised": floor, "grey": grey_floor}, shown, contest.device
+    ).write(folder / "page.html")
     console.print(ledger)
     for kind in PRIORS.values():
         found = against[f"deep AE + {kind}"]
         where = "above" if found.mean > 0 else "below"
         console.print(
-            f"deep AE + {kind}: {abs(found.mean):.2f} ± {found.se:.2f} nats {where} the VAE of the same decoder", highlight=False
+            f"deep AE + {kind}: {abs(found.mean):.2f} ± {found.se:.2f} nats {where} the VAE of "
+            "the same decoder",
+            highlight=False,
         )
     console.print(
-        f"Took {seconds / 60:.1f} minutes; open {folder / 'page.html'}; figures, ledger.csv and ledger.md are beside it",
+        f"Took {seconds / 60:.1f} minutes; open {folder / 'page.html'}; figures, ledger.csv and "
+        "ledger.md are beside it",
         highlight=False,
     )
     return 0

@@ -1,12 +1,15 @@
-"""Naive Monte Carlo over the prior beside importance weighting and annealing, where log p(x) is known: error against dimension.
+"""Naive Monte Carlo over the prior beside importance weighting and annealing, where log p(x) is
+known: error against dimension.
 
     python -m examples.curse_of_dimensionality
     python -m examples.curse_of_dimensionality --dimensions 2 10 50 --samples 2000
 
-The model is linear and Gaussian, x = W z + noise, with twice as many observed dimensions as latent ones, so that log p(x) is known in closed form.
-With S draws each: naive Monte Carlo, log (1/S) Σ p(x | z), z from the prior, misses the posterior's small share of the prior's mass as soon as there are more
-than a few dimensions, and says nothing of it; the importance-weighted bound draws from a fitted guide; annealed importance sampling takes as many
-gradients on its way from the prior to the posterior, and needs no guide.
+The model is linear and Gaussian, x = W z + noise, with twice as many observed dimensions as latent
+ones, so that log p(x) is known in closed form. With S draws each: naive Monte Carlo, log (1/S) Σ
+p(x | z), z from the prior, misses the posterior's small share of the prior's mass as soon as there
+are more than a few dimensions, and says nothing of it; the importance-weighted bound draws from a
+fitted guide; annealed importance sampling takes as many gradients on its way from the prior to the
+posterior, and needs no guide.
 """
 
 import argparse
@@ -29,13 +32,33 @@ _CHAINS, _LEAPFROG = 16, 5
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m examples.curse_of_dimensionality", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--dimensions", type=positive, nargs="+", default=[1, 2, 5, 10, 20, 50, 100], help="of the latent")
-    parser.add_argument("--samples", type=positive, default=8000, help="draws, or gradients of AIS, for each datum")
-    parser.add_argument("--data", type=positive, default=20, help="data, of which the errors are averaged")
-    parser.add_argument("--epochs", type=positive, default=100, help="of the guide's training, on 2,000 draws from the model")
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.curse_of_dimensionality",
+        description=(__doc__ or "").split("\n")[0],
+    )
+    parser.add_argument(
+        "--dimensions",
+        type=positive,
+        nargs="+",
+        default=[1, 2, 5, 10, 20, 50, 100],
+        help="of the latent",
+    )
+    parser.add_argument(
+        "--samples", type=positive, default=8000, help="draws, or gradients of AIS, for each datum"
+    )
+    parser.add_argument(
+        "--data", type=positive, default=20, help="data, of which the errors are averaged"
+    )
+    parser.add_argument(
+        "--epochs",
+        type=positive,
+        default=100,
+        help="of the guide's training, on 2,000 draws from the model",
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="folder; default: runs/curse_of_dimensionality-DATE-TIME")
+    parser.add_argument(
+        "--out", type=Path, help="folder; default: runs/curse_of_dimensionality-DATE-TIME"
+    )
     return parser.parse_args(argv)
 
 
@@ -55,15 +78,27 @@ def errors(dimension: int, settings: dict[str, Any]) -> dict[str, Estimate]:
     model = linear_model(dimension)
     train, x = vilvm.sample(model, 2000)["x"], vilvm.sample(model, settings["data"])["x"]
     encoder = torch.nn.Linear(2 * dimension, 2 * dimension)
-    lvm, _ = fit_guide(model, train, encoder, epochs=settings["epochs"], lr=0.02, seed=seed, progress=False)
+    lvm, _ = fit_guide(
+        model, train, encoder, epochs=settings["epochs"], lr=0.02, seed=seed, progress=False
+    )
     schedule = Schedule(_CHAINS, max(2, samples // (_CHAINS * _LEAPFROG)), _LEAPFROG, base="prior")
     guided = evaluate(lvm, x, num_samples=samples, seed=seed, progress=False).bounds
     found = {
-        "naive": evaluate(with_prior_guide(model), x, bounds="iwae", num_samples=samples, seed=seed, progress=False).bounds["iwae"],
+        "naive": evaluate(
+            with_prior_guide(model),
+            x,
+            bounds="iwae",
+            num_samples=samples,
+            seed=seed,
+            progress=False,
+        ).bounds["iwae"],
         "iwae": guided["iwae"],
         "ais": ais(model, x, schedule, seed=seed, progress=False).bound,
     }
-    return {name: Estimate(bound.values - guided["exact"].values, bound.errors) for name, bound in found.items()}
+    return {
+        name: Estimate(bound.values - guided["exact"].values, bound.errors)
+        for name, bound in found.items()
+    }
 
 
 def table(found: dict[int, dict[str, Estimate]]) -> Table:
@@ -84,8 +119,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def work(folder: Path, settings: dict[str, Any]) -> int:
     write_settings(folder, settings)
-    found = {dimension: errors(dimension, settings) for dimension in sorted(set(settings["dimensions"]))}
-    results = {d: {m: {"error": e.mean, "se": e.se, "mc_se": e.mc_se} for m, e in row.items()} for d, row in found.items()}
+    found = {
+        dimension: errors(dimension, settings) for dimension in sorted(set(settings["dimensions"]))
+    }
+    results = {
+        d: {m: {"error": e.mean, "se": e.se, "mc_se": e.mc_se} for m, e in row.items()}
+        for d, row in found.items()
+    }
     write_json(folder / "results.json", {str(d): row for d, row in results.items()})
     curves = {words: [found[d][m].mean for d in found] for m, words in METHODS.items()}
     spread = {words: [found[d][m].se for d in found] for m, words in METHODS.items()}

@@ -1,10 +1,12 @@
-"""Trains denoising auto-encoders on four corruptions of MNIST, and measures what they restore beside a plain auto-encoder.
+"""Trains denoising auto-encoders on four corruptions of MNIST, and measures what they restore
+beside a plain auto-encoder.
 
     python -m examples.denoising
     python -m examples.denoising --epochs 2 --out runs/quick
 
-PSNR, in decibels, of the corrupted test images, of what a plain auto-encoder of the same networks makes of them, and of what the
-denoising auto-encoder trained on that corruption makes of them; a picture of each.
+PSNR, in decibels, of the corrupted test images, of what a plain auto-encoder of the same networks
+makes of them, and of what the denoising auto-encoder trained on that corruption makes of them; a
+picture of each.
 """
 
 import argparse
@@ -38,19 +40,28 @@ from vilvm.training import one_cycle
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m examples.denoising", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.denoising", description=(__doc__ or "").split("\n")[0]
+    )
     add_common(parser, "denoising")
     parser.add_argument("--latent", type=positive, default=64, help="size of a code")
     parser.add_argument("--epochs", type=positive, help="default: 10 on MNIST, 100 on digits")
     parser.add_argument("--batch-size", type=positive, default=200)
-    parser.add_argument("--lr", type=rate, default=2e-3, help="peak learning rate of a one-cycle schedule")
+    parser.add_argument(
+        "--lr", type=rate, default=2e-3, help="peak learning rate of a one-cycle schedule"
+    )
     return parser.parse_args(argv)
 
 
 def corruptions_of(shape: tuple[int, ...]) -> list[Transform]:
     """The four, in proportion to the picture."""
     side = min(shape[-2:])
-    return [GaussianNoise(0.5), PixelErasure(0.5), BlockMasking(round(side * 12 / 28), shape), Blur(side * 2 / 28, shape)]
+    return [
+        GaussianNoise(0.5),
+        PixelErasure(0.5),
+        BlockMasking(round(side * 12 / 28), shape),
+        Blur(side * 2 / 28, shape),
+    ]
 
 
 def train(lvm: Any, data: Data, settings: dict[str, Any], device: str) -> vilvm.Fit:
@@ -69,7 +80,9 @@ def train(lvm: Any, data: Data, settings: dict[str, Any], device: str) -> vilvm.
 
 def table(rows: dict[str, dict[str, Decibels]], title: str) -> Table:
     out = Table(title=title, title_justify="left")
-    for i, head in enumerate(["PSNR (dB)", "corrupted", "plain auto-encoder", "denoising auto-encoder"]):
+    for i, head in enumerate(
+        ["PSNR (dB)", "corrupted", "plain auto-encoder", "denoising auto-encoder"]
+    ):
         out.add_column(head, justify="right" if i else "left")
     for name, found in rows.items():
         out.add_row(name, *(f"{e.value:.2f} ± {e.se:.2f}" for e in found.values()))
@@ -84,7 +97,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def work(folder: Path, settings: dict[str, Any]) -> int:
     data, device = dataset_of(settings["data"], None), device_of(settings["device"])
-    settings |= {"dataset": data.name, "epochs": settings["epochs"] or (10 if data.name == "mnist" else 100)}
+    settings |= {
+        "dataset": data.name,
+        "epochs": settings["epochs"] or (10 if data.name == "mnist" else 100),
+    }
     write_settings(folder, settings)
     pixels, shape = data.train.x.shape[1], data.train.image_shape or (1, data.train.x.shape[1])
     torch.manual_seed(settings["seed"])
@@ -107,9 +123,16 @@ def work(folder: Path, settings: dict[str, Any]) -> int:
         figures[name.replace(" ", "_")] = plots.restorations(lvm.to("cpu"), pairs.test)
     save(figures, folder / "figures")
     numbers = {name: {k: e._asdict() for k, e in found.items()} for name, found in rows.items()}
-    write_json(folder / "results.json", {"psnr": numbers, "seconds": seconds, "num_test": len(data.test)})
-    console.print(table(rows, f"{data.name}, {len(data.test):,} test images, codes of {settings['latent']}"))
-    console.print(f"Trained in {sum(seconds.values()):.0f} s; figures and numbers are in {folder}", highlight=False)
+    write_json(
+        folder / "results.json", {"psnr": numbers, "seconds": seconds, "num_test": len(data.test)}
+    )
+    console.print(
+        table(rows, f"{data.name}, {len(data.test):,} test images, codes of {settings['latent']}")
+    )
+    console.print(
+        f"Trained in {sum(seconds.values()):.0f} s; figures and numbers are in {folder}",
+        highlight=False,
+    )
     return 0
 
 

@@ -1,10 +1,12 @@
-"""Where several clean data could have become the same corrupted one, the quadratic loss answers with their mean, which is none of them.
+"""Where several clean data could have become the same corrupted one, the quadratic loss answers
+with their mean, which is none of them.
 
     python -m examples.denoising_multimodal
     python -m examples.denoising_multimodal --only plane
 
-Twice: on two clusters in the plane, one coordinate erased, where p(x | x̃) is known in closed form; and on MNIST with half of each image
-erased. A denoising auto-encoder h(x̃) stands beside draws from the posterior of a latent variable model given what is left of x.
+Twice: on two clusters in the plane, one coordinate erased, where p(x | x̃) is known in closed
+form; and on MNIST with half of each image erased. A denoising auto-encoder h(x̃) stands beside
+draws from the posterior of a latent variable model given what is left of x.
 """
 
 import argparse
@@ -43,17 +45,36 @@ from vilvm.wrappers.partly_observed import partly_observed
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m examples.denoising_multimodal", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.denoising_multimodal", description=(__doc__ or "").split("\n")[0]
+    )
     add_common(parser, "denoising_multimodal")
     parser.add_argument("--only", choices=["plane", "images"], help="one of the two parts")
     parser.add_argument("--steps", type=positive, default=4000, help="of training in the plane")
-    parser.add_argument("--epochs", type=positive, help="of training on images; default: 12 on MNIST, 100 on digits")
+    parser.add_argument(
+        "--epochs",
+        type=positive,
+        help="of training on images; default: 12 on MNIST, 100 on digits",
+    )
     parser.add_argument("--completions", type=positive, default=6, help="drawn for each image")
-    parser.add_argument("--proposals", type=positive, default=2000, help="draws from which a completion is resampled")
+    parser.add_argument(
+        "--proposals",
+        type=positive,
+        default=2000,
+        help="draws from which a completion is resampled",
+    )
     return parser.parse_args(argv)
 
 
-def train(lvm: Any, data: Data, steps: int, batch_size: int, lr: float, settings: dict[str, Any], warmup: int = 0) -> None:
+def train(
+    lvm: Any,
+    data: Data,
+    steps: int,
+    batch_size: int,
+    lr: float,
+    settings: dict[str, Any],
+    warmup: int = 0,
+) -> None:
     fitted = vilvm.fit(
         lvm,
         data,
@@ -72,7 +93,9 @@ def plane(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     data, erase = two_modes(seed=settings["seed"]), HalfErasure("left", (1, 2))
     torch.manual_seed(settings["seed"])
     auto = DenoisingAutoencoder(2, 4, hidden=(64, 64))
-    train(auto, data.with_transform(Corrupted(erase)).train, settings["steps"], 500, 3e-3, settings)
+    train(
+        auto, data.with_transform(Corrupted(erase)).train, settings["steps"], 500, 3e-3, settings
+    )
     lvm = VAE(2, 2, "gaussian", encoder_hidden=(64, 64), decoder_hidden=(64, 64))
     train(lvm, data.train, settings["steps"], 500, 3e-3, settings)
     auto, lvm = auto.cpu(), lvm.cpu()
@@ -80,7 +103,8 @@ def plane(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     second, erased = x[:, 1], erase(x)
     restored = reconstruct(auto, erased)[:, 0]
     torch.manual_seed(settings["seed"])
-    # The prior proposes, for a Gaussian fitted to a posterior of two modes would know one of them only.
+    # The prior proposes, for a Gaussian fitted to a posterior of two modes would know one of them
+    # only.
     given_rest = with_prior_guide(partly_observed(lvm, erase.observed))
     few, draws = erased[:200], 500
     z = vilvm.resample(given_rest, few, draws, proposals=20_000, chunk=2000)["z"]
@@ -89,19 +113,28 @@ def plane(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     pictures = {
         "data": torch.stack([data.validation.x[:, 0], data.validation.x[:, 1]], 1),
         "auto-encoder": torch.stack([restored, second], 1),
-        "posterior draws": torch.stack([drawn[:10].flatten(), few[:, 1].expand(10, -1).flatten()], 1),
+        "posterior draws": torch.stack(
+            [drawn[:10].flatten(), few[:, 1].expand(10, -1).flatten()], 1
+        ),
     }
     save({"plane": plots.planes(pictures, x)}, folder / "figures")
     return {
         "auto_encoder": {
-            "rms_distance_to_conditional_mean": (restored - TwoModes.mean(second)).square().mean().sqrt().item(),
+            "rms_distance_to_conditional_mean": (restored - TwoModes.mean(second))
+            .square()
+            .mean()
+            .sqrt()
+            .item(),
             "rms_of_conditional_mean": TwoModes.mean(second).square().mean().sqrt().item(),
             "log_density": TwoModes.log_prob(restored, second).median().item(),
         },
         "draws": {
             "log_density": TwoModes.log_prob(drawn, few[:, 1]).median().item(),
             "upper_share_rms_error": (share - truth).square().mean().sqrt().item(),
-            "upper_share_rms_error_of_exact_draws": (truth * (1 - truth) / draws).mean().sqrt().item(),
+            "upper_share_rms_error_of_exact_draws": (truth * (1 - truth) / draws)
+            .mean()
+            .sqrt()
+            .item(),
             "upper_share_bias": (share - truth).mean().item(),
         },
         "data": {"log_density": TwoModes.log_prob(x[:, 0], second).median().item()},
@@ -117,26 +150,59 @@ def images(settings: dict[str, Any], data: Dataset, folder: Path) -> dict[str, A
     steps = settings["epochs"] * -(-len(data.train) // batch_size)
     torch.manual_seed(seed)
     auto = DenoisingAutoencoder(pixels, 64).start_at(data.train.x.mean(0))
-    train(auto, data.with_transform(Chain((binary, Corrupted(erase)))).train, steps, batch_size, 2e-3, settings)
+    train(
+        auto,
+        data.with_transform(Chain((binary, Corrupted(erase)))).train,
+        steps,
+        batch_size,
+        2e-3,
+        settings,
+    )
     lvm = VAE(pixels, 20, decoder_hidden=(128, 96)).start_at(data.train.x.mean(0))
-    train(lvm, data.with_transform(binary).train, steps, batch_size, 4e-3, settings, warmup=steps // 4)
+    train(
+        lvm,
+        data.with_transform(binary).train,
+        steps,
+        batch_size,
+        4e-3,
+        settings,
+        warmup=steps // 4,
+    )
     partial_lvm = partly_observed(lvm, erase.observed.to(next(lvm.parameters()).device))
-    given_half, fitted = fit_guide(partial_lvm, data.with_transform(halves).train, epochs=settings["epochs"], seed=seed)
+    given_half, fitted = fit_guide(
+        partial_lvm, data.with_transform(halves).train, epochs=settings["epochs"], seed=seed
+    )
     finished(fitted)
     auto, lvm, given_half = auto.cpu(), lvm.cpu(), given_half.cpu()
     test = data.with_transform(binary).test.subset(slice(0, 500)).fixed(seed)
     clean, erased, hidden = test.x, erase(test.x), ~erase.observed
     torch.manual_seed(seed)
-    weights = vilvm.log_weights(given_half, erased[:50], settings["proposals"]).log_weight.softmax(0)
-    z = vilvm.resample(given_half, erased, settings["completions"], proposals=settings["proposals"], chunk=100)["z"]
+    weights = vilvm.log_weights(given_half, erased[:50], settings["proposals"]).log_weight.softmax(
+        0
+    )
+    z = vilvm.resample(
+        given_half, erased, settings["completions"], proposals=settings["proposals"], chunk=100
+    )["z"]
     completions = torch.stack([vilvm.predict(lvm, {"z": one})["x"] for one in z])
     mean = reconstruct(auto, erased).clamp(0, 1)
     shown = slice(0, 12)
     observed = erase.observed
-    rows = {"original": clean[shown], "half erased": erased[shown], "auto-encoder": torch.where(observed, clean, mean)[shown]}
-    rows |= {f"completion {i + 1}": torch.where(observed, clean, c)[shown] for i, c in enumerate(completions)}
+    rows = {
+        "original": clean[shown],
+        "half erased": erased[shown],
+        "auto-encoder": torch.where(observed, clean, mean)[shown],
+    }
+    rows |= {
+        f"completion {i + 1}": torch.where(observed, clean, c)[shown]
+        for i, c in enumerate(completions)
+    }
     save(
-        {"completions": plots.picture_rows(rows, shape, "Left halves: the mean, and draws from the posterior")}, folder / "figures"
+        {
+            "completions": plots.picture_rows(
+                rows, shape, "Left halves: the mean, and draws from the posterior"
+            )
+        },
+        folder / "figures",
     )
     return {
         "auto_encoder": {
@@ -145,7 +211,11 @@ def images(settings: dict[str, Any], data: Dataset, folder: Path) -> dict[str, A
         },
         "draws": {
             "entropy": entropy(completions[..., hidden]),
-            "sse_of_their_mean": (completions.mean(0) - clean)[:, hidden].square().sum(1).mean().item(),
+            "sse_of_their_mean": (completions.mean(0) - clean)[:, hidden]
+            .square()
+            .sum(1)
+            .mean()
+            .item(),
             "spread": completions[..., hidden].var(0).mean().sqrt().item(),
             "ess": (1 / weights.square().sum(0)).mean().item(),
         },
@@ -166,16 +236,39 @@ def table(results: dict[str, Any]) -> Table:
     if "plane" in results:
         auto, draws = results["plane"]["auto_encoder"], results["plane"]["draws"]
         truth = results["plane"]["data"]["log_density"]
-        out.add_row("plane: median log p(x₁) given x̃", f"{auto['log_density']:.1f}", f"{draws['log_density']:.2f}", f"{truth:.2f}")
-        out.add_row("plane: distance to the conditional mean, RMS", f"{auto['rms_distance_to_conditional_mean']:.3f}", "", "0")
+        out.add_row(
+            "plane: median log p(x₁) given x̃",
+            f"{auto['log_density']:.1f}",
+            f"{draws['log_density']:.2f}",
+            f"{truth:.2f}",
+        )
+        out.add_row(
+            "plane: distance to the conditional mean, RMS",
+            f"{auto['rms_distance_to_conditional_mean']:.3f}",
+            "",
+            "0",
+        )
         exact = draws["upper_share_rms_error_of_exact_draws"]
         out.add_row(
-            "plane: share in upper mode, RMS error", "", f"{draws['upper_share_rms_error']:.3f}", f"{exact:.3f} of exact draws"
+            "plane: share in upper mode, RMS error",
+            "",
+            f"{draws['upper_share_rms_error']:.3f}",
+            f"{exact:.3f} of exact draws",
         )
     if "images" in results:
         auto, draws = results["images"]["auto_encoder"], results["images"]["draws"]
-        out.add_row("images: entropy of a hidden pixel (nats)", f"{auto['entropy']:.3f}", f"{draws['entropy']:.3f}", "0")
-        out.add_row("images: SSE of the (mean) picture", f"{auto['sse']:.1f}", f"{draws['sse_of_their_mean']:.1f}", "0")
+        out.add_row(
+            "images: entropy of a hidden pixel (nats)",
+            f"{auto['entropy']:.3f}",
+            f"{draws['entropy']:.3f}",
+            "0",
+        )
+        out.add_row(
+            "images: SSE of the (mean) picture",
+            f"{auto['sse']:.1f}",
+            f"{draws['sse_of_their_mean']:.1f}",
+            "0",
+        )
         out.add_row("images: std of a hidden pixel over draws", "0", f"{draws['spread']:.3f}", "")
         out.add_row("images: effective sample size", "", f"{draws['ess']:.1f}", "")
     return out
@@ -194,7 +287,10 @@ def work(folder: Path, settings: dict[str, Any]) -> int:
         results["plane"] = plane(settings, folder)
     if settings["only"] != "plane":
         data = dataset_of(settings["data"], None)
-        settings |= {"dataset": data.name, "epochs": settings["epochs"] or (12 if data.name == "mnist" else 100)}
+        settings |= {
+            "dataset": data.name,
+            "epochs": settings["epochs"] or (12 if data.name == "mnist" else 100),
+        }
         write_settings(folder, settings)
         results["images"] = images(settings, data, folder)
     write_json(folder / "results.json", results)

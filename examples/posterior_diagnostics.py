@@ -4,8 +4,10 @@
     python -m examples.posterior_diagnostics eight_schools
     python -m examples.posterior_diagnostics kidiq_raw --guide mean_field
 
-Prints what is found, the gravest first, and writes the page, the ArviZ DataTree (posterior.nc) and the numbers. Of a VAE it also sets the importance-weighted
-bound beside annealed importance sampling on the same test images, and says by bidirectional Monte Carlo how far the latter may be off.
+Prints what is found, the gravest first, and writes the page, the ArviZ DataTree (posterior.nc) and
+the numbers. Of a VAE it also sets the importance-weighted bound beside annealed importance
+sampling on the same test images, and says by bidirectional Monte Carlo how far the latter may be
+off.
 """
 
 import argparse
@@ -43,7 +45,9 @@ class Subject(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """Estimates of log p(x) by name; and how far the last of them may be off, by bidirectional Monte Carlo with its settings."""
+    """Estimates of log p(x) by name; and how far the last of them may be off, by bidirectional
+    Monte Carlo with its settings.
+    """
 
     bounds: dict[str, Estimate]
     gaps: dict[str, Estimate]
@@ -54,18 +58,34 @@ class Evidence(NamedTuple):
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m examples.posterior_diagnostics", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("subject", help=f"a run folder of vae_mnist, or one of {', '.join(MODELS)}")
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.posterior_diagnostics", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument(
-        "--guide", help="of a prescribed model: mean_field, full_rank, flow, ...; the one that should do by default"
+        "subject", help=f"a run folder of vae_mnist, or one of {', '.join(MODELS)}"
+    )
+    parser.add_argument(
+        "--guide",
+        help="of a prescribed model: mean_field, full_rank, flow, ...; the one that should do by "
+        "default",
     )
     parser.add_argument("--steps", type=positive, help="of a prescribed model's fit")
-    parser.add_argument("--num-data", type=positive, default=500, help="test images that are looked at")
-    parser.add_argument("--samples", type=positive, default=5000, help="importance samples for each")
-    parser.add_argument("--temperatures", type=positive, default=100, help="of annealed importance sampling")
-    parser.add_argument("--budget", type=positive, default=300, help="seconds after which no diagnostic is begun")
+    parser.add_argument(
+        "--num-data", type=positive, default=500, help="test images that are looked at"
+    )
+    parser.add_argument(
+        "--samples", type=positive, default=5000, help="importance samples for each"
+    )
+    parser.add_argument(
+        "--temperatures", type=positive, default=100, help="of annealed importance sampling"
+    )
+    parser.add_argument(
+        "--budget", type=positive, default=300, help="seconds after which no diagnostic is begun"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="folder; default: runs/posterior_diagnostics-DATE-TIME")
+    parser.add_argument(
+        "--out", type=Path, help="folder; default: runs/posterior_diagnostics-DATE-TIME"
+    )
     return parser.parse_args(argv)
 
 
@@ -74,10 +94,15 @@ def subject_of(settings: dict[str, Any]) -> Subject:
     if name in MODELS:
         case = MODELS[name](settings["guide"])
         console.print(f"Fitting {name}", highlight=False)
-        return Subject(name, case.lvm, case.data, fit_case(case, settings["seed"], settings["steps"]))
+        return Subject(
+            name, case.lvm, case.data, fit_case(case, settings["seed"], settings["steps"])
+        )
     folder = Path(name)
     if not folder.is_dir():
-        raise SystemExit(f"{name} is neither a run folder nor a prescribed model; there are {', '.join(MODELS)}.")
+        raise SystemExit(
+            f"{name} is neither a run folder nor a prescribed model; there are "
+            f"{', '.join(MODELS)}."
+        )
     of_run = settings_in(folder / "settings.json", vae_mnist.arguments, "vae_mnist")
     lvm, data = vae_mnist.begin(of_run)
     fitted = vae_mnist.train(lvm, data, of_run, folder, resume=True)
@@ -93,8 +118,13 @@ def part_of(data: Data, index: torch.Tensor) -> Data:
 
 
 def evidence(subject: Subject, data: Data, settings: dict[str, Any]) -> Evidence:
-    """Bounds on log p(x) of the data that were looked at, and the gap of bidirectional Monte Carlo with the same settings."""
-    seed, schedule = settings["seed"], Schedule(num_temperatures=settings["temperatures"], leapfrog=3)
+    """Bounds on log p(x) of the data that were looked at, and the gap of bidirectional Monte Carlo
+    with the same settings.
+    """
+    seed, schedule = (
+        settings["seed"],
+        Schedule(num_temperatures=settings["temperatures"], leapfrog=3),
+    )
     evaluation = evaluate(subject.lvm, data, num_samples=settings["samples"], seed=seed)
     names = {"elbo": "ELBO", "iwae": f"IWAE-{settings['samples']}", "exact": "exact"}
     bounds = {names[name]: bound for name, bound in evaluation.bounds.items()}
@@ -104,7 +134,9 @@ def evidence(subject: Subject, data: Data, settings: dict[str, Any]) -> Evidence
         gap = bdmc(subject.lvm, schedule, num_simulations=len(annealed.values), seed=seed).gap
         return Evidence(bounds, {f"its BDMC gap, on {len(gap.values)} simulated data": gap})
     except ContractError:  # a guide that is for these data alone is no start for others
-        schedule = Schedule(num_temperatures=20 * settings["temperatures"], leapfrog=3, base="prior")
+        schedule = Schedule(
+            num_temperatures=20 * settings["temperatures"], leapfrog=3, base="prior"
+        )
     try:
         gap = bdmc(subject.lvm, schedule, num_simulations=4, like=data.x, seed=seed).gap
     except ContractError as error:
@@ -119,7 +151,9 @@ def _of(schedule: Schedule) -> str:
 
 
 def show(subject: Subject, found: Evidence, diagnosis: vilvm.Diagnosis) -> None:
-    table = RichTable(title=f"{subject.name}: log p(x), nats (AIS: chains × temperatures)", title_justify="left")
+    table = RichTable(
+        title=f"{subject.name}: log p(x), nats (AIS: chains × temperatures)", title_justify="left"
+    )
     for head in ("", "mean", "± SE over the data", "± SE of Monte Carlo"):
         table.add_column(head, justify="right" if head else "left")
     for name, bound in found.all.items():
@@ -140,9 +174,15 @@ def page(
     plots: dict[str, Figure],
 ) -> Page:
     rows = [[name, bound.mean, bound.se, bound.mc_se] for name, bound in found.all.items()]
-    tables = {"log p(x), in nats (AIS: chains × temperatures)": Table(["", "mean", "SE over the data", "SE of Monte Carlo"], rows)}
+    tables = {
+        "log p(x), in nats (AIS: chains × temperatures)": Table(
+            ["", "mean", "SE over the data", "SE of Monte Carlo"], rows
+        )
+    }
     if diagnosis.skipped:
-        tables["Not run"] = Table(["diagnostic", "why"], [[name, why] for name, why in diagnosis.skipped.items()])
+        tables["Not run"] = Table(
+            ["diagnostic", "why"], [[name, why] for name, why in diagnosis.skipped.items()]
+        )
     return Page(
         f"Can this posterior be trusted? {subject.name}",
         diagnosis.verdict,
@@ -158,13 +198,17 @@ def page(
 
 
 def posterior_of(subject: Subject, index: torch.Tensor, seed: int) -> Any:
-    """The DataTree; where each datum has latents of its own, of the first of those that were looked at, under their own numbers."""
+    """The DataTree; where each datum has latents of its own, of the first of those that were
+    looked at, under their own numbers.
+    """
     layout = find_layout(subject.lvm, part_of(subject.data, index).x)
     if not (layout.local and subject.data.divisible):
         return export.to_datatree(subject.lvm, subject.data, seed=seed)
     index = index[:_EXPORTED] if len(index) < len(subject.data) else index
     part, coords = part_of(subject.data, index), {layout.data_plate or "": index.tolist()}
-    return export.to_datatree(subject.lvm, part, num_predictive=_REPLICATES, coords=coords, seed=seed)
+    return export.to_datatree(
+        subject.lvm, part, num_predictive=_REPLICATES, coords=coords, seed=seed
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -193,16 +237,27 @@ def work(folder: Path, settings: dict[str, Any]) -> int:
     export.save(posterior_of(subject, diagnosis.index, settings["seed"]), folder / "posterior.nc")
     show(subject, found, diagnosis)
     told = [{**vars(finding), "severity": finding.severity.name} for finding in diagnosis.findings]
-    bounds, gaps = ({name: {"mean": e.mean, "se": e.se, "mc_se": e.mc_se} for name, e in each.items()} for each in found)
+    bounds, gaps = (
+        {name: {"mean": e.mean, "se": e.se, "mc_se": e.mc_se} for name, e in each.items()}
+        for each in found
+    )
     write_json(
         folder / "results.json",
-        {"verdict": diagnosis.verdict, "findings": told, "not_run": diagnosis.skipped, "evidence": bounds, "bdmc_gap": gaps},
+        {
+            "verdict": diagnosis.verdict,
+            "findings": told,
+            "not_run": diagnosis.skipped,
+            "evidence": bounds,
+            "bdmc_gap": gaps,
+        },
     )
     figures = plots.diagnosis_figures(diagnosis.results, subject.fitted)
     save(figures, folder / "figures")
     page(subject, settings, found, diagnosis, figures).write(folder / "page.html")
     console.print(
-        f"Took {time.perf_counter() - began:.0f} s; open {folder / 'page.html'}; posterior.nc is beside it", highlight=False
+        f"Took {time.perf_counter() - began:.0f} s; open {folder / 'page.html'}; posterior.nc is "
+        "beside it",
+        highlight=False,
     )
     return 0
 

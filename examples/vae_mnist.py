@@ -1,4 +1,5 @@
-"""Trains a variational auto-encoder on MNIST, evaluates it on the test images, and writes a run folder.
+"""Trains a variational auto-encoder on MNIST, evaluates it on the test images, and writes a run
+folder.
 
     python -m examples.vae_mnist
     python -m examples.vae_mnist --latent 2 --epochs 20 --out runs/plane
@@ -47,7 +48,8 @@ from vilvm.training import one_cycle
 CAPTIONS = {
     "reconstructions": "Test images above; below each, E[x | z] at the posterior mean of its z.",
     "prior_samples": "E[x | z] for z drawn from the prior.",
-    "interpolations": "From one test image to another, on a straight line between the posterior means of their z.",
+    "interpolations": "From one test image to another, on a straight line between the posterior means of their "
+    "z.",
     "latents": "Posterior means of the test images' z, by label.",
     "manifold": "E[x | z] over the plane of z, in equal steps of prior probability.",
 }
@@ -56,21 +58,42 @@ OBJECTIVES = {"elbo": Trace_ELBO, "mean-field": TraceMeanField_ELBO}
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m examples.vae_mnist", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.vae_mnist", description=(__doc__ or "").split("\n")[0]
+    )
     add_common(parser, "vae_mnist")
     parser.add_argument("--likelihood", choices=["bernoulli", "gaussian"], default="bernoulli")
     parser.add_argument("--latent", type=positive, default=20, help="dimensions of z")
     parser.add_argument("--epochs", type=positive, help="default: 12 on MNIST, 200 on digits")
     parser.add_argument("--batch-size", type=positive, default=200)
-    parser.add_argument("--lr", type=rate, default=4e-3, help="peak learning rate of a one-cycle schedule")
+    parser.add_argument(
+        "--lr", type=rate, default=4e-3, help="peak learning rate of a one-cycle schedule"
+    )
     parser.add_argument("--objective", choices=OBJECTIVES, default="elbo")
     parser.add_argument(
-        "--warmup", type=share, default=0.25, help="share of training over which the KL term is phased in; 0 for none"
+        "--warmup",
+        type=share,
+        default=0.25,
+        help="share of training over which the KL term is phased in; 0 for none",
     )
-    parser.add_argument("--samples", type=positive, default=5000, help="importance samples for each test image")
-    parser.add_argument("--compile", choices=COMPILE, default="auto", help="the training step: auto from 5,000 steps on")
-    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of the networks")
-    parser.add_argument("--resume", type=Path, metavar="RUN", help="continue the run in this folder, with its own settings")
+    parser.add_argument(
+        "--samples", type=positive, default=5000, help="importance samples for each test image"
+    )
+    parser.add_argument(
+        "--compile",
+        choices=COMPILE,
+        default="auto",
+        help="the training step: auto from 5,000 steps on",
+    )
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="float32", help="of the networks"
+    )
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="continue the run in this folder, with its own settings",
+    )
     return parser.parse_args(argv)
 
 
@@ -106,8 +129,10 @@ def page(
     options = {**settings, "data": data.name, "device": device}
     return Page(
         f"Variational auto-encoder on {name}",
-        f"{settings['latent']} latent dimensions under a {settings['likelihood'].capitalize()} likelihood: {epochs} epoch{'s' if epochs > 1 else ''} on "
-        f"{len(data.train):,} images, judged on {len(data.test):,} test images, {results['data']['transform']}.",
+        f"{settings['latent']} latent dimensions under a {settings['likelihood'].capitalize()} "
+        f"likelihood: {epochs} epoch{'s' if epochs > 1 else ''} on "
+        f"{len(data.train):,} images, judged on {len(data.test):,} test images, "
+        f"{results['data']['transform']}.",
         summary={
             "ELBO (nats per image)": evaluation.bounds["elbo"],
             f"IWAE-{evaluation.num_samples} (nats per image)": evaluation.bounds["iwae"],
@@ -123,7 +148,9 @@ def page(
         history=fitted.history,
         figures={CAPTIONS[name]: picture for name, picture in pictures.items()},
         settings=settings,
-        command=report.command("examples.vae_mnist", {k: v for k, v in options.items() if k != "dataset"}),
+        command=report.command(
+            "examples.vae_mnist", {k: v for k, v in options.items() if k != "dataset"}
+        ),
         environment=report.environment(device, settings["seed"]),
     )
 
@@ -131,14 +158,19 @@ def page(
 def table(results: dict[str, Any]) -> Table:
     bounds = results["bounds"]
     out = Table(
-        title=f"{results['data']['name']}, {results['data']['num_test']:,} test images, {results['data']['transform']}",
+        title=f"{results['data']['name']}, {results['data']['num_test']:,} test images, "
+        f"{results['data']['transform']}",
         title_justify="left",
     )
     out.add_column("")
     out.add_column("nats per image", justify="right")
     out.add_column("± SE", justify="right")
     out.add_row("ELBO", f"{bounds['elbo']['mean']:.2f}", f"{bounds['elbo']['se']:.2f}")
-    out.add_row(f"IWAE-{bounds['iwae']['num_samples']}", f"{bounds['iwae']['mean']:.2f}", f"{bounds['iwae']['se']:.2f}")
+    out.add_row(
+        f"IWAE-{bounds['iwae']['num_samples']}",
+        f"{bounds['iwae']['mean']:.2f}",
+        f"{bounds['iwae']['se']:.2f}",
+    )
     for name in ("rate", "distortion"):
         out.add_row(name, f"{results[name]['mean']:.2f}", f"{results[name]['se']:.2f}")
     out.add_row("active units", f"{results['active_units']} of {results['latent']}", "")
@@ -152,18 +184,27 @@ def begin(settings: dict[str, Any]) -> tuple[VAE, Dataset]:
     Raises:
         SystemExit: the data of the run that is resumed cannot be had now.
     """
-    # A Gaussian likelihood is a density of the grey levels themselves; a Bernoulli needs them binarised.
-    data = dataset_of(settings["data"], None if settings["likelihood"] == "gaussian" else DynamicBinarisation())
+    # A Gaussian likelihood is a density of the grey levels themselves; a Bernoulli needs them
+    # binarised.
+    data = dataset_of(
+        settings["data"], None if settings["likelihood"] == "gaussian" else DynamicBinarisation()
+    )
     if settings.get("dataset", data.name) != data.name:
-        raise SystemExit(f"The run was trained on {settings['dataset']}, and only {data.name} can be had now.")
+        raise SystemExit(
+            f"The run was trained on {settings['dataset']}, and only {data.name} can be had now."
+        )
     settings["dataset"] = data.name
     settings["epochs"] = settings["epochs"] or (12 if data.name == "mnist" else 200)
     torch.manual_seed(settings["seed"])
-    lvm = VAE(data.train.x.shape[1], settings["latent"], settings["likelihood"], decoder_hidden=(128, 96))
+    lvm = VAE(
+        data.train.x.shape[1], settings["latent"], settings["likelihood"], decoder_hidden=(128, 96)
+    )
     return lvm.start_at(data.train.x.mean(0)), data
 
 
-def train(lvm: VAE, data: Dataset, settings: dict[str, Any], folder: Path, resume: bool) -> vilvm.Fit:
+def train(
+    lvm: VAE, data: Dataset, settings: dict[str, Any], folder: Path, resume: bool
+) -> vilvm.Fit:
     """Trains the model in its run folder; of a run that is at its end, takes up the parameters."""
     total = settings["epochs"] * -(-len(data.train) // settings["batch_size"])
     return vilvm.fit(
@@ -185,12 +226,22 @@ def train(lvm: VAE, data: Dataset, settings: dict[str, Any], folder: Path, resum
 
 
 def report_of(
-    lvm: VAE, data: Dataset, settings: dict[str, Any], folder: Path, found: tuple[vilvm.Fit, vilvm.Evaluation]
+    lvm: VAE,
+    data: Dataset,
+    settings: dict[str, Any],
+    folder: Path,
+    found: tuple[vilvm.Fit, vilvm.Evaluation],
 ) -> dict[str, Any]:
-    """Writes figures, page and at last the results, by which the report is whole, and returns these."""
+    """Writes figures, page and at last the results, by which the report is whole, and returns
+    these.
+    """
     fitted, evaluation = found
     results = {
-        "data": {"name": data.name, "num_test": len(data.test), "transform": getattr(data.test.transform, "name", "no transform")},
+        "data": {
+            "name": data.name,
+            "num_test": len(data.test),
+            "transform": getattr(data.test.transform, "name", "no transform"),
+        },
         **evaluation.to_dict(),
         "latent": settings["latent"],
         "active_units": int(active_units(lvm, data.test)["z"].sum()),
@@ -201,10 +252,15 @@ def report_of(
     }
     lvm.to("cpu")
     # What is quick to tell; the rest is for posterior_diagnostics, which takes minutes.
-    told = {"collapse": collapse(lvm, data.test, num_data=300, seed=settings["seed"]), "convergence": convergence(fitted)}
+    told = {
+        "collapse": collapse(lvm, data.test, num_data=300, seed=settings["seed"]),
+        "convergence": convergence(fitted),
+    }
     pictures = figures(lvm, data)
     save({**pictures, "elbo": plots.elbo_curves(fitted.history)}, folder / "figures")
-    page(settings, results, data, found, told, pictures, device_of(settings["device"])).write(folder / "page.html")
+    page(settings, results, data, found, told, pictures, device_of(settings["device"])).write(
+        folder / "page.html"
+    )
     write_json(folder / "results.json", results)
     return results
 
@@ -223,21 +279,33 @@ def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     with ExitStack() as held:
         with vilvm.distributed() as ranks:
-            folder, settings = held.enter_context(run_folder(args, arguments, "vae_mnist", ranks.is_main))
+            folder, settings = held.enter_context(
+                run_folder(args, arguments, "vae_mnist", ranks.is_main)
+            )
             results = reported(folder) if ranks.is_main and args.resume is not None else None
             lvm, data = begin(settings)
             if ranks.is_main:
                 write_settings(folder, settings)
-                console.print(f"Training on {data.name} ({len(data.train):,} images), run folder {folder}", highlight=False)
+                console.print(
+                    f"Training on {data.name} ({len(data.train):,} images), run folder {folder}",
+                    highlight=False,
+                )
             fitted = train(lvm, data, settings, folder, args.resume is not None)
             if fitted.stopped == "interrupted":
                 if ranks.is_main:
-                    console.print(f"Resume with: python -m examples.vae_mnist --resume {folder}", highlight=False)
+                    console.print(
+                        f"Resume with: python -m examples.vae_mnist --resume {folder}",
+                        highlight=False,
+                    )
                 return 130
             evaluation = None
             if not ranks.any(results is not None, device_of(settings["device"])):
                 evaluation = vilvm.evaluate(
-                    lvm, data.test, num_samples=settings["samples"], precision=settings["precision"], seed=settings["seed"]
+                    lvm,
+                    data.test,
+                    num_samples=settings["samples"],
+                    precision=settings["precision"],
+                    seed=settings["seed"],
                 )
         if not ranks.is_main:
             return 0
@@ -247,10 +315,14 @@ def main(argv: list[str] | None = None) -> int:
     console.print(table(results))
     seconds = results["seconds"]
     console.print(
-        f"Trained in {seconds['train']:.0f} s, evaluated in {seconds['evaluate']:.0f} s; open {folder / 'page.html'}; figures and numbers are beside it",
+        f"Trained in {seconds['train']:.0f} s, evaluated in {seconds['evaluate']:.0f} s; open "
+        f"{folder / 'page.html'}; figures and numbers are beside it",
         highlight=False,
     )
-    console.print(f"Can its posterior be trusted? python -m examples.posterior_diagnostics {folder}", highlight=False)
+    console.print(
+        f"Can its posterior be trusted? python -m examples.posterior_diagnostics {folder}",
+        highlight=False,
+    )
     return 0
 
 

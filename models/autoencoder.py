@@ -1,16 +1,19 @@
 """The deep auto-encoder: two perceptrons, a bottleneck between them, and no posterior.
 
-The encoder f maps a datum x ∈ ℝᴰ to a code z ∈ ℝᵈ, d < D, the decoder g maps it back to the parameters of p(x | z), and both minimise
+The encoder f maps a datum x ∈ ℝᴰ to a code z ∈ ℝᵈ, d < D, the decoder g maps it back to the
+parameters of p(x | z), and both minimise
 
     −log p(x | z = f(x)),
 
-which for a Gaussian likelihood N(g(z), I) is ½ ‖x − g(f(x))‖² up to a constant, and for a Bernoulli one the cross-entropy. With affine f and
-g this is PCA (see ``models/linear_autoencoder.py``); depth bends the plane into a manifold.
+which for a Gaussian likelihood N(g(z), I) is ½ ‖x − g(f(x))‖² up to a constant, and for a
+Bernoulli one the cross-entropy. With affine f and g this is PCA (see
+``models/linear_autoencoder.py``); depth bends the plane into a manifold.
 
-As a model/guide pair (see ``vilvm.guides.delta``): p(z) flat, q(z | x) = δ(z − f(x)). It has a distortion and, being no probability
-model of x, no evidence and nothing to draw from.
+As a model/guide pair (see ``vilvm.guides.delta``): p(z) flat, q(z | x) = δ(z − f(x)). It has a
+distortion and, being no probability model of x, no evidence and nothing to draw from.
 
-Reference: Reducing the Dimensionality of Data with Neural Networks, Geoffrey E. Hinton and Ruslan R. Salakhutdinov, 2006.
+Reference: Reducing the Dimensionality of Data with Neural Networks, Geoffrey E. Hinton and Ruslan
+R. Salakhutdinov, 2006.
 """
 
 from collections.abc import Sequence
@@ -33,17 +36,27 @@ class Autoencoder(nn.Module):
     Arguments:
         data_dim: D, the size of a datum.
         latent_dim: d, the size of a code.
-        likelihood: "gaussian" (unit variance: squared error) or "bernoulli" (data in [0, 1]: cross-entropy).
+        likelihood: "gaussian" (unit variance: squared error) or "bernoulli" (data in [0, 1]:
+            cross-entropy).
         hidden: sizes of the encoder's hidden layers; the decoder's are their mirror.
 
     Raises:
         ValueError: an unknown likelihood.
     """
 
-    def __init__(self, data_dim: int = 784, latent_dim: int = 10, likelihood: str = "gaussian", hidden: Sequence[int] = (512, 256)):
+    def __init__(
+        self,
+        data_dim: int = 784,
+        latent_dim: int = 10,
+        likelihood: str = "gaussian",
+        hidden: Sequence[int] = (512, 256),
+    ):
         super().__init__()
         if likelihood not in ("bernoulli", "gaussian"):
-            raise ValueError(f"Autoencoder: unknown likelihood {likelihood!r}; choose 'bernoulli' or 'gaussian'.")
+            raise ValueError(
+                f"Autoencoder: unknown likelihood {likelihood!r}; choose 'bernoulli' or "
+                "'gaussian'."
+            )
         self.likelihood, self.latent_dim = likelihood, latent_dim
         self.encoder = mlp(data_dim, hidden, latent_dim)
         self.decoder = mlp(latent_dim, hidden[::-1], data_dim)
@@ -63,10 +76,16 @@ class Autoencoder(nn.Module):
     def decode(self, z: Tensor) -> dist.TorchDistribution:
         """p(x | z) for z of shape (..., latent_dim)."""
         out = self.decoder(z)
-        return IndependentBernoulli(out) if self.likelihood == "bernoulli" else dist.Normal(out, 1.0).to_event(1)
+        return (
+            IndependentBernoulli(out)
+            if self.likelihood == "bernoulli"
+            else dist.Normal(out, 1.0).to_event(1)
+        )
 
     def start_at(self, mean: Tensor) -> "Autoencoder":
-        """Sets the decoder's last bias so that training starts from the data's mean; shape (data_dim,). Returns the model."""
+        """Sets the decoder's last bias so that training starts from the data's mean; shape
+        (data_dim,). Returns the model.
+        """
         start_at_mean(self.decoder[-1], mean, self.likelihood)
         return self
 

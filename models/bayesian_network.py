@@ -1,12 +1,12 @@
 """A discrete Bayesian network, its structure given as data, with exact inference and two guides.
 
-Generative story. Every node i of a directed graph without cycles has finitely many states and a table of their probabilities given
-the states of its parents, so that
+Generative story. Every node i of a directed graph without cycles has finitely many states and a
+table of their probabilities given the states of its parents, so that
 
     p(z₁, …, z_n) = Π_i p(z_i | z_{pa(i)}).
 
-Some nodes e are observed, the evidence; the others h are latent, and p(e) = Σ_h p(h, e) is a sum of products, which
-``exact_log_evidence`` does node by node, by variable elimination.
+Some nodes e are observed, the evidence; the others h are latent, and p(e) = Σ_h p(h, e) is a sum
+of products, which ``exact_log_evidence`` does node by node, by variable elimination.
 
 Inference. The guide knows the evidence by a perceptron for each latent node, and is either
 
@@ -14,13 +14,16 @@ Inference. The guide knows the evidence by a perceptron for each latent node, an
     autoregressive    q(h | e) = Π_i q(h_i | e, h_{<i}),       in ancestral order, as which any distribution can be written;
                       its logits are those of p(h_i | z_{pa(i)}), the answer without evidence, plus what the perceptron adds.
 
-The ELBO falls short of log p(e) by KL(q(h | e) ‖ p(h | e)): for mean field there is a part of it that no training removes. The latents are
-marked for parallel enumeration in the guide: under ``TraceEnum_ELBO`` (see ``objective``) their expectation is summed rather than sampled,
-at a cost that grows as the product of their numbers of states.
+The ELBO falls short of log p(e) by KL(q(h | e) ‖ p(h | e)): for mean field there is a part of it
+that no training removes. The latents are marked for parallel enumeration in the guide: under
+``TraceEnum_ELBO`` (see ``objective``) their expectation is summed rather than sampled, at a cost
+that grows as the product of their numbers of states.
 
-References: Local Computations with Probabilities on Graphical Structures and Their Application to Expert Systems, S. L. Lauritzen and
-D. J. Spiegelhalter, 1988 (the network "asia"); Artificial Intelligence: A Modern Approach, Stuart Russell and Peter Norvig, 1995
-("sprinkler"); An Introduction to Variational Methods for Graphical Models, Jordan, Ghahramani, Jaakkola and Saul, 1999 (mean field).
+References: Local Computations with Probabilities on Graphical Structures and Their Application to
+Expert Systems, S. L. Lauritzen and D. J. Spiegelhalter, 1988 (the network "asia"); Artificial
+Intelligence: A Modern Approach, Stuart Russell and Peter Norvig, 1995 ("sprinkler"); An
+Introduction to Variational Methods for Graphical Models, Jordan, Ghahramani, Jaakkola and Saul,
+1999 (mean field).
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,7 +45,8 @@ __all__ = ["ASIA", "SPRINKLER", "BayesianNetwork", "objective", "tiny"]
 Batch = Mapping[str, Tensor]
 Network = Mapping[str, tuple[Sequence[str], Any]]
 
-# node: (parents, table), the last dimension of the table over the states (0 no, 1 yes) and those before it over its parents' states.
+# node: (parents, table), the last dimension of the table over the states (0 no, 1 yes) and those
+# before it over its parents' states.
 SPRINKLER: Network = {
     "cloudy": ((), [0.5, 0.5]),
     "sprinkler": (("cloudy",), [[0.5, 0.5], [0.9, 0.1]]),
@@ -62,18 +66,22 @@ ASIA: Network = {
 
 
 class BayesianNetwork(nn.Module):
-    """A discrete Bayesian network under evidence. A batch is a dict of states by observed node, each of shape (num_data,).
+    """A discrete Bayesian network under evidence. A batch is a dict of states by observed node,
+    each of shape (num_data,).
 
     Arguments:
-        network: by node, its parents and the table p(node | parents) of shape (*states of the parents, states of the node).
+        network: by node, its parents and the table p(node | parents) of shape (*states of the
+            parents, states of the node).
         evidence: the nodes that are observed.
         guide: "autoregressive" or "mean_field".
         hidden: width of the perceptrons of the guide.
-        floor: given to every state, the rest scaled down, for a guide that gives mass to a state of probability zero has an ELBO of −∞.
+        floor: given to every state, the rest scaled down, for a guide that gives mass to a state
+            of probability zero has an ELBO of −∞.
         learn_tables: whether training changes the tables, too.
 
     Raises:
-        ValueError: the graph has a cycle, a table is none, the evidence is not part of the network or all of it, or an option is unknown.
+        ValueError: the graph has a cycle, a table is none, the evidence is not part of the network
+            or all of it, or an option is unknown.
 
     Example:
         >>> import torch
@@ -94,7 +102,9 @@ class BayesianNetwork(nn.Module):
     ):
         super().__init__()
         if guide not in ("autoregressive", "mean_field"):
-            raise ValueError(f'BayesianNetwork: guide must be "autoregressive" or "mean_field"; got {guide!r}.')
+            raise ValueError(
+                f'BayesianNetwork: guide must be "autoregressive" or "mean_field"; got {guide!r}.'
+            )
         tables = _checked_tables(network)
         self.parents = {n: tuple(network[n][0]) for n in tables}
         self.states = {n: t.shape[-1] for n, t in tables.items()}
@@ -103,14 +113,19 @@ class BayesianNetwork(nn.Module):
         self.autoregressive = guide == "autoregressive"
         _check_evidence(self.evidence, tables)
         if not 0 < floor * max(self.states.values()) < 1:
-            raise ValueError(f"BayesianNetwork: floor must be above 0 and leave room for the tables; got {floor}.")
+            raise ValueError(
+                "BayesianNetwork: floor must be above 0 and leave room for the tables; got "
+                f"{floor}."
+            )
         for i, table in enumerate(tables.values()):
             logits = ((1 - table.shape[-1] * floor) * table + floor).log().float()
             if learn_tables:
                 self.register_parameter(f"logits_{i}", nn.Parameter(logits))
             else:
                 self.register_buffer(f"logits_{i}", logits)
-        self.networks = nn.ModuleList(mlp(self._guide_inputs(n), (hidden,), self.states[n]) for n in self.latents)
+        self.networks = nn.ModuleList(
+            mlp(self._guide_inputs(n), (hidden,), self.states[n]) for n in self.latents
+        )
 
     def _guide_inputs(self, node: str) -> int:
         earlier = self.latents[: self.latents.index(node)] if self.autoregressive else ()
@@ -128,7 +143,9 @@ class BayesianNetwork(nn.Module):
         with pyro.plate("data", len(next(iter(observed.values())))):
             for node, parents in self.parents.items():
                 logits = self.table(node)[tuple(drawn[p] for p in parents)]
-                drawn[node] = pyro.sample(node, dist.Categorical(logits=logits), obs=observed.get(node))
+                drawn[node] = pyro.sample(
+                    node, dist.Categorical(logits=logits), obs=observed.get(node)
+                )
 
     def guide(self, batch: Batch) -> None:
         """q(h | e)."""
@@ -137,8 +154,13 @@ class BayesianNetwork(nn.Module):
             for node, network in zip(self.latents, self.networks, strict=True):
                 logits = network(self._encoded(known))
                 if self.autoregressive:
-                    logits = logits + self.table(node)[tuple(known[p] for p in self.parents[node])].detach()
-                value = pyro.sample(node, dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
+                    logits = (
+                        logits
+                        + self.table(node)[tuple(known[p] for p in self.parents[node])].detach()
+                    )
+                value = pyro.sample(
+                    node, dist.Categorical(logits=logits), infer={"enumerate": "parallel"}
+                )
                 if self.autoregressive:
                     known[node] = value
 
@@ -153,7 +175,9 @@ class BayesianNetwork(nn.Module):
             ValueError: the node is not a latent.
         """
         if node not in self.latents:
-            raise ValueError(f"BayesianNetwork: {node!r} is no latent; there are {', '.join(self.latents)}.")
+            raise ValueError(
+                f"BayesianNetwork: {node!r} is no latent; there are {', '.join(self.latents)}."
+            )
         return dist.Categorical(probs=self._eliminate(batch, node))
 
     def _eliminate(self, batch: Batch, *kept: str) -> Tensor:
@@ -167,7 +191,9 @@ class BayesianNetwork(nn.Module):
         return torch.einsum(*terms, [0, *(axis[n] for n in kept)])
 
     def _factor(self, node: str, free: list[str], observed: Batch) -> Tensor:
-        """p(node | parents) with the evidence put in: shape (num_data or 1, *states of what is free of it)."""
+        """p(node | parents) with the evidence put in: shape (num_data or 1, *states of what is
+        free of it).
+        """
         index, table = [], self.table(node).double().exp()
         for n in (*self.parents[node], node):
             if n in observed:
@@ -180,20 +206,32 @@ class BayesianNetwork(nn.Module):
     def _encoded(self, known: Batch) -> Tensor:
         """The states of what is known, one-hot and side by side."""
         values = torch.broadcast_tensors(*known.values())
-        parts = [v.unsqueeze(-1) == torch.arange(self.states[n], device=v.device) for n, v in zip(known, values, strict=True)]
+        parts = [
+            v.unsqueeze(-1) == torch.arange(self.states[n], device=v.device)
+            for n, v in zip(known, values, strict=True)
+        ]
         return torch.cat(parts, -1).to(self.table(next(iter(self.parents))))
 
     def _observed(self, batch: Batch) -> dict[str, Tensor]:
         """The evidence in order, checked."""
         if not isinstance(batch, Mapping) or set(batch) != set(self.evidence):
-            got = f"holds {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else f"is a {type(batch).__name__}"
+            got = (
+                f"holds {', '.join(map(str, batch))}"
+                if isinstance(batch, Mapping)
+                else f"is a {type(batch).__name__}"
+            )
             raise ContractError(
-                f"BayesianNetwork: a batch is a dict of states by node, of exactly {', '.join(self.evidence)}; this one {got}."
+                "BayesianNetwork: a batch is a dict of states by node, of exactly "
+                f"{', '.join(self.evidence)}; this one {got}."
             )
         observed = {n: batch[n].long() for n in self.evidence}
-        for n, value in observed.items() if is_validation_enabled() else ():  # not at every step, nor under a tracer
+        # not at every step, nor under a tracer
+        for n, value in observed.items() if is_validation_enabled() else ():
             if bool(((value < 0) | (value >= self.states[n])).any()):
-                raise ContractError(f"BayesianNetwork: the states of {n!r} are 0 to {self.states[n] - 1}; the batch holds another.")
+                raise ContractError(
+                    f"BayesianNetwork: the states of {n!r} are 0 to {self.states[n] - 1}; the "
+                    "batch holds another."
+                )
         return observed
 
 
@@ -201,12 +239,19 @@ def _checked_tables(network: Network) -> dict[str, Tensor]:
     """The tables in ancestral order, float64, each held to its parents'."""
     unknown = [(n, p) for n, (parents, _) in network.items() for p in parents if p not in network]
     if unknown:
-        raise ValueError(f"BayesianNetwork: {unknown[0][0]!r} has a parent {unknown[0][1]!r}, which is no node of the network.")
+        raise ValueError(
+            f"BayesianNetwork: {unknown[0][0]!r} has a parent {unknown[0][1]!r}, which is no node "
+            "of the network."
+        )
     try:
-        order = list(TopologicalSorter({n: parents for n, (parents, _) in network.items()}).static_order())
+        order = list(
+            TopologicalSorter({n: parents for n, (parents, _) in network.items()}).static_order()
+        )
     except CycleError as error:
         circle = " → ".join(error.args[1])
-        raise ValueError(f"BayesianNetwork: the graph has a cycle, {circle}; a node cannot be its own ancestor.") from None
+        raise ValueError(
+            f"BayesianNetwork: the graph has a cycle, {circle}; a node cannot be its own ancestor."
+        ) from None
     tables: dict[str, Tensor] = {}
     for node in order:
         parents, values = network[node]
@@ -215,11 +260,13 @@ def _checked_tables(network: Network) -> dict[str, Tensor]:
         if table.dim() != len(parents) + 1 or table.shape[:-1] != expected or table.shape[-1] < 2:
             wanted = ", ".join([*map(str, expected), "2 or more"])
             raise ValueError(
-                f"BayesianNetwork: the table of {node!r} has shape {tuple(table.shape)}; its parents ask for ({wanted})."
+                f"BayesianNetwork: the table of {node!r} has shape {tuple(table.shape)}; its "
+                f"parents ask for ({wanted})."
             )
         if bool((table < 0).any()) or bool(((table.sum(-1) - 1).abs() > 1e-6).any()):
             raise ValueError(
-                f"BayesianNetwork: a row of the table of {node!r} is not a distribution: numbers from 0 that sum to one."
+                f"BayesianNetwork: a row of the table of {node!r} is not a distribution: numbers "
+                "from 0 that sum to one."
             )
         tables[node] = table
     return tables
@@ -228,9 +275,14 @@ def _checked_tables(network: Network) -> dict[str, Tensor]:
 def _check_evidence(evidence: tuple[str, ...], tables: Mapping[str, Tensor]) -> None:
     unknown = [n for n in evidence if n not in tables]
     if unknown:
-        raise ValueError(f"BayesianNetwork: the evidence {unknown[0]!r} is no node of the network ({', '.join(tables)}).")
+        raise ValueError(
+            f"BayesianNetwork: the evidence {unknown[0]!r} is no node of the network "
+            f"({', '.join(tables)})."
+        )
     if not evidence or len(set(evidence)) == len(tables):
-        raise ValueError("BayesianNetwork: evidence must name at least one node and leave at least one latent.")
+        raise ValueError(
+            "BayesianNetwork: evidence must name at least one node and leave at least one latent."
+        )
 
 
 def objective() -> TraceEnum_ELBO:

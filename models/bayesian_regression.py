@@ -1,25 +1,31 @@
-"""Bayesian linear regression, and the autoregression as the same model on lagged data, with evidence and moments by quadrature.
+"""Bayesian linear regression, and the autoregression as the same model on lagged data, with
+evidence and moments by quadrature.
 
-Generative story. With covariates x_n ∈ ℝᴷ (a leading 1 among them, if there is an intercept α = β₀),
+Generative story. With covariates x_n ∈ ℝᴷ (a leading 1 among them, if there is an intercept α =
+β₀),
 
     β_k ~ N(0, s_k²),    σ ~ HalfCauchy(r) or HalfNormal(r), or known,    y_n ~ N(x_n · β, σ²).
 
-The autoregression AR(K) has the last K values as its covariates: y_t ~ N(α + Σ_k β_k y_{t−k}, σ²) for t > K, given the first K.
+The autoregression AR(K) has the last K values as its covariates: y_t ~ N(α + Σ_k β_k y_{t−k}, σ²)
+for t > K, given the first K.
 
 Coordinates. With the singular values of X diag(s) = U D Vᵀ and any reference noise σ₀, let
 
     β = diag(s) V (g + h ∘ z),    h_k = σ₀ / √(D_k² + σ₀²),    g_k = D_k (Uᵀ y)_k / (D_k² + σ₀²).
 
-Then the prior N(0, diag s²) of β is z_k ~ N(−g_k / h_k, 1 / h_k²), and given σ = σ₀ the posterior of z is N(0, I): prior and likelihood are
-diagonal at once, whatever the scales and correlations of the covariates. It is a change of variables with fixed g, h and V, so
-p(β, σ, y) is the same; a guide finds its way, and factorising over z costs nearly nothing.
+Then the prior N(0, diag s²) of β is z_k ~ N(−g_k / h_k, 1 / h_k²), and given σ = σ₀ the posterior
+of z is N(0, I): prior and likelihood are diagonal at once, whatever the scales and correlations of
+the covariates. It is a change of variables with fixed g, h and V, so p(β, σ, y) is the same; a
+guide finds its way, and factorising over z costs nearly nothing.
 
-Exact answers. Given σ, y ~ N(0, σ² I + U D² Uᵀ), and β is Gaussian with E[Vᵀ β/s] = D Uᵀy / (D² + σ²), Var = σ² / (D² + σ²). What
-is left is one-dimensional: in t = log σ by the trapezoidal rule, which for a smooth integrand that vanishes at both ends converges faster
-than any power of its step. The posterior is one of all data together, for β and σ are shared by them.
+Exact answers. Given σ, y ~ N(0, σ² I + U D² Uᵀ), and β is Gaussian with E[Vᵀ β/s] = D Uᵀy / (D² +
+σ²), Var = σ² / (D² + σ²). What is left is one-dimensional: in t = log σ by the trapezoidal rule,
+which for a smooth integrand that vanishes at both ends converges faster than any power of its
+step. The posterior is one of all data together, for β and σ are shared by them.
 
-References: Bayesian Data Analysis, Gelman et al., 2013, chapter 14; The Exponentially Convergent Trapezoidal Rule, Trefethen and
-Weideman, 2014; Automatic Differentiation Variational Inference, Kucukelbir et al., 2017 (mean-field against full rank).
+References: Bayesian Data Analysis, Gelman et al., 2013, chapter 14; The Exponentially Convergent
+Trapezoidal Rule, Trefethen and Weideman, 2014; Automatic Differentiation Variational Inference,
+Kucukelbir et al., 2017 (mean-field against full rank).
 """
 
 import math
@@ -36,8 +42,14 @@ from vilvm.data import Data, as_data
 
 __all__ = ["FLAT", "BayesianRegression", "Moments", "lagged", "tiny"]
 
-FLAT = 1e4  # a prior scale that stands in for a flat prior, where coefficients are of the order of 100 or below
-GUIDES = {"mean_field": AutoNormal, "full_rank": AutoMultivariateNormal, "low_rank": AutoLowRankMultivariateNormal}
+# a prior scale that stands in for a flat prior, where coefficients are of the order of 100 or
+# below
+FLAT = 1e4
+GUIDES = {
+    "mean_field": AutoNormal,
+    "full_rank": AutoMultivariateNormal,
+    "low_rank": AutoLowRankMultivariateNormal,
+}
 SIGMA_PRIORS = {"half_cauchy": dist.HalfCauchy, "half_normal": dist.HalfNormal}
 _NODES = 2001
 
@@ -52,10 +64,12 @@ class Moments(NamedTuple):
 class BayesianRegression(nn.Module):
     """Linear regression with Gaussian coefficients and Gaussian noise, and a guide of Pyro's.
 
-    A batch is (x, y), of shape (num_data, num_covariates) and (num_data,). Made by the constructor, the latents are "beta" (with
-    the intercept in front, if there is one) and "sigma"; made by ``whitened``, they are "z" and "sigma", and "beta" is a
-    deterministic site. A flat prior is no density and has no evidence: take the scale ``FLAT``, a proper prior that moves the posterior
-    by a thousandth of its standard deviation or less (of coefficients up to 100 and posterior standard deviations up to 10).
+    A batch is (x, y), of shape (num_data, num_covariates) and (num_data,). Made by the
+    constructor, the latents are "beta" (with the intercept in front, if there is one) and "sigma";
+    made by ``whitened``, they are "z" and "sigma", and "beta" is a deterministic site. A flat
+    prior is no density and has no evidence: take the scale ``FLAT``, a proper prior that moves the
+    posterior by a thousandth of its standard deviation or less (of coefficients up to 100 and
+    posterior standard deviations up to 10).
 
     Arguments:
         num_covariates: columns of x, the intercept not among them.
@@ -98,15 +112,35 @@ class BayesianRegression(nn.Module):
         sigma: float | None = None,
     ):
         super().__init__()
-        for what, value, known in (("guide", guide, GUIDES), ("sigma_prior", sigma_prior, SIGMA_PRIORS)):
+        for what, value, known in (
+            ("guide", guide, GUIDES),
+            ("sigma_prior", sigma_prior, SIGMA_PRIORS),
+        ):
             if value not in known:
-                raise ValueError(f"BayesianRegression: unknown {what} {value!r}; choose from {list(known)}.")
+                raise ValueError(
+                    f"BayesianRegression: unknown {what} {value!r}; choose from {list(known)}."
+                )
         alpha_scale = beta_scale if alpha_scale is None else alpha_scale
-        numbers = {"beta_scale": beta_scale, "alpha_scale": alpha_scale, "sigma_scale": sigma_scale, "sigma": sigma or 1.0}
-        wrong = [f"{name} = {value}" for name, value in numbers.items() if not value > 0] + (["sigma = 0"] if sigma == 0 else [])
+        numbers = {
+            "beta_scale": beta_scale,
+            "alpha_scale": alpha_scale,
+            "sigma_scale": sigma_scale,
+            "sigma": sigma or 1.0,
+        }
+        wrong = [f"{name} = {value}" for name, value in numbers.items() if not value > 0] + (
+            ["sigma = 0"] if sigma == 0 else []
+        )
         if wrong or num_covariates + intercept < 1:
-            raise ValueError(f"BayesianRegression: {', '.join(wrong) or 'the number of coefficients'} must be positive.")
-        self.intercept, self.sigma_scale, self.sigma_prior, self.sigma = intercept, sigma_scale, sigma_prior, sigma
+            raise ValueError(
+                f"BayesianRegression: {', '.join(wrong) or 'the number of coefficients'} must be "
+                "positive."
+            )
+        self.intercept, self.sigma_scale, self.sigma_prior, self.sigma = (
+            intercept,
+            sigma_scale,
+            sigma_prior,
+            sigma,
+        )
         scales = torch.tensor([alpha_scale] * intercept + [beta_scale] * num_covariates)
         self.register_buffer("scales", scales)
         self.register_buffer("basis", None)  # diag(s) V, if the latents are z
@@ -117,11 +151,12 @@ class BayesianRegression(nn.Module):
 
     @classmethod
     def whitened(cls, batch: tuple[Tensor, Tensor], **options: object) -> "BayesianRegression":
-        """The same model in coordinates z in which the posterior, given the noise that least squares leaves, is N(0, I) on these data.
+        """The same model in coordinates z in which the posterior, given the noise that least
+        squares leaves, is N(0, I) on these data.
 
         Arguments:
-            batch: (x, y), shape (num_data, num_covariates) and (num_data,), which fix the coordinates; the model is then one of any
-                data, and best behaved on these.
+            batch: (x, y), shape (num_data, num_covariates) and (num_data,), which fix the
+                coordinates; the model is then one of any data, and best behaved on these.
             options: of the constructor.
 
         Raises:
@@ -130,13 +165,18 @@ class BayesianRegression(nn.Module):
         x, y = as_data(batch, "BayesianRegression.whitened").x
         if x.dim() != 2 or y.shape != x.shape[:1]:
             raise ValueError(
-                "BayesianRegression.whitened: x must have shape (num_data, num_covariates) and y (num_data,); got "
+                "BayesianRegression.whitened: x must have shape (num_data, num_covariates) and y "
+                "(num_data,); got "
                 f"{tuple(x.shape)} and {tuple(y.shape)}."
             )
         lvm = cls(x.shape[1], **options).to(y.device)  # type: ignore[arg-type]
         basis, d, uy, rest = lvm._rotated(x, y)
         least = 1e-6 * y.double().square().mean().sqrt() + 1e-12  # of data without noise
-        noise = d.new_tensor(lvm.sigma) if lvm.sigma else (rest / max(len(y) - len(d), 1)).sqrt().clamp(min=least)
+        noise = (
+            d.new_tensor(lvm.sigma)
+            if lvm.sigma
+            else (rest / max(len(y) - len(d), 1)).sqrt().clamp(min=least)
+        )
         lvm.basis = basis.to(lvm.scales)
         lvm.noise.copy_(noise)
         lvm.shift.copy_(d * uy / (d**2 + noise**2))
@@ -144,39 +184,62 @@ class BayesianRegression(nn.Module):
         return lvm
 
     def model(self, batch: tuple[Tensor, Tensor]) -> None:
-        """p(y | x, β, σ) p(β) p(σ); batch is (x, y), of shape (num_data, num_covariates) and (num_data,)."""
+        """p(y | x, β, σ) p(β) p(σ); batch is (x, y), of shape (num_data, num_covariates) and
+        (num_data,).
+        """
         x, y = batch
-        sigma = self.sigma or pyro.sample("sigma", SIGMA_PRIORS[self.sigma_prior](self.scales.new_tensor(self.sigma_scale)))
+        sigma = self.sigma or pyro.sample(
+            "sigma", SIGMA_PRIORS[self.sigma_prior](self.scales.new_tensor(self.sigma_scale))
+        )
         if self.basis is None:
             beta = pyro.sample("beta", dist.Normal(0.0, self.scales).to_event(1))
         else:
-            z = pyro.sample("z", dist.Normal(-self.shift / self.spread, 1 / self.spread).to_event(1))
-            beta = pyro.deterministic("beta", (self.shift + self.spread * z) @ self.basis.T, event_dim=1)
+            z = pyro.sample(
+                "z", dist.Normal(-self.shift / self.spread, 1 / self.spread).to_event(1)
+            )
+            beta = pyro.deterministic(
+                "beta", (self.shift + self.spread * z) @ self.basis.T, event_dim=1
+            )
         with pyro.plate("data", len(y)):
             pyro.sample("y", dist.Normal((beta * self._design(x)).sum(-1), sigma), obs=y)
 
     def _start(self, site: Any) -> Tensor:
-        """Where the guide begins: at the reference noise and z = 0, which is least squares but for the prior; else at β = 0."""
+        """Where the guide begins: at the reference noise and z = 0, which is least squares but for
+        the prior; else at β = 0.
+        """
         return self.noise.clone() if site["name"] == "sigma" else torch.zeros_like(self.scales)
 
     def scalars(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """alpha, beta[1], …, sigma of draws of the latents, by the names of posteriordb.
 
         Arguments:
-            latents: as ``vilvm.posterior`` returns them, beta or z of shape (num_samples, num_coefficients), sigma of (num_samples,).
+            latents: as ``vilvm.posterior`` returns them, beta or z of shape (num_samples,
+                num_coefficients), sigma of (num_samples,).
 
         Returns:
             Each of shape (num_samples,).
         """
-        beta = latents["beta"] if self.basis is None else (self.shift + self.spread * latents["z"]) @ self.basis.T
-        return dict(zip(self._names(), [*beta.unbind(-1), *([] if self.sigma else [latents["sigma"]])], strict=True))
+        beta = (
+            latents["beta"]
+            if self.basis is None
+            else (self.shift + self.spread * latents["z"]) @ self.basis.T
+        )
+        return dict(
+            zip(
+                self._names(),
+                [*beta.unbind(-1), *([] if self.sigma else [latents["sigma"]])],
+                strict=True,
+            )
+        )
 
     def exact_log_evidence(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """log p(y | x), exact, in nats, of all data together: a scalar, float64."""
         return self._given_sigma(*batch)[1].logsumexp(0)
 
     def exact_moments(self, batch: tuple[Tensor, Tensor]) -> Moments:
-        """Posterior means and standard deviations of all coefficients and σ, exact, by the names that ``scalars`` gives."""
+        """Posterior means and standard deviations of all coefficients and σ, exact, by the names
+        that ``scalars`` gives.
+        """
         sigma, log_joint = self._given_sigma(*batch)
         basis, d, uy, _ = self._rotated(*batch)
         w, variance = log_joint.softmax(0), sigma[:, None] ** 2
@@ -186,7 +249,10 @@ class BayesianRegression(nn.Module):
         mean = w @ means
         sd = (w @ (variances + (means - mean) ** 2)).sqrt()
         # A known σ has no name, and is left out.
-        return Moments(dict(zip(self._names(), mean, strict=False)), dict(zip(self._names(), sd, strict=False)))
+        return Moments(
+            dict(zip(self._names(), mean, strict=False)),
+            dict(zip(self._names(), sd, strict=False)),
+        )
 
     def _design(self, x: Tensor) -> Tensor:
         return torch.cat([torch.ones_like(x[:, :1]), x], 1) if self.intercept else x
@@ -196,24 +262,40 @@ class BayesianRegression(nn.Module):
         return [*["alpha"] * self.intercept, *slopes, *([] if self.sigma else ["sigma"])]
 
     def _rotated(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """diag(s) V, D, Uᵀ y (both with zeros beyond the rank) and the squares of y outside U, in float64."""
+        """diag(s) V, D, Uᵀ y (both with zeros beyond the rank) and the squares of y outside U, in
+        float64.
+        """
         y, scales = y.double(), self.scales.double()
         u, d, vt = torch.linalg.svd(self._design(x).double() * scales, full_matrices=False)
-        if len(vt) < len(scales):  # fewer data than coefficients: the rest of a basis, in which the data say nothing
-            vt = torch.linalg.svd(vt, full_matrices=True).Vh.index_copy(0, torch.arange(len(vt), device=y.device), vt)
+        # fewer data than coefficients: the rest of a basis, in which the data say nothing
+        if len(vt) < len(scales):
+            vt = torch.linalg.svd(vt, full_matrices=True).Vh.index_copy(
+                0, torch.arange(len(vt), device=y.device), vt
+            )
         uy = u.T @ y
         lacking = len(scales) - len(d)
         pad = torch.nn.functional.pad
-        return scales[:, None] * vt.T, pad(d, (0, lacking)), pad(uy, (0, lacking)), (y - u @ uy).square().sum()
+        return (
+            scales[:, None] * vt.T,
+            pad(d, (0, lacking)),
+            pad(uy, (0, lacking)),
+            (y - u @ uy).square().sum(),
+        )
 
     def _given_sigma(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Nodes of σ, and log(weight of the node · p(y | x, σ)); float64, of shape (nodes,), of a known σ (1,)."""
+        """Nodes of σ, and log(weight of the node · p(y | x, σ)); float64, of shape (nodes,), of a
+        known σ (1,).
+        """
         _, d, uy, rest = self._rotated(x, y)
 
         def log_likelihood(sigma: Tensor) -> Tensor:
             v = d**2 + sigma[:, None] ** 2
-            outside = (len(y) - len(d)) * 2 * sigma.log() + rest / sigma**2  # len(y) < len(d): the zeros of d count too often
-            return -(v.log().sum(1) + (uy**2 / v).sum(1) + outside + len(y) * math.log(2 * math.pi)) / 2
+            # len(y) < len(d): the zeros of d count too often
+            outside = (len(y) - len(d)) * 2 * sigma.log() + rest / sigma**2
+            return (
+                -(v.log().sum(1) + (uy**2 / v).sum(1) + outside + len(y) * math.log(2 * math.pi))
+                / 2
+            )
 
         if self.sigma:
             sigma = d.new_tensor([self.sigma])
@@ -222,9 +304,17 @@ class BayesianRegression(nn.Module):
         low, high = -30.0, 30.0
         for _ in range(3):  # first over sixty powers of e, then where the mass is
             t = torch.linspace(low, high, _NODES, dtype=d.dtype, device=d.device)
-            log_joint = log_likelihood(t.exp()) + prior.log_prob(t.exp()) + t + math.log((high - low) / (_NODES - 1))
+            log_joint = (
+                log_likelihood(t.exp())
+                + prior.log_prob(t.exp())
+                + t
+                + math.log((high - low) / (_NODES - 1))
+            )
             inside = (log_joint > log_joint.max() - 50).nonzero().squeeze(1)
-            low, high = t[(inside[0] - 1).clamp(min=0)].item(), t[(inside[-1] + 1).clamp(max=_NODES - 1)].item()
+            low, high = (
+                t[(inside[0] - 1).clamp(min=0)].item(),
+                t[(inside[-1] + 1).clamp(max=_NODES - 1)].item(),
+            )
         return t.exp(), log_joint  # type: ignore[possibly-undefined]
 
 
@@ -236,7 +326,8 @@ def lagged(series: Tensor, order: int) -> Data:
         order: K, at least 1 and below num_times.
 
     Returns:
-        Data of num_times − K rows, x being the tuple of tensors of shape (num_times − K, K) and (num_times − K,).
+        Data of num_times − K rows, x being the tuple of tensors of shape (num_times − K, K) and
+        (num_times − K,).
 
     Raises:
         ValueError: the series is none, or is too short.
@@ -249,7 +340,10 @@ def lagged(series: Tensor, order: int) -> Data:
                 [2., 1.]]), tensor([2., 3.]))
     """
     if series.dim() != 1 or not 0 < order < len(series):
-        raise ValueError(f"lagged: order {order} needs a series of more numbers in one dimension; got shape {tuple(series.shape)}.")
+        raise ValueError(
+            f"lagged: order {order} needs a series of more numbers in one dimension; got shape "
+            f"{tuple(series.shape)}."
+        )
     return Data((series.unfold(0, order, 1)[:-1].flip(1), series[order:]), "lagged series")
 
 

@@ -1,11 +1,14 @@
-"""The convolutional auto-encoder: f a stack of convolutions of stride 2, g the reciprocal stack of transposed convolutions.
+"""The convolutional auto-encoder: f a stack of convolutions of stride 2, g the reciprocal stack of
+transposed convolutions.
 
-Each output of a convolution sees a few neighbouring pixels, with the same weights everywhere: what is learnt at one place of a picture
-is known at all. The loss and the reading as a model/guide pair are those of ``models/autoencoder.py``,
+Each output of a convolution sees a few neighbouring pixels, with the same weights everywhere: what
+is learnt at one place of a picture is known at all. The loss and the reading as a model/guide pair
+are those of ``models/autoencoder.py``,
 
     −log p(x | z = f(x)),    p(z) flat,    q(z | x) = δ(z − f(x)).
 
-Reference: Stacked Convolutional Auto-Encoders for Hierarchical Feature Extraction, Masci, Meier, Cireşan and Schmidhuber, 2011.
+Reference: Stacked Convolutional Auto-Encoders for Hierarchical Feature Extraction, Masci, Meier,
+Cireşan and Schmidhuber, 2011.
 """
 
 from collections.abc import Sequence
@@ -28,17 +31,27 @@ class ConvAutoencoder(nn.Module):
     Arguments:
         side: height and width of a picture, divisible by 2^len(channels).
         latent_dim: d, the size of a code.
-        likelihood: "gaussian" (unit variance: squared error) or "bernoulli" (data in [0, 1]: cross-entropy).
+        likelihood: "gaussian" (unit variance: squared error) or "bernoulli" (data in [0, 1]:
+            cross-entropy).
         channels: of the encoder's stages; the decoder's are their mirror.
 
     Raises:
         ValueError: an unknown likelihood, or a side that cannot be halved so often.
     """
 
-    def __init__(self, side: int = 28, latent_dim: int = 10, likelihood: str = "gaussian", channels: Sequence[int] = (16, 32)):
+    def __init__(
+        self,
+        side: int = 28,
+        latent_dim: int = 10,
+        likelihood: str = "gaussian",
+        channels: Sequence[int] = (16, 32),
+    ):
         super().__init__()
         if likelihood not in ("bernoulli", "gaussian"):
-            raise ValueError(f"ConvAutoencoder: unknown likelihood {likelihood!r}; choose 'bernoulli' or 'gaussian'.")
+            raise ValueError(
+                f"ConvAutoencoder: unknown likelihood {likelihood!r}; choose 'bernoulli' or "
+                "'gaussian'."
+            )
         self.likelihood, self.latent_dim = likelihood, latent_dim
         self.encoder = ConvEncoder(side, latent_dim, channels)
         self.decoder = ConvDecoder(latent_dim, side, channels)
@@ -58,7 +71,11 @@ class ConvAutoencoder(nn.Module):
     def decode(self, z: Tensor) -> dist.TorchDistribution:
         """p(x | z) for z of shape (..., latent_dim)."""
         out = self.decoder(z)
-        return IndependentBernoulli(out) if self.likelihood == "bernoulli" else dist.Normal(out, 1.0).to_event(1)
+        return (
+            IndependentBernoulli(out)
+            if self.likelihood == "bernoulli"
+            else dist.Normal(out, 1.0).to_event(1)
+        )
 
 
 def tiny() -> tuple[ConvAutoencoder, Tensor]:

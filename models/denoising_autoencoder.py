@@ -1,21 +1,25 @@
 """The denoising auto-encoder: it is shown a corrupted datum and has to give the clean one back.
 
-Story. A clean x is corrupted, x̃ ~ C(x̃ | x) (noise, erased pixels, a missing block, blur; see ``vilvm.data.datasets``), and encoder f and
-decoder g minimise, over pairs of the two,
+Story. A clean x is corrupted, x̃ ~ C(x̃ | x) (noise, erased pixels, a missing block, blur; see
+``vilvm.data.datasets``), and encoder f and decoder g minimise, over pairs of the two,
 
     −log p(x | z = f(x̃)).
 
-With a Gaussian likelihood N(g(z), I) that is the squared error, which no function of x̃ can bring below that of the conditional mean:
+With a Gaussian likelihood N(g(z), I) that is the squared error, which no function of x̃ can bring
+below that of the conditional mean:
 
     h(x̃) = g(f(x̃))  →  E[x | x̃].
 
-That is its strength, the best of all point estimates in mean square, and its weakness: where several x could have become x̃, their mean
-is none of them (``examples/denoising_multimodal.py``). Copying x̃ is no solution, so the code need not be smaller than the datum.
+That is its strength, the best of all point estimates in mean square, and its weakness: where
+several x could have become x̃, their mean is none of them (``examples/denoising_multimodal.py``).
+Copying x̃ is no solution, so the code need not be smaller than the datum.
 
-As a model/guide pair (see ``vilvm.guides.delta``): p(z) flat, q(z | x̃) = δ(z − f(x̃)), and p(x | z) scores the clean datum. A batch is
-a pair (x̃, x); a clean batch x alone stands for (x, x), so that it can be looked at like any other auto-encoder.
+As a model/guide pair (see ``vilvm.guides.delta``): p(z) flat, q(z | x̃) = δ(z − f(x̃)), and p(x |
+z) scores the clean datum. A batch is a pair (x̃, x); a clean batch x alone stands for (x, x), so
+that it can be looked at like any other auto-encoder.
 
-Reference: Extracting and Composing Robust Features with Denoising Autoencoders, Vincent, Larochelle, Bengio and Manzagol, 2008.
+Reference: Extracting and Composing Robust Features with Denoising Autoencoders, Vincent,
+Larochelle, Bengio and Manzagol, 2008.
 """
 
 from collections.abc import Sequence
@@ -40,23 +44,35 @@ class DenoisingAutoencoder(nn.Module):
     Arguments:
         data_dim: D, the size of a datum.
         latent_dim: d, the size of a code.
-        likelihood: "gaussian" (unit variance: squared error) or "bernoulli" (data in [0, 1]: cross-entropy).
+        likelihood: "gaussian" (unit variance: squared error) or "bernoulli" (data in [0, 1]:
+            cross-entropy).
         hidden: sizes of the encoder's hidden layers; the decoder's are their mirror.
 
     Raises:
         ValueError: an unknown likelihood.
     """
 
-    def __init__(self, data_dim: int = 784, latent_dim: int = 64, likelihood: str = "gaussian", hidden: Sequence[int] = (512, 256)):
+    def __init__(
+        self,
+        data_dim: int = 784,
+        latent_dim: int = 64,
+        likelihood: str = "gaussian",
+        hidden: Sequence[int] = (512, 256),
+    ):
         super().__init__()
         if likelihood not in ("bernoulli", "gaussian"):
-            raise ValueError(f"DenoisingAutoencoder: unknown likelihood {likelihood!r}; choose 'bernoulli' or 'gaussian'.")
+            raise ValueError(
+                f"DenoisingAutoencoder: unknown likelihood {likelihood!r}; choose 'bernoulli' or "
+                "'gaussian'."
+            )
         self.likelihood, self.latent_dim = likelihood, latent_dim
         self.encoder = mlp(data_dim, hidden, latent_dim)
         self.decoder = mlp(latent_dim, hidden[::-1], data_dim)
 
     def model(self, batch: Batch) -> None:
-        """p(x | z), the prior flat; batch is (x̃, x), of shape (num_data, data_dim) each, or x alone."""
+        """p(x | z), the prior flat; batch is (x̃, x), of shape (num_data, data_dim) each, or x
+        alone.
+        """
         pyro.module("denoising_autoencoder", self)
         _, clean = _pair(batch)
         with pyro.plate("data", len(clean)):
@@ -72,10 +88,16 @@ class DenoisingAutoencoder(nn.Module):
     def decode(self, z: Tensor) -> dist.TorchDistribution:
         """p(x | z) for z of shape (..., latent_dim)."""
         out = self.decoder(z)
-        return IndependentBernoulli(out) if self.likelihood == "bernoulli" else dist.Normal(out, 1.0).to_event(1)
+        return (
+            IndependentBernoulli(out)
+            if self.likelihood == "bernoulli"
+            else dist.Normal(out, 1.0).to_event(1)
+        )
 
     def start_at(self, mean: Tensor) -> "DenoisingAutoencoder":
-        """Sets the decoder's last bias so that training starts from the data's mean; shape (data_dim,). Returns the model."""
+        """Sets the decoder's last bias so that training starts from the data's mean; shape
+        (data_dim,). Returns the model.
+        """
         start_at_mean(self.decoder[-1], mean, self.likelihood)
         return self
 
@@ -87,4 +109,7 @@ def _pair(batch: Batch) -> tuple[Tensor, Tensor]:
 def tiny() -> tuple[DenoisingAutoencoder, tuple[Tensor, Tensor]]:
     """A small instance and a small batch, for the tests."""
     clean = torch.rand(5, 6)
-    return DenoisingAutoencoder(data_dim=6, latent_dim=2, hidden=(8,)), (clean + 0.1 * torch.randn(5, 6), clean)
+    return DenoisingAutoencoder(data_dim=6, latent_dim=2, hidden=(8,)), (
+        clean + 0.1 * torch.randn(5, 6),
+        clean,
+    )

@@ -1,23 +1,26 @@
-"""Factor analysis: a linear Gaussian latent variable model in which every variable has noise of its own.
+"""Factor analysis: a linear Gaussian latent variable model in which every variable has noise of
+its own.
 
 Generative story. A datum x ∈ ℝᴰ has factors z ∈ ℝᵈ, z ~ N(0, I), and
 
     x = W z + b + ε,    ε ~ N(0, Ψ),    Ψ = diag(ψ₁, …, ψ_D).
 
-So p(x) = N(x | b, W Wᵀ + Ψ), and with M = I + Wᵀ Ψ⁻¹ W the posterior is p(z | x) = N(M⁻¹ Wᵀ Ψ⁻¹ (x − b), M⁻¹): its mean is linear in
-the datum and its covariance is common to all data.
+So p(x) = N(x | b, W Wᵀ + Ψ), and with M = I + Wᵀ Ψ⁻¹ W the posterior is p(z | x) = N(M⁻¹ Wᵀ Ψ⁻¹ (x
+− b), M⁻¹): its mean is linear in the datum and its covariance is common to all data.
 
-Inference. The guide is q(z | x) = N(V (x − b), L Lᵀ), amortised and learnt, L lower triangular: at its optimum it is exact, so the
-ELBO reaches log p(x). A diagonal guide, L = diag(s), cannot turn: its best has V = M⁻¹ Wᵀ Ψ⁻¹ and s²ⱼ = 1 / Mⱼⱼ, and falls short by
+Inference. The guide is q(z | x) = N(V (x − b), L Lᵀ), amortised and learnt, L lower triangular: at
+its optimum it is exact, so the ELBO reaches log p(x). A diagonal guide, L = diag(s), cannot turn:
+its best has V = M⁻¹ Wᵀ Ψ⁻¹ and s²ⱼ = 1 / Mⱼⱼ, and falls short by
 
     log p(x) − ELBO = KL(q(z | x) ‖ p(z | x)) = ½ (Σⱼ log Mⱼⱼ − log |M|)    nats, the same for every datum: its approximation gap.
 
-Maximum likelihood is by EM on the covariance S of the data, which never lowers the likelihood. With B = M⁻¹ Wᵀ Ψ⁻¹,
+Maximum likelihood is by EM on the covariance S of the data, which never lowers the likelihood.
+With B = M⁻¹ Wᵀ Ψ⁻¹,
 
     E:  E[z zᵀ] = M⁻¹ + B S Bᵀ,        M:  W ← S Bᵀ E[z zᵀ]⁻¹,    ψ ← diag(S − W B S).
 
-References: EM Algorithms for ML Factor Analysis, Donald B. Rubin and Dorothy T. Thayer, 1982; A Unifying Review of Linear Gaussian
-Models, Sam Roweis and Zoubin Ghahramani, 1999.
+References: EM Algorithms for ML Factor Analysis, Donald B. Rubin and Dorothy T. Thayer, 1982; A
+Unifying Review of Linear Gaussian Models, Sam Roweis and Zoubin Ghahramani, 1999.
 """
 
 import math
@@ -48,13 +51,18 @@ class FactorAnalysis(nn.Module):
     def __init__(self, data_dim: int = 784, latent_dim: int = 10, diagonal: bool = False):
         super().__init__()
         if not 0 < latent_dim < data_dim:
-            raise ValueError(f"FactorAnalysis: latent_dim must be at least 1 and below data_dim = {data_dim}; got {latent_dim}.")
+            raise ValueError(
+                f"FactorAnalysis: latent_dim must be at least 1 and below data_dim = {data_dim}; "
+                f"got {latent_dim}."
+            )
         self.diagonal = diagonal
         self.W = nn.Parameter(torch.randn(data_dim, latent_dim) / math.sqrt(data_dim))
         self.b = nn.Parameter(torch.zeros(data_dim))
         self.log_psi = nn.Parameter(torch.zeros(data_dim))
         self.V = nn.Parameter(torch.randn(latent_dim, data_dim) / math.sqrt(data_dim))
-        self.unconstrained_L = nn.Parameter(torch.zeros(latent_dim if diagonal else (latent_dim, latent_dim)))
+        self.unconstrained_L = nn.Parameter(
+            torch.zeros(latent_dim if diagonal else (latent_dim, latent_dim))
+        )
         self.register_buffer("origin", torch.zeros(latent_dim))
 
     @property
@@ -74,7 +82,9 @@ class FactorAnalysis(nn.Module):
         pyro.module("factor_analysis", self)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(self.origin, 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z @ self.W.T + self.b, self.psi.sqrt()).to_event(1), obs=x)
+            pyro.sample(
+                "x", dist.Normal(z @ self.W.T + self.b, self.psi.sqrt()).to_event(1), obs=x
+            )
 
     def guide(self, x: Tensor) -> None:
         """q(z | x)."""
@@ -86,7 +96,9 @@ class FactorAnalysis(nn.Module):
                 pyro.sample("z", dist.MultivariateNormal(mean, scale_tril=self.L))
 
     def exact_log_evidence(self, x: Tensor) -> Tensor:
-        """log p(x), exact, in nats; x of shape (num_data, data_dim), the result of shape (num_data,)."""
+        """log p(x), exact, in nats; x of shape (num_data, data_dim), the result of shape
+        (num_data,).
+        """
         return dist.LowRankMultivariateNormal(self.b, self.W, self.psi).log_prob(x)
 
     def exact_posterior(self, x: Tensor) -> dist.MultivariateNormal:
@@ -97,31 +109,49 @@ class FactorAnalysis(nn.Module):
 
     @torch.no_grad()
     def optimise_guide(self) -> "FactorAnalysis":
-        """Sets the guide to the best of its family under the model as it stands: the exact posterior if full. Returns the model."""
+        """Sets the guide to the best of its family under the model as it stands: the exact
+        posterior if full. Returns the model.
+        """
         W, psi = self.W.double(), self.psi.double()
         M = _precision(W, psi)
         self.V.copy_(torch.linalg.solve(M, W.T / psi))
-        best = M.diagonal().log() / -2 if self.diagonal else _unconstrained(torch.linalg.cholesky(torch.linalg.inv(M)))
+        best = (
+            M.diagonal().log() / -2
+            if self.diagonal
+            else _unconstrained(torch.linalg.cholesky(torch.linalg.inv(M)))
+        )
         self.unconstrained_L.copy_(best)
         return self
 
     @torch.no_grad()
-    def maximise(self, x: Tensor, max_steps: int = 10_000, tolerance: float = 1e-9, least_noise: float = 1e-6) -> "FactorAnalysis":
-        """Climbs to maximum likelihood on `x` by EM, from where W and ψ stand, and sets the guide to its best. Returns the model.
+    def maximise(
+        self,
+        x: Tensor,
+        max_steps: int = 10_000,
+        tolerance: float = 1e-9,
+        least_noise: float = 1e-6,
+    ) -> "FactorAnalysis":
+        """Climbs to maximum likelihood on `x` by EM, from where W and ψ stand, and sets the guide
+        to its best. Returns the model.
 
         Arguments:
             x: shape (num_data, data_dim); worked on in float64.
             max_steps: of EM.
             tolerance: a step that gains less, in nats per datum, is the last.
-            least_noise: the smallest ψ, without which a variable that never varies, or that a factor explains alone, has
-                a likelihood without bound (a Heywood case).
+            least_noise: the smallest ψ, without which a variable that never varies, or that a
+                factor explains alone, has a likelihood without bound (a Heywood case).
         """
-        mean, W, psi = x.double().mean(0), self.W.double(), self.psi.double().clamp(min=least_noise)
+        mean, W, psi = (
+            x.double().mean(0),
+            self.W.double(),
+            self.psi.double().clamp(min=least_noise),
+        )
         S = (x.double() - mean).T @ (x.double() - mean) / len(x)
         before = -math.inf
         for _ in range(max_steps):
             W, psi, log_likelihood = _em_step(W, psi, S, least_noise)
-            if log_likelihood - before < tolerance:  # of the parameters before the step: one more step is free
+            # of the parameters before the step: one more step is free
+            if log_likelihood - before < tolerance:
                 break
             before = log_likelihood
         self.b.copy_(mean)
@@ -135,14 +165,20 @@ def _precision(W: Tensor, psi: Tensor) -> Tensor:
     return torch.eye(W.shape[1], dtype=W.dtype, device=W.device) + (W.T / psi) @ W
 
 
-def _em_step(W: Tensor, psi: Tensor, S: Tensor, least_noise: float) -> tuple[Tensor, Tensor, float]:
-    """W and ψ after one step of EM, and the mean log-likelihood, in nats per datum, that they had before it."""
+def _em_step(
+    W: Tensor, psi: Tensor, S: Tensor, least_noise: float
+) -> tuple[Tensor, Tensor, float]:
+    """W and ψ after one step of EM, and the mean log-likelihood, in nats per datum, that they had
+    before it.
+    """
     M = _precision(W, psi)
     B = torch.linalg.solve(M, W.T / psi)
     BS = B @ S
     # |C| = |M| |Ψ| and C⁻¹ = Ψ⁻¹ − Ψ⁻¹ W B
     explained = (S.diagonal() / psi).sum() - (BS.T * (W.T / psi).T).sum()
-    log_likelihood = -(len(psi) * math.log(2 * math.pi) + torch.logdet(M) + psi.log().sum() + explained) / 2
+    log_likelihood = (
+        -(len(psi) * math.log(2 * math.pi) + torch.logdet(M) + psi.log().sum() + explained) / 2
+    )
     W = torch.linalg.solve(torch.linalg.inv(M) + BS @ B.T, BS).T
     return W, (S - W @ BS).diagonal().clamp(min=least_noise), log_likelihood.item()
 

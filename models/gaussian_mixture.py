@@ -1,25 +1,30 @@
-"""A Bayesian mixture of normals: which component a datum comes from is summed over, the components' parameters are inferred.
+"""A Bayesian mixture of normals: which component a datum comes from is summed over, the
+components' parameters are inferred.
 
 Generative story. There are K components, of which each datum x_n ∈ ℝ picks one:
 
     π ~ Dirichlet(α, …, α),    μ_k ~ N(m, s) subject to μ_1 < … < μ_K,    σ_k ~ HalfNormal(t),
     z_n ~ Categorical(π),      x_n ~ N(μ_{z_n}, σ_{z_n}).
 
-The order of the means picks one of the K! equivalent namings of the components; its prior density is K! Π_k N(μ_k | m, s)
-(``vilvm.distributions.ordered``), so that the evidence is that of the mixture without names.
+The order of the means picks one of the K! equivalent namings of the components; its prior density
+is K! Π_k N(μ_k | m, s) (``vilvm.distributions.ordered``), so that the evidence is that of the
+mixture without names.
 
-Discrete latents. The guide is over θ = (π, μ, σ) alone. z is marked for enumeration, and ``TraceEnum_ELBO`` sums it out datum by datum,
+Discrete latents. The guide is over θ = (π, μ, σ) alone. z is marked for enumeration, and
+``TraceEnum_ELBO`` sums it out datum by datum,
 
     log p(x | θ) = Σ_n log Σ_k π_k N(x_n | μ_k, σ_k),
 
-a bound without the noise of drawing z and without the loss that a factorised q(z) costs. With ``marginal=True`` the same sum is written
-into the model: a density of x given θ with no z in it, to which ``Trace_ELBO`` and everything else apply.
+a bound without the noise of drawing z and without the loss that a factorised q(z) costs. With
+``marginal=True`` the same sum is written into the model: a density of x given θ with no z in it,
+to which ``Trace_ELBO`` and everything else apply.
 
-Given θ, z is known again: p(z_n = k | x, θ) ∝ π_k N(x_n | μ_k, σ_k), the responsibilities; ``states`` draws or maximises z by Pyro's
-``infer_discrete``.
+Given θ, z is known again: p(z_n = k | x, θ) ∝ π_k N(x_n | μ_k, σ_k), the responsibilities;
+``states`` draws or maximises z by Pyro's ``infer_discrete``.
 
-References: On Bayesian Analysis of Mixtures with an Unknown Number of Components, Sylvia Richardson and Peter J. Green, 1997; Tensor
-Variable Elimination for Plated Factor Graphs, Obermeyer, Bingham, Jankowiak, Pradhan, Chiu, Rush and Goodman, 2019.
+References: On Bayesian Analysis of Mixtures with an Unknown Number of Components, Sylvia
+Richardson and Peter J. Green, 1997; Tensor Variable Elimination for Plated Factor Graphs,
+Obermeyer, Bingham, Jankowiak, Pradhan, Chiu, Rush and Goodman, 2019.
 """
 
 from collections.abc import Callable, Mapping
@@ -44,7 +49,8 @@ _SHARED = ["pi", "mu", "sigma"]
 
 
 class GaussianMixture(nn.Module):
-    """A Bayesian mixture of K normals over numbers, z summed out, under an autoguide over π, μ and σ.
+    """A Bayesian mixture of K normals over numbers, z summed out, under an autoguide over π, μ and
+    σ.
 
     Train it with ``objective()``, or with anything if `marginal`.
 
@@ -54,8 +60,9 @@ class GaussianMixture(nn.Module):
         loc, scale: m and s of the normal prior of the means.
         noise: t of the half-normal prior of the standard deviations.
         marginal: whether the model sums over z itself and has no site z.
-        autoguide: makes the guide of a model of π, μ and σ: ``AutoMultivariateNormal``, ``AutoNormal``, ``AutoIAFNormal``, or
-            ``AutoDelta``, which trains to the maximum a posteriori.
+        autoguide: makes the guide of a model of π, μ and σ: ``AutoMultivariateNormal``,
+            ``AutoNormal``, ``AutoIAFNormal``, or ``AutoDelta``, which trains to the maximum a
+            posteriori.
 
     Raises:
         ValueError: num_components is below 2, or a scale is not positive.
@@ -89,21 +96,36 @@ class GaussianMixture(nn.Module):
     ):
         super().__init__()
         if num_components < 2:
-            raise ValueError(f"GaussianMixture: num_components must be at least 2; got {num_components}.")
+            raise ValueError(
+                f"GaussianMixture: num_components must be at least 2; got {num_components}."
+            )
         if min(concentration, scale, noise) <= 0:
             raise ValueError(
-                f"GaussianMixture: concentration, scale and noise must be positive; got {concentration}, {scale}, {noise}."
+                "GaussianMixture: concentration, scale and noise must be positive; got "
+                f"{concentration}, {scale}, {noise}."
             )
         self.marginal = marginal
-        for name, value in (("concentration", concentration), ("loc", loc), ("scale", scale), ("noise", noise)):
+        for name, value in (
+            ("concentration", concentration),
+            ("loc", loc),
+            ("scale", scale),
+            ("noise", noise),
+        ):
             self.register_buffer(name, torch.full((num_components,), float(value)))
         shared = poutine.block(self.model, expose=_SHARED)
-        self.autoguide = autoguide(shared) if autoguide else AutoMultivariateNormal(shared, init_loc_fn=init_to_mean)
+        self.autoguide = (
+            autoguide(shared)
+            if autoguide
+            else AutoMultivariateNormal(shared, init_loc_fn=init_to_mean)
+        )
         with module_parameters(self):
-            self.autoguide(torch.zeros(1))  # makes its parameters, so that a state_dict has them from the start
+            # makes its parameters, so that a state_dict has them from the start
+            self.autoguide(torch.zeros(1))
 
     def model(self, x: Tensor) -> Any:
-        """p(x | z, π, μ, σ) p(z | π) p(π, μ, σ), or p(x | π, μ, σ) p(π, μ, σ) if `marginal`; x has shape (batch,)."""
+        """p(x | z, π, μ, σ) p(z | π) p(π, μ, σ), or p(x | π, μ, σ) p(π, μ, σ) if `marginal`; x has
+        shape (batch,).
+        """
         return self._joint(x, self.marginal)
 
     def guide(self, x: Tensor) -> Any:
@@ -116,7 +138,11 @@ class GaussianMixture(nn.Module):
         sigma = pyro.sample("sigma", dist.HalfNormal(self.noise).to_event(1))
         with pyro.plate("data", len(x)):
             if marginal:
-                return pyro.sample("x", dist.MixtureSameFamily(dist.Categorical(pi), dist.Normal(mu, sigma)), obs=x)
+                return pyro.sample(
+                    "x",
+                    dist.MixtureSameFamily(dist.Categorical(pi), dist.Normal(mu, sigma)),
+                    obs=x,
+                )
             z = pyro.sample("z", dist.Categorical(pi), infer={"enumerate": "parallel"})
             pyro.sample("x", dist.Normal(Vindex(mu)[..., z], Vindex(sigma)[..., z]), obs=x)
             return z
@@ -126,8 +152,8 @@ class GaussianMixture(nn.Module):
 
         Arguments:
             x: shape (num_data,).
-            given: values of "pi", "mu" and "sigma", each of shape (*draws, K), such as ``vilvm.posterior`` returns; by default the
-                guide's median.
+            given: values of "pi", "mu" and "sigma", each of shape (*draws, K), such as
+                ``vilvm.posterior`` returns; by default the guide's median.
 
         Returns:
             Shape (*draws, num_data).
@@ -138,23 +164,29 @@ class GaussianMixture(nn.Module):
         """p(z = k | x, π, μ, σ), exact; arguments as ``log_likelihood``.
 
         Returns:
-            Shape (*draws, num_data, K). Averaged over draws from the posterior they are p(z = k | x) with the parameters integrated out.
+            Shape (*draws, num_data, K). Averaged over draws from the posterior they are p(z = k |
+            x) with the parameters integrated out.
         """
         return self._by_component(x, given).softmax(-1)
 
     @torch.no_grad()
-    def states(self, x: Tensor, given: Mapping[str, Tensor] | None = None, temperature: int = 0) -> Tensor:
+    def states(
+        self, x: Tensor, given: Mapping[str, Tensor] | None = None, temperature: int = 0
+    ) -> Tensor:
         """z given x and one value of the parameters, by Pyro's ``infer_discrete``.
 
         Arguments:
             x: shape (num_data,).
-            given: values of "pi", "mu" and "sigma", each of shape (K,); by default the guide's median.
+            given: values of "pi", "mu" and "sigma", each of shape (K,); by default the guide's
+                median.
             temperature: 0 for the most probable component, 1 for a draw from p(z | x, π, μ, σ).
 
         Returns:
             Shape (num_data,), whole numbers from 0.
         """
-        fixed = poutine.condition(self._joint, data=dict(self.median() if given is None else given))
+        fixed = poutine.condition(
+            self._joint, data=dict(self.median() if given is None else given)
+        )
         inferred: Any = infer_discrete(fixed, first_available_dim=-2, temperature=temperature)
         return inferred(x, False)
 
@@ -167,7 +199,9 @@ class GaussianMixture(nn.Module):
 
     def _by_component(self, x: Tensor, given: Mapping[str, Tensor] | None) -> Tensor:
         """log π_k + log N(x | μ_k, σ_k), shape (*draws, num_data, K)."""
-        pi, mu, sigma = ((self.median() if given is None else given)[name].unsqueeze(-2) for name in _SHARED)
+        pi, mu, sigma = (
+            (self.median() if given is None else given)[name].unsqueeze(-2) for name in _SHARED
+        )
         return pi.log() + dist.Normal(mu, sigma).log_prob(x.unsqueeze(-1))
 
 

@@ -1,28 +1,35 @@
-"""A Bayesian hidden Markov model: sequences of states are summed over, transitions and emissions are inferred.
+"""A Bayesian hidden Markov model: sequences of states are summed over, transitions and emissions
+are inferred.
 
-Generative story. A sequence x_1, …, x_T of numbers is seen through a chain of states, each one of K:
+Generative story. A sequence x_1, …, x_T of numbers is seen through a chain of states, each one of
+K:
 
     A_k ~ Dirichlet(α_k),    μ ~ N(m, s) subject to μ_1 < … < μ_K,    σ_k ~ HalfNormal(t), or known,
     z_1 ~ Categorical(ρ),    z_t ~ Categorical(A_{z_{t−1}}),    x_t ~ N(μ_{z_t}, σ_{z_t}).
 
-The start ρ is known, uniform unless given. A batch is a set of independent sequences of one length; a single series is a batch of one.
-The order of the means picks one of the equivalent namings of the states (``vilvm.distributions.ordered``).
+The start ρ is known, uniform unless given. A batch is a set of independent sequences of one
+length; a single series is a batch of one. The order of the means picks one of the equivalent
+namings of the states (``vilvm.distributions.ordered``).
 
-Discrete latents. The guide is over θ = (A, μ, σ) alone; z is marked for enumeration, and ``TraceEnum_ELBO`` sums it out. The sum over
-Kᵀ paths is that of the forward algorithm, a product of matrices in the (logsumexp, +) algebra,
+Discrete latents. The guide is over θ = (A, μ, σ) alone; z is marked for enumeration, and
+``TraceEnum_ELBO`` sums it out. The sum over Kᵀ paths is that of the forward algorithm, a product
+of matrices in the (logsumexp, +) algebra,
 
     log p(x | θ) = log Σ ρ_{z_1} b_1(z_1) Π_{t>1} A_{z_{t−1} z_t} b_t(z_t) = log (ρ ∘ b_1)ᵀ A B_2 A B_3 … A B_T 1,    b_t(k) = N(x_t | μ_k, σ_k),
 
-which ``forward`` takes pair by pair, so that T costs log₂ T steps. With ``marginal=True`` it is written into the model as the density of
-whole sequences, to which ``Trace_ELBO`` and everything else apply; a step is then some fifteen times faster at T = 100.
+which ``forward`` takes pair by pair, so that T costs log₂ T steps. With ``marginal=True`` it is
+written into the model as the density of whole sequences, to which ``Trace_ELBO`` and everything
+else apply; a step is then some fifteen times faster at T = 100.
 
-Given θ, the states are known again. As log p(x | θ) is the log-normaliser of p(z | x, θ), whose sufficient statistic of log b_t(k) is
-1[z_t = k], its gradient is forward–backward smoothing: ∂ log p(x | θ) / ∂ log b_t(k) = p(z_t = k | x, θ). Draws of a path, and the most
-probable one (Viterbi), are Pyro's ``infer_discrete``.
+Given θ, the states are known again. As log p(x | θ) is the log-normaliser of p(z | x, θ), whose
+sufficient statistic of log b_t(k) is 1[z_t = k], its gradient is forward–backward smoothing: ∂ log
+p(x | θ) / ∂ log b_t(k) = p(z_t = k | x, θ). Draws of a path, and the most probable one (Viterbi),
+are Pyro's ``infer_discrete``.
 
-References: A Tutorial on Hidden Markov Models and Selected Applications in Speech Recognition, Lawrence R. Rabiner, 1989; Tensor Variable
-Elimination for Plated Factor Graphs, Obermeyer, Bingham, Jankowiak, Pradhan, Chiu, Rush and Goodman, 2019; Temporal Parallelization of
-Bayesian Smoothers, Simo Särkkä and Ángel García-Fernández, 2021.
+References: A Tutorial on Hidden Markov Models and Selected Applications in Speech Recognition,
+Lawrence R. Rabiner, 1989; Tensor Variable Elimination for Plated Factor Graphs, Obermeyer,
+Bingham, Jankowiak, Pradhan, Chiu, Rush and Goodman, 2019; Temporal Parallelization of Bayesian
+Smoothers, Simo Särkkä and Ángel García-Fernández, 2021.
 """
 
 from collections.abc import Callable, Mapping
@@ -64,10 +71,15 @@ def forward(log_start: Tensor, log_transition: Tensor, log_emission: Tensor) -> 
         >>> forward(half[0], half, torch.tensor([[0.1, 0.1], [0.3, 0.3], [0.2, 0.2]]).log()).exp()
         tensor(0.0060)
     """
-    steps = log_transition.unsqueeze(-3) + log_emission[..., 1:, :].unsqueeze(-2)  # (..., T − 1, K, K)
+    # (..., T − 1, K, K)
+    steps = log_transition.unsqueeze(-3) + log_emission[..., 1:, :].unsqueeze(-2)
     while steps.shape[-3] > 1:
         pairs = steps.shape[-3] // 2
-        left, right, odd = steps[..., 0 : 2 * pairs : 2, :, :], steps[..., 1 : 2 * pairs : 2, :, :], steps[..., 2 * pairs :, :, :]
+        left, right, odd = (
+            steps[..., 0 : 2 * pairs : 2, :, :],
+            steps[..., 1 : 2 * pairs : 2, :, :],
+            steps[..., 2 * pairs :, :, :],
+        )
         steps = torch.cat([(left.unsqueeze(-1) + right.unsqueeze(-3)).logsumexp(-2), odd], -3)
     first = log_start + log_emission[..., 0, :]
     ends = steps[..., 0, :, :].logsumexp(-1) if steps.shape[-3] else torch.zeros_like(first)
@@ -75,12 +87,21 @@ def forward(log_start: Tensor, log_transition: Tensor, log_emission: Tensor) -> 
 
 
 def smooth(log_start: Tensor, log_transition: Tensor, log_emission: Tensor) -> Tensor:
-    """p(z_t = k | x_1, …, x_T), as the gradient of ``forward``, whose arguments it takes; shape (..., T, K)."""
-    # What is impossible is here as good as impossible, for of a sum of nothing but zeros the logarithm has no gradient.
-    log_start, log_transition = (p.detach().clamp_min(_IMPOSSIBLE) for p in (log_start, log_transition))
+    """p(z_t = k | x_1, …, x_T), as the gradient of ``forward``, whose arguments it takes; shape
+    (..., T, K).
+    """
+    # What is impossible is here as good as impossible, for of a sum of nothing but zeros the
+    # logarithm has no gradient.
+    log_start, log_transition = (
+        p.detach().clamp_min(_IMPOSSIBLE) for p in (log_start, log_transition)
+    )
     with torch.enable_grad():
-        shape = torch.broadcast_shapes(log_start.shape[:-1], log_transition.shape[:-2], log_emission.shape[:-2])
-        log_emission = log_emission.detach().expand(*shape, *log_emission.shape[-2:]).clone().requires_grad_()
+        shape = torch.broadcast_shapes(
+            log_start.shape[:-1], log_transition.shape[:-2], log_emission.shape[:-2]
+        )
+        log_emission = (
+            log_emission.detach().expand(*shape, *log_emission.shape[-2:]).clone().requires_grad_()
+        )
         evidence = forward(log_start, log_transition, log_emission)
         return torch.autograd.grad(evidence.sum(), log_emission)[0]
 
@@ -104,18 +125,29 @@ class Sequence(TorchDistribution):
     support = constraints.real_vector  # type: ignore[assignment]
 
     def __init__(
-        self, start: Tensor, transition: Tensor, mu: Tensor, sigma: Tensor, length: int, validate_args: bool | None = None
+        self,
+        start: Tensor,
+        transition: Tensor,
+        mu: Tensor,
+        sigma: Tensor,
+        length: int,
+        validate_args: bool | None = None,
     ):
-        shape = torch.broadcast_shapes(start.shape[:-1], transition.shape[:-2], mu.shape[:-1], sigma.shape[:-1])
+        shape = torch.broadcast_shapes(
+            start.shape[:-1], transition.shape[:-2], mu.shape[:-1], sigma.shape[:-1]
+        )
         self.start, self.transition, self.mu, self.sigma = start, transition, mu, sigma
         super().__init__(shape, torch.Size([length]), validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Sequence":
         """The same distribution, its parameters expanded to `batch_shape`."""
-        start, mu, sigma = (p.expand(*batch_shape, p.shape[-1]) for p in (self.start, self.mu, self.sigma))
+        start, mu, sigma = (
+            p.expand(*batch_shape, p.shape[-1]) for p in (self.start, self.mu, self.sigma)
+        )
         transition = self.transition.expand(*batch_shape, *self.transition.shape[-2:])
         new = Sequence(start, transition, mu, sigma, self.event_shape[0], validate_args=False)
-        new._validate_args = self._validate_args  # the parameters are checked already, the values not yet
+        # the parameters are checked already, the values not yet
+        new._validate_args = self._validate_args
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -126,7 +158,9 @@ class Sequence(TorchDistribution):
 
     def log_emission(self, value: Tensor) -> Tensor:
         """log p(x_t | z_t = k), for `value` of shape (..., T); shape (..., T, K)."""
-        return torch.distributions.Normal(self.mu.unsqueeze(-2), self.sigma.unsqueeze(-2), False).log_prob(value.unsqueeze(-1))
+        return torch.distributions.Normal(
+            self.mu.unsqueeze(-2), self.sigma.unsqueeze(-2), False
+        ).log_prob(value.unsqueeze(-1))
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -140,22 +174,26 @@ class Sequence(TorchDistribution):
 
 
 class HiddenMarkov(nn.Module):
-    """A Bayesian hidden Markov model of sequences of numbers, the states summed out, under an autoguide over A, μ and σ.
+    """A Bayesian hidden Markov model of sequences of numbers, the states summed out, under an
+    autoguide over A, μ and σ.
 
     Train it with ``objective()``, or with anything if `marginal`.
 
     Arguments:
         num_states: K, at least 2.
         concentration: α of the Dirichlet prior of each row of A; 1 is flat.
-        loc, scale: m and s of the normal prior of the means, each a number or K of them (see ``OrderedNormal``).
-        noise: the standard deviation of the emissions, if it is known; None makes it a latent of each state.
+        loc, scale: m and s of the normal prior of the means, each a number or K of them (see
+            ``OrderedNormal``).
+        noise: the standard deviation of the emissions, if it is known; None makes it a latent of
+            each state.
         noise_scale: t of the half-normal prior of that latent.
         start: ρ, K probabilities; uniform by default.
         marginal: whether the model sums over the states itself and has no sites z_t.
         autoguide: makes the guide of a model of A, μ and σ; ``AutoMultivariateNormal`` by default.
 
     Raises:
-        ValueError: num_states is below 2, a scale is not positive, or `start` is not K probabilities that sum to one.
+        ValueError: num_states is below 2, a scale is not positive, or `start` is not K
+            probabilities that sum to one.
 
     Example:
         >>> import torch, vilvm
@@ -196,23 +234,41 @@ class HiddenMarkov(nn.Module):
             or (noise is not None and noise <= 0)
             or bool((torch.as_tensor(scale) <= 0).any())
         ):
-            raise ValueError("HiddenMarkov: concentration, scale, noise and noise_scale must be positive.")
-        rho = torch.full((num_states,), 1 / num_states) if start is None else torch.as_tensor(start).float()
+            raise ValueError(
+                "HiddenMarkov: concentration, scale, noise and noise_scale must be positive."
+            )
+        rho = (
+            torch.full((num_states,), 1 / num_states)
+            if start is None
+            else torch.as_tensor(start).float()
+        )
         if rho.shape != (num_states,) or bool((rho < 0).any()) or abs(rho.sum().item() - 1) > 1e-5:
-            raise ValueError(f"HiddenMarkov: start must be {num_states} probabilities that sum to one; got {rho.tolist()}.")
+            raise ValueError(
+                f"HiddenMarkov: start must be {num_states} probabilities that sum to one; got "
+                f"{rho.tolist()}."
+            )
         self.marginal, self.noise = marginal, noise
         self.register_buffer("start", rho)
-        self.register_buffer("concentration", torch.full((num_states, num_states), float(concentration)))
+        self.register_buffer(
+            "concentration", torch.full((num_states, num_states), float(concentration))
+        )
         for name, value in (("loc", loc), ("scale", scale), ("noise_scale", noise_scale)):
             self.register_buffer(name, torch.as_tensor(value).float().expand(num_states).clone())
         self._shared = ["transition", "mu"] + ["sigma"] * (noise is None)
         shared = poutine.block(self.model, expose=self._shared)
-        self.autoguide = autoguide(shared) if autoguide else AutoMultivariateNormal(shared, init_loc_fn=init_to_mean)
+        self.autoguide = (
+            autoguide(shared)
+            if autoguide
+            else AutoMultivariateNormal(shared, init_loc_fn=init_to_mean)
+        )
         with module_parameters(self):
-            self.autoguide(torch.zeros(1, 1))  # makes its parameters, so that a state_dict has them from the start
+            # makes its parameters, so that a state_dict has them from the start
+            self.autoguide(torch.zeros(1, 1))
 
     def model(self, x: Tensor) -> Any:
-        """p(x | z, A, μ, σ) p(z | A) p(A, μ, σ), or p(x | A, μ, σ) p(A, μ, σ) if `marginal`; x has shape (batch, T)."""
+        """p(x | z, A, μ, σ) p(z | A) p(A, μ, σ), or p(x | A, μ, σ) p(A, μ, σ) if `marginal`; x has
+        shape (batch, T).
+        """
         return self._joint(x, self.marginal)
 
     def guide(self, x: Tensor) -> Any:
@@ -222,15 +278,29 @@ class HiddenMarkov(nn.Module):
     def _joint(self, x: Tensor, marginal: bool) -> Any:
         transition = pyro.sample("transition", dist.Dirichlet(self.concentration).to_event(1))
         mu = pyro.sample("mu", OrderedNormal(self.loc, self.scale))
-        sigma = self._known(mu) if self.noise is not None else pyro.sample("sigma", dist.HalfNormal(self.noise_scale).to_event(1))
+        sigma = (
+            self._known(mu)
+            if self.noise is not None
+            else pyro.sample("sigma", dist.HalfNormal(self.noise_scale).to_event(1))
+        )
         with pyro.plate("data", len(x)):
             if marginal:
-                return pyro.sample("x", Sequence(self.start, transition, mu, sigma, x.shape[-1]), obs=x)
+                return pyro.sample(
+                    "x", Sequence(self.start, transition, mu, sigma, x.shape[-1]), obs=x
+                )
             path: list[Tensor] = []
             for t in pyro.markov(range(x.shape[-1])):
                 probabilities = Vindex(transition)[..., path[-1], :] if path else self.start
-                path.append(pyro.sample(f"z_{t}", dist.Categorical(probabilities), infer={"enumerate": "parallel"}))
-                pyro.sample(f"x_{t}", dist.Normal(Vindex(mu)[..., path[-1]], Vindex(sigma)[..., path[-1]]), obs=x[:, t])
+                path.append(
+                    pyro.sample(
+                        f"z_{t}", dist.Categorical(probabilities), infer={"enumerate": "parallel"}
+                    )
+                )
+                pyro.sample(
+                    f"x_{t}",
+                    dist.Normal(Vindex(mu)[..., path[-1]], Vindex(sigma)[..., path[-1]]),
+                    obs=x[:, t],
+                )
         return path
 
     def _known(self, mu: Tensor) -> Tensor:
@@ -241,8 +311,8 @@ class HiddenMarkov(nn.Module):
 
         Arguments:
             length: T.
-            given: values of "transition" (*draws, K, K), "mu" and, where it is a latent, "sigma" (*draws, K), such as
-                ``vilvm.posterior`` returns; by default the guide's median.
+            given: values of "transition" (*draws, K, K), "mu" and, where it is a latent, "sigma"
+                (*draws, K), such as ``vilvm.posterior`` returns; by default the guide's median.
 
         Returns:
             Of batch shape (*draws, 1), which broadcasts with the data.
@@ -253,31 +323,41 @@ class HiddenMarkov(nn.Module):
         return Sequence(self.start, given["transition"].unsqueeze(-3), mu, sigma, length)
 
     def log_likelihood(self, x: Tensor, given: Mapping[str, Tensor] | None = None) -> Tensor:
-        """log p(x | A, μ, σ), by the forward algorithm, in nats a sequence; x of shape (num_data, T), the result (*draws, num_data)."""
+        """log p(x | A, μ, σ), by the forward algorithm, in nats a sequence; x of shape (num_data,
+        T), the result (*draws, num_data).
+        """
         return self.sequence(x.shape[-1], given).log_prob(x)
 
     def smoothing(self, x: Tensor, given: Mapping[str, Tensor] | None = None) -> Tensor:
         """p(z_t = k | x, A, μ, σ), exact; x of shape (num_data, T), `given` as in ``sequence``.
 
         Returns:
-            Shape (*draws, num_data, T, K). Averaged over draws from the posterior they are p(z_t = k | x), the parameters integrated out.
+            Shape (*draws, num_data, T, K). Averaged over draws from the posterior they are p(z_t =
+            k | x), the parameters integrated out.
         """
         fn = self.sequence(x.shape[-1], given)
         return smooth(fn.start.log(), fn.transition.log(), fn.log_emission(x))
 
     @torch.no_grad()
-    def states(self, x: Tensor, given: Mapping[str, Tensor] | None = None, temperature: int = 0) -> Tensor:
-        """The path of states given x and one value of the parameters, by Pyro's ``infer_discrete``.
+    def states(
+        self, x: Tensor, given: Mapping[str, Tensor] | None = None, temperature: int = 0
+    ) -> Tensor:
+        """The path of states given x and one value of the parameters, by Pyro's
+        ``infer_discrete``.
 
         Arguments:
             x: shape (num_data, T).
-            given: values of "transition", shape (K, K), "mu" and, where it is a latent, "sigma", shape (K,); by default the guide's median.
-            temperature: 0 for the most probable path (Viterbi), 1 for a draw from p(z | x, A, μ, σ).
+            given: values of "transition", shape (K, K), "mu" and, where it is a latent, "sigma",
+                shape (K,); by default the guide's median.
+            temperature: 0 for the most probable path (Viterbi), 1 for a draw from p(z | x, A, μ,
+                σ).
 
         Returns:
             Shape (num_data, T), whole numbers from 0.
         """
-        fixed = poutine.condition(self._joint, data=dict(self.median() if given is None else given))
+        fixed = poutine.condition(
+            self._joint, data=dict(self.median() if given is None else given)
+        )
         inferred: Any = infer_discrete(fixed, first_available_dim=-2, temperature=temperature)
         return torch.stack([z.expand(len(x)) for z in inferred(x, False)], -1)
 

@@ -4,21 +4,25 @@ Encoder and decoder are affine and share one matrix U ∈ ℝᴰˣᵈ,
 
     f(x) = Uᵀ (x − b),    g(z) = U z + b,
 
-and training minimises the squared error Σ ‖x − g(f(x))‖². Its minima are the U with orthonormal columns that span the first d principal
-axes, and b the mean (up to a shift along them): U Uᵀ is then the projector of PCA. U is only found up to a rotation.
+and training minimises the squared error Σ ‖x − g(f(x))‖². Its minima are the U with orthonormal
+columns that span the first d principal axes, and b the mean (up to a shift along them): U Uᵀ is
+then the projector of PCA. U is only found up to a rotation.
 
-As a model/guide pair (see ``vilvm.guides.delta``): p(z) flat, q(z | x) = δ(z − f(x)), p(x | z) = N(g(z), I), so that the loss a datum is
-½ ‖x − g(f(x))‖² + ½ D log 2π.
+As a model/guide pair (see ``vilvm.guides.delta``): p(z) flat, q(z | x) = δ(z − f(x)), p(x | z) =
+N(g(z), I), so that the loss a datum is ½ ‖x − g(f(x))‖² + ½ D log 2π.
 
-What the optimiser needs. Two axes of nearly the same eigenvalue can be traded for each other at hardly any loss, so the error
-converges at a rate λ_d and the subspace at a rate λ_d − λ_{d+1} (MNIST at d = 50: 0.0015, beside λ₁ = 5.1). Batches with Adam reach the
-error within seconds and leave the subspace where it is, about a radian off. SGD with Nesterov's momentum β goes 1 / (1 − β) times as
-fast as its learning rate says, and averages the noise of as many batches, which would turn one axis into the other; it is stable up to a
-rate of 2 (1 + β) / (1 + 2β) / 4λ₁, a rate that has to decay to zero in the end. b must start at the mean, for ‖b − mean‖² adds to λ₁.
-With β = 0.99, a rate of 0.03 decaying as a cosine, and 40 epochs of batches of 1,000, the largest angle is 0.01 rad.
+What the optimiser needs. Two axes of nearly the same eigenvalue can be traded for each other at
+hardly any loss, so the error converges at a rate λ_d and the subspace at a rate λ_d − λ_{d+1}
+(MNIST at d = 50: 0.0015, beside λ₁ = 5.1). Batches with Adam reach the error within seconds and
+leave the subspace where it is, about a radian off. SGD with Nesterov's momentum β goes 1 / (1 − β)
+times as fast as its learning rate says, and averages the noise of as many batches, which would
+turn one axis into the other; it is stable up to a rate of 2 (1 + β) / (1 + 2β) / 4λ₁, a rate that
+has to decay to zero in the end. b must start at the mean, for ‖b − mean‖² adds to λ₁. With β =
+0.99, a rate of 0.03 decaying as a cosine, and 40 epochs of batches of 1,000, the largest angle is
+0.01 rad.
 
-Reference: Neural Networks and Principal Component Analysis: Learning from Examples Without Local Minima, Pierre Baldi and Kurt
-Hornik, 1989.
+Reference: Neural Networks and Principal Component Analysis: Learning from Examples Without Local
+Minima, Pierre Baldi and Kurt Hornik, 1989.
 """
 
 import math
@@ -60,7 +64,10 @@ class LinearAutoencoder(nn.Module):
 
     @torch.no_grad()
     def start_at(self, mean: Tensor) -> "LinearAutoencoder":
-        """Sets b to the data's mean, shape (data_dim,), where the loss is best conditioned. Returns the model."""
+        """Sets b to the data's mean, shape (data_dim,), where the loss is best conditioned.
+
+        Returns the model.
+        """
         self.b.copy_(mean)
         return self
 

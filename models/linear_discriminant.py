@@ -4,21 +4,24 @@ Generative story. A datum x ∈ ℝᴰ belongs to one of K classes,
 
     y ~ Cat(π),    x | y ~ N(μ_y, Σ),    Σ common to all classes.
 
-So log p(x) = log Σ_k π_k N(x | μ_k, Σ), and since the quadratic term is the same for every class, the posterior is a softmax of an affine map:
+So log p(x) = log Σ_k π_k N(x | μ_k, Σ), and since the quadratic term is the same for every class,
+the posterior is a softmax of an affine map:
 
     p(y = k | x) = softmax_k(a_kᵀ x + c_k),    a_k = Σ⁻¹ μ_k,    c_k = log π_k − ½ μ_kᵀ Σ⁻¹ μ_k,
 
 whose boundaries between classes are flat: the linear discriminants.
 
-Inference. The guide is q(y | x) = softmax(A x + c), amortised and learnt, so its family holds the exact posterior and the ELBO reaches
-log p(x). The class is a latent, marked for parallel enumeration in the guide: under ``TraceEnum_ELBO`` (see ``objective``) the
-expectation over it is a sum of K terms, and the gradient has no noise. So trained, the model finds classes in data without labels: a mixture of
-Gaussians with a common covariance. With labels, maximum likelihood is
+Inference. The guide is q(y | x) = softmax(A x + c), amortised and learnt, so its family holds the
+exact posterior and the ELBO reaches log p(x). The class is a latent, marked for parallel
+enumeration in the guide: under ``TraceEnum_ELBO`` (see ``objective``) the expectation over it is a
+sum of K terms, and the gradient has no noise. So trained, the model finds classes in data without
+labels: a mixture of Gaussians with a common covariance. With labels, maximum likelihood is
 
     π_k = N_k / N,    μ_k = mean of class k,    Σ = (1/N) Σ_n (x_n − μ_{y_n}) (x_n − μ_{y_n})ᵀ.
 
-References: The Use of Multiple Measurements in Taxonomic Problems, R. A. Fisher, 1936; The Elements of Statistical Learning, Trevor Hastie,
-Robert Tibshirani and Jerome Friedman, 2009 (section 4.3).
+References: The Use of Multiple Measurements in Taxonomic Problems, R. A. Fisher, 1936; The
+Elements of Statistical Learning, Trevor Hastie, Robert Tibshirani and Jerome Friedman, 2009
+(section 4.3).
 """
 
 import pyro
@@ -32,7 +35,8 @@ __all__ = ["LinearDiscriminant", "objective", "tiny"]
 
 
 class LinearDiscriminant(nn.Module):
-    """Linear discriminant analysis of rows of `data_dim` numbers, with an amortised categorical guide over the class.
+    """Linear discriminant analysis of rows of `data_dim` numbers, with an amortised categorical
+    guide over the class.
 
     Arguments:
         data_dim: D, the size of a datum.
@@ -46,7 +50,8 @@ class LinearDiscriminant(nn.Module):
         super().__init__()
         if data_dim < 1 or num_classes < 2:
             raise ValueError(
-                f"LinearDiscriminant: needs data_dim of at least 1 and num_classes of at least 2; got {data_dim} and {num_classes}."
+                "LinearDiscriminant: needs data_dim of at least 1 and num_classes of at least 2; "
+                f"got {data_dim} and {num_classes}."
             )
         self.logits = nn.Parameter(torch.zeros(num_classes))  # of π
         self.mu = nn.Parameter(torch.randn(num_classes, data_dim))
@@ -69,10 +74,16 @@ class LinearDiscriminant(nn.Module):
     def guide(self, x: Tensor) -> None:
         """q(y | x)."""
         with pyro.plate("data", len(x)):
-            pyro.sample("y", dist.Categorical(logits=self.posterior_logits(x)), infer={"enumerate": "parallel"})
+            pyro.sample(
+                "y",
+                dist.Categorical(logits=self.posterior_logits(x)),
+                infer={"enumerate": "parallel"},
+            )
 
     def exact_log_evidence(self, x: Tensor) -> Tensor:
-        """log p(x), exact, in nats; x of shape (num_data, data_dim), the result of shape (num_data,)."""
+        """log p(x), exact, in nats; x of shape (num_data, data_dim), the result of shape
+        (num_data,).
+        """
         return self._log_joint(x).logsumexp(-1)
 
     def exact_posterior(self, x: Tensor) -> dist.Categorical:
@@ -98,29 +109,41 @@ class LinearDiscriminant(nn.Module):
 
     @torch.no_grad()
     def maximise(self, x: Tensor, y: Tensor) -> "LinearDiscriminant":
-        """Sets all parameters to those of maximum likelihood on data with labels, the guide's to the exact posterior. Returns the model.
+        """Sets all parameters to those of maximum likelihood on data with labels, the guide's to
+        the exact posterior. Returns the model.
 
         Arguments:
             x: shape (num_data, data_dim); worked on in float64.
             y: the classes, whole numbers from 0 to num_classes − 1, shape (num_data,).
 
         Raises:
-            ValueError: a label is no class, a class has no datum, or the data within the classes span too few dimensions.
+            ValueError: a label is no class, a class has no datum, or the data within the classes
+                span too few dimensions.
         """
         x, num_classes = x.double(), len(self.logits)
-        if y.shape != x.shape[:1] or y.is_floating_point() or bool((y < 0).any()) or bool((y >= num_classes).any()):
+        if (
+            y.shape != x.shape[:1]
+            or y.is_floating_point()
+            or bool((y < 0).any())
+            or bool((y >= num_classes).any())
+        ):
             raise ValueError(
-                f"LinearDiscriminant: y must hold, for each of {len(x)} data, a whole number from 0 to {num_classes - 1}."
+                f"LinearDiscriminant: y must hold, for each of {len(x)} data, a whole number from "
+                f"0 to {num_classes - 1}."
             )
         count = torch.bincount(y, minlength=num_classes)
         if bool((count == 0).any()):
-            raise ValueError(f"LinearDiscriminant: class {int(count.argmin())} has no datum; give every class at least one.")
+            raise ValueError(
+                f"LinearDiscriminant: class {int(count.argmin())} has no datum; give every class "
+                "at least one."
+            )
         mu = torch.zeros(num_classes, x.shape[1]).to(x).index_add(0, y, x) / count[:, None]
         within = x - mu[y]
         L, failed = torch.linalg.cholesky_ex(within.T @ within / len(x))
         if int(failed):
             raise ValueError(
-                f"LinearDiscriminant: the covariance within the classes of {len(x)} data in {x.shape[1]} dimensions is singular; "
+                f"LinearDiscriminant: the covariance within the classes of {len(x)} data in "
+                f"{x.shape[1]} dimensions is singular; "
                 "give more data, or drop columns that never vary."
             )
         self.logits.copy_((count.double() / len(x)).log())

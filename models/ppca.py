@@ -1,21 +1,26 @@
-"""Probabilistic PCA, the linear Gaussian latent variable model: everything about it is known in closed form.
+"""Probabilistic PCA, the linear Gaussian latent variable model: everything about it is known in
+closed form.
 
 Generative story. A datum x ∈ ℝᴰ has a cause z ∈ ℝᵈ, z ~ N(0, I), and
 
     x = W z + b + ε,    ε ~ N(0, σ² I).
 
-So p(x) = N(x | b, C) with C = W Wᵀ + σ² I, and with M = WᵀW + σ² I the posterior is p(z | x) = N(M⁻¹ Wᵀ (x − b), σ² M⁻¹).
+So p(x) = N(x | b, C) with C = W Wᵀ + σ² I, and with M = WᵀW + σ² I the posterior is p(z | x) =
+N(M⁻¹ Wᵀ (x − b), σ² M⁻¹).
 
-Maximum likelihood. With the eigenvalues λ₁ ≥ … ≥ λ_D of the data's covariance and their vectors u₁, …, u_D,
+Maximum likelihood. With the eigenvalues λ₁ ≥ … ≥ λ_D of the data's covariance and their vectors
+u₁, …, u_D,
 
     b = mean,    σ² = (λ_{d+1} + … + λ_D) / (D − d),    W = [u₁ … u_d] diag(λ₁ − σ², …, λ_d − σ²)^{1/2} R,  R any rotation.
 
-Inference. The guide is that of a linear VAE, q(z | x) = N(V (x − b), diag s²), amortised and learnt. Where the columns of W are
-orthogonal, the posterior's covariance is diagonal and the guide is exact, so the ELBO's maximum is the likelihood's, and at it R is
-a permutation: a linear VAE finds the principal axes themselves.
+Inference. The guide is that of a linear VAE, q(z | x) = N(V (x − b), diag s²), amortised and
+learnt. Where the columns of W are orthogonal, the posterior's covariance is diagonal and the guide
+is exact, so the ELBO's maximum is the likelihood's, and at it R is a permutation: a linear VAE
+finds the principal axes themselves.
 
-References: Probabilistic Principal Component Analysis, Michael E. Tipping and Christopher M. Bishop, 1999; Don't Blame the ELBO! A
-Linear VAE Perspective on Posterior Collapse, Lucas, Tucker, Grosse and Norouzi, 2019.
+References: Probabilistic Principal Component Analysis, Michael E. Tipping and Christopher M.
+Bishop, 1999; Don't Blame the ELBO! A Linear VAE Perspective on Posterior Collapse, Lucas, Tucker,
+Grosse and Norouzi, 2019.
 """
 
 import math
@@ -44,7 +49,10 @@ class PPCA(nn.Module):
     def __init__(self, data_dim: int = 784, latent_dim: int = 10):
         super().__init__()
         if not 0 < latent_dim < data_dim:
-            raise ValueError(f"PPCA: latent_dim must be at least 1 and below data_dim = {data_dim}; got {latent_dim}.")
+            raise ValueError(
+                f"PPCA: latent_dim must be at least 1 and below data_dim = {data_dim}; got "
+                f"{latent_dim}."
+            )
         self.W = nn.Parameter(torch.randn(data_dim, latent_dim) / math.sqrt(data_dim))
         self.b = nn.Parameter(torch.zeros(data_dim))
         self.log_sigma = nn.Parameter(torch.zeros(()))
@@ -57,7 +65,9 @@ class PPCA(nn.Module):
         pyro.module("ppca", self)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(self.origin, 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z @ self.W.T + self.b, self.log_sigma.exp()).to_event(1), obs=x)
+            pyro.sample(
+                "x", dist.Normal(z @ self.W.T + self.b, self.log_sigma.exp()).to_event(1), obs=x
+            )
 
     def guide(self, x: Tensor) -> None:
         """q(z | x)."""
@@ -71,13 +81,18 @@ class PPCA(nn.Module):
 
     def exact_posterior(self, x: Tensor) -> dist.MultivariateNormal:
         """p(z | x), exact, for x of shape (batch, data_dim)."""
-        precision = torch.eye(len(self.origin)).to(self.W) + self.W.T @ self.W / (2 * self.log_sigma).exp()
-        mean = torch.linalg.solve(precision, self.W.T @ (x - self.b).T / (2 * self.log_sigma).exp()).T
+        precision = (
+            torch.eye(len(self.origin)).to(self.W) + self.W.T @ self.W / (2 * self.log_sigma).exp()
+        )
+        mean = torch.linalg.solve(
+            precision, self.W.T @ (x - self.b).T / (2 * self.log_sigma).exp()
+        ).T
         return dist.MultivariateNormal(mean, precision_matrix=precision)
 
     @torch.no_grad()
     def maximise(self, x: Tensor) -> "PPCA":
-        """Sets all parameters to those of maximum likelihood on `x`, the guide's to the exact posterior. Returns the model.
+        """Sets all parameters to those of maximum likelihood on `x`, the guide's to the exact
+        posterior. Returns the model.
 
         Arguments:
             x: shape (num_data, data_dim); worked on in float64.

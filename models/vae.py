@@ -1,18 +1,19 @@
 """The variational auto-encoder.
 
-Generative story. A datum x ∈ ℝᴰ has a cause z ∈ ℝᵈ, drawn from p(z) = N(0, I); a network g, the decoder, turns z into the
-parameters of p(x | z):
+Generative story. A datum x ∈ ℝᴰ has a cause z ∈ ℝᵈ, drawn from p(z) = N(0, I); a network g, the
+decoder, turns z into the parameters of p(x | z):
 
 - Bernoulli, for x ∈ {0, 1}ᴰ:  p(x | z) = Πⱼ Bernoulli(xⱼ | σ(g(z)ⱼ));
 - Gaussian, for real x:        p(x | z) = Πⱼ N(xⱼ | μ(z)ⱼ, σ²(z)ⱼ), mean and log-variance two heads of g.
 
-Inference. The posterior p(z | x) ∝ p(x | z) p(z) has no closed form. A second network f, the encoder, maps x to a Gaussian
-q(z | x) = N(m(x), diag s²(x)), the same f for every x (amortised). From log p(x) = log E_q[p(x, z) / q(z | x)] and Jensen's
-inequality,
+Inference. The posterior p(z | x) ∝ p(x | z) p(z) has no closed form. A second network f, the
+encoder, maps x to a Gaussian q(z | x) = N(m(x), diag s²(x)), the same f for every x (amortised).
+From log p(x) = log E_q[p(x, z) / q(z | x)] and Jensen's inequality,
 
     log p(x) ≥ E_q[log p(x | z)] − KL(q(z | x) ‖ p(z)) = ELBO(x),    with gap KL(q(z | x) ‖ p(z | x)),
 
-and both networks climb the ELBO together. With z = m(x) + s(x) ε, ε ~ N(0, I), its gradient passes through the sample.
+and both networks climb the ELBO together. With z = m(x) + s(x) ε, ε ~ N(0, I), its gradient passes
+through the sample.
 
 Reference: Auto-Encoding Variational Bayes, Diederik P. Kingma and Max Welling, 2014.
 """
@@ -30,7 +31,8 @@ from vilvm.networks import mlp, start_at_mean
 
 __all__ = ["VAE", "tiny"]
 
-_LOG_VARIANCES = (-8.0, 14.0)  # of a Gaussian likelihood, whose density is unbounded where data are constant
+# of a Gaussian likelihood, whose density is unbounded where data are constant
+_LOG_VARIANCES = (-8.0, 14.0)
 
 
 class VAE(nn.Module):
@@ -39,7 +41,8 @@ class VAE(nn.Module):
     Arguments:
         data_dim: D, the size of a datum.
         latent_dim: d, the size of z.
-        likelihood: "bernoulli" (data 0 or 1) or "gaussian" (mean and variance both functions of z).
+        likelihood: "bernoulli" (data 0 or 1) or "gaussian" (mean and variance both functions of
+            z).
         encoder_hidden: sizes of the encoder's hidden layers.
         decoder_hidden: sizes of the decoder's hidden layers.
 
@@ -59,7 +62,9 @@ class VAE(nn.Module):
     ):
         super().__init__()
         if likelihood not in ("bernoulli", "gaussian"):
-            raise ValueError(f"VAE: unknown likelihood {likelihood!r}; choose 'bernoulli' or 'gaussian'.")
+            raise ValueError(
+                f"VAE: unknown likelihood {likelihood!r}; choose 'bernoulli' or 'gaussian'."
+            )
         self.likelihood = likelihood
         heads = 1 if likelihood == "bernoulli" else 2
         self.encoder = mlp(data_dim, encoder_hidden, 2 * latent_dim)
@@ -87,7 +92,9 @@ class VAE(nn.Module):
         return dist.Normal(mean, (0.5 * log_variance.clamp(*_LOG_VARIANCES)).exp()).to_event(1)
 
     def start_at(self, mean: Tensor) -> "VAE":
-        """Sets the decoder's last bias so that training starts from the data's mean; shape (data_dim,). Returns the model."""
+        """Sets the decoder's last bias so that training starts from the data's mean; shape
+        (data_dim,). Returns the model.
+        """
         start_at_mean(self.decoder[-1], mean, self.likelihood)
         return self
 

@@ -18,12 +18,18 @@ def _clean_slate():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--compiled", action="store_true", help="every step that fit takes is traced, and run as a graph")
+    parser.addoption(
+        "--compiled",
+        action="store_true",
+        help="every step that fit takes is traced, and run as a graph",
+    )
 
 
 @pytest.fixture(autouse=True)
 def _compiled(request, monkeypatch):
-    """With --compiled, whatever holds for the eager step must hold for the graph; Inductor itself is left to slow tests."""
+    """With --compiled, whatever holds for the eager step must hold for the graph; Inductor itself
+    is left to slow tests.
+    """
     if request.config.getoption("--compiled"):
         from vilvm._compile import graph
         from vilvm.training import compiled_step, run

@@ -23,10 +23,13 @@ ALLOWED = {
     "objectives": GROUND,
     "training": GROUND,
     "evaluation": GROUND,
-    "guides": GROUND | {"distributions", "networks", "training"},  # training: fit_local_guide trains by fit
-    "priors": GROUND | {"distributions", "networks", "training"},  # training: a flow is fitted by fit
+    # training: fit_local_guide trains by fit
+    "guides": GROUND | {"distributions", "networks", "training"},
+    # training: a flow is fitted by fit
+    "priors": GROUND | {"distributions", "networks", "training"},
     "wrappers": GROUND | {"guides", "networks", "priors", "training"},
-    "diagnostics": GROUND | {"evaluation", "training", "guides"},  # training: refits, optimised local guides, the alarm of a run
+    # training: refits, optimised local guides, the alarm of a run
+    "diagnostics": GROUND | {"evaluation", "training", "guides"},
     "plots": GROUND | {"evaluation", "diagnostics"},
     "report": GROUND | {"evaluation", "diagnostics", "plots"},
     "export": GROUND | {"evaluation", "diagnostics"},
@@ -54,7 +57,9 @@ def imports(path):
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
             yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names if node.module == "vilvm")
+            yield from (
+                f"{node.module}.{alias.name}" for alias in node.names if node.module == "vilvm"
+            )
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -81,7 +86,9 @@ def test_there_is_no_cycle():
     done, underway = set(), []
 
     def visit(name):
-        assert name not in underway, f"cycle: {' -> '.join([*underway[underway.index(name) :], name])}"
+        assert name not in underway, (
+            f"cycle: {' -> '.join([*underway[underway.index(name) :], name])}"
+        )
         if name in done or name not in graph:
             return
         underway.append(name)
@@ -95,7 +102,9 @@ def test_there_is_no_cycle():
 
 
 def test_only_weights_reads_traces():
-    reading = re.compile(r"poutine\.trace\(|poutine import .*\btrace\b|(?<!_)get_trace\(|\.nodes\b")
+    reading = re.compile(
+        r"poutine\.trace\(|poutine import .*\btrace\b|(?<!_)get_trace\(|\.nodes\b"
+    )
     readers = {room(p) for p in FILES if reading.search(p.read_text(encoding="utf-8"))}
     assert readers == {"weights"}
 

@@ -11,7 +11,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import JitTrace_ELBO, RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceTailAdaptive_ELBO, config_enumerate
+from pyro.infer import (
+    JitTrace_ELBO,
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceTailAdaptive_ELBO,
+    config_enumerate,
+)
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 
 import vilvm
@@ -94,7 +101,10 @@ def infinite_model(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
-        pyro.factor("penalty", torch.where(torch.arange(len(x)) == 1, torch.tensor(float("inf")), torch.tensor(0.0)))
+        pyro.factor(
+            "penalty",
+            torch.where(torch.arange(len(x)) == 1, torch.tensor(float("inf")), torch.tensor(0.0)),
+        )
 
 
 X = torch.zeros(4, 2)
@@ -200,7 +210,9 @@ def pointing(x):
 def enumerated(x):
     with pyro.plate("data", len(x)):
         k = pyro.sample("k", dist.Categorical(torch.ones(2)))
-        pyro.sample("x", dist.Normal(pyro.param("locs", torch.zeros(2, 2))[k], 1.0).to_event(1), obs=x)
+        pyro.sample(
+            "x", dist.Normal(pyro.param("locs", torch.zeros(2, 2))[k], 1.0).to_event(1), obs=x
+        )
 
 
 def shared(x):
@@ -243,36 +255,87 @@ def warmed(cycle):
 
 BAD = {
     "tuple for a model": (lambda: vilvm.log_weights((model, guide), X), "Got a tuple.*vilvm.Pair"),
-    "class without a guide": (lambda: vilvm.log_weights(NoGuide(), X), "NoGuide has no method guide"),
+    "class without a guide": (
+        lambda: vilvm.log_weights(NoGuide(), X),
+        "NoGuide has no method guide",
+    ),
     "pair of a number": (lambda: vilvm.Pair(model, 3), "Pair: the guide is a int"),
-    "latent missed by the guide": (lambda: weights(g=without_latent), "model samples 'z' and the guide does not"),
-    "latent the model lacks": (lambda: weights(g=with_another_latent), "guide samples 'extra' and the model does not"),
-    "nothing observed": (lambda: weights(m=observing_nothing), "model observes nothing.*obs=batch"),
+    "latent missed by the guide": (
+        lambda: weights(g=without_latent),
+        "model samples 'z' and the guide does not",
+    ),
+    "latent the model lacks": (
+        lambda: weights(g=with_another_latent),
+        "guide samples 'extra' and the model does not",
+    ),
+    "nothing observed": (
+        lambda: weights(m=observing_nothing),
+        "model observes nothing.*obs=batch",
+    ),
     "data not observed": (lambda: weights(m=not_observing_the_data), "samples 'x'.*obs=batch"),
-    "guide draws the data": (lambda: weights(g=observing_the_guide), "guide samples 'x', which the model observes"),
-    "dimension in no plate": (lambda: weights(m=without_event_dimension), "no plate declares.*to_event"),
+    "guide draws the data": (
+        lambda: weights(g=observing_the_guide),
+        "guide samples 'x', which the model observes",
+    ),
+    "dimension in no plate": (
+        lambda: weights(m=without_event_dimension),
+        "no plate declares.*to_event",
+    ),
     "plate of another size": (
         lambda: weights(m=with_a_plate_of_another_size),
         "Plate 'data' has size 3 in the model and 4 in the guide",
     ),
-    "event dimensions differ": (lambda: weights(of_numbers, of_a_vector), "0 event dimensions in the model and 1"),
-    "latent shapes differ": (lambda: weights(g=with_wide_latent), r"shape \(4, 2\) in the model and \(4, 3\)"),
+    "event dimensions differ": (
+        lambda: weights(of_numbers, of_a_vector),
+        "0 event dimensions in the model and 1",
+    ),
+    "latent shapes differ": (
+        lambda: weights(g=with_wide_latent),
+        r"shape \(4, 2\) in the model and \(4, 3\)",
+    ),
     "infinite factor": (lambda: weights(m=infinite_model), "'penalty' is inf for datum 1"),
-    "wrong width": (lambda: vilvm.log_weights(tiny()[0], torch.zeros(5, 7)), r"guide fails on a batch of shape \(5, 7\).*vae.py"),
-    "grey data for a Bernoulli": (lambda: vilvm.log_weights(tiny()[0], torch.full((5, 6), 0.5)), "'x' cannot score.*binarise"),
+    "wrong width": (
+        lambda: vilvm.log_weights(tiny()[0], torch.zeros(5, 7)),
+        r"guide fails on a batch of shape \(5, 7\).*vae.py",
+    ),
+    "grey data for a Bernoulli": (
+        lambda: vilvm.log_weights(tiny()[0], torch.full((5, 6), 0.5)),
+        "'x' cannot score.*binarise",
+    ),
     "NaN parameters": (nan_parameters, "log-guide density of site 'z' is nan|found NaN"),
-    "NaN in data": (lambda: fit(data=torch.tensor([[0.0, float("nan")]])), r"NaN or infinity, first at index \[0, 1\]"),
-    "infinity in data": (lambda: vilvm.evaluate(pair(), torch.full((2, 2), float("inf"))), "NaN or infinity"),
+    "NaN in data": (
+        lambda: fit(data=torch.tensor([[0.0, float("nan")]])),
+        r"NaN or infinity, first at index \[0, 1\]",
+    ),
+    "infinity in data": (
+        lambda: vilvm.evaluate(pair(), torch.full((2, 2), float("inf"))),
+        "NaN or infinity",
+    ),
     "empty data": (lambda: fit(data=torch.zeros(0, 2)), "is empty"),
     "numpy for a tensor": (lambda: fit(data=np.zeros((3, 2))), "from_numpy"),
     "no tensor at all": (lambda: fit(data="mnist"), "holds no tensor"),
-    "no samples": (lambda: weights(num_samples=0), "num_samples must be a whole number, at least 1; got 0"),
-    "chunk of nothing": (lambda: vilvm.evaluate(pair(), X, chunk=0), "chunk must be a whole number, at least 1; got 0"),
-    "unknown bound": (lambda: vilvm.evaluate(pair(), X, bounds=["elbow"]), r"unknown bounds \['elbow'\].*'elbo', 'iwae'"),
-    "batches of nothing": (lambda: vilvm.evaluate(pair(), X, batch_size=0), "batch_size must be a whole number, at least 1"),
+    "no samples": (
+        lambda: weights(num_samples=0),
+        "num_samples must be a whole number, at least 1; got 0",
+    ),
+    "chunk of nothing": (
+        lambda: vilvm.evaluate(pair(), X, chunk=0),
+        "chunk must be a whole number, at least 1; got 0",
+    ),
+    "unknown bound": (
+        lambda: vilvm.evaluate(pair(), X, bounds=["elbow"]),
+        r"unknown bounds \['elbow'\].*'elbo', 'iwae'",
+    ),
+    "batches of nothing": (
+        lambda: vilvm.evaluate(pair(), X, batch_size=0),
+        "batch_size must be a whole number, at least 1",
+    ),
     "neither epochs nor steps": (lambda: vilvm.fit(pair(), X), "epochs=... or steps="),
     "both epochs and steps": (lambda: fit(epochs=2), "epochs=... or steps="),
-    "negative batch size": (lambda: fit(batch_size=-1), "batch_size must be a whole number, at least 1; got -1"),
+    "negative batch size": (
+        lambda: fit(batch_size=-1),
+        "batch_size must be a whole number, at least 1; got -1",
+    ),
     "negative clip": (lambda: fit(clip=-1.0), "clip must be a positive number"),
     "unknown nonfinite": (lambda: fit(nonfinite="ignore"), "'stop' or 'skip'"),
     "unknown interval": (lambda: fit(scheduler_interval="hour"), "'step' or 'epoch'"),
@@ -282,23 +345,39 @@ BAD = {
         lambda: fit(optimizer=pyro.optim.Adam({"lr": 0.1})),
         r"one of pyro.optim; give torch's, optimizer=functools.partial\(torch.optim.Adam, lr=0.1\)",
     ),
-    "a function of Pyro's": (lambda: fit(optimizer=pyro.optim.RMSprop), r"partial\(torch.optim.RMSprop, lr=...\)"),
+    "a function of Pyro's": (
+        lambda: fit(optimizer=pyro.optim.RMSprop),
+        r"partial\(torch.optim.RMSprop, lr=...\)",
+    ),
     "Pyro's own Adam": (
         lambda: fit(optimizer=pyro.optim.ClippedAdam({"lr": 0.1, "clip_norm": 5.0})),
         r"partial\(pyro.optim.clipped_adam.ClippedAdam, lr=0.1\)",
     ),
-    "a partial of Pyro's": (lambda: fit(optimizer=partial(pyro.optim.Adam, {"lr": 0.1})), "torch.optim.Adam"),
+    "a partial of Pyro's": (
+        lambda: fit(optimizer=partial(pyro.optim.Adam, {"lr": 0.1})),
+        "torch.optim.Adam",
+    ),
     "Pyro's options by name": (
         lambda: fit(optimizer=pyro.optim.Adam(lambda name: {"lr": 0.1})),
         r"give vilvm.training.by_name\(torch.optim.Adam, lambda name: \{'lr': ...\}\)",
     ),
     "Pyro's scheduler and optimizer": (
-        lambda: fit(optimizer=pyro.optim.ExponentialLR({"optimizer": torch.optim.SGD, "optim_args": {"lr": 0.2}, "gamma": 0.1})),
+        lambda: fit(
+            optimizer=pyro.optim.ExponentialLR(
+                {"optimizer": torch.optim.SGD, "optim_args": {"lr": 0.2}, "gamma": 0.1}
+            )
+        ),
         r"partial\(torch.optim.SGD, lr=0.2\), and scheduler=functools.partial\(torch.optim.lr_scheduler.ExponentialLR",
     ),
-    "Pyro's scheduler": (lambda: fit(scheduler=pyro.optim.StepLR), "scheduler is one of pyro.optim; give torch's"),
+    "Pyro's scheduler": (
+        lambda: fit(scheduler=pyro.optim.StepLR),
+        "scheduler is one of pyro.optim; give torch's",
+    ),
     "a short schedule": (
-        lambda: fit(steps=30, scheduler=partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=20)),
+        lambda: fit(
+            steps=30,
+            scheduler=partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=20),
+        ),
         "OneCycleLR is made for 20 steps and would take 30 here; give it total_steps=30",
     ),
     "a short schedule of epochs": (
@@ -311,8 +390,14 @@ BAD = {
         ),
         "made for 8 epochs and would take 9",
     ),
-    "a short schedule behind another": (lambda: fit(steps=30, scheduler=warmed(9)), "made for 9 steps and would take 10 here"),
-    "options that are no dict": (lambda: fit(optimizer=by_name(torch.optim.Adam, lambda name: 0.1)), "options of 'm' are 0.1"),
+    "a short schedule behind another": (
+        lambda: fit(steps=30, scheduler=warmed(9)),
+        "made for 9 steps and would take 10 here",
+    ),
+    "options that are no dict": (
+        lambda: fit(optimizer=by_name(torch.optim.Adam, lambda name: 0.1)),
+        "options of 'm' are 0.1",
+    ),
     "an option that is none": (
         lambda: fit(optimizer=by_name(torch.optim.Adam, lambda name: {"learning_rate": 0.1})),
         "Adam has no option 'learning_rate'; it has lr",
@@ -323,14 +408,21 @@ BAD = {
     "a clip that is NaN": (lambda: fit(clip=np.float32("nan")), "clip must be a positive number"),
     "packed sequences": (
         lambda: fit(data=torch.nn.utils.rnn.pack_sequence([torch.zeros(3, 2), torch.zeros(2, 2)])),
-        "PackedSequence, whose rows are time steps of several data; pass the padded tensor and the lengths",
+        "PackedSequence, whose rows are time steps of several data; pass the padded tensor and "
+        "the lengths",
     ),
     "packed sequences in a dict": (
         lambda: fit(data={"x": torch.nn.utils.rnn.pack_sequence([torch.zeros(3, 2)])}),
         "holds a PackedSequence",
     ),
-    "a list of dicts": (lambda: fit(data=[{"x": X[0]}, {"x": X[1]}]), r"list of 2 dicts; stack them.*default_collate"),
-    "a list of tuples": (lambda: fit(data=[(X[0], 1), (X[1], 0)]), r"list of 2 tuples; stack them"),
+    "a list of dicts": (
+        lambda: fit(data=[{"x": X[0]}, {"x": X[1]}]),
+        r"list of 2 dicts; stack them.*default_collate",
+    ),
+    "a list of tuples": (
+        lambda: fit(data=[(X[0], 1), (X[1], 0)]),
+        r"list of 2 tuples; stack them",
+    ),
     "tensors of unequal length": (
         lambda: fit(data=(torch.zeros(100, 2), {"y": torch.zeros(90)}), batch_size=10),
         r"as x\[0\] has 100 rows and x\[1\]\['y'\] has 90, 10 fewer",
@@ -339,48 +431,90 @@ BAD = {
         lambda: fit(data={"x": X, "scale": torch.tensor(2.0)}, batch_size=2),
         r"as x\['scale'\] is a single number",
     ),
-    "missing values": (lambda: fit(data=torch.tensor([[torch.nan]])), r"poutine\.mask, \.mask\(.*partly_observed"),
+    "missing values": (
+        lambda: fit(data=torch.tensor([[torch.nan]])),
+        r"poutine\.mask, \.mask\(.*partly_observed",
+    ),
     "batches of what has no rows": (
         lambda: fit(data={"a": torch.zeros(2), "b": torch.zeros(3)}, batch_size=1),
         r"cannot be cut into batches, as x\['a'\] has 2 rows and x\['b'\] has 3, 1 more",
     ),
     "nothing to train": (lambda: vilvm.fit(pair(g=nowhere), X, steps=1), "no parameter to train"),
-    "not a module": (lambda: vilvm.fit(NotAModule(), X, steps=1), "fit trains a torch.nn.Module.*Pair"),
-    "parameters without a home": (lambda: vilvm.log_weights(NotAModule(), X), r"pyro.param\('m'\) has no module"),
-    "unknown likelihood": (lambda: VAE(likelihood="poisson"), "unknown likelihood 'poisson'.*'bernoulli' or 'gaussian'"),
+    "not a module": (
+        lambda: vilvm.fit(NotAModule(), X, steps=1),
+        "fit trains a torch.nn.Module.*Pair",
+    ),
+    "parameters without a home": (
+        lambda: vilvm.log_weights(NotAModule(), X),
+        r"pyro.param\('m'\) has no module",
+    ),
+    "unknown likelihood": (
+        lambda: VAE(likelihood="poisson"),
+        "unknown likelihood 'poisson'.*'bernoulli' or 'gaussian'",
+    ),
     "validation beyond the data": (lambda: digits(validation=1500), "between 1 and 1499"),
     "text for data": (lambda: arrays(np.array([["a"], ["b"]])), "holds no numbers"),
     "one number for data": (lambda: arrays(np.array(3.0)), "a single number"),
-    "a whole data set for a split": (lambda: fit(data=digits()), "whole data set; pass one split of it, such as dataset.train"),
+    "a whole data set for a split": (
+        lambda: fit(data=digits()),
+        "whole data set; pass one split of it, such as dataset.train",
+    ),
     "numpy inside a dict": (lambda: fit(data={"a": np.zeros((3, 2))}), "from_numpy"),
     "sparse data": (lambda: fit(data=torch.zeros(3, 2).to_sparse()), "sparse tensor"),
-    "labels of another length": (lambda: fit(data=Data(X, labels=torch.zeros(3))), "4 data and 3 labels"),
-    "a Data for a batch": (lambda: weights(x=Data(X)), r"vilvm.Data in place of a batch; pass data.fixed\(\).x"),
+    "labels of another length": (
+        lambda: fit(data=Data(X, labels=torch.zeros(3))),
+        "4 data and 3 labels",
+    ),
+    "a Data for a batch": (
+        lambda: weights(x=Data(X)),
+        r"vilvm.Data in place of a batch; pass data.fixed\(\).x",
+    ),
     "numpy for a batch": (lambda: weights(x=np.zeros((3, 2))), "numpy array in place of a batch"),
     "empty batch": (lambda: weights(x=X[:0]), "batch is empty"),
-    "half a sample": (lambda: vilvm.posterior(pair(), X, 1.5), "num_samples must be a whole number"),
-    "no draw": (lambda: vilvm.sample(pair(), 0), "num_samples must be a whole number, at least 1; got 0"),
-    "bounds in one word": (lambda: vilvm.evaluate(pair(), X, bounds="elbow"), r"unknown bounds \['elbow'\]"),
+    "half a sample": (
+        lambda: vilvm.posterior(pair(), X, 1.5),
+        "num_samples must be a whole number",
+    ),
+    "no draw": (
+        lambda: vilvm.sample(pair(), 0),
+        "num_samples must be a whole number, at least 1; got 0",
+    ),
+    "bounds in one word": (
+        lambda: vilvm.evaluate(pair(), X, bounds="elbow"),
+        r"unknown bounds \['elbow'\]",
+    ),
     "float64 data for a float32 model": (
         lambda: vilvm.log_weights(tiny()[0], torch.zeros(5, 6).double()),
         r"two number types.*\.float\(\)",
     ),
-    "parameter asked for by name": (lambda: weights(g=asking_by_name), "initial value where it is met first"),
+    "parameter asked for by name": (
+        lambda: weights(g=asking_by_name),
+        "initial value where it is met first",
+    ),
     "epochs in words": (lambda: fit(steps=None, epochs="3"), "epochs must be a whole number"),
     "half an epoch": (lambda: fit(steps=None, epochs=2.5), "epochs must be a whole number"),
     "no seed": (lambda: fit(seed=None), "seed must be a whole number"),
     "a function for callbacks": (lambda: fit(callbacks=print), "callbacks must be a list"),
     "unknown device": (lambda: fit(device="gpu"), "unknown device 'gpu'; choose 'cpu' or 'cuda'"),
-    "a class for an objective": (lambda: fit(objective=Trace_ELBO), r"an instance of a Pyro ELBO, such as Trace_ELBO\(\)"),
+    "a class for an objective": (
+        lambda: fit(objective=Trace_ELBO),
+        r"an instance of a Pyro ELBO, such as Trace_ELBO\(\)",
+    ),
     "a word for an objective": (lambda: fit(objective="elbo"), "an instance of a Pyro ELBO"),
     "a jitted objective": (lambda: fit(objective=JitTrace_ELBO()), "deprecated; use Trace_ELBO"),
-    "an infinite objective": (lambda: fit(objective=TraceTailAdaptive_ELBO()), "infinite loss by design"),
+    "an infinite objective": (
+        lambda: fit(objective=TraceTailAdaptive_ELBO()),
+        "infinite loss by design",
+    ),
     "a closure optimizer": (lambda: fit(optimizer=torch.optim.LBFGS), "needs no closure"),
     "an optimizer of other parameters": (
         lambda: fit(optimizer=torch.optim.SGD([torch.nn.Parameter(X)], lr=0.1)),
         "not of all trainable parameters",
     ),
-    "a word for a scheduler": (lambda: fit(scheduler="cosine"), "scheduler must make a torch learning-rate scheduler"),
+    "a word for a scheduler": (
+        lambda: fit(scheduler="cosine"),
+        "scheduler must make a torch learning-rate scheduler",
+    ),
     "a Delta guide evaluated": (
         lambda: vilvm.evaluate(pair(g=AutoDelta(model)), X, bounds="elbo"),
         r"latent 'z' on one point \(a Delta\)",
@@ -389,7 +523,10 @@ BAD = {
         lambda: vilvm.evaluate(pair(flat, pointing), X, bounds=["iwae"]),
         r"latent 'z' on one point \(a Delta\).*no ELBO, no importance-weighted bound and no rate",
     ),
-    "draws from a flat prior": (lambda: vilvm.sample(pair(flat, pointing), 3), "flat prior, from which nothing can be drawn"),
+    "draws from a flat prior": (
+        lambda: vilvm.sample(pair(flat, pointing), 3),
+        "flat prior, from which nothing can be drawn",
+    ),
     "enumeration without a sum": (
         lambda: vilvm.fit(pair(enumerated, drawing_nothing), X, steps=1),
         "'k' is marked for enumeration.*TraceEnum_ELBO",
@@ -400,15 +537,27 @@ BAD = {
     ),
     "annealing a sum over latents": (lambda: Annealed(TraceEnum_ELBO(), 5), "anneal Trace_ELBO"),
     "annealing weighed samples": (lambda: Annealed(RenyiELBO(), 5), "anneal Trace_ELBO"),
-    "mean of a category": (lambda: vilvm.sample(pair(categories, guide), 3, mean=True), "'x' is Categorical, which has no mean"),
-    "a simulator that needs its batch": (lambda: vilvm.sample(pair(series, drawing_nothing), 3), "reads its batch.*like="),
+    "mean of a category": (
+        lambda: vilvm.sample(pair(categories, guide), 3, mean=True),
+        "'x' is Categorical, which has no mean",
+    ),
+    "a simulator that needs its batch": (
+        lambda: vilvm.sample(pair(series, drawing_nothing), 3),
+        "reads its batch.*like=",
+    ),
     "a simulator as wide as its batch": (
         lambda: vilvm.sample(pair(as_wide, drawing_nothing), 3),
         "size of 'z' from its batch.*like=",
     ),
-    "predicting from nothing": (lambda: vilvm.predict(pair(), {}), "no latent tells the number of data"),
+    "predicting from nothing": (
+        lambda: vilvm.predict(pair(), {}),
+        "no latent tells the number of data",
+    ),
     "predicting from a tensor": (lambda: vilvm.predict(pair(), X), "dict of tensors by name"),
-    "grey levels to 255": (lambda: fit(data=Data(X + 255, transform=DynamicBinarisation())), "lie between 255 and 255; scale"),
+    "grey levels to 255": (
+        lambda: fit(data=Data(X + 255, transform=DynamicBinarisation())),
+        "lie between 255 and 255; scale",
+    ),
     "whole numbers binarised": (
         lambda: fit(data=Data(X.long(), transform=DynamicBinarisation())),
         "probabilities, and these are torch.int64",
@@ -420,8 +569,14 @@ BAD = {
     ),
     "one row to split": (lambda: arrays(torch.zeros(1, 2)), "1 rows cannot be split"),
     "rows of several lengths": (lambda: arrays([[1.0], [1.0, 2.0]]), "rows of several lengths"),
-    "active units of shared latents": (lambda: active_units(pair(shared, AutoNormal(shared)), X), "latent that its data share"),
-    "rows of two widths": (lambda: arrays(torch.zeros(20, 2), torch.zeros(5, 3)), r"rows of shape \(2,\), test data \(3,\)"),
+    "active units of shared latents": (
+        lambda: active_units(pair(shared, AutoNormal(shared)), X),
+        "latent that its data share",
+    ),
+    "rows of two widths": (
+        lambda: arrays(torch.zeros(20, 2), torch.zeros(5, 3)),
+        r"rows of shape \(2,\), test data \(3,\)",
+    ),
     "plate of more than the data": (
         lambda: vilvm.fit(pair(of_ten_thousand, guide_of_ten_thousand), X, steps=1, batch_size=2),
         r"fit: plate 'data' is declared for 10000 data, and these are 4: write pyro.plate\('data', 4, subsample=batch\)",
@@ -438,16 +593,28 @@ BAD = {
         lambda: fit(data={"x": np.ma.masked_array(np.zeros((3, 2)), np.eye(3, 2) > 0)}),
         "masked array, whose mask no tensor keeps.*partly_observed",
     ),
-    "masked array for a data set": (lambda: arrays(np.ma.zeros((9, 2))), "masked array, whose mask.*partly_observed"),
-    "masked array for a batch": (lambda: weights(x={"x": np.ma.zeros((9, 2))}), "masked array, whose mask.*partly_observed"),
+    "masked array for a data set": (
+        lambda: arrays(np.ma.zeros((9, 2))),
+        "masked array, whose mask.*partly_observed",
+    ),
+    "masked array for a batch": (
+        lambda: weights(x={"x": np.ma.zeros((9, 2))}),
+        "masked array, whose mask.*partly_observed",
+    ),
     "text for a batch": (lambda: weights(x="mnist"), "Got a str in place of a batch"),
-    "complex data": (lambda: fit(data=X + 0j), "holds complex numbers; pass their real and imaginary parts"),
+    "complex data": (
+        lambda: fit(data=X + 0j),
+        "holds complex numbers; pass their real and imaginary parts",
+    ),
     "complex batch": (lambda: weights(x=X + 0j), "holds complex numbers"),
     "a loss of None": (
         lambda: fit(objective=Gives(lambda loss: None)),
         "objective Gives gave a NoneType for a loss; it must be one",
     ),
-    "a loss of each datum": (lambda: fit(objective=Gives(lambda loss: loss.expand(3))), r"gave a tensor of shape \(3,\)"),
+    "a loss of each datum": (
+        lambda: fit(objective=Gives(lambda loss: loss.expand(3))),
+        r"gave a tensor of shape \(3,\)",
+    ),
     "Pyro's AdagradRMSProp": (
         lambda: fit(optimizer=pyro.optim.AdagradRMSProp({"eta": 1.0})),
         r"partial\(pyro.optim.adagrad_rmsprop.AdagradRMSProp, lr=...\)",
@@ -456,19 +623,40 @@ BAD = {
         lambda: fit(optimizer=partial(torch.optim.Adam, lr=-1.0)),
         "optimizer could not be made.*ValueError: Invalid learning rate: -1.0",
     ),
-    "annealing a number": (lambda: Annealed(3, 5), "objective must be an instance of a Pyro ELBO, such as Trace_ELBO.*; got a int"),
+    "annealing a number": (
+        lambda: Annealed(3, 5),
+        "objective must be an instance of a Pyro ELBO, such as Trace_ELBO.*; got a int",
+    ),
     "inference mode": (inference_mode, "inference_mode keeps no gradients"),
-    "a schedule of fewer steps": (lambda: fit(steps=25, **one_cycle(0.1, 10)), "made for 10 steps and would take 25 here"),
+    "a schedule of fewer steps": (
+        lambda: fit(steps=25, **one_cycle(0.1, 10)),
+        "made for 10 steps and would take 25 here",
+    ),
     "seconds in words": (
         lambda: fit(checkpoint_seconds="10"),
         "checkpoint_seconds must be a non-negative number of seconds; got '10'",
     ),
-    "a truth for a seed of an evaluation": (lambda: vilvm.evaluate(pair(), X, seed=True), "evaluate: seed must be a whole number"),
-    "a seed that is no number": (lambda: vilvm.compare({"a": pair()}, X, seed=None), "compare: seed must be a whole number"),
-    "half a seed": (lambda: arrays(torch.zeros(30, 2), seed=1.5), "arrays: seed must be a whole number"),
-    "a diagnosis of no data": (lambda: vilvm.diagnose(pair(), X, num_data=0), "num_data must be a whole number, at least 1; got 0"),
+    "a truth for a seed of an evaluation": (
+        lambda: vilvm.evaluate(pair(), X, seed=True),
+        "evaluate: seed must be a whole number",
+    ),
+    "a seed that is no number": (
+        lambda: vilvm.compare({"a": pair()}, X, seed=None),
+        "compare: seed must be a whole number",
+    ),
+    "half a seed": (
+        lambda: arrays(torch.zeros(30, 2), seed=1.5),
+        "arrays: seed must be a whole number",
+    ),
+    "a diagnosis of no data": (
+        lambda: vilvm.diagnose(pair(), X, num_data=0),
+        "num_data must be a whole number, at least 1; got 0",
+    ),
     "half a datum held out": (lambda: digits(validation=2.5), "validation must be a whole number"),
-    "a folder of no name": (lambda: fit(run_dir="a\0b"), "run_dir is no path of a file: 'a.x00b' is empty or holds a NUL byte"),
+    "a folder of no name": (
+        lambda: fit(run_dir="a\0b"),
+        "run_dir is no path of a file: 'a.x00b' is empty or holds a NUL byte",
+    ),
     "missing file": (lambda: arrays("nothing.npy"), "there is no such file"),
     "unknown kind of file": (lambda: arrays("table.csv"), "unknown kind of file '.csv'"),
 }
@@ -488,7 +676,9 @@ def test_bad_input_gets_one_sentence(name):
 def header(path, shape, numbers=np.zeros(20, "f4")):  # noqa: B008
     """An .npy file of 20 numbers whose header says `shape`."""
     with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": "<f4", "fortran_order": False, "shape": shape}
+        )
         file.write(numbers.tobytes())
 
 
@@ -528,7 +718,12 @@ def write(path, kind):
         ("x.npy", "empty", {}, "is empty, truncated or damaged"),
         ("x.npz", "truncated", {}, "is empty, truncated or damaged"),
         ("x.npy", "cut", {}, "damaged|truncated"),
-        ("x.npy", "lying", {}, r"truncated or damaged, for its header tells of shape \(1000000000000, 2\)"),
+        (
+            "x.npy",
+            "lying",
+            {},
+            r"truncated or damaged, for its header tells of shape \(1000000000000, 2\)",
+        ),
         ("x.npy", "negative", {}, "truncated or damaged"),
         ("x.npz", "bomb", {}, "truncated or damaged"),
         ("x.npy", "pickled", {}, "pickled objects, which are not read"),
@@ -558,13 +753,20 @@ def test_fuzzed_files_never_show_their_parser(tmp_path):
             except ValueError as error:
                 messages.append(str(error))
     assert len(messages) > 50
-    assert all(message.startswith(str(tmp_path)) or message.startswith("x") for message in messages)
+    assert all(
+        message.startswith(str(tmp_path)) or message.startswith("x") for message in messages
+    )
 
 
 def test_truncated_mnist(tmp_path):
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)
-    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+    for name in (
+        "train-images-idx3-ubyte",
+        "train-labels-idx1-ubyte",
+        "t10k-images-idx3-ubyte",
+        "t10k-labels-idx1-ubyte",
+    ):
         (raw / name).write_bytes(b"\x00\x00\x08\x03")
     with pytest.raises(ValueError, match="truncated or altered"):
         mnist(tmp_path)
@@ -575,7 +777,8 @@ def test_missing_mnist_says_where_to_put_it(tmp_path):
         mnist(tmp_path, download=False)
 
 
-# Checkpoints -------------------------------------------------------------------------------------------------------------
+# Checkpoints
+# -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -588,7 +791,11 @@ def run(tmp_path):
 def resume(run, **options):
     torch.manual_seed(0)
     lvm, x = tiny()
-    return vilvm.fit(options.pop("lvm", lvm), options.pop("data", x), **{"steps": 5, "run_dir": run, "resume": True, **options})
+    return vilvm.fit(
+        options.pop("lvm", lvm),
+        options.pop("data", x),
+        **{"steps": 5, "run_dir": run, "resume": True, **options},
+    )
 
 
 def damage(run, kind):
@@ -619,7 +826,11 @@ def damage(run, kind):
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("truncated tensors", "tensors.safetensors is truncated or altered.*Remove that folder to resume from step-000000000"),
+        (
+            "truncated tensors",
+            "tensors.safetensors is truncated or altered.*Remove that folder to resume from "
+            "step-000000000",
+        ),
         ("altered tensors", "tensors.safetensors is truncated or altered"),
         ("truncated state", "state.json is truncated or altered"),
         ("altered state", "state.json is altered"),
@@ -644,8 +855,14 @@ def test_a_damaged_checkpoint_is_refused(run, kind, message):
         ({"lvm": VAE(6, 3, encoder_hidden=(8,), decoder_hidden=(8,))}, "parameters differ"),
         ({"optimizer": torch.optim.SGD}, "optimizer = Adam.*this run has SGD"),
         ({"objective": Trace_ELBO(num_particles=3)}, "num_particles=1.*num_particles=3"),
-        ({"objective": Annealed(Trace_ELBO(), 2)}, r"objective = Trace_ELBO.*this run has Annealed\(.*of Trace_ELBO"),
-        ({"scheduler": partial(torch.optim.lr_scheduler.StepLR, step_size=3)}, "scheduler = none, this run has StepLR"),
+        (
+            {"objective": Annealed(Trace_ELBO(), 2)},
+            r"objective = Trace_ELBO.*this run has Annealed\(.*of Trace_ELBO",
+        ),
+        (
+            {"scheduler": partial(torch.optim.lr_scheduler.StepLR, step_size=3)},
+            "scheduler = none, this run has StepLR",
+        ),
         ({"scheduler_interval": "epoch"}, "scheduler_interval = step, this run has epoch"),
     ],
 )
@@ -689,7 +906,8 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(run, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "write_atomic", full)
     with pytest.raises(
-        vilvm.CheckpointError, match=r"step 5 could not be written.*No space left.*last good one is .*step-000000003"
+        vilvm.CheckpointError,
+        match=r"step 5 could not be written.*No space left.*last good one is .*step-000000003",
     ):
         resume(run)
     monkeypatch.undo()
@@ -716,19 +934,26 @@ def test_nonfinite_loss_names_step_site_and_checkpoint(tmp_path):
             self.calls += 1
             bad = float("nan") if self.calls > 8 else 1.0
             with pyro.plate("data", len(x)):
-                pyro.sample("z", dist.Normal(self.m * bad + 0 * x, 1.0, validate_args=False).to_event(1))
+                pyro.sample(
+                    "z", dist.Normal(self.m * bad + 0 * x, 1.0, validate_args=False).to_event(1)
+                )
 
-    with pytest.raises(vilvm.NonFiniteLossError, match=r"Step \d+ \(epoch \d+\).*'z'.*step-\d+.*nonfinite='skip'"):
+    with pytest.raises(
+        vilvm.NonFiniteLossError, match=r"Step \d+ \(epoch \d+\).*'z'.*step-\d+.*nonfinite='skip'"
+    ):
         vilvm.fit(Diverging(), X, steps=50, run_dir=tmp_path)
 
 
-# Right in an unusual form ------------------------------------------------------------------------------------------------
+# Right in an unusual form
+# ------------------------------------------------------------------------------------------------
 
 
 def test_numbers_of_any_integral_type_are_taken():
     plain = vilvm.evaluate(pair(), X, num_samples=6, batch_size=2, seed=3)
     for kind in (np.int8, torch.tensor):
-        found = vilvm.evaluate(pair(), X, num_samples=kind(6), batch_size=kind(2), chunk=kind(6), seed=kind(3))
+        found = vilvm.evaluate(
+            pair(), X, num_samples=kind(6), batch_size=kind(2), chunk=kind(6), seed=kind(3)
+        )
         assert torch.equal(found.bounds["iwae"].values, plain.bounds["iwae"].values)
         assert type(found.num_samples) is int
 
@@ -741,7 +966,10 @@ def test_fit_trains_within_no_grad():
 
 def test_a_loss_of_shape_one_by_one_is_a_number():
     plain = fit(steps=2, objective=Gives(lambda loss: loss))
-    assert fit(steps=2, objective=Gives(lambda loss: loss.reshape(1, 1))).history["elbo"] == plain.history["elbo"]
+    assert (
+        fit(steps=2, objective=Gives(lambda loss: loss.reshape(1, 1))).history["elbo"]
+        == plain.history["elbo"]
+    )
 
 
 def test_a_contract_error_within_a_trace_is_one_sentence():
@@ -752,7 +980,9 @@ def test_a_contract_error_within_a_trace_is_one_sentence():
             pyro.param("late", torch.tensor(0.0))
 
     late.calls = 0
-    with pytest.raises(vilvm.ContractError, match=r"'late'\) appeared after training began") as caught:
+    with pytest.raises(
+        vilvm.ContractError, match=r"'late'\) appeared after training began"
+    ) as caught:
         vilvm.fit(pair(g=late), X, steps=20)
     assert "Trace Shapes" not in str(caught.value)
 

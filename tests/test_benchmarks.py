@@ -11,7 +11,9 @@ from benchmarks.interleaved import race, report
 from benchmarks.rows import figure, markdown, rows_of
 
 BENCHMARKS = sorted(
-    p.stem for p in (Path(__file__).parents[1] / "benchmarks").glob("*.py") if p.stem not in ("__init__", "interleaved")
+    p.stem
+    for p in (Path(__file__).parents[1] / "benchmarks").glob("*.py")
+    if p.stem not in ("__init__", "interleaved")
 )
 FAULTS = [f"faults.{name}" for name in ("__main__", "growth", "kills", "ranks")]
 
@@ -23,7 +25,9 @@ def test_benchmark_imports(name):
 
 def test_cases_are_run_in_turn_and_compared_with_the_first(capsys):
     order = []
-    seconds = race({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3, warmup=1)
+    seconds = race(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3, warmup=1
+    )
     assert order == ["a", "b"] * 4
     assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
     report("title", {"a": [1.0, 2.0, 3.0], "b": [2.0, 4.0, 6.0]})
@@ -53,6 +57,14 @@ def test_the_contenders_of_eight_schools(tmp_path):
     file = tmp_path / "rows.json"
     svi_step.main(["--workload", "eight_schools", "--rounds", "2", "--json", str(file)])
     found = json.loads(file.read_text())
-    assert {"contender", "workload", "batch", "median_ms", "min_ms", "ratio_to_eager", "ratio_to_floor"} <= set(found["rows"][0])
+    assert {
+        "contender",
+        "workload",
+        "batch",
+        "median_ms",
+        "min_ms",
+        "ratio_to_eager",
+        "ratio_to_floor",
+    } <= set(found["rows"][0])
     speed = {row["contender"]: row["ratio_to_eager"] for row in found["rows"]}
     assert speed["vilvm compiled"] > 5 * speed["Pyro SVI.step"]

@@ -20,7 +20,17 @@ from vilvm._runtime.files import locked
 TINY = {
     "vae_mnist": ["--data", "digits", "--epochs", "2", "--samples", "20"],
     "compare_mnist": ["--data", "digits", "--quick", "--latent", "3"],
-    "curse_of_dimensionality": ["--dimensions", "1", "3", "--samples", "200", "--data", "4", "--epochs", "2"],
+    "curse_of_dimensionality": [
+        "--dimensions",
+        "1",
+        "3",
+        "--samples",
+        "200",
+        "--data",
+        "4",
+        "--epochs",
+        "2",
+    ],
     "posterior_diagnostics": [
         "eight_schools",
         "--guide",
@@ -35,15 +45,30 @@ TINY = {
         "10",
     ],
     "denoising": ["--data", "digits", "--epochs", "2", "--latent", "8"],
-    "denoising_multimodal": ["--data", "digits", "--epochs", "2", "--steps", "20", "--proposals", "50"],
+    "denoising_multimodal": [
+        "--data",
+        "digits",
+        "--epochs",
+        "2",
+        "--steps",
+        "20",
+        "--proposals",
+        "50",
+    ],
 }
-EXAMPLES = sorted(p.stem for p in (Path(__file__).parents[1] / "examples").glob("*.py") if not p.stem.startswith("_"))
+EXAMPLES = sorted(
+    p.stem
+    for p in (Path(__file__).parents[1] / "examples").glob("*.py")
+    if not p.stem.startswith("_")
+)
 
 
 @pytest.fixture
 def small(monkeypatch):
     """The budget of compare_mnist --quick made smaller still."""
-    budget = compare_mnist.Budget(train=300, epochs=1, guide_epochs=1, flow_steps=10, test=20, samples=10, draws=30)
+    budget = compare_mnist.Budget(
+        train=300, epochs=1, guide_epochs=1, flow_steps=10, test=20, samples=10, draws=30
+    )
     monkeypatch.setattr(compare_mnist, "QUICK", budget)
 
 
@@ -53,13 +78,27 @@ LONG = {"denoising_multimodal", "posterior_diagnostics", "curse_of_dimensionalit
 OWN = {"compare_mnist"}  # have a test of their own, which runs them whole
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in EXAMPLES if n not in OWN])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow) if n in LONG else n
+        for n in EXAMPLES
+        if n not in OWN
+    ],
+)
 def test_example_runs(name, tmp_path, small):
-    assert importlib.import_module(f"examples.{name}").main([*TINY[name], "--out", str(tmp_path / "run")]) == 0
+    assert (
+        importlib.import_module(f"examples.{name}").main(
+            [*TINY[name], "--out", str(tmp_path / "run")]
+        )
+        == 0
+    )
     assert (tmp_path / "run" / "settings.json").exists()
     assert list((tmp_path / "run" / "figures").glob("*.png"))
     with pytest.raises(SystemExit, match="holds a run already"):
-        importlib.import_module(f"examples.{name}").main([*TINY[name], "--out", str(tmp_path / "run")])
+        importlib.import_module(f"examples.{name}").main(
+            [*TINY[name], "--out", str(tmp_path / "run")]
+        )
 
 
 @pytest.mark.slow
@@ -76,9 +115,12 @@ def test_compare_mnist_resumes_to_the_same_ledger(tmp_path, small):
     assert all(page.count(f'<th scope="row">{model}</th>') for model in first)
     assert "--data=digits" in page
     assert {row["likelihood"] for row in first.values()} == {"x ~ Bernoulli", "x ~ Normal"}
-    assert len({row["group"] for row in first.values()}) == 4  # two likelihoods, with and without a bound
+    # two likelihoods, with and without a bound
+    assert len({row["group"] for row in first.values()}) == 4
     for row in first.values():
-        assert (row["iwae"] == "") == (row["model"] in ("deep AE", "conv AE", "denoising AE", "linear AE"))
+        assert (row["iwae"] == "") == (
+            row["model"] in ("deep AE", "conv AE", "denoising AE", "linear AE")
+        )
     assert list((run / "figures").glob("*.png"))
     with pytest.raises(SystemExit, match="holds a run already"):
         compare_mnist.main([*TINY["compare_mnist"], "--out", str(run)])
@@ -97,7 +139,11 @@ def test_compare_mnist_stops_when_it_is_told_to(tmp_path, small, monkeypatch, ca
 
     def interrupted(lvm, *args, **options):
         found = fit(lvm, *args, **options)
-        return dataclasses.replace(found, stopped="interrupted") if "conv" in str(options["run_dir"]) else found
+        return (
+            dataclasses.replace(found, stopped="interrupted")
+            if "conv" in str(options["run_dir"])
+            else found
+        )
 
     monkeypatch.setattr(vilvm, "fit", interrupted)
     assert compare_mnist.main([*TINY["compare_mnist"], "--out", str(tmp_path)]) == 130
@@ -111,9 +157,11 @@ def test_in_the_plane_the_mean_is_between_the_modes_and_draws_are_in_them(tmp_pa
     found = json.loads((tmp_path / "results.json").read_text())["plane"]
     auto, draws, data = found["auto_encoder"], found["draws"], found["data"]
     assert auto["rms_distance_to_conditional_mean"] < 0.1 * auto["rms_of_conditional_mean"]
-    assert auto["log_density"] < data["log_density"] - 8  # nats: improbable by a factor of 3,000 at the median
+    # nats: improbable by a factor of 3,000 at the median
+    assert auto["log_density"] < data["log_density"] - 8
     assert abs(draws["log_density"] - data["log_density"]) < 0.2
-    # The VAE is an approximation of its own: its share of draws in a mode may be off by some hundredths beside Monte Carlo error.
+    # The VAE is an approximation of its own: its share of draws in a mode may be off by some
+    # hundredths beside Monte Carlo error.
     assert draws["upper_share_rms_error"] < draws["upper_share_rms_error_of_exact_draws"] + 0.04
     assert abs(draws["upper_share_bias"]) < 0.03
 
@@ -144,7 +192,8 @@ def test_vae_mnist_writes_its_run_folder(main, tmp_path, options):
     results = json.loads((tmp_path / "results.json").read_text())
     page = (tmp_path / "page.html").read_text()
     assert f"{results['bounds']['iwae']['mean']:.2f}".replace("-", "−") in page
-    plots = 1 + (results["latent"] > 1)  # the curves, and the divergences of several dimensions, need no caption
+    # the curves, and the divergences of several dimensions, need no caption
+    plots = 1 + (results["latent"] > 1)
     assert page.count("<svg") == page.count("<figcaption>") + plots
     assert "Posterior collapse" in page
     assert results["data"]["name"] == "digits"
@@ -180,7 +229,9 @@ def test_vae_mnist_resumes_to_the_same_numbers(main, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_resumed_and_diagnosed_where_nothing_can_be_written(main, tmp_path, monkeypatch, capsys):
+def test_a_finished_run_is_resumed_and_diagnosed_where_nothing_can_be_written(
+    main, tmp_path, monkeypatch, capsys
+):
     """A report that a kill left half done is finished first; then nothing is left to write."""
     run = tmp_path / "run"
     assert main([*TINY["vae_mnist"], "--out", str(run)]) == 0
@@ -200,7 +251,8 @@ def test_a_finished_run_is_resumed_and_diagnosed_where_nothing_can_be_written(ma
     def read_only(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("vilvm._runtime.files._check_held", read_only)  # for root may write anywhere
+    # for root may write anywhere
+    monkeypatch.setattr("vilvm._runtime.files._check_held", read_only)
     capsys.readouterr()
     assert main(["--resume", str(run)]) == 0
     assert f"{json.loads(whole)['bounds']['iwae']['mean']:.2f}" in capsys.readouterr().out
@@ -219,7 +271,9 @@ def test_vae_mnist_does_not_overwrite_a_run(main, tmp_path):
         main(["--out", str(tmp_path)])
 
 
-@pytest.mark.parametrize("name", ["vae_mnist", "compare_mnist", "denoising", "posterior_diagnostics"])
+@pytest.mark.parametrize(
+    "name", ["vae_mnist", "compare_mnist", "denoising", "posterior_diagnostics"]
+)
 def test_the_second_of_two_in_a_folder_changes_nothing(name, tmp_path):
     main = importlib.import_module(f"examples.{name}").main
     with (
@@ -239,7 +293,15 @@ def test_vae_mnist_refuses_altered_settings(main, tmp_path, settings):
 
 
 @pytest.mark.parametrize(
-    "options", [["--lr", "nan"], ["--lr", "0"], ["--epochs", "0"], ["--warmup", "1"], ["--latent", "x"], ["--data", "cifar"]]
+    "options",
+    [
+        ["--lr", "nan"],
+        ["--lr", "0"],
+        ["--epochs", "0"],
+        ["--warmup", "1"],
+        ["--latent", "x"],
+        ["--data", "cifar"],
+    ],
 )
 def test_vae_mnist_refuses_options_out_of_range(main, options, capsys):
     with pytest.raises(SystemExit, match="2"):
@@ -261,7 +323,10 @@ def test_vae_mnist_says_where_it_cannot_write(main, tmp_path):
 @pytest.mark.slow
 def test_vae_mnist_says_when_it_is_not_mnist(main, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VILVM_DATA", str(tmp_path / "nothing"))
-    monkeypatch.setattr("torchvision.datasets.MNIST.download", lambda self: (_ for _ in ()).throw(RuntimeError("no network")))
+    monkeypatch.setattr(
+        "torchvision.datasets.MNIST.download",
+        lambda self: (_ for _ in ()).throw(RuntimeError("no network")),
+    )
     assert main(["--epochs", "1", "--samples", "5", "--out", str(tmp_path / "run")]) == 0
     assert "NOT MNIST" in capsys.readouterr().out
 
@@ -269,7 +334,10 @@ def test_vae_mnist_says_when_it_is_not_mnist(main, tmp_path, monkeypatch, capsys
 @pytest.mark.slow
 def test_a_run_of_vae_mnist_is_diagnosed(tmp_path, capsys):
     vae, folder = tmp_path / "vae", tmp_path / "diagnosis"
-    assert importlib.import_module("examples.vae_mnist").main([*TINY["vae_mnist"], "--out", str(vae)]) == 0
+    assert (
+        importlib.import_module("examples.vae_mnist").main([*TINY["vae_mnist"], "--out", str(vae)])
+        == 0
+    )
     main = importlib.import_module("examples.posterior_diagnostics").main
     options = ["--num-data", "30", "--samples", "50", "--temperatures", "3", "--budget", "20"]
     assert main([str(vae), *options, "--out", str(folder)]) == 0
@@ -282,7 +350,8 @@ def test_a_run_of_vae_mnist_is_diagnosed(tmp_path, capsys):
     assert results["bdmc_gap"]["its BDMC gap, on 30 simulated data"]["mean"] > 0
     posterior = export.load(folder / "posterior.nc").posterior
     assert posterior.z.sizes["data"] == 30
-    assert posterior.coords["data"].max() > 30  # the images' numbers in the test set, which the findings name too
+    # the images' numbers in the test set, which the findings name too
+    assert posterior.coords["data"].max() > 30
     assert "<svg" in (folder / "page.html").read_text()
     with pytest.raises(SystemExit, match="neither a run folder nor a prescribed model"):
         main(["nine_schools", "--out", str(tmp_path / "other")])
@@ -292,7 +361,11 @@ def test_a_run_of_vae_mnist_is_diagnosed(tmp_path, capsys):
 def test_every_prescribed_model_fits(name):
     case = MODELS[name](None)
     fit_case(case, seed=0, steps=3)
-    assert math.isfinite(vilvm.evaluate(case.lvm, case.data, num_samples=10, batch_size=len(case.data)).bounds["elbo"].mean)
+    assert math.isfinite(
+        vilvm.evaluate(case.lvm, case.data, num_samples=10, batch_size=len(case.data))
+        .bounds["elbo"]
+        .mean
+    )
     if case.reference is not None and case.scalars is not None:
         drawn = case.scalars(vilvm.posterior(case.lvm, case.data.x, 5))
         assert set(drawn) & set(case.reference.draws) == set(case.reference.draws)

@@ -107,7 +107,9 @@ def test_shared_latents_have_one_weight_for_all_data(eight):
 
 def test_deterministic_values_are_those_of_the_draws(eight):
     for group in (eight[1].posterior, eight[1].prior):
-        np.testing.assert_allclose(group.theta, group.mu + group.tau * group.eta, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            group.theta, group.mu + group.tau * group.eta, rtol=1e-4, atol=1e-4
+        )
 
 
 def test_what_is_observed_is_kept_apart_from_what_is_given(eight):
@@ -120,7 +122,11 @@ def test_what_is_observed_is_kept_apart_from_what_is_given(eight):
 
 @pytest.mark.parametrize("case", ["line", "eight"])
 def test_densities_are_those_of_log_weights(case, request, batch):
-    lvm, x = request.getfixturevalue("line") if case == "line" else (request.getfixturevalue("eight")[0], batch)
+    lvm, x = (
+        request.getfixturevalue("line")
+        if case == "line"
+        else (request.getfixturevalue("eight")[0], batch)
+    )
     tree = to_datatree(lvm, x, num_samples=60, seed=3)
     with torch.no_grad(), seeded(3), evaluation_mode(lvm):
         weights = vilvm.log_weights(lvm, x, 60)
@@ -137,7 +143,9 @@ def test_densities_are_those_of_the_formulas(line, ppca):
     """By torch.distributions, at the draws that were written."""
     lvm, x = line
     z = torch.from_numpy(ppca.posterior.z[0].values).double()
-    W, b, sigma, V, s = (p.detach().double() for p in (lvm.W, lvm.b, lvm.log_sigma.exp(), lvm.V, lvm.log_s.exp()))
+    W, b, sigma, V, s = (
+        p.detach().double() for p in (lvm.W, lvm.b, lvm.log_sigma.exp(), lvm.V, lvm.log_s.exp())
+    )
     normal = torch.distributions.Normal
     likelihood = normal(z @ W.T + b, sigma).log_prob(x.double()).sum(-1)
     prior = normal(0.0, 1.0).log_prob(z).sum(-1)
@@ -164,7 +172,10 @@ def test_predictive_draws_have_the_moments_of_the_model(line):
     mean = ((x.numpy() - b) @ V.T) @ W.T + b
     variance = (W**2 * s**2).sum(1) + noise
     prior_variance = (W**2).sum(1) + noise
-    for group, centre, spread in (("posterior_predictive", mean, variance), ("prior_predictive", b[None], prior_variance)):
+    for group, centre, spread in (
+        ("posterior_predictive", mean, variance),
+        ("prior_predictive", b[None], prior_variance),
+    ):
         draws = tree[group].x[0].values
         z = (draws.mean(0) - centre) / np.sqrt(spread / len(draws))
         assert np.abs(z).max() < 5
@@ -178,15 +189,23 @@ def test_resampled_draws_are_of_the_posterior(line):
     exact = lvm.exact_posterior(x)
     z = tree.posterior.z[0].values
     standard = (z - exact.mean.detach().numpy()) / exact.variance.sqrt().detach().numpy()
-    # Of 40,000 proposals 4,000 are picked with replacement: a variance of 1/4000, and at most ten times less of the proposals'.
+    # Of 40,000 proposals 4,000 are picked with replacement: a variance of 1/4000, and at most ten
+    # times less of the proposals'.
     assert np.abs(standard.mean(0)).max() < 5 * np.sqrt(1.2 / 4000)
     assert np.abs(standard.var(0) - 1).max() < 5 * np.sqrt(1.2 * 2 / 4000)
     assert "resampled" in tree.attrs["draws"]
-    of_guide = to_datatree(lvm, x, num_samples=4000).posterior.z[0].values / exact.variance.sqrt().detach().numpy()
+    of_guide = (
+        to_datatree(lvm, x, num_samples=4000).posterior.z[0].values
+        / exact.variance.sqrt().detach().numpy()
+    )
     assert of_guide.var(0).min() > 1.5  # the guide's are too wide, which the test would see
     stats = tree.sample_stats
     np.testing.assert_allclose(stats.log_p - stats.log_q, stats.log_weight, atol=1e-10)
-    log_likelihood = torch.distributions.Normal(torch.from_numpy(z) @ lvm.W.T + lvm.b, lvm.log_sigma.exp()).log_prob(x).sum(-1)
+    log_likelihood = (
+        torch.distributions.Normal(torch.from_numpy(z) @ lvm.W.T + lvm.b, lvm.log_sigma.exp())
+        .log_prob(x)
+        .sum(-1)
+    )
     np.testing.assert_allclose(tree.log_likelihood.x[0], log_likelihood.detach(), atol=1e-3)
 
 
@@ -213,7 +232,10 @@ def test_netcdf_round_trip(eight, ppca, tmp_path):
 def test_attributes_say_where_it_comes_from(line):
     lvm, x = line
     tree = to_datatree(lvm, Data(x, name="rows", split="test"), num_samples=30, seed=4)
-    said = {key: tree.attrs[key] for key in ("inference_library", "model", "data", "split", "transform", "num_data", "seed")}
+    said = {
+        key: tree.attrs[key]
+        for key in ("inference_library", "model", "data", "split", "transform", "num_data", "seed")
+    }
     assert said == {
         "inference_library": "vilvm",
         "model": "vilvm.models.ppca.PPCA",
@@ -270,7 +292,8 @@ def test_arviz_summarises_and_leaves_out(case, request):
     assert float(first["mean"]) == pytest.approx(float(values.mean()), abs=1e-6)
     assert len(az.summary(tree, group="sample_stats")) == tree.sample_stats.log_p[0, 0].size * 3
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Estimated shape parameter")  # local latents: a harmonic mean
+        # local latents: a harmonic mean
+        warnings.filterwarnings("ignore", "Estimated shape parameter")
         loo = az.loo(tree, pointwise=True)
     assert loo.n_data_points == (7 if case == "ppca" else 8)
     assert np.isfinite(loo.elpd)
@@ -295,10 +318,13 @@ def test_leave_one_out_of_a_normal_mean_is_exact():
     found = []
     for seed in range(16):
         tree = to_datatree(vilvm.Pair(model, guide), y, num_samples=2000, seed=seed)
-        corrected = az.loo_approximate_posterior(tree, tree.sample_stats.log_p, tree.sample_stats.log_q)
+        corrected = az.loo_approximate_posterior(
+            tree, tree.sample_stats.log_p, tree.sample_stats.log_q
+        )
         found.append([az.loo(tree).elpd, corrected.elpd])
     error = np.std(found, axis=0, ddof=1) / 4
-    assert (np.abs(np.mean(found, axis=0) - exact) < 5 * error).all()  # Student's t of 15: once in 6000
+    # Student's t of 15: once in 6000
+    assert (np.abs(np.mean(found, axis=0) - exact) < 5 * error).all()
     assert (error < 0.02).all()
 
 
@@ -350,7 +376,9 @@ def test_enumerated_latents_are_summed_over():
     tree = to_datatree(vilvm.Pair(model, guide), x, num_samples=2000)
     assert list(tree.posterior) == list(tree.prior) == ["shift"]
     shift = torch.from_numpy(tree.posterior.shift[0].values)
-    exact = (weight.log() + dist.Normal(shift[:, None, None] + centre, 1.0).log_prob(x[:, None])).logsumexp(-1)
+    exact = (
+        weight.log() + dist.Normal(shift[:, None, None] + centre, 1.0).log_prob(x[:, None])
+    ).logsumexp(-1)
     np.testing.assert_allclose(tree.log_likelihood.x[0], exact, atol=1e-4)
     draws = tree.posterior_predictive.x[0].values
     variance = 0.25 + 1 + 0.3 * 0.7 * 9
@@ -420,7 +448,9 @@ def test_replay_knows_which_dimension_is_which(num_samples):
     latents = vilvm.posterior(lvm, x, num_samples)
     said = replay(lvm, x, latents)
     assert said.latents["a"].shape == (num_samples, 3, 2)
-    torch.testing.assert_close(said.deterministics["total"], latents["a"].sum(-1)[..., None] + latents["b"])
+    torch.testing.assert_close(
+        said.deterministics["total"], latents["a"].sum(-1)[..., None] + latents["b"]
+    )
     assert (said.observed["x"] - said.deterministics["total"]).abs().max() < 0.1 * 6
     assert torch.equal(said.deterministics["constant"], torch.ones(num_samples, 2))
     assert torch.equal(said.recorded["x"], x.T)
@@ -429,7 +459,9 @@ def test_replay_knows_which_dimension_is_which(num_samples):
 
 def test_an_image_s_axes_and_a_second_plate_are_named():
     x = torch.randn(5, 3)
-    tree = to_datatree(vilvm.Pair(two_plates, AutoNormal(two_plates)), x, num_samples=10, dims={"x": ["column"]})
+    tree = to_datatree(
+        vilvm.Pair(two_plates, AutoNormal(two_plates)), x, num_samples=10, dims={"x": ["column"]}
+    )
     assert tree.posterior_predictive.x.dims == ("chain", "draw", "column", "data")
     assert tree.observed_data.x.dims == ("column", "data")
     assert tree.posterior.total.dims == ("chain", "draw", "total_dim_0", "data")
@@ -441,7 +473,9 @@ def test_replay_says_what_it_was_not_given(line):
         replay(lvm, x)
     with pytest.raises(ContractError, match="no latent 'w'"):
         replay(lvm, x, {"w": torch.zeros(3, 7, 2)})
-    with pytest.raises(ContractError, match=r"given draws of shape \(4, 2\), and a draw of it has shape \(7, 2\)"):
+    with pytest.raises(
+        ContractError, match=r"given draws of shape \(4, 2\), and a draw of it has shape \(7, 2\)"
+    ):
         replay(lvm, x, {"z": torch.zeros(3, 4, 2)})
 
 
@@ -460,9 +494,17 @@ def test_a_model_of_factors_has_a_posterior_and_no_data():
     x = torch.randn(6)
     lvm = vilvm.Pair(only_factors, halved)
     tree = to_datatree(lvm, x, num_samples=50)
-    assert set(tree.children) == {"posterior", "log_likelihood", "sample_stats", "constant_data", "diagnostics"}
+    assert set(tree.children) == {
+        "posterior",
+        "log_likelihood",
+        "sample_stats",
+        "constant_data",
+        "diagnostics",
+    }
     z = torch.from_numpy(tree.posterior.z.values[0])
-    torch.testing.assert_close(torch.from_numpy(tree.log_likelihood.f.values[0]), -0.5 * (x - z).square())
+    torch.testing.assert_close(
+        torch.from_numpy(tree.log_likelihood.f.values[0]), -0.5 * (x - z).square()
+    )
     assert tree.attrs["no posterior_predictive"] == "the model observes nothing but factors"
     with pytest.raises(vilvm.lvm.NotApplicable, match="observes nothing but factors"):
         predictive_check(lvm, x)
@@ -564,7 +606,11 @@ def test_only_what_save_wrote_is_loaded(tmp_path):
         load(tmp_path / "other.nc")
     for given, path, words in (
         (tree, tmp_path, "is a folder; give the path of a file in it"),
-        (xr.Dataset(), tmp_path / "x.nc", "tree must be a DataTree, as to_datatree makes it; got a Dataset"),
+        (
+            xr.Dataset(),
+            tmp_path / "x.nc",
+            "tree must be a DataTree, as to_datatree makes it; got a Dataset",
+        ),
         (tree, "a\0.nc", "holds a NUL byte"),
     ):
         with pytest.raises(ValueError, match=words):

@@ -16,7 +16,8 @@ from benchmarks.faults.kills import digest, names
 from benchmarks.faults.table import Row, markdown
 
 ROOT = Path(__file__).parents[1]
-# Every kind of state that a checkpoint holds, in as few runs as it takes; compiled, too, where the words are those of such a run.
+# Every kind of state that a checkpoint holds, in as few runs as it takes; compiled, too, where the
+# words are those of such a run.
 KILLED = (
     "milestones by epoch",
     "scheduler: on a plateau",
@@ -31,14 +32,26 @@ FAULTS = ("rank 0 killed", "rank 0 stopped", "rank 1 never", "the port", "disk i
 
 def run(module, *words):
     done = subprocess.run(
-        [sys.executable, "-m", f"benchmarks.faults.{module}", *words], cwd=ROOT, capture_output=True, text=True, timeout=600
+        [sys.executable, "-m", f"benchmarks.faults.{module}", *words],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.slow
 def test_killed_runs_end_as_undisturbed_ones(tmp_path):
-    run("kills", "--kills", "20", "--only", "|".join(KILLED), "--json", str(tmp_path / "found.json"))
+    run(
+        "kills",
+        "--kills",
+        "20",
+        "--only",
+        "|".join(KILLED),
+        "--json",
+        str(tmp_path / "found.json"),
+    )
     found = json.loads((tmp_path / "found.json").read_text())
     total = found["total"]
     assert total["kills"] >= 20
@@ -56,7 +69,12 @@ def test_all_ranks_end_with_a_sentence_where_one_fails(tmp_path):
 def test_a_digest_sees_every_bit_and_no_clock():
     state = {"m": torch.tensor([0.0, 1.0]), "rng": [torch.arange(3)], "best": None, "seconds": 1.0}
     assert digest({**state, "seconds": 2.0}) == digest(state)
-    for other in ({"m": torch.tensor([-0.0, 1.0])}, {"rng": [torch.tensor([0, 1, 3])]}, {"best": 0}, {"m": torch.zeros(2, 1)}):
+    for other in (
+        {"m": torch.tensor([-0.0, 1.0])},
+        {"rng": [torch.tensor([0, 1, 3])]},
+        {"best": 0},
+        {"m": torch.zeros(2, 1)},
+    ):
         assert digest({**state, **other}) != digest(state)
     assert digest(torch.tensor(float("nan"))) == digest(torch.tensor(float("nan")))
 
@@ -64,13 +82,21 @@ def test_a_digest_sees_every_bit_and_no_clock():
 def test_only_the_step_of_a_checkpoint_may_differ_in_a_run_folder(tmp_path):
     for name in ("checkpoint/step-000000007", "checkpoint/.step-000000003.removed", "history.csv"):
         (tmp_path / name).mkdir(parents=True)
-    assert names(tmp_path) == {"checkpoint", "checkpoint/step", "checkpoint/.step-000000003.removed", "history.csv"}
+    assert names(tmp_path) == {
+        "checkpoint",
+        "checkpoint/step",
+        "checkpoint/.step-000000003.removed",
+        "history.csv",
+    }
 
 
 def test_what_did_not_survive_is_counted_and_named():
     found = count([("a", "refused"), ("b", "crash", "signal 11"), ("c", "refused")], {"refused"})
     assert found == {"outcomes": {"refused": 2, "crash": 1}, "trouble": ["b: crash: signal 11"]}
-    assert markdown([Row("a fault", 1200, 1199, "nothing")]).splitlines()[-1] == "| a fault | 1,200 | 1,199 | nothing |"
+    assert (
+        markdown([Row("a fault", 1200, 1199, "nothing")]).splitlines()[-1]
+        == "| a fault | 1,200 | 1,199 | nothing |"
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,7 +105,8 @@ def test_what_did_not_survive_is_counted_and_named():
         ("127.0.0.1", "The server socket has failed to listen on any local network address"),
         (
             None,
-            "Error initializing torch.distributed using env:// rendezvous: environment variable MASTER_ADDR expected, but not set",
+            "Error initializing torch.distributed using env:// rendezvous: environment variable "
+            "MASTER_ADDR expected, but not set",
         ),
     ],
 )
@@ -88,8 +115,15 @@ def test_ranks_that_cannot_meet_say_so(monkeypatch, address, why):
         taken.bind(("127.0.0.1", free_port()))
         taken.listen()
         port = taken.getsockname()[1]
-        for name, value in {"WORLD_SIZE": 2, "RANK": 0, "MASTER_ADDR": address, "MASTER_PORT": port}.items():
-            monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(name, str(value))
+        for name, value in {
+            "WORLD_SIZE": 2,
+            "RANK": 0,
+            "MASTER_ADDR": address,
+            "MASTER_PORT": port,
+        }.items():
+            monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(
+                name, str(value)
+            )
         with pytest.raises(vilvm.PeerLostError) as error, vilvm.distributed(0.1):
             pass
     assert str(error.value) == (

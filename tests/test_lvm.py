@@ -46,7 +46,10 @@ class Leaning(Base):
 
     def guide(self, x):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(self.slope * (x - x.mean() + x.std(correction=0)), self.scale.exp()))
+            pyro.sample(
+                "z",
+                dist.Normal(self.slope * (x - x.mean() + x.std(correction=0)), self.scale.exp()),
+            )
 
 
 class Leaking(Base):
@@ -103,4 +106,9 @@ def test_each_fault_is_caught(kind, message):
 
 def test_plain_functions_must_be_wrapped():
     with pytest.raises(AssertionError, match="Pair"):
-        check_lvm(lambda: (type("Plain", (), {"model": Base.model, "guide": Base.guide})(), torch.zeros(3)))
+        check_lvm(
+            lambda: (
+                type("Plain", (), {"model": Base.model, "guide": Base.guide})(),
+                torch.zeros(3),
+            )
+        )

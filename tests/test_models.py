@@ -7,17 +7,22 @@ import pytest
 
 from vilvm.testing import check_lvm
 
-MODELS = sorted(p.stem for p in (Path(__file__).parents[1] / "models").glob("*.py") if p.stem != "__init__")
+MODELS = sorted(
+    p.stem for p in (Path(__file__).parents[1] / "models").glob("*.py") if p.stem != "__init__"
+)
 
 
 # Of several models alike in kind, all but one take their turn with the slow tests.
 LONG = {*MODELS} - {"vae", "ppca", "eight_schools", "autoencoder", "denoising_autoencoder"}
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in MODELS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in MODELS]
+)
 def test_model_keeps_the_contract(name):
     module = importlib.import_module(f"vilvm.models.{name}")
-    check_lvm(module.tiny, getattr(module, "objective", lambda: None)())  # a model that is not for Trace_ELBO says so
+    # a model that is not for Trace_ELBO says so
+    check_lvm(module.tiny, getattr(module, "objective", lambda: None)())
     assert module.__doc__, f"models/{name}.py tells no story"
     assert "Reference" in module.__doc__, f"models/{name}.py names no paper"
 

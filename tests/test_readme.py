@@ -11,7 +11,9 @@ ROOT = Path(__file__).parents[1]
 BLOCKS = [
     (page.name, number, block)
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL))
+    for number, block in enumerate(
+        re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    )
 ]
 DOCUMENTED = sorted(
     ".".join(p.relative_to(ROOT).with_suffix("").parts)
@@ -22,7 +24,12 @@ DOCUMENTED = sorted(
 
 @pytest.mark.parametrize(
     ("page", "number", "block"),
-    [pytest.param(*b, marks=pytest.mark.slow if "diagnose(" in b[2] or "compare(" in b[2] else ()) for b in BLOCKS],
+    [
+        pytest.param(
+            *b, marks=pytest.mark.slow if "diagnose(" in b[2] or "compare(" in b[2] else ()
+        )
+        for b in BLOCKS
+    ],
     ids=[f"{b[0]}-{b[1]}" for b in BLOCKS],
 )
 def test_block_runs(page, number, block):
@@ -37,7 +44,9 @@ def test_a_model_of_your_own_takes_under_thirty_lines():
 LONG = {"vilvm.evaluation.ais", "vilvm.diagnostics.convergence", "vilvm.diagnostics.diagnose"}
 
 
-@pytest.mark.parametrize("module", [pytest.param(m, marks=pytest.mark.slow) if m in LONG else m for m in DOCUMENTED])
+@pytest.mark.parametrize(
+    "module", [pytest.param(m, marks=pytest.mark.slow) if m in LONG else m for m in DOCUMENTED]
+)
 def test_docstring_examples_run(module):
     result = doctest.testmod(importlib.import_module(module))
     assert result.attempted

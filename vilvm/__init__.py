@@ -7,7 +7,15 @@ from vilvm.diagnostics import Diagnosis, Finding, diagnose
 from vilvm.evaluation import Estimate, Evaluation, Ledger, compare, evaluate
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, Pair
 from vilvm.training import CheckpointError, Event, Fit, History, NonFiniteLossError, fit
-from vilvm.weights import LogWeights, log_weights, posterior, posterior_mean, predict, resample, sample
+from vilvm.weights import (
+    LogWeights,
+    log_weights,
+    posterior,
+    posterior_mean,
+    predict,
+    resample,
+    sample,
+)
 
 __all__ = [
     "CheckpointError",

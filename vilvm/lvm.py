@@ -2,13 +2,15 @@
 
 A latent variable model is any object with two Pyro callables:
 
-- ``model(batch)`` is the joint density p(x | z) p(z): it samples every latent and observes the batch
-  (``pyro.sample(..., obs=batch)``);
-- ``guide(batch)`` is the approximate posterior q(z | x): it samples every latent of the model, under the same name.
+- ``model(batch)`` is the joint density p(x | z) p(z): it samples every latent and observes the
+  batch (``pyro.sample(..., obs=batch)``);
+- ``guide(batch)`` is the approximate posterior q(z | x): it samples every latent of the model,
+  under the same name.
 
-Data that are independent given shared quantities stand in a plate, ``with pyro.plate("data", len(batch))``; the density of
-each datum is then kept apart, and everything vilvm says is said per datum. A ``torch.nn.Module`` with these two methods is
-the usual form; ``Pair`` makes one of two plain functions.
+Data that are independent given shared quantities stand in a plate, ``with pyro.plate("data",
+len(batch))``; the density of each datum is then kept apart, and everything vilvm says is said per
+datum. A ``torch.nn.Module`` with these two methods is the usual form; ``Pair`` makes one of two
+plain functions.
 """
 
 import copy
@@ -51,7 +53,9 @@ __all__ = [
 
 @runtime_checkable
 class LatentVariableModel(Protocol):
-    """Two Pyro callables: ``model(batch)``, which is p(x | z) p(z), and ``guide(batch)``, which is q(z | x)."""
+    """Two Pyro callables: ``model(batch)``, which is p(x | z) p(z), and ``guide(batch)``, which is
+    q(z | x).
+    """
 
     def model(self, batch: Any, /) -> Any: ...
 
@@ -59,15 +63,17 @@ class LatentVariableModel(Protocol):
 
 
 class Pair(torch.nn.Module):
-    """A latent variable model made of two callables, which may be plain functions, modules or Pyro autoguides.
+    """A latent variable model made of two callables, which may be plain functions, modules or Pyro
+    autoguides.
 
-    Parameters that the functions declare with ``pyro.param`` become parameters of this module, not of Pyro's global store.
-    So do the networks that they announce with ``pyro.module``, and those that they hold: in closures, defaults,
-    ``functools.partial``, globals that their code names, lists and dicts of these, or behind a method. All of them are
-    trained (freeze one by ``network.requires_grad_(False)``) and follow ``train()``, ``eval()`` and ``to()``.
+    Parameters that the functions declare with ``pyro.param`` become parameters of this module, not
+    of Pyro's global store. So do the networks that they announce with ``pyro.module``, and those
+    that they hold: in closures, defaults, ``functools.partial``, globals that their code names,
+    lists and dicts of these, or behind a method. All of them are trained (freeze one by
+    ``network.requires_grad_(False)``) and follow ``train()``, ``eval()`` and ``to()``.
 
-    ``lvm.model`` and ``lvm.guide`` are the two callables with these parameters: any Pyro tool may be given them, as in
-    ``pyro.infer.Predictive(lvm.model, guide=lvm.guide, num_samples=100)``.
+    ``lvm.model`` and ``lvm.guide`` are the two callables with these parameters: any Pyro tool may
+    be given them, as in ``pyro.infer.Predictive(lvm.model, guide=lvm.guide, num_samples=100)``.
 
     Arguments:
         model: p(x | z) p(z), called with a batch.
@@ -93,21 +99,34 @@ class Pair(torch.nn.Module):
         super().__init__()
         for name, part in (("model", model), ("guide", guide)):
             if not callable(part):
-                raise ContractError(f"Pair: the {name} is a {type(part).__name__}, which cannot be called with a batch.")
-        owners = {id(o): o for o in (getattr(f, "__self__", None) for f in (model, guide)) if isinstance(o, torch.nn.Module)}
+                raise ContractError(
+                    f"Pair: the {name} is a {type(part).__name__}, which cannot be called with a "
+                    "batch."
+                )
+        owners = {
+            id(o): o
+            for o in (getattr(f, "__self__", None) for f in (model, guide))
+            if isinstance(o, torch.nn.Module)
+        }
         self.owners = torch.nn.ModuleList(owners.values())
         self.model = model
         self.guide = guide
 
     def _take(self, name: str, part: Any) -> None:
-        """Makes a callable the model or the guide, and the networks that it holds part of the pair."""
+        """Makes a callable the model or the guide, and the networks that it holds part of the
+        pair.
+        """
         self._modules.pop(name, None)
         self.__dict__.pop(f"_{name}", None)
         if isinstance(part, torch.nn.Module) and type(part) is not _Half:
             self._modules[name] = part
         else:
             self.__dict__[f"_{name}"] = part
-        parts = {n: getattr(self, n).__wrapped__ for n in ("model", "guide") if n in self._modules or f"_{n}" in self.__dict__}
+        parts = {
+            n: getattr(self, n).__wrapped__
+            for n in ("model", "guide")
+            if n in self._modules or f"_{n}" in self.__dict__
+        }
         if len(parts) == 2:
             mine = {id(m) for m in self.modules()}
             for label, network in held_modules(**parts).items():
@@ -116,7 +135,8 @@ class Pair(torch.nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("model", "guide"):
-            object.__setattr__(self, name, value)  # and not torch's, which registers a module and asks no property
+            # and not torch's, which registers a module and asks no property
+            object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
 
@@ -131,14 +151,18 @@ class Pair(torch.nn.Module):
 
     @property
     def guide(self) -> Any:
-        """q(z | x), with the parameters of this pair; an autoguide has its attributes and methods here too."""
+        """q(z | x), with the parameters of this pair; an autoguide has its attributes and methods
+        here too.
+        """
         return _Half(self, "guide")
 
     @guide.setter
     def guide(self, part: Any) -> None:
         self._take("guide", part)
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
         keep_for_later(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -148,17 +172,22 @@ class Pair(torch.nn.Module):
 
     def __deepcopy__(self, memo: Any) -> "Pair":
         """A pair of the same functions with parameters of its own."""
-        guides = [(g, g.__dict__["_model"], g.master) for g in self.modules() if isinstance(g, AutoGuide)]
+        guides = [
+            (g, g.__dict__["_model"], g.master) for g in self.modules() if isinstance(g, AutoGuide)
+        ]
         new = memo[id(self)] = type(self).__new__(type(self))
         new.__dict__ = copy.deepcopy(self.__dict__, memo)
-        for guide, model, master in guides:  # a copied autoguide loses its model, and so does the one that is copied
+        # a copied autoguide loses its model, and so does the one that is copied
+        for guide, model, master in guides:
             guide._model, guide.master = model, master
             memo[id(guide)]._model = copy.deepcopy(model, memo)
         return new
 
 
 class _Half:
-    """Model or guide of a pair: the callable itself to whoever looks at it, and called with the parameters of the pair."""
+    """Model or guide of a pair: the callable itself to whoever looks at it, and called with the
+    parameters of the pair.
+    """
 
     def __init__(self, lvm: Pair, name: str):
         object.__setattr__(self, "__self__", lvm)
@@ -166,7 +195,10 @@ class _Half:
 
     @property
     def __wrapped__(self) -> Any:
-        lvm, name = object.__getattribute__(self, "__self__"), object.__getattribute__(self, "_name")
+        lvm, name = (
+            object.__getattribute__(self, "__self__"),
+            object.__getattribute__(self, "_name"),
+        )
         return lvm._modules[name] if name in lvm._modules else lvm.__dict__[f"_{name}"]
 
     @property
@@ -207,7 +239,10 @@ class _Half:
         return repr(self.__wrapped__)
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is _Half and (self.__self__, self._name) == (other.__self__, other._name)
+        return type(other) is _Half and (self.__self__, self._name) == (
+            other.__self__,
+            other._name,
+        )
 
     def __hash__(self) -> int:
         return hash((id(self.__self__), self._name))
@@ -219,11 +254,14 @@ class _Half:
 def check_contract(lvm: object) -> None:
     """Raises ContractError unless `lvm` has a callable ``model`` and a callable ``guide``."""
     if isinstance(lvm, tuple):
-        raise ContractError("Got a tuple in place of a latent variable model; write vilvm.Pair(model, guide).")
+        raise ContractError(
+            "Got a tuple in place of a latent variable model; write vilvm.Pair(model, guide)."
+        )
     for name in ("model", "guide"):
         if not callable(getattr(lvm, name, None)):
             raise ContractError(
-                f"{type(lvm).__name__} has no method {name}(batch); a latent variable model has both model(batch) and guide(batch)."
+                f"{type(lvm).__name__} has no method {name}(batch); a latent variable model has "
+                "both model(batch) and guide(batch)."
             )
 
 
@@ -240,9 +278,11 @@ def fixed_beside(lvm: object, data: Any, seed: int = 0) -> Data:
 
 
 class Wrapped(torch.nn.Module):
-    """A model around another one, `lvm`; a subclass writes `model` and `guide` with the two methods below.
+    """A model around another one, `lvm`; a subclass writes `model` and `guide` with the two
+    methods below.
 
-    They run those of the inner model with the parameters that live in it (``pyro.param``), not with new ones of the outer model's.
+    They run those of the inner model with the parameters that live in it (``pyro.param``), not
+    with new ones of the outer model's.
 
     Arguments:
         lvm: the model within; a ``torch.nn.Module``.
@@ -254,14 +294,17 @@ class Wrapped(torch.nn.Module):
 
     lvm: Any
     keeps_model = False  # whether p(x, z) is that of the inner model, so that its evidence is too
-    keeps_guide = True  # whether q(z | x) has the parameters of the inner guide, so that it serves no other data than that does
+    # whether q(z | x) has the parameters of the inner guide, so that it serves no other data than
+    # that does
+    keeps_guide = True
 
     def __init__(self, lvm: Any, frozen: bool = False):
         super().__init__()
         check_contract(lvm)
         if not isinstance(lvm, torch.nn.Module):
             raise ContractError(
-                f"{type(lvm).__name__} is no torch.nn.Module, which is needed here; make it one, or wrap it as vilvm.Pair(model, guide)."
+                f"{type(lvm).__name__} is no torch.nn.Module, which is needed here; make it one, "
+                "or wrap it as vilvm.Pair(model, guide)."
             )
         self.lvm, self._frozen = lvm, frozen
 

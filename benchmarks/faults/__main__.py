@@ -24,7 +24,9 @@ _HOURS = 3600.0
 
 
 def count(cases: Iterable[tuple[str, ...]], good: set[str]) -> dict[str, Any]:
-    """How many cases, (name, outcome, ...), had which outcome, and the first of those that are not good."""
+    """How many cases, (name, outcome, ...), had which outcome, and the first of those that are not
+    good.
+    """
     found: Counter[str] = Counter()
     trouble = []
     for name, outcome, *said in cases:
@@ -44,7 +46,9 @@ def inputs(module: Any) -> Iterable[tuple[str, str]]:
         yield name, module.verdict(outcome)
 
 
-def counted(fault: str, work: Callable[[], dict[str, Any]], good: set[str], seen: str) -> list[Row]:
+def counted(
+    fault: str, work: Callable[[], dict[str, Any]], good: set[str], seen: str
+) -> list[Row]:
     """The row of `work`, done in a process of its own, which may crash."""
     with tempfile.TemporaryDirectory(prefix="vilvm-faults-") as base:
         outcome = Path(base) / "outcome.json"
@@ -54,7 +58,11 @@ def counted(fault: str, work: Callable[[], dict[str, Any]], good: set[str], seen
     found = told.found["outcomes"]
     survived = sum(n for name, n in found.items() if name in good)
     parts = ", ".join(f"{n:,} {name}" for name, n in sorted(found.items()))
-    return [Row(f"{fault} ({parts})", sum(found.values()), survived, seen, tuple(told.found["trouble"]))]
+    return [
+        Row(
+            f"{fault} ({parts})", sum(found.values()), survived, seen, tuple(told.found["trouble"])
+        )
+    ]
 
 
 def optional(args: argparse.Namespace) -> list[Row]:
@@ -64,16 +72,28 @@ def optional(args: argparse.Namespace) -> list[Row]:
         forgeries = import_module("benchmarks.faults.forgeries")
         good = {"refused", "identical"}
         seen = "one sentence: which file, why, what to do"
-        out += counted("mutations of a checkpoint", lambda: count(forgeries.forgeries(args.seed, args.mutations), good), good, seen)
+        out += counted(
+            "mutations of a checkpoint",
+            lambda: count(forgeries.forgeries(args.seed, args.mutations), good),
+            good,
+            seen,
+        )
     if find_spec("benchmarks.faults.bad_inputs"):
         module = import_module("benchmarks.faults.bad_inputs")
         good = {"one sentence", "right"}
-        out += counted("bad inputs", lambda: count(inputs(module), good), good, "one sentence that names the argument")
+        out += counted(
+            "bad inputs",
+            lambda: count(inputs(module), good),
+            good,
+            "one sentence that names the argument",
+        )
     return out
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.faults", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--mutations", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
@@ -90,7 +110,11 @@ def main(argv: list[str] | None = None) -> int:
     for part in parts:
         found += part()
         if args.json:  # after each part, for all take an hour
-            args.json.write_text(json.dumps({"machine": machine(), "rows": [row._asdict() for row in found]}, indent=1))
+            args.json.write_text(
+                json.dumps(
+                    {"machine": machine(), "rows": [row._asdict() for row in found]}, indent=1
+                )
+            )
     print(", ".join(f"{k} {v}" for k, v in machine().items()), markdown(found), sep="\n\n")
     trouble = [line for row in found for line in row.trouble]
     print("\n".join(trouble), file=sys.stderr)

@@ -1,14 +1,16 @@
-"""Some 2,500 inputs that are wrong, or right in an unusual type, one at a time, in calls that are right otherwise.
+"""Some 2,500 inputs that are wrong, or right in an unusual type, one at a time, in calls that are
+right otherwise.
 
-``cases()`` gives each a name and a function that makes the call; ``verdict`` says of what came of it
+``cases()`` gives each a name and a function that makes the call; ``verdict`` says of what came of
+it
 
     "one sentence"  it was refused by an error of ours: one line, which names the argument
     "right"         it was taken, and the result equals that of the plain form (NumPy's 3 for 3)
     "internals"     it was refused by another error, or one with words of Pyro, torch or Python in it
     "accepted"      it was taken, and should not have been
 
-Every public function of vilvm stands in ``_calls`` with arguments that are right, and each argument has a kind, ``_KINDS``, whose bad
-values are tried in its place.
+Every public function of vilvm stands in ``_calls`` with arguments that are right, and each
+argument has a kind, ``_KINDS``, whose bad values are tried in its place.
 """
 
 import contextlib
@@ -33,14 +35,34 @@ from pyro.infer.autoguide import AutoNormal
 
 import vilvm
 import vilvm.weights
-from vilvm import data, diagnostics, evaluation, export, guides, networks, objectives, plots, priors, training, wrappers
+from vilvm import (
+    data,
+    diagnostics,
+    evaluation,
+    export,
+    guides,
+    networks,
+    objectives,
+    plots,
+    priors,
+    training,
+    wrappers,
+)
 from vilvm.data import datasets
 from vilvm.evaluation import interpolation
 from vilvm.wrappers.partly_observed import partly_observed
 
 __all__ = ["cases", "verdict"]
 
-_KNOWN = (ValueError, TypeError, KeyError, IndexError, FileNotFoundError, FloatingPointError, vilvm.PeerLostError)
+_KNOWN = (
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    FileNotFoundError,
+    FloatingPointError,
+    vilvm.PeerLostError,
+)
 _INTERNALS = re.compile(
     r"Trace Shapes|_pyro_|param_state|Traceback|site-packages|torch\._|aten::|INTERNAL ASSERT|0x[0-9a-f]{8}|"
     r"has no attribute|unsupported operand|not supported between|object is not|positional argument|unexpected keyword|"
@@ -54,11 +76,22 @@ def verdict(outcome: Any) -> str:
     if not isinstance(outcome, BaseException):
         return "right" if outcome is True else "accepted"
     text = str(outcome.args[0]) if isinstance(outcome, KeyError) and outcome.args else str(outcome)
-    text = re.sub(r"( fails on a batch of .* \(in \w+, bad_inputs.py:\d+\)): .*", r"\1", text)  # the words of the pair's own code
-    text = re.sub(r"(could not be made of the parameters).*", r"\1", text)  # torch's words, or those of the user's function
+    # the words of the pair's own code
+    text = re.sub(r"( fails on a batch of .* \(in \w+, bad_inputs.py:\d+\)): .*", r"\1", text)
+    # torch's words, or those of the user's function
+    text = re.sub(r"(could not be made of the parameters).*", r"\1", text)
     named = getattr(outcome, "named", ())
-    clear = isinstance(outcome, _KNOWN) and "\n" not in text and 0 < len(text) <= _MOST and not _INTERNALS.search(text)
-    return "one sentence" if clear and (not named or any(word in text for word in named)) else "internals"
+    clear = (
+        isinstance(outcome, _KNOWN)
+        and "\n" not in text
+        and 0 < len(text) <= _MOST
+        and not _INTERNALS.search(text)
+    )
+    return (
+        "one sentence"
+        if clear and (not named or any(word in text for word in named))
+        else "internals"
+    )
 
 
 def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -74,7 +107,9 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
 
 @dataclass(frozen=True)
 class _Call:
-    """A public function, arguments that are right, and the kinds of those whose place bad ones take."""
+    """A public function, arguments that are right, and the kinds of those whose place bad ones
+    take.
+    """
 
     name: str
     function: Callable[..., Any]
@@ -87,7 +122,9 @@ class _Call:
 
 @dataclass(frozen=True)
 class _Case:
-    """A call with one argument changed; with `plain`, also with that in its place, which must give the same."""
+    """A call with one argument changed; with `plain`, also with that in its place, which must give
+    the same.
+    """
 
     call: _Call
     argument: str
@@ -122,12 +159,17 @@ class _Made:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         yield
 
 
-# Values -------------------------------------------------------------------------------------------------------------------
+# Values
+# -------------------------------------------------------------------------------------------------------------------
 
 _NO_NUMBERS = {"text": "3", "None": None, "NaN": math.nan, "True": True}
 _BAD_COUNTS = {**_NO_NUMBERS, "0": 0, "2.5": np.float64(2.5), "two numbers": torch.tensor([1, 2])}
@@ -158,7 +200,9 @@ def _bad_data() -> dict[str, Any]:
         "a list of dicts": [{"x": x[0]}, {"x": x[1]}],
         "a whole data set": datasets.Dataset(vilvm.Data(x), vilvm.Data(x), vilvm.Data(x)),
         "a generator": _Made(lambda: (row for row in x)),
-        "a packed sequence": torch.nn.utils.rnn.pack_sequence([torch.zeros(3, 2), torch.zeros(2, 2)]),
+        "a packed sequence": torch.nn.utils.rnn.pack_sequence(
+            [torch.zeros(3, 2), torch.zeros(2, 2)]
+        ),
     }
 
 
@@ -223,20 +267,23 @@ _KINDS: dict[str, Callable[[], dict[str, Any]]] = {
         "one that gives a complex number": _Gives(lambda loss: loss + 0j),
     },
     "data": _bad_data,
-    "batch": lambda: {key: value for key, value in _bad_data().items() if key != "an infinity"},  # which a guide may take
+    # which a guide may take
+    "batch": lambda: {key: value for key, value in _bad_data().items() if key != "an infinity"},
     "data or None": lambda: _without_none(_bad_data()),
     "pair": _bad_pairs,
     "like": lambda: {key: _bad_data()[key] for key in ("text", "a number", "a NumPy array", "a masked array", "nothing", "a set", "complex numbers", "a sparse tensor")},
     "models": lambda: {"one pair": _pair(), "None": None, "empty": {}, "text": "vae", "a list": [_pair()], "of text": {"a": "vae"}},
     "tensor": lambda: {"None": None, "text": "z", "a number": 3.0, "a list": [[0.0, 1.0]], "a NumPy array": np.zeros((2, 2)), "NaN": torch.full((2, 2), math.nan)},
     "folder": lambda: {"NUL": "a\0b", "a number": 3, "a list": ["run"], "a file": __file__},
-    "path": lambda: {"NUL": "a\0b.npy", "a number": 3, "a list": ["x.npy"], "no file": "nothing.npy", "a folder": str(Path(__file__).parent), "text of another kind": __file__, "None": None, "empty": ""},
+    "path": lambda: {"NUL": "a\0b.npy", "a number": 3, "a list": ["x.npy"], "no file": "nothing.npy", "a folder": str(Path(__file__).parent), "text of another "
+        "kind": __file__, "None": None, "empty": ""},
     "sizes": lambda: {"a number": 3, "text": "16", "None": None, "0": (0,), "-1": (4, -1), "2.5": (2.5,), "of text": ("4",), "True": (True,)},
     "flag": lambda: {"text": "no", "None": None, "a number": 3},
 }  # fmt: skip
 _KINDS["side"] = _KINDS["count"]
 
-# By kind, values of another type than Python's own, and the plain ones whose results they must give.
+# By kind, values of another type than Python's own, and the plain ones whose results they must
+# give.
 _INTEGERS = {"NumPy's int8": np.int8, "a tensor": torch.tensor}
 _UNUSUAL: dict[str, dict[str, tuple[Any, Any]]] = {
     "count": {label: (make(2), 2) for label, make in _INTEGERS.items()},
@@ -271,7 +318,10 @@ def _same(found: Any, plain: Any) -> bool:
 def _numbers(value: Any) -> Any:
     """What is compared of a result: all numbers in it."""
     if isinstance(value, torch.Tensor):
-        return (tuple(value.shape), value.detach().double().nan_to_num(nan=-1.5).flatten().tolist())
+        return (
+            tuple(value.shape),
+            value.detach().double().nan_to_num(nan=-1.5).flatten().tolist(),
+        )
     if isinstance(value, np.ndarray):
         return (value.shape, np.nan_to_num(value.astype(float)).ravel().tolist())
     if isinstance(value, torch.nn.Module):
@@ -282,13 +332,18 @@ def _numbers(value: Any) -> Any:
         return [_numbers(v) for v in value]
     if hasattr(value, "__dataclass_fields__"):
         clocks = {"seconds", "compile_seconds", "data_per_second", "chunk"}
-        return {key: _numbers(getattr(value, key)) for key in value.__dataclass_fields__ if key not in clocks}
+        return {
+            key: _numbers(getattr(value, key))
+            for key in value.__dataclass_fields__
+            if key not in clocks
+        }
     if isinstance(value, bool | int | float | np.generic):
         return None if value != value else float(value)
     return type(value).__name__ if not isinstance(value, str) else value
 
 
-# The calls ----------------------------------------------------------------------------------------------------------------
+# The calls
+# ----------------------------------------------------------------------------------------------------------------
 
 
 def _model(x: Any) -> None:
@@ -343,7 +398,11 @@ def _with_pair(**right: Any) -> Callable[[], dict[str, Any]]:
 
 def _fitted(**options: Any) -> Any:
     fitted = vilvm.fit(**options)
-    return fitted.steps, [p.detach().clone() for p in options["lvm"].parameters()], fitted.history["elbo"]
+    return (
+        fitted.steps,
+        [p.detach().clone() for p in options["lvm"].parameters()],
+        fitted.history["elbo"],
+    )
 
 
 def _picture() -> vilvm.Data:
@@ -384,8 +443,15 @@ def _calls() -> Iterator[_Call]:
             "validation": "data or None",
         },
     )
-    yield _Call("fit of epochs", _fitted, _with_pair(data=x, epochs=2, batch_size=4), {"epochs": "count"})
-    yield _Call("fit with patience", _fitted, _with_pair(data=x, steps=2, validation=x), {"patience": "count or None"})
+    yield _Call(
+        "fit of epochs", _fitted, _with_pair(data=x, epochs=2, batch_size=4), {"epochs": "count"}
+    )
+    yield _Call(
+        "fit with patience",
+        _fitted,
+        _with_pair(data=x, steps=2, validation=x),
+        {"patience": "count or None"},
+    )
     yield _Call(
         "evaluate",
         vilvm.evaluate,
@@ -405,7 +471,13 @@ def _calls() -> Iterator[_Call]:
     yield _Call(
         "compare",
         lambda **options: len(vilvm.compare(**options).rows),
-        lambda: {"models": {"a": _pair(), "b": _pair()}, "data": x, "num_samples": 3, "num_draws": 20, "progress": False},
+        lambda: {
+            "models": {"a": _pair(), "b": _pair()},
+            "data": x,
+            "num_samples": 3,
+            "num_draws": 20,
+            "progress": False,
+        },
         {
             "models": "models",
             "data": "data",
@@ -422,10 +494,30 @@ def _calls() -> Iterator[_Call]:
         {"lvm": "pair", "batch": "batch", "num_samples": "draws", "chunk": "count or None"},
     )
     for name in ("posterior", "posterior_mean", "resample"):
-        yield _Call(name, getattr(vilvm, name), _with_pair(batch=x), {"lvm": "pair", "batch": "batch", "num_samples": "draws"})
-    yield _Call("resample again", vilvm.resample, _with_pair(batch=x), {"proposals": "draws", "chunk": "count or None"})
-    yield _Call("sample", vilvm.sample, _with_pair(num_samples=2, like=x), {"lvm": "pair", "num_samples": "draws", "like": "like"})
-    yield _Call("predict", vilvm.predict, _with_pair(latents={"z": torch.zeros(2, 2)}), {"lvm": "pair", "latents": "latents"})
+        yield _Call(
+            name,
+            getattr(vilvm, name),
+            _with_pair(batch=x),
+            {"lvm": "pair", "batch": "batch", "num_samples": "draws"},
+        )
+    yield _Call(
+        "resample again",
+        vilvm.resample,
+        _with_pair(batch=x),
+        {"proposals": "draws", "chunk": "count or None"},
+    )
+    yield _Call(
+        "sample",
+        vilvm.sample,
+        _with_pair(num_samples=2, like=x),
+        {"lvm": "pair", "num_samples": "draws", "like": "like"},
+    )
+    yield _Call(
+        "predict",
+        vilvm.predict,
+        _with_pair(latents={"z": torch.zeros(2, 2)}),
+        {"lvm": "pair", "latents": "latents"},
+    )
     yield _Call(
         "simulate",
         lambda **options: len(vilvm.weights.simulate(**options)),
@@ -445,43 +537,93 @@ def _of_diagnostics(x: torch.Tensor) -> Iterator[_Call]:
         "diagnose",
         lambda **options: vilvm.diagnose(**options).num_data,
         _with_pair(data=x, budget=0.01, progress=False),
-        {"lvm": "pair", "data": "data", "budget": "positive", "num_data": "count", "false_alarm": "probability", "seed": "seed"},
+        {
+            "lvm": "pair",
+            "data": "data",
+            "budget": "positive",
+            "num_data": "count",
+            "false_alarm": "probability",
+            "seed": "seed",
+        },
     )
     yield _Call(
         "active_units",
         diagnostics.active_units,
         right,
-        {"threshold": "probability", "num_samples": "count", "seed": "seed", "lvm": "pair", "data": "data"},
+        {
+            "threshold": "probability",
+            "num_samples": "count",
+            "seed": "seed",
+            "lvm": "pair",
+            "data": "data",
+        },
     )
     yield _Call(
         "collapse",
         lambda **options: diagnostics.collapse(**options).spread,
         right,
-        {"num_samples": "at least 2", "num_data": "at least 2", "threshold": "probability", "seed": "seed", "lvm": "pair"},
+        {
+            "num_samples": "at least 2",
+            "num_data": "at least 2",
+            "threshold": "probability",
+            "seed": "seed",
+            "lvm": "pair",
+        },
     )
     tested = {"false_alarm": "probability", "budget": "seconds or None", "seed": "seed"}
     for name, options, more in (
-        ("correction", {"num_samples": 1000}, {"num_samples": "too few", "batch_size": "count or None"}),
+        (
+            "correction",
+            {"num_samples": 1000},
+            {"num_samples": "too few", "batch_size": "count or None"},
+        ),
         ("loo", {"num_samples": 100}, {"num_samples": "too few"}),
-        ("pareto_k", {"num_samples": 100}, {"num_samples": "too few", "batch_size": "count or None", "compile": "choice"}),
-        ("predictive_check", {"num_draws": 100}, {"num_draws": "too few", "batch_size": "count or None", "kind": "choice"}),
+        (
+            "pareto_k",
+            {"num_samples": 100},
+            {"num_samples": "too few", "batch_size": "count or None", "compile": "choice"},
+        ),
+        (
+            "predictive_check",
+            {"num_draws": 100},
+            {"num_draws": "too few", "batch_size": "count or None", "kind": "choice"},
+        ),
         ("rates", {"num_samples": 10}, {"num_samples": "at least 2"}),
         (
             "gaps",
             {"num_samples": 2, "steps": 2, "evidence": "iwae"},
-            {"num_samples": "count", "steps": "count", "batch_size": "count", "evidence": "choice or None"},
+            {
+                "num_samples": "count",
+                "steps": "count",
+                "batch_size": "count",
+                "evidence": "choice or None",
+            },
         ),
     ):
-        kinds = {**{k: v for k, v in tested.items() if not (name == "loo" and k == "false_alarm")}, **more, "lvm": "pair"}
+        kinds = {
+            **{k: v for k, v in tested.items() if not (name == "loo" and k == "false_alarm")},
+            **more,
+            "lvm": "pair",
+        }
         right = _with_pair(data=x, **options)
         if name == "loo":  # which is of a latent that the data share
-            right = lambda options=options: {"lvm": vilvm.Pair(_shared_model, AutoNormal(_shared_model)), "data": x, **options}  # noqa: E731
+            right = lambda options=options: {
+                "lvm": vilvm.Pair(_shared_model, AutoNormal(_shared_model)),
+                "data": x,
+                **options,
+            }  # noqa: E731
         yield _Call(name, getattr(diagnostics, name), right, kinds)
     yield _Call(
         "gradient_snr",
         diagnostics.gradient_snr,
         _with_pair(data=x, num_draws=40),
-        {"num_draws": "too few", "batch_size": "count", "false_alarm": "probability", "seed": "seed", "lvm": "pair"},
+        {
+            "num_draws": "too few",
+            "batch_size": "count",
+            "false_alarm": "probability",
+            "seed": "seed",
+            "lvm": "pair",
+        },
     )
     for name in ("sbc", "tarp"):
         yield _Call(
@@ -502,13 +644,24 @@ def _of_diagnostics(x: torch.Tensor) -> Iterator[_Call]:
         "convergence",
         diagnostics.convergence,
         lambda: {"history": _history()},
-        {"history": "no history", "tolerance": "positive", "false_alarm": "probability", "start": "start"},
+        {
+            "history": "no history",
+            "tolerance": "positive",
+            "false_alarm": "probability",
+            "start": "start",
+        },
     )
     yield _Call(
         "CollapseAlarm",
         lambda **options: bool(diagnostics.CollapseAlarm(**options)),
         dict,
-        {"threshold": "positive", "patience": "at least 2", "after": "start", "num_data": "at least 2", "data": "data or None"},
+        {
+            "threshold": "positive",
+            "patience": "at least 2",
+            "after": "start",
+            "num_data": "at least 2",
+            "data": "data or None",
+        },
     )
     yield _Call(
         "Converged",
@@ -524,7 +677,12 @@ def _of_diagnostics(x: torch.Tensor) -> Iterator[_Call]:
             "seed": "seed",
         },
     )
-    yield _Call("psis", diagnostics.psis, lambda: {"log_weights": torch.linspace(0, 1, 100)}, {"log_weights": "weights"})
+    yield _Call(
+        "psis",
+        diagnostics.psis,
+        lambda: {"log_weights": torch.linspace(0, 1, 100)},
+        {"log_weights": "weights"},
+    )
 
 
 def _of_evaluation(x: torch.Tensor) -> Iterator[_Call]:
@@ -546,13 +704,25 @@ def _of_evaluation(x: torch.Tensor) -> Iterator[_Call]:
         "ais",
         evaluation.ais,
         _with_pair(data=x, schedule=short),
-        {"lvm": "pair", "data": "data", "batch_size": "count or None", "seed": "seed", "schedule": "schedule", "compile": "choice"},
+        {
+            "lvm": "pair",
+            "data": "data",
+            "batch_size": "count or None",
+            "seed": "seed",
+            "schedule": "schedule",
+            "compile": "choice",
+        },
     )
     yield _Call(
         "bdmc",
         evaluation.bdmc,
         _with_pair(schedule=short, num_simulations=2, like=x),
-        {"num_simulations": "count", "batch_size": "count or None", "seed": "seed", "schedule": "schedule"},
+        {
+            "num_simulations": "count",
+            "batch_size": "count or None",
+            "seed": "seed",
+            "schedule": "schedule",
+        },
     )
     labelled = vilvm.Data(_x(40), labels=torch.arange(40) % 2)
     yield _Call(
@@ -567,9 +737,17 @@ def _of_evaluation(x: torch.Tensor) -> Iterator[_Call]:
         lambda: {"first": _x(30).numpy(), "second": _x(30).numpy()},
         {"first": "features", "second": "features"},
     )
-    yield _Call("psnr", evaluation.psnr, lambda: {"restored": x, "clean": x + 1}, {"peak": "positive", "restored": "tensor"})
     yield _Call(
-        "reconstruct", evaluation.reconstruct, _with_pair(batch=x), {"lvm": "pair", "num_samples": "draws", "batch": "batch"}
+        "psnr",
+        evaluation.psnr,
+        lambda: {"restored": x, "clean": x + 1},
+        {"peak": "positive", "restored": "tensor"},
+    )
+    yield _Call(
+        "reconstruct",
+        evaluation.reconstruct,
+        _with_pair(batch=x),
+        {"lvm": "pair", "num_samples": "draws", "batch": "batch"},
     )
     yield _Call(
         "squared_error",
@@ -585,12 +763,20 @@ def _of_evaluation(x: torch.Tensor) -> Iterator[_Call]:
     )
     codes = {"first": torch.zeros(2, 2), "second": torch.ones(2, 2), "steps": 3}
     for function in (interpolation.line, interpolation.great_circle):
-        yield _Call(function.__name__, function, lambda: codes, {"first": "tensor", "steps": "at least 2"})
+        yield _Call(
+            function.__name__, function, lambda: codes, {"first": "tensor", "steps": "at least 2"}
+        )
     yield _Call(
         "interpolate",
         interpolation.interpolate,
         _with_pair(**codes),
-        {"lvm": "pair", "steps": "at least 2", "num_samples": "draws", "path": "function", "first": "tensor"},
+        {
+            "lvm": "pair",
+            "steps": "at least 2",
+            "num_samples": "draws",
+            "path": "function",
+            "first": "tensor",
+        },
     )
     yield _Call(
         "to_datatree",
@@ -629,9 +815,21 @@ def _of_guides(x: torch.Tensor) -> Iterator[_Call]:
         "fit_local_guide",
         lambda **options: guides.fit_local_guide(**options)[0],
         _with_pair(batch=x, steps=2),
-        {"lvm": "pair", "batch": "batch", "steps": "count", "lr": "positive", "num_particles": "count", "seed": "seed"},
+        {
+            "lvm": "pair",
+            "batch": "batch",
+            "steps": "count",
+            "lr": "positive",
+            "num_particles": "count",
+            "seed": "seed",
+        },
     )
-    yield _Call("with_guide", wrappers.with_guide, _with_pair(encoder=torch.nn.Linear(2, 4)), {"lvm": "pair", "encoder": "network"})
+    yield _Call(
+        "with_guide",
+        wrappers.with_guide,
+        _with_pair(encoder=torch.nn.Linear(2, 4)),
+        {"lvm": "pair", "encoder": "network"},
+    )
     yield _Call("with_prior_guide", wrappers.with_prior_guide, _with_pair(), {"lvm": "pair"})
     yield _Call(
         "fit_prior",
@@ -654,7 +852,10 @@ def _of_guides(x: torch.Tensor) -> Iterator[_Call]:
         {"lvm": "pair", "prior": "network"},
     )
     yield _Call(
-        "flat_prior", lambda **options: guides.flat_prior(**options).event_shape, lambda: {"latent_dim": 2}, {"latent_dim": "count"}
+        "flat_prior",
+        lambda **options: guides.flat_prior(**options).event_shape,
+        lambda: {"latent_dim": 2},
+        {"latent_dim": "count"},
     )
     yield _Call(
         "fit_likelihood_scale",
@@ -663,7 +864,10 @@ def _of_guides(x: torch.Tensor) -> Iterator[_Call]:
         {"lvm": "pair", "data": "data", "num_samples": "count", "seed": "seed"},
     )
     yield _Call(
-        "partly_observed", partly_observed, _with_pair(observed=torch.tensor([True, False])), {"lvm": "pair", "observed": "tensor"}
+        "partly_observed",
+        partly_observed,
+        _with_pair(observed=torch.tensor([True, False])),
+        {"lvm": "pair", "observed": "tensor"},
     )
     yield _Call(
         "Annealed",
@@ -679,7 +883,9 @@ def _of_guides(x: torch.Tensor) -> Iterator[_Call]:
     )
     yield _Call(
         "by_name",
-        lambda optimizer, options: _fitted(lvm=_pair(), data=x, steps=1, optimizer=training.by_name(optimizer, options)),
+        lambda optimizer, options: _fitted(
+            lvm=_pair(), data=x, steps=1, optimizer=training.by_name(optimizer, options)
+        ),
         lambda: {"optimizer": torch.optim.Adam, "options": lambda name: {}},
         {"optimizer": "function", "options": "function"},
     )
@@ -707,7 +913,12 @@ def _of_guides(x: torch.Tensor) -> Iterator[_Call]:
         lambda: {"layer": torch.nn.Linear(2, 2), "mean": torch.zeros(2), "likelihood": "gaussian"},
         {"likelihood": "choice", "layer": "network", "mean": "tensor"},
     )
-    yield _Call("Pair", vilvm.Pair, lambda: {"model": _model, "guide": _guide}, {"model": "function", "guide": "function"})
+    yield _Call(
+        "Pair",
+        vilvm.Pair,
+        lambda: {"model": _model, "guide": _guide},
+        {"model": "function", "guide": "function"},
+    )
 
 
 def _of_data() -> Iterator[_Call]:
@@ -715,7 +926,12 @@ def _of_data() -> Iterator[_Call]:
         "arrays",
         lambda **options: datasets.arrays(**options).train.x,
         lambda: {"train": _x(40)},
-        {"train": "array or path", "validation": "split or None", "seed": "seed", "transform": "transform"},
+        {
+            "train": "array or path",
+            "validation": "split or None",
+            "seed": "seed",
+            "transform": "transform",
+        },
     )
     yield _Call(
         "digits",
@@ -748,7 +964,12 @@ def _of_data() -> Iterator[_Call]:
     yield _Call("BlockMasking", data.BlockMasking, dict, {"size": "count", "image_shape": "sizes"})
     yield _Call("HalfErasure", data.HalfErasure, dict, {"half": "choice", "image_shape": "sizes"})
     yield _Call("Blur", data.Blur, dict, {"scale": "positive", "image_shape": "sizes"})
-    yield _Call("StaticBinarisation", lambda seed: data.StaticBinarisation(seed)(torch.full((3,), 0.5)), dict, {"seed": "seed"})
+    yield _Call(
+        "StaticBinarisation",
+        lambda seed: data.StaticBinarisation(seed)(torch.full((3,), 0.5)),
+        dict,
+        {"seed": "seed"},
+    )
     yield _Call("Chain", data.Chain, dict, {"parts": "transforms"})
     yield _Call("Corrupted", data.Corrupted, dict, {"corruption": "choice"})
     yield _Call("load", export.load, dict, {"path": "path"})
@@ -771,7 +992,10 @@ def _of_reports() -> Iterator[_Call]:
             {argument: "count", "lvm": "pair"},
         )
     yield _Call(
-        "plots.interpolations by steps", lambda **options: bool(plots.interpolations(**options)), right, {"steps": "at least 2"}
+        "plots.interpolations by steps",
+        lambda **options: bool(plots.interpolations(**options)),
+        right,
+        {"steps": "at least 2"},
     )
     yield _Call(
         "plots.rank_histograms",
@@ -789,7 +1013,10 @@ def _of_reports() -> Iterator[_Call]:
 
 def _history() -> Any:
     records = [
-        training.Record(i, i, -1.0 + 0.001 * (i % 3), math.nan, math.nan, 1.0, 1.0, 0.1, 1.0, 0, 1.0, 1.0) for i in range(1, 60)
+        training.Record(
+            i, i, -1.0 + 0.001 * (i % 3), math.nan, math.nan, 1.0, 1.0, 0.1, 1.0, 0, 1.0, 1.0
+        )
+        for i in range(1, 60)
     ]
     return vilvm.History(records)
 
@@ -847,13 +1074,22 @@ _ALSO |= {
 }
 
 
-# What is wrong otherwise -----------------------------------------------------------------------------------------------------
+# What is wrong otherwise
+# -----------------------------------------------------------------------------------------------------
 
 
 def _others() -> Iterator[tuple[str, Callable[[], Any]]]:
     """Models and files."""
-    for size, rows, batch in ((10_000, 100, None), (10_000, 100, 10), (50, 100, None), (101, 100, 10)):
-        yield f"fit(plate of {size} on {rows} data in batches of {batch})", partial(_oversized, size, rows, batch)
+    for size, rows, batch in (
+        (10_000, 100, None),
+        (10_000, 100, 10),
+        (50, 100, None),
+        (101, 100, 10),
+    ):
+        yield (
+            f"fit(plate of {size} on {rows} data in batches of {batch})",
+            partial(_oversized, size, rows, batch),
+        )
     yield "fit(a pair within no_grad)", _within_no_grad
     yield "fit(a loss of shape one by one)", _one_by_one
     yield "fit(two names that are one parameter)", _two_names
@@ -890,7 +1126,9 @@ def _within_no_grad() -> bool:
 
 
 def _one_by_one() -> bool:
-    found = _fitted(lvm=_pair(), data=_x(), steps=2, objective=_Gives(lambda loss: loss.reshape(1, 1)))
+    found = _fitted(
+        lvm=_pair(), data=_x(), steps=2, objective=_Gives(lambda loss: loss.reshape(1, 1))
+    )
     return _same(found, _fitted(lvm=_pair(), data=_x(), steps=2))
 
 
@@ -956,7 +1194,11 @@ def _read(reader: str, name: str, content: bytes) -> Any:
     with tempfile.TemporaryDirectory() as folder, _quiet():
         path = Path(folder, "x.npy")
         path.write_bytes(content)
-        return datasets.arrays(path) if reader == "arrays" else datasets.on_disk(path).subset(slice(0, 5)).x
+        return (
+            datasets.arrays(path)
+            if reader == "arrays"
+            else datasets.on_disk(path).subset(slice(0, 5)).x
+        )
 
 
 def _read_posterior(data: str | None, draws: Any) -> Any:

@@ -1,6 +1,8 @@
-"""Processes that are forked from this one, watched, killed, and asked afterwards what became of them.
+"""Processes that are forked from this one, watched, killed, and asked afterwards what became of
+them.
 
-This process must have one thread when it forks. A child leads a session of its own, by which whatever it started can be found after its end.
+This process must have one thread when it forks. A child leads a session of its own, by which
+whatever it started can be found after its end.
 """
 
 import json
@@ -18,7 +20,15 @@ import vilvm
 
 __all__ = ["Ending", "ended", "free_port", "left_running", "one_thread", "start"]
 
-_FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree"}
+_FILE_EVENTS = {
+    "open",
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.truncate",
+    "shutil.rmtree",
+}
 _OURS = str(Path(vilvm.__file__).parent)
 _LONGEST = 60  # words of a sentence
 
@@ -27,8 +37,9 @@ class Ending(NamedTuple):
     """How a child ended.
 
     Arguments:
-        how: "done", "killed", "sentence" (an error of one sentence, raised by vilvm), "internals" (any other error), "exit" (SystemExit),
-            "crash" (a signal that was not ours), or "hung" (it had to be killed).
+        how: "done", "killed", "sentence" (an error of one sentence, raised by vilvm), "internals"
+            (any other error), "exit" (SystemExit), "crash" (a signal that was not ours), or "hung"
+            (it had to be killed).
         found: what its work returned.
         message: of its error.
         seconds: until it ended.
@@ -41,7 +52,9 @@ class Ending(NamedTuple):
 
 
 def one_thread() -> None:
-    """Starts this program again with one thread in every library, unless it has been: only such a process can be forked safely."""
+    """Starts this program again with one thread in every library, unless it has been: only such a
+    process can be forked safely.
+    """
     wanted = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     if any(os.environ.get(k) != v for k, v in wanted.items()):
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **wanted})
@@ -54,10 +67,12 @@ def start(
     dies_at: int | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> int:
-    """Forks a child that does `work` and writes what that returns to `outcome`; returns its process id.
+    """Forks a child that does `work` and writes what that returns to `outcome`; returns its
+    process id.
 
     Arguments:
-        watched: folder in which the child counts what it does to files ("events" of what it found).
+        watched: folder in which the child counts what it does to files ("events" of what it
+            found).
         dies_at: at which of these events the child kills itself, before the event takes place.
         environment: what is added to the child's environment.
     """
@@ -90,7 +105,9 @@ def start(
 
 
 def _kind(error: BaseException) -> str:
-    """Whether an error is a sentence to the user: raised by vilvm itself, on one line, of some length."""
+    """Whether an error is a sentence to the user: raised by vilvm itself, on one line, of some
+    length.
+    """
     if isinstance(error, SystemExit):
         return "exit"
     frames = traceback.extract_tb(error.__traceback__)
@@ -101,7 +118,9 @@ def _kind(error: BaseException) -> str:
 
 
 def _watch(folder: Path, dies_at: int | None) -> Callable[[], int]:
-    """Counts what this process does to files in `folder`, and kills it before event number `dies_at`; returns the count so far."""
+    """Counts what this process does to files in `folder`, and kills it before event number
+    `dies_at`; returns the count so far.
+    """
     count, prefix = [0], str(folder)
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
@@ -109,7 +128,9 @@ def _watch(folder: Path, dies_at: int | None) -> Callable[[], int]:
             return
         path = os.fsdecode(args[0]) if isinstance(args[0], str | bytes | os.PathLike) else ""
         # Within rmtree, files are named relative to an open folder.
-        if path.startswith(prefix) or (event in ("os.remove", "os.rmdir") and args[-1] not in (-1, None)):
+        if path.startswith(prefix) or (
+            event in ("os.remove", "os.rmdir") and args[-1] not in (-1, None)
+        ):
             if count[0] == dies_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             count[0] += 1
@@ -118,7 +139,9 @@ def _watch(folder: Path, dies_at: int | None) -> Callable[[], int]:
     return lambda: count[0]
 
 
-def ended(child: int, outcome: Path, seconds: float = 120.0, kill_after: float | None = None) -> Ending:
+def ended(
+    child: int, outcome: Path, seconds: float = 120.0, kill_after: float | None = None
+) -> Ending:
     """Waits for the end of a child.
 
     Arguments:
@@ -143,12 +166,20 @@ def ended(child: int, outcome: Path, seconds: float = 120.0, kill_after: float |
         outcome.unlink()
         return Ending(found.pop("how"), found, found.get("message", ""), passed)
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    how = "hung" if hung else "killed" if number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT) else "crash"
+    how = (
+        "hung"
+        if hung
+        else "killed"
+        if number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+        else "crash"
+    )
     return Ending(how, {}, f"signal {number}", passed)
 
 
 def left_running(child: int, seconds: float = 60.0) -> list[int]:
-    """Processes of the session of a child that has ended, which do not end within some seconds themselves; they are killed."""
+    """Processes of the session of a child that has ended, which do not end within some seconds
+    themselves; they are killed.
+    """
     deadline = time.monotonic() + seconds
     while (left := _session(child)) and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -1,7 +1,9 @@
-"""The runs that are killed: small pairs on small data, every optimizer, scheduler and option of ``fit`` in some of them.
+"""The runs that are killed: small pairs on small data, every optimizer, scheduler and option of
+``fit`` in some of them.
 
-A configuration is a function of a folder for its data that returns a pair, data and options of ``fit``. All randomness follows from torch's
-seed, so that a resumed process builds what the first one built.
+A configuration is a function of a folder for its data that returns a pair, data and options of
+``fit``. All randomness follows from torch's seed, so that a resumed process builds what the first
+one built.
 """
 
 from collections.abc import Callable
@@ -13,7 +15,14 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO, config_enumerate
+from pyro.infer import (
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+    config_enumerate,
+)
 from pyro.infer.autoguide import AutoNormal
 from pyro.optim.clipped_adam import ClippedAdam
 from torch import Tensor, nn
@@ -64,7 +73,9 @@ def rows(seed: int = 0) -> Tensor:
 
 def vae(**options: Any) -> Setup:
     """A variational auto-encoder on pictures of nine pixels."""
-    return Setup(VAE(DIM, 2, encoder_hidden=(5,), decoder_hidden=(5,)), (rows() > 0).float(), options)
+    return Setup(
+        VAE(DIM, 2, encoder_hidden=(5,), decoder_hidden=(5,)), (rows() > 0).float(), options
+    )
 
 
 def normalised(**options: Any) -> Setup:
@@ -97,7 +108,9 @@ def functions(**options: Any) -> Setup:
 
 
 def shared(**options: Any) -> Setup:
-    """A latent that all data share, under a plate of their full size, with one of Pyro's automatic guides."""
+    """A latent that all data share, under a plate of their full size, with one of Pyro's automatic
+    guides.
+    """
 
     def model(x: Tensor) -> None:
         m = pyro.sample("m", dist.Normal(torch.zeros(DIM), 1.0).to_event(1))
@@ -120,7 +133,11 @@ def in_turn(**options: Any) -> Setup:
     """Batches of two kinds, a label enumerated in one of them."""
     x = rows()[:, 0]
     data = vilvm.Interleaved({"x": x[30:]}, {"x": x[:30], "y": (x[:30] > 0).float()})
-    return Setup(vilvm.Pair(half_labelled, lambda batch: None), data, {"objective": TraceEnum_ELBO(max_plate_nesting=1), **options})
+    return Setup(
+        vilvm.Pair(half_labelled, lambda batch: None),
+        data,
+        {"objective": TraceEnum_ELBO(max_plate_nesting=1), **options},
+    )
 
 
 def from_disk(folder: Path, **options: Any) -> Setup:
@@ -164,7 +181,12 @@ def _by_weight() -> Any:
 
 def _two_schedules(optimizer: torch.optim.Optimizer) -> Any:
     return schedulers.SequentialLR(
-        optimizer, [schedulers.LinearLR(optimizer, total_iters=15), schedulers.ExponentialLR(optimizer, 0.95)], milestones=[15]
+        optimizer,
+        [
+            schedulers.LinearLR(optimizer, total_iters=15),
+            schedulers.ExponentialLR(optimizer, 0.95),
+        ],
+        milestones=[15],
     )
 
 
@@ -200,9 +222,14 @@ _SCHEDULERS: dict[str, dict[str, Any]] = {
         "clip": 1.0,
     },
     "one after another": {"scheduler": _two_schedules},
-    "on a plateau": {"scheduler": partial(schedulers.ReduceLROnPlateau, patience=0), "optimizer": _adam(), "steps": 200},
+    "on a plateau": {
+        "scheduler": partial(schedulers.ReduceLROnPlateau, patience=0),
+        "optimizer": _adam(),
+        "steps": 200,
+    },
 }
-# By torch's graph of the step, for Inductor takes seconds at every start; one is left to it, below.
+# By torch's graph of the step, for Inductor takes seconds at every start; one is left to it,
+# below.
 _COMPILED: dict[str, Callable[[Path], Setup]] = {
     "Adam": lambda _: vae(steps=80),
     "SGD": lambda _: vae(optimizer=_sgd(momentum=0.9), steps=80),
@@ -215,7 +242,10 @@ _COMPILED: dict[str, Callable[[Path], Setup]] = {
 }
 CONFIGURATIONS: dict[str, Callable[[Path], Setup]] = {
     **{f"optimizer: {name}": (lambda _, o=o: vae(optimizer=o)) for name, o in _OPTIMIZERS.items()},
-    **{f"scheduler: {name}": (lambda _, o=o: normalised(**o, validation=rows(1)[:20])) for name, o in _SCHEDULERS.items()},
+    **{
+        f"scheduler: {name}": (lambda _, o=o: normalised(**o, validation=rows(1)[:20]))
+        for name, o in _SCHEDULERS.items()
+    },
     "all data at once": lambda _: vae(batch_size=None),
     "one datum left over": lambda _: normalised(batch_size=30),
     "data on disk": from_disk,
@@ -225,7 +255,13 @@ CONFIGURATIONS: dict[str, Callable[[Path], Setup]] = {
     "arguments, a hook": lambda _: normalised(arguments=widening, after_step=clamped),
     "in turn": lambda _: in_turn(),
     "callbacks": lambda _: normalised(callbacks=[cooled], steps=160),
-    "early stopping": lambda _: vae(validation=(rows(1) > 0).float()[:5], patience=1, optimizer=_adam(), steps=1000, batch_size=8),
+    "early stopping": lambda _: vae(
+        validation=(rows(1) > 0).float()[:5],
+        patience=1,
+        optimizer=_adam(),
+        steps=1000,
+        batch_size=8,
+    ),
     "annealed": lambda _: vae(objective=Annealed(Trace_ELBO(num_particles=2), 25)),
     "Rényi": lambda _: vae(objective=RenyiELBO(alpha=2, num_particles=3)),
     "mean field": lambda _: vae(objective=TraceMeanField_ELBO(), clip=0.5),
@@ -233,7 +269,11 @@ CONFIGURATIONS: dict[str, Callable[[Path], Setup]] = {
     "functions": lambda _: functions(),
     "a latent that data share": lambda _: shared(),
     **{
-        f"compiled: {name}": (lambda folder, m=m: _with(m(folder), compile=True, batch_size=4, checkpoint_seconds=0.02))
+        f"compiled: {name}": (
+            lambda folder, m=m: _with(
+                m(folder), compile=True, batch_size=4, checkpoint_seconds=0.02
+            )
+        )
         for name, m in _COMPILED.items()
     },
 }
@@ -242,7 +282,10 @@ CONFIGURATIONS[INDUCTOR] = CONFIGURATIONS["compiled: Adam"]
 # Of several ranks; what they share is as above.
 RANKS: dict[str, tuple[int, Callable[[Path], Setup]]] = {
     "2 ranks": (2, lambda _: normalised()),
-    "2 ranks, validation, one cycle": (2, lambda _: vae(**one_cycle(1e-2, STEPS), validation=(rows(1) > 0).float())),
+    "2 ranks, validation, one cycle": (
+        2,
+        lambda _: vae(**one_cycle(1e-2, STEPS), validation=(rows(1) > 0).float()),
+    ),
     "2 ranks, skipped steps": (2, lambda _: spoilt()),
     "2 ranks, compiled": (2, lambda _: vae(compile=True)),
     "3 ranks": (3, lambda _: normalised(clip=0.5)),
@@ -253,9 +296,18 @@ def _with(setup: Setup, **options: Any) -> Setup:
     return setup._replace(options={**setup.options, **options})
 
 
-def fit(make: Callable[[Path], Setup], folder: Path, data: Path, **more: Any) -> tuple[Any, vilvm.Fit]:
+def fit(
+    make: Callable[[Path], Setup], folder: Path, data: Path, **more: Any
+) -> tuple[Any, vilvm.Fit]:
     """Trains a configuration in a run folder, or goes on with it; a checkpoint after every step."""
     torch.manual_seed(1)
     lvm, x, options = make(data)
-    given = {"steps": STEPS, "batch_size": BATCH, "compile": False, "checkpoint_seconds": 0.0, **options, **more}
+    given = {
+        "steps": STEPS,
+        "batch_size": BATCH,
+        "compile": False,
+        "checkpoint_seconds": 0.0,
+        **options,
+        **more,
+    }
     return lvm, vilvm.fit(lvm, x, run_dir=folder, resume=True, progress=False, **given)

@@ -1,9 +1,11 @@
-"""Checkpoints that were damaged, or forged with all their checksums computed anew, and what becomes of them.
+"""Checkpoints that were damaged, or forged with all their checksums computed anew, and what
+becomes of them.
 
-``forgeries(seed, number)`` resumes from so many of them in child processes and yields what happened, one by one. A forger
-who computes checksums can write any state that the run might have been in, which no check can tell from its own; so a
-forgery here is one that the run cannot have been in: other types, counts that do not add up, shapes of another model,
-moments that no step leaves.
+``forgeries(seed, number)`` resumes from so many of them in child processes and yields what
+happened, one by one. A forger who computes checksums can write any state that the run might have
+been in, which no check can tell from its own; so a forgery here is one that the run cannot have
+been in: other types, counts that do not add up, shapes of another model, moments that no step
+leaves.
 """
 
 import hashlib
@@ -47,8 +49,9 @@ class Outcome(NamedTuple):
 
     Arguments:
         name: of the forgery, the same for the same seed and place.
-        outcome: "refused" in one sentence; "identical", where the state that is taken up is the undamaged one; or, which
-            must not be, "accepted wrongly", "trace" (another error than a sentence) or "crash" (a signal, or no end).
+        outcome: "refused" in one sentence; "identical", where the state that is taken up is the
+            undamaged one; or, which must not be, "accepted wrongly", "trace" (another error than a
+            sentence) or "crash" (a signal, or no end).
         said: the sentence, or the error.
     """
 
@@ -71,10 +74,14 @@ def forgeries(seed: int, number: int) -> Iterator[Outcome]:
 
 
 def _child(folder: Path, seed: int, start: int, end: int) -> Iterator[Outcome]:
-    """The outcomes from `start` on in a process of their own; the last is the one that it died of, if it did."""
+    """The outcomes from `start` on in a process of their own; the last is the one that it died of,
+    if it did.
+    """
     words = [sys.executable, "-m", __name__, str(folder), str(seed), str(start), str(end)]
     with tempfile.TemporaryFile("w+") as told, tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(words, stdout=told, stderr=errors, text=True, cwd=Path(__file__).parents[2])
+        process = subprocess.Popen(
+            words, stdout=told, stderr=errors, text=True, cwd=Path(__file__).parents[2]
+        )
         with suppress(subprocess.TimeoutExpired):
             process.wait(_PATIENCE + (end - start))
         process.kill()
@@ -88,7 +95,8 @@ def _child(folder: Path, seed: int, start: int, end: int) -> Iterator[Outcome]:
         yield Outcome(began[-1] if began else "start", "crash", f"{process.returncode} {last}")
 
 
-# The runs that are resumed ------------------------------------------------------------------------------------------------
+# The runs that are resumed
+# ------------------------------------------------------------------------------------------------
 
 
 class _Normalised(torch.nn.Module):
@@ -120,8 +128,14 @@ def _annealed() -> dict[str, Any]:
 
 
 def _by_name() -> dict[str, Any]:
-    rates = by_name(partial(torch.optim.SGD, momentum=0.9), lambda name: {"lr": 1e-4 if "norm" in name else 1e-3})
-    return {"optimizer": rates, "scheduler": partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=1)}
+    rates = by_name(
+        partial(torch.optim.SGD, momentum=0.9),
+        lambda name: {"lr": 1e-4 if "norm" in name else 1e-3},
+    )
+    return {
+        "optimizer": rates,
+        "scheduler": partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=1),
+    }
 
 
 _RUNS: dict[str, Callable[[], dict[str, Any]]] = {
@@ -134,7 +148,11 @@ _RUNS: dict[str, Callable[[], dict[str, Any]]] = {
 def _fit(name: str, folder: Path, **options: Any) -> None:
     """A run of these settings; two of the same name start from other parameters."""
     with seeded(crc32(folder.name.encode()) if not options else 0):
-        lvm = VAE(6, 2, encoder_hidden=(8,), decoder_hidden=(8,)) if "one cycle" in name else _Normalised()
+        lvm = (
+            VAE(6, 2, encoder_hidden=(8,), decoder_hidden=(8,))
+            if "one cycle" in name
+            else _Normalised()
+        )
     with seeded(0):
         x, y = torch.bernoulli(torch.full((50, 6), 0.4)), torch.bernoulli(torch.full((9, 6), 0.4))
     held_out = None if "amsgrad" in name else y
@@ -150,7 +168,8 @@ def _fit(name: str, folder: Path, **options: Any) -> None:
     vilvm.fit(lvm, x, run_dir=folder, **settings)
 
 
-# What is done to a checkpoint ---------------------------------------------------------------------------------------------
+# What is done to a checkpoint
+# ---------------------------------------------------------------------------------------------
 
 
 class Parts:
@@ -194,14 +213,40 @@ def _damage(chance: random.Random, last: Path, other: Path) -> str:
 
 
 # Of these another value is one that the run might have had.
-_FREE = {"seconds", "data_per_second", "elbo", "rate", "distortion", "gradient_norm", "loss", "norm", "learning_rate"}
+_FREE = {
+    "seconds",
+    "data_per_second",
+    "elbo",
+    "rate",
+    "distortion",
+    "gradient_norm",
+    "loss",
+    "norm",
+    "learning_rate",
+}
 _FREE |= {"compiled", "hooked", "_step_count", "validation_se", "eps"}
-_ANY = {"rate", "distortion", "validation_se", "learning_rate"}  # which may be NaN, or without bound
-_OTHERS: list[Any] = [None, "x", [], {}, [1], {"!": "tensor", "name": "x"}, {"!": "x"}, {"!": "tuple", "items": 3}]
+# which may be NaN, or without bound
+_ANY = {"rate", "distortion", "validation_se", "learning_rate"}
+_OTHERS: list[Any] = [
+    None,
+    "x",
+    [],
+    {},
+    [1],
+    {"!": "tensor", "name": "x"},
+    {"!": "x"},
+    {"!": "tuple", "items": 3},
+]
 
 
 def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, part in items:
         yield (*path, key)
         yield from _leaves(part, (*path, key))
@@ -213,10 +258,18 @@ def _wrong(chance: random.Random, key: Any, value: Any) -> Any:
     if isinstance(value, bool):
         return chance.choice([*others, 0.5, 2, 10**400])
     if isinstance(value, int):
-        near = [] if key in _FREE else [value + 1, value - 1, -value - 1, 10**18, 2**63, True, float(value) + 0.5]
+        near = (
+            []
+            if key in _FREE
+            else [value + 1, value - 1, -value - 1, 10**18, 2**63, True, float(value) + 0.5]
+        )
         return chance.choice([*others, *near, -(10**30), 1e308, math.nan, math.inf])
     if isinstance(value, float):
-        bounds = [] if key in _ANY else [math.nan if value == value else 0.0, math.inf if value != math.inf else 0.0]
+        bounds = (
+            []
+            if key in _ANY
+            else [math.nan if value == value else 0.0, math.inf if value != math.inf else 0.0]
+        )
         return chance.choice([*others, *bounds, False])
     return chance.choice(others if not isinstance(value, str) else [*others, 0, value + "x", ""])
 
@@ -254,13 +307,17 @@ def _forged_header(chance: random.Random, last: Path, other: Path) -> str:
     elif name == "step":
         header[name] = _wrong(chance, name, header[name])
     else:
-        header[name] = chance.choice([None, 0, "x", [], {}, 1e308, {"tensors": 1, "state": 2}, 10**30])
+        header[name] = chance.choice(
+            [None, 0, "x", [], {}, 1e308, {"tensors": 1, "state": 2}, 10**30]
+        )
     (last / "state.json").write_text(json.dumps({**header, "state": parts.body}))
     return f"header {name} = {header[name]!r:.30}"
 
 
 def _is_moved(name: str) -> bool:
-    """Whether a tensor is a parameter's or an optimizer's, and not of the generators or of a buffer that may be anything."""
+    """Whether a tensor is a parameter's or an optimizer's, and not of the generators or of a
+    buffer that may be anything.
+    """
     return name.startswith(("model", "best", "optimizer")) and "origin" not in name
 
 
@@ -281,11 +338,17 @@ def _forged_tensor(chance: random.Random, last: Path, other: Path) -> str:
         "of double precision": lambda: t.to(torch.float64),
     }
     if t.is_floating_point() and _is_moved(name):
-        kinds |= {n: partial(torch.full_like, t, v) for n, v in (("NaN", math.nan), ("infinite", math.inf), ("−inf", -math.inf))}
+        kinds |= {
+            n: partial(torch.full_like, t, v)
+            for n, v in (("NaN", math.nan), ("infinite", math.inf), ("−inf", -math.inf))
+        }
     if name.endswith(("sq", "running_var", "/step")):
         kinds["negative"] = lambda: -t - 1
     if name.endswith("/step"):
-        kinds |= {f"step {v}": partial(torch.full_like, t, v) for v in (0.0, 1.0, 1e30, 3e38, _STEPS + 1.0, 17.5)}
+        kinds |= {
+            f"step {v}": partial(torch.full_like, t, v)
+            for v in (0.0, 1.0, 1e30, 3e38, _STEPS + 1.0, 17.5)
+        }
     if t.dim() == 2 and t.shape[0] != t.shape[1]:
         kinds["transposed"] = lambda: t.t().contiguous()
     if name.startswith("rng"):
@@ -307,7 +370,20 @@ def _forged_tensor(chance: random.Random, last: Path, other: Path) -> str:
 
 
 def _reorder(body: Any, name: str, dims: int, chance: random.Random) -> None:
-    order = chance.choice([list(range(dims))[::-1], [0] * dims, [0, 7], [-1], "x", 3, {"!": "x"}, [0.5], [None] * dims, [10**30]])
+    order = chance.choice(
+        [
+            list(range(dims))[::-1],
+            [0] * dims,
+            [0, 7],
+            [-1],
+            "x",
+            3,
+            {"!": "x"},
+            [0.5],
+            [None] * dims,
+            [10**30],
+        ]
+    )
     for path in _leaves(body):
         place = body
         for key in path[:-1]:
@@ -323,18 +399,28 @@ def _forged_container(chance: random.Random, last: Path, other: Path) -> str:
     length = struct.unpack("<Q", parts.blob[:8])[0]
     head, data = json.loads(parts.blob[8 : 8 + length]), parts.blob[8 + length :]
     name = chance.choice([n for n in head if n != "__metadata__"])
-    kind = chance.choice(["length", "twice", "offsets", "shape", "dtype", "deep", "metadata", "digits", "overlap"])
+    kind = chance.choice(
+        ["length", "twice", "offsets", "shape", "dtype", "deep", "metadata", "digits", "overlap"]
+    )
     text = None
     if kind == "length":
-        length = chance.choice([0, 1, length - 1, length + 1, 2**32, 2**63, 2**64 - 1, len(parts.blob)])
+        length = chance.choice(
+            [0, 1, length - 1, length + 1, 2**32, 2**63, 2**64 - 1, len(parts.blob)]
+        )
         text = parts.blob[8 : 8 + struct.unpack("<Q", parts.blob[:8])[0]]
     elif kind == "twice":
         one = json.dumps(head[name])
-        text = (json.dumps(head)[:-1] + f', "{name}": {one}' * chance.choice([1, 1000]) + "}").encode()
+        text = (
+            json.dumps(head)[:-1] + f', "{name}": {one}' * chance.choice([1, 1000]) + "}"
+        ).encode()
     elif kind == "offsets":
-        head[name]["data_offsets"] = chance.choice([[0, 0], [0, 2**63], [5, 1], [-1, 4], [0], "x", [0, len(data)], [1e308, 2]])
+        head[name]["data_offsets"] = chance.choice(
+            [[0, 0], [0, 2**63], [5, 1], [-1, 4], [0], "x", [0, len(data)], [1e308, 2]]
+        )
     elif kind == "shape":
-        head[name]["shape"] = chance.choice([[2**62, 4], [0], [-1], [2**63], "x", [[1]], [1] * 70, [2**32, 2**32]])
+        head[name]["shape"] = chance.choice(
+            [[2**62, 4], [0], [-1], [2**63], "x", [[1]], [1] * 70, [2**32, 2**32]]
+        )
     elif kind == "dtype":
         head[name]["dtype"] = chance.choice(["F8_E4M3", "x", "BOOL", "F4", 3, None, "C64", "U64"])
     elif kind == "deep":
@@ -342,7 +428,11 @@ def _forged_container(chance: random.Random, last: Path, other: Path) -> str:
     elif kind == "metadata":
         head["__metadata__"] = chance.choice([{"a": "b"}, {"a": 3}, [], 3, {"a": {"b": "c"}}])
     elif kind == "digits":
-        text = json.dumps(head).replace('"data_offsets": [0', '"data_offsets": [' + "9" * 5000, 1).encode()
+        text = (
+            json.dumps(head)
+            .replace('"data_offsets": [0', '"data_offsets": [' + "9" * 5000, 1)
+            .encode()
+        )
     else:
         head["more"] = dict(head[name])
     text = json.dumps(head).encode() if text is None else text
@@ -388,7 +478,16 @@ def _swapped(chance: random.Random, last: Path, other: Path) -> str:
     assert theirs is not None
     first = last.with_name("step-000000000")
     kind = chance.choice(
-        ["tensors", "state", "whole", "all", "identity", "the first's tensors", "the first under its name", "renamed"]
+        [
+            "tensors",
+            "state",
+            "whole",
+            "all",
+            "identity",
+            "the first's tensors",
+            "the first under its name",
+            "renamed",
+        ]
     )
     if kind in ("tensors", "state"):
         name = {"tensors": "tensors.safetensors", "state": "state.json"}[kind]
@@ -414,8 +513,12 @@ def _swapped(chance: random.Random, last: Path, other: Path) -> str:
 def _of_another_kind(chance: random.Random, last: Path, other: Path) -> str:
     """Something else than a file or a folder where one is expected."""
     run = last.parents[1]
-    place = chance.choice([last / "state.json", last / "tensors.safetensors", last, last.parent, run / "run.json"])
-    kind = chance.choice(["gone", "pipe", "loop", "folder", "file", "dangling", "device", "many levels"])
+    place = chance.choice(
+        [last / "state.json", last / "tensors.safetensors", last, last.parent, run / "run.json"]
+    )
+    kind = chance.choice(
+        ["gone", "pipe", "loop", "folder", "file", "dangling", "device", "many levels"]
+    )
     if place in (last, last.parent) and kind in ("gone", "many levels", "folder"):
         kind = "file"  # else a new run begins, or that before is taken up
     shutil.rmtree(place) if place.is_dir() else place.unlink()
@@ -426,7 +529,11 @@ def _of_another_kind(chance: random.Random, last: Path, other: Path) -> str:
     elif kind == "folder":
         place.mkdir()
     elif kind == "file":
-        place.write_text(chance.choice(["", "{}", '{"run": 3}', '{"run": "x"}', "[" * 200_000, "9" * 5000, "\0"]))
+        place.write_text(
+            chance.choice(
+                ["", "{}", '{"run": 3}', '{"run": "x"}', "[" * 200_000, "9" * 5000, "\0"]
+            )
+        )
     elif kind == "dangling":
         place.symlink_to(run / "nowhere")
     elif kind == "device":
@@ -436,11 +543,21 @@ def _of_another_kind(chance: random.Random, last: Path, other: Path) -> str:
     return f"{place.relative_to(run)}: {kind}"
 
 
-_KINDS = [_damage, _forged_state, _forged_state, _forged_header, _forged_tensor, _forged_tensor, _forged_container, _forged_text]
+_KINDS = [
+    _damage,
+    _forged_state,
+    _forged_state,
+    _forged_header,
+    _forged_tensor,
+    _forged_tensor,
+    _forged_container,
+    _forged_text,
+]
 _KINDS += [_swapped, _of_another_kind]
 
 
-# A child process ----------------------------------------------------------------------------------------------------------
+# A child process
+# ----------------------------------------------------------------------------------------------------------
 
 
 _restore = Run.restore
@@ -488,14 +605,18 @@ def _note(proper: dict[str, str], name: str, run: Run) -> None:
     raise _Taken
 
 
-def _try(places: list[int], names: list[str], seed: int, base: Path, proper: dict[str, str], run: Run) -> None:
+def _try(
+    places: list[int], names: list[str], seed: int, base: Path, proper: dict[str, str], run: Run
+) -> None:
     """Forgeries one after the other, until one is accepted, or the next is of another run."""
     name, folder = names[places[0] // 50 % len(names)], run.folder
     assert folder is not None
     while places and names[places[0] // 50 % len(names)] == name:
         place = places.pop(0)
         for inside in folder.iterdir():
-            shutil.rmtree(inside) if inside.is_dir() and not inside.is_symlink() else inside.unlink()
+            shutil.rmtree(
+                inside
+            ) if inside.is_dir() and not inside.is_symlink() else inside.unlink()
         shutil.copytree(base / name, folder, dirs_exist_ok=True)
         chance, last = random.Random(f"{seed} {place}"), checkpoint.latest(folder / "checkpoint")
         assert last is not None

@@ -1,10 +1,13 @@
-"""Runs that are killed with SIGKILL at random moments and resumed until they are done, against the same runs undisturbed.
+"""Runs that are killed with SIGKILL at random moments and resumed until they are done, against the
+same runs undisturbed.
 
     python -m benchmarks.faults.kills [--kills 200] [--seed 0] [--only WORDS] [--json FILE]
 
-Half of the kills fall at a random moment of the run, the other half right before a random one of the operations on files in the run folder
-(an open, a rename, a removal), where a half-written state would be. Compared are all parameters and buffers, what the checkpoint holds
-(optimizer, scheduler, objective, generators, best parameters), history and result, bit for bit; clocks are left out.
+Half of the kills fall at a random moment of the run, the other half right before a random one of
+the operations on files in the run folder (an open, a rename, a removal), where a half-written
+state would be. Compared are all parameters and buffers, what the checkpoint holds (optimizer,
+scheduler, objective, generators, best parameters), history and result, bit for bit; clocks are
+left out.
 """
 
 import argparse
@@ -40,7 +43,19 @@ __all__ = ["Kills", "campaign", "rows", "warm_up"]
 COMMAND = "python -m examples.vae_mnist"
 _INDUCTOR = compiled_step.inductor
 _CLOCKS = {"seconds", "data_per_second", "images_per_second"}
-_HELD = ("step", "model", "optimizer", "scheduler", "objective", "rng", "history", "skipped", "best", "best_step", "best_bound")
+_HELD = (
+    "step",
+    "model",
+    "optimizer",
+    "scheduler",
+    "objective",
+    "rng",
+    "history",
+    "skipped",
+    "best",
+    "best_step",
+    "best_bound",
+)
 _SEEN = "the run resumes with `resume=True` and ends as if undisturbed"
 
 
@@ -50,7 +65,8 @@ class Kills(NamedTuple):
     Arguments:
         kills: SIGKILLs that ended a process.
         survived: of these, those of runs that ended bit-identical.
-        comparisons: of a run that was killed at least once and then done, with the undisturbed one.
+        comparisons: of a run that was killed at least once and then done, with the undisturbed
+            one.
         identical: of these, the bit-identical ones.
         leftovers: files in a run folder or beside it that the undisturbed run has not.
         running: processes that outlived the one that started them.
@@ -69,7 +85,8 @@ class Kills(NamedTuple):
         return Kills(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-# What is compared -------------------------------------------------------------------------------------------------------
+# What is compared
+# -------------------------------------------------------------------------------------------------------
 
 
 def digest(value: Any) -> str:
@@ -82,7 +99,9 @@ def digest(value: Any) -> str:
 def _feed(found: Any, value: Any) -> None:
     if isinstance(value, torch.Tensor):
         _feed(found, (str(value.dtype), tuple(value.shape)))
-        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        found.update(
+            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        )
     elif isinstance(value, Mapping):
         for key in sorted((k for k in value if k not in _CLOCKS), key=repr):
             _feed(found, (repr(key), value[key]))
@@ -100,19 +119,28 @@ def held(folder: Path) -> dict[str, str]:
     """Digests of what the newest checkpoint of a run holds."""
     state = checkpoint.load(checkpoint.latest(folder / "checkpoint"))  # type: ignore[arg-type]
     table = pandas.read_csv(folder / "history.csv").drop(columns=["seconds", "data_per_second"])
-    return {**{f"checkpoint: {k}": digest(state[k]) for k in _HELD}, "history.csv": digest(table.to_numpy())}
+    return {
+        **{f"checkpoint: {k}": digest(state[k]) for k in _HELD},
+        "history.csv": digest(table.to_numpy()),
+    }
 
 
 def names(folder: Path) -> set[str]:
     """The files in a folder, checkpoints under one name whatever their step."""
-    return {re.sub(r"^checkpoint/step-\d{9}\b", "checkpoint/step", str(p.relative_to(folder))) for p in folder.rglob("*")}
+    return {
+        re.sub(r"^checkpoint/step-\d{9}\b", "checkpoint/step", str(p.relative_to(folder)))
+        for p in folder.rglob("*")
+    }
 
 
-# What is run ------------------------------------------------------------------------------------------------------------
+# What is run
+# ------------------------------------------------------------------------------------------------------------
 
 
 def train(name: str, folder: Path, data: Path) -> dict[str, Any]:
-    """A configuration in this process, from its beginning or from where it was killed: digests of all that it ends with."""
+    """A configuration in this process, from its beginning or from where it was killed: digests of
+    all that it ends with.
+    """
     # But for one, as the step is traced and guarded, without the compiler's seconds.
     compiled_step.inductor = _INDUCTOR if name == INDUCTOR else graph
     make = CONFIGURATIONS[name] if name in CONFIGURATIONS else RANKS[name][1]
@@ -127,19 +155,35 @@ def train(name: str, folder: Path, data: Path) -> dict[str, Any]:
 
 
 def by_command(folder: Path, data: Path) -> dict[str, Any]:
-    """The main example by its command line, in this process; resumed if it has got as far as to say how."""
+    """The main example by its command line, in this process; resumed if it has got as far as to
+    say how.
+    """
     vae_mnist.vilvm.fit = partial(vilvm.fit, checkpoint_seconds=0.0)  # type: ignore[attr-defined]
     begun = (folder / "settings.json").exists()
     options = ["--data", "digits", "--epochs", "2", "--latent", "2", "--samples", "10"]
-    answer = vae_mnist.main(["--resume", str(folder)] if begun else [*options, "--out", str(folder)])
+    answer = vae_mnist.main(
+        ["--resume", str(folder)] if begun else [*options, "--out", str(folder)]
+    )
     results = json.loads((folder / "results.json").read_text())
-    pictures = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (folder / "figures").iterdir()}
+    pictures = {
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (folder / "figures").iterdir()
+    }
     whole = (folder / "page.html").read_text().rstrip().endswith("</html>")
-    return {"digests": {"answer": answer, "results": digest(results), "page": whole, **pictures, **held(folder)}}
+    return {
+        "digests": {
+            "answer": answer,
+            "results": digest(results),
+            "page": whole,
+            **pictures,
+            **held(folder),
+        }
+    }
 
 
 class Case(NamedTuple):
-    """A run that is killed: its work in a folder (and a folder for its data), and the number of its processes."""
+    """A run that is killed: its work in a folder (and a folder for its data), and the number of
+    its processes.
+    """
 
     name: str
     work: Callable[[Path, Path], dict[str, Any]]
@@ -155,38 +199,73 @@ def cases() -> list[Case]:
     ]
 
 
-def run(case: Case, place: Path, dies_at: int | None = None, kill_after: float | None = None) -> tuple[list[Ending], int]:
-    """One start of a case in ``place/run``, which may be killed: how its processes ended, and how many others they left running."""
+def run(
+    case: Case, place: Path, dies_at: int | None = None, kill_after: float | None = None
+) -> tuple[list[Ending], int]:
+    """One start of a case in ``place/run``, which may be killed: how its processes ended, and how
+    many others they left running.
+    """
     folder, data, port = place / "run", place.parent / "data", str(free_port())
     data.mkdir(parents=True, exist_ok=True)
     place.mkdir(parents=True, exist_ok=True)
     children = []
     for rank in range(case.size):
-        world = {"WORLD_SIZE": case.size, "LOCAL_WORLD_SIZE": case.size, "RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
+        world = {
+            "WORLD_SIZE": case.size,
+            "LOCAL_WORLD_SIZE": case.size,
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "MASTER_PORT": port,
+        }
         environment = {**{k: str(v) for k, v in world.items()}, "MASTER_ADDR": "127.0.0.1"}
         outcome = place.parent / "outcomes" / f"{place.name}-{rank}.json"
         dies = dies_at if rank == 0 else None
-        child = start(lambda: case.work(folder, data), outcome, folder, dies, environment if case.size > 1 else {})
+        child = start(
+            lambda: case.work(folder, data),
+            outcome,
+            folder,
+            dies,
+            environment if case.size > 1 else {},
+        )
         children.append((child, outcome))
-    # Of several ranks the first one is killed by itself; the others have to end because it is gone.
-    endings = [ended(c, o, 300.0, kill_after if rank == 0 else None) for rank, (c, o) in enumerate(children)]
+    # Of several ranks the first one is killed by itself; the others have to end because it is
+    # gone.
+    endings = [
+        ended(c, o, 300.0, kill_after if rank == 0 else None)
+        for rank, (c, o) in enumerate(children)
+    ]
     return endings, sum(len(left_running(c)) for c, _ in children)
 
 
-# The campaign -----------------------------------------------------------------------------------------------------------
+# The campaign
+# -----------------------------------------------------------------------------------------------------------
 
 
 def kill(case: Case, place: Path, kills: int, draw: random.Random) -> Kills:
     """Kills a case `kills` times, and compares whenever it comes to its end."""
     endings, running = run(case, place / "undisturbed")
-    expected, events, seconds = [e.found.get("digests") for e in endings], endings[0].found.get("events", 0), endings[0].seconds
+    expected, events, seconds = (
+        [e.found.get("digests") for e in endings],
+        endings[0].found.get("events", 0),
+        endings[0].seconds,
+    )
     if any(e.how != "done" for e in endings):
-        return Kills(comparisons=1, trouble=(f"{case.name}: undisturbed it ended with {_words(endings)}",))
+        return Kills(
+            comparisons=1, trouble=(f"{case.name}: undisturbed it ended with {_words(endings)}",)
+        )
     files = names(place / "undisturbed" / "run")
     total, number = Kills(running=running), 0
     while total.kills < kills and total.identical == total.comparisons:
         number += 1
-        total += _until_done(case, place / f"killed-{number}", kills - total.kills, expected, files, (events, seconds), draw)
+        total += _until_done(
+            case,
+            place / f"killed-{number}",
+            kills - total.kills,
+            expected,
+            files,
+            (events, seconds),
+            draw,
+        )
     return total
 
 
@@ -199,18 +278,28 @@ def _until_done(
     length: tuple[int, float],
     draw: random.Random,
 ) -> Kills:
-    """One run, killed again and again until it is done or was killed `kills` times, and then left to its end."""
+    """One run, killed again and again until it is done or was killed `kills` times, and then left
+    to its end.
+    """
     killed = running = 0
     trouble: list[str] = []
     while True:
         moment: dict[str, Any] = {}
         if killed < kills:
             share = draw.random()
-            moment = {"dies_at": int(share * length[0])} if draw.random() < 0.5 else {"kill_after": share * length[1]}
+            moment = (
+                {"dies_at": int(share * length[0])}
+                if draw.random() < 0.5
+                else {"kill_after": share * length[1]}
+            )
         endings, left = run(case, place, **moment)
         running += left
         hows = [e.how for e in endings]
-        if hows[0] == "killed" and moment and all(how in ("killed", "sentence", "done") for how in hows):
+        if (
+            hows[0] == "killed"
+            and moment
+            and all(how in ("killed", "sentence", "done") for how in hows)
+        ):
             killed += 1
             continue
         break
@@ -221,7 +310,9 @@ def _until_done(
     same = found == expected
     if not same:
         trouble.append(f"{case.name}: after {killed} kills {_difference(endings, expected)}")
-    left_over = (names(place / "run") - files if (place / "run").exists() else set()) | (names(place) - {"run"} - _inside(place))
+    left_over = (names(place / "run") - files if (place / "run").exists() else set()) | (
+        names(place) - {"run"} - _inside(place)
+    )
     trouble += [f"{case.name}: {name} is left over" for name in sorted(left_over)]
     trouble += [f"{case.name}: {running} processes go on"] * (running > 0)
     if same:
@@ -236,7 +327,12 @@ def _inside(place: Path) -> set[str]:
 def _difference(endings: list[Ending], expected: list[Any]) -> str:
     if any(e.how != "done" for e in endings):
         return f"it ended with {_words(endings)}"
-    parts = {k for e, right in zip(endings, expected, strict=True) for k in right if e.found["digests"].get(k) != right[k]}
+    parts = {
+        k
+        for e, right in zip(endings, expected, strict=True)
+        for k in right
+        if e.found["digests"].get(k) != right[k]
+    }
     return f"these differ: {', '.join(sorted(parts))}"
 
 
@@ -254,21 +350,29 @@ def warm_up(folder: Path) -> None:
 
 
 def campaign(kills: int, seed: int = 0, only: str = "", verbose: bool = True) -> dict[str, Kills]:
-    """At least `kills` kills, shared out among the cases whose name holds one of the words of `only`, by case."""
+    """At least `kills` kills, shared out among the cases whose name holds one of the words of
+    `only`, by case.
+    """
     chosen = [c for c in cases() if not only or any(word in c.name for word in only.split("|"))]
     found: dict[str, Kills] = {}
     with tempfile.TemporaryDirectory(prefix="vilvm-faults-") as base:
         warm_up(Path(base))
         for number, case in enumerate(chosen):
-            share = math.ceil(kills * (number + 1) / len(chosen)) - math.ceil(kills * number / len(chosen))
-            found[case.name] = kill(case, Path(base) / str(number), max(1, share), random.Random(f"{seed} {case.name}"))
+            share = math.ceil(kills * (number + 1) / len(chosen)) - math.ceil(
+                kills * number / len(chosen)
+            )
+            found[case.name] = kill(
+                case, Path(base) / str(number), max(1, share), random.Random(f"{seed} {case.name}")
+            )
             if verbose:
                 print(f"{case.name}: {found[case.name]}", file=sys.stderr, flush=True)
     return found
 
 
 def rows(found: Mapping[str, Kills]) -> list[Row]:
-    """The campaign as rows of the table: runs in one process, by the command line, and of several ranks."""
+    """The campaign as rows of the table: runs in one process, by the command line, and of several
+    ranks.
+    """
     kinds = {
         "one process": [n for n in found if n in CONFIGURATIONS],
         "several ranks": [n for n in found if n in RANKS],
@@ -288,16 +392,36 @@ def rows(found: Mapping[str, Kills]) -> list[Row]:
         )
         out.append(Row(what, total.kills, total.survived, seen, total.trouble))
     every = sum(found.values(), Kills())
-    out.append(Row("files left over after these", every.comparisons, max(0, every.comparisons - every.leftovers), "nothing"))
-    out.append(Row("processes left running after these", every.kills, max(0, every.kills - every.running), "nothing"))
+    out.append(
+        Row(
+            "files left over after these",
+            every.comparisons,
+            max(0, every.comparisons - every.leftovers),
+            "nothing",
+        )
+    )
+    out.append(
+        Row(
+            "processes left running after these",
+            every.kills,
+            max(0, every.kills - every.running),
+            "nothing",
+        )
+    )
     return out
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults.kills", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.faults.kills", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default="", help="words, one of which the name of a configuration holds, split by |")
+    parser.add_argument(
+        "--only",
+        default="",
+        help="words, one of which the name of a configuration holds, split by |",
+    )
     parser.add_argument("--json", type=Path, help="file for the counts")
     args = parser.parse_args(argv)
     one_thread()
@@ -306,7 +430,11 @@ def main(argv: list[str] | None = None) -> None:
     print(markdown(rows(found)))
     print("\n".join(total.trouble))
     if args.json:
-        args.json.write_text(json.dumps({"total": total._asdict(), "cases": {n: k._asdict() for n, k in found.items()}}))
+        args.json.write_text(
+            json.dumps(
+                {"total": total._asdict(), "cases": {n: k._asdict() for n, k in found.items()}}
+            )
+        )
     sys.exit(bool(total.trouble))
 
 

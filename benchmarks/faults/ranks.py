@@ -1,9 +1,11 @@
-"""Several processes train one model, and one of them fails: all of them end, with a sentence, and nothing goes on running.
+"""Several processes train one model, and one of them fails: all of them end, with a sentence, and
+nothing goes on running.
 
     python -m benchmarks.faults.ranks [--only WORDS] [--json FILE]
 
-A rank that fails by an error of its own says which. The others end because they lose it: at once where the connection breaks, else after the
-time that ``vilvm.distributed`` was given, which is some seconds here.
+A rank that fails by an error of its own says which. The others end because they lose it: at once
+where the connection breaks, else after the time that ``vilvm.distributed`` was given, which is
+some seconds here.
 """
 
 import argparse
@@ -38,7 +40,9 @@ _LIMIT = 45.0  # seconds within which all must have ended
 
 
 class Scene(NamedTuple):
-    """What a fault has to do with: the run folder, the ranks' process ids, and how to wait until the run has a checkpoint."""
+    """What a fault has to do with: the run folder, the ranks' process ids, and how to wait until
+    the run has a checkpoint.
+    """
 
     folder: Path
     ranks: list[int]
@@ -78,10 +82,13 @@ class Fault(NamedTuple):
     expects: str = "another process of this run is gone"
 
 
-# What ranks do ----------------------------------------------------------------------------------------------------------
+# What ranks do
+# ----------------------------------------------------------------------------------------------------------
 
 
-def training(rank: int, folder: Path, steps: int = ENDLESS, minutes: float = _WAIT / 60, **options: Any) -> dict[str, Any]:
+def training(
+    rank: int, folder: Path, steps: int = ENDLESS, minutes: float = _WAIT / 60, **options: Any
+) -> dict[str, Any]:
     """A run of many steps, a checkpoint after each."""
     with vilvm.distributed(minutes):
         _, fitted = fit(RANKS["2 ranks"][1], folder, folder, steps=steps, **options)
@@ -165,7 +172,8 @@ def waiting(rank: int, folder: Path) -> dict[str, Any]:
     return {}
 
 
-# What is done to them ----------------------------------------------------------------------------------------------------
+# What is done to them
+# ----------------------------------------------------------------------------------------------------
 
 
 def sent(number: int, to: int) -> Callable[[Scene], None]:
@@ -214,27 +222,67 @@ def occupied(folder: Path) -> None:
 PEER, OWN = "another process of this run is gone", "a mistake in the callback"
 FAULTS = [
     *(Fault(f"rank {r} killed", patient, sent(signal.SIGKILL, r), resumes=True) for r in (0, 1)),
-    Fault("rank 2 of 3 killed", patient, sent(signal.SIGKILL, 2), size=3, starts=(0, 1, 2), resumes=True),
-    *(Fault(f"rank {r} stopped (SIGSTOP)", training, sent(signal.SIGSTOP, r), resumes=True) for r in (0, 1)),
+    Fault(
+        "rank 2 of 3 killed",
+        patient,
+        sent(signal.SIGKILL, 2),
+        size=3,
+        starts=(0, 1, 2),
+        resumes=True,
+    ),
+    *(
+        Fault(f"rank {r} stopped (SIGSTOP)", training, sent(signal.SIGSTOP, r), resumes=True)
+        for r in (0, 1)
+    ),
     Fault("rank 1 killed in an evaluation", evaluating, killed_in_evaluation),
     Fault("rank 0 killed when rank 1 is done", waiting),
     Fault("rank 1 never starts", training, starts=(0,), expects="did not meet"),
     Fault("the port is taken", port_taken, starts=(0,), expects="did not meet"),
     Fault("rank 0 never starts", training, starts=(1,), expects="did not meet"),
-    *(Fault(f"SIGTERM to rank {r}", patient, sent(signal.SIGTERM, r), resumes=True, expects="interrupted") for r in (0, 1)),
-    Fault("Ctrl-C at rank 1", patient, sent(signal.SIGINT, 1), resumes=True, expects="interrupted"),
-    *(Fault(f"an error in the callback of rank {r}", partial(failing, who=r), resumes=True, expects=OWN) for r in (0, 1)),
+    *(
+        Fault(
+            f"SIGTERM to rank {r}",
+            patient,
+            sent(signal.SIGTERM, r),
+            resumes=True,
+            expects="interrupted",
+        )
+        for r in (0, 1)
+    ),
+    Fault(
+        "Ctrl-C at rank 1", patient, sent(signal.SIGINT, 1), resumes=True, expects="interrupted"
+    ),
+    *(
+        Fault(
+            f"an error in the callback of rank {r}",
+            partial(failing, who=r),
+            resumes=True,
+            expects=OWN,
+        )
+        for r in (0, 1)
+    ),
     Fault("rank 1's loss is not finite", not_finite, expects="loss"),
     Fault("the disk is full", full_disk, resumes=True, expects="could not be written"),
-    Fault("the newest checkpoint is truncated", patient, prepare=truncated, expects="truncated or altered"),
+    Fault(
+        "the newest checkpoint is truncated",
+        patient,
+        prepare=truncated,
+        expects="truncated or altered",
+    ),
     Fault("the newest checkpoint is altered", patient, prepare=altered, expects="altered"),
-    Fault("a file stands in the place of the run folder", patient, prepare=occupied, expects="cannot be made"),
+    Fault(
+        "a file stands in the place of the run folder",
+        patient,
+        prepare=occupied,
+        expects="cannot be made",
+    ),
     Fault("rank 1 has other data", other_data, expects="other data"),
     Fault("rank 1 has no run folder", without_folder, expects="run_dir included"),
 ]
 
 
-# Whether all ended -------------------------------------------------------------------------------------------------------
+# Whether all ended
+# -------------------------------------------------------------------------------------------------------
 
 
 def _run(fault: Fault, folder: Path) -> tuple[list[Ending], int]:
@@ -242,10 +290,21 @@ def _run(fault: Fault, folder: Path) -> tuple[list[Ending], int]:
     port = str(free_port())
     children = []
     for rank in fault.starts:
-        world = {"WORLD_SIZE": fault.size, "LOCAL_WORLD_SIZE": fault.size, "RANK": rank, "LOCAL_RANK": rank}
-        environment = {**{k: str(v) for k, v in world.items()}, "MASTER_PORT": port, "MASTER_ADDR": "127.0.0.1"}
+        world = {
+            "WORLD_SIZE": fault.size,
+            "LOCAL_WORLD_SIZE": fault.size,
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+        }
+        environment = {
+            **{k: str(v) for k, v in world.items()},
+            "MASTER_PORT": port,
+            "MASTER_ADDR": "127.0.0.1",
+        }
         outcome = folder.parent / "outcomes" / f"{rank}.json"
-        children.append((start(partial(fault.work, rank, folder), outcome, environment=environment), outcome))
+        children.append(
+            (start(partial(fault.work, rank, folder), outcome, environment=environment), outcome)
+        )
     scene = Scene(folder, [child for child, _ in children])
     fault.afflict(scene)
     stopped = [c for c, _ in children if _state(c) == "T"]
@@ -271,7 +330,11 @@ def tried(fault: Fault, place: Path) -> tuple[str, list[Ending]]:
     folder = place / "run"
     fault.prepare(folder)
     endings, running = _run(fault, folder)
-    wrong = [f"{e.how}: {e.message}" for e in endings if e.how not in ("done", "killed", "sentence") and OWN not in e.message]
+    wrong = [
+        f"{e.how}: {e.message}"
+        for e in endings
+        if e.how not in ("done", "killed", "sentence") and OWN not in e.message
+    ]
     said = " ".join([*(e.message for e in endings), *(str(e.found) for e in endings)])
     if wrong:
         return f"ended with {wrong[0]}", endings
@@ -283,7 +346,10 @@ def tried(fault: Fault, place: Path) -> tuple[str, list[Ending]]:
         newest = checkpoint.latest(folder / "checkpoint")
         assert newest is not None
         steps = int(newest.name[5:]) + 5
-        again, _ = _run(Fault("resumed", partial(patient, steps=steps), size=fault.size, starts=fault.starts), folder)
+        again, _ = _run(
+            Fault("resumed", partial(patient, steps=steps), size=fault.size, starts=fault.starts),
+            folder,
+        )
         if any(e.how != "done" or e.found["steps"] != steps for e in again):
             return f"does not resume: {again}", endings
     return "", endings
@@ -294,13 +360,25 @@ def rows(only: str = "", verbose: bool = True) -> list[Row]:
     out = []
     with tempfile.TemporaryDirectory(prefix="vilvm-faults-") as base:
         warm_up(Path(base))
-        for number, fault in enumerate(f for f in FAULTS if not only or any(word in f.name for word in only.split("|"))):
+        for number, fault in enumerate(
+            f for f in FAULTS if not only or any(word in f.name for word in only.split("|"))
+        ):
             began = time.monotonic()
             wrong, endings = tried(fault, Path(base) / str(number))
             if verbose:
-                print(f"{fault.name}: {time.monotonic() - began:.1f} s, {wrong or endings}", file=sys.stderr, flush=True)
+                print(
+                    f"{fault.name}: {time.monotonic() - began:.1f} s, {wrong or endings}",
+                    file=sys.stderr,
+                    flush=True,
+                )
             out.append(
-                Row(f"ranks: {fault.name}", 1, int(not wrong), _seen(fault, endings), (f"{fault.name}: {wrong}",) * bool(wrong))
+                Row(
+                    f"ranks: {fault.name}",
+                    1,
+                    int(not wrong),
+                    _seen(fault, endings),
+                    (f"{fault.name}: {wrong}",) * bool(wrong),
+                )
             )
     return out
 
@@ -323,8 +401,12 @@ def _seen(fault: Fault, endings: list[Ending]) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults.ranks", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--only", default="", help="words, one of which the name of a fault holds, split by |")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.faults.ranks", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument(
+        "--only", default="", help="words, one of which the name of a fault holds, split by |"
+    )
     parser.add_argument("--json", type=Path, help="file for the rows")
     args = parser.parse_args(argv)
     one_thread()

@@ -27,4 +27,6 @@ class Row(NamedTuple):
 def markdown(rows: Iterable[Row]) -> str:
     """The table in Markdown, a row a fault."""
     out = ["| fault | tried | survived | what the user sees |", "|---|---|---|---|"]
-    return "\n".join([*out, *(f"| {r.fault} | {r.tried:,} | {r.survived:,} | {r.seen} |" for r in rows)])
+    return "\n".join(
+        [*out, *(f"| {r.fault} | {r.tried:,} | {r.survived:,} | {r.seen} |" for r in rows)]
+    )

@@ -1,4 +1,6 @@
-"""Who contends: each takes `count` training steps with Adam at 1e-3, as its users write them, and gives the loss per datum of each."""
+"""Who contends: each takes `count` training steps with Adam at 1e-3, as its users write them, and
+gives the loss per datum of each.
+"""
 
 import math
 from collections.abc import Callable
@@ -24,7 +26,9 @@ BASE, FLOOR = "PyTorch by hand, eager", "floor: the matrix products alone"
 LR = 1e-3
 
 
-def contenders(workload: Workload, data: Any, batch: int | None, device: str = "cpu") -> dict[str, Callable[[], Steps]]:
+def contenders(
+    workload: Workload, data: Any, batch: int | None, device: str = "cpu"
+) -> dict[str, Callable[[], Steps]]:
     """By name, what makes the steps; each from the same initial parameters."""
 
     def made(by_hand: bool = False) -> Any:
@@ -35,7 +39,9 @@ def contenders(workload: Workload, data: Any, batch: int | None, device: str = "
     found = {
         BASE: lambda: by_hand(made(True), draw, torch.optim.Adam),
         "PyTorch by hand, eager, fused Adam": lambda: by_hand(made(True), draw, _fused),
-        "PyTorch by hand, torch.compile, fused Adam": lambda: by_hand(made(True), draw, _fused, compiled=True),
+        "PyTorch by hand, torch.compile, fused Adam": lambda: by_hand(
+            made(True), draw, _fused, compiled=True
+        ),
         "Pyro SVI.step": lambda: pyro_svi(made(), draw, batch),
         "vilvm eager": lambda: vilvm_fit(made(), data, batch, False),
         "vilvm compiled": lambda: vilvm_fit(made(), data, batch, True),
@@ -118,7 +124,8 @@ def by_hand_graph(net: Any, draw: Callable[[], Any]) -> Steps:
 
 def pyro_svi(lvm: Any, draw: Callable[[], Any], batch: int | None) -> Steps:
     pyro.clear_param_store()
-    lvm.to(memory_format=torch.contiguous_format)  # in another, Pyro's parameter store does not learn what the network learns
+    # in another, Pyro's parameter store does not learn what the network learns
+    lvm.to(memory_format=torch.contiguous_format)
     svi = SVI(lvm.model, lvm.guide, pyro.optim.Adam({"lr": LR}), Trace_ELBO())  # type: ignore[attr-defined]
     store = pyro.get_param_store().get_state()
 
@@ -186,7 +193,10 @@ class _Products(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         aten = torch.ops.aten
         if func in (aten.mm.default, aten.addmm.default):
-            a, b = (torch.empty_strided(t.shape, t.stride(), device=t.device).normal_() for t in args[-2:])
+            a, b = (
+                torch.empty_strided(t.shape, t.stride(), device=t.device).normal_()
+                for t in args[-2:]
+            )
             out = torch.mm(a, b)
             self.calls.append(lambda: torch.mm(a, b, out=out))
         elif func in (aten.convolution.default, aten.convolution_backward.default):
@@ -196,7 +206,9 @@ class _Products(TorchDispatchMode):
 
 
 def floor(net: Any, batch: Tensor) -> Steps:
-    """What no arrangement of the rest can beat: the products of one step, on numbers that lie ready."""
+    """What no arrangement of the rest can beat: the products of one step, on numbers that lie
+    ready.
+    """
     with _Products() as products:
         net.loss(batch).backward()
 

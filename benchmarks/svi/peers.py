@@ -1,5 +1,7 @@
 # pyright: reportMissingImports=false
-"""The same workloads in NumPyro, from the same initial parameters; jitted update a step, and many steps in one ``lax.scan``."""
+"""The same workloads in NumPyro, from the same initial parameters; jitted update a step, and many
+steps in one ``lax.scan``.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -24,7 +26,9 @@ def contenders(
     import numpyro
 
     numpyro.enable_validation(False)
-    x = jax.tree.map(lambda t: jax.numpy.asarray(t.numpy()), data, is_leaf=lambda t: isinstance(t, Tensor))
+    x = jax.tree.map(
+        lambda t: jax.numpy.asarray(t.numpy()), data, is_leaf=lambda t: isinstance(t, Tensor)
+    )
     svi = _svi(workload, pair)
 
     def start(key: Any) -> Any:
@@ -40,7 +44,8 @@ def contenders(
         def steps(count: int) -> list[float]:
             nonlocal state, key
             losses = []
-            key, *keys = [key] * (count + 1) if batch is None else jax.random.split(key, count + 1)  # that pick the batches
+            # that pick the batches
+            key, *keys = [key] * (count + 1) if batch is None else jax.random.split(key, count + 1)
             for k in keys:
                 state, loss = update(state, k)
                 losses.append(loss)
@@ -104,7 +109,9 @@ def _svi(workload: Workload, pair: Any) -> Any:
     def model(x: Any) -> None:
         with numpyro.plate("data", len(x)):
             if workload.name == "hierarchical":
-                z = numpyro.sample("z1", gaussian(layer("lower", numpyro.sample("z2", unit(pair.latents[1])))))
+                z = numpyro.sample(
+                    "z1", gaussian(layer("lower", numpyro.sample("z2", unit(pair.latents[1]))))
+                )
             else:
                 z = numpyro.sample("z", unit(pair.latent))
             numpyro.sample("x", bits(layer("decoder", z)), obs=x)
@@ -126,7 +133,9 @@ def _network(name: str, module: nn.Module) -> tuple[list[Any], Callable[[list[An
     import jax.numpy as jnp
 
     layers = [m for m in module.modules() if not list(m.children())]
-    parameters = [jnp.asarray(p.detach().contiguous().numpy()) for m in layers for p in m.parameters()]
+    parameters = [
+        jnp.asarray(p.detach().contiguous().numpy()) for m in layers for p in m.parameters()
+    ]
     side, numbers = ("NCHW", "OIHW", "NCHW"), [len(list(m.parameters())) for m in layers]
 
     def apply(given: list[Any], x: Any) -> Any:
@@ -140,11 +149,18 @@ def _network(name: str, module: nn.Module) -> tuple[list[Any], Callable[[list[An
             elif isinstance(m, nn.SiLU):
                 x = jax.nn.silu(x)
             elif isinstance(m, nn.Conv2d):
-                x = jax.lax.conv_general_dilated(x, own[0], (2, 2), [(1, 1)] * 2, dimension_numbers=side) + own[1][:, None, None]
+                x = (
+                    jax.lax.conv_general_dilated(
+                        x, own[0], (2, 2), [(1, 1)] * 2, dimension_numbers=side
+                    )
+                    + own[1][:, None, None]
+                )
             elif isinstance(m, nn.ConvTranspose2d):
                 kernel = jnp.flip(own[0], (2, 3)).swapaxes(0, 1)
                 x = (
-                    jax.lax.conv_general_dilated(x, kernel, (1, 1), [(2, 2)] * 2, (2, 2), dimension_numbers=side)
+                    jax.lax.conv_general_dilated(
+                        x, kernel, (1, 1), [(2, 2)] * 2, (2, 2), dimension_numbers=side
+                    )
                     + own[1][:, None, None]
                 )
             elif isinstance(m, nn.Unflatten):

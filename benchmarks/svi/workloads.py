@@ -1,4 +1,6 @@
-"""Models written twice: as a Pyro pair, and as the loss that one would write by hand in PyTorch, over the same networks."""
+"""Models written twice: as a Pyro pair, and as the loss that one would write by hand in PyTorch,
+over the same networks.
+"""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,9 +17,20 @@ from vilvm.distributions import IndependentBernoulli
 from vilvm.guides import normal
 from vilvm.networks import ConvDecoder, ConvEncoder, mlp
 
-__all__ = ["SCHOOLS", "WORKLOADS", "EightSchools", "EightSchoolsByHand", "Hierarchical", "Net", "Workload"]
+__all__ = [
+    "SCHOOLS",
+    "WORKLOADS",
+    "EightSchools",
+    "EightSchoolsByHand",
+    "Hierarchical",
+    "Net",
+    "Workload",
+]
 
-SCHOOLS = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]), torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+SCHOOLS = (
+    torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]),
+    torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0]),
+)
 
 
 def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -57,16 +70,23 @@ class Net(nn.Module):
 
     def loss(self, x: Tensor) -> Tensor:
         mean, log_variance = self.encoder(x).chunk(2, -1)
-        return (distortion(self.decoder(draw(mean, log_variance)), x) + gaussian_kl(mean, log_variance)).mean()
+        return (
+            distortion(self.decoder(draw(mean, log_variance)), x) + gaussian_kl(mean, log_variance)
+        ).mean()
 
 
 class Hierarchical(nn.Module):
-    """Two layers of latents: z2 ~ N(0, 1), z1 ~ N(g(z2)), x ~ Bernoulli(h(z1)); q(z1 | x) q(z2 | z1)."""
+    """Two layers of latents: z2 ~ N(0, 1), z1 ~ N(g(z2)), x ~ Bernoulli(h(z1)); q(z1 | x) q(z2 |
+    z1).
+    """
 
     def __init__(self, data_dim: int, hidden: int, latents: tuple[int, int]):
         super().__init__()
         self.latents, (one, two) = latents, latents
-        self.encoder, self.upper = mlp(data_dim, [hidden], 2 * one), mlp(one, [hidden // 2], 2 * two)
+        self.encoder, self.upper = (
+            mlp(data_dim, [hidden], 2 * one),
+            mlp(one, [hidden // 2], 2 * two),
+        )
         self.lower, self.decoder = mlp(two, [hidden // 2], 2 * one), mlp(one, [hidden], data_dim)
 
     def model(self, x: Tensor) -> None:
@@ -98,7 +118,10 @@ class EightSchools(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.guide = AutoNormal(
-            self.model, init_loc_fn=lambda s: (torch.ones_like if s["name"] == "tau" else torch.zeros_like)(s["fn"].sample())
+            self.model,
+            init_loc_fn=lambda s: (torch.ones_like if s["name"] == "tau" else torch.zeros_like)(
+                s["fn"].sample()
+            ),
         )
 
     def model(self, batch: tuple[Tensor, Tensor]) -> None:
@@ -116,9 +139,14 @@ class EightSchoolsByHand(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         shapes = {"mu": (), "tau": (), "eta": (8,)}
-        self.mean = nn.ParameterDict({name: nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()})
+        self.mean = nn.ParameterDict(
+            {name: nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()}
+        )
         self.raw_scale = nn.ParameterDict(
-            {name: nn.Parameter(torch.full(shape, 0.1).expm1().log()) for name, shape in shapes.items()}
+            {
+                name: nn.Parameter(torch.full(shape, 0.1).expm1().log())
+                for name, shape in shapes.items()
+            }
         )
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -130,8 +158,16 @@ class EightSchoolsByHand(nn.Module):
             log_q = log_q + (normal_density(noise) - scale.log()).sum()
         tau = z["tau"].exp()
         half_cauchy = math.log(2 / (5 * math.pi)) - (tau / 5).square().log1p()
-        log_p = normal_density(z["mu"] / 5) - math.log(5) + half_cauchy + z["tau"] + normal_density(z["eta"]).sum()
-        log_p = log_p + (normal_density((y - z["mu"] - tau * z["eta"]) / sigma) - sigma.log()).sum()
+        log_p = (
+            normal_density(z["mu"] / 5)
+            - math.log(5)
+            + half_cauchy
+            + z["tau"]
+            + normal_density(z["eta"]).sum()
+        )
+        log_p = (
+            log_p + (normal_density((y - z["mu"] - tau * z["eta"]) / sigma) - sigma.log()).sum()
+        )
         return log_q - log_p
 
 

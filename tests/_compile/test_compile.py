@@ -15,7 +15,9 @@ def taken_apart(function, *given):
     ProductsAlone()(module.graph)
     module.graph.lint()
     module.recompile()
-    left = [node.target for node in module.graph.nodes if node.target == torch.ops.aten.addmm.default]
+    left = [
+        node.target for node in module.graph.nodes if node.target == torch.ops.aten.addmm.default
+    ]
     return module(*given), len(left)
 
 
@@ -83,7 +85,9 @@ def test_a_function_that_moves_its_own_state_is_refused():
 
 
 def test_a_comparison_of_guards_takes_microseconds():
-    net = torch.nn.Sequential(*(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout()) for _ in range(20)))
+    net = torch.nn.Sequential(
+        *(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout()) for _ in range(20))
+    )
     guards = Guards.of([net])
     began = time.process_time()
     for _ in range(1000):

@@ -49,10 +49,14 @@ def test_a_container_has_what_its_control_groups_leave_it(tmp_path):
 def passes(monkeypatch, free):
     """Largest number of samples a pass, and the bound."""
     sizes = []
-    monkeypatch.setattr(import_module("vilvm.evaluation.evaluate"), "free_bytes", lambda device: free)
+    monkeypatch.setattr(
+        import_module("vilvm.evaluation.evaluate"), "free_bytes", lambda device: free
+    )
     real = sample_passes.SamplePasses.__call__
     monkeypatch.setattr(
-        sample_passes.SamplePasses, "__call__", lambda self, b, s, chunk, p: (sizes.append(chunk), real(self, b, s, chunk, p))[1]
+        sample_passes.SamplePasses,
+        "__call__",
+        lambda self, b, s, chunk, p: (sizes.append(chunk), real(self, b, s, chunk, p))[1],
     )
     torch.manual_seed(0)
     lvm, x = VAE(50, 2), torch.bernoulli(torch.full((40, 50), 0.5))
@@ -75,9 +79,17 @@ def test_fewer_chains_too(monkeypatch):
     sizes = []
     annealing = import_module("vilvm.evaluation.ais")
     real = annealing.in_parts
-    monkeypatch.setattr(annealing, "in_parts", lambda lvm, data, size: (sizes.append(size), real(lvm, data, size))[1])
+    monkeypatch.setattr(
+        annealing,
+        "in_parts",
+        lambda lvm, data, size: (sizes.append(size), real(lvm, data, size))[1],
+    )
     for free in (2**40, 2**17):
-        monkeypatch.setattr(import_module("vilvm.evaluation.evaluate"), "free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr(
+            import_module("vilvm.evaluation.evaluate"),
+            "free_bytes",
+            lambda device, free=free: free,
+        )
         assert ais(lvm, x, schedule).bound.values.isfinite().all()
     assert sizes[0] == 2000
     assert sizes[1] < 6
@@ -91,7 +103,9 @@ def test_at_least_one(monkeypatch, free):
 
 
 class Greedy(torch.nn.Module):
-    """z ~ N(0, 1), x ~ N(z, 1), which takes more memory than there is at more than `most` samples a pass."""
+    """z ~ N(0, 1), x ~ N(z, 1), which takes more memory than there is at more than `most` samples
+    a pass.
+    """
 
     def __init__(self, most, error=None):
         super().__init__()
@@ -115,14 +129,20 @@ class Greedy(torch.nn.Module):
 
 @pytest.mark.parametrize(
     ("most", "taken", "error"),
-    [(6, 5, None), (6, 5, MemoryError()), (6, 5, torch.OutOfMemoryError("CUDA out of memory.")), (1, 1, None)],
+    [
+        (6, 5, None),
+        (6, 5, MemoryError()),
+        (6, 5, torch.OutOfMemoryError("CUDA out of memory.")),
+        (1, 1, None),
+    ],
     ids=["host", "Python", "GPU", "down to one"],
 )
 def test_half_the_samples_a_pass_where_memory_runs_out(capsys, most, taken, error):
     x = torch.linspace(-1, 1, 5)
     lvm = Greedy(most, error)
     found = vilvm.evaluate(lvm, x, num_samples=20, progress=False).bounds["iwae"]
-    evidence = dist.Normal(0.0, 2**0.5).log_prob(x)  # the guide is the posterior, so every weight is p(x)
+    # the guide is the posterior, so every weight is p(x)
+    evidence = dist.Normal(0.0, 2**0.5).log_prob(x)
     torch.testing.assert_close(found.values, evidence.double(), rtol=1e-5, atol=1e-5)
     assert lvm.sizes[-3:] == [taken] * 3
     told = capsys.readouterr().out.splitlines()
@@ -162,7 +182,9 @@ def test_parts_of_data_on_disk_are_read_when_they_are_asked_for(tmp_path, monkey
     np.save(tmp_path / "x.npy", np.zeros((40, 3), dtype=np.float32))
     data = on_disk(tmp_path / "x.npy")
     read, real = [], type(data.x).__getitem__
-    monkeypatch.setattr(type(data.x), "__getitem__", lambda self, index: read.append(1) or real(self, index))
+    monkeypatch.setattr(
+        type(data.x), "__getitem__", lambda self, index: read.append(1) or real(self, index)
+    )
     rest = data.parts(10)[1:]
     assert [len(rest), len(read)] == [3, 0]
     assert [len(p) for p in rest] == [10, 10, 10]

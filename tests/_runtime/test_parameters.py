@@ -1,4 +1,6 @@
-"""Whose parameters and networks a pair has: its own, wherever its functions hold them, and whichever tool runs it."""
+"""Whose parameters and networks a pair has: its own, wherever its functions hold them, and
+whichever tool runs it.
+"""
 
 import copy
 import functools
@@ -92,7 +94,8 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
 
-# What a pair exposes ------------------------------------------------------------------------------------------------------
+# What a pair exposes
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("parallel", [False, True])
@@ -101,12 +104,16 @@ def test_predictive_draws_with_trained_parameters(x, parallel):
     vilvm.fit(lvm, x, steps=100, **TRAINED)
     gain, scale = lvm.pyro_params["gain"].detach(), lvm.pyro_params["scale"].detach().exp()
     assert gain > 0.5
-    draws = Predictive(lvm.model, guide=lvm.guide, num_samples=400, parallel=parallel)(x)["z"].reshape(400, -1)
+    draws = Predictive(lvm.model, guide=lvm.guide, num_samples=400, parallel=parallel)(x)[
+        "z"
+    ].reshape(400, -1)
     assert ((draws.mean(0) - gain * x).abs() < 6 * scale / 400**0.5).all()
 
 
 def test_svi_trains_the_parameters_of_the_pair(x):
-    """One step of Pyro's SVI moves them as a step of torch's Adam does; networks and PyroModules too."""
+    """One step of Pyro's SVI moves them as a step of torch's Adam does; networks and PyroModules
+    too.
+    """
     announced, held = linear(), PyroModule[nn.Linear](1, 1)
 
     def decoded(x):
@@ -129,7 +136,9 @@ def test_svi_trains_the_parameters_of_the_pair(x):
     assert len(expected) == 5
     for name, value in lvm.state_dict().items():
         torch.testing.assert_close(value, expected[name])
-    assert {id(p) for net in (announced, held) for p in net.parameters()} < {id(p) for p in lvm.parameters()}
+    assert {id(p) for net in (announced, held) for p in net.parameters()} < {
+        id(p) for p in lvm.parameters()
+    }
 
 
 @pytest.mark.parametrize("kind", [model, "network"])
@@ -159,7 +168,10 @@ def test_pyros_own_loss_module_has_the_guides_parameters(x):
     lvm = vilvm.Pair(model, AutoNormal(model))
     loss = Trace_ELBO()(lvm.model, lvm.guide)
     loss(x).backward()
-    assert {n for n, _ in loss.named_parameters()} == {"guide.locs.z_unconstrained", "guide.scales.z_unconstrained"}
+    assert {n for n, _ in loss.named_parameters()} == {
+        "guide.locs.z_unconstrained",
+        "guide.scales.z_unconstrained",
+    }
 
 
 def test_an_autoguide_keeps_its_attributes_and_methods(x):
@@ -171,10 +183,12 @@ def test_an_autoguide_keeps_its_attributes_and_methods(x):
     lvm = vilvm.Pair(shared, AutoDiagonalNormal(shared))
     vilvm.fit(lvm, x, steps=3, **TRAINED)
     assert lvm.guide.sample_latent(x).shape == lvm.guide.loc.shape == (3,)
-    lvm = vilvm.Pair(shared, AutoDelta(shared))  # whose median runs the guide, and so its parameter statements
+    # whose median runs the guide, and so its parameter statements
+    lvm = vilvm.Pair(shared, AutoDelta(shared))
     vilvm.fit(lvm, x, steps=3, **TRAINED)
     torch.testing.assert_close(lvm.guide.median(x)["mu"], lvm.guide.mu.detach())
-    lvm = vilvm.Pair(shared, AutoLaplaceApproximation(shared))  # runs the model, with its parameters
+    # runs the model, with its parameters
+    lvm = vilvm.Pair(shared, AutoLaplaceApproximation(shared))
     vilvm.fit(lvm, x, steps=3, **TRAINED)
     assert lvm.guide.laplace_approximation(x).sample_latent().shape == (3,)
     lvm.guide.note = "set on the guide itself"
@@ -202,7 +216,8 @@ def test_a_pair_of_another_pairs_model_shares_its_parameters(x):
     assert torch.equal(first.pyro_params["slope"], slope)
 
 
-# What its functions hold --------------------------------------------------------------------------------------------------
+# What its functions hold
+# --------------------------------------------------------------------------------------------------
 
 
 class Plain:
@@ -263,7 +278,9 @@ HOLDERS = {
     "object in a closure": lambda net: (lambda plain: lambda x: plain.guide(x))(Plain(net)),
     "list": lambda net: (lambda nets: guided_by(lambda h: nets[0](h)))([net]),
     "dict of lists": lambda net: (lambda nets: guided_by(lambda h: nets["a"][0](h)))({"a": [net]}),
-    "handler": lambda net: poutine.scale(poutine.block(guided_by(net), hide=["nothing"]), scale=1.0),
+    "handler": lambda net: poutine.scale(
+        poutine.block(guided_by(net), hide=["nothing"]), scale=1.0
+    ),
     "method of a module": lambda net: guided_by(net.forward),
 }
 
@@ -271,7 +288,9 @@ HOLDERS = {
 @pytest.mark.parametrize("announce", [False, True])
 @pytest.mark.parametrize("holder", HOLDERS)
 def test_a_network_belongs_to_the_pair_whatever_holds_it(x, holder, announce):
-    """It is found before anything runs; evaluation neither drops nor moves statistics; it trains, and follows eval()."""
+    """It is found before anything runs; evaluation neither drops nor moves statistics; it trains,
+    and follows eval().
+    """
     net = moods()
     held = HOLDERS[holder](net)
 
@@ -324,7 +343,9 @@ def test_a_part_found_before_its_whole_is_named_once():
     whole = nn.Sequential(linear(), linear())
     part = whole[0]
     lvm = vilvm.Pair(lambda x: part(x), lambda x: whole(x))
-    assert list(lvm.state_dict()) == [f"pyro_modules.whole.{i}.{n}" for i in (0, 1) for n in ("weight", "bias")]
+    assert list(lvm.state_dict()) == [
+        f"pyro_modules.whole.{i}.{n}" for i in (0, 1) for n in ("weight", "bias")
+    ]
 
 
 def test_names_follow_from_the_code_alone():
@@ -370,7 +391,8 @@ def test_what_a_run_announces_joins_the_model(x):
     ):
         assert not [m for m in lvm.modules() if m is net]
         find_layout(lvm, x)
-        assert net[1].num_batches_tracked == 0  # it went into evaluation mode as it joined, in the midst of that run
+        # it went into evaluation mode as it joined, in the midst of that run
+        assert net[1].num_batches_tracked == 0
         assert net.training
         assert [n for n, m in lvm.named_modules() if m is net] == ["pyro_modules.network"]
         before = state(lvm)
@@ -397,18 +419,30 @@ def test_a_network_that_appears_late_is_refused(x):
     def another(event):
         nets.append(Hidden(linear()))
 
-    with pytest.raises(vilvm.ContractError, match="network 'network' appeared after training began"):
+    with pytest.raises(
+        vilvm.ContractError, match="network 'network' appeared after training began"
+    ):
         vilvm.fit(lvm, x, steps=400, callbacks=[another], **TRAINED)
 
 
 def test_evaluating_another_pair_in_a_callback_leaves_both_alone(x):
-    first, second = (vilvm.Pair(model, (lambda h: lambda x: guided_by(h.net, h.net)(x))(Hidden(linear()))) for _ in range(2))
-    vilvm.fit(first, x, steps=60, callbacks=[lambda event: bool(vilvm.evaluate(second, x, num_samples=2)) and False], **TRAINED)
+    first, second = (
+        vilvm.Pair(model, (lambda h: lambda x: guided_by(h.net, h.net)(x))(Hidden(linear())))
+        for _ in range(2)
+    )
+    vilvm.fit(
+        first,
+        x,
+        steps=60,
+        callbacks=[lambda event: bool(vilvm.evaluate(second, x, num_samples=2)) and False],
+        **TRAINED,
+    )
     assert len(list(first.parameters())) == len(list(second.parameters())) == 3
     assert not {id(p) for p in first.parameters()} & {id(p) for p in second.parameters()}
 
 
-# PyroModules, autoguides and blocks ---------------------------------------------------------------------------------------
+# PyroModules, autoguides and blocks
+# ---------------------------------------------------------------------------------------
 
 
 class Regression(PyroModule):
@@ -461,7 +495,9 @@ def test_a_pyro_module_in_an_autoguides_model_alone(x):
 
     for name, lvm in {
         "autoguide": vilvm.Pair(regression, AutoNormal(called)),
-        "lambda around an autoguide": vilvm.Pair(regression, (lambda g: lambda x: g(x))(AutoNormal(called))),
+        "lambda around an autoguide": vilvm.Pair(
+            regression, (lambda g: lambda x: g(x))(AutoNormal(called))
+        ),
         "list": vilvm.Pair(regression, _list_of(regression)),
     }.items():
         vilvm.fit(lvm, x, steps=3, **TRAINED)
@@ -479,7 +515,10 @@ def _list_of(model):
 @pytest.mark.parametrize("kind", [AutoDelta, AutoNormal, AutoDiagonalNormal])
 @pytest.mark.parametrize(
     "blocked",
-    [lambda m: poutine.block(m, expose=["mu", "s"]), lambda m: poutine.block(poutine.block(m, hide=["x"]), hide=["x"])],
+    [
+        lambda m: poutine.block(m, expose=["mu", "s"]),
+        lambda m: poutine.block(poutine.block(m, hide=["x"]), hide=["x"]),
+    ],
 )
 def test_parameters_of_a_model_behind_a_block_are_trained(x, kind, blocked):
     lvm = vilvm.Pair(shared, kind(blocked(shared)))
@@ -487,7 +526,9 @@ def test_parameters_of_a_model_behind_a_block_are_trained(x, kind, blocked):
     with torch.no_grad():
         lvm.pyro_params["slope"].fill_(0.25)
     trace = poutine.trace(lvm.model).get_trace(x)
-    torch.testing.assert_close(trace.nodes["x"]["fn"].mean[0], 0.25 * trace.nodes["mu"]["value"].sum())
+    torch.testing.assert_close(
+        trace.nodes["x"]["fn"].mean[0], 0.25 * trace.nodes["mu"]["value"].sum()
+    )
     vilvm.fit(lvm, x, steps=3, **TRAINED)
     assert lvm.pyro_params["slope"] != 0.25
     other = vilvm.Pair(shared, kind(blocked(shared)))
@@ -497,13 +538,23 @@ def test_parameters_of_a_model_behind_a_block_are_trained(x, kind, blocked):
 
 def test_an_objective_that_guesses_its_nesting_meets_the_parameters(x):
     """It does so behind a block, before anything else has run."""
-    lvm, particles = vilvm.Pair(model, guide), partial(Trace_ELBO, num_particles=3, vectorize_particles=True)
+    lvm, particles = (
+        vilvm.Pair(model, guide),
+        partial(Trace_ELBO, num_particles=3, vectorize_particles=True),
+    )
     torch.manual_seed(1)
     guessed = particles().differentiable_loss(lvm.model, lvm.guide, x)
-    assert {n for n, _ in lvm.named_parameters()} == {"pyro_params.slope", "pyro_params.gain", "pyro_params.scale"}
+    assert {n for n, _ in lvm.named_parameters()} == {
+        "pyro_params.slope",
+        "pyro_params.gain",
+        "pyro_params.scale",
+    }
     torch.manual_seed(1)
-    poutine.replay(lvm.model, trace=poutine.trace(lvm.guide).get_trace(x))(x)  # the guess takes the noise of one run
-    torch.testing.assert_close(guessed, particles(max_plate_nesting=1).differentiable_loss(lvm.model, lvm.guide, x))
+    # the guess takes the noise of one run
+    poutine.replay(lvm.model, trace=poutine.trace(lvm.guide).get_trace(x))(x)
+    torch.testing.assert_close(
+        guessed, particles(max_plate_nesting=1).differentiable_loss(lvm.model, lvm.guide, x)
+    )
 
 
 def test_a_block_in_the_users_own_function_hides_no_parameter(x):
@@ -542,7 +593,8 @@ def test_a_parameter_made_anew_at_every_call_is_trained(x):
     torch.testing.assert_close(trace.nodes["z"]["fn"].mean, lvm.pyro_params["gain"] * x)
 
 
-# Copies and two pairs -----------------------------------------------------------------------------------------------------
+# Copies and two pairs
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("called", [False, True])
@@ -563,7 +615,9 @@ def test_a_copy_has_networks_and_an_autoguide_of_its_own(x, called):
         other = copy.deepcopy(lvm)
         vilvm.fit(other, x, steps=3, **TRAINED)
         assert same(before, state(lvm))
-        assert all(not torch.equal(v, before[n]) for n, v in other.state_dict().items() if n in before)
+        assert all(
+            not torch.equal(v, before[n]) for n, v in other.state_dict().items() if n in before
+        )
         torch.manual_seed(1)
         trained = vilvm.log_weights(other, x, 2).log_weight
         lvm.load_state_dict(other.state_dict())
@@ -582,7 +636,8 @@ def test_two_pairs_of_the_same_functions_are_independent(x):
     assert not same(before, state(first))
 
 
-# Loading before the first call --------------------------------------------------------------------------------------------
+# Loading before the first call
+# --------------------------------------------------------------------------------------------
 
 
 GUIDES = {
@@ -592,7 +647,9 @@ GUIDES = {
     "multivariate": lambda: AutoMultivariateNormal(model),
     "flow": lambda: AutoIAFNormal(model),
     "lambda": lambda: (lambda autoguide: lambda x: autoguide(x))(AutoNormal(model)),
-    "hidden": lambda: (lambda hidden: lambda x: guided_by(hidden.net, hidden.net)(x))(Hidden(moods())),
+    "hidden": lambda: (lambda hidden: lambda x: guided_by(hidden.net, hidden.net)(x))(
+        Hidden(moods())
+    ),
 }
 
 
@@ -624,11 +681,17 @@ def test_a_state_of_other_sizes_is_refused_at_every_call(x, kind):
     x = x[:6]
     lvm = vilvm.Pair(model, GUIDES[kind]())
     find_layout(lvm, x)
-    wrong = {n: v if n == "pyro_params.slope" else torch.zeros(7, 2) for n, v in lvm.state_dict().items()}
+    wrong = {
+        n: v if n == "pyro_params.slope" else torch.zeros(7, 2)
+        for n, v in lvm.state_dict().items()
+    }
     new = vilvm.Pair(model, GUIDES[kind]())
     new.load_state_dict(wrong)
     for _ in range(2):
-        with pytest.raises(vilvm.ContractError, match=r"has shape .* here, and \(7, 2\) in the state_dict that was loaded"):
+        with pytest.raises(
+            vilvm.ContractError,
+            match=r"has shape .* here, and \(7, 2\) in the state_dict that was loaded",
+        ):
             find_layout(new, x)
 
 
@@ -637,7 +700,9 @@ def test_a_state_of_another_guide_is_refused(x):
     find_layout(lvm, x)
     new = vilvm.Pair(model, AutoDiagonalNormal(model))
     new.load_state_dict(lvm.state_dict())
-    with pytest.raises(vilvm.ContractError, match=r"is not in the state_dict that was loaded|is not here"):
+    with pytest.raises(
+        vilvm.ContractError, match=r"is not in the state_dict that was loaded|is not here"
+    ):
         find_layout(new, x)
 
 
@@ -656,7 +721,8 @@ def test_a_trained_run_goes_on_in_a_new_pair(x):
     assert same(state(lvm), state(new))
 
 
-# Batches of several tensors -----------------------------------------------------------------------------------------------
+# Batches of several tensors
+# -----------------------------------------------------------------------------------------------
 
 
 def of_two(x, y):
@@ -671,7 +737,10 @@ def test_a_model_of_two_arguments_is_told_to_unpack(x, several):
         (vilvm.Pair(of_two, AutoNormal(of_two)), "guide"),
         (vilvm.Pair(of_two, lambda b: None), "model"),
     ):
-        with pytest.raises(vilvm.ContractError, match=rf"as a tuple and unpack it, lambda batch: {part}\(\*batch\)"):
+        with pytest.raises(
+            vilvm.ContractError,
+            match=rf"as a tuple and unpack it, lambda batch: {part}\(\*batch\)",
+        ):
             find_layout(lvm, batch)
 
 

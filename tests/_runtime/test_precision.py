@@ -21,7 +21,9 @@ from vilvm.training.step import EagerStep
 
 def pair():
     with seeded(0):
-        return VAE(12, 3, encoder_hidden=(32,), decoder_hidden=(32,)), torch.bernoulli(torch.full((64, 12), 0.4))
+        return VAE(12, 3, encoder_hidden=(32,), decoder_hidden=(32,)), torch.bernoulli(
+            torch.full((64, 12), 0.4)
+        )
 
 
 def gradients(lvm, x, precision):
@@ -63,7 +65,12 @@ def test_the_compiled_step_is_the_eager_one_in_bfloat16_too():
         lvm, x = pair()
         own = {"compiler": graph} if make is CompiledStep else {}
         step = make(lvm, Trace_ELBO(), torch.optim.Adam(lvm.parameters(), lr=1e-2), **own)
-        with seeded(1), module_parameters(lvm), networks_in("bf16", lvm), pyro.validation_enabled(False):
+        with (
+            seeded(1),
+            module_parameters(lvm),
+            networks_in("bf16", lvm),
+            pyro.validation_enabled(False),
+        ):
             losses = [step(x, 64.0).loss for _ in range(5)]
         ends.append((losses, lvm.state_dict()))
     assert step.refused is None
@@ -134,7 +141,10 @@ def test_the_innermost_context_holds_and_a_copy_is_its_own():
     weights = copies[-1].decoder[0].weight
     with torch.no_grad():
         weights.fill_(1 / 3)  # no number of eight bits
-        assert copies[-1].decoder[0](torch.ones(1, 3))[0, 0] == torch.nn.functional.linear(torch.ones(1, 3), weights)[0, 0]
+        assert (
+            copies[-1].decoder[0](torch.ones(1, 3))[0, 0]
+            == torch.nn.functional.linear(torch.ones(1, 3), weights)[0, 0]
+        )
 
 
 def test_sampled_weights_are_left_alone():

@@ -1,4 +1,6 @@
-"""One thread at a time runs a pair; another is refused in one sentence, and neither changes what the first finds."""
+"""One thread at a time runs a pair; another is refused in one sentence, and neither changes what
+the first finds.
+"""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -76,7 +78,9 @@ def test_a_callback_may_evaluate_and_the_thread_is_free_afterwards():
     bounds = []
 
     def callback(event):
-        bounds.append(vilvm.evaluate(event.lvm, X, num_samples=2, progress=False).bounds["elbo"].mean)
+        bounds.append(
+            vilvm.evaluate(event.lvm, X, num_samples=2, progress=False).bounds["elbo"].mean
+        )
         vilvm.fit(pair(), X, steps=1, progress=False)
 
     vilvm.fit(pair(), X, steps=5, callbacks=[callback], progress=False)

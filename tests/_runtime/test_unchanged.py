@@ -1,4 +1,6 @@
-"""What works in place on the user's data is refused by name, and so is what seeds torch's generators; callbacks may draw."""
+"""What works in place on the user's data is refused by name, and so is what seeds torch's
+generators; callbacks may draw.
+"""
 
 from dataclasses import dataclass
 
@@ -18,7 +20,9 @@ NOTHING = lambda *_: None  # noqa: E731
 
 
 class Line(torch.nn.Module):
-    """z ~ N(0, 1), x ~ N(z, 1), with something done first in the model, in the guide, or in training only."""
+    """z ~ N(0, 1), x ~ N(z, 1), with something done first in the model, in the guide, or in
+    training only.
+    """
 
     def __init__(self, in_model=NOTHING, in_guide=NOTHING, in_training=NOTHING):
         super().__init__()
@@ -74,8 +78,14 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize(("call", "part"), [(c, p) for c in CALLS for p in ("model", "guide") if (c, p) != ("sample", "guide")])
-@pytest.mark.parametrize(("do", "words"), [(shift, r"changes its batch in place \(x\)"), (seed, "seeds torch's generators")])
+@pytest.mark.parametrize(
+    ("call", "part"),
+    [(c, p) for c in CALLS for p in ("model", "guide") if (c, p) != ("sample", "guide")],
+)
+@pytest.mark.parametrize(
+    ("do", "words"),
+    [(shift, r"changes its batch in place \(x\)"), (seed, "seeds torch's generators")],
+)
 def test_a_part_that_changes_its_batch_or_seeds_is_refused(call, part, do, words):
     with seeded(0), pytest.raises(ContractError, match=f"The {part} .*{words}"):
         CALLS[call](Line(**{f"in_{part}": do}), data())
@@ -90,15 +100,21 @@ def test_tensors_of_a_batch_are_named():
         def guide(self, batch):
             super().guide(batch["x"])
 
-    with pytest.raises(ContractError, match=r"The model changes its batch in place \(x\['u'\]\[1\]\)"):
+    with pytest.raises(
+        ContractError, match=r"The model changes its batch in place \(x\['u'\]\[1\]\)"
+    ):
         vilvm.log_weights(Two(), {"x": data(), "u": (data(), data())})
 
 
 @pytest.mark.parametrize("fresh", [True, False])
 def test_a_transform_in_place_is_refused(fresh):
-    with pytest.raises(ContractError, match=r"The transform Shift changes its batch in place \(x\)"):
+    with pytest.raises(
+        ContractError, match=r"The transform Shift changes its batch in place \(x\)"
+    ):
         vilvm.evaluate(Line(), Data(data(), transform=Shift(fresh)), num_samples=2, progress=False)
-    with pytest.raises(ContractError, match=r"The transform Shift changes its batch in place \(x\)"):
+    with pytest.raises(
+        ContractError, match=r"The transform Shift changes its batch in place \(x\)"
+    ):
         fit(Line(), Data(data(), transform=Shift(fresh)))
 
 
@@ -112,11 +128,13 @@ def test_what_fit_calls_may_not_change_the_data(name):
         "callbacks": {"callbacks": [lambda event: bool(held_out.add_(1.0).mean() > 1e9)]},
         "in_training": {},
     }[name]
-    lvm = Line(in_training=shift) if name == "in_training" else Line()  # of which autograd has words, too
+    # of which autograd has words, too
+    lvm = Line(in_training=shift) if name == "in_training" else Line()
     words = {
         "arguments": "The function arguments changes the data",
         "after_step": "The function after_step changes the data",
-        "callbacks": "The callback test_what_fit_calls_may_not_change_the_data.<locals>.<lambda> changes the data",
+        "callbacks": "The callback test_what_fit_calls_may_not_change_the_data.<locals>.<lambda> changes "
+        "the data",
         "in_training": "In training mode, the model or the guide changes its batch",
     }
     with pytest.raises(ContractError, match=words[name]):
@@ -136,7 +154,11 @@ def test_seeding_in_a_step_is_refused(where):
 
     lvm = Line(in_training=lambda x: torch.manual_seed(5)) if where == "model" else Line()
     x = Data(data(), transform=Seeds()) if where == "transform" else data()
-    options = {"after_step": lambda lvm, step: torch.manual_seed(5) and None} if where == "after_step" else {}
+    options = (
+        {"after_step": lambda lvm, step: torch.manual_seed(5) and None}
+        if where == "after_step"
+        else {}
+    )
     with pytest.raises(ContractError, match="seeds torch's generators"):
         fit(lvm, x, **options)
 
@@ -180,7 +202,9 @@ def test_a_callback_that_draws_or_seeds_changes_nothing():
     def draws(event):
         drawn.append(torch.randn(3))
 
-    assert trained() == trained(callbacks=[draws, lambda event: bool(torch.manual_seed(3)) and False, draws])
+    assert trained() == trained(
+        callbacks=[draws, lambda event: bool(torch.manual_seed(3)) and False, draws]
+    )
     assert len(drawn) == 6
     assert torch.equal(drawn[0], drawn[1])  # at one record,
     assert not torch.equal(drawn[0], drawn[2])  # and at the next
@@ -199,7 +223,15 @@ def test_an_after_step_draws_anew_at_every_step_and_is_part_of_the_run(tmp_path)
     assert whole == trained(after_step=noisy(second))
     assert first == second
     assert len(set(first)) == 120
-    fit(Line(), data(), steps=70, batch_size=4, compile=False, run_dir=tmp_path, after_step=noisy(resumed))
+    fit(
+        Line(),
+        data(),
+        steps=70,
+        batch_size=4,
+        compile=False,
+        run_dir=tmp_path,
+        after_step=noisy(resumed),
+    )
     parts = trained(run_dir=tmp_path, resume=True, after_step=noisy(resumed))
     assert parts[0] == whole[0]
     assert resumed == first

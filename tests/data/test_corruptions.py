@@ -51,8 +51,11 @@ def test_blur_is_a_gaussian_and_keeps_the_light():
     point[0, 14, 14] = 1
     blurred = Blur(2.0)(point.flatten(1)).reshape(28, 28)
     assert blurred.sum().item() == pytest.approx(1, abs=1e-5)
-    assert (blurred[14, 16] / blurred[14, 14]).item() == pytest.approx(torch.tensor(-0.5).exp().item(), rel=1e-4)
-    torch.testing.assert_close(Blur(1.0, (1, 2, 3))(torch.ones(2, 6)), torch.ones(2, 6))  # smaller than its reach
+    assert (blurred[14, 16] / blurred[14, 14]).item() == pytest.approx(
+        torch.tensor(-0.5).exp().item(), rel=1e-4
+    )
+    # smaller than its reach
+    torch.testing.assert_close(Blur(1.0, (1, 2, 3))(torch.ones(2, 6)), torch.ones(2, 6))
 
 
 def test_pairs_are_corrupted_and_clean():
@@ -69,7 +72,10 @@ def test_pairs_are_corrupted_and_clean():
     assert set(clean.unique().tolist()) == {0.0, 1.0}
     assert (corrupted <= clean).all()
     assert binary.name == "dynamic binarisation, pixel erasure"
-    assert "Corrupted(corruption=PixelErasure(share=0.5))" in vilvm.Data(x, transform=binary).protocol()["transform"]
+    assert (
+        "Corrupted(corruption=PixelErasure(share=0.5))"
+        in vilvm.Data(x, transform=binary).protocol()["transform"]
+    )
 
 
 def test_a_blur_is_made_once():
@@ -86,8 +92,14 @@ def test_a_blur_is_made_once():
         (lambda: BlockMasking(29), "size must be between 1 and 28 for such pictures; got 29"),
         (lambda: BlockMasking(2, (784,)), r"image_shape must be \(height, width\)"),
         (lambda: Blur(-1.0), "scale must be a positive number"),
-        (lambda: BlockMasking(2, (2, 2))(torch.zeros(3, 5)), r"data of shape \(3, 5\) are not rows of 4 pixels"),
-        (lambda: GaussianNoise()(torch.ones(2, 3).long()), "Gaussian noise: needs real numbers, and these data are torch.int64"),
+        (
+            lambda: BlockMasking(2, (2, 2))(torch.zeros(3, 5)),
+            r"data of shape \(3, 5\) are not rows of 4 pixels",
+        ),
+        (
+            lambda: GaussianNoise()(torch.ones(2, 3).long()),
+            "Gaussian noise: needs real numbers, and these data are torch.int64",
+        ),
         (lambda: PixelErasure()(torch.ones(2, 3).long()), "pixel erasure: needs real numbers"),
         (lambda: Corrupted(0.5), "corruption is a float, not a transform"),
         (lambda: Chain((StaticBinarisation(), PixelErasure())), "apply it to the tensors first"),
@@ -100,13 +112,17 @@ def test_bad_arguments(make, message):
         make()
 
 
-@pytest.mark.parametrize(("half", "left"), [("left", [2, 5]), ("right", [0, 3]), ("top", [3, 4, 5]), ("bottom", [0, 1, 2])])
+@pytest.mark.parametrize(
+    ("half", "left"),
+    [("left", [2, 5]), ("right", [0, 3]), ("top", [3, 4, 5]), ("bottom", [0, 1, 2])],
+)
 def test_a_half_is_erased(half, left):
     shape = (2, 3)
     erased = HalfErasure(half, shape)
     kept = erased.observed.nonzero().flatten().tolist()
     assert set(left) <= set(kept)
-    assert len(kept) == {"left": 4, "right": 4, "top": 3, "bottom": 3}[half]  # of three columns the middle one stays
+    # of three columns the middle one stays
+    assert len(kept) == {"left": 4, "right": 4, "top": 3, "bottom": 3}[half]
     assert torch.equal(erased(torch.ones(5, 6)), erased.observed.float().expand(5, 6))
     both = HalfErasure(half, (3, *shape)).observed.reshape(3, 6)
     assert (both == erased.observed).all()

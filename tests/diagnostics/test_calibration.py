@@ -1,4 +1,6 @@
-"""Calibration of guides whose posterior is known: the right one passes at the stated rate, planted faults are caught."""
+"""Calibration of guides whose posterior is known: the right one passes at the stated rate, planted
+faults are caught.
+"""
 
 import math
 
@@ -25,7 +27,9 @@ def exact():
     """A pair whose guide is the posterior."""
     generator = torch.Generator().manual_seed(0)
     basis = torch.randn(2, 5, generator=generator) * torch.tensor([[2.0], [1.0]])
-    x = torch.randn(200, 2, generator=generator) @ basis + 0.5 * torch.randn(200, 5, generator=generator)
+    x = torch.randn(200, 2, generator=generator) @ basis + 0.5 * torch.randn(
+        200, 5, generator=generator
+    )
     return PPCA(5, 2).maximise(x)
 
 
@@ -55,7 +59,10 @@ def test_the_posterior_is_found_fault_with_at_the_stated_rate(exact, reference):
     runs, level = 20, 0.1
     size = {"num_simulations": 100, "num_draws": 19, "false_alarm": level}
     found = [
-        sbc(exact, seed=s, **size) if reference is None else tarp(exact, reference=reference, seed=s, **size) for s in range(runs)
+        sbc(exact, seed=s, **size)
+        if reference is None
+        else tarp(exact, reference=reference, seed=s, **size)
+        for s in range(runs)
     ]
     alarms = sum(f.finding.severity > Severity.OK for f in found)
     assert alarms <= stats.binom.isf(1e-6, runs, level)
@@ -65,8 +72,12 @@ def test_the_posterior_is_found_fault_with_at_the_stated_rate(exact, reference):
 def test_a_guide_half_as_wide(exact):
     lvm = rescale(exact, 0.5)
     found = sbc(lvm)
-    held = float(2 * stats.norm.cdf(stats.norm.ppf(0.95) / 2) - 1)  # of a 90 % interval half as wide
-    assert ((found.coverage.shares[2, :2] - held).abs() < 5 * found.coverage.errors[2, :2] + 0.02).all()  # of 99 draws, not of all
+    # of a 90 % interval half as wide
+    held = float(2 * stats.norm.cdf(stats.norm.ppf(0.95) / 2) - 1)
+    # of 99 draws, not of all
+    assert (
+        (found.coverage.shares[2, :2] - held).abs() < 5 * found.coverage.errors[2, :2] + 0.02
+    ).all()
     assert found.finding.severity == Severity.CRITICAL
     assert "too narrow: its 90 % intervals hold the truth" in found.finding.verdict
     for reference in ("data", "prior"):
@@ -95,7 +106,9 @@ def test_a_guide_beside_the_truth(exact, side):
     found = sbc(lvm)
     mean_rank = found.ranks[:, 0].double().mean().item() / 99
     # P(truth > draw) = Φ(−1/√2) for a draw one standard deviation too high.
-    assert mean_rank == pytest.approx(stats.norm.cdf(-side / math.sqrt(2)), abs=5 * math.sqrt(1 / 12 / 1000))
+    assert mean_rank == pytest.approx(
+        stats.norm.cdf(-side / math.sqrt(2)), abs=5 * math.sqrt(1 / 12 / 1000)
+    )
     assert f"z[0]: the posterior lies too {'high' if side > 0 else 'low'}" in found.finding.verdict
     assert found.finding.severity == Severity.CRITICAL
 
@@ -113,7 +126,9 @@ def test_the_prior_as_guide_is_seen_by_the_likelihood_and_by_a_reference_near_th
 
 
 def two_levels(scale=1.0):
-    """A local latent above another: b ~ N(0, 1), z ~ N(b, 1), x ~ N(z, 1) of two latents and an exact guide."""
+    """A local latent above another: b ~ N(0, 1), z ~ N(b, 1), x ~ N(z, 1) of two latents and an
+    exact guide.
+    """
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -170,17 +185,25 @@ def test_drawn_data_take_the_place_of_those_in_the_batch():
     c = torch.tensor([0.5, 1.0, 2.0, 4.0])
     like = (torch.zeros(4), c)
     first = sbc(shared_mean(), 20, 9, like=like)
-    assert torch.equal(first.ranks, sbc(shared_mean(), 20, 9, like=like, rebuild=lambda draws: (draws["x"], c)).ranks)
+    assert torch.equal(
+        first.ranks,
+        sbc(shared_mean(), 20, 9, like=like, rebuild=lambda draws: (draws["x"], c)).ranks,
+    )
 
 
 @pytest.mark.slow
 def test_a_latent_that_the_data_share():
     c = torch.tensor([0.5, 1.0, 2.0, 4.0])
-    like, options = (torch.zeros(4), c), {"rebuild": lambda draws: (draws["x"], c), "num_simulations": 200, "num_draws": 49}
+    like, options = (
+        (torch.zeros(4), c),
+        {"rebuild": lambda draws: (draws["x"], c), "num_simulations": 200, "num_draws": 49},
+    )
     found = sbc(shared_mean(), like=like, false_alarm=1e-6, **options)
     assert found.ranks.shape == (200, 2)
     assert found.finding.severity == Severity.OK
-    assert tarp(shared_mean(), like=like, false_alarm=1e-6, **options).finding.severity == Severity.OK
+    assert (
+        tarp(shared_mean(), like=like, false_alarm=1e-6, **options).finding.severity == Severity.OK
+    )
     assert sbc(shared_mean(scale=0.5), like=like, **options).finding.severity == Severity.CRITICAL
     assert tarp(shared_mean(scale=0.4), like=like, **options).finding.severity >= Severity.WARNING
 
@@ -206,7 +229,9 @@ def test_covariates_of_local_latents_are_cut_into_passes():
 
     lvm = vilvm.Pair(model, guide)
     for batch_size in (7, 30, 100):
-        found = sbc(lvm, 200, 19, like=like, rebuild=rebuild, batch_size=batch_size, false_alarm=1e-6)
+        found = sbc(
+            lvm, 200, 19, like=like, rebuild=rebuild, batch_size=batch_size, false_alarm=1e-6
+        )
         assert found.ranks.shape == (200, 2)
         assert found.finding.severity == Severity.OK
 
@@ -253,7 +278,10 @@ def test_what_cannot_be_calibrated_is_refused(exact, check):
 
     with pytest.raises(NotApplicable, match=r"does not look at its batch.*vsbc"):
         check(shared_mean(amortised=False), like=like, rebuild=rebuild)
-    with pytest.raises(ContractError, match=r"observes a tensor of shape .* which is not, as it is, one of the batch's"):
+    with pytest.raises(
+        ContractError,
+        match=r"observes a tensor of shape .* which is not, as it is, one of the batch's",
+    ):
         check(shifted(), like=like)
     with pytest.raises(ValueError, match="num_draws must be a whole number"):
         check(exact, num_draws=0)
@@ -268,7 +296,10 @@ def test_what_cannot_be_calibrated_is_refused(exact, check):
     with pytest.raises(NotApplicable, match="its data share; pass like="):
         check(vilvm.Pair(model, lambda x: pyro.sample("m", dist.Normal(x.mean(), 1.0))))
     with pytest.raises(ContractError, match="no spread to calibrate"):
-        check(vilvm.Pair(model, lambda x: pyro.sample("m", dist.Delta(x.mean()))), like=torch.zeros(4))
+        check(
+            vilvm.Pair(model, lambda x: pyro.sample("m", dist.Delta(x.mean()))),
+            like=torch.zeros(4),
+        )
 
 
 def local(x):
@@ -279,7 +310,9 @@ def local(x):
 
 
 class PerDatum(torch.nn.Module):
-    """A guide with parameters for each of `size` data; it looks at its batch beside, or it does not."""
+    """A guide with parameters for each of `size` data; it looks at its batch beside, or it does
+    not.
+    """
 
     def __init__(self, size, looks):
         super().__init__()
@@ -316,8 +349,12 @@ class Noisy(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.decoder = torch.nn.Sequential(torch.nn.Linear(2, 4), torch.nn.BatchNorm1d(4), torch.nn.Dropout(0.5))
-        self.encoder = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 2))
+        self.decoder = torch.nn.Sequential(
+            torch.nn.Linear(2, 4), torch.nn.BatchNorm1d(4), torch.nn.Dropout(0.5)
+        )
+        self.encoder = torch.nn.Sequential(
+            torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 2)
+        )
         self.decoder[2].eval()  # a part that its owner has set apart
 
     def model(self, x):
@@ -375,6 +412,12 @@ def test_the_data_of_a_simulation_are_seen_whole_and_those_that_all_share_are_no
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x / (1 + scale**2), scale / (1 + scale**2).sqrt()))
 
-    found = tarp(vilvm.Pair(model, guide), 100, 19, like=(torch.zeros(10), torch.tensor(0.5)), false_alarm=1e-6)
+    found = tarp(
+        vilvm.Pair(model, guide),
+        100,
+        19,
+        like=(torch.zeros(10), torch.tensor(0.5)),
+        false_alarm=1e-6,
+    )
     assert found.ranks.shape == (100,)
     assert found.finding.severity == Severity.OK

@@ -7,7 +7,9 @@ from vilvm.diagnostics import _clock
 
 @pytest.mark.parametrize(("seconds", "draws"), [(1.0, 25), (5.0, 200), (100.0, 1000)])
 def test_draws_are_chosen_by_their_pace_and_not_by_the_first_run(monkeypatch, seconds, draws):
-    """A run takes 0.1 s and 0.02 s a draw, and the first of all 30 s more, in which the way of its samples is found."""
+    """A run takes 0.1 s and 0.02 s a draw, and the first of all 30 s more, in which the way of its
+    samples is found.
+    """
     now, runs = [0.0], []
 
     def run(size):

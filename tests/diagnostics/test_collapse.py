@@ -1,4 +1,6 @@
-"""Active units, divergences and information of guides whose answer is known; collapse planted, and caught."""
+"""Active units, divergences and information of guides whose answer is known; collapse planted, and
+caught.
+"""
 
 import math
 import sys
@@ -55,8 +57,12 @@ def test_noise_that_is_handed_on_makes_no_unit_active():
             a = pyro.sample("a", dist.Normal(0.2 * x, 1.0))
             pyro.sample("b", dist.Normal(a, 1.0))
 
-    # Var of the mean of b: 0, and 0.04; each estimate has a standard error of 1 / 50 / sqrt(2500) = 0.0004.
-    found = {g.__name__: active_units(vilvm.Pair(model, g), torch.randn(2500)) for g in (guide, following)}
+    # Var of the mean of b: 0, and 0.04; each estimate has a standard error of 1 / 50 / sqrt(2500)
+    # = 0.0004.
+    found = {
+        g.__name__: active_units(vilvm.Pair(model, g), torch.randn(2500))
+        for g in (guide, following)
+    }
     assert {name: [bool(units["a"]), bool(units["b"])] for name, units in found.items()} == {
         "guide": [False, False],
         "following": [True, True],
@@ -67,14 +73,21 @@ def test_what_has_no_activity_is_refused():
     lvm = vilvm.Pair(lambda x: None, lambda x: None)
     with pytest.raises(ValueError, match="at least two"):
         active_units(lvm, torch.zeros(1, 3))
-    with pytest.raises(ValueError, match="active_units: threshold, a share of the prior's variance, must be between"):
+    with pytest.raises(
+        ValueError,
+        match="active_units: threshold, a share of the prior's variance, must be between",
+    ):
         active_units(lvm, torch.zeros(4, 3), threshold=1.0)
-    with pytest.raises(ValueError, match="collapse: threshold, a share of the prior's variance, must be between"):
+    with pytest.raises(
+        ValueError, match="collapse: threshold, a share of the prior's variance, must be between"
+    ):
         collapse(lvm, torch.zeros(4, 3), threshold=0.0)
 
 
 def left(slope):
-    """Three latents a datum, in a plate left of that of the data; their means move with the datum by `slope`."""
+    """Three latents a datum, in a plate left of that of the data; their means move with the datum
+    by `slope`.
+    """
 
     def model(x):
         with pyro.plate("data", len(x), dim=-1):
@@ -91,15 +104,23 @@ def left(slope):
 
 @pytest.mark.parametrize(("slope", "severity"), [(0.0, Severity.CRITICAL), (0.5, Severity.OK)])
 def test_a_plate_left_of_the_datas_holds_units(slope, severity):
-    lvm, x = left(slope), torch.randn(1003)  # of which active_units takes a thousand and three at a time
+    # of which active_units takes a thousand and three at a time
+    lvm, x = left(slope), torch.randn(1003)
     found = collapse(lvm, x, num_samples=2, num_data=300)
     assert found.finding.severity == severity
     assert found.active["b"].tolist() == 3 * [slope > 0]
-    kl = 0.5 * ((slope * x + torch.tensor([[0.0], [1.0], [-1.0]])) ** 2 + 0.49 - 1 - math.log(0.49)).mean(1).double()
+    kl = (
+        0.5
+        * ((slope * x + torch.tensor([[0.0], [1.0], [-1.0]])) ** 2 + 0.49 - 1 - math.log(0.49))
+        .mean(1)
+        .double()
+    )
     assert ((found.kl["b"] - kl).abs() <= 5 * found.kl_se["b"] + 1e-6).all()
     assert active_units(lvm, x)["b"].tolist() == 3 * [slope > 0]
     whole = collapse(lvm, x, num_samples=2, num_data=1003)
-    torch.testing.assert_close(whole.spread["b"], (slope**2 * x.var()).double().expand(3), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(
+        whole.spread["b"], (slope**2 * x.var()).double().expand(3), atol=1e-6, rtol=1e-4
+    )
     torch.testing.assert_close(whole.kl["b"], kl, atol=1e-5, rtol=1e-5)
 
 
@@ -118,14 +139,21 @@ def normal_pair(prior_sd, noise_sd, gain, guide_sd):
 
 def test_activity_is_a_share_of_the_priors_variance():
     kept = 0.05**2 / (0.05**2 + 0.02**2)
-    exact, x = normal_pair(0.05, 0.02, kept, 0.05 * (1 - kept) ** 0.5), (0.05**2 + 0.02**2) ** 0.5 * torch.randn(500)
+    exact, x = (
+        normal_pair(0.05, 0.02, kept, 0.05 * (1 - kept) ** 0.5),
+        (0.05**2 + 0.02**2) ** 0.5 * torch.randn(500),
+    )
     found = collapse(exact, x)
     assert found.spread["z"] < 0.01 < found.activity["z"]
-    assert abs(found.activity["z"] - kept**2 * x.var() / 0.05**2) < 5 * found.activity["z"] * (2 / 5000) ** 0.5
+    assert (
+        abs(found.activity["z"] - kept**2 * x.var() / 0.05**2)
+        < 5 * found.activity["z"] * (2 / 5000) ** 0.5
+    )
     assert found.finding.severity == Severity.OK
     assert found.finding.about == "model"
     assert active_units(exact, x)["z"]
-    wide, x = normal_pair(10.0, 10.0, 0.5, 10.0), torch.randn(500)  # moves by 0.5 where its prior spreads by 10
+    # moves by 0.5 where its prior spreads by 10
+    wide, x = normal_pair(10.0, 10.0, 0.5, 10.0), torch.randn(500)
     found = collapse(wide, x)
     assert found.spread["z"] > 0.01 > found.activity["z"]
     assert found.finding.severity == Severity.CRITICAL
@@ -147,7 +175,9 @@ class Two:
     def guide(self, x):
         with pyro.plate("data", len(x)):
             pyro.sample("a", dist.Normal(self.gain * x, (1 - self.gain**2) ** 0.5))
-            pyro.sample("b", dist.Normal(torch.zeros(2), self.sd(x)[:, None] * torch.ones(2)).to_event(1))
+            pyro.sample(
+                "b", dist.Normal(torch.zeros(2), self.sd(x)[:, None] * torch.ones(2)).to_event(1)
+            )
 
 
 @pytest.mark.parametrize(
@@ -163,7 +193,9 @@ def test_a_latent_may_tell_by_its_spread(gain, sd, severity):
     found = collapse(Two(gain, sd), torch.randn(400))
     assert not found.active["b"].any()
     assert found.finding.severity == severity
-    assert ("by their spread" in found.finding.verdict) == (severity < Severity.CRITICAL and not gain)
+    assert ("by their spread" in found.finding.verdict) == (
+        severity < Severity.CRITICAL and not gain
+    )
 
 
 def test_generators_are_left_as_they_were_and_a_seed_fixes_the_draws():
@@ -194,7 +226,9 @@ class Own(torch.nn.Module):
 
 def test_a_guide_with_parameters_for_each_datum_is_run_on_all_of_them():
     x = 2**0.5 * torch.randn(1500)
-    own, amortised = (collapse(Own(x, amortised), x, num_samples=4, num_data=300) for amortised in (False, True))
+    own, amortised = (
+        collapse(Own(x, amortised), x, num_samples=4, num_data=300) for amortised in (False, True)
+    )
     assert own.num_data == amortised.num_data == 300
     assert own.finding.severity == Severity.OK
     for name in ("rate", "information", "information_above"):
@@ -202,7 +236,11 @@ def test_a_guide_with_parameters_for_each_datum_is_run_on_all_of_them():
         assert len(one.values) == 300
         assert abs(one.mean - other.mean) < 5 * (one.se**2 + other.se**2) ** 0.5
     expected = 0.5 * math.log(2.0)  # the guide is exact, and I(x; z) = ½ log(1 + 1)
-    assert own.information.mean - 5 * own.information.se < expected < own.information_above.mean + 5 * own.information_above.se
+    assert (
+        own.information.mean - 5 * own.information.se
+        < expected
+        < own.information_above.mean + 5 * own.information_above.se
+    )
     assert active_units(Own(x, amortised=False), x)["z"]
 
 
@@ -210,13 +248,17 @@ def test_a_guide_with_parameters_for_each_datum_is_run_on_all_of_them():
 
 
 def linear_data(n, dtype=torch.float64):
-    basis = torch.tensor([[3.0, 0.0, 1.0], [0.0, 2.0, 1.0], [1.0, 1.0, 0.0], [0.5, -1.0, 0.0], [0.0, 0.5, -1.0]], dtype=dtype)
+    basis = torch.tensor(
+        [[3.0, 0.0, 1.0], [0.0, 2.0, 1.0], [1.0, 1.0, 0.0], [0.5, -1.0, 0.0], [0.0, 0.5, -1.0]],
+        dtype=dtype,
+    )
     return torch.randn(n, 3, dtype=dtype) @ basis.T + 0.7 * torch.randn(n, 5, dtype=dtype)
 
 
 def test_ppca_has_its_closed_forms():
     x = linear_data(1500)
-    lvm = PPCA(5, 3).double().maximise(x)  # an exact guide, whose aggregated posterior over new data is the prior
+    # an exact guide, whose aggregated posterior over new data is the prior
+    lvm = PPCA(5, 3).double().maximise(x)
     fresh = lvm.W @ torch.randn(3, 400, dtype=torch.float64) + lvm.b[:, None]
     fresh = (fresh + lvm.log_sigma.exp() * torch.randn(5, 400, dtype=torch.float64)).T.detach()
     found = collapse(lvm, fresh, num_samples=2)
@@ -230,7 +272,11 @@ def test_ppca_has_its_closed_forms():
     below, above, total = found.information, found.information_above, expected.sum().item()
     assert below.mean - 5 * below.se < total < above.mean + 5 * above.se
     assert above.mean - below.mean < 0.5
-    assert found.rate.mean - above.mean - 5 * above.se < 0 < found.marginal_kl.mean + 5 * found.marginal_kl.se
+    assert (
+        found.rate.mean - above.mean - 5 * above.se
+        < 0
+        < found.marginal_kl.mean + 5 * found.marginal_kl.se
+    )
     assert not found.saturated
     assert found.finding.severity == Severity.OK
 
@@ -247,7 +293,10 @@ def test_information_is_that_of_the_data_by_an_independent_estimate():
     z = mean + scale * torch.randn(400, 60, 3, dtype=torch.float64)
     log_q = torch.distributions.Normal(mean, scale).log_prob(z).sum(-1)
     log_p = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
-    for ours, terms in ((found.information, log_q - mixture.log_prob(z)), (found.marginal_kl, mixture.log_prob(z) - log_p)):
+    for ours, terms in (
+        (found.information, log_q - mixture.log_prob(z)),
+        (found.marginal_kl, mixture.log_prob(z) - log_p),
+    ):
         other_se = (terms.var(0) / 400).sum().sqrt().item() / 60
         assert abs(ours.mean - terms.mean().item()) < 5 * (ours.mc_se**2 + other_se**2) ** 0.5
 
@@ -271,7 +320,8 @@ def test_an_aggregated_posterior_off_the_prior_shows_in_moments_and_marginal_kl(
 
     def guide(x):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(2.0 + 0 * x, 0.5))  # says nothing of x, and lies off the prior
+            # says nothing of x, and lies off the prior
+            pyro.sample("z", dist.Normal(2.0 + 0 * x, 0.5))
 
     found = collapse(vilvm.Pair(model, guide), torch.randn(400), num_samples=20)
     kl = 0.5 * (4 + 0.25 - 1 - math.log(0.25))
@@ -300,7 +350,8 @@ def pair_of(guide_of, prior):
 
 
 def test_a_pair_without_closed_form_has_its_kl_by_draws():
-    # log-normal against gamma: E log q = −m − ½ log(2πe s²), E log p = a log b − lgamma(a) + (a − 1) m − b exp(m + s²/2)
+    # log-normal against gamma: E log q = −m − ½ log(2πe s²), E log p = a log b − lgamma(a) + (a −
+    # 1) m − b exp(m + s²/2)
     lvm = pair_of(
         lambda x: dist.LogNormal(torch.stack([0.3 * x, 0 * x], -1), 0.4).to_event(1),
         dist.Gamma(torch.full((2,), 2.0), 1.5).to_event(1),
@@ -308,7 +359,13 @@ def test_a_pair_without_closed_form_has_its_kl_by_draws():
     x = torch.randn(50)
     terms = divergences(lvm, x, 2000)["z"]
     m = torch.stack([0.3 * x, 0 * x], -1).double()
-    expected = -m - 0.5 * math.log(2 * math.pi * math.e * 0.16) - 2 * math.log(1.5) - m + 1.5 * (m + 0.08).exp()
+    expected = (
+        -m
+        - 0.5 * math.log(2 * math.pi * math.e * 0.16)
+        - 2 * math.log(1.5)
+        - m
+        + 1.5 * (m + 0.08).exp()
+    )
     assert terms.shape == (2000, 50, 2)
     assert ((terms.mean(0) - expected).abs() < 5 * terms.std(0) / 2000**0.5).all()
 
@@ -316,7 +373,8 @@ def test_a_pair_without_closed_form_has_its_kl_by_draws():
 def test_dimensions_that_depend_on_one_another_have_a_kl_together():
     covariance = torch.tensor([[0.5, 0.3], [0.3, 0.4]])
     lvm = pair_of(
-        lambda x: dist.MultivariateNormal(torch.stack([x, 0 * x], -1), covariance), dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        lambda x: dist.MultivariateNormal(torch.stack([x, 0 * x], -1), covariance),
+        dist.Normal(torch.zeros(2), 1.0).to_event(1),
     )
     x = torch.randn(30)
     terms = divergences(lvm, x, 4000)["z"]
@@ -340,7 +398,9 @@ class Chain:
         with pyro.plate("data", len(x), dim=-1):
             a = pyro.sample("a", dist.Normal(x[:, None] * torch.ones(2), 0.5).to_event(1))
             with pyro.plate("time", 3, dim=-2):
-                pyro.sample("b", dist.Normal(0.5 * a.sum(-1) + torch.arange(3.0)[:, None] * x, 0.7))
+                pyro.sample(
+                    "b", dist.Normal(0.5 * a.sum(-1) + torch.arange(3.0)[:, None] * x, 0.7)
+                )
 
 
 @pytest.mark.parametrize("make", [Chain, lambda: PPCA(5, 3)])
@@ -370,7 +430,8 @@ def test_latents_that_depend_on_one_another_have_their_rate(rows, monkeypatch):
     b = 0.5 * (((t - 1) * x) ** 2 + 0.25 * 0.5 + 0.49 - 1 - math.log(0.49)).mean(1)
     torch.testing.assert_close(found.kl["b"], b.double(), rtol=0.05, atol=0.0)
     assert abs(found.rate.mean - (2 * a.mean() + b.sum()).item()) < 5 * found.rate.mc_se
-    means = torch.stack([x + (t * x)[i] for i in range(3)])  # the noise of a, of variance 0.5 / 4, is averaged over 500 draws
+    # the noise of a, of variance 0.5 / 4, is averaged over 500 draws
+    means = torch.stack([x + (t * x)[i] for i in range(3)])
     error = ((2 * means.var(1) + 0.125 / 500) * 0.125 / 500 / 39).sqrt()
     assert ((found.spread["b"] - means.var(1)).abs() < 5 * error).all()
 
@@ -405,7 +466,10 @@ def test_what_has_no_rate_is_refused():
         collapse(vilvm.Pair(model, guide), torch.randn(4))
     with pytest.raises(ContractError, match="on one point"):
         collapse(
-            pair_of(lambda x: dist.Delta(torch.stack([x, x], -1)).to_event(1), dist.Normal(torch.zeros(2), 1.0).to_event(1)),
+            pair_of(
+                lambda x: dist.Delta(torch.stack([x, x], -1)).to_event(1),
+                dist.Normal(torch.zeros(2), 1.0).to_event(1),
+            ),
             torch.randn(4),
         )
     with pytest.raises(ValueError, match="at least 2"):
@@ -430,7 +494,15 @@ def trained(objective, callbacks):
     dataset = vilvm.data.datasets.digits()
     lvm = small_vae()
     fast = partial(torch.optim.Adam, lr=3e-3)
-    vilvm.fit(lvm, dataset.train, steps=350, batch_size=270, objective=objective, optimizer=fast, callbacks=callbacks)
+    vilvm.fit(
+        lvm,
+        dataset.train,
+        steps=350,
+        batch_size=270,
+        objective=objective,
+        optimizer=fast,
+        callbacks=callbacks,
+    )
     return collapse(lvm, dataset.test, num_samples=2)
 
 
@@ -460,9 +532,21 @@ def test_a_healthy_vae_is_left_alone(objective):
 
 def event(rates, lvm=None):
     zeros = dict.fromkeys(
-        ("elbo", "validation_elbo", "validation_se", "distortion", "learning_rate", "gradient_norm", "seconds"), 0.0
+        (
+            "elbo",
+            "validation_elbo",
+            "validation_se",
+            "distortion",
+            "learning_rate",
+            "gradient_norm",
+            "seconds",
+        ),
+        0.0,
     )
-    rows = [Record(epoch=i, step=50 * i + 50, rate=r, skipped=0, data_per_second=0.0, **zeros) for i, r in enumerate(rates)]
+    rows = [
+        Record(epoch=i, step=50 * i + 50, rate=r, skipped=0, data_per_second=0.0, **zeros)
+        for i, r in enumerate(rates)
+    ]
     return Event(lvm, History(rows))
 
 

@@ -1,4 +1,6 @@
-"""Trend tests at their stated level, R̂ by hand, fits that were stopped too early and fits that were not."""
+"""Trend tests at their stated level, R̂ by hand, fits that were stopped too early and fits that
+were not.
+"""
 
 from functools import partial
 
@@ -122,7 +124,8 @@ def test_what_a_schedule_has_levelled_is_said():
     early = convergence(history(np.concatenate([rising, 4 + flat]), rates=rates)).finding
     assert early.severity == Severity.NOTE
     assert "before, it was gaining 0.1" in early.verdict
-    late = convergence(history(np.concatenate([flat, 1 + flat]), rates=rates)).finding  # the fall itself lifts the ELBO
+    # the fall itself lifts the ELBO
+    late = convergence(history(np.concatenate([flat, 1 + flat]), rates=rates)).finding
     assert late.severity == Severity.OK
 
 
@@ -199,7 +202,10 @@ def test_the_average_is_written_where_it_is_asked_for():
         told(Converged(averaged=True), flat, iterates, validation=flat)
 
 
-@pytest.mark.parametrize("bad", [{"window": 10}, {"rhat": 1.0}, {"share": 0.0}, {"tolerance": 0.0}, {"false_alarm": 0.7}])
+@pytest.mark.parametrize(
+    "bad",
+    [{"window": 10}, {"rhat": 1.0}, {"share": 0.0}, {"tolerance": 0.0}, {"false_alarm": 0.7}],
+)
 def test_bad_options(bad):
     with pytest.raises(ValueError, match="Converged"):
         Converged(**bad)
@@ -233,7 +239,8 @@ def test_training_stops_by_itself_at_the_optimum():
     lvm, rule = conjugate(), Converged(averaged=True)
     run = fitted(lvm, x, 5000, 0.02, callbacks=[rule])
     assert run.stopped == "callback"
-    # ELBO of the slope a and scale s below log p(x), which they reach at ½ and √½: E KL(q ‖ p(z | x)).
+    # ELBO of the slope a and scale s below log p(x), which they reach at ½ and √½: E KL(q ‖ p(z |
+    # x)).
     with torch.no_grad():
         a, s = lvm.pyro_params["slope"], lvm.pyro_params["log_scale"].exp()
         gap = 0.5 * (2 * s**2 + 2 * (a - 0.5) ** 2 * x.square().mean() - 1 - (2 * s**2).log())

@@ -13,7 +13,9 @@ X = torch.tensor([1.0, 2.0, 0.5, 1.5])
 
 
 def pair(mean_shift=0.0, scale=1.0):
-    """A normal mean and its posterior, N(4 m̄ / 5, 1 / 5), shifted in its own standard deviations, and scaled."""
+    """A normal mean and its posterior, N(4 m̄ / 5, 1 / 5), shifted in its own standard deviations,
+    and scaled.
+    """
 
     def model(x):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -66,8 +68,12 @@ def prior_only(*latents, guide):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_heavy_tail_is_not_called_fine(seed):
-    """Student's t with five degrees of freedom: the weighted sd is too small whatever the draws, for its own weights have no variance."""
-    lvm = prior_only(("z", dist.StudentT(5.0)), guide=lambda x: pyro.sample("z", dist.Normal(0.0, 1.1)))
+    """Student's t with five degrees of freedom: the weighted sd is too small whatever the draws,
+    for its own weights have no variance.
+    """
+    lvm = prior_only(
+        ("z", dist.StudentT(5.0)), guide=lambda x: pyro.sample("z", dist.Normal(0.0, 1.1))
+    )
     found = correction(lvm, X, seed=seed)  # the true ratio is 1.1 / (5 / 3)^½ = 0.852
     assert found.k.item() > 0.7
     assert found.finding.severity == Severity.WARNING
@@ -79,7 +85,8 @@ def test_many_components_within_the_tolerance_raise_no_warning(ratio, bad):
     scale = torch.ones(60)
     scale[17 if bad else slice(None)] = ratio
     lvm = prior_only(
-        ("z", dist.Normal(torch.zeros(60), 1.0).to_event(1)), guide=lambda x: pyro.sample("z", dist.Normal(0.0, scale).to_event(1))
+        ("z", dist.Normal(torch.zeros(60), 1.0).to_event(1)),
+        guide=lambda x: pyro.sample("z", dist.Normal(0.0, scale).to_event(1)),
     )
     found = correction(lvm, X, num_samples=20_000)
     if bad:
@@ -105,7 +112,9 @@ def test_what_is_not_finite_is_named_and_what_is_constant_is_left_out():
 
 
 def correlated(correlation, diagonal):
-    """Latents z ∈ R² of each datum, their posterior correlated; the guide is that posterior, or its best product."""
+    """Latents z ∈ R² of each datum, their posterior correlated; the guide is that posterior, or
+    its best product.
+    """
     prior = torch.tensor([[1.0, correlation], [correlation, 1.0]])
     covariance = torch.linalg.inv(torch.linalg.inv(prior) + torch.eye(2))
     root = torch.linalg.cholesky(covariance)
@@ -119,7 +128,11 @@ def correlated(correlation, diagonal):
     def guide(x):
         with pyro.plate("data", len(x)):
             mean = x @ covariance
-            own = dist.Normal(mean, narrow).to_event(1) if diagonal else dist.MultivariateNormal(mean, scale_tril=root)
+            own = (
+                dist.Normal(mean, narrow).to_event(1)
+                if diagonal
+                else dist.MultivariateNormal(mean, scale_tril=root)
+            )
             pyro.sample("z", own)
 
     return vilvm.Pair(model, guide)
@@ -141,7 +154,9 @@ def test_one_bad_datum_is_found_by_its_index():
     lvm = correlated(0.9, diagonal=False)
 
     def guide(x):
-        covariance = torch.linalg.inv(torch.linalg.inv(torch.tensor([[1.0, 0.9], [0.9, 1.0]])) + torch.eye(2))
+        covariance = torch.linalg.inv(
+            torch.linalg.inv(torch.tensor([[1.0, 0.9], [0.9, 1.0]])) + torch.eye(2)
+        )
         shift = (x[:, :1] > 50).float() * 0.5
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.MultivariateNormal(x @ covariance + shift, covariance))
@@ -183,9 +198,13 @@ def given(posterior, guide):
     return vilvm.Pair(model, lambda x: pyro.sample("z", guide))
 
 
-@pytest.mark.parametrize("posterior", [dist.StudentT(2.0), dist.Cauchy(0.0, 1.0)], ids=["t2", "cauchy"])
+@pytest.mark.parametrize(
+    "posterior", [dist.StudentT(2.0), dist.Cauchy(0.0, 1.0)], ids=["t2", "cauchy"]
+)
 def test_an_exact_guide_of_a_posterior_without_variance_is_fine(posterior):
-    assert correction(given(posterior, posterior), torch.tensor(0.0)).finding.severity == Severity.OK
+    assert (
+        correction(given(posterior, posterior), torch.tensor(0.0)).finding.severity == Severity.OK
+    )
 
 
 def normals(scale, dim=60):
@@ -195,10 +214,16 @@ def normals(scale, dim=60):
 
 @pytest.mark.slow
 def test_components_within_the_tolerance_raise_no_alarm():
-    """Sixty of which the noisiest is beyond it: at one draw a component in three would be an alarm, by noise alone."""
-    severities = [correction(normals(0.91), torch.tensor(0.0), num_samples=5000, seed=seed).finding.severity for seed in range(3)]
+    """Sixty of which the noisiest is beyond it: at one draw a component in three would be an
+    alarm, by noise alone.
+    """
+    severities = [
+        correction(normals(0.91), torch.tensor(0.0), num_samples=5000, seed=seed).finding.severity
+        for seed in range(3)
+    ]
     assert max(severities) <= Severity.NOTE
-    assert correction(normals(0.91), torch.tensor(0.0), num_samples=1000).share == 1.0  # by their point estimates
+    # by their point estimates
+    assert correction(normals(0.91), torch.tensor(0.0), num_samples=1000).share == 1.0
 
 
 def test_with_few_draws_it_cannot_tell_and_looks_again():

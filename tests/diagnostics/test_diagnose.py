@@ -1,4 +1,6 @@
-"""Planted faults are found, and a right model raises no alarm: the whole of the diagnostics on pairs whose worth is known."""
+"""Planted faults are found, and a right model raises no alarm: the whole of the diagnostics on
+pairs whose worth is known.
+"""
 
 import math
 from functools import partial
@@ -30,7 +32,9 @@ QUICK = Schedule(num_chains=8, num_temperatures=20, leapfrog=3)
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
     """The best guide need not be found to four digits."""
-    monkeypatch.setattr(import_module("vilvm.diagnostics.diagnose"), "gaps", partial(gaps, steps=80))
+    monkeypatch.setattr(
+        import_module("vilvm.diagnostics.diagnose"), "gaps", partial(gaps, steps=80)
+    )
 
 
 def linear(seed=0, num_data=100):
@@ -67,18 +71,27 @@ def test_a_right_model_and_an_exact_guide_raise_no_alarm():
 
 def test_the_verdict_tells_of_posterior_and_model_apart():
     def verdict(*findings):
-        told = tuple(Finding(name, severity, "", "", about=about) for name, severity, about in findings)
+        told = tuple(
+            Finding(name, severity, "", "", about=about) for name, severity, about in findings
+        )
         return Diagnosis(told, {}, {}, torch.arange(1), 0.0).verdict
 
     posterior = ("Posterior predictive check", Severity.WARNING, "model")
     prior = ("Prior predictive check", Severity.WARNING, "model")
     collapsed = ("Posterior collapse", Severity.CRITICAL, "model")
     bad = ("Pareto k̂", Severity.CRITICAL, "posterior")
-    unlike, unused = "The model does not make data like these.", "The model makes little use of its latents."
-    assert verdict(posterior, prior, collapsed).endswith(f"against this posterior. {unlike} {unused}")
+    unlike, unused = (
+        "The model does not make data like these.",
+        "The model makes little use of its latents.",
+    )
+    assert verdict(posterior, prior, collapsed).endswith(
+        f"against this posterior. {unlike} {unused}"
+    )
     assert verdict(bad, prior, posterior) == f"Do not trust this posterior. {unlike}"
     assert verdict(bad, posterior).endswith("be it the guide or the model.")
-    assert verdict(("Posterior collapse", Severity.NOTE, "model")).endswith("against this posterior.")
+    assert verdict(("Posterior collapse", Severity.NOTE, "model")).endswith(
+        "against this posterior."
+    )
 
 
 def scaled(of_model, size, subsample=None):
@@ -110,7 +123,9 @@ def scaled(of_model, size, subsample=None):
         ((1.0, torch.full((20,), 2.0)), 20, None, {"z": 1.0, "x": 2.0}),
     ],
 )
-def test_a_model_of_unequal_scales_is_said_to_be_looked_at_without_them(of_model, size, subsample, expected):
+def test_a_model_of_unequal_scales_is_said_to_be_looked_at_without_them(
+    of_model, size, subsample, expected
+):
     x = torch.randn(20, generator=torch.Generator().manual_seed(0))
     assert find_layout(scaled(of_model, size, subsample), x).tempered == pytest.approx(expected)
 
@@ -128,12 +143,19 @@ def test_a_guide_of_half_the_scale_is_caught_by_all_that_look():
         lvm.log_s -= math.log(2)
     found = diagnose(lvm, x, schedule=QUICK, budget=600)
     grave = severities(found)
-    assert grave["Pareto k̂"] == grave["Calibration (SBC)"] == grave["Calibration (TARP)"] == Severity.CRITICAL
+    assert (
+        grave["Pareto k̂"]
+        == grave["Calibration (SBC)"]
+        == grave["Calibration (TARP)"]
+        == Severity.CRITICAL
+    )
     assert grave["Inference gap"] >= Severity.NOTE
     assert found.verdict.startswith("Do not trust this posterior")
     assert "too narrow" in found.results["Calibration (SBC)"].finding.verdict
     assert found.findings[0].severity == Severity.CRITICAL
-    assert [f.severity for f in found.findings] == sorted((f.severity for f in found.findings), reverse=True)
+    assert [f.severity for f in found.findings] == sorted(
+        (f.severity for f in found.findings), reverse=True
+    )
 
 
 @pytest.mark.slow
@@ -141,7 +163,13 @@ def test_a_collapsed_vae_is_caught():
     torch.manual_seed(0)
     data = vilvm.data.datasets.digits(transform=vilvm.data.StaticBinarisation(0))
     lvm = VAE(64, 4, encoder_hidden=(32,), decoder_hidden=(32,))
-    vilvm.fit(lvm, data.train, steps=300, batch_size=270, objective=Beta(pyro.infer.Trace_ELBO(), warmup=1))
+    vilvm.fit(
+        lvm,
+        data.train,
+        steps=300,
+        batch_size=270,
+        objective=Beta(pyro.infer.Trace_ELBO(), warmup=1),
+    )
     found = diagnose(lvm, data.test, num_data=50, schedule=QUICK)
     assert severities(found)["Posterior collapse"] == found.severity("model") == Severity.CRITICAL
     assert "The model makes little use of its latents." in found.verdict
@@ -172,7 +200,9 @@ def test_a_wrong_likelihood_is_the_model_s_fault_and_not_the_guide_s():
 
 
 class Correlated(torch.nn.Module):
-    """Two coefficients whose covariates are all but one, under their exact posterior, or the mean-field guide nearest to it."""
+    """Two coefficients whose covariates are all but one, under their exact posterior, or the
+    mean-field guide nearest to it.
+    """
 
     def __init__(self, full):
         super().__init__()
@@ -216,11 +246,15 @@ def regression(seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [linear, regression])
 def test_alarms_of_right_models_are_as_rare_as_stated(make):
-    """Of 8 right models, every check run, at a false-alarm rate of 0.01 in all, more than 2 with an alarm have a probability of 5e-5."""
+    """Of 8 right models, every check run, at a false-alarm rate of 0.01 in all, more than 2 with
+    an alarm have a probability of 5e-5.
+    """
     alarmed = []
     for seed in range(8):
         lvm, x = make(seed)
-        found = diagnose(lvm, x, history=history(0.1 * noise(40, 0.5, 1, seed)[0]), schedule=QUICK, seed=seed)
+        found = diagnose(
+            lvm, x, history=history(0.1 * noise(40, 0.5, 1, seed)[0]), schedule=QUICK, seed=seed
+        )
         assert not found.unfinished, found.skipped
         assert "Convergence" in found.results
         if max(found.severity(), found.severity("model")) >= Severity.WARNING:
@@ -256,7 +290,9 @@ def test_a_posterior_that_could_not_be_looked_at_is_not_trusted():
     assert "the guide of Pair puts latent 'mu' on one point" in found.verdict
 
 
-def test_a_check_or_a_finding_that_fails_vouches_for_nothing_and_takes_no_other_with_it(monkeypatch):
+def test_a_check_or_a_finding_that_fails_vouches_for_nothing_and_takes_no_other_with_it(
+    monkeypatch,
+):
     class Broken:
         @property
         def finding(self):
@@ -267,7 +303,9 @@ def test_a_check_or_a_finding_that_fails_vouches_for_nothing_and_takes_no_other_
 
     lvm, x = linear()
     monkeypatch.setattr(import_module("vilvm.diagnostics.diagnose"), "sbc", failing)
-    monkeypatch.setattr(import_module("vilvm.diagnostics.diagnose"), "gaps", lambda *args, **options: Broken())
+    monkeypatch.setattr(
+        import_module("vilvm.diagnostics.diagnose"), "gaps", lambda *args, **options: Broken()
+    )
     found = diagnose(lvm, x, num_data=50)
     assert found.unfinished == ("Calibration (SBC)", "Inference gap")
     assert not found.trusted
@@ -337,7 +375,13 @@ class Widths(torch.nn.Module):
     def model(self, x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z.sum(-1, keepdim=True), 1.0).expand([*z.shape[:-1], x.shape[-1]]).to_event(1), obs=x)
+            pyro.sample(
+                "x",
+                dist.Normal(z.sum(-1, keepdim=True), 1.0)
+                .expand([*z.shape[:-1], x.shape[-1]])
+                .to_event(1),
+                obs=x,
+            )
 
     def guide(self, x):
         n = x.shape[-1]
@@ -361,7 +405,11 @@ def test_the_false_alarm_rate_is_shared_out_among_the_tests():
     lvm, x = linear()
     fitted = vilvm.fit(lvm, x, steps=1)
     found = diagnose(lvm, x, num_data=50, history=fitted, schedule=QUICK, false_alarm=0.07)
-    rates = {name: result.false_alarm for name, result in found.results.items() if hasattr(result, "false_alarm")}
+    rates = {
+        name: result.false_alarm
+        for name, result in found.results.items()
+        if hasattr(result, "false_alarm")
+    }
     sides = {name: 2 if name == "Convergence" else 1 for name in rates}
     assert len(rates) == 9
     assert sum(sides[name] * rate for name, rate in rates.items()) == pytest.approx(0.07)

@@ -1,4 +1,6 @@
-"""The exact posterior as guide is trusted, whatever it is a posterior of; a wrong one beside it is not."""
+"""The exact posterior as guide is trusted, whatever it is a posterior of; a wrong one beside it is
+not.
+"""
 
 import math
 import time
@@ -27,23 +29,36 @@ QUICK = Schedule(num_chains=8, num_temperatures=20, leapfrog=3)
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
     """The best guide need not be found to four digits."""
-    monkeypatch.setattr(import_module("vilvm.diagnostics.diagnose"), "gaps", partial(gaps, steps=80))
+    monkeypatch.setattr(
+        import_module("vilvm.diagnostics.diagnose"), "gaps", partial(gaps, steps=80)
+    )
 
 
 def masked_data(seed, shift=0.0):
-    """z ~ N(0, 1), three components x_j ~ N(z, 1), some hidden: the posterior is of those that are seen."""
+    """z ~ N(0, 1), three components x_j ~ N(z, 1), some hidden: the posterior is of those that are
+    seen.
+    """
 
     def model(batch):
         x, seen = batch
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z[..., None].expand(*z.shape, 3), 1.0).mask(seen).to_event(1), obs=x)
+            pyro.sample(
+                "x",
+                dist.Normal(z[..., None].expand(*z.shape, 3), 1.0).mask(seen).to_event(1),
+                obs=x,
+            )
 
     def guide(batch):
         x, seen = batch
         precision = 1 + seen.sum(-1)
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(torch.where(seen, x, 0.0).sum(-1) / precision + shift, precision.rsqrt()))
+            pyro.sample(
+                "z",
+                dist.Normal(
+                    torch.where(seen, x, 0.0).sum(-1) / precision + shift, precision.rsqrt()
+                ),
+            )
 
     torch.manual_seed(seed)
     seen = torch.rand(100, 3) < 0.5
@@ -52,7 +67,9 @@ def masked_data(seed, shift=0.0):
 
 
 def masked_latents(seed, shift=0.0):
-    """Sequences of up to three steps: what is beyond a sequence's end has no posterior, and the guide puts anything there."""
+    """Sequences of up to three steps: what is beyond a sequence's end has no posterior, and the
+    guide puts anything there.
+    """
 
     def model(batch):
         x, seen = batch
@@ -75,11 +92,15 @@ MEANS, SHARES = torch.tensor([-2.0, 0.0, 2.0]), torch.tensor([0.5, 0.3, 0.2])
 
 
 def mixture(seed, shift=0.0, drawn=True):
-    """c ~ Categorical, z ~ N(m_c, 1), x ~ N(z, ½): the label is drawn by the guide, its logits `shift`ed, or enumerated."""
+    """c ~ Categorical, z ~ N(m_c, 1), x ~ N(z, ½): the label is drawn by the guide, its logits
+    `shift`ed, or enumerated.
+    """
 
     def model(x):
         with pyro.plate("data", len(x)):
-            c = pyro.sample("c", dist.Categorical(SHARES), infer={} if drawn else {"enumerate": "parallel"})
+            c = pyro.sample(
+                "c", dist.Categorical(SHARES), infer={} if drawn else {"enumerate": "parallel"}
+            )
             z = pyro.sample("z", dist.Normal(MEANS[c] if drawn else 0.0, 1.0))
             pyro.sample("x", dist.Normal(z if drawn else z + MEANS[c], 0.5), obs=x)
 
@@ -161,7 +182,9 @@ CASES = [masked_data, masked_latents, mixture, enumerated, label_alone, shared, 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_exact_posteriors_are_trusted(case):
-    """At a false-alarm rate of 0.01 for each, two alarms of three or more have a probability of 3e-4."""
+    """At a false-alarm rate of 0.01 for each, two alarms of three or more have a probability of
+    3e-4.
+    """
     alarms = []
     for seed in range(3):
         found = diagnose(*case(seed), schedule=QUICK, budget=300, seed=seed)
@@ -210,9 +233,13 @@ def test_counts_are_numbers():
     assert not found.probabilities.any()
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))])
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))]
+)
 def test_hidden_cells_do_not_reach_the_reference(seed):
-    """Each of four has a p-value below 1e-4 with a probability of 1e-4; with the cells' truth in it, all were below 1e-6."""
+    """Each of four has a p-value below 1e-4 with a probability of 1e-4; with the cells' truth in
+    it, all were below 1e-6.
+    """
     lvm, batch = masked_data(seed)
     assert tarp(lvm, like=batch, seed=seed).p_value > 1e-4
 
@@ -231,7 +258,11 @@ def test_hidden_cells_without_a_batch_are_of_another_simulation():
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z[..., None].expand(*z.shape, 2), 0.1).mask(~hidden).to_event(1), obs=x)
+            pyro.sample(
+                "x",
+                dist.Normal(z[..., None].expand(*z.shape, 2), 0.1).mask(~hidden).to_event(1),
+                obs=x,
+            )
 
     def guide(x):
         with pyro.plate("data", len(x)):
@@ -275,7 +306,9 @@ def test_a_masked_latent_is_ranked_where_it_is_seen():
 
 
 def test_a_masked_latent_is_no_unit():
-    """z_1 of half the data and z_2 of none: activity is that of the data that have it, and E[z | x] = x / 2 has variance ½."""
+    """z_1 of half the data and z_2 of none: activity is that of the data that have it, and E[z |
+    x] = x / 2 has variance ½.
+    """
     lvm, _ = masked_latents(0)
     torch.manual_seed(0)
     seen = torch.tensor([True, True, False]).expand(400, 3).clone()
@@ -385,7 +418,8 @@ def test_a_history_is_compared_with_rate_and_distortion():
     assert wrong.disagreement[0] == pytest.approx(found.disagreement[0] - 2)
     assert wrong.finding.severity == Severity.CRITICAL
     assert "Training's ELBO exceeds" in wrong.finding.verdict
-    assert rates(pair, x, history=off).disagreement is None  # a history alone does not say what it was trained by
+    # a history alone does not say what it was trained by
+    assert rates(pair, x, history=off).disagreement is None
 
 
 def test_an_annealed_history_is_not_compared():
@@ -395,7 +429,9 @@ def test_an_annealed_history_is_not_compared():
 
 @pytest.mark.slow
 def test_a_slow_model_keeps_to_its_budget():
-    """A run takes 10 ms, and all that is asked for some 60 s; what was cut is said, and the posterior is exact."""
+    """A run takes 10 ms, and all that is asked for some 60 s; what was cut is said, and the
+    posterior is exact.
+    """
     pair, x = mixture(0, drawn=False)
 
     def slow(x):
@@ -437,7 +473,9 @@ class Undrawable(dist.Normal):
 
 
 def test_a_likelihood_that_cannot_be_drawn_from_leaves_moments_and_collapse():
-    """z given x and y, each of variance ½: precision 1 + 2 + 2, and the mean's variance is that of the prior less 1/5."""
+    """z given x and y, each of variance ½: precision 1 + 2 + 2, and the mean's variance is that of
+    the prior less 1/5.
+    """
 
     def model(batch):
         x, y = batch
@@ -464,7 +502,9 @@ def test_a_likelihood_that_cannot_be_drawn_from_leaves_moments_and_collapse():
 
 
 def test_missing_data_are_no_code():
-    """What ``obs_mask`` hides says nothing where nothing else of the datum is seen; z does, where something is."""
+    """What ``obs_mask`` hides says nothing where nothing else of the datum is seen; z does, where
+    something is.
+    """
 
     def model(batch):
         x, seen = batch
@@ -475,7 +515,9 @@ def test_missing_data_are_no_code():
     def guide(batch):
         x, seen = batch
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.where(seen, x / 2, 0.0), torch.where(seen, 0.5**0.5, 1.0)))
+            z = pyro.sample(
+                "z", dist.Normal(torch.where(seen, x / 2, 0.0), torch.where(seen, 0.5**0.5, 1.0))
+            )
             pyro.sample("x_unobserved", dist.Normal(z, 1.0))
 
     torch.manual_seed(0)
@@ -523,7 +565,9 @@ def test_views_of_a_batch_are_simulated(model, guide):
 
 
 def test_a_model_that_reads_what_it_observes_is_not_simulated():
-    """x_t ~ N(z + x_{t−1}, 1) from the columns before: one run draws each column beside those of the batch, not beside its own."""
+    """x_t ~ N(z + x_{t−1}, 1) from the columns before: one run draws each column beside those of
+    the batch, not beside its own.
+    """
 
     def model(x):
         before = torch.nn.functional.pad(x[:, :-1], (1, 0))
@@ -543,7 +587,9 @@ def test_a_model_that_reads_what_it_observes_is_not_simulated():
 
 
 def test_collapse_of_a_model_that_is_not_vectorisable():
-    """Two columns of a latent that is no product of univariate ones, under torch.vmap: KL has a closed form only for all together."""
+    """Two columns of a latent that is no product of univariate ones, under torch.vmap: KL has a
+    closed form only for all together.
+    """
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -563,14 +609,18 @@ def test_collapse_of_a_model_that_is_not_vectorisable():
 
 
 def test_a_latent_of_each_datum_is_no_outlier():
-    """Leave-one-out by weights fails where only a datum informs its latent, which says nothing against the datum."""
+    """Leave-one-out by weights fails where only a datum informs its latent, which says nothing
+    against the datum.
+    """
     found = loo(*hierarchy(0), num_samples=500)
     assert (found.k > found.threshold).any()
     assert found.finding.severity == Severity.NOTE
 
 
 def two_labels(local, tied=True):
-    """a, b ~ Bernoulli(½), x ~ N(2 (a + b), 1); the guide has p(a | x) p(b | a, x), or the product of their marginals."""
+    """a, b ~ Bernoulli(½), x ~ N(2 (a + b), 1); the guide has p(a | x) p(b | a, x), or the product
+    of their marginals.
+    """
 
     def model(x):
         shared = [] if local else [pyro.sample(n, dist.Bernoulli(0.5)) for n in "ab"]
@@ -580,7 +630,11 @@ def two_labels(local, tied=True):
 
     def draw(x, total):
         logs = torch.stack([dist.Normal(2.0 * k, 1.0).log_prob(x) for k in range(3)])
-        p = (logs if total is None else logs.sum(-1))[torch.tensor([[0, 1], [1, 2]])].flatten(0, 1).softmax(0)
+        p = (
+            (logs if total is None else logs.sum(-1))[torch.tensor([[0, 1], [1, 2]])]
+            .flatten(0, 1)
+            .softmax(0)
+        )
         a = pyro.sample("a", dist.Bernoulli(p[2] + p[3]))
         given = torch.where(a > 0, p[3] / (p[2] + p[3]), p[1] / (p[0] + p[1]))
         pyro.sample("b", dist.Bernoulli(given if tied else p[1] + p[3]))
@@ -597,7 +651,9 @@ def two_labels(local, tied=True):
 
 @pytest.mark.parametrize("local", [True, False])
 def test_labels_that_are_wrong_together_are_found(local):
-    """At x = 2 either label has probability ½, and both at once have e⁻² / (2 + 2 e⁻²) = 0.06, not a quarter."""
+    """At x = 2 either label has probability ½, and both at once have e⁻² / (2 + 2 e⁻²) = 0.06, not
+    a quarter.
+    """
     x = torch.tensor([2.0])
     right, wrong = (correction(two_labels(local, tied), x) for tied in (True, False))
     assert right.names == ("a", "b", "a=1, b=1")

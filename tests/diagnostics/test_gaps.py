@@ -38,16 +38,22 @@ def within(estimate, exact, spread=LEFT):
 
 
 def off():
-    """A linear Gaussian model under a guide that is off by its family and by more; data, and how many nats are the family's, and in all."""
+    """A linear Gaussian model under a guide that is off by its family and by more; data, and how
+    many nats are the family's, and in all.
+    """
     lvm, x = factors(diagonal=True)
     posterior = lvm.exact_posterior(x)
-    best = dist.MultivariateNormal(posterior.mean, scale_tril=lvm.unconstrained_L.detach().exp().diag())
+    best = dist.MultivariateNormal(
+        posterior.mean, scale_tril=lvm.unconstrained_L.detach().exp().diag()
+    )
     family = kl_divergence(best, posterior).mean().item()
     assert family > 0.3
     with torch.no_grad():
         lvm.V *= 0.7
         lvm.unconstrained_L += 0.3
-    guide = dist.MultivariateNormal((x - lvm.b) @ lvm.V.T, scale_tril=lvm.unconstrained_L.detach().exp().diag())
+    guide = dist.MultivariateNormal(
+        (x - lvm.b) @ lvm.V.T, scale_tril=lvm.unconstrained_L.detach().exp().diag()
+    )
     return lvm, x, family, kl_divergence(guide, posterior).mean().item()
 
 
@@ -78,7 +84,9 @@ def test_an_exact_guide_has_none():
 
 
 class HalfFrozen(torch.nn.Module):
-    """Factor analysis whose guide answers to half of its data only: those whose first value is negative get the prior."""
+    """Factor analysis whose guide answers to half of its data only: those whose first value is
+    negative get the prior.
+    """
 
     def __init__(self, lvm):
         super().__init__()
@@ -88,14 +96,20 @@ class HalfFrozen(torch.nn.Module):
     def guide(self, x):
         seen = (x[:, :1] > 0).float()
         with pyro.plate("data", len(x)):
-            covariance = seen[..., None] * (self.lvm.L @ self.lvm.L.T) + (1 - seen[..., None]) * torch.eye(2)
-            pyro.sample("z", dist.MultivariateNormal(seen * ((x - self.lvm.b) @ self.lvm.V.T), covariance))
+            covariance = seen[..., None] * (self.lvm.L @ self.lvm.L.T) + (
+                1 - seen[..., None]
+            ) * torch.eye(2)
+            pyro.sample(
+                "z", dist.MultivariateNormal(seen * ((x - self.lvm.b) @ self.lvm.V.T), covariance)
+            )
 
 
 @pytest.mark.slow
 def test_a_guide_frozen_for_half_of_the_data_is_caught():
     lvm, x = factors(diagonal=False)
-    found = gaps(HalfFrozen(lvm), x, num_samples=200, schedule=Schedule(num_temperatures=100, leapfrog=2))
+    found = gaps(
+        HalfFrozen(lvm), x, num_samples=200, schedule=Schedule(num_temperatures=100, leapfrog=2)
+    )
     frozen = x[:, 0] <= 0
     assert set(found.bounds) == {"ais from the guide", "ais from the prior", "iwae", "elbo"}
     assert found.finding.severity == Severity.WARNING
@@ -120,8 +134,18 @@ def test_a_guide_without_amortisation_has_training_left_to_do(auto):
     lvm = vilvm.Pair(shared, auto(shared))
     covariance = 4 * torch.eye(2)
     precision = covariance.inverse() + 10 * torch.ones(2, 2)
-    family = 0.5 * (precision.diagonal().log().sum() - precision.logdet()).item() if auto is AutoNormal else 0.0
-    found = gaps(lvm, x, num_samples=4000, steps=1500, schedule=Schedule(num_chains=64, num_temperatures=300, base="prior"))
+    family = (
+        0.5 * (precision.diagonal().log().sum() - precision.logdet()).item()
+        if auto is AutoNormal
+        else 0.0
+    )
+    found = gaps(
+        lvm,
+        x,
+        num_samples=4000,
+        steps=1500,
+        schedule=Schedule(num_chains=64, num_temperatures=300, base="prior"),
+    )
     assert not found.has_amortisation
     assert within(found.approximation, family, 0.02)
     assert found.amortisation.mean > 1
@@ -132,7 +156,9 @@ def test_a_guide_without_amortisation_has_training_left_to_do(auto):
 def test_it_leaves_the_model_as_it_was():
     lvm, x = VAE(6, 2), torch.bernoulli(torch.full((20, 6), 0.5))
     before = {n: p.clone() for n, p in lvm.state_dict().items()}
-    found = gaps(lvm, x, num_samples=100, steps=20, schedule=Schedule(num_temperatures=5), batch_size=8)
+    found = gaps(
+        lvm, x, num_samples=100, steps=20, schedule=Schedule(num_temperatures=5), batch_size=8
+    )
     assert found.total.values.shape == (20,)
     assert found.amortisation.mean > 0
     assert all(torch.equal(v, before[n]) for n, v in lvm.state_dict().items())
@@ -169,7 +195,8 @@ def test_mean_field_on_a_correlated_pair_is_off_by_the_known_divergence(correlat
     lvm = vilvm.Pair(model, AutoNormal(model))
     lvm.exact_log_evidence = lambda x: dist.Normal(0.0, 1.0).log_prob(x).sum()
     found = gaps(lvm, x, num_samples=5000, steps=300)
-    assert within(found.approximation, divergence, 0.02)  # two dimensions, and one datum to learn them from
+    # two dimensions, and one datum to learn them from
+    assert within(found.approximation, divergence, 0.02)
 
 
 @pytest.mark.slow
@@ -187,14 +214,22 @@ def test_a_network_that_functions_close_over_is_left_as_it_was():
             pyro.sample("z", dist.Normal(net(x[:, None])[:, 0], 0.7))
 
     before = net.weight.clone()
-    gaps(vilvm.Pair(model, guide), torch.randn(8), num_samples=50, steps=20, schedule=Schedule(num_temperatures=3))
+    gaps(
+        vilvm.Pair(model, guide),
+        torch.randn(8),
+        num_samples=50,
+        steps=20,
+        schedule=Schedule(num_temperatures=3),
+    )
     assert net.weight.requires_grad
     assert net.weight.grad is None
     assert torch.equal(net.weight, before)
 
 
 class TwoModes(torch.nn.Module):
-    """z ~ N(0, 3²), x ~ N(z², σ²), of all data one z or of each its own; the guide is at the positive one of two modes, or at both."""
+    """z ~ N(0, 3²), x ~ N(z², σ²), of all data one z or of each its own; the guide is at the
+    positive one of two modes, or at both.
+    """
 
     def __init__(self, shared=False):
         super().__init__()
@@ -226,8 +261,12 @@ class TwoModes(torch.nn.Module):
         prior = dist.Normal(0.0, 3.0).log_prob(z)
         if self.shared:
             fit = dist.Normal(z**2, 2.0)
-            return (prior + sum(fit.log_prob(value) for value in x)).logsumexp(0) + math.log(24 / 200_000)
-        return torch.stack([(prior + dist.Normal(z**2, 0.5).log_prob(v)).logsumexp(0) for v in x]) + math.log(24 / 200_000)
+            return (prior + sum(fit.log_prob(value) for value in x)).logsumexp(0) + math.log(
+                24 / 200_000
+            )
+        return torch.stack(
+            [(prior + dist.Normal(z**2, 0.5).log_prob(v)).logsumexp(0) for v in x]
+        ) + math.log(24 / 200_000)
 
 
 @pytest.mark.slow
@@ -259,13 +298,19 @@ def test_a_mode_that_the_guide_dropped_is_seen_where_the_evidence_is_known():
 
 
 def judged(truth, *, short=0.0, error=0.01, ess=100.0, **bounds):
-    """Gaps of data of whose guides each is `truth` nats from its posterior, where annealing from the guide found all but `short` of it."""
+    """Gaps of data of whose guides each is `truth` nats from its posterior, where annealing from
+    the guide found all but `short` of it.
+    """
     truth = torch.as_tensor(truth).double()
     few = torch.as_tensor(ess).double().expand(truth.shape)
     noise = error * torch.randn(truth.shape).double()
     at_guide = Bound(Estimate(truth - short + noise, torch.full_like(truth, error)), few)
     zero = Estimate(torch.zeros_like(truth), torch.full_like(truth, 0.001))
-    found = {"ais from the guide": at_guide, **bounds, "elbo": Bound(zero, torch.full_like(truth, torch.inf))}
+    found = {
+        "ais from the guide": at_guide,
+        **bounds,
+        "elbo": Bound(zero, torch.full_like(truth, torch.inf)),
+    }
     return Gaps(found, zero, zero, torch.arange(len(truth)))
 
 
@@ -291,7 +336,9 @@ def test_exact_evidence_below_the_bound_is_wrong():
     assert "exact_log_evidence" in found.advice
 
 
-@pytest.mark.parametrize(("gap", "severity"), [(20.0, Severity.WARNING), (0.5, Severity.NOTE), (0.0, Severity.OK)])
+@pytest.mark.parametrize(
+    ("gap", "severity"), [(20.0, Severity.WARNING), (0.5, Severity.NOTE), (0.0, Severity.OK)]
+)
 def test_a_few_bad_data_are_not_hidden_in_the_mean(gap, severity):
     truth = torch.full((400,), 0.01)
     truth[[3, 50, 399]] += gap
@@ -306,19 +353,26 @@ def test_a_few_bad_data_are_not_hidden_in_the_mean(gap, severity):
 
 @pytest.mark.slow
 def test_noise_is_not_picked_for_its_height():
-    """Of bounds that are all right, and of like errors, none is above the truth in the mean but for its noise; 200 sets of 30 data."""
+    """Of bounds that are all right, and of like errors, none is above the truth in the mean but
+    for its noise; 200 sets of 30 data.
+    """
     means, alarms = [], 0
     for _ in range(200):
         bounds = {
-            n: Bound(Estimate(0.3 * torch.randn(30).double(), torch.full((30,), 0.3).double()), torch.full((30,), 20.0))
+            n: Bound(
+                Estimate(0.3 * torch.randn(30).double(), torch.full((30,), 0.3).double()),
+                torch.full((30,), 20.0),
+            )
             for n in ("iwae", "ais from the prior")
         }
         found = judged(torch.zeros(30), error=0.3, **bounds)
         means.append(found.evidence.mean)
         alarms += found.finding.severity >= Severity.WARNING
-    assert alarms <= binom.isf(1e-4, 200, 0.03)  # three tests of a hundredth, datum by datum: above, below, and missed
+    # three tests of a hundredth, datum by datum: above, below, and missed
+    assert alarms <= binom.isf(1e-4, 200, 0.03)
     means = torch.tensor(means)
-    assert abs(means.mean()) < 5 * means.std() / math.sqrt(200) + 0.01  # one replaced in a hundred sets
+    # one replaced in a hundred sets
+    assert abs(means.mean()) < 5 * means.std() / math.sqrt(200) + 0.01
 
 
 @pytest.mark.slow
@@ -326,7 +380,14 @@ def test_few_effective_draws_vouch_for_nothing():
     found = judged(torch.zeros(40), ess=torch.cat([torch.full((39,), 50.0), torch.tensor([1.1])]))
     assert found.finding.severity == Severity.NOTE
     assert "for 1 of 40 data (39)" in found.finding.verdict
-    poor = gaps(TwoModes(), 4 + 5 * torch.rand(5), evidence="ais", num_samples=100, steps=10, schedule=Schedule(2, 2))
+    poor = gaps(
+        TwoModes(),
+        4 + 5 * torch.rand(5),
+        evidence="ais",
+        num_samples=100,
+        steps=10,
+        schedule=Schedule(2, 2),
+    )
     assert poor.ess.max() <= 2
     assert poor.evidence.errors.min() > 2
     assert poor.finding.severity >= Severity.NOTE
@@ -338,12 +399,16 @@ def test_a_gap_without_annealing_has_not_looked_for_missed_modes():
     cut = dataclasses.replace(found, bounds=weighed, cut="100 of 1000 draws, annealing")
     assert cut.finding.severity == Severity.NOTE
     assert "no time to anneal" in cut.finding.verdict
-    assert dataclasses.replace(cut, cut="annealing by 8 of 16 chains").finding.severity == Severity.OK
+    assert (
+        dataclasses.replace(cut, cut="annealing by 8 of 16 chains").finding.severity == Severity.OK
+    )
 
 
 @pytest.mark.slow
 def test_a_best_guide_that_leaves_the_support_is_left_out():
-    """x ~ U(0, θ), θ ~ Pareto(1, 2): the posterior is Pareto(m, n + 2), m the largest datum, and p(x) is 2 / (n + 2) m^−(n + 2)."""
+    """x ~ U(0, θ), θ ~ Pareto(1, 2): the posterior is Pareto(m, n + 2), m the largest datum, and
+    p(x) is 2 / (n + 2) m^−(n + 2).
+    """
 
     def model(x):
         theta = pyro.sample("theta", dist.Pareto(1.0, 2.0))
@@ -379,7 +444,13 @@ class PerDatum(torch.nn.Module):
 
 @pytest.mark.parametrize("size", [1, 12])
 def test_a_guide_that_looks_at_no_datum_has_no_amortisation(size):
-    found = gaps(PerDatum(size), torch.randn(12), num_samples=100, steps=20, schedule=Schedule(4, 5, leapfrog=1))
+    found = gaps(
+        PerDatum(size),
+        torch.randn(12),
+        num_samples=100,
+        steps=20,
+        schedule=Schedule(4, 5, leapfrog=1),
+    )
     assert not found.has_amortisation
     assert "amortisation" not in found.finding.verdict
     assert found.index.tolist() == list(range(12))
@@ -388,7 +459,9 @@ def test_a_guide_that_looks_at_no_datum_has_no_amortisation(size):
 @pytest.mark.slow
 def test_chains_start_at_the_prior_for_some_of_many_data():
     lvm, x = factors(diagonal=False)
-    found = gaps(lvm, x, evidence="ais", num_samples=50, steps=5, schedule=Schedule(4, 5, leapfrog=1))
+    found = gaps(
+        lvm, x, evidence="ais", num_samples=50, steps=5, schedule=Schedule(4, 5, leapfrog=1)
+    )
     there = found.bounds["ais from the prior"].estimate.values.isfinite()
     assert there.sum() == 100
     assert bool(there[0] & there[-1])

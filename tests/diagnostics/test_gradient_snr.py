@@ -1,4 +1,6 @@
-"""Signal-to-noise ratios of gradients against closed forms, and of estimators whose order is known."""
+"""Signal-to-noise ratios of gradients against closed forms, and of estimators whose order is
+known.
+"""
 
 import math
 
@@ -17,7 +19,9 @@ from vilvm.models.ppca import PPCA
 
 
 class Conjugate(nn.Module):
-    """z ~ N(0, 1), x ~ N(z, 1), q = N(m, ½): a draw of the loss' gradient by m is Σ (2 m − x + ε), ε ~ N(0, 1) for each datum."""
+    """z ~ N(0, 1), x ~ N(z, 1), q = N(m, ½): a draw of the loss' gradient by m is Σ (2 m − x + ε),
+    ε ~ N(0, 1) for each datum.
+    """
 
     def __init__(self, m=0.0):
         super().__init__()
@@ -38,7 +42,9 @@ class IWAE:
         self.samples = samples
 
     def differentiable_loss(self, model, guide, x):
-        weights = vilvm.log_weights(vilvm.Pair(model, guide), x, self.samples, validate=False).log_weight
+        weights = vilvm.log_weights(
+            vilvm.Pair(model, guide), x, self.samples, validate=False
+        ).log_weight
         return -(weights.logsumexp(0) - math.log(self.samples)).sum()
 
 
@@ -58,8 +64,11 @@ class Noisy(Trace_ELBO):
 def test_the_ratio_is_that_of_the_closed_form(minibatch):
     x = torch.linspace(-1, 2, 40)
     size = 10 if minibatch else 40
-    found = gradient_snr(Conjugate(), x, num_draws=300, batch_size=size, minibatch=minibatch).groups["ELBO"]["m"]
-    # Batches are drawn without replacement, so their mean has (1 − 10/40) of the data's variance over 10.
+    found = gradient_snr(
+        Conjugate(), x, num_draws=300, batch_size=size, minibatch=minibatch
+    ).groups["ELBO"]["m"]
+    # Batches are drawn without replacement, so their mean has (1 − 10/40) of the data's variance
+    # over 10.
     noise = size + (size * x.var().item() * (1 - size / 40) if minibatch else 0.0)
     expected = size * x.mean().item() / noise**0.5
     assert abs(found.snr - expected) < 5 * found.se
@@ -88,14 +97,18 @@ def test_noise_that_differs_is_averaged_in_each_way():
 
 
 def test_a_gradient_without_noise_has_an_infinite_ratio():
-    found = gradient_snr(Conjugate(), torch.ones(5), {"mean field": TraceMeanField_ELBO()}, num_draws=24)
+    found = gradient_snr(
+        Conjugate(), torch.ones(5), {"mean field": TraceMeanField_ELBO()}, num_draws=24
+    )
     assert found.groups["mean field"]["m"].snr < math.inf  # its likelihood is sampled
 
     class Flat:
         def differentiable_loss(self, model, guide, x):
             return 3 * model.__self__.m
 
-    flat = gradient_snr(Conjugate(), torch.ones(5), {"flat": Flat()}, num_draws=24).groups["flat"]["m"]
+    flat = gradient_snr(Conjugate(), torch.ones(5), {"flat": Flat()}, num_draws=24).groups["flat"][
+        "m"
+    ]
     assert (flat.snr, flat.elementwise, flat.se) == (math.inf, math.inf, 0.0)
 
 
@@ -113,13 +126,18 @@ def test_at_rest_the_test_holds_its_level_and_no_alarm_is_raised():
 def test_importance_samples_drown_the_encoder_and_help_the_decoder():
     x = torch.randn(200, 3) @ torch.randn(3, 6) + 0.7 * torch.randn(200, 6)
     lvm = PPCA(6, 2).maximise(x)
-    with torch.no_grad():  # near the optimum, where the weights have the small variance that the rates are derived for
+    # near the optimum, where the weights have the small variance that the rates are derived for
+    with torch.no_grad():
         for p in lvm.parameters():
             p.add_(0.01 * torch.randn_like(p))
     sides = {"encoder": ["V", "log_s"], "decoder": ["W", "b", "log_sigma"]}
-    found = gradient_snr(lvm, x, {"1": IWAE(1), "64": IWAE(64)}, groups=sides, batch_size=200).groups
+    found = gradient_snr(
+        lvm, x, {"1": IWAE(1), "64": IWAE(64)}, groups=sides, batch_size=200
+    ).groups
     one, many = found["1"], found["64"]
-    assert many["encoder"].snr + 5 * many["encoder"].se < one["encoder"].snr - 5 * one["encoder"].se
+    assert (
+        many["encoder"].snr + 5 * many["encoder"].se < one["encoder"].snr - 5 * one["encoder"].se
+    )
     assert many["decoder"].snr > one["decoder"].snr
 
 
@@ -129,8 +147,12 @@ def test_a_drowned_group_is_named_and_a_sound_one_is_not():
     sound = gradient_snr(lvm, x, num_draws=24)
     assert not sound.drowned
     assert sound.finding.severity == Severity.OK
-    gradient = torch.autograd.grad(Trace_ELBO(10, vectorize_particles=False).differentiable_loss(lvm.model, lvm.guide, x), lvm.V)[0]
-    noise = gradient.norm().item() / 300**0.5 / 0.06  # an SNR of about 0.06 over the 300 parameters of V
+    gradient = torch.autograd.grad(
+        Trace_ELBO(10, vectorize_particles=False).differentiable_loss(lvm.model, lvm.guide, x),
+        lvm.V,
+    )[0]
+    # an SNR of about 0.06 over the 300 parameters of V
+    noise = gradient.norm().item() / 300**0.5 / 0.06
     found = gradient_snr(lvm, x, {"noisy": Noisy(lvm.V, noise)}, num_draws=400)
     assert found.drowned == [("noisy", "V")]
     assert found.finding.severity == Severity.WARNING
@@ -154,7 +176,12 @@ def test_objectives_without_a_differentiable_loss_and_parameters_of_a_pair():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(m, 0.5))
 
-    found = gradient_snr(vilvm.Pair(Conjugate().model, guide), torch.ones(5), {"Rényi": RenyiELBO(num_particles=2)}, num_draws=24)
+    found = gradient_snr(
+        vilvm.Pair(Conjugate().model, guide),
+        torch.ones(5),
+        {"Rényi": RenyiELBO(num_particles=2)},
+        num_draws=24,
+    )
     assert set(found.groups["Rényi"]) == {"m"}
 
 

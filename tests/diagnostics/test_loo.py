@@ -17,7 +17,9 @@ from vilvm.weights import find_layout
 
 
 def pair(scale=1.0, shift=0.0, num_data=20):
-    """A normal mean with prior N(0, 1), and a guide: its posterior, scaled and shifted in units of its standard deviation."""
+    """A normal mean with prior N(0, 1), and a guide: its posterior, scaled and shifted in units of
+    its standard deviation.
+    """
 
     def model(x):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -32,7 +34,9 @@ def pair(scale=1.0, shift=0.0, num_data=20):
 
 
 def exact(x):
-    """log p(x_i | the others): normal, of the mean of the others' posterior and its variance and one."""
+    """log p(x_i | the others): normal, of the mean of the others' posterior and its variance and
+    one.
+    """
     n = len(x) - 1
     return dist.Normal((x.sum() - x) / (1 + n), (1 + 1 / (1 + n)) ** 0.5).log_prob(x).double()
 
@@ -40,7 +44,9 @@ def exact(x):
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1.3, 0.4)])
 def test_it_is_the_closed_form_whatever_the_guide(scale, shift):
     x = torch.randn(20) + 0.5
-    runs = torch.stack([loo(pair(scale, shift), x, num_samples=4000, seed=seed).elpd_i for seed in range(8)])
+    runs = torch.stack(
+        [loo(pair(scale, shift), x, num_samples=4000, seed=seed).elpd_i for seed in range(8)]
+    )
     error = runs.std(0) / 8**0.5
     assert (
         (runs.mean(0) - exact(x)).abs() < 6 * error + 2e-3
@@ -71,7 +77,10 @@ def test_it_is_what_arviz_makes_of_log_p_and_log_q():
         weights = vilvm.log_weights(lvm, x, 10_000, layout=layout)
     log_p = (weights.log_likelihood.sum(1) + weights.log_prior).numpy()
     tree = from_dict(
-        {"posterior": {"mu": weights.latents["mu"].numpy()[None]}, "log_likelihood": {"x": weights.log_likelihood.numpy()[None]}}
+        {
+            "posterior": {"mu": weights.latents["mu"].numpy()[None]},
+            "log_likelihood": {"x": weights.log_likelihood.numpy()[None]},
+        }
     )
     theirs = loo_approximate_posterior(tree, log_p, weights.log_guide.numpy(), pointwise=True)
     ours = loo(lvm, x)
@@ -94,7 +103,9 @@ def test_data_that_no_latent_touches():
 
     x = torch.randn(5)
     found = loo(vilvm.Pair(model, lambda x: pyro.sample("mu", dist.Normal(0.0, 1.0))), x)
-    torch.testing.assert_close(found.elpd_i, dist.Normal(0.0, 1.0).log_prob(x).double(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        found.elpd_i, dist.Normal(0.0, 1.0).log_prob(x).double(), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_an_outlier_is_named():
@@ -141,7 +152,8 @@ def test_a_likelihood_of_zero_makes_no_nan():
     lvm = vilvm.Pair(model, lambda x: pyro.sample("u", dist.Uniform(0.0, 4.0)))
     x = torch.tensor([0.5, 1.0, 2.0])
     found = loo(lvm, x, num_samples=50_000)
-    # By hand: p(x_i | others) = ∫ u⁻³ 1(u > max x) du / ∫ u⁻² 1(u > max of the others) du, over u < 4.
+    # By hand: p(x_i | others) = ∫ u⁻³ 1(u > max x) du / ∫ u⁻² 1(u > max of the others) du, over u
+    # < 4.
     largest = torch.tensor([2.0, 2.0, 1.0])
     expected = ((2.0**-2 - 4.0**-2) / 2 / (1 / largest - 1 / 4)).log()
     assert found.elpd_i.isfinite().all()
@@ -155,7 +167,9 @@ def test_data_that_share_a_latent_that_is_summed_over_are_refused():
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(mu + c, 1.0), obs=x)
 
-    with pytest.raises(vilvm.ContractError, match="site 'x' of Pair depends on a latent that is summed"):
+    with pytest.raises(
+        vilvm.ContractError, match="site 'x' of Pair depends on a latent that is summed"
+    ):
         loo(vilvm.Pair(model, pair().guide), torch.randn(5))
 
 
@@ -165,7 +179,10 @@ def test_data_that_no_draw_allows_together_are_grave():
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Uniform(mu - 1, mu + 1, validate_args=False), obs=x)
 
-    found = loo(vilvm.Pair(model, lambda x: pyro.sample("mu", dist.Normal(0.0, 1.0))), torch.tensor([0.0, 2.5]))
+    found = loo(
+        vilvm.Pair(model, lambda x: pyro.sample("mu", dist.Normal(0.0, 1.0))),
+        torch.tensor([0.0, 2.5]),
+    )
     assert found.joint_k == float("inf")
     assert found.finding.severity == Severity.CRITICAL
 

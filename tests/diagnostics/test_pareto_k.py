@@ -1,4 +1,6 @@
-"""Pareto k̂ against the analytic shape of a Gaussian in a Gaussian, and as an alarm that is right both ways."""
+"""Pareto k̂ against the analytic shape of a Gaussian in a Gaussian, and as an alarm that is right
+both ways.
+"""
 
 import dataclasses
 import math
@@ -20,7 +22,9 @@ from vilvm.models.ppca import PPCA
 
 
 class Gaussian(torch.nn.Module):
-    """x | z ~ N(z, 1), z ~ N(0, 1), so that p(z | x) = N(x/2, 1/2); the guide has the right mean and `scale` times the right scale."""
+    """x | z ~ N(z, 1), z ~ N(0, 1), so that p(z | x) = N(x/2, 1/2); the guide has the right mean
+    and `scale` times the right scale.
+    """
 
     def __init__(self, scale):
         super().__init__()
@@ -49,7 +53,9 @@ class Shared(Gaussian):
 
 
 class Pareto(torch.nn.Module):
-    """z ~ Exponential(1), of which x tells nothing; under the guide Exponential(1 / (1 − k)) weights are Pareto of shape k, which x tells."""
+    """z ~ Exponential(1), of which x tells nothing; under the guide Exponential(1 / (1 − k))
+    weights are Pareto of shape k, which x tells.
+    """
 
     def model(self, x):
         with pyro.plate("data", len(x)):
@@ -79,10 +85,12 @@ def ppca(num_data=300):
 def test_k_of_a_gaussian_in_a_gaussian(ratio):
     k, num_samples, tail = 1 - ratio, 20_000, 424
     found = pareto_k(Gaussian(ratio**0.5), torch.randn(60).double(), num_samples, batch_size=20)
-    # P(w > t) goes as t^(−1/k) (log t)^(−1/2), a little faster than its limit: by its slope where the tail begins, k is at least this.
+    # P(w > t) goes as t^(−1/k) (log t)^(−1/2), a little faster than its limit: by its slope where
+    # the tail begins, k is at least this.
     begin = k * norm.isf(tail / num_samples / 2) ** 2 / 2
     least = 1 / (1 / k + 1 / (2 * begin))
-    most = max(k, (tail * k + 10 * 0.5) / (tail + 10))  # the fit's prior pulls towards ½ by the weight of ten
+    # the fit's prior pulls towards ½ by the weight of ten
+    most = max(k, (tail * k + 10 * 0.5) / (tail + 10))
     error = found.k.std().item() / math.sqrt(len(found.k))
     assert least - 5 * error < found.k.mean().item() < most + 5 * error
 
@@ -125,7 +133,15 @@ def test_a_constant_factor_changes_nothing():
         (torch.where(torch.arange(1000) < 950, 0.0, math.log(2)), 0.0, 1050**2 / 1150),
         (torch.where(torch.arange(1000) < 999, 0.0, math.log(1e5)), math.inf, 1.02),
     ],
-    ids=["equal", "rounding", "all zero", "half zero", "three left", "two values", "one of a thousand"],
+    ids=[
+        "equal",
+        "rounding",
+        "all zero",
+        "half zero",
+        "three left",
+        "two values",
+        "one of a thousand",
+    ],
 )
 def test_weights_without_a_tail(log_w, k, ess):
     smoothed = psis(log_w)
@@ -157,7 +173,9 @@ def test_a_few_bad_data_are_found_and_named():
         def guide(self, x):
             with pyro.plate("data", len(x)):
                 far = x > 3  # of these the guide is two standard deviations off, and narrow
-                pyro.sample("z", dist.Normal(x / 2 + 1.4 * far, torch.where(far, 0.2, 1.0) * 0.5**0.5))
+                pyro.sample(
+                    "z", dist.Normal(x / 2 + 1.4 * far, torch.where(far, 0.2, 1.0) * 0.5**0.5)
+                )
 
     x = torch.randn(100).clamp(max=2.5)
     x[[17, 30, 81]] = torch.tensor([5.0, 6.0, 7.0])
@@ -201,14 +219,19 @@ def test_weights_that_have_a_mean_and_no_variance_are_a_note(k, number):
 @pytest.mark.parametrize("k", [0.5, 0.3, 0.0, -1.0])
 def test_good_guides_raise_no_alarm(k):
     """25 looks at guides of k = ½ everywhere, of k = 0.3, exact, and twice too wide."""
-    found = [pareto_k(Pareto(), torch.full((50,), k).double(), 500, seed=seed).finding for seed in range(25)]
+    found = [
+        pareto_k(Pareto(), torch.full((50,), k).double(), 500, seed=seed).finding
+        for seed in range(25)
+    ]
     assert sum(f.severity >= Severity.WARNING for f in found) <= binom.isf(1e-4, 25, 0.01)
     assert k > 0 or all(f.severity is Severity.OK for f in found)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "repeats"), [(1, 10), (20, 2)])
-def test_false_alarms_of_a_look_are_as_rare_as_stated_at_the_edge_of_its_hypothesis(number, repeats):
+def test_false_alarms_of_a_look_are_as_rare_as_stated_at_the_edge_of_its_hypothesis(
+    number, repeats
+):
     """All have k = 0.7, and weights that are Pareto to the last digit."""
     alarms, sets, rate = 0, 60, 0.1
     generator = torch.Generator().manual_seed(0)
@@ -221,7 +244,9 @@ def test_false_alarms_of_a_look_are_as_rare_as_stated_at_the_edge_of_its_hypothe
 
 @pytest.mark.slow
 def test_a_single_weight_is_looked_at_again_like_any_other():
-    """k = 0.45 puts k̂ above 0.67 for one in twenty of the seeds; none of them is an alarm, and k = 0.9 is one."""
+    """k = 0.45 puts k̂ above 0.67 for one in twenty of the seeds; none of them is an alarm, and k
+    = 0.9 is one.
+    """
     x = torch.full((1,), 0.45).double()
     found = [pareto_k(Pareto(), x, 200, seed=s) for s in range(20)]
     assert any(f.k.item() > f.threshold for f in found)  # by which it was grave before
@@ -271,7 +296,9 @@ def test_data_that_share_a_latent_have_one_weight():
 @pytest.mark.slow
 def test_batches_and_seeds():
     x = torch.randn(7)
-    first, again, other = (pareto_k(Gaussian(0.7), x, 200, batch_size=3, seed=s) for s in (0, 0, 1))
+    first, again, other = (
+        pareto_k(Gaussian(0.7), x, 200, batch_size=3, seed=s) for s in (0, 0, 1)
+    )
     assert torch.equal(first.k, again.k)
     assert not torch.equal(first.k, other.k)
     assert first.index.tolist() == list(range(7))
@@ -300,7 +327,9 @@ def test_what_has_no_weights_is_refused():
 
 
 def test_a_tail_of_equal_values_is_no_error():
-    """Of a discrete latent: two values of the weight, the larger of them more often, or less, than the tail is long."""
+    """Of a discrete latent: two values of the weight, the larger of them more often, or less, than
+    the tail is long.
+    """
     for share, infinite in ((0.9, False), (0.2, False), (0.06, True)):
         log_w = torch.zeros(200)
         log_w[: int(200 * share)] = 12.0

@@ -20,7 +20,9 @@ ALARM = Severity.WARNING
 
 
 class Normal(torch.nn.Module):
-    """y ~ N(m, 1), m ~ N(0, 1), shared; the guide is the exact posterior N(Σy / (N + 1), 1 / (N + 1))."""
+    """y ~ N(m, 1), m ~ N(0, 1), shared; the guide is the exact posterior N(Σy / (N + 1), 1 / (N +
+    1)).
+    """
 
     def model(self, y):
         m = pyro.sample("m", dist.Normal(0.0, 1.0))
@@ -32,7 +34,9 @@ class Normal(torch.nn.Module):
 
 
 class Counts(torch.nn.Module):
-    """y ~ Poisson(r), r ~ Gamma(1, 1), shared; the guide is the exact posterior Gamma(1 + Σy, 1 + N)."""
+    """y ~ Poisson(r), r ~ Gamma(1, 1), shared; the guide is the exact posterior Gamma(1 + Σy, 1 +
+    N).
+    """
 
     def model(self, y):
         r = pyro.sample("r", dist.Gamma(1.0, 1.0))
@@ -54,7 +58,8 @@ def alarms(lvm, data, **options):
 
 
 def test_false_alarms_of_the_prior_check_are_as_rare_as_stated():
-    # Here the data are one more draw from what is replicated, so the rate is exact; 10 % tells more of it than 1 %.
+    # Here the data are one more draw from what is replicated, so the rate is exact; 10 % tells
+    # more of it than 1 %.
     data = [vilvm.sample(Normal(), 1, like=torch.zeros(40))["y"][0] for _ in range(20)]
     count = alarms(Normal(), data, kind="prior", num_draws=100, false_alarm=0.1)
     assert binom.ppf(1e-4, 20, 0.1) <= count <= binom.isf(1e-4, 20, 0.1)
@@ -64,7 +69,8 @@ def test_false_alarms_of_the_prior_check_are_as_rare_as_stated():
 @pytest.mark.slow
 def test_a_right_model_raises_no_alarm_in_the_posterior_check():
     data = [vilvm.sample(Counts(), 1, like=torch.zeros(60))["y"][0] for _ in range(30)]
-    assert alarms(Counts(), data, num_draws=100) <= binom.isf(1e-4, 30, 0.02)  # at most twice the rate: Meng, 1994
+    # at most twice the rate: Meng, 1994
+    assert alarms(Counts(), data, num_draws=100) <= binom.isf(1e-4, 30, 0.02)
 
 
 def test_overdispersed_counts_are_caught():
@@ -88,7 +94,8 @@ def test_binary_data_that_depend_otherwise_are_caught():
     lvm = VAE(data_dim=12, latent_dim=2)
     with torch.no_grad():
         for p in lvm.parameters():
-            p.zero_()  # a decoder that says ½ throughout, of which the guide knows the posterior: the prior
+            # a decoder that says ½ throughout, of which the guide knows the posterior: the prior
+            p.zero_()
     independent = (torch.rand(300, 12) < 0.5).float()
     copied = independent[:, ::2].repeat_interleave(2, 1)
     assert predictive_check(lvm, independent).finding.severity is Severity.OK
@@ -99,7 +106,9 @@ def test_binary_data_that_depend_otherwise_are_caught():
 
 def test_p_values_are_shares_and_vectors_have_one_each():
     replicated = torch.stack([torch.arange(199.0), torch.arange(199.0)], 1).double()
-    check = PredictiveCheck({"T": torch.tensor([300.0, 99.0]).double()}, {"T": replicated}, "prior", 0.01)
+    check = PredictiveCheck(
+        {"T": torch.tensor([300.0, 99.0]).double()}, {"T": replicated}, "prior", 0.01
+    )
     assert check.p_values["T"].tolist() == [2 / 200, 1.0]
     assert check.adjusted["T"].shape == (2,)
     assert check.adjusted["T"][0] == 1 / 200
@@ -140,7 +149,9 @@ def test_replicates_of_nested_plates_and_of_several_sites():
     z, top = torch.randn(7, 5), torch.randn(7, 3)
     rep = replicate(lvm, {"z": z, "top": top}, like=batch)
     torch.testing.assert_close(rep["n"], 10 * z, atol=0.07, rtol=0)
-    torch.testing.assert_close(rep["y"], (z + 100 * top[:, :1]).unsqueeze(-1).expand(7, 5, 4), atol=0.07, rtol=0)
+    torch.testing.assert_close(
+        rep["y"], (z + 100 * top[:, :1]).unsqueeze(-1).expand(7, 5, 4), atol=0.07, rtol=0
+    )
     assert {"y: mean", "n: mean"} <= set(predictive_check(lvm, batch, num_draws=100).observed)
 
 

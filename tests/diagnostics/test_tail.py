@@ -1,4 +1,6 @@
-"""Tail shapes of many columns against ArviZ's, one by one, and against the law they are drawn from."""
+"""Tail shapes of many columns against ArviZ's, one by one, and against the law they are drawn
+from.
+"""
 
 import math
 
@@ -29,4 +31,6 @@ def test_equal_values_have_no_tail():
 def test_columns_without_a_tail():
     one, few = torch.zeros(1000), torch.zeros(1000)
     one[3], few[:300] = 1.0, 1.0
-    assert tail_shape(torch.stack([torch.ones(1000), torch.zeros(1000), few, one], 1)).tolist() == [0.0, 0.0, 0.0, math.inf]
+    assert tail_shape(
+        torch.stack([torch.ones(1000), torch.zeros(1000), few, one], 1)
+    ).tolist() == [0.0, 0.0, 0.0, math.inf]

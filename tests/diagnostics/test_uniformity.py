@@ -8,7 +8,13 @@ import pytest
 import torch
 from scipy import stats
 
-from vilvm.diagnostics._uniformity import holm, interval_coverage, rank_among, symmetry_p_values, uniformity_p_values
+from vilvm.diagnostics._uniformity import (
+    holm,
+    interval_coverage,
+    rank_among,
+    symmetry_p_values,
+    uniformity_p_values,
+)
 
 
 def least_tail(ranks, num_draws):
@@ -20,7 +26,10 @@ def least_tail(ranks, num_draws):
 
 def ks_of_mirror(ranks, num_draws):
     """The two-sample Kolmogorov-Smirnov statistic of ranks against their mirror image."""
-    return max(abs(sum(r <= t for r in ranks) - sum(num_draws - r <= t for r in ranks)) for t in range(num_draws)) / len(ranks)
+    return max(
+        abs(sum(r <= t for r in ranks) - sum(num_draws - r <= t for r in ranks))
+        for t in range(num_draws)
+    ) / len(ranks)
 
 
 @pytest.mark.parametrize(("size", "num_draws"), [(4, 3), (5, 2), (3, 6), (1, 4)])
@@ -37,7 +46,9 @@ def test_the_p_value_of_symmetry_is_the_share_of_all_sides_as_uneven():
     for num_draws in (5, 8):
         ranks = torch.randint(0, num_draws + 1, (7,), generator=generator).tolist()
         flips = itertools.product((False, True), repeat=7)
-        worlds = [[num_draws - r if f else r for r, f in zip(ranks, flip, strict=True)] for flip in flips]
+        worlds = [
+            [num_draws - r if f else r for r, f in zip(ranks, flip, strict=True)] for flip in flips
+        ]
         here = ks_of_mirror(ranks, num_draws)
         expected = sum(ks_of_mirror(w, num_draws) >= here - 1e-9 for w in worlds) / len(worlds)
         assert symmetry_p_values(torch.tensor(ranks), num_draws).item() == pytest.approx(expected)
@@ -46,21 +57,28 @@ def test_the_p_value_of_symmetry_is_the_share_of_all_sides_as_uneven():
 @pytest.mark.parametrize("p_values", [uniformity_p_values, symmetry_p_values])
 @pytest.mark.parametrize(("size", "num_draws"), [(100, 19), (300, 99)])
 def test_uniform_ranks_are_rejected_as_often_as_stated(p_values, size, num_draws):
-    ranks = torch.randint(0, num_draws + 1, (size, 1000), generator=torch.Generator().manual_seed(size))
+    ranks = torch.randint(
+        0, num_draws + 1, (size, 1000), generator=torch.Generator().manual_seed(size)
+    )
     p = p_values(ranks, num_draws)
     for level in (0.01, 0.05, 0.2):
-        rejected, error = (p <= level).double().mean().item(), math.sqrt(level * (1 - level) / 1000)
+        rejected, error = (
+            (p <= level).double().mean().item(),
+            math.sqrt(level * (1 - level) / 1000),
+        )
         assert rejected < level + 5 * error
         assert rejected > 0.7 * level - 5 * error  # discrete, so somewhat below
 
 
 @pytest.mark.parametrize(
-    ("shift", "scale", "seen_by_symmetry"), [(0.3, 1.0, True), (-0.3, 1.0, True), (0.0, 1.3, False), (0.0, 0.75, False)]
+    ("shift", "scale", "seen_by_symmetry"),
+    [(0.3, 1.0, True), (-0.3, 1.0, True), (0.0, 1.3, False), (0.0, 0.75, False)],
 )
 def test_power(shift, scale, seen_by_symmetry):
     generator = torch.Generator().manual_seed(0)
     truth = shift + scale * torch.randn(500, 100, generator=generator)
-    ranks = (torch.special.ndtr(truth) * 100).long().clamp(max=99)  # among very many draws of N(0, 1), in a hundred classes
+    # among very many draws of N(0, 1), in a hundred classes
+    ranks = (torch.special.ndtr(truth) * 100).long().clamp(max=99)
     assert (uniformity_p_values(ranks, 99) < 0.01).double().mean() > 0.9
     rejected = (symmetry_p_values(ranks, 99) < 0.01).double().mean()
     assert rejected > 0.9 if seen_by_symmetry else rejected < 0.01 + 5 * math.sqrt(0.01 / 100)
@@ -77,7 +95,8 @@ def test_ties_are_drawn_so_that_discrete_ranks_are_uniform():
     values = torch.randint(0, 3, (20, 5000), generator=generator)
     torch.manual_seed(1)
     assert uniformity_p_values(rank_among(values[0], values[1:]), 19) > 1e-6
-    assert uniformity_p_values((values[1:] < values[0]).sum(0), 19) < 1e-6  # without which they would not be
+    # without which they would not be
+    assert uniformity_p_values((values[1:] < values[0]).sum(0), 19) < 1e-6
 
 
 def test_holm_keeps_the_rate_of_any_false_alarm():
@@ -90,11 +109,21 @@ def test_holm_keeps_the_rate_of_any_false_alarm():
 def test_coverage_of_a_posterior_half_as_wide():
     truth = 2 * torch.randn(100_000, generator=torch.Generator().manual_seed(0))
     found = interval_coverage((torch.special.ndtr(truth) * 100).long().clamp(max=99), 99)
-    exact = torch.tensor([2 * stats.norm.cdf(stats.norm.ppf((1 + c) / 2) / 2) - 1 for c in found.levels.tolist()])
-    assert ((found.shares[:, 0] - exact).abs() < 5 * found.errors[:, 0] + 0.003).all()  # 95 %: an end falls within a class
+    exact = torch.tensor(
+        [2 * stats.norm.cdf(stats.norm.ppf((1 + c) / 2) / 2) - 1 for c in found.levels.tolist()]
+    )
+    # 95 %: an end falls within a class
+    assert ((found.shares[:, 0] - exact).abs() < 5 * found.errors[:, 0] + 0.003).all()
 
 
 def test_what_is_no_rank_is_refused():
-    for ranks in (torch.tensor([0, 11]), torch.tensor([-1]), torch.rand(5), torch.empty(0, 2, dtype=torch.long)):
-        with pytest.raises(ValueError, match="ranks must be whole numbers from 0 to num_draws = 10"):
+    for ranks in (
+        torch.tensor([0, 11]),
+        torch.tensor([-1]),
+        torch.rand(5),
+        torch.empty(0, 2, dtype=torch.long),
+    ):
+        with pytest.raises(
+            ValueError, match="ranks must be whole numbers from 0 to num_draws = 10"
+        ):
             uniformity_p_values(ranks, 10)

@@ -1,4 +1,6 @@
-"""Calibration by refitting, on the mean of a Gaussian, whose posterior given n data is N(n x̄ / (n + 1), 1 / (n + 1))."""
+"""Calibration by refitting, on the mean of a Gaussian, whose posterior given n data is N(n x̄ / (n
++ 1), 1 / (n + 1)).
+"""
 
 from functools import partial
 
@@ -60,7 +62,12 @@ def test_a_guide_half_as_wide_is_too_narrow_yet_not_beside_the_truth():
 
 @pytest.mark.slow
 def test_a_fit_stopped_far_from_its_end_is_beside_the_truth():
-    found = vsbc(partial(build, start=2.0), torch.zeros(N), 40, fit_options={**NEWTON, "steps": 1, "optimizer": torch.optim.Adam})
+    found = vsbc(
+        partial(build, start=2.0),
+        torch.zeros(N),
+        40,
+        fit_options={**NEWTON, "steps": 1, "optimizer": torch.optim.Adam},
+    )
     assert found.finding.severity == Severity.CRITICAL
     assert "m: the posterior lies too high" in found.finding.verdict
     assert "Beside the truth, and not only too narrow or wide: m." in found.finding.verdict
@@ -83,7 +90,9 @@ def test_covariates_come_by_rebuild_or_stay_where_they_are_and_latents_of_the_da
     found = vsbc(make, (torch.zeros(12), c), 2, 9, **options)
     assert found.names == ("m", *(f"z[{i}]" for i in range(10)))  # of the first ten data
     assert torch.equal(found.ranks, vsbc(make, (torch.zeros(12), c), 2, 9, **options).ranks)
-    assert torch.equal(found.ranks, vsbc(make, (torch.zeros(12), c), 2, 9, fit_options={"steps": 2}).ranks)
+    assert torch.equal(
+        found.ranks, vsbc(make, (torch.zeros(12), c), 2, 9, fit_options={"steps": 2}).ranks
+    )
 
 
 def test_a_guide_on_one_point_is_refused():
@@ -102,9 +111,19 @@ def test_an_autoguide_that_is_trained_long_enough_passes_and_one_that_is_not_fai
         return vilvm.Pair(mean_model, AutoNormal(mean_model))
 
     decaying = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=300)
-    options = {"steps": 300, "optimizer": partial(torch.optim.Adam, lr=0.05), "scheduler": decaying}
-    assert vsbc(make, torch.zeros(N), 60, fit_options=options, false_alarm=1e-6).finding.severity == Severity.OK
-    assert vsbc(make, torch.zeros(N), 60, fit_options={"steps": 3}).finding.severity == Severity.CRITICAL
+    options = {
+        "steps": 300,
+        "optimizer": partial(torch.optim.Adam, lr=0.05),
+        "scheduler": decaying,
+    }
+    assert (
+        vsbc(make, torch.zeros(N), 60, fit_options=options, false_alarm=1e-6).finding.severity
+        == Severity.OK
+    )
+    assert (
+        vsbc(make, torch.zeros(N), 60, fit_options={"steps": 3}).finding.severity
+        == Severity.CRITICAL
+    )
 
 
 def test_what_is_built_and_what_is_simulated_are_drawn_apart():
@@ -120,7 +139,9 @@ def test_what_is_built_and_what_is_simulated_are_drawn_apart():
             with pyro.plate("data", len(x)):
                 pyro.sample("x", dist.Normal(m, 1.0), obs=x)
 
-        return vilvm.Pair(model, lambda x: pyro.sample("m", dist.Normal(pyro.param("loc", start), 1.0)))
+        return vilvm.Pair(
+            model, lambda x: pyro.sample("m", dist.Normal(pyro.param("loc", start), 1.0))
+        )
 
     vsbc(build, torch.zeros(N), 5, 3, fit_options={"steps": 1})
     assert not set(starts) & set(truths)

@@ -24,13 +24,17 @@ def test_log_prob_and_gradient_are_torchs(size, scale):
 def test_large_logits_go_block_by_block():
     torch.manual_seed(0)
     logits, x = torch.randn(700, 10, 98), torch.bernoulli(torch.full((10, 98), 0.3))
-    torch.testing.assert_close(IndependentBernoulli(logits).log_prob(x), Bernoulli(logits=logits).log_prob(x).sum(-1))
+    torch.testing.assert_close(
+        IndependentBernoulli(logits).log_prob(x), Bernoulli(logits=logits).log_prob(x).sum(-1)
+    )
 
 
 def test_gradcheck():
     logits = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
     x = torch.rand(2, 5, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda a, b: IndependentBernoulli(a, validate_args=False).log_prob(b), (logits, x))
+    assert torch.autograd.gradcheck(
+        lambda a, b: IndependentBernoulli(a, validate_args=False).log_prob(b), (logits, x)
+    )
 
 
 def test_moments_and_draws():

@@ -21,7 +21,9 @@ CASES = [
 
 
 def normal(loc, scale):
-    return OrderedNormal(torch.tensor(loc, dtype=torch.float64), torch.tensor(scale, dtype=torch.float64))
+    return OrderedNormal(
+        torch.tensor(loc, dtype=torch.float64), torch.tensor(scale, dtype=torch.float64)
+    )
 
 
 @pytest.mark.parametrize(("loc", "scale"), CASES)
@@ -36,7 +38,10 @@ def test_the_normaliser_is_the_share_of_independent_draws_in_order(loc, scale):
 @pytest.mark.parametrize(("loc", "scale"), CASES[:3])
 def test_the_density_of_two_integrates_to_one(loc, scale):
     fn = normal(loc, scale)
-    first, step = torch.linspace(-13, 16, 1500, dtype=torch.float64), torch.linspace(-18, 3.5, 1500, dtype=torch.float64)
+    first, step = (
+        torch.linspace(-13, 16, 1500, dtype=torch.float64),
+        torch.linspace(-18, 3.5, 1500, dtype=torch.float64),
+    )
     unconstrained = torch.stack(torch.meshgrid(first, step, indexing="ij"), -1)
     to_ordered = biject_to(fn.support)
     x = to_ordered(unconstrained)
@@ -65,9 +70,14 @@ def test_the_mean_is_that_of_the_draws(loc, scale):
 
 
 def test_the_mean_of_two_and_three_in_closed_form():
-    torch.testing.assert_close(normal([1.0, 1.0], [3.0, 3.0]).mean, 1 + 3 / math.sqrt(math.pi) * torch.tensor([-1.0, 1.0]).double())
+    torch.testing.assert_close(
+        normal([1.0, 1.0], [3.0, 3.0]).mean,
+        1 + 3 / math.sqrt(math.pi) * torch.tensor([-1.0, 1.0]).double(),
+    )
     three = 1.5 / math.sqrt(math.pi)
-    torch.testing.assert_close(normal([0.0] * 3, [1.0] * 3).mean, torch.tensor([-three, 0.0, three]).double())
+    torch.testing.assert_close(
+        normal([0.0] * 3, [1.0] * 3).mean, torch.tensor([-three, 0.0, three]).double()
+    )
 
 
 def test_a_rare_order_is_drawn_too():
@@ -85,7 +95,8 @@ def test_batch_shapes_and_expansion():
     assert x.shape == (3, 4, 2, 2)
     assert wide.mean.shape == (4, 2, 2)
     expected = (
-        Normal(loc, 1.0).log_prob(x).sum(-1) - torch.tensor([0.5, Normal(0.0, 1.0).cdf(torch.tensor(7 / math.sqrt(2)))]).log()
+        Normal(loc, 1.0).log_prob(x).sum(-1)
+        - torch.tensor([0.5, Normal(0.0, 1.0).cdf(torch.tensor(7 / math.sqrt(2)))]).log()
     )
     torch.testing.assert_close(wide.log_prob(x), expected)
 

@@ -25,9 +25,9 @@ from vilvm.weights.log_joint import LogJoint
 def linear(guide_scale=1.0):
     """A linear Gaussian model and data, its guide exact but for its scale and a shift."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(200, 2, generator=generator) @ torch.randn(2, 5, generator=generator) + 0.5 * torch.randn(
-        200, 5, generator=generator
-    )
+    x = torch.randn(200, 2, generator=generator) @ torch.randn(
+        2, 5, generator=generator
+    ) + 0.5 * torch.randn(200, 5, generator=generator)
     lvm = PPCA(5, 2).maximise(x)
     with torch.no_grad():
         lvm.log_s += math.log(guide_scale)
@@ -40,7 +40,9 @@ def chains(lvm, x, schedule):
 
 
 def mean_is_one(log_ratio):
-    """Whether E[ratio] = 1, |z| < 5, ratios of different data being independent; shape (chains, data)."""
+    """Whether E[ratio] = 1, |z| < 5, ratios of different data being independent; shape (chains,
+    data).
+    """
     ratio = log_ratio.exp().mean(0)
     return abs(ratio.mean() - 1) < 5 * ratio.std() / math.sqrt(len(ratio))
 
@@ -51,7 +53,9 @@ def test_weights_are_unbiased_both_ways(base, path):
     torch.manual_seed(0)
     lvm, x = linear(1.5)
     exact = lvm.exact_log_evidence(x).detach()
-    run = chains(lvm, x, Schedule(num_chains=16, num_temperatures=10, leapfrog=3, base=base, path=path))
+    run = chains(
+        lvm, x, Schedule(num_chains=16, num_temperatures=10, leapfrog=3, base=base, path=path)
+    )
     assert mean_is_one(run.forward()[0] - exact)
     posterior = lvm.exact_posterior(x).sample().unsqueeze(0)
     assert mean_is_one(run.backward(posterior) + exact)
@@ -65,7 +69,12 @@ def test_the_chain_leaves_its_density_alone():
     state = start(joint, exact.sample((50,)))
     for _ in range(20):
         state, probability = transition(
-            partial(start, joint), state, 1.0, torch.full((200,), 0.8), lvm.log_s.detach().exp().expand(200, 2), 4
+            partial(start, joint),
+            state,
+            1.0,
+            torch.full((200,), 0.8),
+            lvm.log_s.detach().exp().expand(200, 2),
+            4,
         )
     assert 0.5 < probability.mean() < 0.999
     white = (state.u - exact.mean) / lvm.log_s.exp().detach()
@@ -123,7 +132,9 @@ def test_data_that_share_a_latent_have_one_evidence(base):
     assert found.bound.values.shape == (1,)
     assert abs(found.bound.mean - exact) < 5 * found.bound.mc_se
     assert found.bound.mc_se < 0.15
-    both = bdmc(lvm, Schedule(num_temperatures=60, leapfrog=3, base="prior"), num_simulations=2, like=x)
+    both = bdmc(
+        lvm, Schedule(num_temperatures=60, leapfrog=3, base="prior"), num_simulations=2, like=x
+    )
     assert both.lower.values.shape == (2,)
     assert abs(both.gap.mean) < 0.2 + 5 * both.gap.mc_se
 
@@ -202,7 +213,10 @@ def causes_of(x):
 @pytest.mark.slow
 @pytest.mark.parametrize(("base", "given"), [("guide", True), ("prior", False)])
 def test_bounds_hold_with_a_plate_left_of_the_datas(base, given):
-    lvm, schedule = vilvm.Pair(causes, causes_of), Schedule(num_chains=8, num_temperatures=25, leapfrog=2, base=base)
+    lvm, schedule = (
+        vilvm.Pair(causes, causes_of),
+        Schedule(num_chains=8, num_temperatures=25, leapfrog=2, base=base),
+    )
     like = torch.zeros(75) if given else None
     with seeded(0):
         drawn = simulate(lvm, 150, like=like)
@@ -210,10 +224,12 @@ def test_bounds_hold_with_a_plate_left_of_the_datas(base, given):
     z = torch.cat([s.latents["z"] for s in drawn], -1)
     assert z.shape == (1, 3, 150)
     residual = x - z[0].sum(0)
-    assert abs(residual.var() - 0.25) < 5 * 0.25 * math.sqrt(2 / 150)  # the latents are those that made the data
+    # the latents are those that made the data
+    assert abs(residual.var() - 0.25) < 5 * 0.25 * math.sqrt(2 / 150)
     found = bdmc(lvm, schedule, num_simulations=150, like=like)
     with seeded(0):
-        x = torch.cat([s.batch for s in simulate(lvm, 150, like=like)])  # bdmc's own, of the same seed
+        # bdmc's own, of the same seed
+        x = torch.cat([s.batch for s in simulate(lvm, 150, like=like)])
     exact = dist.Normal(0.0, 3.25**0.5).log_prob(x).double()
     lower, upper = found.lower.values - exact, found.upper.values - exact
     assert lower.mean() < 5 * lower.std() / math.sqrt(150)
@@ -234,10 +250,16 @@ def test_as_many_simulations_as_were_asked_for():
             pyro.sample("z", dist.Normal(batch[0] / 2, 0.7))
 
     schedule = Schedule(num_chains=4, num_temperatures=5, leapfrog=1)
-    for scale in (torch.linspace(0.5, 2, 8), torch.tensor(0.7)):  # the second belongs to no datum, so that the batch cannot be cut
+    # the second belongs to no datum, so that the batch cannot be cut
+    for scale in (torch.linspace(0.5, 2, 8), torch.tensor(0.7)):
         like = (torch.zeros(8), scale)
-        assert bdmc(vilvm.Pair(model, guide), schedule, num_simulations=11, like=like).gap.values.shape == (11,)
-    assert [len(s.batch[0]) for s in simulate(vilvm.Pair(model, guide), 11, like=(torch.zeros(8), torch.ones(8)))] == [8, 3]
+        assert bdmc(
+            vilvm.Pair(model, guide), schedule, num_simulations=11, like=like
+        ).gap.values.shape == (11,)
+    assert [
+        len(s.batch[0])
+        for s in simulate(vilvm.Pair(model, guide), 11, like=(torch.zeros(8), torch.ones(8)))
+    ] == [8, 3]
 
 
 @pytest.mark.usefixtures("short_pilot")
@@ -250,7 +272,12 @@ def test_the_transform_of_a_batch_is_heard():
             seen.append(x.unique().tolist())
             super().model(x)
 
-    bdmc(Listening(5, 2), Schedule(num_chains=4, num_temperatures=2, leapfrog=1), num_simulations=4, like=like)
+    bdmc(
+        Listening(5, 2),
+        Schedule(num_chains=4, num_temperatures=2, leapfrog=1),
+        num_simulations=4,
+        like=like,
+    )
     assert set(seen[0]) <= {0.0, 1.0}
 
 
@@ -280,7 +307,9 @@ def test_what_a_model_does_not_observe_as_it_is_makes_no_batch():
     def placeholder(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x + 1 if x.dim() == 1 else x.new_zeros(len(x)))
+            pyro.sample(
+                "x", dist.Normal(z, 1.0), obs=x + 1 if x.dim() == 1 else x.new_zeros(len(x))
+            )
 
     with pytest.raises(vilvm.ContractError, match="is not the value of its one observed site"):
         simulate(vilvm.Pair(placeholder, guide), 3)

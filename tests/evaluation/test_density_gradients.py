@@ -1,4 +1,6 @@
-"""Compiled densities of a chain are the eager ones, or are not taken; and what is made of them is the same."""
+"""Compiled densities of a chain are the eager ones, or are not taken; and what is made of them is
+the same.
+"""
 
 import importlib
 from importlib import import_module
@@ -32,7 +34,9 @@ def as_graph(monkeypatch):
     """Graphs that are run as they are; and how many were made."""
     made = []
     for user in ("density_gradients", "sample_passes"):
-        monkeypatch.setattr(f"vilvm.evaluation.{user}.inductor", lambda *args: (made.append(1), graph(*args))[1])
+        monkeypatch.setattr(
+            f"vilvm.evaluation.{user}.inductor", lambda *args: (made.append(1), graph(*args))[1]
+        )
     return made
 
 
@@ -53,12 +57,23 @@ def equal_to_eager(lvm, batch, base, compiler):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * size)
 
 
-CONTINUOUS = ["bayesian_regression", "eight_schools", "hidden_markov", "ppca", "vae", "factor_analysis"]
+CONTINUOUS = [
+    "bayesian_regression",
+    "eight_schools",
+    "hidden_markov",
+    "ppca",
+    "vae",
+    "factor_analysis",
+]
 
 
 @pytest.mark.parametrize("base", ["guide", "prior"])
 @pytest.mark.parametrize(
-    "name", [n if n in ("vae", "eight_schools") else pytest.param(n, marks=pytest.mark.slow) for n in CONTINUOUS]
+    "name",
+    [
+        n if n in ("vae", "eight_schools") else pytest.param(n, marks=pytest.mark.slow)
+        for n in CONTINUOUS
+    ],
 )
 def test_every_model_has_the_same_slopes(name, base):
     equal_to_eager(*tiny(name), base, graph)
@@ -113,7 +128,9 @@ def test_what_cannot_be_traced_is_told_in_one_line_and_runs_eagerly(as_graph, ca
     assert "Reading: samples are run one by one" in said  # each for itself reads a value
     assert said.count("The densities of Reading are not compiled") == 1
     assert "reads the value of a tensor" in said
-    torch.testing.assert_close(found.bound.values, ais(Reading(), x, SHORT, compile=False).bound.values)
+    torch.testing.assert_close(
+        found.bound.values, ais(Reading(), x, SHORT, compile=False).bound.values
+    )
 
 
 def _shifted(function, inputs):
@@ -143,7 +160,14 @@ def test_a_program_that_is_right_for_one_batch_only_is_dropped_at_the_next(as_gr
     x = torch.tensor([0.1, 0.4, 0.7, 1.0, -3.0, 5.0, -8.0, 2.0])
     for call, told in (
         (lambda c: ais(Counting(), x, SHORT, batch_size=4, compile=c).bound.values, "densities"),
-        (lambda c: evaluate(Counting(), x, num_samples=50, chunk=10, batch_size=4, compile=c).bounds["iwae"].values, "evaluation"),
+        (
+            lambda c: (
+                evaluate(Counting(), x, num_samples=50, chunk=10, batch_size=4, compile=c)
+                .bounds["iwae"]
+                .values
+            ),
+            "evaluation",
+        ),
     ):
         torch.testing.assert_close(call(True), call(False), rtol=1e-5, atol=1e-5)
         assert f"The {told} of Counting " in capsys.readouterr().out
@@ -161,7 +185,12 @@ def test_a_program_that_fails_is_not_taken(monkeypatch, capsys):
         monkeypatch.setattr(f"vilvm.evaluation.{user}.inductor", failing)
     lvm, batch = tiny("ppca")
     assert ais(lvm, batch, SHORT, compile=True).bound.values.isfinite().all()
-    assert evaluate(lvm, batch, num_samples=50, chunk=10, compile=True).bounds["elbo"].values.isfinite().all()
+    assert (
+        evaluate(lvm, batch, num_samples=50, chunk=10, compile=True)
+        .bounds["elbo"]
+        .values.isfinite()
+        .all()
+    )
     assert capsys.readouterr().out.count("its program fails (a kernel fails") == 2
 
 
@@ -178,7 +207,10 @@ def test_a_density_that_is_nan_is_named(as_graph):
 
 def test_pareto_k_is_the_same(as_graph):
     lvm, batch = tiny("vae")
-    eager, found = (pareto_k(lvm, batch, batch_size=len(batch), num_samples=8_000 * 3, compile=c) for c in (False, True))
+    eager, found = (
+        pareto_k(lvm, batch, batch_size=len(batch), num_samples=8_000 * 3, compile=c)
+        for c in (False, True)
+    )
     assert as_graph
     torch.testing.assert_close(found.k, eager.k, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(found.ess, eager.ess, rtol=1e-3, atol=1e-3)

@@ -1,4 +1,7 @@
-"""Bounds against closed forms. Comparisons in Monte Carlo standard errors, |z| < 5: a false alarm in 1.7 million."""
+"""Bounds against closed forms.
+
+Comparisons in Monte Carlo standard errors, |z| < 5: a false alarm in 1.7 million.
+"""
 
 import math
 import os
@@ -18,9 +21,11 @@ from vilvm.models.vae import VAE
 
 
 class LinearGaussian(torch.nn.Module):
-    """Probabilistic PCA with known parameters, z ~ N(0, I), x ~ N(W z, s²): log p(x) and p(z | x) in closed form.
+    """Probabilistic PCA with known parameters, z ~ N(0, I), x ~ N(W z, s²): log p(x) and p(z | x)
+    in closed form.
 
-    The guide is the exact posterior, its scale multiplied by `inflate` and its mean shifted by `shift`.
+    The guide is the exact posterior, its scale multiplied by `inflate` and its mean shifted by
+    `shift`.
     """
 
     def __init__(self, inflate=1.0, shift=0.0, dim=5, latent=2):
@@ -43,16 +48,22 @@ class LinearGaussian(torch.nn.Module):
     def guide(self, x):
         mean = self.slope * x @ self.W @ self.cov / self.s**2
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.MultivariateNormal(mean + self.shift, self.cov * self.inflate**2))
+            pyro.sample(
+                "z", dist.MultivariateNormal(mean + self.shift, self.cov * self.inflate**2)
+            )
 
     def evidence(self, x):
         cov = self.W @ self.W.T + self.s**2 * torch.eye(len(self.W), dtype=torch.float64)
-        return dist.MultivariateNormal(torch.zeros(len(self.W), dtype=torch.float64), cov).log_prob(x)
+        return dist.MultivariateNormal(
+            torch.zeros(len(self.W), dtype=torch.float64), cov
+        ).log_prob(x)
 
 
 @pytest.fixture
 def x():
-    return torch.randn(40, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 1.5
+    return (
+        torch.randn(40, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 1.5
+    )
 
 
 def test_exact_posterior_makes_every_weight_the_evidence(x):
@@ -99,10 +110,14 @@ def test_bounds_are_ordered_and_do_not_decrease(x):
 def test_rate_and_distortion_add_up(x):
     lvm = LinearGaussian(inflate=1.3)
     result = vilvm.evaluate(lvm, x, num_samples=2000)
-    assert result.bounds["elbo"].mean == pytest.approx(-result.rate.mean - result.distortion.mean, abs=1e-9)
+    assert result.bounds["elbo"].mean == pytest.approx(
+        -result.rate.mean - result.distortion.mean, abs=1e-9
+    )
     mean = x @ lvm.W @ lvm.cov / lvm.s**2
     guide = torch.distributions.MultivariateNormal(mean, lvm.cov * 1.3**2)
-    prior = torch.distributions.MultivariateNormal(torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64))
+    prior = torch.distributions.MultivariateNormal(
+        torch.zeros(2, dtype=torch.float64), torch.eye(2, dtype=torch.float64)
+    )
     truth = torch.distributions.kl_divergence(guide, prior)
     assert ((result.rate.values - truth) / result.rate.errors).abs().max() < 5
 
@@ -119,13 +134,17 @@ def test_effective_sample_size_has_its_closed_form():
             with pyro.plate("data", len(x)):
                 pyro.sample("z", dist.Normal(0.0 * self.slope, 1.2))
 
-    ess = vilvm.evaluate(Shift(), torch.zeros(200, dtype=torch.float64), num_samples=5000).ess / 5000
+    ess = (
+        vilvm.evaluate(Shift(), torch.zeros(200, dtype=torch.float64), num_samples=5000).ess / 5000
+    )
     truth = math.sqrt(2 * 1.44 - 1) / 1.44
     assert abs(ess.mean().item() - truth) < 5 * ess.std().item() / 200**0.5 + 2e-4
 
 
 class Scalar(torch.nn.Module):
-    """100 points under N(0, 1)-prior and N(z, 1)-likelihood: log p(x) is log N(x; 0, 2), and Pyro's RenyiELBO exceeds it."""
+    """100 points under N(0, 1)-prior and N(z, 1)-likelihood: log p(x) is log N(x; 0, 2), and
+    Pyro's RenyiELBO exceeds it.
+    """
 
     def __init__(self, kind):
         super().__init__()
@@ -202,7 +221,9 @@ def test_shared_latents_make_one_joint_bound():
         pyro.sample("mu", dist.Normal(pyro.param("m", x.sum() / 4), 0.6))
 
     result = vilvm.evaluate(vilvm.Pair(model, guide), x, num_samples=20_000)
-    truth = torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3) + 1).log_prob(x).item()
+    truth = (
+        torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3) + 1).log_prob(x).item()
+    )
     assert result.protocol["unit"] == "nats, all data together"
     bound = result.bounds["iwae"]
     assert bound.values.shape == (1,)
@@ -210,7 +231,9 @@ def test_shared_latents_make_one_joint_bound():
 
 
 class Series(torch.nn.Module):
-    """Series of three values, each of its own z ~ N(0, 1) and x ~ N(z, 1), the guide half as wide again as the posterior."""
+    """Series of three values, each of its own z ~ N(0, 1) and x ~ N(z, 1), the guide half as wide
+    again as the posterior.
+    """
 
     def __init__(self):
         super().__init__()
@@ -226,7 +249,8 @@ class Series(torch.nn.Module):
             pyro.sample("z", dist.Normal(self.slope * x.T, 1.5 * 0.5**0.5))
 
 
-@pytest.mark.parametrize("batch_size", [3, 4, 7])  # 3 is the size of the other plate; of 4, the last batch has 3
+# 3 is the size of the other plate; of 4, the last batch has 3
+@pytest.mark.parametrize("batch_size", [3, 4, 7])
 def test_the_data_are_those_of_the_batch_whatever_its_size(batch_size):
     x = 3 * torch.randn(7, 3, generator=torch.Generator().manual_seed(3))
     bound = vilvm.evaluate(Series(), x, num_samples=4000, batch_size=batch_size).bounds["iwae"]
@@ -267,22 +291,36 @@ def test_many_data_of_one_latent_are_added_without_loss():
 
 @pytest.mark.slow
 def test_standard_errors_are_the_spread_of_repetitions(x):
-    """Over 200 seeds, a standard deviation is known to 5 %, so a ratio outside of 1 ± 0.3 is a false alarm of 6 standard errors."""
+    """Over 200 seeds, a standard deviation is known to 5 %, so a ratio outside of 1 ± 0.3 is a
+    false alarm of 6 standard errors.
+    """
     lvm, data = LinearGaussian(inflate=1.2, shift=0.1), x[:10]
-    runs = [vilvm.evaluate(lvm, data, num_samples=400, chunk=133, batch_size=7, seed=seed) for seed in range(200)]
-    for quantity in (lambda r: r.bounds["elbo"], lambda r: r.bounds["iwae"], lambda r: r.rate, lambda r: r.distortion):
+    runs = [
+        vilvm.evaluate(lvm, data, num_samples=400, chunk=133, batch_size=7, seed=seed)
+        for seed in range(200)
+    ]
+    for quantity in (
+        lambda r: r.bounds["elbo"],
+        lambda r: r.bounds["iwae"],
+        lambda r: r.rate,
+        lambda r: r.distortion,
+    ):
         estimates = [quantity(run) for run in runs]
         spread = torch.stack([e.values for e in estimates]).std(0)
         claimed = torch.stack([e.errors for e in estimates]).mean(0)
         assert (spread / claimed).log().mean().exp().item() == pytest.approx(1, abs=0.15)
-        assert torch.tensor([e.mean for e in estimates]).std().item() / estimates[0].mc_se == pytest.approx(1, abs=0.3)
+        assert torch.tensor([e.mean for e in estimates]).std().item() / estimates[
+            0
+        ].mc_se == pytest.approx(1, abs=0.3)
 
 
 @pytest.mark.slow
 def test_the_standard_error_of_the_mean_is_over_new_data():
     lvm = LinearGaussian()
     cov = lvm.W @ lvm.W.T + lvm.s**2 * torch.eye(5, dtype=torch.float64)
-    drawn = torch.distributions.MultivariateNormal(torch.zeros(5, dtype=torch.float64), cov).sample((200, 50))
+    drawn = torch.distributions.MultivariateNormal(
+        torch.zeros(5, dtype=torch.float64), cov
+    ).sample((200, 50))
     bounds = [vilvm.evaluate(lvm, data, num_samples=2).bounds["elbo"] for data in drawn]
     spread = torch.tensor([b.mean for b in bounds]).std().item()
     assert spread / torch.tensor([b.se for b in bounds]).mean().item() == pytest.approx(1, abs=0.3)
@@ -296,7 +334,9 @@ def test_a_fresh_transform_is_drawn_from_the_seed():
     lvm = VAE(data_dim=6, latent_dim=2)
     protocol = vilvm.evaluate(lvm, grey, num_samples=2).protocol
     assert protocol["transform"] == repr(DynamicBinarisation())
-    distortions = [vilvm.evaluate(lvm, grey, num_samples=2, seed=seed).distortion.values for seed in (0, 1)]
+    distortions = [
+        vilvm.evaluate(lvm, grey, num_samples=2, seed=seed).distortion.values for seed in (0, 1)
+    ]
     assert not torch.equal(*distortions)
 
 
@@ -304,7 +344,8 @@ def test_weights_of_zero_make_the_elbo_minus_infinity_and_leave_iwae_finite():
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Uniform(0.0, 1.0))
-            pyro.sample("x", dist.Uniform(0.0, 2 * z, validate_args=False), obs=x)  # impossible where z < x / 2
+            # impossible where z < x / 2
+            pyro.sample("x", dist.Uniform(0.0, 2 * z, validate_args=False), obs=x)
 
     def guide(x):
         with pyro.plate("data", len(x)):
@@ -332,13 +373,18 @@ def test_a_model_without_latents_has_its_likelihood():
     x = torch.tensor([0.3, -1.0])
     result = vilvm.evaluate(Fixed(), x, num_samples=3)
     for bound in result.bounds.values():
-        torch.testing.assert_close(bound.values, dist.Normal(0.0, 1.0).log_prob(x).double(), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            bound.values, dist.Normal(0.0, 1.0).log_prob(x).double(), rtol=1e-6, atol=1e-6
+        )
     assert result.rate.mean == 0
 
 
 def test_chunks_and_batches_change_nothing_but_the_draws(x):
     lvm = LinearGaussian(inflate=1.2)
-    runs = [vilvm.evaluate(lvm, x, num_samples=1000, batch_size=b, chunk=c).bounds["elbo"] for b, c in ((40, 1000), (7, 33))]
+    runs = [
+        vilvm.evaluate(lvm, x, num_samples=1000, batch_size=b, chunk=c).bounds["elbo"]
+        for b, c in ((40, 1000), (7, 33))
+    ]
     error = (runs[0].errors.square() + runs[1].errors.square()).sqrt()
     assert ((runs[0].values - runs[1].values) / error).abs().max() < 5
 
@@ -349,7 +395,9 @@ def test_evaluation_is_repeatable_and_leaves_the_generator_alone(x):
     state = torch.get_rng_state()
     first = vilvm.evaluate(lvm, x, num_samples=10)
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(first.bounds["iwae"].values, vilvm.evaluate(lvm, x, num_samples=10).bounds["iwae"].values)
+    assert torch.equal(
+        first.bounds["iwae"].values, vilvm.evaluate(lvm, x, num_samples=10).bounds["iwae"].values
+    )
 
 
 def test_the_mode_of_every_part_is_restored(x):

@@ -16,7 +16,11 @@ from vilvm.models.vae import VAE
 
 def test_both_ways_start_and_end_where_they_should():
     a, b = torch.randn(2, 7, 5)
-    for path in (line, great_circle, partial(great_circle, mean=torch.ones(5), scale_tril=2 * torch.eye(5))):
+    for path in (
+        line,
+        great_circle,
+        partial(great_circle, mean=torch.ones(5), scale_tril=2 * torch.eye(5)),
+    ):
         way = path(a, b, 6)
         assert way.shape == (7, 6, 5)
         torch.testing.assert_close(way[:, 0], a, rtol=1e-5, atol=1e-5)
@@ -26,7 +30,11 @@ def test_both_ways_start_and_end_where_they_should():
 def test_a_circle_turns_evenly_and_keeps_to_its_plane():
     a, b = torch.randn(2, 7, 5, dtype=torch.float64)
     way = great_circle(a, b, 9)
-    length = torch.lerp(a.norm(dim=1)[:, None], b.norm(dim=1)[:, None], torch.linspace(0, 1, 9, dtype=torch.float64))
+    length = torch.lerp(
+        a.norm(dim=1)[:, None],
+        b.norm(dim=1)[:, None],
+        torch.linspace(0, 1, 9, dtype=torch.float64),
+    )
     torch.testing.assert_close(way.norm(dim=-1), length)
     units = way / way.norm(dim=-1, keepdim=True)
     angles = (units[:, 1:] * units[:, :-1]).sum(-1).acos()
@@ -46,14 +54,18 @@ def test_the_middle_of_a_circle_is_as_long_as_a_draw_and_of_a_line_is_not():
 
 def test_a_circle_about_a_gaussian_is_one_about_its_whitened_origin():
     a, b = torch.randn(2, 7, 3, dtype=torch.float64)
-    mean, scale = torch.tensor([1.0, -2.0, 0.5]).double(), torch.tensor([[2.0, 0, 0], [0.3, 1.0, 0], [-0.5, 0.2, 0.7]]).double()
+    mean, scale = (
+        torch.tensor([1.0, -2.0, 0.5]).double(),
+        torch.tensor([[2.0, 0, 0], [0.3, 1.0, 0], [-0.5, 0.2, 0.7]]).double(),
+    )
     way = great_circle(a @ scale.T + mean, b @ scale.T + mean, 5, mean, scale)
     torch.testing.assert_close(way, great_circle(a, b, 5) @ scale.T + mean)
 
 
 def test_where_there_is_no_circle_there_is_a_line():
     a = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
-    b = torch.tensor([[-2.0, 0.0], [1.0, 2.0], [1.0, 1.0]])  # opposite, from the centre, the same point
+    # opposite, from the centre, the same point
+    b = torch.tensor([[-2.0, 0.0], [1.0, 2.0], [1.0, 1.0]])
     torch.testing.assert_close(great_circle(a, b, 5), line(a, b, 5))
 
 
@@ -63,7 +75,9 @@ def test_close_ends_lose_no_digits():
     torch.testing.assert_close(great_circle(a, b, 5), line(a, b, 5), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("lvm", [VAE(data_dim=6, latent_dim=2), Autoencoder(data_dim=6, latent_dim=2)])
+@pytest.mark.parametrize(
+    "lvm", [VAE(data_dim=6, latent_dim=2), Autoencoder(data_dim=6, latent_dim=2)]
+)
 def test_interpolation_decodes_the_way(lvm):
     x = torch.bernoulli(torch.full((8, 6), 0.5))
     codes = vilvm.posterior_mean(lvm, x)["z"]
@@ -90,5 +104,8 @@ def test_what_cannot_be_interpolated():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x[:, 0], 1.0))
 
-    with pytest.raises(vilvm.ContractError, match=r"one latent, a vector for each datum; this one has \{'z': \(4,\)\}"):
+    with pytest.raises(
+        vilvm.ContractError,
+        match=r"one latent, a vector for each datum; this one has \{'z': \(4,\)\}",
+    ):
         interpolate(vilvm.Pair(model, guide), torch.zeros(2, 1), torch.zeros(2, 1))

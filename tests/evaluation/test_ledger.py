@@ -1,4 +1,6 @@
-"""The ledger: its numbers are those of their sources, paired errors are of differences, and unlike rows are not ranked."""
+"""The ledger: its numbers are those of their sources, paired errors are of differences, and unlike
+rows are not ranked.
+"""
 
 import csv
 import io
@@ -28,14 +30,18 @@ quick = partial(compare, num_samples=50, num_draws=0)
 @pytest.fixture(scope="module")
 def x():
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(200, 2, generator=generator) @ (3 * torch.randn(2, 6, generator=generator)) + torch.randn(
-        200, 6, generator=generator
-    )
+    return torch.randn(200, 2, generator=generator) @ (
+        3 * torch.randn(2, 6, generator=generator)
+    ) + torch.randn(200, 6, generator=generator)
 
 
 @pytest.fixture(scope="module")
 def models(x):
-    return {"one": PPCA(6, 1).maximise(x), "two": PPCA(6, 2).maximise(x), "linear": LinearAutoencoder(6, 2)}
+    return {
+        "one": PPCA(6, 1).maximise(x),
+        "two": PPCA(6, 2).maximise(x),
+        "linear": LinearAutoencoder(6, 2),
+    }
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +52,10 @@ def ledger(models, x):
 
 def test_a_row_is_what_its_sources_say(ledger, models, x):
     row = ledger["two"]
-    assert torch.equal(row.evaluation.bounds["iwae"].values, vilvm.evaluate(models["two"], x, num_samples=50).bounds["iwae"].values)
+    assert torch.equal(
+        row.evaluation.bounds["iwae"].values,
+        vilvm.evaluate(models["two"], x, num_samples=50).bounds["iwae"].values,
+    )
     assert row.sse is not None
     assert torch.equal(row.sse.values, squared_error(models["two"], x).values)
     assert row.parameters == 6 * 2 + 6 + 1 + 2 * 6 + 2
@@ -64,36 +73,60 @@ def test_the_better_model_is_first_by_what_the_evidence_says(ledger, models, x):
     assert found.mean == pytest.approx(truth.mean().item(), rel=1e-3)
     assert found.se == pytest.approx(truth.std().item() / 200**0.5, rel=1e-2)
     single = ledger["two"].evaluation.bounds["iwae"].se
-    assert found.se != pytest.approx((single**2 + ledger["one"].evaluation.bounds["iwae"].se ** 2) ** 0.5, rel=0.05)  # paired
+    # paired
+    assert found.se != pytest.approx(
+        (single**2 + ledger["one"].evaluation.bounds["iwae"].se ** 2) ** 0.5, rel=0.05
+    )
     back = ledger.difference("one", "two")
     assert (back.mean, back.se) == (-found.mean, found.se)
 
 
 def test_what_has_no_bound_stands_apart(ledger):
-    assert [[row.name for row in rows] for rows in ledger.groups().values()] == [["two", "one"], ["linear"]]
+    assert [[row.name for row in rows] for rows in ledger.groups().values()] == [
+        ["two", "one"],
+        ["linear"],
+    ]
     with pytest.raises(
-        ValueError, match=r"'one' and 'linear' cannot be ranked against each other: they differ in bound \(iwae / none\)"
+        ValueError,
+        match=r"'one' and 'linear' cannot be ranked against each other: they differ in bound \(iwae / none\)",
     ):
         ledger.rank()
     with pytest.raises(
-        ValueError, match="'linear' cannot be ranked, for it has no bound: LinearAutoencoder: the guide puts latent 'z'"
+        ValueError,
+        match="'linear' cannot be ranked, for it has no bound: LinearAutoencoder: the guide puts "
+        "latent 'z'",
     ):
         ledger.rank(ledger["linear"].protocol)
-    assert any(note.startswith("linear: no draws: The model has a flat prior") for note in ledger.notes)
+    assert any(
+        note.startswith("linear: no draws: The model has a flat prior") for note in ledger.notes
+    )
 
 
 @pytest.mark.parametrize(
     ("other", "differ"),
     [
-        (lambda m, x: quick({"b": m["two"]}, vilvm.Data(x, "plane", "train")), r"split \(all / train\)|split \(test / train\)"),
-        (lambda m, x: quick({"b": m["two"]}, vilvm.Data(x[:100], "plane", "test")), r"num_data \(200 / 100\)"),
-        (lambda m, x: quick({"b": m["two"]}, vilvm.Data(x.flip(0), "plane", "test")), r"contents \("),
         (
-            lambda m, x: compare({"b": m["two"]}, vilvm.Data(x, "plane", "test"), num_samples=60, num_draws=0),
+            lambda m, x: quick({"b": m["two"]}, vilvm.Data(x, "plane", "train")),
+            r"split \(all / train\)|split \(test / train\)",
+        ),
+        (
+            lambda m, x: quick({"b": m["two"]}, vilvm.Data(x[:100], "plane", "test")),
+            r"num_data \(200 / 100\)",
+        ),
+        (
+            lambda m, x: quick({"b": m["two"]}, vilvm.Data(x.flip(0), "plane", "test")),
+            r"contents \(",
+        ),
+        (
+            lambda m, x: compare(
+                {"b": m["two"]}, vilvm.Data(x, "plane", "test"), num_samples=60, num_draws=0
+            ),
             r"num_samples \(50 / 60\)",
         ),
         (
-            lambda m, x: quick({"b": VAE(6, 2)}, vilvm.Data(x.sigmoid(), "plane", "test", DynamicBinarisation())),
+            lambda m, x: quick(
+                {"b": VAE(6, 2)}, vilvm.Data(x.sigmoid(), "plane", "test", DynamicBinarisation())
+            ),
             r"likelihood \(x ~ Normal / x",
         ),
     ],
@@ -101,7 +134,11 @@ def test_what_has_no_bound_stands_apart(ledger):
 def test_unlike_rows_are_not_ranked(ledger, models, x, other, differ):
     both = ledger + other(models, x)
     assert len(both.groups()) == 3
-    for ask in (both.rank, lambda: both.difference("two", "b"), lambda: Ledger((both["one"], both["b"])).rank()):
+    for ask in (
+        both.rank,
+        lambda: both.difference("two", "b"),
+        lambda: Ledger((both["one"], both["b"])).rank(),
+    ):
         with pytest.raises(ValueError, match="cannot be ranked"):
             ask()
     with pytest.raises(ValueError, match=differ):
@@ -109,7 +146,9 @@ def test_unlike_rows_are_not_ranked(ledger, models, x, other, differ):
 
 
 def test_like_rows_are_ranked_across_ledgers(ledger, models, x):
-    both = Ledger((ledger["one"],)) + quick({"again": models["two"]}, vilvm.Data(x, "plane", "test"))
+    both = Ledger((ledger["one"],)) + quick(
+        {"again": models["two"]}, vilvm.Data(x, "plane", "test")
+    )
     assert both.rank() == ["again", "one"]
 
 
@@ -129,7 +168,10 @@ def test_it_leaves_the_generators_alone_and_follows_the_seed(models, x):
     assert torch.equal(torch.rand(3), expected)
     second = compare({"two": models["two"]}, x, num_samples=5, num_draws=30)
     assert second["two"].two_sample == first["two"].two_sample  # whatever other rows there are
-    assert torch.equal(second["two"].evaluation.bounds["iwae"].values, first["two"].evaluation.bounds["iwae"].values)
+    assert torch.equal(
+        second["two"].evaluation.bounds["iwae"].values,
+        first["two"].evaluation.bounds["iwae"].values,
+    )
 
 
 def test_draws_that_are_not_finite_cost_a_column_and_not_the_ledger(x):
@@ -160,7 +202,8 @@ def test_parameters_are_those_in_use(x):
     deep = Autoencoder(6, 2, hidden=(8,))
     lvm = with_guide(with_prior(deep, fit_prior(deep, x, "diagonal")), mlp(6, (), 4))
     decoder = sum(p.numel() for p in deep.decoder.parameters())
-    assert quick({"deep": lvm}, x)["deep"].parameters == decoder + 2 * 2 + (6 * 4 + 4)  # not the encoder that is out of use
+    # not the encoder that is out of use
+    assert quick({"deep": lvm}, x)["deep"].parameters == decoder + 2 * 2 + (6 * 4 + 4)
     assert all(p.requires_grad for p in deep.parameters())
     assert all(p.grad is None for p in deep.parameters())
 
@@ -171,7 +214,12 @@ def test_draws_are_told_from_held_out_data():
     features = fit_features(data.train, hidden=(32, 8))
     good, bad = PPCA(64, 20).maximise(data.train.x), PPCA(64, 20).maximise(data.train.x * 0.2)
     found = compare(
-        {"good": good, "bad": bad}, data.test, num_samples=5, held_out=data.validation, num_draws=150, features=features
+        {"good": good, "bad": bad},
+        data.test,
+        num_samples=5,
+        held_out=data.validation,
+        num_draws=150,
+        features=features,
     )
     assert found["good"].two_sample.accuracy < found["bad"].two_sample.accuracy
     assert found["good"].frechet < found["bad"].frechet
@@ -192,7 +240,9 @@ def test_it_is_printed_and_written(ledger, tmp_path):
     ledger.to_csv(tmp_path / "ledger.csv")
     with (tmp_path / "ledger.csv").open() as file:
         rows = {row["model"]: row for row in csv.DictReader(file)}
-    assert float(rows["two"]["iwae"]) == pytest.approx(ledger["two"].evaluation.bounds["iwae"].mean)
+    assert float(rows["two"]["iwae"]) == pytest.approx(
+        ledger["two"].evaluation.bounds["iwae"].mean
+    )
     assert float(rows["one"]["behind_best"]) == pytest.approx(ledger.difference("two", "one").mean)
     assert rows["linear"]["iwae"] == ""
     assert rows["linear"]["group"] != rows["one"]["group"] == rows["two"]["group"]
@@ -208,7 +258,9 @@ def test_it_fits_the_terminal(ledger, models, x, width):
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     assert not any("…" in line for line in lines)
-    assert sum(("model" in line and "train" in line) or "two-sample" in line for line in lines) >= 1
+    assert (
+        sum(("model" in line and "train" in line) or "two-sample" in line for line in lines) >= 1
+    )
 
 
 def test_names_are_not_markup(models, x):
@@ -252,4 +304,6 @@ def test_what_is_known_exactly_stands_beside_the_bounds():
     x = torch.randn(60, 4)
     ledger = compare({"known": PPCA(4, 2).maximise(x)}, x, num_samples=20, num_draws=0)
     assert "| exact |" in ledger.to_markdown()
-    assert ledger.to_dataframe()["exact"][0] == pytest.approx(PPCA(4, 2).maximise(x).exact_log_evidence(x).mean().item(), abs=1e-5)
+    assert ledger.to_dataframe()["exact"][0] == pytest.approx(
+        PPCA(4, 2).maximise(x).exact_log_evidence(x).mean().item(), abs=1e-5
+    )

@@ -12,29 +12,42 @@ import vilvm
 from vilvm._compile import graph
 from vilvm._runtime.random import seeded
 
-GALLERY = sorted(p.stem for p in (Path(__file__).parents[2] / "models").glob("*.py") if p.stem != "__init__")
+GALLERY = sorted(
+    p.stem for p in (Path(__file__).parents[2] / "models").glob("*.py") if p.stem != "__init__"
+)
 
 
 @pytest.fixture
 def as_graph(monkeypatch):
     """Graphs that are run as they are; and how many were made."""
     made = []
-    monkeypatch.setattr("vilvm.evaluation.sample_passes.inductor", lambda *args: (made.append(1), graph(*args))[1])
+    monkeypatch.setattr(
+        "vilvm.evaluation.sample_passes.inductor", lambda *args: (made.append(1), graph(*args))[1]
+    )
     return made
 
 
 def same(lvm, batch, **options):
     vilvm.evaluate(lvm, batch, num_samples=1)  # an autoguide takes its start when it is first run
-    eager, found = (vilvm.evaluate(lvm, batch, num_samples=47, chunk=10, compile=c, **options) for c in (False, True))
+    eager, found = (
+        vilvm.evaluate(lvm, batch, num_samples=47, chunk=10, compile=c, **options)
+        for c in (False, True)
+    )
     for name in eager.bounds:
-        torch.testing.assert_close(found.bounds[name].values, eager.bounds[name].values, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(found.distortion.values, eager.distortion.values, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            found.bounds[name].values, eager.bounds[name].values, rtol=1e-5, atol=1e-5
+        )
+    torch.testing.assert_close(
+        found.distortion.values, eager.distortion.values, rtol=1e-5, atol=1e-5
+    )
 
 
 FEW = {"vae", "ppca", "autoencoder", "linear_discriminant"}  # of each kind one
 
 
-@pytest.mark.parametrize("name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in GALLERY])
+@pytest.mark.parametrize(
+    "name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in GALLERY]
+)
 def test_every_model_is_evaluated_the_same(name, as_graph, capsys):
     with seeded(0):
         lvm, batch = importlib.import_module(f"vilvm.models.{name}").tiny()
@@ -98,7 +111,10 @@ class Mean(torch.nn.Module):
 def test_what_cannot_be_traced_is_told_in_one_line_and_run_eagerly(as_graph, capsys):
     same(Mean(), torch.randn(6))
     told = capsys.readouterr().out.strip()
-    assert told.startswith("The evaluation of Mean is not compiled, and runs eagerly: Python reads the value of a tensor")
+    assert told.startswith(
+        "The evaluation of Mean is not compiled, and runs eagerly: Python reads the value of a "
+        "tensor"
+    )
     assert "\n" not in told
 
 
@@ -107,7 +123,11 @@ def test_a_density_that_is_nan_is_named(as_graph):
         def model(self, x):
             with pyro.plate("data", len(x)):
                 z = pyro.sample("z", dist.Normal(0.0, 1.0))
-                pyro.sample("x", dist.Normal(torch.where(z > 3.0, torch.nan, z), 1.0, validate_args=False), obs=x)
+                pyro.sample(
+                    "x",
+                    dist.Normal(torch.where(z > 3.0, torch.nan, z), 1.0, validate_args=False),
+                    obs=x,
+                )
 
         def guide(self, x):
             with pyro.plate("data", len(x)):
@@ -115,7 +135,9 @@ def test_a_density_that_is_nan_is_named(as_graph):
 
     for seed in range(5):  # NaN in one draw of 700
         with pytest.raises(vilvm.ContractError, match="NaN"):
-            vilvm.evaluate(Broken(), torch.zeros(6), num_samples=2000, chunk=10, compile=True, seed=seed)
+            vilvm.evaluate(
+                Broken(), torch.zeros(6), num_samples=2000, chunk=10, compile=True, seed=seed
+            )
     assert len(as_graph) == 5
 
 

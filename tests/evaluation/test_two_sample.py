@@ -14,7 +14,8 @@ def test_equal_distributions_cannot_be_told_apart():
     torch.manual_seed(0)
     found = [two_sample_test(*torch.randn(2, 500, 5), seed=seed) for seed in range(12)]
     scores = torch.tensor([(f.accuracy - 0.5) / f.se for f in found])
-    # The folds share training data, so the binomial error is too small, by less than a factor of two.
+    # The folds share training data, so the binomial error is too small, by less than a factor of
+    # two.
     assert abs(scores.mean()) < 5 * 2 / 12**0.5
     assert scores.std() < 2
     assert found[0].num_draws == 500
@@ -25,7 +26,9 @@ def test_units_do_not_matter():
     torch.manual_seed(0)
     first, second = torch.randn(2, 600, 5)
     second[:, 0] += 1
-    found = [two_sample_test(scale * first + 7, scale * second + 7).accuracy for scale in (1e-3, 255.0)]
+    found = [
+        two_sample_test(scale * first + 7, scale * second + 7).accuracy for scale in (1e-3, 255.0)
+    ]
     assert max(found) - min(found) < 0.01
 
 
@@ -57,7 +60,8 @@ def test_frechet_distance_of_gaussians():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 3, 3))
     x = rng.normal(size=(50, 3))
-    x = (x - x.mean(0)) @ np.linalg.cholesky(np.linalg.inv(np.cov(x, rowvar=False)))  # mean 0, covariance I to the last digit
+    # mean 0, covariance I to the last digit
+    x = (x - x.mean(0)) @ np.linalg.cholesky(np.linalg.inv(np.cov(x, rowvar=False)))
     # Covariances A Aᵀ and I: tr(A Aᵀ) + 3 − 2 tr((A Aᵀ)^½), the sum of A's singular values.
     singular = np.linalg.svd(a, compute_uv=False)
     expected = (singular**2).sum() + 3 - 2 * singular.sum() + (b[0] ** 2).sum()
@@ -76,7 +80,9 @@ def test_features_are_those_of_a_classifier():
     assert (found >= 0).all()
     # Data are closer to data than to noise of the same mean and variance for each pixel.
     noise = data.test.x.mean(0) + data.test.x.std(0) * torch.randn_like(data.test.x)
-    assert frechet_distance(features(data.train.x), found) < 0.2 * frechet_distance(features(noise), found)
+    assert frechet_distance(features(data.train.x), found) < 0.2 * frechet_distance(
+        features(noise), found
+    )
 
 
 def test_bad_arguments():

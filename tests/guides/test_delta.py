@@ -19,7 +19,9 @@ class Halving(torch.nn.Module):
 
     def model(self, x):
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1) if self.proper else flat_prior(2))
+            z = pyro.sample(
+                "z", dist.Normal(torch.zeros(2), 1.0).to_event(1) if self.proper else flat_prior(2)
+            )
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
 
     def guide(self, x):
@@ -37,7 +39,9 @@ def test_the_loss_is_that_of_the_reconstruction():
     loss = pyro.infer.Trace_ELBO().differentiable_loss(lvm.model, lvm.guide, x)
     torch.testing.assert_close(loss, -truth.sum())
     result = vilvm.evaluate(lvm, x)
-    torch.testing.assert_close(result.distortion.values, -truth.double().detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        result.distortion.values, -truth.double().detach(), rtol=1e-6, atol=1e-6
+    )
     assert (result.distortion.errors == 0).all()
     assert result.num_samples == 2  # of equal draws
 
@@ -47,7 +51,9 @@ def test_there_is_a_distortion_and_no_bound(proper):
     result = vilvm.evaluate(Halving(proper), torch.randn(7, 2))
     assert result.rate is result.ess is None
     assert result.to_dict()["bounds"] == {}
-    with pytest.raises(KeyError, match=r"puts latent 'z' on one point \(a Delta\).*give it a proper prior"):
+    with pytest.raises(
+        KeyError, match=r"puts latent 'z' on one point \(a Delta\).*give it a proper prior"
+    ):
         result.bounds["elbo"]
 
 

@@ -1,4 +1,6 @@
-"""The best guide for every datum by itself: families of conjugate models, where it is the posterior or is known, and what it leaves alone."""
+"""The best guide for every datum by itself: families of conjugate models, where it is the
+posterior or is known, and what it leaves alone.
+"""
 
 import math
 
@@ -38,7 +40,14 @@ def gamma():
         lambda x: dist.Gamma(3.0 + 0.5 * x, 1.5),
         lambda x: dist.GammaPoisson(2.0, 1.0).log_prob(x),
     )
-    return lvm, x, kl_divergence(dist.Gamma(3.0 + 0.5 * x, torch.tensor(1.5)), dist.Gamma(2.0 + x, torch.tensor(2.0))), 0.0
+    return (
+        lvm,
+        x,
+        kl_divergence(
+            dist.Gamma(3.0 + 0.5 * x, torch.tensor(1.5)), dist.Gamma(2.0 + x, torch.tensor(2.0))
+        ),
+        0.0,
+    )
 
 
 def beta():
@@ -49,7 +58,12 @@ def beta():
         lambda x: dist.Beta(3.0 + 0.3 * x, torch.tensor(4.0)),
         lambda x: dist.BetaBinomial(2.0, 2.0, 10).log_prob(x),
     )
-    return lvm, x, kl_divergence(dist.Beta(3.0 + 0.3 * x, torch.tensor(4.0)), dist.Beta(2.0 + x, 12.0 - x)), 0.0
+    return (
+        lvm,
+        x,
+        kl_divergence(dist.Beta(3.0 + 0.3 * x, torch.tensor(4.0)), dist.Beta(2.0 + x, 12.0 - x)),
+        0.0,
+    )
 
 
 def low_rank():
@@ -57,7 +71,9 @@ def low_rank():
     x = 2 * torch.randn(40)
 
     def guide(x):
-        return dist.LowRankMultivariateNormal(0.2 * x[:, None] * W, torch.tensor([[0.5], [-0.2]]), torch.tensor([0.6, 0.4]))
+        return dist.LowRankMultivariateNormal(
+            0.2 * x[:, None] * W, torch.tensor([[0.5], [-0.2]]), torch.tensor([0.6, 0.4])
+        )
 
     lvm = pair(
         dist.Normal(torch.zeros(2), 1.0).to_event(1),
@@ -69,11 +85,18 @@ def low_rank():
     mean = x[:, None] * torch.linalg.solve(precision, W)
     start = guide(x)
     start = dist.MultivariateNormal(start.loc, start.covariance_matrix)
-    return lvm, x, kl_divergence(start, dist.MultivariateNormal(mean, precision_matrix=precision)), 0.0
+    return (
+        lvm,
+        x,
+        kl_divergence(start, dist.MultivariateNormal(mean, precision_matrix=precision)),
+        0.0,
+    )
 
 
 def uniform():
-    """The best one has the posterior's mean and variance σ², and KL = −½ log 12σ² + ½ log 2πσ² + ½ = ½ log(2πe / 12)."""
+    """The best one has the posterior's mean and variance σ², and KL = −½ log 12σ² + ½ log 2πσ² + ½
+    = ½ log(2πe / 12).
+    """
     x = 2**0.5 * torch.randn(40)
     lvm = pair(
         dist.Normal(0.0, 1.0),
@@ -86,14 +109,20 @@ def uniform():
     return lvm, x, start, 0.5 * math.log(2 * math.pi * math.e / 12)
 
 
-@pytest.mark.parametrize("case", [gamma, uniform, *(pytest.param(c, marks=pytest.mark.slow) for c in (beta, low_rank))])
+@pytest.mark.parametrize(
+    "case", [gamma, uniform, *(pytest.param(c, marks=pytest.mark.slow) for c in (beta, low_rank))]
+)
 def test_the_gaps_of_a_family_are_the_closed_forms(case):
     lvm, x, whole, family = case()
     found = gaps(lvm, x, num_samples=2000)
     assert found.evidence_by == "exact"
     assert abs(found.total.mean - whole.mean().item()) < 5 * found.total.mc_se + 1e-5  # float32
     left = 0.005  # nats, that the descent to the best guide may leave
-    assert -5 * found.approximation.mc_se < found.approximation.mean - family < 5 * found.approximation.mc_se + left
+    assert (
+        -5 * found.approximation.mc_se
+        < found.approximation.mean - family
+        < 5 * found.approximation.mc_se + left
+    )
 
 
 def test_a_distribution_that_cannot_be_made_again_is_refused_in_words():
@@ -112,7 +141,9 @@ class Normalised(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Dropout(0.2), nn.Linear(4, 1))
+        self.encoder = nn.Sequential(
+            nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Dropout(0.2), nn.Linear(4, 1)
+        )
 
     def model(self, x):
         with pyro.plate("data", len(x)):
@@ -131,8 +162,15 @@ def test_generators_statistics_and_mode_are_as_before():
     again, _ = fit_local_guide(lvm, x, steps=3)
     assert torch.equal(generator, torch.get_rng_state())
     WithLocalGuide(lvm, x)
-    for state in (lvm.state_dict(), local.lvm.state_dict(), WithLocalGuide(lvm, x).lvm.state_dict()):
+    for state in (
+        lvm.state_dict(),
+        local.lvm.state_dict(),
+        WithLocalGuide(lvm, x).lvm.state_dict(),
+    ):
         assert state.keys() == before.keys()
         assert all(torch.equal(v, before[n]) for n, v in state.items())
     assert all(part.training for part in lvm.modules())
-    assert all(torch.equal(a, b) for a, b in zip(local.offsets.values(), again.offsets.values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(local.offsets.values(), again.offsets.values(), strict=True)
+    )

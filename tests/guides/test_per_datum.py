@@ -1,7 +1,8 @@
-"""Guides with parameters of single data: found, refused where they are wrong, and right where data bring their indices.
+"""Guides with parameters of single data: found, refused where they are wrong, and right where data
+bring their indices.
 
-Everywhere zₙ ~ N(0, 1) and xₙ | zₙ ~ N(zₙ, 1), so that log p(xₙ) = log N(xₙ; 0, 2) and zₙ | xₙ ~ N(xₙ / 2, ½), which a normal
-guide can be: the ELBO of each datum can reach its evidence.
+Everywhere zₙ ~ N(0, 1) and xₙ | zₙ ~ N(zₙ, 1), so that log p(xₙ) = log N(xₙ; 0, 2) and zₙ | xₙ ~
+N(xₙ / 2, ½), which a normal guide can be: the ELBO of each datum can reach its evidence.
 """
 
 import copy
@@ -92,7 +93,9 @@ def plates(batch):
 
 
 def own_parameters(size, mixed=False):
-    """A guide with `size` means and scales, each of one datum; `mixed`: each mean is a sum of two of the parameters."""
+    """A guide with `size` means and scales, each of one datum; `mixed`: each mean is a sum of two
+    of the parameters.
+    """
 
     def guide(x):
         loc = pyro.param("loc", torch.zeros(size))
@@ -116,7 +119,9 @@ class Amortised(torch.nn.Module):
     def __init__(self, hidden, batch_norm=False):
         super().__init__()
         between = torch.nn.BatchNorm1d(hidden) if batch_norm else torch.nn.ReLU()
-        self.encoder = torch.nn.Sequential(torch.nn.Linear(1, hidden), between, torch.nn.Linear(hidden, 1))
+        self.encoder = torch.nn.Sequential(
+            torch.nn.Linear(1, hidden), between, torch.nn.Linear(hidden, 1)
+        )
         self.log_scale = torch.nn.Parameter(torch.zeros(()))
 
     def model(self, x):
@@ -128,11 +133,17 @@ class Amortised(torch.nn.Module):
 
 
 class Embedded(torch.nn.Module):
-    """A guide of parameters that data pick by their index in the batch; the plate has the batch's size, or the full one."""
+    """A guide of parameters that data pick by their index in the batch; the plate has the batch's
+    size, or the full one.
+    """
 
     def __init__(self, full=False):
         super().__init__()
-        self.full, self.loc, self.log_scale = full, torch.nn.Embedding(N, 1), torch.nn.Parameter(torch.zeros(N))
+        self.full, self.loc, self.log_scale = (
+            full,
+            torch.nn.Embedding(N, 1),
+            torch.nn.Parameter(torch.zeros(N)),
+        )
         torch.nn.init.zeros_(self.loc.weight)
 
     def plate(self, batch):
@@ -149,11 +160,16 @@ class Embedded(torch.nn.Module):
 
 
 class ByCategory(torch.nn.Module):
-    """An amortised guide that reads a table at z's own cluster, drawn in the guide, and at the sign of x."""
+    """An amortised guide that reads a table at z's own cluster, drawn in the guide, and at the
+    sign of x.
+    """
 
     def __init__(self):
         super().__init__()
-        self.logits, self.table = torch.nn.Parameter(torch.zeros(2, 9)), torch.nn.Parameter(torch.zeros(9, 2))
+        self.logits, self.table = (
+            torch.nn.Parameter(torch.zeros(2, 9)),
+            torch.nn.Parameter(torch.zeros(9, 2)),
+        )
 
     def model(self, x):
         with pyro.plate("data", len(x)):
@@ -187,13 +203,19 @@ BY_POSITION = {
     "AutoDelta": lambda: vilvm.Pair(model, AutoDelta(model)),
     "AutoDiagonalNormal": lambda: vilvm.Pair(model, AutoDiagonalNormal(model)),
     "AutoMultivariateNormal": lambda: vilvm.Pair(model, AutoMultivariateNormal(model)),
-    "AutoLowRankMultivariateNormal": lambda: vilvm.Pair(model, AutoLowRankMultivariateNormal(model)),
-    "AutoNormal behind a lambda": lambda: vilvm.Pair(model, (lambda guide: lambda x: guide(x))(AutoNormal(model))),
+    "AutoLowRankMultivariateNormal": lambda: vilvm.Pair(
+        model, AutoLowRankMultivariateNormal(model)
+    ),
+    "AutoNormal behind a lambda": lambda: vilvm.Pair(
+        model, (lambda guide: lambda x: guide(x))(AutoNormal(model))
+    ),
     "an AutoGuideList": lambda: vilvm.Pair(two_latents, composed(None)),
     "parameters by hand, of the batch's size": lambda: vilvm.Pair(model, own_parameters(20)),
     "parameters by hand, of all data": lambda: vilvm.Pair(model, own_parameters(N)),
     "parameters that are mixed": lambda: vilvm.Pair(model, own_parameters(20, mixed=True)),
-    "a full plate, and the guide unaware of it": lambda: vilvm.Pair(with_a_mean, AutoNormal(with_a_mean)),
+    "a full plate, and the guide unaware of it": lambda: vilvm.Pair(
+        with_a_mean, AutoNormal(with_a_mean)
+    ),
 }
 
 AMORTISED = {
@@ -244,7 +266,9 @@ def by_hand(batch):
     """A guide whose parameters Pyro picks by the plate's indices, as ``event_dim`` asks it to."""
     with plates(batch):
         loc = pyro.param("loc", torch.zeros(N), event_dim=0)
-        scale = pyro.param("scale", torch.ones(N), constraint=dist.constraints.positive, event_dim=0)
+        scale = pyro.param(
+            "scale", torch.ones(N), constraint=dist.constraints.positive, event_dim=0
+        )
         pyro.sample("z", dist.Normal(loc, scale))
 
 
@@ -263,16 +287,21 @@ INDEXED = {
 }
 
 
-@pytest.mark.parametrize("name", [n if n == "AutoNormal" else pytest.param(n, marks=pytest.mark.slow) for n in INDEXED])
+@pytest.mark.parametrize(
+    "name", [n if n == "AutoNormal" else pytest.param(n, marks=pytest.mark.slow) for n in INDEXED]
+)
 def test_parameters_by_index_reach_the_evidence_in_batches(name, x):
     lvm, index = INDEXED[name](), torch.arange(N)
     fitted = vilvm.fit(lvm, (x, index), steps=600, batch_size=20, **adam(0.1))
     assert fitted.steps == 600
     order = torch.randperm(N)
     for size in (7, 25, N):  # any parts, in any order
-        found = vilvm.evaluate(lvm, (x[order], order), num_samples=400, batch_size=size).bounds["elbo"]
+        found = vilvm.evaluate(lvm, (x[order], order), num_samples=400, batch_size=size).bounds[
+            "elbo"
+        ]
         assert found.values.shape == (N,)
-        # The noise of descent leaves KL(q ‖ p) ≈ (δ² + 2 ε²) / 2 nats, δ and ε relative errors of mean and scale below 0.2.
+        # The noise of descent leaves KL(q ‖ p) ≈ (δ² + 2 ε²) / 2 nats, δ and ε relative errors of
+        # mean and scale below 0.2.
         assert ((found.values - evidence(x[order])).abs() < 0.06 + 4 * found.errors).all(), size
         assert abs(found.mean - evidence(x).mean().item()) < 0.02
     drawn = vilvm.posterior(lvm, (x[order][:9], order[:9]), 4000)["z"]
@@ -287,7 +316,8 @@ def test_the_loss_of_indexed_batches_is_scaled_to_all_data(x):
         lvm.guide.scales.z_unconstrained.copy_(torch.tensor(0.5**0.5).expm1().log().expand(N))
     batch = x[5:25], index[5:25]
     assert find_layout(lvm, batch).scale == 3.0
-    weights = vilvm.log_weights(lvm, batch, 5).log_weight  # the exact posterior, so that every weight is the evidence
+    # the exact posterior, so that every weight is the evidence
+    weights = vilvm.log_weights(lvm, batch, 5).log_weight
     assert torch.allclose(weights, evidence(batch[0]).double().expand(5, 20), atol=1e-5)
     loss = pyro.infer.Trace_ELBO().loss(lvm.model, lvm.guide, batch)
     assert loss == pytest.approx(-3 * evidence(batch[0]).sum().item(), rel=1e-5)
@@ -312,7 +342,9 @@ def test_an_autoguide_with_indices_of_its_own_is_refused(rows, x):
         vilvm.log_weights(lvm, (x[order], order), 5)
 
 
-@pytest.mark.parametrize("kind", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoIAFNormal])
+@pytest.mark.parametrize(
+    "kind", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoIAFNormal]
+)
 def test_other_rows_than_the_fitted_ones_are_refused(kind, x):
     lvm = vilvm.Pair(model, kind(model))
     vilvm.fit(lvm, x, steps=2)
@@ -341,7 +373,9 @@ def test_what_uses_the_model_alone_takes_other_rows(x):
     lvm = vilvm.Pair(model, AutoNormal(model))
     vilvm.fit(lvm, x, steps=2)
     assert vilvm.sample(lvm, 7, like=x)["x"].shape == (7, N)
-    schedule = vilvm.evaluation.Schedule(num_chains=3, num_temperatures=4, leapfrog=1, base="prior")
+    schedule = vilvm.evaluation.Schedule(
+        num_chains=3, num_temperatures=4, leapfrog=1, base="prior"
+    )
     found = vilvm.evaluation.bdmc(lvm, schedule, num_simulations=N, like=x)
     assert found.gap.values.shape == (N,)
     assert replay(lvm, x + 1, {"z": torch.zeros(2, N)}).observed["x"].shape == (2, N)
@@ -368,7 +402,9 @@ class Mine(torch.nn.Module):
 def standing(lvm, kind):
     around = with_guide(lvm, torch.nn.Linear(1, 2), around=True)
     return {
-        "with_prior": lambda: with_prior(lvm, FittedPrior("z", "diagonal", {"mean": torch.zeros(1), "scale": torch.ones(1)})),
+        "with_prior": lambda: with_prior(
+            lvm, FittedPrior("z", "diagonal", {"mean": torch.zeros(1), "scale": torch.ones(1)})
+        ),
         "partly_observed": lambda: partly_observed(lvm, torch.tensor([True])),
         "around": lambda: around,
         "twice": lambda: Mine(partly_observed(lvm, torch.tensor([True]))),
@@ -377,7 +413,9 @@ def standing(lvm, kind):
     }[kind]()
 
 
-@pytest.mark.parametrize("kind", ["with_prior", "partly_observed", "around", "twice", "methods", "lambda"])
+@pytest.mark.parametrize(
+    "kind", ["with_prior", "partly_observed", "around", "twice", "methods", "lambda"]
+)
 def test_other_rows_are_refused_through_every_wrapper(kind, x):
     vectors = x[:, None]
 
@@ -399,12 +437,16 @@ def test_other_rows_are_refused_through_every_wrapper(kind, x):
             vilvm.log_weights(lvm, vectors, 3)
     # Another guide of the same model serves any data.
     vilvm.log_weights(with_guide(lvm, torch.nn.Linear(1, 2)), vectors.flip(0), 3)
-    vilvm.log_weights(vilvm.Pair(lvm.model, with_guide(lvm, torch.nn.Linear(1, 2)).guide), vectors.flip(0), 3)
+    vilvm.log_weights(
+        vilvm.Pair(lvm.model, with_guide(lvm, torch.nn.Linear(1, 2)).guide), vectors.flip(0), 3
+    )
 
 
 @pytest.mark.parametrize("guide", [AutoDelta, AutoNormal])
 def test_a_guide_that_starts_at_the_prior_mean_leaves_the_prior_alone(guide, x):
-    """The parameters of ``init_to_mean`` share memory: those of w are one number, and those of z a constant of the model."""
+    """The parameters of ``init_to_mean`` share memory: those of w are one number, and those of z a
+    constant of the model.
+    """
     constant = torch.zeros(N)
 
     def shared(x):
@@ -415,14 +457,21 @@ def test_a_guide_that_starts_at_the_prior_mean_leaves_the_prior_alone(guide, x):
             pyro.sample("y", dist.Normal(w, 1.0), obs=x)
 
     made = guide(shared, init_loc_fn=init_to_mean)
-    # From 0 the gradient of -log p(x, z) is -x, so that a step of length ½ ends at the mode, x / 2; a step of Adam is of length lr.
+    # From 0 the gradient of -log p(x, z) is -x, so that a step of length ½ ends at the mode, x /
+    # 2; a step of Adam is of length lr.
     exact = guide is AutoDelta
-    step = (lambda p: torch.optim.SGD(p, lr=N / 2)) if exact else lambda p: torch.optim.Adam(p, lr=0.1, fused=True)
+    step = (
+        (lambda p: torch.optim.SGD(p, lr=N / 2))
+        if exact
+        else lambda p: torch.optim.Adam(p, lr=0.1, fused=True)
+    )
     vilvm.fit(vilvm.Pair(shared, made), x, steps=1, optimizer=step)
     found = made if exact else made.locs
     assert not constant.any()
     for value in (found.z, found.w):
-        assert torch.allclose(*((value, x / 2) if exact else (value.abs(), torch.tensor(0.1))), atol=1e-5)
+        assert torch.allclose(
+            *((value, x / 2) if exact else (value.abs(), torch.tensor(0.1))), atol=1e-5
+        )
 
 
 @pytest.mark.slow
@@ -430,7 +479,9 @@ def test_a_fit_to_all_rows_in_another_order_is_by_index_too(x):
     lvm, order = indexed_autoguide(), torch.randperm(N)
     vilvm.fit(lvm, (x[order], order), steps=900, **adam(0.1))
     for size in (25, N):
-        found = vilvm.evaluate(lvm, (x, torch.arange(N)), num_samples=400, batch_size=size).bounds["elbo"]
+        found = vilvm.evaluate(lvm, (x, torch.arange(N)), num_samples=400, batch_size=size).bounds[
+            "elbo"
+        ]
         assert ((found.values - evidence(x)).abs() < 0.06 + 4 * found.errors).all(), size
 
 
@@ -469,7 +520,8 @@ def test_a_plate_that_subsamples_all_data_itself_is_trained_and_known(x):
 def test_evaluation_in_parts_takes_parameters_of_single_data_whole(x):
     with torch.no_grad():
         lvm = vilvm.Pair(model, AutoNormal(model, init_scale=0.5**0.5))
-        vilvm.evaluate(lvm, x, num_samples=2, batch_size=20)  # whose parameters are made by the first call, for all data
+        # whose parameters are made by the first call, for all data
+        vilvm.evaluate(lvm, x, num_samples=2, batch_size=20)
         lvm.guide.locs.z.copy_(x / 2)
     for size in (20, 59, N):
         found = vilvm.evaluate(lvm, x, num_samples=5, batch_size=size).bounds["elbo"].values
@@ -491,11 +543,16 @@ def test_a_look_for_parameters_of_single_data_leaves_no_trace(x):
 
 
 class Recurrent(torch.nn.Module):
-    """A guide that reads the rows one after the other: a series, which is one batch, and may be another series."""
+    """A guide that reads the rows one after the other: a series, which is one batch, and may be
+    another series.
+    """
 
     def __init__(self):
         super().__init__()
-        self.gru, self.head = torch.nn.GRU(1, N), torch.nn.Sequential(torch.nn.Linear(N, N), torch.nn.ReLU(), torch.nn.Linear(N, 1))
+        self.gru, self.head = (
+            torch.nn.GRU(1, N),
+            torch.nn.Sequential(torch.nn.Linear(N, N), torch.nn.ReLU(), torch.nn.Linear(N, 1)),
+        )
 
     def model(self, x):
         model(x)
@@ -513,8 +570,11 @@ def test_a_guide_that_reads_the_rows_in_turn_takes_other_rows_whole(x):
         vilvm.posterior(lvm, other, 5)
     with torch.no_grad():
         mean = lvm.head(lvm.gru(x[:, None])[0])[:, 0]
-    exact = evidence(x) - torch.distributions.kl_divergence(dist.Normal(mean, 1.0), dist.Normal(x / 2, 0.5**0.5))
-    found = vilvm.evaluate(lvm, x, num_samples=4000, batch_size=20).bounds["elbo"]  # whole in any case
+    exact = evidence(x) - torch.distributions.kl_divergence(
+        dist.Normal(mean, 1.0), dist.Normal(x / 2, 0.5**0.5)
+    )
+    # whole in any case
+    found = vilvm.evaluate(lvm, x, num_samples=4000, batch_size=20).bounds["elbo"]
     assert ((found.values - exact).abs() < 5 * found.errors).all()
     with pytest.raises(ContractError, match=REFUSED):
         vilvm.fit(Recurrent(), x, steps=2, batch_size=20)

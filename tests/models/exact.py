@@ -1,4 +1,6 @@
-"""What the tests of several models share: posteriordb, and PCA and probabilistic PCA of MNIST's 60,000 training images (pixels / 255), computed once in float64 from an eigendecomposition."""
+"""What the tests of several models share: posteriordb, and PCA and probabilistic PCA of MNIST's
+60,000 training images (pixels / 255), computed once in float64 from an eigendecomposition.
+"""
 
 from functools import cache
 from typing import NamedTuple
@@ -13,7 +15,9 @@ from vilvm.lvm import module_parameters
 
 
 class Exact(NamedTuple):
-    """Squared error an image, mean log-likelihood an image in nats, noise variance of maximum likelihood."""
+    """Squared error an image, mean log-likelihood an image in nats, noise variance of maximum
+    likelihood.
+    """
 
     sse_train: float
     sse_test: float
@@ -38,7 +42,9 @@ def posteriordb_or_skip(name):
 
 
 def check_marginals(ours, reference):
-    """Draws by scalar parameter: no mean off by a tenth of a reference standard deviation, no standard deviation by a tenth of itself."""
+    """Draws by scalar parameter: no mean off by a tenth of a reference standard deviation, no
+    standard deviation by a tenth of itself.
+    """
     for name, value in ours.items():
         error = (value.mean().item() - reference.mean(name)) / reference.sd(name)
         ratio = value.std().item() / reference.sd(name)
@@ -48,7 +54,9 @@ def check_marginals(ours, reference):
 
 
 def check_one_loss_and_gradient(enumerated, marginal, objective, x):
-    """A model whose discrete latents are enumerated, and the same with them summed out in its likelihood, are one."""
+    """A model whose discrete latents are enumerated, and the same with them summed out in its
+    likelihood, are one.
+    """
     marginal.load_state_dict(enumerated.state_dict())
     for one, elbo in ((enumerated, objective), (marginal, Trace_ELBO())):
         pyro.set_rng_seed(1)
@@ -61,7 +69,9 @@ def check_one_loss_and_gradient(enumerated, marginal, objective, x):
 
 
 def mnist_or_skip():
-    """All 60,000 training images and the 10,000 test images, as rows; the test is skipped where there is no MNIST."""
+    """All 60,000 training images and the 10,000 test images, as rows; the test is skipped where
+    there is no MNIST.
+    """
     found = _mnist()
     if found is None:
         pytest.skip("MNIST is not on this machine (VILVM_DATA)")

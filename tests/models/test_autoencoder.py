@@ -14,7 +14,9 @@ from vilvm.training import one_cycle
 
 
 def bernoulli():
-    return Autoencoder(data_dim=6, latent_dim=2, likelihood="bernoulli", hidden=(8,)), torch.bernoulli(torch.full((5, 6), 0.5))
+    return Autoencoder(
+        data_dim=6, latent_dim=2, likelihood="bernoulli", hidden=(8,)
+    ), torch.bernoulli(torch.full((5, 6), 0.5))
 
 
 def test_bernoulli_keeps_the_contract():
@@ -24,15 +26,23 @@ def test_bernoulli_keeps_the_contract():
 def test_the_loss_is_the_squared_error_or_the_cross_entropy():
     lvm, x = Autoencoder(data_dim=6, latent_dim=2, hidden=(8,)), torch.rand(9, 6)
     expected = squared_error(lvm, x).values / 2 + 3 * math.log(2 * math.pi)
-    torch.testing.assert_close(vilvm.evaluate(lvm, x).distortion.values, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        vilvm.evaluate(lvm, x).distortion.values, expected, rtol=1e-5, atol=1e-5
+    )
     lvm, x = bernoulli()
     logits = lvm.decoder(lvm.encoder(x))
-    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(1)
-    torch.testing.assert_close(vilvm.evaluate(lvm, x).distortion.values, expected.double().detach(), rtol=1e-5, atol=1e-5)
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits, x, reduction="none"
+    ).sum(1)
+    torch.testing.assert_close(
+        vilvm.evaluate(lvm, x).distortion.values, expected.double().detach(), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_unknown_likelihood():
-    with pytest.raises(ValueError, match="unknown likelihood 'poisson'; choose 'bernoulli' or 'gaussian'"):
+    with pytest.raises(
+        ValueError, match="unknown likelihood 'poisson'; choose 'bernoulli' or 'gaussian'"
+    ):
         Autoencoder(likelihood="poisson")
 
 

@@ -1,4 +1,6 @@
-"""Discrete Bayesian networks against sums over every state of every node, and the guides against the exact posterior."""
+"""Discrete Bayesian networks against sums over every state of every node, and the guides against
+the exact posterior.
+"""
 
 from functools import partial
 from itertools import product
@@ -35,14 +37,32 @@ def every_state(lvm, nodes):
 
 def joint(network):
     """p of every full state, from the tables as they are written."""
-    cards = {n: len(np.ravel(np.asarray(t)[(0,) * len(parents)])) for n, (parents, t) in network.items()}
-    states = [dict(zip(network, s, strict=True)) for s in product(*(range(cards[n]) for n in network))]
-    ps = [np.prod([np.asarray(t)[tuple(s[p] for p in parents)][s[n]] for n, (parents, t) in network.items()]) for s in states]
+    cards = {
+        n: len(np.ravel(np.asarray(t)[(0,) * len(parents)])) for n, (parents, t) in network.items()
+    }
+    states = [
+        dict(zip(network, s, strict=True)) for s in product(*(range(cards[n]) for n in network))
+    ]
+    ps = [
+        np.prod(
+            [
+                np.asarray(t)[tuple(s[p] for p in parents)][s[n]]
+                for n, (parents, t) in network.items()
+            ]
+        )
+        for s in states
+    ]
     return states, np.array(ps)
 
 
 def steps(lvm, data, number):
-    vilvm.fit(lvm, data, steps=number, objective=objective(), optimizer=partial(torch.optim.Adam, lr=0.03))
+    vilvm.fit(
+        lvm,
+        data,
+        steps=number,
+        objective=objective(),
+        optimizer=partial(torch.optim.Adam, lr=0.03),
+    )
     return -objective().loss(lvm.model, lvm.guide, data) / len(next(iter(data.values())))
 
 
@@ -60,17 +80,29 @@ def test_exact_inference_is_the_sum_over_every_state(network, evidence):
         if total == 0:
             continue
         for node in lvm.latents:
-            marginal = [p[given & np.array([s[node] == k for s in states])].sum() / total for k in range(lvm.states[node])]
-            np.testing.assert_allclose(lvm.exact_posterior(batch, node).probs[i], marginal, atol=1e-4)
+            marginal = [
+                p[given & np.array([s[node] == k for s in states])].sum() / total
+                for k in range(lvm.states[node])
+            ]
+            np.testing.assert_allclose(
+                lvm.exact_posterior(batch, node).probs[i], marginal, atol=1e-4
+            )
 
 
 def test_evidence_sums_to_one_and_the_published_answers_are_met():
     lvm = BayesianNetwork(ASIA, ("asia", "dyspnoea"))
-    assert lvm.exact_log_evidence(every_state(lvm, lvm.evidence)).exp().sum().item() == pytest.approx(1)
-    wet = {"wet": torch.tensor([1])}  # P(rain | wet) = 0.708 and P(sprinkler | wet) = 0.430: Murphy, 1998
+    assert lvm.exact_log_evidence(
+        every_state(lvm, lvm.evidence)
+    ).exp().sum().item() == pytest.approx(1)
+    # P(rain | wet) = 0.708 and P(sprinkler | wet) = 0.430: Murphy, 1998
+    wet = {"wet": torch.tensor([1])}
     sprinkler = BayesianNetwork(SPRINKLER, ("wet",))
-    assert sprinkler.exact_posterior(wet, "rain").probs[0, 1].item() == pytest.approx(0.7079, abs=1e-4)
-    assert sprinkler.exact_posterior(wet, "sprinkler").probs[0, 1].item() == pytest.approx(0.4298, abs=1e-4)
+    assert sprinkler.exact_posterior(wet, "rain").probs[0, 1].item() == pytest.approx(
+        0.7079, abs=1e-4
+    )
+    assert sprinkler.exact_posterior(wet, "sprinkler").probs[0, 1].item() == pytest.approx(
+        0.4298, abs=1e-4
+    )
 
 
 def test_draws_from_the_model_follow_the_exact_marginal():
@@ -85,7 +117,8 @@ def test_draws_from_the_model_follow_the_exact_marginal():
 @pytest.mark.parametrize(("network", "evidence"), [CASES[3], (ASIA, ("asia", "dyspnoea"))])
 def test_enumeration_and_the_gap_are_sums_over_every_state(network, evidence, guide):
     torch.manual_seed(0)
-    # A floor that is felt keeps the weights of impossible states, and with them Monte Carlo error, moderate.
+    # A floor that is felt keeps the weights of impossible states, and with them Monte Carlo error,
+    # moderate.
     lvm = BayesianNetwork(network, evidence, guide, floor=0.02).double()
     batch = every_state(lvm, evidence)
     num_data = len(batch[evidence[0]])
@@ -93,16 +126,21 @@ def test_enumeration_and_the_gap_are_sums_over_every_state(network, evidence, gu
     drawn = vilvm.evaluate(lvm, batch, bounds="elbo", num_samples=2000).bounds["elbo"]
     assert abs(drawn.mean - elbo) < 5 * drawn.mc_se
     weights = vilvm.log_weights(lvm, batch, 20_000)
-    i = num_data - 1  # log w = log p(e) + log p(h | e) − log q(h | e), so Σ_h q(h | e) w = p(e) over the distinct draws
+    # log w = log p(e) + log p(h | e) − log q(h | e), so Σ_h q(h | e) w = p(e) over the distinct
+    # draws
+    i = num_data - 1
     draws = torch.stack([weights.latents[n][:, i] for n in lvm.latents], -1)
     _, first = np.unique(draws.numpy(), axis=0, return_index=True)
     log_q, log_w = weights.log_guide[first, i], weights.log_weight[first, i]
-    assert log_q.exp().sum().item() == pytest.approx(1, abs=0.01)  # all but the rarest states were drawn
+    # all but the rarest states were drawn
+    assert log_q.exp().sum().item() == pytest.approx(1, abs=0.01)
     exact = lvm.exact_log_evidence(batch)[i]
     assert (log_q + log_w).logsumexp(0).item() == pytest.approx(exact.item(), abs=0.1)
     gap = (log_q.exp() * (exact - log_w)).sum()  # KL(q(h | e) ‖ p(h | e)), by the states
     one = {n: v[i:] for n, v in batch.items()}
-    assert exact.item() + objective().loss(lvm.model, lvm.guide, one) == pytest.approx(gap.item(), abs=0.1)
+    assert exact.item() + objective().loss(lvm.model, lvm.guide, one) == pytest.approx(
+        gap.item(), abs=0.1
+    )
 
 
 @pytest.mark.slow
@@ -113,17 +151,34 @@ def test_mean_field_misses_that_causes_explain_away_and_autoregression_does_not(
         torch.manual_seed(0)
         lvm = BayesianNetwork(SPRINKLER, ("wet",), guide)
         gap[guide] = lvm.exact_log_evidence(wet).mean().item() - steps(lvm, wet, 200)
-        marginals[guide] = torch.stack([d.double().mean(0) for d in vilvm.posterior(lvm, wet, 2000).values()], -1)
+        marginals[guide] = torch.stack(
+            [d.double().mean(0) for d in vilvm.posterior(lvm, wet, 2000).values()], -1
+        )
     assert -1e-5 < gap["autoregressive"] < 0.01
-    # Coordinate ascent from where the guide stands finds nothing better, and from any other start no gap that vanishes.
-    floored = {n: (parents, (1 - 2e-6) * np.asarray(t) + 1e-6) for n, (parents, t) in SPRINKLER.items()}
+    # Coordinate ascent from where the guide stands finds nothing better, and from any other start
+    # no gap that vanishes.
+    floored = {
+        n: (parents, (1 - 2e-6) * np.asarray(t) + 1e-6) for n, (parents, t) in SPRINKLER.items()
+    }
     states, p = joint(floored)
-    log_p = [np.log(np.array([q for s, q in zip(states, p, strict=True) if s["wet"] == e]).reshape(2, 2, 2)) for e in (0, 1)]
+    log_p = [
+        np.log(
+            np.array([q for s, q in zip(states, p, strict=True) if s["wet"] == e]).reshape(2, 2, 2)
+        )
+        for e in (0, 1)
+    ]
     log_p = [v - np.log(np.exp(v).sum()) for v in log_p]
     assert [n for n in SPRINKLER if n != "wet"] == list(lvm.latents)
-    reached = np.mean([_gap_of_product(v, m) for v, m in zip(log_p, marginals["mean_field"], strict=True)])
+    reached = np.mean(
+        [_gap_of_product(v, m) for v, m in zip(log_p, marginals["mean_field"], strict=True)]
+    )
     assert gap["mean_field"] == pytest.approx(reached, abs=0.01)
-    least = np.mean([min(_gap_of_product(v, start) for start in product((0.05, 0.5, 0.95), repeat=3)) for v in log_p])
+    least = np.mean(
+        [
+            min(_gap_of_product(v, start) for start in product((0.05, 0.5, 0.95), repeat=3))
+            for v in log_p
+        ]
+    )
     assert 0.1 < least <= gap["mean_field"] + 1e-3
 
 
@@ -158,14 +213,19 @@ def test_tables_are_learnt_if_asked():
     before = lvm.exact_log_evidence(batch).mean().item()
     steps(lvm, batch, 100)
     assert lvm.exact_log_evidence(batch).mean().item() > before
-    assert not any(n.startswith("logits") for n, _ in BayesianNetwork(SPRINKLER, ("wet",)).named_parameters())
+    assert not any(
+        n.startswith("logits") for n, _ in BayesianNetwork(SPRINKLER, ("wet",)).named_parameters()
+    )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("guide", ["mean_field", "autoregressive"])
 def test_the_contract_holds_under_enumeration(guide):
     batch = {"c": torch.tensor([0, 1, 2, 1]), "d": torch.tensor([0, 1, 1, 0])}
-    check_lvm(lambda: (BayesianNetwork(THREE, ("c", "d"), guide, hidden=8, learn_tables=True), batch), objective())
+    check_lvm(
+        lambda: (BayesianNetwork(THREE, ("c", "d"), guide, hidden=8, learn_tables=True), batch),
+        objective(),
+    )
 
 
 def _changed(**nodes):
@@ -175,15 +235,31 @@ def _changed(**nodes):
 @pytest.mark.parametrize(
     ("network", "evidence", "says"),
     [
-        (_changed(cloudy=(("wet",), [[0.5, 0.5], [0.5, 0.5]])), ("wet",), "the graph has a cycle, .*cloudy"),
-        (_changed(rain=(("clouds",), [[0.8, 0.2], [0.2, 0.8]])), ("wet",), "'rain' has a parent 'clouds', which is no node"),
+        (
+            _changed(cloudy=(("wet",), [[0.5, 0.5], [0.5, 0.5]])),
+            ("wet",),
+            "the graph has a cycle, .*cloudy",
+        ),
+        (
+            _changed(rain=(("clouds",), [[0.8, 0.2], [0.2, 0.8]])),
+            ("wet",),
+            "'rain' has a parent 'clouds', which is no node",
+        ),
         (
             _changed(rain=(("cloudy",), [0.8, 0.2])),
             ("wet",),
             r"table of 'rain' has shape \(2,\); its parents ask for \(2, 2 or more\)",
         ),
-        (_changed(rain=(("cloudy",), [[0.8, 0.3], [0.2, 0.8]])), ("wet",), "a row of the table of 'rain' is not a distribution"),
-        (_changed(rain=(("cloudy",), [[1.2, -0.2], [0.2, 0.8]])), ("wet",), "a row of the table of 'rain' is not a distribution"),
+        (
+            _changed(rain=(("cloudy",), [[0.8, 0.3], [0.2, 0.8]])),
+            ("wet",),
+            "a row of the table of 'rain' is not a distribution",
+        ),
+        (
+            _changed(rain=(("cloudy",), [[1.2, -0.2], [0.2, 0.8]])),
+            ("wet",),
+            "a row of the table of 'rain' is not a distribution",
+        ),
         (SPRINKLER, ("snow",), "the evidence 'snow' is no node of the network"),
         (SPRINKLER, (), "leave at least one latent"),
         (SPRINKLER, tuple(SPRINKLER), "leave at least one latent"),

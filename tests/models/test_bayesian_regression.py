@@ -1,4 +1,6 @@
-"""Bayesian regression against the joint Gaussian, an adaptive quadrature, and the reference draws of posteriordb."""
+"""Bayesian regression against the joint Gaussian, an adaptive quadrature, and the reference draws
+of posteriordb.
+"""
 
 import math
 
@@ -24,7 +26,9 @@ def regression(num_data=30):
 
 
 def reference(name):
-    """Of a posterior of posteriordb: the reference, a batch, the options of the model, and the names of its scalars there."""
+    """Of a posterior of posteriordb: the reference, a batch, the options of the model, and the
+    names of its scalars there.
+    """
     found = posteriordb_or_skip(name)
     data = found.data
     if name == "arK-arK":
@@ -33,7 +37,12 @@ def reference(name):
         options = {"intercept": False, "sigma_scale": 10.0, "sigma_prior": "half_normal"}
         return found, (data["X"], data["y"]), options, {n: n for n in found.draws}
     batch = data["mom_iq"][:, None], data["kid_score"]
-    return found, batch, {"beta_scale": FLAT}, {"alpha": "beta[1]", "beta[1]": "beta[2]", "sigma": "sigma"}
+    return (
+        found,
+        batch,
+        {"beta_scale": FLAT},
+        {"alpha": "beta[1]", "beta[1]": "beta[2]", "sigma": "sigma"},
+    )
 
 
 def fitted(batch, steps, **options):
@@ -50,15 +59,23 @@ def test_evidence_and_posterior_of_known_noise_are_those_of_the_joint_gaussian(n
     prior = torch.tensor([2.0, 3.0, 3.0]).double().square().diag()
     cov = design @ prior @ design.T + 0.49 * torch.eye(num_data).double()
     gain = prior @ design.T @ cov.inverse()
-    for make in (BayesianRegression.whitened, lambda batch, **options: BayesianRegression(2, **options)):
+    for make in (
+        BayesianRegression.whitened,
+        lambda batch, **options: BayesianRegression(2, **options),
+    ):
         lvm = make((x, y), alpha_scale=2.0, beta_scale=3.0, sigma=0.7)
         truth = MultivariateNormal(torch.zeros(num_data).double(), cov).log_prob(y.double())
         torch.testing.assert_close(lvm.exact_log_evidence((x, y)), truth, rtol=1e-6, atol=1e-6)
         mean, sd = lvm.exact_moments((x, y))
         assert list(mean) == ["alpha", "beta[1]", "beta[2]"]
-        torch.testing.assert_close(torch.stack([*mean.values()]), gain @ y.double(), rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(
-            torch.stack([*sd.values()]), (prior - gain @ design @ prior).diagonal().sqrt(), rtol=1e-6, atol=1e-6
+            torch.stack([*mean.values()]), gain @ y.double(), rtol=1e-6, atol=1e-6
+        )
+        torch.testing.assert_close(
+            torch.stack([*sd.values()]),
+            (prior - gain @ design @ prior).diagonal().sqrt(),
+            rtol=1e-6,
+            atol=1e-6,
         )
 
 
@@ -67,12 +84,15 @@ def test_unknown_noise_is_integrated_out(sigma_prior):
     x, y = regression()
     lvm = BayesianRegression(2, beta_scale=3.0, sigma_scale=0.4, sigma_prior=sigma_prior)
     known = [BayesianRegression(2, beta_scale=3.0, sigma=s) for s in (0.5, 1.0)]
-    family = {"half_cauchy": stats.halfcauchy, "half_normal": stats.halfnorm}[sigma_prior](scale=0.4)
+    family = {"half_cauchy": stats.halfcauchy, "half_normal": stats.halfnorm}[sigma_prior](
+        scale=0.4
+    )
     top = lvm.exact_log_evidence((x, y)).item()
 
     def integral(moment):
         def integrand(sigma):
-            known[0].sigma = float(sigma)  # the case of known noise is held to the joint Gaussian above
+            # the case of known noise is held to the joint Gaussian above
+            known[0].sigma = float(sigma)
             mean, sd = (m["beta[1]"].item() for m in known[0].exact_moments((x, y)))
             joint = math.exp(known[0].exact_log_evidence((x, y)).item() - top) * family.pdf(sigma)
             return joint * moment(sigma, mean, sd)
@@ -84,29 +104,42 @@ def test_unknown_noise_is_integrated_out(sigma_prior):
     assert mean["beta[1]"].item() == pytest.approx(integral(lambda s, m, d: m), rel=1e-5)
     assert mean["sigma"].item() == pytest.approx(integral(lambda s, m, d: s), rel=1e-5)
     second = integral(lambda s, m, d: m**2 + d**2)
-    assert sd["beta[1]"].item() == pytest.approx(math.sqrt(second - mean["beta[1]"].item() ** 2), rel=1e-4)
+    assert sd["beta[1]"].item() == pytest.approx(
+        math.sqrt(second - mean["beta[1]"].item() ** 2), rel=1e-4
+    )
 
 
 def test_many_data_leave_the_noise_to_a_narrow_quadrature():
     x, y = regression(200_000)
     lvm = BayesianRegression(2)
     sd = lvm.exact_moments((x, y)).sd["sigma"].item()
-    assert sd == pytest.approx(lvm.exact_moments((x, y)).mean["sigma"].item() / math.sqrt(2 * len(y)), rel=1e-3)
+    assert sd == pytest.approx(
+        lvm.exact_moments((x, y)).mean["sigma"].item() / math.sqrt(2 * len(y)), rel=1e-3
+    )
 
 
 def test_the_coordinates_leave_the_prior_and_whiten_the_posterior():
     x, y = regression()
     lvm = BayesianRegression.whitened((x, y), beta_scale=3.0, alpha_scale=5.0).double()
-    torch.testing.assert_close(lvm.basis @ lvm.basis.T, torch.tensor([25.0, 9, 9]).double().diag(), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        lvm.basis @ lvm.basis.T, torch.tensor([25.0, 9, 9]).double().diag(), rtol=1e-5, atol=1e-4
+    )
     at_noise = BayesianRegression(2, beta_scale=3.0, alpha_scale=5.0, sigma=lvm.noise.item())
     mean, sd = at_noise.exact_moments((x, y))
-    torch.testing.assert_close(lvm.basis @ lvm.shift, torch.stack([*mean.values()]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        lvm.basis @ lvm.shift, torch.stack([*mean.values()]), rtol=1e-5, atol=1e-5
+    )
     spread = (lvm.basis * lvm.spread).square().sum(1).sqrt()
     torch.testing.assert_close(spread, torch.stack([*sd.values()]), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "guide", ["full_rank", pytest.param("mean_field", marks=pytest.mark.slow), pytest.param("low_rank", marks=pytest.mark.slow)]
+    "guide",
+    [
+        "full_rank",
+        pytest.param("mean_field", marks=pytest.mark.slow),
+        pytest.param("low_rank", marks=pytest.mark.slow),
+    ],
 )
 def test_importance_weights_find_the_evidence(guide):
     x, y = regression()
@@ -126,7 +159,10 @@ def test_raw_coordinates_are_the_same_model():
     assert set(vilvm.posterior(raw, (x, y), 2)) == {"beta"}
     assert set(vilvm.posterior(white, (x, y), 2)) == {"z"}
     bounds = vilvm.evaluate(raw, (x, y), num_samples=4000).bounds
-    assert abs(bounds["iwae"].mean - white.exact_log_evidence((x, y)).item()) < 5 * bounds["iwae"].mc_se
+    assert (
+        abs(bounds["iwae"].mean - white.exact_log_evidence((x, y)).item())
+        < 5 * bounds["iwae"].mc_se
+    )
 
 
 def test_lags():
@@ -146,7 +182,8 @@ def test_options_are_checked():
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} = .* must be positive"):
             BayesianRegression(2, **wrong)
     with pytest.raises(
-        ValueError, match=r"x must have shape \(num_data, num_covariates\) and y \(num_data,\); got \(3,\) and \(3,\)"
+        ValueError,
+        match=r"x must have shape \(num_data, num_covariates\) and y \(num_data,\); got \(3,\) and \(3,\)",
     ):
         BayesianRegression.whitened((torch.ones(3), torch.ones(3)))
 
@@ -154,8 +191,12 @@ def test_options_are_checked():
 def test_a_wide_prior_stands_in_for_a_flat_one():
     _, (x, y), options, _ = reference("kidiq-kidscore_momiq")
     mean, sd = BayesianRegression(1, **options).exact_moments((x, y))
-    # Under a flat prior β given σ is N(least squares, σ² (XᵀX)⁻¹), and p(σ | y) ∝ p(σ) σ^{K − N} exp(−SSE / 2σ²).
-    design, target = np.stack([np.ones(len(x)), x[:, 0].numpy()], 1).astype(float), y.double().numpy()
+    # Under a flat prior β given σ is N(least squares, σ² (XᵀX)⁻¹), and p(σ | y) ∝ p(σ) σ^{K − N}
+    # exp(−SSE / 2σ²).
+    design, target = (
+        np.stack([np.ones(len(x)), x[:, 0].numpy()], 1).astype(float),
+        y.double().numpy(),
+    )
     best, (sse,), *_ = np.linalg.lstsq(design, target, rcond=None)
     mode = math.sqrt(sse / len(y))
 
@@ -194,7 +235,12 @@ def test_svi_reaches_the_reference_draws(name, guide):
     lvm = fitted(batch, 1000, guide=guide, **options)
     drawn = lvm.scalars(vilvm.posterior(lvm, batch, 20_000))
     for ours, theirs in names.items():
-        assert abs(drawn[ours].double().mean().item() - found.mean(theirs)) < 0.1 * found.sd(theirs), ours
+        assert abs(drawn[ours].double().mean().item() - found.mean(theirs)) < 0.1 * found.sd(
+            theirs
+        ), ours
         assert drawn[ours].double().std().item() == pytest.approx(found.sd(theirs), rel=0.1), ours
-    gap = lvm.exact_log_evidence(batch).item() - vilvm.evaluate(lvm, batch, num_samples=5000).bounds["elbo"].mean
+    gap = (
+        lvm.exact_log_evidence(batch).item()
+        - vilvm.evaluate(lvm, batch, num_samples=5000).bounds["elbo"].mean
+    )
     assert gap < 0.1

@@ -12,13 +12,22 @@ from vilvm.training import one_cycle
 
 
 def test_bernoulli_keeps_the_contract():
-    check_lvm(lambda: (ConvAutoencoder(4, 2, "bernoulli", (3,)), torch.bernoulli(torch.full((5, 16), 0.5))))
+    check_lvm(
+        lambda: (
+            ConvAutoencoder(4, 2, "bernoulli", (3,)),
+            torch.bernoulli(torch.full((5, 16), 0.5)),
+        )
+    )
 
 
 def test_the_decoder_mirrors_the_encoder():
     lvm = ConvAutoencoder(28, 10)
     down = [tuple(m.weight.shape) for m in lvm.encoder.modules() if isinstance(m, torch.nn.Conv2d)]
-    up = [tuple(m.weight.shape) for m in lvm.decoder.modules() if isinstance(m, torch.nn.ConvTranspose2d)]
+    up = [
+        tuple(m.weight.shape)
+        for m in lvm.decoder.modules()
+        if isinstance(m, torch.nn.ConvTranspose2d)
+    ]
     assert down == up[::-1]  # a transposed convolution keeps its weight as (in, out, ...)
 
 
@@ -26,7 +35,10 @@ def test_the_decoder_mirrors_the_encoder():
     ("arguments", "message"),
     [
         ({"side": 10}, "side 10 cannot be halved 2 times"),
-        ({"likelihood": "poisson"}, "unknown likelihood 'poisson'; choose 'bernoulli' or 'gaussian'"),
+        (
+            {"likelihood": "poisson"},
+            "unknown likelihood 'poisson'; choose 'bernoulli' or 'gaussian'",
+        ),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -21,7 +21,8 @@ WIDE = {"mu_scale": 50.0, "tau_scale": 25.0, "tau_prior": "half_normal"}
 
 
 @pytest.mark.parametrize(
-    ("prior", "evidence", "mu", "tau"), [({}, -31.31135, 4.39682, 3.59771), (WIDE, -33.42568, 7.83454, 6.08024)]
+    ("prior", "evidence", "mu", "tau"),
+    [({}, -31.31135, 4.39682, 3.59771), (WIDE, -33.42568, 7.83454, 6.08024)],
 )
 def test_the_exact_table(prior, evidence, mu, tau):
     for centred in (True, False):
@@ -54,12 +55,17 @@ def test_evidence_and_moments_are_those_of_the_joint_gaussian(prior):
             var = (s**2 - s**4 * np.ones(5) @ gain @ np.ones(5), (cov - cov @ gain @ cov)[1, 1])
             return p * likelihood * moment(tau, mu, theta[1], *var) * 1e8
 
-        return integrate.quad(integrand, 0, 10, epsabs=0, limit=200)[0] + integrate.quad(integrand, 10, np.inf, epsabs=0)[0]
+        return (
+            integrate.quad(integrand, 0, 10, epsabs=0, limit=200)[0]
+            + integrate.quad(integrand, 10, np.inf, epsabs=0)[0]
+        )
 
     evidence = integral(lambda *_: 1.0)
     lvm = EightSchools(**prior)
     batch = tuple(t[:5] for t in BATCH)
-    assert lvm.exact_log_evidence(batch).item() == pytest.approx(math.log(evidence) - 8 * math.log(10), abs=1e-6)
+    assert lvm.exact_log_evidence(batch).item() == pytest.approx(
+        math.log(evidence) - 8 * math.log(10), abs=1e-6
+    )
     mean, sd = lvm.exact_moments(batch)
     for i, name in enumerate(("tau", "mu", "theta[2]")):
         first = integral(lambda *a, i=i: a[i]) / evidence
@@ -91,7 +97,9 @@ def test_both_parametrisations_are_one_model():
     centred, other = EightSchools(True), EightSchools(False)
     n = 40_000
     draws = [vilvm.sample(lvm, n, like=BATCH) for lvm in (centred, other)]
-    first, second = (lvm.scalars(d)["theta[3]"] for lvm, d in zip((centred, other), draws, strict=True))
+    first, second = (
+        lvm.scalars(d)["theta[3]"] for lvm, d in zip((centred, other), draws, strict=True)
+    )
     # τ has no mean, so θ is compared in ranks.
     assert stats.ks_2samp(first.numpy(), second.numpy()).pvalue > 1e-6
 
@@ -123,12 +131,17 @@ def errors(guide, steps, lr, particles):
     lvm = fitted(False, guide, steps, lr, particles)
     exact = lvm.exact_moments(BATCH)
     drawn = lvm.scalars(vilvm.posterior(lvm, BATCH, 100_000))
-    found = {n: (((v.mean() - exact.mean[n]) / exact.sd[n]).item(), (v.std() / exact.sd[n]).item()) for n, v in drawn.items()}
+    found = {
+        n: (((v.mean() - exact.mean[n]) / exact.sd[n]).item(), (v.std() / exact.sd[n]).item())
+        for n, v in drawn.items()
+    }
     return found, vilvm.evaluate(lvm, BATCH, num_samples=20_000).bounds
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("centred", "low", "high"), [(True, -33.9, -33.1), (False, -31.75, -31.45)])
+@pytest.mark.parametrize(
+    ("centred", "low", "high"), [(True, -33.9, -33.1), (False, -31.75, -31.45)]
+)
 def test_mean_field_bounds_are_those_of_the_table(centred, low, high):
     lvm = mean_field(centred, 0)
     elbo = vilvm.evaluate(lvm, BATCH, num_samples=20_000).bounds["elbo"]
@@ -170,7 +183,9 @@ def test_exact_moments_are_those_of_the_reference_draws():
 )
 def test_annealing_finds_the_evidence_of_the_table(options, exact):
     lvm = EightSchools(centred=False, **options)
-    found = ais(lvm, BATCH, Schedule(num_chains=500, num_temperatures=500, leapfrog=4, base="prior"))
+    found = ais(
+        lvm, BATCH, Schedule(num_chains=500, num_temperatures=500, leapfrog=4, base="prior")
+    )
     assert abs(found.bound.mean - exact) < 3 * found.bound.mc_se
     assert abs(found.bound.mean - exact) < 0.05
     assert found.bound.mc_se < 0.03
@@ -180,7 +195,10 @@ def test_annealing_finds_the_evidence_of_the_table(options, exact):
 def test_pareto_k_tells_the_parametrisations_apart():
     """The bands and the order of the table, three seeds; k̂ moves by ±0.15 from seed to seed."""
     k = {
-        centred: [pareto_k(mean_field(centred, seed), BATCH, 20_000, seed=seed).k.item() for seed in range(3)]
+        centred: [
+            pareto_k(mean_field(centred, seed), BATCH, 20_000, seed=seed).k.item()
+            for seed in range(3)
+        ]
         for centred in (True, False)
     }
     assert 0.8 - 0.15 < sum(k[True]) / 3 < 1.0 + 0.15

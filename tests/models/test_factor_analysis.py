@@ -1,4 +1,6 @@
-"""Factor analysis against the joint Gaussian, against its closed-form gap, and against scikit-learn."""
+"""Factor analysis against the joint Gaussian, against its closed-form gap, and against
+scikit-learn.
+"""
 
 from functools import partial
 
@@ -38,7 +40,9 @@ def test_evidence_and_posterior_are_those_of_the_joint_gaussian(lvm, x):
     posterior = lvm.exact_posterior(x)
     gain = W.T @ cov.inverse()  # by conditioning the joint Gaussian of z and x
     torch.testing.assert_close(posterior.mean, (x - b) @ gain.T)
-    torch.testing.assert_close(posterior.covariance_matrix[0], torch.eye(3, dtype=torch.float64) - gain @ W)
+    torch.testing.assert_close(
+        posterior.covariance_matrix[0], torch.eye(3, dtype=torch.float64) - gain @ W
+    )
 
 
 def test_the_best_full_guide_is_exact(x):
@@ -66,7 +70,9 @@ def test_the_best_diagonal_guide_falls_short_by_the_closed_form(x):
 
 
 def test_em_never_lowers_the_likelihood(lvm, x):
-    likelihoods = [lvm.maximise(x, max_steps=1).exact_log_evidence(x).mean().item() for _ in range(60)]
+    likelihoods = [
+        lvm.maximise(x, max_steps=1).exact_log_evidence(x).mean().item() for _ in range(60)
+    ]
     gains = torch.tensor(likelihoods).double().diff()
     assert gains.min() > -1e-12
     assert likelihoods[-1] - likelihoods[0] > 0.01
@@ -100,7 +106,9 @@ def test_svi_reaches_the_likelihood(x):
     best = FactorAnalysis(8, 3).maximise(x).exact_log_evidence(x.float()).mean().item()
     lvm = FactorAnalysis(8, 3)
     decaying = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=700)
-    vilvm.fit(lvm, x.float(), steps=700, optimizer=partial(torch.optim.Adam, lr=0.05), scheduler=decaying)
+    vilvm.fit(
+        lvm, x.float(), steps=700, optimizer=partial(torch.optim.Adam, lr=0.05), scheduler=decaying
+    )
     reached = lvm.exact_log_evidence(x.float()).mean().item()
     assert best - 0.05 < reached <= best + 1e-4
     elbo = vilvm.evaluate(lvm, x.float(), bounds="elbo", num_samples=200).bounds["elbo"]
@@ -112,5 +120,7 @@ def test_the_diagonal_guide_keeps_the_contract():
 
 
 def test_dimensions_are_checked():
-    with pytest.raises(ValueError, match="latent_dim must be at least 1 and below data_dim = 4; got 4"):
+    with pytest.raises(
+        ValueError, match="latent_dim must be at least 1 and below data_dim = 4; got 4"
+    ):
         FactorAnalysis(4, 4)

@@ -1,4 +1,6 @@
-"""The Bayesian mixture of normals: its sums over z against brute force, its posterior against long Stan runs."""
+"""The Bayesian mixture of normals: its sums over z against brute force, its posterior against long
+Stan runs.
+"""
 
 import itertools
 import math
@@ -15,7 +17,11 @@ from tests.models.exact import check_marginals, check_one_loss_and_gradient, pos
 from vilvm.models.gaussian_mixture import GaussianMixture, objective
 from vilvm.training import one_cycle
 
-THETA = {"pi": torch.tensor([0.3, 0.7]), "mu": torch.tensor([-1.0, 1.5]), "sigma": torch.tensor([0.8, 1.2])}
+THETA = {
+    "pi": torch.tensor([0.3, 0.7]),
+    "mu": torch.tensor([-1.0, 1.5]),
+    "sigma": torch.tensor([0.8, 1.2]),
+}
 
 
 @pytest.fixture
@@ -29,21 +35,34 @@ def nothing(x):
 
 def test_the_likelihood_is_the_sum_over_all_assignments(x):
     terms = THETA["pi"].log() + Normal(THETA["mu"], THETA["sigma"]).log_prob(x[:, None])
-    paths = [terms[torch.arange(len(x)), list(z)].sum() for z in itertools.product(range(2), repeat=len(x))]
-    torch.testing.assert_close(GaussianMixture(2).log_likelihood(x, THETA).sum(), torch.stack(paths).logsumexp(0))
+    paths = [
+        terms[torch.arange(len(x)), list(z)].sum()
+        for z in itertools.product(range(2), repeat=len(x))
+    ]
+    torch.testing.assert_close(
+        GaussianMixture(2).log_likelihood(x, THETA).sum(), torch.stack(paths).logsumexp(0)
+    )
 
 
 @pytest.mark.parametrize("marginal", [False, True])
 def test_the_joint_density_given_the_parameters(x, marginal):
     lvm = GaussianMixture(2, marginal=marginal)
-    loss = (Trace_ELBO() if marginal else objective()).loss(poutine.condition(lvm.model, data=THETA), nothing, x)
-    prior = Dirichlet(torch.tensor([5.0, 5.0])).log_prob(THETA["pi"]) + HalfNormal(2.0).log_prob(THETA["sigma"]).sum()
-    prior = prior + Normal(0.0, 2.0).log_prob(THETA["mu"]).sum() + math.log(2)  # 2! namings, of which the order leaves one
+    loss = (Trace_ELBO() if marginal else objective()).loss(
+        poutine.condition(lvm.model, data=THETA), nothing, x
+    )
+    prior = (
+        Dirichlet(torch.tensor([5.0, 5.0])).log_prob(THETA["pi"])
+        + HalfNormal(2.0).log_prob(THETA["sigma"]).sum()
+    )
+    # 2! namings, of which the order leaves one
+    prior = prior + Normal(0.0, 2.0).log_prob(THETA["mu"]).sum() + math.log(2)
     assert -loss == pytest.approx((prior + lvm.log_likelihood(x, THETA).sum()).item(), rel=1e-5)
 
 
 def test_both_forms_have_one_loss_and_one_gradient(x):
-    check_one_loss_and_gradient(GaussianMixture(3), GaussianMixture(3, marginal=True), objective(), x)
+    check_one_loss_and_gradient(
+        GaussianMixture(3), GaussianMixture(3, marginal=True), objective(), x
+    )
 
 
 @pytest.mark.parametrize("marginal", [False, True])
@@ -53,12 +72,16 @@ def test_log_weights_hold_the_exact_likelihood_of_each_datum(x, marginal):
     exact = lvm.log_likelihood(x, weights.latents).double()
     torch.testing.assert_close(weights.log_likelihood, exact, rtol=1e-5, atol=1e-5)
     prior = sum(weights.log_priors[n].double() for n in ("pi", "mu", "sigma"))
-    torch.testing.assert_close(weights.log_weight, exact.sum(-1) + prior - weights.log_guide, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        weights.log_weight, exact.sum(-1) + prior - weights.log_guide, rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.slow
 def test_the_evidence_is_that_of_the_mixture_without_names():
-    """With parameters drawn from the prior without order, for the names of the components do not matter to the data."""
+    """With parameters drawn from the prior without order, for the names of the components do not
+    matter to the data.
+    """
     x, draws = torch.tensor([-1.5, 1.0, 1.3]), 100_000
     pi, mu = Dirichlet(torch.full((2,), 5.0)).sample((draws,)), Normal(0.0, 2.0).sample((draws, 2))
     given = {"pi": pi, "mu": mu, "sigma": HalfNormal(2.0).sample((draws, 2))}
@@ -66,7 +89,8 @@ def test_the_evidence_is_that_of_the_mixture_without_names():
     naive = lvm.log_likelihood(x, given).sum(-1).exp().double()
     vilvm.fit(lvm, x, steps=300, **one_cycle(0.05, 300))
     with torch.no_grad():
-        lvm.autoguide.scale_unconstrained.add_(2.0)  # wider than the posterior, so that the weights have a variance
+        # wider than the posterior, so that the weights have a variance
+        lvm.autoguide.scale_unconstrained.add_(2.0)
         weights = vilvm.log_weights(lvm, x, draws).log_weight.exp()
     error = math.sqrt(naive.var().item() / draws + weights.var().item() / draws)
     assert abs(naive.mean().item() - weights.mean().item()) < 5 * error
@@ -76,7 +100,10 @@ def test_the_evidence_is_that_of_the_mixture_without_names():
 def test_responsibilities_and_states(x):
     lvm = GaussianMixture(2)
     r = lvm.responsibilities(x, THETA)
-    joint = torch.stack([p * torch.exp(Normal(m, s).log_prob(x)) for p, m, s in zip(*THETA.values(), strict=True)], -1)
+    joint = torch.stack(
+        [p * torch.exp(Normal(m, s).log_prob(x)) for p, m, s in zip(*THETA.values(), strict=True)],
+        -1,
+    )
     torch.testing.assert_close(r, joint / joint.sum(-1, keepdim=True))
     assert torch.equal(lvm.states(x, THETA), joint.argmax(-1))
     drawn = lvm.states(x.repeat(4000), THETA, temperature=1).view(4000, len(x)).float()
@@ -109,7 +136,9 @@ def test_draws_from_the_prior_are_the_same_in_both_forms():
     moments = []
     for marginal in (False, True):
         torch.manual_seed(int(marginal))
-        drawn = vilvm.sample(GaussianMixture(2, marginal=marginal), 4000, like=torch.zeros(1))["x"].flatten()
+        drawn = vilvm.sample(GaussianMixture(2, marginal=marginal), 4000, like=torch.zeros(1))[
+            "x"
+        ].flatten()
         moments.append((drawn.square().mean(), drawn.square().var() / 4000))
     (first, a), (second, b) = moments
     assert (first - second).abs() < 5 * (a + b).sqrt()
@@ -133,5 +162,7 @@ def test_the_posterior_of_posteriordb():
     vilvm.fit(lvm, x, objective=elbo, steps=1500, **one_cycle(0.03, 1500))
     with torch.no_grad():
         drawn = vilvm.posterior(lvm, x, 20_000)
-    ours = {"theta": drawn["pi"][:, 0]} | {f"{n}[{k + 1}]": drawn[n][:, k] for n in ("mu", "sigma") for k in range(2)}
+    ours = {"theta": drawn["pi"][:, 0]} | {
+        f"{n}[{k + 1}]": drawn[n][:, k] for n in ("mu", "sigma") for k in range(2)
+    }
     check_marginals(ours, reference)

@@ -1,4 +1,6 @@
-"""The Bayesian hidden Markov model: forward, smoothing and Viterbi against all paths, its posterior against long Stan runs."""
+"""The Bayesian hidden Markov model: forward, smoothing and Viterbi against all paths, its
+posterior against long Stan runs.
+"""
 
 import itertools
 import math
@@ -53,7 +55,9 @@ def test_forward_and_smoothing_are_sums_over_all_paths(length, size):
     terms = chain(length, size)
     paths, scores = all_paths(*terms)
     torch.testing.assert_close(forward(*terms), scores.logsumexp(0))
-    exact = torch.stack([(scores.softmax(0)[:, None] * (paths == k)).sum(0) for k in range(size)], -1)
+    exact = torch.stack(
+        [(scores.softmax(0)[:, None] * (paths == k)).sum(0) for k in range(size)], -1
+    )
     torch.testing.assert_close(smooth(*terms), exact)
 
 
@@ -65,7 +69,10 @@ def test_long_chains_by_forward_backward_step_by_step(length):
         alpha.append((alpha[-1][:, None] + transition).logsumexp(0) + emission[t])
         beta.append((transition + emission[length - t] + beta[-1]).logsumexp(1))
     torch.testing.assert_close(forward(start, transition, emission), alpha[-1].logsumexp(0))
-    torch.testing.assert_close(smooth(start, transition, emission), (torch.stack(alpha) + torch.stack(beta[::-1])).softmax(-1))
+    torch.testing.assert_close(
+        smooth(start, transition, emission),
+        (torch.stack(alpha) + torch.stack(beta[::-1])).softmax(-1),
+    )
 
 
 def test_forward_broadcasts():
@@ -77,9 +84,14 @@ def test_forward_broadcasts():
 
 
 def test_a_step_that_is_impossible():
-    start, transition = torch.tensor([1.0, 0.0]).log(), torch.tensor([[0.5, 0.5], [0.0, 1.0]]).log()
+    start, transition = (
+        torch.tensor([1.0, 0.0]).log(),
+        torch.tensor([[0.5, 0.5], [0.0, 1.0]]).log(),
+    )
     assert forward(start, transition, torch.zeros(4, 2)).item() == pytest.approx(0, abs=1e-6)
-    torch.testing.assert_close(smooth(start, transition, torch.zeros(4, 2))[:, 0], torch.tensor([1.0, 0.5, 0.25, 0.125]))
+    torch.testing.assert_close(
+        smooth(start, transition, torch.zeros(4, 2))[:, 0], torch.tensor([1.0, 0.5, 0.25, 0.125])
+    )
 
 
 @pytest.mark.parametrize("noise", [1.0, None])
@@ -88,13 +100,20 @@ def test_the_joint_density_given_the_parameters(x, noise, marginal):
     sigma = torch.tensor([0.8, 1.2]) if noise is None else torch.ones(2)
     given = THETA | ({"sigma": sigma} if noise is None else {})
     lvm = HiddenMarkov(2, noise=noise, start=[0.4, 0.6], marginal=marginal)
-    loss = (Trace_ELBO() if marginal else objective()).loss(poutine.condition(lvm.model, data=given), nothing, x)
+    loss = (Trace_ELBO() if marginal else objective()).loss(
+        poutine.condition(lvm.model, data=given), nothing, x
+    )
     prior = (
-        Dirichlet(torch.ones(2)).log_prob(THETA["transition"]).sum() + math.log(2) + Normal(0.0, 2.0).log_prob(THETA["mu"]).sum()
+        Dirichlet(torch.ones(2)).log_prob(THETA["transition"]).sum()
+        + math.log(2)
+        + Normal(0.0, 2.0).log_prob(THETA["mu"]).sum()
     )
     prior = prior + (HalfNormal(2.0).log_prob(sigma).sum() if noise is None else 0.0)
     emission = Normal(THETA["mu"], sigma).log_prob(x[..., None])
-    exact = [all_paths(torch.tensor([0.4, 0.6]).log(), THETA["transition"].log(), e)[1].logsumexp(0) for e in emission]
+    exact = [
+        all_paths(torch.tensor([0.4, 0.6]).log(), THETA["transition"].log(), e)[1].logsumexp(0)
+        for e in emission
+    ]
     torch.testing.assert_close(lvm.log_likelihood(x, given), torch.stack(exact))
     assert -loss == pytest.approx((prior + sum(exact)).item(), rel=1e-5)
 
@@ -110,7 +129,9 @@ def test_log_weights_hold_the_exact_likelihood_of_each_sequence(x, marginal):
     exact = lvm.log_likelihood(x, weights.latents).double()
     torch.testing.assert_close(weights.log_likelihood, exact, rtol=1e-5, atol=1e-5)
     prior = sum(weights.log_priors[n].double() for n in ("transition", "mu"))
-    torch.testing.assert_close(weights.log_weight, exact.sum(-1) + prior - weights.log_guide, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        weights.log_weight, exact.sum(-1) + prior - weights.log_guide, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_viterbi_is_the_best_of_all_paths(x):
@@ -126,7 +147,9 @@ def test_draws_of_a_path_have_the_posterior_of_paths(x):
     lvm = HiddenMarkov(2, start=[0.4, 0.6])
     row, draws = x[1], 4000
     drawn = lvm.states(row.expand(draws, -1), THETA, temperature=1)
-    paths, scores = all_paths(lvm.start.log(), THETA["transition"].log(), Normal(THETA["mu"], 1.0).log_prob(row[:, None]))
+    paths, scores = all_paths(
+        lvm.start.log(), THETA["transition"].log(), Normal(THETA["mu"], 1.0).log_prob(row[:, None])
+    )
     p = scores.softmax(0)
     count = (drawn[:, None] == paths).all(-1).float().mean(0)
     likely = p > 0.01  # elsewhere a normal approximation of the count says little
@@ -136,7 +159,8 @@ def test_draws_of_a_path_have_the_posterior_of_paths(x):
 
 
 def test_sequences_are_drawn_as_they_are_scored():
-    start, sigma = torch.tensor([0.4, 0.6]), torch.full((2,), 0.01)  # so small that the states can be seen
+    # so small that the states can be seen
+    start, sigma = torch.tensor([0.4, 0.6]), torch.full((2,), 0.01)
     fn, draws = Sequence(start, THETA["transition"], THETA["mu"], sigma, 3), 10_000
     drawn = (fn.expand([draws]).sample() > 0).long()
     paths, scores = all_paths(start.log(), THETA["transition"].log(), torch.zeros(3, 2))
@@ -165,15 +189,24 @@ def test_bad_arguments_are_refused():
 
 
 def test_the_density_of_posteriordb_but_for_a_constant():
-    """Each start state enters there with weight 1 where ours has ½, and the order of the means is left unnormalised."""
+    """Each start state enters there with weight 1 where ours has ½, and the order of the means is
+    left unnormalised.
+    """
     reference = posteriordb_or_skip("hmm_example-hmm_example")
-    y, draws = reference.data["y"][None], {name: value.flatten() for name, value in reference.draws.items()}
+    y, draws = (
+        reference.data["y"][None],
+        {name: value.flatten() for name, value in reference.draws.items()},
+    )
     lvm = HiddenMarkov(2, loc=[3.0, 10.0], scale=1.0, marginal=True).double()
     for i in range(0, 10_000, 2000):
-        A = torch.stack([torch.stack([draws[f"theta{k}[{j}]"][i] for j in (1, 2)]) for k in (1, 2)]).double()
+        A = torch.stack(
+            [torch.stack([draws[f"theta{k}[{j}]"][i] for j in (1, 2)]) for k in (1, 2)]
+        ).double()
         mu = torch.stack([draws[f"mu[{k}]"][i] for k in (1, 2)]).double()
         A = A / A.sum(-1, keepdim=True)
-        ours = -Trace_ELBO().loss(poutine.condition(lvm.model, data={"transition": A, "mu": mu}), nothing, y.double())
+        ours = -Trace_ELBO().loss(
+            poutine.condition(lvm.model, data={"transition": A, "mu": mu}), nothing, y.double()
+        )
         alpha = Normal(mu, 1.0).log_prob(y[0, 0])
         for value in y[0, 1:]:
             alpha = (alpha[:, None] + A.log()).logsumexp(0) + Normal(mu, 1.0).log_prob(value)

@@ -35,7 +35,11 @@ def train(x, d, steps, batch_size=None, lr=0.03):
 @pytest.mark.slow
 def test_it_finds_the_principal_subspace():
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(500, 8, generator=generator) * torch.tensor([3.0, 2.5, 2.0, 1.0, 0.5, 0.5, 0.4, 0.3]) + 2
+    x = (
+        torch.randn(500, 8, generator=generator)
+        * torch.tensor([3.0, 2.5, 2.0, 1.0, 0.5, 0.5, 0.4, 0.3])
+        + 2
+    )
     x = x @ torch.linalg.qr(torch.randn(8, 8, generator=generator))[0]
     lvm = train(x, 3, 1000, lr=0.02)
     assert largest_angle(lvm.U, principal_axes(x, 3)) < 1e-2

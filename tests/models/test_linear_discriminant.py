@@ -1,4 +1,6 @@
-"""Linear discriminant analysis against scikit-learn, against sums over the classes, and the guide against the exact posterior."""
+"""Linear discriminant analysis against scikit-learn, against sums over the classes, and the guide
+against the exact posterior.
+"""
 
 from functools import partial
 
@@ -15,7 +17,9 @@ from vilvm.testing import check_lvm
 @pytest.fixture
 def labelled():
     generator = torch.Generator().manual_seed(0)
-    y = torch.multinomial(torch.tensor([0.5, 0.3, 0.2]), 600, replacement=True, generator=generator)
+    y = torch.multinomial(
+        torch.tensor([0.5, 0.3, 0.2]), 600, replacement=True, generator=generator
+    )
     mu = torch.tensor([[0.0, 0.0, 0.0], [3.0, 1.0, 0.0], [0.0, 3.0, -2.0]])
     basis = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.8, 0.0], [-0.3, 0.2, 0.6]])
     x = mu[y] + torch.randn(600, 3, generator=generator) @ basis.T
@@ -31,7 +35,9 @@ def lvm(labelled):
 def test_posterior_is_that_of_sklearn(lvm, labelled, solver):
     x, y = (v.numpy() for v in labelled)
     theirs = LinearDiscriminantAnalysis(solver=solver).fit(x, y).predict_proba(x)
-    torch.testing.assert_close(lvm.classify(labelled[0]).detach(), torch.from_numpy(theirs), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        lvm.classify(labelled[0]).detach(), torch.from_numpy(theirs), atol=1e-6, rtol=0
+    )
 
 
 def test_supervised_fit_is_a_maximum_of_the_joint_likelihood(lvm, labelled):
@@ -46,9 +52,12 @@ def test_evidence_is_the_sum_over_classes(lvm, labelled):
     cov = (lvm.L @ lvm.L.T).detach().numpy()
     weights = lvm.logits.softmax(-1).detach()
     densities = [
-        w.item() * multivariate_normal(m.detach().numpy(), cov).pdf(x.numpy()) for w, m in zip(weights, lvm.mu, strict=True)
+        w.item() * multivariate_normal(m.detach().numpy(), cov).pdf(x.numpy())
+        for w, m in zip(weights, lvm.mu, strict=True)
     ]
-    torch.testing.assert_close(lvm.exact_log_evidence(x).detach(), torch.from_numpy(sum(densities)).log())
+    torch.testing.assert_close(
+        lvm.exact_log_evidence(x).detach(), torch.from_numpy(sum(densities)).log()
+    )
 
 
 def test_the_best_guide_is_exact(lvm, labelled):
@@ -75,16 +84,25 @@ def test_enumeration_is_the_expectation_that_draws_estimate(labelled):
 def test_training_without_labels_goes_on_from_a_few_and_reaches_the_evidence(labelled):
     x, y = labelled[0].float(), labelled[1]
     few = torch.cat([(y == k).nonzero()[:10, 0] for k in range(3)])
-    lvm = LinearDiscriminant(3, 3).maximise(x[few], y[few])  # a mixture has poor maxima, too: a few labels say which is meant
+    # a mixture has poor maxima, too: a few labels say which is meant
+    lvm = LinearDiscriminant(3, 3).maximise(x[few], y[few])
     start = lvm.exact_log_evidence(x).mean().item()
     decaying = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=400)
-    vilvm.fit(lvm, x, steps=400, objective=objective(), optimizer=partial(torch.optim.Adam, lr=0.05), scheduler=decaying)
+    vilvm.fit(
+        lvm,
+        x,
+        steps=400,
+        objective=objective(),
+        optimizer=partial(torch.optim.Adam, lr=0.05),
+        scheduler=decaying,
+    )
     evidence = lvm.exact_log_evidence(x).mean().item()
     elbo = -objective().loss(lvm.model, lvm.guide, x) / len(x)
     assert evidence - 0.02 < elbo <= evidence + 1e-5
     assert evidence > start
     supervised = LinearDiscriminant(3, 3).maximise(x, y)
-    assert evidence > supervised.exact_log_evidence(x).mean().item() - 0.02  # labels cannot help to maximise p(x)
+    # labels cannot help to maximise p(x)
+    assert evidence > supervised.exact_log_evidence(x).mean().item() - 0.02
     agree = (lvm.classify(x).argmax(-1) == supervised.classify(x).argmax(-1)).double().mean()
     assert agree > 0.95
 
@@ -96,11 +114,15 @@ def test_the_contract_holds_under_enumeration():
 
 def test_bad_labels_are_refused(labelled):
     x, y = labelled
-    with pytest.raises(ValueError, match="y must hold, for each of 600 data, a whole number from 0 to 1"):
+    with pytest.raises(
+        ValueError, match="y must hold, for each of 600 data, a whole number from 0 to 1"
+    ):
         LinearDiscriminant(3, 2).maximise(x, y)
     with pytest.raises(ValueError, match="class 3 has no datum"):
         LinearDiscriminant(3, 4).maximise(x, y)
-    with pytest.raises(ValueError, match="covariance within the classes of 3 data in 3 dimensions is singular"):
+    with pytest.raises(
+        ValueError, match="covariance within the classes of 3 data in 3 dimensions is singular"
+    ):
         LinearDiscriminant(3, 3).maximise(x[:3], torch.arange(3))
     with pytest.raises(ValueError, match="num_classes of at least 2; got 3 and 1"):
         LinearDiscriminant(3, 1)

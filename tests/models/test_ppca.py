@@ -16,7 +16,11 @@ from vilvm.models.ppca import PPCA
 def x():
     generator = torch.Generator().manual_seed(0)
     basis = torch.randn(3, 8, generator=generator) * torch.tensor([[3.0], [2.0], [1.0]])
-    return torch.randn(400, 3, generator=generator) @ basis + 0.5 * torch.randn(400, 8, generator=generator) + 1
+    return (
+        torch.randn(400, 3, generator=generator) @ basis
+        + 0.5 * torch.randn(400, 8, generator=generator)
+        + 1
+    )
 
 
 def test_evidence_and_posterior_are_those_of_the_joint_gaussian(x):
@@ -27,7 +31,9 @@ def test_evidence_and_posterior_are_those_of_the_joint_gaussian(x):
     posterior = lvm.exact_posterior(x)
     gain = W.T @ cov.inverse()  # by conditioning the joint Gaussian of z and x
     torch.testing.assert_close(posterior.mean, (x - b) @ gain.T)
-    torch.testing.assert_close(posterior.covariance_matrix[0], torch.eye(3, dtype=torch.float64) - gain @ W)
+    torch.testing.assert_close(
+        posterior.covariance_matrix[0], torch.eye(3, dtype=torch.float64) - gain @ W
+    )
 
 
 def test_maximum_likelihood_is_a_maximum_and_its_guide_is_exact(x):
@@ -53,7 +59,9 @@ def test_svi_reaches_the_likelihood(x):
 
 
 def test_dimensions_are_checked():
-    with pytest.raises(ValueError, match="latent_dim must be at least 1 and below data_dim = 4; got 4"):
+    with pytest.raises(
+        ValueError, match="latent_dim must be at least 1 and below data_dim = 4; got 4"
+    ):
         PPCA(4, 4)
 
 
@@ -64,8 +72,12 @@ def test_the_exact_table_of_mnist(d):
     lvm = PPCA(784, d).double().maximise(train)
     exact = PCA_OF_MNIST[d]
     assert lvm.log_sigma.exp().square().item() == pytest.approx(exact.noise, abs=1e-7)
-    assert lvm.exact_log_evidence(train.double()).mean().item() == pytest.approx(exact.ll_train, abs=1e-3)
-    assert lvm.exact_log_evidence(test.double()).mean().item() == pytest.approx(exact.ll_test, abs=1e-3)
+    assert lvm.exact_log_evidence(train.double()).mean().item() == pytest.approx(
+        exact.ll_train, abs=1e-3
+    )
+    assert lvm.exact_log_evidence(test.double()).mean().item() == pytest.approx(
+        exact.ll_test, abs=1e-3
+    )
 
 
 @pytest.mark.slow
@@ -75,7 +87,14 @@ def test_svi_reaches_the_table_from_a_random_start(d):
     torch.manual_seed(0)
     lvm, steps = PPCA(784, d), 20 * math.ceil(len(train) / 1000)
     decaying = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=steps)
-    vilvm.fit(lvm, train, steps=steps, batch_size=1000, optimizer=partial(torch.optim.Adam, lr=0.01), scheduler=decaying)
+    vilvm.fit(
+        lvm,
+        train,
+        steps=steps,
+        batch_size=1000,
+        optimizer=partial(torch.optim.Adam, lr=0.01),
+        scheduler=decaying,
+    )
     exact = PCA_OF_MNIST[d]
     assert lvm.exact_log_evidence(train).mean().item() == pytest.approx(exact.ll_train, rel=5e-3)
     assert lvm.exact_log_evidence(test).mean().item() == pytest.approx(exact.ll_test, rel=5e-3)

@@ -11,7 +11,9 @@ from vilvm.testing import check_lvm
 
 
 def gaussian():
-    lvm = VAE(data_dim=6, latent_dim=2, likelihood="gaussian", encoder_hidden=(8,), decoder_hidden=(8,))
+    lvm = VAE(
+        data_dim=6, latent_dim=2, likelihood="gaussian", encoder_hidden=(8,), decoder_hidden=(8,)
+    )
     return lvm, torch.rand(5, 6)
 
 
@@ -41,7 +43,9 @@ def test_start_at_puts_the_mean_into_the_decoder():
     torch.testing.assert_close(lvm.start_at(mean).decode(torch.zeros(2)).mean, mean)
 
 
-@pytest.mark.parametrize("objective", [Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, RenyiELBO])
+@pytest.mark.parametrize(
+    "objective", [Trace_ELBO, TraceMeanField_ELBO, TraceGraph_ELBO, RenyiELBO]
+)
 def test_any_pyro_elbo_trains_it(objective):
     torch.manual_seed(0)
     x = torch.bernoulli(torch.tensor([0.9, 0.9, 0.1, 0.1, 0.5, 0.5]).expand(64, 6))

@@ -6,7 +6,9 @@ import torch
 from vilvm.networks import ConvDecoder, ConvEncoder
 
 
-@pytest.mark.parametrize(("network", "size"), [(ConvEncoder(8, 3, (2, 4), 3), 192), (ConvDecoder(3, 8, (2, 4), 3), 3)])
+@pytest.mark.parametrize(
+    ("network", "size"), [(ConvEncoder(8, 3, (2, 4), 3), 192), (ConvDecoder(3, 8, (2, 4), 3), 3)]
+)
 def test_leading_dimensions_are_free(network, size):
     x = torch.randn(5, 2, size)
     together = network(x)

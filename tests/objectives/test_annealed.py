@@ -24,7 +24,9 @@ def test_loss_is_distortion_and_weighted_rate(inner):
         mean, scale = z[:, :2], (z[:, 2:] / 2).exp()
         draw = torch.distributions.Normal(mean, scale).rsample()
         distortion = -lvm.decode(draw).log_prob(x).sum()
-    torch.testing.assert_close(annealed, distortion + 0.3 * (full - distortion), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        annealed, distortion + 0.3 * (full - distortion), rtol=1e-4, atol=1e-4
+    )
 
 
 def test_weight_rises_to_one():

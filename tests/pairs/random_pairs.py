@@ -1,7 +1,9 @@
-"""Random small pairs from pieces, written for one sample as their authors would: plates, latents, functions, likelihoods, guides.
+"""Random small pairs from pieces, written for one sample as their authors would: plates, latents,
+functions, likelihoods, guides.
 
-A ``Spec`` says what a pair is made of and ``build`` makes it. Functions of latents are those of ``FUNCTIONS``, by where the latent stands
-and the dimensions of its event; each takes what one run of the pair gives it, and knows nothing of a plate over samples.
+A ``Spec`` says what a pair is made of and ``build`` makes it. Functions of latents are those of
+``FUNCTIONS``, by where the latent stands and the dimensions of its event; each takes what one run
+of the pair gives it, and knows nothing of a plate over samples.
 """
 
 from collections.abc import Callable
@@ -67,7 +69,8 @@ class Built(NamedTuple):
     Arguments:
         lvm: the pair.
         batch: its data.
-        auxiliary: the guide's auxiliary values from those of the latents, or None for an autoguide's.
+        auxiliary: the guide's auxiliary values from those of the latents, or None for an
+            autoguide's.
         sizes: numbers of samples at which a wrong broadcast is likely to pass unnoticed.
         categories: of the enumerated latent "c"; 0 without one.
         networks: that hold batch statistics.
@@ -88,7 +91,11 @@ class Room:
         self.spec = spec
         self.n, self.p, self.w, self.o = spec.num_data, spec.parts, spec.width, spec.out
         self.generator = torch.Generator().manual_seed(spec.seed)
-        self.grid = {"outer": (self.n, self.p), "right": (self.n, self.p), "inner": (self.p, self.n)}.get(spec.plates, (self.n,))
+        self.grid = {
+            "outer": (self.n, self.p),
+            "right": (self.n, self.p),
+            "inner": (self.p, self.n),
+        }.get(spec.plates, (self.n,))
         self.W = self.normal(self.w, self.o)
         self.W2 = self.normal(self.w + 2, self.o)
         self.V = self.normal(2 * self.w, self.o)
@@ -98,8 +105,12 @@ class Room:
         self.A = self.normal(self.n, self.p)
         self.table = self.normal(3, self.o)
         self.assigned = torch.randint(self.p, self.grid, generator=self.generator)
-        self.net = self.module(nn.Sequential(nn.Linear(self.w, 5), nn.Tanh(), nn.Linear(5, self.o)))
-        self.normed = self.module(nn.Sequential(nn.Linear(self.w, 5), nn.BatchNorm1d(5), nn.Linear(5, self.o)))
+        self.net = self.module(
+            nn.Sequential(nn.Linear(self.w, 5), nn.Tanh(), nn.Linear(5, self.o))
+        )
+        self.normed = self.module(
+            nn.Sequential(nn.Linear(self.w, 5), nn.BatchNorm1d(5), nn.Linear(5, self.o))
+        )
         self.norm = self.module(nn.BatchNorm1d(self.o))
         self.gru = self.module(nn.GRU(1, self.o, batch_first=True))
         self.conv = self.module(nn.Conv1d(1, self.o, 1))
@@ -217,7 +228,9 @@ SHARED: dict[int, dict[str, F]] = {
         "Vindex": lambda v, r: Vindex(v)[..., r.assigned % r.w][..., None] * r.one,
         "sum(0)": lambda v, r: v.sum(0) * r.one,
         "softmax(0)": lambda v, r: v.softmax(0) @ r.W,
-        "for w in v": lambda v, r: sum((w * r.X[..., i : i + 1] for i, w in enumerate(v)), torch.zeros(r.o)),
+        "for w in v": lambda v, r: sum(
+            (w * r.X[..., i : i + 1] for i, w in enumerate(v)), torch.zeros(r.o)
+        ),
         "outer": lambda v, r: torch.outer(r.one, v).sum(1),
         "unpacked": lambda v, r: (v[0] + v[1] * r.X[..., :1]) * r.one,
         "diag": lambda v, r: r.X @ torch.diag(v) @ r.W,
@@ -237,7 +250,9 @@ GROUPS: dict[int, dict[str, F]] = {
     0: {
         "v[assigned]": lambda v, r: v[r.assigned][:, None] * r.one,
         "Vindex": lambda v, r: Vindex(v)[..., r.assigned][..., None] * r.one,
-        "one hot": lambda v, r: (nn.functional.one_hot(r.assigned, r.p).double() @ v)[:, None] * r.one,
+        "one hot": lambda v, r: (
+            (nn.functional.one_hot(r.assigned, r.p).double() @ v)[:, None] * r.one
+        ),
         "A @ v": lambda v, r: (r.A @ v)[:, None] * r.one,
         "sum(0)": lambda v, r: v.sum(0) * r.one,
         "mean()": lambda v, r: v.mean() * r.one,
@@ -279,7 +294,8 @@ OUTER: dict[int, dict[str, F]] = {  # of a latent of the data plate at −2: (n,
     2: {"flatten": lambda v, r: v.flatten(2) @ r.V, "v[:, :, 0]": lambda v, r: v[:, :, 0] @ r.W},
 }
 
-INNER: dict[int, dict[str, F]] = {  # of a latent of the data plate at −1 under a plate at −2: (n, ...)
+# of a latent of the data plate at −1 under a plate at −2: (n, ...)
+INNER: dict[int, dict[str, F]] = {
     0: {
         "plain": lambda v, r: v[..., None] * r.one,
         "expand": lambda v, r: v.expand(r.p, r.n)[:, :, None] * r.one,
@@ -343,7 +359,8 @@ POST_FLAT: dict[str, F] = {
     "view": lambda t, r: t.reshape(-1)[torch.arange(r.n * r.o)].view(r.n, r.o),
 }
 
-# Those that keep leading dimensions as they are, so that they mean the same under samples: drawn more often than by chance.
+# Those that keep leading dimensions as they are, so that they mean the same under samples: drawn
+# more often than by chance.
 KEEPING = {
     "v @ W",
     "net",
@@ -358,7 +375,15 @@ KEEPING = {
     "none",
 }
 
-EVENTS = {"normal": 0, "lognormal": 0, "vector": 1, "mvn": 1, "matrix": 2, "bernoulli": 0, "categorical": 0}
+EVENTS = {
+    "normal": 0,
+    "lognormal": 0,
+    "vector": 1,
+    "mvn": 1,
+    "matrix": 2,
+    "bernoulli": 0,
+    "categorical": 0,
+}
 DISCRETE_FAMILIES = ("bernoulli", "categorical")
 
 
@@ -367,7 +392,11 @@ def functions(plates: str, where: str, family: str) -> dict[str, F]:
     if family in DISCRETE_FAMILIES:
         if (where == "data" and plates == "outer") or where == "groups":
             return {"sum": lambda v, r: v.double().sum() * r.one}
-        return DISCRETE_FLAT if (where, plates) in (("data", "flat"), ("data", "groups")) else DISCRETE
+        return (
+            DISCRETE_FLAT
+            if (where, plates) in (("data", "flat"), ("data", "groups"))
+            else DISCRETE
+        )
     events = EVENTS[family]
     if where == "shared":
         return SHARED[events]
@@ -380,7 +409,12 @@ def functions(plates: str, where: str, family: str) -> dict[str, F]:
 
 @st.composite
 def latents_of(draw: Any, plates: str, index: int, custom: bool) -> Latent:
-    places = {"flat": ["data"] * 3 + ["shared"], "subsample": ["data"] * 3 + ["shared"], "unsized": ["data"], "bare": ["shared"]}
+    places = {
+        "flat": ["data"] * 3 + ["shared"],
+        "subsample": ["data"] * 3 + ["shared"],
+        "unsized": ["data"],
+        "bare": ["shared"],
+    }
     places |= {"groups": ["groups", "groups", "data", "shared"], "right": ["parts"]}
     where = draw(st.sampled_from(places.get(plates, ["data", "data", "parts", "shared"])))
     families = ["normal", "vector", "vector", "matrix", "mvn", "lognormal"]
@@ -407,14 +441,25 @@ def latents_of(draw: Any, plates: str, index: int, custom: bool) -> Latent:
 
 @st.composite
 def specs(draw: Any) -> Spec:
-    """Random pairs. What plain Pyro would refuse, such as functions of one sample under enumeration, is not drawn."""
+    """Random pairs.
+
+    What plain Pyro would refuse, such as functions of one sample under enumeration, is not drawn.
+    """
     plates = draw(st.sampled_from(PLATES))
     n = draw(st.integers(2, 5))
-    autos = ["AutoNormal", "AutoDiagonalNormal", "AutoMultivariateNormal"] if plates not in ("unsized", "subsample") else []
+    autos = (
+        ["AutoNormal", "AutoDiagonalNormal", "AutoMultivariateNormal"]
+        if plates not in ("unsized", "subsample")
+        else []
+    )
     guide = draw(st.sampled_from(["own", "own", "own", *autos]))
     count = draw(st.sampled_from([1, 1, 2, 2, 3]))
     latents = tuple(draw(latents_of(plates, i, guide == "own")) for i in range(count))
-    enumerated = guide == "own" and plates in ("flat", "groups", "subsample") and draw(st.integers(0, 4)) == 0
+    enumerated = (
+        guide == "own"
+        and plates in ("flat", "groups", "subsample")
+        and draw(st.integers(0, 4)) == 0
+    )
     flat = plates not in ("outer", "inner", "right")
     likelihoods = ["normal", "normal", "scalar", "bernoulli", "poisson", "categorical"]
     if plates == "right":
@@ -427,7 +472,9 @@ def specs(draw: Any) -> Spec:
         width=draw(st.integers(2, 4)),
         out=draw(st.integers(2, 4)),
         latents=latents,
-        post=draw(st.sampled_from(sorted(POST_FLAT if flat else POST))) if draw(st.booleans()) else "none",
+        post=draw(st.sampled_from(sorted(POST_FLAT if flat else POST)))
+        if draw(st.booleans())
+        else "none",
         likelihood=likelihood,
         mask=draw(st.sampled_from(["none", "none", "poutine", "dist"])),
         scale=draw(st.sampled_from(["none", "none", "likelihood", "all", "latents"])),
@@ -455,7 +502,10 @@ class _Made:
             event = ((), (room.w,), (2, room.w))[EVENTS[latent.family]]
             self.shapes.append((batches.get(latent.where, data), event))
         self.locs = [room.normal(*b, *e) / 2 for b, e in self.shapes]
-        self.scales = [torch.rand((*b, *e), generator=room.generator).double() * 0.5 + 0.3 for b, e in self.shapes]
+        self.scales = [
+            torch.rand((*b, *e), generator=room.generator).double() * 0.5 + 0.3
+            for b, e in self.shapes
+        ]
         self.priors = [room.normal(*b, *e) / 4 for b, e in self.shapes]
         self.cholesky = torch.eye(room.w).double() + room.normal(room.w, room.w).tril() / 4
         self.masks = [torch.rand(b, generator=room.generator) > 0.4 for b, _ in self.shapes]
@@ -464,7 +514,11 @@ class _Made:
 
     def _data(self) -> Tensor:
         room = self.room
-        shape = (*room.grid, room.o) if self.spec.likelihood in ("normal", "bernoulli", "poisson") else room.grid
+        shape = (
+            (*room.grid, room.o)
+            if self.spec.likelihood in ("normal", "bernoulli", "poisson")
+            else room.grid
+        )
         raw = torch.randn(shape, generator=room.generator).double()
         if self.spec.likelihood == "bernoulli":
             return (raw > 0).double()
@@ -474,10 +528,13 @@ class _Made:
             return raw.abs().round().clamp(max=room.o - 1)
         return raw
 
-    # Plates ---------------------------------------------------------------------------------------------------------------
+    # Plates
+    # ---------------------------------------------------------------------------------------------------------------
 
     def plates(self, x: Tensor) -> dict[str, list[Any]]:
-        """The plates of each place, made once a run, as Pyro asks of a plate that is entered twice."""
+        """The plates of each place, made once a run, as Pyro asks of a plate that is entered
+        twice.
+        """
         spec, room = self.spec, self.room
         places: dict[str, list[Any]] = {"shared": [], "data": [], "parts": [], "groups": []}
         if spec.plates == "bare":
@@ -492,10 +549,14 @@ class _Made:
             data = pyro.plate("data", room.n, dim=-2 if spec.plates in ("outer", "right") else -1)
         places["data"] = places["parts"] = [data]
         if spec.plates in ("outer", "inner"):
-            places["parts"] = [data, pyro.plate("parts", room.p, dim=-1 if spec.plates == "outer" else -2)]
+            places["parts"] = [
+                data,
+                pyro.plate("parts", room.p, dim=-1 if spec.plates == "outer" else -2),
+            ]
         return places
 
-    # Latents --------------------------------------------------------------------------------------------------------------
+    # Latents
+    # --------------------------------------------------------------------------------------------------------------
 
     def distribution(self, i: int, loc: Tensor, scale: Tensor) -> Any:
         """Of latent i, with the whole of its batch shape where nothing else would give it."""
@@ -511,13 +572,17 @@ class _Made:
         return dist.Normal(loc, scale).to_event(len(event)) if event else dist.Normal(loc, scale)
 
     def hanging(self, values: list[Tensor]) -> Any:
-        """What a latent's location takes from those before it: the last, if all share it, else a sum of them all."""
+        """What a latent's location takes from those before it: the last, if all share it, else a
+        sum of them all.
+        """
         last = values[-1].double()
         if self.spec.latents[len(values) - 1].where == "shared" and last.dim() == 0:
             return 0.3 * last
         return 0.1 * torch.tanh(sum(v.double().sum() for v in values))
 
-    def drawn(self, i: int, guide: bool, values: list[Tensor], plates: dict[str, list[Any]]) -> Tensor:
+    def drawn(
+        self, i: int, guide: bool, values: list[Tensor], plates: dict[str, list[Any]]
+    ) -> Tensor:
         """Samples latent i."""
         latent = self.spec.latents[i]
         hangs = (latent.guide if guide else latent.prior) == "hangs" and values
@@ -533,11 +598,14 @@ class _Made:
             if latent.masked:
                 stack.enter_context(poutine.mask(mask=self.masks[i]))
             if guide and latent.guide == "auxiliary":
-                e = pyro.sample(f"z{i}_noise", dist.Normal(loc / 2, scale), infer={"is_auxiliary": True})
+                e = pyro.sample(
+                    f"z{i}_noise", dist.Normal(loc / 2, scale), infer={"is_auxiliary": True}
+                )
                 return pyro.sample(f"z{i}", dist.Delta(e.exp(), log_density=-e))
             return pyro.sample(f"z{i}", self.distribution(i, loc, scale))
 
-    # The two functions ----------------------------------------------------------------------------------------------------
+    # The two functions
+    # ----------------------------------------------------------------------------------------------------
 
     def model(self, x: Tensor) -> None:
         spec, room = self.spec, self.room
@@ -547,7 +615,9 @@ class _Made:
             values.append(self.drawn(i, False, values, plates))
         total: Any = 0.1 * room.X[..., :1] * room.one
         for latent, value in zip(spec.latents, values, strict=True):
-            total = total + functions(spec.plates, latent.where, latent.family)[latent.function](value, room)
+            total = total + functions(spec.plates, latent.where, latent.family)[latent.function](
+                value, room
+            )
         total = 1.5 * torch.tanh((POST_FLAT | POST)[spec.post](total, room))
         if spec.deterministic:
             pyro.deterministic("total", total, event_dim=total.dim())
@@ -558,7 +628,9 @@ class _Made:
                 penalty = -0.1 * total.square().sum(-1)
                 pyro.factor("penalty", penalty.sum() if spec.plates == "bare" else penalty)
             if spec.enumerated:
-                c = pyro.sample("c", dist.Categorical(logits=room.table[:, 0]), infer={"enumerate": "parallel"})
+                c = pyro.sample(
+                    "c", dist.Categorical(logits=room.table[:, 0]), infer={"enumerate": "parallel"}
+                )
                 total = total + Vindex(room.table)[c]
             if spec.scale == "likelihood":
                 stack.enter_context(poutine.scale(scale=0.5))
@@ -566,7 +638,11 @@ class _Made:
                 stack.enter_context(poutine.mask(mask=self.mask))
             self.observe("x", total, x, spec.mask == "dist")
             if spec.second:
-                pyro.sample("y", self.closed(dist.Normal(total[..., 0], 0.7), total.dim() - 1), obs=room.X[..., 0])
+                pyro.sample(
+                    "y",
+                    self.closed(dist.Normal(total[..., 0], 0.7), total.dim() - 1),
+                    obs=room.X[..., 0],
+                )
 
     def closed(self, fn: Any, dims: int) -> Any:
         """Without a plate, all data are one event."""
@@ -604,7 +680,11 @@ class _Made:
         return {f"z{i}_noise": values[f"z{i}"].log() for i in own}
 
 
-AUTOS = {"AutoNormal": AutoNormal, "AutoDiagonalNormal": AutoDiagonalNormal, "AutoMultivariateNormal": AutoMultivariateNormal}
+AUTOS = {
+    "AutoNormal": AutoNormal,
+    "AutoDiagonalNormal": AutoDiagonalNormal,
+    "AutoMultivariateNormal": AutoMultivariateNormal,
+}
 
 
 def build(spec: Spec) -> Built:

@@ -1,4 +1,6 @@
-"""Pairs as users of Pyro write them, one for each fault that was found in such: what they are made of, and the right value."""
+"""Pairs as users of Pyro write them, one for each fault that was found in such: what they are made
+of, and the right value.
+"""
 
 import pyro
 import pyro.distributions as dist
@@ -37,7 +39,10 @@ def flow(*transforms, num_data=NUM_DATA):
     def guide(x):
         base = dist.Normal(torch.zeros(len(x), WIDTH), 1.0).to_event(1)
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.TransformedDistribution(base, list(transforms) or [OneWay(x / 2, 0.5**0.5)]))
+            pyro.sample(
+                "z",
+                dist.TransformedDistribution(base, list(transforms) or [OneWay(x / 2, 0.5**0.5)]),
+            )
 
     torch.manual_seed(0)
     return vilvm.Pair(model, guide), torch.randn(num_data, WIDTH)
@@ -51,7 +56,10 @@ def exact(x):
 def test_flows_without_an_inverse_are_weighed(num_samples):
     lvm, x = flow()
     torch.testing.assert_close(
-        vilvm.log_weights(lvm, x, num_samples).log_weight, exact(x).double().expand(num_samples, NUM_DATA), rtol=1e-5, atol=1e-5
+        vilvm.log_weights(lvm, x, num_samples).log_weight,
+        exact(x).double().expand(num_samples, NUM_DATA),
+        rtol=1e-5,
+        atol=1e-5,
     )
     z = vilvm.posterior(lvm, x, num_samples)["z"]
     assert z.shape == (num_samples, NUM_DATA, WIDTH)
@@ -61,10 +69,14 @@ def test_flows_without_an_inverse_are_weighed(num_samples):
 def test_flows_without_an_inverse_are_evaluated_in_parts():
     lvm, x = flow(num_data=60)
     found = vilvm.evaluate(lvm, x, num_samples=3)
-    torch.testing.assert_close(found.bounds["elbo"].values, exact(x).double(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        found.bounds["elbo"].values, exact(x).double(), rtol=1e-5, atol=1e-5
+    )
 
 
-@pytest.mark.parametrize("made", [lambda: [Planar(WIDTH), Planar(WIDTH)], lambda: [BlockAutoregressive(WIDTH)]])
+@pytest.mark.parametrize(
+    "made", [lambda: [Planar(WIDTH), Planar(WIDTH)], lambda: [BlockAutoregressive(WIDTH)]]
+)
 def test_pyros_flows_without_an_inverse_have_pyros_elbo(made):
     lvm, x = flow(*made())
     elbo = vilvm.evaluate(lvm, x, num_samples=100).bounds["elbo"]
@@ -126,7 +138,9 @@ def test_rows_of_square_data_are_their_first_axis():
     covariance = torch.eye(4) + 1.0
     evidence = dist.MultivariateNormal(torch.zeros(4), covariance).log_prob(x).sum()
     weights = vilvm.log_weights(lvm, x, 5)
-    torch.testing.assert_close(weights.log_weight, evidence.double().expand(5), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        weights.log_weight, evidence.double().expand(5), rtol=1e-5, atol=1e-4
+    )
     assert vilvm.weights.find_layout(lvm, x).data_plate == "users"
 
 

@@ -1,7 +1,9 @@
-"""Pairs written as people write them, for one sample: each number that vilvm gives must be that of the pair run once, or be refused.
+"""Pairs written as people write them, for one sample: each number that vilvm gives must be that of
+the pair run once, or be refused.
 
-In most of them the guide is the exact posterior, so that the log-weight of every single sample is log p(x), known in closed form or by
-enumeration; the others are compared sample by sample with plain Pyro.
+In most of them the guide is the exact posterior, so that the log-weight of every single sample is
+log p(x), known in closed form or by enumeration; the others are compared sample by sample with
+plain Pyro.
 """
 
 import math
@@ -12,14 +14,30 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoGuideList, AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoGuideList,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
 from pyro.ops.indexing import Vindex
 from torch import nn
 
 import vilvm
-from tests.pairs.oracle import Exact, discrete, gaussian, pair, plain_log_weight, pyro_elbos, replayed, shared_gaussian
+from tests.pairs.oracle import (
+    Exact,
+    discrete,
+    gaussian,
+    pair,
+    plain_log_weight,
+    pyro_elbos,
+    replayed,
+    shared_gaussian,
+)
 
-pytestmark = pytest.mark.filterwarnings("ignore:Found plate statements in guide but not model")  # Pyro's own
+# Pyro's own
+pytestmark = pytest.mark.filterwarnings("ignore:Found plate statements in guide but not model")
 
 STILL = partial(torch.optim.SGD, lr=0.0)
 
@@ -30,7 +48,9 @@ def check_log_weights(case, sizes=(5, 100)):
         found = vilvm.log_weights(case.lvm, case.batch, count).log_weight.detach()
         expected = case.evidence.double().expand(count, *case.evidence.shape)
         assert found.shape == expected.shape, f"{count} samples"
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4, msg=lambda m, c=count: f"{c} samples: {m}")
+        torch.testing.assert_close(
+            found, expected, rtol=1e-5, atol=1e-4, msg=lambda m, c=count: f"{c} samples: {m}"
+        )
 
 
 def check_evaluate(case, sizes=(5, 100)):
@@ -40,17 +60,27 @@ def check_evaluate(case, sizes=(5, 100)):
         expected = case.evidence.double().reshape(-1)
         for name in ("elbo", "iwae"):
             got = found.bounds[name].values
-            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-4, msg=lambda m, c=count: f"{c} samples: {m}")
-        torch.testing.assert_close(-(found.rate.values + found.distortion.values), expected, rtol=1e-5, atol=1e-4)
+            torch.testing.assert_close(
+                got, expected, rtol=1e-5, atol=1e-4, msg=lambda m, c=count: f"{c} samples: {m}"
+            )
+        torch.testing.assert_close(
+            -(found.rate.values + found.distortion.values), expected, rtol=1e-5, atol=1e-4
+        )
 
 
 def check_fit(case, **settings):
-    """The history's ELBO is log p(x) per datum (of all data, if they share a latent), and so is −(rate + distortion)."""
+    """The history's ELBO is log p(x) per datum (of all data, if they share a latent), and so is
+    −(rate + distortion).
+    """
     expected = case.evidence.double().mean().item()
-    history = vilvm.fit(case.lvm, case.batch, steps=3, optimizer=STILL, validation=case.batch, **settings).history
+    history = vilvm.fit(
+        case.lvm, case.batch, steps=3, optimizer=STILL, validation=case.batch, **settings
+    ).history
     assert history["elbo"] == pytest.approx(expected, rel=1e-5, abs=1e-4)
     assert history["validation_elbo"] == pytest.approx(expected, rel=1e-5, abs=1e-4)
-    assert -(history["rate"] + history["distortion"]) == pytest.approx(expected, rel=1e-5, abs=1e-4)
+    assert -(history["rate"] + history["distortion"]) == pytest.approx(
+        expected, rel=1e-5, abs=1e-4
+    )
 
 
 def check_all(case):
@@ -65,7 +95,8 @@ def few(names, *kept):
     return [n if n in kept else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
-# Functions of one sample --------------------------------------------------------------------------------------------------
+# Functions of one sample
+# --------------------------------------------------------------------------------------------------
 
 D, K, N = 3, 4, 7
 
@@ -92,7 +123,12 @@ def fixed(*shape, seed=1):
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-Y, W, FEATURES, CHOLESKY = fixed(N, 2), fixed(3, 5), fixed(N, D, seed=3), (fixed(N, N, seed=4) / 3).tril() + torch.eye(N).double()
+Y, W, FEATURES, CHOLESKY = (
+    fixed(N, 2),
+    fixed(3, 5),
+    fixed(N, D, seed=3),
+    (fixed(N, N, seed=4) / 3).tril() + torch.eye(N).double(),
+)
 ASSIGNED = torch.tensor([0, 1, 2, 3, 3, 0, 1])
 
 LOCAL = {
@@ -102,13 +138,25 @@ LOCAL = {
     "z[range, index]": (lambda z: z[torch.arange(N), ASSIGNED % 3], (D,), ()),
     "torch.cat([z, y], -1)": (lambda z: torch.cat([z, Y], -1) @ W.T, (D,), (3,)),
     "torch.cat([z, y], 1)": (lambda z: torch.cat([z, Y], 1) @ W.T, (D,), (3,)),
-    "torch.cat([y, z[:, None]], -1)": (lambda z: torch.cat([Y, z[:, None]], -1) @ W[:, :3].T, (), (3,)),
+    "torch.cat([y, z[:, None]], -1)": (
+        lambda z: torch.cat([Y, z[:, None]], -1) @ W[:, :3].T,
+        (),
+        (3,),
+    ),
     "torch.hstack": (lambda z: torch.hstack([z, Y]) @ W.T, (D,), (3,)),
-    "torch.stack([z, y], 1)": (lambda z: torch.stack([z, Y[:, 0], 2 * z], 1) @ W[:, :3].T, (), (3,)),
+    "torch.stack([z, y], 1)": (
+        lambda z: torch.stack([z, Y[:, 0], 2 * z], 1) @ W[:, :3].T,
+        (),
+        (3,),
+    ),
     "z.view(len(x), -1)": (lambda z: z.view(N, -1) @ fixed(4, 3), (2, 2), (3,)),
     "z.reshape(-1, D)": (lambda z: z.reshape(-1, D) @ W[:, :3].T, (D,), (3,)),
     "z.flatten(1)": (lambda z: z.flatten(1) @ fixed(4, 3), (2, 2), (3,)),
-    "z.view(z.shape[0], 1, D)": (lambda z: z.view(z.shape[0], 1, D).expand(-1, 2, -1).sum(2), (D,), (2,)),
+    "z.view(z.shape[0], 1, D)": (
+        lambda z: z.view(z.shape[0], 1, D).expand(-1, 2, -1).sum(2),
+        (D,),
+        (2,),
+    ),
     "z.sum(1)": (lambda z: z.sum(1), (D,), ()),
     "z.mean(dim=1)": (lambda z: z.mean(dim=1), (D,), ()),
     "z.cumsum(1)": (lambda z: z.cumsum(1), (D,), (D,)),
@@ -184,7 +232,16 @@ def test_linear_functions_of_a_datums_latent(name):
 
 @pytest.mark.parametrize(
     "name",
-    few(SHARED, "locs[assignment]", "f = L @ eps", "f = eps @ L.T", "z.sum(0)", "z.mean()", "X @ z.T", "z.repeat_interleave"),
+    few(
+        SHARED,
+        "locs[assignment]",
+        "f = L @ eps",
+        "f = eps @ L.T",
+        "z.sum(0)",
+        "z.mean()",
+        "X @ z.T",
+        "z.repeat_interleave",
+    ),
 )
 def test_linear_functions_of_a_shared_latent(name):
     decode, shape, out = SHARED[name]
@@ -192,12 +249,15 @@ def test_linear_functions_of_a_shared_latent(name):
 
 
 def test_mini_batches_of_a_function_of_one_sample():
-    case = gaussian(lambda z: torch.cat([z, z.flip(1)], -1) @ fixed(2 * D, 2), (D,), (2,), num_data=12)
+    case = gaussian(
+        lambda z: torch.cat([z, z.flip(1)], -1) @ fixed(2 * D, 2), (D,), (2,), num_data=12
+    )
     assert case.evidence.shape == (12,)
     check_fit(case)
 
 
-# Functions of codes: nonlinear, exact by enumeration ----------------------------------------------------------------------
+# Functions of codes: nonlinear, exact by enumeration
+# ----------------------------------------------------------------------
 
 
 class Recurrent(nn.Module):
@@ -228,7 +288,9 @@ def one_by_one(z):
 
 def normed(features, training=False):
     torch.manual_seed(2)
-    net = nn.Sequential(nn.Linear(4, features), nn.BatchNorm1d(features), nn.Softplus(), nn.Linear(features, 4)).double()
+    net = nn.Sequential(
+        nn.Linear(4, features), nn.BatchNorm1d(features), nn.Softplus(), nn.Linear(features, 4)
+    ).double()
     net[1].running_mean.normal_()
     net[1].running_var.uniform_(0.5, 2.0)
     return net.train(training)
@@ -257,14 +319,38 @@ CODES = {
     "reads each row's value": one_by_one,
     "flip(1)": lambda z: z.flip(1) ** 2,
     "roll": lambda z: z.roll(1, 1) * z,
-    "cosine": lambda z: nn.functional.cosine_similarity(z, FIXED_ROWS[: len(z)] + 1, dim=1)[:, None].expand(-1, 4),
+    "cosine": lambda z: nn.functional.cosine_similarity(z, FIXED_ROWS[: len(z)] + 1, dim=1)[
+        :, None
+    ].expand(-1, 4),
     "torch.where": lambda z: torch.where(z[:, :1] > 0, z, -z),
     "GroupNorm": network(nn.Linear(4, 6), nn.GroupNorm(2, 6), nn.Linear(6, 4)),
-    "Conv1d": network(nn.Unflatten(1, (1, 4)), nn.Conv1d(1, 2, 3, padding=1), nn.Tanh(), nn.Flatten(1), nn.Linear(8, 4)),
-    "Conv2d": network(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 3, 2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(27, 4)),
-    "ConvTranspose2d": network(nn.Unflatten(1, (4, 1, 1)), nn.ConvTranspose2d(4, 1, 2), nn.Flatten()),
-    "BatchNorm2d": network(nn.Unflatten(1, (1, 2, 2)), nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 4)),
-    "InstanceNorm1d": network(nn.Unflatten(1, (2, 2)), nn.InstanceNorm1d(2), nn.Flatten(), nn.Linear(4, 4)),
+    "Conv1d": network(
+        nn.Unflatten(1, (1, 4)),
+        nn.Conv1d(1, 2, 3, padding=1),
+        nn.Tanh(),
+        nn.Flatten(1),
+        nn.Linear(8, 4),
+    ),
+    "Conv2d": network(
+        nn.Unflatten(1, (1, 2, 2)),
+        nn.Conv2d(1, 3, 2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(27, 4),
+    ),
+    "ConvTranspose2d": network(
+        nn.Unflatten(1, (4, 1, 1)), nn.ConvTranspose2d(4, 1, 2), nn.Flatten()
+    ),
+    "BatchNorm2d": network(
+        nn.Unflatten(1, (1, 2, 2)),
+        nn.Conv2d(1, 2, 1),
+        nn.BatchNorm2d(2),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    ),
+    "InstanceNorm1d": network(
+        nn.Unflatten(1, (2, 2)), nn.InstanceNorm1d(2), nn.Flatten(), nn.Linear(4, 4)
+    ),
     "Bilinear": lambda z: z[:, :2].unsqueeze(2).mul(z[:, 2:].unsqueeze(1)).flatten(1),
 }
 
@@ -279,7 +365,13 @@ def codes(name, num_data=N):
     return discrete(CODES[name], num_data=num_data)
 
 
-BATCH_NORMS = ["BatchNorm1d 50 50", "BatchNorm1d 30 50", "BatchNorm1d 50 60", "BatchNorm1d 7 7", "BatchNorm1d 5 9"]
+BATCH_NORMS = [
+    "BatchNorm1d 50 50",
+    "BatchNorm1d 30 50",
+    "BatchNorm1d 50 60",
+    "BatchNorm1d 7 7",
+    "BatchNorm1d 5 9",
+]
 
 
 @pytest.mark.parametrize(
@@ -303,24 +395,33 @@ def test_functions_of_a_datums_code(name):
 
 @pytest.mark.parametrize(
     "name",
-    few(["softmax(dim=1)", "F.normalize", "z - z.mean(1, keepdim=True)", "GroupNorm", "z.max(1)"], "softmax(dim=1)", "F.normalize"),
+    few(
+        ["softmax(dim=1)", "F.normalize", "z - z.mean(1, keepdim=True)", "GroupNorm", "z.max(1)"],
+        "softmax(dim=1)",
+        "F.normalize",
+    ),
 )
 def test_functions_of_vectors_in_a_plate_of_topics(name):
     check_all(discrete(CODES[name], num_data=20, rows=3))
 
 
-# Two plates -----------------------------------------------------------------------------------------------------------------
+# Two plates
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def repeats(reshape, outer=-2):
-    """z of a datum, seen several times: plates "data" and "repeats", their order given by the data plate's dimension."""
+    """z of a datum, seen several times: plates "data" and "repeats", their order given by the data
+    plate's dimension.
+    """
     num_data, count, width = 6, 4, 3
     x = fixed(num_data, count, width)
     x = x if outer == -2 else x.transpose(0, 1).contiguous()
     mean = x.sum(-2 if outer == -2 else 0) / (count + 1.0)  # (num_data, width)
     covariance = torch.eye(count).double() + 1.0
     series = x.movedim(-2, -1) if outer == -2 else x.permute(1, 2, 0)  # (num_data, width, count)
-    evidence = dist.MultivariateNormal(torch.zeros(count).double(), covariance).log_prob(series).sum(-1)
+    evidence = (
+        dist.MultivariateNormal(torch.zeros(count).double(), covariance).log_prob(series).sum(-1)
+    )
 
     def model(x, still):
         with pyro.plate("data", num_data, dim=outer):
@@ -365,18 +466,26 @@ def test_matrix_latents_are_multiplied():
             theta = pyro.sample("theta", dist.Normal(torch.zeros(topics), 1.0).to_event(1))
             pyro.sample("x", dist.Normal(theta @ beta, 0.5).to_event(1), obs=x)
 
-    check_replayed(vilvm.Pair(model, AutoNormal(model, init_scale=0.3)), x, (num_data, topics, words))
+    check_replayed(
+        vilvm.Pair(model, AutoNormal(model, init_scale=0.3)), x, (num_data, topics, words)
+    )
 
 
 def check_replayed(lvm, batch, sizes=(), auxiliary=None, scale=1.0):
-    """Samples weigh what plain Pyro gives at their latents, the first and the last of many too; the ELBO is the mean of Pyro's."""
+    """Samples weigh what plain Pyro gives at their latents, the first and the last of many too;
+    the ELBO is the mean of Pyro's.
+    """
     for count in sorted({5, 100, *sizes}):
         some = torch.linspace(0, count - 1, min(count, 8)).long()
         weights = vilvm.log_weights(lvm, batch, count)
         found = weights.log_weight.detach()[some]
         found = found if found.dim() == 1 else found.sum(-1)
-        expected = replayed(lvm, batch, {n: v.detach()[some] for n, v in weights.latents.items()}, auxiliary)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4, msg=lambda m, c=count: f"{c} samples: {m}")
+        expected = replayed(
+            lvm, batch, {n: v.detach()[some] for n, v in weights.latents.items()}, auxiliary
+        )
+        torch.testing.assert_close(
+            found, expected, rtol=1e-5, atol=1e-4, msg=lambda m, c=count: f"{c} samples: {m}"
+        )
     result = vilvm.evaluate(lvm, batch, num_samples=200)
     elbo = result.bounds["elbo"]
     mean, se = pyro_elbos(lvm, batch, 60, scale)
@@ -410,7 +519,9 @@ def mixture(pick, num_data=8, components=3):
         lambda locs, a: Vindex(locs)[..., a],
         lambda locs, a: locs[a],
         lambda locs, a: locs.index_select(0, a),
-        pytest.param(lambda locs, a: nn.functional.one_hot(a, 3).to(locs) @ locs, marks=pytest.mark.slow),
+        pytest.param(
+            lambda locs, a: nn.functional.one_hot(a, 3).to(locs) @ locs, marks=pytest.mark.slow
+        ),
         pytest.param(lambda locs, a: torch.gather(locs, 0, a), marks=pytest.mark.slow),
         pytest.param(lambda locs, a: torch.stack([locs[k] for k in a]), marks=pytest.mark.slow),
     ],
@@ -467,7 +578,9 @@ def test_the_number_of_terms_is_a_latent():
 
 
 def test_statistics_of_a_batch_while_training():
-    """Batch normalisation by a function, in whatever mode: each sample normalises by its own statistics."""
+    """Batch normalisation by a function, in whatever mode: each sample normalises by its own
+    statistics.
+    """
     linear, x = normed(6)[0], fixed(6, 4)
 
     def net(z):
@@ -486,12 +599,16 @@ def test_statistics_of_a_batch_while_training():
     for count in (5, 6, 20):
         weights = vilvm.log_weights(lvm, x, count)
         expected = replayed(lvm, x, weights.latents)
-        torch.testing.assert_close(weights.log_weight.detach().sum(-1), expected, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(
+            weights.log_weight.detach().sum(-1), expected, rtol=1e-5, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("features", [30, 50])
 def test_batch_normalisation_counts_steps_only(features):
-    """Training goes on, and running statistics move once a step: no record, layout or evaluation moves them."""
+    """Training goes on, and running statistics move once a step: no record, layout or evaluation
+    moves them.
+    """
 
     class Coder(nn.Module):
         def __init__(self):
@@ -517,7 +634,8 @@ def test_batch_normalisation_counts_steps_only(features):
     assert abs(found.values.sum().item() - mean) < 5 * math.hypot(se, found.mc_se * len(x))
 
 
-# 3. Degenerate guides beside proper ones --------------------------------------------------------------------------------------
+# 3. Degenerate guides beside proper ones
+# --------------------------------------------------------------------------------------
 
 
 def two_globals(x):
@@ -567,7 +685,13 @@ def delta_that_reads_no_auxiliary(x):
         lambda: delta_beside_an_auxiliary,
         lambda: delta_that_reads_no_auxiliary,
     ],
-    ids=["AutoGuideList", "AutoGuideList, diagonal", "no auxiliary", "auxiliary beside", "auxiliary not read"],
+    ids=[
+        "AutoGuideList",
+        "AutoGuideList, diagonal",
+        "no auxiliary",
+        "auxiliary beside",
+        "auxiliary not read",
+    ],
 )
 def test_a_degenerate_latent_beside_a_proper_one_has_no_bound(guide):
     lvm, x = vilvm.Pair(two_globals, guide()), fixed(10)
@@ -584,24 +708,33 @@ def test_a_delta_that_hands_on_an_auxiliary_draw_is_proper():
     check_replayed(vilvm.Pair(two_globals, AutoMultivariateNormal(two_globals)), x, (10, 2))
 
 
-# 4. Masked latents ---------------------------------------------------------------------------------------------------------
+# 4. Masked latents
+# ---------------------------------------------------------------------------------------------------------
 
 SEEN = torch.tensor([True, False, True, True, False, True])
 
 
 def partly_seen(masked=False, width=None):
-    """z ~ N(0, 1), x ~ N(z, 1) seen in part; the guide is the posterior, and draws what is not seen given z."""
+    """z ~ N(0, 1), x ~ N(z, 1) seen in part; the guide is the posterior, and draws what is not
+    seen given z.
+    """
     x = fixed(*(6,) if width is None else (6, width))
     events = 0 if width is None else 1
     counts = 1 if width is None else width
     total = x if width is None else x.sum(-1)
-    evidence = dist.MultivariateNormal(torch.zeros(counts).double(), torch.eye(counts).double() + 1).log_prob(x.reshape(6, -1))
+    evidence = dist.MultivariateNormal(
+        torch.zeros(counts).double(), torch.eye(counts).double() + 1
+    ).log_prob(x.reshape(6, -1))
     evidence = torch.where(SEEN, evidence, 0.0)
     loc = torch.where(SEEN, total / (counts + 1), 0.0)
     scale = torch.where(SEEN, torch.tensor((counts + 1.0) ** -0.5), torch.tensor(1.0))
 
     def noise(z):
-        return dist.Normal(z, 1.0) if width is None else dist.Normal(z.unsqueeze(-1).expand(*z.shape, width), 1.0).to_event(1)
+        return (
+            dist.Normal(z, 1.0)
+            if width is None
+            else dist.Normal(z.unsqueeze(-1).expand(*z.shape, width), 1.0).to_event(1)
+        )
 
     def model(x, still):
         with pyro.plate("data", len(x)):
@@ -619,11 +752,15 @@ def partly_seen(masked=False, width=None):
 
 
 def sequence(mask_model, mask_guide, by):
-    """A random walk of which a datum has so many steps; the latents of the steps after its end are masked."""
+    """A random walk of which a datum has so many steps; the latents of the steps after its end are
+    masked.
+    """
     lengths, steps = torch.tensor([3, 1, 2, 3, 1]), 3
     num_data = len(lengths)
     x = fixed(num_data, steps)
-    evidence = torch.stack([dist.Normal(0.0, 2**0.5).log_prob(x[i, : lengths[i]]).sum() for i in range(num_data)])
+    evidence = torch.stack(
+        [dist.Normal(0.0, 2**0.5).log_prob(x[i, : lengths[i]]).sum() for i in range(num_data)]
+    )
 
     def masked(fn, t, on):
         return fn.mask(t < lengths) if on and by == "dist" else fn
@@ -673,10 +810,16 @@ def test_masked_latents_are_marginalised(name):
 
 @pytest.mark.parametrize("name", MASKED)
 def test_records_of_masked_latents(name):
-    """A record's rate and distortion are those of the marginal; the objective's own ELBO is Pyro's business."""
+    """A record's rate and distortion are those of the marginal; the objective's own ELBO is Pyro's
+    business.
+    """
     case = MASKED[name]()
-    history = vilvm.fit(case.lvm, case.batch, steps=2, optimizer=STILL, validation=case.batch).history
-    assert -(history["rate"] + history["distortion"]) == pytest.approx(case.evidence.mean().item(), abs=1e-4)
+    history = vilvm.fit(
+        case.lvm, case.batch, steps=2, optimizer=STILL, validation=case.batch
+    ).history
+    assert -(history["rate"] + history["distortion"]) == pytest.approx(
+        case.evidence.mean().item(), abs=1e-4
+    )
     assert history["validation_elbo"] == pytest.approx(case.evidence.mean().item(), abs=1e-4)
 
 
@@ -698,15 +841,21 @@ def seen_in_part(x):
 
 
 def joint_seen_in_part(x, mu, filled):
-    """log p(mu, x seen, x not seen), shape (S,): entries of `filled` that were seen are no variables."""
+    """log p(mu, x seen, x not seen), shape (S,): entries of `filled` that were seen are no
+    variables.
+    """
     every = torch.where(SEEN, x, filled.double())
-    return dist.Normal(0.0, 1.0).log_prob(mu.double()) + dist.Normal(mu.double()[:, None], 1.0).log_prob(every).sum(-1)
+    return dist.Normal(0.0, 1.0).log_prob(mu.double()) + dist.Normal(
+        mu.double()[:, None], 1.0
+    ).log_prob(every).sum(-1)
 
 
 def evidence_seen_in_part(x):
     seen = x[SEEN]
     covariance = torch.eye(len(seen)).double() + 1.0
-    return dist.MultivariateNormal(torch.zeros(len(seen)).double(), covariance).log_prob(seen).item()
+    return (
+        dist.MultivariateNormal(torch.zeros(len(seen)).double(), covariance).log_prob(seen).item()
+    )
 
 
 def test_obs_mask_under_auto_normal():
@@ -724,20 +873,29 @@ def check_seen_in_part(lvm, x):
         mu, filled = (weights.latents[n].detach() for n in ("mu", "x_unobserved"))
         locs, scales = lvm.guide.locs, lvm.guide.scales
         log_q = dist.Normal(locs.mu, scales.mu).log_prob(mu)
-        log_q = log_q + (dist.Normal(locs.x_unobserved, scales.x_unobserved).log_prob(filled) * ~SEEN).sum(-1)
+        log_q = log_q + (
+            dist.Normal(locs.x_unobserved, scales.x_unobserved).log_prob(filled) * ~SEEN
+        ).sum(-1)
         expected = (joint_seen_in_part(x, mu, filled) - log_q).detach()
         found = weights.log_weight.detach()
-        torch.testing.assert_close(found if found.dim() == 1 else found.sum(-1), expected.double(), rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(
+            found if found.dim() == 1 else found.sum(-1), expected.double(), rtol=1e-5, atol=1e-4
+        )
     result = vilvm.evaluate(lvm, x, num_samples=1000)
     evidence = evidence_seen_in_part(x)
     for bound in result.bounds.values():
-        assert bound.values.sum().item() < evidence + 5 * bound.errors.square().sum().sqrt().item() + 1e-3
+        assert (
+            bound.values.sum().item()
+            < evidence + 5 * bound.errors.square().sum().sqrt().item() + 1e-3
+        )
     assert result.rate.values.sum().item() > -1e-3
 
 
 @pytest.mark.parametrize("auto", [AutoDiagonalNormal, AutoMultivariateNormal])
 def test_obs_mask_under_a_joint_autoguide_leaves_a_bound_or_is_refused(auto):
-    """One vector holds what was seen as well: it is marginalised, or given its conditional for a prior, or refused."""
+    """One vector holds what was seen as well: it is marginalised, or given its conditional for a
+    prior, or refused.
+    """
     x = fixed(6)
     lvm = vilvm.Pair(seen_in_part, auto(seen_in_part, init_scale=0.6))
     try:
@@ -751,7 +909,9 @@ def test_obs_mask_under_a_joint_autoguide_leaves_a_bound_or_is_refused(auto):
     vector = torch.cat([mu[:, None], filled], -1).float()
     loc, covariance = lvm.guide.loc, getattr(q, "covariance_matrix", None)
     covariance = torch.diag(q.variance) if covariance is None else covariance
-    marginal = dist.MultivariateNormal(loc[kept], covariance[kept][:, kept]).log_prob(vector[:, kept])
+    marginal = dist.MultivariateNormal(loc[kept], covariance[kept][:, kept]).log_prob(
+        vector[:, kept]
+    )
     whole = dist.MultivariateNormal(loc, covariance).log_prob(vector)
     conditional = (dist.Normal(mu[:, None], 1.0).log_prob(filled) * SEEN).sum(-1)
     found = weights.log_weight.detach()
@@ -761,7 +921,8 @@ def test_obs_mask_under_a_joint_autoguide_leaves_a_bound_or_is_refused(auto):
     assert any(torch.allclose(found, r.double(), rtol=1e-5, atol=1e-4) for r in right)
 
 
-# 5. Factors in the guide -----------------------------------------------------------------------------------------------------
+# 5. Factors in the guide
+# -----------------------------------------------------------------------------------------------------
 
 
 def flow(kind):
@@ -777,7 +938,9 @@ def flow(kind):
 
     def guide(x):
         with pyro.plate("data", len(x)):
-            e = pyro.sample("e", dist.Normal(torch.zeros(len(x)).double(), 1.0), infer={"is_auxiliary": True})
+            e = pyro.sample(
+                "e", dist.Normal(torch.zeros(len(x)).double(), 1.0), infer={"is_auxiliary": True}
+            )
             z = loc + scale * e
             if kind == "in log_density":
                 pyro.sample("z", dist.Delta(z, log_density=jacobian))
@@ -799,7 +962,15 @@ def flow(kind):
 
 
 @pytest.mark.parametrize(
-    "kind", ["in the plate", "in log_density", "has_rsample=False", "of size one", "two factors", "of the draw"]
+    "kind",
+    [
+        "in the plate",
+        "in log_density",
+        "has_rsample=False",
+        "of size one",
+        "two factors",
+        "of the draw",
+    ],
 )
 def test_factors_of_the_guide_count(kind):
     check_all(flow(kind))
@@ -816,7 +987,9 @@ def test_a_factor_of_the_guide_outside_the_plate_counts():
 
     def guide(x):
         with pyro.plate("data", len(x)):
-            e = pyro.sample("e", dist.Normal(torch.zeros(len(x)).double(), 1.0), infer={"is_auxiliary": True})
+            e = pyro.sample(
+                "e", dist.Normal(torch.zeros(len(x)).double(), 1.0), infer={"is_auxiliary": True}
+            )
             pyro.sample("z", dist.Delta(x / 2 + scale * e))
         pyro.factor("jacobian", torch.tensor(-6 * math.log(scale)), has_rsample=True)
 
@@ -829,12 +1002,15 @@ def test_a_factor_of_the_guide_outside_the_plate_counts():
         assert bound.values.sum().item() == pytest.approx(evidence, abs=1e-4)
 
 
-# 6. Auxiliary variables whose latent is no Delta -----------------------------------------------------------------------------
+# 6. Auxiliary variables whose latent is no Delta
+# -----------------------------------------------------------------------------
 
 
 def discrete_auxiliary(x):
     with pyro.plate("data", len(x)):
-        k = pyro.sample("k", dist.Categorical(torch.tensor([0.3, 0.7])), infer={"is_auxiliary": True})
+        k = pyro.sample(
+            "k", dist.Categorical(torch.tensor([0.3, 0.7])), infer={"is_auxiliary": True}
+        )
         pyro.sample("z", dist.Normal(x / 2 + torch.tensor([-0.5, 0.5])[k], 0.6))
 
 
@@ -895,25 +1071,41 @@ def test_auxiliary_variables_leave_a_bound_or_are_refused(guide):
         result = vilvm.evaluate(vilvm.Pair(model, guide), x, num_samples=2000)
         elbo = result.bounds["elbo"]
     except (vilvm.ContractError, KeyError) as error:
-        assert "'e'" in str(error) or "'k'" in str(error) or "'f'" in str(error) or "'z'" in str(error)  # noqa: PT017
+        assert (
+            "'e'" in str(error)
+            or "'k'" in str(error)
+            or "'f'" in str(error)
+            or "'z'" in str(error)
+        )  # noqa: PT017
         return
     assert ((elbo.values - evidence) < 5 * elbo.errors + 1e-4).all()
-    assert ((result.bounds["iwae"].values - evidence) < 5 * result.bounds["iwae"].errors + 1e-4).all()
+    assert (
+        (result.bounds["iwae"].values - evidence) < 5 * result.bounds["iwae"].errors + 1e-4
+    ).all()
     assert (result.rate.values > -5 * result.rate.errors).all()
 
 
-# 7. Data that do not lie along the batch's first axis --------------------------------------------------------------------------
+# 7. Data that do not lie along the batch's first axis
+# --------------------------------------------------------------------------
 
 
 def time_major(steps, series, first=True, pack=None):
-    """Series side by side, time along the first axis (or the last, `first` false); each has one latent."""
+    """Series side by side, time along the first axis (or the last, `first` false); each has one
+    latent.
+    """
     x = fixed(steps, series)
     covariance = torch.eye(steps).double() + 1.0
     evidence = dist.MultivariateNormal(torch.zeros(steps).double(), covariance).log_prob(x.T)
     batch = (x if first else x.T.contiguous()) if pack is None else pack(x)
 
     def of(batch):
-        x = batch if pack is None else next(iter(batch.values())) if isinstance(batch, dict) else batch[0]
+        x = (
+            batch
+            if pack is None
+            else next(iter(batch.values()))
+            if isinstance(batch, dict)
+            else batch[0]
+        )
         return x if first else x.T
 
     def model(batch, still):
@@ -943,7 +1135,13 @@ TIME_MAJOR = {
 }
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n.startswith("in a dict") else n for n in TIME_MAJOR])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(n, marks=pytest.mark.slow) if n.startswith("in a dict") else n
+        for n in TIME_MAJOR
+    ],
+)
 def test_time_major_data(name):
     case = TIME_MAJOR[name]()
     total = case.evidence.sum().item()
@@ -969,7 +1167,8 @@ def test_training_on_shuffled_time_steps_is_refused(name):
     assert any(history["elbo"] == pytest.approx(e, rel=1e-5) for e in exact)
 
 
-# 11. Plates without a size -------------------------------------------------------------------------------------------------------
+# 11. Plates without a size
+# -------------------------------------------------------------------------------------------------------
 
 
 def unsized(kind):
@@ -984,11 +1183,17 @@ def unsized(kind):
     def model(x, still):
         if kind == "vectors":
             with plate("model"):
-                z = pyro.sample("z", dist.Normal(torch.zeros(num_data, 2).double() + still, 1.0).to_event(1))
-                pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x.unsqueeze(-1).expand(-1, 2))
+                z = pyro.sample(
+                    "z", dist.Normal(torch.zeros(num_data, 2).double() + still, 1.0).to_event(1)
+                )
+                pyro.sample(
+                    "x", dist.Normal(z, 1.0).to_event(1), obs=x.unsqueeze(-1).expand(-1, 2)
+                )
         elif kind == "two observations":
             with plate("model"):
-                z = pyro.sample("z", dist.Normal(torch.zeros(num_data, 2).double() + still, 1.0).to_event(1))
+                z = pyro.sample(
+                    "z", dist.Normal(torch.zeros(num_data, 2).double() + still, 1.0).to_event(1)
+                )
                 pyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
                 pyro.sample("y", dist.Normal(z[..., 1], 1.0), obs=x)
         else:
@@ -999,7 +1204,9 @@ def unsized(kind):
     def guide(x):
         with plate("guide"):
             if kind in ("vectors", "two observations"):
-                pyro.sample("z", dist.Normal((x / 2).unsqueeze(-1).expand(-1, 2), 0.5**0.5).to_event(1))
+                pyro.sample(
+                    "z", dist.Normal((x / 2).unsqueeze(-1).expand(-1, 2), 0.5**0.5).to_event(1)
+                )
             else:
                 pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
 
@@ -1007,7 +1214,9 @@ def unsized(kind):
     return Exact(pair(model, guide), x, evidence, (num_data,))
 
 
-@pytest.mark.parametrize("kind", ["both", "model only", "guide only", "vectors", "two observations"])
+@pytest.mark.parametrize(
+    "kind", ["both", "model only", "guide only", "vectors", "two observations"]
+)
 def test_plates_without_a_size(kind):
     check_all(unsized(kind))
 
@@ -1022,14 +1231,19 @@ def test_training_under_a_plate_without_a_size_goes_up_the_bound():
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     def guide(x):
-        slope, scale = pyro.param("slope", torch.tensor(0.0)), pyro.param("scale", torch.tensor(1.0), dist.constraints.positive)
+        slope, scale = (
+            pyro.param("slope", torch.tensor(0.0)),
+            pyro.param("scale", torch.tensor(1.0), dist.constraints.positive),
+        )
         with pyro.plate("data"):
             pyro.sample("z", dist.Normal(slope * x, scale))
 
     lvm = vilvm.Pair(model, guide)
     result = vilvm.fit(lvm, x, steps=150, optimizer=partial(torch.optim.Adam, lr=0.05))
     evidence = dist.Normal(0.0, 2**0.5).log_prob(x).mean().item()
-    assert vilvm.evaluate(lvm, x, num_samples=500).bounds["elbo"].mean == pytest.approx(evidence, abs=0.03)
+    assert vilvm.evaluate(lvm, x, num_samples=500).bounds["elbo"].mean == pytest.approx(
+        evidence, abs=0.03
+    )
     assert result.history["elbo"][-1] == pytest.approx(evidence, abs=0.15)
 
 
@@ -1046,13 +1260,16 @@ def test_mini_batches_under_a_plate_without_a_size():
         with pyro.plate("data"):
             pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
 
-    history = vilvm.fit(pair(model, guide), x, epochs=3, batch_size=5, optimizer=STILL, validation=x).history
+    history = vilvm.fit(
+        pair(model, guide), x, epochs=3, batch_size=5, optimizer=STILL, validation=x
+    ).history
     evidence = dist.Normal(0.0, 2**0.5).log_prob(x).mean().item()
     assert history["validation_elbo"] == pytest.approx(evidence, abs=1e-4)
     assert history["elbo"] == pytest.approx(evidence, abs=1e-4)
 
 
-# Sequential plates, undeclared dimensions, noise of torch's own ---------------------------------------------------------------------
+# Sequential plates, undeclared dimensions, noise of torch's own
+# ---------------------------------------------------------------------
 
 
 def sequential(kind):
@@ -1077,7 +1294,9 @@ def test_sequential_plates(kind):
     total = case.evidence.item()
     for count in (5, 100):
         found = vilvm.log_weights(case.lvm, case.batch, count).log_weight.detach()
-        assert (found if found.dim() == 1 else found.sum(-1)).tolist() == pytest.approx([total] * count, rel=1e-5)
+        assert (found if found.dim() == 1 else found.sum(-1)).tolist() == pytest.approx(
+            [total] * count, rel=1e-5
+        )
         bound = vilvm.evaluate(case.lvm, case.batch, num_samples=count).bounds["elbo"]
         assert bound.values.sum().item() == pytest.approx(total, rel=1e-5)
     history = vilvm.fit(case.lvm, case.batch, steps=2, optimizer=STILL).history
@@ -1085,7 +1304,9 @@ def test_sequential_plates(kind):
 
 
 def undeclared(kind):
-    """The dimension right of the data plate is declared by no plate; Pyro takes it for part of a datum."""
+    """The dimension right of the data plate is declared by no plate; Pyro takes it for part of a
+    datum.
+    """
     num_data, width = 6, 3
     x = fixed(num_data, width)
     evidence = dist.Normal(0.0, 2**0.5).log_prob(x).sum(-1)
@@ -1133,17 +1354,26 @@ def test_noise_drawn_by_torch_is_new_for_every_sample(where):
 
     spread = scale**2 + (tau**2 if where != "model" else 0.0)
     residual = x.square() / 4 + spread + (tau**2 if where != "guide" else 0.0)
-    expected = -math.log(2 * math.pi) - (x.square() / 4 + spread) / 2 - residual / 2 + dist.Normal(0.0, scale).entropy()
+    expected = (
+        -math.log(2 * math.pi)
+        - (x.square() / 4 + spread) / 2
+        - residual / 2
+        + dist.Normal(0.0, scale).entropy()
+    )
     lvm = vilvm.Pair(model, guide)
     result = vilvm.evaluate(lvm, x, num_samples=1000).bounds["elbo"]
     assert ((result.values - expected).abs() < 5 * result.errors).all()
     for count in (5, 6):
-        found = torch.cat([vilvm.log_weights(lvm, x, count).log_weight.sum(-1) for _ in range(12)]).detach()
+        found = torch.cat(
+            [vilvm.log_weights(lvm, x, count).log_weight.sum(-1) for _ in range(12)]
+        ).detach()
         assert abs(found.mean() - expected.sum()) < 5 * found.std() / len(found) ** 0.5
 
 
 def test_dropout_that_stays_on_is_mapped_and_drawn_anew(capsys):
-    """z ~ N(x/2, s), x ~ N(dropout(z), 1) by the function, which has no evaluation mode: the ELBO in closed form."""
+    """z ~ N(x/2, s), x ~ N(dropout(z), 1) by the function, which has no evaluation mode: the ELBO
+    in closed form.
+    """
     x, scale, rate = fixed(6), 0.6, 0.3
 
     def model(x):
@@ -1157,7 +1387,9 @@ def test_dropout_that_stays_on_is_mapped_and_drawn_anew(capsys):
 
     square = x.square() / 4 + scale**2
     residual = x.square() - x * x + square / (1 - rate)
-    expected = -math.log(2 * math.pi) - square / 2 - residual / 2 + dist.Normal(0.0, scale).entropy()
+    expected = (
+        -math.log(2 * math.pi) - square / 2 - residual / 2 + dist.Normal(0.0, scale).entropy()
+    )
     result = vilvm.evaluate(vilvm.Pair(model, guide), x, num_samples=2000).bounds["elbo"]
     assert ((result.values - expected).abs() < 5 * result.errors).all()
     printed = capsys.readouterr().out
@@ -1166,7 +1398,9 @@ def test_dropout_that_stays_on_is_mapped_and_drawn_anew(capsys):
 
 
 def test_the_records_of_a_fit_agree_with_its_loss():
-    """13: of a softmax over the words, counted from the left, under a plate of topics, training included."""
+    """13: of a softmax over the words, counted from the left, under a plate of topics, training
+    included.
+    """
     topics, words, num_data = 3, 4, 30
     x = dist.Multinomial(20, torch.tensor([0.1, 0.2, 0.3, 0.4])).sample((num_data,))
     topic = torch.arange(num_data) % topics
@@ -1180,36 +1414,59 @@ def test_the_records_of_a_fit_agree_with_its_loss():
 
     lvm = vilvm.Pair(model, AutoNormal(model, init_scale=0.01))
     history = vilvm.fit(lvm, x, steps=50, optimizer=partial(torch.optim.Adam, lr=0.001)).history
-    # The guide hardly moves in fifty small steps and its noise is small, so that the two agree to some nats of hundreds.
+    # The guide hardly moves in fifty small steps and its noise is small, so that the two agree to
+    # some nats of hundreds.
     assert -(history["rate"] + history["distortion"]) == pytest.approx(history["elbo"], rel=0.05)
     check_replayed(lvm, x, (topics, words, num_data))
 
 
-# The pairs themselves ------------------------------------------------------------------------------------------------------
+# The pairs themselves
+# ------------------------------------------------------------------------------------------------------
 
 EVERY = {
     **{f"local {n}": partial(gaussian, *LOCAL[n], num_data=N) for n in LOCAL},
     **{f"shared {n}": partial(shared_gaussian, *SHARED[n], num_data=N) for n in SHARED},
     **{f"code {n}": partial(codes, n) for n in [*CODES, "GRU", "LSTM", *BATCH_NORMS]},
-    **{f"topics {n}": partial(discrete, CODES[n], num_data=20, rows=3) for n in ("softmax(dim=1)", "GroupNorm", "z.max(1)")},
-    **{f"repeats {i}": partial(repeats, r) for i, r in enumerate([lambda mu: mu.reshape(-1, 1, 3), lambda mu: mu.expand(6, 4, 3)])},
+    **{
+        f"topics {n}": partial(discrete, CODES[n], num_data=20, rows=3)
+        for n in ("softmax(dim=1)", "GroupNorm", "z.max(1)")
+    },
+    **{
+        f"repeats {i}": partial(repeats, r)
+        for i, r in enumerate([lambda mu: mu.reshape(-1, 1, 3), lambda mu: mu.expand(6, 4, 3)])
+    },
     **{f"masked {n}": MASKED[n] for n in MASKED},
-    **{f"flow {k}": partial(flow, k) for k in ("in the plate", "in log_density", "of size one", "two factors", "of the draw")},
+    **{
+        f"flow {k}": partial(flow, k)
+        for k in ("in the plate", "in log_density", "of size one", "two factors", "of the draw")
+    },
     **{f"time {n}": TIME_MAJOR[n] for n in TIME_MAJOR},
-    **{f"unsized {k}": partial(unsized, k) for k in ("both", "model only", "guide only", "vectors", "two observations")},
-    **{f"sequential {k}": partial(sequential, k) for k in ("plates", "plate in the model", "range")},
-    **{f"undeclared {k}": partial(undeclared, k) for k in ("both", "latent only", "declared in the guide")},
+    **{
+        f"unsized {k}": partial(unsized, k)
+        for k in ("both", "model only", "guide only", "vectors", "two observations")
+    },
+    **{
+        f"sequential {k}": partial(sequential, k)
+        for k in ("plates", "plate in the model", "range")
+    },
+    **{
+        f"undeclared {k}": partial(undeclared, k)
+        for k in ("both", "latent only", "declared in the guide")
+    },
 }
 
 
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.filterwarnings("ignore:Found plate statements in guide but not model")
 def test_plain_pyro_gives_the_exact_value(name):
-    """What the tests above ask for is what Pyro itself says, of the pair run once: log p − log q is log p(x) at any draw."""
+    """What the tests above ask for is what Pyro itself says, of the pair run once: log p − log q
+    is log p(x) at any draw.
+    """
     case = EVERY[name]()
     total = case.evidence.sum().item()
     assert plain_log_weight(case.lvm, case.batch) == pytest.approx(total, rel=1e-5, abs=1e-4)
-    if not name.startswith("masked"):  # where Pyro's loss counts the guide's density of what the model masks
+    # where Pyro's loss counts the guide's density of what the model masks
+    if not name.startswith("masked"):
         mean, se = pyro_elbos(case.lvm, case.batch, 3)
         assert mean == pytest.approx(total, rel=1e-5, abs=1e-4)
         assert se < 1e-3

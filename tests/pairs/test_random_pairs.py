@@ -1,4 +1,6 @@
-"""Random pairs: every sample weighs what plain Pyro gives at its latents, and the ELBO is Pyro's, whatever the pair is made of."""
+"""Random pairs: every sample weighs what plain Pyro gives at its latents, and the ELBO is Pyro's,
+whatever the pair is made of.
+"""
 
 import math
 import os
@@ -26,7 +28,9 @@ IMPROPER = "is flat, which is no probability density"
 
 
 class Unscaled(Messenger):
-    """Leaves the factors of plates and of ``poutine.scale`` out of Pyro's losses, as they are left out of log-weights."""
+    """Leaves the factors of plates and of ``poutine.scale`` out of Pyro's losses, as they are left
+    out of log-weights.
+    """
 
     def _pyro_sample(self, msg):
         msg["scale"] = 1.0
@@ -53,7 +57,9 @@ def enumerated(built: Built, latents) -> torch.Tensor:
     for s in range(len(next(iter(latents.values())))):
         prototype = poutine.trace(lvm.guide).get_trace(x)
         values = {n: v[s].reshape(prototype.nodes[n]["value"].shape) for n, v in latents.items()}
-        guide = poutine.trace(poutine.condition(lvm.guide, built.auxiliary(values) | values)).get_trace(x)
+        guide = poutine.trace(
+            poutine.condition(lvm.guide, built.auxiliary(values) | values)
+        ).get_trace(x)
         traces = []
         for k in range(built.categories):
             at = poutine.condition(lvm.model, {**values, "c": torch.full((len(x),), k)})
@@ -61,7 +67,9 @@ def enumerated(built: Built, latents) -> torch.Tensor:
         joint = []
         for trace in traces:
             terms = [
-                scale_and_mask(t["fn"].log_prob(t["value"]), mask=t["mask"]) for n, t in sites(trace).items() if n in ("c", "x")
+                scale_and_mask(t["fn"].log_prob(t["value"]), mask=t["mask"])
+                for n, t in sites(trace).items()
+                if n in ("c", "x")
             ]
             joint.append(sum(t.double() for t in terms))
         rest = log_joint(traces[0]) - joint[0].sum()
@@ -70,7 +78,9 @@ def enumerated(built: Built, latents) -> torch.Tensor:
 
 
 def check(spec: Spec, elbo: bool = True) -> None:
-    """One pair: refused by nobody, weighed rightly at several numbers of samples, and, if asked, its ELBO Pyro's."""
+    """One pair: refused by nobody, weighed rightly at several numbers of samples, and, if asked,
+    its ELBO Pyro's.
+    """
     built = build(spec)
     loss(built)  # what Pyro does not accept is a fault of the generator, not a pair
     torch.manual_seed(spec.seed)
@@ -81,12 +91,16 @@ def check(spec: Spec, elbo: bool = True) -> None:
             weights = vilvm.log_weights(built.lvm, built.batch, count)
             latents = {n: v.detach() for n, v in weights.latents.items()}
             expected = (
-                enumerated(built, latents) if built.categories else replayed(built.lvm, built.batch, latents, built.auxiliary)
+                enumerated(built, latents)
+                if built.categories
+                else replayed(built.lvm, built.batch, latents, built.auxiliary)
             )
             found = weights.log_weight.detach()
             assert found.shape[0] == count
             found = found if found.dim() == 1 else found.sum(-1)
-            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4, msg=lambda m, c=count: f"{c} samples: {m}")
+            torch.testing.assert_close(
+                found, expected, rtol=1e-5, atol=1e-4, msg=lambda m, c=count: f"{c} samples: {m}"
+            )
         if not elbo:
             return
         bounds = vilvm.evaluate(built.lvm, built.batch, num_samples=DRAWS).bounds
@@ -96,7 +110,9 @@ def check(spec: Spec, elbo: bool = True) -> None:
         raise AssertionError(f"refused, though Pyro trains it: {error}") from error
     if (
         IMPROPER in bounds.refusal
-    ):  # a likelihood that depends on what a latent's mask hides: Pyro's loss is no bound on an evidence
+        # a likelihood that depends on what a latent's mask hides: Pyro's loss is no bound on an
+        # evidence
+    ):
         return
     bound = bounds["elbo"]
     losses = -torch.tensor([loss(built) for _ in range(DRAWS)], dtype=torch.float64)
@@ -123,7 +139,8 @@ def test_random_pairs_are_weighed_as_pyro_runs_them(spec):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", range(int(os.environ.get("VILVM_PAIRS_BLOCKS", "8"))))  # of 250 pairs
+# of 250 pairs
+@pytest.mark.parametrize("block", range(int(os.environ.get("VILVM_PAIRS_BLOCKS", "8"))))
 def test_many_random_pairs_are_weighed_as_pyro_runs_them(block):
     @hypothesis.seed(int(os.environ.get("VILVM_PAIRS_SEED", "0")) + block)
     @settings(max_examples=250, **{**COMMON, "derandomize": False})
@@ -137,7 +154,9 @@ def test_many_random_pairs_are_weighed_as_pyro_runs_them(block):
 @settings(max_examples=12, **COMMON)
 @given(specs())
 def test_the_oracle_is_pyros_loss(spec):
-    """The generator's and the oracle's own test: Pyro accepts each pair, and its loss is what the oracle says of the same draw."""
+    """The generator's and the oracle's own test: Pyro accepts each pair, and its loss is what the
+    oracle says of the same draw.
+    """
     check_oracle(spec)
 
 
@@ -159,7 +178,15 @@ def check_oracle(spec: Spec) -> None:
     torch.manual_seed(spec.seed)
     with module_parameters(built.lvm):
         trace = poutine.trace(built.lvm.guide).get_trace(built.batch)
-    latents = {n: t["value"][None] for n, t in sites(trace).items() if not t["infer"].get("is_auxiliary") and not t["is_observed"]}
-    found = enumerated(built, latents) if built.categories else replayed(built.lvm, built.batch, latents, built.auxiliary)
+    latents = {
+        n: t["value"][None]
+        for n, t in sites(trace).items()
+        if not t["infer"].get("is_auxiliary") and not t["is_observed"]
+    }
+    found = (
+        enumerated(built, latents)
+        if built.categories
+        else replayed(built.lvm, built.batch, latents, built.auxiliary)
+    )
     assert math.isfinite(expected)
     assert found.item() == pytest.approx(expected, rel=1e-6, abs=1e-5)

@@ -1,4 +1,6 @@
-"""The models of Pyro's tutorials, written the way their authors write them: they train, are evaluated as Pyro's loss says, and diagnosed."""
+"""The models of Pyro's tutorials, written the way their authors write them: they train, are
+evaluated as Pyro's loss says, and diagnosed.
+"""
 
 import copy
 import math
@@ -14,8 +16,21 @@ import torch
 import torch.nn.functional as F
 from pyro import poutine
 from pyro.distributions.util import broadcast_shape
-from pyro.infer import SVI, Predictive, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO, config_enumerate
-from pyro.infer.autoguide import AutoDelta, AutoDiagonalNormal, AutoLowRankMultivariateNormal, AutoMultivariateNormal, AutoNormal
+from pyro.infer import (
+    SVI,
+    Predictive,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceMeanField_ELBO,
+    config_enumerate,
+)
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
 from pyro.nn import PyroModule, PyroParam, PyroSample
 from torch import nn
 from torch.distributions import constraints
@@ -56,7 +71,8 @@ def seeded(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
 
 
-# Variational auto-encoders -----------------------------------------------------------------------------------------------
+# Variational auto-encoders
+# -----------------------------------------------------------------------------------------------
 
 
 class Encoder(nn.Module):
@@ -96,7 +112,11 @@ class VAE(nn.Module):
             z_scale = torch.ones(x.shape[0], self.z_dim, dtype=x.dtype, device=x.device)
             z = pyro.sample("latent", dist.Normal(z_loc, z_scale).to_event(1))
             images = self.decoder.forward(z)
-            pyro.sample("obs", dist.Bernoulli(images, validate_args=False).to_event(1), obs=x.reshape(-1, 12))
+            pyro.sample(
+                "obs",
+                dist.Bernoulli(images, validate_args=False).to_event(1),
+                obs=x.reshape(-1, 12),
+            )
             return images
 
     def guide(self, x):
@@ -160,15 +180,23 @@ class SSVAE(nn.Module):
     def __init__(self, pixels=12, labels=3, z_dim=2):
         super().__init__()
         self.pixels, self.labels, self.z_dim = pixels, labels, z_dim
-        self.encoder_y = Concatenated(nn.Linear(pixels, 8), nn.Softplus(), nn.Linear(8, labels), nn.Softmax(dim=-1))
-        self.encoder_z = Concatenated(nn.Linear(pixels + labels, 8), nn.Softplus(), nn.Linear(8, 2 * z_dim))
-        self.decoder = Concatenated(nn.Linear(z_dim + labels, 8), nn.Softplus(), nn.Linear(8, pixels), nn.Sigmoid())
+        self.encoder_y = Concatenated(
+            nn.Linear(pixels, 8), nn.Softplus(), nn.Linear(8, labels), nn.Softmax(dim=-1)
+        )
+        self.encoder_z = Concatenated(
+            nn.Linear(pixels + labels, 8), nn.Softplus(), nn.Linear(8, 2 * z_dim)
+        )
+        self.decoder = Concatenated(
+            nn.Linear(z_dim + labels, 8), nn.Softplus(), nn.Linear(8, pixels), nn.Sigmoid()
+        )
 
     def model(self, xs, ys=None):
         pyro.module("ss_vae", self)
         batch_size = xs.size(0)
         with pyro.plate("data"):
-            zs = pyro.sample("z", dist.Normal(xs.new_zeros([batch_size, self.z_dim]), 1.0).to_event(1))
+            zs = pyro.sample(
+                "z", dist.Normal(xs.new_zeros([batch_size, self.z_dim]), 1.0).to_event(1)
+            )
             alpha_prior = xs.new_ones([batch_size, self.labels]) / (1.0 * self.labels)
             ys = pyro.sample("y", dist.OneHotCategorical(alpha_prior), obs=ys)
             loc = self.decoder(zs, ys)
@@ -186,7 +214,9 @@ class SSVAE(nn.Module):
 def ss_vae_supervised():
     made = SSVAE()
     batch = (images().flatten(1), F.one_hot(torch.arange(20) % 3, 3).float())
-    return Tutorial(vilvm.Pair(lambda b: made.model(*b), lambda b: made.guide(*b)), batch, modules=(made,))
+    return Tutorial(
+        vilvm.Pair(lambda b: made.model(*b), lambda b: made.guide(*b)), batch, modules=(made,)
+    )
 
 
 def ss_vae_unsupervised():
@@ -198,17 +228,25 @@ def ss_vae_enumerated():
     """As the tutorial trains it: y enumerated in the guide."""
     made = SSVAE()
     lvm = vilvm.Pair(made.model, config_enumerate(made.guide, "parallel", expand=True))
-    return Tutorial(lvm, images().flatten(1), partial(TraceEnum_ELBO, max_plate_nesting=1), modules=(made,))
+    return Tutorial(
+        lvm, images().flatten(1), partial(TraceEnum_ELBO, max_plate_nesting=1), modules=(made,)
+    )
 
 
 class CVAE(nn.Module):
-    """Conditional: what is missing of a picture, given what is seen; the prior is a network of what is seen."""
+    """Conditional: what is missing of a picture, given what is seen; the prior is a network of
+    what is seen.
+    """
 
     def __init__(self, seen=4, missing=8, z_dim=2):
         super().__init__()
         self.prior = nn.Sequential(nn.Linear(seen, 8), nn.ReLU(), nn.Linear(8, 2 * z_dim))
-        self.recognition = nn.Sequential(nn.Linear(seen + missing, 8), nn.ReLU(), nn.Linear(8, 2 * z_dim))
-        self.generation = nn.Sequential(nn.Linear(z_dim + seen, 8), nn.ReLU(), nn.Linear(8, missing), nn.Sigmoid())
+        self.recognition = nn.Sequential(
+            nn.Linear(seen + missing, 8), nn.ReLU(), nn.Linear(8, 2 * z_dim)
+        )
+        self.generation = nn.Sequential(
+            nn.Linear(z_dim + seen, 8), nn.ReLU(), nn.Linear(8, missing), nn.Sigmoid()
+        )
 
     def model(self, batch):
         xs, ys = batch["seen"], batch["missing"]
@@ -233,7 +271,8 @@ def cvae():
     return Tutorial(made, {"seen": x[:, :4], "missing": x[:, 4:]}, modules=(made,))
 
 
-# Topics ------------------------------------------------------------------------------------------------------------------
+# Topics
+# ------------------------------------------------------------------------------------------------------------------
 
 
 class TopicEncoder(nn.Module):
@@ -264,17 +303,25 @@ class TopicDecoder(nn.Module):
 class ProdLDA(nn.Module):
     def __init__(self, vocab=6, topics=3):
         super().__init__()
-        self.topics, self.encoder, self.decoder = topics, TopicEncoder(vocab, topics), TopicDecoder(vocab, topics)
+        self.topics, self.encoder, self.decoder = (
+            topics,
+            TopicEncoder(vocab, topics),
+            TopicDecoder(vocab, topics),
+        )
 
     def model(self, docs):
         pyro.module("decoder", self.decoder)
         with pyro.plate("documents", docs.shape[0]):
             logtheta_loc = docs.new_zeros((docs.shape[0], self.topics))
             logtheta_scale = docs.new_ones((docs.shape[0], self.topics))
-            logtheta = pyro.sample("logtheta", dist.Normal(logtheta_loc, logtheta_scale).to_event(1))
+            logtheta = pyro.sample(
+                "logtheta", dist.Normal(logtheta_loc, logtheta_scale).to_event(1)
+            )
             count_param = self.decoder(F.softmax(logtheta, -1))
             total_count = int(docs.sum(-1).max())
-            pyro.sample("obs", dist.Multinomial(total_count, count_param, validate_args=False), obs=docs)
+            pyro.sample(
+                "obs", dist.Multinomial(total_count, count_param, validate_args=False), obs=docs
+            )
 
     def guide(self, docs):
         pyro.module("encoder", self.encoder)
@@ -301,10 +348,13 @@ def prod_lda_square():
 def prod_lda_in_closures():
     """Plain functions that announce networks: those too are put into evaluation mode."""
     made = ProdLDA()
-    return Tutorial(vilvm.Pair(lambda d: made.model(d), lambda d: made.guide(d)), documents(), modules=(made,))
+    return Tutorial(
+        vilvm.Pair(lambda d: made.model(d), lambda d: made.guide(d)), documents(), modules=(made,)
+    )
 
 
-# Mixtures ------------------------------------------------------------------------------------------------------------------
+# Mixtures
+# ------------------------------------------------------------------------------------------------------------------
 
 K = 2
 
@@ -327,11 +377,18 @@ def clusters():
 def gmm_by_auto_delta():
     guide = AutoDelta(
         poutine.block(mixture, expose=["weights", "locs", "scale"]),
-        init_loc_fn=lambda site: {"weights": torch.ones(K) / K, "scale": torch.tensor(2.0), "locs": torch.tensor([1.0, 9.0])}[
-            site["name"]
-        ],
+        init_loc_fn=lambda site: {
+            "weights": torch.ones(K) / K,
+            "scale": torch.tensor(2.0),
+            "locs": torch.tensor([1.0, 9.0]),
+        }[site["name"]],
     )
-    return Tutorial(vilvm.Pair(mixture, guide), clusters(), partial(TraceEnum_ELBO, max_plate_nesting=1), bound=False)
+    return Tutorial(
+        vilvm.Pair(mixture, guide),
+        clusters(),
+        partial(TraceEnum_ELBO, max_plate_nesting=1),
+        bound=False,
+    )
 
 
 def mixture_globals(data):
@@ -361,7 +418,8 @@ def gmm_with_assignments():
     return Tutorial(vilvm.Pair(model, guide), clusters())
 
 
-# Sequences ------------------------------------------------------------------------------------------------------------------
+# Sequences
+# ------------------------------------------------------------------------------------------------------------------
 
 
 class Emitter(nn.Module):
@@ -388,7 +446,11 @@ class GatedTransition(nn.Module):
 class Combiner(nn.Module):
     def __init__(self, z_dim, hidden):
         super().__init__()
-        self.z_to_hidden, self.to_loc, self.to_scale = nn.Linear(z_dim, hidden), nn.Linear(hidden, z_dim), nn.Linear(hidden, z_dim)
+        self.z_to_hidden, self.to_loc, self.to_scale = (
+            nn.Linear(z_dim, hidden),
+            nn.Linear(hidden, z_dim),
+            nn.Linear(hidden, z_dim),
+        )
 
     def forward(self, z_prev, h):
         combined = 0.5 * (torch.tanh(self.z_to_hidden(z_prev)) + h)
@@ -400,7 +462,11 @@ class DMM(nn.Module):
 
     def __init__(self, features=3, z_dim=2, hidden=4, annealing=1.0):
         super().__init__()
-        self.emitter, self.trans, self.combiner = Emitter(features, z_dim), GatedTransition(z_dim), Combiner(z_dim, hidden)
+        self.emitter, self.trans, self.combiner = (
+            Emitter(features, z_dim),
+            GatedTransition(z_dim),
+            Combiner(z_dim, hidden),
+        )
         self.rnn = nn.GRU(features, hidden, batch_first=True)
         self.z_0, self.z_q_0 = nn.Parameter(torch.zeros(z_dim)), nn.Parameter(torch.zeros(z_dim))
         self.h_0 = nn.Parameter(torch.zeros(1, 1, hidden))
@@ -414,10 +480,14 @@ class DMM(nn.Module):
             for t in pyro.markov(range(1, mini_batch.size(1) + 1)):
                 z_loc, z_scale = self.trans(z_prev)
                 with poutine.scale(None, self.annealing):
-                    z_t = pyro.sample(f"z_{t}", dist.Normal(z_loc, z_scale).mask(mask[:, t - 1 : t]).to_event(1))
+                    z_t = pyro.sample(
+                        f"z_{t}", dist.Normal(z_loc, z_scale).mask(mask[:, t - 1 : t]).to_event(1)
+                    )
                 emission = self.emitter(z_t)
                 pyro.sample(
-                    f"obs_x_{t}", dist.Bernoulli(emission).mask(mask[:, t - 1 : t]).to_event(1), obs=mini_batch[:, t - 1, :]
+                    f"obs_x_{t}",
+                    dist.Bernoulli(emission).mask(mask[:, t - 1 : t]).to_event(1),
+                    obs=mini_batch[:, t - 1, :],
                 )
                 z_prev = z_t
 
@@ -431,7 +501,9 @@ class DMM(nn.Module):
             for t in pyro.markov(range(1, mini_batch.size(1) + 1)):
                 z_loc, z_scale = self.combiner(z_prev, output[:, t - 1, :])
                 with poutine.scale(None, self.annealing):
-                    z_prev = pyro.sample(f"z_{t}", dist.Normal(z_loc, z_scale).mask(mask[:, t - 1 : t]).to_event(1))
+                    z_prev = pyro.sample(
+                        f"z_{t}", dist.Normal(z_loc, z_scale).mask(mask[:, t - 1 : t]).to_event(1)
+                    )
 
 
 def dmm():
@@ -468,14 +540,17 @@ def recurrent():
     return Tutorial(made, seeded(8, 5), modules=(made,))
 
 
-# Regressions -----------------------------------------------------------------------------------------------------------------
+# Regressions
+# -----------------------------------------------------------------------------------------------------------------
 
 
 class BayesianRegression(PyroModule):
     def __init__(self, in_features, out_features):
         super().__init__()
         self.linear = PyroModule[nn.Linear](in_features, out_features)
-        self.linear.weight = PyroSample(dist.Normal(0.0, 1.0).expand([out_features, in_features]).to_event(2))
+        self.linear.weight = PyroSample(
+            dist.Normal(0.0, 1.0).expand([out_features, in_features]).to_event(2)
+        )
         self.linear.bias = PyroSample(dist.Normal(0.0, 10.0).expand([out_features]).to_event(1))
 
     def forward(self, x, y=None):
@@ -492,9 +567,13 @@ class BNN(PyroModule):
         self.activation = nn.Tanh()
         self.layer1 = PyroModule[nn.Linear](in_dim, hidden)
         self.layer2 = PyroModule[nn.Linear](hidden, out_dim)
-        self.layer1.weight = PyroSample(dist.Normal(0.0, prior_scale).expand([hidden, in_dim]).to_event(2))
+        self.layer1.weight = PyroSample(
+            dist.Normal(0.0, prior_scale).expand([hidden, in_dim]).to_event(2)
+        )
         self.layer1.bias = PyroSample(dist.Normal(0.0, prior_scale).expand([hidden]).to_event(1))
-        self.layer2.weight = PyroSample(dist.Normal(0.0, prior_scale).expand([out_dim, hidden]).to_event(2))
+        self.layer2.weight = PyroSample(
+            dist.Normal(0.0, prior_scale).expand([out_dim, hidden]).to_event(2)
+        )
         self.layer2.bias = PyroSample(dist.Normal(0.0, prior_scale).expand([out_dim]).to_event(1))
 
     def forward(self, x, y=None):
@@ -577,7 +656,9 @@ TUTORIALS = {
     "regression, full rank": partial(regression, AutoMultivariateNormal),
     "regression, low rank": partial(regression, partial(AutoLowRankMultivariateNormal, rank=2)),
     "regression, lambda": regression_behind_a_lambda,
-    "regression, noise a parameter": partial(regression, AutoMultivariateNormal, partial(NoisyRegression, 3)),
+    "regression, noise a parameter": partial(
+        regression, AutoMultivariateNormal, partial(NoisyRegression, 3)
+    ),
     "BNN, diagonal": partial(bnn, AutoDiagonalNormal),
     "BNN, AutoNormal": partial(bnn, AutoNormal),
     "regression, plain latents": linear_regression,
@@ -595,7 +676,9 @@ ALIKE = {
 }
 
 
-@pytest.fixture(params=[pytest.param(n, marks=pytest.mark.slow) if n in ALIKE else n for n in TUTORIALS])
+@pytest.fixture(
+    params=[pytest.param(n, marks=pytest.mark.slow) if n in ALIKE else n for n in TUTORIALS]
+)
 def tutorial(request):
     torch.manual_seed(3)
     return TUTORIALS[request.param]()
@@ -603,11 +686,15 @@ def tutorial(request):
 
 def trained(tutorial, steps, lr=0.01):
     adam = partial(torch.optim.Adam, lr=lr)
-    return vilvm.fit(tutorial.lvm, tutorial.batch, steps=steps, objective=tutorial.objective(), optimizer=adam)
+    return vilvm.fit(
+        tutorial.lvm, tutorial.batch, steps=steps, objective=tutorial.objective(), optimizer=adam
+    )
 
 
 def unlike_new(tutorial):
-    """Gives batch normalisation statistics that a decoder notices, as training would, with all networks in evaluation mode."""
+    """Gives batch normalisation statistics that a decoder notices, as training would, with all
+    networks in evaluation mode.
+    """
     for module in tutorial.modules:
         module.eval()
         for part in module.modules():
@@ -617,9 +704,13 @@ def unlike_new(tutorial):
 
 
 def test_a_tutorial_trains(tutorial):
-    """All parameters are found, some move; Pyro's own loss of the pair in training rises; the history is finite."""
+    """All parameters are found, some move; Pyro's own loss of the pair in training rises; the
+    history is finite.
+    """
     still = partial(torch.optim.SGD, lr=0.0)
-    vilvm.fit(tutorial.lvm, tutorial.batch, steps=1, objective=tutorial.objective(), optimizer=still)
+    vilvm.fit(
+        tutorial.lvm, tutorial.batch, steps=1, objective=tutorial.objective(), optimizer=still
+    )
     before = {n: p.detach().clone() for n, p in tutorial.lvm.named_parameters()}
     announced = sum(p.numel() for m in tutorial.modules for p in m.parameters())
     assert sum(p.numel() for p in tutorial.lvm.parameters()) >= announced
@@ -656,14 +747,17 @@ def test_a_tutorials_samples_weigh_what_pyro_says(tutorial):
     if not tutorial.replays or not tutorial.bound:
         pytest.skip("its latents alone do not give the weight")
     unlike_new(tutorial)
-    for count in (3, 6, 20):  # as many as latents, labels or pixels of one example or another, and as its data
+    # as many as latents, labels or pixels of one example or another, and as its data
+    for count in (3, 6, 20):
         some = torch.linspace(0, count - 1, 3).long()
         weights = vilvm.log_weights(tutorial.lvm, tutorial.batch, count)
         latents = {n: v.detach() for n, v in weights.latents.items()}
         found = weights.log_weight.detach()[some]
         found = found if found.dim() == 1 else found.sum(-1)
         expected = replayed(tutorial.lvm, tutorial.batch, {n: v[some] for n, v in latents.items()})
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-3, msg=lambda m, c=count: f"{c} samples: {m}")
+        torch.testing.assert_close(
+            found, expected, rtol=1e-4, atol=2e-3, msg=lambda m, c=count: f"{c} samples: {m}"
+        )
         drawn = vilvm.posterior(tutorial.lvm, tutorial.batch, count)
         assert {n: v.shape for n, v in drawn.items()} == {n: v.shape for n, v in latents.items()}
 
@@ -673,12 +767,19 @@ def test_the_mixtures_distortion_is_that_of_its_point():
     torch.manual_seed(3)
     tutorial = gmm_by_auto_delta()
     trained(tutorial, steps=50)
-    values = {n: v[0].double().detach() for n, v in vilvm.posterior(tutorial.lvm, tutorial.batch, 1).items()}
+    values = {
+        n: v[0].double().detach()
+        for n, v in vilvm.posterior(tutorial.lvm, tutorial.batch, 1).items()
+    }
     x = tutorial.batch.double()
-    each = dist.Normal(values["locs"], values["scale"]).log_prob(x[:, None]) + values["weights"].log()
+    each = (
+        dist.Normal(values["locs"], values["scale"]).log_prob(x[:, None]) + values["weights"].log()
+    )
     for count in (1, 5, 7):
         found = vilvm.evaluate(tutorial.lvm, tutorial.batch, num_samples=count).distortion
-        assert found.values.sum().item() == pytest.approx(-each.logsumexp(-1).sum().item(), rel=1e-4)
+        assert found.values.sum().item() == pytest.approx(
+            -each.logsumexp(-1).sum().item(), rel=1e-4
+        )
 
 
 @pytest.mark.slow
@@ -689,16 +790,24 @@ def test_a_tutorial_is_diagnosed(tutorial, monkeypatch):
         import_module("vilvm.diagnostics.diagnose"), "gaps", partial(gaps, steps=60)
     )  # the best guide need not be found
     history = trained(tutorial, steps=100).history
-    found = vilvm.diagnose(tutorial.lvm, tutorial.batch, history=history, budget=20, progress=False)
-    broken = {n: why for n, why in found.skipped.items() if "Error" in why or "fails on a batch" in why or "A log-density" in why}
+    found = vilvm.diagnose(
+        tutorial.lvm, tutorial.batch, history=history, budget=20, progress=False
+    )
+    broken = {
+        n: why
+        for n, why in found.skipped.items()
+        if "Error" in why or "fails on a batch" in why or "A log-density" in why
+    }
     assert not broken
     if tutorial.bound:
         assert "Pareto k̂" in found.results
 
 
-# Under Pyro's own store: the expected loss is of the same code run by ``Trace_ELBO``, from the same seed and parameters ----------
+# Under Pyro's own store: the expected loss is of the same code run by ``Trace_ELBO``, from the
+# same seed and parameters ----------
 
-# A look at the data that cannot be vectorised does not stop training here: what is tested is whose parameters a pair has.
+# A look at the data that cannot be vectorised does not stop training here: what is tested is whose
+# parameters a pair has.
 TRAINED = {"progress": False, "optimizer": partial(torch.optim.Adam, lr=0.01), "nonfinite": "skip"}
 
 
@@ -713,15 +822,21 @@ def stored_ss_vae():
     class Plain:
         def __init__(self):
             self.encoder_y = nn.Sequential(nn.Linear(6, 3), nn.Softmax(-1))
-            self.encoder_z = nn.Sequential(nn.Linear(9, 8), nn.Softplus(), nn.Dropout(0.2), nn.Linear(8, 4))
-            self.decoder = nn.Sequential(nn.Linear(5, 8), nn.Softplus(), nn.Linear(8, 6), nn.Sigmoid())
+            self.encoder_z = nn.Sequential(
+                nn.Linear(9, 8), nn.Softplus(), nn.Dropout(0.2), nn.Linear(8, 4)
+            )
+            self.decoder = nn.Sequential(
+                nn.Linear(5, 8), nn.Softplus(), nn.Linear(8, 6), nn.Sigmoid()
+            )
 
         def model(self, xs, ys):
             pyro.module("ss_vae", nn.ModuleList([self.decoder, self.encoder_y, self.encoder_z]))
             with pyro.plate("data", len(xs)):
                 zs = pyro.sample("z", dist.Normal(xs.new_zeros(len(xs), 2), 1.0).to_event(1))
                 pyro.sample("y", dist.OneHotCategorical(xs.new_ones(len(xs), 3) / 3.0), obs=ys)
-                pyro.sample("x", dist.Bernoulli(self.decoder(torch.cat([zs, ys], -1))).to_event(1), obs=xs)
+                pyro.sample(
+                    "x", dist.Bernoulli(self.decoder(torch.cat([zs, ys], -1))).to_event(1), obs=xs
+                )
 
         def guide(self, xs, ys):
             with pyro.plate("data", len(xs)):
@@ -741,7 +856,9 @@ def stored_regression():
 
 
 def stored_bnn():
-    """A Bayesian network of two layers, as in https://pyro.ai/examples/modules.html, with a scale that is a parameter."""
+    """A Bayesian network of two layers, as in https://pyro.ai/examples/modules.html, with a scale
+    that is a parameter.
+    """
 
     class Narrow(PyroModule):
         def __init__(self):
@@ -781,12 +898,22 @@ def stored_mixture():
             pyro.sample("obs", dist.Normal(locs[assignment], scale), obs=data)
 
     guide = AutoDelta(poutine.block(model, expose=["weights", "locs", "scale"]))
-    return model, guide, torch.tensor([0.0, 1.0, 10.0, 11.0, 12.0]), partial(TraceEnum_ELBO, max_plate_nesting=1)
+    return (
+        model,
+        guide,
+        torch.tensor([0.0, 1.0, 10.0, 11.0, 12.0]),
+        partial(TraceEnum_ELBO, max_plate_nesting=1),
+    )
 
 
 def stored_cvae():
-    """https://pyro.ai/examples/cvae.html in plain functions: two networks of the guide's and one of the model's, with dropout."""
-    prior, recognition = nn.Linear(3, 4), nn.Sequential(nn.Linear(9, 8), nn.Dropout(0.5), nn.Linear(8, 4))
+    """https://pyro.ai/examples/cvae.html in plain functions: two networks of the guide's and one
+    of the model's, with dropout.
+    """
+    prior, recognition = (
+        nn.Linear(3, 4),
+        nn.Sequential(nn.Linear(9, 8), nn.Dropout(0.5), nn.Linear(8, 4)),
+    )
     generation = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6))
 
     def model(batch):
@@ -796,7 +923,9 @@ def stored_cvae():
         with pyro.plate("data", len(xs)):
             loc, log_scale = prior(xs).chunk(2, -1)
             zs = pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
-            pyro.sample("y", dist.Bernoulli(logits=generation(torch.cat([zs, xs], -1))).to_event(1), obs=ys)
+            pyro.sample(
+                "y", dist.Bernoulli(logits=generation(torch.cat([zs, xs], -1))).to_event(1), obs=ys
+            )
 
     def guide(batch):
         xs, ys = batch
@@ -805,7 +934,12 @@ def stored_cvae():
             loc, log_scale = recognition(torch.cat([xs, ys], -1)).chunk(2, -1)
             pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
-    return model, guide, (torch.randn(20, 3), torch.bernoulli(torch.full((20, 6), 0.4))), Trace_ELBO
+    return (
+        model,
+        guide,
+        (torch.randn(20, 3), torch.bernoulli(torch.full((20, 6), 0.4))),
+        Trace_ELBO,
+    )
 
 
 def stored_linear_regression():
@@ -822,7 +956,15 @@ def stored_linear_regression():
     return model, AutoNormal(model), (x, 2 * x + 1), Trace_ELBO
 
 
-STORED = [stored_vae, stored_ss_vae, stored_regression, stored_bnn, stored_mixture, stored_cvae, stored_linear_regression]
+STORED = [
+    stored_vae,
+    stored_ss_vae,
+    stored_regression,
+    stored_bnn,
+    stored_mixture,
+    stored_cvae,
+    stored_linear_regression,
+]
 
 
 def made(tutorial):
@@ -831,15 +973,20 @@ def made(tutorial):
 
 
 def pyros_loss(tutorial, lvm, mode):
-    """The loss of the same code under Pyro's own store, from the same parameters, and the noise that follows."""
+    """The loss of the same code under Pyro's own store, from the same parameters, and the noise
+    that follows.
+    """
     model, guide, batch, objective = made(tutorial)
     twin = vilvm.Pair(model, guide)
     find_layout(twin, batch)
     twin.load_state_dict(lvm.state_dict())
     twin.train(mode)
-    for name, value in getattr(twin, "pyro_params", {}).items():  # the only thing that Pyro would not find in its modules
+    # the only thing that Pyro would not find in its modules
+    for name, value in getattr(twin, "pyro_params", {}).items():
         constraint = twin.__dict__["_pyro_constraints"][name]
-        pyro.get_param_store().setdefault(name, torch.distributions.transform_to(constraint)(value.detach()), constraint)
+        pyro.get_param_store().setdefault(
+            name, torch.distributions.transform_to(constraint)(value.detach()), constraint
+        )
     torch.manual_seed(1)
     loss = objective().loss(model, guide, batch)
     pyro.clear_param_store()
@@ -876,11 +1023,15 @@ def test_training_moves_every_parameter_that_svi_moves(tutorial):
     by_svi = {n for n, v in pyro.get_param_store().items() if not torch.equal(v, start[n])}
     pyro.clear_param_store()
     assert by_svi
-    assert {n.split("$$$")[-1].split(".")[-1] for n in by_svi} <= {n.removesuffix("_unconstrained") for n in moved}
+    assert {n.split("$$$")[-1].split(".")[-1] for n in by_svi} <= {
+        n.removesuffix("_unconstrained") for n in moved
+    }
 
 
 def test_what_a_cvae_predicts_is_in_evaluation_mode():
-    """Its networks, announced in plain functions, neither drop nor move statistics where the pair is evaluated."""
+    """Its networks, announced in plain functions, neither drop nor move statistics where the pair
+    is evaluated.
+    """
     model, guide, batch, _ = made(stored_cvae)
     lvm = vilvm.Pair(model, guide)
     vilvm.fit(lvm, batch, steps=3, **TRAINED)

@@ -65,7 +65,11 @@ def test_a_short_history_is_seen():
 @pytest.mark.parametrize("count", [2, 5])
 def test_few_data_that_are_a_plain_tensor(count):
     lvm, x = VAE(6, 3), torch.zeros(count, 6)
-    for figure in (plots.interpolations(lvm, x), plots.reconstructions(lvm, x), plots.latent_scatter(lvm, x)):
+    for figure in (
+        plots.interpolations(lvm, x),
+        plots.reconstructions(lvm, x),
+        plots.latent_scatter(lvm, x),
+    ):
         assert figure.axes
 
 
@@ -91,10 +95,15 @@ def test_models_side_by_side(data):
     figure = plots.samples_by_model(models, data, 7)
     assert sheet_of(figure).shape == (3 * 9 - 1, 7 * 9 - 1)
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["data", "small", "large"]
-    figure = plots.interpolations_by_model({"small": (models["small"], line), "circle": (models["large"], great_circle)}, data, 5)
+    figure = plots.interpolations_by_model(
+        {"small": (models["small"], line), "circle": (models["large"], great_circle)}, data, 5
+    )
     assert sheet_of(figure).shape == (3 * 9 - 1, 7 * 9 - 1)
     # The strawman is the mean of the two data half-way.
-    ends, middle = [sheet_of(figure)[18:26, 9 * i : 9 * i + 8] for i in (0, 6)], sheet_of(figure)[18:26, 27:35]
+    ends, middle = (
+        [sheet_of(figure)[18:26, 9 * i : 9 * i + 8] for i in (0, 6)],
+        sheet_of(figure)[18:26, 27:35],
+    )
     np.testing.assert_allclose(middle, (ends[0] + ends[1]) / 2, atol=1e-6)
 
 
@@ -123,7 +132,9 @@ def test_points_in_the_plane():
 
 @pytest.mark.parametrize("name", ["$x_{", "$\\frac$", "a $ b", r"\mathdefault $"])
 def test_names_are_shown_as_they_are_written(name, tmp_path):
-    figure = plots.curves([1.0, 10.0], {name: [1.0, 2.0]}, {name: [0.1, 0.1]}, (name, "y"), name, log_x=True)
+    figure = plots.curves(
+        [1.0, 10.0], {name: [1.0, 2.0]}, {name: [0.1, 0.1]}, (name, "y"), name, log_x=True
+    )
     figure.axes[0].set_yscale("log")
     figure.savefig(tmp_path / "x.svg", bbox_inches="tight")
     assert figure.axes[0].get_title() == name

@@ -1,4 +1,6 @@
-"""Plots of findings: what is coloured is what is out, and a calibrated posterior's ranks stay within their bands."""
+"""Plots of findings: what is coloured is what is out, and a calibrated posterior's ranks stay
+within their bands.
+"""
 
 import numpy as np
 import pytest
@@ -34,7 +36,9 @@ def test_k_above_the_threshold_or_unknown_is_coloured(count):
 
 def test_k_stands_above_the_number_of_its_datum():
     figure = plots.pareto_k([0.3, 0.9, 0.4], index=torch.tensor([7, 577, 12]))
-    low, high = (np.asarray(cloud.get_offsets())[:, 0].tolist() for cloud in figure.axes[0].collections)
+    low, high = (
+        np.asarray(cloud.get_offsets())[:, 0].tolist() for cloud in figure.axes[0].collections
+    )
     assert (low, high) == ([7, 12], [577])
     with pytest.raises(ValueError, match="as many indices"):
         plots.pareto_k([0.3, 0.9], index=[7])
@@ -48,7 +52,9 @@ def test_the_binomial_interval_is_that_of_scipy():
 
 
 def bars(figure, colour):
-    return sum(to_hex(patch.get_facecolor()) == colour for axes in figure.axes for patch in axes.patches)
+    return sum(
+        to_hex(patch.get_facecolor()) == colour for axes in figure.axes for patch in axes.patches
+    )
 
 
 @pytest.mark.slow
@@ -59,7 +65,8 @@ def test_ranks_of_a_calibrated_posterior_stay_within_and_others_do_not():
         alarms[0] += bars(plots.rank_histograms(uniform, 30, false_alarm=0.05), SECOND) > 0
         lines = plots.rank_ecdf(uniform, 30, false_alarm=0.05).axes[0].lines
         alarms[1] += any(line.get_color() == SECOND for line in lines)
-    assert (alarms < runs * 0.05 + 5 * np.sqrt(runs * 0.05 * 0.95)).all()  # at most 5 % but for five standard errors
+    # at most 5 % but for five standard errors
+    assert (alarms < runs * 0.05 + 5 * np.sqrt(runs * 0.05 * 0.95)).all()
     narrow = torch.where(torch.rand(300, 1) < 0.4, 0, torch.randint(0, 31, (300, 1)))
     ranks = torch.cat([uniform, narrow], 1)
     figure = plots.rank_histograms(ranks, 30, ["a", "b", "c"])

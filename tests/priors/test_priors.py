@@ -33,11 +33,15 @@ class Identity(torch.nn.Module):
 @pytest.fixture
 def x():
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(2500, 3, generator=generator) @ torch.randn(3, 3, generator=generator) + torch.tensor([1.0, 0.0, -2.0])
+    return torch.randn(2500, 3, generator=generator) @ torch.randn(
+        3, 3, generator=generator
+    ) + torch.tensor([1.0, 0.0, -2.0])
 
 
 def test_a_gaussian_has_the_moments_of_the_codes(x):
-    full, diagonal = (fit_prior(Identity(), x, kind).distribution() for kind in ("full", "diagonal"))
+    full, diagonal = (
+        fit_prior(Identity(), x, kind).distribution() for kind in ("full", "diagonal")
+    )
     cov = torch.cov(x.T, correction=0)
     for fitted in (full, diagonal):
         torch.testing.assert_close(fitted.mean, x.mean(0), rtol=1e-4, atol=1e-4)
@@ -48,13 +52,20 @@ def test_a_gaussian_has_the_moments_of_the_codes(x):
 def test_a_mixture_finds_two_clusters(x):
     centres = torch.tensor([[5.0, 0.0, 0.0], [-5.0, 0.0, 0.0]])
     picked = (torch.rand(len(x)) < 0.3).long()
-    fitted = fit_prior(Identity(), centres[picked] + 0.5 * torch.randn(len(x), 3), "mixture", components=2).distribution()
+    fitted = fit_prior(
+        Identity(), centres[picked] + 0.5 * torch.randn(len(x), 3), "mixture", components=2
+    ).distribution()
     order = fitted.component_distribution.mean[:, 0].argsort()
-    torch.testing.assert_close(fitted.component_distribution.mean[order], centres.flip(0), rtol=0, atol=0.1)
+    torch.testing.assert_close(
+        fitted.component_distribution.mean[order], centres.flip(0), rtol=0, atol=0.1
+    )
     share = fitted.mixture_distribution.probs[order][0].item()
     assert abs(share - picked.float().mean().item()) < 1e-3
     more = fit_prior(Identity(), x, "mixture", components=3).distribution()
-    assert more.log_prob(x).mean() > fit_prior(Identity(), x, "full").distribution().log_prob(x).mean() - 1e-3
+    assert (
+        more.log_prob(x).mean()
+        > fit_prior(Identity(), x, "full").distribution().log_prob(x).mean() - 1e-3
+    )
 
 
 def test_draws_come_from_the_prior_and_through_the_decoder(x):
@@ -82,7 +93,9 @@ def bent(banana):
 @pytest.mark.slow
 def test_a_flow_bends(banana, bent):
     train, new = banana
-    truth = dist.Normal(0.0, 1.0).log_prob(new[:, 0]) + dist.Normal(new[:, 0].square(), 0.3).log_prob(new[:, 1])
+    truth = dist.Normal(0.0, 1.0).log_prob(new[:, 0]) + dist.Normal(
+        new[:, 0].square(), 0.3
+    ).log_prob(new[:, 1])
     gap = truth - bent.distribution().log_prob(new)
     assert -5 * gap.std().item() / len(new) ** 0.5 < gap.mean().item() < 0.1
     full = fit_prior(Identity(2), train, "full").distribution().log_prob(new)
@@ -94,7 +107,8 @@ def test_a_flow_bends(banana, bent):
 def test_a_flow_is_drawn_from_as_it_is_scored(banana, bent):
     torch.manual_seed(0)
     drawn = bent.distribution().sample((4000,))
-    # Under its own draws the mean log-density is −entropy; on the data, which it fits, nearly so: a flow drawn from backwards is not.
+    # Under its own draws the mean log-density is −entropy; on the data, which it fits, nearly so:
+    # a flow drawn from backwards is not.
     scores = [bent.distribution().log_prob(z) for z in (drawn, banana[1])]
     error = sum(s.var() / len(s) for s in scores) ** 0.5
     assert abs(scores[0].mean() - scores[1].mean()) < 5 * error + 0.05
@@ -103,7 +117,9 @@ def test_a_flow_is_drawn_from_as_it_is_scored(banana, bent):
 
 
 def test_a_flow_needs_two_dimensions():
-    with pytest.raises(ValueError, match="flow needs a latent of two dimensions or more; take a mixture"):
+    with pytest.raises(
+        ValueError, match="flow needs a latent of two dimensions or more; take a mixture"
+    ):
         fit_prior(Identity(1), torch.randn(50, 1), "flow")
 
 
@@ -111,7 +127,9 @@ def test_a_flow_needs_two_dimensions():
 def test_a_prior_is_scored_in_the_weights(kind, x):
     prior = fit_prior(Identity(), x, kind, components=2)
     weights = vilvm.log_weights(with_prior(Identity(), prior), x[:7], 4)
-    torch.testing.assert_close(weights.log_priors["z"], prior.distribution().log_prob(x[:7]).expand(4, 7))
+    torch.testing.assert_close(
+        weights.log_priors["z"], prior.distribution().log_prob(x[:7]).expand(4, 7)
+    )
 
 
 @pytest.mark.slow
@@ -122,7 +140,8 @@ def test_the_prior_of_a_model_that_has_the_right_one_gains_nothing():
     other = with_prior(lvm, fit_prior(lvm, x, "full"))
     bounds = [vilvm.evaluate(m, x, num_samples=100).bounds["elbo"].values for m in (lvm, other)]
     gained = bounds[1] - bounds[0]
-    # The aggregated posterior is N(0, I) up to its 3,000 draws, whose fit can gain some (2 + 3) / 2 / 3000 nats.
+    # The aggregated posterior is N(0, I) up to its 3,000 draws, whose fit can gain some (2 + 3) /
+    # 2 / 3000 nats.
     assert abs(gained.mean().item()) < 5 * gained.std().item() / 3000**0.5 + 2e-3
 
 
@@ -136,7 +155,9 @@ def test_a_state_dict_holds_the_prior(x):
     first = with_prior(Identity(), fit_prior(Identity(), x, "mixture", components=2))
     second = with_prior(Identity(), fit_prior(Identity(), 2 * x, "mixture", components=2))
     second.load_state_dict(first.state_dict())
-    torch.testing.assert_close(first.prior.distribution().log_prob(x), second.prior.distribution().log_prob(x))
+    torch.testing.assert_close(
+        first.prior.distribution().log_prob(x), second.prior.distribution().log_prob(x)
+    )
 
 
 def two(x):
@@ -155,7 +176,11 @@ def two_guide(x):
 def test_the_latent_is_named_where_there_are_several(x):
     lvm = vilvm.Pair(two, two_guide)
     assert fit_prior(lvm, x, latent="v").latent == "v"
-    for latent, message in ((None, r"latents are \['u', 'v'\]; say which"), ("w", "say which"), ("u", "one vector for each datum")):
+    for latent, message in (
+        (None, r"latents are \['u', 'v'\]; say which"),
+        ("w", "say which"),
+        ("u", "one vector for each datum"),
+    ):
         with pytest.raises(vilvm.ContractError, match=message):
             fit_prior(lvm, x, latent=latent)
 
@@ -163,7 +188,9 @@ def test_the_latent_is_named_where_there_are_several(x):
 def test_codes_that_no_density_fits(x):
     with pytest.raises(ValueError, match="codes are all the same, or not finite"):
         fit_prior(Identity(), torch.ones(30, 3), "full")
-    with pytest.raises(ValueError, match="full prior of 3 dimensions needs at least 4 data; got 3"):
+    with pytest.raises(
+        ValueError, match="full prior of 3 dimensions needs at least 4 data; got 3"
+    ):
         fit_prior(Identity(), x[:3], "full")
 
 
@@ -183,10 +210,18 @@ def test_a_latent_that_data_share_is_no_code():
 
 
 def test_bad_arguments(x):
-    with pytest.raises(ValueError, match=r"unknown kind 'cauchy'; choose from \['diagonal', 'full', 'mixture', 'flow'\]"):
+    with pytest.raises(
+        ValueError,
+        match=r"unknown kind 'cauchy'; choose from \['diagonal', 'full', 'mixture', 'flow'\]",
+    ):
         fit_prior(Identity(), x, "cauchy")
-    with pytest.raises(ValueError, match="mixture prior of 3 dimensions needs at least 10 data; got 4"):
+    with pytest.raises(
+        ValueError, match="mixture prior of 3 dimensions needs at least 10 data; got 4"
+    ):
         fit_prior(Identity(), x[:4], "mixture")
     other = with_prior(Autoencoder(6, 2), fit_prior(Identity(), x))
-    with pytest.raises(vilvm.ContractError, match=r"prior is of vectors of shape \(3,\), latent 'z' of shape \(2,\)"):
+    with pytest.raises(
+        vilvm.ContractError,
+        match=r"prior is of vectors of shape \(3,\), latent 'z' of shape \(2,\)",
+    ):
         vilvm.sample(other, 3)

@@ -16,10 +16,23 @@ NASTY = '<script>alert("x")</script> & <b>'
 
 def history(length):
     rows = [
-        {"epoch": i, "step": 9 * i, "elbo": -90 - 50 / i, "validation_elbo": -91 - 50 / i, "validation_se": 0.3}
+        {
+            "epoch": i,
+            "step": 9 * i,
+            "elbo": -90 - 50 / i,
+            "validation_elbo": -91 - 50 / i,
+            "validation_se": 0.3,
+        }
         for i in range(1, length)
     ]
-    rest = {"rate": 20.0, "distortion": 70.0, "learning_rate": 1e-3, "gradient_norm": 1.0, "skipped": 0, "seconds": 1.0}
+    rest = {
+        "rate": 20.0,
+        "distortion": 70.0,
+        "learning_rate": 1e-3,
+        "gradient_norm": 1.0,
+        "skipped": 0,
+        "seconds": 1.0,
+    }
     return History([Record(**row, **rest, data_per_second=1e4) for row in rows])
 
 
@@ -29,7 +42,11 @@ def full_page():
         torch.manual_seed(0)
         x = torch.rand(60, 64)
         data = Data(x, name=NASTY, split="test", image_shape=(8, 8))
-        models = {NASTY: PPCA(64, 2).maximise(x), "linear, larger": PPCA(64, 5).maximise(x), "deep AE": Autoencoder(64, 2)}
+        models = {
+            NASTY: PPCA(64, 2).maximise(x),
+            "linear, larger": PPCA(64, 5).maximise(x),
+            "deep AE": Autoencoder(64, 2),
+        }
         ledger = compare(models, data, num_samples=10, num_draws=30, progress=False)
         findings = [
             Finding("Active units", Severity.OK, "All 5 units are active.", "Burda et al., 2016"),
@@ -40,7 +57,13 @@ def full_page():
                 "Vehtari et al., 2024",
                 "A richer guide.",
             ),
-            Finding("Calibration", Severity.WARNING, "The ranks are not uniform.", "false-alarm rate 0.01", "Look at k̂."),
+            Finding(
+                "Calibration",
+                Severity.WARNING,
+                "The ranks are not uniform.",
+                "false-alarm rate 0.01",
+                "Look at k̂.",
+            ),
             Finding("Gaps", Severity.NOTE, "Amortisation costs 0.8 nats.", "two standard errors"),
         ]
         return Page(
@@ -60,7 +83,11 @@ def full_page():
                 "Gaps": plots.gap_bars({"approximation gap": (1.2, 0.1), NASTY: (0.8, 0.2)}),
             },
             ledger=ledger,
-            tables={f"Numbers {NASTY}": Table(["what", "p", "verdict"], [[NASTY, 0.5, "fine"], ["z", -1e-8, "not"]])},
+            tables={
+                f"Numbers {NASTY}": Table(
+                    ["what", "p", "verdict"], [[NASTY, 0.5, "fine"], ["z", -1e-8, "not"]]
+                )
+            },
             history=history(12),
             figures={
                 f"Reconstructions {NASTY}": plots.reconstructions(models["linear, larger"], data),

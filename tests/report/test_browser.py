@@ -1,4 +1,6 @@
-"""The page in headless Chromium: no complaint, every picture there, nothing hidden, in light and dark, on a desk, a phone and paper."""
+"""The page in headless Chromium: no complaint, every picture there, nothing hidden, in light and
+dark, on a desk, a phone and paper.
+"""
 
 import json
 import re
@@ -8,8 +10,13 @@ from html import escape, unescape
 
 import pytest
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
+    None,
+)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)"
+)
 
 PROBE = """
 const pages = {};
@@ -45,10 +52,20 @@ POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy".*?>')
 
 
 def chromium(folder, *options, done=lambda run: True):
-    """Runs it, and once more with a fresh profile if it has not done what it should: under load it now and then gives up unasked."""
+    """Runs it, and once more with a fresh profile if it has not done what it should: under load it
+    now and then gives up unasked.
+    """
     for attempt in range(2):
         profile = f"--user-data-dir={folder / f'profile-{attempt}'}"
-        words = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", profile, *map(str, options)]
+        words = [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            profile,
+            *map(str, options),
+        ]
         run = subprocess.run(words, capture_output=True, text=True, timeout=120)
         if run.returncode == 0 and done(run):
             break
@@ -67,17 +84,26 @@ def html(full_page):
 
 @pytest.fixture(scope="module", params=["light", "dark"])
 def seen(request, html, tmp_path_factory):
-    """What the browser makes of the page, at the width of a desk and of a phone; the policy, which forbids it to say so, is taken off."""
+    """What the browser makes of the page, at the width of a desk and of a phone; the policy, which
+    forbids it to say so, is taken off.
+    """
     folder = tmp_path_factory.mktemp(request.param)
     inner = escape(POLICY.sub("", html))
     frames = "".join(
-        f'<iframe id="{name}" width="{width}" height="844" srcdoc="{inner}"></iframe>' for name, width in WIDTHS.items()
+        f'<iframe id="{name}" width="{width}" height="844" srcdoc="{inner}"></iframe>'
+        for name, width in WIDTHS.items()
     )
     (folder / "harness.html").write_text(
-        f"<!DOCTYPE html><meta charset=utf-8><body><pre></pre>{frames}<script>{PROBE}</script></body>"
+        "<!DOCTYPE html><meta "
+        f"charset=utf-8><body><pre></pre>{frames}<script>{PROBE}</script></body>"
     )
     scheme = f"--blink-settings=preferredColorScheme={int(request.param == 'light')}"
-    options = ("--dump-dom", "--virtual-time-budget=20000", scheme, f"file://{folder / 'harness.html'}")
+    options = (
+        "--dump-dom",
+        "--virtual-time-budget=20000",
+        scheme,
+        f"file://{folder / 'harness.html'}",
+    )
     told = SEEN.search(chromium(folder, *options, done=lambda run: SEEN.search(run.stdout)).stdout)
     assert told, "the page was never seen: the browser ended before its script did"
     return request.param, json.loads(unescape(told[1]))
@@ -89,9 +115,14 @@ WIDTHS = {"desk": 1280, "phone": 390, "small": 320}
 def test_no_complaint_on_the_console(html, tmp_path):
     (tmp_path / "page.html").write_text(html)
     # That a complaint would be heard: the policy holds, and says so.
-    (tmp_path / "bad.html").write_text(html.replace("</body>", '<script>"no"</script><img src="https://localhost/x.png"></body>'))
+    (tmp_path / "bad.html").write_text(
+        html.replace("</body>", '<script>"no"</script><img src="https://localhost/x.png"></body>')
+    )
     options = ("--enable-logging=stderr", "--v=0", "--dump-dom")
-    good, bad = (chromium(tmp_path, *options, f"file://{tmp_path / name}") for name in ("page.html", "bad.html"))
+    good, bad = (
+        chromium(tmp_path, *options, f"file://{tmp_path / name}")
+        for name in ("page.html", "bad.html")
+    )
     assert complaints(good) == []
     assert len(complaints(bad)) >= 2
     assert "How to reproduce</h2>" in good.stdout
@@ -128,7 +159,11 @@ def test_text_can_be_read_in_light_and_dark(seen):
     scheme, pages = seen
     for page in pages.values():
         assert len(page["colours"]) > 100
-        backgrounds = {luminance(back) > 0.5 for what, _, back in page["colours"] if not what.endswith(".severity")}
+        backgrounds = {
+            luminance(back) > 0.5
+            for what, _, back in page["colours"]
+            if not what.endswith(".severity")
+        }
         assert backgrounds == {scheme == "light"}
         faint = [entry for entry in page["colours"] + page["drawn"] if contrast(*entry[1:]) < 4.5]
         assert faint == []
@@ -136,12 +171,27 @@ def test_text_can_be_read_in_light_and_dark(seen):
 
 def test_it_prints_on_white(html, tmp_path):
     (tmp_path / "page.html").write_text(html)
-    options = ("--blink-settings=preferredColorScheme=0", "--no-pdf-header-footer", f"--print-to-pdf={tmp_path / 'page.pdf'}")
+    options = (
+        "--blink-settings=preferredColorScheme=0",
+        "--no-pdf-header-footer",
+        f"--print-to-pdf={tmp_path / 'page.pdf'}",
+    )
     chromium(tmp_path, *options, f"file://{tmp_path / 'page.html'}")
     assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
     if shutil.which("pdftoppm"):
         subprocess.run(
-            ["pdftoppm", "-r", "20", "-gray", "-l", "1", tmp_path / "page.pdf", tmp_path / "sheet"], check=True, timeout=60
+            [
+                "pdftoppm",
+                "-r",
+                "20",
+                "-gray",
+                "-l",
+                "1",
+                tmp_path / "page.pdf",
+                tmp_path / "sheet",
+            ],
+            check=True,
+            timeout=60,
         )
         pixels = next(tmp_path.glob("sheet*.pgm")).read_bytes()
         assert sum(pixels[-5000:]) / 5000 > 200

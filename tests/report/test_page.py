@@ -67,8 +67,14 @@ def test_identifiers_are_unique_and_references_are_met(html):
     page = Outline(html)
     ids = page.values("id")
     assert len(ids) == len(set(ids))
-    links = [value[1:] for value in page.values("href") + page.values("xlink:href") if value.startswith("#")]
-    links += [target[1:] for target in re.findall(r"url\((.*?)\)", html)] + page.values("aria-labelledby")
+    links = [
+        value[1:]
+        for value in page.values("href") + page.values("xlink:href")
+        if value.startswith("#")
+    ]
+    links += [target[1:] for target in re.findall(r"url\((.*?)\)", html)] + page.values(
+        "aria-labelledby"
+    )
     assert len(links) > 50
     assert set(links) <= set(ids)
 
@@ -81,11 +87,15 @@ def test_every_part_is_there_and_every_figure_speaks(html, full_page):
     count = len(full_page.figures) + len(full_page.finding_figures) + 1
     assert page.tags.count("svg") == count
     assert page.values("role").count("img") == count
-    labels = [value for value in page.values("aria-label") if value.startswith(("Plot", "Pictures"))]
+    labels = [
+        value for value in page.values("aria-label") if value.startswith(("Plot", "Pictures"))
+    ]
     assert len(labels) >= count
     assert "Pictures. Reconstructions. rows: data, model." in labels
     assert any(
-        "ELBO (nats per datum) against epoch. legend: training (the objective), validation ± 1 SE" in label for label in labels
+        "ELBO (nats per datum) against epoch. legend: training (the objective), validation ± 1 SE"
+        in label
+        for label in labels
     )
     for said in ("--latent=5", "batch size", "torch", "pyro", "−1.25", "yes", "–"):
         assert said in text
@@ -97,8 +107,14 @@ def test_every_part_is_there_and_every_figure_speaks(html, full_page):
 
 
 def test_findings_stand_by_gravity_each_with_its_plot(html):
-    found = re.findall(r'<article class="finding (\w+)">.*?<span class="severity">(\w+)</span>(.*?)</article>', html, re.DOTALL)
-    assert [(css, word) for css, word, _ in found] == [(g.lower(), g) for g in ("CRITICAL", "WARNING", "NOTE", "OK")]
+    found = re.findall(
+        r'<article class="finding (\w+)">.*?<span class="severity">(\w+)</span>(.*?)</article>',
+        html,
+        re.DOTALL,
+    )
+    assert [(css, word) for css, word, _ in found] == [
+        (g.lower(), g) for g in ("CRITICAL", "WARNING", "NOTE", "OK")
+    ]
     assert ["<svg" in body for *_, body in found] == [True, True, True, False]
     assert ["What to try:" in body for *_, body in found] == [True, True, False, False]
     assert "1 CRITICAL, 1 WARNING, 1 NOTE, 1 OK" in html
@@ -114,7 +130,9 @@ def test_every_part_may_be_left_out():
 
 def test_a_figure_of_no_finding_is_refused():
     with pytest.raises(ValueError, match=r"a figure for 'k', and the findings are \['K'\]"):
-        Page("A", findings=[Finding("K", Severity.OK, "Good.", "")], finding_figures={"k": Figure()})
+        Page(
+            "A", findings=[Finding("K", Severity.OK, "Good.", "")], finding_figures={"k": Figure()}
+        )
 
 
 def test_rows_are_as_long_as_their_head():
@@ -144,12 +162,23 @@ def test_a_figure_is_left_as_it_is_and_follows_the_colours_of_the_page():
     assert "data:image/png;base64," in svg  # 600 points and more are pixels
     assert "var(--text, #000000)" in svg
     assert "var(--grey, #8c959d)" in svg
-    assert described(figure) == "Plot. Pareto k̂ against datum. legend: 630 at most 0.7, 270 above 0.7."
+    assert (
+        described(figure)
+        == "Plot. Pareto k̂ against datum. legend: 630 at most 0.7, 270 above 0.7."
+    )
 
 
 @pytest.mark.parametrize(
     ("value", "said"),
-    [(None, "–"), (True, "yes"), (0.004, "0.004"), (1234567, "1234567"), ((1, 2.0), "1, 2"), (float("nan"), "nan"), ("a_b", "a_b")],
+    [
+        (None, "–"),
+        (True, "yes"),
+        (0.004, "0.004"),
+        (1234567, "1234567"),
+        ((1, 2.0), "1, 2"),
+        (float("nan"), "nan"),
+        ("a_b", "a_b"),
+    ],
 )
 def test_values_in_words(value, said):
     assert words(value) == said
@@ -174,8 +203,13 @@ def test_the_environment_without_git_and_beside_it(tmp_path, monkeypatch):
     outside = report.environment("cpu", 3)
     assert "git commit" not in outside
     assert outside["seed"] == "3"
-    assert outside["torch"] == torch.__version__.split("+")[0] or outside["torch"] == torch.__version__
-    monkeypatch.setattr(subprocess, "run", lambda *a, **k: (_ for _ in ()).throw(FileNotFoundError("git")))
+    assert (
+        outside["torch"] == torch.__version__.split("+")[0]
+        or outside["torch"] == torch.__version__
+    )
+    monkeypatch.setattr(
+        subprocess, "run", lambda *a, **k: (_ for _ in ()).throw(FileNotFoundError("git"))
+    )
     assert "git commit" not in report.environment()
 
 
@@ -189,5 +223,7 @@ def test_the_style_is_in_the_package():
 def test_a_command_is_read_back_as_it_was_meant():
     import shlex
 
-    said = report.command("a.b", {"x": 1, "dry_run": True, "none": None, "no": False, "name": "it's 2"})
+    said = report.command(
+        "a.b", {"x": 1, "dry_run": True, "none": None, "no": False, "name": "it's 2"}
+    )
     assert shlex.split(said) == ["python", "-m", "a.b", "--x=1", "--dry-run", "--name=it's 2"]

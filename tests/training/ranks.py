@@ -1,4 +1,6 @@
-"""What each of two processes does in test_distributed; also run by the test in one process, for comparison. No test itself."""
+"""What each of two processes does in test_distributed; also run by the test in one process, for
+comparison. No test itself.
+"""
 
 import json
 import sys
@@ -61,7 +63,9 @@ class Noisy(Point):
 
 
 class Turns(Point):
-    """Batches with a label, which has a parameter of its own, and without; a likelihood whose scale depends on the step."""
+    """Batches with a label, which has a parameter of its own, and without; a likelihood whose
+    scale depends on the step.
+    """
 
     def __init__(self):
         super().__init__()
@@ -92,7 +96,8 @@ def data():
 
 
 def made(make, *args):
-    torch.manual_seed(3 + ranks().rank)  # which must not matter: all start from rank 0's parameters
+    # which must not matter: all start from rank 0's parameters
+    torch.manual_seed(3 + ranks().rank)
     return make(*args)
 
 
@@ -101,21 +106,49 @@ def noiseless(folder):
     x, found = data(), {}
     sgd, adam = partial(torch.optim.SGD, lr=0.05), partial(torch.optim.Adam, lr=0.01)
     for name, lvm, options in (
-        ("sgd", made(Point), {"optimizer": sgd, "batch_size": 20}),  # the last batch of an epoch has 13
-        ("adam", made(Point), {"optimizer": adam, "batch_size": 20, "clip": 0.5, "validation": x[:31]}),
+        # the last batch of an epoch has 13
+        ("sgd", made(Point), {"optimizer": sgd, "batch_size": 20}),
+        (
+            "adam",
+            made(Point),
+            {"optimizer": adam, "batch_size": 20, "clip": 0.5, "validation": x[:31]},
+        ),
         ("one", made(Point), {"optimizer": adam, "batch_size": 1}),  # one datum for two ranks
         ("full", made(Point), {"optimizer": adam}),
-        ("shared", made(Shared, 53), {"optimizer": partial(torch.optim.SGD, lr=1e-3), "batch_size": 20}),
+        (
+            "shared",
+            made(Shared, 53),
+            {"optimizer": partial(torch.optim.SGD, lr=1e-3), "batch_size": 20},
+        ),
         (
             "shared, one",
             made(Shared, 53),
             {"optimizer": partial(torch.optim.SGD, lr=1e-3), "batch_size": 26},
         ),  # a last batch of one datum
-        ("in turn", made(Turns), {"optimizer": adam, "batch_size": 10, "arguments": widening, "after_step": bounded}),
-        ("annealed", made(Point), {"optimizer": adam, "batch_size": 20, "objective": Annealed(Trace_ELBO(), 12)}),
+        (
+            "in turn",
+            made(Turns),
+            {"optimizer": adam, "batch_size": 10, "arguments": widening, "after_step": bounded},
+        ),
+        (
+            "annealed",
+            made(Point),
+            {"optimizer": adam, "batch_size": 20, "objective": Annealed(Trace_ELBO(), 12)},
+        ),
     ):
-        given = vilvm.Interleaved({"x": x[:30]}, {"x": x[30:], "y": x[30:, :1]}) if isinstance(lvm, Turns) else x
-        vilvm.fit(lvm, given, steps=24, run_dir=None if folder is None else folder / name, progress=False, **options)
+        given = (
+            vilvm.Interleaved({"x": x[:30]}, {"x": x[30:], "y": x[30:, :1]})
+            if isinstance(lvm, Turns)
+            else x
+        )
+        vilvm.fit(
+            lvm,
+            given,
+            steps=24,
+            run_dir=None if folder is None else folder / name,
+            progress=False,
+            **options,
+        )
         found[name] = lvm.state_dict()
     return found
 
@@ -125,7 +158,13 @@ def main(folder):
         found = noiseless(folder)
         noisy = made(Noisy)
         fitted = vilvm.fit(
-            noisy, data(), steps=24, batch_size=20, validation=data(), run_dir=folder / "noisy", checkpoint_seconds=0.0
+            noisy,
+            data(),
+            steps=24,
+            batch_size=20,
+            validation=data(),
+            run_dir=folder / "noisy",
+            checkpoint_seconds=0.0,
         )
         parts = made(Noisy)
         for steps in (14, 24):
@@ -133,15 +172,22 @@ def main(folder):
             resumed = vilvm.fit(parts, data(), steps=steps, resume=steps == 24, **options)
         bounds = vilvm.evaluate(noisy, data(), num_samples=200, batch_size=7)
         stopped = vilvm.fit(
-            made(Point), data(), steps=400, callbacks=[lambda event: world.rank == 1 and event.history.records[-1].step > 90]
+            made(Point),
+            data(),
+            steps=400,
+            callbacks=[lambda event: world.rank == 1 and event.history.records[-1].step > 90],
         )
         skipping = made(Point)
         spoilt = data()
         spoilt[50] = 1e30  # of which the density is none
-        skipped = vilvm.fit(skipping, data(), steps=24, batch_size=20, validation=spoilt, nonfinite="skip")
+        skipped = vilvm.fit(
+            skipping, data(), steps=24, batch_size=20, validation=spoilt, nonfinite="skip"
+        )
         refused = alone = ""
         try:
-            vilvm.fit(made(Point), data(), steps=5, run_dir=folder / "alone" if world.is_main else None)
+            vilvm.fit(
+                made(Point), data(), steps=5, run_dir=folder / "alone" if world.is_main else None
+            )
         except ValueError as error:
             alone = str(error)
         try:
@@ -150,7 +196,9 @@ def main(folder):
             refused = str(error)
         try:
             pair = vilvm.Pair(
-                lambda x: pyro.sample("x", dist.Normal(0.0, 1.0).expand(x.shape).to_event(2), obs=x),
+                lambda x: pyro.sample(
+                    "x", dist.Normal(0.0, 1.0).expand(x.shape).to_event(2), obs=x
+                ),
                 lambda x: pyro.param("p", torch.tensor(0.0)),
             )
             vilvm.fit(pair, data(), steps=5)
@@ -164,10 +212,16 @@ def main(folder):
         torch.save({"found": found, "noisy": noisy.state_dict()}, folder / "parameters.pt")
         told = {
             "alike": bool((both[0] == both[1]).all()),
-            "resumed": all(torch.equal(v, noisy.state_dict()[n]) for n, v in parts.state_dict().items()),
+            "resumed": all(
+                torch.equal(v, noisy.state_dict()[n]) for n, v in parts.state_dict().items()
+            ),
             "same records": resumed.history["elbo"].tolist() == fitted.history["elbo"].tolist(),
             "draws": draws,
-            "elbo": [bounds.bounds["elbo"].mean, bounds.bounds["elbo"].mc_se, len(bounds.bounds["elbo"].values)],
+            "elbo": [
+                bounds.bounds["elbo"].mean,
+                bounds.bounds["elbo"].mc_se,
+                len(bounds.bounds["elbo"].values),
+            ],
             "values": bounds.bounds["elbo"].values.tolist(),
             "stopped": [stopped.stopped, stopped.steps],
             "refused": refused,

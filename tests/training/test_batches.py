@@ -1,4 +1,6 @@
-"""Batches of data on disk are those of the same data in memory, whatever is asked for when; reading ahead ends with the run."""
+"""Batches of data on disk are those of the same data in memory, whatever is asked for when;
+reading ahead ends with the run.
+"""
 
 import threading
 
@@ -55,7 +57,10 @@ def test_training_is_bit_for_bit_that_of_the_data_in_memory(x, path, transform):
     if transform is not None:
         x = 0.2 + 0.6 * x
         np.save(path, x.numpy())
-    here, there = trained(Data(x, transform=transform)), trained(on_disk(path, transform=transform))
+    here, there = (
+        trained(Data(x, transform=transform)),
+        trained(on_disk(path, transform=transform)),
+    )
     assert same(here[1], there[1])
     assert [r.elbo for r in here[0].history] == [r.elbo for r in there[0].history]
 
@@ -67,12 +72,16 @@ def test_compiled_training_too(x, path):
 
 def test_a_resumed_run_too(x, path, tmp_path):
     trained(on_disk(path), steps=11, epochs=None, run_dir=tmp_path / "run")
-    assert same(trained(on_disk(path), run_dir=tmp_path / "run", resume=True)[1], trained(Data(x))[1])
+    assert same(
+        trained(on_disk(path), run_dir=tmp_path / "run", resume=True)[1], trained(Data(x))[1]
+    )
 
 
 def test_validation_on_disk(x, path):
     here, there = trained(Data(x), validation=x), trained(on_disk(path), validation=on_disk(path))
-    assert [r.validation_elbo for r in here[0].history] == [r.validation_elbo for r in there[0].history]
+    assert [r.validation_elbo for r in here[0].history] == [
+        r.validation_elbo for r in there[0].history
+    ]
     assert same(here[1], there[1])
 
 

@@ -1,4 +1,6 @@
-"""The optimizer, its parameters and tensors of the model, changed by hand between compiled steps: the numbers are those of eager steps."""
+"""The optimizer, its parameters and tensors of the model, changed by hand between compiled steps:
+the numbers are those of eager steps.
+"""
 
 import copy
 
@@ -20,7 +22,10 @@ X = torch.randn(20, generator=torch.Generator().manual_seed(0))
 class Line(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.m, self.s = torch.nn.Parameter(torch.tensor(0.1)), torch.nn.Parameter(torch.tensor(0.0))
+        self.m, self.s = (
+            torch.nn.Parameter(torch.tensor(0.1)),
+            torch.nn.Parameter(torch.tensor(0.0)),
+        )
         self.prior = torch.tensor(0.0)
 
     def model(self, x):
@@ -91,12 +96,17 @@ CHANGES = {
 SLOW = {"put_back", "replaced_each_time"}
 
 
-@pytest.mark.parametrize("change", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in CHANGES])
+@pytest.mark.parametrize(
+    "change", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in CHANGES]
+)
 def test_what_is_changed_by_hand_counts_as_in_eager_steps(change):
     expected = run(EagerStep, CHANGES[change])
     told = []
-    assert run(CompiledStep, CHANGES[change], compiler=graph, log=told.append) == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    assert run(CompiledStep, CHANGES[change], compiler=graph, log=told.append) == pytest.approx(
+        expected, rel=1e-5, abs=1e-6
+    )
     unmoved = run(EagerStep, lambda *_: None)
-    assert abs(unmoved[0] - expected[0]) + abs(unmoved[1] - expected[1]) > 1e-3  # so that the above can fail
+    # so that the above can fail
+    assert abs(unmoved[0] - expected[0]) + abs(unmoved[1] - expected[1]) > 1e-3
     assert all("eagerly" in line for line in told)
     assert bool(told) == (change in ("maximize", "frozen_for_a_while"))

@@ -1,4 +1,6 @@
-"""What a checkpoint must be before a run is taken up from it, and what a run folder looks like whatever happens to it."""
+"""What a checkpoint must be before a run is taken up from it, and what a run folder looks like
+whatever happens to it.
+"""
 
 import errno
 import json
@@ -11,7 +13,14 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR, MultiStepLR, OneCycleLR, SequentialLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    ExponentialLR,
+    LambdaLR,
+    MultiStepLR,
+    OneCycleLR,
+    SequentialLR,
+)
 
 import vilvm
 from benchmarks.faults.forgeries import Parts, forgeries
@@ -33,7 +42,8 @@ def at(folder):
     return found
 
 
-# What resume sees --------------------------------------------------------------------------------------------------------
+# What resume sees
+# --------------------------------------------------------------------------------------------------------
 
 
 def grouped(lr):
@@ -60,7 +70,9 @@ def by_global(step):
 
 
 def sequence(gamma):
-    return lambda o: SequentialLR(o, [ExponentialLR(o, gamma), ExponentialLR(o, 0.5)], milestones=[2])
+    return lambda o: SequentialLR(
+        o, [ExponentialLR(o, gamma), ExponentialLR(o, 0.5)], milestones=[2]
+    )
 
 
 def weighted(by):
@@ -85,7 +97,11 @@ def weighted(by):
             {"scheduler": partial(LambdaLR, lr_lambda=thirds)},
             "scheduler's function 0",
         ),
-        ({"scheduler": sequence(0.9)}, {"scheduler": sequence(0.8)}, r"ExponentialLR\(gamma=0.9.*this run has .*gamma=0.8"),
+        (
+            {"scheduler": sequence(0.9)},
+            {"scheduler": sequence(0.8)},
+            r"ExponentialLR\(gamma=0.9.*this run has .*gamma=0.8",
+        ),
         (
             {"scheduler": partial(MultiStepLR, milestones=[2, 3])},
             {"scheduler": partial(MultiStepLR, milestones=[2, 4])},
@@ -127,15 +143,26 @@ def test_resume_sees_another_guide_of_equal_parameters(tmp_path):
     x, options = torch.ones(7), {"run_dir": tmp_path, "arguments": weighted(9)}
     vilvm.fit(line(dist.Normal), x, steps=3, **options)
     with pytest.raises(
-        vilvm.CheckpointError, match=r"sites differ, first 'guide z' \(Normal \(\) in data, now Laplace \(\) in data\)"
+        vilvm.CheckpointError,
+        match=r"sites differ, first 'guide z' \(Normal \(\) in data, now Laplace \(\) in data\)",
     ):
         vilvm.fit(line(dist.Laplace), x, steps=4, resume=True, **options)
-    with pytest.raises(vilvm.CheckpointError, match="another function, by its code or its constants: arguments"):
-        vilvm.fit(line(dist.Normal), x, steps=4, resume=True, **options | {"arguments": weighted(8)})
-    assert vilvm.fit(line(dist.Normal), x, steps=4, resume=True, **options | {"arguments": weighted(9)}).steps == 4
+    with pytest.raises(
+        vilvm.CheckpointError, match="another function, by its code or its constants: arguments"
+    ):
+        vilvm.fit(
+            line(dist.Normal), x, steps=4, resume=True, **options | {"arguments": weighted(8)}
+        )
+    assert (
+        vilvm.fit(
+            line(dist.Normal), x, steps=4, resume=True, **options | {"arguments": weighted(9)}
+        ).steps
+        == 4
+    )
 
 
-# Forgeries ---------------------------------------------------------------------------------------------------------------
+# Forgeries
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def state(change):
@@ -170,25 +197,55 @@ def looping(last):
 
 SQUARE, COUNT = "/optimizer/state/0/exp_avg_sq", "/optimizer/state/0/step"
 FORGED = {
-    "a step that is not its own": (state(lambda s: s.update(step=0)), "its step|it is of step 0|its epoch"),
+    "a step that is not its own": (
+        state(lambda s: s.update(step=0)),
+        "its step|it is of step 0|its epoch",
+    ),
     "a key missing": (state(lambda s: s.pop("tally")), "its state has other entries"),
-    "a history of another type": (state(lambda s: s.update(history="x")), "its history is no list"),
+    "a history of another type": (
+        state(lambda s: s.update(history="x")),
+        "its history is no list",
+    ),
     "a negative count": (replaced(COUNT, torch.neg), "optimizer/state/0/step is negative"),
-    "a count beyond its steps": (replaced(COUNT, lambda t: t + 4), "the steps that its optimizer counts"),
-    "a count without bound": (replaced(COUNT, lambda t: t * 1e38 * 1e38), "optimizer/state/0/step is not finite"),
-    "moments of another shape": (replaced(SQUARE, lambda t: t.flatten()[:3]), r"exp_avg_sq has shape \(3,\), and this run's has"),
-    "moments of another type": (replaced(SQUARE, torch.Tensor.double), "exp_avg_sq has type torch.float64"),
+    "a count beyond its steps": (
+        replaced(COUNT, lambda t: t + 4),
+        "the steps that its optimizer counts",
+    ),
+    "a count without bound": (
+        replaced(COUNT, lambda t: t * 1e38 * 1e38),
+        "optimizer/state/0/step is not finite",
+    ),
+    "moments of another shape": (
+        replaced(SQUARE, lambda t: t.flatten()[:3]),
+        r"exp_avg_sq has shape \(3,\), and this run's has",
+    ),
+    "moments of another type": (
+        replaced(SQUARE, torch.Tensor.double),
+        "exp_avg_sq has type torch.float64",
+    ),
     "negative squares": (replaced(SQUARE, lambda t: -t - 1), "exp_avg_sq is negative"),
     "a parameter that is NaN": (
         replaced("/model/encoder.0.weight", lambda t: t * torch.nan),
         "model/encoder.0.weight is not finite",
     ),
-    "no generator": (replaced("/rng/0/0", lambda t: t * 0 + 255), "its state is none that this run can have had"),
-    "5,000 digits": (lambda last: (last / "state.json").write_text("[" + "9" * 5000 + "]"), "state.json is truncated or altered"),
-    "a deep nest": (lambda last: (last / "state.json").write_text("[" * 200_000), "state.json is truncated or altered"),
+    "no generator": (
+        replaced("/rng/0/0", lambda t: t * 0 + 255),
+        "its state is none that this run can have had",
+    ),
+    "5,000 digits": (
+        lambda last: (last / "state.json").write_text("[" + "9" * 5000 + "]"),
+        "state.json is truncated or altered",
+    ),
+    "a deep nest": (
+        lambda last: (last / "state.json").write_text("[" * 200_000),
+        "state.json is truncated or altered",
+    ),
     "a pipe": (piped, "it cannot be read"),
     "a link to itself": (looping, "it cannot be read"),
-    "the identity of no run": (lambda last: (last.parents[1] / "run.json").write_text("{}"), "run.json is altered"),
+    "the identity of no run": (
+        lambda last: (last.parents[1] / "run.json").write_text("{}"),
+        "run.json is altered",
+    ),
 }
 
 
@@ -206,7 +263,9 @@ def test_a_checkpoint_of_another_run_of_the_same_settings_is_refused(tmp_path):
     for name in "ab":
         fit(tmp_path / name, lvm=tiny()[0])
     shutil.copy(at(tmp_path / "a") / "tensors.safetensors", at(tmp_path / "b"))
-    with pytest.raises(vilvm.CheckpointError, match=r"tensors.safetensors is truncated or altered"):
+    with pytest.raises(
+        vilvm.CheckpointError, match=r"tensors.safetensors is truncated or altered"
+    ):
         fit(tmp_path / "b", steps=6, resume=True)
     shutil.copytree(at(tmp_path / "a"), at(tmp_path / "b"), dirs_exist_ok=True)
     with pytest.raises(vilvm.CheckpointError, match=f"it is of another run than {tmp_path / 'b'}"):
@@ -214,16 +273,23 @@ def test_a_checkpoint_of_another_run_of_the_same_settings_is_refused(tmp_path):
 
 
 def test_a_checkpoint_in_another_memory_order_is_refused(tmp_path):
-    """Else a fused optimizer would walk through a parameter and its moments side by side, each in an order of its own."""
+    """Else a fused optimizer would walk through a parameter and its moments side by side, each in
+    an order of its own.
+    """
 
     def made(turned):
         lvm = tiny()[0]
         weight = lvm.decoder[0].weight
-        lvm.decoder[0].weight = torch.nn.Parameter(weight.detach().t().contiguous().t() if turned else weight.detach())
+        lvm.decoder[0].weight = torch.nn.Parameter(
+            weight.detach().t().contiguous().t() if turned else weight.detach()
+        )
         return lvm
 
     fit(tmp_path, lvm=made(True))
-    with pytest.raises(vilvm.CheckpointError, match=r"decoder.0.weight has order in memory \[1, 0\], and this run's has \[\]"):
+    with pytest.raises(
+        vilvm.CheckpointError,
+        match=r"decoder.0.weight has order in memory \[1, 0\], and this run's has \[\]",
+    ):
         fit(tmp_path, steps=6, lvm=made(False), resume=True)
     assert fit(tmp_path, steps=6, lvm=made(True), resume=True).steps == 6
 
@@ -231,8 +297,14 @@ def test_a_checkpoint_in_another_memory_order_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"scheduler": partial(CosineAnnealingLR, T_max=4), "optimizer": partial(torch.optim.SGD, lr=0.01, momentum=0.9)},
-        {"scheduler": partial(OneCycleLR, max_lr=0.1, total_steps=20), "optimizer": torch.optim.NAdam},
+        {
+            "scheduler": partial(CosineAnnealingLR, T_max=4),
+            "optimizer": partial(torch.optim.SGD, lr=0.01, momentum=0.9),
+        },
+        {
+            "scheduler": partial(OneCycleLR, max_lr=0.1, total_steps=20),
+            "optimizer": torch.optim.NAdam,
+        },
         {"scheduler": sequence(0.7), "optimizer": torch.optim.Adagrad},
         {"optimizer": torch.optim.Adafactor, "callbacks": [lambda event: False]},
         {"optimizer": torch.optim.RMSprop, "nonfinite": "skip"},
@@ -253,7 +325,8 @@ def test_no_forgery_is_taken_up():
     assert sum(f.outcome == "refused" for f in found) > 250
 
 
-# The run folder ----------------------------------------------------------------------------------------------------------
+# The run folder
+# ----------------------------------------------------------------------------------------------------------
 
 
 def full(monkeypatch, name, number=errno.ENOSPC):
@@ -276,7 +349,11 @@ def full(monkeypatch, name, number=errno.ENOSPC):
             errno.ENOSPC,
             r"checkpoint of step 0 could not be written .*No space left.*there is none before it. Make room there",
         ),
-        ("state.json", errno.EROFS, r"Read-only file system.*Make its folder writable, and resume"),
+        (
+            "state.json",
+            errno.EROFS,
+            r"Read-only file system.*Make its folder writable, and resume",
+        ),
         (
             "history.csv",
             errno.ENOSPC,
@@ -297,7 +374,9 @@ def test_a_full_disk_at_the_final_record_is_named(tmp_path, monkeypatch):
     fit(tmp_path, steps=4)
     text = (tmp_path / "history.csv").read_text()
     full(monkeypatch, "history.csv")
-    with pytest.raises(vilvm.CheckpointError, match=r"history.csv could not be written .*up to step 5"):
+    with pytest.raises(
+        vilvm.CheckpointError, match=r"history.csv could not be written .*up to step 5"
+    ):
         fit(tmp_path, resume=True)
     assert (tmp_path / "history.csv").read_text() == text
     monkeypatch.undo()
@@ -316,7 +395,8 @@ def test_a_finished_run_writes_nothing(tmp_path, monkeypatch):
 def test_a_script_ends_with_one_sentence_where_a_disk_is_full(tmp_path, monkeypatch, capsys):
     full(monkeypatch, "page.html")
     with pytest.raises(
-        SystemExit, match=r"page.html could not be written \(No space left.*\): make room there, and run the same again"
+        SystemExit,
+        match=r"page.html could not be written \(No space left.*\): make room there, and run the same again",
     ):
         run(lambda: Page("title").write(tmp_path / "page.html"))
     assert list(tmp_path.iterdir()) == []
@@ -329,7 +409,9 @@ def test_a_run_folder_that_is_moved_is_not_made_anew(tmp_path):
         if step == 3:
             folder.rename(moved)
 
-    with pytest.raises(vilvm.CheckpointError, match=r"the run folder .*/run was moved or replaced meanwhile"):
+    with pytest.raises(
+        vilvm.CheckpointError, match=r"the run folder .*/run was moved or replaced meanwhile"
+    ):
         fit(folder, after_step=move, checkpoint_seconds=0.0)
     assert not folder.exists()
     assert at(moved).name == "step-000000002"
@@ -345,7 +427,10 @@ def test_leftovers_of_a_killed_process_are_swept(tmp_path):
     others.write_text("")
     fit(tmp_path, resume=True)
     assert not any(file.exists() for file in left)
-    assert sorted(p.name for p in (tmp_path / "checkpoint").iterdir()) == ["step-000000000", "step-000000005"]
+    assert sorted(p.name for p in (tmp_path / "checkpoint").iterdir()) == [
+        "step-000000000",
+        "step-000000005",
+    ]
     assert others.exists()
 
 
@@ -353,5 +438,8 @@ def test_the_older_version_is_named(tmp_path):
     fit(tmp_path)
     file = at(tmp_path) / "state.json"
     file.write_text(json.dumps({"format": "vilvm checkpoint", "version": 2}))
-    with pytest.raises(vilvm.CheckpointError, match="has version 2, this vilvm reads version 3: use the vilvm that wrote it"):
+    with pytest.raises(
+        vilvm.CheckpointError,
+        match="has version 2, this vilvm reads version 3: use the vilvm that wrote it",
+    ):
         fit(tmp_path, resume=True)

@@ -1,4 +1,6 @@
-"""A compiled step is the eager step, or is not taken: values, gradients, updates, and what falls back."""
+"""A compiled step is the eager step, or is not taken: values, gradients, updates, and what falls
+back.
+"""
 
 import copy
 import importlib
@@ -25,10 +27,14 @@ from vilvm.training.compiled_step import CompiledStep
 from vilvm.training.step import EagerStep
 from vilvm.weights import find_layout
 
-GALLERY = sorted(p.stem for p in (Path(__file__).parents[2] / "models").glob("*.py") if p.stem != "__init__")
+GALLERY = sorted(
+    p.stem for p in (Path(__file__).parents[2] / "models").glob("*.py") if p.stem != "__init__"
+)
 
 
-def steps(lvm, batch, objective, make, compiler=graph, count=5, optimizer=torch.optim.Adam, **options):
+def steps(
+    lvm, batch, objective, make, compiler=graph, count=5, optimizer=torch.optim.Adam, **options
+):
     """Some steps from one seed; the step, and the loss and norm of each."""
     told = []
     with seeded(2), module_parameters(lvm):  # which starts an autoguide at a draw
@@ -44,10 +50,14 @@ def steps(lvm, batch, objective, make, compiler=graph, count=5, optimizer=torch.
 
 
 def check_alike(make, compiler=graph, **options):
-    """Losses, gradient norms and parameters of some steps agree; `make` gives a pair, a batch and an objective, twice the same."""
+    """Losses, gradient norms and parameters of some steps agree; `make` gives a pair, a batch and
+    an objective, twice the same.
+    """
     (lvm, batch, objective), (other, _, _) = make(), make()
     eager, expected, _ = steps(lvm, batch, copy.deepcopy(objective), EagerStep, **options)
-    step, found, told = steps(other, batch, copy.deepcopy(objective), CompiledStep, compiler, **options)
+    step, found, told = steps(
+        other, batch, copy.deepcopy(objective), CompiledStep, compiler, **options
+    )
     assert not told, told[0]
     for a, b in zip(expected, found, strict=True):
         assert b.loss == pytest.approx(a.loss, rel=1e-5, abs=1e-5)
@@ -71,13 +81,17 @@ def gallery(name):
 QUICK = {"vae", "eight_schools", "gaussian_mixture"}  # amortised, shared and enumerated latents
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in GALLERY])
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in GALLERY]
+)
 def test_the_graph_of_every_model_is_its_step(name):
     check_alike(partial(gallery, name))
 
 
 def apart(name, compiler):
-    """Where loss or gradients of a model of the gallery differ by more than 1e-5 on the same noise."""
+    """Where loss or gradients of a model of the gallery differ by more than 1e-5 on the same
+    noise.
+    """
     lvm, batch, objective = gallery(name)
     with seeded(2), module_parameters(lvm):
         layout = find_layout(lvm, batch)
@@ -91,7 +105,8 @@ def test_the_gradients_of_a_graph_are_eager_ones_to_five_digits():
     assert apart("vae", graph) is None  # of every model below, by Inductor
 
 
-# Of each kind one: networks, convolutions, shared latents, enumerated ones in a chain and in a mixture.
+# Of each kind one: networks, convolutions, shared latents, enumerated ones in a chain and in a
+# mixture.
 BY_INDUCTOR = {"vae", "conv_autoencoder", "eight_schools", "hidden_markov", "gaussian_mixture"}
 
 
@@ -108,8 +123,12 @@ def test_training_curves_agree_over_five_seeds_and_one_seed_means_one_run():
     for compile in (False, True, "again"):
         for seed in range(1 if compile == "again" else 5):
             with seeded(seed):
-                lvm = VAE(64, 4, encoder_hidden=(32,), decoder_hidden=(32,)).start_at(data.train.x.mean(0))
-            fitted = vilvm.fit(lvm, data.train, epochs=12, batch_size=50, seed=seed, compile=bool(compile))
+                lvm = VAE(64, 4, encoder_hidden=(32,), decoder_hidden=(32,)).start_at(
+                    data.train.x.mean(0)
+                )
+            fitted = vilvm.fit(
+                lvm, data.train, epochs=12, batch_size=50, seed=seed, compile=bool(compile)
+            )
             curves[compile, seed] = torch.tensor(fitted.history["elbo"])
     assert torch.equal(curves[True, 0], curves["again", 0])
     apart = torch.stack([curves[True, seed] - curves[False, seed] for seed in range(5)])
@@ -123,7 +142,10 @@ def test_training_curves_agree_over_five_seeds_and_one_seed_means_one_run():
     "objective",
     [
         TraceMeanField_ELBO(),
-        pytest.param(Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1), marks=pytest.mark.slow),
+        pytest.param(
+            Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1),
+            marks=pytest.mark.slow,
+        ),
         pytest.param(Trace_ELBO(num_particles=2), marks=pytest.mark.slow),
         TraceGraph_ELBO(),
         pytest.param(TraceEnum_ELBO(max_plate_nesting=1), marks=pytest.mark.slow),
@@ -156,7 +178,10 @@ class Noisy(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.net = torch.nn.Sequential(
-            torch.nn.Linear(4, 8, bias=False), torch.nn.BatchNorm1d(8), torch.nn.ReLU(), torch.nn.Dropout(0.3)
+            torch.nn.Linear(4, 8, bias=False),
+            torch.nn.BatchNorm1d(8),
+            torch.nn.ReLU(),
+            torch.nn.Dropout(0.3),
         )
         self.head = torch.nn.Linear(8, 2)
 
@@ -229,7 +254,10 @@ class Counting(Line):
 
 @pytest.mark.parametrize(
     ("lvm", "reason"),
-    [(Branching(), "Python reads the value of a tensor"), (Counting(), "Counting.calls changes whenever the pair is run")],
+    [
+        (Branching(), "Python reads the value of a tensor"),
+        (Counting(), "Counting.calls changes whenever the pair is run"),
+    ],
     ids=["branch", "counter"],
 )
 def test_what_a_graph_cannot_hold_is_told_in_one_line_and_run_eagerly(lvm, reason):
@@ -269,7 +297,11 @@ def test_baselines_kept_in_python_are_named():
 
         def guide(self, x):
             with pyro.plate("data", len(x)):
-                pyro.sample("z", dist.Bernoulli(logits=self.logit), infer={"baseline": {"baseline_value": torch.ones(len(x))}})
+                pyro.sample(
+                    "z",
+                    dist.Bernoulli(logits=self.logit),
+                    infer={"baseline": {"baseline_value": torch.ones(len(x))}},
+                )
 
     step, _, told = steps(Coin(), torch.randn(5), TraceGraph_ELBO(), CompiledStep)
     assert "the baseline of 'z'" in told[0]
@@ -323,7 +355,9 @@ def test_a_run_stays_what_it_began_as(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "_WORTH_COMPILING", 40)
     whole = trained(tmp_path / "whole", 30)  # too short to be compiled
     trained(tmp_path / "parts", 20)
-    assert all(torch.equal(v, whole[n]) for n, v in trained(tmp_path / "parts", 30, resume=True).items())
+    assert all(
+        torch.equal(v, whole[n]) for n, v in trained(tmp_path / "parts", 30, resume=True).items()
+    )
     longer = trained(tmp_path / "parts", 60, resume=True)
     eager = trained(tmp_path / "eager", 60, compile=False)
     assert all(torch.equal(v, longer[n]) for n, v in eager.items())
@@ -344,14 +378,22 @@ class Rare(Line):
 
 @pytest.mark.parametrize(
     "scheduler",
-    [pytest.param(None, marks=pytest.mark.slow), partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.99)],
+    [
+        pytest.param(None, marks=pytest.mark.slow),
+        partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.99),
+    ],
     ids=["plain", "scheduled"],
 )
 def test_a_step_that_is_not_good_is_gone_back_to(monkeypatch, scheduler):
     monkeypatch.setattr("vilvm.training.compiled_step.inductor", graph)
-    monkeypatch.setattr("vilvm.training.run._SECONDS_AT_ONCE", 1e3)  # as many as may be, on a slow machine too
+    # as many as may be, on a slow machine too
+    monkeypatch.setattr("vilvm.training.run._SECONDS_AT_ONCE", 1e3)
     at_once = []
-    monkeypatch.setattr(run.Run, "_launched", lambda self, n, old=run.Run._launched: (at_once.append(n), old(self, n))[1])
+    monkeypatch.setattr(
+        run.Run,
+        "_launched",
+        lambda self, n, old=run.Run._launched: (at_once.append(n), old(self, n))[1],
+    )
     x = torch.randn(200, generator=torch.Generator().manual_seed(0)).clamp(-2.9, 3)
     x[::40] = -4.0
     ends = []
@@ -359,9 +401,24 @@ def test_a_step_that_is_not_good_is_gone_back_to(monkeypatch, scheduler):
         lvm = Rare()
         objective = Annealed(Trace_ELBO(), warmup=100)
         done = vilvm.fit(
-            lvm, x, steps=160, batch_size=10, objective=objective, compile=compile, nonfinite="skip", scheduler=scheduler
+            lvm,
+            x,
+            steps=160,
+            batch_size=10,
+            objective=objective,
+            compile=compile,
+            nonfinite="skip",
+            scheduler=scheduler,
         )
-        ends.append((lvm.m.item(), done.skipped, objective.step, done.history["elbo"].tolist(), done.history["skipped"].tolist()))
+        ends.append(
+            (
+                lvm.m.item(),
+                done.skipped,
+                objective.step,
+                done.history["elbo"].tolist(),
+                done.history["skipped"].tolist(),
+            )
+        )
     assert ends[0][1] == ends[1][1] > 25
     assert ends[0][2] == ends[1][2] == 160
     assert ends[1][0] == pytest.approx(ends[0][0], rel=1e-4)

@@ -1,4 +1,6 @@
-"""Compiled training in trouble: skipped steps, programs that fail, what cannot be traced, and losses near zero."""
+"""Compiled training in trouble: skipped steps, programs that fail, what cannot be traced, and
+losses near zero.
+"""
 
 import re
 import time
@@ -27,14 +29,22 @@ def _as_graph(monkeypatch):
 
 
 class Statistics(torch.nn.Module):
-    """Two batch normalisations, one in a nested module, and a loss that is infinite for batches with a datum below −3."""
+    """Two batch normalisations, one in a nested module, and a loss that is infinite for batches
+    with a datum below −3.
+    """
 
     def __init__(self):
         super().__init__()
         with seeded(0):
             # Without biases that the second one takes out again, for their gradients are rounding.
-            inner = torch.nn.Sequential(torch.nn.Linear(2, 4, bias=False), torch.nn.BatchNorm1d(4, momentum=0.3), torch.nn.Tanh())
-            self.net = torch.nn.Sequential(torch.nn.BatchNorm1d(2, affine=False), inner, torch.nn.Linear(4, 2))
+            inner = torch.nn.Sequential(
+                torch.nn.Linear(2, 4, bias=False),
+                torch.nn.BatchNorm1d(4, momentum=0.3),
+                torch.nn.Tanh(),
+            )
+            self.net = torch.nn.Sequential(
+                torch.nn.BatchNorm1d(2, affine=False), inner, torch.nn.Linear(4, 2)
+            )
 
     def model(self, x):
         with pyro.plate("data", len(x)):
@@ -60,17 +70,31 @@ def rare(count=100, every=20):
         pytest.param(torch.optim.Adam, 8, 8, 40, marks=pytest.mark.slow),
         pytest.param(torch.optim.SGD, 20, 10, 40, marks=pytest.mark.slow),
     ],
-    ids=["several in a row, of two data, whose mean is zero at the trace", "several in a row", "behind the graph"],
+    ids=[
+        "several in a row, of two data, whose mean is zero at the trace",
+        "several in a row",
+        "behind the graph",
+    ],
 )
-def test_a_skipped_step_moves_no_batch_statistics(optimizer, every, size, steps, tmp_path, monkeypatch):
+def test_a_skipped_step_moves_no_batch_statistics(
+    optimizer, every, size, steps, tmp_path, monkeypatch
+):
     """Nor does it matter how many steps are launched at once, which is chosen by the clock."""
 
     def trained(name, steps, compile, seconds, **options):
         monkeypatch.setattr("vilvm.training.run._SECONDS_AT_ONCE", seconds)
         lvm = Statistics()
         make = partial(optimizer, lr=1e-3)
-        options = {"nonfinite": "skip", "progress": False, "optimizer": make, "run_dir": tmp_path / name, **options}
-        done = vilvm.fit(lvm, rare(every=every), steps=steps, batch_size=size, compile=compile, **options)
+        options = {
+            "nonfinite": "skip",
+            "progress": False,
+            "optimizer": make,
+            "run_dir": tmp_path / name,
+            **options,
+        }
+        done = vilvm.fit(
+            lvm, rare(every=every), steps=steps, batch_size=size, compile=compile, **options
+        )
         return done, lvm.state_dict()
 
     eager, expected = trained("eager", steps, False, 0.0)
@@ -82,20 +106,29 @@ def test_a_skipped_step_moves_no_batch_statistics(optimizer, every, size, steps,
     assert len(counted) == 2
     for name, value in whole.items():
         assert torch.equal(value, parts[name])
-        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6 if "running" in name else 1e-5)
+        torch.testing.assert_close(
+            value, expected[name], rtol=1e-4, atol=1e-6 if "running" in name else 1e-5
+        )
     assert all(whole[n] == steps - done.skipped for n in counted)
 
 
 @pytest.mark.parametrize(
-    ("error", "words"), [(5e-8, None), (1e-3, "a buffer (batch statistics, say) is not what the eager step makes it")]
+    ("error", "words"),
+    [(5e-8, None), (1e-3, "a buffer (batch statistics, say) is not what the eager step makes it")],
 )
 def test_rounding_of_batch_statistics_near_zero_is_no_difference(error, words):
-    """The mean of what is centred is the rounding of a sum, which a program adds up in another order."""
+    """The mean of what is centred is the rounding of a sum, which a program adds up in another
+    order.
+    """
 
     def compiler(function, inputs):
         def program(*given):
             told = graph(function, inputs)(*given)
-            means = [t for t in given if t.shape == (4,) and not t.requires_grad and 0 < float(t.abs().max()) < 1e-5]
+            means = [
+                t
+                for t in given
+                if t.shape == (4,) and not t.requires_grad and 0 < float(t.abs().max()) < 1e-5
+            ]
             assert means
             means[0].add_(error)
             return told
@@ -104,7 +137,9 @@ def test_rounding_of_batch_statistics_near_zero_is_no_difference(error, words):
 
     lvm, x = Statistics(), rare()[1:20]
     with seeded(0), module_parameters(lvm):
-        step = CompiledStep(lvm, Trace_ELBO(), torch.optim.SGD(lvm.parameters(), lr=1e-3), compiler=compiler)
+        step = CompiledStep(
+            lvm, Trace_ELBO(), torch.optim.SGD(lvm.parameters(), lr=1e-3), compiler=compiler
+        )
         assert step.differs(x, 19.0) == words
 
 
@@ -131,7 +166,9 @@ class Spread(torch.nn.Module):
 
 
 def failing(launches, partly=False):
-    """A compiler whose programs fail at the launch of that number, at once or after they have moved a parameter."""
+    """A compiler whose programs fail at the launch of that number, at once or after they have
+    moved a parameter.
+    """
     count = [0]
 
     def compiler(function, inputs):
@@ -161,7 +198,9 @@ def failing(launches, partly=False):
         pytest.param(77, True, [], marks=pytest.mark.slow),
     ],
 )
-def test_a_program_that_fails_is_gone_back_from_and_the_run_is_the_eager_one(monkeypatch, capsys, launches, partly, callbacks):
+def test_a_program_that_fails_is_gone_back_from_and_the_run_is_the_eager_one(
+    monkeypatch, capsys, launches, partly, callbacks
+):
     ends = []
     for compile in (False, True):
         monkeypatch.setattr("vilvm.training.compiled_step.inductor", failing(launches, partly))
@@ -180,7 +219,14 @@ def test_a_program_that_fails_is_gone_back_from_and_the_run_is_the_eager_one(mon
             callbacks=callbacks,
             progress=False,
         )
-        ends.append((lvm.state_dict(), done.history["elbo"].tolist(), done.history["step"].tolist(), objective.step))
+        ends.append(
+            (
+                lvm.state_dict(),
+                done.history["elbo"].tolist(),
+                done.history["step"].tolist(),
+                objective.step,
+            )
+        )
     for name, value in ends[0][0].items():
         torch.testing.assert_close(ends[1][0][name], value, rtol=1e-4, atol=1e-5)
     assert ends[1][1] == pytest.approx(ends[0][1], rel=1e-4)
@@ -195,13 +241,19 @@ class Splined(Spread):
         super().__init__()
         with seeded(0):
             self.conditional = conditional
-            self.spline = conditional_spline(2, 2, hidden_dims=[4], count_bins=4) if conditional else Spline(2, count_bins=4)
+            self.spline = (
+                conditional_spline(2, 2, hidden_dims=[4], count_bins=4)
+                if conditional
+                else Spline(2, count_bins=4)
+            )
 
     def guide(self, x):
         base = dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1)
         with pyro.plate("data", len(x)):
             if self.conditional:
-                pyro.sample("z", dist.ConditionalTransformedDistribution(base, [self.spline]).condition(x))
+                pyro.sample(
+                    "z", dist.ConditionalTransformedDistribution(base, [self.spline]).condition(x)
+                )
             else:
                 pyro.sample("z", dist.TransformedDistribution(base, [self.spline]))
 
@@ -304,14 +356,21 @@ def uniform():
 
 
 @pytest.mark.parametrize(
-    "make", [in_turn, beforehand, *(pytest.param(make, marks=pytest.mark.slow) for make in (tutorial, uniform))]
+    "make",
+    [
+        in_turn,
+        beforehand,
+        *(pytest.param(make, marks=pytest.mark.slow) for make in (tutorial, uniform)),
+    ],
 )
 def test_plates_in_turn_and_distributions_made_beforehand_compile(make):
     lvm, batch = make()
     with module_parameters(lvm):
         lvm.guide(batch), lvm.model(batch)
         told = []
-        step = CompiledStep(lvm, Trace_ELBO(), torch.optim.Adam(lvm.parameters()), compiler=graph, log=told.append)
+        step = CompiledStep(
+            lvm, Trace_ELBO(), torch.optim.Adam(lvm.parameters()), compiler=graph, log=told.append
+        )
         began = time.process_time()
         assert step.prepare(batch, 1.0) is not None, told
         assert time.process_time() - began < 10
@@ -340,7 +399,9 @@ def test_a_plate_over_a_drawn_subsample_in_turn_is_refused_in_one_line():
     with module_parameters(lvm):
         lvm.guide(batch)
         told = []
-        step = CompiledStep(lvm, Trace_ELBO(), torch.optim.Adam(lvm.parameters()), compiler=graph, log=told.append)
+        step = CompiledStep(
+            lvm, Trace_ELBO(), torch.optim.Adam(lvm.parameters()), compiler=graph, log=told.append
+        )
         began = time.process_time()
         assert step.prepare(batch, 1.0) is None
         assert time.process_time() - began < 10
@@ -384,10 +445,17 @@ def wrong(by):
     return compiler
 
 
-@pytest.mark.parametrize("to", [0.0, -1e-5, *(pytest.param(to, marks=pytest.mark.slow) for to in (1e-7, 1e-3))])
+@pytest.mark.parametrize(
+    "to", [0.0, -1e-5, *(pytest.param(to, marks=pytest.mark.slow) for to in (1e-7, 1e-3))]
+)
 @pytest.mark.parametrize(
     ("by", "reason"),
-    [((0.0, 0.0), None), ((1e-7, 1e-8), None), ((1e-3, 0.0), "its loss"), ((0.0, 1e-3), "its gradient of 'm'")],
+    [
+        ((0.0, 0.0), None),
+        ((1e-7, 1e-8), None),
+        ((1e-3, 0.0), "its loss"),
+        ((0.0, 1e-3), "its gradient of 'm'"),
+    ],
     ids=["right", "rounding", "loss", "gradient"],
 )
 def test_a_loss_near_zero_is_compared_by_its_terms(to, by, reason):
@@ -435,12 +503,19 @@ def line():
                 partial(kind, num_particles=3, vectorize_particles=True),
                 partial(kind, num_particles=3, vectorize_particles=True, max_plate_nesting=1),
             )
-            for kind in (Trace_ELBO, partial(TraceEnum_ELBO, strict_enumeration_warning=False), RenyiELBO)
+            for kind in (
+                Trace_ELBO,
+                partial(TraceEnum_ELBO, strict_enumeration_warning=False),
+                RenyiELBO,
+            )
         ),
         (
             line,
             lambda: Annealed(Trace_ELBO(num_particles=3, vectorize_particles=True), warmup=5),
-            lambda: Annealed(Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1), warmup=5),
+            lambda: Annealed(
+                Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1),
+                warmup=5,
+            ),
         ),
     ],
     ids=["enumerated", "particles", "enum particles", "IWAE", "annealed"],

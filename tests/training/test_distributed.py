@@ -1,4 +1,7 @@
-"""Two processes train what one would: same parameters, one writer, one decision. What becomes of them when one fails is in test_faults."""
+"""Two processes train what one would: same parameters, one writer, one decision.
+
+What becomes of them when one fails is in test_faults.
+"""
 
 import json
 import os
@@ -24,11 +27,23 @@ def start(folder, size=2):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    common = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    common = {
+        "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
     return [
         subprocess.Popen(
             [sys.executable, str(Path(ranks.__file__)), str(folder)],
-            env={**os.environ, **common, "RANK": str(r), "LOCAL_RANK": str(r), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            env={
+                **os.environ,
+                **common,
+                "RANK": str(r),
+                "LOCAL_RANK": str(r),
+                "OMP_NUM_THREADS": "1",
+                "PYTHONPATH": str(ROOT),
+            },
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -45,7 +60,12 @@ def two(tmp_path_factory):
     processes = start(folder)
     printed = [p.communicate(timeout=120)[0] for p in processes]
     assert [p.returncode for p in processes] == [0, 0], "\n".join(printed)
-    return folder, json.loads((folder / "told.json").read_text()), torch.load(folder / "parameters.pt", weights_only=True), printed
+    return (
+        folder,
+        json.loads((folder / "told.json").read_text()),
+        torch.load(folder / "parameters.pt", weights_only=True),
+        printed,
+    )
 
 
 @pytest.mark.slow
@@ -54,7 +74,11 @@ def test_two_ranks_step_as_one_process_with_the_same_batch(two, tmp_path):
     for name, expected in ranks.noiseless(tmp_path).items():
         for key, value in expected.items():
             torch.testing.assert_close(
-                parameters["found"][name][key], value, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+                parameters["found"][name][key],
+                value,
+                rtol=1e-6,
+                atol=1e-6,
+                msg=lambda m, n=name: f"{n}: {m}",
             )
     found, expected = (pandas.read_csv(f / "adam" / "history.csv") for f in (folder, tmp_path))
     for column in ("elbo", "rate", "gradient_norm", "step"):
@@ -74,7 +98,15 @@ def test_a_run_resumes_bit_for_bit_on_as_many_ranks_and_goes_on_with_fewer(two):
     assert told["resumed"]
     assert told["same records"]
     lvm = ranks.Noisy()
-    fitted = vilvm.fit(lvm, ranks.data(), steps=30, batch_size=20, validation=ranks.data(), run_dir=folder / "parts", resume=True)
+    fitted = vilvm.fit(
+        lvm,
+        ranks.data(),
+        steps=30,
+        batch_size=20,
+        validation=ranks.data(),
+        run_dir=folder / "parts",
+        resume=True,
+    )
     assert fitted.steps == 30
     assert fitted.history["step"].tolist() == sorted(set(fitted.history["step"].tolist()))
 
@@ -88,7 +120,13 @@ def test_the_evaluation_of_two_ranks_is_that_of_one(two):
     mean, mc_se, count = told["elbo"]
     assert count == 53
     assert abs(elbo.mean - mean) < 5 * (elbo.mc_se**2 + mc_se**2) ** 0.5
-    assert torch.corrcoef(torch.stack([elbo.values, torch.tensor(told["values"], dtype=torch.float64)]))[0, 1] > 0.99  # in order
+    # in order
+    assert (
+        torch.corrcoef(
+            torch.stack([elbo.values, torch.tensor(told["values"], dtype=torch.float64)])
+        )[0, 1]
+        > 0.99
+    )
 
 
 @pytest.mark.slow
@@ -107,11 +145,16 @@ def test_shares_make_up_the_whole(size):
     for count in (1, 5, 20):
         found = [i for r in range(size) for i in range(count)[ProcessGroup(r, size).share(count)]]
         assert found == list(range(count))
-    batches = [Batches(vilvm.Data(torch.arange(23.0)[:, None]), 10, 0, ProcessGroup(r, size)) for r in range(size)]
+    batches = [
+        Batches(vilvm.Data(torch.arange(23.0)[:, None]), 10, 0, ProcessGroup(r, size))
+        for r in range(size)
+    ]
     for step in range(3):
         assert sum(b.weight(step) for b in batches) == pytest.approx(1)
         mine = [b(step) for b in batches if b.weight(step)]
-        assert torch.equal(torch.cat(mine), Batches(vilvm.Data(torch.arange(23.0)[:, None]), 10, 0)(step))
+        assert torch.equal(
+            torch.cat(mine), Batches(vilvm.Data(torch.arange(23.0)[:, None]), 10, 0)(step)
+        )
 
 
 @pytest.mark.slow
@@ -122,7 +165,9 @@ def test_three_ranks_step_as_one_process_too(tmp_path):
     found = torch.load(tmp_path / "parameters.pt", weights_only=True)["found"]
     for name, expected in ranks.noiseless(tmp_path / "one").items():
         for key, value in expected.items():
-            torch.testing.assert_close(found[name][key], value, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+            torch.testing.assert_close(
+                found[name][key], value, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+            )
     told = json.loads((tmp_path / "told.json").read_text())
     assert told["alike"]
     assert told["resumed"]
@@ -131,10 +176,33 @@ def test_three_ranks_step_as_one_process_too(tmp_path):
 
 @pytest.mark.slow
 def test_the_main_example_under_torchrun(tmp_path):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "examples.vae_mnist"]
-    options = ["--data", "digits", "--epochs", "3", "--samples", "20", "--out", str(tmp_path / "run")]
-    done = subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "examples.vae_mnist",
+    ]
+    options = [
+        "--data",
+        "digits",
+        "--epochs",
+        "3",
+        "--samples",
+        "20",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    done = subprocess.run(
+        [*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("Training on digits") == 1
-    assert json.loads((tmp_path / "run" / "results.json").read_text())["bounds"]["elbo"]["mean"] > -100
+    assert (
+        json.loads((tmp_path / "run" / "results.json").read_text())["bounds"]["elbo"]["mean"]
+        > -100
+    )
     assert (tmp_path / "run" / "page.html").exists()

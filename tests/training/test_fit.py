@@ -43,7 +43,9 @@ def test_history_and_files(tmp_path):
     fitted = vilvm.fit(lvm, x, validation=x, steps=120, run_dir=tmp_path)
     assert fitted.history["step"].tolist() == [50, 100, 120]
     assert np.isfinite(fitted.history["validation_elbo"]).all()
-    assert np.allclose(fitted.history["rate"] + fitted.history["distortion"], -fitted.history["validation_elbo"])
+    assert np.allclose(
+        fitted.history["rate"] + fitted.history["distortion"], -fitted.history["validation_elbo"]
+    )
     lines = (tmp_path / "history.csv").read_text().splitlines()
     assert len(lines) == 4
     assert lines[0].startswith("epoch,step,elbo,validation_elbo")
@@ -72,10 +74,18 @@ def test_best_parameters_are_kept_and_patience_stops():
     seen = {}
 
     def remember(event):
-        seen[event.history.records[-1].step] = {n: v.clone() for n, v in event.lvm.state_dict().items()}
+        seen[event.history.records[-1].step] = {
+            n: v.clone() for n, v in event.lvm.state_dict().items()
+        }
 
     fitted = vilvm.fit(
-        lvm, x, validation=1 - x, steps=5000, patience=2, optimizer=partial(torch.optim.Adam, lr=0.05), callbacks=[remember]
+        lvm,
+        x,
+        validation=1 - x,
+        steps=5000,
+        patience=2,
+        optimizer=partial(torch.optim.Adam, lr=0.05),
+        callbacks=[remember],
     )
     assert fitted.stopped == "early"
     best = fitted.history["validation_elbo"].argmax()
@@ -92,14 +102,21 @@ def test_callback_stops():
 
 def test_schedulers():
     lvm, x = tiny()
-    step = vilvm.fit(lvm, x, steps=100, scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=10, gamma=0.5))
+    step = vilvm.fit(
+        lvm,
+        x,
+        steps=100,
+        scheduler=partial(torch.optim.lr_scheduler.StepLR, step_size=10, gamma=0.5),
+    )
     assert step.history["learning_rate"][-1] == pytest.approx(1e-3 * 0.5**10)
 
 
 @pytest.mark.parametrize(("mode", "improves"), [("min", True), ("max", False)])
 def test_a_plateau_is_one_of_the_validation_elbo(mode, improves):
     (lvm, _), x = tiny(), torch.bernoulli(torch.full((400, 6), 0.9))
-    plateau = partial(torch.optim.lr_scheduler.ReduceLROnPlateau, patience=1, factor=0.1, mode=mode)
+    plateau = partial(
+        torch.optim.lr_scheduler.ReduceLROnPlateau, patience=1, factor=0.1, mode=mode
+    )
     fitted = vilvm.fit(lvm, x, validation=x if improves else 1 - x, steps=300, scheduler=plateau)
     validation = fitted.history["validation_elbo"]
     assert (validation[-1] > validation[0]) == improves
@@ -127,13 +144,19 @@ class Sometimes(torch.nn.Module):
     def guide(self, x):
         self.calls += 1
         with pyro.validation_enabled(False), pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(self.m * (float("nan") if self.calls == 10 else 1.0), 1.0, validate_args=False))
+            pyro.sample(
+                "z",
+                dist.Normal(
+                    self.m * (float("nan") if self.calls == 10 else 1.0), 1.0, validate_args=False
+                ),
+            )
 
 
 def test_a_nonfinite_step_can_be_skipped():
     lvm = Sometimes()
     # Pyro checks its values in the first epoch, here one step, so the fault comes later.
-    fitted = vilvm.fit(lvm, torch.randn(200), steps=20, nonfinite="skip", compile=False)  # it counts its calls
+    # it counts its calls
+    fitted = vilvm.fit(lvm, torch.randn(200), steps=20, nonfinite="skip", compile=False)
     assert fitted.skipped == 1
     assert fitted.history["skipped"].sum() == 1
     assert torch.isfinite(lvm.m)
@@ -155,7 +178,11 @@ def test_enumerated_models_train():
     x = torch.cat([torch.randn(300) - 3, torch.randn(100) + 3])
     lvm = vilvm.Pair(model, guide)
     fitted = vilvm.fit(
-        lvm, x, steps=120, objective=TraceEnum_ELBO(max_plate_nesting=1), optimizer=partial(torch.optim.Adam, lr=0.1)
+        lvm,
+        x,
+        steps=120,
+        objective=TraceEnum_ELBO(max_plate_nesting=1),
+        optimizer=partial(torch.optim.Adam, lr=0.1),
     )
     assert lvm.pyro_params["locs"].tolist() == pytest.approx([-3, 3], abs=0.3)
     assert np.isfinite(fitted.history["elbo"]).all()
@@ -173,21 +200,31 @@ def test_subsampled_plate_reports_nats_per_datum():
             pyro.sample("z", dist.Normal(slope * x, 0.5**0.5))
 
     fitted = vilvm.fit(
-        vilvm.Pair(model, guide), torch.zeros(1000), batch_size=64, steps=50, optimizer=partial(torch.optim.SGD, lr=0.0)
+        vilvm.Pair(model, guide),
+        torch.zeros(1000),
+        batch_size=64,
+        steps=50,
+        optimizer=partial(torch.optim.SGD, lr=0.0),
     )
-    assert fitted.history["elbo"][0] == pytest.approx(dist.Normal(0.0, 2**0.5).log_prob(torch.tensor(0.0)).item(), abs=1e-4)
+    assert fitted.history["elbo"][0] == pytest.approx(
+        dist.Normal(0.0, 2**0.5).log_prob(torch.tensor(0.0)).item(), abs=1e-4
+    )
 
 
 def test_the_validation_bound_has_one_noise_and_one_transform():
     lvm, x = tiny()
     grey = vilvm.Data(torch.rand(1500, 6), transform=DynamicBinarisation())
     still = partial(torch.optim.SGD, lr=0.0)
-    bounds = vilvm.fit(lvm, x, validation=grey, steps=150, optimizer=still).history["validation_elbo"]
+    bounds = vilvm.fit(lvm, x, validation=grey, steps=150, optimizer=still).history[
+        "validation_elbo"
+    ]
     assert (bounds == bounds[0]).all()
 
 
 class Line(torch.nn.Module):
-    """x ~ N(z, 1), z ~ N(0, 1), the guide a point so near m x that the gradient of the loss is known: d/dm of (x − m x)² / 2 + (m x)² / 2."""
+    """x ~ N(z, 1), z ~ N(0, 1), the guide a point so near m x that the gradient of the loss is
+    known: d/dm of (x − m x)² / 2 + (m x)² / 2.
+    """
 
     def __init__(self):
         super().__init__()
@@ -208,12 +245,21 @@ class Line(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    "objective", [Trace_ELBO(), RenyiELBO(alpha=0.0, num_particles=2)], ids=["differentiable", "loss_and_grads"]
+    "objective",
+    [Trace_ELBO(), RenyiELBO(alpha=0.0, num_particles=2)],
+    ids=["differentiable", "loss_and_grads"],
 )
 def test_a_step_descends_the_loss_per_datum(objective):
     x = torch.randn(10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     lvm, m = Line(), 0.2
-    fitted = vilvm.fit(lvm, x, steps=3, batch_size=4, objective=objective, optimizer=partial(torch.optim.SGD, lr=0.1))
+    fitted = vilvm.fit(
+        lvm,
+        x,
+        steps=3,
+        batch_size=4,
+        objective=objective,
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+    )
     assert [len(b) for b in lvm.batches][-3:] == [4, 4, 2]  # the last batch of an epoch is smaller
     for batch in lvm.batches[-3:]:
         m -= 0.1 * (-(batch * (batch - m * batch)) + batch * m * batch).mean().item()
@@ -232,7 +278,12 @@ def test_every_epoch_takes_every_datum_once_in_a_new_order():
 def test_a_schedule_by_epochs_steps_once_an_epoch():
     halving = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
     fitted = vilvm.fit(
-        Line(), torch.zeros(100, dtype=torch.float64), epochs=3, batch_size=2, scheduler=halving, scheduler_interval="epoch"
+        Line(),
+        torch.zeros(100, dtype=torch.float64),
+        epochs=3,
+        batch_size=2,
+        scheduler=halving,
+        scheduler_interval="epoch",
     )
     assert fitted.history["learning_rate"].tolist() == pytest.approx([5e-4, 2.5e-4, 1.25e-4])
 
@@ -272,11 +323,20 @@ def test_numbers_of_half_precision(tmp_path):
 
 
 def diverging(**options):
-    return vilvm.fit(tiny()[0], torch.ones(40, 6), steps=60, batch_size=10, optimizer=partial(torch.optim.SGD, lr=1e30), **options)
+    return vilvm.fit(
+        tiny()[0],
+        torch.ones(40, 6),
+        steps=60,
+        batch_size=10,
+        optimizer=partial(torch.optim.SGD, lr=1e30),
+        **options,
+    )
 
 
 def test_divergence_within_the_first_epoch_is_one_sentence():
-    with pytest.raises(vilvm.NonFiniteLossError, match=r"Step [234] \(epoch 1\): the loss is nan\. .*'z'"):
+    with pytest.raises(
+        vilvm.NonFiniteLossError, match=r"Step [234] \(epoch 1\): the loss is nan\. .*'z'"
+    ):
         diverging()
 
 
@@ -296,7 +356,8 @@ def test_skipping_every_step_warns():
 
         def guide(self, x):
             self.calls += 1
-            broken = self.m if self.calls == 1 else self.m * float("nan")  # the first call is that of a look at the pair
+            # the first call is that of a look at the pair
+            broken = self.m if self.calls == 1 else self.m * float("nan")
             with pyro.plate("data", len(x)):
                 pyro.sample("z", dist.Normal(broken, 1.0, validate_args=False))
 
@@ -316,14 +377,17 @@ def test_the_site_is_named_by_the_very_noise_that_failed(compile, monkeypatch):
         def model(self, x):
             with pyro.plate("data", len(x)):
                 z = pyro.sample("z", dist.Normal(0.0, 1.0))
-                pyro.sample("x", dist.Normal(z, (z + 3.5).sqrt(), validate_args=False), obs=x)  # NaN for few z
+                # NaN for few z
+                pyro.sample("x", dist.Normal(z, (z + 3.5).sqrt(), validate_args=False), obs=x)
 
         def guide(self, x):
             with pyro.plate("data", len(x)):
                 pyro.sample("z", dist.Normal(self.m * x, 1.0))
 
     for seed in range(2):
-        with pytest.raises(vilvm.NonFiniteLossError, match="log-likelihood of site 'x' is nan for datum"):
+        with pytest.raises(
+            vilvm.NonFiniteLossError, match="log-likelihood of site 'x' is nan for datum"
+        ):
             vilvm.fit(Rooted(), torch.zeros(100), steps=5000, seed=seed, compile=compile)
 
 
@@ -360,7 +424,12 @@ def test_looks_at_validation_data_change_no_batch_statistics():
     x, means = torch.randn(200, 1), []
     lvm = Normalised()
     vilvm.fit(
-        lvm, x, steps=60, batch_size=64, validation=x + 100, callbacks=[lambda e: means.append(e.lvm.norm.running_mean.item())]
+        lvm,
+        x,
+        steps=60,
+        batch_size=64,
+        validation=x + 100,
+        callbacks=[lambda e: means.append(e.lvm.norm.running_mean.item())],
     )
     assert len(means) == 2
     assert max(abs(m) for m in means) < 1
@@ -409,7 +478,14 @@ def test_shared_latents_under_a_full_plate_train_in_batches_to_the_whole_posteri
 
     lvm = vilvm.Pair(model, guide)
     decaying = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=2000)
-    fitted = vilvm.fit(lvm, x, steps=2000, batch_size=100, optimizer=partial(torch.optim.Adam, lr=0.02), scheduler=decaying)
+    fitted = vilvm.fit(
+        lvm,
+        x,
+        steps=2000,
+        batch_size=100,
+        optimizer=partial(torch.optim.Adam, lr=0.02),
+        scheduler=decaying,
+    )
     assert lvm.pyro_params["scale"].exp().item() == pytest.approx(1000**-0.5, rel=0.15)
     # All data together, in the objective and in the look alike.
     assert fitted.history["elbo"][-1] == pytest.approx(-1420, abs=60)
@@ -428,7 +504,10 @@ def test_one_cycle_ends_low_however_few_the_steps(steps):
         scheduler.step = lambda: (step(), rates.append(optimizer.param_groups[0]["lr"]))
         return scheduler
 
-    assert vilvm.fit(lvm, x, steps=steps, optimizer=made["optimizer"], scheduler=watched).stopped == "finished"
+    assert (
+        vilvm.fit(lvm, x, steps=steps, optimizer=made["optimizer"], scheduler=watched).stopped
+        == "finished"
+    )
     assert len(rates) >= steps - 1
     assert max(rates) <= 1e-2 * (1 + 1e-9)
     assert rates[-1] < 1e-3

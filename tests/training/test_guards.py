@@ -1,4 +1,6 @@
-"""Python state that changes during a compiled run: its numbers are those of the eager run, or it goes back, and says so."""
+"""Python state that changes during a compiled run: its numbers are those of the eager run, or it
+goes back, and says so.
+"""
 
 import argparse
 import random
@@ -28,7 +30,10 @@ class Weighted(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.m, self.s = torch.nn.Parameter(torch.tensor(0.1)), torch.nn.Parameter(torch.tensor(0.0))
+        self.m, self.s = (
+            torch.nn.Parameter(torch.tensor(0.1)),
+            torch.nn.Parameter(torch.tensor(0.0)),
+        )
 
     def weight(self):
         raise NotImplementedError
@@ -305,12 +310,36 @@ def trained(make, compile, at=MOVED_AT, **options):
 
     globals()["WEIGHT"] = 0.1
     adam = partial(torch.optim.Adam, lr=3e-2)
-    done = vilvm.fit(lvm, data(), steps=STEPS, optimizer=adam, compile=compile, callbacks=[callback], progress=False, **options)
+    done = vilvm.fit(
+        lvm,
+        data(),
+        steps=STEPS,
+        optimizer=adam,
+        compile=compile,
+        callbacks=[callback],
+        progress=False,
+        **options,
+    )
     assert calls == done.history["step"].tolist()  # once each, also where the run went back
     return lvm.m.item(), lvm.s.item(), done.history["elbo"].tolist(), calls
 
 
-PAIRS = [Attribute, OfClass, ByName, Global, Nested, Listed, Held, Replaced, Buffer, Training, Function, Frozen, Hidden, closure]
+PAIRS = [
+    Attribute,
+    OfClass,
+    ByName,
+    Global,
+    Nested,
+    Listed,
+    Held,
+    Replaced,
+    Buffer,
+    Training,
+    Function,
+    Frozen,
+    Hidden,
+    closure,
+]
 
 
 @cache
@@ -323,7 +352,9 @@ QUICK = {Attribute, Global, Buffer, Hidden, closure}
 
 
 @pytest.mark.parametrize(
-    "make", [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in PAIRS], ids=lambda m: m.__name__.lower()
+    "make",
+    [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in PAIRS],
+    ids=lambda m: m.__name__.lower(),
 )
 def test_state_that_a_callback_moves_counts_as_in_an_eager_run(make, capsys):
     m, s, elbo, at = eager(make if make is Frozen else Attribute)
@@ -338,7 +369,9 @@ def test_state_that_a_callback_moves_counts_as_in_an_eager_run(make, capsys):
         assert re.search(r"compiled anew.* (changed|replaced|gradient|loss)", told[0])
 
 
-@pytest.mark.parametrize("make", [Plain, Array, Chosen, Imported, Keyword, defaults], ids=lambda m: m.__name__.lower())
+@pytest.mark.parametrize(
+    "make", [Plain, Array, Chosen, Imported, Keyword, defaults], ids=lambda m: m.__name__.lower()
+)
 def test_a_guard_sees_settings_wherever_they_are(make):
     lvm = make()
     roots = [lvm, lvm.model, lvm.guide, lvm.weight]
@@ -427,21 +460,26 @@ def test_rare_draws_outside_torch_are_found_at_once(draw, capsys):
 @pytest.mark.parametrize("make", [Counting, Averaging, Drawing], ids=["count", "average", "draws"])
 def test_state_that_the_pair_moves_itself_is_named(make, capsys):
     vilvm.fit(make(), data(), steps=20, compile=True, progress=False)
-    assert re.search(r"eagerly: \w+\.(beta|mean) changes whenever the pair is run", capsys.readouterr().out)
+    assert re.search(
+        r"eagerly: \w+\.(beta|mean) changes whenever the pair is run", capsys.readouterr().out
+    )
 
 
 def test_what_the_pair_writes_down_anew_each_time_is_no_change(capsys):
     ends = []
     for compile in (False, True):
         lvm = ByBatch()
-        vilvm.fit(lvm, data(), steps=60, batch_size=16, compile=compile, progress=False)  # the third batch has 8 data
+        # the third batch has 8 data
+        vilvm.fit(lvm, data(), steps=60, batch_size=16, compile=compile, progress=False)
         ends.append((lvm.m.item(), lvm.s.item()))
     assert ends[1] == pytest.approx(ends[0], rel=1e-4, abs=1e-5)
     assert "eagerly" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "rate", [lambda n: 1.0, pytest.param(lambda n: 0.99**n, marks=pytest.mark.slow)], ids=["constant", "falling"]
+    "rate",
+    [lambda n: 1.0, pytest.param(lambda n: 0.99**n, marks=pytest.mark.slow)],
+    ids=["constant", "falling"],
 )
 def test_state_that_a_scheduler_moves_counts_from_its_step_on(rate, capsys):
     ends = []
@@ -454,7 +492,15 @@ def test_state_that_a_scheduler_moves_counts_from_its_step_on(rate, capsys):
 
         scheduler = partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=moving)
         adam = partial(torch.optim.Adam, lr=3e-2)
-        vilvm.fit(lvm, data(), steps=80, optimizer=adam, scheduler=scheduler, compile=compile, progress=False)
+        vilvm.fit(
+            lvm,
+            data(),
+            steps=80,
+            optimizer=adam,
+            scheduler=scheduler,
+            compile=compile,
+            progress=False,
+        )
         ends.append((lvm.m.item(), lvm.s.item()))
     assert ends[1] == pytest.approx(ends[0], rel=1e-4, abs=1e-5)
     assert "changed from 0.1 to 1.0" in capsys.readouterr().out
@@ -462,7 +508,9 @@ def test_state_that_a_scheduler_moves_counts_from_its_step_on(rate, capsys):
 
 @pytest.mark.slow
 def test_hidden_state_that_a_scheduler_moves_is_gone_back_from(capsys):
-    """The records since are taken back with the steps; the count stays, so from there on the eager numbers are those of a late count."""
+    """The records since are taken back with the steps; the count stays, so from there on the eager
+    numbers are those of a late count.
+    """
     lvm, seen = Hidden(), []
 
     def moving(step):
@@ -472,7 +520,9 @@ def test_hidden_state_that_a_scheduler_moves_is_gone_back_from(capsys):
 
     scheduler = partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=moving)
     adam = partial(torch.optim.Adam, lr=3e-2)
-    done = vilvm.fit(lvm, data(), steps=130, optimizer=adam, scheduler=scheduler, compile=True, progress=False)
+    done = vilvm.fit(
+        lvm, data(), steps=130, optimizer=adam, scheduler=scheduler, compile=True, progress=False
+    )
     other = Attribute()
     other_moving = lambda step: setattr(other, "beta", 1.0 if step >= 41 else 0.1) or 1.0  # noqa: E731
     vilvm.fit(
@@ -488,7 +538,9 @@ def test_hidden_state_that_a_scheduler_moves_is_gone_back_from(capsys):
     assert len(set(seen)) < len(seen)
     assert done.steps == 130
     # What lay between was trained again, under the state of now.
-    assert (lvm.m.item(), lvm.s.item()) == pytest.approx((other.m.item(), other.s.item()), abs=0.05)
+    assert (lvm.m.item(), lvm.s.item()) == pytest.approx(
+        (other.m.item(), other.s.item()), abs=0.05
+    )
 
 
 def test_state_that_no_code_reads_is_no_change(capsys):

@@ -23,7 +23,10 @@ class Line(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.w, self.m = torch.nn.Parameter(torch.full((3,), 0.5)), torch.nn.Parameter(torch.tensor(0.1))
+        self.w, self.m = (
+            torch.nn.Parameter(torch.full((3,), 0.5)),
+            torch.nn.Parameter(torch.tensor(0.1)),
+        )
 
     def model(self, x, beta=1.0, prior=0.0):
         with pyro.plate("data", len(x)):
@@ -62,8 +65,13 @@ def test_an_annealed_weight_is_the_annealed_objective(monkeypatch, compile):
 
 
 def test_an_argument_is_one_input_of_one_program(monkeypatch, capsys):
-    programs, options = [], {"arguments": lambda step: {"beta": 0.1 + step / 50, "prior": torch.tensor(step / 40)}}
-    monkeypatch.setattr(compiled_step, "inductor", lambda *given: programs.append(1) or graph(*given))
+    programs, options = (
+        [],
+        {"arguments": lambda step: {"beta": 0.1 + step / 50, "prior": torch.tensor(step / 40)}},
+    )
+    monkeypatch.setattr(
+        compiled_step, "inductor", lambda *given: programs.append(1) or graph(*given)
+    )
     eager, _ = trained(x=X[:20], steps=60, compile=False, **options)
     found, _ = trained(x=X[:20], steps=60, compile=True, **options)
     assert programs == [1]
@@ -72,7 +80,9 @@ def test_an_argument_is_one_input_of_one_program(monkeypatch, capsys):
 
 
 def test_an_annealed_prior_is_that_of_its_step():
-    """At a guide of one point the loss is a closed form: the prior's part of it moves with the step."""
+    """At a guide of one point the loss is a closed form: the prior's part of it moves with the
+    step.
+    """
 
     def model(x, prior=2.0):
         with pyro.plate("data", len(x)):
@@ -81,18 +91,33 @@ def test_an_annealed_prior_is_that_of_its_step():
 
     def guide(x, prior=2.0):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.0, dtype=x.dtype)) + 0 * x, 1e-9))
+            pyro.sample(
+                "z", dist.Normal(pyro.param("m", torch.tensor(0.0, dtype=x.dtype)) + 0 * x, 1e-9)
+            )
 
     lvm, x, m = vilvm.Pair(model, guide), torch.linspace(-1, 1, 5, dtype=torch.float64), 0.0
-    vilvm.fit(lvm, x, steps=8, arguments=lambda step: {"prior": 0.1 * step}, optimizer=partial(torch.optim.SGD, lr=0.1))
+    vilvm.fit(
+        lvm,
+        x,
+        steps=8,
+        arguments=lambda step: {"prior": 0.1 * step},
+        optimizer=partial(torch.optim.SGD, lr=0.1),
+    )
     for step in range(8):
-        m -= 0.1 * ((m - 0.1 * step) + (m - 0.0))  # of (m − prior)² / 2 and the mean of (m − x)² / 2
+        # of (m − prior)² / 2 and the mean of (m − x)² / 2
+        m -= 0.1 * ((m - 0.1 * step) + (m - 0.0))
     assert lvm.pyro_params["m"].item() == pytest.approx(m, abs=1e-8)
 
 
 def test_records_see_the_defaults():
     still = partial(torch.optim.SGD, lr=0.0)
-    _, fitted = trained(steps=150, validation=X, arguments=lambda step: {"prior": step / 10}, optimizer=still, batch_size=24)
+    _, fitted = trained(
+        steps=150,
+        validation=X,
+        arguments=lambda step: {"prior": step / 10},
+        optimizer=still,
+        batch_size=24,
+    )
     _, plain = trained(steps=150, validation=X, optimizer=still, batch_size=24)
     assert fitted.history["validation_elbo"].tolist() == plain.history["validation_elbo"].tolist()
     assert fitted.history["elbo"][-1] < plain.history["elbo"][-1] - 10
@@ -112,7 +137,13 @@ def test_every_objective_passes_them_on(objective):
                 seen.append(float(beta))
             super().guide(x, beta, prior)
 
-    trained(Spy(), steps=3, arguments=lambda step: {"beta": step + 1}, objective=objective, compile=False)
+    trained(
+        Spy(),
+        steps=3,
+        arguments=lambda step: {"beta": step + 1},
+        objective=objective,
+        compile=False,
+    )
     assert sorted(set(seen)) == [1.0, 2.0, 3.0]
 
 
@@ -166,7 +197,12 @@ def test_a_hook_comes_after_every_step_that_moved():
     def poisoned(step):
         return {"prior": float("nan") if step in (2, 5) else 0.0}
 
-    _, fitted = trained(steps=8, arguments=poisoned, nonfinite="skip", after_step=lambda lvm, step: taken.append(step))
+    _, fitted = trained(
+        steps=8,
+        arguments=poisoned,
+        nonfinite="skip",
+        after_step=lambda lvm, step: taken.append(step),
+    )
     assert taken == [1, 2, 4, 5, 7, 8]
     assert fitted.skipped == 2
 
@@ -225,13 +261,22 @@ def needing(x, beta):
     [
         ({"arguments": 3}, "arguments must be a function"),
         ({"after_step": 3}, "after_step must be a function"),
-        ({"arguments": lambda step: 0.5}, "must return a dict of numbers and tensors by name; got a float"),
-        ({"arguments": lambda step: {"beta": "large"}}, "beta = 'large'; give a number or a tensor"),
+        (
+            {"arguments": lambda step: 0.5},
+            "must return a dict of numbers and tensors by name; got a float",
+        ),
+        (
+            {"arguments": lambda step: {"beta": "large"}},
+            "beta = 'large'; give a number or a tensor",
+        ),
         (
             {"arguments": warmed, "lvm": vilvm.Pair(Line().model, without)},
             r"the guide of Pair must take \['beta'\] behind the batch",
         ),
-        ({"arguments": warmed, "lvm": vilvm.Pair(needing, without)}, r"the model of Pair must .*each with a default"),
+        (
+            {"arguments": warmed, "lvm": vilvm.Pair(needing, without)},
+            r"the model of Pair must .*each with a default",
+        ),
         ({"arguments": lambda step: {"gamma": 1.0}}, r"must take \['gamma'\]"),
     ],
 )
@@ -244,7 +289,10 @@ def test_bad_arguments_get_one_sentence(options, message):
 def test_a_parameter_that_the_optimizer_does_not_know_is_refused(change):
     """It would be left untrained without a word."""
     lvm = torch.nn.Module()
-    lvm.slope, lvm.offset = torch.nn.Parameter(torch.tensor(0.1)), torch.nn.Parameter(torch.tensor(0.0), requires_grad=False)
+    lvm.slope, lvm.offset = (
+        torch.nn.Parameter(torch.tensor(0.1)),
+        torch.nn.Parameter(torch.tensor(0.0), requires_grad=False),
+    )
     lvm.model = lambda x: line(x, 0.0)
     lvm.guide = lambda x: line(x, lvm.slope * x + lvm.offset, observed=False)
 
@@ -252,10 +300,16 @@ def test_a_parameter_that_the_optimizer_does_not_know_is_refused(change):
         if change == "unfrozen":
             lvm.offset.requires_grad_(True)
         else:
-            setattr(lvm, "slope" if change == "replaced" else "other", torch.nn.Parameter(torch.tensor(0.2)))
+            setattr(
+                lvm,
+                "slope" if change == "replaced" else "other",
+                torch.nn.Parameter(torch.tensor(0.2)),
+            )
 
     name = {"replaced": "slope", "added": "other", "unfrozen": "offset"}[change]
-    with pytest.raises(vilvm.ContractError, match=f"After step 50: the optimizer does not know parameter '{name}'"):
+    with pytest.raises(
+        vilvm.ContractError, match=f"After step 50: the optimizer does not know parameter '{name}'"
+    ):
         vilvm.fit(lvm, torch.randn(8), steps=51, callbacks=[callback])
 
 

@@ -49,7 +49,13 @@ def test_names_are_those_of_the_statements():
         def guide(self, x):
             pyro.param("q.bias", torch.tensor(0.0))
             with pyro.plate("data", len(x)):
-                pyro.sample("z", dist.Normal(self.encoder(x[:, None])[:, 0] + pyro.param("shift", torch.tensor(0.0)), 1.0))
+                pyro.sample(
+                    "z",
+                    dist.Normal(
+                        self.encoder(x[:, None])[:, 0] + pyro.param("shift", torch.tensor(0.0)),
+                        1.0,
+                    ),
+                )
 
     trained(by_name(torch.optim.SGD, lambda name: seen.append(name) or {"lr": 0.1}), Both())
     assert set(seen) == {"encoder.weight", "encoder.bias", "q.bias", "shift"}
@@ -76,13 +82,24 @@ def test_groups_take_the_steps_of_a_torch_optimizer_of_groups(monkeypatch, capsy
     x = torch.bernoulli(torch.full((30, 6), 0.4))
     other, lvm = vae(), vae()
     groups = [
-        {"params": [p for n, p in other.named_parameters() if n.startswith("decoder")], "lr": 1e-2},
-        {"params": [p for n, p in other.named_parameters() if not n.startswith("decoder")], "betas": (0.5, 0.9)},
+        {
+            "params": [p for n, p in other.named_parameters() if n.startswith("decoder")],
+            "lr": 1e-2,
+        },
+        {
+            "params": [p for n, p in other.named_parameters() if not n.startswith("decoder")],
+            "betas": (0.5, 0.9),
+        },
     ]
-    options = {"steps": 20, "batch_size": 10, "scheduler": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.9)}
+    options = {
+        "steps": 20,
+        "batch_size": 10,
+        "scheduler": partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.9),
+    }
     trained(torch.optim.Adam(groups, lr=1e-3), other, x, compile=False, **options)
     named = by_name(
-        partial(torch.optim.Adam, lr=1e-3), lambda n: {"lr": 1e-2} if n.startswith("decoder") else {"betas": (0.5, 0.9)}
+        partial(torch.optim.Adam, lr=1e-3),
+        lambda n: {"lr": 1e-2} if n.startswith("decoder") else {"betas": (0.5, 0.9)},
     )
     trained(named, lvm, x, compile=compile, **options)
     for name, value in other.state_dict().items():
@@ -97,7 +114,10 @@ def test_options_by_name_resume_and_are_compared(tmp_path):
 
     whole = run("whole", 20)
     run("parts", 7)
-    with pytest.raises(vilvm.CheckpointError, match=r"by name: lr=0.05, parameters=1; lr=0.01.*this run has .*lr=0.5"):
+    with pytest.raises(
+        vilvm.CheckpointError,
+        match=r"by name: lr=0.05, parameters=1; lr=0.01.*this run has .*lr=0.5",
+    ):
         run("parts", 20, slope=0.5, resume=True)
     parts = run("parts", 20, resume=True)
     assert all(torch.equal(v, parts.state_dict()[n]) for n, v in whole.state_dict().items())
@@ -113,12 +133,19 @@ def pyros_own(optimizer, x, batches=1, **options):
     return [pyro.param("slope").item(), pyro.param("a.scale").log().item()]
 
 
-@pytest.mark.parametrize("option", [{"clip_norm": 4.0}, {"weight_decay": 8.0}, {"eps": 20.0}, {"clip_norm": 2.0, "eps": 5.0}])
+@pytest.mark.parametrize(
+    "option",
+    [{"clip_norm": 4.0}, {"weight_decay": 8.0}, {"eps": 20.0}, {"clip_norm": 2.0, "eps": 5.0}],
+)
 def test_gradients_per_datum_are_those_of_svi_over_their_number(option):
-    """``clip_norm``, ``weight_decay`` and ``eps`` over N, the number of data, make the steps of Pyro's SVI."""
+    """``clip_norm``, ``weight_decay`` and ``eps`` over N, the number of data, make the steps of
+    Pyro's SVI.
+    """
     expected = pyros_own(pyro.optim.ClippedAdam, X, 20, lr=0.05, **option)
     defaults = {"eps": 1e-8, "clip_norm": 10.0}
-    own = partial(ClippedAdam, lr=0.05, **{k: v / len(X) for k, v in {**defaults, **option}.items()})
+    own = partial(
+        ClippedAdam, lr=0.05, **{k: v / len(X) for k, v in {**defaults, **option}.items()}
+    )
     lvm, _ = trained(own, steps=20)
     found = [lvm.pyro_params["slope"].item(), lvm.pyro_params["a/scale"].item()]
     assert found == pytest.approx(expected, rel=1e-4)
@@ -136,11 +163,20 @@ def test_the_factor_of_a_plate_that_subsamples_is_its_full_size():
 
     pyro.clear_param_store()
     torch.manual_seed(0)
-    svi = SVI(with_plate(model), with_plate(guide), pyro.optim.ClippedAdam({"lr": 0.05, "clip_norm": 100.0}), Trace_ELBO())
+    svi = SVI(
+        with_plate(model),
+        with_plate(guide),
+        pyro.optim.ClippedAdam({"lr": 0.05, "clip_norm": 100.0}),
+        Trace_ELBO(),
+    )
     for _ in range(20):
         svi.step(X)
     lvm = vilvm.Pair(with_plate(model), with_plate(guide))
-    trained(partial(ClippedAdam, lr=0.05, clip_norm=100.0 / (25 * len(X)), eps=1e-8 / (25 * len(X))), lvm, steps=20)
+    trained(
+        partial(ClippedAdam, lr=0.05, clip_norm=100.0 / (25 * len(X)), eps=1e-8 / (25 * len(X))),
+        lvm,
+        steps=20,
+    )
     assert lvm.pyro_params["slope"].item() == pytest.approx(pyro.param("slope").item(), rel=1e-4)
 
 
@@ -180,7 +216,9 @@ def test_any_integer_is_a_number(number, tmp_path):
             "run_dir": tmp_path / str(type(number)),
         }
         vilvm.fit(lvm, x, epochs=number, clip=np.float32(0.5), **options)
-        fitted = vilvm.fit(lvm, x, epochs=4, clip=0.5, resume=True, **{**options, "seed": 3, "batch_size": 3})
+        fitted = vilvm.fit(
+            lvm, x, epochs=4, clip=0.5, resume=True, **{**options, "seed": 3, "batch_size": 3}
+        )
         return fitted, lvm.state_dict()
 
     (found, parameters), (expected, others) = run(number), run(3)

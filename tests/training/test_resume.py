@@ -1,4 +1,6 @@
-"""A run that was stopped ends bit-identical to one that was not; those that are killed are in test_faults."""
+"""A run that was stopped ends bit-identical to one that was not; those that are killed are in
+test_faults.
+"""
 
 import os
 import signal
@@ -48,7 +50,13 @@ def worker(folder):
     """The run in a process, which is to be stopped from without."""
     folder.mkdir(exist_ok=True)
     return subprocess.Popen(
-        [sys.executable, "-c", WORKER + "run(sys.argv[1], int(sys.argv[2]))", str(folder), str(STEPS)],
+        [
+            sys.executable,
+            "-c",
+            WORKER + "run(sys.argv[1], int(sys.argv[2]))",
+            str(folder),
+            str(STEPS),
+        ],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -137,7 +145,15 @@ def test_batch_statistics_and_dropout_resume_too(tmp_path):
         with seeded(1):
             lvm = Normalised()
         data = digits()
-        vilvm.fit(lvm, data.train, steps=steps, batch_size=100, run_dir=folder, validation=data.validation, **options)
+        vilvm.fit(
+            lvm,
+            data.train,
+            steps=steps,
+            batch_size=100,
+            run_dir=folder,
+            validation=data.validation,
+            **options,
+        )
         return lvm.state_dict()
 
     whole = run(tmp_path / "whole", 60)
@@ -147,7 +163,9 @@ def test_batch_statistics_and_dropout_resume_too(tmp_path):
 
 
 def interrupting(at):
-    return lambda event: os.kill(os.getpid(), signal.SIGINT) if event.history.records[-1].step == at else None
+    return lambda event: (
+        os.kill(os.getpid(), signal.SIGINT) if event.history.records[-1].step == at else None
+    )
 
 
 def test_a_callback_that_stops_is_not_undone_by_an_interrupt(tmp_path):
@@ -174,15 +192,18 @@ def test_an_interrupted_model_has_the_parameters_of_its_last_step(tmp_path, caps
     )
     assert (fitted.stopped, fitted.steps, fitted.best_step) == ("interrupted", 280, 280)
     assert (
-        f"Interrupted after step 280 of 600. Resume with the same call and resume=True (run folder {tmp_path})"
-        in capsys.readouterr().out
+        "Interrupted after step 280 of 600. Resume with the same call and resume=True (run "
+        f"folder {tmp_path})" in capsys.readouterr().out
     )
     state = checkpoint.load(checkpoint.latest(tmp_path / "checkpoint"))
     assert same(state["model"], lvm.state_dict())
 
 
 def test_more_patience_goes_on_where_less_had_stopped(tmp_path):
-    options = {"validation": digits().validation.subset(slice(0, 5)), "optimizer": partial(torch.optim.Adam, lr=0.05)}
+    options = {
+        "validation": digits().validation.subset(slice(0, 5)),
+        "optimizer": partial(torch.optim.Adam, lr=0.05),
+    }
     _, fitted = train(tmp_path, 3000, patience=1, **options)
     assert fitted.stopped == "early"
     _, again = train(tmp_path, 3000, patience=1, resume=True, **options)
@@ -213,10 +234,15 @@ def test_only_the_last_good_checkpoints_are_kept(tmp_path):
 
 @pytest.mark.parametrize(
     "optimizer",
-    [partial(torch.optim.Adam, fused=True), pytest.param(partial(torch.optim.SGD, lr=1e-3, momentum=0.9), marks=pytest.mark.slow)],
+    [
+        partial(torch.optim.Adam, fused=True),
+        pytest.param(partial(torch.optim.SGD, lr=1e-3, momentum=0.9), marks=pytest.mark.slow),
+    ],
 )
 def test_the_layout_of_a_tensor_in_memory_is_kept(tmp_path, optimizer):
-    """A fused optimizer walks through parameter and state side by side in memory, so both must be laid out alike after a resumption."""
+    """A fused optimizer walks through parameter and state side by side in memory, so both must be
+    laid out alike after a resumption.
+    """
     x = torch.rand(40, 64)
 
     def run(name, callbacks=()):

@@ -1,4 +1,6 @@
-"""Ctrl-C and SIGTERM: once to end in order, twice to leave at once; nothing half written, nothing that hangs."""
+"""Ctrl-C and SIGTERM: once to end in order, twice to leave at once; nothing half written, nothing
+that hangs.
+"""
 
 import os
 import signal
@@ -20,7 +22,9 @@ from vilvm.training.signals import Interruption, interruptible
 def fit(callbacks=(), steps=120, **options):
     with seeded(0):
         lvm, x = PPCA(3, 1), torch.randn(20, 3)
-    return lvm, vilvm.fit(lvm, x, steps=steps, callbacks=callbacks, compile=False, progress=False, **options)
+    return lvm, vilvm.fit(
+        lvm, x, steps=steps, callbacks=callbacks, compile=False, progress=False, **options
+    )
 
 
 def at(step, do):
@@ -61,7 +65,9 @@ def test_one_signal_ends_in_order(number, tmp_path):
     whole, _ = fit()
     resumed, again = fit(run_dir=tmp_path, resume=True)
     assert again.stopped == "finished"
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True)
+    )
 
 
 def test_the_second_leaves_at_once_after_the_last_good_checkpoint(tmp_path):
@@ -74,7 +80,9 @@ def test_the_second_leaves_at_once_after_the_last_good_checkpoint(tmp_path):
         pass
     whole, _ = fit()
     resumed, _ = fit(run_dir=tmp_path, resume=True)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True)
+    )
 
 
 def test_a_checkpoint_that_is_being_written_is_finished_first(tmp_path, monkeypatch):
@@ -126,7 +134,9 @@ def test_a_signal_in_a_nested_fit_ends_both():
 def test_a_handler_of_c_is_left_alone(monkeypatch):
     real, taken = signal.getsignal, []
     with monkeypatch.context() as patched:
-        patched.setattr(signals.signal, "getsignal", lambda s: None if s == signal.SIGTERM else real(s))
+        patched.setattr(
+            signals.signal, "getsignal", lambda s: None if s == signal.SIGTERM else real(s)
+        )
         patched.setattr(signals.signal, "signal", lambda s, handler: taken.append(s))
         with interruptible():
             pass
@@ -162,11 +172,15 @@ vilvm.fit(PPCA(3, 1), torch.randn(20, 3), steps=120, callbacks=[wait], compile=F
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, -signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, -signal.SIGTERM)]
+)
 def test_two_signals_end_a_process_that_waits(number, code, tmp_path):
     root = Path(__file__).parents[2]
     command = [sys.executable, "-c", CHILD, str(tmp_path)]
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as child:
+    with subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, text=True, env=dict(os.environ)
+    ) as child:
         for line in ("ready", "again"):
             assert line in child.stdout.readline()
             child.send_signal(number)

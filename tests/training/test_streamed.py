@@ -1,4 +1,6 @@
-"""What fit cuts batches along, what it leaves out, and what it says when a batch or a record cannot be taken."""
+"""What fit cuts batches along, what it leaves out, and what it says when a batch or a record
+cannot be taken.
+"""
 
 from functools import partial
 
@@ -33,11 +35,21 @@ def timely():
 
 @pytest.mark.parametrize(
     ("shape", "batch_size"),
-    [((12, 5), 4), ((12, 4), 4), ((12, 12), 4), ((12, 3), 4), ((12, 1), 1), ((12, 2), 1), ((2, 2), 1), ((12, 5), 1)],
+    [
+        ((12, 5), 4),
+        ((12, 4), 4),
+        ((12, 12), 4),
+        ((12, 3), 4),
+        ((12, 1), 1),
+        ((12, 2), 1),
+        ((2, 2), 1),
+        ((12, 5), 1),
+    ],
 )
 def test_batches_of_time_steps_are_refused(shape, batch_size):
     with pytest.raises(
-        vilvm.ContractError, match=r"cut along the first axis of the data, and plate 'sequences' of Pair is not over it"
+        vilvm.ContractError,
+        match=r"cut along the first axis of the data, and plate 'sequences' of Pair is not over it",
     ):
         vilvm.fit(timely(), torch.zeros(shape), steps=3, batch_size=batch_size)
 
@@ -81,7 +93,12 @@ def guide_of(model):
 @pytest.mark.parametrize("model", [over_rows, subsampled])
 @pytest.mark.parametrize("batch_size", [1, 3, 4, 99])
 def test_plates_over_rows_are_trained(model, batch_size):
-    assert vilvm.fit(vilvm.Pair(model, guide_of(model)), torch.zeros(100, 3), steps=3, batch_size=batch_size).steps == 3
+    assert (
+        vilvm.fit(
+            vilvm.Pair(model, guide_of(model)), torch.zeros(100, 3), steps=3, batch_size=batch_size
+        ).steps
+        == 3
+    )
 
 
 def test_a_pair_of_one_batch_size_is_trained_on_batches_of_it():
@@ -90,10 +107,14 @@ def test_a_pair_of_one_batch_size_is_trained_on_batches_of_it():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(slope * x[:, 0], 1.0))  # of four data only
 
-    assert vilvm.fit(vilvm.Pair(over_rows, guide), torch.zeros(12, 3), steps=6, batch_size=4).steps == 6
+    assert (
+        vilvm.fit(vilvm.Pair(over_rows, guide), torch.zeros(12, 3), steps=6, batch_size=4).steps
+        == 6
+    )
 
 
-# A last batch of one datum --------------------------------------------------------------------------------------------------
+# A last batch of one datum
+# --------------------------------------------------------------------------------------------------
 
 
 class Normalised(torch.nn.Module):
@@ -114,12 +135,19 @@ def test_a_single_datum_left_over_is_left_out_under_batch_normalisation(capsys):
     fitted = vilvm.fit(lvm, torch.randn(11, 3), epochs=3, batch_size=5)
     assert fitted.steps == 6
     assert lvm.norm.num_batches_tracked == 6
-    assert "is left out, another one every epoch (11 data in batches of 5)" in capsys.readouterr().out
+    assert (
+        "is left out, another one every epoch (11 data in batches of 5)" in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize(("rows", "steps"), [(10, 2), (12, 3), (5, 1), (6, 1)])
 def test_larger_batches_are_not_left_out(rows, steps):
-    assert vilvm.fit(Normalised(torch.nn.BatchNorm1d(3)), torch.randn(rows, 3), epochs=1, batch_size=5).steps == steps
+    assert (
+        vilvm.fit(
+            Normalised(torch.nn.BatchNorm1d(3)), torch.randn(rows, 3), epochs=1, batch_size=5
+        ).steps
+        == steps
+    )
 
 
 def test_what_is_left_out_is_another_datum_every_epoch():
@@ -142,20 +170,32 @@ def test_batch_normalisation_that_is_no_module_is_named(monkeypatch, compile, al
     monkeypatch.setattr(compiled_step, "inductor", graph)
 
     def norm(x):
-        return torch.nn.functional.batch_norm(x, torch.zeros(3), torch.ones(3), training=always or torch.is_grad_enabled())
+        return torch.nn.functional.batch_norm(
+            x, torch.zeros(3), torch.ones(3), training=always or torch.is_grad_enabled()
+        )
 
     with pytest.raises(
-        vilvm.ContractError, match="Step 3: the batch holds one datum, of which batch normalisation has no statistics"
+        vilvm.ContractError,
+        match="Step 3: the batch holds one datum, of which batch normalisation has no statistics",
     ):
         vilvm.fit(Normalised(norm), torch.randn(11, 3), epochs=1, batch_size=5, compile=compile)
 
 
 def test_statistics_of_one_datum_are_named_where_they_are_nan():
-    with pytest.raises(vilvm.NonFiniteLossError, match=r"Step 3 .*nan.*The batch holds one datum: .*choose a batch_size"):
-        vilvm.fit(Normalised(lambda x: (x - x.mean(0)) / (x - x.mean(0)).norm(dim=0)), torch.randn(11, 3), epochs=1, batch_size=5)
+    with pytest.raises(
+        vilvm.NonFiniteLossError,
+        match=r"Step 3 .*nan.*The batch holds one datum: .*choose a batch_size",
+    ):
+        vilvm.fit(
+            Normalised(lambda x: (x - x.mean(0)) / (x - x.mean(0)).norm(dim=0)),
+            torch.randn(11, 3),
+            epochs=1,
+            batch_size=5,
+        )
 
 
-# A record that cannot be taken ---------------------------------------------------------------------------------------------
+# A record that cannot be taken
+# ---------------------------------------------------------------------------------------------
 
 
 class Sturdy(Normalised):
@@ -189,7 +229,16 @@ def test_a_fault_at_a_record_is_told_in_its_own_words(fault, message, nonfinite)
 
 def test_nan_at_a_record_is_a_loss_that_is_not_finite():
     lvm = Sturdy(lambda x: x * torch.nan)
-    with pytest.raises(vilvm.NonFiniteLossError, match=r"After step 3, on a look at the data: .*site 'z' is nan.*learning rate"):
+    with pytest.raises(
+        vilvm.NonFiniteLossError,
+        match=r"After step 3, on a look at the data: .*site 'z' is nan.*learning rate",
+    ):
         vilvm.fit(lvm, torch.randn(4, 3), steps=3, compile=False)
-    fitted = vilvm.fit(Sturdy(lambda x: x * torch.nan), torch.randn(4, 3), steps=3, compile=False, nonfinite="skip")
+    fitted = vilvm.fit(
+        Sturdy(lambda x: x * torch.nan),
+        torch.randn(4, 3),
+        steps=3,
+        compile=False,
+        nonfinite="skip",
+    )
     assert fitted.history["rate"].tolist() == pytest.approx([torch.nan], nan_ok=True)

@@ -1,4 +1,6 @@
-"""Batches of several kinds in turn: their order, the steps they take, and that a killed or a compiled run is the same run."""
+"""Batches of several kinds in turn: their order, the steps they take, and that a killed or a
+compiled run is the same run.
+"""
 
 from functools import partial
 
@@ -16,7 +18,9 @@ from vilvm.training.batches import Batches, batches_of
 
 
 class Mixture(torch.nn.Module):
-    """x ~ N(±1 by y, 1) scaled by w, y ~ Bernoulli(π), which is observed in labelled batches and summed over in the others."""
+    """x ~ N(±1 by y, 1) scaled by w, y ~ Bernoulli(π), which is observed in labelled batches and
+    summed over in the others.
+    """
 
     def __init__(self):
         super().__init__()
@@ -57,7 +61,10 @@ def test_an_epoch_takes_every_datum_of_every_source_once_evenly_spread():
     assert batches.epoch_steps == 11
     for epoch in range(3):
         taken = [batches(epoch * 11 + i) for i in range(11)]
-        assert torch.cat(taken).sort().values.tolist() == [*map(float, range(80)), *map(float, range(100, 123))]
+        assert torch.cat(taken).sort().values.tolist() == [
+            *map(float, range(80)),
+            *map(float, range(100, 123)),
+        ]
         labelled = [i for i, batch in enumerate(taken) if batch.max() >= 100]
         assert labelled == [1, 5, 9]
         assert [batches.count(epoch * 11 + i) for i in range(11)] == list(map(len, taken))
@@ -66,7 +73,10 @@ def test_an_epoch_takes_every_datum_of_every_source_once_evenly_spread():
 
 def test_one_source_in_turn_is_that_source():
     x = torch.arange(23.0)
-    turns, alone = batches_of(vilvm.Interleaved(x), 5, 3, ProcessGroup(), pairs=False), Batches(vilvm.Data(x), 5, 3)
+    turns, alone = (
+        batches_of(vilvm.Interleaved(x), 5, 3, ProcessGroup(), pairs=False),
+        Batches(vilvm.Data(x), 5, 3),
+    )
     assert all(torch.equal(turns(step), alone(step)) for step in range(20))
 
 
@@ -74,7 +84,9 @@ def test_steps_are_those_of_the_exact_losses_in_turn():
     unlabelled, labelled = halves()
     lvm, by_hand = Mixture(), Mixture()
     descend = partial(torch.optim.SGD, lr=0.2)
-    fitted = vilvm.fit(lvm, vilvm.Interleaved(unlabelled, labelled), steps=30, optimizer=descend, **ENUMERATED)
+    fitted = vilvm.fit(
+        lvm, vilvm.Interleaved(unlabelled, labelled), steps=30, optimizer=descend, **ENUMERATED
+    )
     optimizer, losses = descend(by_hand.parameters()), []
     for step in range(30):  # each source is one batch
         optimizer.zero_grad()
@@ -95,7 +107,9 @@ def test_validation_data_may_be_of_any_kind(source):
     still = partial(torch.optim.SGD, lr=0.0)
     lvm = Mixture()
     fitted = vilvm.fit(lvm, data, steps=60, validation=held_out, optimizer=still, **ENUMERATED)
-    assert fitted.history["validation_elbo"].tolist() == pytest.approx([-lvm.loss(held_out).item()] * 2, rel=1e-5)
+    assert fitted.history["validation_elbo"].tolist() == pytest.approx(
+        [-lvm.loss(held_out).item()] * 2, rel=1e-5
+    )
 
 
 class Halves(torch.nn.Module):
@@ -103,14 +117,22 @@ class Halves(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.classify, self.encode, self.decode = torch.nn.Linear(3, 1), torch.nn.Linear(3, 2), torch.nn.Linear(2, 3)
+        self.classify, self.encode, self.decode = (
+            torch.nn.Linear(3, 1),
+            torch.nn.Linear(3, 2),
+            torch.nn.Linear(2, 3),
+        )
         self.shift = torch.nn.Parameter(torch.ones(3))
 
     def model(self, batch):
         with pyro.plate("data", len(batch["x"])):
             y = pyro.sample("y", dist.Bernoulli(0.5), obs=batch.get("y"))
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(self.decode(z) + y[..., None] * self.shift, 1.0).to_event(1), obs=batch["x"])
+            pyro.sample(
+                "x",
+                dist.Normal(self.decode(z) + y[..., None] * self.shift, 1.0).to_event(1),
+                obs=batch["x"],
+            )
 
     def guide(self, batch):
         with pyro.plate("data", len(batch["x"])):
@@ -155,11 +177,17 @@ def test_a_killed_run_resumes_to_the_undisturbed_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "optimizer", [partial(torch.optim.Adam, lr=1e-2), pytest.param(partial(torch.optim.SGD, lr=1e-2), marks=pytest.mark.slow)]
+    "optimizer",
+    [
+        partial(torch.optim.Adam, lr=1e-2),
+        pytest.param(partial(torch.optim.SGD, lr=1e-2), marks=pytest.mark.slow),
+    ],
 )
 def test_the_graph_takes_the_eager_steps(monkeypatch, capsys, optimizer):
     programs = []
-    monkeypatch.setattr(compiled_step, "inductor", lambda *given: programs.append(1) or graph(*given))
+    monkeypatch.setattr(
+        compiled_step, "inductor", lambda *given: programs.append(1) or graph(*given)
+    )
     eager, _ = trained(compile=False, optimizer=optimizer)
     found, fitted = trained(compile=True, optimizer=optimizer)
     assert len(programs) == 3  # unlabelled, labelled, and the last three labelled
@@ -216,7 +244,9 @@ def test_records_look_at_the_first_source():
 
     torch.manual_seed(2)
     lvm, looks = Watching(), []
-    vilvm.fit(lvm, pictures(), steps=47, batch_size=10, callbacks=[lambda e: looks.append(seen[-1])])
+    vilvm.fit(
+        lvm, pictures(), steps=47, batch_size=10, callbacks=[lambda e: looks.append(seen[-1])]
+    )
     assert looks == [False] * len(looks)
     assert looks
 
@@ -226,14 +256,27 @@ def test_records_look_at_the_first_source():
     [
         (lambda: vilvm.Interleaved(), "at least one source"),
         (lambda: vilvm.Interleaved(torch.zeros(3), "b"), "source 2: holds no tensor"),
-        (lambda: vilvm.Interleaved(torch.zeros(3), torch.tensor([torch.nan])), "source 2: holds NaN"),
-        (lambda: vilvm.evaluate(Mixture(), vilvm.Interleaved(torch.zeros(3))), "only fit trains on; pass one of its sources"),
         (
-            lambda: vilvm.fit(Mixture(), vilvm.Interleaved(*halves()), steps=1, objective=Trace_ELBO()),
+            lambda: vilvm.Interleaved(torch.zeros(3), torch.tensor([torch.nan])),
+            "source 2: holds NaN",
+        ),
+        (
+            lambda: vilvm.evaluate(Mixture(), vilvm.Interleaved(torch.zeros(3))),
+            "only fit trains on; pass one of its sources",
+        ),
+        (
+            lambda: vilvm.fit(
+                Mixture(), vilvm.Interleaved(*halves()), steps=1, objective=Trace_ELBO()
+            ),
             "'y' is marked for enumeration",
         ),
         (
-            lambda: vilvm.fit(Mixture(), vilvm.Interleaved({"x": torch.zeros(3), "y": torch.zeros(2)}), steps=1, batch_size=2),
+            lambda: vilvm.fit(
+                Mixture(),
+                vilvm.Interleaved({"x": torch.zeros(3), "y": torch.zeros(2)}),
+                steps=1,
+                batch_size=2,
+            ),
             r"x\['x'\] has 3 rows and x\['y'\] has 2, 1 fewer",
         ),
     ],

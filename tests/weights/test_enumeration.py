@@ -53,7 +53,9 @@ LOCS = torch.tensor([[-2.0, 0.0], [0.0, 1.0], [2.0, -1.0]])
 
 @pytest.mark.parametrize("shift", [0.0, 0.3])
 def test_a_prior_may_depend_on_a_latent_that_is_summed_over(shift):
-    """The mixture prior of a GMVAE, its component left out of the guide: log p(z) and log p(x | z) are exact sums."""
+    """The mixture prior of a GMVAE, its component left out of the guide: log p(z) and log p(x | z)
+    are exact sums.
+    """
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -69,7 +71,9 @@ def test_a_prior_may_depend_on_a_latent_that_is_summed_over(shift):
     weights = vilvm.log_weights(lvm, X, 200)
     z = weights.latents["z"]
     prior = WEIGHTS.log() + dist.Normal(LOCS, 0.6).to_event(1).log_prob(z[..., None, :])
-    seen = dist.Normal((z[..., 0] - z[..., 1])[..., None] + shift * torch.arange(3), 1.0).log_prob(X[:, None])
+    seen = dist.Normal((z[..., 0] - z[..., 1])[..., None] + shift * torch.arange(3), 1.0).log_prob(
+        X[:, None]
+    )
     joint = (prior + seen).logsumexp(-1)
     torch.testing.assert_close(weights.log_priors["z"], prior.logsumexp(-1))
     torch.testing.assert_close(weights.log_likelihood.to(joint), joint - prior.logsumexp(-1))
@@ -83,21 +87,29 @@ def test_a_prior_may_depend_on_a_latent_that_is_summed_over(shift):
     assert ((bound.values - exact).abs() < 5 * bound.errors + 1e-3).all()
     # A component drawn from its prior would not be one given z.
     for draw in (lambda z: replicate(lvm, z), lambda z: replay(lvm, X, z)):
-        with pytest.raises(vilvm.ContractError, match=r"prior of latent 'z' depends on one that is enumerated"):
+        with pytest.raises(
+            vilvm.ContractError, match=r"prior of latent 'z' depends on one that is enumerated"
+        ):
             draw(vilvm.posterior(lvm, X, 2))
     assert vilvm.sample(lvm, 5)["x"].shape == (5,)
 
 
 @config_enumerate
 def chain(x):
-    """Sequences of a hidden Markov chain of two states, whose emission means are shared by all of them."""
+    """Sequences of a hidden Markov chain of two states, whose emission means are shared by all of
+    them.
+    """
     means = pyro.sample("means", dist.Normal(0.0, 3.0).expand([2]).to_event(1))
     transition = torch.tensor([[0.9, 0.1], [0.3, 0.7]])
     with pyro.plate("data", len(x)):
         state = torch.tensor(0)
         for t in pyro.markov(range(x.shape[1])):
             state = pyro.sample(f"state_{t}", dist.Categorical(transition[state]))
-            pyro.sample(f"x_{t}", dist.Normal(means[..., 0] * (state == 0) + means[..., 1] * (state == 1), 1.0), obs=x[:, t])
+            pyro.sample(
+                f"x_{t}",
+                dist.Normal(means[..., 0] * (state == 0) + means[..., 1] * (state == 1), 1.0),
+                obs=x[:, t],
+            )
 
 
 def means_of(x):
@@ -113,7 +125,9 @@ def test_a_chain_is_summed_over_all_its_paths():
         log_path = sum(transition[a, b].log() for a, b in itertools.pairwise((0, *path)))
         means = weights.latents["means"][:, list(path)]  # (S, T)
         paths.append(log_path + dist.Normal(means[:, None], 1.0).log_prob(x).sum(-1))
-    torch.testing.assert_close(weights.log_likelihood, torch.stack(paths).logsumexp(0).double(), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        weights.log_likelihood, torch.stack(paths).logsumexp(0).double(), rtol=1e-5, atol=1e-4
+    )
     assert weights.log_weight.shape == (6,)  # the means are shared
     assert weights.log_likelihood.shape == (6, 3)
 
@@ -143,7 +157,9 @@ def test_a_global_choice_makes_one_joint_weight():
 
 @pytest.mark.parametrize("nesting", [1, 2])
 def test_shapes_may_be_asserted_that_hold_under_enumeration_only(nesting):
-    """As in Pyro's tutorials of tensor shapes; the least number of dimensions for plates with which the model runs is taken."""
+    """As in Pyro's tutorials of tensor shapes; the least number of dimensions for plates with
+    which the model runs is taken.
+    """
 
     def asserted(x):
         k = mixture_of_shared_shift(x)
@@ -155,10 +171,14 @@ def test_shapes_may_be_asserted_that_hold_under_enumeration_only(nesting):
         torch.manual_seed(0)
         found.append(vilvm.log_weights(lvm, X, 5))
         objective = TraceEnum_ELBO(max_plate_nesting=nesting)
-        fitted = vilvm.fit(lvm, X, epochs=2, objective=objective, seed=0, progress=False, compile=False)
+        fitted = vilvm.fit(
+            lvm, X, epochs=2, objective=objective, seed=0, progress=False, compile=False
+        )
         found.append(torch.tensor([r.elbo for r in fitted.history], dtype=torch.float64))
     z = found[0].latents["z"]
-    exact = (WEIGHTS.log() + dist.Normal(MEANS + z[:, None, None], 0.7).log_prob(X[:, None])).logsumexp(-1)
+    exact = (
+        WEIGHTS.log() + dist.Normal(MEANS + z[:, None, None], 0.7).log_prob(X[:, None])
+    ).logsumexp(-1)
     torch.testing.assert_close(found[0].log_likelihoods["x"].to(exact), exact)
     torch.testing.assert_close(found[0].log_weight, found[2].log_weight)
     torch.testing.assert_close(found[1], found[3])

@@ -49,7 +49,9 @@ def test_densities_of_a_linear_gaussian_model(base):
     likelihood = dist.Normal(z @ lvm.W.T + lvm.b, lvm.log_sigma.exp()).to_event(1).log_prob(x)
     guide = dist.Normal((x - lvm.b) @ lvm.V.T, lvm.log_s.exp()).to_event(1).log_prob(z)
     torch.testing.assert_close(found.target, (prior + likelihood).double(), rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(found.base, (prior if base == "prior" else guide).double(), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        found.base, (prior if base == "prior" else guide).double(), rtol=1e-5, atol=1e-4
+    )
     torch.testing.assert_close(joint.unconstrained(joint.latents(z)), z)
 
 
@@ -61,15 +63,31 @@ def test_densities_over_constrained_latents_are_those_of_u(base):
     u = torch.cartesian_prod(side, side)[:, None, :].expand(-1, len(X), -1)
     cell = (side[1] - side[0]).log() * 2
     found = joint(u)
-    torch.testing.assert_close((found.base.logsumexp(0) + cell).exp(), torch.ones(3, dtype=torch.float64), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        (found.base.logsumexp(0) + cell).exp(),
+        torch.ones(3, dtype=torch.float64),
+        rtol=1e-3,
+        atol=1e-3,
+    )
     # The evidence in the latents' own coordinates.
-    s, p = torch.exp(torch.linspace(-4, 4, 600, dtype=torch.float64)), torch.linspace(1e-4, 1 - 1e-4, 600, dtype=torch.float64)
+    s, p = (
+        torch.exp(torch.linspace(-4, 4, 600, dtype=torch.float64)),
+        torch.linspace(1e-4, 1 - 1e-4, 600, dtype=torch.float64),
+    )
     log_s = dist.LogNormal(0.0, 0.5).log_prob(s) + s.log() + (8 / 599 * torch.ones(())).log()
     log_p = dist.Beta(2.0, 3.0).log_prob(p) + (p[1] - p[0]).log()
-    grid = dist.Normal(p[:, None], s[:, None, None]).log_prob(X.double()) + log_s[:, None, None] + log_p[:, None]
-    torch.testing.assert_close(found.target.logsumexp(0) + cell, grid.flatten(0, 1).logsumexp(0), rtol=2e-3, atol=2e-3)
+    grid = (
+        dist.Normal(p[:, None], s[:, None, None]).log_prob(X.double())
+        + log_s[:, None, None]
+        + log_p[:, None]
+    )
+    torch.testing.assert_close(
+        found.target.logsumexp(0) + cell, grid.flatten(0, 1).logsumexp(0), rtol=2e-3, atol=2e-3
+    )
     drawn = joint.draw(4)
-    torch.testing.assert_close(joint.unconstrained(joint.latents(drawn)), drawn, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        joint.unconstrained(joint.latents(drawn)), drawn, rtol=1e-3, atol=1e-3
+    )
 
 
 @pytest.mark.parametrize("auto", [AutoNormal, AutoMultivariateNormal])
@@ -86,11 +104,15 @@ def test_target_over_base_is_the_weight_also_under_an_autoguide(auto):
 
     def fixed(x):  # the same latents, weighed by hand
         scale, m = latents["scale"][:, None], latents["m"]
-        prior = dist.HalfCauchy(1.0).log_prob(latents["scale"]) + dist.Normal(0.0, scale).log_prob(m).sum(-1)
+        prior = dist.HalfCauchy(1.0).log_prob(latents["scale"]) + dist.Normal(0.0, scale).log_prob(
+            m
+        ).sum(-1)
         return prior + dist.Normal(m[..., None], 1.0).log_prob(x).sum((-1, -2))
 
     log_scale = latents["scale"].log()  # u of it
-    torch.testing.assert_close(found.target[:, 0], (fixed(X) + log_scale).double(), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        found.target[:, 0], (fixed(X) + log_scale).double(), rtol=1e-5, atol=1e-4
+    )
     weights = vilvm.log_weights(lvm, X, 4000).log_weight
     ratios = torch.cat([(d.target - d.base)[:, 0] for d in [joint(joint.draw(4000))]])
     error = ((weights.var() + ratios.var()) / 4000) ** 0.5
@@ -123,7 +145,10 @@ def test_enumerated_latents_are_summed_over():
     guide = AutoNormal(poutine.block(labelled, expose=["z"]))
     joint = LogJoint(vilvm.Pair(labelled, guide), X, "prior")
     z = joint.draw(6)
-    log_x = (torch.tensor([0.3, 0.7]).log() + dist.Normal(z + torch.tensor([0.0, 1.0]), 1.0).log_prob(X[:, None])).logsumexp(-1)
+    log_x = (
+        torch.tensor([0.3, 0.7]).log()
+        + dist.Normal(z + torch.tensor([0.0, 1.0]), 1.0).log_prob(X[:, None])
+    ).logsumexp(-1)
     found = joint(z)
     torch.testing.assert_close(found.target - found.base, log_x.double(), rtol=1e-5, atol=1e-5)
 
@@ -137,7 +162,10 @@ def drawing_labels(x):
 @pytest.mark.parametrize(
     ("lvm", "sentence"),
     [
-        (lambda: vilvm.Pair(labelled, drawing_labels), "latent 'k' is discrete, and chains move continuous ones only"),
+        (
+            lambda: vilvm.Pair(labelled, drawing_labels),
+            "latent 'k' is discrete, and chains move continuous ones only",
+        ),
         (lambda: vilvm.Pair(shared, AutoDelta(shared)), "latent 'scale' has a degenerate guide"),
     ],
 )
@@ -153,10 +181,14 @@ def test_a_guide_that_makes_its_latents_cannot_be_undone():
 
 
 def shifted(x):
-    """A latent above another one, by an exponential: torch says of such a distribution that it is over the whole line."""
+    """A latent above another one, by an exponential: torch says of such a distribution that it is
+    over the whole line.
+    """
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        above = dist.TransformedDistribution(dist.Exponential(2.0), dist.transforms.AffineTransform(z.unsqueeze(-1), 1.0))
+        above = dist.TransformedDistribution(
+            dist.Exponential(2.0), dist.transforms.AffineTransform(z.unsqueeze(-1), 1.0)
+        )
         y = pyro.sample("y", above.to_event(1))
         pyro.sample("x", dist.Normal(y.squeeze(-1), 0.5), obs=x)
 
@@ -175,16 +207,28 @@ def test_a_support_that_depends_on_a_latent(model, base):
     torch.manual_seed(0)
     joint = LogJoint(vilvm.Pair(model, poutine.block(model, hide=["x"])), X, base)
     drawn = joint.draw(4)
-    torch.testing.assert_close(joint.unconstrained(joint.latents(drawn)), drawn, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        joint.unconstrained(joint.latents(drawn)), drawn, rtol=1e-3, atol=1e-3
+    )
     side = torch.linspace(-9, 9, 400, dtype=torch.float64)
     u = torch.cartesian_prod(side, side)[:, None, :].expand(-1, len(X), -1)
     cell = (side[1] - side[0]).log() * 2
     found = joint(u)
-    torch.testing.assert_close((found.base.logsumexp(0) + cell).exp(), torch.ones(3, dtype=torch.float64), rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(
+        (found.base.logsumexp(0) + cell).exp(),
+        torch.ones(3, dtype=torch.float64),
+        rtol=2e-3,
+        atol=2e-3,
+    )
     # The evidence over z and the quantiles of y given z.
-    z, quantile = torch.linspace(-6, 6, 400, dtype=torch.float64)[:, None], (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000
+    z, quantile = (
+        torch.linspace(-6, 6, 400, dtype=torch.float64)[:, None],
+        (torch.arange(2000, dtype=torch.float64) + 0.5) / 2000,
+    )
     y = z - (1 - quantile).log() / 2 if model is shifted else z.exp() * quantile
-    grid = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(y, 0.5).log_prob(X.double()[:, None, None])
+    grid = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(y, 0.5).log_prob(
+        X.double()[:, None, None]
+    )
     exact = grid.flatten(1).logsumexp(1) + (z[1, 0] - z[0, 0]).log() - torch.tensor(2000.0).log()
     torch.testing.assert_close(found.target.logsumexp(0) + cell, exact, rtol=2e-3, atol=2e-3)
 
@@ -197,12 +241,18 @@ def around(x):
 
 def test_a_support_without_a_bijection_is_refused_in_one_sentence():
     lvm = vilvm.Pair(around, poutine.block(around, hide=["x"]))
-    with pytest.raises(vilvm.ContractError, match=r"Latent 'z' is ProjectedNormal, whose support .* no bijection from") as caught:
+    with pytest.raises(
+        vilvm.ContractError,
+        match=r"Latent 'z' is ProjectedNormal, whose support .* no bijection from",
+    ) as caught:
         LogJoint(lvm, X)
     assert "Trace" not in str(caught.value)
 
 
 def test_latents_in_another_layout_are_refused():
     joint = LogJoint(vilvm.Pair(shared, poutine.block(shared, hide=["x"])), X, "prior")
-    with pytest.raises(vilvm.ContractError, match=r"Latent 'm' was given draws of shape \(3,\), and a draw of it has shape \(2,\)"):
+    with pytest.raises(
+        vilvm.ContractError,
+        match=r"Latent 'm' was given draws of shape \(3,\), and a draw of it has shape \(2,\)",
+    ):
         joint.unconstrained({"scale": torch.ones(1), "m": torch.zeros(1, 3)})

@@ -33,10 +33,15 @@ def schools(batch):
         pyro.sample("y", dist.Normal(theta, sigma), obs=y)
 
 
-SCHOOLS = (torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12]), torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18]))
+SCHOOLS = (
+    torch.tensor([28.0, 8, -3, 7, -1, 1, 18, 12]),
+    torch.tensor([15.0, 10, 16, 11, 9, 11, 10, 18]),
+)
 
 
-@pytest.mark.parametrize("auto", [AutoNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal])
+@pytest.mark.parametrize(
+    "auto", [AutoNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal]
+)
 def test_autoguides_are_guides(auto):
     lvm = vilvm.Pair(schools, auto(schools))
     weights = vilvm.log_weights(lvm, SCHOOLS, 6, chunk=4)
@@ -45,7 +50,11 @@ def test_autoguides_are_guides(auto):
     assert weights.log_priors["theta"].shape == (6, 8)
     assert weights.log_priors["mu"].shape == (6,)
     drawn = vilvm.posterior(lvm, SCHOOLS, 3)
-    assert {n: tuple(v.shape) for n, v in drawn.items()} == {"mu": (3,), "tau": (3,), "theta": (3, 8)}
+    assert {n: tuple(v.shape) for n, v in drawn.items()} == {
+        "mu": (3,),
+        "tau": (3,),
+        "theta": (3, 8),
+    }
     assert len(pyro.get_param_store()) == 0
 
 
@@ -77,7 +86,9 @@ def test_no_data_plate():
 
 
 def nested(data_outside, data_dim):
-    """Series of three times each, latents u (a series) and v (a time), in plates of either order and dimension."""
+    """Series of three times each, latents u (a series) and v (a time), in plates of either order
+    and dimension.
+    """
 
     class Nested(torch.nn.Module):
         def __init__(self):
@@ -85,7 +96,10 @@ def nested(data_outside, data_dim):
             self.slope = torch.nn.Parameter(torch.tensor(0.5))
 
         def plates(self, x):
-            data, time = pyro.plate("data", len(x), dim=data_dim), pyro.plate("time", 3, dim=-3 - data_dim)
+            data, time = (
+                pyro.plate("data", len(x), dim=data_dim),
+                pyro.plate("time", 3, dim=-3 - data_dim),
+            )
             return data, *((data, time) if data_outside else (time, data))
 
         def across(self, x):
@@ -125,9 +139,13 @@ def test_several_latents_and_a_plate_inside(data_outside, data_dim, num_data):
     assert u.shape == (6, num_data)
     assert v.shape == (6, num_data, 3)
     prior = dist.Normal(0.0, 1.0).log_prob(u) + dist.Normal(u[..., None], 1.0).log_prob(v).sum(-1)
-    guide = dist.Normal(x.mean(1) / 2, 0.8).log_prob(u) + dist.Normal(x / 2, 0.8).log_prob(v).sum(-1)
+    guide = dist.Normal(x.mean(1) / 2, 0.8).log_prob(u) + dist.Normal(x / 2, 0.8).log_prob(v).sum(
+        -1
+    )
     expected = dist.Normal(v, 1.0).log_prob(x).sum(-1) + prior - guide
-    torch.testing.assert_close(weights.log_weight, expected.detach().double(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        weights.log_weight, expected.detach().double(), rtol=1e-5, atol=1e-5
+    )
     for name, value in z.items():
         assert torch.equal(weights.latents[name], value)
     # Resampled, u and v stay together: those of a datum are one of its proposals.
@@ -136,20 +154,26 @@ def test_several_latents_and_a_plate_inside(data_outside, data_dim, num_data):
     for i in range(num_data):
         new = again["v"] if data_dim == -2 else again["v"].mT
         pairs = {(a.item(), *b.tolist()) for a, b in zip(u[:, i], v[:, i], strict=True)}
-        assert {(a.item(), *b.tolist()) for a, b in zip(again["u"][:, i], new[:, i], strict=True)} <= pairs
+        assert {
+            (a.item(), *b.tolist()) for a, b in zip(again["u"][:, i], new[:, i], strict=True)
+        } <= pairs
 
 
 def test_plates_that_cannot_be_told_apart_ask_for_a_name():
     def model(x):
         with pyro.plate("rows", 2, dim=-2), pyro.plate("columns", 2, dim=-1):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z, 1.0), obs=x + 0.0)  # no axis of the batch can be recognised in it
+            # no axis of the batch can be recognised in it
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x + 0.0)
 
     def guide(x):
         with pyro.plate("rows", 2, dim=-2), pyro.plate("columns", 2, dim=-1):
             pyro.sample("z", dist.Normal(0.0, 1.0))
 
-    with pytest.raises(vilvm.ContractError, match=r"'rows' and 'columns' are all of the batch's size.*call that one \"data\""):
+    with pytest.raises(
+        vilvm.ContractError,
+        match=r"'rows' and 'columns' are all of the batch's size.*call that one \"data\"",
+    ):
         vilvm.log_weights(vilvm.Pair(model, guide), torch.zeros(2, 2))
 
 
@@ -190,7 +214,9 @@ def test_batches_may_be_named_tuples():
     lvm, batch = vilvm.Pair(model, guide), Batch(torch.randn(6), torch.ones(6))
     assert vilvm.log_weights(lvm, batch, 3).log_weight.shape == (3, 6)
     assert vilvm.fit(lvm, batch, steps=3, batch_size=2).steps == 3
-    assert vilvm.evaluate(lvm, batch, num_samples=3, batch_size=4).bounds["elbo"].values.shape == (6,)
+    assert vilvm.evaluate(lvm, batch, num_samples=3, batch_size=4).bounds["elbo"].values.shape == (
+        6,
+    )
 
 
 def test_a_guide_that_replays_the_data():
@@ -220,7 +246,8 @@ def test_a_parameter_is_one_wherever_it_is_named():
     lvm = vilvm.Pair(model, guide)
     vilvm.fit(lvm, torch.randn(8), steps=2)
     assert [n for n, _ in lvm.named_parameters()] == ["pyro_params.scale"]
-    again = pickle.loads(pickle.dumps(lvm.pyro_params))  # ours holds no closure; the functions of this test are local
+    # ours holds no closure; the functions of this test are local
+    again = pickle.loads(pickle.dumps(lvm.pyro_params))
     assert torch.equal(again.scale, lvm.pyro_params.scale)
 
 
@@ -233,7 +260,11 @@ def test_a_pair_of_methods_trains_their_module():
 
 
 @pytest.mark.parametrize(
-    "auto", [AutoNormal, *(pytest.param(a, marks=pytest.mark.slow) for a in (AutoMultivariateNormal, AutoGaussian))]
+    "auto",
+    [
+        AutoNormal,
+        *(pytest.param(a, marks=pytest.mark.slow) for a in (AutoMultivariateNormal, AutoGaussian)),
+    ],
 )
 def test_an_autoguide_leaves_the_parameters_of_its_model_to_the_pair(auto):
     def model(x):
@@ -306,8 +337,11 @@ def test_factors_are_no_data():
 
     lvm, z = vilvm.Pair(model, guide), torch.tensor([0.5, -1.0])
     assert set(vilvm.predict(lvm, {"z": z})) == {"x"}
-    with pytest.raises(vilvm.lvm.NotApplicable, match=r"cannot be simulated: its pyro\.factor 'penalty'"):
-        vilvm.sample(lvm, 3)  # running the model draws from p(z) p(x | z), which is not the model's density
+    with pytest.raises(
+        vilvm.lvm.NotApplicable, match=r"cannot be simulated: its pyro\.factor 'penalty'"
+    ):
+        # running the model draws from p(z) p(x | z), which is not the model's density
+        vilvm.sample(lvm, 3)
     torch.manual_seed(0)
     weights = vilvm.log_weights(lvm, z, 3)
     torch.manual_seed(0)
@@ -318,7 +352,9 @@ def test_factors_are_no_data():
 def test_predict_takes_what_a_hierarchy_shares():
     lvm = vilvm.Pair(schools, AutoNormal(schools))
     theta = torch.arange(8.0)
-    means = vilvm.predict(lvm, {"mu": torch.tensor(1.0), "tau": torch.tensor(2.0), "theta": theta}, like=SCHOOLS)
+    means = vilvm.predict(
+        lvm, {"mu": torch.tensor(1.0), "tau": torch.tensor(2.0), "theta": theta}, like=SCHOOLS
+    )
     torch.testing.assert_close(means["y"], theta)
 
 
@@ -331,10 +367,16 @@ def test_terms_are_the_densities_of_the_draws():
     z = vilvm.posterior(lvm, x, 5)["z"]
     torch.testing.assert_close(weights.log_priors["z"], dist.Normal(0, 1).log_prob(z).sum(-1))
     logits = lvm.decoder(z)
-    torch.testing.assert_close(weights.log_likelihoods["x"], dist.Bernoulli(logits=logits).log_prob(x).sum(-1))
+    torch.testing.assert_close(
+        weights.log_likelihoods["x"], dist.Bernoulli(logits=logits).log_prob(x).sum(-1)
+    )
     mean, log_variance = lvm.encoder(x).chunk(2, -1)
-    torch.testing.assert_close(weights.log_guides["z"], dist.Normal(mean, (log_variance / 2).exp()).log_prob(z).sum(-1))
-    torch.testing.assert_close(weights.log_weight, weights.log_likelihood + weights.log_prior - weights.log_guide)
+    torch.testing.assert_close(
+        weights.log_guides["z"], dist.Normal(mean, (log_variance / 2).exp()).log_prob(z).sum(-1)
+    )
+    torch.testing.assert_close(
+        weights.log_weight, weights.log_likelihood + weights.log_prior - weights.log_guide
+    )
 
 
 def test_one_datum_and_one_sample():
@@ -397,7 +439,9 @@ def test_sample_without_a_batch_says_what_is_missing():
 def test_predict_is_the_decoder():
     lvm = VAE(data_dim=6, latent_dim=2)
     z = torch.randn(4, 2)
-    torch.testing.assert_close(vilvm.predict(lvm, {"z": z})["x"], lvm.decoder(z).sigmoid().detach())
+    torch.testing.assert_close(
+        vilvm.predict(lvm, {"z": z})["x"], lvm.decoder(z).sigmoid().detach()
+    )
 
 
 def test_resampling_turns_the_guide_into_the_posterior():
@@ -412,18 +456,24 @@ def test_resampling_turns_the_guide_into_the_posterior():
     z_scores = (z.mean(0) - truth.mean) / (truth.variance / ess[:, None]).sqrt()
     assert z_scores.abs().max() < 5
     guide = vilvm.posterior_mean(lvm, x)["z"]
-    assert ((guide - truth.mean) / (truth.variance / ess[:, None]).sqrt()).abs().max() > 5  # the guide's own mean is another
+    # the guide's own mean is another
+    assert ((guide - truth.mean) / (truth.variance / ess[:, None]).sqrt()).abs().max() > 5
 
 
 def test_resampling_a_shared_latent_picks_whole_draws():
     lvm = vilvm.Pair(schools, AutoNormal(schools))
     drawn = vilvm.resample(lvm, SCHOOLS, 7, proposals=50)
-    assert {n: tuple(v.shape) for n, v in drawn.items()} == {"mu": (7,), "tau": (7,), "theta": (7, 8)}
+    assert {n: tuple(v.shape) for n, v in drawn.items()} == {
+        "mu": (7,),
+        "tau": (7,),
+        "theta": (7, 8),
+    }
 
 
 def test_resampling_a_point_is_refused():
     with pytest.raises(
-        vilvm.ContractError, match="guide of Autoencoder puts latent 'z' on one point, so there is nothing to pick from"
+        vilvm.ContractError,
+        match="guide of Autoencoder puts latent 'z' on one point, so there is nothing to pick from",
     ):
         vilvm.resample(Autoencoder(6, 2), torch.zeros(3, 6))
 
@@ -438,7 +488,10 @@ def test_resampling_the_impossible():
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Uniform(torch.zeros(len(x)), 0.5))
 
-    with pytest.raises(vilvm.ContractError, match="datum 1 of the batch has probability zero under all 20 proposals"):
+    with pytest.raises(
+        vilvm.ContractError,
+        match="datum 1 of the batch has probability zero under all 20 proposals",
+    ):
         vilvm.resample(vilvm.Pair(model, guide), torch.tensor([0.7, 7.0]), proposals=20)
 
 
@@ -465,7 +518,11 @@ def test_param_statements_live_in_the_pair():
     lvm = vilvm.Pair(model, guide)
     vilvm.fit(lvm, torch.randn(20), steps=3)
     names = {n for n, _ in lvm.named_parameters()}
-    assert names == {"pyro_params.scale", "pyro_modules.network.weight", "pyro_modules.network.bias"}
+    assert names == {
+        "pyro_params.scale",
+        "pyro_modules.network.weight",
+        "pyro_modules.network.bias",
+    }
     assert any(p is network.weight for p in lvm.parameters())
     assert len(pyro.get_param_store()) == 0
 
@@ -480,7 +537,11 @@ def test_a_deterministic_value_is_not_drawn_again():
 
     lvm, x = vilvm.Pair(model, AutoNormal(model)), torch.zeros(4)
     drawn = vilvm.sample(lvm, 3, like=x)
-    assert {n: tuple(v.shape) for n, v in drawn.items()} == {"scale": (3,), "z": (3, 4), "x": (3, 4)}
+    assert {n: tuple(v.shape) for n, v in drawn.items()} == {
+        "scale": (3,),
+        "z": (3, 4),
+        "x": (3, 4),
+    }
     latents = {"scale": torch.tensor(2.0), "z": torch.arange(4.0)}
     torch.testing.assert_close(vilvm.predict(lvm, latents, like=x)["x"], 2 * torch.arange(4.0))
 
@@ -489,7 +550,9 @@ def test_a_dimension_that_appears_under_samples_only_is_said(capsys):
     def model(batch):
         beta = pyro.sample("beta", dist.Normal(torch.zeros(2), 3.0).to_event(1))
         with pyro.plate("data", len(batch)):
-            pyro.sample("y", dist.Normal((beta.unsqueeze(-2) * batch).sum(-1), 0.5), obs=batch[:, 0])
+            pyro.sample(
+                "y", dist.Normal((beta.unsqueeze(-2) * batch).sum(-1), 0.5), obs=batch[:, 0]
+            )
 
     x, lvm = torch.randn(6, 2), vilvm.Pair(model, AutoNormal(model))
     weights = vilvm.log_weights(lvm, x, 4)
@@ -501,5 +564,7 @@ def test_a_dimension_that_appears_under_samples_only_is_said(capsys):
 @pytest.mark.parametrize("num_samples", [1, 4])
 def test_draws_come_first_also_where_a_plate_stands_left_of_the_data(num_samples):
     drawn = vilvm.sample(nested(False, -1), num_samples)
-    assert {n: tuple(v.shape) for n, v in drawn.items()} == {n: (num_samples, *s) for n, s in (("u", ()), ("v", (3,)), ("x", (3,)))}
+    assert {n: tuple(v.shape) for n, v in drawn.items()} == {
+        n: (num_samples, *s) for n, s in (("u", ()), ("v", (3,)), ("x", (3,)))
+    }
     assert (drawn["v"].mean(1) - drawn["u"]).abs().max() < 5  # v ~ N(u, 1) of the same draw

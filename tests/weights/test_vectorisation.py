@@ -46,7 +46,9 @@ def written(z):
 
 def attending(z):
     tokens = z[:, None, :, None]  # one head; each datum's two entries are its tokens
-    return torch.nn.functional.scaled_dot_product_attention(2 * tokens, tokens, tokens).reshape(z.shape[0], 2)
+    return torch.nn.functional.scaled_dot_product_attention(2 * tokens, tokens, tokens).reshape(
+        z.shape[0], 2
+    )
 
 
 DECODERS = {
@@ -84,7 +86,9 @@ def single_runs(lvm, x, latents):
 def test_every_sample_weighs_as_a_single_run(name, num_samples):
     lvm = of_one_sample(DECODERS[name][0])
     weights = vilvm.log_weights(lvm, X, num_samples)
-    torch.testing.assert_close(weights.log_weight, single_runs(lvm, X, weights.latents), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        weights.log_weight, single_runs(lvm, X, weights.latents), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -113,9 +117,14 @@ def test_check_lvm_reports_the_way():
 @pytest.mark.parametrize("name", ["column", "branch", "plain"])
 def test_compiled_passes_take_the_same_way(name, monkeypatch):
     made = []
-    monkeypatch.setattr("vilvm.evaluation.sample_passes.inductor", lambda *args: (made.append(1), graph(*args))[1])
+    monkeypatch.setattr(
+        "vilvm.evaluation.sample_passes.inductor", lambda *args: (made.append(1), graph(*args))[1]
+    )
     lvm = of_one_sample(DECODERS[name][0])
-    eager, found = (vilvm.evaluate(lvm, X, num_samples=40, chunk=10, compile=c).bounds["elbo"] for c in (False, True))
+    eager, found = (
+        vilvm.evaluate(lvm, X, num_samples=40, chunk=10, compile=c).bounds["elbo"]
+        for c in (False, True)
+    )
     torch.testing.assert_close(found.values, eager.values, rtol=1e-5, atol=1e-5)
     assert bool(made) == (name != "branch")  # which no graph can hold
 
@@ -124,17 +133,23 @@ def test_a_seed_has_one_meaning_whatever_was_run_before():
     lvm = of_one_sample(branching)
     first = vilvm.evaluate(lvm, X, num_samples=30, chunk=10).bounds["elbo"].values
     vilvm.evaluate(lvm, X, num_samples=7)
-    assert torch.equal(first, vilvm.evaluate(lvm, X, num_samples=30, chunk=10).bounds["elbo"].values)
+    assert torch.equal(
+        first, vilvm.evaluate(lvm, X, num_samples=30, chunk=10).bounds["elbo"].values
+    )
 
 
 @pytest.mark.parametrize("wrong", ["vectorised only", "both"])
 def test_draws_of_a_guide_whose_latents_depend_on_one_another(wrong):
-    """b ~ N(3 a₀, 0.1) of the datum's first code; under a plate over samples a[:, 0] is another one's."""
+    """b ~ N(3 a₀, 0.1) of the datum's first code; under a plate over samples a[:, 0] is another
+    one's.
+    """
 
     def guide(x):
         with pyro.plate("data", len(x)):
             a = pyro.sample("a", dist.Normal(x, 0.5).to_event(1))
-            first = a[:, 0] if wrong == "vectorised only" else a[..., 0] if a.dim() == 2 else a[..., 1]
+            first = (
+                a[:, 0] if wrong == "vectorised only" else a[..., 0] if a.dim() == 2 else a[..., 1]
+            )
             pyro.sample("b", dist.Normal(3 * first, 0.1))
 
     def model(x):
@@ -185,7 +200,11 @@ FAMILIES = {
     "Beta": (dist.Beta(2.0, 3.0), 0.4, 0.04),
     "Laplace": (dist.Laplace(1.0, 1.0), 1.0, 2.0),
     "Uniform": (dist.Uniform(0.0, 2.0), 1.0, 1 / 3),
-    "LogNormal": (dist.LogNormal(0.0, 0.5), math.exp(0.125), (math.exp(0.25) - 1) * math.exp(0.25)),
+    "LogNormal": (
+        dist.LogNormal(0.0, 0.5),
+        math.exp(0.125),
+        (math.exp(0.25) - 1) * math.exp(0.25),
+    ),
     "StudentT": (dist.StudentT(torch.tensor(9.0)), 0.0, 9 / 7),
     "HalfNormal": (dist.HalfNormal(1.0), math.sqrt(2 / math.pi), 1 - 2 / math.pi),
     "Gumbel": (dist.Gumbel(0.0, 1.0), 0.5772157, math.pi**2 / 6),
@@ -201,9 +220,13 @@ FAMILIES = {
 QUICK = {"Normal", "Gamma", "Beta", "StudentT", "Poisson", "Categorical"}
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES])
+@pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]
+)
 def test_every_sample_has_draws_of_its_own(name):
-    """Mean and variance of 2,000 draws, |z| < 5, in a pair that is run through vmap, or one by one."""
+    """Mean and variance of 2,000 draws, |z| < 5, in a pair that is run through vmap, or one by
+    one.
+    """
     fn, mean, variance = FAMILIES[name]
 
     def model(x):
@@ -221,14 +244,19 @@ def test_every_sample_has_draws_of_its_own(name):
     spread = a.std() / len(a) ** 0.5
     assert abs(a.mean() - mean) < 5 * spread
     if variance is not None:
-        assert abs((a - a.mean()).square().mean() - variance) < 5 * (a - a.mean()).square().std() / len(a) ** 0.5
+        assert (
+            abs((a - a.mean()).square().mean() - variance)
+            < 5 * (a - a.mean()).square().std() / len(a) ** 0.5
+        )
 
 
 def test_vectorised_particles_of_a_pair_that_is_not_vectorisable():
     """A loss of particles run at once would be of another model."""
     lvm = of_one_sample(lambda z: z.softmax(1))
     objective = Trace_ELBO(num_particles=200, vectorize_particles=True)
-    history = vilvm.fit(lvm, X, steps=1, objective=objective, compile=False, progress=False).history
+    history = vilvm.fit(
+        lvm, X, steps=1, objective=objective, compile=False, progress=False
+    ).history
     bound = vilvm.evaluate(lvm, X, num_samples=4000).bounds["elbo"]
     assert abs(history[-1].elbo - bound.mean) < 5 * bound.mc_se * math.sqrt(4000 / 200) + 0.01
     assert objective.vectorize_particles
@@ -252,7 +280,13 @@ def _by_equality(z):
 
 
 @pytest.mark.parametrize(
-    "decode", [branching, _by_numpy, _by_mask, *(pytest.param(read, marks=pytest.mark.slow) for read in (_by_list, _by_equality))]
+    "decode",
+    [
+        branching,
+        _by_numpy,
+        _by_mask,
+        *(pytest.param(read, marks=pytest.mark.slow) for read in (_by_list, _by_equality)),
+    ],
 )
 def test_values_of_latents_that_python_reads_are_read_for_every_sample(decode):
     for seed in range(4):  # at some of which first and last sample take one branch
@@ -260,7 +294,9 @@ def test_values_of_latents_that_python_reads_are_read_for_every_sample(decode):
         lvm = of_one_sample(decode)
         for count in (3, 70) if seed == 0 else (3,):
             weights = vilvm.log_weights(lvm, X, count)
-            torch.testing.assert_close(weights.log_weight, single_runs(lvm, X, weights.latents), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(
+                weights.log_weight, single_runs(lvm, X, weights.latents), rtol=1e-4, atol=1e-4
+            )
 
 
 def test_values_of_data_and_parameters_may_be_read():

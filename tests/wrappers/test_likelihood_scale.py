@@ -1,4 +1,6 @@
-"""The noise of a Gaussian likelihood against its closed form: a linear auto-encoder with a full Gaussian prior is pPCA."""
+"""The noise of a Gaussian likelihood against its closed form: a linear auto-encoder with a full
+Gaussian prior is pPCA.
+"""
 
 import pytest
 import torch
@@ -17,7 +19,9 @@ from vilvm.wrappers.likelihood_scale import fit_likelihood_scale
 def x():
     generator = torch.Generator().manual_seed(0)
     shape = 2 * torch.randn(2, 6, generator=generator)
-    return torch.randn(2000, 2, generator=generator) @ shape + 0.5 * torch.randn(2000, 6, generator=generator)
+    return torch.randn(2000, 2, generator=generator) @ shape + 0.5 * torch.randn(
+        2000, 6, generator=generator
+    )
 
 
 @pytest.fixture
@@ -41,14 +45,19 @@ def test_with_a_gaussian_prior_a_linear_auto_encoder_is_probabilistic_pca(pca, x
     lvm = with_prior_guide(with_prior(fit_likelihood_scale(pca, x), fit_prior(pca, x, "full")))
     z = lvm.lvm.prior.distribution()
     cov = pca.U @ z.covariance_matrix @ pca.U.T + lvm.lvm.lvm.scale.square() * torch.eye(6)
-    truth = torch.distributions.MultivariateNormal(pca.U @ z.mean + pca.b, cov).log_prob(x).detach()
+    truth = (
+        torch.distributions.MultivariateNormal(pca.U @ z.mean + pca.b, cov).log_prob(x).detach()
+    )
     bounds = vilvm.evaluate(lvm, x[:5], num_samples=50_000).bounds["iwae"]
     assert ((bounds.values - truth[:5]) / bounds.errors).abs().max() < 5
-    # Its noise is SSE / D where maximum likelihood has SSE / (D − d), for a code leaves d dimensions no residual: it cannot be better.
+    # Its noise is SSE / D where maximum likelihood has SSE / (D − d), for a code leaves d
+    # dimensions no residual: it cannot be better.
     best = PPCA(6, 2).maximise(x).exact_log_evidence(x).detach()
     assert 0 < (best - truth).mean().item() < 0.3
 
 
 def test_what_has_no_gaussian_noise():
-    with pytest.raises(vilvm.ContractError, match=r"one Gaussian observation; VAE observes \{'x': 'Bernoulli'\}"):
+    with pytest.raises(
+        vilvm.ContractError, match=r"one Gaussian observation; VAE observes \{'x': 'Bernoulli'\}"
+    ):
         fit_likelihood_scale(VAE(6, 2), torch.zeros(5, 6))

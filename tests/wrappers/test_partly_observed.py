@@ -18,7 +18,12 @@ SEEN = torch.tensor([True, False, True, True, False, True])
 def part_of(lvm):
     """pPCA of the observed coordinates alone."""
     part = PPCA(int(SEEN.sum()), lvm.W.shape[1])
-    part.load_state_dict({n: v[SEEN] if n in ("W", "b") else v[:, SEEN] if n == "V" else v for n, v in lvm.state_dict().items()})
+    part.load_state_dict(
+        {
+            n: v[SEEN] if n in ("W", "b") else v[:, SEEN] if n == "V" else v
+            for n, v in lvm.state_dict().items()
+        }
+    )
     return part
 
 
@@ -50,7 +55,9 @@ def test_a_guide_fitted_to_holes_finds_the_posterior_given_what_is_seen():
     torch.manual_seed(0)
     lvm = PPCA(6, 1)
     x = vilvm.sample(lvm, 500)["x"]
-    partial, _ = fit_guide(partly_observed(lvm, SEEN), x * SEEN, hidden=(), epochs=300, batch_size=500, lr=0.03)
+    partial, _ = fit_guide(
+        partly_observed(lvm, SEEN), x * SEEN, hidden=(), epochs=300, batch_size=500, lr=0.03
+    )
     z = vilvm.posterior_mean(partial, x * SEEN)["z"]
     truth = part_of(lvm).exact_posterior(x[:, SEEN])
     assert ((z - truth.mean) / truth.stddev).abs().max() < 0.1
@@ -60,7 +67,10 @@ def test_a_guide_fitted_to_holes_finds_the_posterior_given_what_is_seen():
 def test_it_keeps_the_contract():
     def tiny():
         x = torch.bernoulli(torch.full((5, 6), 0.5))
-        return partly_observed(VAE(data_dim=6, latent_dim=2, encoder_hidden=(8,), decoder_hidden=(8,)), torch.ones(6).bool()), x
+        return partly_observed(
+            VAE(data_dim=6, latent_dim=2, encoder_hidden=(8,), decoder_hidden=(8,)),
+            torch.ones(6).bool(),
+        ), x
 
     check_lvm(tiny)
 
@@ -68,9 +78,13 @@ def test_it_keeps_the_contract():
 def test_what_cannot_be_partly_observed():
     x = torch.zeros(2, 6)
     for mask in (torch.ones(6), torch.zeros(6).bool(), [True] * 6):
-        with pytest.raises(ValueError, match="must be a Boolean tensor of a datum's shape, True somewhere"):
+        with pytest.raises(
+            ValueError, match="must be a Boolean tensor of a datum's shape, True somewhere"
+        ):
             partly_observed(VAE(data_dim=6), mask)
-    with pytest.raises(vilvm.ContractError, match=r"mask has shape \(6,\), a datum of site 'x' \(5,\)"):
+    with pytest.raises(
+        vilvm.ContractError, match=r"mask has shape \(6,\), a datum of site 'x' \(5,\)"
+    ):
         vilvm.log_weights(partly_observed(VAE(data_dim=5), SEEN), torch.zeros(2, 5))
     with pytest.raises(vilvm.ContractError, match="VAE has no site 'y'; say with site="):
         vilvm.log_weights(partly_observed(VAE(data_dim=6), SEEN, site="y"), x)
@@ -83,5 +97,7 @@ def test_what_cannot_be_partly_observed():
         def guide(self, x):
             pass
 
-    with pytest.raises(vilvm.ContractError, match=r"\(MultivariateNormal\) does not factorise over its components"):
+    with pytest.raises(
+        vilvm.ContractError, match=r"\(MultivariateNormal\) does not factorise over its components"
+    ):
         vilvm.log_weights(partly_observed(Whole(), SEEN), x)

@@ -20,9 +20,9 @@ from vilvm.wrappers import fit_guide, with_guide, with_prior
 @pytest.fixture(scope="module")
 def x():
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(600, 2, generator=generator) @ (2 * torch.randn(2, 6, generator=generator)) + torch.randn(
-        600, 6, generator=generator
-    )
+    return torch.randn(600, 2, generator=generator) @ (
+        2 * torch.randn(2, 6, generator=generator)
+    ) + torch.randn(600, 6, generator=generator)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,8 @@ def test_an_auto_encoder_becomes_a_model_of_known_evidence(auto, x):
     truth = MultivariateNormal(auto.U @ z.mean + auto.b, cov).log_prob(x).detach().double()
     bounds = vilvm.evaluate(lvm, x, num_samples=2000).bounds
     assert ((bounds["iwae"].values - truth) / bounds["iwae"].errors).abs().max() < 5
-    # The codes' covariance is not diagonal, and the guide's is, so a gap stays; it is small, and never negative.
+    # The codes' covariance is not diagonal, and the guide's is, so a gap stays; it is small, and
+    # never negative.
     gap = truth.mean().item() - bounds["elbo"].mean
     assert -5 * bounds["elbo"].mc_se < gap < 0.5
 
@@ -72,7 +73,9 @@ def test_fit_guide_finds_what_it_needs(auto, x, kind):
 
 
 def test_fit_guide_says_what_is_missing(auto, x):
-    with pytest.raises(vilvm.ContractError, match=r"prior of latent 'z' is flat.*fit_prior, with_prior"):
+    with pytest.raises(
+        vilvm.ContractError, match=r"prior of latent 'z' is flat.*fit_prior, with_prior"
+    ):
         fit_guide(auto, x)
     with pytest.raises(ValueError, match="fit_guide: epochs"):
         fit_guide(with_prior(auto, fit_prior(auto, x)), x, epochs=0)
@@ -87,7 +90,10 @@ def test_fit_guide_says_what_is_missing(auto, x):
             with pyro.plate("data", len(x)):
                 pyro.sample("z", dist.Normal(x[:, 0], 1.0))
 
-    with pytest.raises(vilvm.ContractError, match=r"one latent, a vector for each datum; of 500 data it has \{'z': \(500,\)\}"):
+    with pytest.raises(
+        vilvm.ContractError,
+        match=r"one latent, a vector for each datum; of 500 data it has \{'z': \(500,\)\}",
+    ):
         fit_guide(Two(), x)
 
 
@@ -95,7 +101,9 @@ def test_fit_guide_says_what_is_missing(auto, x):
 def test_around_an_own_guide_it_keeps_the_contract(x):
     def tiny():
         auto = LinearAutoencoder(6, 2)
-        return with_guide(with_prior(auto, fit_prior(auto, x)), mlp(6, (8,), 4), around=True), x[:5]
+        return with_guide(with_prior(auto, fit_prior(auto, x)), mlp(6, (8,), 4), around=True), x[
+            :5
+        ]
 
     check_lvm(tiny)
 
@@ -123,7 +131,9 @@ def test_the_frozen_part_stays_in_evaluation_mode(auto):
 
 def test_a_flat_prior_has_no_bound_under_any_guide(auto, x):
     result = vilvm.evaluate(with_guide(auto, mlp(6, (), 4)), x, num_samples=3)
-    with pytest.raises(KeyError, match="prior of latent 'z' is flat, which is no probability density"):
+    with pytest.raises(
+        KeyError, match="prior of latent 'z' is flat, which is no probability density"
+    ):
         result.bounds["elbo"]
 
 

@@ -70,7 +70,9 @@ def test_trained_parameters_are_kept(name, pair, x):
     assert torch.isfinite(weights.log_weight).all()
     assert not [n for n, _ in wrapped.named_parameters() if n.startswith("pyro_params")]
     if name in ("prior", "part", "noise"):
-        torch.testing.assert_close(vilvm.posterior_mean(wrapped, x[:5])["z"], own["pyro_params.gain"] * x[:5])
+        torch.testing.assert_close(
+            vilvm.posterior_mean(wrapped, x[:5])["z"], own["pyro_params.gain"] * x[:5]
+        )
 
 
 def test_training_around_a_pair_trains_the_pair_or_leaves_it(pair, x):
@@ -89,14 +91,22 @@ def test_what_cannot_be_wrapped():
 
         def guide(self, x): ...
 
-    for wrap in (lambda lvm: with_prior(lvm, prior()), with_prior_guide, lambda lvm: with_guide(lvm, mlp(2, (), 4))):
-        with pytest.raises(vilvm.ContractError, match=r"Plain is no torch.nn.Module, which is needed here"):
+    for wrap in (
+        lambda lvm: with_prior(lvm, prior()),
+        with_prior_guide,
+        lambda lvm: with_guide(lvm, mlp(2, (), 4)),
+    ):
+        with pytest.raises(
+            vilvm.ContractError, match=r"Plain is no torch.nn.Module, which is needed here"
+        ):
             wrap(Plain())
 
 
 def test_a_prior_of_a_latent_that_is_not_there(pair, x):
     other = FittedPrior("code", "diagonal", {"mean": torch.zeros(2), "scale": torch.ones(2)})
-    with pytest.raises(vilvm.ContractError, match=r"prior is of latent 'code', which Pair does not have"):
+    with pytest.raises(
+        vilvm.ContractError, match=r"prior is of latent 'code', which Pair does not have"
+    ):
         vilvm.log_weights(with_prior(pair, other), x)
 
 
@@ -122,7 +132,8 @@ def test_a_flow_is_copied_whatever_it_was_used_for_last():
     compare({"flow": flow}, x, num_samples=2, num_draws=0)
     again = copy.deepcopy(flow)
     torch.testing.assert_close(
-        again.prior.distribution().log_prob(torch.zeros(2)), flow.prior.distribution().log_prob(torch.zeros(2))
+        again.prior.distribution().log_prob(torch.zeros(2)),
+        flow.prior.distribution().log_prob(torch.zeros(2)),
     )
 
 
@@ -145,7 +156,9 @@ def test_a_double_precision_model_gets_a_double_precision_guide():
 
     guided, _ = fit_guide(Double(), x, epochs=1)
     assert vilvm.posterior(guided, x)["z"].dtype == torch.float64
-    with pytest.raises(ValueError, match=r"flow is of single precision, and the codes are torch.float64"):
+    with pytest.raises(
+        ValueError, match=r"flow is of single precision, and the codes are torch.float64"
+    ):
         fit_prior(Double(), x, "flow")
 
 
@@ -159,14 +172,23 @@ def test_a_guide_for_pictures_needs_an_encoder():
             with pyro.plate("data", len(x)):
                 z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
                 mean = z.sum(-1)[..., None, None, None] + self.shift
-                pyro.sample("x", dist.Normal(mean, 1.0).expand((*mean.shape[:-3], 1, 4, 4)).to_event(3), obs=x)
+                pyro.sample(
+                    "x",
+                    dist.Normal(mean, 1.0).expand((*mean.shape[:-3], 1, 4, 4)).to_event(3),
+                    obs=x,
+                )
 
         def guide(self, x):
             with pyro.plate("data", len(x)):
                 pyro.sample("z", dist.Normal(torch.zeros(len(x), 2), 1.0).to_event(1))
 
     x = torch.randn(20, 1, 4, 4)
-    with pytest.raises(vilvm.ContractError, match=r"a datum has shape \(1, 4, 4\) and not that of a row; pass encoder="):
+    with pytest.raises(
+        vilvm.ContractError,
+        match=r"a datum has shape \(1, 4, 4\) and not that of a row; pass encoder=",
+    ):
         fit_guide(Pictures(), x)
-    guided, _ = fit_guide(Pictures(), x, torch.nn.Sequential(torch.nn.Flatten(), mlp(16, (), 4)), epochs=1)
+    guided, _ = fit_guide(
+        Pictures(), x, torch.nn.Sequential(torch.nn.Flatten(), mlp(16, (), 4)), epochs=1
+    )
     assert vilvm.posterior(guided, x)["z"].shape == (1, 20, 2)

@@ -1,9 +1,12 @@
-"""Guards: the Python state that a trace has read, so that a program is used only while that state is what it was.
+"""Guards: the Python state that a trace has read, so that a program is used only while that state
+is what it was.
 
-A trace keeps the numbers, flags and functions that Python reads, attributes of modules, variables of closures and globals, as constants. So every
-place that the code of a pair can reach is written down with its value before the trace, and compared before the program is used. Places are
-told by names: what no reachable code loads by its name is not compared, so that a callback may keep what it likes on a module.
-State that is reached otherwise (an iterator, an extension) is not seen here; comparisons with the eager step are for that.
+A trace keeps the numbers, flags and functions that Python reads, attributes of modules, variables
+of closures and globals, as constants. So every place that the code of a pair can reach is written
+down with its value before the trace, and compared before the program is used. Places are told by
+names: what no reachable code loads by its name is not compared, so that a callback may keep what
+it likes on a module. State that is reached otherwise (an iterator, an extension) is not seen here;
+comparisons with the eager step are for that.
 """
 
 import argparse
@@ -25,7 +28,18 @@ __all__ = ["MOST_PROGRAMS", "Guards", "moving"]
 MOST_PROGRAMS = 8  # that are made for the same tensors as Python state changes
 
 _ABSENT: Any = object()
-_SCALARS = (bool, int, float, complex, str, bytes, types.NoneType, torch.dtype, torch.device, enum.Enum)
+_SCALARS = (
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    types.NoneType,
+    torch.dtype,
+    torch.device,
+    enum.Enum,
+)
 _CALLED = (
     "forward",
     "__call__",
@@ -38,11 +52,24 @@ _CALLED = (
     "differentiable_loss",
     "loss_and_grads",
 )
-_KEPT_APART = frozenset(vars(torch.nn.Module())) - {"training", "_forward_hooks", "_forward_pre_hooks"}  # of every module
+# of every module
+_KEPT_APART = frozenset(vars(torch.nn.Module())) - {
+    "training",
+    "_forward_hooks",
+    "_forward_pre_hooks",
+}
 _MOST = 256  # items of a list, dict or array that are looked through
-_PLAIN = (types.SimpleNamespace, argparse.Namespace)  # of the standard library, that hold what users put there
+# of the standard library, that hold what users put there
+_PLAIN = (types.SimpleNamespace, argparse.Namespace)
 _NOISE = (random.Random, np.random.Generator, np.random.RandomState)
-_LIBRARIES = frozenset(sys.stdlib_module_names - {"__main__"}) | {"torch", "pyro", "numpy", "scipy", "vilvm", "torchvision"}
+_LIBRARIES = frozenset(sys.stdlib_module_names - {"__main__"}) | {
+    "torch",
+    "pyro",
+    "numpy",
+    "scipy",
+    "vilvm",
+    "torchvision",
+}
 
 
 class _Cell:
@@ -91,7 +118,11 @@ class _Whole:
             return str(self.value.bit_generator.state)
         if isinstance(self.value, np.random.RandomState):
             return numpy_state(self.value)
-        return hash(self.value.getstate()) if isinstance(self.value, random.Random) else tuple(self.value)
+        return (
+            hash(self.value.getstate())
+            if isinstance(self.value, random.Random)
+            else tuple(self.value)
+        )
 
 
 def numpy_state(source: Any) -> bytes:
@@ -114,14 +145,17 @@ class _Place(NamedTuple):
     @property
     def is_as_it_was(self) -> bool:
         now, value = self.holder.get(self.key, _ABSENT), self.value
-        return now is value or (type(now) is type(value) and isinstance(now, (*_SCALARS, tuple)) and _equal(now, value))
+        return now is value or (
+            type(now) is type(value) and isinstance(now, (*_SCALARS, tuple)) and _equal(now, value)
+        )
 
 
 def _equal(a: Any, b: Any) -> bool:
     """Whether two scalars, or tuples of the same kind, are equal."""
     if isinstance(a, tuple):
         return len(a) == len(b) and all(
-            x is y or (type(x) is type(y) and isinstance(x, _SCALARS) and x == y) for x, y in zip(a, b, strict=True)
+            x is y or (type(x) is type(y) and isinstance(x, _SCALARS) and x == y)
+            for x, y in zip(a, b, strict=True)
         )
     return bool(a == b)
 
@@ -143,14 +177,24 @@ class Guards:
         self._quick = tuple((p.holder.get, p.key, p.value, p) for p in places)
 
     @classmethod
-    def of(cls, roots: Iterable[Any], leave: Callable[[Any, Any], bool] = lambda holder, key: False) -> "Guards":
-        """The state that `roots`, modules and functions, can read now, but for the places (mapping, key) that are to be left out."""
+    def of(
+        cls, roots: Iterable[Any], leave: Callable[[Any, Any], bool] = lambda holder, key: False
+    ) -> "Guards":
+        """The state that `roots`, modules and functions, can read now, but for the places
+        (mapping, key) that are to be left out.
+        """
         roots = list(roots)
         names: set[str] = set(_CALLED)
         while True:  # code that is reached by a name loads further names
             walk = _Walk(names)
             for root in roots:
-                walk.into(root, type(root).__name__ if not isinstance(root, types.FunctionType) else root.__name__, is_root=True)
+                walk.into(
+                    root,
+                    type(root).__name__
+                    if not isinstance(root, types.FunctionType)
+                    else root.__name__,
+                    is_root=True,
+                )
             if walk.names == names:
                 return cls([p for p in walk.places if not leave(p.holder, p.key)])
             names = walk.names
@@ -169,12 +213,17 @@ class Guards:
             tensors: those that the graph reads; no others are compared.
 
         Returns:
-            The guards of places that running the code left alone, and the guards, with their new values, of those that it moved.
+            The guards of places that running the code left alone, and the guards, with their new
+            values, of those that it moved.
         """
         read = {id(t) for t in tensors}
         kept = [p for p in self.places if not isinstance(p.value, Tensor) or id(p.value) in read]
         still = [p for p in kept if p.is_as_it_was]
-        moved = [p._replace(value=p.now()) for p in kept if not p.is_as_it_was and isinstance(p.value, (Tensor, *_SCALARS))]
+        moved = [
+            p._replace(value=p.now())
+            for p in kept
+            if not p.is_as_it_was and isinstance(p.value, (Tensor, *_SCALARS))
+        ]
         return Guards(still), Guards(moved)
 
     def what(self) -> str:
@@ -198,10 +247,22 @@ def _imports(code: types.CodeType) -> frozenset[str]:
 
 @functools.lru_cache(maxsize=4096)
 def _loads(code: types.CodeType) -> frozenset[str]:
-    """The names that a code object loads, those of attributes and strings among them, and those of the code within it."""
-    found = {i.argval for i in dis.get_instructions(code) if i.opname.startswith(("LOAD", "IMPORT")) and isinstance(i.argval, str)}
+    """The names that a code object loads, those of attributes and strings among them, and those of
+    the code within it.
+    """
+    found = {
+        i.argval
+        for i in dis.get_instructions(code)
+        if i.opname.startswith(("LOAD", "IMPORT")) and isinstance(i.argval, str)
+    }
     for constant in code.co_consts:
-        found |= _loads(constant) if isinstance(constant, types.CodeType) else {constant} if isinstance(constant, str) else set()
+        found |= (
+            _loads(constant)
+            if isinstance(constant, types.CodeType)
+            else {constant}
+            if isinstance(constant, str)
+            else set()
+        )
     return frozenset(found)
 
 
@@ -245,7 +306,9 @@ class _Walk:
             self._module(value, name)
         elif isinstance(value, types.ModuleType):
             if not _is_library(value.__name__):
-                self._places(vars(value), [n for n in vars(value) if n in self.reached], value.__name__)
+                self._places(
+                    vars(value), [n for n in vars(value) if n in self.reached], value.__name__
+                )
         elif isinstance(value, dict):
             if len(value) <= _MOST:
                 self.places.append(_Place(_Count(value), None, len(value), f"the size of {name}"))
@@ -257,7 +320,9 @@ class _Walk:
         elif isinstance(value, type):
             if not _is_library(value.__module__):
                 self._class(value, name)
-        elif isinstance(value, _NOISE) or (isinstance(value, set | frozenset | np.ndarray) and _size(value) <= _MOST):
+        elif isinstance(value, _NOISE) or (
+            isinstance(value, set | frozenset | np.ndarray) and _size(value) <= _MOST
+        ):
             holder = _Whole(value)
             self.places.append(_Place(holder, None, holder.get(None, None), name))
         elif isinstance(value, _PLAIN) or not _is_library(type(value).__module__) or is_root:
@@ -285,11 +350,22 @@ class _Walk:
             self.places.append(_Place(holder, None, value, label))
             self.into(value, variable)
         if not _is_library(function.__module__):
-            self._places(function.__globals__, [n for n in sorted(loads) if n in function.__globals__], "global")
+            self._places(
+                function.__globals__,
+                [n for n in sorted(loads) if n in function.__globals__],
+                "global",
+            )
             for module in (sys.modules.get(n) for n in _imports(code)):
                 if module is not None:
                     self.into(module, name)
-        self.places.append(_Place(_Slot(function), "__defaults__", function.__defaults__, f"the defaults of {function.__name__}"))
+        self.places.append(
+            _Place(
+                _Slot(function),
+                "__defaults__",
+                function.__defaults__,
+                f"the defaults of {function.__name__}",
+            )
+        )
         for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self.into(default, name)
 
@@ -305,14 +381,21 @@ class _Walk:
     def _object(self, value: Any, name: str) -> None:
         own = getattr(value, "__dict__", {})
         self._places(own, [k for k in own if k in self.reached and k not in _KEPT_APART], name)
-        for slot in [s for k in type(value).__mro__ for s in _slots(k) if s in self.reached and hasattr(value, s)]:
+        for slot in [
+            s
+            for k in type(value).__mro__
+            for s in _slots(k)
+            if s in self.reached and hasattr(value, s)
+        ]:
             holder = _Slot(value)
             self.places.append(_Place(holder, slot, getattr(value, slot), f"{name}.{slot}"))
             self.into(getattr(value, slot), f"{name}.{slot}")
         self._class(type(value), name, own)
 
     def _class(self, kind: type, name: str, own: Any = None) -> None:
-        """The attributes that a class and its bases hold, and the functions among them that are reached."""
+        """The attributes that a class and its bases hold, and the functions among them that are
+        reached.
+        """
         for base in kind.__mro__:
             is_library = _is_library(base.__module__)
             for key, value in vars(base).items():
@@ -320,11 +403,14 @@ class _Walk:
                     continue
                 for function in _functions(value):
                     self.into(function, name)
-                if is_library or isinstance(value, property | staticmethod | classmethod | types.MemberDescriptorType):
+                if is_library or isinstance(
+                    value, property | staticmethod | classmethod | types.MemberDescriptorType
+                ):
                     continue
                 self.places.append(_Place(vars(base), key, value, f"{base.__name__}.{key}"))
                 self.into(value, f"{base.__name__}.{key}")
-                if own is not None and key not in own:  # where an attribute of its own would hide that of the class
+                # where an attribute of its own would hide that of the class
+                if own is not None and key not in own:
                     self.places.append(_Place(own, key, _ABSENT, f"{name}.{key}"))
 
 

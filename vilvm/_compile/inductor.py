@@ -13,12 +13,24 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from vilvm._compile.guards import MOST_PROGRAMS, Guards, moving
 from vilvm._compile.tracing import UntraceableError, trace, why
 
-__all__ = ["Compile", "Compiler", "assert_matches", "check_compile", "graph", "inductor", "program", "worth_compiling"]
+__all__ = [
+    "Compile",
+    "Compiler",
+    "assert_matches",
+    "check_compile",
+    "graph",
+    "inductor",
+    "program",
+    "worth_compiling",
+]
 
 # Makes a program of a function of tensors and such tensors.
 Compiler = Callable[[Callable[..., list[Tensor]], Sequence[Tensor]], Callable[..., Any]]
-_TOLERANCE = 1e-4  # relative to the mean size of what is compared; sums of float32 in another order differ by some 1e-6
-Compile = bool | Literal["auto"]  # what a user says of it; "auto" where the seconds that it takes are earned back
+# relative to the mean size of what is compared; sums of float32 in another order differ by some
+# 1e-6
+_TOLERANCE = 1e-4
+# what a user says of it; "auto" where the seconds that it takes are earned back
+Compile = bool | Literal["auto"]
 
 
 def check_compile(what: str, compile: Any) -> None:
@@ -28,17 +40,24 @@ def check_compile(what: str, compile: Any) -> None:
 
 
 def worth_compiling(compile: Compile, count: int, least: int) -> bool:
-    """Whether what is run `count` times is to be compiled, whose seconds are earned back from `least` times on."""
+    """Whether what is run `count` times is to be compiled, whose seconds are earned back from
+    `least` times on.
+    """
     return compile is True or (compile == "auto" and count >= least)
 
 
 def program(
-    function: Callable[..., list[Tensor]], inputs: Sequence[Tensor], compiler: Compiler, watched: Sequence[Any] = ()
+    function: Callable[..., list[Tensor]],
+    inputs: Sequence[Tensor],
+    compiler: Compiler,
+    watched: Sequence[Any] = (),
 ) -> Callable[..., list[Tensor]]:
-    """`function` traced once, under Pyro's handlers or any other, and compiled, for inputs of these shapes; what it closes over is read anew by each call.
+    """`function` traced once, under Pyro's handlers or any other, and compiled, for inputs of
+    these shapes; what it closes over is read anew by each call.
 
-    The function is run once, so whatever it draws and changes in place is drawn and changed. Where Python state that it read has changed, it
-    is traced anew; where that happens often, the function is run as it is.
+    The function is run once, so whatever it draws and changes in place is drawn and changed. Where
+    Python state that it read has changed, it is traced anew; where that happens often, the
+    function is run as it is.
 
     Arguments:
         function: of tensors.
@@ -47,7 +66,8 @@ def program(
         watched: the modules and functions whose state `function` reads, besides its own.
 
     Raises:
-        UntraceableError: no graph can be made of it, or no program; or the state that it reads changes whenever it is run.
+        UntraceableError: no graph can be made of it, or no program; or the state that it reads
+            changes whenever it is run.
     """
 
     def made() -> tuple[Guards, Callable[..., list[Tensor]]]:
@@ -73,14 +93,19 @@ def program(
 
 
 def kept_state(tensors: Sequence[Tensor]) -> Any:
-    """A context after which torch's generators, of the CPU and of the tensors' device, are as they were."""
+    """A context after which torch's generators, of the CPU and of the tensors' device, are as they
+    were.
+    """
     return torch.random.fork_rng(devices=[t.device for t in tensors if t.is_cuda][:1])
 
 
-def assert_matches(eager: Mapping[str, Tensor], run: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
+def assert_matches(
+    eager: Mapping[str, Tensor], run: Callable[[], Sequence[Tensor]]
+) -> list[Tensor]:
     """What a program gives, if that is what was found eagerly, by name and in its order.
 
-    What Python took from the tensors of a trace, a count or a constant, is the same in a program for all others, so that each batch is worth a look.
+    What Python took from the tensors of a trace, a count or a constant, is the same in a program
+    for all others, so that each batch is worth a look.
 
     Raises:
         UntraceableError: it differs, or the program fails.
@@ -96,10 +121,14 @@ def assert_matches(eager: Mapping[str, Tensor], run: Callable[[], Sequence[Tenso
     return found
 
 
-def inductor(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Callable[..., Any]:
-    """`function` of tensors like `inputs` as a program made by torch's Inductor; what it changes in place is changed.
+def inductor(
+    function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]
+) -> Callable[..., Any]:
+    """`function` of tensors like `inputs` as a program made by torch's Inductor; what it changes
+    in place is changed.
 
-    Programs are kept on disk by torch (TORCHINDUCTOR_CACHE_DIR), so that another process compiles the same one faster.
+    Programs are kept on disk by torch (TORCHINDUCTOR_CACHE_DIR), so that another process compiles
+    the same one faster.
 
     Raises:
         UntraceableError: the compiler cannot do it, or there is no C++ compiler.
@@ -135,10 +164,13 @@ def _compiled(module: Any, flat: list[Tensor], **options: Any) -> Callable[..., 
     with (
         # torch's generators, in their order, and not the compiler's own
         config.patch(fallback_random=True, size_asserts=False, alignment_asserts=False, **options),
-        aot.patch(enable_autograd_cache=False),  # which would hand out the whole without the program in it
+        # which would hand out the whole without the program in it
+        aot.patch(enable_autograd_cache=False),
     ):
         whole = compile_fx(module, flat, inner_compile=inner)
-    if len(made) != 1 or [(t.shape, t.dtype) for t in made[0][1]] != [(t.shape, t.dtype) for t in flat]:
+    if len(made) != 1 or [(t.shape, t.dtype) for t in made[0][1]] != [
+        (t.shape, t.dtype) for t in flat
+    ]:
         return cast(Callable[..., Any], whole)
     program = made[0][0]
     return lambda *given: program(list(given))
@@ -153,7 +185,9 @@ def graph(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> An
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keeps the compiler's own warnings from the user, who can do nothing about them."""
-    loggers = [logging.getLogger(name) for name in ("torch.utils.cpp_extension", "torch._inductor")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.utils.cpp_extension", "torch._inductor")
+    ]
     levels = [logger.level for logger in loggers]
     try:
         for logger in loggers:

@@ -1,4 +1,6 @@
-"""A pass of torch's Inductor for the CPU: a matrix product is that, and what is added to it is added by what reads it."""
+"""A pass of torch's Inductor for the CPU: a matrix product is that, and what is added to it is
+added by what reads it.
+"""
 
 from typing import Any
 
@@ -10,7 +12,8 @@ __all__ = ["ProductsAlone"]
 
 
 class ProductsAlone(CustomGraphPass):
-    """Takes ``addmm`` apart, which Inductor puts together, and which on a CPU writes the bias into the product's place first, row by row.
+    """Takes ``addmm`` apart, which Inductor puts together, and which on a CPU writes the bias into
+    the product's place first, row by row.
 
     An addition by itself is made in the same loop as the activation behind it, and costs nothing.
     """

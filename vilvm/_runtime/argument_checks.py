@@ -1,4 +1,6 @@
-"""Arguments that are numbers: each check returns the number as Python's own type, or raises one sentence that names the argument."""
+"""Arguments that are numbers: each check returns the number as Python's own type, or raises one
+sentence that names the argument.
+"""
 
 import math
 import operator
@@ -24,7 +26,8 @@ __all__ = [
 
 
 def check_number(name: str, value: Any, least: int = 1) -> int:
-    """`value` as an int, of whatever integral type it is (NumPy's, a tensor of one integer), but not a bool.
+    """`value` as an int, of whatever integral type it is (NumPy's, a tensor of one integer), but
+    not a bool.
 
     Raises:
         ValueError: it is no whole number, or below `least`.
@@ -36,7 +39,9 @@ def check_number(name: str, value: Any, least: int = 1) -> int:
 
 
 def check_seed(name: str, value: Any) -> int:
-    """`value` as a seed of torch's generators, an int from 0 to 2⁶³ − 1; raises ValueError if it is none."""
+    """`value` as a seed of torch's generators, an int from 0 to 2⁶³ − 1; raises ValueError if it
+    is none.
+    """
     number = _whole(value)
     if number is None or not 0 <= number < 2**63:
         raise ValueError(f"{name} must be a whole number from 0 to 2^63 - 1; got {_shown(value)}.")
@@ -44,10 +49,15 @@ def check_seed(name: str, value: Any) -> int:
 
 
 def check_positive(name: str, value: Any, what: str = "number", *, zero: bool = False) -> float:
-    """`value` as a float above 0 (with `zero`, at least 0), infinity among them; raises ValueError if it is none."""
+    """`value` as a float above 0 (with `zero`, at least 0), infinity among them; raises ValueError
+    if it is none.
+    """
     number = _real(value)
     if not (number > 0 or (zero and number == 0)):
-        raise ValueError(f"{name} must be a {'non-negative' if zero else 'positive'} {what}; got {_shown(value)}.")
+        raise ValueError(
+            f"{name} must be a {'non-negative' if zero else 'positive'} {what}; got "
+            f"{_shown(value)}."
+        )
     return number
 
 
@@ -60,27 +70,39 @@ def check_probability(name: str, value: Any) -> float:
 
 
 def check_path(name: str, value: Any) -> Path:
-    """`value` as a Path; raises ValueError if it is no path, is empty, or holds a NUL byte, which no file system takes."""
+    """`value` as a Path; raises ValueError if it is no path, is empty, or holds a NUL byte, which
+    no file system takes.
+    """
     if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
         raise ValueError(f"{name} must be a path, text or a pathlib.Path; got {_shown(value)}.")
     if not os.fspath(value) or "\0" in os.fspath(value):
-        raise ValueError(f"{name} is no path of a file: {_shown(value)} is empty or holds a NUL byte; choose another.")
+        raise ValueError(
+            f"{name} is no path of a file: {_shown(value)} is empty or holds a NUL byte; choose "
+            "another."
+        )
     return Path(value)
 
 
 def check_sizes(name: str, value: Any) -> tuple[int, ...]:
-    """`value` as a tuple of whole numbers, each at least 1; raises ValueError if it is no list or tuple of them."""
+    """`value` as a tuple of whole numbers, each at least 1; raises ValueError if it is no list or
+    tuple of them.
+    """
     if not isinstance(value, list | tuple):
         raise ValueError(f"{name} must be a tuple of whole numbers; got {_shown(value)}.")
     return tuple(check_number(f"{name}[{i}]", size) for i, size in enumerate(value))
 
 
 def check_tensor(name: str, value: Any) -> Tensor:
-    """`value`, if it is a tensor of finite real numbers with an entry; raises ValueError if it is none."""
+    """`value`, if it is a tensor of finite real numbers with an entry; raises ValueError if it is
+    none.
+    """
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a tensor; got a {type(value).__name__}.")
     if value.is_complex() or not value.numel() or not bool(value.isfinite().all()):
-        raise ValueError(f"{name} must be a tensor of finite real numbers; this one is empty, complex, or holds NaN or infinity.")
+        raise ValueError(
+            f"{name} must be a tensor of finite real numbers; this one is empty, complex, or "
+            "holds NaN or infinity."
+        )
     return value
 
 
@@ -98,10 +120,13 @@ def _whole(value: Any) -> int | None:
 
 def _real(value: Any) -> float:
     """A real number as a float; NaN, which is in no range, for what is none."""
-    number = isinstance(value, Real) or (isinstance(value, np.generic | np.ndarray | Tensor) and value.ndim == 0)
+    number = isinstance(value, Real) or (
+        isinstance(value, np.generic | np.ndarray | Tensor) and value.ndim == 0
+    )
     try:
         return float(value) if number and not _is_bool(value) and not _is_text(value) else math.nan
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # a complex number, or one larger than floats
+    # a complex number, or one larger than floats
+    except (TypeError, ValueError, OverflowError, RuntimeError):
         return math.nan
 
 

@@ -1,11 +1,13 @@
 """The processes that train one model together, by torch's own engine (``torch.distributed``).
 
-``torchrun --nproc-per-node N`` starts N processes, called ranks, that run the same script, each on a device of its own. Within
-``distributed()`` they know of each other: ``fit`` gives every rank its share of every batch and averages gradients, so that all hold the
-same parameters at every step, those of one process with the same batch size; ``evaluate`` gives every rank its share of the data. What is
-written and printed, rank 0 writes and prints.
+``torchrun --nproc-per-node N`` starts N processes, called ranks, that run the same script, each on
+a device of its own. Within ``distributed()`` they know of each other: ``fit`` gives every rank its
+share of every batch and averages gradients, so that all hold the same parameters at every step,
+those of one process with the same batch size; ``evaluate`` gives every rank its share of the data.
+What is written and printed, rank 0 writes and prints.
 
-Reference: PyTorch Distributed: Experiences on Accelerating Data Parallel Training, Li et al., 2020.
+Reference: PyTorch Distributed: Experiences on Accelerating Data Parallel Training, Li et al.,
+2020.
 """
 
 import os
@@ -29,7 +31,8 @@ class PeerLostError(RuntimeError):
 
 
 class ProcessGroup:
-    """All ranks, as one of them sees them; every method is called by all of them, in the same order.
+    """All ranks, as one of them sees them; every method is called by all of them, in the same
+    order.
 
     Arguments:
         rank: of this process, from 0.
@@ -49,7 +52,9 @@ class ProcessGroup:
         return (seed + self.rank * 0x1E3779B97F4A7C15) % 2**63
 
     def share(self, count: int) -> slice:
-        """Which of `count` things in a row are this rank's; the shares of two ranks differ by one at most, and may be empty."""
+        """Which of `count` things in a row are this rank's; the shares of two ranks differ by one
+        at most, and may be empty.
+        """
         return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -64,10 +69,14 @@ class ProcessGroup:
         """Puts rank 0's values into every tensor, in place."""
         if self.size > 1:
             for tensor in tensors:
-                tensor.detach().copy_(self._do(dist.broadcast, tensor.detach().contiguous(), src=0))
+                tensor.detach().copy_(
+                    self._do(dist.broadcast, tensor.detach().contiguous(), src=0)
+                )
 
     def rows(self, tensor: Tensor) -> Tensor:
-        """The tensors of all ranks, one after the other along the first dimension, in which they may differ."""
+        """The tensors of all ranks, one after the other along the first dimension, in which they
+        may differ.
+        """
         if self.size == 1:
             return tensor
         counts = torch.zeros(self.size, dtype=torch.long, device=tensor.device)
@@ -100,13 +109,17 @@ class ProcessGroup:
 
     def _lost(self, error: RuntimeError) -> PeerLostError:
         return PeerLostError(
-            f"Rank {self.rank} of {self.size}: another process of this run is gone or does not answer ({_what(error)}). "
-            "Look at what it said; then start all of them again, with resume=True if there is a run folder."
+            f"Rank {self.rank} of {self.size}: another process of this run is gone or does not "
+            f"answer ({_what(error)}). "
+            "Look at what it said; then start all of them again, with resume=True if there is a "
+            "run folder."
         )
 
 
 def process_group() -> ProcessGroup:
-    """The ranks that this process belongs to; itself alone outside of ``distributed()`` and of a process group of the user's."""
+    """The ranks that this process belongs to; itself alone outside of ``distributed()`` and of a
+    process group of the user's.
+    """
     if dist.is_available() and dist.is_initialized():
         return ProcessGroup(dist.get_rank(), dist.get_world_size())
     return ProcessGroup()
@@ -121,9 +134,12 @@ def _meet(backend: str, minutes: float) -> None:
     try:
         dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
     except (RuntimeError, ValueError) as error:
-        rank, size, address, port = (os.environ.get(k, "?") for k in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+        rank, size, address, port = (
+            os.environ.get(k, "?") for k in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        )
         raise PeerLostError(
-            f"Rank {rank} of {size}: the processes of this run did not meet at {address}:{port} ({_what(error)}). "
+            f"Rank {rank} of {size}: the processes of this run did not meet at {address}:{port} "
+            f"({_what(error)}). "
             "Start all of them at once with torchrun, on a free port."
         ) from None
 
@@ -135,7 +151,8 @@ def _what(error: Exception) -> str:
 
 @contextmanager
 def distributed(minutes: float = _MINUTES) -> Iterator[ProcessGroup]:
-    """Within it, this process and the others that ``torchrun`` has started are ranks of one world. Without torchrun it does nothing.
+    """Within it, this process and the others that ``torchrun`` has started are ranks of one world.
+    Without torchrun it does nothing.
 
     Ranks speak NCCL, each with the GPU of its LOCAL_RANK, if there is a GPU for each, else gloo.
 
@@ -159,6 +176,7 @@ def distributed(minutes: float = _MINUTES) -> Iterator[ProcessGroup]:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     _meet("nccl" if on_gpu else "gloo", minutes)
     yield process_group()
-    # Only when all went well: a rank that fails must not wait for the others, which are told by its end.
+    # Only when all went well: a rank that fails must not wait for the others, which are told by
+    # its end.
     process_group().wait()
     dist.destroy_process_group()

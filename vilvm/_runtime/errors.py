@@ -8,11 +8,15 @@ class ContractError(ValueError):
 
 
 class NonFiniteError(ContractError):
-    """A log-density or a parameter of a distribution is NaN or infinite; the message says which, and where."""
+    """A log-density or a parameter of a distribution is NaN or infinite; the message says which,
+    and where.
+    """
 
 
 class NotApplicable(ContractError):
-    """A question has no meaning for this pair, in which nothing is wrong; the message says why, and what applies instead."""
+    """A question has no meaning for this pair, in which nothing is wrong; the message says why,
+    and what applies instead.
+    """
 
 
 class BusyError(RuntimeError):

@@ -1,7 +1,8 @@
-"""Files that are either the old ones or the new ones, whole, whenever the machine stops; and folders of one process.
+"""Files that are either the old ones or the new ones, whole, whenever the machine stops; and
+folders of one process.
 
-All that is written goes through ``atomic``. What it leaves where a process is killed, ``.NAME.xxxxxxxx.tmp``, the
-next ``locked`` of the folder removes.
+All that is written goes through ``atomic``. What it leaves where a process is killed,
+``.NAME.xxxxxxxx.tmp``, the next ``locked`` of the folder removes.
 """
 
 import errno
@@ -28,8 +29,13 @@ __all__ = ["NotWritten", "atomic", "locked", "read", "write_atomic", "write_json
 
 _LEFT = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 # The folders that this thread holds: where they are, and which they are (device and inode).
-_HELD: ContextVar[Mapping[Path, tuple[int, int]]] = ContextVar("held", default=MappingProxyType({}))
-_FULL, _BARRED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG), (errno.EROFS, errno.EACCES, errno.EPERM)
+_HELD: ContextVar[Mapping[Path, tuple[int, int]]] = ContextVar(
+    "held", default=MappingProxyType({})
+)
+_FULL, _BARRED = (
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    (errno.EROFS, errno.EACCES, errno.EPERM),
+)
 
 
 class NotWritten(OSError):
@@ -54,14 +60,19 @@ class NotWritten(OSError):
         return "make its folder writable" if self.errno in _BARRED else "see to its folder"
 
     def __str__(self) -> str:
-        return f"{self.path} could not be written ({self.strerror}): {self.remedy}, and run the same again."
+        return (
+            f"{self.path} could not be written ({self.strerror}): {self.remedy}, and run the same "
+            "again."
+        )
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Makes `folder`, and holds it for this thread alone until it is left or ends, however it ends.
+    """Makes `folder`, and holds it for this thread alone until it is left or ends, however it
+    ends.
 
-    Within it the same thread may hold the folder again. Files that an earlier process left half written are removed.
+    Within it the same thread may hold the folder again. Files that an earlier process left half
+    written are removed.
 
     Raises:
         BlockingIOError: another process or thread holds it.
@@ -93,7 +104,9 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def _sweep(folder: Path) -> None:
-    """Removes what was being written in a folder, and in those within it, when a process was killed."""
+    """Removes what was being written in a folder, and in those within it, when a process was
+    killed.
+    """
     for inner, folders, files in os.walk(folder):
         for name in filter(_LEFT.fullmatch, [*folders, *files]):
             with suppress(OSError):  # a folder that is read only keeps them
@@ -102,7 +115,9 @@ def _sweep(folder: Path) -> None:
 
 
 def _check_held(path: Path) -> None:
-    """Raises OSError where a folder above `path` is held, and is no longer where it was: it would be made anew."""
+    """Raises OSError where a folder above `path` is held, and is no longer where it was: it would
+    be made anew.
+    """
     for folder, mine in _HELD.get().items():
         if folder not in path.absolute().parents:
             continue
@@ -116,10 +131,12 @@ def _check_held(path: Path) -> None:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to, which takes its place at the end: no reader and no crash ever sees half a file.
+    """A path beside `path` to write to, which takes its place at the end: no reader and no crash
+    ever sees half a file.
 
     Raises:
-        NotWritten: the disk is full or read only, or a run folder that this thread holds was moved.
+        NotWritten: the disk is full or read only, or a run folder that this thread holds was
+            moved.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
@@ -153,7 +170,9 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes `content` as indented JSON, NaN and infinities as null (JSON has neither)."""
-    write_atomic(path, json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(
+        path, json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    )
 
 
 def read(path: Path) -> bytes:

@@ -1,7 +1,8 @@
-"""What an HDF5 file of others may hold before anything of it is opened: groups and arrays, each once, all in the file itself.
+"""What an HDF5 file of others may hold before anything of it is opened: groups and arrays, each
+once, all in the file itself.
 
-An external link or raw storage reads any file of this machine into the result; a group that links to one around it is walked for ever; an
-array that is declared larger than memory ends the process.
+An external link or raw storage reads any file of this machine into the result; a group that links
+to one around it is walked for ever; an array that is declared larger than memory ends the process.
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ __all__ = ["check_contents", "root_attributes"]
 
 
 def check_contents(path: Path) -> None:
-    """Raises ValueError, which says what, unless all that the file holds is in it, once, and fits in memory.
+    """Raises ValueError, which says what, unless all that the file holds is in it, once, and fits
+    in memory.
 
     Raises:
         OSError: it is no HDF5 file.
@@ -26,7 +28,10 @@ def check_contents(path: Path) -> None:
         size = sum(array.nbytes for array in _arrays(file, {_address(file)}))
     free = free_bytes(torch.device("cpu"))
     if size > free:
-        raise ValueError(f"its arrays take {size / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are free")
+        raise ValueError(
+            f"its arrays take {size / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are "
+            "free"
+        )
 
 
 def root_attributes(path: Path) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """The torch modules that a function holds, found by reading the function: nothing is run.
 
-A function holds what its closure and its defaults contain and what its code names among its globals. The search goes on
-through the functions that it holds, through ``functools.partial`` (as every ``pyro.poutine`` handler of a function is),
-bound methods, lists, tuples, dicts, objects of the user's classes, distributions, and the model within an autoguide.
-Of installed packages closures are read, but no globals.
+A function holds what its closure and its defaults contain and what its code names among its
+globals. The search goes on through the functions that it holds, through ``functools.partial`` (as
+every ``pyro.poutine`` handler of a function is), bound methods, lists, tuples, dicts, objects of
+the user's classes, distributions, and the model within an autoguide. Of installed packages
+closures are read, but no globals.
 """
 
 import dis
@@ -25,9 +26,13 @@ __all__ = ["held_modules", "module_on_the_stack"]
 
 _ITEMS = 1000  # of a container that are looked at; networks do not come by the thousand
 _HERE = str(Path(__file__).parent)
-_INSTALLED = (_HERE, *{sysconfig.get_path(p) for p in ("stdlib", "platstdlib", "purelib", "platlib")})
+_INSTALLED = (
+    _HERE,
+    *{sysconfig.get_path(p) for p in ("stdlib", "platstdlib", "purelib", "platlib")},
+)
 _ANNOUNCE = pyro.module.__code__
-_READ = (Messenger, torch.distributions.Distribution, torch.distributions.Transform)  # of installed classes
+# of installed classes
+_READ = (Messenger, torch.distributions.Distribution, torch.distributions.Transform)
 
 
 def held_modules(**parts: Any) -> dict[str, Module]:
@@ -37,7 +42,8 @@ def held_modules(**parts: Any) -> dict[str, Module]:
         parts: callables by name; one that is a module itself is found under that name.
 
     Returns:
-        Every module once, in the order of the search, which follows from the code alone; none that is part of another.
+        Every module once, in the order of the search, which follows from the code alone; none that
+        is part of another.
     """
     found: dict[str, Module] = {}
     seen: dict[int, Any] = {}  # by reference, so that no id is used twice
@@ -56,7 +62,9 @@ def held_modules(**parts: Any) -> dict[str, Module]:
 
 def _free(name: str, taken: Mapping[str, Any]) -> str:
     """`name`, numbered if it is taken."""
-    return next(n for n in (name, *(f"{name}_{i}" for i in range(1, 1 + len(taken) + 1))) if n not in taken)
+    return next(
+        n for n in (name, *(f"{name}_{i}" for i in range(1, 1 + len(taken) + 1))) if n not in taken
+    )
 
 
 def _within(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -76,13 +84,17 @@ def _within(name: str, value: Any) -> Iterator[tuple[str, Any]]:
         yield from ((f"{name}_{k}", v) for k, v in list(value.items())[:_ITEMS])
     elif isinstance(value, list | tuple | set | frozenset):
         yield from ((f"{name}_{i}", v) for i, v in enumerate(list(value)[:_ITEMS]))
-    elif isinstance(value, _READ) or not (isinstance(value, type | types.ModuleType) or _is_installed(type(value))):
+    elif isinstance(value, _READ) or not (
+        isinstance(value, type | types.ModuleType) or _is_installed(type(value))
+    ):
         yield from getattr(value, "__dict__", {}).items()
         yield from _functions_of(type(value))
 
 
 def _of_module(module: Module) -> Iterator[tuple[str, Any]]:
-    """An autoguide hides its model in a tuple; any other module may name networks in its ``forward``."""
+    """An autoguide hides its model in a tuple; any other module may name networks in its
+    ``forward``.
+    """
     if isinstance(module, AutoGuide):
         for held in ("_model", "_original_model", "_guide"):
             yield "model", module.__dict__.get(held)
@@ -91,7 +103,11 @@ def _of_module(module: Module) -> Iterator[tuple[str, Any]]:
 
 
 def _functions_of(kind: type) -> Iterator[tuple[str, Any]]:
-    return ((n, f) for n, f in vars(kind).items() if isinstance(f, types.FunctionType) and not _is_installed(kind))
+    return (
+        (n, f)
+        for n, f in vars(kind).items()
+        if isinstance(f, types.FunctionType) and not _is_installed(kind)
+    )
 
 
 def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
@@ -110,11 +126,17 @@ def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 
 
 def _globals_of(code: types.CodeType, names: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The globals that code and the functions defined in it name; of a Python module, those of its networks that they name."""
+    """The globals that code and the functions defined in it name; of a Python module, those of its
+    networks that they name.
+    """
     for name in {i.argval: None for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}:
         value = names.get(name)
         if isinstance(value, types.ModuleType):
-            yield from ((n, vars(value)[n]) for n in code.co_names if isinstance(vars(value).get(n), Module))
+            yield from (
+                (n, vars(value)[n])
+                for n in code.co_names
+                if isinstance(vars(value).get(n), Module)
+            )
         elif value is not None:
             yield name, value
     for inner in code.co_consts:
@@ -132,8 +154,9 @@ def _is_installed(kind: type) -> bool:
 
 
 def module_on_the_stack(parameter: torch.Tensor, lvm: Module) -> Module | None:
-    """The module with this parameter that is at work on behalf of `lvm`: announced by ``pyro.module``, else the outermost one in
-    whose method the parameter is read. None if there is none, as while a module is being made."""
+    """The module with this parameter that is at work on behalf of `lvm`: announced by
+    ``pyro.module``, else the outermost one in whose method the parameter is read. None if there is
+    none, as while a module is being made."""
     frame, found = sys._getframe(1), None
     while frame is not None and frame.f_code.co_filename.startswith(_HERE):
         frame = frame.f_back

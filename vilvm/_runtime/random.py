@@ -19,7 +19,10 @@ def preserved_rng(device: torch.device | str) -> Any:
 
 def rng_state(device: torch.device) -> list[Tensor]:
     """The states of torch's generators, the CPU's first."""
-    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
+    return [
+        torch.get_rng_state(),
+        *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else []),
+    ]
 
 
 def set_rng_state(states: list[Tensor], device: torch.device) -> None:
@@ -30,7 +33,8 @@ def set_rng_state(states: list[Tensor], device: torch.device) -> None:
 
 
 class seeded:
-    """A context in which torch draws from `seed`, on the CPU and on `device`; the generators are as before afterwards.
+    """A context in which torch draws from `seed`, on the CPU and on `device`; the generators are
+    as before afterwards.
 
     Raises:
         BusyError: another thread is within it, or runs a pair.

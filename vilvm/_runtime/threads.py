@@ -1,4 +1,6 @@
-"""One thread at a time: Pyro's handlers, its store of parameters and torch's generators are the process's, and no thread's own."""
+"""One thread at a time: Pyro's handlers, its store of parameters and torch's generators are the
+process's, and no thread's own.
+"""
 
 import threading
 from typing import Any
@@ -11,10 +13,11 @@ _LOCK = threading.RLock()
 
 
 class one_thread:
-    """A context that one thread at a time may be in, as often as it likes; another is refused, for it might wait for hours.
+    """A context that one thread at a time may be in, as often as it likes; another is refused, for
+    it might wait for hours.
 
-    Whatever runs a pair, seeds the generators or puts a pair into evaluation mode is in it: ``module_parameters``, ``seeded``,
-    ``evaluation_mode``.
+    Whatever runs a pair, seeds the generators or puts a pair into evaluation mode is in it:
+    ``module_parameters``, ``seeded``, ``evaluation_mode``.
 
     Raises:
         BusyError: another thread is in it.
@@ -23,7 +26,8 @@ class one_thread:
     def __enter__(self) -> None:
         if not _LOCK.acquire(blocking=False):
             raise BusyError(
-                "Another thread of this process is running a pair (fit, evaluate, ...), and Pyro and torch's generators serve one thread "
+                "Another thread of this process is running a pair (fit, evaluate, ...), and Pyro "
+                "and torch's generators serve one thread "
                 "at a time: wait until it has ended, or use another process."
             )
 

@@ -1,6 +1,13 @@
 """Data: one split of a data set, and the transforms through which a model sees it."""
 
-from vilvm.data.corruptions import BlockMasking, Blur, Corrupted, GaussianNoise, HalfErasure, PixelErasure
+from vilvm.data.corruptions import (
+    BlockMasking,
+    Blur,
+    Corrupted,
+    GaussianNoise,
+    HalfErasure,
+    PixelErasure,
+)
 from vilvm.data.data import Data, Transform, as_data
 from vilvm.data.interleaved import Interleaved
 from vilvm.data.streamed import StreamedTensor

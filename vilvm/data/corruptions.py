@@ -1,9 +1,10 @@
 """Corruptions of data, and the pairs (corrupted, clean) that a denoising auto-encoder learns from.
 
-Each is a transform like any other: of rows with one number a pixel, noise from torch's generator of the batch's device.
+Each is a transform like any other: of rows with one number a pixel, noise from torch's generator
+of the batch's device.
 
-Reference: Stacked Denoising Autoencoders: Learning Useful Representations in a Deep Network with a Local Denoising Criterion,
-Vincent, Larochelle, Lajoie, Bengio and Manzagol, 2010.
+Reference: Stacked Denoising Autoencoders: Learning Useful Representations in a Deep Network with a
+Local Denoising Criterion, Vincent, Larochelle, Lajoie, Bengio and Manzagol, 2010.
 """
 
 from dataclasses import dataclass, field
@@ -53,11 +54,16 @@ class PixelErasure:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "share", check_positive("PixelErasure: share", self.share))
-        _check(self.share <= 1, f"PixelErasure: share must be above 0 and at most 1; got {self.share}.")
+        _check(
+            self.share <= 1,
+            f"PixelErasure: share must be above 0 and at most 1; got {self.share}.",
+        )
 
     def __call__(self, batch: Any) -> Any:
         """The batch with holes."""
-        return map_tensors(lambda x: _real(x, self.name).where(torch.rand_like(x) >= self.share, 0.0), batch)
+        return map_tensors(
+            lambda x: _real(x, self.name).where(torch.rand_like(x) >= self.share, 0.0), batch
+        )
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,10 @@ class BlockMasking:
         _check_shape(self.image_shape, "BlockMasking")
         object.__setattr__(self, "size", check_number("BlockMasking: size", self.size))
         most = min(self.image_shape[-2:])
-        _check(0 < self.size <= most, f"BlockMasking: size must be between 1 and {most} for such pictures; got {self.size}.")
+        _check(
+            0 < self.size <= most,
+            f"BlockMasking: size must be between 1 and {most} for such pictures; got {self.size}.",
+        )
 
     def __call__(self, batch: Any) -> Any:
         """The batch, a block missing from every picture."""
@@ -133,7 +142,8 @@ class HalfErasure:
 
 @dataclass(frozen=True)
 class Blur:
-    """Each picture convolved with a Gaussian; the same at every call. The edge is continued by its mirror image.
+    """Each picture convolved with a Gaussian; the same at every call. The edge is continued by its
+    mirror image.
 
     Arguments:
         scale: standard deviation of the Gaussian, in pixels.
@@ -154,16 +164,21 @@ class Blur:
         return map_tensors(self._blur, batch)
 
     def _blur(self, x: Tensor) -> Tensor:
-        from torchvision.transforms.functional import gaussian_blur  # here, for it takes seconds to import
+        # here, for it takes seconds to import
+        from torchvision.transforms.functional import gaussian_blur
 
         pictures = _pictures(x, self.image_shape, "Blur")
-        reach = min(int(3 * self.scale + 0.5), min(self.image_shape[-2:]) - 1)  # mirrored, a picture reaches no further
-        return gaussian_blur(pictures, [2 * reach + 1] * 2, [float(self.scale)] * 2).reshape(x.shape)
+        # mirrored, a picture reaches no further
+        reach = min(int(3 * self.scale + 0.5), min(self.image_shape[-2:]) - 1)
+        return gaussian_blur(pictures, [2 * reach + 1] * 2, [float(self.scale)] * 2).reshape(
+            x.shape
+        )
 
 
 @dataclass(frozen=True)
 class Corrupted:
-    """A batch x becomes the pair (x̃, x): corrupted, clean. To binarise first: ``Chain((DynamicBinarisation(), Corrupted(...)))``.
+    """A batch x becomes the pair (x̃, x): corrupted, clean. To binarise first:
+    ``Chain((DynamicBinarisation(), Corrupted(...)))``.
 
     Arguments:
         corruption: what makes x̃ of x, such as ``GaussianNoise(0.5)``.
@@ -174,7 +189,8 @@ class Corrupted:
     def __post_init__(self) -> None:
         _check(
             is_transform(self.corruption),
-            f"Corrupted: the corruption is a {type(self.corruption).__name__}, not a transform such as GaussianNoise(0.5).",
+            f"Corrupted: the corruption is a {type(self.corruption).__name__}, not a transform "
+            "such as GaussianNoise(0.5).",
         )
 
     @property
@@ -198,17 +214,27 @@ def _check(holds: bool, sentence: str) -> None:
 
 
 def _real(x: Tensor, who: str) -> Tensor:
-    _check(x.is_floating_point(), f"{who}: needs real numbers, and these data are {x.dtype}; divide grey levels by their largest.")
+    _check(
+        x.is_floating_point(),
+        f"{who}: needs real numbers, and these data are {x.dtype}; divide grey levels by their "
+        "largest.",
+    )
     return x
 
 
 def _check_shape(shape: tuple[int, ...], who: str) -> None:
     sizes = check_sizes(f"{who}: image_shape", shape)
-    _check(len(sizes) in (2, 3), f"{who}: image_shape must be (height, width) or (channels, height, width); got {shape!r}.")
+    _check(
+        len(sizes) in (2, 3),
+        f"{who}: image_shape must be (height, width) or (channels, height, width); got {shape!r}.",
+    )
 
 
 def _pictures(x: Tensor, shape: tuple[int, ...], who: str) -> Tensor:
     """Rows as pictures, (num_data, channels, height, width)."""
     pixels = torch.Size(shape).numel()
-    _check(x.dim() > 1 and x[0].numel() == pixels, f"{who}: data of shape {tuple(x.shape)} are not rows of {pixels} pixels.")
+    _check(
+        x.dim() > 1 and x[0].numel() == pixels,
+        f"{who}: data of shape {tuple(x.shape)} are not rows of {pixels} pixels.",
+    )
     return x.reshape(len(x), *((1,) if len(shape) == 2 else ()), *shape)

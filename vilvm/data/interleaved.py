@@ -11,12 +11,15 @@ __all__ = ["Interleaved"]
 
 
 class Interleaved:
-    """Data of several kinds, for ``fit``, whose batches are taken in turn: labelled and unlabelled ones, say.
+    """Data of several kinds, for ``fit``, whose batches are taken in turn: labelled and unlabelled
+    ones, say.
 
-    Every batch is of one source, so the model and the guide see what that source holds and tell its kind from it. In an epoch every
-    source is run through once, its batches of ``batch_size`` data (or all it has) spread evenly among those of the others. The loss of a
-    step is per datum of its batch, so with batches of one size an epoch climbs the bound of all data together. To have a source k times
-    an epoch, repeat its data k times. Rate and distortion in the records are those of the first source.
+    Every batch is of one source, so the model and the guide see what that source holds and tell
+    its kind from it. In an epoch every source is run through once, its batches of ``batch_size``
+    data (or all it has) spread evenly among those of the others. The loss of a step is per datum
+    of its batch, so with batches of one size an epoch climbs the bound of all data together. To
+    have a source k times an epoch, repeat its data k times. Rate and distortion in the records are
+    those of the first source.
 
     Arguments:
         sources: each a ``Data``, or what ``fit`` makes one of.
@@ -46,7 +49,9 @@ class Interleaved:
     def __init__(self, *sources: Any):
         if not sources:
             raise ValueError("Interleaved: give at least one source of data.")
-        self.sources = tuple(as_data(s, f"Interleaved: source {i}") for i, s in enumerate(sources, start=1))
+        self.sources = tuple(
+            as_data(s, f"Interleaved: source {i}") for i, s in enumerate(sources, start=1)
+        )
 
     def __len__(self) -> int:
         return sum(map(len, self.sources))

@@ -1,6 +1,7 @@
 """Data that are not in memory: rows, read when they are asked for.
 
-``StreamedTensor`` stand in a ``Data`` where a tensor would, and are asked for what a tensor is asked for there: a shape, a device, some rows.
+``StreamedTensor`` stand in a ``Data`` where a tensor would, and are asked for what a tensor is
+asked for there: a shape, a device, some rows.
 """
 
 from abc import ABC, abstractmethod
@@ -41,9 +42,12 @@ class StreamedTensor(ABC):
         """The rows that `index` picks, in its order.
 
         Raises:
-            ValueError: a row holds NaN or infinity, or cannot be read any more; names the file and the row.
+            ValueError: a row holds NaN or infinity, or cannot be read any more; names the file and
+                the row.
         """
 
     @abstractmethod
     def fingerprint(self) -> bytes:
-        """A digest that tells these rows from others without reading them all, the same wherever they lie."""
+        """A digest that tells these rows from others without reading them all, the same wherever
+        they lie.
+        """

@@ -1,10 +1,11 @@
 """Transforms of data, recorded with every result; see ``vilvm.data.Transform``.
 
-A Bernoulli likelihood needs binary data. Grey levels in [0, 1] are read as probabilities: dynamic binarisation draws each pixel
-anew every time a datum is seen, static binarisation once for all. Bounds under the two cannot be compared.
+A Bernoulli likelihood needs binary data. Grey levels in [0, 1] are read as probabilities: dynamic
+binarisation draws each pixel anew every time a datum is seen, static binarisation once for all.
+Bounds under the two cannot be compared.
 
-References: On the Quantitative Analysis of Deep Belief Networks, Salakhutdinov and Murray, 2008 (static); Importance Weighted
-Autoencoders, Burda, Grosse and Salakhutdinov, 2016 (dynamic).
+References: On the Quantitative Analysis of Deep Belief Networks, Salakhutdinov and Murray, 2008
+(static); Importance Weighted Autoencoders, Burda, Grosse and Salakhutdinov, 2016 (dynamic).
 """
 
 from dataclasses import dataclass, field
@@ -61,19 +62,26 @@ class Chain:
         parts: the transforms, the first one first.
 
     Raises:
-        ValueError: there is none, one is no transform, or a static binarisation stands beside one that is drawn for every batch.
+        ValueError: there is none, one is no transform, or a static binarisation stands beside one
+            that is drawn for every batch.
     """
 
     parts: tuple[Transform, ...]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.parts, tuple) or not self.parts or not all(map(is_transform, self.parts)):
+        if (
+            not isinstance(self.parts, tuple)
+            or not self.parts
+            or not all(map(is_transform, self.parts))
+        ):
             raise ValueError(
-                f"Chain: takes a tuple of transforms, such as (DynamicBinarisation(), PixelErasure()); got {self.parts!r}."
+                "Chain: takes a tuple of transforms, such as (DynamicBinarisation(), "
+                f"PixelErasure()); got {self.parts!r}."
             )
         if self.fresh and any(isinstance(part, StaticBinarisation) for part in self.parts):
             raise ValueError(
-                "Chain: a static binarisation is drawn once for a whole split, and another part for every batch; apply it to the tensors "
+                "Chain: a static binarisation is drawn once for a whole split, and another part "
+                "for every batch; apply it to the tensors "
                 "first, and leave it out here."
             )
 
@@ -97,12 +105,15 @@ class Chain:
 def _probabilities(x: Tensor) -> Tensor:
     if not x.is_floating_point():
         raise ValueError(
-            f"Binarisation reads its data as probabilities, and these are {x.dtype}; divide grey levels by their largest."
+            f"Binarisation reads its data as probabilities, and these are {x.dtype}; divide grey "
+            "levels by their largest."
         )
-    # Not looked at on a GPU, where it would make the host wait at every batch; there torch's own assertion watches.
+    # Not looked at on a GPU, where it would make the host wait at every batch; there torch's own
+    # assertion watches.
     if x.device.type == "cpu" and bool((x.amin() < 0) | (x.amax() > 1)):
         low, high = x.amin().item(), x.amax().item()
         raise ValueError(
-            f"Binarisation reads its data as probabilities, and these lie between {low:g} and {high:g}; scale to [0, 1]."
+            f"Binarisation reads its data as probabilities, and these lie between {low:g} and "
+            f"{high:g}; scale to [0, 1]."
         )
     return x

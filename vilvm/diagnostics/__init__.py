@@ -1,4 +1,7 @@
-"""Diagnostics: whether a posterior can be trusted, and what a model makes of its latents. Each result has a ``finding``."""
+"""Diagnostics: whether a posterior can be trusted, and what a model makes of its latents.
+
+Each result has a ``finding``.
+"""
 
 from vilvm.diagnostics.calibration import SBC, TARP, sbc, tarp
 from vilvm.diagnostics.collapse import Collapse, active_units, collapse

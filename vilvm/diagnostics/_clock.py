@@ -28,7 +28,9 @@ class Clock:
     def __init__(self, seconds: float | None):
         self.began, self.seconds = (
             time.monotonic(),
-            math.inf if seconds is None else check_positive("budget", seconds, "number of seconds", zero=True),
+            math.inf
+            if seconds is None
+            else check_positive("budget", seconds, "number of seconds", zero=True),
         )
 
     @property
@@ -52,7 +54,9 @@ class Clock:
 
 
 class Stop(Messenger):
-    """Raises OutOfTimeError at the first sample statement of model or guide after so many seconds: no loop that runs them can outlast it."""
+    """Raises OutOfTimeError at the first sample statement of model or guide after so many seconds:
+    no loop that runs them can outlast it.
+    """
 
     def __init__(self, seconds: float):
         super().__init__()
@@ -71,7 +75,8 @@ def seconds_of(what: Callable[[], Any]) -> float:
 
 
 def affordable_draws(run: Callable[[int], Any], least: int, wanted: int, seconds: float) -> int:
-    """How many of the draws that are wanted go into so many seconds, `least` at least; by timed runs, for a draw is seldom what a run costs.
+    """How many of the draws that are wanted go into so many seconds, `least` at least; by timed
+    runs, for a draw is seldom what a run costs.
 
     Few are drawn before, untimed, so that the way in which samples are run is known.
     """

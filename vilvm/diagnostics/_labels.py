@@ -1,8 +1,11 @@
-"""Latents that are labels: what is known of one is the probability of each of its values, not a mean or a standard deviation.
+"""Latents that are labels: what is known of one is the probability of each of its values, not a
+mean or a standard deviation.
 
-A label c with values v₁ … v_K, K up to twenty, is measured by its indicators 1[c = v_k], whose means are probabilities; one of two values, 0 and 1, by itself.
-Labels may be right one by one and wrong together, as independent ones are where the posterior ties them: of few, the probability that two have values
-v and w at once is measured too. What counts (a Poisson, or a Binomial of many trials) is measured as a number.
+A label c with values v₁ … v_K, K up to twenty, is measured by its indicators 1[c = v_k], whose
+means are probabilities; one of two values, 0 and 1, by itself. Labels may be right one by one and
+wrong together, as independent ones are where the posterior ties them: of few, the probability that
+two have values v and w at once is measured too. What counts (a Poisson, or a Binomial of many
+trials) is measured as a number.
 """
 
 from collections.abc import Mapping
@@ -24,10 +27,18 @@ _MOST = 20  # values of a label, and of two at once
 _PAIRED = 5  # labels of a datum of which two at once are looked at
 
 
-def discrete_latents(lvm: LatentVariableModel, batch: Any, layout: Layout) -> dict[str, Tensor | None]:
-    """The latents of discrete support, with the values that a label has, shape (K,), or None for a number that counts."""
+def discrete_latents(
+    lvm: LatentVariableModel, batch: Any, layout: Layout
+) -> dict[str, Tensor | None]:
+    """The latents of discrete support, with the values that a label has, shape (K,), or None for a
+    number that counts.
+    """
     sites = sites_of_model(lvm, batch)
-    return {n: _values(sites[n]["fn"]) for n in layout.latents if getattr(sites[n]["fn"].support, "is_discrete", False)}
+    return {
+        n: _values(sites[n]["fn"])
+        for n in layout.latents
+        if getattr(sites[n]["fn"].support, "is_discrete", False)
+    }
 
 
 def _values(fn: Any) -> Tensor | None:
@@ -43,19 +54,32 @@ def _values(fn: Any) -> Tensor | None:
     return values.flatten() if values.numel() <= _MOST else None
 
 
-def indicators(latents: Mapping[str, Tensor], labels: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
-    """The latents, each label of more than two values replaced by its indicators, along a dimension added on the right."""
-    return {n: _of(v, values) if (values := labels.get(n)) is not None else v for n, v in latents.items()}
+def indicators(
+    latents: Mapping[str, Tensor], labels: Mapping[str, Tensor | None]
+) -> dict[str, Tensor]:
+    """The latents, each label of more than two values replaced by its indicators, along a
+    dimension added on the right.
+    """
+    return {
+        n: _of(v, values) if (values := labels.get(n)) is not None else v
+        for n, v in latents.items()
+    }
 
 
 def _of(value: Tensor, values: Tensor) -> Tensor:
-    return value if _is_binary(values) else (value.unsqueeze(-1) == values.to(value)).to(torch.get_default_dtype())
+    return (
+        value
+        if _is_binary(values)
+        else (value.unsqueeze(-1) == values.to(value)).to(torch.get_default_dtype())
+    )
 
 
 def label_names(
     latents: Mapping[str, Tensor], labels: Mapping[str, Tensor | None], layout: Layout
 ) -> tuple[tuple[str, ...], Tensor]:
-    """What the components of ``indicators`` are called, such as "c[3]=2", and which of them are probabilities, shape (K,)."""
+    """What the components of ``indicators`` are called, such as "c[3]=2", and which of them are
+    probabilities, shape (K,).
+    """
     names, probable = [], []
     for latent, value in latents.items():
         own, values = names_of({latent: value}, layout), labels.get(latent)
@@ -69,12 +93,14 @@ def label_names(
 def pairs(
     latents: Mapping[str, Tensor], labels: Mapping[str, Tensor | None], layout: Layout
 ) -> tuple[Tensor | None, tuple[str, ...]]:
-    """Indicators of the values that two labels have at once, and what they are called, such as "a=1, b=2".
+    """Indicators of the values that two labels have at once, and what they are called, such as
+    "a=1, b=2".
 
     Without the first value of each, whose probabilities follow from the others'.
 
     Returns:
-        Shape (S, num_data, number of pairs), as ``components`` has it; None, and no names, of fewer than two labels or too many.
+        Shape (S, num_data, number of pairs), as ``components`` has it; None, and no names, of
+        fewer than two labels or too many.
     """
     known = {n: v for n, v in latents.items() if labels.get(n) is not None}
     each = [(name, labels[n]) for n, v in known.items() for name in names_of({n: v}, layout)]

@@ -1,16 +1,20 @@
 """The shape of a tail, k̂, of many columns of numbers at once.
 
-The largest M = 3√S of S values x ≥ 0, less the value below them, are taken for draws of the generalised Pareto distribution, whose shape k says which moments
-exist: those of order up to 1/k. For θ on a grid about the data's own scale, k(θ) = (1/M) Σ log(1 − θ xᵢ) has profile likelihood
+The largest M = 3√S of S values x ≥ 0, less the value below them, are taken for draws of the
+generalised Pareto distribution, whose shape k says which moments exist: those of order up to 1/k.
+For θ on a grid about the data's own scale, k(θ) = (1/M) Σ log(1 − θ xᵢ) has profile likelihood
 
     L(θ) = M (log(−θ / k(θ)) − k(θ) − 1);
 
-k̂ is taken at the mean of θ under weights proportional to exp L, and drawn towards ½ by the weight of ten values.
+k̂ is taken at the mean of θ under weights proportional to exp L, and drawn towards ½ by the weight
+of ten values.
 
-It is the fit that ``psis`` has ArviZ make of weights, here of products of weights and functions, of which there are too many to be fitted one by one.
+It is the fit that ``psis`` has ArviZ make of weights, here of products of weights and functions,
+of which there are too many to be fitted one by one.
 
-References: A New and Efficient Estimation Method for the Generalized Pareto Distribution, Zhang and Stephens, 2009; Pareto Smoothed Importance Sampling, Vehtari,
-Simpson, Gelman, Yao and Gabry, 2024 (the prior; the k̂ of an expectation).
+References: A New and Efficient Estimation Method for the Generalized Pareto Distribution, Zhang
+and Stephens, 2009; Pareto Smoothed Importance Sampling, Vehtari, Simpson, Gelman, Yao and Gabry,
+2024 (the prior; the k̂ of an expectation).
 """
 
 import math
@@ -44,7 +48,8 @@ def tail_shape(x: Tensor) -> Tensor:
         x: values, none negative or NaN, shape (S, C), S at least 25.
 
     Returns:
-        k̂, float64, shape (C,). 0 where the largest values are equal; where they are one lump, 0 if the values are many in effect, ∞ if few carry all.
+        k̂, float64, shape (C,). 0 where the largest values are equal; where they are one lump, 0
+        if the values are many in effect, ∞ if few carry all.
 
     Example:
         >>> import torch

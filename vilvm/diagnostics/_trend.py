@@ -1,24 +1,29 @@
 """Whether a noisy series still drifts, its noise being correlated from one record to the next.
 
-Of y_t at evenly spaced times a quadratic is fitted, so that a curve's bend does not count as noise: with orthonormal polynomials u₁, u₂,
+Of y_t at evenly spaced times a quadratic is fitted, so that a curve's bend does not count as
+noise: with orthonormal polynomials u₁, u₂,
 
     y = ȳ + c₁ u₁ + c₂ u₂ + e,    t = c₁ / s,  s² = Σ e² / (n − 3),    φ̂ = Σ e_t e_{t−1} / Σ e_t².
 
-Where the noise is first-order autoregressive, t and φ̂ have a joint distribution that depends on n and φ alone, and is simulated. The larger
-φ, the larger the t that noise alone makes; and φ̂ says little of φ in a short series, for it is biased downwards, and noisy. So the p-value
-is that of the largest φ which φ̂ does not rule out, at a level of 0.01: of a grid that ends at 0.95, beyond which noise can
-no longer be told from a drift by so few records.
+Where the noise is first-order autoregressive, t and φ̂ have a joint distribution that depends on n
+and φ alone, and is simulated. The larger φ, the larger the t that noise alone makes; and φ̂ says
+little of φ in a short series, for it is biased downwards, and noisy. So the p-value is that of the
+largest φ which φ̂ does not rule out, at a level of 0.01: of a grid that ends at 0.95, beyond which
+noise can no longer be told from a drift by so few records.
 
-A curve that rises steeply first is no quadratic, and what is left of it looks like correlated noise. So a second test counts the rises from
-one record to the next: of a random walk they are Binomial(n − 1, ½), and of autoregressive noise, whose steps turn back, nearer to half. The
-smaller p-value is taken, without a correction: where one test is at its level, the other is far below.
+A curve that rises steeply first is no quadratic, and what is left of it looks like correlated
+noise. So a second test counts the rises from one record to the next: of a random walk they are
+Binomial(n − 1, ½), and of autoregressive noise, whose steps turn back, nearer to half. The smaller
+p-value is taken, without a correction: where one test is at its level, the other is far below.
 
-Measured at a nominal rate of 0.01, on 10,000 series for each n from 8 to 400: at most 0.005 for φ up to 0.7, 0.01 up to 0.9, and 0.014 at 0.95. The
-price is power: of 30 records whose noise has φ = 0.3, a rise by ten of its standard deviations is found 7 times in 10, by twenty always.
+Measured at a nominal rate of 0.01, on 10,000 series for each n from 8 to 400: at most 0.005 for φ
+up to 0.7, 0.01 up to 0.9, and 0.014 at 0.95. The price is power: of 30 records whose noise has φ =
+0.3, a rise by ten of its standard deviations is found 7 times in 10, by twenty always.
 
-References: P Values Maximized Over a Confidence Set for the Nuisance Parameter, Roger L. Berger and Dennis D. Boos, 1994; Exactly
-Median-Unbiased Estimation of First Order Autoregressive/Unit Root Models, Donald W. K. Andrews, 1993 (the bias of φ̂). The statistic and
-its use on an ELBO are ours.
+References: P Values Maximized Over a Confidence Set for the Nuisance Parameter, Roger L. Berger
+and Dennis D. Boos, 1994; Exactly Median-Unbiased Estimation of First Order Autoregressive/Unit
+Root Models, Donald W. K. Andrews, 1993 (the bias of φ̂). The statistic and its use on an ELBO are
+ours.
 """
 
 import math
@@ -31,7 +36,8 @@ from scipy.special import bdtrc
 __all__ = ["LEAST", "Trend", "trend"]
 
 LEAST = 8  # records
-_MOST = 200  # of a longer series, means of neighbours are looked at, so that simulations stay small
+# of a longer series, means of neighbours are looked at, so that simulations stay small
+_MOST = 200
 _PHI = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 _RULED_OUT = 0.01
 _SIMULATIONS = 10_000
@@ -57,7 +63,8 @@ class Trend(NamedTuple):
 
 
 def trend(times: np.ndarray, values: np.ndarray, false_alarm: float = 0.01) -> Trend:
-    """The slope of `values` over `times`, which are about evenly spaced, and whether it differs from zero.
+    """The slope of `values` over `times`, which are about evenly spaced, and whether it differs
+    from zero.
 
     Arguments:
         times: shape (n,), increasing.
@@ -78,7 +85,8 @@ def trend(times: np.ndarray, values: np.ndarray, false_alarm: float = 0.01) -> T
     times, values = _means(times), _means(values)
     c, s, phi = _statistics(values[None] - values.mean(), _polynomials(times))
     null = _worst_null(len(values), float(phi[0]))
-    s = max(float(s[0]), 1e-12 * (1 + float(np.abs(values).max())))  # of a straight line without noise
+    # of a straight line without noise
+    s = max(float(s[0]), 1e-12 * (1 + float(np.abs(values).max())))
     t, length = float(c[0]) / s, float(np.linalg.norm(times - times.mean()))
     margin = float(np.quantile(null, 1 - false_alarm))
     return Trend(
@@ -92,18 +100,24 @@ def trend(times: np.ndarray, values: np.ndarray, false_alarm: float = 0.01) -> T
 
 
 def _means(series: np.ndarray) -> np.ndarray:
-    """At most ``_MOST`` means of neighbours; the first few, which may make no whole group, are left out."""
+    """At most ``_MOST`` means of neighbours; the first few, which may make no whole group, are
+    left out.
+    """
     size = math.ceil(len(series) / _MOST)
     return series[len(series) % size :].reshape(-1, size).mean(1)
 
 
 def _exceeded(null: np.ndarray, t: float) -> float:
-    """The p-value of t: how often the simulations, in their order, are as large, itself counted among them."""
+    """The p-value of t: how often the simulations, in their order, are as large, itself counted
+    among them.
+    """
     return (len(null) - int(np.searchsorted(null, t)) + 1) / (len(null) + 1)
 
 
 def _sign_test(values: np.ndarray) -> float:
-    """The probability of as many rises from one value to the next, were rises and falls equally likely."""
+    """The probability of as many rises from one value to the next, were rises and falls equally
+    likely.
+    """
     steps = np.diff(values)
     return _at_least(int((steps > 0).sum()), int((steps != 0).sum()))
 
@@ -122,7 +136,9 @@ def _polynomials(times: np.ndarray) -> np.ndarray:
     return np.stack([u, v / np.linalg.norm(v)], -1)
 
 
-def _statistics(centred: np.ndarray, polynomials: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _statistics(
+    centred: np.ndarray, polynomials: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """c₁, s and φ̂ of every row of shape (n,)."""
     c = centred @ polynomials
     e = centred - c @ polynomials.T
@@ -132,7 +148,9 @@ def _statistics(centred: np.ndarray, polynomials: np.ndarray) -> tuple[np.ndarra
 
 
 def _worst_null(n: int, phi: float) -> np.ndarray:
-    """t of series of length n without drift, in their order, whose φ is the largest that the estimate `phi` does not rule out."""
+    """t of series of length n without drift, in their order, whose φ is the largest that the
+    estimate `phi` does not rule out.
+    """
     lowest, nulls = _simulated(n)
     return nulls[min(int(np.searchsorted(lowest, phi, side="right")), len(nulls) - 1)]
 

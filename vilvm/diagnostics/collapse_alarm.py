@@ -1,12 +1,15 @@
 """An alarm for posterior collapse during training, from the rates of a history.
 
-The rate bounds the mutual information of datum and latent from above, I_q(x; z) ≤ E_x KL(q(z | x) ‖ p(z)): a rate that stays near
-zero is a latent that tells nothing. It is near zero also when training begins, for a fresh encoder says much the same of every
-datum, and it falls while a KL warm-up brings the prior's weight in. So the alarm waits until the mean rate of several records is
-below its threshold and the newest of them is not the largest, as it would be were the rate rising still.
+The rate bounds the mutual information of datum and latent from above, I_q(x; z) ≤ E_x KL(q(z | x)
+‖ p(z)): a rate that stays near zero is a latent that tells nothing. It is near zero also when
+training begins, for a fresh encoder says much the same of every datum, and it falls while a KL
+warm-up brings the prior's weight in. So the alarm waits until the mean rate of several records is
+below its threshold and the newest of them is not the largest, as it would be were the rate rising
+still.
 
-References: Generating Sentences from a Continuous Space, Bowman et al., 2016; ELBO surgery: yet another way to carve up the
-variational evidence lower bound, Matthew D. Hoffman and Matthew J. Johnson, 2016.
+References: Generating Sentences from a Continuous Space, Bowman et al., 2016; ELBO surgery: yet
+another way to carve up the variational evidence lower bound, Matthew D. Hoffman and Matthew J.
+Johnson, 2016.
 """
 
 import math
@@ -23,10 +26,12 @@ __all__ = ["CollapseAlarm"]
 
 
 class CollapseAlarm:
-    """A callback of ``fit`` that warns, once, when the latents have collapsed onto their prior; ``alarmed`` says whether it has.
+    """A callback of ``fit`` that warns, once, when the latents have collapsed onto their prior;
+    ``alarmed`` says whether it has.
 
     Arguments:
-        data: if given, of what posterior means must stand still too before there is an alarm (no unit is active on them).
+        data: if given, of what posterior means must stand still too before there is an alarm (no
+            unit is active on them).
         threshold: rate below which the latent is taken to tell nothing, in nats per datum.
         patience: records in a row over which the rate is averaged.
         after: first step of which records count, such as the length of a KL warm-up.
@@ -73,15 +78,19 @@ class CollapseAlarm:
         if not self.alarmed:
             self.alarmed = True
             warnings.warn(
-                f"Posterior collapse: over the last {self.patience} records, up to step {event.history.records[-1].step}, the rate is "
-                f"{sum(rates) / len(rates):.2g} nats per datum (below {self.threshold:g}), so the latents tell next to nothing of the data. "
-                "Try KL warm-up (vilvm.objectives.Annealed), a weaker decoder, or a smaller latent.",
+                f"Posterior collapse: over the last {self.patience} records, up to step "
+                f"{event.history.records[-1].step}, the rate is "
+                f"{sum(rates) / len(rates):.2g} nats per datum (below {self.threshold:g}), so the "
+                "latents tell next to nothing of the data. "
+                "Try KL warm-up (vilvm.objectives.Annealed), a weaker decoder, or a smaller "
+                "latent.",
                 stacklevel=2,
             )
         return self.stop
 
     def _is_low(self, rates: list[float]) -> bool:
-        if not all(math.isfinite(r) for r in rates):  # a model that is not looked at record by record, or a step left out
+        # a model that is not looked at record by record, or a step left out
+        if not all(math.isfinite(r) for r in rates):
             return False
         return sum(rates) / len(rates) < self.threshold and max(rates) > rates[-1]
 
@@ -92,5 +101,6 @@ class CollapseAlarm:
         data = data.subset(slice(0, self.num_data)) if len(data) > self.num_data else data
         try:
             return any(bool(a.any()) for a in active_units(lvm, data).values())
-        except ContractError:  # a latent without a mean, or one that the data share: the rate alone decides
+        # a latent without a mean, or one that the data share: the rate alone decides
+        except ContractError:
             return False

@@ -4,14 +4,18 @@ Where data share latents z, the expected log predictive density of datum i given
 
     elpd_i = log p(x_i | x_{−i}) = log ( Σ_s r_s p(x_i | z_s) / Σ_s r_s ),    r_s ∝ w_s / p(x_i | z_s),   w_s = p(x, z_s) / q(z_s | x),
 
-for draws z_s of the guide: their weight w makes draws of the posterior of them, and the division takes datum i out again; the r are Pareto-smoothed, and k̂_i says
-whether that can be done with so many draws. What is summed is elpd = Σ_i elpd_i; the effective number of parameters is p = Σ_i log p(x_i | x) − elpd.
+for draws z_s of the guide: their weight w makes draws of the posterior of them, and the division
+takes datum i out again; the r are Pareto-smoothed, and k̂_i says whether that can be done with so
+many draws. What is summed is elpd = Σ_i elpd_i; the effective number of parameters is p = Σ_i log
+p(x_i | x) − elpd.
 
-Where every latent belongs to one datum, leaving a datum out leaves nothing to know it by: given the model's parameters p(x_i | x_{−i}) = p(x_i), which is what
-``evaluate`` estimates, on data that were not trained on.
+Where every latent belongs to one datum, leaving a datum out leaves nothing to know it by: given
+the model's parameters p(x_i | x_{−i}) = p(x_i), which is what ``evaluate`` estimates, on data that
+were not trained on.
 
-References: Practical Bayesian Model Evaluation Using Leave-One-Out Cross-Validation and WAIC, Vehtari, Gelman and Gabry, 2017; Bayesian Leave-One-Out
-Cross-Validation for Large Data, Magnusson, Andersen, Jonasson and Vehtari, 2019 (draws of an approximate posterior).
+References: Practical Bayesian Model Evaluation Using Leave-One-Out Cross-Validation and WAIC,
+Vehtari, Gelman and Gabry, 2017; Bayesian Leave-One-Out Cross-Validation for Large Data, Magnusson,
+Andersen, Jonasson and Vehtari, 2019 (draws of an approximate posterior).
 """
 
 import math
@@ -33,7 +37,8 @@ from vilvm.weights import Layout, LogWeights, find_layout, weight_chunks
 
 __all__ = ["LOO", "loo"]
 
-_KNOWN, _CHANCE = 10_000, 0.01  # draws that know k̂, and how often fewer may raise a false alarm about any datum
+# draws that know k̂, and how often fewer may raise a false alarm about any datum
+_KNOWN, _CHANCE = 10_000, 0.01
 
 _KEPT = 20_000_000  # draws times data that are held at a time
 _WORKED = 4_000_000  # of these, at a time
@@ -52,7 +57,8 @@ class LOO:
         joint_k: Pareto k̂ of the guide's own weights, no datum left out.
         num_samples: S.
         cut: what was cut short for want of time.
-        own: whether data have latents of their own, of which weights seldom know what they were without their datum.
+        own: whether data have latents of their own, of which weights seldom know what they were
+            without their datum.
     """
 
     elpd: float
@@ -72,45 +78,77 @@ class LOO:
 
     @property
     def _certain(self) -> float:
-        """The k̂ above which a datum moves the posterior, whatever the number of draws: of few, whose threshold is below 0.7, beyond their noise."""
+        """The k̂ above which a datum moves the posterior, whatever the number of draws: of few,
+        whose threshold is below 0.7, beyond their noise.
+        """
         if self.threshold >= good_k(_KNOWN):
             return self.threshold
         return good_k(_KNOWN) + float(-ndtri(_CHANCE / len(self.k))) * tail_error(self.num_samples)
 
     @property
     def finding(self) -> Finding:
-        """The verdict: CRITICAL if the guide is too far from the posterior; WARNING if single data move it so much that they cannot be left out by weights.
+        """The verdict: CRITICAL if the guide is too far from the posterior; WARNING if single data
+        move it so much that they cannot be left out by weights.
 
-        NOTE if it is most of the data, or each has a latent of its own: then it is not they that stand apart; or if few draws leave it open.
+        NOTE if it is most of the data, or each has a latent of its own: then it is not they that
+        stand apart; or if few draws leave it open.
         """
-        name, source = "Leave-one-out prediction", "min(1 − 1/log10 S, 0.7): Vehtari et al., 2017 and 2024"
+        name, source = (
+            "Leave-one-out prediction",
+            "min(1 − 1/log10 S, 0.7): Vehtari et al., 2017 and 2024",
+        )
         if self.joint_k > self.threshold:
-            verdict = f"k̂ of the guide's own weights is {self.joint_k:.2f}, so draws of it cannot stand for the posterior, with or without a datum."
+            verdict = (
+                f"k̂ of the guide's own weights is {self.joint_k:.2f}, so draws of it cannot "
+                "stand for the posterior, with or without a datum."
+            )
             return Finding(name, Severity.CRITICAL, verdict, source, "Take a richer guide first.")
         bad = (self.k > self.threshold).nonzero()[:, 0].tolist()
-        told = f"elpd is {self.elpd:.1f} ± {self.se:.1f} nats over {len(self.k)} data, with {self.p:.1f} effective parameters"
+        told = (
+            f"elpd is {self.elpd:.1f} ± {self.se:.1f} nats over {len(self.k)} data, with "
+            f"{self.p:.1f} effective parameters"
+        )
         if not bad:
-            return Finding(name, Severity.OK, f"{told}; no datum's k̂ is above {self.threshold:.2f}.", source, about="model")
+            return Finding(
+                name,
+                Severity.OK,
+                f"{told}; no datum's k̂ is above {self.threshold:.2f}.",
+                source,
+                about="model",
+            )
         if self.own or 2 * len(bad) > len(self.k) or not bool((self.k > self._certain).any()):
-            verdict = f"{told}, but k̂ is above {self.threshold:.2f} for {len(bad)} of them, so that the number is not known: these data cannot be left out by weights."
+            verdict = (
+                f"{told}, but k̂ is above {self.threshold:.2f} for {len(bad)} of them, so that "
+                "the number is not known: these data cannot be left out by weights."
+            )
             advice = (
-                "Take more draws (num_samples=...); or, to compare models, fit anew without some of the data and evaluate on these."
+                "Take more draws (num_samples=...); or, to compare models, fit anew without some "
+                "of the data and evaluate on these."
             )
             return Finding(name, Severity.NOTE, verdict, source, advice, "model")
         worst = sorted(bad, key=lambda i: -self.k[i].item())[:5]
         return Finding(
             name,
             Severity.WARNING,
-            f"{told}, but k̂ is above {self.threshold:.2f} for {len(bad)} data ({', '.join(map(str, worst))} the worst): each moves the posterior so "
+            f"{told}, but k̂ is above {self.threshold:.2f} for {len(bad)} data "
+            f"({', '.join(map(str, worst))} the worst): each moves the posterior so "
             "much that it cannot be left out by weights.",
             source,
-            "Look at these data, take a likelihood with heavier tails, or fit anew without each of them.",
+            "Look at these data, take a likelihood with heavier tails, or fit anew without each "
+            "of them.",
             "model",
         )
 
 
 @torch.no_grad()
-def loo(lvm: LatentVariableModel, data: Any, *, num_samples: int = 10_000, budget: float | None = None, seed: int = 0) -> LOO:
+def loo(
+    lvm: LatentVariableModel,
+    data: Any,
+    *,
+    num_samples: int = 10_000,
+    budget: float | None = None,
+    seed: int = 0,
+) -> LOO:
     """PSIS leave-one-out prediction of a model whose data share latents, smoothed by ArviZ.
 
     Arguments:
@@ -121,8 +159,9 @@ def loo(lvm: LatentVariableModel, data: Any, *, num_samples: int = 10_000, budge
         seed: of the draws, and of the data's transform.
 
     Raises:
-        ContractError: every latent belongs to one datum; some observed site is outside the plate over the data, or is one of all data together; or
-            the guide is degenerate, a prior flat.
+        ContractError: every latent belongs to one datum; some observed site is outside the plate
+            over the data, or is one of all data together; or the guide is degenerate, a prior
+            flat.
 
     Example:
         >>> import torch
@@ -152,12 +191,20 @@ def loo(lvm: LatentVariableModel, data: Any, *, num_samples: int = 10_000, budge
         for start in range(0, layout.num_data, width):
             columns = slice(start, start + width)
             with seeded(seed, device):  # so that each pass has the same draws
-                passes = [_densities(w, columns) for w in weight_chunks(lvm, fixed.x, num_samples, chunk, layout=layout)]
+                passes = [
+                    _densities(w, columns)
+                    for w in weight_chunks(lvm, fixed.x, num_samples, chunk, layout=layout)
+                ]
             log_p = torch.cat([p for p, _ in passes])
             if sums is None or whole is None:
-                sums = _Sums(*(torch.cat(column) for column in zip(*(s for _, s in passes), strict=True)))
+                sums = _Sums(
+                    *(torch.cat(column) for column in zip(*(s for _, s in passes), strict=True))
+                )
                 whole = psis(sums.joint)
-            found += [_left_out(block, whole.log_weights, sums) for block in log_p.split(max(1, _WORKED // num_samples), 1)]
+            found += [
+                _left_out(block, whole.log_weights, sums)
+                for block in log_p.split(max(1, _WORKED // num_samples), 1)
+            ]
     assert whole is not None
     elpd, fitted, k = (torch.cat(column) for column in zip(*found, strict=True))
     return LOO(
@@ -174,7 +221,9 @@ def loo(lvm: LatentVariableModel, data: Any, *, num_samples: int = 10_000, budge
 
 
 class _Sums(NamedTuple):
-    """Of every draw, each of shape (S,): the joint log-weight; its part that is of no datum; log-likelihoods of all data that are finite; how many are not."""
+    """Of every draw, each of shape (S,): the joint log-weight; its part that is of no datum;
+    log-likelihoods of all data that are finite; how many are not.
+    """
 
     joint: Tensor
     rest: Tensor
@@ -188,11 +237,14 @@ def _densities(weights: LogWeights, columns: slice) -> tuple[Tensor, _Sums]:
     impossible = log_p.isneginf()
     finite = log_p.masked_fill(impossible, 0.0).sum(1)
     sums = _Sums(weights.log_weight, -weights.rate, finite, impossible.sum(1))
-    return log_p[:, columns].cpu().clone(), _Sums(*(s.cpu() for s in sums))  # a view would keep them all
+    # a view would keep them all
+    return log_p[:, columns].cpu().clone(), _Sums(*(s.cpu() for s in sums))
 
 
 def _left_out(log_p: Tensor, whole: Tensor, sums: _Sums) -> tuple[Tensor, Tensor, Tensor]:
-    """log p(x_i | x_{−i}), log p(x_i | x) and k̂ of some data: the weight without a datum is made of the others, for −∞ cannot be taken off again."""
+    """log p(x_i | x_{−i}), log p(x_i | x) and k̂ of some data: the weight without a datum is made
+    of the others, for −∞ cannot be taken off again.
+    """
     impossible = log_p.isneginf()
     others = sums.finite[:, None] - log_p.masked_fill(impossible, 0.0)
     others = others.masked_fill(sums.impossible[:, None] > impossible.long(), -math.inf)
@@ -206,16 +258,19 @@ def _check(lvm: object, layout: Layout) -> None:
     name = type(lvm).__name__
     if layout.local:
         raise ContractError(
-            f"loo: every latent of {name} belongs to one datum, so that p(x_i | the others) is p(x_i): see evaluate, on data that were not trained on."
+            f"loo: every latent of {name} belongs to one datum, so that p(x_i | the others) is "
+            "p(x_i): see evaluate, on data that were not trained on."
         )
     if layout.data_plate is None:
         raise ContractError(
-            f"loo: {name} has no plate over its data in which all of its observed sites stand ({', '.join(map(repr, layout.observed))}), so no datum can be "
+            f"loo: {name} has no plate over its data in which all of its observed sites stand "
+            f"({', '.join(map(repr, layout.observed))}), so no datum can be "
             "left out: observe each of them in one pyro.plate, one datum a row."
         )
     if layout.subsample:
         raise ContractError(
-            f"loo: {name} subsamples its plate {next(iter(layout.subsample))!r} at random; take a model that sees all of it."
+            f"loo: {name} subsamples its plate {next(iter(layout.subsample))!r} at random; take a "
+            "model that sees all of it."
         )
 
 
@@ -224,6 +279,8 @@ def _check_sites(lvm: object, layout: Layout, weights: LogWeights) -> None:
     for site, term in weights.log_likelihoods.items():
         if term.dim() != 2:
             raise ContractError(
-                f"loo: site {site!r} of {type(lvm).__name__} depends on a latent that is summed over for all data of the plate {layout.data_plate!r} together, "
-                "so no datum can be left out of it: let the guide draw that latent, or give each datum one of its own."
+                f"loo: site {site!r} of {type(lvm).__name__} depends on a latent that is summed "
+                f"over for all data of the plate {layout.data_plate!r} together, "
+                "so no datum can be left out of it: let the guide draw that latent, or give each "
+                "datum one of its own."
             )

@@ -1,17 +1,21 @@
-"""Whether model and guide are densities of the same latents: the rate, which cannot be negative, and the loss that training had.
+"""Whether model and guide are densities of the same latents: the rate, which cannot be negative,
+and the loss that training had.
 
     rate = E_q[log q(z | x) − log p(z)] = KL(q(z | x) ‖ p(z)) ≥ 0
 
-holds whenever q and p are normalised densities of one z. A rate that is negative beyond its Monte Carlo error says that they are not: a mask that one of them
-has and the other has not, a Jacobian left out, a site scored twice. No bound computed from such a pair is one.
+holds whenever q and p are normalised densities of one z. A rate that is negative beyond its Monte
+Carlo error says that they are not: a mask that one of them has and the other has not, a Jacobian
+left out, a site scored twice. No bound computed from such a pair is one.
 
-Of a run trained by an ELBO that is not annealed, minus the loss and −(rate + distortion) estimate one number, the first as Pyro computes it from a single
-run of the pair, the second as vilvm does from many samples at once. In the last quarter of the records
+Of a run trained by an ELBO that is not annealed, minus the loss and −(rate + distortion) estimate
+one number, the first as Pyro computes it from a single run of the pair, the second as vilvm does
+from many samples at once. In the last quarter of the records
 
     dₜ = (ELBO before record t + ELBO after it) / 2 + rateₜ + distortionₜ
 
-has mean zero, both sides being about the time of the record; where it has not, beyond its noise (a t-test, the variance doubled, for neighbours share a term),
-and by more than 0.05 nats and 1 % of the ELBO, the pair means one thing by itself and another under samples.
+has mean zero, both sides being about the time of the record; where it has not, beyond its noise (a
+t-test, the variance doubled, for neighbours share a term), and by more than 0.05 nats and 1 % of
+the ELBO, the pair means one thing by itself and another under samples.
 
 Reference: Fixing a Broken ELBO, Alemi et al., 2018 (rate and distortion). The two checks are ours.
 """
@@ -52,7 +56,8 @@ class Rates:
     Arguments:
         rate: in nats per datum, of all data together if they share a latent.
         index: which data these are, shape (num_data,).
-        disagreement: mean and standard error over the last records, in nats per datum; None where the history does not log.
+        disagreement: mean and standard error over the last records, in nats per datum; None where
+            the history does not log.
         elbo: size of the ELBO in them; NaN likewise.
         degrees: of freedom of its t-test.
         false_alarm: how often a proper pair may be given a warning.
@@ -79,36 +84,57 @@ class Rates:
         if self.disagreement is None:
             return False
         mean, error = self.disagreement
-        return abs(mean) > max(_NATS, _SHARE * abs(self.elbo), float(stdtrit(self.degrees, 1 - self.false_alarm / 4)) * error)
+        return abs(mean) > max(
+            _NATS,
+            _SHARE * abs(self.elbo),
+            float(stdtrit(self.degrees, 1 - self.false_alarm / 4)) * error,
+        )
 
     @property
     def finding(self) -> Finding:
-        """CRITICAL if a rate, or their mean, is negative, or if training's ELBO was another; else OK."""
+        """CRITICAL if a rate, or their mean, is negative, or if training's ELBO was another; else
+        OK.
+        """
         source = f"KL ≥ 0, by tests of false-alarm rate {self.false_alarm:g}; ours"
         mean, error = self.rate.mean, self.rate.mc_se
         below = mean + float(-ndtri(self.false_alarm / 4)) * error < -_ROUNDING
         if below or bool(self.negative.any()):
             worst = int(self.rate.values.argmin())
             which = (
-                f"; {int(self.negative.sum())} of {len(self.index)} data are below zero (least: {int(self.index[worst])})"
+                f"; {int(self.negative.sum())} of {len(self.index)} data are below zero (least: "
+                f"{int(self.index[worst])})"
                 if len(self.index) > 1
                 else ""
             )
-            verdict = f"The rate is {mean:.3g} ± {error:.2g} nats{which}, and no divergence is negative: guide and model are not densities of the same latents."
+            verdict = (
+                f"The rate is {mean:.3g} ± {error:.2g} nats{which}, and no divergence is "
+                "negative: guide and model are not densities of the same latents."
+            )
             return Finding("Rate", Severity.CRITICAL, verdict, source, _ADVICE)
         if self.disagreement is not None and self.disagrees:
             verdict = (
-                f"Training's ELBO exceeds −(rate + distortion) by {self.disagreement[0]:+.3g} ± {self.disagreement[1]:.2g} nats per datum in the last records, and "
-                "they estimate one number: the pair has another density under many samples than in one run."
+                f"Training's ELBO exceeds −(rate + distortion) by {self.disagreement[0]:+.3g} ± "
+                f"{self.disagreement[1]:.2g} nats per datum in the last records, and "
+                "they estimate one number: the pair has another density under many samples than "
+                "in one run."
             )
             return Finding("Rate", Severity.CRITICAL, verdict, source, _OTHER)
-        return Finding("Rate", Severity.OK, f"The rate is {mean:.3g} ± {error:.2g} nats, as a divergence may be.", source)
+        return Finding(
+            "Rate",
+            Severity.OK,
+            f"The rate is {mean:.3g} ± {error:.2g} nats, as a divergence may be.",
+            source,
+        )
 
 
 _ADVICE = (
-    "Look for a mask, a scale or a factor that one of them has and the other has not, or for a latent that both score otherwise."
+    "Look for a mask, a scale or a factor that one of them has and the other has not, or for a "
+    "latent that both score otherwise."
 )
-_OTHER = "Look for dimensions counted from the left or reshaped, which samples move: count from the right (vilvm.testing.check_lvm names the site)."
+_OTHER = (
+    "Look for dimensions counted from the left or reshaped, which samples move: count from the "
+    "right (vilvm.testing.check_lvm names the site)."
+)
 
 
 def rates(
@@ -121,12 +147,14 @@ def rates(
     budget: float | None = None,
     seed: int = 0,
 ) -> Rates:
-    """The rate of every datum, which is no divergence if it is negative; and whether training's own ELBO agrees with it.
+    """The rate of every datum, which is no divergence if it is negative; and whether training's
+    own ELBO agrees with it.
 
     Arguments:
         lvm: the model and guide.
         data: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row.
-        history: the ``Fit`` of the training; one of an annealed objective, or with validation data, tells nothing here.
+        history: the ``Fit`` of the training; one of an annealed objective, or with validation
+            data, tells nothing here.
         num_samples: draws a datum; ten times as many if the data share a latent.
         false_alarm: how often a proper pair may be given a warning.
         budget: seconds after which it makes do with fewer draws.
@@ -152,29 +180,45 @@ def rates(
         parts, layout = in_parts(lvm, fixed)
         check_weighable("rates", lvm, layout)
         if not layout.latents:
-            raise NotApplicable(f"rates: the guide of {type(lvm).__name__} draws no latent, so there is no rate.")
+            raise NotApplicable(
+                f"rates: the guide of {type(lvm).__name__} draws no latent, so there is no rate."
+            )
         wanted = size = num_samples * (1 if layout.local else 10)
         told = _disagreement(history, lvm, parts[0].x, layout)
     options: dict[str, Any] = {"bounds": ("elbo",), "seed": seed, "progress": False}
     if clock.limited:
-        size = affordable_draws(lambda n: evaluate(lvm, fixed, num_samples=n, **options), 10, wanted, clock.left / 2)
+        size = affordable_draws(
+            lambda n: evaluate(lvm, fixed, num_samples=n, **options), 10, wanted, clock.left / 2
+        )
         cut = f"{size} of {wanted} draws" if size < wanted else ""
     found = evaluate(lvm, fixed, num_samples=size, **options)
     assert found.rate is not None
-    return Rates(found.rate, torch.arange(len(found.rate.values)), *told, false_alarm=false_alarm, cut=cut)
+    return Rates(
+        found.rate, torch.arange(len(found.rate.values)), *told, false_alarm=false_alarm, cut=cut
+    )
 
 
-def _disagreement(history: Any, lvm: Any, batch: Any, layout: Layout) -> tuple[tuple[float, float] | None, float, int]:
-    """Mean and standard error of dₜ, the ELBO, and degrees of freedom; None where training had another objective, or layers that train otherwise."""
+def _disagreement(
+    history: Any, lvm: Any, batch: Any, layout: Layout
+) -> tuple[tuple[float, float] | None, float, int]:
+    """Mean and standard error of dₜ, the ELBO, and degrees of freedom; None where training had
+    another objective, or layers that train otherwise.
+    """
     nothing = None, math.nan, 0
-    if not isinstance(history, Fit) or not history.settings.get("objective", "").startswith(_PLAIN):
+    if not isinstance(history, Fit) or not history.settings.get("objective", "").startswith(
+        _PLAIN
+    ):
         return nothing
     if any(isinstance(m, _MODES) for m in getattr(lvm, "modules", list)()):
         return nothing
     with torch.no_grad():
         weights = log_weights(lvm, batch, 2, layout=layout)
-    scales = [torch.as_tensor(s).float() for s in (*weights.model_scales.values(), *weights.guide_scales.values())]
-    if any(s.numel() > 1 or s != scales[0] for s in scales):  # a weight on the rate, so that the loss is another
+    scales = [
+        torch.as_tensor(s).float()
+        for s in (*weights.model_scales.values(), *weights.guide_scales.values())
+    ]
+    # a weight on the rate, so that the loss is another
+    if any(s.numel() > 1 or s != scales[0] for s in scales):
         return nothing
     records = list(history.history)[-max(_LEAST, len(history.history) // _PART) :]
     if len(records) < _LEAST or any(math.isfinite(r.validation_elbo) for r in records):

@@ -1,12 +1,14 @@
-"""A vector of independent Bernoulli variables, such as the pixels of a binary image, scored in one piece.
+"""A vector of independent Bernoulli variables, such as the pixels of a binary image, scored in one
+piece.
 
 With logits l and x ∈ {0, 1}, and log(1 + eˡ) = max(l, 0) − log σ(|l|),
 
     log p(x | l) = Σⱼ xⱼ lⱼ − max(lⱼ, 0) + log σ(|lⱼ|),
 
-and as every σ(|l|) lies in [½, 1], a hundred of them can be multiplied before one logarithm is taken without leaving the
-range of a float32. ``Bernoulli(logits=l).to_event(1)`` takes a log1p a pixel instead, which on a CPU is most of the cost of
-an importance-weighted bound (see docs/performance.md).
+and as every σ(|l|) lies in [½, 1], a hundred of them can be multiplied before one logarithm is
+taken without leaving the range of a float32. ``Bernoulli(logits=l).to_event(1)`` takes a log1p a
+pixel instead, which on a CPU is most of the cost of an importance-weighted bound (see
+docs/performance.md).
 """
 
 from functools import cache
@@ -25,7 +27,8 @@ _BLOCK = 2**20  # numbers in a block: a few of these stay in the cache
 
 
 class IndependentBernoulli(TorchDistribution):
-    """Independent Bernoulli variables over the last dimension, as ``Bernoulli(logits=logits).to_event(1)`` and several times faster.
+    """Independent Bernoulli variables over the last dimension, as
+    ``Bernoulli(logits=logits).to_event(1)`` and several times faster.
 
     Arguments:
         logits: shape (*batch_shape, D).
@@ -46,8 +49,11 @@ class IndependentBernoulli(TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "IndependentBernoulli":
         """The same distribution, its logits expanded to `batch_shape`."""
-        new = IndependentBernoulli(self.logits.expand(*batch_shape, *self.event_shape), validate_args=False)
-        new._validate_args = self._validate_args  # the logits are checked already, the values not yet
+        new = IndependentBernoulli(
+            self.logits.expand(*batch_shape, *self.event_shape), validate_args=False
+        )
+        # the logits are checked already, the values not yet
+        new._validate_args = self._validate_args
         return new
 
     @property
@@ -71,7 +77,9 @@ class IndependentBernoulli(TorchDistribution):
             return torch.bernoulli(self.mean.expand(*sample_shape, *self.logits.shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Σⱼ log p(xⱼ), in nats; shape: that of `value` broadcast with the logits, without the last dimension."""
+        """Σⱼ log p(xⱼ), in nats; shape: that of `value` broadcast with the logits, without the
+        last dimension.
+        """
         if self._validate_args:
             self._validate_sample(value)
         return _LogProb.apply(self.logits, value)  # type: ignore[return-value]
@@ -81,9 +89,14 @@ class _LogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, value: Tensor) -> Tensor:
         ctx.save_for_backward(logits, value)
-        if logits.dim() <= value.dim() or logits.numel() <= _BLOCK or torch.compiler.is_compiling():
+        if (
+            logits.dim() <= value.dim()
+            or logits.numel() <= _BLOCK
+            or torch.compiler.is_compiling()
+        ):
             return _log_prob(logits, value)
-        # Many samples of one batch: block by block, or the passes below would each go through main memory.
+        # Many samples of one batch: block by block, or the passes below would each go through main
+        # memory.
         rows = max(1, _BLOCK // logits[0].numel())
         return torch.cat([_log_prob(block, value) for block in logits.split(rows)])
 
@@ -93,16 +106,20 @@ class _LogProb(torch.autograd.Function):
         logits, value = ctx.saved_tensors
         for_logits = for_value = None
         if ctx.needs_input_grad[0]:
-            for_logits = (value - logits.sigmoid()).mul_(grad.unsqueeze(-1)).sum_to_size(logits.shape)
+            for_logits = (
+                (value - logits.sigmoid()).mul_(grad.unsqueeze(-1)).sum_to_size(logits.shape)
+            )
         if ctx.needs_input_grad[1]:
             for_value = (logits * grad.unsqueeze(-1)).sum_to_size(value.shape)
         return for_logits, for_value
 
 
 def _log_prob(logits: Tensor, value: Tensor) -> Tensor:
-    if logits.dtype in (torch.float16, torch.bfloat16):  # neither has the range for a product of a hundred
+    # neither has the range for a product of a hundred
+    if logits.dtype in (torch.float16, torch.bfloat16):
         return _log_prob(logits.float(), value.float()).to(logits.dtype)
-    # max(l, 0) − x l pixel by pixel, each at least 0 where x is binary, so that no digits are lost between two large sums.
+    # max(l, 0) − x l pixel by pixel, each at least 0 where x is binary, so that no digits are lost
+    # between two large sums.
     linear = logits.clamp_min(0).addcmul_(logits, value, value=-1).sum(-1)
     p = logits.abs().sigmoid_()
     group = _group(p.shape[-1])

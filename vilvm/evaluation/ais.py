@@ -1,20 +1,25 @@
-"""The evidence from both sides: annealed importance sampling (AIS), and bidirectional Monte Carlo (BDMC).
+"""The evidence from both sides: annealed importance sampling (AIS), and bidirectional Monte Carlo
+(BDMC).
 
-AIS moves draws from a base density p₀ to the posterior over T steps, by Markov chains at β₀ = 0 < β₁ < … < β_T = 1 that leave
-f_β ∝ p₀^{1−β} p(x, ·)^β invariant, and weighs each with
+AIS moves draws from a base density p₀ to the posterior over T steps, by Markov chains at β₀ = 0 <
+β₁ < … < β_T = 1 that leave f_β ∝ p₀^{1−β} p(x, ·)^β invariant, and weighs each with
 
     w = Π_t f_{β_t}(u_{t−1}) / f_{β_{t−1}}(u_{t−1}),    E[w] = p(x).
 
-So E[log (1/K) Σ w] is a lower bound on log p(x), which T and K tighten whatever the guide is worth. Run backwards from a draw of the exact
-posterior, the same chain has E[w'] = 1 / p(x), so that −log (1/K) Σ w' is an upper bound in the mean. Exact posterior draws are to be had for data
-that the model itself makes: (z, x) ~ p(z, x). On such data both bounds stand, and their gap says how far either is from the truth with these
-settings; on other data it is a guide to what they are worth, as far as the model's own data are like them.
+So E[log (1/K) Σ w] is a lower bound on log p(x), which T and K tighten whatever the guide is
+worth. Run backwards from a draw of the exact posterior, the same chain has E[w'] = 1 / p(x), so
+that −log (1/K) Σ w' is an upper bound in the mean. Exact posterior draws are to be had for data
+that the model itself makes: (z, x) ~ p(z, x). On such data both bounds stand, and their gap says
+how far either is from the truth with these settings; on other data it is a guide to what they are
+worth, as far as the model's own data are like them.
 
-The step size of every datum and temperature is found in a pilot run of other chains, so that none depends on the chain that it moves, and E[w] = p(x)
-holds exactly.
+The step size of every datum and temperature is found in a pilot run of other chains, so that none
+depends on the chain that it moves, and E[w] = p(x) holds exactly.
 
-References: Annealed Importance Sampling, Radford M. Neal, 2001; Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo, Grosse, Ghahramani
-and Adams, 2015; On the Quantitative Analysis of Decoder-Based Generative Models, Wu, Burda, Salakhutdinov and Grosse, 2017 (sigmoid schedule).
+References: Annealed Importance Sampling, Radford M. Neal, 2001; Sandwiching the Marginal
+Likelihood Using Bidirectional Monte Carlo, Grosse, Ghahramani and Adams, 2015; On the Quantitative
+Analysis of Decoder-Based Generative Models, Wu, Burda, Salakhutdinov and Grosse, 2017 (sigmoid
+schedule).
 """
 
 import math
@@ -34,7 +39,14 @@ from vilvm.data.data import Data, as_data
 from vilvm.evaluation.density_gradients import DensityGradients
 from vilvm.evaluation.evaluate import Estimate, in_parts, samples_that_fit
 from vilvm.evaluation.hmc import State, transition
-from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, evaluation_mode, fixed_beside
+from vilvm.lvm import (
+    ContractError,
+    LatentVariableModel,
+    check_contract,
+    device_of,
+    evaluation_mode,
+    fixed_beside,
+)
 from vilvm.weights import Simulation, find_layout
 from vilvm.weights.log_joint import LogJoint
 from vilvm.weights.simulation import simulating, simulations
@@ -77,8 +89,12 @@ class Schedule:
             object.__setattr__(self, name, check_number(f"Schedule: {name}", getattr(self, name)))
         for name, known in (("path", ("sigmoid", "linear")), ("base", ("guide", "prior"))):
             if getattr(self, name) not in known:
-                raise ValueError(f"Schedule: unknown {name}={getattr(self, name)!r}; choose from {list(known)}.")
-        object.__setattr__(self, "acceptance", check_probability("Schedule: acceptance", self.acceptance))
+                raise ValueError(
+                    f"Schedule: unknown {name}={getattr(self, name)!r}; choose from {list(known)}."
+                )
+        object.__setattr__(
+            self, "acceptance", check_probability("Schedule: acceptance", self.acceptance)
+        )
 
     def betas(self) -> list[float]:
         """β₀ = 0, …, β_T = 1."""
@@ -94,9 +110,11 @@ class AISResult:
     """What ``ais`` found.
 
     Arguments:
-        bound: a lower bound on log p(x) in the mean, in nats per datum; of all data together if they share a latent. Its Monte Carlo errors are of the
-            delta method, and say something where ``reliable``.
-        ess: effective sample size of the chains' weights, between 1 and num_chains, shape (num_data,).
+        bound: a lower bound on log p(x) in the mean, in nats per datum; of all data together if
+            they share a latent. Its Monte Carlo errors are of the delta method, and say something
+            where ``reliable``.
+        ess: effective sample size of the chains' weights, between 1 and num_chains, shape
+            (num_data,).
         acceptance: mean share of accepted trajectories, by temperature, shape (T − 1,).
         schedule: the settings.
         protocol: data set, split, number of data, transform, seed.
@@ -112,7 +130,10 @@ class AISResult:
 
     @property
     def reliable(self) -> Tensor:
-        """Whether at least five chains count, shape (num_data,). Where fewer do, the bound may lie far below log p(x), and its error is not to be believed."""
+        """Whether at least five chains count, shape (num_data,).
+
+        Where fewer do, the bound may lie far below log p(x), and its error is not to be believed.
+        """
         return self.ess >= _FEW
 
     def to_dict(self) -> dict[str, Any]:
@@ -135,9 +156,11 @@ class BDMCResult:
 
     Arguments:
         lower: by AIS forwards, in nats per datum (per data set, if its data share a latent).
-        upper: by AIS backwards from the latents that made the data. All chains of a datum start there, so their Monte Carlo error is told too small
-            by as much as they remember of it; the standard error over the data (``gap.se``) is not.
-        ess: effective sample size of the chains' weights, the smaller of the two ways, shape (num_simulations,).
+        upper: by AIS backwards from the latents that made the data. All chains of a datum start
+            there, so their Monte Carlo error is told too small by as much as they remember of it;
+            the standard error over the data (``gap.se``) is not.
+        ess: effective sample size of the chains' weights, the smaller of the two ways, shape
+            (num_simulations,).
         schedule: the settings.
         seconds: taken.
     """
@@ -150,7 +173,10 @@ class BDMCResult:
 
     @property
     def reliable(self) -> Tensor:
-        """Whether at least five chains count both ways, shape (num_simulations,). Where fewer do, the Monte Carlo errors are not to be believed."""
+        """Whether at least five chains count both ways, shape (num_simulations,).
+
+        Where fewer do, the Monte Carlo errors are not to be believed.
+        """
         return self.ess >= _FEW
 
     @property
@@ -162,7 +188,10 @@ class BDMCResult:
 def check_schedule(who: str, schedule: Any) -> Schedule:
     """The schedule that was given, or the default one; raises ValueError if it is none."""
     if not isinstance(schedule, Schedule | None):
-        raise ValueError(f"{who}: schedule must be a vilvm.evaluation.Schedule; got a {type(schedule).__name__}.")
+        raise ValueError(
+            f"{who}: schedule must be a vilvm.evaluation.Schedule; got a "
+            f"{type(schedule).__name__}."
+        )
     return Schedule() if schedule is None else schedule
 
 
@@ -181,16 +210,20 @@ def ais(
 
     Arguments:
         lvm: the model and guide; its latents are continuous, or enumerated.
-        data: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row; a transform is drawn once from `seed`.
+        data: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row; a transform
+            is drawn once from `seed`.
         schedule: chains, temperatures and where they start; ``Schedule()`` by default.
-        batch_size: data a pass; by default as many as keep the device busy. Data that share a latent are taken all at once.
-        compile: whether densities and gradients are compiled (``vilvm.evaluation.density_gradients``), which takes some ten seconds; "auto" does so where they
-            are asked for 5000 times or more.
+        batch_size: data a pass; by default as many as keep the device busy. Data that share a
+            latent are taken all at once.
+        compile: whether densities and gradients are compiled
+            (``vilvm.evaluation.density_gradients``), which takes some ten seconds; "auto" does so
+            where they are asked for 5000 times or more.
         seed: of the chains and the transform; torch's generators are left as they were.
         progress: whether to show a progress bar; by default on a terminal only.
 
     Raises:
-        ContractError: the pair breaks the contract on these data, or a latent is discrete, degenerate or of a flat prior.
+        ContractError: the pair breaks the contract on these data, or a latent is discrete,
+            degenerate or of a flat prior.
 
     Example:
         >>> import torch
@@ -209,10 +242,15 @@ def ais(
     fixed = fixed_beside(lvm, data, seed)
     with seeded(seed, fixed.device):
         parts, _ = in_parts(lvm, fixed, batch_size or _data_in_a_pass(lvm, fixed, schedule))
-        gradients = DensityGradients(worth_compiling(compile, _gradients(schedule, len(parts)), _WORTH_COMPILING))
+        gradients = DensityGradients(
+            worth_compiling(compile, _gradients(schedule, len(parts)), _WORTH_COMPILING)
+        )
         with ProgressBar("annealing", len(parts) * schedule.num_temperatures, 0, progress) as bar:
             results = [_Chains(lvm, part.x, schedule, bar, gradients).forward() for part in parts]
-    log_w, accepted = torch.cat([w for w, _ in results], 1), torch.stack([a for _, a in results]).mean(0)
+    log_w, accepted = (
+        torch.cat([w for w, _ in results], 1),
+        torch.stack([a for _, a in results]).mean(0),
+    )
     return AISResult(
         bound=_log_mean(log_w),
         ess=_ess(log_w).cpu(),
@@ -235,21 +273,23 @@ def bdmc(
     seed: int = 0,
     progress: bool | None = None,
 ) -> BDMCResult:
-    """Bounds on log p(x) from below and from above, on data drawn from the model: bidirectional Monte Carlo.
+    """Bounds on log p(x) from below and from above, on data drawn from the model: bidirectional
+    Monte Carlo.
 
     Arguments:
         lvm: the model and guide; its latents are continuous, or enumerated.
         schedule: as that of ``ais``, of which this is the test.
         num_simulations: data to draw; data sets, if the data of one share a latent.
-        like: a batch, for a model that reads more of it than its length; a transform is drawn once from `seed`.
+        like: a batch, for a model that reads more of it than its length; a transform is drawn once
+            from `seed`.
         batch_size: data a pass.
         compile: as that of ``ais``.
         seed: of data and chains.
         progress: whether to show a progress bar; by default on a terminal only.
 
     Raises:
-        ContractError: as of ``ais``; or the model cannot be simulated without a batch; or the guide is where chains start, and draws
-            something of which the latents are made.
+        ContractError: as of ``ais``; or the model cannot be simulated without a batch; or the
+            guide is where chains start, and draws something of which the latents are made.
 
     Example:
         >>> import torch
@@ -270,8 +310,12 @@ def bdmc(
         where = device_of(lvm, "cpu" if fixed is None else Data(fixed).device)
         size = batch_size or max(1, _rows(where) // schedule.num_chains)
         parts = list(simulations(lvm, num_simulations, like=fixed, batch_size=size))
-        gradients = DensityGradients(worth_compiling(compile, _gradients(schedule, 2 * len(parts)), _WORTH_COMPILING))
-        with ProgressBar("annealing both ways", 2 * len(parts) * schedule.num_temperatures, 0, progress) as bar:
+        gradients = DensityGradients(
+            worth_compiling(compile, _gradients(schedule, 2 * len(parts)), _WORTH_COMPILING)
+        )
+        with ProgressBar(
+            "annealing both ways", 2 * len(parts) * schedule.num_temperatures, 0, progress
+        ) as bar:
             results = [_both_ways(lvm, part, schedule, bar, gradients) for part in parts]
     lower, upper = (
         torch.cat(found, 1)[:, :num_simulations] for found in zip(*results, strict=True)
@@ -287,19 +331,27 @@ def bdmc(
 
 
 def _gradients(schedule: Schedule, ways: int) -> int:
-    """About how many gradients chains ask for that go as many ways, each after a pilot or a part of one."""
+    """About how many gradients chains ask for that go as many ways, each after a pilot or a part
+    of one.
+    """
     return 2 * ways * schedule.num_temperatures * schedule.leapfrog
 
 
 def _both_ways(
-    lvm: LatentVariableModel, drawn: Simulation, schedule: Schedule, bar: ProgressBar, gradients: DensityGradients
+    lvm: LatentVariableModel,
+    drawn: Simulation,
+    schedule: Schedule,
+    bar: ProgressBar,
+    gradients: DensityGradients,
 ) -> tuple[Tensor, Tensor]:
     chains = _Chains(lvm, drawn.batch, schedule, bar, gradients)
     return chains.forward()[0], chains.backward(chains.joint.unconstrained(drawn.latents))
 
 
 def _data_in_a_pass(lvm: LatentVariableModel, data: Data, schedule: Schedule) -> int:
-    """Data whose chains move at once: as many as keep the device busy, fewer where its memory is short."""
+    """Data whose chains move at once: as many as keep the device busy, fewer where its memory is
+    short.
+    """
     busy = max(1, _rows(data.device) // schedule.num_chains)
     if not data.divisible:
         return busy
@@ -309,7 +361,8 @@ def _data_in_a_pass(lvm: LatentVariableModel, data: Data, schedule: Schedule) ->
             fit = samples_that_fit(lvm, few, find_layout(lvm, few))
     except ContractError:
         return busy  # the guide knows all data, or none; what is wrong is said where it is needed
-    # A gradient keeps what the densities made, and makes as much again; chains keep a state and a proposal.
+    # A gradient keeps what the densities made, and makes as much again; chains keep a state and a
+    # proposal.
     return max(1, busy * min(schedule.num_chains, fit // 4) // schedule.num_chains)
 
 
@@ -321,17 +374,26 @@ class _Chains:
     """Chains for one batch: the pilot that finds their step sizes, and the two ways."""
 
     def __init__(
-        self, lvm: LatentVariableModel, batch: Any, schedule: Schedule, bar: ProgressBar, gradients: DensityGradients | None = None
+        self,
+        lvm: LatentVariableModel,
+        batch: Any,
+        schedule: Schedule,
+        bar: ProgressBar,
+        gradients: DensityGradients | None = None,
     ):
         self.joint, self.schedule, self.bar = LogJoint(lvm, batch, schedule.base), schedule, bar
-        self.at = partial(DensityGradients(compile=False) if gradients is None else gradients, self.joint)
+        self.at = partial(
+            DensityGradients(compile=False) if gradients is None else gradients, self.joint
+        )
         self.betas = schedule.betas()
         spread = self.joint.draw(_PILOT_DRAWS).std(0)
         self.scale = torch.where(spread > 0, spread, torch.ones_like(spread))
         self.steps = self._pilot()
 
     def forward(self) -> tuple[Tensor, Tensor]:
-        """log w of every chain and datum, float64, shape (K, N); and the mean acceptance by temperature."""
+        """log w of every chain and datum, float64, shape (K, N); and the mean acceptance by
+        temperature.
+        """
         state = self.at(self.joint.draw(self.schedule.num_chains))
         log_w = torch.zeros_like(state.base)
         accepted = []
@@ -345,7 +407,9 @@ class _Chains:
         return log_w, torch.stack(accepted) if accepted else torch.empty(0, device=log_w.device)
 
     def backward(self, u: Tensor) -> Tensor:
-        """log w' of every chain and datum, all from one exact posterior draw u of shape (1, N, D); shape (K, N)."""
+        """log w' of every chain and datum, all from one exact posterior draw u of shape (1, N, D);
+        shape (K, N).
+        """
         state = self.at(u.expand(self.schedule.num_chains, *u.shape[1:]))
         log_w = torch.zeros_like(state.base)
         for t in range(len(self.betas) - 1, 0, -1):
@@ -357,20 +421,34 @@ class _Chains:
         return log_w
 
     def _move(self, state: State, t: int) -> tuple[State, Tensor]:
-        return transition(self.at, state, self.betas[t], self.steps[t], self.scale, self.schedule.leapfrog)
+        return transition(
+            self.at, state, self.betas[t], self.steps[t], self.scale, self.schedule.leapfrog
+        )
 
     def _pilot(self) -> list[Tensor]:
-        """Step sizes, by temperature, each of shape (num_data,), from chains that are used for nothing else."""
+        """Step sizes, by temperature, each of shape (num_data,), from chains that are used for
+        nothing else.
+        """
         num_chains = max(4, self.schedule.num_chains // 4)
         state = self.at(self.joint.draw(num_chains))
         dimensions = self.scale.shape[-1]
-        log_step = torch.full(self.scale.shape[:1], math.log(0.5 * dimensions**-0.25), device=state.u.device, dtype=state.u.dtype)
-        repeats = max(1, _PILOT_LEAST // len(self.betas))  # few temperatures are far apart, and the step size has to follow
+        log_step = torch.full(
+            self.scale.shape[:1],
+            math.log(0.5 * dimensions**-0.25),
+            device=state.u.device,
+            dtype=state.u.dtype,
+        )
+        # few temperatures are far apart, and the step size has to follow
+        repeats = max(1, _PILOT_LEAST // len(self.betas))
         steps = []
         for t, beta in enumerate(self.betas[:-1]):
             for _ in range(repeats if t else _PILOT_START):
-                state, probability = transition(self.at, state, beta, log_step.exp(), self.scale, self.schedule.leapfrog)
-                log_step = log_step + _GAIN * (probability.mean(0) - self.schedule.acceptance).to(log_step)
+                state, probability = transition(
+                    self.at, state, beta, log_step.exp(), self.scale, self.schedule.leapfrog
+                )
+                log_step = log_step + _GAIN * (probability.mean(0) - self.schedule.acceptance).to(
+                    log_step
+                )
             steps.append(log_step.exp())
         return steps
 
@@ -378,13 +456,17 @@ class _Chains:
         if bool(torch.isnan(log_w).any()):
             where = torch.isnan(log_w).any(0).nonzero()[0].item()
             raise ContractError(
-                f"ais: the log-density of {type(self.joint.lvm).__name__} is NaN for datum {where} of the batch at a draw from the "
-                f"{self.schedule.base}; look for a scale that reaches zero, or start from the other end (base=...)."
+                f"ais: the log-density of {type(self.joint.lvm).__name__} is NaN for datum "
+                f"{where} of the batch at a draw from the "
+                f"{self.schedule.base}; look for a scale that reaches zero, or start from the "
+                "other end (base=...)."
             )
 
 
 def _log_mean(log_w: Tensor) -> Estimate:
-    """log (1/K) Σ w for every datum, with the standard error that the spread of the weights tells (the delta method)."""
+    """log (1/K) Σ w for every datum, with the standard error that the spread of the weights tells
+    (the delta method).
+    """
     ess = _ess(log_w)
     num = len(log_w)
     errors = (1 / ess - 1 / num).clamp(min=0).sqrt() if num > 1 else torch.full_like(ess, math.nan)

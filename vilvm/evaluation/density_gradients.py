@@ -1,7 +1,9 @@
 """The densities that a Markov chain moves over, and their gradients: compiled where that pays.
 
-A chain asks for them thousands of times, at positions of one shape, and Pyro's handlers do the same each time. So they are traced once, and held against the
-eager ones at the first positions of every batch; where they differ, or no graph can be made, all are eager from there on, and one line says so.
+A chain asks for them thousands of times, at positions of one shape, and Pyro's handlers do the
+same each time. So they are traced once, and held against the eager ones at the first positions of
+every batch; where they differ, or no graph can be made, all are eager from there on, and one line
+says so.
 """
 
 import copy
@@ -28,11 +30,19 @@ class DensityGradients:
         compiler: makes a program of a function of tensors.
     """
 
-    def __init__(self, compile: bool, log: Callable[[str], None] = print, compiler: Compiler | None = None):
-        self.compiles, self.log, self.compiler = compile, log, inductor if compiler is None else compiler
+    def __init__(
+        self, compile: bool, log: Callable[[str], None] = print, compiler: Compiler | None = None
+    ):
+        self.compiles, self.log, self.compiler = (
+            compile,
+            log,
+            inductor if compiler is None else compiler,
+        )
         self._programs: dict[Any, Callable[..., list[Tensor]]] = {}
         self._joint: LogJoint | None = (
-            None  # the last one, for which some of the programs have been held against the eager densities
+            # the last one, for which some of the programs have been held against the eager
+            # densities
+            None
         )
         self._held: set[Any] = set()
         self._is_first = True
@@ -53,12 +63,18 @@ class DensityGradients:
         try:
             if key not in self._programs:
                 self._programs[key] = self._made(joint, given)
-            named = {name.replace("_", " "): t for name, t in zip(State._fields[1:], eager[1:], strict=True)}
+            named = {
+                name.replace("_", " "): t
+                for name, t in zip(State._fields[1:], eager[1:], strict=True)
+            }
             assert_matches(named, lambda: self._programs[key](*given))
             self._held.add(key)
         except UntraceableError as error:
             self.compiles = False
-            self.log(f"The densities of {type(joint.lvm).__name__} are not compiled, and its chains move eagerly: {error}.")
+            self.log(
+                f"The densities of {type(joint.lvm).__name__} are not compiled, and its chains "
+                f"move eagerly: {error}."
+            )
         return eager
 
     def _made(self, joint: LogJoint, given: list[Tensor]) -> Callable[..., list[Tensor]]:
@@ -70,4 +86,6 @@ class DensityGradients:
             return list(start(inner, u)[1:])
 
         with preserved_rng(given[0].device):
-            return program(function, given, self.compiler, [joint.lvm, joint.lvm.model, joint.lvm.guide])
+            return program(
+                function, given, self.compiler, [joint.lvm, joint.lvm.model, joint.lvm.guide]
+            )

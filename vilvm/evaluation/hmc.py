@@ -1,11 +1,13 @@
-"""Hamiltonian Monte Carlo, in parallel over chains and data, on a geometric path from a base density to a target.
+"""Hamiltonian Monte Carlo, in parallel over chains and data, on a geometric path from a base
+density to a target.
 
 At inverse temperature β the chain leaves
 
     log f_β(u) = (1 − β) log p₀(u) + β log p(x, u)
 
-invariant. A transition draws a momentum, takes L leapfrog steps, and accepts their end by the Metropolis rule. Positions are measured in
-units of the base density's standard deviation, datum by datum and dimension by dimension, so that one step size serves all of them.
+invariant. A transition draws a momentum, takes L leapfrog steps, and accepts their end by the
+Metropolis rule. Positions are measured in units of the base density's standard deviation, datum by
+datum and dimension by dimension, so that one step size serves all of them.
 
 References: MCMC using Hamiltonian dynamics, Radford M. Neal, 2011.
 """
@@ -20,11 +22,14 @@ from vilvm.weights.log_joint import LogJoint
 
 __all__ = ["State", "start", "transition"]
 
-_JITTER = 0.2  # of the step size, drawn anew for each chain: a fixed length of path can be a period of the motion
+# of the step size, drawn anew for each chain: a fixed length of path can be a period of the motion
+_JITTER = 0.2
 
 
 class State(NamedTuple):
-    """Where chains are: u, the two log-densities there, and their gradients; shapes (S, N, D), (S, N) and (S, N, D)."""
+    """Where chains are: u, the two log-densities there, and their gradients; shapes (S, N, D), (S,
+    N) and (S, N, D).
+    """
 
     u: Tensor
     base: Tensor
@@ -42,7 +47,9 @@ class State(NamedTuple):
 
 
 def _between(beta: float, base: Tensor, target: Tensor) -> Tensor:
-    """(1 − β) base + β target; at an end that end alone, for zero times a density's −∞ is not a number."""
+    """(1 − β) base + β target; at an end that end alone, for zero times a density's −∞ is not a
+    number.
+    """
     return base if beta == 0 else target if beta == 1 else (1 - beta) * base + beta * target
 
 
@@ -57,7 +64,12 @@ def start(joint: LogJoint, u: Tensor) -> State:
 
 
 def transition(
-    at: Callable[[Tensor], State], state: State, beta: float, step: Tensor, scale: Tensor, leapfrog: int
+    at: Callable[[Tensor], State],
+    state: State,
+    beta: float,
+    step: Tensor,
+    scale: Tensor,
+    leapfrog: int,
 ) -> tuple[State, Tensor]:
     """One transition of every chain, which leaves f_β invariant.
 
@@ -73,7 +85,9 @@ def transition(
         The new state, and the probability with which each chain moved, shape (S, N).
     """
     chains = state.base.shape
-    size = step * (1 + _JITTER * (2 * torch.rand(chains, device=step.device, dtype=step.dtype) - 1))
+    size = step * (
+        1 + _JITTER * (2 * torch.rand(chains, device=step.device, dtype=step.dtype) - 1)
+    )
     size = size.unsqueeze(-1) * scale
     momentum = torch.randn_like(state.u)  # in units of 1 / scale
     before = state.log_density(beta) - _kinetic(momentum)
@@ -83,10 +97,14 @@ def transition(
         proposal = at(proposal.u + size * momentum)
         momentum = momentum + (1.0 if i < leapfrog - 1 else 0.5) * size * proposal.gradient(beta)
     log_ratio = proposal.log_density(beta) - _kinetic(momentum) - before
-    probability = log_ratio.clamp(max=0).exp().nan_to_num(0.0, 0.0, 0.0)  # a trajectory that diverged is refused
+    # a trajectory that diverged is refused
+    probability = log_ratio.clamp(max=0).exp().nan_to_num(0.0, 0.0, 0.0)
     moved = torch.rand_like(probability) < probability
     return State(
-        *(torch.where(moved if a.dim() == 2 else moved.unsqueeze(-1), a, b) for a, b in zip(proposal, state, strict=True))
+        *(
+            torch.where(moved if a.dim() == 2 else moved.unsqueeze(-1), a, b)
+            for a, b in zip(proposal, state, strict=True)
+        )
     ), probability
 
 

@@ -3,9 +3,10 @@
 Between codes a and b, at t from 0 to 1:
 
 - the line:          (1 − t) a + t b;
-- the great circle:  a and b turned into one another about a centre, their lengths running linearly from one to the other. Draws
-  from N(0, I) in many dimensions d all have a length near √d, and the middle of a line between two is too short, by a factor
-  near √½, to be a likely draw itself; the circle's points are as long as its ends.
+- the great circle:  a and b turned into one another about a centre, their lengths running linearly
+  from one to the other. Draws from N(0, I) in many dimensions d all have a length near √d, and the
+  middle of a line between two is too short, by a factor near √½, to be a likely draw itself; the
+  circle's points are as long as its ends.
 
 Between data themselves the line is the strawman: a cross-fade.
 
@@ -44,21 +45,30 @@ def line(first: Tensor, second: Tensor, steps: int = 11) -> Tensor:
         tensor([0.0000, 0.5000, 1.0000])
     """
     steps = _check("line", first, second, steps)
-    t = torch.linspace(0, 1, steps, dtype=first.dtype, device=first.device).reshape(-1, *[1] * (first.dim() - 1))
+    t = torch.linspace(0, 1, steps, dtype=first.dtype, device=first.device).reshape(
+        -1, *[1] * (first.dim() - 1)
+    )
     return torch.lerp(first.unsqueeze(1), second.unsqueeze(1), t)
 
 
 def great_circle(
-    first: Tensor, second: Tensor, steps: int = 11, mean: Tensor | None = None, scale_tril: Tensor | None = None
+    first: Tensor,
+    second: Tensor,
+    steps: int = 11,
+    mean: Tensor | None = None,
+    scale_tril: Tensor | None = None,
 ) -> Tensor:
-    """Points on the great circle from `first` to `second`, both included, for a latent that is N(0, I), or N(mean, L Lᵀ).
+    """Points on the great circle from `first` to `second`, both included, for a latent that is
+    N(0, I), or N(mean, L Lᵀ).
 
-    Between opposite directions, through which no one circle goes, and from the centre itself, it is the line.
+    Between opposite directions, through which no one circle goes, and from the centre itself, it
+    is the line.
 
     Arguments:
         first, second: shape (num_pairs, d).
         steps: points a pair, at least 2.
-        mean, scale_tril: of the latent's Gaussian prior, shapes (d,) and (d, d); N(0, I) by default.
+        mean, scale_tril: of the latent's Gaussian prior, shapes (d,) and (d, d); N(0, I) by
+            default.
 
     Returns:
         Shape (num_pairs, steps, d).
@@ -71,26 +81,35 @@ def great_circle(
     """
     steps = _check("great_circle", first, second, steps)
     if first.dim() != 2:
-        raise ValueError(f"great_circle: codes must be of shape (num_pairs, d); got {tuple(first.shape)}.")
+        raise ValueError(
+            f"great_circle: codes must be of shape (num_pairs, d); got {tuple(first.shape)}."
+        )
     if mean is None and scale_tril is None:
         return _turn(first, second, steps)
     centre = torch.zeros_like(first[0]) if mean is None else mean
     scale = torch.eye(first.shape[1]).to(first) if scale_tril is None else scale_tril
-    white = [torch.linalg.solve_triangular(scale, (codes - centre).T, upper=False).T for codes in (first, second)]
+    white = [
+        torch.linalg.solve_triangular(scale, (codes - centre).T, upper=False).T
+        for codes in (first, second)
+    ]
     return _turn(white[0], white[1], steps) @ scale.T + centre
 
 
 def _turn(first: Tensor, second: Tensor, steps: int) -> Tensor:
     lengths = [codes.norm(dim=-1, keepdim=True) for codes in (first, second)]
     smallest = torch.finfo(first.dtype).tiny
-    units = [codes / length.clamp(min=smallest) for codes, length in zip((first, second), lengths, strict=True)]
-    # Of the angle between unit vectors, the chord's half is well-conditioned where they are close; their product is not.
+    units = [
+        codes / length.clamp(min=smallest)
+        for codes, length in zip((first, second), lengths, strict=True)
+    ]
+    # Of the angle between unit vectors, the chord's half is well-conditioned where they are close;
+    # their product is not.
     angle = 2 * torch.asin((0.5 * (units[0] - units[1]).norm(dim=-1)).clamp(max=1))[:, None, None]
     t = torch.linspace(0, 1, steps, dtype=first.dtype, device=first.device)[:, None]
     sine = angle.sin()
-    turned = (((1 - t) * angle).sin() * units[0].unsqueeze(1) + (t * angle).sin() * units[1].unsqueeze(1)) / sine.clamp(
-        min=smallest
-    )
+    turned = (
+        ((1 - t) * angle).sin() * units[0].unsqueeze(1) + (t * angle).sin() * units[1].unsqueeze(1)
+    ) / sine.clamp(min=smallest)
     straight = line(first, second, steps)
     bent = turned * torch.lerp(lengths[0].unsqueeze(1), lengths[1].unsqueeze(1), t)
     no_circle = (sine < 1e-3) | (lengths[0] * lengths[1] == 0).unsqueeze(1)
@@ -99,7 +118,12 @@ def _turn(first: Tensor, second: Tensor, steps: int) -> Tensor:
 
 @torch.no_grad()
 def interpolate(
-    lvm: LatentVariableModel, first: Tensor, second: Tensor, steps: int = 11, path: Path = line, num_samples: int = 1
+    lvm: LatentVariableModel,
+    first: Tensor,
+    second: Tensor,
+    steps: int = 11,
+    path: Path = line,
+    num_samples: int = 1,
 ) -> Tensor:
     """E[x | z] along a way between the posterior means of two data.
 
@@ -114,7 +138,8 @@ def interpolate(
         Shape (num_pairs, steps, ...).
 
     Raises:
-        ContractError: the model has several latents or observed sites, or its latent is no vector of a datum.
+        ContractError: the model has several latents or observed sites, or its latent is no vector
+            of a datum.
 
     Example:
         >>> import torch
@@ -125,35 +150,57 @@ def interpolate(
         torch.Size([2, 5, 6])
     """
     check_contract(lvm)
-    steps, num_samples = check_number("interpolate: steps", steps, 2), check_number("interpolate: num_samples", num_samples)
+    steps, num_samples = (
+        check_number("interpolate: steps", steps, 2),
+        check_number("interpolate: num_samples", num_samples),
+    )
     if not callable(path):
         raise ValueError(
-            f"interpolate: path must be a function, such as vilvm.evaluation.interpolation.line; got a {type(path).__name__}."
+            "interpolate: path must be a function, such as vilvm.evaluation.interpolation.line; "
+            f"got a {type(path).__name__}."
         )
     _check_tensors("interpolate", first, second)
     if first.shape != second.shape:
-        raise ValueError(f"interpolate: the ends must be of one shape; got {tuple(first.shape)} and {tuple(second.shape)}.")
+        raise ValueError(
+            f"interpolate: the ends must be of one shape; got {tuple(first.shape)} and "
+            f"{tuple(second.shape)}."
+        )
     latents = posterior_mean(lvm, torch.cat([first, second]), num_samples)
     name, codes = next(iter(latents.items()))
     if len(latents) != 1 or codes.dim() != 2 or len(codes) != 2 * len(first):
         shapes = {n: tuple(v.shape) for n, v in latents.items()}
-        raise ContractError(f"interpolate needs a model of one latent, a vector for each datum; this one has {shapes}.")
+        raise ContractError(
+            "interpolate needs a model of one latent, a vector for each datum; this one has "
+            f"{shapes}."
+        )
     way = path(codes[: len(first)], codes[len(first) :], steps)
     means = predict(lvm, {name: way.flatten(0, 1)})
     if len(means) != 1:
-        raise ContractError(f"interpolate needs a model of one observed site; this one has {sorted(means)}.")
+        raise ContractError(
+            f"interpolate needs a model of one observed site; this one has {sorted(means)}."
+        )
     return next(iter(means.values())).unflatten(0, (len(first), steps))
 
 
 def _check_tensors(who: str, first: Any, second: Any) -> None:
     for name, ends in (("first", first), ("second", second)):
-        if not isinstance(ends, Tensor) or not ends.is_floating_point() or not bool(ends.isfinite().all()):
-            raise ValueError(f"{who}: {name} must be a tensor of finite real numbers; got a {type(ends).__name__} that is none.")
+        if (
+            not isinstance(ends, Tensor)
+            or not ends.is_floating_point()
+            or not bool(ends.isfinite().all())
+        ):
+            raise ValueError(
+                f"{who}: {name} must be a tensor of finite real numbers; got a "
+                f"{type(ends).__name__} that is none."
+            )
 
 
 def _check(who: str, first: Tensor, second: Tensor, steps: int) -> int:
     steps = check_number(f"{who}: steps", steps, least=2)
     _check_tensors(who, first, second)
     if first.shape != second.shape or first.dim() < 2:
-        raise ValueError(f"The ends must be of one shape (num_pairs, ...); got {tuple(first.shape)} and {tuple(second.shape)}.")
+        raise ValueError(
+            f"The ends must be of one shape (num_pairs, ...); got {tuple(first.shape)} and "
+            f"{tuple(second.shape)}."
+        )
     return steps

@@ -1,16 +1,18 @@
 """The ledger: models side by side on the same data, and no ranking of what cannot be compared.
 
-Two bounds can be ranked if they are of the same data under the same transform, of the same kind with as many samples, and of densities of the
-same family of x: a density of grey levels and a probability of bits have no common unit, and an importance-weighted bound of 5,000 samples is
-not one of 50. A row carries all that as its protocol; rows of equal protocols stand in one group, within which
+Two bounds can be ranked if they are of the same data under the same transform, of the same kind
+with as many samples, and of densities of the same family of x: a density of grey levels and a
+probability of bits have no common unit, and an importance-weighted bound of 5,000 samples is not
+one of 50. A row carries all that as its protocol; rows of equal protocols stand in one group,
+within which
 
     difference to the best = mean over data of (bound of the best − bound of the row),    with a paired standard error,
 
-the standard deviation of the differences datum by datum over √N, which is far smaller than that of either bound where the same data are hard
-for both. Monte Carlo error is in it.
+the standard deviation of the differences datum by datum over √N, which is far smaller than that of
+either bound where the same data are hard for both. Monte Carlo error is in it.
 
-A bound is a bound: a row may stand behind another because its model is worse, or because its guide is. A small effective sample size (ESS)
-says the latter may be.
+A bound is a bound: a row may stand behind another because its model is worse, or because its guide
+is. A small effective sample size (ESS) says the latter may be.
 """
 
 import io
@@ -41,7 +43,8 @@ _FEWEST = 5  # draws: one for each fold of the two-sample test
 
 
 class Ledger:
-    """Rows, in groups that may be ranked. Prints as a table with rich; ledgers of different data are put together with ``+``.
+    """Rows, in groups that may be ranked. Prints as a table with rich; ledgers of different data
+    are put together with ``+``.
 
     Arguments:
         rows: of different names.
@@ -54,7 +57,9 @@ class Ledger:
         names = [row.name for row in rows]
         double = sorted({name for name in names if names.count(name) > 1})
         if double:
-            raise ValueError(f"Ledger: {double[0]!r} appears twice; every row needs a name of its own.")
+            raise ValueError(
+                f"Ledger: {double[0]!r} appears twice; every row needs a name of its own."
+            )
         self.rows = rows
 
     def __len__(self) -> int:
@@ -73,12 +78,18 @@ class Ledger:
         return Ledger(self.rows + other.rows)
 
     def groups(self) -> dict[Protocol, list[Row]]:
-        """The rows by protocol, in each group the best first (by bound, or by distortion where there is none)."""
+        """The rows by protocol, in each group the best first (by bound, or by distortion where
+        there is none).
+        """
         groups: dict[Protocol, list[Row]] = {}
         for row in self.rows:
             groups.setdefault(row.protocol, []).append(row)
         for rows in groups.values():
-            rows.sort(key=lambda row: row.evaluation.distortion.mean if row.bound is None else -row.bound.mean)
+            rows.sort(
+                key=lambda row: (
+                    row.evaluation.distortion.mean if row.bound is None else -row.bound.mean
+                )
+            )
         return groups
 
     def difference(self, first: str, second: str) -> Difference:
@@ -110,11 +121,15 @@ class Ledger:
         return [f"{row.name}: {note}" for row in self.rows for note in row.notes]
 
     def to_dataframe(self) -> Any:
-        """A pandas DataFrame, a row a model, group by group: numbers, their standard errors, and the protocol."""
+        """A pandas DataFrame, a row a model, group by group: numbers, their standard errors, and
+        the protocol.
+        """
         import pandas  # here, for it takes a second to import
 
         records = [
-            {"group": number, **record(row, rows[0])} for number, rows in enumerate(self.groups().values(), start=1) for row in rows
+            {"group": number, **record(row, rows[0])}
+            for number, rows in enumerate(self.groups().values(), start=1)
+            for row in rows
         ]
         return pandas.DataFrame(records)
 
@@ -126,14 +141,20 @@ class Ledger:
 
     def to_markdown(self) -> str:
         """A table a group, under its protocol, in Markdown."""
-        return "\n\n".join(markdown(protocol, rows) for protocol, rows in self.groups().items()) + "\n"
+        return (
+            "\n\n".join(markdown(protocol, rows) for protocol, rows in self.groups().items())
+            + "\n"
+        )
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
         groups = self.groups()
         for protocol, rows in groups.items():
             yield from rich_tables(protocol, rows, options.max_width)
         if len(groups) > 1:
-            yield "Rows of different groups cannot be ranked against each other: their protocols differ."
+            yield (
+                "Rows of different groups cannot be ranked against each other: their protocols "
+                "differ."
+            )
 
 
 def compare(
@@ -153,11 +174,13 @@ def compare(
 
     Arguments:
         models: by name; each is left as it is.
-        data: the data of the bounds: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row.
+        data: the data of the bounds: ``Data``, a tensor, or a tuple or dict of tensors with one
+            datum a row.
         num_samples: Monte Carlo samples a datum.
         batch_size: data a pass, as for ``evaluate``.
         held_out: data that draws are compared with; by default those of the bounds.
-        num_draws: draws and held-out data of the two-sample test and the Fréchet distance; 0 for neither.
+        num_draws: draws and held-out data of the two-sample test and the Fréchet distance; 0 for
+            neither.
         features: of the Fréchet distance (``fit_features``); none without.
         seconds: to train, by name, if the table is to say so.
         seed: of samples, transform, draws and classifier.
@@ -183,23 +206,38 @@ def compare(
     num_samples = check_number("compare: num_samples", num_samples)
     batch_size = optional(check_number, "compare: batch_size", batch_size)
     if not isinstance(models, Mapping):
-        raise ValueError(f"compare: models must be a dict, name: model; got a {type(models).__name__}.")
+        raise ValueError(
+            f"compare: models must be a dict, name: model; got a {type(models).__name__}."
+        )
     if not models:
         raise ValueError("compare: no models; give them as {name: model}.")
     num_draws = check_number("compare: num_draws", num_draws, least=0)
     unknown = sorted(set(seconds or {}) - set(models))
     if unknown:
-        raise ValueError(f"compare: seconds of {unknown[0]!r} are given, and the models are {sorted(models)}.")
+        raise ValueError(
+            f"compare: seconds of {unknown[0]!r} are given, and the models are {sorted(models)}."
+        )
     fixed = as_data(data).fixed(seed)
     contents = fixed.fingerprint()[:12]
-    real = _held_out(fixed if held_out is None else as_data(held_out, "held-out data").fixed(seed), num_draws, seed)
+    real = _held_out(
+        fixed if held_out is None else as_data(held_out, "held-out data").fixed(seed),
+        num_draws,
+        seed,
+    )
     ledger = Ledger(())
     for name, lvm in models.items():
         here = fixed.to(device_of(lvm, fixed.device))
         try:
             # Its own seed for each, so that no row depends on which others there are.
             with seeded(seed, here.device):
-                evaluation = evaluate(lvm, here, num_samples=num_samples, batch_size=batch_size, seed=seed, progress=progress)
+                evaluation = evaluate(
+                    lvm,
+                    here,
+                    num_samples=num_samples,
+                    batch_size=batch_size,
+                    seed=seed,
+                    progress=progress,
+                )
                 batch = (here.subset(slice(0, batch_size or 2)) if here.divisible else here).x
                 layout = find_layout(lvm, batch)
                 row = Row(
@@ -221,13 +259,20 @@ def compare(
 def _protocol(evaluation: Evaluation, contents: str) -> Protocol:
     said = evaluation.protocol
     bound = "none" if evaluation.bounds.refusal else "iwae"
-    likelihood = ", ".join(f"{site} ~ {family}" for site, family in sorted(said["likelihood"].items()))
-    fields = {name: said[name] for name in ("data", "split", "num_data", "transform", "num_samples", "unit")}
+    likelihood = ", ".join(
+        f"{site} ~ {family}" for site, family in sorted(said["likelihood"].items())
+    )
+    fields = {
+        name: said[name]
+        for name in ("data", "split", "num_data", "transform", "num_samples", "unit")
+    }
     return Protocol(likelihood=likelihood, contents=contents, bound=bound, **fields)
 
 
 def _parameters(lvm: LatentVariableModel, batch: Any, layout: Layout) -> int:
-    """How many numbers the pair's log-weights depend on: an encoder that a new guide has put out of use is not counted."""
+    """How many numbers the pair's log-weights depend on: an encoder that a new guide has put out
+    of use is not counted.
+    """
     if not isinstance(lvm, torch.nn.Module):
         return 0
     parameters = [p for p in lvm.parameters() if p.is_floating_point()]
@@ -237,7 +282,11 @@ def _parameters(lvm: LatentVariableModel, batch: Any, layout: Layout) -> int:
             p.requires_grad_(True)
         with torch.enable_grad(), evaluation_mode(lvm):
             total = log_weights(lvm, batch, 1, layout=layout).log_weight.sum()
-        used = torch.autograd.grad(total, parameters, allow_unused=True) if total.requires_grad else []
+        used = (
+            torch.autograd.grad(total, parameters, allow_unused=True)
+            if total.requires_grad
+            else []
+        )
     finally:
         for p, trainable in zip(parameters, before, strict=True):
             p.requires_grad_(trainable)
@@ -252,7 +301,9 @@ def _with_squared_error(row: Row, lvm: LatentVariableModel, data: Data) -> Row:
 
 
 def _held_out(fixed: Data, count: int, seed: int) -> Tensor | None:
-    """As many held-out data as there are draws, at random, if they are of one tensor and draws are wanted."""
+    """As many held-out data as there are draws, at random, if they are of one tensor and draws are
+    wanted.
+    """
     if not count or not isinstance(fixed.x, Tensor):
         return None
     order = torch.randperm(len(fixed), generator=torch.Generator().manual_seed(seed))
@@ -260,19 +311,37 @@ def _held_out(fixed: Data, count: int, seed: int) -> Tensor | None:
 
 
 def _with_quality(
-    row: Row, lvm: LatentVariableModel, layout: Layout, count: int, real: Tensor | None, features: Features | None, seed: int
+    row: Row,
+    lvm: LatentVariableModel,
+    layout: Layout,
+    count: int,
+    real: Tensor | None,
+    features: Features | None,
+    seed: int,
 ) -> Row:
-    """The row with what draws from the model's prior look like beside held-out data, or with a note that says why not."""
+    """The row with what draws from the model's prior look like beside held-out data, or with a
+    note that says why not.
+    """
     if not count:
         return row
     if real is None or len(real) < _FEWEST or count < _FEWEST:
-        return _noted(row, f"no two-sample test: it needs {_FEWEST} draws and as many held-out data, of one tensor.")
+        return _noted(
+            row,
+            f"no two-sample test: it needs {_FEWEST} draws and as many held-out data, of one "
+            "tensor.",
+        )
     try:
-        drawn = [value.cpu() for name, value in sample(lvm, count).items() if name in layout.observed]
+        drawn = [
+            value.cpu() for name, value in sample(lvm, count).items() if name in layout.observed
+        ]
     except ContractError as error:
         return _noted(row, f"no draws: {error}")
     if len(drawn) != 1 or drawn[0].shape[1:] != real.shape[1:]:
-        return _noted(row, f"no draws: {[tuple(d.shape[1:]) for d in drawn]} is not the shape of a datum, {tuple(real.shape[1:])}.")
+        return _noted(
+            row,
+            f"no draws: {[tuple(d.shape[1:]) for d in drawn]} is not the shape of a datum, "
+            f"{tuple(real.shape[1:])}.",
+        )
     if not bool(torch.isfinite(drawn[0]).all()):
         return _noted(row, "no two-sample test: some draws are not finite.")
     row = replace(row, two_sample=two_sample_test(real, drawn[0], seed=seed))

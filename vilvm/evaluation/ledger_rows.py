@@ -32,8 +32,15 @@ class Protocol(NamedTuple):
     unit: str
 
     def __str__(self) -> str:
-        bound = {"iwae": f"IWAE-{self.num_samples}", "elbo": f"ELBO, {self.num_samples} samples", "none": "no bound"}[self.bound]
-        what = f"{self.data} {self.split}, {self.num_data:,} data, {'as they are' if self.transform == 'none' else self.transform}"
+        bound = {
+            "iwae": f"IWAE-{self.num_samples}",
+            "elbo": f"ELBO, {self.num_samples} samples",
+            "none": "no bound",
+        }[self.bound]
+        what = (
+            f"{self.data} {self.split}, {self.num_data:,} data, "
+            f"{'as they are' if self.transform == 'none' else self.transform}"
+        )
         return f"{self.likelihood} · {what} · {bound}, {self.unit}"
 
 
@@ -60,11 +67,13 @@ class Row:
         name: of the model.
         protocol: what its bound may be compared with.
         evaluation: bounds, rate and distortion.
-        parameters: of those tensors that its model and guide make use of, frozen ones and those of a fitted prior included.
+        parameters: of those tensors that its model and guide make use of, frozen ones and those of
+            a fitted prior included.
         sse: squared error of reconstructions; None where they have not the shape of the data.
-        two_sample: the classifier's accuracy between draws and held-out data; None without draws. It and the next may be compared where
-            number of draws and held-out data are the same.
-        frechet: distance between draws and held-out data; None without draws or without features. Of one set of features only.
+        two_sample: the classifier's accuracy between draws and held-out data; None without draws.
+            It and the next may be compared where number of draws and held-out data are the same.
+        frechet: distance between draws and held-out data; None without draws or without features.
+            Of one set of features only.
         seconds: to train, if that was told.
         notes: why something is missing.
     """
@@ -82,17 +91,28 @@ class Row:
     @property
     def bound(self) -> Estimate | None:
         """The bound that it is ranked by, or None."""
-        return None if self.protocol.bound == "none" else self.evaluation.bounds[self.protocol.bound]
+        return (
+            None if self.protocol.bound == "none" else self.evaluation.bounds[self.protocol.bound]
+        )
 
 
 def check_comparable(a: Row, b: Row) -> None:
     """Raises ValueError, saying why, unless the bounds of two rows may be ranked."""
-    differ = [name for name in Protocol._fields if getattr(a.protocol, name) != getattr(b.protocol, name)]
+    differ = [
+        name for name in Protocol._fields if getattr(a.protocol, name) != getattr(b.protocol, name)
+    ]
     if differ:
-        what = "; ".join(f"{n} ({getattr(a.protocol, n)} / {getattr(b.protocol, n)})" for n in differ)
-        raise ValueError(f"{a.name!r} and {b.name!r} cannot be ranked against each other: they differ in {what}.")
+        what = "; ".join(
+            f"{n} ({getattr(a.protocol, n)} / {getattr(b.protocol, n)})" for n in differ
+        )
+        raise ValueError(
+            f"{a.name!r} and {b.name!r} cannot be ranked against each other: they differ in "
+            f"{what}."
+        )
     if a.bound is None:
-        raise ValueError(f"{a.name!r} cannot be ranked, for it has no bound: {a.evaluation.bounds.refusal}")
+        raise ValueError(
+            f"{a.name!r} cannot be ranked, for it has no bound: {a.evaluation.bounds.refusal}"
+        )
 
 
 def difference(a: Estimate, b: Estimate) -> Difference:

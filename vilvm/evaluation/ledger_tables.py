@@ -17,13 +17,17 @@ _NOTHING, _GAP = "–", 3
 
 
 def rich_tables(protocol: Protocol, rows: Sequence[Row], width: int) -> Iterator[Table]:
-    """A group as a table for the terminal, its protocol above; as several, one below the other, where it is wider than `width`."""
+    """A group as a table for the terminal, its protocol above; as several, one below the other,
+    where it is wider than `width`.
+    """
     head, lines = filled(rows)
     columns = list(zip(head, *lines, strict=True))
     sizes = [max(map(len, column)) + _GAP for column in columns]
     kept, title = [0], str(protocol)
     for i in range(1, len(columns) + 1):
-        if i == len(columns) or (len(kept) > 1 and sum(sizes[k] for k in kept) + sizes[i] + _GAP > width):
+        if i == len(columns) or (
+            len(kept) > 1 and sum(sizes[k] for k in kept) + sizes[i] + _GAP > width
+        ):
             yield _table([columns[k] for k in kept], title)
             kept, title = [0], ""
         if i < len(columns):
@@ -43,7 +47,10 @@ def markdown(protocol: Protocol, rows: Sequence[Row]) -> str:
     """A group as a table in Markdown, its protocol above."""
     head, lines = filled(rows)
     rule = ["---", *["---:"] * (len(head) - 1)]
-    table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in (head, rule, *lines)]
+    table = [
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |"
+        for line in (head, rule, *lines)
+    ]
     return "\n".join([f"**{protocol}**", "", *table])
 
 
@@ -58,13 +65,22 @@ def _cells(row: Row, best: Row) -> dict[str, str]:
     """What a row says, by the head of its column."""
 
     def pair(mean: float | None, se: float | None = None, digits: int = 2) -> str:
-        return _NOTHING if mean is None else f"{mean:.{digits}f}" + ("" if se is None or math.isnan(se) else f" ± {se:.{digits}f}")
+        return (
+            _NOTHING
+            if mean is None
+            else f"{mean:.{digits}f}"
+            + ("" if se is None or math.isnan(se) else f" ± {se:.{digits}f}")
+        )
 
     def estimate(found: Estimate | None) -> str:
         return _NOTHING if found is None else pair(found.mean, found.se)
 
     e = row.evaluation
-    behind = _NOTHING if row.bound is None or best.bound is None or row is best else str(difference(best.bound, row.bound))
+    behind = (
+        _NOTHING
+        if row.bound is None or best.bound is None or row is best
+        else str(difference(best.bound, row.bound))
+    )
     return {
         "model": row.name,
         f"IWAE-{e.num_samples}": estimate(row.bound),
@@ -75,7 +91,9 @@ def _cells(row: Row, best: Row) -> dict[str, str]:
         "distortion": estimate(e.distortion),
         "ESS": _NOTHING if e.ess is None else f"{e.ess.mean().item():.1f}",
         "SSE": estimate(row.sse),
-        "two-sample": _NOTHING if row.two_sample is None else pair(row.two_sample.accuracy, row.two_sample.se, 3),
+        "two-sample": _NOTHING
+        if row.two_sample is None
+        else pair(row.two_sample.accuracy, row.two_sample.se, 3),
         "Fréchet": pair(row.frechet),
         "parameters": f"{row.parameters:,}",
         "train (s)": pair(row.seconds, digits=0),
@@ -83,7 +101,9 @@ def _cells(row: Row, best: Row) -> dict[str, str]:
 
 
 def record(row: Row, best: Row) -> dict[str, Any]:
-    """A row as plain numbers, None where there is none, and its protocol; `best` is that of its group."""
+    """A row as plain numbers, None where there is none, and its protocol; `best` is that of its
+    group.
+    """
     e = row.evaluation
     behind = None if row.bound is None or best.bound is None else difference(best.bound, row.bound)
     estimates = {
@@ -96,7 +116,10 @@ def record(row: Row, best: Row) -> dict[str, Any]:
     }
     numbers: dict[str, Any] = {"model": row.name, "parameters": row.parameters}
     for name, found in estimates.items():
-        numbers |= {name: None if found is None else found.mean, f"{name}_se": None if found is None else found.se}
+        numbers |= {
+            name: None if found is None else found.mean,
+            f"{name}_se": None if found is None else found.se,
+        }
     return numbers | {
         "behind_best": None if behind is None else behind.mean,
         "behind_best_se": None if behind is None else behind.se,

@@ -2,8 +2,8 @@
 
     x̂ = E[x | z = E_q[z | x]],    SSE(x) = ‖x − x̂‖²,    PSNR = 10 log₁₀(peak² D / E[SSE])
 
-For an auto-encoder x̂ = g(f(x)). SSE is in squared units of the data and PSNR in decibels; neither is in nats, and neither says anything
-of the likelihood.
+For an auto-encoder x̂ = g(f(x)). SSE is in squared units of the data and PSNR in decibels; neither
+is in nats, and neither says anything of the likelihood.
 """
 
 import math
@@ -37,22 +37,29 @@ def reconstruct(lvm: LatentVariableModel, batch: Tensor, num_samples: int = 1) -
     """
     if not isinstance(batch, Tensor):
         raise ContractError(
-            f"reconstruct: the batch is a {type(batch).__name__}, not one tensor; of pairs (corrupted, clean), pass the corrupted ones alone."
+            f"reconstruct: the batch is a {type(batch).__name__}, not one tensor; of pairs "
+            "(corrupted, clean), pass the corrupted ones alone."
         )
     means = predict(lvm, posterior_mean(lvm, batch, num_samples), like=batch)
     found = [mean for mean in means.values() if mean.shape == batch.shape]
     if len(means) != 1 or not found:
         shapes = {name: tuple(mean.shape) for name, mean in means.items()}
-        raise ContractError(f"reconstruct: the model observes {shapes}, not one site of the batch's shape {tuple(batch.shape)}.")
+        raise ContractError(
+            f"reconstruct: the model observes {shapes}, not one site of the batch's shape "
+            f"{tuple(batch.shape)}."
+        )
     return found[0]
 
 
 @torch.no_grad()
-def squared_error(lvm: LatentVariableModel, data: object, num_samples: int = 1, seed: int = 0) -> Estimate:
+def squared_error(
+    lvm: LatentVariableModel, data: object, num_samples: int = 1, seed: int = 0
+) -> Estimate:
     """SSE of the reconstruction, for every datum; a fresh transform of the data is drawn once.
 
     Returns:
-        Estimate of shape (num_data,), without Monte Carlo error where the posterior mean is known in closed form.
+        Estimate of shape (num_data,), without Monte Carlo error where the posterior mean is known
+        in closed form.
 
     Example:
         >>> import torch
@@ -66,9 +73,14 @@ def squared_error(lvm: LatentVariableModel, data: object, num_samples: int = 1, 
     fixed = fixed_beside(lvm, data, seed)
     parts = [part.x for part in fixed.parts(_ROWS)]
     if any(not isinstance(x, Tensor) for x in parts):
-        raise ContractError("squared_error: the data are not of one tensor; pass one tensor, with one datum a row.")
+        raise ContractError(
+            "squared_error: the data are not of one tensor; pass one tensor, with one datum a row."
+        )
     with seeded(seed, fixed.device):
-        errors = [(x - reconstruct(lvm, x, num_samples)).double().square().reshape(len(x), -1).sum(1) for x in parts]
+        errors = [
+            (x - reconstruct(lvm, x, num_samples)).double().square().reshape(len(x), -1).sum(1)
+            for x in parts
+        ]
     values = torch.cat(errors).cpu()
     return Estimate(values, torch.zeros_like(values))
 
@@ -81,9 +93,11 @@ class Decibels(NamedTuple):
 
 
 def psnr(restored: Tensor, clean: Tensor, peak: float = 1.0) -> Decibels:
-    """Peak signal-to-noise ratio of a set of pictures, in decibels: 10 log₁₀(peak² / MSE), MSE being the mean over all of them.
+    """Peak signal-to-noise ratio of a set of pictures, in decibels: 10 log₁₀(peak² / MSE), MSE
+    being the mean over all of them.
 
-    The mean of the pictures' own ratios would be infinite as soon as one of them is restored to the last digit.
+    The mean of the pictures' own ratios would be infinite as soon as one of them is restored to
+    the last digit.
 
     Arguments:
         restored, clean: shape (num_data, ...) both.
@@ -102,7 +116,10 @@ def psnr(restored: Tensor, clean: Tensor, peak: float = 1.0) -> Decibels:
     check_tensor("psnr: restored", restored)
     check_tensor("psnr: clean", clean)
     if restored.shape != clean.shape:
-        raise ValueError(f"psnr: restored has shape {tuple(restored.shape)}, clean {tuple(clean.shape)}; they must be equal.")
+        raise ValueError(
+            f"psnr: restored has shape {tuple(restored.shape)}, clean {tuple(clean.shape)}; they "
+            "must be equal."
+        )
     errors = (restored - clean).double().square().flatten(1).mean(1)
     mse = errors.mean().item()
     if mse == 0:

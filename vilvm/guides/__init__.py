@@ -1,4 +1,6 @@
-"""Guides: the amortised Gaussian, the degenerate one of an auto-encoder, and one optimised for single data."""
+"""Guides: the amortised Gaussian, the degenerate one of an auto-encoder, and one optimised for
+single data.
+"""
 
 from vilvm.guides.delta import delta, flat_prior
 from vilvm.guides.local import WithLocalGuide, fit_local_guide

@@ -1,4 +1,5 @@
-"""The amortised diagonal Gaussian, q(z | x) = N(m(x), diag s²(x)): the guide of a variational auto-encoder.
+"""The amortised diagonal Gaussian, q(z | x) = N(m(x), diag s²(x)): the guide of a variational
+auto-encoder.
 
 Reference: Auto-Encoding Variational Bayes, Diederik P. Kingma and Max Welling, 2014.
 """
@@ -8,11 +9,13 @@ from torch import Tensor
 
 __all__ = ["normal"]
 
-_LOG_VARIANCES = (-14.0, 14.0)  # keeps scales within e^±7, so that none overflows early in training
+# keeps scales within e^±7, so that none overflows early in training
+_LOG_VARIANCES = (-14.0, 14.0)
 
 
 def normal(out: Tensor) -> dist.Independent:
-    """N(m, diag s²), m and log s² being the two halves of the last dimension of an encoder's output, shape (..., 2 d).
+    """N(m, diag s²), m and log s² being the two halves of the last dimension of an encoder's
+    output, shape (..., 2 d).
 
     Example:
         >>> import torch

@@ -1,4 +1,7 @@
-"""Objectives that Pyro lacks. They speak its protocol, so ``fit`` and plain ``pyro.infer.SVI`` take them alike."""
+"""Objectives that Pyro lacks.
+
+They speak its protocol, so ``fit`` and plain ``pyro.infer.SVI`` take them alike.
+"""
 
 from vilvm.objectives.annealed import Annealed
 

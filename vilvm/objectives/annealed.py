@@ -2,8 +2,8 @@
 
     loss(step) = distortion + β(step) · rate,    β(step) = min(1, start + (1 − start) · step / warmup)
 
-so that the decoder learns to use z before the prior pulls q(z | x) towards itself. At β = 1 this is the objective inside, whose
-bound alone is a bound.
+so that the decoder learns to use z before the prior pulls q(z | x) towards itself. At β = 1 this
+is the objective inside, whose bound alone is a bound.
 
 Reference: Generating Sentences from a Continuous Space, Bowman et al., 2016.
 """
@@ -46,7 +46,8 @@ class Annealed(ELBO):
         start: β at the first step.
 
     Raises:
-        ValueError: warmup below 1, start outside [0, 1], or an objective that is no sum of rate and distortion.
+        ValueError: warmup below 1, start outside [0, 1], or an objective that is no sum of rate
+            and distortion.
 
     Example:
         >>> from pyro.infer import Trace_ELBO
@@ -57,15 +58,28 @@ class Annealed(ELBO):
 
     def __init__(self, objective: Any, warmup: int, start: float = 0.0):
         super().__init__()
-        warmup, start = check_number("Annealed: warmup", warmup), check_positive("Annealed: start", start, zero=True)
+        warmup, start = (
+            check_number("Annealed: warmup", warmup),
+            check_positive("Annealed: start", start, zero=True),
+        )
         if start > 1:
             raise ValueError(f"Annealed: start must be at most 1; got {start}.")
-        if isinstance(objective, type) or not (hasattr(objective, "differentiable_loss") or hasattr(objective, "loss_and_grads")):
-            name = objective.__name__ if isinstance(objective, type) else f"a {type(objective).__name__}"
-            raise ValueError(f"Annealed: objective must be an instance of a Pyro ELBO, such as Trace_ELBO(); got {name}.")
+        if isinstance(objective, type) or not (
+            hasattr(objective, "differentiable_loss") or hasattr(objective, "loss_and_grads")
+        ):
+            name = (
+                objective.__name__
+                if isinstance(objective, type)
+                else f"a {type(objective).__name__}"
+            )
+            raise ValueError(
+                "Annealed: objective must be an instance of a Pyro ELBO, such as Trace_ELBO(); "
+                f"got {name}."
+            )
         if isinstance(objective, TraceEnum_ELBO) or not hasattr(objective, "differentiable_loss"):
             raise ValueError(
-                f"Annealed: {type(objective).__name__} weighs its samples or sums over latents, so its rate has no factor of its own; anneal "
+                f"Annealed: {type(objective).__name__} weighs its samples or sums over latents, "
+                "so its rate has no factor of its own; anneal "
                 "Trace_ELBO() or TraceMeanField_ELBO()."
             )
         self.objective, self.warmup, self.start, self.step = objective, warmup, start, 0
@@ -93,15 +107,21 @@ class Annealed(ELBO):
         """Counts a step."""
         self.step += 1
 
-    def differentiable_loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def differentiable_loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
         """The annealed loss; counts a step."""
         return self._annealed("differentiable_loss", model, guide, args, kwargs)
 
-    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def loss_and_grads(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
         """The annealed loss, its gradients accumulated in the parameters; counts a step."""
         return self._annealed("loss_and_grads", model, guide, args, kwargs)
 
-    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
         """The loss without annealing, which is what a bound is reported by."""
         return self.objective.loss(model, guide, *args, **kwargs)
 

@@ -7,7 +7,15 @@ import torch
 from matplotlib.figure import Figure
 
 from vilvm.diagnostics import SBC, TARP, Collapse, Convergence, Gaps, ParetoK, PredictiveCheck
-from vilvm.plots.findings import coverage_curve, elbo_tail, gap_bars, kl_bars, pareto_k, predictive_check, rank_ecdf
+from vilvm.plots.findings import (
+    coverage_curve,
+    elbo_tail,
+    gap_bars,
+    kl_bars,
+    pareto_k,
+    predictive_check,
+    rank_ecdf,
+)
 
 __all__ = ["diagnosis_figures"]
 
@@ -27,11 +35,17 @@ def diagnosis_figures(results: Mapping[str, Any], history: Any = None) -> dict[s
         >>> sorted(diagnosis_figures({"Pareto k̂": vilvm.diagnostics.pareto_k(PPCA(4, 2).maximise(x), x)}))
         ['Pareto k̂']
     """
-    drawn = {r.finding.name: plot(r) for r in results.values() if (plot := _PLOTS.get(type(r))) is not None}
+    drawn = {
+        r.finding.name: plot(r)
+        for r in results.values()
+        if (plot := _PLOTS.get(type(r))) is not None
+    }
     for result in results.values():
         if isinstance(result, Convergence) and history is not None and result.trend is not None:
             records = getattr(history, "history", history)
-            drawn[result.finding.name] = elbo_tail(records[result.column], result.num_records, records["step"])
+            drawn[result.finding.name] = elbo_tail(
+                records[result.column], result.num_records, records["step"]
+            )
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
@@ -40,13 +54,19 @@ def _weights(found: ParetoK) -> Figure | None:
 
 
 def _ranks(found: SBC) -> Figure | None:
-    whole = (found.ranks >= 0).all(0)  # a latent that a mask hides in some simulations has fewer ranks, and so another band
+    # a latent that a mask hides in some simulations has fewer ranks, and so another band
+    whole = (found.ranks >= 0).all(0)
     names = [name for name, kept in zip(found.names, whole.tolist(), strict=True) if kept]
-    return rank_ecdf(found.ranks[:, whole], found.num_draws, names, found.false_alarm) if names else None
+    return (
+        rank_ecdf(found.ranks[:, whole], found.num_draws, names, found.false_alarm)
+        if names
+        else None
+    )
 
 
 def _coverage(found: TARP) -> Figure:
-    # How far from the reference the truth lies among the draws, as the share of them that is nearer: uniform, if all is well.
+    # How far from the reference the truth lies among the draws, as the share of them that is
+    # nearer: uniform, if all is well.
     level = torch.linspace(0, 1, 101, dtype=torch.float64)
     shares = (found.ranks.double() + 0.5) / (found.num_draws + 1)
     reached = torch.searchsorted(shares.sort().values, level, right=True).double() / len(shares)
@@ -68,7 +88,9 @@ def _divergences(found: Collapse) -> Figure | None:
     if kl.numel() == 1:
         return None
     active = found.active.get(name)
-    return kl_bars(kl.flatten(), None if active is None or active.shape != kl.shape else active.flatten())
+    return kl_bars(
+        kl.flatten(), None if active is None or active.shape != kl.shape else active.flatten()
+    )
 
 
 def _replicates(found: PredictiveCheck) -> Figure:

@@ -1,4 +1,6 @@
-"""The colours of figures, each with the variable of the page's style sheet that takes its place there, in light and in dark."""
+"""The colours of figures, each with the variable of the page's style sheet that takes its place
+there, in light and in dark.
+"""
 
 __all__ = ["GREY", "INK", "SECOND", "THEMED"]
 

@@ -1,4 +1,6 @@
-"""Figures whose text is shown as it is written, for names come from the user: "$x" is no formula here, and an unbalanced one would raise."""
+"""Figures whose text is shown as it is written, for names come from the user: "$x" is no formula
+here, and an unbalanced one would raise.
+"""
 
 from typing import Any
 
@@ -9,7 +11,9 @@ __all__ = ["PlainFigure"]
 
 
 class PlainFigure(Figure):
-    """A Figure without formulas, but for the powers of ten that matplotlib writes on logarithmic axes."""
+    """A Figure without formulas, but for the powers of ten that matplotlib writes on logarithmic
+    axes.
+    """
 
     def draw(self, renderer: Any) -> None:
         """Draws, as matplotlib does."""

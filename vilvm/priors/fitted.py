@@ -4,17 +4,20 @@ The codes are draws from the aggregated posterior, one a datum,
 
     q(z) = E_x q(z | x),
 
-which for an auto-encoder are its codes f(x) themselves. p̂ is the density of a family that is likeliest on them:
+which for an auto-encoder are its codes f(x) themselves. p̂ is the density of a family that is
+likeliest on them:
 
 - "diagonal": N(μ̂, diag σ̂²), the naive baseline "fit a Gaussian to the codes and sample";
 - "full":     N(μ̂, Σ̂);
 - "mixture":  Σₖ πₖ N(μₖ, Σₖ), by expectation maximisation (scikit-learn);
 - "flow":     the density of μ̂ + L T(u), u ~ N(0, I), L Lᵀ = Σ̂, T a masked autoregressive flow (Pyro's transforms).
 
-For a variational auto-encoder, of whose ELBO −KL(q(z) ‖ p(z)) is a term, a fitted prior says what the prior alone costs.
+For a variational auto-encoder, of whose ELBO −KL(q(z) ‖ p(z)) is a term, a fitted prior says what
+the prior alone costs.
 
-References: ELBO surgery: yet another way to carve up the variational evidence lower bound, Hoffman and Johnson, 2016; Masked
-Autoregressive Flow for Density Estimation, Papamakarios, Pavlakou and Murray, 2017.
+References: ELBO surgery: yet another way to carve up the variational evidence lower bound, Hoffman
+and Johnson, 2016; Masked Autoregressive Flow for Density Estimation, Papamakarios, Pavlakou and
+Murray, 2017.
 """
 
 from collections.abc import Sequence
@@ -42,16 +45,24 @@ _LAYERS, _HIDDEN, _BATCH, _RATE = 4, [64, 64], 500, 3e-3  # of a flow and its tr
 class FittedPrior(nn.Module):
     """A density of one latent vector, its parameters frozen.
 
-    It is a model itself, of codes as data and without a latent, whose ELBO is their log-likelihood: so a flow is trained.
+    It is a model itself, of codes as data and without a latent, whose ELBO is their
+    log-likelihood: so a flow is trained.
 
     Arguments:
         latent: the name of the latent it is a prior of.
         kind: "diagonal", "full", "mixture" or "flow".
-        parameters: tensors by name, those of the density of that kind; for a flow, mean and scale_tril of the affine map at its end.
+        parameters: tensors by name, those of the density of that kind; for a flow, mean and
+            scale_tril of the affine map at its end.
         layers: of a flow: from a code, each towards N(0, I).
     """
 
-    def __init__(self, latent: str, kind: str, parameters: dict[str, Tensor], layers: Sequence[nn.Module] = ()):
+    def __init__(
+        self,
+        latent: str,
+        kind: str,
+        parameters: dict[str, Tensor],
+        layers: Sequence[nn.Module] = (),
+    ):
         super().__init__()
         self.latent, self.kind = latent, kind
         for name, value in parameters.items():
@@ -67,11 +78,18 @@ class FittedPrior(nn.Module):
         if self.kind == "flow":
             white = dist.Normal(torch.zeros_like(mean), 1.0).to_event(1)
             back = transforms.Permute(torch.arange(len(mean) - 1, -1, -1, device=mean.device))
-            # A layer is quick from code to noise, which is what a density needs, and takes d passes the other way, to draw.
+            # A layer is quick from code to noise, which is what a density needs, and takes d
+            # passes the other way, to draw.
             steps = [step for layer in self.layers for step in (back, layer.inv)][::-1]
-            return dist.TransformedDistribution(white, [*steps, transforms.LowerCholeskyAffine(mean, scale_tril)])
+            return dist.TransformedDistribution(
+                white, [*steps, transforms.LowerCholeskyAffine(mean, scale_tril)]
+            )
         normal = dist.MultivariateNormal(mean, scale_tril=scale_tril)
-        return normal if self.kind == "full" else dist.MixtureSameFamily(dist.Categorical(self.get_parameter("weights")), normal)
+        return (
+            normal
+            if self.kind == "full"
+            else dist.MixtureSameFamily(dist.Categorical(self.get_parameter("weights")), normal)
+        )
 
     def model(self, codes: Tensor) -> None:
         """p̂(z), observed at codes of shape (num_data, d)."""
@@ -82,7 +100,8 @@ class FittedPrior(nn.Module):
         """There is nothing to infer."""
 
     def __getstate__(self) -> dict[str, Any]:
-        for layer in self.layers:  # which keep their last tensors, and those may have a history, which cannot be copied
+        # which keep their last tensors, and those may have a history, which cannot be copied
+        for layer in self.layers:
             layer._cached_x_y, layer._cached_log_scale = (None, None), None  # type: ignore[assignment]
         return self.__dict__
 
@@ -110,10 +129,12 @@ def fit_prior(
         data: the training data; a fresh transform is drawn once.
         kind: "diagonal", "full", "mixture" or "flow".
         components: of a mixture.
-        steps: of a flow's training by ``vilvm.fit``, which keeps what is best on a tenth of the codes.
+        steps: of a flow's training by ``vilvm.fit``, which keeps what is best on a tenth of the
+            codes.
         latent: which latent, if there are several; a vector for each datum.
         batch_size: data a pass.
-        seed: of the draws of codes, the transform, the start of a mixture or flow, and a flow's training.
+        seed: of the draws of codes, the transform, the start of a mixture or flow, and a flow's
+            training.
         progress: whether to show a flow's progress; by default on a terminal only.
 
     Returns:
@@ -139,20 +160,39 @@ def fit_prior(
     batch_size = check_number("fit_prior: batch_size", batch_size)
     name, codes = _codes(lvm, data, latent, seed, batch_size)
     dim = codes.shape[1]
-    needed = {"diagonal": 2, "full": dim + 1, "mixture": max(components, dim + 1), "flow": max(20, 2 * dim)}[kind]
+    needed = {
+        "diagonal": 2,
+        "full": dim + 1,
+        "mixture": max(components, dim + 1),
+        "flow": max(20, 2 * dim),
+    }[kind]
     if len(codes) < needed:
-        raise ValueError(f"fit_prior: a {kind} prior of {dim} dimensions needs at least {needed} data; got {len(codes)}.")
+        raise ValueError(
+            f"fit_prior: a {kind} prior of {dim} dimensions needs at least {needed} data; got "
+            f"{len(codes)}."
+        )
     if not bool(torch.isfinite(codes).all()) or bool((codes == codes[0]).all()):
-        raise ValueError("fit_prior: the codes are all the same, or not finite, so no density fits them; train the model first.")
+        raise ValueError(
+            "fit_prior: the codes are all the same, or not finite, so no density fits them; train "
+            "the model first."
+        )
     if kind == "flow":
         return _flow(name, codes, steps, seed, progress)
     z = codes.double()
-    parameters = _diagonal(z) if kind == "diagonal" else _full(z) if kind == "full" else _mixture(z, components, seed)
+    parameters = (
+        _diagonal(z)
+        if kind == "diagonal"
+        else _full(z)
+        if kind == "full"
+        else _mixture(z, components, seed)
+    )
     return FittedPrior(name, kind, {n: v.to(codes) for n, v in parameters.items()})
 
 
 @torch.no_grad()
-def _codes(lvm: LatentVariableModel, data: Any, latent: str | None, seed: int, batch_size: int) -> tuple[str, Tensor]:
+def _codes(
+    lvm: LatentVariableModel, data: Any, latent: str | None, seed: int, batch_size: int
+) -> tuple[str, Tensor]:
     fixed = fixed_beside(lvm, data, seed)
     batches = fixed.parts(batch_size) if fixed.divisible else [fixed.loaded()]
     with seeded(seed, fixed.device):
@@ -160,12 +200,15 @@ def _codes(lvm: LatentVariableModel, data: Any, latent: str | None, seed: int, b
     names = layout.latents
     name = latent if latent is not None else names[0] if len(names) == 1 else None
     if name is None or name not in names:
-        raise ContractError(f"fit_prior: the latents are {list(names)}; say which with latent=..., one of them.")
+        raise ContractError(
+            f"fit_prior: the latents are {list(names)}; say which with latent=..., one of them."
+        )
     with seeded(seed, fixed.device):
         parts = [posterior(lvm, batch.x)[name][0] for batch in batches]
     if name not in layout.data_axes or any(part.dim() != 2 for part in parts):
         raise ContractError(
-            f"fit_prior: latent {name!r} has shape {tuple(parts[0].shape)}, and not that of one vector for each datum."
+            f"fit_prior: latent {name!r} has shape {tuple(parts[0].shape)}, and not that of one "
+            "vector for each datum."
         )
     return name, torch.cat(parts)
 
@@ -177,7 +220,9 @@ def _diagonal(z: Tensor) -> dict[str, Tensor]:
 
 def _full(z: Tensor) -> dict[str, Tensor]:
     cov = torch.cov(z.T, correction=0).reshape(z.shape[1], -1)
-    floor = _SMALLEST * cov.diagonal().max() * torch.eye(len(cov), dtype=cov.dtype, device=cov.device)
+    floor = (
+        _SMALLEST * cov.diagonal().max() * torch.eye(len(cov), dtype=cov.dtype, device=cov.device)
+    )
     return {"mean": z.mean(0), "scale_tril": torch.linalg.cholesky(cov + floor)}
 
 
@@ -196,16 +241,25 @@ def _mixture(z: Tensor, components: int, seed: int) -> dict[str, Tensor]:
 def _flow(name: str, codes: Tensor, steps: int, seed: int, progress: bool | None) -> FittedPrior:
     dim = codes.shape[1]
     if dim < 2:
-        raise ValueError("fit_prior: an autoregressive flow needs a latent of two dimensions or more; take a mixture.")
+        raise ValueError(
+            "fit_prior: an autoregressive flow needs a latent of two dimensions or more; take a "
+            "mixture."
+        )
     if codes.dtype != torch.float32:
         raise ValueError(
-            f"fit_prior: Pyro's flow is of single precision, and the codes are {codes.dtype}; take a mixture, or lvm.float()."
+            f"fit_prior: Pyro's flow is of single precision, and the codes are {codes.dtype}; "
+            "take a mixture, or lvm.float()."
         )
     with seeded(seed, codes.device):
-        layers = [transforms.affine_autoregressive(dim, [max(size, dim) for size in _HIDDEN]) for _ in range(_LAYERS)]
+        layers = [
+            transforms.affine_autoregressive(dim, [max(size, dim) for size in _HIDDEN])
+            for _ in range(_LAYERS)
+        ]
         order = torch.randperm(len(codes)).to(codes.device)
     held_out, train = codes[order[: len(codes) // 10]], codes[order[len(codes) // 10 :]]
-    prior = FittedPrior(name, "flow", {n: v.to(codes) for n, v in _full(train.double()).items()}, layers).to(codes)
+    prior = FittedPrior(
+        name, "flow", {n: v.to(codes) for n, v in _full(train.double()).items()}, layers
+    ).to(codes)
     fitted = fit(
         prior,
         train,

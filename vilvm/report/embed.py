@@ -1,7 +1,9 @@
-"""A matplotlib figure within an HTML page: inline SVG, whose text is text and whose colours follow the page's.
+"""A matplotlib figure within an HTML page: inline SVG, whose text is text and whose colours follow
+the page's.
 
-Inline SVGs share the page's identifiers, so each gets a prefix of its own. Many points are drawn as pixels, which an SVG embeds as a PNG, for
-three thousand circles would weigh more than the rest of the page.
+Inline SVGs share the page's identifiers, so each gets a prefix of its own. Many points are drawn
+as pixels, which an SVG embeds as a PNG, for three thousand circles would weigh more than the rest
+of the page.
 """
 
 import io
@@ -33,12 +35,19 @@ def embedded(figure: Figure, prefix: str) -> str:
         prefix: of the identifiers, different for every figure of a page.
     """
     out = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))  # no metadata, in which there are addresses
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vilvm"}), _as_pixels(_crowded(figure)):
-        figure.savefig(out, format="svg", dpi=_DPI, bbox_inches="tight", transparent=True, metadata=nothing)
+    # no metadata, in which there are addresses
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with (
+        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vilvm"}),
+        _as_pixels(_crowded(figure)),
+    ):
+        figure.savefig(
+            out, format="svg", dpi=_DPI, bbox_inches="tight", transparent=True, metadata=nothing
+        )
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # it would hold for the whole page; page.css says the same
+    # it would hold for the whole page; page.css says the same
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="([^"]*)"', rf'id="{prefix}-\1"', svg)
     svg = re.sub(r'(href="#|url\(#)', rf"\1{prefix}-", svg)
     svg = re.sub(r'(?<=[:"]) ?(#[0-9a-f]{6})(?=[;"])', _themed, svg)
@@ -47,7 +56,9 @@ def embedded(figure: Figure, prefix: str) -> str:
 
 
 def described(figure: Figure) -> str:
-    """The figure in words, for those who do not see it: titles, axes, and what the legends and rows say."""
+    """The figure in words, for those who do not see it: titles, axes, and what the legends and
+    rows say.
+    """
     return " ".join(_axes_in_words(axes) for axes in figure.axes)
 
 
@@ -57,7 +68,8 @@ def _opening(svg: str, figure: Figure) -> str:
     width, height = (float(n) for n in size.groups())
     label = escape(described(figure))
     return (
-        f'<svg viewBox="0 0 {width:g} {height:g}" width="{width * _PX:.0f}" height="{height * _PX:.0f}" '
+        f'<svg viewBox="0 0 {width:g} {height:g}" width="{width * _PX:.0f}" '
+        f'height="{height * _PX:.0f}" '
         f'role="img" aria-label="{label}">'
     )
 
@@ -67,7 +79,12 @@ def _themed(found: re.Match[str]) -> str:
 
 
 def _crowded(figure: Figure) -> list[Artist]:
-    clouds = [cloud for axes in figure.axes for cloud in axes.collections if isinstance(cloud, PathCollection)]
+    clouds = [
+        cloud
+        for axes in figure.axes
+        for cloud in axes.collections
+        if isinstance(cloud, PathCollection)
+    ]
     return [cloud for cloud in clouds if len(cloud.get_offsets()) > _FEW]  # pyright: ignore[reportArgumentType]
 
 
@@ -89,7 +106,11 @@ def _axes_in_words(axes: Axes) -> str:
     rows = [text for text in ticks if text and not _is_number(text)]
     parts = [
         axes.get_title(),
-        f"{up} against {across}" if up and across else f"along the axis: {up or across}" if up or across else "",
+        f"{up} against {across}"
+        if up and across
+        else f"along the axis: {up or across}"
+        if up or across
+        else "",
         "rows: " + ", ".join(rows) if rows else "",
         "legend: " + ", ".join(text.get_text() for text in legend.get_texts()) if legend else "",
     ]

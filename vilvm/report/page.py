@@ -1,7 +1,9 @@
-"""The page of a run or of a ledger: one HTML file that holds all it shows, opens without a network, and is read on screen, phone and paper.
+"""The page of a run or of a ledger: one HTML file that holds all it shows, opens without a
+network, and is read on screen, phone and paper.
 
-What matters comes first: the main numbers, then the findings, the gravest before the others, then tables, curves and pictures, and last what it
-takes to have it all again. Nothing is loaded and nothing is run: the page's own policy forbids both.
+What matters comes first: the main numbers, then the findings, the gravest before the others, then
+tables, curves and pictures, and last what it takes to have it all again. Nothing is loaded and
+nothing is run: the page's own policy forbids both.
 """
 
 import importlib.resources
@@ -39,11 +41,14 @@ _TERMS = {
     "Fréchet": "distance between draws and data, lower is better",
 }
 _ABREAST = 5  # numbers of the summary
-_WIDE, _FLAT = 6.5, 1.5  # inches, width over height; figures beyond both scroll on a phone, where their text would be too small
+# inches, width over height; figures beyond both scroll on a phone, where their text would be too
+# small
+_WIDE, _FLAT = 6.5, 1.5
 
 
 class Table(NamedTuple):
-    """Rows of cells under a head. Cells are put into words as the settings are; the first of a row names it.
+    """Rows of cells under a head. Cells are put into words as the settings are; the first of a row
+    names it.
 
     Arguments:
         head: of every column.
@@ -61,7 +66,8 @@ class Page:
     Arguments:
         title: above.
         lead: one sentence: what was done, on which data.
-        summary: the main numbers, by name: words, numbers, or estimates with their standard errors.
+        summary: the main numbers, by name: words, numbers, or estimates with their standard
+            errors.
         findings: shown the gravest first.
         finding_figures: plots, by the name of their finding.
         ledger: its groups become tables, each under its protocol.
@@ -70,7 +76,8 @@ class Page:
         figures: pictures, by caption.
         settings: of the run, by name.
         command: that makes it all again; see ``vilvm.report.command``.
-        environment: what it was made with; by default versions, commit and date of now. ``vilvm.report.environment`` adds device and seed.
+        environment: what it was made with; by default versions, commit and date of now.
+            ``vilvm.report.environment`` adds device and seed.
 
     Raises:
         ValueError: a figure of a finding that is not there.
@@ -99,7 +106,9 @@ class Page:
         names = [finding.name for finding in self.findings]
         astray = sorted(set(self.finding_figures) - set(names))
         if astray:
-            raise ValueError(f"Page: there is a figure for {astray[0]!r}, and the findings are {names}.")
+            raise ValueError(
+                f"Page: there is a figure for {astray[0]!r}, and the findings are {names}."
+            )
 
     def html(self) -> str:
         """The page, as one document."""
@@ -122,11 +131,14 @@ class Page:
 
 
 def _document(page: Page, sections: Mapping[str, str]) -> str:
-    style = importlib.resources.files("vilvm.report").joinpath("page.css").read_text(encoding="utf-8")
+    style = (
+        importlib.resources.files("vilvm.report").joinpath("page.css").read_text(encoding="utf-8")
+    )
     anchors = {name: name.lower().replace(" ", "-") for name in sections}
     links = "".join(f'<li><a href="#{anchors[name]}">{name}</a></li>' for name in sections)
     bodies = "\n".join(
-        f'<section aria-labelledby="{anchors[name]}">\n<h2 id="{anchors[name]}">{name}</h2>\n{body}\n</section>'
+        f'<section aria-labelledby="{anchors[name]}">\n<h2 '
+        f'id="{anchors[name]}">{name}</h2>\n{body}\n</section>'
         for name, body in sections.items()
     )
     return f"""<!DOCTYPE html>
@@ -180,11 +192,17 @@ def _number(text: str) -> str:
     return escape(number) + (f' <span class="se">± {escape(error)}</span>' if plus_minus else "")
 
 
-def _findings(findings: Sequence[Finding], figures: Mapping[str, Figure], numbers: Iterator[int]) -> str:
+def _findings(
+    findings: Sequence[Finding], figures: Mapping[str, Figure], numbers: Iterator[int]
+) -> str:
     if not findings:
         return ""
     counts = Counter(finding.severity for finding in findings)
-    said = ", ".join(f"{counts[severity]} {severity.name}" for severity in sorted(Severity, reverse=True) if counts[severity])
+    said = ", ".join(
+        f"{counts[severity]} {severity.name}"
+        for severity in sorted(Severity, reverse=True)
+        if counts[severity]
+    )
     ordered = sorted(findings, key=lambda finding: -finding.severity)
     shown = (_finding(finding, figures.get(finding.name), numbers) for finding in ordered)
     return f'<p class="quiet">By severity: {said}.</p>\n' + "\n".join(shown)
@@ -199,7 +217,9 @@ def _finding(finding: Finding, figure: Figure | None, numbers: Iterator[int]) ->
         f'<p class="quiet">Threshold: {escape(finding.source)}</p>' if finding.source else "",
     ]
     plot = _figures({"": figure}, numbers) if figure is not None else ""
-    return f'<article class="finding {severity.lower()}"><div>{"".join(said)}</div>{plot}</article>'
+    return (
+        f'<article class="finding {severity.lower()}"><div>{"".join(said)}</div>{plot}</article>'
+    )
 
 
 def _ledger(ledger: Ledger | None) -> str:
@@ -208,15 +228,22 @@ def _ledger(ledger: Ledger | None) -> str:
     groups = ledger.groups()
     tables = {str(protocol): filled(rows) for protocol, rows in groups.items()}
     heads = [name for head, _ in tables.values() for name in head]
-    terms = [f"{term}: {meaning}" for term, meaning in _TERMS.items() if any(name.startswith(term) for name in heads)]
+    terms = [
+        f"{term}: {meaning}"
+        for term, meaning in _TERMS.items()
+        if any(name.startswith(term) for name in heads)
+    ]
     notes = "".join(f"<li>{escape(note)}</li>" for note in ledger.notes)
     return "\n".join(
         [
             _tables({name: Table(*cells) for name, cells in tables.items()}, "ranked"),
-            '<p class="quiet">Rows of different tables cannot be ranked against each other: their protocols differ.</p>'
+            '<p class="quiet">Rows of different tables cannot be ranked against each other: their '
+            "protocols differ.</p>"
             if len(groups) > 1
             else "",
-            f'<p class="quiet">{escape("; ".join(terms))}. ± is one standard error.</p>' if terms else "",
+            f'<p class="quiet">{escape("; ".join(terms))}. ± is one standard error.</p>'
+            if terms
+            else "",
             f'<ul class="notes">{notes}</ul>' if notes else "",
         ]
     )
@@ -230,20 +257,30 @@ def _table(caption: str, table: Table, kind: str) -> str:
     rows = [[typeset(words(cell)) for cell in row] for row in table.rows]
     for row in rows:
         if len(row) != len(table.head):
-            raise ValueError(f"Page: a row of the table {caption!r} has {len(row)} cells under a head of {len(table.head)}: {row}.")
-    numeric = [i > 0 and any(map(is_number, column)) for i, column in enumerate(zip(*rows, strict=True))] or [False] * len(
-        table.head
-    )
+            raise ValueError(
+                f"Page: a row of the table {caption!r} has {len(row)} cells under a head of "
+                f"{len(table.head)}: {row}."
+            )
+    numeric = [
+        i > 0 and any(map(is_number, column)) for i, column in enumerate(zip(*rows, strict=True))
+    ] or [False] * len(table.head)
     css = [' class="number"' if n else "" for n in numeric]
-    head = "".join(f'<th scope="col"{c}>{escape(name)}</th>' for name, c in zip(table.head, css, strict=True))
+    head = "".join(
+        f'<th scope="col"{c}>{escape(name)}</th>' for name, c in zip(table.head, css, strict=True)
+    )
     body = "\n".join(f"<tr>{_row(row, css)}</tr>" for row in rows)
-    shown = f'<table class="{kind}" aria-label="{escape(caption)}"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
+    shown = (
+        f'<table class="{kind}" '
+        f'aria-label="{escape(caption)}"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
+    )
     return f'<figure class="table"><figcaption>{escape(caption)}</figcaption>{_scrolled(shown, caption)}</figure>'
 
 
 def _row(cells: Sequence[str], css: Sequence[str]) -> str:
     first, *others = [_number(cell) for cell in cells]
-    return f'<th scope="row">{first}</th>' + "".join(f"<td{c}>{cell}</td>" for cell, c in zip(others, css[1:], strict=True))
+    return f'<th scope="row">{first}</th>' + "".join(
+        f"<td{c}>{cell}</td>" for cell, c in zip(others, css[1:], strict=True)
+    )
 
 
 def _pairs(pairs: Mapping[str, Any], label: str) -> str:
@@ -253,7 +290,9 @@ def _pairs(pairs: Mapping[str, Any], label: str) -> str:
         f'<tr><th scope="row">{escape(name.replace("_", " "))}</th><td>{escape(words(value))}</td></tr>'
         for name, value in pairs.items()
     )
-    return _scrolled(f'<table class="pairs" aria-label="{escape(label)}"><tbody>{rows}</tbody></table>', label)
+    return _scrolled(
+        f'<table class="pairs" aria-label="{escape(label)}"><tbody>{rows}</tbody></table>', label
+    )
 
 
 def _figures(figures: Mapping[str, Figure], numbers: Iterator[int]) -> str:
@@ -262,15 +301,24 @@ def _figures(figures: Mapping[str, Figure], numbers: Iterator[int]) -> str:
         svg = embedded(figure, f"figure{next(numbers)}")
         wide = (width := figure.get_figwidth()) > _WIDE and width > _FLAT * figure.get_figheight()
         body = _scrolled(svg, described(figure), "scroll wide") if wide else svg
-        shown.append(f"<figure>{body}{f'<figcaption>{escape(caption)}</figcaption>' if caption else ''}</figure>")
+        shown.append(
+            f"<figure>{body}{f'<figcaption>{escape(caption)}</figcaption>' if caption else ''}</figure>"
+        )
     return "\n".join(shown)
 
 
 def _scrolled(body: str, label: str, css: str = "scroll shaded") -> str:
-    """`body` in a container that scrolls by itself, with the keyboard as well, so that the page never scrolls sideways."""
-    return f'<div class="{css}" role="region" tabindex="0" aria-label="{escape(label)}">{body}</div>'
+    """`body` in a container that scrolls by itself, with the keyboard as well, so that the page
+    never scrolls sideways.
+    """
+    return (
+        f'<div class="{css}" role="region" tabindex="0" aria-label="{escape(label)}">{body}</div>'
+    )
 
 
 def _reproduce(command: str, made_with: Mapping[str, str]) -> str:
-    broken = " ".join(f"<span>{escape(word)}</span>" for word in command.split(" "))  # a line is broken between options, not within
-    return (f"<pre><code>{broken}</code></pre>" if command else "") + _pairs(made_with, "Made with")
+    # a line is broken between options, not within
+    broken = " ".join(f"<span>{escape(word)}</span>" for word in command.split(" "))
+    return (f"<pre><code>{broken}</code></pre>" if command else "") + _pairs(
+        made_with, "Made with"
+    )

@@ -16,8 +16,11 @@ __all__ = ["command", "environment"]
 _PACKAGES = {"torch": "torch", "pyro": "pyro-ppl", "vilvm": "vilvm"}
 
 
-def environment(device: str | torch.device | None = None, seed: int | None = None) -> dict[str, str]:
-    """Versions, machine, git commit of the working folder (where there is one) and date, each in words.
+def environment(
+    device: str | torch.device | None = None, seed: int | None = None
+) -> dict[str, str]:
+    """Versions, machine, git commit of the working folder (where there is one) and date, each in
+    words.
 
     Arguments:
         device: that did the work; its name is looked up.
@@ -33,14 +36,18 @@ def environment(device: str | torch.device | None = None, seed: int | None = Non
         found["device"] = _device(torch.device(device))
     if seed is not None:
         found["seed"] = str(seed)
-    found |= {"python": platform.python_version(), **{name: _version(package) for name, package in _PACKAGES.items()}}
+    found |= {
+        "python": platform.python_version(),
+        **{name: _version(package) for name, package in _PACKAGES.items()},
+    }
     found |= {"system": f"{platform.system()} {platform.machine()}"}
     commit = _commit()
     return {**found, "git commit": commit} if commit else found
 
 
 def command(module: str, options: Mapping[str, Any]) -> str:
-    """The command line that runs `module` with these options: True is a flag, False and None are left out.
+    """The command line that runs `module` with these options: True is a flag, False and None are
+    left out.
 
     Example:
         >>> from vilvm.report import command
@@ -71,11 +78,26 @@ def _version(package: str) -> str:
 
 
 def _commit() -> str:
-    """Of the working folder, and whether files differ from it; empty without git or outside a repository."""
-    words = ["git", "describe", "--always", "--exclude=*", "--abbrev=12", "--dirty= and uncommitted changes"]
+    """Of the working folder, and whether files differ from it; empty without git or outside a
+    repository.
+    """
+    words = [
+        "git",
+        "describe",
+        "--always",
+        "--exclude=*",
+        "--abbrev=12",
+        "--dirty= and uncommitted changes",
+    ]
     try:
         # Without locks: a report must not stand in the way of whoever works in the repository.
-        run = subprocess.run(words, capture_output=True, text=True, timeout=5, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"})
+        run = subprocess.run(
+            words,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     return run.stdout.strip() if run.returncode == 0 else ""

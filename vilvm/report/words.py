@@ -27,7 +27,9 @@ def words(value: Any) -> str:
 
 
 def typeset(text: str) -> str:
-    """With a minus sign where a hyphen stood before a number, and not where one stands within a name or a date."""
+    """With a minus sign where a hyphen stood before a number, and not where one stands within a
+    name or a date.
+    """
     return re.sub(r"(?<![\w.)−-])-(?=\.?\d|inf\b)", "−", text)
 
 

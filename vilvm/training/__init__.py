@@ -7,4 +7,14 @@ from vilvm.training.optimizers import by_name, one_cycle
 from vilvm.training.result import Event, Fit
 from vilvm.training.step import NonFiniteLossError
 
-__all__ = ["CheckpointError", "Event", "Fit", "History", "NonFiniteLossError", "Record", "by_name", "fit", "one_cycle"]
+__all__ = [
+    "CheckpointError",
+    "Event",
+    "Fit",
+    "History",
+    "NonFiniteLossError",
+    "Record",
+    "by_name",
+    "fit",
+    "one_cycle",
+]

@@ -1,7 +1,8 @@
 """Adam and AdamW as operations of a graph, on the state that torch's own optimizer keeps.
 
-What changes from step to step, learning rate, bias corrections and all the rest of a parameter group, is computed by the host in double precision and handed in as a
-small tensor, so that a scheduler needs no new graph. A step whose loss or gradient is not finite moves nothing.
+What changes from step to step, learning rate, bias corrections and all the rest of a parameter
+group, is computed by the host in double precision and handed in as a small tensor, so that a
+scheduler needs no new graph. A step whose loss or gradient is not finite moves nothing.
 """
 
 from collections.abc import Sequence
@@ -20,8 +21,8 @@ _STILL = (0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0)  # the numbers of a step that 
 class GraphAdam:
     """Adam and AdamW within a graph, on the state of a torch optimizer.
 
-    Reference: Adam: A Method for Stochastic Optimization, Kingma and Ba, 2015; Decoupled Weight Decay Regularization, Loshchilov and Hutter,
-    2019.
+    Reference: Adam: A Method for Stochastic Optimization, Kingma and Ba, 2015; Decoupled Weight
+    Decay Regularization, Loshchilov and Hutter, 2019.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]):
@@ -37,12 +38,17 @@ class GraphAdam:
     def serves(optimizer: torch.optim.Optimizer) -> bool:
         """Whether this is the update of `optimizer`."""
         return type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and not any(
-            g["amsgrad"] or g["maximize"] or g.get("differentiable") for g in optimizer.param_groups
+            g["amsgrad"] or g["maximize"] or g.get("differentiable")
+            for g in optimizer.param_groups
         )
 
     def blank(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """First and second moments as before the first step."""
-        return [torch.zeros_like(p, memory_format=torch.preserve_format) for _ in range(2) for p in parameters]
+        return [
+            torch.zeros_like(p, memory_format=torch.preserve_format)
+            for _ in range(2)
+            for p in parameters
+        ]
 
     def moments(self, parameters: Sequence[Tensor]) -> list[Tensor]:
         """The optimizer's own, in the same order."""
@@ -74,25 +80,44 @@ class GraphAdam:
         """Looks up how many steps the optimizer has counted, for which a GPU has to be waited for.
 
         Raises:
-            UntraceableError: some of these parameters have taken fewer steps than others, so that their corrections differ.
+            UntraceableError: some of these parameters have taken fewer steps than others, so that
+                their corrections differ.
         """
         first, same = parameters[:1], [id(p) for p in parameters] == [id(p) for p in self.moved]
         if not same:
             self.settle()
-        counts = {int(self.optimizer.state[p].get("step", 0)) for p in (first if same else parameters)}
+        counts = {
+            int(self.optimizer.state[p].get("step", 0)) for p in (first if same else parameters)
+        }
         if len(counts) > 1:
-            raise UntraceableError("parameters that have taken fewer steps than others, as those that were frozen for a while")
+            raise UntraceableError(
+                "parameters that have taken fewer steps than others, as those that were frozen "
+                "for a while"
+            )
         self.counted, self.moved = counts.pop(), parameters
 
     def numbers(self, step: int | None = None) -> Tensor:
-        """What changes from step to step, for the next one or another, counted from 1; by group of parameters: shape (groups, 8)."""
+        """What changes from step to step, for the next one or another, counted from 1; by group of
+        parameters: shape (groups, 8).
+        """
         step = self.counted + self.taken + 1 if step is None else step
         rows = []
         for group in self.optimizer.param_groups:
             lr, (b1, b2) = float(group["lr"]), map(float, group["betas"])
             decay = float(group["weight_decay"])
             shrink, penalty = (lr * decay, 0.0) if self._is_decoupled(group) else (0.0, decay)
-            rows.append((lr / (1 - b1**step), 1 - b1, b2, 1 - b2, (1 - b2**step) ** -0.5, float(group["eps"]), shrink, penalty))
+            rows.append(
+                (
+                    lr / (1 - b1**step),
+                    1 - b1,
+                    b2,
+                    1 - b2,
+                    (1 - b2**step) ** -0.5,
+                    float(group["eps"]),
+                    shrink,
+                    penalty,
+                )
+            )
         return torch.tensor(rows, device=self.device)
 
     def settle(self) -> None:
@@ -130,11 +155,15 @@ class GraphAdam:
                 grad = grad + penalty * p
             new_mean = mean + fresh * (grad - mean)
             new_square = b2 * square + fresh2 * (grad * grad)
-            new = (p - shrink * p if decays[group] else p) - step * new_mean / (new_square.sqrt() * correction + eps)
+            new = (p - shrink * p if decays[group] else p) - step * new_mean / (
+                new_square.sqrt() * correction + eps
+            )
             for old, value in ((p, new), (mean, new_mean), (square, new_square)):
                 old.copy_(value)
 
-    def gradients(self, moved: Sequence[Tensor], moments: Sequence[Tensor], clipped: float) -> dict[int, Tensor]:
+    def gradients(
+        self, moved: Sequence[Tensor], moments: Sequence[Tensor], clipped: float
+    ) -> dict[int, Tensor]:
         """The gradients of the first step, read off the first moments after it."""
         fresh = [1 - float(g["betas"][0]) for g in self.optimizer.param_groups]
         found = {}

@@ -1,4 +1,5 @@
-"""Which data each step sees: every epoch all of them once, in an order that follows from the seed and the epoch alone.
+"""Which data each step sees: every epoch all of them once, in an order that follows from the seed
+and the epoch alone.
 
 ``Batches`` are of one source of data; ``Turns`` takes those of several in turn.
 """
@@ -18,29 +19,44 @@ from vilvm.training.prefetch import Prefetched
 __all__ = ["Batches", "Turns", "batches_of"]
 
 
-def batches_of(data: Data | Interleaved, size: int | None, seed: int, ranks: ProcessGroup, pairs: bool) -> "Batches | Turns":
-    """The batches of `data`, at most `size` data each, or all; with `pairs`, none of a single datum that is left over."""
+def batches_of(
+    data: Data | Interleaved, size: int | None, seed: int, ranks: ProcessGroup, pairs: bool
+) -> "Batches | Turns":
+    """The batches of `data`, at most `size` data each, or all; with `pairs`, none of a single
+    datum that is left over.
+    """
     if isinstance(data, Data):
         return Batches(data, min(size or len(data), len(data)), seed, ranks, pairs)
     # Each source has an order of its own, so that data of equal number are not paired for ever.
-    each = [batches_of(s, size, seed + i * 2**32, ranks, pairs) for i, s in enumerate(data.sources)]
+    each = [
+        batches_of(s, size, seed + i * 2**32, ranks, pairs) for i, s in enumerate(data.sources)
+    ]
     return Turns(data, [b for b in each if isinstance(b, Batches)])
 
 
 class Batches:
     """The batches of a run. None depends on those before it, so a run can be taken up at any step.
 
-    Data on disk are read a few batches ahead and then copied to their device; their batches are those of the same data in memory.
+    Data on disk are read a few batches ahead and then copied to their device; their batches are
+    those of the same data in memory.
 
     Arguments:
         data: on the device already, or on disk.
-        size: data a batch; the last of an epoch may be smaller. All data, in their own order, if there are no more.
+        size: data a batch; the last of an epoch may be smaller. All data, in their own order, if
+            there are no more.
         seed: of the orders.
         ranks: each of which has its share of every batch.
         pairs: whether a last batch of one datum is left out, as batch normalisation needs two.
     """
 
-    def __init__(self, data: Data, size: int, seed: int, ranks: ProcessGroup | None = None, pairs: bool = False):
+    def __init__(
+        self,
+        data: Data,
+        size: int,
+        seed: int,
+        ranks: ProcessGroup | None = None,
+        pairs: bool = False,
+    ):
         self.whole = size >= len(data)
         self.leaves_out = pairs and not self.whole and len(data) % size == 1
         self.epoch_steps = math.ceil(len(data) / size) - self.leaves_out
@@ -49,12 +65,20 @@ class Batches:
         self._order: tuple[int, Tensor] | None = None
         self._ahead: Prefetched | None = None
         if self.data.streamed:
-            # The thread touches the host only: whatever it did on a GPU would break into the capture of a graph.
-            self._host, self._ahead = data.to("cpu"), Prefetched(lambda step: self._picked(self._host, step))
+            # The thread touches the host only: whatever it did on a GPU would break into the
+            # capture of a graph.
+            self._host, self._ahead = (
+                data.to("cpu"),
+                Prefetched(lambda step: self._picked(self._host, step)),
+            )
 
     def __call__(self, step: int) -> Any:
-        """This rank's share of the batch of a step, transformed with torch's generator as it is; where it has none, one datum for show."""
-        picked = self._picked(self.data, step) if self._ahead is None else self._sent(self._ahead(step))
+        """This rank's share of the batch of a step, transformed with torch's generator as it is;
+        where it has none, one datum for show.
+        """
+        picked = (
+            self._picked(self.data, step) if self._ahead is None else self._sent(self._ahead(step))
+        )
         return picked.look()
 
     @property
@@ -106,7 +130,8 @@ class Batches:
 
 
 class Turns:
-    """The batches of several sources in turn, in a fixed order: in an epoch each source's, spread evenly.
+    """The batches of several sources in turn, in a fixed order: in an epoch each source's, spread
+    evenly.
 
     Arguments:
         data: the sources.
@@ -117,7 +142,11 @@ class Turns:
         self.data, self.sources, self.size = data, sources, max(b.size for b in sources)
         self.whole = all(b.whole for b in sources)
         self.leaves_out = any(b.leaves_out for b in sources)
-        places = [((j + 0.5) / b.epoch_steps, i, j) for i, b in enumerate(sources) for j in range(b.epoch_steps)]
+        places = [
+            ((j + 0.5) / b.epoch_steps, i, j)
+            for i, b in enumerate(sources)
+            for j in range(b.epoch_steps)
+        ]
         self._turns = [(i, j) for _, i, j in sorted(places)]
         self.epoch_steps = len(self._turns)
 
@@ -133,9 +162,23 @@ class Turns:
         return self.sources[i], epoch * self.sources[i].epoch_steps + j
 
     def looked_at(self, step: int) -> int:
-        """The last step until `step`, or else the first after it, whose batch is of the first source."""
-        back = [s for s in range(step, max(-1, step - self.epoch_steps), -1) if self._own(s)[0] is self.sources[0]]
-        return back[0] if back else next(s for s in range(step, step + self.epoch_steps) if self._own(s)[0] is self.sources[0])
+        """The last step until `step`, or else the first after it, whose batch is of the first
+        source.
+        """
+        back = [
+            s
+            for s in range(step, max(-1, step - self.epoch_steps), -1)
+            if self._own(s)[0] is self.sources[0]
+        ]
+        return (
+            back[0]
+            if back
+            else next(
+                s
+                for s in range(step, step + self.epoch_steps)
+                if self._own(s)[0] is self.sources[0]
+            )
+        )
 
     def close(self) -> None:
         """Ends reading ahead."""

@@ -1,7 +1,10 @@
-"""A compiled step as one CUDA graph: one launch a step, however many kernels it has, with nothing for the host to wait for.
+"""A compiled step as one CUDA graph: one launch a step, however many kernels it has, with nothing
+for the host to wait for.
 
-What changes from step to step (the batch, the numbers of Adam) is copied into tensors that stay where they are; parameters, buffers and moments stay where they
-are anyway. Noise is torch's own: its generator is registered with the graph when it is captured, and a replay draws on from where it is.
+What changes from step to step (the batch, the numbers of Adam) is copied into tensors that stay
+where they are; parameters, buffers and moments stay where they are anyway. Noise is torch's own:
+its generator is registered with the graph when it is captured, and a replay draws on from where it
+is.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,16 +21,22 @@ _WARM_UP = 3  # runs before the capture, in which kernels are loaded and chosen
 
 
 class Captured:
-    """`run` of tensors that change and of `fixed` ones, captured at the first call, and again if one of those has moved.
+    """`run` of tensors that change and of `fixed` ones, captured at the first call, and again if
+    one of those has moved.
 
     Arguments:
-        run: takes the changing tensors and the fixed ones, as two lists; may change the fixed ones in place.
+        run: takes the changing tensors and the fixed ones, as two lists; may change the fixed ones
+            in place.
         fixed: tensors on a GPU that stay where they are.
-        log: is given one line, if there can be no graph; the program is then launched kernel by kernel.
+        log: is given one line, if there can be no graph; the program is then launched kernel by
+            kernel.
     """
 
     def __init__(
-        self, run: Callable[[Sequence[Tensor], Sequence[Tensor]], Any], fixed: Sequence[Tensor], log: Callable[[str], None]
+        self,
+        run: Callable[[Sequence[Tensor], Sequence[Tensor]], Any],
+        fixed: Sequence[Tensor],
+        log: Callable[[str], None],
     ):
         self.run, self.fixed, self.log = run, fixed, log
         self._graph: torch.cuda.CUDAGraph | None = None
@@ -65,7 +74,8 @@ class Captured:
         except RuntimeError as error:
             self._refused = True
             self.log(
-                f"The compiled step is launched kernel by kernel, for CUDA can capture no graph of it: {str(error).splitlines()[0]}."
+                "The compiled step is launched kernel by kernel, for CUDA can capture no graph "
+                f"of it: {str(error).splitlines()[0]}."
             )
             return
         self._graph = graph

@@ -1,10 +1,11 @@
 """Checkpoints: tensors as safetensors, the rest as JSON, nothing pickled.
 
-A checkpoint is a folder ``step-000000469`` that holds ``tensors.safetensors`` and ``state.json``. The JSON carries SHA-256
-checksums of both and the identity of the run, and a checksum over these and the step, so that no part of one checkpoint
-fits another. The run folder holds that identity too, in ``run.json``. A checkpoint is written under another name and
-renamed when it is whole and on the disk, and the one before it is kept until then, so a process that is killed at any
-moment leaves at least one good checkpoint behind.
+A checkpoint is a folder ``step-000000469`` that holds ``tensors.safetensors`` and ``state.json``.
+The JSON carries SHA-256 checksums of both and the identity of the run, and a checksum over these
+and the step, so that no part of one checkpoint fits another. The run folder holds that identity
+too, in ``run.json``. A checkpoint is written under another name and renamed when it is whole and
+on the disk, and the one before it is kept until then, so a process that is killed at any moment
+leaves at least one good checkpoint behind.
 """
 
 import hashlib
@@ -27,21 +28,43 @@ from torch import Tensor
 
 from vilvm._runtime.files import read, write_atomic, write_json
 
-__all__ = ["CheckpointError", "identify", "latest", "load", "pack", "save", "spoiled", "sweep", "unpack"]
+__all__ = [
+    "CheckpointError",
+    "identify",
+    "latest",
+    "load",
+    "pack",
+    "save",
+    "spoiled",
+    "sweep",
+    "unpack",
+]
 
 _FORMAT, _VERSION = "vilvm checkpoint", 3
 _TENSORS, _STATE, _RUN = "tensors.safetensors", "state.json", "run.json"
 _KEPT = 2
 # What parsing of altered bytes may raise.
-_MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, SafetensorError, TypeError, ValueError)
+_MALFORMED = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    RuntimeError,
+    SafetensorError,
+    TypeError,
+    ValueError,
+)
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be written or must not be read; the message says which file, why, and what to do."""
+    """A checkpoint that cannot be written or must not be read; the message says which file, why,
+    and what to do.
+    """
 
 
 def save(folder: Path, step: int, state: Any) -> Path:
-    """Writes `state`, a nest of dicts, lists, tensors and plain values, as the checkpoint of `step`; returns its folder.
+    """Writes `state`, a nest of dicts, lists, tensors and plain values, as the checkpoint of
+    `step`; returns its folder.
 
     Older checkpoints beyond the last good one are removed.
 
@@ -61,7 +84,8 @@ def save(folder: Path, step: int, state: Any) -> Path:
     write_atomic(partial / _STATE, json.dumps({**header, "state": body}, ensure_ascii=False))
     _sync(partial)
     for old in [target] * target.exists() + [c for c in _all(folder) if c < target][: 1 - _KEPT]:
-        old.rename(old.with_name(f".{old.name}.removed"))  # in one stroke, so that no half checkpoint bears a checkpoint's name
+        # in one stroke, so that no half checkpoint bears a checkpoint's name
+        old.rename(old.with_name(f".{old.name}.removed"))
     partial.rename(target)
     _sync(folder)
     sweep(folder)
@@ -88,14 +112,17 @@ def load(checkpoint: Path, device: torch.device | str = "cpu") -> Any:
     """The state that ``save`` wrote, tensors on `device`.
 
     Raises:
-        CheckpointError: the checkpoint is truncated, altered, of another run, of another program, or of another version.
+        CheckpointError: the checkpoint is truncated, altered, of another run, of another program,
+            or of another version.
     """
     try:
         text, blob = read(checkpoint / _STATE), read(checkpoint / _TENSORS)
     except FileNotFoundError as error:
         raise spoiled(checkpoint, f"it lacks {Path(error.filename).name}") from None
     except OSError as error:
-        raise spoiled(checkpoint, f"it cannot be read ({error.strerror}: {error.filename})") from None
+        raise spoiled(
+            checkpoint, f"it cannot be read ({error.strerror}: {error.filename})"
+        ) from None
     try:
         header = json.loads(text.decode())
         body = header.pop("state") if isinstance(header, dict) and "state" in header else None
@@ -105,7 +132,8 @@ def load(checkpoint: Path, device: torch.device | str = "cpu") -> Any:
         raise spoiled(checkpoint, "it is not a checkpoint of vilvm")
     if header.get("version") != _VERSION:
         raise CheckpointError(
-            f"Checkpoint {checkpoint} has version {str(header.get('version'))[:20]}, this vilvm reads version {_VERSION}: "
+            f"Checkpoint {checkpoint} has version {str(header.get('version'))[:20]}, this vilvm "
+            f"reads version {_VERSION}: "
             "use the vilvm that wrote it."
         )
     try:
@@ -117,12 +145,16 @@ def load(checkpoint: Path, device: torch.device | str = "cpu") -> Any:
     except _MALFORMED:
         raise spoiled(checkpoint, "it is altered, for its parts do not fit together") from None
     if tensors:
-        raise spoiled(checkpoint, f"it is altered, for its state lacks the tensor {min(tensors)[:60]!r}")
+        raise spoiled(
+            checkpoint, f"it is altered, for its state lacks the tensor {min(tensors)[:60]!r}"
+        )
     return state
 
 
 def _check_header(checkpoint: Path, header: dict[str, Any], blob: bytes, body: Any) -> None:
-    """Raises CheckpointError unless header, tensors and state are of one checkpoint, of this step and of this run."""
+    """Raises CheckpointError unless header, tensors and state are of one checkpoint, of this step
+    and of this run.
+    """
     proper = _header(header["run"], header["step"], blob, body)
     if header["sha256"]["tensors"] != proper["sha256"]["tensors"]:
         raise spoiled(checkpoint, f"{_TENSORS} is truncated or altered (its checksum differs)")
@@ -137,7 +169,10 @@ def _check_header(checkpoint: Path, header: dict[str, Any], blob: bytes, body: A
 
 
 def _header(run: str, step: int, blob: bytes, body: Any) -> dict[str, Any]:
-    sums = {"tensors": _sha256(blob), "state": _sha256(json.dumps(body, ensure_ascii=False).encode())}
+    sums = {
+        "tensors": _sha256(blob),
+        "state": _sha256(json.dumps(body, ensure_ascii=False).encode()),
+    }
     header = {"format": _FORMAT, "version": _VERSION, "run": run, "step": step, "sha256": sums}
     return {**header, "sha256": {**sums, "header": _sha256(json.dumps(header).encode())}}
 
@@ -145,12 +180,15 @@ def _header(run: str, step: int, blob: bytes, body: Any) -> dict[str, Any]:
 def spoiled(checkpoint: Path, what: str) -> CheckpointError:
     """The error of a checkpoint that must not be read."""
     before = [c for c in _all(checkpoint.parent) if c < checkpoint]
-    advice = f"Remove that folder to resume from {before[-1].name}." if before else "Start a new run."
+    advice = (
+        f"Remove that folder to resume from {before[-1].name}." if before else "Start a new run."
+    )
     return CheckpointError(f"Checkpoint {checkpoint}: {what}. {advice}")
 
 
 def identify(folder: Path) -> str | None:
-    """Which run the checkpoints in `folder` are of, by the run folder around it; None of a run that has none yet.
+    """Which run the checkpoints in `folder` are of, by the run folder around it; None of a run
+    that has none yet.
 
     Raises:
         CheckpointError: there are checkpoints, and no identity.
@@ -167,7 +205,10 @@ def identify(folder: Path) -> str | None:
         why = "is altered"
     if latest(folder) is None:
         return None
-    raise CheckpointError(f"{file} {why}, which says what run the checkpoints beside it are of: restore it, or start a new run.")
+    raise CheckpointError(
+        f"{file} {why}, which says what run the checkpoints beside it are of: restore it, or "
+        "start a new run."
+    )
 
 
 def _begin(folder: Path) -> str:
@@ -184,27 +225,40 @@ def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
         CheckpointError: it holds something that is neither a tensor nor plain data.
     """
     if isinstance(value, Tensor):
-        name = path if path not in tensors else f"{path}#{len(tensors)}"  # keys 1 and "1" have one path
-        # A fused optimizer walks through parameter and state side by side in memory: both must be laid out as they were.
+        # keys 1 and "1" have one path
+        name = path if path not in tensors else f"{path}#{len(tensors)}"
+        # A fused optimizer walks through parameter and state side by side in memory: both must be
+        # laid out as they were.
         order = sorted(range(value.dim()), key=value.stride, reverse=True)
         order = [] if value.is_contiguous() else order
-        tensors[name] = (value.detach().permute(order) if order else value.detach()).cpu().contiguous().clone()
+        tensors[name] = (
+            (value.detach().permute(order) if order else value.detach()).cpu().contiguous().clone()
+        )
         return {"!": "tensor", "name": name, **({"order": order} if order else {})}
     if isinstance(value, np.generic):
         return pack(value.item(), tensors, path)
     if isinstance(value, tuple):
-        return {"!": "tuple", "items": [pack(v, tensors, f"{path}/{i}") for i, v in enumerate(value)]}
+        return {
+            "!": "tuple",
+            "items": [pack(v, tensors, f"{path}/{i}") for i, v in enumerate(value)],
+        }
     if isinstance(value, list):
         return [pack(v, tensors, f"{path}/{i}") for i, v in enumerate(value)]
     if isinstance(value, dict):
         kind = "counter" if isinstance(value, Counter) else "dict"
         if kind == "dict" and all(isinstance(k, str) and k != "!" for k in value):
             return {k: pack(v, tensors, f"{path}/{k}") for k, v in value.items()}
-        return {"!": kind, "items": [[pack(k, tensors), pack(v, tensors, f"{path}/{k}")] for k, v in value.items()]}
+        return {
+            "!": kind,
+            "items": [
+                [pack(k, tensors), pack(v, tensors, f"{path}/{k}")] for k, v in value.items()
+            ],
+        }
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise CheckpointError(
-        f"A checkpoint cannot hold {path} = {value!r}: only tensors, numbers, strings, and lists and dicts of them."
+        f"A checkpoint cannot hold {path} = {value!r}: only tensors, numbers, strings, and lists "
+        "and dicts of them."
     )
 
 
@@ -222,9 +276,13 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
         "tensor": lambda: _laid_out(tensors.pop(value["name"]), value.get("order")),
         "tuple": lambda: tuple(unpack(_list(value["items"]), tensors)),
         "dict": lambda: {unpack(k, tensors): unpack(v, tensors) for k, v in _list(value["items"])},
-        "counter": lambda: Counter({unpack(k, tensors): unpack(v, tensors) for k, v in _list(value["items"])}),
+        "counter": lambda: Counter(
+            {unpack(k, tensors): unpack(v, tensors) for k, v in _list(value["items"])}
+        ),
     }
-    return kinds[value["!"]]() if "!" in value else {k: unpack(v, tensors) for k, v in value.items()}
+    return (
+        kinds[value["!"]]() if "!" in value else {k: unpack(v, tensors) for k, v in value.items()}
+    )
 
 
 def _list(items: Any) -> list[Any]:
@@ -234,17 +292,23 @@ def _list(items: Any) -> list[Any]:
 
 
 def _laid_out(tensor: Tensor, order: list[int] | None) -> Tensor:
-    """A tensor whose dimensions were stored in this order, largest stride first, as it lay in memory."""
+    """A tensor whose dimensions were stored in this order, largest stride first, as it lay in
+    memory.
+    """
     return tensor if order is None else tensor.permute([order.index(d) for d in range(len(order))])
 
 
 def _all(folder: Path) -> list[Path]:
     try:
-        return sorted(Path(e.path) for e in os.scandir(folder) if re.fullmatch("step-[0-9]{9}", e.name))
+        return sorted(
+            Path(e.path) for e in os.scandir(folder) if re.fullmatch("step-[0-9]{9}", e.name)
+        )
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not folder.is_symlink():
             return []
-        raise CheckpointError(f"{folder} cannot be read as a folder of checkpoints ({error.strerror}); move it away.") from None
+        raise CheckpointError(
+            f"{folder} cannot be read as a folder of checkpoints ({error.strerror}); move it away."
+        ) from None
 
 
 def _sha256(content: bytes) -> str:

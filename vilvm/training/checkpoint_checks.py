@@ -1,9 +1,10 @@
 """What the state of a checkpoint must look like, before any of it is taken up.
 
-Checksums show damage, and can be computed anew. So a state is compared with that of the run which is to take it up: the
-same names, types, shapes, dtypes and orders in memory; and what follows from the number of steps, from the options and
-from the history must follow. Whatever passes is a state that this run can have been in. The optimizer's state, which a
-fresh run does not have yet, is compared with that of a copy of the optimizer after one step.
+Checksums show damage, and can be computed anew. So a state is compared with that of the run which
+is to take it up: the same names, types, shapes, dtypes and orders in memory; and what follows from
+the number of steps, from the options and from the history must follow. Whatever passes is a state
+that this run can have been in. The optimizer's state, which a fresh run does not have yet, is
+compared with that of a copy of the optimizer after one step.
 """
 
 import copy
@@ -37,11 +38,30 @@ _ENTRIES = {
     "hooked", "stopped",
 }  # fmt: skip
 # What a scheduler of torch moves, of itself and of its optimizer; all else is an option.
-_MOVES = {"last_epoch", "_step_count", "_last_lr", "_get_lr_called_within_step", "_is_initial", "T_cur", "T_i"}
+_MOVES = {
+    "last_epoch",
+    "_step_count",
+    "_last_lr",
+    "_get_lr_called_within_step",
+    "_is_initial",
+    "T_cur",
+    "T_i",
+}
 _MOVES |= {"best", "num_bad_epochs", "cooldown_counter", "_schedulers"}
 _SCHEDULED = {"lr", "betas", "momentum"}
-_SQUARES = {"exp_avg_sq", "max_exp_avg_sq", "square_avg", "sum", "acc_delta", "row_var", "col_var", "variance"}
-_LR_ERROR = 1e-5  # relative to the base learning rate: schedulers multiply step by step what is compared in closed form
+_SQUARES = {
+    "exp_avg_sq",
+    "max_exp_avg_sq",
+    "square_avg",
+    "sum",
+    "acc_delta",
+    "row_var",
+    "col_var",
+    "variance",
+}
+# relative to the base learning rate: schedulers multiply step by step what is compared in closed
+# form
+_LR_ERROR = 1e-5
 
 
 class _Improper(Exception):
@@ -49,7 +69,8 @@ class _Improper(Exception):
 
 
 def check_state(found: Path, state: Any, run: Any) -> None:
-    """Raises CheckpointError unless `state`, read from `found`, is one that `run` can have been in.
+    """Raises CheckpointError unless `state`, read from `found`, is one that `run` can have been
+    in.
 
     That its settings are those of the run, ``match`` has seen to.
     """
@@ -66,17 +87,33 @@ def check_state(found: Path, state: Any, run: Any) -> None:
         _check_generators(state["rng"], run)
     except _Improper as error:
         raise spoiled(found, f"it is altered: {error}") from None
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, RuntimeError, TypeError, ValueError):
-        raise spoiled(found, "it is altered: its state is none that this run can have had") from None
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ):
+        raise spoiled(
+            found, "it is altered: its state is none that this run can have had"
+        ) from None
 
 
 def order_of(tensor: Tensor) -> list[int]:
     """The dimensions by their strides in memory, the largest first; none of a contiguous tensor."""
-    return [] if tensor.is_contiguous() else sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    return (
+        []
+        if tensor.is_contiguous()
+        else sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
+    )
 
 
 def counts_of(optimizer: Mapping[str, Any]) -> list[float | None]:
-    """By parameter, how many steps the state of an optimizer has counted; −1 of one that does not count, None without state."""
+    """By parameter, how many steps the state of an optimizer has counted; −1 of one that does not
+    count, None without state.
+    """
     kept = optimizer["state"]
     number = sum(len(g["params"]) for g in optimizer["param_groups"])
     return [None if i not in kept else float(kept[i].get("step", -1)) for i in range(number)]
@@ -99,14 +136,29 @@ def _check_place(state: Any, run: Any) -> None:
     at, steps, tally = state["step"], run.batches.epoch_steps, state["tally"]
     _require(_is_count(at), f"its step is {at!r:.40}")
     for name, value in (("epoch", at // steps), ("position", at % steps)):
-        _require(type(state[name]) is int and state[name] == value, f"its {name} is not that of step {at}")
+        _require(
+            type(state[name]) is int and state[name] == value,
+            f"its {name} is not that of step {at}",
+        )
     for name in ("compiled", "hooked"):
         _require(type(state[name]) is bool, f"{name} is {state[name]!r:.40}")
-    _require(state["stopped"] in ("finished", "early", "callback"), f"stopped is {state['stopped']!r:.40}")
-    _require(isinstance(tally, dict) and set(tally) == set(vars(run.tally)), "its tally has other entries")
-    _require(all(_is_count(tally[n]) for n in ("applied", "skipped", "data")), "its tally holds no counts")
+    _require(
+        state["stopped"] in ("finished", "early", "callback"),
+        f"stopped is {state['stopped']!r:.40}",
+    )
+    _require(
+        isinstance(tally, dict) and set(tally) == set(vars(run.tally)),
+        "its tally has other entries",
+    )
+    _require(
+        all(_is_count(tally[n]) for n in ("applied", "skipped", "data")),
+        "its tally holds no counts",
+    )
     sums = [tally["loss"], tally["norm"], tally["seconds"], state["seconds"]]
-    _require(all(type(v) is float and math.isfinite(v) for v in sums), "a sum of its tally is not finite")
+    _require(
+        all(type(v) is float and math.isfinite(v) for v in sums),
+        "a sum of its tally is not finite",
+    )
     _require(min(sums[1:]) >= 0, "a sum of its tally is negative")
 
 
@@ -120,37 +172,73 @@ def _check_history(state: Any, run: Any) -> None:
         _require(row["seconds"] >= seconds, f"time runs backwards at its record of step {step}")
         last, skipped, seconds = step, skipped + row["skipped"], row["seconds"]
     _require(last <= at < run.record_after(last), "its history does not end where its steps do")
-    _require(tally["applied"] + tally["skipped"] == at - last, "its tally is not of the steps since the last record")
+    _require(
+        tally["applied"] + tally["skipped"] == at - last,
+        "its tally is not of the steps since the last record",
+    )
     data = sum(map(run.batches.count, range(last, at)))
     _require(tally["data"] == data, "its tally is not of the data since the last record")
-    _require(tally["applied"] or (tally["loss"], tally["norm"]) == (0, 0), "its tally sums up no steps")
+    _require(
+        tally["applied"] or (tally["loss"], tally["norm"]) == (0, 0), "its tally sums up no steps"
+    )
     _require(state["seconds"] >= seconds, "it has taken less time than its history")
     _require(_is_count(state["skipped"]), "its skipped steps are no count")
-    _require(state["skipped"] == skipped + tally["skipped"], "its skipped steps are not those of its history")
-    _require(state["stopped"] == "finished" or (at == last and at > 0), "it has stopped between two records")
-    _require(state["stopped"] != "early" or run.validation is not None, "it has stopped early without validation data")
+    _require(
+        state["skipped"] == skipped + tally["skipped"],
+        "its skipped steps are not those of its history",
+    )
+    _require(
+        state["stopped"] == "finished" or (at == last and at > 0),
+        "it has stopped between two records",
+    )
+    _require(
+        state["stopped"] != "early" or run.validation is not None,
+        "it has stopped early without validation data",
+    )
     asked = state["hooked"] or len(state["rng"]) > 1
-    _require(state["stopped"] != "callback" or asked, "a callback has stopped it, and there was none")
+    _require(
+        state["stopped"] != "callback" or asked, "a callback has stopped it, and there was none"
+    )
 
 
 def _check_record(row: Any, run: Any, step: int, taken: int) -> None:
     where = f"its record of step {step}"
-    _require(isinstance(row, dict) and set(row) == {f.name for f in fields(Record)}, f"{where} has other entries")
+    _require(
+        isinstance(row, dict) and set(row) == {f.name for f in fields(Record)},
+        f"{where} has other entries",
+    )
     for field in fields(Record):
-        _require(type(row[field.name]) is field.type, f"{where} has {field.name} = {row[field.name]!r:.40}")
-    _require(row["step"] == step and row["epoch"] == step // run.batches.epoch_steps, f"{where} is of another step")
+        _require(
+            type(row[field.name]) is field.type,
+            f"{where} has {field.name} = {row[field.name]!r:.40}",
+        )
+    _require(
+        row["step"] == step and row["epoch"] == step // run.batches.epoch_steps,
+        f"{where} is of another step",
+    )
     _require(0 <= row["skipped"] <= taken, f"{where} has skipped {row['skipped']!r:.40} steps")
     means = row["elbo"], row["gradient_norm"]
     moved = row["skipped"] < taken
-    _require(all(map(math.isfinite if moved else math.isnan, means)), f"{where} has a mean that is not finite")
+    _require(
+        all(map(math.isfinite if moved else math.isnan, means)),
+        f"{where} has a mean that is not finite",
+    )
     _require(not row["gradient_norm"] < 0, f"{where} has a negative norm")
     for name in ("seconds", "data_per_second"):
-        _require(math.isfinite(row[name]) and row[name] >= 0, f"{where} has {name} = {row[name]!r:.40}")
-    _require(not math.isinf(row["learning_rate"]), f"{where} has learning_rate = {row['learning_rate']!r:.40}")
+        _require(
+            math.isfinite(row[name]) and row[name] >= 0, f"{where} has {name} = {row[name]!r:.40}"
+        )
+    _require(
+        not math.isinf(row["learning_rate"]),
+        f"{where} has learning_rate = {row['learning_rate']!r:.40}",
+    )
     _require(not row["validation_se"] < 0, f"{where} has a negative standard error")
     if run.validation is None:
         held_out = row["validation_elbo"], row["validation_se"]
-        _require(all(map(math.isnan, held_out)), f"{where} has a validation ELBO, and the run no validation data")
+        _require(
+            all(map(math.isnan, held_out)),
+            f"{where} has a validation ELBO, and the run no validation data",
+        )
 
 
 def _check_best(state: Any, run: Any) -> None:
@@ -158,9 +246,18 @@ def _check_best(state: Any, run: Any) -> None:
     for row in state["history"]:
         if row["validation_elbo"] > bound:
             step, bound = row["step"], row["validation_elbo"]
-    _require(type(state["best_step"]) is int and state["best_step"] == step, "its best step is not that of its history")
-    _require(type(state["best_bound"]) is float and state["best_bound"] == bound, "its best bound is not that of its history")
-    _require((state["best"] is None) == (bound == -math.inf), "it has best parameters without a best record, or none with one")
+    _require(
+        type(state["best_step"]) is int and state["best_step"] == step,
+        "its best step is not that of its history",
+    )
+    _require(
+        type(state["best_bound"]) is float and state["best_bound"] == bound,
+        "its best bound is not that of its history",
+    )
+    _require(
+        (state["best"] is None) == (bound == -math.inf),
+        "it has best parameters without a best record, or none with one",
+    )
     if state["best"] is not None:
         _check_tensors("best", state["best"], run.lvm, state["hooked"])
         if step == state["step"] and not state["hooked"]:
@@ -169,7 +266,9 @@ def _check_best(state: Any, run: Any) -> None:
 
 
 def _check_tensors(what: str, values: Any, lvm: torch.nn.Module, hooked: bool) -> None:
-    """The parameters and buffers of a model; only user code that runs between steps may make a parameter infinite."""
+    """The parameters and buffers of a model; only user code that runs between steps may make a
+    parameter infinite.
+    """
     known = lvm.state_dict()
     _like(what, values, dict(known))
     trained = {n for n, p in lvm.named_parameters() if p.requires_grad}
@@ -188,22 +287,33 @@ def _check_tensors(what: str, values: Any, lvm: torch.nn.Module, hooked: bool) -
 
 
 def _like(path: str, value: Any, template: Any) -> None:
-    """That a value is built as `template` is; numbers may differ, if they are finite where the template's are."""
+    """That a value is built as `template` is; numbers may differ, if they are finite where the
+    template's are.
+    """
     if isinstance(template, Tensor):
         _require(isinstance(value, Tensor), f"{path} is no tensor")
         built, proper = ((tuple(t.shape), t.dtype, order_of(t)) for t in (value, template))
-        for part, one, other in zip(("shape", "type", "order in memory"), built, proper, strict=True):
+        for part, one, other in zip(
+            ("shape", "type", "order in memory"), built, proper, strict=True
+        ):
             _require(one == other, f"{path} has {part} {one}, and this run's has {other}")
     elif isinstance(template, dict):
-        _require(isinstance(value, dict) and set(value) == set(template), f"{path} has other entries")
+        _require(
+            isinstance(value, dict) and set(value) == set(template), f"{path} has other entries"
+        )
         for key, part in template.items():
             _like(f"{path}/{key}", value[key], part)
     elif isinstance(template, list | tuple):
-        _require(type(value) is type(template) and len(value) == len(template), f"{path} is built otherwise")
+        _require(
+            type(value) is type(template) and len(value) == len(template),
+            f"{path} is built otherwise",
+        )
         for i, part in enumerate(template):
             _like(f"{path}/{i}", value[i], part)
     elif type(template) in (int, float):
-        right = type(value) in (int, float) and (math.isfinite(value) or not math.isfinite(template))
+        right = type(value) in (int, float) and (
+            math.isfinite(value) or not math.isfinite(template)
+        )
         _require(right, f"{path} is {value!r:.40}")
     else:
         _require(type(value) is type(template), f"{path} is {value!r:.40}")
@@ -219,14 +329,18 @@ def _same(path: str, value: Any, template: Any) -> None:
         _require(same, f"{path} is {value!r:.40}, and must be {template!r:.40}")
 
 
-# The optimizer and the scheduler -----------------------------------------------------------------------------------------
+# The optimizer and the scheduler
+# -----------------------------------------------------------------------------------------
 
 
 def _check_optimizer(state: Any, run: Any) -> None:
     kept, fresh = state["optimizer"], run.optimizer.state_dict()
     _require(isinstance(kept, dict) and set(kept) == set(fresh), "its optimizer has other entries")
     groups, proper = kept["param_groups"], fresh["param_groups"]
-    _require(isinstance(groups, list) and len(groups) == len(proper), "its optimizer has other groups of parameters")
+    _require(
+        isinstance(groups, list) and len(groups) == len(proper),
+        "its optimizer has other groups of parameters",
+    )
     own = type(run.optimizer).__module__.startswith(
         "torch.optim."
     )  # others may move their options, as Pyro's ClippedAdam does its lr
@@ -237,7 +351,10 @@ def _check_optimizer(state: Any, run: Any) -> None:
             if name == "params" or (own and not (state["hooked"] or name in free)):
                 _same(f"optimizer/param_groups/{i}/{name}", group[name], option)
         for beta in group.get("betas", ()):
-            _require(0 <= float(beta) <= 1, f"optimizer/param_groups/{i}/betas are {group['betas']!r:.40}")
+            _require(
+                0 <= float(beta) <= 1,
+                f"optimizer/param_groups/{i}/betas are {group['betas']!r:.40}",
+            )
     _check_moments(state, run, fresh)
 
 
@@ -245,7 +362,10 @@ def _check_moments(state: Any, run: Any, fresh: Any) -> None:
     kept, applied = state["optimizer"]["state"], state["step"] - state["skipped"]
     parameters = [p for g in run.optimizer.param_groups for p in g["params"]]
     _require(isinstance(kept, dict), "its optimizer has other entries")
-    _require(all(_is_count(i, 0, len(parameters) - 1) for i in kept), "its optimizer is of other parameters")
+    _require(
+        all(_is_count(i, 0, len(parameters) - 1) for i in kept),
+        "its optimizer is of other parameters",
+    )
     _require(set(fresh["state"]) <= set(kept), "its optimizer lacks a parameter")
     stepped = _stepped(run.optimizer, state["optimizer"]["param_groups"])
     for i, values in kept.items():
@@ -256,15 +376,25 @@ def _check_moments(state: Any, run: Any, fresh: Any) -> None:
         for name, value in values.items():
             _check_moment(f"{path}/{name}", name, value, parameters[i])
     counts = counts_of(state["optimizer"])
-    _require(state["counts"] == counts, "the steps that its optimizer counts are not those of the checkpoint")
+    _require(
+        state["counts"] == counts,
+        "the steps that its optimizer counts are not those of the checkpoint",
+    )
     counted = [c for c in counts if c is not None and c >= 0]
     _require(all(c.is_integer() for c in counted), "its optimizer counts parts of steps")
     if state["hooked"] or not any("step" in values for values in stepped.values()):
         return
-    _require(max(counted, default=0) <= applied <= sum(counted), f"its optimizer has not counted {applied} steps")
+    _require(
+        max(counted, default=0) <= applied <= sum(counted),
+        f"its optimizer has not counted {applied} steps",
+    )
     for i, count in enumerate(counts):
-        moments = [kept[i][n] for n in ("exp_avg", "exp_avg_sq") if n in kept[i]] if count == 0 else []
-        _require(not any(bool(m.any()) for m in moments), f"optimizer/state/{i} has moments of no step")
+        moments = (
+            [kept[i][n] for n in ("exp_avg", "exp_avg_sq") if n in kept[i]] if count == 0 else []
+        )
+        _require(
+            not any(bool(m.any()) for m in moments), f"optimizer/state/{i} has moments of no step"
+        )
 
 
 def _check_moment(path: str, name: str, value: Any, parameter: Tensor) -> None:
@@ -276,11 +406,16 @@ def _check_moment(path: str, name: str, value: Any, parameter: Tensor) -> None:
     elif isinstance(value, float | int):
         _require(math.isfinite(value), f"{path} is {value}")
     if name in _SQUARES or name == "step":
-        _require(bool((value >= 0).all()) if isinstance(value, Tensor) else value >= 0, f"{path} is negative")
+        _require(
+            bool((value >= 0).all()) if isinstance(value, Tensor) else value >= 0,
+            f"{path} is negative",
+        )
 
 
 def _stepped(optimizer: Any, groups: Any) -> dict[int, Any]:
-    """The state of a copy of `optimizer`, with the options of `groups`, after a step; nothing where no copy can take one."""
+    """The state of a copy of `optimizer`, with the options of `groups`, after a step; nothing
+    where no copy can take one.
+    """
     for options in (groups, optimizer.param_groups):
         try:
             twin = copy.deepcopy(optimizer)
@@ -289,7 +424,9 @@ def _stepped(optimizer: Any, groups: Any) -> dict[int, Any]:
                 for p in group["params"]:
                     p.grad = torch.zeros_like(p)
             twin.step()
-        except Exception:  # an optimizer of the user's, which needs more than gradients; or options that none can have
+        # an optimizer of the user's, which needs more than gradients; or options that none can
+        # have
+        except Exception:
             continue
         _require(options is groups, "its optimizer has options with which it takes no step")
         return twin.state_dict()["state"]
@@ -298,7 +435,10 @@ def _stepped(optimizer: Any, groups: Any) -> dict[int, Any]:
 
 def _check_scheduler(state: Any, run: Any) -> None:
     kept, scheduler, hooked = state["scheduler"], run.scheduler, state["hooked"]
-    _require((kept is None) == (scheduler is None), "it has a scheduler, and is to have none, or the other way round")
+    _require(
+        (kept is None) == (scheduler is None),
+        "it has a scheduler, and is to have none, or the other way round",
+    )
     if scheduler is None:
         return
     proper = scheduler.state_dict()
@@ -315,11 +455,20 @@ def _check_scheduler(state: Any, run: Any) -> None:
     if hooked:
         return
     rates = [float(g["lr"]) for g in state["optimizer"]["param_groups"]]
-    _require(list(map(float, kept["_last_lr"])) == rates, "its learning rates are not those of its scheduler")
+    _require(
+        list(map(float, kept["_last_lr"])) == rates,
+        "its learning rates are not those of its scheduler",
+    )
     expected = _rates_at(scheduler, steps) or rates
-    for base, rate, other in zip(getattr(scheduler, "base_lrs", rates), rates, expected, strict=True):
+    for base, rate, other in zip(
+        getattr(scheduler, "base_lrs", rates), rates, expected, strict=True
+    ):
         near = abs(rate - float(other)) <= _LR_ERROR * max(abs(float(base)), abs(float(other)))
-        _require(near, f"its learning rate is {rate:g}, and is {float(other):g} at step {steps} of its scheduler")
+        _require(
+            near,
+            f"its learning rate is {rate:g}, and is {float(other):g} at step {steps} of its "
+            "scheduler",
+        )
 
 
 def _is_of_torch(scheduler: Any) -> bool:
@@ -328,14 +477,23 @@ def _is_of_torch(scheduler: Any) -> bool:
 
 
 def _check_schedule(path: str, scheduler: Any, kept: Any, proper: Any, steps: int | None) -> None:
-    """That a scheduler of torch has its own options, and is where it is after so many of its steps; None if that is unknown."""
+    """That a scheduler of torch has its own options, and is where it is after so many of its
+    steps; None if that is unknown.
+    """
     _require(isinstance(kept, dict) and set(kept) == set(proper), f"{path} has other entries")
     for name, value in proper.items():
         if name not in _MOVES:
             _same(f"{path}/{name}", kept[name], value)
         elif name != "_schedulers":
             _like(f"{path}/{name}", kept[name], value)
-    for name in {"last_epoch", "_step_count", "T_cur", "T_i", "num_bad_epochs", "cooldown_counter"} & set(proper):
+    for name in {
+        "last_epoch",
+        "_step_count",
+        "T_cur",
+        "T_i",
+        "num_bad_epochs",
+        "cooldown_counter",
+    } & set(proper):
         _require(_is_count(kept[name], -1), f"{path}/{name} is {kept[name]!r:.40}")
     if steps is not None:
         _check_turn(path, scheduler, kept, proper, steps)
@@ -353,7 +511,10 @@ def _check_turn(path: str, scheduler: Any, kept: Any, proper: Any, steps: int) -
         _same(f"{path}/last_epoch", kept["last_epoch"], proper["last_epoch"] + steps)
     if "_step_count" in proper:
         first = proper["_step_count"]
-        _require(first <= kept["_step_count"] <= first + steps + 1, f"{path}/_step_count is {kept['_step_count']}")
+        _require(
+            first <= kept["_step_count"] <= first + steps + 1,
+            f"{path}/_step_count is {kept['_step_count']}",
+        )
     if "cooldown_counter" in proper:
         few = kept["cooldown_counter"] <= scheduler.cooldown and kept["num_bad_epochs"] <= steps
         _require(few, f"{path} counts more records than there are")
@@ -400,13 +561,17 @@ def _rates_at(scheduler: Any, steps: int) -> list[float] | None:
             group.update(values)
 
 
-# Objective and generators ------------------------------------------------------------------------------------------------
+# Objective and generators
+# ------------------------------------------------------------------------------------------------
 
 
 def _check_objective(state: Any, run: Any) -> None:
     kept, start = state["objective"], state["objective_start"]
     has_state = hasattr(run.objective, "state_dict")
-    _require((kept is not None) == has_state == (start is not None), "it has an objective of another kind")
+    _require(
+        (kept is not None) == has_state == (start is not None),
+        "it has an objective of another kind",
+    )
     if not has_state:
         return
     proper = run.objective.state_dict()
@@ -415,17 +580,27 @@ def _check_objective(state: Any, run: Any) -> None:
     if "step" in proper and hasattr(run.objective, "advance") and not state["hooked"]:
         # A step that fails may do so before it is counted.
         taken = kept["step"] - start["step"]
-        counts = _is_count(start["step"]) and _is_count(taken, state["step"] - state["skipped"], state["step"])
+        counts = _is_count(start["step"]) and _is_count(
+            taken, state["step"] - state["skipped"], state["step"]
+        )
         _require(counts, "its objective counts other steps")
 
 
 def _check_generators(states: Any, run: Any) -> None:
-    _require(isinstance(states, list) and states and all(isinstance(s, list) for s in states), "it has no generators")
-    _require(len({len(s) for s in states}) == 1 and len(states[0]) in (1, 2), "it has other generators")
+    _require(
+        isinstance(states, list) and states and all(isinstance(s, list) for s in states),
+        "it has no generators",
+    )
+    _require(
+        len({len(s) for s in states}) == 1 and len(states[0]) in (1, 2), "it has other generators"
+    )
     own = rng_state(run.device)
     for rank in states:
         for i, kept in enumerate(rank):
-            _require(isinstance(kept, Tensor) and kept.dtype == torch.uint8 and kept.dim() == 1, "a generator is no bytes")
+            _require(
+                isinstance(kept, Tensor) and kept.dtype == torch.uint8 and kept.dim() == 1,
+                "a generator is no bytes",
+            )
             _require(i > 0 or kept.shape == own[0].shape, "a generator is of another kind")
         torch.Generator().set_state(rank[0])
         if len(rank) == 2:

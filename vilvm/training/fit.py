@@ -11,7 +11,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 import vilvm.training.checkpoint as checkpoint
 from vilvm._compile import Compile, check_compile
-from vilvm._runtime.argument_checks import check_number, check_path, check_positive, check_seed, optional
+from vilvm._runtime.argument_checks import (
+    check_number,
+    check_path,
+    check_positive,
+    check_seed,
+    optional,
+)
 from vilvm._runtime.distributed import process_group
 from vilvm._runtime.files import locked
 from vilvm._runtime.memory import trim_heap
@@ -19,7 +25,13 @@ from vilvm._runtime.precision import Precision, check_precision, networks_in
 from vilvm._runtime.random import seeded, set_seed
 from vilvm.data.data import Data, as_data
 from vilvm.data.interleaved import Interleaved
-from vilvm.lvm import ContractError, LatentVariableModel, check_contract, device_of, module_parameters
+from vilvm.lvm import (
+    ContractError,
+    LatentVariableModel,
+    check_contract,
+    device_of,
+    module_parameters,
+)
 from vilvm.training.batches import batches_of
 from vilvm.training.model_arguments import Arguments
 from vilvm.training.optimizers import OptimizerFactory, SchedulerFactory, adam
@@ -59,65 +71,85 @@ def fit(
 ) -> Fit:
     """Trains a latent variable model by stochastic variational inference.
 
-    Each step takes a batch, the gradient of the objective per datum, and one step of one torch optimizer over all trainable
-    parameters of `lvm`, which are changed in place. `clip`, and an optimizer's own ``clip_norm``, ``weight_decay`` and ``eps``, thus
-    meet gradients per datum: those of Pyro's SVI divided by N = layout.num_data × layout.scale (the batch's length, or the full size of a
-    plate that subsamples; 1 if data share a latent). Divide SVI's values by N. The data go to the device once. All that torch draws follows from `seed`;
-    torch's generators are left as they were.
+    Each step takes a batch, the gradient of the objective per datum, and one step of one torch
+    optimizer over all trainable parameters of `lvm`, which are changed in place. `clip`, and an
+    optimizer's own ``clip_norm``, ``weight_decay`` and ``eps``, thus meet gradients per datum:
+    those of Pyro's SVI divided by N = layout.num_data × layout.scale (the batch's length, or the
+    full size of a plate that subsamples; 1 if data share a latent). Divide SVI's values by N. The
+    data go to the device once. All that torch draws follows from `seed`; torch's generators are
+    left as they were.
 
-    Within ``vilvm.distributed()``, under torchrun, every rank takes its share of each batch of `batch_size`, gradients are averaged, and
-    parameters stay the same on all ranks, which start from rank 0's. The order of the data does not depend on the number of ranks, the
-    noise does. Batch statistics are of each rank's share, and rank 0's are kept. Rank 0 writes and prints.
+    Within ``vilvm.distributed()``, under torchrun, every rank takes its share of each batch of
+    `batch_size`, gradients are averaged, and parameters stay the same on all ranks, which start
+    from rank 0's. The order of the data does not depend on the number of ranks, the noise does.
+    Batch statistics are of each rank's share, and rank 0's are kept. Rank 0 writes and prints.
 
     Arguments:
         lvm: a ``torch.nn.Module`` with ``model(batch)`` and ``guide(batch)``, or a ``Pair``.
-        data: the training data, as ``Data``, a tensor, or a tuple or dict of tensors with one datum a row; ``datasets.on_disk(...)`` if they
-            are larger than memory; ``Interleaved(labelled, unlabelled)`` for batches of several kinds in turn.
-        objective: any Pyro ELBO (without ``Jit``) or objective of ``vilvm.objectives``; ``Trace_ELBO()`` by default.
-        optimizer: makes a torch optimizer of parameters, ``partial(torch.optim.Adam, lr=1e-3, fused=True)`` by default; or an
-            optimizer of all trainable parameters. ``training.by_name`` gives options by the name of a parameter.
+        data: the training data, as ``Data``, a tensor, or a tuple or dict of tensors with one
+            datum a row; ``datasets.on_disk(...)`` if they are larger than memory;
+            ``Interleaved(labelled, unlabelled)`` for batches of several kinds in turn.
+        objective: any Pyro ELBO (without ``Jit``) or objective of ``vilvm.objectives``;
+            ``Trace_ELBO()`` by default.
+        optimizer: makes a torch optimizer of parameters, ``partial(torch.optim.Adam, lr=1e-3,
+            fused=True)`` by default; or an optimizer of all trainable parameters.
+            ``training.by_name`` gives options by the name of a parameter.
         scheduler: makes a torch learning-rate scheduler of the optimizer.
-        scheduler_interval: whether it steps every step or every epoch (``ReduceLROnPlateau``: every record, on the
-            validation ELBO, or the negative of it if its mode is "min").
+        scheduler_interval: whether it steps every step or every epoch (``ReduceLROnPlateau``:
+            every record, on the validation ELBO, or the negative of it if its mode is "min").
         epochs, steps: how long to train; give one of them.
-        batch_size: data a step, drawn without replacement in an order that is new every epoch. By default all data, in order. Batches are
-            cut along the first axis, which must be that of the plate over the data. Where batch normalisation would meet a last batch of
-            one datum, that batch is left out.
-        validation: data for early stopping and for keeping the best parameters; their transform is drawn once.
+        batch_size: data a step, drawn without replacement in an order that is new every epoch. By
+            default all data, in order. Batches are cut along the first axis, which must be that of
+            the plate over the data. Where batch normalisation would meet a last batch of one
+            datum, that batch is left out.
+        validation: data for early stopping and for keeping the best parameters; their transform is
+            drawn once.
         patience: stop after so many records without a better validation ELBO.
         clip: largest norm of the gradient of the loss per datum.
-        nonfinite: what to do when loss or gradient is NaN or infinite: "stop" with NonFiniteLossError, or "skip" the step.
-        compile: whether the step is compiled (``vilvm.training.compiled_step``), which takes some ten seconds; "auto" does so for runs of 5000
-            steps or more. The first epoch is run eagerly in any case, with Pyro's checks. A pair that cannot be compiled is trained eagerly,
-            and one line says why.
-        precision: "float32", or "bf16" for the linear and convolutional layers in bfloat16 (``vilvm._runtime.precision``), which is for GPUs;
-            densities, sums and parameters are float32 in any case.
+        nonfinite: what to do when loss or gradient is NaN or infinite: "stop" with
+            NonFiniteLossError, or "skip" the step.
+        compile: whether the step is compiled (``vilvm.training.compiled_step``), which takes some
+            ten seconds; "auto" does so for runs of 5000 steps or more. The first epoch is run
+            eagerly in any case, with Pyro's checks. A pair that cannot be compiled is trained
+            eagerly, and one line says why.
+        precision: "float32", or "bf16" for the linear and convolutional layers in bfloat16
+            (``vilvm._runtime.precision``), which is for GPUs; densities, sums and parameters are
+            float32 in any case.
         device: where to train; by default where the parameters are.
-        seed: of the order of the data, the latents drawn and the transforms; of torch's generators, not of numpy's.
+        seed: of the order of the data, the latents drawn and the transforms; of torch's
+            generators, not of numpy's.
         run_dir: folder for ``checkpoint/`` and ``history.csv``; nothing is written without one.
-        resume: continue from the checkpoint in `run_dir`, bit for bit as if there had been no interruption; start, if there is none.
+        resume: continue from the checkpoint in `run_dir`, bit for bit as if there had been no
+            interruption; start, if there is none.
         checkpoint_seconds: least time between two checkpoints; one is always written at the end.
-        callbacks: called with an ``Event`` at every record; training stops when one returns True. What they draw from torch's generators changes
-            nothing of the run.
-        arguments: of the number of steps taken so far, gives numbers and tensors by name, which the step passes as tensors to model and
-            guide, ``model(batch, beta=...)``. Both must have defaults for them, which records, ``evaluate`` and all else see.
-        after_step: called with `lvm` and the number of steps taken so far after each step that moved the parameters, without gradients; it may
-            change them in place, as by clipping; what it draws is part of the run. It must do the same on every rank.
+        callbacks: called with an ``Event`` at every record; training stops when one returns True.
+            What they draw from torch's generators changes nothing of the run.
+        arguments: of the number of steps taken so far, gives numbers and tensors by name, which
+            the step passes as tensors to model and guide, ``model(batch, beta=...)``. Both must
+            have defaults for them, which records, ``evaluate`` and all else see.
+        after_step: called with `lvm` and the number of steps taken so far after each step that
+            moved the parameters, without gradients; it may change them in place, as by clipping;
+            what it draws is part of the run. It must do the same on every rank.
         progress: whether to show a progress bar; by default on a terminal only.
 
     Returns:
-        Fit. With validation data, the model has the parameters of the best record, else of the last step. Ctrl-C or SIGTERM
-        finishes the step, saves, and returns with ``stopped == "interrupted"``; so does every ``fit`` in whose callback this one is called.
-        A second Ctrl-C raises KeyboardInterrupt at once, a second SIGTERM ends the process; a checkpoint that is being written is finished first.
+        Fit. With validation data, the model has the parameters of the best record, else of the
+        last step. Ctrl-C or SIGTERM finishes the step, saves, and returns with ``stopped ==
+        "interrupted"``; so does every ``fit`` in whose callback this one is called. A second
+        Ctrl-C raises KeyboardInterrupt at once, a second SIGTERM ends the process; a checkpoint
+        that is being written is finished first.
 
     Raises:
-        ContractError: the pair or the batch breaks the contract (see ``vilvm.weights.find_layout``), also on the look at data of a record; or
-            the plate over the data is not over the axis that batches are cut along; or the guide has parameters of single data by their
-            place in the batch, and data come in batches (``vilvm.weights._per_datum``); or the data are changed in place, or torch's generators
+        ContractError: the pair or the batch breaks the contract (see
+            ``vilvm.weights.find_layout``), also on the look at data of a record; or the plate over
+            the data is not over the axis that batches are cut along; or the guide has parameters
+            of single data by their place in the batch, and data come in batches
+            (``vilvm.weights._per_datum``); or the data are changed in place, or torch's generators
             seeded, by what runs within it.
         BusyError: another thread runs a pair (``vilvm._runtime.threads``).
         CheckpointError: the checkpoint is damaged, or of another model, data set or setting.
-        NonFiniteLossError: loss or gradient became NaN or infinite; names step, site and last checkpoint.
+        NonFiniteLossError: loss or gradient became NaN or infinite; names step, site and last
+            checkpoint.
         ValueError: an argument is out of range.
 
     Example:
@@ -132,7 +164,10 @@ def fit(
     if torch.is_inference_mode_enabled():
         raise ValueError("fit: torch.inference_mode keeps no gradients; call fit outside of it.")
     if not isinstance(lvm, torch.nn.Module):
-        raise ContractError(f"fit trains a torch.nn.Module; make {type(lvm).__name__} one, or wrap it as vilvm.Pair(model, guide).")
+        raise ContractError(
+            f"fit trains a torch.nn.Module; make {type(lvm).__name__} one, or wrap it as "
+            "vilvm.Pair(model, guide)."
+        )
     train = data if isinstance(data, Interleaved) else as_data(data, "training data")
     held_out = None if validation is None else as_data(validation, "validation data")
     _check_options(train, held_out, patience, nonfinite, scheduler_interval, callbacks, compile)
@@ -148,10 +183,17 @@ def fit(
         raise ValueError("fit: give epochs=... or steps=..., one of the two.")
     epochs, steps, batch_size, patience = (
         None if value is None else check_number(f"fit: {name}", value)
-        for name, value in (("epochs", epochs), ("steps", steps), ("batch_size", batch_size), ("patience", patience))
+        for name, value in (
+            ("epochs", epochs),
+            ("steps", steps),
+            ("batch_size", batch_size),
+            ("patience", patience),
+        )
     )
     seed, clip = check_seed("fit: seed", seed), optional(check_positive, "fit: clip", clip)
-    checkpoint_seconds = check_positive("fit: checkpoint_seconds", checkpoint_seconds, "number of seconds", zero=True)
+    checkpoint_seconds = check_positive(
+        "fit: checkpoint_seconds", checkpoint_seconds, "number of seconds", zero=True
+    )
     check_precision("fit", lvm, precision)
     where = _device(lvm, device)
     lvm.to(where)
@@ -206,10 +248,14 @@ def _held(run_dir: Path | str | None) -> Iterator[None]:
                 stack.enter_context(locked(Path(run_dir)))
             except BlockingIOError:
                 raise ValueError(
-                    f"fit: another process is training in {run_dir}; wait for it, or choose another run_dir."
+                    f"fit: another process is training in {run_dir}; wait for it, or choose "
+                    "another run_dir."
                 ) from None
             except OSError as error:
-                raise ValueError(f"fit: run_dir {run_dir} cannot be made or opened ({error.strerror}); choose another.") from None
+                raise ValueError(
+                    f"fit: run_dir {run_dir} cannot be made or opened ({error.strerror}); choose "
+                    "another."
+                ) from None
         yield
 
 
@@ -222,7 +268,9 @@ def _device(lvm: torch.nn.Module, device: torch.device | str | None) -> torch.de
     except (RuntimeError, TypeError):
         raise ValueError(f"fit: unknown device {device!r}; choose 'cpu' or 'cuda'.") from None
     if where.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"fit: device {device!r} was asked for, and torch finds no GPU here; choose 'cpu'.")
+        raise ValueError(
+            f"fit: device {device!r} was asked for, and torch finds no GPU here; choose 'cpu'."
+        )
     return where
 
 
@@ -246,7 +294,9 @@ def _check_options(
     if nonfinite not in ("stop", "skip"):
         raise ValueError(f"fit: unknown nonfinite={nonfinite!r}; choose 'stop' or 'skip'.")
     if scheduler_interval not in ("step", "epoch"):
-        raise ValueError(f"fit: unknown scheduler_interval={scheduler_interval!r}; choose 'step' or 'epoch'.")
+        raise ValueError(
+            f"fit: unknown scheduler_interval={scheduler_interval!r}; choose 'step' or 'epoch'."
+        )
     if patience is not None and validation is None:
         raise ValueError("fit: patience needs validation=... data to be measured on.")
 
@@ -255,15 +305,21 @@ def _check_batches(train: Data | Interleaved, batch_size: Any) -> None:
     for data in train.sources if isinstance(train, Interleaved) else [train]:
         if batch_size is not None and not data.divisible:
             raise ValueError(
-                f"fit: these data cannot be cut into batches, as {data.uneven()}; make them equal, or leave batch_size out, if they are one "
+                f"fit: these data cannot be cut into batches, as {data.uneven()}; make them "
+                "equal, or leave batch_size out, if they are one "
                 "datum together."
             )
         if batch_size is None and data.streamed:
-            raise ValueError("fit: these data stay on disk and are read in batches; give batch_size=....")
+            raise ValueError(
+                "fit: these data stay on disk and are read in batches; give batch_size=...."
+            )
 
 
 def _check_folder(run_dir: Path | str | None, resume: bool) -> None:
     if resume and run_dir is None:
         raise ValueError("fit: resume=True needs run_dir=..., the folder of the run to resume.")
     if run_dir is not None and not resume and checkpoint.latest(Path(run_dir) / "checkpoint"):
-        raise ValueError(f"fit: {run_dir} holds a run already; pass resume=True to continue it, or choose another folder.")
+        raise ValueError(
+            f"fit: {run_dir} holds a run already; pass resume=True to continue it, or choose "
+            "another folder."
+        )

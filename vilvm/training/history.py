@@ -14,17 +14,21 @@ __all__ = ["History", "Record"]
 
 @dataclass(frozen=True)
 class Record:
-    """One row of a history. Bounds are in nats per datum (of all data together for a model with shared latents).
+    """One row of a history. Bounds are in nats per datum (of all data together for a model with
+    shared latents).
 
     Arguments:
         epoch: epochs completed.
         step: steps completed.
-        elbo: minus the objective's loss, averaged over the steps since the row before (annealed, if the objective is).
-        validation_elbo: ELBO on the validation data, one sample a datum, its noise the same at every row; NaN without any.
+        elbo: minus the objective's loss, averaged over the steps since the row before (annealed,
+            if the objective is).
+        validation_elbo: ELBO on the validation data, one sample a datum, its noise the same at
+            every row; NaN without any.
         validation_se: its standard error over the data.
         rate: KL(q(z | x) ‖ p(z)), on the validation data if there are any, else on the last batch.
         distortion: −E_q log p(x | z), likewise.
-        learning_rate: of the first parameter group, at the last step; NaN of an optimizer without one.
+        learning_rate: of the first parameter group, at the last step; NaN of an optimizer without
+            one.
         gradient_norm: averaged, before clipping.
         skipped: steps left out since the row before, their loss or gradient not being finite.
         seconds: of training so far, evaluation of the validation data included.
@@ -47,7 +51,8 @@ class Record:
 
 @dataclass
 class History:
-    """The records of a run, in order: ``history["elbo"]`` is a column as an array, ``history[-1]`` the last record.
+    """The records of a run, in order: ``history["elbo"]`` is a column as an array, ``history[-1]``
+    the last record.
 
     Example:
         >>> import torch, vilvm
@@ -75,7 +80,8 @@ class History:
     def __getitem__(self, column: slice) -> "History": ...
 
     def __getitem__(self, column: str | SupportsIndex | slice) -> "np.ndarray | Record | History":
-        """One column by name, shape (len(history),); one record by number; or the history of a slice of the records.
+        """One column by name, shape (len(history),); one record by number; or the history of a
+        slice of the records.
 
         Raises:
             KeyError: no such column; the message lists those there are.

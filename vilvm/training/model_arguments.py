@@ -1,6 +1,8 @@
-"""Arguments that depend on the step: what ``fit(arguments=...)`` passes to model and guide behind the batch.
+"""Arguments that depend on the step: what ``fit(arguments=...)`` passes to model and guide behind
+the batch.
 
-They are tensors, and beside the batch among the inputs of a compiled step, so that one program serves all their values.
+They are tensors, and beside the batch among the inputs of a compiled step, so that one program
+serves all their values.
 """
 
 import inspect
@@ -48,13 +50,17 @@ class Called(Wrapped):
 
 
 def as_tensors(given: Any, lvm: torch.nn.Module, device: torch.device) -> dict[str, Tensor]:
-    """What ``arguments(step)`` returned, as tensors: floats of torch's default type, or float64 if the parameters are.
+    """What ``arguments(step)`` returned, as tensors: floats of torch's default type, or float64 if
+    the parameters are.
 
     Raises:
         ValueError: it is no dict of numbers and tensors.
     """
     if not isinstance(given, Mapping):
-        raise ValueError(f"fit: arguments(step) must return a dict of numbers and tensors by name; got a {type(given).__name__}.")
+        raise ValueError(
+            "fit: arguments(step) must return a dict of numbers and tensors by name; got a "
+            f"{type(given).__name__}."
+        )
     first = next(lvm.parameters(), None)
     double = first is not None and first.dtype == torch.float64
     return {str(name): _as_tensor(name, value, device, double) for name, value in given.items()}
@@ -64,13 +70,21 @@ def _as_tensor(name: str, value: Any, device: torch.device, double: bool) -> Ten
     if isinstance(value, Tensor):
         return value.detach().to(device)
     if not isinstance(value, Number | np.generic):
-        raise ValueError(f"fit: arguments(step) gives {name} = {value!r}; give a number or a tensor.")
+        raise ValueError(
+            f"fit: arguments(step) gives {name} = {value!r}; give a number or a tensor."
+        )
     number: Any = value.item() if isinstance(value, np.generic) else value
-    return torch.tensor(number, device=device, dtype=torch.float64 if double and isinstance(number, float) else None)
+    return torch.tensor(
+        number,
+        device=device,
+        dtype=torch.float64 if double and isinstance(number, float) else None,
+    )
 
 
 def check_arguments(lvm: Any, arguments: dict[str, Tensor]) -> None:
-    """Raises ContractError unless model and guide take these arguments behind the batch, and do without them."""
+    """Raises ContractError unless model and guide take these arguments behind the batch, and do
+    without them.
+    """
     for part in ("model", "guide"):
         try:
             signature = inspect.signature(getattr(lvm, part))
@@ -81,7 +95,9 @@ def check_arguments(lvm: Any, arguments: dict[str, Tensor]) -> None:
             signature.bind(None)
         except TypeError as error:
             raise ContractError(
-                f"fit: the {part} of {type(lvm).__name__} must take {sorted(arguments)} behind the batch, each with a default, which "
-                f"is what records and evaluate see, such as {part}(batch, {next(iter(arguments), 'beta')}=1.0); it is {part}{signature} "
+                f"fit: the {part} of {type(lvm).__name__} must take {sorted(arguments)} behind "
+                "the batch, each with a default, which "
+                f"is what records and evaluate see, such as {part}(batch, "
+                f"{next(iter(arguments), 'beta')}=1.0); it is {part}{signature} "
                 f"({error})."
             ) from None

@@ -34,11 +34,13 @@ def adam(device: torch.device) -> OptimizerFactory:
 
 
 def one_cycle(lr: float, steps: int) -> dict[str, Any]:
-    """Adam whose learning rate rises to `lr` over a tenth of the steps and falls to nothing over the rest, as arguments of ``fit``.
+    """Adam whose learning rate rises to `lr` over a tenth of the steps and falls to nothing over
+    the rest, as arguments of ``fit``.
 
     Of fewer than 20 steps, which have no tenth to rise over, it only falls.
 
-    Reference: Super-Convergence: Very Fast Training of Neural Networks Using Large Learning Rates, Smith and Topin, 2018.
+    Reference: Super-Convergence: Very Fast Training of Neural Networks Using Large Learning Rates,
+    Smith and Topin, 2018.
 
     Example:
         >>> import torch, vilvm
@@ -49,13 +51,19 @@ def one_cycle(lr: float, steps: int) -> dict[str, Any]:
     """
     lr, steps = check_positive("one_cycle: lr", lr), check_number("one_cycle: steps", steps)
     if steps < 20:
-        return {"optimizer": partial(_fused_adam, lr=lr), "scheduler": partial(_falling, total_steps=steps)}
+        return {
+            "optimizer": partial(_fused_adam, lr=lr),
+            "scheduler": partial(_falling, total_steps=steps),
+        }
     rising = partial(OneCycleLR, max_lr=lr, total_steps=steps, pct_start=0.1)
     return {"optimizer": partial(_fused_adam, lr=lr), "scheduler": rising}
 
 
 def _falling(optimizer: torch.optim.Optimizer, total_steps: int) -> CosineAnnealingLR:
-    """Half a period of a cosine. Beyond it the rate would rise again; `total_steps` is where ``check_length`` finds its end."""
+    """Half a period of a cosine.
+
+    Beyond it the rate would rise again; `total_steps` is where ``check_length`` finds its end.
+    """
     scheduler: Any = CosineAnnealingLR(optimizer, T_max=total_steps)
     scheduler.total_steps = total_steps
     return scheduler
@@ -63,7 +71,9 @@ def _falling(optimizer: torch.optim.Optimizer, total_steps: int) -> CosineAnneal
 
 def _fused_adam(parameters: Any, lr: float) -> torch.optim.Optimizer:
     given = list(parameters)
-    return torch.optim.Adam(given, lr=lr, fused=all(p.device.type in ("cpu", "cuda") for p in given))
+    return torch.optim.Adam(
+        given, lr=lr, fused=all(p.device.type in ("cpu", "cuda") for p in given)
+    )
 
 
 @dataclass(frozen=True)
@@ -84,36 +94,45 @@ class ByName:
             options = self.options(_plain_name(name))
             if not isinstance(options, Mapping):
                 raise ValueError(
-                    f"by_name: the options of {_plain_name(name)!r} are {options!r}; return a dict, such as {{'lr': 1e-3}}."
+                    f"by_name: the options of {_plain_name(name)!r} are {options!r}; return a "
+                    "dict, such as {'lr': 1e-3}."
                 )
-            groups.setdefault(repr(sorted(options.items())), {"params": [], **options})["params"].append(parameter)
+            groups.setdefault(repr(sorted(options.items())), {"params": [], **options})[
+                "params"
+            ].append(parameter)
         return list(groups.values())
 
     def __call__(self, named: Mapping[str, Any]) -> torch.optim.Optimizer:
         """The optimizer of these parameters.
 
         Raises:
-            ValueError: an option is none of the optimizer's, which torch would take without a word.
+            ValueError: an option is none of the optimizer's, which torch would take without a
+                word.
         """
         groups = self.groups(named)
         optimizer = self.optimizer(groups)
-        unknown = sorted({key for group in groups for key in group} - {"params", *getattr(optimizer, "defaults", {})})
+        unknown = sorted(
+            {key for group in groups for key in group}
+            - {"params", *getattr(optimizer, "defaults", {})}
+        )
         if unknown and isinstance(optimizer, torch.optim.Optimizer):
             raise ValueError(
-                f"by_name: {type(optimizer).__name__} has no option {unknown[0]!r}; it has {', '.join(optimizer.defaults)}."
+                f"by_name: {type(optimizer).__name__} has no option {unknown[0]!r}; it has "
+                f"{', '.join(optimizer.defaults)}."
             )
         return optimizer
 
 
 def by_name(optimizer: OptimizerFactory, options: Callable[[str], Mapping[str, Any]]) -> ByName:
-    """An optimizer whose options, learning rates say, depend on the name of the parameter, for ``fit(optimizer=...)``.
+    """An optimizer whose options, learning rates say, depend on the name of the parameter, for
+    ``fit(optimizer=...)``.
 
     What Pyro writes as ``pyro.optim.Adam(lambda name: {...})``.
 
     Arguments:
         optimizer: makes a torch optimizer of groups of parameters, such as ``torch.optim.Adam``.
-        options: of a parameter, by its name: that of its ``pyro.param``, or, in a module, of ``named_parameters()``. What it leaves out
-            is as `optimizer` has it.
+        options: of a parameter, by its name: that of its ``pyro.param``, or, in a module, of
+            ``named_parameters()``. What it leaves out is as `optimizer` has it.
 
     Raises:
         ValueError: in ``fit``: options that are no dict, or that the optimizer does not have.
@@ -128,17 +147,23 @@ def by_name(optimizer: OptimizerFactory, options: Callable[[str], Mapping[str, A
     """
     for name, function in (("optimizer", optimizer), ("options", options)):
         if not callable(function):
-            raise ValueError(f"by_name: {name} must be a function; got a {type(function).__name__}.")
+            raise ValueError(
+                f"by_name: {name} must be a function; got a {type(function).__name__}."
+            )
     return ByName(optimizer, options)
 
 
 def _plain_name(name: str) -> str:
-    """The name of a parameter as its ``pyro.param`` or ``pyro.module`` statement gave it; that of a module's own is left as it is."""
+    """The name of a parameter as its ``pyro.param`` or ``pyro.module`` statement gave it; that of
+    a module's own is left as it is.
+    """
     return name.rpartition("pyro_params.")[2].replace("/", ".").replace("$$$", ".")
 
 
 def make_optimizer(factory: Any, named: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """The optimizer that `factory` makes of these parameters, or is; raises ValueError if it is of others, or needs a closure."""
+    """The optimizer that `factory` makes of these parameters, or is; raises ValueError if it is of
+    others, or needs a closure.
+    """
     parameters = list(named.values())
     if _of_pyro(factory):
         raise ValueError(_torch_in_place_of(factory))
@@ -149,15 +174,20 @@ def make_optimizer(factory: Any, named: Mapping[str, Any]) -> torch.optim.Optimi
         optimizer = _called("optimizer", factory, parameters)
     if isinstance(optimizer, PyroOptim):
         raise ValueError(_torch_in_place_of(optimizer))
-    if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(optimizer, torch.optim.LBFGS):
+    if not isinstance(optimizer, torch.optim.Optimizer) or isinstance(
+        optimizer, torch.optim.LBFGS
+    ):
         raise ValueError(
-            f"fit: optimizer must make a torch optimizer of parameters that needs no closure, such as "
-            f"functools.partial(torch.optim.Adam, lr=1e-3); this one made a {type(optimizer).__name__}."
+            "fit: optimizer must make a torch optimizer of parameters that needs no closure, "
+            "such as "
+            "functools.partial(torch.optim.Adam, lr=1e-3); this one made a "
+            f"{type(optimizer).__name__}."
         )
     given = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if given != {id(p) for p in parameters}:
         raise ValueError(
-            "fit: the optimizer is not of all trainable parameters of the model, and of no others; pass a function that makes it, such "
+            "fit: the optimizer is not of all trainable parameters of the model, and of no "
+            "others; pass a function that makes it, such "
             "as functools.partial(torch.optim.Adam, lr=1e-3)."
         )
     return optimizer
@@ -172,14 +202,19 @@ def _called(what: str, factory: Any, given: Any) -> Any:
             raise
         words = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"fit: {what} could not be made of the parameters, as torch would make it: {type(error).__name__}: {words}"
+            f"fit: {what} could not be made of the parameters, as torch would make it: "
+            f"{type(error).__name__}: {words}"
         ) from None
 
 
 def _of_pyro(given: Any) -> bool:
-    """Whether something is an optimizer or a scheduler of Pyro's, or a function of ``pyro.optim`` that makes one."""
+    """Whether something is an optimizer or a scheduler of Pyro's, or a function of ``pyro.optim``
+    that makes one.
+    """
     root = getattr(given, "func", given)  # of a functools.partial
-    return isinstance(root, PyroOptim) or any(f is root for n, f in vars(pyro.optim).items() if n[0].isupper())
+    return isinstance(root, PyroOptim) or any(
+        f is root for n, f in vars(pyro.optim).items() if n[0].isupper()
+    )
 
 
 def _torch_in_place_of(given: Any) -> str:
@@ -191,22 +226,43 @@ def _torch_in_place_of(given: Any) -> str:
     name = getattr(made, "__name__", made)
     home = getattr(made, "__module__", "")  # Pyro's own optimizers are torch optimizers there
     own = home.startswith("pyro.optim.") and isinstance(made, type)
-    made = f"{home}.{name}" if own else f"torch.optim.{name}" if hasattr(torch.optim, name) else "torch.optim.Adam"
+    made = (
+        f"{home}.{name}"
+        if own
+        else f"torch.optim.{name}"
+        if hasattr(torch.optim, name)
+        else "torch.optim.Adam"
+    )
     args = getattr(root, "pt_optim_args", None)
     if callable(args):
-        return f"fit: optimizer is one of pyro.optim; give vilvm.training.by_name({made}, lambda name: {{'lr': ...}})."
+        return (
+            f"fit: optimizer is one of pyro.optim; give vilvm.training.by_name({made}, lambda "
+            "name: {'lr': ...})."
+        )
     lr = args.get("lr", "...") if isinstance(args, dict) else "..."
     schedule = getattr(getattr(root, "pt_scheduler_constructor", None), "__name__", None)
-    also = f", and scheduler=functools.partial(torch.optim.lr_scheduler.{schedule}, ...)" if schedule else ""
-    return f"fit: optimizer is one of pyro.optim; give torch's, optimizer=functools.partial({made}, lr={lr}){also}."
+    also = (
+        f", and scheduler=functools.partial(torch.optim.lr_scheduler.{schedule}, ...)"
+        if schedule
+        else ""
+    )
+    return (
+        f"fit: optimizer is one of pyro.optim; give torch's, optimizer=functools.partial({made}, "
+        f"lr={lr}){also}."
+    )
 
 
 def check_length(scheduler: Any, steps: int, unit: str = "steps") -> None:
-    """Raises ValueError if a scheduler, or one within it, ends before `steps` of its own, which it would say only then."""
+    """Raises ValueError if a scheduler, or one within it, ends before `steps` of its own, which it
+    would say only then.
+    """
     parts = [(scheduler, steps)]
     if isinstance(scheduler, SequentialLR):
         starts = [0, *scheduler._milestones]
-        parts = [(s, min(end, steps) - at) for s, at, end in zip(scheduler._schedulers, starts, [*starts[1:], steps], strict=True)]
+        parts = [
+            (s, min(end, steps) - at)
+            for s, at, end in zip(scheduler._schedulers, starts, [*starts[1:], steps], strict=True)
+        ]
     elif isinstance(scheduler, ChainedScheduler):
         parts = [(s, steps) for s in scheduler._schedulers]
     for part, taken in parts:
@@ -216,20 +272,28 @@ def check_length(scheduler: Any, steps: int, unit: str = "steps") -> None:
         total = getattr(part, "total_steps", None)
         if isinstance(total, int) and taken > total:
             raise ValueError(
-                f"fit: {type(part).__name__} is made for {total} {unit} and would take {taken} here; give it total_steps={taken}."
+                f"fit: {type(part).__name__} is made for {total} {unit} and would take {taken} "
+                f"here; give it total_steps={taken}."
             )
 
 
 def make_scheduler(factory: Any, optimizer: torch.optim.Optimizer) -> Any:
-    """The scheduler that `factory` makes of `optimizer`, or is; raises ValueError if it is none, or another's."""
+    """The scheduler that `factory` makes of `optimizer`, or is; raises ValueError if it is none,
+    or another's.
+    """
     if _of_pyro(factory):
         raise ValueError(
-            "fit: scheduler is one of pyro.optim; give torch's, such as functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.99)."
+            "fit: scheduler is one of pyro.optim; give torch's, such as "
+            "functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.99)."
         )
     scheduler = _called("scheduler", factory, optimizer) if callable(factory) else factory
-    if not callable(getattr(scheduler, "step", None)) or getattr(scheduler, "optimizer", optimizer) is not optimizer:
+    if (
+        not callable(getattr(scheduler, "step", None))
+        or getattr(scheduler, "optimizer", optimizer) is not optimizer
+    ):
         raise ValueError(
             "fit: scheduler must make a torch learning-rate scheduler of the optimizer, such as "
-            f"functools.partial(torch.optim.lr_scheduler.StepLR, step_size=100); this one made a {type(scheduler).__name__}."
+            "functools.partial(torch.optim.lr_scheduler.StepLR, step_size=100); this one made a "
+            f"{type(scheduler).__name__}."
         )
     return scheduler

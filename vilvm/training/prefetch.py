@@ -21,7 +21,10 @@ class Prefetched:
         self._found: dict[int, Future[Any]] = {}
 
     def __call__(self, step: int) -> Any:
-        """What was read for a step. The step may be asked for again, or one before it: it is then read anew."""
+        """What was read for a step.
+
+        The step may be asked for again, or one before it: it is then read anew.
+        """
         wanted = range(step, step + _AHEAD + 1)
         for other in [s for s in self._found if s not in wanted]:
             self._found.pop(other).cancel()

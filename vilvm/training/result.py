@@ -10,7 +10,9 @@ __all__ = ["Event", "Fit"]
 
 
 class Event(NamedTuple):
-    """What a callback is told at every record: the model as it is, and the history, the newest record last."""
+    """What a callback is told at every record: the model as it is, and the history, the newest
+    record last.
+    """
 
     lvm: LatentVariableModel
     history: History
@@ -21,10 +23,13 @@ class Fit:
     """What ``fit`` returns; the parameters are in the model itself.
 
     Arguments:
-        history: a record an epoch; where epochs are short, one every 50 steps, and later one whenever a twentieth as many steps again are taken.
+        history: a record an epoch; where epochs are short, one every 50 steps, and later one
+            whenever a twentieth as many steps again are taken.
         steps: taken, those before a resumption included.
-        stopped: "finished", "early" (no better validation bound for `patience` records), "callback" or "interrupted".
-        best_step: the step whose parameters the model now has: with validation data that of the best record, else the last.
+        stopped: "finished", "early" (no better validation bound for `patience` records),
+            "callback" or "interrupted".
+        best_step: the step whose parameters the model now has: with validation data that of the
+            best record, else the last.
         seconds: of training, those before a resumption included.
         compile_seconds: that compiling took, in this call; not part of `seconds`.
         skipped: steps left out because their loss or gradient was not finite.

@@ -1,4 +1,6 @@
-"""What a checkpoint must agree with before a run is taken up from it, in words; and the way back within a run."""
+"""What a checkpoint must agree with before a run is taken up from it, in words; and the way back
+within a run.
+"""
 
 import copy
 from pathlib import Path
@@ -13,7 +15,9 @@ __all__ = ["Kept", "Position", "match"]
 
 
 def match(found: Path, mine: dict[str, Any], state: Any) -> None:
-    """Raises CheckpointError at the first setting of a run (`mine`) that is not that of the `state` of the checkpoint `found`."""
+    """Raises CheckpointError at the first setting of a run (`mine`) that is not that of the
+    `state` of the checkpoint `found`.
+    """
     theirs = state.get("settings") if isinstance(state, dict) else None
     if not isinstance(theirs, dict) or set(theirs) != set(mine):
         raise spoiled(found, "it is altered: it has other settings than those of a run")
@@ -23,12 +27,16 @@ def match(found: Path, mine: dict[str, Any], state: Any) -> None:
             continue
         if name == "functions" and _of_two_pythons(value, other):
             continue
-        raise CheckpointError(f"Checkpoint {found} {_difference(name, value, other)}; or start a new run.")
+        raise CheckpointError(
+            f"Checkpoint {found} {_difference(name, value, other)}; or start a new run."
+        )
 
 
 def _of_two_pythons(value: dict[str, str], other: Any) -> bool:
     """Whether functions are the same but for what another version of Python makes of them."""
-    return isinstance(other, dict) and set(other) == set(value) and other["Python"] != value["Python"]
+    return (
+        isinstance(other, dict) and set(other) == set(value) and other["Python"] != value["Python"]
+    )
 
 
 def _difference(name: str, value: Any, other: Any) -> str:
@@ -40,17 +48,29 @@ def _difference(name: str, value: Any, other: Any) -> str:
     key = min(k for k in {*value, *other} - {"Python"} if other.get(k) != value.get(k))
     before, now = (f"{d[key]}"[:200] if key in d else "none" for d in (other, value))
     if name == "functions":
-        return f"was made with another function, by its code or its constants: {key}; resume with the same"
-    return f"is of a model whose {name} differ, first {key!r} ({before}, now {now}); build the model as it was"
+        return (
+            f"was made with another function, by its code or its constants: {key}; resume with "
+            "the same"
+        )
+    return (
+        f"is of a model whose {name} differ, first {key!r} ({before}, now {now}); build the model "
+        "as it was"
+    )
 
 
 class Position:
-    """Where a run is, but for what a step that is not good leaves alone: parameters, buffers, the optimizer's moments."""
+    """Where a run is, but for what a step that is not good leaves alone: parameters, buffers, the
+    optimizer's moments.
+    """
 
     def __init__(self, run: Any):
         self.run, self.at, self.generators = run, run.at, rng_state(run.device)
-        self.groups = [{k: v for k, v in g.items() if k != "params"} for g in run.optimizer.param_groups]
-        self.scheduler = None if run.scheduler is None else copy.deepcopy(run.scheduler.state_dict())
+        self.groups = [
+            {k: v for k, v in g.items() if k != "params"} for g in run.optimizer.param_groups
+        ]
+        self.scheduler = (
+            None if run.scheduler is None else copy.deepcopy(run.scheduler.state_dict())
+        )
         self.objective = run.objective_state()
         self.counts = run.compiled.counts
 
@@ -72,10 +92,14 @@ class Kept:
     def __init__(self, position: Position):
         run = position.run
         self.position = position
-        self.tensors = [(t, t.detach().clone()) for t in (*run.lvm.parameters(), *run.lvm.buffers())]
+        self.tensors = [
+            (t, t.detach().clone()) for t in (*run.lvm.parameters(), *run.lvm.buffers())
+        ]
         self.optimizer = copy.deepcopy(run.optimizer.state_dict())
         self.tally, self.records = copy.copy(run.tally), list(run.history.records)
-        self.rest = {n: getattr(run, n) for n in ("skipped", "best", "best_step", "best_bound", "stopped")}
+        self.rest = {
+            n: getattr(run, n) for n in ("skipped", "best", "best_step", "best_bound", "stopped")
+        }
 
     def restore(self) -> None:
         """Puts the run back; the seconds that it took stay."""

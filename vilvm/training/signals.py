@@ -1,7 +1,8 @@
 """Ctrl-C and SIGTERM, which end a run in order.
 
-A handler runs between any two operations of Python, also within another handler, so it must take no lock and call nothing that
-takes one. Here it counts, by one operation of C, and sets plain attributes.
+A handler runs between any two operations of Python, also within another handler, so it must take
+no lock and call nothing that takes one. Here it counts, by one operation of C, and sets plain
+attributes.
 """
 
 import signal
@@ -15,10 +16,11 @@ __all__ = ["Interruption", "interruptible"]
 
 
 class Interruption:
-    """What signals ask of a run, and of those around it: the first to end in order, the second to leave at once.
+    """What signals ask of a run, and of those around it: the first to end in order, the second to
+    leave at once.
 
-    The second is passed to the handler that was there before: Ctrl-C raises KeyboardInterrupt, and SIGTERM ends the process. While a file is
-    being written, it waits for that; a third does not.
+    The second is passed to the handler that was there before: Ctrl-C raises KeyboardInterrupt, and
+    SIGTERM ends the process. While a file is being written, it waits for that; a third does not.
     """
 
     def __init__(self) -> None:
@@ -27,7 +29,9 @@ class Interruption:
         self._before: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Takes over both signals, but for one whose handler is C's, which Python could not put back."""
+        """Takes over both signals, but for one whose handler is C's, which Python could not put
+        back.
+        """
         before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
         self._before = {s: handler for s, handler in before.items() if handler is not None}
         for s in self._before:
@@ -50,7 +54,8 @@ class Interruption:
     def _leave(self, number: int) -> None:
         self._late = 0
         self.restore()
-        if signal.getsignal(number) == signal.SIG_IGN:  # as in the background of a shell; whoever asks twice means it
+        # as in the background of a shell; whoever asks twice means it
+        if signal.getsignal(number) == signal.SIG_IGN:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             signal.signal(number, signal.SIG_DFL)
@@ -73,7 +78,8 @@ _ACTIVE: list[Interruption] = []  # that of the outermost run in the main thread
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """What signals ask of the run within; a run within a callback of another shares that one's, so that a signal ends both.
+    """What signals ask of the run within; a run within a callback of another shares that one's, so
+    that a signal ends both.
 
     Elsewhere than in the main thread, signals are left alone.
     """

@@ -1,4 +1,6 @@
-"""Whether Python reads a value that depends on the latents: a branch on it would be one for all samples of a vectorised run."""
+"""Whether Python reads a value that depends on the latents: a branch on it would be one for all
+samples of a vectorised run.
+"""
 
 import sys
 from collections.abc import Iterable
@@ -12,7 +14,9 @@ from vilvm.data.tensors import tensors_of
 
 __all__ = ["Reads"]
 
-_READS = {f"__{n}__" for n in ("array", "bool", "complex", "contains", "float", "index", "int")} | {
+_READS = {
+    f"__{n}__" for n in ("array", "bool", "complex", "contains", "float", "index", "int")
+} | {
     "allclose",
     "argwhere",
     "equal",
@@ -28,7 +32,8 @@ _PASSED_OVER = ("torch", "pyro", "vilvm", "contextlib")
 
 
 class Reads(TorchFunctionMode):
-    """Follows what is computed of some tensors, and notes whether the user's code reads a value of it.
+    """Follows what is computed of some tensors, and notes whether the user's code reads a value of
+    it.
 
     Arguments:
         sources: the tensors that are followed.
@@ -36,7 +41,8 @@ class Reads(TorchFunctionMode):
 
     def __init__(self, sources: Iterable[Tensor]):
         super().__init__()
-        self.followed = {id(t): t for t in sources}  # held, so that no other tensor takes their place
+        # held, so that no other tensor takes their place
+        self.followed = {id(t): t for t in sources}
         self.found: set[str] = set()  # the names of what read it
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -46,16 +52,29 @@ class Reads(TorchFunctionMode):
             self.found.add(func.__name__)
         result = func(*args, **(kwargs or {}))
         if follows:
-            made = [result] if isinstance(result, Tensor) else tensors_of(result) if isinstance(result, list | tuple) else []
+            made = (
+                [result]
+                if isinstance(result, Tensor)
+                else tensors_of(result)
+                if isinstance(result, list | tuple)
+                else []
+            )
             self.followed.update((id(t), t) for t in made)
-            if args and isinstance(args[0], Tensor) and getattr(func, "__name__", "") == "__setitem__":
+            if (
+                args
+                and isinstance(args[0], Tensor)
+                and getattr(func, "__name__", "") == "__setitem__"
+            ):
                 self.followed[id(args[0])] = args[0]
         return result
 
     def _is_read(self, func: Any, args: Any) -> bool:
         name = getattr(func, "__name__", "")
-        if name in ("__getitem__", "__setitem__"):  # by a mask: what is picked has a size that depends on values
-            return any(t.dtype == torch.bool and id(t) in self.followed for t in tensors_of([args[1]]))
+        # by a mask: what is picked has a size that depends on values
+        if name in ("__getitem__", "__setitem__"):
+            return any(
+                t.dtype == torch.bool and id(t) in self.followed for t in tensors_of([args[1]])
+            )
         return name in _READS or (name == "where" and len(args) == 1)
 
 

@@ -1,4 +1,6 @@
-"""Running one half of a pair, and reading the trace it leaves: the only file that asks Pyro for one."""
+"""Running one half of a pair, and reading the trace it leaves: the only file that asks Pyro for
+one.
+"""
 
 import hashlib
 import traceback
@@ -51,8 +53,16 @@ Sites = dict[str, Any]
 _MOST_PLATES = 6  # dimensions that plates are supposed to take at most, where it has to be tried
 
 
-def run(half: Any, part: str, batch: Any, *replay: poutine.Trace | None, samples: tuple[int, int] | None = None) -> poutine.Trace:
-    """The trace of one half of a pair, sites taken from `replay`, under a plate over samples (their number, its dimension), or none."""
+def run(
+    half: Any,
+    part: str,
+    batch: Any,
+    *replay: poutine.Trace | None,
+    samples: tuple[int, int] | None = None,
+) -> poutine.Trace:
+    """The trace of one half of a pair, sites taken from `replay`, under a plate over samples
+    (their number, its dimension), or none.
+    """
     for source in replay:
         half = half if source is None else poutine.replay(half, trace=source)
     given = Unchanged(named_tensors(batch))
@@ -65,18 +75,23 @@ def run(half: Any, part: str, batch: Any, *replay: poutine.Trace | None, samples
 
 
 def run_once(model: Any, batch: Any, *replay: poutine.Trace | None) -> tuple[poutine.Trace, int]:
-    """The trace of a model at one sample, and 0; or, if it runs under enumeration only, at the first value of what is enumerated.
+    """The trace of a model at one sample, and 0; or, if it runs under enumeration only, at the
+    first value of what is enumerated.
 
-    An assertion of shapes may hold under enumeration only. How many dimensions the plates take is then not known beforehand: the
-    least number with which the model runs is the second result.
+    An assertion of shapes may hold under enumeration only. How many dimensions the plates take is
+    then not known beforehand: the least number with which the model runs is the second result.
     """
     try:
         return run(model, "model", batch, *replay), 0
     except ContractError:
         for nesting in range(_MOST_PLATES + 1):
             with suppress(ContractError):
-                trace = run(poutine.enum(model, first_available_dim=-1 - nesting), "model", batch, *replay)
-                if any(s["infer"].get("_enumerate_dim") is not None for s in sites_of(trace).values()):
+                trace = run(
+                    poutine.enum(model, first_available_dim=-1 - nesting), "model", batch, *replay
+                )
+                if any(
+                    s["infer"].get("_enumerate_dim") is not None for s in sites_of(trace).values()
+                ):
                     return _at_first_values(trace, nesting), nesting
         raise
 
@@ -112,12 +127,19 @@ class _First(dist.TorchDistribution):
         return found[(0,) * max(found.dim() - self.nesting, 0)]
 
 
-_AROUND = (torch.distributions.Independent, dist.ExpandedDistribution, dist.MaskedDistribution, _First)
+_AROUND = (
+    torch.distributions.Independent,
+    dist.ExpandedDistribution,
+    dist.MaskedDistribution,
+    _First,
+)
 
 
 @contextmanager
 def without_shapes() -> Iterator[None]:
-    """Within it, a ContractError stays one sentence: Pyro appends the shapes of the trace to whatever passes through."""
+    """Within it, a ContractError stays one sentence: Pyro appends the shapes of the trace to
+    whatever passes through.
+    """
     try:
         yield
     except ContractError as error:
@@ -133,50 +155,94 @@ def _sentence(error: Exception) -> str:
 
 @contextmanager
 def _plain_errors(part: str, batch: Any) -> Iterator[None]:
-    """Turns an error inside the user's model or guide into one sentence with the user's own line in it."""
+    """Turns an error inside the user's model or guide into one sentence with the user's own line
+    in it.
+    """
     try:
         yield
     except ContractError as error:
-        raise type(error)(_sentence(error)) from None  # Pyro appends the shapes of the trace to whatever passes through
+        # Pyro appends the shapes of the trace to whatever passes through
+        raise type(error)(_sentence(error)) from None
     except (torch.OutOfMemoryError, NotImplementedError) as error:
         if "ImproperUniform" not in str(error):
             raise
         raise ContractError(
-            f"The {part} has a flat prior, from which nothing can be drawn: put a proper prior on its latents to draw from it."
+            f"The {part} has a flat prior, from which nothing can be drawn: put a proper prior on "
+            "its latents to draw from it."
         ) from None
-    except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError, ArithmeticError) as error:
+    except (
+        RuntimeError,
+        ValueError,
+        TypeError,
+        IndexError,
+        KeyError,
+        AttributeError,
+        AssertionError,
+        ArithmeticError,
+    ) as error:
         if is_out_of_memory(error):  # for which fewer samples are taken at once
             raise
         where = _user_line(error)
         reason = _first_words(error)
         advice = f"Check the shapes and values that the {part} makes of this batch."
-        if "must have the same dtype" in reason or "Found dtype" in reason or "expected scalar type" in reason:
-            advice = "The data and the model's parameters are of two number types: convert the data, .float() or .double()."
-        elif isinstance(error, KeyError):
-            advice = "If it is a pyro.param, give it an initial value where it is met first: the guide runs before the model."
-        elif isinstance(error, TypeError) and "positional argument" in reason and not where:  # not in the user's own code
+        if (
+            "must have the same dtype" in reason
+            or "Found dtype" in reason
+            or "expected scalar type" in reason
+        ):
             advice = (
-                f"The {part} gets the batch alone: pass several tensors as a tuple and unpack it, lambda batch: {part}(*batch)."
+                "The data and the model's parameters are of two number types: convert the data, "
+                ".float() or .double()."
+            )
+        elif isinstance(error, KeyError):
+            advice = (
+                "If it is a pyro.param, give it an initial value where it is met first: the guide "
+                "runs before the model."
+            )
+        # not in the user's own code
+        elif isinstance(error, TypeError) and "positional argument" in reason and not where:
+            advice = (
+                f"The {part} gets the batch alone: pass several tensors as a tuple and unpack it, "
+                f"lambda batch: {part}(*batch)."
             )
         kind = NonFiniteError if reason.endswith("but found NaN.") else ContractError
-        raise kind(f"The {part} fails on a batch of {_describe(batch)}{where}: {type(error).__name__}: {reason} {advice}") from None
+        raise kind(
+            f"The {part} fails on a batch of {_describe(batch)}{where}: {type(error).__name__}: "
+            f"{reason} {advice}"
+        ) from None
 
 
 def _first_words(error: Exception) -> str:
-    """What an error says, on one line and without the tensors and traces that Pyro and torch print behind it."""
+    """What an error says, on one line and without the tensors and traces that Pyro and torch print
+    behind it.
+    """
     reason, found, values = _sentence(error).partition("but found invalid values")
-    return reason[:400] + (f"but found {'NaN' if 'nan' in values else 'other values'}." if found else "")
+    return reason[:400] + (
+        f"but found {'NaN' if 'nan' in values else 'other values'}." if found else ""
+    )
 
 
 def _user_line(error: Exception) -> str:
-    """' (in FUNCTION, FILE:LINE)' of the innermost frame that is neither vilvm's nor an installed package's."""
+    """' (in FUNCTION, FILE:LINE)' of the innermost frame that is neither vilvm's nor an installed
+    package's.
+    """
     return _place(traceback.extract_tb(error.__traceback__))
 
 
 def _place(stack: traceback.StackSummary) -> str:
-    own = (str(Path(__file__).parents[1]), "site-packages", "contextlib", "<frozen", str(Path(traceback.__file__).parent))
+    own = (
+        str(Path(__file__).parents[1]),
+        "site-packages",
+        "contextlib",
+        "<frozen",
+        str(Path(traceback.__file__).parent),
+    )
     frames = [f for f in stack if not any(part in f.filename for part in own)]
-    return f" (in {frames[-1].name}, {Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return (
+        f" (in {frames[-1].name}, {Path(frames[-1].filename).name}:{frames[-1].lineno})"
+        if frames
+        else ""
+    )
 
 
 class Lines(Messenger):
@@ -192,20 +258,32 @@ class Lines(Messenger):
 
 def _describe(batch: Any) -> str:
     shapes = [str(tuple(t.shape)) for t in tensors_of(batch)]
-    return f"shape {shapes[0]}" if len(shapes) == 1 else f"shapes {', '.join(shapes)}" if shapes else f"type {type(batch).__name__}"
+    return (
+        f"shape {shapes[0]}"
+        if len(shapes) == 1
+        else f"shapes {', '.join(shapes)}"
+        if shapes
+        else f"type {type(batch).__name__}"
+    )
 
 
 def sites_of(trace: Any) -> Sites:
-    """The sample sites of a trace by name, without a plate's own draw of a subsample and without ``pyro.deterministic``."""
+    """The sample sites of a trace by name, without a plate's own draw of a subsample and without
+    ``pyro.deterministic``.
+    """
     return {
         n: s
         for n, s in trace.nodes.items()
-        if s["type"] == "sample" and not site_is_subsample(s) and not s["infer"].get("_deterministic")
+        if s["type"] == "sample"
+        and not site_is_subsample(s)
+        and not s["infer"].get("_deterministic")
     }
 
 
 class Unobserved(UnconditionMessenger):
-    """Draws what is observed, but for ``pyro.deterministic``: drawn anew, such a value would be blown up to its plates."""
+    """Draws what is observed, but for ``pyro.deterministic``: drawn anew, such a value would be
+    blown up to its plates.
+    """
 
     def _pyro_sample(self, msg: Any) -> None:
         if not msg["infer"].get("_deterministic"):
@@ -230,14 +308,18 @@ def plain(fn: Any) -> Any:
 
 
 def mask_of(site: Any) -> str:
-    """A digest of what a site's log-density leaves out, by ``mask`` or ``poutine.mask``; empty if it leaves nothing out."""
+    """A digest of what a site's log-density leaves out, by ``mask`` or ``poutine.mask``; empty if
+    it leaves nothing out.
+    """
     masks = [m.cpu() for m in _masks(site)]
     partial = [m.contiguous().numpy().tobytes() for m in masks if not bool(m.all())]
     return hashlib.sha256(b"".join(partial)).hexdigest()[:8] if partial else ""
 
 
 def mask_tensor(site: Any) -> Tensor | None:
-    """Which entries of a site's value its log-density scores, broadcastable to the value; None if all of them."""
+    """Which entries of a site's value its log-density scores, broadcastable to the value; None if
+    all of them.
+    """
     masks = _masks(site)
     if not masks:
         return None
@@ -248,7 +330,9 @@ def mask_tensor(site: Any) -> Tensor | None:
 
 
 def _masks(site: Any) -> list[Tensor]:
-    """The masks of a site, each with a dimension for every event dimension of the distribution that it lies around."""
+    """The masks of a site, each with a dimension for every event dimension of the distribution
+    that it lies around.
+    """
     fn: Any = site["fn"]
     device = site["value"].device
     found = [(site["mask"], fn.event_dim)]
@@ -267,25 +351,31 @@ def log_prob(part: str, site: Any) -> Tensor:
         if "intermediates cache" not in str(error):
             raise
         raise ContractError(
-            f"The {part}'s site {site['name']!r} has a transform without an inverse, so only what it draws itself has a density, and a given value "
-            "has none: use a transform with an inverse (spline, affine_coupling, affine_autoregressive)."
+            f"The {part}'s site {site['name']!r} has a transform without an inverse, so only what "
+            "it draws itself has a density, and a given value "
+            "has none: use a transform with an inverse (spline, affine_coupling, "
+            "affine_autoregressive)."
         ) from None
     except (ValueError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
         reason = _first_words(error)
         raise ContractError(
-            f"The {part}'s site {site['name']!r} cannot score its value of shape {tuple(site['value'].shape)}: {reason} "
-            "Check the value's shape and that it lies in the distribution's support (a Bernoulli needs 0 or 1: binarise)."
+            f"The {part}'s site {site['name']!r} cannot score its value of shape "
+            f"{tuple(site['value'].shape)}: {reason} "
+            "Check the value's shape and that it lies in the distribution's support (a Bernoulli "
+            "needs 0 or 1: binarise)."
         ) from None
     return scale_and_mask(value, mask=site["mask"])
 
 
 def to_put(name: str, site: Any, num_samples: int, nesting: int) -> tuple[str, Tensor]:
-    """What ``Put`` is to be given so that a site takes the value that it drew: a key and the value, as ``strip`` leaves it.
+    """What ``Put`` is to be given so that a site takes the value that it drew: a key and the
+    value, as ``strip`` leaves it.
 
-    Where a transform has no inverse, as pyro's planar, radial and block autoregressive flows, a value has a density only if it has just been
-    computed: then it is the draw before the transforms that is put.
+    Where a transform has no inverse, as pyro's planar, radial and block autoregressive flows, a
+    value has a density only if it has just been computed: then it is the draw before the
+    transforms that is put.
     """
     before = _before_transforms(site)
     if before is None:
@@ -294,16 +384,21 @@ def to_put(name: str, site: Any, num_samples: int, nesting: int) -> tuple[str, T
 
 
 _BEFORE = " before its transforms"
-_inverted: dict[type, bool] = {}  # whether transforms of a type can be inverted at values that they have not just computed
+# whether transforms of a type can be inverted at values that they have not just computed
+_inverted: dict[type, bool] = {}
 
 
 def can_score(site: Any) -> bool:
-    """Whether a site that has just been drawn has a density of any value, and not only of the very tensor that it drew."""
+    """Whether a site that has just been drawn has a density of any value, and not only of the very
+    tensor that it drew.
+    """
     return _before_transforms(site) is None
 
 
 def _before_transforms(site: Any) -> Tensor | None:
-    """The draw of which a site's transforms made its value, where they cannot be inverted at other values; else None."""
+    """The draw of which a site's transforms made its value, where they cannot be inverted at other
+    values; else None.
+    """
     fn, value = plain(site["fn"]), site["value"]
     if not isinstance(fn, torch.distributions.TransformedDistribution):
         return None
@@ -312,14 +407,20 @@ def _before_transforms(site: Any) -> Tensor | None:
         for transform in reversed(_parts(fn.transforms)):
             kind = type(transform)
             if kind not in _inverted:
-                _inverted[kind] = kind.__module__.startswith("torch.") or _can_invert(transform, found)
+                _inverted[kind] = kind.__module__.startswith("torch.") or _can_invert(
+                    transform, found
+                )
             found = transform.inv(found)
     return None if all(_inverted[type(t)] for t in _parts(fn.transforms)) else found
 
 
 def _parts(transforms: list[Any]) -> list[Any]:
     """Transforms in their order, without what composes them."""
-    return [p for t in transforms for p in (_parts(t.parts) if isinstance(t, torch.distributions.ComposeTransform) else [t])]
+    return [
+        p
+        for t in transforms
+        for p in (_parts(t.parts) if isinstance(t, torch.distributions.ComposeTransform) else [t])
+    ]
 
 
 def _can_invert(transform: Any, value: Tensor) -> bool:
@@ -331,12 +432,16 @@ def _can_invert(transform: Any, value: Tensor) -> bool:
 
 
 def strip(value: Tensor, site: Any, num_samples: int, nesting: int) -> Tensor:
-    """A site's value as (S, *its own dimensions, *event): dimensions of plates that it does not stand in are dropped."""
+    """A site's value as (S, *its own dimensions, *event): dimensions of plates that it does not
+    stand in are dropped.
+    """
     return _strip(value, own_dims(site), site["fn"].event_dim, num_samples, nesting)
 
 
 def own_densities(part: str, sites: Sites, num_samples: int, nesting: int) -> dict[str, Tensor]:
-    """The log-density of every site at its value, shape (S, *its own dimensions); without those that know none."""
+    """The log-density of every site at its value, shape (S, *its own dimensions); without those
+    that know none.
+    """
     found = {}
     for name, site in sites.items():
         with suppress(NotImplementedError):
@@ -347,14 +452,17 @@ def own_densities(part: str, sites: Sites, num_samples: int, nesting: int) -> di
 def _strip(value: Tensor, own: set[int], event: int, num_samples: int, nesting: int) -> Tensor:
     value = value.reshape((1,) * (nesting + 1 + event - value.dim()) + value.shape)
     value = value.expand(num_samples, *value.shape[1:])
-    for dim in range(-nesting, 0):  # from the left, for what is counted from the right stays where it is
+    # from the left, for what is counted from the right stays where it is
+    for dim in range(-nesting, 0):
         if dim not in own:
             value = value.squeeze(dim - event)
     return value
 
 
 def unstrip(value: Tensor, site: Any, nesting: int) -> Tensor:
-    """What ``strip`` left of a value, with a dimension of size one again for every dimension that is not the site's own."""
+    """What ``strip`` left of a value, with a dimension of size one again for every dimension that
+    is not the site's own.
+    """
     own = own_dims(site)
     for dim in range(-nesting, 0):
         if dim not in own:
@@ -368,7 +476,9 @@ def plate_dims(site: Any) -> set[int]:
 
 
 def own_dims(site: Any) -> set[int]:
-    """The dimensions of a site's batch shape: those of its plates, and those right of a plate that none declares."""
+    """The dimensions of a site's batch shape: those of its plates, and those right of a plate that
+    none declares.
+    """
     shape = site["fn"].batch_shape
     return plate_dims(site) | {dim for dim in range(-len(shape), 0) if shape[dim] > 1}
 
@@ -388,7 +498,8 @@ class Put(Messenger):
     Arguments:
         values: by site, shape (num_samples, *own dimensions, *event), as ``strip`` leaves them.
         num_samples: of the plate over samples; None if the pair is run once, without that plate.
-        nesting: dimensions that the plates take; in a run without a plate over samples, None if it is not known.
+        nesting: dimensions that the plates take; in a run without a plate over samples, None if it
+            is not known.
     """
 
     def __init__(self, values: Mapping[str, Tensor], num_samples: int | None, nesting: int | None):
@@ -397,7 +508,11 @@ class Put(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         value, before = self.values.get(msg["name"]), self.values.get(msg["name"] + _BEFORE)
-        if (value is None and before is None) or msg["done"] or (msg["is_observed"] and msg["value"] is not None):
+        if (
+            (value is None and before is None)
+            or msg["done"]
+            or (msg["is_observed"] and msg["value"] is not None)
+        ):
             return
         if value is not None:
             msg["value"] = self._placed(value, msg)
@@ -415,11 +530,13 @@ class Put(Messenger):
             shape = (*placed.shape[:1], *shape[len(shape) - placed.dim() + 1 :])
         else:
             placed = value[0]
-            if self.nesting is not None:  # left of the plates' dimensions are those of enumerated latents
+            # left of the plates' dimensions are those of enumerated latents
+            if self.nesting is not None:
                 shape = shape[max(len(shape) - self.nesting - msg["fn"].event_dim, 0) :]
         wanted = tuple(n for n in shape[self.num_samples is not None :] if n > 1)
         if tuple(n for n in value.shape[1:] if n > 1) != wanted:
             raise ContractError(
-                f"Latent {msg['name']!r} was given draws of shape {tuple(value.shape[1:])}, and a draw of it has shape {wanted}."
+                f"Latent {msg['name']!r} was given draws of shape {tuple(value.shape[1:])}, and a "
+                f"draw of it has shape {wanted}."
             )
         return placed if self.num_samples is not None else placed.reshape(shape)

@@ -1,15 +1,19 @@
 """Many samples of a pass through a pair, by the fastest way that equals the single-sample run.
 
-A pair is written for one sample, so its run at one sample, without any further plate, is the definition of its densities. At many
-samples there are three ways:
+A pair is written for one sample, so its run at one sample, without any further plate, is the
+definition of its densities. At many samples there are three ways:
 
-- vectorised: all samples in one run under a plate left of all others. Right where model and guide leave leading dimensions alone.
-- vmap: the single run traced once, and the graph mapped over samples by ``torch.vmap``. Needs nothing of the model's broadcasting.
+- vectorised: all samples in one run under a plate left of all others. Right where model and guide
+  leave leading dimensions alone.
+- vmap: the single run traced once, and the graph mapped over samples by ``torch.vmap``. Needs
+  nothing of the model's broadcasting.
 - one by one: the single run, as often as there are samples.
 
-The first that applies is taken. Before many samples are run, two single runs are compared with a vectorised run at the same latents;
-and six samples of the first batch, and two of every other, are run again one by one, at the latents that were drawn (with two alone, what
-one sample takes from the others may be alike by chance). Where a value differs, the next way is taken, and one line reports the site and the user's line.
+The first that applies is taken. Before many samples are run, two single runs are compared with a
+vectorised run at the same latents; and six samples of the first batch, and two of every other, are
+run again one by one, at the latents that were drawn (with two alone, what one sample takes from
+the others may be alike by chance). Where a value differs, the next way is taken, and one line
+reports the site and the user's line.
 """
 
 import warnings
@@ -37,27 +41,44 @@ from vilvm.weights._traces import Lines
 __all__ = ["ONE_BY_ONE", "VECTORISED", "VMAP", "Pass", "Values", "Ways", "at_samples", "way_of"]
 
 VECTORISED, VMAP, ONE_BY_ONE = "vectorised", "vmap", "one by one"
-_TOLERANCE = 1e-4  # relative to the mean size of a term; sums of float32 in another order differ by some 1e-6
-_OF_DOUBLES = 1e-6  # the same, where data and latents are float64; a network within may still be float32
-_ROUNDING = 2.0**-21  # a relative change of the latents, of a few roundings, whose effect on a term is no difference
+# relative to the mean size of a term; sums of float32 in another order differ by some 1e-6
+_TOLERANCE = 1e-4
+# the same, where data and latents are float64; a network within may still be float32
+_OF_DOUBLES = 1e-6
+# a relative change of the latents, of a few roundings, whose effect on a term is no difference
+_ROUNDING = 2.0**-21
 _MOST_SLACK = 1e-2  # relative; a term that roundings change by more is taken for another
-_FAILURES = (ContractError, RuntimeError, ValueError, IndexError, TypeError, NotImplementedError, AssertionError)
-_FIRST, _OFTEN = 6, 2  # samples that are compared, of a layout's first pass of a kind, and of each later batch
-_FEW = 64  # samples that are run at once without two being tried before; samples against samples still take little memory
+_FAILURES = (
+    ContractError,
+    RuntimeError,
+    ValueError,
+    IndexError,
+    TypeError,
+    NotImplementedError,
+    AssertionError,
+)
+# samples that are compared, of a layout's first pass of a kind, and of each later batch
+_FIRST, _OFTEN = 6, 2
+# samples that are run at once without two being tried before; samples against samples still take
+# little memory
+_FEW = 64
 _MOST_GRAPHS = 32  # of a pair, for each takes memory
 _READ = "Python reads a value that depends on the latents"
 _ITEM = f"{_READ}, by item()"  # which a trace takes for the tensor itself
 _DRAWN = "drawn"
 
-Values = dict[str, Any]  # tensors of shape (num_samples, ...), in dicts by kind and site; those to be given again are in "drawn"
+# tensors of shape (num_samples, ...), in dicts by kind and site; those to be given again are in
+# "drawn"
+Values = dict[str, Any]
 
 
 class Pass(NamedTuple):
     """A pass through one or both halves of a pair.
 
     Arguments:
-        run: called with a batch, given values by site, shape (num_samples, ...), and the number of samples; None stands for a run
-            without a plate over samples, whose results have one sample.
+        run: called with a batch, given values by site, shape (num_samples, ...), and the number of
+            samples; None stands for a run without a plate over samples, whose results have one
+            sample.
         name: what it computes; passes of one name and one pair take the same way.
     """
 
@@ -73,11 +94,13 @@ class _Way(NamedTuple):
 
 
 class Ways:
-    """What has been found out of a layout's passes, each by its name and the shapes of what it is given.
+    """What has been found out of a layout's passes, each by its name and the shapes of what it is
+    given.
 
     Arguments:
         taken: the way that a pass takes.
-        compared: by pass and way, the numbers of samples at which samples were compared with single runs.
+        compared: by pass and way, the numbers of samples at which samples were compared with
+            single runs.
         most: how many samples of a pass are run at once, where memory ran out with more.
     """
 
@@ -103,7 +126,8 @@ def at_samples(
     traced: bool = False,
     log: Callable[[str], None] = print,
 ) -> Values:
-    """The values of `num_samples` samples of a pass. Where memory runs out they are run half as many at a time, and one line says so.
+    """The values of `num_samples` samples of a pass. Where memory runs out they are run half as
+    many at a time, and one line says so.
 
     Arguments:
         lvm: the model and guide.
@@ -111,9 +135,12 @@ def at_samples(
         num_samples: how many samples.
         one: the pass.
         given: values by site, shape (num_samples, ...), where sites are put.
-        ways: of the layout; what is found out of this pass is kept there, so that a seed has one meaning in every call.
-        check: whether samples are compared with single runs; if not, they are so only where none of this number of samples were before.
-        traced: whether a tracer looks on: the way is known, nothing is compared, and what fails fails.
+        ways: of the layout; what is found out of this pass is kept there, so that a seed has one
+            meaning in every call.
+        check: whether samples are compared with single runs; if not, they are so only where none
+            of this number of samples were before.
+        traced: whether a tracer looks on: the way is known, nothing is compared, and what fails
+            fails.
         log: is given the one line that says that another way is taken.
     """
     given = dict(given or {})
@@ -131,7 +158,10 @@ def at_samples(
     # Beyond the clause, so that what the error held in memory is gone.
     set_rng_state(before, _device(batch))
     ways.most[key] = num_samples // 2
-    log(f"{type(lvm).__name__}: memory ran out at {num_samples} samples a pass; they are run {num_samples // 2} at a time.")
+    log(
+        f"{type(lvm).__name__}: memory ran out at {num_samples} samples a pass; they are run "
+        f"{num_samples // 2} at a time."
+    )
     return _in_turn(lvm, batch, num_samples, one, given, ways, check, log)
 
 
@@ -151,7 +181,11 @@ def _in_turn(
     for start in range(0, num_samples, size):
         stop = min(start + size, num_samples)
         put = {n: v[start:stop] for n, v in given.items()}
-        found.append(at_samples(lvm, batch, stop - start, one, put, ways=ways, check=check and not start, log=log))
+        found.append(
+            at_samples(
+                lvm, batch, stop - start, one, put, ways=ways, check=check and not start, log=log
+            )
+        )
     return _joined(found)
 
 
@@ -169,7 +203,11 @@ def _at_once(
     """The values of all samples, at the same time."""
     key = _key(batch, one, given)
     known = num_samples <= _FEW or key in ways.taken
-    way = ways.taken.setdefault(key, _Way(VECTORISED)) if known else _way(lvm, batch, one, given, ways, log)
+    way = (
+        ways.taken.setdefault(key, _Way(VECTORISED))
+        if known
+        else _way(lvm, batch, one, given, ways, log)
+    )
     if traced:
         return _run(way, batch, num_samples, one, given)
     traced_anew = False
@@ -180,7 +218,8 @@ def _at_once(
         if found is not None:
             compared.add(num_samples)
             return found
-        if way.name == VMAP and not traced_anew:  # the graph may hold what Python did for another batch
+        # the graph may hold what Python did for another batch
+        if way.name == VMAP and not traced_anew:
             traced_anew = True
             with suppress(UntraceableError):
                 way = ways.taken[key] = _Way(VMAP, _known_graph(lvm, batch, one, given, anew=True))
@@ -193,20 +232,34 @@ def way_of(lvm: Any, batch: Any, one: Pass, ways: Ways, log: Callable[[str], Non
     return _way(lvm, batch, one, {}, ways, log).name
 
 
-# Finding the way -----------------------------------------------------------------------------------------------------------
+# Finding the way
+# -----------------------------------------------------------------------------------------------------------
 
 
-def _way(lvm: Any, batch: Any, one: Pass, given: Mapping[str, Tensor], ways: Ways, log: Callable[[str], None]) -> _Way:
+def _way(
+    lvm: Any,
+    batch: Any,
+    one: Pass,
+    given: Mapping[str, Tensor],
+    ways: Ways,
+    log: Callable[[str], None],
+) -> _Way:
     key = _key(batch, one, given)
     if key not in ways.taken:
         reason = _vectorised_differs(batch, one, given)
         way = _Way(VECTORISED)
-        ways.taken[key] = way if reason is None else _next(way, lvm, batch, one, given, reason, log)
+        ways.taken[key] = (
+            way if reason is None else _next(way, lvm, batch, one, given, reason, log)
+        )
     return ways.taken[key]
 
 
 def _key(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> Any:
-    return one.name, shapes(tensors_of(batch)), tuple((n, tuple(v.shape[1:])) for n, v in given.items())
+    return (
+        one.name,
+        shapes(tensors_of(batch)),
+        tuple((n, tuple(v.shape[1:])) for n, v in given.items()),
+    )
 
 
 def _vectorised_differs(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> str | None:
@@ -230,7 +283,9 @@ def _vectorised_differs(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> s
 
 
 def _followed(batch: Any, one: Pass, drawn: Mapping[str, Tensor]) -> tuple[Values, str | None]:
-    """A single run, and whether Python reads a value that depends on what is drawn, in words: two samples may not show that it does."""
+    """A single run, and whether Python reads a value that depends on what is drawn, in words: two
+    samples may not show that it does.
+    """
     reads = Reads(drawn.values())
     with pyro.validation_enabled(False), reads:
         values = one.run(batch, drawn, None)
@@ -240,7 +295,9 @@ def _followed(batch: Any, one: Pass, drawn: Mapping[str, Tensor]) -> tuple[Value
 def _taken(
     way: _Way, batch: Any, num_samples: int, one: Pass, given: Mapping[str, Tensor], number: int
 ) -> tuple[Values | None, str]:
-    """The values by this way, or None and the reason why they are not those of single runs, of which this number is compared."""
+    """The values by this way, or None and the reason why they are not those of single runs, of
+    which this number is compared.
+    """
     if way.name == ONE_BY_ONE:
         return _run(way, batch, num_samples, one, given), ""
     before, found = rng_state(_device(batch)), None
@@ -249,7 +306,9 @@ def _taken(
             if number:
                 warnings.simplefilter("ignore")  # of shapes that the pair was not written for
             found = _run(way, batch, num_samples, one, given)
-        reason = _check(way, found, batch, _spread(num_samples, number), one, given) if number else None
+        reason = (
+            _check(way, found, batch, _spread(num_samples, number), one, given) if number else None
+        )
     except _FAILURES as error:
         if is_out_of_memory(error):
             raise
@@ -260,12 +319,19 @@ def _taken(
     return None, reason
 
 
-def _run(way: _Way, batch: Any, num_samples: int, one: Pass, given: Mapping[str, Tensor]) -> Values:
+def _run(
+    way: _Way, batch: Any, num_samples: int, one: Pass, given: Mapping[str, Tensor]
+) -> Values:
     if way.name == VECTORISED:
         return one.run(batch, given, num_samples)
     if way.mapped is not None:
         return way.mapped(batch, given, num_samples)
-    return _joined([one.run(batch, {n: v[i : i + 1] for n, v in given.items()}, None) for i in range(num_samples)])
+    return _joined(
+        [
+            one.run(batch, {n: v[i : i + 1] for n, v in given.items()}, None)
+            for i in range(num_samples)
+        ]
+    )
 
 
 def _spread(num_samples: int, number: int) -> list[int]:
@@ -273,10 +339,21 @@ def _spread(num_samples: int, number: int) -> list[int]:
     return sorted({round(i * (num_samples - 1) / (number - 1)) for i in range(number)})
 
 
-def _check(way: _Way, found: Values, batch: Any, places: list[int], one: Pass, given: Mapping[str, Tensor]) -> str | None:
-    """The first difference of the samples at these places from single runs at the same latents, or None."""
-    drawn = [{n: v[i : i + 1].detach() for n, v in {**given, **found.get(_DRAWN, {})}.items()} for i in places]
-    real = [n for n, v in drawn[0].items() if n not in given and v.is_floating_point() and bool((v != v.round()).any())]
+def _check(
+    way: _Way, found: Values, batch: Any, places: list[int], one: Pass, given: Mapping[str, Tensor]
+) -> str | None:
+    """The first difference of the samples at these places from single runs at the same latents, or
+    None.
+    """
+    drawn = [
+        {n: v[i : i + 1].detach() for n, v in {**given, **found.get(_DRAWN, {})}.items()}
+        for i in places
+    ]
+    real = [
+        n
+        for n, v in drawn[0].items()
+        if n not in given and v.is_floating_point() and bool((v != v.round()).any())
+    ]
     repeated = [n for n in real if torch.equal(drawn[0][n], drawn[-1][n])]
     if repeated:
         return f"at several samples the draws of site {repeated[0]!r} are one and the same"
@@ -288,12 +365,17 @@ def _check(way: _Way, found: Values, batch: Any, places: list[int], one: Pass, g
         reason = _first_difference(found, places, single, batch, one, drawn)
         if reason is None or way.mapped is None:
             return reason
-        # A pair may draw noise of its own, beside its sites, which no run repeats; one sample by vmap draws that of a single run.
+        # A pair may draw noise of its own, beside its sites, which no run repeats; one sample by
+        # vmap draws that of a single run.
         before = rng_state(_device(batch))
         put = {n: v[:1] for n, v in given.items()}
         single = [one.run(batch, put, None)]
         set_rng_state(before, _device(batch))
-        return reason if _first_difference(way.mapped(batch, put, 1), (0,), single, batch, one, [put]) else None
+        return (
+            reason
+            if _first_difference(way.mapped(batch, put, 1), (0,), single, batch, one, [put])
+            else None
+        )
 
 
 def _next(
@@ -334,7 +416,14 @@ def _line(batch: Any, one: Pass, given: Mapping[str, Tensor], reason: str) -> st
     """The user's line of the site that a reason names, in words."""
     with torch.no_grad(), preserved_rng(_device(batch)), Lines() as lines:
         one.run(batch, {n: v[:1] for n, v in given.items()}, None)
-    return next((place for site, place in lines.of.items() if f"site {site!r}" in reason and "(in " not in reason), "")
+    return next(
+        (
+            place
+            for site, place in lines.of.items()
+            if f"site {site!r}" in reason and "(in " not in reason
+        ),
+        "",
+    )
 
 
 def _words(error: BaseException) -> str:
@@ -342,11 +431,17 @@ def _words(error: BaseException) -> str:
     return (text[:300] or type(error).__name__).rstrip(".")
 
 
-# Comparing -----------------------------------------------------------------------------------------------------------------
+# Comparing
+# -----------------------------------------------------------------------------------------------------------------
 
 
 def _first_difference(
-    found: Values, places: Any, single: list[Values], batch: Any, one: Pass, drawn: list[dict[str, Tensor]]
+    found: Values,
+    places: Any,
+    single: list[Values],
+    batch: Any,
+    one: Pass,
+    drawn: list[dict[str, Tensor]],
 ) -> str | None:
     """In words, the first value of these samples that is not that of its single run."""
     floating = [t for t in (*tensors_of(batch), *drawn[0].values()) if t.is_floating_point()]
@@ -356,23 +451,36 @@ def _first_difference(
         extra = {leaf[:2] for leaf in _leaves(found)} - {leaf[:2] for leaf in _leaves(expected)}
         if extra:
             kind, site = min(extra)
-            return f"at several samples there is a {_NAMES.get(kind, kind)} of site {site!r}, and none in a single run"
+            return (
+                f"at several samples there is a {_NAMES.get(kind, kind)} of site {site!r}, and "
+                "none in a single run"
+            )
         for kind, site, other in _leaves(expected):
             mine = _leaf(found, kind, site)
             if mine is None or mine.shape[1:] != other.shape[1:]:
                 shape = None if mine is None else tuple(mine.shape[1:])
                 return (
-                    f"the {_NAMES.get(kind, kind)} of site {site!r} has shape {shape}, and {tuple(other.shape[1:])} in a single run"
+                    f"the {_NAMES.get(kind, kind)} of site {site!r} has shape {shape}, and "
+                    f"{tuple(other.shape[1:])} in a single run"
                 )
             if _close(mine[place : place + 1], other, tolerance):
                 continue
             with pyro.validation_enabled(False):
-                near = _leaf(one.run(batch, {n: _nudged(v) for n, v in values.items()}, None), kind, site)
+                near = _leaf(
+                    one.run(batch, {n: _nudged(v) for n, v in values.items()}, None), kind, site
+                )
             slack = (
-                0.0 if near is None else torch.minimum(10 * (near - other).abs(), _MOST_SLACK * other.abs()).nan_to_num(0.0, 0.0)
+                0.0
+                if near is None
+                else torch.minimum(
+                    10 * (near - other).abs(), _MOST_SLACK * other.abs()
+                ).nan_to_num(0.0, 0.0)
             )
             if not _close(mine[place : place + 1], other, tolerance, slack):
-                return f"at several samples the {_NAMES.get(kind, kind)} of site {site!r} is not that of a single run"
+                return (
+                    f"at several samples the {_NAMES.get(kind, kind)} of site {site!r} is not "
+                    "that of a single run"
+                )
     return None
 
 
@@ -387,7 +495,8 @@ _NAMES = {
 
 
 def _nudged(value: Tensor) -> Tensor:
-    whole = value == value.round() if value.is_floating_point() else True  # a label, which must stay one
+    # a label, which must stay one
+    whole = value == value.round() if value.is_floating_point() else True
     return torch.where(torch.as_tensor(whole), value, value * (1 + _ROUNDING)).to(value.dtype)
 
 
@@ -410,7 +519,10 @@ def _leaf(values: Values, kind: str, site: str) -> Tensor | None:
 
 
 def _joined(each: list[Values]) -> Values:
-    return {kind: {site: torch.cat([v[kind][site] for v in each]) for site in sites} for kind, sites in each[0].items()}
+    return {
+        kind: {site: torch.cat([v[kind][site] for v in each]) for site in sites}
+        for kind, sites in each[0].items()
+    }
 
 
 def _device(batch: Any) -> torch.device:
@@ -418,11 +530,16 @@ def _device(batch: Any) -> torch.device:
     return tensors[0].device if tensors else torch.device("cpu")
 
 
-# vmap ----------------------------------------------------------------------------------------------------------------------
+# vmap
+# ----------------------------------------------------------------------------------------------------------------------
 
 
-def _known_graph(lvm: Any, batch: Any, one: Pass, given: Mapping[str, Tensor], anew: bool = False) -> Callable[..., Values]:
-    """``_mapped``, from another layout if it was made there; what it gives is compared with single runs for every batch."""
+def _known_graph(
+    lvm: Any, batch: Any, one: Pass, given: Mapping[str, Tensor], anew: bool = False
+) -> Callable[..., Values]:
+    """``_mapped``, from another layout if it was made there; what it gives is compared with single
+    runs for every batch.
+    """
     try:
         known = _graphs.setdefault(lvm, {})
     except TypeError:  # it cannot be a key
@@ -436,7 +553,8 @@ def _known_graph(lvm: Any, batch: Any, one: Pass, given: Mapping[str, Tensor], a
 
 
 def _mapped(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> Callable[..., Values]:
-    """A function of a batch, given values and a number of samples: the single run, traced once and mapped over samples.
+    """A function of a batch, given values and a number of samples: the single run, traced once and
+    mapped over samples.
 
     Raises:
         UntraceableError: a graph cannot hold the single run.
@@ -446,16 +564,22 @@ def _mapped(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> Callable[...,
 
     def single(_: Tensor, *flat: Tensor) -> list[Tensor]:
         inputs = iter(flat)
-        values = one.run(map_tensors(lambda _: next(inputs), batch), {n: v[None] for n, v in zip(names, inputs, strict=True)}, None)
+        values = one.run(
+            map_tensors(lambda _: next(inputs), batch),
+            {n: v[None] for n, v in zip(names, inputs, strict=True)},
+            None,
+        )
         structure[:] = [(kind, site) for kind, site, _ in _leaves(values)]
         return [value[0] for _, _, value in _leaves(values)]
 
     example = [torch.zeros((), device=device), *tensors_of(batch), *(v[0] for v in given.values())]
-    # Fused attention is one operation, which vmap cannot map; its sums and softmax are several, which it can.
+    # Fused attention is one operation, which vmap cannot map; its sums and softmax are several,
+    # which it can.
     with preserved_rng(device), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         graph = trace(single, example)
         module = graph.module
-        if any(_writes(node) for node in module.graph.nodes):  # which vmap cannot, into what is shared by the samples
+        # which vmap cannot, into what is shared by the samples
+        if any(_writes(node) for node in module.graph.nodes):
             try:
                 module = make_fx(functionalize(module))(*example, *graph.closed)
             except Exception as error:
@@ -470,7 +594,8 @@ def _mapped(batch: Any, one: Pass, given: Mapping[str, Tensor]) -> Callable[...,
         run = torch.vmap(lambda *flat: tuple(module(*flat)), in_dims=dims, randomness="different")
         values: Values = {}
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "There is a performance drop")  # of an operation that vmap runs one by one
+            # of an operation that vmap runs one by one
+            warnings.filterwarnings("ignore", "There is a performance drop")
             out = run(torch.zeros(num_samples, device=device), *shared, *own, *graph.closed)
         for (kind, site), value in zip(structure, out, strict=True):
             values.setdefault(kind, {})[site] = value
@@ -496,7 +621,8 @@ _DRAWN_BY_VMAP = {
     "aten::randn_like",
     "aten::randperm",
 }
-# Random operations that write in place, also under the names that they have in a graph without such; vmap would draw once for all samples.
+# Random operations that write in place, also under the names that they have in a graph without
+# such; vmap would draw once for all samples.
 _IN_PLACE = {
     "aten::cauchy": "cauchy_",
     "aten::exponential": "exponential_",
@@ -504,7 +630,10 @@ _IN_PLACE = {
     "aten::log_normal": "log_normal_",
     "aten::normal_functional": "normal_",
     "aten::uniform": "uniform_",
-    **{f"aten::{m}": m for m in ("cauchy_", "exponential_", "geometric_", "log_normal_", "normal_", "uniform_")},
+    **{
+        f"aten::{m}": m
+        for m in ("cauchy_", "exponential_", "geometric_", "log_normal_", "normal_", "uniform_")
+    },
 }
 
 
@@ -515,7 +644,9 @@ def _writes(node: Any) -> bool:
 
 
 def _make_differentiable(module: GraphModule) -> None:
-    """Replaces what writes in place become without writes, where vmap has no derivative of it or a wrong one (PyTorch 2.15)."""
+    """Replaces what writes in place become without writes, where vmap has no derivative of it or a
+    wrong one (PyTorch 2.15).
+    """
     for node in module.graph.nodes:
         if node.op == "call_function" and node.target in _WITH_DERIVATIVE:
             node.target = _WITH_DERIVATIVE[node.target]
@@ -527,7 +658,9 @@ def _copied(like: Tensor, value: Tensor, non_blocking: bool = False) -> Tensor:
 
 
 def _with_selected(whole: Tensor, value: Tensor, dim: int, index: int) -> Tensor:
-    return torch.where(_places(whole, dim, torch.tensor(index, device=whole.device)), value.unsqueeze(dim), whole)
+    return torch.where(
+        _places(whole, dim, torch.tensor(index, device=whole.device)), value.unsqueeze(dim), whole
+    )
 
 
 def _with_filled(whole: Tensor, dim: int, index: Tensor, value: Tensor) -> Tensor:
@@ -537,7 +670,9 @@ def _with_filled(whole: Tensor, dim: int, index: Tensor, value: Tensor) -> Tenso
 def _places(whole: Tensor, dim: int, index: Tensor) -> Tensor:
     """Which entries are at these indices of a dimension, broadcastable to the whole."""
     size = whole.shape[dim]
-    found = (torch.arange(size, device=whole.device)[:, None] == (index.reshape(-1) % size)).any(-1)
+    found = (torch.arange(size, device=whole.device)[:, None] == (index.reshape(-1) % size)).any(
+        -1
+    )
     return found.reshape(-1, *(1,) * ((-dim - 1) % whole.dim()))
 
 
@@ -549,7 +684,8 @@ _WITH_DERIVATIVE = {
 
 
 def _draw_for_each_sample(module: GraphModule) -> None:
-    """Makes random operations depend on the graph's first input, over which it is mapped, so that each sample has draws of its own.
+    """Makes random operations depend on the graph's first input, over which it is mapped, so that
+    each sample has draws of its own.
 
     Raises:
         UntraceableError: the graph holds a random operation of another kind.

@@ -1,7 +1,8 @@
 """The model run again at given latents, nothing observed: what else it would have said.
 
-Given draws z₁ … z_S, one pass under a plate over samples draws x̃ₛ ~ p(x | zₛ) for every observed site, which are predictive draws of the
-posterior if the z are its, and of the prior if none is given, and reads off every ``pyro.deterministic`` value f(zₛ).
+Given draws z₁ … z_S, one pass under a plate over samples draws x̃ₛ ~ p(x | zₛ) for every observed
+site, which are predictive draws of the posterior if the z are its, and of the prior if none is
+given, and reads off every ``pyro.deterministic`` value f(zₛ).
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,16 @@ from vilvm._runtime.random import preserved_rng
 from vilvm.data.tensors import tensors_of
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, module_parameters
 from vilvm.weights._enumeration import check_drawable
-from vilvm.weights._traces import Put, Unobserved, family, own_densities, own_dims, run, strip, was_observed
+from vilvm.weights._traces import (
+    Put,
+    Unobserved,
+    family,
+    own_densities,
+    own_dims,
+    run,
+    strip,
+    was_observed,
+)
 from vilvm.weights._vectorisation import Pass, Values, at_samples
 from vilvm.weights.checks import check_batch
 from vilvm.weights.layout import Layout, find_layout, held_still
@@ -32,7 +42,8 @@ class Replay(NamedTuple):
         observed: new draws of the observed sites, shape (S, *plates, *event).
         deterministics: values of ``pyro.deterministic``, shape (S, *plates, *event).
         recorded: the values that the observed sites have in this batch, shape (*plates, *event).
-        data_axes: by site, which dimension of its draws is that of the data (samples are dimension 0); none if the data share it.
+        data_axes: by site, which dimension of its draws is that of the data (samples are dimension
+            0); none if the data share it.
     """
 
     latents: dict[str, Tensor]
@@ -56,8 +67,8 @@ def replay(
     Arguments:
         lvm: the model and guide.
         batch: what both are called with; the model may read more of it than what it observes.
-        latents: draws by latent, as ``posterior`` returns them: shape (S, num_data, ...), or (S, ...) if shared by the data. A latent that is
-            not among them is drawn from its prior.
+        latents: draws by latent, as ``posterior`` returns them: shape (S, num_data, ...), or (S,
+            ...) if shared by the data. A latent that is not among them is drawn from its prior.
         num_samples: S, where no latent is given.
         layout: the layout of this very batch; found by a run of the pair if it is not given.
 
@@ -65,7 +76,8 @@ def replay(
         Replay.
 
     Raises:
-        ContractError: the pair breaks the contract, a latent is unknown or of another shape, or a prior cannot be drawn from.
+        ContractError: the pair breaks the contract, a latent is unknown or of another shape, or a
+            prior cannot be drawn from.
 
     Example:
         >>> import torch, vilvm
@@ -77,7 +89,9 @@ def replay(
     """
     check_batch(batch)
     given = dict(latents or {})
-    sizes = {len(v) for v in given.values()} | ({num_samples} if num_samples is not None else set())
+    sizes = {len(v) for v in given.values()} | (
+        {num_samples} if num_samples is not None else set()
+    )
     if len(sizes) != 1:
         raise ContractError(
             f"replay: the latents hold {sorted(sizes)} draws; give as many of each."
@@ -89,12 +103,17 @@ def replay(
     layout = find_layout(lvm, batch, any_data=True) if layout is None else layout
     unknown = sorted(set(given) - {*layout.latents, *layout.enumerated})
     if unknown:
-        raise ContractError(f"replay: {type(lvm).__name__} has no latent {unknown[0]!r}; it has {list(layout.latents)}.")
+        raise ContractError(
+            f"replay: {type(lvm).__name__} has no latent {unknown[0]!r}; it has "
+            f"{list(layout.latents)}."
+        )
     with module_parameters(lvm), evaluation_mode(lvm):
         if given and set(layout.enumerated) - set(given):
             check_drawable("replay", lvm, batch, given, layout.nesting)
         single = _run(lvm, batch, {n: v[:1] for n, v in given.items()}, None, layout)
-        values = at_samples(lvm, batch, samples, _replay_pass(lvm, layout, single), given, ways=layout.ways)
+        values = at_samples(
+            lvm, batch, samples, _replay_pass(lvm, layout, single), given, ways=layout.ways
+        )
         with preserved_rng(tensors_of(batch)[0].device):
             moved = {n: strip(_moved(single[n]), single[n], 1, layout.nesting) for n in given}
             other = _run(lvm, batch, moved, None, layout)
@@ -102,12 +121,23 @@ def replay(
     result = Replay({}, {}, {}, {}, {})
     for name, site in single.items():
         deterministic = site["infer"].get("_deterministic")
-        drawn = result.deterministics if deterministic else result.observed if was_observed(site) else result.latents
+        drawn = (
+            result.deterministics
+            if deterministic
+            else result.observed
+            if was_observed(site)
+            else result.latents
+        )
         drawn[name] = values["deterministics" if deterministic else "sites"][name]
         if was_observed(site) and not deterministic:
-            recorded = site["infer"]["obs"].expand(site["fn"].shape())  # one number may stand for all of a plate
+            # one number may stand for all of a plate
+            recorded = site["infer"]["obs"].expand(site["fn"].shape())
             result.recorded[name] = strip(recorded, site, 1, layout.nesting)[0]
-        axis = _deterministic(site, None, 1, layout, name in moving)[1] if deterministic else layout.data_axis(site)
+        axis = (
+            _deterministic(site, None, 1, layout, name in moving)[1]
+            if deterministic
+            else layout.data_axis(site)
+        )
         if axis is not None:
             result.data_axes[name] = axis
     return result
@@ -119,21 +149,36 @@ def _replay_pass(lvm: LatentVariableModel, layout: Layout, single: dict[str, Any
     def replayed(batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
         sites, size = _run(lvm, batch, given, num_samples, layout), num_samples or 1
         made = {n: s for n, s in sites.items() if s["infer"].get("_deterministic")}
-        values = {n: strip(s["value"], s, size, layout.nesting) for n, s in sites.items() if n not in made}
+        values = {
+            n: strip(s["value"], s, size, layout.nesting)
+            for n, s in sites.items()
+            if n not in made
+        }
         return {
             "sites": values,
-            "deterministics": {n: _deterministic(s, single[n]["value"].shape, size, layout)[0] for n, s in made.items()},
+            "deterministics": {
+                n: _deterministic(s, single[n]["value"].shape, size, layout)[0]
+                for n, s in made.items()
+            },
             "drawn": {n: v for n, v in values.items() if family(sites[n]["fn"]) != "Delta"},
-            "densities": own_densities("model", {n: sites[n] for n in values}, size, layout.nesting),
+            "densities": own_densities(
+                "model", {n: sites[n] for n in values}, size, layout.nesting
+            ),
         }
 
     return Pass(replayed, "replay")
 
 
 def _run(
-    lvm: LatentVariableModel, batch: Any, given: Mapping[str, Tensor], num_samples: int | None, layout: Layout
+    lvm: LatentVariableModel,
+    batch: Any,
+    given: Mapping[str, Tensor],
+    num_samples: int | None,
+    layout: Layout,
 ) -> dict[str, Any]:
-    """The sites of the model by name, ``pyro.deterministic`` included; without factors and the plates' own."""
+    """The sites of the model by name, ``pyro.deterministic`` included; without factors and the
+    plates' own.
+    """
 
     def half(batch: Any) -> Any:
         with Put(given, num_samples, layout.nesting), Unobserved():
@@ -141,7 +186,11 @@ def _run(
 
     trace = run(half, "model", batch, held_still(layout), samples=layout.samples(num_samples))
     nodes: dict[str, Any] = dict(trace.nodes)
-    return {n: s for n, s in nodes.items() if s["type"] == "sample" and family(s["fn"]) not in ("_Subsample", "Unit")}
+    return {
+        n: s
+        for n, s in nodes.items()
+        if s["type"] == "sample" and family(s["fn"]) not in ("_Subsample", "Unit")
+    }
 
 
 def _moved(site: Any) -> Tensor:
@@ -156,12 +205,14 @@ def _moved(site: Any) -> Tensor:
 def _deterministic(
     site: Any, single: torch.Size | None, num_samples: int, layout: Layout, moves: bool = False
 ) -> tuple[Tensor, int | None]:
-    """A deterministic value as (S, *plates, *event), and its axis of the data: it rarely says which of its dimensions are of an event.
+    """A deterministic value as (S, *plates, *event), and its axis of the data: it rarely says
+    which of its dimensions are of an event.
 
     Arguments:
         site: of a run under a plate over samples, or of a single-sample run.
-        single: the shape that the value has in a single-sample run; None if this is one. A value of that shape does not depend on the draws; any
-            other has their dimension left of those of the plates.
+        single: the shape that the value has in a single-sample run; None if this is one. A value
+            of that shape does not depend on the draws; any other has their dimension left of those
+            of the plates.
         num_samples, layout: of the run.
         moves: whether the value depends on the latents.
     """
@@ -172,7 +223,8 @@ def _deterministic(
         value = value.expand(num_samples, *value.shape)
     elif value.dim() <= nesting:
         raise ContractError(
-            f"The deterministic value {site['name']!r} has shape {tuple(value.shape)} under {num_samples} samples, whose dimension it should keep on the left: "
+            f"The deterministic value {site['name']!r} has shape {tuple(value.shape)} under "
+            f"{num_samples} samples, whose dimension it should keep on the left: "
             "reduce over dimensions counted from the right."
         )
     value = value.expand(num_samples, *value.shape[1:])

@@ -1,4 +1,6 @@
-"""A model around a model: with another prior, another guide, another noise, or a part of its data unseen."""
+"""A model around a model: with another prior, another guide, another noise, or a part of its data
+unseen.
+"""
 
 from vilvm.wrappers.likelihood_scale import WithLikelihoodScale, fit_likelihood_scale
 from vilvm.wrappers.partly_observed import PartlyObserved, partly_observed

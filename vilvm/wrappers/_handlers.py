@@ -10,7 +10,9 @@ __all__ = ["CaptureSite", "Substitute"]
 
 
 class CaptureSite(Messenger):
-    """Runs what is within it unheard by any handler outside, and keeps the distribution of the sample site `name`, or None."""
+    """Runs what is within it unheard by any handler outside, and keeps the distribution of the
+    sample site `name`, or None.
+    """
 
     def __init__(self, name: str):
         super().__init__()
@@ -25,7 +27,8 @@ class CaptureSite(Messenger):
 
 
 class Substitute(Messenger):
-    """Puts ``change(distribution)`` in place of the distribution of the sample site `name`; `met` says whether it came by.
+    """Puts ``change(distribution)`` in place of the distribution of the sample site `name`; `met`
+    says whether it came by.
 
     Arguments:
         name: of the site.

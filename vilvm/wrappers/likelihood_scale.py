@@ -1,11 +1,13 @@
 """The noise of a Gaussian likelihood, fitted after the fact.
 
-An auto-encoder is trained on the squared error, which is a likelihood N(g(z), σ² I) whose σ changes nothing but the unit; σ = 1 is written. As
-a density σ matters much. Given the codes its maximum likelihood is the residual's,
+An auto-encoder is trained on the squared error, which is a likelihood N(g(z), σ² I) whose σ
+changes nothing but the unit; σ = 1 is written. As a density σ matters much. Given the codes its
+maximum likelihood is the residual's,
 
     σ̂² = mean over data and components of (x − x̂)²,    x̂ = E[x | z = E_q[z | x]].
 
-Reference: Simple and Effective VAE Training with Calibrated Decoders, Rybkin, Daniilidis and Levine, 2021.
+Reference: Simple and Effective VAE Training with Calibrated Decoders, Rybkin, Daniilidis and
+Levine, 2021.
 """
 
 from typing import Any
@@ -26,7 +28,9 @@ _ROWS = 1000
 
 
 class WithLikelihoodScale(Wrapped):
-    """A latent variable model with another scale of its Gaussian likelihood; see ``fit_likelihood_scale``."""
+    """A latent variable model with another scale of its Gaussian likelihood; see
+    ``fit_likelihood_scale``.
+    """
 
     def __init__(self, lvm: torch.nn.Module, site: str, scale: torch.Tensor):
         super().__init__(lvm)
@@ -47,10 +51,14 @@ class WithLikelihoodScale(Wrapped):
 
 
 @torch.no_grad()
-def fit_likelihood_scale(lvm: Any, data: Any, *, num_samples: int = 1, seed: int = 0) -> WithLikelihoodScale:
-    """The model with σ of its Gaussian likelihood at its maximum likelihood given the codes. Shares its parameters with `lvm`.
+def fit_likelihood_scale(
+    lvm: Any, data: Any, *, num_samples: int = 1, seed: int = 0
+) -> WithLikelihoodScale:
+    """The model with σ of its Gaussian likelihood at its maximum likelihood given the codes.
+    Shares its parameters with `lvm`.
 
-    The codes are the posterior means: right for an auto-encoder; for a stochastic guide σ is then smaller than what its ELBO asks for.
+    The codes are the posterior means: right for an auto-encoder; for a stochastic guide σ is then
+    smaller than what its ELBO asks for.
 
     Arguments:
         lvm: a trained model of one observed site, Gaussian.
@@ -60,7 +68,8 @@ def fit_likelihood_scale(lvm: Any, data: Any, *, num_samples: int = 1, seed: int
 
     Raises:
         ValueError: the data are reproduced without any residual.
-        ContractError: the model observes several sites, one that is not Gaussian, or one of another shape than a datum.
+        ContractError: the model observes several sites, one that is not Gaussian, or one of
+            another shape than a datum.
 
     Example:
         >>> import torch
@@ -82,13 +91,17 @@ def _fit_noise(lvm: Any, fixed: Data, num_samples: int) -> WithLikelihoodScale:
     site = layout.observed[0]
     if len(layout.observed) != 1 or layout.families[site] != "Normal":
         raise ContractError(
-            f"fit_likelihood_scale needs a model of one Gaussian observation; {type(lvm).__name__} observes {layout.families}."
+            "fit_likelihood_scale needs a model of one Gaussian observation; "
+            f"{type(lvm).__name__} observes {layout.families}."
         )
     residuals = [_residual(lvm, part.x, site, num_samples) for part in fixed.parts(_ROWS)]
-    mean_square = torch.stack([r.double().square().sum() for r in residuals]).sum() / sum(r.numel() for r in residuals)
+    mean_square = torch.stack([r.double().square().sum() for r in residuals]).sum() / sum(
+        r.numel() for r in residuals
+    )
     if not bool(mean_square > 0):
         raise ValueError(
-            "fit_likelihood_scale: the data are reproduced exactly, so that the noise has no scale; take more data, or fewer dimensions."
+            "fit_likelihood_scale: the data are reproduced exactly, so that the noise has no "
+            "scale; take more data, or fewer dimensions."
         )
     return WithLikelihoodScale(lvm, site, mean_square.sqrt().to(residuals[0]))
 
@@ -96,5 +109,8 @@ def _fit_noise(lvm: Any, fixed: Data, num_samples: int) -> WithLikelihoodScale:
 def _residual(lvm: Any, batch: Any, site: str, num_samples: int) -> torch.Tensor:
     mean = predict(lvm, posterior_mean(lvm, batch, num_samples))[site]
     if not isinstance(batch, torch.Tensor) or mean.shape != batch.shape:
-        raise ContractError(f"fit_likelihood_scale: site {site!r} has shape {tuple(mean.shape)}, which is not that of the data.")
+        raise ContractError(
+            f"fit_likelihood_scale: site {site!r} has shape {tuple(mean.shape)}, which is not "
+            "that of the data."
+        )
     return batch - mean

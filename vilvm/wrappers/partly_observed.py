@@ -4,11 +4,12 @@ With components O of x observed and the likelihood factorising over components,
 
     p(x_O | z) = Π_{j ∈ O} p(x_j | z),    p(z | x_O) ∝ p(x_O | z) p(z),
 
-so the model stays what it is, decoder and prior, and only its posterior becomes a wider one: that of z given less. A guide fitted to it
-(``vilvm.wrappers.fit_guide``), or importance resampling (``vilvm.resample``), gives draws of z, and the decoder completes the datum.
+so the model stays what it is, decoder and prior, and only its posterior becomes a wider one: that
+of z given less. A guide fitted to it (``vilvm.wrappers.fit_guide``), or importance resampling
+(``vilvm.resample``), gives draws of z, and the decoder completes the datum.
 
-Reference: Stochastic Backpropagation and Approximate Inference in Deep Generative Models, Rezende, Mohamed and Wierstra, 2014 (missing
-data imputation).
+Reference: Stochastic Backpropagation and Approximate Inference in Deep Generative Models, Rezende,
+Mohamed and Wierstra, 2014 (missing data imputation).
 """
 
 from typing import Any
@@ -24,7 +25,9 @@ __all__ = ["PartlyObserved", "partly_observed"]
 
 
 class PartlyObserved(Wrapped):
-    """A latent variable model that scores some components of its data only; see ``partly_observed``."""
+    """A latent variable model that scores some components of its data only; see
+    ``partly_observed``.
+    """
 
     observed: Tensor
 
@@ -39,38 +42,45 @@ class PartlyObserved(Wrapped):
             result = self.inner_model(batch)
         if not restricted.met:
             raise ContractError(
-                f"partly_observed: {type(self.lvm).__name__} has no site {self.site!r}; say with site=... what it observes."
+                f"partly_observed: {type(self.lvm).__name__} has no site {self.site!r}; say with "
+                "site=... what it observes."
             )
         return result
 
     def guide(self, batch: Any) -> Any:
-        """As it was: of what it makes of a datum with holes, only a guide fitted to such data knows."""
+        """As it was: of what it makes of a datum with holes, only a guide fitted to such data
+        knows.
+        """
         return self.inner_guide(batch)
 
     def _restrict(self, fn: Any) -> dist.TorchDistribution:
         if fn.event_shape != self.observed.shape:
             raise ContractError(
-                f"partly_observed: the mask has shape {tuple(self.observed.shape)}, a datum of site {self.site!r} {tuple(fn.event_shape)}."
+                f"partly_observed: the mask has shape {tuple(self.observed.shape)}, a datum of "
+                f"site {self.site!r} {tuple(fn.event_shape)}."
             )
         parts = getattr(fn, "base_dist", None)
         if parts is None or parts.event_shape:
             raise ContractError(
-                f"partly_observed: the distribution of site {self.site!r} ({type(fn).__name__}) does not factorise over its components."
+                f"partly_observed: the distribution of site {self.site!r} ({type(fn).__name__}) "
+                "does not factorise over its components."
             )
         return parts.mask(self.observed).to_event(fn.event_dim)
 
 
 def partly_observed(lvm: torch.nn.Module, observed: Tensor, *, site: str = "x") -> PartlyObserved:
-    """The model, of whose data only the components in `observed` are seen. Shares its parameters with `lvm`.
+    """The model, of whose data only the components in `observed` are seen. Shares its parameters
+    with `lvm`.
 
     Arguments:
         lvm: a model whose likelihood factorises over the components of a datum.
-        observed: Boolean, the shape of one datum, True where it is seen. What stands elsewhere in a batch is not scored, but must be
-            in the likelihood's support; a guide may read it.
+        observed: Boolean, the shape of one datum, True where it is seen. What stands elsewhere in
+            a batch is not scored, but must be in the likelihood's support; a guide may read it.
         site: the name of the observed site.
 
     Raises:
-        ContractError: when it is run: no such site, a mask of another shape, or a likelihood that does not factorise.
+        ContractError: when it is run: no such site, a mask of another shape, or a likelihood that
+            does not factorise.
 
     Example:
         >>> import torch, vilvm
@@ -81,6 +91,13 @@ def partly_observed(lvm: torch.nn.Module, observed: Tensor, *, site: str = "x") 
         >>> vilvm.predict(lvm, {"z": z.flatten(0, 1)})["x"].shape
         torch.Size([40, 6])
     """
-    if not isinstance(observed, Tensor) or observed.dtype != torch.bool or not bool(observed.any()):
-        raise ValueError("partly_observed: `observed` must be a Boolean tensor of a datum's shape, True somewhere.")
+    if (
+        not isinstance(observed, Tensor)
+        or observed.dtype != torch.bool
+        or not bool(observed.any())
+    ):
+        raise ValueError(
+            "partly_observed: `observed` must be a Boolean tensor of a datum's shape, True "
+            "somewhere."
+        )
     return PartlyObserved(lvm, observed, site)

@@ -1,8 +1,10 @@
-"""A model with another guide: its decoder and prior frozen, q(z | x) a Gaussian that an encoder gives, to be fitted.
+"""A model with another guide: its decoder and prior frozen, q(z | x) a Gaussian that an encoder
+gives, to be fitted.
 
-This is what makes a number of "an auto-encoder as a generative model": put a prior on its codes (``vilvm.priors``), freeze it and the
-decoder, and fit a stochastic guide; then the ELBO and the importance-weighted bound are those of a proper model of x, whose only
-fault is the auto-encoder's own.
+This is what makes a number of "an auto-encoder as a generative model": put a prior on its codes
+(``vilvm.priors``), freeze it and the decoder, and fit a stochastic guide; then the ELBO and the
+importance-weighted bound are those of a proper model of x, whose only fault is the auto-encoder's
+own.
 """
 
 import copy
@@ -33,7 +35,15 @@ class WithGuide(Wrapped):
 
     keeps_model = True
 
-    def __init__(self, lvm: torch.nn.Module, encoder: torch.nn.Module, latent: str, plate: str, dim: int | None, around: bool):
+    def __init__(
+        self,
+        lvm: torch.nn.Module,
+        encoder: torch.nn.Module,
+        latent: str,
+        plate: str,
+        dim: int | None,
+        around: bool,
+    ):
         if not isinstance(encoder, torch.nn.Module):
             raise ContractError(f"with_guide: encoder must be a torch.nn.Module; got {encoder!r}.")
         super().__init__(copy.deepcopy(lvm), frozen=True)
@@ -53,19 +63,23 @@ class WithGuide(Wrapped):
         return self.inner_model(batch)
 
     def guide(self, batch: Any) -> None:
-        """q(z | x) = N(m(x), diag s²(x)), the encoder's output being m, or m less the own guide's mean, and log s²."""
+        """q(z | x) = N(m(x), diag s²(x)), the encoder's output being m, or m less the own guide's
+        mean, and log s².
+        """
         x = tensors_of(batch)[0]
         out = self.encoder(x)
         if out.shape[-1] % 2:
             raise ContractError(
-                f"with_guide: the encoder gives {out.shape[-1]} numbers a datum; it must give a mean and a log-variance each."
+                f"with_guide: the encoder gives {out.shape[-1]} numbers a datum; it must give a "
+                "mean and a log-variance each."
             )
         if self.around:
             with CaptureSite(self.latent) as own:
                 self.inner_guide(batch)
             if own.fn is None:
                 raise ContractError(
-                    f"with_guide: {type(self.lvm).__name__} has no guide for latent {self.latent!r} to start around."
+                    f"with_guide: {type(self.lvm).__name__} has no guide for latent "
+                    f"{self.latent!r} to start around."
                 )
             mean, log_variance = out.chunk(2, dim=-1)
             out = torch.cat([own.fn.mean + mean, log_variance], -1)
@@ -85,14 +99,16 @@ def with_guide(
     """The model, frozen, under a new guide, which ``vilvm.fit`` then trains.
 
     Arguments:
-        lvm: a model of one latent vector for each datum, with a proper prior; copied, so that it stays as it is. A network that its
-            functions close over, and that is no part of the module, cannot be copied, and is shared.
-        encoder: maps the (first) tensor of a batch to the mean and log-variance of the latent, side by side.
+        lvm: a model of one latent vector for each datum, with a proper prior; copied, so that it
+            stays as it is. A network that its functions close over, and that is no part of the
+            module, cannot be copied, and is shared.
+        encoder: maps the (first) tensor of a batch to the mean and log-variance of the latent,
+            side by side.
         latent: its name.
         plate: the name of the model's plate over the data.
         dim: its dimension, where the model gives one.
-        around: whether what the encoder gives as a mean is added to that of the model's own guide, an auto-encoder's code for
-            instance, from which the posterior then starts.
+        around: whether what the encoder gives as a mean is added to that of the model's own guide,
+            an auto-encoder's code for instance, from which the posterior then starts.
 
     Example:
         >>> import torch, vilvm
@@ -122,13 +138,16 @@ def fit_guide(
     seed: int = 0,
     **options: Any,
 ) -> tuple[WithGuide, Fit]:
-    """Freezes a model and fits a stochastic guide to it: ``with_guide``, then ``vilvm.fit`` with a one-cycle learning rate.
+    """Freezes a model and fits a stochastic guide to it: ``with_guide``, then ``vilvm.fit`` with a
+    one-cycle learning rate.
 
     Arguments:
-        lvm: a model of one latent vector for each datum, with a proper prior; copied, so that it stays as it is.
+        lvm: a model of one latent vector for each datum, with a proper prior; copied, so that it
+            stays as it is.
         data: the training data.
-        encoder: maps the (first) tensor of a batch to the mean and log-variance of the latent, side by side. By default a new
-            perceptron, which starts close around an auto-encoder's codes if there are such.
+        encoder: maps the (first) tensor of a batch to the mean and log-variance of the latent,
+            side by side. By default a new perceptron, which starts close around an auto-encoder's
+            codes if there are such.
         hidden: sizes of that perceptron's hidden layers.
         epochs, batch_size: how long to train, and on how many data a step.
         lr: peak learning rate of Adam.
@@ -164,33 +183,42 @@ def fit_guide(
         layout = find_layout(lvm, batch)
         if layout.improper:
             raise ContractError(
-                f"fit_guide: the prior of latent {layout.improper[0]!r} is flat, so there is no posterior to fit a guide to; give the model a "
+                f"fit_guide: the prior of latent {layout.improper[0]!r} is flat, so there is no "
+                "posterior to fit a guide to; give the model a "
                 "prior first (fit_prior, with_prior)."
             )
         codes = posterior(lvm, batch)
         if not layout.local or len(codes) != 1 or codes[layout.latents[0]].dim() != 3:
             shapes = {name: tuple(code.shape[1:]) for name, code in codes.items()}
             raise ContractError(
-                f"fit_guide needs a model of one latent, a vector for each datum; of {layout.num_data} data it has {shapes}."
+                "fit_guide needs a model of one latent, a vector for each datum; of "
+                f"{layout.num_data} data it has {shapes}."
             )
         latent, code = next(iter(codes.items()))
         around = encoder is None and latent in layout.degenerate
         if layout.scale != 1:
             raise ContractError(
-                f"fit_guide: the model scales its plate {layout.data_plate!r} by {layout.scale:g}; give it the batch's own size, pyro.plate(name, len(x))."
+                f"fit_guide: the model scales its plate {layout.data_plate!r} by "
+                f"{layout.scale:g}; give it the batch's own size, pyro.plate(name, len(x))."
             )
         if encoder is None:
             x = tensors_of(batch)[0]
             if x.dim() != 2:
                 raise ContractError(
-                    f"fit_guide: a datum has shape {tuple(x.shape[1:])} and not that of a row; pass encoder=..., a network for it."
+                    f"fit_guide: a datum has shape {tuple(x.shape[1:])} and not that of a row; "
+                    "pass encoder=..., a network for it."
                 )
             encoder = mlp(x.shape[-1], hidden, 2 * code.shape[-1]).to(code)
             if around:
                 _start_close(encoder[-1], code[0])
-    guided = with_guide(lvm, encoder, latent=latent, plate=layout.data_plate or "data", dim=layout.data_dim, around=around).to(
-        where
-    )
+    guided = with_guide(
+        lvm,
+        encoder,
+        latent=latent,
+        plate=layout.data_plate or "data",
+        dim=layout.data_dim,
+        around=around,
+    ).to(where)
     batch_size = min(batch_size, len(train))
     total = epochs * -(-len(train) // batch_size)
     fitted = fit(
@@ -210,7 +238,9 @@ def fit_guide(
 
 @torch.no_grad()
 def _start_close(last: Any, codes: torch.Tensor) -> None:
-    """Sets an encoder's last layer so that it starts at a mean of 0 and at a seventh of the codes' own spread."""
+    """Sets an encoder's last layer so that it starts at a mean of 0 and at a seventh of the codes'
+    own spread.
+    """
     last.weight.zero_()
     variance = codes.var(0).clamp(min=1e-8) if len(codes) > 1 else torch.ones_like(codes[0])
     last.bias.copy_(torch.cat([torch.zeros_like(variance), variance.log() - 4]))

@@ -28,7 +28,8 @@ class WithPrior(Wrapped):
             result = self.inner_model(batch)
         if not replaced.met:
             raise ContractError(
-                f"with_prior: the prior is of latent {self.prior.latent!r}, which {type(self.lvm).__name__} does not have."
+                f"with_prior: the prior is of latent {self.prior.latent!r}, which "
+                f"{type(self.lvm).__name__} does not have."
             )
         return result
 
@@ -40,17 +41,19 @@ class WithPrior(Wrapped):
         new = self.prior.distribution()
         if new.event_shape != old.event_shape:
             raise ContractError(
-                f"with_prior: the prior is of vectors of shape {tuple(new.event_shape)}, latent {self.prior.latent!r} of shape "
+                f"with_prior: the prior is of vectors of shape {tuple(new.event_shape)}, latent "
+                f"{self.prior.latent!r} of shape "
                 f"{tuple(old.event_shape)}."
             )
         return new.expand(old.batch_shape)
 
 
 def with_prior(lvm: torch.nn.Module, prior: FittedPrior) -> WithPrior:
-    """The model with a fitted prior, from which it can be drawn and by which it is scored. Shares its parameters with `lvm`.
+    """The model with a fitted prior, from which it can be drawn and by which it is scored. Shares
+    its parameters with `lvm`.
 
-    A degenerate guide stays one: an auto-encoder with a prior can be drawn from, but has an evidence bound only under a stochastic
-    guide.
+    A degenerate guide stays one: an auto-encoder with a prior can be drawn from, but has an
+    evidence bound only under a stochastic guide.
 
     Example:
         >>> import torch, vilvm

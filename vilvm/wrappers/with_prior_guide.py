@@ -2,8 +2,8 @@
 
     log p(x) = log E_{p(z)} p(x | z),
 
-naive Monte Carlo: right for any posterior, however many modes it has, and useless in more than a few dimensions, where no draw from the prior
-is near the posterior.
+naive Monte Carlo: right for any posterior, however many modes it has, and useless in more than a
+few dimensions, where no draw from the prior is near the posterior.
 """
 
 from typing import Any
@@ -36,7 +36,8 @@ def _is_data(msg: Any) -> bool:
 
 
 def with_prior_guide(lvm: torch.nn.Module) -> WithPriorGuide:
-    """The model under its own prior as guide, which needs no training. Shares its parameters with `lvm`.
+    """The model under its own prior as guide, which needs no training. Shares its parameters with
+    `lvm`.
 
     Example:
         >>> import torch, vilvm

@@ -50,7 +50,12 @@ def test_arrays_of_every_kind(tmp_path):
     pictures = np.random.default_rng(0).integers(0, 256, (40, 4, 3), dtype=np.uint8)
     np.save(tmp_path / "faces.npy", pictures)
     np.savez(tmp_path / "more.npz", x=pictures)
-    for source in (pictures, torch.from_numpy(pictures), tmp_path / "faces.npy", str(tmp_path / "more.npz")):
+    for source in (
+        pictures,
+        torch.from_numpy(pictures),
+        tmp_path / "faces.npy",
+        str(tmp_path / "more.npz"),
+    ):
         data = arrays(source)
         assert data.train.x.shape == (33, 12)
         assert data.train.image_shape == (4, 3)

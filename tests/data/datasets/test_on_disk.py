@@ -1,4 +1,6 @@
-"""Data on disk are the data in memory, read when they are needed; what is wrong with a file is said in one sentence."""
+"""Data on disk are the data in memory, read when they are needed; what is wrong with a file is
+said in one sentence.
+"""
 
 import os
 import re
@@ -31,12 +33,19 @@ def test_rows_are_those_of_the_array(tmp_path, kind, order):
     data = as_data(on_disk(saved(tmp_path, array)))
     expected = torch.from_numpy(array.astype(np.float32).reshape(30, 12))
     assert (len(data), data.divisible, data.image_shape, data.name) == (30, True, (4, 3), "x")
-    for index in (slice(3, 9), torch.tensor([7, 2, 2, -1]), torch.arange(30) % 4 == 1, slice(None)):
+    for index in (
+        slice(3, 9),
+        torch.tensor([7, 2, 2, -1]),
+        torch.arange(30) % 4 == 1,
+        slice(None),
+    ):
         rows = data.subset(index).x
         assert rows.dtype == torch.float32
         assert torch.equal(rows, expected[index])
     assert torch.equal(torch.cat([part.x for part in data.parts(7)]), expected)
-    assert on_disk(tmp_path / "x.npy", flatten=False, dtype=torch.int64).subset(slice(0, 2)).x.shape == (2, 4, 3)
+    assert on_disk(tmp_path / "x.npy", flatten=False, dtype=torch.int64).subset(
+        slice(0, 2)
+    ).x.shape == (2, 4, 3)
 
 
 def test_several_files(tmp_path):
@@ -158,11 +167,17 @@ def test_evaluation_is_that_of_the_data_in_memory(tmp_path):
     torch.manual_seed(0)
     x = torch.rand(230, 6).round()
     path, lvm = saved(tmp_path, x.numpy()), VAE(data_dim=6, latent_dim=2)
-    here, there = (vilvm.evaluate(lvm, data, num_samples=20, batch_size=64) for data in (Data(x), on_disk(path)))
+    here, there = (
+        vilvm.evaluate(lvm, data, num_samples=20, batch_size=64)
+        for data in (Data(x), on_disk(path))
+    )
     for name in ("elbo", "iwae"):
         assert torch.equal(here.bounds[name].values, there.bounds[name].values)
     whole = vilvm.evaluate(lvm, on_disk(path), num_samples=20, batch_size=500)
-    assert torch.equal(whole.bounds["elbo"].values, vilvm.evaluate(lvm, x, num_samples=20, batch_size=500).bounds["elbo"].values)
+    assert torch.equal(
+        whole.bounds["elbo"].values,
+        vilvm.evaluate(lvm, x, num_samples=20, batch_size=500).bounds["elbo"].values,
+    )
 
 
 def test_what_would_have_to_be_kept_is_refused(tmp_path):
@@ -170,7 +185,11 @@ def test_what_would_have_to_be_kept_is_refused(tmp_path):
     with pytest.raises(ValueError, match="drawn once for all data"):
         on_disk(path, transform=StaticBinarisation())
     with pytest.raises(ValueError, match="take some of them"):
-        vilvm.evaluate(VAE(data_dim=6, latent_dim=2), on_disk(path, transform=DynamicBinarisation()), num_samples=2)
+        vilvm.evaluate(
+            VAE(data_dim=6, latent_dim=2),
+            on_disk(path, transform=DynamicBinarisation()),
+            num_samples=2,
+        )
     with pytest.raises(vilvm.ContractError, match="stay on disk in place of a batch"):
         vilvm.log_weights(VAE(data_dim=6, latent_dim=2), on_disk(path).x, 2)
 
@@ -178,9 +197,14 @@ def test_what_would_have_to_be_kept_is_refused(tmp_path):
 def test_zarr(tmp_path):
     zarr = pytest.importorskip("zarr")
     array = np.random.default_rng(0).normal(size=(101, 4, 2))
-    stored = zarr.create_array(str(tmp_path / "x.zarr"), shape=array.shape, chunks=(10, 4, 2), dtype="f8")
+    stored = zarr.create_array(
+        str(tmp_path / "x.zarr"), shape=array.shape, chunks=(10, 4, 2), dtype="f8"
+    )
     stored[:] = array
-    data, expected = on_disk(tmp_path / "x.zarr"), torch.from_numpy(array.astype(np.float32).reshape(101, 8))
+    data, expected = (
+        on_disk(tmp_path / "x.zarr"),
+        torch.from_numpy(array.astype(np.float32).reshape(101, 8)),
+    )
     for index in (slice(3, 19), torch.tensor([100, 2, 2, 57, -1])):
         assert torch.equal(data.subset(index).x, expected[index])
     assert data.fingerprint() == on_disk(tmp_path / "x.zarr").fingerprint()
@@ -217,10 +241,22 @@ except MemoryError:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(resource, "RLIMIT_DATA") or not Path("/proc/self/status").exists(), reason="needs Linux")
+@pytest.mark.skipif(
+    not hasattr(resource, "RLIMIT_DATA") or not Path("/proc/self/status").exists(),
+    reason="needs Linux",
+)
 def test_memory_does_not_grow_with_the_file(tmp_path):
-    """Training and evaluation on 1 GiB, of which all is read, in a process that may take 384 MiB more than it has."""
+    """Training and evaluation on 1 GiB, of which all is read, in a process that may take 384 MiB
+    more than it has.
+    """
     path = tmp_path / "x.npy"
-    np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(2**15, 8192))  # zeros, which take no disk
-    done = subprocess.run([sys.executable, "-c", LIMITED, str(path)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    # zeros, which take no disk
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(2**15, 8192))
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.stdout.split("\n")[:3] == ["128", str(2**15), "too large to load"], done.stderr

@@ -34,16 +34,23 @@ def test_the_folder_is_that_of_the_environment(folder, monkeypatch):
 
 
 def test_what_is_missing_is_said(folder, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"No posterior 'c' in .* \(c.data.json is not there\): there are \['a-b'\]"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"No posterior 'c' in .* \(c.data.json is not there\): there are \['a-b'\]",
+    ):
         posteriordb("c", folder)
-    with pytest.raises(FileNotFoundError, match="point VILVM_DATA at a folder that holds posteriordb/"):
+    with pytest.raises(
+        FileNotFoundError, match="point VILVM_DATA at a folder that holds posteriordb/"
+    ):
         posteriordb("a-b", tmp_path / "nowhere")
     (folder / "a-b.draws.npz").unlink()
     with pytest.raises(FileNotFoundError, match=r"a-b\.draws\.npz is not there"):
         posteriordb("a-b", folder)
 
 
-@pytest.mark.parametrize("text", ['{"N": [1, 2', "[1]", '{"N": "two"}', '{"x": [[1], [2, 3]]}', ""])
+@pytest.mark.parametrize(
+    "text", ['{"N": [1, 2', "[1]", '{"N": "two"}', '{"x": [[1], [2, 3]]}', ""]
+)
 def test_damaged_data_are_refused(folder, text):
     (folder / "a-b.data.json").write_text(text)
     with pytest.raises(ValueError, match=r"a-b\.data\.json is truncated or altered"):
@@ -109,9 +116,18 @@ def test_data_that_are_no_numbers_are_refused(folder, content, words):
 
 
 @pytest.mark.parametrize(
-    "draws", [np.zeros((0, 4)), np.ones((2, 3)) + 1j, np.ones((2, 3), dtype=bool), np.full((2, 3), np.nan), np.ones(4)]
+    "draws",
+    [
+        np.zeros((0, 4)),
+        np.ones((2, 3)) + 1j,
+        np.ones((2, 3), dtype=bool),
+        np.full((2, 3), np.nan),
+        np.ones(4),
+    ],
 )
 def test_draws_that_are_no_numbers_are_refused(folder, draws):
     np.savez(folder / "a-b.draws.npz", mu=draws)
-    with pytest.raises(ValueError, match=r"'mu' is not finite draws of shape \(num_chains, num_draws\)"):
+    with pytest.raises(
+        ValueError, match=r"'mu' is not finite draws of shape \(num_chains, num_draws\)"
+    ):
         posteriordb("a-b", folder)

@@ -12,13 +12,19 @@ def test_the_density_integrates_to_one_and_has_its_mean():
         density = TwoModes.log_prob(first, at).exp()
         assert abs(torch.trapezoid(density, first).item() - 1) < 1e-8
         assert abs(torch.trapezoid(first * density, first) - TwoModes.mean(at[:1])).item() < 1e-8
-        assert abs(torch.trapezoid(density[first > 0], first[first > 0]) - TwoModes.upper(at[:1])).item() < 1e-3
+        assert (
+            abs(
+                torch.trapezoid(density[first > 0], first[first > 0]) - TwoModes.upper(at[:1])
+            ).item()
+            < 1e-3
+        )
 
 
 def test_draws_are_as_it_says():
     x = two_modes(20_000, seed=1).train.x
     residual = x[:, 0] - TwoModes.mean(x[:, 1])
-    for weight in (torch.ones(len(x)), x[:, 1], x[:, 1].square()):  # E[(x₁ − E[x₁ | x₂]) f(x₂)] = 0
+    # E[(x₁ − E[x₁ | x₂]) f(x₂)] = 0
+    for weight in (torch.ones(len(x)), x[:, 1], x[:, 1].square()):
         term = residual * weight
         assert abs(term.mean() / (term.std() / len(x) ** 0.5)) < 5
     upper = (x[:, 0] > 0).float() - TwoModes.upper(x[:, 1])

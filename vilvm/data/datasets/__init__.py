@@ -8,4 +8,15 @@ from vilvm.data.datasets.on_disk import on_disk
 from vilvm.data.datasets.posteriordb import ReferencePosterior, posteriordb
 from vilvm.data.datasets.two_modes import TwoModes, two_modes
 
-__all__ = ["Dataset", "ReferencePosterior", "TwoModes", "arrays", "carve", "digits", "mnist", "on_disk", "posteriordb", "two_modes"]
+__all__ = [
+    "Dataset",
+    "ReferencePosterior",
+    "TwoModes",
+    "arrays",
+    "carve",
+    "digits",
+    "mnist",
+    "on_disk",
+    "posteriordb",
+    "two_modes",
+]

@@ -1,4 +1,6 @@
-"""Arrays in ``.npy`` and ``.npz`` files of others: what a header says is compared with the file before memory is taken for it."""
+"""Arrays in ``.npy`` and ``.npz`` files of others: what a header says is compared with the file
+before memory is taken for it.
+"""
 
 import math
 import tokenize
@@ -32,14 +34,17 @@ def read_npy(path: Path) -> np.ndarray:
     """The array of a ``.npy`` file, in memory.
 
     Raises:
-        ValueError: it is no such file, is damaged, holds pickled objects, is not as long as its header says, or does not fit in memory.
+        ValueError: it is no such file, is damaged, holds pickled objects, is not as long as its
+            header says, or does not fit in memory.
     """
     with _plain_errors(path), path.open("rb") as file:
         return _array(path, file, path.stat().st_size)
 
 
 def read_npz(path: Path, keys: Any = None) -> dict[str, np.ndarray]:
-    """The arrays of a ``.npz`` file by name, those that `keys(names)` picks, or all; errors as of ``read_npy``."""
+    """The arrays of a ``.npz`` file by name, those that `keys(names)` picks, or all; errors as of
+    ``read_npy``.
+    """
     with _plain_errors(path), zipfile.ZipFile(path) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
         picked = list(members) if keys is None else keys(list(members))
@@ -53,17 +58,28 @@ def read_npz(path: Path, keys: Any = None) -> dict[str, np.ndarray]:
 def _array(path: Path, file: Any, size: int) -> np.ndarray:
     """The array in an open file of so many bytes."""
     version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
     shape, by_columns, dtype = read(file)
     if dtype.hasobject:
-        raise ValueError(f"{path}: holds pickled objects, which are not read; save a plain numeric array.")
+        raise ValueError(
+            f"{path}: holds pickled objects, which are not read; save a plain numeric array."
+        )
     numbers = math.prod(shape)
     if min(shape, default=0) < 0 or numbers * dtype.itemsize != size - file.tell():
         raise ValueError(
-            f"{path}: is truncated or damaged, for its header tells of shape {shape} and its length of another; write it again."
+            f"{path}: is truncated or damaged, for its header tells of shape {shape} and its "
+            "length of another; write it again."
         )
     _check_memory(path, size)
-    found = np.frombuffer(file.read(size), dtype=dtype, count=numbers) if numbers else np.empty(0, dtype)
+    found = (
+        np.frombuffer(file.read(size), dtype=dtype, count=numbers)
+        if numbers
+        else np.empty(0, dtype)
+    )
     return found.reshape(shape, order="F" if by_columns else "C")
 
 
@@ -71,7 +87,8 @@ def _check_memory(path: Path, size: int) -> None:
     free = free_bytes(torch.device("cpu"))
     if size > free:
         raise ValueError(
-            f"{path}: holds {size / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are free; leave it on disk, vilvm.data.datasets.on_disk."
+            f"{path}: holds {size / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are "
+            "free; leave it on disk, vilvm.data.datasets.on_disk."
         )
 
 
@@ -89,6 +106,11 @@ class _plain_errors:
             raise ValueError(f"{self.path}: there is no such file.") from None
         if isinstance(error, IsADirectoryError):
             raise ValueError(f"{self.path}: is a folder; give a file.") from None
-        damaged = isinstance(error, _DAMAGED) or (isinstance(error, ValueError) and not str(error).startswith(str(self.path)))
+        damaged = isinstance(error, _DAMAGED) or (
+            isinstance(error, ValueError) and not str(error).startswith(str(self.path))
+        )
         if damaged:
-            raise ValueError(f"{self.path}: is empty, truncated or damaged; write it again as a plain numeric array.") from None
+            raise ValueError(
+                f"{self.path}: is empty, truncated or damaged; write it again as a plain numeric "
+                "array."
+            ) from None

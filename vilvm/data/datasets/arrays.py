@@ -26,9 +26,11 @@ def arrays(
     key: str | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """A data set of arrays with one datum a row: tensors, numpy arrays, or paths of ``.npy`` or ``.npz`` files.
+    """A data set of arrays with one datum a row: tensors, numpy arrays, or paths of ``.npy`` or
+    ``.npz`` files.
 
-    Rows of more than one dimension (pictures) are flattened, their shape kept as ``image_shape``; uint8 is divided by 255.
+    Rows of more than one dimension (pictures) are flattened, their shape kept as ``image_shape``;
+    uint8 is divided by 255.
 
     Arguments:
         train: training data.
@@ -40,15 +42,18 @@ def arrays(
         seed: of the splits.
 
     Raises:
-        ValueError: a file is missing, empty, truncated, pickled or of another kind, or an array holds NaN or text, is empty, or
-            does not fit the other split.
+        ValueError: a file is missing, empty, truncated, pickled or of another kind, or an array
+            holds NaN or text, is empty, or does not fit the other split.
     """
     seed = check_seed("arrays: seed", seed)
     validation = optional(check_number, "arrays: validation", validation)
     label = name or (Path(train).stem if isinstance(train, str | Path) else "arrays")
     whole = _data(train, label, "train", key)
     if len(whole) < (3 if test is None else 2):
-        raise ValueError(f"{label}: {len(whole)} rows cannot be split; pass more, or use vilvm.Data(tensor) as it is.")
+        raise ValueError(
+            f"{label}: {len(whole)} rows cannot be split; pass more, or use vilvm.Data(tensor) as "
+            "it is."
+        )
     if test is None:
         rest, held_out = carve(whole, max(1, len(whole) // 10), seed + 1)
         tested = replace(held_out, split="test")
@@ -56,17 +61,26 @@ def arrays(
         rest, tested = whole, _data(test, label, "test", key)
         if tested.x.shape[1:] != rest.x.shape[1:]:
             raise ValueError(
-                f"{label}: training data have rows of shape {tuple(rest.x.shape[1:])}, test data {tuple(tested.x.shape[1:])}."
+                f"{label}: training data have rows of shape {tuple(rest.x.shape[1:])}, test data "
+                f"{tuple(tested.x.shape[1:])}."
             )
-    kept, validated = carve(rest, validation if validation is not None else max(1, len(rest) // 10), seed)
+    kept, validated = carve(
+        rest, validation if validation is not None else max(1, len(rest) // 10), seed
+    )
     return Dataset(kept, validated, tested).with_transform(transform)
 
 
 def _data(source: Any, name: str, split: str, key: str | None) -> Data:
-    array = _read(check_path(f"arrays: {split}", source), key) if isinstance(source, str | Path) else source
+    array = (
+        _read(check_path(f"arrays: {split}", source), key)
+        if isinstance(source, str | Path)
+        else source
+    )
     tensor = array if isinstance(array, Tensor) else _tensor(array, name)
     if tensor.dim() == 0:
-        raise ValueError(f"{name}: the {split} data are a single number; pass an array with one datum a row.")
+        raise ValueError(
+            f"{name}: the {split} data are a single number; pass an array with one datum a row."
+        )
     if tensor.dtype == torch.uint8:
         tensor = tensor.float() / 255
     if tensor.dtype == torch.float64:
@@ -79,7 +93,8 @@ def _data(source: Any, name: str, split: str, key: str | None) -> Data:
 def _tensor(array: Any, name: str) -> Tensor:
     if np.ma.isMaskedArray(array):
         raise ValueError(
-            f"{name}: is a NumPy masked array, whose mask no tensor keeps; pass array.filled(0), and the mask to vilvm.wrappers.partly_observed.partly_observed, "
+            f"{name}: is a NumPy masked array, whose mask no tensor keeps; pass array.filled(0), "
+            "and the mask to vilvm.wrappers.partly_observed.partly_observed, "
             "poutine.mask or .mask(...) of the distribution."
         )
     try:
@@ -90,7 +105,8 @@ def _tensor(array: Any, name: str) -> Tensor:
     except (TypeError, ValueError):
         kind = getattr(array, "dtype", type(array).__name__)
         raise ValueError(
-            f"{name}: an array of {kind} holds no numbers to model, or complex ones, or rows of several lengths."
+            f"{name}: an array of {kind} holds no numbers to model, or complex ones, or rows of "
+            "several lengths."
         ) from None
 
 

@@ -10,8 +10,11 @@ from vilvm.data.transforms import DynamicBinarisation
 __all__ = ["digits"]
 
 
-def digits(*, validation: int = 150, transform: Transform | None = DynamicBinarisation(), seed: int = 0) -> Dataset:  # noqa: B008
-    """The UCI test digits as scikit-learn ships them, grey levels divided by 16; the last 297 are the test data.
+def digits(
+    *, validation: int = 150, transform: Transform | None = DynamicBinarisation(), seed: int = 0
+) -> Dataset:  # noqa: B008
+    """The UCI test digits as scikit-learn ships them, grey levels divided by 16; the last 297 are
+    the test data.
 
     Arguments:
         validation: how many of the other 1,500 to carve out as validation data, from `seed`.

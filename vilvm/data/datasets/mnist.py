@@ -1,6 +1,7 @@
 """MNIST: 60,000 training and 10,000 test pictures of handwritten digits, 28 × 28.
 
-Reference: Gradient-based learning applied to document recognition, LeCun, Bottou, Bengio and Haffner, 1998.
+Reference: Gradient-based learning applied to document recognition, LeCun, Bottou, Bengio and
+Haffner, 1998.
 """
 
 import os
@@ -33,8 +34,9 @@ def mnist(
 ) -> Dataset:
     """MNIST with its official split, grey levels in [0, 1], rows of 784.
 
-    Looked for in `root`, else in the folder that the environment variable VILVM_DATA names, else in the user's cache; a root
-    holds ``MNIST/raw/`` with the official files, compressed or not. If they are not there, they are downloaded into it.
+    Looked for in `root`, else in the folder that the environment variable VILVM_DATA names, else
+    in the user's cache; a root holds ``MNIST/raw/`` with the official files, compressed or not. If
+    they are not there, they are downloaded into it.
 
     Arguments:
         root: the folder.
@@ -44,7 +46,8 @@ def mnist(
         seed: of the validation split.
 
     Raises:
-        FileNotFoundError: the files are neither on disk nor to be had from the network within seconds; says where to put them.
+        FileNotFoundError: the files are neither on disk nor to be had from the network within
+            seconds; says where to put them.
         ValueError: a file on disk is truncated or altered, or `validation` is out of range.
     """
     seed = check_seed("mnist: seed", seed)
@@ -55,9 +58,14 @@ def mnist(
         found = _load(folder, split == "train", download)
         if found.data.shape != (count, 28, 28) or len(found.targets) != count:
             raise ValueError(
-                f"MNIST in {folder} has {len(found.data)} {split} pictures in place of {count}: remove it, and get it again."
+                f"MNIST in {folder} has {len(found.data)} {split} pictures in place of {count}: "
+                "remove it, and get it again."
             )
-        splits.append(Data(found.data.flatten(1).float() / 255, "mnist", split, None, found.targets, (28, 28)))
+        splits.append(
+            Data(
+                found.data.flatten(1).float() / 255, "mnist", split, None, found.targets, (28, 28)
+            )
+        )
     return Dataset(*carve(splits[0], validation, seed), splits[1]).with_transform(transform)
 
 
@@ -70,7 +78,8 @@ def _load(folder: Path, train: bool, download: bool) -> Any:
         pass  # not there: torchvision says "not found"
     except (ValueError, EOFError, OSError, AssertionError, TypeError) as error:
         raise ValueError(
-            f"MNIST in {folder / 'MNIST' / 'raw'} is truncated or altered ({error}): remove it, and get it again."
+            f"MNIST in {folder / 'MNIST' / 'raw'} is truncated or altered ({error}): remove it, "
+            "and get it again."
         ) from None
     if not download:
         raise FileNotFoundError(_advice(folder, "it is not there, and download=False"))
@@ -80,13 +89,17 @@ def _load(folder: Path, train: bool, download: bool) -> Any:
     except Exception as error:
         # Whatever a mirror, a proxy or a disk does is, to the user, that MNIST could not be had.
         text = " ".join(str(error).split())
-        reasons = re.findall(r"<urlopen error (.*?)>", text)  # torchvision lists its mirrors, each with what came of it
-        raise FileNotFoundError(_advice(folder, f"its download failed ({reasons[-1] if reasons else text[:120]})")) from None
+        # torchvision lists its mirrors, each with what came of it
+        reasons = re.findall(r"<urlopen error (.*?)>", text)
+        raise FileNotFoundError(
+            _advice(folder, f"its download failed ({reasons[-1] if reasons else text[:120]})")
+        ) from None
 
 
 def _advice(folder: Path, reason: str) -> str:
     return (
-        f"No MNIST in {folder}: {reason}. Put the four official files into {folder / 'MNIST' / 'raw'}, or point VILVM_DATA at a folder "
+        f"No MNIST in {folder}: {reason}. Put the four official files into "
+        f"{folder / 'MNIST' / 'raw'}, or point VILVM_DATA at a folder "
         "that holds MNIST/raw."
     )
 

@@ -1,6 +1,7 @@
 """Posteriors with reference answers: data, and draws of long Stan runs, of posteriordb.
 
-Reference: posteriordb: Testing, Benchmarking and Developing Bayesian Inference Algorithms, Magnusson et al., 2024.
+Reference: posteriordb: Testing, Benchmarking and Developing Bayesian Inference Algorithms,
+Magnusson et al., 2024.
 """
 
 import json
@@ -25,7 +26,8 @@ class ReferencePosterior(NamedTuple):
     Arguments:
         name: of the posterior, which is DATA-MODEL.
         data: by the names of posteriordb; an array is a float32 tensor, a number is left as it is.
-        draws: one scalar parameter each, such as "beta[1]", float64, shape (num_chains, num_draws).
+        draws: one scalar parameter each, such as "beta[1]", float64, shape (num_chains,
+            num_draws).
     """
 
     name: str
@@ -44,8 +46,9 @@ class ReferencePosterior(NamedTuple):
 def posteriordb(name: str, folder: str | Path | None = None) -> ReferencePosterior:
     """A posterior by its name, such as "kidiq-kidscore_momiq".
 
-    Read from ``NAME.data.json`` and ``NAME.draws.npz`` in `folder`, else in the folder ``posteriordb`` of the one that the environment
-    variable VILVM_DATA names, else of the user's cache. Nothing is downloaded.
+    Read from ``NAME.data.json`` and ``NAME.draws.npz`` in `folder`, else in the folder
+    ``posteriordb`` of the one that the environment variable VILVM_DATA names, else of the user's
+    cache. Nothing is downloaded.
 
     Arguments:
         name: of the posterior.
@@ -56,14 +59,27 @@ def posteriordb(name: str, folder: str | Path | None = None) -> ReferencePosteri
         ValueError: a file is truncated or altered.
     """
     if not isinstance(name, str) or not name or "\0" in name:
-        raise ValueError(f"posteriordb: name must be that of a posterior, such as 'kidiq-kidscore_momiq'; got {name!r}.")
+        raise ValueError(
+            "posteriordb: name must be that of a posterior, such as 'kidiq-kidscore_momiq'; got "
+            f"{name!r}."
+        )
     folder = optional(check_path, "posteriordb: folder", folder)
-    place = Path(folder or Path(os.environ.get("VILVM_DATA") or platformdirs.user_cache_path("vilvm")) / "posteriordb")
+    place = Path(
+        folder
+        or Path(os.environ.get("VILVM_DATA") or platformdirs.user_cache_path("vilvm"))
+        / "posteriordb"
+    )
     missing = [path for path in _files(place, name) if not path.is_file()]
     if missing:
         known = sorted(p.name.removesuffix(".data.json") for p in place.glob("*.data.json"))
-        there = f"there are {known}" if known else "there is none; point VILVM_DATA at a folder that holds posteriordb/"
-        raise FileNotFoundError(f"No posterior {name!r} in {place} ({missing[0].name} is not there): {there}.")
+        there = (
+            f"there are {known}"
+            if known
+            else "there is none; point VILVM_DATA at a folder that holds posteriordb/"
+        )
+        raise FileNotFoundError(
+            f"No posterior {name!r} in {place} ({missing[0].name} is not there): {there}."
+        )
     data_file, draws_file = _files(place, name)
     try:
         read = json.loads(data_file.read_text(encoding="utf-8"), parse_constant=_no_number)
@@ -75,7 +91,9 @@ def posteriordb(name: str, folder: str | Path | None = None) -> ReferencePosteri
     try:
         draws = {key: _draws(key, array) for key, array in read_npz(draws_file).items()}
     except ValueError as error:
-        raise ValueError(_damaged(draws_file, str(error).removeprefix(f"{draws_file}: "))) from None
+        raise ValueError(
+            _damaged(draws_file, str(error).removeprefix(f"{draws_file}: "))
+        ) from None
     if not draws:
         raise ValueError(_damaged(draws_file, "it holds no draws"))
     return ReferencePosterior(name, data, draws)
@@ -92,11 +110,17 @@ def _entries(read: object) -> Any:
 
 
 def _value(key: str, value: object) -> Tensor | int | float:
-    """A number as it is, and a nested list of numbers as a float32 tensor; raises ValueError of anything else."""
+    """A number as it is, and a nested list of numbers as a float32 tensor; raises ValueError of
+    anything else.
+    """
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63:
         return value
     try:
-        found = torch.tensor(value, dtype=torch.float32) if isinstance(value, list) else torch.tensor(torch.nan)
+        found = (
+            torch.tensor(value, dtype=torch.float32)
+            if isinstance(value, list)
+            else torch.tensor(torch.nan)
+        )
     except (ValueError, TypeError, OverflowError, RuntimeError):
         found = torch.tensor(torch.nan)
     if not bool(found.isfinite().all()):
@@ -109,7 +133,12 @@ def _no_number(name: str) -> float:
 
 
 def _draws(key: str, array: np.ndarray) -> Tensor:
-    if array.dtype.kind not in "fiu" or array.ndim != 2 or not array.size or not np.isfinite(array).all():
+    if (
+        array.dtype.kind not in "fiu"
+        or array.ndim != 2
+        or not array.size
+        or not np.isfinite(array).all()
+    ):
         raise ValueError(f"{key!r} is not finite draws of shape (num_chains, num_draws)")
     return torch.from_numpy(array.astype(np.float64))
 

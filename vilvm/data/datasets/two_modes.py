@@ -1,4 +1,5 @@
-"""Two clusters in the plane, of which one coordinate leaves open where the other is: p(x₁ | x₂) has two modes, known in closed form.
+"""Two clusters in the plane, of which one coordinate leaves open where the other is: p(x₁ | x₂)
+has two modes, known in closed form.
 
     s = ±1 with probability ½ each,    x | s ~ N(s (2, ½), diag(¼², 1)),
 
@@ -40,12 +41,18 @@ class TwoModes:
     def log_prob(first: Tensor, second: Tensor) -> Tensor:
         """log p(x₁ | x₂), in nats."""
         w = TwoModes.upper(second)
-        modes = torch.stack([w.log() - ((first - _MODE) / _WIDTH) ** 2 / 2, (-w).log1p() - ((first + _MODE) / _WIDTH) ** 2 / 2])
+        modes = torch.stack(
+            [
+                w.log() - ((first - _MODE) / _WIDTH) ** 2 / 2,
+                (-w).log1p() - ((first + _MODE) / _WIDTH) ** 2 / 2,
+            ]
+        )
         return modes.logsumexp(0) - math.log(_WIDTH * math.sqrt(2 * math.pi))
 
 
 def two_modes(num_train: int = 20_000, num_test: int = 2000, seed: int = 0) -> Dataset:
-    """Draws of the two clusters, rows (x₁, x₂), a "picture" of one by two pixels; see ``TwoModes`` for what is known of them.
+    """Draws of the two clusters, rows (x₁, x₂), a "picture" of one by two pixels; see ``TwoModes``
+    for what is known of them.
 
     Arguments:
         num_train: training data; of validation and test data there are `num_test` each.
@@ -65,6 +72,13 @@ def two_modes(num_train: int = 20_000, num_test: int = 2000, seed: int = 0) -> D
     def draw(count: int, split: str) -> Data:
         s = 2 * torch.randint(2, (count, 1), generator=generator) - 1
         noise = torch.randn(count, 2, generator=generator) * torch.tensor([_WIDTH, 1.0])
-        return Data(s * torch.tensor([_MODE, _SHIFT]) + noise, "two modes", split, None, s.squeeze(1), (1, 2))
+        return Data(
+            s * torch.tensor([_MODE, _SHIFT]) + noise,
+            "two modes",
+            split,
+            None,
+            s.squeeze(1),
+            (1, 2),
+        )
 
     return Dataset(draw(num_train, "train"), draw(num_test, "validation"), draw(num_test, "test"))
