@@ -607,11 +607,14 @@ def _of_diagnostics(x: torch.Tensor) -> Iterator[_Call]:
         }
         right = _with_pair(data=x, **options)
         if name == "loo":  # which is of a latent that the data share
-            right = lambda options=options: {
-                "lvm": vilvm.Pair(_shared_model, AutoNormal(_shared_model)),
-                "data": x,
-                **options,
-            }  # noqa: E731
+
+            def right(options=options):
+                return {
+                    "lvm": vilvm.Pair(_shared_model, AutoNormal(_shared_model)),
+                    "data": x,
+                    **options,
+                }
+
         yield _Call(name, getattr(diagnostics, name), right, kinds)
     yield _Call(
         "gradient_snr",

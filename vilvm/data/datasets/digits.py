@@ -11,8 +11,11 @@ __all__ = ["digits"]
 
 
 def digits(
-    *, validation: int = 150, transform: Transform | None = DynamicBinarisation(), seed: int = 0
-) -> Dataset:  # noqa: B008
+    *,
+    validation: int = 150,
+    transform: Transform | None = DynamicBinarisation(),  # noqa: B008
+    seed: int = 0,
+) -> Dataset:
     """The UCI test digits as scikit-learn ships them, grey levels divided by 16; the last 297 are
     the test data.
 

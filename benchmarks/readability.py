@@ -1,0 +1,165 @@
+"""How hard the code is to read, in numbers, and the limits that it keeps.
+
+    python -m benchmarks.readability [--list] [FOLDER ...]
+
+Tokens and conditional expressions are counted per line of code, without docstrings and comments.
+The cyclomatic complexity of a function counts, besides its branches, loops and handlers, every
+conditional expression, comprehension, assertion and further operand of ``and`` and ``or``, each
+nested function apart. ``--list`` names every place that passes a limit. Exits 1 if there is one.
+"""
+
+import argparse
+import ast
+import io
+import re
+import sys
+import tokenize
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ENTRIES, TOKENS, CONDITIONALS, WIDTH, COMPLEXITY, POSITIONAL = 16, 8.8, 15.0, 99, 10, 5
+PHRASES = ("told", "tells", "held against", "looked at", "by itself")
+_PHRASE = re.compile(rf"\b({'|'.join(PHRASES)})\b", re.IGNORECASE)
+_BRANCHES = (ast.If, ast.For, ast.While, ast.ExceptHandler, ast.IfExp, ast.Assert, ast.match_case)
+_SILENT = (
+    tokenize.COMMENT,
+    tokenize.NL,
+    tokenize.NEWLINE,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENDMARKER,
+    tokenize.ENCODING,
+)
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class Measures(NamedTuple):
+    """What is counted in some files, and the places that pass a limit."""
+
+    lines: int
+    tokens: int
+    conditionals: int
+    complexity: int
+    places: list[str]
+
+
+def entries(package: Path) -> list[str]:
+    """The public rooms and files of a package; the gallery is the door to a folder elsewhere."""
+    names = {p.stem for p in package.iterdir() if p.is_dir() or p.suffix == ".py"}
+    return sorted(n for n in names if not n.startswith("_") and n != "models")
+
+
+def measure(files: list[Path]) -> Measures:
+    """The measures of some Python files together."""
+    lines = tokens = conditionals = complexity = 0
+    places: list[str] = []
+    for path in files:
+        text = path.read_text(encoding="utf-8")
+        tree = ast.parse(text)
+        counted, code = _code(text, tree)
+        lines, tokens = lines + code, tokens + counted
+        conditionals += sum(isinstance(node, ast.IfExp) for node in ast.walk(tree))
+        places += [f"{path}:{line}" for line in _in_text(text)]
+        places += [f"{path}:{line}" for line in _nested(tree)]
+        for function in (n for n in ast.walk(tree) if isinstance(n, _Function)):
+            complexity = max(complexity, cyclomatic(function))
+            places += [f"{path}:{function.lineno}: {fault}" for fault in _faults(function)]
+    return Measures(lines, tokens, conditionals, complexity, places)
+
+
+def cyclomatic(function: ast.AST) -> int:
+    """The cyclomatic complexity of a function, without the functions within it."""
+    return 1 + sum(map(_decisions, _own(function)))
+
+
+def _decisions(node: ast.AST) -> int:
+    if isinstance(node, ast.comprehension):
+        return 1 + len(node.ifs)
+    if isinstance(node, ast.BoolOp):
+        return len(node.values) - 1
+    return int(isinstance(node, _BRANCHES))
+
+
+def _own(function: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(function):
+        if not isinstance(node, _Function | ast.ClassDef | ast.Lambda):
+            yield node
+            yield from _own(node)
+
+
+def _code(text: str, tree: ast.Module) -> tuple[int, int]:
+    """The number of tokens, and of the lines that they stand on."""
+    documented = {line for node in ast.walk(tree) for line in _docstring(node)}
+    found, lines = 0, set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in _SILENT and token.start[0] not in documented:
+            found += 1
+            lines.update(range(token.start[0], token.end[0] + 1))
+    return found, len(lines)
+
+
+def _docstring(node: ast.AST) -> range:
+    """The lines of a string that stands as a statement of its own."""
+    if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+        return range(0)
+    end = node.end_lineno or node.lineno
+    return range(node.lineno, end + 1) if isinstance(node.value.value, str) else range(0)
+
+
+def _in_text(text: str) -> Iterator[str]:
+    for number, line in enumerate(text.splitlines(), 1):
+        if len(line) > WIDTH and "://" not in line:
+            yield f"{number}: {len(line)} characters"
+        for phrase in _PHRASE.findall(line):
+            yield f"{number}: {phrase!r}"
+
+
+def _nested(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.IfExp):
+            within = (n for n in ast.walk(node) if isinstance(n, ast.IfExp) and n is not node)
+            if any(True for _ in within):
+                yield f"{node.lineno}: nested conditional expression"
+
+
+def _faults(function: _Function) -> Iterator[str]:
+    found = cyclomatic(function)
+    if found > COMPLEXITY:
+        yield f"{function.name} has complexity {found}"
+    positional = [*function.args.posonlyargs, *function.args.args]
+    count = sum(a.arg not in ("self", "cls") for a in positional)
+    if count > POSITIONAL:
+        yield f"{function.name} has {count} positional parameters"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints the measures beside their limits."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folders", nargs="*", default=["vilvm", "models"])
+    parser.add_argument("--list", action="store_true", help="every place that passes a limit")
+    options = parser.parse_args(arguments)
+    given = [Path(folder) for folder in options.folders]
+    files = sorted(p for f in given for p in ([f] if f.is_file() else f.rglob("*.py")))
+    found, rooms = measure(files), entries(Path(__file__).parents[1] / "vilvm")
+    rows = [
+        ("public entries of vilvm/", len(rooms), ENTRIES),
+        ("tokens a line of code", found.tokens / found.lines, TOKENS),
+        (
+            "conditional expressions in 1,000 lines",
+            1000 * found.conditionals / found.lines,
+            CONDITIONALS,
+        ),
+        ("largest cyclomatic complexity", found.complexity, COMPLEXITY),
+        ("lines, expressions and phrases beyond a limit", len(found.places), 0),
+    ]
+    print(f"{len(files)} files, {found.lines:,} lines of code")
+    for name, value, limit in rows:
+        print(f"{name:<48}{value:>8.1f}   at most {limit:g}")
+    if options.list:
+        print(*found.places, sep="\n")
+    return int(any(value > limit for _, value, limit in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
