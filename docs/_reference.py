@@ -36,6 +36,9 @@ def page(name: str) -> str:
     assert room.__doc__, f"{name} has no docstring"
     lines = [f"# {name}", "", room.__doc__, ""]
     for file, names in sorted(definitions(room).items()):
+        if "._" in file:  # private: only the names, under the room's path
+            lines += [f"::: {name}.{n}\n" for n in names]
+            continue
         lines += [f"::: {file}", "    options:", f"      members: [{', '.join(names)}]"]
         if file == name:
             lines += ["      show_root_heading: false", "      show_docstring_modules: false"]
