@@ -65,6 +65,17 @@ def faults(thing):
     return found
 
 
+ROOMS = [name for name in MODULES if name.count(".") == 1 and name != "vilvm.models"]
+
+
+@pytest.mark.parametrize("room", [*ROOMS, "vilvm.data.datasets"])
+def test_room_lists_its_public_names(room):
+    module = importlib.import_module(room)
+    assert module.__doc__
+    assert module.__all__
+    assert all(hasattr(module, name) for name in module.__all__)
+
+
 @pytest.mark.xfail(strict=False, reason="docstrings are being written")
 @pytest.mark.parametrize(
     "thing", [pytest.param(thing, id=path) for path, thing in public_objects()]

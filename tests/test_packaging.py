@@ -102,11 +102,6 @@ def test_extra_all_names_every_extra():
     assert extras["all"] == [f"vilvm[{','.join(name for name in extras if name != 'all')}]"]
 
 
-def test_citation_names_the_version():
-    citation = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
-    assert f"version: {PROJECT['version']}\n" in citation
-
-
 def test_changelog_describes_the_version():
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## [{PROJECT['version']}]" in changelog
