@@ -15,7 +15,7 @@ MODULES = sorted(
     for module in pkgutil.walk_packages(vilvm.__path__, "vilvm.")
     if not any(part.startswith("_") for part in module.name.split("."))
 )
-# A section is a line that ends in a colon at the margin; an entry of "Arguments:" is indented by four.
+# A heading stands at the margin; the entries below it are indented by four.
 SECTION = re.compile(r"^Arguments:\n((?:(?:    .*)?\n?)*)", re.MULTILINE)
 ENTRY = re.compile(r"^    (\*{0,2}\w+(?:, \*{0,2}\w+)*):", re.MULTILINE)
 
@@ -41,20 +41,25 @@ def documented(thing):
 def expected(thing):
     """The parameters of a function, the fields of a record, or those of ``__init__``."""
     if dataclasses.is_dataclass(thing):
-        return {f.name for f in dataclasses.fields(thing) if f.init and not f.name.startswith("_")}
-    if hasattr(thing, "_fields"):
-        return set(thing._fields)
-    if inspect.isclass(thing) and (
-        getattr(thing, "_is_protocol", False) or "__init__" not in vars(thing)
-    ):
-        return documented(thing)  # nothing of its own to be given
-    callable_ = thing.__init__ if inspect.isclass(thing) else thing
-    names = [n for n in inspect.signature(callable_).parameters if not n.startswith("_")]
-    return {name for name in names if name != "self"}
+        names = [field.name for field in dataclasses.fields(thing) if field.init]
+    elif hasattr(thing, "_fields"):
+        names = thing._fields
+    elif inspect.isfunction(thing):
+        names = inspect.signature(thing).parameters
+    elif is_constructed(thing):
+        names = inspect.signature(thing.__init__).parameters
+    else:
+        return documented(thing)
+    return {name for name in names if not name.startswith("_") and name != "self"}
+
+
+def is_constructed(thing):
+    """Whether a class has an ``__init__`` of its own; a protocol is not constructed."""
+    return "__init__" in vars(thing) and not getattr(thing, "_is_protocol", False)
 
 
 def faults(thing):
-    doc = inspect.getdoc(thing) if inspect.isfunction(thing) else vars(thing).get("__doc__")
+    doc = thing.__doc__
     if not doc or doc.startswith(f"{thing.__name__}("):  # as dataclasses and NamedTuples generate
         return ["no docstring"]
     missing, unknown = expected(thing) - documented(thing), documented(thing) - expected(thing)

@@ -80,8 +80,8 @@ def test_installed_wheel_runs_every_example(wheel, tmp_path):
     run(UV, "venv", "--quiet", "--python", sys.executable, str(environment))
     python = environment / "bin" / "python"
     run(UV, "pip", "install", "--quiet", "--no-deps", "--python", str(python), str(wheel))
-    # The dependencies come from this environment. A .pth file in a folder that a .pth file names is
-    # not read, so the editable installation of vilvm stays out.
+    # The dependencies come from the present environment. Python does not read the .pth files in a
+    # folder that a .pth file names, so the editable installation of vilvm is not found.
     site = next(environment.glob("lib/python*/site-packages"))
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
     elsewhere = tmp_path / "elsewhere"
