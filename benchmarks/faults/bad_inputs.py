@@ -734,7 +734,7 @@ def _of_data() -> Iterator[_Call]:
 
 
 def _of_reports() -> Iterator[_Call]:
-    right = lambda: {"lvm": pair(), "data": _picture()}
+    right = _with_pair(data=_picture())
     counted = {
         "reconstructions": "count",
         "latent_scatter": "count",
