@@ -160,6 +160,10 @@ def _with_pair(**right: Any) -> Callable[[], dict[str, Any]]:
     return lambda: {"lvm": pair(), **right}
 
 
+def _with_shared_latent(**right: Any) -> dict[str, Any]:
+    return {"lvm": vilvm.Pair(shared_model, AutoNormal(shared_model)), **right}
+
+
 def _picture() -> vilvm.Data:
     return vilvm.Data(rows_of_data(), image_shape=(1, 2))
 
@@ -361,14 +365,8 @@ def _of_diagnostics(x: torch.Tensor) -> Iterator[_Call]:
             "lvm": "pair",
         }
         right = _with_pair(data=x, **options)
-        if name == "loo":  # which is of a latent that the data share
-
-            def right(options=options):
-                return {
-                    "lvm": vilvm.Pair(shared_model, AutoNormal(shared_model)),
-                    "data": x,
-                    **options,
-                }
+        if name == "loo":  # needs a latent that the data share
+            right = partial(_with_shared_latent, data=x, **options)
 
         yield _Call(name, getattr(diagnostics, name), right, kinds)
     yield _Call(
