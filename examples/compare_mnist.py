@@ -71,8 +71,8 @@ PRIORS = {
 }
 CAPTIONS = {
     "samples": "E[x | z] for z drawn from each model's prior, below test images",
-    "interpolations": "From one test image to another; the last row, a cross-fade of their pixels, is "
-    "the baseline",
+    "interpolations": "From one test image to another; the last row, a cross-fade of "
+    "their pixels, is the baseline",
     "reconstructions": "Reconstructions, below test images",
 }
 OWN_PRIOR = ("VAE", "probabilistic PCA")
@@ -138,7 +138,7 @@ class Contest:
         return lvm
 
     def add_priors(self, name: str, lvm: Any, data: Data, new_guide: bool = True) -> None:
-        """Adds the model with each fitted prior, with a new guide for the frozen model or its own."""
+        """Adds the model with each fitted prior, under a new guide or its own."""
         for kind, words in PRIORS.items():
             began, full = time.perf_counter(), f"{name} + {words}"
             proper = with_prior(

@@ -61,7 +61,8 @@ def command(module: str, options: Mapping[str, Any]) -> str:
 
     Example:
         >>> from vilvm.report import command
-        >>> command("examples.vae_mnist", {"latent": 20, "batch_size": 9, "quick": True, "lr": None})
+        >>> options = {"latent": 20, "batch_size": 9, "quick": True, "lr": None}
+        >>> command("examples.vae_mnist", options)
         'python -m examples.vae_mnist --latent=20 --batch-size=9 --quick'
     """
     words = ["python", "-m", module]
