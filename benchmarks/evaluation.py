@@ -20,7 +20,7 @@ from pyro.infer import RenyiELBO
 from torch import Tensor
 
 from benchmarks.interleaved import race
-from benchmarks.rows import machine, markdown, rows_of, write
+from benchmarks.results import machine, markdown, rows_of, write
 from benchmarks.svi.workloads import WORKLOADS, Net, draw
 from benchmarks.svi_step import pictures
 from vilvm._runtime.memory import widen_heap

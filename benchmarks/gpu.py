@@ -253,11 +253,12 @@ def main() -> None:
     for check in (*checks, partial(main_job, epochs=args.epochs)):
         began = time.perf_counter()
         try:
-            told = check(args.device)
+            outcome = check(args.device)
         except Exception:
             traceback.print_exc(file=sys.stdout)
-            failed.append(told := f"FAILED: {getattr(check, '__name__', 'main_job')}")
-        print(f"{told} ({time.perf_counter() - began:.0f} s)", flush=True)
+            outcome = f"FAILED: {getattr(check, '__name__', 'main_job')}"
+            failed.append(outcome)
+        print(f"{outcome} ({time.perf_counter() - began:.0f} s)", flush=True)
     if failed:
         sys.exit("; ".join(failed))
 

@@ -1,22 +1,23 @@
-"""What bfloat16 networks do to the bound, and to the time: the VAE of the main job, trained in
-both precisions from three seeds.
+"""The effect of bfloat16 networks on bound and time: the VAE of the main example, trained in both
+precisions from three seeds.
 
     python -m benchmarks.precision [--epochs 3]
 
-The same parameters are also evaluated in both, on the same noise, so that the difference has a
+The same parameters are also evaluated in both, with the same noise, so that the difference has a
 small standard error.
 """
 
 import argparse
 import statistics
+from typing import Any
 
 import torch
 
 import vilvm
-from benchmarks.rows import machine
+from benchmarks.results import machine
 from vilvm._runtime.precision import PRECISIONS
 from vilvm.data import DynamicBinarisation
-from vilvm.data.datasets import digits, mnist
+from vilvm.data.datasets import Dataset, digits, mnist
 from vilvm.evaluation import Estimate
 from vilvm.models.vae import VAE
 
@@ -47,32 +48,38 @@ def main(argv: list[str] | None = None) -> None:
     trained: dict[str, list[float]] = {p: [] for p in PRECISIONS}
     for seed in range(3):
         for precision in PRECISIONS:
-            torch.manual_seed(seed)
-            lvm = VAE(data.train.x.shape[1], 20, decoder_hidden=(400,)).start_at(
-                data.train.x.mean(0)
-            )
             options = {"epochs": args.epochs, "batch_size": 200, "seed": seed, "device": device}
-            fitted = vilvm.fit(lvm, data.train, precision=precision, **options)
-            found = {
-                p: vilvm.evaluate(lvm, test, num_samples=SAMPLES, precision=p) for p in PRECISIONS
-            }
-            bounds = {p: e.bounds["iwae"] for p, e in found.items()}
-            apart = bounds["bf16"].values - bounds["float32"].values
-            difference = Estimate(apart, torch.zeros_like(apart))  # noise is the same in both
-            trained[precision].append(bounds["float32"].mean)
-            times = " / ".join(f"{e.seconds:.1f}" for e in found.values())
-            print(
-                f"| {seed} | {precision} | {fitted.seconds:.0f} | {bounds['float32'].mean:.3f} ± "
-                f"{bounds['float32'].se:.2f} | {bounds['bf16'].mean:.3f} | "
-                f"{difference.mean:+.4f} ± {difference.se:.4f} | largest {apart.abs().max():.3f} "
-                f"| {times} |",
-                flush=True,
-            )
-    apart_trained = [b - a for a, b in zip(*trained.values(), strict=True)]
-    spread = statistics.stdev(apart_trained) / len(apart_trained) ** 0.5
+            lvm, seconds = train(data, precision, **options)
+            bound, row = compare(lvm, test)
+            trained[precision].append(bound)
+            print(f"| {seed} | {precision} | {seconds:.0f} | {row}", flush=True)
+    differences = [b - a for a, b in zip(*trained.values(), strict=True)]
+    spread = statistics.stdev(differences) / len(differences) ** 0.5
     print(
-        f"\ntrained in bf16 − in float32, over seeds: {statistics.mean(apart_trained):+.3f} ± "
+        f"\ntrained in bf16 − in float32, over seeds: {statistics.mean(differences):+.3f} ± "
         f"{spread:.3f}"
+    )
+
+
+def train(data: Dataset, precision: Any, seed: int, **options: Any) -> tuple[VAE, float]:
+    """A trained model, and the seconds of its training."""
+    torch.manual_seed(seed)
+    lvm = VAE(data.train.x.shape[1], 20, decoder_hidden=(400,)).start_at(data.train.x.mean(0))
+    fitted = vilvm.fit(lvm, data.train, precision=precision, seed=seed, **options)
+    return lvm, fitted.seconds
+
+
+def compare(lvm: VAE, test: vilvm.Data) -> tuple[float, str]:
+    """The bound in float32, and the cells of a row that compares both precisions."""
+    found = {p: vilvm.evaluate(lvm, test, num_samples=SAMPLES, precision=p) for p in PRECISIONS}
+    full, half = (found[p].bounds["iwae"] for p in ("float32", "bf16"))
+    apart = half.values - full.values
+    difference = Estimate(apart, torch.zeros_like(apart))  # the noise is the same in both
+    times = " / ".join(f"{e.seconds:.1f}" for e in found.values())
+    return full.mean, (
+        f"{full.mean:.3f} ± {full.se:.2f} | {half.mean:.3f} | "
+        f"{difference.mean:+.4f} ± {difference.se:.4f} | largest {apart.abs().max():.3f} "
+        f"| {times} |"
     )
 
 

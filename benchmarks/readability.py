@@ -1,11 +1,12 @@
-"""How hard the code is to read, in numbers, and the limits that it keeps.
+"""Measures of how hard the code is to read, and their limits.
 
     python -m benchmarks.readability [--list] [FOLDER ...]
 
 Tokens and conditional expressions are counted per line of code, without docstrings and comments.
 The cyclomatic complexity of a function counts, besides its branches, loops and handlers, every
 conditional expression, comprehension, assertion and further operand of ``and`` and ``or``, each
-nested function apart. ``--list`` names every place that passes a limit. Exits 1 if there is one.
+nested function apart. ``--list`` names every place beyond a limit. The exit status is 1 if a limit
+is exceeded.
 """
 
 import argparse
@@ -18,7 +19,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-ENTRIES, TOKENS, CONDITIONALS, WIDTH, COMPLEXITY, POSITIONAL = 16, 8.8, 15.0, 99, 10, 5
 PHRASES = ("told", "tells", "held against", "looked at", "by itself")
 _PHRASE = re.compile(rf"\b({'|'.join(PHRASES)})\b", re.IGNORECASE)
 _BRANCHES = (ast.If, ast.For, ast.While, ast.ExceptHandler, ast.IfExp, ast.Assert, ast.match_case)
@@ -34,8 +34,31 @@ _SILENT = (
 _Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
+class Limits(NamedTuple):
+    """The limits.
+
+    Arguments:
+        entries: public rooms and files of the package.
+        tokens: in a line of code.
+        conditionals: conditional expressions in 1,000 lines of code.
+        width: characters of a line; a line with a URL may be longer.
+        complexity: cyclomatic complexity of a function.
+        positional: parameters of a function that may be given by position.
+    """
+
+    entries: int = 16
+    tokens: float = 8.8
+    conditionals: float = 15.0
+    width: int = 99
+    complexity: int = 10
+    positional: int = 5
+
+
+LIMITS = Limits()
+
+
 class Measures(NamedTuple):
-    """What is counted in some files, and the places that pass a limit."""
+    """Counts of some files, and the places beyond a limit."""
 
     lines: int
     tokens: int
@@ -45,9 +68,15 @@ class Measures(NamedTuple):
 
 
 def entries(package: Path) -> list[str]:
-    """The public rooms and files of a package; the gallery is the door to a folder elsewhere."""
+    """The public rooms and files of a package, without the gallery, whose folder is elsewhere."""
     names = {p.stem for p in package.iterdir() if p.is_dir() or p.suffix == ".py"}
     return sorted(n for n in names if not n.startswith("_") and n != "models")
+
+
+def package_files() -> list[Path]:
+    """The Python files of the package and of the gallery."""
+    root = Path(__file__).parents[1]
+    return sorted(p for room in ("vilvm", "models") for p in (root / room).rglob("*.py"))
 
 
 def measure(files: list[Path]) -> Measures:
@@ -100,18 +129,19 @@ def _code(text: str, tree: ast.Module) -> tuple[int, int]:
 
 
 def _docstring(node: ast.AST) -> range:
-    """The lines of a string that stands as a statement of its own."""
+    """The lines of a statement that is only a string."""
     if not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
         return range(0)
-    end = node.end_lineno or node.lineno
-    return range(node.lineno, end + 1) if isinstance(node.value.value, str) else range(0)
+    if not isinstance(node.value.value, str):
+        return range(0)
+    return range(node.lineno, (node.end_lineno or node.lineno) + 1)
 
 
 def _in_text(text: str) -> Iterator[str]:
     for number, line in enumerate(text.splitlines(), 1):
-        if len(line) > WIDTH and "://" not in line:
+        if len(line) > LIMITS.width and "://" not in line:
             yield f"{number}: {len(line)} characters"
-        for phrase in _PHRASE.findall(line):
+        for phrase in _PHRASE.findall(line) * ("PHRASES = " not in line):
             yield f"{number}: {phrase!r}"
 
 
@@ -125,11 +155,11 @@ def _nested(tree: ast.Module) -> Iterator[str]:
 
 def _faults(function: _Function) -> Iterator[str]:
     found = cyclomatic(function)
-    if found > COMPLEXITY:
+    if found > LIMITS.complexity:
         yield f"{function.name} has complexity {found}"
     positional = [*function.args.posonlyargs, *function.args.args]
     count = sum(a.arg not in ("self", "cls") for a in positional)
-    if count > POSITIONAL:
+    if count > LIMITS.positional:
         yield f"{function.name} has {count} positional parameters"
 
 
@@ -137,20 +167,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Prints the measures beside their limits."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="*", default=["vilvm", "models"])
-    parser.add_argument("--list", action="store_true", help="every place that passes a limit")
+    parser.add_argument("--list", action="store_true", help="name every place beyond a limit")
     options = parser.parse_args(arguments)
     given = [Path(folder) for folder in options.folders]
     files = sorted(p for f in given for p in ([f] if f.is_file() else f.rglob("*.py")))
     found, rooms = measure(files), entries(Path(__file__).parents[1] / "vilvm")
     rows = [
-        ("public entries of vilvm/", len(rooms), ENTRIES),
-        ("tokens a line of code", found.tokens / found.lines, TOKENS),
+        ("public entries of vilvm/", len(rooms), LIMITS.entries),
+        ("tokens a line of code", found.tokens / found.lines, LIMITS.tokens),
         (
             "conditional expressions in 1,000 lines",
             1000 * found.conditionals / found.lines,
-            CONDITIONALS,
+            LIMITS.conditionals,
         ),
-        ("largest cyclomatic complexity", found.complexity, COMPLEXITY),
+        ("largest cyclomatic complexity", found.complexity, LIMITS.complexity),
         ("lines, expressions and phrases beyond a limit", len(found.places), 0),
     ]
     print(f"{len(files)} files, {found.lines:,} lines of code")

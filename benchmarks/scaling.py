@@ -1,5 +1,5 @@
-"""What a training step costs against latent size, batch and number of data, and an evaluation
-against samples; with the exponent of a power law.
+"""The time of a training step against latent size, batch and number of data, and of an evaluation
+against samples, each with the exponent of a power law.
 
 python -m benchmarks.scaling [--figure FILE.png]
 """
@@ -16,14 +16,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
 from benchmarks.interleaved import race
-from benchmarks.rows import machine
+from benchmarks.results import machine
 from benchmarks.svi.contenders import vilvm_fit
 from benchmarks.svi.workloads import Net
 from vilvm import evaluate
 from vilvm._runtime.memory import widen_heap
 from vilvm.networks import mlp
+from vilvm.plots._style import hide_spines
 
 ROUNDS = 7
+Cases = dict[tuple[str, int], tuple[Callable[[], object], int]]
 
 
 def net(latent: int = 20) -> Net:
@@ -38,7 +40,7 @@ def pixels(count: int) -> torch.Tensor:
 def steps_of(
     latent: int, batch: int, count: int, compiled: bool
 ) -> tuple[Callable[[], object], int]:
-    """Some training steps, once warm, and how many."""
+    """Training steps after a warm-up, and their number."""
     steps = vilvm_fit(net(latent), pixels(count), batch, compiled)
     steps(count // batch + 30)  # the first epoch is eager
     number = max(4, 4000 // batch)
@@ -61,22 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--figure", type=Path)
     args = parser.parse_args(argv)
     widen_heap()
-    cases: dict[tuple[str, int], tuple[Callable[[], object], int]] = {}
-    for way, compiled in (("eager", False), ("compiled", True)):
-        for d in (2, 8, 32, 128, 512):
-            cases[f"latent size, batch 128, {way}", d] = steps_of(d, 128, 1280, compiled)
-        for b in (32, 128, 512, 2048):
-            cases[f"batch, {way}", b] = steps_of(20, b, 10 * b, compiled)
-        for n in (1280, 12_800, 64_000):
-            cases[f"number of data, batch 128, {way}", n] = steps_of(20, 128, n, compiled)
-    for s in (100, 400, 1600, 6400):
-        cases["samples of an evaluation of 50 images", s] = evaluation_of(s)
-    found: dict[str, dict[int, float]] = {}
-    seconds = race(
-        {f"{name}|{size}": case for (name, size), (case, _) in cases.items()}, ROUNDS, warmup=1
-    )
-    for ((name, size), (_, number)), taken in zip(cases.items(), seconds.values(), strict=True):
-        found.setdefault(name, {})[size] = statistics.median(taken) / number * 1e3
+    found = milliseconds(all_cases())
     print(machine())
     print("\n| ms against | | exponent |\n|---|---|---|")
     for name, times in found.items():
@@ -89,17 +76,41 @@ def main(argv: list[str] | None = None) -> None:
         figure(found).savefig(args.figure, dpi=110)
 
 
+def all_cases() -> Cases:
+    """By name and size, the work to time and the number of its steps."""
+    cases: Cases = {}
+    for way, compiled in (("eager", False), ("compiled", True)):
+        for d in (2, 8, 32, 128, 512):
+            cases[f"latent size, batch 128, {way}", d] = steps_of(d, 128, 1280, compiled)
+        for b in (32, 128, 512, 2048):
+            cases[f"batch, {way}", b] = steps_of(20, b, 10 * b, compiled)
+        for n in (1280, 12_800, 64_000):
+            cases[f"number of data, batch 128, {way}", n] = steps_of(20, 128, n, compiled)
+    for s in (100, 400, 1600, 6400):
+        cases["samples of an evaluation of 50 images", s] = evaluation_of(s)
+    return cases
+
+
+def milliseconds(cases: Cases) -> dict[str, dict[int, float]]:
+    """The median time of a step, by name and size."""
+    found: dict[str, dict[int, float]] = {}
+    seconds = race(
+        {f"{name}|{size}": case for (name, size), (case, _) in cases.items()}, ROUNDS, warmup=1
+    )
+    for ((name, size), (_, number)), taken in zip(cases.items(), seconds.values(), strict=True):
+        found.setdefault(name, {})[size] = statistics.median(taken) / number * 1e3
+    return found
+
+
 def figure(found: dict[str, dict[int, float]]) -> Figure:
     out = Figure(figsize=(9, 5.5), layout="constrained")
     kinds = list(dict.fromkeys(name.split(",")[0] for name in found))
     for axes, kind in zip(out.subplots(2, 2).flat, kinds, strict=True):
         for name, times in found.items():
             if name.split(",")[0] == kind:
-                label = (
-                    f"{name.split(', ')[-1]}, exponent {exponent(times):.2f}"
-                    if "," in name
-                    else f"exponent {exponent(times):.2f}"
-                )
+                label = f"exponent {exponent(times):.2f}"
+                if "," in name:
+                    label = f"{name.split(', ')[-1]}, {label}"
                 axes.loglog(list(times), list(times.values()), "o-", markersize=4, label=label)
         sizes = list(next(times for name, times in found.items() if name.split(",")[0] == kind))
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
@@ -110,7 +121,7 @@ def figure(found: dict[str, dict[int, float]]) -> Figure:
         axes.set_xlabel(kind, fontsize=9)
         axes.set_ylabel("ms", fontsize=9)
         axes.legend(fontsize=8, frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
+        hide_spines(axes)
     return out
 
 

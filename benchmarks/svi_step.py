@@ -1,18 +1,19 @@
 """A training step: vilvm, eager and compiled, against PyTorch by hand, Pyro's SVI, NumPyro, and
 the matrix products alone.
 
-    uv run --group bench python -m benchmarks.svi_step [--json FILE] [--workload vae] [--batch 128] [--rounds 15]
+    uv run --group bench python -m benchmarks.svi_step [--json FILE] [--workload vae]
+        [--batch 128] [--rounds 15]
 
-All contenders start from the same parameters, take their batches from the same data and are timed
-in turn, round after round, in one process, whose heap is widened for all (vilvm._runtime.memory).
-Before that each trains for some hundred steps, and must reach the loss that the others reach.
+All contenders start from the same parameters, draw batches from the same data and are timed in
+turn, round after round, in one process, whose heap is widened for all (vilvm._runtime.memory).
+Before that each trains for some hundred steps, and must reach the loss of the others.
 """
 
 import argparse
 import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.interleaved import race
-from benchmarks.rows import Row, machine, markdown, rows_of, write
+from benchmarks.results import Row, machine, markdown, rows_of, write
 from benchmarks.svi.contenders import BASE, FLOOR, Steps, contenders
 from benchmarks.svi.workloads import SCHOOLS, WORKLOADS, Workload
 from vilvm._runtime.memory import widen_heap
@@ -93,8 +94,9 @@ def _made(workload: Workload, data: Any, batch: int | None, device: str) -> dict
 
 
 def _check_losses(losses: Mapping[str, list[float]]) -> None:
-    """All means lie within 5 standard errors of that of the base; noise and batches are not the
-    same.
+    """Checks that all mean losses are within 5 standard errors of the base's.
+
+    Noise and batches differ between contenders.
     """
     means = {
         name: (statistics.mean(v), statistics.stdev(v) / len(v) ** 0.5)
@@ -122,25 +124,27 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args(argv)
-    rows: list[Row] = []
     if args.quick:
         args.rounds, args.batch = 3, [128]
     print(machine(args.device))
-    for name in args.workload or WORKLOADS:
-        workload = WORKLOADS[name]
-        for batch in workload.batches:
-            if batch is None or not args.batch or batch in args.batch:
-                found = compare(
-                    workload,
-                    batch,
-                    args.rounds,
-                    args.device,
-                    max(90, _TRAINED * 128 // (batch or 128)),
-                )
-                print(markdown(found), flush=True)
-                rows += found
-                if args.json:
-                    write(args.json, rows, args.device)
+    rows: list[Row] = []
+    for workload, batch in _chosen(args.workload, args.batch):
+        trained = max(90, _TRAINED * 128 // (batch or 128))
+        found = compare(workload, batch, args.rounds, args.device, trained)
+        print(markdown(found), flush=True)
+        rows += found
+        if args.json:
+            write(args.json, rows, args.device)
+
+
+def _chosen(
+    names: list[str] | None, batches: list[int] | None
+) -> Iterator[tuple[Workload, int | None]]:
+    """Workloads and batches; those without a batch are always among them."""
+    for name in names or WORKLOADS:
+        for batch in WORKLOADS[name].batches:
+            if batch is None or not batches or batch in batches:
+                yield WORKLOADS[name], batch
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""What the examples' command lines have in common: kinds of arguments, the data set, the run
-folder, settings to resume from.
+"""What the examples' command lines share: types of arguments, the data set, the run folder, and
+the settings of a resumed run.
 """
 
 import argparse
@@ -61,60 +61,64 @@ def add_common(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def own(args: argparse.Namespace) -> dict[str, Any]:
-    """Of the arguments, those that say what the run is."""
+    """The arguments that define the run."""
     return {k: v for k, v in vars(args).items() if k not in ("out", "resume")}
 
 
 @contextmanager
 def run_folder(
-    args: argparse.Namespace, parse: Parse, name: str, leads: bool = True
+    args: argparse.Namespace, parse: Parse, name: str, is_main: bool = True
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The run folder, held by this process alone, and what the run is: its own settings if it is
-    resumed, else the arguments.
+    """The run folder, locked by this process, and the settings of the run.
 
-    Of several ranks only the one that leads holds it, and writes.
+    A resumed run has its own settings, a new one the arguments. Of several ranks, only the main
+    one locks the folder and writes.
 
     Raises:
-        SystemExit: another process holds it, it holds a run already, it cannot be made, or no run
-            that can be resumed.
+        SystemExit: another process holds the folder, it contains a run already, it cannot be
+            made, or its run cannot be resumed.
     """
     resumed = getattr(args, "resume", None)
-    if resumed is not None:
-        given = sorted(
-            k for k, v in vars(args).items() if v != vars(parse([]))[k] and k != "resume"
-        )
-        if given:
-            raise SystemExit(
-                f"A resumed run keeps its own settings; leave out --{given[0].replace('_', '-')}."
-            )
-        folder, settings = resumed, settings_in(resumed / "settings.json", parse, name)
+    if resumed is None:
+        folder = args.out or Path("runs") / time.strftime(f"{name}-%Y%m%d-%H%M%S")
+        settings = own(args)
     else:
-        folder, settings = (
-            args.out or Path("runs") / time.strftime(f"{name}-%Y%m%d-%H%M%S"),
-            own(args),
-        )
+        _check_no_other_options(args, parse)
+        folder, settings = resumed, settings_in(resumed / "settings.json", parse, name)
     with ExitStack() as stack:
-        if leads:
-            try:
-                stack.enter_context(locked(folder))
-            except BlockingIOError:
-                raise SystemExit(
-                    f"Another process is at work in {folder}; wait for it, or choose another "
-                    "--out."
-                ) from None
-            except OSError as error:
-                raise SystemExit(
-                    f"The run folder {folder} cannot be written ({error.strerror}); choose "
-                    "another --out."
-                ) from None
+        if is_main:
+            _lock(stack, folder)
             if resumed is None and (folder / "settings.json").exists():
                 also = ", or --resume it" if "resume" in args else ""
                 raise SystemExit(f"{folder} holds a run already; choose another --out{also}.")
         yield folder, settings
 
 
+def _check_no_other_options(args: argparse.Namespace, parse: Parse) -> None:
+    defaults = vars(parse([]))
+    given = sorted(k for k, v in vars(args).items() if v != defaults[k] and k != "resume")
+    if given:
+        raise SystemExit(
+            f"A resumed run keeps its own settings; leave out --{given[0].replace('_', '-')}."
+        )
+
+
+def _lock(stack: ExitStack, folder: Path) -> None:
+    """Locks the folder until the stack closes."""
+    try:
+        stack.enter_context(locked(folder))
+    except BlockingIOError:
+        raise SystemExit(
+            f"Another process is at work in {folder}; wait for it, or choose another --out."
+        ) from None
+    except OSError as error:
+        raise SystemExit(
+            f"The run folder {folder} cannot be written ({error.strerror}); choose another --out."
+        ) from None
+
+
 def settings_in(file: Path, parse: Parse, name: str) -> dict[str, Any]:
-    """The settings of a run, held to the same rules as the arguments they once were."""
+    """The settings of a run, checked by the rules of the command line."""
     try:
         settings = json.loads(read(file))
         dataset = {"dataset": settings.pop("dataset")}
@@ -139,7 +143,7 @@ def settings_in(file: Path, parse: Parse, name: str) -> dict[str, Any]:
 
 
 def dataset_of(choice: str, transform: Transform | None) -> Dataset:
-    """MNIST, or scikit-learn's digits, said loudly if nobody asked for them."""
+    """MNIST, or scikit-learn's digits, with a warning unless the user chose them."""
     if choice == "digits":
         return digits(transform=transform)
     try:
@@ -161,20 +165,20 @@ def device_of(choice: str) -> str:
         raise SystemExit(
             "--device cuda was asked for, and torch finds no GPU here; take --device cpu."
         )
-    return choice if choice != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    if choice != "auto":
+        return choice
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def finished(fitted: vilvm.Fit) -> vilvm.Fit:
-    """The result of a training that was not broken off; else Ctrl-C or SIGTERM ends the whole
-    script.
-    """
+    """The result of a training; raises KeyboardInterrupt if Ctrl-C or SIGTERM stopped it."""
     if fitted.stopped == "interrupted":
         raise KeyboardInterrupt
     return fitted
 
 
 def run(main: Callable[[], int]) -> None:
-    """Ends the process with what `main` returns, or with one sentence about what went wrong."""
+    """Ends the process with the status of `main`, or with the message of an expected error."""
     try:
         sys.exit(main())
     except (ValueError, NotWritten, CheckpointError, vilvm.NonFiniteLossError) as error:
@@ -188,7 +192,7 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def save(figures: Mapping[str, Figure], folder: Path) -> None:
-    """Writes figures as PNG, each whole or not at all."""
+    """Writes figures as PNG, each atomically."""
     for name, figure in figures.items():
         out = io.BytesIO()
         figure.savefig(out, format="png", dpi=110, bbox_inches="tight")

@@ -1,5 +1,6 @@
-"""Prescribed models by name, each with data and a way to fit it: those of posteriordb where its
-data are there, else embedded or simulated.
+"""Prescribed models by name, each with data and a way to fit it.
+
+The data are those of posteriordb if it is installed, else embedded or simulated.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,12 +33,12 @@ class Case(NamedTuple):
 
     Arguments:
         lvm: the model and guide, not fitted.
-        data: that it is fitted to.
-        steps: of Adam under a one-cycle learning rate; 0 for a model that is fitted already.
-        lr: its peak.
+        data: to fit it to.
+        steps: of Adam with a one-cycle learning rate; 0 for a model that is fitted already.
+        lr: the peak of the learning rate.
         particles: draws a step.
-        scalars: what the reference draws call the components of the latents.
-        reference: of posteriordb, or None.
+        scalars: gives the components of the latents the names of the reference draws.
+        reference: draws of posteriordb, or None.
     """
 
     lvm: Any
@@ -50,7 +51,7 @@ class Case(NamedTuple):
 
 
 def fit_case(case: Case, seed: int, steps: int | None = None) -> vilvm.Fit | None:
-    """Fits the guide of a case, all data at each step."""
+    """Fits the guide of a case, with all data at each step."""
     steps = steps or case.steps
     if not case.steps:
         return None
@@ -81,6 +82,14 @@ def _eight_schools(guide: str | None, centred: bool = False) -> Case:
     return Case(lvm, eight_schools(), steps, lr, particles, lvm.scalars, reference)
 
 
+def _linear_regression(
+    data: tuple[Tensor, Tensor], whitened: bool, options: dict[str, Any]
+) -> BayesianRegression:
+    if whitened:
+        return BayesianRegression.whitened(data, **options)
+    return BayesianRegression(data[0].shape[1], **options)
+
+
 def _kidiq(guide: str | None, whitened: bool = True) -> Case:
     reference = _reference("kidiq-kidscore_momiq")
     if reference is None:
@@ -88,16 +97,10 @@ def _kidiq(guide: str | None, whitened: bool = True) -> Case:
             x = 100 + 15 * torch.randn(434, 1)
             y = 26 + 0.6 * x[:, 0] + 18 * torch.randn(434)
     else:
-        x, y = (
-            torch.as_tensor(reference.data["mom_iq"])[:, None],
-            torch.as_tensor(reference.data["kid_score"]),
-        )
+        x = torch.as_tensor(reference.data["mom_iq"])[:, None]
+        y = torch.as_tensor(reference.data["kid_score"])
     options: dict[str, Any] = {"beta_scale": FLAT, "guide": guide or "full_rank"}
-    lvm = (
-        BayesianRegression.whitened((x, y), **options)
-        if whitened
-        else BayesianRegression(1, **options)
-    )
+    lvm = _linear_regression((x, y), whitened, options)
     names = {"alpha": "beta[1]", "beta[1]": "beta[2]", "sigma": "sigma"}
 
     def scalars(latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -120,11 +123,7 @@ def _regression(guide: str | None, whitened: bool = True) -> Case:
         "sigma_prior": "half_normal",
         "guide": guide or "full_rank",
     }
-    lvm = (
-        BayesianRegression.whitened((x, y), **options)
-        if whitened
-        else BayesianRegression(x.shape[1], **options)
-    )
+    lvm = _linear_regression((x, y), whitened, options)
     return Case(lvm, Data((x, y), name="sblri"), 1000, 0.05, 8, lvm.scalars, reference)
 
 
@@ -139,11 +138,7 @@ def _autoregression(guide: str | None, whitened: bool = True) -> Case:
     else:
         data = lagged(torch.as_tensor(reference.data["y"]), int(reference.data["K"]))
     options: dict[str, Any] = {"guide": guide or "full_rank"}
-    lvm = (
-        BayesianRegression.whitened(data.x, **options)
-        if whitened
-        else BayesianRegression(data.x[0].shape[1], **options)
-    )
+    lvm = _linear_regression(data.x, whitened, options)
     return Case(lvm, data, 1000, 0.05, 8, lvm.scalars, reference)
 
 

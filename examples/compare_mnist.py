@@ -1,15 +1,16 @@
-"""Auto-encoders with fitted priors beside the variational auto-encoder, as generative models of
-the same data, in one ledger.
+"""Compares auto-encoders with fitted priors and the variational auto-encoder as generative models
+of the same data, in one ledger.
 
     python -m examples.compare_mnist --quick
     python -m examples.compare_mnist
     python -m examples.compare_mnist --resume runs/compare_mnist-DATE-TIME
 
 On binarised images: a deep, a convolutional and a denoising auto-encoder, each with a diagonal and
-a full Gaussian, a mixture and a flow put on its codes and a stochastic guide fitted to what is
-then frozen; and the VAE, with its own prior and with fitted ones. The deep and the denoising
-auto-encoder and the VAE have the same decoder. On the grey levels: probabilistic PCA, and the
-linear auto-encoder with the same priors. All are trained for as many passes over the same images.
+a full Gaussian, a mixture and a flow as prior of its codes and a stochastic guide fitted to the
+frozen model; and the VAE, with its own prior and with fitted ones. The deep and the denoising
+auto-encoder and the VAE have the same decoder. On grey levels: probabilistic PCA, and the linear
+auto-encoder with the same priors. All are trained for the same number of passes over the same
+images.
 """
 
 import argparse
@@ -70,8 +71,8 @@ PRIORS = {
 }
 CAPTIONS = {
     "samples": "E[x | z] for z drawn from each model's prior, below test images",
-    "interpolations": "From one test image to another, and last the strawman, a cross-fade of their "
-    "pixels",
+    "interpolations": "From one test image to another; the last row, a cross-fade of "
+    "their pixels, is the baseline",
     "reconstructions": "Reconstructions, below test images",
 }
 OWN_PRIOR = ("VAE", "probabilistic PCA")
@@ -79,8 +80,16 @@ BATCH, RATE, DECODER = 200, 4e-3, (128, 96)
 
 
 class Budget(NamedTuple):
-    """How much is spent: training images, passes over them, passes of a guide, steps of a flow;
-    test images, samples for each, draws.
+    """The size of a run.
+
+    Arguments:
+        train: training images.
+        epochs: passes over them.
+        guide_epochs: passes of a fitted guide.
+        flow_steps: training steps of a flow.
+        test: test images.
+        samples: importance samples for each.
+        draws: draws of each model for the two-sample tests.
     """
 
     train: int
@@ -102,7 +111,7 @@ QUICK = Budget(
 
 @dataclass
 class Contest:
-    """What has been trained: models by name, and the seconds that went into each."""
+    """Trained models by name, and the seconds that each took."""
 
     folder: Path
     seed: int
@@ -113,22 +122,23 @@ class Contest:
 
     def train(self, name: str, lvm: Any, data: Data, warmup: float = 0.0) -> Any:
         total = self.budget.epochs * -(-len(data) // BATCH)
+        objective = Annealed(Trace_ELBO(), round(warmup * total)) if warmup else None
         fitted = vilvm.fit(
             lvm,
             data,
-            objective=Annealed(Trace_ELBO(), round(warmup * total)) if warmup else None,
+            objective=objective,
             **one_cycle(RATE, total),
             epochs=self.budget.epochs,
             batch_size=BATCH,
             clip=100.0,
             device=self.device,
-            **self.kept_in(name),
+            **self.checkpoint_options(name),
         )
         self.add(name, lvm, fitted)
         return lvm
 
     def add_priors(self, name: str, lvm: Any, data: Data, new_guide: bool = True) -> None:
-        """The model with each fitted prior; frozen under a new guide, or with its own."""
+        """Adds the model with each fitted prior, under a new guide or its own."""
         for kind, words in PRIORS.items():
             began, full = time.perf_counter(), f"{name} + {words}"
             proper = with_prior(
@@ -142,7 +152,11 @@ class Contest:
 
     def add_guide(self, name: str, lvm: Any, data: Data, before: float) -> None:
         guided, fitted = fit_guide(
-            lvm, data, hidden=(400, 400), epochs=self.budget.guide_epochs, **self.kept_in(name)
+            lvm,
+            data,
+            hidden=(400, 400),
+            epochs=self.budget.guide_epochs,
+            **self.checkpoint_options(name),
         )
         self.add(name, guided, fitted, before)
 
@@ -150,17 +164,10 @@ class Contest:
         self.models[name], self.seconds[name] = lvm, before + finished(fitted).seconds
         console.print(f"  {name}: {fitted.seconds:.0f} s", highlight=False)
 
-    def kept_in(self, name: str) -> dict[str, Any]:
-        """Arguments of ``fit`` by which it keeps a checkpoint of this model, and takes it up
-        again.
-        """
-        return {
-            "run_dir": self.folder
-            / "models"
-            / name.replace(" + ", "_").replace(",", "").replace(" ", "_"),
-            "resume": True,
-            "seed": self.seed,
-        }
+    def checkpoint_options(self, name: str) -> dict[str, Any]:
+        """Arguments of ``fit`` that checkpoint this model and resume its training."""
+        file = name.replace(" + ", "_").replace(",", "").replace(" ", "_")
+        return {"run_dir": self.folder / "models" / file, "resume": True, "seed": self.seed}
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -200,7 +207,7 @@ def binary_models(contest: Contest, data: Dataset, latent: int) -> None:
     console.print(f"Training on binarised {data.name}, {len(train):,} images", highlight=False)
     vae = VAE(pixels, latent, decoder_hidden=DECODER).start_at(mean)
     contest.add_priors("VAE", contest.train("VAE", vae, seen, warmup=0.25), seen, new_guide=False)
-    # As the auto-encoders' guides are: a larger one, trained after the decoder.
+    # A larger guide, trained after the decoder, like those of the auto-encoders.
     contest.add_guide("VAE, new guide", vae, seen, contest.seconds["VAE"])
     deep = contest.train(
         "deep AE",
@@ -237,7 +244,7 @@ def grey_models(contest: Contest, data: Dataset, latent: int) -> None:
 
 
 def judge(contest: Contest, names: list[str], data: Dataset) -> tuple[Ledger, dict[str, float]]:
-    """The ledger, and what two-sample test and Fréchet distance say of images that nobody drew."""
+    """The ledger, and the two-sample accuracy and Fréchet distance of validation images."""
     budget = contest.budget
     features = fit_features(data.train.subset(slice(0, 10 * budget.draws)), seed=contest.seed)
     count = min(budget.draws, len(data.test), len(data.validation))
@@ -260,10 +267,9 @@ def judge(contest: Contest, names: list[str], data: Dataset) -> tuple[Ledger, di
         f"  with validation images as draws: two-sample {floor[0]:.3f}, Fréchet {floor[1]:.2f}",
         highlight=False,
     )
-    # At random, for the first half of MNIST's test images is cleaner than the second.
-    picked = torch.randperm(len(data.test), generator=torch.Generator().manual_seed(contest.seed))[
-        : budget.test
-    ]
+    # At random: the first half of MNIST's test images is cleaner than the second.
+    generator = torch.Generator().manual_seed(contest.seed)
+    picked = torch.randperm(len(data.test), generator=generator)[: budget.test]
     ledger = compare(
         {name: contest.models[name] for name in names},
         data.test.subset(picked),
@@ -281,41 +287,35 @@ def has_own_codes(name: str) -> bool:
     return " + " not in name and "," not in name
 
 
-def figures(models: dict[str, Any], data: Dataset) -> dict[str, Any]:
-    """Draws of every model that has a prior; ways between two data, and reconstructions, of every
-    model that has codes of its own.
+def figures(models: dict[str, Any], data: Dataset) -> dict[str, Figure]:
+    """Draws of every model that has a prior; interpolations and reconstructions of every model
+    that has its own codes.
     """
     drawn = {name: lvm for name, lvm in models.items() if " + " in name or name in OWN_PRIOR}
-    ways: dict[str, Any] = {
-        name: (lvm, line) for name, lvm in models.items() if has_own_codes(name)
-    }
-    for name in list(ways):
-        # About the origin of N(0, I), or of the Gaussian that has been put on the codes.
-        prior = (
-            None
-            if name in OWN_PRIOR
-            else models[f"{name} + full Gaussian"].lvm.prior.distribution()
-        )
-        circle = (
-            great_circle
-            if prior is None
-            else partial(great_circle, mean=prior.mean, scale_tril=prior.scale_tril)
-        )
-        ways[f"{name}, great circle"] = (models[name], circle)
+    coded = {name: lvm for name, lvm in models.items() if has_own_codes(name)}
+    paths: dict[str, Any] = {name: (lvm, line) for name, lvm in coded.items()}
+    for name, lvm in coded.items():
+        paths[f"{name}, great circle"] = (lvm, circle_of(name, models))
     seen = data.test.subset(slice(0, 16)).fixed()
-    restored = {
-        "data": seen.x,
-        **{name: reconstruct(lvm, seen.x) for name, lvm in models.items() if has_own_codes(name)},
-    }
+    restored = {name: reconstruct(lvm, seen.x) for name, lvm in coded.items()}
+    rows = {"data": seen.x, **restored}
     return {
         "samples": plots.samples_by_model(drawn, data.test),
-        "interpolations": plots.interpolations_by_model(ways, data.test),
-        "reconstructions": plots.picture_rows(restored, seen.image_shape, "Reconstructions"),
+        "interpolations": plots.interpolations_by_model(paths, data.test),
+        "reconstructions": plots.picture_rows(rows, seen.image_shape, "Reconstructions"),
     }
 
 
-def against_vae(ledger: Ledger) -> dict[str, Difference]:
-    """By how much each model of binary images is above the VAE with its own prior, datum by datum."""
+def circle_of(name: str, models: dict[str, Any]) -> Any:
+    """The great circle about the origin of N(0, I), or of the Gaussian fitted to the codes."""
+    if name in OWN_PRIOR:
+        return great_circle
+    prior = models[f"{name} + full Gaussian"].lvm.prior.distribution()
+    return partial(great_circle, mean=prior.mean, scale_tril=prior.scale_tril)
+
+
+def above_vae(ledger: Ledger) -> dict[str, Difference]:
+    """The bound of each model of binary images minus that of the VAE, paired by datum."""
     rows = ledger.groups()[ledger["VAE"].protocol]
     return {row.name: ledger.difference(row.name, "VAE") for row in rows if row.name != "VAE"}
 
@@ -323,11 +323,11 @@ def against_vae(ledger: Ledger) -> dict[str, Difference]:
 def page(
     settings: dict[str, Any],
     ledger: Ledger,
-    against: dict[str, Difference],
     floors: dict[str, dict[str, float]],
     pictures: dict[str, Figure],
     device: str,
 ) -> Page:
+    against = above_vae(ledger)
     latent, name = settings["latent"], settings["dataset"]
     best = ledger.rank(ledger["VAE"].protocol)[0]
     rivals = {f"deep AE + {kind}": against[f"deep AE + {kind}"] for kind in PRIORS.values()}
@@ -335,7 +335,7 @@ def page(
         ["model", "nats per image above the VAE"],
         sorted(against.items(), key=lambda item: -item[1].mean),
     )
-    nobody = Table(
+    reference = Table(
         ["images", "two-sample", "Fréchet"],
         [[what, *floor.values()] for what, floor in floors.items()],
     )
@@ -353,8 +353,7 @@ def page(
         ledger=ledger,
         tables={
             "Above the VAE with its own prior, datum by datum": above,
-            "What the two-sample test and the Fréchet distance say of validation images, which "
-            "nobody drew": nobody,
+            "Two-sample test and Fréchet distance of validation images, as a reference": reference,
         },
         figures=pictures,
         settings={**settings, **(QUICK if settings["quick"] else FULL)._asdict()},
@@ -372,17 +371,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def work(folder: Path, settings: dict[str, Any], resumed: bool) -> int:
-    data, budget = dataset_of(settings["data"], None), QUICK if settings["quick"] else FULL
-    if resumed and data.name != settings["dataset"]:
-        raise SystemExit(
-            f"{folder} was trained on {settings['dataset']}, and only {data.name} can be had now."
-        )
-    settings["dataset"] = data.name
-    write_settings(folder, settings)
-    data = data._replace(train=data.train.subset(slice(0, budget.train)))
-    if data.name == "digits":
-        budget = budget._replace(epochs=10 * budget.epochs, guide_epochs=10 * budget.guide_epochs)
     began = time.perf_counter()
+    data, budget = prepared(folder, settings, resumed)
     torch.manual_seed(settings["seed"])
     contest = Contest(folder, settings["seed"], budget, device_of(settings["device"]))
     try:
@@ -396,36 +386,64 @@ def work(folder: Path, settings: dict[str, Any], resumed: bool) -> int:
         return 130
     grey = [name for name in contest.models if name not in binary]
     binarised = data.with_transform(DynamicBinarisation())
-    (first, floor), (second, grey_floor) = (
-        judge(contest, binary, binarised),
-        judge(contest, grey, data),
-    )
+    first, floor = judge(contest, binary, binarised)
+    second, grey_floor = judge(contest, grey, data)
     ledger = first + second
     ledger.to_csv(folder / "ledger.csv")
     write_atomic(folder / "ledger.md", ledger.to_markdown())
-    shown = {}
-    for names, images, what in ((binary, binarised, "binary"), (grey, data, "grey")):
-        pictures = figures({name: contest.models[name].to("cpu") for name in names}, images)
-        save({f"{kind}_{what}": figure for kind, figure in pictures.items()}, folder / "figures")
-        shown |= {
-            f"{CAPTIONS[kind]} ({'binarised' if what == 'binary' else 'grey'} images)": figure
-            for kind, figure in pictures.items()
-        }
+    shown = pictures_of(contest, binary, binarised, "binarised")
+    shown |= pictures_of(contest, grey, data, "grey")
     seconds = time.perf_counter() - began
-    against = against_vae(ledger)
     results = {
-        "above_vae": {name: found._asdict() for name, found in against.items()},
+        "above_vae": {name: found._asdict() for name, found in above_vae(ledger).items()},
         "notes": ledger.notes,
         "seconds": seconds,
+        "images_as_draws": {"binary": floor, "grey": grey_floor},
     }
-    write_json(
-        folder / "results.json",
-        {**results, "images_as_draws": {"binary": floor, "grey": grey_floor}},
+    write_json(folder / "results.json", results)
+    floors = {"binarised": floor, "grey": grey_floor}
+    page(settings, ledger, floors, shown, contest.device).write(folder / "page.html")
+    summarise(ledger)
+    console.print(
+        f"Took {seconds / 60:.1f} minutes; open {folder / 'page.html'}; figures, ledger.csv and "
+        "ledger.md are beside it",
+        highlight=False,
     )
-    page(
-        settings, ledger, against, {"binarised": floor, "grey": grey_floor}, shown, contest.device
-    ).write(folder / "page.html")
+    return 0
+
+
+def prepared(folder: Path, settings: dict[str, Any], resumed: bool) -> tuple[Dataset, Budget]:
+    """The data and the size of the run; writes the settings.
+
+    Raises:
+        SystemExit: the data of the resumed run are not available now.
+    """
+    data, budget = dataset_of(settings["data"], None), QUICK if settings["quick"] else FULL
+    if resumed and data.name != settings["dataset"]:
+        raise SystemExit(
+            f"{folder} was trained on {settings['dataset']}, and only {data.name} is available "
+            "now."
+        )
+    settings["dataset"] = data.name
+    write_settings(folder, settings)
+    if data.name == "digits":
+        budget = budget._replace(epochs=10 * budget.epochs, guide_epochs=10 * budget.guide_epochs)
+    return data._replace(train=data.train.subset(slice(0, budget.train))), budget
+
+
+def pictures_of(contest: Contest, names: list[str], data: Dataset, kind: str) -> dict[str, Figure]:
+    """Writes the figures of some models; returns them by caption."""
+    drawn = figures({name: contest.models[name].to("cpu") for name in names}, data)
+    suffix = {"binarised": "binary"}.get(kind, kind)
+    files = {f"{name}_{suffix}": figure for name, figure in drawn.items()}
+    save(files, contest.folder / "figures")
+    return {f"{CAPTIONS[name]} ({kind} images)": figure for name, figure in drawn.items()}
+
+
+def summarise(ledger: Ledger) -> None:
+    """Prints the ledger, and the auto-encoder's priors against the VAE."""
     console.print(ledger)
+    against = above_vae(ledger)
     for kind in PRIORS.values():
         found = against[f"deep AE + {kind}"]
         where = "above" if found.mean > 0 else "below"
@@ -434,12 +452,6 @@ def work(folder: Path, settings: dict[str, Any], resumed: bool) -> int:
             "the same decoder",
             highlight=False,
         )
-    console.print(
-        f"Took {seconds / 60:.1f} minutes; open {folder / 'page.html'}; figures, ledger.csv and "
-        "ledger.md are beside it",
-        highlight=False,
-    )
-    return 0
 
 
 if __name__ == "__main__":

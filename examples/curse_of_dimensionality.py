@@ -1,15 +1,15 @@
-"""Naive Monte Carlo over the prior beside importance weighting and annealing, where log p(x) is
-known: error against dimension.
+"""Naive Monte Carlo, importance weighting and annealing where log p(x) is known: error against
+dimension.
 
     python -m examples.curse_of_dimensionality
     python -m examples.curse_of_dimensionality --dimensions 2 10 50 --samples 2000
 
 The model is linear and Gaussian, x = W z + noise, with twice as many observed dimensions as latent
-ones, so that log p(x) is known in closed form. With S draws each: naive Monte Carlo, log (1/S) Σ
-p(x | z), z from the prior, misses the posterior's small share of the prior's mass as soon as there
-are more than a few dimensions, and says nothing of it; the importance-weighted bound draws from a
-fitted guide; annealed importance sampling takes as many gradients on its way from the prior to the
-posterior, and needs no guide.
+ones, so that log p(x) is known in closed form. Each method uses S draws. Naive Monte Carlo, log
+(1/S) Σ p(x | z) with z from the prior, misses the posterior's small share of the prior's mass in
+more than a few dimensions, without a sign of it. The importance-weighted bound draws from a fitted
+guide. Annealed importance sampling takes S gradients from the prior to the posterior, and needs no
+guide.
 """
 
 import argparse

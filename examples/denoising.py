@@ -1,12 +1,12 @@
-"""Trains denoising auto-encoders on four corruptions of MNIST, and measures what they restore
-beside a plain auto-encoder.
+"""Trains denoising auto-encoders on four corruptions of MNIST, and compares their restorations
+with those of a plain auto-encoder.
 
     python -m examples.denoising
     python -m examples.denoising --epochs 2 --out runs/quick
 
-PSNR, in decibels, of the corrupted test images, of what a plain auto-encoder of the same networks
-makes of them, and of what the denoising auto-encoder trained on that corruption makes of them; a
-picture of each.
+Prints the PSNR, in decibels, of the corrupted test images, of their reconstructions by a plain
+auto-encoder of the same networks, and of those by the denoising auto-encoder trained on that
+corruption; draws a picture of each.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def corruptions_of(shape: tuple[int, ...]) -> list[Transform]:
-    """The four, in proportion to the picture."""
+    """The four corruptions, in proportion to the picture."""
     side = min(shape[-2:])
     return [
         GaussianNoise(0.5),

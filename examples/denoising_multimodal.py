@@ -1,12 +1,12 @@
-"""Where several clean data could have become the same corrupted one, the quadratic loss answers
-with their mean, which is none of them.
+"""If several clean data explain a corrupted one, the quadratic loss restores their mean, which is
+none of them.
 
     python -m examples.denoising_multimodal
     python -m examples.denoising_multimodal --only plane
 
-Twice: on two clusters in the plane, one coordinate erased, where p(x | x̃) is known in closed
-form; and on MNIST with half of each image erased. A denoising auto-encoder h(x̃) stands beside
-draws from the posterior of a latent variable model given what is left of x.
+There are two parts: two clusters in the plane with one coordinate erased, where p(x | x̃) has a
+closed form, and MNIST with half of each image erased. A denoising auto-encoder h(x̃) is compared
+with draws from the posterior of a latent variable model given the remaining part of x.
 """
 
 import argparse
@@ -69,10 +69,11 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def train(
     lvm: Any,
     data: Data,
+    settings: dict[str, Any],
+    *,
     steps: int,
     batch_size: int,
     lr: float,
-    settings: dict[str, Any],
     warmup: int = 0,
 ) -> None:
     fitted = vilvm.fit(
@@ -93,18 +94,16 @@ def plane(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
     data, erase = two_modes(seed=settings["seed"]), HalfErasure("left", (1, 2))
     torch.manual_seed(settings["seed"])
     auto = DenoisingAutoencoder(2, 4, hidden=(64, 64))
-    train(
-        auto, data.with_transform(Corrupted(erase)).train, settings["steps"], 500, 3e-3, settings
-    )
+    budget = {"steps": settings["steps"], "batch_size": 500, "lr": 3e-3}
+    train(auto, data.with_transform(Corrupted(erase)).train, settings, **budget)
     lvm = VAE(2, 2, "gaussian", encoder_hidden=(64, 64), decoder_hidden=(64, 64))
-    train(lvm, data.train, settings["steps"], 500, 3e-3, settings)
+    train(lvm, data.train, settings, **budget)
     auto, lvm = auto.cpu(), lvm.cpu()
     x = data.test.x
     second, erased = x[:, 1], erase(x)
     restored = reconstruct(auto, erased)[:, 0]
     torch.manual_seed(settings["seed"])
-    # The prior proposes, for a Gaussian fitted to a posterior of two modes would know one of them
-    # only.
+    # Proposals are drawn from the prior: a Gaussian guide would cover one of the two modes only.
     given_rest = with_prior_guide(partly_observed(lvm, erase.observed))
     few, draws = erased[:200], 500
     z = vilvm.resample(given_rest, few, draws, proposals=20_000, chunk=2000)["z"]
@@ -153,19 +152,19 @@ def images(settings: dict[str, Any], data: Dataset, folder: Path) -> dict[str, A
     train(
         auto,
         data.with_transform(Chain((binary, Corrupted(erase)))).train,
-        steps,
-        batch_size,
-        2e-3,
         settings,
+        steps=steps,
+        batch_size=batch_size,
+        lr=2e-3,
     )
     lvm = VAE(pixels, 20, decoder_hidden=(128, 96)).start_at(data.train.x.mean(0))
     train(
         lvm,
         data.with_transform(binary).train,
-        steps,
-        batch_size,
-        4e-3,
         settings,
+        steps=steps,
+        batch_size=batch_size,
+        lr=4e-3,
         warmup=steps // 4,
     )
     partial_lvm = partly_observed(lvm, erase.observed.to(next(lvm.parameters()).device))
@@ -225,12 +224,12 @@ def images(settings: dict[str, Any], data: Dataset, folder: Path) -> dict[str, A
 
 
 def entropy(p: Tensor) -> float:
-    """Mean entropy of a hidden pixel, in nats: how undecided a picture is."""
+    """Mean entropy of a hidden pixel, in nats."""
     return torch.distributions.Bernoulli(p).entropy().mean().item()
 
 
 def table(results: dict[str, Any]) -> Table:
-    out = Table(title="What is made of a corrupted datum", title_justify="left")
+    out = Table(title="Restorations of a corrupted datum", title_justify="left")
     for i, head in enumerate(["", "auto-encoder", "posterior draws", "truth"]):
         out.add_column(head, justify="right" if i else "left")
     if "plane" in results:

@@ -1,13 +1,12 @@
-"""Whether a posterior can be trusted: of a run of vae_mnist, or of a prescribed model by its name.
+"""Diagnoses a posterior: of a run of vae_mnist, or of a prescribed model by its name.
 
     python -m examples.posterior_diagnostics runs/vae_mnist-DATE-TIME
     python -m examples.posterior_diagnostics eight_schools
     python -m examples.posterior_diagnostics kidiq_raw --guide mean_field
 
-Prints what is found, the gravest first, and writes the page, the ArviZ DataTree (posterior.nc) and
-the numbers. Of a VAE it also sets the importance-weighted bound beside annealed importance
-sampling on the same test images, and says by bidirectional Monte Carlo how far the latter may be
-off.
+Prints the findings by severity, and writes the page, the ArviZ DataTree (posterior.nc) and the
+numbers. It also compares the importance-weighted bound with annealed importance sampling on the
+same data, and bounds the error of the latter by bidirectional Monte Carlo.
 """
 
 import argparse
@@ -31,12 +30,12 @@ from vilvm.lvm import ContractError, device_of
 from vilvm.report import Page, Table
 from vilvm.weights import find_layout
 
-_EXPORTED = 100  # data whose posterior is written, where each has latents of its own
-_REPLICATES = 50  # of each of them, or a file of images would take half a gigabyte
+_EXPORTED = 100  # data whose posterior is written, if each has latents of its own
+_REPLICATES = 50  # of each of them: more would make a file of images half a gigabyte large
 
 
 class Subject(NamedTuple):
-    """What is diagnosed."""
+    """A pair, its data, and its training if there was one."""
 
     name: str
     lvm: Any
@@ -45,9 +44,7 @@ class Subject(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """Estimates of log p(x) by name; and how far the last of them may be off, by bidirectional
-    Monte Carlo with its settings.
-    """
+    """Estimates of log p(x) by name, and the bidirectional Monte Carlo gap of the last one."""
 
     bounds: dict[str, Estimate]
     gaps: dict[str, Estimate]
@@ -66,13 +63,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--guide",
-        help="of a prescribed model: mean_field, full_rank, flow, ...; the one that should do by "
-        "default",
+        help="of a prescribed model: mean_field, full_rank, flow, ...; default: one that fits",
     )
     parser.add_argument("--steps", type=positive, help="of a prescribed model's fit")
-    parser.add_argument(
-        "--num-data", type=positive, default=500, help="test images that are looked at"
-    )
+    parser.add_argument("--num-data", type=positive, default=500, help="test images to diagnose")
     parser.add_argument(
         "--samples", type=positive, default=5000, help="importance samples for each"
     )
@@ -80,7 +74,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--temperatures", type=positive, default=100, help="of annealed importance sampling"
     )
     parser.add_argument(
-        "--budget", type=positive, default=300, help="seconds after which no diagnostic is begun"
+        "--budget", type=positive, default=300, help="seconds after which no diagnostic starts"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -109,22 +103,22 @@ def subject_of(settings: dict[str, Any]) -> Subject:
     if fitted.stopped == "interrupted":
         raise KeyboardInterrupt
     name = {"mnist": "MNIST"}.get(data.name, data.name)
-    # Fixed here, so that a part of the data is under the same noise as the whole.
+    # Fixed here, so that a part of the data has the same noise as the whole.
     return Subject(f"VAE on {name}", lvm, data.test.fixed(settings["seed"]), fitted)
 
 
 def part_of(data: Data, index: torch.Tensor) -> Data:
-    return data.subset(index) if data.divisible else data
+    if not data.divisible:
+        return data
+    return data.subset(index)
 
 
 def evidence(subject: Subject, data: Data, settings: dict[str, Any]) -> Evidence:
-    """Bounds on log p(x) of the data that were looked at, and the gap of bidirectional Monte Carlo
-    with the same settings.
+    """Bounds on log p(x) of the diagnosed data, and the gap of bidirectional Monte Carlo with the
+    same settings.
     """
-    seed, schedule = (
-        settings["seed"],
-        Schedule(num_temperatures=settings["temperatures"], leapfrog=3),
-    )
+    seed, temperatures = settings["seed"], settings["temperatures"]
+    schedule = Schedule(num_temperatures=temperatures, leapfrog=3)
     evaluation = evaluate(subject.lvm, data, num_samples=settings["samples"], seed=seed)
     names = {"elbo": "ELBO", "iwae": f"IWAE-{settings['samples']}", "exact": "exact"}
     bounds = {names[name]: bound for name, bound in evaluation.bounds.items()}
@@ -133,10 +127,8 @@ def evidence(subject: Subject, data: Data, settings: dict[str, Any]) -> Evidence
     try:
         gap = bdmc(subject.lvm, schedule, num_simulations=len(annealed.values), seed=seed).gap
         return Evidence(bounds, {f"its BDMC gap, on {len(gap.values)} simulated data": gap})
-    except ContractError:  # a guide that is for these data alone is no start for others
-        schedule = Schedule(
-            num_temperatures=20 * settings["temperatures"], leapfrog=3, base="prior"
-        )
+    except ContractError:  # a guide of these data only cannot start from others
+        schedule = Schedule(num_temperatures=20 * temperatures, leapfrog=3, base="prior")
     try:
         gap = bdmc(subject.lvm, schedule, num_simulations=4, like=data.x, seed=seed).gap
     except ContractError as error:
@@ -198,13 +190,14 @@ def page(
 
 
 def posterior_of(subject: Subject, index: torch.Tensor, seed: int) -> Any:
-    """The DataTree; where each datum has latents of its own, of the first of those that were
-    looked at, under their own numbers.
+    """The DataTree; if each datum has latents of its own, that of the first diagnosed data, by
+    their index in the full data set.
     """
     layout = find_layout(subject.lvm, part_of(subject.data, index).x)
     if not (layout.local and subject.data.divisible):
         return export.to_datatree(subject.lvm, subject.data, seed=seed)
-    index = index[:_EXPORTED] if len(index) < len(subject.data) else index
+    if len(index) < len(subject.data):
+        index = index[:_EXPORTED]
     part, coords = part_of(subject.data, index), {layout.data_plate or "": index.tolist()}
     return export.to_datatree(
         subject.lvm, part, num_predictive=_REPLICATES, coords=coords, seed=seed
@@ -231,12 +224,14 @@ def work(folder: Path, settings: dict[str, Any]) -> int:
         schedule=Schedule(num_temperatures=settings["temperatures"], leapfrog=3),
         seed=settings["seed"],
     )
-    looked = part_of(subject.data, diagnosis.index)
+    diagnosed = part_of(subject.data, diagnosis.index)
     console.print("Bounding log p(x)", highlight=False)
-    found = evidence(subject, looked, settings)
+    found = evidence(subject, diagnosed, settings)
     export.save(posterior_of(subject, diagnosis.index, settings["seed"]), folder / "posterior.nc")
     show(subject, found, diagnosis)
-    told = [{**vars(finding), "severity": finding.severity.name} for finding in diagnosis.findings]
+    findings = [
+        {**vars(finding), "severity": finding.severity.name} for finding in diagnosis.findings
+    ]
     bounds, gaps = (
         {name: {"mean": e.mean, "se": e.se, "mc_se": e.mc_se} for name, e in each.items()}
         for each in found
@@ -245,7 +240,7 @@ def work(folder: Path, settings: dict[str, Any]) -> int:
         folder / "results.json",
         {
             "verdict": diagnosis.verdict,
-            "findings": told,
+            "findings": findings,
             "not_run": diagnosis.skipped,
             "evidence": bounds,
             "bdmc_gap": gaps,

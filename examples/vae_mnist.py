@@ -1,12 +1,11 @@
-"""Trains a variational auto-encoder on MNIST, evaluates it on the test images, and writes a run
-folder.
+"""Trains a variational auto-encoder on MNIST, evaluates it, and writes a run folder.
 
     python -m examples.vae_mnist
     python -m examples.vae_mnist --latent 2 --epochs 20 --out runs/plane
     python -m examples.vae_mnist --resume runs/plane
     torchrun --nproc-per-node 4 -m examples.vae_mnist
 
-Without MNIST on disk or on the network it takes scikit-learn's digits, and says so.
+Without MNIST on disk or on the network it uses scikit-learn's digits, with a warning.
 """
 
 import argparse
@@ -48,8 +47,8 @@ from vilvm.training import one_cycle
 CAPTIONS = {
     "reconstructions": "Test images above; below each, E[x | z] at the posterior mean of its z.",
     "prior_samples": "E[x | z] for z drawn from the prior.",
-    "interpolations": "From one test image to another, on a straight line between the posterior means of their "
-    "z.",
+    "interpolations": "From one test image to another, on a straight line between the posterior "
+    "means of their z.",
     "latents": "Posterior means of the test images' z, by label.",
     "manifold": "E[x | z] over the plane of z, in equal steps of prior probability.",
 }
@@ -98,9 +97,11 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def objective_of(settings: dict[str, Any], total: int) -> Any:
-    # Without a warm-up the first steps switch units off for good, which costs some 2 nats.
+    # Without a warm-up, units become inactive in the first steps for good, at a cost of 2 nats.
     objective, warmup = OBJECTIVES[settings["objective"]](), round(settings["warmup"] * total)
-    return Annealed(objective, warmup) if warmup else objective
+    if not warmup:
+        return objective
+    return Annealed(objective, warmup)
 
 
 def figures(lvm: VAE, data: Dataset) -> dict[str, Figure]:
@@ -119,12 +120,13 @@ def page(
     settings: dict[str, Any],
     results: dict[str, Any],
     data: Dataset,
-    found: tuple[vilvm.Fit, vilvm.Evaluation],
-    told: dict[str, Any],
+    *,
+    fitted: vilvm.Fit,
+    evaluation: vilvm.Evaluation,
+    diagnostics: dict[str, Any],
     pictures: dict[str, Figure],
-    device: str,
 ) -> Page:
-    fitted, evaluation = found
+    device = device_of(settings["device"])
     name, epochs = {"mnist": "MNIST"}.get(data.name, data.name), settings["epochs"]
     options = {**settings, "data": data.name, "device": device}
     return Page(
@@ -143,8 +145,8 @@ def page(
             "seconds of training": f"{fitted.seconds:,.0f}",
             "images/s in training": f"{results['images_per_second']:,.0f}",
         },
-        findings=[result.finding for result in told.values()],
-        finding_figures=plots.diagnosis_figures(told, fitted),
+        findings=[result.finding for result in diagnostics.values()],
+        finding_figures=plots.diagnosis_figures(diagnostics, fitted),
         history=fitted.history,
         figures={CAPTIONS[name]: picture for name, picture in pictures.items()},
         settings=settings,
@@ -179,19 +181,17 @@ def table(results: dict[str, Any]) -> Table:
 
 
 def begin(settings: dict[str, Any]) -> tuple[VAE, Dataset]:
-    """The model before its training, and the data; what the settings leave open is filled in.
+    """The model before its training, and the data; completes the settings.
 
     Raises:
-        SystemExit: the data of the run that is resumed cannot be had now.
+        SystemExit: the data of the resumed run are not available now.
     """
-    # A Gaussian likelihood is a density of the grey levels themselves; a Bernoulli needs them
-    # binarised.
-    data = dataset_of(
-        settings["data"], None if settings["likelihood"] == "gaussian" else DynamicBinarisation()
-    )
+    # A Gaussian likelihood is a density of grey levels; a Bernoulli likelihood needs 0 and 1.
+    transform = None if settings["likelihood"] == "gaussian" else DynamicBinarisation()
+    data = dataset_of(settings["data"], transform)
     if settings.get("dataset", data.name) != data.name:
         raise SystemExit(
-            f"The run was trained on {settings['dataset']}, and only {data.name} can be had now."
+            f"The run was trained on {settings['dataset']}, and only {data.name} is available now."
         )
     settings["dataset"] = data.name
     settings["epochs"] = settings["epochs"] or (12 if data.name == "mnist" else 200)
@@ -205,7 +205,7 @@ def begin(settings: dict[str, Any]) -> tuple[VAE, Dataset]:
 def train(
     lvm: VAE, data: Dataset, settings: dict[str, Any], folder: Path, resume: bool
 ) -> vilvm.Fit:
-    """Trains the model in its run folder; of a run that is at its end, takes up the parameters."""
+    """Trains the model in its run folder; loads the parameters of a finished run."""
     total = settings["epochs"] * -(-len(data.train) // settings["batch_size"])
     return vilvm.fit(
         lvm,
@@ -232,9 +232,7 @@ def report_of(
     folder: Path,
     found: tuple[vilvm.Fit, vilvm.Evaluation],
 ) -> dict[str, Any]:
-    """Writes figures, page and at last the results, by which the report is whole, and returns
-    these.
-    """
+    """Writes figures and page, and last the results, which mark the report as complete."""
     fitted, evaluation = found
     results = {
         "data": {
@@ -251,22 +249,28 @@ def report_of(
         "images_per_second": settings["epochs"] * len(data.train) / fitted.seconds,
     }
     lvm.to("cpu")
-    # What is quick to tell; the rest is for posterior_diagnostics, which takes minutes.
-    told = {
+    # The quick diagnostics; posterior_diagnostics runs the others, in minutes.
+    diagnostics = {
         "collapse": collapse(lvm, data.test, num_data=300, seed=settings["seed"]),
         "convergence": convergence(fitted),
     }
     pictures = figures(lvm, data)
     save({**pictures, "elbo": plots.elbo_curves(fitted.history)}, folder / "figures")
-    page(settings, results, data, found, told, pictures, device_of(settings["device"])).write(
-        folder / "page.html"
-    )
+    page(
+        settings,
+        results,
+        data,
+        fitted=fitted,
+        evaluation=evaluation,
+        diagnostics=diagnostics,
+        pictures=pictures,
+    ).write(folder / "page.html")
     write_json(folder / "results.json", results)
     return results
 
 
 def reported(folder: Path) -> dict[str, Any] | None:
-    """The results of a run whose report is whole, or None."""
+    """The results of a run with a complete report, or None."""
     try:
         results = json.loads(read(folder / "results.json"))
         table(results)

@@ -1,5 +1,6 @@
-"""The benchmarks import, and their clock counts what it should; what they measure is not tested."""
+"""The benchmarks import, and their statistics are right; the measured times are not tested."""
 
+import ast
 import importlib
 import json
 from pathlib import Path
@@ -8,7 +9,8 @@ import pytest
 
 from benchmarks import svi_step
 from benchmarks.interleaved import race, report
-from benchmarks.rows import figure, markdown, rows_of
+from benchmarks.readability import LIMITS, cyclomatic, measure, package_files
+from benchmarks.results import figure, markdown, rows_of
 
 BENCHMARKS = sorted(
     p.stem
@@ -23,7 +25,7 @@ def test_benchmark_imports(name):
     assert callable(importlib.import_module(f"benchmarks.{name}").main)
 
 
-def test_cases_are_run_in_turn_and_compared_with_the_first(capsys):
+def test_cases_run_in_turn_against_the_first(capsys):
     order = []
     seconds = race(
         {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3, warmup=1
@@ -45,7 +47,7 @@ def test_ratios_are_taken_within_a_round():
     assert len(figure(rows).axes) == 1
 
 
-def test_a_contender_that_does_not_learn_is_an_error():
+def test_contender_that_does_not_learn_raises():
     losses = {svi_step.BASE: [10.0, 10.1, 9.9] * 30, "other": [12.0, 12.1, 11.9] * 30}
     with pytest.raises(AssertionError, match="other reaches a loss of 12"):
         svi_step._check_losses(losses)
@@ -53,7 +55,7 @@ def test_a_contender_that_does_not_learn_is_an_error():
 
 
 @pytest.mark.slow
-def test_the_contenders_of_eight_schools(tmp_path):
+def test_contenders_of_eight_schools_run(tmp_path):
     file = tmp_path / "rows.json"
     svi_step.main(["--workload", "eight_schools", "--rounds", "2", "--json", str(file)])
     found = json.loads(file.read_text())
@@ -68,3 +70,54 @@ def test_the_contenders_of_eight_schools(tmp_path):
     } <= set(found["rows"][0])
     speed = {row["contender"]: row["ratio_to_eager"] for row in found["rows"]}
     assert speed["vilvm compiled"] > 5 * speed["Pyro SVI.step"]
+
+
+MADE_UP = '''"""A docstring is no code."""
+
+
+def first(a, b, c, d, e, f):  # a comment is none either
+    """Nor is this."""
+    return a if b and c else [x for x in d if x]
+
+
+def second(x):
+    for y in x:
+        assert y, "told"
+    return 1 if x else 2 if y else 3
+'''
+
+
+def test_readability_counts_code_without_docstrings(tmp_path):
+    file = tmp_path / "made_up.py"
+    file.write_text(MADE_UP + "long = " + "1" * 100 + "\n")
+    found = measure([file])
+    assert (found.lines, found.tokens, found.conditionals, found.complexity) == (7, 60, 3, 5)
+    assert [place.split(": ", 1)[1] for place in found.places] == [
+        "'told'",
+        "107 characters",
+        "nested conditional expression",
+        "first has 6 positional parameters",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "complexity"),
+    [
+        ("return x", 1),
+        ("return x or y or z", 3),
+        ("return [a for a in x if a if a.b]", 4),
+        ("if x: return 1\n elif y: return 2", 3),
+        ("def inner():\n  if x: return 1", 1),
+    ],
+)
+def test_readability_counts_decisions(code, complexity):
+    assert cyclomatic(ast.parse(f"def f(x):\n {code}").body[0]) == complexity
+
+
+@pytest.mark.xfail(strict=False, reason="some rooms are still being rewritten")
+def test_readability_of_the_package_keeps_the_limits():
+    found = measure(package_files())
+    assert found.places == []
+    assert found.complexity <= LIMITS.complexity
+    assert found.tokens / found.lines <= LIMITS.tokens
+    assert 1000 * found.conditionals / found.lines <= LIMITS.conditionals

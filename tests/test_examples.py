@@ -65,7 +65,7 @@ EXAMPLES = sorted(
 
 @pytest.fixture
 def small(monkeypatch):
-    """The budget of compare_mnist --quick made smaller still."""
+    """A smaller budget of compare_mnist --quick."""
     budget = compare_mnist.Budget(
         train=300, epochs=1, guide_epochs=1, flow_steps=10, test=20, samples=10, draws=30
     )
@@ -75,7 +75,7 @@ def small(monkeypatch):
 LONG = {"denoising_multimodal", "posterior_diagnostics", "curse_of_dimensionality", "vae_mnist"}
 
 
-OWN = {"compare_mnist"}  # have a test of their own, which runs them whole
+OWN = {"compare_mnist"}  # have their own tests
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_compare_mnist_resumes_to_the_same_ledger(tmp_path, small):
     assert list((run / "figures").glob("*.png"))
     with pytest.raises(SystemExit, match="holds a run already"):
         compare_mnist.main([*TINY["compare_mnist"], "--out", str(run)])
-    # What was being trained when it broke off is trained again; the rest is taken up.
+    # The model without a checkpoint is trained again; the others are loaded.
     shutil.rmtree(run / "models" / "conv_AE_flow")
     assert compare_mnist.main(["--resume", str(run)]) == 0
     with (run / "ledger.csv").open() as file:
@@ -134,7 +134,7 @@ def test_compare_mnist_resumes_to_the_same_ledger(tmp_path, small):
 
 
 @pytest.mark.slow
-def test_compare_mnist_stops_when_it_is_told_to(tmp_path, small, monkeypatch, capsys):
+def test_compare_mnist_stops_on_interrupt(tmp_path, small, monkeypatch, capsys):
     fit = vilvm.fit
 
     def interrupted(lvm, *args, **options):
@@ -152,7 +152,7 @@ def test_compare_mnist_stops_when_it_is_told_to(tmp_path, small, monkeypatch, ca
 
 
 @pytest.mark.slow
-def test_in_the_plane_the_mean_is_between_the_modes_and_draws_are_in_them(tmp_path):
+def test_plane_mean_lies_between_modes_draws_in_them(tmp_path):
     assert denoising_multimodal.main(["--only", "plane", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "results.json").read_text())["plane"]
     auto, draws, data = found["auto_encoder"], found["draws"], found["data"]
@@ -160,8 +160,8 @@ def test_in_the_plane_the_mean_is_between_the_modes_and_draws_are_in_them(tmp_pa
     # nats: improbable by a factor of 3,000 at the median
     assert auto["log_density"] < data["log_density"] - 8
     assert abs(draws["log_density"] - data["log_density"]) < 0.2
-    # The VAE is an approximation of its own: its share of draws in a mode may be off by some
-    # hundredths beside Monte Carlo error.
+    # The VAE is an approximation: besides Monte Carlo error, its share of draws in a mode may be
+    # off by some hundredths.
     assert draws["upper_share_rms_error"] < draws["upper_share_rms_error_of_exact_draws"] + 0.04
     assert abs(draws["upper_share_bias"]) < 0.03
 
@@ -192,7 +192,7 @@ def test_vae_mnist_writes_its_run_folder(main, tmp_path, options):
     results = json.loads((tmp_path / "results.json").read_text())
     page = (tmp_path / "page.html").read_text()
     assert f"{results['bounds']['iwae']['mean']:.2f}".replace("-", "−") in page
-    # the curves, and the divergences of several dimensions, need no caption
+    # the curves, and the divergences of several dimensions, have no caption
     plots = 1 + (results["latent"] > 1)
     assert page.count("<svg") == page.count("<figcaption>") + plots
     assert "Posterior collapse" in page
@@ -216,7 +216,7 @@ def test_vae_mnist_resumes_to_the_same_numbers(main, tmp_path):
     assert main([*TINY["vae_mnist"], "--out", str(tmp_path / "a")]) == 0
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     (tmp_path / "b" / "results.json").unlink()
-    # Taken back to its first checkpoint, a run ends where it did before.
+    # Resumed from its first checkpoint, a run ends with the same numbers.
     folder = tmp_path / "b" / "checkpoint"
     for later in sorted(folder.iterdir())[1:]:
         for file in later.iterdir():
@@ -229,10 +229,8 @@ def test_vae_mnist_resumes_to_the_same_numbers(main, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_finished_run_is_resumed_and_diagnosed_where_nothing_can_be_written(
-    main, tmp_path, monkeypatch, capsys
-):
-    """A report that a kill left half done is finished first; then nothing is left to write."""
+def test_finished_run_is_resumed_in_read_only_folder(main, tmp_path, monkeypatch, capsys):
+    """An incomplete report is completed first; then nothing is left to write."""
     run = tmp_path / "run"
     assert main([*TINY["vae_mnist"], "--out", str(run)]) == 0
     whole = (run / "results.json").read_bytes()
@@ -260,7 +258,7 @@ def test_a_finished_run_is_resumed_and_diagnosed_where_nothing_can_be_written(
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 
-def test_vae_mnist_refuses_a_folder_that_is_no_run(main, tmp_path):
+def test_vae_mnist_resume_of_another_folder_raises(main, tmp_path):
     with pytest.raises(SystemExit, match="no run of vae_mnist"):
         main(["--resume", str(tmp_path)])
 
@@ -274,7 +272,7 @@ def test_vae_mnist_does_not_overwrite_a_run(main, tmp_path):
 @pytest.mark.parametrize(
     "name", ["vae_mnist", "compare_mnist", "denoising", "posterior_diagnostics"]
 )
-def test_the_second_of_two_in_a_folder_changes_nothing(name, tmp_path):
+def test_second_process_in_a_folder_changes_nothing(name, tmp_path):
     main = importlib.import_module(f"examples.{name}").main
     with (
         locked(tmp_path),
@@ -286,7 +284,7 @@ def test_the_second_of_two_in_a_folder_changes_nothing(name, tmp_path):
 
 
 @pytest.mark.parametrize("settings", ["{}", "[]", "null", '{"latent": "x"}', "\xff", ""])
-def test_vae_mnist_refuses_altered_settings(main, tmp_path, settings):
+def test_vae_mnist_with_altered_settings_raises(main, tmp_path, settings):
     (tmp_path / "settings.json").write_bytes(settings.encode("latin-1"))
     with pytest.raises(SystemExit, match=r"not as vae_mnist wrote it|no readable settings.json"):
         main(["--resume", str(tmp_path)])
@@ -303,25 +301,25 @@ def test_vae_mnist_refuses_altered_settings(main, tmp_path, settings):
         ["--data", "cifar"],
     ],
 )
-def test_vae_mnist_refuses_options_out_of_range(main, options, capsys):
+def test_vae_mnist_options_out_of_range_raise(main, options, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(options)
     assert f"argument {options[0]}" in capsys.readouterr().err
 
 
-def test_vae_mnist_refuses_options_beside_resume(main, tmp_path):
+def test_vae_mnist_options_beside_resume_raise(main, tmp_path):
     with pytest.raises(SystemExit, match="leave out --epochs"):
         main(["--resume", str(tmp_path), "--epochs", "3"])
 
 
-def test_vae_mnist_says_where_it_cannot_write(main, tmp_path):
+def test_vae_mnist_reports_a_folder_it_cannot_write(main, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit, match="cannot be written"):
         main([*TINY["vae_mnist"], "--out", str(tmp_path / "file" / "run")])
 
 
 @pytest.mark.slow
-def test_vae_mnist_says_when_it_is_not_mnist(main, tmp_path, monkeypatch, capsys):
+def test_vae_mnist_warns_if_data_are_not_mnist(main, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("VILVM_DATA", str(tmp_path / "nothing"))
     monkeypatch.setattr(
         "torchvision.datasets.MNIST.download",
@@ -332,7 +330,7 @@ def test_vae_mnist_says_when_it_is_not_mnist(main, tmp_path, monkeypatch, capsys
 
 
 @pytest.mark.slow
-def test_a_run_of_vae_mnist_is_diagnosed(tmp_path, capsys):
+def test_run_of_vae_mnist_is_diagnosed(tmp_path, capsys):
     vae, folder = tmp_path / "vae", tmp_path / "diagnosis"
     assert (
         importlib.import_module("examples.vae_mnist").main([*TINY["vae_mnist"], "--out", str(vae)])

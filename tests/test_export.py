@@ -1,4 +1,4 @@
-"""A DataTree says what the pair says, and ArviZ's functions run on it as they stand."""
+"""The DataTree of a pair has its densities and draws, and ArviZ's functions run on it."""
 
 import warnings
 
@@ -64,7 +64,7 @@ def eight(batch):
 
 @pytest.fixture(scope="module")
 def line():
-    """PPCA with a guide that is off, and rows that it might have made."""
+    """PPCA with an inexact guide, and data like its own."""
     torch.manual_seed(0)
     x = torch.randn(7, 2) @ torch.randn(2, 5) + torch.randn(7, 5)
     lvm = PPCA(5, 2).maximise(x)
@@ -105,14 +105,14 @@ def test_shared_latents_have_one_weight_for_all_data(eight):
     assert tree.attrs["weights"] == "of all data together"
 
 
-def test_deterministic_values_are_those_of_the_draws(eight):
+def test_deterministic_values_belong_to_the_draws(eight):
     for group in (eight[1].posterior, eight[1].prior):
         np.testing.assert_allclose(
             group.theta, group.mu + group.tau * group.eta, rtol=1e-4, atol=1e-4
         )
 
 
-def test_what_is_observed_is_kept_apart_from_what_is_given(eight):
+def test_observed_and_constant_data_are_separate_groups(eight):
     _, tree = eight
     np.testing.assert_array_equal(tree.observed_data.y, Y)
     assert list(tree.constant_data) == ["sigma"]
@@ -121,7 +121,7 @@ def test_what_is_observed_is_kept_apart_from_what_is_given(eight):
 
 
 @pytest.mark.parametrize("case", ["line", "eight"])
-def test_densities_are_those_of_log_weights(case, request, batch):
+def test_densities_equal_log_weights(case, request, batch):
     lvm, x = (
         request.getfixturevalue("line")
         if case == "line"
@@ -139,8 +139,8 @@ def test_densities_are_those_of_log_weights(case, request, batch):
         np.testing.assert_array_equal(tree.log_likelihood[name][0], value)
 
 
-def test_densities_are_those_of_the_formulas(line, ppca):
-    """By torch.distributions, at the draws that were written."""
+def test_densities_equal_the_formulas(line, ppca):
+    """By torch.distributions, at the exported draws."""
     lvm, x = line
     z = torch.from_numpy(ppca.posterior.z[0].values).double()
     W, b, sigma, V, s = (
@@ -156,7 +156,7 @@ def test_densities_are_those_of_the_formulas(line, ppca):
 
 
 @pytest.mark.parametrize("case", ["ppca", "eight"])
-def test_pareto_k_is_arviz_s_of_the_weights(case, request):
+def test_pareto_k_equals_arviz(case, request):
     tree = request.getfixturevalue(case)
     tree = tree[1] if isinstance(tree, tuple) else tree
     _, k = (-tree.sample_stats.log_weight).azstats.psislw(dim=["chain", "draw"])
@@ -183,14 +183,14 @@ def test_predictive_draws_have_the_moments_of_the_model(line):
         assert np.abs(z).max() < 5
 
 
-def test_resampled_draws_are_of_the_posterior(line):
+def test_resampled_draws_have_the_posterior_moments(line):
     lvm, x = line
     tree = to_datatree(lvm, x, num_samples=4000, resampled=True)
     exact = lvm.exact_posterior(x)
     z = tree.posterior.z[0].values
     standard = (z - exact.mean.detach().numpy()) / exact.variance.sqrt().detach().numpy()
-    # Of 40,000 proposals 4,000 are picked with replacement: a variance of 1/4000, and at most ten
-    # times less of the proposals'.
+    # 4,000 of 40,000 proposals, with replacement: a variance of 1/4000, plus at most a tenth of
+    # that from the proposals.
     assert np.abs(standard.mean(0)).max() < 5 * np.sqrt(1.2 / 4000)
     assert np.abs(standard.var(0) - 1).max() < 5 * np.sqrt(1.2 * 2 / 4000)
     assert "resampled" in tree.attrs["draws"]
@@ -198,7 +198,9 @@ def test_resampled_draws_are_of_the_posterior(line):
         to_datatree(lvm, x, num_samples=4000).posterior.z[0].values
         / exact.variance.sqrt().detach().numpy()
     )
-    assert of_guide.var(0).min() > 1.5  # the guide's are too wide, which the test would see
+    assert (
+        of_guide.var(0).min() > 1.5
+    )  # the guide is too wide: without resampling the test would fail
     stats = tree.sample_stats
     np.testing.assert_allclose(stats.log_p - stats.log_q, stats.log_weight, atol=1e-10)
     log_likelihood = (
@@ -209,7 +211,7 @@ def test_resampled_draws_are_of_the_posterior(line):
     np.testing.assert_allclose(tree.log_likelihood.x[0], log_likelihood.detach(), atol=1e-3)
 
 
-def test_data_in_parts_are_put_together_in_order(line):
+def test_batches_are_concatenated_in_order(line):
     lvm, x = line
     tree = to_datatree(lvm, x, num_samples=2000, batch_size=3)
     assert tree.posterior.z.shape == (1, 2000, 7, 2)
@@ -229,7 +231,7 @@ def test_netcdf_round_trip(eight, ppca, tmp_path):
             assert read.identical(tree)
 
 
-def test_attributes_say_where_it_comes_from(line):
+def test_attributes_describe_the_origin(line):
     lvm, x = line
     tree = to_datatree(lvm, Data(x, name="rows", split="test"), num_samples=30, seed=4)
     said = {
@@ -248,7 +250,7 @@ def test_attributes_say_where_it_comes_from(line):
     assert tree.posterior.attrs["inference_library"] == "vilvm"
 
 
-def test_a_seed_fixes_everything_and_the_generator_is_left_alone(line):
+def test_seed_fixes_draws_and_leaves_the_generator(line):
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     first, second, other = (to_datatree(*line, num_samples=30, seed=s) for s in (1, 1, 2))
@@ -259,7 +261,7 @@ def test_a_seed_fixes_everything_and_the_generator_is_left_alone(line):
         assert not first[group].equals(other[group])
 
 
-def test_a_broken_file_is_one_sentence(ppca, tmp_path):
+def test_broken_file_raises_one_sentence(ppca, tmp_path):
     path = save(ppca, tmp_path / "tree.nc")
     whole = path.read_bytes()
     for part in (whole[: len(whole) // 2], whole[:10], b"", b"not netCDF at all" * 100):
@@ -271,7 +273,7 @@ def test_a_broken_file_is_one_sentence(ppca, tmp_path):
         load(tmp_path / "none.nc")
 
 
-def test_a_failed_write_leaves_the_old_file(ppca, tmp_path):
+def test_failed_write_leaves_the_old_file(ppca, tmp_path):
     path = save(ppca, tmp_path / "tree.nc")
     whole, broken = path.read_bytes(), ppca.copy()
     broken.attrs["of no kind"] = object()
@@ -282,7 +284,7 @@ def test_a_failed_write_leaves_the_old_file(ppca, tmp_path):
 
 
 @pytest.mark.parametrize("case", ["ppca", "eight"])
-def test_arviz_summarises_and_leaves_out(case, request):
+def test_arviz_summarises_and_computes_loo(case, request):
     tree = request.getfixturevalue(case)
     tree = tree[1] if isinstance(tree, tuple) else tree
     summary = az.summary(tree, round_to="none")
@@ -300,7 +302,7 @@ def test_arviz_summarises_and_leaves_out(case, request):
 
 
 @pytest.mark.slow
-def test_leave_one_out_of_a_normal_mean_is_exact():
+def test_leave_one_out_of_normal_mean_is_exact():
     """y_i ~ N(mu, 1), mu ~ N(0, 1), guide exact: the leave-one-out predictive density is known."""
     y = torch.tensor([0.3, -0.8, 1.1, 0.4, 0.0, -0.2, 0.9, 0.5])
 
@@ -349,7 +351,7 @@ def test_arviz_plots(eight):
         plt.close("all")
 
 
-def test_a_vae_has_draws_of_pictures():
+def test_vae_has_predictive_pictures():
     lvm, x = tiny()
     tree = to_datatree(lvm, x, num_samples=40, dims={"x": ["pixel"]})
     assert tree.posterior_predictive.x.dims == ("chain", "draw", "data", "pixel")
@@ -360,7 +362,7 @@ def test_a_vae_has_draws_of_pictures():
     np.testing.assert_allclose(tree.log_likelihood.x[0], expected, rtol=1e-4)
 
 
-def test_enumerated_latents_are_summed_over():
+def test_enumerated_latents_are_summed_out():
     weight, centre = torch.tensor([0.3, 0.7]), torch.tensor([-2.0, 1.0])
 
     def model(x):
@@ -389,7 +391,7 @@ def test_few_draws_have_no_k(line):
     assert to_datatree(*line, num_samples=3).diagnostics.pareto_k.isnull().all()
 
 
-def test_a_point_estimate_has_no_weights(batch):
+def test_point_estimate_has_no_weights(batch):
     from pyro.infer.autoguide import AutoDelta
 
     lvm = vilvm.Pair(schools, AutoDelta(schools))
@@ -415,12 +417,12 @@ def test_a_point_estimate_has_no_weights(batch):
         ({"coords": {"data": [1, 2]}}, "2 coordinates"),
     ],
 )
-def test_options_that_do_not_fit_are_refused(line, options, words):
+def test_invalid_options_raise(line, options, words):
     with pytest.raises(ValueError, match=words):
         to_datatree(*line, **{"num_samples": 5, **options})
 
 
-def test_a_model_that_subsamples_is_refused():
+def test_model_that_subsamples_raises():
     def model(y):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(y), subsample_size=3) as index:
@@ -442,7 +444,7 @@ def two_plates(x):
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 6])
-def test_replay_knows_which_dimension_is_which(num_samples):
+def test_replay_keeps_the_order_of_dimensions(num_samples):
     x = torch.randn(5, 3)
     lvm = vilvm.Pair(two_plates, AutoNormal(two_plates))
     latents = vilvm.posterior(lvm, x, num_samples)
@@ -457,7 +459,7 @@ def test_replay_knows_which_dimension_is_which(num_samples):
     assert said.data_axes == {"b": 2, "x": 2, "total": 2}
 
 
-def test_an_image_s_axes_and_a_second_plate_are_named():
+def test_second_plate_has_its_own_dimension_name():
     x = torch.randn(5, 3)
     tree = to_datatree(
         vilvm.Pair(two_plates, AutoNormal(two_plates)), x, num_samples=10, dims={"x": ["column"]}
@@ -467,7 +469,7 @@ def test_an_image_s_axes_and_a_second_plate_are_named():
     assert tree.posterior.total.dims == ("chain", "draw", "total_dim_0", "data")
 
 
-def test_replay_says_what_it_was_not_given(line):
+def test_replay_with_invalid_latents_raises(line):
     lvm, x = line
     with pytest.raises(ContractError, match="how many draws"):
         replay(lvm, x)
@@ -490,7 +492,7 @@ def halved(x):
         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
 
 
-def test_a_model_of_factors_has_a_posterior_and_no_data():
+def test_model_of_factors_has_no_observed_data():
     x = torch.randn(6)
     lvm = vilvm.Pair(only_factors, halved)
     tree = to_datatree(lvm, x, num_samples=50)
@@ -530,7 +532,7 @@ class Undrawn(dist.TorchDistribution):
         return dist.Normal(self.loc, 1.0).log_prob(value)
 
 
-def test_a_likelihood_that_cannot_be_drawn_from_costs_its_draws_only(tmp_path):
+def test_undrawable_likelihood_loses_only_predictive_groups(tmp_path):
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -586,7 +588,7 @@ def larger_than_memory(file, other):
         (larger_than_memory, "its arrays take .* GiB"),
     ],
 )
-def test_files_that_reach_beyond_themselves_are_refused(tmp_path, alter, words):
+def test_files_with_links_raise(tmp_path, alter, words):
     path, other = tmp_path / "tree.nc", tmp_path / "other.h5"
     save(xr.DataTree.from_dict({"posterior": xr.Dataset({"x": ("a", [1.0, 2.0])})}), path)
     with h5py.File(other, "w") as file:
@@ -598,7 +600,7 @@ def test_files_that_reach_beyond_themselves_are_refused(tmp_path, alter, words):
     assert "\n" not in str(caught.value)
 
 
-def test_only_what_save_wrote_is_loaded(tmp_path):
+def test_load_accepts_only_files_of_save(tmp_path):
     tree = xr.DataTree.from_dict({"posterior": xr.Dataset({"x": ("a", [1.0, 2.0])})})
     assert load(save(tree, tmp_path / "own.nc")).identical(tree)
     tree.to_netcdf(tmp_path / "other.nc", engine="h5netcdf")

@@ -13,6 +13,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer import Trace_ELBO
+from torch import Tensor
 
 from vilvm._compile import graph
 from vilvm._runtime.random import seeded
@@ -21,36 +22,45 @@ from vilvm.data.tensors import tensors_of
 from vilvm.lvm import LatentVariableModel, evaluation_mode, module_parameters
 from vilvm.training.compiled_step import CompiledStep
 from vilvm.training.fit import fit
-from vilvm.weights import LogWeights, find_layout, log_weights, posterior
+from vilvm.weights import Layout, find_layout, log_weights, posterior
 from vilvm.weights._vectorisation import way_of
 from vilvm.weights.log_weights import log_weights_pass
 
 __all__ = ["check_lvm"]
 
-_DRAWS = 4000  # for comparisons of means, so that a difference of a tenth of a nat is seen
+_DRAWS = 4000  # for comparisons of means: a difference of a tenth of a nat is detected
+_MAX_Z = 6  # of a difference of means, in standard errors
+
+_Tiny = Callable[[], tuple[Any, Any]]
 
 
 def check_lvm(tiny: Callable[[], tuple[LatentVariableModel, Any]], objective: Any = None) -> str:
-    """Holds a model to the contract, and raises AssertionError with the first clause it breaks.
+    """Checks that a model satisfies the contract of a latent variable model.
 
-    It runs on any batch it is given: log-densities have the shapes of samples and data, also for
-    one sample and for one datum; the latents of model and guide agree; loss is finite and every
-    parameter receives a gradient; neither the order of the batch nor the others in it matter to a
-    datum; a seed fixes every draw; the state_dict makes a round trip; training moves the
-    parameters, the same way each time; a step that can be compiled is the eager step; Pyro's
+    The checks, in order: log-densities have the shapes of samples and data, also for one sample
+    and for one datum; the latents of model and guide agree; the loss is finite and every
+    parameter receives a gradient; the compiled step equals the eager step; a seed fixes every
+    draw; the log-weights of a datum depend neither on the order of the batch nor on the other
+    data; a state_dict makes a round trip; training changes every parameter, reproducibly; Pyro's
     global parameter store stays empty.
 
     Arguments:
         tiny: returns a small instance (a torch.nn.Module) and a small batch of at least two data.
-        objective: what the gradient is checked on, ``Trace_ELBO()`` by default.
+        objective: of the gradient checks, ``Trace_ELBO()`` by default.
 
     Returns:
-        The way that many samples take: "vectorised", "vmap" or "one by one"
-            (``vilvm.weights._vectorisation``). The first is the fastest.
+        How many samples are drawn at once: "vectorised" (the fastest), "vmap" or "one by one".
 
     Raises:
-        AssertionError: a clause is broken.
-        ContractError: the pair cannot be run at all.
+        AssertionError: the model violates the contract; the message names the first violation.
+        ContractError: the pair cannot be run.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.models.ppca import PPCA
+        >>> from vilvm.testing import check_lvm
+        >>> check_lvm(lambda: (PPCA(3, 2), torch.randn(5, 3)))
+        'vectorised'
     """
     objective = objective or Trace_ELBO()
     stored = set(pyro.get_param_store())
@@ -74,23 +84,25 @@ def check_lvm(tiny: Callable[[], tuple[LatentVariableModel, Any]], objective: An
         return way_of(lvm, batch, log_weights_pass(lvm, layout), layout.ways)
 
 
-def _check_shapes(lvm: LatentVariableModel, batch: Any, layout: Any) -> None:
+def _check_shapes(lvm: LatentVariableModel, batch: Any, layout: Layout) -> None:
     for num_samples in (1, 3):
-        weights = log_weights(lvm, batch, num_samples)
-        expected = (num_samples, layout.num_data) if layout.local else (num_samples,)
-        assert weights.log_weight.shape == expected, (
-            f"log-weights of {num_samples} samples have shape {tuple(weights.log_weight.shape)}, "
+        log_weight = log_weights(lvm, batch, num_samples).log_weight
+        expected = (num_samples,)
+        if layout.local:
+            expected = (num_samples, layout.num_data)
+        assert log_weight.shape == expected, (
+            f"log-weights of {num_samples} samples have shape {tuple(log_weight.shape)}, "
             f"not {expected}"
         )
-        assert torch.isfinite(weights.log_weight).all(), "a log-weight is not finite"
+        assert torch.isfinite(log_weight).all(), "a log-weight is not finite"
     drawn = posterior(lvm, batch, 3)
     assert set(drawn) == set(layout.latents), (
         f"the guide draws {sorted(drawn)}, the model's latents are {sorted(layout.latents)}"
     )
     if layout.local and Data(batch).divisible:
-        one = log_weights(lvm, Data(batch).subset(slice(0, 1)).x, 3)
-        assert one.log_weight.shape == (3, 1), (
-            f"log-weights of one datum have shape {tuple(one.log_weight.shape)}, not (3, 1)"
+        one = log_weights(lvm, Data(batch).subset(slice(0, 1)).x, 3).log_weight
+        assert one.shape == (3, 1), (
+            f"log-weights of one datum have shape {tuple(one.shape)}, not (3, 1)"
         )
 
 
@@ -100,27 +112,27 @@ def _check_gradients(lvm: Any, batch: Any, objective: Any) -> None:
         loss = objective.differentiable_loss(lvm.model, lvm.guide, batch)
     assert torch.isfinite(loss), f"the loss is {float(loss)}"
     loss.backward()
-    without = [
-        n
-        for n, p in lvm.named_parameters()
-        if p.requires_grad and (p.grad is None or not torch.isfinite(p.grad).all())
-    ]
+    gradients = {name: parameter.grad for name, parameter in _trained(lvm).items()}
+    without = [name for name, gradient in gradients.items() if not _is_finite(gradient)]
     assert not without, f"no finite gradient reaches {without}"
-    still = [
-        n
-        for n, p in lvm.named_parameters()
-        if p.requires_grad and p.grad is not None and not p.grad.any()
-    ]
-    assert not still, f"the gradient of {still} is zero everywhere"
+    zero = [name for name, gradient in gradients.items() if not gradient.any()]
+    assert not zero, f"the gradient of {zero} is zero everywhere"
     lvm.zero_grad(set_to_none=True)
 
 
+def _trained(lvm: torch.nn.Module) -> dict[str, Any]:
+    """The parameters that training changes, by name."""
+    return {name: p for name, p in lvm.named_parameters() if p.requires_grad}
+
+
+def _is_finite(gradient: Tensor | None) -> bool:
+    return gradient is not None and bool(torch.isfinite(gradient).all())
+
+
 def _check_compiled(lvm: Any, batch: Any, objective: Any) -> None:
-    """As a graph that runs operation by operation, which is what a compiler is given."""
-    parameters = [p for p in lvm.parameters() if p.requires_grad]
-    step = CompiledStep(
-        lvm, copy.deepcopy(objective), torch.optim.Adam(parameters), compiler=graph
-    )
+    """Runs the traced graph operation by operation; a compiler starts from this graph."""
+    optimizer = torch.optim.Adam(_trained(lvm).values())
+    step = CompiledStep(lvm, copy.deepcopy(objective), optimizer, compiler=graph)
     with seeded(1), module_parameters(lvm):
         difference = step.differs(batch, float(find_layout(lvm, batch).num_data))
     lvm.zero_grad(set_to_none=True)
@@ -128,70 +140,69 @@ def _check_compiled(lvm: Any, batch: Any, objective: Any) -> None:
 
 
 def _check_seed(lvm: LatentVariableModel, batch: Any) -> None:
-    assert torch.equal(
-        _seeded_weights(lvm, batch).log_weight, _seeded_weights(lvm, batch).log_weight
-    ), "one seed gives two results"
+    first, second = _seeded_log_weight(lvm, batch), _seeded_log_weight(lvm, batch)
+    assert torch.equal(first, second), "one seed gives two results"
 
 
 def _check_order(lvm: LatentVariableModel, batch: Any) -> None:
-    """What the densities and the guide say of a datum must not depend on its place in the batch,
-    nor on who else is there.
+    """Checks that log-weights of a datum depend neither on its position nor on the other data.
+
+    In evaluation mode: batch statistics depend on the other data while they are trained.
     """
     data = Data(batch)
     last = len(data) - 1
-    with evaluation_mode(lvm):  # batch statistics do depend on the others, while they are learnt
-        there = _seeded_weights(lvm, batch, _DRAWS).log_weight
-        back = _seeded_weights(
-            lvm, data.subset(torch.arange(last, -1, -1)).x, _DRAWS
-        ).log_weight.flip(-1)
-        alone = _seeded_weights(lvm, data.subset(slice(last, last + 1)).x, _DRAWS).log_weight
-    assert _agree(there, back), "the order of the batch changes the log-weights of its data"
-    assert _agree(there[:, last:], alone), (
+    reversed_batch = data.subset(torch.arange(last, -1, -1)).x
+    single = data.subset(slice(last, last + 1)).x
+    with evaluation_mode(lvm):
+        forward = _seeded_log_weight(lvm, batch, _DRAWS)
+        backward = _seeded_log_weight(lvm, reversed_batch, _DRAWS).flip(-1)
+        alone = _seeded_log_weight(lvm, single, _DRAWS)
+    assert _means_agree(forward, backward), (
+        "the order of the batch changes the log-weights of its data"
+    )
+    assert _means_agree(forward[:, last:], alone), (
         "the other data of a batch change the log-weights of a datum"
     )
 
 
-def _agree(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Whether the means over samples, of different draws, are equal: |z| < 6 for every datum."""
+def _means_agree(first: Tensor, second: Tensor) -> bool:
+    """Whether the means over independent samples are equal: |z| < 6 for every datum."""
     error = ((first.var(0) + second.var(0)) / len(first)).sqrt()
-    return bool(
-        ((first.mean(0) - second.mean(0)).abs() <= 6 * error + 1e-4 * first.abs().amax()).all()
-    )
+    difference = (first.mean(0) - second.mean(0)).abs()
+    tolerance = _MAX_Z * error + 1e-4 * first.abs().amax()
+    return bool((difference <= tolerance).all())
 
 
-def _check_state(tiny: Callable[[], tuple[Any, Any]], lvm: Any, batch: Any) -> None:
+def _check_state(tiny: _Tiny, lvm: Any, batch: Any) -> None:
     with seeded(7):
         other, _ = tiny()
-    find_layout(other, batch)  # makes parameters that are made on first use
+    find_layout(other, batch)  # creates parameters that are created on first use
     with torch.no_grad():
         for p in other.parameters():
             p.add_(0.1)
     other.load_state_dict(copy.deepcopy(lvm.state_dict()))
-    same = torch.equal(
-        _seeded_weights(lvm, batch).log_weight, _seeded_weights(other, batch).log_weight
-    )
+    same = torch.equal(_seeded_log_weight(lvm, batch), _seeded_log_weight(other, batch))
     assert same, "a state_dict loaded into another instance does not make it the same model"
 
 
-def _check_training(tiny: Callable[[], tuple[Any, Any]], objective: Any) -> None:
-    states = []
-    for _ in range(2):
-        with seeded(0):
-            lvm, batch = tiny()
-        before = {n: v.clone() for n, v in lvm.state_dict().items()}
-        fit(lvm, batch, steps=2, objective=copy.deepcopy(objective))
-        states.append(lvm.state_dict())
-        moved = [
-            n
-            for n, p in lvm.named_parameters()
-            if p.requires_grad and n in before and torch.equal(before[n], p)
-        ]
-        assert not moved, f"two steps of training do not move {moved}"
-    assert all(torch.equal(a, b) for a, b in zip(*(tensors_of(s) for s in states), strict=True)), (
-        "training twice from one seed gives two results"
-    )
+def _check_training(tiny: _Tiny, objective: Any) -> None:
+    first, second = (tensors_of(_trained_state(tiny, objective)) for _ in range(2))
+    same = all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert same, "training twice from one seed gives two results"
 
 
-def _seeded_weights(lvm: LatentVariableModel, batch: Any, num_samples: int = 2) -> LogWeights:
+def _trained_state(tiny: _Tiny, objective: Any) -> dict[str, Any]:
+    """The state after two steps of training, which change every parameter."""
+    with seeded(0):
+        lvm, batch = tiny()
+    before = {name: value.clone() for name, value in lvm.state_dict().items()}
+    fit(lvm, batch, steps=2, objective=copy.deepcopy(objective))
+    after = {name: p for name, p in _trained(lvm).items() if name in before}
+    unchanged = [name for name, p in after.items() if torch.equal(before[name], p)]
+    assert not unchanged, f"two steps of training do not move {unchanged}"
+    return lvm.state_dict()
+
+
+def _seeded_log_weight(lvm: LatentVariableModel, batch: Any, num_samples: int = 2) -> Tensor:
     with torch.no_grad(), seeded(3):
-        return log_weights(lvm, batch, num_samples)
+        return log_weights(lvm, batch, num_samples).log_weight

@@ -1,4 +1,4 @@
-"""All faults, in one table; the exit status is 1 if anything did not survive.
+"""All faults in one table; the exit status is 1 if a fault was not survived.
 
 python -m benchmarks.faults [--kills 200] [--mutations 10000] [--seed 0] [--json FILE]
 """
@@ -18,15 +18,13 @@ from typing import Any
 from benchmarks.faults import growth, kills, ranks
 from benchmarks.faults.children import ended, one_thread, start
 from benchmarks.faults.table import Row, markdown
-from benchmarks.rows import machine
+from benchmarks.results import machine
 
 _HOURS = 3600.0
 
 
 def count(cases: Iterable[tuple[str, ...]], good: set[str]) -> dict[str, Any]:
-    """How many cases, (name, outcome, ...), had which outcome, and the first of those that are not
-    good.
-    """
+    """The number of cases (name, outcome, ...) by outcome, and the first 50 that are not good."""
     found: Counter[str] = Counter()
     trouble = []
     for name, outcome, *said in cases:
@@ -49,18 +47,22 @@ def inputs(module: Any) -> Iterable[tuple[str, str]]:
 def counted(
     fault: str, work: Callable[[], dict[str, Any]], good: set[str], seen: str
 ) -> list[Row]:
-    """The row of `work`, done in a process of its own, which may crash."""
+    """The row of `work`, which runs in its own process because it may crash."""
     with tempfile.TemporaryDirectory(prefix="vilvm-faults-") as base:
         outcome = Path(base) / "outcome.json"
-        told = ended(start(work, outcome), outcome, 6 * _HOURS)
-    if told.how != "done":
-        return [Row(fault, 1, 0, seen, (f"{fault}: {told.how}: {told.message}",))]
-    found = told.found["outcomes"]
+        ending = ended(start(work, outcome), outcome, 6 * _HOURS)
+    if ending.how != "done":
+        return [Row(fault, 1, 0, seen, (f"{fault}: {ending.how}: {ending.message}",))]
+    found = ending.found["outcomes"]
     survived = sum(n for name, n in found.items() if name in good)
     parts = ", ".join(f"{n:,} {name}" for name, n in sorted(found.items()))
     return [
         Row(
-            f"{fault} ({parts})", sum(found.values()), survived, seen, tuple(told.found["trouble"])
+            f"{fault} ({parts})",
+            sum(found.values()),
+            survived,
+            seen,
+            tuple(ending.found["trouble"]),
         )
     ]
 
@@ -109,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
     found: list[Row] = []
     for part in parts:
         found += part()
-        if args.json:  # after each part, for all take an hour
+        if args.json:  # after each part: all together take an hour
             args.json.write_text(
                 json.dumps(
                     {"machine": machine(), "rows": [row._asdict() for row in found]}, indent=1

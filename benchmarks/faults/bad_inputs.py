@@ -1,40 +1,41 @@
-"""Some 2,500 inputs that are wrong, or right in an unusual type, one at a time, in calls that are
-right otherwise.
+"""Some 2,500 calls with one wrong argument, or one right argument of an unusual type.
 
-``cases()`` gives each a name and a function that makes the call; ``verdict`` says of what came of
-it
+``cases()`` yields a name and a function that makes the call; ``verdict`` classifies the outcome:
 
-    "one sentence"  it was refused by an error of ours: one line, which names the argument
-    "right"         it was taken, and the result equals that of the plain form (NumPy's 3 for 3)
-    "internals"     it was refused by another error, or one with words of Pyro, torch or Python in it
-    "accepted"      it was taken, and should not have been
+    "one sentence"  the call raised an error of vilvm: one line that names the argument
+    "right"         the result equals that of the plain type (NumPy's 3 for 3)
+    "internals"     the call raised another error, or a message with words of Pyro, torch or Python
+    "accepted"      the call returned although the argument was wrong
 
-Every public function of vilvm stands in ``_calls`` with arguments that are right, and each
-argument has a kind, ``_KINDS``, whose bad values are tried in its place.
+``_calls`` has every public function of vilvm with right arguments. Each argument has a kind, and
+``KINDS`` the bad values of each kind.
 """
 
-import contextlib
-import io
 import math
 import re
-import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import numpy as np
-import pyro
-import pyro.distributions as dist
-import pyro.optim
 import torch
 from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 
 import vilvm
 import vilvm.weights
+from benchmarks.faults.bad_files import other_cases
+from benchmarks.faults.bad_pairs import (
+    fitted,
+    guide,
+    model,
+    pair,
+    quiet,
+    rows_of_data,
+    same,
+    shared_model,
+)
+from benchmarks.faults.bad_values import KINDS, OTHER_NAMES, UNUSUAL, Made
 from vilvm import (
     data,
     diagnostics,
@@ -64,52 +65,57 @@ _KNOWN = (
     vilvm.PeerLostError,
 )
 _INTERNALS = re.compile(
-    r"Trace Shapes|_pyro_|param_state|Traceback|site-packages|torch\._|aten::|INTERNAL ASSERT|0x[0-9a-f]{8}|"
-    r"has no attribute|unsupported operand|not supported between|object is not|positional argument|unexpected keyword|"
-    r"must be (real|tuple|Tensor)|argument of type|cannot be interpreted|invalid combination|could not convert|Expected |expected "
+    r"Trace Shapes|_pyro_|param_state|Traceback|site-packages|torch\._|aten::|INTERNAL ASSERT|"
+    r"0x[0-9a-f]{8}|has no attribute|unsupported operand|not supported between|object is not|"
+    r"positional argument|unexpected keyword|must be (real|tuple|Tensor)|argument of type|"
+    r"cannot be interpreted|invalid combination|could not convert|Expected |expected "
 )
-_MOST = 600  # characters of a message
+_MAX_LENGTH = 600  # characters of a message
 
 
 def verdict(outcome: Any) -> str:
-    """What came of a case, of its error or its result; see above."""
+    """The class of an outcome, which is an error or a result; see the module."""
+    if outcome is True:
+        return "right"
     if not isinstance(outcome, BaseException):
-        return "right" if outcome is True else "accepted"
-    text = str(outcome.args[0]) if isinstance(outcome, KeyError) and outcome.args else str(outcome)
-    # the words of the pair's own code
-    text = re.sub(r"( fails on a batch of .* \(in \w+, bad_inputs.py:\d+\)): .*", r"\1", text)
-    # torch's words, or those of the user's function
-    text = re.sub(r"(could not be made of the parameters).*", r"\1", text)
-    named = getattr(outcome, "named", ())
-    clear = (
-        isinstance(outcome, _KNOWN)
-        and "\n" not in text
-        and 0 < len(text) <= _MOST
-        and not _INTERNALS.search(text)
-    )
-    return (
-        "one sentence"
-        if clear and (not named or any(word in text for word in named))
-        else "internals"
-    )
+        return "accepted"
+    text = _message(outcome)
+    if not isinstance(outcome, _KNOWN) or not _is_sentence(text):
+        return "internals"
+    names = getattr(outcome, "named", ())
+    if names and not any(name in text for name in names):
+        return "internals"
+    return "one sentence"
+
+
+def _message(error: BaseException) -> str:
+    """The message of an error without words of torch or of the user's own functions."""
+    text = str(error)
+    if isinstance(error, KeyError) and error.args:
+        text = str(error.args[0])
+    text = re.sub(r"( fails on a batch of .* \(in \w+, bad_\w+.py:\d+\)): .*", r"\1", text)
+    return re.sub(r"(could not be made of the parameters).*", r"\1", text)
+
+
+def _is_sentence(text: str) -> bool:
+    one_line = "\n" not in text and 0 < len(text) <= _MAX_LENGTH
+    return one_line and not _INTERNALS.search(text)
 
 
 def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
-    """The name of every case, and the function that makes its call."""
+    """Every case: its name, and the function that makes its call."""
     for call in _calls():
         for argument, kind in call.kinds.items():
-            for label, value in _KINDS[kind]().items():
+            for label, value in KINDS[kind]().items():
                 yield f"{call.name}({argument}={label})", _Case(call, argument, kind, value)
-            for label, (value, plain) in _UNUSUAL.get(kind, {}).items():
+            for label, (value, plain) in UNUSUAL.get(kind, {}).items():
                 yield f"{call.name}({argument}={label})", _Case(call, argument, kind, value, plain)
-    yield from _others()
+    yield from other_cases()
 
 
 @dataclass(frozen=True)
 class _Call:
-    """A public function, arguments that are right, and the kinds of those whose place bad ones
-    take.
-    """
+    """A public function, right arguments, and the kinds of the arguments that are varied."""
 
     name: str
     function: Callable[..., Any]
@@ -122,9 +128,7 @@ class _Call:
 
 @dataclass(frozen=True)
 class _Case:
-    """A call with one argument changed; with `plain`, also with that in its place, which must give
-    the same.
-    """
+    """A call with one changed argument; with `plain`, compared with the call on that value."""
 
     call: _Call
     argument: str
@@ -133,13 +137,18 @@ class _Case:
     plain: Any = None
 
     def __call__(self) -> Any:
-        given = self.value() if isinstance(self.value, _Made) else self.value
+        given = self.value
+        if isinstance(given, Made):
+            given = given()
         try:
-            with _quiet():
+            with quiet():
                 found = self._made(given)
-                return _same(found, self._made(self.plain)) if self.plain is not None else found
+                if self.plain is None:
+                    return found
+                return same(found, self._made(self.plain))
         except Exception as error:
-            error.named = (self.argument, *_ALSO.get(self.kind, ()))  # type: ignore[attr-defined]
+            names = (self.argument, *OTHER_NAMES.get(self.kind, ()))
+            error.named = names  # type: ignore[attr-defined]
             raise
 
     def _made(self, value: Any) -> Any:
@@ -147,266 +156,16 @@ class _Case:
         return self.call(**{self.argument: value})
 
 
-class _Made:
-    """A value that is made for each call."""
-
-    def __init__(self, make: Callable[[], Any]):
-        self.make = make
-
-    def __call__(self) -> Any:
-        return self.make()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
-        warnings.simplefilter("ignore")
-        yield
-
-
-# Values
-# -------------------------------------------------------------------------------------------------------------------
-
-_NO_NUMBERS = {"text": "3", "None": None, "NaN": math.nan, "True": True}
-_BAD_COUNTS = {**_NO_NUMBERS, "0": 0, "2.5": np.float64(2.5), "two numbers": torch.tensor([1, 2])}
-_BAD_REALS = {key: value for key, value in _NO_NUMBERS.items() if key != "infinity"}
-
-
-def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if key != "None"}
-
-
-def _bad_data() -> dict[str, Any]:
-    x = torch.zeros(8, 2)
-    return {
-        "None": None,
-        "text": "mnist",
-        "a number": 3,
-        "a NumPy array": np.zeros((8, 2)),
-        "a masked array": np.ma.masked_array(np.zeros((8, 2)), np.eye(8, 2) > 0),
-        "a masked array in a dict": {"x": np.ma.masked_array(np.zeros(8), np.arange(8) > 3)},
-        "nothing": torch.zeros(0, 2),
-        "an empty dict": {},
-        "a set": {1, 2},
-        "NaN": torch.full((8, 2), math.nan),
-        "an infinity": x + torch.tensor([0.0, math.inf]),
-        "complex numbers": torch.zeros(8, 2, dtype=torch.complex64),
-        "a sparse tensor": torch.eye(8, 2).to_sparse(),
-        "a meta tensor": torch.zeros(8, 2, device="meta"),
-        "a list of dicts": [{"x": x[0]}, {"x": x[1]}],
-        "a whole data set": datasets.Dataset(vilvm.Data(x), vilvm.Data(x), vilvm.Data(x)),
-        "a generator": _Made(lambda: (row for row in x)),
-        "a packed sequence": torch.nn.utils.rnn.pack_sequence(
-            [torch.zeros(3, 2), torch.zeros(2, 2)]
-        ),
-    }
-
-
-def _bad_pairs() -> dict[str, Any]:
-    return {
-        "None": None,
-        "text": "vae",
-        "a tuple": (_model, _guide),
-        "a class": vilvm.Pair,
-        "a function": _model,
-        "a network": torch.nn.Linear(2, 2),
-        "a number": 3,
-    }
-
-
-_KINDS: dict[str, Callable[[], dict[str, Any]]] = {
-    "count": lambda: _BAD_COUNTS,
-    "count or None": lambda: _without_none(_BAD_COUNTS),
-    "seed": lambda: {
-        **_without_none(_NO_NUMBERS),
-        "None": None,
-        "-1": -1,
-        "1.5": 1.5,
-        "2^63": 2**63,
-    },
-    "positive": lambda: {**_BAD_REALS, "0": 0, "-1": -1.0},
-    "positive or None": lambda: _without_none({**_BAD_REALS, "0": 0, "-1": -1.0}),
-    "seconds or None": lambda: _without_none({**_BAD_REALS, "-1": -1.0}),
-    "seconds": lambda: {**_BAD_REALS, "-1": -1.0},
-    "probability": lambda: {**_NO_NUMBERS, "0": 0.0, "1": 1.0},
-    "choice": lambda: {"a typing error": "elbow", "None": None, "3": 3, "a list": ["elbo"], "a dict": {}},
-    "function": lambda: {"text": "elbo", "a number": 3, "a list": [1]},
-    "functions": lambda: {"a function": print, "text": "stop", "a number": 3, "None": None, "a list of text": ["stop"]},
-    "optimizer": lambda: {
-        "text": "adam",
-        "a number": 3,
-        "an ELBO": Trace_ELBO(),
-        "Pyro's Adam": pyro.optim.Adam({"lr": 0.1}),  # pyright: ignore[reportAttributeAccessIssue]
-        "Pyro's AdagradRMSProp": pyro.optim.AdagradRMSProp({}),
-        "Pyro's AdagradRMSProp unmade": pyro.optim.AdagradRMSProp,
-        "L-BFGS": torch.optim.LBFGS,
-        "a scheduler": torch.optim.lr_scheduler.StepLR,
-        "a function of nothing": _Made(lambda: lambda parameters: None),
-        "Adam without a number": partial(torch.optim.Adam, **{"lr": "0.1"}),
-        "a negative rate": partial(torch.optim.Adam, lr=-1.0),
-    },
-    "scheduler": lambda: {
-        "text": "cosine",
-        "a number": 3,
-        "Pyro's": pyro.optim.StepLR,  # pyright: ignore[reportAttributeAccessIssue]
-        "an optimizer": torch.optim.SGD,
-        "without its length": torch.optim.lr_scheduler.OneCycleLR,
-        "a function of nothing": _Made(lambda: lambda optimizer: None),
-    },
-    "objective": lambda: {
-        "text": "elbo",
-        "a class": Trace_ELBO,
-        "a number": 3,
-        "one that gives None": _Gives(lambda loss: None),
-        "one that gives a vector": _Gives(lambda loss: loss.expand(3)),
-        "one that gives text": _Gives(lambda loss: "loss"),
-        "one that gives a complex number": _Gives(lambda loss: loss + 0j),
-    },
-    "data": _bad_data,
-    # which a guide may take
-    "batch": lambda: {key: value for key, value in _bad_data().items() if key != "an infinity"},
-    "data or None": lambda: _without_none(_bad_data()),
-    "pair": _bad_pairs,
-    "like": lambda: {key: _bad_data()[key] for key in ("text", "a number", "a NumPy array", "a masked array", "nothing", "a set", "complex numbers", "a sparse tensor")},
-    "models": lambda: {"one pair": _pair(), "None": None, "empty": {}, "text": "vae", "a list": [_pair()], "of text": {"a": "vae"}},
-    "tensor": lambda: {"None": None, "text": "z", "a number": 3.0, "a list": [[0.0, 1.0]], "a NumPy array": np.zeros((2, 2)), "NaN": torch.full((2, 2), math.nan)},
-    "folder": lambda: {"NUL": "a\0b", "a number": 3, "a list": ["run"], "a file": __file__},
-    "path": lambda: {"NUL": "a\0b.npy", "a number": 3, "a list": ["x.npy"], "no file": "nothing.npy", "a folder": str(Path(__file__).parent), "text of another "
-        "kind": __file__, "None": None, "empty": ""},
-    "sizes": lambda: {"a number": 3, "text": "16", "None": None, "0": (0,), "-1": (4, -1), "2.5": (2.5,), "of text": ("4",), "True": (True,)},
-    "flag": lambda: {"text": "no", "None": None, "a number": 3},
-}  # fmt: skip
-_KINDS["side"] = _KINDS["count"]
-
-# By kind, values of another type than Python's own, and the plain ones whose results they must
-# give.
-_INTEGERS = {"NumPy's int8": np.int8, "a tensor": torch.tensor}
-_UNUSUAL: dict[str, dict[str, tuple[Any, Any]]] = {
-    "count": {label: (make(2), 2) for label, make in _INTEGERS.items()},
-    "count or None": {label: (make(2), 2) for label, make in _INTEGERS.items()},
-    "seed": {label: (make(3), 3) for label, make in _INTEGERS.items()},
-    "positive": {"NumPy's float32": (np.float32(1.5), 1.5)},
-    "probability": {"a tensor": (torch.tensor(0.25), 0.25)},
-}
-_ALSO = {  # what else a message may call an argument of a kind
-    "pair": ("latent variable model", "has no method", "torch.nn.Module"),
-    "models": ("latent variable model", "has no method"),
-    "data": ("data", "batch", "tensor"),
-    "data or None": ("data", "batch", "tensor", "like"),
-    "batch": ("data", "batch", "tensor"),
-    "like": ("like", "data", "batch", "tensor"),
-    "objective": ("loss", "_Gives"),
-    "optimizer": ("Adam", "optimizer"),
-    "scheduler": ("scheduler", "OneCycleLR"),
-    "path": ("path", "file", "folder", "nothing.npy", "bad_inputs.py", "NUL"),
-    "folder": ("folder", "run_dir"),
-    "sizes": ("hidden", "channels"),
-    "tensor": ("first", "ends", "tensor", "shape"),
-}
-
-
-def _same(found: Any, plain: Any) -> bool:
-    """Whether two results are equal in all that is no clock."""
-    first, second = (_numbers(value) for value in (found, plain))
-    return first == second
-
-
-def _numbers(value: Any) -> Any:
-    """What is compared of a result: all numbers in it."""
-    if isinstance(value, torch.Tensor):
-        return (
-            tuple(value.shape),
-            value.detach().double().nan_to_num(nan=-1.5).flatten().tolist(),
-        )
-    if isinstance(value, np.ndarray):
-        return (value.shape, np.nan_to_num(value.astype(float)).ravel().tolist())
-    if isinstance(value, torch.nn.Module):
-        return [_numbers(p) for p in value.state_dict().values()]
-    if isinstance(value, Mapping):
-        return {key: _numbers(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_numbers(v) for v in value]
-    if hasattr(value, "__dataclass_fields__"):
-        clocks = {"seconds", "compile_seconds", "data_per_second", "chunk"}
-        return {
-            key: _numbers(getattr(value, key))
-            for key in value.__dataclass_fields__
-            if key not in clocks
-        }
-    if isinstance(value, bool | int | float | np.generic):
-        return None if value != value else float(value)
-    return type(value).__name__ if not isinstance(value, str) else value
-
-
-# The calls
-# ----------------------------------------------------------------------------------------------------------------
-
-
-def _model(x: Any) -> None:
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
-
-
-def _drawing(x: Any = None) -> None:
-    with pyro.plate("data", 1 if x is None else len(x)):
-        z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-        pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
-
-
-def _guide(x: Any) -> None:
-    slope = pyro.param("slope", torch.tensor(0.4))
-    with pyro.plate("data", len(x)):
-        pyro.sample("z", dist.Normal(slope * x, 0.7).to_event(1))
-
-
-def _pair() -> Any:
-    return vilvm.Pair(_model, _guide)
-
-
-def _shared_model(x: Any) -> None:
-    mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
-    with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(mean * torch.ones(2), 1.0).to_event(1), obs=x)
-
-
-class _Gives:
-    """An objective whose loss is what `change` makes of a right one."""
-
-    def __init__(self, change: Callable[[Any], Any]):
-        self.change = change
-
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any) -> Any:
-        return self.change(Trace_ELBO().differentiable_loss(model, guide, *args))
-
-    def loss(self, model: Any, guide: Any, *args: Any) -> Any:
-        return Trace_ELBO().loss(model, guide, *args)
-
-
-@cache
-def _x(rows: int = 8) -> torch.Tensor:
-    return torch.randn(rows, 2, generator=torch.Generator().manual_seed(0))
-
-
 def _with_pair(**right: Any) -> Callable[[], dict[str, Any]]:
-    return lambda: {"lvm": _pair(), **right}
+    return lambda: {"lvm": pair(), **right}
 
 
-def _fitted(**options: Any) -> Any:
-    fitted = vilvm.fit(**options)
-    return (
-        fitted.steps,
-        [p.detach().clone() for p in options["lvm"].parameters()],
-        fitted.history["elbo"],
-    )
+def _with_shared_latent(**right: Any) -> dict[str, Any]:
+    return {"lvm": vilvm.Pair(shared_model, AutoNormal(shared_model)), **right}
 
 
 def _picture() -> vilvm.Data:
-    return vilvm.Data(_x(), image_shape=(1, 2))
+    return vilvm.Data(rows_of_data(), image_shape=(1, 2))
 
 
 def _constant(lvm: Any, data: Any, **options: Any) -> Any:
@@ -414,10 +173,10 @@ def _constant(lvm: Any, data: Any, **options: Any) -> Any:
 
 
 def _calls() -> Iterator[_Call]:
-    x = _x()
+    x = rows_of_data()
     yield _Call(
         "fit",
-        _fitted,
+        fitted,
         _with_pair(data=x, steps=2),
         {
             "lvm": "pair",
@@ -444,11 +203,11 @@ def _calls() -> Iterator[_Call]:
         },
     )
     yield _Call(
-        "fit of epochs", _fitted, _with_pair(data=x, epochs=2, batch_size=4), {"epochs": "count"}
+        "fit of epochs", fitted, _with_pair(data=x, epochs=2, batch_size=4), {"epochs": "count"}
     )
     yield _Call(
         "fit with patience",
-        _fitted,
+        fitted,
         _with_pair(data=x, steps=2, validation=x),
         {"patience": "count or None"},
     )
@@ -472,7 +231,7 @@ def _calls() -> Iterator[_Call]:
         "compare",
         lambda **options: len(vilvm.compare(**options).rows),
         lambda: {
-            "models": {"a": _pair(), "b": _pair()},
+            "models": {"a": pair(), "b": pair()},
             "data": x,
             "num_samples": 3,
             "num_draws": 20,
@@ -606,14 +365,8 @@ def _of_diagnostics(x: torch.Tensor) -> Iterator[_Call]:
             "lvm": "pair",
         }
         right = _with_pair(data=x, **options)
-        if name == "loo":  # which is of a latent that the data share
-
-            def right(options=options):
-                return {
-                    "lvm": vilvm.Pair(_shared_model, AutoNormal(_shared_model)),
-                    "data": x,
-                    **options,
-                }
+        if name == "loo":  # needs a latent that the data share
+            right = partial(_with_shared_latent, data=x, **options)
 
         yield _Call(name, getattr(diagnostics, name), right, kinds)
     yield _Call(
@@ -727,7 +480,7 @@ def _of_evaluation(x: torch.Tensor) -> Iterator[_Call]:
             "schedule": "schedule",
         },
     )
-    labelled = vilvm.Data(_x(40), labels=torch.arange(40) % 2)
+    labelled = vilvm.Data(rows_of_data(40), labels=torch.arange(40) % 2)
     yield _Call(
         "fit_features",
         lambda **options: evaluation.fit_features(**options).layers,
@@ -737,7 +490,7 @@ def _of_evaluation(x: torch.Tensor) -> Iterator[_Call]:
     yield _Call(
         "frechet_distance",
         evaluation.frechet_distance,
-        lambda: {"first": _x(30).numpy(), "second": _x(30).numpy()},
+        lambda: {"first": rows_of_data(30).numpy(), "second": rows_of_data(30).numpy()},
         {"first": "features", "second": "features"},
     )
     yield _Call(
@@ -761,7 +514,7 @@ def _of_evaluation(x: torch.Tensor) -> Iterator[_Call]:
     yield _Call(
         "two_sample_test",
         evaluation.two_sample_test,
-        lambda: {"data": _x(20), "draws": _x(20), "folds": 2},
+        lambda: {"data": rows_of_data(20), "draws": rows_of_data(20), "folds": 2},
         {"data": "tensor", "draws": "tensor", "folds": "folds", "seed": "seed"},
     )
     codes = {"first": torch.zeros(2, 2), "second": torch.ones(2, 2), "steps": 3}
@@ -851,7 +604,7 @@ def _of_guides(x: torch.Tensor) -> Iterator[_Call]:
     yield _Call(
         "with_prior",
         wrappers.with_prior,
-        lambda: {"lvm": _pair(), "prior": priors.fit_prior(_pair(), x)},
+        lambda: {"lvm": pair(), "prior": priors.fit_prior(pair(), x)},
         {"lvm": "pair", "prior": "network"},
     )
     yield _Call(
@@ -886,8 +639,8 @@ def _of_guides(x: torch.Tensor) -> Iterator[_Call]:
     )
     yield _Call(
         "by_name",
-        lambda optimizer, options: _fitted(
-            lvm=_pair(), data=x, steps=1, optimizer=training.by_name(optimizer, options)
+        lambda optimizer, options: fitted(
+            lvm=pair(), data=x, steps=1, optimizer=training.by_name(optimizer, options)
         ),
         lambda: {"optimizer": torch.optim.Adam, "options": lambda name: {}},
         {"optimizer": "function", "options": "function"},
@@ -919,7 +672,7 @@ def _of_guides(x: torch.Tensor) -> Iterator[_Call]:
     yield _Call(
         "Pair",
         vilvm.Pair,
-        lambda: {"model": _model, "guide": _guide},
+        lambda: {"model": model, "guide": guide},
         {"model": "function", "guide": "function"},
     )
 
@@ -928,7 +681,7 @@ def _of_data() -> Iterator[_Call]:
     yield _Call(
         "arrays",
         lambda **options: datasets.arrays(**options).train.x,
-        lambda: {"train": _x(40)},
+        lambda: {"train": rows_of_data(40)},
         {
             "train": "array or path",
             "validation": "split or None",
@@ -945,7 +698,7 @@ def _of_data() -> Iterator[_Call]:
     yield _Call(
         "carve",
         lambda **options: datasets.carve(**options)[0].x,
-        lambda: {"train": vilvm.Data(_x()), "validation": 2, "seed": 0},
+        lambda: {"train": vilvm.Data(rows_of_data()), "validation": 2, "seed": 0},
         {"validation": "split", "seed": "seed", "train": "no Data"},
     )
     yield _Call(
@@ -961,7 +714,7 @@ def _of_data() -> Iterator[_Call]:
         lambda: {"name": "nothing", "folder": "nowhere"},
         {"name": "name of a posterior", "folder": "folder"},
     )
-    yield _Call("Data", vilvm.Data, lambda: {"x": _x()}, {"transform": "transform"})
+    yield _Call("Data", vilvm.Data, lambda: {"x": rows_of_data()}, {"transform": "transform"})
     yield _Call("GaussianNoise", data.GaussianNoise, dict, {"scale": "positive"})
     yield _Call("PixelErasure", data.PixelErasure, dict, {"share": "share"})
     yield _Call("BlockMasking", data.BlockMasking, dict, {"size": "count", "image_shape": "sizes"})
@@ -979,7 +732,7 @@ def _of_data() -> Iterator[_Call]:
 
 
 def _of_reports() -> Iterator[_Call]:
-    right = lambda: {"lvm": _pair(), "data": _picture()}  # noqa: E731
+    right = _with_pair(data=_picture())
     counted = {
         "reconstructions": "count",
         "latent_scatter": "count",
@@ -1022,200 +775,6 @@ def _history() -> Any:
         for i in range(1, 60)
     ]
     return vilvm.History(records)
-
-
-_OTHER_KINDS: dict[str, dict[str, Any]] = {
-    "choice of device": {"a typing error": "gpu", "3.5": 3.5, "a list": ["cpu"], "empty": ""},
-    "choices": {"a typing error": ["elbow"], "one word": "elbow", "a number": 3, "numbers": [3], "nothing": []},
-    "choice or None": {"a typing error": "elbow", "3": 3, "a list": ["iwae"], "a dict": {}},
-    "at least 0": {**_without_none(_NO_NUMBERS), "-1": -1, "2.5": 2.5},
-    "at least 2": {**_BAD_COUNTS, "1": 1},
-    "folds": {**_BAD_COUNTS, "1": 1, "more than data": 50},
-    "too few": {**_without_none(_BAD_COUNTS), "1": 1},
-    "wrong counts": _BAD_COUNTS,
-    "start": {**_without_none(_NO_NUMBERS), "-1": -1, "2.5": 2.5},
-    "start of annealing": {**_NO_NUMBERS, "-0.1": -0.1, "1.5": 1.5},
-    "share": {**_NO_NUMBERS, "0": 0.0, "-0.1": -0.1, "1.5": 1.5},
-    "latents": {"None": None, "a tensor": torch.zeros(2, 2), "empty": {}, "text": "z", "of text": {"z": "0"}, "another": {"w": torch.zeros(2, 2)}, "a list": [torch.zeros(2, 2)], "of NumPy": {"z": np.zeros((2, 2))}},
-    "weights": {"None": None, "text": "w", "a NumPy array": np.zeros(100), "NaN": torch.full((100,), math.nan), "infinity": torch.full((100,), math.inf), "nothing": torch.zeros(0), "complex": torch.zeros(100) + 0j},
-    "no history": {"None": None, "text": "h", "a number": 3, "a list": [1.0, 2.0], "an array": np.zeros(30), "a dict": {}},
-    "transforms": {"text": "binarise", "a number": 3, "None": None, "nothing": (), "a list": [data.DynamicBinarisation()], "of text": ("a",)},
-    "schedule": {"text": "ais", "a number": 3, "a dict": {}},
-    "features": {"None": None, "text": "f", "a vector": np.zeros(30), "NaN": np.full((30, 2), math.nan), "another width": np.zeros((30, 3)), "one row": np.zeros((1, 2)), "a number": 3.0},
-    "dict or None": {"text": "z", "a number": 3, "an unknown name": {"unheard": ["a"]}, "a list": ["z"]},
-    "network": {"text": "mlp", "a number": 3, "a function": print, "a class": torch.nn.Linear},
-    "no ELBO": {"text": "elbo", "a class": Trace_ELBO, "None": None, "a number": 3, "a network": torch.nn.Linear(1, 1)},
-    "array or path": {"None": None, "text": "nothing.npy", "a table": "table.csv", "a number": 3, "words": np.array([["a"], ["b"]]), "one number": np.array(3.0), "ragged": [[1.0], [1.0, 2.0]], "NaN": np.full((30, 2), math.nan), "complex": np.zeros((30, 2)) + 0j, "nothing": np.zeros((0, 2)), "one row": np.zeros((1, 2)), "dates": np.zeros(30, dtype="datetime64[s]"), "objects": np.array([object()] * 30), "masked": np.ma.masked_array(np.zeros((30, 2)), np.eye(30, 2) > 0), "NUL": "a\0b.npy", "a folder": str(Path(__file__).parent)},
-    "split": {**_BAD_COUNTS, "all": 10**6},
-    "split or None": {**_without_none(_BAD_COUNTS), "all": 10**6},
-    "transform": {"text": "binarise", "a number": 3, "a class": data.DynamicBinarisation, "a function": abs},
-    "no Data": {"None": None, "a tensor": torch.zeros(8, 2), "text": "x"},
-    "name of a posterior": {"another": "nothing-at-all", "a number": 3, "None": None, "NUL": "a\0b"},
-}  # fmt: skip
-_KINDS |= {kind: partial(dict, values) for kind, values in _OTHER_KINDS.items()}
-_KINDS["draws"] = _KINDS["count"]
-for _kind in ("draws", "wrong counts"):
-    _UNUSUAL[_kind] = {label: (make(9), 9) for label, make in _INTEGERS.items()}
-for _kind in ("split", "split or None", "at least 2", "folds", "at least 0", "start"):
-    _UNUSUAL[_kind] = {label: (make(2), 2) for label, make in _INTEGERS.items()}
-_UNUSUAL["side"] = {label: (make(8), 8) for label, make in _INTEGERS.items()}
-_UNUSUAL["sizes"] = {}
-_ALSO |= {
-    "no Data": ("carve",),
-    "split": ("validation",),
-    "array or path": ("arrays", "data", "nothing.npy", "table.csv", "folder", "NUL", "file"),
-    "transform": ("transform",),
-    "transforms": ("transforms",),
-    "latents": ("latent",),
-    "features": ("features", "frechet_distance"),
-    "weights": ("log-weights", "psis"),
-    "name of a posterior": ("posterior", "NUL"),
-    "schedule": ("Schedule", "schedule"),
-    "no history": ("History", "history"),
-    "choices": ("bounds",),
-    "network": ("layer", "encoder", "prior"),
-}
-
-
-# What is wrong otherwise
-# -----------------------------------------------------------------------------------------------------
-
-
-def _others() -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Models and files."""
-    for size, rows, batch in (
-        (10_000, 100, None),
-        (10_000, 100, 10),
-        (50, 100, None),
-        (101, 100, 10),
-    ):
-        yield (
-            f"fit(plate of {size} on {rows} data in batches of {batch})",
-            partial(_oversized, size, rows, batch),
-        )
-    yield "fit(a pair within no_grad)", _within_no_grad
-    yield "fit(a loss of shape one by one)", _one_by_one
-    yield "fit(two names that are one parameter)", _two_names
-    for name, write in _FILES.items():
-        for reader in ("arrays", "on_disk"):
-            yield f"{reader}({name})", partial(_read, reader, name, write)
-    for name, content in _DATA_FILES.items():
-        yield f"posteriordb({name})", partial(_read_posterior, content, None)
-    for name, draws in _DRAWS_FILES.items():
-        yield f"posteriordb(draws that are {name})", partial(_read_posterior, None, draws)
-    yield "on_disk(numbers that do not fit)", _too_large_for_bytes
-
-
-def _oversized(size: int, data: int, batch: int | None) -> Any:
-    def model(x: Any) -> None:
-        with pyro.plate("data", size, subsample=x):
-            z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
-
-    def guide(x: Any) -> None:
-        slope = pyro.param("slope", torch.tensor(0.4))
-        with pyro.plate("data", size, subsample=x):
-            pyro.sample("z", dist.Normal(slope * x, 0.7).to_event(1))
-
-    with _quiet():
-        lvm: Any = vilvm.Pair(model, guide)
-        return vilvm.fit(lvm, _x(data), steps=1, batch_size=batch).steps
-
-
-def _within_no_grad() -> bool:
-    with torch.no_grad():
-        within = _fitted(lvm=_pair(), data=_x(), steps=2)
-    return _same(within, _fitted(lvm=_pair(), data=_x(), steps=2))
-
-
-def _one_by_one() -> bool:
-    found = _fitted(
-        lvm=_pair(), data=_x(), steps=2, objective=_Gives(lambda loss: loss.reshape(1, 1))
-    )
-    return _same(found, _fitted(lvm=_pair(), data=_x(), steps=2))
-
-
-def _two_names() -> Any:
-    def guide(x: Any) -> None:
-        slope = pyro.param("a.b", torch.tensor(0.4)) + pyro.param("a/b", torch.tensor(0.1))
-        with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(slope * x, 0.7).to_event(1))
-
-    lvm: Any = vilvm.Pair(_model, guide)
-    vilvm.log_weights(lvm, _x())
-    return len(list(lvm.parameters())) == 2
-
-
-def _npy(shape: str, numbers: bytes, kind: str = "<f4") -> bytes:
-    """An .npy file whose header says `shape`."""
-    header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".encode()
-    header += b" " * (-(len(header) + 11) % 64) + b"\n"
-    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + numbers
-
-
-_FILES: dict[str, bytes] = {
-    "an empty file": b"",
-    "text": b"x, y\n1, 2\n",
-    "a header that lies about its rows": _npy("(1000000000000, 2)", bytes(80)),
-    "a header that lies by one row": _npy("(11, 2)", bytes(80)),
-    "a header with a negative size": _npy("(-10, 2)", bytes(80)),
-    "a header with a shape of text": _npy("('10', 2)", bytes(80)),
-    "a header with a huge shape": _npy(f"({2**62}, {2**62})", bytes(80)),
-    "a header without an end": b"\x93NUMPY\x01\x00\xff\xff{'descr'",
-    "a version that is not": b"\x93NUMPY\x09\x00" + bytes(80),
-    "pickled objects": _npy("(10,)", bytes(80), "|O"),
-    "a header that is code": _npy("(__import__('os'),)", bytes(80)),
-    "complex numbers": _npy("(5, 2)", bytes(80), "<c8"),
-    "text of numbers": _npy("(10, 2)", bytes(80), "<U1"),
-}
-_DATA_FILES: dict[str, str] = {
-    "NaN": '{"y": NaN}',
-    "NaN in an array": '{"y": [1.0, NaN]}',
-    "infinity": '{"y": [1.0, Infinity]}',
-    "a number beyond floats": f'{{"y": [{"1" + "0" * 400}]}}',
-    "a single number beyond floats": f'{{"y": {"1" + "0" * 400}}}',
-    "a number of 5,000 digits": f'{{"y": {"1" * 5000}}}',
-    "nested too deeply": '{"y": ' + "[" * 200_000 + "]" * 200_000 + "}",
-    "a list": "[1, 2]",
-    "ragged rows": '{"y": [[1.0], [1.0, 2.0]]}',
-    "text": '{"y": "a"}',
-    "a truth": '{"y": true}',
-    "cut off": '{"y": [1.0',
-}  # fmt: skip
-_DRAWS_FILES: dict[str, Any] = {
-    "none": np.zeros((0, 0)),
-    "no draws of ten chains": np.zeros((10, 0)),
-    "complex": np.zeros((2, 5)) + 1j,
-    "NaN": np.full((2, 5), math.nan),
-    "text": np.array([["a", "b"]]),
-    "a vector": np.zeros(10),
-    "truths": np.ones((2, 5), dtype=bool),
-}
-
-
-def _read(reader: str, name: str, content: bytes) -> Any:
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        path = Path(folder, "x.npy")
-        path.write_bytes(content)
-        return (
-            datasets.arrays(path)
-            if reader == "arrays"
-            else datasets.on_disk(path).subset(slice(0, 5)).x
-        )
-
-
-def _read_posterior(data: str | None, draws: Any) -> Any:
-    with tempfile.TemporaryDirectory() as folder, _quiet():
-        Path(folder, "a-b.data.json").write_text('{"y": [1.0, 2.0]}' if data is None else data)
-        np.savez(Path(folder, "a-b.draws.npz"), mu=np.zeros((2, 5)) if draws is None else draws)
-        return datasets.posteriordb("a-b", folder)
-
-
-def _too_large_for_bytes() -> Any:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "x.npy")
-        np.save(path, np.full((10, 2), 300))
-        return datasets.on_disk(path, dtype=torch.uint8).subset(slice(0, 5)).x
 
 
 def _made(name: str, **options: Any) -> bool:

@@ -1,11 +1,11 @@
-"""Processes that are forked from this one, watched, killed, and asked afterwards what became of
-them.
+"""Forked child processes that are watched and killed, and whose outcome is read afterwards.
 
-This process must have one thread when it forks. A child leads a session of its own, by which
-whatever it started can be found after its end.
+This process must have one thread when it forks. A child leads its own session, in which the
+processes that it started are found after its end.
 """
 
 import json
+import math
 import os
 import signal
 import socket
@@ -30,7 +30,8 @@ _FILE_EVENTS = {
     "shutil.rmtree",
 }
 _OURS = str(Path(vilvm.__file__).parent)
-_LONGEST = 60  # words of a sentence
+_OUR_SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+_MAX_WORDS = 60  # of a sentence
 
 
 class Ending(NamedTuple):
@@ -38,9 +39,9 @@ class Ending(NamedTuple):
 
     Arguments:
         how: "done", "killed", "sentence" (an error of one sentence, raised by vilvm), "internals"
-            (any other error), "exit" (SystemExit), "crash" (a signal that was not ours), or "hung"
-            (it had to be killed).
-        found: what its work returned.
+            (any other error), "exit" (SystemExit), "crash" (a signal that we did not send), or
+            "hung" (killed after the time limit).
+        found: the result of its work.
         message: of its error.
         seconds: until it ended.
     """
@@ -52,8 +53,9 @@ class Ending(NamedTuple):
 
 
 def one_thread() -> None:
-    """Starts this program again with one thread in every library, unless it has been: only such a
-    process can be forked safely.
+    """Restarts this program with one thread in every library, unless it has one.
+
+    Only a process of one thread can be forked safely.
     """
     wanted = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     if any(os.environ.get(k) != v for k, v in wanted.items()):
@@ -67,14 +69,15 @@ def start(
     dies_at: int | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> int:
-    """Forks a child that does `work` and writes what that returns to `outcome`; returns its
-    process id.
+    """Forks a child that does `work` and writes its result to `outcome`; returns its process id.
 
     Arguments:
-        watched: folder in which the child counts what it does to files ("events" of what it
-            found).
-        dies_at: at which of these events the child kills itself, before the event takes place.
-        environment: what is added to the child's environment.
+        work: returns the result.
+        outcome: file for the result.
+        watched: folder in which the child counts its operations on files ("events" of the
+            result).
+        dies_at: the operation before which the child kills itself.
+        environment: added to the child's environment.
     """
     if (threads := len(list(Path("/proc/self/task").iterdir()))) > 1:
         raise RuntimeError(f"a process of {threads} threads cannot be forked safely")
@@ -105,32 +108,26 @@ def start(
 
 
 def _kind(error: BaseException) -> str:
-    """Whether an error is a sentence to the user: raised by vilvm itself, on one line, of some
-    length.
-    """
+    """The kind of an error: "sentence" if vilvm raised it with one short line for the user."""
     if isinstance(error, SystemExit):
         return "exit"
     frames = traceback.extract_tb(error.__traceback__)
     ours = bool(frames) and frames[-1].filename.startswith(_OURS)
     kinds = (ValueError, vilvm.PeerLostError, vilvm.NonFiniteLossError)
-    sentence = "\n" not in str(error) and 0 < len(str(error).split()) <= _LONGEST
-    return "sentence" if ours and isinstance(error, kinds) and sentence else "internals"
+    sentence = "\n" not in str(error) and 0 < len(str(error).split()) <= _MAX_WORDS
+    if ours and sentence and isinstance(error, kinds):
+        return "sentence"
+    return "internals"
 
 
 def _watch(folder: Path, dies_at: int | None) -> Callable[[], int]:
-    """Counts what this process does to files in `folder`, and kills it before event number
-    `dies_at`; returns the count so far.
+    """Counts the operations of this process on files in `folder`, and kills it before operation
+    `dies_at`; returns a function that gives the count.
     """
-    count, prefix = [0], str(folder)
+    count = [0]
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
-        if event not in _FILE_EVENTS:
-            return
-        path = os.fsdecode(args[0]) if isinstance(args[0], str | bytes | os.PathLike) else ""
-        # Within rmtree, files are named relative to an open folder.
-        if path.startswith(prefix) or (
-            event in ("os.remove", "os.rmdir") and args[-1] not in (-1, None)
-        ):
+        if event in _FILE_EVENTS and _is_within(folder, event, args):
             if count[0] == dies_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             count[0] += 1
@@ -139,47 +136,55 @@ def _watch(folder: Path, dies_at: int | None) -> Callable[[], int]:
     return lambda: count[0]
 
 
+def _is_within(folder: Path, event: str, args: tuple[Any, ...]) -> bool:
+    """Whether an operation concerns a file in `folder`."""
+    path = args[0]
+    if isinstance(path, str | bytes | os.PathLike) and os.fsdecode(path).startswith(str(folder)):
+        return True
+    # rmtree names files relative to an open folder.
+    return event in ("os.remove", "os.rmdir") and args[-1] not in (-1, None)
+
+
 def ended(
     child: int, outcome: Path, seconds: float = 120.0, kill_after: float | None = None
 ) -> Ending:
     """Waits for the end of a child.
 
     Arguments:
-        seconds: after which it is killed, and counts as hung.
+        child: its process id.
+        outcome: the file of its result.
+        seconds: time limit; a child that exceeds it is killed, and counts as hung.
         kill_after: seconds after which it is killed on purpose.
     """
-    began, hung = time.monotonic(), False
-    while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            break
-        passed = time.monotonic() - began
-        if passed > seconds or (kill_after is not None and passed > kill_after):
-            hung = kill_after is None or passed > seconds
-            os.kill(child, signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
-            break
-        time.sleep(0.002)
+    began = time.monotonic()
+    limit = min(seconds, math.inf if kill_after is None else kill_after)
+    status, in_time = _wait(child, limit)
     passed = time.monotonic() - began
     if outcome.exists():  # its work had ended before the signal came
         found = json.loads(outcome.read_text())
         outcome.unlink()
         return Ending(found.pop("how"), found, found.get("message", ""), passed)
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
-    how = (
-        "hung"
-        if hung
-        else "killed"
-        if number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
-        else "crash"
-    )
+    if not in_time and limit == seconds:
+        return Ending("hung", {}, f"signal {number}", passed)
+    how = "killed" if number in _OUR_SIGNALS else "crash"
     return Ending(how, {}, f"signal {number}", passed)
 
 
+def _wait(child: int, seconds: float) -> tuple[int, bool]:
+    """The exit status of a child, and whether it ended in time; else it is killed."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() <= deadline:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return status, True
+        time.sleep(0.002)
+    os.kill(child, signal.SIGKILL)
+    return os.waitpid(child, 0)[1], False
+
+
 def left_running(child: int, seconds: float = 60.0) -> list[int]:
-    """Processes of the session of a child that has ended, which do not end within some seconds
-    themselves; they are killed.
-    """
+    """The processes of an ended child's session that do not end in time; they are killed."""
     deadline = time.monotonic() + seconds
     while (left := _session(child)) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -201,7 +206,7 @@ def _session(leader: int) -> list[int]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A port that no process listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]

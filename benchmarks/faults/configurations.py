@@ -299,7 +299,7 @@ def _with(setup: Setup, **options: Any) -> Setup:
 def fit(
     make: Callable[[Path], Setup], folder: Path, data: Path, **more: Any
 ) -> tuple[Any, vilvm.Fit]:
-    """Trains a configuration in a run folder, or goes on with it; a checkpoint after every step."""
+    """Trains a configuration in a run folder, or resumes it. Every step has a checkpoint."""
     torch.manual_seed(1)
     lvm, x, options = make(data)
     given = {

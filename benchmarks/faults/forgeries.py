@@ -1,11 +1,9 @@
-"""Checkpoints that were damaged, or forged with all their checksums computed anew, and what
-becomes of them.
+"""Damaged checkpoints, and forged ones with recomputed checksums: whether ``fit`` refuses them.
 
-``forgeries(seed, number)`` resumes from so many of them in child processes and yields what
-happened, one by one. A forger who computes checksums can write any state that the run might have
-been in, which no check can tell from its own; so a forgery here is one that the run cannot have
-been in: other types, counts that do not add up, shapes of another model, moments that no step
-leaves.
+``forgeries(seed, number)`` resumes from `number` of them in child processes and yields the
+outcomes one by one. No check can detect a forged state that the run might have been in. So the
+forgeries are states that the run cannot have been in: other types, inconsistent counts, shapes of
+another model, optimizer moments that no step produces.
 """
 
 import hashlib
@@ -45,13 +43,13 @@ _STEPS = 57  # beyond a record, within an epoch
 
 
 class Outcome(NamedTuple):
-    """What became of a forgery.
+    """The outcome of resuming from a forgery.
 
     Arguments:
-        name: of the forgery, the same for the same seed and place.
-        outcome: "refused" in one sentence; "identical", where the state that is taken up is the
-            undamaged one; or, which must not be, "accepted wrongly", "trace" (another error than a
-            sentence) or "crash" (a signal, or no end).
+        name: of the forgery, the same for the same seed and position.
+        outcome: "refused" with one sentence, or "identical" if the loaded state is the undamaged
+            one; the failures are "accepted wrongly", "trace" (an error that is no sentence) and
+            "crash" (a signal, or a timeout).
         said: the sentence, or the error.
     """
 
@@ -61,7 +59,7 @@ class Outcome(NamedTuple):
 
 
 def forgeries(seed: int, number: int) -> Iterator[Outcome]:
-    """What becomes of `number` forgeries; the first of a longer series are those of a shorter one."""
+    """The outcomes of `number` forgeries; a longer series begins with the shorter one."""
     with tempfile.TemporaryDirectory() as folder:
         for name in _RUNS:
             _fit(name, Path(folder) / name)
@@ -74,21 +72,19 @@ def forgeries(seed: int, number: int) -> Iterator[Outcome]:
 
 
 def _child(folder: Path, seed: int, start: int, end: int) -> Iterator[Outcome]:
-    """The outcomes from `start` on in a process of their own; the last is the one that it died of,
-    if it did.
-    """
+    """The outcomes from `start` on, in one child process; the last one may be its crash."""
     words = [sys.executable, "-m", __name__, str(folder), str(seed), str(start), str(end)]
-    with tempfile.TemporaryFile("w+") as told, tempfile.TemporaryFile("w+") as errors:
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            words, stdout=told, stderr=errors, text=True, cwd=Path(__file__).parents[2]
+            words, stdout=output, stderr=errors, text=True, cwd=Path(__file__).parents[2]
         )
         with suppress(subprocess.TimeoutExpired):
             process.wait(_PATIENCE + (end - start))
         process.kill()
         process.wait()
-        told.seek(0)
+        output.seek(0)
         errors.seek(0)
-        lines, last = told.read().splitlines(), errors.read()[-500:]
+        lines, last = output.read().splitlines(), errors.read()[-500:]
     yield from (Outcome(*json.loads(line)) for line in lines if line.startswith("["))
     if process.returncode:
         began = [line for line in lines if not line.startswith("[")]
@@ -96,11 +92,11 @@ def _child(folder: Path, seed: int, start: int, end: int) -> Iterator[Outcome]:
 
 
 # The runs that are resumed
-# ------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 
 
 class _Normalised(torch.nn.Module):
-    """With batch statistics, a parameter nobody uses, and a guide laid out otherwise in memory."""
+    """Has batch statistics, an unused parameter, and a transposed weight in memory."""
 
     def __init__(self):
         super().__init__()
@@ -169,11 +165,11 @@ def _fit(name: str, folder: Path, **options: Any) -> None:
 
 
 # What is done to a checkpoint
-# ---------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 
 
 class Parts:
-    """A checkpoint in parts, which are written again with the checksums that they then have."""
+    """The parts of a checkpoint, which are written with recomputed checksums."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -183,7 +179,7 @@ class Parts:
         self.tensors = load(self.blob)
 
     def write(self, blob: bytes | None = None) -> None:
-        """Writes state and tensors, or these bytes in the place of the tensors."""
+        """Writes state and tensors, or these bytes in place of the tensors."""
         self.blob = save(self.tensors) if blob is None else blob
         header = checkpoint._header(self.header["run"], self.header["step"], self.blob, self.body)
         (self.folder / "tensors.safetensors").write_bytes(self.blob)
@@ -191,7 +187,7 @@ class Parts:
 
 
 def _damage(chance: random.Random, last: Path, other: Path) -> str:
-    """Bytes that change without anybody's doing."""
+    """Random changes of bytes, with the old checksums."""
     name = chance.choice(["tensors.safetensors", "state.json"])
     data = bytearray((last / name).read_bytes())
     at, length = chance.randrange(len(data)), chance.choice([1, 8, 512])
@@ -212,7 +208,7 @@ def _damage(chance: random.Random, last: Path, other: Path) -> str:
     return f"{name}: {kind} at {at}"
 
 
-# Of these another value is one that the run might have had.
+# Fields whose value may be another one in a valid run.
 _FREE = {
     "seconds",
     "data_per_second",
@@ -225,7 +221,7 @@ _FREE = {
     "learning_rate",
 }
 _FREE |= {"compiled", "hooked", "_step_count", "validation_se", "eps"}
-# which may be NaN, or without bound
+# fields that may be NaN or infinite
 _ANY = {"rate", "distortion", "validation_se", "learning_rate"}
 _OTHERS: list[Any] = [
     None,
@@ -240,42 +236,45 @@ _OTHERS: list[Any] = [
 
 
 def _leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    items = (
-        value.items()
-        if isinstance(value, dict)
-        else enumerate(value)
-        if isinstance(value, list)
-        else ()
-    )
+    """The path of every value within nested dicts and lists."""
+    items: Any = ()
+    if isinstance(value, dict):
+        items = value.items()
+    elif isinstance(value, list):
+        items = enumerate(value)
     for key, part in items:
         yield (*path, key)
         yield from _leaves(part, (*path, key))
 
 
 def _wrong(chance: random.Random, key: Any, value: Any) -> Any:
-    """A value that cannot stand in the place of this one."""
+    """A value that cannot replace this one."""
     others = [o for o in _OTHERS if type(o) is not type(value)]
-    if isinstance(value, bool):
-        return chance.choice([*others, 0.5, 2, 10**400])
-    if isinstance(value, int):
-        near = (
-            []
-            if key in _FREE
-            else [value + 1, value - 1, -value - 1, 10**18, 2**63, True, float(value) + 0.5]
-        )
-        return chance.choice([*others, *near, -(10**30), 1e308, math.nan, math.inf])
-    if isinstance(value, float):
-        bounds = (
-            []
-            if key in _ANY
-            else [math.nan if value == value else 0.0, math.inf if value != math.inf else 0.0]
-        )
-        return chance.choice([*others, *bounds, False])
-    return chance.choice(others if not isinstance(value, str) else [*others, 0, value + "x", ""])
+    return chance.choice([*others, *_wrong_alternatives(key, value)])
+
+
+def _wrong_alternatives(key: Any, value: Any) -> list[Any]:
+    """Wrong values that depend on the right one."""
+    match value:
+        case bool():
+            return [0.5, 2, 10**400]
+        case int():
+            near = [value + 1, value - 1, -value - 1, 10**18, 2**63, True, float(value) + 0.5]
+            return [*near * (key not in _FREE), -(10**30), 1e308, math.nan, math.inf]
+        case float():
+            not_finite = [
+                0.0 if math.isnan(value) else math.nan,
+                0.0 if value == math.inf else math.inf,
+            ]
+            return [*not_finite * (key not in _ANY), False]
+        case str():
+            return [0, value + "x", ""]
+        case _:
+            return []
 
 
 def _forged_state(chance: random.Random, last: Path, other: Path) -> str:
-    """Something of state.json that cannot be so."""
+    """A wrong entry of state.json."""
     parts = Parts(last)
     names = [p for p in _leaves(parts.body) if "order" not in p]
     path = chance.choice(names)
@@ -297,7 +296,7 @@ def _forged_state(chance: random.Random, last: Path, other: Path) -> str:
 
 
 def _forged_header(chance: random.Random, last: Path, other: Path) -> str:
-    """Something of the header that cannot be so, its own checksum computed anew."""
+    """A wrong entry of the header."""
     parts = Parts(last)
     name = chance.choice(["run", "step", "format", "version", "sha256", "more"])
     header = checkpoint._header(parts.header["run"], parts.header["step"], parts.blob, parts.body)
@@ -315,44 +314,17 @@ def _forged_header(chance: random.Random, last: Path, other: Path) -> str:
 
 
 def _is_moved(name: str) -> bool:
-    """Whether a tensor is a parameter's or an optimizer's, and not of the generators or of a
-    buffer that may be anything.
-    """
+    """Whether a tensor belongs to a parameter or an optimizer, which are always finite."""
     return name.startswith(("model", "best", "optimizer")) and "origin" not in name
 
 
 def _forged_tensor(chance: random.Random, last: Path, other: Path) -> str:
-    """A tensor of another shape, type, order or number than it can have."""
+    """A tensor with a wrong shape, type, order or value."""
     parts = Parts(last)
     tensors = parts.tensors
     name = chance.choice(sorted(tensors))
     t = tensors[name]
-    kinds: dict[str, Callable[[], Any]] = {
-        "flat and longer": lambda: torch.cat([t.flatten(), t.flatten()[:1]]),
-        "one number less": lambda: t.flatten()[:-1],
-        "empty": lambda: t.new_zeros(0),
-        "one dimension more": lambda: t[None],
-        "huge": lambda: t.new_zeros(1 << 20),
-        "of another type": lambda: t.to(torch.int64 if t.is_floating_point() else torch.float32),
-        "of half precision": lambda: t.to(torch.float16),
-        "of double precision": lambda: t.to(torch.float64),
-    }
-    if t.is_floating_point() and _is_moved(name):
-        kinds |= {
-            n: partial(torch.full_like, t, v)
-            for n, v in (("NaN", math.nan), ("infinite", math.inf), ("−inf", -math.inf))
-        }
-    if name.endswith(("sq", "running_var", "/step")):
-        kinds["negative"] = lambda: -t - 1
-    if name.endswith("/step"):
-        kinds |= {
-            f"step {v}": partial(torch.full_like, t, v)
-            for v in (0.0, 1.0, 1e30, 3e38, _STEPS + 1.0, 17.5)
-        }
-    if t.dim() == 2 and t.shape[0] != t.shape[1]:
-        kinds["transposed"] = lambda: t.t().contiguous()
-    if name.startswith("rng"):
-        kinds["no state"] = lambda: torch.full_like(t, 255)
+    kinds = {**_wrong_shapes_and_types(t), **_wrong_numbers(name, t)}
     kind = chance.choice([*kinds, "gone", "renamed", "another order", "for another"])
     if kind in kinds:
         tensors[name] = kinds[kind]()
@@ -367,6 +339,37 @@ def _forged_tensor(chance: random.Random, last: Path, other: Path) -> str:
         tensors[name] = tensors[chance.choice(sorted(fitting))].clone()
     parts.write()
     return f"tensor {name} {kind}"
+
+
+def _wrong_shapes_and_types(t: Tensor) -> dict[str, Callable[[], Tensor]]:
+    other = torch.int64 if t.is_floating_point() else torch.float32
+    return {
+        "flat and longer": lambda: torch.cat([t.flatten(), t.flatten()[:1]]),
+        "one number less": lambda: t.flatten()[:-1],
+        "empty": lambda: t.new_zeros(0),
+        "one dimension more": lambda: t[None],
+        "huge": lambda: t.new_zeros(1 << 20),
+        "of another type": lambda: t.to(other),
+        "of half precision": lambda: t.to(torch.float16),
+        "of double precision": lambda: t.to(torch.float64),
+    }
+
+
+def _wrong_numbers(name: str, t: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Wrong numbers of a tensor, by its part in the state."""
+    kinds: dict[str, Callable[[], Tensor]] = {}
+    fill = partial(partial, torch.full_like, t)
+    if t.is_floating_point() and _is_moved(name):
+        kinds |= {"NaN": fill(math.nan), "infinite": fill(math.inf), "−inf": fill(-math.inf)}
+    if name.endswith(("sq", "running_var", "/step")):
+        kinds["negative"] = lambda: -t - 1
+    if name.endswith("/step"):
+        kinds |= {f"step {v}": fill(v) for v in (0.0, 1.0, 1e30, 3e38, _STEPS + 1.0, 17.5)}
+    if t.dim() == 2 and t.shape[0] != t.shape[1]:
+        kinds["transposed"] = lambda: t.t().contiguous()
+    if name.startswith("rng"):
+        kinds["no state"] = fill(255)
+    return kinds
 
 
 def _reorder(body: Any, name: str, dims: int, chance: random.Random) -> None:
@@ -394,7 +397,7 @@ def _reorder(body: Any, name: str, dims: int, chance: random.Random) -> None:
 
 
 def _forged_container(chance: random.Random, last: Path, other: Path) -> str:
-    """A file of tensors that lies about itself."""
+    """A file of tensors whose header is wrong."""
     parts = Parts(last)
     length = struct.unpack("<Q", parts.blob[:8])[0]
     head, data = json.loads(parts.blob[8 : 8 + length]), parts.blob[8 + length :]
@@ -402,42 +405,43 @@ def _forged_container(chance: random.Random, last: Path, other: Path) -> str:
     kind = chance.choice(
         ["length", "twice", "offsets", "shape", "dtype", "deep", "metadata", "digits", "overlap"]
     )
-    text = None
-    if kind == "length":
-        length = chance.choice(
-            [0, 1, length - 1, length + 1, 2**32, 2**63, 2**64 - 1, len(parts.blob)]
-        )
-        text = parts.blob[8 : 8 + struct.unpack("<Q", parts.blob[:8])[0]]
-    elif kind == "twice":
-        one = json.dumps(head[name])
-        text = (
-            json.dumps(head)[:-1] + f', "{name}": {one}' * chance.choice([1, 1000]) + "}"
-        ).encode()
-    elif kind == "offsets":
-        head[name]["data_offsets"] = chance.choice(
-            [[0, 0], [0, 2**63], [5, 1], [-1, 4], [0], "x", [0, len(data)], [1e308, 2]]
-        )
-    elif kind == "shape":
-        head[name]["shape"] = chance.choice(
-            [[2**62, 4], [0], [-1], [2**63], "x", [[1]], [1] * 70, [2**32, 2**32]]
-        )
-    elif kind == "dtype":
-        head[name]["dtype"] = chance.choice(["F8_E4M3", "x", "BOOL", "F4", 3, None, "C64", "U64"])
-    elif kind == "deep":
-        text = b'{"a":' * 200_000 + b"1" + b"}" * 200_000
+    fields = _wrong_fields(len(data))
+    if kind in fields:
+        field, values = fields[kind]
+        head[name][field] = chance.choice(values)
     elif kind == "metadata":
         head["__metadata__"] = chance.choice([{"a": "b"}, {"a": 3}, [], 3, {"a": {"b": "c"}}])
-    elif kind == "digits":
-        text = (
-            json.dumps(head)
-            .replace('"data_offsets": [0', '"data_offsets": [' + "9" * 5000, 1)
-            .encode()
-        )
-    else:
+    elif kind == "overlap":
         head["more"] = dict(head[name])
-    text = json.dumps(head).encode() if text is None else text
-    parts.write(struct.pack("<Q", length if kind == "length" else len(text)) + text + data)
+    text = json.dumps(head)
+    if kind == "twice":
+        one = f', "{name}": {json.dumps(head[name])}'
+        text = text[:-1] + one * chance.choice([1, 1000]) + "}"
+    elif kind == "deep":
+        text = '{"a":' * 200_000 + "1" + "}" * 200_000
+    elif kind == "digits":
+        text = text.replace('"data_offsets": [0', '"data_offsets": [' + "9" * 5000, 1)
+    content, size = text.encode(), len(text.encode())
+    if kind == "length":
+        content, size = parts.blob[8 : 8 + length], chance.choice(_wrong_lengths(length, parts))
+    parts.write(struct.pack("<Q", size) + content + data)
     return f"container {name} {kind}"
+
+
+def _wrong_fields(num_bytes: int) -> dict[str, tuple[str, list[Any]]]:
+    """By kind, a field of a tensor's header and wrong values of it."""
+    offsets = [[0, 0], [0, 2**63], [5, 1], [-1, 4], [0], "x", [0, num_bytes], [1e308, 2]]
+    shapes = [[2**62, 4], [0], [-1], [2**63], "x", [[1]], [1] * 70, [2**32, 2**32]]
+    types = ["F8_E4M3", "x", "BOOL", "F4", 3, None, "C64", "U64"]
+    return {
+        "offsets": ("data_offsets", offsets),
+        "shape": ("shape", shapes),
+        "dtype": ("dtype", types),
+    }
+
+
+def _wrong_lengths(length: int, parts: Parts) -> list[int]:
+    return [0, 1, length - 1, length + 1, 2**32, 2**63, 2**64 - 1, len(parts.blob)]
 
 
 def _forged_text(chance: random.Random, last: Path, other: Path) -> str:
@@ -473,7 +477,7 @@ def _forged_text(chance: random.Random, last: Path, other: Path) -> str:
 
 
 def _swapped(chance: random.Random, last: Path, other: Path) -> str:
-    """Parts of another run of the same settings, or of the checkpoint before."""
+    """Parts of another run with the same settings, or of the previous checkpoint."""
     run, theirs = last.parents[1], checkpoint.latest(other / "checkpoint")
     assert theirs is not None
     first = last.with_name("step-000000000")
@@ -511,36 +515,35 @@ def _swapped(chance: random.Random, last: Path, other: Path) -> str:
 
 
 def _of_another_kind(chance: random.Random, last: Path, other: Path) -> str:
-    """Something else than a file or a folder where one is expected."""
+    """Something other than the expected file or folder."""
     run = last.parents[1]
     place = chance.choice(
         [last / "state.json", last / "tensors.safetensors", last, last.parent, run / "run.json"]
     )
-    kind = chance.choice(
-        ["gone", "pipe", "loop", "folder", "file", "dangling", "device", "many levels"]
-    )
+    contents = ["", "{}", '{"run": 3}', '{"run": "x"}', "[" * 200_000, "9" * 5000, "\0"]
+    kinds: dict[str, Callable[[], Any]] = {
+        "gone": lambda: None,
+        "pipe": lambda: os.mkfifo(place),
+        "loop": lambda: place.symlink_to(place),
+        "folder": place.mkdir,
+        "file": lambda: place.write_text(chance.choice(contents)),
+        "dangling": lambda: place.symlink_to(run / "nowhere"),
+        "device": lambda: place.symlink_to(os.devnull),
+        "many levels": lambda: (place / "a" / "b").mkdir(parents=True),
+    }
+    kind = chance.choice(list(kinds))
     if place in (last, last.parent) and kind in ("gone", "many levels", "folder"):
-        kind = "file"  # else a new run begins, or that before is taken up
-    shutil.rmtree(place) if place.is_dir() else place.unlink()
-    if kind == "pipe":
-        os.mkfifo(place)
-    elif kind == "loop":
-        place.symlink_to(place)
-    elif kind == "folder":
-        place.mkdir()
-    elif kind == "file":
-        place.write_text(
-            chance.choice(
-                ["", "{}", '{"run": 3}', '{"run": "x"}', "[" * 200_000, "9" * 5000, "\0"]
-            )
-        )
-    elif kind == "dangling":
-        place.symlink_to(run / "nowhere")
-    elif kind == "device":
-        place.symlink_to(os.devnull)
-    elif kind == "many levels":
-        (place / "a" / "b").mkdir(parents=True)
+        kind = "file"  # else a new run starts, or the previous checkpoint is loaded
+    _remove(place)
+    kinds[kind]()
     return f"{place.relative_to(run)}: {kind}"
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 _KINDS = [
@@ -557,14 +560,14 @@ _KINDS += [_swapped, _of_another_kind]
 
 
 # A child process
-# ----------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 
 
 _restore = Run.restore
 
 
 class _Taken(Exception):
-    """Leaves ``fit`` after a state was taken up, for the run is no fresh one any more."""
+    """Leaves ``fit`` after a state was loaded: the run is no longer a fresh one."""
 
 
 def _digest(run: Run) -> str:
@@ -578,16 +581,19 @@ def _judge(run: Run, proper: str) -> tuple[str, str]:
         _restore(run)
     except vilvm.CheckpointError as error:
         said = str(error)
-        return ("refused" if "\n" not in said and len(said) < 1500 else "trace"), said
+        sentence = "\n" not in said and len(said) < 1500
+        return ("refused" if sentence else "trace"), said
     except Exception as error:
         return "trace", f"{type(error).__name__}: {error}"
     if run.at < 0 or run._resumed_at < 0:
         return "accepted wrongly", "the run starts anew"
-    return ("identical", "") if _digest(run) == proper else ("accepted wrongly", "another state")
+    if _digest(run) != proper:
+        return "accepted wrongly", "another state"
+    return "identical", ""
 
 
 def _child_main(base: Path, seed: int, start: int, end: int) -> None:
-    """Prints the name of every forgery before it is tried, and its outcome thereafter."""
+    """Prints the name of every forgery before its trial, and the outcome after it."""
     torch.set_num_threads(1)
     proper: dict[str, str] = {}
     for name in _RUNS:
@@ -596,7 +602,8 @@ def _child_main(base: Path, seed: int, start: int, end: int) -> None:
     while places:
         names = list(_RUNS)
         name = names[places[0] // 50 % len(names)]
-        _within(name, base, partial(_try, places, names, seed, base, proper))
+        trial = partial(_try, places=places, names=names, seed=seed, base=base, proper=proper)
+        _within(name, base, trial)
 
 
 def _note(proper: dict[str, str], name: str, run: Run) -> None:
@@ -606,31 +613,29 @@ def _note(proper: dict[str, str], name: str, run: Run) -> None:
 
 
 def _try(
-    places: list[int], names: list[str], seed: int, base: Path, proper: dict[str, str], run: Run
+    run: Run, *, places: list[int], names: list[str], seed: int, base: Path, proper: dict[str, str]
 ) -> None:
-    """Forgeries one after the other, until one is accepted, or the next is of another run."""
+    """Tries forgeries until one is accepted or the next one is of another run."""
     name, folder = names[places[0] // 50 % len(names)], run.folder
     assert folder is not None
     while places and names[places[0] // 50 % len(names)] == name:
         place = places.pop(0)
         for inside in folder.iterdir():
-            shutil.rmtree(
-                inside
-            ) if inside.is_dir() and not inside.is_symlink() else inside.unlink()
+            _remove(inside)
         shutil.copytree(base / name, folder, dirs_exist_ok=True)
         chance, last = random.Random(f"{seed} {place}"), checkpoint.latest(folder / "checkpoint")
         assert last is not None
-        told = chance.choice(_KINDS)(chance, last, base / f"{name}, again")
-        print(f"{place} {told}".encode("ascii", "replace").decode(), flush=True)
+        forgery = chance.choice(_KINDS)(chance, last, base / f"{name}, again")
+        print(f"{place} {forgery}".encode("ascii", "replace").decode(), flush=True)
         outcome, said = _judge(run, proper[name])
-        print(json.dumps([f"{place} {name}: {told}", outcome, said]), flush=True)
+        print(json.dumps([f"{place} {name}: {forgery}", outcome, said]), flush=True)
         if outcome in ("identical", "accepted wrongly"):
             raise _Taken
     raise _Taken
 
 
 def _within(name: str, base: Path, act: Callable[[Run], None]) -> None:
-    """Does something with a fresh run, in the place of its steps."""
+    """Calls `act` with a fresh run, in place of its training."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as patches:
         shutil.copytree(base / name, folder, dirs_exist_ok=True)
         patches.enter_context(patch.object(Run, "train_all", lambda run, progress: act(run)))

@@ -1,13 +1,13 @@
-"""Runs that are killed with SIGKILL at random moments and resumed until they are done, against the
-same runs undisturbed.
+"""Runs that are killed with SIGKILL at random moments and resumed until they are done, compared
+with the same runs undisturbed.
 
     python -m benchmarks.faults.kills [--kills 200] [--seed 0] [--only WORDS] [--json FILE]
 
-Half of the kills fall at a random moment of the run, the other half right before a random one of
-the operations on files in the run folder (an open, a rename, a removal), where a half-written
-state would be. Compared are all parameters and buffers, what the checkpoint holds (optimizer,
-scheduler, objective, generators, best parameters), history and result, bit for bit; clocks are
-left out.
+Half of the kills come at a random moment of the run, the other half right before a random
+operation on files in the run folder (an open, a rename, a removal), which would leave a
+half-written state. Parameters and buffers, the contents of the checkpoint (optimizer, scheduler,
+objective, generators, best parameters), history and result must be equal bit for bit; measured
+times are left out.
 """
 
 import argparse
@@ -64,11 +64,10 @@ class Kills(NamedTuple):
 
     Arguments:
         kills: SIGKILLs that ended a process.
-        survived: of these, those of runs that ended bit-identical.
-        comparisons: of a run that was killed at least once and then done, with the undisturbed
-            one.
-        identical: of these, the bit-identical ones.
-        leftovers: files in a run folder or beside it that the undisturbed run has not.
+        survived: kills of runs that ended bit-identical.
+        comparisons: runs that were killed at least once and then ended.
+        identical: runs among these that are bit-identical to the undisturbed one.
+        leftovers: files in a run folder or beside it that the undisturbed run does not have.
         running: processes that outlived the one that started them.
         trouble: a line for each comparison that failed, leftover and process.
     """
@@ -86,11 +85,11 @@ class Kills(NamedTuple):
 
 
 # What is compared
-# -------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 
 
 def digest(value: Any) -> str:
-    """A digest of a nest of tensors and plain values, by their bits; clocks are left out."""
+    """A digest of the bits of nested tensors and plain values, without measured times."""
     found = hashlib.sha256()
     _feed(found, value)
     return found.hexdigest()[:16]
@@ -116,7 +115,7 @@ def _feed(found: Any, value: Any) -> None:
 
 
 def held(folder: Path) -> dict[str, str]:
-    """Digests of what the newest checkpoint of a run holds."""
+    """Digests of the contents of the newest checkpoint of a run."""
     state = checkpoint.load(checkpoint.latest(folder / "checkpoint"))  # type: ignore[arg-type]
     table = pandas.read_csv(folder / "history.csv").drop(columns=["seconds", "data_per_second"])
     return {
@@ -126,7 +125,7 @@ def held(folder: Path) -> dict[str, str]:
 
 
 def names(folder: Path) -> set[str]:
-    """The files in a folder, checkpoints under one name whatever their step."""
+    """The files in a folder; checkpoints have one name for all steps."""
     return {
         re.sub(r"^checkpoint/step-\d{9}\b", "checkpoint/step", str(p.relative_to(folder)))
         for p in folder.rglob("*")
@@ -134,16 +133,16 @@ def names(folder: Path) -> set[str]:
 
 
 # What is run
-# ------------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 
 
 def train(name: str, folder: Path, data: Path) -> dict[str, Any]:
-    """A configuration in this process, from its beginning or from where it was killed: digests of
-    all that it ends with.
+    """Trains a configuration in this process, from its beginning or from its last checkpoint;
+    returns digests of the results.
     """
-    # But for one, as the step is traced and guarded, without the compiler's seconds.
+    # All but one run the traced step without the compiler, which would take seconds.
     compiled_step.inductor = _INDUCTOR if name == INDUCTOR else graph
-    make = CONFIGURATIONS[name] if name in CONFIGURATIONS else RANKS[name][1]
+    make = CONFIGURATIONS.get(name) or RANKS[name][1]
     with vilvm.distributed(minutes=0.5) as world:
         lvm, fitted = fit(make, folder, data)
     found = {
@@ -151,19 +150,20 @@ def train(name: str, folder: Path, data: Path) -> dict[str, Any]:
         "history": digest(fitted.history.to_rows()),
         "result": digest([fitted.steps, fitted.stopped, fitted.best_step, fitted.skipped]),
     }
-    return {"digests": {**found, **(held(folder) if world.is_main else {})}}
+    if world.is_main:
+        found |= held(folder)
+    return {"digests": found}
 
 
 def by_command(folder: Path, data: Path) -> dict[str, Any]:
-    """The main example by its command line, in this process; resumed if it has got as far as to
-    say how.
+    """Runs the main example by its command line, in this process; resumes it if its folder has
+    settings.
     """
     vae_mnist.vilvm.fit = partial(vilvm.fit, checkpoint_seconds=0.0)  # type: ignore[attr-defined]
     begun = (folder / "settings.json").exists()
     options = ["--data", "digits", "--epochs", "2", "--latent", "2", "--samples", "10"]
-    answer = vae_mnist.main(
-        ["--resume", str(folder)] if begun else [*options, "--out", str(folder)]
-    )
+    words = ["--resume", str(folder)] if begun else [*options, "--out", str(folder)]
+    answer = vae_mnist.main(words)
     results = json.loads((folder / "results.json").read_text())
     pictures = {
         p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (folder / "figures").iterdir()
@@ -181,8 +181,12 @@ def by_command(folder: Path, data: Path) -> dict[str, Any]:
 
 
 class Case(NamedTuple):
-    """A run that is killed: its work in a folder (and a folder for its data), and the number of
-    its processes.
+    """A run that is killed.
+
+    Arguments:
+        name: of its configuration.
+        work: done in a run folder and a folder for data.
+        size: number of its processes.
     """
 
     name: str
@@ -191,7 +195,7 @@ class Case(NamedTuple):
 
 
 def cases() -> list[Case]:
-    """All of them."""
+    """All cases."""
     return [
         *(Case(name, partial(train, name)) for name in CONFIGURATIONS),
         *(Case(name, partial(train, name), size) for name, (size, _) in RANKS.items()),
@@ -202,8 +206,8 @@ def cases() -> list[Case]:
 def run(
     case: Case, place: Path, dies_at: int | None = None, kill_after: float | None = None
 ) -> tuple[list[Ending], int]:
-    """One start of a case in ``place/run``, which may be killed: how its processes ended, and how
-    many others they left running.
+    """Starts a case in ``place/run`` and may kill it; returns the endings of its processes and the
+    number of processes left running.
     """
     folder, data, port = place / "run", place.parent / "data", str(free_port())
     data.mkdir(parents=True, exist_ok=True)
@@ -228,8 +232,7 @@ def run(
             environment if case.size > 1 else {},
         )
         children.append((child, outcome))
-    # Of several ranks the first one is killed by itself; the others have to end because it is
-    # gone.
+    # Of several ranks, only the first one is killed; the others must end because it is gone.
     endings = [
         ended(c, o, 300.0, kill_after if rank == 0 else None)
         for rank, (c, o) in enumerate(children)
@@ -238,86 +241,103 @@ def run(
 
 
 # The campaign
-# -----------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
+
+
+class Undisturbed(NamedTuple):
+    """The undisturbed run of a case.
+
+    Arguments:
+        digests: of the results, by rank.
+        files: in the run folder.
+        events: operations on files in it.
+        seconds: that it took.
+    """
+
+    digests: list[Any]
+    files: set[str]
+    events: int
+    seconds: float
 
 
 def kill(case: Case, place: Path, kills: int, draw: random.Random) -> Kills:
-    """Kills a case `kills` times, and compares whenever it comes to its end."""
+    """Kills a case `kills` times, and compares it each time it ends."""
     endings, running = run(case, place / "undisturbed")
-    expected, events, seconds = (
-        [e.found.get("digests") for e in endings],
-        endings[0].found.get("events", 0),
-        endings[0].seconds,
-    )
     if any(e.how != "done" for e in endings):
         return Kills(
             comparisons=1, trouble=(f"{case.name}: undisturbed it ended with {_words(endings)}",)
         )
-    files = names(place / "undisturbed" / "run")
+    undisturbed = Undisturbed(
+        digests=[e.found.get("digests") for e in endings],
+        files=names(place / "undisturbed" / "run"),
+        events=endings[0].found.get("events", 0),
+        seconds=endings[0].seconds,
+    )
     total, number = Kills(running=running), 0
     while total.kills < kills and total.identical == total.comparisons:
         number += 1
-        total += _until_done(
-            case,
-            place / f"killed-{number}",
-            kills - total.kills,
-            expected,
-            files,
-            (events, seconds),
-            draw,
-        )
+        left = kills - total.kills
+        total += _until_done(case, place / f"killed-{number}", left, undisturbed, draw)
     return total
 
 
 def _until_done(
-    case: Case,
-    place: Path,
-    kills: int,
-    expected: list[Any],
-    files: set[str],
-    length: tuple[int, float],
-    draw: random.Random,
+    case: Case, place: Path, kills: int, undisturbed: Undisturbed, draw: random.Random
 ) -> Kills:
-    """One run, killed again and again until it is done or was killed `kills` times, and then left
-    to its end.
-    """
+    """Kills one run until it is done or was killed `kills` times; then lets it end."""
+    killed, running, endings = _killed_runs(case, place, kills, undisturbed, draw)
+    if not killed and endings[0].how == "done":  # the run ended before the moment
+        shutil.rmtree(place)
+        return Kills(running=running)
+    same = [e.found.get("digests") for e in endings] == undisturbed.digests
+    left_over = _left_over(place, undisturbed.files)
+    trouble = [f"{case.name}: {name} is left over" for name in sorted(left_over)]
+    if running:
+        trouble.append(f"{case.name}: {running} processes go on")
+    if same:
+        shutil.rmtree(place)
+    else:
+        difference = _difference(endings, undisturbed.digests)
+        trouble.insert(0, f"{case.name}: after {killed} kills {difference}")
+    return Kills(killed, killed * same, 1, int(same), len(left_over), running, tuple(trouble))
+
+
+def _killed_runs(
+    case: Case, place: Path, kills: int, undisturbed: Undisturbed, draw: random.Random
+) -> tuple[int, int, list[Ending]]:
+    """The number of kills, of processes left running, and how the last start ended."""
     killed = running = 0
-    trouble: list[str] = []
     while True:
         moment: dict[str, Any] = {}
         if killed < kills:
-            share = draw.random()
-            moment = (
-                {"dies_at": int(share * length[0])}
-                if draw.random() < 0.5
-                else {"kill_after": share * length[1]}
-            )
+            moment = _moment(undisturbed, draw)
         endings, left = run(case, place, **moment)
         running += left
-        hows = [e.how for e in endings]
-        if (
-            hows[0] == "killed"
-            and moment
-            and all(how in ("killed", "sentence", "done") for how in hows)
-        ):
-            killed += 1
-            continue
-        break
-    if not killed and hows[0] == "done":  # the moment lay behind its end
-        shutil.rmtree(place)
-        return Kills(running=running)
-    found = [e.found.get("digests") for e in endings]
-    same = found == expected
-    if not same:
-        trouble.append(f"{case.name}: after {killed} kills {_difference(endings, expected)}")
-    left_over = (names(place / "run") - files if (place / "run").exists() else set()) | (
-        names(place) - {"run"} - _inside(place)
-    )
-    trouble += [f"{case.name}: {name} is left over" for name in sorted(left_over)]
-    trouble += [f"{case.name}: {running} processes go on"] * (running > 0)
-    if same:
-        shutil.rmtree(place)
-    return Kills(killed, killed * same, 1, int(same), len(left_over), running, tuple(trouble))
+        if not moment or not _was_killed(endings):
+            return killed, running, endings
+        killed += 1
+
+
+def _moment(undisturbed: Undisturbed, draw: random.Random) -> dict[str, Any]:
+    """When to kill a run: before a random operation on files, or after a random time."""
+    share = draw.random()
+    if draw.random() < 0.5:
+        return {"dies_at": int(share * undisturbed.events)}
+    return {"kill_after": share * undisturbed.seconds}
+
+
+def _was_killed(endings: list[Ending]) -> bool:
+    """Whether the first process was killed and the others ended properly."""
+    proper = ("killed", "sentence", "done")
+    return endings[0].how == "killed" and all(e.how in proper for e in endings)
+
+
+def _left_over(place: Path, expected: set[str]) -> set[str]:
+    """Files in the run folder that are not expected, and files beside it."""
+    beside = names(place) - {"run"} - _inside(place)
+    if not (place / "run").exists():
+        return beside
+    return beside | (names(place / "run") - expected)
 
 
 def _inside(place: Path) -> set[str]:
@@ -341,7 +361,7 @@ def _words(endings: list[Ending]) -> str:
 
 
 def warm_up(folder: Path) -> None:
-    """Takes a few steps in this process, so that its children need not import what these import."""
+    """Takes a few steps in this process, so that its children share the imports."""
     fit(CONFIGURATIONS["optimizer: Adam"], folder / "warm", folder)
     fit(CONFIGURATIONS["in turn"], folder / "warm in turn", folder)
     compiled_step.inductor = graph
@@ -350,17 +370,14 @@ def warm_up(folder: Path) -> None:
 
 
 def campaign(kills: int, seed: int = 0, only: str = "", verbose: bool = True) -> dict[str, Kills]:
-    """At least `kills` kills, shared out among the cases whose name holds one of the words of
-    `only`, by case.
-    """
+    """At least `kills` kills, distributed over the cases whose name contains a word of `only`."""
     chosen = [c for c in cases() if not only or any(word in c.name for word in only.split("|"))]
     found: dict[str, Kills] = {}
     with tempfile.TemporaryDirectory(prefix="vilvm-faults-") as base:
         warm_up(Path(base))
         for number, case in enumerate(chosen):
-            share = math.ceil(kills * (number + 1) / len(chosen)) - math.ceil(
-                kills * number / len(chosen)
-            )
+            before, after = (math.ceil(kills * n / len(chosen)) for n in (number, number + 1))
+            share = after - before
             found[case.name] = kill(
                 case, Path(base) / str(number), max(1, share), random.Random(f"{seed} {case.name}")
             )
@@ -370,45 +387,30 @@ def campaign(kills: int, seed: int = 0, only: str = "", verbose: bool = True) ->
 
 
 def rows(found: Mapping[str, Kills]) -> list[Row]:
-    """The campaign as rows of the table: runs in one process, by the command line, and of several
-    ranks.
-    """
+    """The rows of the table: runs of one process, of several ranks, and by the command line."""
     kinds = {
-        "one process": [n for n in found if n in CONFIGURATIONS],
-        "several ranks": [n for n in found if n in RANKS],
-        f"`{COMMAND}`": [n for n in found if n == COMMAND],
+        "one process": ([n for n in found if n in CONFIGURATIONS], ""),
+        "several ranks": (
+            [n for n in found if n in RANKS],
+            "; the other ranks end with `PeerLostError`",
+        ),
+        f"`{COMMAND}`": ([n for n in found if n == COMMAND], ", page and figures included"),
     }
     out = []
-    for kind, members in kinds.items():
-        if not members:
-            continue
-        total = sum((found[n] for n in members), Kills())
-        several = f"{len(members)} configurations, " * (len(members) > 1)
-        what = f"SIGKILL at a random moment: {kind}, {several}{total.comparisons} comparisons"
-        seen = _SEEN + (
-            "; the other ranks end with `PeerLostError`"
-            if kind == "several ranks"
-            else ", page and figures included" * (kind[0] == "`")
-        )
-        out.append(Row(what, total.kills, total.survived, seen, total.trouble))
+    for kind, (members, also_seen) in kinds.items():
+        if members:
+            total = sum((found[n] for n in members), Kills())
+            several = f"{len(members)} configurations, " * (len(members) > 1)
+            what = f"SIGKILL at a random moment: {kind}, {several}{total.comparisons} comparisons"
+            out.append(Row(what, total.kills, total.survived, _SEEN + also_seen, total.trouble))
     every = sum(found.values(), Kills())
-    out.append(
-        Row(
-            "files left over after these",
-            every.comparisons,
-            max(0, every.comparisons - every.leftovers),
-            "nothing",
-        )
-    )
-    out.append(
-        Row(
-            "processes left running after these",
-            every.kills,
-            max(0, every.kills - every.running),
-            "nothing",
-        )
-    )
-    return out
+    clean = max(0, every.comparisons - every.leftovers)
+    stopped = max(0, every.kills - every.running)
+    return [
+        *out,
+        Row("files left over after these", every.comparisons, clean, "nothing"),
+        Row("processes left running after these", every.kills, stopped, "nothing"),
+    ]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -420,7 +422,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--only",
         default="",
-        help="words, one of which the name of a configuration holds, split by |",
+        help="words, split by |; a configuration runs if its name contains one",
     )
     parser.add_argument("--json", type=Path, help="file for the counts")
     args = parser.parse_args(argv)

@@ -1,11 +1,10 @@
-"""Several processes train one model, and one of them fails: all of them end, with a sentence, and
-nothing goes on running.
+"""Several processes train one model, and one of them fails: all must end, with one sentence.
 
     python -m benchmarks.faults.ranks [--only WORDS] [--json FILE]
 
-A rank that fails by an error of its own says which. The others end because they lose it: at once
-where the connection breaks, else after the time that ``vilvm.distributed`` was given, which is
-some seconds here.
+A rank that fails by its own error reports it. The others end because they lose it: immediately if
+the connection breaks, else after the time limit of ``vilvm.distributed``, which is some seconds
+here.
 """
 
 import argparse
@@ -40,8 +39,11 @@ _LIMIT = 45.0  # seconds within which all must have ended
 
 
 class Scene(NamedTuple):
-    """What a fault has to do with: the run folder, the ranks' process ids, and how to wait until
-    the run has a checkpoint.
+    """The run that a fault afflicts.
+
+    Arguments:
+        folder: the run folder.
+        ranks: process ids.
     """
 
     folder: Path
@@ -62,14 +64,14 @@ class Fault(NamedTuple):
     """A fault of one rank.
 
     Arguments:
-        name: in words.
-        work: what each rank does, of its rank and the run folder.
-        afflict: what is done to them from outside.
-        size: ranks that the environment announces.
-        starts: which of them are started.
-        prepare: done to the run folder before.
-        resumes: whether the run must go on afterwards, all ranks in order.
-        expects: words that the outcome of some rank must hold.
+        name: its name.
+        work: called by each rank with its rank and the run folder.
+        afflict: called with the running ranks.
+        size: number of ranks that the environment announces.
+        starts: the ranks that are started.
+        prepare: called with the run folder before the start.
+        resumes: whether the run must resume afterwards.
+        expects: words that the outcome of some rank must contain.
     """
 
     name: str
@@ -83,7 +85,7 @@ class Fault(NamedTuple):
 
 
 # What ranks do
-# ----------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 
 
 def training(
@@ -96,7 +98,7 @@ def training(
 
 
 def patient(rank: int, folder: Path, **options: Any) -> dict[str, Any]:
-    """With ten minutes of patience, so that only a broken connection can end it in time."""
+    """A run with a limit of ten minutes: only a broken connection can end it in time."""
     return training(rank, folder, minutes=10.0, **options)
 
 
@@ -164,7 +166,7 @@ def port_taken(rank: int, folder: Path) -> dict[str, Any]:
 
 
 def waiting(rank: int, folder: Path) -> dict[str, Any]:
-    """One rank is done, and waits for the other, which is killed."""
+    """One rank is done and waits for the other, which is killed."""
     with vilvm.distributed(10.0):
         fit(RANKS["2 ranks"][1], folder, folder, steps=5)
         if rank == 0:
@@ -173,7 +175,7 @@ def waiting(rank: int, folder: Path) -> dict[str, Any]:
 
 
 # What is done to them
-# ----------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 
 
 def sent(number: int, to: int) -> Callable[[Scene], None]:
@@ -282,39 +284,39 @@ FAULTS = [
 
 
 # Whether all ended
-# -------------------------------------------------------------------------------------------------------
+# -------------------------------------------------------------------------------------------------
 
 
 def _run(fault: Fault, folder: Path) -> tuple[list[Ending], int]:
-    """How the ranks that were started ended, and how many processes they left running."""
+    """How the started ranks ended, and how many processes they left running."""
     port = str(free_port())
     children = []
     for rank in fault.starts:
-        world = {
-            "WORLD_SIZE": fault.size,
-            "LOCAL_WORLD_SIZE": fault.size,
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-        }
-        environment = {
-            **{k: str(v) for k, v in world.items()},
-            "MASTER_PORT": port,
-            "MASTER_ADDR": "127.0.0.1",
-        }
         outcome = folder.parent / "outcomes" / f"{rank}.json"
-        children.append(
-            (start(partial(fault.work, rank, folder), outcome, environment=environment), outcome)
-        )
+        work, environment = partial(fault.work, rank, folder), _environment(fault, rank, port)
+        children.append((start(work, outcome, environment=environment), outcome))
     scene = Scene(folder, [child for child, _ in children])
     fault.afflict(scene)
     stopped = [c for c, _ in children if _state(c) == "T"]
-    # One that is stopped cannot end; whoever started it will kill it, once the others have ended.
+    # A stopped process cannot end: it is killed after the others have ended.
     endings = [ended(c, o, _LIMIT) for c, o in children if c not in stopped]
     for child, outcome in children:
         if child in stopped:
             os.kill(child, signal.SIGKILL)
             endings.append(ended(child, outcome))
     return endings, sum(len(left_running(c)) for c, _ in children)
+
+
+def _environment(fault: Fault, rank: int, port: str) -> dict[str, str]:
+    """The environment variables of a rank, as torchrun sets them."""
+    return {
+        "WORLD_SIZE": str(fault.size),
+        "LOCAL_WORLD_SIZE": str(fault.size),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "MASTER_PORT": port,
+        "MASTER_ADDR": "127.0.0.1",
+    }
 
 
 def _state(process: int) -> str:
@@ -326,15 +328,11 @@ def _state(process: int) -> str:
 
 
 def tried(fault: Fault, place: Path) -> tuple[str, list[Ending]]:
-    """What was not right about the end of a fault ("" if all was), and the endings."""
+    """What went wrong ("" if nothing did), and the endings of the ranks."""
     folder = place / "run"
     fault.prepare(folder)
     endings, running = _run(fault, folder)
-    wrong = [
-        f"{e.how}: {e.message}"
-        for e in endings
-        if e.how not in ("done", "killed", "sentence") and OWN not in e.message
-    ]
+    wrong = [f"{e.how}: {e.message}" for e in endings if not _is_proper(e)]
     said = " ".join([*(e.message for e in endings), *(str(e.found) for e in endings)])
     if wrong:
         return f"ended with {wrong[0]}", endings
@@ -343,26 +341,33 @@ def tried(fault: Fault, place: Path) -> tuple[str, list[Ending]]:
     if running:
         return f"{running} processes go on", endings
     if fault.resumes:
-        newest = checkpoint.latest(folder / "checkpoint")
-        assert newest is not None
-        steps = int(newest.name[5:]) + 5
-        again, _ = _run(
-            Fault("resumed", partial(patient, steps=steps), size=fault.size, starts=fault.starts),
-            folder,
-        )
-        if any(e.how != "done" or e.found["steps"] != steps for e in again):
-            return f"does not resume: {again}", endings
+        return _resumed(fault, folder), endings
     return "", endings
 
 
+def _is_proper(ending: Ending) -> bool:
+    return ending.how in ("done", "killed", "sentence") or OWN in ending.message
+
+
+def _resumed(fault: Fault, folder: Path) -> str:
+    """Resumes the run for five steps; returns what went wrong, or ""."""
+    newest = checkpoint.latest(folder / "checkpoint")
+    assert newest is not None
+    steps = int(newest.name[5:]) + 5
+    work = partial(patient, steps=steps)
+    again, _ = _run(Fault("resumed", work, size=fault.size, starts=fault.starts), folder)
+    if any(e.how != "done" or e.found["steps"] != steps for e in again):
+        return f"does not resume: {again}"
+    return ""
+
+
 def rows(only: str = "", verbose: bool = True) -> list[Row]:
-    """A row a fault, for those whose name holds one of the words of `only`."""
-    out = []
+    """A row for each fault whose name contains a word of `only`."""
+    words, out = only.split("|"), []
+    chosen = [fault for fault in FAULTS if any(word in fault.name for word in words)]
     with tempfile.TemporaryDirectory(prefix="vilvm-faults-") as base:
         warm_up(Path(base))
-        for number, fault in enumerate(
-            f for f in FAULTS if not only or any(word in f.name for word in only.split("|"))
-        ):
+        for number, fault in enumerate(chosen):
             began = time.monotonic()
             wrong, endings = tried(fault, Path(base) / str(number))
             if verbose:
@@ -384,20 +389,15 @@ def rows(only: str = "", verbose: bool = True) -> list[Row]:
 
 
 def _seen(fault: Fault, endings: list[Ending]) -> str:
-    """The first sentence of the rank that knows most, without what differs from run to run."""
+    """The first sentence of the most informative rank, without what differs between runs."""
     said = [e.message for e in endings if e.message and e.how != "killed"]
     first = next((m for m in said if fault.expects in m), said[0] if said else "")
     if not first:
         return "all stop after the same step, and say how to resume"
-    return (
-        "“"
-        + re.sub(
-            r"/\S*/run\b|127\.0\.0\.1:\d+",
-            lambda m: "RUN" if m[0][0] == "/" else "HOST:PORT",
-            re.sub(r" \([^()]*(\([^()]*\))?\)", "", first).split("; ")[0].split(". ")[0],
-        ).rstrip(".")
-        + ".”"
-    )
+    sentence = re.sub(r" \([^()]*(\([^()]*\))?\)", "", first).split("; ")[0].split(". ")[0]
+    sentence = re.sub(r"/\S*/run\b", "RUN", sentence)
+    sentence = re.sub(r"127\.0\.0\.1:\d+", "HOST:PORT", sentence)
+    return f"“{sentence.rstrip('.')}.”"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -405,7 +405,7 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m benchmarks.faults.ranks", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument(
-        "--only", default="", help="words, one of which the name of a fault holds, split by |"
+        "--only", default="", help="words, split by |; a fault runs if its name contains one"
     )
     parser.add_argument("--json", type=Path, help="file for the rows")
     args = parser.parse_args(argv)

@@ -10,11 +10,11 @@ class Row(NamedTuple):
     """One kind of fault.
 
     Arguments:
-        fault: what is done.
-        tried: how often.
-        survived: how often the outcome is the right one.
+        fault: its name.
+        tried: number of trials.
+        survived: number of trials with a right outcome.
         seen: what the user sees.
-        trouble: a line for each that was not survived.
+        trouble: a line for each trial that was not survived.
     """
 
     fault: str

@@ -105,10 +105,10 @@ def by_hand_graph(net: Any, draw: Callable[[], Any]) -> Steps:
         for _ in range(3):
             step()
     torch.cuda.current_stream().wait_stream(side)
-    adam.zero_grad()  # so that a replay writes gradients, and does not add to them
+    adam.zero_grad()  # a replay must overwrite gradients, not add to them
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        told = step()
+        loss = step()
 
     def steps(count: int) -> list[float]:
         losses = []
@@ -116,7 +116,7 @@ def by_hand_graph(net: Any, draw: Callable[[], Any]) -> Steps:
             if isinstance(static, Tensor):
                 static.copy_(draw())
             graph.replay()
-            losses.append(told.clone())
+            losses.append(loss.clone())
         return _read(losses)
 
     return steps
@@ -124,18 +124,19 @@ def by_hand_graph(net: Any, draw: Callable[[], Any]) -> Steps:
 
 def pyro_svi(lvm: Any, draw: Callable[[], Any], batch: int | None) -> Steps:
     pyro.clear_param_store()
-    # in another, Pyro's parameter store does not learn what the network learns
+    # In another memory format, Pyro's parameter store does not share the network's parameters.
     lvm.to(memory_format=torch.contiguous_format)
-    svi = SVI(lvm.model, lvm.guide, pyro.optim.Adam({"lr": LR}), Trace_ELBO())  # type: ignore[attr-defined]
+    adam = pyro.optim.Adam({"lr": LR})  # type: ignore[attr-defined]
+    svi = SVI(lvm.model, lvm.guide, adam, Trace_ELBO())
     store = pyro.get_param_store().get_state()
 
     def steps(count: int) -> list[float]:
         nonlocal store
         pyro.get_param_store().set_state(store)
         with pyro.validation_enabled(False):
-            losses = [float(svi.step(draw())) / (batch or 1) for _ in range(count)]  # type: ignore[arg-type]
+            losses: list[Any] = [svi.step(draw()) for _ in range(count)]
         store = pyro.get_param_store().get_state()
-        return losses
+        return [float(loss) / (batch or 1) for loss in losses]
 
     return steps
 

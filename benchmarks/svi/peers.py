@@ -68,7 +68,7 @@ def contenders(
     return {"NumPyro, jitted update a step": one_by_one, "NumPyro, lax.scan over the steps": scan}
 
 
-def _svi(workload: Workload, pair: Any) -> Any:
+def _schools_svi() -> Any:
     import jax.numpy as jnp
     import numpyro
     import numpyro.distributions as dist
@@ -76,24 +76,33 @@ def _svi(workload: Workload, pair: Any) -> Any:
     from numpyro.infer.autoguide import AutoNormal
     from numpyro.infer.initialization import init_to_value
 
+    def schools(batch: Any) -> None:
+        y, sigma = batch
+        mu = numpyro.sample("mu", dist.Normal(0, 5))
+        tau = numpyro.sample("tau", dist.HalfCauchy(5))
+        with numpyro.plate("schools", len(y)):
+            eta = numpyro.sample("eta", dist.Normal(0, 1))
+            numpyro.sample("y", dist.Normal(mu + tau * eta, sigma), obs=y)
+
+    start = init_to_value(values={"mu": 0.0, "tau": 1.0, "eta": jnp.zeros(8)})
+    guide = AutoNormal(schools, init_loc_fn=start)
+    return SVI(schools, guide, numpyro.optim.Adam(1e-3), Trace_ELBO())
+
+
+def _svi(workload: Workload, pair: Any) -> Any:
+    import jax.numpy as jnp
+    import numpyro
+    import numpyro.distributions as dist
+    from numpyro.infer import SVI, Trace_ELBO
+
+    if workload.name == "eight_schools":
+        return _schools_svi()
+
     def gaussian(out: Any) -> Any:
         mean, log_variance = jnp.split(out, 2, -1)
         return dist.Normal(mean, jnp.exp(0.5 * jnp.clip(log_variance, -14, 14))).to_event(1)
 
     adam = numpyro.optim.Adam(1e-3)
-    if workload.name == "eight_schools":
-
-        def schools(batch: Any) -> None:
-            y, sigma = batch
-            mu = numpyro.sample("mu", dist.Normal(0, 5))
-            tau = numpyro.sample("tau", dist.HalfCauchy(5))
-            with numpyro.plate("schools", len(y)):
-                eta = numpyro.sample("eta", dist.Normal(0, 1))
-                numpyro.sample("y", dist.Normal(mu + tau * eta, sigma), obs=y)
-
-        start = init_to_value(values={"mu": 0.0, "tau": 1.0, "eta": jnp.zeros(8)})
-        return SVI(schools, AutoNormal(schools, init_loc_fn=start), adam, Trace_ELBO())
-
     nets = {name: _network(name, module) for name, module in pair.named_children()}
 
     def layer(name: str, x: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A page with everything on it, as real as untrained models make it."""
+"""A page with every part, of untrained models."""
 
 import pytest
 import torch

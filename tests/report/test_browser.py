@@ -1,5 +1,5 @@
-"""The page in headless Chromium: no complaint, every picture there, nothing hidden, in light and
-dark, on a desk, a phone and paper.
+"""The page in headless Chromium: no console error, all pictures, nothing hidden, in light and dark
+mode, on a desktop, a phone and paper.
 """
 
 import json
@@ -52,9 +52,7 @@ POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy".*?>')
 
 
 def chromium(folder, *options, done=lambda run: True):
-    """Runs it, and once more with a fresh profile if it has not done what it should: under load it
-    now and then gives up unasked.
-    """
+    """Runs Chromium; repeats once with a fresh profile if it failed, as it may under load."""
     for attempt in range(2):
         profile = f"--user-data-dir={folder / f'profile-{attempt}'}"
         words = [
@@ -84,8 +82,8 @@ def html(full_page):
 
 @pytest.fixture(scope="module", params=["light", "dark"])
 def seen(request, html, tmp_path_factory):
-    """What the browser makes of the page, at the width of a desk and of a phone; the policy, which
-    forbids it to say so, is taken off.
+    """The rendered page at the widths of a desktop and of phones, without its security policy,
+    which forbids the probing script.
     """
     folder = tmp_path_factory.mktemp(request.param)
     inner = escape(POLICY.sub("", html))
@@ -104,17 +102,19 @@ def seen(request, html, tmp_path_factory):
         scheme,
         f"file://{folder / 'harness.html'}",
     )
-    told = SEEN.search(chromium(folder, *options, done=lambda run: SEEN.search(run.stdout)).stdout)
-    assert told, "the page was never seen: the browser ended before its script did"
-    return request.param, json.loads(unescape(told[1]))
+    found = SEEN.search(
+        chromium(folder, *options, done=lambda run: SEEN.search(run.stdout)).stdout
+    )
+    assert found, "the browser ended before its script"
+    return request.param, json.loads(unescape(found[1]))
 
 
 WIDTHS = {"desk": 1280, "phone": 390, "small": 320}
 
 
-def test_no_complaint_on_the_console(html, tmp_path):
+def test_console_has_no_error(html, tmp_path):
     (tmp_path / "page.html").write_text(html)
-    # That a complaint would be heard: the policy holds, and says so.
+    # A page that breaks the policy must be reported.
     (tmp_path / "bad.html").write_text(
         html.replace("</body>", '<script>"no"</script><img src="https://localhost/x.png"></body>')
     )
@@ -128,7 +128,7 @@ def test_no_complaint_on_the_console(html, tmp_path):
     assert "How to reproduce</h2>" in good.stdout
 
 
-def test_every_picture_is_there(seen, full_page):
+def test_every_picture_is_rendered(seen, full_page):
     for page in seen[1].values():
         assert len(page["drawings"]) == len(full_page.figures) + len(full_page.finding_figures) + 1
         assert all(width > 200 and height > 50 for width, height in page["drawings"])
@@ -136,7 +136,7 @@ def test_every_picture_is_there(seen, full_page):
         assert min(page["pictures"]) > 50
 
 
-def test_the_page_never_scrolls_sideways(seen):
+def test_page_never_scrolls_sideways(seen):
     for name, page in seen[1].items():
         assert page["width"] == pytest.approx(WIDTHS[name], abs=20)  # less a scroll bar
         assert page["scrolled"] <= page["width"]
@@ -154,8 +154,8 @@ def contrast(first, second):
     return (light + 0.05) / (dark + 0.05)
 
 
-def test_text_can_be_read_in_light_and_dark(seen):
-    """Contrast of 4.5 at least, as the Web Content Accessibility Guidelines 2.2 have it for AA."""
+def test_text_has_contrast_in_light_and_dark(seen):
+    """The Web Content Accessibility Guidelines 2.2 require a contrast of 4.5 (level AA)."""
     scheme, pages = seen
     for page in pages.values():
         assert len(page["colours"]) > 100
@@ -169,7 +169,7 @@ def test_text_can_be_read_in_light_and_dark(seen):
         assert faint == []
 
 
-def test_it_prints_on_white(html, tmp_path):
+def test_page_prints_on_white(html, tmp_path):
     (tmp_path / "page.html").write_text(html)
     options = (
         "--blink-settings=preferredColorScheme=0",

@@ -1,4 +1,4 @@
-"""The page: what stands on it, in which order, and that it needs no other file."""
+"""The page: its parts, their order, and that it needs no other file."""
 
 import importlib.resources
 import re
@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 from vilvm import plots, report
 from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.report import Page, Table
-from vilvm.report.embed import described, embedded
-from vilvm.report.words import typeset, words
+from vilvm.report._svg import describe, inline_svg
+from vilvm.report._values import typeset, words
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
 class Outline(HTMLParser):
-    """Tags that balance, and what was seen: identifiers, attributes, text."""
+    """Tags that balance, and the identifiers, attributes, text."""
 
     def __init__(self, html):
         super().__init__()
@@ -52,7 +52,7 @@ def html(full_page):
     return full_page.html()
 
 
-def test_tags_balance_and_nothing_is_run_or_fetched(html):
+def test_tags_balance_and_nothing_is_fetched(html):
     page = Outline(html)
     assert not {"script", "link", "iframe", "object", "img"} & set(page.tags)
     assert "b" not in page.tags  # of the nasty names
@@ -63,7 +63,7 @@ def test_tags_balance_and_nothing_is_run_or_fetched(html):
     assert all(target.startswith("#") for target in re.findall(r"url\((.*?)\)", html))
 
 
-def test_identifiers_are_unique_and_references_are_met(html):
+def test_identifiers_are_unique_and_references_resolve(html):
     page = Outline(html)
     ids = page.values("id")
     assert len(ids) == len(set(ids))
@@ -79,7 +79,7 @@ def test_identifiers_are_unique_and_references_are_met(html):
     assert set(links) <= set(ids)
 
 
-def test_every_part_is_there_and_every_figure_speaks(html, full_page):
+def test_page_has_every_part_and_figure_descriptions(html, full_page):
     page = Outline(html)
     text = " ".join(page.text)
     for heading in ("Findings", "Results", "Training", "Pictures", "Settings", "How to reproduce"):
@@ -106,7 +106,7 @@ def test_every_part_is_there_and_every_figure_speaks(html, full_page):
     assert "cannot be ranked against each other" in text
 
 
-def test_findings_stand_by_gravity_each_with_its_plot(html):
+def test_findings_are_sorted_by_severity(html):
     found = re.findall(
         r'<article class="finding (\w+)">.*?<span class="severity">(\w+)</span>(.*?)</article>',
         html,
@@ -120,7 +120,7 @@ def test_findings_stand_by_gravity_each_with_its_plot(html):
     assert "1 CRITICAL, 1 WARNING, 1 NOTE, 1 OK" in html
 
 
-def test_every_part_may_be_left_out():
+def test_every_part_is_optional():
     html = Page("Alone").html()
     page = Outline(html)
     assert "How to reproduce" in html
@@ -128,43 +128,42 @@ def test_every_part_may_be_left_out():
     assert page.tags.count("h1") == 1
 
 
-def test_a_figure_of_no_finding_is_refused():
+def test_figure_without_its_finding_raises():
     with pytest.raises(ValueError, match=r"a figure for 'k', and the findings are \['K'\]"):
         Page(
             "A", findings=[Finding("K", Severity.OK, "Good.", "")], finding_figures={"k": Figure()}
         )
 
 
-def test_rows_are_as_long_as_their_head():
+def test_row_of_another_length_than_head_raises():
     with pytest.raises(ValueError, match="the table 'T' has 1 cells under a head of 2"):
         Page("A", tables={"T": Table(["a", "b"], [[1]])}).html()
 
 
-def test_it_is_written_whole(tmp_path):
+def test_page_is_written_atomically(tmp_path):
     Page("A", environment={}).write(tmp_path / "runs" / "page.html")
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["page.html"]
     assert (tmp_path / "runs" / "page.html").read_text().endswith("</html>\n")
 
 
-def test_the_same_page_twice_is_the_same():
+def test_page_is_deterministic():
     def drawn():
         return Page("A", figures={"k": plots.pareto_k([0.1, 0.9])}, environment={}).html()
 
     assert drawn() == drawn()
 
 
-def test_a_figure_is_left_as_it_is_and_follows_the_colours_of_the_page():
+def test_inline_svg_leaves_figure_unchanged_and_themes_colours():
     figure = plots.pareto_k(torch.linspace(0, 1, 900))
     clouds = figure.axes[0].collections
-    svg = embedded(figure, "f")
+    svg = inline_svg(figure, "f")
     assert [cloud.get_rasterized() for cloud in clouds] == [False, False]
     assert len(svg) < 100_000
     assert "data:image/png;base64," in svg  # 600 points and more are pixels
     assert "var(--text, #000000)" in svg
     assert "var(--grey, #8c959d)" in svg
     assert (
-        described(figure)
-        == "Plot. Pareto k̂ against datum. legend: 630 at most 0.7, 270 above 0.7."
+        describe(figure) == "Plot. Pareto k̂ against datum. legend: 630 at most 0.7, 270 above 0.7."
     )
 
 
@@ -180,7 +179,7 @@ def test_a_figure_is_left_as_it_is_and_follows_the_colours_of_the_page():
         ("a_b", "a_b"),
     ],
 )
-def test_values_in_words(value, said):
+def test_values_as_text(value, said):
     assert words(value) == said
 
 
@@ -198,7 +197,7 @@ def test_only_numbers_get_a_minus_sign(text, said):
     assert typeset(text) == said
 
 
-def test_the_environment_without_git_and_beside_it(tmp_path, monkeypatch):
+def test_environment_without_git(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     outside = report.environment("cpu", 3)
     assert "git commit" not in outside
@@ -213,14 +212,14 @@ def test_the_environment_without_git_and_beside_it(tmp_path, monkeypatch):
     assert "git commit" not in report.environment()
 
 
-def test_the_style_is_in_the_package():
+def test_style_sheet_is_in_the_package():
     style = importlib.resources.files("vilvm.report").joinpath("page.css").read_text()
     assert "@media print" in style
     assert "prefers-color-scheme: dark" in style
     assert "url(" not in style
 
 
-def test_a_command_is_read_back_as_it_was_meant():
+def test_command_is_quoted_for_the_shell():
     import shlex
 
     said = report.command(

@@ -1,30 +1,26 @@
-"""Figures of a run, of models side by side and of findings."""
+"""Figures of a run, of models side by side and of diagnostics; the extra ``plots``."""
 
+# ruff: noqa: E402
+
+from vilvm._runtime.extras import require
+
+require("matplotlib", extra="plots")
+
+from vilvm.plots.calibration import coverage_curve, rank_ecdf, rank_histograms
+from vilvm.plots.curves import curves, elbo_curves
 from vilvm.plots.diagnosis_figures import diagnosis_figures
-from vilvm.plots.figures import (
-    curves,
-    elbo_curves,
+from vilvm.plots.diagnostics import elbo_tail, gap_bars, kl_bars, pareto_k, predictive_check
+from vilvm.plots.latents import latent_scatter, planes
+from vilvm.plots.pictures import (
     interpolations,
     interpolations_by_model,
-    latent_scatter,
     manifold,
-    planes,
+    picture_rows,
     prior_samples,
     reconstructions,
     restorations,
     samples_by_model,
 )
-from vilvm.plots.findings import (
-    coverage_curve,
-    elbo_tail,
-    gap_bars,
-    kl_bars,
-    pareto_k,
-    predictive_check,
-    rank_ecdf,
-    rank_histograms,
-)
-from vilvm.plots.grid import picture_rows
 
 __all__ = [
     "coverage_curve",

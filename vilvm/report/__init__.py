@@ -1,4 +1,4 @@
-"""The page: figures, tables and findings of a run in one HTML file."""
+"""Figures, tables and findings of a run in one HTML file."""
 
 from vilvm.report.page import Page, Table
 from vilvm.report.provenance import command, environment

@@ -1,31 +1,29 @@
-"""The page of a run or of a ledger: one HTML file that holds all it shows, opens without a
-network, and is read on screen, phone and paper.
+"""The page of a run or of a ledger: one HTML file that needs no network, for screen and paper.
 
-What matters comes first: the main numbers, then the findings, the gravest before the others, then
-tables, curves and pictures, and last what it takes to have it all again. Nothing is loaded and
-nothing is run: the page's own policy forbids both.
+The order is: main numbers, findings by severity, tables, curves, pictures, and how to reproduce
+them. A content security policy in the page forbids scripts and requests. ``page.html`` is the
+template; this file computes what the template shows.
 """
 
-import importlib.resources
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from html import escape
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jinja2
 from matplotlib.figure import Figure
 
 from vilvm._runtime.files import write_atomic
 from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.evaluation import Ledger
 from vilvm.evaluation.ledger_tables import filled
-from vilvm.plots.figures import elbo_curves
-from vilvm.report.embed import described, embedded
+from vilvm.plots.curves import elbo_curves
+from vilvm.report._svg import describe, inline_svg
+from vilvm.report._values import is_number, typeset, words
 from vilvm.report.provenance import environment
-from vilvm.report.words import is_number, typeset, words
 
 __all__ = ["Page", "Table"]
 
@@ -40,19 +38,32 @@ _TERMS = {
     "two-sample": "accuracy of a classifier between draws and data, 0.5 is best",
     "Fréchet": "distance between draws and data, lower is better",
 }
-_ABREAST = 5  # numbers of the summary
-# inches, width over height; figures beyond both scroll on a phone, where their text would be too
-# small
+_MAX_COLUMNS = 5  # of the summary
+# Figures wider than this, in inches and as width over height, scroll on a phone: scaled down to
+# its width, their text would be too small.
 _WIDE, _FLAT = 6.5, 1.5
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("vilvm.report", "."),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    keep_trailing_newline=True,
+    undefined=jinja2.StrictUndefined,
+)
 
 
 class Table(NamedTuple):
-    """Rows of cells under a head. Cells are put into words as the settings are; the first of a row
-    names it.
+    """A table of a page. Numbers, estimates and Booleans are formatted as in the settings.
 
     Arguments:
-        head: of every column.
-        rows: of as many cells each.
+        head: names of the columns.
+        rows: each with as many cells as the head; the first cell names the row.
+
+    Example:
+        >>> from vilvm.report import Page, Table
+        >>> table = Table(["model", "ELBO"], [["PPCA", -3.25]])
+        >>> "−3.25" in Page("Models", tables={"On digits": table}).html()
+        True
     """
 
     head: Sequence[str]
@@ -61,26 +72,26 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True)
 class Page:
-    """A page; every part but the title may be left out.
+    """A page; every part but the title is optional.
 
     Arguments:
-        title: above.
+        title: the heading.
         lead: one sentence: what was done, on which data.
-        summary: the main numbers, by name: words, numbers, or estimates with their standard
+        summary: the main numbers, by name: strings, numbers, or estimates with their standard
             errors.
-        findings: shown the gravest first.
+        findings: of a diagnosis; shown by severity, the most severe first.
         finding_figures: plots, by the name of their finding.
-        ledger: its groups become tables, each under its protocol.
-        tables: more of them, by caption.
+        ledger: its groups become tables, one for each protocol.
+        tables: further tables, by caption.
         history: of ``fit``; drawn as curves.
         figures: pictures, by caption.
         settings: of the run, by name.
-        command: that makes it all again; see ``vilvm.report.command``.
-        environment: what it was made with; by default versions, commit and date of now.
+        command: the command that repeats the run; see ``vilvm.report.command``.
+        environment: where the page was made; by default the current versions, commit and date.
             ``vilvm.report.environment`` adds device and seed.
 
     Raises:
-        ValueError: a figure of a finding that is not there.
+        ValueError: `finding_figures` names a finding that is not among `findings`.
 
     Example:
         >>> from vilvm.report import Page
@@ -104,156 +115,136 @@ class Page:
 
     def __post_init__(self) -> None:
         names = [finding.name for finding in self.findings]
-        astray = sorted(set(self.finding_figures) - set(names))
-        if astray:
+        unknown = sorted(set(self.finding_figures) - set(names))
+        if unknown:
             raise ValueError(
-                f"Page: there is a figure for {astray[0]!r}, and the findings are {names}."
+                f"Page: there is a figure for {unknown[0]!r}, and the findings are {names}."
             )
 
     def html(self) -> str:
-        """The page, as one document."""
-        numbers = count(1)
-        sections = {
-            "Findings": _findings(self.findings, self.finding_figures, numbers),
-            "Results": _ledger(self.ledger) + _tables(self.tables),
-            "Training": _figures({"": elbo_curves(self.history)}, numbers)
-            if self.history is not None and len(self.history)
-            else "",
-            "Pictures": _figures(self.figures, numbers),
-            "Settings": _pairs(self.settings, "Settings"),
-            "How to reproduce": _reproduce(self.command, self.environment),
-        }
-        return _document(self, {name: body for name, body in sections.items() if body})
+        """The page as one HTML document.
+
+        Raises:
+            ValueError: a row of a table is not as long as its head.
+        """
+        return _TEMPLATES.get_template("page.html").render(_contents(self))
 
     def write(self, path: Path | str) -> None:
-        """Writes the page, whole or not at all."""
+        """Writes the page atomically."""
         write_atomic(Path(path), self.html())
 
 
-def _document(page: Page, sections: Mapping[str, str]) -> str:
-    style = (
-        importlib.resources.files("vilvm.report").joinpath("page.css").read_text(encoding="utf-8")
-    )
-    anchors = {name: name.lower().replace(" ", "-") for name in sections}
-    links = "".join(f'<li><a href="#{anchors[name]}">{name}</a></li>' for name in sections)
-    bodies = "\n".join(
-        f'<section aria-labelledby="{anchors[name]}">\n<h2 '
-        f'id="{anchors[name]}">{name}</h2>\n{body}\n</section>'
-        for name, body in sections.items()
-    )
-    return f"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{escape(page.title)}</title>
-<style>
-{style}</style>
-</head>
-<body>
-<header>
-<h1>{escape(page.title)}</h1>
-{f'<p class="lead">{escape(page.lead)}</p>' if page.lead else ""}
-{f'<nav aria-label="Sections"><ul>{links}</ul></nav>' if len(sections) > 2 else ""}
-</header>
-<main>
-{_summary(page.summary)}
-{bodies}
-</main>
-<footer class="quiet">{escape(" · ".join(_signature(page.environment)))}</footer>
-</body>
-</html>
-"""
+class _Figure(NamedTuple):
+    """A figure as the template shows it."""
+
+    caption: str
+    svg: str
+    description: str
+    wide: bool
 
 
-def _signature(made_with: Mapping[str, str]) -> Iterator[str]:
-    yield f"Made by vilvm {made_with.get('vilvm', '')}".strip()
-    if "date" in made_with:
-        yield made_with["date"]
+class _Table(NamedTuple):
+    """A table as the template shows it; the columns in `numeric` are aligned right."""
+
+    caption: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numeric: set[int]
 
 
-def _summary(numbers: Mapping[str, Any]) -> str:
-    if not numbers:
-        return ""
-    items = []
-    for name, value in numbers.items():
-        said = typeset(words(value))
-        css = "" if is_number(said) else ' class="words"'
-        items.append(f"<div><dt>{escape(name)}</dt><dd{css}>{_number(said)}</dd></div>")
-    columns = math.ceil(len(items) / math.ceil(len(items) / _ABREAST))  # rows as even as can be
-    return f'<dl class="summary" style="--columns: {columns}">{"".join(items)}</dl>'
+class _LedgerTables(NamedTuple):
+    """The groups of a ledger, the meaning of their columns, and the ledger's notes."""
+
+    tables: Sequence[_Table] = ()
+    terms: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
 
-def _number(text: str) -> str:
-    """With its standard error, if it has one, in a quieter voice."""
-    number, plus_minus, error = text.partition(" ± ")
-    return escape(number) + (f' <span class="se">± {escape(error)}</span>' if plus_minus else "")
+def _contents(page: Page) -> dict[str, Any]:
+    """The variables of the template."""
+    numbers = count(1)  # of the figures, from top to bottom
+    shown = {
+        "findings": list(_findings(page, numbers)),
+        "ledger": _ledger_tables(page.ledger),
+        "tables": [_table(name, table) for name, table in page.tables.items()],
+        "training": _training(page.history, numbers),
+        "pictures": [_figure(name, figure, numbers) for name, figure in page.figures.items()],
+        "settings": [(n.replace("_", " "), words(v)) for n, v in page.settings.items()],
+        "environment": [(n.replace("_", " "), words(v)) for n, v in page.environment.items()],
+    }
+    sections = {
+        "Findings": shown["findings"],
+        "Results": shown["ledger"].tables or shown["tables"],
+        "Training": shown["training"],
+        "Pictures": shown["pictures"],
+        "Settings": shown["settings"],
+        "How to reproduce": page.command or shown["environment"],
+    }
+    return {
+        **shown,
+        "page": page,
+        "sections": [name for name, content in sections.items() if content],
+        "summary": _summary(page.summary),
+        "columns": _balanced_columns(len(page.summary)),
+        "severities": _severities(page.findings),
+        "signature": _signature(page.environment),
+    }
 
 
-def _findings(
-    findings: Sequence[Finding], figures: Mapping[str, Figure], numbers: Iterator[int]
-) -> str:
-    if not findings:
-        return ""
+def _summary(numbers: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Name, value and CSS class of each number."""
+    shown = [(name, typeset(words(value))) for name, value in numbers.items()]
+    return [(name, text, "" if is_number(text) else "words") for name, text in shown]
+
+
+def _balanced_columns(items: int) -> int:
+    """The number of columns that fills the rows most evenly, at most _MAX_COLUMNS."""
+    rows = max(1, math.ceil(items / _MAX_COLUMNS))
+    return math.ceil(items / rows)
+
+
+def _signature(made_with: Mapping[str, str]) -> str:
+    maker = f"Made by vilvm {made_with.get('vilvm', '')}".strip()
+    return " · ".join([maker, made_with["date"]]) if "date" in made_with else maker
+
+
+def _findings(page: Page, numbers: Iterator[int]) -> Iterator[tuple[Finding, _Figure | None]]:
+    """Findings by severity, each with its figure."""
+    for finding in sorted(page.findings, key=lambda finding: -finding.severity):
+        figure = page.finding_figures.get(finding.name)
+        yield finding, figure and _figure("", figure, numbers)
+
+
+def _severities(findings: Sequence[Finding]) -> str:
+    """How many findings there are of each severity."""
     counts = Counter(finding.severity for finding in findings)
-    said = ", ".join(
-        f"{counts[severity]} {severity.name}"
-        for severity in sorted(Severity, reverse=True)
-        if counts[severity]
-    )
-    ordered = sorted(findings, key=lambda finding: -finding.severity)
-    shown = (_finding(finding, figures.get(finding.name), numbers) for finding in ordered)
-    return f'<p class="quiet">By severity: {said}.</p>\n' + "\n".join(shown)
+    present = [severity for severity in sorted(Severity, reverse=True) if counts[severity]]
+    return ", ".join(f"{counts[severity]} {severity.name}" for severity in present)
 
 
-def _finding(finding: Finding, figure: Figure | None, numbers: Iterator[int]) -> str:
-    severity = finding.severity.name
-    said = [
-        f'<header><span class="severity">{severity}</span><h3>{escape(finding.name)}</h3></header>',
-        f"<p>{escape(finding.verdict)}</p>",
-        f"<p><strong>What to try:</strong> {escape(finding.advice)}</p>" if finding.advice else "",
-        f'<p class="quiet">Threshold: {escape(finding.source)}</p>' if finding.source else "",
-    ]
-    plot = _figures({"": figure}, numbers) if figure is not None else ""
-    return (
-        f'<article class="finding {severity.lower()}"><div>{"".join(said)}</div>{plot}</article>'
-    )
+def _training(history: Any, numbers: Iterator[int]) -> _Figure | None:
+    """The curves of a history that is not empty."""
+    if history is None or not len(history):
+        return None
+    return _figure("", elbo_curves(history), numbers)
 
 
-def _ledger(ledger: Ledger | None) -> str:
+def _figure(caption: str, figure: Figure, numbers: Iterator[int]) -> _Figure:
+    svg = inline_svg(figure, f"figure{next(numbers)}")
+    width, height = figure.get_size_inches()
+    return _Figure(caption, svg, describe(figure), width > _WIDE and width > _FLAT * height)
+
+
+def _ledger_tables(ledger: Ledger | None) -> _LedgerTables:
     if ledger is None or not len(ledger):
-        return ""
-    groups = ledger.groups()
-    tables = {str(protocol): filled(rows) for protocol, rows in groups.items()}
-    heads = [name for head, _ in tables.values() for name in head]
-    terms = [
-        f"{term}: {meaning}"
-        for term, meaning in _TERMS.items()
-        if any(name.startswith(term) for name in heads)
-    ]
-    notes = "".join(f"<li>{escape(note)}</li>" for note in ledger.notes)
-    return "\n".join(
-        [
-            _tables({name: Table(*cells) for name, cells in tables.items()}, "ranked"),
-            '<p class="quiet">Rows of different tables cannot be ranked against each other: their '
-            "protocols differ.</p>"
-            if len(groups) > 1
-            else "",
-            f'<p class="quiet">{escape("; ".join(terms))}. ± is one standard error.</p>'
-            if terms
-            else "",
-            f'<ul class="notes">{notes}</ul>' if notes else "",
-        ]
-    )
+        return _LedgerTables()
+    groups = [_table(str(p), Table(*filled(rows))) for p, rows in ledger.groups().items()]
+    heads = [name for table in groups for name in table.head]
+    used = [term for term in _TERMS if any(name.startswith(term) for name in heads)]
+    return _LedgerTables(groups, [f"{term}: {_TERMS[term]}" for term in used], ledger.notes)
 
 
-def _tables(tables: Mapping[str, Table], kind: str = "plain") -> str:
-    return "\n".join(_table(name, table, kind) for name, table in tables.items())
-
-
-def _table(caption: str, table: Table, kind: str) -> str:
+def _table(caption: str, table: Table) -> _Table:
     rows = [[typeset(words(cell)) for cell in row] for row in table.rows]
     for row in rows:
         if len(row) != len(table.head):
@@ -261,64 +252,6 @@ def _table(caption: str, table: Table, kind: str) -> str:
                 f"Page: a row of the table {caption!r} has {len(row)} cells under a head of "
                 f"{len(table.head)}: {row}."
             )
-    numeric = [
-        i > 0 and any(map(is_number, column)) for i, column in enumerate(zip(*rows, strict=True))
-    ] or [False] * len(table.head)
-    css = [' class="number"' if n else "" for n in numeric]
-    head = "".join(
-        f'<th scope="col"{c}>{escape(name)}</th>' for name, c in zip(table.head, css, strict=True)
-    )
-    body = "\n".join(f"<tr>{_row(row, css)}</tr>" for row in rows)
-    shown = (
-        f'<table class="{kind}" '
-        f'aria-label="{escape(caption)}"><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table>'
-    )
-    return f'<figure class="table"><figcaption>{escape(caption)}</figcaption>{_scrolled(shown, caption)}</figure>'
-
-
-def _row(cells: Sequence[str], css: Sequence[str]) -> str:
-    first, *others = [_number(cell) for cell in cells]
-    return f'<th scope="row">{first}</th>' + "".join(
-        f"<td{c}>{cell}</td>" for cell, c in zip(others, css[1:], strict=True)
-    )
-
-
-def _pairs(pairs: Mapping[str, Any], label: str) -> str:
-    if not pairs:
-        return ""
-    rows = "\n".join(
-        f'<tr><th scope="row">{escape(name.replace("_", " "))}</th><td>{escape(words(value))}</td></tr>'
-        for name, value in pairs.items()
-    )
-    return _scrolled(
-        f'<table class="pairs" aria-label="{escape(label)}"><tbody>{rows}</tbody></table>', label
-    )
-
-
-def _figures(figures: Mapping[str, Figure], numbers: Iterator[int]) -> str:
-    shown = []
-    for caption, figure in figures.items():
-        svg = embedded(figure, f"figure{next(numbers)}")
-        wide = (width := figure.get_figwidth()) > _WIDE and width > _FLAT * figure.get_figheight()
-        body = _scrolled(svg, described(figure), "scroll wide") if wide else svg
-        shown.append(
-            f"<figure>{body}{f'<figcaption>{escape(caption)}</figcaption>' if caption else ''}</figure>"
-        )
-    return "\n".join(shown)
-
-
-def _scrolled(body: str, label: str, css: str = "scroll shaded") -> str:
-    """`body` in a container that scrolls by itself, with the keyboard as well, so that the page
-    never scrolls sideways.
-    """
-    return (
-        f'<div class="{css}" role="region" tabindex="0" aria-label="{escape(label)}">{body}</div>'
-    )
-
-
-def _reproduce(command: str, made_with: Mapping[str, str]) -> str:
-    # a line is broken between options, not within
-    broken = " ".join(f"<span>{escape(word)}</span>" for word in command.split(" "))
-    return (f"<pre><code>{broken}</code></pre>" if command else "") + _pairs(
-        made_with, "Made with"
-    )
+    columns = enumerate(zip(*rows, strict=True))
+    numeric = {i for i, column in columns if i > 0 and any(map(is_number, column))}
+    return _Table(caption, table.head, rows, numeric)

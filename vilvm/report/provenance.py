@@ -1,4 +1,4 @@
-"""What a result was made with, and the command that makes it again."""
+"""The environment of a run, and the command that repeats it."""
 
 import importlib.metadata
 import os
@@ -19,12 +19,14 @@ _PACKAGES = {"torch": "torch", "pyro": "pyro-ppl", "vilvm": "vilvm"}
 def environment(
     device: str | torch.device | None = None, seed: int | None = None
 ) -> dict[str, str]:
-    """Versions, machine, git commit of the working folder (where there is one) and date, each in
-    words.
+    """Date, versions, machine and git commit of the working folder, each as text.
 
     Arguments:
-        device: that did the work; its name is looked up.
+        device: the device of the run; its name is looked up.
         seed: of the run.
+
+    Returns:
+        The values by name; without device, seed or commit where there is none.
 
     Example:
         >>> from vilvm.report import environment
@@ -42,17 +44,26 @@ def environment(
     }
     found |= {"system": f"{platform.system()} {platform.machine()}"}
     commit = _commit()
-    return {**found, "git commit": commit} if commit else found
+    if commit:
+        found["git commit"] = commit
+    return found
 
 
 def command(module: str, options: Mapping[str, Any]) -> str:
-    """The command line that runs `module` with these options: True is a flag, False and None are
-    left out.
+    """The command line that runs a module with these options, quoted for the shell.
+
+    Arguments:
+        module: its dotted name.
+        options: by name; True is a flag, False and None are left out.
+
+    Returns:
+        The command.
 
     Example:
         >>> from vilvm.report import command
-        >>> command("examples.vae_mnist", {"latent": 20, "batch_size": 200, "quick": True, "epochs": None})
-        'python -m examples.vae_mnist --latent=20 --batch-size=200 --quick'
+        >>> options = {"latent": 20, "batch_size": 9, "quick": True, "lr": None}
+        >>> command("examples.vae_mnist", options)
+        'python -m examples.vae_mnist --latent=20 --batch-size=9 --quick'
     """
     words = ["python", "-m", module]
     for name, value in options.items():
@@ -67,20 +78,20 @@ def command(module: str, options: Mapping[str, Any]) -> str:
 def _device(device: torch.device) -> str:
     if device.type == "cuda" and torch.cuda.is_available():
         return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)" if device.type == "cpu" else str(device)
+    if device.type == "cpu":
+        return f"{device} ({torch.get_num_threads()} threads)"
+    return str(device)
 
 
 def _version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:  # run from its sources
+    except importlib.metadata.PackageNotFoundError:  # run from the sources
         return "not installed"
 
 
 def _commit() -> str:
-    """Of the working folder, and whether files differ from it; empty without git or outside a
-    repository.
-    """
+    """The commit of the working folder, and whether files differ from it; empty if unknown."""
     words = [
         "git",
         "describe",
@@ -89,15 +100,12 @@ def _commit() -> str:
         "--abbrev=12",
         "--dirty= and uncommitted changes",
     ]
+    # Without locks, the query cannot block other git commands in the repository.
+    variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
-        # Without locks: a report must not stand in the way of whoever works in the repository.
-        run = subprocess.run(
-            words,
-            capture_output=True,
-            text=True,
-            timeout=5,
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-        )
+        run = subprocess.run(words, capture_output=True, text=True, timeout=5, env=variables)
     except (OSError, subprocess.SubprocessError):
         return ""
-    return run.stdout.strip() if run.returncode == 0 else ""
+    if run.returncode != 0:
+        return ""
+    return run.stdout.strip()

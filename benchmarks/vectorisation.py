@@ -1,10 +1,10 @@
-"""The three ways in which many samples go through a pair, and what their comparison with single
-runs costs ``evaluate``.
+"""The three ways of running many samples through a pair, and the time of their comparison with
+single runs in ``evaluate``.
 
-    python -m benchmarks.ways [--rounds 7]
+    python -m benchmarks.vectorisation [--rounds 7]
 
-The same VAE in all, so each way other than the first is asked for by force; their bounds must
-agree within 5 Monte Carlo standard errors. Compiling and tracing are not counted.
+All use the same VAE, so each way other than the first is forced. Their bounds must agree within 5
+Monte Carlo standard errors. Compiling and tracing are not timed.
 """
 
 import argparse
@@ -33,9 +33,7 @@ PART, SAMPLES, CHUNK = 50, 250, 125
 def passes(
     net: Any, x: torch.Tensor, way: str, compiled: bool = False
 ) -> Callable[[], torch.Tensor]:
-    """The passes of `SAMPLES` samples by one way, which has been found: log w, shape (SAMPLES,
-    PART).
-    """
+    """Passes of `SAMPLES` samples in one way, after a warm-up: log w, shape (SAMPLES, PART)."""
     run, layout = SamplePasses(net, compiled), find_layout(net, x)
 
     def weights() -> torch.Tensor:
@@ -70,7 +68,7 @@ def passes(
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.ways", description=(__doc__ or "").split("\n")[0]
+        prog="python -m benchmarks.vectorisation", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args(argv)

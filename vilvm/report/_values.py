@@ -10,29 +10,38 @@ __all__ = ["is_number", "typeset", "words"]
 
 
 def words(value: Any) -> str:
-    """A value in words."""
+    """A value as text."""
     match value:
         case None | "":
             return "–"
-        case bool():
-            return "yes" if value else "no"
+        case True:
+            return "yes"
+        case False:
+            return "no"
         case float():
             return f"{value:.4g}"
         case Estimate() | Difference():
-            return f"{value.mean:.2f}" + ("" if math.isnan(value.se) else f" ± {value.se:.2f}")
+            return _estimate(value)
         case list() | tuple():
             return ", ".join(map(words, value))
         case _:
             return str(value)
 
 
+def _estimate(value: Estimate | Difference) -> str:
+    if math.isnan(value.se):
+        return f"{value.mean:.2f}"
+    return f"{value.mean:.2f} ± {value.se:.2f}"
+
+
 def typeset(text: str) -> str:
-    """With a minus sign where a hyphen stood before a number, and not where one stands within a
-    name or a date.
+    """The text with a minus sign in place of the hyphen before a number.
+
+    Hyphens within names and dates stay.
     """
     return re.sub(r"(?<![\w.)−-])-(?=\.?\d|inf\b)", "−", text)
 
 
 def is_number(text: str) -> bool:
-    """Whether a cell begins with a number, so that it is set to the right."""
+    """Whether a cell begins with a number, and so is aligned right."""
     return re.match(r"[−+]?(\.?\d|inf\b)", text) is not None

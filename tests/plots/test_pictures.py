@@ -1,4 +1,4 @@
-"""Figures of any model of one latent vector: they draw, at the size asked."""
+"""Pictures, latents and curves of any model with one latent vector."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from vilvm.data.datasets import digits
 from vilvm.evaluation.interpolation import great_circle, line
 from vilvm.models.denoising_autoencoder import DenoisingAutoencoder
 from vilvm.models.vae import VAE
-from vilvm.plots.grid import spread
+from vilvm.plots._model import spread, vector_latent
 
 
 @pytest.fixture
@@ -53,17 +53,17 @@ def test_manifold_needs_two_dimensions(data):
 
 def test_figures_need_one_vector_latent(data):
     with pytest.raises(ValueError, match="one latent"):
-        plots.figures._single({"a": torch.zeros(2, 1), "b": torch.zeros(2, 1)})
+        vector_latent({"a": torch.zeros(2, 1), "b": torch.zeros(2, 1)})
 
 
-def test_a_short_history_is_seen():
+def test_short_history_has_markers():
     lvm, x = VAE(6, 2), torch.zeros(8, 6)
     figure = plots.elbo_curves(vilvm.fit(lvm, x, steps=3).history)
     assert all(line.get_marker() == "o" for axes in figure.axes for line in axes.lines)
 
 
 @pytest.mark.parametrize("count", [2, 5])
-def test_few_data_that_are_a_plain_tensor(count):
+def test_few_data_in_a_plain_tensor(count):
     lvm, x = VAE(6, 3), torch.zeros(count, 6)
     for figure in (
         plots.interpolations(lvm, x),
@@ -73,7 +73,7 @@ def test_few_data_that_are_a_plain_tensor(count):
         assert figure.axes
 
 
-def test_one_datum_has_no_line_to_another():
+def test_interpolations_need_two_data():
     with pytest.raises(ValueError, match="at least two data; got 1"):
         plots.interpolations(VAE(6, 3), torch.zeros(1, 6))
 
@@ -90,7 +90,7 @@ def sheet_of(figure):
     return np.asarray(figure.axes[0].images[0].get_array())
 
 
-def test_models_side_by_side(data):
+def test_models_are_rows(data):
     models = {"small": VAE(64, 2), "large": VAE(64, 5)}
     figure = plots.samples_by_model(models, data, 7)
     assert sheet_of(figure).shape == (3 * 9 - 1, 7 * 9 - 1)
@@ -99,7 +99,7 @@ def test_models_side_by_side(data):
         {"small": (models["small"], line), "circle": (models["large"], great_circle)}, data, 5
     )
     assert sheet_of(figure).shape == (3 * 9 - 1, 7 * 9 - 1)
-    # The strawman is the mean of the two data half-way.
+    # The baseline is the mean of the two data half-way.
     ends, middle = (
         [sheet_of(figure)[18:26, 9 * i : 9 * i + 8] for i in (0, 6)],
         sheet_of(figure)[18:26, 27:35],
@@ -107,7 +107,7 @@ def test_models_side_by_side(data):
     np.testing.assert_allclose(middle, (ends[0] + ends[1]) / 2, atol=1e-6)
 
 
-def test_restorations_show_what_was_corrupted():
+def test_restorations_show_corrupted_and_original():
     pairs = digits(transform=Corrupted(PixelErasure(0.9))).test
     lvm = DenoisingAutoencoder(64, 5, hidden=(8,))
     figure = plots.restorations(lvm, pairs, 4)
@@ -119,19 +119,19 @@ def test_restorations_show_what_was_corrupted():
         plots.restorations(lvm, digits().test)
 
 
-def test_rows_have_as_many_pictures_each():
+def test_rows_of_different_lengths_raise():
     with pytest.raises(ValueError, match=r"as many pictures each; got \{'a': 2, 'b': 3\}"):
         plots.picture_rows({"a": torch.zeros(2, 4), "b": torch.zeros(3, 4)}, (2, 2))
 
 
-def test_points_in_the_plane():
+def test_planes_draw_points_over_background():
     figure = plots.planes({"a": torch.randn(5, 2), "b": torch.randn(6, 2)}, torch.randn(9, 2))
     assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
     assert [len(axes.collections[1].get_offsets()) for axes in figure.axes] == [5, 6]
 
 
 @pytest.mark.parametrize("name", ["$x_{", "$\\frac$", "a $ b", r"\mathdefault $"])
-def test_names_are_shown_as_they_are_written(name, tmp_path):
+def test_dollar_signs_in_names_are_literal(name, tmp_path):
     figure = plots.curves(
         [1.0, 10.0], {name: [1.0, 2.0]}, {name: [0.1, 0.1]}, (name, "y"), name, log_x=True
     )
