@@ -88,7 +88,7 @@ def test_a_prior_may_depend_on_a_latent_that_is_summed_over(shift):
     # A component drawn from its prior would not be one given z.
     for draw in (lambda z: replicate(lvm, z), lambda z: replay(lvm, X, z)):
         with pytest.raises(
-            vilvm.ContractError, match=r"prior of latent 'z' depends on one that is enumerated"
+            vilvm.ContractError, match=r"prior of latent 'z' depends on an enumerated latent"
         ):
             draw(vilvm.posterior(lvm, X, 2))
     assert vilvm.sample(lvm, 5)["x"].shape == (5,)

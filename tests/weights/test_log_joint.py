@@ -243,7 +243,7 @@ def test_a_support_without_a_bijection_is_refused_in_one_sentence():
     lvm = vilvm.Pair(around, poutine.block(around, hide=["x"]))
     with pytest.raises(
         vilvm.ContractError,
-        match=r"Latent 'z' is ProjectedNormal, whose support .* no bijection from",
+        match=r"Latent 'z' is ProjectedNormal, and no bijection from .* to its support",
     ) as caught:
         LogJoint(lvm, X)
     assert "Trace" not in str(caught.value)

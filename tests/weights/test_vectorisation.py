@@ -65,7 +65,7 @@ DECODERS = {
 def taken(lvm, x=X):
     layout = find_layout(lvm, x)
     with torch.no_grad(), vilvm.lvm.module_parameters(lvm):
-        return way_of(lvm, x, log_weights_pass(lvm, layout), layout.ways)
+        return way_of(lvm, x, log_weights_pass(lvm, layout), layout.vectorisation)
 
 
 def single_runs(lvm, x, latents):

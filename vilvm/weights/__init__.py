@@ -1,6 +1,7 @@
-"""A pair run and its traces read: log-weights, draws, and how the pair is laid out.
+"""Log-weights of a latent variable model, draws of it, and its layout on a batch.
 
-No other room reads a Pyro trace.
+Everything that vilvm reports about a model is a function of its log-weights; training optimises a
+Pyro ELBO. Only this room reads Pyro traces.
 """
 
 from vilvm.weights.layout import Layout, find_layout
