@@ -50,7 +50,7 @@ from vilvm.lvm import (
 )
 from vilvm.weights import Layout, LogWeights, find_layout, log_weights
 from vilvm.weights.generated_quantities import replay
-from vilvm.weights.sampling import picked_by_weight
+from vilvm.weights.guide_draws import picked_by_weight
 from vilvm.weights.simulation import undrawable
 
 __all__ = ["load", "save", "to_datatree"]

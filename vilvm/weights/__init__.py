@@ -4,17 +4,17 @@ Everything that vilvm reports about a model is a function of its log-weights; tr
 Pyro ELBO. Only this room reads Pyro traces.
 """
 
+from vilvm.weights.guide_draws import posterior, posterior_mean, resample
 from vilvm.weights.layout import Layout, find_layout
-from vilvm.weights.log_weights import LogWeights, log_weights, sample_pass, weigh, weight_chunks
-from vilvm.weights.sampling import (
-    observed,
-    posterior,
-    posterior_mean,
-    predict,
-    replicate,
-    resample,
-    sample,
+from vilvm.weights.log_weights import (
+    LogWeights,
+    log_weights,
+    sample_pass,
+    weigh,
+    weight_chunks,
 )
+from vilvm.weights.prediction import observed, predict, replicate
+from vilvm.weights.sampling import sample
 from vilvm.weights.simulation import Simulation, simulate
 
 __all__ = [

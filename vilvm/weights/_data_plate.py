@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -10,10 +10,16 @@ from vilvm._runtime.random import preserved_rng
 from vilvm.data.data import Data
 from vilvm.data.tensors import tensors_of
 from vilvm.lvm import ContractError
-from vilvm.weights._sites import own_dims, sites_of
+from vilvm.weights._sites import Sites, latents_of, observed_of, own_dims, sites_of
 from vilvm.weights._traces import run_once
 
-__all__ = ["find_data_plate", "full_size_of", "in_plate", "plate_axis", "size_of"]
+__all__ = [
+    "DataPlate",
+    "find_data_plate",
+    "in_plate",
+    "plate_axis",
+    "read_data_plate",
+]
 
 
 def in_plate(site: Any, plate: str) -> bool:
@@ -26,7 +32,7 @@ def plate_axis(site: Any, frame: Any) -> int:
     return sorted(own_dims(site)).index(frame.dim)
 
 
-def size_of(frame: Any, sites: Iterable[Any]) -> int:
+def _size_of(frame: Any, sites: Iterable[Any]) -> int:
     """The size of a plate; if it has none, that of the sites within it."""
     if frame.size > 0:
         return frame.size
@@ -34,11 +40,11 @@ def size_of(frame: Any, sites: Iterable[Any]) -> int:
     return max([s[frame.dim] for s in shapes if len(s) >= -frame.dim], default=1)
 
 
-def full_size_of(frame: Any, sites: Iterable[Any]) -> int:
+def _full_size_of(frame: Any, sites: Iterable[Any]) -> int:
     """The full size that a plate declares; if it declares none, its size."""
     if frame.full_size and frame.full_size > 0:
         return frame.full_size
-    return size_of(frame, sites)
+    return _size_of(frame, sites)
 
 
 def find_data_plate(model: Any, batch: Any, observed: list[Any], name: str | None = None) -> Any:
@@ -55,7 +61,7 @@ def find_data_plate(model: Any, batch: Any, observed: list[Any], name: str | Non
     if name is not None:
         return next((frame for frame in common if frame.name == name), None)
     lengths = {tensor.shape[0] for tensor in tensors_of(batch) if tensor.dim()}
-    matching = [f for f in common if {size_of(f, observed), f.full_size} & lengths]
+    matching = [f for f in common if {_size_of(f, observed), f.full_size} & lengths]
     if len(matching) > 1:
         return _only_data_plate(model, batch, matching, observed)
     return next(iter(matching or common), None)
@@ -112,4 +118,31 @@ def _sizes(sites: Iterable[Any]) -> dict[str, tuple[int, int]]:
     """The size and the full size of every plate by name."""
     sites = list(sites)
     frames = {f.name: f for s in sites for f in s["cond_indep_stack"] if f.vectorized}
-    return {name: (size_of(f, sites), f.full_size) for name, f in frames.items()}
+    return {name: (_size_of(f, sites), f.full_size) for name, f in frames.items()}
+
+
+class DataPlate(NamedTuple):
+    """The fields of a Layout that describe the plate over the data."""
+
+    name: str | None
+    dim: int | None
+    num_data: int
+    full_size: int
+    local: bool
+    scale: Any
+
+
+def read_data_plate(model: Sites, guide: Sites, frame: Any) -> DataPlate:
+    observed = list(observed_of(model).values())
+    if frame is None:
+        return DataPlate(None, None, 1, 1, False, observed[0]["scale"])
+    inside = [site for site in observed if in_plate(site, frame.name)]
+    drawn = [*latents_of(model).values(), *guide.values()]
+    return DataPlate(
+        name=frame.name,
+        dim=frame.dim,
+        num_data=_size_of(frame, inside),
+        full_size=_full_size_of(frame, inside),
+        local=all(in_plate(site, frame.name) for site in drawn),
+        scale=(inside or observed)[0]["scale"],
+    )

@@ -67,7 +67,10 @@ def plain_errors(part: str, batch: Any) -> Iterator[None]:
 
 
 def _contract_error(part: str, batch: Any, error: Exception) -> ContractError:
-    where, reason = _user_line(traceback.extract_tb(error.__traceback__)), first_words(error)
+    where, reason = (
+        _user_line(traceback.extract_tb(error.__traceback__)),
+        first_words(error),
+    )
     message = (
         f"The {part} fails on a batch of {_describe(batch)}{where}: {type(error).__name__}: "
         f"{reason} {_advice(part, error, reason, where)}"

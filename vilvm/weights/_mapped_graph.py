@@ -70,7 +70,12 @@ def _mapped(bound: BoundPass) -> MappedGraph:
     def mapped(batch: Any, given: Mapping[str, Tensor], num_samples: int) -> Values:
         shared, own = tensors_of(batch), [given[name] for name in names]
         # Draws depend on the first input, so that they are new for every sample.
-        dims = (0, *(None for _ in shared), *(0 for _ in own), *(None for _ in closed))
+        dims = (
+            0,
+            *(None for _ in shared),
+            *(0 for _ in own),
+            *(None for _ in closed),
+        )
         run = torch.vmap(lambda *flat: tuple(module(*flat)), in_dims=dims, randomness="different")
         values: Values = {}
         with warnings.catch_warnings():
@@ -89,7 +94,11 @@ def _traced(
 ) -> tuple[GraphModule, list[Tensor]]:
     """The graph of a single run, ready to be mapped, and the tensors that it closes over."""
     # vmap cannot map fused attention, which is one operation, but can map its sums and softmax.
-    with preserved_rng(example[0].device), torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+    with (
+        preserved_rng(example[0].device),
+        torch.no_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
         graph = trace(single, example)
         module = graph.module
         # vmap cannot write in place into what the samples share
@@ -198,7 +207,12 @@ def _draw_for_each_sample(module: GraphModule) -> None:
             continue
         if schema.name in _IN_PLACE:
             with graph.inserting_after(node):
-                arguments = (_IN_PLACE[schema.name], node.args[0], first, *node.args[1:])
+                arguments = (
+                    _IN_PLACE[schema.name],
+                    node.args[0],
+                    first,
+                    *node.args[1:],
+                )
                 new = graph.call_function(_filled, arguments, node.kwargs)
             node.replace_all_uses_with(new)
             graph.erase_node(node)

@@ -9,8 +9,20 @@ from torch import Tensor
 from vilvm._runtime.random import preserved_rng
 from vilvm.data.data import Data
 from vilvm.data.tensors import map_tensors, tensors_of
-from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, module_parameters
-from vilvm.weights._sites import Sites, family, mask_tensor, observed_of, sites_of, to_own_dims
+from vilvm.lvm import (
+    ContractError,
+    LatentVariableModel,
+    evaluation_mode,
+    module_parameters,
+)
+from vilvm.weights._sites import (
+    Sites,
+    family,
+    mask_tensor,
+    observed_of,
+    sites_of,
+    to_own_dims,
+)
 from vilvm.weights._traces import run
 from vilvm.weights.layout import Layout
 

@@ -141,7 +141,12 @@ class _Rotation:
         parameters: Mapping[str, Tensor],
         at_random: bool,
     ):
-        self.lvm, self.batch, self.layout, self.parameters = lvm, batch, layout, parameters
+        self.lvm, self.batch, self.layout, self.parameters = (
+            lvm,
+            batch,
+            layout,
+            parameters,
+        )
         self.step = 1 - int(at_random)  # by which the data move within the plate
 
     def test(self) -> ByPosition | None:
@@ -181,7 +186,11 @@ class _Rotation:
         return None
 
     def _run(
-        self, batch: Any, values: Mapping[str, Tensor], seed: int = 0, shift: int = 0
+        self,
+        batch: Any,
+        values: Mapping[str, Tensor],
+        seed: int = 0,
+        shift: int = 0,
     ) -> poutine.Trace:
         """A trace of the guide at given values of its sites.
 
@@ -237,7 +246,10 @@ class _Rotation:
         if not isinstance(part, Tensor) or not part.requires_grad:
             return dict.fromkeys(self.parameters)
         found = torch.autograd.grad(
-            part, list(self.parameters.values()), retain_graph=True, allow_unused=True
+            part,
+            list(self.parameters.values()),
+            retain_graph=True,
+            allow_unused=True,
         )
         return dict(zip(self.parameters, found, strict=True))
 
@@ -252,7 +264,10 @@ def _sum_at(value: Tensor, dim: int, position: int) -> Tensor:
 def _differ(first: Tensor | None, second: Tensor | None) -> bool:
     if first is None or second is None:
         return any(bool((g != 0).any()) for g in (first, second) if g is not None)
-    difference, size = (first - second).norm(), torch.maximum(first.norm(), second.norm())
+    difference, size = (
+        (first - second).norm(),
+        torch.maximum(first.norm(), second.norm()),
+    )
     return bool(difference > _DIFFERENT * size)
 
 

@@ -27,6 +27,7 @@ __all__ = [
     "observed_of",
     "own_densities",
     "own_dims",
+    "own_values",
     "plain",
     "plate_dims",
     "sites_of",
@@ -211,6 +212,14 @@ def nesting_of(*parts: Sites) -> int:
 def to_own_dims(value: Tensor, site: Any, num_samples: int, nesting: int) -> Tensor:
     """A site's value in shape (S, *own dimensions, *event), without other plates' dimensions."""
     return _drop_other_dims(value, own_dims(site), site["fn"].event_dim, num_samples, nesting)
+
+
+def own_values(sites: Sites, num_samples: int, nesting: int) -> dict[str, Tensor]:
+    """The value of every site, shape (S, *its own dimensions, *event)."""
+    return {
+        name: to_own_dims(site["value"], site, num_samples, nesting)
+        for name, site in sites.items()
+    }
 
 
 def from_own_dims(value: Tensor, site: Any, nesting: int) -> Tensor:

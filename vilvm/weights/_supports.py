@@ -13,7 +13,7 @@ cases need care.
   (``_ModelMasks``). If one does, their prior is flat, and there is no evidence.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -25,7 +25,14 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from vilvm.lvm import ContractError
-from vilvm.weights._sites import Sites, family, latents_of, log_prob, mask_tensor, sites_of
+from vilvm.weights._sites import (
+    Sites,
+    family,
+    latents_of,
+    log_prob,
+    mask_tensor,
+    sites_of,
+)
 from vilvm.weights._traces import run
 
 __all__ = [
@@ -70,7 +77,7 @@ def degenerate_latents(
         ContractError: the guide has an auxiliary draw, and its latents are not a one-to-one
             function of it.
     """
-    points = tuple(n for n in latents if n in guide and _is_point(latents[n], guide[n]))
+    points = _points(latents, guide)
     auxiliary = _auxiliary(guide, latents)
     if not auxiliary:
         return points
@@ -98,6 +105,12 @@ def _auxiliary(guide: Sites, latents: Sites) -> Sites:
         for name, site in guide.items()
         if name not in latents and family(site["fn"]) not in ("Delta", "Unit")
     }
+
+
+def _points(latents: Sites, guide: Sites) -> tuple[str, ...]:
+    """The continuous latents that the guide puts on a point, in the model's order."""
+    shared = [name for name in latents if name in guide]
+    return tuple(name for name in shared if _is_point(latents[name], guide[name]))
 
 
 def _is_point(latent: Any, site: Any) -> bool:
@@ -148,26 +161,25 @@ def masked_latents(
         ContractError: the guide leaves out entries that the model scores; or it draws masked
             latents together with others.
     """
-    shared = {name: site for name, site in latents_of(model).items() if name in guide}
-    masks = _partial_masks(shared)
-    guide_masks = _partial_masks({name: guide[name] for name in shared})
-    differing = [
-        name
-        for name in shared
-        if _guide_scores_more(lvm, name, masks.get(name), guide_masks.get(name))
-    ]
-    flat: list[str] = []
-    if masks:
-        others = guide_again()
-        flat = [
-            name
-            for name, mask in masks.items()
-            if _matters(name, mask, model, model_at, others[name]["value"])
-        ]
+    masks = _partial_masks(_only(latents_of(model), guide))
+    guide_masks = _partial_masks(_only(guide, latents_of(model)))
+    differing = []
+    for name in latents_of(model):
+        if _guide_scores_more(lvm, name, masks.get(name), guide_masks.get(name)):
+            differing.append(name)
+    flat = []
+    others = guide_again() if masks else {}
+    for name, mask in masks.items():
+        if _matters(name, mask, model, model_at, others[name]["value"]):
+            flat.append(name)
     marginalised = [name for name in differing if name not in flat]
     for name in marginalised:
         _check_marginalised(lvm, name, masks[name], model, guide)
     return MaskedLatents(tuple(marginalised), tuple(flat))
+
+
+def _only(sites: Sites, names: Container[str]) -> Sites:
+    return {name: site for name, site in sites.items() if name in names}
 
 
 def _partial_masks(sites: Sites) -> dict[str, Tensor]:

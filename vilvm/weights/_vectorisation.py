@@ -33,11 +33,25 @@ from vilvm._runtime.random import preserved_rng, rng_state, set_rng_state
 from vilvm.lvm import ContractError
 from vilvm.weights._errors import SampleLines
 from vilvm.weights._mapped_graph import MappedGraph, known_graph
-from vilvm.weights._passes import DRAWN, BoundPass, Pass, Values, concatenate, error_text
+from vilvm.weights._passes import (
+    DRAWN,
+    BoundPass,
+    Pass,
+    Values,
+    concatenate,
+    error_text,
+)
 from vilvm.weights._sample_comparison import SingleRun, first_difference
 from vilvm.weights._value_reads import ValueReads
 
-__all__ = ["ONE_BY_ONE", "VECTORISED", "VMAP", "Vectorisation", "run_at_samples", "way_of"]
+__all__ = [
+    "ONE_BY_ONE",
+    "VECTORISED",
+    "VMAP",
+    "Vectorisation",
+    "run_at_samples",
+    "way_of",
+]
 
 VECTORISED, VMAP, ONE_BY_ONE = "vectorised", "vmap", "one by one"
 _FAILURES = (
@@ -322,11 +336,11 @@ def _vectorised_differs(bound: BoundPass) -> str | None:
 
 def _check(way: _Way, found: Values, bound: BoundPass, places: list[int]) -> str | None:
     """The first difference of some samples from single runs at the same latents, or None."""
-    values = {**bound.given, **found.get(DRAWN, {})}
-    drawn = [{n: v[i : i + 1].detach() for n, v in values.items()} for i in places]
-    new = drawn[0].keys() - bound.given.keys()
-    if repeated := [name for name in drawn[0] if name in new and _is_repeated(name, drawn)]:
-        return f"at several samples the draws of site {repeated[0]!r} are one and the same"
+    drawn = _samples_of({**bound.given, **found.get(DRAWN, {})}, places)
+    new = [name for name in drawn[0] if name not in bound.given]
+    for name in new:
+        if _is_repeated(drawn[0][name], drawn[-1][name]):
+            return f"at several samples the draws of site {name!r} are one and the same"
     with torch.no_grad(), preserved_rng(bound.device):
         first, reason = _follow_reads(bound, drawn[0])
         if reason is not None and way.name == VECTORISED:
@@ -339,9 +353,13 @@ def _check(way: _Way, found: Values, bound: BoundPass, places: list[int]) -> str
         return reason
 
 
-def _is_repeated(name: str, drawn: list[dict[str, Tensor]]) -> bool:
-    """Whether the first and the last sample of a continuous site are equal."""
-    first, last = drawn[0][name], drawn[-1][name]
+def _samples_of(values: Mapping[str, Tensor], places: list[int]) -> list[dict[str, Tensor]]:
+    """Some samples of values of many, each of shape (1, ...)."""
+    return [{name: v[i : i + 1].detach() for name, v in values.items()} for i in places]
+
+
+def _is_repeated(first: Tensor, last: Tensor) -> bool:
+    """Whether two samples of a continuous site are equal."""
     if not first.is_floating_point() or bool((first == first.round()).all()):
         return False
     return torch.equal(first, last)

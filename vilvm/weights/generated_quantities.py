@@ -15,7 +15,12 @@ from torch.distributions import biject_to
 from vilvm._runtime.argument_checks import check_number
 from vilvm._runtime.random import preserved_rng
 from vilvm.data.tensors import tensors_of
-from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, module_parameters
+from vilvm.lvm import (
+    ContractError,
+    LatentVariableModel,
+    evaluation_mode,
+    module_parameters,
+)
 from vilvm.weights._conditioning import at_samples
 from vilvm.weights._enumeration import check_drawable
 from vilvm.weights._passes import Pass, Values
@@ -24,6 +29,7 @@ from vilvm.weights._sites import (
     family,
     own_densities,
     own_dims,
+    own_values,
     to_own_dims,
     was_observed,
 )
@@ -159,9 +165,7 @@ def _replay_pass(lvm: LatentVariableModel, layout: Layout, single: Sites) -> Pas
         sites, size = _run(lvm, batch, given, num_samples, layout), num_samples or 1
         made = {n: site for n, site in sites.items() if _is_deterministic(site)}
         drawn = {n: site for n, site in sites.items() if n not in made}
-        values = {
-            n: to_own_dims(site["value"], site, size, layout.nesting) for n, site in drawn.items()
-        }
+        values = own_values(drawn, size, layout.nesting)
         return {
             "sites": values,
             "deterministics": {

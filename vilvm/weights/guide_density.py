@@ -21,9 +21,15 @@ from torch.distributions import Distribution, Independent, kl_divergence
 from vilvm._runtime.argument_checks import check_number
 from vilvm._runtime.random import preserved_rng
 from vilvm.data.data import Data
-from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, module_parameters
-from vilvm.weights._conditioning import at_samples, drawn_values
+from vilvm.lvm import (
+    ContractError,
+    LatentVariableModel,
+    evaluation_mode,
+    module_parameters,
+)
+from vilvm.weights._conditioning import drawn_values
 from vilvm.weights._enumeration import run_model
+from vilvm.weights._guide_runs import run_guide
 from vilvm.weights._passes import Pass, Values
 from vilvm.weights._reduction import log_densities, total
 from vilvm.weights._sites import family, mask_digest, to_own_dims
@@ -103,7 +109,12 @@ def guide_log_prob(
                 )
         density = _guide_density(lvm, layout)
         values = run_at_samples(
-            lvm, batch, num_samples, density, given, vectorisation=layout.vectorisation
+            lvm,
+            batch,
+            num_samples,
+            density,
+            given,
+            vectorisation=layout.vectorisation,
         )
     return total(values["log_guides"].values())
 
@@ -122,16 +133,18 @@ def _guide_density(lvm: LatentVariableModel, layout: Layout) -> Pass:
     guide_half = scored_guide(lvm, layout.masked)
 
     def density(batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
-        samples, fixed = layout.samples(num_samples), layout.fixed_subsample()
-        with at_samples(given, num_samples, layout.nesting):
-            trace = run(guide_half, "guide", batch, fixed, samples=samples)
+        trace = run_guide(guide_half, batch, given, num_samples, layout)
         return {"log_guides": log_densities("guide", guide_sites(trace), num_samples, layout)}
 
     return Pass(density, "log-guide densities")
 
 
 def divergences(
-    lvm: LatentVariableModel, batch: Any, num_samples: int = 1, *, layout: Layout | None = None
+    lvm: LatentVariableModel,
+    batch: Any,
+    num_samples: int = 1,
+    *,
+    layout: Layout | None = None,
 ) -> dict[str, Tensor]:
     """Terms whose mean over samples is KL(q(z | x) ‖ p(z)), by latent and, if possible, dimension.
 
@@ -183,11 +196,9 @@ def _divergence_pass(lvm: LatentVariableModel, layout: Layout) -> Pass:
     guide_half = scored_guide(lvm, layout.masked)
 
     def run_both(batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
-        samples, fixed = layout.samples(num_samples), layout.fixed_subsample()
-        with at_samples(given, num_samples, layout.nesting):
-            guide_trace = run(guide_half, "guide", batch, fixed, samples=samples)
-        model = run_model(lvm.model, batch, (guide_trace, fixed), num_samples, layout)
-        guide, size = guide_sites(guide_trace), num_samples or 1
+        trace = run_guide(guide_half, batch, given, num_samples, layout)
+        model = run_model(lvm.model, batch, (trace, layout.fixed_subsample()), num_samples, layout)
+        guide, size = guide_sites(trace), num_samples or 1
         own = [n for n in layout.latents if n not in model.dependent]
         each = {n: _by_dimension(n, guide[n], model.sites[n], size, layout) for n in own}
         return {
@@ -211,7 +222,10 @@ def _by_dimension(
     if q is None or p is None:
         return None
     shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
-    q, p = q.expand(shape), p.expand(shape)  # torch's divergence of Bernoullis does not broadcast
+    q, p = (
+        q.expand(shape),
+        p.expand(shape),
+    )  # torch's divergence of Bernoullis does not broadcast
     try:
         value = kl_divergence(q, p)
     except NotImplementedError:

@@ -17,9 +17,19 @@ from torch import Tensor
 from vilvm._runtime.random import preserved_rng
 from vilvm._runtime.unchanged import not_seeded
 from vilvm.data.data import Data
-from vilvm.lvm import LatentVariableModel, check_contract, evaluation_mode, module_parameters
+from vilvm.lvm import (
+    LatentVariableModel,
+    check_contract,
+    evaluation_mode,
+    module_parameters,
+)
 from vilvm.weights._conditioning import at_draw
-from vilvm.weights._data_plate import find_data_plate, full_size_of, in_plate, plate_axis, size_of
+from vilvm.weights._data_plate import (
+    find_data_plate,
+    in_plate,
+    plate_axis,
+    read_data_plate,
+)
 from vilvm.weights._per_datum import PlateIndices, check_indices, check_known
 from vilvm.weights._sites import (
     Sites,
@@ -31,10 +41,20 @@ from vilvm.weights._sites import (
     observed_of,
     sites_of,
 )
-from vilvm.weights._supports import MaskedLatents, degenerate_latents, guide_sites, masked_latents
+from vilvm.weights._supports import (
+    MaskedLatents,
+    degenerate_latents,
+    guide_sites,
+    masked_latents,
+)
 from vilvm.weights._traces import run, run_once
 from vilvm.weights._vectorisation import Vectorisation
-from vilvm.weights.checks import check_latents, check_plates, check_shape, enumerable
+from vilvm.weights.checks import (
+    check_latents,
+    check_plates,
+    check_shape,
+    enumerable,
+)
 
 __all__ = ["Layout", "find_layout"]
 
@@ -272,7 +292,7 @@ def _read_layout(
 ) -> Layout:
     observed, latents = observed_of(first.model), latents_of(first.model)
     drawn = [name for name in latents if name in first.guide]
-    plate = _read_data_plate(first, frame)
+    plate = read_data_plate(first.model, first.guide, frame)
     return Layout(
         nesting=nesting,
         data_plate=plate.name,
@@ -295,33 +315,6 @@ def _read_layout(
         data_axes=_data_axes({name: first.guide[name] for name in drawn}, frame),
         subsample=_random_subsamples(first),
         vectorisation=Vectorisation(),
-    )
-
-
-class _DataPlate(NamedTuple):
-    """The fields of a Layout that describe the plate over the data."""
-
-    name: str | None
-    dim: int | None
-    num_data: int
-    full_size: int
-    local: bool
-    scale: Any
-
-
-def _read_data_plate(first: _FirstRun, frame: Any) -> _DataPlate:
-    observed = list(observed_of(first.model).values())
-    if frame is None:
-        return _DataPlate(None, None, 1, 1, False, observed[0]["scale"])
-    inside = [site for site in observed if in_plate(site, frame.name)]
-    drawn = [*latents_of(first.model).values(), *first.guide.values()]
-    return _DataPlate(
-        name=frame.name,
-        dim=frame.dim,
-        num_data=size_of(frame, inside),
-        full_size=full_size_of(frame, inside),
-        local=all(in_plate(site, frame.name) for site in drawn),
-        scale=(inside or observed)[0]["scale"],
     )
 
 

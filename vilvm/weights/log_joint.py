@@ -18,20 +18,19 @@ from typing import Any, Literal, NamedTuple, cast
 import pyro
 import torch
 from torch import Tensor
-from torch.distributions import (
-    ComposeTransform,
-    Transform,
-    TransformedDistribution,
-    biject_to,
-    constraints,
-)
 
-from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, module_parameters
+from vilvm.lvm import (
+    ContractError,
+    LatentVariableModel,
+    evaluation_mode,
+    module_parameters,
+)
+from vilvm.weights._bijections import bijection_to
 from vilvm.weights._conditioning import AtValues, at_samples, drawn_values
 from vilvm.weights._enumeration import run_model
 from vilvm.weights._passes import Pass, Values
 from vilvm.weights._reduction import log_densities, reduce, total
-from vilvm.weights._sites import Sites, family, own_densities, sites_of, to_own_dims
+from vilvm.weights._sites import Sites, family, own_densities, own_values, sites_of
 from vilvm.weights._supports import guide_sites, scored_guide
 from vilvm.weights._traces import run
 from vilvm.weights._vectorisation import run_at_samples
@@ -81,7 +80,10 @@ class LogJoint:
     """
 
     def __init__(
-        self, lvm: LatentVariableModel, batch: Any, base: Literal["guide", "prior"] = "guide"
+        self,
+        lvm: LatentVariableModel,
+        batch: Any,
+        base: Literal["guide", "prior"] = "guide",
     ):
         check_batch(batch)
         self.lvm, self.batch, self.base = lvm, batch, base
@@ -197,7 +199,7 @@ class LogJoint:
         sites = {name: site for name, site in found.items() if self._moves(site)}
         for name, site in sites.items():
             self._check_continuous(name, site)
-        values = {n: cast(Tensor, _bijection(s).inv(s["value"])) for n, s in sites.items()}
+        values = {n: cast(Tensor, bijection_to(s).inv(s["value"])) for n, s in sites.items()}
         if num_samples is None:
             self.shapes = {
                 n: _Shape(values[n].shape, len(s["fn"].batch_shape)) for n, s in sites.items()
@@ -226,15 +228,17 @@ class LogJoint:
             sites = self._base_sites(batch, num_samples)
         size, nesting = num_samples or 1, self.layout.nesting
         drawn = {name: sites[name] for name in self.layout.latents}
-        return {
-            "latents": {n: to_own_dims(s["value"], s, size, nesting) for n, s in drawn.items()}
-        }
+        return {"latents": own_values(drawn, size, nesting)}
 
     def _densities(
         self, batch: Any, given: Mapping[str, Tensor], num_samples: int | None
     ) -> Values:
         layout = self.layout
-        put, guide, guide_trace = self._at_unconstrained(given, num_samples), {}, None
+        put, guide, guide_trace = (
+            self._at_unconstrained(given, num_samples),
+            {},
+            None,
+        )
         with put.handler:
             if self.base == "guide":
                 guide_trace = run(self.guide, "guide", batch, samples=layout.samples(num_samples))
@@ -242,7 +246,12 @@ class LogJoint:
             model = run_model(self.lvm.model, batch, (guide_trace,), num_samples, layout)
         sites = guide or model.sites
         jacobian = [
-            reduce(put.log_jacobians[n], layout.is_in_data(sites[n]), num_samples, layout)
+            reduce(
+                put.log_jacobians[n],
+                layout.is_in_data(sites[n]),
+                num_samples,
+                layout,
+            )
             for n in given
         ]
         joint = [*model.log_likelihoods.values(), *model.log_priors.values()]
@@ -351,7 +360,7 @@ class _AtUnconstrained:
         else:
             missing = self.nesting - self.shapes[msg["name"]].batch
             u = u.reshape(len(u), *(1,) * missing, *u.shape[1:])
-        transform = _bijection(msg)
+        transform = bijection_to(msg)
         value: Any = transform(u)
         log_det = transform.log_abs_det_jacobian(u, value)
         # One number per batch element, also where T acts on single numbers of an event.
@@ -360,61 +369,3 @@ class _AtUnconstrained:
             log_det = log_det.sum(list(range(-extra, 0)))
         self.log_jacobians[msg["name"]] = log_det
         return value
-
-
-# Bijections
-# --------------------------------------------------------------------------------------------
-
-
-def _bijection(site: Any) -> Transform:
-    """T, from ℝᵈ to the support of a site, which may depend on other latents."""
-    fn = site["fn"]
-    try:
-        return _of_transformed(fn) or biject_to(_of_components(fn.support))
-    except NotImplementedError:
-        raise ContractError(
-            f"Latent {site['name']!r} is {family(fn)}, and no bijection from ℝᵈ to its support "
-            f"({fn.support}) is known, so no chain can move it: write it as a function of latents "
-            "over ℝᵈ, or take the importance-weighted bound."
-        ) from None
-
-
-def _of_components(support: Any) -> Any:
-    """The support; of a mixture, that of its components.
-
-    No bijection is registered for torch's constraint of a mixture.
-    """
-    if isinstance(support, constraints.MixtureSameFamilyConstraint):
-        return support.base_constraint
-    if isinstance(support, constraints.independent):
-        return constraints.independent(
-            _of_components(support.base_constraint), support.reinterpreted_batch_ndims
-        )
-    return support
-
-
-def _of_transformed(fn: Any) -> Transform | None:
-    """T of a transformed distribution whose support torch states wrongly; else None.
-
-    torch states the last transform's codomain, as if it were applied to all of ℝᵈ: a shifted
-    exponential would be supported on the whole line.
-    """
-    while hasattr(fn, "base_dist") and not isinstance(fn, TransformedDistribution):
-        fn = fn.base_dist  # under to_event, mask and expand
-    if (
-        not isinstance(fn, TransformedDistribution)
-        or type(fn).support is not TransformedDistribution.support
-        or not fn.transforms
-    ):
-        return None
-    before = [fn.base_dist.support, *(t.codomain for t in fn.transforms[:-1])]
-    if all(_is_real(constraint) for constraint in before):
-        return None
-    first = _of_transformed(fn.base_dist) or biject_to(fn.base_dist.support)
-    return ComposeTransform([first, *fn.transforms])
-
-
-def _is_real(constraint: Any) -> bool:
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
-    return constraint is constraints.real

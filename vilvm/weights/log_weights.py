@@ -22,14 +22,19 @@ import torch
 from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_number
-from vilvm.lvm import LatentVariableModel, NonFiniteError, evaluation_mode, module_parameters
-from vilvm.weights._conditioning import at_samples, drawn_values
+from vilvm.lvm import (
+    LatentVariableModel,
+    NonFiniteError,
+    evaluation_mode,
+    module_parameters,
+)
+from vilvm.weights._conditioning import drawn_values
 from vilvm.weights._enumeration import run_model
+from vilvm.weights._guide_runs import run_guide
 from vilvm.weights._passes import Pass, Values
 from vilvm.weights._reduction import log_densities, total
-from vilvm.weights._sites import to_own_dims
+from vilvm.weights._sites import own_values
 from vilvm.weights._supports import guide_sites, scored_guide
-from vilvm.weights._traces import run
 from vilvm.weights._vectorisation import run_at_samples
 from vilvm.weights.checks import check_batch
 from vilvm.weights.layout import Layout, find_layout
@@ -253,7 +258,10 @@ def weigh(
 
 
 def sample_pass(
-    lvm: LatentVariableModel, batch: Any, layout: Layout, num_samples: int | None = None
+    lvm: LatentVariableModel,
+    batch: Any,
+    layout: Layout,
+    num_samples: int | None = None,
 ) -> LogWeights:
     """The LogWeights of one pass, without checks, so that it can be traced.
 
@@ -281,7 +289,12 @@ def sample_pass(
         if num_samples is None:
             return _read(one.run(batch, {}, None), layout)
         values = run_at_samples(
-            lvm, batch, num_samples, one, vectorisation=layout.vectorisation, traced=True
+            lvm,
+            batch,
+            num_samples,
+            one,
+            vectorisation=layout.vectorisation,
+            traced=True,
         )
         return _read(values, layout)
 
@@ -309,19 +322,15 @@ def log_weights_pass(lvm: LatentVariableModel, layout: Layout) -> Pass:
     guide_half = scored_guide(lvm, layout.masked)
 
     def run_both(batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
-        samples, fixed = layout.samples(num_samples), layout.fixed_subsample()
-        with at_samples(given, num_samples, layout.nesting):
-            guide_trace = run(guide_half, "guide", batch, fixed, samples=samples)
-        model = run_model(lvm.model, batch, (guide_trace, fixed), num_samples, layout)
-        guide, size = guide_sites(guide_trace), num_samples or 1
+        trace = run_guide(guide_half, batch, given, num_samples, layout)
+        model = run_model(lvm.model, batch, (trace, layout.fixed_subsample()), num_samples, layout)
+        guide, size = guide_sites(trace), num_samples or 1
+        latents = {name: guide[name] for name in layout.latents}
         return {
             "log_guides": log_densities("guide", guide, num_samples, layout),
             "log_priors": model.log_priors,
             "log_likelihoods": model.log_likelihoods,
-            "latents": {
-                name: to_own_dims(guide[name]["value"], guide[name], size, layout.nesting)
-                for name in layout.latents
-            },
+            "latents": own_values(latents, size, layout.nesting),
             "drawn": drawn_values(guide, size, layout.nesting),
         }
 

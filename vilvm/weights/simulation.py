@@ -131,7 +131,13 @@ def simulate(
         like = fixed_beside(lvm, like).x
     with evaluation_mode(lvm):
         return list(
-            simulations(lvm, num_simulations, like=like, rebuild=rebuild, batch_size=batch_size)
+            simulations(
+                lvm,
+                num_simulations,
+                like=like,
+                rebuild=rebuild,
+                batch_size=batch_size,
+            )
         )
 
 
@@ -260,7 +266,11 @@ def _check_simulated(
 
 @torch.no_grad()
 def batches(
-    lvm: LatentVariableModel, rows: int, *, like: Any = None, rebuild: Rebuild | None = None
+    lvm: LatentVariableModel,
+    rows: int,
+    *,
+    like: Any = None,
+    rebuild: Rebuild | None = None,
 ) -> Iterator[tuple[Any, dict[str, Tensor]]]:
     """Batches of simulated data without end, each with the draws of all its sites.
 
@@ -359,7 +369,10 @@ def _densities_at(
     """The log-densities of the model's sites at these values."""
 
     def at_values(x: Any) -> Any:
-        with at_draw({name: value[None] for name, value in values.items()}), Unobserved():
+        with (
+            at_draw({name: value[None] for name, value in values.items()}),
+            Unobserved(),
+        ):
             return lvm.model(x)
 
     sites = run_model_alone(lvm, batch, at_values)
@@ -381,7 +394,10 @@ def _with_hidden_of_others(lvm: LatentVariableModel, batch: Tensor, name: str) -
 
 
 def _only_observed(
-    lvm: LatentVariableModel, sites: Mapping[str, Tensor], names: list[str], checked: bool
+    lvm: LatentVariableModel,
+    sites: Mapping[str, Tensor],
+    names: list[str],
+    checked: bool,
 ) -> Tensor:
     """The value of the one observed site; raises ContractError unless it is the whole batch."""
     if len(names) == 1:
