@@ -1071,10 +1071,9 @@ def time_major(steps, series, first=True, pack=None):
     x = fixed(steps, series)
     covariance = torch.eye(steps).double() + 1.0
     evidence = dist.MultivariateNormal(torch.zeros(steps).double(), covariance).log_prob(x.T)
+    batch = x if first else x.T.contiguous()
     if pack is not None:
         batch = pack(x)
-    else:
-        batch = x if first else x.T.contiguous()
 
     def of(batch):
         if pack is None:

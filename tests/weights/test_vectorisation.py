@@ -145,9 +145,8 @@ def test_draws_of_dependent_latents_in_the_guide(wrong):
     def guide(x):
         with pyro.plate("data", len(x)):
             a = pyro.sample("a", dist.Normal(x, 0.5).to_event(1))
-            if wrong == "vectorised only":
-                first = a[:, 0]
-            else:
+            first = a[:, 0]
+            if wrong != "vectorised only":
                 first = a[..., 0 if a.dim() == 2 else 1]
             pyro.sample("b", dist.Normal(3 * first, 0.1))
 

@@ -102,7 +102,7 @@ def _growing_with_batch(model: Any, batch: Any, plates: list[Any]) -> list[Any]:
         return []
     longer = data.subset(torch.arange(-1, len(data)).clamp(min=0)).x  # its first datum twice
     with preserved_rng(data.device), suppress(ContractError):
-        before, after = (_sizes(sites_of(run_once(model, x)[0]).values()) for x in (batch, longer))
+        before, after = _plate_sizes(model, batch), _plate_sizes(model, longer)
         return [f for f in plates if f.name in after and after[f.name] != before[f.name]]
     return []
 
@@ -110,15 +110,21 @@ def _growing_with_batch(model: Any, batch: Any, plates: list[Any]) -> list[Any]:
 def _along_rows(batch: Any, plates: list[Any], observed: list[Any]) -> list[Any]:
     """The plate along the first dimension of the batch's tensors that are observed."""
     given = {id(tensor) for tensor in tensors_of(batch)}
-    first = {s["fn"].event_dim - s["value"].dim() for s in observed if id(s["value"]) in given}
-    return [frame for frame in plates if first == {frame.dim}]
+    unchanged = [site for site in observed if id(site["value"]) in given]
+    first_dims = {site["fn"].event_dim - site["value"].dim() for site in unchanged}
+    return [frame for frame in plates if first_dims == {frame.dim}]
 
 
-def _sizes(sites: Iterable[Any]) -> dict[str, tuple[int, int]]:
-    """The size and the full size of every plate by name."""
-    sites = list(sites)
-    frames = {f.name: f for s in sites for f in s["cond_indep_stack"] if f.vectorized}
-    return {name: (_size_of(f, sites), f.full_size) for name, f in frames.items()}
+def _plate_sizes(model: Any, batch: Any) -> dict[str, tuple[int, int]]:
+    """The size and the full size of every plate of the model by name."""
+    trace, _ = run_once(model, batch)
+    sites = list(sites_of(trace).values())
+    sizes = {}
+    for site in sites:
+        for frame in site["cond_indep_stack"]:
+            if frame.vectorized:
+                sizes[frame.name] = _size_of(frame, sites), frame.full_size
+    return sizes
 
 
 class DataPlate(NamedTuple):
@@ -133,6 +139,7 @@ class DataPlate(NamedTuple):
 
 
 def read_data_plate(model: Sites, guide: Sites, frame: Any) -> DataPlate:
+    """The fields of a Layout for the plate over the data; `frame` is that plate, or None."""
     observed = list(observed_of(model).values())
     if frame is None:
         return DataPlate(None, None, 1, 1, False, observed[0]["scale"])

@@ -74,15 +74,16 @@ def run_model(
     if layout.enumerated:
         model = poutine.enum(model, first_available_dim=_first_enumerated_dim(num_samples, layout))
     trace = run(model, "model", batch, *replay, samples=layout.samples(num_samples))
-    sites = {n: site for n, site in sites_of(trace).items() if n not in layout.enumerated}
+    sites = sites_of(trace)
+    for name in layout.enumerated:
+        sites.pop(name, None)
     dependent = _dependent(trace, sites, layout)
-    free = {n: site for n, site in sites.items() if n not in dependent}
+    free = {name: site for name, site in sites.items() if name not in dependent}
     likelihoods = log_densities("model", observed_of(free), num_samples, layout)
     priors = log_densities("model", latents_of(free), num_samples, layout)
     if dependent:
-        summed = _Elimination(trace, num_samples, layout)
-        coupled = {n: site for n, site in sites.items() if n in dependent}
-        likelihood, prior = summed.likelihood_and_prior(coupled)
+        elimination = _Elimination(trace, num_samples, layout)
+        likelihood, prior = elimination.likelihood_and_prior(dependent)
         likelihoods |= likelihood
         priors |= prior
     return ModelRun(likelihoods, priors, sites, frozenset(dependent))
@@ -121,21 +122,21 @@ def check_drawable(
         )
 
 
-def _dependent(trace: Any, sites: Sites, layout: Layout) -> set[str]:
+def _dependent(trace: Any, sites: Sites, layout: Layout) -> Sites:
     """The sites whose log-density has a dimension of an enumerated latent."""
     if not layout.enumerated:
-        return set()
+        return {}
     trace.compute_log_prob()
     trace.pack_tensors()
-    enumerated = _enumerated_dims(trace)
-    return {n for n, s in sites.items() if enumerated & _packed_dims(s)}
-
-
-def _packed_dims(site: Any) -> set[str]:
-    return set(site["packed"]["unscaled_log_prob"]._pyro_dims)
+    enumerated, dependent = _enumerated_dims(trace), {}
+    for name, site in sites.items():
+        if enumerated.intersection(site["packed"]["unscaled_log_prob"]._pyro_dims):
+            dependent[name] = site
+    return dependent
 
 
 def _enumerated_dims(trace: Any) -> set[str]:
+    """Pyro's symbols of the dimensions of enumerated latents."""
     return set(trace.symbol_to_dim) - set(trace.plate_to_symbol.values())
 
 
@@ -179,7 +180,9 @@ class _Elimination:
             kept.add(self.layout.data_plate)
         symbols = {s for plate, s in self.trace.plate_to_symbol.items() if plate in kept}
         # plates of size one have no dimension in the factors
-        present = {dim for terms in factors.values() for term in terms for dim in term._pyro_dims}
+        present: set[str] = set()
+        for terms in factors.values():
+            present.update(*(term._pyro_dims for term in terms))
         with shared_intermediates() as cache:
             summed = contract_to_tensor(
                 factors,

@@ -234,7 +234,7 @@ class _Runner:
         if way.name == VMAP:
             how = "through torch.vmap"
         name, line = type(self.bound.lvm).__name__, _user_line(self.bound, reason)
-        self.log(f"{name}: samples are run {how}, for {reason}{line}.")
+        self.log(f"{name}: samples are run {how}, because {reason}{line}.")
 
 
 def _is_news(lvm: Any, way: str) -> bool:

@@ -341,7 +341,7 @@ def _draw(lvm: LatentVariableModel, number: int, like: Any) -> dict[str, SiteDra
         return draws_by_site(lvm, number, like=like)
     except NotImplementedError:
         raise NotApplicable(
-            f"{type(lvm).__name__} cannot be simulated, for one of its distributions cannot be "
+            f"{type(lvm).__name__} cannot be simulated: one of its distributions cannot be "
             "drawn from: give it a method sample."
         ) from None
 
