@@ -24,6 +24,12 @@ from vilvm.lvm import (
     module_parameters,
 )
 from vilvm.weights._conditioning import at_draw
+from vilvm.weights._contract import (
+    check_latents,
+    check_plates,
+    check_shape,
+    enumerable,
+)
 from vilvm.weights._data_plate import (
     find_data_plate,
     in_plate,
@@ -49,12 +55,6 @@ from vilvm.weights._supports import (
 )
 from vilvm.weights._traces import run, run_once
 from vilvm.weights._vectorisation import Vectorisation
-from vilvm.weights.checks import (
-    check_latents,
-    check_plates,
-    check_shape,
-    enumerable,
-)
 
 __all__ = ["Layout", "find_layout"]
 

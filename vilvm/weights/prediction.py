@@ -14,6 +14,7 @@ from vilvm.lvm import (
     module_parameters,
 )
 from vilvm.weights._conditioning import at_draw
+from vilvm.weights._contract import enumerable
 from vilvm.weights._enumeration import check_drawable
 from vilvm.weights._model_runs import (
     check_event_sizes,
@@ -37,7 +38,7 @@ from vilvm.weights._sites import (
 )
 from vilvm.weights._traces import run
 from vilvm.weights._vectorisation import Vectorisation, run_at_samples
-from vilvm.weights.checks import check_batch, enumerable
+from vilvm.weights.checks import check_batch
 
 __all__ = ["observed", "predict", "replicate"]
 
