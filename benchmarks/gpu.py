@@ -81,7 +81,7 @@ def same_ways(device: str) -> str:
             layout, there = find_layout(lvm, x.to(where)), x.to(where)
             with torch.no_grad(), module_parameters(lvm):
                 taken = _vectorisation.way_of(
-                    lvm, there, log_weights_pass(lvm, layout), layout.ways, lambda _: None
+                    lvm, there, log_weights_pass(lvm, layout), layout.vectorisation, lambda _: None
                 )
             assert taken == name, f"on {where} the way is {taken}, not {name}"
             return vilvm.evaluate(lvm, there, num_samples=500).bounds["elbo"]

@@ -52,14 +52,14 @@ def passes(
             forced.enter_context(
                 mock.patch.object(
                     _vectorisation,
-                    "_known_graph",
+                    "known_graph",
                     mock.Mock(side_effect=UntraceableError("asked for")),
                 )
             )
         weights()
         assert (
             _vectorisation.way_of(
-                net, x, _vectorisation.Pass(lambda *_: {}, "log-weights"), layout.ways
+                net, x, _vectorisation.Pass(lambda *_: {}, "log-weights"), layout.vectorisation
             )
             == way
         )

@@ -469,7 +469,7 @@ BAD = {
         lambda: weights(x=Data(X)),
         r"vilvm.Data in place of a batch; pass data.fixed\(\).x",
     ),
-    "numpy for a batch": (lambda: weights(x=np.zeros((3, 2))), "numpy array in place of a batch"),
+    "numpy for a batch": (lambda: weights(x=np.zeros((3, 2))), "holds a numpy array; pass torch.from_numpy"),
     "empty batch": (lambda: weights(x=X[:0]), "batch is empty"),
     "half a sample": (
         lambda: vilvm.posterior(pair(), X, 1.5),
@@ -489,7 +489,7 @@ BAD = {
     ),
     "parameter asked for by name": (
         lambda: weights(g=asking_by_name),
-        "initial value where it is met first",
+        "initial value at its first use",
     ),
     "epochs in words": (lambda: fit(steps=None, epochs="3"), "epochs must be a whole number"),
     "half an epoch": (lambda: fit(steps=None, epochs=2.5), "epochs must be a whole number"),
@@ -551,7 +551,7 @@ BAD = {
     ),
     "predicting from nothing": (
         lambda: vilvm.predict(pair(), {}),
-        "no latent tells the number of data",
+        "no latent has a dimension of the data",
     ),
     "predicting from a tensor": (lambda: vilvm.predict(pair(), X), "dict of tensors by name"),
     "grey levels to 255": (

@@ -81,7 +81,7 @@ def check_lvm(tiny: Callable[[], tuple[LatentVariableModel, Any]], objective: An
     added = set(pyro.get_param_store()) - stored
     assert not added, f"Pyro's global parameter store now holds {sorted(added)}"
     with torch.no_grad(), seeded(4), module_parameters(lvm), evaluation_mode(lvm):
-        return way_of(lvm, batch, log_weights_pass(lvm, layout), layout.ways)
+        return way_of(lvm, batch, log_weights_pass(lvm, layout), layout.vectorisation)
 
 
 def _check_shapes(lvm: LatentVariableModel, batch: Any, layout: Layout) -> None:

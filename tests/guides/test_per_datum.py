@@ -1,8 +1,7 @@
-"""Guides with parameters of single data: found, refused where they are wrong, and right where data
-bring their indices.
+"""Guides with parameters per datum: recognised, refused where they are wrong, exact with indices.
 
 Everywhere zₙ ~ N(0, 1) and xₙ | zₙ ~ N(zₙ, 1), so that log p(xₙ) = log N(xₙ; 0, 2) and zₙ | xₙ ~
-N(xₙ / 2, ½), which a normal guide can be: the ELBO of each datum can reach its evidence.
+N(xₙ / 2, ½), which a normal guide can represent: the ELBO of each datum can reach its evidence.
 """
 
 import copy
@@ -93,9 +92,7 @@ def plates(batch):
 
 
 def own_parameters(size, mixed=False):
-    """A guide with `size` means and scales, each of one datum; `mixed`: each mean is a sum of two
-    of the parameters.
-    """
+    """A guide with `size` means and scales, one per datum; if `mixed`, a mean sums two of them."""
 
     def guide(x):
         loc = pyro.param("loc", torch.zeros(size))
@@ -114,7 +111,7 @@ def composed(x):
 
 
 class Amortised(torch.nn.Module):
-    """An encoder whose sizes can be mistaken for the number of data."""
+    """An encoder with a layer size equal to the number of data."""
 
     def __init__(self, hidden, batch_norm=False):
         super().__init__()
@@ -133,8 +130,9 @@ class Amortised(torch.nn.Module):
 
 
 class Embedded(torch.nn.Module):
-    """A guide of parameters that data pick by their index in the batch; the plate has the batch's
-    size, or the full one.
+    """A guide whose parameters are selected by an index in the batch.
+
+    The plate has the batch's size, or the full one.
     """
 
     def __init__(self, full=False):
@@ -160,9 +158,7 @@ class Embedded(torch.nn.Module):
 
 
 class ByCategory(torch.nn.Module):
-    """An amortised guide that reads a table at z's own cluster, drawn in the guide, and at the
-    sign of x.
-    """
+    """An amortised guide that reads a table at a drawn cluster and at the sign of x."""
 
     def __init__(self):
         super().__init__()
@@ -185,14 +181,14 @@ class ByCategory(torch.nn.Module):
 
 
 def noisy(x):
-    """A guide with noise of its own, which is no site."""
+    """A guide that draws noise outside its sites."""
     slope = pyro.param("slope", torch.tensor(0.5))
     with pyro.plate("data", len(x)):
         pyro.sample("z", dist.Normal(slope * torch.nn.functional.dropout(x, 0.5), 1.0))
 
 
 def pooled(x):
-    """A guide that looks at the whole batch, in whatever order."""
+    """A guide that depends on the whole batch, but not on its order."""
     slope = pyro.param("slope", torch.tensor(0.5))
     with pyro.plate("data", len(x)):
         pyro.sample("z", dist.Normal(slope * (x - x.mean()), 1.0))
@@ -229,7 +225,7 @@ AMORTISED = {
 
 
 @pytest.mark.parametrize("name", BY_POSITION)
-def test_parameters_of_single_data_are_refused_in_batches(name, x):
+def test_parameters_per_datum_are_refused_in_batches(name, x):
     lvm = BY_POSITION[name]()
     with pytest.raises(ContractError, match=f"{REFUSED}|create_plates"):
         vilvm.fit(lvm, x, steps=2, batch_size=20)
@@ -241,7 +237,7 @@ def test_parameters_in_nested_plates_are_refused_in_batches():
         vilvm.fit(lvm, torch.randn(N, 3), steps=2, batch_size=20)
 
 
-def test_after_the_refusal_all_data_at_once_are_fitted_rightly(x):
+def test_full_data_fit_works_after_a_refusal(x):
     lvm = vilvm.Pair(model, AutoNormal(model))
     with pytest.raises(ContractError, match=REFUSED):
         vilvm.fit(lvm, x, steps=1, batch_size=20)
@@ -251,7 +247,7 @@ def test_after_the_refusal_all_data_at_once_are_fitted_rightly(x):
 
 
 @pytest.mark.parametrize("name", AMORTISED)
-def test_amortised_guides_are_trained_in_batches(name, x):
+def test_amortised_guides_train_in_batches(name, x):
     lvm = AMORTISED[name]()
     assert by_position(lvm, x[:20], find_layout(lvm, x[:20])) is None
     assert vilvm.fit(lvm, x, steps=4, batch_size=20).steps == 4
@@ -263,7 +259,7 @@ def indexed_autoguide():
 
 
 def by_hand(batch):
-    """A guide whose parameters Pyro picks by the plate's indices, as ``event_dim`` asks it to."""
+    """A guide whose parameters Pyro selects by the plate's indices, because of ``event_dim``."""
     with plates(batch):
         loc = pyro.param("loc", torch.zeros(N), event_dim=0)
         scale = pyro.param(
@@ -290,7 +286,7 @@ INDEXED = {
 @pytest.mark.parametrize(
     "name", [n if n == "AutoNormal" else pytest.param(n, marks=pytest.mark.slow) for n in INDEXED]
 )
-def test_parameters_by_index_reach_the_evidence_in_batches(name, x):
+def test_indexed_parameters_reach_the_evidence_in_batches(name, x):
     lvm, index = INDEXED[name](), torch.arange(N)
     fitted = vilvm.fit(lvm, (x, index), steps=600, batch_size=20, **adam(0.1))
     assert fitted.steps == 600
@@ -308,7 +304,7 @@ def test_parameters_by_index_reach_the_evidence_in_batches(name, x):
     assert ((drawn.mean(0) - x[order][:9] / 2).abs() < 0.3).all()
 
 
-def test_the_loss_of_indexed_batches_is_scaled_to_all_data(x):
+def test_loss_of_indexed_batches_is_scaled_up(x):
     lvm, index = indexed_autoguide(), torch.arange(N)
     vilvm.fit(lvm, (x, index), steps=3, batch_size=20)
     with torch.no_grad():
@@ -324,7 +320,7 @@ def test_the_loss_of_indexed_batches_is_scaled_to_all_data(x):
 
 
 @pytest.mark.slow
-def test_an_indexed_autoguide_is_trained_the_same_when_compiled(x):
+def test_compiled_training_of_an_indexed_autoguide_is_equal(x):
     ends = []
     for way in (False, True):
         torch.manual_seed(1)
@@ -335,7 +331,7 @@ def test_an_indexed_autoguide_is_trained_the_same_when_compiled(x):
 
 
 @pytest.mark.parametrize("rows", [20, N])
-def test_an_autoguide_with_indices_of_its_own_is_refused(rows, x):
+def test_autoguide_with_its_own_indices_is_refused(rows, x):
     order = torch.randperm(N)[:rows]
     lvm = vilvm.Pair(indexed, AutoNormal(indexed))
     with pytest.raises(ContractError, match="create_plates"):
@@ -345,7 +341,7 @@ def test_an_autoguide_with_indices_of_its_own_is_refused(rows, x):
 @pytest.mark.parametrize(
     "kind", [AutoNormal, AutoDiagonalNormal, AutoMultivariateNormal, AutoIAFNormal]
 )
-def test_other_rows_than_the_fitted_ones_are_refused(kind, x):
+def test_other_rows_than_the_fitted_are_refused(kind, x):
     lvm = vilvm.Pair(model, kind(model))
     vilvm.fit(lvm, x, steps=2)
     vilvm.evaluate(lvm, x, num_samples=5)
@@ -360,7 +356,7 @@ def test_other_rows_than_the_fitted_ones_are_refused(kind, x):
         vilvm.diagnose(lvm, x.flip(0), budget=5)
 
 
-def test_other_rows_are_refused_for_parameters_by_hand_and_as_validation(x):
+def test_other_validation_rows_are_refused(x):
     lvm = vilvm.Pair(model, own_parameters(N))
     vilvm.fit(lvm, x, steps=2)
     with pytest.raises(NotApplicable, match="'loc'"):
@@ -369,7 +365,7 @@ def test_other_rows_are_refused_for_parameters_by_hand_and_as_validation(x):
         vilvm.fit(vilvm.Pair(model, own_parameters(N)), x, steps=2, validation=x + 1)
 
 
-def test_what_uses_the_model_alone_takes_other_rows(x):
+def test_model_only_functions_accept_other_rows(x):
     lvm = vilvm.Pair(model, AutoNormal(model))
     vilvm.fit(lvm, x, steps=2)
     assert vilvm.sample(lvm, 7, like=x)["x"].shape == (7, N)
@@ -384,7 +380,7 @@ def test_what_uses_the_model_alone_takes_other_rows(x):
 
 
 class Mine(torch.nn.Module):
-    """A wrapper as users write one."""
+    """A wrapper written by a user."""
 
     def __init__(self, inner):
         super().__init__()
@@ -443,10 +439,8 @@ def test_other_rows_are_refused_through_every_wrapper(kind, x):
 
 
 @pytest.mark.parametrize("guide", [AutoDelta, AutoNormal])
-def test_a_guide_that_starts_at_the_prior_mean_leaves_the_prior_alone(guide, x):
-    """The parameters of ``init_to_mean`` share memory: those of w are one number, and those of z a
-    constant of the model.
-    """
+def test_prior_mean_start_does_not_change_prior(guide, x):
+    """The parameters of ``init_to_mean`` share memory with a constant of the model."""
     constant = torch.zeros(N)
 
     def shared(x):
@@ -475,7 +469,7 @@ def test_a_guide_that_starts_at_the_prior_mean_leaves_the_prior_alone(guide, x):
 
 
 @pytest.mark.slow
-def test_a_fit_to_all_rows_in_another_order_is_by_index_too(x):
+def test_indexed_fit_to_reordered_rows(x):
     lvm, order = indexed_autoguide(), torch.randperm(N)
     vilvm.fit(lvm, (x[order], order), steps=900, **adam(0.1))
     for size in (25, N):
@@ -485,7 +479,7 @@ def test_a_fit_to_all_rows_in_another_order_is_by_index_too(x):
         assert ((found.values - evidence(x)).abs() < 0.06 + 4 * found.errors).all(), size
 
 
-def test_a_fit_to_other_rows_makes_the_parameters_theirs(x):
+def test_new_fit_replaces_the_fitted_rows(x):
     lvm = vilvm.Pair(model, AutoNormal(model))
     vilvm.fit(lvm, x, steps=2)
     vilvm.fit(lvm, x + 1, steps=2)
@@ -494,7 +488,7 @@ def test_a_fit_to_other_rows_makes_the_parameters_theirs(x):
         vilvm.posterior(lvm, x, 5)
 
 
-def test_one_parameter_for_the_rows_of_two_sources_is_refused(x):
+def test_one_parameter_for_two_sources_is_refused(x):
     lvm = vilvm.Pair(model, AutoNormal(model))
     with pytest.raises(ContractError, match="sources"):
         vilvm.fit(lvm, vilvm.Interleaved(x, x + 1), steps=2)
@@ -507,7 +501,7 @@ def subsampled(x):
 
 
 @pytest.mark.slow
-def test_a_plate_that_subsamples_all_data_itself_is_trained_and_known(x):
+def test_self_subsampling_plate_is_trained_and_recognised(x):
     lvm = vilvm.Pair(subsampled, AutoNormal(subsampled, init_loc_fn=init_to_mean))
     vilvm.fit(lvm, x, steps=600, **adam(0.1))
     assert lvm.guide.locs.z.shape == (N,)
@@ -517,7 +511,7 @@ def test_a_plate_that_subsamples_all_data_itself_is_trained_and_known(x):
         vilvm.log_weights(lvm, x.flip(0), 5)
 
 
-def test_evaluation_in_parts_takes_parameters_of_single_data_whole(x):
+def test_parameters_per_datum_are_evaluated_on_whole_data(x):
     with torch.no_grad():
         lvm = vilvm.Pair(model, AutoNormal(model, init_scale=0.5**0.5))
         # whose parameters are made by the first call, for all data
@@ -528,7 +522,7 @@ def test_evaluation_in_parts_takes_parameters_of_single_data_whole(x):
         assert torch.allclose(found, evidence(x).double(), atol=1e-5)
 
 
-def test_a_look_for_parameters_of_single_data_leaves_no_trace(x):
+def test_by_position_changes_no_state(x):
     lvm = vilvm.Pair(model, own_parameters(N))
     layout = find_layout(lvm, x)
     loc = dict(lvm.named_parameters())["pyro_params.loc"].requires_grad_(False)
@@ -543,9 +537,7 @@ def test_a_look_for_parameters_of_single_data_leaves_no_trace(x):
 
 
 class Recurrent(torch.nn.Module):
-    """A guide that reads the rows one after the other: a series, which is one batch, and may be
-    another series.
-    """
+    """A guide that reads the rows in sequence: its batch is one series, and may be another one."""
 
     def __init__(self):
         super().__init__()
@@ -563,7 +555,7 @@ class Recurrent(torch.nn.Module):
             pyro.sample("z", dist.Normal(self.head(read)[:, 0], 1.0))
 
 
-def test_a_guide_that_reads_the_rows_in_turn_takes_other_rows_whole(x):
+def test_recurrent_guide_accepts_other_rows_whole(x):
     lvm = Recurrent()
     vilvm.fit(lvm, x, steps=2)
     for other in (x.flip(0), x[:20], torch.randn(N)):

@@ -1,7 +1,6 @@
-"""Independent right values for pairs: the pair run by plain Pyro, one sample at a time, and closed
-forms of small models.
+"""Reference values for pairs: plain Pyro, one sample at a time, and closed forms.
 
-Nothing here reads how vilvm runs a pair. ``replayed`` puts the latents of one sample into the
+Nothing here depends on how vilvm runs a pair. ``replayed`` sets the latents of one sample in the
 user's own functions and sums the log-densities of Pyro's traces; ``gaussian`` and ``discrete``
 make pairs whose guide is the exact posterior, so that the log-weight of every single sample is log
 p(x).
@@ -45,8 +44,7 @@ class Exact(NamedTuple):
         lvm: the pair.
         batch: its data.
         evidence: log p(x), shape (num_data,), or () if the data share a latent.
-        sizes: numbers of samples to try beside 5 and 100, at which a wrong broadcast would pass
-            unnoticed.
+        sizes: further numbers of samples, at which a wrong broadcast would have the right shape.
     """
 
     lvm: Any
@@ -67,9 +65,7 @@ def sites(trace: Any) -> dict[str, Any]:
 
 
 def log_joint(trace: Any, masks: dict[str, Any] | None = None) -> Tensor:
-    """The sum of a trace's log-densities, masked and not scaled; `masks` are applied beside a
-    site's own.
-    """
+    """The sum of a trace's log-densities, masked by its sites and `masks`, and not scaled."""
     total = torch.zeros((), dtype=torch.float64)
     for name, site in sites(trace).items():
         value = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
@@ -85,12 +81,11 @@ def replayed(
     latents: dict[str, Tensor],
     auxiliary: Callable[[dict[str, Tensor]], Any] | None = None,
 ) -> Tensor:
-    """log p − log q of every sample, all data together, shape (S,): the functions run by plain
-    Pyro at the latents of that sample.
+    """log p − log q of every sample by plain Pyro, summed over the data, shape (S,).
 
     `auxiliary` gives the values of the guide's auxiliary sites from those of the latents, by
-    default those of Pyro's autoguides. A latent that the model masks is left out of the guide's
-    density too, for it is marginalised.
+    default those of Pyro's autoguides. A latent that the model masks is marginalised, so the
+    guide's density leaves it out, too.
     """
     count = len(next(iter(latents.values())))
     with module_parameters(lvm):
@@ -120,9 +115,7 @@ def replayed(
 
 @torch.no_grad()
 def plain_log_weight(lvm: Any, batch: Any) -> float:
-    """log p − log q, all data together, of the functions run once by plain Pyro at a draw of the
-    guide's.
-    """
+    """log p − log q of one run by plain Pyro at a draw of the guide, summed over the data."""
     with module_parameters(lvm), evaluation_mode(lvm):
         guide = poutine.trace(lvm.guide).get_trace(batch)
         model = poutine.trace(poutine.replay(lvm.model, trace=guide)).get_trace(batch)
@@ -141,7 +134,7 @@ def _mask(fn: Any) -> Any:
 
 
 def _replay(guide: Any, values: dict[str, Tensor]) -> Any:
-    """A guide that takes these values where it would draw, and is scored as if it had drawn them."""
+    """A guide scored at these values, as if it had drawn them."""
 
     def hit(site: dict[str, Any]) -> None:
         if (
@@ -191,8 +184,7 @@ def _unconstrained(lvm: Any, values: dict[str, Tensor], prototype: Any) -> dict[
 def pyro_elbos(
     lvm: Any, batch: Any, count: int, scale: float = 1.0, elbo: Any = None, training: bool = False
 ) -> tuple[float, float]:
-    """The mean of Pyro's ELBO over `count` single-particle losses, all data together, and its
-    Monte Carlo standard error.
+    """The mean of `count` one-particle ELBOs of Pyro, summed over the data, and its MC error.
 
     In evaluation mode, unless `training`.
     """
@@ -209,8 +201,9 @@ def pyro_elbos(
 
 
 def pair(model: Callable[[Any, Tensor], Any], guide: Callable[[Any], Any]) -> vilvm.Pair:
-    """A pair with one parameter, which changes nothing, so that ``fit`` has something to hold: the
-    model adds its second argument, 0.
+    """A pair with one parameter without effect, so that ``fit`` has one to train.
+
+    The model adds its second argument, 0.
     """
 
     def with_parameter(batch: Any) -> None:
@@ -237,8 +230,9 @@ def gaussian(
     num_data: int = 7,
     noise: float = 0.7,
 ) -> Exact:
-    """Each datum has a latent of `shape`, and its mean is linear in it: ``decode`` takes
-    (num_data, *shape) to (num_data, *out).
+    """A local latent of `shape` with a linear mean.
+
+    ``decode`` maps (num_data, *shape) to (num_data, *out).
     """
     zero = torch.zeros(num_data, *shape, dtype=torch.float64)
     full = torch.autograd.functional.jacobian(decode, zero).reshape(
@@ -278,9 +272,7 @@ def shared_gaussian(
     num_data: int = 7,
     noise: float = 0.7,
 ) -> Exact:
-    """All data share a latent of `shape`, and their means are linear in it: ``decode`` takes
-    `shape` to (num_data, *out).
-    """
+    """A shared latent of `shape`, linear means; ``decode`` maps `shape` to (num_data, *out)."""
     zero = torch.zeros(*shape, dtype=torch.float64)
     A = torch.autograd.functional.jacobian(decode, zero).reshape(-1, zero.numel())
     x = torch.randn(num_data, *out, dtype=torch.float64)
@@ -308,8 +300,10 @@ def discrete(
     reference: Callable[[Tensor], Tensor] | None = None,
     rows: int | None = None,
 ) -> Exact:
-    """Each datum has one of `codes` vectors, and its mean is any function of it: ``decode`` takes
-    (num_data, width) to (num_data, out).
+    """A local latent that is one of `codes` vectors, with any function of it as mean.
+
+    ``decode`` maps (num_data, width) to (num_data, out).
+
 
     The posterior is found by enumeration with `reference`, which treats one row at a time; it is
     `decode` of that row if not given. With `rows` given, the vectors are shared by the data:

@@ -1,9 +1,8 @@
-"""Random small pairs from pieces, written for one sample as their authors would: plates, latents,
-functions, likelihoods, guides.
+"""Random small pairs, written for one sample: plates, latents, functions, likelihoods, guides.
 
-A ``Spec`` says what a pair is made of and ``build`` makes it. Functions of latents are those of
-``FUNCTIONS``, by where the latent stands and the dimensions of its event; each takes what one run
-of the pair gives it, and knows nothing of a plate over samples.
+A ``Spec`` lists the parts of a pair, and ``build`` builds it. Functions of latents are those of
+``FUNCTIONS``, by where the latent stands and the dimensions of its event; each is written for a
+single-sample run, without a plate over samples.
 """
 
 from collections.abc import Callable
@@ -29,7 +28,7 @@ PLATES = ("flat", "outer", "inner", "groups", "bare", "right", "unsized", "subsa
 
 @dataclass(frozen=True)
 class Latent:
-    """A latent: where it stands, its distribution, and the function of it that enters the mean."""
+    """A latent: its plates, its distribution, and the function of it that enters the mean."""
 
     where: str  # "shared", "data", "parts" (both plates) or "groups"
     family: str  # "normal", "vector", "matrix", "mvn", "lognormal", "bernoulli", "categorical"
@@ -41,7 +40,7 @@ class Latent:
 
 @dataclass(frozen=True)
 class Spec:
-    """What a pair is made of."""
+    """The parts of a pair."""
 
     plates: str
     num_data: int
@@ -64,14 +63,14 @@ class Spec:
 
 
 class Built(NamedTuple):
-    """A pair and what a test needs to know of it.
+    """A pair and the facts that a test needs.
 
     Arguments:
         lvm: the pair.
         batch: its data.
         auxiliary: the guide's auxiliary values from those of the latents, or None for an
             autoguide's.
-        sizes: numbers of samples at which a wrong broadcast is likely to pass unnoticed.
+        sizes: numbers of samples at which a wrong broadcast has the right shape.
         categories: of the enumerated latent "c"; 0 without one.
         networks: that hold batch statistics.
     """
@@ -85,7 +84,7 @@ class Built(NamedTuple):
 
 
 class Room:
-    """What functions of a pair read: sizes and fixed tensors, drawn from one seed."""
+    """Sizes and fixed tensors that the functions of a pair read, drawn from one seed."""
 
     def __init__(self, spec: Spec):
         self.spec = spec
@@ -388,7 +387,7 @@ DISCRETE_FAMILIES = ("bernoulli", "categorical")
 
 
 def functions(plates: str, where: str, family: str) -> dict[str, F]:
-    """The functions that a latent of this place and family may enter the mean by."""
+    """The functions through which a latent of these plates and family may enter the mean."""
     if family in DISCRETE_FAMILIES:
         if (where == "data" and plates == "outer") or where == "groups":
             return {"sum": lambda v, r: v.double().sum() * r.one}
@@ -439,11 +438,17 @@ def latents_of(draw: Any, plates: str, index: int, custom: bool) -> Latent:
     )
 
 
+def _drawn_post(draw: Any, flat: bool) -> str:
+    if not draw(st.booleans()):
+        return "none"
+    return draw(st.sampled_from(sorted(POST_FLAT if flat else POST)))
+
+
 @st.composite
 def specs(draw: Any) -> Spec:
     """Random pairs.
 
-    What plain Pyro would refuse, such as functions of one sample under enumeration, is not drawn.
+    Pairs that plain Pyro refuses are not drawn (single-sample functions under enumeration).
     """
     plates = draw(st.sampled_from(PLATES))
     n = draw(st.integers(2, 5))
@@ -472,9 +477,7 @@ def specs(draw: Any) -> Spec:
         width=draw(st.integers(2, 4)),
         out=draw(st.integers(2, 4)),
         latents=latents,
-        post=draw(st.sampled_from(sorted(POST_FLAT if flat else POST)))
-        if draw(st.booleans())
-        else "none",
+        post=_drawn_post(draw, flat),
         likelihood=likelihood,
         mask=draw(st.sampled_from(["none", "none", "poutine", "dist"])),
         scale=draw(st.sampled_from(["none", "none", "likelihood", "all", "latents"])),
@@ -529,12 +532,10 @@ class _Made:
         return raw
 
     # Plates
-    # ---------------------------------------------------------------------------------------------------------------
+    # ------------------------------------------------------------------------------------------
 
     def plates(self, x: Tensor) -> dict[str, list[Any]]:
-        """The plates of each place, made once a run, as Pyro asks of a plate that is entered
-        twice.
-        """
+        """The plates of each place, created once per run, since some are entered twice."""
         spec, room = self.spec, self.room
         places: dict[str, list[Any]] = {"shared": [], "data": [], "parts": [], "groups": []}
         if spec.plates == "bare":
@@ -556,10 +557,10 @@ class _Made:
         return places
 
     # Latents
-    # --------------------------------------------------------------------------------------------------------------
+    # ------------------------------------------------------------------------------------------
 
     def distribution(self, i: int, loc: Tensor, scale: Tensor) -> Any:
-        """Of latent i, with the whole of its batch shape where nothing else would give it."""
+        """The prior of latent i, expanded to its batch shape where nothing else expands it."""
         latent, (_batch, event) = self.spec.latents[i], self.shapes[i]
         if latent.family == "bernoulli":
             return dist.Bernoulli(logits=loc)
@@ -572,9 +573,7 @@ class _Made:
         return dist.Normal(loc, scale).to_event(len(event)) if event else dist.Normal(loc, scale)
 
     def hanging(self, values: list[Tensor]) -> Any:
-        """What a latent's location takes from those before it: the last, if all share it, else a
-        sum of them all.
-        """
+        """The part of a latent's location that depends on the latents before it."""
         last = values[-1].double()
         if self.spec.latents[len(values) - 1].where == "shared" and last.dim() == 0:
             return 0.3 * last
@@ -605,7 +604,7 @@ class _Made:
             return pyro.sample(f"z{i}", self.distribution(i, loc, scale))
 
     # The two functions
-    # ----------------------------------------------------------------------------------------------------
+    # ------------------------------------------------------------------------------------------
 
     def model(self, x: Tensor) -> None:
         spec, room = self.spec, self.room

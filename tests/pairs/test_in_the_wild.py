@@ -1,6 +1,4 @@
-"""Pairs as users of Pyro write them, one for each fault that was found in such: what they are made
-of, and the right value.
-"""
+"""Pairs as users of Pyro write them, one for each fault found in such pairs."""
 
 import pyro
 import pyro.distributions as dist
@@ -19,7 +17,7 @@ NUM_DATA, WIDTH = 6, 2
 
 
 class OneWay(AffineTransform):
-    """Inverts, as Pyro's planar flow does, only the value that it has just computed."""
+    """Inverts only the value that it has just computed, like Pyro's planar flow."""
 
     def __init__(self, loc, scale):
         super().__init__(loc, scale, event_dim=1, cache_size=1)
@@ -53,7 +51,7 @@ def exact(x):
 
 
 @pytest.mark.parametrize("num_samples", [1, 2, 5, NUM_DATA, 100])
-def test_flows_without_an_inverse_are_weighed(num_samples):
+def test_flows_without_an_inverse_have_log_weights(num_samples):
     lvm, x = flow()
     torch.testing.assert_close(
         vilvm.log_weights(lvm, x, num_samples).log_weight,
@@ -77,7 +75,7 @@ def test_flows_without_an_inverse_are_evaluated_in_parts():
 @pytest.mark.parametrize(
     "made", [lambda: [Planar(WIDTH), Planar(WIDTH)], lambda: [BlockAutoregressive(WIDTH)]]
 )
-def test_pyros_flows_without_an_inverse_have_pyros_elbo(made):
+def test_flows_without_an_inverse_have_pyros_elbo(made):
     lvm, x = flow(*made())
     elbo = vilvm.evaluate(lvm, x, num_samples=100).bounds["elbo"]
     mean, error = pyro_elbos(lvm, x, 100)
@@ -85,13 +83,13 @@ def test_pyros_flows_without_an_inverse_have_pyros_elbo(made):
     assert abs(elbo.values.sum().item() - mean) < 5 * spread
 
 
-def test_a_given_value_of_a_flow_without_an_inverse_is_refused():
+def test_given_value_of_non_invertible_flow_is_refused():
     lvm, x = flow()
     with pytest.raises(vilvm.ContractError, match="transform without an inverse"):
         guide_log_prob(lvm, x, {"z": torch.zeros(1, NUM_DATA, WIDTH)})
 
 
-def test_predict_puts_latents_into_their_plates():
+def test_predict_places_latents_in_their_plates():
     def model(x):
         with pyro.plate("data", len(x), dim=-2):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -123,8 +121,8 @@ def test_replay_keeps_latents_within_their_support():
     assert torch.equal(found.deterministics["p"], torch.full((5, 3), 0.9999))
 
 
-def test_rows_of_square_data_are_their_first_axis():
-    """A table of ratings: the model knows its size, so no plate grows with the batch."""
+def test_data_axis_of_square_data_is_the_first():
+    """A table of ratings of fixed size, so that no plate grows with the batch."""
 
     def model(x):
         a = pyro.sample("a", dist.Normal(torch.zeros(4), 1.0).to_event(1))
@@ -156,8 +154,8 @@ def set_by_index(mean, first, second):
 
 
 @pytest.mark.parametrize("write", [set_by_column, set_by_index])
-def test_gradients_go_through_writes_in_place(write):
-    """Into a tensor that the model made, which only one sample has room for."""
+def test_gradients_pass_through_in_place_writes(write):
+    """Writes into a tensor that has room for one sample only."""
 
     def model(x):
         slope = pyro.param("slope", torch.tensor(2.0))

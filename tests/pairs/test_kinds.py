@@ -1,5 +1,4 @@
-"""Pairs written as people write them, for one sample: each number that vilvm gives must be that of
-the pair run once, or be refused.
+"""Pairs written for one sample: each result equals that of a single run, or is refused.
 
 In most of them the guide is the exact posterior, so that the log-weight of every single sample is
 log p(x), known in closed form or by enumeration; the others are compared sample by sample with
@@ -43,7 +42,7 @@ STILL = partial(torch.optim.SGD, lr=0.0)
 
 
 def check_log_weights(case, sizes=(5, 100)):
-    """Every sample of every datum weighs log p(x)."""
+    """Every log-weight equals log p(x)."""
     for count in sorted({*sizes, *case.sizes}):
         found = vilvm.log_weights(case.lvm, case.batch, count).log_weight.detach()
         expected = case.evidence.double().expand(count, *case.evidence.shape)
@@ -54,7 +53,7 @@ def check_log_weights(case, sizes=(5, 100)):
 
 
 def check_evaluate(case, sizes=(5, 100)):
-    """ELBO and IWAE are log p(x), without Monte Carlo error, and −(rate + distortion) too."""
+    """ELBO, IWAE and −(rate + distortion) equal log p(x), without Monte Carlo error."""
     for count in sorted({*sizes, case.sizes[0]}):
         found = vilvm.evaluate(case.lvm, case.batch, num_samples=count)
         expected = case.evidence.double().reshape(-1)
@@ -69,8 +68,9 @@ def check_evaluate(case, sizes=(5, 100)):
 
 
 def check_fit(case, **settings):
-    """The history's ELBO is log p(x) per datum (of all data, if they share a latent), and so is
-    −(rate + distortion).
+    """The history's ELBO and −(rate + distortion) equal log p(x).
+
+    Per datum, or of all data if they share a latent.
     """
     expected = case.evidence.double().mean().item()
     history = vilvm.fit(
@@ -84,19 +84,19 @@ def check_fit(case, **settings):
 
 
 def check_all(case):
-    """One test a pair, which is traced once."""
+    """One test per pair, which is traced once."""
     check_log_weights(case)
     check_evaluate(case, sizes=(100,))
     check_fit(case)
 
 
 def few(names, *kept):
-    """Parameters of which some are tried always, the rest with the slow tests."""
+    """Parameters, of which some are in the fast tests and the rest in the slow ones."""
     return [n if n in kept else pytest.param(n, marks=pytest.mark.slow) for n in names]
 
 
 # Functions of one sample
-# --------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 
 D, K, N = 3, 4, 7
 
@@ -225,7 +225,7 @@ SHARED = {
         "z.expand",
     ),
 )
-def test_linear_functions_of_a_datums_latent(name):
+def test_linear_functions_of_a_local_latent(name):
     decode, shape, out = LOCAL[name]
     check_all(gaussian(decode, shape, out, num_data=N))
 
@@ -248,7 +248,7 @@ def test_linear_functions_of_a_shared_latent(name):
     check_all(shared_gaussian(decode, shape, out, num_data=N))
 
 
-def test_mini_batches_of_a_function_of_one_sample():
+def test_mini_batches_of_single_sample_functions():
     case = gaussian(
         lambda z: torch.cat([z, z.flip(1)], -1) @ fixed(2 * D, 2), (D,), (2,), num_data=12
     )
@@ -257,7 +257,7 @@ def test_mini_batches_of_a_function_of_one_sample():
 
 
 # Functions of codes: nonlinear, exact by enumeration
-# ----------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 
 
 class Recurrent(nn.Module):
@@ -388,7 +388,7 @@ BATCH_NORMS = [
         "BatchNorm1d 30 50",
     ),
 )
-def test_functions_of_a_datums_code(name):
+def test_functions_of_a_local_code(name):
     case = codes(name)
     check_all(case)
 
@@ -401,18 +401,16 @@ def test_functions_of_a_datums_code(name):
         "F.normalize",
     ),
 )
-def test_functions_of_vectors_in_a_plate_of_topics(name):
+def test_functions_of_vectors_in_a_topic_plate(name):
     check_all(discrete(CODES[name], num_data=20, rows=3))
 
 
 # Two plates
-# -----------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 
 
 def repeats(reshape, outer=-2):
-    """z of a datum, seen several times: plates "data" and "repeats", their order given by the data
-    plate's dimension.
-    """
+    """A local z observed several times, in plates "data" and "repeats" of either order."""
     num_data, count, width = 6, 4, 3
     x = fixed(num_data, count, width)
     x = x if outer == -2 else x.transpose(0, 1).contiguous()
@@ -455,8 +453,8 @@ def test_reshapes_under_two_plates(reshape):
     check_all(repeats(reshape))
 
 
-def test_matrix_latents_are_multiplied():
-    """Topics: theta of a datum times beta of all, as both are written for one sample."""
+def test_products_of_matrix_latents():
+    """A topic model: local theta times shared beta, written for one sample."""
     num_data, topics, words = 6, 2, 5
     x = fixed(num_data, words)
 
@@ -472,9 +470,7 @@ def test_matrix_latents_are_multiplied():
 
 
 def check_replayed(lvm, batch, sizes=(), auxiliary=None, scale=1.0):
-    """Samples weigh what plain Pyro gives at their latents, the first and the last of many too;
-    the ELBO is the mean of Pyro's.
-    """
+    """Log-weights equal plain Pyro's at their latents, and the ELBO is the mean of Pyro's."""
     for count in sorted({5, 100, *sizes}):
         some = torch.linspace(0, count - 1, min(count, 8)).long()
         weights = vilvm.log_weights(lvm, batch, count)
@@ -494,7 +490,7 @@ def check_replayed(lvm, batch, sizes=(), auxiliary=None, scale=1.0):
 
 
 def mixture(pick, num_data=8, components=3):
-    """A mixture with shared locations, picked by drawn assignments."""
+    """A mixture with shared locations, indexed by drawn assignments."""
     x = fixed(num_data) * 3
 
     def model(x):
@@ -527,12 +523,12 @@ def mixture(pick, num_data=8, components=3):
     ],
     ids=["Vindex", "index", "index_select", "one_hot", "gather", "loop"],
 )
-def test_locations_picked_by_assignments(pick):
+def test_locations_indexed_by_assignments(pick):
     lvm, x = mixture(pick)
     check_replayed(lvm, x, (len(x), 3))
 
 
-def test_a_branch_on_a_value():
+def test_branch_on_a_latent_value():
     x = fixed(6)
 
     def model(x):
@@ -550,7 +546,7 @@ def test_a_branch_on_a_value():
     check_replayed(vilvm.Pair(model, guide), x, (6,))
 
 
-def test_a_value_read_by_item():
+def test_latent_value_read_by_item():
     x = fixed(6)
 
     def model(x):
@@ -561,7 +557,7 @@ def test_a_value_read_by_item():
     check_replayed(vilvm.Pair(model, AutoNormal(model)), x, (6,))
 
 
-def test_the_number_of_terms_is_a_latent():
+def test_number_of_terms_given_by_a_latent():
     """A loop whose length is drawn."""
     x = fixed(6) + 2
 
@@ -577,10 +573,8 @@ def test_the_number_of_terms_is_a_latent():
     check_replayed(vilvm.Pair(model, guide), x, (6,))
 
 
-def test_statistics_of_a_batch_while_training():
-    """Batch normalisation by a function, in whatever mode: each sample normalises by its own
-    statistics.
-    """
+def test_batch_statistics_during_training():
+    """Functional batch normalisation, in any mode: each sample uses its own statistics."""
     linear, x = normed(6)[0], fixed(6, 4)
 
     def net(z):
@@ -605,10 +599,8 @@ def test_statistics_of_a_batch_while_training():
 
 
 @pytest.mark.parametrize("features", [30, 50])
-def test_batch_normalisation_counts_steps_only(features):
-    """Training goes on, and running statistics move once a step: no record, layout or evaluation
-    moves them.
-    """
+def test_batch_normalisation_counts_training_steps_only(features):
+    """Running statistics move once per training step, and by nothing else."""
 
     class Coder(nn.Module):
         def __init__(self):
@@ -635,7 +627,7 @@ def test_batch_normalisation_counts_steps_only(features):
 
 
 # 3. Degenerate guides beside proper ones
-# --------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 
 
 def two_globals(x):
@@ -693,7 +685,7 @@ def delta_that_reads_no_auxiliary(x):
         "auxiliary not read",
     ],
 )
-def test_a_degenerate_latent_beside_a_proper_one_has_no_bound(guide):
+def test_one_degenerate_latent_leaves_no_bound(guide):
     lvm, x = vilvm.Pair(two_globals, guide()), fixed(10)
     with pytest.raises((vilvm.ContractError, KeyError), match="'tau'"):
         _ = vilvm.evaluate(lvm, x, num_samples=20).bounds["elbo"]
@@ -701,7 +693,7 @@ def test_a_degenerate_latent_beside_a_proper_one_has_no_bound(guide):
         vilvm.resample(lvm, x, 3, proposals=5)
 
 
-def test_a_delta_that_hands_on_an_auxiliary_draw_is_proper():
+def test_delta_of_an_auxiliary_draw_has_a_density():
     x = fixed(10)
     check_replayed(vilvm.Pair(two_globals, AutoDiagonalNormal(two_globals)), x, (10,))
     check_replayed(vilvm.Pair(two_globals, AutoNormal(two_globals)), x, (10,))
@@ -709,15 +701,13 @@ def test_a_delta_that_hands_on_an_auxiliary_draw_is_proper():
 
 
 # 4. Masked latents
-# ---------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 
 SEEN = torch.tensor([True, False, True, True, False, True])
 
 
 def partly_seen(masked=False, width=None):
-    """z ~ N(0, 1), x ~ N(z, 1) seen in part; the guide is the posterior, and draws what is not
-    seen given z.
-    """
+    """z ~ N(0, 1), x ~ N(z, 1) partly observed; the guide is the posterior, and draws the rest."""
     x = fixed(*(6,) if width is None else (6, width))
     events = 0 if width is None else 1
     counts = 1 if width is None else width
@@ -752,9 +742,7 @@ def partly_seen(masked=False, width=None):
 
 
 def sequence(mask_model, mask_guide, by):
-    """A random walk of which a datum has so many steps; the latents of the steps after its end are
-    masked.
-    """
+    """Random walks of several lengths; latents after the end of a walk are masked."""
     lengths, steps = torch.tensor([3, 1, 2, 3, 1]), 3
     num_data = len(lengths)
     x = fixed(num_data, steps)
@@ -809,10 +797,8 @@ def test_masked_latents_are_marginalised(name):
 
 
 @pytest.mark.parametrize("name", MASKED)
-def test_records_of_masked_latents(name):
-    """A record's rate and distortion are those of the marginal; the objective's own ELBO is Pyro's
-    business.
-    """
+def test_training_history_with_masked_latents(name):
+    """Recorded rate and distortion are those of the marginal; the objective's ELBO is Pyro's."""
     case = MASKED[name]()
     history = vilvm.fit(
         case.lvm, case.batch, steps=2, optimizer=STILL, validation=case.batch
@@ -824,7 +810,7 @@ def test_records_of_masked_latents(name):
 
 
 @pytest.mark.parametrize("by", ["poutine", "dist"])
-def test_latents_masked_in_the_guide_only_are_right_or_refused(by):
+def test_guide_only_masks_are_exact_or_refused(by):
     case = sequence(False, True, by)
     try:
         vilvm.log_weights(case.lvm, case.batch, 5)
@@ -841,9 +827,7 @@ def seen_in_part(x):
 
 
 def joint_seen_in_part(x, mu, filled):
-    """log p(mu, x seen, x not seen), shape (S,): entries of `filled` that were seen are no
-    variables.
-    """
+    """log p(mu, x), shape (S,); observed entries of `filled` are no variables."""
     every = torch.where(SEEN, x, filled.double())
     return dist.Normal(0.0, 1.0).log_prob(mu.double()) + dist.Normal(
         mu.double()[:, None], 1.0
@@ -859,7 +843,7 @@ def evidence_seen_in_part(x):
 
 
 def test_obs_mask_under_auto_normal():
-    """What was seen has no place in the guide's density either, though the guide draws it."""
+    """The guide draws observed entries, but its density excludes them."""
     x = fixed(6)
     lvm = vilvm.Pair(seen_in_part, AutoNormal(seen_in_part, init_scale=0.4))
     check_seen_in_part(lvm, x)
@@ -892,10 +876,8 @@ def check_seen_in_part(lvm, x):
 
 
 @pytest.mark.parametrize("auto", [AutoDiagonalNormal, AutoMultivariateNormal])
-def test_obs_mask_under_a_joint_autoguide_leaves_a_bound_or_is_refused(auto):
-    """One vector holds what was seen as well: it is marginalised, or given its conditional for a
-    prior, or refused.
-    """
+def test_obs_mask_under_joint_autoguide_exact_or_refused(auto):
+    """One vector also holds observed entries: the result is exact, or the pair is refused."""
     x = fixed(6)
     lvm = vilvm.Pair(seen_in_part, auto(seen_in_part, init_scale=0.6))
     try:
@@ -922,11 +904,11 @@ def test_obs_mask_under_a_joint_autoguide_leaves_a_bound_or_is_refused(auto):
 
 
 # 5. Factors in the guide
-# -----------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 
 
 def flow(kind):
-    """z | x is made of standard normal noise; the Jacobian of the map is a factor."""
+    """z | x is a map of standard normal noise, whose Jacobian is a factor."""
     x = fixed(6)
     scale, loc = 0.5**0.5, x / 2
     jacobian = torch.tensor(-math.log(scale)).double()
@@ -972,11 +954,11 @@ def flow(kind):
         "of the draw",
     ],
 )
-def test_factors_of_the_guide_count(kind):
+def test_guide_factors_enter_the_weights(kind):
     check_all(flow(kind))
 
 
-def test_a_factor_of_the_guide_outside_the_plate_counts():
+def test_guide_factor_outside_the_plate_enters_the_weights():
     x = fixed(6)
     scale = 0.5**0.5
 
@@ -1003,7 +985,7 @@ def test_a_factor_of_the_guide_outside_the_plate_counts():
 
 
 # 6. Auxiliary variables whose latent is no Delta
-# -----------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 
 
 def discrete_auxiliary(x):
@@ -1057,8 +1039,8 @@ def auxiliary_many_to_one(x):
         auxiliary_many_to_one,
     ],
 )
-def test_auxiliary_variables_leave_a_bound_or_are_refused(guide):
-    """No importance-weighted bound may be above log p(x), nor a rate below zero."""
+def test_auxiliary_variables_are_exact_or_refused(guide):
+    """No importance-weighted bound is above log p(x), and no rate below zero."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -1081,26 +1063,23 @@ def test_auxiliary_variables_leave_a_bound_or_are_refused(guide):
 
 
 # 7. Data that do not lie along the batch's first axis
-# --------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 
 
 def time_major(steps, series, first=True, pack=None):
-    """Series side by side, time along the first axis (or the last, `first` false); each has one
-    latent.
-    """
+    """Series with one latent each, time along the first axis, or the last unless `first`."""
     x = fixed(steps, series)
     covariance = torch.eye(steps).double() + 1.0
     evidence = dist.MultivariateNormal(torch.zeros(steps).double(), covariance).log_prob(x.T)
-    batch = (x if first else x.T.contiguous()) if pack is None else pack(x)
+    batch = x if first else x.T.contiguous()
+    if pack is not None:
+        batch = pack(x)
 
     def of(batch):
-        x = (
-            batch
-            if pack is None
-            else next(iter(batch.values()))
-            if isinstance(batch, dict)
-            else batch[0]
-        )
+        if pack is None:
+            x = batch
+        else:
+            x = next(iter(batch.values())) if isinstance(batch, dict) else batch[0]
         return x if first else x.T
 
     def model(batch, still):
@@ -1151,7 +1130,7 @@ def test_time_major_data(name):
 
 @pytest.mark.parametrize("name", [n for n in TIME_MAJOR if n != "datum-major"])
 def test_training_on_shuffled_time_steps_is_refused(name):
-    """A batch of time steps is no batch of data: it is refused, or all are taken at once."""
+    """A batch of time steps is refused, or all are taken at once."""
     case = TIME_MAJOR[name]()
     try:
         history = vilvm.fit(case.lvm, case.batch, steps=4, batch_size=3, optimizer=STILL).history
@@ -1163,7 +1142,7 @@ def test_training_on_shuffled_time_steps_is_refused(name):
 
 
 # 11. Plates without a size
-# -------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 
 
 def unsized(kind):
@@ -1216,7 +1195,7 @@ def test_plates_without_a_size(kind):
     check_all(unsized(kind))
 
 
-def test_training_under_a_plate_without_a_size_goes_up_the_bound():
+def test_training_with_an_unsized_plate_raises_the_bound():
     """The optimum is known: the guide's mean x / 2 and variance 1 / 2."""
     x = fixed(20).float()
 
@@ -1242,7 +1221,7 @@ def test_training_under_a_plate_without_a_size_goes_up_the_bound():
     assert result.history["elbo"][-1] == pytest.approx(evidence, abs=0.15)
 
 
-def test_mini_batches_under_a_plate_without_a_size():
+def test_mini_batches_with_an_unsized_plate():
     """Batches of five of twenty data: the loss is per datum."""
     x = fixed(20)
 
@@ -1264,7 +1243,7 @@ def test_mini_batches_under_a_plate_without_a_size():
 
 
 # Sequential plates, undeclared dimensions, noise of torch's own
-# ---------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 
 
 def sequential(kind):
@@ -1299,9 +1278,7 @@ def test_sequential_plates(kind):
 
 
 def undeclared(kind):
-    """The dimension right of the data plate is declared by no plate; Pyro takes it for part of a
-    datum.
-    """
+    """No plate declares the dimension right of the data plate; to Pyro it is part of a datum."""
     num_data, width = 6, 3
     x = fixed(num_data, width)
     evidence = dist.Normal(0.0, 2**0.5).log_prob(x).sum(-1)
@@ -1327,13 +1304,13 @@ def undeclared(kind):
 
 
 @pytest.mark.parametrize("kind", ["both", "latent only", "declared in the guide"])
-def test_a_dimension_right_of_a_plate(kind):
+def test_undeclared_dimension_right_of_a_plate(kind):
     check_all(undeclared(kind))
 
 
 @pytest.mark.parametrize("where", ["guide", "model", "both"])
-def test_noise_drawn_by_torch_is_new_for_every_sample(where):
-    """z ~ N(x/2 + τ e, s), x ~ N(z + τ e', 1), e and e' by torch.randn: the ELBO in closed form."""
+def test_noise_from_torch_differs_between_samples(where):
+    """z ~ N(x/2 + τ e, s), x ~ N(z + τ e', 1), with e and e' by torch.randn: the exact ELBO."""
     x, scale, tau = fixed(6), 0.6, 0.8
 
     def model(x):
@@ -1365,9 +1342,10 @@ def test_noise_drawn_by_torch_is_new_for_every_sample(where):
         assert abs(found.mean() - expected.sum()) < 5 * found.std() / len(found) ** 0.5
 
 
-def test_dropout_that_stays_on_is_mapped_and_drawn_anew(capsys):
-    """z ~ N(x/2, s), x ~ N(dropout(z), 1) by the function, which has no evaluation mode: the ELBO
-    in closed form.
+def test_functional_dropout_is_mapped_with_new_draws(capsys):
+    """z ~ N(x/2, s), x ~ N(dropout(z), 1): the ELBO in closed form.
+
+    The functional dropout has no evaluation mode.
     """
     x, scale, rate = fixed(6), 0.6, 0.3
 
@@ -1392,10 +1370,8 @@ def test_dropout_that_stays_on_is_mapped_and_drawn_anew(capsys):
     assert "one by one" not in printed
 
 
-def test_the_records_of_a_fit_agree_with_its_loss():
-    """13: of a softmax over the words, counted from the left, under a plate of topics, training
-    included.
-    """
+def test_fit_history_agrees_with_its_loss():
+    """A softmax over words along a dimension counted from the left, under a plate of topics."""
     topics, words, num_data = 3, 4, 30
     x = dist.Multinomial(20, torch.tensor([0.1, 0.2, 0.3, 0.4])).sample((num_data,))
     topic = torch.arange(num_data) % topics
@@ -1416,7 +1392,7 @@ def test_the_records_of_a_fit_agree_with_its_loss():
 
 
 # The pairs themselves
-# ------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 
 EVERY = {
     **{f"local {n}": partial(gaussian, *LOCAL[n], num_data=N) for n in LOCAL},
@@ -1454,9 +1430,7 @@ EVERY = {
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.filterwarnings("ignore:Found plate statements in guide but not model")
 def test_plain_pyro_gives_the_exact_value(name):
-    """What the tests above ask for is what Pyro itself says, of the pair run once: log p − log q
-    is log p(x) at any draw.
-    """
+    """log p − log q by plain Pyro equals log p(x) at any draw, as the tests above assume."""
     case = EVERY[name]()
     total = case.evidence.sum().item()
     assert plain_log_weight(case.lvm, case.batch) == pytest.approx(total, rel=1e-5, abs=1e-4)

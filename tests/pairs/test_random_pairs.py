@@ -1,6 +1,4 @@
-"""Random pairs: every sample weighs what plain Pyro gives at its latents, and the ELBO is Pyro's,
-whatever the pair is made of.
-"""
+"""Random pairs: log-weights equal plain Pyro's at their latents, and the ELBO is Pyro's."""
 
 import math
 import os
@@ -28,9 +26,7 @@ IMPROPER = "is flat, which is no probability density"
 
 
 class Unscaled(Messenger):
-    """Leaves the factors of plates and of ``poutine.scale`` out of Pyro's losses, as they are left
-    out of log-weights.
-    """
+    """Removes factors of plates and ``poutine.scale`` from Pyro's losses, as in log-weights."""
 
     def _pyro_sample(self, msg):
         msg["scale"] = 1.0
@@ -51,7 +47,7 @@ def loss(built: Built) -> float:
 
 @torch.no_grad()
 def enumerated(built: Built, latents) -> torch.Tensor:
-    """log p − log q of every sample, the latent "c" of each datum summed over its values by hand."""
+    """log p − log q of every sample, with the local latent "c" summed over by hand."""
     lvm, x = built.lvm, built.batch
     found = []
     for s in range(len(next(iter(latents.values())))):
@@ -78,9 +74,7 @@ def enumerated(built: Built, latents) -> torch.Tensor:
 
 
 def check(spec: Spec, elbo: bool = True) -> None:
-    """One pair: refused by nobody, weighed rightly at several numbers of samples, and, if asked,
-    its ELBO Pyro's.
-    """
+    """Checks the log-weights of one pair at several numbers of samples and, if asked, its ELBO."""
     built = build(spec)
     loss(built)  # what Pyro does not accept is a fault of the generator, not a pair
     torch.manual_seed(spec.seed)
@@ -134,14 +128,14 @@ COMMON = {
 
 @settings(max_examples=6, **COMMON)
 @given(specs())
-def test_random_pairs_are_weighed_as_pyro_runs_them(spec):
+def test_random_pairs_match_pyro(spec):
     check(spec, elbo=spec.seed % 10 == 3)
 
 
 @pytest.mark.slow
 # of 250 pairs
 @pytest.mark.parametrize("block", range(int(os.environ.get("VILVM_PAIRS_BLOCKS", "8"))))
-def test_many_random_pairs_are_weighed_as_pyro_runs_them(block):
+def test_many_random_pairs_match_pyro(block):
     @hypothesis.seed(int(os.environ.get("VILVM_PAIRS_SEED", "0")) + block)
     @settings(max_examples=250, **{**COMMON, "derandomize": False})
     @given(specs())
@@ -153,17 +147,15 @@ def test_many_random_pairs_are_weighed_as_pyro_runs_them(block):
 
 @settings(max_examples=12, **COMMON)
 @given(specs())
-def test_the_oracle_is_pyros_loss(spec):
-    """The generator's and the oracle's own test: Pyro accepts each pair, and its loss is what the
-    oracle says of the same draw.
-    """
+def test_oracle_equals_pyros_loss(spec):
+    """Tests the generator and the oracle: Pyro accepts each pair, and its loss is the oracle's."""
     check_oracle(spec)
 
 
 @pytest.mark.slow
 @settings(max_examples=300, **COMMON)
 @given(specs())
-def test_the_oracle_is_pyros_loss_of_many_pairs(spec):
+def test_oracle_equals_pyros_loss_for_many_pairs(spec):
     check_oracle(spec)
 
 

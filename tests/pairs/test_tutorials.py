@@ -1,6 +1,4 @@
-"""The models of Pyro's tutorials, written the way their authors write them: they train, are
-evaluated as Pyro's loss says, and diagnosed.
-"""
+"""The models of Pyro's tutorials train, are evaluated as by Pyro's loss, and are diagnosed."""
 
 import copy
 import math
@@ -53,7 +51,7 @@ class Tutorial(NamedTuple):
     Arguments:
         lvm: the pair.
         batch: its data.
-        objective: what it is trained with.
+        objective: of its training.
         modules: the networks, wherever they are held.
         replays: whether the latents alone determine log p − log q.
         bound: whether there is one (not for AutoDelta).
@@ -72,7 +70,7 @@ def seeded(*shape):
 
 
 # Variational auto-encoders
-# -----------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 
 
 class Encoder(nn.Module):
@@ -234,9 +232,7 @@ def ss_vae_enumerated():
 
 
 class CVAE(nn.Module):
-    """Conditional: what is missing of a picture, given what is seen; the prior is a network of
-    what is seen.
-    """
+    """A conditional VAE: the missing part of a picture given the rest, with a prior network."""
 
     def __init__(self, seen=4, missing=8, z_dim=2):
         super().__init__()
@@ -272,7 +268,7 @@ def cvae():
 
 
 # Topics
-# ------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 
 
 class TopicEncoder(nn.Module):
@@ -340,13 +336,13 @@ def prod_lda():
 
 
 def prod_lda_square():
-    """As many documents as words: batch normalisation would not notice a dimension too many."""
+    """As many documents as words, so that batch normalisation accepts an extra dimension."""
     made = ProdLDA(vocab=6)
     return Tutorial(made, documents(6, 6), TraceMeanField_ELBO, modules=(made,))
 
 
 def prod_lda_in_closures():
-    """Plain functions that announce networks: those too are put into evaluation mode."""
+    """Plain functions with ``pyro.module``: their networks are put into evaluation mode, too."""
     made = ProdLDA()
     return Tutorial(
         vilvm.Pair(lambda d: made.model(d), lambda d: made.guide(d)), documents(), modules=(made,)
@@ -354,7 +350,7 @@ def prod_lda_in_closures():
 
 
 # Mixtures
-# ------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 
 K = 2
 
@@ -419,7 +415,7 @@ def gmm_with_assignments():
 
 
 # Sequences
-# ------------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 
 
 class Emitter(nn.Module):
@@ -541,7 +537,7 @@ def recurrent():
 
 
 # Regressions
-# -----------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------------
 
 
 class BayesianRegression(PyroModule):
@@ -692,9 +688,7 @@ def trained(tutorial, steps, lr=0.01):
 
 
 def unlike_new(tutorial):
-    """Gives batch normalisation statistics that a decoder notices, as training would, with all
-    networks in evaluation mode.
-    """
+    """Sets batch statistics that change a decoder, and puts all networks into evaluation mode."""
     for module in tutorial.modules:
         module.eval()
         for part in module.modules():
@@ -703,10 +697,8 @@ def unlike_new(tutorial):
                 part.running_var.uniform_(0.5, 2.0)
 
 
-def test_a_tutorial_trains(tutorial):
-    """All parameters are found, some move; Pyro's own loss of the pair in training rises; the
-    history is finite.
-    """
+def test_tutorial_model_trains(tutorial):
+    """All parameters are found, some move, Pyro's loss improves, and the history is finite."""
     still = partial(torch.optim.SGD, lr=0.0)
     vilvm.fit(
         tutorial.lvm, tutorial.batch, steps=1, objective=tutorial.objective(), optimizer=still
@@ -724,8 +716,8 @@ def test_a_tutorial_trains(tutorial):
     assert len(pyro.get_param_store()) == 0
 
 
-def test_a_tutorial_is_evaluated_as_pyros_loss_says(tutorial):
-    """Networks are put into evaluation mode by ``evaluate`` itself, wherever they are held."""
+def test_tutorial_evaluation_matches_pyros_loss(tutorial):
+    """``evaluate`` puts all networks into evaluation mode."""
     unlike_new(tutorial)
     for module in tutorial.modules:
         module.train()
@@ -743,7 +735,7 @@ def test_a_tutorial_is_evaluated_as_pyros_loss_says(tutorial):
     assert -(result.rate.mean + result.distortion.mean) == pytest.approx(elbo.mean, rel=1e-5)
 
 
-def test_a_tutorials_samples_weigh_what_pyro_says(tutorial):
+def test_tutorial_log_weights_match_pyro(tutorial):
     if not tutorial.replays or not tutorial.bound:
         pytest.skip("its latents alone do not give the weight")
     unlike_new(tutorial)
@@ -762,7 +754,7 @@ def test_a_tutorials_samples_weigh_what_pyro_says(tutorial):
         assert {n: v.shape for n, v in drawn.items()} == {n: v.shape for n, v in latents.items()}
 
 
-def test_the_mixtures_distortion_is_that_of_its_point():
+def test_mixture_distortion_with_a_degenerate_guide():
     """AutoDelta with enumerated assignments: −log p(x | w, s, m) by hand."""
     torch.manual_seed(3)
     tutorial = gmm_by_auto_delta()
@@ -784,8 +776,8 @@ def test_the_mixtures_distortion_is_that_of_its_point():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tutorial", [n for n in TUTORIALS if n not in ALIKE], indirect=True)
-def test_a_tutorial_is_diagnosed(tutorial, monkeypatch):
-    """No diagnostic fails: each runs, does not apply, or has no time left."""
+def test_tutorial_model_is_diagnosed(tutorial, monkeypatch):
+    """Each diagnostic runs, does not apply, or has no time left."""
     monkeypatch.setattr(
         import_module("vilvm.diagnostics.diagnose"), "gaps", partial(gaps, steps=60)
     )  # the best guide need not be found
@@ -856,9 +848,7 @@ def stored_regression():
 
 
 def stored_bnn():
-    """A Bayesian network of two layers, as in https://pyro.ai/examples/modules.html, with a scale
-    that is a parameter.
-    """
+    """A Bayesian network of two layers, as in https://pyro.ai/examples/modules.html, with a scale."""
 
     class Narrow(PyroModule):
         def __init__(self):
@@ -879,7 +869,7 @@ def stored_bnn():
 
 
 def made_for(model):
-    """Another lambda around it, as where an autoguide is made in another cell than the pair."""
+    """A second lambda around the model, as if the autoguide were defined in another cell."""
     return lambda batch: model(batch)
 
 
@@ -907,9 +897,7 @@ def stored_mixture():
 
 
 def stored_cvae():
-    """https://pyro.ai/examples/cvae.html in plain functions: two networks of the guide's and one
-    of the model's, with dropout.
-    """
+    """https://pyro.ai/examples/cvae.html in plain functions, with dropout."""
     prior, recognition = (
         nn.Linear(3, 4),
         nn.Sequential(nn.Linear(9, 8), nn.Dropout(0.5), nn.Linear(8, 4)),
@@ -973,9 +961,7 @@ def made(tutorial):
 
 
 def pyros_loss(tutorial, lvm, mode):
-    """The loss of the same code under Pyro's own store, from the same parameters, and the noise
-    that follows.
-    """
+    """The loss of the same code under Pyro's parameter store, with the same noise."""
     model, guide, batch, objective = made(tutorial)
     twin = vilvm.Pair(model, guide)
     find_layout(twin, batch)
@@ -994,7 +980,7 @@ def pyros_loss(tutorial, lvm, mode):
 
 
 @pytest.mark.parametrize("tutorial", STORED, ids=lambda t: t.__name__.removeprefix("stored_"))
-def test_the_loss_is_pyros_on_the_same_noise(tutorial):
+def test_loss_equals_pyros_on_the_same_noise(tutorial):
     model, guide, batch, objective = made(tutorial)
     lvm = vilvm.Pair(model, guide)
     vilvm.fit(lvm, batch, steps=3, objective=objective(), **TRAINED)
@@ -1007,7 +993,7 @@ def test_the_loss_is_pyros_on_the_same_noise(tutorial):
 
 
 @pytest.mark.parametrize("tutorial", STORED, ids=lambda t: t.__name__.removeprefix("stored_"))
-def test_training_moves_every_parameter_that_svi_moves(tutorial):
+def test_training_updates_every_parameter_that_svi_updates(tutorial):
     model, guide, batch, objective = made(tutorial)
     lvm = vilvm.Pair(model, guide)
     find_layout(lvm, batch)
@@ -1028,10 +1014,8 @@ def test_training_moves_every_parameter_that_svi_moves(tutorial):
     }
 
 
-def test_what_a_cvae_predicts_is_in_evaluation_mode():
-    """Its networks, announced in plain functions, neither drop nor move statistics where the pair
-    is evaluated.
-    """
+def test_cvae_predictions_use_evaluation_mode():
+    """Networks of plain functions neither drop out nor move statistics in evaluation."""
     model, guide, batch, _ = made(stored_cvae)
     lvm = vilvm.Pair(model, guide)
     vilvm.fit(lvm, batch, steps=3, **TRAINED)

@@ -1,4 +1,4 @@
-"""Latents that are enumerated: summed over exactly, whatever plates and chains they stand in."""
+"""Enumerated latents are summed over exactly, in any plates and chains."""
 
 import itertools
 
@@ -21,7 +21,7 @@ X = torch.tensor([-2.5, -1.0, 0.3, 2.0])
 
 @config_enumerate
 def mixture(x):
-    """A component and a shift of each datum of its own; the shift is drawn by the guide."""
+    """A local component and a local shift; the guide draws the shift."""
     with pyro.plate("data", len(x)):
         k = pyro.sample("k", dist.Categorical(WEIGHTS))
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -34,7 +34,7 @@ def shifts(x):
         pyro.sample("z", dist.Normal(0.1 * x, 0.8))
 
 
-def test_a_mixture_of_local_latents_keeps_its_data_apart():
+def test_local_mixture_weights_factorise_over_data():
     lvm = vilvm.Pair(mixture, shifts)
     weights = vilvm.log_weights(lvm, X, 5)
     z = weights.latents["z"]
@@ -52,10 +52,8 @@ LOCS = torch.tensor([[-2.0, 0.0], [0.0, 1.0], [2.0, -1.0]])
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.3])
-def test_a_prior_may_depend_on_a_latent_that_is_summed_over(shift):
-    """The mixture prior of a GMVAE, its component left out of the guide: log p(z) and log p(x | z)
-    are exact sums.
-    """
+def test_prior_that_depends_on_an_enumerated_latent(shift):
+    """A GMVAE: log p(z) and log p(x | z) are exact sums over the component of its prior."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -88,7 +86,7 @@ def test_a_prior_may_depend_on_a_latent_that_is_summed_over(shift):
     # A component drawn from its prior would not be one given z.
     for draw in (lambda z: replicate(lvm, z), lambda z: replay(lvm, X, z)):
         with pytest.raises(
-            vilvm.ContractError, match=r"prior of latent 'z' depends on one that is enumerated"
+            vilvm.ContractError, match=r"prior of latent 'z' depends on an enumerated latent"
         ):
             draw(vilvm.posterior(lvm, X, 2))
     assert vilvm.sample(lvm, 5)["x"].shape == (5,)
@@ -96,9 +94,7 @@ def test_a_prior_may_depend_on_a_latent_that_is_summed_over(shift):
 
 @config_enumerate
 def chain(x):
-    """Sequences of a hidden Markov chain of two states, whose emission means are shared by all of
-    them.
-    """
+    """Sequences of a hidden Markov chain of two states with shared emission means."""
     means = pyro.sample("means", dist.Normal(0.0, 3.0).expand([2]).to_event(1))
     transition = torch.tensor([[0.9, 0.1], [0.3, 0.7]])
     with pyro.plate("data", len(x)):
@@ -116,7 +112,7 @@ def means_of(x):
     pyro.sample("means", dist.Normal(torch.tensor([-1.0, 1.0]), 0.5).to_event(1))
 
 
-def test_a_chain_is_summed_over_all_its_paths():
+def test_markov_chain_is_summed_over_all_paths():
     x = torch.randn(3, 4)
     weights = vilvm.log_weights(vilvm.Pair(chain, means_of), x, 6)
     transition = torch.tensor([[0.9, 0.1], [0.3, 0.7]])
@@ -132,7 +128,7 @@ def test_a_chain_is_summed_over_all_its_paths():
     assert weights.log_likelihood.shape == (6, 3)
 
 
-def test_it_is_what_pyro_sums():
+def test_enumeration_equals_pyros_trace_enum_elbo():
     torch.manual_seed(0)
     lvm = vilvm.Pair(chain, AutoNormal(poutine.block(chain, expose=["means"])))
     x = torch.randn(3, 4)
@@ -143,7 +139,7 @@ def test_it_is_what_pyro_sums():
     assert abs(elbo.mean + losses.mean()) < 5 * (elbo.mc_se**2 + losses.var() / 5) ** 0.5
 
 
-def test_a_global_choice_makes_one_joint_weight():
+def test_enumerated_global_latent_gives_one_joint_weight():
     @config_enumerate
     def model(x):
         k = pyro.sample("k", dist.Categorical(WEIGHTS))
@@ -156,10 +152,8 @@ def test_a_global_choice_makes_one_joint_weight():
 
 
 @pytest.mark.parametrize("nesting", [1, 2])
-def test_shapes_may_be_asserted_that_hold_under_enumeration_only(nesting):
-    """As in Pyro's tutorials of tensor shapes; the least number of dimensions for plates with
-    which the model runs is taken.
-    """
+def test_shape_assertions_that_hold_only_under_enumeration(nesting):
+    """As in Pyro's tutorial on tensor shapes, at the least number of plate dimensions."""
 
     def asserted(x):
         k = mixture_of_shared_shift(x)
@@ -196,7 +190,7 @@ def shift(x):
     pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.0)), 0.8))
 
 
-def test_a_failure_that_enumeration_does_not_mend_is_said_as_it_is():
+def test_error_unrelated_to_enumeration_is_reported_unchanged():
     def wrong(x):
         mixture_of_shared_shift(x)
         assert x.shape == (3,)

@@ -16,7 +16,7 @@ X = torch.tensor([0.4, 1.5, 0.9])
 
 
 def scales(x):
-    """A positive and a simplex-valued latent of each datum."""
+    """A positive and a simplex-valued local latent."""
     with pyro.plate("data", len(x)):
         s = pyro.sample("s", dist.LogNormal(0.0, 0.5))
         p = pyro.sample("p", dist.Dirichlet(torch.tensor([2.0, 3.0])))
@@ -38,7 +38,7 @@ def shared(x):
 
 
 @pytest.mark.parametrize("base", ["guide", "prior"])
-def test_densities_of_a_linear_gaussian_model(base):
+def test_densities_of_a_linear_gaussian_model_are_exact(base):
     lvm = PPCA(4, 2)
     x = torch.randn(5, 4)
     joint = LogJoint(lvm, x, base)
@@ -56,7 +56,7 @@ def test_densities_of_a_linear_gaussian_model(base):
 
 
 @pytest.mark.parametrize("base", ["guide", "prior"])
-def test_densities_over_constrained_latents_are_those_of_u(base):
+def test_densities_of_constrained_latents_include_the_jacobian(base):
     torch.manual_seed(0)
     joint = LogJoint(vilvm.Pair(scales, scales_of), X, base)
     side = torch.linspace(-9, 9, 400, dtype=torch.float64)
@@ -91,7 +91,7 @@ def test_densities_over_constrained_latents_are_those_of_u(base):
 
 
 @pytest.mark.parametrize("auto", [AutoNormal, AutoMultivariateNormal])
-def test_target_over_base_is_the_weight_also_under_an_autoguide(auto):
+def test_target_over_base_equals_the_log_weight(auto):
     torch.manual_seed(0)
     lvm = vilvm.Pair(shared, auto(shared))
     joint = LogJoint(lvm, X)
@@ -119,11 +119,11 @@ def test_target_over_base_is_the_weight_also_under_an_autoguide(auto):
     assert abs(weights.mean() - ratios.mean()) < 5 * error
 
 
-def test_posterior_drops_every_plate_that_a_latent_is_outside_of():
+def test_posterior_drops_plates_around_other_latents_only():
     assert vilvm.posterior(vilvm.Pair(shared, AutoNormal(shared)), X, 6)["scale"].shape == (6,)
 
 
-def test_a_gradient_is_that_of_each_chain_and_datum_alone():
+def test_gradient_of_each_chain_and_datum_is_independent():
     joint = LogJoint(PPCA(4, 2), torch.randn(5, 4))
     u = joint.draw(3).requires_grad_()
     (together,) = torch.autograd.grad(joint(u).target.sum(), u)
@@ -141,7 +141,7 @@ def labelled(x):
         pyro.sample("x", dist.Normal(z + k, 1.0), obs=x)
 
 
-def test_enumerated_latents_are_summed_over():
+def test_log_joint_sums_over_enumerated_latents():
     guide = AutoNormal(poutine.block(labelled, expose=["z"]))
     joint = LogJoint(vilvm.Pair(labelled, guide), X, "prior")
     z = joint.draw(6)
@@ -169,21 +169,19 @@ def drawing_labels(x):
         (lambda: vilvm.Pair(shared, AutoDelta(shared)), "latent 'scale' has a degenerate guide"),
     ],
 )
-def test_what_no_chain_can_move_is_refused(lvm, sentence):
+def test_latents_that_no_chain_can_move_are_refused(lvm, sentence):
     with pytest.raises(vilvm.ContractError, match=sentence):
         LogJoint(lvm(), X)
 
 
-def test_a_guide_that_makes_its_latents_cannot_be_undone():
+def test_latents_computed_by_the_guide_cannot_be_inverted():
     joint = LogJoint(vilvm.Pair(shared, AutoMultivariateNormal(shared)), X)
     with pytest.raises(vilvm.ContractError, match="start from the prior"):
         joint.unconstrained(joint.latents(joint.draw(1)))
 
 
 def shifted(x):
-    """A latent above another one, by an exponential: torch says of such a distribution that it is
-    over the whole line.
-    """
+    """A latent above another one; torch states the whole line as its support."""
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         above = dist.TransformedDistribution(
@@ -194,7 +192,7 @@ def shifted(x):
 
 
 def below(x):
-    """A latent that lies between zero and another one."""
+    """A latent between zero and another one."""
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         y = pyro.sample("y", dist.Uniform(0.0, z.exp()))
@@ -203,7 +201,7 @@ def below(x):
 
 @pytest.mark.parametrize("base", ["guide", "prior"])
 @pytest.mark.parametrize("model", [shifted, below])
-def test_a_support_that_depends_on_a_latent(model, base):
+def test_support_that_depends_on_another_latent(model, base):
     torch.manual_seed(0)
     joint = LogJoint(vilvm.Pair(model, poutine.block(model, hide=["x"])), X, base)
     drawn = joint.draw(4)
@@ -239,17 +237,17 @@ def around(x):
         pyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
 
 
-def test_a_support_without_a_bijection_is_refused_in_one_sentence():
+def test_support_without_a_bijection_is_refused():
     lvm = vilvm.Pair(around, poutine.block(around, hide=["x"]))
     with pytest.raises(
         vilvm.ContractError,
-        match=r"Latent 'z' is ProjectedNormal, whose support .* no bijection from",
+        match=r"Latent 'z' is ProjectedNormal, and no bijection from .* to its support",
     ) as caught:
         LogJoint(lvm, X)
     assert "Trace" not in str(caught.value)
 
 
-def test_latents_in_another_layout_are_refused():
+def test_latents_of_another_shape_are_refused():
     joint = LogJoint(vilvm.Pair(shared, poutine.block(shared, hide=["x"])), X, "prior")
     with pytest.raises(
         vilvm.ContractError,

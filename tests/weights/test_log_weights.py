@@ -1,4 +1,4 @@
-"""log_weights, sample, posterior and predict on pairs of every shape."""
+"""log_weights, sample, posterior and predict on pairs of many shapes."""
 
 import pickle
 from functools import partial
@@ -42,7 +42,7 @@ SCHOOLS = (
 @pytest.mark.parametrize(
     "auto", [AutoNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal]
 )
-def test_autoguides_are_guides(auto):
+def test_autoguides_give_log_weights(auto):
     lvm = vilvm.Pair(schools, auto(schools))
     weights = vilvm.log_weights(lvm, SCHOOLS, 6, chunk=4)
     assert weights.log_weight.shape == (6,)
@@ -58,7 +58,7 @@ def test_autoguides_are_guides(auto):
     assert len(pyro.get_param_store()) == 0
 
 
-def test_the_density_of_an_autoguide_includes_its_jacobian():
+def test_autoguide_density_includes_the_jacobian():
     lvm = vilvm.Pair(schools, AutoNormal(schools))
     find_layout(lvm, SCHOOLS)  # an autoguide makes its parameters on its first call
     torch.manual_seed(1)
@@ -71,7 +71,7 @@ def test_the_density_of_an_autoguide_includes_its_jacobian():
     torch.testing.assert_close(ours, truth.double(), rtol=1e-4, atol=1e-4)
 
 
-def test_no_data_plate():
+def test_model_without_a_data_plate():
     def model(x):
         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
@@ -86,9 +86,7 @@ def test_no_data_plate():
 
 
 def nested(data_outside, data_dim):
-    """Series of three times each, latents u (a series) and v (a time), in plates of either order
-    and dimension.
-    """
+    """Series of three times: latents u of a series, v of a time, in plates of either order."""
 
     class Nested(torch.nn.Module):
         def __init__(self):
@@ -127,7 +125,7 @@ def nested(data_outside, data_dim):
 @pytest.mark.parametrize("data_dim", [-1, -2])
 @pytest.mark.parametrize("data_outside", [True, False])
 @pytest.mark.parametrize("num_data", [4, 3, 1])  # 3: as many as there are times
-def test_several_latents_and_a_plate_inside(data_outside, data_dim, num_data):
+def test_several_latents_with_a_nested_plate(data_outside, data_dim, num_data):
     x = torch.randn(num_data, 3)
     lvm = nested(data_outside, data_dim)
     assert find_layout(lvm, x).data_plate == "data"
@@ -159,7 +157,7 @@ def test_several_latents_and_a_plate_inside(data_outside, data_dim, num_data):
         } <= pairs
 
 
-def test_plates_that_cannot_be_told_apart_ask_for_a_name():
+def test_ambiguous_data_plates_are_refused():
     def model(x):
         with pyro.plate("rows", 2, dim=-2), pyro.plate("columns", 2, dim=-1):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -177,7 +175,7 @@ def test_plates_that_cannot_be_told_apart_ask_for_a_name():
         vilvm.log_weights(vilvm.Pair(model, guide), torch.zeros(2, 2))
 
 
-def test_what_is_deterministic_takes_no_part():
+def test_deterministic_sites_have_no_density():
     def model(x):
         noise = pyro.deterministic("noise", torch.tensor(2.0))
         with pyro.plate("data", len(x)):
@@ -200,7 +198,7 @@ class Batch(NamedTuple):
     w: torch.Tensor
 
 
-def test_batches_may_be_named_tuples():
+def test_batch_may_be_a_named_tuple():
     def model(batch):
         with pyro.plate("data", len(batch.x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -219,7 +217,7 @@ def test_batches_may_be_named_tuples():
     )
 
 
-def test_a_guide_that_replays_the_data():
+def test_guide_that_replays_the_data():
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -232,7 +230,7 @@ def test_a_guide_that_replays_the_data():
     assert ((bound.values - truth) / bound.errors).abs().max() < 5
 
 
-def test_a_parameter_is_one_wherever_it_is_named():
+def test_shared_parameter_is_counted_once():
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, pyro.param("scale")))
@@ -251,7 +249,7 @@ def test_a_parameter_is_one_wherever_it_is_named():
     assert torch.equal(again.scale, lvm.pyro_params.scale)
 
 
-def test_a_pair_of_methods_trains_their_module():
+def test_pair_of_methods_trains_their_module():
     part = VAE(data_dim=6, latent_dim=2)
     lvm = vilvm.Pair(part.model, AutoNormal(part.model))
     before = part.decoder[0].weight.clone()
@@ -266,7 +264,7 @@ def test_a_pair_of_methods_trains_their_module():
         *(pytest.param(a, marks=pytest.mark.slow) for a in (AutoMultivariateNormal, AutoGaussian)),
     ],
 )
-def test_an_autoguide_leaves_the_parameters_of_its_model_to_the_pair(auto):
+def test_autoguide_parameters_exclude_those_of_its_model(auto):
     def model(x):
         noise = pyro.param("noise", torch.tensor(1.0), constraint=dist.constraints.positive)
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -281,7 +279,7 @@ def test_an_autoguide_leaves_the_parameters_of_its_model_to_the_pair(auto):
 
 
 class Normalised(torch.nn.Module):
-    """Batch normalisation and dropout in the guide: what a look must leave as it was."""
+    """Batch normalisation and dropout in the guide; ``find_layout`` must not change them."""
 
     def __init__(self):
         super().__init__()
@@ -308,7 +306,7 @@ class Normalised(torch.nn.Module):
     ],
     ids=["layout", "posterior", "posterior_mean", "evaluate", "active_units"],
 )
-def test_a_look_changes_nothing(look):
+def test_find_layout_changes_no_state(look):
     lvm, x = Normalised(), torch.randn(20, 2) + 5
     lvm.drop.eval()
     before = {n: v.clone() for n, v in lvm.state_dict().items()}
@@ -318,13 +316,13 @@ def test_a_look_changes_nothing(look):
     assert not lvm.drop.training
 
 
-def test_a_look_sees_no_dropout():
+def test_find_layout_runs_without_dropout():
     lvm, x = Normalised(), torch.randn(20, 2) + 5
     means = [vilvm.posterior_mean(lvm, x)["z"] for _ in range(2)]
     torch.testing.assert_close(means[0], means[1])
 
 
-def test_factors_are_no_data():
+def test_factors_are_not_counted_as_data():
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -349,7 +347,7 @@ def test_factors_are_no_data():
     torch.testing.assert_close(weights.log_likelihoods["penalty"], -drawn.square())
 
 
-def test_predict_takes_what_a_hierarchy_shares():
+def test_predict_with_shared_latents_of_a_hierarchy():
     lvm = vilvm.Pair(schools, AutoNormal(schools))
     theta = torch.arange(8.0)
     means = vilvm.predict(
@@ -384,7 +382,7 @@ def test_one_datum_and_one_sample():
     assert vilvm.log_weights(lvm, torch.zeros(1, 6)).log_weight.shape == (1, 1)
 
 
-def test_mask_leaves_data_out():
+def test_masked_data_have_no_likelihood():
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -400,13 +398,13 @@ def test_mask_leaves_data_out():
     assert (weights.log_likelihood[:, 0] != 0).all()
 
 
-def test_gradients_flow_to_both_halves():
+def test_gradients_reach_model_and_guide():
     lvm = VAE(data_dim=6, latent_dim=2)
     vilvm.log_weights(lvm, torch.zeros(4, 6), 3).log_weight.mean().backward()
     assert all(p.grad is not None for p in lvm.parameters())
 
 
-def test_sample_is_the_simulator():
+def test_sample_draws_from_prior_and_likelihood():
     class Shifted(torch.nn.Module):
         def model(self, x):
             with pyro.plate("data", len(x)):
@@ -431,12 +429,12 @@ def test_sample_like_a_batch_draws_whole_batches():
     assert drawn["mu"].shape == (5,)
 
 
-def test_sample_without_a_batch_says_what_is_missing():
+def test_sample_without_a_needed_batch_is_refused():
     with pytest.raises(vilvm.ContractError, match="like="):
         vilvm.sample(vilvm.Pair(schools, AutoNormal(schools)), 5)
 
 
-def test_predict_is_the_decoder():
+def test_predict_equals_the_decoder():
     lvm = VAE(data_dim=6, latent_dim=2)
     z = torch.randn(4, 2)
     torch.testing.assert_close(
@@ -444,7 +442,7 @@ def test_predict_is_the_decoder():
     )
 
 
-def test_resampling_turns_the_guide_into_the_posterior():
+def test_resampled_draws_follow_the_posterior():
     torch.manual_seed(0)
     lvm = PPCA(4, 2)
     x = torch.randn(3, 4) @ torch.randn(4, 4)
@@ -470,15 +468,16 @@ def test_resampling_a_shared_latent_picks_whole_draws():
     }
 
 
-def test_resampling_a_point_is_refused():
+def test_resampling_a_degenerate_guide_is_refused():
     with pytest.raises(
         vilvm.ContractError,
-        match="guide of Autoencoder puts latent 'z' on one point, so there is nothing to pick from",
+        match="guide of Autoencoder puts latent 'z' on one point, "
+        "so there is nothing to pick from",
     ):
         vilvm.resample(Autoencoder(6, 2), torch.zeros(3, 6))
 
 
-def test_resampling_the_impossible():
+def test_resampling_zero_weights_is_refused():
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Uniform(0.0, 1.0))
@@ -495,13 +494,13 @@ def test_resampling_the_impossible():
         vilvm.resample(vilvm.Pair(model, guide), torch.tensor([0.7, 7.0]), proposals=20)
 
 
-def test_posterior_mean_is_the_guides():
+def test_posterior_mean_equals_the_guides_mean():
     lvm = VAE(data_dim=6, latent_dim=2)
     x = torch.zeros(4, 6)
     torch.testing.assert_close(vilvm.posterior_mean(lvm, x)["z"], lvm.encoder(x)[:, :2].detach())
 
 
-def test_param_statements_live_in_the_pair():
+def test_param_statements_belong_to_the_pair():
     network = torch.nn.Linear(1, 1)
 
     def model(x):
@@ -527,7 +526,7 @@ def test_param_statements_live_in_the_pair():
     assert len(pyro.get_param_store()) == 0
 
 
-def test_a_deterministic_value_is_not_drawn_again():
+def test_deterministic_value_is_not_drawn_again():
     def model(x):
         scale = pyro.sample("scale", dist.HalfNormal(1.0))
         with pyro.plate("data", len(x)):
@@ -546,7 +545,7 @@ def test_a_deterministic_value_is_not_drawn_again():
     torch.testing.assert_close(vilvm.predict(lvm, latents, like=x)["x"], 2 * torch.arange(4.0))
 
 
-def test_a_dimension_that_appears_under_samples_only_is_said(capsys):
+def test_extra_dimension_under_samples_is_refused(capsys):
     def model(batch):
         beta = pyro.sample("beta", dist.Normal(torch.zeros(2), 3.0).to_event(1))
         with pyro.plate("data", len(batch)):
@@ -562,7 +561,7 @@ def test_a_dimension_that_appears_under_samples_only_is_said(capsys):
 
 
 @pytest.mark.parametrize("num_samples", [1, 4])
-def test_draws_come_first_also_where_a_plate_stands_left_of_the_data(num_samples):
+def test_draws_come_first_with_plate_left_of_data(num_samples):
     drawn = vilvm.sample(nested(False, -1), num_samples)
     assert {n: tuple(v.shape) for n, v in drawn.items()} == {
         n: (num_samples, *s) for n, s in (("u", ()), ("v", (3,)), ("x", (3,)))

@@ -1,4 +1,4 @@
-"""Many samples of a pair: the way that is taken, and that it gives what single runs give."""
+"""Many samples of a pair equal single runs, in the expected way."""
 
 import math
 
@@ -65,7 +65,7 @@ DECODERS = {
 def taken(lvm, x=X):
     layout = find_layout(lvm, x)
     with torch.no_grad(), vilvm.lvm.module_parameters(lvm):
-        return way_of(lvm, x, log_weights_pass(lvm, layout), layout.ways)
+        return way_of(lvm, x, log_weights_pass(lvm, layout), layout.vectorisation)
 
 
 def single_runs(lvm, x, latents):
@@ -83,7 +83,7 @@ def single_runs(lvm, x, latents):
 
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("num_samples", [1, 2, 5, 7])  # 2 and 5 are sizes of the model's own
-def test_every_sample_weighs_as_a_single_run(name, num_samples):
+def test_every_sample_equals_a_single_run(name, num_samples):
     lvm = of_one_sample(DECODERS[name][0])
     weights = vilvm.log_weights(lvm, X, num_samples)
     torch.testing.assert_close(
@@ -92,12 +92,12 @@ def test_every_sample_weighs_as_a_single_run(name, num_samples):
 
 
 @pytest.mark.parametrize("name", DECODERS)
-def test_the_way_that_is_taken(name):
+def test_expected_vectorisation_is_chosen(name):
     decode, expected = DECODERS[name]
     assert taken(of_one_sample(decode)) == expected
 
 
-def test_the_line_is_said_once_and_names_site_and_place(capsys):
+def test_message_appears_once_with_site_and_line(capsys):
     lvm = of_one_sample(DECODERS["softmax over the data's dimension"][0])
     for _ in range(2):
         vilvm.evaluate(lvm, X, num_samples=20)
@@ -109,13 +109,13 @@ def test_the_line_is_said_once_and_names_site_and_place(capsys):
     assert "test_vectorisation.py:" in said[0]
 
 
-def test_check_lvm_reports_the_way():
+def test_check_lvm_returns_the_vectorisation():
     assert check_lvm(lambda: (of_one_sample(DECODERS["plain"][0]), X)) == VECTORISED
     assert check_lvm(lambda: (of_one_sample(DECODERS["column"][0]), X)) == VMAP
 
 
 @pytest.mark.parametrize("name", ["column", "branch", "plain"])
-def test_compiled_passes_take_the_same_way(name, monkeypatch):
+def test_compiled_passes_use_the_same_vectorisation(name, monkeypatch):
     made = []
     monkeypatch.setattr(
         "vilvm.evaluation.sample_passes.inductor", lambda *args: (made.append(1), graph(*args))[1]
@@ -129,7 +129,7 @@ def test_compiled_passes_take_the_same_way(name, monkeypatch):
     assert bool(made) == (name != "branch")  # which no graph can hold
 
 
-def test_a_seed_has_one_meaning_whatever_was_run_before():
+def test_seeded_results_do_not_depend_on_earlier_runs():
     lvm = of_one_sample(branching)
     first = vilvm.evaluate(lvm, X, num_samples=30, chunk=10).bounds["elbo"].values
     vilvm.evaluate(lvm, X, num_samples=7)
@@ -139,17 +139,15 @@ def test_a_seed_has_one_meaning_whatever_was_run_before():
 
 
 @pytest.mark.parametrize("wrong", ["vectorised only", "both"])
-def test_draws_of_a_guide_whose_latents_depend_on_one_another(wrong):
-    """b ~ N(3 a₀, 0.1) of the datum's first code; under a plate over samples a[:, 0] is another
-    one's.
-    """
+def test_draws_of_dependent_latents_in_the_guide(wrong):
+    """b ~ N(3 a₀, 0.1); under a plate over samples, a[:, 0] is another datum's code."""
 
     def guide(x):
         with pyro.plate("data", len(x)):
             a = pyro.sample("a", dist.Normal(x, 0.5).to_event(1))
-            first = (
-                a[:, 0] if wrong == "vectorised only" else a[..., 0] if a.dim() == 2 else a[..., 1]
-            )
+            first = a[:, 0]
+            if wrong != "vectorised only":
+                first = a[..., 0 if a.dim() == 2 else 1]
             pyro.sample("b", dist.Normal(3 * first, 0.1))
 
     def model(x):
@@ -164,7 +162,7 @@ def test_draws_of_a_guide_whose_latents_depend_on_one_another(wrong):
     assert residual.abs().max() < 0.6  # six standard deviations
 
 
-def test_draws_of_data_and_replicates_are_those_of_single_runs():
+def test_simulated_data_follow_single_runs():
     lvm = of_one_sample(lambda z: 10 * torch.stack([z[:, 1], z[:, 0]], 1))
     drawn = vilvm.sample(lvm, 2, like=X)
     assert (drawn["x"] - 10 * drawn["z"].flip(-1)).abs().max() < 6
@@ -172,8 +170,8 @@ def test_draws_of_data_and_replicates_are_those_of_single_runs():
     assert (again["x"] - 10 * drawn["z"].flip(-1)).abs().max() < 6
 
 
-def test_samples_broadcast_against_samples_take_no_memory():
-    """assignments index locations that are samples too: S × S × N numbers, were it run vectorised."""
+def test_samples_against_samples_do_not_exhaust_memory():
+    """Indexing sampled locations by sampled assignments, vectorised, takes S × S × N numbers."""
 
     def model(x):
         locs = pyro.sample("locs", dist.Normal(torch.zeros(3), 1.0).to_event(1))
@@ -223,10 +221,8 @@ QUICK = {"Normal", "Gamma", "Beta", "StudentT", "Poisson", "Categorical"}
 @pytest.mark.parametrize(
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]
 )
-def test_every_sample_has_draws_of_its_own(name):
-    """Mean and variance of 2,000 draws, |z| < 5, in a pair that is run through vmap, or one by
-    one.
-    """
+def test_every_sample_has_its_own_random_numbers(name):
+    """Mean and variance of 2,000 draws, |z| < 5, with vmap and one by one."""
     fn, mean, variance = FAMILIES[name]
 
     def model(x):
@@ -250,8 +246,8 @@ def test_every_sample_has_draws_of_its_own(name):
         )
 
 
-def test_vectorised_particles_of_a_pair_that_is_not_vectorisable():
-    """A loss of particles run at once would be of another model."""
+def test_vectorised_particles_of_a_non_vectorisable_pair():
+    """A loss of vectorised particles would be that of another model."""
     lvm = of_one_sample(lambda z: z.softmax(1))
     objective = Trace_ELBO(num_particles=200, vectorize_particles=True)
     history = vilvm.fit(
@@ -288,7 +284,7 @@ def _by_equality(z):
         *(pytest.param(read, marks=pytest.mark.slow) for read in (_by_list, _by_equality)),
     ],
 )
-def test_values_of_latents_that_python_reads_are_read_for_every_sample(decode):
+def test_latent_values_read_in_python_run_sequentially(decode):
     for seed in range(4):  # at some of which first and last sample take one branch
         torch.manual_seed(seed)
         lvm = of_one_sample(decode)

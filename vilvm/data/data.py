@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from vilvm._runtime.random import seeded
 from vilvm._runtime.unchanged import Unchanged
+from vilvm.data._unusable import why_unusable
 from vilvm.data.streamed import StreamedTensor
 from vilvm.data.tensors import map_tensors, named_tensors, tensors_of
 
@@ -290,18 +290,8 @@ def as_data(data: Any, what: str = "data") -> Data:
 
 
 def _check_tensors(x: Any, what: str) -> None:
-    if np.ma.isMaskedArray(x):
-        raise ValueError(
-            f"{what}: holds a NumPy masked array, whose mask no tensor keeps; pass "
-            "torch.from_numpy(x.filled(0)), and the mask to "
-            "vilvm.wrappers.partly_observed.partly_observed, poutine.mask or .mask(...) of the "
-            "distribution."
-        )
-    if isinstance(x, np.ndarray):
-        raise ValueError(
-            f"{what}: holds a numpy array; pass torch.from_numpy(...) or "
-            "vilvm.data.datasets.arrays(...)."
-        )
+    if fault := why_unusable(x):
+        raise ValueError(f"{what}: {fault}")
     if isinstance(x, PackedSequence):
         raise ValueError(
             f"{what}: holds a PackedSequence, whose rows are time steps of several data; pass the "
@@ -329,16 +319,6 @@ def _check_tensors(x: Any, what: str) -> None:
             _check_tensors(value, what)
     if not isinstance(x, Tensor):
         return
-    if x.layout is not torch.strided or x.device.type == "meta":
-        raise ValueError(
-            f"{what}: holds a {'meta' if x.device.type == 'meta' else 'sparse'} tensor; pass a "
-            "dense one (.to_dense())."
-        )
-    if x.is_complex():
-        raise ValueError(
-            f"{what}: holds complex numbers; pass their real and imaginary parts, "
-            "torch.view_as_real(x)."
-        )
     if x.numel() == 0:
         raise ValueError(
             f"{what}: is empty (a tensor of shape {tuple(x.shape)}); pass at least one datum."

@@ -15,6 +15,7 @@ from vilvm.data.data import Data
 from vilvm.data.tensors import tensors_of
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, Pair, Wrapped
 from vilvm.weights import Layout, Simulation, find_layout, log_weights
+from vilvm.weights._conditioning import at_draw
 from vilvm.weights.simulation import Rebuild, batches, undrawable, visible_latents
 
 __all__ = [
@@ -245,25 +246,8 @@ class _AtTruth(Wrapped):
         return self.inner_model(batch)
 
     def guide(self, batch: Any) -> Any:
-        with _Given(self._latents):
+        with at_draw(self._latents, as_points=True):
             return self.inner_guide(batch)
-
-
-class _Given(Messenger):
-    """Puts latents on points, in the plates where they stand."""
-
-    def __init__(self, latents: dict[str, Tensor]):
-        super().__init__()
-        self.latents = latents
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.latents and not msg["is_observed"]:
-            value = self.latents[msg["name"]].reshape(msg["fn"].shape())
-            msg["fn"], msg["value"], msg["done"] = (
-                dist.Delta(value, event_dim=msg["fn"].event_dim),
-                value,
-                True,
-            )
 
 
 def runnable(lvm: LatentVariableModel, batch: Any) -> LatentVariableModel:
@@ -290,7 +274,11 @@ class _Runnable(Wrapped):
 
 
 class _Still(Messenger):
-    """Lets sites keep the value that they observe, in whatever plates they stand."""
+    """Replaces the likelihood of observed sites by a point mass at their value.
+
+    Unlike ``AtValues`` it changes the distribution and not the value, so that the sites can be
+    drawn from.
+    """
 
     def __init__(self, sites: tuple[str, ...]):
         super().__init__()

@@ -18,8 +18,8 @@ from torch import Tensor
 from vilvm.diagnostics._components import components, names_of
 from vilvm.lvm import LatentVariableModel
 from vilvm.weights import Layout
-from vilvm.weights._traces import plain
-from vilvm.weights.simulation import sites_of_model
+from vilvm.weights._observed_values import sites_of_model
+from vilvm.weights._sites import plain
 
 __all__ = ["discrete_latents", "indicators", "label_names", "pairs"]
 

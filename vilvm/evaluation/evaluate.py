@@ -283,7 +283,7 @@ def evaluate(
                     layout
                     if number == 0
                     else find_layout(lvm, part.x, plate=layout.data_plate)._replace(
-                        ways=layout.ways
+                        vectorisation=layout.vectorisation
                     )
                 )
                 sums.append(torch.stack(_accumulate(passes, part.x, num_samples, chunk, here), -1))

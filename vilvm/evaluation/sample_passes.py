@@ -138,7 +138,7 @@ class SamplePasses:
         given = tensors_of(batch)
         alone = (
             size > 1
-            and way_of(self.lvm, batch, log_weights_pass(self.lvm, layout), layout.ways)
+            and way_of(self.lvm, batch, log_weights_pass(self.lvm, layout), layout.vectorisation)
             == ONE_BY_ONE
         )
 

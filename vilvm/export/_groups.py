@@ -15,7 +15,7 @@ from vilvm.export._variables import Groups, Variable, as_variable, named_tensors
 from vilvm.lvm import ContractError, LatentVariableModel
 from vilvm.weights import Layout, LogWeights, log_weights
 from vilvm.weights.generated_quantities import Replay, replay
-from vilvm.weights.sampling import picked_by_weight
+from vilvm.weights.guide_draws import picked_by_weight
 from vilvm.weights.simulation import undrawable
 
 __all__ = ["PROPOSALS", "Request", "constant_data", "groups_of", "missing_groups"]

@@ -356,7 +356,13 @@ class Run:
             evaluation_mode(self.lvm),
         ):
             return (
-                way_of(self.lvm, batch, log_weights_pass(self.lvm, layout), layout.ways, self._log)
+                way_of(
+                    self.lvm,
+                    batch,
+                    log_weights_pass(self.lvm, layout),
+                    layout.vectorisation,
+                    self._log,
+                )
                 == VECTORISED
             )
 
@@ -895,7 +901,9 @@ class Run:
                 else (self.lvm, given)
             )
             with torch.no_grad():
-                next(weight_chunks(lvm, batch, 1, 1, validate, self._layout(batch)))
+                next(
+                    weight_chunks(lvm, batch, 1, 1, validate=validate, layout=self._layout(batch))
+                )
         except ContractError as error:
             return error
         return None

@@ -1,19 +1,20 @@
-"""A pair run and its traces read: log-weights, draws, and how the pair is laid out.
+"""Log-weights of a latent variable model, draws of it, and its layout on a batch.
 
-No other room reads a Pyro trace.
+Everything that vilvm reports about a model is a function of its log-weights; training optimises a
+Pyro ELBO. Only this room reads Pyro traces.
 """
 
+from vilvm.weights.guide_draws import posterior, posterior_mean, resample
 from vilvm.weights.layout import Layout, find_layout
-from vilvm.weights.log_weights import LogWeights, log_weights, sample_pass, weigh, weight_chunks
-from vilvm.weights.sampling import (
-    observed,
-    posterior,
-    posterior_mean,
-    predict,
-    replicate,
-    resample,
-    sample,
+from vilvm.weights.log_weights import (
+    LogWeights,
+    log_weights,
+    sample_pass,
+    weigh,
+    weight_chunks,
 )
+from vilvm.weights.prediction import observed, predict, replicate
+from vilvm.weights.sampling import sample
 from vilvm.weights.simulation import Simulation, simulate
 
 __all__ = [

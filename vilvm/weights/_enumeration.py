@@ -1,4 +1,4 @@
-"""The densities of a model, discrete latents that it marks for parallel enumeration summed over.
+"""The densities of a model, with discrete latents summed over where it enumerates them.
 
 With a discrete latent d, which the guide leaves out, the log-likelihood given the other latents z
 is
@@ -26,7 +26,10 @@ from pyro.ops.contract import contract_to_tensor
 from torch import Tensor
 
 from vilvm.lvm import NotApplicable
-from vilvm.weights._traces import Put, log_prob, run, sites_of
+from vilvm.weights._conditioning import at_samples
+from vilvm.weights._reduction import log_densities, reduce
+from vilvm.weights._sites import Sites, latents_of, log_prob, observed_of, sites_of
+from vilvm.weights._traces import run
 from vilvm.weights.layout import Layout
 
 __all__ = ["ModelRun", "check_drawable", "run_model"]
@@ -36,16 +39,16 @@ class ModelRun(NamedTuple):
     """A run of the model at given latents.
 
     Arguments:
-        log_likelihoods: by observed site; those that depend on an enumerated latent are one, under
-            their names joined by "+".
+        log_likelihoods: by observed site, shape (S, N) or (S,); those that depend on an enumerated
+            latent are one term, under their names joined by "+".
         log_priors: by latent of the guide; likewise.
-        sites: the sample sites, enumerated ones left out.
+        sites: the sample sites, without the enumerated ones.
         dependent: the sites whose density depends on an enumerated latent.
     """
 
     log_likelihoods: dict[str, Tensor]
     log_priors: dict[str, Tensor]
-    sites: dict[str, Any]
+    sites: Sites
     dependent: frozenset[str]
 
 
@@ -55,7 +58,6 @@ def run_model(
     replay: tuple[poutine.Trace | None, ...],
     num_samples: int | None,
     layout: Layout,
-    reduce: Callable[[bool, Tensor], Tensor],
 ) -> ModelRun:
     """Runs p(x | z) p(z) at the latents of a guide's trace, all samples in parallel.
 
@@ -63,115 +65,140 @@ def run_model(
         model: called with a batch.
         batch: what it is called with.
         replay: traces from which values are taken.
-        num_samples: of the plate over samples; None for the single-sample run.
+        num_samples: size of the plate over samples; None for a single-sample run.
         layout: the layout of this batch.
-        reduce: sums a log-density over every plate but that of the data; told whether it stands in
-            that one.
 
     Raises:
-        ContractError: the pair fails on this batch.
+        ContractError: the model fails on this batch.
     """
     if layout.enumerated:
-        left = layout.sample_dim if num_samples is None else layout.sample_dim - 1
-        model = poutine.enum(model, first_available_dim=left)
+        model = poutine.enum(model, first_available_dim=_first_enumerated_dim(num_samples, layout))
     trace = run(model, "model", batch, *replay, samples=layout.samples(num_samples))
-    sites = {n: s for n, s in sites_of(trace).items() if n not in layout.enumerated}
-    summed = _dependent(trace, sites, layout) if layout.enumerated else set()
-    terms = {
-        n: reduce(layout.is_in_data(s), log_prob("model", s))
-        for n, s in sites.items()
-        if n not in summed
-    }
-    likelihoods = {n: t for n, t in terms.items() if sites[n]["is_observed"]}
-    priors = {n: t for n, t in terms.items() if not sites[n]["is_observed"]}
-    if summed:
-        names = [n for n in sites if n in summed]
-        latents, seen = (
-            [n for n in names if not sites[n]["is_observed"]],
-            [n for n in names if sites[n]["is_observed"]],
-        )
-        in_data = all(layout.is_in_data(trace.nodes[n]) for n in (*layout.enumerated, *names))
+    sites = sites_of(trace)
+    for name in layout.enumerated:
+        sites.pop(name, None)
+    dependent = _dependent(trace, sites, layout)
+    free = {name: site for name, site in sites.items() if name not in dependent}
+    likelihoods = log_densities("model", observed_of(free), num_samples, layout)
+    priors = log_densities("model", latents_of(free), num_samples, layout)
+    if dependent:
+        elimination = _Elimination(trace, num_samples, layout)
+        likelihood, prior = elimination.likelihood_and_prior(dependent)
+        likelihoods |= likelihood
+        priors |= prior
+    return ModelRun(likelihoods, priors, sites, frozenset(dependent))
 
-        def density(names: list[str]) -> Tensor:
-            return reduce(in_data, _contract(trace, [*layout.enumerated, *names], in_data, layout))
 
-        prior = density(latents) if latents else None
-        if prior is not None:
-            priors["+".join(latents)] = prior
-        if seen:
-            whole = density(names)  # where the prior is zero, so is the whole
-            given = (
-                whole if prior is None else torch.where(prior == -torch.inf, prior, whole - prior)
-            )
-            likelihoods["+".join(seen)] = given
-    return ModelRun(likelihoods, priors, sites, frozenset(summed))
+def _first_enumerated_dim(num_samples: int | None, layout: Layout) -> int:
+    """The dimension left of the plates, and of that over samples if there is one."""
+    if num_samples is None:
+        return layout.sample_dim
+    return layout.sample_dim - 1
 
 
 def check_drawable(
     what: str, lvm: Any, batch: Any, latents: Mapping[str, Tensor], nesting: int
 ) -> None:
-    """Raises NotApplicable if the model cannot be drawn from given these latents: an enumerated
-    one, given them, has no known posterior.
+    """Raises NotApplicable if an enumerated latent depends on given ones.
+
+    Its posterior given them is not known, so the model cannot be drawn from.
 
     Arguments:
         what: names the caller in the error.
         lvm: the model and guide.
         batch: what the model is called with.
-        latents: draws by latent, shape (S, ...), of which the first is looked at.
+        latents: draws by latent, shape (S, ...); the first draw is used.
         nesting: dimensions that the plates take.
     """
     model = poutine.enum(lvm.model, first_available_dim=-1 - nesting)
-    with Put({n: v[:1] for n, v in latents.items()}, None, nesting):
+    first = {name: value[:1] for name, value in latents.items()}
+    with at_samples(first, None, nesting):
         sites = sites_of(run(model, "model", batch))
     mixed = [n for n in latents if n in sites and log_prob("model", sites[n]).dim() > nesting]
     if mixed:
         raise NotApplicable(
-            f"{what}: the prior of latent {mixed[0]!r} depends on one that is enumerated, of "
-            "which nothing can be drawn given "
-            f"{mixed[0]!r}: sample that one in the guide too."
+            f"{what}: the prior of latent {mixed[0]!r} depends on an enumerated latent, which "
+            f"cannot be drawn given {mixed[0]!r}: sample the enumerated latent in the guide too."
         )
 
 
-def _dependent(trace: Any, sites: dict[str, Any], layout: Layout) -> set[str]:
+def _dependent(trace: Any, sites: Sites, layout: Layout) -> Sites:
     """The sites whose log-density has a dimension of an enumerated latent."""
+    if not layout.enumerated:
+        return {}
     trace.compute_log_prob()
     trace.pack_tensors()
-    enumerated = _enumerated_dims(trace)
-    return {
-        n
-        for n, s in sites.items()
-        if enumerated & set(s["packed"]["unscaled_log_prob"]._pyro_dims)
-    }
+    enumerated, dependent = _enumerated_dims(trace), {}
+    for name, site in sites.items():
+        if enumerated.intersection(site["packed"]["unscaled_log_prob"]._pyro_dims):
+            dependent[name] = site
+    return dependent
 
 
 def _enumerated_dims(trace: Any) -> set[str]:
+    """Pyro's symbols of the dimensions of enumerated latents."""
     return set(trace.symbol_to_dim) - set(trace.plate_to_symbol.values())
 
 
-def _contract(trace: Any, names: list[str], in_data: bool, layout: Layout) -> Tensor:
-    """log Σ over the enumerated latents of the product of these densities, one for each sample
-    (and datum).
-    """
-    factors: OrderedDict[frozenset[str], list[Any]] = OrderedDict()
-    for name in names:
-        site = trace.nodes[name]
-        ordinal = frozenset(
-            trace.plate_to_symbol[f.name] for f in site["cond_indep_stack"] if f.vectorized
-        )
-        factor = site["packed"]["unscaled_log_prob"]
-        # a masked observation says nothing; a masked latent is summed over all the same
-        if name not in layout.enumerated:
-            factor = packed.scale_and_mask(factor, mask=site["packed"]["mask"])
-        factors.setdefault(ordinal, []).append(factor)
-    kept = {"_monte_carlo", layout.data_plate} if in_data else {"_monte_carlo"}
-    # those of size one are not
-    present = {dim for terms in factors.values() for term in terms for dim in term._pyro_dims}
-    target = (
-        frozenset(symbol for name, symbol in trace.plate_to_symbol.items() if name in kept)
-        & present
-    )
-    with shared_intermediates() as cache:
-        total = contract_to_tensor(
-            factors, _enumerated_dims(trace), target_ordinal=target, cache=cache
-        )
-    return packed.unpack(total, trace.symbol_to_dim)
+class _Elimination:
+    """Sums enumerated latents out of the densities of one trace."""
+
+    def __init__(self, trace: Any, num_samples: int | None, layout: Layout):
+        self.trace, self.num_samples, self.layout = trace, num_samples, layout
+
+    def likelihood_and_prior(self, sites: Sites) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """log p(x | z) and log p(z) of the sites that depend on an enumerated latent.
+
+        Each is one term under the names of its sites joined by "+", or empty.
+        """
+        latents, observed = list(latents_of(sites)), list(observed_of(sites))
+        enumerated = [self.trace.nodes[n] for n in self.layout.enumerated]
+        in_data = all(self.layout.is_in_data(s) for s in (*enumerated, *sites.values()))
+        if not latents:
+            return {"+".join(observed): self._density(observed, in_data)}, {}
+        prior = self._density(latents, in_data)
+        priors = {"+".join(latents): prior}
+        if not observed:
+            return {}, priors
+        joint = self._density(list(sites), in_data)  # zero where the prior is zero
+        given = torch.where(prior == -torch.inf, prior, joint - prior)
+        return {"+".join(observed): given}, priors
+
+    def _density(self, names: list[str], in_data: bool) -> Tensor:
+        return reduce(self._contract(names, in_data), in_data, self.num_samples, self.layout)
+
+    def _contract(self, names: list[str], in_data: bool) -> Tensor:
+        """log Σ over the enumerated latents of the product of these densities.
+
+        One number for every sample, and for every datum if all stand in the data plate.
+        """
+        factors: OrderedDict[frozenset[str], list[Any]] = OrderedDict()
+        for name in (*self.layout.enumerated, *names):
+            factors.setdefault(self._plates_of(name), []).append(self._factor(name))
+        kept = {"_monte_carlo"}
+        if in_data and self.layout.data_plate is not None:
+            kept.add(self.layout.data_plate)
+        symbols = {s for plate, s in self.trace.plate_to_symbol.items() if plate in kept}
+        # plates of size one have no dimension in the factors
+        present: set[str] = set()
+        for terms in factors.values():
+            present.update(*(term._pyro_dims for term in terms))
+        with shared_intermediates() as cache:
+            summed = contract_to_tensor(
+                factors,
+                _enumerated_dims(self.trace),
+                target_ordinal=frozenset(symbols & present),
+                cache=cache,
+            )
+        return packed.unpack(summed, self.trace.symbol_to_dim)
+
+    def _plates_of(self, name: str) -> frozenset[str]:
+        frames = self.trace.nodes[name]["cond_indep_stack"]
+        return frozenset(self.trace.plate_to_symbol[f.name] for f in frames if f.vectorized)
+
+    def _factor(self, name: str) -> Any:
+        values = self.trace.nodes[name]["packed"]
+        # a masked enumerated latent is summed over all the same
+        if name in self.layout.enumerated:
+            return values["unscaled_log_prob"]
+        return packed.scale_and_mask(values["unscaled_log_prob"], mask=values["mask"])

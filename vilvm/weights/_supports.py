@@ -1,22 +1,22 @@
-"""Where model and guide have a density: points, changes of variables, masked latents.
+"""The support of model and guide: points, changes of variables, masked latents.
 
 log p(x, z) − log q(z | x) is a log-weight only if both are densities of the same latents. Three
-things may stand against it.
+cases need care.
 
 - A guide may put a latent on a point (a Delta), where it has no density. It has one if the point
-  is a one-to-one function of draws that are marked auxiliary, as in an automatic guide, whose
-  Delta then carries the Jacobian.
-- A guide may draw more than it hands on: an auxiliary variable a with z ~ q(z | a). Then q(z) = ∫
+  is a one-to-one function of auxiliary draws, as in an automatic guide, whose Delta then carries
+  the Jacobian.
+- A guide may draw an auxiliary variable a that it marginalises: z ~ q(z | a). Then q(z) = ∫
   q(z | a) q(a) da is not known.
-- The model may mask entries of a latent: their prior is not scored. If no other density depends on
-  them they are marginalised, and the guide's density of them is to be left out, too (``Alike``).
-  If one does, their prior is flat, and there is no evidence.
+- The model may mask entries of a latent, so that their prior is not scored. If no other density
+  depends on them they are marginalised, and the guide's density of them is left out, too
+  (``_ModelMasks``). If one does, their prior is flat, and there is no evidence.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pyro import poutine
@@ -25,33 +25,45 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from vilvm.lvm import ContractError
-from vilvm.weights._traces import Sites, family, log_prob, mask_tensor, run, sites_of
+from vilvm.weights._sites import (
+    Sites,
+    family,
+    latents_of,
+    log_prob,
+    mask_tensor,
+    sites_of,
+)
+from vilvm.weights._traces import run
 
 __all__ = [
-    "Alike",
+    "MaskedLatents",
     "degenerate_latents",
     "guide_sites",
     "masked_latents",
-    "model_masks",
     "scored_guide",
 ]
 
-_UNCONSTRAINED = "_unconstrained"  # how Pyro's automatic guides name the draw of one latent
+_UNCONSTRAINED = "_unconstrained"  # suffix of the draw of one latent in Pyro's automatic guides
 
 
 def guide_sites(trace: Any) -> Sites:
-    """The sites that a guide draws, and its factors; what else it observes (an automatic guide may
-    replay the data) is not its own.
+    """The sites that a guide draws, and its factors.
+
+    Other observed sites are left out: an automatic guide may replay the data.
     """
     return {
-        n: s
-        for n, s in sites_of(trace).items()
-        if not s["is_observed"] or family(s["fn"]) == "Unit"
+        name: site
+        for name, site in sites_of(trace).items()
+        if not site["is_observed"] or family(site["fn"]) == "Unit"
     }
 
 
+# Latents on a point
+# --------------------------------------------------------------------------------------------
+
+
 def degenerate_latents(
-    lvm: object, latents: Sites, guide: Sites, again: Callable[[], Sites]
+    lvm: object, latents: Sites, guide: Sites, guide_again: Callable[[], Sites]
 ) -> tuple[str, ...]:
     """Continuous latents on which the guide has no density.
 
@@ -59,35 +71,46 @@ def degenerate_latents(
         lvm: named in the error.
         latents: of the model.
         guide: the sites of a run of the guide.
-        again: runs the guide once more, with other draws.
+        guide_again: runs the guide once more, with other draws.
 
     Raises:
-        ContractError: the guide has an auxiliary draw of which the latents are not a one-to-one
-            function.
+        ContractError: the guide has an auxiliary draw, and its latents are not a one-to-one
+            function of it.
     """
-    points = [n for n in latents if n in guide and _is_point(latents[n], guide[n])]
-    auxiliary = {
-        n: s
-        for n, s in guide.items()
-        if n not in latents and family(s["fn"]) not in ("Delta", "Unit")
-    }
+    points = _points(latents, guide)
+    auxiliary = _auxiliary(guide, latents)
     if not auxiliary:
-        return tuple(points)
-    other = again()
-    still = [n for n in points if torch.equal(guide[n]["value"], other[n]["value"])]
-    moving = [n for n in points if n not in still]
-    drawn = sum(_dimensions(s["fn"], s["value"]) for s in auxiliary.values())
+        return points
+    other = guide_again()
+    fixed = tuple(n for n in points if torch.equal(guide[n]["value"], other[n]["value"]))
+    moving = set(points) - set(fixed)
+    drawn = sum(_dimensions(site["fn"], site["value"]) for site in auxiliary.values())
     made = sum(_dimensions(latents[n]["fn"], guide[n]["value"]) for n in moving)
+    if drawn < made:
+        return points
     if drawn > made:
-        name = next(iter(auxiliary))
         raise ContractError(
-            f"{type(lvm).__name__}: the guide draws the auxiliary {name!r}, and its latents are "
-            "not a one-to-one function of it, so the "
-            "density q(z | x) is not known. Sum over it (dist.MixtureSameFamily), or make the "
-            "latents of it by a Delta that carries the "
-            "Jacobian (log_density=...)."
+            f"{type(lvm).__name__}: the guide draws the auxiliary {next(iter(auxiliary))!r}, and "
+            "its latents are not a one-to-one function of it, so the density q(z | x) is not "
+            "known. Sum over it (dist.MixtureSameFamily), or make the latents of it by a Delta "
+            "that carries the Jacobian (log_density=...)."
         )
-    return tuple(still if drawn == made else points)
+    return fixed
+
+
+def _auxiliary(guide: Sites, latents: Sites) -> Sites:
+    """The random sites of the guide that are no latents of the model."""
+    return {
+        name: site
+        for name, site in guide.items()
+        if name not in latents and family(site["fn"]) not in ("Delta", "Unit")
+    }
+
+
+def _points(latents: Sites, guide: Sites) -> tuple[str, ...]:
+    """The continuous latents that the guide puts on a point, in the model's order."""
+    shared = [name for name in latents if name in guide]
+    return tuple(name for name in shared if _is_point(latents[name], guide[name]))
 
 
 def _is_point(latent: Any, site: Any) -> bool:
@@ -96,107 +119,123 @@ def _is_point(latent: Any, site: Any) -> bool:
 
 
 def _dimensions(fn: Any, value: Tensor) -> int:
-    """How many real numbers a value stands for: a vector of K probabilities for K − 1."""
+    """The number of free real numbers in a value: K − 1 in a vector of K probabilities."""
     try:
         return int(torch.Size(biject_to(fn.support).inverse_shape(value.shape)).numel())
     except NotImplementedError:
         return value.numel()
 
 
-def model_masks(model: Sites) -> dict[str, Tensor]:
-    """Which entries of its latents a model scores, for those of which it masks some; broadcastable
-    to the value.
+# Masked latents
+# --------------------------------------------------------------------------------------------
+
+
+class MaskedLatents(NamedTuple):
+    """Latents of which the model masks entries.
+
+    Arguments:
+        marginalised: those whose masked entries the guide scores and no other density depends on.
+        flat: those whose masked entries change another density, so that their prior is flat.
     """
-    masks = {n: mask_tensor(s) for n, s in model.items() if not s["is_observed"]}
-    return {n: m for n, m in masks.items() if m is not None and not bool(m.all())}
+
+    marginalised: tuple[str, ...]
+    flat: tuple[str, ...]
 
 
 def masked_latents(
     lvm: object,
     model: Sites,
     guide: Sites,
-    density: Callable[[Mapping[str, Tensor]], Sites],
-    again: Callable[[], Sites],
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Latents of which the model masks entries that the guide scores, and those whose masked
-    entries matter to another density.
+    model_at: Callable[[Mapping[str, Tensor]], Sites],
+    guide_again: Callable[[], Sites],
+) -> MaskedLatents:
+    """Finds the latents of which the model masks entries.
 
     Arguments:
         lvm: named in the error.
         model, guide: the sites of a run of the pair.
-        density: runs the model at given latents.
-        again: runs the guide once more, with other draws.
+        model_at: runs the model at given latents.
+        guide_again: runs the guide once more, with other draws.
 
     Raises:
         ContractError: the guide leaves out entries that the model scores; or it draws masked
             latents together with others.
     """
-    masks, unlike = {n: m for n, m in model_masks(model).items() if n in guide}, []
-    guides = {
-        n: m
-        for n, s in guide.items()
-        if n in model and (m := mask_tensor(s)) is not None and not bool(m.all())
-    }
-    for name in [n for n in model if n in masks or n in guides]:
-        own, mask = guides.get(name), masks.get(name)
-        own = torch.ones_like(mask) if own is None and mask is not None else own
-        mask = torch.ones_like(own) if mask is None and own is not None else mask
-        if own is None or mask is None:
-            continue
-        if bool((mask & ~own).any()):
-            raise ContractError(
-                f"{type(lvm).__name__}: the guide masks entries of latent {name!r} that the model "
-                "scores; mask the same in both."
-            )
-        if bool((own & ~mask).any()):
-            unlike.append(name)
-    others = again() if masks else {}
-    flat = [n for n, m in masks.items() if _matters(n, m, model, density, others[n]["value"])]
-    for name in [n for n in unlike if n not in flat]:
-        if not _is_of_whole_events(masks[name], model[name]):
-            raise ContractError(
-                f"{type(lvm).__name__}: the model masks components of latent {name!r}, and the "
-                "guide does not; mask the same in both."
-            )
-        if family(guide[name]["fn"]) == "Delta" and name + _UNCONSTRAINED not in guide:
-            raise ContractError(
-                f"{type(lvm).__name__}: the model masks entries of latent {name!r}, and the guide "
-                "draws them together with other latents, so that "
-                "its density of the rest is not known; use AutoNormal, or sample the latent "
-                "itself in the guide."
-            )
-    return tuple(n for n in unlike if n not in flat), tuple(flat)
+    masks = _partial_masks(_only(latents_of(model), guide))
+    guide_masks = _partial_masks(_only(guide, latents_of(model)))
+    differing = []
+    for name in latents_of(model):
+        if _guide_scores_more(lvm, name, masks.get(name), guide_masks.get(name)):
+            differing.append(name)
+    flat = []
+    others = guide_again() if masks else {}
+    for name, mask in masks.items():
+        if _matters(name, mask, model, model_at, others[name]["value"]):
+            flat.append(name)
+    marginalised = [name for name in differing if name not in flat]
+    for name in marginalised:
+        _check_marginalised(lvm, name, masks[name], model, guide)
+    return MaskedLatents(tuple(marginalised), tuple(flat))
+
+
+def _only(sites: Sites, names: Container[str]) -> Sites:
+    return {name: site for name, site in sites.items() if name in names}
+
+
+def _partial_masks(sites: Sites) -> dict[str, Tensor]:
+    """The masks that hide some entries, by site, broadcastable to the value."""
+    masks = {name: mask_tensor(site) for name, site in sites.items()}
+    return {n: mask for n, mask in masks.items() if mask is not None and not bool(mask.all())}
+
+
+def _guide_scores_more(
+    lvm: object, name: str, of_model: Tensor | None, of_guide: Tensor | None
+) -> bool:
+    """Whether the guide scores entries of a latent that the model masks; raises if fewer."""
+    if of_guide is None:
+        return of_model is not None
+    if of_model is None:
+        of_model = torch.ones_like(of_guide)
+    if bool((of_model & ~of_guide).any()):
+        raise ContractError(
+            f"{type(lvm).__name__}: the guide masks entries of latent {name!r} that the model "
+            "scores; mask the same in both."
+        )
+    return bool((of_guide & ~of_model).any())
+
+
+def _check_marginalised(lvm: object, name: str, mask: Tensor, model: Sites, guide: Sites) -> None:
+    """Raises ContractError if the guide's density of the entries that stay is not known."""
+    if not _covers_whole_events(mask, model[name]):
+        raise ContractError(
+            f"{type(lvm).__name__}: the model masks components of latent {name!r}, and the "
+            "guide does not; mask the same in both."
+        )
+    if family(guide[name]["fn"]) == "Delta" and name + _UNCONSTRAINED not in guide:
+        raise ContractError(
+            f"{type(lvm).__name__}: the model masks entries of latent {name!r}, and the guide "
+            "draws them together with other latents, so that its density of the rest is not "
+            "known; use AutoNormal, or sample the latent itself in the guide."
+        )
 
 
 def _matters(
     name: str,
     mask: Tensor,
     model: Sites,
-    density: Callable[[Mapping[str, Tensor]], Sites],
+    model_at: Callable[[Mapping[str, Tensor]], Sites],
     other: Tensor,
 ) -> bool:
     """Whether a log-density changes with the masked entries of a latent."""
     value = model[name]["value"]
     changed = torch.where(mask, value, other.expand(value.shape))
-    before = {n: s["value"] for n, s in model.items() if not s["is_observed"]}
-    after = density({**before, name: changed})
+    before = {n: site["value"] for n, site in latents_of(model).items()}
+    after = model_at({**before, name: changed})
     return any(
-        not _same(log_prob("model", model[n]), log_prob("model", s))
-        for n, s in after.items()
+        not _same(log_prob("model", model[n]), log_prob("model", after[n]))
+        for n in after
         if n in model
     )
-
-
-def _is_of_whole_events(mask: Tensor, site: Any) -> bool:
-    """Whether a mask takes all components of an event or none."""
-    event = site["fn"].event_dim
-    rows = mask.reshape(*mask.shape[: mask.dim() - event], -1) if event else mask[..., None]
-    return bool((rows == rows[..., :1]).all())
-
-
-def _of_events(mask: Tensor, event_dim: int) -> Tensor:
-    """A mask of whole events, broadcastable to the batch shape."""
-    return mask.flatten(mask.dim() - event_dim)[..., 0] if event_dim else mask
 
 
 def _same(first: Tensor, second: Tensor) -> bool:
@@ -205,10 +244,17 @@ def _same(first: Tensor, second: Tensor) -> bool:
     )
 
 
-class Alike(Messenger):
-    """Masks the latents of a guide, and an automatic guide's own draw of each, as the model masks
-    them.
-    """
+def _covers_whole_events(mask: Tensor, site: Any) -> bool:
+    """Whether a mask keeps all components of an event or none."""
+    event = site["fn"].event_dim
+    if not event:
+        return True
+    rows = mask.reshape(*mask.shape[: mask.dim() - event], -1)
+    return bool((rows == rows[..., :1]).all())
+
+
+class _ModelMasks(Messenger):
+    """Masks the latents of a guide, and an automatic guide's draw of each, as the model does."""
 
     def __init__(self, masks: Mapping[str, Tensor]):
         super().__init__()
@@ -216,27 +262,32 @@ class Alike(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         mask = self.masks.get(msg["name"].removesuffix(_UNCONSTRAINED))
-        if mask is not None:
-            mask = _of_events(mask, msg["fn"].event_dim)
-            msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
+        if mask is None:
+            return
+        if event := msg["fn"].event_dim:
+            mask = mask.flatten(mask.dim() - event)[..., 0]
+        if msg["mask"] is not None:
+            mask = msg["mask"] & mask
+        msg["mask"] = mask
 
 
 def scored_guide(lvm: Any, masked: tuple[str, ...]) -> Callable[[Any], Any]:
-    """The guide, which leaves out of its density what the model masks of the latents in `masked`."""
+    """The guide, without its density of what the model masks of the latents in `masked`."""
     if not masked:
         return lvm.guide
 
     def guide(batch: Any, **arguments: Any) -> Any:
-        with torch.no_grad(), _unheard():
+        with torch.no_grad(), _hidden_from_traces():
             sites = sites_of(run(partial(lvm.model, **arguments), "model", batch))
-        with Alike({n: m for n, m in model_masks(sites).items() if n in masked}):
+        masks = _partial_masks(latents_of(sites))
+        with _ModelMasks({n: mask for n, mask in masks.items() if n in masked}):
             return lvm.guide(batch, **arguments)
 
     return guide
 
 
 @contextmanager
-def _unheard() -> Iterator[None]:
-    """A run within it is not part of any trace around it."""
+def _hidden_from_traces() -> Iterator[None]:
+    """Hides sample sites from every trace around it."""
     with poutine.block(hide_fn=lambda msg: msg.get("type") == "sample"):
         yield

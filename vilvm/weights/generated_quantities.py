@@ -1,8 +1,8 @@
-"""The model run again at given latents, nothing observed: what else it would have said.
+"""The model run again at given latents, with nothing observed.
 
 Given draws z₁ … z_S, one pass under a plate over samples draws x̃ₛ ~ p(x | zₛ) for every observed
-site, which are predictive draws of the posterior if the z are its, and of the prior if none is
-given, and reads off every ``pyro.deterministic`` value f(zₛ).
+site: predictive draws of the posterior if the z are its draws, of the prior if none is given. It
+also returns every ``pyro.deterministic`` value f(zₛ).
 """
 
 from collections.abc import Mapping
@@ -15,35 +15,42 @@ from torch.distributions import biject_to
 from vilvm._runtime.argument_checks import check_number
 from vilvm._runtime.random import preserved_rng
 from vilvm.data.tensors import tensors_of
-from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, module_parameters
+from vilvm.lvm import (
+    ContractError,
+    LatentVariableModel,
+    evaluation_mode,
+    module_parameters,
+)
+from vilvm.weights._conditioning import at_samples
 from vilvm.weights._enumeration import check_drawable
-from vilvm.weights._traces import (
-    Put,
-    Unobserved,
+from vilvm.weights._passes import Pass, Values
+from vilvm.weights._sites import (
+    Sites,
     family,
     own_densities,
     own_dims,
-    run,
-    strip,
+    own_values,
+    to_own_dims,
     was_observed,
 )
-from vilvm.weights._vectorisation import Pass, Values, at_samples
+from vilvm.weights._traces import Unobserved, run
+from vilvm.weights._vectorisation import run_at_samples
 from vilvm.weights.checks import check_batch
-from vilvm.weights.layout import Layout, find_layout, held_still
+from vilvm.weights.layout import Layout, find_layout
 
 __all__ = ["Replay", "replay"]
 
 
 class Replay(NamedTuple):
-    """What a model says at given latents, by site; S is num_samples.
+    """The sites of a model at given latents, by name; S is num_samples.
 
     Arguments:
-        latents: those of the model, as given or drawn from the prior, shape (S, *plates, *event).
+        latents: as given or drawn from the prior, shape (S, *plates, *event).
         observed: new draws of the observed sites, shape (S, *plates, *event).
         deterministics: values of ``pyro.deterministic``, shape (S, *plates, *event).
-        recorded: the values that the observed sites have in this batch, shape (*plates, *event).
-        data_axes: by site, which dimension of its draws is that of the data (samples are dimension
-            0); none if the data share it.
+        recorded: the values of the observed sites in this batch, shape (*plates, *event).
+        data_axes: by site, the dimension of its draws that is over the data (samples are dimension
+            0); sites that the data share are left out.
     """
 
     latents: dict[str, Tensor]
@@ -68,9 +75,9 @@ def replay(
         lvm: the model and guide.
         batch: what both are called with; the model may read more of it than what it observes.
         latents: draws by latent, as ``posterior`` returns them: shape (S, num_data, ...), or (S,
-            ...) if shared by the data. A latent that is not among them is drawn from its prior.
+            ...) if the data share it. Other latents are drawn from their prior.
         num_samples: S, where no latent is given.
-        layout: the layout of this very batch; found by a run of the pair if it is not given.
+        layout: the layout of this very batch; by default a run of the pair finds it.
 
     Returns:
         Replay.
@@ -89,81 +96,84 @@ def replay(
     """
     check_batch(batch)
     given = dict(latents or {})
-    sizes = {len(v) for v in given.values()} | (
-        {num_samples} if num_samples is not None else set()
-    )
-    if len(sizes) != 1:
+    samples = _number_of_draws(given, num_samples)
+    layout = layout or find_layout(lvm, batch, any_data=True)
+    _check_known_latents(lvm, given, layout)
+    first = {name: value[:1] for name, value in given.items()}
+    with module_parameters(lvm), evaluation_mode(lvm):
+        if given and set(layout.enumerated) - set(given):
+            check_drawable("replay", lvm, batch, given, layout.nesting)
+        single = _run(lvm, batch, first, None, layout)
+        one = _replay_pass(lvm, layout, single)
+        values = run_at_samples(
+            lvm, batch, samples, one, given, vectorisation=layout.vectorisation
+        )
+        moving = _moving(lvm, batch, given, single, layout)
+    result = Replay({}, {}, values.get("deterministics", {}), {}, {})
+    for name, value in values["sites"].items():
+        if was_observed(single[name]):
+            result.observed[name] = value
+            result.recorded[name] = _recorded(single[name], layout)
+        else:
+            result.latents[name] = value
+    for name, site in single.items():
+        axis = _axis(site, name in moving, layout)
+        if axis is not None:
+            result.data_axes[name] = axis
+    return result
+
+
+def _number_of_draws(given: Mapping[str, Tensor], num_samples: int | None) -> int:
+    sizes = {len(value) for value in given.values()}
+    if num_samples is not None:
+        sizes.add(num_samples)
+    if not sizes:
+        raise ContractError(
+            "replay: no latent is given, so say how many draws to make: num_samples."
+        )
+    if len(sizes) > 1:
         raise ContractError(
             f"replay: the latents hold {sorted(sizes)} draws; give as many of each."
-            if sizes
-            else "replay: no latent is given, so say how many draws to make: num_samples."
         )
-    (samples,) = sizes
-    samples = check_number("num_samples", samples)
-    layout = find_layout(lvm, batch, any_data=True) if layout is None else layout
+    return check_number("num_samples", sizes.pop())
+
+
+def _check_known_latents(lvm: object, given: Mapping[str, Tensor], layout: Layout) -> None:
     unknown = sorted(set(given) - {*layout.latents, *layout.enumerated})
     if unknown:
         raise ContractError(
             f"replay: {type(lvm).__name__} has no latent {unknown[0]!r}; it has "
             f"{list(layout.latents)}."
         )
-    with module_parameters(lvm), evaluation_mode(lvm):
-        if given and set(layout.enumerated) - set(given):
-            check_drawable("replay", lvm, batch, given, layout.nesting)
-        single = _run(lvm, batch, {n: v[:1] for n, v in given.items()}, None, layout)
-        values = at_samples(
-            lvm, batch, samples, _replay_pass(lvm, layout, single), given, ways=layout.ways
-        )
-        with preserved_rng(tensors_of(batch)[0].device):
-            moved = {n: strip(_moved(single[n]), single[n], 1, layout.nesting) for n in given}
-            other = _run(lvm, batch, moved, None, layout)
-    moving = {n for n, s in single.items() if not torch.equal(s["value"], other[n]["value"])}
-    result = Replay({}, {}, {}, {}, {})
-    for name, site in single.items():
-        deterministic = site["infer"].get("_deterministic")
-        drawn = (
-            result.deterministics
-            if deterministic
-            else result.observed
-            if was_observed(site)
-            else result.latents
-        )
-        drawn[name] = values["deterministics" if deterministic else "sites"][name]
-        if was_observed(site) and not deterministic:
-            # one number may stand for all of a plate
-            recorded = site["infer"]["obs"].expand(site["fn"].shape())
-            result.recorded[name] = strip(recorded, site, 1, layout.nesting)[0]
-        axis = (
-            _deterministic(site, None, 1, layout, name in moving)[1]
-            if deterministic
-            else layout.data_axis(site)
-        )
-        if axis is not None:
-            result.data_axes[name] = axis
-    return result
 
 
-def _replay_pass(lvm: LatentVariableModel, layout: Layout, single: dict[str, Any]) -> Pass:
-    """A run of the model at given latents: the draws of its sites, and its deterministic values."""
+def _is_deterministic(site: Any) -> bool:
+    return bool(site["infer"].get("_deterministic"))
+
+
+def _recorded(site: Any, layout: Layout) -> Tensor:
+    """The value that a site observes in the batch."""
+    # one number may stand for a whole plate
+    value = site["infer"]["obs"].expand(site["fn"].shape())
+    return to_own_dims(value, site, 1, layout.nesting)[0]
+
+
+def _replay_pass(lvm: LatentVariableModel, layout: Layout, single: Sites) -> Pass:
+    """A run of the model at given latents: the draws of its sites, and deterministic values."""
 
     def replayed(batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
         sites, size = _run(lvm, batch, given, num_samples, layout), num_samples or 1
-        made = {n: s for n, s in sites.items() if s["infer"].get("_deterministic")}
-        values = {
-            n: strip(s["value"], s, size, layout.nesting)
-            for n, s in sites.items()
-            if n not in made
-        }
+        made = {n: site for n, site in sites.items() if _is_deterministic(site)}
+        drawn = {n: site for n, site in sites.items() if n not in made}
+        values = own_values(drawn, size, layout.nesting)
         return {
             "sites": values,
             "deterministics": {
-                n: _deterministic(s, single[n]["value"].shape, size, layout)[0]
-                for n, s in made.items()
+                n: _deterministic(site, single[n]["value"].shape, size, layout)
+                for n, site in made.items()
             },
-            "drawn": {n: v for n, v in values.items() if family(sites[n]["fn"]) != "Delta"},
-            "densities": own_densities(
-                "model", {n: sites[n] for n in values}, size, layout.nesting
-            ),
+            "drawn": {n: v for n, v in values.items() if family(drawn[n]["fn"]) != "Delta"},
+            "densities": own_densities("model", drawn, size, layout.nesting),
         }
 
     return Pass(replayed, "replay")
@@ -175,26 +185,44 @@ def _run(
     given: Mapping[str, Tensor],
     num_samples: int | None,
     layout: Layout,
-) -> dict[str, Any]:
-    """The sites of the model by name, ``pyro.deterministic`` included; without factors and the
-    plates' own.
-    """
+) -> Sites:
+    """The sites of the model by name, deterministic ones included, without factors."""
 
     def half(batch: Any) -> Any:
-        with Put(given, num_samples, layout.nesting), Unobserved():
+        with at_samples(given, num_samples, layout.nesting), Unobserved():
             return lvm.model(batch)
 
-    trace = run(half, "model", batch, held_still(layout), samples=layout.samples(num_samples))
-    nodes: dict[str, Any] = dict(trace.nodes)
+    fixed, samples = layout.fixed_subsample(), layout.samples(num_samples)
+    nodes: dict[str, Any] = dict(run(half, "model", batch, fixed, samples=samples).nodes)
     return {
-        n: s
-        for n, s in nodes.items()
-        if s["type"] == "sample" and family(s["fn"]) not in ("_Subsample", "Unit")
+        name: site
+        for name, site in nodes.items()
+        if site["type"] == "sample" and family(site["fn"]) not in ("_Subsample", "Unit")
     }
 
 
-def _moved(site: Any) -> Tensor:
-    """Another value near that of a site, within its support; the same where it has no neighbours."""
+# Deterministic values
+# --------------------------------------------------------------------------------------------
+
+
+def _moving(
+    lvm: LatentVariableModel,
+    batch: Any,
+    given: Mapping[str, Tensor],
+    single: Sites,
+    layout: Layout,
+) -> set[str]:
+    """The sites whose value depends on the given latents."""
+    nearby = {
+        name: to_own_dims(_nearby(single[name]), single[name], 1, layout.nesting) for name in given
+    }
+    with preserved_rng(tensors_of(batch)[0].device):
+        other = _run(lvm, batch, nearby, None, layout)
+    return {n for n, site in single.items() if not torch.equal(site["value"], other[n]["value"])}
+
+
+def _nearby(site: Any) -> Tensor:
+    """A value near that of a site, within its support; the same value if it is discrete."""
     try:
         bijection = biject_to(site["fn"].support)
     except NotImplementedError:
@@ -203,38 +231,61 @@ def _moved(site: Any) -> Tensor:
 
 
 def _deterministic(
-    site: Any, single: torch.Size | None, num_samples: int, layout: Layout, moves: bool = False
-) -> tuple[Tensor, int | None]:
-    """A deterministic value as (S, *plates, *event), and its axis of the data: it rarely says
-    which of its dimensions are of an event.
+    site: Any, single: torch.Size | None, num_samples: int, layout: Layout
+) -> Tensor:
+    """A deterministic value in shape (S, *plates, *event).
+
+    It does not say which of its dimensions are of an event.
 
     Arguments:
         site: of a run under a plate over samples, or of a single-sample run.
-        single: the shape that the value has in a single-sample run; None if this is one. A value
-            of that shape does not depend on the draws; any other has their dimension left of those
-            of the plates.
-        num_samples, layout: of the run.
-        moves: whether the value depends on the latents.
+        single: the shape of the value in a single-sample run; None if this is one. A value of that
+            shape does not depend on the draws; any other has their dimension left of the plates.
+        num_samples: of the run.
+        layout: of the run.
     """
-    value, nesting = site["value"], layout.nesting
-    constant = single is None or value.shape == single
-    if constant:
+    value = _with_sample_dim(site, single, num_samples, layout.nesting)
+    kept = [value.shape[1 + layout.nesting + dim] for dim in _kept_dims(site, value, layout)]
+    return value.reshape(num_samples, *kept, *value.shape[1 + layout.nesting :])
+
+
+def _with_sample_dim(
+    site: Any, single: torch.Size | None, num_samples: int, nesting: int
+) -> Tensor:
+    value = site["value"]
+    if single is None or value.shape == single:
         value = value.reshape((1,) * (nesting - value.dim()) + value.shape)
-        value = value.expand(num_samples, *value.shape)
-    elif value.dim() <= nesting:
+        return value.expand(num_samples, *value.shape)
+    if value.dim() <= nesting:
         raise ContractError(
             f"The deterministic value {site['name']!r} has shape {tuple(value.shape)} under "
-            f"{num_samples} samples, whose dimension it should keep on the left: "
-            "reduce over dimensions counted from the right."
+            f"{num_samples} samples, whose dimension it should keep on the left: reduce over "
+            "dimensions counted from the right."
         )
-    value = value.expand(num_samples, *value.shape[1:])
-    own, axis = own_dims(site), None
-    keep = [d for d in range(-nesting, 0) if d in own or value.shape[1 + nesting + d] > 1]
-    if (
-        layout.data_dim in keep
-        and (layout.data_dim in own or moves)
-        and value.shape[1 + nesting + layout.data_dim] == layout.num_data
-    ):
-        axis = 1 + keep.index(layout.data_dim)
-    shape = [value.shape[1 + nesting + d] for d in keep]
-    return value.reshape(num_samples, *shape, *value.shape[1 + nesting :]), axis
+    return value.expand(num_samples, *value.shape[1:])
+
+
+def _kept_dims(site: Any, value: Tensor, layout: Layout) -> list[int]:
+    """The plate dimensions of a value that are its own or larger than one."""
+    own = own_dims(site)
+    return [
+        dim
+        for dim in range(-layout.nesting, 0)
+        if dim in own or value.shape[1 + layout.nesting + dim] > 1
+    ]
+
+
+def _axis(site: Any, moves: bool, layout: Layout) -> int | None:
+    """The dimension of a site's draws that is over the data, or None.
+
+    `moves` says whether the value depends on the given latents.
+    """
+    if not _is_deterministic(site):
+        return layout.data_axis(site)
+    value, dim = _with_sample_dim(site, None, 1, layout.nesting), layout.data_dim
+    kept = _kept_dims(site, value, layout)
+    if dim is None or dim not in kept or not (moves or dim in own_dims(site)):
+        return None
+    if value.shape[1 + layout.nesting + dim] != layout.num_data:
+        return None
+    return 1 + kept.index(dim)

@@ -1,5 +1,4 @@
-"""The guide asked about given latents: log q(z | x) of any z and x, and how far it is from the
-prior, dimension by dimension.
+"""Densities of the guide at given latents, and its divergence from the prior by dimension.
 
 Where q(z_d | x) and p(z_d) are univariate and independent of the other dimensions of their latent,
 so is their divergence, and
@@ -22,14 +21,23 @@ from torch.distributions import Distribution, Independent, kl_divergence
 from vilvm._runtime.argument_checks import check_number
 from vilvm._runtime.random import preserved_rng
 from vilvm.data.data import Data
-from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, module_parameters
+from vilvm.lvm import (
+    ContractError,
+    LatentVariableModel,
+    evaluation_mode,
+    module_parameters,
+)
+from vilvm.weights._conditioning import drawn_values
 from vilvm.weights._enumeration import run_model
+from vilvm.weights._guide_runs import run_guide
+from vilvm.weights._passes import Pass, Values
+from vilvm.weights._reduction import log_densities, total
+from vilvm.weights._sites import family, mask_digest, to_own_dims
 from vilvm.weights._supports import guide_sites, scored_guide
-from vilvm.weights._traces import Put, family, log_prob, mask_of, run, strip
-from vilvm.weights._vectorisation import Pass, Values, at_samples
+from vilvm.weights._traces import run
+from vilvm.weights._vectorisation import run_at_samples
 from vilvm.weights.checks import check_batch
-from vilvm.weights.layout import Layout, find_layout, held_still
-from vilvm.weights.log_weights import drawn_values, reducer, total
+from vilvm.weights.layout import Layout, find_layout
 
 __all__ = ["divergences", "guide_log_prob"]
 
@@ -42,35 +50,38 @@ def guide_log_prob(
     layout: Layout | None = None,
     validate: bool = False,
 ) -> Tensor:
-    """log q(z | x) of given latents for every datum of a batch. Differentiable where autograd is
-    on.
+    """log q(z | x) of given latents for every datum of a batch.
+
+    Differentiable where autograd is on.
 
     Arguments:
-        lvm: the model and guide, of which the guide alone is run.
+        lvm: the model and guide; only the guide is run.
         batch: what both are called with.
         latents: every latent by name, shape (num_samples, num_data, ...), as ``posterior`` returns
             them.
-        layout: the layout of this very batch, which a run of the pair finds if it is not given.
-        validate: whether Pyro checks that parameters and values lie where they must.
+        layout: the layout of this very batch; by default a run of the pair finds it.
+        validate: whether Pyro validates parameters and values.
 
     Returns:
-        Shape (num_samples, num_data), in nats; (num_samples,) if a latent is shared by the data.
+        Shape (num_samples, num_data), in nats; (num_samples,) if the data share a latent.
 
     Raises:
-        ContractError: the guide makes its latents of auxiliary draws (as autoguides do), which
-            given latents do not tell; or a latent is missing, or of another shape than the
-            guide's.
+        ContractError: the guide computes its latents from auxiliary draws (as autoguides do),
+            which given latents do not determine; or a latent is missing, or of another shape than
+            the guide's.
 
     Example:
-        >>> import torch, vilvm
+        >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights.guide_density import guide_log_prob
-        >>> guide_log_prob(VAE(data_dim=6, latent_dim=2), torch.zeros(4, 6), {"z": torch.zeros(3, 4, 2)}).shape
+        >>> lvm, x = VAE(data_dim=6, latent_dim=2), torch.zeros(4, 6)
+        >>> guide_log_prob(lvm, x, {"z": torch.zeros(3, 4, 2)}).shape
         torch.Size([3, 4])
     """
     check_batch(batch)
+    device = Data(batch).device
     if layout is None:
-        with preserved_rng(Data(batch).device):
+        with preserved_rng(device):
             layout = find_layout(lvm, batch)
     missing = [n for n in layout.latents if n not in latents]
     if missing:
@@ -78,121 +89,123 @@ def guide_log_prob(
             f"guide_log_prob: no value was given for the latent {missing[0]!r}; got "
             f"{sorted(latents)}."
         )
-    num_samples = len(latents[layout.latents[0]])
-    checked = pyro.validation_enabled(validate)
-    with module_parameters(lvm), evaluation_mode(lvm), checked, preserved_rng(Data(batch).device):
+    given = {name: latents[name] for name in layout.latents}
+    num_samples = len(given[layout.latents[0]])
+    with (
+        module_parameters(lvm),
+        evaluation_mode(lvm),
+        pyro.validation_enabled(validate),
+        preserved_rng(device),
+    ):
         with torch.no_grad():
-            drawn = guide_sites(run(lvm.guide, "guide", batch, held_still(layout)))
-        auxiliary = [
-            n for n, s in drawn.items() if n not in layout.latents and family(s["fn"]) != "Unit"
-        ]
-        if auxiliary:
-            raise ContractError(
-                f"{type(lvm).__name__}: the guide makes its latents of an auxiliary draw, "
-                f"{auxiliary[0]!r}, so it has no density of given "
-                "latents; use a guide that samples the latents themselves."
-            )
-        given = {n: latents[n] for n in layout.latents}
+            drawn = guide_sites(run(lvm.guide, "guide", batch, layout.fixed_subsample()))
+        _check_draws_latents_only(lvm, drawn, layout)
         for name, value in given.items():
-            own = strip(drawn[name]["value"], drawn[name], 1, layout.nesting).shape[1:]
+            own = to_own_dims(drawn[name]["value"], drawn[name], 1, layout.nesting).shape[1:]
             if value.shape != (num_samples, *own):
                 raise ContractError(
                     f"guide_log_prob: latent {name!r} has shape {tuple(value.shape)}; the guide's "
                     f"is {(num_samples, *own)}."
                 )
-        values = at_samples(
-            lvm, batch, num_samples, _guide_density(lvm, layout), given, ways=layout.ways
+        density = _guide_density(lvm, layout)
+        values = run_at_samples(
+            lvm,
+            batch,
+            num_samples,
+            density,
+            given,
+            vectorisation=layout.vectorisation,
         )
     return total(values["log_guides"].values())
+
+
+def _check_draws_latents_only(lvm: object, sites: Mapping[str, Any], layout: Layout) -> None:
+    for name, site in sites.items():
+        if name not in layout.latents and family(site["fn"]) != "Unit":
+            raise ContractError(
+                f"{type(lvm).__name__}: the guide makes its latents of an auxiliary draw, "
+                f"{name!r}, so it has no density of given latents; use a guide that samples the "
+                "latents themselves."
+            )
 
 
 def _guide_density(lvm: LatentVariableModel, layout: Layout) -> Pass:
     guide_half = scored_guide(lvm, layout.masked)
 
     def density(batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
-        with Put(given, num_samples, layout.nesting):
-            trace = run(
-                guide_half, "guide", batch, held_still(layout), samples=layout.samples(num_samples)
-            )
-        reduce = reducer(num_samples, layout)
-        return {
-            "log_guides": {
-                n: reduce(layout.is_in_data(s), log_prob("guide", s))
-                for n, s in guide_sites(trace).items()
-            }
-        }
+        trace = run_guide(guide_half, batch, given, num_samples, layout)
+        return {"log_guides": log_densities("guide", guide_sites(trace), num_samples, layout)}
 
     return Pass(density, "log-guide densities")
 
 
 def divergences(
-    lvm: LatentVariableModel, batch: Any, num_samples: int = 1, *, layout: Layout | None = None
+    lvm: LatentVariableModel,
+    batch: Any,
+    num_samples: int = 1,
+    *,
+    layout: Layout | None = None,
 ) -> dict[str, Tensor]:
-    """Terms whose mean over samples is KL(q(z | x) ‖ p(z)), by latent and, where both factorise,
-    by dimension.
+    """Terms whose mean over samples is KL(q(z | x) ‖ p(z)), by latent and, if possible, dimension.
 
     Arguments:
-        lvm: the model and guide; every latent stands in the plate over the data, and the guide
-            samples it itself.
+        lvm: the model and guide; every latent stands in the data plate, and the guide samples it
+            itself.
         batch: what both are called with.
-        num_samples: draws of the latents; of no effect on the terms that are closed forms.
-        layout: the layout of this very batch, which a run of the pair finds if it is not given.
+        num_samples: draws of the latents; of no effect on the terms in closed form.
+        layout: the layout of this very batch; by default a run of the pair finds it.
 
     Returns:
-        By latent, in nats, shape (num_samples, num_data, *plates, *event), the plates those within
-        a datum, if guide and prior factorise over the event, else (num_samples, num_data).
+        By latent, in nats, shape (num_samples, num_data, *plates, *event), the plates being those
+        within a datum, if guide and prior factorise over the event; else (num_samples, num_data).
 
     Raises:
-        ContractError: the pair breaks the contract on this batch, or a latent is shared by the
-            data.
+        ContractError: the pair breaks the contract on this batch, or the data share a latent.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.models.vae import VAE
+        >>> from vilvm.weights.guide_density import divergences
+        >>> divergences(VAE(data_dim=6, latent_dim=2), torch.zeros(4, 6))["z"].shape
+        torch.Size([1, 4, 2])
     """
     num_samples = check_number("num_samples", num_samples)
     check_batch(batch)
-    layout = find_layout(lvm, batch) if layout is None else layout
+    layout = layout or find_layout(lvm, batch)
     if not layout.local:
         raise ContractError(
             f"divergences: {type(lvm).__name__} has a latent that its data share; there is no "
             "divergence per datum."
         )
+    one = _divergence_pass(lvm, layout)
     with module_parameters(lvm), evaluation_mode(lvm):
-        values = at_samples(
-            lvm, batch, num_samples, _divergence_pass(lvm, layout), ways=layout.ways
-        )
+        values = run_at_samples(lvm, batch, num_samples, one, vectorisation=layout.vectorisation)
     scores, priors, each = (
-        {n: t.double() for n, t in values.get(kind, {}).items()}
+        {name: term.double() for name, term in values.get(kind, {}).items()}
         for kind in ("log_guides", "log_priors", "each")
     )
-    if not set(scores) == set(priors) == set(layout.latents):
-        # They are functions of an auxiliary draw, or their priors depend on one enumerated latent:
-        # they have a divergence together only.
-        return {
-            " and ".join(layout.latents): torch.stack(
-                [*scores.values(), *(-t for t in priors.values())]
-            ).sum(0)
-        }
-    return {n: each.get(n, scores[n] - priors[n]) for n in layout.latents}
+    if set(scores) == set(priors) == set(layout.latents):
+        return {n: each.get(n, scores[n] - priors[n]) for n in layout.latents}
+    # Latents computed from an auxiliary draw, or whose priors depend on one enumerated latent,
+    # have only a joint divergence.
+    terms = [*scores.values(), *(-term for term in priors.values())]
+    return {" and ".join(layout.latents): torch.stack(terms).sum(0)}
 
 
 def _divergence_pass(lvm: LatentVariableModel, layout: Layout) -> Pass:
     guide_half = scored_guide(lvm, layout.masked)
 
     def run_both(batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
-        reduce, fixed, size = reducer(num_samples, layout), held_still(layout), num_samples or 1
-        with Put(given, num_samples, layout.nesting):
-            guide_trace = run(
-                guide_half, "guide", batch, fixed, samples=layout.samples(num_samples)
-            )
-        model = run_model(lvm.model, batch, (guide_trace, fixed), num_samples, layout, reduce)
-        guide = guide_sites(guide_trace)
+        trace = run_guide(guide_half, batch, given, num_samples, layout)
+        model = run_model(lvm.model, batch, (trace, layout.fixed_subsample()), num_samples, layout)
+        guide, size = guide_sites(trace), num_samples or 1
         own = [n for n in layout.latents if n not in model.dependent]
         each = {n: _by_dimension(n, guide[n], model.sites[n], size, layout) for n in own}
         return {
-            "log_guides": {
-                n: reduce(layout.is_in_data(s), log_prob("guide", s)) for n, s in guide.items()
-            },
+            "log_guides": log_densities("guide", guide, num_samples, layout),
             "log_priors": model.log_priors,
-            "each": {n: t for n, t in each.items() if t is not None},
-            "drawn": drawn_values(guide, size, layout),
+            "each": {n: term for n, term in each.items() if term is not None},
+            "drawn": drawn_values(guide, size, layout.nesting),
         }
 
     return Pass(run_both, "divergences")
@@ -201,30 +214,31 @@ def _divergence_pass(lvm: LatentVariableModel, layout: Layout) -> Pass:
 def _by_dimension(
     name: str, guide: Any, model: Any, num_samples: int, layout: Layout
 ) -> Tensor | None:
-    """The terms of one latent, shape (num_samples, num_data, *plates, *event); None unless guide
-    and prior both factorise.
+    """The terms of one latent, shape (num_samples, num_data, *plates, *event).
+
+    None unless guide and prior both factorise.
     """
     q, p = _univariate(guide), _univariate(model)
     if q is None or p is None:
         return None
     shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
-    q, p = q.expand(shape), p.expand(shape)  # torch's divergence of Bernoullis does not broadcast
+    q, p = (
+        q.expand(shape),
+        p.expand(shape),
+    )  # torch's divergence of Bernoullis does not broadcast
     try:
         value = kl_divergence(q, p)
     except NotImplementedError:
         value = q.log_prob(guide["value"]) - p.log_prob(guide["value"])
-    return (
-        strip(value, guide, num_samples, layout.nesting)
-        .movedim(layout.data_axes[name], 1)
-        .double()
-    )
+    own = to_own_dims(value, guide, num_samples, layout.nesting)
+    return own.movedim(layout.data_axes[name], 1).double()
 
 
 def _univariate(site: Any) -> Distribution | None:
-    """The distribution of one dimension of a site, all of them side by side; None if they depend
-    on one another.
-    """
+    """The distribution of the single dimensions of a site; None if they are dependent."""
     fn = site["fn"]
     while isinstance(fn, Independent):
         fn = fn.base_dist
-    return None if fn.event_dim or mask_of(site) or site["mask"] is not None else fn
+    if fn.event_dim or mask_digest(site) or site["mask"] is not None:
+        return None
+    return fn

@@ -1,0 +1,144 @@
+"""Errors inside a user's model or guide, in one sentence with the user's own line."""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+
+from vilvm._runtime.memory import is_out_of_memory
+from vilvm.data.tensors import tensors_of
+from vilvm.lvm import ContractError, NonFiniteError
+
+__all__ = ["SampleLines", "first_words", "plain_errors", "without_shapes"]
+
+_USER_ERRORS = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    IndexError,
+    KeyError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+)
+_DTYPE_ERRORS = ("must have the same dtype", "Found dtype", "expected scalar type")
+_NOT_THE_USERS = (
+    str(Path(__file__).parents[1]),
+    "site-packages",
+    "contextlib",
+    "<frozen",
+    str(Path(traceback.__file__).parent),
+)
+
+
+@contextmanager
+def without_shapes() -> Iterator[None]:
+    """Removes the trace shapes that Pyro appends to a ContractError."""
+    try:
+        yield
+    except ContractError as error:
+        if "Trace Shapes:" not in str(error):
+            raise
+        raise type(error)(_sentence(error)) from None
+
+
+@contextmanager
+def plain_errors(part: str, batch: Any) -> Iterator[None]:
+    """Turns an error inside the user's model or guide into one sentence with the user's line."""
+    try:
+        yield
+    except ContractError as error:
+        raise type(error)(_sentence(error)) from None
+    except (torch.OutOfMemoryError, NotImplementedError) as error:
+        if "ImproperUniform" not in str(error):
+            raise
+        raise ContractError(
+            f"The {part} has a flat prior, from which nothing can be drawn: put a proper prior on "
+            "its latents to draw from it."
+        ) from None
+    except _USER_ERRORS as error:
+        if is_out_of_memory(error):  # the caller takes fewer samples at once
+            raise
+        raise _contract_error(part, batch, error) from None
+
+
+def _contract_error(part: str, batch: Any, error: Exception) -> ContractError:
+    where, reason = (
+        _user_line(traceback.extract_tb(error.__traceback__)),
+        first_words(error),
+    )
+    message = (
+        f"The {part} fails on a batch of {_describe(batch)}{where}: {type(error).__name__}: "
+        f"{reason} {_advice(part, error, reason, where)}"
+    )
+    if reason.endswith("but found NaN."):
+        return NonFiniteError(message)
+    return ContractError(message)
+
+
+def _advice(part: str, error: Exception, reason: str, where: str) -> str:
+    if any(words in reason for words in _DTYPE_ERRORS):
+        return (
+            "The data and the model's parameters are of two number types: convert the data, "
+            ".float() or .double()."
+        )
+    if isinstance(error, KeyError):
+        return (
+            "If it is a pyro.param, give it an initial value at its first use: the guide "
+            "runs before the model."
+        )
+    # without a line of the user, the call itself failed
+    if isinstance(error, TypeError) and "positional argument" in reason and not where:
+        return (
+            f"The {part} gets the batch alone: pass several tensors as a tuple and unpack it, "
+            f"lambda batch: {part}(*batch)."
+        )
+    return f"Check the shapes and values that the {part} makes of this batch."
+
+
+def _sentence(error: Exception) -> str:
+    """The message of an error on one line, without trace shapes."""
+    return " ".join(str(error).split("Trace Shapes:")[0].split())
+
+
+def first_words(error: Exception) -> str:
+    """The message of an error on one line, without the tensors and traces printed after it."""
+    reason, found, values = _sentence(error).partition("but found invalid values")
+    if not found:
+        return reason[:400]
+    if "nan" in values:
+        return f"{reason[:400]}but found NaN."
+    return f"{reason[:400]}but found other values."
+
+
+def _user_line(stack: traceback.StackSummary) -> str:
+    """' (in FUNCTION, FILE:LINE)' of the innermost frame outside vilvm and installed packages."""
+    frames = [f for f in stack if not any(part in f.filename for part in _NOT_THE_USERS)]
+    if not frames:
+        return ""
+    last = frames[-1]
+    return f" (in {last.name}, {Path(last.filename).name}:{last.lineno})"
+
+
+class SampleLines(Messenger):
+    """Records the user's line of every sample statement, ' (in FUNCTION, FILE:LINE)', by site."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: dict[str, str] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.of[msg["name"]] = _user_line(traceback.extract_stack())
+
+
+def _describe(batch: Any) -> str:
+    shapes = [str(tuple(tensor.shape)) for tensor in tensors_of(batch)]
+    if not shapes:
+        return f"type {type(batch).__name__}"
+    if len(shapes) == 1:
+        return f"shape {shapes[0]}"
+    return f"shapes {', '.join(shapes)}"

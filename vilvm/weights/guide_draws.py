@@ -1,0 +1,237 @@
+"""Draws of the latents from the guide, their means, and draws resampled by their weights."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vilvm._runtime.argument_checks import check_number
+from vilvm.lvm import (
+    ContractError,
+    LatentVariableModel,
+    evaluation_mode,
+    module_parameters,
+)
+from vilvm.weights._conditioning import drawn_values
+from vilvm.weights._guide_runs import run_guide
+from vilvm.weights._model_runs import check_means, mean_or_value
+from vilvm.weights._passes import Pass, Values
+from vilvm.weights._sites import Sites, own_densities, own_values
+from vilvm.weights._supports import guide_sites
+from vilvm.weights._vectorisation import run_at_samples
+from vilvm.weights.checks import check_batch
+from vilvm.weights.layout import Layout, find_layout
+from vilvm.weights.log_weights import LogWeights, log_weights
+
+__all__ = ["picked_by_weight", "posterior", "posterior_mean", "resample"]
+
+
+def posterior(lvm: LatentVariableModel, batch: Any, num_samples: int = 1) -> dict[str, Tensor]:
+    """Draws of the latents from the guide, q(z | x).
+
+    Arguments:
+        lvm: the model and guide; the guide alone is drawn from.
+        batch: what both are called with.
+        num_samples: draws per datum.
+
+    Returns:
+        Every latent by name, shape (num_samples, num_data, ...); (num_samples, ...) for a latent
+        that the data share.
+
+    Raises:
+        ContractError: the pair breaks the contract on this batch (see
+            ``vilvm.weights.find_layout``).
+
+    Example:
+        >>> import torch, vilvm
+        >>> from vilvm.models.vae import VAE
+        >>> lvm, x = VAE(data_dim=6, latent_dim=2), torch.zeros(4, 6)
+        >>> vilvm.posterior(lvm, x, num_samples=10)["z"].shape
+        torch.Size([10, 4, 2])
+    """
+    return _run_guide(lvm, batch, num_samples)["latents"]
+
+
+def posterior_mean(
+    lvm: LatentVariableModel,
+    batch: Any,
+    num_samples: int = 1,
+    *,
+    layout: Layout | None = None,
+) -> dict[str, Tensor]:
+    """E[z | x] under the guide, in closed form or as the mean of `num_samples` draws.
+
+    A latent that depends on another is averaged over `num_samples` draws of that one.
+
+    Arguments:
+        lvm: the model and guide; the guide alone is drawn from.
+        batch: what both are called with.
+        num_samples: draws, where they are needed.
+        layout: the layout of this very batch; by default a run of the pair finds it.
+
+    Returns:
+        Every latent by name, shape (num_data, ...); (...) for a latent that the data share.
+
+    Raises:
+        ContractError: the pair breaks the contract on this batch, or a latent has no mean (a
+            Categorical).
+
+    Example:
+        >>> import torch
+        >>> from vilvm.models.vae import VAE
+        >>> from vilvm.weights import posterior_mean
+        >>> posterior_mean(VAE(data_dim=6, latent_dim=2), torch.zeros(4, 6))["z"].shape
+        torch.Size([4, 2])
+    """
+    means = _run_guide(lvm, batch, num_samples, layout, mean=True)["means"]
+    return {name: value.mean(0) for name, value in means.items()}
+
+
+def _run_guide(
+    lvm: LatentVariableModel,
+    batch: Any,
+    num_samples: int,
+    layout: Layout | None = None,
+    mean: bool = False,
+) -> Values:
+    """The latents that the guide draws, under "latents".
+
+    With `mean`, the means of their distributions are under "means"; a draw stands for a mean
+    without a closed form.
+    """
+    num_samples = check_number("num_samples", num_samples)
+    check_batch(batch)
+    layout = layout or find_layout(lvm, batch)
+    sites: Sites = {}  # of the last run
+    one = _guide_pass(lvm, layout, mean, sites)
+    with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
+        values = run_at_samples(lvm, batch, num_samples, one, vectorisation=layout.vectorisation)
+    check_means(values.get("means", {}), sites)
+    return values
+
+
+def _guide_pass(lvm: LatentVariableModel, layout: Layout, mean: bool, sites: Sites) -> Pass:
+    """A run of the guide, which also writes its sites to `sites`."""
+
+    def draw(batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
+        found = guide_sites(run_guide(lvm.guide, batch, given, num_samples, layout))
+        sites.update(found)
+        size, latents = num_samples or 1, {n: found[n] for n in layout.latents}
+        values = {
+            "latents": own_values(latents, size, layout.nesting),
+            "drawn": drawn_values(found, size, layout.nesting),
+            "densities": own_densities("guide", found, size, layout.nesting),
+        }
+        if mean:
+            means = {n: {**site, "value": mean_or_value(site)} for n, site in latents.items()}
+            values["means"] = own_values(means, size, layout.nesting)
+        return values
+
+    return Pass(draw, f"draws of the guide, mean={mean}")
+
+
+# Resampling
+# --------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def resample(
+    lvm: LatentVariableModel,
+    batch: Any,
+    num_samples: int = 1,
+    *,
+    proposals: int = 1000,
+    chunk: int | None = None,
+) -> dict[str, Tensor]:
+    """Approximate draws of the latents from the posterior: sampling-importance-resampling.
+
+    For each datum, `num_samples` of `proposals` draws from the guide are picked with replacement,
+    with probabilities proportional to their weights. Their distribution converges to p(z | x) as
+    `proposals` grows. At a small effective sample size, only about as many of them are distinct.
+
+    Arguments:
+        lvm: the model and guide.
+        batch: what both are called with.
+        num_samples: draws to return.
+        proposals: draws from the guide to pick them from.
+        chunk: proposals per pass, which bounds memory; all at once by default.
+
+    Returns:
+        Every latent by name, shape (num_samples, num_data, ...); (num_samples, ...) for a latent
+        that the data share.
+
+    Raises:
+        ContractError: the pair breaks the contract on this batch; its guide is degenerate; or a
+            datum has weight zero under all proposals.
+
+    Reference: A noniterative sampling/importance resampling alternative to the data augmentation
+    algorithm, Donald B. Rubin, 1987.
+
+    Example:
+        >>> import torch, vilvm
+        >>> from vilvm.models.vae import VAE
+        >>> lvm, x = VAE(data_dim=6, latent_dim=2), torch.zeros(4, 6)
+        >>> vilvm.resample(lvm, x, num_samples=10, proposals=50)["z"].shape
+        torch.Size([10, 4, 2])
+    """
+    num_samples = check_number("num_samples", num_samples)
+    proposals = check_number("proposals", proposals)
+    check_batch(batch)
+    layout = find_layout(lvm, batch)
+    if layout.degenerate:
+        raise ContractError(
+            f"resample: the guide of {type(lvm).__name__} puts latent {layout.degenerate[0]!r} on "
+            "one point, so there is nothing to pick from; give it a guide with a density "
+            "(vilvm.wrappers.fit_guide)."
+        )
+    weights = log_weights(lvm, batch, proposals, chunk=chunk, layout=layout)
+    impossible = (weights.log_weight.amax(0) == -torch.inf).nonzero()
+    if len(impossible):
+        where = "".join(f"datum {int(i)} of " for i in impossible[0])
+        raise ContractError(
+            f"resample: {where}the batch has probability zero under all {proposals} proposals; "
+            "take more, or check the guide."
+        )
+    return picked_by_weight(weights, num_samples, layout).latents
+
+
+def picked_by_weight(weights: LogWeights, num_samples: int, layout: Layout) -> LogWeights:
+    """Draws picked with replacement in proportion to their weights, separately for each datum.
+
+    Arguments:
+        weights: of at least one draw of each datum whose weight is not zero.
+        num_samples: draws to pick.
+        layout: the layout of the batch.
+
+    Returns:
+        LogWeights of shape (num_samples, num_data), in nats per datum.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.models.vae import VAE
+        >>> from vilvm.weights import find_layout, log_weights
+        >>> from vilvm.weights.guide_draws import picked_by_weight
+        >>> lvm, x = VAE(data_dim=6, latent_dim=2), torch.zeros(4, 6)
+        >>> picked_by_weight(log_weights(lvm, x, 50), 3, find_layout(lvm, x)).log_weight.shape
+        torch.Size([3, 4])
+    """
+    log_w = weights.log_weight
+    probabilities = (log_w - log_w.amax(0)).exp()
+    # (num_samples, num_data or 1)
+    picked = probabilities.reshape(len(log_w), -1).T.multinomial(num_samples, replacement=True).T
+
+    def pick(value: Tensor, axis: int | None = 1) -> Tensor:
+        if log_w.dim() == 1 or axis is None:
+            return value[picked[:, 0]]
+        rows = value.movedim(axis, 1)
+        return rows[picked, torch.arange(rows.shape[1], device=rows.device)].movedim(1, axis)
+
+    return replace(
+        weights,
+        latents={n: pick(v, layout.data_axes.get(n)) for n, v in weights.latents.items()},
+        log_likelihoods={n: pick(v) for n, v in weights.log_likelihoods.items()},
+        log_priors={n: pick(v) for n, v in weights.log_priors.items()},
+        log_guides={n: pick(v) for n, v in weights.log_guides.items()},
+    )
