@@ -722,7 +722,7 @@ def write(path, kind):
             "x.npy",
             "lying",
             {},
-            r"truncated or damaged, for its header tells of shape \(1000000000000, 2\)",
+            r"truncated or damaged, for its header gives shape \(1000000000000, 2\)",
         ),
         ("x.npy", "negative", {}, "truncated or damaged"),
         ("x.npz", "bomb", {}, "truncated or damaged"),

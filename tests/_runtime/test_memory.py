@@ -185,7 +185,7 @@ def test_parts_of_data_on_disk_are_read_when_they_are_asked_for(tmp_path, monkey
     monkeypatch.setattr(
         type(data.x), "__getitem__", lambda self, index: read.append(1) or real(self, index)
     )
-    rest = data.parts(10)[1:]
+    rest = data.chunks(10)[1:]
     assert [len(rest), len(read)] == [3, 0]
     assert [len(p) for p in rest] == [10, 10, 10]
     assert len(rest[-1].x) == 10

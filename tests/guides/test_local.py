@@ -132,7 +132,7 @@ def test_a_distribution_that_cannot_be_made_again_is_refused_in_words():
         )  # made of a temperature too, of which it does not say where it may lie
 
     lvm = pair(dist.Beta(2.0, 2.0), lambda z: dist.Normal(z, 1.0), guide, None)
-    with pytest.raises(ContractError, match="parameters of a RelaxedBernoulli cannot be told"):
+    with pytest.raises(ContractError, match="parameters of a RelaxedBernoulli are not known"):
         fit_local_guide(lvm, torch.randn(3), steps=2)
 
 

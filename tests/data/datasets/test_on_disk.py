@@ -42,7 +42,7 @@ def test_rows_are_those_of_the_array(tmp_path, kind, order):
         rows = data.subset(index).x
         assert rows.dtype == torch.float32
         assert torch.equal(rows, expected[index])
-    assert torch.equal(torch.cat([part.x for part in data.parts(7)]), expected)
+    assert torch.equal(torch.cat([part.x for part in data.chunks(7)]), expected)
     assert on_disk(tmp_path / "x.npy", flatten=False, dtype=torch.int64).subset(
         slice(0, 2)
     ).x.shape == (2, 4, 3)
