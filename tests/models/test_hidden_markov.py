@@ -161,7 +161,7 @@ def test_draws_of_a_path_have_the_posterior_of_paths(x):
 def test_sequences_are_drawn_as_they_are_scored():
     # so small that the states can be seen
     start, sigma = torch.tensor([0.4, 0.6]), torch.full((2,), 0.01)
-    fn, draws = Sequence(start, THETA["transition"], THETA["mu"], sigma, 3), 10_000
+    fn, draws = Sequence(start, THETA["transition"], THETA["mu"], sigma, length=3), 10_000
     drawn = (fn.expand([draws]).sample() > 0).long()
     paths, scores = all_paths(start.log(), THETA["transition"].log(), torch.zeros(3, 2))
     p = scores.exp()

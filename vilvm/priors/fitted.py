@@ -31,7 +31,6 @@ from torch import Tensor, nn
 
 from vilvm._runtime.argument_checks import check_number, check_seed
 from vilvm._runtime.random import seeded
-from vilvm.data.data import Data
 from vilvm.lvm import ContractError, LatentVariableModel, fixed_beside
 from vilvm.training import fit, one_cycle
 from vilvm.weights import find_layout, posterior
@@ -110,7 +109,8 @@ class FittedPrior(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # a layer caches its last tensors; those with a gradient history cannot be copied
         for layer in self.layers:
-            layer._cached_x_y, layer._cached_log_scale = (None, None), None  # type: ignore[assignment]
+            cached: Any = layer
+            cached._cached_x_y, cached._cached_log_scale = (None, None), None
         return self.__dict__
 
     def extra_repr(self) -> str:
@@ -211,11 +211,7 @@ def _codes(
 ) -> tuple[str, Tensor]:
     """The name of the latent, and a draw for each datum, shape (num_data, d)."""
     fixed = fixed_beside(lvm, data, seed)
-    batches: Sequence[Data]
-    if fixed.divisible:
-        batches = fixed.chunks(batch_size)
-    else:
-        batches = [fixed.loaded()]
+    batches = fixed.chunks(batch_size) if fixed.divisible else [fixed.loaded()]
     with seeded(seed, fixed.device):
         layout = find_layout(lvm, batches[0].x)
     names = layout.latents
