@@ -1,5 +1,4 @@
-"""Two clusters in the plane, of which one coordinate leaves open where the other is: p(x₁ | x₂)
-has two modes, known in closed form.
+"""Two clusters in the plane: p(x₁ | x₂) has two modes and is known in closed form.
 
     s = ±1 with probability ½ each,    x | s ~ N(s (2, ½), diag(¼², 1)),
 
