@@ -12,7 +12,7 @@ Example:
     >>> vilvm.fit(lvm, x, steps=20).stopped
     'finished'
     >>> sorted(vilvm.evaluate(lvm, x, num_samples=10).bounds)
-    ['elbo', 'iwae']
+    ['elbo', 'exact', 'iwae']
     >>> diagnosis = vilvm.diagnose(lvm, x)  # doctest: +SKIP
 """
 

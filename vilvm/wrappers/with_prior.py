@@ -27,8 +27,8 @@ class WithPrior(Wrapped):
         >>> from vilvm.priors import fit_prior
         >>> from vilvm.wrappers import WithPrior
         >>> lvm = Autoencoder(data_dim=6, latent_dim=2)
-        >>> WithPrior(lvm, fit_prior(lvm, torch.rand(50, 6))).prior
-        FittedPrior(full of 'z')
+        >>> WithPrior(lvm, fit_prior(lvm, torch.rand(50, 6))).prior.kind
+        'full'
     """
 
     prior: FittedPrior

@@ -71,7 +71,7 @@ def posteriordb(name: str, folder: str | Path | None = None) -> ReferencePosteri
         >>> try:
         ...     posteriordb("eight_schools", "/a/folder/without/the/files")
         ... except FileNotFoundError as error:
-        ...     print(str(error)[:29])
+        ...     print(str(error)[:28])
         No posterior 'eight_schools'
     """
     if not isinstance(name, str) or not name or "\0" in name:
