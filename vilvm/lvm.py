@@ -350,7 +350,8 @@ class Wrapped(torch.nn.Module):
         ...             return self.inner_model(batch)
         ...     def guide(self, batch):
         ...         return self.inner_guide(batch)
-        >>> vilvm.log_weights(Tempered(PPCA(3, 1)), torch.zeros(4, 3), num_samples=5).log_weight.shape
+        >>> lvm, x = Tempered(PPCA(3, 1)), torch.zeros(4, 3)
+        >>> vilvm.log_weights(lvm, x, num_samples=5).log_weight.shape
         torch.Size([5, 4])
     """
 

@@ -223,7 +223,8 @@ def _in_plate_order(value: Tensor, leaf: Tensor, event_dim: int | None) -> Tenso
     if event_dim is None:
         return value
     for plate in [p for p in _PYRO_STACK if isinstance(p, SubsampleMessenger)]:
-        index, dim = plate._indices, (plate.dim or 0) - event_dim
+        index: Any = plate._indices
+        dim = (plate.dim or 0) - event_dim
         if not _is_whole(index, plate.size):
             continue
         if value.dim() >= -dim > 0 and value.shape[dim] == plate.size:

@@ -56,10 +56,10 @@ class OrderedNormal(TorchDistribution):
         tensor([-0.8463,  0.0000,  0.8463])
     """
 
-    arg_constraints = {  # noqa: RUF012
+    arg_constraints: Any = {  # noqa: RUF012
         "loc": constraints.real_vector,
         "scale": constraints.independent(constraints.positive, 1),
-    }  # type: ignore[assignment]
+    }
     support = constraints.ordered_vector  # type: ignore[assignment]
 
     def __init__(self, loc: Tensor, scale: Tensor | float, validate_args: bool | None = None):

@@ -217,7 +217,7 @@ def _codes(
     names = layout.latents
     if latent is None and len(names) == 1:
         latent = names[0]
-    if latent not in names:
+    if latent is None or latent not in names:
         raise ContractError(
             f"fit_prior: the latents are {list(names)}; say which with latent=..., one of them."
         )

@@ -17,7 +17,8 @@ class CaptureSite(Messenger):
 
     def __init__(self, name: str):
         super().__init__()
-        self.name, self.fn = name, None
+        self.name = name
+        self.fn: Any = None
 
     def _process_message(self, msg: Any) -> None:
         super()._process_message(msg)
