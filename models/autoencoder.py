@@ -42,6 +42,13 @@ class Autoencoder(nn.Module):
 
     Raises:
         ValueError: an unknown likelihood.
+
+    Example:
+        >>> import torch, vilvm
+        >>> from vilvm.models.autoencoder import Autoencoder
+        >>> lvm, x = Autoencoder(data_dim=6, latent_dim=2), torch.rand(20, 6)
+        >>> vilvm.fit(lvm, x, steps=20).stopped
+        'finished'
     """
 
     def __init__(
@@ -76,20 +83,24 @@ class Autoencoder(nn.Module):
     def decode(self, z: Tensor) -> dist.TorchDistribution:
         """p(x | z) for z of shape (..., latent_dim)."""
         out = self.decoder(z)
-        return (
-            IndependentBernoulli(out)
-            if self.likelihood == "bernoulli"
-            else dist.Normal(out, 1.0).to_event(1)
-        )
+        if self.likelihood == "bernoulli":
+            return IndependentBernoulli(out)
+        return dist.Normal(out, 1.0).to_event(1)
 
     def start_at(self, mean: Tensor) -> "Autoencoder":
-        """Sets the decoder's last bias so that training starts from the data's mean; shape
-        (data_dim,). Returns the model.
-        """
+        """Starts training from the data's mean, shape (data_dim,), and returns the model."""
         start_at_mean(self.decoder[-1], mean, self.likelihood)
         return self
 
 
 def tiny() -> tuple[Autoencoder, Tensor]:
-    """A small instance and a small batch, for the tests."""
+    """Makes a small instance and a small batch, for the tests.
+
+    Returns:
+        The model and a batch.
+
+    Example:
+        >>> from vilvm.models.autoencoder import tiny
+        >>> lvm, batch = tiny()
+    """
     return Autoencoder(data_dim=6, latent_dim=2, hidden=(8,)), torch.rand(5, 6)

@@ -1,23 +1,26 @@
-"""A discrete Bayesian network, its structure given as data, with exact inference and two guides.
+"""A discrete Bayesian network of any structure, with exact inference and two guides.
 
-Generative story. Every node i of a directed graph without cycles has finitely many states and a
-table of their probabilities given the states of its parents, so that
+Generative story. Every node i of a directed acyclic graph has finitely many states and a table of
+their probabilities given the states of its parents, so that
 
     p(z₁, …, z_n) = Π_i p(z_i | z_{pa(i)}).
 
 Some nodes e are observed, the evidence; the others h are latent, and p(e) = Σ_h p(h, e) is a sum
 of products, which ``exact_log_evidence`` does node by node, by variable elimination.
 
-Inference. The guide knows the evidence by a perceptron for each latent node, and is either
+Inference. The guide has a perceptron of the evidence for each latent node, and is either
 
-    mean field        q(h | e) = Π_i q(h_i | e),               which cannot tell how causes explain one another away,
-    autoregressive    q(h | e) = Π_i q(h_i | e, h_{<i}),       in ancestral order, as which any distribution can be written;
-                      its logits are those of p(h_i | z_{pa(i)}), the answer without evidence, plus what the perceptron adds.
+    mean field        q(h | e) = Π_i q(h_i | e),
+    autoregressive    q(h | e) = Π_i q(h_i | e, h_{<i}),    in ancestral order.
 
-The ELBO falls short of log p(e) by KL(q(h | e) ‖ p(h | e)): for mean field there is a part of it
-that no training removes. The latents are marked for parallel enumeration in the guide: under
-``TraceEnum_ELBO`` (see ``objective``) their expectation is summed rather than sampled, at a cost
-that grows as the product of their numbers of states.
+Mean field cannot represent that causes explain one another away; the autoregressive form can
+represent any distribution. Its logits are those of p(h_i | z_{pa(i)}), which ignore the evidence,
+plus the perceptron's output.
+
+The ELBO is below log p(e) by KL(q(h | e) ‖ p(h | e)), which for mean field training cannot reduce
+to zero. The latents are marked for parallel enumeration in the guide: under ``TraceEnum_ELBO``
+(see ``objective``) their expectation is summed, not sampled, at a cost that grows as the product
+of their numbers of states.
 
 References: Local Computations with Probabilities on Graphical Structures and Their Application to
 Expert Systems, S. L. Lauritzen and D. J. Spiegelhalter, 1988 (the network "asia"); Artificial
@@ -45,8 +48,8 @@ __all__ = ["ASIA", "SPRINKLER", "BayesianNetwork", "objective", "tiny"]
 Batch = Mapping[str, Tensor]
 Network = Mapping[str, tuple[Sequence[str], Any]]
 
-# node: (parents, table), the last dimension of the table over the states (0 no, 1 yes) and those
-# before it over its parents' states.
+# node: (parents, table). The last dimension of a table is over the states (0 no, 1 yes) of the
+# node, the others are over those of its parents.
 SPRINKLER: Network = {
     "cloudy": ((), [0.5, 0.5]),
     "sprinkler": (("cloudy",), [[0.5, 0.5], [0.9, 0.1]]),
@@ -66,25 +69,27 @@ ASIA: Network = {
 
 
 class BayesianNetwork(nn.Module):
-    """A discrete Bayesian network under evidence. A batch is a dict of states by observed node,
-    each of shape (num_data,).
+    """A discrete Bayesian network with evidence.
+
+    A batch is a dict of the states of the observed nodes, each of shape (num_data,).
 
     Arguments:
-        network: by node, its parents and the table p(node | parents) of shape (*states of the
-            parents, states of the node).
-        evidence: the nodes that are observed.
+        network: for each node, its parents and the table p(node | parents), of shape (*states of
+            the parents, states of the node).
+        evidence: the observed nodes.
         guide: "autoregressive" or "mean_field".
-        hidden: width of the perceptrons of the guide.
-        floor: given to every state, the rest scaled down, for a guide that gives mass to a state
-            of probability zero has an ELBO of −∞.
-        learn_tables: whether training changes the tables, too.
+        hidden: width of the guide's perceptrons.
+        floor: smallest probability of a state; the others are scaled down. Without it the ELBO of
+            a guide with mass on a state of probability zero is −∞.
+        learn_tables: whether training also changes the tables.
 
     Raises:
-        ValueError: the graph has a cycle, a table is none, the evidence is not part of the network
-            or all of it, or an option is unknown.
+        ValueError: the graph has a cycle, a table is no conditional distribution, the evidence is
+            unknown or is the whole network, or an option is unknown.
 
     Example:
         >>> import torch
+        >>> from vilvm.models.bayesian_network import SPRINKLER, BayesianNetwork
         >>> lvm = BayesianNetwork(SPRINKLER, evidence=("wet",))
         >>> round(lvm.exact_posterior({"wet": torch.tensor([1])}, "rain").probs[0, 1].item(), 3)
         0.708
@@ -128,8 +133,10 @@ class BayesianNetwork(nn.Module):
         )
 
     def _guide_inputs(self, node: str) -> int:
-        earlier = self.latents[: self.latents.index(node)] if self.autoregressive else ()
-        return sum(self.states[n] for n in (*self.evidence, *earlier))
+        known = list(self.evidence)
+        if self.autoregressive:
+            known += self.latents[: self.latents.index(node)]
+        return sum(self.states[n] for n in known)
 
     def table(self, node: str) -> Tensor:
         """log p(node | parents), shape (*states of the parents, states of the node)."""
@@ -143,9 +150,8 @@ class BayesianNetwork(nn.Module):
         with pyro.plate("data", len(next(iter(observed.values())))):
             for node, parents in self.parents.items():
                 logits = self.table(node)[tuple(drawn[p] for p in parents)]
-                drawn[node] = pyro.sample(
-                    node, dist.Categorical(logits=logits), obs=observed.get(node)
-                )
+                fn = dist.Categorical(logits=logits)
+                drawn[node] = pyro.sample(node, fn, obs=observed.get(node))
 
     def guide(self, batch: Batch) -> None:
         """q(h | e)."""
@@ -154,13 +160,10 @@ class BayesianNetwork(nn.Module):
             for node, network in zip(self.latents, self.networks, strict=True):
                 logits = network(self._encoded(known))
                 if self.autoregressive:
-                    logits = (
-                        logits
-                        + self.table(node)[tuple(known[p] for p in self.parents[node])].detach()
-                    )
-                value = pyro.sample(
-                    node, dist.Categorical(logits=logits), infer={"enumerate": "parallel"}
-                )
+                    parents = tuple(known[p] for p in self.parents[node])
+                    logits = logits + self.table(node)[parents].detach()
+                fn = dist.Categorical(logits=logits)
+                value = pyro.sample(node, fn, infer={"enumerate": "parallel"})
                 if self.autoregressive:
                     known[node] = value
 
@@ -181,7 +184,7 @@ class BayesianNetwork(nn.Module):
         return dist.Categorical(probs=self._eliminate(batch, node))
 
     def _eliminate(self, batch: Batch, *kept: str) -> Tensor:
-        """Σ p(h, e) over all latents but those kept, shape (num_data, *states of the kept ones)."""
+        """Σ p(h, e) over all latents except `kept`, shape (num_data, *states of `kept`)."""
         observed = self._observed(batch)
         axis = {n: i for i, n in enumerate(self.latents, 1)}  # the data are axis 0
         terms: list[Any] = []
@@ -191,20 +194,21 @@ class BayesianNetwork(nn.Module):
         return torch.einsum(*terms, [0, *(axis[n] for n in kept)])
 
     def _factor(self, node: str, free: list[str], observed: Batch) -> Tensor:
-        """p(node | parents) with the evidence put in: shape (num_data or 1, *states of what is
-        free of it).
-        """
-        index, table = [], self.table(node).double().exp()
+        """p(node | parents) at the evidence, shape (num_data or 1, *states of `free`)."""
+        table = self.table(node).double().exp()
+        index: list[Tensor] = []
         for n in (*self.parents[node], node):
             if n in observed:
                 index.append(observed[n].reshape(-1, *[1] * len(free)))
             else:
-                shape = [1, *(self.states[n] if m == n else 1 for m in free)]
-                index.append(torch.arange(self.states[n], device=table.device).reshape(shape))
+                shape = [1] * (1 + len(free))
+                shape[1 + free.index(n)] = self.states[n]
+                states = torch.arange(self.states[n], device=table.device)
+                index.append(states.reshape(shape))
         return table[tuple(index)]
 
     def _encoded(self, known: Batch) -> Tensor:
-        """The states of what is known, one-hot and side by side."""
+        """The known states, one-hot and concatenated."""
         values = torch.broadcast_tensors(*known.values())
         parts = [
             v.unsqueeze(-1) == torch.arange(self.states[n], device=v.device)
@@ -214,62 +218,70 @@ class BayesianNetwork(nn.Module):
 
     def _observed(self, batch: Batch) -> dict[str, Tensor]:
         """The evidence in order, checked."""
+        got = f"is a {type(batch).__name__}"
+        if isinstance(batch, Mapping):
+            got = f"holds {', '.join(map(str, batch))}"
         if not isinstance(batch, Mapping) or set(batch) != set(self.evidence):
-            got = (
-                f"holds {', '.join(map(str, batch))}"
-                if isinstance(batch, Mapping)
-                else f"is a {type(batch).__name__}"
-            )
             raise ContractError(
                 "BayesianNetwork: a batch is a dict of states by node, of exactly "
                 f"{', '.join(self.evidence)}; this one {got}."
             )
         observed = {n: batch[n].long() for n in self.evidence}
-        # not at every step, nor under a tracer
-        for n, value in observed.items() if is_validation_enabled() else ():
+        if is_validation_enabled():  # not at every step, nor under a tracer
+            self._check_states(observed)
+        return observed
+
+    def _check_states(self, observed: Batch) -> None:
+        for n, value in observed.items():
             if bool(((value < 0) | (value >= self.states[n])).any()):
                 raise ContractError(
                     f"BayesianNetwork: the states of {n!r} are 0 to {self.states[n] - 1}; the "
                     "batch holds another."
                 )
-        return observed
 
 
 def _checked_tables(network: Network) -> dict[str, Tensor]:
-    """The tables in ancestral order, float64, each held to its parents'."""
-    unknown = [(n, p) for n, (parents, _) in network.items() for p in parents if p not in network]
-    if unknown:
-        raise ValueError(
-            f"BayesianNetwork: {unknown[0][0]!r} has a parent {unknown[0][1]!r}, which is no node "
-            "of the network."
-        )
-    try:
-        order = list(
-            TopologicalSorter({n: parents for n, (parents, _) in network.items()}).static_order()
-        )
-    except CycleError as error:
-        circle = " → ".join(error.args[1])
-        raise ValueError(
-            f"BayesianNetwork: the graph has a cycle, {circle}; a node cannot be its own ancestor."
-        ) from None
+    """The tables in ancestral order, float64, checked."""
     tables: dict[str, Tensor] = {}
-    for node in order:
+    for node in _ancestral_order(network):
         parents, values = network[node]
         table = torch.as_tensor(values, dtype=torch.float64)
-        expected = tuple(tables[p].shape[-1] for p in parents)
-        if table.dim() != len(parents) + 1 or table.shape[:-1] != expected or table.shape[-1] < 2:
-            wanted = ", ".join([*map(str, expected), "2 or more"])
-            raise ValueError(
-                f"BayesianNetwork: the table of {node!r} has shape {tuple(table.shape)}; its "
-                f"parents ask for ({wanted})."
-            )
-        if bool((table < 0).any()) or bool(((table.sum(-1) - 1).abs() > 1e-6).any()):
-            raise ValueError(
-                f"BayesianNetwork: a row of the table of {node!r} is not a distribution: numbers "
-                "from 0 that sum to one."
-            )
+        _check_table(node, table, tuple(tables[p].shape[-1] for p in parents))
         tables[node] = table
     return tables
+
+
+def _ancestral_order(network: Network) -> list[str]:
+    graph = {node: parents for node, (parents, _) in network.items()}
+    for node, parents in graph.items():
+        for parent in parents:
+            if parent not in network:
+                raise ValueError(
+                    f"BayesianNetwork: {node!r} has a parent {parent!r}, which is no node of the "
+                    "network."
+                )
+    try:
+        return list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        cycle = " → ".join(error.args[1])
+        raise ValueError(
+            f"BayesianNetwork: the graph has a cycle, {cycle}; a node cannot be its own ancestor."
+        ) from None
+
+
+def _check_table(node: str, table: Tensor, parents: tuple[int, ...]) -> None:
+    """Checks the shape and the rows of a table; `parents` has the numbers of their states."""
+    if table.dim() != len(parents) + 1 or table.shape[:-1] != parents or table.shape[-1] < 2:
+        wanted = ", ".join([*map(str, parents), "2 or more"])
+        raise ValueError(
+            f"BayesianNetwork: the table of {node!r} has shape {tuple(table.shape)}; its "
+            f"parents ask for ({wanted})."
+        )
+    if bool((table < 0).any()) or bool(((table.sum(-1) - 1).abs() > 1e-6).any()):
+        raise ValueError(
+            f"BayesianNetwork: a row of the table of {node!r} is not a distribution: numbers "
+            "from 0 that sum to one."
+        )
 
 
 def _check_evidence(evidence: tuple[str, ...], tables: Mapping[str, Tensor]) -> None:
@@ -286,11 +298,28 @@ def _check_evidence(evidence: tuple[str, ...], tables: Mapping[str, Tensor]) -> 
 
 
 def objective() -> TraceEnum_ELBO:
-    """The ELBO with its expectation over the latent nodes summed rather than sampled."""
+    """The ELBO; its expectation over the latent nodes is summed, not sampled.
+
+    Returns:
+        An objective for ``vilvm.fit`` or ``pyro.infer.SVI``.
+
+    Example:
+        >>> from vilvm.models.bayesian_network import objective
+        >>> type(objective()).__name__
+        'TraceEnum_ELBO'
+    """
     return TraceEnum_ELBO(max_plate_nesting=1)
 
 
 def tiny() -> tuple[BayesianNetwork, dict[str, Tensor]]:
-    """A small instance and a small batch, for the tests."""
+    """Makes a small instance and a small batch, for the tests.
+
+    Returns:
+        The model and a batch.
+
+    Example:
+        >>> from vilvm.models.bayesian_network import tiny
+        >>> lvm, batch = tiny()
+    """
     lvm = BayesianNetwork(SPRINKLER, evidence=("cloudy", "wet"), hidden=8, learn_tables=True)
     return lvm, {"cloudy": torch.tensor([0, 1, 0, 1, 0]), "wet": torch.tensor([0, 0, 1, 1, 1])}

@@ -1,5 +1,4 @@
-"""Bayesian linear regression, and the autoregression as the same model on lagged data, with
-evidence and moments by quadrature.
+"""Bayesian linear regression, also on lagged data (autoregression); exact by quadrature.
 
 Generative story. With covariates x_n ∈ ℝᴷ (a leading 1 among them, if there is an intercept α =
 β₀),
@@ -15,13 +14,13 @@ Coordinates. With the singular values of X diag(s) = U D Vᵀ and any reference 
 
 Then the prior N(0, diag s²) of β is z_k ~ N(−g_k / h_k, 1 / h_k²), and given σ = σ₀ the posterior
 of z is N(0, I): prior and likelihood are diagonal at once, whatever the scales and correlations of
-the covariates. It is a change of variables with fixed g, h and V, so p(β, σ, y) is the same; a
-guide finds its way, and factorising over z costs nearly nothing.
+the covariates. It is a change of variables with fixed g, h and V, so p(β, σ, y) is the same; the
+guide trains easily, and factorising over z costs almost nothing.
 
 Exact answers. Given σ, y ~ N(0, σ² I + U D² Uᵀ), and β is Gaussian with E[Vᵀ β/s] = D Uᵀy / (D² +
-σ²), Var = σ² / (D² + σ²). What is left is one-dimensional: in t = log σ by the trapezoidal rule,
-which for a smooth integrand that vanishes at both ends converges faster than any power of its
-step. The posterior is one of all data together, for β and σ are shared by them.
+σ²), Var = σ² / (D² + σ²). The remaining integral over t = log σ is one-dimensional and done by the
+trapezoidal rule, which for a smooth integrand that vanishes at both ends converges faster than any
+power of its step. The posterior is one of all data together, for β and σ are shared by them.
 
 References: Bayesian Data Analysis, Gelman et al., 2013, chapter 14; The Exponentially Convergent
 Trapezoidal Rule, Trefethen and Weideman, 2014; Automatic Differentiation Variational Inference,
@@ -29,7 +28,7 @@ Kucukelbir et al., 2017 (mean-field against full rank).
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import pyro
@@ -37,13 +36,13 @@ import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoMultivariateNormal, AutoNormal
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from vilvm.data import Data, as_data
 
 __all__ = ["FLAT", "BayesianRegression", "Moments", "lagged", "tiny"]
 
-# a prior scale that stands in for a flat prior, where coefficients are of the order of 100 or
-# below
+# a prior scale that approximates a flat prior, for coefficients of the order of 100 or below
 FLAT = 1e4
 GUIDES = {
     "mean_field": AutoNormal,
@@ -55,31 +54,44 @@ _NODES = 2001
 
 
 class Moments(NamedTuple):
-    """Posterior means and standard deviations, by the name of the scalar as posteriordb writes it."""
+    """Posterior means and standard deviations, by the names of posteriordb.
+
+    Arguments:
+        mean: of every scalar.
+        sd: of every scalar.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.models.bayesian_regression import BayesianRegression
+        >>> moments = BayesianRegression(1).exact_moments((torch.zeros(4, 1), torch.zeros(4)))
+        >>> list(moments.mean)
+        ['alpha', 'beta[1]', 'sigma']
+    """
 
     mean: dict[str, Tensor]
     sd: dict[str, Tensor]
 
 
 class BayesianRegression(nn.Module):
-    """Linear regression with Gaussian coefficients and Gaussian noise, and a guide of Pyro's.
+    """Linear regression with Gaussian coefficients and Gaussian noise, and a Pyro autoguide.
 
-    A batch is (x, y), of shape (num_data, num_covariates) and (num_data,). Made by the
-    constructor, the latents are "beta" (with the intercept in front, if there is one) and "sigma";
-    made by ``whitened``, they are "z" and "sigma", and "beta" is a deterministic site. A flat
-    prior is no density and has no evidence: take the scale ``FLAT``, a proper prior that moves the
-    posterior by a thousandth of its standard deviation or less (of coefficients up to 100 and
-    posterior standard deviations up to 10).
+    A batch is (x, y), of shape (num_data, num_covariates) and (num_data,). The latents are "beta"
+    (the intercept first, if there is one) and "sigma". In a model from ``whitened`` they are "z"
+    and "sigma", and "beta" is a deterministic site.
+
+    A flat prior is no density and has no evidence. Use the scale ``FLAT`` instead: a proper prior
+    that moves the posterior by at most a thousandth of its standard deviation (for coefficients up
+    to 100 and posterior standard deviations up to 10).
 
     Arguments:
-        num_covariates: columns of x, the intercept not among them.
-        intercept: whether there is α.
+        num_covariates: number of columns of x, without the intercept.
+        intercept: whether there is an intercept α.
         guide: "mean_field", "full_rank" or "low_rank" (Gaussians in β or z, and log σ).
         beta_scale: s of the coefficients.
         alpha_scale: s of the intercept; `beta_scale` by default.
         sigma_scale: r, the scale of the prior of σ.
         sigma_prior: "half_cauchy" or "half_normal".
-        sigma: the noise, if it is known; it is then no latent.
+        sigma: the noise, if it is known; then it is no latent.
 
     Raises:
         ValueError: an unknown guide or prior, or a number that is not positive.
@@ -112,35 +124,22 @@ class BayesianRegression(nn.Module):
         sigma: float | None = None,
     ):
         super().__init__()
-        for what, value, known in (
-            ("guide", guide, GUIDES),
-            ("sigma_prior", sigma_prior, SIGMA_PRIORS),
-        ):
-            if value not in known:
-                raise ValueError(
-                    f"BayesianRegression: unknown {what} {value!r}; choose from {list(known)}."
-                )
-        alpha_scale = beta_scale if alpha_scale is None else alpha_scale
+        _check_option("guide", guide, GUIDES)
+        _check_option("sigma_prior", sigma_prior, SIGMA_PRIORS)
+        if alpha_scale is None:
+            alpha_scale = beta_scale
         numbers = {
             "beta_scale": beta_scale,
             "alpha_scale": alpha_scale,
             "sigma_scale": sigma_scale,
-            "sigma": sigma or 1.0,
         }
-        wrong = [f"{name} = {value}" for name, value in numbers.items() if not value > 0] + (
-            ["sigma = 0"] if sigma == 0 else []
-        )
-        if wrong or num_covariates + intercept < 1:
-            raise ValueError(
-                f"BayesianRegression: {', '.join(wrong) or 'the number of coefficients'} must be "
-                "positive."
-            )
-        self.intercept, self.sigma_scale, self.sigma_prior, self.sigma = (
-            intercept,
-            sigma_scale,
-            sigma_prior,
-            sigma,
-        )
+        if sigma is not None:
+            numbers["sigma"] = sigma
+        _check_positive(numbers, num_covariates + intercept)
+        self.intercept = intercept
+        self.sigma_scale = sigma_scale
+        self.sigma_prior = sigma_prior
+        self.sigma = sigma
         scales = torch.tensor([alpha_scale] * intercept + [beta_scale] * num_covariates)
         self.register_buffer("scales", scales)
         self.register_buffer("basis", None)  # diag(s) V, if the latents are z
@@ -151,12 +150,12 @@ class BayesianRegression(nn.Module):
 
     @classmethod
     def whitened(cls, batch: tuple[Tensor, Tensor], **options: object) -> "BayesianRegression":
-        """The same model in coordinates z in which the posterior, given the noise that least
-        squares leaves, is N(0, I) on these data.
+        """The same model in coordinates z whose posterior on these data is N(0, I), given the
+        noise of least squares.
 
         Arguments:
-            batch: (x, y), shape (num_data, num_covariates) and (num_data,), which fix the
-                coordinates; the model is then one of any data, and best behaved on these.
+            batch: (x, y), shape (num_data, num_covariates) and (num_data,), which determine the
+                coordinates; the model applies to any data.
             options: of the constructor.
 
         Raises:
@@ -166,17 +165,15 @@ class BayesianRegression(nn.Module):
         if x.dim() != 2 or y.shape != x.shape[:1]:
             raise ValueError(
                 "BayesianRegression.whitened: x must have shape (num_data, num_covariates) and y "
-                "(num_data,); got "
-                f"{tuple(x.shape)} and {tuple(y.shape)}."
+                f"(num_data,); got {tuple(x.shape)} and {tuple(y.shape)}."
             )
         lvm = cls(x.shape[1], **options).to(y.device)  # type: ignore[arg-type]
         basis, d, uy, rest = lvm._rotated(x, y)
-        least = 1e-6 * y.double().square().mean().sqrt() + 1e-12  # of data without noise
-        noise = (
-            d.new_tensor(lvm.sigma)
-            if lvm.sigma
-            else (rest / max(len(y) - len(d), 1)).sqrt().clamp(min=least)
-        )
+        if lvm.sigma:
+            noise = d.new_tensor(lvm.sigma)
+        else:
+            least = 1e-6 * y.double().square().mean().sqrt() + 1e-12  # of data without noise
+            noise = (rest / max(len(y) - len(d), 1)).sqrt().clamp(min=least)
         lvm.basis = basis.to(lvm.scales)
         lvm.noise.copy_(noise)
         lvm.shift.copy_(d * uy / (d**2 + noise**2))
@@ -188,57 +185,57 @@ class BayesianRegression(nn.Module):
         (num_data,).
         """
         x, y = batch
-        sigma = self.sigma or pyro.sample(
-            "sigma", SIGMA_PRIORS[self.sigma_prior](self.scales.new_tensor(self.sigma_scale))
-        )
+        sigma = self.sigma
+        if not sigma:
+            scale = self.scales.new_tensor(self.sigma_scale)
+            sigma = pyro.sample("sigma", SIGMA_PRIORS[self.sigma_prior](scale))
         if self.basis is None:
             beta = pyro.sample("beta", dist.Normal(0.0, self.scales).to_event(1))
         else:
-            z = pyro.sample(
-                "z", dist.Normal(-self.shift / self.spread, 1 / self.spread).to_event(1)
-            )
-            beta = pyro.deterministic(
-                "beta", (self.shift + self.spread * z) @ self.basis.T, event_dim=1
-            )
+            prior = dist.Normal(-self.shift / self.spread, 1 / self.spread).to_event(1)
+            z = pyro.sample("z", prior)
+            beta = pyro.deterministic("beta", self._beta(z), event_dim=1)
         with pyro.plate("data", len(y)):
-            pyro.sample("y", dist.Normal((beta * self._design(x)).sum(-1), sigma), obs=y)
+            mean = (beta * self._design(x)).sum(-1)
+            pyro.sample("y", dist.Normal(mean, sigma), obs=y)
+
+    def _beta(self, z: Tensor) -> Tensor:
+        """β = diag(s) V (g + h ∘ z)."""
+        assert self.basis is not None
+        return (self.shift + self.spread * z) @ self.basis.T
 
     def _start(self, site: Any) -> Tensor:
-        """Where the guide begins: at the reference noise and z = 0, which is least squares but for
-        the prior; else at β = 0.
+        """The guide's initial values: the reference noise, and β = 0 or z = 0.
+
+        z = 0 is least squares, except for the prior.
         """
-        return self.noise.clone() if site["name"] == "sigma" else torch.zeros_like(self.scales)
+        if site["name"] == "sigma":
+            return self.noise.clone()
+        return torch.zeros_like(self.scales)
 
     def scalars(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """alpha, beta[1], …, sigma of draws of the latents, by the names of posteriordb.
 
         Arguments:
-            latents: as ``vilvm.posterior`` returns them, beta or z of shape (num_samples,
-                num_coefficients), sigma of (num_samples,).
+            latents: from ``vilvm.posterior``: beta or z of shape (num_samples, num_coefficients),
+                sigma of shape (num_samples,).
 
         Returns:
             Each of shape (num_samples,).
         """
-        beta = (
-            latents["beta"]
-            if self.basis is None
-            else (self.shift + self.spread * latents["z"]) @ self.basis.T
-        )
-        return dict(
-            zip(
-                self._names(),
-                [*beta.unbind(-1), *([] if self.sigma else [latents["sigma"]])],
-                strict=True,
-            )
-        )
+        beta = latents["beta"] if self.basis is None else self._beta(latents["z"])
+        values = list(beta.unbind(-1))
+        if not self.sigma:
+            values.append(latents["sigma"])
+        return dict(zip(self._names(), values, strict=True))
 
     def exact_log_evidence(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """log p(y | x), exact, in nats, of all data together: a scalar, float64."""
         return self._given_sigma(*batch)[1].logsumexp(0)
 
     def exact_moments(self, batch: tuple[Tensor, Tensor]) -> Moments:
-        """Posterior means and standard deviations of all coefficients and σ, exact, by the names
-        that ``scalars`` gives.
+        """Exact posterior means and standard deviations of all coefficients and σ, by the names of
+        ``scalars``.
         """
         sigma, log_joint = self._given_sigma(*batch)
         basis, d, uy, _ = self._rotated(*batch)
@@ -248,18 +245,20 @@ class BayesianRegression(nn.Module):
         variances = torch.cat([variance / (d**2 + variance) @ basis.T**2, 0 * variance], 1)
         mean = w @ means
         sd = (w @ (variances + (means - mean) ** 2)).sqrt()
-        # A known σ has no name, and is left out.
-        return Moments(
-            dict(zip(self._names(), mean, strict=False)),
-            dict(zip(self._names(), sd, strict=False)),
-        )
+        names = self._names()  # without a known σ
+        return Moments(dict(zip(names, mean, strict=False)), dict(zip(names, sd, strict=False)))
 
     def _design(self, x: Tensor) -> Tensor:
-        return torch.cat([torch.ones_like(x[:, :1]), x], 1) if self.intercept else x
+        if not self.intercept:
+            return x
+        return torch.cat([torch.ones_like(x[:, :1]), x], 1)
 
     def _names(self) -> list[str]:
-        slopes = [f"beta[{k + 1}]" for k in range(len(self.scales) - self.intercept)]
-        return [*["alpha"] * self.intercept, *slopes, *([] if self.sigma else ["sigma"])]
+        names = ["alpha"] * self.intercept
+        names += [f"beta[{k + 1}]" for k in range(len(self.scales) - self.intercept)]
+        if not self.sigma:
+            names.append("sigma")
+        return names
 
     def _rotated(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """diag(s) V, D, Uᵀ y (both with zeros beyond the rank) and the squares of y outside U, in
@@ -267,55 +266,58 @@ class BayesianRegression(nn.Module):
         """
         y, scales = y.double(), self.scales.double()
         u, d, vt = torch.linalg.svd(self._design(x).double() * scales, full_matrices=False)
-        # fewer data than coefficients: the rest of a basis, in which the data say nothing
         if len(vt) < len(scales):
-            vt = torch.linalg.svd(vt, full_matrices=True).Vh.index_copy(
-                0, torch.arange(len(vt), device=y.device), vt
-            )
+            # fewer data than coefficients: complete the basis with directions without data
+            whole = torch.linalg.svd(vt, full_matrices=True).Vh
+            vt = whole.index_copy(0, torch.arange(len(vt), device=y.device), vt)
         uy = u.T @ y
-        lacking = len(scales) - len(d)
-        pad = torch.nn.functional.pad
-        return (
-            scales[:, None] * vt.T,
-            pad(d, (0, lacking)),
-            pad(uy, (0, lacking)),
-            (y - u @ uy).square().sum(),
-        )
+        rest = (y - u @ uy).square().sum()
+        lacking = (0, len(scales) - len(d))
+        return scales[:, None] * vt.T, pad(d, lacking), pad(uy, lacking), rest
 
     def _given_sigma(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Nodes of σ, and log(weight of the node · p(y | x, σ)); float64, of shape (nodes,), of a
-        known σ (1,).
+        """Nodes of σ, and log(weight of the node · p(y | x, σ)).
+
+        Both are float64 and of shape (nodes,); a known σ is one node.
         """
         _, d, uy, rest = self._rotated(x, y)
 
         def log_likelihood(sigma: Tensor) -> Tensor:
             v = d**2 + sigma[:, None] ** 2
-            # len(y) < len(d): the zeros of d count too often
+            # with len(y) < len(d) this also removes the surplus zeros of d
             outside = (len(y) - len(d)) * 2 * sigma.log() + rest / sigma**2
-            return (
-                -(v.log().sum(1) + (uy**2 / v).sum(1) + outside + len(y) * math.log(2 * math.pi))
-                / 2
-            )
+            inside = v.log().sum(1) + (uy**2 / v).sum(1)
+            return -(inside + outside + len(y) * math.log(2 * math.pi)) / 2
 
         if self.sigma:
             sigma = d.new_tensor([self.sigma])
             return sigma, log_likelihood(sigma)
         prior = SIGMA_PRIORS[self.sigma_prior](d.new_tensor(self.sigma_scale))
         low, high = -30.0, 30.0
-        for _ in range(3):  # first over sixty powers of e, then where the mass is
+        t = log_joint = d
+        for _ in range(3):  # first over sixty powers of e, then over the bulk of the mass
             t = torch.linspace(low, high, _NODES, dtype=d.dtype, device=d.device)
-            log_joint = (
-                log_likelihood(t.exp())
-                + prior.log_prob(t.exp())
-                + t
-                + math.log((high - low) / (_NODES - 1))
-            )
+            log_joint = log_likelihood(t.exp()) + prior.log_prob(t.exp())
+            log_joint = log_joint + t + math.log((high - low) / (_NODES - 1))
             inside = (log_joint > log_joint.max() - 50).nonzero().squeeze(1)
-            low, high = (
-                t[(inside[0] - 1).clamp(min=0)].item(),
-                t[(inside[-1] + 1).clamp(max=_NODES - 1)].item(),
-            )
-        return t.exp(), log_joint  # type: ignore[possibly-undefined]
+            low = t[(inside[0] - 1).clamp(min=0)].item()
+            high = t[(inside[-1] + 1).clamp(max=_NODES - 1)].item()
+        return t.exp(), log_joint
+
+
+def _check_option(what: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise ValueError(
+            f"BayesianRegression: unknown {what} {value!r}; choose from {list(known)}."
+        )
+
+
+def _check_positive(numbers: Mapping[str, float], num_coefficients: int) -> None:
+    wrong = [f"{name} = {value}" for name, value in numbers.items() if not value > 0]
+    if not wrong and num_coefficients < 1:
+        wrong = ["the number of coefficients"]
+    if wrong:
+        raise ValueError(f"BayesianRegression: {', '.join(wrong)} must be positive.")
 
 
 def lagged(series: Tensor, order: int) -> Data:
@@ -330,7 +332,7 @@ def lagged(series: Tensor, order: int) -> Data:
         (num_times − K,).
 
     Raises:
-        ValueError: the series is none, or is too short.
+        ValueError: the series has another number of dimensions than one, or is too short.
 
     Example:
         >>> import torch
@@ -348,7 +350,15 @@ def lagged(series: Tensor, order: int) -> Data:
 
 
 def tiny() -> tuple[BayesianRegression, tuple[Tensor, Tensor]]:
-    """A small instance and a small batch, for the tests."""
+    """Makes a small instance and a small batch, for the tests.
+
+    Returns:
+        The model and a batch.
+
+    Example:
+        >>> from vilvm.models.bayesian_regression import tiny
+        >>> lvm, batch = tiny()
+    """
     x = torch.randn(6, 2)
     batch = (x, x @ torch.tensor([1.0, -0.5]) + 0.3 * torch.randn(6))
     return BayesianRegression.whitened(batch), batch

@@ -37,6 +37,13 @@ class ConvAutoencoder(nn.Module):
 
     Raises:
         ValueError: an unknown likelihood, or a side that cannot be halved so often.
+
+    Example:
+        >>> import torch, vilvm
+        >>> from vilvm.models.conv_autoencoder import ConvAutoencoder
+        >>> lvm, x = ConvAutoencoder(side=4, latent_dim=2, channels=(3,)), torch.rand(20, 16)
+        >>> vilvm.fit(lvm, x, steps=20).stopped
+        'finished'
     """
 
     def __init__(
@@ -71,13 +78,19 @@ class ConvAutoencoder(nn.Module):
     def decode(self, z: Tensor) -> dist.TorchDistribution:
         """p(x | z) for z of shape (..., latent_dim)."""
         out = self.decoder(z)
-        return (
-            IndependentBernoulli(out)
-            if self.likelihood == "bernoulli"
-            else dist.Normal(out, 1.0).to_event(1)
-        )
+        if self.likelihood == "bernoulli":
+            return IndependentBernoulli(out)
+        return dist.Normal(out, 1.0).to_event(1)
 
 
 def tiny() -> tuple[ConvAutoencoder, Tensor]:
-    """A small instance and a small batch, for the tests."""
+    """Makes a small instance and a small batch, for the tests.
+
+    Returns:
+        The model and a batch.
+
+    Example:
+        >>> from vilvm.models.conv_autoencoder import tiny
+        >>> lvm, batch = tiny()
+    """
     return ConvAutoencoder(side=4, latent_dim=2, channels=(3,)), torch.rand(5, 16)

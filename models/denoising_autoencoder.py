@@ -1,7 +1,7 @@
-"""The denoising auto-encoder: it is shown a corrupted datum and has to give the clean one back.
+"""The denoising auto-encoder, which maps a corrupted datum to the clean one.
 
 Story. A clean x is corrupted, x̃ ~ C(x̃ | x) (noise, erased pixels, a missing block, blur; see
-``vilvm.data.datasets``), and encoder f and decoder g minimise, over pairs of the two,
+``vilvm.data.corruptions``), and encoder f and decoder g minimise, over pairs of the two,
 
     −log p(x | z = f(x̃)).
 
@@ -15,8 +15,8 @@ several x could have become x̃, their mean is none of them (``examples/denoisin
 Copying x̃ is no solution, so the code need not be smaller than the datum.
 
 As a model/guide pair (see ``vilvm.guides.delta``): p(z) flat, q(z | x̃) = δ(z − f(x̃)), and p(x |
-z) scores the clean datum. A batch is a pair (x̃, x); a clean batch x alone stands for (x, x), so
-that it can be looked at like any other auto-encoder.
+z) scores the clean datum. A batch is a pair (x̃, x); a clean batch x alone means (x, x), so that
+the model can be evaluated like any other auto-encoder.
 
 Reference: Extracting and Composing Robust Features with Denoising Autoencoders, Vincent,
 Larochelle, Bengio and Manzagol, 2008.
@@ -50,6 +50,13 @@ class DenoisingAutoencoder(nn.Module):
 
     Raises:
         ValueError: an unknown likelihood.
+
+    Example:
+        >>> import torch, vilvm
+        >>> from vilvm.models.denoising_autoencoder import DenoisingAutoencoder
+        >>> lvm, x = DenoisingAutoencoder(data_dim=6, latent_dim=2), torch.rand(20, 6)
+        >>> vilvm.fit(lvm, x, steps=20).stopped
+        'finished'
     """
 
     def __init__(
@@ -88,28 +95,33 @@ class DenoisingAutoencoder(nn.Module):
     def decode(self, z: Tensor) -> dist.TorchDistribution:
         """p(x | z) for z of shape (..., latent_dim)."""
         out = self.decoder(z)
-        return (
-            IndependentBernoulli(out)
-            if self.likelihood == "bernoulli"
-            else dist.Normal(out, 1.0).to_event(1)
-        )
+        if self.likelihood == "bernoulli":
+            return IndependentBernoulli(out)
+        return dist.Normal(out, 1.0).to_event(1)
 
     def start_at(self, mean: Tensor) -> "DenoisingAutoencoder":
-        """Sets the decoder's last bias so that training starts from the data's mean; shape
-        (data_dim,). Returns the model.
-        """
+        """Starts training from the data's mean, shape (data_dim,), and returns the model."""
         start_at_mean(self.decoder[-1], mean, self.likelihood)
         return self
 
 
 def _pair(batch: Batch) -> tuple[Tensor, Tensor]:
-    return (batch, batch) if isinstance(batch, Tensor) else (batch[0], batch[1])
+    if isinstance(batch, Tensor):
+        return batch, batch
+    corrupted, clean = batch
+    return corrupted, clean
 
 
 def tiny() -> tuple[DenoisingAutoencoder, tuple[Tensor, Tensor]]:
-    """A small instance and a small batch, for the tests."""
+    """Makes a small instance and a small batch, for the tests.
+
+    Returns:
+        The model and a batch.
+
+    Example:
+        >>> from vilvm.models.denoising_autoencoder import tiny
+        >>> lvm, batch = tiny()
+    """
     clean = torch.rand(5, 6)
-    return DenoisingAutoencoder(data_dim=6, latent_dim=2, hidden=(8,)), (
-        clean + 0.1 * torch.randn(5, 6),
-        clean,
-    )
+    lvm = DenoisingAutoencoder(data_dim=6, latent_dim=2, hidden=(8,))
+    return lvm, (clean + 0.1 * torch.randn(5, 6), clean)

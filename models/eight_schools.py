@@ -1,8 +1,7 @@
-"""Eight schools, the hierarchical model on which mean-field inference first goes wrong, with its
-evidence by quadrature.
+"""Eight schools, a hierarchical model on which mean-field inference fails; evidence by quadrature.
 
-Generative story. School j has a true effect θ_j, of which its trial saw y_j with a known standard
-error σ_j; the effects are alike:
+Generative story. School j has a true effect θ_j; its trial measured y_j with a known standard
+error σ_j. The effects are alike:
 
     μ ~ N(0, s²),    τ ~ HalfCauchy(r) or HalfNormal(r),    θ_j ~ N(μ, τ²),    y_j ~ N(θ_j, σ_j²).
 
@@ -14,7 +13,8 @@ Exact answers. Given τ everything is Gaussian. With v_j = σ_j² + τ²,
 
     p(y | τ) = N(y | 0, diag v + s² 1 1ᵀ),
     μ | τ, y ~ N(m, 1/P),    P = 1/s² + Σ_j 1/v_j,    m = Σ_j (y_j / v_j) / P,
-    E[θ_j | τ, y] = (τ² y_j + σ_j² m) / v_j,    Var[θ_j | τ, y] = τ² σ_j² / v_j + (σ_j² / v_j)² / P.
+    E[θ_j | τ, y] = (τ² y_j + σ_j² m) / v_j,
+    Var[θ_j | τ, y] = τ² σ_j² / v_j + (σ_j² / v_j)² / P.
 
 τ is one-dimensional: τ = F⁻¹(u) by the quantile function of its prior turns p(y) = ∫₀¹ p(y | τ(u))
 du into a smooth integral over the unit interval, done by Gauss and Legendre. The posterior is one
@@ -25,7 +25,7 @@ Analysis, Gelman et al., 2013, chapter 5; A General Framework for the Parametriz
 Hierarchical Models, Papaspiliopoulos, Roberts and Sköld, 2007.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -45,26 +45,41 @@ from vilvm.data import Data
 
 __all__ = ["EightSchools", "Moments", "eight_schools", "tiny"]
 
-GUIDES = ("mean_field", "full_rank", "low_rank", "flow")
+GAUSSIANS = {
+    "mean_field": AutoNormal,
+    "full_rank": AutoMultivariateNormal,
+    "low_rank": AutoLowRankMultivariateNormal,
+}
+GUIDES = (*GAUSSIANS, "flow")
 TAU_PRIORS = {"half_cauchy": dist.HalfCauchy, "half_normal": dist.HalfNormal}
 _NODES = 1000
 
 
 class Moments(NamedTuple):
-    """Posterior means and standard deviations, by the name of the scalar as posteriordb writes it."""
+    """Posterior means and standard deviations, by the names of posteriordb.
+
+    Arguments:
+        mean: of every scalar.
+        sd: of every scalar.
+
+    Example:
+        >>> from vilvm.models.eight_schools import EightSchools, eight_schools
+        >>> round(EightSchools().exact_moments(eight_schools().x).mean["tau"].item(), 1)
+        3.6
+    """
 
     mean: dict[str, Tensor]
     sd: dict[str, Tensor]
 
 
 class EightSchools(nn.Module):
-    """Effects of schools, alike up to τ, with a guide of Pyro's.
+    """Effects of schools, alike up to τ, with a Pyro autoguide.
 
-    A batch is (y, sigma), the effects seen and their standard errors, each of shape
+    A batch is (y, sigma), the measured effects and their standard errors, each of shape
     (num_schools,).
 
     Arguments:
-        centred: whether the latents are θ themselves, else η with θ = μ + τ η as a deterministic
+        centred: whether the latents are θ; else they are η, and θ = μ + τ η is a deterministic
             site "theta".
         guide: "mean_field", "full_rank", "low_rank" (Gaussians in μ, log τ, θ or η) or "flow"
             (inverse autoregressive).
@@ -92,42 +107,26 @@ class EightSchools(nn.Module):
         tau_prior: str = "half_cauchy",
     ):
         super().__init__()
-        for what, value, known in (
-            ("guide", guide, GUIDES),
-            ("tau_prior", tau_prior, tuple(TAU_PRIORS)),
-        ):
-            if value not in known:
-                raise ValueError(
-                    f"EightSchools: unknown {what} {value!r}; choose from {list(known)}."
-                )
+        _check_option("guide", guide, GUIDES)
+        _check_option("tau_prior", tau_prior, TAU_PRIORS)
         if not (mu_scale > 0 and tau_scale > 0):
             raise ValueError(
                 f"EightSchools: mu_scale and tau_scale must be positive; got {mu_scale} and "
                 f"{tau_scale}."
             )
-        self.centred, self.mu_scale, self.tau_scale, self.tau_prior = (
-            centred,
-            mu_scale,
-            tau_scale,
-            tau_prior,
-        )
+        self.centred = centred
+        self.mu_scale = mu_scale
+        self.tau_scale = tau_scale
+        self.tau_prior = tau_prior
         self.register_buffer("origin", torch.zeros(()))
-        self.guide = self._guide(guide)
-
-    def _guide(self, name: str) -> nn.Module:
-        if name == "flow":
-            return AutoNormalizingFlow(self.model, self._flow)
-        return {
-            "mean_field": AutoNormal,
-            "full_rank": AutoMultivariateNormal,
-            "low_rank": AutoLowRankMultivariateNormal,
-        }[name](self.model)
+        if guide == "flow":
+            self.guide = AutoNormalizingFlow(self.model, self._flow)
+        else:
+            self.guide = GAUSSIANS[guide](self.model)
 
     def _flow(self, dim: int) -> nn.Module:
-        return nn.Module.to(
-            iterated(3, affine_autoregressive, dim, hidden_dims=[4 * dim, 4 * dim]),
-            self.origin.device,
-        )
+        flow = iterated(3, affine_autoregressive, dim, hidden_dims=[4 * dim, 4 * dim])
+        return nn.Module.to(flow, self.origin.device)
 
     def model(self, batch: tuple[Tensor, Tensor]) -> None:
         """p(y | θ) p(θ | μ, τ) p(μ) p(τ); batch is (y, sigma), of shape (num_schools,) each."""
@@ -139,46 +138,42 @@ class EightSchools(nn.Module):
             if self.centred:
                 theta = pyro.sample("theta", dist.Normal(mu, tau))
             else:
-                theta = pyro.deterministic(
-                    "theta", mu + tau * pyro.sample("eta", dist.Normal(zero, one)), event_dim=0
-                )
+                eta = pyro.sample("eta", dist.Normal(zero, one))
+                theta = pyro.deterministic("theta", mu + tau * eta, event_dim=0)
             pyro.sample("y", dist.Normal(theta, sigma), obs=y)
 
     def scalars(self, latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """mu, tau and theta[1], … of draws of the latents, by the names of posteriordb.
 
         Arguments:
-            latents: as ``vilvm.posterior`` returns them: mu and tau of shape (num_samples,), theta
-                or eta (num_samples, num_schools).
+            latents: from ``vilvm.posterior``: mu and tau of shape (num_samples,), theta or eta of
+                shape (num_samples, num_schools).
 
         Returns:
             Each of shape (num_samples,).
         """
         mu, tau = latents["mu"], latents["tau"]
         theta = latents["theta"] if self.centred else mu[:, None] + tau[:, None] * latents["eta"]
-        return {
-            "mu": mu,
-            "tau": tau,
-            **{f"theta[{j + 1}]": theta[:, j] for j in range(theta.shape[-1])},
-        }
+        effects = {f"theta[{j}]": draws for j, draws in enumerate(theta.unbind(-1), start=1)}
+        return {"mu": mu, "tau": tau, **effects}
 
     def exact_log_evidence(self, batch: tuple[Tensor, Tensor]) -> Tensor:
         """log p(y), exact, in nats, of all data together: a scalar, float64."""
         return self._given_tau(*batch)[2].logsumexp(0)
 
     def exact_moments(self, batch: tuple[Tensor, Tensor]) -> Moments:
-        """Posterior means and standard deviations of μ, τ and every θ_j, exact, by the names that
-        ``scalars`` gives.
+        """Exact posterior means and standard deviations of μ, τ and every θ_j, by the names of
+        ``scalars``.
         """
         y, sigma = (t.double() for t in batch)
         tau, (m, precision), log_joint = self._given_tau(y, sigma)
         w = log_joint.softmax(0)
         tau, m, precision = tau[:, None], m[:, None], precision[:, None]
         v = sigma**2 + tau**2
-        means = torch.cat([m, tau, (tau**2 * y + sigma**2 * m) / v], 1)
-        variances = torch.cat(
-            [1 / precision, 0 * tau, tau**2 * sigma**2 / v + (sigma**2 / v) ** 2 / precision], 1
-        )
+        theta_mean = (tau**2 * y + sigma**2 * m) / v
+        theta_variance = tau**2 * sigma**2 / v + (sigma**2 / v) ** 2 / precision
+        means = torch.cat([m, tau, theta_mean], 1)
+        variances = torch.cat([1 / precision, 0 * tau, theta_variance], 1)
         mean = w @ means
         sd = (w @ (variances + (means - mean) ** 2)).sqrt()
         names = ["mu", "tau", *(f"theta[{j + 1}]" for j in range(len(y)))]
@@ -189,34 +184,51 @@ class EightSchools(nn.Module):
         shape (nodes,), float64.
         """
         y, sigma = y.double(), sigma.double()
-        u, w = (
-            torch.as_tensor(a, device=y.device) for a in np.polynomial.legendre.leggauss(_NODES)
-        )
-        tau = TAU_PRIORS[self.tau_prior](self.tau_scale * torch.ones_like(u)).icdf((u + 1) / 2)
+        nodes = np.polynomial.legendre.leggauss(_NODES)
+        u, w = (torch.as_tensor(a, device=y.device) for a in nodes)
+        prior = TAU_PRIORS[self.tau_prior](self.tau_scale * torch.ones_like(u))
+        tau = prior.icdf((u + 1) / 2)
         v = sigma**2 + tau[:, None] ** 2
         precision = 1 / self.mu_scale**2 + (1 / v).sum(1)
         m = (y / v).sum(1) / precision
         # The determinant lemma and completing the square, for diag v + s² 1 1ᵀ.
-        log_det = (
-            v.log().sum(1) + (self.mu_scale**2 * precision).log() + len(y) * np.log(2 * np.pi)
-        )
-        return (
-            tau,
-            (m, precision),
-            (w / 2).log() - (log_det + (y**2 / v).sum(1) - m**2 * precision) / 2,
-        )
+        log_det = v.log().sum(1) + (self.mu_scale**2 * precision).log()
+        log_det = log_det + len(y) * np.log(2 * np.pi)
+        log_density = -(log_det + (y**2 / v).sum(1) - m**2 * precision) / 2
+        return tau, (m, precision), (w / 2).log() + log_density
+
+
+def _check_option(what: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise ValueError(f"EightSchools: unknown {what} {value!r}; choose from {list(known)}.")
 
 
 def eight_schools() -> Data:
-    """The effects of coaching on SAT-V scores in eight schools and their standard errors, as (y,
-    sigma) (Rubin, 1981).
+    """The effects of coaching on SAT-V scores in eight schools, and their standard errors.
+
+    Returns:
+        Data whose batch is (y, sigma), each of shape (8,).
+
+    Reference: Estimation in Parallel Randomized Experiments, Donald B. Rubin, 1981.
+
+    Example:
+        >>> from vilvm.models.eight_schools import eight_schools
+        >>> len(eight_schools())
+        8
     """
     y = torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0])
-    return Data(
-        (y, torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])), "eight schools"
-    )
+    sigma = torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0])
+    return Data((y, sigma), "eight schools")
 
 
 def tiny() -> tuple[EightSchools, tuple[Tensor, Tensor]]:
-    """A small instance and a small batch, for the tests."""
+    """Makes a small instance and a small batch, for the tests.
+
+    Returns:
+        The model and a batch.
+
+    Example:
+        >>> from vilvm.models.eight_schools import tiny
+        >>> lvm, batch = tiny()
+    """
     return EightSchools(centred=True), eight_schools().x

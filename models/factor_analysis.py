@@ -1,5 +1,4 @@
-"""Factor analysis: a linear Gaussian latent variable model in which every variable has noise of
-its own.
+"""Factor analysis: a linear Gaussian latent variable model with a noise variance per variable.
 
 Generative story. A datum x ∈ ℝᴰ has factors z ∈ ℝᵈ, z ~ N(0, I), and
 
@@ -9,10 +8,12 @@ So p(x) = N(x | b, W Wᵀ + Ψ), and with M = I + Wᵀ Ψ⁻¹ W the posterior i
 − b), M⁻¹): its mean is linear in the datum and its covariance is common to all data.
 
 Inference. The guide is q(z | x) = N(V (x − b), L Lᵀ), amortised and learnt, L lower triangular: at
-its optimum it is exact, so the ELBO reaches log p(x). A diagonal guide, L = diag(s), cannot turn:
-its best has V = M⁻¹ Wᵀ Ψ⁻¹ and s²ⱼ = 1 / Mⱼⱼ, and falls short by
+its optimum it is exact, so the ELBO reaches log p(x). A diagonal guide, L = diag(s), has no
+correlations: its optimum is V = M⁻¹ Wᵀ Ψ⁻¹ and s²ⱼ = 1 / Mⱼⱼ, with the approximation gap
 
-    log p(x) − ELBO = KL(q(z | x) ‖ p(z | x)) = ½ (Σⱼ log Mⱼⱼ − log |M|)    nats, the same for every datum: its approximation gap.
+    log p(x) − ELBO = KL(q(z | x) ‖ p(z | x)) = ½ (Σⱼ log Mⱼⱼ − log |M|)
+
+nats, the same for every datum.
 
 Maximum likelihood is by EM on the covariance S of the data, which never lowers the likelihood.
 With B = M⁻¹ Wᵀ Ψ⁻¹,
@@ -40,10 +41,17 @@ class FactorAnalysis(nn.Module):
     Arguments:
         data_dim: D, the size of a datum.
         latent_dim: d, the number of factors; below D.
-        diagonal: whether the guide's covariance is diagonal (mean field) in place of full.
+        diagonal: whether the guide's covariance is diagonal (mean field), not full.
 
     Raises:
         ValueError: latent_dim is not below data_dim.
+
+    Example:
+        >>> import torch, vilvm
+        >>> from vilvm.models.factor_analysis import FactorAnalysis
+        >>> lvm, x = FactorAnalysis(data_dim=6, latent_dim=2), torch.randn(20, 6)
+        >>> vilvm.fit(lvm, x, steps=20).stopped
+        'finished'
     """
 
     origin: Tensor
@@ -60,9 +68,10 @@ class FactorAnalysis(nn.Module):
         self.b = nn.Parameter(torch.zeros(data_dim))
         self.log_psi = nn.Parameter(torch.zeros(data_dim))
         self.V = nn.Parameter(torch.randn(latent_dim, data_dim) / math.sqrt(data_dim))
-        self.unconstrained_L = nn.Parameter(
-            torch.zeros(latent_dim if diagonal else (latent_dim, latent_dim))
-        )
+        shape = (latent_dim, latent_dim)
+        if diagonal:
+            shape = (latent_dim,)
+        self.unconstrained_L = nn.Parameter(torch.zeros(shape))
         self.register_buffer("origin", torch.zeros(latent_dim))
 
     @property
@@ -82,9 +91,8 @@ class FactorAnalysis(nn.Module):
         pyro.module("factor_analysis", self)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(self.origin, 1.0).to_event(1))
-            pyro.sample(
-                "x", dist.Normal(z @ self.W.T + self.b, self.psi.sqrt()).to_event(1), obs=x
-            )
+            mean = z @ self.W.T + self.b
+            pyro.sample("x", dist.Normal(mean, self.psi.sqrt()).to_event(1), obs=x)
 
     def guide(self, x: Tensor) -> None:
         """q(z | x)."""
@@ -96,9 +104,7 @@ class FactorAnalysis(nn.Module):
                 pyro.sample("z", dist.MultivariateNormal(mean, scale_tril=self.L))
 
     def exact_log_evidence(self, x: Tensor) -> Tensor:
-        """log p(x), exact, in nats; x of shape (num_data, data_dim), the result of shape
-        (num_data,).
-        """
+        """log p(x), exact, in nats, shape (num_data,); x has shape (num_data, data_dim)."""
         return dist.LowRankMultivariateNormal(self.b, self.W, self.psi).log_prob(x)
 
     def exact_posterior(self, x: Tensor) -> dist.MultivariateNormal:
@@ -109,18 +115,18 @@ class FactorAnalysis(nn.Module):
 
     @torch.no_grad()
     def optimise_guide(self) -> "FactorAnalysis":
-        """Sets the guide to the best of its family under the model as it stands: the exact
-        posterior if full. Returns the model.
+        """Sets the guide to the best of its family for the current model, and returns the model.
+
+        A full guide is then the exact posterior.
         """
         W, psi = self.W.double(), self.psi.double()
         M = _precision(W, psi)
         self.V.copy_(torch.linalg.solve(M, W.T / psi))
-        best = (
-            M.diagonal().log() / -2
-            if self.diagonal
-            else _unconstrained(torch.linalg.cholesky(torch.linalg.inv(M)))
-        )
-        self.unconstrained_L.copy_(best)
+        if self.diagonal:
+            self.unconstrained_L.copy_(M.diagonal().log() / -2)
+        else:
+            L = torch.linalg.cholesky(torch.linalg.inv(M))
+            self.unconstrained_L.copy_(_unconstrained(L))
         return self
 
     @torch.no_grad()
@@ -131,26 +137,26 @@ class FactorAnalysis(nn.Module):
         tolerance: float = 1e-9,
         least_noise: float = 1e-6,
     ) -> "FactorAnalysis":
-        """Climbs to maximum likelihood on `x` by EM, from where W and ψ stand, and sets the guide
-        to its best. Returns the model.
+        """Maximises the likelihood on `x` by EM, starting from the current W and ψ.
+
+        It then sets the guide to its best, and returns the model.
 
         Arguments:
-            x: shape (num_data, data_dim); worked on in float64.
+            x: shape (num_data, data_dim); computed in float64.
             max_steps: of EM.
-            tolerance: a step that gains less, in nats per datum, is the last.
-            least_noise: the smallest ψ, without which a variable that never varies, or that a
-                factor explains alone, has a likelihood without bound (a Heywood case).
+            tolerance: EM stops after a step that gains less, in nats per datum.
+            least_noise: lower bound of ψ. Without it the likelihood is unbounded if a variable is
+                constant, or if one factor explains it (a Heywood case).
         """
-        mean, W, psi = (
-            x.double().mean(0),
-            self.W.double(),
-            self.psi.double().clamp(min=least_noise),
-        )
-        S = (x.double() - mean).T @ (x.double() - mean) / len(x)
+        x = x.double()
+        mean = x.mean(0)
+        W = self.W.double()
+        psi = self.psi.double().clamp(min=least_noise)
+        S = (x - mean).T @ (x - mean) / len(x)
         before = -math.inf
         for _ in range(max_steps):
             W, psi, log_likelihood = _em_step(W, psi, S, least_noise)
-            # of the parameters before the step: one more step is free
+            # the likelihood is that of the parameters before the step
             if log_likelihood - before < tolerance:
                 break
             before = log_likelihood
@@ -162,32 +168,39 @@ class FactorAnalysis(nn.Module):
 
 def _precision(W: Tensor, psi: Tensor) -> Tensor:
     """M = I + Wᵀ Ψ⁻¹ W, the posterior's precision."""
-    return torch.eye(W.shape[1], dtype=W.dtype, device=W.device) + (W.T / psi) @ W
+    identity = torch.eye(W.shape[1], dtype=W.dtype, device=W.device)
+    return identity + (W.T / psi) @ W
 
 
 def _em_step(
     W: Tensor, psi: Tensor, S: Tensor, least_noise: float
 ) -> tuple[Tensor, Tensor, float]:
-    """W and ψ after one step of EM, and the mean log-likelihood, in nats per datum, that they had
-    before it.
-    """
+    """W and ψ after one step of EM, and the mean log-likelihood before it, in nats per datum."""
     M = _precision(W, psi)
     B = torch.linalg.solve(M, W.T / psi)
     BS = B @ S
     # |C| = |M| |Ψ| and C⁻¹ = Ψ⁻¹ − Ψ⁻¹ W B
     explained = (S.diagonal() / psi).sum() - (BS.T * (W.T / psi).T).sum()
-    log_likelihood = (
-        -(len(psi) * math.log(2 * math.pi) + torch.logdet(M) + psi.log().sum() + explained) / 2
-    )
+    log_det = len(psi) * math.log(2 * math.pi) + torch.logdet(M) + psi.log().sum()
+    log_likelihood = -(log_det + explained) / 2
     W = torch.linalg.solve(torch.linalg.inv(M) + BS @ B.T, BS).T
-    return W, (S - W @ BS).diagonal().clamp(min=least_noise), log_likelihood.item()
+    psi = (S - W @ BS).diagonal().clamp(min=least_noise)
+    return W, psi, log_likelihood.item()
 
 
 def _unconstrained(L: Tensor) -> Tensor:
-    """What a lower triangular matrix is stored as: its diagonal in logarithms."""
+    """A lower triangular matrix with the logarithm of its diagonal."""
     return L.tril(-1) + L.diagonal().log().diag()
 
 
 def tiny() -> tuple[FactorAnalysis, Tensor]:
-    """A small instance and a small batch, for the tests."""
+    """Makes a small instance and a small batch, for the tests.
+
+    Returns:
+        The model and a batch.
+
+    Example:
+        >>> from vilvm.models.factor_analysis import tiny
+        >>> lvm, batch = tiny()
+    """
     return FactorAnalysis(data_dim=6, latent_dim=2), torch.randn(5, 6)

@@ -1,26 +1,25 @@
-"""A Bayesian mixture of normals: which component a datum comes from is summed over, the
-components' parameters are inferred.
+"""A Bayesian mixture of normals: components are summed out, their parameters are inferred.
 
 Generative story. There are K components, of which each datum x_n ∈ ℝ picks one:
 
     π ~ Dirichlet(α, …, α),    μ_k ~ N(m, s) subject to μ_1 < … < μ_K,    σ_k ~ HalfNormal(t),
     z_n ~ Categorical(π),      x_n ~ N(μ_{z_n}, σ_{z_n}).
 
-The order of the means picks one of the K! equivalent namings of the components; its prior density
-is K! Π_k N(μ_k | m, s) (``vilvm.distributions.ordered``), so that the evidence is that of the
-mixture without names.
+The order of the means selects one of the K! equivalent labellings of the components; its prior
+density is K! Π_k N(μ_k | m, s) (``vilvm.distributions.ordered``), so that the evidence is that of
+the unlabelled mixture.
 
 Discrete latents. The guide is over θ = (π, μ, σ) alone. z is marked for enumeration, and
 ``TraceEnum_ELBO`` sums it out datum by datum,
 
     log p(x | θ) = Σ_n log Σ_k π_k N(x_n | μ_k, σ_k),
 
-a bound without the noise of drawing z and without the loss that a factorised q(z) costs. With
-``marginal=True`` the same sum is written into the model: a density of x given θ with no z in it,
-to which ``Trace_ELBO`` and everything else apply.
+a bound without the noise of sampling z and without the gap of a factorised q(z). With
+``marginal=True`` the same sum is part of the model: a density of x given θ without z, to which
+``Trace_ELBO`` and everything else apply.
 
-Given θ, z is known again: p(z_n = k | x, θ) ∝ π_k N(x_n | μ_k, σ_k), the responsibilities;
-``states`` draws or maximises z by Pyro's ``infer_discrete``.
+Given θ, the posterior of z is exact: p(z_n = k | x, θ) ∝ π_k N(x_n | μ_k, σ_k), the
+responsibilities. ``states`` samples or maximises z by Pyro's ``infer_discrete``.
 
 References: On Bayesian Analysis of Mixtures with an Unknown Number of Components, Sylvia
 Richardson and Peter J. Green, 1997; Tensor Variable Elimination for Plated Factor Graphs,
@@ -28,6 +27,7 @@ Obermeyer, Bingham, Jankowiak, Pradhan, Chiu, Rush and Goodman, 2019.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pyro
@@ -49,15 +49,15 @@ _SHARED = ["pi", "mu", "sigma"]
 
 
 class GaussianMixture(nn.Module):
-    """A Bayesian mixture of K normals over numbers, z summed out, under an autoguide over π, μ and
-    σ.
+    """A Bayesian mixture of K normals over numbers, with an autoguide over π, μ and σ.
 
-    Train it with ``objective()``, or with anything if `marginal`.
+    Train it with ``objective()``, or with any objective if `marginal`.
 
     Arguments:
         num_components: K, at least 2.
         concentration: α of the Dirichlet prior of π.
-        loc, scale: m and s of the normal prior of the means.
+        loc: m of the normal prior of the means.
+        scale: s of the normal prior of the means.
         noise: t of the half-normal prior of the standard deviations.
         marginal: whether the model sums over z itself and has no site z.
         autoguide: makes the guide of a model of π, μ and σ: ``AutoMultivariateNormal``,
@@ -105,21 +105,14 @@ class GaussianMixture(nn.Module):
                 f"{concentration}, {scale}, {noise}."
             )
         self.marginal = marginal
-        for name, value in (
-            ("concentration", concentration),
-            ("loc", loc),
-            ("scale", scale),
-            ("noise", noise),
-        ):
+        settings = {"concentration": concentration, "loc": loc, "scale": scale, "noise": noise}
+        for name, value in settings.items():
             self.register_buffer(name, torch.full((num_components,), float(value)))
         shared = poutine.block(self.model, expose=_SHARED)
-        self.autoguide = (
-            autoguide(shared)
-            if autoguide
-            else AutoMultivariateNormal(shared, init_loc_fn=init_to_mean)
-        )
+        make_guide = autoguide or partial(AutoMultivariateNormal, init_loc_fn=init_to_mean)
+        self.autoguide = make_guide(shared)
         with module_parameters(self):
-            # makes its parameters, so that a state_dict has them from the start
+            # creates its parameters, so that a state_dict contains them
             self.autoguide(torch.zeros(1))
 
     def model(self, x: Tensor) -> Any:
@@ -138,22 +131,20 @@ class GaussianMixture(nn.Module):
         sigma = pyro.sample("sigma", dist.HalfNormal(self.noise).to_event(1))
         with pyro.plate("data", len(x)):
             if marginal:
-                return pyro.sample(
-                    "x",
-                    dist.MixtureSameFamily(dist.Categorical(pi), dist.Normal(mu, sigma)),
-                    obs=x,
-                )
+                mixture = dist.MixtureSameFamily(dist.Categorical(pi), dist.Normal(mu, sigma))
+                return pyro.sample("x", mixture, obs=x)
             z = pyro.sample("z", dist.Categorical(pi), infer={"enumerate": "parallel"})
-            pyro.sample("x", dist.Normal(Vindex(mu)[..., z], Vindex(sigma)[..., z]), obs=x)
+            component = dist.Normal(Vindex(mu)[..., z], Vindex(sigma)[..., z])
+            pyro.sample("x", component, obs=x)
             return z
 
     def log_likelihood(self, x: Tensor, given: Mapping[str, Tensor] | None = None) -> Tensor:
-        """log p(x | π, μ, σ), z summed out, exact, in nats a datum.
+        """log p(x | π, μ, σ), z summed out, exact, in nats per datum.
 
         Arguments:
             x: shape (num_data,).
-            given: values of "pi", "mu" and "sigma", each of shape (*draws, K), such as
-                ``vilvm.posterior`` returns; by default the guide's median.
+            given: values of "pi", "mu" and "sigma", each of shape (*draws, K), as from
+                ``vilvm.posterior``; by default the guide's median.
 
         Returns:
             Shape (*draws, num_data).
@@ -161,11 +152,10 @@ class GaussianMixture(nn.Module):
         return self._by_component(x, given).logsumexp(-1)
 
     def responsibilities(self, x: Tensor, given: Mapping[str, Tensor] | None = None) -> Tensor:
-        """p(z = k | x, π, μ, σ), exact; arguments as ``log_likelihood``.
+        """p(z = k | x, π, μ, σ), exact; the arguments are those of ``log_likelihood``.
 
         Returns:
-            Shape (*draws, num_data, K). Averaged over draws from the posterior they are p(z = k |
-            x) with the parameters integrated out.
+            Shape (*draws, num_data, K). Their mean over posterior draws is p(z = k | x).
         """
         return self._by_component(x, given).softmax(-1)
 
@@ -184,32 +174,51 @@ class GaussianMixture(nn.Module):
         Returns:
             Shape (num_data,), whole numbers from 0.
         """
-        fixed = poutine.condition(
-            self._joint, data=dict(self.median() if given is None else given)
-        )
+        fixed = poutine.condition(self._joint, data=dict(self._values(given)))
         inferred: Any = infer_discrete(fixed, first_available_dim=-2, temperature=temperature)
         return inferred(x, False)
 
     @torch.no_grad()
     def median(self) -> dict[str, Tensor]:
-        """The guide's median of π, μ and σ, transformed from where the guide is normal."""
+        """The guide's median of π, μ and σ, transformed from its unconstrained space."""
         with module_parameters(self):
             medians: Any = self.autoguide.median()
         return {name: value.detach() for name, value in medians.items()}
 
+    def _values(self, given: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+        if given is None:
+            return self.median()
+        return given
+
     def _by_component(self, x: Tensor, given: Mapping[str, Tensor] | None) -> Tensor:
         """log π_k + log N(x | μ_k, σ_k), shape (*draws, num_data, K)."""
-        pi, mu, sigma = (
-            (self.median() if given is None else given)[name].unsqueeze(-2) for name in _SHARED
-        )
+        values = self._values(given)
+        pi, mu, sigma = (values[name].unsqueeze(-2) for name in _SHARED)
         return pi.log() + dist.Normal(mu, sigma).log_prob(x.unsqueeze(-1))
 
 
 def objective() -> TraceEnum_ELBO:
-    """The evidence bound with z summed out."""
+    """The ELBO with z summed out.
+
+    Returns:
+        An objective for ``vilvm.fit`` or ``pyro.infer.SVI``.
+
+    Example:
+        >>> from vilvm.models.gaussian_mixture import objective
+        >>> type(objective()).__name__
+        'TraceEnum_ELBO'
+    """
     return TraceEnum_ELBO(max_plate_nesting=1)
 
 
 def tiny() -> tuple[GaussianMixture, Tensor]:
-    """A small instance and a small batch, for the tests."""
+    """Makes a small instance and a small batch, for the tests.
+
+    Returns:
+        The model and a batch.
+
+    Example:
+        >>> from vilvm.models.gaussian_mixture import tiny
+        >>> lvm, batch = tiny()
+    """
     return GaussianMixture(num_components=2), torch.randn(5)

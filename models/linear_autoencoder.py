@@ -43,6 +43,13 @@ class LinearAutoencoder(nn.Module):
     Arguments:
         data_dim: D, the size of a datum.
         latent_dim: d, the size of a code.
+
+    Example:
+        >>> import torch, vilvm
+        >>> from vilvm.models.linear_autoencoder import LinearAutoencoder
+        >>> lvm, x = LinearAutoencoder(data_dim=6, latent_dim=2), torch.randn(20, 6)
+        >>> vilvm.fit(lvm, x, steps=20).stopped
+        'finished'
     """
 
     def __init__(self, data_dim: int = 784, latent_dim: int = 10):
@@ -73,5 +80,13 @@ class LinearAutoencoder(nn.Module):
 
 
 def tiny() -> tuple[LinearAutoencoder, Tensor]:
-    """A small instance and a small batch, for the tests."""
+    """Makes a small instance and a small batch, for the tests.
+
+    Returns:
+        The model and a batch.
+
+    Example:
+        >>> from vilvm.models.linear_autoencoder import tiny
+        >>> lvm, batch = tiny()
+    """
     return LinearAutoencoder(data_dim=6, latent_dim=2), torch.randn(5, 6)

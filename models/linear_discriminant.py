@@ -35,8 +35,7 @@ __all__ = ["LinearDiscriminant", "objective", "tiny"]
 
 
 class LinearDiscriminant(nn.Module):
-    """Linear discriminant analysis of rows of `data_dim` numbers, with an amortised categorical
-    guide over the class.
+    """Linear discriminant analysis of rows of `data_dim` numbers, with an amortised guide.
 
     Arguments:
         data_dim: D, the size of a datum.
@@ -44,6 +43,13 @@ class LinearDiscriminant(nn.Module):
 
     Raises:
         ValueError: a size is too small.
+
+    Example:
+        >>> import torch, vilvm
+        >>> from vilvm.models.linear_discriminant import LinearDiscriminant, objective
+        >>> lvm, x = LinearDiscriminant(data_dim=2, num_classes=3), torch.randn(20, 2)
+        >>> vilvm.fit(lvm, x, steps=20, objective=objective()).stopped
+        'finished'
     """
 
     def __init__(self, data_dim: int = 2, num_classes: int = 3):
@@ -73,17 +79,12 @@ class LinearDiscriminant(nn.Module):
 
     def guide(self, x: Tensor) -> None:
         """q(y | x)."""
+        q = dist.Categorical(logits=self.posterior_logits(x))
         with pyro.plate("data", len(x)):
-            pyro.sample(
-                "y",
-                dist.Categorical(logits=self.posterior_logits(x)),
-                infer={"enumerate": "parallel"},
-            )
+            pyro.sample("y", q, infer={"enumerate": "parallel"})
 
     def exact_log_evidence(self, x: Tensor) -> Tensor:
-        """log p(x), exact, in nats; x of shape (num_data, data_dim), the result of shape
-        (num_data,).
-        """
+        """log p(x), exact, in nats, shape (num_data,); x has shape (num_data, data_dim)."""
         return self._log_joint(x).logsumexp(-1)
 
     def exact_posterior(self, x: Tensor) -> dist.Categorical:
@@ -101,7 +102,7 @@ class LinearDiscriminant(nn.Module):
 
     @torch.no_grad()
     def optimise_guide(self) -> "LinearDiscriminant":
-        """Sets the guide to the exact posterior of the model as it stands. Returns the model."""
+        """Sets the guide to the exact posterior of the current model, and returns the model."""
         A = torch.cholesky_solve(self.mu.double().T, self.L.double()).T
         self.posterior_logits.weight.copy_(A)
         self.posterior_logits.bias.copy_(self.logits.log_softmax(-1) - (A * self.mu).sum(-1) / 2)
@@ -109,11 +110,13 @@ class LinearDiscriminant(nn.Module):
 
     @torch.no_grad()
     def maximise(self, x: Tensor, y: Tensor) -> "LinearDiscriminant":
-        """Sets all parameters to those of maximum likelihood on data with labels, the guide's to
-        the exact posterior. Returns the model.
+        """Sets all parameters to maximum likelihood on labelled data, and the guide to the exact
+        posterior.
+
+        Returns the model.
 
         Arguments:
-            x: shape (num_data, data_dim); worked on in float64.
+            x: shape (num_data, data_dim); computed in float64.
             y: the classes, whole numbers from 0 to num_classes − 1, shape (num_data,).
 
         Raises:
@@ -121,30 +124,16 @@ class LinearDiscriminant(nn.Module):
                 span too few dimensions.
         """
         x, num_classes = x.double(), len(self.logits)
-        if (
-            y.shape != x.shape[:1]
-            or y.is_floating_point()
-            or bool((y < 0).any())
-            or bool((y >= num_classes).any())
-        ):
-            raise ValueError(
-                f"LinearDiscriminant: y must hold, for each of {len(x)} data, a whole number from "
-                f"0 to {num_classes - 1}."
-            )
-        count = torch.bincount(y, minlength=num_classes)
-        if bool((count == 0).any()):
-            raise ValueError(
-                f"LinearDiscriminant: class {int(count.argmin())} has no datum; give every class "
-                "at least one."
-            )
-        mu = torch.zeros(num_classes, x.shape[1]).to(x).index_add(0, y, x) / count[:, None]
+        count = _class_counts(x, y, num_classes)
+        sums = torch.zeros(num_classes, x.shape[1]).to(x).index_add(0, y, x)
+        mu = sums / count[:, None]
         within = x - mu[y]
         L, failed = torch.linalg.cholesky_ex(within.T @ within / len(x))
         if int(failed):
             raise ValueError(
                 f"LinearDiscriminant: the covariance within the classes of {len(x)} data in "
-                f"{x.shape[1]} dimensions is singular; "
-                "give more data, or drop columns that never vary."
+                f"{x.shape[1]} dimensions is singular; give more data, or drop columns that never "
+                "vary."
             )
         self.logits.copy_((count.double() / len(x)).log())
         self.mu.copy_(mu)
@@ -152,11 +141,45 @@ class LinearDiscriminant(nn.Module):
         return self.optimise_guide()
 
 
+def _class_counts(x: Tensor, y: Tensor, num_classes: int) -> Tensor:
+    """The number of data of every class, shape (num_classes,); checks the labels."""
+    outside = (y < 0) | (y >= num_classes)
+    if y.shape != x.shape[:1] or y.is_floating_point() or bool(outside.any()):
+        raise ValueError(
+            f"LinearDiscriminant: y must hold, for each of {len(x)} data, a whole number from "
+            f"0 to {num_classes - 1}."
+        )
+    count = torch.bincount(y, minlength=num_classes)
+    if bool((count == 0).any()):
+        raise ValueError(
+            f"LinearDiscriminant: class {int(count.argmin())} has no datum; give every class "
+            "at least one."
+        )
+    return count
+
+
 def objective() -> TraceEnum_ELBO:
-    """The ELBO with its expectation over the class summed rather than sampled."""
+    """The ELBO; its expectation over the class is summed, not sampled.
+
+    Returns:
+        An objective for ``vilvm.fit`` or ``pyro.infer.SVI``.
+
+    Example:
+        >>> from vilvm.models.linear_discriminant import objective
+        >>> type(objective()).__name__
+        'TraceEnum_ELBO'
+    """
     return TraceEnum_ELBO(max_plate_nesting=1)
 
 
 def tiny() -> tuple[LinearDiscriminant, Tensor]:
-    """A small instance and a small batch, for the tests."""
+    """Makes a small instance and a small batch, for the tests.
+
+    Returns:
+        The model and a batch.
+
+    Example:
+        >>> from vilvm.models.linear_discriminant import tiny
+        >>> lvm, batch = tiny()
+    """
     return LinearDiscriminant(data_dim=3, num_classes=2), torch.randn(5, 3)

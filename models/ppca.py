@@ -1,5 +1,4 @@
-"""Probabilistic PCA, the linear Gaussian latent variable model: everything about it is known in
-closed form.
+"""Probabilistic PCA, the linear Gaussian latent variable model, exact in closed form.
 
 Generative story. A datum x ∈ ℝᴰ has a cause z ∈ ℝᵈ, z ~ N(0, I), and
 
@@ -11,7 +10,8 @@ N(M⁻¹ Wᵀ (x − b), σ² M⁻¹).
 Maximum likelihood. With the eigenvalues λ₁ ≥ … ≥ λ_D of the data's covariance and their vectors
 u₁, …, u_D,
 
-    b = mean,    σ² = (λ_{d+1} + … + λ_D) / (D − d),    W = [u₁ … u_d] diag(λ₁ − σ², …, λ_d − σ²)^{1/2} R,  R any rotation.
+    b = mean,    σ² = (λ_{d+1} + … + λ_D) / (D − d),
+    W = [u₁ … u_d] diag(λ₁ − σ², …, λ_d − σ²)^{1/2} R,    R any rotation.
 
 Inference. The guide is that of a linear VAE, q(z | x) = N(V (x − b), diag s²), amortised and
 learnt. Where the columns of W are orthogonal, the posterior's covariance is diagonal and the guide
@@ -42,6 +42,13 @@ class PPCA(nn.Module):
 
     Raises:
         ValueError: latent_dim is not below data_dim.
+
+    Example:
+        >>> import torch, vilvm
+        >>> from vilvm.models.ppca import PPCA
+        >>> lvm, x = PPCA(data_dim=6, latent_dim=2), torch.randn(20, 6)
+        >>> vilvm.fit(lvm, x, steps=20).stopped
+        'finished'
     """
 
     origin: Tensor
@@ -65,52 +72,59 @@ class PPCA(nn.Module):
         pyro.module("ppca", self)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(self.origin, 1.0).to_event(1))
-            pyro.sample(
-                "x", dist.Normal(z @ self.W.T + self.b, self.log_sigma.exp()).to_event(1), obs=x
-            )
+            mean = z @ self.W.T + self.b
+            pyro.sample("x", dist.Normal(mean, self.log_sigma.exp()).to_event(1), obs=x)
 
     def guide(self, x: Tensor) -> None:
         """q(z | x)."""
+        mean = (x - self.b) @ self.V.T
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal((x - self.b) @ self.V.T, self.log_s.exp()).to_event(1))
+            pyro.sample("z", dist.Normal(mean, self.log_s.exp()).to_event(1))
 
     def exact_log_evidence(self, x: Tensor) -> Tensor:
-        """log p(x), exact, in nats; x of shape (batch, data_dim), the result of shape (batch,)."""
+        """log p(x), exact, in nats, shape (batch,); x has shape (batch, data_dim)."""
         noise = (2 * self.log_sigma).exp().expand(len(self.b))
         return dist.LowRankMultivariateNormal(self.b, self.W, noise).log_prob(x)
 
     def exact_posterior(self, x: Tensor) -> dist.MultivariateNormal:
         """p(z | x), exact, for x of shape (batch, data_dim)."""
-        precision = (
-            torch.eye(len(self.origin)).to(self.W) + self.W.T @ self.W / (2 * self.log_sigma).exp()
-        )
-        mean = torch.linalg.solve(
-            precision, self.W.T @ (x - self.b).T / (2 * self.log_sigma).exp()
-        ).T
+        W, variance = self.W, (2 * self.log_sigma).exp()
+        precision = torch.eye(len(self.origin)).to(W) + W.T @ W / variance
+        mean = torch.linalg.solve(precision, W.T @ (x - self.b).T / variance).T
         return dist.MultivariateNormal(mean, precision_matrix=precision)
 
     @torch.no_grad()
     def maximise(self, x: Tensor) -> "PPCA":
-        """Sets all parameters to those of maximum likelihood on `x`, the guide's to the exact
-        posterior. Returns the model.
+        """Sets all parameters to maximum likelihood on `x`, and the guide to the exact posterior.
+
+        Returns the model.
 
         Arguments:
-            x: shape (num_data, data_dim); worked on in float64.
+            x: shape (num_data, data_dim); computed in float64.
         """
         d = len(self.origin)
-        mean = x.double().mean(0)
-        values, vectors = torch.linalg.eigh((x.double() - mean).T @ (x.double() - mean) / len(x))
+        x = x.double()
+        mean = x.mean(0)
+        values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
         values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
         variance = values[d:].mean()
         W = vectors[:, :d] * (values[:d] - variance).clamp(min=0).sqrt()
         self.W.copy_(W)
         self.b.copy_(mean)
         self.log_sigma.copy_(variance.log() / 2)
-        self.V.copy_((W / values[:d]).T)  # M = diag(λ), for the columns of W are orthogonal
+        self.V.copy_((W / values[:d]).T)  # M = diag(λ), since the columns of W are orthogonal
         self.log_s.copy_((variance / values[:d]).log() / 2)
         return self
 
 
 def tiny() -> tuple[PPCA, Tensor]:
-    """A small instance and a small batch, for the tests."""
+    """Makes a small instance and a small batch, for the tests.
+
+    Returns:
+        The model and a batch.
+
+    Example:
+        >>> from vilvm.models.ppca import tiny
+        >>> lvm, batch = tiny()
+    """
     return PPCA(data_dim=6, latent_dim=2), torch.randn(5, 6)

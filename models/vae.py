@@ -1,19 +1,19 @@
 """The variational auto-encoder.
 
 Generative story. A datum x ∈ ℝᴰ has a cause z ∈ ℝᵈ, drawn from p(z) = N(0, I); a network g, the
-decoder, turns z into the parameters of p(x | z):
+decoder, maps z to the parameters of p(x | z):
 
 - Bernoulli, for x ∈ {0, 1}ᴰ:  p(x | z) = Πⱼ Bernoulli(xⱼ | σ(g(z)ⱼ));
-- Gaussian, for real x:        p(x | z) = Πⱼ N(xⱼ | μ(z)ⱼ, σ²(z)ⱼ), mean and log-variance two heads of g.
+- Gaussian, for real x:        p(x | z) = Πⱼ N(xⱼ | μ(z)ⱼ, σ²(z)ⱼ), g having two heads.
 
 Inference. The posterior p(z | x) ∝ p(x | z) p(z) has no closed form. A second network f, the
 encoder, maps x to a Gaussian q(z | x) = N(m(x), diag s²(x)), the same f for every x (amortised).
 From log p(x) = log E_q[p(x, z) / q(z | x)] and Jensen's inequality,
 
-    log p(x) ≥ E_q[log p(x | z)] − KL(q(z | x) ‖ p(z)) = ELBO(x),    with gap KL(q(z | x) ‖ p(z | x)),
+    log p(x) ≥ E_q[log p(x | z)] − KL(q(z | x) ‖ p(z)) = ELBO(x),
 
-and both networks climb the ELBO together. With z = m(x) + s(x) ε, ε ~ N(0, I), its gradient passes
-through the sample.
+with gap KL(q(z | x) ‖ p(z | x)), and both networks climb the ELBO together. With
+z = m(x) + s(x) ε, ε ~ N(0, I), its gradient passes through the sample.
 
 Reference: Auto-Encoding Variational Bayes, Diederik P. Kingma and Max Welling, 2014.
 """
@@ -48,6 +48,13 @@ class VAE(nn.Module):
 
     Raises:
         ValueError: an unknown likelihood.
+
+    Example:
+        >>> import torch, vilvm
+        >>> from vilvm.models.vae import VAE
+        >>> lvm, x = VAE(data_dim=6, latent_dim=2), torch.rand(20, 6).round()
+        >>> vilvm.fit(lvm, x, steps=20).stopped
+        'finished'
     """
 
     origin: Tensor
@@ -66,7 +73,7 @@ class VAE(nn.Module):
                 f"VAE: unknown likelihood {likelihood!r}; choose 'bernoulli' or 'gaussian'."
             )
         self.likelihood = likelihood
-        heads = 1 if likelihood == "bernoulli" else 2
+        heads = {"bernoulli": 1, "gaussian": 2}[likelihood]
         self.encoder = mlp(data_dim, encoder_hidden, 2 * latent_dim)
         self.decoder = mlp(latent_dim, decoder_hidden, heads * data_dim)
         self.register_buffer("origin", torch.zeros(latent_dim))
@@ -80,26 +87,33 @@ class VAE(nn.Module):
 
     def guide(self, x: Tensor) -> None:
         """q(z | x)."""
-        out = self.encoder(x)
+        q = normal(self.encoder(x))
         with pyro.plate("data", len(x)):
-            pyro.sample("z", normal(out))
+            pyro.sample("z", q)
 
     def decode(self, z: Tensor) -> dist.TorchDistribution:
         """p(x | z) for z of shape (..., latent_dim)."""
         if self.likelihood == "bernoulli":
             return IndependentBernoulli(self.decoder(z))
         mean, log_variance = self.decoder(z).chunk(2, dim=-1)
-        return dist.Normal(mean, (0.5 * log_variance.clamp(*_LOG_VARIANCES)).exp()).to_event(1)
+        scale = (0.5 * log_variance.clamp(*_LOG_VARIANCES)).exp()
+        return dist.Normal(mean, scale).to_event(1)
 
     def start_at(self, mean: Tensor) -> "VAE":
-        """Sets the decoder's last bias so that training starts from the data's mean; shape
-        (data_dim,). Returns the model.
-        """
+        """Starts training from the data's mean, shape (data_dim,), and returns the model."""
         start_at_mean(self.decoder[-1], mean, self.likelihood)
         return self
 
 
 def tiny() -> tuple[VAE, Tensor]:
-    """A small instance and a small batch, for the tests."""
+    """Makes a small instance and a small batch, for the tests.
+
+    Returns:
+        The model and a batch.
+
+    Example:
+        >>> from vilvm.models.vae import tiny
+        >>> lvm, batch = tiny()
+    """
     lvm = VAE(data_dim=6, latent_dim=2, encoder_hidden=(8,), decoder_hidden=(8,))
     return lvm, torch.bernoulli(torch.full((5, 6), 0.5))

@@ -343,7 +343,8 @@ BAD = {
     "resume without a folder": (lambda: fit(resume=True), "resume=True needs run_dir"),
     "a Pyro optimizer": (
         lambda: fit(optimizer=pyro.optim.Adam({"lr": 0.1})),
-        r"one of pyro.optim; give torch's, optimizer=functools.partial\(torch.optim.Adam, lr=0.1\)",
+        r"one of pyro.optim; give torch's, "
+        r"optimizer=functools.partial\(torch.optim.Adam, lr=0.1\)",
     ),
     "a function of Pyro's": (
         lambda: fit(optimizer=pyro.optim.RMSprop),
@@ -367,7 +368,8 @@ BAD = {
                 {"optimizer": torch.optim.SGD, "optim_args": {"lr": 0.2}, "gamma": 0.1}
             )
         ),
-        r"partial\(torch.optim.SGD, lr=0.2\), and scheduler=functools.partial\(torch.optim.lr_scheduler.ExponentialLR",
+        r"partial\(torch.optim.SGD, lr=0.2\), "
+        r"and scheduler=functools.partial\(torch.optim.lr_scheduler.ExponentialLR",
     ),
     "Pyro's scheduler": (
         lambda: fit(scheduler=pyro.optim.StepLR),
@@ -579,7 +581,8 @@ BAD = {
     ),
     "plate of more than the data": (
         lambda: vilvm.fit(pair(of_ten_thousand, guide_of_ten_thousand), X, steps=1, batch_size=2),
-        r"fit: plate 'data' is declared for 10000 data, and these are 4: write pyro.plate\('data', 4, subsample=batch\)",
+        r"fit: plate 'data' is declared for 10000 data, and these are 4: "
+        r"write pyro.plate\('data', 4, subsample=batch\)",
     ),
     "plate of fewer than the data": (
         lambda: vilvm.fit(pair(sharing_of(3), AutoNormal(sharing_of(3))), X, steps=1),
@@ -722,7 +725,7 @@ def write(path, kind):
             "x.npy",
             "lying",
             {},
-            r"truncated or damaged, for its header tells of shape \(1000000000000, 2\)",
+            r"truncated or damaged, for its header gives shape \(1000000000000, 2\)",
         ),
         ("x.npy", "negative", {}, "truncated or damaged"),
         ("x.npz", "bomb", {}, "truncated or damaged"),
@@ -778,7 +781,7 @@ def test_missing_mnist_says_where_to_put_it(tmp_path):
 
 
 # Checkpoints
-# -------------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -945,7 +948,7 @@ def test_nonfinite_loss_names_step_site_and_checkpoint(tmp_path):
 
 
 # Right in an unusual form
-# ------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 
 
 def test_numbers_of_any_integral_type_are_taken():
@@ -964,7 +967,7 @@ def test_fit_trains_within_no_grad():
         assert fit(steps=2).history["elbo"].tolist() == fitted.history["elbo"].tolist()
 
 
-def test_a_loss_of_shape_one_by_one_is_a_number():
+def test_loss_of_shape_one_one_is_accepted():
     plain = fit(steps=2, objective=Gives(lambda loss: loss))
     assert (
         fit(steps=2, objective=Gives(lambda loss: loss.reshape(1, 1))).history["elbo"]
@@ -972,7 +975,7 @@ def test_a_loss_of_shape_one_by_one_is_a_number():
     )
 
 
-def test_a_contract_error_within_a_trace_is_one_sentence():
+def test_contract_error_in_trace_is_one_sentence():
     def late(x):
         guide(x)
         late.calls += 1

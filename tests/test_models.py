@@ -21,9 +21,9 @@ LONG = {*MODELS} - {"vae", "ppca", "eight_schools", "autoencoder", "denoising_au
 )
 def test_model_keeps_the_contract(name):
     module = importlib.import_module(f"vilvm.models.{name}")
-    # a model that is not for Trace_ELBO says so
+    # a model without Trace_ELBO has its own objective
     check_lvm(module.tiny, getattr(module, "objective", lambda: None)())
-    assert module.__doc__, f"models/{name}.py tells no story"
+    assert module.__doc__, f"models/{name}.py has no docstring"
     assert "Reference" in module.__doc__, f"models/{name}.py names no paper"
 
 

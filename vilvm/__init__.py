@@ -1,4 +1,20 @@
-"""Variational inference for latent variable models, on Pyro."""
+"""Variational inference for latent variable models, on Pyro.
+
+A latent variable model is any object with two Pyro callables: ``model(batch)``, which is
+p(x | z) p(z), and ``guide(batch)``, which is q(z | x). There are three verbs: ``fit`` trains the
+pair, ``evaluate`` bounds its evidence with standard errors, and ``diagnose`` reports whether the
+guide approximates the posterior.
+
+Example:
+    >>> import torch, vilvm
+    >>> from vilvm.models.ppca import PPCA
+    >>> lvm, x = PPCA(data_dim=3, latent_dim=1), torch.randn(50, 3)
+    >>> vilvm.fit(lvm, x, steps=20).stopped
+    'finished'
+    >>> sorted(vilvm.evaluate(lvm, x, num_samples=10).bounds)
+    ['elbo', 'exact', 'iwae']
+    >>> diagnosis = vilvm.diagnose(lvm, x)  # doctest: +SKIP
+"""
 
 from vilvm._runtime.distributed import PeerLostError, distributed
 from vilvm.data.data import Data

@@ -1,4 +1,4 @@
-"""The contract: what a latent variable model is, and whose parameters it has.
+"""The contract: what a latent variable model is.
 
 A latent variable model is any object with two Pyro callables:
 
@@ -7,10 +7,12 @@ A latent variable model is any object with two Pyro callables:
 - ``guide(batch)`` is the approximate posterior q(z | x): it samples every latent of the model,
   under the same name.
 
-Data that are independent given shared quantities stand in a plate, ``with pyro.plate("data",
-len(batch))``; the density of each datum is then kept apart, and everything vilvm says is said per
-datum. A ``torch.nn.Module`` with these two methods is the usual form; ``Pair`` makes one of two
-plain functions.
+Data that are independent given shared quantities are in a plate, ``with pyro.plate("data",
+len(batch))``; then vilvm keeps the density of each datum separate and reports every result per
+datum.
+
+The usual form is a ``torch.nn.Module`` with these two methods. ``Pair`` makes one of two plain
+functions, and ``Wrapped`` is the base of a model around another model.
 """
 
 import copy
@@ -20,17 +22,12 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from pyro.infer.autoguide.guides import AutoGuide
 
+from vilvm._runtime.deferred_loading import defer_loading, deferred_state
 from vilvm._runtime.errors import BusyError, ContractError, NonFiniteError, NotApplicable
+from vilvm._runtime.evaluation_mode import evaluation_mode
 from vilvm._runtime.held_modules import held_modules
-from vilvm._runtime.parameters import (
-    add_network,
-    evaluation_mode,
-    keep_for_later,
-    kept,
-    module_parameters,
-    own_memory,
-    own_networks,
-)
+from vilvm._runtime.parameters import module_parameters
+from vilvm._runtime.submodules import add_network, own_memory, own_networks
 from vilvm.data.data import Data, as_data
 
 __all__ = [
@@ -53,8 +50,13 @@ __all__ = [
 
 @runtime_checkable
 class LatentVariableModel(Protocol):
-    """Two Pyro callables: ``model(batch)``, which is p(x | z) p(z), and ``guide(batch)``, which is
-    q(z | x).
+    """Two Pyro callables: ``model(batch)`` is p(x | z) p(z), and ``guide(batch)`` is q(z | x).
+
+    Example:
+        >>> import vilvm
+        >>> from vilvm.models.vae import VAE
+        >>> isinstance(VAE(data_dim=6, latent_dim=2), vilvm.LatentVariableModel)
+        True
     """
 
     def model(self, batch: Any, /) -> Any: ...
@@ -63,21 +65,23 @@ class LatentVariableModel(Protocol):
 
 
 class Pair(torch.nn.Module):
-    """A latent variable model made of two callables, which may be plain functions, modules or Pyro
-    autoguides.
+    """A latent variable model made of two callables: functions, modules or Pyro autoguides.
 
     Parameters that the functions declare with ``pyro.param`` become parameters of this module, not
     of Pyro's global store. So do the networks that they announce with ``pyro.module``, and those
-    that they hold: in closures, defaults, ``functools.partial``, globals that their code names,
-    lists and dicts of these, or behind a method. All of them are trained (freeze one by
+    that they refer to: in closures, defaults, ``functools.partial``, globals that their code
+    names, lists and dicts of these, or behind a method. All of them are trained (freeze one with
     ``network.requires_grad_(False)``) and follow ``train()``, ``eval()`` and ``to()``.
 
-    ``lvm.model`` and ``lvm.guide`` are the two callables with these parameters: any Pyro tool may
-    be given them, as in ``pyro.infer.Predictive(lvm.model, guide=lvm.guide, num_samples=100)``.
+    ``lvm.model`` and ``lvm.guide`` are the two callables with these parameters. Every Pyro tool
+    accepts them: ``pyro.infer.Predictive(lvm.model, guide=lvm.guide, num_samples=100)``.
 
     Arguments:
         model: p(x | z) p(z), called with a batch.
         guide: q(z | x), called with a batch.
+
+    Raises:
+        ContractError: the model or guide cannot be called.
 
     Example:
         >>> import pyro, torch, vilvm
@@ -103,22 +107,17 @@ class Pair(torch.nn.Module):
                     f"Pair: the {name} is a {type(part).__name__}, which cannot be called with a "
                     "batch."
                 )
-        owners = {
-            id(o): o
-            for o in (getattr(f, "__self__", None) for f in (model, guide))
-            if isinstance(o, torch.nn.Module)
-        }
+        bound_to = [getattr(f, "__self__", None) for f in (model, guide)]
+        owners = {id(o): o for o in bound_to if isinstance(o, torch.nn.Module)}
         self.owners = torch.nn.ModuleList(owners.values())
         self.model = model
         self.guide = guide
 
-    def _take(self, name: str, part: Any) -> None:
-        """Makes a callable the model or the guide, and the networks that it holds part of the
-        pair.
-        """
+    def _set_part(self, name: str, part: Any) -> None:
+        """Sets the model or the guide, and adds the networks that it refers to."""
         self._modules.pop(name, None)
         self.__dict__.pop(f"_{name}", None)
-        if isinstance(part, torch.nn.Module) and type(part) is not _Half:
+        if isinstance(part, torch.nn.Module) and type(part) is not _Part:
             self._modules[name] = part
         else:
             self.__dict__[f"_{name}"] = part
@@ -128,14 +127,17 @@ class Pair(torch.nn.Module):
             if n in self._modules or f"_{n}" in self.__dict__
         }
         if len(parts) == 2:
-            mine = {id(m) for m in self.modules()}
-            for label, network in held_modules(**parts).items():
-                if id(network) not in mine:
-                    add_network(self, label, network)
+            self._add_networks(parts)
+
+    def _add_networks(self, parts: dict[str, Any]) -> None:
+        known = {id(m) for m in self.modules()}
+        for label, network in held_modules(**parts).items():
+            if id(network) not in known:
+                add_network(self, label, network)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("model", "guide"):
-            # and not torch's, which registers a module and asks no property
+            # torch's __setattr__ would register a module and skip the property
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
@@ -143,50 +145,50 @@ class Pair(torch.nn.Module):
     @property
     def model(self) -> Any:
         """p(x | z) p(z), with the parameters of this pair."""
-        return _Half(self, "model")
+        return _Part(self, "model")
 
     @model.setter
     def model(self, part: Any) -> None:
-        self._take("model", part)
+        self._set_part("model", part)
 
     @property
     def guide(self) -> Any:
-        """q(z | x), with the parameters of this pair; an autoguide has its attributes and methods
-        here too.
+        """q(z | x), with the parameters of this pair; an autoguide keeps its attributes and
+        methods.
         """
-        return _Half(self, "guide")
+        return _Part(self, "guide")
 
     @guide.setter
     def guide(self, part: Any) -> None:
-        self._take("guide", part)
+        self._set_part("guide", part)
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any
     ) -> None:
-        keep_for_later(self, state_dict, prefix)
+        defer_loading(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination.update({prefix + name: value for name, value in kept(self).items()})
+        destination.update({prefix + n: value for n, value in deferred_state(self).items()})
 
     def __deepcopy__(self, memo: Any) -> "Pair":
-        """A pair of the same functions with parameters of its own."""
+        """A pair of the same functions with its own copies of the parameters."""
         guides = [
             (g, g.__dict__["_model"], g.master) for g in self.modules() if isinstance(g, AutoGuide)
         ]
         new = memo[id(self)] = type(self).__new__(type(self))
         new.__dict__ = copy.deepcopy(self.__dict__, memo)
-        # a copied autoguide loses its model, and so does the one that is copied
+        # Pyro removes the model from both autoguides, the copied one and the copy
         for guide, model, master in guides:
             guide._model, guide.master = model, master
             memo[id(guide)]._model = copy.deepcopy(model, memo)
         return new
 
 
-class _Half:
-    """Model or guide of a pair: the callable itself to whoever looks at it, and called with the
-    parameters of the pair.
+class _Part:
+    """The model or guide of a pair: a proxy of the callable, which runs with the parameters of the
+    pair.
     """
 
     def __init__(self, lvm: Pair, name: str):
@@ -195,14 +197,15 @@ class _Half:
 
     @property
     def __wrapped__(self) -> Any:
-        lvm, name = (
-            object.__getattribute__(self, "__self__"),
-            object.__getattribute__(self, "_name"),
-        )
-        return lvm._modules[name] if name in lvm._modules else lvm.__dict__[f"_{name}"]
+        lvm = object.__getattribute__(self, "__self__")
+        name = object.__getattribute__(self, "_name")
+        if name in lvm._modules:
+            return lvm._modules[name]
+        return lvm.__dict__[f"_{name}"]
 
+    # so that isinstance(lvm.guide, AutoGuide) holds
     @property
-    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]  # so that isinstance(lvm.guide, AutoGuide) holds
+    def __class__(self) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         return type(self.__wrapped__)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -239,20 +242,31 @@ class _Half:
         return repr(self.__wrapped__)
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is _Half and (self.__self__, self._name) == (
-            other.__self__,
-            other._name,
-        )
+        if type(other) is not _Part:
+            return False
+        return (self.__self__, self._name) == (other.__self__, other._name)
 
     def __hash__(self) -> int:
         return hash((id(self.__self__), self._name))
 
     def __reduce__(self) -> Any:
-        return _Half, (self.__self__, self._name)
+        return _Part, (self.__self__, self._name)
 
 
 def check_contract(lvm: object) -> None:
-    """Raises ContractError unless `lvm` has a callable ``model`` and a callable ``guide``."""
+    """Checks that `lvm` has a callable ``model`` and a callable ``guide``.
+
+    Arguments:
+        lvm: any object.
+
+    Raises:
+        ContractError: `lvm` lacks one of them.
+
+    Example:
+        >>> from vilvm.lvm import check_contract
+        >>> from vilvm.models.vae import VAE
+        >>> check_contract(VAE(data_dim=6, latent_dim=2))
+    """
     if isinstance(lvm, tuple):
         raise ContractError(
             "Got a tuple in place of a latent variable model; write vilvm.Pair(model, guide)."
@@ -266,36 +280,85 @@ def check_contract(lvm: object) -> None:
 
 
 def device_of(lvm: object, default: torch.device | str = "cpu") -> torch.device:
-    """Where the parameters of a model are; `default` if it has none."""
-    parameters = lvm.parameters() if isinstance(lvm, torch.nn.Module) else iter(())
-    return next((p.device for p in parameters), torch.device(default))
+    """The device of a model's parameters.
+
+    Arguments:
+        lvm: the model.
+        default: the device of a model without parameters.
+
+    Returns:
+        The device of the first parameter, or `default`.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.lvm import device_of
+        >>> device_of(torch.nn.Linear(2, 3))
+        device(type='cpu')
+    """
+    if isinstance(lvm, torch.nn.Module):
+        for parameter in lvm.parameters():
+            return parameter.device
+    return torch.device(default)
 
 
 def fixed_beside(lvm: object, data: Any, seed: int = 0) -> Data:
-    """The data, checked, where the model is, after their transform, drawn once from `seed`."""
-    given = as_data(data)
-    return given.to(device_of(lvm, given.device)).fixed(seed)
+    """The data on the model's device, checked, their transform applied once.
+
+    Arguments:
+        lvm: the model.
+        data: a ``Data``, a tensor, or a tuple or dict of tensors with one datum a row.
+        seed: of the transform's draws.
+
+    Returns:
+        The data that every pass then sees.
+
+    Raises:
+        ValueError: see ``vilvm.data.as_data``.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.data import Data, DynamicBinarisation
+        >>> from vilvm.lvm import fixed_beside
+        >>> data = Data(torch.full((4, 2), 0.5), transform=DynamicBinarisation())
+        >>> fixed_beside(torch.nn.Linear(2, 3), data).x.unique()
+        tensor([0., 1.])
+    """
+    checked = as_data(data)
+    return checked.to(device_of(lvm, checked.device)).fixed(seed)
 
 
 class Wrapped(torch.nn.Module):
-    """A model around another one, `lvm`; a subclass writes `model` and `guide` with the two
-    methods below.
+    """The base of a model around another model, `lvm`.
 
-    They run those of the inner model with the parameters that live in it (``pyro.param``), not
-    with new ones of the outer model's.
+    A subclass writes ``model`` and ``guide`` with ``inner_model`` and ``inner_guide``, which use
+    the parameters (``pyro.param``) of the inner model and add none to the outer one.
 
     Arguments:
-        lvm: the model within; a ``torch.nn.Module``.
-        frozen: whether a parameter that the inner model has not met before is an error.
+        lvm: the inner model, a ``torch.nn.Module``.
+        frozen: whether a new parameter of the inner model is an error.
 
     Raises:
-        ContractError: `lvm` is no latent variable model, or no module.
+        ContractError: `lvm` is no latent variable model, or no ``torch.nn.Module``.
+
+    Example:
+        >>> import pyro, torch, vilvm
+        >>> from vilvm.lvm import Wrapped
+        >>> from vilvm.models.ppca import PPCA
+        >>> class Tempered(Wrapped):
+        ...     def model(self, batch):
+        ...         with pyro.poutine.scale(scale=0.5):
+        ...             return self.inner_model(batch)
+        ...     def guide(self, batch):
+        ...         return self.inner_guide(batch)
+        >>> lvm, x = Tempered(PPCA(3, 1)), torch.zeros(4, 3)
+        >>> vilvm.log_weights(lvm, x, num_samples=5).log_weight.shape
+        torch.Size([5, 4])
     """
 
     lvm: Any
-    keeps_model = False  # whether p(x, z) is that of the inner model, so that its evidence is too
-    # whether q(z | x) has the parameters of the inner guide, so that it serves no other data than
-    # that does
+    # whether p(x, z), and so the evidence, is that of the inner model
+    keeps_model = False
+    # whether q(z | x) has the inner guide's parameters, and so applies to the same data only
     keeps_guide = True
 
     def __init__(self, lvm: Any, frozen: bool = False):
@@ -309,11 +372,11 @@ class Wrapped(torch.nn.Module):
         self.lvm, self._frozen = lvm, frozen
 
     def inner_model(self, batch: Any, **arguments: Any) -> Any:
-        """Runs p(x | z) p(z) of the inner model, with what it takes behind the batch."""
+        """Runs p(x | z) p(z) of the inner model, with its arguments after the batch."""
         with module_parameters(self.lvm, self._frozen):
             return self.lvm.model(batch, **arguments)
 
     def inner_guide(self, batch: Any, **arguments: Any) -> Any:
-        """Runs q(z | x) of the inner model, with what it takes behind the batch."""
+        """Runs q(z | x) of the inner model, with its arguments after the batch."""
         with module_parameters(self.lvm, self._frozen):
             return self.lvm.guide(batch, **arguments)

@@ -19,7 +19,7 @@ from vilvm.models.vae import VAE
 from vilvm.weights import replicate
 
 
-def test_bytes_are_those_of_tensors_made_and_not_of_views():
+def test_bytes_made_counts_tensors_not_views():
     x = torch.zeros(1000)
     assert bytes_made(lambda: (x + 1).view(10, 100).t()) == 4000
     assert bytes_made(lambda: x[:5]) == 0
@@ -32,7 +32,7 @@ def group(folder, limit, used, cached, names):
         (folder / name).write_text(f"{value}\n")
 
 
-def test_a_container_has_what_its_control_groups_leave_it(tmp_path):
+def test_free_memory_respects_control_groups(tmp_path):
     proc, root = tmp_path / "cgroup", tmp_path / "fs"
     new = ("memory.max", "memory.current", "memory.stat", "active_file")
     group(root / "job" / "step", "max", 70, 0, new)  # no limit of its own
@@ -64,7 +64,7 @@ def passes(monkeypatch, free):
     return max(sizes), found.bounds["iwae"]
 
 
-def test_fewer_samples_a_pass_where_memory_is_short_and_the_same_bound(monkeypatch):
+def test_short_memory_lowers_samples_not_the_bound(monkeypatch):
     plenty, expected = passes(monkeypatch, 2**40)
     short, found = passes(monkeypatch, 20 * 2**20)
     assert plenty == 200
@@ -137,7 +137,7 @@ class Greedy(torch.nn.Module):
     ],
     ids=["host", "Python", "GPU", "down to one"],
 )
-def test_half_the_samples_a_pass_where_memory_runs_out(capsys, most, taken, error):
+def test_samples_halve_when_memory_runs_out(capsys, most, taken, error):
     x = torch.linspace(-1, 1, 5)
     lvm = Greedy(most, error)
     found = vilvm.evaluate(lvm, x, num_samples=20, progress=False).bounds["iwae"]
@@ -145,15 +145,15 @@ def test_half_the_samples_a_pass_where_memory_runs_out(capsys, most, taken, erro
     evidence = dist.Normal(0.0, 2**0.5).log_prob(x)
     torch.testing.assert_close(found.values, evidence.double(), rtol=1e-5, atol=1e-5)
     assert lvm.sizes[-3:] == [taken] * 3
-    told = capsys.readouterr().out.splitlines()
-    assert told[0] == "Greedy: memory ran out at 20 samples a pass; they are run 10 at a time."
-    assert len(told) == {5: 2, 1: 4}[taken]
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0] == "Greedy: memory ran out at 20 samples a pass; they are run 10 at a time."
+    assert len(printed) == {5: 2, 1: 4}[taken]
     assert vilvm.log_weights(lvm, x, 20).log_weight.shape == (20, 5)
     assert vilvm.sample(lvm, 20)["x"].shape == (20,)
     assert replicate(lvm, vilvm.posterior(lvm, x, 20))["x"].shape == (20, 5)
 
 
-def test_memory_that_one_sample_exceeds_is_reported_as_such():
+def test_one_sample_exceeding_memory_is_reported():
     with pytest.raises(RuntimeError, match="can't allocate memory"):
         vilvm.log_weights(Greedy(0), torch.zeros(5), 10)
 
@@ -169,7 +169,7 @@ def test_what_the_heap_keeps_is_bounded(monkeypatch):
     large = []
     for _ in range(80):
         large.append(torch.zeros(2**20))  # 4 MB each
-        kept.append(torch.zeros(2**10))  # after which none can leave the heap by itself
+        kept.append(torch.zeros(2**10))  # so that glibc can return no page on its own
     full = resident()
     large.clear()
     monkeypatch.setattr(memory, "_KEPT", 2**26)
@@ -178,14 +178,14 @@ def test_what_the_heap_keeps_is_bounded(monkeypatch):
     assert resident() - before < 70 * 2**20
 
 
-def test_parts_of_data_on_disk_are_read_when_they_are_asked_for(tmp_path, monkeypatch):
+def test_chunks_on_disk_are_read_on_access(tmp_path, monkeypatch):
     np.save(tmp_path / "x.npy", np.zeros((40, 3), dtype=np.float32))
     data = on_disk(tmp_path / "x.npy")
     read, real = [], type(data.x).__getitem__
     monkeypatch.setattr(
         type(data.x), "__getitem__", lambda self, index: read.append(1) or real(self, index)
     )
-    rest = data.parts(10)[1:]
+    rest = data.chunks(10)[1:]
     assert [len(rest), len(read)] == [3, 0]
     assert [len(p) for p in rest] == [10, 10, 10]
     assert len(rest[-1].x) == 10

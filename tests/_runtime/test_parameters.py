@@ -95,7 +95,7 @@ def same(a, b):
 
 
 # What a pair exposes
-# ------------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("parallel", [False, True])
@@ -206,7 +206,7 @@ def test_a_guide_can_be_replaced(x):
     find_layout(lvm, x)
 
 
-def test_a_pair_of_another_pairs_model_shares_its_parameters(x):
+def test_pair_of_a_pairs_model_shares_parameters(x):
     first = vilvm.Pair(model, guide)
     vilvm.fit(first, x, steps=20, **TRAINED)
     slope = first.pyro_params["slope"].clone()
@@ -217,7 +217,7 @@ def test_a_pair_of_another_pairs_model_shares_its_parameters(x):
 
 
 # What its functions hold
-# --------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 
 
 class Plain:
@@ -287,7 +287,7 @@ HOLDERS = {
 
 @pytest.mark.parametrize("announce", [False, True])
 @pytest.mark.parametrize("holder", HOLDERS)
-def test_a_network_belongs_to_the_pair_whatever_holds_it(x, holder, announce):
+def test_network_belongs_to_pair_whatever_refers_to_it(x, holder, announce):
     """It is found before anything runs; evaluation neither drops nor moves statistics; it trains,
     and follows eval().
     """
@@ -339,7 +339,7 @@ def test_attributes_are_no_globals():
     assert not list(lvm.state_dict())
 
 
-def test_a_part_found_before_its_whole_is_named_once():
+def test_part_found_first_is_named_once():
     whole = nn.Sequential(linear(), linear())
     part = whole[0]
     lvm = vilvm.Pair(lambda x: part(x), lambda x: whole(x))
@@ -425,7 +425,7 @@ def test_a_network_that_appears_late_is_refused(x):
         vilvm.fit(lvm, x, steps=400, callbacks=[another], **TRAINED)
 
 
-def test_evaluating_another_pair_in_a_callback_leaves_both_alone(x):
+def test_evaluating_in_a_callback_changes_neither_pair(x):
     first, second = (
         vilvm.Pair(model, (lambda h: lambda x: guided_by(h.net, h.net)(x))(Hidden(linear())))
         for _ in range(2)
@@ -442,7 +442,7 @@ def test_evaluating_another_pair_in_a_callback_leaves_both_alone(x):
 
 
 # PyroModules, autoguides and blocks
-# ---------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 
 
 class Regression(PyroModule):
@@ -460,7 +460,7 @@ class Regression(PyroModule):
             pyro.sample("y", dist.Normal(mean.unsqueeze(-2).squeeze(-2), self.sigma), obs=y)
 
 
-def test_a_pyro_module_behind_a_lambda_trains_as_under_svi(x):
+def test_pyro_module_behind_lambda_trains_like_svi(x):
     """`f = lambda b: net(*b)` is how one unpacks a batch."""
     net, losses = Regression(), []
     start = copy.deepcopy(net.state_dict())
@@ -520,7 +520,7 @@ def _list_of(model):
         lambda m: poutine.block(poutine.block(m, hide=["x"]), hide=["x"]),
     ],
 )
-def test_parameters_of_a_model_behind_a_block_are_trained(x, kind, blocked):
+def test_parameters_behind_a_block_are_trained(x, kind, blocked):
     lvm = vilvm.Pair(shared, kind(blocked(shared)))
     find_layout(lvm, x)
     with torch.no_grad():
@@ -536,7 +536,7 @@ def test_parameters_of_a_model_behind_a_block_are_trained(x, kind, blocked):
     assert other.pyro_params["slope"] == 1.0
 
 
-def test_an_objective_that_guesses_its_nesting_meets_the_parameters(x):
+def test_objective_without_nesting_finds_the_parameters(x):
     """It does so behind a block, before anything else has run."""
     lvm, particles = (
         vilvm.Pair(model, guide),
@@ -557,7 +557,7 @@ def test_an_objective_that_guesses_its_nesting_meets_the_parameters(x):
     )
 
 
-def test_a_block_in_the_users_own_function_hides_no_parameter(x):
+def test_block_in_user_function_hides_no_parameter(x):
     def blocked(x):
         with poutine.block():
             gain = pyro.param("gain", torch.tensor(0.1))
@@ -580,7 +580,7 @@ def test_pyros_internals_are_as_before_outside(x):
     assert not pyro.settings.get("module_local_params")
 
 
-def test_a_parameter_made_anew_at_every_call_is_trained(x):
+def test_parameter_recreated_at_each_call_is_trained(x):
     def fresh(x):
         gain = pyro.param("gain", nn.Parameter(torch.tensor(0.1)))
         with pyro.plate("data", len(x)):
@@ -594,11 +594,11 @@ def test_a_parameter_made_anew_at_every_call_is_trained(x):
 
 
 # Copies and two pairs
-# -----------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("called", [False, True])
-def test_a_copy_has_networks_and_an_autoguide_of_its_own(x, called):
+def test_copy_has_its_own_networks_and_autoguide(x, called):
     net = moods()
 
     def decoded(x):
@@ -637,7 +637,7 @@ def test_two_pairs_of_the_same_functions_are_independent(x):
 
 
 # Loading before the first call
-# --------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 
 
 GUIDES = {
@@ -677,7 +677,7 @@ def test_a_state_is_loaded_before_the_first_call(x, kind):
 
 
 @pytest.mark.parametrize("kind", GUIDES)
-def test_a_state_of_other_sizes_is_refused_at_every_call(x, kind):
+def test_state_of_other_sizes_is_always_refused(x, kind):
     x = x[:6]
     lvm = vilvm.Pair(model, GUIDES[kind]())
     find_layout(lvm, x)
@@ -711,7 +711,7 @@ def test_a_key_of_nothing_is_refused_at_once():
         vilvm.Pair(model, guide).load_state_dict({"nothing": torch.zeros(1)})
 
 
-def test_a_trained_run_goes_on_in_a_new_pair(x):
+def test_run_resumes_in_a_new_pair(x):
     lvm = vilvm.Pair(model, guide)
     vilvm.fit(lvm, x, steps=40, **TRAINED)
     new = vilvm.Pair(model, guide)
@@ -722,7 +722,7 @@ def test_a_trained_run_goes_on_in_a_new_pair(x):
 
 
 # Batches of several tensors
-# -----------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------
 
 
 def of_two(x, y):
@@ -731,7 +731,7 @@ def of_two(x, y):
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_a_model_of_two_arguments_is_told_to_unpack(x, several):
+def test_model_of_two_arguments_error_says_unpack(x, several):
     batch = (x, x) if several else x
     for lvm, part in (
         (vilvm.Pair(of_two, AutoNormal(of_two)), "guide"),
@@ -744,7 +744,7 @@ def test_a_model_of_two_arguments_is_told_to_unpack(x, several):
             find_layout(lvm, batch)
 
 
-def test_a_wrong_call_in_the_users_own_code_is_not():
+def test_wrong_call_in_user_code_is_unchanged():
     def broken(x):
         of_two(x)
 

@@ -34,7 +34,7 @@ def gradients(lvm, x, precision):
 
 
 @pytest.mark.parametrize("make", [pair, conv_autoencoder.tiny], ids=["linear", "convolutional"])
-def test_gradients_are_those_of_float32_but_for_eight_bits(make):
+def test_gradients_match_float32_to_eight_bits(make):
     lvm, x = make()
     exact, low = gradients(lvm, x, "float32"), gradients(lvm, x, "bf16")
     total = torch.stack([g.norm() for g in exact]).norm()
@@ -59,7 +59,7 @@ def test_no_density_sees_bfloat16():
     assert all("forward" not in m.__dict__ for m in lvm.modules())
 
 
-def test_the_compiled_step_is_the_eager_one_in_bfloat16_too():
+def test_compiled_step_equals_eager_in_bfloat16():
     ends = []
     for make in (EagerStep, CompiledStep):
         lvm, x = pair()
@@ -90,7 +90,7 @@ def test_a_run_is_resumed_in_its_own_precision(tmp_path):
     assert all(torch.equal(v, lvm.state_dict()[n]) for n, v in whole.state_dict().items())
 
 
-def test_the_bound_moves_little_and_the_protocol_says_so():
+def test_bound_changes_little_and_protocol_records_it():
     lvm, x = pair()
     exact = vilvm.evaluate(lvm, x, num_samples=50)
     low = vilvm.evaluate(lvm, x, num_samples=50, precision="bf16")
@@ -119,13 +119,13 @@ def test_what_has_no_network_is_refused():
         vilvm.evaluate(Mean(), torch.zeros(3), precision="half")
 
 
-def test_the_innermost_context_holds_and_a_copy_is_its_own():
+def test_innermost_context_applies_and_copies_are_independent():
     lvm, x = pair()
     exact = vilvm.evaluate(lvm, x, num_samples=3).bounds["elbo"].values
-    told, copies = [], []
+    elbos, copies = [], []
 
     def look(event):
-        told.append(vilvm.evaluate(event.lvm, x, num_samples=3).bounds["elbo"].values)
+        elbos.append(vilvm.evaluate(event.lvm, x, num_samples=3).bounds["elbo"].values)
         copies.append(copy.deepcopy(event.lvm))
         with torch.no_grad():
             for p in copies[-1].parameters():
@@ -137,7 +137,7 @@ def test_the_innermost_context_holds_and_a_copy_is_its_own():
     frozen = torch.optim.SGD(lvm.parameters(), lr=0.0)
     float32 = copy.deepcopy(lvm.encoder)
     vilvm.fit(lvm, x, steps=50, precision="bf16", optimizer=frozen, callbacks=[look])
-    assert torch.equal(told[0], exact)
+    assert torch.equal(elbos[0], exact)
     weights = copies[-1].decoder[0].weight
     with torch.no_grad():
         weights.fill_(1 / 3)  # no number of eight bits

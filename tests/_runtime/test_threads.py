@@ -74,7 +74,7 @@ def test_a_refused_thread_changes_nothing_of_the_run():
     assert first.history["elbo"].tolist() == second.history["elbo"].tolist()
 
 
-def test_a_callback_may_evaluate_and_the_thread_is_free_afterwards():
+def test_callback_may_evaluate_and_releases_the_thread():
     bounds = []
 
     def callback(event):
@@ -92,7 +92,7 @@ def test_a_callback_may_evaluate_and_the_thread_is_free_afterwards():
     assert not list(pyro.get_param_store().keys())
 
 
-def test_data_on_disk_are_read_ahead_by_a_thread_of_ours(tmp_path):
+def test_data_on_disk_are_prefetched_by_a_thread(tmp_path):
     path = tmp_path / "x.npy"
     np.save(path, X.numpy())
     fitted = vilvm.fit(pair(), on_disk(path), epochs=3, batch_size=5, progress=False)

@@ -86,7 +86,7 @@ CALLS = {
     ("do", "words"),
     [(shift, r"changes its batch in place \(x\)"), (seed, "seeds torch's generators")],
 )
-def test_a_part_that_changes_its_batch_or_seeds_is_refused(call, part, do, words):
+def test_changing_the_batch_or_seeding_is_refused(call, part, do, words):
     with seeded(0), pytest.raises(ContractError, match=f"The {part} .*{words}"):
         CALLS[call](Line(**{f"in_{part}": do}), data())
 
@@ -133,8 +133,8 @@ def test_what_fit_calls_may_not_change_the_data(name):
     words = {
         "arguments": "The function arguments changes the data",
         "after_step": "The function after_step changes the data",
-        "callbacks": "The callback test_what_fit_calls_may_not_change_the_data.<locals>.<lambda> changes "
-        "the data",
+        "callbacks": "The callback test_what_fit_calls_may_not_change_the_data.<locals>.<lambda> "
+        "changes the data",
         "in_training": "In training mode, the model or the guide changes its batch",
     }
     with pytest.raises(ContractError, match=words[name]):
@@ -210,7 +210,7 @@ def test_a_callback_that_draws_or_seeds_changes_nothing():
     assert not torch.equal(drawn[0], drawn[2])  # and at the next
 
 
-def test_an_after_step_draws_anew_at_every_step_and_is_part_of_the_run(tmp_path):
+def test_after_step_draws_differ_and_are_recorded(tmp_path):
     def noisy(drawn):
         def after_step(lvm, step):
             drawn.append(torch.randn(()).item())

@@ -61,9 +61,9 @@ def test_blur_is_a_gaussian_and_keeps_the_light():
 def test_pairs_are_corrupted_and_clean():
     x = torch.rand(50, 20)
     noisy = vilvm.Data(x, transform=Corrupted(GaussianNoise(0.1)))
-    corrupted, clean = noisy.look()
+    corrupted, clean = noisy.model_input()
     assert torch.equal(clean, x)
-    assert not torch.equal(corrupted, noisy.look()[0])
+    assert not torch.equal(corrupted, noisy.model_input()[0])
     assert len(noisy) == 50
     fixed = noisy.fixed(3)
     assert torch.equal(fixed.x[0], noisy.fixed(3).x[0])
@@ -81,7 +81,7 @@ def test_pairs_are_corrupted_and_clean():
 def test_a_blur_is_made_once():
     data = vilvm.Data(torch.rand(3, 784), transform=Corrupted(Blur()))
     assert data.transformed
-    assert data.look()[0] is data.look()[0]
+    assert data.model_input()[0] is data.model_input()[0]
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ def normal(loc, scale):
 
 
 @pytest.mark.parametrize(("loc", "scale"), CASES)
-def test_the_normaliser_is_the_share_of_independent_draws_in_order(loc, scale):
+def test_normaliser_is_the_probability_of_ordered_draws(loc, scale):
     fn = normal(loc, scale)
     drawn = fn.loc + fn.scale * torch.randn(200_000, len(loc), dtype=torch.float64)
     ordered = (drawn.diff(dim=-1) > 0).all(-1).double().mean().item()
@@ -51,7 +51,7 @@ def test_the_density_of_two_integrates_to_one(loc, scale):
 
 
 @pytest.mark.parametrize(("loc", "scale"), CASES)
-def test_draws_are_independent_draws_that_came_out_in_order(loc, scale):
+def test_draws_match_ordered_independent_draws(loc, scale):
     fn = normal(loc, scale)
     drawn = fn.sample((4000,))
     assert (drawn.diff(dim=-1) > 0).all()
@@ -69,7 +69,7 @@ def test_the_mean_is_that_of_the_draws(loc, scale):
     assert ((drawn.mean(0) - fn.mean).abs() < 5 * drawn.std(0) / math.sqrt(20_000)).all()
 
 
-def test_the_mean_of_two_and_three_in_closed_form():
+def test_mean_of_two_and_three_is_exact():
     torch.testing.assert_close(
         normal([1.0, 1.0], [3.0, 3.0]).mean,
         1 + 3 / math.sqrt(math.pi) * torch.tensor([-1.0, 1.0]).double(),

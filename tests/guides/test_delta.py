@@ -57,7 +57,7 @@ def test_there_is_a_distortion_and_no_bound(proper):
         result.bounds["elbo"]
 
 
-def test_a_point_of_a_discrete_latent_has_a_bound():
+def test_point_of_discrete_latent_has_a_bound():
     def model(x):
         with pyro.plate("data", len(x)):
             k = pyro.sample("k", dist.Bernoulli(0.25))

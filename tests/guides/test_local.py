@@ -1,6 +1,4 @@
-"""The best guide for every datum by itself: families of conjugate models, where it is the
-posterior or is known, and what it leaves alone.
-"""
+"""The best guide for each datum: on conjugate models, where it is known in closed form."""
 
 import math
 
@@ -112,7 +110,7 @@ def uniform():
 @pytest.mark.parametrize(
     "case", [gamma, uniform, *(pytest.param(c, marks=pytest.mark.slow) for c in (beta, low_rank))]
 )
-def test_the_gaps_of_a_family_are_the_closed_forms(case):
+def test_gaps_of_a_family_are_exact(case):
     lvm, x, whole, family = case()
     found = gaps(lvm, x, num_samples=2000)
     assert found.evidence_by == "exact"
@@ -125,14 +123,14 @@ def test_the_gaps_of_a_family_are_the_closed_forms(case):
     )
 
 
-def test_a_distribution_that_cannot_be_made_again_is_refused_in_words():
+def test_distribution_with_unknown_parameters_is_refused():
     def guide(x):
         return dist.RelaxedBernoulli(
             torch.tensor(0.5), logits=x
         )  # made of a temperature too, of which it does not say where it may lie
 
     lvm = pair(dist.Beta(2.0, 2.0), lambda z: dist.Normal(z, 1.0), guide, None)
-    with pytest.raises(ContractError, match="parameters of a RelaxedBernoulli cannot be told"):
+    with pytest.raises(ContractError, match="parameters of a RelaxedBernoulli are not known"):
         fit_local_guide(lvm, torch.randn(3), steps=2)
 
 

@@ -23,7 +23,7 @@ def test_bernoulli_keeps_the_contract():
     check_lvm(bernoulli)
 
 
-def test_the_loss_is_the_squared_error_or_the_cross_entropy():
+def test_loss_is_squared_error_or_cross_entropy():
     lvm, x = Autoencoder(data_dim=6, latent_dim=2, hidden=(8,)), torch.rand(9, 6)
     expected = squared_error(lvm, x).values / 2 + 3 * math.log(2 * math.pi)
     torch.testing.assert_close(

@@ -89,7 +89,7 @@ def test_exact_inference_is_the_sum_over_every_state(network, evidence):
             )
 
 
-def test_evidence_sums_to_one_and_the_published_answers_are_met():
+def test_evidence_sums_to_one_and_matches_publications():
     lvm = BayesianNetwork(ASIA, ("asia", "dyspnoea"))
     assert lvm.exact_log_evidence(
         every_state(lvm, lvm.evidence)
@@ -115,7 +115,7 @@ def test_draws_from_the_model_follow_the_exact_marginal():
 
 @pytest.mark.parametrize("guide", ["mean_field", "autoregressive"])
 @pytest.mark.parametrize(("network", "evidence"), [CASES[3], (ASIA, ("asia", "dyspnoea"))])
-def test_enumeration_and_the_gap_are_sums_over_every_state(network, evidence, guide):
+def test_enumeration_and_gap_sum_over_states(network, evidence, guide):
     torch.manual_seed(0)
     # A floor that is felt keeps the weights of impossible states, and with them Monte Carlo error,
     # moderate.
@@ -144,7 +144,7 @@ def test_enumeration_and_the_gap_are_sums_over_every_state(network, evidence, gu
 
 
 @pytest.mark.slow
-def test_mean_field_misses_that_causes_explain_away_and_autoregression_does_not():
+def test_only_autoregressive_guide_represents_explaining_away():
     wet = {"wet": torch.tensor([0, 1])}
     gap, marginals = {}, {}
     for guide in ("mean_field", "autoregressive"):
@@ -195,7 +195,7 @@ def _gap_of_product(log_p, start):
 
 
 @pytest.mark.slow
-def test_an_autoregressive_guide_learns_the_posterior_through_a_deterministic_node():
+def test_autoregressive_guide_learns_through_deterministic_node():
     torch.manual_seed(0)
     lvm = BayesianNetwork(ASIA, ("asia", "smoking", "xray", "dyspnoea"))
     batch = every_state(lvm, lvm.evidence)

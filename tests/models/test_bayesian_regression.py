@@ -53,7 +53,7 @@ def fitted(batch, steps, **options):
 
 
 @pytest.mark.parametrize("num_data", [2, 30])
-def test_evidence_and_posterior_of_known_noise_are_those_of_the_joint_gaussian(num_data):
+def test_known_noise_matches_the_joint_gaussian(num_data):
     x, y = regression(num_data)
     design = torch.cat([torch.ones(num_data, 1), x], 1).double()
     prior = torch.tensor([2.0, 3.0, 3.0]).double().square().diag()
@@ -109,7 +109,7 @@ def test_unknown_noise_is_integrated_out(sigma_prior):
     )
 
 
-def test_many_data_leave_the_noise_to_a_narrow_quadrature():
+def test_quadrature_narrows_for_many_data():
     x, y = regression(200_000)
     lvm = BayesianRegression(2)
     sd = lvm.exact_moments((x, y)).sd["sigma"].item()
@@ -118,7 +118,7 @@ def test_many_data_leave_the_noise_to_a_narrow_quadrature():
     )
 
 
-def test_the_coordinates_leave_the_prior_and_whiten_the_posterior():
+def test_coordinates_keep_the_prior_and_whiten_posterior():
     x, y = regression()
     lvm = BayesianRegression.whitened((x, y), beta_scale=3.0, alpha_scale=5.0).double()
     torch.testing.assert_close(
@@ -183,12 +183,13 @@ def test_options_are_checked():
             BayesianRegression(2, **wrong)
     with pytest.raises(
         ValueError,
-        match=r"x must have shape \(num_data, num_covariates\) and y \(num_data,\); got \(3,\) and \(3,\)",
+        match=r"x must have shape \(num_data, num_covariates\) and y \(num_data,\); "
+        r"got \(3,\) and \(3,\)",
     ):
         BayesianRegression.whitened((torch.ones(3), torch.ones(3)))
 
 
-def test_a_wide_prior_stands_in_for_a_flat_one():
+def test_wide_prior_approximates_a_flat_one():
     _, (x, y), options, _ = reference("kidiq-kidscore_momiq")
     mean, sd = BayesianRegression(1, **options).exact_moments((x, y))
     # Under a flat prior β given σ is N(least squares, σ² (XᵀX)⁻¹), and p(σ | y) ∝ p(σ) σ^{K − N}

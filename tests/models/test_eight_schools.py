@@ -40,7 +40,7 @@ def test_the_exact_table(prior, evidence, mu, tau):
         {"mu_scale": 30.0, "tau_scale": 8.0, "tau_prior": "half_normal"},
     ],
 )
-def test_evidence_and_moments_are_those_of_the_joint_gaussian(prior):
+def test_evidence_and_moments_match_the_joint_gaussian(prior):
     # μ and θ in one Gaussian, conditioned on y; τ by an adaptive rule in place of fixed nodes.
     y, sigma = (t.double().numpy()[:5] for t in BATCH)
     s, family = prior["mu_scale"], stats.halfnorm if "tau_prior" in prior else stats.halfcauchy
@@ -113,7 +113,7 @@ def test_options_are_checked():
         EightSchools(tau_scale=0)
 
 
-def fitted(centred, guide, steps, lr, particles, seed=0):
+def fitted(centred, guide, *, steps, lr, particles, seed=0):
     lvm = EightSchools(centred, guide)
     elbo = Trace_ELBO(num_particles=particles, vectorize_particles=True, max_plate_nesting=1)
     vilvm.fit(lvm, eight_schools(), steps=steps, objective=elbo, seed=seed, **one_cycle(lr, steps))
@@ -122,13 +122,13 @@ def fitted(centred, guide, steps, lr, particles, seed=0):
 
 @cache
 def mean_field(centred, seed):
-    return fitted(centred, "mean_field", 2000, 0.1, 8, seed)
+    return fitted(centred, "mean_field", steps=2000, lr=0.1, particles=8, seed=seed)
 
 
 @cache
 def errors(guide, steps, lr, particles):
     """By scalar: (mean − exact mean) / exact sd, and sd / exact sd; and the bounds."""
-    lvm = fitted(False, guide, steps, lr, particles)
+    lvm = fitted(False, guide, steps=steps, lr=lr, particles=particles)
     exact = lvm.exact_moments(BATCH)
     drawn = lvm.scalars(vilvm.posterior(lvm, BATCH, 100_000))
     found = {
@@ -157,7 +157,7 @@ def test_a_flow_reaches_every_marginal():
 
 
 @pytest.mark.slow
-def test_a_gaussian_guide_reaches_every_marginal_but_that_of_tau():
+def test_gaussian_guide_matches_all_marginals_except_tau():
     found, bounds = errors("full_rank", 2000, 0.05, 16)
     tau = found.pop("tau")
     assert all(abs(mean) < 0.1 and abs(sd - 1) < 0.1 for mean, sd in found.values()), found

@@ -33,7 +33,7 @@ def lvm(request):
     return lvm
 
 
-def test_evidence_and_posterior_are_those_of_the_joint_gaussian(lvm, x):
+def test_evidence_and_posterior_match_the_joint_gaussian(lvm, x):
     W, b, psi = (p.detach() for p in (lvm.W, lvm.b, lvm.psi))
     cov = W @ W.T + psi.diag()
     torch.testing.assert_close(lvm.exact_log_evidence(x), MultivariateNormal(b, cov).log_prob(x))
@@ -52,7 +52,7 @@ def test_the_best_full_guide_is_exact(x):
     torch.testing.assert_close(weights, lvm.exact_log_evidence(x).expand(5, -1))
 
 
-def test_the_best_diagonal_guide_falls_short_by_the_closed_form(x):
+def test_best_diagonal_guide_has_the_exact_gap(x):
     torch.manual_seed(0)
     lvm = FactorAnalysis(8, 3, diagonal=True).double().requires_grad_(False)
     lvm.optimise_guide()
@@ -93,7 +93,7 @@ def test_maximum_likelihood_is_stationary_and_that_of_sklearn(x):
     torch.testing.assert_close(weights, lvm.exact_log_evidence(x).detach().expand(3, -1))
 
 
-def test_a_variable_that_never_varies_keeps_the_least_noise(x):
+def test_constant_variable_keeps_the_least_noise(x):
     x = torch.cat([x, torch.ones(len(x), 1)], 1)
     lvm = FactorAnalysis(9, 3).double().maximise(x, max_steps=300)
     assert lvm.psi[-1].item() == pytest.approx(1e-6)

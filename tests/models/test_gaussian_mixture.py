@@ -66,7 +66,7 @@ def test_both_forms_have_one_loss_and_one_gradient(x):
 
 
 @pytest.mark.parametrize("marginal", [False, True])
-def test_log_weights_hold_the_exact_likelihood_of_each_datum(x, marginal):
+def test_log_weights_have_exact_datum_likelihoods(x, marginal):
     lvm = GaussianMixture(2, marginal=marginal)
     weights = vilvm.log_weights(lvm, x, 20)
     exact = lvm.log_likelihood(x, weights.latents).double()
@@ -78,7 +78,7 @@ def test_log_weights_hold_the_exact_likelihood_of_each_datum(x, marginal):
 
 
 @pytest.mark.slow
-def test_the_evidence_is_that_of_the_mixture_without_names():
+def test_evidence_is_that_of_unlabelled_mixture():
     """With parameters drawn from the prior without order, for the names of the components do not
     matter to the data.
     """
@@ -132,7 +132,7 @@ def test_a_delta_guide_finds_the_maximum_a_posteriori():
     assert (sigma * given["sigma"]).abs().max() < 0.05
 
 
-def test_draws_from_the_prior_are_the_same_in_both_forms():
+def test_prior_draws_agree_in_both_forms():
     moments = []
     for marginal in (False, True):
         torch.manual_seed(int(marginal))

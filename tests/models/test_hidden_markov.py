@@ -123,7 +123,7 @@ def test_both_forms_have_one_loss_and_one_gradient(x):
 
 
 @pytest.mark.parametrize("marginal", [False, True])
-def test_log_weights_hold_the_exact_likelihood_of_each_sequence(x, marginal):
+def test_log_weights_have_exact_sequence_likelihoods(x, marginal):
     lvm = HiddenMarkov(2, marginal=marginal)
     weights = vilvm.log_weights(lvm, x, 20)
     exact = lvm.log_likelihood(x, weights.latents).double()
@@ -143,7 +143,7 @@ def test_viterbi_is_the_best_of_all_paths(x):
         assert torch.equal(paths[scores.argmax()], best)
 
 
-def test_draws_of_a_path_have_the_posterior_of_paths(x):
+def test_path_draws_follow_the_path_posterior(x):
     lvm = HiddenMarkov(2, start=[0.4, 0.6])
     row, draws = x[1], 4000
     drawn = lvm.states(row.expand(draws, -1), THETA, temperature=1)
@@ -161,7 +161,7 @@ def test_draws_of_a_path_have_the_posterior_of_paths(x):
 def test_sequences_are_drawn_as_they_are_scored():
     # so small that the states can be seen
     start, sigma = torch.tensor([0.4, 0.6]), torch.full((2,), 0.01)
-    fn, draws = Sequence(start, THETA["transition"], THETA["mu"], sigma, 3), 10_000
+    fn, draws = Sequence(start, THETA["transition"], THETA["mu"], sigma, length=3), 10_000
     drawn = (fn.expand([draws]).sample() > 0).long()
     paths, scores = all_paths(start.log(), THETA["transition"].log(), torch.zeros(3, 2))
     p = scores.exp()

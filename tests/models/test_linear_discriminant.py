@@ -40,7 +40,7 @@ def test_posterior_is_that_of_sklearn(lvm, labelled, solver):
     )
 
 
-def test_supervised_fit_is_a_maximum_of_the_joint_likelihood(lvm, labelled):
+def test_supervised_fit_maximises_the_joint_likelihood(lvm, labelled):
     x, y = labelled
     lvm._log_joint(x)[torch.arange(len(x)), y].mean().backward()
     for p in (lvm.logits, lvm.mu, lvm.unconstrained_L):
@@ -81,7 +81,7 @@ def test_enumeration_is_the_expectation_that_draws_estimate(labelled):
 
 
 @pytest.mark.slow
-def test_training_without_labels_goes_on_from_a_few_and_reaches_the_evidence(labelled):
+def test_unlabelled_training_reaches_the_evidence_from_few_labels(labelled):
     x, y = labelled[0].float(), labelled[1]
     few = torch.cat([(y == k).nonzero()[:10, 0] for k in range(3)])
     # a mixture has poor maxima, too: a few labels say which is meant

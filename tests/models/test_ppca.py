@@ -23,7 +23,7 @@ def x():
     )
 
 
-def test_evidence_and_posterior_are_those_of_the_joint_gaussian(x):
+def test_evidence_and_posterior_match_the_joint_gaussian(x):
     lvm = PPCA(8, 3).double()
     x, (W, b, s) = x.double(), (p.detach() for p in (lvm.W, lvm.b, lvm.log_sigma.exp()))
     cov = W @ W.T + s**2 * torch.eye(8, dtype=torch.float64)
@@ -36,7 +36,7 @@ def test_evidence_and_posterior_are_those_of_the_joint_gaussian(x):
     )
 
 
-def test_maximum_likelihood_is_a_maximum_and_its_guide_is_exact(x):
+def test_maximum_likelihood_is_stationary_with_exact_guide(x):
     lvm = PPCA(8, 3).double().maximise(x)
     x = x.double()
     lvm.exact_log_evidence(x).mean().backward()

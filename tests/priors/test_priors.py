@@ -68,7 +68,7 @@ def test_a_mixture_finds_two_clusters(x):
     )
 
 
-def test_draws_come_from_the_prior_and_through_the_decoder(x):
+def test_draws_use_the_prior_and_the_decoder(x):
     lvm = with_prior(Identity(), fit_prior(Identity(), x, "full"))
     torch.manual_seed(0)
     drawn = vilvm.sample(lvm, 4000)
@@ -104,7 +104,7 @@ def test_a_flow_bends(banana, bent):
 
 
 @pytest.mark.slow
-def test_a_flow_is_drawn_from_as_it_is_scored(banana, bent):
+def test_flow_draws_follow_its_density(banana, bent):
     torch.manual_seed(0)
     drawn = bent.distribution().sample((4000,))
     # Under its own draws the mean log-density is −entropy; on the data, which it fits, nearly so:
@@ -133,7 +133,7 @@ def test_a_prior_is_scored_in_the_weights(kind, x):
 
 
 @pytest.mark.slow
-def test_the_prior_of_a_model_that_has_the_right_one_gains_nothing():
+def test_refitting_a_correct_prior_gains_nothing():
     torch.manual_seed(0)
     x = torch.randn(3000, 2) @ (3 * torch.randn(2, 8)) + 0.5 * torch.randn(3000, 8)
     lvm = PPCA(8, 2).maximise(x)

@@ -205,9 +205,9 @@ def main(folder):
         except vilvm.ContractError as error:
             whole = str(error)
         first = torch.cat([v.reshape(-1).double() for v in noisy.state_dict().values()])
-        both = world.rows(first[None])
+        both = world.gather(first[None])
         own = torch.rand(1, generator=torch.Generator().manual_seed(world.seed(0)))
-        draws = world.rows(own).tolist()
+        draws = world.gather(own).tolist()
     if world.is_main:
         torch.save({"found": found, "noisy": noisy.state_dict()}, folder / "parameters.pt")
         told = {

@@ -127,7 +127,7 @@ def test_batches_are_sent_to_the_gpu(x, path):
 def test_data_at_places_are_those_of_their_subset():
     data = vilvm.Data((torch.randn(6, 2), {"y": torch.arange(6)}), labels=torch.arange(6))
     places = torch.tensor([4, 0, 4])
-    found, expected = data.at(places), data.subset(places)
+    found, expected = data.take(places), data.subset(places)
     assert torch.equal(found.x[0], expected.x[0])
     assert torch.equal(found.x[1]["y"], expected.x[1]["y"])
     assert found.labels is None

@@ -143,7 +143,7 @@ def test_what_one_rank_decides_all_do(two):
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_shares_make_up_the_whole(size):
     for count in (1, 5, 20):
-        found = [i for r in range(size) for i in range(count)[ProcessGroup(r, size).share(count)]]
+        found = [i for r in range(size) for i in range(count)[ProcessGroup(r, size).shard(count)]]
         assert found == list(range(count))
     batches = [
         Batches(vilvm.Data(torch.arange(23.0)[:, None]), 10, 0, ProcessGroup(r, size))

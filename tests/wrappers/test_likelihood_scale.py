@@ -41,7 +41,7 @@ def test_it_is_the_residual(pca, x):
     assert vilvm.evaluate(pca, x).distortion.mean != pytest.approx(found, rel=1e-2)
 
 
-def test_with_a_gaussian_prior_a_linear_auto_encoder_is_probabilistic_pca(pca, x):
+def test_linear_auto_encoder_with_gaussian_prior_is_ppca(pca, x):
     lvm = with_prior_guide(with_prior(fit_likelihood_scale(pca, x), fit_prior(pca, x, "full")))
     z = lvm.lvm.prior.distribution()
     cov = pca.U @ z.covariance_matrix @ pca.U.T + lvm.lvm.lvm.scale.square() * torch.eye(6)

@@ -40,7 +40,7 @@ def auto(trained):
 
 
 @pytest.mark.slow
-def test_an_auto_encoder_becomes_a_model_of_known_evidence(auto, x):
+def test_auto_encoder_becomes_a_model_with_evidence(auto, x):
     prior = fit_prior(auto, x, "full")
     lvm = with_guide(with_prior(auto, prior), mlp(6, (), 4))
     before = {n: v.clone() for n, v in lvm.lvm.state_dict().items()}
@@ -129,7 +129,7 @@ def test_the_frozen_part_stays_in_evaluation_mode(auto):
     assert not lvm.lvm.training
 
 
-def test_a_flat_prior_has_no_bound_under_any_guide(auto, x):
+def test_flat_prior_never_has_a_bound(auto, x):
     result = vilvm.evaluate(with_guide(auto, mlp(6, (), 4)), x, num_samples=3)
     with pytest.raises(
         KeyError, match="prior of latent 'z' is flat, which is no probability density"

@@ -75,7 +75,7 @@ def test_trained_parameters_are_kept(name, pair, x):
         )
 
 
-def test_training_around_a_pair_trains_the_pair_or_leaves_it(pair, x):
+def test_wrapper_training_trains_or_freezes_the_pair(pair, x):
     lvm = copy.deepcopy(pair)
     before = {n: v.clone() for n, v in lvm.state_dict().items()}
     guided, _ = fit_guide(lvm, x, epochs=2)
@@ -102,7 +102,7 @@ def test_what_cannot_be_wrapped():
             wrap(Plain())
 
 
-def test_a_prior_of_a_latent_that_is_not_there(pair, x):
+def test_prior_of_missing_latent_is_refused(pair, x):
     other = FittedPrior("code", "diagonal", {"mean": torch.zeros(2), "scale": torch.ones(2)})
     with pytest.raises(
         vilvm.ContractError, match=r"prior is of latent 'code', which Pair does not have"
@@ -110,7 +110,7 @@ def test_a_prior_of_a_latent_that_is_not_there(pair, x):
         vilvm.log_weights(with_prior(pair, other), x)
 
 
-def test_a_part_of_the_data_is_not_ranked_with_the_whole():
+def test_subset_is_not_ranked_with_whole_data():
     x = torch.bernoulli(torch.full((20, 6), 0.5))
     lvm = VAE(6, 2)
     half = partly_observed(lvm, torch.arange(6) < 3)
@@ -124,7 +124,7 @@ def test_a_part_of_the_data_is_not_ranked_with_the_whole():
         found.difference("whole", "half")
 
 
-def test_a_flow_is_copied_whatever_it_was_used_for_last():
+def test_flow_is_copied_after_any_use():
     x = torch.bernoulli(torch.full((60, 6), 0.5))
     lvm = VAE(6, 2)
     flow = with_prior(lvm, fit_prior(lvm, x, "flow", steps=20))
@@ -137,7 +137,7 @@ def test_a_flow_is_copied_whatever_it_was_used_for_last():
     )
 
 
-def test_a_double_precision_model_gets_a_double_precision_guide():
+def test_guide_has_the_precision_of_the_model():
     x = torch.randn(50, 2).double()
 
     class Double(torch.nn.Module):

@@ -1,1 +1,1 @@
-"""What any program needs: files, memory, progress, precision, random numbers, many processes."""
+"""General machinery: files, memory, progress, precision, random numbers, process groups."""

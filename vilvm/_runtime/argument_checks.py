@@ -1,4 +1,4 @@
-"""Arguments that are numbers: each check returns the number as Python's own type, or raises one
+"""Checks of arguments. Each returns the value as Python's own type, or raises a ValueError of one
 sentence that names the argument.
 """
 
@@ -26,11 +26,11 @@ __all__ = [
 
 
 def check_number(name: str, value: Any, least: int = 1) -> int:
-    """`value` as an int, of whatever integral type it is (NumPy's, a tensor of one integer), but
-    not a bool.
+    """Returns `value` as an int. Takes any integral type (NumPy's, a tensor of one integer), but
+    no bool.
 
     Raises:
-        ValueError: it is no whole number, or below `least`.
+        ValueError: `value` is not a whole number, or is below `least`.
     """
     number = _whole(value)
     if number is None or number < least:
@@ -39,8 +39,8 @@ def check_number(name: str, value: Any, least: int = 1) -> int:
 
 
 def check_seed(name: str, value: Any) -> int:
-    """`value` as a seed of torch's generators, an int from 0 to 2⁶³ − 1; raises ValueError if it
-    is none.
+    """Returns `value` as a seed of torch's generators, an int from 0 to 2⁶³ − 1; raises
+    ValueError otherwise.
     """
     number = _whole(value)
     if number is None or not 0 <= number < 2**63:
@@ -49,20 +49,20 @@ def check_seed(name: str, value: Any) -> int:
 
 
 def check_positive(name: str, value: Any, what: str = "number", *, zero: bool = False) -> float:
-    """`value` as a float above 0 (with `zero`, at least 0), infinity among them; raises ValueError
-    if it is none.
+    """Returns `value` as a float above 0 (with `zero`, at least 0), infinity included; raises
+    ValueError otherwise.
     """
     number = _real(value)
-    if not (number > 0 or (zero and number == 0)):
-        raise ValueError(
-            f"{name} must be a {'non-negative' if zero else 'positive'} {what}; got "
-            f"{_shown(value)}."
-        )
-    return number
+    if number > 0 or (zero and number == 0):
+        return number
+    sign = "positive"
+    if zero:
+        sign = "non-negative"
+    raise ValueError(f"{name} must be a {sign} {what}; got {_shown(value)}.")
 
 
 def check_probability(name: str, value: Any) -> float:
-    """`value` as a float between 0 and 1, neither included; raises ValueError if it is none."""
+    """Returns `value` as a float strictly between 0 and 1; raises ValueError otherwise."""
     number = _real(value)
     if not 0 < number < 1:
         raise ValueError(f"{name} must be between 0 and 1; got {_shown(value)}.")
@@ -70,8 +70,8 @@ def check_probability(name: str, value: Any) -> float:
 
 
 def check_path(name: str, value: Any) -> Path:
-    """`value` as a Path; raises ValueError if it is no path, is empty, or holds a NUL byte, which
-    no file system takes.
+    """Returns `value` as a Path; raises ValueError if it is not a path, is empty, or holds a NUL
+    byte, which no file system accepts.
     """
     if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
         raise ValueError(f"{name} must be a path, text or a pathlib.Path; got {_shown(value)}.")
@@ -84,8 +84,8 @@ def check_path(name: str, value: Any) -> Path:
 
 
 def check_sizes(name: str, value: Any) -> tuple[int, ...]:
-    """`value` as a tuple of whole numbers, each at least 1; raises ValueError if it is no list or
-    tuple of them.
+    """Returns a list or tuple of whole numbers, each at least 1, as a tuple; raises ValueError
+    otherwise.
     """
     if not isinstance(value, list | tuple):
         raise ValueError(f"{name} must be a tuple of whole numbers; got {_shown(value)}.")
@@ -93,8 +93,8 @@ def check_sizes(name: str, value: Any) -> tuple[int, ...]:
 
 
 def check_tensor(name: str, value: Any) -> Tensor:
-    """`value`, if it is a tensor of finite real numbers with an entry; raises ValueError if it is
-    none.
+    """Returns `value` if it is a non-empty tensor of finite real numbers; raises ValueError
+    otherwise.
     """
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a tensor; got a {type(value).__name__}.")
@@ -107,27 +107,37 @@ def check_tensor(name: str, value: Any) -> Tensor:
 
 
 def optional[T](check: Callable[..., T], name: str, value: Any, *options: Any) -> T | None:
-    """What `check` makes of `value`, or None if that is not given."""
-    return None if value is None else check(name, value, *options)
+    """Returns None for None, else what `check` returns."""
+    if value is None:
+        return None
+    return check(name, value, *options)
 
 
 def _whole(value: Any) -> int | None:
+    if _is_bool(value):
+        return None
     try:
-        return None if _is_bool(value) else operator.index(value)
-    except (TypeError, ValueError, RuntimeError):  # the last is a tensor's
+        return operator.index(value)
+    except (TypeError, ValueError, RuntimeError):  # a tensor raises RuntimeError
         return None
 
 
 def _real(value: Any) -> float:
-    """A real number as a float; NaN, which is in no range, for what is none."""
-    number = isinstance(value, Real) or (
-        isinstance(value, np.generic | np.ndarray | Tensor) and value.ndim == 0
-    )
-    try:
-        return float(value) if number and not _is_bool(value) and not _is_text(value) else math.nan
-    # a complex number, or one larger than floats
-    except (TypeError, ValueError, OverflowError, RuntimeError):
+    """A real number as a float; NaN, which no range contains, for anything else."""
+    if not _is_real(value):
         return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # complex, or too large
+        return math.nan
+
+
+def _is_real(value: Any) -> bool:
+    if isinstance(value, np.generic | np.ndarray | Tensor):
+        scalar = value.ndim == 0
+    else:
+        scalar = isinstance(value, Real)
+    return scalar and not _is_bool(value) and not _is_text(value)
 
 
 def _is_text(value: Any) -> bool:
@@ -139,6 +149,8 @@ def _is_bool(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """A value on one line, cut off where it is long."""
+    """The value on one line of at most 80 characters."""
     words = " ".join(repr(value).split())
-    return words if len(words) <= 80 else f"{words[:77]}..."
+    if len(words) <= 80:
+        return words
+    return f"{words[:77]}..."

@@ -1,8 +1,12 @@
-"""Files that are either the old ones or the new ones, whole, whenever the machine stops; and
-folders of one process.
+"""Atomic writes, and locks on folders.
 
-All that is written goes through ``atomic``. What it leaves where a process is killed,
-``.NAME.xxxxxxxx.tmp``, the next ``locked`` of the folder removes.
+Every file is written through ``atomic``: a crash leaves either the old file or the new one, whole.
+A killed process can leave a temporary file, ``.NAME.xxxxxxxx.tmp``; the next ``locked`` of the
+folder removes it.
+
+``locked`` locks the folder itself with ``flock``, not a file in it, as the library filelock does.
+So it leaves no lock file in a run folder and works in a read-only one, and the lock of a killed
+process ends with the process.
 """
 
 import errno
@@ -28,14 +32,15 @@ except ImportError:  # Windows has no such lock
 __all__ = ["NotWritten", "atomic", "locked", "read", "write_atomic", "write_json"]
 
 _LEFT = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
-# The folders that this thread holds: where they are, and which they are (device and inode).
+# The folders that this thread holds: their paths, and their identities (device and inode).
 _HELD: ContextVar[Mapping[Path, tuple[int, int]]] = ContextVar(
     "held", default=MappingProxyType({})
 )
-_FULL, _BARRED = (
-    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-    (errno.EROFS, errno.EACCES, errno.EPERM),
-)
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room there"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make its folder writable"),
+    errno.ESTALE: "give the folder that is meant",
+}
 
 
 class NotWritten(OSError):
@@ -52,12 +57,8 @@ class NotWritten(OSError):
 
     @property
     def remedy(self) -> str:
-        """What to do, in words."""
-        if self.errno in _FULL:
-            return "make room there"
-        if self.errno == errno.ESTALE:
-            return "give the folder that is meant"
-        return "make its folder writable" if self.errno in _BARRED else "see to its folder"
+        """What to do."""
+        return _REMEDIES.get(self.errno or 0, "see to its folder")
 
     def __str__(self) -> str:
         return (
@@ -68,34 +69,41 @@ class NotWritten(OSError):
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Makes `folder`, and holds it for this thread alone until it is left or ends, however it
-    ends.
+    """A context in which only this thread holds `folder`, which is created if missing.
 
-    Within it the same thread may hold the folder again. Files that an earlier process left half
-    written are removed.
+    The same thread may enter it again. Temporary files of killed processes are removed. The lock
+    ends with the context or with the process.
 
     Raises:
-        BlockingIOError: another process or thread holds it.
-        OSError: it cannot be made.
+        BlockingIOError: another process or thread holds the folder.
+        OSError: the folder cannot be created.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    place, mine = folder.absolute(), _identity(folder)
-    if mine in _HELD.get().values():
+    path, identity = folder.absolute(), _identity(folder)
+    if identity in _HELD.get().values():
         yield
         return
-    handle = None if fcntl is None else os.open(folder, os.O_RDONLY)
-    try:
-        if fcntl is not None and handle is not None:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        token = _HELD.set({**_HELD.get(), place: mine})
+    with _flock(folder):
+        token = _HELD.set({**_HELD.get(), path: identity})
         try:
-            _sweep(folder)
+            _remove_temporaries(folder)
             yield
         finally:
             _HELD.reset(token)
+
+
+@contextmanager
+def _flock(folder: Path) -> Iterator[None]:
+    """Holds the system's lock on a folder; does nothing where there is none."""
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
     finally:
-        if handle is not None:
-            os.close(handle)
+        os.close(handle)
 
 
 def _identity(folder: Path) -> tuple[int, int]:
@@ -103,26 +111,28 @@ def _identity(folder: Path) -> tuple[int, int]:
     return found.st_dev, found.st_ino
 
 
-def _sweep(folder: Path) -> None:
-    """Removes what was being written in a folder, and in those within it, when a process was
-    killed.
-    """
+def _remove_temporaries(folder: Path) -> None:
+    """Removes the temporary files and folders below `folder` that killed processes left."""
     for inner, folders, files in os.walk(folder):
         for name in filter(_LEFT.fullmatch, [*folders, *files]):
-            with suppress(OSError):  # a folder that is read only keeps them
-                left = Path(inner, name)
-                shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+            with suppress(OSError):  # a read-only folder keeps them
+                _remove(Path(inner, name))
 
 
-def _check_held(path: Path) -> None:
-    """Raises OSError where a folder above `path` is held, and is no longer where it was: it would
-    be made anew.
-    """
-    for folder, mine in _HELD.get().items():
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _check_not_moved(path: Path) -> None:
+    """Raises OSError if a held folder above `path` was moved: a write would create it again."""
+    for folder, identity in _HELD.get().items():
         if folder not in path.absolute().parents:
             continue
         try:
-            moved = _identity(folder) != mine
+            moved = _identity(folder) != identity
         except FileNotFoundError:
             moved = True
         if moved:
@@ -131,16 +141,16 @@ def _check_held(path: Path) -> None:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to, which takes its place at the end: no reader and no crash
-    ever sees half a file.
+    """A temporary path to write to, which replaces `path` at the end of the context.
+
+    A reader never sees a partial file, even after a crash.
 
     Raises:
-        NotWritten: the disk is full or read only, or a run folder that this thread holds was
-            moved.
+        NotWritten: the disk is full or read-only, or a folder that this thread holds was moved.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        _check_held(path)
+        _check_not_moved(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb+") as file:
@@ -155,12 +165,14 @@ def atomic(path: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Writes `content` to `path`, whole or not at all; a file that holds it already is left alone.
+    """Writes `content` to `path` atomically; a file that already has this content is not touched.
 
     Raises:
-        NotWritten: as ``atomic``.
+        NotWritten: see ``atomic``.
     """
-    data = content.encode() if isinstance(content, str) else content
+    data = content
+    if isinstance(data, str):
+        data = data.encode()
     with suppress(OSError):
         if path.stat().st_size == len(data) and read(path) == data:
             return
@@ -179,7 +191,7 @@ def read(path: Path) -> bytes:
     """The bytes of a regular file.
 
     Raises:
-        OSError: there is none, or something else, a pipe that would be waited for, say.
+        OSError: there is no such file, or it is not a regular file (a pipe would block).
     """
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with os.fdopen(handle, "rb") as file:
@@ -193,4 +205,6 @@ def _finite(value: Any) -> Any:
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

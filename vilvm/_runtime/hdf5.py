@@ -1,8 +1,9 @@
-"""What an HDF5 file of others may hold before anything of it is opened: groups and arrays, each
-once, all in the file itself.
+"""Checks of an untrusted HDF5 file before it is opened.
 
-An external link or raw storage reads any file of this machine into the result; a group that links
-to one around it is walked for ever; an array that is declared larger than memory ends the process.
+The file may hold groups and arrays, each once, and all of them in the file itself. Otherwise an
+external link or external storage would read any file of this machine into the result, a group that
+links to its parent would be walked for ever, and an array larger than memory would end the
+process.
 """
 
 from collections.abc import Iterator
@@ -18,11 +19,11 @@ __all__ = ["check_contents", "root_attributes"]
 
 
 def check_contents(path: Path) -> None:
-    """Raises ValueError, which says what, unless all that the file holds is in it, once, and fits
-    in memory.
+    """Checks that all contents of a file are in the file itself, once, and fit in memory.
 
     Raises:
-        OSError: it is no HDF5 file.
+        ValueError: they do not; the message names the entry.
+        OSError: the file is not an HDF5 file.
     """
     with h5py.File(path, "r") as file:
         size = sum(array.nbytes for array in _arrays(file, {_address(file)}))
@@ -41,24 +42,24 @@ def root_attributes(path: Path) -> dict[str, Any]:
 
 
 def _arrays(group: Any, met: set[Any]) -> Iterator[Any]:
-    """Every array below a group; raises ValueError if one is linked to, or kept elsewhere."""
+    """Yields every array below a group; raises ValueError for links and external storage."""
     for name in group:
         where = f"{group.name.rstrip('/')}/{name}"
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
             raise ValueError(f"{where} is a link to another place, which is not followed")
-        found = group[name]
-        address = _address(found)
+        item = group[name]
+        address = _address(item)
         if address in met:
             raise ValueError(f"{where} is a second link to one object, which is not followed")
         met.add(address)
-        if isinstance(found, h5py.Group):
-            yield from _arrays(found, met)
-        elif isinstance(found, h5py.Dataset):
-            if found.external or found.is_virtual:
+        if isinstance(item, h5py.Group):
+            yield from _arrays(item, met)
+        elif isinstance(item, h5py.Dataset):
+            if item.external or item.is_virtual:
                 raise ValueError(f"the numbers of {where} are in another file, which is not read")
-            yield found
+            yield item
 
 
-def _address(found: Any) -> Any:
-    info: Any = h5py.h5o.get_info(found.id)  # pyright: ignore[reportAttributeAccessIssue]
+def _address(item: Any) -> Any:
+    info: Any = h5py.h5o.get_info(item.id)  # pyright: ignore[reportAttributeAccessIssue]
     return info.fileno, info.addr

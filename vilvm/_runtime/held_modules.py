@@ -1,10 +1,10 @@
-"""The torch modules that a function holds, found by reading the function: nothing is run.
+"""The torch modules that a function refers to, found by reading the function without running it.
 
-A function holds what its closure and its defaults contain and what its code names among its
-globals. The search goes on through the functions that it holds, through ``functools.partial`` (as
-every ``pyro.poutine`` handler of a function is), bound methods, lists, tuples, dicts, objects of
-the user's classes, distributions, and the model within an autoguide. Of installed packages
-closures are read, but no globals.
+A function refers to the contents of its closure and its defaults, and to the globals that its code
+names. The search continues through functions, ``functools.partial`` (every ``pyro.poutine``
+handler of a function is one), bound methods, lists, tuples, dicts, objects of the user's classes,
+distributions, and the model within an autoguide. In functions of installed packages it reads
+closures but not globals.
 """
 
 import dis
@@ -24,7 +24,7 @@ from torch.nn import Module
 
 __all__ = ["held_modules", "module_on_the_stack"]
 
-_ITEMS = 1000  # of a container that are looked at; networks do not come by the thousand
+_ITEMS = 1000  # of a container that are searched
 _HERE = str(Path(__file__).parent)
 _INSTALLED = (
     _HERE,
@@ -36,14 +36,21 @@ _READ = (Messenger, torch.distributions.Distribution, torch.distributions.Transf
 
 
 def held_modules(**parts: Any) -> dict[str, Module]:
-    """The modules that callables hold, by the name of the variable or attribute that holds them.
+    """The modules that callables refer to, by the name of the variable or attribute.
 
     Arguments:
-        parts: callables by name; one that is a module itself is found under that name.
+        parts: callables by name; a callable that is a module is listed under that name.
 
     Returns:
-        Every module once, in the order of the search, which follows from the code alone; none that
-        is part of another.
+        Every module once, without those that are part of another one. The order is that of the
+        search, which depends on the code alone.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.lvm import held_modules
+        >>> network = torch.nn.Linear(2, 3)
+        >>> list(held_modules(model=lambda x, decoder=network: decoder(x)))
+        ['decoder']
     """
     found: dict[str, Module] = {}
     seen: dict[int, Any] = {}  # by reference, so that no id is used twice
@@ -61,39 +68,58 @@ def held_modules(**parts: Any) -> dict[str, Module]:
 
 
 def _free(name: str, taken: Mapping[str, Any]) -> str:
-    """`name`, numbered if it is taken."""
-    return next(
-        n for n in (name, *(f"{name}_{i}" for i in range(1, 1 + len(taken) + 1))) if n not in taken
-    )
+    """`name`, with a number if it is taken."""
+    free, number = name, 0
+    while free in taken:
+        number += 1
+        free = f"{name}_{number}"
+    return free
 
 
 def _within(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """What a value holds, with the name under which it does."""
+    """The values that a value refers to, each with a name."""
     if isinstance(value, Module):
         yield from _of_module(value)
     elif isinstance(value, types.FunctionType):
         yield from _of_function(value)
-    elif isinstance(value, types.MethodType):
+    elif isinstance(value, types.MethodType | functools.partial):
+        yield from _of_bound(name, value)
+    elif isinstance(value, dict | list | tuple | set | frozenset):
+        yield from _of_container(name, value)
+    elif isinstance(value, _READ):
+        yield from _of_object(value)
+    elif isinstance(value, type | types.ModuleType) or _is_installed(type(value)):
+        return
+    else:
+        yield from _of_object(value)
+
+
+def _of_bound(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, types.MethodType):
         yield name, value.__self__
         yield name, value.__func__
-    elif isinstance(value, functools.partial):
-        yield name, value.func
-        yield from ((name, v) for v in value.args)
-        yield from value.keywords.items()
-    elif isinstance(value, dict):
-        yield from ((f"{name}_{k}", v) for k, v in list(value.items())[:_ITEMS])
-    elif isinstance(value, list | tuple | set | frozenset):
-        yield from ((f"{name}_{i}", v) for i, v in enumerate(list(value)[:_ITEMS]))
-    elif isinstance(value, _READ) or not (
-        isinstance(value, type | types.ModuleType) or _is_installed(type(value))
-    ):
-        yield from getattr(value, "__dict__", {}).items()
-        yield from _functions_of(type(value))
+        return
+    yield name, value.func
+    yield from ((name, v) for v in value.args)
+    yield from value.keywords.items()
+
+
+def _of_container(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    items: Any = enumerate(value)
+    if isinstance(value, dict):
+        items = value.items()
+    for key, item in list(items)[:_ITEMS]:
+        yield f"{name}_{key}", item
+
+
+def _of_object(value: Any) -> Iterator[tuple[str, Any]]:
+    yield from getattr(value, "__dict__", {}).items()
+    yield from _functions_of(type(value))
 
 
 def _of_module(module: Module) -> Iterator[tuple[str, Any]]:
-    """An autoguide hides its model in a tuple; any other module may name networks in its
-    ``forward``.
+    """The model of an autoguide, which it hides in a tuple; else the methods of the user's class,
+    which may name networks.
     """
     if isinstance(module, AutoGuide):
         for held in ("_model", "_original_model", "_guide"):
@@ -111,60 +137,86 @@ def _functions_of(kind: type) -> Iterator[tuple[str, Any]]:
 
 
 def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+    code, defaults = function.__code__, function.__defaults__ or ()
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
         try:
             yield name, cell.cell_contents
         except ValueError:  # not filled yet
             continue
-    defaults = function.__defaults__ or ()
-    arguments = function.__code__.co_varnames[: function.__code__.co_argcount]
+    arguments = code.co_varnames[: code.co_argcount]
     yield from zip(arguments[len(arguments) - len(defaults) :], defaults, strict=True)
     yield from (function.__kwdefaults__ or {}).items()
     yield from vars(function).items()  # __wrapped__ among them
-    if not function.__code__.co_filename.startswith(_INSTALLED):
-        yield from _globals_of(function.__code__, function.__globals__)
+    if not code.co_filename.startswith(_INSTALLED):
+        yield from _globals_of(code, function.__globals__)
 
 
-def _globals_of(code: types.CodeType, names: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The globals that code and the functions defined in it name; of a Python module, those of its
-    networks that they name.
+def _globals_of(code: types.CodeType, scope: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The globals that code and the functions defined in it name.
+
+    Of a Python module that the code names, these are the networks in it that the code also names.
     """
-    for name in {i.argval: None for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}:
-        value = names.get(name)
+    loads = [i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"]
+    for name in dict.fromkeys(loads):
+        value = scope.get(name)
         if isinstance(value, types.ModuleType):
-            yield from (
-                (n, vars(value)[n])
-                for n in code.co_names
-                if isinstance(vars(value).get(n), Module)
-            )
+            yield from _named_networks(value, code)
         elif value is not None:
             yield name, value
     for inner in code.co_consts:
         if isinstance(inner, types.CodeType):
-            yield from _globals_of(inner, names)
+            yield from _globals_of(inner, scope)
+
+
+def _named_networks(module: types.ModuleType, code: types.CodeType) -> Iterator[tuple[str, Any]]:
+    for name in code.co_names:
+        value = vars(module).get(name)
+        if isinstance(value, Module):
+            yield name, value
 
 
 @functools.cache
 def _is_installed(kind: type) -> bool:
-    """Whether a class is Python's own or an installed package's."""
+    """Whether a class belongs to Python or to an installed package."""
     if kind.__module__ == "builtins":
         return True
     file = getattr(sys.modules.get(kind.__module__), "__file__", None)
-    return (file is None and kind.__module__ != "__main__") or (file or "").startswith(_INSTALLED)
+    if file is None:
+        return kind.__module__ != "__main__"
+    return file.startswith(_INSTALLED)
 
 
 def module_on_the_stack(parameter: torch.Tensor, lvm: Module) -> Module | None:
-    """The module with this parameter that is at work on behalf of `lvm`: announced by
-    ``pyro.module``, else the outermost one in whose method the parameter is read. None if there is
-    none, as while a module is being made."""
-    frame, found = sys._getframe(1), None
+    """The module that a running call reads this parameter from, on behalf of `lvm`.
+
+    It is the module that ``pyro.module`` announces, else the outermost one whose method is
+    running. None if there is none, as during the construction of a module.
+    """
+    found = None
+    for frame in _callers():
+        if frame.f_code is _ANNOUNCE:
+            return frame.f_locals["nn_module"]
+        if "self" not in frame.f_code.co_varnames:
+            continue
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, Module) and _has(owner, parameter) and not _contains(owner, lvm):
+            found = owner
+    return found
+
+
+def _callers() -> Iterator[types.FrameType]:
+    """The frames of the calls that lead here, innermost first, up to the next one of this room."""
+    frame: types.FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(_HERE):
         frame = frame.f_back
     while frame is not None and not frame.f_code.co_filename.startswith(_HERE):
-        if frame.f_code is _ANNOUNCE:
-            return frame.f_locals["nn_module"]
-        value = frame.f_locals.get("self") if "self" in frame.f_code.co_varnames else None
-        if isinstance(value, Module) and any(p is parameter for p in value.parameters()):
-            found = value if not any(m is lvm for m in value.modules()) else found
+        yield frame
         frame = frame.f_back
-    return found
+
+
+def _has(module: Module, parameter: torch.Tensor) -> bool:
+    return any(p is parameter for p in module.parameters())
+
+
+def _contains(module: Module, part: Module) -> bool:
+    return any(m is part for m in module.modules())

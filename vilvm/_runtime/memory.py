@@ -1,6 +1,4 @@
-"""Memory: how much there is, how much a computation takes, and how to use the same pages again and
-again.
-"""
+"""Memory: how much is free, how much a computation allocates, and how the heap keeps its pages."""
 
 import ctypes
 import sys
@@ -8,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,27 +15,25 @@ from torch.utils._pytree import tree_leaves
 
 __all__ = ["bytes_made", "free_bytes", "is_out_of_memory", "trim_heap", "widen_heap"]
 
-# what torch says; the second on Windows
+# torch's messages; the second on Windows
 _OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
 _KEPT = 2**28  # bytes of freed memory that the heap may keep
 
 
 def widen_heap() -> None:
-    """Frees one large tensor, upon which glibc keeps tensors of that size on its heap and does not
-    hand their pages back.
+    """Frees one large tensor, so that glibc keeps tensors of that size on its heap.
 
-    Without it every pass over a batch faults its memory in anew: a quarter of a compiled training
-    step on a CPU, and half of an evaluation.
+    Otherwise their pages go back to the system, and every pass over a batch faults its memory in
+    again: a quarter of a compiled training step on a CPU, and half of an evaluation.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
 
 def trim_heap() -> None:
-    """Hands the pages of freed memory back to the system where the widened heap keeps more than
-    256 MB of them.
+    """Returns freed pages to the system if the widened heap keeps more than 256 MB of them.
 
-    Between tensors that live on, glibc would keep them for good, and as many as were ever in use
-    at once.
+    glibc never returns pages that lie between live tensors, so the heap would stay as large as it
+    ever was.
     """
     libc = _glibc()
     if libc is not None and libc.mallinfo2().fordblks > _KEPT:
@@ -45,7 +41,7 @@ def trim_heap() -> None:
 
 
 class _HeapInfo(ctypes.Structure):
-    """glibc's ``struct mallinfo2``; `fordblks` are the bytes that are free in it."""
+    """glibc's ``struct mallinfo2``; `fordblks` counts the free bytes of the heap."""
 
     _names = (
         "arena",
@@ -64,8 +60,10 @@ class _HeapInfo(ctypes.Structure):
 
 @cache
 def _glibc() -> Any:
-    """The C library, if it is a glibc that knows what its heap holds (2.33); else None."""
-    libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
+    """The C library, if it is a glibc with ``mallinfo2`` (2.33 or later); else None."""
+    if sys.platform != "linux":
+        return None
+    libc: Any = ctypes.CDLL(None)
     if not (hasattr(libc, "mallinfo2") and hasattr(libc, "malloc_trim")):
         return None
     libc.mallinfo2.restype = _HeapInfo
@@ -73,8 +71,8 @@ def _glibc() -> Any:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: Python's, torch's of a GPU, and torch's of the
-    host, which has no class of its own.
+    """Whether an error says that memory ran out: Python's, torch's on a GPU, or torch's on the
+    host, which is a RuntimeError known by its message.
     """
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
@@ -82,77 +80,98 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that can still be had on a device; where the system does not log, as much as one
-    could ask for.
+    """Bytes that this process can still allocate on a device; 2⁶² where the system does not say.
 
-    On a CPU, that of the machine, or of the container or batch job (Linux control groups) that
-    this process may fill.
+    On a CPU the limit is that of the machine, or that of the container or batch job (Linux control
+    groups).
     """
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + held
-    told = Path("/proc/meminfo")
-    lines = told.read_text().splitlines() if told.exists() else []
-    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    return max(0, min([*free, *_left_in_groups()], default=2**62))
+    available = [
+        int(line.split()[1]) * 1024
+        for line in _lines(Path("/proc/meminfo"))
+        if line.startswith("MemAvailable:")
+    ]
+    return max(0, min([*available, *_left_in_groups()], default=2**62))
+
+
+def _lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    return path.read_text().splitlines()
+
+
+class _GroupFiles(NamedTuple):
+    """The files of one version of Linux control groups."""
+
+    folder: str
+    limit: str
+    used: str
+    prefix: str  # of the names in memory.stat
+
+
+_VERSION_1 = _GroupFiles("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+_VERSION_2 = _GroupFiles("", "memory.max", "memory.current", "")
 
 
 def _left_in_groups(
     proc: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")
 ) -> list[int]:
-    """Bytes to the limit of every control group that this process is in; what the files read are
-    cached in can be had back, and counts as left.
+    """Bytes left below the limit of every control group of this process.
+
+    The page cache counts as free, for the system takes it back when memory is needed.
     """
     left = []
-    for line in proc.read_text().splitlines() if proc.exists() else []:
+    for line in _lines(proc):
         _, kinds, path = line.split(":", 2)
         if kinds and "memory" not in kinds.split(","):
             continue
-        # The second version of control groups, and the first.
-        top, limit, used, prefix = (
-            (root, "memory.max", "memory.current", "")
-            if not kinds
-            else (root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
-        )
+        files = _VERSION_1
+        if not kinds:
+            files = _VERSION_2
+        top = root / files.folder
         own = top / path.lstrip("/")
         for group in [own, *own.parents]:
-            # no such group is seen from here, or it has no limit ("max")
+            # the group is not visible from here, or it has no limit ("max")
             with suppress(OSError, ValueError):
-                left.append(int((group / limit).read_text()) - int((group / used).read_text()))
-                stat = dict(
-                    row.split() for row in (group / "memory.stat").read_text().splitlines()
-                )
-                left[-1] += sum(
-                    int(stat.get(f"{prefix}{kind}_file", 0)) for kind in ("inactive", "active")
-                )
+                left.append(_left_in(group, files))
             if group == top:
                 break
     return left
 
 
-class _Made(TorchDispatchMode):
+def _left_in(group: Path, files: _GroupFiles) -> int:
+    left = int((group / files.limit).read_text()) - int((group / files.used).read_text())
+    with suppress(OSError, ValueError):
+        stat = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())
+        kinds = ("inactive", "active")
+        left += sum(int(stat.get(f"{files.prefix}{kind}_file", 0)) for kind in kinds)
+    return left
+
+
+class _Allocations(TorchDispatchMode):
+    """Counts the bytes of every new tensor."""
+
     def __init__(self) -> None:
         super().__init__()
         self.total = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        found = func(*args, **(kwargs or {}))
-        given = {
-            t.untyped_storage().data_ptr()
-            for t in tree_leaves((args, kwargs))
-            if isinstance(t, Tensor)
-        }
-        for t in tree_leaves(found):
-            # a view takes no memory
-            if isinstance(t, Tensor) and t.untyped_storage().data_ptr() not in given:
+        result = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage().data_ptr() for t in _tensors((args, kwargs))}
+        for t in _tensors(result):
+            if t.untyped_storage().data_ptr() not in given:  # a view takes no memory
                 self.total += t.untyped_storage().nbytes()
-        return found
+        return result
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def bytes_made(function: Callable[[], Any]) -> int:
-    """Bytes of all tensors that `function` makes: as much memory as it can take if it keeps every
-    one of them.
-    """
-    with _Made() as made:
+    """Bytes of all tensors that `function` makes, an upper bound of the memory that it needs."""
+    with _Allocations() as allocations:
         function()
-    return made.total
+    return allocations.total

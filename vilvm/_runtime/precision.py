@@ -1,10 +1,9 @@
-"""Mixed precision: networks in bfloat16, and all that follows from them, densities and sums, in
-float32.
+"""Mixed precision: networks in bfloat16, densities and sums in float32.
 
-Only the layers whose cost is a matrix product or a convolution are touched. Each runs under
-``torch.autocast`` by itself and gives float32, so that no log-density, no sum over pixels and no
-Monte Carlo average ever sees bfloat16, whose 8 bits would cost it its digits. Parameters,
-gradients and the optimizer's state stay float32.
+Only layers whose cost is a matrix product or a convolution are changed. Each runs under its own
+``torch.autocast`` and returns float32: bfloat16 has 8 significant bits, too few for a log-density,
+a sum over pixels or a Monte Carlo average. Parameters, gradients and the optimizer's state stay
+float32.
 
 Reference: Mixed Precision Training, Micikevicius et al., 2018.
 """
@@ -36,7 +35,7 @@ _open: set[int] = set()  # contexts in which layers run in bfloat16
 
 
 def check_precision(who: str, lvm: object, precision: Any) -> None:
-    """Raises ValueError, if there is no such precision, or nothing that could have it."""
+    """Raises ValueError for an unknown precision, or if `lvm` has no layer that can use it."""
     if precision not in PRECISIONS:
         raise ValueError(f"{who}: unknown precision={precision!r}; choose 'float32' or 'bf16'.")
     if precision == "bf16" and not _layers(lvm):
@@ -48,8 +47,9 @@ def check_precision(who: str, lvm: object, precision: Any) -> None:
 
 @contextmanager
 def networks_in(precision: Precision, lvm: object) -> Iterator[None]:
-    """Within it, the linear and convolutional layers of `lvm` run in this precision, and give
-    float32; the innermost context holds.
+    """A context in which the linear and convolutional layers of `lvm` compute in this precision.
+
+    They return float32. Of nested contexts the innermost applies.
     """
     before = [(layer, layer.__dict__.pop("forward", None)) for layer in _layers(lvm)]
     number = next(_numbers)
@@ -62,35 +62,29 @@ def networks_in(precision: Precision, lvm: object) -> Iterator[None]:
     finally:
         _open.discard(number)
         for layer, forward in before:
-            layer.__dict__.pop("forward", None)  # that of its class is seen again
+            layer.__dict__.pop("forward", None)  # uncovers that of its class
             if forward is not None:
                 layer.__dict__["forward"] = forward
 
 
 def _layers(lvm: object) -> list[nn.Module]:
-    """Those whose weight is a parameter of float32, and whose forward is their class's or ours."""
+    """The layers with a float32 weight whose forward is their class's or ours."""
+    if not isinstance(lvm, nn.Module):
+        return []
+    return [m for m in lvm.modules() if isinstance(m, _LAYERS) and _is_usable(m)]
 
-    def serves(module: nn.Module) -> bool:
-        # not the attribute, which a PyroModule may sample
-        weight = module._parameters.get("weight")
-        own = module.__dict__.get("forward")
-        return (
-            weight is not None
-            and weight.dtype == torch.float32
-            and (own is None or isinstance(own, _InBfloat16))
-        )
 
-    return [
-        m
-        for m in (lvm.modules() if isinstance(lvm, nn.Module) else ())
-        if isinstance(m, _LAYERS) and serves(m)
-    ]
+def _is_usable(layer: nn.Module) -> bool:
+    # not the attribute `weight`, which a PyroModule may sample
+    weight = layer._parameters.get("weight")
+    own = layer.__dict__.get("forward")
+    if weight is None or weight.dtype != torch.float32:
+        return False
+    return own is None or isinstance(own, _InBfloat16)
 
 
 class _InBfloat16:
-    """The forward of a layer; of a copy of the layer too, and back in float32 once the context is
-    closed.
-    """
+    """The forward of a layer and of its copies; computes in float32 once the context is closed."""
 
     def __init__(self, layer: nn.Module, number: int):
         self.layer, self.number = layer, number
@@ -99,6 +93,7 @@ class _InBfloat16:
         forward = type(self.layer).forward
         if self.number not in _open:
             return forward(self.layer, *args, **kwargs)
-        # A weight that was cast once and kept would be that of the step before.
-        with torch.autocast(self.layer.weight.device.type, torch.bfloat16, cache_enabled=False):  # type: ignore[union-attr]
+        device: Any = self.layer.weight.device
+        # no cache: a cached weight would be that of the previous step
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
             return forward(self.layer, *args, **kwargs).float()

@@ -1,4 +1,4 @@
-"""A progress bar on a terminal, and silence elsewhere."""
+"""A progress bar, shown on a terminal only."""
 
 from types import TracebackType
 
@@ -9,18 +9,20 @@ __all__ = ["ProgressBar"]
 
 
 class ProgressBar:
-    """A context that shows how far a loop is, with a line of numbers beside it and the time left.
+    """A context that shows the progress of a loop, some numbers and the time left.
 
     Arguments:
-        title: what is going on.
-        total: steps in all.
-        done: steps done before.
-        show: True or False; None shows it on a terminal only.
+        title: the text before the bar.
+        total: number of steps.
+        done: number of steps done before.
+        show: whether to show the bar; by default on a terminal only.
     """
 
     def __init__(self, title: str, total: int, done: int = 0, show: bool | None = None):
         console = Console(stderr=True)
-        shown = console.is_terminal if show is None else show
+        shown = show
+        if show is None:
+            shown = console.is_terminal
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -46,7 +48,7 @@ class ProgressBar:
         self._bar.stop()
 
     def advance(self, steps: int = 1, numbers: str | None = None) -> None:
-        """Moves on by `steps`, and shows `numbers` if given."""
+        """Advances by `steps`, and shows `numbers` if given."""
         if numbers is None:
             self._bar.advance(self._task, steps)
         else:

@@ -12,32 +12,33 @@ __all__ = ["preserved_rng", "rng_state", "seeded", "set_rng_state", "set_seed"]
 
 
 def preserved_rng(device: torch.device | str) -> Any:
-    """A context after which torch's generators, of the CPU and of `device`, are as they were."""
-    where = torch.device(device)
-    return torch.random.fork_rng(devices=[where] if where.type == "cuda" else [])
+    """A context that restores torch's generators, of the CPU and of `device`, at its end."""
+    gpus = [d for d in [torch.device(device)] if d.type == "cuda"]
+    return torch.random.fork_rng(devices=gpus)
 
 
 def rng_state(device: torch.device) -> list[Tensor]:
-    """The states of torch's generators, the CPU's first."""
-    return [
-        torch.get_rng_state(),
-        *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else []),
-    ]
+    """The states of torch's generators: the CPU's, then that of `device` if it is a GPU."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return states
 
 
 def set_rng_state(states: list[Tensor], device: torch.device) -> None:
-    """Puts torch's generators where ``rng`` found them."""
+    """Restores the states that ``rng_state`` returned."""
     torch.set_rng_state(states[0].cpu())
     if device.type == "cuda" and len(states) > 1:
         torch.cuda.set_rng_state(states[1].cpu(), device)
 
 
 class seeded:
-    """A context in which torch draws from `seed`, on the CPU and on `device`; the generators are
-    as before afterwards.
+    """A context in which torch's generators, of the CPU and of `device`, start from `seed`.
+
+    Their states are restored afterwards.
 
     Raises:
-        BusyError: another thread is within it, or runs a pair.
+        BusyError: another thread is in this context, or is running a model.
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu"):
@@ -55,7 +56,7 @@ class seeded:
 
 
 def set_seed(seed: int, device: torch.device) -> None:
-    """Seeds torch's generators of the CPU and of `device`, and no other's."""
+    """Seeds torch's generators of the CPU and of `device`, and no others."""
     torch.random.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):

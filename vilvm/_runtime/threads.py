@@ -1,5 +1,5 @@
-"""One thread at a time: Pyro's handlers, its store of parameters and torch's generators are the
-process's, and no thread's own.
+"""One thread at a time: all threads of a process share Pyro's handlers, its parameter store and
+torch's generators.
 """
 
 import threading
@@ -13,11 +13,10 @@ _LOCK = threading.RLock()
 
 
 class one_thread:
-    """A context that one thread at a time may be in, as often as it likes; another is refused, for
-    it might wait for hours.
+    """A context for one thread at a time, which may enter it repeatedly.
 
-    Whatever runs a pair, seeds the generators or puts a pair into evaluation mode is in it:
-    ``module_parameters``, ``seeded``, ``evaluation_mode``.
+    A second thread gets an error, for waiting could take hours. ``module_parameters``, ``seeded``
+    and ``evaluation_mode`` enter it.
 
     Raises:
         BusyError: another thread is in it.
@@ -27,8 +26,8 @@ class one_thread:
         if not _LOCK.acquire(blocking=False):
             raise BusyError(
                 "Another thread of this process is running a pair (fit, evaluate, ...), and Pyro "
-                "and torch's generators serve one thread "
-                "at a time: wait until it has ended, or use another process."
+                "and torch's generators serve one thread at a time: wait until it has ended, or "
+                "use another process."
             )
 
     def __exit__(self, *exc: Any) -> None:

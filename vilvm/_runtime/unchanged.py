@@ -1,9 +1,8 @@
-"""What a user gives stays as it was: a model, a transform or a callback that writes into it is
-refused.
+"""Detects a model, transform or callback that changes a user's data in place, or seeds torch.
 
-A run on data that change under it has another answer at every pass, and says nothing. torch counts
-the writes into every tensor, and a view shares the count of its base, so a look at the counts
-finds them; only what is written through NumPy it does not see.
+If the data change during a run, every pass gives another result, without an error. torch counts
+the writes into every tensor, and a view shares the count of its base; comparing the counts detects
+every write but those through NumPy.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,11 +18,11 @@ __all__ = ["Unchanged", "not_seeded"]
 
 
 class Unchanged:
-    """Remembers how often tensors were written into.
+    """The write counts of some tensors, to be compared later.
 
     Arguments:
-        named: tensors by the expression that picks them; what is no tensor, or counts no writes,
-            is left out.
+        named: pairs of the expression that picks a tensor, and the tensor; values that count no
+            writes are left out.
     """
 
     def __init__(self, named: Iterable[tuple[str, Any]]):
@@ -34,52 +33,54 @@ class Unchanged:
         ]
 
     def check(self, who: str, what: str = "its batch") -> None:
-        """Raises ContractError, which says that `who` did it, if one of the tensors was written
-        into since.
-        """
+        """Raises ContractError, which names `who`, if a tensor was written into since."""
         for name, tensor, version in self._known:
             if tensor._version != version:
                 raise ContractError(
                     f"{who} changes {what} in place ({name}), and so the data themselves: compute "
-                    "a new tensor (x = x + 1, not x += 1 or "
-                    f"x.add_(1)), or work on {name}.clone(); then load the data anew."
+                    "a new tensor (x = x + 1, not x += 1 or x.add_(1)), or work on "
+                    f"{name}.clone(); then load the data anew."
                 )
 
 
-_SEED = (
-    # bytes at the start of the state of torch's generator on the CPU: the seed it was given, which
-    # no draw depends on any more
-    8
-)
+# The first bytes of the state of torch's CPU generator hold its seed, on which draws no longer
+# depend.
+_SEED_BYTES = 8
 
 
 @contextmanager
 def not_seeded(part: str, lvm: object) -> Iterator[None]:
-    """Refuses a run, of this part of `lvm`, that seeds torch's generators: all its runs would draw
-    the same, and no error be seen.
+    """A context that raises if the model or guide seeds torch's generators within it.
 
-    Meanwhile the generator has another seed to its name, while its draws go on as they would;
-    whoever seeds it takes that name away.
+    With a seed of its own every run would draw the same numbers, without an error. The context
+    changes the seed that the generator reports, which does not affect its draws; a seeding within
+    the context overwrites that mark.
+
+    Arguments:
+        part: "model" or "guide", for the message.
+        lvm: the model.
 
     Raises:
-        ContractError: the part has seeded them.
+        ContractError: the generators were seeded.
     """
     before = torch.get_rng_state()
     marked = before.clone()
-    marked[:_SEED] ^= 0x5A
+    marked[:_SEED_BYTES] ^= 0x5A
     torch.set_rng_state(marked)
-    name = torch.initial_seed()
+    mark = torch.initial_seed()
     seeded = False
     try:
         yield
-        seeded = torch.initial_seed() != name
+        seeded = torch.initial_seed() != mark
     finally:
-        after = before if seeded else torch.get_rng_state()
-        after[:_SEED] = before[:_SEED]
+        after = torch.get_rng_state()
+        if seeded:
+            after = before
+        after[:_SEED_BYTES] = before[:_SEED_BYTES]
         torch.set_rng_state(after)
     if seeded:
         raise ContractError(
             f"The {part} of {type(lvm).__name__} seeds torch's generators (torch.manual_seed), so "
-            "that all its runs draw the same: leave it out, "
-            "and give the seed to fit and evaluate (seed=...)."
+            "that all its runs draw the same: leave it out, and give the seed to fit and evaluate "
+            "(seed=...)."
         )

@@ -1,4 +1,4 @@
-"""Data: one split of a data set, and the transforms through which a model sees it."""
+"""Data: one split of a data set, its transforms and corruptions; data sets are in ``datasets``."""
 
 from vilvm.data.corruptions import (
     BlockMasking,

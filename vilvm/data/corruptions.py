@@ -1,7 +1,8 @@
 """Corruptions of data, and the pairs (corrupted, clean) that a denoising auto-encoder learns from.
 
-Each is a transform like any other: of rows with one number a pixel, noise from torch's generator
-of the batch's device.
+Each corruption is a transform of rows with one number a pixel; its noise comes from torch's
+generator of the batch's device. ``torchvision.transforms.v2`` does not replace them: its noise is
+clipped to the grey scale, and its erasing takes one block for the whole batch.
 
 Reference: Stacked Denoising Autoencoders: Learning Useful Representations in a Deep Network with a
 Local Denoising Criterion, Vincent, Larochelle, Lajoie, Bengio and Manzagol, 2010.
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d, pad
 
 from vilvm._runtime.argument_checks import check_number, check_positive, check_sizes
 from vilvm.data.data import Transform, is_transform
@@ -22,10 +24,21 @@ __all__ = ["BlockMasking", "Blur", "Corrupted", "GaussianNoise", "HalfErasure", 
 
 @dataclass(frozen=True)
 class GaussianNoise:
-    """x̃ = x + scale · ε, ε ~ N(0, I); not cut off at the ends of the grey scale.
+    """x̃ = x + scale · ε, ε ~ N(0, I), not clipped to the grey scale.
 
     Arguments:
         scale: standard deviation of the noise, in units of the data.
+        name: recorded with every result.
+        fresh: True: drawn anew for every batch.
+
+    Raises:
+        ValueError: `scale` is not positive; or, when called, the data are not real numbers.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.data import GaussianNoise
+        >>> GaussianNoise(0.1)(torch.zeros(5, 3)).shape
+        torch.Size([5, 3])
     """
 
     scale: float = 0.5
@@ -45,7 +58,18 @@ class PixelErasure:
     """Each number becomes 0 with probability `share`, independently of all others.
 
     Arguments:
-        share: between 0 and 1.
+        share: above 0 and at most 1.
+        name: recorded with every result.
+        fresh: True: drawn anew for every batch.
+
+    Raises:
+        ValueError: `share` is out of range; or, when called, the data are not real numbers.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.data import PixelErasure
+        >>> PixelErasure(1.0)(torch.ones(1, 3))
+        tensor([[0., 0., 0.]])
     """
 
     share: float = 0.5
@@ -60,19 +84,32 @@ class PixelErasure:
         )
 
     def __call__(self, batch: Any) -> Any:
-        """The batch with holes."""
-        return map_tensors(
-            lambda x: _real(x, self.name).where(torch.rand_like(x) >= self.share, 0.0), batch
-        )
+        """The batch with erased pixels."""
+        return map_tensors(self._erase, batch)
+
+    def _erase(self, x: Tensor) -> Tensor:
+        return _real(x, self.name).where(torch.rand_like(x) >= self.share, 0.0)
 
 
 @dataclass(frozen=True)
 class BlockMasking:
-    """A square block of pixels, at a place drawn for each picture, becomes 0 in all channels.
+    """A square block of pixels, at a random place in each picture, becomes 0 in all channels.
 
     Arguments:
-        size: side of the block; all of it lies within the picture.
+        size: side of the block, in pixels; the whole block is within the picture.
         image_shape: (height, width) or (channels, height, width) of a row.
+        name: recorded with every result.
+        fresh: True: drawn anew for every batch.
+
+    Raises:
+        ValueError: `size` or `image_shape` is out of range; or, when called, a row has another
+            number of pixels.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.data import BlockMasking
+        >>> BlockMasking(2, (3, 3))(torch.ones(5, 9)).sum(1)
+        tensor([5., 5., 5., 5., 5.])
     """
 
     size: int = 12
@@ -90,27 +127,42 @@ class BlockMasking:
         )
 
     def __call__(self, batch: Any) -> Any:
-        """The batch, a block missing from every picture."""
+        """The batch with a block erased from every picture."""
         return map_tensors(self._mask, batch)
 
     def _mask(self, x: Tensor) -> Tensor:
         pictures = _pictures(x, self.image_shape, "BlockMasking")
-        erased: list[Tensor] = []
-        for length in self.image_shape[-2:]:
-            start = torch.randint(length - self.size + 1, (len(x), 1), device=x.device)
-            place = torch.arange(length, device=x.device)
-            erased.append((place >= start) & (place < start + self.size))
-        block = erased[0][:, None, :, None] & erased[1][:, None, None, :]
+        height, width = self.image_shape[-2:]
+        rows = self._interval(x, height)
+        columns = self._interval(x, width)
+        block = rows[:, None, :, None] & columns[:, None, None, :]
         return pictures.masked_fill(block, 0.0).reshape(x.shape)
+
+    def _interval(self, x: Tensor, length: int) -> Tensor:
+        """Which of `length` positions are in the block, shape (num_data, length)."""
+        start = torch.randint(length - self.size + 1, (len(x), 1), device=x.device)
+        position = torch.arange(length, device=x.device)
+        return (position >= start) & (position < start + self.size)
 
 
 @dataclass(frozen=True)
 class HalfErasure:
-    """One half of each picture becomes 0 in all channels; the same at every call.
+    """One half of each picture becomes 0 in all channels.
 
     Arguments:
         half: "left", "right", "top" or "bottom".
         image_shape: (height, width) or (channels, height, width) of a row.
+        name: recorded with every result.
+        fresh: False: nothing is random.
+
+    Raises:
+        ValueError: `half` is unknown, or `image_shape` is out of range.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.data import HalfErasure
+        >>> HalfErasure("top", (2, 2))(torch.ones(1, 4))
+        tensor([[0., 0., 1., 1.]])
     """
 
     half: str = "left"
@@ -128,7 +180,7 @@ class HalfErasure:
 
     @property
     def observed(self) -> Tensor:
-        """Which numbers of a row are left, Boolean, shape (D,)."""
+        """Which numbers of a row are not erased, Boolean, shape (D,)."""
         height, width = self.image_shape[-2:]
         down, across = torch.arange(height)[:, None], torch.arange(width)
         erased = {"left": across < width // 2, "right": across >= width - width // 2}
@@ -136,18 +188,29 @@ class HalfErasure:
         return (~erased[self.half]).expand(self.image_shape).reshape(-1)
 
     def __call__(self, batch: Any) -> Any:
-        """The batch, half of each row 0."""
+        """The batch with half of each picture erased."""
         return map_tensors(lambda x: x * self.observed.to(x).reshape(x.shape[1:]), batch)
 
 
 @dataclass(frozen=True)
 class Blur:
-    """Each picture convolved with a Gaussian; the same at every call. The edge is continued by its
-    mirror image.
+    """Each picture is convolved with a Gaussian; beyond its edge it continues as its mirror image.
 
     Arguments:
         scale: standard deviation of the Gaussian, in pixels.
         image_shape: (height, width) or (channels, height, width) of a row.
+        name: recorded with every result.
+        fresh: False: nothing is random.
+
+    Raises:
+        ValueError: `scale` or `image_shape` is out of range; or, when called, a row has another
+            number of pixels.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.data import Blur
+        >>> Blur(1.0, (3, 3))(torch.ones(5, 9)).shape
+        torch.Size([5, 9])
     """
 
     scale: float = 2.0
@@ -164,24 +227,40 @@ class Blur:
         return map_tensors(self._blur, batch)
 
     def _blur(self, x: Tensor) -> Tensor:
-        # here, for it takes seconds to import
-        from torchvision.transforms.functional import gaussian_blur
-
+        if not x.is_floating_point():
+            return self._blur(x.float()).round().to(x.dtype)
         pictures = _pictures(x, self.image_shape, "Blur")
-        # mirrored, a picture reaches no further
+        # the mirror image of a picture extends no further
         reach = min(int(3 * self.scale + 0.5), min(self.image_shape[-2:]) - 1)
-        return gaussian_blur(pictures, [2 * reach + 1] * 2, [float(self.scale)] * 2).reshape(
-            x.shape
-        )
+        offsets = torch.linspace(-reach, reach, 2 * reach + 1, dtype=x.dtype, device=x.device)
+        density = (-0.5 * (offsets / self.scale).pow(2)).exp()
+        density = density / density.sum()
+        channels = pictures.shape[1]
+        kernel = torch.outer(density, density).expand(channels, 1, -1, -1)
+        mirrored = pad(pictures, [reach] * 4, mode="reflect")
+        return conv2d(mirrored, kernel, groups=channels).reshape(x.shape)
 
 
 @dataclass(frozen=True)
 class Corrupted:
-    """A batch x becomes the pair (x̃, x): corrupted, clean. To binarise first:
-    ``Chain((DynamicBinarisation(), Corrupted(...)))``.
+    """A batch x becomes the pair (x̃, x): corrupted, clean.
+
+    To binarise first, use ``Chain((DynamicBinarisation(), Corrupted(...)))``.
 
     Arguments:
-        corruption: what makes x̃ of x, such as ``GaussianNoise(0.5)``.
+        corruption: the transform from x to x̃, such as ``GaussianNoise(0.5)``.
+
+    Raises:
+        ValueError: `corruption` is no transform.
+
+    Reference: Extracting and Composing Robust Features with Denoising Autoencoders, Vincent,
+    Larochelle, Bengio and Manzagol, 2008.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.data import Corrupted, PixelErasure
+        >>> Corrupted(PixelErasure(1.0))(torch.ones(1, 2))
+        (tensor([[0., 0.]]), tensor([[1., 1.]]))
     """
 
     corruption: Transform
@@ -195,7 +274,7 @@ class Corrupted:
 
     @property
     def name(self) -> str:
-        """That of the corruption."""
+        """The name of the corruption."""
         return self.corruption.name
 
     @property
@@ -231,10 +310,10 @@ def _check_shape(shape: tuple[int, ...], who: str) -> None:
 
 
 def _pictures(x: Tensor, shape: tuple[int, ...], who: str) -> Tensor:
-    """Rows as pictures, (num_data, channels, height, width)."""
+    """The rows as pictures, shape (num_data, channels, height, width)."""
     pixels = torch.Size(shape).numel()
     _check(
         x.dim() > 1 and x[0].numel() == pixels,
         f"{who}: data of shape {tuple(x.shape)} are not rows of {pixels} pixels.",
     )
-    return x.reshape(len(x), *((1,) if len(shape) == 2 else ()), *shape)
+    return x.reshape(len(x), -1, *shape[-2:])

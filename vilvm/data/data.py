@@ -1,23 +1,22 @@
-"""One split of a data set: tensors, a transform, and the words that say what they are.
+"""One split of a data set: its tensors, its transform, and what is recorded about them.
 
-``fit``, ``evaluate`` and the diagnostics take a ``Data`` or anything ``as_data`` can make one of
-(a tensor, or a tuple or dict of tensors with one datum a row). The tensors go to the device once;
-a batch is an index-select there. Data larger than memory stay where they are
-(``vilvm.data.datasets.on_disk``): what is read of them are the rows of a batch.
+``fit``, ``evaluate`` and the diagnostics take a ``Data``, or anything that ``as_data`` converts to
+one (a tensor, or a tuple or dict of tensors with one datum a row). The tensors go to the device
+once; a batch is an index-select there. Data larger than memory stay on disk
+(``vilvm.data.datasets.on_disk``), and only the rows of a batch are read.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
 from vilvm._runtime.random import seeded
 from vilvm._runtime.unchanged import Unchanged
-from vilvm.data._unusable import why_unusable
+from vilvm.data._checks import check_tensors
 from vilvm.data.streamed import StreamedTensor
 from vilvm.data.tensors import map_tensors, named_tensors, tensors_of
 
@@ -25,11 +24,25 @@ __all__ = ["Data", "Transform", "as_data", "is_transform"]
 
 
 class Transform(Protocol):
-    """What happens to a batch before the model sees it. A frozen dataclass, so that its ``repr``
-    records it.
+    """What happens to a batch before the model sees it.
 
-    `fresh` says whether it draws anew each time a batch is taken (dynamic binarisation) or once
-    for the split (static).
+    A transform is a frozen dataclass, so that its ``repr`` records it. It has a `name`, and
+    `fresh` says whether it draws anew for every batch (dynamic binarisation) or once for the split
+    (static binarisation).
+
+    Example:
+        >>> import torch
+        >>> from dataclasses import dataclass
+        >>> from vilvm import Data
+        >>> @dataclass(frozen=True)
+        ... class Centred:
+        ...     name: str = "centred"
+        ...     fresh: bool = False
+        ...     def __call__(self, batch):
+        ...         return batch - 0.5
+        >>> Data(torch.ones(2, 1), transform=Centred()).x
+        tensor([[0.5000],
+                [0.5000]])
     """
 
     @property
@@ -44,7 +57,20 @@ class Transform(Protocol):
 
 
 def is_transform(value: Any) -> bool:
-    """Whether a value can be called with a batch and says whether it is fresh."""
+    """Whether a value is callable and has an attribute `fresh`.
+
+    Arguments:
+        value: any object.
+
+    Returns:
+        True for a transform.
+
+    Example:
+        >>> from vilvm.data import DynamicBinarisation
+        >>> from vilvm.data.data import is_transform
+        >>> is_transform(DynamicBinarisation()), is_transform(abs)
+        (True, False)
+    """
     return callable(value) and hasattr(value, "fresh")
 
 
@@ -53,15 +79,25 @@ class Data:
     """One split of a data set.
 
     Arguments:
-        x: a tensor, or a tuple or dict of tensors, with one datum a row. ``StreamedTensor`` on
-            disk may stand for a tensor.
-        name: of the data set; named in every result.
+        x: a tensor or ``StreamedTensor``, or a tuple or dict of them, with one datum a row.
+        name: of the data set; recorded with every result.
         split: "train", "validation", "test" or "all".
-        transform: what the model sees the data through, or None. One that is fresh is drawn for
-            every batch; any other is applied once, here.
+        transform: applied before the model sees the data, or None. A fresh transform is applied to
+            every batch, any other one once, here.
         labels: shape (N,), or None; used by figures only.
         image_shape: (height, width) or (channels, height, width) if a row is a picture, else None.
-        transformed: whether `x` is what the transform has made already.
+        transformed: whether `x` is the output of the transform.
+
+    Raises:
+        ValueError: `transform` is no transform, or is drawn once and the data stay on disk.
+
+    Example:
+        >>> import torch
+        >>> from vilvm import Data
+        >>> from vilvm.data import DynamicBinarisation
+        >>> data = Data(torch.full((5, 3), 0.5), "coins", transform=DynamicBinarisation())
+        >>> len(data), data.model_input().unique()
+        (5, tensor([0., 1.]))
     """
 
     x: Any
@@ -78,144 +114,157 @@ class Data:
         if not is_transform(self.transform) or isinstance(self.transform, type):
             raise ValueError(
                 f"Data: the transform is a {type(self.transform).__name__}; give one of "
-                "vilvm.data.datasets, such as DynamicBinarisation(), "
-                "or a frozen dataclass that is called with a batch and has `name` and `fresh`."
+                "vilvm.data.datasets, such as DynamicBinarisation(), or a frozen dataclass that "
+                "is called with a batch and has `name` and `fresh`."
             )
-        if not self.transform.fresh:
-            if self.streamed:
-                raise ValueError(
-                    f"{self.name}: {self.transform.name} is drawn once for all data, and these "
-                    "stay on disk; write the transformed data to a file, "
-                    "or take a transform that is drawn anew for every batch."
-                )
-            object.__setattr__(self, "x", self._transform(self.x))
-            object.__setattr__(self, "transformed", True)
+        if self.transform.fresh:
+            return
+        if self.streamed:
+            raise ValueError(
+                f"{self.name}: {self.transform.name} is drawn once for all data, and these stay "
+                "on disk; write the transformed data to a file, or take a transform that is drawn "
+                "anew for every batch."
+            )
+        object.__setattr__(self, "x", self._transform(self.x))
+        object.__setattr__(self, "transformed", True)
+
+    def _first_sizes(self) -> set[int | None]:
+        """The sizes of the tensors' first dimensions; None stands for a scalar."""
+        return {next(iter(t.shape), None) for t in tensors_of(self.x)}
 
     def __len__(self) -> int:
-        """The number of data; 1 when the tensors share no first dimension, for they are then one
-        datum together.
-        """
-        sizes = {t.shape[0] if t.dim() else None for t in tensors_of(self.x)}
-        size = sizes.pop() if len(sizes) == 1 else None
-        return 1 if size is None else size
+        """The number of data; 1 if the tensors share no first dimension and so form one datum."""
+        sizes = self._first_sizes()
+        if len(sizes) != 1:
+            return 1
+        size = sizes.pop()
+        if size is None:
+            return 1
+        return size
 
     @property
     def divisible(self) -> bool:
-        """Whether the tensors share a first dimension, so that part of them is still data."""
-        sizes = {t.shape[0] if t.dim() else None for t in tensors_of(self.x)}
+        """Whether the tensors share a first dimension, so that a subset of rows is data too."""
+        sizes = self._first_sizes()
         return len(sizes) == 1 and None not in sizes
 
-    def uneven(self) -> str:
-        """Which tensors share no first dimension, and by how much they differ, in words; "" if all
-        do.
-        """
+    def size_mismatch(self) -> str:
+        """Describes two tensors that share no first dimension; "" if all tensors share one."""
         tensors = list(named_tensors(self.x))
-        single = next((name for name, t in tensors if not t.dim()), None)
-        if single is not None:
-            return f"{single} is a single number"
+        for name, tensor in tensors:
+            if not tensor.dim():
+                return f"{name} is a single number"
         (first, size), *rest = [(name, t.shape[0]) for name, t in tensors]
         for name, other in rest:
-            if other != size:
-                return (
-                    f"{first} has {size} rows and {name} has {other}, {abs(other - size)} "
-                    f"{'more' if other > size else 'fewer'}"
-                )
+            if other > size:
+                return f"{first} has {size} rows and {name} has {other}, {other - size} more"
+            if other < size:
+                return f"{first} has {size} rows and {name} has {other}, {size - other} fewer"
         return ""
 
     @property
     def streamed(self) -> bool:
-        """Whether some of it stays on disk and is read in batches."""
+        """Whether a tensor stays on disk and is read in batches."""
         return any(isinstance(t, StreamedTensor) for t in tensors_of(self.x))
 
     def loaded(self) -> "Data":
-        """The same data, all of them in memory."""
-        return self.subset(slice(None)) if self.streamed else self
+        """The same data, all in memory."""
+        if self.streamed:
+            return self.subset(slice(None))
+        return self
 
     def to(self, device: torch.device | str) -> "Data":
         """The same data on `device`."""
         return replace(self, x=map_tensors(lambda t: t.to(device), self.x))
 
     def subset(self, index: Tensor | slice) -> "Data":
-        """The data that `index` picks, in its order."""
-        labels = None if self.labels is None else self.labels[_on(index, self.labels.device)]
-        return replace(
-            self, x=map_tensors(lambda t: t[_on(index, t.device)], self.x), labels=labels
-        )
+        """The rows that `index` picks, in its order, with their labels."""
+        labels = self.labels
+        if labels is not None:
+            labels = labels[_on(index, labels.device)]
+        rows = map_tensors(lambda t: t[_on(index, t.device)], self.x)
+        return replace(self, x=rows, labels=labels)
 
-    def at(self, places: Tensor) -> "Data":
-        """The data at `places`, int64 and counted from the start, without their labels: ``subset``
-        in half the time, for a batch a step.
-        """
+    def take(self, indices: Tensor) -> "Data":
+        """The rows at int64 `indices` from 0, without labels; twice as fast as ``subset``."""
 
-        def picked(t: Any) -> Tensor:
+        def rows(t: Any) -> Tensor:
             if not isinstance(t, Tensor):
-                return t[places]
-            own = places.to(t.device)
-            # which keeps the layout
-            return t.index_select(0, own) if t.is_contiguous() else t[own]
+                return t[indices]
+            own = indices.to(t.device)
+            if t.is_contiguous():
+                return t.index_select(0, own)
+            return t[own]  # keeps the memory layout
 
-        return replace(self, x=map_tensors(picked, self.x), labels=None)
+        return replace(self, x=map_tensors(rows, self.x), labels=None)
 
-    def parts(self, rows: int) -> "Sequence[Data]":
-        """The data in order, `rows` at a time; the last part may be smaller.
+    def chunks(self, size: int) -> "Sequence[Data]":
+        """The data in order, `size` rows at a time; the last chunk may be smaller.
 
-        A part of data on disk is read when it is asked for.
+        A chunk of data on disk is read when it is accessed.
         """
-        parts = _Parts(self, rows)
-        return parts if self.streamed else list(parts)
+        chunks = _Chunks(self, size)
+        if self.streamed:
+            return chunks
+        return list(chunks)
 
     def fixed(self, seed: int = 0) -> "Data":
-        """The data after their transform, drawn once from `seed`: what a static protocol, or an
-        evaluation, looks at.
+        """The data with their transform applied once, drawn from `seed`.
 
-        Drawn on the CPU, so that the same data are looked at whatever device they are for.
+        The draws are made on the CPU, so that they do not depend on the device.
 
         Raises:
-            ValueError: they stay on disk, and so cannot be kept as they are drawn.
+            ValueError: the data stay on disk, so the transformed data cannot be kept.
         """
         if self.transform is None or self.transformed:
             return self
         if self.streamed:
             raise ValueError(
                 f"{self.name}: what {self.transform.name} draws must be kept here, and these data "
-                "stay on disk; "
-                "take some of them, such as data.subset(slice(0, 10000)), or data without a "
-                "transform."
+                "stay on disk; take some of them, such as data.subset(slice(0, 10000)), or data "
+                "without a transform."
             )
         with seeded(seed):
             x = self._transform(map_tensors(Tensor.cpu, self.x))
         return replace(self, x=x, transformed=True).to(self.device)
 
-    def look(self) -> Any:
-        """The tensors as the model sees them, a fresh transform drawn anew from torch's generator."""
-        return self.x if self.transform is None or self.transformed else self._transform(self.x)
+    def model_input(self) -> Any:
+        """The tensors that the model sees; a fresh transform draws from torch's generator."""
+        if self.transform is None or self.transformed:
+            return self.x
+        return self._transform(self.x)
 
     def _transform(self, x: Any) -> Any:
-        """What the transform makes of `x`, which it leaves as it is; else ContractError."""
+        """Applies the transform; raises ContractError if it changes `x` in place."""
         assert self.transform is not None
-        given, found = Unchanged(named_tensors(x)), self.transform(x)
-        given.check(f"The transform {type(self.transform).__name__}")
-        return found
+        before = Unchanged(named_tensors(x))
+        transformed = self.transform(x)
+        before.check(f"The transform {type(self.transform).__name__}")
+        return transformed
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """The device of the tensors."""
         return tensors_of(self.x)[0].device
 
     def protocol(self) -> dict[str, Any]:
-        """What must be equal for two numbers to be comparable: data set, split, number of data,
+        """What must agree for two results to be comparable: data set, split, number of data and
         transform.
         """
+        transform = "none"
+        if self.transform is not None:
+            transform = repr(self.transform)
         return {
             "data": self.name,
             "split": self.split,
             "num_data": len(self),
-            "transform": "none" if self.transform is None else repr(self.transform),
+            "transform": transform,
         }
 
     def fingerprint(self) -> str:
-        """A SHA-256 of the tensors' shapes and contents (of data on disk: of some) and of the
-        transform; told apart in a checkpoint.
+        """A SHA-256 digest of the transform and of the tensors' shapes, types and contents.
+
+        A checkpoint records it. Of data on disk it covers some rows only.
         """
         digest = hashlib.sha256(repr(self.transform).encode())
         for tensor in tensors_of(self.x):
@@ -227,49 +276,54 @@ class Data:
         return digest.hexdigest()
 
 
-class _Parts(Sequence[Data]):
-    """The parts of some data, each made when it is asked for; some of the parts are such a
-    sequence, too.
-    """
+class _Chunks(Sequence[Data]):
+    """The chunks of some data, each made when it is accessed; a slice is such a sequence, too."""
 
-    def __init__(self, data: Data, rows: int, starts: range | None = None):
-        self.data, self.rows = data, rows
-        self.starts = range(0, len(data), rows) if starts is None else starts
+    def __init__(self, data: Data, size: int, starts: range | None = None):
+        if starts is None:
+            starts = range(0, len(data), size)
+        self.data, self.size, self.starts = data, size, starts
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
-            return _Parts(self.data, self.rows, self.starts[place])
+            return _Chunks(self.data, self.size, self.starts[place])
         start = self.starts[place]
-        return self.data.subset(slice(start, start + self.rows))
+        return self.data.subset(slice(start, start + self.size))
 
 
 def _on(index: Tensor | slice, device: torch.device) -> Tensor | slice:
-    return index.to(device) if isinstance(index, Tensor) else index
+    if isinstance(index, Tensor):
+        return index.to(device)
+    return index
 
 
 def as_data(data: Any, what: str = "data") -> Data:
-    """`data` as a Data, checked: it holds tensors, is not empty, and is free of NaN and
-    infinities.
+    """Converts tensors to a ``Data`` and checks them.
+
+    Arguments:
+        data: a ``Data``, a tensor, or a tuple or dict of tensors with one datum a row.
+        what: the name of the argument, for messages.
+
+    Returns:
+        The data, detached from any gradient history.
 
     Raises:
-        ValueError: what is wrong, in which tensor, at which datum.
+        ValueError: there is no tensor; or one is empty, sparse or complex, or holds NaN or
+            infinity; or there is not one label a datum.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.data import as_data
+        >>> len(as_data((torch.zeros(4, 2), torch.ones(4))))
+        4
     """
-    if all(
-        isinstance(getattr(data, split, None), Data) for split in ("train", "validation", "test")
-    ):
-        raise ValueError(
-            f"{what}: got a whole data set; pass one split of it, such as dataset.train."
-        )
-    if hasattr(data, "sources"):  # Interleaved, which is made of Data
-        raise ValueError(
-            f"{what}: are Interleaved, which only fit trains on; pass one of its sources."
-        )
+    _check_one_split(data, what)
     if not isinstance(data, Data):
         data = Data(data)
-    _check_tensors(data.x, what)
+    check_tensors(data.x, what)
     tensors = tensors_of(data.x)
     if not tensors:
         raise ValueError(
@@ -280,54 +334,25 @@ def as_data(data: Any, what: str = "data") -> Data:
         raise ValueError(
             f"{what}: has {len(data)} data and {len(data.labels)} labels; give one label a datum."
         )
-    # Data are constants: a history of their own would be walked through, and freed, by the first
-    # step.
-    return (
-        replace(data, x=map_tensors(lambda t: t.detach() if isinstance(t, Tensor) else t, data.x))
-        if any(t.requires_grad for t in tensors)
-        else data
-    )
+    if any(t.requires_grad for t in tensors):
+        # the first backward pass would run through their gradient history, and free it
+        return replace(data, x=map_tensors(_detached, data.x))
+    return data
 
 
-def _check_tensors(x: Any, what: str) -> None:
-    if fault := why_unusable(x):
-        raise ValueError(f"{what}: {fault}")
-    if isinstance(x, PackedSequence):
+def _detached(x: Any) -> Any:
+    if isinstance(x, Tensor):
+        return x.detach()
+    return x
+
+
+def _check_one_split(data: Any, what: str) -> None:
+    splits = [getattr(data, split, None) for split in ("train", "validation", "test")]
+    if all(isinstance(split, Data) for split in splits):
         raise ValueError(
-            f"{what}: holds a PackedSequence, whose rows are time steps of several data; pass the "
-            "padded tensor and the lengths "
-            "(torch.nn.utils.rnn.pad_packed_sequence(..., batch_first=True)), and pack them in "
-            "the model."
+            f"{what}: got a whole data set; pass one split of it, such as dataset.train."
         )
-    row = next(
-        (
-            kind
-            for kind in (Mapping, tuple)
-            if isinstance(x, list) and x and all(isinstance(v, kind) for v in x)
-        ),
-        None,
-    )
-    if row is not None:
-        name = "dict" if row is Mapping else "tuple"
+    if hasattr(data, "sources"):  # Interleaved
         raise ValueError(
-            f"{what}: is a list of {len(x)} {name}s; stack them into one {name} of tensors with a "
-            "datum a row "
-            "(torch.utils.data.default_collate)."
-        )
-    if isinstance(x, Mapping | list | tuple):
-        for value in x.values() if isinstance(x, Mapping) else x:
-            _check_tensors(value, what)
-    if not isinstance(x, Tensor):
-        return
-    if x.numel() == 0:
-        raise ValueError(
-            f"{what}: is empty (a tensor of shape {tuple(x.shape)}); pass at least one datum."
-        )
-    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-        where = (~torch.isfinite(x)).nonzero()[0].tolist()
-        raise ValueError(
-            f"{what}: holds NaN or infinity, first at index {where}; remove such values, or fill "
-            "them in and leave them "
-            "out of the likelihood: poutine.mask, .mask(...) of its distribution, or "
-            "vilvm.wrappers.partly_observed.partly_observed."
+            f"{what}: are Interleaved, which only fit trains on; pass one of its sources."
         )

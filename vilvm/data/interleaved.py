@@ -1,4 +1,4 @@
-"""Data of several kinds, whose batches are taken in turn."""
+"""Data from several sources, whose batches are interleaved."""
 
 import hashlib
 from typing import Any
@@ -11,21 +11,20 @@ __all__ = ["Interleaved"]
 
 
 class Interleaved:
-    """Data of several kinds, for ``fit``, whose batches are taken in turn: labelled and unlabelled
-    ones, say.
+    """Data from several sources for ``fit``, such as labelled and unlabelled data.
 
-    Every batch is of one source, so the model and the guide see what that source holds and tell
-    its kind from it. In an epoch every source is run through once, its batches of ``batch_size``
-    data (or all it has) spread evenly among those of the others. The loss of a step is per datum
-    of its batch, so with batches of one size an epoch climbs the bound of all data together. To
-    have a source k times an epoch, repeat its data k times. Rate and distortion in the records are
-    those of the first source.
+    Every batch comes from one source, and the model and guide see that source's tensors. An epoch
+    runs through every source once; its batches of ``batch_size`` data (or all of its data) are
+    spread evenly among those of the others. The loss of a step is per datum of its batch, so with
+    batches of one size an epoch maximises the bound of all data together. To visit a source k
+    times an epoch, repeat its data k times. The recorded rate and distortion are those of the
+    first source.
 
     Arguments:
-        sources: each a ``Data``, or what ``fit`` makes one of.
+        sources: each a ``Data``, a tensor, or a tuple or dict of tensors.
 
     Raises:
-        ValueError: a source holds no data, or there is none.
+        ValueError: there is no source, or a source holds no data.
 
     Example:
         >>> import torch, vilvm
@@ -61,11 +60,12 @@ class Interleaved:
         return Interleaved(*(s.to(device) for s in self.sources))
 
     def protocol(self) -> dict[str, Any]:
-        """That of the sources, side by side; see ``Data.protocol``."""
+        """The protocols of the sources, joined; see ``Data.protocol``."""
         each = [s.protocol() for s in self.sources]
         words = {key: " and ".join(dict.fromkeys(str(p[key]) for p in each)) for key in each[0]}
         return {**words, "num_data": len(self)}
 
     def fingerprint(self) -> str:
-        """A digest of the sources'."""
-        return hashlib.sha256(" ".join(s.fingerprint() for s in self.sources).encode()).hexdigest()
+        """A digest of the sources' fingerprints."""
+        fingerprints = " ".join(s.fingerprint() for s in self.sources)
+        return hashlib.sha256(fingerprints.encode()).hexdigest()

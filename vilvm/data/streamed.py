@@ -1,7 +1,7 @@
-"""Data that are not in memory: rows, read when they are asked for.
+"""Tensors that are not in memory, whose rows are read when they are needed.
 
-``StreamedTensor`` stand in a ``Data`` where a tensor would, and are asked for what a tensor is
-asked for there: a shape, a device, some rows.
+A ``StreamedTensor`` takes the place of a tensor in a ``Data``. It has the part of a tensor's
+interface that ``Data`` uses: a shape, a type, a device, and indexing by rows.
 """
 
 from abc import ABC, abstractmethod
@@ -13,12 +13,29 @@ __all__ = ["StreamedTensor"]
 
 
 class StreamedTensor(ABC):
-    """One datum a row, read by index. A subclass says how.
+    """The base of a tensor with one datum a row, whose rows are read by index.
+
+    A subclass sets the fields and reads the rows.
 
     Arguments:
-        shape: (N, ...), of all of it.
-        dtype: of the tensors that are handed out.
-        device: where they are handed out.
+        shape: of the whole tensor, (N, ...).
+        dtype: of the rows.
+        device: of the rows, once read.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.data import Data, StreamedTensor
+        >>> class Squares(StreamedTensor):
+        ...     shape, dtype = torch.Size([100, 1]), torch.float32
+        ...     def to(self, device):
+        ...         return self
+        ...     def __getitem__(self, index):
+        ...         return torch.arange(100.0)[index, None] ** 2
+        ...     def fingerprint(self):
+        ...         return b"squares"
+        >>> Data(Squares()).subset(torch.tensor([2, 3])).x
+        tensor([[4.],
+                [9.]])
     """
 
     shape: torch.Size
@@ -35,19 +52,19 @@ class StreamedTensor(ABC):
 
     @abstractmethod
     def to(self, device: torch.device | str) -> "StreamedTensor":
-        """The same rows, handed out on `device`."""
+        """The same rows, read to `device`."""
 
     @abstractmethod
     def __getitem__(self, index: Tensor | slice) -> Tensor:
         """The rows that `index` picks, in its order.
 
         Raises:
-            ValueError: a row holds NaN or infinity, or cannot be read any more; names the file and
-                the row.
+            ValueError: a row holds NaN or infinity, or can no longer be read; the message names
+                the file and the row.
         """
 
     @abstractmethod
     def fingerprint(self) -> bytes:
-        """A digest that tells these rows from others without reading them all, the same wherever
-        they lie.
+        """A digest that identifies these rows without reading all of them; independent of the
+        file's location.
         """

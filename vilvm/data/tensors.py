@@ -1,4 +1,4 @@
-"""Batches: tensors, and tuples and dicts of tensors."""
+"""Nestings of tensors: a tensor, or a tuple, list or dict of nestings."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -7,12 +7,24 @@ from torch import Tensor
 
 from vilvm.data.streamed import StreamedTensor
 
-__all__ = ["kind_of", "map_tensors", "named_tensors", "tensors_of"]
+__all__ = ["map_tensors", "named_tensors", "structure_of", "tensors_of"]
 
 
 def map_tensors(fn: Callable[[Any], Any], batch: Any) -> Any:
-    """`fn` applied to every tensor of a batch, and to rows on disk, whatever its nesting of tuples
-    and dicts; the rest is left as it is.
+    """Applies a function to every tensor and ``StreamedTensor`` of a batch.
+
+    Arguments:
+        fn: called with each tensor.
+        batch: a nesting of tuples, lists and dicts; other values stay as they are.
+
+    Returns:
+        The same nesting of the function's values.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.data.tensors import map_tensors
+        >>> map_tensors(len, {"x": torch.zeros(3, 2), "n": 5})
+        {'x': 3, 'n': 5}
     """
     if isinstance(batch, Tensor | StreamedTensor):
         return fn(batch)
@@ -20,19 +32,45 @@ def map_tensors(fn: Callable[[Any], Any], batch: Any) -> Any:
         return {key: map_tensors(fn, value) for key, value in batch.items()}
     if isinstance(batch, list | tuple):
         items = [map_tensors(fn, value) for value in batch]
-        # a NamedTuple takes them one by one
-        return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
+        if hasattr(batch, "_fields"):  # a NamedTuple takes its fields one by one
+            return type(batch)(*items)
+        return type(batch)(items)
     return batch
 
 
 def tensors_of(batch: Any) -> list[Any]:
-    """Every tensor of a batch, and rows on disk, in order."""
+    """Lists every tensor and ``StreamedTensor`` of a batch.
+
+    Arguments:
+        batch: a nesting of tuples, lists and dicts.
+
+    Returns:
+        The tensors, in order.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.data.tensors import tensors_of
+        >>> [len(t) for t in tensors_of((torch.zeros(3), {"y": torch.zeros(4)}))]
+        [3, 4]
+    """
     return [tensor for _, tensor in named_tensors(batch)]
 
 
 def named_tensors(batch: Any, name: str = "x") -> Iterator[tuple[str, Any]]:
-    """Every tensor of a batch, and rows on disk, in order, under the expression that picks it: x,
-    x[1], x['y'].
+    """Yields every tensor of a batch with the expression that picks it.
+
+    Arguments:
+        batch: a nesting of tuples, lists and dicts.
+        name: the expression of the batch.
+
+    Returns:
+        An iterator of pairs, the expression such as x, x[1] or x['y'], and the tensor.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.data.tensors import named_tensors
+        >>> [name for name, _ in named_tensors((torch.zeros(3), {"y": torch.zeros(4)}))]
+        ['x[0]', "x[1]['y']"]
     """
     if isinstance(batch, Tensor | StreamedTensor):
         yield name, batch
@@ -44,14 +82,25 @@ def named_tensors(batch: Any, name: str = "x") -> Iterator[tuple[str, Any]]:
             yield from named_tensors(value, f"{name}[{place}]")
 
 
-def kind_of(batch: Any) -> Any:
-    """What a batch is apart from its tensors: how they are nested, under which names, and what
-    stands beside them. Hashable.
+def structure_of(batch: Any) -> Any:
+    """The structure of a batch: how its tensors are nested, their keys, and all other values.
+
+    Arguments:
+        batch: a nesting of tuples, lists and dicts.
+
+    Returns:
+        A hashable value, equal for batches of one structure.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.data.tensors import structure_of
+        >>> structure_of((torch.zeros(3), 1)) == structure_of((torch.zeros(9), 1))
+        True
     """
     if isinstance(batch, Tensor | StreamedTensor):
         return Tensor
     if isinstance(batch, Mapping):
-        return (dict, *((key, kind_of(value)) for key, value in batch.items()))
+        return (dict, *((key, structure_of(value)) for key, value in batch.items()))
     if isinstance(batch, list | tuple):
-        return (type(batch), *map(kind_of, batch))
+        return (type(batch), *map(structure_of, batch))
     return repr(batch)

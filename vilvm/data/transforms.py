@@ -1,8 +1,8 @@
-"""Transforms of data, recorded with every result; see ``vilvm.data.Transform``.
+"""Transforms that binarise data, and chains of transforms; see ``vilvm.data.Transform``.
 
-A Bernoulli likelihood needs binary data. Grey levels in [0, 1] are read as probabilities: dynamic
-binarisation draws each pixel anew every time a datum is seen, static binarisation once for all.
-Bounds under the two cannot be compared.
+A Bernoulli likelihood needs binary data. Binarisation reads grey levels in [0, 1] as
+probabilities: dynamic binarisation draws each pixel anew for every batch, static binarisation
+once. Bounds under the two are not comparable, so every result records the transform.
 
 References: On the Quantitative Analysis of Deep Belief Networks, Salakhutdinov and Murray, 2008
 (static); Importance Weighted Autoencoders, Burda, Grosse and Salakhutdinov, 2016 (dynamic).
@@ -23,19 +23,54 @@ __all__ = ["Chain", "DynamicBinarisation", "StaticBinarisation"]
 
 @dataclass(frozen=True)
 class DynamicBinarisation:
-    """Each number in [0, 1] becomes 1 with that probability, else 0, anew for every batch."""
+    """Each number in [0, 1] becomes 1 with that probability, else 0; drawn anew for every batch.
+
+    Arguments:
+        name: recorded with every result.
+        fresh: True: drawn anew for every batch.
+
+    Raises:
+        ValueError: when called: the data are not real numbers in [0, 1].
+
+    Reference: Importance Weighted Autoencoders, Burda, Grosse and Salakhutdinov, 2016.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.data import DynamicBinarisation
+        >>> DynamicBinarisation()(torch.tensor([0.0, 1.0]))
+        tensor([0., 1.])
+    """
 
     name: str = field(default="dynamic binarisation", repr=False)
     fresh: bool = field(default=True, repr=False)
 
     def __call__(self, batch: Any) -> Any:
-        """The binary batch; noise from torch's generator of its device."""
+        """The binary batch, drawn from torch's generator of its device."""
         return map_tensors(lambda x: torch.bernoulli(_probabilities(x)), batch)
 
 
 @dataclass(frozen=True)
 class StaticBinarisation:
-    """Each number in [0, 1] becomes 1 with that probability, else 0, once, from `seed`."""
+    """Each number in [0, 1] becomes 1 with that probability, else 0; drawn once, from `seed`.
+
+    Arguments:
+        seed: of the draws.
+        name: recorded with every result.
+        fresh: False: drawn once.
+
+    Raises:
+        ValueError: `seed` is out of range; or, when called, the data are not in [0, 1].
+
+    Reference: On the Quantitative Analysis of Deep Belief Networks, Salakhutdinov and Murray,
+    2008.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.data import StaticBinarisation
+        >>> binarise, x = StaticBinarisation(seed=3), torch.rand(5, 4)
+        >>> torch.equal(binarise(x), binarise(x))
+        True
+    """
 
     seed: int = 0
     name: str = field(default="static binarisation", repr=False)
@@ -45,7 +80,7 @@ class StaticBinarisation:
         object.__setattr__(self, "seed", check_seed("StaticBinarisation: seed", self.seed))
 
     def __call__(self, batch: Any) -> Any:
-        """The binary data, the same at every call; what is binary already stays as it is."""
+        """The binary data, the same at every call; binary data do not change."""
         generator = torch.Generator().manual_seed(self.seed)
 
         def draw(x: Tensor) -> Tensor:
@@ -56,24 +91,28 @@ class StaticBinarisation:
 
 @dataclass(frozen=True)
 class Chain:
-    """Transforms one after the other.
+    """Transforms applied one after another.
 
     Arguments:
-        parts: the transforms, the first one first.
+        parts: the transforms, in order.
 
     Raises:
-        ValueError: there is none, one is no transform, or a static binarisation stands beside one
-            that is drawn for every batch.
+        ValueError: `parts` is empty or holds no transform, or combines a static binarisation with
+            a fresh transform.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.data import Chain, DynamicBinarisation, PixelErasure
+        >>> chain = Chain((DynamicBinarisation(), PixelErasure(0.5)))
+        >>> chain.name, chain(torch.zeros(2, 3)).shape
+        ('dynamic binarisation, pixel erasure', torch.Size([2, 3]))
     """
 
     parts: tuple[Transform, ...]
 
     def __post_init__(self) -> None:
-        if (
-            not isinstance(self.parts, tuple)
-            or not self.parts
-            or not all(map(is_transform, self.parts))
-        ):
+        usable = isinstance(self.parts, tuple) and all(map(is_transform, self.parts))
+        if not usable or not self.parts:
             raise ValueError(
                 "Chain: takes a tuple of transforms, such as (DynamicBinarisation(), "
                 f"PixelErasure()); got {self.parts!r}."
@@ -81,13 +120,12 @@ class Chain:
         if self.fresh and any(isinstance(part, StaticBinarisation) for part in self.parts):
             raise ValueError(
                 "Chain: a static binarisation is drawn once for a whole split, and another part "
-                "for every batch; apply it to the tensors "
-                "first, and leave it out here."
+                "for every batch; apply it to the tensors first, and leave it out here."
             )
 
     @property
     def name(self) -> str:
-        """Those of its parts, in order."""
+        """The names of the parts, in order."""
         return ", ".join(part.name for part in self.parts)
 
     @property
@@ -108,8 +146,7 @@ def _probabilities(x: Tensor) -> Tensor:
             f"Binarisation reads its data as probabilities, and these are {x.dtype}; divide grey "
             "levels by their largest."
         )
-    # Not looked at on a GPU, where it would make the host wait at every batch; there torch's own
-    # assertion watches.
+    # On a GPU this check would synchronise at every batch; there torch's own assertion applies.
     if x.device.type == "cpu" and bool((x.amin() < 0) | (x.amax() > 1)):
         low, high = x.amin().item(), x.amax().item()
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What torch and Pyro lack."""
+"""Distributions that torch and Pyro lack, or have in a slower form."""
 
 from vilvm.distributions.bernoulli import IndependentBernoulli
 from vilvm.distributions.ordered import OrderedNormal

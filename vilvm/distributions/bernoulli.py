@@ -1,13 +1,12 @@
-"""A vector of independent Bernoulli variables, such as the pixels of a binary image, scored in one
-piece.
+"""A vector of independent Bernoulli variables, such as the pixels of a binary image.
 
 With logits l and x ∈ {0, 1}, and log(1 + eˡ) = max(l, 0) − log σ(|l|),
 
     log p(x | l) = Σⱼ xⱼ lⱼ − max(lⱼ, 0) + log σ(|lⱼ|),
 
-and as every σ(|l|) lies in [½, 1], a hundred of them can be multiplied before one logarithm is
-taken without leaving the range of a float32. ``Bernoulli(logits=l).to_event(1)`` takes a log1p a
-pixel instead, which on a CPU is most of the cost of an importance-weighted bound (see
+and every σ(|l|) is in [½, 1]. So a hundred of them can be multiplied within the range of a float32
+before one logarithm is taken. ``Bernoulli(logits=l).to_event(1)`` computes one log1p a pixel
+instead, which on a CPU is most of the cost of an importance-weighted bound (see
 docs/performance.md).
 """
 
@@ -27,11 +26,13 @@ _BLOCK = 2**20  # numbers in a block: a few of these stay in the cache
 
 
 class IndependentBernoulli(TorchDistribution):
-    """Independent Bernoulli variables over the last dimension, as
-    ``Bernoulli(logits=logits).to_event(1)`` and several times faster.
+    """Independent Bernoulli variables over the last dimension.
+
+    The same distribution as ``Bernoulli(logits=logits).to_event(1)``, several times faster.
 
     Arguments:
         logits: shape (*batch_shape, D).
+        validate_args: whether to check parameters and values; by default as torch does.
 
     Example:
         >>> import torch
@@ -40,7 +41,7 @@ class IndependentBernoulli(TorchDistribution):
         tensor([0.1250, 0.1250, 0.1250, 0.1250, 0.1250])
     """
 
-    arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012  # type: ignore[assignment]
+    arg_constraints: Any = {"logits": constraints.real_vector}  # noqa: RUF012
     support = constraints.independent(constraints.boolean, 1)  # type: ignore[assignment]
 
     def __init__(self, logits: Tensor, validate_args: bool | None = None):
@@ -52,13 +53,13 @@ class IndependentBernoulli(TorchDistribution):
         new = IndependentBernoulli(
             self.logits.expand(*batch_shape, *self.event_shape), validate_args=False
         )
-        # the logits are checked already, the values not yet
+        # the logits have been checked, values have not
         new._validate_args = self._validate_args
         return new
 
     @property
     def base_dist(self) -> TorchDistribution:
-        """The variables one by one, as ``Independent`` calls them: batch shape (*batch_shape, D)."""
+        """The single variables, of batch shape (*batch_shape, D); named as in ``Independent``."""
         return dist.Bernoulli(logits=self.logits, validate_args=self._validate_args)
 
     @property
@@ -77,8 +78,8 @@ class IndependentBernoulli(TorchDistribution):
             return torch.bernoulli(self.mean.expand(*sample_shape, *self.logits.shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Σⱼ log p(xⱼ), in nats; shape: that of `value` broadcast with the logits, without the
-        last dimension.
+        """Σⱼ log p(xⱼ), in nats; the shape of `value` and logits, broadcast, without the last
+        dimension.
         """
         if self._validate_args:
             self._validate_sample(value)
@@ -89,41 +90,35 @@ class _LogProb(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, value: Tensor) -> Tensor:
         ctx.save_for_backward(logits, value)
-        if (
-            logits.dim() <= value.dim()
-            or logits.numel() <= _BLOCK
-            or torch.compiler.is_compiling()
-        ):
+        small = logits.dim() <= value.dim() or logits.numel() <= _BLOCK
+        if small or torch.compiler.is_compiling():
             return _log_prob(logits, value)
-        # Many samples of one batch: block by block, or the passes below would each go through main
-        # memory.
+        # Many samples of one batch, in blocks that stay in the cache over several passes.
         rows = max(1, _BLOCK // logits[0].numel())
         return torch.cat([_log_prob(block, value) for block in logits.split(rows)])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        (grad,) = grads
+        grad = grads[0].unsqueeze(-1)
         logits, value = ctx.saved_tensors
         for_logits = for_value = None
         if ctx.needs_input_grad[0]:
-            for_logits = (
-                (value - logits.sigmoid()).mul_(grad.unsqueeze(-1)).sum_to_size(logits.shape)
-            )
+            for_logits = (value - logits.sigmoid()).mul_(grad).sum_to_size(logits.shape)
         if ctx.needs_input_grad[1]:
-            for_value = (logits * grad.unsqueeze(-1)).sum_to_size(value.shape)
+            for_value = (logits * grad).sum_to_size(value.shape)
         return for_logits, for_value
 
 
 def _log_prob(logits: Tensor, value: Tensor) -> Tensor:
-    # neither has the range for a product of a hundred
-    if logits.dtype in (torch.float16, torch.bfloat16):
+    if logits.dtype in (torch.float16, torch.bfloat16):  # too small a range for the product
         return _log_prob(logits.float(), value.float()).to(logits.dtype)
-    # max(l, 0) − x l pixel by pixel, each at least 0 where x is binary, so that no digits are lost
-    # between two large sums.
+    # max(l, 0) − x l for each pixel, at least 0 for binary x: the difference of two large sums
+    # would lose digits.
     linear = logits.clamp_min(0).addcmul_(logits, value, value=-1).sum(-1)
     p = logits.abs().sigmoid_()
     group = _group(p.shape[-1])
-    return p.unflatten(-1, (p.shape[-1] // group, group)).prod(-1).log_().sum(-1).sub_(linear)
+    products = p.unflatten(-1, (p.shape[-1] // group, group)).prod(-1)
+    return products.log_().sum(-1).sub_(linear)
 
 
 @cache

@@ -1,5 +1,5 @@
-"""Independent normal variables given that they are in increasing order: a prior that tells
-exchangeable components apart.
+"""Independent normal variables in increasing order: a prior that identifies exchangeable
+components.
 
 With x_k ~ N(m_k, s_k) independent, and Z the probability that they come out in order,
 
@@ -10,9 +10,9 @@ Z is known in two cases. If all have one mean and one scale, every order is equa
 m_1 and variance s² = s_1² + s_2², so Z = Φ(m / s); the difference is drawn from that normal cut
 off at zero, and x_1 given the difference from its normal conditional.
 
-A mixture or a hidden Markov model has K! modes that differ in the names of the components only; on
-the ordered set one is left. Had the density there been Π_k N(x_k | m_k, s_k), as it stands in many
-programs, the evidence would be too small by the factor Z.
+A mixture or a hidden Markov model has K! modes that differ only in the labels of the components;
+the ordered set contains one of them. Many programs use the density Π_k N(x_k | m_k, s_k) there;
+the evidence is then too small by the factor Z.
 
 Reference: Identifying Bayesian Mixture Models, Michael Betancourt, 2017.
 """
@@ -27,8 +27,8 @@ from torch.distributions.utils import broadcast_all
 
 __all__ = ["OrderedNormal"]
 
-# quadrature points within ± 12 standard deviations, of a smooth function: exact to the digits of a
-# float64
+# quadrature points within ± 12 standard deviations; the integrand is smooth, so the result has
+# float64 precision
 _GRID = 4001
 
 
@@ -36,13 +36,15 @@ class OrderedNormal(TorchDistribution):
     """Independent normal variables, given that they are in increasing order; normalised.
 
     Arguments:
-        loc: means m of the normals, shape (*batch_shape, K); of them, not of the ordered
-            variables.
-        scale: standard deviations s of the normals, broadcast with `loc`.
+        loc: means m of the normals before ordering, shape (*batch_shape, K).
+        scale: standard deviations s of the normals before ordering, broadcast with `loc`.
+        validate_args: whether to check parameters and values; by default as torch does.
 
     Raises:
-        ValueError: K is 1, or K > 2 and the K means or the K scales differ, in which case Z has no
-            closed form.
+        ValueError: K is 1; or K > 2 and the means or the scales differ, so that Z has no closed
+            form.
+
+    Reference: Identifying Bayesian Mixture Models, Michael Betancourt, 2017.
 
     Example:
         >>> import torch
@@ -54,54 +56,40 @@ class OrderedNormal(TorchDistribution):
         tensor([-0.8463,  0.0000,  0.8463])
     """
 
-    arg_constraints = {  # noqa: RUF012
+    arg_constraints: Any = {  # noqa: RUF012
         "loc": constraints.real_vector,
         "scale": constraints.independent(constraints.positive, 1),
-    }  # type: ignore[assignment]
+    }
     support = constraints.ordered_vector  # type: ignore[assignment]
 
     def __init__(self, loc: Tensor, scale: Tensor | float, validate_args: bool | None = None):
         self.loc, self.scale = broadcast_all(loc, scale)
-        size = self.loc.shape[-1] if self.loc.dim() else 1
-        if size < 2:
-            raise ValueError(
-                f"OrderedNormal: loc has shape {tuple(self.loc.shape)}; give at least two means, "
-                "for one is always in order."
-            )
-        if size > 2 and not all(bool((p == p[..., :1]).all()) for p in (self.loc, self.scale)):
-            raise ValueError(
-                f"OrderedNormal: the {size} means or scales differ, and the probability of their "
-                "order is known in closed form for two "
-                "variables only; give all one mean and one scale."
-            )
+        _check_orderable(self.loc, self.scale)
         super().__init__(self.loc.shape[:-1], self.loc.shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "OrderedNormal":
         """The same distribution, its parameters expanded to `batch_shape`."""
         shape = torch.Size(batch_shape) + self.event_shape
         new = OrderedNormal(self.loc.expand(shape), self.scale.expand(shape), validate_args=False)
-        # the parameters are checked already, the values not yet
+        # the parameters have been checked, values have not
         new._validate_args = self._validate_args
         return new
 
     @property
     def log_normaliser(self) -> Tensor:
-        """log Z, the log-probability that independent draws are in order; shape (*batch_shape,)."""
+        """log Z, the log-probability that independent draws are ordered; shape (*batch_shape,)."""
         if self.event_shape[0] == 2:
             m, s = self._difference()
             return torch.special.log_ndtr(m / s)
-        return self.loc.new_full((), -math.lgamma(self.event_shape[0] + 1)).expand(
-            self.batch_shape
-        )
+        log_z = -math.lgamma(self.event_shape[0] + 1)
+        return self.loc.new_full((), log_z).expand(self.batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log p(x) in nats, for `value` of shape (..., K) in increasing order; shape (...,)."""
         if self._validate_args:
             self._validate_sample(value)
-        return (
-            torch.distributions.Normal(self.loc, self.scale, False).log_prob(value).sum(-1)
-            - self.log_normaliser
-        )
+        unordered = torch.distributions.Normal(self.loc, self.scale, False).log_prob(value)
+        return unordered.sum(-1) - self.log_normaliser
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -111,55 +99,65 @@ class OrderedNormal(TorchDistribution):
         if self.event_shape[0] > 2:
             return (self.loc + self.scale * noise).sort(-1).values
         m, s = self._difference()
-        # A uniform share of the tail beyond zero, counted from the far end, where a small
+        difference = self._positive_difference(m, s, shape[:-1]).to(noise)
+        difference = difference.clamp_min(torch.finfo(noise.dtype).tiny)
+        s1, s2 = self.scale.unbind(-1)
+        conditional_mean = self.loc[..., 0] - (s1 / s).square() * (difference - m)
+        first = conditional_mean + s1 * s2 / s * noise[..., 0]
+        return torch.stack([first, first + difference], -1)
+
+    def _positive_difference(self, m: Tensor, s: Tensor, shape: torch.Size) -> Tensor:
+        """Draws from N(m, s²) truncated to positive values, float64."""
+        # A uniform fraction of the probability above zero, counted from infinity, where a small
         # probability loses no digits.
         tail = torch.special.erfc(-(m / s).double() / math.sqrt(2)) / 2
-        share = (
-            tail * torch.rand(shape[:-1], dtype=torch.float64, device=self.loc.device)
-        ).clamp_min(1e-300)
-        difference = (
-            (m - s * torch.special.ndtri(share)).to(noise).clamp_min(torch.finfo(noise.dtype).tiny)
-        )
-        s1, s2 = self.scale.unbind(-1)
-        first = (
-            self.loc[..., 0] - (s1 / s).square() * (difference - m) + s1 * s2 / s * noise[..., 0]
-        )
-        return torch.stack([first, first + difference], -1)
+        uniform = torch.rand(shape, dtype=torch.float64, device=self.loc.device)
+        return m - s * torch.special.ndtri((tail * uniform).clamp_min(1e-300))
 
     @property
     def mean(self) -> Tensor:
-        """E x, shape (*batch_shape, K): of two by the mean of a normal cut off at zero, of more by
+        """E x, shape (*batch_shape, K): for K = 2 from the mean of a truncated normal, else by
         quadrature.
         """
         if self.event_shape[0] > 2:
             return self.loc + self.scale * _mean_of_sorted(self.event_shape[0]).to(self.loc)
         m, s = self._difference()
-        # E (x₂ − x₁) = m + s φ(m / s) / Φ(m / s); by how much it exceeds m, the two share in
-        # proportion to their variances.
-        excess = (
-            -(m / s).square() / 2 - math.log(2 * math.pi) / 2 - torch.special.log_ndtr(m / s)
-        ).exp() / s
-        return self.loc + excess.unsqueeze(-1) * self.scale.square() * self.loc.new_tensor(
-            [-1.0, 1.0]
-        )
+        # E (x₂ − x₁) = m + s φ(m / s) / Φ(m / s); the excess over m is divided between the two
+        # variables in proportion to their variances.
+        log_density = -(m / s).square() / 2 - math.log(2 * math.pi) / 2
+        excess = (log_density - torch.special.log_ndtr(m / s)).exp() / s
+        signs = self.loc.new_tensor([-1.0, 1.0])
+        return self.loc + excess.unsqueeze(-1) * self.scale.square() * signs
 
     def _difference(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of x₂ − x₁ before the order is known."""
+        """Mean and standard deviation of x₂ − x₁ before ordering."""
         return self.loc[..., 1] - self.loc[..., 0], self.scale.norm(dim=-1)
 
 
+def _check_orderable(loc: Tensor, scale: Tensor) -> None:
+    if not loc.dim() or loc.shape[-1] < 2:
+        raise ValueError(
+            f"OrderedNormal: loc has shape {tuple(loc.shape)}; give at least two means, for one "
+            "is always in order."
+        )
+    size = loc.shape[-1]
+    if size > 2 and not all(bool((p == p[..., :1]).all()) for p in (loc, scale)):
+        raise ValueError(
+            f"OrderedNormal: the {size} means or scales differ, and the probability of their "
+            "order is known in closed form for two variables only; give all one mean and one "
+            "scale."
+        )
+
+
 def _mean_of_sorted(size: int) -> Tensor:
-    """E of the sorted values of `size` standard normals: ∫ z K C(K−1, k−1) Φᵏ⁻¹ (1 − Φ)ᴷ⁻ᵏ φ dz,
-    shape (size,), float64.
+    """The means of the sorted values of `size` standard normals, shape (size,), float64.
+
+    ∫ z K C(K−1, k−1) Φᵏ⁻¹ (1 − Φ)ᴷ⁻ᵏ φ dz
     """
     z = torch.linspace(-12, 12, _GRID, dtype=torch.float64)
     k = torch.arange(size, dtype=torch.float64).unsqueeze(-1)
-    ways = math.lgamma(size + 1) - torch.lgamma(k + 1) - torch.lgamma(size - k)
-    log_density = (
-        ways
-        + k * torch.special.log_ndtr(z)
-        + (size - 1 - k) * torch.special.log_ndtr(-z)
-        - z.square() / 2
-    )
+    log_ways = math.lgamma(size + 1) - torch.lgamma(k + 1) - torch.lgamma(size - k)
+    log_density = log_ways + k * torch.special.log_ndtr(z)
+    log_density = log_density + (size - 1 - k) * torch.special.log_ndtr(-z) - z.square() / 2
     values = log_density.exp() @ z * (24 / (_GRID - 1)) / math.sqrt(2 * math.pi)
     return (values - values.flip(0)) / 2  # symmetric by its definition

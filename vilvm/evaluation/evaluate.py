@@ -260,7 +260,7 @@ def evaluate(
             # all draws are equal; the second shows that they have no Monte Carlo error
             num_samples = min(num_samples, 2)
         ranks = process_group() if layout.local else ProcessGroup()
-        shared_out = range(len(parts))[ranks.share(len(parts))]
+        shared_out = range(len(parts))[ranks.shard(len(parts))]
         if ranks.size > 1:
             set_seed(ranks.seed(seed), where)
         if chunk is None:
@@ -293,7 +293,7 @@ def evaluate(
             if evidence is not None and "exact" in (asked or BOUNDS)
             else None
         )
-    total = _Sums(*ranks.rows(torch.cat(sums)).unbind(-1))
+    total = _Sums(*ranks.gather(torch.cat(sums)).unbind(-1))
     protocol = {
         **given.protocol(),
         # fewer than were given, if the plate subsamples them
@@ -322,7 +322,7 @@ def in_parts(
             joint weight.
     """
     size = min(batch_size or _BATCH, len(data)) if data.divisible else len(data)
-    parts: Sequence[Data] = data.parts(size) if size < len(data) else [data.loaded()]
+    parts: Sequence[Data] = data.chunks(size) if size < len(data) else [data.loaded()]
     unset = unset_autoguides(lvm)
     try:
         layout = find_layout(lvm, parts[0].x)

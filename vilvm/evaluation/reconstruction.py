@@ -71,7 +71,7 @@ def squared_error(
     seed = check_seed("squared_error: seed", seed)
     num_samples = check_number("squared_error: num_samples", num_samples)
     fixed = fixed_beside(lvm, data, seed)
-    parts = [part.x for part in fixed.parts(_ROWS)]
+    parts = [part.x for part in fixed.chunks(_ROWS)]
     if any(not isinstance(x, Tensor) for x in parts):
         raise ContractError(
             "squared_error: the data are not of one tensor; pass one tensor, with one datum a row."

@@ -1,6 +1,4 @@
-"""Guides: the amortised Gaussian, the degenerate one of an auto-encoder, and one optimised for
-single data.
-"""
+"""Guides: amortised Gaussian, degenerate (auto-encoder), and optimised for each datum."""
 
 from vilvm.guides.delta import delta, flat_prior
 from vilvm.guides.local import WithLocalGuide, fit_local_guide

@@ -1,5 +1,5 @@
-"""The degenerate guide, and the prior that goes with it: what makes a deterministic auto-encoder a
-latent variable model.
+"""The degenerate guide and the flat prior: a deterministic auto-encoder as a latent variable
+model.
 
 An auto-encoder with encoder f and decoder g minimises −log p(x | z = f(x)) over data. It is a
 model/guide pair with
@@ -25,19 +25,43 @@ __all__ = ["delta", "flat_prior"]
 
 
 def delta(codes: Tensor) -> dist.Delta:
-    """q(z | x) = δ(z − codes); codes of shape (..., d), of which the last dimension is that of one
-    z.
+    """The degenerate guide q(z | x) = δ(z − codes).
+
+    Arguments:
+        codes: shape (..., d).
+
+    Returns:
+        A distribution of batch shape (...) and event shape (d,).
+
+    Reference: Deep Learning, Goodfellow, Bengio and Courville, 2016, chapter 14.
 
     Example:
         >>> import torch
         >>> from vilvm.guides import delta
-        >>> delta(torch.zeros(5, 2)).batch_shape, delta(torch.zeros(5, 2)).event_shape
+        >>> q = delta(torch.zeros(5, 2))
+        >>> q.batch_shape, q.event_shape
         (torch.Size([5]), torch.Size([2]))
     """
     return dist.Delta(codes, event_dim=1)
 
 
 def flat_prior(latent_dim: int) -> dist.ImproperUniform:
-    """p(z) ∝ 1 over z of shape (latent_dim,); its log-density is 0, and it cannot be drawn from."""
+    """The flat prior p(z) ∝ 1, whose log-density is 0 and which cannot be sampled.
+
+    Arguments:
+        latent_dim: d, the size of z.
+
+    Returns:
+        An improper distribution of event shape (d,).
+
+    Raises:
+        ValueError: `latent_dim` is not a whole number, at least 1.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.guides import flat_prior
+        >>> flat_prior(2).log_prob(torch.zeros(5, 2))
+        tensor([0., 0., 0., 0., 0.])
+    """
     latent_dim = check_number("flat_prior: latent_dim", latent_dim)
     return dist.ImproperUniform(constraints.real_vector, (), (latent_dim,))

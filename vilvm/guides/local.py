@@ -1,16 +1,15 @@
-"""The best guide of its family for every datum by itself: what amortisation costs.
+"""The best guide of its family for each datum separately: the cost of amortisation.
 
-An amortised guide gives each datum the parameters θ(x) of a distribution, q(z; θ(x)). Freed of it,
-datum n has parameters of its own,
+An amortised guide gives each datum the parameters θ(x) of a distribution, q(z; θ(x)). Here datum n
+has its own parameters,
 
     θₙ = T(T⁻¹(θ(xₙ)) + δₙ),
 
-T the map from ℝ to where a parameter must lie, and δₙ, which starts at zero, climbs the ELBO of
-that datum alone. The family stays: a diagonal Gaussian stays one; a latent whose distribution
-depends on another one still does. What is found is at least as good as the guide it starts from,
-and as much better as the encoder has fallen short, but for what the noise of the descent leaves:
-some 0.002 nats on a linear Gaussian model, at the defaults. For a guide without amortisation it is
-a longer training of the guide.
+T the map from ℝ to the support of a parameter. δₙ starts at zero and maximises the ELBO of that
+datum alone. The family does not change: a diagonal Gaussian remains one, and a latent whose
+distribution depends on another latent still does. The result is at least as good as the initial
+guide; the difference is the amortisation gap, up to the noise of the optimisation (some 0.002 nats
+on a linear Gaussian model, at the defaults). A guide without amortisation is trained longer.
 
 Reference: Inference Suboptimality in Variational Autoencoders, Chris Cremer, Xuechen Li and David
 Duvenaud, 2018.
@@ -18,6 +17,8 @@ Duvenaud, 2018.
 
 import copy
 import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pyro.distributions as dist
@@ -47,10 +48,24 @@ _STEPS, _RATE, _PARTICLES = 400, 0.03, 16
 
 
 class WithLocalGuide(Wrapped):
-    """A frozen model and guide, the guide's parameters moved by an offset for each datum; see
-    ``fit_local_guide``.
+    """A frozen model and guide with an offset of the guide's parameters for each datum.
 
-    It is a model of one batch, whose data it knows by their place.
+    It applies to one batch, whose data it identifies by their position; see ``fit_local_guide``.
+
+    Arguments:
+        lvm: the inner model, copied and frozen.
+        batch: the batch.
+
+    Raises:
+        NotApplicable: the guide draws a latent that has no reparametrised gradient, or from a
+            distribution that cannot be built from its parameters.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.guides import WithLocalGuide
+        >>> from vilvm.models.ppca import PPCA
+        >>> sorted(WithLocalGuide(PPCA(data_dim=3, latent_dim=1), torch.zeros(5, 3)).offsets)
+        ['z/loc', 'z/scale']
     """
 
     keeps_model = True
@@ -59,19 +74,19 @@ class WithLocalGuide(Wrapped):
         super().__init__(copy.deepcopy(lvm), frozen=True)
         self.lvm.eval()
         with module_parameters(self.lvm), torch.no_grad():
-            self.lvm.guide(batch)  # makes parameters that are made on first use
+            self.lvm.guide(batch)  # creates parameters that exist from the first call on
         self.lvm.requires_grad_(False)
         self.offsets = torch.nn.ParameterDict()
         self.guide(batch)
 
     def train(self, mode: bool = True) -> "WithLocalGuide":
-        """As of any module, but for the frozen pair, which stays in evaluation mode."""
+        """Sets the mode of the offsets; the frozen model stays in evaluation mode."""
         super().train(mode)
         self.lvm.eval()
         return self
 
     def model(self, batch: Any) -> Any:
-        """p(x | z) p(z), as it was."""
+        """p(x | z) p(z), the inner model."""
         return self.inner_model(batch)
 
     def guide(self, batch: Any) -> Any:
@@ -81,8 +96,9 @@ class WithLocalGuide(Wrapped):
 
 
 class _Offset(Messenger):
-    """Moves the parameters of every distribution that is drawn from, and makes the offsets that
-    are not there yet.
+    """Adds offsets to the parameters of every distribution that the guide samples.
+
+    Missing offsets are created, with value zero.
     """
 
     def __init__(self, offsets: torch.nn.ParameterDict, owner: str):
@@ -90,24 +106,16 @@ class _Offset(Messenger):
         self.offsets, self.owner = offsets, owner
 
     def _pyro_sample(self, msg: Any) -> None:
-        fixed = (
-            msg["is_observed"]
-            or "_Subsample" in type(msg["fn"]).__name__
-            or msg["infer"].get("_deterministic")
-        )
-        if (
-            fixed
-            or isinstance(msg["fn"], dist.Delta)
-            or isinstance(getattr(msg["fn"], "base_dist", None), dist.Delta)
-        ):
+        fn = msg["fn"]
+        if msg["is_observed"] or msg["infer"].get("_deterministic") or _is_fixed(fn):
             return
-        if not msg["fn"].has_rsample:
+        if not fn.has_rsample:
             raise NotApplicable(
-                f"The guide of {self.owner} draws {msg['name']!r} from a "
-                f"{type(msg['fn']).__name__}, through which no gradient goes, so its best "
-                "parameters for a datum cannot be found by descent."
+                f"The guide of {self.owner} draws {msg['name']!r} from a {type(fn).__name__}, "
+                "through which no gradient goes, so its best parameters for a datum cannot be "
+                "found by descent."
             )
-        msg["fn"] = self._moved(msg["fn"], msg["name"].replace(".", "/"))
+        msg["fn"] = self._moved(fn, msg["name"].replace(".", "/"))
 
     def _moved(self, fn: Any, key: str) -> Any:
         if isinstance(fn, Independent | dist.Independent):
@@ -116,13 +124,12 @@ class _Offset(Messenger):
             return self._moved(fn.base_dist.expand(fn.batch_shape), key)
         if isinstance(fn, dist.MaskedDistribution):
             return self._moved(fn.base_dist, key).mask(fn._mask)
-        # without parameters of its own
+        # one without parameters of its own
         if isinstance(fn, TransformedDistribution) and not fn.arg_constraints:
-            return dist.TransformedDistribution(
-                self._moved(fn.base_dist, f"{key}/base"), fn.transforms
-            )
+            base = self._moved(fn.base_dist, f"{key}/base")
+            return dist.TransformedDistribution(base, fn.transforms)
         values = {n: getattr(fn, n) for n in _free(fn)}
-        # one after the other, for where one must lie may depend on another: low < high
+        # one after another, since a constraint may depend on another parameter: low < high
         for n in values:
             values[n] = self._offset(values[n], fn.arg_constraints[n], f"{key}/{n}")
             fn = _pyro_class(fn)(**values)
@@ -136,30 +143,42 @@ class _Offset(Messenger):
         return transform(free + self.offsets[key])
 
 
+def _is_fixed(fn: Any) -> bool:
+    """Whether a distribution is degenerate, or the subsampling of a plate."""
+    if "_Subsample" in type(fn).__name__ or isinstance(fn, dist.Delta):
+        return True
+    return isinstance(getattr(fn, "base_dist", None), dist.Delta)
+
+
 def _free(fn: Any) -> tuple[str, ...]:
-    """The parameters of a distribution by which its constructor makes it again."""
+    """The parameters from which a distribution's constructor builds it again."""
     if isinstance(fn, MultivariateNormal):
         return ("loc", "scale_tril")
     arguments = inspect.signature(type(fn).__init__).parameters
-    taken = [n for n in arguments if n in fn.arg_constraints]
-    if "logits" in taken and "probs" in taken:
-        taken.remove("probs")
-    wanted = {
-        n
-        for n, a in arguments.items()
-        if a.default is a.empty and a.kind is a.POSITIONAL_OR_KEYWORD
-    } - {"self"}
-    if (
-        not taken
-        or wanted - set(taken)
-        or any(not isinstance(getattr(fn, n, None), Tensor) for n in taken)
-    ):
+    free = [n for n in arguments if n in fn.arg_constraints]
+    if "logits" in free and "probs" in free:
+        free.remove("probs")
+    if not free or _required(arguments) - set(free) or not _are_tensors(fn, free):
         raise NotApplicable(
-            f"The parameters of a {type(fn).__name__} cannot be told from outside, so it has no "
-            "best ones for a datum; draw from a Normal, a "
-            "MultivariateNormal, or a flow from one of them."
+            f"The parameters of a {type(fn).__name__} are not known from outside, so it has no "
+            "best ones for a datum; draw from a Normal, a MultivariateNormal, or a flow from one "
+            "of them."
         )
-    return tuple(taken)
+    return tuple(free)
+
+
+def _are_tensors(fn: Any, names: list[str]) -> bool:
+    return all(isinstance(getattr(fn, name, None), Tensor) for name in names)
+
+
+def _required(arguments: Mapping[str, inspect.Parameter]) -> set[str]:
+    """The names of the arguments that have no default, without self."""
+    required = {
+        name
+        for name, argument in arguments.items()
+        if argument.default is argument.empty and argument.kind is argument.POSITIONAL_OR_KEYWORD
+    }
+    return required - {"self"}
 
 
 def _pyro_class(fn: Any) -> Any:
@@ -175,23 +194,26 @@ def fit_local_guide(
     num_particles: int = _PARTICLES,
     seed: int = 0,
 ) -> tuple[WithLocalGuide, Fit]:
-    """Optimises the guide's parameters for each datum of a batch, from where the guide has them;
-    all data in parallel.
+    """Optimises the guide's parameters for each datum of a batch, starting from the guide's own.
 
     Arguments:
         lvm: the model and guide, a ``torch.nn.Module``; copied and frozen.
-        batch: what both are called with.
-        steps: of Adam, under a one-cycle learning rate.
-        lr: its peak.
+        batch: the argument of both, whose data are optimised in parallel.
+        steps: of Adam, with a one-cycle learning rate.
+        lr: peak learning rate.
         num_particles: draws a step for each datum.
-        seed: of the draws; torch's generators are left as they were.
+        seed: of the draws; torch's generators do not change.
 
     Returns:
-        The model under its new guide, for this batch only, and what ``vilvm.fit`` returned.
+        The model with its new guide, for this batch only, and the result of ``vilvm.fit``.
 
     Raises:
-        ContractError: a latent is drawn without a gradient (a discrete one), or from a
-            distribution whose parameters cannot be told.
+        ContractError: the batch holds no tensor, or the guide samples no density.
+        NotApplicable: a latent has no reparametrised gradient (a discrete one), or comes from a
+            distribution that cannot be built from its parameters.
+
+    Reference: Inference Suboptimality in Variational Autoencoders, Chris Cremer, Xuechen Li and
+    David Duvenaud, 2018.
 
     Example:
         >>> import torch, vilvm
@@ -199,7 +221,8 @@ def fit_local_guide(
         >>> from vilvm.guides import fit_local_guide
         >>> lvm, x = PPCA(data_dim=3, latent_dim=1), torch.randn(5, 3)
         >>> local, _ = fit_local_guide(lvm, x, steps=50)
-        >>> vilvm.evaluate(local, x).bounds["elbo"].mean > vilvm.evaluate(lvm, x).bounds["elbo"].mean
+        >>> better, before = (vilvm.evaluate(pair, x).bounds["elbo"] for pair in (local, lvm))
+        >>> better.mean > before.mean
         True
     """
     check_batch(batch)
@@ -207,47 +230,53 @@ def fit_local_guide(
         raise ContractError(
             f"fit_local_guide: the batch holds no tensor; got a {type(batch).__name__}."
         )
-    # A network that plain functions close over cannot be copied: it is shared, and put back as it
-    # was.
     seed = check_seed("fit_local_guide: seed", seed)
     steps = check_number("fit_local_guide: steps", steps)
     num_particles = check_number("fit_local_guide: num_particles", num_particles)
     lr = check_positive("fit_local_guide: lr", lr)
     with seeded(seed, device_of(lvm, Data(batch).device)):
-        find_layout(lvm, batch)  # makes parameters that are made on first use
-        before = [(p, p.requires_grad, p.grad) for p in lvm.parameters()]
-        try:
-            return _fit(lvm, batch, steps, lr, num_particles, seed)
-        finally:
-            for p, requires_grad, grad in before:
-                p.requires_grad_(requires_grad)
-                p.grad = grad
+        find_layout(lvm, batch)  # creates parameters that exist from the first call on
+        with _restored_gradients(lvm):
+            local = WithLocalGuide(lvm, batch)
+            objective = _objective(local, batch, num_particles)
+            fitted = fit(
+                local,
+                batch,
+                steps=steps,
+                objective=objective,
+                **one_cycle(lr, steps),
+                seed=seed,
+                progress=False,
+            )
+    return local, fitted
 
 
-def _fit(
-    lvm: Any, batch: Any, steps: int, lr: float, num_particles: int, seed: int
-) -> tuple[WithLocalGuide, Fit]:
-    local = WithLocalGuide(lvm, batch)
+@contextmanager
+def _restored_gradients(lvm: torch.nn.Module) -> Iterator[None]:
+    """Restores gradients and ``requires_grad``: a network that functions refer to is not copied,
+    but shared.
+    """
+    before = [(p, p.requires_grad, p.grad) for p in lvm.parameters()]
+    try:
+        yield
+    finally:
+        for p, requires_grad, grad in before:
+            p.requires_grad_(requires_grad)
+            p.grad = grad
+
+
+def _objective(local: WithLocalGuide, batch: Any, num_particles: int) -> Any:
     if not len(local.offsets):
         raise ContractError(
-            f"The guide of {type(lvm).__name__} draws no latent from a distribution with a "
+            f"The guide of {type(local.lvm).__name__} draws no latent from a distribution with a "
             "density; there is nothing to optimise."
         )
     layout = find_layout(local, batch)
-    elbo = TraceEnum_ELBO if layout.enumerated else Trace_ELBO
-    nesting = layout.nesting  # Pyro would guess it, aloud
-    objective = elbo(
+    elbo: Any = Trace_ELBO
+    if layout.enumerated:
+        elbo = TraceEnum_ELBO
+    return elbo(
         num_particles=num_particles,
         vectorize_particles=num_particles > 1,
-        max_plate_nesting=nesting,
+        max_plate_nesting=layout.nesting,  # Pyro would guess it, with a warning
     )
-    fitted = fit(
-        local,
-        batch,
-        steps=steps,
-        objective=objective,
-        **one_cycle(lr, steps),
-        seed=seed,
-        progress=False,
-    )
-    return local, fitted

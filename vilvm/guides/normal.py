@@ -9,13 +9,20 @@ from torch import Tensor
 
 __all__ = ["normal"]
 
-# keeps scales within e^±7, so that none overflows early in training
+# keeps scales within e^±7, so that they do not overflow early in training
 _LOG_VARIANCES = (-14.0, 14.0)
 
 
 def normal(out: Tensor) -> dist.Independent:
-    """N(m, diag s²), m and log s² being the two halves of the last dimension of an encoder's
-    output, shape (..., 2 d).
+    """The amortised Gaussian N(m, diag s²).
+
+    Arguments:
+        out: an encoder's output, shape (..., 2 d): m and log s², concatenated.
+
+    Returns:
+        A distribution of batch shape (...) and event shape (d,).
+
+    Reference: Auto-Encoding Variational Bayes, Diederik P. Kingma and Max Welling, 2014.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""The gallery, one file a model: in a checkout, the files of the folder ``models`` at its top."""
+"""The gallery, one model a file; a checkout has the files in its folder ``models``."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Networks: torch modules that know nothing of Pyro."""
+"""Networks: torch modules without Pyro."""
 
 from vilvm.networks.conv import ConvDecoder, ConvEncoder
 from vilvm.networks.mlp import mlp

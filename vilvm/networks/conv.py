@@ -1,11 +1,12 @@
-"""Convolutional encoders of square pictures, and their mirror, transposed convolutions.
+"""Convolutional encoders of square pictures, and decoders of transposed convolutions.
 
-A stage halves height and width and an encoder ends in an affine map to the code; a decoder runs
-the same shapes backwards. Both take and give rows, so that leading dimensions are free, as
-everywhere in vilvm.
+Each stage of an encoder halves height and width; an affine map to the code follows. A decoder has
+the same shapes in reverse order. Both map rows to rows, with any leading dimensions.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +17,16 @@ __all__ = ["ConvDecoder", "ConvEncoder"]
 
 
 class ConvEncoder(nn.Module):
-    """Pictures to codes: (..., C·side·side) → (..., out_dim), each stage a convolution of stride
-    2.
+    """Pictures to codes, (..., C·side·side) → (..., out_dim), by convolutions of stride 2.
 
     Arguments:
-        side: height and width of a picture, divisible by 2^stages.
+        side: height and width of a picture, divisible by 2^len(channels).
         out_dim: size of a code.
-        channels: of the stages.
-        in_channels: of a picture.
+        channels: number of channels of each stage.
+        in_channels: C, the number of channels of a picture.
 
     Raises:
-        ValueError: the side cannot be halved so often.
+        ValueError: `side` is not divisible by 2^len(channels), or a size is no positive integer.
 
     Example:
         >>> import torch
@@ -39,24 +39,20 @@ class ConvEncoder(nn.Module):
         self, side: int, out_dim: int, channels: Sequence[int] = (16, 32), in_channels: int = 1
     ):
         super().__init__()
-        side, out_dim = (
-            check_number("ConvEncoder: side", side),
-            check_number("ConvEncoder: out_dim", out_dim),
-        )
-        channels, in_channels = (
-            check_sizes("ConvEncoder: channels", channels),
-            check_number("ConvEncoder: in_channels", in_channels),
-        )
+        side = check_number("ConvEncoder: side", side)
+        out_dim = check_number("ConvEncoder: out_dim", out_dim)
+        channels = check_sizes("ConvEncoder: channels", channels)
+        in_channels = check_number("ConvEncoder: in_channels", in_channels)
         self.shape = (in_channels, side, side)
         sizes = [in_channels, *channels]
-        stages: list[nn.Module] = []
-        for before, after in zip(sizes, channels, strict=False):
-            stages += [nn.Conv2d(before, after, 4, stride=2, padding=1), nn.SiLU()]
-        small = _small(side, len(channels))
-        self.stages = nn.Sequential(
-            *stages, nn.Flatten(), nn.Linear(sizes[-1] * small**2, out_dim)
-        )
-        self.stages.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half as fast again on a CPU
+        layers: list[nn.Module] = []
+        for before, after in pairwise(sizes):
+            layers.append(nn.Conv2d(before, after, 4, stride=2, padding=1))
+            layers.append(nn.SiLU())
+        small = _halved(side, len(channels))
+        layers.append(nn.Flatten())
+        layers.append(nn.Linear(sizes[-1] * small**2, out_dim))
+        self.stages = _channels_last(layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., C·side·side) → (..., out_dim)."""
@@ -64,17 +60,16 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """Codes to pictures: (..., in_dim) → (..., C·side·side), the mirror of a ConvEncoder with the
-    same `channels`.
+    """Codes to pictures, (..., in_dim) → (..., C·side·side), the mirror of a ``ConvEncoder``.
 
     Arguments:
         in_dim: size of a code.
-        side: height and width of a picture, divisible by 2^stages.
-        channels: of the encoder's stages; run backwards here.
-        out_channels: of a picture.
+        side: height and width of a picture, divisible by 2^len(channels).
+        channels: those of the encoder; used in reverse order.
+        out_channels: C, the number of channels of a picture.
 
     Raises:
-        ValueError: the side cannot be halved so often.
+        ValueError: `side` is not divisible by 2^len(channels), or a size is no positive integer.
 
     Example:
         >>> import torch
@@ -87,35 +82,37 @@ class ConvDecoder(nn.Module):
         self, in_dim: int, side: int, channels: Sequence[int] = (16, 32), out_channels: int = 1
     ):
         super().__init__()
-        side, in_dim = (
-            check_number("ConvDecoder: side", side),
-            check_number("ConvDecoder: in_dim", in_dim),
-        )
-        channels, out_channels = (
-            check_sizes("ConvDecoder: channels", channels),
-            check_number("ConvDecoder: out_channels", out_channels),
-        )
-        small, sizes = _small(side, len(channels)), [*channels[::-1], out_channels]
-        stages: list[nn.Module] = [
+        side = check_number("ConvDecoder: side", side)
+        in_dim = check_number("ConvDecoder: in_dim", in_dim)
+        channels = check_sizes("ConvDecoder: channels", channels)
+        out_channels = check_number("ConvDecoder: out_channels", out_channels)
+        small = _halved(side, len(channels))
+        sizes = [*channels[::-1], out_channels]
+        layers: list[nn.Module] = [
             nn.Linear(in_dim, sizes[0] * small**2),
             nn.SiLU(),
             nn.Unflatten(-1, (sizes[0], small, small)),
         ]
-        for i, before in enumerate(sizes[:-1]):
-            last = i == len(channels) - 1
-            stages += [
-                nn.ConvTranspose2d(before, sizes[i + 1], 4, stride=2, padding=1),
-                *([] if last else [nn.SiLU()]),
-            ]
-        self.stages = nn.Sequential(*stages, nn.Flatten())
-        self.stages.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # half as fast again on a CPU
+        for before, after in pairwise(sizes):
+            layers.append(nn.ConvTranspose2d(before, after, 4, stride=2, padding=1))
+            layers.append(nn.SiLU())
+        if channels:
+            layers.pop()  # no activation after the last layer
+        layers.append(nn.Flatten())
+        self.stages = _channels_last(layers)
 
     def forward(self, z: Tensor) -> Tensor:
         """(..., in_dim) → (..., C·side·side)."""
         return self.stages(z.reshape(-1, z.shape[-1])).reshape(*z.shape[:-1], -1)
 
 
-def _small(side: int, stages: int) -> int:
+def _channels_last(layers: list[nn.Module]) -> nn.Sequential:
+    """The layers in the memory format that is half as fast again on a CPU."""
+    stages: Any = nn.Sequential(*layers)
+    return stages.to(memory_format=torch.channels_last)
+
+
+def _halved(side: int, stages: int) -> int:
     if side % 2**stages:
         raise ValueError(
             f"A picture of side {side} cannot be halved {stages} times; give fewer channels, or "

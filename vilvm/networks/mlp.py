@@ -21,6 +21,12 @@ def mlp(
         out_dim: size of the last dimension of the output.
         activation: makes one activation module.
 
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: a size is not a positive integer.
+
     Example:
         >>> import torch
         >>> from vilvm.networks import mlp

@@ -1,4 +1,4 @@
-"""Where training starts: an output layer that gives the data's mean before anything is learnt."""
+"""Initialisation of an output layer, so that an untrained decoder returns the data's mean."""
 
 import torch
 from torch import Tensor, nn
@@ -8,16 +8,21 @@ __all__ = ["start_at_mean"]
 
 @torch.no_grad()
 def start_at_mean(layer: nn.Module, mean: Tensor, likelihood: str) -> None:
-    """Sets the bias of a decoder's last layer to the data's mean, or to its logit, which spares
-    the first passes over the data.
+    """Sets the bias of a decoder's last layer to the data's mean, or to its logit.
 
-    As in Importance Weighted Autoencoders, Burda, Grosse and Salakhutdinov, 2016.
+    This saves the first passes over the data.
 
     Arguments:
-        layer: with a bias; of one that has more outputs than `mean` (a variance head behind), the
-            first are set.
+        layer: a layer with a bias; if it has more outputs than `mean` (a variance head), the first
+            ones are set.
         mean: of the training data, shape (data_dim,).
-        likelihood: "bernoulli" (mean in [0, 1], the layer's outputs being logits) or "gaussian".
+        likelihood: "bernoulli" (mean in [0, 1]; the layer's outputs are logits) or "gaussian".
+
+    Raises:
+        ValueError: `layer` has no bias, `mean` is not finite or no vector, or `likelihood` is
+            unknown.
+
+    Reference: Importance Weighted Autoencoders, Burda, Grosse and Salakhutdinov, 2016.
 
     Example:
         >>> import torch
@@ -31,12 +36,7 @@ def start_at_mean(layer: nn.Module, mean: Tensor, likelihood: str) -> None:
         raise ValueError(
             f"start_at_mean: layer must be a network with a bias; got a {type(layer).__name__}."
         )
-    if (
-        not isinstance(mean, Tensor)
-        or not mean.is_floating_point()
-        or mean.dim() != 1
-        or not bool(mean.isfinite().all())
-    ):
+    if not _is_finite_vector(mean):
         raise ValueError(
             "start_at_mean: mean must be a tensor of finite real numbers, of shape (data_dim,)."
         )
@@ -44,5 +44,12 @@ def start_at_mean(layer: nn.Module, mean: Tensor, likelihood: str) -> None:
         raise ValueError(
             f"start_at_mean: unknown likelihood {likelihood!r}; choose 'bernoulli' or 'gaussian'."
         )
-    bias = layer.get_parameter("bias")
-    bias[: len(mean)] = mean.clamp(0.001, 0.999).logit() if likelihood == "bernoulli" else mean
+    if likelihood == "bernoulli":
+        mean = mean.clamp(0.001, 0.999).logit()
+    layer.get_parameter("bias")[: len(mean)] = mean
+
+
+def _is_finite_vector(value: object) -> bool:
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return False
+    return value.dim() == 1 and bool(value.isfinite().all())

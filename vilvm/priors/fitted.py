@@ -4,16 +4,16 @@ The codes are draws from the aggregated posterior, one a datum,
 
     q(z) = E_x q(z | x),
 
-which for an auto-encoder are its codes f(x) themselves. p̂ is the density of a family that is
-likeliest on them:
+which for an auto-encoder are its codes f(x). p̂ is the maximum likelihood density of a family:
 
 - "diagonal": N(μ̂, diag σ̂²), the naive baseline "fit a Gaussian to the codes and sample";
 - "full":     N(μ̂, Σ̂);
 - "mixture":  Σₖ πₖ N(μₖ, Σₖ), by expectation maximisation (scikit-learn);
-- "flow":     the density of μ̂ + L T(u), u ~ N(0, I), L Lᵀ = Σ̂, T a masked autoregressive flow (Pyro's transforms).
+- "flow":     the density of μ̂ + L T(u), u ~ N(0, I), L Lᵀ = Σ̂, T a masked autoregressive flow
+              (Pyro's transforms).
 
-For a variational auto-encoder, of whose ELBO −KL(q(z) ‖ p(z)) is a term, a fitted prior says what
-the prior alone costs.
+The ELBO of a variational auto-encoder contains −KL(q(z) ‖ p(z)); a fitted prior shows how much of
+it the prior costs.
 
 References: ELBO surgery: yet another way to carve up the variational evidence lower bound, Hoffman
 and Johnson, 2016; Masked Autoregressive Flow for Density Estimation, Papamakarios, Pavlakou and
@@ -38,22 +38,29 @@ from vilvm.weights import find_layout, posterior
 __all__ = ["FittedPrior", "fit_prior"]
 
 KINDS = ("diagonal", "full", "mixture", "flow")
-_SMALLEST = 1e-6  # of a variance, relative to the codes' largest
+_SMALLEST = 1e-6  # smallest variance, relative to the codes' largest
 _LAYERS, _HIDDEN, _BATCH, _RATE = 4, [64, 64], 500, 3e-3  # of a flow and its training
 
 
 class FittedPrior(nn.Module):
-    """A density of one latent vector, its parameters frozen.
+    """A density of one latent vector, with frozen parameters.
 
-    It is a model itself, of codes as data and without a latent, whose ELBO is their
-    log-likelihood: so a flow is trained.
+    It is also a model whose data are codes and which has no latent; its ELBO is the codes'
+    log-likelihood. This is how a flow is trained.
 
     Arguments:
-        latent: the name of the latent it is a prior of.
+        latent: the name of the latent.
         kind: "diagonal", "full", "mixture" or "flow".
-        parameters: tensors by name, those of the density of that kind; for a flow, mean and
+        parameters: the tensors of a density of that kind, by name; for a flow, mean and
             scale_tril of the affine map at its end.
-        layers: of a flow: from a code, each towards N(0, I).
+        layers: of a flow; each maps codes closer to N(0, I).
+
+    Example:
+        >>> import torch
+        >>> from vilvm.priors import FittedPrior
+        >>> prior = FittedPrior("z", "diagonal", {"mean": torch.zeros(2), "scale": torch.ones(2)})
+        >>> prior.distribution().event_shape
+        torch.Size([2])
     """
 
     def __init__(
@@ -76,19 +83,19 @@ class FittedPrior(nn.Module):
             return dist.Normal(mean, self.get_parameter("scale")).to_event(1)
         scale_tril = self.get_parameter("scale_tril")
         if self.kind == "flow":
-            white = dist.Normal(torch.zeros_like(mean), 1.0).to_event(1)
-            back = transforms.Permute(torch.arange(len(mean) - 1, -1, -1, device=mean.device))
-            # A layer is quick from code to noise, which is what a density needs, and takes d
-            # passes the other way, to draw.
-            steps = [step for layer in self.layers for step in (back, layer.inv)][::-1]
-            return dist.TransformedDistribution(
-                white, [*steps, transforms.LowerCholeskyAffine(mean, scale_tril)]
-            )
+            return self._flow(mean, scale_tril)
         normal = dist.MultivariateNormal(mean, scale_tril=scale_tril)
-        return (
-            normal
-            if self.kind == "full"
-            else dist.MixtureSameFamily(dist.Categorical(self.get_parameter("weights")), normal)
+        if self.kind == "full":
+            return normal
+        return dist.MixtureSameFamily(dist.Categorical(self.get_parameter("weights")), normal)
+
+    def _flow(self, mean: Tensor, scale_tril: Tensor) -> dist.TorchDistribution:
+        white = dist.Normal(torch.zeros_like(mean), 1.0).to_event(1)
+        back = transforms.Permute(torch.arange(len(mean) - 1, -1, -1, device=mean.device))
+        # From code to noise, as a density needs it, a layer takes one pass; to sample, d passes.
+        steps = [step for layer in self.layers for step in (back, layer.inv)][::-1]
+        return dist.TransformedDistribution(
+            white, [*steps, transforms.LowerCholeskyAffine(mean, scale_tril)]
         )
 
     def model(self, codes: Tensor) -> None:
@@ -97,12 +104,13 @@ class FittedPrior(nn.Module):
             pyro.sample(self.latent, self.distribution(), obs=codes)
 
     def guide(self, codes: Tensor) -> None:
-        """There is nothing to infer."""
+        """Samples nothing: the model has no latent."""
 
     def __getstate__(self) -> dict[str, Any]:
-        # which keep their last tensors, and those may have a history, which cannot be copied
+        # a layer caches its last tensors; those with a gradient history cannot be copied
         for layer in self.layers:
-            layer._cached_x_y, layer._cached_log_scale = (None, None), None  # type: ignore[assignment]
+            cached: Any = layer
+            cached._cached_x_y, cached._cached_log_scale = (None, None), None
         return self.__dict__
 
     def extra_repr(self) -> str:
@@ -122,34 +130,39 @@ def fit_prior(
     seed: int = 0,
     progress: bool | None = None,
 ) -> FittedPrior:
-    """Fits a prior to the codes that a trained model gives its training data.
+    """Fits a prior to a trained model's codes of its training data.
 
     Arguments:
-        lvm: the trained model; its latent stands in the plate over the data.
-        data: the training data; a fresh transform is drawn once.
+        lvm: the trained model; its latent is in the plate over the data.
+        data: the training data; a fresh transform is applied once.
         kind: "diagonal", "full", "mixture" or "flow".
-        components: of a mixture.
-        steps: of a flow's training by ``vilvm.fit``, which keeps what is best on a tenth of the
-            codes.
-        latent: which latent, if there are several; a vector for each datum.
-        batch_size: data a pass.
-        seed: of the draws of codes, the transform, the start of a mixture or flow, and a flow's
-            training.
+        components: number of components of a mixture.
+        steps: of a flow's training by ``vilvm.fit``, which keeps the parameters that are best on a
+            held-out tenth of the codes.
+        latent: the name of the latent, if there are several; one vector for each datum.
+        batch_size: number of data a pass.
+        seed: of the codes, the transform, and the initialisation and training of a mixture or
+            flow.
         progress: whether to show a flow's progress; by default on a terminal only.
 
     Returns:
-        FittedPrior, where the model is.
+        The prior, on the device of the model.
 
     Raises:
-        ValueError: an unknown kind, or fewer codes than the density needs.
-        ContractError: no such latent, or one that is no vector of a datum.
-        KeyboardInterrupt: Ctrl-C or SIGTERM while a flow is trained.
+        ValueError: `kind` is unknown, or there are fewer codes than the density needs.
+        ContractError: there is no such latent, or it is not one vector for each datum.
+        KeyboardInterrupt: Ctrl-C or SIGTERM during the training of a flow.
+
+    References: ELBO surgery: yet another way to carve up the variational evidence lower bound,
+    Hoffman and Johnson, 2016; Masked Autoregressive Flow for Density Estimation, Papamakarios,
+    Pavlakou and Murray, 2017.
 
     Example:
         >>> import torch
         >>> from vilvm.models.autoencoder import Autoencoder
         >>> from vilvm.priors import fit_prior
-        >>> fit_prior(Autoencoder(data_dim=6, latent_dim=2), torch.rand(50, 6), "diagonal").distribution().event_shape
+        >>> prior = fit_prior(Autoencoder(data_dim=6, latent_dim=2), torch.rand(50, 6), "diagonal")
+        >>> prior.distribution().event_shape
         torch.Size([2])
     """
     seed = check_seed("fit_prior: seed", seed)
@@ -159,6 +172,20 @@ def fit_prior(
     steps = check_number("fit_prior: steps", steps)
     batch_size = check_number("fit_prior: batch_size", batch_size)
     name, codes = _codes(lvm, data, latent, seed, batch_size)
+    _check_codes(codes, kind, components)
+    if kind == "flow":
+        return _flow(name, codes, steps, seed, progress)
+    z = codes.double()
+    if kind == "diagonal":
+        parameters = _diagonal(z)
+    elif kind == "full":
+        parameters = _full(z)
+    else:
+        parameters = _mixture(z, components, seed)
+    return FittedPrior(name, kind, {n: v.to(codes) for n, v in parameters.items()})
+
+
+def _check_codes(codes: Tensor, kind: str, components: int) -> None:
     dim = codes.shape[1]
     needed = {
         "diagonal": 2,
@@ -176,33 +203,25 @@ def fit_prior(
             "fit_prior: the codes are all the same, or not finite, so no density fits them; train "
             "the model first."
         )
-    if kind == "flow":
-        return _flow(name, codes, steps, seed, progress)
-    z = codes.double()
-    parameters = (
-        _diagonal(z)
-        if kind == "diagonal"
-        else _full(z)
-        if kind == "full"
-        else _mixture(z, components, seed)
-    )
-    return FittedPrior(name, kind, {n: v.to(codes) for n, v in parameters.items()})
 
 
 @torch.no_grad()
 def _codes(
     lvm: LatentVariableModel, data: Any, latent: str | None, seed: int, batch_size: int
 ) -> tuple[str, Tensor]:
+    """The name of the latent, and a draw for each datum, shape (num_data, d)."""
     fixed = fixed_beside(lvm, data, seed)
-    batches = fixed.parts(batch_size) if fixed.divisible else [fixed.loaded()]
+    batches = fixed.chunks(batch_size) if fixed.divisible else [fixed.loaded()]
     with seeded(seed, fixed.device):
         layout = find_layout(lvm, batches[0].x)
     names = layout.latents
-    name = latent if latent is not None else names[0] if len(names) == 1 else None
-    if name is None or name not in names:
+    if latent is None and len(names) == 1:
+        latent = names[0]
+    if latent is None or latent not in names:
         raise ContractError(
             f"fit_prior: the latents are {list(names)}; say which with latent=..., one of them."
         )
+    name = latent
     with seeded(seed, fixed.device):
         parts = [posterior(lvm, batch.x)[name][0] for batch in batches]
     if name not in layout.data_axes or any(part.dim() != 2 for part in parts):
@@ -220,21 +239,20 @@ def _diagonal(z: Tensor) -> dict[str, Tensor]:
 
 def _full(z: Tensor) -> dict[str, Tensor]:
     cov = torch.cov(z.T, correction=0).reshape(z.shape[1], -1)
-    floor = (
-        _SMALLEST * cov.diagonal().max() * torch.eye(len(cov), dtype=cov.dtype, device=cov.device)
-    )
+    identity = torch.eye(len(cov), dtype=cov.dtype, device=cov.device)
+    floor = _SMALLEST * cov.diagonal().max() * identity
     return {"mean": z.mean(0), "scale_tril": torch.linalg.cholesky(cov + floor)}
 
 
 def _mixture(z: Tensor, components: int, seed: int) -> dict[str, Tensor]:
-    from sklearn.mixture import GaussianMixture  # here, for it takes seconds to import
+    from sklearn.mixture import GaussianMixture  # here, since its import takes seconds
 
     floor = _SMALLEST * float(z.var(0, correction=0).max())
-    found = GaussianMixture(components, reg_covar=floor, random_state=seed).fit(z.cpu().numpy())
+    mixture = GaussianMixture(components, reg_covar=floor, random_state=seed).fit(z.cpu().numpy())
     return {
-        "weights": torch.from_numpy(found.weights_),
-        "mean": torch.from_numpy(found.means_),
-        "scale_tril": torch.linalg.cholesky(torch.from_numpy(found.covariances_)),
+        "weights": torch.from_numpy(mixture.weights_),
+        "mean": torch.from_numpy(mixture.means_),
+        "scale_tril": torch.linalg.cholesky(torch.from_numpy(mixture.covariances_)),
     }
 
 
@@ -250,16 +268,13 @@ def _flow(name: str, codes: Tensor, steps: int, seed: int, progress: bool | None
             f"fit_prior: Pyro's flow is of single precision, and the codes are {codes.dtype}; "
             "take a mixture, or lvm.float()."
         )
+    widths = [max(size, dim) for size in _HIDDEN]
     with seeded(seed, codes.device):
-        layers = [
-            transforms.affine_autoregressive(dim, [max(size, dim) for size in _HIDDEN])
-            for _ in range(_LAYERS)
-        ]
+        layers = [transforms.affine_autoregressive(dim, widths) for _ in range(_LAYERS)]
         order = torch.randperm(len(codes)).to(codes.device)
     held_out, train = codes[order[: len(codes) // 10]], codes[order[len(codes) // 10 :]]
-    prior = FittedPrior(
-        name, "flow", {n: v.to(codes) for n, v in _full(train.double()).items()}, layers
-    ).to(codes)
+    affine = {n: v.to(codes) for n, v in _full(train.double()).items()}
+    prior = FittedPrior(name, "flow", affine, layers).to(codes)
     fitted = fit(
         prior,
         train,

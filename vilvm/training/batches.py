@@ -79,7 +79,7 @@ class Batches:
         picked = (
             self._picked(self.data, step) if self._ahead is None else self._sent(self._ahead(step))
         )
-        return picked.look()
+        return picked.model_input()
 
     @property
     def sources(self) -> "list[Batches]":
@@ -98,7 +98,7 @@ class Batches:
     def _picked(self, data: Data, step: int) -> Data:
         """The data of a step, in the order of its epoch."""
         epoch, position = divmod(step, self.epoch_steps)
-        share = self.ranks.share(self.count(step))
+        share = self.ranks.shard(self.count(step))
         mine = share if share.start < share.stop else slice(0, 1)
         if self.whole:
             return data if self.ranks.size == 1 else data.subset(mine)
@@ -106,7 +106,7 @@ class Batches:
             generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
             self._order = epoch, torch.randperm(len(data), generator=generator).to(data.device)
         start = position * self.size
-        return data.at(self._order[1][start + mine.start : start + mine.stop])
+        return data.take(self._order[1][start + mine.start : start + mine.stop])
 
     def _sent(self, picked: Data) -> Data:
         """What the host has read, on the device; a GPU copies it while the host goes on."""
@@ -125,7 +125,7 @@ class Batches:
 
     def weight(self, step: int) -> float:
         """The part of them that is this rank's."""
-        share = self.ranks.share(self.count(step))
+        share = self.ranks.shard(self.count(step))
         return (share.stop - share.start) / self.count(step)
 
 

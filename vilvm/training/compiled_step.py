@@ -44,7 +44,7 @@ from vilvm._compile import (
     written,
 )
 from vilvm._runtime.random import rng_state, set_rng_state
-from vilvm.data.tensors import kind_of, map_tensors, tensors_of
+from vilvm.data.tensors import map_tensors, structure_of, tensors_of
 from vilvm.lvm import LatentVariableModel
 from vilvm.training._adam import GraphAdam
 from vilvm.training.capture import Captured
@@ -260,7 +260,7 @@ class CompiledStep:
         if self.adam is not None and self.adam.is_reset:
             self._programs.clear()
         key = (
-            kind_of(batch),
+            structure_of(batch),
             shapes(tensors_of(batch)),
             num_data,
             tuple(p.requires_grad for p in self.parameters),

@@ -305,7 +305,7 @@ def _check_batches(train: Data | Interleaved, batch_size: Any) -> None:
     for data in train.sources if isinstance(train, Interleaved) else [train]:
         if batch_size is not None and not data.divisible:
             raise ValueError(
-                f"fit: these data cannot be cut into batches, as {data.uneven()}; make them "
+                f"fit: these data cannot be cut into batches, as {data.size_mismatch()}; make them "
                 "equal, or leave batch_size out, if they are one "
                 "datum together."
             )

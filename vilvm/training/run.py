@@ -26,7 +26,7 @@ from vilvm._runtime.progress import ProgressBar
 from vilvm._runtime.random import preserved_rng, rng_state, seeded, set_rng_state, set_seed
 from vilvm._runtime.unchanged import Unchanged
 from vilvm.data.data import Data
-from vilvm.data.tensors import kind_of, named_tensors
+from vilvm.data.tensors import named_tensors, structure_of
 from vilvm.lvm import ContractError, NonFiniteError, evaluation_mode, module_parameters, own_memory
 from vilvm.training.batches import Batches, Turns
 from vilvm.training.checkpoint_checks import check_state, counts_of
@@ -159,7 +159,7 @@ class Run:
             self._check_source(source)
         self._check_validation()
         own_memory(self.lvm)
-        self.ranks.from_first([*self.lvm.parameters(), *self.lvm.buffers()])
+        self.ranks.broadcast([*self.lvm.parameters(), *self.lvm.buffers()])
         trainable = {n: p for n, p in self.lvm.named_parameters() if p.requires_grad}
         if not trainable:
             raise ContractError(
@@ -290,7 +290,7 @@ class Run:
         if it cannot run on all either.
         """
         with suppress(ContractError), seeded(self.seed, self.device):
-            every = data.loaded().look()
+            every = data.loaded().model_input()
             return by_position(self.lvm, every, find_layout(self.lvm, every, validate=False))
         return None
 
@@ -320,7 +320,7 @@ class Run:
             with suppress(ContractError):
                 found = find_layout(
                     self.lvm,
-                    data.subset(slice(0, other)).look(),
+                    data.subset(slice(0, other)).model_input(),
                     validate=False,
                     plate=layout.data_plate,
                 )
@@ -336,7 +336,7 @@ class Run:
             return
         kinds = {kind: layout for (kind, _), layout in self._layouts.items()}
         if len(self.batches.sources) > 1:
-            kind = kind_of(self.validation.x)
+            kind = structure_of(self.validation.x)
             first = (
                 self.validation.subset(slice(0, self.batches.size))
                 if self.validation.divisible
@@ -386,7 +386,7 @@ class Run:
         )
         words = hashlib.sha256(repr(asked).encode()).digest()
         mine = torch.tensor([list(words)], device=self.device)
-        if not bool((self.ranks.rows(mine) == mine).all()):
+        if not bool((self.ranks.gather(mine) == mine).all()):
             raise ValueError(
                 f"fit: rank {self.ranks.rank} of {self.ranks.size} was given other data, another "
                 "model or other settings than another rank; "
@@ -401,7 +401,7 @@ class Run:
 
     def _layout(self, batch: Any) -> Layout:
         """The layout of batches like this one, met before."""
-        return self._layouts[kind_of(batch), len(Data(batch))]
+        return self._layouts[structure_of(batch), len(Data(batch))]
 
     # The way of a step
     # ---------------------------------------------------------------------------------------------------
@@ -425,7 +425,7 @@ class Run:
         for the loss is then of all.
         """
         batch = batch.batch if isinstance(batch, Call) else batch
-        kind, size = kind_of(batch), len(Data(batch))
+        kind, size = structure_of(batch), len(Data(batch))
         if (kind, size) not in self._layouts:
             first = next(
                 (layout for (other, _), layout in self._layouts.items() if other == kind), None
@@ -714,7 +714,7 @@ class Run:
         """Adds a row to the history, keeps the best parameters, and asks the callbacks."""
         began = time.perf_counter()
         self._check_untouched()
-        self.ranks.from_first([*self.lvm.buffers()])  # batch statistics are rank 0's
+        self.ranks.broadcast([*self.lvm.buffers()])  # batch statistics are rank 0's
         with seeded(self.ranks.seed(self.seed) if self._judged.local else self.seed, self.device):
             bound, se, rate, distortion = self._look(self._looked_at())
         self.seconds += time.perf_counter() - began
@@ -772,7 +772,7 @@ class Run:
             return batch if self.batches.weight(step) else batch.subset(slice(0, 0))
         shared_out = self.ranks.size > 1 and self._judged.local and self.validation.divisible
         return (
-            self.validation.subset(self.ranks.share(len(self.validation)))
+            self.validation.subset(self.ranks.shard(len(self.validation)))
             if shared_out
             else self.validation
         )
@@ -959,7 +959,7 @@ class Run:
         if self.folder is None or self._saved_at == self.at:
             return
         generators = [
-            self.ranks.rows(g.to(self.device)[None]).cpu() for g in rng_state(self.device)
+            self.ranks.gather(g.to(self.device)[None]).cpu() for g in rng_state(self.device)
         ]
         if not self.ranks.is_main:
             self._saved_at = self.at

@@ -62,7 +62,7 @@ def look(
             raise error or NonFiniteError(
                 "another rank met a log-density that is NaN; look at what it says."
             )
-    values, likelihood = (ranks.rows(rows) if layout.local else rows).unbind(-1)
+    values, likelihood = (ranks.gather(rows) if layout.local else rows).unbind(-1)
     distortion = -likelihood.sum().item() / len(values)
     elbo = values.mean().item()
     return ValidationResult(
@@ -131,4 +131,4 @@ def check_rows(lvm: Any, layout: Layout, rows: int) -> None:
 def _parts(data: Data, layout: Layout) -> Sequence[Data]:
     if len(data) <= _ROWS or not (layout.local and data.divisible):
         return [data.loaded()]
-    return data.parts(_ROWS)
+    return data.chunks(_ROWS)

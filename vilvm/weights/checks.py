@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vilvm.data._unusable import why_unusable
+from vilvm.data._checks import why_unusable
 from vilvm.data.data import Data
 from vilvm.data.streamed import StreamedTensor
 from vilvm.data.tensors import tensors_of

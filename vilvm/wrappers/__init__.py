@@ -1,5 +1,5 @@
-"""A model around a model: with another prior, another guide, another noise, or a part of its data
-unseen.
+"""A model around a model: with another prior, guide or likelihood scale, or with partly observed
+data.
 """
 
 from vilvm.wrappers.likelihood_scale import WithLikelihoodScale, fit_likelihood_scale

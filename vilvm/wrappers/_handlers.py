@@ -1,4 +1,4 @@
-"""Pyro handlers for one site of a model, which leave the rest of it as it is."""
+"""Pyro handlers for one site of a model, which do not change the other sites."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,13 +10,15 @@ __all__ = ["CaptureSite", "Substitute"]
 
 
 class CaptureSite(Messenger):
-    """Runs what is within it unheard by any handler outside, and keeps the distribution of the
-    sample site `name`, or None.
+    """Captures the distribution of the sample site `name` in `fn`; None if there is no such site.
+
+    Sites within it are hidden from the handlers outside.
     """
 
     def __init__(self, name: str):
         super().__init__()
-        self.name, self.fn = name, None
+        self.name = name
+        self.fn: Any = None
 
     def _process_message(self, msg: Any) -> None:
         super()._process_message(msg)
@@ -27,12 +29,13 @@ class CaptureSite(Messenger):
 
 
 class Substitute(Messenger):
-    """Puts ``change(distribution)`` in place of the distribution of the sample site `name`; `met`
-    says whether it came by.
+    """Replaces the distribution of the sample site `name` by ``change(distribution)``.
+
+    `met` records whether the site exists.
 
     Arguments:
         name: of the site.
-        change: gives a distribution of the same batch and event shape.
+        change: returns a distribution of the same batch and event shape.
     """
 
     def __init__(self, name: str, change: Callable[[Any], dist.TorchDistribution]):

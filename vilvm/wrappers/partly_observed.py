@@ -1,12 +1,12 @@
-"""A model of which only part of each datum is seen: erased pixels, missing entries.
+"""A model that observes only some components of each datum: erased pixels, missing entries.
 
 With components O of x observed and the likelihood factorising over components,
 
     p(x_O | z) = Π_{j ∈ O} p(x_j | z),    p(z | x_O) ∝ p(x_O | z) p(z),
 
-so the model stays what it is, decoder and prior, and only its posterior becomes a wider one: that
-of z given less. A guide fitted to it (``vilvm.wrappers.fit_guide``), or importance resampling
-(``vilvm.resample``), gives draws of z, and the decoder completes the datum.
+so the decoder and the prior do not change, and the posterior of z is wider, for it is given less.
+A guide fitted to it (``vilvm.wrappers.fit_guide``), or importance resampling (``vilvm.resample``),
+draws z, and the decoder completes the datum.
 
 Reference: Stochastic Backpropagation and Approximate Inference in Deep Generative Models, Rezende,
 Mohamed and Wierstra, 2014 (missing data imputation).
@@ -25,8 +25,20 @@ __all__ = ["PartlyObserved", "partly_observed"]
 
 
 class PartlyObserved(Wrapped):
-    """A latent variable model that scores some components of its data only; see
-    ``partly_observed``.
+    """A model whose likelihood scores only some components of a datum; see ``partly_observed``.
+
+    Arguments:
+        lvm: the inner model.
+        observed: Boolean, the shape of one datum, True for an observed component.
+        site: the name of the observed site.
+
+    Example:
+        >>> import torch, vilvm
+        >>> from vilvm.models.vae import VAE
+        >>> from vilvm.wrappers import PartlyObserved
+        >>> lvm = PartlyObserved(VAE(data_dim=6, latent_dim=2), torch.arange(6) < 3, "x")
+        >>> vilvm.log_weights(lvm, torch.zeros(4, 6), num_samples=5).log_weight.shape
+        torch.Size([5, 4])
     """
 
     observed: Tensor
@@ -48,9 +60,7 @@ class PartlyObserved(Wrapped):
         return result
 
     def guide(self, batch: Any) -> Any:
-        """As it was: of what it makes of a datum with holes, only a guide fitted to such data
-        knows.
-        """
+        """q(z | x), the guide of the inner model, which may read unobserved components."""
         return self.inner_guide(batch)
 
     def _restrict(self, fn: Any) -> dist.TorchDistribution:
@@ -69,18 +79,25 @@ class PartlyObserved(Wrapped):
 
 
 def partly_observed(lvm: torch.nn.Module, observed: Tensor, *, site: str = "x") -> PartlyObserved:
-    """The model, of whose data only the components in `observed` are seen. Shares its parameters
-    with `lvm`.
+    """A model that observes only the components of a datum that a mask selects.
 
     Arguments:
         lvm: a model whose likelihood factorises over the components of a datum.
-        observed: Boolean, the shape of one datum, True where it is seen. What stands elsewhere in
-            a batch is not scored, but must be in the likelihood's support; a guide may read it.
+        observed: Boolean, the shape of one datum, True for an observed component. The other
+            components of a batch are not scored, but must be in the likelihood's support, and a
+            guide may read them.
         site: the name of the observed site.
 
+    Returns:
+        The model, which shares its parameters with `lvm`.
+
     Raises:
-        ContractError: when it is run: no such site, a mask of another shape, or a likelihood that
-            does not factorise.
+        ValueError: `observed` is no Boolean tensor, or selects nothing.
+        ContractError: when the model runs: there is no such site, the mask has another shape, or
+            the likelihood does not factorise.
+
+    Reference: Stochastic Backpropagation and Approximate Inference in Deep Generative Models,
+    Rezende, Mohamed and Wierstra, 2014.
 
     Example:
         >>> import torch, vilvm
@@ -91,11 +108,8 @@ def partly_observed(lvm: torch.nn.Module, observed: Tensor, *, site: str = "x") 
         >>> vilvm.predict(lvm, {"z": z.flatten(0, 1)})["x"].shape
         torch.Size([40, 6])
     """
-    if (
-        not isinstance(observed, Tensor)
-        or observed.dtype != torch.bool
-        or not bool(observed.any())
-    ):
+    is_mask = isinstance(observed, Tensor) and observed.dtype == torch.bool
+    if not is_mask or not bool(observed.any()):
         raise ValueError(
             "partly_observed: `observed` must be a Boolean tensor of a datum's shape, True "
             "somewhere."

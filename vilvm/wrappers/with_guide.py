@@ -1,10 +1,8 @@
-"""A model with another guide: its decoder and prior frozen, q(z | x) a Gaussian that an encoder
-gives, to be fitted.
+"""A model with another guide: decoder and prior frozen, q(z | x) a Gaussian from an encoder.
 
-This is what makes a number of "an auto-encoder as a generative model": put a prior on its codes
-(``vilvm.priors``), freeze it and the decoder, and fit a stochastic guide; then the ELBO and the
-importance-weighted bound are those of a proper model of x, whose only fault is the auto-encoder's
-own.
+This is how an auto-encoder is evaluated as a generative model: fit a prior to its codes
+(``vilvm.priors``), freeze the prior and the decoder, and fit a stochastic guide. The ELBO and the
+importance-weighted bound are then those of a proper model of x.
 """
 
 import copy
@@ -16,22 +14,42 @@ import torch
 
 from vilvm._runtime.argument_checks import check_number, check_positive, check_seed, check_sizes
 from vilvm._runtime.random import seeded
-from vilvm.data.data import as_data
+from vilvm.data.data import Data, as_data
 from vilvm.data.tensors import tensors_of
 from vilvm.guides.normal import normal
 from vilvm.lvm import ContractError, Wrapped, device_of
 from vilvm.networks import mlp
 from vilvm.training import Fit, fit, one_cycle
-from vilvm.weights import find_layout, posterior
+from vilvm.weights import Layout, find_layout, posterior
 from vilvm.wrappers._handlers import CaptureSite
 
 __all__ = ["WithGuide", "fit_guide", "with_guide"]
 
-_LOOK = 500  # data by which the spread of the codes is judged
+_FIRST = 500  # data from which the spread of the codes is estimated
 
 
 class WithGuide(Wrapped):
-    """A frozen model under a new amortised guide; see ``with_guide``."""
+    """A frozen model with a new amortised guide; see ``with_guide``.
+
+    Arguments:
+        lvm: the inner model, copied and frozen.
+        encoder: maps the first tensor of a batch to the mean and log-variance of the latent.
+        latent: the name of the latent.
+        plate: the name of the plate over the data.
+        dim: the dimension of that plate, or None.
+        around: whether the encoder's mean is added to that of the inner guide.
+
+    Raises:
+        ContractError: `encoder` or `lvm` is no ``torch.nn.Module``.
+
+    Example:
+        >>> from vilvm.models.ppca import PPCA
+        >>> from vilvm.networks import mlp
+        >>> from vilvm.wrappers import WithGuide
+        >>> lvm = WithGuide(PPCA(3, 1), mlp(3, (8,), 2), "z", plate="data", dim=None, around=False)
+        >>> any(p.requires_grad for p in lvm.lvm.parameters())
+        False
+    """
 
     keeps_model = True
 
@@ -40,6 +58,7 @@ class WithGuide(Wrapped):
         lvm: torch.nn.Module,
         encoder: torch.nn.Module,
         latent: str,
+        *,
         plate: str,
         dim: int | None,
         around: bool,
@@ -53,18 +72,19 @@ class WithGuide(Wrapped):
         self.keeps_guide = around
 
     def train(self, mode: bool = True) -> "WithGuide":
-        """As of any module, but for the frozen model, which stays in evaluation mode."""
+        """Sets the mode of the encoder; the frozen model stays in evaluation mode."""
         super().train(mode)
         self.lvm.eval()
         return self
 
     def model(self, batch: Any) -> Any:
-        """p(x | z) p(z), as it was."""
+        """p(x | z) p(z), the inner model."""
         return self.inner_model(batch)
 
     def guide(self, batch: Any) -> None:
-        """q(z | x) = N(m(x), diag s²(x)), the encoder's output being m, or m less the own guide's
-        mean, and log s².
+        """q(z | x) = N(m(x), diag s²(x)).
+
+        The encoder's output is m and log s²; with `around` its mean is added to the inner guide's.
         """
         x = tensors_of(batch)[0]
         out = self.encoder(x)
@@ -74,17 +94,20 @@ class WithGuide(Wrapped):
                 "mean and a log-variance each."
             )
         if self.around:
-            with CaptureSite(self.latent) as own:
-                self.inner_guide(batch)
-            if own.fn is None:
-                raise ContractError(
-                    f"with_guide: {type(self.lvm).__name__} has no guide for latent "
-                    f"{self.latent!r} to start around."
-                )
             mean, log_variance = out.chunk(2, dim=-1)
-            out = torch.cat([own.fn.mean + mean, log_variance], -1)
+            out = torch.cat([self._inner_mean(batch) + mean, log_variance], -1)
         with pyro.plate(self.plate, len(x), dim=self.dim):
             pyro.sample(self.latent, normal(out))
+
+    def _inner_mean(self, batch: Any) -> torch.Tensor:
+        with CaptureSite(self.latent) as inner:
+            self.inner_guide(batch)
+        if inner.fn is None:
+            raise ContractError(
+                f"with_guide: {type(self.lvm).__name__} has no guide for latent "
+                f"{self.latent!r} to start around."
+            )
+        return inner.fn.mean
 
 
 def with_guide(
@@ -96,19 +119,24 @@ def with_guide(
     dim: int | None = None,
     around: bool = False,
 ) -> WithGuide:
-    """The model, frozen, under a new guide, which ``vilvm.fit`` then trains.
+    """A frozen copy of a model with a new guide, to be trained by ``vilvm.fit``.
 
     Arguments:
-        lvm: a model of one latent vector for each datum, with a proper prior; copied, so that it
-            stays as it is. A network that its functions close over, and that is no part of the
-            module, cannot be copied, and is shared.
+        lvm: a model with one latent vector for each datum and a proper prior. It is copied; a
+            network that its functions refer to and that is no part of the module is shared.
         encoder: maps the (first) tensor of a batch to the mean and log-variance of the latent,
-            side by side.
-        latent: its name.
+            concatenated.
+        latent: the name of the latent.
         plate: the name of the model's plate over the data.
-        dim: its dimension, where the model gives one.
-        around: whether what the encoder gives as a mean is added to that of the model's own guide,
-            an auto-encoder's code for instance, from which the posterior then starts.
+        dim: the dimension of that plate, if the model sets one.
+        around: whether the encoder's mean is added to that of the model's own guide, such as an
+            auto-encoder's code; the posterior then starts there.
+
+    Returns:
+        The model with the new guide.
+
+    Raises:
+        ContractError: `encoder` or `lvm` is no ``torch.nn.Module``.
 
     Example:
         >>> import torch, vilvm
@@ -123,7 +151,7 @@ def with_guide(
         >>> sorted(vilvm.evaluate(lvm, x, num_samples=10).bounds)
         ['elbo', 'iwae']
     """
-    return WithGuide(lvm, encoder, latent, plate, dim, around)
+    return WithGuide(lvm, encoder, latent, plate=plate, dim=dim, around=around)
 
 
 def fit_guide(
@@ -138,27 +166,29 @@ def fit_guide(
     seed: int = 0,
     **options: Any,
 ) -> tuple[WithGuide, Fit]:
-    """Freezes a model and fits a stochastic guide to it: ``with_guide``, then ``vilvm.fit`` with a
-    one-cycle learning rate.
+    """Fits a stochastic guide to a frozen copy of a model.
+
+    It calls ``with_guide``, then ``vilvm.fit`` with a one-cycle learning rate.
 
     Arguments:
-        lvm: a model of one latent vector for each datum, with a proper prior; copied, so that it
-            stays as it is.
+        lvm: a model with one latent vector for each datum and a proper prior; copied.
         data: the training data.
         encoder: maps the (first) tensor of a batch to the mean and log-variance of the latent,
-            side by side. By default a new perceptron, which starts close around an auto-encoder's
-            codes if there are such.
+            concatenated. By default a new perceptron; for an auto-encoder it starts close to the
+            codes.
         hidden: sizes of that perceptron's hidden layers.
-        epochs, batch_size: how long to train, and on how many data a step.
+        epochs: number of passes over the data.
+        batch_size: number of data a step.
         lr: peak learning rate of Adam.
-        seed: of the perceptron's start and of the training.
-        options: more for ``vilvm.fit``, such as validation, run_dir or progress.
+        seed: of the perceptron's initial weights and of the training.
+        options: further arguments of ``vilvm.fit``, such as validation, run_dir or progress.
 
     Returns:
-        The model under its new guide, and what ``vilvm.fit`` returned.
+        The model with its new guide, and the result of ``vilvm.fit``.
 
     Raises:
-        ContractError: the model has not one latent, a vector for each datum; or its prior is flat.
+        ContractError: the model has another latent than one vector for each datum, or a flat
+            prior.
 
     Example:
         >>> import torch, vilvm
@@ -179,68 +209,77 @@ def fit_guide(
     batch_size = check_number("fit_guide: batch_size", batch_size)
     where = device_of(lvm, train.device)
     with seeded(seed, where):
-        batch = train.subset(slice(0, min(_LOOK, len(train)))).to(where).look()
-        layout = find_layout(lvm, batch)
-        if layout.improper:
-            raise ContractError(
-                f"fit_guide: the prior of latent {layout.improper[0]!r} is flat, so there is no "
-                "posterior to fit a guide to; give the model a "
-                "prior first (fit_prior, with_prior)."
-            )
-        codes = posterior(lvm, batch)
-        if not layout.local or len(codes) != 1 or codes[layout.latents[0]].dim() != 3:
-            shapes = {name: tuple(code.shape[1:]) for name, code in codes.items()}
-            raise ContractError(
-                "fit_guide needs a model of one latent, a vector for each datum; of "
-                f"{layout.num_data} data it has {shapes}."
-            )
-        latent, code = next(iter(codes.items()))
-        around = encoder is None and latent in layout.degenerate
-        if layout.scale != 1:
-            raise ContractError(
-                f"fit_guide: the model scales its plate {layout.data_plate!r} by "
-                f"{layout.scale:g}; give it the batch's own size, pyro.plate(name, len(x))."
-            )
-        if encoder is None:
-            x = tensors_of(batch)[0]
-            if x.dim() != 2:
-                raise ContractError(
-                    f"fit_guide: a datum has shape {tuple(x.shape[1:])} and not that of a row; "
-                    "pass encoder=..., a network for it."
-                )
-            encoder = mlp(x.shape[-1], hidden, 2 * code.shape[-1]).to(code)
-            if around:
-                _start_close(encoder[-1], code[0])
-    guided = with_guide(
+        guided = _with_new_guide(lvm, train, encoder, hidden, where)
+    batch_size = min(batch_size, len(train))
+    steps = epochs * -(-len(train) // batch_size)
+    options = {**one_cycle(lr, steps), "clip": 100.0, **options}
+    fitted = fit(guided, train, epochs=epochs, batch_size=batch_size, seed=seed, **options)
+    return guided, fitted
+
+
+def _with_new_guide(
+    lvm: Any,
+    train: Data,
+    encoder: torch.nn.Module | None,
+    hidden: Sequence[int],
+    device: torch.device,
+) -> WithGuide:
+    """The model with an untrained guide of the layout that its first data have."""
+    batch = train.subset(slice(0, min(_FIRST, len(train)))).to(device).model_input()
+    layout = find_layout(lvm, batch)
+    latent, code = _code(lvm, batch, layout)
+    around = encoder is None and latent in layout.degenerate
+    if encoder is None:
+        encoder = _perceptron(batch, hidden, code)
+        if around:
+            _start_close(encoder[-1], code[0])
+    return with_guide(
         lvm,
         encoder,
         latent=latent,
         plate=layout.data_plate or "data",
         dim=layout.data_dim,
         around=around,
-    ).to(where)
-    batch_size = min(batch_size, len(train))
-    total = epochs * -(-len(train) // batch_size)
-    fitted = fit(
-        guided,
-        train,
-        epochs=epochs,
-        batch_size=batch_size,
-        seed=seed,
-        **{
-            **one_cycle(lr, total),
-            "clip": 100.0,
-            **options,
-        },
-    )
-    return guided, fitted
+    ).to(device)
+
+
+def _code(lvm: Any, batch: Any, layout: Layout) -> tuple[str, torch.Tensor]:
+    """The name of the latent, and a draw from the guide, shape (1, num_data, d)."""
+    if layout.improper:
+        raise ContractError(
+            f"fit_guide: the prior of latent {layout.improper[0]!r} is flat, so there is no "
+            "posterior to fit a guide to; give the model a prior first (fit_prior, with_prior)."
+        )
+    codes = posterior(lvm, batch)
+    if not layout.local or len(codes) != 1 or codes[layout.latents[0]].dim() != 3:
+        shapes = {name: tuple(code.shape[1:]) for name, code in codes.items()}
+        raise ContractError(
+            "fit_guide needs a model of one latent, a vector for each datum; of "
+            f"{layout.num_data} data it has {shapes}."
+        )
+    if layout.scale != 1:
+        raise ContractError(
+            f"fit_guide: the model scales its plate {layout.data_plate!r} by "
+            f"{layout.scale:g}; give it the batch's own size, pyro.plate(name, len(x))."
+        )
+    return next(iter(codes.items()))
+
+
+def _perceptron(batch: Any, hidden: Sequence[int], code: torch.Tensor) -> torch.nn.Sequential:
+    x = tensors_of(batch)[0]
+    if x.dim() != 2:
+        raise ContractError(
+            f"fit_guide: a datum has shape {tuple(x.shape[1:])} and not that of a row; "
+            "pass encoder=..., a network for it."
+        )
+    return mlp(x.shape[-1], hidden, 2 * code.shape[-1]).to(code)
 
 
 @torch.no_grad()
 def _start_close(last: Any, codes: torch.Tensor) -> None:
-    """Sets an encoder's last layer so that it starts at a mean of 0 and at a seventh of the codes'
-    own spread.
-    """
+    """Sets an encoder's last layer to mean 0 and a seventh of the codes' standard deviation."""
     last.weight.zero_()
-    variance = codes.var(0).clamp(min=1e-8) if len(codes) > 1 else torch.ones_like(codes[0])
+    variance = torch.ones_like(codes[0])
+    if len(codes) > 1:
+        variance = codes.var(0).clamp(min=1e-8)
     last.bias.copy_(torch.cat([torch.zeros_like(variance), variance.log() - 4]))

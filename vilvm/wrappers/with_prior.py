@@ -1,4 +1,4 @@
-"""A model with another prior: p(x | z) as it was, p̂(z) in place of p(z), the guide unchanged."""
+"""A model with another prior: p̂(z) in place of p(z); p(x | z) and the guide do not change."""
 
 from typing import Any
 
@@ -12,7 +12,24 @@ __all__ = ["WithPrior", "with_prior"]
 
 
 class WithPrior(Wrapped):
-    """A latent variable model whose prior of one latent is replaced; see ``with_prior``."""
+    """A model with another prior of one latent; see ``with_prior``.
+
+    Arguments:
+        lvm: the inner model.
+        prior: p̂(z), from ``fit_prior``.
+
+    Raises:
+        ContractError: `prior` is no ``FittedPrior``.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.models.autoencoder import Autoencoder
+        >>> from vilvm.priors import fit_prior
+        >>> from vilvm.wrappers import WithPrior
+        >>> lvm = Autoencoder(data_dim=6, latent_dim=2)
+        >>> WithPrior(lvm, fit_prior(lvm, torch.rand(50, 6))).prior.kind
+        'full'
+    """
 
     prior: FittedPrior
 
@@ -34,7 +51,7 @@ class WithPrior(Wrapped):
         return result
 
     def guide(self, batch: Any) -> Any:
-        """q(z | x), as it was."""
+        """q(z | x), the guide of the inner model."""
         return self.inner_guide(batch)
 
     def _replace(self, old: Any) -> Any:
@@ -42,18 +59,27 @@ class WithPrior(Wrapped):
         if new.event_shape != old.event_shape:
             raise ContractError(
                 f"with_prior: the prior is of vectors of shape {tuple(new.event_shape)}, latent "
-                f"{self.prior.latent!r} of shape "
-                f"{tuple(old.event_shape)}."
+                f"{self.prior.latent!r} of shape {tuple(old.event_shape)}."
             )
         return new.expand(old.batch_shape)
 
 
 def with_prior(lvm: torch.nn.Module, prior: FittedPrior) -> WithPrior:
-    """The model with a fitted prior, from which it can be drawn and by which it is scored. Shares
-    its parameters with `lvm`.
+    """A model with a fitted prior, which its draws and its scores use.
 
-    A degenerate guide stays one: an auto-encoder with a prior can be drawn from, but has an
-    evidence bound only under a stochastic guide.
+    A degenerate guide stays degenerate: an auto-encoder with a prior can be sampled, but has an
+    evidence bound only under a stochastic guide (``fit_guide``).
+
+    Arguments:
+        lvm: the model.
+        prior: p̂(z), from ``fit_prior``.
+
+    Returns:
+        The model, which shares its parameters with `lvm`.
+
+    Raises:
+        ContractError: `prior` is no ``FittedPrior``; or, when the model runs, there is no such
+            latent, or it has another shape.
 
     Example:
         >>> import torch, vilvm

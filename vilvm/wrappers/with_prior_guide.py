@@ -1,9 +1,9 @@
-"""The prior as guide: q(z | x) = p(z), under which the weights are the likelihoods themselves.
+"""The prior as guide, q(z | x) = p(z): the importance weights are the likelihoods.
 
-    log p(x) = log E_{p(z)} p(x | z),
+    log p(x) = log E_{p(z)} p(x | z)
 
-naive Monte Carlo: right for any posterior, however many modes it has, and useless in more than a
-few dimensions, where no draw from the prior is near the posterior.
+This is naive Monte Carlo. It is correct for every posterior, also for one with several modes, but
+useless in more than a few dimensions, where no draw from the prior is near the posterior.
 """
 
 from typing import Any
@@ -17,16 +17,27 @@ __all__ = ["WithPriorGuide", "with_prior_guide"]
 
 
 class WithPriorGuide(Wrapped):
-    """A latent variable model whose guide is its prior; see ``with_prior_guide``."""
+    """A model whose guide is its prior; see ``with_prior_guide``.
+
+    Arguments:
+        lvm: the inner model.
+        frozen: whether a new parameter of the inner model is an error.
+
+    Example:
+        >>> from vilvm.models.ppca import PPCA
+        >>> from vilvm.wrappers import WithPriorGuide
+        >>> WithPriorGuide(PPCA(data_dim=3, latent_dim=1)).keeps_model
+        True
+    """
 
     keeps_model = True
 
     def model(self, batch: Any) -> Any:
-        """p(x | z) p(z), as it was."""
+        """p(x | z) p(z), the inner model."""
         return self.inner_model(batch)
 
     def guide(self, batch: Any) -> None:
-        """p(z): the model, of which the observed sites are neither heard nor seen."""
+        """p(z): the inner model without its observed sites."""
         with poutine.block(hide_fn=_is_data):
             self.inner_model(batch)
 
@@ -36,8 +47,13 @@ def _is_data(msg: Any) -> bool:
 
 
 def with_prior_guide(lvm: torch.nn.Module) -> WithPriorGuide:
-    """The model under its own prior as guide, which needs no training. Shares its parameters with
-    `lvm`.
+    """A model with its own prior as guide, which needs no training.
+
+    Arguments:
+        lvm: the model.
+
+    Returns:
+        The model, which shares its parameters with `lvm`.
 
     Example:
         >>> import torch, vilvm

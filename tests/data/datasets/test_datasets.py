@@ -32,7 +32,7 @@ def test_validation_is_carved_by_seed():
     assert sorted(torch.cat([s.x for s in rows]).flatten().tolist()) == list(range(100))
 
 
-def test_static_binarisation_is_drawn_once_and_dynamic_is_not():
+def test_only_static_binarisation_is_drawn_once():
     grey = torch.full((50, 20), 0.5)
     assert torch.equal(StaticBinarisation(3)(grey), StaticBinarisation(3)(grey))
     assert not torch.equal(StaticBinarisation(3)(grey), StaticBinarisation(4)(grey))

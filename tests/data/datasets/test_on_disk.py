@@ -42,7 +42,7 @@ def test_rows_are_those_of_the_array(tmp_path, kind, order):
         rows = data.subset(index).x
         assert rows.dtype == torch.float32
         assert torch.equal(rows, expected[index])
-    assert torch.equal(torch.cat([part.x for part in data.parts(7)]), expected)
+    assert torch.equal(torch.cat([part.x for part in data.chunks(7)]), expected)
     assert on_disk(tmp_path / "x.npy", flatten=False, dtype=torch.int64).subset(
         slice(0, 2)
     ).x.shape == (2, 4, 3)
@@ -127,7 +127,7 @@ def test_numbers_beyond_the_type_are_refused(tmp_path):
         on_disk(saved(tmp_path, np.zeros((3, 1))), dtype=torch.complex64)
 
 
-def test_a_bad_row_is_named_by_its_place_in_the_file(tmp_path):
+def test_error_names_the_row_in_the_file(tmp_path):
     array = np.zeros((50, 3))
     array[17], array[30, 1] = np.nan, 1e300
     data = on_disk(saved(tmp_path, array))
@@ -152,7 +152,7 @@ def test_a_file_that_changes_is_noticed(tmp_path, change):
         data.subset(slice(4000, 4010))
 
 
-def test_fingerprint_is_of_the_contents_and_not_of_the_path(tmp_path):
+def test_fingerprint_depends_on_contents_not_path(tmp_path):
     array = np.random.default_rng(0).normal(size=(1000, 3))
     (tmp_path / "b").mkdir()
     first = on_disk(saved(tmp_path, array)).fingerprint()
@@ -213,7 +213,7 @@ def test_zarr(tmp_path):
         on_disk(tmp_path / "g.zarr")
 
 
-def test_without_zarr_it_is_said_how_to_get_it(tmp_path, monkeypatch):
+def test_missing_zarr_error_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "zarr", None)
     (tmp_path / "x.zarr").mkdir()
     with pytest.raises(ValueError, match="needs the package zarr; install it"):
@@ -228,7 +228,8 @@ from vilvm.data.datasets import on_disk
 
 lvm = VAE(8192, 2, encoder_hidden=(4,), decoder_hidden=(4,))
 vilvm.fit(lvm, torch.zeros(8, 8192), batch_size=4, epochs=1)  # what is loaded late is loaded
-used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+used = int(status["VmData"].split()[0]) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (used + 384 * 2**20, resource.RLIM_INFINITY))
 data = on_disk(sys.argv[1])
 print(vilvm.fit(lvm, data, batch_size=256, epochs=1).steps)

@@ -65,7 +65,7 @@ def test_truncated_draws_are_refused(folder, kept):
         posteriordb("a-b", folder)
 
 
-def test_draws_that_would_have_to_be_unpickled_are_refused(folder):
+def test_pickled_draws_are_refused(folder):
     np.savez(folder / "a-b.draws.npz", **{"beta[1]": np.array([{}], dtype=object)})
     with pytest.raises(ValueError, match=r"a-b\.draws\.npz is truncated or altered"):
         posteriordb("a-b", folder)

@@ -5,7 +5,7 @@ import torch
 from vilvm.data.datasets import TwoModes, two_modes
 
 
-def test_the_density_integrates_to_one_and_has_its_mean():
+def test_density_integrates_to_one_with_its_mean():
     first = torch.linspace(-6, 6, 20_001, dtype=torch.float64)
     for second in (-1.0, 0.0, 0.7):
         at = torch.full_like(first, second)

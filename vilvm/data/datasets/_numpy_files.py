@@ -1,5 +1,6 @@
-"""Arrays in ``.npy`` and ``.npz`` files of others: what a header says is compared with the file
-before memory is taken for it.
+"""Reads arrays from untrusted ``.npy`` and ``.npz`` files.
+
+The size in the header is compared with the size of the file before memory is allocated.
 """
 
 import math
@@ -34,35 +35,36 @@ def read_npy(path: Path) -> np.ndarray:
     """The array of a ``.npy`` file, in memory.
 
     Raises:
-        ValueError: it is no such file, is damaged, holds pickled objects, is not as long as its
-            header says, or does not fit in memory.
+        ValueError: the file is no ``.npy`` file, is damaged, holds pickled objects, has another
+            length than its header says, or does not fit in memory.
     """
     with _plain_errors(path), path.open("rb") as file:
         return _array(path, file, path.stat().st_size)
 
 
 def read_npz(path: Path, keys: Any = None) -> dict[str, np.ndarray]:
-    """The arrays of a ``.npz`` file by name, those that `keys(names)` picks, or all; errors as of
-    ``read_npy``.
+    """The arrays of a ``.npz`` file by name: those that `keys(names)` picks, by default all.
+
+    Raises:
+        ValueError: see ``read_npy``.
     """
     with _plain_errors(path), zipfile.ZipFile(path) as archive:
         members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        picked = list(members) if keys is None else keys(list(members))
-        found = {}
+        picked = list(members)
+        if keys is not None:
+            picked = keys(picked)
+        arrays = {}
         for name in picked:
             with archive.open(members[name]) as file:
-                found[name] = _array(path, file, members[name].file_size)
-        return found
+                arrays[name] = _array(path, file, members[name].file_size)
+        return arrays
 
 
 def _array(path: Path, file: Any, size: int) -> np.ndarray:
-    """The array in an open file of so many bytes."""
-    version = np.lib.format.read_magic(file)
-    read = (
-        np.lib.format.read_array_header_1_0
-        if version == (1, 0)
-        else np.lib.format.read_array_header_2_0
-    )
+    """The array in an open file of `size` bytes."""
+    read = np.lib.format.read_array_header_2_0
+    if np.lib.format.read_magic(file) == (1, 0):
+        read = np.lib.format.read_array_header_1_0
     shape, by_columns, dtype = read(file)
     if dtype.hasobject:
         raise ValueError(
@@ -71,16 +73,16 @@ def _array(path: Path, file: Any, size: int) -> np.ndarray:
     numbers = math.prod(shape)
     if min(shape, default=0) < 0 or numbers * dtype.itemsize != size - file.tell():
         raise ValueError(
-            f"{path}: is truncated or damaged, for its header tells of shape {shape} and its "
-            "length of another; write it again."
+            f"{path}: is truncated or damaged, for its header gives shape {shape} and its length "
+            "another; write it again."
         )
     _check_memory(path, size)
-    found = (
-        np.frombuffer(file.read(size), dtype=dtype, count=numbers)
-        if numbers
-        else np.empty(0, dtype)
-    )
-    return found.reshape(shape, order="F" if by_columns else "C")
+    array = np.empty(0, dtype)
+    if numbers:
+        array = np.frombuffer(file.read(size), dtype=dtype, count=numbers)
+    if by_columns:
+        return array.reshape(shape, order="F")
+    return array.reshape(shape)
 
 
 def _check_memory(path: Path, size: int) -> None:
@@ -93,7 +95,7 @@ def _check_memory(path: Path, size: int) -> None:
 
 
 class _plain_errors:
-    """A context that turns what numpy and zipfile raise for a file into one sentence."""
+    """A context that turns the errors of numpy and zipfile into one ValueError."""
 
     def __init__(self, path: Path):
         self.path = path

@@ -1,4 +1,4 @@
-"""A user's own tensors and ``.npy`` and ``.npz`` files."""
+"""A data set of a user's own tensors, arrays, or ``.npy`` and ``.npz`` files."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,57 +26,78 @@ def arrays(
     key: str | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """A data set of arrays with one datum a row: tensors, numpy arrays, or paths of ``.npy`` or
-    ``.npz`` files.
+    """A data set of arrays with one datum a row.
 
-    Rows of more than one dimension (pictures) are flattened, their shape kept as ``image_shape``;
-    uint8 is divided by 255.
+    The arrays are tensors, numpy arrays, or paths of ``.npy`` or ``.npz`` files. Rows of more than
+    one dimension (pictures) are flattened, and ``image_shape`` keeps their shape; uint8 is divided
+    by 255.
 
     Arguments:
-        train: training data.
+        train: training data, shape (num_data, ...).
         test: test data; by default a tenth of `train`, drawn from `seed`.
-        validation: how many data to carve from the rest; by default a tenth of it.
+        validation: number of data to split off the rest; by default a tenth of it.
         transform: applied to each batch.
         name: of the data set; by default the file's, or "arrays".
         key: which array of a ``.npz`` file; needed if it holds several.
         seed: of the splits.
 
+    Returns:
+        The three splits.
+
     Raises:
         ValueError: a file is missing, empty, truncated, pickled or of another kind, or an array
             holds NaN or text, is empty, or does not fit the other split.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.data.datasets import arrays
+        >>> [len(split) for split in arrays(torch.rand(100, 3))]
+        [81, 9, 10]
     """
     seed = check_seed("arrays: seed", seed)
-    validation = optional(check_number, "arrays: validation", validation)
-    label = name or (Path(train).stem if isinstance(train, str | Path) else "arrays")
-    whole = _data(train, label, "train", key)
-    if len(whole) < (3 if test is None else 2):
+    num_validation = optional(check_number, "arrays: validation", validation)
+    label = name or _default_name(train)
+    rest = _data(train, label, "train", key)
+    _check_enough(rest, label, test is None)
+    if test is None:
+        rest, held_out = carve(rest, max(1, len(rest) // 10), seed + 1)
+        held_out = replace(held_out, split="test")
+    else:
+        held_out = _data(test, label, "test", key)
+        _check_rows_agree(rest, held_out, label)
+    if num_validation is None:
+        num_validation = max(1, len(rest) // 10)
+    return Dataset(*carve(rest, num_validation, seed), held_out).with_transform(transform)
+
+
+def _default_name(train: Any) -> str:
+    if isinstance(train, str | Path):
+        return Path(train).stem
+    return "arrays"
+
+
+def _check_enough(whole: Data, name: str, has_no_test: bool) -> None:
+    if len(whole) < 2 + has_no_test:
         raise ValueError(
-            f"{label}: {len(whole)} rows cannot be split; pass more, or use vilvm.Data(tensor) as "
+            f"{name}: {len(whole)} rows cannot be split; pass more, or use vilvm.Data(tensor) as "
             "it is."
         )
-    if test is None:
-        rest, held_out = carve(whole, max(1, len(whole) // 10), seed + 1)
-        tested = replace(held_out, split="test")
-    else:
-        rest, tested = whole, _data(test, label, "test", key)
-        if tested.x.shape[1:] != rest.x.shape[1:]:
-            raise ValueError(
-                f"{label}: training data have rows of shape {tuple(rest.x.shape[1:])}, test data "
-                f"{tuple(tested.x.shape[1:])}."
-            )
-    kept, validated = carve(
-        rest, validation if validation is not None else max(1, len(rest) // 10), seed
-    )
-    return Dataset(kept, validated, tested).with_transform(transform)
+
+
+def _check_rows_agree(train: Data, test: Data, name: str) -> None:
+    if train.x.shape[1:] != test.x.shape[1:]:
+        raise ValueError(
+            f"{name}: training data have rows of shape {tuple(train.x.shape[1:])}, test data "
+            f"{tuple(test.x.shape[1:])}."
+        )
 
 
 def _data(source: Any, name: str, split: str, key: str | None) -> Data:
-    array = (
-        _read(check_path(f"arrays: {split}", source), key)
-        if isinstance(source, str | Path)
-        else source
-    )
-    tensor = array if isinstance(array, Tensor) else _tensor(array, name)
+    if isinstance(source, str | Path):
+        source = _read(check_path(f"arrays: {split}", source), key)
+    tensor = source
+    if not isinstance(source, Tensor):
+        tensor = _tensor(source, name)
     if tensor.dim() == 0:
         raise ValueError(
             f"{name}: the {split} data are a single number; pass an array with one datum a row."
@@ -85,9 +106,11 @@ def _data(source: Any, name: str, split: str, key: str | None) -> Data:
         tensor = tensor.float() / 255
     if tensor.dtype == torch.float64:
         tensor = tensor.float()
-    shape = tuple(tensor.shape[1:]) if tensor.dim() > 2 else None
-    data = Data(tensor.flatten(1) if shape else tensor, name, split, image_shape=shape)
-    return as_data(data, f"{name} ({split})")
+    shape = None
+    if tensor.dim() > 2:
+        shape = tuple(tensor.shape[1:])
+        tensor = tensor.flatten(1)
+    return as_data(Data(tensor, name, split, image_shape=shape), f"{name} ({split})")
 
 
 def _tensor(array: Any, name: str) -> Tensor:
@@ -98,10 +121,10 @@ def _tensor(array: Any, name: str) -> Tensor:
             "poutine.mask or .mask(...) of the distribution."
         )
     try:
-        found = np.array(array)
-        if found.dtype.kind not in "fiub":
+        copied = np.array(array)
+        if copied.dtype.kind not in "fiub":
             raise TypeError
-        return torch.from_numpy(found.astype(found.dtype.newbyteorder("=")))
+        return torch.from_numpy(copied.astype(copied.dtype.newbyteorder("=")))
     except (TypeError, ValueError):
         kind = getattr(array, "dtype", type(array).__name__)
         raise ValueError(

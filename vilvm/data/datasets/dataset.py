@@ -1,4 +1,4 @@
-"""The small object that every data set returns: its three splits."""
+"""A data set: its three splits."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -12,8 +12,18 @@ __all__ = ["Dataset", "carve"]
 
 
 class Dataset(NamedTuple):
-    """Training, validation and test data; each says its own name, split and transform (see
-    ``vilvm.data.Data``).
+    """The three splits of a data set, each a ``vilvm.Data`` with its name and transform.
+
+    Arguments:
+        train: the training data.
+        validation: the validation data.
+        test: the test data.
+
+    Example:
+        >>> from vilvm.data.datasets import digits
+        >>> dataset = digits()
+        >>> dataset.name, len(dataset.train), len(dataset.validation), len(dataset.test)
+        ('digits', 1350, 150, 297)
     """
 
     train: Data
@@ -26,11 +36,10 @@ class Dataset(NamedTuple):
         return self.train.name
 
     def with_transform(self, transform: Transform | None) -> "Dataset":
-        """The same data under another transform; one that is not fresh at each batch is drawn now,
-        from its own seed.
+        """The same data under another transform; one that is not fresh is applied at once.
 
         Raises:
-            ValueError: the data are those that another transform has made.
+            ValueError: the data are the output of another transform.
         """
         if any(split.transformed for split in self):
             raise ValueError(
@@ -41,10 +50,25 @@ class Dataset(NamedTuple):
 
 
 def carve(train: Data, validation: int, seed: int) -> tuple[Data, Data]:
-    """Training data cut in two, training and validation, at random from `seed`.
+    """Splits validation data off the training data at random.
+
+    Arguments:
+        train: the training data.
+        validation: number of validation data, at least 1.
+        seed: of the split.
+
+    Returns:
+        The remaining training data and the validation data.
 
     Raises:
-        ValueError: `validation` leaves no training data, or is negative.
+        ValueError: `validation` is below 1, or leaves no training data.
+
+    Example:
+        >>> import torch, vilvm
+        >>> from vilvm.data.datasets import carve
+        >>> train, validation = carve(vilvm.Data(torch.rand(10, 3)), validation=2, seed=0)
+        >>> len(train), len(validation), validation.split
+        (8, 2, 'validation')
     """
     seed = check_seed("carve: seed", seed)
     if not isinstance(train, Data):

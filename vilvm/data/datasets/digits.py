@@ -1,4 +1,4 @@
-"""scikit-learn's handwritten digits: 1,797 pictures of 8 × 8, the data set that is always there."""
+"""scikit-learn's handwritten digits: 1,797 pictures of 8 × 8, which need no download."""
 
 import torch
 
@@ -16,16 +16,25 @@ def digits(
     transform: Transform | None = DynamicBinarisation(),  # noqa: B008
     seed: int = 0,
 ) -> Dataset:
-    """The UCI test digits as scikit-learn ships them, grey levels divided by 16; the last 297 are
-    the test data.
+    """The UCI test digits that scikit-learn contains, grey levels divided by 16.
+
+    The last 297 are the test data.
 
     Arguments:
-        validation: how many of the other 1,500 to carve out as validation data, from `seed`.
+        validation: number of the other 1,500 that are validation data, drawn from `seed`.
         transform: applied to each batch.
         seed: of the validation split.
 
+    Returns:
+        The three splits, with rows of 64 numbers in [0, 1] and labels.
+
     Raises:
-        ValueError: `validation` out of range.
+        ValueError: `validation` is out of range.
+
+    Example:
+        >>> from vilvm.data.datasets import digits
+        >>> digits(validation=100).train.x.shape
+        torch.Size([1400, 64])
     """
     from sklearn.datasets import load_digits  # here, for it takes seconds to import
 

@@ -21,7 +21,7 @@ from vilvm.data.transforms import DynamicBinarisation
 
 __all__ = ["mnist"]
 
-_SECONDS = 5.0
+_SECONDS = 5.0  # timeout of a connection
 
 
 def mnist(
@@ -34,48 +34,67 @@ def mnist(
 ) -> Dataset:
     """MNIST with its official split, grey levels in [0, 1], rows of 784.
 
-    Looked for in `root`, else in the folder that the environment variable VILVM_DATA names, else
-    in the user's cache; a root holds ``MNIST/raw/`` with the official files, compressed or not. If
-    they are not there, they are downloaded into it.
+    The folder is `root`, else the one that the environment variable VILVM_DATA names, else the
+    user's cache. It holds ``MNIST/raw/`` with the official files, compressed or not; missing files
+    are downloaded into it. Reading them needs torchvision (``pip install 'vilvm[mnist]'``).
 
     Arguments:
         root: the folder.
-        validation: how many of the 60,000 to carve out as validation data, from `seed`.
+        validation: number of the 60,000 that are validation data, drawn from `seed`.
         transform: applied to each batch.
-        download: whether to try the network.
+        download: whether to download missing files.
         seed: of the validation split.
 
+    Returns:
+        The three splits, with labels.
+
     Raises:
-        FileNotFoundError: the files are neither on disk nor to be had from the network within
-            seconds; says where to put them.
+        ImportError: torchvision is not installed.
+        FileNotFoundError: the files are not on disk and cannot be downloaded; says where to put
+            them.
         ValueError: a file on disk is truncated or altered, or `validation` is out of range.
+
+    Example:
+        >>> from vilvm.data.datasets import mnist
+        >>> try:
+        ...     mnist("/a/folder/without/the/files", download=False)
+        ... except FileNotFoundError as error:
+        ...     print(str(error)[:21])
+        No MNIST in /a/folder
     """
     seed = check_seed("mnist: seed", seed)
     root = optional(check_path, "mnist: root", root)
     folder = Path(root or os.environ.get("VILVM_DATA") or platformdirs.user_cache_path("vilvm"))
-    splits = []
-    for split, count in (("train", 60_000), ("test", 10_000)):
-        found = _load(folder, split == "train", download)
-        if found.data.shape != (count, 28, 28) or len(found.targets) != count:
-            raise ValueError(
-                f"MNIST in {folder} has {len(found.data)} {split} pictures in place of {count}: "
-                "remove it, and get it again."
-            )
-        splits.append(
-            Data(
-                found.data.flatten(1).float() / 255, "mnist", split, None, found.targets, (28, 28)
-            )
+    train = _split(folder, "train", 60_000, download)
+    test = _split(folder, "test", 10_000, download)
+    return Dataset(*carve(train, validation, seed), test).with_transform(transform)
+
+
+def _split(folder: Path, split: str, count: int, download: bool) -> Data:
+    loaded = _load(folder, split == "train", download)
+    pictures, labels = loaded.data, loaded.targets
+    if pictures.shape != (count, 28, 28) or len(labels) != count:
+        raise ValueError(
+            f"MNIST in {folder} has {len(pictures)} {split} pictures in place of {count}: "
+            "remove it, and get it again."
         )
-    return Dataset(*carve(splits[0], validation, seed), splits[1]).with_transform(transform)
+    x = pictures.flatten(1).float() / 255
+    return Data(x, "mnist", split, labels=labels, image_shape=(28, 28))
 
 
 def _load(folder: Path, train: bool, download: bool) -> Any:
-    from torchvision.datasets import MNIST  # here, for it takes seconds to import
+    try:
+        from torchvision.datasets import MNIST  # here, since its import takes seconds
+    except ImportError:
+        raise ImportError(
+            "mnist: reading MNIST needs the package torchvision; install it (pip install "
+            "'vilvm[mnist]')."
+        ) from None
 
     try:
         return MNIST(str(folder), train=train, download=False)
     except RuntimeError:
-        pass  # not there: torchvision says "not found"
+        pass  # the files are missing
     except (ValueError, EOFError, OSError, AssertionError, TypeError) as error:
         raise ValueError(
             f"MNIST in {folder / 'MNIST' / 'raw'} is truncated or altered ({error}): remove it, "
@@ -84,29 +103,25 @@ def _load(folder: Path, train: bool, download: bool) -> Any:
     if not download:
         raise FileNotFoundError(_advice(folder, "it is not there, and download=False"))
     try:
-        with _impatient():
+        with _short_timeout():
             return MNIST(str(folder), train=train, download=True)
-    except Exception as error:
-        # Whatever a mirror, a proxy or a disk does is, to the user, that MNIST could not be had.
+    except Exception as error:  # a mirror, a proxy and a disk each raise others
         text = " ".join(str(error).split())
-        # torchvision lists its mirrors, each with what came of it
-        reasons = re.findall(r"<urlopen error (.*?)>", text)
-        raise FileNotFoundError(
-            _advice(folder, f"its download failed ({reasons[-1] if reasons else text[:120]})")
-        ) from None
+        # torchvision lists its mirrors, each with an error
+        reasons = re.findall(r"<urlopen error (.*?)>", text) or [text[:120]]
+        raise FileNotFoundError(_advice(folder, f"its download failed ({reasons[-1]})")) from None
 
 
 def _advice(folder: Path, reason: str) -> str:
     return (
         f"No MNIST in {folder}: {reason}. Put the four official files into "
-        f"{folder / 'MNIST' / 'raw'}, or point VILVM_DATA at a folder "
-        "that holds MNIST/raw."
+        f"{folder / 'MNIST' / 'raw'}, or point VILVM_DATA at a folder that holds MNIST/raw."
     )
 
 
 @contextmanager
-def _impatient() -> Iterator[None]:
-    """No connection may keep us waiting for longer than seconds."""
+def _short_timeout() -> Iterator[None]:
+    """A context in which a connection that stalls for seconds fails."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(_SECONDS)
     try:

@@ -1,5 +1,6 @@
-"""Data larger than memory: ``.npy`` files and ``.zarr`` folders that stay on disk, of which the
-rows of a batch are read.
+"""Data larger than memory: ``.npy`` files and ``.zarr`` folders that stay on disk.
+
+Only the rows of a batch are read.
 """
 
 import hashlib
@@ -19,8 +20,8 @@ from vilvm.data.tensors import tensors_of
 
 __all__ = ["on_disk"]
 
-_SAMPLED_ROWS = 64  # of a file, that its fingerprint looks at
-_SAMPLED_NUMBERS = 4096  # of each of those rows, at most
+_SAMPLED_ROWS = 64  # of a file, that its fingerprint covers
+_SAMPLED_NUMBERS = 4096  # of each of these rows, at most
 
 
 def on_disk(
@@ -32,31 +33,32 @@ def on_disk(
     flatten: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> Data:
-    """Data that stay in their files, with one datum a row, for ``fit(..., batch_size=...)`` and
-    ``evaluate``.
+    """Data that stay in their files, for ``fit(..., batch_size=...)`` and ``evaluate``.
 
-    ``fit`` reads the rows of a batch, in the same order as if they were in memory, while the steps
-    before it are taken. Numbers are handed out as `dtype` and not scaled: bytes of a picture are 0
-    to 255. NaN and infinity are found when their row is read. A file must not be written to while
-    it is in use, which is looked for at each read (in a ``.zarr`` folder only what changes the
-    folder itself is seen).
+    ``fit`` reads the rows of a batch while the previous steps run, in the same order as if they
+    were in memory. Numbers are converted to `dtype` and not scaled: bytes of a picture are 0 to
+    255. NaN and infinity raise when their row is read. A file must not change while it is in use;
+    each read checks this (of a ``.zarr`` folder, only the folder itself).
 
-    Its fingerprint, by which a run that is resumed knows its data, is of the shape, the type and
-    64 evenly spaced rows (the first 4096 numbers of each): a change elsewhere goes unseen.
+    The fingerprint, which identifies the data of a resumed run, covers the shape, the type and 64
+    evenly spaced rows (the first 4096 numbers of each). A change elsewhere is not detected.
 
     Arguments:
         source: the path of a ``.npy`` file or a ``.zarr`` folder (one array; needs the package
-            zarr), or a tuple or dict of such paths.
+            zarr), or a tuple or dict of such paths; one datum a row.
         transform: one that is drawn anew for each batch, or None.
-        name: of the data set; by default the (first) file's.
+        name: of the data set; by default that of the (first) file.
         split: "train", "validation", "test" or "all".
-        flatten: whether rows of more than one dimension are made one, their shape kept as
-            ``image_shape`` if `source` is one path.
-        dtype: what the numbers become.
+        flatten: whether rows of several dimensions are flattened; ``image_shape`` keeps their
+            shape if `source` is one path.
+        dtype: of the rows.
+
+    Returns:
+        The data, whose tensors are ``StreamedTensor``.
 
     Raises:
         ValueError: a file is missing, empty, truncated, of another kind, has no rows, or holds
-            what is no real number.
+            values that are no real numbers.
 
     Example:
         >>> import numpy as np, pathlib, tempfile, torch, vilvm
@@ -64,27 +66,37 @@ def on_disk(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = pathlib.Path(folder, "x.npy")
         ...     np.save(path, np.zeros((40, 6), dtype=np.uint8))
-        ...     vilvm.fit(VAE(data_dim=6, latent_dim=2), vilvm.data.datasets.on_disk(path), batch_size=16, epochs=2).steps
+        ...     data = vilvm.data.datasets.on_disk(path)
+        ...     vilvm.fit(VAE(data_dim=6, latent_dim=2), data, batch_size=16, epochs=2).steps
         6
     """
-    if isinstance(source, Mapping):
-        x: Any = {key: _Stored(value, flatten, dtype) for key, value in source.items()}
-    elif isinstance(source, list | tuple):
-        x = tuple(_Stored(value, flatten, dtype) for value in source)
-    else:
-        x = _Stored(source, flatten, dtype)
+    x = _opened(source, flatten, dtype)
     files = tensors_of(x)
     if not files:
         raise ValueError("on_disk: got no path; give one, or a tuple or dict of them.")
+    _check_lengths(files)
+    inner = files[0].stored.shape[1:]
+    shape = None
+    if flatten and len(files) == 1 and len(inner) > 1:
+        shape = tuple(inner)
+    return Data(x, name or files[0].path.stem, split, transform, image_shape=shape)
+
+
+def _opened(source: Any, flatten: bool, dtype: torch.dtype) -> Any:
+    if isinstance(source, Mapping):
+        return {key: _Stored(value, flatten, dtype) for key, value in source.items()}
+    if isinstance(source, list | tuple):
+        return tuple(_Stored(value, flatten, dtype) for value in source)
+    return _Stored(source, flatten, dtype)
+
+
+def _check_lengths(files: list["_Stored"]) -> None:
     lengths = {str(file.path): len(file) for file in files}
     if len(set(lengths.values())) > 1:
         raise ValueError(
             f"on_disk: the files have different numbers of rows, {lengths}; give files with one "
             "datum a row each."
         )
-    inner = files[0].stored.shape[1:]
-    shape = tuple(inner) if flatten and len(files) == 1 and len(inner) > 1 else None
-    return Data(x, name or files[0].path.stem, split, transform, image_shape=shape)
 
 
 class _Stored(StreamedTensor):
@@ -109,9 +121,9 @@ class _Stored(StreamedTensor):
                 f"{self.path}: is an array of shape {sizes}; save one datum a row, and at least "
                 "one."
             )
-        self.shape = torch.Size(
-            (sizes[0], math.prod(sizes[1:])) if flatten and len(sizes) > 2 else sizes
-        )
+        if flatten and len(sizes) > 2:
+            sizes = (sizes[0], math.prod(sizes[1:]))
+        self.shape = torch.Size(sizes)
         self.dtype, self._kind = dtype, torch.empty(0, dtype=dtype).numpy().dtype
         self._state = _state(self.path)
 
@@ -137,7 +149,7 @@ class _Stored(StreamedTensor):
     def _read(self, index: Any) -> np.ndarray:
         """A copy of some rows.
 
-        A file that was cut short would end the process, not raise: it is looked at before.
+        The file's state is checked first: reading a truncated file would end the process.
         """
         if _state(self.path) != self._state:
             raise ValueError(
@@ -145,37 +157,41 @@ class _Stored(StreamedTensor):
                 "on_disk(...)."
             )
         try:
-            picked = (
-                self.stored[index]
-                if isinstance(index, slice) or isinstance(self.stored, np.ndarray)
-                else self.stored.oindex[index]
-            )
+            picked = self._picked(index)
         except (OSError, RuntimeError) as error:
             raise ValueError(f"{self.path}: cannot be read ({error}); write it again.") from None
-        # what does not fit becomes infinite, and is refused below
+        # a number that does not fit becomes infinite, and _check refuses it
         with np.errstate(over="ignore", invalid="ignore"):
             picked = np.asarray(picked)
-            found = picked.astype(self._kind)
-        self._check_range(picked, found)
-        return found.reshape(len(found), *self.shape[1:])
+            converted = picked.astype(self._kind)
+        self._check_range(picked, converted)
+        return converted.reshape(len(converted), *self.shape[1:])
 
-    def _check_range(self, picked: np.ndarray, found: np.ndarray) -> None:
+    def _picked(self, index: Any) -> Any:
+        if isinstance(index, slice) or isinstance(self.stored, np.ndarray):
+            return self.stored[index]
+        return self.stored.oindex[index]  # zarr
+
+    def _check_range(self, picked: np.ndarray, converted: np.ndarray) -> None:
         """Raises ValueError if an integer type cannot hold a number; fractions are cut off."""
-        if self.dtype.is_floating_point or (
-            picked.dtype.kind in "iub" and np.can_cast(picked.dtype, found.dtype)
-        ):
+        if self.dtype.is_floating_point:
             return
-        altered = found != (np.trunc(picked) if picked.dtype.kind == "f" else picked)
+        if picked.dtype.kind in "iub" and np.can_cast(picked.dtype, converted.dtype):
+            return
+        whole = picked
+        if picked.dtype.kind == "f":
+            whole = np.trunc(picked)
+        altered = converted != whole
         if altered.any():
             raise ValueError(
                 f"{self.path}: holds {picked[altered].flat[0]}, which is no {self.dtype}; give "
                 "on_disk a dtype that takes all of its numbers."
             )
 
-    def _check(self, found: np.ndarray, rows: Any) -> None:
-        if not self.dtype.is_floating_point or np.isfinite(found).all():
+    def _check(self, values: np.ndarray, rows: Any) -> None:
+        if not self.dtype.is_floating_point or np.isfinite(values).all():
             return
-        place = int((~np.isfinite(found)).reshape(len(found), -1).any(1).argmax())
+        place = int((~np.isfinite(values)).reshape(len(values), -1).any(1).argmax())
         raise ValueError(
             f"{self.path}: row {rows[place]} holds NaN or infinity (as {self.dtype}); remove or "
             "impute such values first."
@@ -190,9 +206,7 @@ class _Stored(StreamedTensor):
 
 
 def _places(index: Tensor, length: int) -> np.ndarray:
-    """The rows that an index of a tensor picks: by a mask, or by places, which may count from the
-    end.
-    """
+    """The row numbers that a tensor picks: a mask, or indices, which may be negative."""
     if index.dtype == torch.bool:
         return index.cpu().numpy().nonzero()[0]
     places = index.cpu().numpy()
@@ -200,23 +214,25 @@ def _places(index: Tensor, length: int) -> np.ndarray:
 
 
 def _state(path: Path) -> tuple[int, int] | None:
-    """Size and time of last change; None if it is gone."""
+    """Size and time of the last change; None if the file was removed."""
     try:
-        found = path.stat()
+        stat = path.stat()
     except OSError:
         return None
-    return found.st_size, found.st_mtime_ns
+    return stat.st_size, stat.st_mtime_ns
 
 
 def _open(path: Path) -> Any:
-    """The array in a file, mapped and not read."""
+    """The array in a file, memory-mapped."""
     if path.suffix.lower() not in (".npy", ".zarr"):
         raise ValueError(
             f"{path}: unknown kind of file {path.suffix!r}; give a .npy file or a .zarr folder."
         )
     if not path.exists():
         raise ValueError(f"{path}: there is no such file.")
-    return _open_npy(path) if path.suffix.lower() == ".npy" else _open_zarr(path)
+    if path.suffix.lower() == ".npy":
+        return _open_npy(path)
+    return _open_zarr(path)
 
 
 def _open_npy(path: Path) -> np.ndarray:
@@ -250,7 +266,7 @@ def _open_zarr(path: Path) -> Any:
         ) from None
     try:
         return zarr.open_array(str(path), mode="r")
-    except Exception as error:  # zarr has many, and other ones in each version
+    except Exception as error:  # zarr raises many kinds, which differ between versions
         raise ValueError(
             f"{path}: is no zarr array that can be read ({error}); write one array, not a group."
         ) from None

@@ -1,4 +1,4 @@
-"""Posteriors with reference answers: data, and draws of long Stan runs, of posteriordb.
+"""Posteriors of posteriordb: their data, and reference draws of long Stan runs.
 
 Reference: posteriordb: Testing, Benchmarking and Developing Bayesian Inference Algorithms,
 Magnusson et al., 2024.
@@ -6,6 +6,7 @@ Magnusson et al., 2024.
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,10 +25,15 @@ class ReferencePosterior(NamedTuple):
     """A posterior with its data and reference draws.
 
     Arguments:
-        name: of the posterior, which is DATA-MODEL.
-        data: by the names of posteriordb; an array is a float32 tensor, a number is left as it is.
-        draws: one scalar parameter each, such as "beta[1]", float64, shape (num_chains,
-            num_draws).
+        name: of the posterior, DATA-MODEL.
+        data: by the names of posteriordb; an array is a float32 tensor, a number stays a number.
+        draws: by scalar parameter, such as "beta[1]"; float64, shape (num_chains, num_draws).
+
+    Example:
+        >>> import torch
+        >>> from vilvm.data.datasets import ReferencePosterior
+        >>> ReferencePosterior("a-b", {}, {"mu": torch.tensor([[1.0, 3.0]])}).mean("mu")
+        2.0
     """
 
     name: str
@@ -35,72 +41,84 @@ class ReferencePosterior(NamedTuple):
     draws: dict[str, Tensor]
 
     def mean(self, parameter: str) -> float:
-        """The posterior mean of a parameter, by the reference draws."""
+        """The posterior mean of a parameter, from the reference draws."""
         return self.draws[parameter].mean().item()
 
     def sd(self, parameter: str) -> float:
-        """The posterior standard deviation of a parameter, by the reference draws."""
+        """The posterior standard deviation of a parameter, from the reference draws."""
         return self.draws[parameter].std().item()
 
 
 def posteriordb(name: str, folder: str | Path | None = None) -> ReferencePosterior:
-    """A posterior by its name, such as "kidiq-kidscore_momiq".
+    """Reads a posterior by its name, such as "kidiq-kidscore_momiq".
 
-    Read from ``NAME.data.json`` and ``NAME.draws.npz`` in `folder`, else in the folder
-    ``posteriordb`` of the one that the environment variable VILVM_DATA names, else of the user's
-    cache. Nothing is downloaded.
+    The files are ``NAME.data.json`` and ``NAME.draws.npz``. Nothing is downloaded.
 
     Arguments:
         name: of the posterior.
-        folder: where the two files are.
+        folder: of the two files; by default the folder ``posteriordb`` in the one that the
+            environment variable VILVM_DATA names, else in the user's cache.
+
+    Returns:
+        The data and the reference draws.
 
     Raises:
-        FileNotFoundError: a file is not there; lists the posteriors that are.
+        FileNotFoundError: a file is missing; the message lists the posteriors in the folder.
         ValueError: a file is truncated or altered.
+
+    Example:
+        >>> from vilvm.data.datasets import posteriordb
+        >>> try:
+        ...     posteriordb("eight_schools", "/a/folder/without/the/files")
+        ... except FileNotFoundError as error:
+        ...     print(str(error)[:28])
+        No posterior 'eight_schools'
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise ValueError(
             "posteriordb: name must be that of a posterior, such as 'kidiq-kidscore_momiq'; got "
             f"{name!r}."
         )
-    folder = optional(check_path, "posteriordb: folder", folder)
-    place = Path(
-        folder
-        or Path(os.environ.get("VILVM_DATA") or platformdirs.user_cache_path("vilvm"))
-        / "posteriordb"
-    )
-    missing = [path for path in _files(place, name) if not path.is_file()]
+    place = optional(check_path, "posteriordb: folder", folder) or _default_folder()
+    files = [place / f"{name}.data.json", place / f"{name}.draws.npz"]
+    missing = [path for path in files if not path.is_file()]
     if missing:
-        known = sorted(p.name.removesuffix(".data.json") for p in place.glob("*.data.json"))
-        there = (
-            f"there are {known}"
-            if known
-            else "there is none; point VILVM_DATA at a folder that holds posteriordb/"
-        )
         raise FileNotFoundError(
-            f"No posterior {name!r} in {place} ({missing[0].name} is not there): {there}."
+            f"No posterior {name!r} in {place} ({missing[0].name} is not there): {_known(place)}."
         )
-    data_file, draws_file = _files(place, name)
+    return ReferencePosterior(name, _read_data(files[0]), _read_draws(files[1]))
+
+
+def _default_folder() -> Path:
+    root = os.environ.get("VILVM_DATA") or platformdirs.user_cache_path("vilvm")
+    return Path(root, "posteriordb")
+
+
+def _known(folder: Path) -> str:
+    known = sorted(p.name.removesuffix(".data.json") for p in folder.glob("*.data.json"))
+    if known:
+        return f"there are {known}"
+    return "there is none; point VILVM_DATA at a folder that holds posteriordb/"
+
+
+def _read_data(path: Path) -> dict[str, Tensor | int | float]:
     try:
-        read = json.loads(data_file.read_text(encoding="utf-8"), parse_constant=_no_number)
-        data = {key: _value(key, value) for key, value in _entries(read)}
+        read = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        return {key: _value(key, value) for key, value in _entries(read)}
     except RecursionError:
-        raise ValueError(_damaged(data_file, "it is nested too deeply")) from None
+        raise ValueError(_damaged(path, "it is nested too deeply")) from None
     except ValueError as error:
-        raise ValueError(_damaged(data_file, error)) from None
+        raise ValueError(_damaged(path, error)) from None
+
+
+def _read_draws(path: Path) -> dict[str, Tensor]:
     try:
-        draws = {key: _draws(key, array) for key, array in read_npz(draws_file).items()}
+        draws = {key: _draws(key, array) for key, array in read_npz(path).items()}
     except ValueError as error:
-        raise ValueError(
-            _damaged(draws_file, str(error).removeprefix(f"{draws_file}: "))
-        ) from None
+        raise ValueError(_damaged(path, str(error).removeprefix(f"{path}: "))) from None
     if not draws:
-        raise ValueError(_damaged(draws_file, "it holds no draws"))
-    return ReferencePosterior(name, data, draws)
-
-
-def _files(folder: Path, name: str) -> tuple[Path, Path]:
-    return folder / f"{name}.data.json", folder / f"{name}.draws.npz"
+        raise ValueError(_damaged(path, "it holds no draws"))
+    return draws
 
 
 def _entries(read: object) -> Any:
@@ -110,22 +128,15 @@ def _entries(read: object) -> Any:
 
 
 def _value(key: str, value: object) -> Tensor | int | float:
-    """A number as it is, and a nested list of numbers as a float32 tensor; raises ValueError of
-    anything else.
-    """
+    """A number unchanged, or a nested list of numbers as a float32 tensor; else ValueError."""
     if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63:
         return value
-    try:
-        found = (
-            torch.tensor(value, dtype=torch.float32)
-            if isinstance(value, list)
-            else torch.tensor(torch.nan)
-        )
-    except (ValueError, TypeError, OverflowError, RuntimeError):
-        found = torch.tensor(torch.nan)
-    if not bool(found.isfinite().all()):
-        raise ValueError(f"{key!r} is not a finite number, or an array of them")
-    return found
+    if isinstance(value, list):
+        with suppress(ValueError, TypeError, OverflowError, RuntimeError):
+            array = torch.tensor(value, dtype=torch.float32)
+            if bool(array.isfinite().all()):
+                return array
+    raise ValueError(f"{key!r} is not a finite number, or an array of them")
 
 
 def _no_number(name: str) -> float:
@@ -133,12 +144,8 @@ def _no_number(name: str) -> float:
 
 
 def _draws(key: str, array: np.ndarray) -> Tensor:
-    if (
-        array.dtype.kind not in "fiu"
-        or array.ndim != 2
-        or not array.size
-        or not np.isfinite(array).all()
-    ):
+    usable = array.dtype.kind in "fiu" and array.ndim == 2 and array.size > 0
+    if not usable or not np.isfinite(array).all():
         raise ValueError(f"{key!r} is not finite draws of shape (num_chains, num_draws)")
     return torch.from_numpy(array.astype(np.float64))
 

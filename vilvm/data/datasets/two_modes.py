@@ -1,5 +1,4 @@
-"""Two clusters in the plane, of which one coordinate leaves open where the other is: p(x₁ | x₂)
-has two modes, known in closed form.
+"""Two clusters in the plane: p(x₁ | x₂) has two modes and is known in closed form.
 
     s = ±1 with probability ½ each,    x | s ~ N(s (2, ½), diag(¼², 1)),
 
@@ -25,7 +24,14 @@ _MODE, _SHIFT, _WIDTH = 2.0, 0.5, 0.25
 
 
 class TwoModes:
-    """What is known of the first coordinate given the second, shape (num_data,)."""
+    """The exact conditional p(x₁ | x₂); every argument and result has shape (num_data,).
+
+    Example:
+        >>> import torch
+        >>> from vilvm.data.datasets import TwoModes
+        >>> TwoModes.mean(torch.zeros(3))
+        tensor([0., 0., 0.])
+    """
 
     @staticmethod
     def upper(second: Tensor) -> Tensor:
@@ -51,13 +57,17 @@ class TwoModes:
 
 
 def two_modes(num_train: int = 20_000, num_test: int = 2000, seed: int = 0) -> Dataset:
-    """Draws of the two clusters, rows (x₁, x₂), a "picture" of one by two pixels; see ``TwoModes``
-    for what is known of them.
+    """Draws from the two clusters, rows (x₁, x₂), as pictures of one by two pixels.
+
+    ``TwoModes`` is the exact conditional of x₁ given x₂.
 
     Arguments:
-        num_train: training data; of validation and test data there are `num_test` each.
-        num_test: see there.
+        num_train: number of training data.
+        num_test: number of validation data, and of test data.
         seed: of all draws.
+
+    Returns:
+        The three splits; a label is the cluster, −1 or 1.
 
     Example:
         >>> from vilvm.data.datasets import two_modes
@@ -72,13 +82,7 @@ def two_modes(num_train: int = 20_000, num_test: int = 2000, seed: int = 0) -> D
     def draw(count: int, split: str) -> Data:
         s = 2 * torch.randint(2, (count, 1), generator=generator) - 1
         noise = torch.randn(count, 2, generator=generator) * torch.tensor([_WIDTH, 1.0])
-        return Data(
-            s * torch.tensor([_MODE, _SHIFT]) + noise,
-            "two modes",
-            split,
-            None,
-            s.squeeze(1),
-            (1, 2),
-        )
+        x = s * torch.tensor([_MODE, _SHIFT]) + noise
+        return Data(x, "two modes", split, labels=s.squeeze(1), image_shape=(1, 2))
 
     return Dataset(draw(num_train, "train"), draw(num_test, "validation"), draw(num_test, "test"))

@@ -1,0 +1,128 @@
+"""Loading a state_dict into a model before its first call.
+
+A model creates its ``pyro.param`` values, networks and autoguide parameters when it first runs.
+The entries of a state_dict for which there is no place yet are kept, and loaded when their place
+comes into being.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pyro.infer.autoguide.guides import AutoGuide
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from vilvm._runtime.errors import ContractError
+from vilvm._runtime.submodules import NETWORKS, PARAMS, params_of
+
+__all__ = [
+    "check_shape",
+    "defer_loading",
+    "deferred_state",
+    "load_deferred",
+    "loading_autoguides",
+]
+
+
+def defer_loading(lvm: Module, state: dict[str, Any], prefix: str) -> None:
+    """Moves the entries that `lvm` has no place for out of a state_dict, and keeps them.
+
+    The values of ``pyro.param`` become parameters at once.
+
+    Arguments:
+        lvm: the model that loads.
+        state: the state_dict; entries that are kept are removed from it.
+        prefix: the start of the keys that belong to `lvm`.
+    """
+    present = lvm.state_dict().keys() - deferred_state(lvm).keys()
+    later = (f"{NETWORKS}.", *(f"{name}." for name in _unprepared(lvm)))
+    for full in [k for k in state if k.startswith(prefix)]:
+        name = full.removeprefix(prefix)
+        if name in present:
+            continue
+        if name.startswith(f"{PARAMS}."):
+            value = Parameter(state[full].detach().clone())
+            params_of(lvm)[name.removeprefix(f"{PARAMS}.")] = value
+        elif name.startswith(later):
+            lvm.__dict__.setdefault("_waiting", {})[name] = state.pop(full).detach().clone()
+
+
+def deferred_state(lvm: object) -> dict[str, Tensor]:
+    """The entries that ``defer_loading`` keeps, by their name in a state_dict."""
+    return getattr(lvm, "__dict__", {}).get("_waiting", {})
+
+
+def _unprepared(lvm: Module) -> dict[str, AutoGuide]:
+    """The autoguides of a model that have no parameters yet."""
+    return {
+        n: m
+        for n, m in lvm.named_modules()
+        if isinstance(m, AutoGuide) and m.prototype_trace is None
+    }
+
+
+def check_shape(name: str, loaded: Tensor, made: Tensor) -> None:
+    """Raises ContractError unless a loaded parameter has the shape that the model declares."""
+    if loaded.shape != made.shape:
+        raise ContractError(
+            f"{name!r} has shape {tuple(made.shape)} here, and {tuple(loaded.shape)} in the "
+            "state_dict that was loaded: load that of a model of the same sizes."
+        )
+
+
+def load_deferred(lvm: Any, prefix: str, module: Module) -> None:
+    """Loads the kept entries under `prefix` into a part of the model that is new."""
+    deferred = deferred_state(lvm)
+    loaded = {n.removeprefix(prefix): v for n, v in deferred.items() if n.startswith(prefix)}
+    if not loaded:
+        return
+    made = module.state_dict()
+    _check_names(prefix, made, loaded)
+    for name, value in loaded.items():
+        check_shape(prefix + name, value, made[name])
+    module.load_state_dict(loaded)
+    for name in loaded:
+        del deferred[prefix + name]
+
+
+def _check_names(prefix: str, made: dict[str, Any], loaded: dict[str, Any]) -> None:
+    for name in sorted(made.keys() ^ loaded.keys()):
+        missing = "here"
+        if name in made:
+            missing = "in the state_dict that was loaded"
+        raise ContractError(
+            f"{prefix + name!r} is not {missing}: load the state_dict of a model of the same "
+            "parts."
+        )
+
+
+@contextmanager
+def loading_autoguides(lvm: Any) -> Iterator[None]:
+    """A context in which an autoguide loads its kept entries as soon as it has parameters."""
+    guides = {
+        name: guide
+        for name, guide in _unprepared(lvm).items()
+        if "_setup_prototype" not in vars(guide)  # else a context around this one has set it
+    }
+    for name, guide in guides.items():
+        object.__setattr__(guide, "_setup_prototype", _setup_and_load(lvm, f"{name}.", guide))
+    try:
+        yield
+    finally:
+        for guide in guides.values():
+            object.__delattr__(guide, "_setup_prototype")
+
+
+def _setup_and_load(lvm: Any, prefix: str, guide: Any) -> Any:
+    def setup(*args: Any, **kwargs: Any) -> None:
+        type(guide)._setup_prototype(guide, *args, **kwargs)
+        if guide.__dict__.get("transform", ...) is None:  # Pyro makes a flow on first use
+            guide.get_posterior()
+        try:
+            load_deferred(lvm, prefix, guide)
+        except ContractError:
+            guide.prototype_trace = None  # so that the next call raises again
+            raise
+
+    return setup

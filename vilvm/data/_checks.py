@@ -1,0 +1,94 @@
+"""Checks of tensors that a user passes as data or as a batch."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+__all__ = ["check_tensors", "why_unusable"]
+
+
+def check_tensors(x: Any, name: str) -> None:
+    """Checks every tensor of a nesting of tuples, lists and dicts.
+
+    Arguments:
+        x: the nesting; values that hold no tensor are ignored.
+        name: of the data, for the message.
+
+    Raises:
+        ValueError: an array is no dense real tensor, is empty, or holds NaN or infinity.
+    """
+    _check_kind(x, name)
+    _check_not_rows(x, name)
+    if isinstance(x, Mapping):
+        x = list(x.values())
+    if isinstance(x, list | tuple):
+        for value in x:
+            check_tensors(value, name)
+    if isinstance(x, Tensor):
+        _check_numbers(x, name)
+
+
+def why_unusable(x: Any) -> str | None:
+    """Why one array or tensor cannot be used, and what to pass in its place; None if it can."""
+    if np.ma.isMaskedArray(x):
+        return (
+            "holds a NumPy masked array, whose mask no tensor keeps; pass "
+            "torch.from_numpy(x.filled(0)), and the mask to "
+            "vilvm.wrappers.partly_observed.partly_observed, poutine.mask or .mask(...) of the "
+            "distribution."
+        )
+    if isinstance(x, np.ndarray):
+        return (
+            "holds a numpy array; pass torch.from_numpy(...) or vilvm.data.datasets.arrays(...)."
+        )
+    if not isinstance(x, Tensor):
+        return None
+    if x.device.type == "meta":
+        return "holds a meta tensor; pass a dense one (.to_dense())."
+    if x.layout is not torch.strided:
+        return "holds a sparse tensor; pass a dense one (.to_dense())."
+    if x.is_complex():
+        return "holds complex numbers; pass their real and imaginary parts, torch.view_as_real(x)."
+    return None
+
+
+def _check_kind(x: Any, name: str) -> None:
+    if fault := why_unusable(x):
+        raise ValueError(f"{name}: {fault}")
+    if isinstance(x, PackedSequence):
+        raise ValueError(
+            f"{name}: holds a PackedSequence, whose rows are time steps of several data; pass the "
+            "padded tensor and the lengths "
+            "(torch.nn.utils.rnn.pad_packed_sequence(..., batch_first=True)), and pack them in "
+            "the model."
+        )
+
+
+def _check_not_rows(x: Any, name: str) -> None:
+    """Refuses a list with one tuple or dict a datum."""
+    if not isinstance(x, list) or not x:
+        return
+    for kind, word in ((Mapping, "dict"), (tuple, "tuple")):
+        if all(isinstance(value, kind) for value in x):
+            raise ValueError(
+                f"{name}: is a list of {len(x)} {word}s; stack them into one {word} of tensors "
+                "with a datum a row (torch.utils.data.default_collate)."
+            )
+
+
+def _check_numbers(x: Tensor, name: str) -> None:
+    if x.numel() == 0:
+        raise ValueError(
+            f"{name}: is empty (a tensor of shape {tuple(x.shape)}); pass at least one datum."
+        )
+    if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+        where = (~torch.isfinite(x)).nonzero()[0].tolist()
+        raise ValueError(
+            f"{name}: holds NaN or infinity, first at index {where}; remove such values, or fill "
+            "them in and leave them out of the likelihood: poutine.mask, .mask(...) of its "
+            "distribution, or vilvm.wrappers.partly_observed.partly_observed."
+        )
