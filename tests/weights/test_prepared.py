@@ -32,7 +32,7 @@ def guide(x):
 
 def schools():
     lvm, data = EightSchools(guide="mean_field"), eight_schools()
-    vilvm.log_weights(lvm, data)  # an autoguide draws its initial parameters in its first call
+    vilvm.log_weights(lvm, data.x)  # an autoguide draws its initial parameters in its first call
     return lvm, data
 
 
