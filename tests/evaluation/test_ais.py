@@ -15,7 +15,7 @@ from vilvm._runtime.progress import ProgressBar
 from vilvm._runtime.random import seeded
 from vilvm.data.transforms import DynamicBinarisation
 from vilvm.evaluation import Schedule, ais, bdmc
-from vilvm.evaluation.ais import _Chains
+from vilvm.evaluation._chains import Chains
 from vilvm.evaluation.hmc import start, transition
 from vilvm.models.ppca import PPCA
 from vilvm.weights import sample, simulate
@@ -36,7 +36,7 @@ def linear(guide_scale=1.0):
 
 
 def chains(lvm, x, schedule):
-    return _Chains(lvm, x, schedule, ProgressBar("", 1, show=False))
+    return Chains(lvm, x, schedule, ProgressBar("", 1, show=False))
 
 
 def mean_is_one(log_ratio):
@@ -73,8 +73,8 @@ def test_the_chain_leaves_its_density_alone():
             state,
             1.0,
             torch.full((200,), 0.8),
-            lvm.log_s.detach().exp().expand(200, 2),
-            4,
+            scale=lvm.log_s.detach().exp().expand(200, 2),
+            leapfrog=4,
         )
     assert 0.5 < probability.mean() < 0.999
     white = (state.u - exact.mean) / lvm.log_s.exp().detach()
@@ -142,8 +142,8 @@ def test_data_that_share_a_latent_have_one_evidence(base):
 @pytest.fixture
 def short_pilot(monkeypatch):
     """Step sizes that need not be good."""
-    monkeypatch.setattr(import_module("vilvm.evaluation.ais"), "_PILOT_START", 3)
-    monkeypatch.setattr(import_module("vilvm.evaluation.ais"), "_PILOT_LEAST", 15)
+    monkeypatch.setattr(import_module("vilvm.evaluation._chains"), "_PILOT_START", 3)
+    monkeypatch.setattr(import_module("vilvm.evaluation._chains"), "_PILOT_LEAST", 15)
 
 
 @pytest.mark.usefixtures("short_pilot")

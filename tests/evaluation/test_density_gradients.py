@@ -25,8 +25,8 @@ SHORT = Schedule(num_chains=6, num_temperatures=4, leapfrog=1)
 @pytest.fixture(autouse=True)
 def _short_pilot(monkeypatch):
     """What is compared here needs no good step sizes."""
-    monkeypatch.setattr(import_module("vilvm.evaluation.ais"), "_PILOT_START", 3)
-    monkeypatch.setattr(import_module("vilvm.evaluation.ais"), "_PILOT_LEAST", 15)
+    monkeypatch.setattr(import_module("vilvm.evaluation._chains"), "_PILOT_START", 3)
+    monkeypatch.setattr(import_module("vilvm.evaluation._chains"), "_PILOT_LEAST", 15)
 
 
 @pytest.fixture

@@ -93,7 +93,7 @@ def test_what_has_no_bound_stands_apart(ledger):
         ledger.rank()
     with pytest.raises(
         ValueError,
-        match="'linear' cannot be ranked, for it has no bound: LinearAutoencoder: the guide puts "
+        match="'linear' cannot be ranked, because it has no bound: LinearAutoencoder: the guide puts "
         "latent 'z'",
     ):
         ledger.rank(ledger["linear"].protocol)

@@ -82,7 +82,7 @@ def test_a_program_that_runs_out_of_memory_gives_way(monkeypatch, capsys):
 
     same(*tiny())
     assert len(calls) == 3
-    assert "runs eagerly, for its program ran out of memory" in capsys.readouterr().out
+    assert "runs eagerly, because its program ran out of memory" in capsys.readouterr().out
 
 
 def test_a_smaller_last_batch_is_eager(as_graph):

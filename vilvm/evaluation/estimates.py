@@ -55,7 +55,18 @@ class Estimate(NamedTuple):
 
 
 class Bounds(dict[str, Estimate]):
-    """The bounds by name; a missing one raises a KeyError that gives the reason."""
+    """The bounds by name; a missing one raises a KeyError that gives the reason.
+
+    Arguments:
+        bounds: the bounds that exist.
+        refusal: why others do not exist; empty if they were not asked for.
+
+    Example:
+        >>> from vilvm.evaluation import Bounds
+        >>> Bounds({}, refusal="the guide is degenerate")["elbo"]
+        Traceback (most recent call last):
+        KeyError: 'the guide is degenerate'
+    """
 
     def __init__(self, bounds: dict[str, Estimate], refusal: str = ""):
         super().__init__(bounds)
@@ -86,9 +97,10 @@ class Evaluation:
         seconds: time taken.
 
     Example:
-        >>> import torch, vilvm
+        >>> import torch
+        >>> from vilvm import evaluate
         >>> from vilvm.models.vae import VAE
-        >>> found = vilvm.evaluate(VAE(data_dim=6, latent_dim=2), torch.zeros(9, 6), num_samples=50)
+        >>> found = evaluate(VAE(data_dim=6, latent_dim=2), torch.zeros(9, 6), num_samples=50)
         >>> found.protocol["unit"], found.rate.values.shape
         ('nats per datum', torch.Size([9]))
     """
@@ -131,6 +143,12 @@ def log_mean_error(ess: Tensor, num: int) -> Tensor:
 
     Returns:
         Errors in nats, of the shape of `ess`.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.evaluation.estimates import log_mean_error
+        >>> log_mean_error(torch.tensor([100.0, 20.0]), 100)
+        tensor([0.0000, 0.2000])
     """
     if num == 1:
         return torch.full_like(ess, math.nan)

@@ -53,7 +53,7 @@ from vilvm.weights.prepared import (  # noqa: F401
     rows_in_a_pass,
 )
 
-__all__ = ["Estimate", "Evaluation", "evaluate", "exact_log_evidence"]
+__all__ = ["evaluate", "exact_log_evidence"]
 
 BOUNDS = ("elbo", "iwae", "exact")
 
@@ -102,9 +102,10 @@ def evaluate(
             ``vilvm.weights.find_layout``), or lacks a bound that is asked for.
 
     Example:
-        >>> import torch, vilvm
+        >>> import torch
+        >>> from vilvm import evaluate
         >>> from vilvm.models.vae import VAE
-        >>> found = vilvm.evaluate(VAE(data_dim=6, latent_dim=2), torch.zeros(9, 6), num_samples=50)
+        >>> found = evaluate(VAE(data_dim=6, latent_dim=2), torch.zeros(9, 6), num_samples=50)
         >>> found.bounds["iwae"].values.shape
         torch.Size([9])
         >>> found.bounds["elbo"].mean <= found.bounds["iwae"].mean
@@ -123,19 +124,22 @@ def evaluate(
         refusal = _no_bound(pair, prepared.layout)
         if bounds is not None:
             _check_available(pair, wanted, refusal)
-        if refusal and set(prepared.layout.degenerate) == set(prepared.layout.latents):
+        if _is_deterministic(prepared.layout):
             # All draws are equal; a second one shows that there is no Monte Carlo error.
             num_samples = min(num_samples, 2)
         with prepared.running():
             chunk = chunk or prepared.part(0).samples_in_a_pass()
             found = _run(prepared, num_samples, chunk, compile, progress)
-            exact = _exact(prepared) if "exact" in wanted else {}
-    known = {} if refusal else {"elbo": found.mean(LOG_WEIGHT), "iwae": found.iwae()}
+            exact = _exact(prepared, wanted)
+    rate, ess, known = None, None, {}
+    if not refusal:
+        rate, ess = found.mean(RATE), found.ess()
+        known = {"elbo": found.mean(LOG_WEIGHT), "iwae": found.iwae()}
     return Evaluation(
         bounds=Bounds({name: known[name] for name in wanted if name in known} | exact, refusal),
-        rate=None if refusal else found.mean(RATE),
+        rate=rate,
         distortion=found.mean(DISTORTION),
-        ess=None if refusal else found.ess(),
+        ess=ess,
         num_samples=num_samples,
         chunk=chunk,
         protocol=_protocol(prepared, found, precision),
@@ -144,9 +148,21 @@ def evaluate(
 
 
 def exact_log_evidence(lvm: Any) -> Callable[[Any], Tensor] | None:
-    """The method by which a model knows log p(x); None if it has none.
+    """The method by which a model computes log p(x).
 
     A wrapper that changes the guide only has that of the model within it.
+
+    Arguments:
+        lvm: the model.
+
+    Returns:
+        A function of a batch, or None.
+
+    Example:
+        >>> from vilvm.evaluation.evaluate import exact_log_evidence
+        >>> from vilvm.models.vae import VAE
+        >>> exact_log_evidence(VAE(data_dim=6, latent_dim=2)) is None
+        True
     """
     found = getattr(lvm, "exact_log_evidence", None)
     if found is None and isinstance(lvm, Wrapped) and lvm.keeps_model:
@@ -198,10 +214,16 @@ def _no_bound(lvm: object, layout: Layout) -> str:
     )
 
 
-def _exact(prepared: Prepared) -> dict[str, Estimate]:
-    """log p(x) as the bound "exact", if the model knows it."""
+def _is_deterministic(layout: Layout) -> bool:
+    """Whether the guide puts every latent on one point."""
+    improper = bool(layout.degenerate or layout.improper)
+    return improper and set(layout.degenerate) == set(layout.latents)
+
+
+def _exact(prepared: Prepared, wanted: Sequence[str]) -> dict[str, Estimate]:
+    """log p(x) as the bound "exact", if it is wanted and the model has it."""
     evidence = exact_log_evidence(prepared.lvm)
-    if evidence is None:
+    if evidence is None or "exact" not in wanted:
         return {}
     values = [evidence(batch.x).detach().double().reshape(-1) for batch in prepared.batches]
     exact = torch.cat(values).cpu()

@@ -218,7 +218,7 @@ def prepare(
         lvm: the model and guide.
         data: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row; a transform
             is drawn once from `seed`.
-        batch_size: data a batch; by default what each function takes by itself. Data that share a
+        batch_size: data a batch; by default each function chooses. Data that share a
             latent stay together.
         seed: of the transform and of every draw made with the result.
 
