@@ -21,7 +21,7 @@ class Estimate(NamedTuple):
         >>> import torch
         >>> from vilvm import Estimate
         >>> bound = Estimate(torch.tensor([-2.0, -4.0]), torch.tensor([0.3, 0.4]))
-        >>> bound.mean, bound.se, round(bound.mc_se, 2)
+        >>> bound.mean, round(bound.se, 2), round(bound.mc_se, 2)
         (-3.0, 1.0, 0.25)
     """
 

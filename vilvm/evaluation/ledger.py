@@ -3,7 +3,7 @@
 Two bounds are comparable if they are of the same data under the same transform, of the same kind
 with as many samples, and of the same family of densities of x: a density of grey levels and a
 probability of bits have no common unit, and an importance-weighted bound of 5,000 samples differs
-from one of 50. The protocol of a row records all this. Rows of equal protocols form a group, within
+from one of 50. The protocol of a row records all this. Rows of equal protocols form a group, in
 which
 
     difference to the best = mean over data of (bound of the best − bound of the row)
@@ -266,7 +266,7 @@ def _protocol(evaluation: Evaluation, contents: str) -> Protocol:
 
 
 def _parameters(lvm: LatentVariableModel, batch: Any, layout: Layout) -> int:
-    """How many parameters the log-weights depend on; the encoder of a replaced guide is not used."""
+    """The number of parameters that the log-weights depend on: no replaced guide's encoder."""
     if not isinstance(lvm, torch.nn.Module):
         return 0
     parameters = [p for p in lvm.parameters() if p.is_floating_point()]
@@ -304,20 +304,20 @@ class _Quality(NamedTuple):
     """How draws from a model's prior are compared with held-out data.
 
     Arguments:
-        count: draws; 0 for no comparison.
+        num_draws: draws; 0 for no comparison.
         real: held-out data, if they are one tensor.
         features: of the Fréchet distance, or None.
         seed: of the classifier.
     """
 
-    count: int
+    num_draws: int
     real: Tensor | None
     features: Features | None
     seed: int
 
     def added_to(self, row: Row, lvm: LatentVariableModel, layout: Layout) -> Row:
         """The row with the comparison, or with a note why there is none."""
-        if not self.count:
+        if not self.num_draws:
             return row
         try:
             real = self._enough()
@@ -332,7 +332,7 @@ class _Quality(NamedTuple):
 
     def _enough(self) -> Tensor:
         """The held-out data; raises ContractError if they, or the draws, are too few."""
-        if self.real is None or min(len(self.real), self.count) < _FEWEST:
+        if self.real is None or min(len(self.real), self.num_draws) < _FEWEST:
             raise ContractError(
                 f"no two-sample test: it needs {_FEWEST} draws and as many held-out data, of one "
                 "tensor."
@@ -342,7 +342,7 @@ class _Quality(NamedTuple):
     def _draws(self, lvm: LatentVariableModel, layout: Layout, real: Tensor) -> Tensor:
         """Draws of the one observed site; raises ContractError if they are not like the data."""
         try:
-            sites = sample(lvm, self.count)
+            sites = sample(lvm, self.num_draws)
         except ContractError as error:
             raise ContractError(f"no draws: {error}") from None
         drawn = [value.cpu() for name, value in sites.items() if name in layout.observed]

@@ -168,8 +168,8 @@ def difference(a: Estimate, b: Estimate) -> Difference:
         >>> from vilvm import Estimate
         >>> from vilvm.evaluation.ledger_rows import difference
         >>> a = Estimate(torch.tensor([1.0, 3.0]), torch.zeros(2))
-        >>> difference(a, Estimate(torch.zeros(2), torch.zeros(2)))
-        Difference(mean=2.0, se=1.0)
+        >>> print(difference(a, Estimate(torch.zeros(2), torch.zeros(2))))
+        2.00 ± 1.00
     """
     paired = a - b
     return Difference(paired.mean, paired.se)

@@ -55,8 +55,8 @@ class TwoSample(NamedTuple):
 def two_sample_test(data: Tensor, draws: Tensor, *, folds: int = 5, seed: int = 0) -> TwoSample:
     """Cross-validated accuracy of a classifier that separates draws from data.
 
-    The classifier is scikit-learn's perceptron with one hidden layer of 64 units. The larger set is
-    cut to the size of the smaller.
+    The classifier is scikit-learn's perceptron with one hidden layer of 64 units. The larger set
+    is cut to the size of the smaller.
 
     Arguments:
         data: held-out data, shape (num_data, ...).
