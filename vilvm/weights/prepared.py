@@ -54,6 +54,15 @@ class Part:
         batch: what both are called with.
         layout: the layout of this batch.
         start: index of its first datum in the prepared data.
+
+    Example:
+        >>> import torch
+        >>> from vilvm import prepare
+        >>> from vilvm.models.vae import VAE
+        >>> prepared = prepare(VAE(data_dim=6, latent_dim=2), torch.zeros(9, 6), batch_size=5)
+        >>> with prepared.running():
+        ...     prepared.part(1).index
+        tensor([5, 6, 7, 8])
     """
 
     lvm: LatentVariableModel
@@ -108,6 +117,14 @@ class Prepared:
         batch_size: `size` as the user gave it; None if each function may choose another.
         protocol: data set, split, number of data and transform.
         generators: states of torch's generators after the preparation.
+
+    Example:
+        >>> import torch
+        >>> from vilvm import prepare
+        >>> from vilvm.models.vae import VAE
+        >>> prepared = prepare(VAE(data_dim=6, latent_dim=2), torch.zeros(9, 6), batch_size=5)
+        >>> len(prepared.batches), prepared.local, prepared.layout.latents
+        (2, True, ('z',))
     """
 
     lvm: LatentVariableModel
@@ -260,8 +277,19 @@ def prepared_of(
         seed: as the user gave it; 0 stands for the seed of a ``Prepared``.
         default_size: data a batch otherwise, or a function of pair and data that finds it.
 
+    Returns:
+        Prepared, in batches of the size that the function needs.
+
     Raises:
         ValueError: data are missing or given twice, or an option contradicts the ``Prepared``.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.models.vae import VAE
+        >>> from vilvm.weights.prepared import prepared_of
+        >>> lvm, x = VAE(data_dim=6, latent_dim=2), torch.zeros(9, 6)
+        >>> len(prepared_of("my_diagnostic", lvm, x, default_size=3).batches)
+        3
     """
     seed = check_seed(f"{who}: seed", seed)
     batch_size = optional(check_number, f"{who}: batch_size", batch_size)
@@ -294,7 +322,24 @@ def prepared_of(
 
 
 def require_weights(who: str, lvm: object, layout: Layout) -> None:
-    """Raises ContractError, in the name of `who`, if the guide's draws have no weight."""
+    """Raises an error if the guide's draws have no weight.
+
+    Arguments:
+        who: the function that needs weights, named in the message.
+        lvm: the model and guide.
+        layout: their layout on a batch.
+
+    Raises:
+        ContractError: the guide is degenerate, or a prior is flat.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.models.vae import VAE
+        >>> from vilvm.weights import find_layout
+        >>> from vilvm.weights.prepared import require_weights
+        >>> lvm = VAE(data_dim=6, latent_dim=2)
+        >>> require_weights("pareto_k", lvm, find_layout(lvm, torch.zeros(9, 6)))
+    """
     if layout.degenerate:
         raise ContractError(
             f"{who}: the guide of {type(lvm).__name__} puts latent {layout.degenerate[0]!r} on "
@@ -309,7 +354,20 @@ def require_weights(who: str, lvm: object, layout: Layout) -> None:
 
 
 def rows_in_a_pass(device: torch.device) -> int:
-    """How many draws, over all data together, keep a device busy."""
+    """How many draws, over all data together, keep a device busy.
+
+    Arguments:
+        device: where the pair runs.
+
+    Returns:
+        A number of draws.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.weights.prepared import rows_in_a_pass
+        >>> rows_in_a_pass(torch.device("cpu"))
+        8000
+    """
     return _ROWS_CUDA if device.type == "cuda" else _ROWS_CPU
 
 
