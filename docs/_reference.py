@@ -1,0 +1,61 @@
+"""Makes one page of the reference a public room: each of its files that defines public names.
+
+A page shows the docstring of the file, with its mathematics, and the names that the room's
+``__all__`` lists. MkDocs runs the hooks ``on_config`` and ``on_files``.
+"""
+
+import importlib
+import pkgutil
+from pathlib import Path
+from types import ModuleType
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+import vilvm
+
+
+def rooms() -> list[str]:
+    """The public rooms of vilvm, without the gallery, which has pages of its own."""
+    names = [m.name for m in pkgutil.iter_modules(vilvm.__path__) if not m.name.startswith("_")]
+    return [f"vilvm.{n}" for n in names if n != "models"] + ["vilvm.data.datasets"]
+
+
+def definitions(room: ModuleType) -> dict[str, list[str]]:
+    """The names of a room's ``__all__`` by the file that defines them."""
+    files: dict[str, list[str]] = {}
+    for name in room.__all__:
+        defined_in = getattr(getattr(room, name), "__module__", room.__name__)
+        files.setdefault(defined_in, []).append(name)
+    return files
+
+
+def page(name: str) -> str:
+    """The Markdown of a room's page."""
+    room = importlib.import_module(name)
+    assert room.__doc__, f"{name} has no docstring"
+    lines = [f"# {name}", "", room.__doc__, ""]
+    for file, names in sorted(definitions(room).items()):
+        if "._" in file:  # private: only the names, under the room's path
+            lines += [f"::: {name}.{n}\n" for n in names]
+            continue
+        lines += [f"::: {file}", "    options:", f"      members: [{', '.join(names)}]"]
+        if file == name:
+            lines += ["      show_root_heading: false", "      show_docstring_modules: false"]
+        lines += [""]
+    return "\n".join(lines)
+
+
+def on_config(config: MkDocsConfig) -> None:
+    assert config.nav
+    config.nav.append({"Reference": [{room: address(room)} for room in rooms()]})
+
+
+def on_files(files: Files, config: MkDocsConfig) -> None:
+    for room in rooms():
+        files.append(File.generated(config, address(room), content=page(room)))
+
+
+def address(room: str) -> str:
+    """Where the page of a room stands among the pages."""
+    return str(Path("reference", room.removeprefix("vilvm.") + ".md"))
