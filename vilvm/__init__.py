@@ -25,10 +25,12 @@ from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, Pair
 from vilvm.training import CheckpointError, Event, Fit, History, NonFiniteLossError, fit
 from vilvm.weights import (
     LogWeights,
+    Prepared,
     log_weights,
     posterior,
     posterior_mean,
     predict,
+    prepare,
     resample,
     sample,
 )
@@ -52,6 +54,7 @@ __all__ = [
     "NotApplicable",
     "Pair",
     "PeerLostError",
+    "Prepared",
     "compare",
     "diagnose",
     "distributed",
@@ -61,6 +64,7 @@ __all__ = [
     "posterior",
     "posterior_mean",
     "predict",
+    "prepare",
     "resample",
     "sample",
 ]

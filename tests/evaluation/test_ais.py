@@ -15,7 +15,7 @@ from vilvm._runtime.progress import ProgressBar
 from vilvm._runtime.random import seeded
 from vilvm.data.transforms import DynamicBinarisation
 from vilvm.evaluation import Schedule, ais, bdmc
-from vilvm.evaluation.ais import _Chains
+from vilvm.evaluation._chains import Chains
 from vilvm.evaluation.hmc import start, transition
 from vilvm.models.ppca import PPCA
 from vilvm.weights import sample, simulate
@@ -23,7 +23,7 @@ from vilvm.weights.log_joint import LogJoint
 
 
 def linear(guide_scale=1.0):
-    """A linear Gaussian model and data, its guide exact but for its scale and a shift."""
+    """A linear Gaussian model and data, with a guide that is exact up to a scale and a shift."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(200, 2, generator=generator) @ torch.randn(
         2, 5, generator=generator
@@ -36,12 +36,13 @@ def linear(guide_scale=1.0):
 
 
 def chains(lvm, x, schedule):
-    return _Chains(lvm, x, schedule, ProgressBar("", 1, show=False))
+    return Chains(lvm, x, schedule, ProgressBar("", 1, show=False))
 
 
 def mean_is_one(log_ratio):
-    """Whether E[ratio] = 1, |z| < 5, ratios of different data being independent; shape (chains,
-    data).
+    """Whether E[ratio] = 1 within 5 standard errors; log-ratios of shape (chains, data).
+
+    Ratios of different data are independent.
     """
     ratio = log_ratio.exp().mean(0)
     return abs(ratio.mean() - 1) < 5 * ratio.std() / math.sqrt(len(ratio))
@@ -49,7 +50,7 @@ def mean_is_one(log_ratio):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("base", "path"), [("guide", "linear"), ("prior", "sigmoid")])
-def test_weights_are_unbiased_both_ways(base, path):
+def test_weights_are_unbiased_in_both_directions(base, path):
     torch.manual_seed(0)
     lvm, x = linear(1.5)
     exact = lvm.exact_log_evidence(x).detach()
@@ -61,7 +62,7 @@ def test_weights_are_unbiased_both_ways(base, path):
     assert mean_is_one(run.backward(posterior) + exact)
 
 
-def test_the_chain_leaves_its_density_alone():
+def test_transitions_leave_the_density_invariant():
     torch.manual_seed(0)
     lvm, x = linear()
     joint = LogJoint(lvm, x)
@@ -73,8 +74,8 @@ def test_the_chain_leaves_its_density_alone():
             state,
             1.0,
             torch.full((200,), 0.8),
-            lvm.log_s.detach().exp().expand(200, 2),
-            4,
+            scale=lvm.log_s.detach().exp().expand(200, 2),
+            leapfrog=4,
         )
     assert 0.5 < probability.mean() < 0.999
     white = (state.u - exact.mean) / lvm.log_s.exp().detach()
@@ -103,7 +104,7 @@ def test_bounds_meet_at_the_evidence():
 
 
 @pytest.mark.slow
-def test_bdmc_brackets_the_evidence_of_the_data_it_drew():
+def test_bdmc_brackets_the_evidence_of_simulated_data():
     torch.manual_seed(0)
     lvm, _ = linear(1.5)
     drawn = sample(lvm, 80)
@@ -123,7 +124,7 @@ def mean_of(x):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("base", ["guide", "prior"])
-def test_data_that_share_a_latent_have_one_evidence(base):
+def test_data_sharing_a_latent_have_one_evidence(base):
     torch.manual_seed(0)
     x = torch.randn(6) + 1
     lvm = vilvm.Pair(mean_of, AutoMultivariateNormal(mean_of))
@@ -141,13 +142,13 @@ def test_data_that_share_a_latent_have_one_evidence(base):
 
 @pytest.fixture
 def short_pilot(monkeypatch):
-    """Step sizes that need not be good."""
-    monkeypatch.setattr(import_module("vilvm.evaluation.ais"), "_PILOT_START", 3)
-    monkeypatch.setattr(import_module("vilvm.evaluation.ais"), "_PILOT_LEAST", 15)
+    """A short pilot, for tests that need no good step sizes."""
+    monkeypatch.setattr(import_module("vilvm.evaluation._chains"), "_PILOT_START", 3)
+    monkeypatch.setattr(import_module("vilvm.evaluation._chains"), "_PILOT_LEAST", 15)
 
 
 @pytest.mark.usefixtures("short_pilot")
-def test_a_seed_fixes_the_result_and_leaves_torch_as_it_was():
+def test_seed_fixes_result_and_restores_torch_generators():
     lvm, x = linear()
     schedule = Schedule(num_chains=4, num_temperatures=5, leapfrog=1)
     before = torch.get_rng_state()
@@ -183,13 +184,13 @@ def test_schedules_go_from_zero_to_one():
     assert Schedule(num_temperatures=2).betas()[1] == pytest.approx(0.5)
 
 
-def test_a_model_that_reads_its_batch_is_simulated_like_one():
+def test_model_that_reads_its_batch_is_simulated():
     lvm = vilvm.Pair(mean_of, AutoMultivariateNormal(mean_of))
     with pytest.raises(vilvm.ContractError, match="pass like="):
         bdmc(lvm, num_simulations=2)
 
 
-def test_an_exact_evidence_that_there_is_not_is_refused():
+def test_missing_exact_evidence_is_refused():
     lvm = vilvm.Pair(mean_of, AutoMultivariateNormal(mean_of))
     with pytest.raises(vilvm.ContractError, match="has no method exact_log_evidence"):
         vilvm.evaluate(lvm, torch.zeros(3), bounds="exact")
@@ -205,14 +206,14 @@ def causes(x):
 
 
 def causes_of(x):
-    """Marginals of the posterior, whose correlations it lacks."""
+    """The posterior's marginals, without its correlations."""
     with pyro.plate("causes", 3, dim=-2), pyro.plate("data", len(x), dim=-1):
         pyro.sample("z", dist.Normal(x / 3.25, (1 - 1 / 3.25) ** 0.5))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("base", "given"), [("guide", True), ("prior", False)])
-def test_bounds_hold_with_a_plate_left_of_the_datas(base, given):
+def test_bounds_hold_with_plate_left_of_data_plate(base, given):
     lvm, schedule = (
         vilvm.Pair(causes, causes_of),
         Schedule(num_chains=8, num_temperatures=25, leapfrog=2, base=base),
@@ -224,11 +225,11 @@ def test_bounds_hold_with_a_plate_left_of_the_datas(base, given):
     z = torch.cat([s.latents["z"] for s in drawn], -1)
     assert z.shape == (1, 3, 150)
     residual = x - z[0].sum(0)
-    # the latents are those that made the data
+    # The latents generated the data.
     assert abs(residual.var() - 0.25) < 5 * 0.25 * math.sqrt(2 / 150)
     found = bdmc(lvm, schedule, num_simulations=150, like=like)
     with seeded(0):
-        # bdmc's own, of the same seed
+        # The simulations of bdmc with the same seed.
         x = torch.cat([s.batch for s in simulate(lvm, 150, like=like)])
     exact = dist.Normal(0.0, 3.25**0.5).log_prob(x).double()
     lower, upper = found.lower.values - exact, found.upper.values - exact
@@ -238,7 +239,7 @@ def test_bounds_hold_with_a_plate_left_of_the_datas(base, given):
 
 
 @pytest.mark.usefixtures("short_pilot")
-def test_as_many_simulations_as_were_asked_for():
+def test_number_of_simulations_is_as_asked():
     def model(batch):
         x, scale = batch
         with pyro.plate("data", len(x)):
@@ -250,7 +251,7 @@ def test_as_many_simulations_as_were_asked_for():
             pyro.sample("z", dist.Normal(batch[0] / 2, 0.7))
 
     schedule = Schedule(num_chains=4, num_temperatures=5, leapfrog=1)
-    # the second belongs to no datum, so that the batch cannot be cut
+    # The second tensor is no datum's, so the batch cannot be cut.
     for scale in (torch.linspace(0.5, 2, 8), torch.tensor(0.7)):
         like = (torch.zeros(8), scale)
         assert bdmc(
@@ -263,7 +264,7 @@ def test_as_many_simulations_as_were_asked_for():
 
 
 @pytest.mark.usefixtures("short_pilot")
-def test_the_transform_of_a_batch_is_heard():
+def test_transform_of_like_is_applied():
     like = vilvm.Data(torch.full((4, 5), 0.5), transform=DynamicBinarisation())
     seen = []
 
@@ -282,7 +283,7 @@ def test_the_transform_of_a_batch_is_heard():
 
 
 @pytest.mark.slow
-def test_few_chains_that_count_are_said_to_be_unreliable():
+def test_few_effective_chains_are_unreliable():
     lvm, x = linear()
     good = Schedule(num_temperatures=20, leapfrog=2)
     assert ais(lvm, x[:8], good).reliable.all()
@@ -291,10 +292,11 @@ def test_few_chains_that_count_are_said_to_be_unreliable():
     assert not far.reliable.any()
     assert far.to_dict()["reliable"] == 0
     exact = lvm.exact_log_evidence(20 * x[:8]).detach()
-    assert (exact - far.bound.values > 5 * far.bound.errors).any()  # which is why
+    # The errors are too small there.
+    assert (exact - far.bound.values > 5 * far.bound.errors).any()
 
 
-def test_what_a_model_does_not_observe_as_it_is_makes_no_batch():
+def test_model_observing_a_transformed_batch_is_refused():
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))

@@ -1,6 +1,4 @@
-"""Compiled densities of a chain are the eager ones, or are not taken; and what is made of them is
-the same.
-"""
+"""Compiled densities of a chain must equal the eager ones, and so must the results of AIS."""
 
 import importlib
 from importlib import import_module
@@ -24,14 +22,14 @@ SHORT = Schedule(num_chains=6, num_temperatures=4, leapfrog=1)
 
 @pytest.fixture(autouse=True)
 def _short_pilot(monkeypatch):
-    """What is compared here needs no good step sizes."""
-    monkeypatch.setattr(import_module("vilvm.evaluation.ais"), "_PILOT_START", 3)
-    monkeypatch.setattr(import_module("vilvm.evaluation.ais"), "_PILOT_LEAST", 15)
+    """A short pilot: these comparisons need no good step sizes."""
+    monkeypatch.setattr(import_module("vilvm.evaluation._chains"), "_PILOT_START", 3)
+    monkeypatch.setattr(import_module("vilvm.evaluation._chains"), "_PILOT_LEAST", 15)
 
 
 @pytest.fixture
 def as_graph(monkeypatch):
-    """Graphs that are run as they are; and how many were made."""
+    """Graphs that run without Inductor; a list that counts them."""
     made = []
     for user in ("density_gradients", "sample_passes"):
         monkeypatch.setattr(
@@ -49,10 +47,10 @@ def equal_to_eager(lvm, batch, base, compiler):
     joint = LogJoint(lvm, batch, base)
     with seeded(1):
         u, other = joint.draw(4), joint.draw(4)
-    slopes = DensityGradients(True, compiler=compiler)
-    slopes(joint, u)  # of which the program is made
-    assert slopes.compiles
-    for found, expected in zip(slopes(joint, other), start(joint, other), strict=True):
+    gradients = DensityGradients(True, compiler=compiler)
+    gradients(joint, u)  # makes the program
+    assert gradients.compiles
+    for found, expected in zip(gradients(joint, other), start(joint, other), strict=True):
         size = expected[expected.isfinite()].abs().mean().item()
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * size)
 
@@ -75,27 +73,27 @@ CONTINUOUS = [
         for n in CONTINUOUS
     ],
 )
-def test_every_model_has_the_same_slopes(name, base):
+def test_graph_equals_eager_gradients_for_every_model(name, base):
     equal_to_eager(*tiny(name), base, graph)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vae", "eight_schools", "hidden_markov"])
-def test_what_inductor_makes_of_it_is_the_same(name):
+def test_inductor_equals_eager_gradients(name):
     equal_to_eager(*tiny(name), "guide", None)
 
 
 @pytest.mark.slow
-def test_annealing_finds_the_same_evidence(as_graph):
+def test_ais_is_the_same_when_compiled(as_graph):
     lvm, batch = tiny("ppca")
     eager, found = (ais(lvm, batch, SHORT, compile=c) for c in (False, True))
     torch.testing.assert_close(found.bound.values, eager.bound.values, rtol=1e-4, atol=1e-4)
-    assert len(as_graph) == 2  # of the pilot's chains, and of the others
-    both, told = (bdmc(lvm, SHORT, num_simulations=5, compile=c) for c in (False, True))
-    torch.testing.assert_close(told.gap.values, both.gap.values, rtol=1e-3, atol=1e-3)
+    assert len(as_graph) == 2  # one for the pilot, one for the other chains
+    eager, compiled = (bdmc(lvm, SHORT, num_simulations=5, compile=c) for c in (False, True))
+    torch.testing.assert_close(compiled.gap.values, eager.gap.values, rtol=1e-3, atol=1e-3)
 
 
-def test_a_program_serves_all_batches_and_the_last_smaller_one_is_eager(as_graph):
+def test_smaller_last_batch_runs_eagerly(as_graph):
     lvm, batch = tiny("ppca")
     eager, found = (ais(lvm, batch, SHORT, compile=c, batch_size=3) for c in (False, True))
     assert len(batch) % 3, "the last batch has to be smaller"
@@ -121,11 +119,11 @@ class Reading(torch.nn.Module):
             pyro.sample("z", dist.Normal(self.loc, 1.0))
 
 
-def test_what_cannot_be_traced_is_told_in_one_line_and_runs_eagerly(as_graph, capsys):
+def test_untraceable_densities_run_eagerly_with_one_message(as_graph, capsys):
     x = torch.randn(4)
     found = ais(Reading(), x, SHORT, compile=True)
     said = capsys.readouterr().out
-    assert "Reading: samples are run one by one" in said  # each for itself reads a value
+    assert "Reading: samples are run one by one" in said  # because each reads a value
     assert said.count("The densities of Reading are not compiled") == 1
     assert "reads the value of a tensor" in said
     torch.testing.assert_close(
@@ -134,12 +132,12 @@ def test_what_cannot_be_traced_is_told_in_one_line_and_runs_eagerly(as_graph, ca
 
 
 def _shifted(function, inputs):
-    """A compiler whose programs are a hundredth off."""
+    """A compiler whose programs have an error of 1 %."""
     run = graph(function, inputs)
     return lambda *given: [1.01 * t for t in run(*given)]
 
 
-def test_slopes_that_differ_are_refused(monkeypatch, capsys):
+def test_gradients_that_differ_are_refused(monkeypatch, capsys):
     monkeypatch.setattr("vilvm.evaluation.density_gradients.inductor", _shifted)
     lvm, batch = tiny("ppca")
     ais(lvm, batch, SHORT, compile=True)
@@ -156,9 +154,9 @@ class Counting(Reading):
             pyro.sample("x", dist.Normal(z, scale), obs=x)
 
 
-def test_a_program_that_is_right_for_one_batch_only_is_dropped_at_the_next(as_graph, capsys):
+def test_program_wrong_for_the_next_batch_is_dropped(as_graph, capsys):
     x = torch.tensor([0.1, 0.4, 0.7, 1.0, -3.0, 5.0, -8.0, 2.0])
-    for call, told in (
+    for call, what in (
         (lambda c: ais(Counting(), x, SHORT, batch_size=4, compile=c).bound.values, "densities"),
         (
             lambda c: (
@@ -170,11 +168,11 @@ def test_a_program_that_is_right_for_one_batch_only_is_dropped_at_the_next(as_gr
         ),
     ):
         torch.testing.assert_close(call(True), call(False), rtol=1e-5, atol=1e-5)
-        assert f"The {told} of Counting " in capsys.readouterr().out
+        assert f"The {what} of Counting " in capsys.readouterr().out
     assert as_graph
 
 
-def test_a_program_that_fails_is_not_taken(monkeypatch, capsys):
+def test_program_that_fails_is_not_used(monkeypatch, capsys):
     def failing(*args):
         def run(*given):
             raise RuntimeError("a kernel fails")
@@ -194,7 +192,7 @@ def test_a_program_that_fails_is_not_taken(monkeypatch, capsys):
     assert capsys.readouterr().out.count("its program fails (a kernel fails") == 2
 
 
-def test_a_density_that_is_nan_is_named(as_graph):
+def test_nan_density_is_named(as_graph):
     class Broken(Reading):
         def model(self, x):
             with pyro.plate("data", len(x)):
@@ -205,7 +203,7 @@ def test_a_density_that_is_nan_is_named(as_graph):
         ais(Broken(), torch.randn(4), SHORT, compile=True)
 
 
-def test_pareto_k_is_the_same(as_graph):
+def test_pareto_k_is_the_same_when_compiled(as_graph):
     lvm, batch = tiny("vae")
     eager, found = (
         pareto_k(lvm, batch, batch_size=len(batch), num_samples=8_000 * 3, compile=c)
@@ -217,6 +215,6 @@ def test_pareto_k_is_the_same(as_graph):
 
 
 @pytest.mark.parametrize("call", [ais, bdmc, pareto_k])
-def test_an_unknown_choice_is_refused(call):
+def test_unknown_compile_option_is_refused(call):
     with pytest.raises(ValueError, match="unknown compile='yes'; choose True, False or 'auto'"):
         call(Reading(), **({} if call is bdmc else {"data": torch.randn(4)}), compile="yes")

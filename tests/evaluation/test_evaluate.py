@@ -21,8 +21,7 @@ from vilvm.models.vae import VAE
 
 
 class LinearGaussian(torch.nn.Module):
-    """Probabilistic PCA with known parameters, z ~ N(0, I), x ~ N(W z, s²): log p(x) and p(z | x)
-    in closed form.
+    """Probabilistic PCA, z ~ N(0, I), x ~ N(W z, s²), with log p(x) and p(z | x) known.
 
     The guide is the exact posterior, its scale multiplied by `inflate` and its mean shifted by
     `shift`.
@@ -66,13 +65,13 @@ def x():
     )
 
 
-def test_exact_posterior_makes_every_weight_the_evidence(x):
+def test_exact_posterior_gives_constant_weights(x):
     lvm = LinearGaussian()
     weights = vilvm.log_weights(lvm, x, 20).log_weight
     assert (weights - lvm.evidence(x)).abs().max() < 1e-4
 
 
-def test_iwae_meets_the_evidence(x):
+def test_iwae_equals_the_evidence(x):
     lvm = LinearGaussian(inflate=1.3)
     result = vilvm.evaluate(lvm, x, num_samples=5000)
     iwae, truth = result.bounds["iwae"], lvm.evidence(x)
@@ -81,7 +80,7 @@ def test_iwae_meets_the_evidence(x):
     assert abs(iwae.mean - truth.mean().item()) < 5 * iwae.mc_se
 
 
-def test_elbo_misses_it_by_the_kl(x):
+def test_elbo_is_evidence_minus_kl(x):
     lvm = LinearGaussian(inflate=1.3, shift=0.2)
     elbo = vilvm.evaluate(lvm, x, num_samples=4000).bounds["elbo"]
     mean = x @ lvm.W @ lvm.cov / lvm.s**2
@@ -91,7 +90,7 @@ def test_elbo_misses_it_by_the_kl(x):
     assert ((elbo.values - (lvm.evidence(x) - gap)) / elbo.errors).abs().max() < 5
 
 
-def test_bounds_are_ordered_and_do_not_decrease(x):
+def test_bounds_are_ordered_and_increase_with_samples(x):
     lvm = LinearGaussian(inflate=1.4, shift=0.5)
     truth = lvm.evidence(x).mean().item()
     many = x.repeat(500, 1)  # the expectation of IWAE_k needs many repetitions at each k
@@ -107,7 +106,7 @@ def test_bounds_are_ordered_and_do_not_decrease(x):
     assert gaps[-1] < 0.1 * gaps[0]
 
 
-def test_rate_and_distortion_add_up(x):
+def test_rate_plus_distortion_is_minus_elbo(x):
     lvm = LinearGaussian(inflate=1.3)
     result = vilvm.evaluate(lvm, x, num_samples=2000)
     assert result.bounds["elbo"].mean == pytest.approx(
@@ -142,8 +141,9 @@ def test_effective_sample_size_has_its_closed_form():
 
 
 class Scalar(torch.nn.Module):
-    """100 points under N(0, 1)-prior and N(z, 1)-likelihood: log p(x) is log N(x; 0, 2), and
-    Pyro's RenyiELBO exceeds it.
+    """100 points with prior N(0, 1) and likelihood N(z, 1), so that p(x) = N(x; 0, 2).
+
+    Pyro's RenyiELBO exceeds log p(x) here.
     """
 
     def __init__(self, kind):
@@ -199,7 +199,7 @@ def test_bounds_are_right_under_scale(kind, scale):
     assert ((bound - truth) / error).abs().max() < 5
 
 
-def test_subsampled_plate_is_evaluated_with_one_subsample_under_all_chunks():
+def test_subsampled_plate_keeps_one_subsample_in_all_chunks():
     x = torch.randn(100, generator=torch.Generator().manual_seed(2)) * 2**0.5
     result = vilvm.evaluate(Wrapped("subsample"), x, num_samples=4000, batch_size=100, chunk=100)
     assert len(result.bounds["iwae"].values) == result.protocol["num_data"] == 20
@@ -231,8 +231,9 @@ def test_shared_latents_make_one_joint_bound():
 
 
 class Series(torch.nn.Module):
-    """Series of three values, each of its own z ~ N(0, 1) and x ~ N(z, 1), the guide half as wide
-    again as the posterior.
+    """Series of three values, each with its own z ~ N(0, 1) and x ~ N(z, 1).
+
+    The guide's scale is 1.5 times the posterior's.
     """
 
     def __init__(self):
@@ -251,7 +252,7 @@ class Series(torch.nn.Module):
 
 # 3 is the size of the other plate; of 4, the last batch has 3
 @pytest.mark.parametrize("batch_size", [3, 4, 7])
-def test_the_data_are_those_of_the_batch_whatever_its_size(batch_size):
+def test_data_plate_is_found_for_any_batch_size(batch_size):
     x = 3 * torch.randn(7, 3, generator=torch.Generator().manual_seed(3))
     bound = vilvm.evaluate(Series(), x, num_samples=4000, batch_size=batch_size).bounds["iwae"]
     truth = dist.Normal(0.0, 2**0.5).log_prob(x).sum(1)
@@ -273,7 +274,7 @@ def test_a_subsample_within_a_joint_weight_is_refused():
         vilvm.evaluate(vilvm.Pair(model, guide), torch.zeros(4, 10), num_samples=3)
 
 
-def test_many_data_of_one_latent_are_added_without_loss():
+def test_sum_over_many_data_keeps_precision():
     def model(x):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
@@ -290,10 +291,8 @@ def test_many_data_of_one_latent_are_added_without_loss():
 
 
 @pytest.mark.slow
-def test_standard_errors_are_the_spread_of_repetitions(x):
-    """Over 200 seeds, a standard deviation is known to 5 %, so a ratio outside of 1 ± 0.3 is a
-    false alarm of 6 standard errors.
-    """
+def test_standard_errors_match_spread_of_repetitions(x):
+    """200 seeds give a standard deviation to 5 %; the tolerance, 30 %, is 6 standard errors."""
     lvm, data = LinearGaussian(inflate=1.2, shift=0.1), x[:10]
     runs = [
         vilvm.evaluate(lvm, data, num_samples=400, chunk=133, batch_size=7, seed=seed)
@@ -315,7 +314,7 @@ def test_standard_errors_are_the_spread_of_repetitions(x):
 
 
 @pytest.mark.slow
-def test_the_standard_error_of_the_mean_is_over_new_data():
+def test_standard_error_of_mean_includes_new_data():
     lvm = LinearGaussian()
     cov = lvm.W @ lvm.W.T + lvm.s**2 * torch.eye(5, dtype=torch.float64)
     drawn = torch.distributions.MultivariateNormal(
@@ -326,7 +325,7 @@ def test_the_standard_error_of_the_mean_is_over_new_data():
     assert spread / torch.tensor([b.se for b in bounds]).mean().item() == pytest.approx(1, abs=0.3)
 
 
-def test_a_fresh_transform_is_drawn_from_the_seed():
+def test_fresh_transform_is_drawn_from_the_seed():
     grey = vilvm.Data(torch.full((50, 6), 0.5), transform=DynamicBinarisation())
     first, again, other = (grey.fixed(seed).x for seed in (0, 0, 1))
     assert torch.equal(first, again)
@@ -340,11 +339,11 @@ def test_a_fresh_transform_is_drawn_from_the_seed():
     assert not torch.equal(*distortions)
 
 
-def test_weights_of_zero_make_the_elbo_minus_infinity_and_leave_iwae_finite():
+def test_zero_weights_give_infinite_elbo_and_finite_iwae():
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Uniform(0.0, 1.0))
-            # impossible where z < x / 2
+            # probability zero if z < x / 2
             pyro.sample("x", dist.Uniform(0.0, 2 * z, validate_args=False), obs=x)
 
     def guide(x):
@@ -362,7 +361,7 @@ def test_weights_of_zero_make_the_elbo_minus_infinity_and_leave_iwae_finite():
     assert result.rate.mean == pytest.approx(0.0, abs=1e-9)
 
 
-def test_a_model_without_latents_has_its_likelihood():
+def test_model_without_latents_reports_its_likelihood():
     class Fixed(torch.nn.Module):
         def model(self, x):
             with pyro.plate("data", len(x)):
@@ -379,7 +378,7 @@ def test_a_model_without_latents_has_its_likelihood():
     assert result.rate.mean == 0
 
 
-def test_chunks_and_batches_change_nothing_but_the_draws(x):
+def test_chunks_and_batches_change_only_the_draws(x):
     lvm = LinearGaussian(inflate=1.2)
     runs = [
         vilvm.evaluate(lvm, x, num_samples=1000, batch_size=b, chunk=c).bounds["elbo"]
@@ -389,7 +388,7 @@ def test_chunks_and_batches_change_nothing_but_the_draws(x):
     assert ((runs[0].values - runs[1].values) / error).abs().max() < 5
 
 
-def test_evaluation_is_repeatable_and_leaves_the_generator_alone(x):
+def test_evaluation_is_repeatable_and_restores_generators(x):
     lvm = LinearGaussian()
     torch.manual_seed(5)
     state = torch.get_rng_state()
@@ -400,7 +399,7 @@ def test_evaluation_is_repeatable_and_leaves_the_generator_alone(x):
     )
 
 
-def test_the_mode_of_every_part_is_restored(x):
+def test_mode_of_every_module_is_restored(x):
     lvm = LinearGaussian()
     lvm.part = torch.nn.Dropout().eval()
     lvm.train(True)
@@ -410,7 +409,7 @@ def test_the_mode_of_every_part_is_restored(x):
     assert not lvm.part.training
 
 
-def test_protocol_says_what_the_numbers_depend_on(x):
+def test_protocol_records_what_numbers_depend_on(x):
     data = vilvm.Data(x, name="mine", split="test")
     result = vilvm.evaluate(LinearGaussian(), data, num_samples=7, seed=3)
     assert result.protocol == {
@@ -432,7 +431,8 @@ def test_peak_memory_of_5000_samples_on_1000_images():
     script = """
 import resource, torch, vilvm
 from vilvm.models.vae import VAE
-vilvm.evaluate(VAE(decoder_hidden=(256, 96)), torch.bernoulli(torch.full((1000, 784), 0.2)), num_samples=5000)
+x = torch.bernoulli(torch.full((1000, 784), 0.2))
+vilvm.evaluate(VAE(decoder_hidden=(256, 96)), x, num_samples=5000)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     root = Path(__file__).parents[2]

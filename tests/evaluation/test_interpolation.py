@@ -1,4 +1,4 @@
-"""Ways between codes, against geometry."""
+"""Paths between codes, compared with geometry."""
 
 import math
 from functools import partial
@@ -14,7 +14,7 @@ from vilvm.models.autoencoder import Autoencoder
 from vilvm.models.vae import VAE
 
 
-def test_both_ways_start_and_end_where_they_should():
+def test_both_paths_include_their_ends():
     a, b = torch.randn(2, 7, 5)
     for path in (
         line,
@@ -27,7 +27,7 @@ def test_both_ways_start_and_end_where_they_should():
         torch.testing.assert_close(way[:, -1], b, rtol=1e-5, atol=1e-5)
 
 
-def test_a_circle_turns_evenly_and_keeps_to_its_plane():
+def test_great_circle_rotates_evenly_within_its_plane():
     a, b = torch.randn(2, 7, 5, dtype=torch.float64)
     way = great_circle(a, b, 9)
     length = torch.lerp(
@@ -42,7 +42,7 @@ def test_a_circle_turns_evenly_and_keeps_to_its_plane():
     torch.testing.assert_close(angles, (total / 8)[:, None].expand(7, 8))
 
 
-def test_the_middle_of_a_circle_is_as_long_as_a_draw_and_of_a_line_is_not():
+def test_only_great_circle_keeps_the_length():
     torch.manual_seed(0)
     a, b = torch.randn(2, 4000, 50)
     middles = {path: path(a, b, 3)[:, 1].norm(dim=1) for path in (line, great_circle)}
@@ -52,7 +52,7 @@ def test_the_middle_of_a_circle_is_as_long_as_a_draw_and_of_a_line_is_not():
         assert abs(found.mean() - expected.mean()) < 5 * error
 
 
-def test_a_circle_about_a_gaussian_is_one_about_its_whitened_origin():
+def test_great_circle_of_gaussian_prior_is_whitened():
     a, b = torch.randn(2, 7, 3, dtype=torch.float64)
     mean, scale = (
         torch.tensor([1.0, -2.0, 0.5]).double(),
@@ -62,14 +62,14 @@ def test_a_circle_about_a_gaussian_is_one_about_its_whitened_origin():
     torch.testing.assert_close(way, great_circle(a, b, 5) @ scale.T + mean)
 
 
-def test_where_there_is_no_circle_there_is_a_line():
+def test_undefined_great_circle_is_a_line():
     a = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
     # opposite, from the centre, the same point
     b = torch.tensor([[-2.0, 0.0], [1.0, 2.0], [1.0, 1.0]])
     torch.testing.assert_close(great_circle(a, b, 5), line(a, b, 5))
 
 
-def test_close_ends_lose_no_digits():
+def test_close_ends_keep_precision():
     a = torch.randn(7, 5)
     b = a + 1e-4 * torch.randn(7, 5)
     torch.testing.assert_close(great_circle(a, b, 5), line(a, b, 5), rtol=1e-5, atol=1e-6)
@@ -78,14 +78,14 @@ def test_close_ends_lose_no_digits():
 @pytest.mark.parametrize(
     "lvm", [VAE(data_dim=6, latent_dim=2), Autoencoder(data_dim=6, latent_dim=2)]
 )
-def test_interpolation_decodes_the_way(lvm):
+def test_interpolation_decodes_the_path(lvm):
     x = torch.bernoulli(torch.full((8, 6), 0.5))
     codes = vilvm.posterior_mean(lvm, x)["z"]
     expected = lvm.decode(great_circle(codes[:4], codes[4:], 5)).mean
     torch.testing.assert_close(interpolate(lvm, x[:4], x[4:], 5, great_circle), expected)
 
 
-def test_what_cannot_be_interpolated():
+def test_invalid_interpolations_are_refused():
     with pytest.raises(ValueError, match="steps must be a whole number, at least 2; got 1"):
         line(torch.zeros(1, 2), torch.zeros(1, 2), 1)
     with pytest.raises(ValueError, match=r"ends must be of one shape.*\(1, 2\) and \(2, 2\)"):

@@ -1,6 +1,4 @@
-"""The ledger: its numbers are those of their sources, paired errors are of differences, and unlike
-rows are not ranked.
-"""
+"""The ledger: numbers equal their sources, errors are paired, unlike rows are not ranked."""
 
 import csv
 import io
@@ -50,7 +48,7 @@ def ledger(models, x):
     return compare(models, data, num_samples=50, num_draws=100, seconds={"one": 1.25})
 
 
-def test_a_row_is_what_its_sources_say(ledger, models, x):
+def test_row_equals_its_sources(ledger, models, x):
     row = ledger["two"]
     assert torch.equal(
         row.evaluation.bounds["iwae"].values,
@@ -65,7 +63,7 @@ def test_a_row_is_what_its_sources_say(ledger, models, x):
     assert row.frechet is None
 
 
-def test_the_better_model_is_first_by_what_the_evidence_says(ledger, models, x):
+def test_better_model_is_first_by_exact_difference(ledger, models, x):
     assert ledger.rank(ledger["one"].protocol) == ["two", "one"]
     found = ledger.difference("two", "one")
     truth = models["two"].exact_log_evidence(x) - models["one"].exact_log_evidence(x)
@@ -81,20 +79,21 @@ def test_the_better_model_is_first_by_what_the_evidence_says(ledger, models, x):
     assert (back.mean, back.se) == (-found.mean, found.se)
 
 
-def test_what_has_no_bound_stands_apart(ledger):
+def test_models_without_bound_form_another_group(ledger):
     assert [[row.name for row in rows] for rows in ledger.groups().values()] == [
         ["two", "one"],
         ["linear"],
     ]
     with pytest.raises(
         ValueError,
-        match=r"'one' and 'linear' cannot be ranked against each other: they differ in bound \(iwae / none\)",
+        match=r"'one' and 'linear' cannot be ranked against each other: they differ in bound "
+        r"\(iwae / none\)",
     ):
         ledger.rank()
     with pytest.raises(
         ValueError,
-        match="'linear' cannot be ranked, for it has no bound: LinearAutoencoder: the guide puts "
-        "latent 'z'",
+        match="'linear' cannot be ranked, because it has no bound: LinearAutoencoder: the guide "
+        "puts latent 'z'",
     ):
         ledger.rank(ledger["linear"].protocol)
     assert any(
@@ -160,21 +159,21 @@ def test_a_transform_is_drawn_once_for_all():
 
 
 @pytest.mark.slow
-def test_it_leaves_the_generators_alone_and_follows_the_seed(models, x):
+def test_comparison_follows_seed_and_restores_generators(models, x):
     torch.manual_seed(4)
     expected = torch.rand(3)
     torch.manual_seed(4)
     first = compare(models, x, num_samples=5, num_draws=30)
     assert torch.equal(torch.rand(3), expected)
     second = compare({"two": models["two"]}, x, num_samples=5, num_draws=30)
-    assert second["two"].two_sample == first["two"].two_sample  # whatever other rows there are
+    assert second["two"].two_sample == first["two"].two_sample  # independent of other rows
     assert torch.equal(
         second["two"].evaluation.bounds["iwae"].values,
         first["two"].evaluation.bounds["iwae"].values,
     )
 
 
-def test_draws_that_are_not_finite_cost_a_column_and_not_the_ledger(x):
+def test_draws_that_are_not_finite_are_noted(x):
     class Wild(PPCA):
         def model(self, batch):
             with pyro.plate("data", len(batch)):
@@ -202,14 +201,14 @@ def test_parameters_are_those_in_use(x):
     deep = Autoencoder(6, 2, hidden=(8,))
     lvm = with_guide(with_prior(deep, fit_prior(deep, x, "diagonal")), mlp(6, (), 4))
     decoder = sum(p.numel() for p in deep.decoder.parameters())
-    # not the encoder that is out of use
+    # The encoder is no longer used.
     assert quick({"deep": lvm}, x)["deep"].parameters == decoder + 2 * 2 + (6 * 4 + 4)
     assert all(p.requires_grad for p in deep.parameters())
     assert all(p.grad is None for p in deep.parameters())
 
 
 @pytest.mark.slow
-def test_draws_are_told_from_held_out_data():
+def test_draws_are_compared_with_held_out_data():
     data = digits(transform=None)
     features = fit_features(data.train, hidden=(32, 8))
     good, bad = PPCA(64, 20).maximise(data.train.x), PPCA(64, 20).maximise(data.train.x * 0.2)
@@ -225,7 +224,7 @@ def test_draws_are_told_from_held_out_data():
     assert found["good"].frechet < found["bad"].frechet
 
 
-def test_it_is_printed_and_written(ledger, tmp_path):
+def test_ledger_prints_and_writes_tables(ledger, tmp_path):
     console = Console(width=200, file=io.StringIO())
     console.print(ledger)
     text = console.file.getvalue()
@@ -251,7 +250,7 @@ def test_it_is_printed_and_written(ledger, tmp_path):
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
-def test_it_fits_the_terminal(ledger, models, x, width):
+def test_tables_fit_the_terminal(ledger, models, x, width):
     console = Console(width=width, file=io.StringIO())
     long = quick({f"{name} of quite a long name": lvm for name, lvm in models.items()}, 100 * x)
     console.print(ledger + long)
@@ -269,7 +268,7 @@ def test_names_are_not_markup(models, x):
     assert "[bold]" in console.file.getvalue()
 
 
-def test_a_model_of_all_data_together_has_one_row():
+def test_model_with_shared_latent_has_one_row():
     def model(x):
         mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
@@ -284,7 +283,7 @@ def test_a_model_of_all_data_together_has_one_row():
     assert len(found["mean"].evaluation.bounds["iwae"].values) == 1
 
 
-def test_bad_arguments(models, x):
+def test_invalid_arguments_are_refused(models, x):
     with pytest.raises(ValueError, match="no models"):
         compare({}, x)
     with pytest.raises(ValueError, match="seconds of 'three' are given"):
@@ -300,7 +299,7 @@ def test_bad_arguments(models, x):
         both["four"]
 
 
-def test_what_is_known_exactly_stands_beside_the_bounds():
+def test_exact_evidence_is_reported_beside_bounds():
     x = torch.randn(60, 4)
     ledger = compare({"known": PPCA(4, 2).maximise(x)}, x, num_samples=20, num_draws=0)
     assert "| exact |" in ledger.to_markdown()

@@ -1,4 +1,4 @@
-"""Reconstructions of models whose code is known."""
+"""Reconstructions of models with a known code."""
 
 import math
 
@@ -13,7 +13,7 @@ from vilvm.models.denoising_autoencoder import DenoisingAutoencoder
 from vilvm.models.vae import VAE
 
 
-def test_it_is_the_decoder_at_the_posterior_mean():
+def test_reconstruction_decodes_the_posterior_mean():
     lvm, x = VAE(data_dim=6, latent_dim=2), torch.bernoulli(torch.full((2500, 6), 0.5))
     expected = lvm.decoder(lvm.encoder(x)[:, :2]).sigmoid().detach()
     torch.testing.assert_close(reconstruct(lvm, x), expected)
@@ -42,14 +42,15 @@ def test_pairs_are_refused_with_advice():
     lvm, pairs = DenoisingAutoencoder(6, 2, hidden=(8,)), (torch.zeros(3, 6), torch.ones(3, 6))
     with pytest.raises(
         vilvm.ContractError,
-        match=r"batch is a tuple, not one tensor; of pairs \(corrupted, clean\), pass the corrupted",
+        match=r"batch is a tuple, not one tensor; of pairs \(corrupted, clean\), pass the "
+        "corrupted",
     ):
         reconstruct(lvm, pairs)
     with pytest.raises(vilvm.ContractError, match="data are not of one tensor"):
         squared_error(lvm, pairs)
 
 
-def test_psnr_is_of_all_pictures_together():
+def test_psnr_uses_the_mean_over_pictures():
     clean = torch.zeros(4, 100)
     restored = torch.tensor([0.0, 0.1, 0.2, 0.3])[:, None].expand(4, 100)  # the first is perfect
     found = psnr(restored, clean, peak=2.0)

@@ -1,4 +1,4 @@
-"""Compiled passes are the eager ones on the same noise, or are not taken."""
+"""Compiled passes must equal the eager ones on the same noise."""
 
 import importlib
 from pathlib import Path
@@ -19,7 +19,7 @@ GALLERY = sorted(
 
 @pytest.fixture
 def as_graph(monkeypatch):
-    """Graphs that are run as they are; and how many were made."""
+    """Graphs that run without Inductor; a list that counts them."""
     made = []
     monkeypatch.setattr(
         "vilvm.evaluation.sample_passes.inductor", lambda *args: (made.append(1), graph(*args))[1]
@@ -28,7 +28,7 @@ def as_graph(monkeypatch):
 
 
 def same(lvm, batch, **options):
-    vilvm.evaluate(lvm, batch, num_samples=1)  # an autoguide takes its start when it is first run
+    vilvm.evaluate(lvm, batch, num_samples=1)  # initialises an autoguide
     eager, found = (
         vilvm.evaluate(lvm, batch, num_samples=47, chunk=10, compile=c, **options)
         for c in (False, True)
@@ -42,28 +42,28 @@ def same(lvm, batch, **options):
     )
 
 
-FEW = {"vae", "ppca", "autoencoder", "linear_discriminant"}  # of each kind one
+FEW = {"vae", "ppca", "autoencoder", "linear_discriminant"}  # one of each kind
 
 
 @pytest.mark.parametrize(
     "name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in GALLERY]
 )
-def test_every_model_is_evaluated_the_same(name, as_graph, capsys):
+def test_graph_equals_eager_evaluation_for_every_model(name, as_graph, capsys):
     with seeded(0):
         lvm, batch = importlib.import_module(f"vilvm.models.{name}").tiny()
     same(lvm, batch)
-    assert as_graph or "autoencoder" in name  # of which no more than two draws are looked at
+    assert as_graph or "autoencoder" in name  # deterministic: two draws
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vae", "eight_schools", "hidden_markov"])
-def test_what_inductor_makes_of_it_is_the_same(name):
+def test_inductor_equals_eager_evaluation(name):
     with seeded(0):
         lvm, batch = importlib.import_module(f"vilvm.models.{name}").tiny()
     same(lvm, batch)
 
 
-def test_a_program_that_runs_out_of_memory_gives_way(monkeypatch, capsys):
+def test_program_out_of_memory_falls_back_to_eager(monkeypatch, capsys):
     calls = []
 
     def compiler(function, inputs):
@@ -82,10 +82,10 @@ def test_a_program_that_runs_out_of_memory_gives_way(monkeypatch, capsys):
 
     same(*tiny())
     assert len(calls) == 3
-    assert "runs eagerly, for its program ran out of memory" in capsys.readouterr().out
+    assert "runs eagerly, because its program ran out of memory" in capsys.readouterr().out
 
 
-def test_a_smaller_last_batch_is_eager(as_graph):
+def test_smaller_last_batch_runs_eagerly(as_graph):
     from vilvm.models.vae import tiny
 
     lvm, batch = tiny()
@@ -108,17 +108,17 @@ class Mean(torch.nn.Module):
             pyro.sample("z", dist.Normal(self.m * x, 0.7 if float(x.sum()) > 100 else 0.6))
 
 
-def test_what_cannot_be_traced_is_told_in_one_line_and_run_eagerly(as_graph, capsys):
+def test_untraceable_pair_runs_eagerly_with_one_message(as_graph, capsys):
     same(Mean(), torch.randn(6))
-    told = capsys.readouterr().out.strip()
-    assert told.startswith(
+    message = capsys.readouterr().out.strip()
+    assert message.startswith(
         "The evaluation of Mean is not compiled, and runs eagerly: Python reads the value of a "
         "tensor"
     )
-    assert "\n" not in told
+    assert "\n" not in message
 
 
-def test_a_density_that_is_nan_is_named(as_graph):
+def test_nan_density_is_named(as_graph):
     class Broken(Mean):
         def model(self, x):
             with pyro.plate("data", len(x)):
@@ -141,6 +141,6 @@ def test_a_density_that_is_nan_is_named(as_graph):
     assert len(as_graph) == 5
 
 
-def test_an_unknown_choice_is_refused():
+def test_unknown_compile_option_is_refused():
     with pytest.raises(ValueError, match="unknown compile='yes'"):
         vilvm.evaluate(Mean(), torch.randn(6), compile="yes")

@@ -1,4 +1,4 @@
-"""Two-sample test and Fréchet distance against what is known of Gaussians."""
+"""Two-sample test and Fréchet distance, compared with closed forms for Gaussians."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from vilvm.evaluation import fit_features, frechet_distance, two_sample_test
 
 
 @pytest.mark.slow
-def test_equal_distributions_cannot_be_told_apart():
+def test_equal_distributions_have_accuracy_one_half():
     torch.manual_seed(0)
     found = [two_sample_test(*torch.randn(2, 500, 5), seed=seed) for seed in range(12)]
     scores = torch.tensor([(f.accuracy - 0.5) / f.se for f in found])
@@ -32,7 +32,7 @@ def test_units_do_not_matter():
     assert max(found) - min(found) < 0.01
 
 
-def test_a_shift_is_told_as_well_as_can_be():
+def test_accuracy_on_a_shift_is_nearly_optimal():
     torch.manual_seed(0)
     first, second = torch.randn(2, 2000, 5)
     second[:, 0] += 2
@@ -41,7 +41,7 @@ def test_a_shift_is_told_as_well_as_can_be():
     assert best - 0.03 < found.accuracy < best + 5 * 2 * found.se
 
 
-def test_a_correlation_is_seen_though_no_mean_differs():
+def test_correlation_is_detected_without_mean_difference():
     torch.manual_seed(0)
     first, second = torch.randn(2, 2000, 2)
     second[:, 1] = 0.9 * second[:, 0] + 0.19**0.5 * second[:, 1]
@@ -50,7 +50,7 @@ def test_a_correlation_is_seen_though_no_mean_differs():
 
 
 @pytest.mark.slow
-def test_the_larger_set_is_cut_and_order_is_fixed_by_the_seed():
+def test_larger_set_is_cut_and_seed_fixes_result():
     x = torch.randn(60, 3)
     assert two_sample_test(x, torch.randn(100, 3)).num_draws == 60
     assert two_sample_test(x, -x, seed=1) == two_sample_test(x, -x, seed=1)
@@ -71,7 +71,7 @@ def test_frechet_distance_of_gaussians():
     assert frechet_distance(x[:, :1], 3 * x[:, :1] + 1) == pytest.approx(1 + 4)
 
 
-def test_features_are_those_of_a_classifier():
+def test_features_are_a_classifiers_last_layer():
     data = digits(transform=None)
     features = fit_features(data.train, hidden=(32, 8), epochs=100)
     assert features.accuracy > 0.85
@@ -85,7 +85,7 @@ def test_features_are_those_of_a_classifier():
     )
 
 
-def test_bad_arguments():
+def test_invalid_arguments_are_refused():
     with pytest.raises(ValueError, match=r"a datum has shape \(3,\), a draw \(4,\)"):
         two_sample_test(torch.zeros(9, 3), torch.zeros(9, 4))
     with pytest.raises(ValueError, match="5 folds need 5 data and as many draws; got 4 and 9"):

@@ -32,7 +32,6 @@ Yes, but Did It Work?: Evaluating Variational Inference, Yao, Vehtari, Simpson a
 
 import math
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -42,25 +41,17 @@ from scipy.special import bdtrc, logsumexp, ndtri
 from torch import Tensor
 
 from vilvm._compile import Compile, check_compile, worth_compiling
-from vilvm._runtime.argument_checks import check_number, check_probability, check_seed, optional
-from vilvm._runtime.random import seeded
-from vilvm.data.data import Data
+from vilvm._runtime.argument_checks import check_number, check_probability
 from vilvm.diagnostics._clock import Clock, affordable_draws, seconds_of
 from vilvm.diagnostics._tail import tail_error, tail_length
 from vilvm.diagnostics.finding import Finding, Severity
-from vilvm.evaluation.evaluate import in_parts, samples_in_a_pass
 from vilvm.evaluation.sample_passes import WORTH_COMPILING, SamplePasses
-from vilvm.lvm import (
-    ContractError,
-    LatentVariableModel,
-    check_contract,
-    device_of,
-    evaluation_mode,
-    fixed_beside,
-)
-from vilvm.weights import Layout, find_layout, log_weights
+from vilvm.lvm import LatentVariableModel
+from vilvm.weights import Prepared, log_weights
+from vilvm.weights.prepared import Part, prepared_of
+from vilvm.weights.prepared import require_weights as check_weighable  # noqa: F401
 
-__all__ = ["ParetoK", "Recheck", "Smoothed", "check_weighable", "good_k", "pareto_k", "psis"]
+__all__ = ["ParetoK", "Recheck", "Smoothed", "good_k", "pareto_k", "psis"]
 
 SOURCE = "min(1 − 1/log10 S, 0.7): Vehtari et al., 2024; Yao et al., 2018"
 _FEWEST = 25  # draws of which a fifth, five, is still a tail
@@ -339,8 +330,8 @@ _ADVICE = (
 
 @torch.no_grad()
 def pareto_k(
-    lvm: LatentVariableModel,
-    data: Any,
+    lvm: LatentVariableModel | Prepared,
+    data: Any = None,
     num_samples: int = 1000,
     batch_size: int | None = None,
     seed: int = 0,
@@ -355,7 +346,7 @@ def pareto_k(
     ½ are looked at again, by a million draws in all, at most twice.
 
     Arguments:
-        lvm: the model and guide.
+        lvm: the model and guide; or a ``Prepared``, which holds the data too.
         data: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row; a transform
             is drawn once, from `seed`.
         num_samples: draws a datum, at least 100; the tail is about 3√S of them.
@@ -386,80 +377,58 @@ def pareto_k(
         >>> found.k.shape, found.finding.severity.name
         (torch.Size([30]), 'OK')
     """
-    seed = check_seed("pareto_k: seed", seed)
     false_alarm = check_probability("pareto_k: false_alarm", false_alarm)
-    check_contract(lvm)
     num_samples = check_number("pareto_k: num_samples", num_samples, 100)
-    batch_size = optional(check_number, "pareto_k: batch_size", batch_size)
     check_compile("pareto_k", compile)
     clock, cuts = Clock(budget), []
-    fixed = fixed_beside(lvm, data, seed)
-    with seeded(seed, device_of(lvm, fixed.device)), evaluation_mode(lvm):
-        parts, layout = in_parts(lvm, fixed, batch_size)
-        check_weighable("pareto_k", lvm, layout)
-        layouts = [
-            layout,
-            *(find_layout(lvm, part.x, plate=layout.data_plate) for part in parts[1:]),
-        ]
+    prepared = prepared_of("pareto_k", lvm, data, batch_size=batch_size, seed=seed)
+    prepared.require_weights("pareto_k")
+    with prepared.running():
+        parts = prepared.parts()
         if clock.limited:
-            wanted, num_samples = num_samples, _affordable(lvm, parts, layout, num_samples, clock)
+            wanted, num_samples = num_samples, _affordable(parts, num_samples, clock)
             cuts += [f"{num_samples} of {wanted} draws"] if num_samples < wanted else []
-        a_part = num_samples // _chunk(lvm, parts[0].x, layout)
-        passes = SamplePasses(lvm, worth_compiling(compile, len(parts) * a_part, WORTH_COMPILING))
+        a_part = num_samples // _chunk(parts[0])
+        passes = SamplePasses(
+            prepared.lvm, worth_compiling(compile, len(parts) * a_part, WORTH_COMPILING)
+        )
         began = clock.left
-        found = [
-            _fitted(passes, part.x, num_samples, here)
-            for part, here in zip(parts, layouts, strict=True)
-        ]
+        found = [_fitted(passes, part, num_samples) for part in parts]
         pace = (began - clock.left) / num_samples / len(parts) if clock.limited else 0.0
         k, ess = (torch.cat(values) for values in zip(*found, strict=True))
-        looks, fewer = _further_looks(passes, fixed, parts, layouts, k, num_samples, clock, pace)
+        looks, fewer = _further_looks(passes, prepared, parts, k, num_samples, clock, pace)
         cuts += ["further looks"] if fewer else []
     return ParetoK(
         k,
         ess,
-        _indices(parts, layouts),
+        torch.cat([part.index for part in parts]),
         num_samples,
-        not layout.local,
+        not prepared.local,
         false_alarm,
         looks,
         ", ".join(cuts),
     )
 
 
-def _affordable(
-    lvm: LatentVariableModel, parts: Sequence[Data], layout: Layout, num_samples: int, clock: Clock
-) -> int:
+def _affordable(parts: Sequence[Part], num_samples: int, clock: Clock) -> int:
     """Draws that take half of the time, by a timed pass; a hundred at least."""
-    size, seconds = min(num_samples, _chunk(lvm, parts[0].x, layout)), clock.left / 2 / len(parts)
-    fits = affordable_draws(
-        lambda n: log_weights(lvm, parts[0].x, n, layout=layout), min(_PILOT, size), size, seconds
-    )
+    first = parts[0]
+
+    def draw(count: int) -> None:
+        log_weights(first.lvm, first.batch, count, layout=first.layout)
+
+    size, seconds = min(num_samples, _chunk(first)), clock.left / 2 / len(parts)
+    fits = affordable_draws(draw, min(_PILOT, size), size, seconds)
     if fits < size or size == num_samples:
         return max(_LEAST, fits)
-    each = seconds_of(lambda: log_weights(lvm, parts[0].x, size, layout=layout))
+    each = seconds_of(lambda: draw(size))
     return int(min(num_samples, max(_LEAST, clock.affords(each, 0.5) / len(parts) * size)))
-
-
-def _indices(parts: Sequence[Data], layouts: Sequence[Layout]) -> Tensor:
-    """Which data the columns of the weights are: all, save of a plate that subsamples them."""
-    if not layouts[0].local:
-        return torch.arange(1)
-    found, start = [], 0
-    for part, layout in zip(parts, layouts, strict=True):
-        drawn = layout.subsample.get(
-            layout.data_plate or "", {"value": torch.arange(layout.num_data)}
-        )["value"]
-        found.append(start + drawn.cpu())
-        start += len(part)
-    return torch.cat(found)
 
 
 def _further_looks(
     passes: SamplePasses,
-    data: Data,
-    parts: Sequence[Data],
-    layouts: Sequence[Layout],
+    prepared: Prepared,
+    parts: Sequence[Part],
     k: Tensor,
     num_samples: int,
     clock: Clock,
@@ -480,70 +449,31 @@ def _further_looks(
     )
     looks: list[Recheck] = []
     while len(place) and len(looks) < _LOOKS and (not looks or 2 * len(place) <= len(looks[-1].k)):
-        runs = _runs(passes.lvm, data, parts, layouts, place)
-        wanted = max(
-            1,
-            _DRAWS
-            // (size * sum(layout.num_data if layout.local else _JOINT for _, layout, _ in runs)),
-        )
+        runs = prepared.parts_of(place, parts)
+        draws = sum(part.layout.num_data if prepared.local else _JOINT for part, _ in runs)
+        wanted = max(1, _DRAWS // (size * draws))
         repeats = int(min(wanted, clock.affords(pace * size * len(runs), 0.5)))
         fewer |= repeats < wanted
         if not repeats:
             break
-        found = [
-            _fitted(passes, batch, size, layout, repeats, columns)
-            for batch, layout, columns in runs
-        ]
+        found = [_fitted(passes, part, size, repeats, columns) for part, columns in runs]
         again, ess = (torch.cat(values) for values in zip(*found, strict=True))
         looks.append(Recheck(again, ess, place, size, repeats))
         place = place[again > _HALF]
     return tuple(looks), fewer
 
 
-def _runs(
-    lvm: LatentVariableModel,
-    data: Data,
-    parts: Sequence[Data],
-    layouts: Sequence[Layout],
-    place: Tensor,
-) -> list[tuple[Any, Layout, Tensor]]:
-    """The batches of which the data at `place` are columns: these data by themselves, or their
-    parts where they cannot be run so.
-    """
-    if layouts[0].local and data.divisible and not any(layout.subsample for layout in layouts):
-        # a guide with parameters for each datum knows them by their place
-        with suppress(ContractError):
-            few = data.subset(place)
-            return [
-                (
-                    few.x,
-                    find_layout(lvm, few.x, plate=layouts[0].data_plate),
-                    torch.arange(len(place)),
-                )
-            ]
-    runs, start = [], 0
-    for part, layout in zip(parts, layouts, strict=True):
-        stop = start + (layout.num_data if layout.local else 1)
-        columns = place[(place >= start) & (place < stop)] - start
-        runs += [(part.x, layout, columns)] if len(columns) else []
-        start = stop
-    return runs
-
-
-def _chunk(lvm: LatentVariableModel, batch: Any, layout: Layout) -> int:
+def _chunk(part: Part) -> int:
     """Samples a pass."""
-    return (
-        samples_in_a_pass(lvm, batch, layout)
-        if layout.local
-        else max(1, JOINT_ROWS // max(layout.num_data, 1))
-    )
+    if part.layout.local:
+        return part.samples_in_a_pass()
+    return max(1, JOINT_ROWS // max(part.layout.num_data, 1))
 
 
 def _fitted(
     passes: SamplePasses,
-    batch: Any,
+    part: Part,
     num_samples: int,
-    layout: Layout,
     repeats: int = 1,
     columns: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -551,26 +481,9 @@ def _fitted(
     mean over repeats.
     """
     logs = []
-    for log_w, *_ in passes(
-        batch, repeats * num_samples, _chunk(passes.lvm, batch, layout), layout
-    ):
+    for log_w, *_ in passes(part.batch, repeats * num_samples, _chunk(part), part.layout):
         logs.append((log_w if columns is None else log_w[:, columns.to(log_w.device)]).cpu())
     smoothed = psis(
         torch.cat(logs).reshape(repeats, num_samples, -1).movedim(1, 0).reshape(num_samples, -1)
     )
     return smoothed.k.reshape(repeats, -1).mean(0), smoothed.ess.reshape(repeats, -1).mean(0)
-
-
-def check_weighable(what: str, lvm: object, layout: Layout) -> None:
-    """Raises ContractError if draws of the guide have no weight, for want of a density."""
-    if layout.degenerate:
-        raise ContractError(
-            f"{what}: the guide of {type(lvm).__name__} puts latent {layout.degenerate[0]!r} on "
-            "one point (a Delta), where it has no density and its "
-            "draws no weight: give it a guide with a density (vilvm.wrappers.fit_guide)."
-        )
-    if layout.improper:
-        raise ContractError(
-            f"{what}: the prior of latent {layout.improper[0]!r} of {type(lvm).__name__} is flat: "
-            "give it a proper one (vilvm.priors.fit_prior)."
-        )

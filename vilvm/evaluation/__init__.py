@@ -1,12 +1,19 @@
-"""Evaluation: bounds on the evidence, reconstructions, how well draws pass for data, and the
-ledger that compares models.
+"""Evaluation of a pair, by its log-weights and by its draws.
+
+Bounds on the evidence, reconstructions, tests of draws against data, interpolations, and the
+ledger that compares models. Training optimises a Pyro ELBO; every bound reported here is a
+function of the log-weights.
 """
 
-from vilvm.evaluation.ais import AISResult, BDMCResult, Schedule, ais, bdmc
-from vilvm.evaluation.evaluate import Estimate, Evaluation, evaluate
+from vilvm.evaluation.ais import AISResult, ais
+from vilvm.evaluation.bdmc import BDMCResult, bdmc
+from vilvm.evaluation.estimates import Bounds, Estimate, Evaluation
+from vilvm.evaluation.evaluate import evaluate
+from vilvm.evaluation.interpolation import Path, great_circle, interpolate, line
 from vilvm.evaluation.ledger import Ledger, compare
 from vilvm.evaluation.ledger_rows import Difference, Protocol, Row
 from vilvm.evaluation.reconstruction import Decibels, psnr, reconstruct, squared_error
+from vilvm.evaluation.schedule import Schedule
 from vilvm.evaluation.two_sample import (
     Features,
     TwoSample,
@@ -18,12 +25,14 @@ from vilvm.evaluation.two_sample import (
 __all__ = [
     "AISResult",
     "BDMCResult",
+    "Bounds",
     "Decibels",
     "Difference",
     "Estimate",
     "Evaluation",
     "Features",
     "Ledger",
+    "Path",
     "Protocol",
     "Row",
     "Schedule",
@@ -34,6 +43,9 @@ __all__ = [
     "evaluate",
     "fit_features",
     "frechet_distance",
+    "great_circle",
+    "interpolate",
+    "line",
     "psnr",
     "reconstruct",
     "squared_error",

@@ -1,9 +1,9 @@
-"""The densities that a Markov chain moves over, and their gradients: compiled where that pays.
+"""Log-densities of a Markov chain and their gradients, compiled when it saves time.
 
-A chain asks for them thousands of times, at positions of one shape, and Pyro's handlers do the
-same each time. So they are traced once, and held against the eager ones at the first positions of
-every batch; where they differ, or no graph can be made, all are eager from there on, and one line
-says so.
+A chain evaluates them thousands of times, at positions of one shape, and Pyro's handlers do the
+same each time. So they are traced once. For each batch, the compiled values at the first positions
+must equal the eager ones. If they differ, or tracing fails, everything after runs eagerly, and one
+line reports why.
 """
 
 import copy
@@ -22,29 +22,31 @@ __all__ = ["DensityGradients"]
 
 
 class DensityGradients:
-    """The state of chains at u, for the batches of one model.
+    """Computes the states of chains, for the batches of one model.
 
     Arguments:
-        compile: whether they are compiled.
-        log: is given the one line that says why they are not.
-        compiler: makes a program of a function of tensors.
+        compile: whether to compile.
+        log: receives the line that reports why compilation failed.
+        compiler: makes a program of a function of tensors; Inductor by default.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.evaluation.density_gradients import DensityGradients
+        >>> from vilvm.models.ppca import PPCA
+        >>> from vilvm.weights.log_joint import LogJoint
+        >>> joint = LogJoint(PPCA(data_dim=3, latent_dim=2), torch.zeros(5, 3), "prior")
+        >>> DensityGradients(compile=False)(joint, joint.draw(4)).target.shape
+        torch.Size([4, 5])
     """
 
     def __init__(
         self, compile: bool, log: Callable[[str], None] = print, compiler: Compiler | None = None
     ):
-        self.compiles, self.log, self.compiler = (
-            compile,
-            log,
-            inductor if compiler is None else compiler,
-        )
+        self.compiles, self.log = compile, log
+        self.compiler = compiler or inductor
         self._programs: dict[Any, Callable[..., list[Tensor]]] = {}
-        self._joint: LogJoint | None = (
-            # the last one, for which some of the programs have been held against the eager
-            # densities
-            None
-        )
-        self._held: set[Any] = set()
+        self._joint: LogJoint | None = None  # of the current batch
+        self._checked: set[Any] = set()  # keys of programs that equal the eager values for it
         self._is_first = True
 
     def __call__(self, joint: LogJoint, u: Tensor) -> State:
@@ -52,23 +54,16 @@ class DensityGradients:
         if not self.compiles:
             return start(joint, u)
         if joint is not self._joint:
-            self._is_first, self._joint, self._held = self._joint is None, joint, set()
+            self._is_first, self._joint, self._checked = self._joint is None, joint, set()
         given = [u.detach().contiguous(), *tensors_of(joint.batch)]
         key = joint.base, shapes(given)
-        if key in self._held:
+        if key in self._checked:
             return State(given[0], *self._programs[key](*given))
         if key not in self._programs and not self._is_first:
             return start(joint, u)  # a smaller last batch is not worth a program
         eager = start(joint, u)
         try:
-            if key not in self._programs:
-                self._programs[key] = self._made(joint, given)
-            named = {
-                name.replace("_", " "): t
-                for name, t in zip(State._fields[1:], eager[1:], strict=True)
-            }
-            assert_matches(named, lambda: self._programs[key](*given))
-            self._held.add(key)
+            self._check(key, joint, given, eager)
         except UntraceableError as error:
             self.compiles = False
             self.log(
@@ -77,15 +72,27 @@ class DensityGradients:
             )
         return eager
 
-    def _made(self, joint: LogJoint, given: list[Tensor]) -> Callable[..., list[Tensor]]:
-        """What ``start`` finds, as a program."""
+    def _check(self, key: Any, joint: LogJoint, given: list[Tensor], eager: State) -> None:
+        """Makes the program if there is none, and compares it with the eager values.
+
+        Raises:
+            UntraceableError: no graph can be made, or its values differ.
+        """
+        if key not in self._programs:
+            self._programs[key] = self._program(joint, given)
+        names = [name.replace("_", " ") for name in State._fields[1:]]
+        expected = dict(zip(names, eager[1:], strict=True))
+        assert_matches(expected, lambda: self._programs[key](*given))
+        self._checked.add(key)
+
+    def _program(self, joint: LogJoint, given: list[Tensor]) -> Callable[..., list[Tensor]]:
+        """``start`` as a program."""
 
         def function(u: Tensor, *inputs: Tensor) -> list[Tensor]:
             rest, inner = iter(inputs), copy.copy(joint)
             inner.batch, inner.traced = map_tensors(lambda _: next(rest), joint.batch), True
             return list(start(inner, u)[1:])
 
+        parts = [joint.lvm, joint.lvm.model, joint.lvm.guide]
         with preserved_rng(given[0].device):
-            return program(
-                function, given, self.compiler, [joint.lvm, joint.lvm.model, joint.lvm.guide]
-            )
+            return program(function, given, self.compiler, parts)

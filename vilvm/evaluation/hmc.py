@@ -1,15 +1,14 @@
-"""Hamiltonian Monte Carlo, in parallel over chains and data, on a geometric path from a base
-density to a target.
+"""Hamiltonian Monte Carlo along a geometric path of densities, in parallel over chains and data.
 
 At inverse temperature β the chain leaves
 
     log f_β(u) = (1 − β) log p₀(u) + β log p(x, u)
 
 invariant. A transition draws a momentum, takes L leapfrog steps, and accepts their end by the
-Metropolis rule. Positions are measured in units of the base density's standard deviation, datum by
-datum and dimension by dimension, so that one step size serves all of them.
+Metropolis rule. Positions are in units of the base density's standard deviation in each dimension
+of each datum, so that one step size serves all of them.
 
-References: MCMC using Hamiltonian dynamics, Radford M. Neal, 2011.
+Reference: MCMC using Hamiltonian dynamics, Radford M. Neal, 2011.
 """
 
 from collections.abc import Callable
@@ -22,13 +21,26 @@ from vilvm.weights.log_joint import LogJoint
 
 __all__ = ["State", "start", "transition"]
 
-# of the step size, drawn anew for each chain: a fixed length of path can be a period of the motion
+# Relative range of the step sizes of chains: a fixed path length may be a period of the motion.
 _JITTER = 0.2
 
 
 class State(NamedTuple):
-    """Where chains are: u, the two log-densities there, and their gradients; shapes (S, N, D), (S,
-    N) and (S, N, D).
+    """Positions of chains, with the two log-densities there and their gradients.
+
+    Arguments:
+        u: positions, shape (S, N, D).
+        base: log p₀(u), shape (S, N).
+        target: log p(x, u), shape (S, N).
+        base_gradient: of log p₀, shape (S, N, D).
+        target_gradient: of log p(x, ·), shape (S, N, D).
+
+    Example:
+        >>> import torch
+        >>> from vilvm.evaluation.hmc import State
+        >>> u, zero = torch.zeros(1, 1, 2), torch.zeros(1, 1)
+        >>> State(u, zero, zero + 4, u, u + 1).log_density(0.5)
+        tensor([[2.]])
     """
 
     u: Tensor
@@ -42,19 +54,38 @@ class State(NamedTuple):
         return _between(beta, self.base, self.target)
 
     def gradient(self, beta: float) -> Tensor:
-        """Of log f_β, shape (S, N, D)."""
+        """The gradient of log f_β, shape (S, N, D)."""
         return _between(beta, self.base_gradient, self.target_gradient)
 
 
 def _between(beta: float, base: Tensor, target: Tensor) -> Tensor:
-    """(1 − β) base + β target; at an end that end alone, for zero times a density's −∞ is not a
-    number.
-    """
-    return base if beta == 0 else target if beta == 1 else (1 - beta) * base + beta * target
+    """(1 − β) base + β target, where 0 · (−∞) is 0."""
+    if beta == 0:
+        return base
+    if beta == 1:
+        return target
+    return (1 - beta) * base + beta * target
 
 
 def start(joint: LogJoint, u: Tensor) -> State:
-    """The state of chains at u."""
+    """The state of chains at given positions.
+
+    Arguments:
+        joint: the two densities.
+        u: positions, shape (S, N, D).
+
+    Returns:
+        State, detached.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.evaluation.hmc import start
+        >>> from vilvm.models.ppca import PPCA
+        >>> from vilvm.weights.log_joint import LogJoint
+        >>> joint = LogJoint(PPCA(data_dim=3, latent_dim=2), torch.zeros(5, 3), "prior")
+        >>> start(joint, joint.draw(4)).target_gradient.shape
+        torch.Size([4, 5, 2])
+    """
     with torch.enable_grad():
         u = u.detach().requires_grad_()
         base, target = joint(u)
@@ -68,44 +99,55 @@ def transition(
     state: State,
     beta: float,
     step: Tensor,
+    *,
     scale: Tensor,
     leapfrog: int,
 ) -> tuple[State, Tensor]:
     """One transition of every chain, which leaves f_β invariant.
 
     Arguments:
-        at: gives the state of chains at u.
-        state: of the chains.
+        at: a function from positions u to their state.
+        state: the current state.
         beta: inverse temperature, from 0 (base) to 1 (target).
         step: step size in units of `scale`, shape (num_data,).
-        scale: of each dimension of each datum, shape (num_data, D).
+        scale: unit of each dimension of each datum, shape (num_data, D).
         leapfrog: steps of a trajectory.
 
     Returns:
-        The new state, and the probability with which each chain moved, shape (S, N).
+        The new state, and the acceptance probability of each chain, shape (S, N).
+
+    Example:
+        >>> from functools import partial
+        >>> import torch
+        >>> from vilvm.evaluation.hmc import start, transition
+        >>> from vilvm.models.ppca import PPCA
+        >>> from vilvm.weights.log_joint import LogJoint
+        >>> joint = LogJoint(PPCA(data_dim=3, latent_dim=2), torch.zeros(5, 3), "prior")
+        >>> at, step, scale = partial(start, joint), torch.full((5,), 0.1), torch.ones(5, 2)
+        >>> state, accepted = transition(at, at(joint.draw(4)), 1.0, step, scale=scale, leapfrog=3)
+        >>> state.u.shape, accepted.shape
+        (torch.Size([4, 5, 2]), torch.Size([4, 5]))
     """
-    chains = state.base.shape
-    size = step * (
-        1 + _JITTER * (2 * torch.rand(chains, device=step.device, dtype=step.dtype) - 1)
-    )
-    size = size.unsqueeze(-1) * scale
+    uniform = torch.rand(state.base.shape, device=step.device, dtype=step.dtype)
+    size = (step * (1 + _JITTER * (2 * uniform - 1))).unsqueeze(-1) * scale
     momentum = torch.randn_like(state.u)  # in units of 1 / scale
     before = state.log_density(beta) - _kinetic(momentum)
     proposal = state
     momentum = momentum + 0.5 * size * state.gradient(beta)
-    for i in range(leapfrog):
+    for fraction in [1.0] * (leapfrog - 1) + [0.5]:
         proposal = at(proposal.u + size * momentum)
-        momentum = momentum + (1.0 if i < leapfrog - 1 else 0.5) * size * proposal.gradient(beta)
+        momentum = momentum + fraction * size * proposal.gradient(beta)
     log_ratio = proposal.log_density(beta) - _kinetic(momentum) - before
-    # a trajectory that diverged is refused
+    # A trajectory that diverges is rejected.
     probability = log_ratio.clamp(max=0).exp().nan_to_num(0.0, 0.0, 0.0)
     moved = torch.rand_like(probability) < probability
-    return State(
-        *(
-            torch.where(moved if a.dim() == 2 else moved.unsqueeze(-1), a, b)
-            for a, b in zip(proposal, state, strict=True)
-        )
-    ), probability
+    found = [_where(moved, new, old) for new, old in zip(proposal, state, strict=True)]
+    return State(*found), probability
+
+
+def _where(moved: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """`new` for chains that moved, `old` for others; shape (S, N) or (S, N, D)."""
+    return torch.where(moved.reshape(*moved.shape, *[1] * (new.dim() - 2)), new, old)
 
 
 def _kinetic(momentum: Tensor) -> Tensor:

@@ -1,14 +1,13 @@
-"""Ways from one code to another, and what a model makes of the places along them.
+"""Paths from one code to another, and the data that a model decodes along them.
 
 Between codes a and b, at t from 0 to 1:
 
 - the line:          (1 − t) a + t b;
-- the great circle:  a and b turned into one another about a centre, their lengths running linearly
-  from one to the other. Draws from N(0, I) in many dimensions d all have a length near √d, and the
-  middle of a line between two is too short, by a factor near √½, to be a likely draw itself; the
-  circle's points are as long as its ends.
+- the great circle:  a rotated into b about a centre, the length changing linearly. Draws from
+  N(0, I) in many dimensions d all have a length near √d. The middle of a line between two draws is
+  shorter by a factor near √½, and so is no likely draw; points of the circle keep the length.
 
-Between data themselves the line is the strawman: a cross-fade.
+Between data themselves the line is a cross-fade, the baseline to beat.
 
 Reference: Sampling Generative Networks, Tom White, 2016.
 """
@@ -32,22 +31,25 @@ def line(first: Tensor, second: Tensor, steps: int = 11) -> Tensor:
     """Points on the straight line from `first` to `second`, both included.
 
     Arguments:
-        first, second: shape (num_pairs, ...).
+        first: codes, shape (num_pairs, ...).
+        second: codes, shape (num_pairs, ...).
         steps: points a pair, at least 2.
 
     Returns:
-        Shape (num_pairs, steps, ...).
+        Codes, shape (num_pairs, steps, ...).
+
+    Raises:
+        ValueError: the ends differ in shape or are not finite, or steps is below 2.
 
     Example:
         >>> import torch
-        >>> from vilvm.evaluation.interpolation import line
+        >>> from vilvm.evaluation import line
         >>> line(torch.zeros(1, 1), torch.ones(1, 1), steps=3).flatten()
         tensor([0.0000, 0.5000, 1.0000])
     """
     steps = _check("line", first, second, steps)
-    t = torch.linspace(0, 1, steps, dtype=first.dtype, device=first.device).reshape(
-        -1, *[1] * (first.dim() - 1)
-    )
+    t = torch.linspace(0, 1, steps, dtype=first.dtype, device=first.device)
+    t = t.reshape(-1, *[1] * (first.dim() - 1))
     return torch.lerp(first.unsqueeze(1), second.unsqueeze(1), t)
 
 
@@ -58,24 +60,29 @@ def great_circle(
     mean: Tensor | None = None,
     scale_tril: Tensor | None = None,
 ) -> Tensor:
-    """Points on the great circle from `first` to `second`, both included, for a latent that is
-    N(0, I), or N(mean, L Lᵀ).
+    """Points on the great circle from `first` to `second`, both included.
 
-    Between opposite directions, through which no one circle goes, and from the centre itself, it
-    is the line.
+    For a latent that is N(0, I), or N(mean, L Lᵀ). Opposite directions define no unique circle,
+    nor does the centre: there it is the line.
 
     Arguments:
-        first, second: shape (num_pairs, d).
+        first: codes, shape (num_pairs, d).
+        second: codes, shape (num_pairs, d).
         steps: points a pair, at least 2.
-        mean, scale_tril: of the latent's Gaussian prior, shapes (d,) and (d, d); N(0, I) by
-            default.
+        mean: of the latent's Gaussian prior, shape (d,); 0 by default.
+        scale_tril: Cholesky factor L of its covariance, shape (d, d); I by default.
 
     Returns:
-        Shape (num_pairs, steps, d).
+        Codes, shape (num_pairs, steps, d).
+
+    Raises:
+        ValueError: the ends differ in shape or are not finite, or steps is below 2.
+
+    Reference: Sampling Generative Networks, Tom White, 2016.
 
     Example:
         >>> import torch
-        >>> from vilvm.evaluation.interpolation import great_circle
+        >>> from vilvm.evaluation import great_circle
         >>> great_circle(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), steps=3)[0, 1]
         tensor([1.4142, 1.4142])
     """
@@ -86,24 +93,26 @@ def great_circle(
         )
     if mean is None and scale_tril is None:
         return _turn(first, second, steps)
-    centre = torch.zeros_like(first[0]) if mean is None else mean
-    scale = torch.eye(first.shape[1]).to(first) if scale_tril is None else scale_tril
+    if mean is None:
+        mean = torch.zeros_like(first[0])
+    if scale_tril is None:
+        scale_tril = torch.eye(first.shape[1]).to(first)
     white = [
-        torch.linalg.solve_triangular(scale, (codes - centre).T, upper=False).T
+        torch.linalg.solve_triangular(scale_tril, (codes - mean).T, upper=False).T
         for codes in (first, second)
     ]
-    return _turn(white[0], white[1], steps) @ scale.T + centre
+    return _turn(white[0], white[1], steps) @ scale_tril.T + mean
 
 
 def _turn(first: Tensor, second: Tensor, steps: int) -> Tensor:
+    """Points on the great circle about the origin."""
     lengths = [codes.norm(dim=-1, keepdim=True) for codes in (first, second)]
     smallest = torch.finfo(first.dtype).tiny
     units = [
         codes / length.clamp(min=smallest)
         for codes, length in zip((first, second), lengths, strict=True)
     ]
-    # Of the angle between unit vectors, the chord's half is well-conditioned where they are close;
-    # their product is not.
+    # For close unit vectors, the chord gives the angle accurately; the inner product does not.
     angle = 2 * torch.asin((0.5 * (units[0] - units[1]).norm(dim=-1)).clamp(max=1))[:, None, None]
     t = torch.linspace(0, 1, steps, dtype=first.dtype, device=first.device)[:, None]
     sine = angle.sin()
@@ -123,40 +132,41 @@ def interpolate(
     second: Tensor,
     steps: int = 11,
     path: Path = line,
+    *,
     num_samples: int = 1,
 ) -> Tensor:
-    """E[x | z] along a way between the posterior means of two data.
+    """E[x | z] along a path between the posterior means of two data.
 
     Arguments:
-        lvm: a model of one latent vector, and one observed site, for each datum.
-        first, second: data, shape (num_pairs, ...).
+        lvm: a model of one latent vector and one observed site a datum.
+        first: data, shape (num_pairs, ...).
+        second: data, shape (num_pairs, ...).
         steps: points a pair, both ends included.
         path: ``line``, ``great_circle``, or another function of two codes and a number of steps.
-        num_samples: draws over which a posterior mean is taken that is not known in closed form.
+        num_samples: draws that estimate a posterior mean without a closed form.
 
     Returns:
-        Shape (num_pairs, steps, ...).
+        Means of the data, shape (num_pairs, steps, ...).
 
     Raises:
-        ContractError: the model has several latents or observed sites, or its latent is no vector
-            of a datum.
+        ContractError: the model has several latents or observed sites, or its latent is not one
+            vector a datum.
+        ValueError: the ends differ in shape or are not finite, or an option is out of range.
 
     Example:
         >>> import torch
+        >>> from vilvm.evaluation import great_circle, interpolate
         >>> from vilvm.models.vae import VAE
-        >>> from vilvm.evaluation.interpolation import great_circle, interpolate
-        >>> x = torch.zeros(4, 6)
-        >>> interpolate(VAE(data_dim=6, latent_dim=2), x[:2], x[2:], steps=5, path=great_circle).shape
+        >>> lvm, x = VAE(data_dim=6, latent_dim=2), torch.zeros(4, 6)
+        >>> interpolate(lvm, x[:2], x[2:], steps=5, path=great_circle).shape
         torch.Size([2, 5, 6])
     """
     check_contract(lvm)
-    steps, num_samples = (
-        check_number("interpolate: steps", steps, 2),
-        check_number("interpolate: num_samples", num_samples),
-    )
+    steps = check_number("interpolate: steps", steps, 2)
+    num_samples = check_number("interpolate: num_samples", num_samples)
     if not callable(path):
         raise ValueError(
-            "interpolate: path must be a function, such as vilvm.evaluation.interpolation.line; "
+            "interpolate: path must be a function, such as vilvm.evaluation.line; "
             f"got a {type(path).__name__}."
         )
     _check_tensors("interpolate", first, second)
@@ -184,11 +194,8 @@ def interpolate(
 
 def _check_tensors(who: str, first: Any, second: Any) -> None:
     for name, ends in (("first", first), ("second", second)):
-        if (
-            not isinstance(ends, Tensor)
-            or not ends.is_floating_point()
-            or not bool(ends.isfinite().all())
-        ):
+        real = isinstance(ends, Tensor) and ends.is_floating_point()
+        if not real or not bool(ends.isfinite().all()):
             raise ValueError(
                 f"{who}: {name} must be a tensor of finite real numbers; got a "
                 f"{type(ends).__name__} that is none."

@@ -1,25 +1,25 @@
-"""The ledger: models side by side on the same data, and no ranking of what cannot be compared.
+"""The ledger: models side by side on the same data, ranked only where they are comparable.
 
-Two bounds can be ranked if they are of the same data under the same transform, of the same kind
-with as many samples, and of densities of the same family of x: a density of grey levels and a
-probability of bits have no common unit, and an importance-weighted bound of 5,000 samples is not
-one of 50. A row carries all that as its protocol; rows of equal protocols stand in one group,
-within which
+Two bounds are comparable if they are of the same data under the same transform, of the same kind
+with as many samples, and of the same family of densities of x: a density of grey levels and a
+probability of bits have no common unit, and an importance-weighted bound of 5,000 samples differs
+from one of 50. The protocol of a row records all this. Rows of equal protocols form a group, in
+which
 
-    difference to the best = mean over data of (bound of the best − bound of the row),    with a paired standard error,
+    difference to the best = mean over data of (bound of the best − bound of the row)
 
-the standard deviation of the differences datum by datum over √N, which is far smaller than that of
-either bound where the same data are hard for both. Monte Carlo error is in it.
+with a paired standard error, the standard deviation of the differences over √N. It is far smaller
+than that of either bound if the same data are hard for both. It includes Monte Carlo error.
 
-A bound is a bound: a row may stand behind another because its model is worse, or because its guide
-is. A small effective sample size (ESS) says the latter may be.
+A row may have a lower bound because its model is worse, or because its guide is. A small effective
+sample size (ESS) is a sign of the latter.
 """
 
 import io
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console, ConsoleOptions
@@ -29,7 +29,8 @@ from vilvm._runtime.argument_checks import check_number, check_seed, optional
 from vilvm._runtime.files import write_atomic
 from vilvm._runtime.random import seeded
 from vilvm.data.data import Data, as_data
-from vilvm.evaluation.evaluate import Evaluation, evaluate
+from vilvm.evaluation.estimates import Evaluation
+from vilvm.evaluation.evaluate import evaluate
 from vilvm.evaluation.ledger_rows import Difference, Protocol, Row, check_comparable, difference
 from vilvm.evaluation.ledger_tables import markdown, record, rich_tables
 from vilvm.evaluation.reconstruction import squared_error
@@ -39,18 +40,28 @@ from vilvm.weights import Layout, find_layout, log_weights, sample
 
 __all__ = ["Ledger", "compare"]
 
-_FEWEST = 5  # draws: one for each fold of the two-sample test
+_FEWEST = 5  # draws: one a fold of the two-sample test
 
 
 class Ledger:
-    """Rows, in groups that may be ranked. Prints as a table with rich; ledgers of different data
-    are put together with ``+``.
+    """Rows in groups that may be ranked.
+
+    It prints as a table with rich; ``+`` joins ledgers, also of different data.
 
     Arguments:
         rows: of different names.
 
     Raises:
         ValueError: a name appears twice.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.evaluation import Ledger, compare
+        >>> from vilvm.models.ppca import PPCA
+        >>> x = torch.randn(60, 4)
+        >>> ledger = compare({"one": PPCA(4, 1).maximise(x)}, x, num_samples=50, num_draws=0)
+        >>> len(ledger), len(ledger.groups()), ledger["one"].name
+        (1, 1, 'one')
     """
 
     def __init__(self, rows: tuple[Row, ...]):
@@ -78,53 +89,39 @@ class Ledger:
         return Ledger(self.rows + other.rows)
 
     def groups(self) -> dict[Protocol, list[Row]]:
-        """The rows by protocol, in each group the best first (by bound, or by distortion where
-        there is none).
-        """
+        """The rows by protocol; in each group the best bound first, or the least distortion."""
         groups: dict[Protocol, list[Row]] = {}
         for row in self.rows:
             groups.setdefault(row.protocol, []).append(row)
-        for rows in groups.values():
-            rows.sort(
-                key=lambda row: (
-                    row.evaluation.distortion.mean if row.bound is None else -row.bound.mean
-                )
-            )
-        return groups
+        return {protocol: sorted(rows, key=_badness) for protocol, rows in groups.items()}
 
     def difference(self, first: str, second: str) -> Difference:
-        """By how much the bound of `first` is above that of `second`, on the same data.
+        """The bound of `first` minus that of `second`, on the same data.
 
         Raises:
-            ValueError: they cannot be compared; says why.
+            ValueError: they cannot be compared; the message gives the reason.
         """
-        a, b = self[first], self[second]
-        check_comparable(a, b)
-        assert a.bound is not None
-        assert b.bound is not None
-        return difference(a.bound, b.bound)
+        return difference(*check_comparable(self[first], self[second]))
 
     def rank(self, protocol: Protocol | None = None) -> list[str]:
         """Names, the best first: of all rows, or of those with this protocol.
 
         Raises:
-            ValueError: the rows cannot be compared; says which, and why.
+            ValueError: two rows cannot be compared; the message gives the reason.
         """
         rows = [row for row in self.rows if protocol in (None, row.protocol)]
         for row in rows[1:] or rows:
             check_comparable(rows[0], row)
-        return [row.name for row in Ledger(tuple(rows)).groups()[rows[0].protocol]] if rows else []
+        return [row.name for row in sorted(rows, key=_badness)]
 
     @property
     def notes(self) -> list[str]:
-        """Why something is missing, row by row."""
+        """Why something is missing, by row."""
         return [f"{row.name}: {note}" for row in self.rows for note in row.notes]
 
     def to_dataframe(self) -> Any:
-        """A pandas DataFrame, a row a model, group by group: numbers, their standard errors, and
-        the protocol.
-        """
-        import pandas  # here, for it takes a second to import
+        """A pandas DataFrame with a row a model: group, numbers, standard errors, protocol."""
+        import pandas  # imported here because it takes a second
 
         records = [
             {"group": number, **record(row, rows[0])}
@@ -140,11 +137,9 @@ class Ledger:
         write_atomic(Path(path), text.getvalue())
 
     def to_markdown(self) -> str:
-        """A table a group, under its protocol, in Markdown."""
-        return (
-            "\n\n".join(markdown(protocol, rows) for protocol, rows in self.groups().items())
-            + "\n"
-        )
+        """A Markdown table for each group, under its protocol."""
+        tables = [markdown(protocol, rows) for protocol, rows in self.groups().items()]
+        return "\n\n".join(tables) + "\n"
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
         groups = self.groups()
@@ -170,7 +165,7 @@ def compare(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Ledger:
-    """Evaluates models on the same data, and puts them side by side.
+    """Evaluates several models on the same data.
 
     Arguments:
         models: by name; each is left as it is.
@@ -179,10 +174,10 @@ def compare(
         num_samples: Monte Carlo samples a datum.
         batch_size: data a pass, as for ``evaluate``.
         held_out: data that draws are compared with; by default those of the bounds.
-        num_draws: draws and held-out data of the two-sample test and the Fréchet distance; 0 for
+        num_draws: draws and held-out data for the two-sample test and the Fréchet distance; 0 for
             neither.
-        features: of the Fréchet distance (``fit_features``); none without.
-        seconds: to train, by name, if the table is to say so.
+        features: for the Fréchet distance (``fit_features``), which is left out without them.
+        seconds: training times by name, for the table.
         seed: of samples, transform, draws and classifier.
         progress: whether to show progress bars; by default on a terminal only.
 
@@ -190,89 +185,88 @@ def compare(
         Ledger.
 
     Raises:
-        ValueError: no model; or seconds of a model that is not there.
-        ContractError: a model cannot be run on these data; says which.
+        ValueError: there is no model, or seconds are of an unknown one.
+        ContractError: a model cannot be run on these data; the message names it.
 
     Example:
         >>> import torch
         >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.evaluation import compare
         >>> x = torch.randn(60, 4)
-        >>> ledger = compare({"one": PPCA(4, 1).maximise(x), "two": PPCA(4, 2).maximise(x)}, x, num_samples=50, num_draws=20)
-        >>> ledger.rank()
+        >>> models = {"one": PPCA(4, 1).maximise(x), "two": PPCA(4, 2).maximise(x)}
+        >>> compare(models, x, num_samples=50, num_draws=20).rank()
         ['two', 'one']
     """
     seed = check_seed("compare: seed", seed)
     num_samples = check_number("compare: num_samples", num_samples)
     batch_size = optional(check_number, "compare: batch_size", batch_size)
-    if not isinstance(models, Mapping):
-        raise ValueError(
-            f"compare: models must be a dict, name: model; got a {type(models).__name__}."
-        )
-    if not models:
-        raise ValueError("compare: no models; give them as {name: model}.")
+    _check_models(models, seconds)
     num_draws = check_number("compare: num_draws", num_draws, least=0)
-    unknown = sorted(set(seconds or {}) - set(models))
-    if unknown:
-        raise ValueError(
-            f"compare: seconds of {unknown[0]!r} are given, and the models are {sorted(models)}."
-        )
     fixed = as_data(data).fixed(seed)
     contents = fixed.fingerprint()[:12]
-    real = _held_out(
-        fixed if held_out is None else as_data(held_out, "held-out data").fixed(seed),
-        num_draws,
-        seed,
-    )
+    other = fixed
+    if held_out is not None:
+        other = as_data(held_out, "held-out data").fixed(seed)
+    quality = _Quality(num_draws, _held_out(other, num_draws, seed), features, seed)
+    options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "progress": progress}
     ledger = Ledger(())
     for name, lvm in models.items():
         here = fixed.to(device_of(lvm, fixed.device))
         try:
-            # Its own seed for each, so that no row depends on which others there are.
+            # Each model starts from the seed, so that a row does not depend on the others.
             with seeded(seed, here.device):
-                evaluation = evaluate(
-                    lvm,
-                    here,
-                    num_samples=num_samples,
-                    batch_size=batch_size,
-                    seed=seed,
-                    progress=progress,
-                )
-                batch = (here.subset(slice(0, batch_size or 2)) if here.divisible else here).x
+                evaluation = evaluate(lvm, here, batch_size=batch_size, **options)
+                batch = _few(here, batch_size or 2)
                 layout = find_layout(lvm, batch)
                 row = Row(
                     name=name,
                     protocol=_protocol(evaluation, contents),
                     evaluation=evaluation,
                     parameters=_parameters(lvm, batch, layout),
-                    seconds=None if seconds is None else seconds.get(name),
-                    notes=(evaluation.bounds.refusal,) if evaluation.bounds.refusal else (),
+                    seconds=(seconds or {}).get(name),
                 )
+                if evaluation.bounds.refusal:
+                    row = _noted(row, evaluation.bounds.refusal)
                 row = _with_squared_error(row, lvm, here)
-                row = _with_quality(row, lvm, layout, num_draws, real, features, seed)
+                row = quality.added_to(row, lvm, layout)
         except ContractError as error:
             raise ContractError(f"compare: {name}: {error}") from None
         ledger += Ledger((row,))
     return ledger
 
 
+def _check_models(models: Any, seconds: Mapping[str, float] | None) -> None:
+    """Raises ValueError if models are not a filled dict, or seconds are of another model."""
+    if not isinstance(models, Mapping):
+        raise ValueError(
+            f"compare: models must be a dict, name: model; got a {type(models).__name__}."
+        )
+    if not models:
+        raise ValueError("compare: no models; give them as {name: model}.")
+    unknown = sorted(set(seconds or {}) - set(models))
+    if unknown:
+        raise ValueError(
+            f"compare: seconds of {unknown[0]!r} are given, and the models are {sorted(models)}."
+        )
+
+
+def _few(data: Data, count: int) -> Any:
+    """A batch of `count` data, or of all if they cannot be cut."""
+    return data.subset(slice(0, count)).x if data.divisible else data.x
+
+
 def _protocol(evaluation: Evaluation, contents: str) -> Protocol:
-    said = evaluation.protocol
+    given = evaluation.protocol
     bound = "none" if evaluation.bounds.refusal else "iwae"
-    likelihood = ", ".join(
-        f"{site} ~ {family}" for site, family in sorted(said["likelihood"].items())
-    )
-    fields = {
-        name: said[name]
-        for name in ("data", "split", "num_data", "transform", "num_samples", "unit")
-    }
+    families = sorted(given["likelihood"].items())
+    likelihood = ", ".join(f"{site} ~ {family}" for site, family in families)
+    names = ("data", "split", "num_data", "transform", "num_samples", "unit")
+    fields = {name: given[name] for name in names}
     return Protocol(likelihood=likelihood, contents=contents, bound=bound, **fields)
 
 
 def _parameters(lvm: LatentVariableModel, batch: Any, layout: Layout) -> int:
-    """How many numbers the pair's log-weights depend on: an encoder that a new guide has put out
-    of use is not counted.
-    """
+    """The number of parameters that the log-weights depend on: no replaced guide's encoder."""
     if not isinstance(lvm, torch.nn.Module):
         return 0
     parameters = [p for p in lvm.parameters() if p.is_floating_point()]
@@ -282,15 +276,13 @@ def _parameters(lvm: LatentVariableModel, batch: Any, layout: Layout) -> int:
             p.requires_grad_(True)
         with torch.enable_grad(), evaluation_mode(lvm):
             total = log_weights(lvm, batch, 1, layout=layout).log_weight.sum()
-        used = (
-            torch.autograd.grad(total, parameters, allow_unused=True)
-            if total.requires_grad
-            else []
-        )
+        if not total.requires_grad:
+            return 0
+        grads = torch.autograd.grad(total, parameters, allow_unused=True)
     finally:
         for p, trainable in zip(parameters, before, strict=True):
             p.requires_grad_(trainable)
-    return sum(p.numel() for p, grad in zip(parameters, used, strict=False) if grad is not None)
+    return sum(p.numel() for p, grad in zip(parameters, grads, strict=True) if grad is not None)
 
 
 def _with_squared_error(row: Row, lvm: LatentVariableModel, data: Data) -> Row:
@@ -301,54 +293,73 @@ def _with_squared_error(row: Row, lvm: LatentVariableModel, data: Data) -> Row:
 
 
 def _held_out(fixed: Data, count: int, seed: int) -> Tensor | None:
-    """As many held-out data as there are draws, at random, if they are of one tensor and draws are
-    wanted.
-    """
+    """Some of the held-out data, at random; None without draws, or if they are not one tensor."""
     if not count or not isinstance(fixed.x, Tensor):
         return None
     order = torch.randperm(len(fixed), generator=torch.Generator().manual_seed(seed))
     return fixed.x.cpu()[order[:count]]
 
 
-def _with_quality(
-    row: Row,
-    lvm: LatentVariableModel,
-    layout: Layout,
-    count: int,
-    real: Tensor | None,
-    features: Features | None,
-    seed: int,
-) -> Row:
-    """The row with what draws from the model's prior look like beside held-out data, or with a
-    note that says why not.
+class _Quality(NamedTuple):
+    """How draws from a model's prior are compared with held-out data.
+
+    Arguments:
+        num_draws: draws; 0 for no comparison.
+        real: held-out data, if they are one tensor.
+        features: of the Fréchet distance, or None.
+        seed: of the classifier.
     """
-    if not count:
-        return row
-    if real is None or len(real) < _FEWEST or count < _FEWEST:
-        return _noted(
-            row,
-            f"no two-sample test: it needs {_FEWEST} draws and as many held-out data, of one "
-            "tensor.",
-        )
-    try:
-        drawn = [
-            value.cpu() for name, value in sample(lvm, count).items() if name in layout.observed
-        ]
-    except ContractError as error:
-        return _noted(row, f"no draws: {error}")
-    if len(drawn) != 1 or drawn[0].shape[1:] != real.shape[1:]:
-        return _noted(
-            row,
-            f"no draws: {[tuple(d.shape[1:]) for d in drawn]} is not the shape of a datum, "
-            f"{tuple(real.shape[1:])}.",
-        )
-    if not bool(torch.isfinite(drawn[0]).all()):
-        return _noted(row, "no two-sample test: some draws are not finite.")
-    row = replace(row, two_sample=two_sample_test(real, drawn[0], seed=seed))
-    if features is None:
-        return row
-    return replace(row, frechet=frechet_distance(features(real), features(drawn[0][: len(real)])))
+
+    num_draws: int
+    real: Tensor | None
+    features: Features | None
+    seed: int
+
+    def added_to(self, row: Row, lvm: LatentVariableModel, layout: Layout) -> Row:
+        """The row with the comparison, or with a note why there is none."""
+        if not self.num_draws:
+            return row
+        try:
+            real = self._enough()
+            drawn = self._draws(lvm, layout, real)
+        except ContractError as error:
+            return _noted(row, str(error))
+        row = replace(row, two_sample=two_sample_test(real, drawn, seed=self.seed))
+        if self.features is None:
+            return row
+        distance = frechet_distance(self.features(real), self.features(drawn[: len(real)]))
+        return replace(row, frechet=distance)
+
+    def _enough(self) -> Tensor:
+        """The held-out data; raises ContractError if they, or the draws, are too few."""
+        if self.real is None or min(len(self.real), self.num_draws) < _FEWEST:
+            raise ContractError(
+                f"no two-sample test: it needs {_FEWEST} draws and as many held-out data, of one "
+                "tensor."
+            )
+        return self.real
+
+    def _draws(self, lvm: LatentVariableModel, layout: Layout, real: Tensor) -> Tensor:
+        """Draws of the one observed site; raises ContractError if they are not like the data."""
+        try:
+            sites = sample(lvm, self.num_draws)
+        except ContractError as error:
+            raise ContractError(f"no draws: {error}") from None
+        drawn = [value.cpu() for name, value in sites.items() if name in layout.observed]
+        shapes = [tuple(value.shape[1:]) for value in drawn]
+        if shapes != [tuple(real.shape[1:])]:
+            raise ContractError(
+                f"no draws: {shapes} is not the shape of a datum, {tuple(real.shape[1:])}."
+            )
+        if not bool(torch.isfinite(drawn[0]).all()):
+            raise ContractError("no two-sample test: some draws are not finite.")
+        return drawn[0]
 
 
 def _noted(row: Row, note: str) -> Row:
     return replace(row, notes=(*row.notes, note))
+
+
+def _badness(row: Row) -> float:
+    """What orders the rows of a group, the best first."""
+    return row.evaluation.distortion.mean if row.bound is None else -row.bound.mean

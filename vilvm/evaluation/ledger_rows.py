@@ -1,9 +1,9 @@
-"""The rows of a ledger: what is known of one model, and by how much one bound is above another."""
+"""The rows of a ledger, and the difference of two bounds."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from vilvm.evaluation.evaluate import Estimate, Evaluation
+from vilvm.evaluation.estimates import Estimate, Evaluation
 from vilvm.evaluation.two_sample import TwoSample
 
 __all__ = ["Difference", "Protocol", "Row", "check_comparable", "difference"]
@@ -14,11 +14,19 @@ class Protocol(NamedTuple):
 
     Arguments:
         likelihood: the family of every observed site.
-        data, split, num_data, transform: what was evaluated on.
-        contents: the first digits of a SHA-256 of these data as the models saw them.
+        data: the data set.
+        split: of the data set.
+        num_data: data evaluated.
+        transform: of the data.
+        contents: the first digits of a SHA-256 of these data after their transform.
         bound: "iwae", "elbo" or "none".
         num_samples: Monte Carlo samples a datum.
         unit: of the bound.
+
+    Example:
+        >>> from vilvm.evaluation import Protocol
+        >>> print(Protocol("x ~ Normal", "mnist", "test", 10, "none", "0f", "iwae", 50, "nats"))
+        x ~ Normal · mnist test, 10 data, as they are · IWAE-50, nats
     """
 
     likelihood: str
@@ -37,19 +45,22 @@ class Protocol(NamedTuple):
             "elbo": f"ELBO, {self.num_samples} samples",
             "none": "no bound",
         }[self.bound]
-        what = (
-            f"{self.data} {self.split}, {self.num_data:,} data, "
-            f"{'as they are' if self.transform == 'none' else self.transform}"
-        )
+        transform = "as they are" if self.transform == "none" else self.transform
+        what = f"{self.data} {self.split}, {self.num_data:,} data, {transform}"
         return f"{self.likelihood} · {what} · {bound}, {self.unit}"
 
 
 class Difference(NamedTuple):
-    """By how much one bound is above another on the same data, in the bound's unit.
+    """One bound minus another on the same data, in the bound's unit.
 
     Arguments:
         mean: over the data.
         se: paired standard error, Monte Carlo error included.
+
+    Example:
+        >>> from vilvm.evaluation import Difference
+        >>> print(Difference(mean=1.5, se=0.25))
+        1.50 ± 0.25
     """
 
     mean: float
@@ -65,17 +76,26 @@ class Row:
 
     Arguments:
         name: of the model.
-        protocol: what its bound may be compared with.
+        protocol: rows of the same protocol may be ranked.
         evaluation: bounds, rate and distortion.
-        parameters: of those tensors that its model and guide make use of, frozen ones and those of
-            a fitted prior included.
-        sse: squared error of reconstructions; None where they have not the shape of the data.
-        two_sample: the classifier's accuracy between draws and held-out data; None without draws.
-            It and the next may be compared where number of draws and held-out data are the same.
-        frechet: distance between draws and held-out data; None without draws or without features.
-            Of one set of features only.
-        seconds: to train, if that was told.
+        parameters: the number of parameters that the log-weights depend on, frozen ones and those
+            of a fitted prior included.
+        sse: squared error of reconstructions; None if they lack the shape of the data.
+        two_sample: accuracy of a classifier of draws and held-out data; None without draws.
+            Comparable for the same held-out data and number of draws.
+        frechet: distance between draws and held-out data; None without draws or features.
+            Comparable if, in addition, the features are the same.
+        seconds: training time, if given.
         notes: why something is missing.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.evaluation import compare
+        >>> from vilvm.models.ppca import PPCA
+        >>> x = torch.randn(60, 4)
+        >>> row = compare({"one": PPCA(4, 1).maximise(x)}, x, num_samples=50, num_draws=0)["one"]
+        >>> row.protocol.bound, row.bound.values.shape
+        ('iwae', torch.Size([60]))
     """
 
     name: str
@@ -90,32 +110,66 @@ class Row:
 
     @property
     def bound(self) -> Estimate | None:
-        """The bound that it is ranked by, or None."""
-        return (
-            None if self.protocol.bound == "none" else self.evaluation.bounds[self.protocol.bound]
-        )
+        """The bound that ranks it, or None."""
+        if self.protocol.bound == "none":
+            return None
+        return self.evaluation.bounds[self.protocol.bound]
 
 
-def check_comparable(a: Row, b: Row) -> None:
-    """Raises ValueError, saying why, unless the bounds of two rows may be ranked."""
-    differ = [
-        name for name in Protocol._fields if getattr(a.protocol, name) != getattr(b.protocol, name)
-    ]
+def check_comparable(a: Row, b: Row) -> tuple[Estimate, Estimate]:
+    """The bounds of two rows, if they may be ranked.
+
+    Arguments:
+        a: a row.
+        b: another row.
+
+    Returns:
+        The bound of each.
+
+    Raises:
+        ValueError: their protocols differ, or they have no bound.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.evaluation import compare
+        >>> from vilvm.evaluation.ledger_rows import check_comparable
+        >>> from vilvm.models.ppca import PPCA
+        >>> x, options = torch.randn(60, 4), {"num_samples": 50, "num_draws": 0}
+        >>> row = compare({"one": PPCA(4, 1).maximise(x)}, x, **options)["one"]
+        >>> len(check_comparable(row, row))
+        2
+    """
+    both = zip(Protocol._fields, a.protocol, b.protocol, strict=True)
+    differ = [f"{name} ({one} / {other})" for name, one, other in both if one != other]
     if differ:
-        what = "; ".join(
-            f"{n} ({getattr(a.protocol, n)} / {getattr(b.protocol, n)})" for n in differ
-        )
         raise ValueError(
             f"{a.name!r} and {b.name!r} cannot be ranked against each other: they differ in "
-            f"{what}."
+            f"{'; '.join(differ)}."
         )
-    if a.bound is None:
+    if a.bound is None or b.bound is None:
         raise ValueError(
-            f"{a.name!r} cannot be ranked, for it has no bound: {a.evaluation.bounds.refusal}"
+            f"{a.name!r} cannot be ranked, because it has no bound: {a.evaluation.bounds.refusal}"
         )
+    return a.bound, b.bound
 
 
 def difference(a: Estimate, b: Estimate) -> Difference:
-    """By how much `a` is above `b`, datum by datum."""
+    """The mean of a − b over the data, with its paired standard error.
+
+    Arguments:
+        a: values of shape (num_data,).
+        b: values of the same data.
+
+    Returns:
+        Difference.
+
+    Example:
+        >>> import torch
+        >>> from vilvm import Estimate
+        >>> from vilvm.evaluation.ledger_rows import difference
+        >>> a = Estimate(torch.tensor([1.0, 3.0]), torch.zeros(2))
+        >>> print(difference(a, Estimate(torch.zeros(2), torch.zeros(2))))
+        2.00 ± 1.00
+    """
     paired = a - b
     return Difference(paired.mean, paired.se)

@@ -1,4 +1,4 @@
-"""What a ledger prints: the rows of one group as a table, and a row as plain numbers."""
+"""Tables of a ledger: the rows of one group, and a row as plain numbers."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -7,9 +7,11 @@ from typing import Any
 from rich import box
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
-from vilvm.evaluation.evaluate import Estimate
+from vilvm.evaluation.estimates import Estimate
 from vilvm.evaluation.ledger_rows import Protocol, Row, difference
+from vilvm.evaluation.two_sample import TwoSample
 
 __all__ = ["filled", "markdown", "record", "rich_tables"]
 
@@ -17,21 +19,38 @@ _NOTHING, _GAP = "–", 3
 
 
 def rich_tables(protocol: Protocol, rows: Sequence[Row], width: int) -> Iterator[Table]:
-    """A group as a table for the terminal, its protocol above; as several, one below the other,
-    where it is wider than `width`.
+    """A group as tables for the terminal, as many as its columns need.
+
+    Arguments:
+        protocol: of the group, the title of the first table.
+        rows: the rows of the group, the best first.
+        width: of the terminal, in characters.
+
+    Returns:
+        The tables; the first column is repeated in each.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.evaluation import compare
+        >>> from vilvm.evaluation.ledger_tables import rich_tables
+        >>> from vilvm.models.ppca import PPCA
+        >>> x = torch.randn(60, 4)
+        >>> ledger = compare({"one": PPCA(4, 1).maximise(x)}, x, num_samples=50, num_draws=0)
+        >>> [(protocol, rows)] = ledger.groups().items()
+        >>> len(list(rich_tables(protocol, rows, width=200)))
+        1
     """
     head, lines = filled(rows)
     columns = list(zip(head, *lines, strict=True))
     sizes = [max(map(len, column)) + _GAP for column in columns]
-    kept, title = [0], str(protocol)
-    for i in range(1, len(columns) + 1):
-        if i == len(columns) or (
-            len(kept) > 1 and sum(sizes[k] for k in kept) + sizes[i] + _GAP > width
-        ):
+    kept, used, title = [0], sizes[0], str(protocol)
+    for i in range(1, len(columns)):
+        if len(kept) > 1 and used + sizes[i] + _GAP > width:
             yield _table([columns[k] for k in kept], title)
-            kept, title = [0], ""
-        if i < len(columns):
-            kept.append(i)
+            kept, used, title = [0], sizes[0], ""
+        kept.append(i)
+        used += sizes[i]
+    yield _table([columns[k] for k in kept], title)
 
 
 def _table(columns: Sequence[Sequence[str]], title: str) -> Table:
@@ -39,12 +58,31 @@ def _table(columns: Sequence[Sequence[str]], title: str) -> Table:
     for i, (head, *_) in enumerate(columns):
         table.add_column(Text(head), justify="right" if i else "left", no_wrap=True)
     for line in zip(*(cells for _, *cells in columns), strict=True):
-        table.add_row(*map(Text, line))  # not as markup, in which square brackets mean something
+        table.add_row(*map(Text, line))  # plain text: in markup, square brackets have a meaning
     return table
 
 
 def markdown(protocol: Protocol, rows: Sequence[Row]) -> str:
-    """A group as a table in Markdown, its protocol above."""
+    """A group as a table in Markdown, under its protocol.
+
+    Arguments:
+        protocol: of the group.
+        rows: the rows of the group, the best first.
+
+    Returns:
+        The text of the table.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.evaluation import compare
+        >>> from vilvm.evaluation.ledger_tables import markdown
+        >>> from vilvm.models.ppca import PPCA
+        >>> x = torch.randn(60, 4)
+        >>> ledger = compare({"one": PPCA(4, 1).maximise(x)}, x, num_samples=50, num_draws=0)
+        >>> [(protocol, rows)] = ledger.groups().items()
+        >>> markdown(protocol, rows).startswith("**x ~ Normal")
+        True
+    """
     head, lines = filled(rows)
     rule = ["---", *["---:"] * (len(head) - 1)]
     table = [
@@ -55,57 +93,95 @@ def markdown(protocol: Protocol, rows: Sequence[Row]) -> str:
 
 
 def filled(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
-    """Heads and cells of the columns that say something of any row."""
+    """The columns that are not empty, as text.
+
+    Arguments:
+        rows: the rows of a group, the best first.
+
+    Returns:
+        Heads, and the cells of each row.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.evaluation import compare
+        >>> from vilvm.evaluation.ledger_tables import filled
+        >>> from vilvm.models.ppca import PPCA
+        >>> x = torch.randn(60, 4)
+        >>> ledger = compare({"one": PPCA(4, 1).maximise(x)}, x, num_samples=50, num_draws=0)
+        >>> heads, cells = filled(ledger.rows)
+        >>> heads[:2], cells[0][0]
+        (['model', 'IWAE-50'], 'one')
+    """
     lines = [_cells(row, rows[0]) for row in rows]
     head = [name for name in lines[0] if any(line[name] != _NOTHING for line in lines)]
     return head, [[line[name] for name in head] for line in lines]
 
 
 def _cells(row: Row, best: Row) -> dict[str, str]:
-    """What a row says, by the head of its column."""
-
-    def pair(mean: float | None, se: float | None = None, digits: int = 2) -> str:
-        return (
-            _NOTHING
-            if mean is None
-            else f"{mean:.{digits}f}"
-            + ("" if se is None or math.isnan(se) else f" ± {se:.{digits}f}")
-        )
-
-    def estimate(found: Estimate | None) -> str:
-        return _NOTHING if found is None else pair(found.mean, found.se)
-
-    e = row.evaluation
-    behind = (
-        _NOTHING
-        if row.bound is None or best.bound is None or row is best
-        else str(difference(best.bound, row.bound))
-    )
+    """The cells of a row, by the head of their column."""
+    e, behind = row.evaluation, _NOTHING
+    if row is not best and row.bound is not None and best.bound is not None:
+        behind = str(difference(best.bound, row.bound))
     return {
         "model": row.name,
-        f"IWAE-{e.num_samples}": estimate(row.bound),
+        f"IWAE-{e.num_samples}": _estimate(row.bound),
         "behind the best": behind,
-        "ELBO": estimate(e.bounds.get("elbo")),
-        "exact": estimate(e.bounds.get("exact")),
-        "rate": estimate(e.rate),
-        "distortion": estimate(e.distortion),
-        "ESS": _NOTHING if e.ess is None else f"{e.ess.mean().item():.1f}",
-        "SSE": estimate(row.sse),
-        "two-sample": _NOTHING
-        if row.two_sample is None
-        else pair(row.two_sample.accuracy, row.two_sample.se, 3),
-        "Fréchet": pair(row.frechet),
+        "ELBO": _estimate(e.bounds.get("elbo")),
+        "exact": _estimate(e.bounds.get("exact")),
+        "rate": _estimate(e.rate),
+        "distortion": _estimate(e.distortion),
+        "ESS": _number(_mean(e.ess), digits=1),
+        "SSE": _estimate(row.sse),
+        "two-sample": _accuracy(row.two_sample),
+        "Fréchet": _number(row.frechet),
         "parameters": f"{row.parameters:,}",
-        "train (s)": pair(row.seconds, digits=0),
+        "train (s)": _number(row.seconds, digits=0),
     }
 
 
+def _number(value: float | None, se: float = math.nan, digits: int = 2) -> str:
+    """A number with its standard error, if it has one."""
+    if value is None:
+        return _NOTHING
+    text = f"{value:.{digits}f}"
+    return text if math.isnan(se) else f"{text} ± {se:.{digits}f}"
+
+
+def _estimate(found: Estimate | None) -> str:
+    return _NOTHING if found is None else _number(found.mean, found.se)
+
+
+def _accuracy(found: TwoSample | None) -> str:
+    return _NOTHING if found is None else _number(found.accuracy, found.se, 3)
+
+
+def _mean(values: Tensor | None) -> float | None:
+    return None if values is None else values.mean().item()
+
+
 def record(row: Row, best: Row) -> dict[str, Any]:
-    """A row as plain numbers, None where there is none, and its protocol; `best` is that of its
-    group.
+    """A row as plain numbers, None for what is missing, with its protocol.
+
+    Arguments:
+        row: the row.
+        best: the best row of its group.
+
+    Returns:
+        Numbers and words by name.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.evaluation import compare
+        >>> from vilvm.evaluation.ledger_tables import record
+        >>> from vilvm.models.ppca import PPCA
+        >>> x = torch.randn(60, 4)
+        >>> ledger = compare({"one": PPCA(4, 1).maximise(x)}, x, num_samples=50, num_draws=0)
+        >>> record(ledger["one"], ledger["one"])["behind_best"]
+        0.0
     """
-    e = row.evaluation
-    behind = None if row.bound is None or best.bound is None else difference(best.bound, row.bound)
+    e, behind = row.evaluation, None
+    if row.bound is not None and best.bound is not None:
+        behind = difference(best.bound, row.bound)
     estimates = {
         "distortion": e.distortion,
         "rate": e.rate,
@@ -113,20 +189,17 @@ def record(row: Row, best: Row) -> dict[str, Any]:
         "iwae": e.bounds.get("iwae"),
         "exact": e.bounds.get("exact"),
         "sse": row.sse,
+        "behind_best": behind,
     }
     numbers: dict[str, Any] = {"model": row.name, "parameters": row.parameters}
     for name, found in estimates.items():
-        numbers |= {
-            name: None if found is None else found.mean,
-            f"{name}_se": None if found is None else found.se,
-        }
+        numbers[name] = getattr(found, "mean", None)
+        numbers[f"{name}_se"] = getattr(found, "se", None)
     return numbers | {
-        "behind_best": None if behind is None else behind.mean,
-        "behind_best_se": None if behind is None else behind.se,
-        "ess": None if e.ess is None else e.ess.mean().item(),
-        "two_sample": None if row.two_sample is None else row.two_sample.accuracy,
-        "two_sample_se": None if row.two_sample is None else row.two_sample.se,
-        "num_draws": None if row.two_sample is None else row.two_sample.num_draws,
+        "ess": _mean(e.ess),
+        "two_sample": getattr(row.two_sample, "accuracy", None),
+        "two_sample_se": getattr(row.two_sample, "se", None),
+        "num_draws": getattr(row.two_sample, "num_draws", None),
         "frechet": row.frechet,
         "seconds": row.seconds,
         **row.protocol._asdict(),

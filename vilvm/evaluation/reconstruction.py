@@ -1,9 +1,9 @@
-"""Reconstruction: what a model makes of a datum that went through its code.
+"""Reconstruction: a datum encoded and decoded again.
 
     x̂ = E[x | z = E_q[z | x]],    SSE(x) = ‖x − x̂‖²,    PSNR = 10 log₁₀(peak² D / E[SSE])
 
 For an auto-encoder x̂ = g(f(x)). SSE is in squared units of the data and PSNR in decibels; neither
-is in nats, and neither says anything of the likelihood.
+is in nats, or a statement about the likelihood.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_number, check_positive, check_seed, check_tensor
 from vilvm._runtime.random import seeded
-from vilvm.evaluation.evaluate import Estimate
+from vilvm.evaluation.estimates import Estimate
 from vilvm.lvm import ContractError, LatentVariableModel, fixed_beside
 from vilvm.weights import posterior_mean, predict
 
@@ -30,10 +30,20 @@ def reconstruct(lvm: LatentVariableModel, batch: Tensor, num_samples: int = 1) -
     Arguments:
         lvm: a model of one observed site of the batch's shape.
         batch: shape (num_data, ...).
-        num_samples: draws over which a posterior mean is taken that is not known in closed form.
+        num_samples: draws that estimate a posterior mean without a closed form.
+
+    Returns:
+        Reconstructions, of the batch's shape.
 
     Raises:
         ContractError: the model observes several sites, or one of another shape.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.evaluation import reconstruct
+        >>> from vilvm.models.vae import VAE
+        >>> reconstruct(VAE(data_dim=6, latent_dim=2), torch.zeros(9, 6)).shape
+        torch.Size([9, 6])
     """
     if not isinstance(batch, Tensor):
         raise ContractError(
@@ -55,11 +65,20 @@ def reconstruct(lvm: LatentVariableModel, batch: Tensor, num_samples: int = 1) -
 def squared_error(
     lvm: LatentVariableModel, data: object, num_samples: int = 1, seed: int = 0
 ) -> Estimate:
-    """SSE of the reconstruction, for every datum; a fresh transform of the data is drawn once.
+    """Squared error of the reconstruction, summed over each datum.
+
+    Arguments:
+        lvm: a model of one observed site of the data's shape.
+        data: ``Data`` or a tensor, with one datum a row; a transform is drawn once from `seed`.
+        num_samples: draws that estimate a posterior mean without a closed form.
+        seed: of the draws and the transform.
 
     Returns:
-        Estimate of shape (num_data,), without Monte Carlo error where the posterior mean is known
-        in closed form.
+        Estimate, in squared units of the data, shape (num_data,). Its Monte Carlo errors are 0,
+        which is exact if the posterior mean has a closed form.
+
+    Raises:
+        ContractError: the data are not one tensor, or the model observes something else.
 
     Example:
         >>> import torch
@@ -76,35 +95,48 @@ def squared_error(
         raise ContractError(
             "squared_error: the data are not of one tensor; pass one tensor, with one datum a row."
         )
+    errors = []
     with seeded(seed, fixed.device):
-        errors = [
-            (x - reconstruct(lvm, x, num_samples)).double().square().reshape(len(x), -1).sum(1)
-            for x in parts
-        ]
+        for x in parts:
+            residual = (x - reconstruct(lvm, x, num_samples)).double()
+            errors.append(residual.square().reshape(len(x), -1).sum(1))
     values = torch.cat(errors).cpu()
     return Estimate(values, torch.zeros_like(values))
 
 
 class Decibels(NamedTuple):
-    """A ratio in decibels, and its standard error as an estimate for new data (delta method)."""
+    """A ratio in decibels.
+
+    Arguments:
+        value: the ratio.
+        se: its standard error as an estimate for new data, by the delta method.
+
+    Example:
+        >>> from vilvm.evaluation import Decibels
+        >>> Decibels(value=20.0, se=0.1).value
+        20.0
+    """
 
     value: float
     se: float
 
 
 def psnr(restored: Tensor, clean: Tensor, peak: float = 1.0) -> Decibels:
-    """Peak signal-to-noise ratio of a set of pictures, in decibels: 10 log₁₀(peak² / MSE), MSE
-    being the mean over all of them.
+    """Peak signal-to-noise ratio of a set of pictures: 10 log₁₀(peak² / MSE).
 
-    The mean of the pictures' own ratios would be infinite as soon as one of them is restored to
-    the last digit.
+    MSE is the mean over all pictures: a mean of ratios would be infinite if a single picture were
+    restored exactly.
 
     Arguments:
-        restored, clean: shape (num_data, ...) both.
+        restored: pictures, shape (num_data, ...).
+        clean: pictures, shape (num_data, ...).
         peak: the largest value a pixel can have.
 
+    Returns:
+        Decibels; infinite, with a standard error of NaN, if there is no error.
+
     Raises:
-        ValueError: the shapes differ.
+        ValueError: the shapes differ, or a tensor is not finite.
 
     Example:
         >>> import torch
@@ -124,5 +156,7 @@ def psnr(restored: Tensor, clean: Tensor, peak: float = 1.0) -> Decibels:
     mse = errors.mean().item()
     if mse == 0:
         return Decibels(math.inf, math.nan)
-    relative = errors.std().item() / len(errors) ** 0.5 / mse if len(errors) > 1 else math.nan
+    relative = math.nan
+    if len(errors) > 1:
+        relative = errors.std().item() / len(errors) ** 0.5 / mse
     return Decibels(10 * math.log10(peak**2 / mse), 10 / math.log(10) * relative)

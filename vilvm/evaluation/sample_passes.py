@@ -1,10 +1,8 @@
-"""Passes of samples through a pair, some at a time: what every bound is summed from; compiled
-where that pays.
+"""Passes of samples through a pair, from which every bound is summed; compiled if it saves time.
 
-Of every batch the first pass is run as it is written, with Pyro's checks. If the rest is to be
-compiled, a pass is traced once, and held against that first one of every batch on the same noise;
-where they differ, or where no graph can be made, all passes are eager from there on, and one line
-says so.
+The first pass of every batch runs eagerly, with Pyro's checks. To compile the others, a pass is
+traced once. For each batch, the compiled pass must equal the first one on the same noise. If they
+differ, or tracing fails, all later passes run eagerly, and one line reports why.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,17 +22,30 @@ from vilvm.weights.log_weights import log_weights_pass
 
 __all__ = ["WORTH_COMPILING", "SamplePasses"]
 
-WORTH_COMPILING = 2000  # passes, from which a compiler's seconds are earned back
+WORTH_COMPILING = 2000  # passes, above which compilation saves time
 
 
 class SamplePasses:
-    """log w, rate and distortion of samples.
+    """Computes log w, rate and distortion of samples, for the batches of one pair.
 
     Arguments:
         lvm: the model and guide, in evaluation mode.
-        compile: whether passes after the first of a batch are compiled.
-        log: is given the one line that says why they are not.
-        compiler: makes a program of a function of tensors.
+        compile: whether to compile the passes after the first of a batch.
+        log: receives the line that reports why compilation failed.
+        compiler: makes a program of a function of tensors; Inductor by default.
+
+    Example:
+        >>> import torch
+        >>> from vilvm import prepare
+        >>> from vilvm.evaluation.sample_passes import SamplePasses
+        >>> from vilvm.models.vae import VAE
+        >>> prepared = prepare(VAE(data_dim=6, latent_dim=2), torch.zeros(9, 6))
+        >>> with prepared.running():
+        ...     passes = SamplePasses(prepared.lvm, compile=False)
+        ...     part = prepared.part(0)
+        ...     terms = passes(part.batch, num_samples=10, chunk=4, layout=part.layout)
+        ...     [log_w.shape[0] for log_w, rate, distortion in terms]
+        [4, 4, 2]
     """
 
     def __init__(
@@ -44,33 +55,30 @@ class SamplePasses:
         log: Callable[[str], None] = print,
         compiler: Compiler | None = None,
     ):
-        self.lvm, self.log, self.compiler = lvm, log, inductor if compiler is None else compiler
-        self.compiles = compile
+        self.lvm, self.log, self.compiles = lvm, log, compile
+        self.compiler = compiler or inductor
         self._program: tuple[Any, Callable[..., list[Tensor]]] | None = None
 
     def __call__(
         self, batch: Any, num_samples: int, chunk: int, layout: Layout
     ) -> Iterator[list[Tensor]]:
-        """The three terms, float64, each of shape (samples of this pass, num_data), num_data being
-        1 for joint weights.
+        """Runs `num_samples` samples of a batch, `chunk` at a time.
+
+        Yields log w, rate and distortion, float64, each of shape (samples of this pass, num_data);
+        num_data is 1 for joint weights.
         """
-        done, made = 0, None
-        while done < num_samples:
+        size, compiled = min(chunk, num_samples), None
+        before = rng_state(tensors_of(batch)[0].device)
+        found = self._eager(batch, size, layout, first=True)
+        if self.compiles and num_samples >= 2 * chunk:
+            compiled = self._program_for(batch, size, layout, found, before)
+        yield found
+        for done in range(size, num_samples, chunk):
             size = min(chunk, num_samples - done)
-            if not done:
-                before = rng_state(tensors_of(batch)[0].device)
-                found = self._eager(batch, size, layout, first=True)
-                if self.compiles and num_samples >= 2 * chunk:
-                    made = self._program_for(batch, size, layout, found, before)
+            if compiled is not None and self.compiles and size == chunk:
+                yield self._compiled(compiled, batch, size, layout)
             else:
-                runs = made if self.compiles and size == chunk else None
-                found = (
-                    self._eager(batch, size, layout)
-                    if runs is None
-                    else self._compiled(runs, batch, size, layout)
-                )
-            yield found
-            done += size
+                yield self._eager(batch, size, layout)
         trim_heap()
 
     def _eager(self, batch: Any, size: int, layout: Layout, first: bool = False) -> list[Tensor]:
@@ -87,30 +95,32 @@ class SamplePasses:
             if not is_out_of_memory(error):
                 raise
             self.compiles, found = False, None
-        if found is None:  # the eager pass takes as many samples at once as fit
+        if found is None:
+            # An eager pass runs fewer samples at once if memory is short.
             set_rng_state(before, given[0].device)
             self.log(
-                f"The evaluation of {type(self.lvm).__name__} runs eagerly, for its program ran "
-                "out of memory."
+                f"The evaluation of {type(self.lvm).__name__} runs eagerly, because its program "
+                "ran out of memory."
             )
             return self._eager(batch, size, layout)
         if bool(torch.stack([t.isnan().any() for t in found]).any()):
+            # The eager pass on the same noise raises the error that names the site.
             set_rng_state(before, given[0].device)
-            # which meets the same NaN, and names the site
             return self._eager(batch, size, layout, first=True)
         return found
 
     def _program_for(
         self, batch: Any, size: int, layout: Layout, eager: list[Tensor], before: Any
     ) -> Callable[..., list[Tensor]] | None:
-        """The program, if it gives for this batch what the eager pass gave from the generators as
-        they were before; None where there is none.
+        """The compiled pass, if it equals the eager one on this batch; None otherwise.
+
+        Both start from the generators' states `before`.
         """
         given = tensors_of(batch)
         key, device = (size, shapes(given)), given[0].device
         if layout.subsample or (self._program is not None and self._program[0] != key):
-            # what is in a subsample is drawn once a batch, in Python; and a smaller last batch is
-            # not worth a program
+            # A subsample is drawn in Python, once a batch. A smaller last batch is not worth a
+            # program.
             return None
         try:
             if self._program is None:
@@ -132,48 +142,42 @@ class SamplePasses:
         return made
 
     def _made(self, batch: Any, size: int, layout: Layout) -> Callable[..., list[Tensor]]:
-        """A pass as a program; samples that go through the pair one by one, through a program of
-        the single-sample run.
+        """A pass as a program.
+
+        If samples must go through the pair one by one, it repeats a program of the single-sample
+        run.
         """
-        given = tensors_of(batch)
-        alone = (
-            size > 1
-            and way_of(self.lvm, batch, log_weights_pass(self.lvm, layout), layout.vectorisation)
-            == ONE_BY_ONE
-        )
+        given, parts = tensors_of(batch), [self.lvm, self.lvm.model, self.lvm.guide]
+        run, at_once = log_weights_pass(self.lvm, layout), size
+        if size > 1 and way_of(self.lvm, batch, run, layout.vectorisation) == ONE_BY_ONE:
+            at_once = None
 
         def function(*inputs: Tensor) -> list[Tensor]:
             rest = iter(inputs)
-            return terms(
-                sample_pass(
-                    self.lvm,
-                    map_tensors(lambda _: next(rest), batch),
-                    layout,
-                    None if alone else size,
-                )
-            )
+            again = map_tensors(lambda _: next(rest), batch)
+            return terms(sample_pass(self.lvm, again, layout, at_once))
 
         with preserved_rng(given[0].device):
-            made = program(
-                function, given, self.compiler, [self.lvm, self.lvm.model, self.lvm.guide]
-            )
-        if not alone:
+            made = program(function, given, self.compiler, parts)
+        if at_once is not None:
             return made
-        return lambda *inputs: [
-            torch.cat(term) for term in zip(*(made(*inputs) for _ in range(size)), strict=True)
-        ]
+
+        def repeated(*inputs: Tensor) -> list[Tensor]:
+            runs = [made(*inputs) for _ in range(size)]
+            return [torch.cat(term) for term in zip(*runs, strict=True)]
+
+        return repeated
 
 
 def terms(weights: LogWeights) -> list[Tensor]:
-    """log w, rate and distortion of every sample, float64, shape (num_samples, num_data), num_data
-    being 1 for joint weights.
+    """log w, rate and distortion of every sample, float64, shape (num_samples, num_data).
+
+    num_data is 1 for joint weights.
     """
-    log_w = weights.log_weight
-    found = [
-        log_w,
-        weights.rate if weights.rate.numel() else torch.zeros_like(log_w),
-        -weights.log_likelihood,
-    ]
+    log_w, rate, distortion = weights.log_weight, weights.rate, -weights.log_likelihood
+    if not rate.numel():
+        rate = torch.zeros_like(log_w)
+    found = [log_w, rate, distortion]
     if log_w.dim() == 1:
-        found = [(term.sum(-1) if term.dim() == 2 else term).unsqueeze(-1) for term in found]
+        found = [term.reshape(len(term), -1).sum(-1, keepdim=True) for term in found]
     return [term.double() for term in found]

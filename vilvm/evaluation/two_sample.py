@@ -1,16 +1,16 @@
-"""How well a model's draws pass for data: a classifier's two-sample test, and a Fréchet distance.
+"""Draws compared with data: a classifier two-sample test and a Fréchet distance.
 
-Both compare draws with held-out data and know nothing of densities, so they also judge what has no
-bound, and may be blind to what a bound sees.
+Both use draws and held-out data alone. So they also apply to models without a bound on the
+evidence, and may miss what a bound shows.
 
 - Two-sample test: a classifier is trained to tell draws from data; its cross-validated accuracy is
-  ½ if it cannot, 1 if it always can. It is a lower bound on what the best classifier could do, (1
-  + total variation distance) / 2.
+  ½ if it cannot, 1 if it always can. It is a lower bound on the accuracy of the best classifier,
+  (1 + total variation distance) / 2.
 - Fréchet distance: ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½), the 2-Wasserstein distance squared
   between Gaussians of the same moments, in the features of a small classifier of the data's
-  labels, trained here. So it is not the FID of the literature, whose features are those of
-  Inception, and it can be compared only where features and number of draws are the same; it is
-  biased upwards, the less the more draws.
+  labels, trained here. It is not the FID of the literature, whose features are those of
+  Inception. Two distances are comparable only for the same features and number of draws. The
+  estimate is biased upwards; the bias decreases with the number of draws.
 
 References: Revisiting Classifier Two-Sample Tests, David Lopez-Paz and Maxime Oquab, 2017; GANs
 Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium, Heusel et al., 2017.
@@ -32,13 +32,19 @@ _STEPS = 320  # of the two-sample classifier's training, however many the draws
 
 
 class TwoSample(NamedTuple):
-    """What a classifier two-sample test found.
+    """The result of a classifier two-sample test.
 
     Arguments:
-        accuracy: cross-validated; ½ where draws cannot be told from data.
-        se: its binomial standard error; the folds share their training data, so that the true one
-            is somewhat larger.
-        num_draws: draws, and as many data.
+        accuracy: cross-validated; ½ if draws and data cannot be distinguished.
+        se: its binomial standard error; the true one is somewhat larger, because the folds share
+            training data.
+        num_draws: the number of draws, and of data.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.evaluation import two_sample_test
+        >>> two_sample_test(torch.zeros(50, 3), torch.ones(50, 3)).num_draws
+        50
     """
 
     accuracy: float
@@ -47,17 +53,24 @@ class TwoSample(NamedTuple):
 
 
 def two_sample_test(data: Tensor, draws: Tensor, *, folds: int = 5, seed: int = 0) -> TwoSample:
-    """How often a perceptron of one hidden layer (64 units, scikit-learn) tells draws from data,
-    cross-validated.
+    """Cross-validated accuracy of a classifier that separates draws from data.
+
+    The classifier is scikit-learn's perceptron with one hidden layer of 64 units. The larger set
+    is cut to the size of the smaller.
 
     Arguments:
         data: held-out data, shape (num_data, ...).
-        draws: shape (num_draws, ...); of the larger set, as many as the other has are taken.
+        draws: draws from the model, shape (num_draws, ...).
         folds: of the cross-validation.
-        seed: of the folds and the classifier's start.
+        seed: of the folds and the classifier's initial weights.
+
+    Returns:
+        TwoSample.
 
     Raises:
         ValueError: the shapes differ, or there are fewer than `folds` of either.
+
+    Reference: Revisiting Classifier Two-Sample Tests, David Lopez-Paz and Maxime Oquab, 2017.
 
     Example:
         >>> import torch
@@ -65,12 +78,11 @@ def two_sample_test(data: Tensor, draws: Tensor, *, folds: int = 5, seed: int = 
         >>> two_sample_test(torch.zeros(50, 3), torch.ones(50, 3)).accuracy
         1.0
     """
-    # here, for it takes seconds to import
+    # Imported here because it takes seconds.
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
     from sklearn.neural_network import MLPClassifier
 
-    seed = check_seed("two_sample_test: seed", seed)
-
+    seed = _numpy_seed(check_seed("two_sample_test: seed", seed))
     folds = check_number("two_sample_test: folds", folds, least=2)
     check_tensor("two_sample_test: data", data)
     check_tensor("two_sample_test: draws", draws)
@@ -86,7 +98,7 @@ def two_sample_test(data: Tensor, draws: Tensor, *, folds: int = 5, seed: int = 
             f"and {len(draws)}."
         )
     rows = _rows(torch.cat([data[:count], draws[:count].to(data)]))
-    # one unit for all components, whatever that of the data is
+    # One scale for all components, so that the unit of the data does not matter.
     rows = (rows - rows.mean(0)) / max(rows.std(), 1e-30)
     labels = np.repeat([0, 1], count)
     batch = min(200, count)
@@ -95,28 +107,32 @@ def two_sample_test(data: Tensor, draws: Tensor, *, folds: int = 5, seed: int = 
         "batch_size": batch,
         "max_iter": passes,
         "alpha": 1e-3,
-        "random_state": seed % 2**32,
+        "random_state": seed,
     }
     classifier = MLPClassifier((64,), **options)
+    split = StratifiedKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that it stops after max_iter, which is meant
-        said = cross_val_predict(
-            classifier,
-            rows,
-            labels,
-            cv=StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32),
-        )
-    accuracy = float(np.mean(np.asarray(said) == labels))
+        warnings.simplefilter("ignore")  # it is meant to stop after max_iter
+        predicted = cross_val_predict(classifier, rows, labels, cv=split)
+    accuracy = float(np.mean(np.asarray(predicted) == labels))
     return TwoSample(accuracy, (accuracy * (1 - accuracy) / (2 * count)) ** 0.5, count)
 
 
 class Features:
-    """The last hidden layer of a perceptron trained to tell the labels of a data set: (num_data,
-    ...) to (num_data, num_features).
+    """The last hidden layer of a perceptron trained to classify a data set's labels.
+
+    Maps (num_data, ...) to (num_data, num_features).
 
     Arguments:
         layers: weight and bias of each hidden layer.
         accuracy: of the classifier on data that it was not trained on.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from vilvm.evaluation import Features
+        >>> features = Features([(np.ones((3, 2)), np.zeros(2))], accuracy=1.0)
+        >>> features(torch.ones(5, 3)).shape
+        (5, 2)
     """
 
     def __init__(self, layers: list[tuple[np.ndarray, np.ndarray]], accuracy: float):
@@ -133,25 +149,34 @@ class Features:
 def fit_features(
     data: Any, *, hidden: tuple[int, ...] = (256, 64), epochs: int = 15, seed: int = 0
 ) -> Features:
-    """Trains the small classifier in whose features a Fréchet distance is taken (scikit-learn's
-    perceptron).
+    """Trains a small classifier, whose features a Fréchet distance uses (scikit-learn).
 
     Arguments:
-        data: a ``Data`` with labels; its transform is drawn once. A tenth is held out, to say how
-            good the classifier is.
-        hidden: sizes of its hidden layers.
+        data: a ``Data`` with labels; its transform is drawn once. A tenth is held out to measure
+            the classifier's accuracy.
+        hidden: sizes of the hidden layers.
         epochs: passes over the data.
-        seed: of its start and of the split.
+        seed: of the initial weights and the split.
+
+    Returns:
+        Features.
 
     Raises:
-        ValueError: the data have no labels, fewer than 20, or are not one tensor.
+        ValueError: the data have no labels, are fewer than 20, or are not one tensor.
+
+    Example:
+        >>> import torch
+        >>> from vilvm import Data
+        >>> from vilvm.evaluation import fit_features
+        >>> data = Data(torch.eye(40), labels=torch.arange(40) % 2)
+        >>> fit_features(data, hidden=(8,), epochs=1)(data.x).shape
+        (40, 8)
     """
-    from sklearn.neural_network import MLPClassifier  # here, for it takes seconds to import
+    from sklearn.neural_network import MLPClassifier  # imported here because it takes seconds
 
     seed = check_seed("fit_features: seed", seed)
     epochs = check_number("fit_features: epochs", epochs)
     hidden = check_sizes("fit_features: hidden", hidden)
-
     fixed: Data = as_data(data).fixed(seed)
     if fixed.labels is None or not isinstance(fixed.x, Tensor) or len(fixed) < 20:
         raise ValueError(
@@ -164,7 +189,7 @@ def fit_features(
     options: dict[str, Any] = {
         "batch_size": min(200, len(train)),
         "max_iter": epochs,
-        "random_state": seed % 2**32,
+        "random_state": _numpy_seed(seed),
     }
     classifier = MLPClassifier(hidden, **options)
     with warnings.catch_warnings():
@@ -175,11 +200,20 @@ def fit_features(
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """The Fréchet distance, squared, between Gaussians with the moments of two sets of features,
-    shape (num_data, num_features) each.
+    """Squared Fréchet distance between Gaussians with the moments of two sets of features.
+
+    Arguments:
+        first: features, shape (num_data, num_features).
+        second: features, shape (any number, num_features).
+
+    Returns:
+        The distance, in squared units of the features.
 
     Raises:
-        ValueError: the sets have different features, or fewer than two members.
+        ValueError: the sets have different features, or fewer than two members, or are not finite.
+
+    Reference: GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium,
+    Heusel et al., 2017.
 
     Example:
         >>> import numpy as np
@@ -188,10 +222,7 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
         >>> round(frechet_distance(x, x + 2), 6)
         12.0
     """
-    if not all(
-        isinstance(part, np.ndarray) and part.dtype.kind in "fiub" and np.isfinite(part).all()
-        for part in (first, second)
-    ):
+    if not (_are_features(first) and _are_features(second)):
         raise ValueError(
             "frechet_distance: first and second must be NumPy arrays of finite features, as "
             "Features gives them."
@@ -206,6 +237,15 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ covs[1] @ root).clip(min=0)).sum()
     return float(shift @ shift + np.trace(covs[0]) + np.trace(covs[1]) - 2 * cross)
+
+
+def _numpy_seed(seed: int) -> int:
+    """A seed of torch as one of scikit-learn, which has 32 bits."""
+    return seed % 2**32
+
+
+def _are_features(x: Any) -> bool:
+    return isinstance(x, np.ndarray) and x.dtype.kind in "fiub" and bool(np.isfinite(x).all())
 
 
 def _rows(x: Tensor) -> np.ndarray:
