@@ -12,8 +12,9 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from scipy import stats
 
 import vilvm
-from vilvm.diagnostics.calibration import sbc, tarp
 from vilvm.diagnostics.finding import Severity
+from vilvm.diagnostics.sbc import sbc
+from vilvm.diagnostics.tarp import tarp
 from vilvm.diagnostics.vsbc import vsbc
 from vilvm.evaluation import Schedule, ais, bdmc
 from vilvm.lvm import ContractError, NotApplicable

@@ -3,7 +3,6 @@
 Each result has a ``finding``.
 """
 
-from vilvm.diagnostics.calibration import SBC, TARP, sbc, tarp
 from vilvm.diagnostics.collapse import Collapse, active_units, collapse
 from vilvm.diagnostics.collapse_alarm import CollapseAlarm
 from vilvm.diagnostics.convergence import Converged, Convergence, convergence
@@ -16,6 +15,8 @@ from vilvm.diagnostics.loo import LOO, loo
 from vilvm.diagnostics.pareto_k import ParetoK, Recheck, pareto_k, psis
 from vilvm.diagnostics.predictive_check import PredictiveCheck, predictive_check
 from vilvm.diagnostics.rates import Rates, rates
+from vilvm.diagnostics.sbc import SBC, sbc
+from vilvm.diagnostics.tarp import TARP, tarp
 from vilvm.diagnostics.vsbc import VSBC, vsbc
 
 __all__ = [

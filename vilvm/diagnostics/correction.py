@@ -52,9 +52,9 @@ from torch import Tensor
 from vilvm._runtime.argument_checks import check_number, check_probability, check_seed, optional
 from vilvm._runtime.random import seeded
 from vilvm.data.data import Data
-from vilvm.diagnostics._clock import Clock, affordable_draws
 from vilvm.diagnostics._moments import KEPT, DrawnMoments, Moments
 from vilvm.diagnostics._tail import tail_error
+from vilvm.diagnostics._time_budget import TimeBudget, affordable_draws
 from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.diagnostics.pareto_k import check_weighable, good_k
 from vilvm.evaluation.evaluate import in_parts
@@ -385,7 +385,7 @@ def correction(
     check_contract(lvm)
     num_samples = optional(check_number, "correction: num_samples", num_samples, 1000)
     batch_size = optional(check_number, "correction: batch_size", batch_size)
-    clock, cuts = Clock(budget), []
+    clock, cuts = TimeBudget(budget), []
     fixed = fixed_beside(lvm, data, seed)
     with seeded(seed, device_of(lvm, fixed.device)), evaluation_mode(lvm):
         parts, layout = in_parts(lvm, fixed, batch_size)
@@ -399,7 +399,7 @@ def correction(
             )
             for p in parts
         ]
-        if clock.limited:
+        if clock.is_limited:
             wanted, seconds = samples, clock.left / 2 / len(parts)
             samples = max(
                 _FEWEST,
@@ -420,7 +420,7 @@ def correction(
             false_alarm=false_alarm,
         )
         # seconds of a draw of a part
-        pace = (began - clock.left) / samples / len(parts) if clock.limited else 0.0
+        pace = (began - clock.left) / samples / len(parts) if clock.is_limited else 0.0
         if len(parts) == 1:
             found, fewer = _again(
                 found, drawn[0], layout.num_data, affordable=clock.affords(pace, 0.8)

@@ -39,8 +39,7 @@ from vilvm._runtime.progress import ProgressBar
 from vilvm._runtime.random import seeded
 from vilvm._runtime.threads import one_thread
 from vilvm.data.data import Data, as_data
-from vilvm.diagnostics._clock import OutOfTimeError, Stop
-from vilvm.diagnostics.calibration import sbc, tarp
+from vilvm.diagnostics._time_budget import OutOfTimeError, Stop
 from vilvm.diagnostics.collapse import collapse
 from vilvm.diagnostics.convergence import convergence
 from vilvm.diagnostics.correction import correction
@@ -50,6 +49,8 @@ from vilvm.diagnostics.loo import loo
 from vilvm.diagnostics.pareto_k import pareto_k, psis
 from vilvm.diagnostics.predictive_check import predictive_check
 from vilvm.diagnostics.rates import rates
+from vilvm.diagnostics.sbc import sbc
+from vilvm.diagnostics.tarp import tarp
 from vilvm.evaluation import Schedule
 from vilvm.evaluation.ais import check_schedule
 from vilvm.evaluation.evaluate import in_parts

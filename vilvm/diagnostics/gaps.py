@@ -43,8 +43,14 @@ from vilvm._runtime.argument_checks import check_number, check_probability, chec
 from vilvm._runtime.random import seeded
 from vilvm.data.data import Data
 from vilvm.data.tensors import tensors_of
-from vilvm.diagnostics._clock import Clock, OutOfTimeError, Stop, affordable_draws, seconds_of
 from vilvm.diagnostics._labels import discrete_latents
+from vilvm.diagnostics._time_budget import (
+    OutOfTimeError,
+    Stop,
+    TimeBudget,
+    affordable_draws,
+    seconds_of,
+)
 from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.diagnostics.pareto_k import check_weighable
 from vilvm.evaluation import Estimate, Schedule, ais, evaluate
@@ -449,7 +455,7 @@ def gaps(
             f"gaps: {type(lvm).__name__} is no torch.nn.Module, which is needed to copy it; wrap "
             "it as vilvm.Pair(model, guide)."
         )
-    clock, fixed = Clock(budget), fixed_beside(lvm, data, seed)
+    clock, fixed = TimeBudget(budget), fixed_beside(lvm, data, seed)
     with seeded(seed, fixed.device):
         parts, layout = in_parts(lvm, fixed, batch_size)
         check_weighable("gaps", lvm, layout)
@@ -458,7 +464,7 @@ def gaps(
         whole = schedule or Schedule(num_chains=Schedule.num_chains if layout.local else many)
         encoded = _is_amortised(lvm, parts[0], layout, seed)
         chosen = _Sizes(num_samples, steps, whole)
-        if clock.limited:
+        if clock.is_limited:
             chosen = _affordable(lvm, fixed, parts, chosen, clock, seed)
         amortised, weighed = _evaluated(lvm, fixed, chosen.num_samples, seed)
         best, chosen = _best_in_time(lvm, parts, amortised, chosen, clock, seed)
@@ -516,7 +522,7 @@ class _Sizes(NamedTuple):
 
 
 def _affordable(
-    lvm: Any, data: Data, parts: Any, wanted: _Sizes, clock: Clock, seed: int
+    lvm: Any, data: Data, parts: Any, wanted: _Sizes, clock: TimeBudget, seed: int
 ) -> _Sizes:
     """Sizes that take nine tenths of the time, by a timed evaluation, fit and gradient: of draws,
     of steps, and about half of it of chains.
@@ -596,7 +602,7 @@ def _gradients(schedule: Schedule) -> int:
 
 
 def _best_in_time(
-    lvm: Any, parts: Any, amortised: Estimate, sizes: _Sizes, clock: Clock, seed: int
+    lvm: Any, parts: Any, amortised: Estimate, sizes: _Sizes, clock: TimeBudget, seed: int
 ) -> tuple[Estimate, _Sizes]:
     """The ELBO of the best guide for each datum, and the sizes; the guide's own, and no steps,
     where half of the time does not do.

@@ -28,8 +28,8 @@ from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_number, check_seed
 from vilvm._runtime.random import seeded
-from vilvm.diagnostics._clock import Clock, affordable_draws
 from vilvm.diagnostics._tail import tail_error
+from vilvm.diagnostics._time_budget import TimeBudget, affordable_draws
 from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.diagnostics.pareto_k import JOINT_ROWS, check_weighable, good_k, psis
 from vilvm.lvm import ContractError, LatentVariableModel, device_of, evaluation_mode, fixed_beside
@@ -172,14 +172,14 @@ def loo(
     """
     seed = check_seed("loo: seed", seed)
     num_samples = check_number("loo: num_samples", num_samples, 100)
-    clock, wanted = Clock(budget), num_samples
+    clock, wanted = TimeBudget(budget), num_samples
     fixed = fixed_beside(lvm, data, seed)
     device = device_of(lvm, fixed.device)
     with seeded(seed, device), evaluation_mode(lvm):
         layout = find_layout(lvm, fixed.x)
         _check(lvm, layout)
         _check_sites(lvm, layout, next(weight_chunks(lvm, fixed.x, 1, 1, layout=layout)))
-        if clock.limited:
+        if clock.is_limited:
 
             def drawn(size: int) -> None:
                 for _ in weight_chunks(lvm, fixed.x, size, size, layout=layout):

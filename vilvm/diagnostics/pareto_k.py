@@ -45,8 +45,8 @@ from vilvm._compile import Compile, check_compile, worth_compiling
 from vilvm._runtime.argument_checks import check_number, check_probability, check_seed, optional
 from vilvm._runtime.random import seeded
 from vilvm.data.data import Data
-from vilvm.diagnostics._clock import Clock, affordable_draws, seconds_of
 from vilvm.diagnostics._tail import tail_error, tail_length
+from vilvm.diagnostics._time_budget import TimeBudget, affordable_draws, seconds_of
 from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.evaluation.evaluate import in_parts, samples_in_a_pass
 from vilvm.evaluation.sample_passes import WORTH_COMPILING, SamplePasses
@@ -392,7 +392,7 @@ def pareto_k(
     num_samples = check_number("pareto_k: num_samples", num_samples, 100)
     batch_size = optional(check_number, "pareto_k: batch_size", batch_size)
     check_compile("pareto_k", compile)
-    clock, cuts = Clock(budget), []
+    clock, cuts = TimeBudget(budget), []
     fixed = fixed_beside(lvm, data, seed)
     with seeded(seed, device_of(lvm, fixed.device)), evaluation_mode(lvm):
         parts, layout = in_parts(lvm, fixed, batch_size)
@@ -401,7 +401,7 @@ def pareto_k(
             layout,
             *(find_layout(lvm, part.x, plate=layout.data_plate) for part in parts[1:]),
         ]
-        if clock.limited:
+        if clock.is_limited:
             wanted, num_samples = num_samples, _affordable(lvm, parts, layout, num_samples, clock)
             cuts += [f"{num_samples} of {wanted} draws"] if num_samples < wanted else []
         a_part = num_samples // _chunk(lvm, parts[0].x, layout)
@@ -411,7 +411,7 @@ def pareto_k(
             _fitted(passes, part.x, num_samples, here)
             for part, here in zip(parts, layouts, strict=True)
         ]
-        pace = (began - clock.left) / num_samples / len(parts) if clock.limited else 0.0
+        pace = (began - clock.left) / num_samples / len(parts) if clock.is_limited else 0.0
         k, ess = (torch.cat(values) for values in zip(*found, strict=True))
         looks, fewer = _further_looks(passes, fixed, parts, layouts, k, num_samples, clock, pace)
         cuts += ["further looks"] if fewer else []
@@ -428,7 +428,11 @@ def pareto_k(
 
 
 def _affordable(
-    lvm: LatentVariableModel, parts: Sequence[Data], layout: Layout, num_samples: int, clock: Clock
+    lvm: LatentVariableModel,
+    parts: Sequence[Data],
+    layout: Layout,
+    num_samples: int,
+    clock: TimeBudget,
 ) -> int:
     """Draws that take half of the time, by a timed pass; a hundred at least."""
     size, seconds = min(num_samples, _chunk(lvm, parts[0].x, layout)), clock.left / 2 / len(parts)
@@ -462,7 +466,7 @@ def _further_looks(
     layouts: Sequence[Layout],
     k: Tensor,
     num_samples: int,
-    clock: Clock,
+    clock: TimeBudget,
     pace: float,
 ) -> tuple[tuple[Recheck, ...], bool]:
     """Looks at the worst of the data with k̂ > ½, and at those of them that remain so, if they are

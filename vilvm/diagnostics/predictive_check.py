@@ -36,7 +36,7 @@ from torch import Tensor
 from vilvm._runtime.argument_checks import check_number, check_probability, check_seed, optional
 from vilvm._runtime.random import seeded
 from vilvm.data.data import Data
-from vilvm.diagnostics._clock import Clock
+from vilvm.diagnostics._time_budget import TimeBudget
 from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.evaluation.evaluate import in_parts
 from vilvm.lvm import (
@@ -254,7 +254,7 @@ def predictive_check(
         raise ValueError(f"predictive_check: kind must be 'posterior' or 'prior'; got {kind!r}.")
     num_draws = check_number("predictive_check: num_draws", num_draws, math.ceil(1 / false_alarm))
     batch_size = optional(check_number, "predictive_check: batch_size", batch_size)
-    clock, fixed = Clock(budget), fixed_beside(lvm, data, seed)
+    clock, fixed = TimeBudget(budget), fixed_beside(lvm, data, seed)
     with seeded(seed, device_of(lvm, fixed.device)), evaluation_mode(lvm):
         parts, layout = in_parts(lvm, fixed, batch_size or _ROWS)
         _check_replicable(lvm, layout, parts[0].x)
@@ -270,7 +270,7 @@ def predictive_check(
         draws = []
         for x in _replicates(lvm, parts, num_draws, kind if layout.latents else "prior", seen):
             draws.append(_measure(chosen, x))
-            if clock.over:
+            if clock.is_spent:
                 break
     replicated = {}
     for name, value in told.items():

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_number, check_probability, check_seed
 from vilvm._runtime.random import seeded
-from vilvm.diagnostics._clock import Clock, affordable_draws
+from vilvm.diagnostics._time_budget import TimeBudget, affordable_draws
 from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.diagnostics.pareto_k import check_weighable
 from vilvm.evaluation import Estimate, evaluate
@@ -175,7 +175,7 @@ def rates(
     seed = check_seed("rates: seed", seed)
     false_alarm = check_probability("rates: false_alarm", false_alarm)
     num_samples = check_number("rates: num_samples", num_samples, 2)
-    clock, fixed, cut = Clock(budget), fixed_beside(lvm, data, seed), ""
+    clock, fixed, cut = TimeBudget(budget), fixed_beside(lvm, data, seed), ""
     with seeded(seed, fixed.device):
         parts, layout = in_parts(lvm, fixed)
         check_weighable("rates", lvm, layout)
@@ -186,7 +186,7 @@ def rates(
         wanted = size = num_samples * (1 if layout.local else 10)
         told = _disagreement(history, lvm, parts[0].x, layout)
     options: dict[str, Any] = {"bounds": ("elbo",), "seed": seed, "progress": False}
-    if clock.limited:
+    if clock.is_limited:
         size = affordable_draws(
             lambda n: evaluate(lvm, fixed, num_samples=n, **options), 10, wanted, clock.left / 2
         )
