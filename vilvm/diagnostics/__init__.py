@@ -12,8 +12,9 @@ from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.diagnostics.gaps import Bound, Gaps, gaps
 from vilvm.diagnostics.gradient_snr import GradientSNR, gradient_snr
 from vilvm.diagnostics.loo import LOO, loo
-from vilvm.diagnostics.pareto_k import ParetoK, Recheck, pareto_k, psis
+from vilvm.diagnostics.pareto_k import ParetoK, Recheck, pareto_k
 from vilvm.diagnostics.predictive_check import PredictiveCheck, predictive_check
+from vilvm.diagnostics.psis import psis
 from vilvm.diagnostics.rates import Rates, rates
 from vilvm.diagnostics.sbc import SBC, sbc
 from vilvm.diagnostics.tarp import TARP, tarp
