@@ -9,10 +9,12 @@ from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, Pair
 from vilvm.training import CheckpointError, Event, Fit, History, NonFiniteLossError, fit
 from vilvm.weights import (
     LogWeights,
+    Prepared,
     log_weights,
     posterior,
     posterior_mean,
     predict,
+    prepare,
     resample,
     sample,
 )
@@ -36,6 +38,7 @@ __all__ = [
     "NotApplicable",
     "Pair",
     "PeerLostError",
+    "Prepared",
     "compare",
     "diagnose",
     "distributed",
@@ -45,6 +48,7 @@ __all__ = [
     "posterior",
     "posterior_mean",
     "predict",
+    "prepare",
     "resample",
     "sample",
 ]

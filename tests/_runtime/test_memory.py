@@ -49,9 +49,7 @@ def test_a_container_has_what_its_control_groups_leave_it(tmp_path):
 def passes(monkeypatch, free):
     """Largest number of samples a pass, and the bound."""
     sizes = []
-    monkeypatch.setattr(
-        import_module("vilvm.evaluation.evaluate"), "free_bytes", lambda device: free
-    )
+    monkeypatch.setattr(import_module("vilvm.weights.prepared"), "free_bytes", lambda device: free)
     real = sample_passes.SamplePasses.__call__
     monkeypatch.setattr(
         sample_passes.SamplePasses,
@@ -78,15 +76,16 @@ def test_fewer_chains_too(monkeypatch):
     schedule = Schedule(num_chains=4, num_temperatures=2)
     sizes = []
     annealing = import_module("vilvm.evaluation.ais")
-    real = annealing.in_parts
-    monkeypatch.setattr(
-        annealing,
-        "in_parts",
-        lambda lvm, data, size: (sizes.append(size), real(lvm, data, size))[1],
-    )
+    real = annealing._data_in_a_pass
+
+    def recorded(*given):
+        sizes.append(real(*given))
+        return sizes[-1]
+
+    monkeypatch.setattr(annealing, "_data_in_a_pass", recorded)
     for free in (2**40, 2**17):
         monkeypatch.setattr(
-            import_module("vilvm.evaluation.evaluate"),
+            import_module("vilvm.weights.prepared"),
             "free_bytes",
             lambda device, free=free: free,
         )

@@ -34,10 +34,10 @@ from torch import Tensor
 from vilvm._compile import Compile, check_compile, worth_compiling
 from vilvm._runtime.argument_checks import check_number, check_probability, check_seed, optional
 from vilvm._runtime.progress import ProgressBar
-from vilvm._runtime.random import preserved_rng, seeded
-from vilvm.data.data import Data, as_data
+from vilvm._runtime.random import preserved_rng
+from vilvm.data.data import Data
 from vilvm.evaluation.density_gradients import DensityGradients
-from vilvm.evaluation.evaluate import Estimate, in_parts, samples_that_fit
+from vilvm.evaluation.estimates import Estimate
 from vilvm.evaluation.hmc import State, transition
 from vilvm.lvm import (
     ContractError,
@@ -45,10 +45,10 @@ from vilvm.lvm import (
     check_contract,
     device_of,
     evaluation_mode,
-    fixed_beside,
 )
-from vilvm.weights import Simulation, find_layout
+from vilvm.weights import Prepared, Simulation, find_layout
 from vilvm.weights.log_joint import LogJoint
+from vilvm.weights.prepared import Part, prepared_of
 from vilvm.weights.simulation import simulating, simulations
 
 __all__ = ["AISResult", "BDMCResult", "Schedule", "ais", "bdmc", "check_schedule"]
@@ -197,8 +197,8 @@ def check_schedule(who: str, schedule: Any) -> Schedule:
 
 @torch.no_grad()
 def ais(
-    lvm: LatentVariableModel,
-    data: Any,
+    lvm: LatentVariableModel | Prepared,
+    data: Any = None,
     schedule: Schedule | None = None,
     *,
     batch_size: int | None = None,
@@ -233,20 +233,29 @@ def ais(
         >>> found.bound.values.shape
         torch.Size([5])
     """
-    seed = check_seed("ais: seed", seed)
     schedule = check_schedule("ais", schedule)
-    check_contract(lvm)
-    batch_size = optional(check_number, "ais: batch_size", batch_size)
     check_compile("ais", compile)
     began = time.perf_counter()
-    fixed = fixed_beside(lvm, data, seed)
-    with seeded(seed, fixed.device):
-        parts, _ = in_parts(lvm, fixed, batch_size or _data_in_a_pass(lvm, fixed, schedule))
+    prepared = prepared_of(
+        "ais",
+        lvm,
+        data,
+        batch_size=batch_size,
+        seed=seed,
+        default_size=partial(_data_in_a_pass, schedule),
+    )
+    batches = prepared.batches
+    with prepared.drawing():
         gradients = DensityGradients(
-            worth_compiling(compile, _gradients(schedule, len(parts)), _WORTH_COMPILING)
+            worth_compiling(compile, _gradients(schedule, len(batches)), _WORTH_COMPILING)
         )
-        with ProgressBar("annealing", len(parts) * schedule.num_temperatures, 0, progress) as bar:
-            results = [_Chains(lvm, part.x, schedule, bar, gradients).forward() for part in parts]
+        with ProgressBar(
+            "annealing", len(batches) * schedule.num_temperatures, 0, progress
+        ) as bar:
+            results = [
+                _Chains(prepared.lvm, batch.x, schedule, bar, gradients).forward()
+                for batch in batches
+            ]
     log_w, accepted = (
         torch.cat([w for w, _ in results], 1),
         torch.stack([a for _, a in results]).mean(0),
@@ -256,7 +265,7 @@ def ais(
         ess=_ess(log_w).cpu(),
         acceptance=accepted.cpu(),
         schedule=schedule,
-        protocol={**as_data(data).protocol(), "seed": seed},
+        protocol={**prepared.protocol, "seed": prepared.seed},
         seconds=time.perf_counter() - began,
     )
 
@@ -348,7 +357,7 @@ def _both_ways(
     return chains.forward()[0], chains.backward(chains.joint.unconstrained(drawn.latents))
 
 
-def _data_in_a_pass(lvm: LatentVariableModel, data: Data, schedule: Schedule) -> int:
+def _data_in_a_pass(schedule: Schedule, lvm: LatentVariableModel, data: Data) -> int:
     """Data whose chains move at once: as many as keep the device busy, fewer where its memory is
     short.
     """
@@ -358,7 +367,7 @@ def _data_in_a_pass(lvm: LatentVariableModel, data: Data, schedule: Schedule) ->
     few = data.subset(slice(0, busy)).x
     try:
         with preserved_rng(data.device), evaluation_mode(lvm):
-            fit = samples_that_fit(lvm, few, find_layout(lvm, few))
+            fit = Part(lvm, few, find_layout(lvm, few)).samples_that_fit()
     except ContractError:
         return busy  # the guide knows all data, or none; what is wrong is said where it is needed
     # A gradient keeps what the densities made, and makes as much again; chains keep a state and a

@@ -5,6 +5,7 @@ No other room reads a Pyro trace.
 
 from vilvm.weights.layout import Layout, find_layout
 from vilvm.weights.log_weights import LogWeights, log_weights, sample_pass, weigh, weight_chunks
+from vilvm.weights.prepared import Prepared, prepare
 from vilvm.weights.sampling import (
     observed,
     posterior,
@@ -19,6 +20,7 @@ from vilvm.weights.simulation import Simulation, simulate
 __all__ = [
     "Layout",
     "LogWeights",
+    "Prepared",
     "Simulation",
     "find_layout",
     "log_weights",
@@ -26,6 +28,7 @@ __all__ = [
     "posterior",
     "posterior_mean",
     "predict",
+    "prepare",
     "replicate",
     "resample",
     "sample",

@@ -1,0 +1,141 @@
+"""Estimates with their standard errors, and the results that hold them."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Bounds", "Estimate", "Evaluation", "log_mean_error"]
+
+
+class Estimate(NamedTuple):
+    """A quantity for every datum, float64, with Monte Carlo standard errors.
+
+    Arguments:
+        values: shape (num_data,).
+        errors: Monte Carlo standard errors, shape (num_data,).
+
+    Example:
+        >>> import torch
+        >>> from vilvm import Estimate
+        >>> bound = Estimate(torch.tensor([-2.0, -4.0]), torch.tensor([0.3, 0.4]))
+        >>> bound.mean, bound.se, round(bound.mc_se, 2)
+        (-3.0, 1.0, 0.25)
+    """
+
+    values: Tensor
+    errors: Tensor
+
+    @property
+    def mean(self) -> float:
+        """The mean over the data."""
+        return self.values.mean().item()
+
+    @property
+    def se(self) -> float:
+        """Standard error of the mean as an estimate of its expectation over new data.
+
+        Monte Carlo error is included. For a single datum, which has no spread, it is `mc_se`.
+        """
+        if len(self.values) == 1:
+            return self.mc_se
+        return self.values.std().item() / math.sqrt(len(self.values))
+
+    @property
+    def mc_se(self) -> float:
+        """Standard error of the mean as an estimate for these data: Monte Carlo error alone."""
+        return self.errors.square().sum().sqrt().item() / len(self.values)
+
+    def __sub__(self, other: "Estimate") -> "Estimate":
+        """The difference for each datum; the two Monte Carlo errors count as independent."""
+        errors = (self.errors.square() + other.errors.square()).sqrt()
+        return Estimate(self.values - other.values, errors)
+
+
+class Bounds(dict[str, Estimate]):
+    """The bounds by name; a missing one raises a KeyError that gives the reason."""
+
+    def __init__(self, bounds: dict[str, Estimate], refusal: str = ""):
+        super().__init__(bounds)
+        self.refusal = refusal
+
+    def __missing__(self, name: str) -> Estimate:
+        raise KeyError(
+            self.refusal or f"No bound {name!r} was estimated; there are {sorted(self)}."
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of ``evaluate``. Numbers of different protocols cannot be compared.
+
+    Arguments:
+        bounds: "elbo", "iwae" and "exact", as asked, in nats per datum; empty for a degenerate
+            guide or a flat prior, and a bound asked for then raises a KeyError with the reason.
+        rate: KL(q(z | x) ‖ p(z)), in nats per datum; None if there is no bound.
+        distortion: −E_q log p(x | z), in nats per datum.
+        ess: effective sample size of the weights, between 1 and num_samples, shape (num_data,);
+            None if there is no bound.
+        num_samples: Monte Carlo samples a datum.
+        chunk: samples a pass; another number gives other draws.
+        protocol: data set, split, number of data, transform, seed, likelihoods, number of samples,
+            and unit: "nats per datum", or "nats, all data together" for a model whose data share a
+            latent (num_data is then 1 in the shapes above).
+        seconds: time taken.
+
+    Example:
+        >>> import torch, vilvm
+        >>> from vilvm.models.vae import VAE
+        >>> found = vilvm.evaluate(VAE(data_dim=6, latent_dim=2), torch.zeros(9, 6), num_samples=50)
+        >>> found.protocol["unit"], found.rate.values.shape
+        ('nats per datum', torch.Size([9]))
+    """
+
+    bounds: Bounds
+    rate: Estimate | None
+    distortion: Estimate
+    ess: Tensor | None
+    num_samples: int
+    chunk: int
+    protocol: dict[str, Any]
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Means and standard errors as plain numbers, for JSON."""
+        bounds = {name: _summary(bound) for name, bound in self.bounds.items()}
+        for name in set(bounds) - {"exact"}:
+            bounds[name]["num_samples"] = self.num_samples
+        ess = None
+        if self.ess is not None:
+            ess = {"mean": self.ess.mean().item(), "min": self.ess.min().item()}
+        return {
+            "bounds": bounds,
+            "rate": self.rate and _summary(self.rate),
+            "distortion": _summary(self.distortion),
+            "ess": ess,
+            "protocol": self.protocol,
+        }
+
+
+def log_mean_error(ess: Tensor, num: int) -> Tensor:
+    """Standard error of the log of a mean of `num` weights, by the delta method.
+
+    Var log mean(w) ≈ Var(w) / (S E[w]²) = 1/ESS − 1/S. NaN for a single weight, which has no
+    spread.
+
+    Arguments:
+        ess: effective sample sizes, any shape.
+        num: the number of weights, S.
+
+    Returns:
+        Errors in nats, of the shape of `ess`.
+    """
+    if num == 1:
+        return torch.full_like(ess, math.nan)
+    return (1 / ess - 1 / num).clamp(min=0).sqrt()
+
+
+def _summary(estimate: Estimate) -> dict[str, float]:
+    return {"mean": estimate.mean, "se": estimate.se, "mc_se": estimate.mc_se}
