@@ -39,7 +39,7 @@ from vilvm._runtime.hdf5 import check_contents, root_attributes
 from vilvm._runtime.random import seeded
 from vilvm.data.data import Data, as_data
 from vilvm.diagnostics._components import runnable
-from vilvm.diagnostics.pareto_k import check_weighable, psis
+from vilvm.diagnostics.psis import psis
 from vilvm.evaluation.evaluate import in_parts, samples_in_a_pass
 from vilvm.lvm import (
     ContractError,
@@ -50,6 +50,7 @@ from vilvm.lvm import (
 )
 from vilvm.weights import Layout, LogWeights, find_layout, log_weights
 from vilvm.weights.generated_quantities import replay
+from vilvm.weights.prepared import require_weights
 from vilvm.weights.sampling import picked_by_weight
 from vilvm.weights.simulation import undrawable
 
@@ -270,7 +271,7 @@ def _check_layout(lvm: object, layout: Layout, resampled: bool) -> None:
             "posterior to export."
         )
     if resampled:
-        check_weighable("to_datatree: resampled=True", lvm, layout)
+        require_weights("to_datatree: resampled=True", lvm, layout)
 
 
 def _absent(lvm: LatentVariableModel, batch: Any, layout: Layout) -> dict[str, str]:

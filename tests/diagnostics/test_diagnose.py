@@ -429,8 +429,8 @@ def test_of_data_on_disk_those_that_are_looked_at_are_read(transform, tmp_path, 
     def none(*_):
         raise vilvm.NotApplicable("nothing is looked for.")
 
-    def checks(lvm, looked, *rest):
-        seen.append(looked)
+    def checks(prepared, *rest):
+        seen.append(prepared.data)
         return [_Check("Nothing", none)]
 
     monkeypatch.setattr(type(data.x), "__getitem__", rows)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_number, check_probability
 from vilvm.diagnostics._uniformity import uniformity_p_values
-from vilvm.evaluation.evaluate import rows_in_a_pass
 from vilvm.lvm import LatentVariableModel, device_of
+from vilvm.weights.prepared import rows_in_a_pass
 
 __all__ = [
     "HIDDEN",
