@@ -80,7 +80,7 @@ def test_a_guide_half_as_wide(exact):
         (found.coverage.shares[2, :2] - held).abs() < 5 * found.coverage.errors[2, :2] + 0.02
     ).all()
     assert found.finding.severity == Severity.CRITICAL
-    assert "too narrow: its 90 % intervals hold the truth" in found.finding.verdict
+    assert "too narrow: its 90 % intervals contain the truth" in found.finding.verdict
     for reference in ("data", "prior"):
         assert tarp(lvm, reference=reference).finding.severity == Severity.CRITICAL
 

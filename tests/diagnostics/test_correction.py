@@ -36,7 +36,7 @@ def test_it_tells_shift_and_ratio(shift, scale):
     assert abs(found.ratio.item() - scale) < 5 * found.ratio_se.item() + 1e-6
     bad = abs(shift) > 0.1 or abs(scale - 1) > 0.1
     assert found.finding.severity == (Severity.WARNING if bad else Severity.OK)
-    assert ("mu: mean to be moved" in found.finding.verdict) == bad
+    assert ("mu: the corrected mean differs" in found.finding.verdict) == bad
 
 
 @pytest.mark.slow
@@ -231,7 +231,7 @@ def test_with_few_draws_it_cannot_tell_and_looks_again():
     assert found.num_samples.item() == 10_000
     assert found.undecided.all()
     assert found.finding.severity == Severity.NOTE
-    assert "cannot tell whether" in found.finding.verdict
+    assert "cannot decide whether" in found.finding.verdict
 
 
 def test_nothing_to_correct_is_said():

@@ -19,7 +19,7 @@ import vilvm.data.datasets
 from tests.diagnostics.test_collapse import Beta
 from tests.diagnostics.test_convergence import history, noise
 from vilvm.diagnostics import Diagnosis, Finding, Severity, diagnose, gaps
-from vilvm.diagnostics.diagnose import _Check
+from vilvm.diagnostics._session import Check
 from vilvm.evaluation import Schedule
 from vilvm.models.ppca import PPCA
 from vilvm.models.vae import VAE
@@ -340,7 +340,7 @@ def test_the_worst_data_of_some_are_named_by_their_place_among_all():
     assert found.num_data == 50
     for name in ("Pareto k̂", "Inference gap"):
         assert found.results[name].worst(1)[0][0] == bad, name
-    assert f"of data {bad})" in found.results["Pareto k̂"].finding.verdict
+    assert f"(worst data: {bad})" in found.results["Pareto k̂"].finding.verdict
     assert f"of datum {bad})" in found.results["Means and standard deviations"].finding.verdict
     dots = diagnosis_figures(found.results)["Pareto k̂"].axes[0].collections[1].get_offsets()
     assert dots[:, 0].tolist() == [bad]
@@ -431,7 +431,7 @@ def test_of_data_on_disk_those_that_are_looked_at_are_read(transform, tmp_path, 
 
     def checks(prepared, *rest):
         seen.append(prepared.data)
-        return [_Check("Nothing", none)]
+        return [Check("Nothing", none)]
 
     monkeypatch.setattr(type(data.x), "__getitem__", rows)
     monkeypatch.setattr(import_module("vilvm.diagnostics.diagnose"), "_checks", checks)

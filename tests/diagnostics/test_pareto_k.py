@@ -16,8 +16,10 @@ from pyro.infer.autoguide import AutoDelta
 from scipy.stats import binom, norm
 
 import vilvm
+from vilvm.diagnostics._tail import good_k
 from vilvm.diagnostics.finding import Severity
-from vilvm.diagnostics.pareto_k import ParetoK, Recheck, good_k, pareto_k, psis
+from vilvm.diagnostics.pareto_k import ParetoK, Recheck, pareto_k
+from vilvm.diagnostics.psis import psis
 from vilvm.models.ppca import PPCA
 
 
@@ -191,7 +193,7 @@ def test_a_few_data_whose_weights_have_no_mean_are_found(number):
     assert found.finding.severity is Severity.WARNING
     assert {i for i, _ in found.worst(number)} == set(range(number))
     assert abs(found.confirmed - number / 500) < 0.01
-    last = found.looks[-1]
+    last = found.rechecks[-1]
     error = 1.99 / math.sqrt(300 * last.repeats * len(last.k))
     assert abs(last.k.mean().item() - (300 * 0.99 + 10 * 0.5) / 310) < 5 * error
 
@@ -200,8 +202,8 @@ def test_a_few_data_whose_weights_have_no_mean_are_found(number):
 def test_bad_data_are_told_from_many_that_are_seen_badly():
     x = shapes((0.3, 500), (0.99, 1))
     found = pareto_k(Pareto(), x)
-    assert len(found.looks) == 2
-    assert len(found.looks[0].k) > 5  # of k = 0.3 some have k̂ > ½ by noise
+    assert len(found.rechecks) == 2
+    assert len(found.rechecks[0].k) > 5  # of k = 0.3 some have k̂ > ½ by noise
     assert found.finding.severity is Severity.WARNING
     assert found.worst(1)[0][0] == 0
 
@@ -210,7 +212,7 @@ def test_bad_data_are_told_from_many_that_are_seen_badly():
 @pytest.mark.parametrize("number", [1, 100, 500])
 def test_weights_that_have_a_mean_and_no_variance_are_a_note(k, number):
     found = pareto_k(Pareto(), shapes((k, number)), seed=number)
-    seen = any(bool(look.k.numel()) for look in found.looks)
+    seen = any(bool(recheck.k.numel()) for recheck in found.rechecks)
     assert found.finding.severity is (Severity.NOTE if seen or number == 500 else Severity.OK)
     assert seen or number == 1  # one may have k̂ < ½ by noise
 
@@ -253,7 +255,7 @@ def test_a_single_weight_is_looked_at_again_like_any_other():
     assert all(f.finding.severity < Severity.WARNING for f in found)
     bad = pareto_k(Pareto(), torch.full((1,), 0.9).double(), 10_000)
     assert bad.finding.severity is Severity.CRITICAL
-    assert "looked at again" in bad.finding.verdict
+    assert "re-examined" in bad.finding.verdict
 
 
 class ByPlace(Pareto):
@@ -272,7 +274,7 @@ def test_a_guide_with_parameters_for_each_datum_is_looked_at_again_in_their_plac
     k = shapes((0.99, 60), num_data=60)
     k[:57] = 0.0
     found = pareto_k(ByPlace(k), torch.zeros(60).double())
-    assert found.looks[0].place.tolist() == [57, 58, 59]
+    assert found.rechecks[0].place.tolist() == [57, 58, 59]
     assert found.finding.severity is Severity.WARNING
 
 

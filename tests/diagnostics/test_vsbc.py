@@ -57,7 +57,7 @@ def test_a_guide_half_as_wide_is_too_narrow_yet_not_beside_the_truth():
     found = vsbc(partial(build, WIDTH / 2), torch.zeros(N), 100, fit_options=NEWTON)
     assert found.finding.severity == Severity.CRITICAL
     assert "m: the posterior is too narrow" in found.finding.verdict
-    assert "None lies beside the truth." in found.finding.verdict
+    assert "No component is shifted." in found.finding.verdict
 
 
 @pytest.mark.slow
@@ -70,7 +70,7 @@ def test_a_fit_stopped_far_from_its_end_is_beside_the_truth():
     )
     assert found.finding.severity == Severity.CRITICAL
     assert "m: the posterior lies too high" in found.finding.verdict
-    assert "Beside the truth, and not only too narrow or wide: m." in found.finding.verdict
+    assert "Shifted, and not only too narrow or wide: m." in found.finding.verdict
 
 
 def test_covariates_come_by_rebuild_or_stay_where_they_are_and_latents_of_the_data_are_ranked_beside_shared_ones():

@@ -25,6 +25,7 @@ __all__ = [
     "Bound",
     "Search",
     "best_elbo",
+    "choose_bounds",
     "evaluated",
     "in_one_batch",
 ]
@@ -171,6 +172,66 @@ def in_one_batch(prepared: Prepared) -> Prepared:
 def unsized(prepared: Prepared) -> Prepared:
     """The same pair and data; functions choose their own size of batch."""
     return replace(prepared, batch_size=None)
+
+
+def choose_bounds(
+    bounds: dict[str, Bound], quantile: float, *, margin: float
+) -> tuple[Bound, Tensor]:
+    """The largest bound of each datum, and its number, shape (num_data,).
+
+    Arguments:
+        bounds: bounds by name.
+        quantile: standard errors that noise may reach.
+        margin: nats by which the best ELBO must be larger.
+    """
+    first, *others = _by_precision(bounds)
+    names, each = list(bounds), list(bounds.values())
+    chosen = each[first]
+    which = torch.full(chosen.ess.shape, first)
+    if EXACT in bounds:
+        return chosen, which
+    for i in others:
+        least = 0.0
+        if names[i] == ELBO:
+            least = margin  # choosing it says that the other bounds have failed
+        is_larger = _is_larger(each[i], chosen, least, quantile)
+        chosen = _select(is_larger, each[i], chosen)
+        which = which.masked_fill(is_larger, i)
+    return chosen, which
+
+
+def _by_precision(bounds: dict[str, Bound]) -> list[int]:
+    """The numbers of the bounds: the exact one first, the most precise next, the ELBO last.
+
+    A bound that is unknown for some data has an infinite error.
+    """
+    names = list(bounds)
+    errors = [b.estimate.errors.mean().nan_to_num(torch.inf).item() for b in bounds.values()]
+    return sorted(
+        range(len(names)), key=lambda i: (names[i] != EXACT, names[i] == ELBO, errors[i])
+    )
+
+
+def _is_larger(bound: Bound, chosen: Bound, margin: float, quantile: float) -> Tensor:
+    """For which data a bound replaces a more precise one: it is larger beyond both errors.
+
+    Where the two agree within their errors, the mean over all data decides.
+    """
+    above = bound.estimate - chosen.estimate
+    noise = quantile * above.errors
+    is_known = torch.isfinite(above.errors)
+    # clipped, so that no single datum decides the mean
+    clipped = Estimate(above.values.clamp(-noise, noise)[is_known], above.errors[is_known])
+    is_larger_in_mean = bool(is_known.any()) and clipped.mean > margin + 3 * clipped.mc_se
+    agrees = above.values.abs() <= noise
+    return (above.values > margin + noise) | (agrees & is_larger_in_mean)
+
+
+def _select(which: Tensor, bound: Bound, other: Bound) -> Bound:
+    """A bound where `which` holds, the other one elsewhere."""
+    values = torch.where(which, bound.estimate.values, other.estimate.values)
+    errors = torch.where(which, bound.estimate.errors, other.estimate.errors)
+    return Bound(Estimate(values, errors), torch.where(which, bound.ess, other.ess))
 
 
 def _log_mean_exp(estimate: Estimate, ess: Tensor) -> Bound:

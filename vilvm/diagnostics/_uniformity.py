@@ -93,7 +93,8 @@ def uniformity_p_values(ranks: Tensor, num_draws: int) -> Tensor:
         >>> import torch
         >>> from vilvm.diagnostics._uniformity import uniformity_p_values
         >>> even, low = torch.arange(100) % 10, torch.arange(100) % 5
-        >>> tuple(f"{p:.2g}" for p in uniformity_p_values(torch.stack([even, low], 1), num_draws=9))
+        >>> ranks = torch.stack([even, low], 1)
+        >>> tuple(f"{p:.2g}" for p in uniformity_p_values(ranks, num_draws=9))
         ('1', '1.4e-29')
     """
     columns = _columns(ranks, num_draws)
@@ -131,7 +132,7 @@ def _crossing(tails: np.ndarray, level: float) -> float:
         mass = np.convolve(mass, step[: to_high - low + 1])[to_low - low : to_high - low + 1]
         low = to_low
     stays = mass @ step[size - low - np.arange(len(mass))] / stats.poisson.pmf(size, size)
-    # A p-value near the rounding error lies between the tail of one point and the sum of all tails.
+    # A tiny p-value is bounded by the tail of one point and the sum of all tails.
     return float(np.clip(1 - stays, level / 2, min(1.0, num_draws * level)))
 
 

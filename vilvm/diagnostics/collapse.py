@@ -12,7 +12,8 @@ divides the rate:
 
     E_x KL(q(z | x) ‖ p(z)) = I_q(x; z) + KL(q(z) ‖ p(z)).
 
-With N data, and z ~ q(z | x_i) where i is among them, two estimates bound I_q(x; z) in expectation,
+With N data, and z ~ q(z | x_i) where i is among them, two estimates bound I_q(x; z) in
+expectation,
 
     log q(z | x_i) − log (1/N) Σ_j q(z | x_j)            from below,
     log q(z | x_i) − log (1/(N−1)) Σ_{j≠i} q(z | x_j)    from above.
@@ -35,7 +36,6 @@ Oord, Alemi and Tucker, 2019 (the two sides).
 """
 
 import math
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -46,20 +46,16 @@ from torch import Tensor
 from vilvm._runtime.argument_checks import check_number, check_probability, check_seed
 from vilvm._runtime.random import seeded
 from vilvm.data.data import Data, as_data
-from vilvm.diagnostics._components import runnable
+from vilvm.diagnostics._latent_runs import ROWS, LatentRun, moments, spread
 from vilvm.diagnostics._verdicts.collapse import collapse_finding
 from vilvm.diagnostics.finding import Finding
 from vilvm.evaluation import Estimate
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, fixed_beside
-from vilvm.weights import Layout, find_layout, log_weights, posterior_mean, sample
-from vilvm.weights.guide_density import divergences, guide_log_prob
+from vilvm.weights import Layout, find_layout, log_weights
 from vilvm.weights.prepared import Prepared, prepared_of
-from vilvm.weights.simulation import visible_latents
 
 __all__ = ["Collapse", "Moments", "active_units", "collapse"]
 
-_ROWS = 50_000  # draws × data per pass
-_PAIRS = 200_000  # pairs of a latent and a datum per pass
 _DRAWS = 50  # draws for a posterior mean that is not known in closed form
 _PRIOR_DRAWS = 10_000  # for the prior's variance, whose relative error is then about 1.4 %
 
@@ -146,7 +142,7 @@ class Collapse:
 
     @property
     def saturated(self) -> bool:
-        """Whether the bounds on the information differ by over a nat: it is too large for N data."""
+        """Whether the bounds on the information differ by over a nat: there are too few data."""
         if self.information is None or self.information_above is None:
             return False
         return self.information_above.mean - self.information.mean > 1.0
@@ -215,7 +211,7 @@ def collapse(
         run = _run(lvm, fixed, num_data)
         _check_local(lvm, run.layout, "collapse")
         _check_density(lvm, run.layout)
-        return run.collapse(num_samples, threshold)
+        return _collapse(run, num_samples, threshold)
 
 
 def _pair_and_data(
@@ -261,190 +257,48 @@ def _check_density(lvm: object, layout: Layout) -> None:
             )
 
 
-class _Run(NamedTuple):
-    """A pair on the data that are run, of which some are used.
-
-    Arguments:
-        lvm: the model and guide.
-        data: the data that are run.
-        layout: their layout.
-        columns: which of them are used; None for all.
-    """
-
-    lvm: LatentVariableModel
-    data: Data
-    layout: Layout
-    columns: Tensor | None = None
-
-    def collapse(self, num_samples: int, threshold: float) -> Collapse:
-        """The collapse from so many draws per datum."""
-        kl = self.over_draws(self._divergences, num_samples)
-        kl = {name: self._used(value) for name, value in kl.items()}
-        weights = log_weights(
-            self.lvm, self.data.x, num_samples, chunk=self._at_once, layout=self.layout
-        )
-        latents = {
-            name: self._used(self._by_datum(value, name), 1)
-            for name, value in weights.latents.items()
-        }
-        prior = {
-            name: self._used(value, 1) for name, value in self.from_prior(num_samples).items()
-        }
-        shown = {name: self._used(value) for name, value in self.shown().items()}
-        rate = self._used(weights.rate, 1)
-        used = rate.shape[1]
-        # each draw is compared with all data that are run
-        few = max(2, num_samples * used // self.layout.num_data)
-        information = self._information({name: value[:few] for name, value in latents.items()})
-        return Collapse(
-            spread=self._spread_where_known(max(num_samples, _DRAWS), shown),
-            threshold=threshold,
-            kl={name: value.mean(0).cpu() for name, value in kl.items()},
-            kl_se={
-                name: (value.std(0) / math.sqrt(len(value))).cpu() for name, value in kl.items()
-            },
-            rate=_estimate(rate),
-            **_information_estimates(information, rate[:few]),
-            moments={
-                name: Moments(
-                    *_moments(value, shown.get(name)), *_moments(prior[name], shown.get(name))
-                )
-                for name, value in latents.items()
-            },
-            num_data=used,
-        )
-
-    def _used(self, values: Tensor, axis: int = 0) -> Tensor:
-        if self.columns is None:
-            return values
-        return values.index_select(axis, self.columns)
-
-    @property
-    def _at_once(self) -> int:
-        """Draws per datum in a pass, which bounds the memory."""
-        return max(1, _ROWS // self.layout.num_data)
-
-    def _passes(self, num_samples: int) -> list[int]:
-        size = self._at_once
-        return [min(size, num_samples - done) for done in range(0, num_samples, size)]
-
-    def over_draws(
-        self, mean: Callable[[int], dict[str, Tensor]], num_samples: int
-    ) -> dict[str, Tensor]:
-        """The mean over draws, by name; `mean` gives that over any number of draws."""
-        means: dict[str, Tensor] = {}
-        for size in self._passes(num_samples):
-            means = {
-                name: means.get(name, 0.0) + value * (size / num_samples)
-                for name, value in mean(size).items()
-            }
-        return means
-
-    def _divergences(self, num_samples: int) -> dict[str, Tensor]:
-        found = divergences(self.lvm, self.data.x, num_samples, layout=self.layout)
-        return {name: value.mean(0) for name, value in found.items()}
-
-    def _by_datum(self, draws: Tensor, name: str) -> Tensor:
-        """Draws of a latent, shape (num_samples, num_data, *plates, *event)."""
-        return draws.movedim(self.layout.data_axes[name], 1)
-
-    def from_prior(self, num_samples: int) -> dict[str, Tensor]:
-        """Draws of every latent from its prior, shape (num_samples, num_data, *plates, *event)."""
-        pair = runnable(self.lvm, self.data.x)
-        drawn = [sample(pair, size, like=self.data.x) for size in self._passes(num_samples)]
-        return {
-            name: torch.cat([self._by_datum(part[name], name) for part in drawn])
-            for name in self.layout.latents
-        }
-
-    def shown(self) -> dict[str, Tensor]:
-        """Which entries no mask hides, for latents with a mask, (num_data, *plates, *event)."""
-        return {
-            name: self._by_datum(value.unsqueeze(0), name)[0]
-            for name, value in visible_latents(self.lvm, self.data.x, self.layout).items()
-        }
-
-    def means(self, num_samples: int) -> dict[str, Tensor]:
-        """E_q[z | x] by latent, shape (num_data, *plates, *event)."""
-        means = self.over_draws(
-            lambda size: posterior_mean(self.lvm, self.data.x, size, layout=self.layout),
-            num_samples,
-        )
-        return {name: self._by_datum(value.unsqueeze(0), name)[0] for name, value in means.items()}
-
-    def _spread_where_known(self, num_samples: int, shown: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Var_x E_q[z | x] by latent; none if a latent has no mean."""
-        try:
-            first, second = (self.means(num_samples) for _ in range(2))
-        except ContractError:
-            return {}
-        return {
-            name: _spread(self._used(value), self._used(second[name]), shown.get(name)).cpu()
-            for name, value in first.items()
-            if not _is_imputed(name, self.layout)
-        }
-
-    def _information(self, latents: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
-        """The bounds on the information of every draw, shape (num_samples, num_data), or None.
-
-        It is None if the guide has no density of given latents.
-        """
-        below, above, done = [], [], 0
-        # (num_samples · num_data, ...)
-        rows = {name: value.reshape(-1, *value.shape[2:]) for name, value in latents.items()}
-        size = max(1, _PAIRS // self.layout.num_data)
-        for part in zip(*(value.split(size) for value in rows.values()), strict=True):
-            try:
-                log_q = self._density(dict(zip(rows, part, strict=True)))
-            except ContractError:
-                return None
-            low, high = _bounds(log_q, done)
-            below.append(low)
-            above.append(high)
-            done += len(log_q)
-        num_data = next(iter(latents.values())).shape[1]
-        return torch.cat(below).reshape(-1, num_data), torch.cat(above).reshape(-1, num_data)
-
-    def _density(self, latents: dict[str, Tensor]) -> Tensor:
-        """log q(z | x) of every row of latents and every used datum, shape (rows, num_data)."""
-        at_all = {
-            name: value.unsqueeze(1)
-            .expand(-1, self.layout.num_data, *value.shape[1:])
-            .movedim(1, self.layout.data_axes[name])
+def _collapse(run: LatentRun, num_samples: int, threshold: float) -> Collapse:
+    """The collapse from so many draws per datum."""
+    kl = run.over_draws(run.divergences, num_samples)
+    kl = {name: run.used(value) for name, value in kl.items()}
+    weights = log_weights(run.lvm, run.data.x, num_samples, chunk=run.at_once, layout=run.layout)
+    latents = {
+        name: run.used(run.by_datum(value, name), 1) for name, value in weights.latents.items()
+    }
+    prior = {name: run.used(value, 1) for name, value in run.from_prior(num_samples).items()}
+    shown = {name: run.used(value) for name, value in run.shown().items()}
+    rate = run.used(weights.rate, 1)
+    used = rate.shape[1]
+    # each draw is compared with all data that are run
+    few = max(2, num_samples * used // run.layout.num_data)
+    information = run.information({name: value[:few] for name, value in latents.items()})
+    return Collapse(
+        spread=run.spread(max(num_samples, _DRAWS), shown),
+        threshold=threshold,
+        kl={name: value.mean(0).cpu() for name, value in kl.items()},
+        kl_se={name: (value.std(0) / math.sqrt(len(value))).cpu() for name, value in kl.items()},
+        rate=_estimate(rate),
+        **_information_estimates(information, rate[:few]),
+        moments={
+            name: Moments(*moments(value, shown.get(name)), *moments(prior[name], shown.get(name)))
             for name, value in latents.items()
-        }
-        log_q = guide_log_prob(self.lvm, self.data.x, at_all, layout=self.layout)
-        return self._used(log_q, 1)
+        },
+        num_data=used,
+    )
 
 
-def _run(lvm: LatentVariableModel, data: Data, num_data: int) -> _Run:
+def _run(lvm: LatentVariableModel, data: Data, num_data: int) -> LatentRun:
     """The pair on `num_data` random data; on all if the pair knows no other size."""
     found = None
     if data.divisible and len(data) > num_data:
         some = data.subset(torch.randperm(len(data))[:num_data])
         # The guide may have parameters for each datum; any other fault is raised for all data too.
         with suppress(ContractError):
-            found = _Run(lvm, some, find_layout(lvm, some.x))
+            found = LatentRun(lvm, some, find_layout(lvm, some.x))
     if found is None:
-        found = _Run(lvm, data, find_layout(lvm, data.x))
+        found = LatentRun(lvm, data, find_layout(lvm, data.x))
     columns = torch.randperm(found.layout.num_data)[:num_data].sort().values
     return found._replace(columns=columns.to(found.data.device))
-
-
-def _bounds(log_q: Tensor, done: int) -> tuple[Tensor, Tensor]:
-    """Both estimates of the information, of draws number `done` on, each of shape (rows,).
-
-    Arguments:
-        log_q: log q(z | x) of every draw and datum, shape (rows, num_data).
-        done: draws before; those of the data follow one another.
-    """
-    num_data = log_q.shape[1]
-    own = torch.arange(done, done + len(log_q), device=log_q.device) % num_data
-    own = own.unsqueeze(-1)
-    numerator = log_q.gather(1, own).squeeze(-1)
-    below = numerator - log_q.logsumexp(-1) + math.log(num_data)
-    others = log_q.scatter(1, own, -math.inf)
-    return below, numerator - others.logsumexp(-1) + math.log(num_data - 1)
 
 
 def _information_estimates(
@@ -464,39 +318,6 @@ def _information_estimates(
 def _estimate(terms: Tensor) -> Estimate:
     """Mean and standard error of terms of shape (num_samples, num_data)."""
     return Estimate(terms.mean(0).cpu(), (terms.std(0) / math.sqrt(len(terms))).cpu())
-
-
-def _moments(draws: Tensor, shown: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean and variance over draws and data, without what a mask hides."""
-    flat = draws.double().flatten(0, 1)
-    if shown is None:
-        return flat.mean(0).cpu(), flat.var(0).cpu()
-    seen = shown.expand(draws.shape).flatten(0, 1)
-    count = seen.sum(0)
-    mean = torch.where(seen, flat, 0.0).sum(0) / count
-    variance = torch.where(seen, (flat - mean).square(), 0.0).sum(0) / (count - 1)
-    return mean.cpu(), variance.cpu()
-
-
-def _is_imputed(name: str, layout: Layout) -> bool:
-    """Whether a latent stands for missing data of a site (``obs_mask``), which are no code."""
-    site = name.removesuffix("_unobserved")
-    return site != name and f"{site}_observed" in layout.observed
-
-
-def _spread(first: Tensor, second: Tensor, shown: Tensor | None) -> Tensor:
-    """Var_x E_q[z | x] without bias, as the covariance of two independent estimates of the mean.
-
-    It is NaN for fewer than two data.
-    """
-    if shown is None:
-        shown = torch.ones_like(first, dtype=torch.bool)
-    count = shown.sum(0)
-    deviations = []
-    for means in (first, second):
-        mean = torch.where(shown, means, 0.0).sum(0) / count
-        deviations.append(torch.where(shown, means - mean, 0.0).double())
-    return torch.where(count > 1, (deviations[0] * deviations[1]).sum(0) / (count - 1), torch.nan)
 
 
 @torch.no_grad()
@@ -546,14 +367,14 @@ def active_units(
     num_samples = check_number("active_units: num_samples", num_samples)
     _check("active_units", threshold, lvm, data)
     prepared = prepared_of(
-        "active_units", lvm, data, seed=seed, default_size=max(1, _ROWS // num_samples)
+        "active_units", lvm, data, seed=seed, default_size=max(1, ROWS // num_samples)
     )
     with prepared.running():
         _check_local(prepared.lvm, prepared.layout, "active_units")
         has_prior = not prepared.layout.improper
         first, second, prior, shown = [], [], [], []
         for number, batch in enumerate(prepared.batches):
-            run = _Run(prepared.lvm, batch, prepared.part(number).layout)
+            run = LatentRun(prepared.lvm, batch, prepared.part(number).layout)
             first.append(run.means(num_samples))
             second.append(run.means(num_samples))
             if has_prior:
@@ -572,6 +393,6 @@ def active_units(
         )
         variance = torch.ones(())
         if has_prior:
-            variance = _moments(torch.cat([part[name] for part in prior], 1), seen)[1]
-        active[name] = _spread(one, other, seen) > threshold * variance.to(seen.device)
+            variance = moments(torch.cat([part[name] for part in prior], 1), seen)[1]
+        active[name] = spread(one, other, seen) > threshold * variance.to(seen.device)
     return active

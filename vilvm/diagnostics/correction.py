@@ -28,7 +28,7 @@ the verdict is
     undecided  otherwise: so many draws cannot decide.
 
 c is the normal quantile at the false-alarm rate, divided by all 2 K numbers of all data
-(Bonferroni) and by two estimates; the noise of k̂ uses it too. The ratio is compared in logarithms.
+(Bonferroni) and by two estimates; the noise of k̂ uses it too. Ratios are compared in logarithms.
 Components whose test is inconclusive are re-estimated on more and fresh draws, and judged by these
 alone, so that the choice of the worst data does not bias them.
 

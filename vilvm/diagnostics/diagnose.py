@@ -21,9 +21,9 @@ data some are used, and named by their index in the full data set.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -35,11 +35,10 @@ from vilvm._runtime.argument_checks import (
     check_seed,
 )
 from vilvm._runtime.memory import bytes_made
-from vilvm._runtime.progress import ProgressBar
 from vilvm._runtime.random import seeded
-from vilvm._runtime.threads import one_thread
-from vilvm.data.data import Data, as_data
-from vilvm.diagnostics._time_budget import OutOfTimeError, Stop
+from vilvm.data.data import as_data
+from vilvm.diagnostics._chosen_data import choose
+from vilvm.diagnostics._session import Check, Session
 from vilvm.diagnostics._verdicts.diagnosis import diagnosis_report, diagnosis_verdict
 from vilvm.diagnostics.collapse import collapse
 from vilvm.diagnostics.convergence import convergence
@@ -55,7 +54,7 @@ from vilvm.diagnostics.sbc import sbc
 from vilvm.diagnostics.tarp import tarp
 from vilvm.evaluation import Schedule
 from vilvm.evaluation.ais import check_schedule
-from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, fixed_beside
+from vilvm.lvm import ContractError, LatentVariableModel
 from vilvm.weights import find_layout
 from vilvm.weights.prepared import Prepared, prepared_of
 from vilvm.weights.simulation import batches
@@ -68,9 +67,6 @@ _PRIORS = (
     "priors of latents that the data share are the user's own; see predictive_check(kind='prior')."
 )
 _NO_HISTORY = "no history of the training was given (history=...)."
-_BEYOND = 0.5  # share of the budget by which a diagnosis may exceed it
-_RUNS = 500  # least number of runs of the pair
-_FEW = 50  # data used if these runs would exceed the budget
 
 
 @dataclass(frozen=True)
@@ -135,27 +131,6 @@ class Diagnosis:
         return diagnosis_report(self)
 
 
-@dataclass(frozen=True)
-class _Check:
-    """A diagnostic that may apply.
-
-    Arguments:
-        name: the diagnostic.
-        run: called with the false-alarm rate of its test and the seconds that it may take.
-        why_not: why it does not apply to this pair; empty if it does.
-        tested: whether it makes a test, and so needs a share of the false-alarm rate.
-        about: as in ``Finding``.
-        part: weight of its share of the time.
-    """
-
-    name: str
-    run: Callable[[float, float], Any]
-    why_not: str = ""
-    tested: bool = True
-    about: Literal["posterior", "model"] = "posterior"
-    part: float = 1.0
-
-
 def diagnose(
     lvm: LatentVariableModel | Prepared,
     data: Any = None,
@@ -210,10 +185,10 @@ def diagnose(
     if isinstance(lvm, Prepared):
         lvm = prepared_of("diagnose", lvm, data, seed=seed)
         data, seed = lvm.data, lvm.seed
-    chosen = _choose(lvm, as_data(data), num_data, seed, began + budget)
+    chosen = choose(lvm, as_data(data), num_data, seed, began + budget)
     with seeded(seed, chosen.prepared.device):
         checks = list(_checks(chosen.prepared, history, schedule))
-    session = _Session(chosen.index_to_name, budget, began + budget)
+    session = Session(chosen.index_to_name, budget, began + budget)
     session.run(checks, false_alarm, progress)
     findings = [result.finding for result in session.results.values()]
     return Diagnosis(
@@ -234,174 +209,6 @@ def _import_all() -> None:
     bytes_made(lambda: torch.zeros(1))
 
 
-class _Chosen(NamedTuple):
-    """The data of a diagnosis.
-
-    Arguments:
-        prepared: the pair and the chosen data.
-        index: their index in the full data set, shape (num_data,).
-        is_all: whether they are all data, so that results name them right.
-        cut: what is left out for want of time.
-    """
-
-    prepared: Prepared
-    index: Tensor
-    is_all: bool
-    cut: dict[str, str]
-
-    @property
-    def index_to_name(self) -> Tensor | None:
-        """The index by which results are named anew; None if they need not be."""
-        if self.is_all:
-            return None
-        return self.index
-
-
-def _choose(
-    lvm: LatentVariableModel | Prepared, given: Data, num_data: int, seed: int, end: float
-) -> _Chosen:
-    """Prepares the data, or random ones of them; fewer if a run of the pair is slow."""
-    began = time.monotonic()
-    picked = None
-    if isinstance(lvm, Prepared):
-        prepared = lvm
-    else:
-        picked = _picked_from_disk(given, num_data, seed)
-        some = given
-        if picked is not None:
-            some = given.subset(picked)
-        prepared = prepared_of("diagnose", lvm, fixed_beside(lvm, some, seed), seed=seed)
-    fixed = prepared.data
-    if picked is not None and not prepared.local:
-        given.fixed(seed)  # raises: some data are not enough, and all cannot be kept
-    cut = {}
-    if (time.monotonic() - began) * _RUNS > end - began and num_data > _FEW:
-        num_data = _FEW
-        if len(given) > num_data:
-            cut = {"Data": f"{num_data} of {len(given)}"}
-    index = _index(prepared, num_data)
-    is_all = picked is None and len(index) == len(fixed)
-    if len(index) < len(fixed):
-        prepared = prepared_of("diagnose", prepared.lvm, fixed.subset(index), seed=seed)
-    elif fixed.streamed:
-        prepared = prepared_of("diagnose", prepared.lvm, fixed.loaded(), seed=seed)
-    if picked is not None:
-        index = picked[index]
-    return _Chosen(prepared, index, is_all, cut)
-
-
-def _picked_from_disk(data: Data, count: int, seed: int) -> Tensor | None:
-    """The index of the data to read, if they are on disk and have a transform; else None.
-
-    The draws of a transform are kept in memory, so that all data may be too many.
-    """
-    if data.streamed and data.transform is not None:
-        return _random_index(len(data), count, seed)
-    return None
-
-
-def _random_index(total: int, count: int, seed: int) -> Tensor:
-    """The index of so many random data, in order."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(total, generator=generator)[:count].sort().values
-
-
-def _index(prepared: Prepared, count: int) -> Tensor:
-    """The index of random data, if each has latents of its own and the pair runs on them."""
-    data = prepared.data
-    everything = torch.arange(len(data))
-    if not prepared.local or not data.divisible or len(data) <= count:
-        return everything
-    picked = _random_index(len(data), count, prepared.seed)
-    try:
-        with prepared.running():
-            batch = data.subset(picked).x
-            find_layout(prepared.lvm, batch, plate=prepared.layout.data_plate)
-    except ContractError:  # a guide with parameters for each datum
-        return everything
-    return picked
-
-
-class _Session:
-    """Runs checks one after the other within a time budget.
-
-    Arguments:
-        index: index of the data in the full data set; None if results name data right.
-        budget: seconds for all checks.
-        end: time on the monotonic clock at which the budget is spent.
-    """
-
-    def __init__(self, index: Tensor | None, budget: float, end: float):
-        self.index, self.budget, self.end = index, budget, end
-        self.results: dict[str, Any] = {}
-        self.skipped: dict[str, str] = {}
-        self.unfinished: list[str] = []
-
-    @property
-    def cut(self) -> dict[str, str]:
-        """What each diagnostic left out, by its name."""
-        cuts = {name: getattr(result, "cut", "") for name, result in self.results.items()}
-        return {name: what for name, what in cuts.items() if what}
-
-    def run(self, checks: list[_Check], false_alarm: float, progress: bool | None) -> None:
-        """Runs the checks that apply, each with an equal share of the false-alarm rate."""
-        rate = false_alarm / sum(check.tested and not check.why_not for check in checks)
-        # One thread between the checks too: a check that changes the number would be left out.
-        with one_thread(), ProgressBar("diagnosing", len(checks), show=progress) as bar:
-            for i, check in enumerate(checks):
-                bar.advance(0, check.name)
-                if check.why_not:
-                    self.skipped[check.name] = check.why_not
-                else:
-                    rest = sum(c.part for c in checks[i:] if not c.why_not)
-                    self._run(check, rate, check.part / rest)
-                bar.advance()
-
-    def _run(self, check: _Check, rate: float, share: float) -> None:
-        """Runs a check in its share of the time that is left."""
-        left = self.end - time.monotonic()
-        if left <= -_BEYOND * self.budget:
-            reason = f"the budget of {self.budget:g} s was spent; give it more (budget=...)."
-            self._skip(check, reason)
-            return
-        seconds = max(0.0, left * share)
-        most = min(max(2 * seconds, self.budget / 4), left + _BEYOND * self.budget)
-        try:
-            with Stop(most):
-                found = check.run(rate, seconds)
-            assert found.finding is not None  # a finding that raises counts as a failure
-            self.results[check.name] = _renamed(found, self.index)
-        except OutOfTimeError:
-            self._skip(
-                check,
-                f"it was stopped after {most:.3g} s, beyond its share of the budget; give it more "
-                "(budget=...).",
-            )
-        # The failure of one check must not stop the others, nor count as no finding.
-        except Exception as error:
-            self._skip(check, _reason(error), applies=not isinstance(error, NotApplicable))
-
-    def _skip(self, check: _Check, reason: str, applies: bool = True) -> None:
-        self.skipped[check.name] = reason
-        if applies and check.about == "posterior":
-            self.unfinished.append(check.name)
-
-
-def _reason(error: Exception) -> str:
-    """The message of an error, without the shapes that Pyro appends."""
-    message = " ".join(str(error).split("Trace Shapes:")[0].split())
-    if isinstance(error, ContractError | ValueError):
-        return message
-    return f"{type(error).__name__}: {message}"
-
-
-def _renamed(found: Any, index: Tensor | None) -> Any:
-    """A result that names data by their index in the full data set."""
-    if index is None or not hasattr(found, "index"):
-        return found
-    return replace(found, index=index[found.index])
-
-
 def _like(prepared: Prepared) -> Any:
     """The batch that simulation needs; None if the model makes the data without one."""
     data, layout = prepared.data, prepared.layout
@@ -418,17 +225,17 @@ def _like(prepared: Prepared) -> Any:
     return data.x
 
 
-def _checks(prepared: Prepared, history: Any, schedule: Schedule | None) -> Iterator[_Check]:
+def _checks(prepared: Prepared, history: Any, schedule: Schedule | None) -> Iterator[Check]:
     """All diagnostics, in their order."""
     yield from _weight_checks(prepared, history)
     yield from _local_checks(prepared)
     yield from _predictive_checks(prepared)
-    yield _Check(
+    yield Check(
         "Inference gap",
         lambda rate, s: gaps(prepared, schedule=schedule, false_alarm=rate, budget=s),
         part=6.0,
     )
-    yield _Check(
+    yield Check(
         "Convergence",
         # one test for a rise, one for a fall
         lambda rate, _: convergence(history, false_alarm=rate / 2),
@@ -437,50 +244,50 @@ def _checks(prepared: Prepared, history: Any, schedule: Schedule | None) -> Iter
     )
 
 
-def _weight_checks(prepared: Prepared, history: Any) -> Iterator[_Check]:
+def _weight_checks(prepared: Prepared, history: Any) -> Iterator[Check]:
     """The diagnostics of the guide's importance weights.
 
     Rate and correction have seeds of their own, so that their draws are independent.
     """
     lvm, data, seed = prepared.lvm, prepared.data, prepared.seed
     num_samples = {True: 1000, False: 50_000}[prepared.local]
-    yield _Check(
+    yield Check(
         "Pareto k̂",
         lambda rate, s: pareto_k(prepared, num_samples=num_samples, false_alarm=rate, budget=s),
         part=2.0,
     )
-    yield _Check(
+    yield Check(
         "Rate",
         lambda rate, s: rates(
             lvm, data, history=history, false_alarm=rate, budget=s, seed=seed + 2
         ),
     )
-    yield _Check(
+    yield Check(
         "Means and standard deviations",
         lambda rate, s: correction(lvm, data, false_alarm=rate, budget=s, seed=seed + 1),
         part=2.0,
     )
 
 
-def _local_checks(prepared: Prepared) -> Iterator[_Check]:
+def _local_checks(prepared: Prepared) -> Iterator[Check]:
     """The diagnostics for data with latents of their own."""
     why_not = {True: "", False: _SHARED}[prepared.local]
     like = _like(prepared)
     options = {"like": like, "seed": prepared.seed}
-    yield _Check(
+    yield Check(
         "Posterior collapse",
         lambda _, s: collapse(prepared),
         why_not,
         tested=False,
         about="model",
     )
-    yield _Check(
+    yield Check(
         "Calibration (SBC)",
         lambda rate, s: sbc(prepared.lvm, **options, false_alarm=rate, budget=s),
         why_not,
         part=2.0,
     )
-    yield _Check(
+    yield Check(
         "Calibration (TARP)",
         lambda rate, s: tarp(prepared.lvm, **options, false_alarm=rate, budget=s),
         why_not,
@@ -488,7 +295,7 @@ def _local_checks(prepared: Prepared) -> Iterator[_Check]:
     )
 
 
-def _predictive_checks(prepared: Prepared) -> Iterator[_Check]:
+def _predictive_checks(prepared: Prepared) -> Iterator[Check]:
     """The diagnostics of the model's predictions."""
 
     def check(kind: Literal["posterior", "prior"], rate: float, seconds: float) -> Any:
@@ -497,18 +304,18 @@ def _predictive_checks(prepared: Prepared) -> Iterator[_Check]:
             prepared, num_draws=num_draws, kind=kind, false_alarm=rate, budget=seconds
         )
 
-    yield _Check(
+    yield Check(
         "Posterior predictive check",
         lambda rate, s: check("posterior", rate, s),
         about="model",
     )
-    yield _Check(
+    yield Check(
         "Prior predictive check",
         lambda rate, s: check("prior", rate, s),
         why_not={True: "", False: _PRIORS}[prepared.local],
         about="model",
     )
-    yield _Check(
+    yield Check(
         "Leave-one-out prediction",
         lambda _, s: loo(prepared, budget=s),
         why_not={True: _OWN, False: ""}[prepared.local],

@@ -51,6 +51,7 @@ from vilvm.diagnostics._gap_bounds import (
     Bound,
     Search,
     best_elbo,
+    choose_bounds,
     evaluated,
     in_one_batch,
 )
@@ -189,7 +190,7 @@ class Gaps:
 
     @property
     def finding(self) -> Finding:
-        """WARNING if a gap exceeds 1 nat, or if part of the posterior is missed; NOTE above 0.1."""
+        """WARNING above 1 nat, or if part of the posterior is missed; NOTE above 0.1 nats."""
         return gaps_finding(self)
 
     @property
@@ -205,54 +206,7 @@ class Gaps:
     @property
     def _chosen(self) -> tuple[Bound, Tensor]:
         """The largest bound of each datum, and its number."""
-        first, *others = _by_precision(self.bounds)
-        names, bounds = list(self.bounds), list(self.bounds.values())
-        chosen = bounds[first]
-        which = torch.full(chosen.ess.shape, first)
-        if EXACT in self.bounds:
-            return chosen, which
-        for i in others:
-            margin = 0.0
-            if names[i] == ELBO:
-                margin = SMALL  # choosing it says that the other bounds have failed
-            is_larger = _is_larger(bounds[i], chosen, margin, self.quantile)
-            chosen = _select(is_larger, bounds[i], chosen)
-            which = which.masked_fill(is_larger, i)
-        return chosen, which
-
-
-def _by_precision(bounds: dict[str, Bound]) -> list[int]:
-    """The numbers of the bounds: the exact one first, the most precise next, the ELBO last.
-
-    A bound that is unknown for some data has an infinite error.
-    """
-    names = list(bounds)
-    errors = [b.estimate.errors.mean().nan_to_num(torch.inf).item() for b in bounds.values()]
-    return sorted(
-        range(len(names)), key=lambda i: (names[i] != EXACT, names[i] == ELBO, errors[i])
-    )
-
-
-def _is_larger(bound: Bound, chosen: Bound, margin: float, quantile: float) -> Tensor:
-    """For which data a bound replaces a more precise one: it is larger beyond both errors.
-
-    Where the two agree within their errors, the mean over all data decides.
-    """
-    above = bound.estimate - chosen.estimate
-    noise = quantile * above.errors
-    is_known = torch.isfinite(above.errors)
-    # clipped, so that no single datum decides the mean
-    clipped = Estimate(above.values.clamp(-noise, noise)[is_known], above.errors[is_known])
-    is_larger_in_mean = bool(is_known.any()) and clipped.mean > margin + 3 * clipped.mc_se
-    agrees = above.values.abs() <= noise
-    return (above.values > margin + noise) | (agrees & is_larger_in_mean)
-
-
-def _select(which: Tensor, bound: Bound, other: Bound) -> Bound:
-    """A bound where `which` holds, the other one elsewhere."""
-    values = torch.where(which, bound.estimate.values, other.estimate.values)
-    errors = torch.where(which, bound.estimate.errors, other.estimate.errors)
-    return Bound(Estimate(values, errors), torch.where(which, bound.ess, other.ess))
+        return choose_bounds(self.bounds, self.quantile, margin=SMALL)
 
 
 def gaps(

@@ -20,7 +20,6 @@ Reference: Tighter Variational Bounds are Not Necessarily Better, Rainforth, Kos
 Maddison, Igl, Wood and Teh, 2018.
 """
 
-import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +33,7 @@ from torch import Tensor
 from vilvm._runtime.argument_checks import check_number, check_probability, check_seed
 from vilvm._runtime.random import seeded
 from vilvm.data.data import Data
+from vilvm.diagnostics._gradient_sums import BLOCKS, GradientSums, ratios, sign_flips
 from vilvm.diagnostics._verdicts.gradient_snr import BETTER, LOW, gradient_snr_finding
 from vilvm.diagnostics.finding import Finding
 from vilvm.lvm import ContractError, evaluation_mode, fixed_beside, module_parameters
@@ -42,8 +42,6 @@ from vilvm.weights import find_layout
 from vilvm.weights.prepared import Prepared, prepared_of
 
 __all__ = ["GradientSNR", "GroupSNR", "gradient_snr"]
-
-_BLOCKS = 12  # blocks of draws, for standard errors and the test: 2¹¹ patterns of signs
 
 
 class GroupSNR(NamedTuple):
@@ -183,7 +181,7 @@ def gradient_snr(
         ['V', 'W', 'b', 'log_s', 'log_sigma']
     """
     false_alarm = check_probability("gradient_snr: false_alarm", false_alarm)
-    num_draws = check_number("gradient_snr: num_draws", num_draws, 2 * _BLOCKS)
+    num_draws = check_number("gradient_snr: num_draws", num_draws, 2 * BLOCKS)
     batch_size = check_number("gradient_snr: batch_size", batch_size)
     lvm, fixed, seed = _module_and_data(lvm, data, seed)
     if objectives is None:
@@ -194,7 +192,7 @@ def gradient_snr(
             draw_batch = _batches(lvm, fixed, batch_size, minibatch)
             named = {n: p for n, p in lvm.named_parameters() if p.requires_grad}
             members = _members(named, groups)
-            sums = _Sums(num_draws)
+            sums = GradientSums(num_draws)
             for draw in range(num_draws):
                 sums.add(draw, _gradients(lvm, objective, draw_batch(), named))
         found[name] = _summaries(sums, members)
@@ -299,51 +297,7 @@ def _gradients(
     return {n: p.grad.detach() for n, p in named.items() if p.grad is not None}
 
 
-class _Sums:
-    """Sums and squares of gradients by block of draws, relative to the first draw.
-
-    The difference keeps the digits of their variance.
-    """
-
-    def __init__(self, num_draws: int):
-        self.sizes = torch.tensor([len(range(b, num_draws, _BLOCKS)) for b in range(_BLOCKS)])
-        self.origin: dict[str, Tensor] = {}
-        self.total: dict[str, Tensor] = {}
-        self.squares: dict[str, Tensor] = {}
-
-    def add(self, draw: int, gradients: Mapping[str, Tensor]) -> None:
-        for name, g in gradients.items():
-            if name not in self.total:
-                self.origin[name] = g.flatten().clone()
-                self.total[name], self.squares[name] = (
-                    g.new_zeros(_BLOCKS, g.numel()) for _ in range(2)
-                )
-            centred = g.flatten() - self.origin[name]
-            self.total[name][draw % _BLOCKS] += centred
-            self.squares[name][draw % _BLOCKS] += centred.square()
-
-
-class _Ratios(NamedTuple):
-    """Sums over the parameters of a group: ‖ḡ‖², Σ s², and Σ ḡ²/s² over the `varying` ones."""
-
-    signal: float
-    noise: float
-    ratios: float
-    varying: int
-
-    def snr(self, num_draws: int) -> float:
-        if not self.noise > 0:
-            return math.inf
-        return math.sqrt(max(self.signal - self.noise / num_draws, 0.0) / self.noise)
-
-    def elementwise(self, num_draws: int) -> float:
-        if not self.varying:
-            return math.inf
-        mean = self.ratios / self.varying * (num_draws - 3) / (num_draws - 1)
-        return math.sqrt(max(mean - 1 / num_draws, 0.0))
-
-
-def _summaries(sums: _Sums, members: Mapping[str, Sequence[str]]) -> dict[str, GroupSNR]:
+def _summaries(sums: GradientSums, members: Mapping[str, Sequence[str]]) -> dict[str, GroupSNR]:
     """The ratios of the groups that have a gradient."""
     found = {}
     for group, names in members.items():
@@ -353,72 +307,24 @@ def _summaries(sums: _Sums, members: Mapping[str, Sequence[str]]) -> dict[str, G
     return found
 
 
-def _summary(sums: _Sums, names: Sequence[str]) -> GroupSNR | None:
+def _summary(sums: GradientSums, names: Sequence[str]) -> GroupSNR | None:
     """None if the group has no gradient, or one that is zero in every draw."""
     n = int(sums.sizes.sum())
-    full = _ratios(sums, names, None)
+    full = ratios(sums, names, None)
     if not names or full.signal == full.noise == 0:
         return None
     se = 0.0
     if full.noise > 0:
         without = torch.tensor(
-            [_ratios(sums, names, b).snr(n - int(sums.sizes[b])) for b in range(_BLOCKS)],
+            [ratios(sums, names, b).snr(n - int(sums.sizes[b])) for b in range(BLOCKS)],
             dtype=torch.float64,
         )
-        jackknife = (_BLOCKS - 1) / _BLOCKS * (without - without.mean()).square().sum()
+        jackknife = (BLOCKS - 1) / BLOCKS * (without - without.mean()).square().sum()
         se = math.sqrt(jackknife)
     return GroupSNR(
         snr=full.snr(n),
         se=se,
         elementwise=full.elementwise(n),
-        p_value=_sign_flips(sums, names),
+        p_value=sign_flips(sums, names),
         num_parameters=sum(sums.total[name].shape[1] for name in names),
     )
-
-
-def _ratios(sums: _Sums, names: Sequence[str], left_out: int | None) -> _Ratios:
-    """The sums over the parameters of a group, without one block of draws."""
-    kept = [b for b in range(_BLOCKS) if b != left_out]
-    found = [_of_parameter(sums, name, kept) for name in names]
-    signal, noise, ratios, varying = (
-        sum(getattr(each, field) for each in found) for field in _Ratios._fields
-    )
-    return _Ratios(float(signal), float(noise), float(ratios), int(varying))
-
-
-def _of_parameter(sums: _Sums, name: str, kept: list[int]) -> _Ratios:
-    n = int(sums.sizes[kept].sum())
-    mean = sums.total[name][kept].sum(0).double() / n
-    squares = sums.squares[name][kept].sum(0).double() / n
-    variance = (squares - mean.square()).clamp(min=0) * n / (n - 1)
-    mean = mean + sums.origin[name]
-    # a smaller variance is a rounding error
-    varies = variance > mean.square() * 1e-10
-    variance = torch.where(varies, variance, torch.zeros_like(variance))
-    varies = variance > 0
-    ratio = mean.square() / torch.where(varies, variance, torch.ones_like(variance))
-    ratio = torch.where(varies, ratio, torch.zeros_like(mean))
-    return _Ratios(
-        mean.square().sum().item(),
-        variance.sum().item(),
-        ratio.sum().item(),
-        int(varies.sum()),
-    )
-
-
-def _sign_flips(sums: _Sums, names: Sequence[str]) -> float:
-    """The share of sign patterns of the blocks under which their sum is at least as long."""
-    gram = torch.zeros(_BLOCKS, _BLOCKS, dtype=torch.float64)
-    for name in names:
-        blocks = (
-            sums.total[name].double()
-            + sums.sizes.to(sums.origin[name].device).unsqueeze(-1) * sums.origin[name].double()
-        )
-        gram += (blocks @ blocks.T).cpu()
-    signs = torch.tensor(
-        [(1, *rest) for rest in itertools.product((1, -1), repeat=_BLOCKS - 1)],
-        dtype=torch.float64,
-    )
-    lengths = ((signs @ gram) * signs).sum(-1)
-    # the first pattern has no sign flipped
-    return (lengths >= lengths[0] * (1 - 1e-9)).double().mean().item()

@@ -6,8 +6,8 @@ If data share latents z, the expected log predictive density of datum i given al
     r_s ∝ w_s / p(x_i | z_s),   w_s = p(x, z_s) / q(z_s | x),
 
 for draws z_s of the guide. The weights w turn them into draws of the posterior, and the division
-removes datum i. The r are Pareto-smoothed, and k̂_i shows whether so many draws are enough. The sum
-is elpd = Σ_i elpd_i; the effective number of parameters is p = Σ_i log p(x_i | x) − elpd.
+removes datum i. The r are Pareto-smoothed, and k̂_i shows whether so many draws are enough. The
+sum is elpd = Σ_i elpd_i; the effective number of parameters is p = Σ_i log p(x_i | x) − elpd.
 
 If every latent belongs to one datum, nothing else is known about a datum that is left out: given
 the model's parameters p(x_i | x_{−i}) = p(x_i), which ``evaluate`` estimates, on data that were

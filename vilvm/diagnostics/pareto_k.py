@@ -1,14 +1,14 @@
 """Pareto k̂: how heavy the tail of a guide's importance weights is, datum by datum.
 
 For weights w = p(x, z) / q(z | x), z ~ q, moments exist up to order 1/k, where k is the shape of
-the generalised Pareto distribution that their largest values follow. It is fitted to the 3√S largest
-of S weights, which are then put at its quantiles (Pareto-smoothed importance sampling). With k < ½
-weights have a variance; above
+the generalised Pareto distribution that their largest values follow. It is fitted to the 3√S
+largest of S weights, which are then replaced by its quantiles (Pareto-smoothed importance
+sampling). With k < ½ weights have a variance; above
 
     k̂ > min(1 − 1/log₁₀ S, 0.7)
 
-S draws are too few for an estimate to be near what it estimates, and the guide is no stand-in for
-the posterior. A known case: for q = N(m, s²) and p = N(m, σ²) with s < σ, k = 1 − s²/σ²; with s ≥
+S draws are too few for an estimate to be near its target, and the guide cannot replace the
+posterior. A known case: for q = N(m, s²) and p = N(m, σ²) with s < σ, k = 1 − s²/σ²; with s ≥
 σ the weights are bounded.
 
 Each datum has its own weight. The joint weight of all data, their product, has a tail that grows

@@ -63,8 +63,8 @@ def _within_tolerance(found: Any) -> str:
         sentences.append(
             f"Importance weights move no mean by more than {shift[i, j].item():.2f} standard "
             f"deviations ({_label(found, i, j)}). The guide's standard deviations are "
-            f"{found.ratio.min().item():.2f} to {found.ratio.max().item():.2f} times the corrected "
-            f"ones ({_label(found, row, column)})."
+            f"{found.ratio.min().item():.2f} to {found.ratio.max().item():.2f} times the "
+            f"corrected ones ({_label(found, row, column)})."
         )
     if bool(found.probabilities.any()):
         change = found.shift.abs().where(found.probabilities, 0.0)

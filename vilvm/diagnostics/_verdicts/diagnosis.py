@@ -1,4 +1,4 @@
-"""The verdict of a diagnosis: whether the posterior can be trusted, and the doubts on the model."""
+"""The verdict of a diagnosis: trust in the posterior, and doubts about the model."""
 
 from typing import Any
 
