@@ -6,8 +6,8 @@ noise: with orthonormal polynomials u₁, u₂,
     y = ȳ + c₁ u₁ + c₂ u₂ + e,    t = c₁ / s,  s² = Σ e² / (n − 3),    φ̂ = Σ e_t e_{t−1} / Σ e_t².
 
 If the noise is first-order autoregressive, t and φ̂ have a joint distribution that depends on n
-and φ alone, and is simulated. A larger φ makes a larger t by noise alone, and in a short series φ̂ is
-noisy and biased downwards. The p-value is therefore that of the largest φ that φ̂ does not rule
+and φ alone, and is simulated. A larger φ makes a larger t by noise alone, and in a short series φ̂
+is noisy and biased downwards. The p-value is therefore that of the largest φ that φ̂ does not rule
 out at level 0.01, on a grid up to 0.95. Beyond it, so few records cannot separate noise from a
 drift.
 
