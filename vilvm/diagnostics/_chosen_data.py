@@ -1,7 +1,7 @@
 """The data of a diagnosis: all, or random ones of them, prepared for a pair."""
 
 import time
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,7 +17,8 @@ _RUNS = 500  # least number of runs of the pair
 _FEW = 50  # data used if these runs would exceed the budget
 
 
-class Chosen(NamedTuple):
+@dataclass(frozen=True)
+class Chosen:
     """The data of a diagnosis.
 
     Arguments:

@@ -207,7 +207,9 @@ def _warmup(history: History | Fit) -> int:
 
 def _records(history: History | Fit, start: int) -> tuple[list[Record], str]:
     """The records after `start` with an ELBO, and which ELBO it is."""
-    log = getattr(history, "history", history)
+    log = history
+    if isinstance(log, Fit):
+        log = log.history
     records = [r for r in log if r.step > start]
     column = "elbo"
     if any(np.isfinite(r.validation_elbo) for r in records):
