@@ -217,7 +217,8 @@ def _check_replicable(prepared: Prepared) -> None:
     name, layout = type(prepared.lvm).__name__, prepared.layout
     if all(family == "Unit" for family in layout.families.values()):
         raise NotApplicable(
-            f"predictive_check: {name} observes factors only, so there are no data to replicate."
+            f"predictive_check: {name} observes nothing but factors, so there are no data to "
+            "replicate."
         )
     sites = undrawable(prepared.lvm, prepared.batches[0].x)
     if sites:
