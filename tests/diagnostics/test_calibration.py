@@ -12,8 +12,9 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from scipy import stats
 
 import vilvm
-from vilvm.diagnostics.calibration import sbc, tarp
 from vilvm.diagnostics.finding import Severity
+from vilvm.diagnostics.sbc import sbc
+from vilvm.diagnostics.tarp import tarp
 from vilvm.diagnostics.vsbc import vsbc
 from vilvm.evaluation import Schedule, ais, bdmc
 from vilvm.lvm import ContractError, NotApplicable
@@ -55,7 +56,7 @@ def rescale(lvm, factor):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reference", [None, "data", "prior"])
-def test_the_posterior_is_found_fault_with_at_the_stated_rate(exact, reference):
+def test_exact_posterior_is_rejected_at_stated_rate(exact, reference):
     runs, level = 20, 0.1
     size = {"num_simulations": 100, "num_draws": 19, "false_alarm": level}
     found = [
@@ -79,13 +80,13 @@ def test_a_guide_half_as_wide(exact):
         (found.coverage.shares[2, :2] - held).abs() < 5 * found.coverage.errors[2, :2] + 0.02
     ).all()
     assert found.finding.severity == Severity.CRITICAL
-    assert "too narrow: its 90 % intervals hold the truth" in found.finding.verdict
+    assert "too narrow: its 90 % intervals contain the truth" in found.finding.verdict
     for reference in ("data", "prior"):
         assert tarp(lvm, reference=reference).finding.severity == Severity.CRITICAL
 
 
 @pytest.mark.slow
-def test_a_guide_twice_as_wide_is_wrong_but_on_the_safe_side(exact):
+def test_guide_twice_as_wide_is_a_warning_only(exact):
     lvm = rescale(exact, 2.0)
     assert "too wide" in sbc(lvm).finding.verdict
     assert [f.finding.severity for f in (sbc(lvm), tarp(lvm))] == [Severity.WARNING] * 2
@@ -114,7 +115,7 @@ def test_a_guide_beside_the_truth(exact, side):
 
 
 @pytest.mark.slow
-def test_the_prior_as_guide_is_seen_by_the_likelihood_and_by_a_reference_near_the_data_only(exact):
+def test_only_likelihood_and_near_reference_detect_prior_guide(exact):
     lvm = with_prior_guide(exact)
     found = sbc(lvm)
     departs = dict(zip(found.names, (found.adjusted < 1e-4).tolist(), strict=True))
@@ -153,7 +154,7 @@ def test_a_local_latent_above_another():
 
 
 def shared_mean(amortised=True, scale=1.0):
-    """A mean that n data share, and noise of known size c that is part of the batch; batch (x, c)."""
+    """A mean that n data share, and noise of known size c; the batch is (x, c)."""
 
     def model(batch):
         x, c = batch
@@ -181,7 +182,7 @@ def shifted():
     return vilvm.Pair(model, lambda batch: pyro.sample("m", dist.Normal(batch[0].mean(), 1.0)))
 
 
-def test_drawn_data_take_the_place_of_those_in_the_batch():
+def test_simulated_data_replace_those_in_the_batch():
     c = torch.tensor([0.5, 1.0, 2.0, 4.0])
     like = (torch.zeros(4), c)
     first = sbc(shared_mean(), 20, 9, like=like)
@@ -254,7 +255,7 @@ def test_a_discrete_latent():
     assert "k: the posterior lies too high" in found.verdict
 
 
-def test_a_seed_fixes_the_ranks_and_leaves_the_generator_alone(exact):
+def test_seed_fixes_ranks_and_generator_is_restored(exact):
     before = torch.get_rng_state()
     runs = [sbc(exact, 50, 9, seed=s, batch_size=20).ranks for s in (3, 3, 4)]
     assert torch.equal(runs[0], runs[1])
@@ -327,7 +328,7 @@ class PerDatum(torch.nn.Module):
 
 
 @pytest.mark.parametrize("check", [sbc, tarp])
-def test_a_guide_with_parameters_for_each_datum_is_not_one_that_fails(check):
+def test_per_datum_guide_is_not_applicable(check):
     x = torch.randn(12, 2)
     fitted = vilvm.Pair(local, AutoNormal(local))
     vilvm.fit(fitted, x, steps=1)
@@ -385,7 +386,7 @@ SHORT = Schedule(num_chains=4, num_temperatures=2, leapfrog=1)
     ],
     ids=["simulate", "simulate like", "ais", "bdmc", "bdmc like", "sbc", "tarp", "vsbc"],
 )
-def test_a_networks_buffers_and_modes_are_left_as_they_were(act):
+def test_buffers_and_modes_are_restored(act):
     lvm = Noisy()
     before = {n: v.clone() for n, v in lvm.state_dict().items()}
     modes = [m.training for m in lvm.modules()]
@@ -400,7 +401,7 @@ def around(lvm):
     return vilvm.Pair(lvm.model, AutoMultivariateNormal(lvm.model))
 
 
-def test_the_data_of_a_simulation_are_seen_whole_and_those_that_all_share_are_not():
+def test_features_hold_own_data_not_shared_ones():
     def model(batch):
         x, scale = batch
         with pyro.plate("data", len(x)):

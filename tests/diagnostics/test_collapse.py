@@ -3,7 +3,6 @@ caught.
 """
 
 import math
-import sys
 from functools import partial
 
 import pyro
@@ -26,7 +25,7 @@ from vilvm.training.result import Event
 from vilvm.weights.guide_density import divergences, guide_log_prob
 
 
-def test_a_unit_that_follows_the_data_is_active_and_one_at_the_prior_is_not():
+def test_only_units_following_the_data_are_active():
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
@@ -40,7 +39,7 @@ def test_a_unit_that_follows_the_data_is_active_and_one_at_the_prior_is_not():
     assert active["z"].tolist() == [True, False]
 
 
-def test_noise_that_is_handed_on_makes_no_unit_active():
+def test_propagated_noise_makes_no_unit_active():
     def model(x):
         with pyro.plate("data", len(x)):
             a = pyro.sample("a", dist.Normal(0.0, 1.0))
@@ -198,7 +197,7 @@ def test_a_latent_may_tell_by_its_spread(gain, sd, severity):
     )
 
 
-def test_generators_are_left_as_they_were_and_a_seed_fixes_the_draws():
+def test_seed_fixes_draws_and_generators_are_restored():
     lvm, x = Chain(), torch.randn(30)
     before = torch.get_rng_state()
     first, second = (collapse(lvm, x, seed=3) for _ in range(2))
@@ -224,7 +223,7 @@ class Own(torch.nn.Module):
             pyro.sample("z", dist.Normal(0.5 * x if self.amortised else self.mean, 0.5**0.5))
 
 
-def test_a_guide_with_parameters_for_each_datum_is_run_on_all_of_them():
+def test_per_datum_guide_is_run_on_all_data():
     x = 2**0.5 * torch.randn(1500)
     own, amortised = (
         collapse(Own(x, amortised), x, num_samples=4, num_data=300) for amortised in (False, True)
@@ -281,7 +280,7 @@ def test_ppca_has_its_closed_forms():
     assert found.finding.severity == Severity.OK
 
 
-def test_information_is_that_of_the_data_by_an_independent_estimate():
+def test_information_equals_independent_estimate():
     x = linear_data(60)
     lvm = PPCA(5, 3).double().maximise(x)
     found = collapse(lvm, x, num_samples=400)
@@ -301,7 +300,7 @@ def test_information_is_that_of_the_data_by_an_independent_estimate():
         assert abs(ours.mean - terms.mean().item()) < 5 * (ours.mc_se**2 + other_se**2) ** 0.5
 
 
-def test_information_beyond_the_logarithm_of_the_data_is_called_saturated():
+def test_information_beyond_log_num_data_is_saturated():
     x = linear_data(300)
     lvm = PPCA(5, 3).double().maximise(x)
     found = collapse(lvm, x, num_data=8)
@@ -312,7 +311,7 @@ def test_information_beyond_the_logarithm_of_the_data_is_called_saturated():
     assert "saturated" in found.finding.verdict
 
 
-def test_an_aggregated_posterior_off_the_prior_shows_in_moments_and_marginal_kl():
+def test_aggregated_posterior_off_prior_shows_in_marginal_kl():
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -349,7 +348,7 @@ def pair_of(guide_of, prior):
     return vilvm.Pair(model, guide)
 
 
-def test_a_pair_without_closed_form_has_its_kl_by_draws():
+def test_kl_without_closed_form_uses_draws():
     # log-normal against gamma: E log q = −m − ½ log(2πe s²), E log p = a log b − lgamma(a) + (a −
     # 1) m − b exp(m + s²/2)
     lvm = pair_of(
@@ -370,7 +369,7 @@ def test_a_pair_without_closed_form_has_its_kl_by_draws():
     assert ((terms.mean(0) - expected).abs() < 5 * terms.std(0) / 2000**0.5).all()
 
 
-def test_dimensions_that_depend_on_one_another_have_a_kl_together():
+def test_dependent_dimensions_have_a_joint_kl():
     covariance = torch.tensor([[0.5, 0.3], [0.3, 0.4]])
     lvm = pair_of(
         lambda x: dist.MultivariateNormal(torch.stack([x, 0 * x], -1), covariance),
@@ -404,7 +403,7 @@ class Chain:
 
 
 @pytest.mark.parametrize("make", [Chain, lambda: PPCA(5, 3)])
-def test_the_density_of_given_latents_is_that_of_the_draws(make):
+def test_density_of_given_latents_equals_that_of_draws(make):
     lvm = make()
     x = torch.randn(6) if isinstance(lvm, Chain) else torch.randn(6, 5)
     weights = vilvm.log_weights(lvm, x, 4)
@@ -418,8 +417,8 @@ def test_the_density_of_given_latents_is_that_of_the_draws(make):
 
 
 @pytest.mark.parametrize("rows", [50_000, 3_000])  # all draws in one pass, or in seven
-def test_latents_that_depend_on_one_another_have_their_rate(rows, monkeypatch):
-    monkeypatch.setattr(sys.modules[collapse.__module__], "_ROWS", rows)
+def test_dependent_latents_have_the_right_rate(rows, monkeypatch):
+    monkeypatch.setattr("vilvm.diagnostics._latent_runs.ROWS", rows)
     x = torch.randn(40)
     found = collapse(Chain(), x, num_samples=500)
     a = 0.5 * (x**2 + 0.25 - 1 - math.log(0.25))
@@ -436,7 +435,7 @@ def test_latents_that_depend_on_one_another_have_their_rate(rows, monkeypatch):
     assert ((found.spread["b"] - means.var(1)).abs() < 5 * error).all()
 
 
-def test_a_guide_of_auxiliary_draws_has_a_rate_and_no_information():
+def test_auxiliary_guide_has_rate_without_information():
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Gamma(2.0, 1.0))

@@ -42,7 +42,7 @@ def test_false_alarms_come_at_the_stated_rate(n, phi):
     assert sum(f.upper < 0 for f in found) <= most
 
 
-def test_a_trend_is_caught_and_its_limits_hold_it():
+def test_trend_is_detected_and_limits_contain_it():
     times = np.arange(30) / 3
     found = [trend(times, 0.5 * times + 0.2 * y, 0.01) for y in noise(30, 0.3, 200)]
     assert np.mean([f.rising < 0.01 for f in found]) > 0.95
@@ -50,12 +50,12 @@ def test_a_trend_is_caught_and_its_limits_hold_it():
     assert np.mean([f.slope for f in found]) == pytest.approx(0.5, abs=0.05)
 
 
-def test_a_curve_that_flattens_is_a_trend_while_it_rises():
+def test_flattening_curve_is_a_trend_while_rising():
     times = np.arange(20.0)
     assert trend(times, -np.exp(-times / 15) + 0.02 * noise(20, 0.0, 1)[0]).rising < 0.01
 
 
-def test_the_level_of_values_and_a_change_of_units_do_not_matter():
+def test_trend_is_invariant_to_level_and_units():
     times, y = np.arange(20.0), noise(20, 0.5, 1)[0] + 0.1 * np.arange(20.0)
     one, other = trend(times, y), trend(10 * times, 3 * y - 1e4)
     assert one.rising == other.rising
@@ -111,7 +111,7 @@ def test_a_rise_below_the_tolerance_is_let_pass():
     assert convergence(tiny, tolerance=1e-4).finding.severity == Severity.WARNING
 
 
-def test_the_validation_bound_is_asked_where_there_is_one():
+def test_validation_elbo_is_used_if_present():
     assert convergence(history(rising, validation=flat)).finding.severity == Severity.OK
     overfitted = convergence(history(rising, validation=-rising)).finding
     assert overfitted.severity == Severity.NOTE
@@ -170,8 +170,8 @@ class Parameters(nn.Module):
         self.theta = nn.Parameter(torch.zeros(n))
 
 
-def told(rule, elbo, iterates, **columns):
-    """When the rule says stop, and the model it was told of."""
+def run_rule(rule, elbo, iterates, **columns):
+    """The step at which the rule stops training, and the model."""
     lvm = Parameters(iterates.shape[1])
     for i in range(len(elbo)):
         with torch.no_grad():
@@ -183,23 +183,23 @@ def told(rule, elbo, iterates, **columns):
 
 def test_the_rule_stops_when_both_have_settled():
     still, moving = torch.randn(40, 50), torch.randn(40, 50) + torch.arange(40.0)[:, None]
-    assert told(Converged(), flat, still)[0] is not None
-    assert told(Converged(), rising, still)[0] is None
-    assert told(Converged(), flat, moving)[0] is None
-    assert told(Converged(share=0.4), flat, torch.cat([still, moving], -1))[0] is not None
-    assert told(Converged(share=0.7), flat, torch.cat([still, moving], -1))[0] is None
-    assert told(Converged(start=50 * 30), flat, still)[0] is None
+    assert run_rule(Converged(), flat, still)[0] is not None
+    assert run_rule(Converged(), rising, still)[0] is None
+    assert run_rule(Converged(), flat, moving)[0] is None
+    assert run_rule(Converged(share=0.4), flat, torch.cat([still, moving], -1))[0] is not None
+    assert run_rule(Converged(share=0.7), flat, torch.cat([still, moving], -1))[0] is None
+    assert run_rule(Converged(start=50 * 30), flat, still)[0] is None
 
 
-def test_the_average_is_written_where_it_is_asked_for():
+def test_averaged_parameters_are_written_if_requested():
     iterates = torch.randn(40, 2000)
-    stopped, lvm = told(Converged(averaged=True), flat, iterates)
+    stopped, lvm = run_rule(Converged(averaged=True), flat, iterates)
     torch.testing.assert_close(lvm.theta.detach(), iterates[stopped - 20 : stopped].mean(0))
-    again, lvm = told(Converged(), flat, iterates)
+    again, lvm = run_rule(Converged(), flat, iterates)
     assert again == stopped
     assert torch.equal(lvm.theta.detach(), iterates[stopped - 1])
     with pytest.raises(ValueError, match="of no use with validation"):
-        told(Converged(averaged=True), flat, iterates, validation=flat)
+        run_rule(Converged(averaged=True), flat, iterates, validation=flat)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def linear_data():
 
 
 @pytest.mark.slow
-def test_a_fit_of_ppca_stopped_too_early_is_flagged():
+def test_ppca_fit_stopped_too_early_is_flagged():
     x = linear_data()
     best = PPCA(8, 3).maximise(x).exact_log_evidence(x).mean().item()
     lvm = PPCA(8, 3)
@@ -265,7 +265,7 @@ def test_a_fit_of_ppca_stopped_too_early_is_flagged():
 
 
 @pytest.mark.slow
-def test_a_fit_that_starts_at_the_optimum_is_not():
+def test_fit_starting_at_the_optimum_is_not_flagged():
     x = linear_data()
     found = convergence(fitted(PPCA(8, 3).maximise(x), x, 800, 1e-3))
     assert found.finding.severity == Severity.OK

@@ -36,7 +36,7 @@ def test_it_tells_shift_and_ratio(shift, scale):
     assert abs(found.ratio.item() - scale) < 5 * found.ratio_se.item() + 1e-6
     bad = abs(shift) > 0.1 or abs(scale - 1) > 0.1
     assert found.finding.severity == (Severity.WARNING if bad else Severity.OK)
-    assert ("mu: mean to be moved" in found.finding.verdict) == bad
+    assert ("mu: the corrected mean differs" in found.finding.verdict) == bad
 
 
 @pytest.mark.slow
@@ -44,8 +44,8 @@ def test_standard_errors_are_those_of_repetition():
     runs = [correction(pair(0.3, 1.1), X, num_samples=1000, seed=seed) for seed in range(40)]
     for name in ("shift", "ratio"):
         spread = torch.stack([getattr(r, name) for r in runs]).std()
-        told = torch.stack([getattr(r, f"{name}_se") for r in runs]).mean()
-        assert 0.6 < spread / told < 1.5  # of 40 runs, a standard deviation is known to 11 %
+        stated = torch.stack([getattr(r, f"{name}_se") for r in runs]).mean()
+        assert 0.6 < spread / stated < 1.5  # of 40 runs, a standard deviation is known to 11 %
 
 
 def test_uneven_weights_cannot_tell():
@@ -97,7 +97,7 @@ def test_many_components_within_the_tolerance_raise_no_warning(ratio, bad):
         assert not found.off.any()
 
 
-def test_what_is_not_finite_is_named_and_what_is_constant_is_left_out():
+def test_infinite_components_are_named_constants_left_out():
     def model(x):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         pyro.deterministic("log_mu", mu.log())
@@ -168,7 +168,7 @@ def test_one_bad_datum_is_found_by_its_index():
     assert found.index[found.off.any(1)].tolist() == [77]
 
 
-def test_every_datum_of_a_plate_is_looked_at_where_a_latent_is_shared():
+def test_all_data_count_if_a_latent_is_shared():
     def model(x):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
@@ -201,7 +201,7 @@ def given(posterior, guide):
 @pytest.mark.parametrize(
     "posterior", [dist.StudentT(2.0), dist.Cauchy(0.0, 1.0)], ids=["t2", "cauchy"]
 )
-def test_an_exact_guide_of_a_posterior_without_variance_is_fine(posterior):
+def test_exact_guide_without_variance_is_fine(posterior):
     assert (
         correction(given(posterior, posterior), torch.tensor(0.0)).finding.severity == Severity.OK
     )
@@ -226,12 +226,12 @@ def test_components_within_the_tolerance_raise_no_alarm():
     assert correction(normals(0.91), torch.tensor(0.0), num_samples=1000).share == 1.0
 
 
-def test_with_few_draws_it_cannot_tell_and_looks_again():
+def test_few_draws_are_undecided_and_reexamined():
     found = correction(pair(0.0, 0.9), X, num_samples=1000)
     assert found.num_samples.item() == 10_000
     assert found.undecided.all()
     assert found.finding.severity == Severity.NOTE
-    assert "cannot tell whether" in found.finding.verdict
+    assert "cannot decide whether" in found.finding.verdict
 
 
 def test_nothing_to_correct_is_said():
@@ -244,7 +244,7 @@ def test_nothing_to_correct_is_said():
     assert "nothing to correct" in found.finding.verdict
 
 
-def test_what_cannot_be_held_at_once_is_drawn_in_turns(monkeypatch):
+def test_many_components_are_drawn_in_turns(monkeypatch):
     whole = correction(normals(1.2, 7), torch.tensor(0.0), num_samples=1000)
     monkeypatch.setattr("vilvm.diagnostics._moments.KEPT", 3000)
     monkeypatch.setattr("vilvm.diagnostics._moments._WORKED", 2000)
@@ -255,7 +255,7 @@ def test_what_cannot_be_held_at_once_is_drawn_in_turns(monkeypatch):
 
 
 def test_a_guide_with_parameters_for_each_datum():
-    """It cannot be given some of the data, so all are looked at again."""
+    """It cannot be given some of the data, so all are run again."""
     x = torch.randn(60, 1)
     spread = torch.full((60,), 0.8 * 0.5**0.5)
 

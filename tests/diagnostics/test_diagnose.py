@@ -19,7 +19,7 @@ import vilvm.data.datasets
 from tests.diagnostics.test_collapse import Beta
 from tests.diagnostics.test_convergence import history, noise
 from vilvm.diagnostics import Diagnosis, Finding, Severity, diagnose, gaps
-from vilvm.diagnostics.diagnose import _Check
+from vilvm.diagnostics._session import Check
 from vilvm.evaluation import Schedule
 from vilvm.models.ppca import PPCA
 from vilvm.models.vae import VAE
@@ -48,7 +48,7 @@ def severities(found):
     return {name: result.finding.severity for name, result in found.results.items()}
 
 
-def test_a_right_model_and_an_exact_guide_raise_no_alarm():
+def test_right_model_with_exact_guide_raises_no_alarm():
     lvm, x = linear()
     found = diagnose(lvm, x, schedule=QUICK, seed=1, budget=600)
     assert found.trusted, str(found)
@@ -71,10 +71,10 @@ def test_a_right_model_and_an_exact_guide_raise_no_alarm():
 
 def test_the_verdict_tells_of_posterior_and_model_apart():
     def verdict(*findings):
-        told = tuple(
+        found = tuple(
             Finding(name, severity, "", "", about=about) for name, severity, about in findings
         )
-        return Diagnosis(told, {}, {}, torch.arange(1), 0.0).verdict
+        return Diagnosis(found, {}, {}, torch.arange(1), 0.0).verdict
 
     posterior = ("Posterior predictive check", Severity.WARNING, "model")
     prior = ("Prior predictive check", Severity.WARNING, "model")
@@ -123,9 +123,7 @@ def scaled(of_model, size, subsample=None):
         ((1.0, torch.full((20,), 2.0)), 20, None, {"z": 1.0, "x": 2.0}),
     ],
 )
-def test_a_model_of_unequal_scales_is_said_to_be_looked_at_without_them(
-    of_model, size, subsample, expected
-):
+def test_unequal_scales_are_reported_as_tempered(of_model, size, subsample, expected):
     x = torch.randn(20, generator=torch.Generator().manual_seed(0))
     assert find_layout(scaled(of_model, size, subsample), x).tempered == pytest.approx(expected)
 
@@ -137,7 +135,7 @@ def test_the_verdict_names_unequal_scales():
 
 
 @pytest.mark.slow
-def test_a_guide_of_half_the_scale_is_caught_by_all_that_look():
+def test_half_scale_guide_is_detected_by_all_checks():
     lvm, x = linear()
     with torch.no_grad():
         lvm.log_s -= math.log(2)
@@ -176,7 +174,7 @@ def test_a_collapsed_vae_is_caught():
 
 
 @pytest.mark.slow
-def test_a_fit_that_is_stopped_too_early_is_caught():
+def test_fit_stopped_too_early_is_detected():
     _, x = linear()
     fresh = PPCA(8, 3)
     fitted = vilvm.fit(fresh, x, steps=600)
@@ -187,7 +185,7 @@ def test_a_fit_that_is_stopped_too_early_is_caught():
 
 
 @pytest.mark.slow
-def test_a_wrong_likelihood_is_the_model_s_fault_and_not_the_guide_s():
+def test_wrong_likelihood_blames_model_not_guide():
     torch.manual_seed(0)
     lvm, _ = linear()
     noise = dist.StudentT(2.5).sample((100, 8)) * lvm.log_sigma.exp().item()
@@ -226,7 +224,7 @@ class Correlated(torch.nn.Module):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("full", [False, True])
-def test_mean_field_on_a_correlated_target_is_flagged_and_full_rank_is_not(full):
+def test_mean_field_is_flagged_full_rank_is_not(full):
     torch.manual_seed(0)
     x = torch.randn(60, 1) + 0.15 * torch.randn(60, 2)
     batch = x, x @ torch.tensor([1.0, -0.5]) + 0.5 * torch.randn(60)
@@ -245,7 +243,7 @@ def regression(seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [linear, regression])
-def test_alarms_of_right_models_are_as_rare_as_stated(make):
+def test_false_alarms_are_as_rare_as_stated(make):
     """Of 8 right models, every check run, at a false-alarm rate of 0.01 in all, more than 2 with
     an alarm have a probability of 5e-5.
     """
@@ -278,7 +276,7 @@ def test_a_budget_that_is_spent_is_said():
         diagnose(lvm, x, false_alarm=1)
 
 
-def test_a_posterior_that_could_not_be_looked_at_is_not_trusted():
+def test_unexamined_posterior_is_not_trusted():
     def model(x):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
@@ -290,7 +288,7 @@ def test_a_posterior_that_could_not_be_looked_at_is_not_trusted():
     assert "the guide of Pair puts latent 'mu' on one point" in found.verdict
 
 
-def test_a_check_or_a_finding_that_fails_vouches_for_nothing_and_takes_no_other_with_it(
+def test_failing_check_leaves_other_checks_running(
     monkeypatch,
 ):
     class Broken:
@@ -328,7 +326,7 @@ class Marked(PPCA):
 
 
 @pytest.mark.slow
-def test_the_worst_data_of_some_are_named_by_their_place_among_all():
+def test_worst_data_are_named_by_full_index():
     lvm, x = linear(num_data=600)
     index = diagnose(lvm, x, num_data=50, budget=1e-6).index
     bad = int(index[-1])
@@ -340,7 +338,7 @@ def test_the_worst_data_of_some_are_named_by_their_place_among_all():
     assert found.num_data == 50
     for name in ("Pareto k̂", "Inference gap"):
         assert found.results[name].worst(1)[0][0] == bad, name
-    assert f"of data {bad})" in found.results["Pareto k̂"].finding.verdict
+    assert f"(worst data: {bad})" in found.results["Pareto k̂"].finding.verdict
     assert f"of datum {bad})" in found.results["Means and standard deviations"].finding.verdict
     dots = diagnosis_figures(found.results)["Pareto k̂"].axes[0].collections[1].get_offsets()
     assert dots[:, 0].tolist() == [bad]
@@ -353,7 +351,7 @@ def independent(x):
 
 
 @pytest.mark.slow
-def test_a_guide_with_parameters_for_each_datum_is_looked_at_on_all_of_them():
+def test_per_datum_guide_is_diagnosed_on_all_data():
     x = torch.randn(20) * 2**0.5
     lvm = vilvm.Pair(independent, AutoNormal(independent, init_scale=0.5**0.5))
     vilvm.fit(lvm, x, steps=1)
@@ -392,7 +390,7 @@ class Widths(torch.nn.Module):
 
 
 @pytest.mark.slow
-def test_a_model_that_reads_the_width_of_its_batch_is_calibrated_too():
+def test_model_reading_batch_width_is_calibrated():
     torch.manual_seed(0)
     x = torch.randn(200, 2).sum(-1, keepdim=True) + torch.randn(200, 4)
     found = diagnose(Widths(), x, num_data=50, schedule=QUICK)
@@ -401,7 +399,7 @@ def test_a_model_that_reads_the_width_of_its_batch_is_calibrated_too():
 
 
 @pytest.mark.slow
-def test_the_false_alarm_rate_is_shared_out_among_the_tests():
+def test_false_alarm_rate_is_divided_among_tests():
     lvm, x = linear()
     fitted = vilvm.fit(lvm, x, steps=1)
     found = diagnose(lvm, x, num_data=50, history=fitted, schedule=QUICK, false_alarm=0.07)
@@ -416,7 +414,7 @@ def test_the_false_alarm_rate_is_shared_out_among_the_tests():
 
 
 @pytest.mark.parametrize("transform", [None, vilvm.data.DynamicBinarisation()])
-def test_of_data_on_disk_those_that_are_looked_at_are_read(transform, tmp_path, monkeypatch):
+def test_only_chosen_data_are_read_from_disk(transform, tmp_path, monkeypatch):
     np.save(tmp_path / "x.npy", np.random.default_rng(0).random((5000, 6), dtype=np.float32))
     data = vilvm.data.datasets.on_disk(tmp_path / "x.npy", transform=transform)
     read, seen, real = [], [], type(data.x).__getitem__
@@ -429,9 +427,9 @@ def test_of_data_on_disk_those_that_are_looked_at_are_read(transform, tmp_path, 
     def none(*_):
         raise vilvm.NotApplicable("nothing is looked for.")
 
-    def checks(lvm, looked, *rest):
-        seen.append(looked)
-        return [_Check("Nothing", none)]
+    def checks(prepared, *rest):
+        seen.append(prepared.data)
+        return [Check("Nothing", none)]
 
     monkeypatch.setattr(type(data.x), "__getitem__", rows)
     monkeypatch.setattr(import_module("vilvm.diagnostics.diagnose"), "_checks", checks)

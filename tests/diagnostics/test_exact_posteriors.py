@@ -244,7 +244,7 @@ def test_hidden_cells_do_not_reach_the_reference(seed):
     assert tarp(lvm, like=batch, seed=seed).p_value > 1e-4
 
 
-def test_hidden_cells_of_a_batch_stay_as_they_are():
+def test_hidden_cells_of_a_batch_keep_values():
     lvm, (x, seen) = masked_data(0)
     holes = torch.where(seen, x, torch.nan)
     drawn, _ = next(batches(lvm, 100, like=(holes, seen)))
@@ -252,7 +252,7 @@ def test_hidden_cells_of_a_batch_stay_as_they_are():
     assert not (drawn[0] == x)[seen].any()
 
 
-def test_hidden_cells_without_a_batch_are_of_another_simulation():
+def test_hidden_cells_without_batch_come_from_another_simulation():
     hidden = torch.tensor([False, True])
 
     def model(x):
@@ -296,7 +296,7 @@ def test_poutine_mask_hides_latents_too():
     assert found.coverage.shares.shape == (4, 2)
 
 
-def test_a_masked_latent_is_ranked_where_it_is_seen():
+def test_masked_latent_is_ranked_where_visible():
     lvm, batch = masked_latents(0)
     found = sbc(lvm, like=batch, num_simulations=300)
     assert found.ranks[:100, :3].ge(0).equal(batch[1])
@@ -449,7 +449,7 @@ def test_a_slow_model_keeps_to_its_budget():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("pause", [0.003, 0.3])
-def test_a_budget_of_seconds_is_kept_by_any_speed(pause):
+def test_time_budget_holds_at_any_speed(pause):
     def model(x):
         time.sleep(pause)
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
@@ -472,7 +472,7 @@ class Undrawable(dist.Normal):
     rsample = sample
 
 
-def test_a_likelihood_that_cannot_be_drawn_from_leaves_moments_and_collapse():
+def test_undrawable_likelihood_leaves_moments_and_collapse():
     """z given x and y, each of variance ½: precision 1 + 2 + 2, and the mean's variance is that of
     the prior less 1/5.
     """
@@ -564,7 +564,7 @@ def test_views_of_a_batch_are_simulated(model, guide):
     assert sbc(lvm, num_simulations=200, like=x).finding.severity == Severity.OK
 
 
-def test_a_model_that_reads_what_it_observes_is_not_simulated():
+def test_model_reading_its_observations_is_not_simulated():
     """x_t ~ N(z + x_{t−1}, 1) from the columns before: one run draws each column beside those of
     the batch, not beside its own.
     """

@@ -68,7 +68,7 @@ def test_gaps_are_the_closed_forms():
 
 
 @pytest.mark.slow
-def test_the_gap_to_annealed_evidence_is_the_closed_form():
+def test_gap_to_annealed_evidence_equals_closed_form():
     lvm, x, _, whole = off()
     by_ais = gaps(lvm, x, evidence="ais", num_samples=2000, steps=20)
     assert by_ais.evidence_by == "ais from the guide"
@@ -105,7 +105,7 @@ class HalfFrozen(torch.nn.Module):
 
 
 @pytest.mark.slow
-def test_a_guide_frozen_for_half_of_the_data_is_caught():
+def test_guide_frozen_for_half_the_data_is_detected():
     lvm, x = factors(diagonal=False)
     found = gaps(
         HalfFrozen(lvm), x, num_samples=200, schedule=Schedule(num_temperatures=100, leapfrog=2)
@@ -128,7 +128,7 @@ def shared(x):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("auto", [AutoNormal, AutoMultivariateNormal])
-def test_a_guide_without_amortisation_has_training_left_to_do(auto):
+def test_second_gap_without_amortisation_is_one_of_training(auto):
     torch.manual_seed(0)
     x = torch.randn(10) + 2
     lvm = vilvm.Pair(shared, auto(shared))
@@ -182,8 +182,8 @@ def test_what_has_no_gap_is_refused():
         pytest.param(0.99, 1.958518, marks=pytest.mark.slow),
     ],
 )
-def test_mean_field_on_a_correlated_pair_is_off_by_the_known_divergence(correlation, divergence):
-    """KL = −½ log(1 − ρ²) for the best mean field, whose variances are those of the conditionals."""
+def test_mean_field_gap_equals_known_divergence(correlation, divergence):
+    """KL = −½ log(1 − ρ²) for the best mean field, with the variances of the conditionals."""
     covariance = torch.tensor([[1.0, correlation], [correlation, 1.0]])
 
     def model(x):
@@ -200,7 +200,7 @@ def test_mean_field_on_a_correlated_pair_is_off_by_the_known_divergence(correlat
 
 
 @pytest.mark.slow
-def test_a_network_that_functions_close_over_is_left_as_it_was():
+def test_closed_over_networks_are_not_changed():
     net = torch.nn.Linear(1, 1)
 
     def model(x):
@@ -271,7 +271,7 @@ class TwoModes(torch.nn.Module):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_mode_that_the_guide_dropped_is_seen_from_the_prior(shared):
+def test_annealing_from_prior_detects_dropped_mode(shared):
     x = 4 + 5 * torch.rand(30)
     x = x.mean() + 2 * torch.randn(12) if shared else x
     lvm = TwoModes(shared)
@@ -286,7 +286,7 @@ def test_a_mode_that_the_guide_dropped_is_seen_from_the_prior(shared):
     assert "lower bound" in found.finding.verdict
 
 
-def test_a_mode_that_the_guide_dropped_is_seen_where_the_evidence_is_known():
+def test_exact_evidence_detects_dropped_mode():
     class Known(TwoModes):
         def exact_log_evidence(self, x):
             return self.exact(x)
@@ -339,7 +339,7 @@ def test_exact_evidence_below_the_bound_is_wrong():
 @pytest.mark.parametrize(
     ("gap", "severity"), [(20.0, Severity.WARNING), (0.5, Severity.NOTE), (0.0, Severity.OK)]
 )
-def test_a_few_bad_data_are_not_hidden_in_the_mean(gap, severity):
+def test_few_bad_data_are_not_hidden_by_mean(gap, severity):
     truth = torch.full((400,), 0.01)
     truth[[3, 50, 399]] += gap
     found = judged(truth)
@@ -393,7 +393,7 @@ def test_few_effective_draws_vouch_for_nothing():
     assert poor.finding.severity >= Severity.NOTE
 
 
-def test_a_gap_without_annealing_has_not_looked_for_missed_modes():
+def test_gap_without_annealing_notes_missed_modes():
     found = judged(torch.zeros(40))
     weighed = {"iwae": found.bounds["ais from the guide"]}
     cut = dataclasses.replace(found, bounds=weighed, cut="100 of 1000 draws, annealing")
@@ -405,7 +405,7 @@ def test_a_gap_without_annealing_has_not_looked_for_missed_modes():
 
 
 @pytest.mark.slow
-def test_a_best_guide_that_leaves_the_support_is_left_out():
+def test_best_guide_leaving_the_support_is_skipped():
     """x ~ U(0, θ), θ ~ Pareto(1, 2): the posterior is Pareto(m, n + 2), m the largest datum, and
     p(x) is 2 / (n + 2) m^−(n + 2).
     """
@@ -443,7 +443,7 @@ class PerDatum(torch.nn.Module):
 
 
 @pytest.mark.parametrize("size", [1, 12])
-def test_a_guide_that_looks_at_no_datum_has_no_amortisation(size):
+def test_guide_ignoring_its_data_has_no_amortisation(size):
     found = gaps(
         PerDatum(size),
         torch.randn(12),
@@ -457,7 +457,7 @@ def test_a_guide_that_looks_at_no_datum_has_no_amortisation(size):
 
 
 @pytest.mark.slow
-def test_chains_start_at_the_prior_for_some_of_many_data():
+def test_prior_chains_run_for_some_of_many_data():
     lvm, x = factors(diagonal=False)
     found = gaps(
         lvm, x, evidence="ais", num_samples=50, steps=5, schedule=Schedule(4, 5, leapfrog=1)

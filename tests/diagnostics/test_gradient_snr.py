@@ -113,7 +113,7 @@ def test_a_gradient_without_noise_has_an_infinite_ratio():
 
 
 @pytest.mark.slow
-def test_at_rest_the_test_holds_its_level_and_no_alarm_is_raised():
+def test_no_false_alarm_at_the_optimum():
     x = torch.randn(20)
     at_rest = Conjugate(x.mean().item() / 2)
     found = [gradient_snr(at_rest, x, num_draws=24, seed=seed) for seed in range(30)]
@@ -123,7 +123,7 @@ def test_at_rest_the_test_holds_its_level_and_no_alarm_is_raised():
 
 
 @pytest.mark.slow
-def test_importance_samples_drown_the_encoder_and_help_the_decoder():
+def test_importance_samples_drown_encoder_and_help_decoder():
     x = torch.randn(200, 3) @ torch.randn(3, 6) + 0.7 * torch.randn(200, 6)
     lvm = PPCA(6, 2).maximise(x)
     # near the optimum, where the weights have the small variance that the rates are derived for
@@ -141,7 +141,7 @@ def test_importance_samples_drown_the_encoder_and_help_the_decoder():
     assert many["decoder"].snr > one["decoder"].snr
 
 
-def test_a_drowned_group_is_named_and_a_sound_one_is_not():
+def test_only_drowned_groups_are_named():
     x = torch.randn(40, 30) * 2
     lvm = PPCA(30, 10)
     sound = gradient_snr(lvm, x, num_draws=24)
@@ -170,7 +170,7 @@ def test_the_model_is_left_as_it_was():
     assert first == second
 
 
-def test_objectives_without_a_differentiable_loss_and_parameters_of_a_pair():
+def test_works_without_differentiable_loss_and_for_pairs():
     def guide(x):
         m = pyro.param("m", torch.tensor(0.0))
         with pyro.plate("data", len(x)):

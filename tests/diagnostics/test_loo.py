@@ -69,7 +69,7 @@ def test_without_its_weights_the_guide_would_be_wrong():
     assert abs(naive - exact(x).sum().item()) > 5 * abs(loo(lvm, x).elpd - exact(x).sum().item())
 
 
-def test_it_is_what_arviz_makes_of_log_p_and_log_q():
+def test_loo_equals_arviz_on_the_same_draws():
     x = torch.randn(12)
     lvm = pair(1.2, 0.3)
     layout = find_layout(lvm, x)
@@ -89,7 +89,7 @@ def test_it_is_what_arviz_makes_of_log_p_and_log_q():
     assert ours.elpd_i.numpy() == pytest.approx(theirs.elpd_i.values, abs=0.02)
 
 
-def test_a_guide_that_is_too_narrow_says_nothing_of_prediction():
+def test_too_narrow_guide_makes_prediction_critical():
     found = loo(pair(0.3), torch.randn(20))
     assert found.finding.severity == Severity.CRITICAL
     assert found.finding.about == "posterior"
@@ -160,7 +160,7 @@ def test_a_likelihood_of_zero_makes_no_nan():
     assert (found.elpd_i - expected).abs().max() < 0.05
 
 
-def test_data_that_share_a_latent_that_is_summed_over_are_refused():
+def test_data_sharing_a_summed_latent_are_refused():
     def model(x):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         c = pyro.sample("c", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})

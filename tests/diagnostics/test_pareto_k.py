@@ -16,8 +16,10 @@ from pyro.infer.autoguide import AutoDelta
 from scipy.stats import binom, norm
 
 import vilvm
+from vilvm.diagnostics._tail import good_k
 from vilvm.diagnostics.finding import Severity
-from vilvm.diagnostics.pareto_k import ParetoK, Recheck, good_k, pareto_k, psis
+from vilvm.diagnostics.pareto_k import ParetoK, Recheck, pareto_k
+from vilvm.diagnostics.psis import psis
 from vilvm.models.ppca import PPCA
 
 
@@ -53,8 +55,8 @@ class Shared(Gaussian):
 
 
 class Pareto(torch.nn.Module):
-    """z ~ Exponential(1), of which x tells nothing; under the guide Exponential(1 / (1 − k))
-    weights are Pareto of shape k, which x tells.
+    """z ~ Exponential(1), independent of x; under the guide Exponential(1 / (1 − k))
+    weights are Pareto of shape k, which x contains.
     """
 
     def model(self, x):
@@ -68,7 +70,7 @@ class Pareto(torch.nn.Module):
 
 
 def shapes(*counts, num_data=500):
-    """Data of which so many have so large a k, the rest of which are under their exact posterior."""
+    """Data of which so many have so large a k; the guide of the rest is exact."""
     k = torch.zeros(num_data).double()
     for value, count in counts:
         k[:count] = value
@@ -96,7 +98,7 @@ def test_k_of_a_gaussian_in_a_gaussian(ratio):
 
 
 @pytest.mark.slow
-def test_k_is_a_matter_of_the_datum_and_not_of_how_many_there_are():
+def test_k_does_not_depend_on_number_of_data():
     few, many = (pareto_k(Gaussian(0.8), torch.zeros(n).double()) for n in (20, 400))
     error = math.sqrt(few.k.var().item() / 20 + many.k.var().item() / 400)
     assert abs(few.k.mean().item() - many.k.mean().item()) < 5 * error
@@ -149,7 +151,7 @@ def test_weights_without_a_tail(log_w, k, ess):
     assert smoothed.ess.item() == pytest.approx(ess, rel=1e-3)
 
 
-def test_an_exact_guide_raises_no_alarm_and_one_of_half_the_scale_does():
+def test_half_scale_guide_alarms_exact_guide_does_not():
     lvm, x = ppca()
     good = pareto_k(lvm, x)
     assert good.k.max() < 0.3
@@ -186,31 +188,31 @@ def test_a_few_bad_data_are_found_and_named():
 
 
 @pytest.mark.parametrize("number", [1, 5, 75])
-def test_a_few_data_whose_weights_have_no_mean_are_found(number):
+def test_few_data_without_weight_mean_are_found(number):
     found = pareto_k(Pareto(), shapes((0.99, number)))
     assert found.finding.severity is Severity.WARNING
     assert {i for i, _ in found.worst(number)} == set(range(number))
     assert abs(found.confirmed - number / 500) < 0.01
-    last = found.looks[-1]
+    last = found.rechecks[-1]
     error = 1.99 / math.sqrt(300 * last.repeats * len(last.k))
     assert abs(last.k.mean().item() - (300 * 0.99 + 10 * 0.5) / 310) < 5 * error
 
 
 @pytest.mark.slow
-def test_bad_data_are_told_from_many_that_are_seen_badly():
+def test_bad_datum_is_found_among_noisy_ones():
     x = shapes((0.3, 500), (0.99, 1))
     found = pareto_k(Pareto(), x)
-    assert len(found.looks) == 2
-    assert len(found.looks[0].k) > 5  # of k = 0.3 some have k̂ > ½ by noise
+    assert len(found.rechecks) == 2
+    assert len(found.rechecks[0].k) > 5  # of k = 0.3 some have k̂ > ½ by noise
     assert found.finding.severity is Severity.WARNING
     assert found.worst(1)[0][0] == 0
 
 
 @pytest.mark.parametrize("k", [0.55, 0.65])
 @pytest.mark.parametrize("number", [1, 100, 500])
-def test_weights_that_have_a_mean_and_no_variance_are_a_note(k, number):
+def test_weights_without_variance_are_a_note(k, number):
     found = pareto_k(Pareto(), shapes((k, number)), seed=number)
-    seen = any(bool(look.k.numel()) for look in found.looks)
+    seen = any(bool(recheck.k.numel()) for recheck in found.rechecks)
     assert found.finding.severity is (Severity.NOTE if seen or number == 500 else Severity.OK)
     assert seen or number == 1  # one may have k̂ < ½ by noise
 
@@ -229,9 +231,7 @@ def test_good_guides_raise_no_alarm(k):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "repeats"), [(1, 10), (20, 2)])
-def test_false_alarms_of_a_look_are_as_rare_as_stated_at_the_edge_of_its_hypothesis(
-    number, repeats
-):
+def test_recheck_false_alarms_are_as_rare_as_stated(number, repeats):
     """All have k = 0.7, and weights that are Pareto to the last digit."""
     alarms, sets, rate = 0, 60, 0.1
     generator = torch.Generator().manual_seed(0)
@@ -243,7 +243,7 @@ def test_false_alarms_of_a_look_are_as_rare_as_stated_at_the_edge_of_its_hypothe
 
 
 @pytest.mark.slow
-def test_a_single_weight_is_looked_at_again_like_any_other():
+def test_single_weight_is_reexamined():
     """k = 0.45 puts k̂ above 0.67 for one in twenty of the seeds; none of them is an alarm, and k
     = 0.9 is one.
     """
@@ -253,7 +253,7 @@ def test_a_single_weight_is_looked_at_again_like_any_other():
     assert all(f.finding.severity < Severity.WARNING for f in found)
     bad = pareto_k(Pareto(), torch.full((1,), 0.9).double(), 10_000)
     assert bad.finding.severity is Severity.CRITICAL
-    assert "looked at again" in bad.finding.verdict
+    assert "re-examined" in bad.finding.verdict
 
 
 class ByPlace(Pareto):
@@ -268,11 +268,11 @@ class ByPlace(Pareto):
             pyro.sample("z", dist.Exponential(self.rate))
 
 
-def test_a_guide_with_parameters_for_each_datum_is_looked_at_again_in_their_places():
+def test_per_datum_guide_is_reexamined_in_place():
     k = shapes((0.99, 60), num_data=60)
     k[:57] = 0.0
     found = pareto_k(ByPlace(k), torch.zeros(60).double())
-    assert found.looks[0].place.tolist() == [57, 58, 59]
+    assert found.rechecks[0].place.tolist() == [57, 58, 59]
     assert found.finding.severity is Severity.WARNING
 
 

@@ -57,8 +57,8 @@ def alarms(lvm, data, **options):
     return sum(check.finding.severity >= ALARM for check in found)
 
 
-def test_false_alarms_of_the_prior_check_are_as_rare_as_stated():
-    # Here the data are one more draw from what is replicated, so the rate is exact; 10 % tells
+def test_prior_check_false_alarms_are_as_stated():
+    # Here the data are one more draw from what is replicated, so the rate is exact; 10 % shows
     # more of it than 1 %.
     data = [vilvm.sample(Normal(), 1, like=torch.zeros(40))["y"][0] for _ in range(20)]
     count = alarms(Normal(), data, kind="prior", num_draws=100, false_alarm=0.1)
@@ -67,7 +67,7 @@ def test_false_alarms_of_the_prior_check_are_as_rare_as_stated():
 
 
 @pytest.mark.slow
-def test_a_right_model_raises_no_alarm_in_the_posterior_check():
+def test_right_model_passes_posterior_check():
     data = [vilvm.sample(Counts(), 1, like=torch.zeros(60))["y"][0] for _ in range(30)]
     # at most twice the rate: Meng, 1994
     assert alarms(Counts(), data, num_draws=100) <= binom.isf(1e-4, 30, 0.02)
@@ -104,7 +104,7 @@ def test_binary_data_that_depend_otherwise_are_caught():
     assert check.adjusted["neighbours"] < 0.01
 
 
-def test_p_values_are_shares_and_vectors_have_one_each():
+def test_each_component_has_its_p_value():
     replicated = torch.stack([torch.arange(199.0), torch.arange(199.0)], 1).double()
     check = PredictiveCheck(
         {"T": torch.tensor([300.0, 99.0]).double()}, {"T": replicated}, "prior", 0.01

@@ -33,7 +33,7 @@ def ks_of_mirror(ranks, num_draws):
 
 
 @pytest.mark.parametrize(("size", "num_draws"), [(4, 3), (5, 2), (3, 6), (1, 4)])
-def test_the_p_value_is_the_share_of_all_outcomes_as_unlikely(size, num_draws):
+def test_p_value_counts_outcomes_as_unlikely(size, num_draws):
     outcomes = torch.tensor(list(itertools.product(range(num_draws + 1), repeat=size)))
     levels = least_tail(outcomes, num_draws)
     expected = (levels[None] <= levels[:, None] * (1 + 1e-9)).double().mean(1)
@@ -41,7 +41,7 @@ def test_the_p_value_is_the_share_of_all_outcomes_as_unlikely(size, num_draws):
     torch.testing.assert_close(found, expected)
 
 
-def test_the_p_value_of_symmetry_is_the_share_of_all_sides_as_uneven():
+def test_symmetry_p_value_counts_sides_as_uneven():
     generator = torch.Generator().manual_seed(0)
     for num_draws in (5, 8):
         ranks = torch.randint(0, num_draws + 1, (7,), generator=generator).tolist()
@@ -84,13 +84,13 @@ def test_power(shift, scale, seen_by_symmetry):
     assert rejected > 0.9 if seen_by_symmetry else rejected < 0.01 + 5 * math.sqrt(0.01 / 100)
 
 
-def test_p_values_beyond_rounding_stay_positive_and_in_order():
+def test_tiny_p_values_stay_positive_and_in_order():
     few, many = (torch.full((n,), 0) for n in (50, 100))
     p = [uniformity_p_values(r, 99).item() for r in (few, many)]
     assert 0 < p[1] < p[0] < 1e-40
 
 
-def test_ties_are_drawn_so_that_discrete_ranks_are_uniform():
+def test_random_tie_breaks_make_discrete_ranks_uniform():
     generator = torch.Generator().manual_seed(0)
     values = torch.randint(0, 3, (20, 5000), generator=generator)
     torch.manual_seed(1)

@@ -53,15 +53,15 @@ def test_a_guide_of_the_right_width_passes():
 
 
 @pytest.mark.slow
-def test_a_guide_half_as_wide_is_too_narrow_yet_not_beside_the_truth():
+def test_half_width_guide_is_narrow_not_shifted():
     found = vsbc(partial(build, WIDTH / 2), torch.zeros(N), 100, fit_options=NEWTON)
     assert found.finding.severity == Severity.CRITICAL
     assert "m: the posterior is too narrow" in found.finding.verdict
-    assert "None lies beside the truth." in found.finding.verdict
+    assert "No component is shifted." in found.finding.verdict
 
 
 @pytest.mark.slow
-def test_a_fit_stopped_far_from_its_end_is_beside_the_truth():
+def test_unfinished_fit_is_shifted():
     found = vsbc(
         partial(build, start=2.0),
         torch.zeros(N),
@@ -70,10 +70,10 @@ def test_a_fit_stopped_far_from_its_end_is_beside_the_truth():
     )
     assert found.finding.severity == Severity.CRITICAL
     assert "m: the posterior lies too high" in found.finding.verdict
-    assert "Beside the truth, and not only too narrow or wide: m." in found.finding.verdict
+    assert "Shifted, and not only too narrow or wide: m." in found.finding.verdict
 
 
-def test_covariates_come_by_rebuild_or_stay_where_they_are_and_latents_of_the_data_are_ranked_beside_shared_ones():
+def test_covariates_are_kept_and_local_latents_ranked():
     c = torch.full((12,), 0.5)
 
     def model(batch):
@@ -106,7 +106,7 @@ def test_a_guide_on_one_point_is_refused():
 
 
 @pytest.mark.slow
-def test_an_autoguide_that_is_trained_long_enough_passes_and_one_that_is_not_fails():
+def test_only_autoguide_trained_long_enough_passes():
     def make():
         return vilvm.Pair(mean_model, AutoNormal(mean_model))
 
@@ -126,7 +126,7 @@ def test_an_autoguide_that_is_trained_long_enough_passes_and_one_that_is_not_fai
     )
 
 
-def test_what_is_built_and_what_is_simulated_are_drawn_apart():
+def test_building_and_simulation_have_separate_seeds():
     starts, truths = [], []
 
     def build():

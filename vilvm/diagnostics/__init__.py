@@ -3,7 +3,6 @@
 Each result has a ``finding``.
 """
 
-from vilvm.diagnostics.calibration import SBC, TARP, sbc, tarp
 from vilvm.diagnostics.collapse import Collapse, active_units, collapse
 from vilvm.diagnostics.collapse_alarm import CollapseAlarm
 from vilvm.diagnostics.convergence import Converged, Convergence, convergence
@@ -13,9 +12,12 @@ from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.diagnostics.gaps import Bound, Gaps, gaps
 from vilvm.diagnostics.gradient_snr import GradientSNR, gradient_snr
 from vilvm.diagnostics.loo import LOO, loo
-from vilvm.diagnostics.pareto_k import ParetoK, Recheck, pareto_k, psis
+from vilvm.diagnostics.pareto_k import ParetoK, Recheck, pareto_k
 from vilvm.diagnostics.predictive_check import PredictiveCheck, predictive_check
+from vilvm.diagnostics.psis import psis
 from vilvm.diagnostics.rates import Rates, rates
+from vilvm.diagnostics.sbc import SBC, sbc
+from vilvm.diagnostics.tarp import TARP, tarp
 from vilvm.diagnostics.vsbc import VSBC, vsbc
 
 __all__ = [

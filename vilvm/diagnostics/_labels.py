@@ -1,14 +1,13 @@
-"""Latents that are labels: what is known of one is the probability of each of its values, not a
-mean or a standard deviation.
+"""Discrete latents: a label is described by the probability of each of its values.
 
-A label c with values v₁ … v_K, K up to twenty, is measured by its indicators 1[c = v_k], whose
-means are probabilities; one of two values, 0 and 1, by itself. Labels may be right one by one and
-wrong together, as independent ones are where the posterior ties them: of few, the probability that
-two have values v and w at once is measured too. What counts (a Poisson, or a Binomial of many
-trials) is measured as a number.
+A label c with values v₁ … v_K, K at most 20, is described by its indicators 1[c = v_k], whose
+means are probabilities; a label with values 0 and 1 is its own indicator. Labels may be right
+separately and wrong jointly: independent labels are, where the posterior makes them dependent. So
+for few labels, the probability that two have values v and w at once is computed too. A count (a
+Poisson, or a Binomial of many trials) is treated as a number.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import combinations, product
 from typing import Any
 
@@ -23,16 +22,14 @@ from vilvm.weights._sites import plain
 
 __all__ = ["discrete_latents", "indicators", "label_names", "pairs"]
 
-_MOST = 20  # values of a label, and of two at once
-_PAIRED = 5  # labels of a datum of which two at once are looked at
+_MOST = 20  # values of a label, or of a pair of labels
+_PAIRED = 5  # labels of a datum up to which pairs are compared
 
 
 def discrete_latents(
     lvm: LatentVariableModel, batch: Any, layout: Layout
 ) -> dict[str, Tensor | None]:
-    """The latents of discrete support, with the values that a label has, shape (K,), or None for a
-    number that counts.
-    """
+    """The latents of discrete support: a label's values, shape (K,), or None for a count."""
     sites = sites_of_model(lvm, batch)
     return {
         n: _values(sites[n]["fn"])
@@ -47,73 +44,76 @@ def _values(fn: Any) -> Tensor | None:
         return None
     try:
         values = fn.enumerate_support(expand=False)
-    except NotImplementedError:  # a Binomial whose totals differ
+    except NotImplementedError:  # a Binomial with several totals
         return None
     if fn.event_shape:  # one-hot: each component is an indicator
         return torch.tensor([0.0, 1.0])
-    return values.flatten() if values.numel() <= _MOST else None
+    if values.numel() > _MOST:
+        return None
+    return values.flatten()
 
 
 def indicators(
     latents: Mapping[str, Tensor], labels: Mapping[str, Tensor | None]
 ) -> dict[str, Tensor]:
-    """The latents, each label of more than two values replaced by its indicators, along a
-    dimension added on the right.
-    """
-    return {
-        n: _of(v, values) if (values := labels.get(n)) is not None else v
-        for n, v in latents.items()
-    }
+    """The latents; a label of more than two values becomes its indicators, in a new last axis."""
+    return {n: _indicator(v, labels.get(n)) for n, v in latents.items()}
 
 
-def _of(value: Tensor, values: Tensor) -> Tensor:
-    return (
-        value
-        if _is_binary(values)
-        else (value.unsqueeze(-1) == values.to(value)).to(torch.get_default_dtype())
-    )
+def _indicator(value: Tensor, values: Tensor | None) -> Tensor:
+    if values is None or _is_binary(values):
+        return value
+    return (value.unsqueeze(-1) == values.to(value)).to(torch.get_default_dtype())
 
 
 def label_names(
     latents: Mapping[str, Tensor], labels: Mapping[str, Tensor | None], layout: Layout
 ) -> tuple[tuple[str, ...], Tensor]:
-    """What the components of ``indicators`` are called, such as "c[3]=2", and which of them are
-    probabilities, shape (K,).
+    """Names of the components of ``indicators``, such as "c[3]=2", and a mask of probabilities.
+
+    The mask has shape (K,).
     """
-    names, probable = [], []
+    names, is_probability = [], []
     for latent, value in latents.items():
         own, values = names_of({latent: value}, layout), labels.get(latent)
         if values is not None and not _is_binary(values):
             own = tuple(f"{name}={v:g}" for name in own for v in values.tolist())
         names += own
-        probable += [values is not None] * len(own)
-    return tuple(names), torch.tensor(probable, dtype=torch.bool)
+        is_probability += [values is not None] * len(own)
+    return tuple(names), torch.tensor(is_probability, dtype=torch.bool)
 
 
 def pairs(
     latents: Mapping[str, Tensor], labels: Mapping[str, Tensor | None], layout: Layout
 ) -> tuple[Tensor | None, tuple[str, ...]]:
-    """Indicators of the values that two labels have at once, and what they are called, such as
-    "a=1, b=2".
+    """Indicators that two labels have given values at once, and names such as "a=1, b=2".
 
-    Without the first value of each, whose probabilities follow from the others'.
+    The first value of each label is left out: its probabilities follow from the others'.
 
     Returns:
-        Shape (S, num_data, number of pairs), as ``components`` has it; None, and no names, of
-        fewer than two labels or too many.
+        Indicators, shape (S, num_data, number of pairs), as from ``components``, and their names;
+        None and no names for fewer than two labels or too many.
     """
     known = {n: v for n, v in latents.items() if labels.get(n) is not None}
     each = [(name, labels[n]) for n, v in known.items() for name in names_of({n: v}, layout)]
     if not 2 <= len(each) <= _PAIRED:
         return None, ()
     columns, found, names = components(known, layout), [], []
-    for (i, (first, own)), (j, (second, other)) in combinations(enumerate(each), 2):
+    for i, j, v, w in _joint_values([values for _, values in each]):
+        found.append((columns[..., i] == v) & (columns[..., j] == w))
+        names.append(f"{each[i][0]}={v:g}, {each[j][0]}={w:g}")
+    if not found:
+        return None, ()
+    return torch.stack(found, -1).double(), tuple(names)
+
+
+def _joint_values(labels: list[Tensor | None]) -> Iterator[tuple[int, int, float, float]]:
+    """Two labels by their index, and a value of each, without the first values."""
+    for (i, own), (j, other) in combinations(enumerate(labels), 2):
         if own is None or other is None or len(own) * len(other) > _MOST:
             continue
         for v, w in product(own[1:].tolist(), other[1:].tolist()):
-            found.append((columns[..., i] == v) & (columns[..., j] == w))
-            names.append(f"{first}={v:g}, {second}={w:g}")
-    return (torch.stack(found, -1).double(), tuple(names)) if found else (None, ())
+            yield i, j, v, w
 
 
 def _is_binary(values: Tensor) -> bool:

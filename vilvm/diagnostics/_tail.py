@@ -9,8 +9,8 @@ For θ on a grid about the data's own scale, k(θ) = (1/M) Σ log(1 − θ xᵢ)
 k̂ is taken at the mean of θ under weights proportional to exp L, and drawn towards ½ by the weight
 of ten values.
 
-It is the fit that ``psis`` has ArviZ make of weights, here of products of weights and functions,
-of which there are too many to be fitted one by one.
+``psis`` uses ArviZ's version of this fit. This one serves products of weights and functions, which
+are too many to be fitted one by one.
 
 References: A New and Efficient Estimation Method for the Generalized Pareto Distribution, Zhang
 and Stephens, 2009; Pareto Smoothed Importance Sampling, Vehtari, Simpson, Gelman, Yao and Gabry,
@@ -22,21 +22,28 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["tail_error", "tail_length", "tail_shape"]
+__all__ = ["good_k", "tail_error", "tail_length", "tail_shape"]
 
 _PRIOR_K, _PRIOR_WEIGHT = 0.5, 10
-_FLAT = 0.01  # a tail whose logarithms differ by less is that of equal values and rounding
-_LUMP = 0.1  # of S: effective number of values whose tail is one lump, above which they do no harm
+_FLAT = 0.01  # a tail whose logarithms differ by less consists of equal values and rounding
+_LUMP = 0.1  # share of S; a tail of equal values is harmless if the effective number is above
 _FITTED = 4_000_000  # values of the grid at a time
 
 
+def good_k(num_samples: int) -> float:
+    """The k̂ up to which `num_samples` draws are enough: min(1 − 1/log₁₀ S, 0.7)."""
+    return min(1 - 1 / math.log10(num_samples), 0.7)
+
+
 def tail_length(num_samples: int) -> int:
-    """How many of the largest values are the tail: 3√S, or a fifth of a few."""
-    return math.floor(3 * math.sqrt(num_samples)) if num_samples > 225 else num_samples // 5
+    """How many of the largest values form the tail: 3√S, or S/5 for up to 225 draws."""
+    if num_samples > 225:
+        return math.floor(3 * math.sqrt(num_samples))
+    return num_samples // 5
 
 
 def tail_error(num_samples: int, k: float = 0.5) -> float:
-    """The standard error of k̂, which is drawn towards ½ by the weight of ten values, at `k`."""
+    """The standard error of k̂ at a true shape `k`, the prior of ten values at ½ included."""
     tail = tail_length(num_samples)
     return (1 + k) / math.sqrt(tail) * tail / (tail + _PRIOR_WEIGHT)
 
@@ -48,8 +55,8 @@ def tail_shape(x: Tensor) -> Tensor:
         x: values, none negative or NaN, shape (S, C), S at least 25.
 
     Returns:
-        k̂, float64, shape (C,). 0 where the largest values are equal; where they are one lump, 0
-        if the values are many in effect, ∞ if few carry all.
+        k̂, float64, shape (C,); 0 where the largest values are equal. Where a quarter of the tail
+        is one value, 0 if the effective number of values is large, else ∞.
 
     Example:
         >>> import torch
@@ -64,13 +71,13 @@ def tail_shape(x: Tensor) -> Tensor:
     tails = top[:, 1:] - top[:, :1]
     width = 30 + math.isqrt(length)
     k = torch.cat([_fit(part, width) for part in tails.split(max(1, _FITTED // (length * width)))])
-    many = rows.sum(1).square() / rows.square().sum(1) >= _LUMP * len(x)
-    k = torch.where(k.isnan(), torch.where(many, 0.0, math.inf), k)
+    is_harmless = rows.sum(1).square() / rows.square().sum(1) >= _LUMP * len(x)
+    k = torch.where(k.isnan(), torch.where(is_harmless, 0.0, math.inf), k)
     return torch.where(flat, 0.0, k)
 
 
 def _fit(tails: Tensor, width: int) -> Tensor:
-    """k̂ of tails (C, M), each in ascending order; NaN where a quarter or more is one value."""
+    """k̂ of sorted tails (C, M); NaN where a quarter or more is one value."""
     length = tails.shape[1]
     quartile, largest = tails[:, int(length / 4 + 0.5) - 1], tails[:, -1]
     steps = torch.arange(1, width + 1, dtype=tails.dtype, device=tails.device) - 0.5

@@ -1,24 +1,24 @@
-"""Whether a noisy series still drifts, its noise being correlated from one record to the next.
+"""A test for a drift in a noisy series whose noise is correlated from record to record.
 
-Of y_t at evenly spaced times a quadratic is fitted, so that a curve's bend does not count as
+A quadratic is fitted to y_t at evenly spaced times, so that a curve's bend does not count as
 noise: with orthonormal polynomials u₁, u₂,
 
     y = ȳ + c₁ u₁ + c₂ u₂ + e,    t = c₁ / s,  s² = Σ e² / (n − 3),    φ̂ = Σ e_t e_{t−1} / Σ e_t².
 
-Where the noise is first-order autoregressive, t and φ̂ have a joint distribution that depends on n
-and φ alone, and is simulated. The larger φ, the larger the t that noise alone makes; and φ̂ says
-little of φ in a short series, for it is biased downwards, and noisy. So the p-value is that of the
-largest φ which φ̂ does not rule out, at a level of 0.01: of a grid that ends at 0.95, beyond which
-noise can no longer be told from a drift by so few records.
+If the noise is first-order autoregressive, t and φ̂ have a joint distribution that depends on n
+and φ alone, and is simulated. A larger φ makes a larger t by noise alone, and in a short series φ̂
+is noisy and biased downwards. The p-value is therefore that of the largest φ that φ̂ does not rule
+out at level 0.01, on a grid up to 0.95. Beyond it, so few records cannot separate noise from a
+drift.
 
-A curve that rises steeply first is no quadratic, and what is left of it looks like correlated
-noise. So a second test counts the rises from one record to the next: of a random walk they are
-Binomial(n − 1, ½), and of autoregressive noise, whose steps turn back, nearer to half. The smaller
-p-value is taken, without a correction: where one test is at its level, the other is far below.
+A curve that rises steeply first is no quadratic, and its residuals look like correlated noise. So
+a second test counts the rises from one record to the next: they are Binomial(n − 1, ½) for a
+random walk, and nearer to half for autoregressive noise, whose steps turn back. The smaller
+p-value is taken without a correction: where one test is at its level, the other is far below.
 
 Measured at a nominal rate of 0.01, on 10,000 series for each n from 8 to 400: at most 0.005 for φ
-up to 0.7, 0.01 up to 0.9, and 0.014 at 0.95. The price is power: of 30 records whose noise has φ =
-0.3, a rise by ten of its standard deviations is found 7 times in 10, by twenty always.
+up to 0.7, 0.01 up to 0.9, and 0.014 at 0.95. The price is power: among 30 records whose noise has
+φ = 0.3, a rise by ten of its standard deviations is found 7 times in 10, by twenty always.
 
 References: P Values Maximized Over a Confidence Set for the Nuisance Parameter, Roger L. Berger
 and Dennis D. Boos, 1994; Exactly Median-Unbiased Estimation of First Order Autoregressive/Unit
@@ -36,22 +36,22 @@ from scipy.special import bdtrc
 __all__ = ["LEAST", "Trend", "trend"]
 
 LEAST = 8  # records
-# of a longer series, means of neighbours are looked at, so that simulations stay small
-_MOST = 200
+_MOST = 200  # values of a series; neighbours of a longer one are averaged
 _PHI = (0.0, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 _RULED_OUT = 0.01
 _SIMULATIONS = 10_000
 
 
 class Trend(NamedTuple):
-    """A slope, in units of y by units of time.
+    """A slope, in units of y per unit of time.
 
     Arguments:
-        slope: estimated.
-        lower, upper: limits of its one-sided confidence intervals, each at 1 − false_alarm.
-        rising: p-value of no rise, the smaller of the two tests'.
-        falling: p-value of no fall, likewise.
-        correlation: φ̂ of the noise, as estimated.
+        slope: the estimate.
+        lower: lower limit of its one-sided confidence interval, at 1 − false_alarm.
+        upper: upper limit, likewise.
+        rising: p-value of the hypothesis of no rise, the smaller of the two tests'.
+        falling: p-value of the hypothesis of no fall, likewise.
+        correlation: the estimate φ̂ for the noise.
     """
 
     slope: float
@@ -63,20 +63,24 @@ class Trend(NamedTuple):
 
 
 def trend(times: np.ndarray, values: np.ndarray, false_alarm: float = 0.01) -> Trend:
-    """The slope of `values` over `times`, which are about evenly spaced, and whether it differs
-    from zero.
+    """The slope of `values` over roughly evenly spaced `times`, and a test that it is zero.
 
     Arguments:
         times: shape (n,), increasing.
         values: shape (n,), n at least ``LEAST``.
-        false_alarm: one-sided, of the limits.
+        false_alarm: one-sided level of the confidence limits.
+
+    Returns:
+        Trend, in units of `values` per unit of `times`.
 
     Raises:
         ValueError: too few values.
 
     Example:
         >>> import numpy as np
-        >>> found = trend(np.arange(20.0), 0.1 * np.arange(20.0) + 0.01 * np.cos(np.arange(20.0) ** 2))
+        >>> from vilvm.diagnostics._trend import trend
+        >>> t = np.arange(20.0)
+        >>> found = trend(t, 0.1 * t + 0.01 * np.cos(t**2))
         >>> round(found.slope, 2), found.rising < 0.01, found.falling > 0.9
         (0.1, True, True)
     """
@@ -85,7 +89,7 @@ def trend(times: np.ndarray, values: np.ndarray, false_alarm: float = 0.01) -> T
     times, values = _means(times), _means(values)
     c, s, phi = _statistics(values[None] - values.mean(), _polynomials(times))
     null = _worst_null(len(values), float(phi[0]))
-    # of a straight line without noise
+    # a straight line without noise has s = 0
     s = max(float(s[0]), 1e-12 * (1 + float(np.abs(values).max())))
     t, length = float(c[0]) / s, float(np.linalg.norm(times - times.mean()))
     margin = float(np.quantile(null, 1 - false_alarm))
@@ -100,31 +104,27 @@ def trend(times: np.ndarray, values: np.ndarray, false_alarm: float = 0.01) -> T
 
 
 def _means(series: np.ndarray) -> np.ndarray:
-    """At most ``_MOST`` means of neighbours; the first few, which may make no whole group, are
-    left out.
-    """
+    """At most ``_MOST`` means of neighbours, without the first few if they fill no group."""
     size = math.ceil(len(series) / _MOST)
     return series[len(series) % size :].reshape(-1, size).mean(1)
 
 
 def _exceeded(null: np.ndarray, t: float) -> float:
-    """The p-value of t: how often the simulations, in their order, are as large, itself counted
-    among them.
-    """
+    """The p-value of t: the share of sorted simulations at least as large, t itself included."""
     return (len(null) - int(np.searchsorted(null, t)) + 1) / (len(null) + 1)
 
 
 def _sign_test(values: np.ndarray) -> float:
-    """The probability of as many rises from one value to the next, were rises and falls equally
-    likely.
-    """
+    """The probability of at least so many rises if rises and falls are equally likely."""
     steps = np.diff(values)
     return _at_least(int((steps > 0).sum()), int((steps != 0).sum()))
 
 
 def _at_least(k: int, n: int) -> float:
     """P(Binomial(n, ½) ≥ k)."""
-    return 1.0 if k == 0 else float(bdtrc(k - 1, n, 0.5))
+    if k == 0:
+        return 1.0
+    return float(bdtrc(k - 1, n, 0.5))
 
 
 def _polynomials(times: np.ndarray) -> np.ndarray:
@@ -139,7 +139,7 @@ def _polynomials(times: np.ndarray) -> np.ndarray:
 def _statistics(
     centred: np.ndarray, polynomials: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """c₁, s and φ̂ of every row of shape (n,)."""
+    """c₁, s and φ̂ of every row, each of n values."""
     c = centred @ polynomials
     e = centred - c @ polynomials.T
     squares = (e**2).sum(-1)
@@ -148,16 +148,14 @@ def _statistics(
 
 
 def _worst_null(n: int, phi: float) -> np.ndarray:
-    """t of series of length n without drift, in their order, whose φ is the largest that the
-    estimate `phi` does not rule out.
-    """
+    """Sorted t of driftless series, for the largest φ that the estimate `phi` does not exclude."""
     lowest, nulls = _simulated(n)
     return nulls[min(int(np.searchsorted(lowest, phi, side="right")), len(nulls) - 1)]
 
 
 @lru_cache(maxsize=16)
 def _simulated(n: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """For each φ of the grid, the φ̂ below which it is ruled out, and t in its order."""
+    """For each φ of the grid, the φ̂ below which it is ruled out, and the sorted t."""
     noise = np.random.default_rng(0).standard_normal((n, _SIMULATIONS))
     polynomials, lowest, nulls = _polynomials(np.arange(float(n))), [], []
     for phi in _PHI:
@@ -168,5 +166,5 @@ def _simulated(n: int) -> tuple[np.ndarray, list[np.ndarray]]:
         c, s, found = _statistics((y - y.mean(0)).T, polynomials)
         t = c / s
         lowest.append(np.quantile(found, _RULED_OUT))
-        nulls.append(np.sort(np.concatenate([t, -t])))  # a series turned over is as likely
+        nulls.append(np.sort(np.concatenate([t, -t])))  # the mirrored series is as likely
     return np.maximum.accumulate(lowest), nulls

@@ -1,16 +1,16 @@
 """Ranks of the truth among posterior draws, and exact tests that they are uniform.
 
 If θ* and S draws of a posterior are exchangeable, the rank r = #{s : θ_s < θ*} is uniform on {0,
-…, S}. Of L independent ranks let N_i = #{l : r_l < i}, i = 1, …, S, which is Binomial(L, i / (S +
-1)). The ECDF test looks at the least likely of them,
+…, S}. For L independent ranks let N_i = #{l : r_l < i}, i = 1, …, S, which is Binomial(L, i / (S +
+1)). The statistic of the ECDF test is the probability of the least likely of them,
 
     γ = min_i 2 min(P(N_i ≤ n_i), P(N_i ≥ n_i)),
 
 and its p-value is the probability of a γ as small: that the path n_1 ≤ … ≤ n_S leaves the
 simultaneous envelope of level γ. Given their sum, independent Poisson counts are multinomial; so a
-walk with Poisson steps is followed from i = 1 to S + 1, its mass outside the envelope dropped at
-each, and what ends at L is divided by P(Poisson(L) = L). That is exact, whatever S and L; nothing
-is simulated.
+walk with Poisson steps is followed from i = 1 to S + 1, its mass outside the envelope is dropped
+at each step, and the mass that ends at L is divided by P(Poisson(L) = L). This is exact for all S
+and L; nothing is simulated.
 
 The test of symmetry asks less: whether u = (r + ½) / (S + 1) and 1 − u have one distribution. Its
 statistic is that of the two-sample Kolmogorov-Smirnov test of u against 1 − u. The two are not
@@ -44,11 +44,11 @@ __all__ = [
 
 
 class Coverage(NamedTuple):
-    """How often central intervals hold the truth.
+    """How often central intervals contain the truth.
 
     Arguments:
-        levels: the intervals' nominal levels, shape (M,).
-        shares: of the simulations, whose interval of a level holds the truth, shape (M, K).
+        levels: nominal levels of the intervals, shape (M,).
+        shares: shares of simulations whose interval contains the truth, shape (M, K).
         errors: standard errors of the shares, shape (M, K).
     """
 
@@ -58,12 +58,11 @@ class Coverage(NamedTuple):
 
 
 def rank_among(truth: Tensor, draws: Tensor) -> Tensor:
-    """How many draws are below the truth; among draws equal to it (a discrete latent) the place is
-    drawn from torch's generator.
+    """The number of draws below the truth; ties are broken at random, by torch's generator.
 
     Arguments:
-        truth: shape (...).
-        draws: shape (S, ...).
+        truth: true values, shape (...).
+        draws: posterior draws, shape (S, ...).
 
     Returns:
         Whole numbers from 0 to S, shape (...).
@@ -75,16 +74,15 @@ def rank_among(truth: Tensor, draws: Tensor) -> Tensor:
 
 
 def uniformity_p_values(ranks: Tensor, num_draws: int) -> Tensor:
-    """Exact p-values of the ECDF test that ranks are uniform on {0, …, num_draws}, against any
-    alternative.
+    """Exact p-values of the ECDF test that ranks are uniform on {0, …, num_draws}.
 
     Arguments:
         ranks: whole numbers, shape (L,) or (L, K): L independent simulations of K quantities.
-        num_draws: S, draws each truth was ranked among.
+        num_draws: S, the number of draws that each truth was ranked among.
 
     Returns:
-        p-values, float64, shape () or (K,); P(p ≤ α) is α, or as close below it as whole numbers
-        allow.
+        p-values, float64, shape () or (K,); P(p ≤ α) is α, or the nearest smaller value that
+        whole numbers allow.
 
     Raises:
         ValueError: ranks are not whole numbers from 0 to num_draws, or there are none.
@@ -93,8 +91,10 @@ def uniformity_p_values(ranks: Tensor, num_draws: int) -> Tensor:
 
     Example:
         >>> import torch
+        >>> from vilvm.diagnostics._uniformity import uniformity_p_values
         >>> even, low = torch.arange(100) % 10, torch.arange(100) % 5
-        >>> tuple(f"{p:.2g}" for p in uniformity_p_values(torch.stack([even, low], 1), num_draws=9))
+        >>> ranks = torch.stack([even, low], 1)
+        >>> tuple(f"{p:.2g}" for p in uniformity_p_values(ranks, num_draws=9))
         ('1', '1.4e-29')
     """
     columns = _columns(ranks, num_draws)
@@ -110,18 +110,18 @@ def uniformity_p_values(ranks: Tensor, num_draws: int) -> Tensor:
 @lru_cache(maxsize=4)
 def _tails(size: int, num_draws: int) -> np.ndarray:
     """2 min(P(N_i ≤ n), P(N_i ≥ n)) for i = 1, …, S and n = 0, …, L."""
-    from scipy import stats  # here, for it takes a second to import
+    from scipy import stats  # takes a second to import
 
     n, share = np.arange(size + 1), np.arange(1, num_draws + 1)[:, None] / (num_draws + 1)
     return 2 * np.minimum(stats.binom.cdf(n, size, share), stats.binom.sf(n - 1, size, share))
 
 
 def _crossing(tails: np.ndarray, level: float) -> float:
-    """The probability that the path of N_i touches a place whose tail is no larger than `level`."""
-    from scipy import stats  # here, for it takes a second to import
+    """The probability that the path of N_i touches a point whose tail is at most `level`."""
+    from scipy import stats  # takes a second to import
 
     num_draws, size = tails.shape[0], tails.shape[1] - 1
-    # a place and its mirror image have one tail, but for rounding
+    # a point and its mirror image have the same tail up to rounding
     inside = tails > level * (1 + 1e-9)
     if not inside.any(1).all():
         return 1.0
@@ -132,18 +132,16 @@ def _crossing(tails: np.ndarray, level: float) -> float:
         mass = np.convolve(mass, step[: to_high - low + 1])[to_low - low : to_high - low + 1]
         low = to_low
     stays = mass @ step[size - low - np.arange(len(mass))] / stats.poisson.pmf(size, size)
-    # A p-value near rounding's reach is held between the tail of one place and the sum over all of
-    # them.
+    # A tiny p-value is bounded by the tail of one point and the sum of all tails.
     return float(np.clip(1 - stays, level / 2, min(1.0, num_draws * level)))
 
 
 def symmetry_p_values(ranks: Tensor, num_draws: int) -> Tensor:
-    """Exact p-values of the test that ranks are symmetric about their middle, num_draws / 2: that
-    truths lie neither high nor low.
+    """Exact p-values of the test that ranks are symmetric about their middle, num_draws / 2.
 
     Arguments:
         ranks: whole numbers, shape (L,) or (L, K): L independent simulations of K quantities.
-        num_draws: S, draws each truth was ranked among.
+        num_draws: S, the number of draws that each truth was ranked among.
 
     Returns:
         p-values, float64, shape () or (K,).
@@ -152,11 +150,13 @@ def symmetry_p_values(ranks: Tensor, num_draws: int) -> Tensor:
         ValueError: ranks are not whole numbers from 0 to num_draws, or there are none.
 
     Reference: Yes, but did it work?: Evaluating variational inference, Yao, Vehtari, Simpson and
-    Gelman, 2018; there the p-value is that of two independent samples, which is too small.
+    Gelman, 2018. They use the p-value of two independent samples, which is too small.
 
     Example:
         >>> import torch
-        >>> symmetry_p_values(torch.tensor([0, 0, 0, 1, 1]), num_draws=9)  # five of five on one side: 2 / 2⁵
+        >>> from vilvm.diagnostics._uniformity import symmetry_p_values
+        >>> # all five on one side: p = 2 / 2⁵
+        >>> symmetry_p_values(torch.tensor([0, 0, 0, 1, 1]), num_draws=9)
         tensor(0.0625, dtype=torch.float64)
     """
     columns = _columns(ranks, num_draws)
@@ -167,25 +167,26 @@ def symmetry_p_values(ranks: Tensor, num_draws: int) -> Tensor:
 
 
 def _excursion(sides: np.ndarray) -> float:
-    """The probability that coins for the signs of `sides`, taken from the largest in size on, lead
-    as far away from even.
+    """The probability of so large an excursion if the signs of `sides` are fair coins.
+
+    The walk takes the sides in decreasing order of size.
     """
     sizes = np.unique(np.abs(sides[sides != 0]))[::-1]
     ups, downs = ((sides[:, None] == sign * sizes).sum(0) for sign in (1, -1))
     furthest = np.abs((ups - downs).cumsum()).max(initial=0)
     if furthest == 0:
         return 1.0
-    mass = np.zeros(2 * furthest - 1)  # of the walk, strictly within `furthest` of even
+    mass = np.zeros(2 * furthest - 1)  # of the walk, within `furthest` of zero
     mass[furthest - 1] = 1
-    for group in ups + downs:  # equal sizes are looked at together
+    for group in ups + downs:  # equal sizes make one step
         mass = np.convolve(mass, _coins(int(group)))[group : group + len(mass)]
     return float(np.clip(1 - mass.sum(), 0, 1))
 
 
 @lru_cache(maxsize=1024)
 def _coins(number: int) -> np.ndarray:
-    """The distribution of heads less tails of so many fair coins, from −number to number."""
-    from scipy import stats  # here, for it takes a second to import
+    """The distribution of heads minus tails of so many fair coins, from −number to number."""
+    from scipy import stats  # takes a second to import
 
     law = np.zeros(2 * number + 1)
     law[::2] = stats.binom.pmf(np.arange(number + 1), number, 0.5)
@@ -193,21 +194,22 @@ def _coins(number: int) -> np.ndarray:
 
 
 def holm(p_values: Tensor) -> Tensor:
-    """p-values adjusted for their number: below α with probability at most α if all that is tested
-    is true.
+    """p-values adjusted for multiple testing by Holm's method, for dependent tests too.
 
-    As safe as Bonferroni's (K times the p-value), and never larger.
+    If all hypotheses are true, the smallest is below α with probability at most α. They are never
+    larger than Bonferroni's (K times the p-value).
 
     Arguments:
-        p_values: shape (K,); the tests may depend on each other.
+        p_values: shape (K,).
 
     Returns:
-        Shape (K,).
+        Adjusted p-values, shape (K,).
 
     Reference: A simple sequentially rejective multiple test procedure, Sture Holm, 1979.
 
     Example:
         >>> import torch
+        >>> from vilvm.diagnostics._uniformity import holm
         >>> tuple(round(p, 3) for p in holm(torch.tensor([0.01, 0.04, 0.03])).tolist())
         (0.03, 0.06, 0.06)
     """
@@ -221,22 +223,26 @@ def holm(p_values: Tensor) -> Tensor:
 def interval_coverage(
     ranks: Tensor, num_draws: int, levels: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95)
 ) -> Coverage:
-    """How often central intervals hold the truth, by its ranks; if these are uniform, as often as
-    each level says, without bias.
+    """How often central intervals contain the truth, computed from its ranks.
 
-    A rank r stands for the stretch from r / (S + 1) to (r + 1) / (S + 1) of the distribution
-    function, and counts as covered in part if an interval's end falls within it.
+    A rank r stands for the part of the distribution function from r / (S + 1) to (r + 1) / (S +
+    1). It counts as partly covered if an interval ends within it, so that uniform ranks give each
+    level without bias.
 
     Arguments:
         ranks: whole numbers, shape (L,) or (L, K).
-        num_draws: S, draws each truth was ranked among.
-        levels: of the intervals.
+        num_draws: S, the number of draws that each truth was ranked among.
+        levels: nominal levels of the intervals.
+
+    Returns:
+        Coverage, with shares of shape (M, K).
 
     Raises:
         ValueError: ranks are not whole numbers from 0 to num_draws, or there are none.
 
     Example:
         >>> import torch
+        >>> from vilvm.diagnostics._uniformity import interval_coverage
         >>> interval_coverage(torch.arange(10), num_draws=9, levels=(0.8,)).shares
         tensor([[0.8000]], dtype=torch.float64)
     """
@@ -250,16 +256,15 @@ def interval_coverage(
 
 def _columns(ranks: Tensor, num_draws: int) -> np.ndarray:
     num_draws = check_number("num_draws", num_draws)
-    if (
-        not ranks.dim()
-        or not ranks.numel()
-        or ranks.is_floating_point()
-        or ranks.min() < 0
-        or ranks.max() > num_draws
-    ):
-        values = f"from {ranks.min()} to {ranks.max()}" if ranks.numel() else "none"
+    if not ranks.dim() or not ranks.numel():
         raise ValueError(
-            f"ranks must be whole numbers from 0 to num_draws = {num_draws}, one a simulation; "
-            f"got {values}, of shape {tuple(ranks.shape)}."
+            f"ranks must be whole numbers from 0 to num_draws = {num_draws}, one per simulation; "
+            f"got none, of shape {tuple(ranks.shape)}."
+        )
+    if ranks.is_floating_point() or ranks.min() < 0 or ranks.max() > num_draws:
+        raise ValueError(
+            f"ranks must be whole numbers from 0 to num_draws = {num_draws}, one per simulation; "
+            f"got {ranks.dtype} from {ranks.min()} to {ranks.max()}, "
+            f"of shape {tuple(ranks.shape)}."
         )
     return ranks.reshape(len(ranks), -1).cpu().numpy()

@@ -1,6 +1,4 @@
-"""What a diagnostic says: how grave it is, in a sentence, by which threshold, and what to try
-next.
-"""
+"""The verdict of a diagnostic: its severity, a sentence with its numbers, and what to do next."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -10,10 +8,15 @@ __all__ = ["Finding", "Severity"]
 
 
 class Severity(IntEnum):
-    """How much a finding matters to somebody who is about to use the posterior.
+    """How much a finding matters to a user of the posterior.
 
-    OK: nothing to object to. NOTE: to know about. WARNING: results may be off; look before you use
-    them. CRITICAL: do not trust them.
+    OK: no objection. NOTE: worth knowing. WARNING: results may be wrong; check before you use
+    them. CRITICAL: do not trust the results.
+
+    Example:
+        >>> from vilvm.diagnostics.finding import Severity
+        >>> Severity.CRITICAL > Severity.WARNING
+        True
     """
 
     OK = 0
@@ -27,15 +30,18 @@ class Finding:
     """The verdict of one diagnostic.
 
     Arguments:
-        name: of the diagnostic, such as "Pareto k̂".
-        severity: see ``Severity``.
-        verdict: one or two sentences that a scientist understands, the numbers that matter in
-            them.
-        source: where the threshold comes from (author, year, or the stated false-alarm rate of a
-            test).
-        advice: what to try next; empty if nothing need be done.
-        about: "posterior", how near the guide is to the posterior of this model; or "model",
-            whether it is a model of these data.
+        name: the diagnostic, such as "Pareto k̂".
+        severity: how much it matters, see ``Severity``.
+        verdict: one or two sentences for a scientist, with the numbers that matter.
+        source: where the threshold comes from: author and year, or the false-alarm rate of a test.
+        advice: what to try next; empty if nothing is needed.
+        about: "posterior" if it judges the guide as posterior of this model, "model" if it judges
+            the model of these data.
+
+    Example:
+        >>> from vilvm.diagnostics.finding import Finding, Severity
+        >>> print(Finding("Rate", Severity.OK, "The rate is 2 nats.", "KL ≥ 0"))
+        [OK] Rate: The rate is 2 nats. (KL ≥ 0)
     """
 
     name: str
@@ -46,12 +52,5 @@ class Finding:
     about: Literal["posterior", "model"] = "posterior"
 
     def __str__(self) -> str:
-        return " ".join(
-            part
-            for part in (
-                f"[{self.severity.name}] {self.name}: {self.verdict}",
-                self.advice,
-                f"({self.source})",
-            )
-            if part
-        )
+        head = f"[{self.severity.name}] {self.name}: {self.verdict}"
+        return " ".join(part for part in (head, self.advice, f"({self.source})") if part)

@@ -1,17 +1,17 @@
 """PSIS leave-one-out prediction: how well the posterior given the others predicts each datum.
 
-Where data share latents z, the expected log predictive density of datum i given all others is
+If data share latents z, the expected log predictive density of datum i given all others is
 
-    elpd_i = log p(x_i | x_{−i}) = log ( Σ_s r_s p(x_i | z_s) / Σ_s r_s ),    r_s ∝ w_s / p(x_i | z_s),   w_s = p(x, z_s) / q(z_s | x),
+    elpd_i = log p(x_i | x_{−i}) = log ( Σ_s r_s p(x_i | z_s) / Σ_s r_s ),
+    r_s ∝ w_s / p(x_i | z_s),   w_s = p(x, z_s) / q(z_s | x),
 
-for draws z_s of the guide: their weight w makes draws of the posterior of them, and the division
-takes datum i out again; the r are Pareto-smoothed, and k̂_i says whether that can be done with so
-many draws. What is summed is elpd = Σ_i elpd_i; the effective number of parameters is p = Σ_i log
-p(x_i | x) − elpd.
+for draws z_s of the guide. The weights w turn them into draws of the posterior, and the division
+removes datum i. The r are Pareto-smoothed, and k̂_i shows whether so many draws are enough. The
+sum is elpd = Σ_i elpd_i; the effective number of parameters is p = Σ_i log p(x_i | x) − elpd.
 
-Where every latent belongs to one datum, leaving a datum out leaves nothing to know it by: given
-the model's parameters p(x_i | x_{−i}) = p(x_i), which is what ``evaluate`` estimates, on data that
-were not trained on.
+If every latent belongs to one datum, nothing else is known about a datum that is left out: given
+the model's parameters p(x_i | x_{−i}) = p(x_i), which ``evaluate`` estimates, on data that were
+not trained on.
 
 References: Practical Bayesian Model Evaluation Using Leave-One-Out Cross-Validation and WAIC,
 Vehtari, Gelman and Gabry, 2017; Bayesian Leave-One-Out Cross-Validation for Large Data, Magnusson,
@@ -26,22 +26,25 @@ import torch
 from scipy.special import ndtri
 from torch import Tensor
 
-from vilvm._runtime.argument_checks import check_number, check_seed
+from vilvm._runtime.argument_checks import check_number
 from vilvm._runtime.random import seeded
-from vilvm.diagnostics._clock import Clock, affordable_draws
-from vilvm.diagnostics._tail import tail_error
-from vilvm.diagnostics.finding import Finding, Severity
-from vilvm.diagnostics.pareto_k import JOINT_ROWS, check_weighable, good_k, psis
-from vilvm.lvm import ContractError, LatentVariableModel, device_of, evaluation_mode, fixed_beside
-from vilvm.weights import Layout, LogWeights, find_layout, weight_chunks
+from vilvm.data.tensors import tensors_of
+from vilvm.diagnostics._tail import good_k, tail_error
+from vilvm.diagnostics._time_budget import TimeBudget, affordable_draws
+from vilvm.diagnostics._verdicts.loo import loo_finding
+from vilvm.diagnostics.finding import Finding
+from vilvm.diagnostics.pareto_k import JOINT_ROWS
+from vilvm.diagnostics.psis import Smoothed, psis
+from vilvm.lvm import ContractError, LatentVariableModel
+from vilvm.weights import Layout, LogWeights, weight_chunks
+from vilvm.weights.prepared import Prepared, prepared_of
 
 __all__ = ["LOO", "loo"]
 
-# draws that know k̂, and how often fewer may raise a false alarm about any datum
-_KNOWN, _CHANCE = 10_000, 0.01
-
-_KEPT = 20_000_000  # draws times data that are held at a time
-_WORKED = 4_000_000  # of these, at a time
+_KNOWN = 10_000  # draws that determine k̂
+_CHANCE = 0.01  # how often fewer may raise a false alarm about any datum
+_KEPT = 20_000_000  # draws × data held at a time
+_WORKED = 4_000_000  # draws × data processed at a time
 
 
 @dataclass(frozen=True)
@@ -49,16 +52,23 @@ class LOO:
     """Leave-one-out prediction, in nats.
 
     Arguments:
-        elpd: expected log predictive density, all data together.
+        elpd: expected log predictive density, summed over the data.
         se: its standard error over the data.
         p: effective number of parameters.
-        elpd_i: of each datum, shape (num_data,).
+        elpd_i: that of each datum, shape (num_data,).
         k: Pareto k̂ of each datum's weights, shape (num_data,).
-        joint_k: Pareto k̂ of the guide's own weights, no datum left out.
-        num_samples: S.
-        cut: what was cut short for want of time.
-        own: whether data have latents of their own, of which weights seldom know what they were
-            without their datum.
+        joint_k: Pareto k̂ of the guide's own weights, with all data.
+        num_samples: S, the number of draws.
+        cut: what is missing for want of time.
+        own: whether data have latents of their own, which weights can seldom infer without the
+            datum.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.diagnostics.loo import LOO
+        >>> k = torch.tensor([0.1, 0.2])
+        >>> LOO(-3.0, 0.5, 1.0, torch.tensor([-1.0, -2.0]), k, 0.1, 1000).finding.severity.name
+        'OK'
     """
 
     elpd: float
@@ -77,152 +87,100 @@ class LOO:
         return good_k(self.num_samples)
 
     @property
-    def _certain(self) -> float:
-        """The k̂ above which a datum moves the posterior, whatever the number of draws: of few,
-        whose threshold is below 0.7, beyond their noise.
+    def certain(self) -> float:
+        """The k̂ above which a datum moves the posterior, for any number of draws.
+
+        Few draws have a threshold below 0.7; then it is 0.7 plus the noise of k̂.
         """
         if self.threshold >= good_k(_KNOWN):
             return self.threshold
-        return good_k(_KNOWN) + float(-ndtri(_CHANCE / len(self.k))) * tail_error(self.num_samples)
+        z = float(-ndtri(_CHANCE / len(self.k)))
+        return good_k(_KNOWN) + z * tail_error(self.num_samples)
 
     @property
     def finding(self) -> Finding:
-        """The verdict: CRITICAL if the guide is too far from the posterior; WARNING if single data
-        move it so much that they cannot be left out by weights.
+        """CRITICAL if the guide is too far from the posterior, WARNING for influential data.
 
-        NOTE if it is most of the data, or each has a latent of its own: then it is not they that
-        stand apart; or if few draws leave it open.
+        NOTE if these are most of the data, if each has a latent of its own, or if few draws leave
+        it open.
         """
-        name, source = (
-            "Leave-one-out prediction",
-            "min(1 − 1/log10 S, 0.7): Vehtari et al., 2017 and 2024",
-        )
-        if self.joint_k > self.threshold:
-            verdict = (
-                f"k̂ of the guide's own weights is {self.joint_k:.2f}, so draws of it cannot "
-                "stand for the posterior, with or without a datum."
-            )
-            return Finding(name, Severity.CRITICAL, verdict, source, "Take a richer guide first.")
-        bad = (self.k > self.threshold).nonzero()[:, 0].tolist()
-        told = (
-            f"elpd is {self.elpd:.1f} ± {self.se:.1f} nats over {len(self.k)} data, with "
-            f"{self.p:.1f} effective parameters"
-        )
-        if not bad:
-            return Finding(
-                name,
-                Severity.OK,
-                f"{told}; no datum's k̂ is above {self.threshold:.2f}.",
-                source,
-                about="model",
-            )
-        if self.own or 2 * len(bad) > len(self.k) or not bool((self.k > self._certain).any()):
-            verdict = (
-                f"{told}, but k̂ is above {self.threshold:.2f} for {len(bad)} of them, so that "
-                "the number is not known: these data cannot be left out by weights."
-            )
-            advice = (
-                "Take more draws (num_samples=...); or, to compare models, fit anew without some "
-                "of the data and evaluate on these."
-            )
-            return Finding(name, Severity.NOTE, verdict, source, advice, "model")
-        worst = sorted(bad, key=lambda i: -self.k[i].item())[:5]
-        return Finding(
-            name,
-            Severity.WARNING,
-            f"{told}, but k̂ is above {self.threshold:.2f} for {len(bad)} data "
-            f"({', '.join(map(str, worst))} the worst): each moves the posterior so "
-            "much that it cannot be left out by weights.",
-            source,
-            "Look at these data, take a likelihood with heavier tails, or fit anew without each "
-            "of them.",
-            "model",
-        )
+        return loo_finding(self)
 
 
 @torch.no_grad()
 def loo(
-    lvm: LatentVariableModel,
-    data: Any,
+    lvm: LatentVariableModel | Prepared,
+    data: Any = None,
     *,
     num_samples: int = 10_000,
     budget: float | None = None,
     seed: int = 0,
 ) -> LOO:
-    """PSIS leave-one-out prediction of a model whose data share latents, smoothed by ArviZ.
+    """PSIS leave-one-out prediction of a model whose data share latents.
 
     Arguments:
-        lvm: the model and guide, its data in a plate.
-        data: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row.
+        lvm: the model and guide, with the data in a plate; or a ``Prepared``, which holds the data
+            too.
+        data: ``Data``, a tensor, or a tuple or dict of tensors with one datum per row.
         num_samples: draws of the guide, at least 100.
-        budget: seconds after which it makes do with fewer draws; see `cut`.
-        seed: of the draws, and of the data's transform.
+        budget: seconds; if short, fewer draws are made, see `cut`.
+        seed: seed of the draws and of the data's transform.
+
+    Returns:
+        LOO, in nats.
 
     Raises:
-        ContractError: every latent belongs to one datum; some observed site is outside the plate
-            over the data, or is one of all data together; or the guide is degenerate, a prior
+        ContractError: every latent belongs to one datum; an observed site is outside the plate
+            over the data, or belongs to all data jointly; the guide is degenerate, or a prior
             flat.
 
+    Reference: Practical Bayesian Model Evaluation Using Leave-One-Out Cross-Validation and WAIC,
+    Vehtari, Gelman and Gabry, 2017.
+
     Example:
-        >>> import torch
         >>> from vilvm.models.eight_schools import EightSchools, eight_schools
         >>> from vilvm.diagnostics import loo
-        >>> loo(EightSchools(guide="mean_field"), eight_schools(), num_samples=500).elpd_i.shape
+        >>> found = loo(EightSchools(guide="mean_field"), eight_schools(), num_samples=500)
+        >>> found.elpd_i.shape
         torch.Size([8])
     """
-    seed = check_seed("loo: seed", seed)
-    num_samples = check_number("loo: num_samples", num_samples, 100)
-    clock, wanted = Clock(budget), num_samples
-    fixed = fixed_beside(lvm, data, seed)
-    device = device_of(lvm, fixed.device)
-    with seeded(seed, device), evaluation_mode(lvm):
-        layout = find_layout(lvm, fixed.x)
-        _check(lvm, layout)
-        _check_sites(lvm, layout, next(weight_chunks(lvm, fixed.x, 1, 1, layout=layout)))
-        if clock.limited:
-
-            def drawn(size: int) -> None:
-                for _ in weight_chunks(lvm, fixed.x, size, size, layout=layout):
-                    pass
-
-            num_samples = affordable_draws(drawn, 100, wanted, clock.left / 2)
-        width, chunk = max(1, _KEPT // num_samples), max(1, JOINT_ROWS // max(layout.num_data, 1))
-        found, sums, whole = [], None, None
-        for start in range(0, layout.num_data, width):
-            columns = slice(start, start + width)
-            with seeded(seed, device):  # so that each pass has the same draws
-                passes = [
-                    _densities(w, columns)
-                    for w in weight_chunks(lvm, fixed.x, num_samples, chunk, layout=layout)
-                ]
-            log_p = torch.cat([p for p, _ in passes])
-            if sums is None or whole is None:
-                sums = _Sums(
-                    *(torch.cat(column) for column in zip(*(s for _, s in passes), strict=True))
-                )
-                whole = psis(sums.joint)
-            found += [
-                _left_out(block, whole.log_weights, sums)
-                for block in log_p.split(max(1, _WORKED // num_samples), 1)
-            ]
-    assert whole is not None
+    num_samples = wanted = check_number("loo: num_samples", num_samples, 100)
+    time, cut = TimeBudget(budget), ""
+    prepared = prepared_of("loo", lvm, data, seed=seed)
+    _check(prepared)
+    leaving = _LeavingOut(prepared.lvm, prepared.batches[0].x, prepared.layout, prepared.seed)
+    with prepared.running():
+        _check_sites(prepared, next(leaving.chunks(1, 1)))
+        if time.is_limited:
+            num_samples = affordable_draws(leaving.run, 100, wanted, time.left / 2)
+        if num_samples < wanted:
+            cut = f"{num_samples} of {wanted} draws"
+        whole, found = leaving.each_datum(num_samples)
     elpd, fitted, k = (torch.cat(column) for column in zip(*found, strict=True))
+    se = math.nan
+    if len(elpd) > 1:
+        se = (elpd.std() * math.sqrt(len(elpd))).item()
     return LOO(
         elpd=elpd.sum().item(),
-        se=(elpd.std() * math.sqrt(len(elpd))).item() if len(elpd) > 1 else math.nan,
+        se=se,
         p=(fitted - elpd).sum().item(),
         elpd_i=elpd,
         k=k,
         joint_k=whole.k.item(),
         num_samples=num_samples,
-        cut=f"{num_samples} of {wanted} draws" if num_samples < wanted else "",
-        own=bool(layout.data_axes),
+        cut=cut,
+        own=bool(prepared.layout.data_axes),
     )
 
 
 class _Sums(NamedTuple):
-    """Of every draw, each of shape (S,): the joint log-weight; its part that is of no datum;
-    log-likelihoods of all data that are finite; how many are not.
+    """Sums over the data for every draw, each of shape (S,).
+
+    Arguments:
+        joint: the joint log-weight.
+        rest: its part without the data's likelihoods.
+        finite: the sum of the finite log-likelihoods.
+        impossible: the number of log-likelihoods that are −∞.
     """
 
     joint: Tensor
@@ -231,7 +189,55 @@ class _Sums(NamedTuple):
     impossible: Tensor
 
 
-def _densities(weights: LogWeights, columns: slice) -> tuple[Tensor, _Sums]:
+class _LeavingOut(NamedTuple):
+    """Leaves out each datum of a batch by weights.
+
+    Arguments:
+        lvm: the model and guide.
+        batch: all data.
+        layout: the layout of the batch.
+        seed: seed of the draws.
+    """
+
+    lvm: LatentVariableModel
+    batch: Any
+    layout: Layout
+    seed: int
+
+    def chunks(self, num_samples: int, size: int) -> Any:
+        """Log-weights of so many draws, `size` at a time."""
+        return weight_chunks(self.lvm, self.batch, num_samples, size, layout=self.layout)
+
+    def run(self, num_samples: int) -> None:
+        """Makes so many draws at once."""
+        for _ in self.chunks(num_samples, num_samples):
+            pass
+
+    def each_datum(self, num_samples: int) -> tuple[Smoothed, list[tuple[Tensor, Tensor, Tensor]]]:
+        """The smoothed joint weights; and log p(x_i | x_{−i}), log p(x_i | x), k̂ by block."""
+        width = max(1, _KEPT // num_samples)
+        found, sums, whole = [], None, None
+        for start in range(0, self.layout.num_data, width):
+            log_p, sums_here = self._densities(num_samples, slice(start, start + width))
+            if sums is None or whole is None:
+                sums, whole = sums_here, psis(sums_here.joint)
+            blocks = log_p.split(max(1, _WORKED // num_samples), 1)
+            found += [_left_out(block, whole.log_weights, sums) for block in blocks]
+        assert whole is not None
+        return whole, found
+
+    def _densities(self, num_samples: int, columns: slice) -> tuple[Tensor, _Sums]:
+        """log p(x_i | z) of some of the data, shape (S, some), and the sums over all of them."""
+        size = max(1, JOINT_ROWS // max(self.layout.num_data, 1))
+        # each pass has the same draws
+        with seeded(self.seed, tensors_of(self.batch)[0].device):
+            found = [_terms(w, columns) for w in self.chunks(num_samples, size)]
+        log_p = torch.cat([p for p, _ in found])
+        each = zip(*(sums for _, sums in found), strict=True)
+        return log_p, _Sums(*(torch.cat(column) for column in each))
+
+
+def _terms(weights: LogWeights, columns: slice) -> tuple[Tensor, _Sums]:
     """log p(x_i | z) of some of the data, shape (S, some), and the sums over all of them."""
     log_p = weights.log_likelihood.double()
     impossible = log_p.isneginf()
@@ -242,8 +248,9 @@ def _densities(weights: LogWeights, columns: slice) -> tuple[Tensor, _Sums]:
 
 
 def _left_out(log_p: Tensor, whole: Tensor, sums: _Sums) -> tuple[Tensor, Tensor, Tensor]:
-    """log p(x_i | x_{−i}), log p(x_i | x) and k̂ of some data: the weight without a datum is made
-    of the others, for −∞ cannot be taken off again.
+    """log p(x_i | x_{−i}), log p(x_i | x) and k̂ of some data.
+
+    The weight without a datum is the sum over the others, because −∞ cannot be subtracted.
     """
     impossible = log_p.isneginf()
     others = sums.finite[:, None] - log_p.masked_fill(impossible, 0.0)
@@ -253,9 +260,10 @@ def _left_out(log_p: Tensor, whole: Tensor, sums: _Sums) -> tuple[Tensor, Tensor
     return elpd, (whole[:, None] + log_p).logsumexp(0), without.k
 
 
-def _check(lvm: object, layout: Layout) -> None:
-    check_weighable("loo", lvm, layout)
-    name = type(lvm).__name__
+def _check(prepared: Prepared) -> None:
+    """Raises unless the data share a latent and each can be left out."""
+    prepared.require_weights("loo")
+    layout, name = prepared.layout, type(prepared.lvm).__name__
     if layout.local:
         raise ContractError(
             f"loo: every latent of {name} belongs to one datum, so that p(x_i | the others) is "
@@ -263,24 +271,24 @@ def _check(lvm: object, layout: Layout) -> None:
         )
     if layout.data_plate is None:
         raise ContractError(
-            f"loo: {name} has no plate over its data in which all of its observed sites stand "
-            f"({', '.join(map(repr, layout.observed))}), so no datum can be "
-            "left out: observe each of them in one pyro.plate, one datum a row."
+            f"loo: {name} has no plate over its data that contains all of its observed sites "
+            f"({', '.join(map(repr, layout.observed))}), so no datum can be left out: observe "
+            "each of them in one pyro.plate, one datum per row."
         )
     if layout.subsample:
         raise ContractError(
-            f"loo: {name} subsamples its plate {next(iter(layout.subsample))!r} at random; take a "
+            f"loo: {name} subsamples its plate {next(iter(layout.subsample))!r} at random; use a "
             "model that sees all of it."
         )
 
 
-def _check_sites(lvm: object, layout: Layout, weights: LogWeights) -> None:
-    """Every log-likelihood is that of single data."""
+def _check_sites(prepared: Prepared, weights: LogWeights) -> None:
+    """Raises unless every log-likelihood is that of single data."""
     for site, term in weights.log_likelihoods.items():
         if term.dim() != 2:
             raise ContractError(
-                f"loo: site {site!r} of {type(lvm).__name__} depends on a latent that is summed "
-                f"over for all data of the plate {layout.data_plate!r} together, "
+                f"loo: site {site!r} of {type(prepared.lvm).__name__} depends on a latent that is "
+                f"summed over for all data of the plate {prepared.layout.data_plate!r} jointly, "
                 "so no datum can be left out of it: let the guide draw that latent, or give each "
                 "datum one of its own."
             )

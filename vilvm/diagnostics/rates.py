@@ -1,67 +1,74 @@
-"""Whether model and guide are densities of the same latents: the rate, which cannot be negative,
-and the loss that training had.
+"""The rate, which cannot be negative, and its agreement with the loss of training.
 
     rate = E_q[log q(z | x) − log p(z)] = KL(q(z | x) ‖ p(z)) ≥ 0
 
 holds whenever q and p are normalised densities of one z. A rate that is negative beyond its Monte
-Carlo error says that they are not: a mask that one of them has and the other has not, a Jacobian
-left out, a site scored twice. No bound computed from such a pair is one.
+Carlo error shows that they are not: one of them has a mask that the other has not, a Jacobian is
+missing, or a site is scored twice. No bound computed from such a pair is valid.
 
-Of a run trained by an ELBO that is not annealed, minus the loss and −(rate + distortion) estimate
-one number, the first as Pyro computes it from a single run of the pair, the second as vilvm does
-from many samples at once. In the last quarter of the records
+After training by an ELBO without annealing, minus the loss and −(rate + distortion) estimate one
+number: the first as Pyro computes it from a single run of the pair, the second as vilvm does from
+many samples at once. In the last quarter of the records
 
     dₜ = (ELBO before record t + ELBO after it) / 2 + rateₜ + distortionₜ
 
-has mean zero, both sides being about the time of the record; where it has not, beyond its noise (a
-t-test, the variance doubled, for neighbours share a term), and by more than 0.05 nats and 1 % of
-the ELBO, the pair means one thing by itself and another under samples.
+has mean zero, because both sides are centred at the time of the record. If it has not, beyond its
+noise (a t-test with doubled variance, because neighbours share a term), and by more than 0.05 nats
+and 1 % of the ELBO, the density of the pair in one run differs from that under many samples.
 
 Reference: Fixing a Broken ELBO, Alemi et al., 2018 (rate and distortion). The two checks are ours.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
-from vilvm._runtime.argument_checks import check_number, check_probability, check_seed
-from vilvm._runtime.random import seeded
-from vilvm.diagnostics._clock import Clock, affordable_draws
-from vilvm.diagnostics.finding import Finding, Severity
-from vilvm.diagnostics.pareto_k import check_weighable
-from vilvm.evaluation import Estimate, evaluate
-from vilvm.evaluation.evaluate import in_parts
-from vilvm.lvm import LatentVariableModel, NotApplicable, fixed_beside
+from vilvm._runtime.argument_checks import check_number, check_probability
+from vilvm.diagnostics._time_budget import TimeBudget, affordable_draws
+from vilvm.diagnostics._verdicts.rates import rates_finding
+from vilvm.diagnostics.finding import Finding
+from vilvm.evaluation import Estimate, Evaluation, evaluate
+from vilvm.lvm import LatentVariableModel, NotApplicable
+from vilvm.training.history import Record
 from vilvm.training.result import Fit
-from vilvm.weights import Layout, log_weights
+from vilvm.weights import log_weights
+from vilvm.weights.prepared import Prepared, prepared_of
 
 __all__ = ["Rates", "rates"]
 
-_ROUNDING = 0.01  # nats by which a rate of zero may come out below it
-_LEAST, _PART = 8, 4  # records that are looked at, and the part of them that the last ones are
-_NATS, _SHARE = 0.05, 0.01  # by which the two may differ: of the ELBO's size the larger
+_ROUNDING = 0.01  # nats below zero that rounding may cause
+_LEAST, _PART = 8, 4  # fewest records compared, and the fraction of all that they are
+_NATS, _SHARE = 0.05, 0.01  # tolerances: absolute, and as a share of the ELBO
 _PLAIN = ("Trace_ELBO(", "TraceMeanField_ELBO(", "TraceEnum_ELBO(", "TraceGraph_ELBO(")
 _MODES = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._BatchNorm)
 
 
 @dataclass(frozen=True)
 class Rates:
-    """The rate of every datum, and what minus the training loss exceeds −(rate + distortion) by.
+    """The rate of every datum, and how far the training loss disagrees with it.
 
     Arguments:
-        rate: in nats per datum, of all data together if they share a latent.
-        index: which data these are, shape (num_data,).
-        disagreement: mean and standard error over the last records, in nats per datum; None where
-            the history does not log.
-        elbo: size of the ELBO in them; NaN likewise.
-        degrees: of freedom of its t-test.
-        false_alarm: how often a proper pair may be given a warning.
-        cut: what was cut short for want of time.
+        rate: in nats per datum, or of all data jointly if they share a latent.
+        index: index of each datum in the full data set, shape (num_data,).
+        disagreement: mean and standard error of dₜ over the last records, in nats per datum; None
+            if the history does not allow the comparison.
+        elbo: mean ELBO of these records; NaN likewise.
+        degrees: degrees of freedom of the t-test.
+        false_alarm: probability of a warning for a proper pair.
+        cut: what is missing for want of time.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.diagnostics.rates import Rates
+        >>> from vilvm.evaluation import Estimate
+        >>> rate = Estimate(torch.tensor([-1.0, 2.0]), torch.tensor([0.1, 0.1]))
+        >>> Rates(rate, torch.arange(2)).negative
+        tensor([ True, False])
     """
 
     rate: Estimate
@@ -79,67 +86,29 @@ class Rates:
         return self.rate.values + z * self.rate.errors < -_ROUNDING
 
     @property
+    def is_negative(self) -> bool:
+        """Whether the mean rate, or that of a datum, is below zero beyond its error."""
+        z = float(-ndtri(self.false_alarm / 4))
+        return self.rate.mean + z * self.rate.mc_se < -_ROUNDING or bool(self.negative.any())
+
+    @property
     def disagrees(self) -> bool:
         """Whether training's ELBO and −(rate + distortion) differ beyond noise and tolerance."""
         if self.disagreement is None:
             return False
         mean, error = self.disagreement
-        return abs(mean) > max(
-            _NATS,
-            _SHARE * abs(self.elbo),
-            float(stdtrit(self.degrees, 1 - self.false_alarm / 4)) * error,
-        )
+        noise = float(stdtrit(self.degrees, 1 - self.false_alarm / 4)) * error
+        return abs(mean) > max(_NATS, _SHARE * abs(self.elbo), noise)
 
     @property
     def finding(self) -> Finding:
-        """CRITICAL if a rate, or their mean, is negative, or if training's ELBO was another; else
-        OK.
-        """
-        source = f"KL ≥ 0, by tests of false-alarm rate {self.false_alarm:g}; ours"
-        mean, error = self.rate.mean, self.rate.mc_se
-        below = mean + float(-ndtri(self.false_alarm / 4)) * error < -_ROUNDING
-        if below or bool(self.negative.any()):
-            worst = int(self.rate.values.argmin())
-            which = (
-                f"; {int(self.negative.sum())} of {len(self.index)} data are below zero (least: "
-                f"{int(self.index[worst])})"
-                if len(self.index) > 1
-                else ""
-            )
-            verdict = (
-                f"The rate is {mean:.3g} ± {error:.2g} nats{which}, and no divergence is "
-                "negative: guide and model are not densities of the same latents."
-            )
-            return Finding("Rate", Severity.CRITICAL, verdict, source, _ADVICE)
-        if self.disagreement is not None and self.disagrees:
-            verdict = (
-                f"Training's ELBO exceeds −(rate + distortion) by {self.disagreement[0]:+.3g} ± "
-                f"{self.disagreement[1]:.2g} nats per datum in the last records, and "
-                "they estimate one number: the pair has another density under many samples than "
-                "in one run."
-            )
-            return Finding("Rate", Severity.CRITICAL, verdict, source, _OTHER)
-        return Finding(
-            "Rate",
-            Severity.OK,
-            f"The rate is {mean:.3g} ± {error:.2g} nats, as a divergence may be.",
-            source,
-        )
-
-
-_ADVICE = (
-    "Look for a mask, a scale or a factor that one of them has and the other has not, or for a "
-    "latent that both score otherwise."
-)
-_OTHER = (
-    "Look for dimensions counted from the left or reshaped, which samples move: count from the "
-    "right (vilvm.testing.check_lvm names the site)."
-)
+        """CRITICAL if a rate or their mean is negative, or disagrees with training; else OK."""
+        return rates_finding(self)
 
 
 def rates(
-    lvm: LatentVariableModel,
-    data: Any,
+    lvm: LatentVariableModel | Prepared,
+    data: Any = None,
     *,
     history: Any = None,
     num_samples: int = 200,
@@ -147,22 +116,26 @@ def rates(
     budget: float | None = None,
     seed: int = 0,
 ) -> Rates:
-    """The rate of every datum, which is no divergence if it is negative; and whether training's
-    own ELBO agrees with it.
+    """The rate of every datum, and whether training's own ELBO agrees with it.
 
     Arguments:
-        lvm: the model and guide.
-        data: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row.
-        history: the ``Fit`` of the training; one of an annealed objective, or with validation
-            data, tells nothing here.
-        num_samples: draws a datum; ten times as many if the data share a latent.
-        false_alarm: how often a proper pair may be given a warning.
-        budget: seconds after which it makes do with fewer draws.
-        seed: of the draws, and of the data's transform.
+        lvm: the model and guide; or a ``Prepared``, which holds the data too.
+        data: ``Data``, a tensor, or a tuple or dict of tensors with one datum per row.
+        history: the ``Fit`` of the training; it is ignored if the objective was annealed, or if
+            there were validation data.
+        num_samples: draws per datum; ten times as many if the data share a latent.
+        false_alarm: probability of a warning for a proper pair.
+        budget: seconds; if short, fewer draws are made, see `cut`.
+        seed: seed of the draws and of the data's transform.
+
+    Returns:
+        Rates, in nats per datum.
 
     Raises:
-        NotApplicable: a ContractError: there is no latent that the guide draws.
+        NotApplicable: the guide draws no latent. It is a ContractError.
         ContractError: the guide is degenerate, a prior is flat, or the pair breaks the contract.
+
+    Reference: Fixing a Broken ELBO, Alemi, Poole, Fischer, Dillon, Saurous and Murphy, 2018.
 
     Example:
         >>> import torch
@@ -172,61 +145,79 @@ def rates(
         >>> rates(PPCA(4, 2).maximise(x), x).finding.severity.name
         'OK'
     """
-    seed = check_seed("rates: seed", seed)
     false_alarm = check_probability("rates: false_alarm", false_alarm)
     num_samples = check_number("rates: num_samples", num_samples, 2)
-    clock, fixed, cut = Clock(budget), fixed_beside(lvm, data, seed), ""
-    with seeded(seed, fixed.device):
-        parts, layout = in_parts(lvm, fixed)
-        check_weighable("rates", lvm, layout)
-        if not layout.latents:
-            raise NotApplicable(
-                f"rates: the guide of {type(lvm).__name__} draws no latent, so there is no rate."
-            )
-        wanted = size = num_samples * (1 if layout.local else 10)
-        told = _disagreement(history, lvm, parts[0].x, layout)
-    options: dict[str, Any] = {"bounds": ("elbo",), "seed": seed, "progress": False}
-    if clock.limited:
-        size = affordable_draws(
-            lambda n: evaluate(lvm, fixed, num_samples=n, **options), 10, wanted, clock.left / 2
+    time, cut = TimeBudget(budget), ""
+    prepared = prepared_of("rates", lvm, data, seed=seed)
+    prepared.require_weights("rates")
+    if not prepared.layout.latents:
+        raise NotApplicable(
+            f"rates: the guide of {type(prepared.lvm).__name__} draws no latent, so there is no "
+            "rate."
         )
-        cut = f"{size} of {wanted} draws" if size < wanted else ""
-    found = evaluate(lvm, fixed, num_samples=size, **options)
-    assert found.rate is not None
-    return Rates(
-        found.rate, torch.arange(len(found.rate.values)), *told, false_alarm=false_alarm, cut=cut
-    )
+    if not prepared.local:
+        num_samples *= 10
+    size = num_samples
+    disagreement = _disagreement(history, prepared)
+
+    def run(draws: int) -> Evaluation:
+        return evaluate(prepared, bounds=("elbo",), num_samples=draws, progress=False)
+
+    if time.is_limited:
+        size = affordable_draws(run, 10, num_samples, time.left / 2)
+    if size < num_samples:
+        cut = f"{size} of {num_samples} draws"
+    rate = run(size).rate
+    assert rate is not None
+    index = torch.arange(len(rate.values))
+    return Rates(rate, index, *disagreement, false_alarm=false_alarm, cut=cut)
 
 
-def _disagreement(
-    history: Any, lvm: Any, batch: Any, layout: Layout
-) -> tuple[tuple[float, float] | None, float, int]:
-    """Mean and standard error of dₜ, the ELBO, and degrees of freedom; None where training had
-    another objective, or layers that train otherwise.
-    """
-    nothing = None, math.nan, 0
-    if not isinstance(history, Fit) or not history.settings.get("objective", "").startswith(
-        _PLAIN
-    ):
-        return nothing
-    if any(isinstance(m, _MODES) for m in getattr(lvm, "modules", list)()):
-        return nothing
-    with torch.no_grad():
-        weights = log_weights(lvm, batch, 2, layout=layout)
-    scales = [
-        torch.as_tensor(s).float()
-        for s in (*weights.model_scales.values(), *weights.guide_scales.values())
-    ]
-    # a weight on the rate, so that the loss is another
-    if any(s.numel() > 1 or s != scales[0] for s in scales):
-        return nothing
+class _Disagreement(NamedTuple):
+    """Mean and standard error of dₜ, the mean ELBO, and degrees of freedom."""
+
+    mean_and_error: tuple[float, float] | None = None
+    elbo: float = math.nan
+    degrees: int = 0
+
+
+def _disagreement(history: Any, prepared: Prepared) -> _Disagreement:
+    """dₜ over the last records; nothing if training cannot be compared."""
+    if not _is_plain(history) or _trains_otherwise(prepared.lvm) or _is_tempered(prepared):
+        return _Disagreement()
     records = list(history.history)[-max(_LEAST, len(history.history) // _PART) :]
-    if len(records) < _LEAST or any(math.isfinite(r.validation_elbo) for r in records):
-        return nothing
-    elbo = np.array([r.elbo for r in records])
-    other = np.array([r.rate + r.distortion for r in records])
-    d = (elbo[:-1] + elbo[1:]) / 2 + other[:-1]
-    if not np.isfinite(d).all():
-        return nothing
+    d, elbo = _differences(records)
+    if not len(d) or not np.isfinite(d).all():
+        return _Disagreement()
     error = float(d.std(ddof=1)) * math.sqrt(2 / len(d))
-    return (float(d.mean()), error), float(elbo.mean()), len(d) - 1
+    return _Disagreement((float(d.mean()), error), elbo, len(d) - 1)
+
+
+def _differences(records: list[Record]) -> tuple[np.ndarray, float]:
+    """dₜ, none if there are too few records or validation data, and the mean ELBO."""
+    if len(records) < _LEAST or any(math.isfinite(r.validation_elbo) for r in records):
+        return np.array([]), math.nan
+    elbo = np.array([r.elbo for r in records])
+    loss = np.array([r.rate + r.distortion for r in records])
+    return (elbo[:-1] + elbo[1:]) / 2 + loss[:-1], float(elbo.mean())
+
+
+def _is_plain(history: Any) -> bool:
+    """Whether the objective of the training is an ELBO of Pyro, without annealing."""
+    if not isinstance(history, Fit):
+        return False
+    return history.settings.get("objective", "").startswith(_PLAIN)
+
+
+def _trains_otherwise(lvm: Any) -> bool:
+    """Whether layers such as dropout behave differently in training."""
+    return any(isinstance(m, _MODES) for m in getattr(lvm, "modules", list)())
+
+
+def _is_tempered(prepared: Prepared) -> bool:
+    """Whether sites are scaled differently, so that the loss weighs the rate."""
+    with torch.no_grad(), prepared.drawing():
+        weights = log_weights(prepared.lvm, prepared.batches[0].x, 2, layout=prepared.layout)
+    scales = [*weights.model_scales.values(), *weights.guide_scales.values()]
+    scales = [torch.as_tensor(s).float() for s in scales]
+    return any(s.numel() > 1 or s != scales[0] for s in scales)

@@ -41,7 +41,7 @@ from vilvm.evaluation._sample_moments import (
 from vilvm.evaluation.estimates import Bounds, Estimate, Evaluation
 from vilvm.evaluation.sample_passes import WORTH_COMPILING, SamplePasses
 from vilvm.lvm import ContractError, LatentVariableModel, Wrapped
-from vilvm.weights import Layout, Prepared, find_layout
+from vilvm.weights import Layout, Prepared
 from vilvm.weights._vectorisation import Vectorisation
 from vilvm.weights.prepared import (  # noqa: F401
     _BATCH,
@@ -273,22 +273,3 @@ def _run(
             rows.append(moments_of(terms, num_samples))
             bar.advance()
     return SampleMoments(ranks.gather(torch.cat(rows)), num_samples)
-
-
-# Old names, until every caller takes a Prepared.
-
-
-def in_parts(lvm, data, batch_size=None):  # type: ignore[no-untyped-def]
-    size = _size(data, batch_size or _BATCH)
-    layout = _layout_of_a_batch(lvm, data, size) if size < len(data) else None
-    if layout is None:
-        whole = [data.loaded()]
-        layout = find_layout(lvm, whole[0].x)
-        _check_subsample(lvm, layout)
-        return whole, layout
-    _check_subsample(lvm, layout)
-    return data.chunks(size), layout
-
-
-def samples_in_a_pass(lvm: Any, batch: Any, layout: Layout) -> int:
-    return Part(lvm, batch, layout).samples_in_a_pass()

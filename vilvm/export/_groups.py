@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from vilvm.diagnostics._components import runnable
-from vilvm.diagnostics.pareto_k import psis
-from vilvm.evaluation.evaluate import samples_in_a_pass
+from vilvm.diagnostics.psis import psis
 from vilvm.export._variables import Groups, Variable, as_variable, named_tensors
 from vilvm.lvm import ContractError, LatentVariableModel
 from vilvm.weights import Layout, LogWeights, log_weights
 from vilvm.weights.generated_quantities import Replay, replay
 from vilvm.weights.guide_draws import picked_by_weight
+from vilvm.weights.prepared import Part
 from vilvm.weights.simulation import undrawable
 
 __all__ = ["PROPOSALS", "Request", "constant_data", "groups_of", "missing_groups"]
@@ -73,9 +73,10 @@ def missing_groups(lvm: LatentVariableModel, batch: Any, layout: Layout) -> dict
     return found
 
 
-def groups_of(lvm: LatentVariableModel, batch: Any, layout: Layout, request: Request) -> Groups:
+def groups_of(part: Part, request: Request) -> Groups:
     """The groups of one batch, without the missing ones."""
-    chunk = samples_in_a_pass(lvm, batch, layout)
+    lvm, batch, layout = part.lvm, part.batch, part.layout
+    chunk = part.samples_in_a_pass()
     weights = log_weights(lvm, batch, request.num_draws, chunk=chunk, layout=layout)
     groups: Groups = defaultdict(dict)
     weighable = not (layout.degenerate or layout.improper)

@@ -29,22 +29,17 @@ from typing import Any
 import torch
 import xarray as xr
 
-from vilvm._runtime.argument_checks import check_number, check_seed, optional
-from vilvm._runtime.random import seeded
-from vilvm.data.data import Data, as_data
-from vilvm.diagnostics.pareto_k import check_weighable
-from vilvm.evaluation.evaluate import in_parts
+from vilvm._runtime.argument_checks import check_number, optional
+from vilvm.data.data import Data
 from vilvm.export._dimensions import build_tree, check_coords, dimension_names
 from vilvm.export._groups import PROPOSALS, Request, constant_data, groups_of, missing_groups
 from vilvm.export._variables import join, named_tensors
 from vilvm.lvm import (
     ContractError,
     LatentVariableModel,
-    check_contract,
-    evaluation_mode,
-    fixed_beside,
 )
-from vilvm.weights import Layout, find_layout
+from vilvm.weights import Layout
+from vilvm.weights.prepared import prepared_of, require_weights
 
 __all__ = ["to_datatree"]
 
@@ -124,33 +119,30 @@ def to_datatree(
         >>> dict(tree.posterior.z.sizes), tree.diagnostics.pareto_k.shape
         ({'chain': 1, 'draw': 30, 'data': 4, 'z_dim_0': 2}, (4,))
     """
-    seed = check_seed("to_datatree: seed", seed)
-    check_contract(lvm)
     num_samples = check_number("to_datatree: num_samples", num_samples)
     num_predictive = optional(check_number, "to_datatree: num_predictive", num_predictive)
-    batch_size = optional(check_number, "to_datatree: batch_size", batch_size)
     _check_mapping("coords", coords)
     _check_mapping("dims", dims)
-    given, fixed = as_data(data), fixed_beside(lvm, data, seed)
+    prepared = prepared_of("to_datatree", lvm, data, batch_size=batch_size, seed=seed)
+    pair, fixed, layout = prepared.lvm, prepared.data, prepared.layout
+    _check_layout(pair, layout, resampled)
     num_predictive = num_predictive or min(num_samples, _affordable_draws(fixed))
-    with seeded(seed, fixed.device), evaluation_mode(lvm):
-        parts, layout = in_parts(lvm, fixed, batch_size)
-        _check_layout(lvm, layout, resampled)
-        missing = missing_groups(lvm, parts[0].x, layout)
+    with prepared.running():
+        first = prepared.part(0)
+        missing = missing_groups(pair, first.batch, layout)
         request = Request(num_samples, num_predictive, resampled, missing)
-        found = [groups_of(lvm, parts[0].x, layout, request)]
-        for part in parts[1:]:
-            here = find_layout(lvm, part.x, plate=layout.data_plate)
-            found.append(groups_of(lvm, part.x, here, request))
+        found = [groups_of(first, request)]
+        for number in range(1, len(prepared.batches)):
+            found.append(groups_of(prepared.part(number), request))
     groups = join(found)
     groups |= constant_data(fixed.x, groups.get("observed_data", {}))
     names = dimension_names(groups, layout.data_plate, dims or {})
     check_coords(groups, names, coords or {})
     attrs = {
         **_library_versions(),
-        "model": f"{type(lvm).__module__}.{type(lvm).__qualname__}",
-        **_protocol(given),
-        "seed": seed,
+        "model": f"{type(pair).__module__}.{type(pair).__qualname__}",
+        **_protocol(fixed),
+        "seed": prepared.seed,
         "draws": _origin(num_samples, resampled),
         "weights": "per datum" if layout.local else "of all data together",
         **{f"no {group}": reason for group, reason in missing.items()},
@@ -181,7 +173,7 @@ def _check_layout(lvm: object, layout: Layout, resampled: bool) -> None:
             "posterior to export."
         )
     if resampled:
-        check_weighable("to_datatree: resampled=True", lvm, layout)
+        require_weights("to_datatree: resampled=True", lvm, layout)
 
 
 def _library_versions() -> dict[str, str]:

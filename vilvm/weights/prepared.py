@@ -173,7 +173,8 @@ class Prepared:
             # The size of the last batch may be that of another plate, so the plate is given.
             layout = find_layout(self.lvm, batch, plate=self.layout.data_plate)
         vectorisation = Vectorisation() if vectorisation is None else vectorisation
-        return Part(self.lvm, batch, layout._replace(vectorisation=vectorisation), number * self.size)
+        layout = layout._replace(vectorisation=vectorisation)
+        return Part(self.lvm, batch, layout, number * self.size)
 
     def parts(self) -> list[Part]:
         """All batches with their layouts; runs the pair once a batch, except the first."""

@@ -2,11 +2,11 @@
 
 import pytest
 
-from vilvm.diagnostics import _clock
+from vilvm.diagnostics import _time_budget
 
 
 @pytest.mark.parametrize(("seconds", "draws"), [(1.0, 25), (5.0, 200), (100.0, 1000)])
-def test_draws_are_chosen_by_their_pace_and_not_by_the_first_run(monkeypatch, seconds, draws):
+def test_affordable_draws_ignore_the_slow_first_run(monkeypatch, seconds, draws):
     """A run takes 0.1 s and 0.02 s a draw, and the first of all 30 s more, in which the way of its
     samples is found.
     """
@@ -16,7 +16,7 @@ def test_draws_are_chosen_by_their_pace_and_not_by_the_first_run(monkeypatch, se
         now[0] += (0.0 if runs else 30.0) + 0.1 + 0.02 * size
         runs.append(size)
 
-    monkeypatch.setattr(_clock.time, "monotonic", lambda: now[0])
-    found = _clock.affordable_draws(run, 25, 1000, seconds)
+    monkeypatch.setattr(_time_budget.time, "monotonic", lambda: now[0])
+    found = _time_budget.affordable_draws(run, 25, 1000, seconds)
     assert found == pytest.approx(draws, rel=0.1)
     assert sum(runs) <= 130

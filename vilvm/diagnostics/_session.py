@@ -1,0 +1,118 @@
+"""Runs diagnostics one after the other within a time budget."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import Tensor
+
+from vilvm._runtime.progress import ProgressBar
+from vilvm._runtime.threads import one_thread
+from vilvm.diagnostics._time_budget import OutOfTimeError, Stop
+from vilvm.lvm import ContractError, NotApplicable
+
+__all__ = ["Check", "Session"]
+
+_BEYOND = 0.5  # share of the budget by which a diagnosis may exceed it
+
+
+@dataclass(frozen=True)
+class Check:
+    """A diagnostic that may apply.
+
+    Arguments:
+        name: the diagnostic.
+        run: called with the false-alarm rate of its test and the seconds that it may take.
+        why_not: why it does not apply to this pair; empty if it does.
+        tested: whether it makes a test, and so needs a share of the false-alarm rate.
+        about: as in ``Finding``.
+        part: weight of its share of the time.
+    """
+
+    name: str
+    run: Callable[[float, float], Any]
+    why_not: str = ""
+    tested: bool = True
+    about: Literal["posterior", "model"] = "posterior"
+    part: float = 1.0
+
+
+class Session:
+    """Runs checks one after the other within a time budget.
+
+    Arguments:
+        index: index of the data in the full data set; None if results name data right.
+        budget: seconds for all checks.
+        end: time on the monotonic clock at which the budget is spent.
+    """
+
+    def __init__(self, index: Tensor | None, budget: float, end: float):
+        self.index, self.budget, self.end = index, budget, end
+        self.results: dict[str, Any] = {}
+        self.skipped: dict[str, str] = {}
+        self.unfinished: list[str] = []
+
+    @property
+    def cut(self) -> dict[str, str]:
+        """What each diagnostic left out, by its name."""
+        cuts = {name: getattr(result, "cut", "") for name, result in self.results.items()}
+        return {name: what for name, what in cuts.items() if what}
+
+    def run(self, checks: list[Check], false_alarm: float, progress: bool | None) -> None:
+        """Runs the checks that apply, each with an equal share of the false-alarm rate."""
+        rate = false_alarm / sum(check.tested and not check.why_not for check in checks)
+        # One thread between the checks too: a check that changes the number would be left out.
+        with one_thread(), ProgressBar("diagnosing", len(checks), show=progress) as bar:
+            for i, check in enumerate(checks):
+                bar.advance(0, check.name)
+                if check.why_not:
+                    self.skipped[check.name] = check.why_not
+                else:
+                    rest = sum(c.part for c in checks[i:] if not c.why_not)
+                    self._run(check, rate, check.part / rest)
+                bar.advance()
+
+    def _run(self, check: Check, rate: float, share: float) -> None:
+        """Runs a check in its share of the time that is left."""
+        left = self.end - time.monotonic()
+        if left <= -_BEYOND * self.budget:
+            reason = f"the budget of {self.budget:g} s was spent; give it more (budget=...)."
+            self._skip(check, reason)
+            return
+        seconds = max(0.0, left * share)
+        most = min(max(2 * seconds, self.budget / 4), left + _BEYOND * self.budget)
+        try:
+            with Stop(most):
+                found = check.run(rate, seconds)
+            assert found.finding is not None  # a finding that raises counts as a failure
+            self.results[check.name] = _renamed(found, self.index)
+        except OutOfTimeError:
+            self._skip(
+                check,
+                f"it was stopped after {most:.3g} s, beyond its share of the budget; give it more "
+                "(budget=...).",
+            )
+        # The failure of one check must not stop the others, nor count as no finding.
+        except Exception as error:
+            self._skip(check, _reason(error), applies=not isinstance(error, NotApplicable))
+
+    def _skip(self, check: Check, reason: str, applies: bool = True) -> None:
+        self.skipped[check.name] = reason
+        if applies and check.about == "posterior":
+            self.unfinished.append(check.name)
+
+
+def _reason(error: Exception) -> str:
+    """The message of an error, without the shapes that Pyro appends."""
+    message = " ".join(str(error).split("Trace Shapes:")[0].split())
+    if isinstance(error, ContractError | ValueError):
+        return message
+    return f"{type(error).__name__}: {message}"
+
+
+def _renamed(found: Any, index: Tensor | None) -> Any:
+    """A result that names data by their index in the full data set."""
+    if index is None or not hasattr(found, "index"):
+        return found
+    return replace(found, index=index[found.index])

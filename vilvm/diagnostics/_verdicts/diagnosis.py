@@ -1,0 +1,65 @@
+"""The verdict of a diagnosis: trust in the posterior, and doubts about the model."""
+
+from typing import Any
+
+from vilvm.diagnostics.finding import Severity
+
+__all__ = ["diagnosis_report", "diagnosis_verdict"]
+
+_POSTERIOR = {
+    Severity.OK: "Nothing was found that speaks against this posterior.",
+    Severity.NOTE: "Nothing was found that speaks against using this posterior; there are notes.",
+    Severity.WARNING: "Do not trust this posterior as it stands.",
+    Severity.CRITICAL: "Do not trust this posterior.",
+}
+_REPLICATED = "Posterior predictive check"
+_MODEL = {
+    _REPLICATED: "The model does not make data like these.",
+    "Prior predictive check": "The model does not make data like these.",
+    "Posterior collapse": "The model makes little use of its latents.",
+    "Leave-one-out prediction": "Single data differ from what the model predicts from the others.",
+}
+
+
+def diagnosis_verdict(found: Any) -> str:
+    """One sentence on the posterior of a ``Diagnosis``, and one for each doubt on the model."""
+    return " ".join([*_posterior(found), *_model(found)])
+
+
+def diagnosis_report(found: Any) -> str:
+    """The verdict, the findings, and what was cut short or not run, one per line."""
+    lines = [diagnosis_verdict(found), *map(str, found.findings)]
+    lines += [
+        f"[cut short] {name}: {what}; with more time (budget=...) it would be all."
+        for name, what in found.cut.items()
+    ]
+    lines += [f"[not run] {name}: {why}" for name, why in found.skipped.items()]
+    return "\n".join(lines)
+
+
+def _posterior(found: Any) -> list[str]:
+    sentences = [_POSTERIOR[found.severity()]]
+    if found.unfinished and found.severity() < Severity.WARNING:
+        reasons = "; ".join(
+            f"{name}: {found.skipped[name].rstrip('.')}" for name in found.unfinished
+        )
+        sentences = [
+            f"This posterior cannot be vouched for: not every diagnostic was run ({reasons})."
+        ]
+    if found.tempered:
+        factors = ", ".join(f"{name!r} by {x:.3g}" for name, x in found.tempered.items())
+        sentences.append(
+            f"It is compared with the model without its poutine.scale ({factors}), which has "
+            "another posterior."
+        )
+    return sentences
+
+
+def _model(found: Any) -> list[str]:
+    doubts = [
+        f.name for f in found.findings if f.about == "model" and f.severity >= Severity.WARNING
+    ]
+    # The draws of a bad guide may be what differs from the data.
+    if found.severity() >= Severity.WARNING and doubts == [_REPLICATED]:
+        return ["Its draws do not make data like these: be it the guide or the model."]
+    return list(dict.fromkeys(_MODEL[name] for name in doubts))

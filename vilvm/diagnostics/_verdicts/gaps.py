@@ -1,0 +1,165 @@
+"""The finding on the inference gap."""
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from vilvm.diagnostics._gap_bounds import ELBO, EXACT, FEW, GUIDE, IWAE, PRIOR
+from vilvm.diagnostics.finding import Finding, Severity
+from vilvm.evaluation import Estimate
+
+__all__ = ["LARGE", "SMALL", "gaps_finding"]
+
+SMALL, LARGE = 0.1, 1.0  # nats
+_SOURCE = (
+    "Cremer, Li and Duvenaud, 2018; a divergence of 0.1 nats moves no probability by more than "
+    "√(KL/2) = 0.22, one of 1 nat by 0.71 (Pinsker)"
+)
+_EVIDENCE = {
+    GUIDE: "a lower bound, by annealed importance sampling from the guide",
+    PRIOR: "a lower bound, by annealed importance sampling from the prior",
+    IWAE: "a lower bound, by importance weights",
+    ELBO: "a lower bound, the ELBO of the best guide",
+    EXACT: "exact",
+}
+_ANNEAL = "To be sure, anneal in more steps, with more chains (schedule=...)."
+_Sentence = tuple[Severity, str, str]  # severity, verdict and advice
+
+
+def gaps_finding(found: Any) -> Finding:
+    """The finding on a ``Gaps``: the advice is that of its first gravest sentence."""
+    candidates = (_missed(found), _mean(found), _single_data(found), _evidence(found))
+    sentences = [sentence for sentence in candidates if sentence is not None]
+    severity, _, advice = max(sentences, key=lambda sentence: sentence[0])
+    source = _SOURCE
+    if len(found.index) > 1:
+        source += f"; data by a test of false-alarm rate {found.false_alarm:g}"
+    details = [verdict for _, verdict, _ in sentences if verdict]
+    return Finding("Inference gap", severity, " ".join([_gap(found), *details]), source, advice)
+
+
+def _gap(found: Any) -> str:
+    """The gap, its two parts, and how log p(x) was found."""
+    unit, second = "", "what training has left undone"
+    if len(found.index) > 1:
+        unit = " per datum"
+    if found.has_amortisation:
+        second = "the encoder's (amortisation gap)"
+    by = _EVIDENCE[found.evidence_by]
+    if found.num_by_others:
+        by += f" (by another for {found.num_by_others} of {len(found.index)} data)"
+    return (
+        f"The guide is {_number(found.total)} nats{unit} from the posterior: "
+        f"{_number(found.approximation)} is its family's (approximation gap), "
+        f"{_number(found.amortisation)} is {second}; log p(x) is {by}."
+    )
+
+
+def _missed(found: Any) -> _Sentence | None:
+    """What the guide misses of the posterior, by annealing from the prior or the exact value."""
+    if found.missed is None:
+        if "annealing" not in found.cut.split(", "):
+            return None
+        verdict = "There was no time to anneal from the prior, so a missed mode is not detected."
+        return Severity.NOTE, verdict, "To be sure, give it more time (budget=...)."
+    missed, is_exact = found.missed, EXACT in found.bounds
+    of_mean = missed.mean - 3 * missed.mc_se
+    of_data = (missed.values - found.quantile * missed.errors).max().item()
+    if max(of_mean, of_data) > SMALL:
+        other = {True: "log p(x) itself", False: "annealing from the prior"}[is_exact]
+        verdict = (
+            f"The guide reaches {_number(missed)} nats less than {other}: it misses part of the "
+            "posterior, such as a mode."
+        )
+        advice = (
+            "Use a guide with several modes (a mixture, a flow), start it elsewhere, or remove "
+            "the symmetry that makes the posterior multimodal."
+        )
+        return Severity.WARNING, verdict, advice
+    is_imprecise = -missed.mean > LARGE or 3 * missed.mc_se > math.log(2)
+    if is_imprecise and not is_exact:
+        verdict = (
+            "Whether the guide misses a mode is unknown: annealing from prior and guide differ by "
+            f"{_number(missed)} nats."
+        )
+        return Severity.NOTE, verdict, _ANNEAL
+    return None
+
+
+def _mean(found: Any) -> _Sentence:
+    # The error is that of these data: their spread is no uncertainty about them.
+    certain = found.total.mean - 3 * found.total.mc_se
+    if certain > SMALL:
+        return _severity(certain), "", _advice(found)
+    return Severity.OK, "", ""
+
+
+def _single_data(found: Any) -> _Sentence | None:
+    certain = found.total.values - found.quantile * found.total.errors
+    severity = _severity(certain.max().item())
+    if len(found.index) == 1 or severity == Severity.OK:
+        return None
+    limit = {Severity.WARNING: LARGE, Severity.NOTE: SMALL}[severity]
+    is_above = certain > limit
+    worst = ", ".join(
+        f"{i} ({gap:.1f} nats)" for i, gap in found.worst(min(5, int(is_above.sum())))
+    )
+    verdict = (
+        f"Beyond Monte Carlo error it is above {limit:g} nats{_for(found, is_above)}; the worst "
+        f"are {worst}."
+    )
+    return severity, verdict, _advice(found)
+
+
+def _evidence(found: Any) -> _Sentence | None:
+    """Whether log p(x) could be estimated."""
+    lost, few = found.unestimated, found.ess < FEW
+    if bool(lost.any()) or found.total.mean < -SMALL - 3 * found.total.mc_se:
+        if EXACT in found.bounds:
+            verdict = "The model's exact log p(x) is below the ELBO, which is impossible."
+            advice = "Check exact_log_evidence: it is not that of this model and these data."
+            return Severity.WARNING, verdict, advice
+        verdict = f"log p(x) could not be estimated{_for(found, lost)}."
+        return Severity.WARNING, verdict, _ANNEAL
+    if bool(few.any()):
+        verdict = (
+            f"Fewer than five effective draws determine log p(x){_for(found, few)}, so it may be "
+            "higher than the stated error."
+        )
+        return Severity.NOTE, verdict, _ANNEAL
+    return None
+
+
+def _for(found: Any, which: Tensor) -> str:
+    """Such as " for 7 of 40 data (3, 8, …)"; empty for a single number."""
+    count = int(which.sum())
+    if len(found.index) == 1 or count == 0:
+        return ""
+    names = [str(int(i)) for i in found.index[which][:5]]
+    if count > 5:
+        names.append("…")
+    return f" for {count} of {len(found.index)} data ({', '.join(names)})"
+
+
+def _advice(found: Any) -> str:
+    if found.amortisation.mean <= found.approximation.mean:
+        return "Use a richer family: a full covariance, a flow, or more than one latent layer."
+    if found.has_amortisation:
+        return (
+            "Train longer, enlarge the encoder, or refine the guide for the data that matter "
+            "(vilvm.guides.fit_local_guide)."
+        )
+    return "Train longer, or with a smaller learning rate at the end."
+
+
+def _severity(nats: float) -> Severity:
+    if nats > LARGE:
+        return Severity.WARNING
+    if nats > SMALL:
+        return Severity.NOTE
+    return Severity.OK
+
+
+def _number(estimate: Estimate) -> str:
+    return f"{estimate.mean:.2f} ± {estimate.se:.2f}"
