@@ -32,7 +32,7 @@ def _compiled(request, monkeypatch):
     """
     if request.config.getoption("--compiled"):
         from vilvm._compile import graph
-        from vilvm.training import compiled_step, run
+        from vilvm.training import compiled_step, preparation
 
-        monkeypatch.setattr(run, "_WORTH_COMPILING", 0)
+        monkeypatch.setattr(preparation, "_WORTH_COMPILING", 0)
         monkeypatch.setattr(compiled_step, "inductor", graph)

@@ -22,7 +22,7 @@ from vilvm.data.datasets import digits
 from vilvm.lvm import module_parameters
 from vilvm.models.vae import VAE
 from vilvm.objectives import Annealed
-from vilvm.training import run
+from vilvm.training import loop, preparation
 from vilvm.training.compiled_step import CompiledStep
 from vilvm.training.step import EagerStep
 from vilvm.weights import find_layout
@@ -352,7 +352,7 @@ def test_fit_resumes_bit_for_bit_and_is_near_the_eager_run(tmp_path, monkeypatch
 
 def test_a_run_stays_what_it_began_as(tmp_path, monkeypatch):
     monkeypatch.setattr("vilvm.training.compiled_step.inductor", graph)
-    monkeypatch.setattr(run, "_WORTH_COMPILING", 40)
+    monkeypatch.setattr(preparation, "_WORTH_COMPILING", 40)
     whole = trained(tmp_path / "whole", 30)  # too short to be compiled
     trained(tmp_path / "parts", 20)
     assert all(
@@ -387,12 +387,12 @@ class Rare(Line):
 def test_a_step_that_is_not_good_is_gone_back_to(monkeypatch, scheduler):
     monkeypatch.setattr("vilvm.training.compiled_step.inductor", graph)
     # as many as may be, on a slow machine too
-    monkeypatch.setattr("vilvm.training.run._SECONDS_AT_ONCE", 1e3)
+    monkeypatch.setattr("vilvm.training.loop._SECONDS_AT_ONCE", 1e3)
     at_once = []
     monkeypatch.setattr(
-        run.Run,
-        "_launched",
-        lambda self, n, old=run.Run._launched: (at_once.append(n), old(self, n))[1],
+        loop.Loop,
+        "_launch_block",
+        lambda self, n, old=loop.Loop._launch_block: (at_once.append(n), old(self, n))[1],
     )
     x = torch.randn(200, generator=torch.Generator().manual_seed(0)).clamp(-2.9, 3)
     x[::40] = -4.0

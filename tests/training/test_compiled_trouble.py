@@ -16,7 +16,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroSample
 
 import vilvm
-from vilvm._compile import UntraceableError, graph, trace, written
+from vilvm._compile import UntraceableError, graph, mutated_inputs, trace
 from vilvm._runtime.random import seeded
 from vilvm.lvm import module_parameters
 from vilvm.objectives import Annealed
@@ -82,7 +82,7 @@ def test_a_skipped_step_moves_no_batch_statistics(
     """Nor does it matter how many steps are launched at once, which is chosen by the clock."""
 
     def trained(name, steps, compile, seconds, **options):
-        monkeypatch.setattr("vilvm.training.run._SECONDS_AT_ONCE", seconds)
+        monkeypatch.setattr("vilvm.training.loop._SECONDS_AT_ONCE", seconds)
         lvm = Statistics()
         make = partial(optimizer, lr=1e-3)
         options = {
@@ -146,7 +146,7 @@ def test_rounding_of_batch_statistics_near_zero_is_no_difference(error, words):
 def test_what_a_graph_writes_is_known_though_its_value_stays():
     norm = torch.nn.BatchNorm1d(1, momentum=0.3)
     made = trace(lambda x: [norm(x)], [torch.tensor([[-1.0], [1.0]])])  # of mean zero
-    assert {id(t) for t in written(made)} == {id(b) for b in norm.buffers()}
+    assert {id(t) for t in mutated_inputs(made)} == {id(b) for b in norm.buffers()}
 
 
 class Spread(torch.nn.Module):

@@ -231,7 +231,7 @@ def test_nan_at_a_record_is_a_loss_that_is_not_finite():
     lvm = Sturdy(lambda x: x * torch.nan)
     with pytest.raises(
         vilvm.NonFiniteLossError,
-        match=r"After step 3, on a look at the data: .*site 'z' is nan.*learning rate",
+        match=r"After step 3, on the data of the record: .*site 'z' is nan.*learning rate",
     ):
         vilvm.fit(lvm, torch.randn(4, 3), steps=3, compile=False)
     fitted = vilvm.fit(

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["MOST_PROGRAMS", "Guards", "moving"]
+__all__ = ["MOST_PROGRAMS", "Guards", "state_change_reason"]
 
 MOST_PROGRAMS = 8  # that are made for the same tensors as Python state changes
 
@@ -160,7 +160,7 @@ def _equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def moving(name: str) -> str:
+def state_change_reason(name: str) -> str:
     """Why a pair that moves state of its own cannot be compiled."""
     return f"{name} changes whenever the pair is run, and a program would keep it"
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from vilvm._compile.guards import MOST_PROGRAMS, Guards, moving
-from vilvm._compile.tracing import UntraceableError, trace, why
+from vilvm._compile.guards import MOST_PROGRAMS, Guards, state_change_reason
+from vilvm._compile.tracing import UntraceableError, reason_of, trace
 
 __all__ = [
     "Compile",
@@ -75,7 +75,7 @@ def program(
         traced = trace(function, inputs)
         guards, moved = before.settled(traced.closed)
         if moved.places:  # by the run itself
-            raise UntraceableError(moving(moved.places[0].name))
+            raise UntraceableError(state_change_reason(moved.places[0].name))
         run = compiler(lambda *flat: list(traced.module(*flat)), [*inputs, *traced.closed])
         return guards, lambda *given: list(run(*given, *traced.closed))
 
@@ -113,7 +113,7 @@ def assert_matches(
     try:
         found = list(run())
     except Exception as error:
-        raise UntraceableError(f"its program fails ({why(error)})") from error
+        raise UntraceableError(f"its program fails ({reason_of(error)})") from error
     for (name, mine), other in zip(eager.items(), found, strict=True):
         allowed = _TOLERANCE * mine[mine.isfinite()].abs().mean().nan_to_num(0.0).item()
         if not torch.allclose(mine, other, rtol=_TOLERANCE, atol=allowed, equal_nan=True):
@@ -142,7 +142,7 @@ def inductor(
                     return _compiled(module, flat, cpp_wrapper=True)
             return _compiled(module, flat)
     except Exception as error:
-        raise UntraceableError(f"torch's compiler failed ({why(error)})") from error
+        raise UntraceableError(f"torch's compiler failed ({reason_of(error)})") from error
 
 
 def _compiled(module: Any, flat: list[Tensor], **options: Any) -> Callable[..., Any]:

@@ -35,7 +35,15 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from vilvm._compile.guards import numpy_state
 
-__all__ = ["Graph", "UntraceableError", "shapes", "trace", "traceable", "why", "written"]
+__all__ = [
+    "Graph",
+    "UntraceableError",
+    "mutated_inputs",
+    "reason_of",
+    "shapes",
+    "trace",
+    "traceable",
+]
 
 
 _READ = "Python reads the value of a tensor (if, float(), .tolist(), f-string or the like)"
@@ -58,7 +66,7 @@ class Graph(NamedTuple):
     closed: list[Tensor]
 
 
-def written(graph: Graph) -> list[Tensor]:
+def mutated_inputs(graph: Graph) -> list[Tensor]:
     """The tensors of `closed` that the graph writes into, whether or not their values have changed
     in doing so.
     """
@@ -107,7 +115,7 @@ def trace(function: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) ->
         with traceable(), tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
             module = make_fx(function, decomposition_table=batch_norm)(*arguments)
     except Exception as error:
-        raise UntraceableError(why(error)) from error
+        raise UntraceableError(reason_of(error)) from error
     if _other_noise() != noise:
         raise UntraceableError(
             "a number drawn by Python's random or by numpy.random, which a program would keep "
@@ -374,7 +382,7 @@ def _without_baseline(node: Any, guide_site: Any, downstream_cost: Any) -> Any:
     return _construct_baseline(node, guide_site, downstream_cost)
 
 
-def why(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """In one line, what a trace or a compiler stumbled over, and where in the user's code."""
     text = str(error).strip()
     first = text.splitlines()[0] if text else type(error).__name__

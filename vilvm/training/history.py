@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 import operator
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -9,7 +10,9 @@ from typing import Any, SupportsIndex, overload
 
 import numpy as np
 
-__all__ = ["History", "Record"]
+__all__ = ["History", "Record", "next_record"]
+
+_MIN_STEPS, _SHARE = 50, 20  # between two records, where epochs are short
 
 
 @dataclass(frozen=True)
@@ -117,3 +120,21 @@ class History:
     def from_rows(cls, rows: list[dict[str, Any]]) -> "History":
         """The history that ``to_rows`` wrote."""
         return cls([Record(**row) for row in rows])
+
+
+def next_record(last: int, epoch_steps: int) -> int:
+    """The step of the record that follows one at step `last`.
+
+    Arguments:
+        last: the step of the record before, or 0.
+        epoch_steps: steps of an epoch.
+
+    Returns:
+        The end of the next epoch. If an epoch has fewer than 50 steps, the end of the first epoch
+        that is at least 50 steps, and a twentieth of the steps so far, after `last`, so that
+        validation takes a small part of the time.
+    """
+    least = 1
+    if epoch_steps < _MIN_STEPS:
+        least = max(_MIN_STEPS, last // _SHARE)
+    return last + epoch_steps * math.ceil(least / epoch_steps)

@@ -1,4 +1,4 @@
-"""The look at held-out data that a record holds: ELBO, rate and distortion, of one sample a datum."""
+"""Validation at a record: ELBO, rate and distortion on held-out data, with one sample a datum."""
 
 import math
 from collections.abc import Sequence
@@ -12,14 +12,19 @@ from vilvm.data.data import Data
 from vilvm.lvm import ContractError, NonFiniteError, evaluation_mode
 from vilvm.weights import Layout, find_layout, log_weights
 
-__all__ = ["ValidationResult", "check", "check_rows", "look"]
+__all__ = ["ValidationResult", "check_rows", "check_validation", "validate"]
 
 _ROWS = 1000
 
 
 class ValidationResult(NamedTuple):
-    """Means over the data, in nats per datum (of all data together if they share a latent), and
-    the ELBO's standard error.
+    """Means over the data, in nats per datum (of all data together if they share a latent).
+
+    Arguments:
+        elbo: the evidence lower bound.
+        se: its standard error over the data.
+        rate: KL(q(z | x) ‖ p(z)).
+        distortion: −E_q log p(x | z).
     """
 
     elbo: float
@@ -29,11 +34,17 @@ class ValidationResult(NamedTuple):
 
 
 @torch.no_grad()
-def look(
+def validate(
     lvm: Any, objective: Any, data: Data, layout: Layout, ranks: ProcessGroup
 ) -> ValidationResult:
-    """What `lvm` says of `data`, in evaluation mode; `layout` is its layout on some batch, and
-    `data` what this rank looks at, or none.
+    """The bound of a pair on data, in evaluation mode.
+
+    Arguments:
+        lvm: the model and guide.
+        objective: of the training; gives the bound where weights of part of the data do not.
+        data: this rank's share, which may be empty.
+        layout: of the pair on some batch.
+        ranks: that evaluate the other shares.
 
     Raises:
         NonFiniteError: a log-density is NaN.
@@ -41,70 +52,66 @@ def look(
     """
     with evaluation_mode(lvm):
         if not (layout.local or layout.scale == 1.0):
-            return ValidationResult(
-                _mean_loss(lvm, objective, data, layout, ranks), math.nan, math.nan, math.nan
-            )
-        rows, error = torch.zeros(0, 2, dtype=torch.float64, device=data.device), None
-        try:
-            rows = torch.cat(
-                [
-                    rows,
-                    *(
-                        _weighed(lvm, part, layout)
-                        for part in (_parts(data, layout) if len(data) else [])
-                    ),
-                ]
-            )
-        except ContractError as found:
-            error = found
-        # for else the others would wait for the rows of this one
+            elbo = _minus_mean_loss(lvm, objective, data, layout, ranks)
+            return ValidationResult(elbo, math.nan, math.nan, math.nan)
+        rows, error = _rows_or_error(lvm, data, layout)
+        # No rank may stop alone: the others would wait for its rows.
         if ranks.any(error is not None, data.device):
             raise error or NonFiniteError(
-                "another rank met a log-density that is NaN; look at what it says."
+                "another rank met a log-density that is NaN; see its message."
             )
-    values, likelihood = (ranks.rows(rows) if layout.local else rows).unbind(-1)
+    if layout.local:
+        rows = ranks.rows(rows)
+    values, likelihood = rows.unbind(-1)
     distortion = -likelihood.sum().item() / len(values)
-    elbo = values.mean().item()
-    return ValidationResult(
-        elbo,
-        values.std().item() / len(values) ** 0.5 if len(values) > 1 else math.nan,
-        -elbo - distortion,
-        distortion,
-    )
+    elbo, se = values.mean().item(), math.nan
+    if len(values) > 1:
+        se = values.std().item() / len(values) ** 0.5
+    return ValidationResult(elbo, se, -elbo - distortion, distortion)
 
 
-def _mean_loss(lvm: Any, objective: Any, data: Data, layout: Layout, ranks: ProcessGroup) -> float:
-    """The ELBO by the loss, of which one weight of part of the data is no estimate: its mean over
-    the ranks that have data.
+def _minus_mean_loss(
+    lvm: Any, objective: Any, data: Data, layout: Layout, ranks: ProcessGroup
+) -> float:
+    """The ELBO by the loss, as the mean over the ranks that have data.
+
+    One weight of part of the data does not estimate it.
     """
-    told = torch.zeros(2, dtype=torch.float64, device=data.device)
+    sums = torch.zeros(2, dtype=torch.float64, device=data.device)
     if len(data):
         x = data.loaded().x
         here = find_layout(lvm, x, validate=False, plate=layout.data_plate)
-        told[0] = -float(objective.loss(lvm.model, lvm.guide, x)) / (
-            here.num_data * here.scale if here.local else 1.0
-        )
-        told[1] = 1
-    total, count = ranks.sum(told).tolist()
+        num_data = here.num_data * here.scale if here.local else 1.0
+        sums[0] = -float(objective.loss(lvm.model, lvm.guide, x)) / num_data
+        sums[1] = 1
+    total, count = ranks.sum(sums).tolist()
     return total / count
 
 
-def _weighed(lvm: Any, part: Data, layout: Layout) -> Tensor:
+def _rows_or_error(lvm: Any, data: Data, layout: Layout) -> tuple[Tensor, ContractError | None]:
+    """The rows of all data, see ``_rows``; none, and the error, if a part cannot be evaluated."""
+    rows = torch.zeros(0, 2, dtype=torch.float64, device=data.device)
+    try:
+        parts = _parts(data, layout) if len(data) else []
+        return torch.cat([rows, *(_rows(lvm, part, layout) for part in parts)]), None
+    except ContractError as error:
+        return rows, error
+
+
+def _rows(lvm: Any, part: Data, layout: Layout) -> Tensor:
     """Log-weight and log-likelihood of one sample a datum, float64, shape (num_data, 2), or (1, 2)
     for one joint weight.
     """
     here = find_layout(lvm, part.x, validate=False, plate=layout.data_plate)
     weights = log_weights(lvm, part.x, validate=False, layout=here)
     likelihood = weights.log_likelihood[0].reshape(-1)
-    both = (
-        weights.log_weight[0].reshape(-1),
-        likelihood if layout.local else likelihood.sum()[None],
-    )
-    return torch.stack(both, -1).double()
+    if not layout.local:
+        likelihood = likelihood.sum()[None]
+    return torch.stack((weights.log_weight[0].reshape(-1), likelihood), -1).double()
 
 
-def check(lvm: Any, data: Data, layout: Layout) -> None:
-    """Raises ContractError, where `lvm` cannot take these data, or their plate is not along the
+def check_validation(lvm: Any, data: Data, layout: Layout) -> None:
+    """Raises ContractError if a pair cannot run on these data, or if their plate is not along the
     axis that they are cut along.
     """
     parts = _parts(data, layout)
@@ -115,16 +122,19 @@ def check(lvm: Any, data: Data, layout: Layout) -> None:
 
 
 def check_rows(lvm: Any, layout: Layout, rows: int) -> None:
-    """Raises ContractError, where the plate over the data is not over the first axis, of `rows`,
-    which batches are cut along.
+    """Raises ContractError unless the plate over the data is along their first axis.
+
+    Arguments:
+        lvm: the model and guide, named in the error.
+        layout: of the pair on some data.
+        rows: the length of the first axis of these data, which batches are cut along.
     """
     if layout.local and not layout.subsample and layout.num_data != rows:
         raise ContractError(
             "fit: batches are cut along the first axis of the data, and plate "
-            f"{layout.data_plate!r} of {type(lvm).__name__} is not over it "
-            f"(it has {layout.num_data} data for {rows} rows): put the data along the first axis "
-            "(x.transpose(0, 1)), or train on them whole, "
-            "without batch_size."
+            f"{layout.data_plate!r} of {type(lvm).__name__} is not over it (it has "
+            f"{layout.num_data} data for {rows} rows): put the data along the first axis "
+            "(x.transpose(0, 1)), or train on them whole, without batch_size."
         )
 
 
