@@ -114,7 +114,7 @@ def test_a_skipped_step_moves_no_batch_statistics(
 
 @pytest.mark.parametrize(
     ("error", "words"),
-    [(5e-8, None), (1e-3, "a buffer (batch statistics, say) is not what the eager step makes it")],
+    [(5e-8, None), (1e-3, "a buffer, such as batch statistics, is not that of the eager step")],
 )
 def test_rounding_of_batch_statistics_near_zero_is_no_difference(error, words):
     """The mean of what is centred is the rounding of a sum, which a program adds up in another

@@ -11,15 +11,8 @@ from vilvm._compile.inductor import (
     program,
     worth_compiling,
 )
-from vilvm._compile.tracing import (
-    Graph,
-    UntraceableError,
-    mutated_inputs,
-    reason_of,
-    shapes,
-    trace,
-    traceable,
-)
+from vilvm._compile.patches import UntraceableError, traceable
+from vilvm._compile.tracing import Graph, mutated_inputs, reason_of, shapes, trace
 
 __all__ = [
     "MOST_PROGRAMS",

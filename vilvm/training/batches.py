@@ -74,7 +74,7 @@ class Batches:
         self._order: tuple[int, Tensor] | None = None
         self._ahead: Prefetched | None = None
         if self.data.streamed:
-            # The thread uses the host only: its work on a GPU would disturb the capture of a graph.
+            # The thread uses the host only: work on a GPU would disturb the capture of a graph.
             self._host = data.to("cpu")
             self._ahead = Prefetched(lambda step: self._picked(self._host, step))
 
@@ -115,7 +115,7 @@ class Batches:
         return data.at(self._order[1][start + mine.start : start + mine.stop])
 
     def _sent(self, picked: Data) -> Data:
-        """Data that the host has read, on the device; a GPU copies them while the host goes on."""
+        """Data that the host has read, on the device; a GPU copies them asynchronously."""
         device = self.data.device
         if device.type != "cuda":
             return picked.to(device)

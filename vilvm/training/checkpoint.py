@@ -99,7 +99,7 @@ def save(folder: Path, step: int, state: Any) -> Path:
 
 
 def sweep(folder: Path) -> None:
-    """Removes partial checkpoints, which a killed process left while writing or removing them."""
+    """Removes partial checkpoints, which a killed process has left."""
     for removed in folder.glob(".step-*"):
         shutil.rmtree(removed, ignore_errors=True)
 

@@ -1,16 +1,18 @@
 """The compiled training step, for any pair and any Pyro objective.
 
-The whole step, loss, gradients, clipping and Adam, is one program (``vilvm.training.traced_step``).
-The numbers that change from step to step, learning rate, bias corrections, the weight of an
-annealed rate, are inputs, and so are all tensors that the model closes over. Noise is drawn by
-torch's own generators in the order of the eager step, so that a seed gives the same draws.
+The whole step, loss, gradients, clipping and Adam, is one program
+(``vilvm.training.traced_step``). The numbers that change from step to step, learning rate, bias
+corrections, the weight of an annealed rate, are inputs, and so are all tensors that the model
+closes over. Noise is drawn by torch's own generators in the order of the eager step, so that a
+seed gives the same draws.
 
-Tracing freezes Python control flow. The Python state that the trace read (``vilvm._compile.guards``)
-is compared before every block of steps; if it has changed, the step is traced again. Other state is
-detected by its effect: before a program is used, again after 1, 2, 4, 8, ... steps, and after user
-code has run, loss and gradients are compared with those of the eager step on the same batch and
-noise (``vilvm.training.step_comparison``). If a later comparison fails, the run returns to the last
-one that held (``Diverged``). If no graph can be made, the step is eager, and one line says why.
+Tracing freezes Python control flow. The Python state that the trace read
+(``vilvm._compile.guards``) is compared before every block of steps; if it has changed, the step is
+traced again. Other state is detected by its effect: before a program is used, again after 1, 2, 4,
+8, ... steps, and after user code has run, loss and gradients are compared with those of the eager
+step on the same batch and noise (``vilvm.training.step_comparison``). If a later comparison fails,
+the run returns to the last one that held (``Diverged``). If no graph can be made, the step is
+eager, and one line says why.
 """
 
 import time
@@ -284,18 +286,24 @@ class CompiledStep:
             changed: the state because of which it was made, in words; logged.
         """
         same = [p for p in programs if p.run is program.run]
-        for place in (p.guards.changed() for p in same):
-            if place is not None and isinstance(place.value, Tensor):
-                self._replaced += 1  # another tensor is another input
-            elif place is not None:
-                irrelevant = self.tracer.irrelevant
-                irrelevant[place.name] = irrelevant.get(place.name, 0) + 1
+        for other in same:
+            self._count_change(other)
         programs[:] = [p for p in programs if p.run is not program.run] + [program]
         if changed and not same:
             self.log(
                 f"The step of {type(self.lvm).__name__} is compiled anew after {self._taken} "
                 f"compiled steps: {changed}."
             )
+
+    def _count_change(self, program: Program) -> None:
+        """Counts a change of state that left the graph of a program the same."""
+        place = program.guards.changed()
+        if place is None:
+            return
+        if isinstance(place.value, Tensor):
+            self._replaced += 1  # another tensor is another input
+        else:
+            self.tracer.irrelevant[place.name] += 1
 
     # Launching
     # ------------------------------------------------------------------------------------

@@ -109,22 +109,17 @@ class DataChecks:
             found = by_position(self.lvm, batch, self._found_layout(batch))
         except ContractError:
             restart(unset)
-            found = None
-            if not whole:
-                found = self._by_position_of_all(batches.data)
+            found = None if whole else self._by_position_of_all(batches.data)
             if found is None:
                 raise
         if found is None or (whole and not found.single):
             return
-        if not whole or found.name in self._owned:
+        if not whole:
             restart(unset)
-            what = f"batches of {batches.size}"
-            if whole:
-                what = "several sources of data"
-            raise ContractError(
-                f"fit: the guide's parameter {found.name!r} serves data by their place in the "
-                f"batch, and {what} put others there: {INSTEAD}."
-            )
+            raise _by_position_error(found.name, f"batches of {batches.size}")
+        if found.name in self._owned:
+            restart(unset)
+            raise _by_position_error(found.name, "several sources of data")
         self._owned.add(found.name)
         # A fresh transform makes new data every time, which cannot be recognised.
         if batches.data.transform is None or batches.data.transformed:
@@ -196,3 +191,11 @@ class DataChecks:
             passes = log_weights_pass(self.lvm, layout)
             way = way_of(self.lvm, batch, passes, layout.ways, self.spec.log)
         return way == VECTORISED
+
+
+def _by_position_error(name: str, what: str) -> ContractError:
+    """The error if a parameter of single data, by position, meets other data there."""
+    return ContractError(
+        f"fit: the guide's parameter {name!r} serves data by their place in the batch, and {what} "
+        f"put others there: {INSTEAD}."
+    )

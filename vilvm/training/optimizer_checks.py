@@ -140,8 +140,13 @@ def _check_counts(state: Any, stepped: dict[int, Any]) -> None:
     )
     for i, count in enumerate(counts):
         if count == 0:
-            moved = [bool(kept[i][n].any()) for n in _MOMENTS if n in kept[i]]
-            require(not any(moved), f"optimizer/state/{i} has moments of no step")
+            _check_blank(f"optimizer/state/{i}", kept[i])
+
+
+def _check_blank(path: str, values: Any) -> None:
+    """Raises AlteredError unless the moments of a parameter that was not moved are zero."""
+    moments = [values[n] for n in _MOMENTS if n in values]
+    require(not any(bool(m.any()) for m in moments), f"{path} has moments of no step")
 
 
 def _after_one_step(optimizer: Any, groups: Any) -> dict[int, Any]:

@@ -69,7 +69,7 @@ def _own_options(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> 
     """The options of a group that differ from the defaults of its optimizer."""
     defaults = optimizer.defaults
     own = {k: _number(v) for k, v in group.items() if k in defaults and k != "lr"}
-    # A scheduler that was used with this optimizer before has changed its rate, and kept the first.
+    # A scheduler of an earlier run has changed the rate, and kept the first.
     if "lr" in defaults:
         own["lr"] = _number(group.get("initial_lr", group.get("lr")))
     return {k: v for k, v in own.items() if repr(v) != repr(defaults[k])}

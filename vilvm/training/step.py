@@ -1,7 +1,6 @@
 """One training step: loss, gradients, clipping, update.
 
-A step is a callable from a batch to a ``StepResult``; the eager one below runs Pyro's handlers every
-time.
+A step is a callable from a batch to a ``StepResult``; the eager one runs Pyro's handlers each time.
 """
 
 import math
@@ -82,17 +81,16 @@ def check_objective(objective: Any, enumerated: tuple[str, ...] = ()) -> None:
         )
     if name.startswith("Jit"):
         raise ValueError(
-            f"fit: {name} uses torch.jit, which is deprecated; use {name.removeprefix('Jit')}, the "
-            "same without it."
+            f"fit: {name} uses torch.jit, which is deprecated; use "
+            f"{name.removeprefix('Jit')}, the same without it."
         )
     if name == "TraceTailAdaptive_ELBO":
         raise ValueError(
-            f"fit: {name} reports an infinite loss by design, so its steps cannot be checked; train "
-            "it with pyro.infer.SVI."
+            f"fit: {name} reports an infinite loss by design, so its steps cannot be checked; "
+            "train it with pyro.infer.SVI."
         )
-    if enumerated and isinstance(
-        getattr(objective, "objective", objective), (Trace_ELBO, TraceGraph_ELBO, RenyiELBO)
-    ):
+    inner = getattr(objective, "objective", objective)
+    if enumerated and isinstance(inner, (Trace_ELBO, TraceGraph_ELBO, RenyiELBO)):
         raise ContractError(
             f"Latent {enumerated[0]!r} is marked for enumeration and absent from the guide, and "
             f"{name} would draw it from the prior: pass "

@@ -5,6 +5,7 @@ tracer (``vilvm._compile``). The result is a graph from parameters, data and noi
 gradients. Clipping and Adam are appended, and torch's Inductor compiles the whole.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
@@ -79,7 +80,7 @@ class StepTracer:
     ):
         self.eager, self.adam, self.compiler, self.log = eager, adam, compiler, log
         # By place, how often a change of its value left the graph as it was.
-        self.irrelevant: dict[str, int] = {}
+        self.irrelevant: Counter[str] = Counter()
         device = eager.parameters[0].device
         # As returned by a step before the first: loss, gradient norm, and 1 for "good".
         self.start = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64, device=device)
@@ -152,7 +153,7 @@ class StepTracer:
 
     def _relevant(self, guards: Guards) -> Guards:
         """The guards without places whose changes have changed no graph."""
-        places = (p for p in guards.places if self.irrelevant.get(p.name, 0) < _IRRELEVANT)
+        places = (p for p in guards.places if self.irrelevant[p.name] < _IRRELEVANT)
         return Guards(list(places))
 
     def _is_input(self, holder: Any, key: Any) -> bool:
