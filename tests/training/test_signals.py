@@ -43,7 +43,7 @@ def _handlers_are_put_back():
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_a_signal_within_the_handler_neither_hangs_nor_is_lost(monkeypatch):
+def test_signal_within_the_handler_is_not_lost(monkeypatch):
     counted = Interruption._handle
 
     def handle(self, number, frame):
@@ -70,7 +70,7 @@ def test_one_signal_ends_in_order(number, tmp_path):
     )
 
 
-def test_the_second_leaves_at_once_after_the_last_good_checkpoint(tmp_path):
+def test_second_signal_leaves_after_last_good_checkpoint(tmp_path):
     generators = torch.get_rng_state()
     with pytest.raises(KeyboardInterrupt):
         fit([at(100, lambda: send(times=2))], run_dir=tmp_path, checkpoint_seconds=0.0)
@@ -85,7 +85,7 @@ def test_the_second_leaves_at_once_after_the_last_good_checkpoint(tmp_path):
     )
 
 
-def test_a_checkpoint_that_is_being_written_is_finished_first(tmp_path, monkeypatch):
+def test_unfinished_checkpoint_is_written_first(tmp_path, monkeypatch):
     real, writes = checkpoint.save, []
 
     def save(folder, step, state):
@@ -167,7 +167,8 @@ def wait(event):
         print("again", flush=True)
         while True:
             time.sleep(0.01)
-vilvm.fit(PPCA(3, 1), torch.randn(20, 3), steps=120, callbacks=[wait], compile=False, run_dir=sys.argv[1])
+options = {"callbacks": [wait], "compile": False, "run_dir": sys.argv[1]}
+vilvm.fit(PPCA(3, 1), torch.randn(20, 3), steps=120, **options)
 """
 
 

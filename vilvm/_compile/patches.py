@@ -94,8 +94,8 @@ def _item_as_tensor() -> Iterator[None]:
 
 @contextmanager
 def _plates_by_number() -> Iterator[None]:
-    """A context in which a sequential plate over all its data, ``for i in pyro.plate(...)``, counts
-    in Python.
+    """A context in which sequential plates, ``for i in pyro.plate(...)``, count in Python if they
+    are over all their data.
     """
     whole: list[Tensor] = []
     sample, iterate = _Subsample.sample, IndepMessenger.__iter__

@@ -136,8 +136,7 @@ class Batches:
 
 
 class Turns:
-    """The batches of several sources in turn, in a fixed order that spreads each source evenly over
-    an epoch.
+    """The batches of several sources in turn, in a fixed order that spreads each over an epoch.
 
     Arguments:
         data: the sources.

@@ -221,8 +221,8 @@ def identify(folder: Path) -> str | None:
     if latest(folder) is None:
         return None
     raise CheckpointError(
-        f"{file} {fault}, which identifies the run of the checkpoints beside it: restore it, or start "
-        "a new run."
+        f"{file} {fault}, which identifies the run of the checkpoints beside it: restore it, or "
+        "start a new run."
     )
 
 

@@ -114,16 +114,21 @@ class DataChecks:
                 raise
         if found is None or (whole and not found.single):
             return
-        if not whole:
+        what = _several(batches, whole)
+        if not whole or found.name in self._owned:
             restart(unset)
-            raise _by_position_error(found.name, f"batches of {batches.size}")
-        if found.name in self._owned:
-            restart(unset)
-            raise _by_position_error(found.name, "several sources of data")
-        self._owned.add(found.name)
+            raise ContractError(
+                f"fit: the guide's parameter {found.name!r} serves data by their place in the "
+                f"batch, and {what} put others there: {INSTEAD}."
+            )
+        self._own(found.name, batches.data, batch)
+
+    def _own(self, name: str, data: Data, batch: Any) -> None:
+        """Remembers the data that a parameter of single data belongs to."""
+        self._owned.add(name)
         # A fresh transform makes new data every time, which cannot be recognised.
-        if batches.data.transform is None or batches.data.transformed:
-            remember(self.lvm, found.name, batch)
+        if data.transform is None or data.transformed:
+            remember(self.lvm, name, batch)
 
     def _found_layout(self, batch: Any) -> Layout:
         try:
@@ -193,9 +198,6 @@ class DataChecks:
         return way == VECTORISED
 
 
-def _by_position_error(name: str, what: str) -> ContractError:
-    """The error if a parameter of single data, by position, meets other data there."""
-    return ContractError(
-        f"fit: the guide's parameter {name!r} serves data by their place in the batch, and {what} "
-        f"put others there: {INSTEAD}."
-    )
+def _several(batches: Batches, whole: bool) -> str:
+    """What puts other data in the place of a datum."""
+    return "several sources of data" if whole else f"batches of {batches.size}"

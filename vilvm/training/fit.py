@@ -167,10 +167,7 @@ def fit(
     """
     check_contract(lvm)
     module = _trainable_module(lvm)
-    train = data if isinstance(data, Interleaved) else as_data(data, "training data")
-    held_out = None
-    if validation is not None:
-        held_out = as_data(validation, "validation data")
+    train, held_out = _checked_data(data, validation)
     _check_choices(nonfinite, scheduler_interval, compile)
     _check_functions(callbacks, arguments, after_step)
     if patience is not None and held_out is None:
@@ -178,8 +175,7 @@ def fit(
     _check_batches(train, batch_size)
     run_dir = optional(check_path, "fit: run_dir", run_dir)
     _check_folder(run_dir, resume)
-    if (epochs is None) == (steps is None):
-        raise ValueError("fit: give epochs=... or steps=..., one of the two.")
+    _check_length(epochs, steps)
     epochs = optional(check_number, "fit: epochs", epochs)
     steps = optional(check_number, "fit: steps", steps)
     batch_size = optional(check_number, "fit: batch_size", batch_size)
@@ -207,9 +203,9 @@ def fit(
             lvm=lvm,
             objective=Trace_ELBO() if objective is None else objective,
             batches=batches,
-            total=steps or (epochs or 0) * batches.epoch_steps,
+            total=_total_steps(epochs, steps, batches.epoch_steps),
             device=where,
-            validation=None if held_out is None else held_out.to(where).fixed(seed),
+            validation=held_out and held_out.to(where).fixed(seed),
             seed=seed,
             patience=patience,
             clip=clip,
@@ -283,6 +279,26 @@ def _device(lvm: torch.nn.Module, device: torch.device | str | None) -> torch.de
 def _has_batch_norm(lvm: torch.nn.Module) -> bool:
     """Whether a part of the model takes statistics over its batch."""
     return any(isinstance(m, _BatchNorm) and m.training for m in lvm.modules())
+
+
+def _checked_data(data: Any, validation: Any) -> tuple[Data | Interleaved, Data | None]:
+    """Training and validation data."""
+    train = data if isinstance(data, Interleaved) else as_data(data, "training data")
+    if validation is None:
+        return train, None
+    return train, as_data(validation, "validation data")
+
+
+def _check_length(epochs: Any, steps: Any) -> None:
+    if (epochs is None) == (steps is None):
+        raise ValueError("fit: give epochs=... or steps=..., one of the two.")
+
+
+def _total_steps(epochs: int | None, steps: int | None, epoch_steps: int) -> int:
+    """Steps of the whole run, of which one of `epochs` and `steps` is given."""
+    if epochs is None:
+        return steps or 0
+    return epochs * epoch_steps
 
 
 def _check_choices(nonfinite: Any, scheduler_interval: Any, compile: Any) -> None:

@@ -1,6 +1,6 @@
 """One training step: loss, gradients, clipping, update.
 
-A step is a callable from a batch to a ``StepResult``; the eager one runs Pyro's handlers each time.
+A step is a callable from a batch to a ``StepResult``; the eager one runs Pyro's handlers.
 """
 
 import math
