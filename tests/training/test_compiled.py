@@ -217,7 +217,7 @@ def test_learning_rate_may_change_without_a_new_graph():
                 optimizer.param_groups[0]["lr"] = lr
                 step(batch, len(batch))
         states.append(pair.state_dict())
-    assert len(step._programs) == 1
+    assert len(step.programs) == 1
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-5)
 

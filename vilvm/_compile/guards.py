@@ -67,7 +67,9 @@ class Guards:
             The guards of places that the trace did not change, and those of places that it did,
             with their new values.
         """
-        read, unchanged, moved = {id(t) for t in tensors}, [], []
+        read = {id(t) for t in tensors}
+        unchanged = []
+        moved = []
         for place in self.places:
             if isinstance(place.value, Tensor) and id(place.value) not in read:
                 continue

@@ -64,7 +64,8 @@ def _pyro_modules_with(name: str) -> list[Any]:
 
 def _validated() -> list[type]:
     """Every class of distributions that checks its samples in its own way."""
-    found, left = [], [Distribution]
+    found = []
+    left = [Distribution]
     while left:
         kind = left.pop()
         left += [k for k in kind.__subclasses__() if k not in found]
@@ -98,7 +99,8 @@ def _plates_by_number() -> Iterator[None]:
     are over all their data.
     """
     whole: list[Tensor] = []
-    sample, iterate = _Subsample.sample, IndepMessenger.__iter__
+    sample = _Subsample.sample
+    iterate = IndepMessenger.__iter__
 
     def sampled(self: Any, *args: Any) -> Tensor:
         drawn = sample(self, *args)

@@ -124,7 +124,8 @@ class Place(NamedTuple):
     @property
     def is_unchanged(self) -> bool:
         """Whether the value is the same object, or an equal scalar or tuple of scalars."""
-        now, value = self.now(), self.value
+        now = self.now()
+        value = self.value
         if now is value:
             return True
         if type(now) is not type(value) or not isinstance(now, (*SCALARS, tuple)):

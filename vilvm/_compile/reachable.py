@@ -79,7 +79,8 @@ class _Search:
     """
 
     def __init__(self, names: set[str]):
-        self.reached, self.names = frozenset(names), set(names)
+        self.reached = frozenset(names)
+        self.names = set(names)
         self.places: list[Place] = []
         self.seen: set[int] = set()
         self.kept: list[Any] = []  # so that no id is used twice
@@ -118,7 +119,13 @@ class _Search:
             return self._visit_whole
         return None
 
-    def _add(self, holder: Any, key: Any, value: Any, name: str) -> None:
+    def _add(
+        self,
+        holder: Any,
+        key: Any,
+        value: Any,
+        name: str,
+    ) -> None:
         """Adds a place, and those in its value."""
         self.places.append(Place(holder, key, value, name))
         self.visit(value, name)
@@ -176,7 +183,8 @@ class _Search:
             self.visit(default, name)
 
     def _visit_closure(self, function: types.FunctionType) -> None:
-        variables, cells = function.__code__.co_freevars, function.__closure__ or ()
+        variables = function.__code__.co_freevars
+        cells = function.__closure__ or ()
         for variable, cell in zip(variables, cells, strict=True):
             holder = Cell(cell)
             value = holder.get(None, ABSENT)
@@ -185,7 +193,8 @@ class _Search:
             self.visit(value, variable)
 
     def _visit_globals(self, function: types.FunctionType, name: str) -> None:
-        code, held = function.__code__, function.__globals__
+        code = function.__code__
+        held = function.__globals__
         self._add_all(held, [n for n in sorted(_loads(code)) if n in held], "global")
         for module in map(sys.modules.get, _imports(code)):
             if module is not None:

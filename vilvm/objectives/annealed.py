@@ -66,7 +66,10 @@ class Annealed(ELBO):
         if start > 1:
             raise ValueError(f"Annealed: start must be at most 1; got {start}.")
         _check_inner(objective)
-        self.objective, self.warmup, self.start, self.step = objective, warmup, start, 0
+        self.objective = objective
+        self.warmup = warmup
+        self.start = start
+        self.step = 0
         self._given: Tensor | None = None
 
     @property
@@ -124,10 +127,23 @@ class Annealed(ELBO):
         """
         return self.objective.loss(model, guide, *args, **kwargs)
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+    def _get_trace(
+        self,
+        model: Any,
+        guide: Any,
+        args: Any,
+        kwargs: Any,
+    ) -> Any:
         return self.objective._get_trace(model, guide, args, kwargs)
 
-    def _annealed(self, method: str, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+    def _annealed(
+        self,
+        method: str,
+        model: Any,
+        guide: Any,
+        args: Any,
+        kwargs: Any,
+    ) -> Any:
         loss = getattr(self.objective, method)
         if self._given is not None:
             with _ScaleLatents(self._given):

@@ -100,7 +100,8 @@ class GraphAdam:
                 "parameters that have taken fewer steps than others, as those that were frozen "
                 "for a while"
             )
-        self.counted, self.moved = counts.pop(), parameters
+        self.counted = counts.pop()
+        self.moved = parameters
 
     def numbers(self, step: int | None = None) -> Tensor:
         """What changes from step to step, by group of parameters, shape (groups, 8).
@@ -133,7 +134,8 @@ class GraphAdam:
         for state in (self.optimizer.state[p] for p in self.moved):
             if state:  # the user may have cleared it
                 state["step"] += self.taken
-        self.counted, self.taken = self.counted + self.taken, 0
+        self.counted = self.counted + self.taken
+        self.taken = 0
 
     def _is_decoupled(self, group: dict[str, Any]) -> bool:
         """Whether weight decay is applied to the weights, and not added to the gradient."""
@@ -162,7 +164,9 @@ class GraphAdam:
         count = len(parameters)
         decays = self.decays
         for i, (p, grad) in enumerate(zip(parameters, grads, strict=True)):
-            mean, square, group = moments[i], moments[count + i], self.group[id(moved[i])]
+            mean = moments[i]
+            square = moments[count + i]
+            group = self.group[id(moved[i])]
             row = numbers[group].to(grad.dtype).unbind()
             # Chosen here, and for the gradient (0 · NaN is NaN), so that one choice an element is
             # enough.

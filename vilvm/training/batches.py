@@ -23,7 +23,11 @@ __all__ = ["Batches", "Turns", "batches_of"]
 
 
 def batches_of(
-    data: Data | Interleaved, size: int | None, seed: int, ranks: ProcessGroup, pairs: bool
+    data: Data | Interleaved,
+    size: int | None,
+    seed: int,
+    ranks: ProcessGroup,
+    pairs: bool,
 ) -> "Batches | Turns":
     """The batches of one or several sources of data.
 
@@ -70,7 +74,9 @@ class Batches:
         self.leaves_out = pairs and not self.whole and len(data) % size == 1
         self.epoch_steps = math.ceil(len(data) / size) - self.leaves_out
         self.data = data.loaded() if self.whole else data
-        self.size, self.seed, self.ranks = size, seed, ranks or ProcessGroup()
+        self.size = size
+        self.seed = seed
+        self.ranks = ranks or ProcessGroup()
         self._order: tuple[int, Tensor] | None = None
         self._ahead: Prefetched | None = None
         if self.data.streamed:
@@ -144,7 +150,9 @@ class Turns:
     """
 
     def __init__(self, data: Interleaved, sources: list[Batches]):
-        self.data, self.sources, self.size = data, sources, max(b.size for b in sources)
+        self.data = data
+        self.sources = sources
+        self.size = max(b.size for b in sources)
         self.whole = all(b.whole for b in sources)
         self.leaves_out = any(b.leaves_out for b in sources)
         places = [

@@ -34,7 +34,9 @@ class Captured:
         fixed: Sequence[Tensor],
         log: Callable[[str], None],
     ):
-        self.run, self.fixed, self.log = run, fixed, log
+        self.run = run
+        self.fixed = fixed
+        self.log = log
         self._graph: torch.cuda.CUDAGraph | None = None
         self._given: list[Tensor] = []
         self._found: list[Tensor] = []
@@ -56,8 +58,10 @@ class Captured:
 
     def _capture(self, given: Sequence[Tensor]) -> None:
         device = self.fixed[0].device
-        self._given, self._graph = [t.to(device, copy=True) for t in given], None
-        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+        self._given = [t.to(device, copy=True) for t in given]
+        self._graph = None
+        graph = torch.cuda.CUDAGraph()
+        side = torch.cuda.Stream(device)
         try:
             with torch.cuda.device(device), preserved_rng(device):
                 side.wait_stream(torch.cuda.current_stream(device))

@@ -168,7 +168,12 @@ def _parsed(checkpoint: Path, text: bytes) -> tuple[dict[str, Any], Any]:
     return header, body
 
 
-def _check_header(checkpoint: Path, header: dict[str, Any], blob: bytes, body: Any) -> None:
+def _check_header(
+    checkpoint: Path,
+    header: dict[str, Any],
+    blob: bytes,
+    body: Any,
+) -> None:
     """Raises CheckpointError unless header, tensors and state belong together, to this step and
     to this run.
     """
@@ -185,7 +190,12 @@ def _check_header(checkpoint: Path, header: dict[str, Any], blob: bytes, body: A
         raise spoiled(checkpoint, f"it is of another run than {checkpoint.parents[1]}")
 
 
-def _header(run: str, step: int, blob: bytes, body: Any) -> dict[str, Any]:
+def _header(
+    run: str,
+    step: int,
+    blob: bytes,
+    body: Any,
+) -> dict[str, Any]:
     sums = {
         "tensors": _sha256(blob),
         "state": _sha256(json.dumps(body, ensure_ascii=False).encode()),
@@ -196,7 +206,8 @@ def _header(run: str, step: int, blob: bytes, body: Any) -> dict[str, Any]:
 
 def spoiled(checkpoint: Path, what: str) -> CheckpointError:
     """The error for a checkpoint that must not be read; `what` is wrong with it."""
-    advice, before = "Start a new run.", [c for c in _all(checkpoint.parent) if c < checkpoint]
+    advice = "Start a new run."
+    before = [c for c in _all(checkpoint.parent) if c < checkpoint]
     if before:
         advice = f"Remove that folder to resume from {before[-1].name}."
     return CheckpointError(f"Checkpoint {checkpoint}: {what}. {advice}")
@@ -313,7 +324,8 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 def _unpack_tensor(value: dict[str, Any], tensors: dict[str, Tensor]) -> Tensor:
     """The tensor, with its dimensions in their former order in memory."""
-    tensor, order = tensors.pop(value["name"]), value.get("order")
+    tensor = tensors.pop(value["name"])
+    order = value.get("order")
     if order is None:
         return tensor
     return tensor.permute([order.index(d) for d in range(len(order))])

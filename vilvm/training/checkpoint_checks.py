@@ -92,7 +92,8 @@ def check_state(found: Path, state: Any, run: Run) -> None:
 
 def _check_position(state: Any, run: Run) -> None:
     """Checks the step, and the flags of a run."""
-    step, epoch_steps = state["step"], run.epoch_steps
+    step = state["step"]
+    epoch_steps = run.epoch_steps
     require(is_count(step), f"its step is {step!r:.40}")
     for name, value in (("epoch", step // epoch_steps), ("position", step % epoch_steps)):
         right = type(state[name]) is int and state[name] == value
@@ -119,14 +120,17 @@ def _check_tally(state: Any) -> None:
 
 def _check_history(state: Any, run: Run) -> None:
     """Checks the records, and that the tally begins where they end."""
-    step, rows, tally = state["step"], state["history"], state["tally"]
+    step = state["step"]
+    rows = state["history"]
+    tally = state["tally"]
     require(isinstance(rows, list), "its history is no list")
     last, seconds = 0, 0.0
     for row in rows:
         due = next_record(last, run.epoch_steps)
         _check_record(row, run, due, due - last)
         require(row["seconds"] >= seconds, f"time runs backwards at its record of step {due}")
-        last, seconds = due, row["seconds"]
+        last = due
+        seconds = row["seconds"]
     ends = last <= step < next_record(last, run.epoch_steps)
     require(ends, "its history does not end where its steps do")
     require(
@@ -151,7 +155,9 @@ def _check_skipped(state: Any) -> None:
 
 def _check_stopped(state: Any, run: Run) -> None:
     """Checks that a run that has stopped could stop there, and for that reason."""
-    step, stopped, rows = state["step"], state["stopped"], state["history"]
+    step = state["step"]
+    stopped = state["stopped"]
+    rows = state["history"]
     if stopped == "finished":
         return
     at_record = bool(rows) and rows[-1]["step"] == step
@@ -164,7 +170,12 @@ def _check_stopped(state: Any, run: Run) -> None:
         require(had_callback, "a callback has stopped it, and there was none")
 
 
-def _check_record(row: Any, run: Run, step: int, taken: int) -> None:
+def _check_record(
+    row: Any,
+    run: Run,
+    step: int,
+    taken: int,
+) -> None:
     """Checks one row of the history, of `taken` steps up to `step`."""
     where = f"its record of step {step}"
     same = isinstance(row, dict) and set(row) == {f.name for f in fields(Record)}
@@ -203,10 +214,13 @@ def _check_validation(row: Any, where: str, has_validation: bool) -> None:
 
 def _check_best(state: Any, run: Run) -> None:
     """Checks that the best step, bound and parameters are those of the best record."""
-    step, bound, best = 0, -math.inf, state["best"]
+    step = 0
+    bound = -math.inf
+    best = state["best"]
     for row in state["history"]:
         if row["validation_elbo"] > bound:
-            step, bound = row["step"], row["validation_elbo"]
+            step = row["step"]
+            bound = row["validation_elbo"]
     right_step = type(state["best_step"]) is int and state["best_step"] == step
     require(right_step, "its best step is not that of its history")
     right_bound = type(state["best_bound"]) is float and state["best_bound"] == bound
@@ -223,7 +237,12 @@ def _check_best(state: Any, run: Run) -> None:
             check_same(f"best/{name}", best[name], value)
 
 
-def _check_tensors(what: str, values: Any, lvm: torch.nn.Module, hooked: bool) -> None:
+def _check_tensors(
+    what: str,
+    values: Any,
+    lvm: torch.nn.Module,
+    hooked: bool,
+) -> None:
     """Checks the parameters and buffers of a model.
 
     Arguments:
@@ -260,7 +279,8 @@ def _check_shared(what: str, values: Any, known: Any) -> None:
 
 def _check_objective(state: Any, objective: Any) -> None:
     """Checks the state of the objective, and that it counts the steps of the run."""
-    kept, start = state["objective"], state["objective_start"]
+    kept = state["objective"]
+    start = state["objective_start"]
     has_state = hasattr(objective, "state_dict")
     same_kind = (kept is not None) == has_state == (start is not None)
     require(same_kind, "it has an objective of another kind")
@@ -271,7 +291,8 @@ def _check_objective(state: Any, objective: Any) -> None:
     check_like("objective_start", start, proper)
     if "step" in proper and hasattr(objective, "advance") and not state["hooked"]:
         # A step that fails may do so before it is counted.
-        taken, applied = kept["step"] - start["step"], state["step"] - state["skipped"]
+        taken = kept["step"] - start["step"]
+        applied = state["step"] - state["skipped"]
         counts = is_count(start["step"]) and is_count(taken, applied, state["step"])
         require(counts, "its objective counts other steps")
 

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor
 
 from vilvm._compile import (
-    MOST_PROGRAMS,
     Compiler,
     UntraceableError,
     inductor,
@@ -33,6 +32,7 @@ from vilvm._compile import (
 from vilvm.data.tensors import kind_of, tensors_of
 from vilvm.lvm import LatentVariableModel
 from vilvm.training._adam import GraphAdam
+from vilvm.training.program_cache import ProgramCache
 from vilvm.training.step import EagerStep, Objective, StepResult
 from vilvm.training.step_comparison import TOLERANCE, Comparison
 from vilvm.training.traced_step import Program, StepTracer
@@ -41,9 +41,6 @@ __all__ = ["CompiledStep", "Diverged"]
 
 _FAR = 1000  # steps, at most, between two comparisons
 _NEAR = 200  # steps, at least, from a comparison to that of a record
-# Steps, at least and on average, between two replacements of a tensor, each of which needs a new
-# trace.
-_SELDOM = 50
 _RETURNS = 3  # times that a run may go back before its steps are eager
 
 _Counts = tuple[int, int, int, Sequence[Tensor]]
@@ -103,7 +100,10 @@ class CompiledStep:
         kinds: int = 1,
     ):
         self.eager = EagerStep(lvm, objective, optimizer, clip)
-        self.lvm, self.objective, self.optimizer, self.log = lvm, objective, optimizer, log
+        self.lvm = lvm
+        self.objective = objective
+        self.optimizer = optimizer
+        self.log = log
         self.parameters = self.eager.parameters
         # Ranks sum their gradients before the update, which is then not part of the graph.
         alone = self.eager.ranks.size == 1 and kinds == 1
@@ -113,16 +113,14 @@ class CompiledStep:
         self.tracer = StepTracer(
             self.eager, self.adam, inductor if compiler is None else compiler, log
         )
+        self.programs = ProgramCache(self.tracer)
         self.comparison = Comparison(self.eager, self.adam, self.tracer)
         self.refused: str | None = None  # why the step is eager
         self.seconds = 0.0  # of compilation
         # Called when a comparison has held, before further steps; without it a run cannot go back.
         self.keep: Callable[[], None] | None = None
-        # By shape of batch, one for every state of Python.
-        self._programs: dict[Any, list[Program]] = {}
         self._taken, self._check_at, self._checked_at = 0, 0, 0  # steps
         self._returned, self._has_kept = 0, False
-        self._replaced = 0  # how often a tensor that a graph reads was replaced
 
     def __call__(self, batch: Any, num_data: float) -> StepResult:
         """Moves the parameters by one step on the loss per datum.
@@ -182,7 +180,9 @@ class CompiledStep:
         self._check_at = max(self._check_at, self._taken)
         self._checked_at = min(self._checked_at, self._taken)
         if self.adam is not None:
-            self.adam.counted, self.adam.taken, self.adam.moved = counted, taken, moved
+            self.adam.counted = counted
+            self.adam.taken = taken
+            self.adam.moved = moved
 
     def settle(self) -> None:
         """Writes the number of steps, which is counted outside the optimizer, into it."""
@@ -215,11 +215,8 @@ class CompiledStep:
         """The program for batches like this one, compiled if there is none; None if eager."""
         if self.refused is not None or not self._adam_serves():
             return None
-        programs = self._programs.setdefault(self._key(batch, num_data), [])
-        for program in programs:
-            if program.guards.changed() is None:
-                return program
-        return self._compiled(batch, num_data, programs)
+        key = self._key(batch, num_data)
+        return self.programs.valid(key) or self._compiled(batch, num_data, key)
 
     def _adam_serves(self) -> bool:
         """Whether the graph's Adam still updates as the optimizer does; refuses to compile if not.
@@ -235,7 +232,7 @@ class CompiledStep:
             )
             return False
         if self.adam.is_reset:
-            self._programs.clear()
+            self.programs.clear()
         return True
 
     def _key(self, batch: Any, num_data: float) -> tuple[Any, ...]:
@@ -244,66 +241,26 @@ class CompiledStep:
         decays = self.adam and self.adam.decays
         return kind_of(batch), shapes(tensors_of(batch)), num_data, trained, decays
 
-    def _compiled(self, batch: Any, num_data: float, programs: list[Program]) -> Program | None:
-        """A new program, added to `programs` of the same key, if it equals the eager step."""
-        began, changed = time.perf_counter(), ""
-        if programs:
-            changed = programs[-1].guards.what()
+    def _compiled(self, batch: Any, num_data: float, key: Any) -> Program | None:
+        """A new program, added under its key, if it equals the eager step."""
+        began = time.perf_counter()
+        changed = self.programs.what_changed(key)
         try:
-            self._check_changes(changed, len(programs))
-            program = self.tracer.program(batch, num_data, programs)
+            self.programs.check_changes(key, self._taken)
+            program = self.tracer.program(batch, num_data, self.programs.of(key))
         except UntraceableError as error:
             return self._refuse(str(error))
         self.seconds += time.perf_counter() - began
         difference = self.comparison.difference(program, batch, num_data)
         if difference is not None:
             return self._refuse(difference)
-        self._add(programs, program, changed)
-        return program
-
-    def _check_changes(self, changed: str, count: int) -> None:
-        """Raises UntraceableError if Python state changes too often.
-
-        Arguments:
-            changed: what has changed, in words.
-            count: how many programs there are for the same tensors.
-        """
-        if count >= MOST_PROGRAMS:
-            raise UntraceableError(
-                f"{changed}, after {count} such changes; keep it in a buffer of the module"
-            )
-        if self._replaced > MOST_PROGRAMS and self._taken < _SELDOM * self._replaced:
-            raise UntraceableError(
-                f"{changed} {self._replaced} times; change it in place (.copy_, .fill_)"
-            )
-
-    def _add(self, programs: list[Program], program: Program, changed: str) -> None:
-        """Adds a program, which replaces those of the same graph.
-
-        Arguments:
-            programs: of the same key.
-            program: the new one.
-            changed: the state because of which it was made, in words; logged.
-        """
-        same = [p for p in programs if p.run is program.run]
-        for other in same:
-            self._count_change(other)
-        programs[:] = [p for p in programs if p.run is not program.run] + [program]
-        if changed and not same:
+        is_new = self.programs.add(key, program)
+        if changed and is_new:
             self.log(
                 f"The step of {type(self.lvm).__name__} is compiled anew after {self._taken} "
                 f"compiled steps: {changed}."
             )
-
-    def _count_change(self, program: Program) -> None:
-        """Counts a change of state that left the graph of a program the same."""
-        place = program.guards.changed()
-        if place is None:
-            return
-        if isinstance(place.value, Tensor):
-            self._replaced += 1  # another tensor is another input
-        else:
-            self.tracer.irrelevant[place.name] += 1
+        return program
 
     # Launching
     # ------------------------------------------------------------------------------------
@@ -402,7 +359,7 @@ class CompiledStep:
         failed, or if this happens for the fourth time.
         """
         self._returned += 1
-        self._programs.clear()
+        self.programs.clear()
         self._check_at = self._taken
         if found.failed or self._returned > _RETURNS:
             self._refuse(f"{found}; training went back to step {step}")

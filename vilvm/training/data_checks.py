@@ -40,7 +40,9 @@ class DataChecks:
     """
 
     def __init__(self, spec: RunSpec, layouts: Layouts):
-        self.spec, self.lvm, self.layouts = spec, spec.lvm, layouts
+        self.spec = spec
+        self.lvm = spec.lvm
+        self.layouts = layouts
         self._owned: set[str] = set()  # parameters of single data
 
     def check_source(self, batches: Batches) -> list[tuple[Any, str, Any]]:
@@ -49,7 +51,9 @@ class DataChecks:
         Returns:
             What was changed in the objective: object, attribute and old value.
         """
-        spec, ranks, data = self.spec, self.spec.ranks, batches.data
+        spec = self.spec
+        ranks = self.spec.ranks
+        data = batches.data
         batch = batches(0)
         self._check_single_data(batches, batch)
         layout = self.layouts.of(batch)
@@ -79,7 +83,8 @@ class DataChecks:
         Raises:
             ContractError: the pair cannot run on these data.
         """
-        spec, data = self.spec, self.spec.validation
+        spec = self.spec
+        data = self.spec.validation
         layout = self.layouts.known()[0]
         if data is None:
             return layout

@@ -58,7 +58,8 @@ def refused_step(run: Run, error: ValueError, noise: list[torch.Tensor]) -> Step
 
 def nonfinite_step(run: Run, loss: float, noise: list[torch.Tensor]) -> NonFiniteLossError:
     """The error for a step whose loss or gradient is not finite; see ``refused_step``."""
-    spec, step = run.spec, run.state.step
+    spec = run.spec
+    step = run.state.step
     what = f"the loss is {loss}"
     if math.isfinite(loss):
         what = "the loss is finite, but a gradient is NaN or infinite"
@@ -92,9 +93,11 @@ def _fault(run: Run, noise: list[torch.Tensor], validate: bool) -> ContractError
     """The error of one log-weight pass over the current batch with the noise of the step."""
     set_rng_state(noise, run.spec.device)
     try:
-        lvm, batch = run.spec.lvm, run.current_inputs()
+        lvm = run.spec.lvm
+        batch = run.current_inputs()
         if isinstance(batch, Call):
-            lvm, batch = Called(lvm, batch.arguments), batch.batch
+            lvm = Called(lvm, batch.arguments)
+            batch = batch.batch
         layout = run.layouts.of(batch)
         with torch.no_grad():
             next(weight_chunks(lvm, batch, 1, 1, validate, layout))

@@ -180,7 +180,8 @@ def fit(
     steps = optional(check_number, "fit: steps", steps)
     batch_size = optional(check_number, "fit: batch_size", batch_size)
     patience = optional(check_number, "fit: patience", patience)
-    seed, clip = check_seed("fit: seed", seed), optional(check_positive, "fit: clip", clip)
+    seed = check_seed("fit: seed", seed)
+    clip = optional(check_positive, "fit: clip", clip)
     checkpoint_seconds = check_positive(
         "fit: checkpoint_seconds", checkpoint_seconds, "number of seconds", zero=True
     )

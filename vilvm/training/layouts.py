@@ -26,7 +26,9 @@ class Layouts:
     """
 
     def __init__(self, lvm: Any, seed: int, device: torch.device):
-        self.lvm, self.seed, self.device = lvm, seed, device
+        self.lvm = lvm
+        self.seed = seed
+        self.device = device
         self._found: dict[Any, Layout] = {}
 
     def known(self) -> list[Layout]:
@@ -49,7 +51,8 @@ class Layouts:
         """
         key = _key(batch)
         if key not in self._found:
-            plate, others = None, self.of_kind(key[0])
+            plate = None
+            others = self.of_kind(key[0])
             if others:
                 plate = others[0].data_plate
             with seeded(self.seed, self.device):

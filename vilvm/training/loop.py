@@ -51,8 +51,11 @@ class Loop:
     """
 
     def __init__(self, run: Run, checkpoints: Checkpoints):
-        self.run, self.state, self.compiled = run, run.state, run.compiled
-        self.checkpoints, self.recorder = checkpoints, Recorder(run)
+        self.run = run
+        self.state = run.state
+        self.compiled = run.compiled
+        self.checkpoints = checkpoints
+        self.recorder = Recorder(run)
         self._start: Position  # of the block of steps
         self._good: Snapshot | None = None  # the last that was confirmed
         if not run.spec.parallel:  # ranks cannot return to an earlier step one by one
@@ -64,7 +67,8 @@ class Loop:
         Arguments:
             progress: whether to show a progress bar; None shows it on a terminal only.
         """
-        run, spec = self.run, self.run.spec
+        run = self.run
+        spec = self.run.spec
         _warn_of_warmup(spec.objective, spec.total)
         widen_heap()
         if self.state.step == 0:
@@ -92,7 +96,8 @@ class Loop:
             numbers = self.recorder.progress()
         bar.advance(self.state.step - before, numbers)
         # Compiled steps are confirmed before they are reported; until then the run can go back.
-        last, due = self.state.step == self.run.spec.total, self._record_due
+        last = self.state.step == self.run.spec.total
+        due = self._record_due
         if (last or (due and self.run.spec.callbacks)) and not self._confirmed():
             return
         if due:
@@ -139,7 +144,8 @@ class Loop:
             self.checkpoints.write_history()
 
     def _report_end(self) -> None:
-        state, spec = self.state, self.run.spec
+        state = self.state
+        spec = self.run.spec
         if state.skipped and state.skipped == state.step:
             warnings.warn(
                 f"All {state.step} steps were skipped, their loss or gradient not being finite: "
@@ -206,7 +212,9 @@ class Loop:
 
     def _steps_at_once(self) -> int:
         """How many steps to launch: until the next event, and for 0.1 s at most; 1 if eager."""
-        spec, state, epoch = self.run.spec, self.state, self.run.epoch_steps
+        spec = self.run.spec
+        state = self.state
+        epoch = self.run.epoch_steps
         # The user's code runs between steps, and may change what a program holds constant; or the
         # next batch is of another kind.
         user_code = spec.after_step is not None or spec.arguments is not None
@@ -236,7 +244,8 @@ class Loop:
         Returns:
             False if the step is not compiled; nothing has changed then.
         """
-        start, began = self._start, time.perf_counter()
+        start = self._start
+        began = time.perf_counter()
         batch = self.run.current_inputs()
         program = self._ready(batch)
         if program is None:
@@ -281,7 +290,9 @@ class Loop:
 
     def _one_step(self) -> None:
         """Takes one step and adds it to the tally."""
-        spec, state, checked = self.run.spec, self.state, self._is_checked
+        spec = self.run.spec
+        state = self.state
+        checked = self._is_checked
         noise = rng_state(spec.device)
         buffers: list[tuple[Tensor, Tensor]] = []
         if spec.skip:  # batch statistics, which a forward pass changes
@@ -314,7 +325,13 @@ class Loop:
         weight = self.run.spec.batches.weight(self.state.step)
         return self.run.num_data(batch) / weight if weight else math.inf
 
-    def _tried(self, step: Step, batch: Any, num_data: float, noise: list[Tensor]) -> StepResult:
+    def _tried(
+        self,
+        step: Step,
+        batch: Any,
+        num_data: float,
+        noise: list[Tensor],
+    ) -> StepResult:
         """The result of a step; raises ContractError if it changed its batch in place."""
         given = batch.batch if isinstance(batch, Call) else batch
         unchanged = Unchanged(named_tensors(given))
@@ -332,7 +349,8 @@ class Loop:
 
     def _count_applied(self, result: StepResult) -> None:
         """Adds a step that moved the parameters to the tally, and calls ``after_step``."""
-        spec, tally = self.run.spec, self.state.tally
+        spec = self.run.spec
+        tally = self.state.tally
         tally.loss += result.loss
         tally.norm += result.gradient_norm
         tally.applied += 1

@@ -74,7 +74,12 @@ def as_tensors(given: Any, lvm: torch.nn.Module, device: torch.device) -> dict[s
     return {str(name): _as_tensor(name, value, device, double) for name, value in given.items()}
 
 
-def _as_tensor(name: str, value: Any, device: torch.device, double: bool) -> Tensor:
+def _as_tensor(
+    name: str,
+    value: Any,
+    device: torch.device,
+    double: bool,
+) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach().to(device)
     if not isinstance(value, Number | np.generic):

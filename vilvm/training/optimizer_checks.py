@@ -48,9 +48,11 @@ def counts_of(optimizer: Mapping[str, Any]) -> list[float | None]:
 
 def check_optimizer(state: Any, run: Run) -> None:
     """Raises AlteredError unless the run can have had the optimizer in a state."""
-    kept, fresh = state["optimizer"], run.optimizer.state_dict()
+    kept = state["optimizer"]
+    fresh = run.optimizer.state_dict()
     require(isinstance(kept, dict) and set(kept) == set(fresh), "its optimizer has other entries")
-    groups, proper = kept["param_groups"], fresh["param_groups"]
+    groups = kept["param_groups"]
+    proper = fresh["param_groups"]
     require(
         isinstance(groups, list) and len(groups) == len(proper),
         "its optimizer has other groups of parameters",
@@ -72,7 +74,12 @@ def _free_options(state: Any, run: Run) -> set[str] | None:
     return set() if run.scheduler is None else _SCHEDULED
 
 
-def _check_group(path: str, group: Any, template: Any, free: set[str] | None) -> None:
+def _check_group(
+    path: str,
+    group: Any,
+    template: Any,
+    free: set[str] | None,
+) -> None:
     check_like(path, group, template)
     for name, option in template.items():
         if name == "params" or (free is not None and name not in free):
@@ -81,7 +88,12 @@ def _check_group(path: str, group: Any, template: Any, free: set[str] | None) ->
         require(0 <= float(beta) <= 1, f"{path}/betas are {group['betas']!r:.40}")
 
 
-def _check_all_moments(kept: Any, fresh: Any, stepped: dict[int, Any], run: Run) -> None:
+def _check_all_moments(
+    kept: Any,
+    fresh: Any,
+    stepped: dict[int, Any],
+    run: Run,
+) -> None:
     """Checks the state of each parameter.
 
     Arguments:
@@ -104,7 +116,12 @@ def _check_all_moments(kept: Any, fresh: Any, stepped: dict[int, Any], run: Run)
             _check_moment(f"{path}/{name}", name, value, parameters[i])
 
 
-def _check_moment(path: str, name: str, value: Any, parameter: Tensor) -> None:
+def _check_moment(
+    path: str,
+    name: str,
+    value: Any,
+    parameter: Tensor,
+) -> None:
     if isinstance(value, Tensor):
         require(bool(value.isfinite().all()), f"{path} is not finite")
         # A fused optimizer walks through both side by side in memory, whatever their shapes.
@@ -124,8 +141,10 @@ def _check_counts(state: Any, stepped: dict[int, Any]) -> None:
         state: of the checkpoint.
         stepped: the state of a copy of the optimizer after one step.
     """
-    optimizer, applied = state["optimizer"], state["step"] - state["skipped"]
-    kept, counts = optimizer["state"], counts_of(optimizer)
+    optimizer = state["optimizer"]
+    applied = state["step"] - state["skipped"]
+    kept = optimizer["state"]
+    counts = counts_of(optimizer)
     require(
         state["counts"] == counts,
         "the steps that its optimizer counts are not those of the checkpoint",

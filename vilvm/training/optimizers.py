@@ -59,7 +59,8 @@ def one_cycle(lr: float, steps: int) -> dict[str, Any]:
         >>> vilvm.fit(lvm, x, steps=30, batch_size=16, **one_cycle(4e-3, 30)).stopped
         'finished'
     """
-    lr, steps = check_positive("one_cycle: lr", lr), check_number("one_cycle: steps", steps)
+    lr = check_positive("one_cycle: lr", lr)
+    steps = check_number("one_cycle: steps", steps)
     if steps < 20:
         return {
             "optimizer": partial(_fused_adam, lr=lr),
@@ -244,7 +245,8 @@ def _of_pyro(given: Any) -> bool:
 def _advice_for_pyro(given: Any) -> str:
     """What to write in place of an optimizer of Pyro."""
     root = getattr(given, "func", given)
-    kind, args = _torch_name(root), getattr(root, "pt_optim_args", None)
+    kind = _torch_name(root)
+    args = getattr(root, "pt_optim_args", None)
     if callable(args):
         return (
             f"fit: optimizer is one of pyro.optim; give vilvm.training.by_name({kind}, lambda "
@@ -267,7 +269,8 @@ def _torch_name(root: Any) -> str:
     if not made:
         known = vars(pyro.optim).items()
         made = next(n for n, f in known if f is root or f is type(root))
-    name, home = getattr(made, "__name__", made), getattr(made, "__module__", "")
+    name = getattr(made, "__name__", made)
+    home = getattr(made, "__module__", "")
     # Pyro's own optimizers are torch optimizers in a module of pyro.optim.
     if isinstance(made, type) and home.startswith("pyro.optim."):
         return f"{home}.{name}"

@@ -89,7 +89,12 @@ def prepare(
     return run
 
 
-def _checked_data(spec: RunSpec, inputs: StepInputs, layouts: Layouts, undo: ExitStack) -> Layout:
+def _checked_data(
+    spec: RunSpec,
+    inputs: StepInputs,
+    layouts: Layouts,
+    undo: ExitStack,
+) -> Layout:
     """Checks the pair on all sources and on the validation data; returns the latter's layout."""
     forget(spec.lvm)
     if spec.arguments is not None:

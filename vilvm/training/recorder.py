@@ -41,7 +41,8 @@ class Recorder:
 
     def record(self) -> None:
         """Adds a row to the history, keeps the best parameters, and calls the callbacks."""
-        spec, state = self.run.spec, self.run.state
+        spec = self.run.spec
+        state = self.run.state
         began = time.perf_counter()
         self._check_untouched()
         spec.ranks.from_first([*spec.lvm.buffers()])  # batch statistics are rank 0's
@@ -97,7 +98,8 @@ class Recorder:
         state = self.run.state
         if not bound > state.best_bound:
             return
-        state.best_bound, state.best_step = bound, state.step
+        state.best_bound = bound
+        state.best_step = state.step
         state.best = {n: _copied(v) for n, v in self.run.spec.lvm.state_dict().items()}
 
     def _step_scheduler(self, bound: float) -> None:
@@ -111,8 +113,10 @@ class Recorder:
 
     def _validated(self) -> ValidationResult:
         """ELBO, rate and distortion; with ``nonfinite="skip"``, NaN where they are not finite."""
-        run, spec = self.run, self.run.spec
-        seed, layout = spec.seed, run.validation_layout
+        run = self.run
+        spec = self.run.spec
+        seed = spec.seed
+        layout = run.validation_layout
         if layout.local:
             seed = spec.ranks.seed(seed)
         with seeded(seed, spec.device):
@@ -146,7 +150,8 @@ class Recorder:
 
     def _decide(self) -> None:
         """Stops the run without patience, or if a callback of any rank asks for it."""
-        spec, state = self.run.spec, self.run.state
+        spec = self.run.spec
+        state = self.run.state
         if state.out_of_patience(spec.patience):
             state.stopped = "early"
         if spec.callbacks:

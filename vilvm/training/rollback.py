@@ -19,7 +19,8 @@ class Position:
     """
 
     def __init__(self, run: Run):
-        self.run, self.step = run, run.state.step
+        self.run = run
+        self.step = run.state.step
         self.generators = rng_state(run.spec.device)
         self.groups = [_options(group) for group in run.optimizer.param_groups]
         self.scheduler: Any = None
@@ -31,7 +32,8 @@ class Position:
     def restore(self) -> None:
         """Returns the run to this position."""
         run = self.run
-        run.state.step, run.compiled.counts = self.step, self.counts
+        run.state.step = self.step
+        run.compiled.counts = self.counts
         set_rng_state(self.generators, run.spec.device)
         for group, options in zip(run.optimizer.param_groups, self.groups, strict=True):
             group.update(options)

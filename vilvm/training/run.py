@@ -219,7 +219,8 @@ class Run:
 
     def result(self) -> Fit:
         """The result, with the best parameters loaded into the model."""
-        spec, state = self.spec, self.state
+        spec = self.spec
+        state = self.state
         best_step = state.step
         if state.best is not None and state.stopped != "interrupted":
             spec.lvm.load_state_dict(state.best)

@@ -34,7 +34,9 @@ _LR_ERROR = 1e-5
 
 def check_scheduler(state: Any, run: Run) -> None:
     """Raises AlteredError unless the scheduler in a state is where its steps have brought it."""
-    kept, scheduler, hooked = state["scheduler"], run.scheduler, state["hooked"]
+    kept = state["scheduler"]
+    scheduler = run.scheduler
+    hooked = state["hooked"]
     require(
         (kept is None) == (scheduler is None),
         "it has a scheduler, and is to have none, or the other way round",
@@ -91,7 +93,13 @@ def _is_of_torch(scheduler: Any) -> bool:
     return type(scheduler).__module__ == LambdaLR.__module__ and all(map(_is_of_torch, inner))
 
 
-def _check_schedule(path: str, scheduler: Any, kept: Any, proper: Any, steps: int | None) -> None:
+def _check_schedule(
+    path: str,
+    scheduler: Any,
+    kept: Any,
+    proper: Any,
+    steps: int | None,
+) -> None:
     """Raises AlteredError unless a scheduler of torch has its own options and counts.
 
     Arguments:
@@ -114,18 +122,32 @@ def _check_schedule(path: str, scheduler: Any, kept: Any, proper: Any, steps: in
     _check_parts(path, scheduler, kept, proper, steps)
 
 
-def _check_parts(path: str, scheduler: Any, kept: Any, proper: Any, steps: int | None) -> None:
+def _check_parts(
+    path: str,
+    scheduler: Any,
+    kept: Any,
+    proper: Any,
+    steps: int | None,
+) -> None:
     """Checks the schedulers inside one; see ``_check_schedule``."""
     inner = getattr(scheduler, "_schedulers", [])
     require(not inner or len(kept["_schedulers"]) == len(inner), f"{path} has other parts")
     for i, part in enumerate(inner):
-        mine, theirs, taken = kept["_schedulers"][i], proper["_schedulers"][i], steps
+        mine = kept["_schedulers"][i]
+        theirs = proper["_schedulers"][i]
+        taken = steps
         if steps is not None and not isinstance(scheduler, ChainedScheduler):
             taken = _steps_of_part(scheduler, i, steps, theirs)
         _check_schedule(f"{path}/{i}", part, mine, theirs, taken)
 
 
-def _check_counts(path: str, scheduler: Any, kept: Any, proper: Any, steps: int) -> None:
+def _check_counts(
+    path: str,
+    scheduler: Any,
+    kept: Any,
+    proper: Any,
+    steps: int,
+) -> None:
     """Raises AlteredError unless a scheduler counts the steps that it has taken."""
     if "last_epoch" in proper:
         check_same(f"{path}/last_epoch", kept["last_epoch"], proper["last_epoch"] + steps)
@@ -143,7 +165,12 @@ def _check_counts(path: str, scheduler: Any, kept: Any, proper: Any, steps: int)
         require((kept["T_cur"], kept["T_i"]) == place, f"{path} restarts elsewhere")
 
 
-def _steps_of_part(scheduler: SequentialLR, i: int, steps: int, proper: Any) -> int:
+def _steps_of_part(
+    scheduler: SequentialLR,
+    i: int,
+    steps: int,
+    proper: Any,
+) -> int:
     """How many steps part `i` of a sequence has taken after `steps` of the whole."""
     marks = [0, *scheduler._milestones, math.inf]
     if bisect_right(scheduler._milestones, steps) < i:
@@ -156,11 +183,13 @@ def _steps_of_part(scheduler: SequentialLR, i: int, steps: int, proper: Any) -> 
 
 def _since_restart(scheduler: CosineAnnealingWarmRestarts, steps: int) -> tuple[int, int]:
     """Steps since the last restart, and until the next from there."""
-    since, length = steps, scheduler.T_0
+    since = steps
+    length = scheduler.T_0
     if scheduler.T_mult == 1:
         return since % length, length
     while since >= length:
-        since, length = since - length, length * scheduler.T_mult
+        since = since - length
+        length = length * scheduler.T_mult
     return since, length
 
 
@@ -174,7 +203,8 @@ def _rates_at(scheduler: Any, steps: int) -> list[float] | None:
     before = vars(scheduler).copy()
     options = [dict(g) for g in scheduler.optimizer.param_groups]
     try:
-        scheduler.last_epoch, scheduler._get_lr_called_within_step = steps, True
+        scheduler.last_epoch = steps
+        scheduler._get_lr_called_within_step = True
         if isinstance(scheduler, CosineAnnealingWarmRestarts):
             scheduler.T_cur, scheduler.T_i = _since_restart(scheduler, steps)
         return [float(rate) for rate in formula()]

@@ -23,7 +23,9 @@ class Interruption:
 
     def __init__(self) -> None:
         self.asked = False  # whether the run should end after its current step
-        self._signals, self._writing, self._late = count(), False, 0
+        self._signals = count()
+        self._writing = False
+        self._late = 0
         self._before: dict[int, Any] = {}
 
     def install(self) -> None:
@@ -64,7 +66,9 @@ class Interruption:
         try:
             yield
         finally:
-            self._writing, late, self._late = False, self._late, 0
+            self._writing = False
+            late = self._late
+            self._late = 0
             if late:
                 self._leave(late)
 

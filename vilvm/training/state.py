@@ -70,7 +70,9 @@ class Checkpoints:
 
     def __init__(self, run: Run):
         self.run = run
-        self._saved_at, self._saved_time, self._resumed_at = -1, time.monotonic(), -1
+        self._saved_at = -1
+        self._saved_time = time.monotonic()
+        self._resumed_at = -1
 
     @property
     def due(self) -> bool:
@@ -84,7 +86,9 @@ class Checkpoints:
         Raises:
             CheckpointError: they cannot be written.
         """
-        run, ranks, step = self.run, self.run.spec.ranks, self.run.state.step
+        run = self.run
+        ranks = self.run.spec.ranks
+        step = self.run.state.step
         run.compiled.settle()
         self._saved_time = time.monotonic()
         if run.spec.folder is None or self._saved_at == step:
@@ -111,7 +115,8 @@ class Checkpoints:
         folder = self.run.spec.folder
         if folder is None or not self.run.spec.ranks.is_main:
             return
-        file, text = folder / "history.csv", self.run.state.history.to_csv()
+        file = folder / "history.csv"
+        text = self.run.state.history.to_csv()
         # A run that takes no step after it was resumed rewrites nothing.
         if self.run.state.step == self._resumed_at and _has_records(file, text):
             return
@@ -162,8 +167,10 @@ def _restore_state(run: Run, state: dict[str, Any]) -> None:
     now.step = state["step"]
     now.history = History.from_rows(state["history"])
     now.tally = Tally(**state["tally"])
-    now.seconds, now.skipped = state["seconds"], state["skipped"]
-    now.best_step, now.best_bound = state["best_step"], state["best_bound"]
+    now.seconds = state["seconds"]
+    now.skipped = state["skipped"]
+    now.best_step = state["best_step"]
+    now.best_bound = state["best_bound"]
     now.hooked = now.hooked or state["hooked"]
     now.best = state["best"]
     if now.best:
@@ -177,7 +184,8 @@ def _restore_state(run: Run, state: dict[str, Any]) -> None:
 
 def _restore_generators(run: Run, generators: list[Any]) -> None:
     """Loads torch's generators; another number of ranks draws new, reproducible noise."""
-    ranks, device = run.spec.ranks, run.spec.device
+    ranks = run.spec.ranks
+    device = run.spec.device
     if len(generators) == ranks.size:
         set_rng_state(generators[ranks.rank], device)
     else:

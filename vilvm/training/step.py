@@ -154,7 +154,10 @@ class EagerStep:
         optimizer: torch.optim.Optimizer,
         clip: float | None = None,
     ):
-        self.lvm, self.objective, self.optimizer, self.clip = lvm, objective, optimizer, clip
+        self.lvm = lvm
+        self.objective = objective
+        self.optimizer = optimizer
+        self.clip = clip
         self.ranks = process_group()
         self.masked: tuple[
             str, ...
@@ -204,7 +207,8 @@ class EagerStep:
         loss, *flags = self.ranks.sum(torch.cat([loss, flags]))
         set_anywhere = torch.stack(flags).gt(0).tolist()
         count = len(self.flags)
-        self.flags, has = set_anywhere[:count], set_anywhere[count:]
+        self.flags = set_anywhere[:count]
+        has = set_anywhere[count:]
         moved = [p for p, any_has in zip(self.parameters, has, strict=True) if any_has]
         for dtype in {p.dtype for p in moved}:
             self._sum_gradients([p for p in moved if p.dtype == dtype])
@@ -250,7 +254,8 @@ def backward(
     Returns:
         The divided loss, float64, a scalar.
     """
-    model, guide = lvm.model, scored_guide(lvm, masked)
+    model = lvm.model
+    guide = scored_guide(lvm, masked)
     if isinstance(batch, Call):
         model = partial(model, **batch.arguments)
         guide = partial(guide, **batch.arguments)

@@ -59,12 +59,18 @@ class Comparison:
     """
 
     def __init__(self, eager: EagerStep, adam: GraphAdam | None, tracer: StepTracer):
-        self.eager, self.adam, self.tracer = eager, adam, tracer
+        self.eager = eager
+        self.adam = adam
+        self.tracer = tracer
         self.lvm: Any = eager.lvm
         self.device = eager.parameters[0].device
 
     def difference(
-        self, program: Program, batch: Any, num_data: float, tolerance: float = TOLERANCE
+        self,
+        program: Program,
+        batch: Any,
+        num_data: float,
+        tolerance: float = TOLERANCE,
     ) -> str | None:
         """How a step of a program differs from the eager one; None if it does not.
 
@@ -162,7 +168,8 @@ class Comparison:
             loss, *grads = program.run(*given, *closed)
             gradients = dict(zip(map(id, program.moved), grads, strict=True))
             return _ProgramResult(loss.item(), gradients, by_id)
-        state, numbers = self.adam.blank(program.moved), self.adam.numbers(1)
+        state = self.adam.blank(program.moved)
+        numbers = self.adam.numbers(1)
         (result,) = program.run(*given, *closed, *state, numbers, self.tracer.start)
         loss, norm, _ = result.tolist()
         factor = 1.0
@@ -224,7 +231,8 @@ def _buffers_differ(
     for i, (buffer, value) in enumerate(expected.buffers):
         if id(buffer) not in found.closed or not value.numel():
             continue
-        mine, value = found.closed[id(buffer)].double(), value.double()
+        mine = found.closed[id(buffer)].double()
+        value = value.double()
         allowed = TOLERANCE * value.abs() + _ABSOLUTE
         # The largest entry, for that of any one may be small by chance.
         if near is not None:

@@ -78,7 +78,10 @@ class StepTracer:
         compiler: Compiler,
         log: Callable[[str], None],
     ):
-        self.eager, self.adam, self.compiler, self.log = eager, adam, compiler, log
+        self.eager = eager
+        self.adam = adam
+        self.compiler = compiler
+        self.log = log
         # By place, how often a change of its value left the graph as it was.
         self.irrelevant: Counter[str] = Counter()
         device = eager.parameters[0].device
@@ -111,7 +114,8 @@ class StepTracer:
 
     def _traced(self, batch: Any, num_data: float, given: list[Tensor]) -> tuple[Graph, Program]:
         """The graph of loss and gradients, and a program that does not run yet."""
-        eager, lvm = self.eager, self.eager.lvm
+        eager = self.eager
+        lvm = self.eager.lvm
         moved: list[Tensor] = []
 
         def gradients(*flat: Tensor) -> list[Tensor]:
@@ -187,11 +191,14 @@ class StepTracer:
         if any(id(p) not in place for p in program.moved):
             raise UntraceableError("a parameter that the graph does not read")
         parameters = [place[id(p)] for p in program.moved]
-        adam, clip, start = self.adam, self.eager.clip, len(given)
+        adam = self.adam
+        clip = self.eager.clip
+        start = len(given)
         end = start + len(graph.closed)
 
         def whole(*flat: Tensor) -> list[Tensor]:
-            closed, rest = flat[start:end], flat[end:]
+            closed = flat[start:end]
+            rest = flat[end:]
             old = [(closed[i], closed[i].clone()) for i in program.buffers]
             loss, *grads = graph.module(*flat[:end])
             if adam is None:

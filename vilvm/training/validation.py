@@ -35,7 +35,11 @@ class ValidationResult(NamedTuple):
 
 @torch.no_grad()
 def validate(
-    lvm: Any, objective: Any, data: Data, layout: Layout, ranks: ProcessGroup
+    lvm: Any,
+    objective: Any,
+    data: Data,
+    layout: Layout,
+    ranks: ProcessGroup,
 ) -> ValidationResult:
     """The bound of a pair on data, in evaluation mode.
 
@@ -64,14 +68,19 @@ def validate(
         rows = ranks.rows(rows)
     values, likelihood = rows.unbind(-1)
     distortion = -likelihood.sum().item() / len(values)
-    elbo, se = values.mean().item(), math.nan
+    elbo = values.mean().item()
+    se = math.nan
     if len(values) > 1:
         se = values.std().item() / len(values) ** 0.5
     return ValidationResult(elbo, se, -elbo - distortion, distortion)
 
 
 def _minus_mean_loss(
-    lvm: Any, objective: Any, data: Data, layout: Layout, ranks: ProcessGroup
+    lvm: Any,
+    objective: Any,
+    data: Data,
+    layout: Layout,
+    ranks: ProcessGroup,
 ) -> float:
     """The ELBO by the loss, as the mean over the ranks that have data.
 
