@@ -170,7 +170,11 @@ def _expectation(dice: Any, costs: Any) -> Any:
 _construct_baseline = tracegraph_elbo._construct_baseline
 
 
-def _without_baseline(node: Any, guide_site: Any, downstream_cost: Any) -> Any:
+def _without_baseline(
+    node: Any,
+    guide_site: Any,
+    downstream_cost: Any,
+) -> Any:
     if guide_site["infer"].get("baseline"):
         raise UntraceableError(f"the baseline of {node!r}, which Pyro keeps in Python")
     return _construct_baseline(node, guide_site, downstream_cost)

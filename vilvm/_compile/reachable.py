@@ -167,7 +167,12 @@ class _Search:
     # Functions
     # ------------------------------------------------------------------------------------
 
-    def _visit_function(self, function: types.FunctionType, name: str, is_root: bool) -> None:
+    def _visit_function(
+        self,
+        function: types.FunctionType,
+        name: str,
+        is_root: bool,
+    ) -> None:
         """Adds closure, globals, imported modules and defaults of a function."""
         is_library = _is_library(function.__module__)
         self.names |= _loads(function.__code__)

@@ -273,7 +273,11 @@ def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     )
 
 
-def _pack_tensor(value: Tensor, tensors: dict[str, Tensor], path: str) -> dict[str, Any]:
+def _pack_tensor(
+    value: Tensor,
+    tensors: dict[str, Tensor],
+    path: str,
+) -> dict[str, Any]:
     """A reference to a tensor, which is stored contiguously."""
     name = path
     if path in tensors:  # keys 1 and "1" have one path
@@ -298,7 +302,11 @@ def order_of(tensor: Tensor) -> list[int]:
     return sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
 
 
-def _pack_dict(value: dict[Any, Any], tensors: dict[str, Tensor], path: str) -> dict[str, Any]:
+def _pack_dict(
+    value: dict[Any, Any],
+    tensors: dict[str, Tensor],
+    path: str,
+) -> dict[str, Any]:
     """A dict, or a ``Counter``; as a list of items unless its keys are plain strings."""
     kind = "counter" if isinstance(value, Counter) else "dict"
     if kind == "dict" and all(isinstance(k, str) and k != "!" for k in value):

@@ -241,7 +241,12 @@ class CompiledStep:
         decays = self.adam and self.adam.decays
         return kind_of(batch), shapes(tensors_of(batch)), num_data, trained, decays
 
-    def _compiled(self, batch: Any, num_data: float, key: Any) -> Program | None:
+    def _compiled(
+        self,
+        batch: Any,
+        num_data: float,
+        key: Any,
+    ) -> Program | None:
         """A new program, added under its key, if it equals the eager step."""
         began = time.perf_counter()
         changed = self.programs.what_changed(key)
@@ -266,7 +271,12 @@ class CompiledStep:
     # ------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def launch(self, program: Program, batch: Any, before: Tensor | None = None) -> Tensor:
+    def launch(
+        self,
+        program: Program,
+        batch: Any,
+        before: Tensor | None = None,
+    ) -> Tensor:
         """Takes one step without waiting for it.
 
         Arguments:
@@ -308,7 +318,12 @@ class CompiledStep:
     # Comparison with the eager step
     # ------------------------------------------------------------------------------------
 
-    def differs(self, batch: Any, num_data: float, tolerance: float = TOLERANCE) -> str | None:
+    def differs(
+        self,
+        batch: Any,
+        num_data: float,
+        tolerance: float = TOLERANCE,
+    ) -> str | None:
         """How a new program differs from the eager step; None if it does not, or there is none.
 
         Arguments:
@@ -321,7 +336,12 @@ class CompiledStep:
             return None
         return self.comparison.difference(program, batch, num_data, tolerance)
 
-    def _confirmed(self, program: Program, batch: Any, num_data: float) -> Program | None:
+    def _confirmed(
+        self,
+        program: Program,
+        batch: Any,
+        num_data: float,
+    ) -> Program | None:
         """The program, if it still equals the eager step; None if the step becomes eager.
 
         Raises:

@@ -153,7 +153,12 @@ class DataChecks:
     # The axis of the data
     # ------------------------------------------------------------------------------------
 
-    def _check_divided(self, batches: Batches, layout: Layout, rows: int) -> None:
+    def _check_divided(
+        self,
+        batches: Batches,
+        layout: Layout,
+        rows: int,
+    ) -> None:
         """Raises ContractError unless the data can be divided into batches or among ranks."""
         num_data = len(batches.data)
         if not layout.local and layout.scale == 1.0:

@@ -35,7 +35,11 @@ def is_nonfinite(lvm: torch.nn.Module, error: ContractError | None) -> bool:
     return not all(bool(p.isfinite().all()) for p in floats)
 
 
-def refused_step(run: Run, error: ValueError, noise: list[torch.Tensor]) -> StepResult:
+def refused_step(
+    run: Run,
+    error: ValueError,
+    noise: list[torch.Tensor],
+) -> StepResult:
     """A non-finite step, if that is why Pyro's checks refused it.
 
     Arguments:
@@ -56,7 +60,11 @@ def refused_step(run: Run, error: ValueError, noise: list[torch.Tensor]) -> Step
     raise (found or _fault(run, noise, validate=True) or error) from None
 
 
-def nonfinite_step(run: Run, loss: float, noise: list[torch.Tensor]) -> NonFiniteLossError:
+def nonfinite_step(
+    run: Run,
+    loss: float,
+    noise: list[torch.Tensor],
+) -> NonFiniteLossError:
     """The error for a step whose loss or gradient is not finite; see ``refused_step``."""
     spec = run.spec
     step = run.state.step
@@ -89,7 +97,11 @@ def last_checkpoint(spec: RunSpec) -> str:
     return f"{kept} Try a smaller learning rate, clip=..., or nonfinite='skip'."
 
 
-def _fault(run: Run, noise: list[torch.Tensor], validate: bool) -> ContractError | None:
+def _fault(
+    run: Run,
+    noise: list[torch.Tensor],
+    validate: bool,
+) -> ContractError | None:
     """The error of one log-weight pass over the current batch with the noise of the step."""
     set_rng_state(noise, run.spec.device)
     try:

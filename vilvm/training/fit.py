@@ -295,14 +295,22 @@ def _check_length(epochs: Any, steps: Any) -> None:
         raise ValueError("fit: give epochs=... or steps=..., one of the two.")
 
 
-def _total_steps(epochs: int | None, steps: int | None, epoch_steps: int) -> int:
+def _total_steps(
+    epochs: int | None,
+    steps: int | None,
+    epoch_steps: int,
+) -> int:
     """Steps of the whole run, of which one of `epochs` and `steps` is given."""
     if epochs is None:
         return steps or 0
     return epochs * epoch_steps
 
 
-def _check_choices(nonfinite: Any, scheduler_interval: Any, compile: Any) -> None:
+def _check_choices(
+    nonfinite: Any,
+    scheduler_interval: Any,
+    compile: Any,
+) -> None:
     check_compile("fit", compile)
     if nonfinite not in ("stop", "skip"):
         raise ValueError(f"fit: unknown nonfinite={nonfinite!r}; choose 'stop' or 'skip'.")
@@ -312,7 +320,11 @@ def _check_choices(nonfinite: Any, scheduler_interval: Any, compile: Any) -> Non
         )
 
 
-def _check_functions(callbacks: Any, arguments: Any, after_step: Any) -> None:
+def _check_functions(
+    callbacks: Any,
+    arguments: Any,
+    after_step: Any,
+) -> None:
     if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
         raise ValueError("fit: callbacks must be a list of functions.")
     for name, function in (("arguments", arguments), ("after_step", after_step)):

@@ -64,7 +64,11 @@ def _key(batch: Any) -> tuple[Any, int]:
     return kind_of(batch), len(Data(batch))
 
 
-def explain_small_batch(error: ValueError, step: int, batches: Batches | Turns) -> ValueError:
+def explain_small_batch(
+    error: ValueError,
+    step: int,
+    batches: Batches | Turns,
+) -> ValueError:
     """Explains that batch normalisation met a single datum; returns any other error unchanged."""
     if _LACKS_DATA not in str(error):
         return error

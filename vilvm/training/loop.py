@@ -269,7 +269,12 @@ class Loop:
             self._one_step()
         return True
 
-    def _launched(self, program: Program, batch: Any, count: int) -> list[list[float]]:
+    def _launched(
+        self,
+        program: Program,
+        batch: Any,
+        count: int,
+    ) -> list[list[float]]:
         """Loss, gradient norm and whether the parameters moved, of up to `count` steps."""
         results: list[Tensor] = []
         before: Tensor | None = None

@@ -53,7 +53,11 @@ class Called(Wrapped):
         return self.inner_guide(batch, **self.arguments)
 
 
-def as_tensors(given: Any, lvm: torch.nn.Module, device: torch.device) -> dict[str, Tensor]:
+def as_tensors(
+    given: Any,
+    lvm: torch.nn.Module,
+    device: torch.device,
+) -> dict[str, Tensor]:
     """The arguments of a step as tensors.
 
     Arguments:

@@ -136,7 +136,11 @@ def _made_scheduler(
     return made
 
 
-def _step(spec: RunSpec, layouts: Layouts, optimizer: torch.optim.Optimizer) -> CompiledStep:
+def _step(
+    spec: RunSpec,
+    layouts: Layouts,
+    optimizer: torch.optim.Optimizer,
+) -> CompiledStep:
     """The compiled step, which holds the eager one."""
     step = CompiledStep(
         spec.lvm,
@@ -154,7 +158,11 @@ def _step(spec: RunSpec, layouts: Layouts, optimizer: torch.optim.Optimizer) -> 
 # ----------------------------------------------------------------------------------------
 
 
-def _settings(spec: RunSpec, inputs: StepInputs, layouts: Layouts) -> dict[str, Any]:
+def _settings(
+    spec: RunSpec,
+    inputs: StepInputs,
+    layouts: Layouts,
+) -> dict[str, Any]:
     """All that a checkpoint must agree with; the entries of the optimizer are filled in later."""
     arguments = after_step = None
     if spec.arguments is not None:

@@ -9,7 +9,8 @@ compared.
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from types import CodeType, FunctionType
 from typing import Any
@@ -41,8 +42,11 @@ def describe_objective(objective: Any) -> str:
 def _plain(values: Mapping[str, Any]) -> str:
     """The public plain values, as text."""
     kinds = (int, float, str, bool, tuple)
-    public = ((k, v) for k, v in sorted(values.items()) if k[0] != "_")
-    return ", ".join(f"{k}={v!r}" for k, v in public if isinstance(v, kinds))
+    words = []
+    for name, value in sorted(values.items()):
+        if name[0] != "_" and isinstance(value, kinds):
+            words.append(f"{name}={value!r}")
+    return ", ".join(words)
 
 
 def describe_optimizer(
@@ -129,7 +133,10 @@ def _functions_in(scheduler: Any) -> list[Any]:
     """The functions that a scheduler and those inside it hold."""
     held: list[Any] = []
     for value in getattr(scheduler, "__dict__", {}).values():
-        held += value if isinstance(value, list) else [value]
+        if isinstance(value, list):
+            held += value
+        else:
+            held.append(value)
     inner = getattr(scheduler, "_schedulers", [])
     own = [v for v in held if _is_function(v) and v not in inner]
     own = [v for v in own if getattr(v, "__self__", None) is not scheduler]
@@ -188,18 +195,26 @@ def _words_of_function(function: FunctionType, met: set[int]) -> str:
     if id(function) in met:
         return "again"
     met.add(id(function))
-    cells = [c.cell_contents for c in function.__closure__ or () if _is_full(c)]
-    names = sorted(set(function.__code__.co_names) & set(function.__globals__))
-    named = [function.__globals__[n] for n in names]
-    named = [v for v in named if isinstance(v, _PLAIN | tuple | FunctionType)]
-    keywords = (function.__kwdefaults__ or {}).values()
-    held = (*cells, function.__defaults__, *keywords, *named)
-    return f"{_words(function.__code__, met)} {[_words(v, met) for v in held]}"
+    held = list(_in_closure(function))
+    held.append(function.__defaults__)
+    if function.__kwdefaults__:
+        held += function.__kwdefaults__.values()
+    held += _plain_globals(function)
+    code = _words(function.__code__, met)
+    words = [_words(v, met) for v in held]
+    return f"{code} {words}"
 
 
-def _is_full(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
+def _in_closure(function: FunctionType) -> Iterator[Any]:
+    """The values of the closure that are bound."""
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):
+            yield cell.cell_contents
+
+
+def _plain_globals(function: FunctionType) -> Iterator[Any]:
+    """The plain values and functions among the globals that a function names."""
+    known = function.__globals__
+    for name in sorted(set(function.__code__.co_names) & set(known)):
+        if isinstance(known[name], _PLAIN | tuple | FunctionType):
+            yield known[name]

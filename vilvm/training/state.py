@@ -208,7 +208,11 @@ def _epochs_and_steps(history: str) -> list[list[str]]:
     return [line.split(",")[:2] for line in history.splitlines()]
 
 
-def _unwritten(folder: Path, step: int, error: OSError) -> checkpoint.CheckpointError:
+def _unwritten(
+    folder: Path,
+    step: int,
+    error: OSError,
+) -> checkpoint.CheckpointError:
     """The error of a checkpoint that could not be written, with the last good one."""
     try:
         last = checkpoint.latest(folder / "checkpoint")

@@ -58,7 +58,12 @@ class Comparison:
         tracer: that made the programs.
     """
 
-    def __init__(self, eager: EagerStep, adam: GraphAdam | None, tracer: StepTracer):
+    def __init__(
+        self,
+        eager: EagerStep,
+        adam: GraphAdam | None,
+        tracer: StepTracer,
+    ):
         self.eager = eager
         self.adam = adam
         self.tracer = tracer
@@ -159,9 +164,9 @@ class Comparison:
 
     def run_on_copies(self, program: Program, batch: Any) -> _ProgramResult:
         """The result of a program, run on copies of all that it changes."""
-        closed = [
-            t.detach().clone() if i in program.own else t for i, t in enumerate(program.closed)
-        ]
+        closed = list(program.closed)
+        for i in program.own:
+            closed[i] = closed[i].detach().clone()
         by_id = dict(zip(map(id, program.closed), closed, strict=True))
         given = [*tensors_of(batch), *self.tracer.numbers()]
         if self.adam is None:
@@ -198,10 +203,13 @@ class Comparison:
         total = math.sqrt(sum(float(g.double().square().sum()) for g in known))
         for i, p in enumerate(self.eager.parameters):
             grad = _zero_if_none(expected.gradients[i], p)
-            error = _distance(grad, _zero_if_none(found.gradients.get(id(p)), p))
-            allowed = tolerance * float(grad.double().norm()) + _NEGLIGIBLE * total
-            if near is not None and (other := near.gradients[i]) is not None:
-                allowed += _MARGIN * _distance(grad, other)
+            other = _zero_if_none(found.gradients.get(id(p)), p)
+            error = _distance(grad, other)
+            size = float(grad.double().norm())
+            allowed = tolerance * size + _NEGLIGIBLE * total
+            close = near and near.gradients[i]
+            if close is not None:
+                allowed += _MARGIN * _distance(grad, close)
             if not (error <= allowed and math.isfinite(total)):
                 return self._name(p)
         return None
@@ -236,8 +244,12 @@ def _buffers_differ(
         allowed = TOLERANCE * value.abs() + _ABSOLUTE
         # The largest entry, for that of any one may be small by chance.
         if near is not None:
-            allowed = allowed + _MARGIN * (near.buffers[i][1].double() - value).abs().max()
-        if not bool((((mine - value).abs() <= allowed) | (mine == value)).all()):
+            _, other = near.buffers[i]
+            rounding = (other.double() - value).abs().max()
+            allowed = allowed + _MARGIN * rounding
+        same = (mine - value).abs() <= allowed
+        same |= mine == value
+        if not bool(same.all()):
             return True
     return False
 

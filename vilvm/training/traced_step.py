@@ -88,7 +88,12 @@ class StepTracer:
         # As returned by a step before the first: loss, gradient norm, and 1 for "good".
         self.start = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64, device=device)
 
-    def program(self, batch: Any, num_data: float, others: Sequence[Program] = ()) -> Program:
+    def program(
+        self,
+        batch: Any,
+        num_data: float,
+        others: Sequence[Program] = (),
+    ) -> Program:
         """Traces and compiles a step.
 
         Arguments:
@@ -112,7 +117,12 @@ class StepTracer:
         """The numbers that the objective changes from step to step, as tensors."""
         return numbers_of(self.eager.objective, self.eager.parameters[0].device)
 
-    def _traced(self, batch: Any, num_data: float, given: list[Tensor]) -> tuple[Graph, Program]:
+    def _traced(
+        self,
+        batch: Any,
+        num_data: float,
+        given: list[Tensor],
+    ) -> tuple[Graph, Program]:
         """The graph of loss and gradients, and a program that does not run yet."""
         eager = self.eager
         lvm = self.eager.lvm
@@ -138,8 +148,10 @@ class StepTracer:
             graph = trace(gradients, given)
             guards, moved_state = watched.settled(graph.closed)
             # Batch normalisation counts no version, and may write the value that was there.
-            changed = {id(b) for b, version, old in before if _was_changed(b, version, old)}
-            changed |= {id(t) for t in mutated_inputs(graph)} & {id(b) for b in buffers}
+            changed = {id(t) for t in mutated_inputs(graph)} & set(map(id, buffers))
+            for buffer, version, old in before:
+                if _was_changed(buffer, version, old):
+                    changed.add(id(buffer))
         if not moved:
             raise no_gradient(lvm, eager.objective)
         own = {id(t) for t in [*lvm.parameters(), *buffers]}  # type: ignore[attr-defined]
@@ -167,7 +179,12 @@ class StepTracer:
             return False
         return hasattr(objective, "state_dict") and key in objective.state_dict()
 
-    def _launchable(self, program: Program, run: Callable[..., Any], num_given: int) -> Program:
+    def _launchable(
+        self,
+        program: Program,
+        run: Callable[..., Any],
+        num_given: int,
+    ) -> Program:
         """A program with what it runs, and the tensors filled in that are changed in place."""
         fixed = list(program.closed)
         if self.adam is not None:

@@ -97,7 +97,11 @@ def _minus_mean_loss(
     return total / count
 
 
-def _rows_or_error(lvm: Any, data: Data, layout: Layout) -> tuple[Tensor, ContractError | None]:
+def _rows_or_error(
+    lvm: Any,
+    data: Data,
+    layout: Layout,
+) -> tuple[Tensor, ContractError | None]:
     """The rows of all data, see ``_rows``; none, and the error, if a part cannot be evaluated."""
     rows = torch.zeros(0, 2, dtype=torch.float64, device=data.device)
     try:
