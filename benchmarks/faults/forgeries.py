@@ -36,8 +36,8 @@ from vilvm._runtime.random import rng_state, seeded
 from vilvm.models.vae import VAE
 from vilvm.objectives import Annealed
 from vilvm.training import by_name, checkpoint
-from vilvm.training.loop import Loop
-from vilvm.training.state import Checkpoints, state_dict
+from vilvm.training._loop import Loop
+from vilvm.training._state import Checkpoints, state_dict
 
 __all__ = ["Outcome", "Parts", "forgeries"]
 

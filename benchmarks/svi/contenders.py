@@ -16,13 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.svi.workloads import Workload
 from vilvm.data import Data
 from vilvm.lvm import module_parameters
-from vilvm.training.batches import Batches
-from vilvm.training.loop import Loop
+from vilvm.training._batches import Batches
+from vilvm.training._loop import Loop
+from vilvm.training._preparation import prepare
+from vilvm.training._recorder import Recorder
+from vilvm.training._run import RunSpec
+from vilvm.training._state import Checkpoints
 from vilvm.training.optimizers import adam
-from vilvm.training.preparation import prepare
-from vilvm.training.recorder import Recorder
-from vilvm.training.run import RunSpec
-from vilvm.training.state import Checkpoints
 
 __all__ = ["BASE", "FLOOR", "Steps", "contenders"]
 

@@ -12,8 +12,8 @@ import vilvm
 from vilvm.data import Data, DynamicBinarisation
 from vilvm.data.datasets import on_disk
 from vilvm.models.vae import VAE
-from vilvm.training.batches import Batches
-from vilvm.training.prefetch import Prefetched
+from vilvm.training._batches import Batches
+from vilvm.training._prefetch import Prefetched
 
 
 @pytest.fixture

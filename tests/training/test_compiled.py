@@ -22,7 +22,7 @@ from vilvm.data.datasets import digits
 from vilvm.lvm import module_parameters
 from vilvm.models.vae import VAE
 from vilvm.objectives import Annealed
-from vilvm.training import loop, preparation
+from vilvm.training import _loop, _preparation
 from vilvm.training.compiled_step import CompiledStep
 from vilvm.training.step import EagerStep
 from vilvm.weights import find_layout
@@ -352,7 +352,7 @@ def test_compiled_run_resumes_exactly_and_matches_eager(tmp_path, monkeypatch):
 
 def test_a_run_stays_what_it_began_as(tmp_path, monkeypatch):
     monkeypatch.setattr("vilvm.training.compiled_step.inductor", graph)
-    monkeypatch.setattr(preparation, "_WORTH_COMPILING", 40)
+    monkeypatch.setattr(_preparation, "_WORTH_COMPILING", 40)
     whole = trained(tmp_path / "whole", 30)  # too short to be compiled
     trained(tmp_path / "parts", 20)
     assert all(
@@ -387,12 +387,12 @@ class Rare(Line):
 def test_run_returns_to_a_nonfinite_compiled_step(monkeypatch, scheduler):
     monkeypatch.setattr("vilvm.training.compiled_step.inductor", graph)
     # as many as may be, on a slow machine too
-    monkeypatch.setattr("vilvm.training.loop._SECONDS_AT_ONCE", 1e3)
+    monkeypatch.setattr("vilvm.training._loop._SECONDS_AT_ONCE", 1e3)
     at_once = []
     monkeypatch.setattr(
-        loop.Loop,
+        _loop.Loop,
         "_launch_block",
-        lambda self, n, old=loop.Loop._launch_block: (at_once.append(n), old(self, n))[1],
+        lambda self, n, old=_loop.Loop._launch_block: (at_once.append(n), old(self, n))[1],
     )
     x = torch.randn(200, generator=torch.Generator().manual_seed(0)).clamp(-2.9, 3)
     x[::40] = -4.0

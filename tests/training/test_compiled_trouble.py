@@ -82,7 +82,7 @@ def test_skipped_step_changes_no_batch_statistics(
     """Nor does it matter how many steps are launched at once, which is chosen by the clock."""
 
     def trained(name, steps, compile, seconds, **options):
-        monkeypatch.setattr("vilvm.training.loop._SECONDS_AT_ONCE", seconds)
+        monkeypatch.setattr("vilvm.training._loop._SECONDS_AT_ONCE", seconds)
         lvm = Statistics()
         make = partial(optimizer, lr=1e-3)
         options = {

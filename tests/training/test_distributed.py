@@ -17,7 +17,7 @@ import torch
 import vilvm
 from tests.training import ranks
 from vilvm._runtime.distributed import ProcessGroup
-from vilvm.training.batches import Batches
+from vilvm.training._batches import Batches
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,8 +15,8 @@ import vilvm
 from vilvm._runtime.files import locked
 from vilvm._runtime.random import seeded
 from vilvm.models.ppca import PPCA
-from vilvm.training import checkpoint, signals
-from vilvm.training.signals import Interruption, interruptible
+from vilvm.training import checkpoint
+from vilvm.training._signals import Interruption, interruptible
 
 
 def fit(callbacks=(), steps=120, **options):
@@ -135,9 +135,9 @@ def test_a_handler_of_c_is_left_alone(monkeypatch):
     real, taken = signal.getsignal, []
     with monkeypatch.context() as patched:
         patched.setattr(
-            signals.signal, "getsignal", lambda s: None if s == signal.SIGTERM else real(s)
+            _signals.signal, "getsignal", lambda s: None if s == signal.SIGTERM else real(s)
         )
-        patched.setattr(signals.signal, "signal", lambda s, handler: taken.append(s))
+        patched.setattr(_signals.signal, "signal", lambda s, handler: taken.append(s))
         with interruptible():
             pass
     assert set(taken) == {signal.SIGINT}
@@ -157,7 +157,7 @@ def test_a_handler_that_a_callback_sets_stays():
 
 CHILD = """
 import sys, time, torch, vilvm
-from vilvm.training.signals import _ACTIVE
+from vilvm.training._signals import _ACTIVE
 from vilvm.models.ppca import PPCA
 def wait(event):
     if event.history.records[-1].step == 50:

@@ -13,7 +13,7 @@ import vilvm
 from vilvm._compile import graph
 from vilvm.data import Data
 from vilvm.training import compiled_step
-from vilvm.training.batches import Batches
+from vilvm.training._batches import Batches
 
 
 def over_time(x, plate="sequences"):

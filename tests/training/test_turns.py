@@ -14,7 +14,7 @@ import vilvm
 from vilvm._compile import graph
 from vilvm._runtime.distributed import ProcessGroup
 from vilvm.training import compiled_step
-from vilvm.training.batches import Batches, batches_of
+from vilvm.training._batches import Batches, batches_of
 
 
 class Mixture(torch.nn.Module):

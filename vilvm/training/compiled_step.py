@@ -1,7 +1,7 @@
 """The compiled training step, for any pair and any Pyro objective.
 
 The whole step, loss, gradients, clipping and Adam, is one program
-(``vilvm.training.traced_step``). The numbers that change from step to step, learning rate, bias
+(``vilvm.training._traced_step``). The numbers that change from step to step, learning rate, bias
 corrections, the weight of an annealed rate, are inputs, and so are all tensors that the model
 closes over. Noise is drawn by torch's own generators in the order of the eager step, so that a
 seed gives the same draws.
@@ -10,7 +10,7 @@ Tracing freezes Python control flow. The Python state that the trace read
 (``vilvm._compile.guards``) is compared before every block of steps; if it has changed, the step is
 traced again. Other state is detected by its effect: before a program is used, again after 1, 2, 4,
 8, ... steps, and after user code has run, loss and gradients are compared with those of the eager
-step on the same batch and noise (``vilvm.training.step_comparison``). If a later comparison fails,
+step on the same batch and noise (``vilvm.training._step_comparison``). If a later comparison fails,
 the run returns to the last one that held (``Diverged``). If no graph can be made, the step is
 eager, and one line says why.
 """
@@ -32,10 +32,10 @@ from vilvm._compile import (
 from vilvm.data.tensors import kind_of, tensors_of
 from vilvm.lvm import LatentVariableModel
 from vilvm.training._adam import GraphAdam
-from vilvm.training.program_cache import ProgramCache
+from vilvm.training._program_cache import ProgramCache
+from vilvm.training._step_comparison import TOLERANCE, Comparison
+from vilvm.training._traced_step import Program, StepTracer
 from vilvm.training.step import EagerStep, Objective, StepResult
-from vilvm.training.step_comparison import TOLERANCE, Comparison
-from vilvm.training.traced_step import Program, StepTracer
 
 __all__ = ["CompiledStep", "Diverged"]
 

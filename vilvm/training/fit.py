@@ -32,14 +32,14 @@ from vilvm.lvm import (
     device_of,
     module_parameters,
 )
-from vilvm.training.batches import batches_of
-from vilvm.training.loop import Loop
-from vilvm.training.model_arguments import Arguments
+from vilvm.training._batches import batches_of
+from vilvm.training._loop import Loop
+from vilvm.training._model_arguments import Arguments
+from vilvm.training._preparation import prepare
+from vilvm.training._run import RunSpec
+from vilvm.training._state import Checkpoints
 from vilvm.training.optimizers import OptimizerFactory, SchedulerFactory, adam
-from vilvm.training.preparation import prepare
 from vilvm.training.result import Event, Fit
-from vilvm.training.run import RunSpec
-from vilvm.training.state import Checkpoints
 from vilvm.training.step import Objective
 
 __all__ = ["fit"]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vilvm._runtime.distributed import process_group
 from vilvm.lvm import ContractError, LatentVariableModel
-from vilvm.training.model_arguments import Call
+from vilvm.training._model_arguments import Call
 from vilvm.weights._supports import scored_guide
 from vilvm.weights._traces import without_shapes
 

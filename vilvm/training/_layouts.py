@@ -8,7 +8,7 @@ from vilvm._runtime.random import seeded
 from vilvm.data.data import Data
 from vilvm.data.tensors import kind_of
 from vilvm.lvm import ContractError
-from vilvm.training.batches import Batches, Turns
+from vilvm.training._batches import Batches, Turns
 from vilvm.weights import Layout, find_layout
 
 __all__ = ["Layouts", "explain_small_batch"]

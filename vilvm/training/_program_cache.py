@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from vilvm._compile import MOST_PROGRAMS, UntraceableError
-from vilvm.training.traced_step import Program, StepTracer
+from vilvm.training._traced_step import Program, StepTracer
 
 __all__ = ["ProgramCache"]
 

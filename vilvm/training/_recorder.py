@@ -11,12 +11,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from vilvm._runtime.random import preserved_rng, seeded
 from vilvm.data.data import Data
 from vilvm.lvm import ContractError
-from vilvm.training.failures import is_nonfinite, last_checkpoint
+from vilvm.training._failures import is_nonfinite, last_checkpoint
+from vilvm.training._run import Run, Tally
+from vilvm.training._validation import ValidationResult, validate
 from vilvm.training.history import Record, next_record
 from vilvm.training.result import Event
-from vilvm.training.run import Run, Tally
 from vilvm.training.step import NonFiniteLossError
-from vilvm.training.validation import ValidationResult, validate
 
 __all__ = ["IN_TRAINING", "Recorder"]
 

@@ -11,10 +11,17 @@ import torch
 
 from vilvm._compile import worth_compiling
 from vilvm.lvm import ContractError, own_memory
+from vilvm.training._data_checks import DataChecks
+from vilvm.training._layouts import Layouts
+from vilvm.training._model_arguments import check_arguments
+from vilvm.training._run import Run, RunSpec, RunState, StepInputs, objective_state
+from vilvm.training._settings import (
+    describe_objective,
+    describe_optimizer,
+    describe_scheduler,
+    functions_of,
+)
 from vilvm.training.compiled_step import CompiledStep
-from vilvm.training.data_checks import DataChecks
-from vilvm.training.layouts import Layouts
-from vilvm.training.model_arguments import check_arguments
 from vilvm.training.optimizers import (
     ByName,
     OptimizerFactory,
@@ -22,13 +29,6 @@ from vilvm.training.optimizers import (
     check_length,
     make_optimizer,
     make_scheduler,
-)
-from vilvm.training.run import Run, RunSpec, RunState, StepInputs, objective_state
-from vilvm.training.settings import (
-    describe_objective,
-    describe_optimizer,
-    describe_scheduler,
-    functions_of,
 )
 from vilvm.weights import Layout
 from vilvm.weights._per_datum import forget

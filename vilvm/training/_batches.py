@@ -17,7 +17,7 @@ from vilvm._runtime.distributed import ProcessGroup
 from vilvm.data.data import Data
 from vilvm.data.interleaved import Interleaved
 from vilvm.data.tensors import map_tensors
-from vilvm.training.prefetch import Prefetched
+from vilvm.training._prefetch import Prefetched
 
 __all__ = ["Batches", "Turns", "batches_of"]
 

@@ -7,9 +7,9 @@ import torch
 import vilvm.training.checkpoint as checkpoint
 from vilvm._runtime.random import set_rng_state
 from vilvm.lvm import ContractError, NonFiniteError
-from vilvm.training.layouts import explain_small_batch
-from vilvm.training.model_arguments import Call, Called
-from vilvm.training.run import Run, RunSpec
+from vilvm.training._layouts import explain_small_batch
+from vilvm.training._model_arguments import Call, Called
+from vilvm.training._run import Run, RunSpec
 from vilvm.training.step import NonFiniteLossError, StepResult
 from vilvm.weights import weight_chunks
 

@@ -23,14 +23,14 @@ from vilvm._runtime.random import rng_state, set_rng_state
 from vilvm._runtime.unchanged import Unchanged
 from vilvm.data.tensors import named_tensors
 from vilvm.lvm import ContractError, module_parameters
+from vilvm.training._failures import nonfinite_step, refused_step
+from vilvm.training._model_arguments import Call
+from vilvm.training._recorder import IN_TRAINING, Recorder
+from vilvm.training._rollback import Position, Snapshot
+from vilvm.training._run import Run
+from vilvm.training._signals import interruptible
+from vilvm.training._state import Checkpoints
 from vilvm.training.compiled_step import Diverged, Program
-from vilvm.training.failures import nonfinite_step, refused_step
-from vilvm.training.model_arguments import Call
-from vilvm.training.recorder import IN_TRAINING, Recorder
-from vilvm.training.rollback import Position, Snapshot
-from vilvm.training.run import Run
-from vilvm.training.signals import interruptible
-from vilvm.training.state import Checkpoints
 from vilvm.training.step import Step, StepResult
 
 __all__ = ["Loop"]

@@ -25,7 +25,7 @@ from vilvm._compile import (
 from vilvm._runtime.random import rng_state, set_rng_state
 from vilvm.data.tensors import map_tensors, tensors_of
 from vilvm.training._adam import GraphAdam
-from vilvm.training.capture import Captured
+from vilvm.training._capture import Captured
 from vilvm.training.step import EagerStep, backward, no_gradient
 
 __all__ = ["Program", "StepTracer", "numbers_of", "undone"]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from vilvm._runtime.random import rng_state, set_rng_state
-from vilvm.training.run import Run, objective_state
+from vilvm.training._run import Run, objective_state
 
 __all__ = ["Position", "Snapshot"]
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vilvm.training._run import Run
+from vilvm.training._templates import check_like, check_same, is_count, require
 from vilvm.training.checkpoint import order_of
-from vilvm.training.run import Run
-from vilvm.training.templates import check_like, check_same, is_count, require
 
 __all__ = ["check_optimizer", "counts_of"]
 

@@ -20,8 +20,8 @@ from vilvm._compile import reason_of, state_change_reason
 from vilvm._runtime.random import rng_state, set_rng_state
 from vilvm.data.tensors import map_tensors, tensors_of
 from vilvm.training._adam import GraphAdam
+from vilvm.training._traced_step import Program, StepTracer, undone
 from vilvm.training.step import EagerStep, backward
-from vilvm.training.traced_step import Program, StepTracer, undone
 
 __all__ = ["TOLERANCE", "Comparison"]
 

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from vilvm._runtime.random import rng_state
+from vilvm.training._optimizer_checks import check_optimizer
+from vilvm.training._run import Run, Tally
+from vilvm.training._scheduler_checks import check_scheduler
+from vilvm.training._templates import AlteredError, check_like, check_same, is_count, require
 from vilvm.training.checkpoint import spoiled
 from vilvm.training.history import Record, next_record
-from vilvm.training.optimizer_checks import check_optimizer
-from vilvm.training.run import Run, Tally
-from vilvm.training.scheduler_checks import check_scheduler
-from vilvm.training.templates import AlteredError, check_like, check_same, is_count, require
 
 __all__ = ["check_state"]
 

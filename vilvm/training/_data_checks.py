@@ -10,11 +10,11 @@ from vilvm._runtime.random import seeded
 from vilvm.data.data import Data
 from vilvm.data.tensors import kind_of
 from vilvm.lvm import ContractError, evaluation_mode, module_parameters
-from vilvm.training.batches import Batches
-from vilvm.training.layouts import Layouts, explain_small_batch
-from vilvm.training.run import RunSpec
+from vilvm.training._batches import Batches
+from vilvm.training._layouts import Layouts, explain_small_batch
+from vilvm.training._run import RunSpec
+from vilvm.training._validation import check_rows, check_validation
 from vilvm.training.step import check_objective, nest
-from vilvm.training.validation import check_rows, check_validation
 from vilvm.weights import Layout, find_layout
 from vilvm.weights._per_datum import (
     INSTEAD,

@@ -11,11 +11,11 @@ from torch import Tensor
 import vilvm.training.checkpoint as checkpoint
 from vilvm._runtime.files import NotWritten, read, write_atomic
 from vilvm._runtime.random import rng_state, set_rng_state, set_seed
-from vilvm.training.checkpoint_checks import check_state
+from vilvm.training._checkpoint_checks import check_state
+from vilvm.training._optimizer_checks import counts_of
+from vilvm.training._resume import match
+from vilvm.training._run import Run, Tally, objective_state
 from vilvm.training.history import History
-from vilvm.training.optimizer_checks import counts_of
-from vilvm.training.resume import match
-from vilvm.training.run import Run, Tally, objective_state
 
 __all__ = ["Checkpoints", "state_dict"]
 

@@ -13,8 +13,8 @@ from torch.optim.lr_scheduler import (
     SequentialLR,
 )
 
-from vilvm.training.run import Run
-from vilvm.training.templates import check_like, check_same, is_count, require
+from vilvm.training._run import Run
+from vilvm.training._templates import check_like, check_same, is_count, require
 
 __all__ = ["check_scheduler"]
 

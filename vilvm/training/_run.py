@@ -14,13 +14,13 @@ from vilvm._runtime.unchanged import Unchanged
 from vilvm.data.data import Data
 from vilvm.data.tensors import named_tensors
 from vilvm.lvm import ContractError
-from vilvm.training.batches import Batches, Turns
+from vilvm.training._batches import Batches, Turns
+from vilvm.training._layouts import Layouts, explain_small_batch
+from vilvm.training._model_arguments import Arguments, Call, as_tensors
+from vilvm.training._signals import Interruption
 from vilvm.training.compiled_step import CompiledStep
 from vilvm.training.history import History
-from vilvm.training.layouts import Layouts, explain_small_batch
-from vilvm.training.model_arguments import Arguments, Call, as_tensors
 from vilvm.training.result import Event, Fit
-from vilvm.training.signals import Interruption
 from vilvm.training.step import Objective
 from vilvm.weights import Layout
 
