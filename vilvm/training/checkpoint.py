@@ -77,6 +77,17 @@ def save(folder: Path, step: int, state: Any) -> Path:
     Raises:
         CheckpointError: the state holds something that is neither a tensor nor plain data.
         OSError: it cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from vilvm.training import checkpoint
+        >>> with tempfile.TemporaryDirectory() as run:
+        ...     folder = Path(run) / "checkpoint"
+        ...     saved = checkpoint.save(folder, 10, {"mean": torch.ones(2), "steps": 10})
+        ...     print(saved.name, checkpoint.load(saved)["mean"].tolist())
+        step-000000010 [1.0, 1.0]
     """
     tensors: dict[str, Tensor] = {}
     body = pack(state, tensors)
@@ -99,27 +110,79 @@ def save(folder: Path, step: int, state: Any) -> Path:
 
 
 def sweep(folder: Path) -> None:
-    """Removes partial checkpoints, which a killed process has left."""
+    """Removes partial checkpoints, which a killed process has left.
+
+    Arguments:
+        folder: of the checkpoints of a run.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from vilvm.training import checkpoint
+        >>> with tempfile.TemporaryDirectory() as run:
+        ...     folder = Path(run) / "checkpoint"
+        ...     saved = checkpoint.save(folder, 10, {"mean": torch.ones(2), "steps": 10})
+        ...     (folder / ".step-000000020.partial").mkdir()
+        ...     checkpoint.sweep(folder)
+        ...     print([path.name for path in folder.iterdir()])
+        ['step-000000010']
+    """
     for removed in folder.glob(".step-*"):
         shutil.rmtree(removed, ignore_errors=True)
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest whole checkpoint in `folder`, or None.
+    """The newest complete checkpoint, or None.
+
+    Arguments:
+        folder: of the checkpoints of a run.
+
+    Returns:
+        The folder of the checkpoint.
 
     Raises:
         CheckpointError: `folder` exists and cannot be read as a folder.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from vilvm.training import checkpoint
+        >>> with tempfile.TemporaryDirectory() as run:
+        ...     folder = Path(run) / "checkpoint"
+        ...     saved = checkpoint.save(folder, 10, {"mean": torch.ones(2), "steps": 10})
+        ...     print(checkpoint.latest(folder) == saved)
+        True
     """
     found = _all(folder)
     return found[-1] if found else None
 
 
 def load(checkpoint: Path, device: torch.device | str = "cpu") -> Any:
-    """The state that ``save`` wrote, with its tensors on `device`.
+    """The state that ``save`` wrote.
+
+    Arguments:
+        checkpoint: the folder of one checkpoint.
+        device: of the tensors.
+
+    Returns:
+        The state, with its tensors on `device`.
 
     Raises:
         CheckpointError: the checkpoint is truncated, altered, of another run, of another program,
             or of another version.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from vilvm.training import checkpoint
+        >>> with tempfile.TemporaryDirectory() as run:
+        ...     folder = Path(run) / "checkpoint"
+        ...     saved = checkpoint.save(folder, 10, {"mean": torch.ones(2), "steps": 10})
+        ...     print(checkpoint.load(saved)["steps"])
+        10
     """
     text, blob = _contents(checkpoint)
     header, body = _parsed(checkpoint, text)
@@ -205,7 +268,18 @@ def _header(
 
 
 def spoiled(checkpoint: Path, what: str) -> CheckpointError:
-    """The error for a checkpoint that must not be read; `what` is wrong with it."""
+    """The error for a checkpoint that must not be read, with the advice to use the one before.
+
+    Arguments:
+        checkpoint: the folder of one checkpoint.
+        what: is wrong with it.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from vilvm.training.checkpoint import spoiled
+        >>> print(spoiled(Path("run/checkpoint/step-000000010"), "it is altered"))
+        Checkpoint run/checkpoint/step-000000010: it is altered. Start a new run.
+    """
     advice = "Start a new run."
     before = [c for c in _all(checkpoint.parent) if c < checkpoint]
     if before:
@@ -214,10 +288,27 @@ def spoiled(checkpoint: Path, what: str) -> CheckpointError:
 
 
 def identify(folder: Path) -> str | None:
-    """The identity of the run in whose folder `folder` is; None for a run without checkpoints.
+    """The identity of the run of some checkpoints; None for a run without checkpoints.
+
+    Arguments:
+        folder: of the checkpoints of a run, in the run folder.
+
+    Returns:
+        32 hexadecimal digits.
 
     Raises:
         CheckpointError: there are checkpoints, but no identity.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import torch
+        >>> from vilvm.training import checkpoint
+        >>> with tempfile.TemporaryDirectory() as run:
+        ...     folder = Path(run) / "checkpoint"
+        ...     saved = checkpoint.save(folder, 10, {"mean": torch.ones(2), "steps": 10})
+        ...     print(len(checkpoint.identify(folder)))
+        32
     """
     file = folder.parent / _RUN
     try:
@@ -245,15 +336,24 @@ def _begin(folder: Path) -> str:
 
 
 def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
-    """`value` as JSON, its tensors moved to `tensors` and named by their path.
+    """A value as JSON, with its tensors kept separately, named by their path.
 
     Arguments:
         value: a nest of dicts, lists, tuples, tensors and plain values.
         tensors: receives the tensors.
         path: of `value` in the whole.
 
+    Returns:
+        What JSON can hold, with references to the tensors.
+
     Raises:
         CheckpointError: it holds something that is neither a tensor nor plain data.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.training.checkpoint import pack
+        >>> pack({"mean": torch.ones(2), "shape": (1, 2)}, {})
+        {'mean': {'!': 'tensor', 'name': '/mean'}, 'shape': {'!': 'tuple', 'items': [1, 2]}}
     """
     if isinstance(value, Tensor):
         return _pack_tensor(value, tensors, path)
@@ -296,7 +396,17 @@ def _pack_tensor(
 
 
 def order_of(tensor: Tensor) -> list[int]:
-    """The dimensions by their strides, largest first; empty for a contiguous tensor."""
+    """The dimensions by their strides, largest first; empty for a contiguous tensor.
+
+    Arguments:
+        tensor: of any shape.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.training.checkpoint import order_of
+        >>> order_of(torch.zeros(2, 3).t()), order_of(torch.zeros(2, 3))
+        ([1, 0], [])
+    """
     if tensor.is_contiguous():
         return []
     return sorted(range(tensor.dim()), key=tensor.stride, reverse=True)
@@ -316,10 +426,22 @@ def _pack_dict(
 
 
 def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """The inverse of ``pack``; removes every tensor from `tensors` as it is used.
+    """The inverse of ``pack``.
+
+    Arguments:
+        value: the output of ``pack``.
+        tensors: those that ``pack`` kept; each is removed as it is used.
+
+    Returns:
+        The value that was packed.
 
     Raises:
         LookupError, TypeError, ValueError: `value` is not the output of ``pack``.
+
+    Example:
+        >>> from vilvm.training.checkpoint import pack, unpack
+        >>> unpack(pack({"shape": (1, 2)}, {}), {})
+        {'shape': (1, 2)}
     """
     if isinstance(value, list):
         return [unpack(v, tensors) for v in value]

@@ -29,7 +29,20 @@ SchedulerFactory = Callable[[torch.optim.Optimizer], Any]
 
 
 def adam(device: torch.device) -> OptimizerFactory:
-    """Adam with learning rate 1e-3, fused if torch can."""
+    """Adam with learning rate 1e-3, fused if torch can.
+
+    Arguments:
+        device: of the parameters.
+
+    Returns:
+        A function that makes the optimizer of parameters.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.training.optimizers import adam
+        >>> adam(torch.device("cpu"))([torch.nn.Parameter(torch.zeros(2))]).defaults["lr"]
+        0.001
+    """
     return partial(torch.optim.Adam, lr=1e-3, fused=device.type in ("cpu", "cuda"))
 
 
@@ -93,6 +106,13 @@ class ByName:
     Arguments:
         optimizer: makes a torch optimizer of groups of parameters.
         options: of the name of a parameter, returns its options.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.training.optimizers import ByName
+        >>> named = {"a": torch.nn.Parameter(torch.zeros(2))}
+        >>> ByName(torch.optim.SGD, lambda name: {"lr": 0.1})(named).param_groups[0]["lr"]
+        0.1
     """
 
     optimizer: OptimizerFactory
@@ -188,6 +208,13 @@ def make_optimizer(factory: Any, named: Mapping[str, Any]) -> torch.optim.Optimi
 
     Raises:
         ValueError: it is not a torch optimizer of exactly these parameters, or needs a closure.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.training.optimizers import make_optimizer
+        >>> named = {"a": torch.nn.Parameter(torch.zeros(2))}
+        >>> type(make_optimizer(torch.optim.Adam, named)).__name__
+        'Adam'
     """
     if _of_pyro(factory):
         raise ValueError(_advice_for_pyro(factory))
@@ -288,6 +315,12 @@ def check_length(scheduler: Any, steps: int, unit: str = "steps") -> None:
         scheduler: a torch learning-rate scheduler.
         steps: how many steps it will take.
         unit: of these steps, for the error.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.training.optimizers import check_length
+        >>> sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1)
+        >>> check_length(torch.optim.lr_scheduler.StepLR(sgd, step_size=10), steps=100)
     """
     for part, taken in _parts(scheduler, steps):
         check_length(part, taken, unit)
@@ -324,6 +357,14 @@ def make_scheduler(factory: Any, optimizer: torch.optim.Optimizer) -> Any:
 
     Raises:
         ValueError: it is not a scheduler of this optimizer.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.training.optimizers import make_scheduler
+        >>> sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1)
+        >>> halving = lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 10, gamma=0.5)
+        >>> make_scheduler(halving, sgd).get_last_lr()
+        [0.1]
     """
     if _of_pyro(factory):
         raise ValueError(

@@ -71,6 +71,11 @@ def check_objective(objective: Any, enumerated: tuple[str, ...] = ()) -> None:
     Raises:
         ValueError: it has no loss to minimise, or one whose finiteness cannot be checked.
         ContractError: it does not sum over the enumerated latents.
+
+    Example:
+        >>> from pyro.infer import Trace_ELBO
+        >>> from vilvm.training.step import check_objective
+        >>> check_objective(Trace_ELBO())
     """
     kind = objective if isinstance(objective, type) else type(objective)
     name = kind.__name__
@@ -114,6 +119,13 @@ def nest(
 
     Returns:
         What was changed: object, attribute and old value.
+
+    Example:
+        >>> from pyro.infer import Trace_ELBO
+        >>> from vilvm.training.step import nest
+        >>> elbo = Trace_ELBO()
+        >>> [name for _, name, _ in nest(elbo, 1, lambda: True)], elbo.max_plate_nesting
+        (['max_plate_nesting'], 1)
     """
     inner = getattr(objective, "objective", None)
     changed = [] if inner is None else nest(inner, nesting, vectorises)
@@ -145,6 +157,16 @@ class EagerStep:
             the gradients.
         optimizer: of all trainable parameters.
         clip: largest norm of the gradient of the loss per datum, or None.
+
+    Example:
+        >>> import torch
+        >>> from pyro.infer import Trace_ELBO
+        >>> from vilvm.models.vae import VAE
+        >>> from vilvm.training.step import EagerStep
+        >>> lvm = VAE(data_dim=6, latent_dim=2)
+        >>> step = EagerStep(lvm, Trace_ELBO(), torch.optim.Adam(lvm.parameters()))
+        >>> step(torch.zeros(8, 6), num_data=8.0).applied
+        True
     """
 
     def __init__(
@@ -224,7 +246,16 @@ class EagerStep:
 
 
 def no_gradient(lvm: object, objective: object) -> ContractError:
-    """The error if no parameter has a gradient."""
+    """The error if no parameter has a gradient.
+
+    Arguments:
+        lvm, objective: named in the error.
+
+    Example:
+        >>> from vilvm.training.step import no_gradient
+        >>> type(no_gradient(object(), object())).__name__
+        'ContractError'
+    """
     return ContractError(
         f"{type(objective).__name__} gave no gradient to any parameter of {type(lvm).__name__}; "
         "let the model or guide use them, and sample latents that are reparameterised."
@@ -252,7 +283,16 @@ def backward(
             (``vilvm.weights._supports``).
 
     Returns:
-        The divided loss, float64, a scalar.
+        The divided loss, nats, float64, a scalar.
+
+    Example:
+        >>> import torch
+        >>> from pyro.infer import Trace_ELBO
+        >>> from vilvm.models.vae import VAE
+        >>> from vilvm.training.step import backward
+        >>> lvm = VAE(data_dim=6, latent_dim=2)
+        >>> backward(lvm, Trace_ELBO(), torch.zeros(8, 6), list(lvm.parameters()), 8.0).shape
+        torch.Size([])
     """
     model = lvm.model
     guide = scored_guide(lvm, masked)
