@@ -15,7 +15,7 @@ import vilvm
 from vilvm._runtime.files import locked
 from vilvm._runtime.random import seeded
 from vilvm.models.ppca import PPCA
-from vilvm.training import checkpoint
+from vilvm.training import _signals, checkpoint
 from vilvm.training._signals import Interruption, interruptible
 
 
