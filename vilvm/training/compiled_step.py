@@ -10,9 +10,9 @@ Tracing freezes Python control flow. The Python state that the trace read
 (``vilvm._compile.guards``) is compared before every block of steps; if it has changed, the step is
 traced again. Other state is detected by its effect: before a program is used, again after 1, 2, 4,
 8, ... steps, and after user code has run, loss and gradients are compared with those of the eager
-step on the same batch and noise (``vilvm.training._step_comparison``). If a later comparison fails,
-the run returns to the last one that held (``Diverged``). If no graph can be made, the step is
-eager, and one line says why.
+step on the same batch and noise (``vilvm.training._step_comparison``). If a later comparison
+fails, the run returns to the last one that held (``Diverged``). If no graph can be made, the step
+is eager, and one line says why.
 """
 
 import time
