@@ -32,7 +32,7 @@ def _compiled(request, monkeypatch):
     """
     if request.config.getoption("--compiled"):
         from vilvm._compile import graph
-        from vilvm.training import compiled_step, run
+        from vilvm.training import _preparation, compiled_step
 
-        monkeypatch.setattr(run, "_WORTH_COMPILING", 0)
+        monkeypatch.setattr(_preparation, "_WORTH_COMPILING", 0)
         monkeypatch.setattr(compiled_step, "inductor", graph)

@@ -471,7 +471,10 @@ BAD = {
         lambda: weights(x=Data(X)),
         r"vilvm.Data in place of a batch; pass data.fixed\(\).x",
     ),
-    "numpy for a batch": (lambda: weights(x=np.zeros((3, 2))), "holds a numpy array; pass torch.from_numpy"),
+    "numpy for a batch": (
+        lambda: weights(x=np.zeros((3, 2))),
+        "holds a numpy array; pass torch.from_numpy",
+    ),
     "empty batch": (lambda: weights(x=X[:0]), "batch is empty"),
     "half a sample": (
         lambda: vilvm.posterior(pair(), X, 1.5),

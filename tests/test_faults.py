@@ -1,4 +1,4 @@
-"""A part of the campaign of faults, in processes of its own; and that it would see a difference."""
+"""A part of the campaign of faults, in its own processes, and its ability to see a difference."""
 
 import json
 import socket
@@ -60,7 +60,7 @@ def test_killed_runs_end_as_undisturbed_ones(tmp_path):
 
 
 @pytest.mark.slow
-def test_all_ranks_end_with_a_sentence_where_one_fails(tmp_path):
+def test_one_failing_rank_ends_all_with_one_sentence(tmp_path):
     run("ranks", "--only", "|".join(FAULTS), "--json", str(tmp_path / "found.json"))
     found = json.loads((tmp_path / "found.json").read_text())
     assert [row["survived"] for row in found] == [1] * 7  # "rank 0 killed" is two of them
@@ -79,7 +79,7 @@ def test_a_digest_sees_every_bit_and_no_clock():
     assert digest(torch.tensor(float("nan"))) == digest(torch.tensor(float("nan")))
 
 
-def test_only_the_step_of_a_checkpoint_may_differ_in_a_run_folder(tmp_path):
+def test_run_folders_differ_only_in_the_checkpoint_step(tmp_path):
     for name in ("checkpoint/step-000000007", "checkpoint/.step-000000003.removed", "history.csv"):
         (tmp_path / name).mkdir(parents=True)
     assert names(tmp_path) == {

@@ -34,7 +34,8 @@ from vilvm._runtime.random import rng_state, seeded
 from vilvm.models.vae import VAE
 from vilvm.objectives import Annealed
 from vilvm.training import by_name, checkpoint
-from vilvm.training.run import Run
+from vilvm.training._loop import Loop
+from vilvm.training._state import Checkpoints, state_dict
 
 __all__ = ["Outcome", "Parts", "forgeries"]
 
@@ -563,31 +564,33 @@ _KINDS += [_swapped, _of_another_kind]
 # -------------------------------------------------------------------------------------------------
 
 
-_restore = Run.restore
+_restore = Checkpoints.restore
 
 
 class _Taken(Exception):
     """Leaves ``fit`` after a state was loaded: the run is no longer a fresh one."""
 
 
-def _digest(run: Run) -> str:
+def _digest(saved: Checkpoints) -> str:
     tensors: dict[str, Tensor] = {}
-    body = checkpoint.pack(run.state([g[None] for g in rng_state(run.device)]), tensors)
+    run = saved.run
+    generators = [g[None] for g in rng_state(run.spec.device)]
+    body = checkpoint.pack(state_dict(run, generators), tensors)
     return hashlib.sha256(json.dumps(body).encode() + save(tensors)).hexdigest()
 
 
-def _judge(run: Run, proper: str) -> tuple[str, str]:
+def _judge(saved: Checkpoints, proper: str) -> tuple[str, str]:
     try:
-        _restore(run)
+        _restore(saved)
     except vilvm.CheckpointError as error:
         said = str(error)
         sentence = "\n" not in said and len(said) < 1500
         return ("refused" if sentence else "trace"), said
     except Exception as error:
         return "trace", f"{type(error).__name__}: {error}"
-    if run.at < 0 or run._resumed_at < 0:
+    if saved.run.state.step < 0 or saved._resumed_at < 0:
         return "accepted wrongly", "the run starts anew"
-    if _digest(run) != proper:
+    if _digest(saved) != proper:
         return "accepted wrongly", "another state"
     return "identical", ""
 
@@ -606,17 +609,23 @@ def _child_main(base: Path, seed: int, start: int, end: int) -> None:
         _within(name, base, trial)
 
 
-def _note(proper: dict[str, str], name: str, run: Run) -> None:
-    _restore(run)
-    proper[name] = _digest(run)
+def _note(proper: dict[str, str], name: str, saved: Checkpoints) -> None:
+    _restore(saved)
+    proper[name] = _digest(saved)
     raise _Taken
 
 
 def _try(
-    run: Run, *, places: list[int], names: list[str], seed: int, base: Path, proper: dict[str, str]
+    saved: Checkpoints,
+    *,
+    places: list[int],
+    names: list[str],
+    seed: int,
+    base: Path,
+    proper: dict[str, str],
 ) -> None:
     """Tries forgeries until one is accepted or the next one is of another run."""
-    name, folder = names[places[0] // 50 % len(names)], run.folder
+    name, folder = names[places[0] // 50 % len(names)], saved.run.spec.folder
     assert folder is not None
     while places and names[places[0] // 50 % len(names)] == name:
         place = places.pop(0)
@@ -627,19 +636,21 @@ def _try(
         assert last is not None
         forgery = chance.choice(_KINDS)(chance, last, base / f"{name}, again")
         print(f"{place} {forgery}".encode("ascii", "replace").decode(), flush=True)
-        outcome, said = _judge(run, proper[name])
+        outcome, said = _judge(saved, proper[name])
         print(json.dumps([f"{place} {name}: {forgery}", outcome, said]), flush=True)
         if outcome in ("identical", "accepted wrongly"):
             raise _Taken
     raise _Taken
 
 
-def _within(name: str, base: Path, act: Callable[[Run], None]) -> None:
+def _within(name: str, base: Path, act: Callable[[Checkpoints], None]) -> None:
     """Calls `act` with a fresh run, in place of its training."""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as patches:
         shutil.copytree(base / name, folder, dirs_exist_ok=True)
-        patches.enter_context(patch.object(Run, "train_all", lambda run, progress: act(run)))
-        patches.enter_context(patch.object(Run, "restore", lambda run: None))
+        patches.enter_context(
+            patch.object(Loop, "train", lambda loop, progress: act(loop.checkpoints))
+        )
+        patches.enter_context(patch.object(Checkpoints, "restore", lambda saved: None))
         with suppress(_Taken):
             _fit(name, Path(folder), resume=True)
 

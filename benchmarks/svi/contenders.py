@@ -2,8 +2,9 @@
 gives the loss per datum of each.
 """
 
-import math
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -15,9 +16,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.svi.workloads import Workload
 from vilvm.data import Data
 from vilvm.lvm import module_parameters
-from vilvm.training.batches import Batches
+from vilvm.training._batches import Batches
+from vilvm.training._loop import Loop
+from vilvm.training._preparation import prepare
+from vilvm.training._recorder import Recorder
+from vilvm.training._run import RunSpec
+from vilvm.training._state import Checkpoints
 from vilvm.training.optimizers import adam
-from vilvm.training.run import Run
 
 __all__ = ["BASE", "FLOOR", "Steps", "contenders"]
 
@@ -141,43 +146,37 @@ def pyro_svi(lvm: Any, draw: Callable[[], Any], batch: int | None) -> Steps:
     return steps
 
 
-class _WithoutRecords(Run):
+class _WithoutRecords(Recorder):
     @property
-    def _next_record(self) -> int:
-        return self.total
+    def next_step(self) -> int:
+        return self.run.spec.total
 
 
 def vilvm_fit(lvm: Any, data: Any, batch: int | None, compiled: bool) -> Steps:
     """The steps of ``vilvm.fit``, without its records and checkpoints."""
     first = data if isinstance(data, Tensor) else data[0]
-    run = _WithoutRecords(
+    spec = RunSpec(
         lvm=lvm,
         objective=Trace_ELBO(),
         batches=Batches(Data(data), batch or len(first), 0),
-        validation=None,
         total=10**9,
-        seed=0,
-        patience=None,
-        skip=False,
-        folder=None,
-        checkpoint_seconds=math.inf,
-        callbacks=(),
-        per_epoch=False,
         device=first.device,
         compile=compiled,
     )
     with module_parameters(lvm):
-        run.prepare(adam(first.device), None, None)
+        run = prepare(spec, adam(first.device), None, ExitStack())
+    loop, state = Loop(run, Checkpoints(run)), run.state
+    loop.recorder = _WithoutRecords(run)
 
     def steps(count: int) -> list[float]:
-        losses, end = [], run.at + count
-        run.total = end
+        losses, end = [], state.step + count
+        run.spec = replace(spec, total=end)
         with module_parameters(lvm):
-            while run.at < end:
-                before, applied, loss = run.at, run.tally.applied, run.tally.loss
-                run.some_steps()
-                taken = run.tally.applied - applied
-                losses += [(run.tally.loss - loss) / taken] * (run.at - before)
+            while state.step < end:
+                before, applied, loss = state.step, state.tally.applied, state.tally.loss
+                loop.take_steps()
+                taken = state.tally.applied - applied
+                losses += [(state.tally.loss - loss) / taken] * (state.step - before)
         assert not compiled or run.compiled.refused is None, run.compiled.refused
         return losses
 

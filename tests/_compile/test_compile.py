@@ -36,7 +36,7 @@ def test_multiples_stay_as_they_are():
     torch.testing.assert_close(found, torch.addmm(*given, beta=0.5))
 
 
-def test_a_product_in_half_precision_is_not_rounded_before_its_bias():
+def test_half_precision_product_is_not_rounded_before_bias():
     given = [t.bfloat16() for t in (torch.randn(3), torch.randn(4, 5), torch.randn(5, 3))]
     found, left = taken_apart(torch.addmm, *given)
     assert left == 1
@@ -52,7 +52,7 @@ class Scaled(torch.nn.Module):
         return self.scale * x
 
 
-def test_a_program_is_made_anew_as_the_state_that_it_read_changes():
+def test_changed_python_state_makes_a_new_program():
     made, net, x = [], Scaled(), torch.arange(3.0)
 
     def compiler(function, inputs):
@@ -73,7 +73,7 @@ def test_a_program_is_made_anew_as_the_state_that_it_read_changes():
     assert len(made) <= MOST_PROGRAMS
 
 
-def test_a_function_that_moves_its_own_state_is_refused():
+def test_function_that_changes_its_own_state_is_refused():
     class Counts(Scaled):
         def forward(self, x):
             self.calls += 1

@@ -210,7 +210,7 @@ def main(folder):
         draws = world.gather(own).tolist()
     if world.is_main:
         torch.save({"found": found, "noisy": noisy.state_dict()}, folder / "parameters.pt")
-        told = {
+        results = {
             "alike": bool((both[0] == both[1]).all()),
             "resumed": all(
                 torch.equal(v, noisy.state_dict()[n]) for n, v in parts.state_dict().items()
@@ -229,7 +229,7 @@ def main(folder):
             "skipped": [skipped.steps, skipped.stopped],
             "whole": whole,
         }
-        (folder / "told.json").write_text(json.dumps(told))
+        (folder / "results.json").write_text(json.dumps(results))
 
 
 if __name__ == "__main__":

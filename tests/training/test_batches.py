@@ -12,8 +12,8 @@ import vilvm
 from vilvm.data import Data, DynamicBinarisation
 from vilvm.data.datasets import on_disk
 from vilvm.models.vae import VAE
-from vilvm.training.batches import Batches
-from vilvm.training.prefetch import Prefetched
+from vilvm.training._batches import Batches
+from vilvm.training._prefetch import Prefetched
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def same(first, second):
 
 
 @pytest.mark.parametrize("size", [16, 50, 103])
-def test_batches_do_not_depend_on_where_the_data_are(x, path, size):
+def test_batches_do_not_depend_on_data_location(x, path, size):
     memory, disk = Batches(Data(x), size, seed=5), Batches(on_disk(path), size, seed=5)
     for step in (0, 0, 1, 2, 3, 40, 7, 8, 9, 6, 6, 0):
         assert torch.equal(memory(step), disk(step))
@@ -53,7 +53,7 @@ def test_batches_do_not_depend_on_where_the_data_are(x, path, size):
 
 
 @pytest.mark.parametrize("transform", [None, DynamicBinarisation()])
-def test_training_is_bit_for_bit_that_of_the_data_in_memory(x, path, transform):
+def test_training_from_disk_equals_training_in_memory(x, path, transform):
     if transform is not None:
         x = 0.2 + 0.6 * x
         np.save(path, x.numpy())
@@ -85,7 +85,7 @@ def test_validation_on_disk(x, path):
     assert same(here[1], there[1])
 
 
-def test_what_is_read_is_read_ahead_and_no_further():
+def test_batches_are_read_ahead_to_a_limit():
     read = []
     batches = Prefetched(lambda step: read.append(step) or step)
     assert [batches(step) for step in range(3)] == [0, 1, 2]
@@ -94,7 +94,7 @@ def test_what_is_read_is_read_ahead_and_no_further():
     assert 3 <= len(read) <= 7
 
 
-def test_a_bad_row_ends_the_run_with_its_sentence(x, tmp_path):
+def test_bad_row_ends_the_run_with_its_message(x, tmp_path):
     x[77, 2] = torch.nan
     np.save(tmp_path / "bad.npy", x.numpy())
     with pytest.raises(ValueError, match=r"bad\.npy: row 77 holds NaN"):

@@ -99,14 +99,14 @@ SLOW = {"put_back", "replaced_each_time"}
 @pytest.mark.parametrize(
     "change", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in CHANGES]
 )
-def test_what_is_changed_by_hand_counts_as_in_eager_steps(change):
+def test_manual_changes_count_as_in_eager_steps(change):
     expected = run(EagerStep, CHANGES[change])
-    told = []
-    assert run(CompiledStep, CHANGES[change], compiler=graph, log=told.append) == pytest.approx(
+    lines = []
+    assert run(CompiledStep, CHANGES[change], compiler=graph, log=lines.append) == pytest.approx(
         expected, rel=1e-5, abs=1e-6
     )
     unmoved = run(EagerStep, lambda *_: None)
     # so that the above can fail
     assert abs(unmoved[0] - expected[0]) + abs(unmoved[1] - expected[1]) > 1e-3
-    assert all("eagerly" in line for line in told)
-    assert bool(told) == (change in ("maximize", "frozen_for_a_while"))
+    assert all("eagerly" in line for line in lines)
+    assert bool(lines) == (change in ("maximize", "frozen_for_a_while"))

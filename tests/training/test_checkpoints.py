@@ -43,7 +43,7 @@ def at(folder):
 
 
 # What resume sees
-# --------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------
 
 
 def grouped(lr):
@@ -162,7 +162,7 @@ def test_resume_sees_another_guide_of_equal_parameters(tmp_path):
 
 
 # Forgeries
-# ---------------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------
 
 
 def state(change):
@@ -259,7 +259,7 @@ def test_forgeries_are_refused_in_one_sentence(tmp_path):
         assert "\n" not in str(caught.value), name
 
 
-def test_a_checkpoint_of_another_run_of_the_same_settings_is_refused(tmp_path):
+def test_checkpoint_of_another_equal_run_is_refused(tmp_path):
     for name in "ab":
         fit(tmp_path / name, lvm=tiny()[0])
     shutil.copy(at(tmp_path / "a") / "tensors.safetensors", at(tmp_path / "b"))
@@ -326,7 +326,7 @@ def test_no_forgery_is_taken_up():
 
 
 # The run folder
-# ----------------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------
 
 
 def full(monkeypatch, name, number=errno.ENOSPC):
@@ -347,7 +347,8 @@ def full(monkeypatch, name, number=errno.ENOSPC):
         (
             "state.json",
             errno.ENOSPC,
-            r"checkpoint of step 0 could not be written .*No space left.*there is none before it. Make room there",
+            r"checkpoint of step 0 could not be written .*No space left.*there is none before it. "
+            r"Make room there",
         ),
         (
             "state.json",
@@ -357,7 +358,8 @@ def full(monkeypatch, name, number=errno.ENOSPC):
         (
             "history.csv",
             errno.ENOSPC,
-            r"history.csv could not be written \(No space left.*up to step 0. Make room there, and resume",
+            r"history.csv could not be written \(No space left.*up to step 0. Make room there, "
+            r"and resume",
         ),
     ],
 )
@@ -370,7 +372,7 @@ def test_a_disk_that_takes_nothing_is_named(tmp_path, monkeypatch, name, number,
     assert fit(tmp_path, resume=True).steps == 5
 
 
-def test_a_full_disk_at_the_final_record_is_named(tmp_path, monkeypatch):
+def test_full_disk_at_the_final_record_is_named(tmp_path, monkeypatch):
     fit(tmp_path, steps=4)
     text = (tmp_path / "history.csv").read_text()
     full(monkeypatch, "history.csv")
@@ -392,17 +394,18 @@ def test_a_finished_run_writes_nothing(tmp_path, monkeypatch):
     assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
 
 
-def test_a_script_ends_with_one_sentence_where_a_disk_is_full(tmp_path, monkeypatch, capsys):
+def test_script_on_full_disk_ends_with_one_sentence(tmp_path, monkeypatch, capsys):
     full(monkeypatch, "page.html")
     with pytest.raises(
         SystemExit,
-        match=r"page.html could not be written \(No space left.*\): make room there, and run the same again",
+        match=r"page.html could not be written \(No space left.*\): make room there, "
+        r"and run the same again",
     ):
         run(lambda: Page("title").write(tmp_path / "page.html"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_run_folder_that_is_moved_is_not_made_anew(tmp_path):
+def test_moved_run_folder_is_not_created_again(tmp_path):
     folder, moved = tmp_path / "run", tmp_path / "moved"
 
     def move(lvm, step):

@@ -22,7 +22,7 @@ from vilvm.data.datasets import digits
 from vilvm.lvm import module_parameters
 from vilvm.models.vae import VAE
 from vilvm.objectives import Annealed
-from vilvm.training import run
+from vilvm.training import _loop, _preparation
 from vilvm.training.compiled_step import CompiledStep
 from vilvm.training.step import EagerStep
 from vilvm.weights import find_layout
@@ -33,20 +33,20 @@ GALLERY = sorted(
 
 
 def steps(
-    lvm, batch, objective, make, compiler=graph, count=5, optimizer=torch.optim.Adam, **options
+    lvm, batch, objective, make, compiler=graph, *, count=5, optimizer=torch.optim.Adam, **options
 ):
     """Some steps from one seed; the step, and the loss and norm of each."""
-    told = []
+    lines = []
     with seeded(2), module_parameters(lvm):  # which starts an autoguide at a draw
         layout = find_layout(lvm, batch)
     parameters = [p for p in lvm.parameters() if p.requires_grad]
-    own = {} if make is EagerStep else {"compiler": compiler, "log": told.append}
+    own = {} if make is EagerStep else {"compiler": compiler, "log": lines.append}
     step = make(lvm, objective, optimizer(parameters, lr=1e-2), **options, **own)
     with seeded(1), module_parameters(lvm, frozen=True), pyro.validation_enabled(False):
         results = [step(batch, layout.num_data if layout.local else 1.0) for _ in range(count)]
     if make is CompiledStep:
         step.settle()
-    return step, results, told
+    return step, results, lines
 
 
 def check_alike(make, compiler=graph, **options):
@@ -55,10 +55,10 @@ def check_alike(make, compiler=graph, **options):
     """
     (lvm, batch, objective), (other, _, _) = make(), make()
     eager, expected, _ = steps(lvm, batch, copy.deepcopy(objective), EagerStep, **options)
-    step, found, told = steps(
+    step, found, lines = steps(
         other, batch, copy.deepcopy(objective), CompiledStep, compiler, **options
     )
-    assert not told, told[0]
+    assert not lines, lines[0]
     for a, b in zip(expected, found, strict=True):
         assert b.loss == pytest.approx(a.loss, rel=1e-5, abs=1e-5)
         assert b.gradient_norm == pytest.approx(a.gradient_norm, rel=1e-4)
@@ -101,7 +101,7 @@ def apart(name, compiler):
         return step.differs(batch, layout.num_data, 1e-5)
 
 
-def test_the_gradients_of_a_graph_are_eager_ones_to_five_digits():
+def test_graph_gradients_equal_eager_ones_to_five_digits():
     assert apart("vae", graph) is None  # of every model below, by Inductor
 
 
@@ -112,12 +112,12 @@ BY_INDUCTOR = {"vae", "conv_autoencoder", "eight_schools", "hidden_markov", "gau
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GALLERY)
-def test_what_is_compiled_has_the_same_gradients_to_five_digits(name):
+def test_compiled_gradients_equal_eager_ones_to_five_digits(name):
     assert apart(name, inductor if name in BY_INDUCTOR else graph) is None
 
 
 @pytest.mark.slow
-def test_training_curves_agree_over_five_seeds_and_one_seed_means_one_run():
+def test_training_curves_agree_and_seeds_reproduce_runs():
     data = digits()
     curves = {}
     for compile in (False, True, "again"):
@@ -204,7 +204,7 @@ def test_batch_statistics_dropout_and_constrained_parameters():
     check_alike(make)
 
 
-def test_the_learning_rate_may_change_without_a_new_graph():
+def test_learning_rate_may_change_without_a_new_graph():
     lvm, batch, objective = gallery("vae")
     other = copy.deepcopy(lvm)
     states = []
@@ -217,7 +217,7 @@ def test_the_learning_rate_may_change_without_a_new_graph():
                 optimizer.param_groups[0]["lr"] = lr
                 step(batch, len(batch))
         states.append(pair.state_dict())
-    assert len(step._programs) == 1
+    assert len(step.programs) == 1
     for name, value in states[0].items():
         torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-5)
 
@@ -260,14 +260,14 @@ class Counting(Line):
     ],
     ids=["branch", "counter"],
 )
-def test_what_a_graph_cannot_hold_is_told_in_one_line_and_run_eagerly(lvm, reason):
-    _, found, told = steps(lvm, torch.randn(5), Trace_ELBO(), CompiledStep)
-    assert len(told) == 1
-    assert "\n" not in told[0]
-    assert re.search(reason, told[0])
+def test_untraceable_step_is_eager_with_one_message(lvm, reason):
+    _, found, lines = steps(lvm, torch.randn(5), Trace_ELBO(), CompiledStep)
+    assert len(lines) == 1
+    assert "\n" not in lines[0]
+    assert re.search(reason, lines[0])
     assert all(r.applied for r in found)
     if isinstance(lvm, Branching):
-        assert "test_compiled.py" in told[0]
+        assert "test_compiled.py" in lines[0]
 
 
 def test_a_counter_that_wakes_late_is_found_late():
@@ -279,9 +279,9 @@ def test_a_counter_that_wakes_late_is_found_late():
 
     lvm = Late()
     lvm.counted = itertools.count()
-    _, _, told = steps(lvm, torch.randn(5), Trace_ELBO(), CompiledStep, count=200)
-    assert len(told) == 1
-    assert "something changes between steps in Python" in told[0]
+    _, _, lines = steps(lvm, torch.randn(5), Trace_ELBO(), CompiledStep, count=200)
+    assert len(lines) == 1
+    assert "something changes between steps in Python" in lines[0]
 
 
 def test_baselines_kept_in_python_are_named():
@@ -303,8 +303,8 @@ def test_baselines_kept_in_python_are_named():
                     infer={"baseline": {"baseline_value": torch.ones(len(x))}},
                 )
 
-    step, _, told = steps(Coin(), torch.randn(5), TraceGraph_ELBO(), CompiledStep)
-    assert "the baseline of 'z'" in told[0]
+    step, _, lines = steps(Coin(), torch.randn(5), TraceGraph_ELBO(), CompiledStep)
+    assert "the baseline of 'z'" in lines[0]
     assert step.refused is not None
 
 
@@ -339,7 +339,7 @@ def trained(folder, count, resume=False, **options):
     return lvm.state_dict()
 
 
-def test_fit_resumes_bit_for_bit_and_is_near_the_eager_run(tmp_path, monkeypatch):
+def test_compiled_run_resumes_exactly_and_matches_eager(tmp_path, monkeypatch):
     monkeypatch.setattr("vilvm.training.compiled_step.inductor", graph)
     whole = trained(tmp_path / "whole", 20, compile=True)
     trained(tmp_path / "parts", 11, compile=True)
@@ -352,7 +352,7 @@ def test_fit_resumes_bit_for_bit_and_is_near_the_eager_run(tmp_path, monkeypatch
 
 def test_a_run_stays_what_it_began_as(tmp_path, monkeypatch):
     monkeypatch.setattr("vilvm.training.compiled_step.inductor", graph)
-    monkeypatch.setattr(run, "_WORTH_COMPILING", 40)
+    monkeypatch.setattr(_preparation, "_WORTH_COMPILING", 40)
     whole = trained(tmp_path / "whole", 30)  # too short to be compiled
     trained(tmp_path / "parts", 20)
     assert all(
@@ -384,15 +384,15 @@ class Rare(Line):
     ],
     ids=["plain", "scheduled"],
 )
-def test_a_step_that_is_not_good_is_gone_back_to(monkeypatch, scheduler):
+def test_run_returns_to_a_nonfinite_compiled_step(monkeypatch, scheduler):
     monkeypatch.setattr("vilvm.training.compiled_step.inductor", graph)
     # as many as may be, on a slow machine too
-    monkeypatch.setattr("vilvm.training.run._SECONDS_AT_ONCE", 1e3)
+    monkeypatch.setattr("vilvm.training._loop._SECONDS_AT_ONCE", 1e3)
     at_once = []
     monkeypatch.setattr(
-        run.Run,
-        "_launched",
-        lambda self, n, old=run.Run._launched: (at_once.append(n), old(self, n))[1],
+        _loop.Loop,
+        "_launch_block",
+        lambda self, n, old=_loop.Loop._launch_block: (at_once.append(n), old(self, n))[1],
     )
     x = torch.randn(200, generator=torch.Generator().manual_seed(0)).clamp(-2.9, 3)
     x[::40] = -4.0

@@ -16,7 +16,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule, PyroSample
 
 import vilvm
-from vilvm._compile import UntraceableError, graph, trace, written
+from vilvm._compile import UntraceableError, graph, mutated_inputs, trace
 from vilvm._runtime.random import seeded
 from vilvm.lvm import module_parameters
 from vilvm.objectives import Annealed
@@ -76,13 +76,13 @@ def rare(count=100, every=20):
         "behind the graph",
     ],
 )
-def test_a_skipped_step_moves_no_batch_statistics(
-    optimizer, every, size, steps, tmp_path, monkeypatch
+def test_skipped_step_changes_no_batch_statistics(
+    optimizer, every, size, steps, *, tmp_path, monkeypatch
 ):
     """Nor does it matter how many steps are launched at once, which is chosen by the clock."""
 
     def trained(name, steps, compile, seconds, **options):
-        monkeypatch.setattr("vilvm.training.run._SECONDS_AT_ONCE", seconds)
+        monkeypatch.setattr("vilvm.training._loop._SECONDS_AT_ONCE", seconds)
         lvm = Statistics()
         make = partial(optimizer, lr=1e-3)
         options = {
@@ -114,16 +114,16 @@ def test_a_skipped_step_moves_no_batch_statistics(
 
 @pytest.mark.parametrize(
     ("error", "words"),
-    [(5e-8, None), (1e-3, "a buffer (batch statistics, say) is not what the eager step makes it")],
+    [(5e-8, None), (1e-3, "a buffer, such as batch statistics, is not that of the eager step")],
 )
-def test_rounding_of_batch_statistics_near_zero_is_no_difference(error, words):
+def test_rounding_of_zero_batch_statistics_is_no_difference(error, words):
     """The mean of what is centred is the rounding of a sum, which a program adds up in another
     order.
     """
 
     def compiler(function, inputs):
         def program(*given):
-            told = graph(function, inputs)(*given)
+            result = graph(function, inputs)(*given)
             means = [
                 t
                 for t in given
@@ -131,7 +131,7 @@ def test_rounding_of_batch_statistics_near_zero_is_no_difference(error, words):
             ]
             assert means
             means[0].add_(error)
-            return told
+            return result
 
         return program
 
@@ -143,10 +143,10 @@ def test_rounding_of_batch_statistics_near_zero_is_no_difference(error, words):
         assert step.differs(x, 19.0) == words
 
 
-def test_what_a_graph_writes_is_known_though_its_value_stays():
+def test_written_inputs_are_found_when_values_stay():
     norm = torch.nn.BatchNorm1d(1, momentum=0.3)
     made = trace(lambda x: [norm(x)], [torch.tensor([[-1.0], [1.0]])])  # of mean zero
-    assert {id(t) for t in written(made)} == {id(b) for b in norm.buffers()}
+    assert {id(t) for t in mutated_inputs(made)} == {id(b) for b in norm.buffers()}
 
 
 class Spread(torch.nn.Module):
@@ -198,9 +198,7 @@ def failing(launches, partly=False):
         pytest.param(77, True, [], marks=pytest.mark.slow),
     ],
 )
-def test_a_program_that_fails_is_gone_back_from_and_the_run_is_the_eager_one(
-    monkeypatch, capsys, launches, partly, callbacks
-):
+def test_failing_program_leaves_the_eager_run(monkeypatch, capsys, launches, partly, callbacks):
     ends = []
     for compile in (False, True):
         monkeypatch.setattr("vilvm.training.compiled_step.inductor", failing(launches, partly))
@@ -231,9 +229,9 @@ def test_a_program_that_fails_is_gone_back_from_and_the_run_is_the_eager_one(
         torch.testing.assert_close(ends[1][0][name], value, rtol=1e-4, atol=1e-5)
     assert ends[1][1] == pytest.approx(ends[0][1], rel=1e-4)
     assert ends[1][2:] == ends[0][2:]
-    told = capsys.readouterr().out.splitlines()
-    assert len(told) == 1
-    assert re.search(r"runs eagerly: .*aoti_torch_index_put_out.*", told[0])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    assert re.search(r"runs eagerly: .*aoti_torch_index_put_out.*", lines[0])
 
 
 class Splined(Spread):
@@ -259,7 +257,7 @@ class Splined(Spread):
 
 
 @pytest.mark.parametrize("conditional", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_spline_guide_is_refused_before_it_is_compiled_and_trains(conditional, capsys):
+def test_spline_guide_is_not_compiled_and_trains(conditional, capsys):
     x = torch.randn(10, 2, generator=torch.Generator().manual_seed(1))
     ends = []
     for compile in (False, True):
@@ -288,7 +286,7 @@ FIXED = torch.tensor([True, False, True])
         (lambda x: [x.index_select(0, x.argmax())], True),
     ],
 )
-def test_a_selection_whose_size_depends_on_values_is_refused(function, is_fine):
+def test_selection_of_variable_size_is_refused(function, is_fine):
     x, other = torch.tensor([1.0, -2.0, 3.0]), torch.tensor([-1.0, 4.0, 5.0])
     if not is_fine:
         with pytest.raises(UntraceableError, match="a selection by a mask or a value"):
@@ -367,12 +365,12 @@ def test_plates_in_turn_and_distributions_made_beforehand_compile(make):
     lvm, batch = make()
     with module_parameters(lvm):
         lvm.guide(batch), lvm.model(batch)
-        told = []
+        lines = []
         step = CompiledStep(
-            lvm, Trace_ELBO(), torch.optim.Adam(lvm.parameters()), compiler=graph, log=told.append
+            lvm, Trace_ELBO(), torch.optim.Adam(lvm.parameters()), compiler=graph, log=lines.append
         )
         began = time.process_time()
-        assert step.prepare(batch, 1.0) is not None, told
+        assert step.prepare(batch, 1.0) is not None, lines
         assert time.process_time() - began < 10
         assert step.differs(batch, 1.0, 1e-5) is None
 
@@ -386,7 +384,7 @@ def test_plates_in_turn_and_distributions_made_beforehand_compile(make):
     ],
     ids=["format", "f-string", "str"],
 )
-def test_a_value_that_becomes_text_is_refused_at_the_users_line(weight, words):
+def test_printed_value_is_refused_at_the_users_line(weight, words):
     def model(x):
         return [x * len(weight(x))]
 
@@ -394,24 +392,24 @@ def test_a_value_that_becomes_text_is_refused_at_the_users_line(weight, words):
         trace(model, [torch.randn(3)])
 
 
-def test_a_plate_over_a_drawn_subsample_in_turn_is_refused_in_one_line():
+def test_sequential_plate_over_drawn_subsample_is_refused():
     lvm, batch = in_turn(2)
     with module_parameters(lvm):
         lvm.guide(batch)
-        told = []
+        lines = []
         step = CompiledStep(
-            lvm, Trace_ELBO(), torch.optim.Adam(lvm.parameters()), compiler=graph, log=told.append
+            lvm, Trace_ELBO(), torch.optim.Adam(lvm.parameters()), compiler=graph, log=lines.append
         )
         began = time.process_time()
         assert step.prepare(batch, 1.0) is None
         assert time.process_time() - began < 10
-    assert len(told) == 1
-    assert "the plate 'data' goes one by one through indices that are drawn" in told[0]
-    assert "test_compiled_trouble.py" in told[0]
+    assert len(lines) == 1
+    assert "the plate 'data' goes one by one through indices that are drawn" in lines[0]
+    assert "test_compiled_trouble.py" in lines[0]
 
 
 class AtZero(torch.nn.Module):
-    """A loss of many terms whose sum is `to`, and a gradient of terms that cancel at m = mean(x)."""
+    """A loss of terms whose sum is `to`, with a gradient that cancels at m = mean(x)."""
 
     def __init__(self, x, to=0.0):
         super().__init__()
@@ -458,7 +456,7 @@ def wrong(by):
     ],
     ids=["right", "rounding", "loss", "gradient"],
 )
-def test_a_loss_near_zero_is_compared_by_its_terms(to, by, reason):
+def test_loss_near_zero_is_compared_by_its_terms(to, by, reason):
     with seeded(0):
         x = 5 * torch.randn(1000)
         lvm = AtZero(x, to)

@@ -17,7 +17,7 @@ import torch
 import vilvm
 from tests.training import ranks
 from vilvm._runtime.distributed import ProcessGroup
-from vilvm.training.batches import Batches
+from vilvm.training._batches import Batches
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,14 +62,14 @@ def two(tmp_path_factory):
     assert [p.returncode for p in processes] == [0, 0], "\n".join(printed)
     return (
         folder,
-        json.loads((folder / "told.json").read_text()),
+        json.loads((folder / "results.json").read_text()),
         torch.load(folder / "parameters.pt", weights_only=True),
         printed,
     )
 
 
 @pytest.mark.slow
-def test_two_ranks_step_as_one_process_with_the_same_batch(two, tmp_path):
+def test_two_ranks_step_as_one_process(two, tmp_path):
     folder, _, parameters, _ = two
     for name, expected in ranks.noiseless(tmp_path).items():
         for key, value in expected.items():
@@ -86,17 +86,17 @@ def test_two_ranks_step_as_one_process_with_the_same_batch(two, tmp_path):
 
 
 @pytest.mark.slow
-def test_ranks_hold_the_same_parameters_and_draw_noise_of_their_own(two):
-    _, told, _, _ = two
-    assert told["alike"]
-    assert told["draws"][0] != told["draws"][1]
+def test_ranks_share_parameters_and_draw_own_noise(two):
+    _, results, _, _ = two
+    assert results["alike"]
+    assert results["draws"][0] != results["draws"][1]
 
 
 @pytest.mark.slow
-def test_a_run_resumes_bit_for_bit_on_as_many_ranks_and_goes_on_with_fewer(two):
-    folder, told, _, _ = two
-    assert told["resumed"]
-    assert told["same records"]
+def test_run_resumes_exactly_and_continues_on_fewer_ranks(two):
+    folder, results, _, _ = two
+    assert results["resumed"]
+    assert results["same records"]
     lvm = ranks.Noisy()
     fitted = vilvm.fit(
         lvm,
@@ -112,18 +112,18 @@ def test_a_run_resumes_bit_for_bit_on_as_many_ranks_and_goes_on_with_fewer(two):
 
 
 @pytest.mark.slow
-def test_the_evaluation_of_two_ranks_is_that_of_one(two):
-    _, told, parameters, _ = two
+def test_evaluation_of_two_ranks_equals_that_of_one(two):
+    _, results, parameters, _ = two
     lvm = ranks.Noisy()
     lvm.load_state_dict(parameters["noisy"])
     elbo = vilvm.evaluate(lvm, ranks.data(), num_samples=200, seed=1).bounds["elbo"]
-    mean, mc_se, count = told["elbo"]
+    mean, mc_se, count = results["elbo"]
     assert count == 53
     assert abs(elbo.mean - mean) < 5 * (elbo.mc_se**2 + mc_se**2) ** 0.5
     # in order
     assert (
         torch.corrcoef(
-            torch.stack([elbo.values, torch.tensor(told["values"], dtype=torch.float64)])
+            torch.stack([elbo.values, torch.tensor(results["values"], dtype=torch.float64)])
         )[0, 1]
         > 0.99
     )
@@ -131,12 +131,12 @@ def test_the_evaluation_of_two_ranks_is_that_of_one(two):
 
 @pytest.mark.slow
 def test_what_one_rank_decides_all_do(two):
-    _, told, _, printed = two
-    assert told["stopped"] == ["callback", 100]
-    assert "was given other data" in told["refused"]
-    assert "run_dir included" in told["alone"]
-    assert told["skipped"] == [24, "finished"]
-    assert "the share of each of 2 ranks" in told["whole"]
+    _, results, _, printed = two
+    assert results["stopped"] == ["callback", 100]
+    assert "was given other data" in results["refused"]
+    assert "run_dir included" in results["alone"]
+    assert results["skipped"] == [24, "finished"]
+    assert "the share of each of 2 ranks" in results["whole"]
     assert printed[1] == ""
 
 
@@ -168,10 +168,10 @@ def test_three_ranks_step_as_one_process_too(tmp_path):
             torch.testing.assert_close(
                 found[name][key], value, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
             )
-    told = json.loads((tmp_path / "told.json").read_text())
-    assert told["alike"]
-    assert told["resumed"]
-    assert "the share of each of 3 ranks" in told["whole"]
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["alike"]
+    assert results["resumed"]
+    assert "the share of each of 3 ranks" in results["whole"]
 
 
 @pytest.mark.slow

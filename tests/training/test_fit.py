@@ -211,7 +211,7 @@ def test_subsampled_plate_reports_nats_per_datum():
     )
 
 
-def test_the_validation_bound_has_one_noise_and_one_transform():
+def test_validation_keeps_its_noise_and_transform():
     lvm, x = tiny()
     grey = vilvm.Data(torch.rand(1500, 6), transform=DynamicBinarisation())
     still = partial(torch.optim.SGD, lr=0.0)
@@ -267,7 +267,7 @@ def test_a_step_descends_the_loss_per_datum(objective):
     assert fitted.steps == 3
 
 
-def test_every_epoch_takes_every_datum_once_in_a_new_order():
+def test_epoch_takes_each_datum_once_in_new_order():
     lvm, x = Line(), torch.arange(10.0, dtype=torch.float64)
     vilvm.fit(lvm, x, epochs=3, batch_size=4)
     order = torch.cat(lvm.batches[-9:]).reshape(3, 10)
@@ -340,7 +340,7 @@ def test_divergence_within_the_first_epoch_is_one_sentence():
         diverging()
 
 
-def test_divergence_can_be_skipped_from_the_first_epoch_on():
+def test_divergence_can_be_skipped_from_the_first_epoch():
     fitted = diverging(nonfinite="skip")
     assert fitted.skipped >= 56
 
@@ -366,7 +366,7 @@ def test_skipping_every_step_warns():
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_the_site_is_named_by_the_very_noise_that_failed(compile, monkeypatch):
+def test_failed_noise_is_used_to_name_the_site(compile, monkeypatch):
     monkeypatch.setattr("vilvm.training.compiled_step.inductor", graph)
 
     class Rooted(torch.nn.Module):
@@ -391,7 +391,7 @@ def test_the_site_is_named_by_the_very_noise_that_failed(compile, monkeypatch):
             vilvm.fit(Rooted(), torch.zeros(100), steps=5000, seed=seed, compile=compile)
 
 
-def test_a_skipped_step_leaves_no_trace_in_the_buffers():
+def test_skipped_step_leaves_buffers_unchanged():
     class Counting(Sometimes):
         def __init__(self):
             super().__init__()
@@ -463,7 +463,7 @@ def test_a_static_transform_is_drawn_once():
 
 
 @pytest.mark.slow
-def test_shared_latents_under_a_full_plate_train_in_batches_to_the_whole_posterior():
+def test_shared_latents_train_in_batches_under_full_plate():
     x = 1 + torch.randn(1000, generator=torch.Generator().manual_seed(0))
 
     def model(batch):

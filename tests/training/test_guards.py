@@ -356,17 +356,17 @@ QUICK = {Attribute, Global, Buffer, Hidden, closure}
     [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in PAIRS],
     ids=lambda m: m.__name__.lower(),
 )
-def test_state_that_a_callback_moves_counts_as_in_an_eager_run(make, capsys):
+def test_state_changed_by_callback_counts_as_when_eager(make, capsys):
     m, s, elbo, at = eager(make if make is Frozen else Attribute)
     found_m, found_s, found_elbo, found_at = trained(make, compile=True)
     assert (found_m, found_s) == pytest.approx((m, s), rel=1e-4, abs=1e-5)
     assert found_elbo == pytest.approx(elbo, rel=1e-4)
     assert found_at == at
-    told = capsys.readouterr().out.splitlines()
-    assert "eagerly" not in "".join(told)
+    lines = capsys.readouterr().out.splitlines()
+    assert "eagerly" not in "".join(lines)
     if make not in (Frozen, Replaced, Buffer):  # of which no number is kept
-        assert len(told) == 1
-        assert re.search(r"compiled anew.* (changed|replaced|gradient|loss)", told[0])
+        assert len(lines) == 1
+        assert re.search(r"compiled anew.* (changed|replaced|gradient|loss)", lines[0])
 
 
 @pytest.mark.parametrize(
@@ -465,7 +465,7 @@ def test_state_that_the_pair_moves_itself_is_named(make, capsys):
     )
 
 
-def test_what_the_pair_writes_down_anew_each_time_is_no_change(capsys):
+def test_rewritten_equal_state_is_no_change(capsys):
     ends = []
     for compile in (False, True):
         lvm = ByBatch()
@@ -481,7 +481,7 @@ def test_what_the_pair_writes_down_anew_each_time_is_no_change(capsys):
     [lambda n: 1.0, pytest.param(lambda n: 0.99**n, marks=pytest.mark.slow)],
     ids=["constant", "falling"],
 )
-def test_state_that_a_scheduler_moves_counts_from_its_step_on(rate, capsys):
+def test_state_changed_by_scheduler_counts_at_once(rate, capsys):
     ends = []
     for compile in (False, True):
         lvm = Attribute()
@@ -507,7 +507,7 @@ def test_state_that_a_scheduler_moves_counts_from_its_step_on(rate, capsys):
 
 
 @pytest.mark.slow
-def test_hidden_state_that_a_scheduler_moves_is_gone_back_from(capsys):
+def test_run_returns_after_scheduler_changes_hidden_state(capsys):
     """The records since are taken back with the steps; the count stays, so from there on the eager
     numbers are those of a late count.
     """
@@ -524,7 +524,11 @@ def test_hidden_state_that_a_scheduler_moves_is_gone_back_from(capsys):
         lvm, data(), steps=130, optimizer=adam, scheduler=scheduler, compile=True, progress=False
     )
     other = Attribute()
-    other_moving = lambda step: setattr(other, "beta", 1.0 if step >= 41 else 0.1) or 1.0  # noqa: E731
+
+    def other_moving(step):
+        other.beta = 1.0 if step >= 41 else 0.1
+        return 1.0
+
     vilvm.fit(
         other,
         data(),
@@ -551,7 +555,7 @@ def test_state_that_no_code_reads_is_no_change(capsys):
 
 
 @pytest.mark.slow
-def test_state_that_changes_without_end_is_refused_by_name(capsys):
+def test_endlessly_changing_state_is_refused_by_name(capsys):
     ends = []
     for compile in (False, True):
         lvm = Attribute()

@@ -1,4 +1,4 @@
-"""Arguments that depend on the step, and a hook after each: eager, compiled, killed and resumed."""
+"""Arguments that depend on the step, and a hook after it: eager, compiled, killed and resumed."""
 
 from functools import partial
 
@@ -286,7 +286,7 @@ def test_bad_arguments_get_one_sentence(options, message):
 
 
 @pytest.mark.parametrize("change", ["replaced", "added", "unfrozen"])
-def test_a_parameter_that_the_optimizer_does_not_know_is_refused(change):
+def test_parameter_unknown_to_the_optimizer_is_refused(change):
     """It would be left untrained without a word."""
     lvm = torch.nn.Module()
     lvm.slope, lvm.offset = (

@@ -72,7 +72,7 @@ def test_each_parameter_has_its_own_rate():
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_groups_take_the_steps_of_a_torch_optimizer_of_groups(monkeypatch, capsys, compile):
+def test_groups_step_as_a_torch_optimizer_of_groups(monkeypatch, capsys, compile):
     monkeypatch.setattr(compiled_step, "inductor", graph)
 
     def vae():
@@ -137,7 +137,7 @@ def pyros_own(optimizer, x, batches=1, **options):
     "option",
     [{"clip_norm": 4.0}, {"weight_decay": 8.0}, {"eps": 20.0}, {"clip_norm": 2.0, "eps": 5.0}],
 )
-def test_gradients_per_datum_are_those_of_svi_over_their_number(option):
+def test_gradients_per_datum_are_svi_over_num_data(option):
     """``clip_norm``, ``weight_decay`` and ``eps`` over N, the number of data, make the steps of
     Pyro's SVI.
     """
@@ -153,7 +153,7 @@ def test_gradients_per_datum_are_those_of_svi_over_their_number(option):
     assert as_given.pyro_params["slope"].item() != pytest.approx(expected[0], rel=1e-2)
 
 
-def test_the_factor_of_a_plate_that_subsamples_is_its_full_size():
+def test_subsampling_plate_scales_by_its_full_size():
     def with_plate(half):
         def scaled(x):
             with pyro.poutine.scale(scale=25.0):
@@ -236,7 +236,7 @@ def test_records_by_number_and_slice():
     assert len(history[::-1]) == 4
 
 
-def test_a_cycle_as_long_as_the_run_is_taken():
+def test_cycle_as_long_as_the_run_is_accepted():
     cycle = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=30)
     assert trained(partial(torch.optim.SGD, lr=0.1), steps=30, scheduler=cycle)[1].steps == 30
 

@@ -40,7 +40,8 @@ def run(folder, steps):
     lvm = VAE(64, 4, encoder_hidden=(32,), decoder_hidden=(32,))
     vilvm.fit(
         lvm, data, validation=data, steps=steps, batch_size=64, run_dir=folder, resume=True,
-        checkpoint_seconds=0.0, scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=steps),
+        checkpoint_seconds=0.0,
+        scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=steps),
     )
     return lvm.state_dict()
 """
@@ -76,7 +77,7 @@ def same(first, second):
 
 
 @pytest.mark.slow
-def test_interrupt_finishes_the_step_saves_and_says_how_to_resume(tmp_path):
+def test_interrupt_saves_and_says_how_to_resume(tmp_path):
     undisturbed = finish(tmp_path / "whole")
     folder = tmp_path / "stopped"
     process = worker(folder)
@@ -168,7 +169,7 @@ def interrupting(at):
     )
 
 
-def test_a_callback_that_stops_is_not_undone_by_an_interrupt(tmp_path):
+def test_stopping_callback_is_not_undone_by_interrupt(tmp_path):
     stop = [interrupting(56), lambda event: event.history.records[-1].step == 56]
     _, fitted = train(tmp_path, 300, callbacks=stop)
     assert (fitted.stopped, fitted.steps) == ("callback", 56)
@@ -181,7 +182,7 @@ def test_an_interrupt_at_the_last_step_changes_nothing(tmp_path):
     assert (fitted.stopped, fitted.steps) == ("finished", 112)
 
 
-def test_an_interrupted_model_has_the_parameters_of_its_last_step(tmp_path, capsys):
+def test_interrupted_model_has_its_last_parameters(tmp_path, capsys):
     data = digits().validation
     lvm, fitted = train(
         tmp_path,
@@ -239,7 +240,7 @@ def test_only_the_last_good_checkpoints_are_kept(tmp_path):
         pytest.param(partial(torch.optim.SGD, lr=1e-3, momentum=0.9), marks=pytest.mark.slow),
     ],
 )
-def test_the_layout_of_a_tensor_in_memory_is_kept(tmp_path, optimizer):
+def test_memory_order_of_tensors_is_kept(tmp_path, optimizer):
     """A fused optimizer walks through parameter and state side by side in memory, so both must be
     laid out alike after a resumption.
     """

@@ -15,8 +15,8 @@ import vilvm
 from vilvm._runtime.files import locked
 from vilvm._runtime.random import seeded
 from vilvm.models.ppca import PPCA
-from vilvm.training import checkpoint, signals
-from vilvm.training.signals import Interruption, interruptible
+from vilvm.training import _signals, checkpoint
+from vilvm.training._signals import Interruption, interruptible
 
 
 def fit(callbacks=(), steps=120, **options):
@@ -43,7 +43,7 @@ def _handlers_are_put_back():
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
 
 
-def test_a_signal_within_the_handler_neither_hangs_nor_is_lost(monkeypatch):
+def test_signal_within_the_handler_is_not_lost(monkeypatch):
     counted = Interruption._handle
 
     def handle(self, number, frame):
@@ -70,7 +70,7 @@ def test_one_signal_ends_in_order(number, tmp_path):
     )
 
 
-def test_the_second_leaves_at_once_after_the_last_good_checkpoint(tmp_path):
+def test_second_signal_leaves_after_last_good_checkpoint(tmp_path):
     generators = torch.get_rng_state()
     with pytest.raises(KeyboardInterrupt):
         fit([at(100, lambda: send(times=2))], run_dir=tmp_path, checkpoint_seconds=0.0)
@@ -85,7 +85,7 @@ def test_the_second_leaves_at_once_after_the_last_good_checkpoint(tmp_path):
     )
 
 
-def test_a_checkpoint_that_is_being_written_is_finished_first(tmp_path, monkeypatch):
+def test_unfinished_checkpoint_is_written_first(tmp_path, monkeypatch):
     real, writes = checkpoint.save, []
 
     def save(folder, step, state):
@@ -135,9 +135,9 @@ def test_a_handler_of_c_is_left_alone(monkeypatch):
     real, taken = signal.getsignal, []
     with monkeypatch.context() as patched:
         patched.setattr(
-            signals.signal, "getsignal", lambda s: None if s == signal.SIGTERM else real(s)
+            _signals.signal, "getsignal", lambda s: None if s == signal.SIGTERM else real(s)
         )
-        patched.setattr(signals.signal, "signal", lambda s, handler: taken.append(s))
+        patched.setattr(_signals.signal, "signal", lambda s, handler: taken.append(s))
         with interruptible():
             pass
     assert set(taken) == {signal.SIGINT}
@@ -157,7 +157,7 @@ def test_a_handler_that_a_callback_sets_stays():
 
 CHILD = """
 import sys, time, torch, vilvm
-from vilvm.training.signals import _ACTIVE
+from vilvm.training._signals import _ACTIVE
 from vilvm.models.ppca import PPCA
 def wait(event):
     if event.history.records[-1].step == 50:
@@ -167,7 +167,8 @@ def wait(event):
         print("again", flush=True)
         while True:
             time.sleep(0.01)
-vilvm.fit(PPCA(3, 1), torch.randn(20, 3), steps=120, callbacks=[wait], compile=False, run_dir=sys.argv[1])
+options = {"callbacks": [wait], "compile": False, "run_dir": sys.argv[1]}
+vilvm.fit(PPCA(3, 1), torch.randn(20, 3), steps=120, **options)
 """
 
 

@@ -13,7 +13,7 @@ import vilvm
 from vilvm._compile import graph
 from vilvm.data import Data
 from vilvm.training import compiled_step
-from vilvm.training.batches import Batches
+from vilvm.training._batches import Batches
 
 
 def over_time(x, plate="sequences"):
@@ -49,12 +49,13 @@ def timely():
 def test_batches_of_time_steps_are_refused(shape, batch_size):
     with pytest.raises(
         vilvm.ContractError,
-        match=r"cut along the first axis of the data, and plate 'sequences' of Pair is not over it",
+        match=r"cut along the first axis of the data, "
+        r"and plate 'sequences' of Pair is not over it",
     ):
         vilvm.fit(timely(), torch.zeros(shape), steps=3, batch_size=batch_size)
 
 
-def test_a_plate_called_data_that_is_none_is_refused():
+def test_misleading_plate_name_data_is_refused():
     lvm = vilvm.Pair(partial(over_time, plate="data"), partial(guide_over_time, plate="data"))
     with pytest.raises(vilvm.ContractError, match=r"it has 4 data for 3 rows"):
         vilvm.fit(lvm, torch.zeros(12, 4), steps=3, batch_size=4)
@@ -101,7 +102,7 @@ def test_plates_over_rows_are_trained(model, batch_size):
     )
 
 
-def test_a_pair_of_one_batch_size_is_trained_on_batches_of_it():
+def test_pair_of_fixed_batch_size_is_trained():
     def guide(x):
         slope = pyro.param("slope", torch.tensor(0.5)).expand(4)
         with pyro.plate("data", len(x)):
@@ -114,7 +115,7 @@ def test_a_pair_of_one_batch_size_is_trained_on_batches_of_it():
 
 
 # A last batch of one datum
-# --------------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------
 
 
 class Normalised(torch.nn.Module):
@@ -130,7 +131,7 @@ class Normalised(torch.nn.Module):
             pyro.sample("z", dist.Normal(self.encode(self.norm(x))[:, 0], 1.0))
 
 
-def test_a_single_datum_left_over_is_left_out_under_batch_normalisation(capsys):
+def test_batch_normalisation_leaves_out_a_single_last_datum(capsys):
     lvm = Normalised(torch.nn.BatchNorm1d(3))
     fitted = vilvm.fit(lvm, torch.randn(11, 3), epochs=3, batch_size=5)
     assert fitted.steps == 6
@@ -150,7 +151,7 @@ def test_larger_batches_are_not_left_out(rows, steps):
     )
 
 
-def test_what_is_left_out_is_another_datum_every_epoch():
+def test_left_out_datum_changes_every_epoch():
     batches = Batches(Data(torch.arange(6.0)), 5, 0, pairs=True)
     taken = [set(batches(step).tolist()) for step in range(20)]
     assert batches.epoch_steps == 1
@@ -176,12 +177,12 @@ def test_batch_normalisation_that_is_no_module_is_named(monkeypatch, compile, al
 
     with pytest.raises(
         vilvm.ContractError,
-        match="Step 3: the batch holds one datum, of which batch normalisation has no statistics",
+        match="Step 3: the batch holds one datum, for which batch normalisation has no statistics",
     ):
         vilvm.fit(Normalised(norm), torch.randn(11, 3), epochs=1, batch_size=5, compile=compile)
 
 
-def test_statistics_of_one_datum_are_named_where_they_are_nan():
+def test_nan_statistics_of_one_datum_are_named():
     with pytest.raises(
         vilvm.NonFiniteLossError,
         match=r"Step 3 .*nan.*The batch holds one datum: .*choose a batch_size",
@@ -195,11 +196,11 @@ def test_statistics_of_one_datum_are_named_where_they_are_nan():
 
 
 # A record that cannot be taken
-# ---------------------------------------------------------------------------------------------
+# ----------------------------------------------------------------------------------------
 
 
 class Sturdy(Normalised):
-    """Fails as it is told to, in evaluation mode, once it has been trained."""
+    """Fails in evaluation mode, in the given way, after training."""
 
     def __init__(self, fault):
         super().__init__(lambda x: x)
@@ -221,17 +222,17 @@ class Sturdy(Normalised):
         (lambda x: {}[0], "KeyError: 0"),
     ],
 )
-def test_a_fault_at_a_record_is_told_in_its_own_words(fault, message, nonfinite):
+def test_error_at_a_record_keeps_its_message(fault, message, nonfinite):
     with pytest.raises(vilvm.ContractError, match=message) as caught:
         vilvm.fit(Sturdy(fault), torch.randn(4, 3), steps=3, nonfinite=nonfinite, compile=False)
     assert "learning rate" not in str(caught.value)
 
 
-def test_nan_at_a_record_is_a_loss_that_is_not_finite():
+def test_nan_at_a_record_is_a_nonfinite_loss():
     lvm = Sturdy(lambda x: x * torch.nan)
     with pytest.raises(
         vilvm.NonFiniteLossError,
-        match=r"After step 3, on a look at the data: .*site 'z' is nan.*learning rate",
+        match=r"After step 3, on the data of the record: .*site 'z' is nan.*learning rate",
     ):
         vilvm.fit(lvm, torch.randn(4, 3), steps=3, compile=False)
     fitted = vilvm.fit(

@@ -14,7 +14,7 @@ import vilvm
 from vilvm._compile import graph
 from vilvm._runtime.distributed import ProcessGroup
 from vilvm.training import compiled_step
-from vilvm.training.batches import Batches, batches_of
+from vilvm.training._batches import Batches, batches_of
 
 
 class Mixture(torch.nn.Module):
@@ -55,7 +55,7 @@ def halves(unlabelled=80, labelled=20):
 ENUMERATED = {"objective": TraceEnum_ELBO(max_plate_nesting=1)}
 
 
-def test_an_epoch_takes_every_datum_of_every_source_once_evenly_spread():
+def test_epoch_spreads_all_sources_evenly():
     data = vilvm.Interleaved(torch.arange(80.0), torch.arange(100.0, 123.0))
     batches = batches_of(data, 10, 0, ProcessGroup(), pairs=False)
     assert batches.epoch_steps == 11
@@ -80,7 +80,7 @@ def test_one_source_in_turn_is_that_source():
     assert all(torch.equal(turns(step), alone(step)) for step in range(20))
 
 
-def test_steps_are_those_of_the_exact_losses_in_turn():
+def test_steps_equal_exact_losses_in_turn():
     unlabelled, labelled = halves()
     lvm, by_hand = Mixture(), Mixture()
     descend = partial(torch.optim.SGD, lr=0.2)
@@ -198,7 +198,7 @@ def test_the_graph_takes_the_eager_steps(monkeypatch, capsys, optimizer):
     assert not torch.equal(eager["classify.weight"], trained(steps=1)[0]["classify.weight"])
 
 
-def test_kinds_of_one_shape_have_programs_of_their_own(monkeypatch, capsys):
+def test_kinds_of_one_shape_have_own_programs(monkeypatch, capsys):
     """Batches that differ only by a name are not taken for each other."""
     monkeypatch.setattr(compiled_step, "inductor", graph)
 

@@ -1,6 +1,6 @@
-"""Pyro traced once, and compiled: what training and evaluation make their programs with."""
+"""Tracing and compilation of Pyro programs, for training and evaluation."""
 
-from vilvm._compile.guards import MOST_PROGRAMS, Guards, moving
+from vilvm._compile.guards import MOST_PROGRAMS, Guards, state_change_reason
 from vilvm._compile.inductor import (
     Compile,
     Compiler,
@@ -11,7 +11,8 @@ from vilvm._compile.inductor import (
     program,
     worth_compiling,
 )
-from vilvm._compile.tracing import Graph, UntraceableError, shapes, trace, traceable, why, written
+from vilvm._compile.patches import UntraceableError, traceable
+from vilvm._compile.tracing import Graph, mutated_inputs, reason_of, shapes, trace
 
 __all__ = [
     "MOST_PROGRAMS",
@@ -24,12 +25,12 @@ __all__ = [
     "check_compile",
     "graph",
     "inductor",
-    "moving",
+    "mutated_inputs",
     "program",
+    "reason_of",
     "shapes",
+    "state_change_reason",
     "trace",
     "traceable",
-    "why",
     "worth_compiling",
-    "written",
 ]

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from vilvm._compile.guards import MOST_PROGRAMS, Guards, moving
-from vilvm._compile.tracing import UntraceableError, trace, why
+from vilvm._compile.guards import MOST_PROGRAMS, Guards, state_change_reason
+from vilvm._compile.patches import UntraceableError
+from vilvm._compile.tracing import reason_of, trace
 
 __all__ = [
     "Compile",
@@ -24,25 +25,23 @@ __all__ = [
     "worth_compiling",
 ]
 
-# Makes a program of a function of tensors and such tensors.
+# Makes a program of a function of tensors and example tensors.
 Compiler = Callable[[Callable[..., list[Tensor]], Sequence[Tensor]], Callable[..., Any]]
-# relative to the mean size of what is compared; sums of float32 in another order differ by some
-# 1e-6
+# Relative to the mean size of what is compared; sums of float32 in another order differ by some
+# 1e-6.
 _TOLERANCE = 1e-4
-# what a user says of it; "auto" where the seconds that it takes are earned back
+# The choices of a user; "auto" compiles when it saves time.
 Compile = bool | Literal["auto"]
 
 
 def check_compile(what: str, compile: Any) -> None:
-    """Raises ValueError if `compile` is no choice that `what` knows."""
+    """Raises ValueError, naming `what`, unless `compile` is True, False or "auto"."""
     if not (compile is True or compile is False or compile == "auto"):
         raise ValueError(f"{what}: unknown compile={compile!r}; choose True, False or 'auto'.")
 
 
 def worth_compiling(compile: Compile, count: int, least: int) -> bool:
-    """Whether what is run `count` times is to be compiled, whose seconds are earned back from
-    `least` times on.
-    """
+    """Whether to compile what is run `count` times; "auto" does so from `least` times on."""
     return compile is True or (compile == "auto" and count >= least)
 
 
@@ -52,21 +51,20 @@ def program(
     compiler: Compiler,
     watched: Sequence[Any] = (),
 ) -> Callable[..., list[Tensor]]:
-    """`function` traced once, under Pyro's handlers or any other, and compiled, for inputs of
-    these shapes; what it closes over is read anew by each call.
+    """A function traced once and compiled, for inputs of the same shapes.
 
-    The function is run once, so whatever it draws and changes in place is drawn and changed. Where
-    Python state that it read has changed, it is traced anew; where that happens often, the
-    function is run as it is.
+    The function is run once, with all its effects. The tensors that it closes over are read at
+    each call. If Python state that it read changes, it is traced again; if that happens often, the
+    function itself is called.
 
     Arguments:
         function: of tensors.
         inputs: such tensors.
-        compiler: makes a program of a function of tensors.
+        compiler: makes a program of a function of tensors and example tensors.
         watched: the modules and functions whose state `function` reads, besides its own.
 
     Raises:
-        UntraceableError: no graph can be made of it, or no program; or the state that it reads
+        UntraceableError: no graph or no program can be made, or the state that the function reads
             changes whenever it is run.
     """
 
@@ -74,8 +72,8 @@ def program(
         before = Guards.of([function, *watched])
         traced = trace(function, inputs)
         guards, moved = before.settled(traced.closed)
-        if moved.places:  # by the run itself
-            raise UntraceableError(moving(moved.places[0].name))
+        if moved.places:  # the run itself changes the state that it reads
+            raise UntraceableError(state_change_reason(moved.places[0].name))
         run = compiler(lambda *flat: list(traced.module(*flat)), [*inputs, *traced.closed])
         return guards, lambda *given: list(run(*given, *traced.closed))
 
@@ -93,19 +91,20 @@ def program(
 
 
 def kept_state(tensors: Sequence[Tensor]) -> Any:
-    """A context after which torch's generators, of the CPU and of the tensors' device, are as they
-    were.
-    """
+    """A context that preserves torch's generators, of the CPU and of the tensors' device."""
     return torch.random.fork_rng(devices=[t.device for t in tensors if t.is_cuda][:1])
 
 
 def assert_matches(
     eager: Mapping[str, Tensor], run: Callable[[], Sequence[Tensor]]
 ) -> list[Tensor]:
-    """What a program gives, if that is what was found eagerly, by name and in its order.
+    """Returns the program's outputs; raises unless they equal the eager ones.
 
-    What Python took from the tensors of a trace, a count or a constant, is the same in a program
-    for all others, so that each batch is worth a look.
+    Tracing freezes counts and constants that Python took from tensors, so each batch is compared.
+
+    Arguments:
+        eager: the eager outputs by name, in their order.
+        run: the program.
 
     Raises:
         UntraceableError: it differs, or the program fails.
@@ -113,40 +112,43 @@ def assert_matches(
     try:
         found = list(run())
     except Exception as error:
-        raise UntraceableError(f"its program fails ({why(error)})") from error
+        raise UntraceableError(f"its program fails ({reason_of(error)})") from error
     for (name, mine), other in zip(eager.items(), found, strict=True):
         allowed = _TOLERANCE * mine[mine.isfinite()].abs().mean().nan_to_num(0.0).item()
         if not torch.allclose(mine, other, rtol=_TOLERANCE, atol=allowed, equal_nan=True):
-            raise UntraceableError(f"its {name} is not what is found eagerly on the same noise")
+            raise UntraceableError(f"its {name} is not the eager one on the same noise")
     return found
 
 
 def inductor(
     function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]
 ) -> Callable[..., Any]:
-    """`function` of tensors like `inputs` as a program made by torch's Inductor; what it changes
-    in place is changed.
+    """A function as a program of torch's Inductor, which also changes tensors in place.
 
-    Programs are kept on disk by torch (TORCHINDUCTOR_CACHE_DIR), so that another process compiles
-    the same one faster.
+    torch caches programs on disk (TORCHINDUCTOR_CACHE_DIR), so that another process compiles the
+    same one faster.
+
+    Arguments:
+        function: of tensors.
+        inputs: such tensors.
 
     Raises:
         UntraceableError: the compiler cannot do it, or there is no C++ compiler.
     """
     flat = [t.detach() for t in inputs]
     try:
-        with _quiet(), torch.no_grad(), kept_state(flat):  # the compiler draws numbers of its own
+        with _quiet(), torch.no_grad(), kept_state(flat):  # the compiler draws random numbers
             module = graph(function, flat)
             if flat[0].device.type == "cpu":
                 with suppress(Exception):  # some operations have no C++ entry
                     return _compiled(module, flat, cpp_wrapper=True)
             return _compiled(module, flat)
     except Exception as error:
-        raise UntraceableError(f"torch's compiler failed ({why(error)})") from error
+        raise UntraceableError(f"torch's compiler failed ({reason_of(error)})") from error
 
 
 def _compiled(module: Any, flat: list[Tensor], **options: Any) -> Callable[..., Any]:
-    """The program itself, without the layers around it that look at every input of every call."""
+    """The program itself, without the layers around it that check every input of every call."""
     import torch._functorch.config as aot
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
@@ -162,29 +164,31 @@ def _compiled(module: Any, flat: list[Tensor], **options: Any) -> Callable[..., 
         return made[-1][0]
 
     with (
-        # torch's generators, in their order, and not the compiler's own
+        # with torch's generators in the eager order, not the compiler's own
         config.patch(fallback_random=True, size_asserts=False, alignment_asserts=False, **options),
-        # which would hand out the whole without the program in it
+        # the cache returns the whole without calling `inner`
         aot.patch(enable_autograd_cache=False),
     ):
         whole = compile_fx(module, flat, inner_compile=inner)
-    if len(made) != 1 or [(t.shape, t.dtype) for t in made[0][1]] != [
-        (t.shape, t.dtype) for t in flat
-    ]:
+    if len(made) != 1 or _kinds(made[0][1]) != _kinds(flat):
         return cast(Callable[..., Any], whole)
     program = made[0][0]
     return lambda *given: program(list(given))
 
 
+def _kinds(tensors: Sequence[Any]) -> list[Any]:
+    return [(t.shape, t.dtype) for t in tensors]
+
+
 def graph(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Any:
-    """`function` of tensors like `inputs` as a graph, which runs operation by operation as it is."""
+    """A function as a graph, which is run operation by operation; a compiler without Inductor."""
     with torch.no_grad():
         return make_fx(function, tracing_mode="fake")(*(t.detach() for t in inputs))
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the compiler's own warnings from the user, who can do nothing about them."""
+    """A context without the compiler's warnings, which a user cannot act on."""
     loggers = [
         logging.getLogger(name) for name in ("torch.utils.cpp_extension", "torch._inductor")
     ]

@@ -1,6 +1,4 @@
-"""A pass of torch's Inductor for the CPU: a matrix product is that, and what is added to it is
-added by what reads it.
-"""
+"""A pass of torch's Inductor for the CPU: matrix products without the addition of a bias."""
 
 from typing import Any
 
@@ -12,19 +10,18 @@ __all__ = ["ProductsAlone"]
 
 
 class ProductsAlone(CustomGraphPass):
-    """Takes ``addmm`` apart, which Inductor puts together, and which on a CPU writes the bias into
-    the product's place first, row by row.
+    """Splits ``addmm``, which Inductor creates, into a product and an addition.
 
-    An addition by itself is made in the same loop as the activation behind it, and costs nothing.
+    On a CPU, ``addmm`` first writes the bias into each row of the result. A separate addition runs
+    in the same loop as the activation after it, and costs nothing.
     """
 
     def __call__(self, graph: Graph) -> None:
         """Changes `graph` in place."""
         for node in graph.find_nodes(op="call_function", target=torch.ops.aten.addmm.default):
             added, left, right = node.args
-            if (
-                node.kwargs or node.meta["val"].dtype.itemsize < 4
-            ):  # multiples of the one or the other; a product that would be rounded first
+            # With factors, or a product that would be rounded before the addition.
+            if node.kwargs or node.meta["val"].dtype.itemsize < 4:
                 continue
             with graph.inserting_before(node):
                 product = graph.call_function(torch.ops.aten.mm.default, (left, right))
@@ -35,5 +32,5 @@ class ProductsAlone(CustomGraphPass):
             graph.erase_node(node)
 
     def uuid(self) -> Any:
-        """What a program on disk is known by, beside its graph."""
+        """Identifies the pass in the cache of programs."""
         return get_hash_for_files((__file__,))

@@ -1,4 +1,4 @@
-"""Training: one loop, one optimizer, for any pair and any objective."""
+"""Training: ``fit`` for any pair and any objective, with checkpoints and a history."""
 
 from vilvm.training.checkpoint import CheckpointError
 from vilvm.training.fit import fit

@@ -1,4 +1,4 @@
-"""The training loop: ``fit``."""
+"""``fit``: checks its arguments, prepares a run, and trains."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -32,11 +32,14 @@ from vilvm.lvm import (
     device_of,
     module_parameters,
 )
-from vilvm.training.batches import batches_of
-from vilvm.training.model_arguments import Arguments
+from vilvm.training._batches import batches_of
+from vilvm.training._loop import Loop
+from vilvm.training._model_arguments import Arguments
+from vilvm.training._preparation import prepare
+from vilvm.training._run import RunSpec
+from vilvm.training._state import Checkpoints
 from vilvm.training.optimizers import OptimizerFactory, SchedulerFactory, adam
 from vilvm.training.result import Event, Fit
-from vilvm.training.run import Run
 from vilvm.training.step import Objective
 
 __all__ = ["fit"]
@@ -72,22 +75,23 @@ def fit(
     """Trains a latent variable model by stochastic variational inference.
 
     Each step takes a batch, the gradient of the objective per datum, and one step of one torch
-    optimizer over all trainable parameters of `lvm`, which are changed in place. `clip`, and an
-    optimizer's own ``clip_norm``, ``weight_decay`` and ``eps``, thus meet gradients per datum:
+    optimizer over all trainable parameters of `lvm`, which are changed in place. So `clip`, and an
+    optimizer's own ``clip_norm``, ``weight_decay`` and ``eps``, apply to gradients per datum:
     those of Pyro's SVI divided by N = layout.num_data × layout.scale (the batch's length, or the
     full size of a plate that subsamples; 1 if data share a latent). Divide SVI's values by N. The
-    data go to the device once. All that torch draws follows from `seed`; torch's generators are
-    left as they were.
+    data are copied to the device once. All random numbers of torch follow from `seed`; torch's
+    generators are restored afterwards.
 
     Within ``vilvm.distributed()``, under torchrun, every rank takes its share of each batch of
     `batch_size`, gradients are averaged, and parameters stay the same on all ranks, which start
-    from rank 0's. The order of the data does not depend on the number of ranks, the noise does.
-    Batch statistics are of each rank's share, and rank 0's are kept. Rank 0 writes and prints.
+    from rank 0's. The order of the data does not depend on the number of ranks; the noise does.
+    Batch statistics are those of each rank's share, and rank 0's are kept. Rank 0 writes and
+    prints.
 
     Arguments:
         lvm: a ``torch.nn.Module`` with ``model(batch)`` and ``guide(batch)``, or a ``Pair``.
-        data: the training data, as ``Data``, a tensor, or a tuple or dict of tensors with one
-            datum a row; ``datasets.on_disk(...)`` if they are larger than memory;
+        data: the training data: ``Data``, a tensor, or a tuple or dict of tensors with one datum a
+            row; ``datasets.on_disk(...)`` if they are larger than memory;
             ``Interleaved(labelled, unlabelled)`` for batches of several kinds in turn.
         objective: any Pyro ELBO (without ``Jit``) or objective of ``vilvm.objectives``;
             ``Trace_ELBO()`` by default.
@@ -96,56 +100,57 @@ def fit(
             ``training.by_name`` gives options by the name of a parameter.
         scheduler: makes a torch learning-rate scheduler of the optimizer.
         scheduler_interval: whether it steps every step or every epoch (``ReduceLROnPlateau``:
-            every record, on the validation ELBO, or the negative of it if its mode is "min").
-        epochs, steps: how long to train; give one of them.
+            every record, on the validation ELBO, or its negative if its mode is "min").
+        epochs: how long to train, in epochs; give this or `steps`.
+        steps: how long to train, in steps; give this or `epochs`.
         batch_size: data a step, drawn without replacement in an order that is new every epoch. By
             default all data, in order. Batches are cut along the first axis, which must be that of
-            the plate over the data. Where batch normalisation would meet a last batch of one
-            datum, that batch is left out.
+            the plate over the data. If the model has batch normalisation, a last batch of one
+            datum is left out.
         validation: data for early stopping and for keeping the best parameters; their transform is
             drawn once.
         patience: stop after so many records without a better validation ELBO.
         clip: largest norm of the gradient of the loss per datum.
         nonfinite: what to do when loss or gradient is NaN or infinite: "stop" with
             NonFiniteLossError, or "skip" the step.
-        compile: whether the step is compiled (``vilvm.training.compiled_step``), which takes some
-            ten seconds; "auto" does so for runs of 5000 steps or more. The first epoch is run
-            eagerly in any case, with Pyro's checks. A pair that cannot be compiled is trained
-            eagerly, and one line says why.
-        precision: "float32", or "bf16" for the linear and convolutional layers in bfloat16
-            (``vilvm._runtime.precision``), which is for GPUs; densities, sums and parameters are
-            float32 in any case.
+        compile: whether to compile the step (``vilvm.training.compiled_step``), which takes some
+            ten seconds; "auto" does so for runs of 5000 steps or more. The first epoch is eager in
+            any case, with Pyro's checks. A pair that cannot be compiled is trained eagerly, and
+            one line says why.
+        precision: "float32", or "bf16" for linear and convolutional layers in bfloat16
+            (``vilvm._runtime.precision``), for GPUs; densities, sums and parameters are float32
+            in any case.
         device: where to train; by default where the parameters are.
-        seed: of the order of the data, the latents drawn and the transforms; of torch's
-            generators, not of numpy's.
+        seed: of the order of the data, the latents drawn and the transforms; it seeds torch's
+            generators, not numpy's.
         run_dir: folder for ``checkpoint/`` and ``history.csv``; nothing is written without one.
         resume: continue from the checkpoint in `run_dir`, bit for bit as if there had been no
-            interruption; start, if there is none.
+            interruption; start if there is none.
         checkpoint_seconds: least time between two checkpoints; one is always written at the end.
         callbacks: called with an ``Event`` at every record; training stops when one returns True.
-            What they draw from torch's generators changes nothing of the run.
-        arguments: of the number of steps taken so far, gives numbers and tensors by name, which
-            the step passes as tensors to model and guide, ``model(batch, beta=...)``. Both must
-            have defaults for them, which records, ``evaluate`` and all else see.
-        after_step: called with `lvm` and the number of steps taken so far after each step that
-            moved the parameters, without gradients; it may change them in place, as by clipping;
-            what it draws is part of the run. It must do the same on every rank.
+            Their draws from torch's generators do not affect the run.
+        arguments: a function of the number of steps taken, which returns numbers and tensors by
+            name. The step passes them as tensors to model and guide, ``model(batch, beta=...)``.
+            Both must have defaults for them, which records, ``evaluate`` and all else use.
+        after_step: called with `lvm` and the number of steps taken after each step that moved the
+            parameters, without gradients; it may change them in place, for example clip them; its
+            draws are part of the run. It must do the same on every rank.
         progress: whether to show a progress bar; by default on a terminal only.
 
     Returns:
         Fit. With validation data, the model has the parameters of the best record, else of the
         last step. Ctrl-C or SIGTERM finishes the step, saves, and returns with ``stopped ==
-        "interrupted"``; so does every ``fit`` in whose callback this one is called. A second
-        Ctrl-C raises KeyboardInterrupt at once, a second SIGTERM ends the process; a checkpoint
-        that is being written is finished first.
+        "interrupted"``; so does a ``fit`` in whose callback this one is called. A second Ctrl-C
+        raises KeyboardInterrupt at once, a second SIGTERM ends the process; a checkpoint that is
+        being written is finished first.
 
     Raises:
         ContractError: the pair or the batch breaks the contract (see
-            ``vilvm.weights.find_layout``), also on the look at data of a record; or the plate over
-            the data is not over the axis that batches are cut along; or the guide has parameters
-            of single data by their place in the batch, and data come in batches
+            ``vilvm.weights.find_layout``), also during validation; or the plate over the data is
+            not along the axis that batches are cut along; or the guide has parameters of single
+            data by their position in the batch, and data come in batches
             (``vilvm.weights._per_datum``); or the data are changed in place, or torch's generators
-            seeded, by what runs within it.
+            seeded, during the run.
         BusyError: another thread runs a pair (``vilvm._runtime.threads``).
         CheckpointError: the checkpoint is damaged, or of another model, data set or setting.
         NonFiniteLossError: loss or gradient became NaN or infinite; names step, site and last
@@ -161,44 +166,30 @@ def fit(
         (12, 'finished')
     """
     check_contract(lvm)
-    if torch.is_inference_mode_enabled():
-        raise ValueError("fit: torch.inference_mode keeps no gradients; call fit outside of it.")
-    if not isinstance(lvm, torch.nn.Module):
-        raise ContractError(
-            f"fit trains a torch.nn.Module; make {type(lvm).__name__} one, or wrap it as "
-            "vilvm.Pair(model, guide)."
-        )
-    train = data if isinstance(data, Interleaved) else as_data(data, "training data")
-    held_out = None if validation is None else as_data(validation, "validation data")
-    _check_options(train, held_out, patience, nonfinite, scheduler_interval, callbacks, compile)
+    module = _trainable_module(lvm)
+    train, held_out = _checked_data(data, validation)
+    _check_choices(nonfinite, scheduler_interval, compile)
+    _check_functions(callbacks, arguments, after_step)
+    if patience is not None and held_out is None:
+        raise ValueError("fit: patience needs validation=... data to be measured on.")
     _check_batches(train, batch_size)
     run_dir = optional(check_path, "fit: run_dir", run_dir)
-    if not isinstance(resume, bool):
-        raise ValueError(f"fit: resume must be True or False; got {resume!r}.")
     _check_folder(run_dir, resume)
-    for name, function in (("arguments", arguments), ("after_step", after_step)):
-        if function is not None and not callable(function):
-            raise ValueError(f"fit: {name} must be a function; got {function!r}.")
-    if (epochs is None) == (steps is None):
-        raise ValueError("fit: give epochs=... or steps=..., one of the two.")
-    epochs, steps, batch_size, patience = (
-        None if value is None else check_number(f"fit: {name}", value)
-        for name, value in (
-            ("epochs", epochs),
-            ("steps", steps),
-            ("batch_size", batch_size),
-            ("patience", patience),
-        )
-    )
-    seed, clip = check_seed("fit: seed", seed), optional(check_positive, "fit: clip", clip)
+    _check_length(epochs, steps)
+    epochs = optional(check_number, "fit: epochs", epochs)
+    steps = optional(check_number, "fit: steps", steps)
+    batch_size = optional(check_number, "fit: batch_size", batch_size)
+    patience = optional(check_number, "fit: patience", patience)
+    seed = check_seed("fit: seed", seed)
+    clip = optional(check_positive, "fit: clip", clip)
     checkpoint_seconds = check_positive(
         "fit: checkpoint_seconds", checkpoint_seconds, "number of seconds", zero=True
     )
     check_precision("fit", lvm, precision)
-    where = _device(lvm, device)
-    lvm.to(where)
+    where = _device(module, device)
+    module.to(where)
     ranks = process_group()
-    batches = batches_of(train.to(where), batch_size, seed, ranks, _has_batch_norm(lvm))
+    batches = batches_of(train.to(where), batch_size, seed, ranks, _has_batch_norm(module))
     with (
         torch.enable_grad(),  # also within a no_grad of the caller's
         closing(batches),
@@ -206,42 +197,54 @@ def fit(
         seeded(seed, where),
         module_parameters(lvm),
         networks_in(precision, lvm),
+        ExitStack() as undo,
     ):
-        run = Run(
+        undo.callback(trim_heap)
+        spec = RunSpec(
             lvm=lvm,
             objective=Trace_ELBO() if objective is None else objective,
             batches=batches,
-            validation=None if held_out is None else held_out.to(where).fixed(seed),
-            total=steps if steps is not None else (epochs or 0) * batches.epoch_steps,
+            total=_total_steps(epochs, steps, batches.epoch_steps),
+            device=where,
+            validation=held_out and held_out.to(where).fixed(seed),
             seed=seed,
             patience=patience,
+            clip=clip,
             skip=nonfinite == "skip",
-            folder=None if run_dir is None else Path(run_dir).absolute(),
+            folder=run_dir and Path(run_dir).absolute(),
             checkpoint_seconds=checkpoint_seconds,
             callbacks=callbacks,
             per_epoch=scheduler_interval == "epoch",
-            device=where,
             compile=compile,
             ranks=ranks,
             precision=precision,
             arguments=arguments,
             after_step=after_step,
         )
-        try:
-            run.prepare(optimizer or adam(where), scheduler, clip)
-            set_seed(ranks.seed(seed), where)
-            if resume:
-                run.restore()
-            run.train_all(progress)
-            return run.result()
-        finally:
-            run.release()
-            trim_heap()
+        run = prepare(spec, optimizer or adam(where), scheduler, undo)
+        set_seed(ranks.seed(seed), where)
+        checkpoints = Checkpoints(run)
+        if resume:
+            checkpoints.restore()
+        Loop(run, checkpoints).train(progress)
+        return run.result()
+
+
+def _trainable_module(lvm: Any) -> torch.nn.Module:
+    """`lvm`, if it is a module and gradients can be recorded."""
+    if torch.is_inference_mode_enabled():
+        raise ValueError("fit: torch.inference_mode keeps no gradients; call fit outside of it.")
+    if not isinstance(lvm, torch.nn.Module):
+        raise ContractError(
+            f"fit trains a torch.nn.Module; make {type(lvm).__name__} one, or wrap it as "
+            "vilvm.Pair(model, guide)."
+        )
+    return lvm
 
 
 @contextmanager
 def _held(run_dir: Path | str | None) -> Iterator[None]:
-    """Holds the run folder for this process, if there is one."""
+    """Locks the run folder for this process, if there is one."""
     with ExitStack() as stack:
         if run_dir is not None:
             try:
@@ -279,17 +282,35 @@ def _has_batch_norm(lvm: torch.nn.Module) -> bool:
     return any(isinstance(m, _BatchNorm) and m.training for m in lvm.modules())
 
 
-def _check_options(
-    train: Data | Interleaved,
-    validation: Data | None,
-    patience: int | None,
-    nonfinite: str,
-    scheduler_interval: str,
-    callbacks: Any,
+def _checked_data(data: Any, validation: Any) -> tuple[Data | Interleaved, Data | None]:
+    """Training and validation data."""
+    train = data if isinstance(data, Interleaved) else as_data(data, "training data")
+    if validation is None:
+        return train, None
+    return train, as_data(validation, "validation data")
+
+
+def _check_length(epochs: Any, steps: Any) -> None:
+    if (epochs is None) == (steps is None):
+        raise ValueError("fit: give epochs=... or steps=..., one of the two.")
+
+
+def _total_steps(
+    epochs: int | None,
+    steps: int | None,
+    epoch_steps: int,
+) -> int:
+    """Steps of the whole run, of which one of `epochs` and `steps` is given."""
+    if epochs is None:
+        return steps or 0
+    return epochs * epoch_steps
+
+
+def _check_choices(
+    nonfinite: Any,
+    scheduler_interval: Any,
     compile: Any,
 ) -> None:
-    if not isinstance(callbacks, Sequence) or not all(callable(c) for c in callbacks):
-        raise ValueError("fit: callbacks must be a list of functions.")
     check_compile("fit", compile)
     if nonfinite not in ("stop", "skip"):
         raise ValueError(f"fit: unknown nonfinite={nonfinite!r}; choose 'stop' or 'skip'.")
@@ -297,8 +318,18 @@ def _check_options(
         raise ValueError(
             f"fit: unknown scheduler_interval={scheduler_interval!r}; choose 'step' or 'epoch'."
         )
-    if patience is not None and validation is None:
-        raise ValueError("fit: patience needs validation=... data to be measured on.")
+
+
+def _check_functions(
+    callbacks: Any,
+    arguments: Any,
+    after_step: Any,
+) -> None:
+    if not isinstance(callbacks, Sequence) or not all(map(callable, callbacks)):
+        raise ValueError("fit: callbacks must be a list of functions.")
+    for name, function in (("arguments", arguments), ("after_step", after_step)):
+        if function is not None and not callable(function):
+            raise ValueError(f"fit: {name} must be a function; got {function!r}.")
 
 
 def _check_batches(train: Data | Interleaved, batch_size: Any) -> None:
@@ -306,8 +337,7 @@ def _check_batches(train: Data | Interleaved, batch_size: Any) -> None:
         if batch_size is not None and not data.divisible:
             raise ValueError(
                 f"fit: these data cannot be cut into batches, as {data.size_mismatch()}; make them "
-                "equal, or leave batch_size out, if they are one "
-                "datum together."
+                "equal, or leave batch_size out, if they are one datum together."
             )
         if batch_size is None and data.streamed:
             raise ValueError(
@@ -315,7 +345,9 @@ def _check_batches(train: Data | Interleaved, batch_size: Any) -> None:
             )
 
 
-def _check_folder(run_dir: Path | str | None, resume: bool) -> None:
+def _check_folder(run_dir: Path | str | None, resume: Any) -> None:
+    if not isinstance(resume, bool):
+        raise ValueError(f"fit: resume must be True or False; got {resume!r}.")
     if resume and run_dir is None:
         raise ValueError("fit: resume=True needs run_dir=..., the folder of the run to resume.")
     if run_dir is not None and not resume and checkpoint.latest(Path(run_dir) / "checkpoint"):

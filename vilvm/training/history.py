@@ -1,7 +1,8 @@
-"""What training looked like: a row of numbers every epoch."""
+"""The history of a training run: a record of numbers every epoch."""
 
 import csv
 import io
+import math
 import operator
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields
@@ -9,30 +10,39 @@ from typing import Any, SupportsIndex, overload
 
 import numpy as np
 
-__all__ = ["History", "Record"]
+__all__ = ["History", "Record", "next_record"]
+
+_MIN_STEPS, _SHARE = 50, 20  # between two records, where epochs are short
 
 
 @dataclass(frozen=True)
 class Record:
-    """One row of a history. Bounds are in nats per datum (of all data together for a model with
-    shared latents).
+    """One row of a history. Bounds are in nats per datum, or of all data together if they share a
+    latent.
 
     Arguments:
         epoch: epochs completed.
         step: steps completed.
-        elbo: minus the objective's loss, averaged over the steps since the row before (annealed,
+        elbo: minus the mean loss of the objective over the steps since the row before (annealed,
             if the objective is).
-        validation_elbo: ELBO on the validation data, one sample a datum, its noise the same at
-            every row; NaN without any.
+        validation_elbo: ELBO on the validation data, one sample a datum, with the same noise at
+            every row; NaN without validation data.
         validation_se: its standard error over the data.
         rate: KL(q(z | x) ‖ p(z)), on the validation data if there are any, else on the last batch.
-        distortion: −E_q log p(x | z), likewise.
-        learning_rate: of the first parameter group, at the last step; NaN of an optimizer without
-            one.
-        gradient_norm: averaged, before clipping.
-        skipped: steps left out since the row before, their loss or gradient not being finite.
-        seconds: of training so far, evaluation of the validation data included.
-        data_per_second: throughput since the row before, evaluation excluded.
+        distortion: −E_q log p(x | z), on the same data.
+        learning_rate: of the first parameter group, at the last step; NaN if the optimizer has
+            none.
+        gradient_norm: mean since the row before, before clipping.
+        skipped: steps since the row before whose loss or gradient was not finite.
+        seconds: of training so far, with validation.
+        data_per_second: throughput since the row before, without validation.
+
+    Example:
+        >>> import torch, vilvm
+        >>> from vilvm.models.vae import VAE
+        >>> record = vilvm.fit(VAE(6, 2), torch.zeros(64, 6), steps=50).history[-1]
+        >>> record.step, record.skipped
+        (50, 0)
     """
 
     epoch: int
@@ -51,8 +61,10 @@ class Record:
 
 @dataclass
 class History:
-    """The records of a run, in order: ``history["elbo"]`` is a column as an array, ``history[-1]``
-    the last record.
+    """The records of a run: ``history["elbo"]`` is a column, ``history[-1]`` the last record.
+
+    Arguments:
+        records: in the order of their steps.
 
     Example:
         >>> import torch, vilvm
@@ -80,12 +92,17 @@ class History:
     def __getitem__(self, column: slice) -> "History": ...
 
     def __getitem__(self, column: str | SupportsIndex | slice) -> "np.ndarray | Record | History":
-        """One column by name, shape (len(history),); one record by number; or the history of a
-        slice of the records.
+        """A column by name, a record by number, or the history of a slice of the records.
+
+        Arguments:
+            column: a name, a number or a slice.
+
+        Returns:
+            An array of shape (len(history),), a ``Record`` or a ``History``.
 
         Raises:
-            KeyError: no such column; the message lists those there are.
-            IndexError: no such record.
+            KeyError: there is no such column; the message lists the columns.
+            IndexError: there is no such record.
         """
         if isinstance(column, slice):
             return History(self.records[column])
@@ -102,7 +119,7 @@ class History:
         return self.records[number]
 
     def to_csv(self) -> str:
-        """The history as comma-separated values, a header first."""
+        """The history as comma-separated values with a header."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow([f.name for f in fields(Record)])
@@ -115,5 +132,23 @@ class History:
 
     @classmethod
     def from_rows(cls, rows: list[dict[str, Any]]) -> "History":
-        """The history that ``to_rows`` wrote."""
+        """The history from the output of ``to_rows``."""
         return cls([Record(**row) for row in rows])
+
+
+def next_record(last: int, epoch_steps: int) -> int:
+    """The step of the record that follows one at step `last`.
+
+    Arguments:
+        last: the step of the record before, or 0.
+        epoch_steps: steps of an epoch.
+
+    Returns:
+        The end of the next epoch. If an epoch has fewer than 50 steps, the end of the first epoch
+        that is at least 50 steps, and a twentieth of the steps so far, after `last`, so that
+        validation takes a small part of the time.
+    """
+    least = 1
+    if epoch_steps < _MIN_STEPS:
+        least = max(_MIN_STEPS, last // _SHARE)
+    return last + epoch_steps * math.ceil(least / epoch_steps)

@@ -1,4 +1,4 @@
-"""What ``fit`` returns, and what it tells its callbacks."""
+"""What ``fit`` returns, and what it passes to its callbacks."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,8 +10,19 @@ __all__ = ["Event", "Fit"]
 
 
 class Event(NamedTuple):
-    """What a callback is told at every record: the model as it is, and the history, the newest
-    record last.
+    """What a callback receives at every record.
+
+    Arguments:
+        lvm: the model with its current parameters.
+        history: the records so far, the newest last.
+
+    Example:
+        >>> import torch, vilvm
+        >>> from vilvm.models.vae import VAE
+        >>> def enough(event):
+        ...     return event.history[-1].step >= 100
+        >>> vilvm.fit(VAE(6, 2), torch.zeros(64, 6), steps=150, callbacks=[enough]).stopped
+        'callback'
     """
 
     lvm: LatentVariableModel
@@ -20,21 +31,28 @@ class Event(NamedTuple):
 
 @dataclass(frozen=True)
 class Fit:
-    """What ``fit`` returns; the parameters are in the model itself.
+    """What ``fit`` returns; the trained parameters are in the model.
 
     Arguments:
-        history: a record an epoch; where epochs are short, one every 50 steps, and later one
-            whenever a twentieth as many steps again are taken.
-        steps: taken, those before a resumption included.
+        history: a record an epoch. If epochs are short, the next record follows after at least 50
+            steps, and at least a twentieth of the steps so far.
+        steps: taken, including those before a resumption.
         stopped: "finished", "early" (no better validation bound for `patience` records),
             "callback" or "interrupted".
         best_step: the step whose parameters the model now has: with validation data that of the
             best record, else the last.
-        seconds: of training, those before a resumption included.
-        compile_seconds: that compiling took, in this call; not part of `seconds`.
-        skipped: steps left out because their loss or gradient was not finite.
+        seconds: of training, including those before a resumption.
+        compile_seconds: of compilation in this call; not part of `seconds`.
+        skipped: steps that changed nothing, because their loss or gradient was not finite.
         protocol: the data trained on; see ``Data.protocol``.
         settings: all that a checkpoint must agree with to be resumed.
+
+    Example:
+        >>> import torch, vilvm
+        >>> from vilvm.models.vae import VAE
+        >>> fitted = vilvm.fit(VAE(6, 2), torch.zeros(64, 6), steps=5)
+        >>> fitted.steps, fitted.best_step, fitted.stopped, fitted.skipped
+        (5, 5, 'finished', 0)
     """
 
     history: History

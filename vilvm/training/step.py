@@ -1,7 +1,6 @@
 """One training step: loss, gradients, clipping, update.
 
-The loop knows a step as a callable from a batch to a ``StepResult``; the eager one below runs
-Pyro's handlers every time.
+A step is a callable from a batch to a ``StepResult``; the eager one runs Pyro's handlers.
 """
 
 import math
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from vilvm._runtime.distributed import process_group
 from vilvm.lvm import ContractError, LatentVariableModel
-from vilvm.training.model_arguments import Call
+from vilvm.training._model_arguments import Call
 from vilvm.weights._errors import without_shapes
 from vilvm.weights._supports import scored_guide
 
@@ -35,7 +34,7 @@ __all__ = [
 
 
 class Objective(Protocol):
-    """Pyro's own protocol: any Pyro ELBO, and every objective of ``vilvm.objectives``."""
+    """Pyro's own protocol: a Pyro ELBO, or an objective of ``vilvm.objectives``."""
 
     def differentiable_loss(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any
@@ -45,16 +44,14 @@ class Objective(Protocol):
 
 
 class NonFiniteLossError(FloatingPointError):
-    """Training met a loss or a gradient that is NaN or infinite; the parameters are those before
-    that step.
-    """
+    """Loss or gradient of a step is NaN or infinite; the parameters are those before that step."""
 
 
 class StepResult(NamedTuple):
     """What one step did.
 
     Arguments:
-        loss: the objective's loss per datum.
+        loss: the objective's loss, nats per datum.
         gradient_norm: before clipping.
         applied: whether the parameters moved; they do not if loss or gradient is not finite.
     """
@@ -65,68 +62,75 @@ class StepResult(NamedTuple):
 
 
 def check_objective(objective: Any, enumerated: tuple[str, ...] = ()) -> None:
-    """Holds an objective to what ``fit`` needs of it.
+    """Checks that ``fit`` can train with an objective.
 
     Arguments:
-        objective: what the loss is.
-        enumerated: latents that are absent from the guide because the objective is to sum over
-            them.
+        objective: a Pyro ELBO, or an object with its interface.
+        enumerated: latents that the guide leaves out and the objective must sum over.
 
     Raises:
-        ValueError: it has no loss to climb down, or one that cannot be watched.
+        ValueError: it has no loss to minimise, or one whose finiteness cannot be checked.
         ContractError: it does not sum over the enumerated latents.
+
+    Example:
+        >>> from pyro.infer import Trace_ELBO
+        >>> from vilvm.training.step import check_objective
+        >>> check_objective(Trace_ELBO())
     """
-    name = objective.__name__ if isinstance(objective, type) else type(objective).__name__
-    if isinstance(objective, type) or not (
-        hasattr(objective, "differentiable_loss") or hasattr(objective, "loss_and_grads")
-    ):
+    kind = objective if isinstance(objective, type) else type(objective)
+    name = kind.__name__
+    methods = ("differentiable_loss", "loss_and_grads")
+    if kind is objective or not any(hasattr(objective, m) for m in methods):
         raise ValueError(
             f"fit: objective must be an instance of a Pyro ELBO, such as Trace_ELBO(); got {name}."
         )
     if name.startswith("Jit"):
         raise ValueError(
-            f"fit: {name} stands on torch.jit, which is deprecated; use "
+            f"fit: {name} uses torch.jit, which is deprecated; use "
             f"{name.removeprefix('Jit')}, the same without it."
         )
     if name == "TraceTailAdaptive_ELBO":
         raise ValueError(
-            f"fit: {name} reports an infinite loss by design, so no step of it can be watched; "
-            "train it by pyro.infer.SVI."
+            f"fit: {name} reports an infinite loss by design, so its steps cannot be checked; "
+            "train it with pyro.infer.SVI."
         )
-    if enumerated and isinstance(
-        getattr(objective, "objective", objective), (Trace_ELBO, TraceGraph_ELBO, RenyiELBO)
-    ):
+    inner = getattr(objective, "objective", objective)
+    if enumerated and isinstance(inner, (Trace_ELBO, TraceGraph_ELBO, RenyiELBO)):
         raise ContractError(
             f"Latent {enumerated[0]!r} is marked for enumeration and absent from the guide, and "
-            f"{name} would draw it from the prior: "
-            "pass objective=TraceEnum_ELBO(max_plate_nesting=...), or sample it in the guide."
+            f"{name} would draw it from the prior: pass "
+            "objective=TraceEnum_ELBO(max_plate_nesting=...), or sample it in the guide."
         )
 
 
 def nest(
     objective: Any, nesting: int, vectorises: Callable[[], bool]
 ) -> list[tuple[Any, str, Any]]:
-    """Gives an objective, and the one within a wrapper, what they would guess or suppose of a
-    pair.
+    """Sets what an objective, and the one inside it, would otherwise guess about a pair.
 
-    Pyro guesses how many dimensions the plates take by running the pair behind a block. Particles
-    that it vectorises take one more, and are right only for a pair whose densities are the same
-    under a plate over samples; for any other they are run one by one.
+    Pyro guesses how many dimensions the plates take by running the pair once more. Vectorised
+    particles take one more dimension, and are correct only for a pair whose densities are the same
+    under a plate over samples; for any other, the particles are run one by one.
 
     Arguments:
         objective: changed in place.
-        nesting: dimensions that the plates of the pair take.
-        vectorises: whether the pair's densities at several samples are those of single runs.
+        nesting: number of dimensions that the plates of the pair take.
+        vectorises: whether the densities of several samples at once equal those of single runs.
 
     Returns:
         What was changed: object, attribute and old value.
+
+    Example:
+        >>> from pyro.infer import Trace_ELBO
+        >>> from vilvm.training.step import nest
+        >>> elbo = Trace_ELBO()
+        >>> [name for _, name, _ in nest(elbo, 1, lambda: True)], elbo.max_plate_nesting
+        (['max_plate_nesting'], 1)
     """
     inner = getattr(objective, "objective", None)
     changed = [] if inner is None else nest(inner, nesting, vectorises)
-    vectorized = (
-        getattr(objective, "vectorize_particles", False)
-        and getattr(objective, "num_particles", 1) > 1
-    )
+    several = getattr(objective, "num_particles", 1) > 1
+    vectorized = getattr(objective, "vectorize_particles", False) and several
     if vectorized and not vectorises():
         changed.append((objective, "vectorize_particles", True))
         objective.vectorize_particles = vectorized = False
@@ -137,11 +141,11 @@ def nest(
 
 
 class Step(Protocol):
-    """A training step: takes a batch, or a ``Call``, and the number by which the loss is divided,
-    and moves the parameters.
-    """
+    """A training step, which moves the parameters."""
 
-    def __call__(self, batch: Any, num_data: float) -> StepResult: ...
+    def __call__(self, batch: Any, num_data: float) -> StepResult:
+        """Takes a step on a batch, or a ``Call``, with the loss divided by `num_data`."""
+        ...
 
 
 class EagerStep:
@@ -149,10 +153,20 @@ class EagerStep:
 
     Arguments:
         lvm: the model and guide.
-        objective: its ``differentiable_loss`` is climbed down; an objective without one is asked
-            for ``loss_and_grads``.
+        objective: its ``differentiable_loss`` is minimised; without one, ``loss_and_grads`` gives
+            the gradients.
         optimizer: of all trainable parameters.
         clip: largest norm of the gradient of the loss per datum, or None.
+
+    Example:
+        >>> import torch
+        >>> from pyro.infer import Trace_ELBO
+        >>> from vilvm.models.vae import VAE
+        >>> from vilvm.training.step import EagerStep
+        >>> lvm = VAE(data_dim=6, latent_dim=2)
+        >>> step = EagerStep(lvm, Trace_ELBO(), torch.optim.Adam(lvm.parameters()))
+        >>> step(torch.zeros(8, 6), num_data=8.0).applied
+        True
     """
 
     def __init__(
@@ -162,38 +176,39 @@ class EagerStep:
         optimizer: torch.optim.Optimizer,
         clip: float | None = None,
     ):
-        self.lvm, self.objective, self.optimizer, self.clip = lvm, objective, optimizer, clip
+        self.lvm = lvm
+        self.objective = objective
+        self.optimizer = optimizer
+        self.clip = clip
         self.ranks = process_group()
-        # latents that are marginalised where the model masks them
-        self.masked: tuple[str, ...] = ()
-        # what this rank has to say to the others at the next step, and then: what any of them has
-        # said
+        self.masked: tuple[
+            str, ...
+        ] = ()  # latents that are marginalised where the model masks them
+        # Before a step the flags of this rank, after it those that are set on any rank.
         self.flags: list[bool] = []
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def __call__(self, batch: Any, num_data: float) -> StepResult:
-        """Moves the parameters one step down the loss per datum of `batch`."""
+        """Moves the parameters by one step on the loss per datum; see ``Step``."""
         self.optimizer.zero_grad(set_to_none=True)
         try:
             loss = backward(
-                self.lvm, self.objective, batch, self.parameters, num_data, self.masked
+                self.lvm, self.objective, batch, self.parameters, num_data, masked=self.masked
             )
         except ValueError:
-            # for which the others wait
+            # The other ranks wait for the loss of this one.
             self._sum_over_ranks(torch.tensor(math.nan, dtype=torch.float64))
             raise
         return self.update(loss)
 
     def update(self, loss: Tensor) -> StepResult:
-        """Moves the parameters by the gradients they have, summed over ranks, if these and the
-        loss are finite.
-        """
+        """Moves the parameters by their gradients, summed over ranks, if all is finite."""
         loss = self._sum_over_ranks(loss)
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         if not gradients:
             raise no_gradient(self.lvm, self.objective)
         norm = torch.nn.utils.get_total_norm(gradients)
-        # One transfer for both: on a GPU this is where the host waits.
+        # One transfer for both: here the host waits for a GPU.
         values = torch.stack([loss.detach().to(norm.device), norm.double()])
         loss_value, norm_value = values.tolist()
         applied = bool(torch.isfinite(values).all())
@@ -204,34 +219,43 @@ class EagerStep:
         return StepResult(loss_value, norm_value, applied)
 
     def _sum_over_ranks(self, loss: Tensor) -> Tensor:
-        """The loss of all ranks, each of which has divided its own so that the sum is a mean; the
-        same is done to the gradients.
-        """
+        """Sums loss and gradients over ranks, each of which has divided its own accordingly."""
         if self.ranks.size == 1:
             return loss
         device = self.parameters[0].device
         has = [p.grad is not None for p in self.parameters]
-        told = torch.tensor(
-            [*map(float, self.flags), *map(float, has)], dtype=torch.float64, device=device
-        )
-        loss, *told = self.ranks.sum(torch.cat([loss.detach().to(device).reshape(1), told]))
-        told = torch.stack(told).gt(0).tolist()
-        self.flags, has = told[: len(self.flags)], told[len(self.flags) :]
+        flags = torch.tensor([*self.flags, *has], dtype=torch.float64, device=device)
+        loss = loss.detach().to(device).reshape(1)
+        loss, *flags = self.ranks.sum(torch.cat([loss, flags]))
+        set_anywhere = torch.stack(flags).gt(0).tolist()
+        count = len(self.flags)
+        self.flags = set_anywhere[:count]
+        has = set_anywhere[count:]
         moved = [p for p, any_has in zip(self.parameters, has, strict=True) if any_has]
         for dtype in {p.dtype for p in moved}:
-            own = [p for p in moved if p.dtype == dtype]
-            flat = self.ranks.sum(
-                torch.cat(
-                    [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in own]
-                )
-            )
-            for p, grad in zip(own, flat.split([p.numel() for p in own]), strict=True):
-                p.grad = grad.view_as(p)
+            self._sum_gradients([p for p in moved if p.dtype == dtype])
         return loss
+
+    def _sum_gradients(self, parameters: list[Tensor]) -> None:
+        """Replaces the gradients of parameters of one type by their sums over ranks."""
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        flat = self.ranks.sum(torch.cat([g.reshape(-1) for g in grads]))
+        parts = flat.split([p.numel() for p in parameters])
+        for p, grad in zip(parameters, parts, strict=True):
+            p.grad = grad.view_as(p)
 
 
 def no_gradient(lvm: object, objective: object) -> ContractError:
-    """What is said where no parameter has a gradient."""
+    """The error if no parameter has a gradient.
+
+    Arguments:
+        lvm, objective: named in the error.
+
+    Example:
+        >>> from vilvm.training.step import no_gradient
+        >>> type(no_gradient(object(), object())).__name__
+        'ContractError'
+    """
     return ContractError(
         f"{type(objective).__name__} gave no gradient to any parameter of {type(lvm).__name__}; "
         "let the model or guide use them, and sample latents that are reparameterised."
@@ -244,57 +268,81 @@ def backward(
     batch: Any,
     parameters: Sequence[Tensor],
     num_data: float = 1.0,
+    *,
     masked: tuple[str, ...] = (),
 ) -> Tensor:
-    """Adds the gradient of the loss over `num_data` to those of the parameters, and returns that
-    loss, float64.
+    """Adds the gradients of a loss to those of the parameters.
 
-    Of the latents in `masked` the guide's density leaves out what the model masks
-    (``vilvm.weights._supports``).
+    Arguments:
+        lvm: the model and guide.
+        objective: see ``Objective``.
+        batch: a batch, or a ``Call``.
+        parameters: that have gradients.
+        num_data: what loss and gradients are divided by.
+        masked: latents for which the guide's density leaves out what the model masks
+            (``vilvm.weights._supports``).
+
+    Returns:
+        The divided loss, nats, float64, a scalar.
+
+    Example:
+        >>> import torch
+        >>> from pyro.infer import Trace_ELBO
+        >>> from vilvm.models.vae import VAE
+        >>> from vilvm.training.step import backward
+        >>> lvm = VAE(data_dim=6, latent_dim=2)
+        >>> backward(lvm, Trace_ELBO(), torch.zeros(8, 6), list(lvm.parameters()), 8.0).shape
+        torch.Size([])
     """
-    model, guide = lvm.model, scored_guide(lvm, masked)
+    model = lvm.model
+    guide = scored_guide(lvm, masked)
     if isinstance(batch, Call):
-        model, guide, batch = (
-            partial(model, **batch.arguments),
-            partial(guide, **batch.arguments),
-            batch.batch,
-        )
+        model = partial(model, **batch.arguments)
+        guide = partial(guide, **batch.arguments)
+        batch = batch.batch
     if hasattr(objective, "differentiable_loss"):
         with without_shapes():
             loss = _one_number(objective, objective.differentiable_loss(model, guide, batch))
         if isinstance(loss, Tensor) and loss.requires_grad:
             (loss / num_data).backward()
         return torch.as_tensor(loss, dtype=torch.float64) / num_data
+    with without_shapes():
+        loss = objective.loss_and_grads(_announced(lvm, model), guide, batch)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if gradients:
+        torch._foreach_div_(gradients, num_data)
+    if isinstance(loss, tuple):  # of wake and sleep, the first is the bound
+        loss = loss[0]
+    return torch.as_tensor(_one_number(objective, loss), dtype=torch.float64) / num_data
+
+
+def _announced(lvm: Any, model: Callable[..., Any]) -> Callable[..., Any]:
+    """A model that announces its parameters to Pyro.
+
+    RenyiELBO and a few others only have ``loss_and_grads``, and only find parameters in the trace.
+    """
 
     def announced(batch: Any) -> Any:
         pyro.module("lvm", lvm)
         return model(batch)
 
-    # RenyiELBO and a few others only offer this, and only if they see parameter statements in the
-    # trace.
-    with without_shapes():
-        loss = objective.loss_and_grads(announced, guide, batch)
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if gradients:
-        torch._foreach_div_(gradients, num_data)
-    # of wake and sleep, the first is the bound
-    loss = _one_number(objective, loss[0] if isinstance(loss, tuple) else loss)
-    return torch.as_tensor(loss, dtype=torch.float64) / num_data
+    return announced
 
 
 def _one_number(objective: object, loss: Any) -> Any:
-    """A loss as an objective gave it, a tensor without its dimensions of one; raises ValueError
-    unless it is one real number.
+    """The loss of an objective, as a scalar.
+
+    Raises:
+        ValueError: it is not one real number.
     """
-    if isinstance(loss, Tensor) and loss.numel() == 1 and not loss.is_complex():
+    is_tensor = isinstance(loss, Tensor)
+    if is_tensor and loss.numel() == 1 and not loss.is_complex():
         return loss.reshape(())
     if isinstance(loss, Real):
         return loss
-    what = (
-        f"a tensor of shape {tuple(loss.shape)}, {loss.dtype}"
-        if isinstance(loss, Tensor)
-        else f"a {type(loss).__name__}"
-    )
+    what = f"a {type(loss).__name__}"
+    if is_tensor:
+        what = f"a tensor of shape {tuple(loss.shape)}, {loss.dtype}"
     raise ValueError(
         f"fit: the objective {type(objective).__name__} gave {what} for a loss; it must be one "
         "real number."

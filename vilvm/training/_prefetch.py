@@ -1,4 +1,4 @@
-"""Batches read ahead of the steps that use them, by one thread."""
+"""Batches that one thread reads ahead of the steps that use them."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,9 +10,12 @@ _AHEAD = 4  # batches: enough to ride out a slow read
 
 
 class Prefetched:
-    """What `read` gives for each step, read beforehand as long as steps follow one another.
+    """Reads the batches of the next steps ahead, up to five at a time.
 
-    What `read` raises is raised where its step is asked for. Memory is that of five batches.
+    An error of `read` is raised when its step is requested.
+
+    Arguments:
+        read: of a step, returns its batch.
     """
 
     def __init__(self, read: Callable[[int], Any]):
@@ -21,10 +24,7 @@ class Prefetched:
         self._found: dict[int, Future[Any]] = {}
 
     def __call__(self, step: int) -> Any:
-        """What was read for a step.
-
-        The step may be asked for again, or one before it: it is then read anew.
-        """
+        """The batch of a step; one that was discarded, or an earlier one, is read again."""
         wanted = range(step, step + _AHEAD + 1)
         for other in [s for s in self._found if s not in wanted]:
             self._found.pop(other).cancel()
@@ -34,5 +34,5 @@ class Prefetched:
         return self._found[step].result()
 
     def close(self) -> None:
-        """Ends the thread, once it has read what it is at."""
+        """Ends the thread after its current read."""
         self._thread.shutdown(cancel_futures=True)

@@ -1,8 +1,7 @@
-"""Ctrl-C and SIGTERM, which end a run in order.
+"""Ctrl-C and SIGTERM, which end a run after its current step.
 
-A handler runs between any two operations of Python, also within another handler, so it must take
-no lock and call nothing that takes one. Here it counts, by one operation of C, and sets plain
-attributes.
+A handler runs between any two operations of Python, also within another handler, so it must not
+take a lock. Here it counts, by one operation of C, and sets plain attributes.
 """
 
 import signal
@@ -16,29 +15,28 @@ __all__ = ["Interruption", "interruptible"]
 
 
 class Interruption:
-    """What signals ask of a run, and of those around it: the first to end in order, the second to
-    leave at once.
+    """The signals to a run: the first ends it after its current step, the second at once.
 
-    The second is passed to the handler that was there before: Ctrl-C raises KeyboardInterrupt, and
-    SIGTERM ends the process. While a file is being written, it waits for that; a third does not.
+    The second is passed to the previous handler: Ctrl-C raises KeyboardInterrupt, and SIGTERM ends
+    the process. It waits for a file that is being written; a third does not.
     """
 
     def __init__(self) -> None:
-        self.asked = False  # to end in order
-        self._signals, self._writing, self._late = count(), False, 0
+        self.asked = False  # whether the run should end after its current step
+        self._signals = count()
+        self._writing = False
+        self._late = 0
         self._before: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Takes over both signals, but for one whose handler is C's, which Python could not put
-        back.
-        """
+        """Handles both signals, except one with a handler in C, which Python could not restore."""
         before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
         self._before = {s: handler for s, handler in before.items() if handler is not None}
         for s in self._before:
             signal.signal(s, self._handle)
 
     def restore(self) -> None:
-        """Puts the handlers back, but for those that were changed meanwhile."""
+        """Restores the previous handlers, except where another one was installed since."""
         for s, handler in self._before.items():
             if signal.getsignal(s) == self._handle:
                 signal.signal(s, handler)
@@ -54,7 +52,7 @@ class Interruption:
     def _leave(self, number: int) -> None:
         self._late = 0
         self.restore()
-        # as in the background of a shell; whoever asks twice means it
+        # Ignored, as in the background of a shell; a second signal ends the run all the same.
         if signal.getsignal(number) == signal.SIG_IGN:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
@@ -63,25 +61,26 @@ class Interruption:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """A context that a second signal does not break into: what is written in it is whole."""
+        """A context that a second signal does not interrupt, so that files are complete."""
         self._writing = True
         try:
             yield
         finally:
-            self._writing, late, self._late = False, self._late, 0
+            self._writing = False
+            late = self._late
+            self._late = 0
             if late:
                 self._leave(late)
 
 
-_ACTIVE: list[Interruption] = []  # that of the outermost run in the main thread, or none
+_ACTIVE: list[Interruption] = []  # of the outermost run in the main thread
 
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """What signals ask of the run within; a run within a callback of another shares that one's, so
-    that a signal ends both.
+    """A context in which signals end the run, and all runs in whose callbacks it is.
 
-    Elsewhere than in the main thread, signals are left alone.
+    Outside the main thread, signals are not handled.
     """
     if threading.current_thread() is not threading.main_thread():
         yield Interruption()

@@ -1,8 +1,7 @@
-"""Arguments that depend on the step: what ``fit(arguments=...)`` passes to model and guide behind
-the batch.
+"""Arguments that depend on the step, which ``fit(arguments=...)`` passes to model and guide.
 
-They are tensors, and beside the batch among the inputs of a compiled step, so that one program
-serves all their values.
+They are tensors, and inputs of a compiled step like the batch, so that one program serves all
+their values.
 """
 
 import inspect
@@ -22,7 +21,7 @@ Arguments = Callable[[int], Mapping[str, Any]]
 
 
 class Call(NamedTuple):
-    """What a step calls model and guide with, where that is more than a batch.
+    """A batch with arguments, for model and guide.
 
     Arguments:
         batch: the batch.
@@ -34,7 +33,12 @@ class Call(NamedTuple):
 
 
 class Called(Wrapped):
-    """A pair whose model and guide are called with these arguments behind the batch."""
+    """A pair whose model and guide are called with arguments.
+
+    Arguments:
+        lvm: the pair.
+        arguments: tensors by name.
+    """
 
     def __init__(self, lvm: Any, arguments: dict[str, Tensor]):
         super().__init__(lvm)
@@ -49,12 +53,20 @@ class Called(Wrapped):
         return self.inner_guide(batch, **self.arguments)
 
 
-def as_tensors(given: Any, lvm: torch.nn.Module, device: torch.device) -> dict[str, Tensor]:
-    """What ``arguments(step)`` returned, as tensors: floats of torch's default type, or float64 if
-    the parameters are.
+def as_tensors(
+    given: Any,
+    lvm: torch.nn.Module,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """The arguments of a step as tensors.
+
+    Arguments:
+        given: what ``arguments(step)`` returned.
+        lvm: whose parameters decide whether floats become float64.
+        device: of the tensors.
 
     Raises:
-        ValueError: it is no dict of numbers and tensors.
+        ValueError: `given` is not a dict of numbers and tensors.
     """
     if not isinstance(given, Mapping):
         raise ValueError(
@@ -66,7 +78,12 @@ def as_tensors(given: Any, lvm: torch.nn.Module, device: torch.device) -> dict[s
     return {str(name): _as_tensor(name, value, device, double) for name, value in given.items()}
 
 
-def _as_tensor(name: str, value: Any, device: torch.device, double: bool) -> Tensor:
+def _as_tensor(
+    name: str,
+    value: Any,
+    device: torch.device,
+    double: bool,
+) -> Tensor:
     if isinstance(value, Tensor):
         return value.detach().to(device)
     if not isinstance(value, Number | np.generic):
@@ -74,30 +91,26 @@ def _as_tensor(name: str, value: Any, device: torch.device, double: bool) -> Ten
             f"fit: arguments(step) gives {name} = {value!r}; give a number or a tensor."
         )
     number: Any = value.item() if isinstance(value, np.generic) else value
-    return torch.tensor(
-        number,
-        device=device,
-        dtype=torch.float64 if double and isinstance(number, float) else None,
-    )
+    dtype = None
+    if double and isinstance(number, float):
+        dtype = torch.float64
+    return torch.tensor(number, device=device, dtype=dtype)
 
 
 def check_arguments(lvm: Any, arguments: dict[str, Tensor]) -> None:
-    """Raises ContractError unless model and guide take these arguments behind the batch, and do
-    without them.
-    """
+    """Raises ContractError unless model and guide accept these arguments, and can omit them."""
     for part in ("model", "guide"):
         try:
             signature = inspect.signature(getattr(lvm, part))
         except (TypeError, ValueError):
-            continue  # of a function that is not Python's
+            continue  # a function that is not written in Python
         try:
             signature.bind(None, **arguments)
             signature.bind(None)
         except TypeError as error:
             raise ContractError(
                 f"fit: the {part} of {type(lvm).__name__} must take {sorted(arguments)} behind "
-                "the batch, each with a default, which "
-                f"is what records and evaluate see, such as {part}(batch, "
-                f"{next(iter(arguments), 'beta')}=1.0); it is {part}{signature} "
+                "the batch, each with a default, which records and evaluate use, such as "
+                f"{part}(batch, {next(iter(arguments), 'beta')}=1.0); it is {part}{signature} "
                 f"({error})."
             ) from None

@@ -1,7 +1,10 @@
-"""Which data each step sees: every epoch all of them once, in an order that follows from the seed
-and the epoch alone.
+"""The batches of a run: each epoch has all data once, in an order that depends on the seed and the
+epoch alone.
 
-``Batches`` are of one source of data; ``Turns`` takes those of several in turn.
+``Batches`` are of one source of data; ``Turns`` takes those of several in turn. torch's DataLoader
+would collate single rows in worker processes, where one index-select on the device makes a whole
+batch here. Its random stream also cannot be entered at an arbitrary step, as exact resumption
+needs.
 """
 
 import math
@@ -14,20 +17,30 @@ from vilvm._runtime.distributed import ProcessGroup
 from vilvm.data.data import Data
 from vilvm.data.interleaved import Interleaved
 from vilvm.data.tensors import map_tensors
-from vilvm.training.prefetch import Prefetched
+from vilvm.training._prefetch import Prefetched
 
 __all__ = ["Batches", "Turns", "batches_of"]
 
 
 def batches_of(
-    data: Data | Interleaved, size: int | None, seed: int, ranks: ProcessGroup, pairs: bool
+    data: Data | Interleaved,
+    size: int | None,
+    seed: int,
+    ranks: ProcessGroup,
+    pairs: bool,
 ) -> "Batches | Turns":
-    """The batches of `data`, at most `size` data each, or all; with `pairs`, none of a single
-    datum that is left over.
+    """The batches of one or several sources of data.
+
+    Arguments:
+        data: on the device already, or on disk.
+        size: the most data in a batch; None for all.
+        seed: of the orders.
+        ranks: each of which has its share of every batch.
+        pairs: whether a last batch of a single datum is left out.
     """
     if isinstance(data, Data):
         return Batches(data, min(size or len(data), len(data)), seed, ranks, pairs)
-    # Each source has an order of its own, so that data of equal number are not paired for ever.
+    # Each source has its own order, so that sources of equal length are not always paired alike.
     each = [
         batches_of(s, size, seed + i * 2**32, ranks, pairs) for i, s in enumerate(data.sources)
     ]
@@ -35,9 +48,9 @@ def batches_of(
 
 
 class Batches:
-    """The batches of a run. None depends on those before it, so a run can be taken up at any step.
+    """The batches of one source. None depends on those before it, so a run can start at any step.
 
-    Data on disk are read a few batches ahead and then copied to their device; their batches are
+    Data on disk are read a few batches ahead and then copied to their device; their batches equal
     those of the same data in memory.
 
     Arguments:
@@ -61,33 +74,32 @@ class Batches:
         self.leaves_out = pairs and not self.whole and len(data) % size == 1
         self.epoch_steps = math.ceil(len(data) / size) - self.leaves_out
         self.data = data.loaded() if self.whole else data
-        self.size, self.seed, self.ranks = size, seed, ranks or ProcessGroup()
+        self.size = size
+        self.seed = seed
+        self.ranks = ranks or ProcessGroup()
         self._order: tuple[int, Tensor] | None = None
         self._ahead: Prefetched | None = None
         if self.data.streamed:
-            # The thread touches the host only: whatever it did on a GPU would break into the
-            # capture of a graph.
-            self._host, self._ahead = (
-                data.to("cpu"),
-                Prefetched(lambda step: self._picked(self._host, step)),
-            )
+            # The thread uses the host only: work on a GPU would disturb the capture of a graph.
+            self._host = data.to("cpu")
+            self._ahead = Prefetched(lambda step: self._picked(self._host, step))
 
     def __call__(self, step: int) -> Any:
-        """This rank's share of the batch of a step, transformed with torch's generator as it is;
-        where it has none, one datum for show.
+        """This rank's share of the batch of a step, transformed with torch's current generator.
+
+        If the share is empty, it is one datum, which gets weight 0.
         """
-        picked = (
-            self._picked(self.data, step) if self._ahead is None else self._sent(self._ahead(step))
-        )
-        return picked.model_input()
+        if self._ahead is None:
+            return self._picked(self.data, step).model_input()
+        return self._sent(self._ahead(step)).model_input()
 
     @property
     def sources(self) -> "list[Batches]":
         """The batches of every source of data."""
         return [self]
 
-    def looked_at(self, step: int) -> int:
-        """The step whose batch a record after `step` looks at."""
+    def record_batch(self, step: int) -> int:
+        """The step whose batch is evaluated by a record after `step`."""
         return step
 
     def close(self) -> None:
@@ -109,7 +121,7 @@ class Batches:
         return data.take(self._order[1][start + mine.start : start + mine.stop])
 
     def _sent(self, picked: Data) -> Data:
-        """What the host has read, on the device; a GPU copies it while the host goes on."""
+        """Data that the host has read, on the device; a GPU copies them asynchronously."""
         device = self.data.device
         if device.type != "cuda":
             return picked.to(device)
@@ -120,18 +132,17 @@ class Batches:
         )
 
     def count(self, step: int) -> int:
-        """How many data all ranks together see at a step."""
+        """How many data all ranks together have at a step."""
         return min(self.size, len(self.data) - step % self.epoch_steps * self.size)
 
     def weight(self, step: int) -> float:
-        """The part of them that is this rank's."""
+        """The fraction of these data that is in this rank's share."""
         share = self.ranks.shard(self.count(step))
         return (share.stop - share.start) / self.count(step)
 
 
 class Turns:
-    """The batches of several sources in turn, in a fixed order: in an epoch each source's, spread
-    evenly.
+    """The batches of several sources in turn, in a fixed order that spreads each over an epoch.
 
     Arguments:
         data: the sources.
@@ -139,7 +150,9 @@ class Turns:
     """
 
     def __init__(self, data: Interleaved, sources: list[Batches]):
-        self.data, self.sources, self.size = data, sources, max(b.size for b in sources)
+        self.data = data
+        self.sources = sources
+        self.size = max(b.size for b in sources)
         self.whole = all(b.whole for b in sources)
         self.leaves_out = any(b.leaves_out for b in sources)
         places = [
@@ -156,29 +169,20 @@ class Turns:
         return source(own)
 
     def _own(self, step: int) -> tuple[Batches, int]:
-        """Whose turn it is, and the step by that source's own count."""
+        """The source whose turn it is, and the number of this step among its own."""
         epoch, position = divmod(step, self.epoch_steps)
         i, j = self._turns[position]
         return self.sources[i], epoch * self.sources[i].epoch_steps + j
 
-    def looked_at(self, step: int) -> int:
-        """The last step until `step`, or else the first after it, whose batch is of the first
-        source.
+    def record_batch(self, step: int) -> int:
+        """The step whose batch is evaluated by a record after `step`: the last of the first source
+        until then, or else the first after it.
         """
-        back = [
-            s
-            for s in range(step, max(-1, step - self.epoch_steps), -1)
-            if self._own(s)[0] is self.sources[0]
-        ]
-        return (
-            back[0]
-            if back
-            else next(
-                s
-                for s in range(step, step + self.epoch_steps)
-                if self._own(s)[0] is self.sources[0]
-            )
-        )
+        back = range(step, max(-1, step - self.epoch_steps), -1)
+        for other in (*back, *range(step, step + self.epoch_steps)):
+            if self._own(other)[0] is self.sources[0]:
+                return other
+        raise AssertionError("every epoch has a batch of every source")
 
     def close(self) -> None:
         """Ends reading ahead."""
@@ -186,11 +190,11 @@ class Turns:
             source.close()
 
     def count(self, step: int) -> int:
-        """How many data all ranks together see at a step."""
+        """How many data all ranks together have at a step."""
         source, own = self._own(step)
         return source.count(own)
 
     def weight(self, step: int) -> float:
-        """The part of them that is this rank's."""
+        """The fraction of these data that is in this rank's share."""
         source, own = self._own(step)
         return source.weight(own)

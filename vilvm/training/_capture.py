@@ -1,10 +1,8 @@
-"""A compiled step as one CUDA graph: one launch a step, however many kernels it has, with nothing
-for the host to wait for.
+"""A compiled step as one CUDA graph: one launch a step, without synchronisation.
 
-What changes from step to step (the batch, the numbers of Adam) is copied into tensors that stay
-where they are; parameters, buffers and moments stay where they are anyway. Noise is torch's own:
-its generator is registered with the graph when it is captured, and a replay draws on from where it
-is.
+What changes from step to step (the batch, the numbers of Adam) is copied into tensors at fixed
+addresses; parameters, buffers and moments have fixed addresses. Noise is torch's own: its
+generator is registered with the graph at capture, and a replay continues from its current state.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,15 +19,13 @@ _WARM_UP = 3  # runs before the capture, in which kernels are loaded and chosen
 
 
 class Captured:
-    """`run` of tensors that change and of `fixed` ones, captured at the first call, and again if
-    one of those has moved.
+    """A function captured as a CUDA graph at its first call, and again if an address changes.
 
     Arguments:
         run: takes the changing tensors and the fixed ones, as two lists; may change the fixed ones
             in place.
-        fixed: tensors on a GPU that stay where they are.
-        log: is given one line, if there can be no graph; the program is then launched kernel by
-            kernel.
+        fixed: tensors on a GPU with fixed addresses.
+        log: receives one line if there can be no graph; kernels are then launched one by one.
     """
 
     def __init__(
@@ -38,7 +34,9 @@ class Captured:
         fixed: Sequence[Tensor],
         log: Callable[[str], None],
     ):
-        self.run, self.fixed, self.log = run, fixed, log
+        self.run = run
+        self.fixed = fixed
+        self.log = log
         self._graph: torch.cuda.CUDAGraph | None = None
         self._given: list[Tensor] = []
         self._found: list[Tensor] = []
@@ -46,7 +44,7 @@ class Captured:
         self._refused = False
 
     def __call__(self, *given: Tensor) -> list[Tensor]:
-        """What `run` gives; the tensors are the caller's own."""
+        """The outputs of `run`, as copies."""
         places = [t.data_ptr() for t in self.fixed]
         if not self._refused and (self._graph is None or places != self._places):
             self._places = places
@@ -60,22 +58,24 @@ class Captured:
 
     def _capture(self, given: Sequence[Tensor]) -> None:
         device = self.fixed[0].device
-        self._given, self._graph = [t.to(device, copy=True) for t in given], None
-        graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream(device)
+        self._given = [t.to(device, copy=True) for t in given]
+        self._graph = None
+        graph = torch.cuda.CUDAGraph()
+        side = torch.cuda.Stream(device)
         try:
             with torch.cuda.device(device), preserved_rng(device):
                 side.wait_stream(torch.cuda.current_stream(device))
                 with torch.cuda.stream(side):
                     for _ in range(_WARM_UP):
-                        self.run(self._given, [t.clone() for t in self.fixed])  # which are changed
+                        self.run(self._given, [t.clone() for t in self.fixed])
                 torch.cuda.current_stream(device).wait_stream(side)
                 with torch.cuda.graph(graph):
                     self._found = list(self.run(self._given, self.fixed))
         except RuntimeError as error:
             self._refused = True
             self.log(
-                "The compiled step is launched kernel by kernel, for CUDA can capture no graph "
-                f"of it: {str(error).splitlines()[0]}."
+                "The compiled step is launched kernel by kernel, for CUDA can capture no graph of "
+                f"it: {str(error).splitlines()[0]}."
             )
             return
         self._graph = graph
