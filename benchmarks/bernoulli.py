@@ -21,12 +21,16 @@ def main() -> None:
 
     def torchs() -> torch.Tensor:
         return (
-            torch.distributions.Bernoulli(logits=logits, validate_args=False).log_prob(x).sum(-1)
+            torch.distributions.Bernoulli(logits=logits, validate_args=False)
+            .log_prob(x)
+            .sum(-1)
         )
 
     assert torch.allclose(ours(), torchs(), rtol=1e-5), "the two densities differ"
     with torch.no_grad():
-        seconds = race({"vilvm IndependentBernoulli": ours, "torch Bernoulli, summed": torchs})
+        seconds = race(
+            {"vilvm IndependentBernoulli": ours, "torch Bernoulli, summed": torchs}
+        )
     report(
         "log p(x | logits), 8,000 × 784 logits",
         seconds,

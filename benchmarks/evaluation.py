@@ -35,7 +35,10 @@ HAND = "PyTorch by hand, eager"
 
 
 def weights_by_hand(
-    decoder: Callable[[Tensor], Tensor], mean: Tensor, log_variance: Tensor, part: Tensor
+    decoder: Callable[[Tensor], Tensor],
+    mean: Tensor,
+    log_variance: Tensor,
+    part: Tensor,
 ) -> Tensor:
     """log Σ w of one pass."""
     wide = mean.expand(ROWS // PART, -1, -1)
@@ -47,21 +50,27 @@ def weights_by_hand(
     return torch.logsumexp(log_likelihood - 0.5 * z.square().sum(-1) - log_q, 0)
 
 
-def by_hand(net: Net, x: Tensor, weights: Callable[..., Tensor] = weights_by_hand) -> Tensor:
+def by_hand(
+    net: Net, x: Tensor, weights: Callable[..., Tensor] = weights_by_hand
+) -> Tensor:
     """log mean w of every image, by running log-sum-exps."""
     found = []
     for part in x.split(PART):
         mean, log_variance = net.encoder(part).chunk(2, -1)
         total = torch.full((len(part),), -math.inf)
         for _ in range(SAMPLES // (ROWS // PART)):
-            total = torch.logaddexp(total, weights(net.decoder, mean, log_variance, part))
+            total = torch.logaddexp(
+                total, weights(net.decoder, mean, log_variance, part)
+            )
         found.append(total - math.log(SAMPLES // (ROWS // PART) * (ROWS // PART)))
     return torch.cat(found)
 
 
 def by_pyro(net: Net, x: Tensor) -> Tensor:
     """An image at a time: for more, RenyiELBO bounds their evidence together, which is looser."""
-    elbo = RenyiELBO(alpha=0, num_particles=SAMPLES, vectorize_particles=True, max_plate_nesting=1)
+    elbo = RenyiELBO(
+        alpha=0, num_particles=SAMPLES, vectorize_particles=True, max_plate_nesting=1
+    )
     return torch.tensor([-elbo.loss(net.model, net.guide, image[None]) for image in x])
 
 
@@ -81,7 +90,8 @@ def by_passes(net: Net, x: Tensor, compiled: bool) -> Callable[[], Tensor]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.evaluation", description=(__doc__ or "").split("\n")[0]
+        prog="python -m benchmarks.evaluation",
+        description=(__doc__ or "").split("\n")[0],
     )
     parser.add_argument("--images", type=int, default=100, help="a multiple of 50")
     parser.add_argument("--rounds", type=int, default=7)
@@ -97,7 +107,10 @@ def main(argv: list[str] | None = None) -> None:
         began = time.perf_counter()
         compiled = by_passes(net, x, True)
         compiled()
-        print(f"compiled and run once in {time.perf_counter() - began:.1f} s", file=sys.stderr)
+        print(
+            f"compiled and run once in {time.perf_counter() - began:.1f} s",
+            file=sys.stderr,
+        )
         cases: dict[str, Callable[[], Tensor]] = {
             HAND: lambda: by_hand(net, x),
             "PyTorch by hand, torch.compile": partial(
@@ -113,7 +126,9 @@ def main(argv: list[str] | None = None) -> None:
                 f"the bound of {name} is {z:.1f} standard errors from that of evaluate"
             )
         seconds = race(cases, args.rounds, warmup=1)
-    ms = {name: [1e3 * s / args.images for s in taken] for name, taken in seconds.items()}
+    ms = {
+        name: [1e3 * s / args.images for s in taken] for name, taken in seconds.items()
+    }
     rows = rows_of("IWAE-5000, ms an image", None, ms, HAND, "")
     print(machine(), markdown(rows))
     if args.json:

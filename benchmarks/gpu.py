@@ -48,7 +48,9 @@ def same_numbers(device: str) -> str:
     worst = 0.0
     for name, bound in cpu.bounds.items():
         error = (bound.errors.square() + gpu.bounds[name].errors.square()).sqrt()
-        worst = max(worst, ((bound.values - gpu.bounds[name].values) / error).abs().max().item())
+        worst = max(
+            worst, ((bound.values - gpu.bounds[name].values) / error).abs().max().item()
+        )
     assert worst < 5, f"CPU and GPU differ by {worst:.1f} standard errors"
     return f"CPU and GPU agree: largest |z| of {2 * len(data.test)} bounds {worst:.2f}"
 
@@ -60,7 +62,9 @@ def same_ways(device: str) -> str:
     x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
     for name, decode in {
         _vectorisation.VMAP: lambda z: z.softmax(1),
-        _vectorisation.ONE_BY_ONE: lambda z: 2 * z if float(z.detach().sum()) > 0 else z + 1,
+        _vectorisation.ONE_BY_ONE: lambda z: (
+            2 * z if float(z.detach().sum()) > 0 else z + 1
+        ),
     }.items():
 
         def model(
@@ -81,14 +85,21 @@ def same_ways(device: str) -> str:
             layout, there = find_layout(lvm, x.to(where)), x.to(where)
             with torch.no_grad(), module_parameters(lvm):
                 taken = _vectorisation.way_of(
-                    lvm, there, log_weights_pass(lvm, layout), layout.vectorisation, lambda _: None
+                    lvm,
+                    there,
+                    log_weights_pass(lvm, layout),
+                    layout.vectorisation,
+                    lambda _: None,
                 )
             assert taken == name, f"on {where} the way is {taken}, not {name}"
             return vilvm.evaluate(lvm, there, num_samples=500).bounds["elbo"]
 
         cpu, gpu = evaluated("cpu"), evaluated(device)
         z = (
-            ((cpu.values - gpu.values.cpu()) / (cpu.errors**2 + gpu.errors.cpu() ** 2).sqrt())
+            (
+                (cpu.values - gpu.values.cpu())
+                / (cpu.errors**2 + gpu.errors.cpu() ** 2).sqrt()
+            )
             .abs()
             .max()
             .item()
@@ -111,10 +122,16 @@ def same_diagnosis(device: str) -> str:
     assert abs(z) < 5, f"annealing on CPU and GPU differs by {z:.1f} standard errors"
     compiled = ais(lvm, data.test, schedule, compile=True).bound
     same = abs(compiled.mean - gpu.mean) / (compiled.mc_se**2 + gpu.mc_se**2) ** 0.5
-    assert same < 5, f"annealing, compiled and not, differs by {same:.1f} standard errors"
+    assert same < 5, (
+        f"annealing, compiled and not, differs by {same:.1f} standard errors"
+    )
     gap = bdmc(lvm, schedule, num_simulations=100).gap
     found = vilvm.diagnose(lvm, data.test, num_data=100, schedule=schedule, budget=60)
-    elsewhere = {"Means and standard deviations", "Leave-one-out prediction", "Convergence"}
+    elsewhere = {
+        "Means and standard deviations",
+        "Leave-one-out prediction",
+        "Convergence",
+    }
     failed = {name: why for name, why in found.skipped.items() if name not in elsewhere}
     assert not failed, f"not run on the GPU: {failed}"
     to_datatree(lvm, data.test.subset(slice(0, 20)), num_samples=100)
@@ -128,7 +145,9 @@ def resumes_bit_for_bit(device: str) -> str:
     """33 steps and 27 more are 60 steps."""
     data = digits()
 
-    def train(folder: Path, steps: int, resume: bool = False) -> dict[str, torch.Tensor]:
+    def train(
+        folder: Path, steps: int, resume: bool = False
+    ) -> dict[str, torch.Tensor]:
         with seeded(1):
             lvm = VAE(64, 4)
         vilvm.fit(
@@ -202,7 +221,9 @@ def memory_is_bounded(device: str) -> str:
         torch.cuda.reset_peak_memory_stats()
         vilvm.evaluate(lvm, x[:200], num_samples=num_samples)
         peaks.append(torch.cuda.max_memory_allocated() / 2**30)
-    assert peaks[1] < 1.1 * peaks[0], f"peak memory grew from {peaks[0]:.2f} to {peaks[1]:.2f} GiB"
+    assert peaks[1] < 1.1 * peaks[0], (
+        f"peak memory grew from {peaks[0]:.2f} to {peaks[1]:.2f} GiB"
+    )
     return (
         f"peak memory of an evaluation: {peaks[0]:.2f} GiB at 20,000 samples, {peaks[1]:.2f} GiB "
         "at 80,000"

@@ -46,7 +46,10 @@ def errors(case: Case, num_samples: int = 50_000) -> dict[str, tuple[float, floa
         ours = case.scalars(vilvm.posterior(case.lvm, case.data.x, num_samples))
     of = case.reference
     return {
-        n: ((v.double().mean().item() - of.mean(n)) / of.sd(n), v.double().std().item() / of.sd(n))
+        n: (
+            (v.double().mean().item() - of.mean(n)) / of.sd(n),
+            v.double().std().item() / of.sd(n),
+        )
         for n, v in ours.items()
         if n in of.draws
     }
@@ -66,7 +69,9 @@ def judge(name: str, guide: str, seed: int = 0) -> str:
     diagnosis = vilvm.diagnose(
         case.lvm, case.data, history=fitted, budget=600, seed=seed, progress=False
     )
-    why = "; ".join(f"{f.name}: {f.severity.name}" for f in diagnosis.findings if f.severity >= 2)
+    why = "; ".join(
+        f"{f.name}: {f.severity.name}" for f in diagnosis.findings if f.severity >= 2
+    )
     k = diagnosis.results["Pareto k̂"].k[0].item()
     verdict = "trust" if diagnosis.trusted else "do not trust"
     right = "yes" if diagnosis.trusted == good else "NO"

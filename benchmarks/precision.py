@@ -26,7 +26,8 @@ SAMPLES, TEST = 500, 1000
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.precision", description=(__doc__ or "").split("\n")[0]
+        prog="python -m benchmarks.precision",
+        description=(__doc__ or "").split("\n")[0],
     )
     parser.add_argument("--epochs", type=int, default=3)
     args = parser.parse_args(argv)
@@ -48,7 +49,12 @@ def main(argv: list[str] | None = None) -> None:
     trained: dict[str, list[float]] = {p: [] for p in PRECISIONS}
     for seed in range(3):
         for precision in PRECISIONS:
-            options = {"epochs": args.epochs, "batch_size": 200, "seed": seed, "device": device}
+            options = {
+                "epochs": args.epochs,
+                "batch_size": 200,
+                "seed": seed,
+                "device": device,
+            }
             lvm, seconds = train(data, precision, **options)
             bound, row = compare(lvm, test)
             trained[precision].append(bound)
@@ -61,20 +67,29 @@ def main(argv: list[str] | None = None) -> None:
     )
 
 
-def train(data: Dataset, precision: Any, seed: int, **options: Any) -> tuple[VAE, float]:
+def train(
+    data: Dataset, precision: Any, seed: int, **options: Any
+) -> tuple[VAE, float]:
     """A trained model, and the seconds of its training."""
     torch.manual_seed(seed)
-    lvm = VAE(data.train.x.shape[1], 20, decoder_hidden=(400,)).start_at(data.train.x.mean(0))
+    lvm = VAE(data.train.x.shape[1], 20, decoder_hidden=(400,)).start_at(
+        data.train.x.mean(0)
+    )
     fitted = vilvm.fit(lvm, data.train, precision=precision, seed=seed, **options)
     return lvm, fitted.seconds
 
 
 def compare(lvm: VAE, test: vilvm.Data) -> tuple[float, str]:
     """The bound in float32, and the cells of a row that compares both precisions."""
-    found = {p: vilvm.evaluate(lvm, test, num_samples=SAMPLES, precision=p) for p in PRECISIONS}
+    found = {
+        p: vilvm.evaluate(lvm, test, num_samples=SAMPLES, precision=p)
+        for p in PRECISIONS
+    }
     full, half = (found[p].bounds["iwae"] for p in ("float32", "bf16"))
     apart = half.values - full.values
-    difference = Estimate(apart, torch.zeros_like(apart))  # the noise is the same in both
+    difference = Estimate(
+        apart, torch.zeros_like(apart)
+    )  # the noise is the same in both
     times = " / ".join(f"{e.seconds:.1f}" for e in found.values())
     return full.mean, (
         f"{full.mean:.3f} ± {full.se:.2f} | {half.mean:.3f} | "

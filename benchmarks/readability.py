@@ -21,7 +21,15 @@ from typing import NamedTuple
 
 PHRASES = ("told", "tells", "held against", "looked at", "by itself")
 _PHRASE = re.compile(rf"\b({'|'.join(PHRASES)})\b", re.IGNORECASE)
-_BRANCHES = (ast.If, ast.For, ast.While, ast.ExceptHandler, ast.IfExp, ast.Assert, ast.match_case)
+_BRANCHES = (
+    ast.If,
+    ast.For,
+    ast.While,
+    ast.ExceptHandler,
+    ast.IfExp,
+    ast.Assert,
+    ast.match_case,
+)
 _SILENT = (
     tokenize.COMMENT,
     tokenize.NL,
@@ -76,7 +84,9 @@ def entries(package: Path) -> list[str]:
 def package_files() -> list[Path]:
     """The Python files of the package and of the gallery."""
     root = Path(__file__).parents[1]
-    return sorted(p for room in ("vilvm", "models") for p in (root / room).rglob("*.py"))
+    return sorted(
+        p for room in ("vilvm", "models") for p in (root / room).rglob("*.py")
+    )
 
 
 def measure(files: list[Path]) -> Measures:
@@ -93,7 +103,9 @@ def measure(files: list[Path]) -> Measures:
         places += [f"{path}:{line}" for line in _nested(tree)]
         for function in (n for n in ast.walk(tree) if isinstance(n, _Function)):
             complexity = max(complexity, cyclomatic(function))
-            places += [f"{path}:{function.lineno}: {fault}" for fault in _faults(function)]
+            places += [
+                f"{path}:{function.lineno}: {fault}" for fault in _faults(function)
+            ]
     return Measures(lines, tokens, conditionals, complexity, places)
 
 
@@ -148,7 +160,9 @@ def _in_text(text: str) -> Iterator[str]:
 def _nested(tree: ast.Module) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.IfExp):
-            within = (n for n in ast.walk(node) if isinstance(n, ast.IfExp) and n is not node)
+            within = (
+                n for n in ast.walk(node) if isinstance(n, ast.IfExp) and n is not node
+            )
             if any(True for _ in within):
                 yield f"{node.lineno}: nested conditional expression"
 
@@ -167,7 +181,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Prints the measures beside their limits."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folders", nargs="*", default=["vilvm", "models"])
-    parser.add_argument("--list", action="store_true", help="name every place beyond a limit")
+    parser.add_argument(
+        "--list", action="store_true", help="name every place beyond a limit"
+    )
     options = parser.parse_args(arguments)
     given = [Path(folder) for folder in options.folders]
     files = sorted(p for f in given for p in ([f] if f.is_file() else f.rglob("*.py")))

@@ -50,7 +50,11 @@ class Row(NamedTuple):
 
 
 def rows_of(
-    workload: str, batch: int | None, ms: Mapping[str, list[float]], base: str, floor: str
+    workload: str,
+    batch: int | None,
+    ms: Mapping[str, list[float]],
+    base: str,
+    floor: str,
 ) -> list[Row]:
     """The rows of contenders timed in the same rounds, in order of their times.
 
@@ -62,10 +66,14 @@ def rows_of(
     """
     rows = []
     for name, mine in ms.items():
-        low, middle, high = _quartiles([b / m for b, m in zip(ms[base], mine, strict=True)])
+        low, middle, high = _quartiles(
+            [b / m for b, m in zip(ms[base], mine, strict=True)]
+        )
         to_floor = None
         if floor in ms:
-            to_floor = statistics.median(m / f for m, f in zip(mine, ms[floor], strict=True))
+            to_floor = statistics.median(
+                m / f for m, f in zip(mine, ms[floor], strict=True)
+            )
         rows.append(
             Row(
                 contender=name,
@@ -102,7 +110,9 @@ def machine(device: str = "cpu") -> dict[str, Any]:
 def _device(device: str) -> str:
     if device == "cuda":
         return torch.cuda.get_device_name()
-    return f"{_processor()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    return (
+        f"{_processor()}, {torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    )
 
 
 def _processor() -> str:
@@ -136,14 +146,18 @@ def _by_workload(rows: list[Row]) -> dict[str, list[Row]]:
     """The rows of each workload and batch."""
     found: dict[str, list[Row]] = {}
     for row in rows:
-        title = row.workload if row.batch is None else f"{row.workload}, batch {row.batch}"
+        title = (
+            row.workload if row.batch is None else f"{row.workload}, batch {row.batch}"
+        )
         found.setdefault(title, []).append(row)
     return found
 
 
 def write(file: Path, rows: list[Row], device: str = "cpu") -> None:
     """Rows and machine as JSON."""
-    write_json(file, {"machine": machine(device), "rows": [row._asdict() for row in rows]})
+    write_json(
+        file, {"machine": machine(device), "rows": [row._asdict() for row in rows]}
+    )
 
 
 def figure(rows: list[Row]) -> Figure:

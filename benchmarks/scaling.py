@@ -81,11 +81,15 @@ def all_cases() -> Cases:
     cases: Cases = {}
     for way, compiled in (("eager", False), ("compiled", True)):
         for d in (2, 8, 32, 128, 512):
-            cases[f"latent size, batch 128, {way}", d] = steps_of(d, 128, 1280, compiled)
+            cases[f"latent size, batch 128, {way}", d] = steps_of(
+                d, 128, 1280, compiled
+            )
         for b in (32, 128, 512, 2048):
             cases[f"batch, {way}", b] = steps_of(20, b, 10 * b, compiled)
         for n in (1280, 12_800, 64_000):
-            cases[f"number of data, batch 128, {way}", n] = steps_of(20, 128, n, compiled)
+            cases[f"number of data, batch 128, {way}", n] = steps_of(
+                20, 128, n, compiled
+            )
     for s in (100, 400, 1600, 6400):
         cases["samples of an evaluation of 50 images", s] = evaluation_of(s)
     return cases
@@ -95,9 +99,13 @@ def milliseconds(cases: Cases) -> dict[str, dict[int, float]]:
     """The median time of a step, by name and size."""
     found: dict[str, dict[int, float]] = {}
     seconds = race(
-        {f"{name}|{size}": case for (name, size), (case, _) in cases.items()}, ROUNDS, warmup=1
+        {f"{name}|{size}": case for (name, size), (case, _) in cases.items()},
+        ROUNDS,
+        warmup=1,
     )
-    for ((name, size), (_, number)), taken in zip(cases.items(), seconds.values(), strict=True):
+    for ((name, size), (_, number)), taken in zip(
+        cases.items(), seconds.values(), strict=True
+    ):
         found.setdefault(name, {})[size] = statistics.median(taken) / number * 1e3
     return found
 
@@ -111,8 +119,12 @@ def figure(found: dict[str, dict[int, float]]) -> Figure:
                 label = f"exponent {exponent(times):.2f}"
                 if "," in name:
                     label = f"{name.split(', ')[-1]}, {label}"
-                axes.loglog(list(times), list(times.values()), "o-", markersize=4, label=label)
-        sizes = list(next(times for name, times in found.items() if name.split(",")[0] == kind))
+                axes.loglog(
+                    list(times), list(times.values()), "o-", markersize=4, label=label
+                )
+        sizes = list(
+            next(times for name, times in found.items() if name.split(",")[0] == kind)
+        )
         axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
         axes.xaxis.set_minor_locator(NullLocator())
         for which in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):

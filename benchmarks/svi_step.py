@@ -50,7 +50,9 @@ def compare(
     widen_heap()
     data = _data(workload, device)
     steps = _made(workload, data, batch, device)
-    _check_losses({name: take(trained)[-trained // 3 :] for name, take in steps.items()})
+    _check_losses(
+        {name: take(trained)[-trained // 3 :] for name, take in steps.items()}
+    )
     count = max(4, workload.steps * 128 // (batch or 128))
     seconds = race({name: partial(take, count) for name, take in steps.items()}, rounds)
     ms = {name: [s / count * 1e3 for s in taken] for name, taken in seconds.items()}
@@ -74,7 +76,9 @@ def pictures(device: str) -> Tensor:
         return torch.bernoulli(torch.rand(784).square().expand(25_600, 784)).to(device)
 
 
-def _made(workload: Workload, data: Any, batch: int | None, device: str) -> dict[str, Steps]:
+def _made(
+    workload: Workload, data: Any, batch: int | None, device: str
+) -> dict[str, Steps]:
     found = dict(contenders(workload, data, batch, device))
     if device == "cpu":
         try:
@@ -83,13 +87,18 @@ def _made(workload: Workload, data: Any, batch: int | None, device: str) -> dict
             torch.manual_seed(0)
             found.update(peers(workload, data, batch, workload.make()))
         except ModuleNotFoundError as error:
-            print(f"NOT TIMED: NumPyro ({error}); uv run --group bench has it.", file=sys.stderr)
+            print(
+                f"NOT TIMED: NumPyro ({error}); uv run --group bench has it.",
+                file=sys.stderr,
+            )
     made = {}
     for name, make in found.items():
         began = time.perf_counter()
         made[name] = make()
         made[name](2)
-        print(f"  {name}: ready in {time.perf_counter() - began:.1f} s", file=sys.stderr)
+        print(
+            f"  {name}: ready in {time.perf_counter() - began:.1f} s", file=sys.stderr
+        )
     return made
 
 
@@ -116,11 +125,17 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m benchmarks.svi_step", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--json", type=Path, help="file for the rows")
-    parser.add_argument("--workload", choices=[*WORKLOADS], action="append", help="default: all")
-    parser.add_argument("--batch", type=int, action="append", help="default: 128 and 1024")
+    parser.add_argument(
+        "--workload", choices=[*WORKLOADS], action="append", help="default: all"
+    )
+    parser.add_argument(
+        "--batch", type=int, action="append", help="default: 128 and 1024"
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument(
-        "--quick", action="store_true", help="three rounds at batch 128, to see that it works"
+        "--quick",
+        action="store_true",
+        help="three rounds at batch 128, to see that it works",
     )
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     args = parser.parse_args(argv)

@@ -59,7 +59,10 @@ def passes(
         weights()
         assert (
             _vectorisation.way_of(
-                net, x, _vectorisation.Pass(lambda *_: {}, "log-weights"), layout.vectorisation
+                net,
+                x,
+                _vectorisation.Pass(lambda *_: {}, "log-weights"),
+                layout.vectorisation,
             )
             == way
         )
@@ -68,7 +71,8 @@ def passes(
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.vectorisation", description=(__doc__ or "").split("\n")[0]
+        prog="python -m benchmarks.vectorisation",
+        description=(__doc__ or "").split("\n")[0],
     )
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args(argv)
@@ -80,16 +84,22 @@ def main(argv: list[str] | None = None) -> None:
         x = data[:PART]
         cases = {
             "vectorised": passes(net, x, _vectorisation.VECTORISED),
-            "vectorised, compiled": passes(net, x, _vectorisation.VECTORISED, compiled=True),
+            "vectorised, compiled": passes(
+                net, x, _vectorisation.VECTORISED, compiled=True
+            ),
             "vmap": passes(net, x, _vectorisation.VMAP),
             "vmap, compiled": passes(net, x, _vectorisation.VMAP, compiled=True),
             "one by one": passes(net, x, _vectorisation.ONE_BY_ONE),
-            "one by one, compiled": passes(net, x, _vectorisation.ONE_BY_ONE, compiled=True),
+            "one by one, compiled": passes(
+                net, x, _vectorisation.ONE_BY_ONE, compiled=True
+            ),
         }
         reference = evaluate(net, x, num_samples=SAMPLES, seed=1).bounds["elbo"]
         for name, case in cases.items():
             z = (case().mean().item() - reference.mean) / (2**0.5 * reference.mc_se)
-            assert abs(z) < 5, f"the ELBO {name} is {z:.1f} standard errors from that of evaluate"
+            assert abs(z) < 5, (
+                f"the ELBO {name} is {z:.1f} standard errors from that of evaluate"
+            )
         report(
             f"{SAMPLES} samples of {PART} images",
             race(cases, args.rounds, warmup=1),
@@ -102,7 +112,12 @@ def main(argv: list[str] | None = None) -> None:
     )
     for samples in (100, 1000, 5000):
         bound = partial(
-            evaluate, net, data[:100], num_samples=samples, progress=False, compile=False
+            evaluate,
+            net,
+            data[:100],
+            num_samples=samples,
+            progress=False,
+            compile=False,
         )
 
         def without(bound: Callable[[], object] = bound) -> None:
@@ -110,7 +125,9 @@ def main(argv: list[str] | None = None) -> None:
                 bound()
 
         seconds = race(
-            {"not compared with single runs": without, "compared": bound}, args.rounds, warmup=1
+            {"not compared with single runs": without, "compared": bound},
+            args.rounds,
+            warmup=1,
         )
         report(f"evaluate, {samples} samples of 100 images", seconds)
 

@@ -17,7 +17,11 @@ import vilvm
 
 def rooms() -> list[str]:
     """The public rooms of vilvm, without the gallery, which has pages of its own."""
-    names = [m.name for m in pkgutil.iter_modules(vilvm.__path__) if not m.name.startswith("_")]
+    names = [
+        m.name
+        for m in pkgutil.iter_modules(vilvm.__path__)
+        if not m.name.startswith("_")
+    ]
     return [f"vilvm.{n}" for n in names if n != "models"] + ["vilvm.data.datasets"]
 
 
@@ -41,7 +45,10 @@ def page(name: str) -> str:
             continue
         lines += [f"::: {file}", "    options:", f"      members: [{', '.join(names)}]"]
         if file == name:
-            lines += ["      show_root_heading: false", "      show_docstring_modules: false"]
+            lines += [
+                "      show_root_heading: false",
+                "      show_docstring_modules: false",
+            ]
         lines += [""]
     return "\n".join(lines)
 

@@ -57,7 +57,9 @@ def add_common(parser: argparse.ArgumentParser, name: str) -> None:
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help=f"run folder; default: runs/{name}-DATE-TIME")
+    parser.add_argument(
+        "--out", type=Path, help=f"run folder; default: runs/{name}-DATE-TIME"
+    )
 
 
 def own(args: argparse.Namespace) -> dict[str, Any]:
@@ -90,13 +92,17 @@ def run_folder(
             _lock(stack, folder)
             if resumed is None and (folder / "settings.json").exists():
                 also = ", or --resume it" if "resume" in args else ""
-                raise SystemExit(f"{folder} holds a run already; choose another --out{also}.")
+                raise SystemExit(
+                    f"{folder} holds a run already; choose another --out{also}."
+                )
         yield folder, settings
 
 
 def _check_no_other_options(args: argparse.Namespace, parse: Parse) -> None:
     defaults = vars(parse([]))
-    given = sorted(k for k, v in vars(args).items() if v != defaults[k] and k != "resume")
+    given = sorted(
+        k for k, v in vars(args).items() if v != defaults[k] and k != "resume"
+    )
     if given:
         raise SystemExit(
             f"A resumed run keeps its own settings; leave out --{given[0].replace('_', '-')}."
@@ -122,7 +128,11 @@ def settings_in(file: Path, parse: Parse, name: str) -> dict[str, Any]:
     try:
         settings = json.loads(read(file))
         dataset = {"dataset": settings.pop("dataset")}
-        words = [f"--{key.replace('_', '-')}" for key, value in settings.items() if value is True]
+        words = [
+            f"--{key.replace('_', '-')}"
+            for key, value in settings.items()
+            if value is True
+        ]
         words += [
             f"--{key.replace('_', '-')}={value}"
             for key, value in settings.items()

@@ -78,7 +78,9 @@ def _reference(name: str) -> ReferencePosterior | None:
 def _eight_schools(guide: str | None, centred: bool = False) -> Case:
     lvm = EightSchools(centred=centred, guide=guide or "flow")
     reference = _reference("eight_schools-eight_schools_noncentered")
-    steps, lr, particles = (4000, 0.01, 32) if guide in (None, "flow") else (2000, 0.05, 16)
+    steps, lr, particles = (
+        (4000, 0.01, 32) if guide in (None, "flow") else (2000, 0.05, 16)
+    )
     return Case(lvm, eight_schools(), steps, lr, particles, lvm.scalars, reference)
 
 
@@ -116,7 +118,10 @@ def _regression(guide: str | None, whitened: bool = True) -> Case:
             x = torch.randn(100, 5)
             y = x @ torch.tensor([1.0, -1.0, 0.5, 0.0, 2.0]) + 0.5 * torch.randn(100)
     else:
-        x, y = torch.as_tensor(reference.data["X"]), torch.as_tensor(reference.data["y"])
+        x, y = (
+            torch.as_tensor(reference.data["X"]),
+            torch.as_tensor(reference.data["y"]),
+        )
     options: dict[str, Any] = {
         "intercept": False,
         "sigma_scale": 10.0,
@@ -133,7 +138,9 @@ def _autoregression(guide: str | None, whitened: bool = True) -> Case:
         with seeded(0):
             series = [torch.zeros(())] * 5
             for _ in range(200):
-                series.append(0.5 * series[-1] - 0.3 * series[-2] + 0.2 * torch.randn(()))
+                series.append(
+                    0.5 * series[-1] - 0.3 * series[-2] + 0.2 * torch.randn(())
+                )
             data = lagged(torch.stack(series), 5)
     else:
         data = lagged(torch.as_tensor(reference.data["y"]), int(reference.data["K"]))
@@ -149,7 +156,9 @@ def _autoguide(guide: str | None) -> dict[str, Any]:
         "mean_field": {"autoguide": AutoNormal},
     }
     if guide not in known:
-        raise ValueError(f"This model has the guides full_rank and mean_field, and no {guide!r}.")
+        raise ValueError(
+            f"This model has the guides full_rank and mean_field, and no {guide!r}."
+        )
     return known[guide]
 
 
@@ -163,15 +172,21 @@ def _mixture(guide: str | None) -> Case:
         x = reference.data["y"]
 
     def scalars(latents: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        ordered = {f"{n}[{k + 1}]": latents[n][:, k] for n in ("mu", "sigma") for k in range(2)}
+        ordered = {
+            f"{n}[{k + 1}]": latents[n][:, k] for n in ("mu", "sigma") for k in range(2)
+        }
         return {"theta": latents["pi"][:, 0], **ordered}
 
-    return Case(lvm, Data(x, name="low_dim_gauss_mix"), 1500, 0.03, 16, scalars, reference)
+    return Case(
+        lvm, Data(x, name="low_dim_gauss_mix"), 1500, 0.03, 16, scalars, reference
+    )
 
 
 def _markov(guide: str | None) -> Case:
     reference = _reference("hmm_example-hmm_example")
-    lvm = HiddenMarkov(2, loc=[3.0, 10.0], scale=1.0, marginal=True, **_autoguide(guide))
+    lvm = HiddenMarkov(
+        2, loc=[3.0, 10.0], scale=1.0, marginal=True, **_autoguide(guide)
+    )
     if reference is None:
         with seeded(0):
             state = (torch.arange(100) // 12) % 2
@@ -188,7 +203,13 @@ def _markov(guide: str | None) -> Case:
         }
 
     return Case(
-        lvm, Data(torch.as_tensor(y)[None], name="hmm_example"), 3000, 0.05, 16, scalars, reference
+        lvm,
+        Data(torch.as_tensor(y)[None], name="hmm_example"),
+        3000,
+        0.05,
+        16,
+        scalars,
+        reference,
     )
 
 

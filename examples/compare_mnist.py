@@ -102,10 +102,22 @@ class Budget(NamedTuple):
 
 
 FULL = Budget(
-    train=55_000, epochs=12, guide_epochs=8, flow_steps=2500, test=500, samples=5000, draws=2000
+    train=55_000,
+    epochs=12,
+    guide_epochs=8,
+    flow_steps=2500,
+    test=500,
+    samples=5000,
+    draws=2000,
 )
 QUICK = Budget(
-    train=6000, epochs=20, guide_epochs=4, flow_steps=300, test=200, samples=500, draws=500
+    train=6000,
+    epochs=20,
+    guide_epochs=4,
+    flow_steps=300,
+    test=200,
+    samples=500,
+    draws=500,
 )
 
 
@@ -137,12 +149,17 @@ class Contest:
         self.add(name, lvm, fitted)
         return lvm
 
-    def add_priors(self, name: str, lvm: Any, data: Data, new_guide: bool = True) -> None:
+    def add_priors(
+        self, name: str, lvm: Any, data: Data, new_guide: bool = True
+    ) -> None:
         """Adds the model with each fitted prior, under a new guide or its own."""
         for kind, words in PRIORS.items():
             began, full = time.perf_counter(), f"{name} + {words}"
             proper = with_prior(
-                lvm, fit_prior(lvm, data, kind, steps=self.budget.flow_steps, seed=self.seed)
+                lvm,
+                fit_prior(
+                    lvm, data, kind, steps=self.budget.flow_steps, seed=self.seed
+                ),
             )
             before = self.seconds[name] + time.perf_counter() - began
             if new_guide:
@@ -167,12 +184,17 @@ class Contest:
     def checkpoint_options(self, name: str) -> dict[str, Any]:
         """Arguments of ``fit`` that checkpoint this model and resume its training."""
         file = name.replace(" + ", "_").replace(",", "").replace(" ", "_")
-        return {"run_dir": self.folder / "models" / file, "resume": True, "seed": self.seed}
+        return {
+            "run_dir": self.folder / "models" / file,
+            "resume": True,
+            "seed": self.seed,
+        }
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m examples.compare_mnist", description=(__doc__ or "").split("\n")[0]
+        prog="python -m examples.compare_mnist",
+        description=(__doc__ or "").split("\n")[0],
     )
     add_common(parser, "compare_mnist")
     parser.add_argument(
@@ -180,7 +202,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="3 minutes on two cores in place of 30: fewer images, passes, samples",
     )
-    parser.add_argument("--latent", type=codes, default=20, help="size of a code, at least 2")
+    parser.add_argument(
+        "--latent", type=codes, default=20, help="size of a code, at least 2"
+    )
     parser.add_argument(
         "--resume",
         type=Path,
@@ -204,9 +228,13 @@ def binary_models(contest: Contest, data: Dataset, latent: int) -> None:
     binary, train, mean = DynamicBinarisation(), data.train, data.train.x.mean(0)
     holes = Chain((binary, Corrupted(PixelErasure(0.3))))
     seen, pairs = data.with_transform(binary).train, data.with_transform(holes).train
-    console.print(f"Training on binarised {data.name}, {len(train):,} images", highlight=False)
+    console.print(
+        f"Training on binarised {data.name}, {len(train):,} images", highlight=False
+    )
     vae = VAE(pixels, latent, decoder_hidden=DECODER).start_at(mean)
-    contest.add_priors("VAE", contest.train("VAE", vae, seen, warmup=0.25), seen, new_guide=False)
+    contest.add_priors(
+        "VAE", contest.train("VAE", vae, seen, warmup=0.25), seen, new_guide=False
+    )
     # A larger guide, trained after the decoder, like those of the auto-encoders.
     contest.add_guide("VAE, new guide", vae, seen, contest.seconds["VAE"])
     deep = contest.train(
@@ -215,10 +243,12 @@ def binary_models(contest: Contest, data: Dataset, latent: int) -> None:
         seen,
     )
     contest.add_priors("deep AE", deep, seen)
-    denoising = DenoisingAutoencoder(pixels, latent, "bernoulli", hidden=DECODER[::-1]).start_at(
-        mean
+    denoising = DenoisingAutoencoder(
+        pixels, latent, "bernoulli", hidden=DECODER[::-1]
+    ).start_at(mean)
+    contest.add_priors(
+        "denoising AE", contest.train("denoising AE", denoising, pairs), seen
     )
-    contest.add_priors("denoising AE", contest.train("denoising AE", denoising, pairs), seen)
     conv = contest.train(
         "conv AE", ConvAutoencoder(side, latent, "bernoulli", channels=(8, 16)), seen
     )
@@ -229,7 +259,8 @@ def grey_models(contest: Contest, data: Dataset, latent: int) -> None:
     """On grey levels, all with a Gaussian likelihood of one variance."""
     train = data.train
     console.print(
-        f"Training on the grey levels of {data.name}, {len(train):,} images", highlight=False
+        f"Training on the grey levels of {data.name}, {len(train):,} images",
+        highlight=False,
     )
     began = time.perf_counter()
     contest.models["probabilistic PCA"] = (
@@ -237,16 +268,22 @@ def grey_models(contest: Contest, data: Dataset, latent: int) -> None:
     )
     contest.seconds["probabilistic PCA"] = time.perf_counter() - began
     linear = contest.train(
-        "linear AE", LinearAutoencoder(train.x.shape[1], latent).start_at(train.x.mean(0)), train
+        "linear AE",
+        LinearAutoencoder(train.x.shape[1], latent).start_at(train.x.mean(0)),
+        train,
     )
     contest.models["linear AE"] = fit_likelihood_scale(linear, train)
     contest.add_priors("linear AE", contest.models["linear AE"], train)
 
 
-def judge(contest: Contest, names: list[str], data: Dataset) -> tuple[Ledger, dict[str, float]]:
+def judge(
+    contest: Contest, names: list[str], data: Dataset
+) -> tuple[Ledger, dict[str, float]]:
     """The ledger, and the two-sample accuracy and Fréchet distance of validation images."""
     budget = contest.budget
-    features = fit_features(data.train.subset(slice(0, 10 * budget.draws)), seed=contest.seed)
+    features = fit_features(
+        data.train.subset(slice(0, 10 * budget.draws)), seed=contest.seed
+    )
     count = min(budget.draws, len(data.test), len(data.validation))
     generator = torch.Generator().manual_seed(contest.seed)
     picked = (
@@ -291,7 +328,9 @@ def figures(models: dict[str, Any], data: Dataset) -> dict[str, Figure]:
     """Draws of every model that has a prior; interpolations and reconstructions of every model
     that has its own codes.
     """
-    drawn = {name: lvm for name, lvm in models.items() if " + " in name or name in OWN_PRIOR}
+    drawn = {
+        name: lvm for name, lvm in models.items() if " + " in name or name in OWN_PRIOR
+    }
     coded = {name: lvm for name, lvm in models.items() if has_own_codes(name)}
     paths: dict[str, Any] = {name: (lvm, line) for name, lvm in coded.items()}
     for name, lvm in coded.items():
@@ -302,7 +341,9 @@ def figures(models: dict[str, Any], data: Dataset) -> dict[str, Figure]:
     return {
         "samples": plots.samples_by_model(drawn, data.test),
         "interpolations": plots.interpolations_by_model(paths, data.test),
-        "reconstructions": plots.picture_rows(rows, seen.image_shape, "Reconstructions"),
+        "reconstructions": plots.picture_rows(
+            rows, seen.image_shape, "Reconstructions"
+        ),
     }
 
 
@@ -317,7 +358,11 @@ def circle_of(name: str, models: dict[str, Any]) -> Any:
 def above_vae(ledger: Ledger) -> dict[str, Difference]:
     """The bound of each model of binary images minus that of the VAE, paired by datum."""
     rows = ledger.groups()[ledger["VAE"].protocol]
-    return {row.name: ledger.difference(row.name, "VAE") for row in rows if row.name != "VAE"}
+    return {
+        row.name: ledger.difference(row.name, "VAE")
+        for row in rows
+        if row.name != "VAE"
+    }
 
 
 def page(
@@ -330,7 +375,9 @@ def page(
     against = above_vae(ledger)
     latent, name = settings["latent"], settings["dataset"]
     best = ledger.rank(ledger["VAE"].protocol)[0]
-    rivals = {f"deep AE + {kind}": against[f"deep AE + {kind}"] for kind in PRIORS.values()}
+    rivals = {
+        f"deep AE + {kind}": against[f"deep AE + {kind}"] for kind in PRIORS.values()
+    }
     above = Table(
         ["model", "nats per image above the VAE"],
         sorted(against.items(), key=lambda item: -item[1].mean),
@@ -358,7 +405,8 @@ def page(
         figures=pictures,
         settings={**settings, **(QUICK if settings["quick"] else FULL)._asdict()},
         command=report.command(
-            "examples.compare_mnist", {k: v for k, v in options.items() if k != "dataset"}
+            "examples.compare_mnist",
+            {k: v for k, v in options.items() if k != "dataset"},
         ),
         environment=report.environment(device, settings["seed"]),
     )
@@ -381,7 +429,8 @@ def work(folder: Path, settings: dict[str, Any], resumed: bool) -> int:
         grey_models(contest, data, settings["latent"])
     except KeyboardInterrupt:
         console.print(
-            f"Resume with: python -m examples.compare_mnist --resume {folder}", highlight=False
+            f"Resume with: python -m examples.compare_mnist --resume {folder}",
+            highlight=False,
         )
         return 130
     grey = [name for name in contest.models if name not in binary]
@@ -395,7 +444,9 @@ def work(folder: Path, settings: dict[str, Any], resumed: bool) -> int:
     shown |= pictures_of(contest, grey, data, "grey")
     seconds = time.perf_counter() - began
     results = {
-        "above_vae": {name: found._asdict() for name, found in above_vae(ledger).items()},
+        "above_vae": {
+            name: found._asdict() for name, found in above_vae(ledger).items()
+        },
         "notes": ledger.notes,
         "seconds": seconds,
         "images_as_draws": {"binary": floor, "grey": grey_floor},
@@ -412,13 +463,18 @@ def work(folder: Path, settings: dict[str, Any], resumed: bool) -> int:
     return 0
 
 
-def prepared(folder: Path, settings: dict[str, Any], resumed: bool) -> tuple[Dataset, Budget]:
+def prepared(
+    folder: Path, settings: dict[str, Any], resumed: bool
+) -> tuple[Dataset, Budget]:
     """The data and the size of the run; writes the settings.
 
     Raises:
         SystemExit: the data of the resumed run are not available now.
     """
-    data, budget = dataset_of(settings["data"], None), QUICK if settings["quick"] else FULL
+    data, budget = (
+        dataset_of(settings["data"], None),
+        QUICK if settings["quick"] else FULL,
+    )
     if resumed and data.name != settings["dataset"]:
         raise SystemExit(
             f"{folder} was trained on {settings['dataset']}, and only {data.name} is available "
@@ -427,17 +483,23 @@ def prepared(folder: Path, settings: dict[str, Any], resumed: bool) -> tuple[Dat
     settings["dataset"] = data.name
     write_settings(folder, settings)
     if data.name == "digits":
-        budget = budget._replace(epochs=10 * budget.epochs, guide_epochs=10 * budget.guide_epochs)
+        budget = budget._replace(
+            epochs=10 * budget.epochs, guide_epochs=10 * budget.guide_epochs
+        )
     return data._replace(train=data.train.subset(slice(0, budget.train))), budget
 
 
-def pictures_of(contest: Contest, names: list[str], data: Dataset, kind: str) -> dict[str, Figure]:
+def pictures_of(
+    contest: Contest, names: list[str], data: Dataset, kind: str
+) -> dict[str, Figure]:
     """Writes the figures of some models; returns them by caption."""
     drawn = figures({name: contest.models[name].to("cpu") for name in names}, data)
     suffix = {"binarised": "binary"}.get(kind, kind)
     files = {f"{name}_{suffix}": figure for name, figure in drawn.items()}
     save(files, contest.folder / "figures")
-    return {f"{CAPTIONS[name]} ({kind} images)": figure for name, figure in drawn.items()}
+    return {
+        f"{CAPTIONS[name]} ({kind} images)": figure for name, figure in drawn.items()
+    }
 
 
 def summarise(ledger: Ledger) -> None:

@@ -27,7 +27,11 @@ from vilvm.evaluation import Estimate, Schedule, ais, evaluate
 from vilvm.models.ppca import PPCA
 from vilvm.wrappers import fit_guide, with_prior_guide
 
-METHODS = {"naive": "naive Monte Carlo", "iwae": "importance-weighted", "ais": "annealed (AIS)"}
+METHODS = {
+    "naive": "naive Monte Carlo",
+    "iwae": "importance-weighted",
+    "ais": "annealed (AIS)",
+}
 _CHAINS, _LEAPFROG = 16, 5
 
 
@@ -44,10 +48,16 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         help="of the latent",
     )
     parser.add_argument(
-        "--samples", type=positive, default=8000, help="draws, or gradients of AIS, for each datum"
+        "--samples",
+        type=positive,
+        default=8000,
+        help="draws, or gradients of AIS, for each datum",
     )
     parser.add_argument(
-        "--data", type=positive, default=20, help="data, of which the errors are averaged"
+        "--data",
+        type=positive,
+        default=20,
+        help="data, of which the errors are averaged",
     )
     parser.add_argument(
         "--epochs",
@@ -57,7 +67,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--out", type=Path, help="folder; default: runs/curse_of_dimensionality-DATE-TIME"
+        "--out",
+        type=Path,
+        help="folder; default: runs/curse_of_dimensionality-DATE-TIME",
     )
     return parser.parse_args(argv)
 
@@ -76,12 +88,23 @@ def errors(dimension: int, settings: dict[str, Any]) -> dict[str, Estimate]:
     seed, samples = settings["seed"], settings["samples"]
     torch.manual_seed(seed)
     model = linear_model(dimension)
-    train, x = vilvm.sample(model, 2000)["x"], vilvm.sample(model, settings["data"])["x"]
+    train, x = (
+        vilvm.sample(model, 2000)["x"],
+        vilvm.sample(model, settings["data"])["x"],
+    )
     encoder = torch.nn.Linear(2 * dimension, 2 * dimension)
     lvm, _ = fit_guide(
-        model, train, encoder, epochs=settings["epochs"], lr=0.02, seed=seed, progress=False
+        model,
+        train,
+        encoder,
+        epochs=settings["epochs"],
+        lr=0.02,
+        seed=seed,
+        progress=False,
     )
-    schedule = Schedule(_CHAINS, max(2, samples // (_CHAINS * _LEAPFROG)), _LEAPFROG, base="prior")
+    schedule = Schedule(
+        _CHAINS, max(2, samples // (_CHAINS * _LEAPFROG)), _LEAPFROG, base="prior"
+    )
     guided = evaluate(lvm, x, num_samples=samples, seed=seed, progress=False).bounds
     found = {
         "naive": evaluate(
@@ -107,7 +130,9 @@ def table(found: dict[int, dict[str, Estimate]]) -> Table:
     for name in METHODS.values():
         out.add_column(name, justify="right")
     for dimension, row in found.items():
-        out.add_row(str(dimension), *(f"{row[m].mean:.2f} ± {row[m].se:.2f}" for m in METHODS))
+        out.add_row(
+            str(dimension), *(f"{row[m].mean:.2f} ± {row[m].se:.2f}" for m in METHODS)
+        )
     return out
 
 
@@ -120,7 +145,8 @@ def main(argv: list[str] | None = None) -> int:
 def work(folder: Path, settings: dict[str, Any]) -> int:
     write_settings(folder, settings)
     found = {
-        dimension: errors(dimension, settings) for dimension in sorted(set(settings["dimensions"]))
+        dimension: errors(dimension, settings)
+        for dimension in sorted(set(settings["dimensions"]))
     }
     results = {
         d: {m: {"error": e.mean, "se": e.se, "mc_se": e.mc_se} for m, e in row.items()}

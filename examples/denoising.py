@@ -32,7 +32,15 @@ from examples._options import (
 )
 from vilvm import plots
 from vilvm._runtime.files import write_json
-from vilvm.data import BlockMasking, Blur, Corrupted, Data, GaussianNoise, PixelErasure, Transform
+from vilvm.data import (
+    BlockMasking,
+    Blur,
+    Corrupted,
+    Data,
+    GaussianNoise,
+    PixelErasure,
+    Transform,
+)
 from vilvm.evaluation import Decibels, psnr, reconstruct
 from vilvm.models.autoencoder import Autoencoder
 from vilvm.models.denoising_autoencoder import DenoisingAutoencoder
@@ -45,10 +53,15 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add_common(parser, "denoising")
     parser.add_argument("--latent", type=positive, default=64, help="size of a code")
-    parser.add_argument("--epochs", type=positive, help="default: 10 on MNIST, 100 on digits")
+    parser.add_argument(
+        "--epochs", type=positive, help="default: 10 on MNIST, 100 on digits"
+    )
     parser.add_argument("--batch-size", type=positive, default=200)
     parser.add_argument(
-        "--lr", type=rate, default=2e-3, help="peak learning rate of a one-cycle schedule"
+        "--lr",
+        type=rate,
+        default=2e-3,
+        help="peak learning rate of a one-cycle schedule",
     )
     return parser.parse_args(argv)
 
@@ -102,7 +115,10 @@ def work(folder: Path, settings: dict[str, Any]) -> int:
         "epochs": settings["epochs"] or (10 if data.name == "mnist" else 100),
     }
     write_settings(folder, settings)
-    pixels, shape = data.train.x.shape[1], data.train.image_shape or (1, data.train.x.shape[1])
+    pixels, shape = (
+        data.train.x.shape[1],
+        data.train.image_shape or (1, data.train.x.shape[1]),
+    )
     torch.manual_seed(settings["seed"])
     plain = Autoencoder(pixels, settings["latent"]).start_at(data.train.x.mean(0))
     seconds = {"plain": train(plain, data.train, settings, device).seconds}
@@ -111,7 +127,9 @@ def work(folder: Path, settings: dict[str, Any]) -> int:
         name = corruption.name
         pairs = data.with_transform(Corrupted(corruption))
         torch.manual_seed(settings["seed"])
-        lvm = DenoisingAutoencoder(pixels, settings["latent"]).start_at(data.train.x.mean(0))
+        lvm = DenoisingAutoencoder(pixels, settings["latent"]).start_at(
+            data.train.x.mean(0)
+        )
         fitted = train(lvm, pairs.train, settings, device)
         seconds[name] = fitted.seconds
         corrupted, clean = pairs.test.to(device).fixed(settings["seed"]).x
@@ -122,12 +140,18 @@ def work(folder: Path, settings: dict[str, Any]) -> int:
         }
         figures[name.replace(" ", "_")] = plots.restorations(lvm.to("cpu"), pairs.test)
     save(figures, folder / "figures")
-    numbers = {name: {k: e._asdict() for k, e in found.items()} for name, found in rows.items()}
+    numbers = {
+        name: {k: e._asdict() for k, e in found.items()} for name, found in rows.items()
+    }
     write_json(
-        folder / "results.json", {"psnr": numbers, "seconds": seconds, "num_test": len(data.test)}
+        folder / "results.json",
+        {"psnr": numbers, "seconds": seconds, "num_test": len(data.test)},
     )
     console.print(
-        table(rows, f"{data.name}, {len(data.test):,} test images, codes of {settings['latent']}")
+        table(
+            rows,
+            f"{data.name}, {len(data.test):,} test images, codes of {settings['latent']}",
+        )
     )
     console.print(
         f"Trained in {sum(seconds.values()):.0f} s; figures and numbers are in {folder}",

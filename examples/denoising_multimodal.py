@@ -46,17 +46,24 @@ from vilvm.wrappers.partly_observed import partly_observed
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m examples.denoising_multimodal", description=(__doc__ or "").split("\n")[0]
+        prog="python -m examples.denoising_multimodal",
+        description=(__doc__ or "").split("\n")[0],
     )
     add_common(parser, "denoising_multimodal")
-    parser.add_argument("--only", choices=["plane", "images"], help="one of the two parts")
-    parser.add_argument("--steps", type=positive, default=4000, help="of training in the plane")
+    parser.add_argument(
+        "--only", choices=["plane", "images"], help="one of the two parts"
+    )
+    parser.add_argument(
+        "--steps", type=positive, default=4000, help="of training in the plane"
+    )
     parser.add_argument(
         "--epochs",
         type=positive,
         help="of training on images; default: 12 on MNIST, 100 on digits",
     )
-    parser.add_argument("--completions", type=positive, default=6, help="drawn for each image")
+    parser.add_argument(
+        "--completions", type=positive, default=6, help="drawn for each image"
+    )
     parser.add_argument(
         "--proposals",
         type=positive,
@@ -124,7 +131,11 @@ def plane(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
             .mean()
             .sqrt()
             .item(),
-            "rms_of_conditional_mean": TwoModes.mean(second).square().mean().sqrt().item(),
+            "rms_of_conditional_mean": TwoModes.mean(second)
+            .square()
+            .mean()
+            .sqrt()
+            .item(),
             "log_density": TwoModes.log_prob(restored, second).median().item(),
         },
         "draws": {
@@ -169,18 +180,25 @@ def images(settings: dict[str, Any], data: Dataset, folder: Path) -> dict[str, A
     )
     partial_lvm = partly_observed(lvm, erase.observed.to(next(lvm.parameters()).device))
     given_half, fitted = fit_guide(
-        partial_lvm, data.with_transform(halves).train, epochs=settings["epochs"], seed=seed
+        partial_lvm,
+        data.with_transform(halves).train,
+        epochs=settings["epochs"],
+        seed=seed,
     )
     finished(fitted)
     auto, lvm, given_half = auto.cpu(), lvm.cpu(), given_half.cpu()
     test = data.with_transform(binary).test.subset(slice(0, 500)).fixed(seed)
     clean, erased, hidden = test.x, erase(test.x), ~erase.observed
     torch.manual_seed(seed)
-    weights = vilvm.log_weights(given_half, erased[:50], settings["proposals"]).log_weight.softmax(
-        0
-    )
+    weights = vilvm.log_weights(
+        given_half, erased[:50], settings["proposals"]
+    ).log_weight.softmax(0)
     z = vilvm.resample(
-        given_half, erased, settings["completions"], proposals=settings["proposals"], chunk=100
+        given_half,
+        erased,
+        settings["completions"],
+        proposals=settings["proposals"],
+        chunk=100,
     )["z"]
     completions = torch.stack([vilvm.predict(lvm, {"z": one})["x"] for one in z])
     mean = reconstruct(auto, erased).clamp(0, 1)
@@ -268,7 +286,12 @@ def table(results: dict[str, Any]) -> Table:
             f"{draws['sse_of_their_mean']:.1f}",
             "0",
         )
-        out.add_row("images: std of a hidden pixel over draws", "0", f"{draws['spread']:.3f}", "")
+        out.add_row(
+            "images: std of a hidden pixel over draws",
+            "0",
+            f"{draws['spread']:.3f}",
+            "",
+        )
         out.add_row("images: effective sample size", "", f"{draws['ess']:.1f}", "")
     return out
 

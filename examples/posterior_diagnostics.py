@@ -20,7 +20,15 @@ from rich.table import Table as RichTable
 
 import vilvm
 from examples import vae_mnist
-from examples._options import console, positive, run, run_folder, save, settings_in, write_settings
+from examples._options import (
+    console,
+    positive,
+    run,
+    run_folder,
+    save,
+    settings_in,
+    write_settings,
+)
 from examples._prescribed import MODELS, fit_case
 from vilvm import export, plots, report
 from vilvm._runtime.files import write_json
@@ -31,7 +39,9 @@ from vilvm.report import Page, Table
 from vilvm.weights import find_layout
 
 _EXPORTED = 100  # data whose posterior is written, if each has latents of its own
-_REPLICATES = 50  # of each of them: more would make a file of images half a gigabyte large
+_REPLICATES = (
+    50  # of each of them: more would make a file of images half a gigabyte large
+)
 
 
 class Subject(NamedTuple):
@@ -56,7 +66,8 @@ class Evidence(NamedTuple):
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m examples.posterior_diagnostics", description=(__doc__ or "").split("\n")[0]
+        prog="python -m examples.posterior_diagnostics",
+        description=(__doc__ or "").split("\n")[0],
     )
     parser.add_argument(
         "subject", help=f"a run folder of vae_mnist, or one of {', '.join(MODELS)}"
@@ -66,15 +77,23 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         help="of a prescribed model: mean_field, full_rank, flow, ...; default: one that fits",
     )
     parser.add_argument("--steps", type=positive, help="of a prescribed model's fit")
-    parser.add_argument("--num-data", type=positive, default=500, help="test images to diagnose")
+    parser.add_argument(
+        "--num-data", type=positive, default=500, help="test images to diagnose"
+    )
     parser.add_argument(
         "--samples", type=positive, default=5000, help="importance samples for each"
     )
     parser.add_argument(
-        "--temperatures", type=positive, default=100, help="of annealed importance sampling"
+        "--temperatures",
+        type=positive,
+        default=100,
+        help="of annealed importance sampling",
     )
     parser.add_argument(
-        "--budget", type=positive, default=300, help="seconds after which no diagnostic starts"
+        "--budget",
+        type=positive,
+        default=300,
+        help="seconds after which no diagnostic starts",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
@@ -89,7 +108,10 @@ def subject_of(settings: dict[str, Any]) -> Subject:
         case = MODELS[name](settings["guide"])
         console.print(f"Fitting {name}", highlight=False)
         return Subject(
-            name, case.lvm, case.data, fit_case(case, settings["seed"], settings["steps"])
+            name,
+            case.lvm,
+            case.data,
+            fit_case(case, settings["seed"], settings["steps"]),
         )
     folder = Path(name)
     if not folder.is_dir():
@@ -125,17 +147,25 @@ def evidence(subject: Subject, data: Data, settings: dict[str, Any]) -> Evidence
     annealed = ais(subject.lvm, data, schedule, seed=seed).bound
     bounds[_of(schedule)] = annealed
     try:
-        gap = bdmc(subject.lvm, schedule, num_simulations=len(annealed.values), seed=seed).gap
-        return Evidence(bounds, {f"its BDMC gap, on {len(gap.values)} simulated data": gap})
+        gap = bdmc(
+            subject.lvm, schedule, num_simulations=len(annealed.values), seed=seed
+        ).gap
+        return Evidence(
+            bounds, {f"its BDMC gap, on {len(gap.values)} simulated data": gap}
+        )
     except ContractError:  # a guide of these data only cannot start from others
-        schedule = Schedule(num_temperatures=20 * temperatures, leapfrog=3, base="prior")
+        schedule = Schedule(
+            num_temperatures=20 * temperatures, leapfrog=3, base="prior"
+        )
     try:
         gap = bdmc(subject.lvm, schedule, num_simulations=4, like=data.x, seed=seed).gap
     except ContractError as error:
         console.print(f"No bound from above: {error}", highlight=False)
         return Evidence(bounds, {})
     bounds[_of(schedule)] = ais(subject.lvm, data, schedule, seed=seed).bound
-    return Evidence(bounds, {f"its BDMC gap, on {len(gap.values)} simulated data sets": gap})
+    return Evidence(
+        bounds, {f"its BDMC gap, on {len(gap.values)} simulated data sets": gap}
+    )
 
 
 def _of(schedule: Schedule) -> str:
@@ -144,12 +174,15 @@ def _of(schedule: Schedule) -> str:
 
 def show(subject: Subject, found: Evidence, diagnosis: vilvm.Diagnosis) -> None:
     table = RichTable(
-        title=f"{subject.name}: log p(x), nats (AIS: chains × temperatures)", title_justify="left"
+        title=f"{subject.name}: log p(x), nats (AIS: chains × temperatures)",
+        title_justify="left",
     )
     for head in ("", "mean", "± SE over the data", "± SE of Monte Carlo"):
         table.add_column(head, justify="right" if head else "left")
     for name, bound in found.all.items():
-        table.add_row(name, f"{bound.mean:.3f}", f"{bound.se:.3f}", f"{bound.mc_se:.3f}")
+        table.add_row(
+            name, f"{bound.mean:.3f}", f"{bound.se:.3f}", f"{bound.mc_se:.3f}"
+        )
     console.print(table)
     console.print(f"[bold]{diagnosis.verdict}", highlight=False)
     for finding in diagnosis.findings:
@@ -165,7 +198,9 @@ def page(
     diagnosis: vilvm.Diagnosis,
     plots: dict[str, Figure],
 ) -> Page:
-    rows = [[name, bound.mean, bound.se, bound.mc_se] for name, bound in found.all.items()]
+    rows = [
+        [name, bound.mean, bound.se, bound.mc_se] for name, bound in found.all.items()
+    ]
     tables = {
         "log p(x), in nats (AIS: chains × temperatures)": Table(
             ["", "mean", "SE over the data", "SE of Monte Carlo"], rows
@@ -173,12 +208,16 @@ def page(
     }
     if diagnosis.skipped:
         tables["Not run"] = Table(
-            ["diagnostic", "why"], [[name, why] for name, why in diagnosis.skipped.items()]
+            ["diagnostic", "why"],
+            [[name, why] for name, why in diagnosis.skipped.items()],
         )
     return Page(
         f"Can this posterior be trusted? {subject.name}",
         diagnosis.verdict,
-        summary={f"{name.split(',')[0]} (nats)": bound for name, bound in found.bounds.items()},
+        summary={
+            f"{name.split(',')[0]} (nats)": bound
+            for name, bound in found.bounds.items()
+        },
         findings=diagnosis.findings,
         finding_figures=plots,
         tables=tables,
@@ -198,7 +237,10 @@ def posterior_of(subject: Subject, index: torch.Tensor, seed: int) -> Any:
         return export.to_datatree(subject.lvm, subject.data, seed=seed)
     if len(index) < len(subject.data):
         index = index[:_EXPORTED]
-    part, coords = part_of(subject.data, index), {layout.data_plate or "": index.tolist()}
+    part, coords = (
+        part_of(subject.data, index),
+        {layout.data_plate or "": index.tolist()},
+    )
     return export.to_datatree(
         subject.lvm, part, num_predictive=_REPLICATES, coords=coords, seed=seed
     )
@@ -227,13 +269,20 @@ def work(folder: Path, settings: dict[str, Any]) -> int:
     diagnosed = part_of(subject.data, diagnosis.index)
     console.print("Bounding log p(x)", highlight=False)
     found = evidence(subject, diagnosed, settings)
-    export.save(posterior_of(subject, diagnosis.index, settings["seed"]), folder / "posterior.nc")
+    export.save(
+        posterior_of(subject, diagnosis.index, settings["seed"]),
+        folder / "posterior.nc",
+    )
     show(subject, found, diagnosis)
     findings = [
-        {**vars(finding), "severity": finding.severity.name} for finding in diagnosis.findings
+        {**vars(finding), "severity": finding.severity.name}
+        for finding in diagnosis.findings
     ]
     bounds, gaps = (
-        {name: {"mean": e.mean, "se": e.se, "mc_se": e.mc_se} for name, e in each.items()}
+        {
+            name: {"mean": e.mean, "se": e.se, "mc_se": e.mc_se}
+            for name, e in each.items()
+        }
         for each in found
     )
     write_json(

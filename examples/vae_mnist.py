@@ -61,12 +61,19 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m examples.vae_mnist", description=(__doc__ or "").split("\n")[0]
     )
     add_common(parser, "vae_mnist")
-    parser.add_argument("--likelihood", choices=["bernoulli", "gaussian"], default="bernoulli")
+    parser.add_argument(
+        "--likelihood", choices=["bernoulli", "gaussian"], default="bernoulli"
+    )
     parser.add_argument("--latent", type=positive, default=20, help="dimensions of z")
-    parser.add_argument("--epochs", type=positive, help="default: 12 on MNIST, 200 on digits")
+    parser.add_argument(
+        "--epochs", type=positive, help="default: 12 on MNIST, 200 on digits"
+    )
     parser.add_argument("--batch-size", type=positive, default=200)
     parser.add_argument(
-        "--lr", type=rate, default=4e-3, help="peak learning rate of a one-cycle schedule"
+        "--lr",
+        type=rate,
+        default=4e-3,
+        help="peak learning rate of a one-cycle schedule",
     )
     parser.add_argument("--objective", choices=OBJECTIVES, default="elbo")
     parser.add_argument(
@@ -76,7 +83,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         help="share of training over which the KL term is phased in; 0 for none",
     )
     parser.add_argument(
-        "--samples", type=positive, default=5000, help="importance samples for each test image"
+        "--samples",
+        type=positive,
+        default=5000,
+        help="importance samples for each test image",
     )
     parser.add_argument(
         "--compile",
@@ -98,7 +108,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def objective_of(settings: dict[str, Any], total: int) -> Any:
     # Without a warm-up, units become inactive in the first steps for good, at a cost of 2 nats.
-    objective, warmup = OBJECTIVES[settings["objective"]](), round(settings["warmup"] * total)
+    objective, warmup = (
+        OBJECTIVES[settings["objective"]](),
+        round(settings["warmup"] * total),
+    )
     if not warmup:
         return objective
     return Annealed(objective, warmup)
@@ -137,7 +150,9 @@ def page(
         f"{results['data']['transform']}.",
         summary={
             "ELBO (nats per image)": evaluation.bounds["elbo"],
-            f"IWAE-{evaluation.num_samples} (nats per image)": evaluation.bounds["iwae"],
+            f"IWAE-{evaluation.num_samples} (nats per image)": evaluation.bounds[
+                "iwae"
+            ],
             "rate (nats per image)": evaluation.rate,
             "distortion (nats per image)": evaluation.distortion,
             "active units": f"{results['active_units']} of {settings['latent']}",
@@ -197,7 +212,10 @@ def begin(settings: dict[str, Any]) -> tuple[VAE, Dataset]:
     settings["epochs"] = settings["epochs"] or (12 if data.name == "mnist" else 200)
     torch.manual_seed(settings["seed"])
     lvm = VAE(
-        data.train.x.shape[1], settings["latent"], settings["likelihood"], decoder_hidden=(128, 96)
+        data.train.x.shape[1],
+        settings["latent"],
+        settings["likelihood"],
+        decoder_hidden=(128, 96),
     )
     return lvm.start_at(data.train.x.mean(0)), data
 
@@ -286,7 +304,9 @@ def main(argv: list[str] | None = None) -> int:
             folder, settings = held.enter_context(
                 run_folder(args, arguments, "vae_mnist", ranks.is_main)
             )
-            results = reported(folder) if ranks.is_main and args.resume is not None else None
+            results = (
+                reported(folder) if ranks.is_main and args.resume is not None else None
+            )
             lvm, data = begin(settings)
             if ranks.is_main:
                 write_settings(folder, settings)

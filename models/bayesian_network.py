@@ -54,7 +54,10 @@ SPRINKLER: Network = {
     "cloudy": ((), [0.5, 0.5]),
     "sprinkler": (("cloudy",), [[0.5, 0.5], [0.9, 0.1]]),
     "rain": (("cloudy",), [[0.8, 0.2], [0.2, 0.8]]),
-    "wet": (("sprinkler", "rain"), [[[1.0, 0.0], [0.1, 0.9]], [[0.1, 0.9], [0.01, 0.99]]]),
+    "wet": (
+        ("sprinkler", "rain"),
+        [[[1.0, 0.0], [0.1, 0.9]], [[0.1, 0.9], [0.01, 0.99]]],
+    ),
 }
 ASIA: Network = {
     "asia": ((), [0.99, 0.01]),
@@ -62,9 +65,15 @@ ASIA: Network = {
     "tuberculosis": (("asia",), [[0.99, 0.01], [0.95, 0.05]]),
     "cancer": (("smoking",), [[0.99, 0.01], [0.9, 0.1]]),
     "bronchitis": (("smoking",), [[0.7, 0.3], [0.4, 0.6]]),
-    "either": (("tuberculosis", "cancer"), [[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]]),
+    "either": (
+        ("tuberculosis", "cancer"),
+        [[[1.0, 0.0], [0.0, 1.0]], [[0.0, 1.0], [0.0, 1.0]]],
+    ),
     "xray": (("either",), [[0.95, 0.05], [0.02, 0.98]]),
-    "dyspnoea": (("either", "bronchitis"), [[[0.9, 0.1], [0.2, 0.8]], [[0.3, 0.7], [0.1, 0.9]]]),
+    "dyspnoea": (
+        ("either", "bronchitis"),
+        [[[0.9, 0.1], [0.2, 0.8]], [[0.3, 0.7], [0.1, 0.9]]],
+    ),
 }
 
 
@@ -271,7 +280,11 @@ def _ancestral_order(network: Network) -> list[str]:
 
 def _check_table(node: str, table: Tensor, parents: tuple[int, ...]) -> None:
     """Checks the shape and the rows of a table; `parents` has the numbers of their states."""
-    if table.dim() != len(parents) + 1 or table.shape[:-1] != parents or table.shape[-1] < 2:
+    if (
+        table.dim() != len(parents) + 1
+        or table.shape[:-1] != parents
+        or table.shape[-1] < 2
+    ):
         wanted = ", ".join([*map(str, parents), "2 or more"])
         raise ValueError(
             f"BayesianNetwork: the table of {node!r} has shape {tuple(table.shape)}; its "
@@ -321,5 +334,10 @@ def tiny() -> tuple[BayesianNetwork, dict[str, Tensor]]:
         >>> from vilvm.models.bayesian_network import tiny
         >>> lvm, batch = tiny()
     """
-    lvm = BayesianNetwork(SPRINKLER, evidence=("cloudy", "wet"), hidden=8, learn_tables=True)
-    return lvm, {"cloudy": torch.tensor([0, 1, 0, 1, 0]), "wet": torch.tensor([0, 0, 1, 1, 1])}
+    lvm = BayesianNetwork(
+        SPRINKLER, evidence=("cloudy", "wet"), hidden=8, learn_tables=True
+    )
+    return lvm, {
+        "cloudy": torch.tensor([0, 1, 0, 1, 0]),
+        "wet": torch.tensor([0, 0, 1, 1, 1]),
+    }

@@ -34,7 +34,11 @@ from typing import Any, NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import (
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -149,7 +153,9 @@ class BayesianRegression(nn.Module):
         self.guide = GUIDES[guide](self.model, init_loc_fn=self._start)
 
     @classmethod
-    def whitened(cls, batch: tuple[Tensor, Tensor], **options: object) -> "BayesianRegression":
+    def whitened(
+        cls, batch: tuple[Tensor, Tensor], **options: object
+    ) -> "BayesianRegression":
         """The same model in coordinates z whose posterior on these data is N(0, I), given the
         noise of least squares.
 
@@ -172,7 +178,9 @@ class BayesianRegression(nn.Module):
         if lvm.sigma:
             noise = d.new_tensor(lvm.sigma)
         else:
-            least = 1e-6 * y.double().square().mean().sqrt() + 1e-12  # of data without noise
+            least = (
+                1e-6 * y.double().square().mean().sqrt() + 1e-12
+            )  # of data without noise
             noise = (rest / max(len(y) - len(d), 1)).sqrt().clamp(min=least)
         lvm.basis = basis.to(lvm.scales)
         lvm.noise.copy_(noise)
@@ -242,11 +250,15 @@ class BayesianRegression(nn.Module):
         w, variance = log_joint.softmax(0), sigma[:, None] ** 2
         conditional = d * uy / (d**2 + variance)
         means = torch.cat([conditional @ basis.T, sigma[:, None]], 1)
-        variances = torch.cat([variance / (d**2 + variance) @ basis.T**2, 0 * variance], 1)
+        variances = torch.cat(
+            [variance / (d**2 + variance) @ basis.T**2, 0 * variance], 1
+        )
         mean = w @ means
         sd = (w @ (variances + (means - mean) ** 2)).sqrt()
         names = self._names()  # without a known σ
-        return Moments(dict(zip(names, mean, strict=False)), dict(zip(names, sd, strict=False)))
+        return Moments(
+            dict(zip(names, mean, strict=False)), dict(zip(names, sd, strict=False))
+        )
 
     def _design(self, x: Tensor) -> Tensor:
         if not self.intercept:
@@ -265,7 +277,9 @@ class BayesianRegression(nn.Module):
         float64.
         """
         y, scales = y.double(), self.scales.double()
-        u, d, vt = torch.linalg.svd(self._design(x).double() * scales, full_matrices=False)
+        u, d, vt = torch.linalg.svd(
+            self._design(x).double() * scales, full_matrices=False
+        )
         if len(vt) < len(scales):
             # fewer data than coefficients: complete the basis with directions without data
             whole = torch.linalg.svd(vt, full_matrices=True).Vh
@@ -295,7 +309,9 @@ class BayesianRegression(nn.Module):
         prior = SIGMA_PRIORS[self.sigma_prior](d.new_tensor(self.sigma_scale))
         low, high = -30.0, 30.0
         t = log_joint = d
-        for _ in range(3):  # first over sixty powers of e, then over the bulk of the mass
+        for _ in range(
+            3
+        ):  # first over sixty powers of e, then over the bulk of the mass
             t = torch.linspace(low, high, _NODES, dtype=d.dtype, device=d.device)
             log_joint = log_likelihood(t.exp()) + prior.log_prob(t.exp())
             log_joint = log_joint + t + math.log((high - low) / (_NODES - 1))
@@ -346,7 +362,9 @@ def lagged(series: Tensor, order: int) -> Data:
             f"lagged: order {order} needs a series of more numbers in one dimension; got shape "
             f"{tuple(series.shape)}."
         )
-    return Data((series.unfold(0, order, 1)[:-1].flip(1), series[order:]), "lagged series")
+    return Data(
+        (series.unfold(0, order, 1)[:-1].flip(1), series[order:]), "lagged series"
+    )
 
 
 def tiny() -> tuple[BayesianRegression, tuple[Tensor, Tensor]]:

@@ -153,8 +153,14 @@ class EightSchools(nn.Module):
             Each of shape (num_samples,).
         """
         mu, tau = latents["mu"], latents["tau"]
-        theta = latents["theta"] if self.centred else mu[:, None] + tau[:, None] * latents["eta"]
-        effects = {f"theta[{j}]": draws for j, draws in enumerate(theta.unbind(-1), start=1)}
+        theta = (
+            latents["theta"]
+            if self.centred
+            else mu[:, None] + tau[:, None] * latents["eta"]
+        )
+        effects = {
+            f"theta[{j}]": draws for j, draws in enumerate(theta.unbind(-1), start=1)
+        }
         return {"mu": mu, "tau": tau, **effects}
 
     def exact_log_evidence(self, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -177,9 +183,13 @@ class EightSchools(nn.Module):
         mean = w @ means
         sd = (w @ (variances + (means - mean) ** 2)).sqrt()
         names = ["mu", "tau", *(f"theta[{j + 1}]" for j in range(len(y)))]
-        return Moments(dict(zip(names, mean, strict=True)), dict(zip(names, sd, strict=True)))
+        return Moments(
+            dict(zip(names, mean, strict=True)), dict(zip(names, sd, strict=True))
+        )
 
-    def _given_tau(self, y: Tensor, sigma: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
+    def _given_tau(
+        self, y: Tensor, sigma: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, Tensor], Tensor]:
         """Nodes of τ, mean and precision of μ at each, and log(weight of the node · p(y | τ));
         shape (nodes,), float64.
         """
@@ -200,7 +210,9 @@ class EightSchools(nn.Module):
 
 def _check_option(what: str, value: str, known: Iterable[str]) -> None:
     if value not in known:
-        raise ValueError(f"EightSchools: unknown {what} {value!r}; choose from {list(known)}.")
+        raise ValueError(
+            f"EightSchools: unknown {what} {value!r}; choose from {list(known)}."
+        )
 
 
 def eight_schools() -> Data:

@@ -56,7 +56,9 @@ class FactorAnalysis(nn.Module):
 
     origin: Tensor
 
-    def __init__(self, data_dim: int = 784, latent_dim: int = 10, diagonal: bool = False):
+    def __init__(
+        self, data_dim: int = 784, latent_dim: int = 10, diagonal: bool = False
+    ):
         super().__init__()
         if not 0 < latent_dim < data_dim:
             raise ValueError(
@@ -99,7 +101,9 @@ class FactorAnalysis(nn.Module):
         mean = (x - self.b) @ self.V.T
         with pyro.plate("data", len(x)):
             if self.diagonal:
-                pyro.sample("z", dist.Normal(mean, self.unconstrained_L.exp()).to_event(1))
+                pyro.sample(
+                    "z", dist.Normal(mean, self.unconstrained_L.exp()).to_event(1)
+                )
             else:
                 pyro.sample("z", dist.MultivariateNormal(mean, scale_tril=self.L))
 

@@ -105,11 +105,18 @@ class GaussianMixture(nn.Module):
                 f"{concentration}, {scale}, {noise}."
             )
         self.marginal = marginal
-        settings = {"concentration": concentration, "loc": loc, "scale": scale, "noise": noise}
+        settings = {
+            "concentration": concentration,
+            "loc": loc,
+            "scale": scale,
+            "noise": noise,
+        }
         for name, value in settings.items():
             self.register_buffer(name, torch.full((num_components,), float(value)))
         shared = poutine.block(self.model, expose=_SHARED)
-        make_guide = autoguide or partial(AutoMultivariateNormal, init_loc_fn=init_to_mean)
+        make_guide = autoguide or partial(
+            AutoMultivariateNormal, init_loc_fn=init_to_mean
+        )
         self.autoguide = make_guide(shared)
         with module_parameters(self):
             # creates its parameters, so that a state_dict contains them
@@ -131,14 +138,18 @@ class GaussianMixture(nn.Module):
         sigma = pyro.sample("sigma", dist.HalfNormal(self.noise).to_event(1))
         with pyro.plate("data", len(x)):
             if marginal:
-                mixture = dist.MixtureSameFamily(dist.Categorical(pi), dist.Normal(mu, sigma))
+                mixture = dist.MixtureSameFamily(
+                    dist.Categorical(pi), dist.Normal(mu, sigma)
+                )
                 return pyro.sample("x", mixture, obs=x)
             z = pyro.sample("z", dist.Categorical(pi), infer={"enumerate": "parallel"})
             component = dist.Normal(Vindex(mu)[..., z], Vindex(sigma)[..., z])
             pyro.sample("x", component, obs=x)
             return z
 
-    def log_likelihood(self, x: Tensor, given: Mapping[str, Tensor] | None = None) -> Tensor:
+    def log_likelihood(
+        self, x: Tensor, given: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """log p(x | π, μ, σ), z summed out, exact, in nats per datum.
 
         Arguments:
@@ -151,7 +162,9 @@ class GaussianMixture(nn.Module):
         """
         return self._by_component(x, given).logsumexp(-1)
 
-    def responsibilities(self, x: Tensor, given: Mapping[str, Tensor] | None = None) -> Tensor:
+    def responsibilities(
+        self, x: Tensor, given: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """p(z = k | x, π, μ, σ), exact; the arguments are those of ``log_likelihood``.
 
         Returns:
@@ -175,7 +188,9 @@ class GaussianMixture(nn.Module):
             Shape (num_data,), whole numbers from 0.
         """
         fixed = poutine.condition(self._joint, data=dict(self._values(given)))
-        inferred: Any = infer_discrete(fixed, first_available_dim=-2, temperature=temperature)
+        inferred: Any = infer_discrete(
+            fixed, first_available_dim=-2, temperature=temperature
+        )
         return inferred(x, False)
 
     @torch.no_grad()

@@ -170,7 +170,8 @@ class Sequence(TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> "Sequence":
         """The same distribution, its parameters expanded to `batch_shape`."""
         start, mu, sigma = (
-            p.expand(*batch_shape, p.shape[-1]) for p in (self.start, self.mu, self.sigma)
+            p.expand(*batch_shape, p.shape[-1])
+            for p in (self.start, self.mu, self.sigma)
         )
         transition = self.transition.expand(*batch_shape, *self.transition.shape[-2:])
         length = self.event_shape[0]
@@ -183,12 +184,16 @@ class Sequence(TorchDistribution):
         """log p(x) in nats, for `value` of shape (..., T); shape (...,)."""
         if self._validate_args:
             self._validate_sample(value)
-        return forward(self.start.log(), self.transition.log(), self.log_emission(value))
+        return forward(
+            self.start.log(), self.transition.log(), self.log_emission(value)
+        )
 
     def log_emission(self, value: Tensor) -> Tensor:
         """log p(x_t | z_t = k), for `value` of shape (..., T); shape (..., T, K)."""
         mu, sigma = self.mu.unsqueeze(-2), self.sigma.unsqueeze(-2)
-        return torch.distributions.Normal(mu, sigma, False).log_prob(value.unsqueeze(-1))
+        return torch.distributions.Normal(mu, sigma, False).log_prob(
+            value.unsqueeze(-1)
+        )
 
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -256,19 +261,29 @@ class HiddenMarkov(nn.Module):
     ):
         super().__init__()
         if num_states < 2:
-            raise ValueError(f"HiddenMarkov: num_states must be at least 2; got {num_states}.")
+            raise ValueError(
+                f"HiddenMarkov: num_states must be at least 2; got {num_states}."
+            )
         _check_positive(concentration, scale, noise_scale, noise)
         self.marginal, self.noise = marginal, noise
         self.register_buffer("start", _start(start, num_states))
         alpha = torch.full((num_states, num_states), float(concentration))
         self.register_buffer("concentration", alpha)
-        for name, value in (("loc", loc), ("scale", scale), ("noise_scale", noise_scale)):
-            self.register_buffer(name, torch.as_tensor(value).float().expand(num_states).clone())
+        for name, value in (
+            ("loc", loc),
+            ("scale", scale),
+            ("noise_scale", noise_scale),
+        ):
+            self.register_buffer(
+                name, torch.as_tensor(value).float().expand(num_states).clone()
+            )
         self._shared = ["transition", "mu"]
         if noise is None:
             self._shared.append("sigma")
         shared = poutine.block(self.model, expose=self._shared)
-        make_guide = autoguide or partial(AutoMultivariateNormal, init_loc_fn=init_to_mean)
+        make_guide = autoguide or partial(
+            AutoMultivariateNormal, init_loc_fn=init_to_mean
+        )
         self.autoguide = make_guide(shared)
         with module_parameters(self):
             # creates its parameters, so that a state_dict contains them
@@ -285,7 +300,9 @@ class HiddenMarkov(nn.Module):
         return self.autoguide(x)
 
     def _joint(self, x: Tensor, marginal: bool) -> Any:
-        transition = pyro.sample("transition", dist.Dirichlet(self.concentration).to_event(1))
+        transition = pyro.sample(
+            "transition", dist.Dirichlet(self.concentration).to_event(1)
+        )
         mu = pyro.sample("mu", OrderedNormal(self.loc, self.scale))
         if self.noise is None:
             sigma = pyro.sample("sigma", dist.HalfNormal(self.noise_scale).to_event(1))
@@ -307,7 +324,9 @@ class HiddenMarkov(nn.Module):
                 pyro.sample(f"x_{t}", emission, obs=x[:, t])
         return path
 
-    def sequence(self, length: int, given: Mapping[str, Tensor] | None = None) -> Sequence:
+    def sequence(
+        self, length: int, given: Mapping[str, Tensor] | None = None
+    ) -> Sequence:
         """p(x | A, μ, σ) as a distribution of sequences of `length` steps, the states summed out.
 
         Arguments:
@@ -328,7 +347,9 @@ class HiddenMarkov(nn.Module):
         transition = given["transition"].unsqueeze(-3)
         return Sequence(self.start, transition, mu, sigma, length=length)
 
-    def log_likelihood(self, x: Tensor, given: Mapping[str, Tensor] | None = None) -> Tensor:
+    def log_likelihood(
+        self, x: Tensor, given: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
         """log p(x | A, μ, σ) by the forward algorithm, in nats per sequence, shape
         (*draws, num_data); x has shape (num_data, T), and `given` is that of ``sequence``.
         """
@@ -363,7 +384,9 @@ class HiddenMarkov(nn.Module):
         if given is None:
             given = self.median()
         fixed = poutine.condition(self._joint, data=dict(given))
-        inferred: Any = infer_discrete(fixed, first_available_dim=-2, temperature=temperature)
+        inferred: Any = infer_discrete(
+            fixed, first_available_dim=-2, temperature=temperature
+        )
         return torch.stack([z.expand(len(x)) for z in inferred(x, False)], -1)
 
     @torch.no_grad()
@@ -391,7 +414,11 @@ def _start(start: Any, num_states: int) -> Tensor:
     if start is None:
         return torch.full((num_states,), 1 / num_states)
     rho = torch.as_tensor(start).float()
-    if rho.shape != (num_states,) or bool((rho < 0).any()) or abs(rho.sum().item() - 1) > 1e-5:
+    if (
+        rho.shape != (num_states,)
+        or bool((rho < 0).any())
+        or abs(rho.sum().item() - 1) > 1e-5
+    ):
         raise ValueError(
             f"HiddenMarkov: start must be {num_states} probabilities that sum to one; got "
             f"{rho.tolist()}."

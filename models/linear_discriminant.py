@@ -97,7 +97,9 @@ class LinearDiscriminant(nn.Module):
 
     def _log_joint(self, x: Tensor) -> Tensor:
         """log p(x, y = k) for every datum and class, shape (num_data, num_classes)."""
-        log_likelihood = dist.MultivariateNormal(self.mu, scale_tril=self.L).log_prob(x[:, None])
+        log_likelihood = dist.MultivariateNormal(self.mu, scale_tril=self.L).log_prob(
+            x[:, None]
+        )
         return log_likelihood + self.logits.log_softmax(-1)
 
     @torch.no_grad()
@@ -105,7 +107,9 @@ class LinearDiscriminant(nn.Module):
         """Sets the guide to the exact posterior of the current model, and returns the model."""
         A = torch.cholesky_solve(self.mu.double().T, self.L.double()).T
         self.posterior_logits.weight.copy_(A)
-        self.posterior_logits.bias.copy_(self.logits.log_softmax(-1) - (A * self.mu).sum(-1) / 2)
+        self.posterior_logits.bias.copy_(
+            self.logits.log_softmax(-1) - (A * self.mu).sum(-1) / 2
+        )
         return self
 
     @torch.no_grad()

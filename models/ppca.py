@@ -112,7 +112,9 @@ class PPCA(nn.Module):
         self.W.copy_(W)
         self.b.copy_(mean)
         self.log_sigma.copy_(variance.log() / 2)
-        self.V.copy_((W / values[:d]).T)  # M = diag(λ), since the columns of W are orthogonal
+        self.V.copy_(
+            (W / values[:d]).T
+        )  # M = diag(λ), since the columns of W are orthogonal
         self.log_s.copy_((variance / values[:d]).log() / 2)
         return self
 

@@ -80,7 +80,9 @@ class VAE(nn.Module):
 
     def model(self, x: Tensor) -> None:
         """p(x | z) p(z); x has shape (batch, data_dim)."""
-        pyro.module("vae", self)  # for plain pyro.infer.SVI; vilvm.fit asks the module itself
+        pyro.module(
+            "vae", self
+        )  # for plain pyro.infer.SVI; vilvm.fit asks the module itself
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(self.origin, 1.0).to_event(1))
             pyro.sample("x", self.decode(z), obs=x)

@@ -6,7 +6,9 @@ import pyro
 import pytest
 import torch
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # workers beside each other would fight for the cores
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # workers beside each other would fight for the cores
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
 

@@ -63,7 +63,9 @@ def imports(path):
             assert node.level == 0, f"{path} imports relatively"
             yield node.module
             yield from (
-                f"{node.module}.{alias.name}" for alias in node.names if node.module == "vilvm"
+                f"{node.module}.{alias.name}"
+                for alias in node.names
+                if node.module == "vilvm"
             )
 
 
@@ -91,7 +93,9 @@ def test_contributing_lists_the_allowed_imports():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     listed = {
         room: set(re.findall(r"\w+", allowed)) - {"nothing"}
-        for room, allowed in re.findall(r"^    (\w+) +(?:->|=) +(.+)$", text, re.MULTILINE)
+        for room, allowed in re.findall(
+            r"^    (\w+) +(?:->|=) +(.+)$", text, re.MULTILINE
+        )
     }
     ground = listed.pop("ground")
     assert ground == GROUND
@@ -99,13 +103,17 @@ def test_contributing_lists_the_allowed_imports():
         if "ground" in allowed:
             allowed.remove("ground")
             allowed.update(ground)
-    assert listed == {room: allowed for room, allowed in ALLOWED.items() if room != "models"}
+    assert listed == {
+        room: allowed for room, allowed in ALLOWED.items() if room != "models"
+    }
 
 
 def test_there_is_no_cycle():
     graph = {}
     for path in FILES:
-        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(
+            ".__init__"
+        )
         graph[name] = {m for m in imports(path) if m.startswith("vilvm.")} - {name}
     done, underway = set(), []
 
@@ -141,7 +149,11 @@ def test_no_file_is_called_utils_or_helpers():
 def test_models_import_only_the_library():
     for path in (ROOT / "models").glob("*.py"):
         found = set(imports(path))
-        assert not {m.split(".")[0] for m in found} & {"examples", "tests", "benchmarks"}, path
+        assert not {m.split(".")[0] for m in found} & {
+            "examples",
+            "tests",
+            "benchmarks",
+        }, path
         assert not any(m.startswith("vilvm.models") for m in found), path
 
 

@@ -41,7 +41,9 @@ def model(x):
 
 def guide(x):
     with pyro.plate("data", len(x)):
-        pyro.sample("z", dist.Normal(pyro.param("m", torch.zeros(2)) + 0 * x, 1.0).to_event(1))
+        pyro.sample(
+            "z", dist.Normal(pyro.param("m", torch.zeros(2)) + 0 * x, 1.0).to_event(1)
+        )
 
 
 def without_latent(x):
@@ -79,7 +81,9 @@ def with_a_plate_of_another_size(x):
 def of_numbers(x):
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(z[..., None], 1.0).expand([len(x), 2]).to_event(1), obs=x)
+        pyro.sample(
+            "x", dist.Normal(z[..., None], 1.0).expand([len(x), 2]).to_event(1), obs=x
+        )
 
 
 def of_a_vector(x):
@@ -103,7 +107,9 @@ def infinite_model(x):
         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
         pyro.factor(
             "penalty",
-            torch.where(torch.arange(len(x)) == 1, torch.tensor(float("inf")), torch.tensor(0.0)),
+            torch.where(
+                torch.arange(len(x)) == 1, torch.tensor(float("inf")), torch.tensor(0.0)
+            ),
         )
 
 
@@ -138,7 +144,9 @@ def of_ten_thousand(x):
 
 def guide_of_ten_thousand(x):
     with pyro.plate("data", 10_000, subsample=x):
-        pyro.sample("z", dist.Normal(pyro.param("m", torch.zeros(2)) + 0 * x, 1.0).to_event(1))
+        pyro.sample(
+            "z", dist.Normal(pyro.param("m", torch.zeros(2)) + 0 * x, 1.0).to_event(1)
+        )
 
 
 def sharing_of(size):
@@ -211,7 +219,9 @@ def enumerated(x):
     with pyro.plate("data", len(x)):
         k = pyro.sample("k", dist.Categorical(torch.ones(2)))
         pyro.sample(
-            "x", dist.Normal(pyro.param("locs", torch.zeros(2, 2))[k], 1.0).to_event(1), obs=x
+            "x",
+            dist.Normal(pyro.param("locs", torch.zeros(2, 2))[k], 1.0).to_event(1),
+            obs=x,
         )
 
 
@@ -246,7 +256,9 @@ def warmed(cycle):
     def made(optimizer):
         parts = [
             torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=20),
-            torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=cycle),
+            torch.optim.lr_scheduler.OneCycleLR(
+                optimizer, max_lr=0.1, total_steps=cycle
+            ),
         ]
         return torch.optim.lr_scheduler.SequentialLR(optimizer, parts, milestones=[20])
 
@@ -254,7 +266,10 @@ def warmed(cycle):
 
 
 BAD = {
-    "tuple for a model": (lambda: vilvm.log_weights((model, guide), X), "Got a tuple.*vilvm.Pair"),
+    "tuple for a model": (
+        lambda: vilvm.log_weights((model, guide), X),
+        "Got a tuple.*vilvm.Pair",
+    ),
     "class without a guide": (
         lambda: vilvm.log_weights(NoGuide(), X),
         "NoGuide has no method guide",
@@ -272,7 +287,10 @@ BAD = {
         lambda: weights(m=observing_nothing),
         "model observes nothing.*obs=batch",
     ),
-    "data not observed": (lambda: weights(m=not_observing_the_data), "samples 'x'.*obs=batch"),
+    "data not observed": (
+        lambda: weights(m=not_observing_the_data),
+        "samples 'x'.*obs=batch",
+    ),
     "guide draws the data": (
         lambda: weights(g=observing_the_guide),
         "guide samples 'x', which the model observes",
@@ -293,7 +311,10 @@ BAD = {
         lambda: weights(g=with_wide_latent),
         r"shape \(4, 2\) in the model and \(4, 3\)",
     ),
-    "infinite factor": (lambda: weights(m=infinite_model), "'penalty' is inf for datum 1"),
+    "infinite factor": (
+        lambda: weights(m=infinite_model),
+        "'penalty' is inf for datum 1",
+    ),
     "wrong width": (
         lambda: vilvm.log_weights(tiny()[0], torch.zeros(5, 7)),
         r"guide fails on a batch of shape \(5, 7\).*vae.py",
@@ -302,7 +323,10 @@ BAD = {
         lambda: vilvm.log_weights(tiny()[0], torch.full((5, 6), 0.5)),
         "'x' cannot score.*binarise",
     ),
-    "NaN parameters": (nan_parameters, "log-guide density of site 'z' is nan|found NaN"),
+    "NaN parameters": (
+        nan_parameters,
+        "log-guide density of site 'z' is nan|found NaN",
+    ),
     "NaN in data": (
         lambda: fit(data=torch.tensor([[0.0, float("nan")]])),
         r"NaN or infinity, first at index \[0, 1\]",
@@ -339,7 +363,10 @@ BAD = {
     "negative clip": (lambda: fit(clip=-1.0), "clip must be a positive number"),
     "unknown nonfinite": (lambda: fit(nonfinite="ignore"), "'stop' or 'skip'"),
     "unknown interval": (lambda: fit(scheduler_interval="hour"), "'step' or 'epoch'"),
-    "patience without validation": (lambda: fit(patience=2), "patience needs validation"),
+    "patience without validation": (
+        lambda: fit(patience=2),
+        "patience needs validation",
+    ),
     "resume without a folder": (lambda: fit(resume=True), "resume=True needs run_dir"),
     "a Pyro optimizer": (
         lambda: fit(optimizer=pyro.optim.Adam({"lr": 0.1})),
@@ -378,7 +405,9 @@ BAD = {
     "a short schedule": (
         lambda: fit(
             steps=30,
-            scheduler=partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=20),
+            scheduler=partial(
+                torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=20
+            ),
         ),
         "OneCycleLR is made for 20 steps and would take 30 here; give it total_steps=30",
     ),
@@ -387,7 +416,9 @@ BAD = {
             steps=None,
             epochs=9,
             batch_size=2,
-            scheduler=partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=8),
+            scheduler=partial(
+                torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=8
+            ),
             scheduler_interval="epoch",
         ),
         "made for 8 epochs and would take 9",
@@ -401,15 +432,33 @@ BAD = {
         "options of 'm' are 0.1",
     ),
     "an option that is none": (
-        lambda: fit(optimizer=by_name(torch.optim.Adam, lambda name: {"learning_rate": 0.1})),
+        lambda: fit(
+            optimizer=by_name(torch.optim.Adam, lambda name: {"learning_rate": 0.1})
+        ),
         "Adam has no option 'learning_rate'; it has lr",
     ),
-    "no batch size at all": (lambda: fit(batch_size=True), "batch_size must be a whole number"),
-    "half a step of NumPy's": (lambda: fit(steps=np.float64(2.0)), "steps must be a whole number"),
-    "a truth for a seed": (lambda: fit(seed=np.bool_(True)), "seed must be a whole number"),
-    "a clip that is NaN": (lambda: fit(clip=np.float32("nan")), "clip must be a positive number"),
+    "no batch size at all": (
+        lambda: fit(batch_size=True),
+        "batch_size must be a whole number",
+    ),
+    "half a step of NumPy's": (
+        lambda: fit(steps=np.float64(2.0)),
+        "steps must be a whole number",
+    ),
+    "a truth for a seed": (
+        lambda: fit(seed=np.bool_(True)),
+        "seed must be a whole number",
+    ),
+    "a clip that is NaN": (
+        lambda: fit(clip=np.float32("nan")),
+        "clip must be a positive number",
+    ),
     "packed sequences": (
-        lambda: fit(data=torch.nn.utils.rnn.pack_sequence([torch.zeros(3, 2), torch.zeros(2, 2)])),
+        lambda: fit(
+            data=torch.nn.utils.rnn.pack_sequence(
+                [torch.zeros(3, 2), torch.zeros(2, 2)]
+            )
+        ),
         "PackedSequence, whose rows are time steps of several data; pass the padded tensor and "
         "the lengths",
     ),
@@ -441,7 +490,10 @@ BAD = {
         lambda: fit(data={"a": torch.zeros(2), "b": torch.zeros(3)}, batch_size=1),
         r"cannot be cut into batches, as x\['a'\] has 2 rows and x\['b'\] has 3, 1 more",
     ),
-    "nothing to train": (lambda: vilvm.fit(pair(g=nowhere), X, steps=1), "no parameter to train"),
+    "nothing to train": (
+        lambda: vilvm.fit(pair(g=nowhere), X, steps=1),
+        "no parameter to train",
+    ),
     "not a module": (
         lambda: vilvm.fit(NotAModule(), X, steps=1),
         "fit trains a torch.nn.Module.*Pair",
@@ -454,7 +506,10 @@ BAD = {
         lambda: VAE(likelihood="poisson"),
         "unknown likelihood 'poisson'.*'bernoulli' or 'gaussian'",
     ),
-    "validation beyond the data": (lambda: digits(validation=1500), "between 1 and 1499"),
+    "validation beyond the data": (
+        lambda: digits(validation=1500),
+        "between 1 and 1499",
+    ),
     "text for data": (lambda: arrays(np.array([["a"], ["b"]])), "holds no numbers"),
     "one number for data": (lambda: arrays(np.array(3.0)), "a single number"),
     "a whole data set for a split": (
@@ -496,22 +551,43 @@ BAD = {
         lambda: weights(g=asking_by_name),
         "initial value at its first use",
     ),
-    "epochs in words": (lambda: fit(steps=None, epochs="3"), "epochs must be a whole number"),
-    "half an epoch": (lambda: fit(steps=None, epochs=2.5), "epochs must be a whole number"),
+    "epochs in words": (
+        lambda: fit(steps=None, epochs="3"),
+        "epochs must be a whole number",
+    ),
+    "half an epoch": (
+        lambda: fit(steps=None, epochs=2.5),
+        "epochs must be a whole number",
+    ),
     "no seed": (lambda: fit(seed=None), "seed must be a whole number"),
-    "a function for callbacks": (lambda: fit(callbacks=print), "callbacks must be a list"),
-    "unknown device": (lambda: fit(device="gpu"), "unknown device 'gpu'; choose 'cpu' or 'cuda'"),
+    "a function for callbacks": (
+        lambda: fit(callbacks=print),
+        "callbacks must be a list",
+    ),
+    "unknown device": (
+        lambda: fit(device="gpu"),
+        "unknown device 'gpu'; choose 'cpu' or 'cuda'",
+    ),
     "a class for an objective": (
         lambda: fit(objective=Trace_ELBO),
         r"an instance of a Pyro ELBO, such as Trace_ELBO\(\)",
     ),
-    "a word for an objective": (lambda: fit(objective="elbo"), "an instance of a Pyro ELBO"),
-    "a jitted objective": (lambda: fit(objective=JitTrace_ELBO()), "deprecated; use Trace_ELBO"),
+    "a word for an objective": (
+        lambda: fit(objective="elbo"),
+        "an instance of a Pyro ELBO",
+    ),
+    "a jitted objective": (
+        lambda: fit(objective=JitTrace_ELBO()),
+        "deprecated; use Trace_ELBO",
+    ),
     "an infinite objective": (
         lambda: fit(objective=TraceTailAdaptive_ELBO()),
         "infinite loss by design",
     ),
-    "a closure optimizer": (lambda: fit(optimizer=torch.optim.LBFGS), "needs no closure"),
+    "a closure optimizer": (
+        lambda: fit(optimizer=torch.optim.LBFGS),
+        "needs no closure",
+    ),
     "an optimizer of other parameters": (
         lambda: fit(optimizer=torch.optim.SGD([torch.nn.Parameter(X)], lr=0.1)),
         "not of all trainable parameters",
@@ -540,8 +616,14 @@ BAD = {
         lambda: vilvm.fit(pair(shared, AutoNormal(shared)), X, steps=1, batch_size=2),
         "leave batch_size out",
     ),
-    "annealing a sum over latents": (lambda: Annealed(TraceEnum_ELBO(), 5), "anneal Trace_ELBO"),
-    "annealing weighed samples": (lambda: Annealed(RenyiELBO(), 5), "anneal Trace_ELBO"),
+    "annealing a sum over latents": (
+        lambda: Annealed(TraceEnum_ELBO(), 5),
+        "anneal Trace_ELBO",
+    ),
+    "annealing weighed samples": (
+        lambda: Annealed(RenyiELBO(), 5),
+        "anneal Trace_ELBO",
+    ),
     "mean of a category": (
         lambda: vilvm.sample(pair(categories, guide), 3, mean=True),
         "'x' is Categorical, which has no mean",
@@ -558,7 +640,10 @@ BAD = {
         lambda: vilvm.predict(pair(), {}),
         "no latent has a dimension of the data",
     ),
-    "predicting from a tensor": (lambda: vilvm.predict(pair(), X), "dict of tensors by name"),
+    "predicting from a tensor": (
+        lambda: vilvm.predict(pair(), X),
+        "dict of tensors by name",
+    ),
     "grey levels to 255": (
         lambda: fit(data=Data(X + 255, transform=DynamicBinarisation())),
         "lie between 255 and 255; scale",
@@ -567,13 +652,21 @@ BAD = {
         lambda: fit(data=Data(X.long(), transform=DynamicBinarisation())),
         "probabilities, and these are torch.int64",
     ),
-    "a word for a transform": (lambda: Data(X, transform="binarise"), "transform is a str"),
+    "a word for a transform": (
+        lambda: Data(X, transform="binarise"),
+        "transform is a str",
+    ),
     "another transform on top": (
-        lambda: arrays(torch.rand(20, 2), transform=StaticBinarisation()).with_transform(None),
+        lambda: arrays(
+            torch.rand(20, 2), transform=StaticBinarisation()
+        ).with_transform(None),
         "were made by StaticBinarisation",
     ),
     "one row to split": (lambda: arrays(torch.zeros(1, 2)), "1 rows cannot be split"),
-    "rows of several lengths": (lambda: arrays([[1.0], [1.0, 2.0]]), "rows of several lengths"),
+    "rows of several lengths": (
+        lambda: arrays([[1.0], [1.0, 2.0]]),
+        "rows of several lengths",
+    ),
     "active units of shared latents": (
         lambda: active_units(pair(shared, AutoNormal(shared)), X),
         "latent that its data share",
@@ -583,7 +676,9 @@ BAD = {
         r"rows of shape \(2,\), test data \(3,\)",
     ),
     "plate of more than the data": (
-        lambda: vilvm.fit(pair(of_ten_thousand, guide_of_ten_thousand), X, steps=1, batch_size=2),
+        lambda: vilvm.fit(
+            pair(of_ten_thousand, guide_of_ten_thousand), X, steps=1, batch_size=2
+        ),
         r"fit: plate 'data' is declared for 10000 data, and these are 4: "
         r"write pyro.plate\('data', 4, subsample=batch\)",
     ),
@@ -658,13 +753,19 @@ BAD = {
         lambda: vilvm.diagnose(pair(), X, num_data=0),
         "num_data must be a whole number, at least 1; got 0",
     ),
-    "half a datum held out": (lambda: digits(validation=2.5), "validation must be a whole number"),
+    "half a datum held out": (
+        lambda: digits(validation=2.5),
+        "validation must be a whole number",
+    ),
     "a folder of no name": (
         lambda: fit(run_dir="a\0b"),
         "run_dir is no path of a file: 'a.x00b' is empty or holds a NUL byte",
     ),
     "missing file": (lambda: arrays("nothing.npy"), "there is no such file"),
-    "unknown kind of file": (lambda: arrays("table.csv"), "unknown kind of file '.csv'"),
+    "unknown kind of file": (
+        lambda: arrays("table.csv"),
+        "unknown kind of file '.csv'",
+    ),
 }
 
 
@@ -745,7 +846,11 @@ def test_bad_files(tmp_path, file, kind, options, message):
 
 def test_fuzzed_files_never_show_their_parser(tmp_path):
     generator, messages = np.random.default_rng(0), []
-    for kind, write_ in (("npy", np.save), ("npz", np.savez), ("npz", np.savez_compressed)):
+    for kind, write_ in (
+        ("npy", np.save),
+        ("npz", np.savez),
+        ("npz", np.savez_compressed),
+    ):
         path = tmp_path / f"x.{kind}"
         write_(path, np.arange(60.0).reshape(30, 2))
         whole = bytearray(path.read_bytes())
@@ -760,7 +865,8 @@ def test_fuzzed_files_never_show_their_parser(tmp_path):
                 messages.append(str(error))
     assert len(messages) > 50
     assert all(
-        message.startswith(str(tmp_path)) or message.startswith("x") for message in messages
+        message.startswith(str(tmp_path)) or message.startswith("x")
+        for message in messages
     )
 
 
@@ -857,10 +963,19 @@ def test_a_damaged_checkpoint_is_refused(run, kind, message):
         ({"seed": 5}, "seed = 0, this run has 5"),
         ({"clip": 1.0}, "clip = None, this run has 1.0"),
         ({"data": torch.ones(5, 6)}, "other data data|other data"),
-        ({"data": Data(torch.zeros(5, 6), transform=StaticBinarisation())}, "another transform"),
-        ({"lvm": VAE(6, 3, encoder_hidden=(8,), decoder_hidden=(8,))}, "parameters differ"),
+        (
+            {"data": Data(torch.zeros(5, 6), transform=StaticBinarisation())},
+            "another transform",
+        ),
+        (
+            {"lvm": VAE(6, 3, encoder_hidden=(8,), decoder_hidden=(8,))},
+            "parameters differ",
+        ),
         ({"optimizer": torch.optim.SGD}, "optimizer = Adam.*this run has SGD"),
-        ({"objective": Trace_ELBO(num_particles=3)}, "num_particles=1.*num_particles=3"),
+        (
+            {"objective": Trace_ELBO(num_particles=3)},
+            "num_particles=1.*num_particles=3",
+        ),
         (
             {"objective": Annealed(Trace_ELBO(), 2)},
             r"objective = Trace_ELBO.*this run has Annealed\(.*of Trace_ELBO",
@@ -869,7 +984,10 @@ def test_a_damaged_checkpoint_is_refused(run, kind, message):
             {"scheduler": partial(torch.optim.lr_scheduler.StepLR, step_size=3)},
             "scheduler = none, this run has StepLR",
         ),
-        ({"scheduler_interval": "epoch"}, "scheduler_interval = step, this run has epoch"),
+        (
+            {"scheduler_interval": "epoch"},
+            "scheduler_interval = step, this run has epoch",
+        ),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(run, options, message):
@@ -891,7 +1009,11 @@ def test_the_checkpoint_before_can_be_resumed(run):
 
 def test_only_one_process_trains_in_a_folder(tmp_path):
     message = "another process is training in"  # or another thread
-    with locked(tmp_path), ThreadPoolExecutor() as other, pytest.raises(ValueError, match=message):
+    with (
+        locked(tmp_path),
+        ThreadPoolExecutor() as other,
+        pytest.raises(ValueError, match=message),
+    ):
         other.submit(resume, tmp_path).result()
     assert resume(tmp_path).steps == 5
 
@@ -902,7 +1024,9 @@ def test_a_run_folder_that_cannot_be(tmp_path):
         resume(tmp_path / "file")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoint").write_text("")
-    with pytest.raises(vilvm.CheckpointError, match="cannot be read as a folder of checkpoints"):
+    with pytest.raises(
+        vilvm.CheckpointError, match="cannot be read as a folder of checkpoints"
+    ):
         resume(tmp_path / "run")
 
 
@@ -941,11 +1065,15 @@ def test_nonfinite_loss_names_step_site_and_checkpoint(tmp_path):
             bad = float("nan") if self.calls > 8 else 1.0
             with pyro.plate("data", len(x)):
                 pyro.sample(
-                    "z", dist.Normal(self.m * bad + 0 * x, 1.0, validate_args=False).to_event(1)
+                    "z",
+                    dist.Normal(
+                        self.m * bad + 0 * x, 1.0, validate_args=False
+                    ).to_event(1),
                 )
 
     with pytest.raises(
-        vilvm.NonFiniteLossError, match=r"Step \d+ \(epoch \d+\).*'z'.*step-\d+.*nonfinite='skip'"
+        vilvm.NonFiniteLossError,
+        match=r"Step \d+ \(epoch \d+\).*'z'.*step-\d+.*nonfinite='skip'",
     ):
         vilvm.fit(Diverging(), X, steps=50, run_dir=tmp_path)
 
@@ -958,7 +1086,12 @@ def test_numbers_of_any_integral_type_are_taken():
     plain = vilvm.evaluate(pair(), X, num_samples=6, batch_size=2, seed=3)
     for kind in (np.int8, torch.tensor):
         found = vilvm.evaluate(
-            pair(), X, num_samples=kind(6), batch_size=kind(2), chunk=kind(6), seed=kind(3)
+            pair(),
+            X,
+            num_samples=kind(6),
+            batch_size=kind(2),
+            chunk=kind(6),
+            seed=kind(3),
         )
         assert torch.equal(found.bounds["iwae"].values, plain.bounds["iwae"].values)
         assert type(found.num_samples) is int

@@ -28,7 +28,9 @@ def test_benchmark_imports(name):
 def test_cases_run_in_turn_against_the_first(capsys):
     order = []
     seconds = race(
-        {"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3, warmup=1
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")},
+        rounds=3,
+        warmup=1,
     )
     assert order == ["a", "b"] * 4
     assert {name: len(values) for name, values in seconds.items()} == {"a": 3, "b": 3}
@@ -91,7 +93,12 @@ def test_readability_counts_code_without_docstrings(tmp_path):
     file = tmp_path / "made_up.py"
     file.write_text(MADE_UP + "long = " + "1" * 100 + "\n")
     found = measure([file])
-    assert (found.lines, found.tokens, found.conditionals, found.complexity) == (7, 60, 3, 5)
+    assert (found.lines, found.tokens, found.conditionals, found.complexity) == (
+        7,
+        60,
+        3,
+        5,
+    )
     assert [place.split(": ", 1)[1] for place in found.places] == [
         "'told'",
         "107 characters",

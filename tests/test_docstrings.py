@@ -60,9 +60,14 @@ def is_constructed(thing):
 
 def faults(thing):
     doc = thing.__doc__
-    if not doc or doc.startswith(f"{thing.__name__}("):  # as dataclasses and NamedTuples generate
+    if not doc or doc.startswith(
+        f"{thing.__name__}("
+    ):  # as dataclasses and NamedTuples generate
         return ["no docstring"]
-    missing, unknown = expected(thing) - documented(thing), documented(thing) - expected(thing)
+    missing, unknown = (
+        expected(thing) - documented(thing),
+        documented(thing) - expected(thing),
+    )
     found = [f"{name} is not documented" for name in sorted(missing)]
     found += [f"{name} is documented and does not exist" for name in sorted(unknown)]
     if inspect.isfunction(thing) and ">>> " not in doc:

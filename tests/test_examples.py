@@ -67,12 +67,23 @@ EXAMPLES = sorted(
 def small(monkeypatch):
     """A smaller budget of compare_mnist --quick."""
     budget = compare_mnist.Budget(
-        train=300, epochs=1, guide_epochs=1, flow_steps=10, test=20, samples=10, draws=30
+        train=300,
+        epochs=1,
+        guide_epochs=1,
+        flow_steps=10,
+        test=20,
+        samples=10,
+        draws=30,
     )
     monkeypatch.setattr(compare_mnist, "QUICK", budget)
 
 
-LONG = {"denoising_multimodal", "posterior_diagnostics", "curse_of_dimensionality", "vae_mnist"}
+LONG = {
+    "denoising_multimodal",
+    "posterior_diagnostics",
+    "curse_of_dimensionality",
+    "vae_mnist",
+}
 
 
 OWN = {"compare_mnist"}  # have their own tests
@@ -114,7 +125,10 @@ def test_compare_mnist_resumes_to_the_same_ledger(tmp_path, small):
     page = (run / "page.html").read_text()
     assert all(page.count(f'<th scope="row">{model}</th>') for model in first)
     assert "--data=digits" in page
-    assert {row["likelihood"] for row in first.values()} == {"x ~ Bernoulli", "x ~ Normal"}
+    assert {row["likelihood"] for row in first.values()} == {
+        "x ~ Bernoulli",
+        "x ~ Normal",
+    }
     # two likelihoods, with and without a bound
     assert len({row["group"] for row in first.values()}) == 4
     for row in first.values():
@@ -130,7 +144,9 @@ def test_compare_mnist_resumes_to_the_same_ledger(tmp_path, small):
     with (run / "ledger.csv").open() as file:
         second = {row["model"]: row for row in csv.DictReader(file)}
     same = [name for name in first[next(iter(first))] if name != "seconds"]
-    assert all(first[model][name] == second[model][name] for model in first for name in same)
+    assert all(
+        first[model][name] == second[model][name] for model in first for name in same
+    )
 
 
 @pytest.mark.slow
@@ -156,13 +172,18 @@ def test_plane_mean_lies_between_modes_draws_in_them(tmp_path):
     assert denoising_multimodal.main(["--only", "plane", "--out", str(tmp_path)]) == 0
     found = json.loads((tmp_path / "results.json").read_text())["plane"]
     auto, draws, data = found["auto_encoder"], found["draws"], found["data"]
-    assert auto["rms_distance_to_conditional_mean"] < 0.1 * auto["rms_of_conditional_mean"]
+    assert (
+        auto["rms_distance_to_conditional_mean"] < 0.1 * auto["rms_of_conditional_mean"]
+    )
     # nats: improbable by a factor of 3,000 at the median
     assert auto["log_density"] < data["log_density"] - 8
     assert abs(draws["log_density"] - data["log_density"]) < 0.2
     # The VAE is an approximation: besides Monte Carlo error, its share of draws in a mode may be
     # off by some hundredths.
-    assert draws["upper_share_rms_error"] < draws["upper_share_rms_error_of_exact_draws"] + 0.04
+    assert (
+        draws["upper_share_rms_error"]
+        < draws["upper_share_rms_error_of_exact_draws"] + 0.04
+    )
     assert abs(draws["upper_share_bias"]) < 0.03
 
 
@@ -175,7 +196,9 @@ def main():
     "options",
     [
         ["--likelihood", "gaussian", "--latent", "2"],
-        pytest.param(["--objective", "mean-field", "--latent", "1"], marks=pytest.mark.slow),
+        pytest.param(
+            ["--objective", "mean-field", "--latent", "1"], marks=pytest.mark.slow
+        ),
     ],
 )
 def test_vae_mnist_writes_its_run_folder(main, tmp_path, options):
@@ -205,7 +228,13 @@ def test_vae_mnist_writes_its_run_folder(main, tmp_path, options):
     assert results["seconds"]["evaluate"] > 0
     assert results["images_per_second"] > 0
     figures = {p.stem for p in (tmp_path / "figures").glob("*.png")}
-    assert {"reconstructions", "prior_samples", "interpolations", "elbo", "latents"} <= figures
+    assert {
+        "reconstructions",
+        "prior_samples",
+        "interpolations",
+        "elbo",
+        "latents",
+    } <= figures
     assert ("manifold" in figures) == ("2" in options)
 
 
@@ -224,12 +253,17 @@ def test_vae_mnist_resumes_to_the_same_numbers(main, tmp_path):
         later.rmdir()
     assert checkpoint.latest(folder).name == "step-000000000"
     assert main(["--resume", str(tmp_path / "b")]) == 0
-    numbers = [json.loads((tmp_path / run / "results.json").read_text())["bounds"] for run in "ab"]
+    numbers = [
+        json.loads((tmp_path / run / "results.json").read_text())["bounds"]
+        for run in "ab"
+    ]
     assert numbers[0] == numbers[1]
 
 
 @pytest.mark.slow
-def test_finished_run_is_resumed_in_read_only_folder(main, tmp_path, monkeypatch, capsys):
+def test_finished_run_is_resumed_in_read_only_folder(
+    main, tmp_path, monkeypatch, capsys
+):
     """An incomplete report is completed first; then nothing is left to write."""
     run = tmp_path / "run"
     assert main([*TINY["vae_mnist"], "--out", str(run)]) == 0
@@ -243,7 +277,10 @@ def test_finished_run_is_resumed_in_read_only_folder(main, tmp_path, monkeypatch
     assert picture.read_bytes().endswith(b"IEND\xaeB`\x82")
     assert (run / "page.html").exists()
     assert not left.exists()
-    assert json.loads((run / "results.json").read_bytes())["bounds"] == json.loads(whole)["bounds"]
+    assert (
+        json.loads((run / "results.json").read_bytes())["bounds"]
+        == json.loads(whole)["bounds"]
+    )
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
 
     def read_only(path):
@@ -253,9 +290,13 @@ def test_finished_run_is_resumed_in_read_only_folder(main, tmp_path, monkeypatch
     monkeypatch.setattr("vilvm._runtime.files._check_held", read_only)
     capsys.readouterr()
     assert main(["--resume", str(run)]) == 0
-    assert f"{json.loads(whole)['bounds']['iwae']['mean']:.2f}" in capsys.readouterr().out
+    assert (
+        f"{json.loads(whole)['bounds']['iwae']['mean']:.2f}" in capsys.readouterr().out
+    )
     monkeypatch.undo()
-    assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
+    assert {
+        file: file.read_bytes() for file in run.rglob("*") if file.is_file()
+    } == before
 
 
 def test_vae_mnist_resume_of_another_folder_raises(main, tmp_path):
@@ -283,10 +324,14 @@ def test_second_process_in_a_folder_changes_nothing(name, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("settings", ["{}", "[]", "null", '{"latent": "x"}', "\xff", ""])
+@pytest.mark.parametrize(
+    "settings", ["{}", "[]", "null", '{"latent": "x"}', "\xff", ""]
+)
 def test_vae_mnist_with_altered_settings_raises(main, tmp_path, settings):
     (tmp_path / "settings.json").write_bytes(settings.encode("latin-1"))
-    with pytest.raises(SystemExit, match=r"not as vae_mnist wrote it|no readable settings.json"):
+    with pytest.raises(
+        SystemExit, match=r"not as vae_mnist wrote it|no readable settings.json"
+    ):
         main(["--resume", str(tmp_path)])
 
 
@@ -325,7 +370,9 @@ def test_vae_mnist_warns_if_data_are_not_mnist(main, tmp_path, monkeypatch, caps
         "torchvision.datasets.MNIST.download",
         lambda self: (_ for _ in ()).throw(RuntimeError("no network")),
     )
-    assert main(["--epochs", "1", "--samples", "5", "--out", str(tmp_path / "run")]) == 0
+    assert (
+        main(["--epochs", "1", "--samples", "5", "--out", str(tmp_path / "run")]) == 0
+    )
     assert "NOT MNIST" in capsys.readouterr().out
 
 
@@ -333,11 +380,22 @@ def test_vae_mnist_warns_if_data_are_not_mnist(main, tmp_path, monkeypatch, caps
 def test_run_of_vae_mnist_is_diagnosed(tmp_path, capsys):
     vae, folder = tmp_path / "vae", tmp_path / "diagnosis"
     assert (
-        importlib.import_module("examples.vae_mnist").main([*TINY["vae_mnist"], "--out", str(vae)])
+        importlib.import_module("examples.vae_mnist").main(
+            [*TINY["vae_mnist"], "--out", str(vae)]
+        )
         == 0
     )
     main = importlib.import_module("examples.posterior_diagnostics").main
-    options = ["--num-data", "30", "--samples", "50", "--temperatures", "3", "--budget", "20"]
+    options = [
+        "--num-data",
+        "30",
+        "--samples",
+        "50",
+        "--temperatures",
+        "3",
+        "--budget",
+        "20",
+    ]
     assert main([str(vae), *options, "--out", str(folder)]) == 0
     said = capsys.readouterr().out
     assert "Pareto k̂" in said

@@ -59,7 +59,9 @@ def batch():
 @pytest.fixture(scope="module")
 def eight(batch):
     lvm = fitted(schools, batch)
-    return lvm, to_datatree(lvm, batch, num_samples=400, coords={"school": list("ABCDEFGH")})
+    return lvm, to_datatree(
+        lvm, batch, num_samples=400, coords={"school": list("ABCDEFGH")}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +81,19 @@ def ppca(line):
 
 
 def test_local_latents_have_the_dimension_of_their_plate(ppca):
-    assert ppca.posterior.z.dims == ppca.prior.z.dims == ("chain", "draw", "data", "code")
+    assert (
+        ppca.posterior.z.dims == ppca.prior.z.dims == ("chain", "draw", "data", "code")
+    )
     assert ppca.posterior.z.shape == (1, 300, 7, 2)
     assert ppca.prior.z.shape == (1, 50, 7, 2)
     for group in (ppca.posterior_predictive, ppca.prior_predictive):
         assert group.x.dims == ("chain", "draw", "data", "x_dim_0")
         assert group.x.shape == (1, 50, 7, 5)
     assert ppca.log_likelihood.x.dims == ("chain", "draw", "data")
-    assert all(v.dims == ("chain", "draw", "data") for v in ppca.sample_stats.data_vars.values())
+    assert all(
+        v.dims == ("chain", "draw", "data")
+        for v in ppca.sample_stats.data_vars.values()
+    )
     assert ppca.diagnostics.pareto_k.dims == ("data",)
     assert ppca.posterior.data.values.tolist() == list(range(7))
     assert ppca.attrs["weights"] == "per datum"
@@ -96,10 +103,16 @@ def test_local_latents_have_the_dimension_of_their_plate(ppca):
 def test_shared_latents_have_one_weight_for_all_data(eight):
     _, tree = eight
     assert tree.posterior.mu.dims == ("chain", "draw")
-    assert tree.posterior.theta.dims == tree.posterior.eta.dims == ("chain", "draw", "school")
+    assert (
+        tree.posterior.theta.dims
+        == tree.posterior.eta.dims
+        == ("chain", "draw", "school")
+    )
     assert tree.prior.theta.dims == ("chain", "draw", "school")
     assert tree.log_likelihood.y.dims == ("chain", "draw", "school")
-    assert all(v.dims == ("chain", "draw") for v in tree.sample_stats.data_vars.values())
+    assert all(
+        v.dims == ("chain", "draw") for v in tree.sample_stats.data_vars.values()
+    )
     assert tree.diagnostics.pareto_k.dims == ()
     assert tree.posterior.school.values.tolist() == list("ABCDEFGH")
     assert tree.attrs["weights"] == "of all data together"
@@ -132,7 +145,9 @@ def test_densities_equal_log_weights(case, request, batch):
         weights = vilvm.log_weights(lvm, x, 60)
     stats = tree.sample_stats
     np.testing.assert_array_equal(stats.log_weight[0], weights.log_weight)
-    np.testing.assert_allclose(stats.log_p - stats.log_q, stats.log_weight, rtol=1e-12, atol=1e-10)
+    np.testing.assert_allclose(
+        stats.log_p - stats.log_q, stats.log_weight, rtol=1e-12, atol=1e-10
+    )
     for name, value in weights.latents.items():
         np.testing.assert_array_equal(tree.posterior[name][0], value)
     for name, value in weights.log_likelihoods.items():
@@ -144,14 +159,17 @@ def test_densities_equal_the_formulas(line, ppca):
     lvm, x = line
     z = torch.from_numpy(ppca.posterior.z[0].values).double()
     W, b, sigma, V, s = (
-        p.detach().double() for p in (lvm.W, lvm.b, lvm.log_sigma.exp(), lvm.V, lvm.log_s.exp())
+        p.detach().double()
+        for p in (lvm.W, lvm.b, lvm.log_sigma.exp(), lvm.V, lvm.log_s.exp())
     )
     normal = torch.distributions.Normal
     likelihood = normal(z @ W.T + b, sigma).log_prob(x.double()).sum(-1)
     prior = normal(0.0, 1.0).log_prob(z).sum(-1)
     guide = normal((x.double() - b) @ V.T, s).log_prob(z).sum(-1)
     np.testing.assert_allclose(ppca.log_likelihood.x[0], likelihood, atol=1e-4)
-    np.testing.assert_allclose(ppca.sample_stats.log_p[0], likelihood + prior, atol=1e-4)
+    np.testing.assert_allclose(
+        ppca.sample_stats.log_p[0], likelihood + prior, atol=1e-4
+    )
     np.testing.assert_allclose(ppca.sample_stats.log_q[0], guide, atol=1e-4)
 
 
@@ -188,7 +206,9 @@ def test_resampled_draws_have_the_posterior_moments(line):
     tree = to_datatree(lvm, x, num_samples=4000, resampled=True)
     exact = lvm.exact_posterior(x)
     z = tree.posterior.z[0].values
-    standard = (z - exact.mean.detach().numpy()) / exact.variance.sqrt().detach().numpy()
+    standard = (
+        z - exact.mean.detach().numpy()
+    ) / exact.variance.sqrt().detach().numpy()
     # 4,000 of 40,000 proposals, with replacement: a variance of 1/4000, plus at most a tenth of
     # that from the proposals.
     assert np.abs(standard.mean(0)).max() < 5 * np.sqrt(1.2 / 4000)
@@ -204,11 +224,15 @@ def test_resampled_draws_have_the_posterior_moments(line):
     stats = tree.sample_stats
     np.testing.assert_allclose(stats.log_p - stats.log_q, stats.log_weight, atol=1e-10)
     log_likelihood = (
-        torch.distributions.Normal(torch.from_numpy(z) @ lvm.W.T + lvm.b, lvm.log_sigma.exp())
+        torch.distributions.Normal(
+            torch.from_numpy(z) @ lvm.W.T + lvm.b, lvm.log_sigma.exp()
+        )
         .log_prob(x)
         .sum(-1)
     )
-    np.testing.assert_allclose(tree.log_likelihood.x[0], log_likelihood.detach(), atol=1e-3)
+    np.testing.assert_allclose(
+        tree.log_likelihood.x[0], log_likelihood.detach(), atol=1e-3
+    )
 
 
 def test_batches_are_concatenated_in_order(line):
@@ -217,8 +241,13 @@ def test_batches_are_concatenated_in_order(line):
     assert tree.posterior.z.shape == (1, 2000, 7, 2)
     np.testing.assert_array_equal(tree.observed_data.x, x)
     assert tree.diagnostics.pareto_k.shape == (7,)
-    mean, sd = ((x - lvm.b) @ lvm.V.T).detach().numpy(), lvm.log_s.exp().detach().numpy()
-    assert np.abs((tree.posterior.z[0].mean("draw") - mean) / sd * np.sqrt(2000)).max() < 5
+    mean, sd = (
+        ((x - lvm.b) @ lvm.V.T).detach().numpy(),
+        lvm.log_s.exp().detach().numpy(),
+    )
+    assert (
+        np.abs((tree.posterior.z[0].mean("draw") - mean) / sd * np.sqrt(2000)).max() < 5
+    )
 
 
 def test_netcdf_round_trip(eight, ppca, tmp_path):
@@ -236,7 +265,15 @@ def test_attributes_describe_the_origin(line):
     tree = to_datatree(lvm, Data(x, name="rows", split="test"), num_samples=30, seed=4)
     said = {
         key: tree.attrs[key]
-        for key in ("inference_library", "model", "data", "split", "transform", "num_data", "seed")
+        for key in (
+            "inference_library",
+            "model",
+            "data",
+            "split",
+            "transform",
+            "num_data",
+            "seed",
+        )
     }
     assert said == {
         "inference_library": "vilvm",
@@ -253,7 +290,9 @@ def test_attributes_describe_the_origin(line):
 def test_seed_fixes_draws_and_leaves_the_generator(line):
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    first, second, other = (to_datatree(*line, num_samples=30, seed=s) for s in (1, 1, 2))
+    first, second, other = (
+        to_datatree(*line, num_samples=30, seed=s) for s in (1, 1, 2)
+    )
     assert torch.equal(before, torch.random.get_rng_state())
     for group in first.children:
         assert first[group].equals(second[group])
@@ -292,7 +331,10 @@ def test_arviz_summarises_and_computes_loo(case, request):
     first = summary.loc["z[0, 0]" if case == "ppca" else "mu"]
     values = latent[0, :, 0, 0] if case == "ppca" else latent[0]
     assert float(first["mean"]) == pytest.approx(float(values.mean()), abs=1e-6)
-    assert len(az.summary(tree, group="sample_stats")) == tree.sample_stats.log_p[0, 0].size * 3
+    assert (
+        len(az.summary(tree, group="sample_stats"))
+        == tree.sample_stats.log_p[0, 0].size * 3
+    )
     with warnings.catch_warnings():
         # local latents: a harmonic mean
         warnings.filterwarnings("ignore", "Estimated shape parameter")
@@ -334,7 +376,9 @@ def test_arviz_compares_two_models(eight, batch):
     other = to_datatree(fitted(pooled, batch), batch, num_samples=400)
     table = az.compare({"hierarchical": eight[1], "pooled": other})
     assert set(table.index) == {"hierarchical", "pooled"}
-    assert table.loc["pooled", "rank"] == int(az.loo(other).elpd < az.loo(eight[1]).elpd)
+    assert table.loc["pooled", "rank"] == int(
+        az.loo(other).elpd < az.loo(eight[1]).elpd
+    )
 
 
 def test_arviz_plots(eight):
@@ -368,7 +412,9 @@ def test_enumerated_latents_are_summed_out():
     def model(x):
         shift = pyro.sample("shift", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
-            k = pyro.sample("k", dist.Categorical(weight), infer={"enumerate": "parallel"})
+            k = pyro.sample(
+                "k", dist.Categorical(weight), infer={"enumerate": "parallel"}
+            )
             pyro.sample("x", dist.Normal(shift + centre[k], 1.0), obs=x)
 
     def guide(x):
@@ -379,12 +425,15 @@ def test_enumerated_latents_are_summed_out():
     assert list(tree.posterior) == list(tree.prior) == ["shift"]
     shift = torch.from_numpy(tree.posterior.shift[0].values)
     exact = (
-        weight.log() + dist.Normal(shift[:, None, None] + centre, 1.0).log_prob(x[:, None])
+        weight.log()
+        + dist.Normal(shift[:, None, None] + centre, 1.0).log_prob(x[:, None])
     ).logsumexp(-1)
     np.testing.assert_allclose(tree.log_likelihood.x[0], exact, atol=1e-4)
     draws = tree.posterior_predictive.x[0].values
     variance = 0.25 + 1 + 0.3 * 0.7 * 9
-    assert np.abs(draws.mean(0) - (0.2 + 0.7 - 0.6)).max() < 5 * (variance / 2000) ** 0.5
+    assert (
+        np.abs(draws.mean(0) - (0.2 + 0.7 - 0.6)).max() < 5 * (variance / 2000) ** 0.5
+    )
 
 
 def test_few_draws_have_no_k(line):
@@ -462,7 +511,10 @@ def test_replay_keeps_the_order_of_dimensions(num_samples):
 def test_second_plate_has_its_own_dimension_name():
     x = torch.randn(5, 3)
     tree = to_datatree(
-        vilvm.Pair(two_plates, AutoNormal(two_plates)), x, num_samples=10, dims={"x": ["column"]}
+        vilvm.Pair(two_plates, AutoNormal(two_plates)),
+        x,
+        num_samples=10,
+        dims={"x": ["column"]},
     )
     assert tree.posterior_predictive.x.dims == ("chain", "draw", "column", "data")
     assert tree.observed_data.x.dims == ("column", "data")
@@ -476,7 +528,8 @@ def test_replay_with_invalid_latents_raises(line):
     with pytest.raises(ContractError, match="no latent 'w'"):
         replay(lvm, x, {"w": torch.zeros(3, 7, 2)})
     with pytest.raises(
-        ContractError, match=r"given draws of shape \(4, 2\), and a draw of it has shape \(7, 2\)"
+        ContractError,
+        match=r"given draws of shape \(4, 2\), and a draw of it has shape \(7, 2\)",
     ):
         replay(lvm, x, {"z": torch.zeros(3, 4, 2)})
 
@@ -507,7 +560,10 @@ def test_model_of_factors_has_no_observed_data():
     torch.testing.assert_close(
         torch.from_numpy(tree.log_likelihood.f.values[0]), -0.5 * (x - z).square()
     )
-    assert tree.attrs["no posterior_predictive"] == "the model observes nothing but factors"
+    assert (
+        tree.attrs["no posterior_predictive"]
+        == "the model observes nothing but factors"
+    )
     with pytest.raises(vilvm.lvm.NotApplicable, match="observes nothing but factors"):
         predictive_check(lvm, x)
 
@@ -542,7 +598,9 @@ def test_undrawable_likelihood_loses_only_predictive_groups(tmp_path):
     x = torch.randn(6)
     lvm = vilvm.Pair(model, halved)
     tree = load(save(to_datatree(lvm, x, num_samples=50), tmp_path / "tree.nc"))
-    assert {"posterior", "log_likelihood", "prior", "observed_data"} <= set(tree.children)
+    assert {"posterior", "log_likelihood", "prior", "observed_data"} <= set(
+        tree.children
+    )
     assert not {"posterior_predictive", "prior_predictive"} & set(tree.children)
     assert "site 'x' cannot be drawn from" in tree.attrs["no posterior_predictive"]
     torch.testing.assert_close(torch.from_numpy(tree.observed_data.x.values), x)
@@ -564,7 +622,9 @@ def its_own_group(file, other):
 
 
 def raw(file, other):
-    file.create_dataset("posterior/z", (4,), "i1", external=[(str(other), 0, h5py.h5f.UNLIMITED)])
+    file.create_dataset(
+        "posterior/z", (4,), "i1", external=[(str(other), 0, h5py.h5f.UNLIMITED)]
+    )
 
 
 def virtual(file, other):
@@ -590,7 +650,9 @@ def larger_than_memory(file, other):
 )
 def test_files_with_links_raise(tmp_path, alter, words):
     path, other = tmp_path / "tree.nc", tmp_path / "other.h5"
-    save(xr.DataTree.from_dict({"posterior": xr.Dataset({"x": ("a", [1.0, 2.0])})}), path)
+    save(
+        xr.DataTree.from_dict({"posterior": xr.Dataset({"x": ("a", [1.0, 2.0])})}), path
+    )
     with h5py.File(other, "w") as file:
         file["x"] = np.ones(3, dtype="i1")
     with h5py.File(path, "r+") as file:
@@ -604,7 +666,9 @@ def test_load_accepts_only_files_of_save(tmp_path):
     tree = xr.DataTree.from_dict({"posterior": xr.Dataset({"x": ("a", [1.0, 2.0])})})
     assert load(save(tree, tmp_path / "own.nc")).identical(tree)
     tree.to_netcdf(tmp_path / "other.nc", engine="h5netcdf")
-    with pytest.raises(ValueError, match=r"other\.nc was not written by vilvm\.export\.save"):
+    with pytest.raises(
+        ValueError, match=r"other\.nc was not written by vilvm\.export\.save"
+    ):
         load(tmp_path / "other.nc")
     for given, path, words in (
         (tree, tmp_path, "is a folder; give the path of a file in it"),

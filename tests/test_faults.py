@@ -27,7 +27,14 @@ KILLED = (
     "early stopping",
     "2 ranks, validation",
 )
-FAULTS = ("rank 0 killed", "rank 0 stopped", "rank 1 never", "the port", "disk is full", "altered")
+FAULTS = (
+    "rank 0 killed",
+    "rank 0 stopped",
+    "rank 1 never",
+    "the port",
+    "disk is full",
+    "altered",
+)
 
 
 def run(module, *words):
@@ -63,11 +70,18 @@ def test_killed_runs_end_as_undisturbed_ones(tmp_path):
 def test_one_failing_rank_ends_all_with_one_sentence(tmp_path):
     run("ranks", "--only", "|".join(FAULTS), "--json", str(tmp_path / "found.json"))
     found = json.loads((tmp_path / "found.json").read_text())
-    assert [row["survived"] for row in found] == [1] * 7  # "rank 0 killed" is two of them
+    assert [row["survived"] for row in found] == [
+        1
+    ] * 7  # "rank 0 killed" is two of them
 
 
 def test_a_digest_sees_every_bit_and_no_clock():
-    state = {"m": torch.tensor([0.0, 1.0]), "rng": [torch.arange(3)], "best": None, "seconds": 1.0}
+    state = {
+        "m": torch.tensor([0.0, 1.0]),
+        "rng": [torch.arange(3)],
+        "best": None,
+        "seconds": 1.0,
+    }
     assert digest({**state, "seconds": 2.0}) == digest(state)
     for other in (
         {"m": torch.tensor([-0.0, 1.0])},
@@ -80,7 +94,11 @@ def test_a_digest_sees_every_bit_and_no_clock():
 
 
 def test_run_folders_differ_only_in_the_checkpoint_step(tmp_path):
-    for name in ("checkpoint/step-000000007", "checkpoint/.step-000000003.removed", "history.csv"):
+    for name in (
+        "checkpoint/step-000000007",
+        "checkpoint/.step-000000003.removed",
+        "history.csv",
+    ):
         (tmp_path / name).mkdir(parents=True)
     assert names(tmp_path) == {
         "checkpoint",
@@ -91,8 +109,13 @@ def test_run_folders_differ_only_in_the_checkpoint_step(tmp_path):
 
 
 def test_what_did_not_survive_is_counted_and_named():
-    found = count([("a", "refused"), ("b", "crash", "signal 11"), ("c", "refused")], {"refused"})
-    assert found == {"outcomes": {"refused": 2, "crash": 1}, "trouble": ["b: crash: signal 11"]}
+    found = count(
+        [("a", "refused"), ("b", "crash", "signal 11"), ("c", "refused")], {"refused"}
+    )
+    assert found == {
+        "outcomes": {"refused": 2, "crash": 1},
+        "trouble": ["b: crash: signal 11"],
+    }
     assert (
         markdown([Row("a fault", 1200, 1199, "nothing")]).splitlines()[-1]
         == "| a fault | 1,200 | 1,199 | nothing |"
@@ -102,7 +125,10 @@ def test_what_did_not_survive_is_counted_and_named():
 @pytest.mark.parametrize(
     ("address", "why"),
     [
-        ("127.0.0.1", "The server socket has failed to listen on any local network address"),
+        (
+            "127.0.0.1",
+            "The server socket has failed to listen on any local network address",
+        ),
         (
             None,
             "Error initializing torch.distributed using env:// rendezvous: environment variable "
@@ -121,9 +147,9 @@ def test_ranks_that_cannot_meet_say_so(monkeypatch, address, why):
             "MASTER_ADDR": address,
             "MASTER_PORT": port,
         }.items():
-            monkeypatch.delenv(name, raising=False) if value is None else monkeypatch.setenv(
-                name, str(value)
-            )
+            monkeypatch.delenv(
+                name, raising=False
+            ) if value is None else monkeypatch.setenv(name, str(value))
         with pytest.raises(vilvm.PeerLostError) as error, vilvm.distributed(0.1):
             pass
     assert str(error.value) == (

@@ -38,7 +38,10 @@ class Mixing(Base):
 
     def guide(self, x):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(self.slope * x + torch.arange(len(x)), self.scale.exp()))
+            pyro.sample(
+                "z",
+                dist.Normal(self.slope * x + torch.arange(len(x)), self.scale.exp()),
+            )
 
 
 class Leaning(Base):
@@ -48,7 +51,9 @@ class Leaning(Base):
         with pyro.plate("data", len(x)):
             pyro.sample(
                 "z",
-                dist.Normal(self.slope * (x - x.mean() + x.std(correction=0)), self.scale.exp()),
+                dist.Normal(
+                    self.slope * (x - x.mean() + x.std(correction=0)), self.scale.exp()
+                ),
             )
 
 
@@ -74,7 +79,9 @@ class Forgetful(Base):
 
     def guide(self, x):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(self.slope * x + self.offset, self.scale.exp()))
+            pyro.sample(
+                "z", dist.Normal(self.slope * x + self.offset, self.scale.exp())
+            )
 
 
 GENERATOR = torch.Generator().manual_seed(0)

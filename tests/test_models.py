@@ -8,16 +8,25 @@ import pytest
 from vilvm.testing import check_lvm
 
 MODELS = sorted(
-    p.stem for p in (Path(__file__).parents[1] / "models").glob("*.py") if p.stem != "__init__"
+    p.stem
+    for p in (Path(__file__).parents[1] / "models").glob("*.py")
+    if p.stem != "__init__"
 )
 
 
 # Of several models alike in kind, all but one take their turn with the slow tests.
-LONG = {*MODELS} - {"vae", "ppca", "eight_schools", "autoencoder", "denoising_autoencoder"}
+LONG = {*MODELS} - {
+    "vae",
+    "ppca",
+    "eight_schools",
+    "autoencoder",
+    "denoising_autoencoder",
+}
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in MODELS]
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow) if n in LONG else n for n in MODELS],
 )
 def test_model_keeps_the_contract(name):
     module = importlib.import_module(f"vilvm.models.{name}")

@@ -13,8 +13,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 UV = os.environ.get("UV", "uv")
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-OPTIONAL = ("torchvision", "matplotlib", "arviz", "arviz_base", "xarray", "h5netcdf", "zarr")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
+    "project"
+]
+OPTIONAL = (
+    "torchvision",
+    "matplotlib",
+    "arviz",
+    "arviz_base",
+    "xarray",
+    "h5netcdf",
+    "zarr",
+)
 NEED_AN_EXTRA = ("vilvm.plots", "vilvm.report", "vilvm.export", "vilvm.models")
 
 IMPORT_ALL = """
@@ -47,14 +57,20 @@ assert count > 50, count
 
 
 def run(*command, **options):
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, **options
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def contents(wheel):
     with zipfile.ZipFile(wheel) as archive:
-        return {i.filename: i.CRC for i in archive.infolist() if "dist-info" not in i.filename}
+        return {
+            i.filename: i.CRC
+            for i in archive.infolist()
+            if "dist-info" not in i.filename
+        }
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +85,13 @@ def wheel(tmp_path_factory):
 def test_wheel_holds_package_and_gallery(wheel, tmp_path):
     run(UV, "build", "--quiet", "--wheel", "--out-dir", str(tmp_path), str(ROOT))
     assert contents(wheel) == contents(next(tmp_path.glob("*.whl")))
-    expected = {p.relative_to(ROOT).as_posix() for p in ROOT.glob("vilvm/**/*") if p.is_file()}
+    expected = {
+        p.relative_to(ROOT).as_posix() for p in ROOT.glob("vilvm/**/*") if p.is_file()
+    }
     expected |= {f"vilvm/models/{p.name}" for p in ROOT.glob("models/*.py")}
-    assert set(contents(wheel)) == {name for name in expected if "__pycache__" not in name}
+    assert set(contents(wheel)) == {
+        name for name in expected if "__pycache__" not in name
+    }
 
 
 @pytest.mark.slow
@@ -79,27 +99,44 @@ def test_installed_wheel_runs_every_example(wheel, tmp_path):
     environment = tmp_path / "environment"
     run(UV, "venv", "--quiet", "--python", sys.executable, str(environment))
     python = environment / "bin" / "python"
-    run(UV, "pip", "install", "--quiet", "--no-deps", "--python", str(python), str(wheel))
+    run(
+        UV,
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--python",
+        str(python),
+        str(wheel),
+    )
     # The dependencies come from the present environment. Python does not read the .pth files in a
     # folder that a .pth file names, so the editable installation of vilvm is not found.
     site = next(environment.glob("lib/python*/site-packages"))
-    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"), encoding="utf-8")
+    (site / "dependencies.pth").write_text(
+        sysconfig.get_path("purelib"), encoding="utf-8"
+    )
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for number, block in enumerate(re.findall(r"```python\n(.*?)```", readme, re.DOTALL)):
+    for number, block in enumerate(
+        re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    ):
         (elsewhere / f"readme-{number}.txt").write_text(block, encoding="utf-8")
     free = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
     run(str(python), "-c", RUN_EXAMPLES, cwd=elsewhere, env=free)
 
 
 def test_imports_without_optional_dependencies():
-    run(sys.executable, "-c", IMPORT_ALL.format(blocked=OPTIONAL, skipped=NEED_AN_EXTRA))
+    run(
+        sys.executable, "-c", IMPORT_ALL.format(blocked=OPTIONAL, skipped=NEED_AN_EXTRA)
+    )
 
 
 def test_extra_all_names_every_extra():
     extras = PROJECT["optional-dependencies"]
-    assert extras["all"] == [f"vilvm[{','.join(name for name in extras if name != 'all')}]"]
+    assert extras["all"] == [
+        f"vilvm[{','.join(name for name in extras if name != 'all')}]"
+    ]
 
 
 def test_changelog_describes_the_version():

@@ -30,7 +30,8 @@ DOCUMENTED = sorted(
     ("page", "number", "block"),
     [
         pytest.param(
-            *b, marks=pytest.mark.slow if "diagnose(" in b[2] or "compare(" in b[2] else ()
+            *b,
+            marks=pytest.mark.slow if "diagnose(" in b[2] or "compare(" in b[2] else (),
         )
         for b in BLOCKS
     ],
@@ -45,11 +46,16 @@ def test_readme_model_has_under_thirty_lines():
     assert len([line for line in block.splitlines() if line.strip()]) < 30
 
 
-LONG = {"vilvm.evaluation.ais", "vilvm.diagnostics.convergence", "vilvm.diagnostics.diagnose"}
+LONG = {
+    "vilvm.evaluation.ais",
+    "vilvm.diagnostics.convergence",
+    "vilvm.diagnostics.diagnose",
+}
 
 
 @pytest.mark.parametrize(
-    "module", [pytest.param(m, marks=pytest.mark.slow) if m in LONG else m for m in DOCUMENTED]
+    "module",
+    [pytest.param(m, marks=pytest.mark.slow) if m in LONG else m for m in DOCUMENTED],
 )
 def test_docstring_examples_run(module):
     result = doctest.testmod(importlib.import_module(module))

@@ -23,7 +23,12 @@ import torch
 from pyro.infer.autoguide.guides import AutoGuide
 
 from vilvm._runtime.deferred_loading import defer_loading, deferred_state
-from vilvm._runtime.errors import BusyError, ContractError, NonFiniteError, NotApplicable
+from vilvm._runtime.errors import (
+    BusyError,
+    ContractError,
+    NonFiniteError,
+    NotApplicable,
+)
 from vilvm._runtime.evaluation_mode import evaluation_mode
 from vilvm._runtime.held_modules import held_modules
 from vilvm._runtime.parameters import module_parameters
@@ -168,14 +173,20 @@ class Pair(torch.nn.Module):
         defer_loading(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(
+        self, destination: Any, prefix: str, keep_vars: bool
+    ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination.update({prefix + n: value for n, value in deferred_state(self).items()})
+        destination.update(
+            {prefix + n: value for n, value in deferred_state(self).items()}
+        )
 
     def __deepcopy__(self, memo: Any) -> "Pair":
         """A pair of the same functions with its own copies of the parameters."""
         guides = [
-            (g, g.__dict__["_model"], g.master) for g in self.modules() if isinstance(g, AutoGuide)
+            (g, g.__dict__["_model"], g.master)
+            for g in self.modules()
+            if isinstance(g, AutoGuide)
         ]
         new = memo[id(self)] = type(self).__new__(type(self))
         new.__dict__ = copy.deepcopy(self.__dict__, memo)

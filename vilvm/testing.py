@@ -34,7 +34,9 @@ _MAX_Z = 6  # of a difference of means, in standard errors
 _Tiny = Callable[[], tuple[Any, Any]]
 
 
-def check_lvm(tiny: Callable[[], tuple[LatentVariableModel, Any]], objective: Any = None) -> str:
+def check_lvm(
+    tiny: Callable[[], tuple[LatentVariableModel, Any]], objective: Any = None
+) -> str:
     """Checks that a model satisfies the contract of a latent variable model.
 
     The checks, in order: log-densities have the shapes of samples and data, also for one sample
@@ -182,7 +184,9 @@ def _check_state(tiny: _Tiny, lvm: Any, batch: Any) -> None:
             p.add_(0.1)
     other.load_state_dict(copy.deepcopy(lvm.state_dict()))
     same = torch.equal(_seeded_log_weight(lvm, batch), _seeded_log_weight(other, batch))
-    assert same, "a state_dict loaded into another instance does not make it the same model"
+    assert same, (
+        "a state_dict loaded into another instance does not make it the same model"
+    )
 
 
 def _check_training(tiny: _Tiny, objective: Any) -> None:
@@ -203,6 +207,8 @@ def _trained_state(tiny: _Tiny, objective: Any) -> dict[str, Any]:
     return lvm.state_dict()
 
 
-def _seeded_log_weight(lvm: LatentVariableModel, batch: Any, num_samples: int = 2) -> Tensor:
+def _seeded_log_weight(
+    lvm: LatentVariableModel, batch: Any, num_samples: int = 2
+) -> Tensor:
     with torch.no_grad(), seeded(3):
         return log_weights(lvm, batch, num_samples).log_weight

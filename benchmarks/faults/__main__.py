@@ -114,10 +114,13 @@ def main(argv: list[str] | None = None) -> int:
         if args.json:  # after each part: all together take an hour
             args.json.write_text(
                 json.dumps(
-                    {"machine": machine(), "rows": [row._asdict() for row in found]}, indent=1
+                    {"machine": machine(), "rows": [row._asdict() for row in found]},
+                    indent=1,
                 )
             )
-    print(", ".join(f"{k} {v}" for k, v in machine().items()), markdown(found), sep="\n\n")
+    print(
+        ", ".join(f"{k} {v}" for k, v in machine().items()), markdown(found), sep="\n\n"
+    )
     trouble = [line for row in found for line in row.trouble]
     print("\n".join(trouble), file=sys.stderr)
     return int(bool(trouble))

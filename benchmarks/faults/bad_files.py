@@ -13,7 +13,15 @@ import pyro.distributions as dist
 import torch
 
 import vilvm
-from benchmarks.faults.bad_pairs import ChangedLoss, fitted, model, pair, quiet, rows_of_data, same
+from benchmarks.faults.bad_pairs import (
+    ChangedLoss,
+    fitted,
+    model,
+    pair,
+    quiet,
+    rows_of_data,
+    same,
+)
 from vilvm.data import datasets
 
 __all__ = ["other_cases"]
@@ -38,7 +46,10 @@ def other_cases() -> Iterator[tuple[str, Callable[[], Any]]]:
         for reader in ("arrays", "on_disk"):
             yield f"{reader}({name})", partial(_read, reader, name, write)
     for name, content in _DATA_FILES.items():
-        yield f"posteriordb({name})", partial(_read_posterior, content, np.zeros((2, 5)))
+        yield (
+            f"posteriordb({name})",
+            partial(_read_posterior, content, np.zeros((2, 5))),
+        )
     for name, draws in _DRAWS_FILES.items():
         yield (
             f"posteriordb(draws that are {name})",
@@ -81,7 +92,9 @@ def _one_by_one() -> bool:
 
 def _two_names() -> Any:
     def guide(x: Any) -> None:
-        slope = pyro.param("a.b", torch.tensor(0.4)) + pyro.param("a/b", torch.tensor(0.1))
+        slope = pyro.param("a.b", torch.tensor(0.4)) + pyro.param(
+            "a/b", torch.tensor(0.1)
+        )
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(slope * x, 0.7).to_event(1))
 
@@ -92,7 +105,9 @@ def _two_names() -> Any:
 
 def _npy(shape: str, numbers: bytes, kind: str = "<f4") -> bytes:
     """An .npy file with `shape` in its header."""
-    header = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    header = (
+        f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}, }}".encode()
+    )
     header += b" " * (-(len(header) + 11) % 64) + b"\n"
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + numbers
 

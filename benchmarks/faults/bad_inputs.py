@@ -93,7 +93,9 @@ def _message(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, KeyError) and error.args:
         text = str(error.args[0])
-    text = re.sub(r"( fails on a batch of .* \(in \w+, bad_\w+.py:\d+\)): .*", r"\1", text)
+    text = re.sub(
+        r"( fails on a batch of .* \(in \w+, bad_\w+.py:\d+\)): .*", r"\1", text
+    )
     return re.sub(r"(could not be made of the parameters).*", r"\1", text)
 
 
@@ -107,9 +109,15 @@ def cases() -> Iterator[tuple[str, Callable[[], Any]]]:
     for call in _calls():
         for argument, kind in call.kinds.items():
             for label, value in KINDS[kind]().items():
-                yield f"{call.name}({argument}={label})", _Case(call, argument, kind, value)
+                yield (
+                    f"{call.name}({argument}={label})",
+                    _Case(call, argument, kind, value),
+                )
             for label, (value, plain) in UNUSUAL.get(kind, {}).items():
-                yield f"{call.name}({argument}={label})", _Case(call, argument, kind, value, plain)
+                yield (
+                    f"{call.name}({argument}={label})",
+                    _Case(call, argument, kind, value, plain),
+                )
     yield from other_cases()
 
 
@@ -169,7 +177,9 @@ def _picture() -> vilvm.Data:
 
 
 def _constant(lvm: Any, data: Any, **options: Any) -> Any:
-    return diagnostics.gaps(lvm, data, evidence="iwae", steps=options.pop("steps", 2), **options)
+    return diagnostics.gaps(
+        lvm, data, evidence="iwae", steps=options.pop("steps", 2), **options
+    )
 
 
 def _calls() -> Iterator[_Call]:
@@ -203,7 +213,10 @@ def _calls() -> Iterator[_Call]:
         },
     )
     yield _Call(
-        "fit of epochs", fitted, _with_pair(data=x, epochs=2, batch_size=4), {"epochs": "count"}
+        "fit of epochs",
+        fitted,
+        _with_pair(data=x, epochs=2, batch_size=4),
+        {"epochs": "count"},
     )
     yield _Call(
         "fit with patience",
@@ -250,7 +263,12 @@ def _calls() -> Iterator[_Call]:
         "log_weights",
         vilvm.log_weights,
         _with_pair(batch=x),
-        {"lvm": "pair", "batch": "batch", "num_samples": "draws", "chunk": "count or None"},
+        {
+            "lvm": "pair",
+            "batch": "batch",
+            "num_samples": "draws",
+            "chunk": "count or None",
+        },
     )
     for name in ("posterior", "posterior_mean", "resample"):
         yield _Call(
@@ -281,7 +299,12 @@ def _calls() -> Iterator[_Call]:
         "simulate",
         lambda **options: len(vilvm.weights.simulate(**options)),
         _with_pair(num_simulations=2, like=x),
-        {"lvm": "pair", "num_simulations": "count", "batch_size": "count", "rebuild": "function"},
+        {
+            "lvm": "pair",
+            "num_simulations": "count",
+            "batch_size": "count",
+            "rebuild": "function",
+        },
     )
     yield from _of_diagnostics(x)
     yield from _of_evaluation(x)
@@ -340,7 +363,11 @@ def _of_diagnostics(x: torch.Tensor) -> Iterator[_Call]:
         (
             "pareto_k",
             {"num_samples": 100},
-            {"num_samples": "too few", "batch_size": "count or None", "compile": "choice"},
+            {
+                "num_samples": "too few",
+                "batch_size": "count or None",
+                "compile": "choice",
+            },
         ),
         (
             "predictive_check",
@@ -360,7 +387,11 @@ def _of_diagnostics(x: torch.Tensor) -> Iterator[_Call]:
         ),
     ):
         kinds = {
-            **{k: v for k, v in tested.items() if not (name == "loo" and k == "false_alarm")},
+            **{
+                k: v
+                for k, v in tested.items()
+                if not (name == "loo" and k == "false_alarm")
+            },
             **more,
             "lvm": "pair",
         }
@@ -520,7 +551,10 @@ def _of_evaluation(x: torch.Tensor) -> Iterator[_Call]:
     codes = {"first": torch.zeros(2, 2), "second": torch.ones(2, 2), "steps": 3}
     for function in (interpolation.line, interpolation.great_circle):
         yield _Call(
-            function.__name__, function, lambda: codes, {"first": "tensor", "steps": "at least 2"}
+            function.__name__,
+            function,
+            lambda: codes,
+            {"first": "tensor", "steps": "at least 2"},
         )
     yield _Call(
         "interpolate",
@@ -586,7 +620,9 @@ def _of_guides(x: torch.Tensor) -> Iterator[_Call]:
         _with_pair(encoder=torch.nn.Linear(2, 4)),
         {"lvm": "pair", "encoder": "network"},
     )
-    yield _Call("with_prior_guide", wrappers.with_prior_guide, _with_pair(), {"lvm": "pair"})
+    yield _Call(
+        "with_prior_guide", wrappers.with_prior_guide, _with_pair(), {"lvm": "pair"}
+    )
     yield _Call(
         "fit_prior",
         priors.fit_prior,
@@ -655,18 +691,32 @@ def _of_guides(x: torch.Tensor) -> Iterator[_Call]:
         "ConvEncoder",
         lambda **options: len(networks.ConvEncoder(**options).stages),
         lambda: {"side": 8, "out_dim": 2, "channels": (2,)},
-        {"side": "side", "out_dim": "count", "channels": "sizes", "in_channels": "count"},
+        {
+            "side": "side",
+            "out_dim": "count",
+            "channels": "sizes",
+            "in_channels": "count",
+        },
     )
     yield _Call(
         "ConvDecoder",
         lambda **options: len(networks.ConvDecoder(**options).stages),
         lambda: {"side": 8, "in_dim": 2, "channels": (2,)},
-        {"side": "side", "in_dim": "count", "channels": "sizes", "out_channels": "count"},
+        {
+            "side": "side",
+            "in_dim": "count",
+            "channels": "sizes",
+            "out_channels": "count",
+        },
     )
     yield _Call(
         "start_at_mean",
         networks.start_at_mean,
-        lambda: {"layer": torch.nn.Linear(2, 2), "mean": torch.zeros(2), "likelihood": "gaussian"},
+        lambda: {
+            "layer": torch.nn.Linear(2, 2),
+            "mean": torch.zeros(2),
+            "likelihood": "gaussian",
+        },
         {"likelihood": "choice", "layer": "network", "mean": "tensor"},
     )
     yield _Call(
@@ -714,11 +764,23 @@ def _of_data() -> Iterator[_Call]:
         lambda: {"name": "nothing", "folder": "nowhere"},
         {"name": "name of a posterior", "folder": "folder"},
     )
-    yield _Call("Data", vilvm.Data, lambda: {"x": rows_of_data()}, {"transform": "transform"})
+    yield _Call(
+        "Data", vilvm.Data, lambda: {"x": rows_of_data()}, {"transform": "transform"}
+    )
     yield _Call("GaussianNoise", data.GaussianNoise, dict, {"scale": "positive"})
     yield _Call("PixelErasure", data.PixelErasure, dict, {"share": "share"})
-    yield _Call("BlockMasking", data.BlockMasking, dict, {"size": "count", "image_shape": "sizes"})
-    yield _Call("HalfErasure", data.HalfErasure, dict, {"half": "choice", "image_shape": "sizes"})
+    yield _Call(
+        "BlockMasking",
+        data.BlockMasking,
+        dict,
+        {"size": "count", "image_shape": "sizes"},
+    )
+    yield _Call(
+        "HalfErasure",
+        data.HalfErasure,
+        dict,
+        {"half": "choice", "image_shape": "sizes"},
+    )
     yield _Call("Blur", data.Blur, dict, {"scale": "positive", "image_shape": "sizes"})
     yield _Call(
         "StaticBinarisation",
@@ -770,7 +832,18 @@ def _of_reports() -> Iterator[_Call]:
 def _history() -> Any:
     records = [
         training.Record(
-            i, i, -1.0 + 0.001 * (i % 3), math.nan, math.nan, 1.0, 1.0, 0.1, 1.0, 0, 1.0, 1.0
+            i,
+            i,
+            -1.0 + 0.001 * (i % 3),
+            math.nan,
+            math.nan,
+            1.0,
+            1.0,
+            0.1,
+            1.0,
+            0,
+            1.0,
+            1.0,
         )
         for i in range(1, 60)
     ]

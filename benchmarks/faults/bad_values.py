@@ -30,7 +30,12 @@ class Made:
 
 
 _NO_NUMBERS = {"text": "3", "None": None, "NaN": math.nan, "True": True}
-_BAD_COUNTS = {**_NO_NUMBERS, "0": 0, "2.5": np.float64(2.5), "two numbers": torch.tensor([1, 2])}
+_BAD_COUNTS = {
+    **_NO_NUMBERS,
+    "0": 0,
+    "2.5": np.float64(2.5),
+    "two numbers": torch.tensor([1, 2]),
+}
 _BAD_REALS = {key: value for key, value in _NO_NUMBERS.items() if key != "infinity"}
 
 
@@ -46,7 +51,9 @@ def _bad_data() -> dict[str, Any]:
         "a number": 3,
         "a NumPy array": np.zeros((8, 2)),
         "a masked array": np.ma.masked_array(np.zeros((8, 2)), np.eye(8, 2) > 0),
-        "a masked array in a dict": {"x": np.ma.masked_array(np.zeros(8), np.arange(8) > 3)},
+        "a masked array in a dict": {
+            "x": np.ma.masked_array(np.zeros(8), np.arange(8) > 3)
+        },
         "nothing": torch.zeros(0, 2),
         "an empty dict": {},
         "a set": {1, 2},
@@ -56,7 +63,9 @@ def _bad_data() -> dict[str, Any]:
         "a sparse tensor": torch.eye(8, 2).to_sparse(),
         "a meta tensor": torch.zeros(8, 2, device="meta"),
         "a list of dicts": [{"x": x[0]}, {"x": x[1]}],
-        "a whole data set": datasets.Dataset(vilvm.Data(x), vilvm.Data(x), vilvm.Data(x)),
+        "a whole data set": datasets.Dataset(
+            vilvm.Data(x), vilvm.Data(x), vilvm.Data(x)
+        ),
         "a generator": Made(lambda: (row for row in x)),
         "a packed sequence": torch.nn.utils.rnn.pack_sequence(
             [torch.zeros(3, 2), torch.zeros(2, 2)]
@@ -138,7 +147,9 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
     },
     "data": _bad_data,
     # which a guide may take
-    "batch": lambda: {key: value for key, value in _bad_data().items() if key != "an infinity"},
+    "batch": lambda: {
+        key: value for key, value in _bad_data().items() if key != "an infinity"
+    },
     "data or None": lambda: _without_none(_bad_data()),
     "pair": _bad_pairs,
     "like": lambda: {
@@ -170,7 +181,12 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
         "a NumPy array": np.zeros((2, 2)),
         "NaN": torch.full((2, 2), math.nan),
     },
-    "folder": lambda: {"NUL": "a\0b", "a number": 3, "a list": ["run"], "a file": __file__},
+    "folder": lambda: {
+        "NUL": "a\0b",
+        "a number": 3,
+        "a list": ["run"],
+        "a file": __file__,
+    },
     "path": lambda: {
         "NUL": "a\0b.npy",
         "a number": 3,
@@ -223,7 +239,12 @@ OTHER_NAMES = {
 
 
 _OTHER_KINDS: dict[str, dict[str, Any]] = {
-    "choice of device": {"a typing error": "gpu", "3.5": 3.5, "a list": ["cpu"], "empty": ""},
+    "choice of device": {
+        "a typing error": "gpu",
+        "3.5": 3.5,
+        "a list": ["cpu"],
+        "empty": "",
+    },
     "choices": {
         "a typing error": ["elbow"],
         "one word": "elbow",
@@ -231,7 +252,12 @@ _OTHER_KINDS: dict[str, dict[str, Any]] = {
         "numbers": [3],
         "nothing": [],
     },
-    "choice or None": {"a typing error": "elbow", "3": 3, "a list": ["iwae"], "a dict": {}},
+    "choice or None": {
+        "a typing error": "elbow",
+        "3": 3,
+        "a list": ["iwae"],
+        "a dict": {},
+    },
     "at least 0": {**_without_none(_NO_NUMBERS), "-1": -1, "2.5": 2.5},
     "at least 2": {**_BAD_COUNTS, "1": 1},
     "folds": {**_BAD_COUNTS, "1": 1, "more than data": 50},
@@ -291,7 +317,12 @@ _OTHER_KINDS: dict[str, dict[str, Any]] = {
         "an unknown name": {"unheard": ["a"]},
         "a list": ["z"],
     },
-    "network": {"text": "mlp", "a number": 3, "a function": print, "a class": torch.nn.Linear},
+    "network": {
+        "text": "mlp",
+        "a number": 3,
+        "a function": print,
+        "a class": torch.nn.Linear,
+    },
     "no ELBO": {
         "text": "elbo",
         "a class": Trace_ELBO,
@@ -344,7 +375,15 @@ UNUSUAL["sizes"] = {}
 OTHER_NAMES |= {
     "no Data": ("carve",),
     "split": ("validation",),
-    "array or path": ("arrays", "data", "nothing.npy", "table.csv", "folder", "NUL", "file"),
+    "array or path": (
+        "arrays",
+        "data",
+        "nothing.npy",
+        "table.csv",
+        "folder",
+        "NUL",
+        "file",
+    ),
     "transform": ("transform",),
     "transforms": ("transforms",),
     "latents": ("latent",),

@@ -91,7 +91,9 @@ def start(
     try:
         os.setsid()
         os.environ.update(environment or {})
-        log = os.open(outcome.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        log = os.open(
+            outcome.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+        )
         os.dup2(log, 1)
         os.dup2(log, 2)
         events = _watch(watched, dies_at) if watched is not None else lambda: 0
@@ -139,7 +141,9 @@ def _watch(folder: Path, dies_at: int | None) -> Callable[[], int]:
 def _is_within(folder: Path, event: str, args: tuple[Any, ...]) -> bool:
     """Whether an operation concerns a file in `folder`."""
     path = args[0]
-    if isinstance(path, str | bytes | os.PathLike) and os.fsdecode(path).startswith(str(folder)):
+    if isinstance(path, str | bytes | os.PathLike) and os.fsdecode(path).startswith(
+        str(folder)
+    ):
         return True
     # rmtree names files relative to an open folder.
     return event in ("os.remove", "os.rmdir") and args[-1] not in (-1, None)

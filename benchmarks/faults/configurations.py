@@ -64,7 +64,9 @@ class Normalised(nn.Module):
 
     def guide(self, x: Tensor, scale: float = 1.0) -> None:
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(self.encoder(self.drop(self.norm(x))), 0.5).to_event(1))
+            pyro.sample(
+                "z", dist.Normal(self.encoder(self.drop(self.norm(x))), 0.5).to_event(1)
+            )
 
 
 def rows(seed: int = 0) -> Tensor:
@@ -74,7 +76,9 @@ def rows(seed: int = 0) -> Tensor:
 def vae(**options: Any) -> Setup:
     """A variational auto-encoder on pictures of nine pixels."""
     return Setup(
-        VAE(DIM, 2, encoder_hidden=(5,), decoder_hidden=(5,)), (rows() > 0).float(), options
+        VAE(DIM, 2, encoder_hidden=(5,), decoder_hidden=(5,)),
+        (rows() > 0).float(),
+        options,
     )
 
 
@@ -100,7 +104,9 @@ def functions(**options: Any) -> Setup:
 
     def guide(x: Tensor) -> None:
         slope = pyro.param("slope", torch.full((DIM,), 0.1))
-        scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+        scale = pyro.param(
+            "scale", torch.tensor(1.0), constraint=dist.constraints.positive
+        )
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x @ slope, scale))
 
@@ -122,7 +128,9 @@ def shared(**options: Any) -> Setup:
 
 @config_enumerate
 def half_labelled(batch: dict[str, Tensor]) -> None:
-    odds = pyro.param("odds", torch.tensor(0.5), constraint=dist.constraints.unit_interval)
+    odds = pyro.param(
+        "odds", torch.tensor(0.5), constraint=dist.constraints.unit_interval
+    )
     locs = pyro.param("locs", torch.tensor([-1.0, 1.0]))
     with pyro.plate("data", len(batch["x"])):
         y = pyro.sample("y", dist.Bernoulli(odds), obs=batch.get("y"))
@@ -176,7 +184,9 @@ def _adam(**options: Any) -> Callable[..., torch.optim.Optimizer]:
 
 
 def _by_weight() -> Any:
-    return by_name(torch.optim.Adam, lambda name: {"lr": 1e-3 if "weight" in name else 1e-2})
+    return by_name(
+        torch.optim.Adam, lambda name: {"lr": 1e-3 if "weight" in name else 1e-2}
+    )
 
 
 def _two_schedules(optimizer: torch.optim.Optimizer) -> Any:
@@ -200,7 +210,9 @@ _OPTIMIZERS: dict[str, Any] = {
     "Adamax": partial(torch.optim.Adamax, lr=1e-2),
     "Adagrad": partial(torch.optim.Adagrad, lr=1e-2),
     "Adadelta": torch.optim.Adadelta,
-    "RMSprop, centred": partial(torch.optim.RMSprop, lr=1e-3, centered=True, momentum=0.5),
+    "RMSprop, centred": partial(
+        torch.optim.RMSprop, lr=1e-3, centered=True, momentum=0.5
+    ),
     "Rprop": torch.optim.Rprop,
     "ASGD": partial(torch.optim.ASGD, lr=1e-2),
     "SGD": _sgd(),
@@ -211,9 +223,13 @@ _OPTIMIZERS: dict[str, Any] = {
 _SCHEDULERS: dict[str, dict[str, Any]] = {
     "one cycle": one_cycle(1e-2, STEPS),
     "cosine": {"scheduler": partial(schedulers.CosineAnnealingLR, T_max=STEPS)},
-    "warm restarts": {"scheduler": partial(schedulers.CosineAnnealingWarmRestarts, T_0=7)},
+    "warm restarts": {
+        "scheduler": partial(schedulers.CosineAnnealingWarmRestarts, T_0=7)
+    },
     "cyclic": {
-        "scheduler": partial(schedulers.CyclicLR, base_lr=1e-3, max_lr=1e-2, step_size_up=6),
+        "scheduler": partial(
+            schedulers.CyclicLR, base_lr=1e-3, max_lr=1e-2, step_size_up=6
+        ),
         "optimizer": _sgd(momentum=0.9),
     },
     "milestones by epoch": {
@@ -233,7 +249,9 @@ _SCHEDULERS: dict[str, dict[str, Any]] = {
 _COMPILED: dict[str, Callable[[Path], Setup]] = {
     "Adam": lambda _: vae(steps=80),
     "SGD": lambda _: vae(optimizer=_sgd(momentum=0.9), steps=80),
-    "one cycle, statistics, dropout": lambda _: normalised(**one_cycle(1e-2, 80), steps=80),
+    "one cycle, statistics, dropout": lambda _: normalised(
+        **one_cycle(1e-2, 80), steps=80
+    ),
     "skipped steps": lambda _: spoilt(steps=80),
     "data on disk": lambda folder: from_disk(folder, steps=80),
     "callbacks": lambda _: normalised(callbacks=[cooled], steps=160),
@@ -241,7 +259,10 @@ _COMPILED: dict[str, Callable[[Path], Setup]] = {
     "in turn": lambda _: in_turn(),
 }
 CONFIGURATIONS: dict[str, Callable[[Path], Setup]] = {
-    **{f"optimizer: {name}": (lambda _, o=o: vae(optimizer=o)) for name, o in _OPTIMIZERS.items()},
+    **{
+        f"optimizer: {name}": (lambda _, o=o: vae(optimizer=o))
+        for name, o in _OPTIMIZERS.items()
+    },
     **{
         f"scheduler: {name}": (lambda _, o=o: normalised(**o, validation=rows(1)[:20]))
         for name, o in _SCHEDULERS.items()

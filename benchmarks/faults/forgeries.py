@@ -39,7 +39,10 @@ from vilvm.training._state import Checkpoints, state_dict
 
 __all__ = ["Outcome", "Parts", "forgeries"]
 
-_AT_ONCE, _PATIENCE = 300, 120.0  # forgeries a child process; seconds that one of them may take
+_AT_ONCE, _PATIENCE = (
+    300,
+    120.0,
+)  # forgeries a child process; seconds that one of them may take
 _STEPS = 57  # beyond a record, within an epoch
 
 
@@ -67,17 +70,31 @@ def forgeries(seed: int, number: int) -> Iterator[Outcome]:
             _fit(name, Path(folder) / f"{name}, again")
         place = 0
         while place < number:
-            for found in _child(Path(folder), seed, place, min(number, place + _AT_ONCE)):
+            for found in _child(
+                Path(folder), seed, place, min(number, place + _AT_ONCE)
+            ):
                 place += 1
                 yield found
 
 
 def _child(folder: Path, seed: int, start: int, end: int) -> Iterator[Outcome]:
     """The outcomes from `start` on, in one child process; the last one may be its crash."""
-    words = [sys.executable, "-m", __name__, str(folder), str(seed), str(start), str(end)]
+    words = [
+        sys.executable,
+        "-m",
+        __name__,
+        str(folder),
+        str(seed),
+        str(start),
+        str(end),
+    ]
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            words, stdout=output, stderr=errors, text=True, cwd=Path(__file__).parents[2]
+            words,
+            stdout=output,
+            stderr=errors,
+            text=True,
+            cwd=Path(__file__).parents[2],
         )
         with suppress(subprocess.TimeoutExpired):
             process.wait(_PATIENCE + (end - start))
@@ -89,7 +106,9 @@ def _child(folder: Path, seed: int, start: int, end: int) -> Iterator[Outcome]:
     yield from (Outcome(*json.loads(line)) for line in lines if line.startswith("["))
     if process.returncode:
         began = [line for line in lines if not line.startswith("[")]
-        yield Outcome(began[-1] if began else "start", "crash", f"{process.returncode} {last}")
+        yield Outcome(
+            began[-1] if began else "start", "crash", f"{process.returncode} {last}"
+        )
 
 
 # The runs that are resumed
@@ -101,7 +120,10 @@ class _Normalised(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.norm, self.unused = torch.nn.BatchNorm1d(6), torch.nn.Parameter(torch.zeros(3))
+        self.norm, self.unused = (
+            torch.nn.BatchNorm1d(6),
+            torch.nn.Parameter(torch.zeros(3)),
+        )
         self.vae = VAE(6, 2, encoder_hidden=(8,), decoder_hidden=(8,))
         assert isinstance(self.vae.encoder, torch.nn.Sequential)
         first = self.vae.encoder[0]
@@ -118,7 +140,9 @@ class _Normalised(torch.nn.Module):
 def _annealed() -> dict[str, Any]:
     return {
         "optimizer": partial(torch.optim.Adam, lr=1e-2, fused=True),
-        "scheduler": partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=2e-2, total_steps=200),
+        "scheduler": partial(
+            torch.optim.lr_scheduler.OneCycleLR, max_lr=2e-2, total_steps=200
+        ),
         "objective": Annealed(Trace_ELBO(), warmup=30),
         "clip": 5.0,
     }
@@ -151,7 +175,10 @@ def _fit(name: str, folder: Path, **options: Any) -> None:
             else _Normalised()
         )
     with seeded(0):
-        x, y = torch.bernoulli(torch.full((50, 6), 0.4)), torch.bernoulli(torch.full((9, 6), 0.4))
+        x, y = (
+            torch.bernoulli(torch.full((50, 6), 0.4)),
+            torch.bernoulli(torch.full((9, 6), 0.4)),
+        )
     held_out = None if "amsgrad" in name else y
     settings = {
         "steps": _STEPS,
@@ -182,9 +209,13 @@ class Parts:
     def write(self, blob: bytes | None = None) -> None:
         """Writes state and tensors, or these bytes in place of the tensors."""
         self.blob = save(self.tensors) if blob is None else blob
-        header = checkpoint._header(self.header["run"], self.header["step"], self.blob, self.body)
+        header = checkpoint._header(
+            self.header["run"], self.header["step"], self.blob, self.body
+        )
         (self.folder / "tensors.safetensors").write_bytes(self.blob)
-        (self.folder / "state.json").write_text(json.dumps({**header, "state": self.body}))
+        (self.folder / "state.json").write_text(
+            json.dumps({**header, "state": self.body})
+        )
 
 
 def _damage(chance: random.Random, last: Path, other: Path) -> str:
@@ -260,7 +291,15 @@ def _wrong_alternatives(key: Any, value: Any) -> list[Any]:
         case bool():
             return [0.5, 2, 10**400]
         case int():
-            near = [value + 1, value - 1, -value - 1, 10**18, 2**63, True, float(value) + 0.5]
+            near = [
+                value + 1,
+                value - 1,
+                -value - 1,
+                10**18,
+                2**63,
+                True,
+                float(value) + 0.5,
+            ]
             return [*near * (key not in _FREE), -(10**30), 1e308, math.nan, math.inf]
         case float():
             not_finite = [
@@ -300,7 +339,9 @@ def _forged_header(chance: random.Random, last: Path, other: Path) -> str:
     """A wrong entry of the header."""
     parts = Parts(last)
     name = chance.choice(["run", "step", "format", "version", "sha256", "more"])
-    header = checkpoint._header(parts.header["run"], parts.header["step"], parts.blob, parts.body)
+    header = checkpoint._header(
+        parts.header["run"], parts.header["step"], parts.blob, parts.body
+    )
     if name == "run":
         run: Any = chance.choice(["0" * 32, "", 3, None, [], {}])
         header = checkpoint._header(run, parts.header["step"], parts.blob, parts.body)
@@ -361,11 +402,17 @@ def _wrong_numbers(name: str, t: Tensor) -> dict[str, Callable[[], Tensor]]:
     kinds: dict[str, Callable[[], Tensor]] = {}
     fill = partial(partial, torch.full_like, t)
     if t.is_floating_point() and _is_moved(name):
-        kinds |= {"NaN": fill(math.nan), "infinite": fill(math.inf), "−inf": fill(-math.inf)}
+        kinds |= {
+            "NaN": fill(math.nan),
+            "infinite": fill(math.inf),
+            "−inf": fill(-math.inf),
+        }
     if name.endswith(("sq", "running_var", "/step")):
         kinds["negative"] = lambda: -t - 1
     if name.endswith("/step"):
-        kinds |= {f"step {v}": fill(v) for v in (0.0, 1.0, 1e30, 3e38, _STEPS + 1.0, 17.5)}
+        kinds |= {
+            f"step {v}": fill(v) for v in (0.0, 1.0, 1e30, 3e38, _STEPS + 1.0, 17.5)
+        }
     if t.dim() == 2 and t.shape[0] != t.shape[1]:
         kinds["transposed"] = lambda: t.t().contiguous()
     if name.startswith("rng"):
@@ -404,14 +451,26 @@ def _forged_container(chance: random.Random, last: Path, other: Path) -> str:
     head, data = json.loads(parts.blob[8 : 8 + length]), parts.blob[8 + length :]
     name = chance.choice([n for n in head if n != "__metadata__"])
     kind = chance.choice(
-        ["length", "twice", "offsets", "shape", "dtype", "deep", "metadata", "digits", "overlap"]
+        [
+            "length",
+            "twice",
+            "offsets",
+            "shape",
+            "dtype",
+            "deep",
+            "metadata",
+            "digits",
+            "overlap",
+        ]
     )
     fields = _wrong_fields(len(data))
     if kind in fields:
         field, values = fields[kind]
         head[name][field] = chance.choice(values)
     elif kind == "metadata":
-        head["__metadata__"] = chance.choice([{"a": "b"}, {"a": 3}, [], 3, {"a": {"b": "c"}}])
+        head["__metadata__"] = chance.choice(
+            [{"a": "b"}, {"a": 3}, [], 3, {"a": {"b": "c"}}]
+        )
     elif kind == "overlap":
         head["more"] = dict(head[name])
     text = json.dumps(head)
@@ -424,14 +483,26 @@ def _forged_container(chance: random.Random, last: Path, other: Path) -> str:
         text = text.replace('"data_offsets": [0', '"data_offsets": [' + "9" * 5000, 1)
     content, size = text.encode(), len(text.encode())
     if kind == "length":
-        content, size = parts.blob[8 : 8 + length], chance.choice(_wrong_lengths(length, parts))
+        content, size = (
+            parts.blob[8 : 8 + length],
+            chance.choice(_wrong_lengths(length, parts)),
+        )
     parts.write(struct.pack("<Q", size) + content + data)
     return f"container {name} {kind}"
 
 
 def _wrong_fields(num_bytes: int) -> dict[str, tuple[str, list[Any]]]:
     """By kind, a field of a tensor's header and wrong values of it."""
-    offsets = [[0, 0], [0, 2**63], [5, 1], [-1, 4], [0], "x", [0, num_bytes], [1e308, 2]]
+    offsets = [
+        [0, 0],
+        [0, 2**63],
+        [5, 1],
+        [-1, 4],
+        [0],
+        "x",
+        [0, num_bytes],
+        [1e308, 2],
+    ]
     shapes = [[2**62, 4], [0], [-1], [2**63], "x", [[1]], [1] * 70, [2**32, 2**32]]
     types = ["F8_E4M3", "x", "BOOL", "F4", 3, None, "C64", "U64"]
     return {
@@ -519,7 +590,13 @@ def _of_another_kind(chance: random.Random, last: Path, other: Path) -> str:
     """Something other than the expected file or folder."""
     run = last.parents[1]
     place = chance.choice(
-        [last / "state.json", last / "tensors.safetensors", last, last.parent, run / "run.json"]
+        [
+            last / "state.json",
+            last / "tensors.safetensors",
+            last,
+            last.parent,
+            run / "run.json",
+        ]
     )
     contents = ["", "{}", '{"run": 3}', '{"run": "x"}', "[" * 200_000, "9" * 5000, "\0"]
     kinds: dict[str, Callable[[], Any]] = {
@@ -605,7 +682,9 @@ def _child_main(base: Path, seed: int, start: int, end: int) -> None:
     while places:
         names = list(_RUNS)
         name = names[places[0] // 50 % len(names)]
-        trial = partial(_try, places=places, names=names, seed=seed, base=base, proper=proper)
+        trial = partial(
+            _try, places=places, names=names, seed=seed, base=base, proper=proper
+        )
         _within(name, base, trial)
 
 
@@ -632,7 +711,10 @@ def _try(
         for inside in folder.iterdir():
             _remove(inside)
         shutil.copytree(base / name, folder, dirs_exist_ok=True)
-        chance, last = random.Random(f"{seed} {place}"), checkpoint.latest(folder / "checkpoint")
+        chance, last = (
+            random.Random(f"{seed} {place}"),
+            checkpoint.latest(folder / "checkpoint"),
+        )
         assert last is not None
         forgery = chance.choice(_KINDS)(chance, last, base / f"{name}, again")
         print(f"{place} {forgery}".encode("ascii", "replace").decode(), flush=True)

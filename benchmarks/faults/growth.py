@@ -32,7 +32,9 @@ _SPREAD = 1.15  # largest ratio of the peaks of evaluations
 def resident() -> float:
     """Resident memory of this process, in MB."""
     return (
-        int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+        int(Path("/proc/self/statm").read_text().split()[1])
+        * os.sysconf("SC_PAGE_SIZE")
+        / 2**20
     )
 
 
@@ -46,7 +48,13 @@ def training(steps: int, **options: Any) -> dict[str, Any]:
 
     data = vilvm.Data(torch.rand(1000, 64), transform=DynamicBinarisation())
     vilvm.fit(
-        VAE(64, 4), data, steps=steps, batch_size=20, callbacks=[record], progress=False, **options
+        VAE(64, 4),
+        data,
+        steps=steps,
+        batch_size=20,
+        callbacks=[record],
+        progress=False,
+        **options,
     )
     first = min(step for step in held if step >= steps // 5)
     return {"early": held[first], "late": held[max(held)]}
@@ -64,7 +72,9 @@ def _child(work: Callable[[], dict[str, Any]], folder: Path) -> Ending:
     return ended(start(work, outcome), outcome, 1800.0)
 
 
-def rows(steps: int = 10_000, samples: int = 1_000_000, verbose: bool = True) -> list[Row]:
+def rows(
+    steps: int = 10_000, samples: int = 1_000_000, verbose: bool = True
+) -> list[Row]:
     """A row for compiled steps, one for eager steps, and one for samples."""
     with tempfile.TemporaryDirectory(prefix="vilvm-faults-") as folder:
         out = [
@@ -102,7 +112,8 @@ def _evaluation_row(samples: int, folder: Path) -> Row:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.faults.growth", description=(__doc__ or "").split("\n")[0]
+        prog="python -m benchmarks.faults.growth",
+        description=(__doc__ or "").split("\n")[0],
     )
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--samples", type=int, default=1_000_000)

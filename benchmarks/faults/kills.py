@@ -31,7 +31,14 @@ import pandas
 import torch
 
 import vilvm
-from benchmarks.faults.children import Ending, ended, free_port, left_running, one_thread, start
+from benchmarks.faults.children import (
+    Ending,
+    ended,
+    free_port,
+    left_running,
+    one_thread,
+    start,
+)
 from benchmarks.faults.configurations import CONFIGURATIONS, INDUCTOR, RANKS, fit
 from benchmarks.faults.table import Row, markdown
 from examples import vae_mnist
@@ -99,7 +106,13 @@ def _feed(found: Any, value: Any) -> None:
     if isinstance(value, torch.Tensor):
         _feed(found, (str(value.dtype), tuple(value.shape)))
         found.update(
-            value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+            value.detach()
+            .cpu()
+            .contiguous()
+            .reshape(-1)
+            .view(torch.uint8)
+            .numpy()
+            .tobytes()
         )
     elif isinstance(value, Mapping):
         for key in sorted((k for k in value if k not in _CLOCKS), key=repr):
@@ -117,7 +130,9 @@ def _feed(found: Any, value: Any) -> None:
 def held(folder: Path) -> dict[str, str]:
     """Digests of the contents of the newest checkpoint of a run."""
     state = checkpoint.load(checkpoint.latest(folder / "checkpoint"))  # type: ignore[arg-type]
-    table = pandas.read_csv(folder / "history.csv").drop(columns=["seconds", "data_per_second"])
+    table = pandas.read_csv(folder / "history.csv").drop(
+        columns=["seconds", "data_per_second"]
+    )
     return {
         **{f"checkpoint: {k}": digest(state[k]) for k in _HELD},
         "history.csv": digest(table.to_numpy()),
@@ -127,7 +142,9 @@ def held(folder: Path) -> dict[str, str]:
 def names(folder: Path) -> set[str]:
     """The files in a folder; checkpoints have one name for all steps."""
     return {
-        re.sub(r"^checkpoint/step-\d{9}\b", "checkpoint/step", str(p.relative_to(folder)))
+        re.sub(
+            r"^checkpoint/step-\d{9}\b", "checkpoint/step", str(p.relative_to(folder))
+        )
         for p in folder.rglob("*")
     }
 
@@ -148,7 +165,9 @@ def train(name: str, folder: Path, data: Path) -> dict[str, Any]:
     found = {
         "parameters": digest(dict(lvm.state_dict())),
         "history": digest(fitted.history.to_rows()),
-        "result": digest([fitted.steps, fitted.stopped, fitted.best_step, fitted.skipped]),
+        "result": digest(
+            [fitted.steps, fitted.stopped, fitted.best_step, fitted.skipped]
+        ),
     }
     if world.is_main:
         found |= held(folder)
@@ -166,7 +185,8 @@ def by_command(folder: Path, data: Path) -> dict[str, Any]:
     answer = vae_mnist.main(words)
     results = json.loads((folder / "results.json").read_text())
     pictures = {
-        p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (folder / "figures").iterdir()
+        p.name: hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in (folder / "figures").iterdir()
     }
     whole = (folder / "page.html").read_text().rstrip().endswith("</html>")
     return {
@@ -221,7 +241,10 @@ def run(
             "LOCAL_RANK": rank,
             "MASTER_PORT": port,
         }
-        environment = {**{k: str(v) for k, v in world.items()}, "MASTER_ADDR": "127.0.0.1"}
+        environment = {
+            **{k: str(v) for k, v in world.items()},
+            "MASTER_ADDR": "127.0.0.1",
+        }
         outcome = place.parent / "outcomes" / f"{place.name}-{rank}.json"
         dies = dies_at if rank == 0 else None
         child = start(
@@ -265,7 +288,8 @@ def kill(case: Case, place: Path, kills: int, draw: random.Random) -> Kills:
     endings, running = run(case, place / "undisturbed")
     if any(e.how != "done" for e in endings):
         return Kills(
-            comparisons=1, trouble=(f"{case.name}: undisturbed it ended with {_words(endings)}",)
+            comparisons=1,
+            trouble=(f"{case.name}: undisturbed it ended with {_words(endings)}",),
         )
     undisturbed = Undisturbed(
         digests=[e.found.get("digests") for e in endings],
@@ -299,7 +323,9 @@ def _until_done(
     else:
         difference = _difference(endings, undisturbed.digests)
         trouble.insert(0, f"{case.name}: after {killed} kills {difference}")
-    return Kills(killed, killed * same, 1, int(same), len(left_over), running, tuple(trouble))
+    return Kills(
+        killed, killed * same, 1, int(same), len(left_over), running, tuple(trouble)
+    )
 
 
 def _killed_runs(
@@ -369,17 +395,28 @@ def warm_up(folder: Path) -> None:
         fit(CONFIGURATIONS["compiled: Adam"], folder / "warm compiled", folder)
 
 
-def campaign(kills: int, seed: int = 0, only: str = "", verbose: bool = True) -> dict[str, Kills]:
+def campaign(
+    kills: int, seed: int = 0, only: str = "", verbose: bool = True
+) -> dict[str, Kills]:
     """At least `kills` kills, distributed over the cases whose name contains a word of `only`."""
-    chosen = [c for c in cases() if not only or any(word in c.name for word in only.split("|"))]
+    chosen = [
+        c
+        for c in cases()
+        if not only or any(word in c.name for word in only.split("|"))
+    ]
     found: dict[str, Kills] = {}
     with tempfile.TemporaryDirectory(prefix="vilvm-faults-") as base:
         warm_up(Path(base))
         for number, case in enumerate(chosen):
-            before, after = (math.ceil(kills * n / len(chosen)) for n in (number, number + 1))
+            before, after = (
+                math.ceil(kills * n / len(chosen)) for n in (number, number + 1)
+            )
             share = after - before
             found[case.name] = kill(
-                case, Path(base) / str(number), max(1, share), random.Random(f"{seed} {case.name}")
+                case,
+                Path(base) / str(number),
+                max(1, share),
+                random.Random(f"{seed} {case.name}"),
             )
             if verbose:
                 print(f"{case.name}: {found[case.name]}", file=sys.stderr, flush=True)
@@ -394,7 +431,10 @@ def rows(found: Mapping[str, Kills]) -> list[Row]:
             [n for n in found if n in RANKS],
             "; the other ranks end with `PeerLostError`",
         ),
-        f"`{COMMAND}`": ([n for n in found if n == COMMAND], ", page and figures included"),
+        f"`{COMMAND}`": (
+            [n for n in found if n == COMMAND],
+            ", page and figures included",
+        ),
     }
     out = []
     for kind, (members, also_seen) in kinds.items():
@@ -402,7 +442,9 @@ def rows(found: Mapping[str, Kills]) -> list[Row]:
             total = sum((found[n] for n in members), Kills())
             several = f"{len(members)} configurations, " * (len(members) > 1)
             what = f"SIGKILL at a random moment: {kind}, {several}{total.comparisons} comparisons"
-            out.append(Row(what, total.kills, total.survived, _SEEN + also_seen, total.trouble))
+            out.append(
+                Row(what, total.kills, total.survived, _SEEN + also_seen, total.trouble)
+            )
     every = sum(found.values(), Kills())
     clean = max(0, every.comparisons - every.leftovers)
     stopped = max(0, every.kills - every.running)
@@ -415,7 +457,8 @@ def rows(found: Mapping[str, Kills]) -> list[Row]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.faults.kills", description=(__doc__ or "").split("\n")[0]
+        prog="python -m benchmarks.faults.kills",
+        description=(__doc__ or "").split("\n")[0],
     )
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
@@ -434,7 +477,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.json:
         args.json.write_text(
             json.dumps(
-                {"total": total._asdict(), "cases": {n: k._asdict() for n, k in found.items()}}
+                {
+                    "total": total._asdict(),
+                    "cases": {n: k._asdict() for n, k in found.items()},
+                }
             )
         )
     sys.exit(bool(total.trouble))

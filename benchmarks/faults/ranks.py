@@ -25,7 +25,14 @@ from typing import Any, NamedTuple
 import torch
 
 import vilvm
-from benchmarks.faults.children import Ending, ended, free_port, left_running, one_thread, start
+from benchmarks.faults.children import (
+    Ending,
+    ended,
+    free_port,
+    left_running,
+    one_thread,
+    start,
+)
 from benchmarks.faults.configurations import RANKS, fit, normalised
 from benchmarks.faults.kills import warm_up
 from benchmarks.faults.table import Row, markdown
@@ -89,7 +96,11 @@ class Fault(NamedTuple):
 
 
 def training(
-    rank: int, folder: Path, steps: int = ENDLESS, minutes: float = _WAIT / 60, **options: Any
+    rank: int,
+    folder: Path,
+    steps: int = ENDLESS,
+    minutes: float = _WAIT / 60,
+    **options: Any,
 ) -> dict[str, Any]:
     """A run of many steps, a checkpoint after each."""
     with vilvm.distributed(minutes):
@@ -129,14 +140,20 @@ def full_disk(rank: int, folder: Path) -> dict[str, Any]:
 
 def other_data(rank: int, folder: Path) -> dict[str, Any]:
     with vilvm.distributed(1.0):
-        fit(lambda data: normalised()._replace(data=torch.ones(61, 6) * rank), folder, folder)
+        fit(
+            lambda data: normalised()._replace(data=torch.ones(61, 6) * rank),
+            folder,
+            folder,
+        )
     return {}
 
 
 def without_folder(rank: int, folder: Path) -> dict[str, Any]:
     with vilvm.distributed(1.0):
         lvm, x, _ = normalised()
-        vilvm.fit(lvm, x, steps=20, run_dir=folder if rank == 0 else None, progress=False)
+        vilvm.fit(
+            lvm, x, steps=20, run_dir=folder if rank == 0 else None, progress=False
+        )
     return {}
 
 
@@ -223,7 +240,10 @@ def occupied(folder: Path) -> None:
 
 PEER, OWN = "another process of this run is gone", "a mistake in the callback"
 FAULTS = [
-    *(Fault(f"rank {r} killed", patient, sent(signal.SIGKILL, r), resumes=True) for r in (0, 1)),
+    *(
+        Fault(f"rank {r} killed", patient, sent(signal.SIGKILL, r), resumes=True)
+        for r in (0, 1)
+    ),
     Fault(
         "rank 2 of 3 killed",
         patient,
@@ -233,7 +253,12 @@ FAULTS = [
         resumes=True,
     ),
     *(
-        Fault(f"rank {r} stopped (SIGSTOP)", training, sent(signal.SIGSTOP, r), resumes=True)
+        Fault(
+            f"rank {r} stopped (SIGSTOP)",
+            training,
+            sent(signal.SIGSTOP, r),
+            resumes=True,
+        )
         for r in (0, 1)
     ),
     Fault("rank 1 killed in an evaluation", evaluating, killed_in_evaluation),
@@ -252,7 +277,11 @@ FAULTS = [
         for r in (0, 1)
     ),
     Fault(
-        "Ctrl-C at rank 1", patient, sent(signal.SIGINT, 1), resumes=True, expects="interrupted"
+        "Ctrl-C at rank 1",
+        patient,
+        sent(signal.SIGINT, 1),
+        resumes=True,
+        expects="interrupted",
     ),
     *(
         Fault(
@@ -271,7 +300,9 @@ FAULTS = [
         prepare=truncated,
         expects="truncated or altered",
     ),
-    Fault("the newest checkpoint is altered", patient, prepare=altered, expects="altered"),
+    Fault(
+        "the newest checkpoint is altered", patient, prepare=altered, expects="altered"
+    ),
     Fault(
         "a file stands in the place of the run folder",
         patient,
@@ -293,7 +324,10 @@ def _run(fault: Fault, folder: Path) -> tuple[list[Ending], int]:
     children = []
     for rank in fault.starts:
         outcome = folder.parent / "outcomes" / f"{rank}.json"
-        work, environment = partial(fault.work, rank, folder), _environment(fault, rank, port)
+        work, environment = (
+            partial(fault.work, rank, folder),
+            _environment(fault, rank, port),
+        )
         children.append((start(work, outcome, environment=environment), outcome))
     scene = Scene(folder, [child for child, _ in children])
     fault.afflict(scene)
@@ -355,7 +389,9 @@ def _resumed(fault: Fault, folder: Path) -> str:
     assert newest is not None
     steps = int(newest.name[5:]) + 5
     work = partial(patient, steps=steps)
-    again, _ = _run(Fault("resumed", work, size=fault.size, starts=fault.starts), folder)
+    again, _ = _run(
+        Fault("resumed", work, size=fault.size, starts=fault.starts), folder
+    )
     if any(e.how != "done" or e.found["steps"] != steps for e in again):
         return f"does not resume: {again}"
     return ""
@@ -394,7 +430,9 @@ def _seen(fault: Fault, endings: list[Ending]) -> str:
     first = next((m for m in said if fault.expects in m), said[0] if said else "")
     if not first:
         return "all stop after the same step, and say how to resume"
-    sentence = re.sub(r" \([^()]*(\([^()]*\))?\)", "", first).split("; ")[0].split(". ")[0]
+    sentence = (
+        re.sub(r" \([^()]*(\([^()]*\))?\)", "", first).split("; ")[0].split(". ")[0]
+    )
     sentence = re.sub(r"/\S*/run\b", "RUN", sentence)
     sentence = re.sub(r"127\.0\.0\.1:\d+", "HOST:PORT", sentence)
     return f"“{sentence.rstrip('.')}.”"
@@ -402,10 +440,13 @@ def _seen(fault: Fault, endings: list[Ending]) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.faults.ranks", description=(__doc__ or "").split("\n")[0]
+        prog="python -m benchmarks.faults.ranks",
+        description=(__doc__ or "").split("\n")[0],
     )
     parser.add_argument(
-        "--only", default="", help="words, split by |; a fault runs if its name contains one"
+        "--only",
+        default="",
+        help="words, split by |; a fault runs if its name contains one",
     )
     parser.add_argument("--json", type=Path, help="file for the rows")
     args = parser.parse_args(argv)

@@ -28,5 +28,8 @@ def markdown(rows: Iterable[Row]) -> str:
     """The table in Markdown, a row a fault."""
     out = ["| fault | tried | survived | what the user sees |", "|---|---|---|---|"]
     return "\n".join(
-        [*out, *(f"| {r.fault} | {r.tried:,} | {r.survived:,} | {r.seen} |" for r in rows)]
+        [
+            *out,
+            *(f"| {r.fault} | {r.tried:,} | {r.survived:,} | {r.seen} |" for r in rows),
+        ]
     )

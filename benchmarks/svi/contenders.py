@@ -52,7 +52,9 @@ def contenders(
         "vilvm compiled": lambda: vilvm_fit(made(), data, batch, True),
     }
     if device == "cuda":
-        found["PyTorch by hand, one CUDA graph"] = lambda: by_hand_graph(made(True), draw)
+        found["PyTorch by hand, one CUDA graph"] = lambda: by_hand_graph(
+            made(True), draw
+        )
     if batch is not None:
         found[FLOOR] = lambda: floor(made(True), draw())
     return found
@@ -74,7 +76,9 @@ def _read(losses: list[Tensor]) -> list[float]:
     return torch.stack(losses).tolist()
 
 
-def by_hand(net: Any, draw: Callable[[], Any], optimizer: Any, compiled: bool = False) -> Steps:
+def by_hand(
+    net: Any, draw: Callable[[], Any], optimizer: Any, compiled: bool = False
+) -> Steps:
     adam = optimizer(net.parameters(), lr=LR)
     loss_of = torch.compile(net.loss) if compiled else net.loss
 
@@ -95,7 +99,9 @@ def by_hand_graph(net: Any, draw: Callable[[], Any]) -> Steps:
     """The whole step captured once: loss, gradients, Adam."""
     adam = torch.optim.Adam(net.parameters(), lr=LR, fused=True, capturable=True)
     batch = draw()
-    static = batch.clone() if isinstance(batch, Tensor) else tuple(t.clone() for t in batch)
+    static = (
+        batch.clone() if isinstance(batch, Tensor) else tuple(t.clone() for t in batch)
+    )
 
     def step() -> Tensor:
         adam.zero_grad()
@@ -173,7 +179,11 @@ def vilvm_fit(lvm: Any, data: Any, batch: int | None, compiled: bool) -> Steps:
         run.spec = replace(spec, total=end)
         with module_parameters(lvm):
             while state.step < end:
-                before, applied, loss = state.step, state.tally.applied, state.tally.loss
+                before, applied, loss = (
+                    state.step,
+                    state.tally.applied,
+                    state.tally.loss,
+                )
                 loop.take_steps()
                 taken = state.tally.applied - applied
                 losses += [(state.tally.loss - loss) / taken] * (state.step - before)
@@ -190,7 +200,9 @@ class _Products(TorchDispatchMode):
         super().__init__()
         self.calls: list[Callable[[], Any]] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         aten = torch.ops.aten
         if func in (aten.mm.default, aten.addmm.default):
             a, b = (

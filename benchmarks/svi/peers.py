@@ -27,7 +27,9 @@ def contenders(
 
     numpyro.enable_validation(False)
     x = jax.tree.map(
-        lambda t: jax.numpy.asarray(t.numpy()), data, is_leaf=lambda t: isinstance(t, Tensor)
+        lambda t: jax.numpy.asarray(t.numpy()),
+        data,
+        is_leaf=lambda t: isinstance(t, Tensor),
     )
     svi = _svi(workload, pair)
 
@@ -45,7 +47,11 @@ def contenders(
             nonlocal state, key
             losses = []
             # that pick the batches
-            key, *keys = [key] * (count + 1) if batch is None else jax.random.split(key, count + 1)
+            key, *keys = (
+                [key] * (count + 1)
+                if batch is None
+                else jax.random.split(key, count + 1)
+            )
             for k in keys:
                 state, loss = update(state, k)
                 losses.append(loss)
@@ -65,7 +71,10 @@ def contenders(
 
         return steps
 
-    return {"NumPyro, jitted update a step": one_by_one, "NumPyro, lax.scan over the steps": scan}
+    return {
+        "NumPyro, jitted update a step": one_by_one,
+        "NumPyro, lax.scan over the steps": scan,
+    }
 
 
 def _schools_svi() -> Any:
@@ -100,14 +109,18 @@ def _svi(workload: Workload, pair: Any) -> Any:
 
     def gaussian(out: Any) -> Any:
         mean, log_variance = jnp.split(out, 2, -1)
-        return dist.Normal(mean, jnp.exp(0.5 * jnp.clip(log_variance, -14, 14))).to_event(1)
+        return dist.Normal(
+            mean, jnp.exp(0.5 * jnp.clip(log_variance, -14, 14))
+        ).to_event(1)
 
     adam = numpyro.optim.Adam(1e-3)
     nets = {name: _network(name, module) for name, module in pair.named_children()}
 
     def layer(name: str, x: Any) -> Any:
         parameters, apply = nets[name]
-        return apply([numpyro.param(f"{name}.{i}", p) for i, p in enumerate(parameters)], x)
+        return apply(
+            [numpyro.param(f"{name}.{i}", p) for i, p in enumerate(parameters)], x
+        )
 
     def bits(logits: Any) -> Any:
         return dist.Bernoulli(logits=logits).to_event(1)
@@ -119,7 +132,10 @@ def _svi(workload: Workload, pair: Any) -> Any:
         with numpyro.plate("data", len(x)):
             if workload.name == "hierarchical":
                 z = numpyro.sample(
-                    "z1", gaussian(layer("lower", numpyro.sample("z2", unit(pair.latents[1]))))
+                    "z1",
+                    gaussian(
+                        layer("lower", numpyro.sample("z2", unit(pair.latents[1])))
+                    ),
                 )
             else:
                 z = numpyro.sample("z", unit(pair.latent))
@@ -136,16 +152,23 @@ def _svi(workload: Workload, pair: Any) -> Any:
     return SVI(model, guide, adam, Trace_ELBO())
 
 
-def _network(name: str, module: nn.Module) -> tuple[list[Any], Callable[[list[Any], Any], Any]]:
+def _network(
+    name: str, module: nn.Module
+) -> tuple[list[Any], Callable[[list[Any], Any], Any]]:
     """The parameters of a torch network as arrays, and the network as a function of them."""
     import jax
     import jax.numpy as jnp
 
     layers = [m for m in module.modules() if not list(m.children())]
     parameters = [
-        jnp.asarray(p.detach().contiguous().numpy()) for m in layers for p in m.parameters()
+        jnp.asarray(p.detach().contiguous().numpy())
+        for m in layers
+        for p in m.parameters()
     ]
-    side, numbers = ("NCHW", "OIHW", "NCHW"), [len(list(m.parameters())) for m in layers]
+    side, numbers = (
+        ("NCHW", "OIHW", "NCHW"),
+        [len(list(m.parameters())) for m in layers],
+    )
 
     def apply(given: list[Any], x: Any) -> Any:
         rest = list(given)

@@ -48,7 +48,9 @@ def draw(mean: Tensor, log_variance: Tensor) -> Tensor:
 
 
 def distortion(logits: Tensor, x: Tensor) -> Tensor:
-    return nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
+    return nn.functional.binary_cross_entropy_with_logits(
+        logits, x, reduction="none"
+    ).sum(-1)
 
 
 class Net(nn.Module):
@@ -71,7 +73,8 @@ class Net(nn.Module):
     def loss(self, x: Tensor) -> Tensor:
         mean, log_variance = self.encoder(x).chunk(2, -1)
         return (
-            distortion(self.decoder(draw(mean, log_variance)), x) + gaussian_kl(mean, log_variance)
+            distortion(self.decoder(draw(mean, log_variance)), x)
+            + gaussian_kl(mean, log_variance)
         ).mean()
 
 
@@ -87,12 +90,17 @@ class Hierarchical(nn.Module):
             mlp(data_dim, [hidden], 2 * one),
             mlp(one, [hidden // 2], 2 * two),
         )
-        self.lower, self.decoder = mlp(two, [hidden // 2], 2 * one), mlp(one, [hidden], data_dim)
+        self.lower, self.decoder = (
+            mlp(two, [hidden // 2], 2 * one),
+            mlp(one, [hidden], data_dim),
+        )
 
     def model(self, x: Tensor) -> None:
         pyro.module("net", self)
         with pyro.plate("data", len(x)):
-            z2 = pyro.sample("z2", dist.Normal(x.new_zeros(self.latents[1]), 1.0).to_event(1))
+            z2 = pyro.sample(
+                "z2", dist.Normal(x.new_zeros(self.latents[1]), 1.0).to_event(1)
+            )
             z1 = pyro.sample("z1", normal(self.lower(z2)))
             pyro.sample("x", IndependentBernoulli(self.decoder(z1)), obs=x)
 
@@ -119,9 +127,9 @@ class EightSchools(nn.Module):
         super().__init__()
         self.guide = AutoNormal(
             self.model,
-            init_loc_fn=lambda s: (torch.ones_like if s["name"] == "tau" else torch.zeros_like)(
-                s["fn"].sample()
-            ),
+            init_loc_fn=lambda s: (
+                torch.ones_like if s["name"] == "tau" else torch.zeros_like
+            )(s["fn"].sample()),
         )
 
     def model(self, batch: tuple[Tensor, Tensor]) -> None:
@@ -153,7 +161,10 @@ class EightSchoolsByHand(nn.Module):
         y, sigma = batch
         z, log_q = {}, sigma.new_zeros(())
         for name, mean in self.mean.items():
-            scale, noise = nn.functional.softplus(self.raw_scale[name]), torch.randn_like(mean)
+            scale, noise = (
+                nn.functional.softplus(self.raw_scale[name]),
+                torch.randn_like(mean),
+            )
             z[name] = mean + scale * noise
             log_q = log_q + (normal_density(noise) - scale.log()).sum()
         tau = z["tau"].exp()
@@ -166,7 +177,10 @@ class EightSchoolsByHand(nn.Module):
             + normal_density(z["eta"]).sum()
         )
         log_p = (
-            log_p + (normal_density((y - z["mu"] - tau * z["eta"]) / sigma) - sigma.log()).sum()
+            log_p
+            + (
+                normal_density((y - z["mu"] - tau * z["eta"]) / sigma) - sigma.log()
+            ).sum()
         )
         return log_q - log_p
 
@@ -204,6 +218,12 @@ WORKLOADS = {
         Workload("vae", _vae),
         Workload("convolutional", _convolutional, steps=20),
         Workload("hierarchical", lambda: Hierarchical(784, 400, (32, 16))),
-        Workload("eight_schools", EightSchools, EightSchoolsByHand, batches=(None,), steps=200),
+        Workload(
+            "eight_schools",
+            EightSchools,
+            EightSchoolsByHand,
+            batches=(None,),
+            steps=200,
+        ),
     )
 }

@@ -16,7 +16,9 @@ def taken_apart(function, *given):
     module.graph.lint()
     module.recompile()
     left = [
-        node.target for node in module.graph.nodes if node.target == torch.ops.aten.addmm.default
+        node.target
+        for node in module.graph.nodes
+        if node.target == torch.ops.aten.addmm.default
     ]
     return module(*given), len(left)
 
@@ -37,7 +39,9 @@ def test_multiples_stay_as_they_are():
 
 
 def test_half_precision_product_is_not_rounded_before_bias():
-    given = [t.bfloat16() for t in (torch.randn(3), torch.randn(4, 5), torch.randn(5, 3))]
+    given = [
+        t.bfloat16() for t in (torch.randn(3), torch.randn(4, 5), torch.randn(5, 3))
+    ]
     found, left = taken_apart(torch.addmm, *given)
     assert left == 1
     assert torch.equal(found, torch.addmm(*given))
@@ -80,19 +84,26 @@ def test_function_that_changes_its_own_state_is_refused():
             return self.calls * x
 
     net = Counts()
-    with pytest.raises(UntraceableError, match=r"net\.calls changes whenever the pair is run"):
+    with pytest.raises(
+        UntraceableError, match=r"net\.calls changes whenever the pair is run"
+    ):
         program(lambda x: [net(x)], [torch.ones(2)], graph)
 
 
 def test_a_comparison_of_guards_takes_microseconds():
     net = torch.nn.Sequential(
-        *(torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout()) for _ in range(20))
+        *(
+            torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout())
+            for _ in range(20)
+        )
     )
     guards = Guards.of([net])
     began = time.process_time()
     for _ in range(1000):
         assert guards.changed() is None
-    assert time.process_time() - began < 0.5  # 500 µs each, and a block of steps takes 100,000
+    assert (
+        time.process_time() - began < 0.5
+    )  # 500 µs each, and a block of steps takes 100,000
     net[3][1].p = 0.25
     place = guards.changed()
     assert place is not None

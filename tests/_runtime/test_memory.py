@@ -12,7 +12,13 @@ import torch
 
 import vilvm
 from vilvm._runtime import memory
-from vilvm._runtime.memory import _left_in_groups, bytes_made, free_bytes, trim_heap, widen_heap
+from vilvm._runtime.memory import (
+    _left_in_groups,
+    bytes_made,
+    free_bytes,
+    trim_heap,
+    widen_heap,
+)
 from vilvm.data.datasets import on_disk
 from vilvm.evaluation import Schedule, ais, sample_passes
 from vilvm.models.vae import VAE
@@ -28,7 +34,9 @@ def test_bytes_made_counts_tensors_not_views():
 
 def group(folder, limit, used, cached, names):
     folder.mkdir(parents=True, exist_ok=True)
-    for name, value in zip(names, (limit, used, f"anon 5\n{names[3]} {cached}"), strict=False):
+    for name, value in zip(
+        names, (limit, used, f"anon 5\n{names[3]} {cached}"), strict=False
+    ):
         (folder / name).write_text(f"{value}\n")
 
 
@@ -39,8 +47,15 @@ def test_free_memory_respects_control_groups(tmp_path):
     group(root / "job", 100, 70, 10, new)
     proc.write_text("0::/job/step\n")
     assert _left_in_groups(proc, root) == [40]
-    old = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat", "total_inactive_file")
-    group(root / "memory", 50, 20, 1, old)  # as a container sees it: its path is the host's
+    old = (
+        "memory.limit_in_bytes",
+        "memory.usage_in_bytes",
+        "memory.stat",
+        "total_inactive_file",
+    )
+    group(
+        root / "memory", 50, 20, 1, old
+    )  # as a container sees it: its path is the host's
     proc.write_text("3:cpuset:/\n4:hugetlb,memory:/docker/abc\n0::/\n")
     assert _left_in_groups(proc, root) == [31]
     assert _left_in_groups(tmp_path / "none", root) == []
@@ -49,12 +64,16 @@ def test_free_memory_respects_control_groups(tmp_path):
 def passes(monkeypatch, free):
     """Largest number of samples a pass, and the bound."""
     sizes = []
-    monkeypatch.setattr(import_module("vilvm.weights.prepared"), "free_bytes", lambda device: free)
+    monkeypatch.setattr(
+        import_module("vilvm.weights.prepared"), "free_bytes", lambda device: free
+    )
     real = sample_passes.SamplePasses.__call__
     monkeypatch.setattr(
         sample_passes.SamplePasses,
         "__call__",
-        lambda self, b, s, chunk, p: (sizes.append(chunk), real(self, b, s, chunk, p))[1],
+        lambda self, b, s, chunk, p: (sizes.append(chunk), real(self, b, s, chunk, p))[
+            1
+        ],
     )
     torch.manual_seed(0)
     lvm, x = VAE(50, 2), torch.bernoulli(torch.full((40, 50), 0.5))
@@ -67,7 +86,10 @@ def test_short_memory_lowers_samples_not_the_bound(monkeypatch):
     short, found = passes(monkeypatch, 20 * 2**20)
     assert plenty == 200
     assert 1 <= short < 100
-    assert abs(found.mean - expected.mean) < 5 * (found.mc_se**2 + expected.mc_se**2) ** 0.5
+    assert (
+        abs(found.mean - expected.mean)
+        < 5 * (found.mc_se**2 + expected.mc_se**2) ** 0.5
+    )
 
 
 @pytest.mark.slow
@@ -145,7 +167,10 @@ def test_samples_halve_when_memory_runs_out(capsys, most, taken, error):
     torch.testing.assert_close(found.values, evidence.double(), rtol=1e-5, atol=1e-5)
     assert lvm.sizes[-3:] == [taken] * 3
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == "Greedy: memory ran out at 20 samples a pass; they are run 10 at a time."
+    assert (
+        printed[0]
+        == "Greedy: memory ran out at 20 samples a pass; they are run 10 at a time."
+    )
     assert len(printed) == {5: 2, 1: 4}[taken]
     assert vilvm.log_weights(lvm, x, 20).log_weight.shape == (20, 5)
     assert vilvm.sample(lvm, 20)["x"].shape == (20,)
@@ -158,7 +183,9 @@ def test_one_sample_exceeding_memory_is_reported():
 
 
 def resident():
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf(
+        "SC_PAGE_SIZE"
+    )
 
 
 @pytest.mark.skipif(memory._glibc() is None, reason="not a glibc")
@@ -182,7 +209,9 @@ def test_chunks_on_disk_are_read_on_access(tmp_path, monkeypatch):
     data = on_disk(tmp_path / "x.npy")
     read, real = [], type(data.x).__getitem__
     monkeypatch.setattr(
-        type(data.x), "__getitem__", lambda self, index: read.append(1) or real(self, index)
+        type(data.x),
+        "__getitem__",
+        lambda self, index: read.append(1) or real(self, index),
     )
     rest = data.chunks(10)[1:]
     assert [len(rest), len(read)] == [3, 0]

@@ -79,7 +79,9 @@ def guided_by(run, announced=None):
 
 def moods():
     """A network with all that has two modes."""
-    return nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
+    return nn.Sequential(
+        nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1)
+    )
 
 
 def linear():
@@ -102,11 +104,14 @@ def same(a, b):
 def test_predictive_draws_with_trained_parameters(x, parallel):
     lvm = vilvm.Pair(model, guide)
     vilvm.fit(lvm, x, steps=100, **TRAINED)
-    gain, scale = lvm.pyro_params["gain"].detach(), lvm.pyro_params["scale"].detach().exp()
+    gain, scale = (
+        lvm.pyro_params["gain"].detach(),
+        lvm.pyro_params["scale"].detach().exp(),
+    )
     assert gain > 0.5
-    draws = Predictive(lvm.model, guide=lvm.guide, num_samples=400, parallel=parallel)(x)[
-        "z"
-    ].reshape(400, -1)
+    draws = Predictive(lvm.model, guide=lvm.guide, num_samples=400, parallel=parallel)(
+        x
+    )["z"].reshape(400, -1)
     assert ((draws.mean(0) - gain * x).abs() < 6 * scale / 400**0.5).all()
 
 
@@ -118,10 +123,14 @@ def test_svi_trains_the_parameters_of_the_pair(x):
 
     def decoded(x):
         pyro.module("decoder", announced)
-        slope = pyro.param("slope", torch.tensor(2.0), constraint=dist.constraints.positive)
+        slope = pyro.param(
+            "slope", torch.tensor(2.0), constraint=dist.constraints.positive
+        )
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(announced(z.unsqueeze(-1)).squeeze(-1), slope), obs=x)
+            pyro.sample(
+                "x", dist.Normal(announced(z.unsqueeze(-1)).squeeze(-1), slope), obs=x
+            )
 
     lvm = vilvm.Pair(decoded, guided_by(held))
     find_layout(lvm, x)
@@ -160,7 +169,9 @@ def test_other_tools_meet_the_parameters(x, kind):
     z, mean = trace.nodes["z"]["value"], trace.nodes["x"]["fn"].mean
     torch.testing.assert_close(mean, 0.7 * z + (0.0 if kind is model else 0.7))
     Importance(lvm.model, lvm.guide, num_samples=3).run(x)
-    MCMC(NUTS(lvm.model), num_samples=2, warmup_steps=2, disable_progbar=True).run(x[:3])
+    MCMC(NUTS(lvm.model), num_samples=2, warmup_steps=2, disable_progbar=True).run(
+        x[:3]
+    )
     assert same(before, state(lvm))
 
 
@@ -268,16 +279,22 @@ HOLDERS = {
     "closure": lambda net: guided_by(net),
     "lambda": lambda net: lambda x: guided_by(net)(x),
     "partial": lambda net: partial(lambda net, x: guided_by(net)(x), net),
-    "keyword of a partial": lambda net: partial(lambda x, *, net: guided_by(net)(x), net=net),
+    "keyword of a partial": lambda net: partial(
+        lambda x, *, net: guided_by(net)(x), net=net
+    ),
     "default": _by_default,
     "keyword default": lambda net: lambda x, *, net=net: guided_by(net)(x),
     "nested function": _nested,
     "function called": _by_function_called,
     "wraps": _behind_wraps,
     "bound method": lambda net: Plain(net).guide,
-    "object in a closure": lambda net: (lambda plain: lambda x: plain.guide(x))(Plain(net)),
+    "object in a closure": lambda net: (lambda plain: lambda x: plain.guide(x))(
+        Plain(net)
+    ),
     "list": lambda net: (lambda nets: guided_by(lambda h: nets[0](h)))([net]),
-    "dict of lists": lambda net: (lambda nets: guided_by(lambda h: nets["a"][0](h)))({"a": [net]}),
+    "dict of lists": lambda net: (lambda nets: guided_by(lambda h: nets["a"][0](h)))(
+        {"a": [net]}
+    ),
     "handler": lambda net: poutine.scale(
         poutine.block(guided_by(net), hide=["nothing"]), scale=1.0
     ),
@@ -302,7 +319,9 @@ def test_network_belongs_to_pair_whatever_refers_to_it(x, holder, announce):
     own = [n for n, m in lvm.named_modules() if m is net]
     assert len(own) == 1
     before = state(lvm)
-    assert sorted(n.removeprefix(own[0] + ".") for n in before) == sorted(net.state_dict())
+    assert sorted(n.removeprefix(own[0] + ".") for n in before) == sorted(
+        net.state_dict()
+    )
     find_layout(lvm, x)
     a, b = (vilvm.posterior_mean(lvm, x)["z"] for _ in range(2))
     torch.testing.assert_close(a, b)
@@ -330,7 +349,10 @@ def test_networks_in_globals_are_found():
 
     lvm = vilvm.Pair(model, guide)
     assert [m for m in lvm.modules() if m is OUTSIDE]
-    assert list(lvm.state_dict()) == ["pyro_modules.OUTSIDE.weight", "pyro_modules.OUTSIDE.bias"]
+    assert list(lvm.state_dict()) == [
+        "pyro_modules.OUTSIDE.weight",
+        "pyro_modules.OUTSIDE.bias",
+    ]
 
 
 def test_attributes_are_no_globals():
@@ -356,7 +378,11 @@ def test_names_follow_from_the_code_alone():
     first, second = made(), made()
     second.load_state_dict(first.state_dict())
     assert same(state(first), state(second))
-    assert {n.split(".")[1] for n in first.state_dict()} == {"encoder", "decoder", "nets_a"}
+    assert {n.split(".")[1] for n in first.state_dict()} == {
+        "encoder",
+        "decoder",
+        "nets_a",
+    }
 
 
 class Hidden:
@@ -394,7 +420,9 @@ def test_what_a_run_announces_joins_the_model(x):
         # it went into evaluation mode as it joined, in the midst of that run
         assert net[1].num_batches_tracked == 0
         assert net.training
-        assert [n for n, m in lvm.named_modules() if m is net] == ["pyro_modules.network"]
+        assert [n for n, m in lvm.named_modules() if m is net] == [
+            "pyro_modules.network"
+        ]
         before = state(lvm)
         assert {f"pyro_modules.network.{n}" for n in net.state_dict()} < before.keys()
         vilvm.fit(lvm, x, steps=2, **TRAINED)
@@ -427,18 +455,24 @@ def test_a_network_that_appears_late_is_refused(x):
 
 def test_evaluating_in_a_callback_changes_neither_pair(x):
     first, second = (
-        vilvm.Pair(model, (lambda h: lambda x: guided_by(h.net, h.net)(x))(Hidden(linear())))
+        vilvm.Pair(
+            model, (lambda h: lambda x: guided_by(h.net, h.net)(x))(Hidden(linear()))
+        )
         for _ in range(2)
     )
     vilvm.fit(
         first,
         x,
         steps=60,
-        callbacks=[lambda event: bool(vilvm.evaluate(second, x, num_samples=2)) and False],
+        callbacks=[
+            lambda event: bool(vilvm.evaluate(second, x, num_samples=2)) and False
+        ],
         **TRAINED,
     )
     assert len(list(first.parameters())) == len(list(second.parameters())) == 3
-    assert not {id(p) for p in first.parameters()} & {id(p) for p in second.parameters()}
+    assert not {id(p) for p in first.parameters()} & {
+        id(p) for p in second.parameters()
+    }
 
 
 # PyroModules, autoguides and blocks
@@ -457,7 +491,9 @@ class Regression(PyroModule):
     def forward(self, x, y):
         mean = self.slope * self.net(x.unsqueeze(-1)).squeeze(-1)
         with pyro.plate("data", len(x)):
-            pyro.sample("y", dist.Normal(mean.unsqueeze(-2).squeeze(-2), self.sigma), obs=y)
+            pyro.sample(
+                "y", dist.Normal(mean.unsqueeze(-2).squeeze(-2), self.sigma), obs=y
+            )
 
 
 def test_pyro_module_behind_lambda_trains_like_svi(x):
@@ -553,7 +589,8 @@ def test_objective_without_nesting_finds_the_parameters(x):
     # the guess takes the noise of one run
     poutine.replay(lvm.model, trace=poutine.trace(lvm.guide).get_trace(x))(x)
     torch.testing.assert_close(
-        guessed, particles(max_plate_nesting=1).differentiable_loss(lvm.model, lvm.guide, x)
+        guessed,
+        particles(max_plate_nesting=1).differentiable_loss(lvm.model, lvm.guide, x),
     )
 
 
@@ -605,9 +642,14 @@ def test_copy_has_its_own_networks_and_autoguide(x, called):
         pyro.module("net", net)
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(net(x.unsqueeze(-1)).squeeze(-1) + mu, 1.0), obs=x)
+            pyro.sample(
+                "x", dist.Normal(net(x.unsqueeze(-1)).squeeze(-1) + mu, 1.0), obs=x
+            )
 
-    for autoguide in (AutoNormal(decoded), (lambda g: lambda x: g(x))(AutoNormal(decoded))):
+    for autoguide in (
+        AutoNormal(decoded),
+        (lambda g: lambda x: g(x))(AutoNormal(decoded)),
+    ):
         lvm = vilvm.Pair(decoded, autoguide)
         if called:
             vilvm.fit(lvm, x, steps=2, **TRAINED)
@@ -616,7 +658,9 @@ def test_copy_has_its_own_networks_and_autoguide(x, called):
         vilvm.fit(other, x, steps=3, **TRAINED)
         assert same(before, state(lvm))
         assert all(
-            not torch.equal(v, before[n]) for n, v in other.state_dict().items() if n in before
+            not torch.equal(v, before[n])
+            for n, v in other.state_dict().items()
+            if n in before
         )
         torch.manual_seed(1)
         trained = vilvm.log_weights(other, x, 2).log_weight
@@ -701,7 +745,8 @@ def test_a_state_of_another_guide_is_refused(x):
     new = vilvm.Pair(model, AutoDiagonalNormal(model))
     new.load_state_dict(lvm.state_dict())
     with pytest.raises(
-        vilvm.ContractError, match=r"is not in the state_dict that was loaded|is not here"
+        vilvm.ContractError,
+        match=r"is not in the state_dict that was loaded|is not here",
     ):
         find_layout(new, x)
 
@@ -748,6 +793,8 @@ def test_wrong_call_in_user_code_is_unchanged():
     def broken(x):
         of_two(x)
 
-    with pytest.raises(vilvm.ContractError, match=r"in broken, test_parameters\.py") as error:
+    with pytest.raises(
+        vilvm.ContractError, match=r"in broken, test_parameters\.py"
+    ) as error:
         find_layout(vilvm.Pair(broken, lambda x: None), torch.zeros(3))
     assert "unpack" not in str(error.value)

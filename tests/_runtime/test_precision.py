@@ -33,12 +33,17 @@ def gradients(lvm, x, precision):
     return [p.grad.clone() for p in lvm.parameters()]
 
 
-@pytest.mark.parametrize("make", [pair, conv_autoencoder.tiny], ids=["linear", "convolutional"])
+@pytest.mark.parametrize(
+    "make", [pair, conv_autoencoder.tiny], ids=["linear", "convolutional"]
+)
 def test_gradients_match_float32_to_eight_bits(make):
     lvm, x = make()
     exact, low = gradients(lvm, x, "float32"), gradients(lvm, x, "bf16")
     total = torch.stack([g.norm() for g in exact]).norm()
-    apart = torch.stack([(a - b).norm() for a, b in zip(exact, low, strict=True)]).norm() / total
+    apart = (
+        torch.stack([(a - b).norm() for a, b in zip(exact, low, strict=True)]).norm()
+        / total
+    )
     assert 1e-5 < apart < 3e-2
     assert all(g.dtype == torch.float32 for g in low)
 
@@ -64,7 +69,9 @@ def test_compiled_step_equals_eager_in_bfloat16():
     for make in (EagerStep, CompiledStep):
         lvm, x = pair()
         own = {"compiler": graph} if make is CompiledStep else {}
-        step = make(lvm, Trace_ELBO(), torch.optim.Adam(lvm.parameters(), lr=1e-2), **own)
+        step = make(
+            lvm, Trace_ELBO(), torch.optim.Adam(lvm.parameters(), lr=1e-2), **own
+        )
         with (
             seeded(1),
             module_parameters(lvm),
@@ -82,12 +89,16 @@ def test_a_run_is_resumed_in_its_own_precision(tmp_path):
     fresh = copy.deepcopy(lvm)
     options = {"batch_size": 16, "run_dir": tmp_path, "resume": True}
     vilvm.fit(lvm, x, steps=10, precision="bf16", **options)
-    with pytest.raises(vilvm.CheckpointError, match="precision = bf16, this run has float32"):
+    with pytest.raises(
+        vilvm.CheckpointError, match="precision = bf16, this run has float32"
+    ):
         vilvm.fit(copy.deepcopy(fresh), x, steps=20, **options)
     vilvm.fit(lvm, x, steps=20, precision="bf16", **options)
     whole = copy.deepcopy(fresh)
     vilvm.fit(whole, x, steps=20, precision="bf16", batch_size=16)
-    assert all(torch.equal(v, lvm.state_dict()[n]) for n, v in whole.state_dict().items())
+    assert all(
+        torch.equal(v, lvm.state_dict()[n]) for n, v in whole.state_dict().items()
+    )
 
 
 def test_bound_changes_little_and_protocol_records_it():
@@ -159,7 +170,12 @@ def test_sampled_weights_are_left_alone():
 @pytest.mark.slow
 def test_what_inductor_makes_of_bf16_is_taken(capsys):
     torch.manual_seed(0)
-    lvm, x = VAE(data_dim=200, latent_dim=8), torch.bernoulli(torch.full((64, 200), 0.5))
+    lvm, x = (
+        VAE(data_dim=200, latent_dim=8),
+        torch.bernoulli(torch.full((64, 200), 0.5)),
+    )
     vilvm.fit(lvm, x, steps=20, batch_size=32, compile=True, precision="bf16")
-    vilvm.evaluate(lvm, x[:20], num_samples=400, chunk=100, compile=True, precision="bf16")
+    vilvm.evaluate(
+        lvm, x[:20], num_samples=400, chunk=100, compile=True, precision="bf16"
+    )
     assert "not compiled" not in capsys.readouterr().out

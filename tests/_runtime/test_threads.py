@@ -49,7 +49,9 @@ CALLS = {
 def test_a_second_thread_is_refused(call):
     with ThreadPoolExecutor(1) as other, one_thread():
         pair()
-        with pytest.raises(BusyError, match="wait until it has ended, or use another process"):
+        with pytest.raises(
+            BusyError, match="wait until it has ended, or use another process"
+        ):
             other.submit(CALLS[call]).result(10)
     assert not _SERVING
     assert not _PYRO_STACK
@@ -58,7 +60,9 @@ def test_a_second_thread_is_refused(call):
 def test_a_refused_thread_changes_nothing_of_the_run():
     def trained(callbacks):
         lvm = pair()
-        fitted = vilvm.fit(lvm, X, steps=60, batch_size=5, callbacks=callbacks, progress=False)
+        fitted = vilvm.fit(
+            lvm, X, steps=60, batch_size=5, callbacks=callbacks, progress=False
+        )
         return fitted, list(lvm.parameters())
 
     with ThreadPoolExecutor(1) as other:
@@ -79,7 +83,9 @@ def test_callback_may_evaluate_and_releases_the_thread():
 
     def callback(event):
         bounds.append(
-            vilvm.evaluate(event.lvm, X, num_samples=2, progress=False).bounds["elbo"].mean
+            vilvm.evaluate(event.lvm, X, num_samples=2, progress=False)
+            .bounds["elbo"]
+            .mean
         )
         vilvm.fit(pair(), X, steps=1, progress=False)
 

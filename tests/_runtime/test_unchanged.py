@@ -80,7 +80,12 @@ CALLS = {
 
 @pytest.mark.parametrize(
     ("call", "part"),
-    [(c, p) for c in CALLS for p in ("model", "guide") if (c, p) != ("sample", "guide")],
+    [
+        (c, p)
+        for c in CALLS
+        for p in ("model", "guide")
+        if (c, p) != ("sample", "guide")
+    ],
 )
 @pytest.mark.parametrize(
     ("do", "words"),
@@ -111,21 +116,29 @@ def test_a_transform_in_place_is_refused(fresh):
     with pytest.raises(
         ContractError, match=r"The transform Shift changes its batch in place \(x\)"
     ):
-        vilvm.evaluate(Line(), Data(data(), transform=Shift(fresh)), num_samples=2, progress=False)
+        vilvm.evaluate(
+            Line(), Data(data(), transform=Shift(fresh)), num_samples=2, progress=False
+        )
     with pytest.raises(
         ContractError, match=r"The transform Shift changes its batch in place \(x\)"
     ):
         fit(Line(), Data(data(), transform=Shift(fresh)))
 
 
-@pytest.mark.parametrize("name", ["arguments", "after_step", "callbacks", "in_training"])
+@pytest.mark.parametrize(
+    "name", ["arguments", "after_step", "callbacks", "in_training"]
+)
 def test_what_fit_calls_may_not_change_the_data(name):
     x = data()
     held_out = data()
     options = {
-        "arguments": {"arguments": lambda step: {"beta": float(x.add_(1.0).mean().abs())}},
+        "arguments": {
+            "arguments": lambda step: {"beta": float(x.add_(1.0).mean().abs())}
+        },
         "after_step": {"after_step": lambda lvm, step: x.add_(1.0)},
-        "callbacks": {"callbacks": [lambda event: bool(held_out.add_(1.0).mean() > 1e9)]},
+        "callbacks": {
+            "callbacks": [lambda event: bool(held_out.add_(1.0).mean() > 1e9)]
+        },
         "in_training": {},
     }[name]
     # of which autograd has words, too
@@ -152,7 +165,9 @@ def test_seeding_in_a_step_is_refused(where):
             torch.manual_seed(5)
             return batch + torch.randn(len(batch))
 
-    lvm = Line(in_training=lambda x: torch.manual_seed(5)) if where == "model" else Line()
+    lvm = (
+        Line(in_training=lambda x: torch.manual_seed(5)) if where == "model" else Line()
+    )
     x = Data(data(), transform=Seeds()) if where == "transform" else data()
     options = (
         {"after_step": lambda lvm, step: torch.manual_seed(5) and None}
@@ -184,10 +199,16 @@ def test_data_are_refused_no_more_than_they_must():
         x.clone().add_(1.0)
         torch.zeros(3).fill_(1.0)
 
-    assert fit(Line(fills, fills, fills), data(), callbacks=[lambda event: None]).steps == 3
+    assert (
+        fit(Line(fills, fills, fills), data(), callbacks=[lambda event: None]).steps
+        == 3
+    )
     with torch.inference_mode():
         x = data()
-    assert vilvm.evaluate(Line(), x, num_samples=2, progress=False).protocol["num_data"] == 12
+    assert (
+        vilvm.evaluate(Line(), x, num_samples=2, progress=False).protocol["num_data"]
+        == 12
+    )
 
 
 def trained(compile=False, **options):

@@ -89,7 +89,10 @@ def test_a_blur_is_made_once():
     [
         (lambda: GaussianNoise(0.0), "scale must be a positive number; got 0.0"),
         (lambda: PixelErasure(1.5), "share must be above 0 and at most 1; got 1.5"),
-        (lambda: BlockMasking(29), "size must be between 1 and 28 for such pictures; got 29"),
+        (
+            lambda: BlockMasking(29),
+            "size must be between 1 and 28 for such pictures; got 29",
+        ),
         (lambda: BlockMasking(2, (784,)), r"image_shape must be \(height, width\)"),
         (lambda: Blur(-1.0), "scale must be a positive number"),
         (
@@ -100,9 +103,15 @@ def test_a_blur_is_made_once():
             lambda: GaussianNoise()(torch.ones(2, 3).long()),
             "Gaussian noise: needs real numbers, and these data are torch.int64",
         ),
-        (lambda: PixelErasure()(torch.ones(2, 3).long()), "pixel erasure: needs real numbers"),
+        (
+            lambda: PixelErasure()(torch.ones(2, 3).long()),
+            "pixel erasure: needs real numbers",
+        ),
         (lambda: Corrupted(0.5), "corruption is a float, not a transform"),
-        (lambda: Chain((StaticBinarisation(), PixelErasure())), "apply it to the tensors first"),
+        (
+            lambda: Chain((StaticBinarisation(), PixelErasure())),
+            "apply it to the tensors first",
+        ),
         (lambda: Chain(()), r"takes a tuple of transforms, such as .* got \(\)"),
         (lambda: Chain((PixelErasure, 1)), "takes a tuple of transforms"),
     ],

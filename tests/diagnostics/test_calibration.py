@@ -77,7 +77,8 @@ def test_a_guide_half_as_wide(exact):
     held = float(2 * stats.norm.cdf(stats.norm.ppf(0.95) / 2) - 1)
     # of 99 draws, not of all
     assert (
-        (found.coverage.shares[2, :2] - held).abs() < 5 * found.coverage.errors[2, :2] + 0.02
+        (found.coverage.shares[2, :2] - held).abs()
+        < 5 * found.coverage.errors[2, :2] + 0.02
     ).all()
     assert found.finding.severity == Severity.CRITICAL
     assert "too narrow: its 90 % intervals contain the truth" in found.finding.verdict
@@ -110,7 +111,10 @@ def test_a_guide_beside_the_truth(exact, side):
     assert mean_rank == pytest.approx(
         stats.norm.cdf(-side / math.sqrt(2)), abs=5 * math.sqrt(1 / 12 / 1000)
     )
-    assert f"z[0]: the posterior lies too {'high' if side > 0 else 'low'}" in found.finding.verdict
+    assert (
+        f"z[0]: the posterior lies too {'high' if side > 0 else 'low'}"
+        in found.finding.verdict
+    )
     assert found.finding.severity == Severity.CRITICAL
 
 
@@ -179,7 +183,9 @@ def shifted():
         with pyro.plate("data", 4):
             pyro.sample("x", dist.Normal(0.0, 1.0), obs=batch[0] + 1)
 
-    return vilvm.Pair(model, lambda batch: pyro.sample("m", dist.Normal(batch[0].mean(), 1.0)))
+    return vilvm.Pair(
+        model, lambda batch: pyro.sample("m", dist.Normal(batch[0].mean(), 1.0))
+    )
 
 
 def test_simulated_data_replace_those_in_the_batch():
@@ -188,7 +194,9 @@ def test_simulated_data_replace_those_in_the_batch():
     first = sbc(shared_mean(), 20, 9, like=like)
     assert torch.equal(
         first.ranks,
-        sbc(shared_mean(), 20, 9, like=like, rebuild=lambda draws: (draws["x"], c)).ranks,
+        sbc(
+            shared_mean(), 20, 9, like=like, rebuild=lambda draws: (draws["x"], c)
+        ).ranks,
     )
 
 
@@ -197,16 +205,27 @@ def test_a_latent_that_the_data_share():
     c = torch.tensor([0.5, 1.0, 2.0, 4.0])
     like, options = (
         (torch.zeros(4), c),
-        {"rebuild": lambda draws: (draws["x"], c), "num_simulations": 200, "num_draws": 49},
+        {
+            "rebuild": lambda draws: (draws["x"], c),
+            "num_simulations": 200,
+            "num_draws": 49,
+        },
     )
     found = sbc(shared_mean(), like=like, false_alarm=1e-6, **options)
     assert found.ranks.shape == (200, 2)
     assert found.finding.severity == Severity.OK
     assert (
-        tarp(shared_mean(), like=like, false_alarm=1e-6, **options).finding.severity == Severity.OK
+        tarp(shared_mean(), like=like, false_alarm=1e-6, **options).finding.severity
+        == Severity.OK
     )
-    assert sbc(shared_mean(scale=0.5), like=like, **options).finding.severity == Severity.CRITICAL
-    assert tarp(shared_mean(scale=0.4), like=like, **options).finding.severity >= Severity.WARNING
+    assert (
+        sbc(shared_mean(scale=0.5), like=like, **options).finding.severity
+        == Severity.CRITICAL
+    )
+    assert (
+        tarp(shared_mean(scale=0.4), like=like, **options).finding.severity
+        >= Severity.WARNING
+    )
 
 
 def test_covariates_of_local_latents_are_cut_into_passes():
@@ -219,7 +238,9 @@ def test_covariates_of_local_latents_are_cut_into_passes():
     def guide(batch):
         x, c = batch
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x / (1 + c**2), c / (1 + c**2).sqrt()).to_event(1))
+            pyro.sample(
+                "z", dist.Normal(x / (1 + c**2), c / (1 + c**2).sqrt()).to_event(1)
+            )
 
     c = torch.linspace(0.2, 3.0, 30)[:, None]
     like = (torch.zeros(30, 1), c)
@@ -231,7 +252,13 @@ def test_covariates_of_local_latents_are_cut_into_passes():
     lvm = vilvm.Pair(model, guide)
     for batch_size in (7, 30, 100):
         found = sbc(
-            lvm, 200, 19, like=like, rebuild=rebuild, batch_size=batch_size, false_alarm=1e-6
+            lvm,
+            200,
+            19,
+            like=like,
+            rebuild=rebuild,
+            batch_size=batch_size,
+            false_alarm=1e-6,
         )
         assert found.ranks.shape == (200, 2)
         assert found.finding.severity == Severity.OK
@@ -246,11 +273,19 @@ def test_a_discrete_latent():
 
     def guide(x, tilt=0.0):
         with pyro.plate("data", len(x)):
-            pyro.sample("k", dist.Bernoulli(logits=math.log(0.3 / 0.7) + x - 0.5 + tilt))
+            pyro.sample(
+                "k", dist.Bernoulli(logits=math.log(0.3 / 0.7) + x - 0.5 + tilt)
+            )
 
-    assert sbc(vilvm.Pair(model, guide), false_alarm=1e-6).finding.severity == Severity.OK
-    assert tarp(vilvm.Pair(model, guide), false_alarm=1e-6).finding.severity == Severity.OK
-    found = sbc(vilvm.Pair(model, lambda x: guide(x, 1.0)), num_simulations=2000).finding
+    assert (
+        sbc(vilvm.Pair(model, guide), false_alarm=1e-6).finding.severity == Severity.OK
+    )
+    assert (
+        tarp(vilvm.Pair(model, guide), false_alarm=1e-6).finding.severity == Severity.OK
+    )
+    found = sbc(
+        vilvm.Pair(model, lambda x: guide(x, 1.0)), num_simulations=2000
+    ).finding
     assert found.severity >= Severity.WARNING
     assert "k: the posterior lies too high" in found.verdict
 
@@ -324,7 +359,10 @@ class PerDatum(torch.nn.Module):
 
     def guide(self, x):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(self.loc + (x / 2 if self.looks else 0), 0.7).to_event(1))
+            pyro.sample(
+                "z",
+                dist.Normal(self.loc + (x / 2 if self.looks else 0), 0.7).to_event(1),
+            )
 
 
 @pytest.mark.parametrize("check", [sbc, tarp])
@@ -384,7 +422,16 @@ SHORT = Schedule(num_chains=4, num_temperatures=2, leapfrog=1)
         lambda lvm, x: tarp(lvm, 6, 4, like=x),
         lambda lvm, x: vsbc(lambda: around(lvm), x, 2, 4, fit_options={"steps": 2}),
     ],
-    ids=["simulate", "simulate like", "ais", "bdmc", "bdmc like", "sbc", "tarp", "vsbc"],
+    ids=[
+        "simulate",
+        "simulate like",
+        "ais",
+        "bdmc",
+        "bdmc like",
+        "sbc",
+        "tarp",
+        "vsbc",
+    ],
 )
 def test_buffers_and_modes_are_restored(act):
     lvm = Noisy()
@@ -411,7 +458,9 @@ def test_features_hold_own_data_not_shared_ones():
     def guide(batch):
         x, scale = batch
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(x / (1 + scale**2), scale / (1 + scale**2).sqrt()))
+            pyro.sample(
+                "z", dist.Normal(x / (1 + scale**2), scale / (1 + scale**2).sqrt())
+            )
 
     found = tarp(
         vilvm.Pair(model, guide),

@@ -33,7 +33,9 @@ def test_only_units_following_the_data_are_active():
 
     def guide(x):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(torch.stack([0.5 * x, 0 * x], -1), 0.7).to_event(1))
+            pyro.sample(
+                "z", dist.Normal(torch.stack([0.5 * x, 0 * x], -1), 0.7).to_event(1)
+            )
 
     active = active_units(vilvm.Pair(model, guide), torch.randn(2500))
     assert active["z"].tolist() == [True, False]
@@ -62,7 +64,9 @@ def test_propagated_noise_makes_no_unit_active():
         g.__name__: active_units(vilvm.Pair(model, g), torch.randn(2500))
         for g in (guide, following)
     }
-    assert {name: [bool(units["a"]), bool(units["b"])] for name, units in found.items()} == {
+    assert {
+        name: [bool(units["a"]), bool(units["b"])] for name, units in found.items()
+    } == {
         "guide": [False, False],
         "following": [True, True],
     }
@@ -78,7 +82,8 @@ def test_what_has_no_activity_is_refused():
     ):
         active_units(lvm, torch.zeros(4, 3), threshold=1.0)
     with pytest.raises(
-        ValueError, match="collapse: threshold, a share of the prior's variance, must be between"
+        ValueError,
+        match="collapse: threshold, a share of the prior's variance, must be between",
     ):
         collapse(lvm, torch.zeros(4, 3), threshold=0.0)
 
@@ -96,12 +101,16 @@ def left(slope):
 
     def guide(x):
         with pyro.plate("data", len(x), dim=-1), pyro.plate("time", 3, dim=-2):
-            pyro.sample("b", dist.Normal(slope * x + torch.tensor([[0.0], [1.0], [-1.0]]), 0.7))
+            pyro.sample(
+                "b", dist.Normal(slope * x + torch.tensor([[0.0], [1.0], [-1.0]]), 0.7)
+            )
 
     return vilvm.Pair(model, guide)
 
 
-@pytest.mark.parametrize(("slope", "severity"), [(0.0, Severity.CRITICAL), (0.5, Severity.OK)])
+@pytest.mark.parametrize(
+    ("slope", "severity"), [(0.0, Severity.CRITICAL), (0.5, Severity.OK)]
+)
 def test_a_plate_left_of_the_datas_holds_units(slope, severity):
     # of which active_units takes a thousand and three at a time
     lvm, x = left(slope), torch.randn(1003)
@@ -110,7 +119,12 @@ def test_a_plate_left_of_the_datas_holds_units(slope, severity):
     assert found.active["b"].tolist() == 3 * [slope > 0]
     kl = (
         0.5
-        * ((slope * x + torch.tensor([[0.0], [1.0], [-1.0]])) ** 2 + 0.49 - 1 - math.log(0.49))
+        * (
+            (slope * x + torch.tensor([[0.0], [1.0], [-1.0]])) ** 2
+            + 0.49
+            - 1
+            - math.log(0.49)
+        )
         .mean(1)
         .double()
     )
@@ -175,7 +189,10 @@ class Two:
         with pyro.plate("data", len(x)):
             pyro.sample("a", dist.Normal(self.gain * x, (1 - self.gain**2) ** 0.5))
             pyro.sample(
-                "b", dist.Normal(torch.zeros(2), self.sd(x)[:, None] * torch.ones(2)).to_event(1)
+                "b",
+                dist.Normal(
+                    torch.zeros(2), self.sd(x)[:, None] * torch.ones(2)
+                ).to_event(1),
             )
 
 
@@ -216,17 +233,22 @@ class Own(torch.nn.Module):
 
     def model(self, x):
         with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+            pyro.sample(
+                "x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x
+            )
 
     def guide(self, x):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(0.5 * x if self.amortised else self.mean, 0.5**0.5))
+            pyro.sample(
+                "z", dist.Normal(0.5 * x if self.amortised else self.mean, 0.5**0.5)
+            )
 
 
 def test_per_datum_guide_is_run_on_all_data():
     x = 2**0.5 * torch.randn(1500)
     own, amortised = (
-        collapse(Own(x, amortised), x, num_samples=4, num_data=300) for amortised in (False, True)
+        collapse(Own(x, amortised), x, num_samples=4, num_data=300)
+        for amortised in (False, True)
     )
     assert own.num_data == amortised.num_data == 300
     assert own.finding.severity == Severity.OK
@@ -248,10 +270,18 @@ def test_per_datum_guide_is_run_on_all_data():
 
 def linear_data(n, dtype=torch.float64):
     basis = torch.tensor(
-        [[3.0, 0.0, 1.0], [0.0, 2.0, 1.0], [1.0, 1.0, 0.0], [0.5, -1.0, 0.0], [0.0, 0.5, -1.0]],
+        [
+            [3.0, 0.0, 1.0],
+            [0.0, 2.0, 1.0],
+            [1.0, 1.0, 0.0],
+            [0.5, -1.0, 0.0],
+            [0.0, 0.5, -1.0],
+        ],
         dtype=dtype,
     )
-    return torch.randn(n, 3, dtype=dtype) @ basis.T + 0.7 * torch.randn(n, 5, dtype=dtype)
+    return torch.randn(n, 3, dtype=dtype) @ basis.T + 0.7 * torch.randn(
+        n, 5, dtype=dtype
+    )
 
 
 def test_ppca_has_its_closed_forms():
@@ -259,16 +289,25 @@ def test_ppca_has_its_closed_forms():
     # an exact guide, whose aggregated posterior over new data is the prior
     lvm = PPCA(5, 3).double().maximise(x)
     fresh = lvm.W @ torch.randn(3, 400, dtype=torch.float64) + lvm.b[:, None]
-    fresh = (fresh + lvm.log_sigma.exp() * torch.randn(5, 400, dtype=torch.float64)).T.detach()
+    fresh = (
+        fresh + lvm.log_sigma.exp() * torch.randn(5, 400, dtype=torch.float64)
+    ).T.detach()
     found = collapse(lvm, fresh, num_samples=2)
-    mean, variance = ((fresh - lvm.b) @ lvm.V.T).detach(), (2 * lvm.log_s).exp().detach()
+    mean, variance = (
+        ((fresh - lvm.b) @ lvm.V.T).detach(),
+        (2 * lvm.log_s).exp().detach(),
+    )
     kl = 0.5 * (mean**2 + variance - 1 - variance.log())
     torch.testing.assert_close(found.kl["z"], kl.mean(0))
     torch.testing.assert_close(found.kl_se["z"], kl.std(0) / len(kl) ** 0.5)
     expected = -0.5 * variance.log()  # of new data: the rate, all of it information
     assert ((found.kl["z"] - expected).abs() < 5 * found.kl_se["z"]).all()
     assert abs(found.rate.mean - kl.sum(1).mean()) < 5 * found.rate.mc_se
-    below, above, total = found.information, found.information_above, expected.sum().item()
+    below, above, total = (
+        found.information,
+        found.information_above,
+        expected.sum().item(),
+    )
     assert below.mean - 5 * below.se < total < above.mean + 5 * above.se
     assert above.mean - below.mean < 0.5
     assert (
@@ -287,7 +326,9 @@ def test_information_equals_independent_estimate():
     mean, scale = ((x - lvm.b) @ lvm.V.T).detach(), lvm.log_s.exp().detach()
     mixture = torch.distributions.MixtureSameFamily(
         torch.distributions.Categorical(torch.ones(60)),
-        torch.distributions.Independent(torch.distributions.Normal(mean, scale.expand(60, 3)), 1),
+        torch.distributions.Independent(
+            torch.distributions.Normal(mean, scale.expand(60, 3)), 1
+        ),
     )
     z = mean + scale * torch.randn(400, 60, 3, dtype=torch.float64)
     log_q = torch.distributions.Normal(mean, scale).log_prob(z).sum(-1)
@@ -297,7 +338,10 @@ def test_information_equals_independent_estimate():
         (found.marginal_kl, mixture.log_prob(z) - log_p),
     ):
         other_se = (terms.var(0) / 400).sum().sqrt().item() / 60
-        assert abs(ours.mean - terms.mean().item()) < 5 * (ours.mc_se**2 + other_se**2) ** 0.5
+        assert (
+            abs(ours.mean - terms.mean().item())
+            < 5 * (ours.mc_se**2 + other_se**2) ** 0.5
+        )
 
 
 def test_information_beyond_log_num_data_is_saturated():
@@ -395,10 +439,13 @@ class Chain:
 
     def guide(self, x):
         with pyro.plate("data", len(x), dim=-1):
-            a = pyro.sample("a", dist.Normal(x[:, None] * torch.ones(2), 0.5).to_event(1))
+            a = pyro.sample(
+                "a", dist.Normal(x[:, None] * torch.ones(2), 0.5).to_event(1)
+            )
             with pyro.plate("time", 3, dim=-2):
                 pyro.sample(
-                    "b", dist.Normal(0.5 * a.sum(-1) + torch.arange(3.0)[:, None] * x, 0.7)
+                    "b",
+                    dist.Normal(0.5 * a.sum(-1) + torch.arange(3.0)[:, None] * x, 0.7),
                 )
 
 
@@ -408,12 +455,16 @@ def test_density_of_given_latents_equals_that_of_draws(make):
     x = torch.randn(6) if isinstance(lvm, Chain) else torch.randn(6, 5)
     weights = vilvm.log_weights(lvm, x, 4)
     before = torch.get_rng_state()
-    torch.testing.assert_close(guide_log_prob(lvm, x, weights.latents), weights.log_guide)
+    torch.testing.assert_close(
+        guide_log_prob(lvm, x, weights.latents), weights.log_guide
+    )
     assert torch.equal(before, torch.get_rng_state())
     with pytest.raises(ContractError, match="no value was given"):
         guide_log_prob(lvm, x, {})
     with pytest.raises(ContractError, match="has shape"):
-        guide_log_prob(lvm, x, {name: value[:, :-1] for name, value in weights.latents.items()})
+        guide_log_prob(
+            lvm, x, {name: value[:, :-1] for name, value in weights.latents.items()}
+        )
 
 
 @pytest.mark.parametrize("rows", [50_000, 3_000])  # all draws in one pass, or in seven
@@ -423,7 +474,9 @@ def test_dependent_latents_have_the_right_rate(rows, monkeypatch):
     found = collapse(Chain(), x, num_samples=500)
     a = 0.5 * (x**2 + 0.25 - 1 - math.log(0.25))
     assert found.kl["a"].shape == (2,)
-    torch.testing.assert_close(found.kl["a"], a.mean().double().expand(2), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        found.kl["a"], a.mean().double().expand(2), rtol=1e-4, atol=1e-5
+    )
     # Given a, whose sum has mean 2x and variance 0.5, b of time t is off by −½ Σa + t x.
     t = torch.arange(3.0)[:, None]
     b = 0.5 * (((t - 1) * x) ** 2 + 0.25 * 0.5 + 0.49 - 1 - math.log(0.49)).mean(1)
@@ -519,7 +572,10 @@ def test_a_collapsed_vae_is_caught_by_both():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "objective",
-    [Trace_ELBO(), pytest.param(Annealed(Trace_ELBO(), warmup=200), marks=pytest.mark.slow)],
+    [
+        Trace_ELBO(),
+        pytest.param(Annealed(Trace_ELBO(), warmup=200), marks=pytest.mark.slow),
+    ],
     ids=["elbo", "warm-up"],
 )
 def test_a_healthy_vae_is_left_alone(objective):
@@ -543,7 +599,9 @@ def event(rates, lvm=None):
         0.0,
     )
     rows = [
-        Record(epoch=i, step=50 * i + 50, rate=r, skipped=0, data_per_second=0.0, **zeros)
+        Record(
+            epoch=i, step=50 * i + 50, rate=r, skipped=0, data_per_second=0.0, **zeros
+        )
         for i, r in enumerate(rates)
     ]
     return Event(lvm, History(rows))
@@ -566,7 +624,9 @@ def test_the_alarm_of_a_history(rates, alarms):
         return
     with pytest.warns(UserWarning, match="rate is 0.008"):
         assert alarm(event(rates)) is True
-    assert alarm(event(rates)) is True  # and is silent: a warning would be an error here
+    assert (
+        alarm(event(rates)) is True
+    )  # and is silent: a warning would be an error here
 
 
 def test_the_alarm_may_ask_the_data_and_wait():

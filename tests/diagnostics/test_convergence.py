@@ -52,7 +52,9 @@ def test_trend_is_detected_and_limits_contain_it():
 
 def test_flattening_curve_is_a_trend_while_rising():
     times = np.arange(20.0)
-    assert trend(times, -np.exp(-times / 15) + 0.02 * noise(20, 0.0, 1)[0]).rising < 0.01
+    assert (
+        trend(times, -np.exp(-times / 15) + 0.02 * noise(20, 0.0, 1)[0]).rising < 0.01
+    )
 
 
 def test_trend_is_invariant_to_level_and_units():
@@ -86,7 +88,10 @@ def history(elbo, *, validation=None, rates=None, epochs_a_record=1, first=0):
     return History([record(i) for i in range(len(elbo))])
 
 
-flat, rising = noise(40, 0.0, 1)[0] * 0.1, 0.1 * np.arange(40) + noise(40, 0.0, 1)[0] * 0.1
+flat, rising = (
+    noise(40, 0.0, 1)[0] * 0.1,
+    0.1 * np.arange(40) + noise(40, 0.0, 1)[0] * 0.1,
+)
 
 
 def test_slope_and_gain_are_per_epoch():
@@ -121,7 +126,9 @@ def test_validation_elbo_is_used_if_present():
 
 def test_what_a_schedule_has_levelled_is_said():
     rates = np.concatenate([np.full(40, 1e-3), np.full(40, 1e-5)])
-    early = convergence(history(np.concatenate([rising, 4 + flat]), rates=rates)).finding
+    early = convergence(
+        history(np.concatenate([rising, 4 + flat]), rates=rates)
+    ).finding
     assert early.severity == Severity.NOTE
     assert "before, it was gaining 0.1" in early.verdict
     # the fall itself lifts the ELBO
@@ -156,9 +163,13 @@ def test_rhat_is_that_of_two_chains():
     x[:, 3] += torch.arange(21)
     halves = torch.stack([x[1:11], x[11:]])
     within, between = halves.var(1).mean(0), 10 * halves.mean(1).var(0)
-    torch.testing.assert_close(split_rhat(x), ((9 / 10 * within + between / 10) / within).sqrt())
+    torch.testing.assert_close(
+        split_rhat(x), ((9 / 10 * within + between / 10) / within).sqrt()
+    )
     assert split_rhat(torch.ones(20, 2)).tolist() == [1.0, 1.0]
-    assert split_rhat(torch.cat([torch.zeros(10, 1), torch.ones(10, 1)])).item() == float("inf")
+    assert split_rhat(
+        torch.cat([torch.zeros(10, 1), torch.ones(10, 1)])
+    ).item() == float("inf")
 
 
 # The callback
@@ -176,25 +187,40 @@ def run_rule(rule, elbo, iterates, **columns):
     for i in range(len(elbo)):
         with torch.no_grad():
             lvm.theta.copy_(iterates[i])
-        if rule(Event(lvm, history(elbo[: i + 1], **{k: v[: i + 1] for k, v in columns.items()}))):
+        if rule(
+            Event(
+                lvm,
+                history(elbo[: i + 1], **{k: v[: i + 1] for k, v in columns.items()}),
+            )
+        ):
             return i + 1, lvm
     return None, lvm
 
 
 def test_the_rule_stops_when_both_have_settled():
-    still, moving = torch.randn(40, 50), torch.randn(40, 50) + torch.arange(40.0)[:, None]
+    still, moving = (
+        torch.randn(40, 50),
+        torch.randn(40, 50) + torch.arange(40.0)[:, None],
+    )
     assert run_rule(Converged(), flat, still)[0] is not None
     assert run_rule(Converged(), rising, still)[0] is None
     assert run_rule(Converged(), flat, moving)[0] is None
-    assert run_rule(Converged(share=0.4), flat, torch.cat([still, moving], -1))[0] is not None
-    assert run_rule(Converged(share=0.7), flat, torch.cat([still, moving], -1))[0] is None
+    assert (
+        run_rule(Converged(share=0.4), flat, torch.cat([still, moving], -1))[0]
+        is not None
+    )
+    assert (
+        run_rule(Converged(share=0.7), flat, torch.cat([still, moving], -1))[0] is None
+    )
     assert run_rule(Converged(start=50 * 30), flat, still)[0] is None
 
 
 def test_averaged_parameters_are_written_if_requested():
     iterates = torch.randn(40, 2000)
     stopped, lvm = run_rule(Converged(averaged=True), flat, iterates)
-    torch.testing.assert_close(lvm.theta.detach(), iterates[stopped - 20 : stopped].mean(0))
+    torch.testing.assert_close(
+        lvm.theta.detach(), iterates[stopped - 20 : stopped].mean(0)
+    )
     again, lvm = run_rule(Converged(), flat, iterates)
     assert again == stopped
     assert torch.equal(lvm.theta.detach(), iterates[stopped - 1])
@@ -204,7 +230,13 @@ def test_averaged_parameters_are_written_if_requested():
 
 @pytest.mark.parametrize(
     "bad",
-    [{"window": 10}, {"rhat": 1.0}, {"share": 0.0}, {"tolerance": 0.0}, {"false_alarm": 0.7}],
+    [
+        {"window": 10},
+        {"rhat": 1.0},
+        {"share": 0.0},
+        {"tolerance": 0.0},
+        {"false_alarm": 0.7},
+    ],
 )
 def test_bad_options(bad):
     with pytest.raises(ValueError, match="Converged"):
@@ -230,7 +262,9 @@ def conjugate():
 
 
 def fitted(lvm, x, steps, rate, **options):
-    return vilvm.fit(lvm, x, steps=steps, optimizer=partial(torch.optim.Adam, lr=rate), **options)
+    return vilvm.fit(
+        lvm, x, steps=steps, optimizer=partial(torch.optim.Adam, lr=rate), **options
+    )
 
 
 @pytest.mark.slow
@@ -243,7 +277,9 @@ def test_training_stops_by_itself_at_the_optimum():
     # x)).
     with torch.no_grad():
         a, s = lvm.pyro_params["slope"], lvm.pyro_params["log_scale"].exp()
-        gap = 0.5 * (2 * s**2 + 2 * (a - 0.5) ** 2 * x.square().mean() - 1 - (2 * s**2).log())
+        gap = 0.5 * (
+            2 * s**2 + 2 * (a - 0.5) ** 2 * x.square().mean() - 1 - (2 * s**2).log()
+        )
     assert gap < rule.tolerance
     early = conjugate()
     assert fitted(early, x, 1500, 1e-4, callbacks=[Converged()]).stopped == "finished"

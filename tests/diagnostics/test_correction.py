@@ -28,7 +28,9 @@ def pair(mean_shift=0.0, scale=1.0):
     return vilvm.Pair(model, guide)
 
 
-@pytest.mark.parametrize(("shift", "scale"), [(0.0, 1.0), (0.3, 1.0), (0.0, 1.25), (-0.4, 0.85)])
+@pytest.mark.parametrize(
+    ("shift", "scale"), [(0.0, 1.0), (0.3, 1.0), (0.0, 1.25), (-0.4, 0.85)]
+)
 def test_it_tells_shift_and_ratio(shift, scale):
     found = correction(pair(shift, scale), X)
     assert found.names == ("mu",)
@@ -41,11 +43,15 @@ def test_it_tells_shift_and_ratio(shift, scale):
 
 @pytest.mark.slow
 def test_standard_errors_are_those_of_repetition():
-    runs = [correction(pair(0.3, 1.1), X, num_samples=1000, seed=seed) for seed in range(40)]
+    runs = [
+        correction(pair(0.3, 1.1), X, num_samples=1000, seed=seed) for seed in range(40)
+    ]
     for name in ("shift", "ratio"):
         spread = torch.stack([getattr(r, name) for r in runs]).std()
         stated = torch.stack([getattr(r, f"{name}_se") for r in runs]).mean()
-        assert 0.6 < spread / stated < 1.5  # of 40 runs, a standard deviation is known to 11 %
+        assert (
+            0.6 < spread / stated < 1.5
+        )  # of 40 runs, a standard deviation is known to 11 %
 
 
 def test_uneven_weights_cannot_tell():
@@ -72,7 +78,8 @@ def test_a_heavy_tail_is_not_called_fine(seed):
     for its own weights have no variance.
     """
     lvm = prior_only(
-        ("z", dist.StudentT(5.0)), guide=lambda x: pyro.sample("z", dist.Normal(0.0, 1.1))
+        ("z", dist.StudentT(5.0)),
+        guide=lambda x: pyro.sample("z", dist.Normal(0.0, 1.1)),
     )
     found = correction(lvm, X, seed=seed)  # the true ratio is 1.1 / (5 / 3)^½ = 0.852
     assert found.k.item() > 0.7
@@ -159,7 +166,9 @@ def test_one_bad_datum_is_found_by_its_index():
         )
         shift = (x[:, :1] > 50).float() * 0.5
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.MultivariateNormal(x @ covariance + shift, covariance))
+            pyro.sample(
+                "z", dist.MultivariateNormal(x @ covariance + shift, covariance)
+            )
 
     x = torch.randn(120, 2)
     x[77] = 60.0
@@ -203,7 +212,8 @@ def given(posterior, guide):
 )
 def test_exact_guide_without_variance_is_fine(posterior):
     assert (
-        correction(given(posterior, posterior), torch.tensor(0.0)).finding.severity == Severity.OK
+        correction(given(posterior, posterior), torch.tensor(0.0)).finding.severity
+        == Severity.OK
     )
 
 
@@ -218,7 +228,9 @@ def test_components_within_the_tolerance_raise_no_alarm():
     alarm, by noise alone.
     """
     severities = [
-        correction(normals(0.91), torch.tensor(0.0), num_samples=5000, seed=seed).finding.severity
+        correction(
+            normals(0.91), torch.tensor(0.0), num_samples=5000, seed=seed
+        ).finding.severity
         for seed in range(3)
     ]
     assert max(severities) <= Severity.NOTE
@@ -236,10 +248,14 @@ def test_few_draws_are_undecided_and_reexamined():
 
 def test_nothing_to_correct_is_said():
     def model(x):
-        c = pyro.sample("c", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+        c = pyro.sample(
+            "c", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"}
+        )
         pyro.sample("x", dist.Normal(c.float(), 1.0), obs=x)
 
-    found = correction(vilvm.Pair(model, lambda x: None), torch.tensor(0.0), num_samples=1000)
+    found = correction(
+        vilvm.Pair(model, lambda x: None), torch.tensor(0.0), num_samples=1000
+    )
     assert found.names == ()
     assert "nothing to correct" in found.finding.verdict
 

@@ -40,7 +40,9 @@ def _short(monkeypatch):
 def linear(seed=0, num_data=100):
     """A linear Gaussian model under its exact posterior, and data of its own."""
     torch.manual_seed(seed)
-    lvm = PPCA(8, 3).maximise(torch.randn(400, 3) @ torch.randn(3, 8) + 0.5 * torch.randn(400, 8))
+    lvm = PPCA(8, 3).maximise(
+        torch.randn(400, 3) @ torch.randn(3, 8) + 0.5 * torch.randn(400, 8)
+    )
     return lvm, vilvm.sample(lvm, num_data)["x"]
 
 
@@ -64,7 +66,10 @@ def test_right_model_with_exact_guide_raises_no_alarm():
         "Prior predictive check",
         "Inference gap",
     }
-    assert found.skipped["Leave-one-out prediction"] == "each datum has latents of its own."
+    assert (
+        found.skipped["Leave-one-out prediction"]
+        == "each datum has latents of its own."
+    )
     assert "history" in found.skipped["Convergence"]
     assert "Nothing was found" in found.verdict
 
@@ -72,7 +77,8 @@ def test_right_model_with_exact_guide_raises_no_alarm():
 def test_the_verdict_tells_of_posterior_and_model_apart():
     def verdict(*findings):
         found = tuple(
-            Finding(name, severity, "", "", about=about) for name, severity, about in findings
+            Finding(name, severity, "", "", about=about)
+            for name, severity, about in findings
         )
         return Diagnosis(found, {}, {}, torch.arange(1), 0.0).verdict
 
@@ -106,7 +112,10 @@ def scaled(of_model, size, subsample=None):
                 pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     def guide(x):
-        with pyro.plate("data", size, subsample_size=subsample), poutine.scale(scale=of_model[0]):
+        with (
+            pyro.plate("data", size, subsample_size=subsample),
+            poutine.scale(scale=of_model[0]),
+        ):
             pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
 
     return vilvm.Pair(model, guide)
@@ -125,7 +134,9 @@ def scaled(of_model, size, subsample=None):
 )
 def test_unequal_scales_are_reported_as_tempered(of_model, size, subsample, expected):
     x = torch.randn(20, generator=torch.Generator().manual_seed(0))
-    assert find_layout(scaled(of_model, size, subsample), x).tempered == pytest.approx(expected)
+    assert find_layout(scaled(of_model, size, subsample), x).tempered == pytest.approx(
+        expected
+    )
 
 
 def test_the_verdict_names_unequal_scales():
@@ -169,7 +180,11 @@ def test_a_collapsed_vae_is_caught():
         objective=Beta(pyro.infer.Trace_ELBO(), warmup=1),
     )
     found = diagnose(lvm, data.test, num_data=50, schedule=QUICK)
-    assert severities(found)["Posterior collapse"] == found.severity("model") == Severity.CRITICAL
+    assert (
+        severities(found)["Posterior collapse"]
+        == found.severity("model")
+        == Severity.CRITICAL
+    )
     assert "The model makes little use of its latents." in found.verdict
 
 
@@ -217,9 +232,13 @@ class Correlated(torch.nn.Module):
         precision = torch.eye(2) / 9 + x.T @ x / 0.25
         mean = torch.linalg.solve(precision, x.T @ y / 0.25)
         if self.full:
-            pyro.sample("beta", dist.MultivariateNormal(mean, precision_matrix=precision))
+            pyro.sample(
+                "beta", dist.MultivariateNormal(mean, precision_matrix=precision)
+            )
         else:  # Var q_i = 1/Λ_ii
-            pyro.sample("beta", dist.Normal(mean, precision.diagonal().rsqrt()).to_event(1))
+            pyro.sample(
+                "beta", dist.Normal(mean, precision.diagonal().rsqrt()).to_event(1)
+            )
 
 
 @pytest.mark.slow
@@ -238,7 +257,10 @@ def regression(seed):
     """A model whose data share latents, under its exact posterior, and data of its own."""
     torch.manual_seed(seed)
     x = torch.randn(60, 2)
-    return Correlated(full=True), (x, (x * 3 * torch.randn(2)).sum(-1) + 0.5 * torch.randn(60))
+    return Correlated(full=True), (
+        x,
+        (x * 3 * torch.randn(2)).sum(-1) + 0.5 * torch.randn(60),
+    )
 
 
 @pytest.mark.slow
@@ -251,7 +273,11 @@ def test_false_alarms_are_as_rare_as_stated(make):
     for seed in range(8):
         lvm, x = make(seed)
         found = diagnose(
-            lvm, x, history=history(0.1 * noise(40, 0.5, 1, seed)[0]), schedule=QUICK, seed=seed
+            lvm,
+            x,
+            history=history(0.1 * noise(40, 0.5, 1, seed)[0]),
+            schedule=QUICK,
+            seed=seed,
         )
         assert not found.unfinished, found.skipped
         assert "Convergence" in found.results
@@ -282,7 +308,9 @@ def test_unexamined_posterior_is_not_trusted():
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
 
-    found = diagnose(vilvm.Pair(model, AutoDelta(model)), torch.randn(20), schedule=QUICK)
+    found = diagnose(
+        vilvm.Pair(model, AutoDelta(model)), torch.randn(20), schedule=QUICK
+    )
     assert not found.trusted
     assert found.verdict.startswith("This posterior cannot be vouched for")
     assert "the guide of Pair puts latent 'mu' on one point" in found.verdict
@@ -302,7 +330,9 @@ def test_failing_check_leaves_other_checks_running(
     lvm, x = linear()
     monkeypatch.setattr(import_module("vilvm.diagnostics.diagnose"), "sbc", failing)
     monkeypatch.setattr(
-        import_module("vilvm.diagnostics.diagnose"), "gaps", lambda *args, **options: Broken()
+        import_module("vilvm.diagnostics.diagnose"),
+        "gaps",
+        lambda *args, **options: Broken(),
     )
     found = diagnose(lvm, x, num_data=50)
     assert found.unfinished == ("Calibration (SBC)", "Inference gap")
@@ -322,7 +352,9 @@ class Marked(PPCA):
         with pyro.plate("data", len(x)):
             bad = (x[:, :1] == self.mark).float()
             z = (x - self.b) @ self.V.T + 3 * bad
-            pyro.sample("z", dist.Normal(z, self.log_s.exp() * (1 - 0.9 * bad)).to_event(1))
+            pyro.sample(
+                "z", dist.Normal(z, self.log_s.exp() * (1 - 0.9 * bad)).to_event(1)
+            )
 
 
 @pytest.mark.slow
@@ -339,8 +371,16 @@ def test_worst_data_are_named_by_full_index():
     for name in ("Pareto k̂", "Inference gap"):
         assert found.results[name].worst(1)[0][0] == bad, name
     assert f"(worst data: {bad})" in found.results["Pareto k̂"].finding.verdict
-    assert f"of datum {bad})" in found.results["Means and standard deviations"].finding.verdict
-    dots = diagnosis_figures(found.results)["Pareto k̂"].axes[0].collections[1].get_offsets()
+    assert (
+        f"of datum {bad})"
+        in found.results["Means and standard deviations"].finding.verdict
+    )
+    dots = (
+        diagnosis_figures(found.results)["Pareto k̂"]
+        .axes[0]
+        .collections[1]
+        .get_offsets()
+    )
     assert dots[:, 0].tolist() == [bad]
 
 
@@ -402,7 +442,9 @@ def test_model_reading_batch_width_is_calibrated():
 def test_false_alarm_rate_is_divided_among_tests():
     lvm, x = linear()
     fitted = vilvm.fit(lvm, x, steps=1)
-    found = diagnose(lvm, x, num_data=50, history=fitted, schedule=QUICK, false_alarm=0.07)
+    found = diagnose(
+        lvm, x, num_data=50, history=fitted, schedule=QUICK, false_alarm=0.07
+    )
     rates = {
         name: result.false_alarm
         for name, result in found.results.items()
@@ -410,12 +452,16 @@ def test_false_alarm_rate_is_divided_among_tests():
     }
     sides = {name: 2 if name == "Convergence" else 1 for name in rates}
     assert len(rates) == 9
-    assert sum(sides[name] * rate for name, rate in rates.items()) == pytest.approx(0.07)
+    assert sum(sides[name] * rate for name, rate in rates.items()) == pytest.approx(
+        0.07
+    )
 
 
 @pytest.mark.parametrize("transform", [None, vilvm.data.DynamicBinarisation()])
 def test_only_chosen_data_are_read_from_disk(transform, tmp_path, monkeypatch):
-    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((5000, 6), dtype=np.float32))
+    np.save(
+        tmp_path / "x.npy", np.random.default_rng(0).random((5000, 6), dtype=np.float32)
+    )
     data = vilvm.data.datasets.on_disk(tmp_path / "x.npy", transform=transform)
     read, seen, real = [], [], type(data.x).__getitem__
 

@@ -16,7 +16,17 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoNormal
 
 import vilvm
-from vilvm.diagnostics import Severity, collapse, correction, diagnose, gaps, loo, rates, sbc, tarp
+from vilvm.diagnostics import (
+    Severity,
+    collapse,
+    correction,
+    diagnose,
+    gaps,
+    loo,
+    rates,
+    sbc,
+    tarp,
+)
 from vilvm.evaluation import Schedule, bdmc
 from vilvm.lvm import NotApplicable
 from vilvm.objectives import Annealed
@@ -45,7 +55,9 @@ def masked_data(seed, shift=0.0):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample(
                 "x",
-                dist.Normal(z[..., None].expand(*z.shape, 3), 1.0).mask(seen).to_event(1),
+                dist.Normal(z[..., None].expand(*z.shape, 3), 1.0)
+                .mask(seen)
+                .to_event(1),
                 obs=x,
             )
 
@@ -56,7 +68,8 @@ def masked_data(seed, shift=0.0):
             pyro.sample(
                 "z",
                 dist.Normal(
-                    torch.where(seen, x, 0.0).sum(-1) / precision + shift, precision.rsqrt()
+                    torch.where(seen, x, 0.0).sum(-1) / precision + shift,
+                    precision.rsqrt(),
                 ),
             )
 
@@ -74,7 +87,9 @@ def masked_latents(seed, shift=0.0):
     def model(batch):
         x, seen = batch
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).mask(seen).to_event(1))
+            z = pyro.sample(
+                "z", dist.Normal(torch.zeros(3), 1.0).mask(seen).to_event(1)
+            )
             pyro.sample("x", dist.Normal(z, 1.0).mask(seen).to_event(1), obs=x)
 
     def guide(batch):
@@ -85,7 +100,10 @@ def masked_latents(seed, shift=0.0):
 
     torch.manual_seed(seed)
     seen = torch.arange(3) < torch.randint(1, 4, (100, 1))
-    return vilvm.Pair(model, guide), (torch.where(seen, 2**0.5 * torch.randn(100, 3), 0.0), seen)
+    return vilvm.Pair(model, guide), (
+        torch.where(seen, 2**0.5 * torch.randn(100, 3), 0.0),
+        seen,
+    )
 
 
 MEANS, SHARES = torch.tensor([-2.0, 0.0, 2.0]), torch.tensor([0.5, 0.3, 0.2])
@@ -99,7 +117,9 @@ def mixture(seed, shift=0.0, drawn=True):
     def model(x):
         with pyro.plate("data", len(x)):
             c = pyro.sample(
-                "c", dist.Categorical(SHARES), infer={} if drawn else {"enumerate": "parallel"}
+                "c",
+                dist.Categorical(SHARES),
+                infer={} if drawn else {"enumerate": "parallel"},
             )
             z = pyro.sample("z", dist.Normal(MEANS[c] if drawn else 0.0, 1.0))
             pyro.sample("x", dist.Normal(z if drawn else z + MEANS[c], 0.5), obs=x)
@@ -114,7 +134,9 @@ def mixture(seed, shift=0.0, drawn=True):
         logits = SHARES.log() + dist.Normal(MEANS, 1.25**0.5).log_prob(x[:, None])
         parts = dist.Normal(4 * (x[:, None] - MEANS) / 5 + shift, 0.2**0.5)
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.MixtureSameFamily(dist.Categorical(logits=logits), parts))
+            pyro.sample(
+                "z", dist.MixtureSameFamily(dist.Categorical(logits=logits), parts)
+            )
 
     torch.manual_seed(seed)
     c = dist.Categorical(SHARES).sample((100,))
@@ -136,10 +158,14 @@ def label_alone(seed, shift=0.0):
 
     def guide(x):
         with pyro.plate("data", len(x)):
-            pyro.sample("c", dist.Bernoulli(logits=2 * x + math.log(0.4 / 0.6) + 2 * shift))
+            pyro.sample(
+                "c", dist.Bernoulli(logits=2 * x + math.log(0.4 / 0.6) + 2 * shift)
+            )
 
     torch.manual_seed(seed)
-    return vilvm.Pair(model, guide), 2 * dist.Bernoulli(0.4).sample((100,)) - 1 + torch.randn(100)
+    return vilvm.Pair(model, guide), 2 * dist.Bernoulli(0.4).sample(
+        (100,)
+    ) - 1 + torch.randn(100)
 
 
 def shared(seed, shift=0.0):
@@ -151,7 +177,9 @@ def shared(seed, shift=0.0):
             pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
 
     def guide(x):
-        pyro.sample("mu", dist.Normal(x.sum() / (1 + len(x)) + shift, (1 + len(x)) ** -0.5))
+        pyro.sample(
+            "mu", dist.Normal(x.sum() / (1 + len(x)) + shift, (1 + len(x)) ** -0.5)
+        )
 
     torch.manual_seed(seed)
     return vilvm.Pair(model, guide), torch.randn(()) + torch.randn(30)
@@ -168,7 +196,9 @@ def hierarchy(seed, shift=0.0):
 
     def guide(x):
         precision = 1 + len(x) / 2
-        mu = pyro.sample("mu", dist.Normal(x.sum() / 2 / precision + shift, precision**-0.5))
+        mu = pyro.sample(
+            "mu", dist.Normal(x.sum() / 2 / precision + shift, precision**-0.5)
+        )
         with pyro.plate("data", len(x)):
             pyro.sample("theta", dist.Normal((mu + x) / 2, 0.5**0.5))
 
@@ -176,7 +206,15 @@ def hierarchy(seed, shift=0.0):
     return vilvm.Pair(model, guide), torch.randn(()) + 2**0.5 * torch.randn(20)
 
 
-CASES = [masked_data, masked_latents, mixture, enumerated, label_alone, shared, hierarchy]
+CASES = [
+    masked_data,
+    masked_latents,
+    mixture,
+    enumerated,
+    label_alone,
+    shared,
+    hierarchy,
+]
 
 
 @pytest.mark.slow
@@ -205,7 +243,9 @@ def test_a_label_is_judged_by_its_probabilities():
     assert found.finding.severity == Severity.OK
     lvm, x = mixture(0, shift=0.7)
     wrong = correction(lvm, x)
-    truth = (SHARES.log() + dist.Normal(MEANS, 1.25**0.5).log_prob(x[:, None])).softmax(-1)
+    truth = (SHARES.log() + dist.Normal(MEANS, 1.25**0.5).log_prob(x[:, None])).softmax(
+        -1
+    )
     error = (wrong.corrected_mean[:, :3] - truth).abs() / (wrong.shift_se[:, :3] + 0.01)
     assert error.max() < 5  # of 300 numbers; the weights find the exact probabilities
     assert wrong.finding.severity == Severity.WARNING
@@ -260,7 +300,9 @@ def test_hidden_cells_without_batch_come_from_another_simulation():
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample(
                 "x",
-                dist.Normal(z[..., None].expand(*z.shape, 2), 0.1).mask(~hidden).to_event(1),
+                dist.Normal(z[..., None].expand(*z.shape, 2), 0.1)
+                .mask(~hidden)
+                .to_event(1),
                 obs=x,
             )
 
@@ -316,7 +358,9 @@ def test_a_masked_latent_is_no_unit():
     found = collapse(lvm, (torch.where(seen, 2**0.5 * torch.randn(400, 3), 0.0), seen))
     activity = found.activity["z"]
     assert activity[2].isnan()
-    torch.testing.assert_close(activity[:2], torch.full((2,), 0.5).double(), atol=0.2, rtol=0)
+    torch.testing.assert_close(
+        activity[:2], torch.full((2,), 0.5).double(), atol=0.2, rtol=0
+    )
     assert "2 of 2 units" in found.finding.verdict
 
 
@@ -343,7 +387,9 @@ def test_factors_cannot_be_simulated(where):
         lambda p, like: vilvm.sample(p, 2, like=like),
         lambda p, like: vilvm.weights.simulate(p, 2, like=like),
     ):
-        with pytest.raises(NotApplicable, match=r"cannot be simulated: its pyro\.factor 'f'"):
+        with pytest.raises(
+            NotApplicable, match=r"cannot be simulated: its pyro\.factor 'f'"
+        ):
             run(lvm, like=x)
 
 
@@ -516,7 +562,10 @@ def test_missing_data_are_no_code():
         x, seen = batch
         with pyro.plate("data", len(x)):
             z = pyro.sample(
-                "z", dist.Normal(torch.where(seen, x / 2, 0.0), torch.where(seen, 0.5**0.5, 1.0))
+                "z",
+                dist.Normal(
+                    torch.where(seen, x / 2, 0.0), torch.where(seen, 0.5**0.5, 1.0)
+                ),
             )
             pyro.sample("x_unobserved", dist.Normal(z, 1.0))
 
@@ -552,7 +601,9 @@ def of_turned(x):
         pyro.sample("z", dist.Normal(x.T / 2, 0.5**0.5))
 
 
-@pytest.mark.parametrize(("model", "guide"), [(by_columns, of_columns), (turned, of_turned)])
+@pytest.mark.parametrize(
+    ("model", "guide"), [(by_columns, of_columns), (turned, of_turned)]
+)
 def test_views_of_a_batch_are_simulated(model, guide):
     lvm, x = vilvm.Pair(model, guide), torch.zeros(200, 3)
     drawn, sites = next(batches(lvm, 200, like=x))
@@ -599,13 +650,17 @@ def test_collapse_of_a_model_that_is_not_vectorisable():
     def guide(x):
         with pyro.plate("data", len(x)):
             loc = torch.stack([x / 2, 0 * x], -1)
-            pyro.sample("z", dist.MultivariateNormal(loc, torch.diag(torch.tensor([0.5, 1.0]))))
+            pyro.sample(
+                "z", dist.MultivariateNormal(loc, torch.diag(torch.tensor([0.5, 1.0])))
+            )
 
     torch.manual_seed(0)
     x = 2**0.5 * torch.randn(50)
     found = collapse(vilvm.Pair(model, guide), x)
     truth = (0.5 + x.square() / 4 - 1 - math.log(0.5)) / 2
-    assert abs(found.kl["z"].item() - truth.mean().item()) < 4 * (found.kl_se["z"].item() + 1e-3)
+    assert abs(found.kl["z"].item() - truth.mean().item()) < 4 * (
+        found.kl_se["z"].item() + 1e-3
+    )
 
 
 def test_a_latent_of_each_datum_is_no_outlier():
@@ -660,5 +715,7 @@ def test_labels_that_are_wrong_together_are_found(local):
     assert right.finding.severity == Severity.OK
     assert wrong.finding.severity == Severity.WARNING
     truth = math.exp(-2) / (2 + 2 * math.exp(-2))
-    assert abs(wrong.corrected_mean[0, 2].item() - truth) < 5 * wrong.shift_se[0, 2].item()
+    assert (
+        abs(wrong.corrected_mean[0, 2].item() - truth) < 5 * wrong.shift_se[0, 2].item()
+    )
     assert "a=1, b=1" in wrong.finding.verdict

@@ -100,7 +100,10 @@ class HalfFrozen(torch.nn.Module):
                 1 - seen[..., None]
             ) * torch.eye(2)
             pyro.sample(
-                "z", dist.MultivariateNormal(seen * ((x - self.lvm.b) @ self.lvm.V.T), covariance)
+                "z",
+                dist.MultivariateNormal(
+                    seen * ((x - self.lvm.b) @ self.lvm.V.T), covariance
+                ),
             )
 
 
@@ -108,10 +111,18 @@ class HalfFrozen(torch.nn.Module):
 def test_guide_frozen_for_half_the_data_is_detected():
     lvm, x = factors(diagonal=False)
     found = gaps(
-        HalfFrozen(lvm), x, num_samples=200, schedule=Schedule(num_temperatures=100, leapfrog=2)
+        HalfFrozen(lvm),
+        x,
+        num_samples=200,
+        schedule=Schedule(num_temperatures=100, leapfrog=2),
     )
     frozen = x[:, 0] <= 0
-    assert set(found.bounds) == {"ais from the guide", "ais from the prior", "iwae", "elbo"}
+    assert set(found.bounds) == {
+        "ais from the guide",
+        "ais from the prior",
+        "iwae",
+        "elbo",
+    }
     assert found.finding.severity == Severity.WARNING
     assert found.amortisation.mean > 10 * abs(found.approximation.mean)
     assert found.amortisation.values[frozen].mean() > 3
@@ -157,7 +168,12 @@ def test_it_leaves_the_model_as_it_was():
     lvm, x = VAE(6, 2), torch.bernoulli(torch.full((20, 6), 0.5))
     before = {n: p.clone() for n, p in lvm.state_dict().items()}
     found = gaps(
-        lvm, x, num_samples=100, steps=20, schedule=Schedule(num_temperatures=5), batch_size=8
+        lvm,
+        x,
+        num_samples=100,
+        steps=20,
+        schedule=Schedule(num_temperatures=5),
+        batch_size=8,
     )
     assert found.total.values.shape == (20,)
     assert found.amortisation.mean > 0
@@ -261,9 +277,9 @@ class TwoModes(torch.nn.Module):
         prior = dist.Normal(0.0, 3.0).log_prob(z)
         if self.shared:
             fit = dist.Normal(z**2, 2.0)
-            return (prior + sum(fit.log_prob(value) for value in x)).logsumexp(0) + math.log(
-                24 / 200_000
-            )
+            return (prior + sum(fit.log_prob(value) for value in x)).logsumexp(
+                0
+            ) + math.log(24 / 200_000)
         return torch.stack(
             [(prior + dist.Normal(z**2, 0.5).log_prob(v)).logsumexp(0) for v in x]
         ) + math.log(24 / 200_000)
@@ -275,12 +291,17 @@ def test_annealing_from_prior_detects_dropped_mode(shared):
     x = 4 + 5 * torch.rand(30)
     x = x.mean() + 2 * torch.randn(12) if shared else x
     lvm = TwoModes(shared)
-    schedule = Schedule(num_chains=300 if shared else 32, num_temperatures=200, leapfrog=3)
+    schedule = Schedule(
+        num_chains=300 if shared else 32, num_temperatures=200, leapfrog=3
+    )
     found = gaps(lvm, x, num_samples=500, steps=20, schedule=schedule)
     exact = lvm.exact(x).mean().item()
     assert found.evidence_by == "ais from the prior"
     assert within(found.evidence, exact, 0.02)
-    assert abs(found.bounds["ais from the guide"].estimate.mean + math.log(2) - exact) < 0.05
+    assert (
+        abs(found.bounds["ais from the guide"].estimate.mean + math.log(2) - exact)
+        < 0.05
+    )
     assert found.finding.severity == Severity.WARNING
     assert "misses part of the posterior" in found.finding.verdict
     assert "lower bound" in found.finding.verdict
@@ -304,7 +325,9 @@ def judged(truth, *, short=0.0, error=0.01, ess=100.0, **bounds):
     truth = torch.as_tensor(truth).double()
     few = torch.as_tensor(ess).double().expand(truth.shape)
     noise = error * torch.randn(truth.shape).double()
-    at_guide = Bound(Estimate(truth - short + noise, torch.full_like(truth, error)), few)
+    at_guide = Bound(
+        Estimate(truth - short + noise, torch.full_like(truth, error)), few
+    )
     zero = Estimate(torch.zeros_like(truth), torch.full_like(truth, 0.001))
     found = {
         "ais from the guide": at_guide,
@@ -337,7 +360,8 @@ def test_exact_evidence_below_the_bound_is_wrong():
 
 
 @pytest.mark.parametrize(
-    ("gap", "severity"), [(20.0, Severity.WARNING), (0.5, Severity.NOTE), (0.0, Severity.OK)]
+    ("gap", "severity"),
+    [(20.0, Severity.WARNING), (0.5, Severity.NOTE), (0.0, Severity.OK)],
 )
 def test_few_bad_data_are_not_hidden_by_mean(gap, severity):
     truth = torch.full((400,), 0.01)
@@ -360,7 +384,9 @@ def test_noise_is_not_picked_for_its_height():
     for _ in range(200):
         bounds = {
             n: Bound(
-                Estimate(0.3 * torch.randn(30).double(), torch.full((30,), 0.3).double()),
+                Estimate(
+                    0.3 * torch.randn(30).double(), torch.full((30,), 0.3).double()
+                ),
                 torch.full((30,), 20.0),
             )
             for n in ("iwae", "ais from the prior")
@@ -377,7 +403,9 @@ def test_noise_is_not_picked_for_its_height():
 
 @pytest.mark.slow
 def test_few_effective_draws_vouch_for_nothing():
-    found = judged(torch.zeros(40), ess=torch.cat([torch.full((39,), 50.0), torch.tensor([1.1])]))
+    found = judged(
+        torch.zeros(40), ess=torch.cat([torch.full((39,), 50.0), torch.tensor([1.1])])
+    )
     assert found.finding.severity == Severity.NOTE
     assert "for 1 of 40 data (39)" in found.finding.verdict
     poor = gaps(
@@ -400,7 +428,8 @@ def test_gap_without_annealing_notes_missed_modes():
     assert cut.finding.severity == Severity.NOTE
     assert "no time to anneal" in cut.finding.verdict
     assert (
-        dataclasses.replace(cut, cut="annealing by 8 of 16 chains").finding.severity == Severity.OK
+        dataclasses.replace(cut, cut="annealing by 8 of 16 chains").finding.severity
+        == Severity.OK
     )
 
 
@@ -419,9 +448,13 @@ def test_best_guide_leaving_the_support_is_skipped():
         pyro.sample("theta", dist.Pareto(x.max(), 2.0 + len(x)))
 
     x = torch.linspace(0.1, 2.5, 10)
-    found = gaps(vilvm.Pair(model, guide), x, num_samples=10, steps=10, schedule=Schedule(2, 2))
+    found = gaps(
+        vilvm.Pair(model, guide), x, num_samples=10, steps=10, schedule=Schedule(2, 2)
+    )
     assert found.cut == "the best guide's fit"
-    assert found.amortised.mean == pytest.approx(math.log(2 / 12) - 12 * math.log(2.5), abs=1e-4)
+    assert found.amortised.mean == pytest.approx(
+        math.log(2 / 12) - 12 * math.log(2.5), abs=1e-4
+    )
     assert found.approximation.mean == found.total.mean
 
 
@@ -460,7 +493,12 @@ def test_guide_ignoring_its_data_has_no_amortisation(size):
 def test_prior_chains_run_for_some_of_many_data():
     lvm, x = factors(diagonal=False)
     found = gaps(
-        lvm, x, evidence="ais", num_samples=50, steps=5, schedule=Schedule(4, 5, leapfrog=1)
+        lvm,
+        x,
+        evidence="ais",
+        num_samples=50,
+        steps=5,
+        schedule=Schedule(4, 5, leapfrog=1),
     )
     there = found.bounds["ais from the prior"].estimate.values.isfinite()
     assert there.sum() == 100

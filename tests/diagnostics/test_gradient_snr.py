@@ -89,7 +89,9 @@ def test_noise_that_differs_is_averaged_in_each_way():
         def differentiable_loss(self, model, guide, x):
             return (lvm.extra * (c + n * torch.randn(3))).sum()
 
-    found = gradient_snr(lvm, torch.randn(5), {"linear": Linear()}, num_draws=600).groups["linear"]
+    found = gradient_snr(
+        lvm, torch.randn(5), {"linear": Linear()}, num_draws=600
+    ).groups["linear"]
     assert set(found) == {"extra"}
     assert abs(found["extra"].snr - (5 / 21) ** 0.5) < 5 * found["extra"].se
     assert found["extra"].elementwise == pytest.approx(((1 + 0.25) / 3) ** 0.5, rel=0.2)
@@ -106,9 +108,9 @@ def test_a_gradient_without_noise_has_an_infinite_ratio():
         def differentiable_loss(self, model, guide, x):
             return 3 * model.__self__.m
 
-    flat = gradient_snr(Conjugate(), torch.ones(5), {"flat": Flat()}, num_draws=24).groups["flat"][
-        "m"
-    ]
+    flat = gradient_snr(
+        Conjugate(), torch.ones(5), {"flat": Flat()}, num_draws=24
+    ).groups["flat"]["m"]
     assert (flat.snr, flat.elementwise, flat.se) == (math.inf, math.inf, 0.0)
 
 
@@ -136,7 +138,8 @@ def test_importance_samples_drown_encoder_and_help_decoder():
     ).groups
     one, many = found["1"], found["64"]
     assert (
-        many["encoder"].snr + 5 * many["encoder"].se < one["encoder"].snr - 5 * one["encoder"].se
+        many["encoder"].snr + 5 * many["encoder"].se
+        < one["encoder"].snr - 5 * one["encoder"].se
     )
     assert many["decoder"].snr > one["decoder"].snr
 
@@ -148,7 +151,9 @@ def test_only_drowned_groups_are_named():
     assert not sound.drowned
     assert sound.finding.severity == Severity.OK
     gradient = torch.autograd.grad(
-        Trace_ELBO(10, vectorize_particles=False).differentiable_loss(lvm.model, lvm.guide, x),
+        Trace_ELBO(10, vectorize_particles=False).differentiable_loss(
+            lvm.model, lvm.guide, x
+        ),
         lvm.V,
     )[0]
     # an SNR of about 0.06 over the 300 parameters of V
@@ -163,7 +168,9 @@ def test_the_model_is_left_as_it_was():
     lvm = Conjugate().train()
     lvm.m.grad = torch.tensor(7.0)
     before = torch.get_rng_state()
-    first, second = (gradient_snr(lvm, torch.ones(5), num_draws=24, seed=3) for _ in range(2))
+    first, second = (
+        gradient_snr(lvm, torch.ones(5), num_draws=24, seed=3) for _ in range(2)
+    )
     assert torch.equal(before, torch.get_rng_state())
     assert lvm.m.grad.item() == 7.0
     assert lvm.training

@@ -38,14 +38,21 @@ def exact(x):
     one.
     """
     n = len(x) - 1
-    return dist.Normal((x.sum() - x) / (1 + n), (1 + 1 / (1 + n)) ** 0.5).log_prob(x).double()
+    return (
+        dist.Normal((x.sum() - x) / (1 + n), (1 + 1 / (1 + n)) ** 0.5)
+        .log_prob(x)
+        .double()
+    )
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1.3, 0.4)])
 def test_it_is_the_closed_form_whatever_the_guide(scale, shift):
     x = torch.randn(20) + 0.5
     runs = torch.stack(
-        [loo(pair(scale, shift), x, num_samples=4000, seed=seed).elpd_i for seed in range(8)]
+        [
+            loo(pair(scale, shift), x, num_samples=4000, seed=seed).elpd_i
+            for seed in range(8)
+        ]
     )
     error = runs.std(0) / 8**0.5
     assert (
@@ -54,7 +61,9 @@ def test_it_is_the_closed_form_whatever_the_guide(scale, shift):
     found = loo(pair(scale, shift), x)
     assert found.elpd == pytest.approx(exact(x).sum().item(), abs=0.05)
     n, variance = len(x), 1 / (1 + len(x))
-    fitted = dist.Normal(x.sum() * variance, (1 + variance) ** 0.5).log_prob(x).sum().item()
+    fitted = (
+        dist.Normal(x.sum() * variance, (1 + variance) ** 0.5).log_prob(x).sum().item()
+    )
     assert found.p == pytest.approx(fitted - exact(x).sum().item(), abs=0.1)
     assert found.p == pytest.approx(n / (1 + n), abs=0.5)
     assert found.finding.severity == Severity.OK
@@ -65,8 +74,14 @@ def test_without_its_weights_the_guide_would_be_wrong():
     x = torch.randn(20) + 0.5
     lvm = pair(1.0, 2.0)
     weights = vilvm.log_weights(lvm, x, 4000)
-    naive = (-((-weights.log_likelihood).logsumexp(0) - torch.tensor(4000.0).log())).sum().item()
-    assert abs(naive - exact(x).sum().item()) > 5 * abs(loo(lvm, x).elpd - exact(x).sum().item())
+    naive = (
+        (-((-weights.log_likelihood).logsumexp(0) - torch.tensor(4000.0).log()))
+        .sum()
+        .item()
+    )
+    assert abs(naive - exact(x).sum().item()) > 5 * abs(
+        loo(lvm, x).elpd - exact(x).sum().item()
+    )
 
 
 def test_loo_equals_arviz_on_the_same_draws():
@@ -82,7 +97,9 @@ def test_loo_equals_arviz_on_the_same_draws():
             "log_likelihood": {"x": weights.log_likelihood.numpy()[None]},
         }
     )
-    theirs = loo_approximate_posterior(tree, log_p, weights.log_guide.numpy(), pointwise=True)
+    theirs = loo_approximate_posterior(
+        tree, log_p, weights.log_guide.numpy(), pointwise=True
+    )
     ours = loo(lvm, x)
     assert ours.elpd == pytest.approx(float(theirs.elpd), abs=0.02)
     assert ours.se == pytest.approx(float(theirs.se), rel=0.1)
@@ -102,7 +119,9 @@ def test_data_that_no_latent_touches():
             pyro.sample("x", dist.Normal(0.0, 1.0), obs=x)
 
     x = torch.randn(5)
-    found = loo(vilvm.Pair(model, lambda x: pyro.sample("mu", dist.Normal(0.0, 1.0))), x)
+    found = loo(
+        vilvm.Pair(model, lambda x: pyro.sample("mu", dist.Normal(0.0, 1.0))), x
+    )
     torch.testing.assert_close(
         found.elpd_i, dist.Normal(0.0, 1.0).log_prob(x).double(), rtol=1e-5, atol=1e-5
     )
@@ -163,7 +182,9 @@ def test_a_likelihood_of_zero_makes_no_nan():
 def test_data_sharing_a_summed_latent_are_refused():
     def model(x):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-        c = pyro.sample("c", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+        c = pyro.sample(
+            "c", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"}
+        )
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(mu + c, 1.0), obs=x)
 
@@ -190,7 +211,9 @@ def test_data_that_no_draw_allows_together_are_grave():
 def test_blocks_of_data_change_nothing(monkeypatch):
     x = torch.randn(20)
     whole = loo(pair(1.2, 0.3), x, num_samples=2000)
-    module = sys.modules["vilvm.diagnostics.loo"]  # by whose name the package calls the function
+    module = sys.modules[
+        "vilvm.diagnostics.loo"
+    ]  # by whose name the package calls the function
     monkeypatch.setattr(module, "_KEPT", 14_000)
     monkeypatch.setattr(module, "_WORKED", 6_000)
     parts = loo(pair(1.2, 0.3), x, num_samples=2000)

@@ -51,7 +51,9 @@ class Shared(Gaussian):
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     def guide(self, x):
-        pyro.sample("z", dist.Normal(x.sum() / (len(x) + 1), self.scale / math.sqrt(len(x) + 1)))
+        pyro.sample(
+            "z", dist.Normal(x.sum() / (len(x) + 1), self.scale / math.sqrt(len(x) + 1))
+        )
 
 
 class Pareto(torch.nn.Module):
@@ -86,7 +88,9 @@ def ppca(num_data=300):
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7])
 def test_k_of_a_gaussian_in_a_gaussian(ratio):
     k, num_samples, tail = 1 - ratio, 20_000, 424
-    found = pareto_k(Gaussian(ratio**0.5), torch.randn(60).double(), num_samples, batch_size=20)
+    found = pareto_k(
+        Gaussian(ratio**0.5), torch.randn(60).double(), num_samples, batch_size=20
+    )
     # P(w > t) goes as t^(−1/k) (log t)^(−1/2), a little faster than its limit: by its slope where
     # the tail begins, k is at least this.
     begin = k * norm.isf(tail / num_samples / 2) ** 2 / 2
@@ -115,7 +119,9 @@ def test_psis_is_that_of_arviz():
     one = psis(log_w[:, 0])
     assert one.k.shape == ()
     assert torch.equal(one.log_weights, smoothed.log_weights[:, 0])
-    torch.testing.assert_close(smoothed.log_weights.exp().sum(0), torch.ones(4).double())
+    torch.testing.assert_close(
+        smoothed.log_weights.exp().sum(0), torch.ones(4).double()
+    )
     assert bool(((smoothed.ess >= 1) & (smoothed.ess <= 500)).all())
 
 
@@ -131,7 +137,11 @@ def test_a_constant_factor_changes_nothing():
         (1e-5 * torch.randn(1000) - 800, 0.0, 1000),
         (torch.full((1000,), -math.inf), math.inf, 0),
         (torch.where(torch.arange(1000) < 500, -math.inf, 0.0), 0.0, 500),
-        (torch.where(torch.arange(1000) < 997, -math.inf, torch.arange(1000) / 1000), math.inf, 3),
+        (
+            torch.where(torch.arange(1000) < 997, -math.inf, torch.arange(1000) / 1000),
+            math.inf,
+            3,
+        ),
         (torch.where(torch.arange(1000) < 950, 0.0, math.log(2)), 0.0, 1050**2 / 1150),
         (torch.where(torch.arange(1000) < 999, 0.0, math.log(1e5)), math.inf, 1.02),
     ],
@@ -174,14 +184,21 @@ def test_a_few_bad_data_are_found_and_named():
     class Half(Gaussian):
         def guide(self, x):
             with pyro.plate("data", len(x)):
-                far = x > 3  # of these the guide is two standard deviations off, and narrow
+                far = (
+                    x > 3
+                )  # of these the guide is two standard deviations off, and narrow
                 pyro.sample(
-                    "z", dist.Normal(x / 2 + 1.4 * far, torch.where(far, 0.2, 1.0) * 0.5**0.5)
+                    "z",
+                    dist.Normal(
+                        x / 2 + 1.4 * far, torch.where(far, 0.2, 1.0) * 0.5**0.5
+                    ),
                 )
 
     x = torch.randn(100).clamp(max=2.5)
     x[[17, 30, 81]] = torch.tensor([5.0, 6.0, 7.0])
-    found = pareto_k(Half(1.0), x, 10_000)  # with 1000 draws, three of so many might be noise
+    found = pareto_k(
+        Half(1.0), x, 10_000
+    )  # with 1000 draws, three of so many might be noise
     assert {i for i, _ in found.worst(3)} == {17, 30, 81}
     assert found.finding.severity is Severity.WARNING
     assert "17" in found.finding.verdict
@@ -213,7 +230,9 @@ def test_bad_datum_is_found_among_noisy_ones():
 def test_weights_without_variance_are_a_note(k, number):
     found = pareto_k(Pareto(), shapes((k, number)), seed=number)
     seen = any(bool(recheck.k.numel()) for recheck in found.rechecks)
-    assert found.finding.severity is (Severity.NOTE if seen or number == 500 else Severity.OK)
+    assert found.finding.severity is (
+        Severity.NOTE if seen or number == 500 else Severity.OK
+    )
     assert seen or number == 1  # one may have k̂ < ½ by noise
 
 
@@ -225,7 +244,9 @@ def test_good_guides_raise_no_alarm(k):
         pareto_k(Pareto(), torch.full((50,), k).double(), 500, seed=seed).finding
         for seed in range(25)
     ]
-    assert sum(f.severity >= Severity.WARNING for f in found) <= binom.isf(1e-4, 25, 0.01)
+    assert sum(f.severity >= Severity.WARNING for f in found) <= binom.isf(
+        1e-4, 25, 0.01
+    )
     assert k > 0 or all(f.severity is Severity.OK for f in found)
 
 
@@ -236,9 +257,14 @@ def test_recheck_false_alarms_are_as_rare_as_stated(number, repeats):
     alarms, sets, rate = 0, 60, 0.1
     generator = torch.Generator().manual_seed(0)
     for _ in range(sets):
-        log_w = -0.7 * torch.rand(2500, repeats * number, generator=generator).double().log()
+        log_w = (
+            -0.7
+            * torch.rand(2500, repeats * number, generator=generator).double().log()
+        )
         k = psis(log_w).k.reshape(repeats, number).mean(0)
-        alarms += Recheck(k, k, torch.arange(number), 2500, repeats).is_beyond_chance(rate)
+        alarms += Recheck(k, k, torch.arange(number), 2500, repeats).is_beyond_chance(
+            rate
+        )
     assert alarms <= binom.isf(1e-4, sets, rate)
 
 

@@ -53,7 +53,9 @@ def ppca_data(noise):
 
 
 def alarms(lvm, data, **options):
-    found = [predictive_check(lvm, x, seed=seed, **options) for seed, x in enumerate(data)]
+    found = [
+        predictive_check(lvm, x, seed=seed, **options) for seed, x in enumerate(data)
+    ]
     return sum(check.finding.severity >= ALARM for check in found)
 
 
@@ -63,7 +65,9 @@ def test_prior_check_false_alarms_are_as_stated():
     data = [vilvm.sample(Normal(), 1, like=torch.zeros(40))["y"][0] for _ in range(20)]
     count = alarms(Normal(), data, kind="prior", num_draws=100, false_alarm=0.1)
     assert binom.ppf(1e-4, 20, 0.1) <= count <= binom.isf(1e-4, 20, 0.1)
-    assert alarms(Normal(), [x + 30 for x in data[:3]], kind="prior", num_draws=100) == 3
+    assert (
+        alarms(Normal(), [x + 30 for x in data[:3]], kind="prior", num_draws=100) == 3
+    )
 
 
 @pytest.mark.slow
@@ -74,7 +78,9 @@ def test_right_model_passes_posterior_check():
 
 
 def test_overdispersed_counts_are_caught():
-    data = [dist.NegativeBinomial(1.0, torch.tensor(0.8)).sample((200,)) for _ in range(3)]
+    data = [
+        dist.NegativeBinomial(1.0, torch.tensor(0.8)).sample((200,)) for _ in range(3)
+    ]
     checks = [predictive_check(Counts(), y) for y in data]
     assert all(check.finding.severity is ALARM for check in checks)
     assert all(check.adjusted["sd"] < 0.01 for check in checks)
@@ -83,7 +89,10 @@ def test_overdispersed_counts_are_caught():
 
 def test_heavy_tails_are_caught_and_gaussian_ones_pass():
     right, wrong = ppca_data(torch.randn), ppca_data(dist.StudentT(2.5).sample)
-    assert predictive_check(PPCA(6, 2).maximise(right), right).finding.severity is Severity.OK
+    assert (
+        predictive_check(PPCA(6, 2).maximise(right), right).finding.severity
+        is Severity.OK
+    )
     check = predictive_check(PPCA(6, 2).maximise(wrong), wrong)
     assert check.finding.severity is ALARM
     assert check.adjusted["kurtosis"] < 0.01
@@ -150,14 +159,22 @@ def test_replicates_of_nested_plates_and_of_several_sites():
     rep = replicate(lvm, {"z": z, "top": top}, like=batch)
     torch.testing.assert_close(rep["n"], 10 * z, atol=0.07, rtol=0)
     torch.testing.assert_close(
-        rep["y"], (z + 100 * top[:, :1]).unsqueeze(-1).expand(7, 5, 4), atol=0.07, rtol=0
+        rep["y"],
+        (z + 100 * top[:, :1]).unsqueeze(-1).expand(7, 5, 4),
+        atol=0.07,
+        rtol=0,
     )
-    assert {"y: mean", "n: mean"} <= set(predictive_check(lvm, batch, num_draws=100).observed)
+    assert {"y: mean", "n: mean"} <= set(
+        predictive_check(lvm, batch, num_draws=100).observed
+    )
 
 
 def test_parts_are_joined_and_seeds_hold():
     x = ppca_data(torch.randn)
-    lvm, first = PPCA(6, 2).maximise(x), {"first": lambda x: x[0], "last": lambda x: x[-1]}
+    lvm, first = (
+        PPCA(6, 2).maximise(x),
+        {"first": lambda x: x[0], "last": lambda x: x[-1]},
+    )
     a, b = (predictive_check(lvm, x, first, seed=4, batch_size=150) for _ in range(2))
     assert torch.equal(a.observed["last"], x[-1].double())
     assert torch.equal(a.replicated["last"], b.replicated["last"])
@@ -175,7 +192,9 @@ def test_what_cannot_be_checked_is_refused():
         predictive_check(lvm, x, {"log": lambda x: x.min().log()})
     with pytest.raises(vilvm.lvm.ContractError, match="in part"):
         predictive_check(partly_observed(lvm, torch.arange(6) < 3), x)
-    with pytest.raises(vilvm.lvm.ContractError, match="no draws were given of the latent 'z'"):
+    with pytest.raises(
+        vilvm.lvm.ContractError, match="no draws were given of the latent 'z'"
+    ):
         replicate(lvm, {"other": torch.zeros(3, 20, 2)})
     with pytest.raises(vilvm.lvm.ContractError, match="a draw of it has shape"):
         replicate(lvm, {"z": torch.zeros(3, 19, 2)}, like=x)

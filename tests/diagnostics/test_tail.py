@@ -13,7 +13,9 @@ from vilvm.diagnostics._tail import tail_shape
 
 @pytest.mark.parametrize("num_samples", [200, 1000, 20_000])
 def test_it_is_arviz_shape(num_samples):
-    log_x = torch.stack([torch.randn(num_samples).double() * s for s in (0.1, 1.0, 3.0)], 1)
+    log_x = torch.stack(
+        [torch.randn(num_samples).double() * s for s in (0.1, 1.0, 3.0)], 1
+    )
     theirs = [float(array_stats.psislw(-column.numpy())[1]) for column in log_x.T]
     assert tail_shape(log_x.exp()).tolist() == pytest.approx(theirs, abs=1e-6)
 

@@ -20,7 +20,9 @@ from vilvm.diagnostics._uniformity import (
 def least_tail(ranks, num_draws):
     """γ, from its definition, for many outcomes at once."""
     below = (ranks[..., None] < torch.arange(1, num_draws + 1)).sum(-2).numpy()
-    law = stats.binom(ranks.shape[-1], [i / (num_draws + 1) for i in range(1, num_draws + 1)])
+    law = stats.binom(
+        ranks.shape[-1], [i / (num_draws + 1) for i in range(1, num_draws + 1)]
+    )
     return torch.from_numpy(2 * np.minimum(law.cdf(below), law.sf(below - 1)).min(-1))
 
 
@@ -47,11 +49,16 @@ def test_symmetry_p_value_counts_sides_as_uneven():
         ranks = torch.randint(0, num_draws + 1, (7,), generator=generator).tolist()
         flips = itertools.product((False, True), repeat=7)
         worlds = [
-            [num_draws - r if f else r for r, f in zip(ranks, flip, strict=True)] for flip in flips
+            [num_draws - r if f else r for r, f in zip(ranks, flip, strict=True)]
+            for flip in flips
         ]
         here = ks_of_mirror(ranks, num_draws)
-        expected = sum(ks_of_mirror(w, num_draws) >= here - 1e-9 for w in worlds) / len(worlds)
-        assert symmetry_p_values(torch.tensor(ranks), num_draws).item() == pytest.approx(expected)
+        expected = sum(ks_of_mirror(w, num_draws) >= here - 1e-9 for w in worlds) / len(
+            worlds
+        )
+        assert symmetry_p_values(
+            torch.tensor(ranks), num_draws
+        ).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("p_values", [uniformity_p_values, symmetry_p_values])
@@ -81,7 +88,11 @@ def test_power(shift, scale, seen_by_symmetry):
     ranks = (torch.special.ndtr(truth) * 100).long().clamp(max=99)
     assert (uniformity_p_values(ranks, 99) < 0.01).double().mean() > 0.9
     rejected = (symmetry_p_values(ranks, 99) < 0.01).double().mean()
-    assert rejected > 0.9 if seen_by_symmetry else rejected < 0.01 + 5 * math.sqrt(0.01 / 100)
+    assert (
+        rejected > 0.9
+        if seen_by_symmetry
+        else rejected < 0.01 + 5 * math.sqrt(0.01 / 100)
+    )
 
 
 def test_tiny_p_values_stay_positive_and_in_order():
@@ -108,9 +119,14 @@ def test_holm_keeps_the_rate_of_any_false_alarm():
 
 def test_coverage_of_a_posterior_half_as_wide():
     truth = 2 * torch.randn(100_000, generator=torch.Generator().manual_seed(0))
-    found = interval_coverage((torch.special.ndtr(truth) * 100).long().clamp(max=99), 99)
+    found = interval_coverage(
+        (torch.special.ndtr(truth) * 100).long().clamp(max=99), 99
+    )
     exact = torch.tensor(
-        [2 * stats.norm.cdf(stats.norm.ppf((1 + c) / 2) / 2) - 1 for c in found.levels.tolist()]
+        [
+            2 * stats.norm.cdf(stats.norm.ppf((1 + c) / 2) / 2) - 1
+            for c in found.levels.tolist()
+        ]
     )
     # 95 %: an end falls within a class
     assert ((found.shares[:, 0] - exact).abs() < 5 * found.errors[:, 0] + 0.003).all()

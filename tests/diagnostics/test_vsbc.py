@@ -22,7 +22,9 @@ WIDTH = (N + 1) ** -0.5
 NEWTON = {
     "steps": 4,
     "optimizer": partial(torch.optim.SGD, lr=1 / (N + 1)),
-    "objective": Trace_ELBO(num_particles=300, vectorize_particles=True, max_plate_nesting=1),
+    "objective": Trace_ELBO(
+        num_particles=300, vectorize_particles=True, max_plate_nesting=1
+    ),
 }
 
 
@@ -88,10 +90,16 @@ def test_covariates_are_kept_and_local_latents_ranked():
 
     options = {"fit_options": {"steps": 2}, "rebuild": lambda draws: (draws["x"], c)}
     found = vsbc(make, (torch.zeros(12), c), 2, 9, **options)
-    assert found.names == ("m", *(f"z[{i}]" for i in range(10)))  # of the first ten data
-    assert torch.equal(found.ranks, vsbc(make, (torch.zeros(12), c), 2, 9, **options).ranks)
+    assert found.names == (
+        "m",
+        *(f"z[{i}]" for i in range(10)),
+    )  # of the first ten data
     assert torch.equal(
-        found.ranks, vsbc(make, (torch.zeros(12), c), 2, 9, fit_options={"steps": 2}).ranks
+        found.ranks, vsbc(make, (torch.zeros(12), c), 2, 9, **options).ranks
+    )
+    assert torch.equal(
+        found.ranks,
+        vsbc(make, (torch.zeros(12), c), 2, 9, fit_options={"steps": 2}).ranks,
     )
 
 
@@ -100,7 +108,12 @@ def test_a_guide_on_one_point_is_refused():
         pyro.sample("m", dist.Delta(pyro.param("loc", torch.tensor(0.0))))
 
     with pytest.raises(ContractError, match="no spread to calibrate"):
-        vsbc(lambda: vilvm.Pair(mean_model, guide), torch.zeros(N), 2, fit_options={"steps": 1})
+        vsbc(
+            lambda: vilvm.Pair(mean_model, guide),
+            torch.zeros(N),
+            2,
+            fit_options={"steps": 1},
+        )
     with pytest.raises(ValueError, match="build must be a function"):
         vsbc(build(), torch.zeros(N), 2, fit_options={"steps": 1})
 
@@ -117,7 +130,9 @@ def test_only_autoguide_trained_long_enough_passes():
         "scheduler": decaying,
     }
     assert (
-        vsbc(make, torch.zeros(N), 60, fit_options=options, false_alarm=1e-6).finding.severity
+        vsbc(
+            make, torch.zeros(N), 60, fit_options=options, false_alarm=1e-6
+        ).finding.severity
         == Severity.OK
     )
     assert (
@@ -140,7 +155,8 @@ def test_building_and_simulation_have_separate_seeds():
                 pyro.sample("x", dist.Normal(m, 1.0), obs=x)
 
         return vilvm.Pair(
-            model, lambda x: pyro.sample("m", dist.Normal(pyro.param("loc", start), 1.0))
+            model,
+            lambda x: pyro.sample("m", dist.Normal(pyro.param("loc", start), 1.0)),
         )
 
     vsbc(build, torch.zeros(N), 5, 3, fit_options={"steps": 1})

@@ -25,7 +25,8 @@ def test_large_logits_go_block_by_block():
     torch.manual_seed(0)
     logits, x = torch.randn(700, 10, 98), torch.bernoulli(torch.full((10, 98), 0.3))
     torch.testing.assert_close(
-        IndependentBernoulli(logits).log_prob(x), Bernoulli(logits=logits).log_prob(x).sum(-1)
+        IndependentBernoulli(logits).log_prob(x),
+        Bernoulli(logits=logits).log_prob(x).sum(-1),
     )
 
 
@@ -33,7 +34,8 @@ def test_gradcheck():
     logits = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
     x = torch.rand(2, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
-        lambda a, b: IndependentBernoulli(a, validate_args=False).log_prob(b), (logits, x)
+        lambda a, b: IndependentBernoulli(a, validate_args=False).log_prob(b),
+        (logits, x),
     )
 
 
@@ -47,10 +49,14 @@ def test_moments_and_draws():
 
 def test_grey_values_are_refused():
     with pytest.raises(ValueError, match="support"):
-        IndependentBernoulli(torch.zeros(2), validate_args=True).log_prob(torch.tensor([0.5, 1.0]))
+        IndependentBernoulli(torch.zeros(2), validate_args=True).log_prob(
+            torch.tensor([0.5, 1.0])
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_has_the_range(dtype):
     x = torch.zeros(784, dtype=dtype)
-    assert IndependentBernoulli(x).log_prob(x).item() == pytest.approx(-784 * 0.6931, rel=1e-2)
+    assert IndependentBernoulli(x).log_prob(x).item() == pytest.approx(
+        -784 * 0.6931, rel=1e-2
+    )

@@ -55,9 +55,14 @@ def test_draws_match_ordered_independent_draws(loc, scale):
     fn = normal(loc, scale)
     drawn = fn.sample((4000,))
     assert (drawn.diff(dim=-1) > 0).all()
-    proposals = fn.loc + fn.scale * torch.randn(1_000_000, len(loc), dtype=torch.float64)
+    proposals = fn.loc + fn.scale * torch.randn(
+        1_000_000, len(loc), dtype=torch.float64
+    )
     kept = proposals[(proposals.diff(dim=-1) > 0).all(-1)]
-    for read in [lambda x: x[:, 1] - x[:, 0], *(lambda x, k=k: x[:, k] for k in range(len(loc)))]:
+    for read in [
+        lambda x: x[:, 1] - x[:, 0],
+        *(lambda x, k=k: x[:, k] for k in range(len(loc))),
+    ]:
         result: Any = ks_2samp(np.asarray(read(drawn)), np.asarray(read(kept)))
         assert result.pvalue > 1e-6
 
@@ -66,7 +71,9 @@ def test_draws_match_ordered_independent_draws(loc, scale):
 def test_the_mean_is_that_of_the_draws(loc, scale):
     fn = normal(loc, scale)
     drawn = fn.sample((20_000,))
-    assert ((drawn.mean(0) - fn.mean).abs() < 5 * drawn.std(0) / math.sqrt(20_000)).all()
+    assert (
+        (drawn.mean(0) - fn.mean).abs() < 5 * drawn.std(0) / math.sqrt(20_000)
+    ).all()
 
 
 def test_mean_of_two_and_three_is_exact():
@@ -81,7 +88,9 @@ def test_mean_of_two_and_three_is_exact():
 
 
 def test_a_rare_order_is_drawn_too():
-    drawn = OrderedNormal(torch.tensor([6.0, -6.0]), 1.0).sample((1000,))  # Φ(−8.5) = 1e−17
+    drawn = OrderedNormal(torch.tensor([6.0, -6.0]), 1.0).sample(
+        (1000,)
+    )  # Φ(−8.5) = 1e−17
     assert torch.isfinite(drawn).all()
     assert (drawn.diff(dim=-1) >= 0).all()
     assert drawn.mean().item() == pytest.approx(0, abs=0.2)
@@ -96,7 +105,9 @@ def test_batch_shapes_and_expansion():
     assert wide.mean.shape == (4, 2, 2)
     expected = (
         Normal(loc, 1.0).log_prob(x).sum(-1)
-        - torch.tensor([0.5, Normal(0.0, 1.0).cdf(torch.tensor(7 / math.sqrt(2)))]).log()
+        - torch.tensor(
+            [0.5, Normal(0.0, 1.0).cdf(torch.tensor(7 / math.sqrt(2)))]
+        ).log()
     )
     torch.testing.assert_close(wide.log_prob(x), expected)
 
@@ -107,4 +118,6 @@ def test_what_is_refused():
     with pytest.raises(ValueError, match="at least two means"):
         OrderedNormal(torch.zeros(1), 1.0)
     with pytest.raises(ValueError, match="support"):
-        OrderedNormal(torch.zeros(2), 1.0, validate_args=True).log_prob(torch.tensor([1.0, 0.0]))
+        OrderedNormal(torch.zeros(2), 1.0, validate_args=True).log_prob(
+            torch.tensor([1.0, 0.0])
+        )

@@ -55,7 +55,9 @@ def test_weights_are_unbiased_in_both_directions(base, path):
     lvm, x = linear(1.5)
     exact = lvm.exact_log_evidence(x).detach()
     run = chains(
-        lvm, x, Schedule(num_chains=16, num_temperatures=10, leapfrog=3, base=base, path=path)
+        lvm,
+        x,
+        Schedule(num_chains=16, num_temperatures=10, leapfrog=3, base=base, path=path),
     )
     assert mean_is_one(run.forward()[0] - exact)
     posterior = lvm.exact_posterior(x).sample().unsqueeze(0)
@@ -134,7 +136,10 @@ def test_data_sharing_a_latent_have_one_evidence(base):
     assert abs(found.bound.mean - exact) < 5 * found.bound.mc_se
     assert found.bound.mc_se < 0.15
     both = bdmc(
-        lvm, Schedule(num_temperatures=60, leapfrog=3, base="prior"), num_simulations=2, like=x
+        lvm,
+        Schedule(num_temperatures=60, leapfrog=3, base="prior"),
+        num_simulations=2,
+        like=x,
     )
     assert both.lower.values.shape == (2,)
     assert abs(both.gap.mean) < 0.2 + 5 * both.gap.mc_se
@@ -156,7 +161,9 @@ def test_seed_fixes_result_and_restores_torch_generators():
     assert torch.equal(first.bound.values, second.bound.values)
     assert torch.equal(before, torch.get_rng_state())
     assert ais(lvm, x[:10], schedule, batch_size=3).bound.values.shape == (10,)
-    assert not torch.equal(first.bound.values, ais(lvm, x[:10], schedule, seed=1).bound.values)
+    assert not torch.equal(
+        first.bound.values, ais(lvm, x[:10], schedule, seed=1).bound.values
+    )
     assert not any(p.grad is not None for p in lvm.parameters())
 
 
@@ -165,7 +172,10 @@ def test_seed_fixes_result_and_restores_torch_generators():
     [
         ({"path": "cosine"}, "unknown path='cosine'; choose from"),
         ({"base": "posterior"}, "unknown base='posterior'; choose from"),
-        ({"num_temperatures": 0}, "num_temperatures must be a whole number, at least 1; got 0"),
+        (
+            {"num_temperatures": 0},
+            "num_temperatures must be a whole number, at least 1; got 0",
+        ),
         ({"acceptance": 1.0}, "acceptance must be between 0 and 1; got 1.0"),
     ],
 )
@@ -259,7 +269,9 @@ def test_number_of_simulations_is_as_asked():
         ).gap.values.shape == (11,)
     assert [
         len(s.batch[0])
-        for s in simulate(vilvm.Pair(model, guide), 11, like=(torch.zeros(8), torch.ones(8)))
+        for s in simulate(
+            vilvm.Pair(model, guide), 11, like=(torch.zeros(8), torch.ones(8))
+        )
     ] == [8, 3]
 
 
@@ -288,7 +300,9 @@ def test_few_effective_chains_are_unreliable():
     good = Schedule(num_temperatures=20, leapfrog=2)
     assert ais(lvm, x[:8], good).reliable.all()
     assert bdmc(lvm, good, num_simulations=8).reliable.all()
-    far = ais(lvm, 20 * x[:8], Schedule(num_chains=16, num_temperatures=1, base="prior"))
+    far = ais(
+        lvm, 20 * x[:8], Schedule(num_chains=16, num_temperatures=1, base="prior")
+    )
     assert not far.reliable.any()
     assert far.to_dict()["reliable"] == 0
     exact = lvm.exact_log_evidence(20 * x[:8]).detach()
@@ -310,10 +324,16 @@ def test_model_observing_a_transformed_batch_is_refused():
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.sample(
-                "x", dist.Normal(z, 1.0), obs=x + 1 if x.dim() == 1 else x.new_zeros(len(x))
+                "x",
+                dist.Normal(z, 1.0),
+                obs=x + 1 if x.dim() == 1 else x.new_zeros(len(x)),
             )
 
-    with pytest.raises(vilvm.ContractError, match="is not the value of its one observed site"):
+    with pytest.raises(
+        vilvm.ContractError, match="is not the value of its one observed site"
+    ):
         simulate(vilvm.Pair(placeholder, guide), 3)
-    with pytest.raises(vilvm.ContractError, match="is not, as it is, one of the batch's"):
+    with pytest.raises(
+        vilvm.ContractError, match="is not, as it is, one of the batch's"
+    ):
         simulate(vilvm.Pair(model, guide), 3, like=torch.zeros(3))

@@ -33,11 +33,15 @@ class LinearGaussian(torch.nn.Module):
         self.W = torch.randn(dim, latent, generator=generator, dtype=torch.float64)
         self.s, self.inflate, self.shift = 0.7, inflate, shift
         self.slope = torch.nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
-        precision = torch.eye(latent, dtype=torch.float64) + self.W.T @ self.W / self.s**2
+        precision = (
+            torch.eye(latent, dtype=torch.float64) + self.W.T @ self.W / self.s**2
+        )
         self.cov = precision.inverse()
 
     def prior(self):
-        return dist.Normal(torch.zeros(self.W.shape[1], dtype=torch.float64), 1.0).to_event(1)
+        return dist.Normal(
+            torch.zeros(self.W.shape[1], dtype=torch.float64), 1.0
+        ).to_event(1)
 
     def model(self, x):
         with pyro.plate("data", len(x)):
@@ -48,11 +52,14 @@ class LinearGaussian(torch.nn.Module):
         mean = self.slope * x @ self.W @ self.cov / self.s**2
         with pyro.plate("data", len(x)):
             pyro.sample(
-                "z", dist.MultivariateNormal(mean + self.shift, self.cov * self.inflate**2)
+                "z",
+                dist.MultivariateNormal(mean + self.shift, self.cov * self.inflate**2),
             )
 
     def evidence(self, x):
-        cov = self.W @ self.W.T + self.s**2 * torch.eye(len(self.W), dtype=torch.float64)
+        cov = self.W @ self.W.T + self.s**2 * torch.eye(
+            len(self.W), dtype=torch.float64
+        )
         return dist.MultivariateNormal(
             torch.zeros(len(self.W), dtype=torch.float64), cov
         ).log_prob(x)
@@ -61,7 +68,10 @@ class LinearGaussian(torch.nn.Module):
 @pytest.fixture
 def x():
     return (
-        torch.randn(40, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 1.5
+        torch.randn(
+            40, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64
+        )
+        * 1.5
     )
 
 
@@ -93,7 +103,9 @@ def test_elbo_is_evidence_minus_kl(x):
 def test_bounds_are_ordered_and_increase_with_samples(x):
     lvm = LinearGaussian(inflate=1.4, shift=0.5)
     truth = lvm.evidence(x).mean().item()
-    many = x.repeat(500, 1)  # the expectation of IWAE_k needs many repetitions at each k
+    many = x.repeat(
+        500, 1
+    )  # the expectation of IWAE_k needs many repetitions at each k
     before, spread, gaps = -math.inf, 0.0, []
     for k in (1, 2, 5, 20, 100):
         bound = vilvm.evaluate(lvm, many, num_samples=k, batch_size=4000).bounds["iwae"]
@@ -126,7 +138,9 @@ def test_effective_sample_size_has_its_closed_form():
     class Shift(LinearGaussian):
         def model(self, x):
             with pyro.plate("data", len(x)):
-                z = pyro.sample("z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0))
+                z = pyro.sample(
+                    "z", dist.Normal(torch.zeros((), dtype=torch.float64), 1.0)
+                )
                 pyro.sample("x", dist.Normal(0.0 * z, 1.0), obs=x)
 
         def guide(self, x):
@@ -134,7 +148,10 @@ def test_effective_sample_size_has_its_closed_form():
                 pyro.sample("z", dist.Normal(0.0 * self.slope, 1.2))
 
     ess = (
-        vilvm.evaluate(Shift(), torch.zeros(200, dtype=torch.float64), num_samples=5000).ess / 5000
+        vilvm.evaluate(
+            Shift(), torch.zeros(200, dtype=torch.float64), num_samples=5000
+        ).ess
+        / 5000
     )
     truth = math.sqrt(2 * 1.44 - 1) / 1.44
     assert abs(ess.mean().item() - truth) < 5 * ess.std().item() / 200**0.5 + 2e-4
@@ -182,7 +199,9 @@ class Wrapped(torch.nn.Module):
         self.inner.wrap(self.inner.guide, x)
 
 
-@pytest.mark.parametrize(("kind", "scale"), [("scale", 0.01), ("subsample", 5.0), ("given", 10.0)])
+@pytest.mark.parametrize(
+    ("kind", "scale"), [("scale", 0.01), ("subsample", 5.0), ("given", 10.0)]
+)
 def test_bounds_are_right_under_scale(kind, scale):
     x = torch.randn(100, generator=torch.Generator().manual_seed(2)) * 2**0.5
     lvm = Wrapped(kind)
@@ -191,7 +210,9 @@ def test_bounds_are_right_under_scale(kind, scale):
     truth = dist.Normal(0.0, 2**0.5).log_prob(seen)
     assert weights.log_weight.shape == (3000, len(seen))
     assert weights.model_scales["x"] == pytest.approx(scale)
-    assert weights.model_scales["z"] == weights.guide_scales["z"] == pytest.approx(scale)
+    assert (
+        weights.model_scales["z"] == weights.guide_scales["z"] == pytest.approx(scale)
+    )
     w = weights.log_weight.double()
     bound = w.logsumexp(0) - math.log(3000)
     ratio = (w - w.logsumexp(0)).exp()
@@ -201,7 +222,9 @@ def test_bounds_are_right_under_scale(kind, scale):
 
 def test_subsampled_plate_keeps_one_subsample_in_all_chunks():
     x = torch.randn(100, generator=torch.Generator().manual_seed(2)) * 2**0.5
-    result = vilvm.evaluate(Wrapped("subsample"), x, num_samples=4000, batch_size=100, chunk=100)
+    result = vilvm.evaluate(
+        Wrapped("subsample"), x, num_samples=4000, batch_size=100, chunk=100
+    )
     assert len(result.bounds["iwae"].values) == result.protocol["num_data"] == 20
     values, errors = result.bounds["iwae"]
     truth = dist.Normal(0.0, 2**0.5).log_prob(x)
@@ -222,7 +245,9 @@ def test_shared_latents_make_one_joint_bound():
 
     result = vilvm.evaluate(vilvm.Pair(model, guide), x, num_samples=20_000)
     truth = (
-        torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3) + 1).log_prob(x).item()
+        torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3) + 1)
+        .log_prob(x)
+        .item()
     )
     assert result.protocol["unit"] == "nats, all data together"
     bound = result.bounds["iwae"]
@@ -254,7 +279,9 @@ class Series(torch.nn.Module):
 @pytest.mark.parametrize("batch_size", [3, 4, 7])
 def test_data_plate_is_found_for_any_batch_size(batch_size):
     x = 3 * torch.randn(7, 3, generator=torch.Generator().manual_seed(3))
-    bound = vilvm.evaluate(Series(), x, num_samples=4000, batch_size=batch_size).bounds["iwae"]
+    bound = vilvm.evaluate(Series(), x, num_samples=4000, batch_size=batch_size).bounds[
+        "iwae"
+    ]
     truth = dist.Normal(0.0, 2**0.5).log_prob(x).sum(1)
     assert ((bound.values - truth) / bound.errors).abs().max() < 5
 
@@ -285,8 +312,15 @@ def test_sum_over_many_data_keeps_precision():
 
     x = torch.linspace(-0.02, 0.02, 60_000)
     result = vilvm.evaluate(vilvm.Pair(model, guide), x, num_samples=50)
-    assert abs(result.bounds["elbo"].mean + result.rate.mean + result.distortion.mean) < 1e-6
-    exact = dist.Normal(0.0, torch.tensor(1e-3, dtype=torch.float64)).log_prob(x.double()).sum()
+    assert (
+        abs(result.bounds["elbo"].mean + result.rate.mean + result.distortion.mean)
+        < 1e-6
+    )
+    exact = (
+        dist.Normal(0.0, torch.tensor(1e-3, dtype=torch.float64))
+        .log_prob(x.double())
+        .sum()
+    )
     assert result.distortion.mean == pytest.approx(-exact.item(), rel=1e-6)
 
 
@@ -307,7 +341,9 @@ def test_standard_errors_match_spread_of_repetitions(x):
         estimates = [quantity(run) for run in runs]
         spread = torch.stack([e.values for e in estimates]).std(0)
         claimed = torch.stack([e.errors for e in estimates]).mean(0)
-        assert (spread / claimed).log().mean().exp().item() == pytest.approx(1, abs=0.15)
+        assert (spread / claimed).log().mean().exp().item() == pytest.approx(
+            1, abs=0.15
+        )
         assert torch.tensor([e.mean for e in estimates]).std().item() / estimates[
             0
         ].mc_se == pytest.approx(1, abs=0.3)
@@ -322,7 +358,9 @@ def test_standard_error_of_mean_includes_new_data():
     ).sample((200, 50))
     bounds = [vilvm.evaluate(lvm, data, num_samples=2).bounds["elbo"] for data in drawn]
     spread = torch.tensor([b.mean for b in bounds]).std().item()
-    assert spread / torch.tensor([b.se for b in bounds]).mean().item() == pytest.approx(1, abs=0.3)
+    assert spread / torch.tensor([b.se for b in bounds]).mean().item() == pytest.approx(
+        1, abs=0.3
+    )
 
 
 def test_fresh_transform_is_drawn_from_the_seed():
@@ -334,7 +372,8 @@ def test_fresh_transform_is_drawn_from_the_seed():
     protocol = vilvm.evaluate(lvm, grey, num_samples=2).protocol
     assert protocol["transform"] == repr(DynamicBinarisation())
     distortions = [
-        vilvm.evaluate(lvm, grey, num_samples=2, seed=seed).distortion.values for seed in (0, 1)
+        vilvm.evaluate(lvm, grey, num_samples=2, seed=seed).distortion.values
+        for seed in (0, 1)
     ]
     assert not torch.equal(*distortions)
 
@@ -352,7 +391,9 @@ def test_zero_weights_give_infinite_elbo_and_finite_iwae():
 
     x = torch.tensor([0.5, 1.0])
     with pyro.validation_enabled(False):
-        result = vilvm.evaluate(vilvm.Pair(model, guide), x, num_samples=20_000, chunk=7000)
+        result = vilvm.evaluate(
+            vilvm.Pair(model, guide), x, num_samples=20_000, chunk=7000
+        )
     truth = (-0.5 * (x / 2).log()).log()  # p(x) = ∫ 1 / 2z dz over z from x / 2 to 1
     iwae = result.bounds["iwae"]
     assert ((iwae.values - truth) / iwae.errors).abs().max() < 5
@@ -373,7 +414,10 @@ def test_model_without_latents_reports_its_likelihood():
     result = vilvm.evaluate(Fixed(), x, num_samples=3)
     for bound in result.bounds.values():
         torch.testing.assert_close(
-            bound.values, dist.Normal(0.0, 1.0).log_prob(x).double(), rtol=1e-6, atol=1e-6
+            bound.values,
+            dist.Normal(0.0, 1.0).log_prob(x).double(),
+            rtol=1e-6,
+            atol=1e-6,
         )
     assert result.rate.mean == 0
 
@@ -395,7 +439,8 @@ def test_evaluation_is_repeatable_and_restores_generators(x):
     first = vilvm.evaluate(lvm, x, num_samples=10)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(
-        first.bounds["iwae"].values, vilvm.evaluate(lvm, x, num_samples=10).bounds["iwae"].values
+        first.bounds["iwae"].values,
+        vilvm.evaluate(lvm, x, num_samples=10).bounds["iwae"].values,
     )
 
 

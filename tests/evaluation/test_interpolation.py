@@ -46,7 +46,10 @@ def test_only_great_circle_keeps_the_length():
     torch.manual_seed(0)
     a, b = torch.randn(2, 4000, 50)
     middles = {path: path(a, b, 3)[:, 1].norm(dim=1) for path in (line, great_circle)}
-    for path, expected in ((great_circle, a.norm(dim=1)), (line, a.norm(dim=1) * math.sqrt(0.5))):
+    for path, expected in (
+        (great_circle, a.norm(dim=1)),
+        (line, a.norm(dim=1) * math.sqrt(0.5)),
+    ):
         found = middles[path]
         error = (found.var() / 4000 + expected.var() / 4000).sqrt()
         assert abs(found.mean() - expected.mean()) < 5 * error
@@ -72,7 +75,9 @@ def test_undefined_great_circle_is_a_line():
 def test_close_ends_keep_precision():
     a = torch.randn(7, 5)
     b = a + 1e-4 * torch.randn(7, 5)
-    torch.testing.assert_close(great_circle(a, b, 5), line(a, b, 5), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        great_circle(a, b, 5), line(a, b, 5), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -82,15 +87,23 @@ def test_interpolation_decodes_the_path(lvm):
     x = torch.bernoulli(torch.full((8, 6), 0.5))
     codes = vilvm.posterior_mean(lvm, x)["z"]
     expected = lvm.decode(great_circle(codes[:4], codes[4:], 5)).mean
-    torch.testing.assert_close(interpolate(lvm, x[:4], x[4:], 5, great_circle), expected)
+    torch.testing.assert_close(
+        interpolate(lvm, x[:4], x[4:], 5, great_circle), expected
+    )
 
 
 def test_invalid_interpolations_are_refused():
-    with pytest.raises(ValueError, match="steps must be a whole number, at least 2; got 1"):
+    with pytest.raises(
+        ValueError, match="steps must be a whole number, at least 2; got 1"
+    ):
         line(torch.zeros(1, 2), torch.zeros(1, 2), 1)
-    with pytest.raises(ValueError, match=r"ends must be of one shape.*\(1, 2\) and \(2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"ends must be of one shape.*\(1, 2\) and \(2, 2\)"
+    ):
         line(torch.zeros(1, 2), torch.zeros(2, 2))
-    with pytest.raises(ValueError, match=r"ends must be of one shape; got \(1, 6\) and \(2, 6\)"):
+    with pytest.raises(
+        ValueError, match=r"ends must be of one shape; got \(1, 6\) and \(2, 6\)"
+    ):
         interpolate(VAE(data_dim=6), torch.zeros(1, 6), torch.zeros(2, 6))
     with pytest.raises(ValueError, match=r"codes must be of shape \(num_pairs, d\)"):
         great_circle(torch.zeros(1, 2, 2), torch.zeros(1, 2, 2))

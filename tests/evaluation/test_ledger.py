@@ -97,7 +97,8 @@ def test_models_without_bound_form_another_group(ledger):
     ):
         ledger.rank(ledger["linear"].protocol)
     assert any(
-        note.startswith("linear: no draws: The model has a flat prior") for note in ledger.notes
+        note.startswith("linear: no draws: The model has a flat prior")
+        for note in ledger.notes
     )
 
 
@@ -118,13 +119,17 @@ def test_models_without_bound_form_another_group(ledger):
         ),
         (
             lambda m, x: compare(
-                {"b": m["two"]}, vilvm.Data(x, "plane", "test"), num_samples=60, num_draws=0
+                {"b": m["two"]},
+                vilvm.Data(x, "plane", "test"),
+                num_samples=60,
+                num_draws=0,
             ),
             r"num_samples \(50 / 60\)",
         ),
         (
             lambda m, x: quick(
-                {"b": VAE(6, 2)}, vilvm.Data(x.sigmoid(), "plane", "test", DynamicBinarisation())
+                {"b": VAE(6, 2)},
+                vilvm.Data(x.sigmoid(), "plane", "test", DynamicBinarisation()),
             ),
             r"likelihood \(x ~ Normal / x",
         ),
@@ -154,7 +159,9 @@ def test_like_rows_are_ranked_across_ledgers(ledger, models, x):
 def test_a_transform_is_drawn_once_for_all():
     x = torch.rand(40, 6)
     lvm = VAE(6, 2)
-    both = quick({"a": lvm, "b": lvm}, vilvm.Data(x, transform=DynamicBinarisation()), seed=3)
+    both = quick(
+        {"a": lvm, "b": lvm}, vilvm.Data(x, transform=DynamicBinarisation()), seed=3
+    )
     assert both.difference("a", "b") == (0, 0)
 
 
@@ -166,7 +173,9 @@ def test_comparison_follows_seed_and_restores_generators(models, x):
     first = compare(models, x, num_samples=5, num_draws=30)
     assert torch.equal(torch.rand(3), expected)
     second = compare({"two": models["two"]}, x, num_samples=5, num_draws=30)
-    assert second["two"].two_sample == first["two"].two_sample  # independent of other rows
+    assert (
+        second["two"].two_sample == first["two"].two_sample
+    )  # independent of other rows
     assert torch.equal(
         second["two"].evaluation.bounds["iwae"].values,
         first["two"].evaluation.bounds["iwae"].values,
@@ -178,7 +187,9 @@ def test_draws_that_are_not_finite_are_noted(x):
         def model(self, batch):
             with pyro.plate("data", len(batch)):
                 z = pyro.sample("z", dist.Normal(self.origin, 1.0).to_event(1))
-                pyro.sample("x", dist.LogNormal(z @ self.W.T + 100, 30.0).to_event(1), obs=batch)
+                pyro.sample(
+                    "x", dist.LogNormal(z @ self.W.T + 100, 30.0).to_event(1), obs=batch
+                )
 
     found = compare({"wild": Wild(6, 2)}, x.abs() + 1, num_samples=5, num_draws=60)
     assert found["wild"].two_sample is None
@@ -211,7 +222,10 @@ def test_parameters_are_those_in_use(x):
 def test_draws_are_compared_with_held_out_data():
     data = digits(transform=None)
     features = fit_features(data.train, hidden=(32, 8))
-    good, bad = PPCA(64, 20).maximise(data.train.x), PPCA(64, 20).maximise(data.train.x * 0.2)
+    good, bad = (
+        PPCA(64, 20).maximise(data.train.x),
+        PPCA(64, 20).maximise(data.train.x * 0.2),
+    )
     found = compare(
         {"good": good, "bad": bad},
         data.test,
@@ -228,12 +242,17 @@ def test_ledger_prints_and_writes_tables(ledger, tmp_path):
     console = Console(width=200, file=io.StringIO())
     console.print(ledger)
     text = console.file.getvalue()
-    assert "x ~ Normal · plane test, 200 data, as they are · IWAE-50, nats per datum" in text
+    assert (
+        "x ~ Normal · plane test, 200 data, as they are · IWAE-50, nats per datum"
+        in text
+    )
     assert text.index("two") < text.index("one")
     assert "cannot be ranked against each other" in text
     lines = ledger.to_markdown().splitlines()
     assert lines[2].startswith("| model | IWAE-50 | behind the best | ELBO |")
-    assert lines[4].startswith(f"| two | {ledger['two'].evaluation.bounds['iwae'].mean:.2f} ± ")
+    assert lines[4].startswith(
+        f"| two | {ledger['two'].evaluation.bounds['iwae'].mean:.2f} ± "
+    )
     assert "| 33 |" in lines[4]
     assert {line.count("|") for line in lines[2:6]} == {lines[2].count("|")}
     ledger.to_csv(tmp_path / "ledger.csv")
@@ -242,7 +261,9 @@ def test_ledger_prints_and_writes_tables(ledger, tmp_path):
     assert float(rows["two"]["iwae"]) == pytest.approx(
         ledger["two"].evaluation.bounds["iwae"].mean
     )
-    assert float(rows["one"]["behind_best"]) == pytest.approx(ledger.difference("two", "one").mean)
+    assert float(rows["one"]["behind_best"]) == pytest.approx(
+        ledger.difference("two", "one").mean
+    )
     assert rows["linear"]["iwae"] == ""
     assert rows["linear"]["group"] != rows["one"]["group"] == rows["two"]["group"]
     frame = ledger.to_dataframe()
@@ -252,13 +273,19 @@ def test_ledger_prints_and_writes_tables(ledger, tmp_path):
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_tables_fit_the_terminal(ledger, models, x, width):
     console = Console(width=width, file=io.StringIO())
-    long = quick({f"{name} of quite a long name": lvm for name, lvm in models.items()}, 100 * x)
+    long = quick(
+        {f"{name} of quite a long name": lvm for name, lvm in models.items()}, 100 * x
+    )
     console.print(ledger + long)
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     assert not any("…" in line for line in lines)
     assert (
-        sum(("model" in line and "train" in line) or "two-sample" in line for line in lines) >= 1
+        sum(
+            ("model" in line and "train" in line) or "two-sample" in line
+            for line in lines
+        )
+        >= 1
     )
 
 
@@ -288,7 +315,9 @@ def test_invalid_arguments_are_refused(models, x):
         compare({}, x)
     with pytest.raises(ValueError, match="seconds of 'three' are given"):
         compare(models, x, seconds={"three": 1.0})
-    with pytest.raises(ValueError, match="num_draws must be a whole number, at least 0"):
+    with pytest.raises(
+        ValueError, match="num_draws must be a whole number, at least 0"
+    ):
         compare(models, x, num_draws=-1)
     with pytest.raises(vilvm.ContractError, match=r"compare: wide: .*fails on a batch"):
         quick({"wide": PPCA(7, 2)}, x)

@@ -18,7 +18,10 @@ def test_reconstruction_decodes_the_posterior_mean():
     expected = lvm.decoder(lvm.encoder(x)[:, :2]).sigmoid().detach()
     torch.testing.assert_close(reconstruct(lvm, x), expected)
     torch.testing.assert_close(
-        squared_error(lvm, x).values, (x - expected).double().square().sum(1), rtol=1e-5, atol=1e-5
+        squared_error(lvm, x).values,
+        (x - expected).double().square().sum(1),
+        rtol=1e-5,
+        atol=1e-5,
     )
     assert squared_error(lvm, x).mc_se == 0
 
@@ -39,7 +42,10 @@ def test_several_observations_are_refused():
 
 
 def test_pairs_are_refused_with_advice():
-    lvm, pairs = DenoisingAutoencoder(6, 2, hidden=(8,)), (torch.zeros(3, 6), torch.ones(3, 6))
+    lvm, pairs = (
+        DenoisingAutoencoder(6, 2, hidden=(8,)),
+        (torch.zeros(3, 6), torch.ones(3, 6)),
+    )
     with pytest.raises(
         vilvm.ContractError,
         match=r"batch is a tuple, not one tensor; of pairs \(corrupted, clean\), pass the "
@@ -52,13 +58,19 @@ def test_pairs_are_refused_with_advice():
 
 def test_psnr_uses_the_mean_over_pictures():
     clean = torch.zeros(4, 100)
-    restored = torch.tensor([0.0, 0.1, 0.2, 0.3])[:, None].expand(4, 100)  # the first is perfect
+    restored = torch.tensor([0.0, 0.1, 0.2, 0.3])[:, None].expand(
+        4, 100
+    )  # the first is perfect
     found = psnr(restored, clean, peak=2.0)
     mse = torch.tensor([0.0, 0.01, 0.04, 0.09]).double()
-    assert found.value == pytest.approx(10 * math.log10(4 / mse.mean().item()), rel=1e-6)
+    assert found.value == pytest.approx(
+        10 * math.log10(4 / mse.mean().item()), rel=1e-6
+    )
     assert found.se == pytest.approx(
         10 / math.log(10) * mse.std().item() / 2 / mse.mean().item(), rel=1e-6
     )
     assert psnr(clean, clean).value == math.inf
-    with pytest.raises(ValueError, match=r"restored has shape \(4, 100\), clean \(3, 100\)"):
+    with pytest.raises(
+        ValueError, match=r"restored has shape \(4, 100\), clean \(3, 100\)"
+    ):
         psnr(clean, clean[:3])

@@ -13,7 +13,9 @@ from vilvm._compile import graph
 from vilvm._runtime.random import seeded
 
 GALLERY = sorted(
-    p.stem for p in (Path(__file__).parents[2] / "models").glob("*.py") if p.stem != "__init__"
+    p.stem
+    for p in (Path(__file__).parents[2] / "models").glob("*.py")
+    if p.stem != "__init__"
 )
 
 
@@ -22,7 +24,8 @@ def as_graph(monkeypatch):
     """Graphs that run without Inductor; a list that counts them."""
     made = []
     monkeypatch.setattr(
-        "vilvm.evaluation.sample_passes.inductor", lambda *args: (made.append(1), graph(*args))[1]
+        "vilvm.evaluation.sample_passes.inductor",
+        lambda *args: (made.append(1), graph(*args))[1],
     )
     return made
 
@@ -46,7 +49,8 @@ FEW = {"vae", "ppca", "autoencoder", "linear_discriminant"}  # one of each kind
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in GALLERY]
+    "name",
+    [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in GALLERY],
 )
 def test_graph_equals_eager_evaluation_for_every_model(name, as_graph, capsys):
     with seeded(0):
@@ -82,7 +86,9 @@ def test_program_out_of_memory_falls_back_to_eager(monkeypatch, capsys):
 
     same(*tiny())
     assert len(calls) == 3
-    assert "runs eagerly, because its program ran out of memory" in capsys.readouterr().out
+    assert (
+        "runs eagerly, because its program ran out of memory" in capsys.readouterr().out
+    )
 
 
 def test_smaller_last_batch_runs_eagerly(as_graph):
@@ -105,7 +111,9 @@ class Mean(torch.nn.Module):
 
     def guide(self, x):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(self.m * x, 0.7 if float(x.sum()) > 100 else 0.6))
+            pyro.sample(
+                "z", dist.Normal(self.m * x, 0.7 if float(x.sum()) > 100 else 0.6)
+            )
 
 
 def test_untraceable_pair_runs_eagerly_with_one_message(as_graph, capsys):
@@ -125,7 +133,9 @@ def test_nan_density_is_named(as_graph):
                 z = pyro.sample("z", dist.Normal(0.0, 1.0))
                 pyro.sample(
                     "x",
-                    dist.Normal(torch.where(z > 3.0, torch.nan, z), 1.0, validate_args=False),
+                    dist.Normal(
+                        torch.where(z > 3.0, torch.nan, z), 1.0, validate_args=False
+                    ),
                     obs=x,
                 )
 
@@ -136,7 +146,12 @@ def test_nan_density_is_named(as_graph):
     for seed in range(5):  # NaN in one draw of 700
         with pytest.raises(vilvm.ContractError, match="NaN"):
             vilvm.evaluate(
-                Broken(), torch.zeros(6), num_samples=2000, chunk=10, compile=True, seed=seed
+                Broken(),
+                torch.zeros(6),
+                num_samples=2000,
+                chunk=10,
+                compile=True,
+                seed=seed,
             )
     assert len(as_graph) == 5
 

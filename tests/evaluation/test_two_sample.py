@@ -27,7 +27,8 @@ def test_units_do_not_matter():
     first, second = torch.randn(2, 600, 5)
     second[:, 0] += 1
     found = [
-        two_sample_test(scale * first + 7, scale * second + 7).accuracy for scale in (1e-3, 255.0)
+        two_sample_test(scale * first + 7, scale * second + 7).accuracy
+        for scale in (1e-3, 255.0)
     ]
     assert max(found) - min(found) < 0.01
 
@@ -88,11 +89,15 @@ def test_features_are_a_classifiers_last_layer():
 def test_invalid_arguments_are_refused():
     with pytest.raises(ValueError, match=r"a datum has shape \(3,\), a draw \(4,\)"):
         two_sample_test(torch.zeros(9, 3), torch.zeros(9, 4))
-    with pytest.raises(ValueError, match="5 folds need 5 data and as many draws; got 4 and 9"):
+    with pytest.raises(
+        ValueError, match="5 folds need 5 data and as many draws; got 4 and 9"
+    ):
         two_sample_test(torch.zeros(4, 3), torch.zeros(9, 3))
     with pytest.raises(ValueError, match="folds must be a whole number, at least 2"):
         two_sample_test(torch.zeros(9, 3), torch.zeros(9, 3), folds=1)
     with pytest.raises(ValueError, match="needs a Data of one tensor with labels"):
         fit_features(vilvm.Data(torch.zeros(30, 3)))
-    with pytest.raises(ValueError, match=r"got features of shapes \(3, 2\) and \(3, 1\)"):
+    with pytest.raises(
+        ValueError, match=r"got features of shapes \(3, 2\) and \(3, 1\)"
+    ):
         frechet_distance(np.zeros((3, 2)), np.zeros((3, 1)))

@@ -20,7 +20,10 @@ class Halving(torch.nn.Module):
     def model(self, x):
         with pyro.plate("data", len(x)):
             z = pyro.sample(
-                "z", dist.Normal(torch.zeros(2), 1.0).to_event(1) if self.proper else flat_prior(2)
+                "z",
+                dist.Normal(torch.zeros(2), 1.0).to_event(1)
+                if self.proper
+                else flat_prior(2),
             )
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
 
@@ -52,7 +55,8 @@ def test_there_is_a_distortion_and_no_bound(proper):
     assert result.rate is result.ess is None
     assert result.to_dict()["bounds"] == {}
     with pytest.raises(
-        KeyError, match=r"puts latent 'z' on one point \(a Delta\).*give it a proper prior"
+        KeyError,
+        match=r"puts latent 'z' on one point \(a Delta\).*give it a proper prior",
     ):
         result.bounds["elbo"]
 
@@ -69,12 +73,18 @@ def test_point_of_discrete_latent_has_a_bound():
 
     x = torch.tensor([0.0, 1.0])
     result = vilvm.evaluate(vilvm.Pair(model, guide), x, num_samples=3)
-    truth = torch.tensor([0.75, 0.25]).log() + dist.Normal(0.0, 1.0).log_prob(torch.tensor(0.0))
-    torch.testing.assert_close(result.bounds["elbo"].values, truth.double(), rtol=1e-6, atol=1e-6)
+    truth = torch.tensor([0.75, 0.25]).log() + dist.Normal(0.0, 1.0).log_prob(
+        torch.tensor(0.0)
+    )
+    torch.testing.assert_close(
+        result.bounds["elbo"].values, truth.double(), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_training_descends_the_quadratic_loss():
     lvm, x = Halving(), torch.randn(50, 2)
-    fitted = vilvm.fit(lvm, x, steps=400, optimizer=lambda p: torch.optim.Adam(p, lr=0.02))
+    fitted = vilvm.fit(
+        lvm, x, steps=400, optimizer=lambda p: torch.optim.Adam(p, lr=0.02)
+    )
     assert lvm.slope.item() == pytest.approx(1, abs=1e-2)
     assert fitted.history["rate"].tolist() == [0] * len(fitted.history)

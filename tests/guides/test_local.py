@@ -42,7 +42,8 @@ def gamma():
         lvm,
         x,
         kl_divergence(
-            dist.Gamma(3.0 + 0.5 * x, torch.tensor(1.5)), dist.Gamma(2.0 + x, torch.tensor(2.0))
+            dist.Gamma(3.0 + 0.5 * x, torch.tensor(1.5)),
+            dist.Gamma(2.0 + x, torch.tensor(2.0)),
         ),
         0.0,
     )
@@ -59,7 +60,9 @@ def beta():
     return (
         lvm,
         x,
-        kl_divergence(dist.Beta(3.0 + 0.3 * x, torch.tensor(4.0)), dist.Beta(2.0 + x, 12.0 - x)),
+        kl_divergence(
+            dist.Beta(3.0 + 0.3 * x, torch.tensor(4.0)), dist.Beta(2.0 + x, 12.0 - x)
+        ),
         0.0,
     )
 
@@ -70,7 +73,9 @@ def low_rank():
 
     def guide(x):
         return dist.LowRankMultivariateNormal(
-            0.2 * x[:, None] * W, torch.tensor([[0.5], [-0.2]]), torch.tensor([0.6, 0.4])
+            0.2 * x[:, None] * W,
+            torch.tensor([[0.5], [-0.2]]),
+            torch.tensor([0.6, 0.4]),
         )
 
     lvm = pair(
@@ -108,13 +113,20 @@ def uniform():
 
 
 @pytest.mark.parametrize(
-    "case", [gamma, uniform, *(pytest.param(c, marks=pytest.mark.slow) for c in (beta, low_rank))]
+    "case",
+    [
+        gamma,
+        uniform,
+        *(pytest.param(c, marks=pytest.mark.slow) for c in (beta, low_rank)),
+    ],
 )
 def test_gaps_of_a_family_are_exact(case):
     lvm, x, whole, family = case()
     found = gaps(lvm, x, num_samples=2000)
     assert found.evidence_by == "exact"
-    assert abs(found.total.mean - whole.mean().item()) < 5 * found.total.mc_se + 1e-5  # float32
+    assert (
+        abs(found.total.mean - whole.mean().item()) < 5 * found.total.mc_se + 1e-5
+    )  # float32
     left = 0.005  # nats, that the descent to the best guide may leave
     assert (
         -5 * found.approximation.mc_se
@@ -130,7 +142,9 @@ def test_distribution_with_unknown_parameters_is_refused():
         )  # made of a temperature too, of which it does not say where it may lie
 
     lvm = pair(dist.Beta(2.0, 2.0), lambda z: dist.Normal(z, 1.0), guide, None)
-    with pytest.raises(ContractError, match="parameters of a RelaxedBernoulli are not known"):
+    with pytest.raises(
+        ContractError, match="parameters of a RelaxedBernoulli are not known"
+    ):
         fit_local_guide(lvm, torch.randn(3), steps=2)
 
 
@@ -146,7 +160,9 @@ class Normalised(nn.Module):
     def model(self, x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(z.unsqueeze(-1), torch.ones(2)).to_event(1), obs=x)
+            pyro.sample(
+                "x", dist.Normal(z.unsqueeze(-1), torch.ones(2)).to_event(1), obs=x
+            )
 
     def guide(self, x):
         with pyro.plate("data", len(x)):
@@ -155,7 +171,10 @@ class Normalised(nn.Module):
 
 def test_generators_statistics_and_mode_are_as_before():
     lvm, x = Normalised(), 3 + torch.randn(20, 2)
-    before, generator = {n: v.clone() for n, v in lvm.state_dict().items()}, torch.get_rng_state()
+    before, generator = (
+        {n: v.clone() for n, v in lvm.state_dict().items()},
+        torch.get_rng_state(),
+    )
     local, _ = fit_local_guide(lvm, x, steps=3)
     again, _ = fit_local_guide(lvm, x, steps=3)
     assert torch.equal(generator, torch.get_rng_state())

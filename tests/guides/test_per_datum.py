@@ -96,9 +96,13 @@ def own_parameters(size, mixed=False):
 
     def guide(x):
         loc = pyro.param("loc", torch.zeros(size))
-        scale = pyro.param("scale", torch.ones(size), constraint=dist.constraints.positive)
+        scale = pyro.param(
+            "scale", torch.ones(size), constraint=dist.constraints.positive
+        )
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(loc + 0.5 * loc.roll(1) if mixed else loc, scale))
+            pyro.sample(
+                "z", dist.Normal(loc + 0.5 * loc.roll(1) if mixed else loc, scale)
+            )
 
     return guide
 
@@ -126,7 +130,9 @@ class Amortised(torch.nn.Module):
 
     def guide(self, x):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(self.encoder(x[:, None])[:, 0], self.log_scale.exp()))
+            pyro.sample(
+                "z", dist.Normal(self.encoder(x[:, None])[:, 0], self.log_scale.exp())
+            )
 
 
 class Embedded(torch.nn.Module):
@@ -154,7 +160,10 @@ class Embedded(torch.nn.Module):
 
     def guide(self, batch):
         with self.plate(batch):
-            pyro.sample("z", dist.Normal(self.loc(batch[1])[:, 0], self.log_scale[batch[1]].exp()))
+            pyro.sample(
+                "z",
+                dist.Normal(self.loc(batch[1])[:, 0], self.log_scale[batch[1]].exp()),
+            )
 
 
 class ByCategory(torch.nn.Module):
@@ -206,9 +215,13 @@ BY_POSITION = {
         model, (lambda guide: lambda x: guide(x))(AutoNormal(model))
     ),
     "an AutoGuideList": lambda: vilvm.Pair(two_latents, composed(None)),
-    "parameters by hand, of the batch's size": lambda: vilvm.Pair(model, own_parameters(20)),
+    "parameters by hand, of the batch's size": lambda: vilvm.Pair(
+        model, own_parameters(20)
+    ),
     "parameters by hand, of all data": lambda: vilvm.Pair(model, own_parameters(N)),
-    "parameters that are mixed": lambda: vilvm.Pair(model, own_parameters(20, mixed=True)),
+    "parameters that are mixed": lambda: vilvm.Pair(
+        model, own_parameters(20, mixed=True)
+    ),
     "a full plate, and the guide unaware of it": lambda: vilvm.Pair(
         with_a_mean, AutoNormal(with_a_mean)
     ),
@@ -284,7 +297,11 @@ INDEXED = {
 
 
 @pytest.mark.parametrize(
-    "name", [n if n == "AutoNormal" else pytest.param(n, marks=pytest.mark.slow) for n in INDEXED]
+    "name",
+    [
+        n if n == "AutoNormal" else pytest.param(n, marks=pytest.mark.slow)
+        for n in INDEXED
+    ],
 )
 def test_indexed_parameters_reach_the_evidence_in_batches(name, x):
     lvm, index = INDEXED[name](), torch.arange(N)
@@ -292,13 +309,15 @@ def test_indexed_parameters_reach_the_evidence_in_batches(name, x):
     assert fitted.steps == 600
     order = torch.randperm(N)
     for size in (7, 25, N):  # any parts, in any order
-        found = vilvm.evaluate(lvm, (x[order], order), num_samples=400, batch_size=size).bounds[
-            "elbo"
-        ]
+        found = vilvm.evaluate(
+            lvm, (x[order], order), num_samples=400, batch_size=size
+        ).bounds["elbo"]
         assert found.values.shape == (N,)
         # The noise of descent leaves KL(q ‖ p) ≈ (δ² + 2 ε²) / 2 nats, δ and ε relative errors of
         # mean and scale below 0.2.
-        assert ((found.values - evidence(x[order])).abs() < 0.06 + 4 * found.errors).all(), size
+        assert (
+            (found.values - evidence(x[order])).abs() < 0.06 + 4 * found.errors
+        ).all(), size
         assert abs(found.mean - evidence(x).mean().item()) < 0.02
     drawn = vilvm.posterior(lvm, (x[order][:9], order[:9]), 4000)["z"]
     assert ((drawn.mean(0) - x[order][:9] / 2).abs() < 0.3).all()
@@ -309,7 +328,9 @@ def test_loss_of_indexed_batches_is_scaled_up(x):
     vilvm.fit(lvm, (x, index), steps=3, batch_size=20)
     with torch.no_grad():
         lvm.guide.locs.z.copy_(x / 2)
-        lvm.guide.scales.z_unconstrained.copy_(torch.tensor(0.5**0.5).expm1().log().expand(N))
+        lvm.guide.scales.z_unconstrained.copy_(
+            torch.tensor(0.5**0.5).expm1().log().expand(N)
+        )
     batch = x[5:25], index[5:25]
     assert find_layout(lvm, batch).scale == 3.0
     # the exact posterior, so that every weight is the evidence
@@ -325,7 +346,9 @@ def test_compiled_training_of_an_indexed_autoguide_is_equal(x):
     for way in (False, True):
         torch.manual_seed(1)
         lvm = indexed_autoguide()
-        vilvm.fit(lvm, (x, torch.arange(N)), steps=60, batch_size=20, compile=way, **adam(0.1))
+        vilvm.fit(
+            lvm, (x, torch.arange(N)), steps=60, batch_size=20, compile=way, **adam(0.1)
+        )
         ends.append(lvm.guide.locs.z.detach().clone())
     assert torch.allclose(*ends, atol=1e-4)
 
@@ -376,7 +399,9 @@ def test_model_only_functions_accept_other_rows(x):
     assert found.gap.values.shape == (N,)
     assert replay(lvm, x + 1, {"z": torch.zeros(2, N)}).observed["x"].shape == (2, N)
     with pytest.raises(NotApplicable, match=OTHERS):
-        vilvm.evaluation.bdmc(lvm, replace(schedule, base="guide"), num_simulations=N, like=x)
+        vilvm.evaluation.bdmc(
+            lvm, replace(schedule, base="guide"), num_simulations=N, like=x
+        )
 
 
 class Mine(torch.nn.Module):
@@ -399,7 +424,10 @@ def standing(lvm, kind):
     around = with_guide(lvm, torch.nn.Linear(1, 2), around=True)
     return {
         "with_prior": lambda: with_prior(
-            lvm, FittedPrior("z", "diagonal", {"mean": torch.zeros(1), "scale": torch.ones(1)})
+            lvm,
+            FittedPrior(
+                "z", "diagonal", {"mean": torch.zeros(1), "scale": torch.ones(1)}
+            ),
         ),
         "partly_observed": lambda: partly_observed(lvm, torch.tensor([True])),
         "around": lambda: around,
@@ -426,7 +454,9 @@ def test_other_rows_are_refused_through_every_wrapper(kind, x):
     vilvm.log_weights(outer, vectors, 3)
     with pytest.raises(NotApplicable, match=OTHERS):
         vilvm.log_weights(outer, vectors.flip(0), 3)
-    vilvm.fit(outer, vectors + 1, steps=1)  # which makes the shared parameters those of other data
+    vilvm.fit(
+        outer, vectors + 1, steps=1
+    )  # which makes the shared parameters those of other data
     vilvm.log_weights(outer, vectors + 1, 3)
     if kind != "around":
         with pytest.raises(NotApplicable, match=OTHERS):
@@ -434,7 +464,9 @@ def test_other_rows_are_refused_through_every_wrapper(kind, x):
     # Another guide of the same model serves any data.
     vilvm.log_weights(with_guide(lvm, torch.nn.Linear(1, 2)), vectors.flip(0), 3)
     vilvm.log_weights(
-        vilvm.Pair(lvm.model, with_guide(lvm, torch.nn.Linear(1, 2)).guide), vectors.flip(0), 3
+        vilvm.Pair(lvm.model, with_guide(lvm, torch.nn.Linear(1, 2)).guide),
+        vectors.flip(0),
+        3,
     )
 
 
@@ -473,10 +505,12 @@ def test_indexed_fit_to_reordered_rows(x):
     lvm, order = indexed_autoguide(), torch.randperm(N)
     vilvm.fit(lvm, (x[order], order), steps=900, **adam(0.1))
     for size in (25, N):
-        found = vilvm.evaluate(lvm, (x, torch.arange(N)), num_samples=400, batch_size=size).bounds[
-            "elbo"
-        ]
-        assert ((found.values - evidence(x)).abs() < 0.06 + 4 * found.errors).all(), size
+        found = vilvm.evaluate(
+            lvm, (x, torch.arange(N)), num_samples=400, batch_size=size
+        ).bounds["elbo"]
+        assert ((found.values - evidence(x)).abs() < 0.06 + 4 * found.errors).all(), (
+            size
+        )
 
 
 def test_new_fit_replaces_the_fitted_rows(x):
@@ -506,7 +540,9 @@ def test_self_subsampling_plate_is_trained_and_recognised(x):
     vilvm.fit(lvm, x, steps=600, **adam(0.1))
     assert lvm.guide.locs.z.shape == (N,)
     weights = vilvm.log_weights(lvm, x, 400)
-    assert ((weights.log_weight.mean(0) - evidence(x[weights.indices])).abs() < 0.1).all()
+    assert (
+        (weights.log_weight.mean(0) - evidence(x[weights.indices])).abs() < 0.1
+    ).all()
     with pytest.raises(NotApplicable, match=OTHERS):
         vilvm.log_weights(lvm, x.flip(0), 5)
 
@@ -518,7 +554,9 @@ def test_parameters_per_datum_are_evaluated_on_whole_data(x):
         vilvm.evaluate(lvm, x, num_samples=2, batch_size=20)
         lvm.guide.locs.z.copy_(x / 2)
     for size in (20, 59, N):
-        found = vilvm.evaluate(lvm, x, num_samples=5, batch_size=size).bounds["elbo"].values
+        found = (
+            vilvm.evaluate(lvm, x, num_samples=5, batch_size=size).bounds["elbo"].values
+        )
         assert torch.allclose(found, evidence(x).double(), atol=1e-5)
 
 
@@ -543,7 +581,9 @@ class Recurrent(torch.nn.Module):
         super().__init__()
         self.gru, self.head = (
             torch.nn.GRU(1, N),
-            torch.nn.Sequential(torch.nn.Linear(N, N), torch.nn.ReLU(), torch.nn.Linear(N, 1)),
+            torch.nn.Sequential(
+                torch.nn.Linear(N, N), torch.nn.ReLU(), torch.nn.Linear(N, 1)
+            ),
         )
 
     def model(self, x):

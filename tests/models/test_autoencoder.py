@@ -35,13 +35,17 @@ def test_loss_is_squared_error_or_cross_entropy():
         logits, x, reduction="none"
     ).sum(1)
     torch.testing.assert_close(
-        vilvm.evaluate(lvm, x).distortion.values, expected.double().detach(), rtol=1e-5, atol=1e-5
+        vilvm.evaluate(lvm, x).distortion.values,
+        expected.double().detach(),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
 def test_unknown_likelihood():
     with pytest.raises(
-        ValueError, match="unknown likelihood 'poisson'; choose 'bernoulli' or 'gaussian'"
+        ValueError,
+        match="unknown likelihood 'poisson'; choose 'bernoulli' or 'gaussian'",
     ):
         Autoencoder(likelihood="poisson")
 

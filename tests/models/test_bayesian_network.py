@@ -12,12 +12,21 @@ import torch
 import vilvm
 from vilvm._runtime.random import seeded
 from vilvm.lvm import ContractError
-from vilvm.models.bayesian_network import ASIA, SPRINKLER, BayesianNetwork, objective, tiny
+from vilvm.models.bayesian_network import (
+    ASIA,
+    SPRINKLER,
+    BayesianNetwork,
+    objective,
+    tiny,
+)
 from vilvm.testing import check_lvm
 
 THREE = {  # three states, and a node with three parents
     "a": ((), [0.2, 0.3, 0.5]),
-    "d": (("a", "b", "c"), np.random.default_rng(0).dirichlet([1.0, 1.0], (3, 2, 3)).tolist()),
+    "d": (
+        ("a", "b", "c"),
+        np.random.default_rng(0).dirichlet([1.0, 1.0], (3, 2, 3)).tolist(),
+    ),
     "b": (("a",), [[0.1, 0.9], [0.5, 0.5], [0.7, 0.3]]),
     "c": (("b",), [[0.2, 0.2, 0.6], [0.6, 0.3, 0.1]]),
 }
@@ -38,10 +47,12 @@ def every_state(lvm, nodes):
 def joint(network):
     """p of every full state, from the tables as they are written."""
     cards = {
-        n: len(np.ravel(np.asarray(t)[(0,) * len(parents)])) for n, (parents, t) in network.items()
+        n: len(np.ravel(np.asarray(t)[(0,) * len(parents)]))
+        for n, (parents, t) in network.items()
     }
     states = [
-        dict(zip(network, s, strict=True)) for s in product(*(range(cards[n]) for n in network))
+        dict(zip(network, s, strict=True))
+        for s in product(*(range(cards[n]) for n in network))
     ]
     ps = [
         np.prod(
@@ -63,7 +74,9 @@ def steps(lvm, data, number):
         objective=objective(),
         optimizer=partial(torch.optim.Adam, lr=0.03),
     )
-    return -objective().loss(lvm.model, lvm.guide, data) / len(next(iter(data.values())))
+    return -objective().loss(lvm.model, lvm.guide, data) / len(
+        next(iter(data.values()))
+    )
 
 
 @pytest.mark.parametrize(("network", "evidence"), CASES)
@@ -100,21 +113,25 @@ def test_evidence_sums_to_one_and_matches_publications():
     assert sprinkler.exact_posterior(wet, "rain").probs[0, 1].item() == pytest.approx(
         0.7079, abs=1e-4
     )
-    assert sprinkler.exact_posterior(wet, "sprinkler").probs[0, 1].item() == pytest.approx(
-        0.4298, abs=1e-4
-    )
+    assert sprinkler.exact_posterior(wet, "sprinkler").probs[
+        0, 1
+    ].item() == pytest.approx(0.4298, abs=1e-4)
 
 
 def test_draws_from_the_model_follow_the_exact_marginal():
     lvm = BayesianNetwork(ASIA, ("dyspnoea",))
     with seeded(0):
-        drawn = vilvm.sample(lvm, 20_000, like={"dyspnoea": torch.tensor([0])})["dyspnoea"]
+        drawn = vilvm.sample(lvm, 20_000, like={"dyspnoea": torch.tensor([0])})[
+            "dyspnoea"
+        ]
     p = lvm.exact_log_evidence({"dyspnoea": torch.tensor([1])}).exp().item()
     assert abs(drawn.double().mean().item() - p) < 5 * (p * (1 - p) / 20_000) ** 0.5
 
 
 @pytest.mark.parametrize("guide", ["mean_field", "autoregressive"])
-@pytest.mark.parametrize(("network", "evidence"), [CASES[3], (ASIA, ("asia", "dyspnoea"))])
+@pytest.mark.parametrize(
+    ("network", "evidence"), [CASES[3], (ASIA, ("asia", "dyspnoea"))]
+)
 def test_enumeration_and_gap_sum_over_states(network, evidence, guide):
     torch.manual_seed(0)
     # A floor that is felt keeps the weights of impossible states, and with them Monte Carlo error,
@@ -136,7 +153,9 @@ def test_enumeration_and_gap_sum_over_states(network, evidence, guide):
     assert log_q.exp().sum().item() == pytest.approx(1, abs=0.01)
     exact = lvm.exact_log_evidence(batch)[i]
     assert (log_q + log_w).logsumexp(0).item() == pytest.approx(exact.item(), abs=0.1)
-    gap = (log_q.exp() * (exact - log_w)).sum()  # KL(q(h | e) ‖ p(h | e)), by the states
+    gap = (
+        log_q.exp() * (exact - log_w)
+    ).sum()  # KL(q(h | e) ‖ p(h | e)), by the states
     one = {n: v[i:] for n, v in batch.items()}
     assert exact.item() + objective().loss(lvm.model, lvm.guide, one) == pytest.approx(
         gap.item(), abs=0.1
@@ -158,24 +177,33 @@ def test_only_autoregressive_guide_represents_explaining_away():
     # Coordinate ascent from where the guide stands finds nothing better, and from any other start
     # no gap that vanishes.
     floored = {
-        n: (parents, (1 - 2e-6) * np.asarray(t) + 1e-6) for n, (parents, t) in SPRINKLER.items()
+        n: (parents, (1 - 2e-6) * np.asarray(t) + 1e-6)
+        for n, (parents, t) in SPRINKLER.items()
     }
     states, p = joint(floored)
     log_p = [
         np.log(
-            np.array([q for s, q in zip(states, p, strict=True) if s["wet"] == e]).reshape(2, 2, 2)
+            np.array(
+                [q for s, q in zip(states, p, strict=True) if s["wet"] == e]
+            ).reshape(2, 2, 2)
         )
         for e in (0, 1)
     ]
     log_p = [v - np.log(np.exp(v).sum()) for v in log_p]
     assert [n for n in SPRINKLER if n != "wet"] == list(lvm.latents)
     reached = np.mean(
-        [_gap_of_product(v, m) for v, m in zip(log_p, marginals["mean_field"], strict=True)]
+        [
+            _gap_of_product(v, m)
+            for v, m in zip(log_p, marginals["mean_field"], strict=True)
+        ]
     )
     assert gap["mean_field"] == pytest.approx(reached, abs=0.01)
     least = np.mean(
         [
-            min(_gap_of_product(v, start) for start in product((0.05, 0.5, 0.95), repeat=3))
+            min(
+                _gap_of_product(v, start)
+                for start in product((0.05, 0.5, 0.95), repeat=3)
+            )
             for v in log_p
         ]
     )
@@ -214,7 +242,8 @@ def test_tables_are_learnt_if_asked():
     steps(lvm, batch, 100)
     assert lvm.exact_log_evidence(batch).mean().item() > before
     assert not any(
-        n.startswith("logits") for n, _ in BayesianNetwork(SPRINKLER, ("wet",)).named_parameters()
+        n.startswith("logits")
+        for n, _ in BayesianNetwork(SPRINKLER, ("wet",)).named_parameters()
     )
 
 
@@ -223,7 +252,10 @@ def test_tables_are_learnt_if_asked():
 def test_the_contract_holds_under_enumeration(guide):
     batch = {"c": torch.tensor([0, 1, 2, 1]), "d": torch.tensor([0, 1, 1, 0])}
     check_lvm(
-        lambda: (BayesianNetwork(THREE, ("c", "d"), guide, hidden=8, learn_tables=True), batch),
+        lambda: (
+            BayesianNetwork(THREE, ("c", "d"), guide, hidden=8, learn_tables=True),
+            batch,
+        ),
         objective(),
     )
 
@@ -271,7 +303,9 @@ def test_a_bad_network_gets_one_sentence(network, evidence, says):
 
 
 def test_bad_options_and_batches_get_one_sentence():
-    with pytest.raises(ValueError, match='guide must be "autoregressive" or "mean_field"'):
+    with pytest.raises(
+        ValueError, match='guide must be "autoregressive" or "mean_field"'
+    ):
         BayesianNetwork(SPRINKLER, ("wet",), "full")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="floor must be above 0"):
         BayesianNetwork(SPRINKLER, ("wet",), floor=0.0)

@@ -22,13 +22,19 @@ def test_bernoulli_keeps_the_contract():
 
 def test_the_decoder_mirrors_the_encoder():
     lvm = ConvAutoencoder(28, 10)
-    down = [tuple(m.weight.shape) for m in lvm.encoder.modules() if isinstance(m, torch.nn.Conv2d)]
+    down = [
+        tuple(m.weight.shape)
+        for m in lvm.encoder.modules()
+        if isinstance(m, torch.nn.Conv2d)
+    ]
     up = [
         tuple(m.weight.shape)
         for m in lvm.decoder.modules()
         if isinstance(m, torch.nn.ConvTranspose2d)
     ]
-    assert down == up[::-1]  # a transposed convolution keeps its weight as (in, out, ...)
+    assert (
+        down == up[::-1]
+    )  # a transposed convolution keeps its weight as (in, out, ...)
 
 
 @pytest.mark.parametrize(

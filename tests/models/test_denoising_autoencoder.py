@@ -19,7 +19,11 @@ from vilvm.testing import check_lvm
 def test_bernoulli_keeps_the_contract():
     clean = torch.bernoulli(torch.full((5, 6), 0.5))
     lvm = partial(
-        DenoisingAutoencoder, data_dim=6, latent_dim=2, likelihood="bernoulli", hidden=(8,)
+        DenoisingAutoencoder,
+        data_dim=6,
+        latent_dim=2,
+        likelihood="bernoulli",
+        hidden=(8,),
     )
     check_lvm(lambda: (lvm(), (PixelErasure(0.5)(clean), clean)))
     check_lvm(lambda: (lvm(), clean))
@@ -58,11 +62,14 @@ def test_linear_denoiser_learns_gaussian_conditional_mean():
     slope = reconstruct(lvm, at) - reconstruct(lvm, torch.zeros(2, 2))
     # A least-squares slope of 20,000 pairs has an error of some (1/√20,000) / 1; five of those,
     # and the optimiser's own.
-    torch.testing.assert_close(slope, torch.diag(torch.tensor([0.8, 0.5])), rtol=0, atol=0.06)
+    torch.testing.assert_close(
+        slope, torch.diag(torch.tensor([0.8, 0.5])), rtol=0, atol=0.06
+    )
 
 
 def test_unknown_likelihood():
     with pytest.raises(
-        ValueError, match="unknown likelihood 'poisson'; choose 'bernoulli' or 'gaussian'"
+        ValueError,
+        match="unknown likelihood 'poisson'; choose 'bernoulli' or 'gaussian'",
     ):
         DenoisingAutoencoder(likelihood="poisson")

@@ -30,7 +30,9 @@ def test_the_exact_table(prior, evidence, mu, tau):
         assert lvm.exact_log_evidence(BATCH).shape == ()
         assert lvm.exact_log_evidence(BATCH).item() == pytest.approx(evidence, abs=1e-5)
         mean = lvm.exact_moments(BATCH).mean
-        assert (mean["mu"].item(), mean["tau"].item()) == pytest.approx((mu, tau), abs=1e-5)
+        assert (mean["mu"].item(), mean["tau"].item()) == pytest.approx(
+            (mu, tau), abs=1e-5
+        )
 
 
 @pytest.mark.parametrize(
@@ -43,16 +45,24 @@ def test_the_exact_table(prior, evidence, mu, tau):
 def test_evidence_and_moments_match_the_joint_gaussian(prior):
     # μ and θ in one Gaussian, conditioned on y; τ by an adaptive rule in place of fixed nodes.
     y, sigma = (t.double().numpy()[:5] for t in BATCH)
-    s, family = prior["mu_scale"], stats.halfnorm if "tau_prior" in prior else stats.halfcauchy
+    s, family = (
+        prior["mu_scale"],
+        stats.halfnorm if "tau_prior" in prior else stats.halfcauchy,
+    )
 
     def integral(moment):
         def integrand(tau):
             p = family(scale=prior["tau_scale"]).pdf(tau)
             cov = s**2 + tau**2 * np.eye(5)  # of θ
             gain = np.linalg.inv(cov + np.diag(sigma**2))
-            likelihood = stats.multivariate_normal(np.zeros(5), cov + np.diag(sigma**2)).pdf(y)
+            likelihood = stats.multivariate_normal(
+                np.zeros(5), cov + np.diag(sigma**2)
+            ).pdf(y)
             mu, theta = s**2 * np.ones(5) @ gain @ y, cov @ gain @ y
-            var = (s**2 - s**4 * np.ones(5) @ gain @ np.ones(5), (cov - cov @ gain @ cov)[1, 1])
+            var = (
+                s**2 - s**4 * np.ones(5) @ gain @ np.ones(5),
+                (cov - cov @ gain @ cov)[1, 1],
+            )
             return p * likelihood * moment(tau, mu, theta[1], *var) * 1e8
 
         return (
@@ -85,7 +95,9 @@ def test_every_guide_keeps_the_contract(guide):
     assert list(drawn) == list(lvm.exact_moments(BATCH).mean)
     assert all(v.shape == (3,) for v in drawn.values())
     fresh = EightSchools(centred=False, guide=guide)
-    vilvm.log_weights(fresh, BATCH, 1)  # an autoguide makes its parameters on its first call
+    vilvm.log_weights(
+        fresh, BATCH, 1
+    )  # an autoguide makes its parameters on its first call
     fresh.load_state_dict(lvm.state_dict())
     torch.manual_seed(1)
     again = vilvm.log_weights(fresh, BATCH, 4).log_weight
@@ -98,7 +110,8 @@ def test_both_parametrisations_are_one_model():
     n = 40_000
     draws = [vilvm.sample(lvm, n, like=BATCH) for lvm in (centred, other)]
     first, second = (
-        lvm.scalars(d)["theta[3]"] for lvm, d in zip((centred, other), draws, strict=True)
+        lvm.scalars(d)["theta[3]"]
+        for lvm, d in zip((centred, other), draws, strict=True)
     )
     # τ has no mean, so θ is compared in ranks.
     assert stats.ks_2samp(first.numpy(), second.numpy()).pvalue > 1e-6
@@ -115,8 +128,17 @@ def test_options_are_checked():
 
 def fitted(centred, guide, *, steps, lr, particles, seed=0):
     lvm = EightSchools(centred, guide)
-    elbo = Trace_ELBO(num_particles=particles, vectorize_particles=True, max_plate_nesting=1)
-    vilvm.fit(lvm, eight_schools(), steps=steps, objective=elbo, seed=seed, **one_cycle(lr, steps))
+    elbo = Trace_ELBO(
+        num_particles=particles, vectorize_particles=True, max_plate_nesting=1
+    )
+    vilvm.fit(
+        lvm,
+        eight_schools(),
+        steps=steps,
+        objective=elbo,
+        seed=seed,
+        **one_cycle(lr, steps),
+    )
     return lvm
 
 
@@ -132,7 +154,10 @@ def errors(guide, steps, lr, particles):
     exact = lvm.exact_moments(BATCH)
     drawn = lvm.scalars(vilvm.posterior(lvm, BATCH, 100_000))
     found = {
-        n: (((v.mean() - exact.mean[n]) / exact.sd[n]).item(), (v.std() / exact.sd[n]).item())
+        n: (
+            ((v.mean() - exact.mean[n]) / exact.sd[n]).item(),
+            (v.std() / exact.sd[n]).item(),
+        )
         for n, v in drawn.items()
     }
     return found, vilvm.evaluate(lvm, BATCH, num_samples=20_000).bounds
@@ -152,7 +177,9 @@ def test_mean_field_bounds_are_those_of_the_table(centred, low, high):
 @pytest.mark.slow
 def test_a_flow_reaches_every_marginal():
     found, bounds = errors("flow", 4000, 0.01, 32)
-    assert all(abs(mean) < 0.1 and abs(sd - 1) < 0.1 for mean, sd in found.values()), found
+    assert all(abs(mean) < 0.1 and abs(sd - 1) < 0.1 for mean, sd in found.values()), (
+        found
+    )
     assert bounds["elbo"].mean == pytest.approx(-31.31135, abs=0.06)
 
 
@@ -160,7 +187,9 @@ def test_a_flow_reaches_every_marginal():
 def test_gaussian_guide_matches_all_marginals_except_tau():
     found, bounds = errors("full_rank", 2000, 0.05, 16)
     tau = found.pop("tau")
-    assert all(abs(mean) < 0.1 and abs(sd - 1) < 0.1 for mean, sd in found.values()), found
+    assert all(abs(mean) < 0.1 and abs(sd - 1) < 0.1 for mean, sd in found.values()), (
+        found
+    )
     assert tau[0] < -0.1  # log τ is skewed, towards 0
     assert tau[1] < 0.9
     assert -31.7 < bounds["elbo"].mean < -31.4
@@ -171,8 +200,12 @@ def test_exact_moments_are_those_of_the_reference_draws():
     torch.testing.assert_close((reference.data["y"], reference.data["sigma"]), BATCH)
     mean, sd = EightSchools().exact_moments(BATCH)
     for name, draws in reference.draws.items():
-        error = draws.mean(1).std() / len(draws) ** 0.5  # of ten chains, by their spread
-        assert abs(draws.mean() - mean[name]) < 6 * error + 1e-6  # of nine degrees of freedom
+        error = (
+            draws.mean(1).std() / len(draws) ** 0.5
+        )  # of ten chains, by their spread
+        assert (
+            abs(draws.mean() - mean[name]) < 6 * error + 1e-6
+        )  # of nine degrees of freedom
         assert reference.sd(name) == pytest.approx(sd[name].item(), rel=0.1)
 
 
@@ -184,7 +217,9 @@ def test_exact_moments_are_those_of_the_reference_draws():
 def test_annealing_finds_the_evidence_of_the_table(options, exact):
     lvm = EightSchools(centred=False, **options)
     found = ais(
-        lvm, BATCH, Schedule(num_chains=500, num_temperatures=500, leapfrog=4, base="prior")
+        lvm,
+        BATCH,
+        Schedule(num_chains=500, num_temperatures=500, leapfrog=4, base="prior"),
     )
     assert abs(found.bound.mean - exact) < 3 * found.bound.mc_se
     assert abs(found.bound.mean - exact) < 0.05

@@ -19,7 +19,9 @@ def x():
     generator = torch.Generator().manual_seed(0)
     W = torch.randn(8, 3, generator=generator, dtype=torch.float64)
     noise = torch.linspace(0.3, 1.5, 8, dtype=torch.float64)
-    z, e = (torch.randn(500, n, generator=generator, dtype=torch.float64) for n in (3, 8))
+    z, e = (
+        torch.randn(500, n, generator=generator, dtype=torch.float64) for n in (3, 8)
+    )
     return z @ W.T + 1 + noise * e
 
 
@@ -36,7 +38,9 @@ def lvm(request):
 def test_evidence_and_posterior_match_the_joint_gaussian(lvm, x):
     W, b, psi = (p.detach() for p in (lvm.W, lvm.b, lvm.psi))
     cov = W @ W.T + psi.diag()
-    torch.testing.assert_close(lvm.exact_log_evidence(x), MultivariateNormal(b, cov).log_prob(x))
+    torch.testing.assert_close(
+        lvm.exact_log_evidence(x), MultivariateNormal(b, cov).log_prob(x)
+    )
     posterior = lvm.exact_posterior(x)
     gain = W.T @ cov.inverse()  # by conditioning the joint Gaussian of z and x
     torch.testing.assert_close(posterior.mean, (x - b) @ gain.T)
@@ -63,7 +67,10 @@ def test_best_diagonal_guide_has_the_exact_gap(x):
     torch.testing.assert_close(kl_divergence(q, posterior), gap.expand(len(x)))
     assert gap > 0.01
     elbo = vilvm.evaluate(lvm, x, bounds="elbo", num_samples=400).bounds["elbo"]
-    assert abs(lvm.exact_log_evidence(x).mean().item() - elbo.mean - gap.item()) < 5 * elbo.mc_se
+    assert (
+        abs(lvm.exact_log_evidence(x).mean().item() - elbo.mean - gap.item())
+        < 5 * elbo.mc_se
+    )
     for scale in (0.9, 1.1):  # no other diagonal does better
         other = MultivariateNormal(q.mean, scale_tril=scale * lvm.L)
         assert (kl_divergence(other, posterior) > gap).all()
@@ -71,7 +78,8 @@ def test_best_diagonal_guide_has_the_exact_gap(x):
 
 def test_em_never_lowers_the_likelihood(lvm, x):
     likelihoods = [
-        lvm.maximise(x, max_steps=1).exact_log_evidence(x).mean().item() for _ in range(60)
+        lvm.maximise(x, max_steps=1).exact_log_evidence(x).mean().item()
+        for _ in range(60)
     ]
     gains = torch.tensor(likelihoods).double().diff()
     assert gains.min() > -1e-12
@@ -90,7 +98,9 @@ def test_maximum_likelihood_is_stationary_and_that_of_sklearn(x):
         assert p.grad is not None
         assert p.grad.abs().max() < 1e-4
     weights = vilvm.log_weights(lvm, x, 3).log_weight
-    torch.testing.assert_close(weights, lvm.exact_log_evidence(x).detach().expand(3, -1))
+    torch.testing.assert_close(
+        weights, lvm.exact_log_evidence(x).detach().expand(3, -1)
+    )
 
 
 def test_constant_variable_keeps_the_least_noise(x):
@@ -107,7 +117,11 @@ def test_svi_reaches_the_likelihood(x):
     lvm = FactorAnalysis(8, 3)
     decaying = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=700)
     vilvm.fit(
-        lvm, x.float(), steps=700, optimizer=partial(torch.optim.Adam, lr=0.05), scheduler=decaying
+        lvm,
+        x.float(),
+        steps=700,
+        optimizer=partial(torch.optim.Adam, lr=0.05),
+        scheduler=decaying,
     )
     reached = lvm.exact_log_evidence(x.float()).mean().item()
     assert best - 0.05 < reached <= best + 1e-4

@@ -13,7 +13,11 @@ from pyro.infer.autoguide import AutoDelta
 from torch.distributions import Dirichlet, HalfNormal, Normal
 
 import vilvm
-from tests.models.exact import check_marginals, check_one_loss_and_gradient, posteriordb_or_skip
+from tests.models.exact import (
+    check_marginals,
+    check_one_loss_and_gradient,
+    posteriordb_or_skip,
+)
 from vilvm.models.gaussian_mixture import GaussianMixture, objective
 from vilvm.training import one_cycle
 
@@ -40,7 +44,8 @@ def test_the_likelihood_is_the_sum_over_all_assignments(x):
         for z in itertools.product(range(2), repeat=len(x))
     ]
     torch.testing.assert_close(
-        GaussianMixture(2).log_likelihood(x, THETA).sum(), torch.stack(paths).logsumexp(0)
+        GaussianMixture(2).log_likelihood(x, THETA).sum(),
+        torch.stack(paths).logsumexp(0),
     )
 
 
@@ -56,7 +61,9 @@ def test_the_joint_density_given_the_parameters(x, marginal):
     )
     # 2! namings, of which the order leaves one
     prior = prior + Normal(0.0, 2.0).log_prob(THETA["mu"]).sum() + math.log(2)
-    assert -loss == pytest.approx((prior + lvm.log_likelihood(x, THETA).sum()).item(), rel=1e-5)
+    assert -loss == pytest.approx(
+        (prior + lvm.log_likelihood(x, THETA).sum()).item(), rel=1e-5
+    )
 
 
 def test_both_forms_have_one_loss_and_one_gradient(x):
@@ -73,7 +80,10 @@ def test_log_weights_have_exact_datum_likelihoods(x, marginal):
     torch.testing.assert_close(weights.log_likelihood, exact, rtol=1e-5, atol=1e-5)
     prior = sum(weights.log_priors[n].double() for n in ("pi", "mu", "sigma"))
     torch.testing.assert_close(
-        weights.log_weight, exact.sum(-1) + prior - weights.log_guide, rtol=1e-5, atol=1e-5
+        weights.log_weight,
+        exact.sum(-1) + prior - weights.log_guide,
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
@@ -83,7 +93,10 @@ def test_evidence_is_that_of_unlabelled_mixture():
     matter to the data.
     """
     x, draws = torch.tensor([-1.5, 1.0, 1.3]), 100_000
-    pi, mu = Dirichlet(torch.full((2,), 5.0)).sample((draws,)), Normal(0.0, 2.0).sample((draws, 2))
+    pi, mu = (
+        Dirichlet(torch.full((2,), 5.0)).sample((draws,)),
+        Normal(0.0, 2.0).sample((draws, 2)),
+    )
     given = {"pi": pi, "mu": mu, "sigma": HalfNormal(2.0).sample((draws, 2))}
     lvm = GaussianMixture(2, marginal=True)
     naive = lvm.log_likelihood(x, given).sum(-1).exp().double()
@@ -101,13 +114,18 @@ def test_responsibilities_and_states(x):
     lvm = GaussianMixture(2)
     r = lvm.responsibilities(x, THETA)
     joint = torch.stack(
-        [p * torch.exp(Normal(m, s).log_prob(x)) for p, m, s in zip(*THETA.values(), strict=True)],
+        [
+            p * torch.exp(Normal(m, s).log_prob(x))
+            for p, m, s in zip(*THETA.values(), strict=True)
+        ],
         -1,
     )
     torch.testing.assert_close(r, joint / joint.sum(-1, keepdim=True))
     assert torch.equal(lvm.states(x, THETA), joint.argmax(-1))
     drawn = lvm.states(x.repeat(4000), THETA, temperature=1).view(4000, len(x)).float()
-    assert ((drawn.mean(0) - r[:, 1]).abs() < 5 * (r[:, 0] * r[:, 1] / 4000).sqrt()).all()
+    assert (
+        (drawn.mean(0) - r[:, 1]).abs() < 5 * (r[:, 0] * r[:, 1] / 4000).sqrt()
+    ).all()
 
 
 def test_responsibilities_of_posterior_draws_and_of_the_median(x):
@@ -115,7 +133,9 @@ def test_responsibilities_of_posterior_draws_and_of_the_median(x):
     r = lvm.responsibilities(x, vilvm.posterior(lvm, x, 7))
     assert r.shape == (7, 5, 3)
     torch.testing.assert_close(r.sum(-1), torch.ones(7, 5))
-    torch.testing.assert_close(lvm.responsibilities(x), lvm.responsibilities(x, lvm.median()))
+    torch.testing.assert_close(
+        lvm.responsibilities(x), lvm.responsibilities(x, lvm.median())
+    )
 
 
 @pytest.mark.slow
@@ -125,7 +145,9 @@ def test_a_delta_guide_finds_the_maximum_a_posteriori():
     lvm = GaussianMixture(2, marginal=True, autoguide=AutoDelta)
     vilvm.fit(lvm, x, steps=800, **one_cycle(0.05, 800))
     given = {name: value.requires_grad_() for name, value in lvm.median().items()}
-    loss = Trace_ELBO().differentiable_loss(poutine.condition(lvm.model, data=given), nothing, x)
+    loss = Trace_ELBO().differentiable_loss(
+        poutine.condition(lvm.model, data=given), nothing, x
+    )
     mu, sigma = torch.autograd.grad(loss, [given["mu"], given["sigma"]])
     # In units of what one datum pulls with, 1 / sigma.
     assert (mu * given["sigma"]).abs().max() < 0.05
@@ -136,9 +158,9 @@ def test_prior_draws_agree_in_both_forms():
     moments = []
     for marginal in (False, True):
         torch.manual_seed(int(marginal))
-        drawn = vilvm.sample(GaussianMixture(2, marginal=marginal), 4000, like=torch.zeros(1))[
-            "x"
-        ].flatten()
+        drawn = vilvm.sample(
+            GaussianMixture(2, marginal=marginal), 4000, like=torch.zeros(1)
+        )["x"].flatten()
         moments.append((drawn.square().mean(), drawn.square().var() / 4000))
     (first, a), (second, b) = moments
     assert (first - second).abs() < 5 * (a + b).sqrt()

@@ -12,11 +12,24 @@ from pyro.infer import Trace_ELBO
 from torch.distributions import Dirichlet, HalfNormal, Normal
 
 import vilvm
-from tests.models.exact import check_marginals, check_one_loss_and_gradient, posteriordb_or_skip
-from vilvm.models.hidden_markov import HiddenMarkov, Sequence, forward, objective, smooth
+from tests.models.exact import (
+    check_marginals,
+    check_one_loss_and_gradient,
+    posteriordb_or_skip,
+)
+from vilvm.models.hidden_markov import (
+    HiddenMarkov,
+    Sequence,
+    forward,
+    objective,
+    smooth,
+)
 from vilvm.training import one_cycle
 
-THETA = {"transition": torch.tensor([[0.8, 0.2], [0.3, 0.7]]), "mu": torch.tensor([-1.0, 1.5])}
+THETA = {
+    "transition": torch.tensor([[0.8, 0.2], [0.3, 0.7]]),
+    "mu": torch.tensor([-1.0, 1.5]),
+}
 
 
 @pytest.fixture
@@ -32,7 +45,9 @@ def chain(length, size, seed=0):
     """A random chain's start, transition and emission terms, in logarithms and float64."""
     generator = torch.Generator().manual_seed(seed)
     shapes = ((size,), (size, size), (length, size))
-    logits = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    logits = [
+        torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes
+    ]
     return logits[0].log_softmax(-1), logits[1].log_softmax(-1), logits[2]
 
 
@@ -68,7 +83,9 @@ def test_long_chains_by_forward_backward_step_by_step(length):
     for t in range(1, length):
         alpha.append((alpha[-1][:, None] + transition).logsumexp(0) + emission[t])
         beta.append((transition + emission[length - t] + beta[-1]).logsumexp(1))
-    torch.testing.assert_close(forward(start, transition, emission), alpha[-1].logsumexp(0))
+    torch.testing.assert_close(
+        forward(start, transition, emission), alpha[-1].logsumexp(0)
+    )
     torch.testing.assert_close(
         smooth(start, transition, emission),
         (torch.stack(alpha) + torch.stack(beta[::-1])).softmax(-1),
@@ -80,7 +97,11 @@ def test_forward_broadcasts():
     together = forward(*(torch.stack(parts) for parts in zip(*chains, strict=True)))
     torch.testing.assert_close(together, torch.stack([forward(*c) for c in chains]))
     one = chains[0]
-    assert smooth(one[0], torch.stack([c[1] for c in chains]), one[2]).shape == (3, 5, 2)
+    assert smooth(one[0], torch.stack([c[1] for c in chains]), one[2]).shape == (
+        3,
+        5,
+        2,
+    )
 
 
 def test_a_step_that_is_impossible():
@@ -88,9 +109,12 @@ def test_a_step_that_is_impossible():
         torch.tensor([1.0, 0.0]).log(),
         torch.tensor([[0.5, 0.5], [0.0, 1.0]]).log(),
     )
-    assert forward(start, transition, torch.zeros(4, 2)).item() == pytest.approx(0, abs=1e-6)
+    assert forward(start, transition, torch.zeros(4, 2)).item() == pytest.approx(
+        0, abs=1e-6
+    )
     torch.testing.assert_close(
-        smooth(start, transition, torch.zeros(4, 2))[:, 0], torch.tensor([1.0, 0.5, 0.25, 0.125])
+        smooth(start, transition, torch.zeros(4, 2))[:, 0],
+        torch.tensor([1.0, 0.5, 0.25, 0.125]),
     )
 
 
@@ -111,7 +135,9 @@ def test_the_joint_density_given_the_parameters(x, noise, marginal):
     prior = prior + (HalfNormal(2.0).log_prob(sigma).sum() if noise is None else 0.0)
     emission = Normal(THETA["mu"], sigma).log_prob(x[..., None])
     exact = [
-        all_paths(torch.tensor([0.4, 0.6]).log(), THETA["transition"].log(), e)[1].logsumexp(0)
+        all_paths(torch.tensor([0.4, 0.6]).log(), THETA["transition"].log(), e)[
+            1
+        ].logsumexp(0)
         for e in emission
     ]
     torch.testing.assert_close(lvm.log_likelihood(x, given), torch.stack(exact))
@@ -119,7 +145,9 @@ def test_the_joint_density_given_the_parameters(x, noise, marginal):
 
 
 def test_both_forms_have_one_loss_and_one_gradient(x):
-    check_one_loss_and_gradient(HiddenMarkov(3), HiddenMarkov(3, marginal=True), objective(), x)
+    check_one_loss_and_gradient(
+        HiddenMarkov(3), HiddenMarkov(3, marginal=True), objective(), x
+    )
 
 
 @pytest.mark.parametrize("marginal", [False, True])
@@ -130,7 +158,10 @@ def test_log_weights_have_exact_sequence_likelihoods(x, marginal):
     torch.testing.assert_close(weights.log_likelihood, exact, rtol=1e-5, atol=1e-5)
     prior = sum(weights.log_priors[n].double() for n in ("transition", "mu"))
     torch.testing.assert_close(
-        weights.log_weight, exact.sum(-1) + prior - weights.log_guide, rtol=1e-5, atol=1e-5
+        weights.log_weight,
+        exact.sum(-1) + prior - weights.log_guide,
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
@@ -148,20 +179,27 @@ def test_path_draws_follow_the_path_posterior(x):
     row, draws = x[1], 4000
     drawn = lvm.states(row.expand(draws, -1), THETA, temperature=1)
     paths, scores = all_paths(
-        lvm.start.log(), THETA["transition"].log(), Normal(THETA["mu"], 1.0).log_prob(row[:, None])
+        lvm.start.log(),
+        THETA["transition"].log(),
+        Normal(THETA["mu"], 1.0).log_prob(row[:, None]),
     )
     p = scores.softmax(0)
     count = (drawn[:, None] == paths).all(-1).float().mean(0)
     likely = p > 0.01  # elsewhere a normal approximation of the count says little
     assert ((count - p).abs() < 5 * (p * (1 - p) / draws).sqrt())[likely].all()
     gamma = lvm.smoothing(x, THETA)[1, :, 1]
-    assert ((drawn.float().mean(0) - gamma).abs() < 5 * (gamma * (1 - gamma) / draws).sqrt()).all()
+    assert (
+        (drawn.float().mean(0) - gamma).abs() < 5 * (gamma * (1 - gamma) / draws).sqrt()
+    ).all()
 
 
 def test_sequences_are_drawn_as_they_are_scored():
     # so small that the states can be seen
     start, sigma = torch.tensor([0.4, 0.6]), torch.full((2,), 0.01)
-    fn, draws = Sequence(start, THETA["transition"], THETA["mu"], sigma, length=3), 10_000
+    fn, draws = (
+        Sequence(start, THETA["transition"], THETA["mu"], sigma, length=3),
+        10_000,
+    )
     drawn = (fn.expand([draws]).sample() > 0).long()
     paths, scores = all_paths(start.log(), THETA["transition"].log(), torch.zeros(3, 2))
     p = scores.exp()
@@ -184,7 +222,9 @@ def test_bad_arguments_are_refused():
         HiddenMarkov(1)
     with pytest.raises(ValueError, match="must be positive"):
         HiddenMarkov(2, noise=0.0)
-    with pytest.raises(ValueError, match="start must be 2 probabilities that sum to one"):
+    with pytest.raises(
+        ValueError, match="start must be 2 probabilities that sum to one"
+    ):
         HiddenMarkov(2, start=[0.5, 0.6])
 
 
@@ -205,12 +245,19 @@ def test_the_density_of_posteriordb_but_for_a_constant():
         mu = torch.stack([draws[f"mu[{k}]"][i] for k in (1, 2)]).double()
         A = A / A.sum(-1, keepdim=True)
         ours = -Trace_ELBO().loss(
-            poutine.condition(lvm.model, data={"transition": A, "mu": mu}), nothing, y.double()
+            poutine.condition(lvm.model, data={"transition": A, "mu": mu}),
+            nothing,
+            y.double(),
         )
         alpha = Normal(mu, 1.0).log_prob(y[0, 0])
         for value in y[0, 1:]:
-            alpha = (alpha[:, None] + A.log()).logsumexp(0) + Normal(mu, 1.0).log_prob(value)
-        theirs = alpha.logsumexp(0) + Normal(torch.tensor([3.0, 10.0]), 1.0).log_prob(mu).sum()
+            alpha = (alpha[:, None] + A.log()).logsumexp(0) + Normal(mu, 1.0).log_prob(
+                value
+            )
+        theirs = (
+            alpha.logsumexp(0)
+            + Normal(torch.tensor([3.0, 10.0]), 1.0).log_prob(mu).sum()
+        )
         order = Normal(0.0, 1.0).cdf(torch.tensor(7 / math.sqrt(2))).log()
         assert ours == pytest.approx((theirs - math.log(2) - order).item(), abs=1e-4)
 

@@ -28,7 +28,14 @@ def train(x, d, steps, batch_size=None, lr=0.03):
     lvm = LinearAutoencoder(x.shape[1], d).start_at(x.mean(0))
     momentum = partial(torch.optim.SGD, lr=lr, momentum=0.99, nesterov=True)
     decaying = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=steps)
-    vilvm.fit(lvm, x, steps=steps, batch_size=batch_size, optimizer=momentum, scheduler=decaying)
+    vilvm.fit(
+        lvm,
+        x,
+        steps=steps,
+        batch_size=batch_size,
+        optimizer=momentum,
+        scheduler=decaying,
+    )
     return lvm
 
 
@@ -45,7 +52,9 @@ def test_it_finds_the_principal_subspace():
     assert largest_angle(lvm.U, principal_axes(x, 3)) < 1e-2
     torch.testing.assert_close(lvm.U.T @ lvm.U, torch.eye(3), rtol=0, atol=1e-2)
     variances = torch.linalg.eigvalsh(torch.cov(x.double().T, correction=0))
-    assert squared_error(lvm, x).mean == pytest.approx(variances[:5].sum().item(), rel=1e-3)
+    assert squared_error(lvm, x).mean == pytest.approx(
+        variances[:5].sum().item(), rel=1e-3
+    )
 
 
 def test_the_loss_is_half_the_squared_error():

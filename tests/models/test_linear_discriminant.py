@@ -103,7 +103,11 @@ def test_unlabelled_training_reaches_the_evidence_from_few_labels(labelled):
     supervised = LinearDiscriminant(3, 3).maximise(x, y)
     # labels cannot help to maximise p(x)
     assert evidence > supervised.exact_log_evidence(x).mean().item() - 0.02
-    agree = (lvm.classify(x).argmax(-1) == supervised.classify(x).argmax(-1)).double().mean()
+    agree = (
+        (lvm.classify(x).argmax(-1) == supervised.classify(x).argmax(-1))
+        .double()
+        .mean()
+    )
     assert agree > 0.95
 
 
@@ -115,13 +119,15 @@ def test_the_contract_holds_under_enumeration():
 def test_bad_labels_are_refused(labelled):
     x, y = labelled
     with pytest.raises(
-        ValueError, match="y must hold, for each of 600 data, a whole number from 0 to 1"
+        ValueError,
+        match="y must hold, for each of 600 data, a whole number from 0 to 1",
     ):
         LinearDiscriminant(3, 2).maximise(x, y)
     with pytest.raises(ValueError, match="class 3 has no datum"):
         LinearDiscriminant(3, 4).maximise(x, y)
     with pytest.raises(
-        ValueError, match="covariance within the classes of 3 data in 3 dimensions is singular"
+        ValueError,
+        match="covariance within the classes of 3 data in 3 dimensions is singular",
     ):
         LinearDiscriminant(3, 3).maximise(x[:3], torch.arange(3))
     with pytest.raises(ValueError, match="num_classes of at least 2; got 3 and 1"):

@@ -27,7 +27,9 @@ def test_evidence_and_posterior_match_the_joint_gaussian(x):
     lvm = PPCA(8, 3).double()
     x, (W, b, s) = x.double(), (p.detach() for p in (lvm.W, lvm.b, lvm.log_sigma.exp()))
     cov = W @ W.T + s**2 * torch.eye(8, dtype=torch.float64)
-    torch.testing.assert_close(lvm.exact_log_evidence(x), MultivariateNormal(b, cov).log_prob(x))
+    torch.testing.assert_close(
+        lvm.exact_log_evidence(x), MultivariateNormal(b, cov).log_prob(x)
+    )
     posterior = lvm.exact_posterior(x)
     gain = W.T @ cov.inverse()  # by conditioning the joint Gaussian of z and x
     torch.testing.assert_close(posterior.mean, (x - b) @ gain.T)
@@ -52,7 +54,13 @@ def test_svi_reaches_the_likelihood(x):
     best = PPCA(8, 3).maximise(x).exact_log_evidence(x).mean().item()
     lvm = PPCA(8, 3)
     decaying = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=3000)
-    vilvm.fit(lvm, x, steps=3000, optimizer=partial(torch.optim.Adam, lr=0.05), scheduler=decaying)
+    vilvm.fit(
+        lvm,
+        x,
+        steps=3000,
+        optimizer=partial(torch.optim.Adam, lr=0.05),
+        scheduler=decaying,
+    )
     assert best - 0.05 < lvm.exact_log_evidence(x).mean().item() <= best
     elbo = vilvm.evaluate(lvm, x, bounds="elbo", num_samples=200).bounds["elbo"]
     assert elbo.mean == pytest.approx(best, abs=0.1)
@@ -96,5 +104,9 @@ def test_svi_reaches_the_table_from_a_random_start(d):
         scheduler=decaying,
     )
     exact = PCA_OF_MNIST[d]
-    assert lvm.exact_log_evidence(train).mean().item() == pytest.approx(exact.ll_train, rel=5e-3)
-    assert lvm.exact_log_evidence(test).mean().item() == pytest.approx(exact.ll_test, rel=5e-3)
+    assert lvm.exact_log_evidence(train).mean().item() == pytest.approx(
+        exact.ll_train, rel=5e-3
+    )
+    assert lvm.exact_log_evidence(test).mean().item() == pytest.approx(
+        exact.ll_test, rel=5e-3
+    )

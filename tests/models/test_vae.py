@@ -12,7 +12,11 @@ from vilvm.testing import check_lvm
 
 def gaussian():
     lvm = VAE(
-        data_dim=6, latent_dim=2, likelihood="gaussian", encoder_hidden=(8,), decoder_hidden=(8,)
+        data_dim=6,
+        latent_dim=2,
+        likelihood="gaussian",
+        encoder_hidden=(8,),
+        decoder_hidden=(8,),
     )
     return lvm, torch.rand(5, 6)
 

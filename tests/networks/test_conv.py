@@ -7,7 +7,8 @@ from vilvm.networks import ConvDecoder, ConvEncoder
 
 
 @pytest.mark.parametrize(
-    ("network", "size"), [(ConvEncoder(8, 3, (2, 4), 3), 192), (ConvDecoder(3, 8, (2, 4), 3), 3)]
+    ("network", "size"),
+    [(ConvEncoder(8, 3, (2, 4), 3), 192), (ConvDecoder(3, 8, (2, 4), 3), 3)],
 )
 def test_leading_dimensions_are_free(network, size):
     x = torch.randn(5, 2, size)

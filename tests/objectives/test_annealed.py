@@ -47,7 +47,9 @@ def test_training_shorter_than_the_warmup_warns():
 
 def test_the_step_is_kept_in_a_checkpoint(tmp_path):
     lvm, x = tiny()
-    vilvm.fit(lvm, x, steps=4, objective=Annealed(Trace_ELBO(), warmup=4), run_dir=tmp_path)
+    vilvm.fit(
+        lvm, x, steps=4, objective=Annealed(Trace_ELBO(), warmup=4), run_dir=tmp_path
+    )
     objective = Annealed(Trace_ELBO(), warmup=4)
     vilvm.fit(lvm, x, steps=6, objective=objective, run_dir=tmp_path, resume=True)
     assert objective.step == 6

@@ -69,7 +69,9 @@ def log_joint(trace: Any, masks: dict[str, Any] | None = None) -> Tensor:
     total = torch.zeros((), dtype=torch.float64)
     for name, site in sites(trace).items():
         value = scale_and_mask(site["fn"].log_prob(site["value"]), mask=site["mask"])
-        value = scale_and_mask(value, mask=(masks or {}).get(name.removesuffix("_unconstrained")))
+        value = scale_and_mask(
+            value, mask=(masks or {}).get(name.removesuffix("_unconstrained"))
+        )
         total = total + value.double().sum()
     return total
 
@@ -93,21 +95,28 @@ def replayed(
         found = []
         for s in range(count):
             values = {
-                n: v[s].reshape(prototype.nodes[n]["value"].shape) for n, v in latents.items()
+                n: v[s].reshape(prototype.nodes[n]["value"].shape)
+                for n, v in latents.items()
             }
             rest = (
                 auxiliary(values)
                 if auxiliary is not None
                 else _unconstrained(lvm, values, prototype)
             )
-            guide = poutine.trace(_replay(lvm.guide, {**values, **rest})).get_trace(batch)
+            guide = poutine.trace(_replay(lvm.guide, {**values, **rest})).get_trace(
+                batch
+            )
             for name, value in values.items():
                 assert torch.allclose(
                     guide.nodes[name]["value"].to(value), value, rtol=1e-4, atol=1e-4
                 )
-            model = poutine.trace(poutine.replay(lvm.model, trace=guide)).get_trace(batch)
+            model = poutine.trace(poutine.replay(lvm.model, trace=guide)).get_trace(
+                batch
+            )
             masks = {
-                n: site["mask"] for n, site in sites(model).items() if not site["is_observed"]
+                n: site["mask"]
+                for n, site in sites(model).items()
+                if not site["is_observed"]
             }
             found.append(log_joint(model) - log_joint(guide, masks))
     return torch.stack(found)
@@ -119,7 +128,9 @@ def plain_log_weight(lvm: Any, batch: Any) -> float:
     with module_parameters(lvm), evaluation_mode(lvm):
         guide = poutine.trace(lvm.guide).get_trace(batch)
         model = poutine.trace(poutine.replay(lvm.model, trace=guide)).get_trace(batch)
-    masks = {n: site["mask"] for n, site in sites(model).items() if not site["is_observed"]}
+    masks = {
+        n: site["mask"] for n, site in sites(model).items() if not site["is_observed"]
+    }
     masks |= {
         n: _mask(site["fn"])
         for n, site in sites(model).items()
@@ -154,13 +165,18 @@ def _replay(guide: Any, values: dict[str, Tensor]) -> Any:
 
 def _is_delta(fn: Any) -> bool:
     while isinstance(
-        fn, torch.distributions.Independent | dist.ExpandedDistribution | dist.MaskedDistribution
+        fn,
+        torch.distributions.Independent
+        | dist.ExpandedDistribution
+        | dist.MaskedDistribution,
     ):
         fn = fn.base_dist
     return isinstance(fn, dist.Delta)
 
 
-def _unconstrained(lvm: Any, values: dict[str, Tensor], prototype: Any) -> dict[str, Tensor]:
+def _unconstrained(
+    lvm: Any, values: dict[str, Tensor], prototype: Any
+) -> dict[str, Tensor]:
     """The auxiliary draws of Pyro's autoguides that give these latents."""
     auxiliary = [
         n
@@ -182,7 +198,12 @@ def _unconstrained(lvm: Any, values: dict[str, Tensor], prototype: Any) -> dict[
 
 @torch.no_grad()
 def pyro_elbos(
-    lvm: Any, batch: Any, count: int, scale: float = 1.0, elbo: Any = None, training: bool = False
+    lvm: Any,
+    batch: Any,
+    count: int,
+    scale: float = 1.0,
+    elbo: Any = None,
+    training: bool = False,
 ) -> tuple[float, float]:
     """The mean of `count` one-particle ELBOs of Pyro, summed over the data, and its MC error.
 
@@ -200,7 +221,9 @@ def pyro_elbos(
     return found.mean().item(), (found.std() / count**0.5).item()
 
 
-def pair(model: Callable[[Any, Tensor], Any], guide: Callable[[Any], Any]) -> vilvm.Pair:
+def pair(
+    model: Callable[[Any, Tensor], Any], guide: Callable[[Any], Any]
+) -> vilvm.Pair:
     """A pair with one parameter without effect, so that ``fit`` has one to train.
 
     The model adds its second argument, 0.
@@ -217,7 +240,9 @@ def _posterior(
 ) -> tuple[dist.MultivariateNormal, Tensor]:
     """p(z | x) and log p(x) for z ~ N(0, I), x ~ N(A z + b, noise²), batched; float64."""
     precision = torch.eye(A.shape[-1], dtype=A.dtype) + A.mT @ A / noise**2
-    mean = torch.linalg.solve(precision, (A.mT @ (x - b).unsqueeze(-1)) / noise**2).squeeze(-1)
+    mean = torch.linalg.solve(
+        precision, (A.mT @ (x - b).unsqueeze(-1)) / noise**2
+    ).squeeze(-1)
     covariance = A @ A.mT + noise**2 * torch.eye(A.shape[-2], dtype=A.dtype)
     evidence = torch.distributions.MultivariateNormal(b, covariance).log_prob(x)
     return dist.MultivariateNormal(mean, precision_matrix=precision), evidence
@@ -246,7 +271,9 @@ def gaussian(
     x = torch.randn(num_data, *out, dtype=torch.float64)
     exact, evidence = _posterior(A, b, x.reshape(num_data, -1), noise)
     exact = (
-        dist.TransformedDistribution(exact, [ReshapeTransform((zero[0].numel(),), shape)])
+        dist.TransformedDistribution(
+            exact, [ReshapeTransform((zero[0].numel(),), shape)]
+        )
         if shape
         else exact
     )
@@ -254,12 +281,17 @@ def gaussian(
     def model(x: Tensor, still: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(zero[0], 1.0).to_event(len(shape)))
-            pyro.sample("x", dist.Normal(decode(z) + still, noise).to_event(len(out)), obs=x)
+            pyro.sample(
+                "x", dist.Normal(decode(z) + still, noise).to_event(len(out)), obs=x
+            )
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             pyro.sample(
-                "z", exact if shape else dist.Normal(exact.mean[:, 0], exact.variance[:, 0].sqrt())
+                "z",
+                exact
+                if shape
+                else dist.Normal(exact.mean[:, 0], exact.variance[:, 0].sqrt()),
             )
 
     return Exact(pair(model, guide), x, evidence, (num_data, *shape, *out))
@@ -277,7 +309,9 @@ def shared_gaussian(
     A = torch.autograd.functional.jacobian(decode, zero).reshape(-1, zero.numel())
     x = torch.randn(num_data, *out, dtype=torch.float64)
     exact, evidence = _posterior(A, decode(zero).reshape(-1), x.reshape(-1), noise)
-    exact = dist.TransformedDistribution(exact, [ReshapeTransform((zero.numel(),), shape)])
+    exact = dist.TransformedDistribution(
+        exact, [ReshapeTransform((zero.numel(),), shape)]
+    )
 
     def model(x: Tensor, still: Tensor) -> None:
         z = pyro.sample("z", dist.Normal(zero, 1.0).to_event(len(shape)))
@@ -328,7 +362,9 @@ def discrete(
         if rows is None:
             with pyro.plate("data", len(x)):
                 c = pyro.sample("c", dist.Categorical(prior))
-                pyro.sample("x", dist.Normal(decode(table[c]) + still, 1.0).to_event(1), obs=x)
+                pyro.sample(
+                    "x", dist.Normal(decode(table[c]) + still, 1.0).to_event(1), obs=x
+                )
         else:
             with pyro.plate("topics", rows):
                 c = pyro.sample("c", dist.Categorical(prior))

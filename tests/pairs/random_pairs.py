@@ -121,7 +121,9 @@ class Room:
         made = made.double().requires_grad_(False)
         for t in [*made.parameters(), *made.buffers()]:
             if t.is_floating_point():
-                t.copy_(torch.rand(t.shape, dtype=t.dtype, generator=self.generator) + 0.3)
+                t.copy_(
+                    torch.rand(t.shape, dtype=t.dtype, generator=self.generator) + 0.3
+                )
         return made.train(self.spec.training)
 
 
@@ -238,10 +240,14 @@ SHARED: dict[int, dict[str, F]] = {
         "X @ v.T": lambda v, r: (r.X @ v.T).sum(-1, keepdim=True) * r.one,
         "v[assigned]": lambda v, r: v[r.assigned % 2] @ r.W,
         "v[0]": lambda v, r: v[0] @ r.W,
-        "einsum": lambda v, r: torch.einsum("...d,kd->...k", r.X, v).sum(-1, keepdim=True) * r.one,
+        "einsum": lambda v, r: (
+            torch.einsum("...d,kd->...k", r.X, v).sum(-1, keepdim=True) * r.one
+        ),
         "view": lambda v, r: v.view(-1) @ r.V,
         "sum(0)": lambda v, r: v.sum(0) @ r.W,
-        "linear": lambda v, r: nn.functional.linear(r.X, v).sum(-1, keepdim=True) * r.one,
+        "linear": lambda v, r: (
+            nn.functional.linear(r.X, v).sum(-1, keepdim=True) * r.one
+        ),
     },
 }
 
@@ -290,7 +296,10 @@ OUTER: dict[int, dict[str, F]] = {  # of a latent of the data plate at −2: (n,
         "cat": lambda v, r: torch.cat([v] * r.p, 1) @ r.W,
         "squeeze": lambda v, r: r.net(v.squeeze(1))[:, None],
     },
-    2: {"flatten": lambda v, r: v.flatten(2) @ r.V, "v[:, :, 0]": lambda v, r: v[:, :, 0] @ r.W},
+    2: {
+        "flatten": lambda v, r: v.flatten(2) @ r.V,
+        "v[:, :, 0]": lambda v, r: v[:, :, 0] @ r.W,
+    },
 }
 
 # of a latent of the data plate at −1 under a plate at −2: (n, ...)
@@ -325,7 +334,10 @@ PARTS: dict[int, dict[str, F]] = {  # of a latent of both plates: (*grid, ...)
         "flip": lambda v, r: v.flip(1) @ r.W,
         "einsum": lambda v, r: torch.einsum("abd,dk->abk", v, r.W),
     },
-    2: {"flatten": lambda v, r: v.flatten(2) @ r.V, "v[:, :, 0]": lambda v, r: v[:, :, 0] @ r.W},
+    2: {
+        "flatten": lambda v, r: v.flatten(2) @ r.V,
+        "v[:, :, 0]": lambda v, r: v[:, :, 0] @ r.W,
+    },
 }
 
 DISCRETE: dict[str, F] = {
@@ -415,7 +427,9 @@ def latents_of(draw: Any, plates: str, index: int, custom: bool) -> Latent:
         "bare": ["shared"],
     }
     places |= {"groups": ["groups", "groups", "data", "shared"], "right": ["parts"]}
-    where = draw(st.sampled_from(places.get(plates, ["data", "data", "parts", "shared"])))
+    where = draw(
+        st.sampled_from(places.get(plates, ["data", "data", "parts", "shared"]))
+    )
     families = ["normal", "vector", "vector", "matrix", "mvn", "lognormal"]
     if plates == "right":
         families = ["normal", "lognormal"]
@@ -427,14 +441,21 @@ def latents_of(draw: Any, plates: str, index: int, custom: bool) -> Latent:
     chosen = sorted(functions(plates, where, family))
     keeping = [name for name in chosen if name in KEEPING]
     chosen = keeping if keeping and draw(st.booleans()) else chosen
-    guides = ["fixed", "fixed", "hangs"] + (["auxiliary"] * 2 if family == "lognormal" else [])
+    guides = ["fixed", "fixed", "hangs"] + (
+        ["auxiliary"] * 2 if family == "lognormal" else []
+    )
     return Latent(
         where,
         family,
         draw(st.sampled_from(chosen)),
         draw(st.sampled_from(["fixed", "fixed", "hangs"])) if index else "fixed",
-        draw(st.sampled_from(guides)) if custom and (index or family == "lognormal") else "fixed",
-        custom and where != "shared" and where != "groups" and draw(st.integers(0, 5)) == 0,
+        draw(st.sampled_from(guides))
+        if custom and (index or family == "lognormal")
+        else "fixed",
+        custom
+        and where != "shared"
+        and where != "groups"
+        and draw(st.integers(0, 5)) == 0,
     )
 
 
@@ -469,7 +490,9 @@ def specs(draw: Any) -> Spec:
     likelihoods = ["normal", "normal", "scalar", "bernoulli", "poisson", "categorical"]
     if plates == "right":
         likelihoods = ["scalar", "categorical"]
-    likelihood = draw(st.sampled_from(["normal", "bernoulli"] if enumerated else likelihoods))
+    likelihood = draw(
+        st.sampled_from(["normal", "bernoulli"] if enumerated else likelihoods)
+    )
     return Spec(
         plates=plates,
         num_data=n,
@@ -510,8 +533,12 @@ class _Made:
             for b, e in self.shapes
         ]
         self.priors = [room.normal(*b, *e) / 4 for b, e in self.shapes]
-        self.cholesky = torch.eye(room.w).double() + room.normal(room.w, room.w).tril() / 4
-        self.masks = [torch.rand(b, generator=room.generator) > 0.4 for b, _ in self.shapes]
+        self.cholesky = (
+            torch.eye(room.w).double() + room.normal(room.w, room.w).tril() / 4
+        )
+        self.masks = [
+            torch.rand(b, generator=room.generator) > 0.4 for b, _ in self.shapes
+        ]
         self.mask = torch.rand(room.grid, generator=room.generator) > 0.3
         self.batch = self._data()
 
@@ -537,7 +564,12 @@ class _Made:
     def plates(self, x: Tensor) -> dict[str, list[Any]]:
         """The plates of each place, created once per run, since some are entered twice."""
         spec, room = self.spec, self.room
-        places: dict[str, list[Any]] = {"shared": [], "data": [], "parts": [], "groups": []}
+        places: dict[str, list[Any]] = {
+            "shared": [],
+            "data": [],
+            "parts": [],
+            "groups": [],
+        }
         if spec.plates == "bare":
             return places
         if any(latent.where == "groups" for latent in spec.latents):
@@ -547,7 +579,9 @@ class _Made:
         elif spec.plates == "subsample":
             data = pyro.plate("data", 3 * len(x), subsample=x)
         else:
-            data = pyro.plate("data", room.n, dim=-2 if spec.plates in ("outer", "right") else -1)
+            data = pyro.plate(
+                "data", room.n, dim=-2 if spec.plates in ("outer", "right") else -1
+            )
         places["data"] = places["parts"] = [data]
         if spec.plates in ("outer", "inner"):
             places["parts"] = [
@@ -570,7 +604,11 @@ class _Made:
             return dist.LogNormal(loc / 2, scale)
         if latent.family == "mvn":
             return dist.MultivariateNormal(loc, scale_tril=self.cholesky)
-        return dist.Normal(loc, scale).to_event(len(event)) if event else dist.Normal(loc, scale)
+        return (
+            dist.Normal(loc, scale).to_event(len(event))
+            if event
+            else dist.Normal(loc, scale)
+        )
 
     def hanging(self, values: list[Tensor]) -> Any:
         """The part of a latent's location that depends on the latents before it."""
@@ -598,7 +636,9 @@ class _Made:
                 stack.enter_context(poutine.mask(mask=self.masks[i]))
             if guide and latent.guide == "auxiliary":
                 e = pyro.sample(
-                    f"z{i}_noise", dist.Normal(loc / 2, scale), infer={"is_auxiliary": True}
+                    f"z{i}_noise",
+                    dist.Normal(loc / 2, scale),
+                    infer={"is_auxiliary": True},
                 )
                 return pyro.sample(f"z{i}", dist.Delta(e.exp(), log_density=-e))
             return pyro.sample(f"z{i}", self.distribution(i, loc, scale))
@@ -614,9 +654,9 @@ class _Made:
             values.append(self.drawn(i, False, values, plates))
         total: Any = 0.1 * room.X[..., :1] * room.one
         for latent, value in zip(spec.latents, values, strict=True):
-            total = total + functions(spec.plates, latent.where, latent.family)[latent.function](
-                value, room
-            )
+            total = total + functions(spec.plates, latent.where, latent.family)[
+                latent.function
+            ](value, room)
         total = 1.5 * torch.tanh((POST_FLAT | POST)[spec.post](total, room))
         if spec.deterministic:
             pyro.deterministic("total", total, event_dim=total.dim())
@@ -625,10 +665,14 @@ class _Made:
                 stack.enter_context(plate)
             if spec.factor:
                 penalty = -0.1 * total.square().sum(-1)
-                pyro.factor("penalty", penalty.sum() if spec.plates == "bare" else penalty)
+                pyro.factor(
+                    "penalty", penalty.sum() if spec.plates == "bare" else penalty
+                )
             if spec.enumerated:
                 c = pyro.sample(
-                    "c", dist.Categorical(logits=room.table[:, 0]), infer={"enumerate": "parallel"}
+                    "c",
+                    dist.Categorical(logits=room.table[:, 0]),
+                    infer={"enumerate": "parallel"},
                 )
                 total = total + Vindex(room.table)[c]
             if spec.scale == "likelihood":
@@ -670,12 +714,18 @@ class _Made:
         if self.spec.guide_factor:
             if self.spec.scale == "latents":
                 with poutine.scale(scale=0.25):
-                    pyro.factor("jacobian", torch.tensor(0.3).double(), has_rsample=True)
+                    pyro.factor(
+                        "jacobian", torch.tensor(0.3).double(), has_rsample=True
+                    )
             else:
                 pyro.factor("jacobian", torch.tensor(0.3).double(), has_rsample=True)
 
     def auxiliary(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        own = [i for i, latent in enumerate(self.spec.latents) if latent.guide == "auxiliary"]
+        own = [
+            i
+            for i, latent in enumerate(self.spec.latents)
+            if latent.guide == "auxiliary"
+        ]
         return {f"z{i}_noise": values[f"z{i}"].log() for i in own}
 
 

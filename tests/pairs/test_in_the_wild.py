@@ -23,7 +23,9 @@ class OneWay(AffineTransform):
         super().__init__(loc, scale, event_dim=1, cache_size=1)
 
     def _inverse(self, y):
-        raise KeyError("OneWay object expected to find key in intermediates cache but didn't")
+        raise KeyError(
+            "OneWay object expected to find key in intermediates cache but didn't"
+        )
 
 
 def flow(*transforms, num_data=NUM_DATA):
@@ -39,7 +41,9 @@ def flow(*transforms, num_data=NUM_DATA):
         with pyro.plate("data", len(x)):
             pyro.sample(
                 "z",
-                dist.TransformedDistribution(base, list(transforms) or [OneWay(x / 2, 0.5**0.5)]),
+                dist.TransformedDistribution(
+                    base, list(transforms) or [OneWay(x / 2, 0.5**0.5)]
+                ),
             )
 
     torch.manual_seed(0)
@@ -73,7 +77,8 @@ def test_flows_without_an_inverse_are_evaluated_in_parts():
 
 
 @pytest.mark.parametrize(
-    "made", [lambda: [Planar(WIDTH), Planar(WIDTH)], lambda: [BlockAutoregressive(WIDTH)]]
+    "made",
+    [lambda: [Planar(WIDTH), Planar(WIDTH)], lambda: [BlockAutoregressive(WIDTH)]],
 )
 def test_flows_without_an_inverse_have_pyros_elbo(made):
     lvm, x = flow(*made())
@@ -102,7 +107,9 @@ def test_predict_places_latents_in_their_plates():
 
     lvm, x = vilvm.Pair(model, guide), torch.randn(4, 4)
     z = vilvm.posterior(lvm, x, 1)["z"][0]
-    assert torch.equal(vilvm.predict(lvm, {"z": z}, like=x)["x"], z[:, None].expand(4, 4))
+    assert torch.equal(
+        vilvm.predict(lvm, {"z": z}, like=x)["x"], z[:, None].expand(4, 4)
+    )
 
 
 def test_replay_keeps_latents_within_their_support():
@@ -126,7 +133,10 @@ def test_data_axis_of_square_data_is_the_first():
 
     def model(x):
         a = pyro.sample("a", dist.Normal(torch.zeros(4), 1.0).to_event(1))
-        with pyro.plate("users", x.shape[0], dim=-2), pyro.plate("items", x.shape[1], dim=-1):
+        with (
+            pyro.plate("users", x.shape[0], dim=-2),
+            pyro.plate("items", x.shape[1], dim=-1),
+        ):
             pyro.sample("x", dist.Normal(torch.outer(a, a.new_ones(4)), 1.0), obs=x)
 
     def guide(x):

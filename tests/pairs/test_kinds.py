@@ -36,7 +36,9 @@ from tests.pairs.oracle import (
 )
 
 # Pyro's own
-pytestmark = pytest.mark.filterwarnings("ignore:Found plate statements in guide but not model")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Found plate statements in guide but not model"
+)
 
 STILL = partial(torch.optim.SGD, lr=0.0)
 
@@ -48,7 +50,11 @@ def check_log_weights(case, sizes=(5, 100)):
         expected = case.evidence.double().expand(count, *case.evidence.shape)
         assert found.shape == expected.shape, f"{count} samples"
         torch.testing.assert_close(
-            found, expected, rtol=1e-5, atol=1e-4, msg=lambda m, c=count: f"{c} samples: {m}"
+            found,
+            expected,
+            rtol=1e-5,
+            atol=1e-4,
+            msg=lambda m, c=count: f"{c} samples: {m}",
         )
 
 
@@ -60,10 +66,17 @@ def check_evaluate(case, sizes=(5, 100)):
         for name in ("elbo", "iwae"):
             got = found.bounds[name].values
             torch.testing.assert_close(
-                got, expected, rtol=1e-5, atol=1e-4, msg=lambda m, c=count: f"{c} samples: {m}"
+                got,
+                expected,
+                rtol=1e-5,
+                atol=1e-4,
+                msg=lambda m, c=count: f"{c} samples: {m}",
             )
         torch.testing.assert_close(
-            -(found.rate.values + found.distortion.values), expected, rtol=1e-5, atol=1e-4
+            -(found.rate.values + found.distortion.values),
+            expected,
+            rtol=1e-5,
+            atol=1e-4,
         )
 
 
@@ -74,7 +87,12 @@ def check_fit(case, **settings):
     """
     expected = case.evidence.double().mean().item()
     history = vilvm.fit(
-        case.lvm, case.batch, steps=3, optimizer=STILL, validation=case.batch, **settings
+        case.lvm,
+        case.batch,
+        steps=3,
+        optimizer=STILL,
+        validation=case.batch,
+        **settings,
     ).history
     assert history["elbo"] == pytest.approx(expected, rel=1e-5, abs=1e-4)
     assert history["validation_elbo"] == pytest.approx(expected, rel=1e-5, abs=1e-4)
@@ -120,7 +138,9 @@ def rows_appended(z):
 
 
 def fixed(*shape, seed=1):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 Y, W, FEATURES, CHOLESKY = (
@@ -166,7 +186,11 @@ LOCAL = {
     "z.transpose(0, 1)": (lambda z: z.transpose(0, 1).sum(0), (D,), ()),
     "einsum": (lambda z: torch.einsum("nd,kd->nk", z, W[:, :3]), (D,), (3,)),
     "torch.mm": (lambda z: torch.mm(z, W[:, :3].T), (D,), (3,)),
-    "torch.bmm": (lambda z: torch.bmm(z.unsqueeze(1), FEATURES.unsqueeze(2)).squeeze(), (D,), ()),
+    "torch.bmm": (
+        lambda z: torch.bmm(z.unsqueeze(1), FEATURES.unsqueeze(2)).squeeze(),
+        (D,),
+        (),
+    ),
     "torch.addmm": (lambda z: torch.addmm(W[0, :3], z, W[:, :3]), (D,), (3,)),
     "in place": (written_in_place, (), (2,)),
     "loop over data": (in_a_loop, (), ()),
@@ -175,11 +199,19 @@ LOCAL = {
     "chunk": (lambda z: z.chunk(2, 1)[0] + z.chunk(2, 1)[1], (4,), (2,)),
     "split": (lambda z: torch.split(z, [1, 2], dim=1)[1], (D,), (2,)),
     "index_select": (lambda z: z.index_select(1, torch.tensor([2, 0])), (D,), (2,)),
-    "gather": (lambda z: z.gather(1, torch.arange(N)[:, None] % 3).squeeze(1), (D,), ()),
+    "gather": (
+        lambda z: z.gather(1, torch.arange(N)[:, None] % 3).squeeze(1),
+        (D,),
+        (),
+    ),
     "z.expand": (lambda z: z.expand(2, N).T, (), (2,)),
     "z.repeat": (lambda z: z.repeat(2, 1).T, (), (2,)),
     "F.pad": (lambda z: nn.functional.pad(z, (1, 0)), (2,), (3,)),
-    "conv1d": (lambda z: nn.functional.conv1d(z.unsqueeze(1), W[:1, None, :2])[:, 0], (4,), (3,)),
+    "conv1d": (
+        lambda z: nn.functional.conv1d(z.unsqueeze(1), W[:1, None, :2])[:, 0],
+        (4,),
+        (3,),
+    ),
 }
 
 SHARED = {
@@ -199,7 +231,11 @@ SHARED = {
     "z.mean()": (lambda z: z.mean() * FEATURES[:, 0], (K,), ()),
     "z[0] + z[1] * t": (lambda z: z[0] + z[1] * FEATURES[:, 0], (2,), ()),
     "a, b = z": (lambda z: sum(w * FEATURES[:, i] for i, w in enumerate(z)), (2,), ()),
-    "F.linear": (lambda z: nn.functional.linear(FEATURES, z[:, :D], z[:, D]), (2, D + 1), (2,)),
+    "F.linear": (
+        lambda z: nn.functional.linear(FEATURES, z[:, :D], z[:, D]),
+        (2, D + 1),
+        (2,),
+    ),
     "z.cumsum(0)": (lambda z: z.cumsum(0), (N,), ()),
     "torch.diag": (lambda z: FEATURES @ torch.diag(z), (D,), (D,)),
     "torch.outer": (lambda z: torch.outer(FEATURES[:, 0], z), (2,), (2,)),
@@ -250,7 +286,10 @@ def test_linear_functions_of_a_shared_latent(name):
 
 def test_mini_batches_of_single_sample_functions():
     case = gaussian(
-        lambda z: torch.cat([z, z.flip(1)], -1) @ fixed(2 * D, 2), (D,), (2,), num_data=12
+        lambda z: torch.cat([z, z.flip(1)], -1) @ fixed(2 * D, 2),
+        (D,),
+        (2,),
+        num_data=12,
     )
     assert case.evidence.shape == (12,)
     check_fit(case)
@@ -289,7 +328,10 @@ def one_by_one(z):
 def normed(features, training=False):
     torch.manual_seed(2)
     net = nn.Sequential(
-        nn.Linear(4, features), nn.BatchNorm1d(features), nn.Softplus(), nn.Linear(features, 4)
+        nn.Linear(4, features),
+        nn.BatchNorm1d(features),
+        nn.Softplus(),
+        nn.Linear(features, 4),
     ).double()
     net[1].running_mean.normal_()
     net[1].running_var.uniform_(0.5, 2.0)
@@ -319,9 +361,9 @@ CODES = {
     "reads each row's value": one_by_one,
     "flip(1)": lambda z: z.flip(1) ** 2,
     "roll": lambda z: z.roll(1, 1) * z,
-    "cosine": lambda z: nn.functional.cosine_similarity(z, FIXED_ROWS[: len(z)] + 1, dim=1)[
-        :, None
-    ].expand(-1, 4),
+    "cosine": lambda z: nn.functional.cosine_similarity(
+        z, FIXED_ROWS[: len(z)] + 1, dim=1
+    )[:, None].expand(-1, 4),
     "torch.where": lambda z: torch.where(z[:, :1] > 0, z, -z),
     "GroupNorm": network(nn.Linear(4, 6), nn.GroupNorm(2, 6), nn.Linear(6, 4)),
     "Conv1d": network(
@@ -396,7 +438,13 @@ def test_functions_of_a_local_code(name):
 @pytest.mark.parametrize(
     "name",
     few(
-        ["softmax(dim=1)", "F.normalize", "z - z.mean(1, keepdim=True)", "GroupNorm", "z.max(1)"],
+        [
+            "softmax(dim=1)",
+            "F.normalize",
+            "z - z.mean(1, keepdim=True)",
+            "GroupNorm",
+            "z.max(1)",
+        ],
         "softmax(dim=1)",
         "F.normalize",
     ),
@@ -416,16 +464,24 @@ def repeats(reshape, outer=-2):
     x = x if outer == -2 else x.transpose(0, 1).contiguous()
     mean = x.sum(-2 if outer == -2 else 0) / (count + 1.0)  # (num_data, width)
     covariance = torch.eye(count).double() + 1.0
-    series = x.movedim(-2, -1) if outer == -2 else x.permute(1, 2, 0)  # (num_data, width, count)
+    series = (
+        x.movedim(-2, -1) if outer == -2 else x.permute(1, 2, 0)
+    )  # (num_data, width, count)
     evidence = (
-        dist.MultivariateNormal(torch.zeros(count).double(), covariance).log_prob(series).sum(-1)
+        dist.MultivariateNormal(torch.zeros(count).double(), covariance)
+        .log_prob(series)
+        .sum(-1)
     )
 
     def model(x, still):
         with pyro.plate("data", num_data, dim=outer):
-            z = pyro.sample("z", dist.Normal(torch.zeros(width).double(), 1.0).to_event(1))
+            z = pyro.sample(
+                "z", dist.Normal(torch.zeros(width).double(), 1.0).to_event(1)
+            )
             with pyro.plate("repeats", count, dim=-3 - outer):
-                pyro.sample("x", dist.Normal(reshape(z) + still, 1.0).to_event(1), obs=x)
+                pyro.sample(
+                    "x", dist.Normal(reshape(z) + still, 1.0).to_event(1), obs=x
+                )
 
     def guide(x):
         loc = mean.unsqueeze(1) if outer == -2 else mean
@@ -459,13 +515,19 @@ def test_products_of_matrix_latents():
     x = fixed(num_data, words)
 
     def model(x):
-        beta = pyro.sample("beta", dist.Normal(torch.zeros(topics, words), 1.0).to_event(2))
+        beta = pyro.sample(
+            "beta", dist.Normal(torch.zeros(topics, words), 1.0).to_event(2)
+        )
         with pyro.plate("data", len(x)):
-            theta = pyro.sample("theta", dist.Normal(torch.zeros(topics), 1.0).to_event(1))
+            theta = pyro.sample(
+                "theta", dist.Normal(torch.zeros(topics), 1.0).to_event(1)
+            )
             pyro.sample("x", dist.Normal(theta @ beta, 0.5).to_event(1), obs=x)
 
     check_replayed(
-        vilvm.Pair(model, AutoNormal(model, init_scale=0.3)), x, (num_data, topics, words)
+        vilvm.Pair(model, AutoNormal(model, init_scale=0.3)),
+        x,
+        (num_data, topics, words),
     )
 
 
@@ -477,10 +539,17 @@ def check_replayed(lvm, batch, sizes=(), auxiliary=None, scale=1.0):
         found = weights.log_weight.detach()[some]
         found = found if found.dim() == 1 else found.sum(-1)
         expected = replayed(
-            lvm, batch, {n: v.detach()[some] for n, v in weights.latents.items()}, auxiliary
+            lvm,
+            batch,
+            {n: v.detach()[some] for n, v in weights.latents.items()},
+            auxiliary,
         )
         torch.testing.assert_close(
-            found, expected, rtol=1e-5, atol=1e-4, msg=lambda m, c=count: f"{c} samples: {m}"
+            found,
+            expected,
+            rtol=1e-5,
+            atol=1e-4,
+            msg=lambda m, c=count: f"{c} samples: {m}",
         )
     result = vilvm.evaluate(lvm, batch, num_samples=200)
     elbo = result.bounds["elbo"]
@@ -516,10 +585,13 @@ def mixture(pick, num_data=8, components=3):
         lambda locs, a: locs[a],
         lambda locs, a: locs.index_select(0, a),
         pytest.param(
-            lambda locs, a: nn.functional.one_hot(a, 3).to(locs) @ locs, marks=pytest.mark.slow
+            lambda locs, a: nn.functional.one_hot(a, 3).to(locs) @ locs,
+            marks=pytest.mark.slow,
         ),
         pytest.param(lambda locs, a: torch.gather(locs, 0, a), marks=pytest.mark.slow),
-        pytest.param(lambda locs, a: torch.stack([locs[k] for k in a]), marks=pytest.mark.slow),
+        pytest.param(
+            lambda locs, a: torch.stack([locs[k] for k in a]), marks=pytest.mark.slow
+        ),
     ],
     ids=["Vindex", "index", "index_select", "one_hot", "gather", "loop"],
 )
@@ -609,7 +681,9 @@ def test_batch_normalisation_counts_training_steps_only(features):
 
         def model(self, x):
             with pyro.plate("data", len(x)):
-                z = pyro.sample("z", dist.Normal(torch.zeros(4).double(), 1.0).to_event(1))
+                z = pyro.sample(
+                    "z", dist.Normal(torch.zeros(4).double(), 1.0).to_event(1)
+                )
                 pyro.sample("x", dist.Normal(self.net(z), 1.0).to_event(1), obs=x)
 
         def guide(self, x):
@@ -623,7 +697,9 @@ def test_batch_normalisation_counts_training_steps_only(features):
     found = vilvm.evaluate(lvm, x, num_samples=100).bounds["elbo"]
     assert lvm.net[1].num_batches_tracked == 12
     mean, se = pyro_elbos(lvm, x, 60)
-    assert abs(found.values.sum().item() - mean) < 5 * math.hypot(se, found.mc_se * len(x))
+    assert abs(found.values.sum().item() - mean) < 5 * math.hypot(
+        se, found.mc_se * len(x)
+    )
 
 
 # 3. Degenerate guides beside proper ones
@@ -665,7 +741,9 @@ def delta_beside_an_auxiliary(x):
 def delta_that_reads_no_auxiliary(x):
     e = pyro.sample("e", dist.Normal(0.0, 1.0), infer={"is_auxiliary": True})
     pyro.sample("tau", dist.Delta(torch.tensor(1.5)))
-    pyro.sample("mu", dist.Normal(e, 1.0)) if False else pyro.sample("mu", dist.Delta(e))
+    pyro.sample("mu", dist.Normal(e, 1.0)) if False else pyro.sample(
+        "mu", dist.Delta(e)
+    )
 
 
 @pytest.mark.parametrize(
@@ -697,7 +775,9 @@ def test_delta_of_an_auxiliary_draw_has_a_density():
     x = fixed(10)
     check_replayed(vilvm.Pair(two_globals, AutoDiagonalNormal(two_globals)), x, (10,))
     check_replayed(vilvm.Pair(two_globals, AutoNormal(two_globals)), x, (10,))
-    check_replayed(vilvm.Pair(two_globals, AutoMultivariateNormal(two_globals)), x, (10, 2))
+    check_replayed(
+        vilvm.Pair(two_globals, AutoMultivariateNormal(two_globals)), x, (10, 2)
+    )
 
 
 # 4. Masked latents
@@ -747,7 +827,10 @@ def sequence(mask_model, mask_guide, by):
     num_data = len(lengths)
     x = fixed(num_data, steps)
     evidence = torch.stack(
-        [dist.Normal(0.0, 2**0.5).log_prob(x[i, : lengths[i]]).sum() for i in range(num_data)]
+        [
+            dist.Normal(0.0, 2**0.5).log_prob(x[i, : lengths[i]]).sum()
+            for i in range(num_data)
+        ]
     )
 
     def masked(fn, t, on):
@@ -760,7 +843,9 @@ def sequence(mask_model, mask_guide, by):
         with pyro.plate("data", num_data):
             for t in range(steps):
                 with around(t, mask_model):
-                    z = pyro.sample(f"z_{t}", masked(dist.Normal(still, 1.0), t, mask_model))
+                    z = pyro.sample(
+                        f"z_{t}", masked(dist.Normal(still, 1.0), t, mask_model)
+                    )
                 with poutine.mask(mask=t < lengths):
                     pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=x[:, t])
 
@@ -771,7 +856,9 @@ def sequence(mask_model, mask_guide, by):
                 loc = x[:, t] / 2 if mask_model else torch.where(seen, x[:, t] / 2, 0.0)
                 scale = 0.5**0.5 if mask_model else torch.where(seen, 0.5**0.5, 1.0)
                 with around(t, mask_guide):
-                    pyro.sample(f"z_{t}", masked(dist.Normal(loc, scale), t, mask_guide))
+                    pyro.sample(
+                        f"z_{t}", masked(dist.Normal(loc, scale), t, mask_guide)
+                    )
 
     return Exact(pair(model, guide), x, evidence, (num_data, steps))
 
@@ -806,7 +893,9 @@ def test_training_history_with_masked_latents(name):
     assert -(history["rate"] + history["distortion"]) == pytest.approx(
         case.evidence.mean().item(), abs=1e-4
     )
-    assert history["validation_elbo"] == pytest.approx(case.evidence.mean().item(), abs=1e-4)
+    assert history["validation_elbo"] == pytest.approx(
+        case.evidence.mean().item(), abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("by", ["poutine", "dist"])
@@ -838,7 +927,9 @@ def evidence_seen_in_part(x):
     seen = x[SEEN]
     covariance = torch.eye(len(seen)).double() + 1.0
     return (
-        dist.MultivariateNormal(torch.zeros(len(seen)).double(), covariance).log_prob(seen).item()
+        dist.MultivariateNormal(torch.zeros(len(seen)).double(), covariance)
+        .log_prob(seen)
+        .item()
     )
 
 
@@ -863,7 +954,10 @@ def check_seen_in_part(lvm, x):
         expected = (joint_seen_in_part(x, mu, filled) - log_q).detach()
         found = weights.log_weight.detach()
         torch.testing.assert_close(
-            found if found.dim() == 1 else found.sum(-1), expected.double(), rtol=1e-5, atol=1e-4
+            found if found.dim() == 1 else found.sum(-1),
+            expected.double(),
+            rtol=1e-5,
+            atol=1e-4,
         )
     result = vilvm.evaluate(lvm, x, num_samples=1000)
     evidence = evidence_seen_in_part(x)
@@ -921,7 +1015,9 @@ def flow(kind):
     def guide(x):
         with pyro.plate("data", len(x)):
             e = pyro.sample(
-                "e", dist.Normal(torch.zeros(len(x)).double(), 1.0), infer={"is_auxiliary": True}
+                "e",
+                dist.Normal(torch.zeros(len(x)).double(), 1.0),
+                infer={"is_auxiliary": True},
             )
             z = loc + scale * e
             if kind == "in log_density":
@@ -938,7 +1034,9 @@ def flow(kind):
                 pyro.factor("half", jacobian / 2 + e - e, has_rsample=True)
                 pyro.factor("other", jacobian / 2 - e + e, has_rsample=True)
             elif kind == "of the draw":
-                pyro.factor("jacobian", torch.log(e.exp() / (scale * e.exp())), has_rsample=True)
+                pyro.factor(
+                    "jacobian", torch.log(e.exp() / (scale * e.exp())), has_rsample=True
+                )
 
     return Exact(pair(model, guide), x, dist.Normal(0.0, 2**0.5).log_prob(x), (6,))
 
@@ -970,7 +1068,9 @@ def test_guide_factor_outside_the_plate_enters_the_weights():
     def guide(x):
         with pyro.plate("data", len(x)):
             e = pyro.sample(
-                "e", dist.Normal(torch.zeros(len(x)).double(), 1.0), infer={"is_auxiliary": True}
+                "e",
+                dist.Normal(torch.zeros(len(x)).double(), 1.0),
+                infer={"is_auxiliary": True},
             )
             pyro.sample("z", dist.Delta(x / 2 + scale * e))
         pyro.factor("jacobian", torch.tensor(-6 * math.log(scale)), has_rsample=True)
@@ -980,7 +1080,9 @@ def test_guide_factor_outside_the_plate_enters_the_weights():
         found = vilvm.log_weights(vilvm.Pair(model, guide), x, count).log_weight
         found = found if found.dim() == 1 else found.sum(-1)
         assert found.tolist() == pytest.approx([evidence] * count, abs=1e-4)
-        bound = vilvm.evaluate(vilvm.Pair(model, guide), x, num_samples=count).bounds["elbo"]
+        bound = vilvm.evaluate(vilvm.Pair(model, guide), x, num_samples=count).bounds[
+            "elbo"
+        ]
         assert bound.values.sum().item() == pytest.approx(evidence, abs=1e-4)
 
 
@@ -991,39 +1093,53 @@ def test_guide_factor_outside_the_plate_enters_the_weights():
 def discrete_auxiliary(x):
     with pyro.plate("data", len(x)):
         k = pyro.sample(
-            "k", dist.Categorical(torch.tensor([0.3, 0.7])), infer={"is_auxiliary": True}
+            "k",
+            dist.Categorical(torch.tensor([0.3, 0.7])),
+            infer={"is_auxiliary": True},
         )
         pyro.sample("z", dist.Normal(x / 2 + torch.tensor([-0.5, 0.5])[k], 0.6))
 
 
 def continuous_auxiliary(x):
     with pyro.plate("data", len(x)):
-        e = pyro.sample("e", dist.Normal(torch.zeros(len(x)), 30.0), infer={"is_auxiliary": True})
+        e = pyro.sample(
+            "e", dist.Normal(torch.zeros(len(x)), 30.0), infer={"is_auxiliary": True}
+        )
         pyro.sample("z", dist.Normal(x / 2 + e / 100, 0.6))
 
 
 def shared_auxiliary(x):
-    e = pyro.sample("e", dist.Normal(torch.tensor(0.0), 3000.0), infer={"is_auxiliary": True})
+    e = pyro.sample(
+        "e", dist.Normal(torch.tensor(0.0), 3000.0), infer={"is_auxiliary": True}
+    )
     with pyro.plate("data", len(x)):
         pyro.sample("z", dist.Normal(x / 2 + e / 10_000, 0.6))
 
 
 def auxiliary_behind_a_delta(x):
     with pyro.plate("data", len(x)):
-        e = pyro.sample("e", dist.Normal(torch.zeros(len(x)), 30.0), infer={"is_auxiliary": True})
-        f = pyro.sample("f", dist.Normal(x / 2 + e / 100, 0.6), infer={"is_auxiliary": True})
+        e = pyro.sample(
+            "e", dist.Normal(torch.zeros(len(x)), 30.0), infer={"is_auxiliary": True}
+        )
+        f = pyro.sample(
+            "f", dist.Normal(x / 2 + e / 100, 0.6), infer={"is_auxiliary": True}
+        )
         pyro.sample("z", dist.Delta(f))
 
 
 def auxiliary_not_read(x):
     with pyro.plate("data", len(x)):
-        pyro.sample("e", dist.Normal(torch.zeros(len(x)), 30.0), infer={"is_auxiliary": True})
+        pyro.sample(
+            "e", dist.Normal(torch.zeros(len(x)), 30.0), infer={"is_auxiliary": True}
+        )
         pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
 
 
 def auxiliary_many_to_one(x):
     with pyro.plate("data", len(x)):
-        e = pyro.sample("e", dist.Normal(torch.zeros(len(x)), 30.0), infer={"is_auxiliary": True})
+        e = pyro.sample(
+            "e", dist.Normal(torch.zeros(len(x)), 30.0), infer={"is_auxiliary": True}
+        )
         f = pyro.sample("f", dist.Normal(x / 2, 0.5), infer={"is_auxiliary": True})
         pyro.sample("z", dist.Delta(e / 100 + f))
 
@@ -1057,7 +1173,8 @@ def test_auxiliary_variables_are_exact_or_refused(guide):
         return
     assert ((elbo.values - evidence) < 5 * elbo.errors + 1e-4).all()
     assert (
-        (result.bounds["iwae"].values - evidence) < 5 * result.bounds["iwae"].errors + 1e-4
+        (result.bounds["iwae"].values - evidence)
+        < 5 * result.bounds["iwae"].errors + 1e-4
     ).all()
     assert (result.rate.values > -5 * result.rate.errors).all()
 
@@ -1070,7 +1187,9 @@ def time_major(steps, series, first=True, pack=None):
     """Series with one latent each, time along the first axis, or the last unless `first`."""
     x = fixed(steps, series)
     covariance = torch.eye(steps).double() + 1.0
-    evidence = dist.MultivariateNormal(torch.zeros(steps).double(), covariance).log_prob(x.T)
+    evidence = dist.MultivariateNormal(
+        torch.zeros(steps).double(), covariance
+    ).log_prob(x.T)
     batch = x if first else x.T.contiguous()
     if pack is not None:
         batch = pack(x)
@@ -1133,7 +1252,9 @@ def test_training_on_shuffled_time_steps_is_refused(name):
     """A batch of time steps is refused, or all are taken at once."""
     case = TIME_MAJOR[name]()
     try:
-        history = vilvm.fit(case.lvm, case.batch, steps=4, batch_size=3, optimizer=STILL).history
+        history = vilvm.fit(
+            case.lvm, case.batch, steps=4, batch_size=3, optimizer=STILL
+        ).history
     except (vilvm.ContractError, ValueError) as error:
         assert "batch" in str(error)  # noqa: PT017
         return
@@ -1149,7 +1270,9 @@ def unsized(kind):
     num_data = 6
     x = fixed(num_data)
     evidence = dist.Normal(0.0, 2**0.5).log_prob(x)
-    where = {"model only": ("model",), "guide only": ("guide",)}.get(kind, ("model", "guide"))
+    where = {"model only": ("model",), "guide only": ("guide",)}.get(
+        kind, ("model", "guide")
+    )
 
     def plate(half):
         return pyro.plate("data") if half in where else pyro.plate("data", num_data)
@@ -1158,28 +1281,41 @@ def unsized(kind):
         if kind == "vectors":
             with plate("model"):
                 z = pyro.sample(
-                    "z", dist.Normal(torch.zeros(num_data, 2).double() + still, 1.0).to_event(1)
+                    "z",
+                    dist.Normal(
+                        torch.zeros(num_data, 2).double() + still, 1.0
+                    ).to_event(1),
                 )
                 pyro.sample(
-                    "x", dist.Normal(z, 1.0).to_event(1), obs=x.unsqueeze(-1).expand(-1, 2)
+                    "x",
+                    dist.Normal(z, 1.0).to_event(1),
+                    obs=x.unsqueeze(-1).expand(-1, 2),
                 )
         elif kind == "two observations":
             with plate("model"):
                 z = pyro.sample(
-                    "z", dist.Normal(torch.zeros(num_data, 2).double() + still, 1.0).to_event(1)
+                    "z",
+                    dist.Normal(
+                        torch.zeros(num_data, 2).double() + still, 1.0
+                    ).to_event(1),
                 )
                 pyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
                 pyro.sample("y", dist.Normal(z[..., 1], 1.0), obs=x)
         else:
             with plate("model"):
-                z = pyro.sample("z", dist.Normal(torch.zeros(num_data).double() + still, 1.0))
+                z = pyro.sample(
+                    "z", dist.Normal(torch.zeros(num_data).double() + still, 1.0)
+                )
                 pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     def guide(x):
         with plate("guide"):
             if kind in ("vectors", "two observations"):
                 pyro.sample(
-                    "z", dist.Normal((x / 2).unsqueeze(-1).expand(-1, 2), 0.5**0.5).to_event(1)
+                    "z",
+                    dist.Normal((x / 2).unsqueeze(-1).expand(-1, 2), 0.5**0.5).to_event(
+                        1
+                    ),
                 )
             else:
                 pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
@@ -1259,7 +1395,9 @@ def sequential(kind):
         for i in pyro.plate("data", len(x)) if kind == "plates" else range(len(x)):
             pyro.sample(f"z_{i}", dist.Normal(x[i] / 2, 0.5**0.5))
 
-    return Exact(pair(model, guide), x, dist.Normal(0.0, 2**0.5).log_prob(x).sum(), (num_data,))
+    return Exact(
+        pair(model, guide), x, dist.Normal(0.0, 2**0.5).log_prob(x).sum(), (num_data,)
+    )
 
 
 @pytest.mark.parametrize("kind", ["plates", "plate in the model", "range"])
@@ -1285,7 +1423,9 @@ def undeclared(kind):
 
     def model(x, still):
         with pyro.plate("data", len(x), dim=-2):
-            z = pyro.sample("z", dist.Normal(torch.zeros(num_data, width).double() + still, 1.0))
+            z = pyro.sample(
+                "z", dist.Normal(torch.zeros(num_data, width).double() + still, 1.0)
+            )
             if kind == "latent only":
                 with pyro.plate("parts", width, dim=-1):
                     pyro.sample("x", dist.Normal(z, 1.0), obs=x)
@@ -1352,7 +1492,9 @@ def test_functional_dropout_is_mapped_with_new_draws(capsys):
     def model(x):
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            pyro.sample("x", dist.Normal(torch.nn.functional.dropout(z, rate), 1.0), obs=x)
+            pyro.sample(
+                "x", dist.Normal(torch.nn.functional.dropout(z, rate), 1.0), obs=x
+            )
 
     def guide(x):
         with pyro.plate("data", len(x)):
@@ -1361,9 +1503,14 @@ def test_functional_dropout_is_mapped_with_new_draws(capsys):
     square = x.square() / 4 + scale**2
     residual = x.square() - x * x + square / (1 - rate)
     expected = (
-        -math.log(2 * math.pi) - square / 2 - residual / 2 + dist.Normal(0.0, scale).entropy()
+        -math.log(2 * math.pi)
+        - square / 2
+        - residual / 2
+        + dist.Normal(0.0, scale).entropy()
     )
-    result = vilvm.evaluate(vilvm.Pair(model, guide), x, num_samples=2000).bounds["elbo"]
+    result = vilvm.evaluate(vilvm.Pair(model, guide), x, num_samples=2000).bounds[
+        "elbo"
+    ]
     assert ((result.values - expected).abs() < 5 * result.errors).all()
     printed = capsys.readouterr().out
     assert "vmap" in printed
@@ -1384,10 +1531,14 @@ def test_fit_history_agrees_with_its_loss():
             pyro.sample("x", dist.Multinomial(20, probabilities[topic]), obs=x)
 
     lvm = vilvm.Pair(model, AutoNormal(model, init_scale=0.01))
-    history = vilvm.fit(lvm, x, steps=50, optimizer=partial(torch.optim.Adam, lr=0.001)).history
+    history = vilvm.fit(
+        lvm, x, steps=50, optimizer=partial(torch.optim.Adam, lr=0.001)
+    ).history
     # The guide hardly moves in fifty small steps and its noise is small, so that the two agree to
     # some nats of hundreds.
-    assert -(history["rate"] + history["distortion"]) == pytest.approx(history["elbo"], rel=0.05)
+    assert -(history["rate"] + history["distortion"]) == pytest.approx(
+        history["elbo"], rel=0.05
+    )
     check_replayed(lvm, x, (topics, words, num_data))
 
 
@@ -1404,12 +1555,20 @@ EVERY = {
     },
     **{
         f"repeats {i}": partial(repeats, r)
-        for i, r in enumerate([lambda mu: mu.reshape(-1, 1, 3), lambda mu: mu.expand(6, 4, 3)])
+        for i, r in enumerate(
+            [lambda mu: mu.reshape(-1, 1, 3), lambda mu: mu.expand(6, 4, 3)]
+        )
     },
     **{f"masked {n}": MASKED[n] for n in MASKED},
     **{
         f"flow {k}": partial(flow, k)
-        for k in ("in the plate", "in log_density", "of size one", "two factors", "of the draw")
+        for k in (
+            "in the plate",
+            "in log_density",
+            "of size one",
+            "two factors",
+            "of the draw",
+        )
     },
     **{f"time {n}": TIME_MAJOR[n] for n in TIME_MAJOR},
     **{
@@ -1433,7 +1592,9 @@ def test_plain_pyro_gives_the_exact_value(name):
     """log p − log q by plain Pyro equals log p(x) at any draw, as the tests above assume."""
     case = EVERY[name]()
     total = case.evidence.sum().item()
-    assert plain_log_weight(case.lvm, case.batch) == pytest.approx(total, rel=1e-5, abs=1e-4)
+    assert plain_log_weight(case.lvm, case.batch) == pytest.approx(
+        total, rel=1e-5, abs=1e-4
+    )
     # where Pyro's loss counts the guide's density of what the model masks
     if not name.startswith("masked"):
         mean, se = pyro_elbos(case.lvm, case.batch, 3)

@@ -52,7 +52,10 @@ def enumerated(built: Built, latents) -> torch.Tensor:
     found = []
     for s in range(len(next(iter(latents.values())))):
         prototype = poutine.trace(lvm.guide).get_trace(x)
-        values = {n: v[s].reshape(prototype.nodes[n]["value"].shape) for n, v in latents.items()}
+        values = {
+            n: v[s].reshape(prototype.nodes[n]["value"].shape)
+            for n, v in latents.items()
+        }
         guide = poutine.trace(
             poutine.condition(lvm.guide, built.auxiliary(values) | values)
         ).get_trace(x)
@@ -93,7 +96,11 @@ def check(spec: Spec, elbo: bool = True) -> None:
             assert found.shape[0] == count
             found = found if found.dim() == 1 else found.sum(-1)
             torch.testing.assert_close(
-                found, expected, rtol=1e-5, atol=1e-4, msg=lambda m, c=count: f"{c} samples: {m}"
+                found,
+                expected,
+                rtol=1e-5,
+                atol=1e-4,
+                msg=lambda m, c=count: f"{c} samples: {m}",
             )
         if not elbo:
             return
@@ -112,7 +119,9 @@ def check(spec: Spec, elbo: bool = True) -> None:
     losses = -torch.tensor([loss(built) for _ in range(DRAWS)], dtype=torch.float64)
     ours, error = bound.values.sum().item(), bound.errors.square().sum().sqrt().item()
     # An ELBO without noise (all that is drawn cancels) leaves the tolerance of float32 sums.
-    spread = math.hypot(error, losses.std().item() / DRAWS**0.5) + 1e-5 * abs(ours) + 1e-6
+    spread = (
+        math.hypot(error, losses.std().item() / DRAWS**0.5) + 1e-5 * abs(ours) + 1e-6
+    )
     assert abs(ours - losses.mean().item()) < 5 * spread
 
 

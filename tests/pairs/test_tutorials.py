@@ -101,7 +101,11 @@ class VAE(nn.Module):
 
     def __init__(self, z_dim=2):
         super().__init__()
-        self.encoder, self.decoder, self.z_dim = Encoder(12, z_dim), Decoder(12, z_dim), z_dim
+        self.encoder, self.decoder, self.z_dim = (
+            Encoder(12, z_dim),
+            Decoder(12, z_dim),
+            z_dim,
+        )
 
     def model(self, x):
         pyro.module("decoder", self.decoder)
@@ -169,7 +173,9 @@ class Concatenated(nn.Module):
 
     def forward(self, *parts):
         shape = broadcast_shape(*[p.shape[:-1] for p in parts])
-        return self.net(torch.cat([p.expand(*shape, p.shape[-1]) for p in parts], dim=-1))
+        return self.net(
+            torch.cat([p.expand(*shape, p.shape[-1]) for p in parts], dim=-1)
+        )
 
 
 class SSVAE(nn.Module):
@@ -179,13 +185,19 @@ class SSVAE(nn.Module):
         super().__init__()
         self.pixels, self.labels, self.z_dim = pixels, labels, z_dim
         self.encoder_y = Concatenated(
-            nn.Linear(pixels, 8), nn.Softplus(), nn.Linear(8, labels), nn.Softmax(dim=-1)
+            nn.Linear(pixels, 8),
+            nn.Softplus(),
+            nn.Linear(8, labels),
+            nn.Softmax(dim=-1),
         )
         self.encoder_z = Concatenated(
             nn.Linear(pixels + labels, 8), nn.Softplus(), nn.Linear(8, 2 * z_dim)
         )
         self.decoder = Concatenated(
-            nn.Linear(z_dim + labels, 8), nn.Softplus(), nn.Linear(8, pixels), nn.Sigmoid()
+            nn.Linear(z_dim + labels, 8),
+            nn.Softplus(),
+            nn.Linear(8, pixels),
+            nn.Sigmoid(),
         )
 
     def model(self, xs, ys=None):
@@ -193,12 +205,15 @@ class SSVAE(nn.Module):
         batch_size = xs.size(0)
         with pyro.plate("data"):
             zs = pyro.sample(
-                "z", dist.Normal(xs.new_zeros([batch_size, self.z_dim]), 1.0).to_event(1)
+                "z",
+                dist.Normal(xs.new_zeros([batch_size, self.z_dim]), 1.0).to_event(1),
             )
             alpha_prior = xs.new_ones([batch_size, self.labels]) / (1.0 * self.labels)
             ys = pyro.sample("y", dist.OneHotCategorical(alpha_prior), obs=ys)
             loc = self.decoder(zs, ys)
-            pyro.sample("x", dist.Bernoulli(loc, validate_args=False).to_event(1), obs=xs)
+            pyro.sample(
+                "x", dist.Bernoulli(loc, validate_args=False).to_event(1), obs=xs
+            )
             return loc
 
     def guide(self, xs, ys=None):
@@ -213,13 +228,17 @@ def ss_vae_supervised():
     made = SSVAE()
     batch = (images().flatten(1), F.one_hot(torch.arange(20) % 3, 3).float())
     return Tutorial(
-        vilvm.Pair(lambda b: made.model(*b), lambda b: made.guide(*b)), batch, modules=(made,)
+        vilvm.Pair(lambda b: made.model(*b), lambda b: made.guide(*b)),
+        batch,
+        modules=(made,),
     )
 
 
 def ss_vae_unsupervised():
     made = SSVAE()
-    return Tutorial(vilvm.Pair(made.model, made.guide), images().flatten(1), modules=(made,))
+    return Tutorial(
+        vilvm.Pair(made.model, made.guide), images().flatten(1), modules=(made,)
+    )
 
 
 def ss_vae_enumerated():
@@ -227,7 +246,10 @@ def ss_vae_enumerated():
     made = SSVAE()
     lvm = vilvm.Pair(made.model, config_enumerate(made.guide, "parallel", expand=True))
     return Tutorial(
-        lvm, images().flatten(1), partial(TraceEnum_ELBO, max_plate_nesting=1), modules=(made,)
+        lvm,
+        images().flatten(1),
+        partial(TraceEnum_ELBO, max_plate_nesting=1),
+        modules=(made,),
     )
 
 
@@ -236,7 +258,9 @@ class CVAE(nn.Module):
 
     def __init__(self, seen=4, missing=8, z_dim=2):
         super().__init__()
-        self.prior = nn.Sequential(nn.Linear(seen, 8), nn.ReLU(), nn.Linear(8, 2 * z_dim))
+        self.prior = nn.Sequential(
+            nn.Linear(seen, 8), nn.ReLU(), nn.Linear(8, 2 * z_dim)
+        )
         self.recognition = nn.Sequential(
             nn.Linear(seen + missing, 8), nn.ReLU(), nn.Linear(8, 2 * z_dim)
         )
@@ -250,15 +274,21 @@ class CVAE(nn.Module):
         batch_size = xs.shape[0]
         with pyro.plate("data"):
             prior_loc, prior_log_scale = self.prior(xs).chunk(2, dim=1)
-            zs = pyro.sample("z", dist.Normal(prior_loc, prior_log_scale.exp()).to_event(1))
+            zs = pyro.sample(
+                "z", dist.Normal(prior_loc, prior_log_scale.exp()).to_event(1)
+            )
             loc = self.generation(torch.cat([zs, xs], dim=-1).view(batch_size, -1))
-            pyro.sample("y", dist.Bernoulli(loc, validate_args=False).to_event(1), obs=ys)
+            pyro.sample(
+                "y", dist.Bernoulli(loc, validate_args=False).to_event(1), obs=ys
+            )
             return loc
 
     def guide(self, batch):
         xs, ys = batch["seen"], batch["missing"]
         with pyro.plate("data"):
-            loc, log_scale = self.recognition(torch.cat((xs, ys), dim=-1)).chunk(2, dim=1)
+            loc, log_scale = self.recognition(torch.cat((xs, ys), dim=-1)).chunk(
+                2, dim=1
+            )
             pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
 
@@ -316,14 +346,18 @@ class ProdLDA(nn.Module):
             count_param = self.decoder(F.softmax(logtheta, -1))
             total_count = int(docs.sum(-1).max())
             pyro.sample(
-                "obs", dist.Multinomial(total_count, count_param, validate_args=False), obs=docs
+                "obs",
+                dist.Multinomial(total_count, count_param, validate_args=False),
+                obs=docs,
             )
 
     def guide(self, docs):
         pyro.module("encoder", self.encoder)
         with pyro.plate("documents", docs.shape[0]):
             logtheta_loc, logtheta_scale = self.encoder(docs)
-            pyro.sample("logtheta", dist.Normal(logtheta_loc, logtheta_scale).to_event(1))
+            pyro.sample(
+                "logtheta", dist.Normal(logtheta_loc, logtheta_scale).to_event(1)
+            )
 
 
 def documents(num_data=20, vocab=6):
@@ -345,7 +379,9 @@ def prod_lda_in_closures():
     """Plain functions with ``pyro.module``: their networks are put into evaluation mode, too."""
     made = ProdLDA()
     return Tutorial(
-        vilvm.Pair(lambda d: made.model(d), lambda d: made.guide(d)), documents(), modules=(made,)
+        vilvm.Pair(lambda d: made.model(d), lambda d: made.guide(d)),
+        documents(),
+        modules=(made,),
     )
 
 
@@ -392,13 +428,17 @@ def mixture_globals(data):
     pyro.sample("weights", dist.Dirichlet(weights))
     pyro.sample("scale", dist.LogNormal(pyro.param("s", torch.tensor(0.3)), 0.2))
     with pyro.plate("components", K):
-        pyro.sample("locs", dist.Normal(pyro.param("m", torch.tensor([1.0, 10.0])), 0.5))
+        pyro.sample(
+            "locs", dist.Normal(pyro.param("m", torch.tensor([1.0, 10.0])), 0.5)
+        )
 
 
 def gmm_enumerated():
     """Assignments summed over; the shared latents have densities."""
     lvm = vilvm.Pair(mixture, mixture_globals)
-    return Tutorial(lvm, clusters(), partial(TraceEnum_ELBO, max_plate_nesting=1), replays=False)
+    return Tutorial(
+        lvm, clusters(), partial(TraceEnum_ELBO, max_plate_nesting=1), replays=False
+    )
 
 
 def gmm_with_assignments():
@@ -436,7 +476,9 @@ class GatedTransition(nn.Module):
     def forward(self, z_prev):
         gate = torch.sigmoid(self.gate(z_prev))
         mean = self.mean(z_prev)
-        return (1 - gate) * self.loc(z_prev) + gate * mean, F.softplus(self.sig(F.relu(mean)))
+        return (1 - gate) * self.loc(z_prev) + gate * mean, F.softplus(
+            self.sig(F.relu(mean))
+        )
 
 
 class Combiner(nn.Module):
@@ -464,7 +506,10 @@ class DMM(nn.Module):
             Combiner(z_dim, hidden),
         )
         self.rnn = nn.GRU(features, hidden, batch_first=True)
-        self.z_0, self.z_q_0 = nn.Parameter(torch.zeros(z_dim)), nn.Parameter(torch.zeros(z_dim))
+        self.z_0, self.z_q_0 = (
+            nn.Parameter(torch.zeros(z_dim)),
+            nn.Parameter(torch.zeros(z_dim)),
+        )
         self.h_0 = nn.Parameter(torch.zeros(1, 1, hidden))
         self.annealing = annealing
 
@@ -477,7 +522,10 @@ class DMM(nn.Module):
                 z_loc, z_scale = self.trans(z_prev)
                 with poutine.scale(None, self.annealing):
                     z_t = pyro.sample(
-                        f"z_{t}", dist.Normal(z_loc, z_scale).mask(mask[:, t - 1 : t]).to_event(1)
+                        f"z_{t}",
+                        dist.Normal(z_loc, z_scale)
+                        .mask(mask[:, t - 1 : t])
+                        .to_event(1),
                     )
                 emission = self.emitter(z_t)
                 pyro.sample(
@@ -498,7 +546,10 @@ class DMM(nn.Module):
                 z_loc, z_scale = self.combiner(z_prev, output[:, t - 1, :])
                 with poutine.scale(None, self.annealing):
                     z_prev = pyro.sample(
-                        f"z_{t}", dist.Normal(z_loc, z_scale).mask(mask[:, t - 1 : t]).to_event(1)
+                        f"z_{t}",
+                        dist.Normal(z_loc, z_scale)
+                        .mask(mask[:, t - 1 : t])
+                        .to_event(1),
                     )
 
 
@@ -521,9 +572,13 @@ class RecurrentDecoder(nn.Module):
     def model(self, x):
         pyro.module("recurrent", self)
         with pyro.plate("sequences", x.shape[0]):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(x.shape[0], 2), 1.0).to_event(1))
+            z = pyro.sample(
+                "z", dist.Normal(x.new_zeros(x.shape[0], 2), 1.0).to_event(1)
+            )
             hidden, _ = self.rnn(z.unsqueeze(1).repeat(1, x.shape[1], 1))
-            pyro.sample("x", dist.Normal(self.out(hidden).squeeze(-1), 0.5).to_event(1), obs=x)
+            pyro.sample(
+                "x", dist.Normal(self.out(hidden).squeeze(-1), 0.5).to_event(1), obs=x
+            )
 
     def guide(self, x):
         with pyro.plate("sequences", x.shape[0]):
@@ -547,7 +602,9 @@ class BayesianRegression(PyroModule):
         self.linear.weight = PyroSample(
             dist.Normal(0.0, 1.0).expand([out_features, in_features]).to_event(2)
         )
-        self.linear.bias = PyroSample(dist.Normal(0.0, 10.0).expand([out_features]).to_event(1))
+        self.linear.bias = PyroSample(
+            dist.Normal(0.0, 10.0).expand([out_features]).to_event(1)
+        )
 
     def forward(self, x, y=None):
         sigma = pyro.sample("sigma", dist.Uniform(0.0, 10.0))
@@ -566,11 +623,15 @@ class BNN(PyroModule):
         self.layer1.weight = PyroSample(
             dist.Normal(0.0, prior_scale).expand([hidden, in_dim]).to_event(2)
         )
-        self.layer1.bias = PyroSample(dist.Normal(0.0, prior_scale).expand([hidden]).to_event(1))
+        self.layer1.bias = PyroSample(
+            dist.Normal(0.0, prior_scale).expand([hidden]).to_event(1)
+        )
         self.layer2.weight = PyroSample(
             dist.Normal(0.0, prior_scale).expand([out_dim, hidden]).to_event(2)
         )
-        self.layer2.bias = PyroSample(dist.Normal(0.0, prior_scale).expand([out_dim]).to_event(1))
+        self.layer2.bias = PyroSample(
+            dist.Normal(0.0, prior_scale).expand([out_dim]).to_event(1)
+        )
 
     def forward(self, x, y=None):
         x = x.reshape(-1, 1)
@@ -650,7 +711,9 @@ TUTORIALS = {
     "recurrent decoder": recurrent,
     "regression, diagonal": partial(regression, AutoDiagonalNormal),
     "regression, full rank": partial(regression, AutoMultivariateNormal),
-    "regression, low rank": partial(regression, partial(AutoLowRankMultivariateNormal, rank=2)),
+    "regression, low rank": partial(
+        regression, partial(AutoLowRankMultivariateNormal, rank=2)
+    ),
     "regression, lambda": regression_behind_a_lambda,
     "regression, noise a parameter": partial(
         regression, AutoMultivariateNormal, partial(NoisyRegression, 3)
@@ -673,7 +736,9 @@ ALIKE = {
 
 
 @pytest.fixture(
-    params=[pytest.param(n, marks=pytest.mark.slow) if n in ALIKE else n for n in TUTORIALS]
+    params=[
+        pytest.param(n, marks=pytest.mark.slow) if n in ALIKE else n for n in TUTORIALS
+    ]
 )
 def tutorial(request):
     torch.manual_seed(3)
@@ -683,7 +748,11 @@ def tutorial(request):
 def trained(tutorial, steps, lr=0.01):
     adam = partial(torch.optim.Adam, lr=lr)
     return vilvm.fit(
-        tutorial.lvm, tutorial.batch, steps=steps, objective=tutorial.objective(), optimizer=adam
+        tutorial.lvm,
+        tutorial.batch,
+        steps=steps,
+        objective=tutorial.objective(),
+        optimizer=adam,
     )
 
 
@@ -701,17 +770,27 @@ def test_tutorial_model_trains(tutorial):
     """All parameters are found, some move, Pyro's loss improves, and the history is finite."""
     still = partial(torch.optim.SGD, lr=0.0)
     vilvm.fit(
-        tutorial.lvm, tutorial.batch, steps=1, objective=tutorial.objective(), optimizer=still
+        tutorial.lvm,
+        tutorial.batch,
+        steps=1,
+        objective=tutorial.objective(),
+        optimizer=still,
     )
     before = {n: p.detach().clone() for n, p in tutorial.lvm.named_parameters()}
     announced = sum(p.numel() for m in tutorial.modules for p in m.parameters())
     assert sum(p.numel() for p in tutorial.lvm.parameters()) >= announced
-    start = pyro_elbos(tutorial.lvm, tutorial.batch, 20, elbo=tutorial.objective(), training=True)
+    start = pyro_elbos(
+        tutorial.lvm, tutorial.batch, 20, elbo=tutorial.objective(), training=True
+    )
     result = trained(tutorial, steps=25)
     for column in ("elbo", "distortion"):
         assert all(math.isfinite(v) for v in result.history[column])
-    assert any(not torch.equal(before[n], p) for n, p in tutorial.lvm.named_parameters())
-    end = pyro_elbos(tutorial.lvm, tutorial.batch, 20, elbo=tutorial.objective(), training=True)
+    assert any(
+        not torch.equal(before[n], p) for n, p in tutorial.lvm.named_parameters()
+    )
+    end = pyro_elbos(
+        tutorial.lvm, tutorial.batch, 20, elbo=tutorial.objective(), training=True
+    )
     assert end[0] > start[0] - 3 * math.hypot(start[1], end[1])
     assert len(pyro.get_param_store()) == 0
 
@@ -732,7 +811,9 @@ def test_tutorial_evaluation_matches_pyros_loss(tutorial):
     mean, se = pyro_elbos(tutorial.lvm, tutorial.batch, 50, elbo=tutorial.objective())
     ours, our_se = elbo.values.sum().item(), elbo.errors.square().sum().sqrt().item()
     assert abs(ours - mean) < 5 * math.hypot(se, our_se) + 1e-3
-    assert -(result.rate.mean + result.distortion.mean) == pytest.approx(elbo.mean, rel=1e-5)
+    assert -(result.rate.mean + result.distortion.mean) == pytest.approx(
+        elbo.mean, rel=1e-5
+    )
 
 
 def test_tutorial_log_weights_match_pyro(tutorial):
@@ -746,12 +827,20 @@ def test_tutorial_log_weights_match_pyro(tutorial):
         latents = {n: v.detach() for n, v in weights.latents.items()}
         found = weights.log_weight.detach()[some]
         found = found if found.dim() == 1 else found.sum(-1)
-        expected = replayed(tutorial.lvm, tutorial.batch, {n: v[some] for n, v in latents.items()})
+        expected = replayed(
+            tutorial.lvm, tutorial.batch, {n: v[some] for n, v in latents.items()}
+        )
         torch.testing.assert_close(
-            found, expected, rtol=1e-4, atol=2e-3, msg=lambda m, c=count: f"{c} samples: {m}"
+            found,
+            expected,
+            rtol=1e-4,
+            atol=2e-3,
+            msg=lambda m, c=count: f"{c} samples: {m}",
         )
         drawn = vilvm.posterior(tutorial.lvm, tutorial.batch, count)
-        assert {n: v.shape for n, v in drawn.items()} == {n: v.shape for n, v in latents.items()}
+        assert {n: v.shape for n, v in drawn.items()} == {
+            n: v.shape for n, v in latents.items()
+        }
 
 
 def test_mixture_distortion_with_a_degenerate_guide():
@@ -765,17 +854,22 @@ def test_mixture_distortion_with_a_degenerate_guide():
     }
     x = tutorial.batch.double()
     each = (
-        dist.Normal(values["locs"], values["scale"]).log_prob(x[:, None]) + values["weights"].log()
+        dist.Normal(values["locs"], values["scale"]).log_prob(x[:, None])
+        + values["weights"].log()
     )
     for count in (1, 5, 7):
-        found = vilvm.evaluate(tutorial.lvm, tutorial.batch, num_samples=count).distortion
+        found = vilvm.evaluate(
+            tutorial.lvm, tutorial.batch, num_samples=count
+        ).distortion
         assert found.values.sum().item() == pytest.approx(
             -each.logsumexp(-1).sum().item(), rel=1e-4
         )
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tutorial", [n for n in TUTORIALS if n not in ALIKE], indirect=True)
+@pytest.mark.parametrize(
+    "tutorial", [n for n in TUTORIALS if n not in ALIKE], indirect=True
+)
 def test_tutorial_model_is_diagnosed(tutorial, monkeypatch):
     """Each diagnostic runs, does not apply, or has no time left."""
     monkeypatch.setattr(
@@ -800,7 +894,11 @@ def test_tutorial_model_is_diagnosed(tutorial, monkeypatch):
 
 # A look at the data that cannot be vectorised does not stop training here: what is tested is whose
 # parameters a pair has.
-TRAINED = {"progress": False, "optimizer": partial(torch.optim.Adam, lr=0.01), "nonfinite": "skip"}
+TRAINED = {
+    "progress": False,
+    "optimizer": partial(torch.optim.Adam, lr=0.01),
+    "nonfinite": "skip",
+}
 
 
 def stored_vae():
@@ -822,12 +920,20 @@ def stored_ss_vae():
             )
 
         def model(self, xs, ys):
-            pyro.module("ss_vae", nn.ModuleList([self.decoder, self.encoder_y, self.encoder_z]))
+            pyro.module(
+                "ss_vae", nn.ModuleList([self.decoder, self.encoder_y, self.encoder_z])
+            )
             with pyro.plate("data", len(xs)):
-                zs = pyro.sample("z", dist.Normal(xs.new_zeros(len(xs), 2), 1.0).to_event(1))
-                pyro.sample("y", dist.OneHotCategorical(xs.new_ones(len(xs), 3) / 3.0), obs=ys)
+                zs = pyro.sample(
+                    "z", dist.Normal(xs.new_zeros(len(xs), 2), 1.0).to_event(1)
+                )
                 pyro.sample(
-                    "x", dist.Bernoulli(self.decoder(torch.cat([zs, ys], -1))).to_event(1), obs=xs
+                    "y", dist.OneHotCategorical(xs.new_ones(len(xs), 3) / 3.0), obs=ys
+                )
+                pyro.sample(
+                    "x",
+                    dist.Bernoulli(self.decoder(torch.cat([zs, ys], -1))).to_event(1),
+                    obs=xs,
                 )
 
         def guide(self, xs, ys):
@@ -848,18 +954,27 @@ def stored_regression():
 
 
 def stored_bnn():
-    """A Bayesian network of two layers, as in https://pyro.ai/examples/modules.html, with a scale."""
+    """A Bayesian network of two layers: https://pyro.ai/examples/modules.html."""
 
     class Narrow(PyroModule):
         def __init__(self):
             super().__init__()
-            self.fc1, self.fc2 = PyroModule[nn.Linear](1, 5), PyroModule[nn.Linear](5, 1)
-            self.fc1.weight = PyroSample(dist.Normal(0.0, 1.0).expand([5, 1]).to_event(2))
-            self.fc2.weight = PyroSample(dist.Normal(0.0, 1.0).expand([1, 5]).to_event(2))
+            self.fc1, self.fc2 = (
+                PyroModule[nn.Linear](1, 5),
+                PyroModule[nn.Linear](5, 1),
+            )
+            self.fc1.weight = PyroSample(
+                dist.Normal(0.0, 1.0).expand([5, 1]).to_event(2)
+            )
+            self.fc2.weight = PyroSample(
+                dist.Normal(0.0, 1.0).expand([1, 5]).to_event(2)
+            )
 
         def forward(self, x, y=None):
             mean = self.fc2(torch.tanh(self.fc1(x.reshape(-1, 1)))).squeeze(-1)
-            sigma = pyro.param("sigma", torch.tensor(0.5), constraint=dist.constraints.positive)
+            sigma = pyro.param(
+                "sigma", torch.tensor(0.5), constraint=dist.constraints.positive
+            )
             with pyro.plate("data", x.shape[0]):
                 pyro.sample("obs", dist.Normal(mean, sigma), obs=y)
 
@@ -878,7 +993,9 @@ def stored_mixture():
 
     @config_enumerate
     def model(data):
-        width = pyro.param("width", torch.tensor(10.0), constraint=dist.constraints.positive)
+        width = pyro.param(
+            "width", torch.tensor(10.0), constraint=dist.constraints.positive
+        )
         weights = pyro.sample("weights", dist.Dirichlet(0.5 * torch.ones(2)))
         scale = pyro.sample("scale", dist.LogNormal(0.0, 2.0))
         with pyro.plate("components", 2):
@@ -902,7 +1019,9 @@ def stored_cvae():
         nn.Linear(3, 4),
         nn.Sequential(nn.Linear(9, 8), nn.Dropout(0.5), nn.Linear(8, 4)),
     )
-    generation = nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6))
+    generation = nn.Sequential(
+        nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 6)
+    )
 
     def model(batch):
         xs, ys = batch
@@ -912,7 +1031,9 @@ def stored_cvae():
             loc, log_scale = prior(xs).chunk(2, -1)
             zs = pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
             pyro.sample(
-                "y", dist.Bernoulli(logits=generation(torch.cat([zs, xs], -1))).to_event(1), obs=ys
+                "y",
+                dist.Bernoulli(logits=generation(torch.cat([zs, xs], -1))).to_event(1),
+                obs=ys,
             )
 
     def guide(batch):
@@ -931,7 +1052,7 @@ def stored_cvae():
 
 
 def stored_linear_regression():
-    """https://pyro.ai/examples/intro_long.html: a function with plain latents, under AutoNormal."""
+    """Plain latents under AutoNormal: https://pyro.ai/examples/intro_long.html."""
 
     def model(batch):
         a = pyro.sample("a", dist.Normal(0.0, 10.0))
@@ -971,7 +1092,9 @@ def pyros_loss(tutorial, lvm, mode):
     for name, value in getattr(twin, "pyro_params", {}).items():
         constraint = twin.__dict__["_pyro_constraints"][name]
         pyro.get_param_store().setdefault(
-            name, torch.distributions.transform_to(constraint)(value.detach()), constraint
+            name,
+            torch.distributions.transform_to(constraint)(value.detach()),
+            constraint,
         )
     torch.manual_seed(1)
     loss = objective().loss(model, guide, batch)
@@ -979,7 +1102,9 @@ def pyros_loss(tutorial, lvm, mode):
     return loss
 
 
-@pytest.mark.parametrize("tutorial", STORED, ids=lambda t: t.__name__.removeprefix("stored_"))
+@pytest.mark.parametrize(
+    "tutorial", STORED, ids=lambda t: t.__name__.removeprefix("stored_")
+)
 def test_loss_equals_pyros_on_the_same_noise(tutorial):
     model, guide, batch, objective = made(tutorial)
     lvm = vilvm.Pair(model, guide)
@@ -988,25 +1113,35 @@ def test_loss_equals_pyros_on_the_same_noise(tutorial):
         lvm.train(mode)
         expected = pyros_loss(tutorial, copy.deepcopy(lvm), mode)
         torch.manual_seed(1)
-        assert objective().loss(lvm.model, lvm.guide, batch) == pytest.approx(expected, rel=1e-6)
+        assert objective().loss(lvm.model, lvm.guide, batch) == pytest.approx(
+            expected, rel=1e-6
+        )
         assert not dict(pyro.get_param_store())
 
 
-@pytest.mark.parametrize("tutorial", STORED, ids=lambda t: t.__name__.removeprefix("stored_"))
+@pytest.mark.parametrize(
+    "tutorial", STORED, ids=lambda t: t.__name__.removeprefix("stored_")
+)
 def test_training_updates_every_parameter_that_svi_updates(tutorial):
     model, guide, batch, objective = made(tutorial)
     lvm = vilvm.Pair(model, guide)
     find_layout(lvm, batch)
     before = {n: p.detach().clone() for n, p in lvm.named_parameters()}
     vilvm.fit(lvm, batch, steps=2, objective=objective(), **TRAINED)
-    moved = {n.split(".")[-1] for n, p in lvm.named_parameters() if not torch.equal(p, before[n])}
+    moved = {
+        n.split(".")[-1]
+        for n, p in lvm.named_parameters()
+        if not torch.equal(p, before[n])
+    }
     assert not dict(pyro.get_param_store())
     model, guide, batch, objective = made(tutorial)
     svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), objective())
     svi.step(batch)
     start = {n: v.detach().clone() for n, v in pyro.get_param_store().items()}
     svi.step(batch)
-    by_svi = {n for n, v in pyro.get_param_store().items() if not torch.equal(v, start[n])}
+    by_svi = {
+        n for n, v in pyro.get_param_store().items() if not torch.equal(v, start[n])
+    }
     pyro.clear_param_store()
     assert by_svi
     assert {n.split("$$$")[-1].split(".")[-1] for n in by_svi} <= {
@@ -1022,7 +1157,9 @@ def test_cvae_predictions_use_evaluation_mode():
     before = copy.deepcopy(lvm.state_dict())
     first, second = (vilvm.posterior_mean(lvm, batch)["z"] for _ in range(2))
     torch.testing.assert_close(first, second)
-    draws = Predictive(lvm.eval().model, guide=lvm.guide, num_samples=100)(batch)["z"].squeeze()
+    draws = Predictive(lvm.eval().model, guide=lvm.guide, num_samples=100)(batch)[
+        "z"
+    ].squeeze()
     error = draws.std(0) / 100**0.5
     assert ((draws.mean(0) - first).abs() < 6 * error).all()
     assert all(torch.equal(before[n], v) for n, v in lvm.state_dict().items())

@@ -24,7 +24,9 @@ def test_binomial_interval_equals_scipy():
 
 def bars(figure, colour):
     return sum(
-        to_hex(patch.get_facecolor()) == colour for axes in figure.axes for patch in axes.patches
+        to_hex(patch.get_facecolor()) == colour
+        for axes in figure.axes
+        for patch in axes.patches
     )
 
 
@@ -33,7 +35,9 @@ def test_only_miscalibrated_ranks_leave_the_band():
     alarms, runs = np.zeros(2), 20
     for _ in range(runs):
         uniform = torch.randint(0, 31, (300, 2))
-        alarms[0] += bars(plots.rank_histograms(uniform, 30, false_alarm=0.05), SECOND) > 0
+        alarms[0] += (
+            bars(plots.rank_histograms(uniform, 30, false_alarm=0.05), SECOND) > 0
+        )
         lines = plots.rank_ecdf(uniform, 30, false_alarm=0.05).axes[0].lines
         alarms[1] += any(line.get_color() == SECOND for line in lines)
     # at most 5 % but for five standard errors
@@ -42,7 +46,9 @@ def test_only_miscalibrated_ranks_leave_the_band():
     ranks = torch.cat([uniform, narrow], 1)
     figure = plots.rank_histograms(ranks, 30, ["a", "b", "c"])
     assert [axes.get_title() for axes in figure.axes] == ["a", "b", "c"]
-    assert any(to_hex(patch.get_facecolor()) == SECOND for patch in figure.axes[2].patches)
+    assert any(
+        to_hex(patch.get_facecolor()) == SECOND for patch in figure.axes[2].patches
+    )
     assert sum(patch.get_height() for patch in figure.axes[2].patches) == 300
     assert "c" in legend(plots.rank_ecdf(ranks, 30, ["a", "b", "c"]))
 
@@ -53,7 +59,9 @@ def test_at_most_twelve_panels_are_visible():
 
 
 def test_ranks_out_of_range_raise():
-    with pytest.raises(ValueError, match="Ranks among 10 draws are 0 to 10; got 0 to 11"):
+    with pytest.raises(
+        ValueError, match="Ranks among 10 draws are 0 to 10; got 0 to 11"
+    ):
         plots.rank_histograms([0, 11], 10)
 
 

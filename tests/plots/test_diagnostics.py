@@ -20,7 +20,9 @@ def test_k_above_threshold_or_unknown_is_coloured(count):
     figure = plots.pareto_k(k)
     assert legend(figure) == [f"{count - 3:,} at most 0.7", "3 above 0.7"]
     if count == 5:
-        low, high = (np.asarray(cloud.get_offsets()) for cloud in figure.axes[0].collections)
+        low, high = (
+            np.asarray(cloud.get_offsets()) for cloud in figure.axes[0].collections
+        )
         assert sorted(high[:, 0]) == [0, 1, 2]
         assert np.isfinite(low).all()
         assert np.isfinite(high).all()
@@ -33,7 +35,8 @@ def test_k_above_threshold_or_unknown_is_coloured(count):
 def test_k_is_drawn_at_its_index():
     figure = plots.pareto_k([0.3, 0.9, 0.4], index=torch.tensor([7, 577, 12]))
     low, high = (
-        np.asarray(cloud.get_offsets())[:, 0].tolist() for cloud in figure.axes[0].collections
+        np.asarray(cloud.get_offsets())[:, 0].tolist()
+        for cloud in figure.axes[0].collections
     )
     assert (low, high) == ([7, 12], [577])
     with pytest.raises(ValueError, match="as many indices"):
@@ -42,13 +45,21 @@ def test_k_is_drawn_at_its_index():
 
 def bars(figure, colour):
     return sum(
-        to_hex(patch.get_facecolor()) == colour for axes in figure.axes for patch in axes.patches
+        to_hex(patch.get_facecolor()) == colour
+        for axes in figure.axes
+        for patch in axes.patches
     )
 
 
 def test_kl_bars_are_in_decreasing_order():
-    figure = plots.kl_bars(torch.tensor([0.1, 2.0, 0.0]), torch.tensor([True, True, False]))
-    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["1", "0", "2"]
+    figure = plots.kl_bars(
+        torch.tensor([0.1, 2.0, 0.0]), torch.tensor([True, True, False])
+    )
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == [
+        "1",
+        "0",
+        "2",
+    ]
     assert legend(figure) == ["2 active", "1 not active"]
     assert (bars(figure, INK), bars(figure, GREY)) == (2, 1)
 
@@ -63,9 +74,13 @@ def test_tail_sets_the_scale():
 
 
 def test_gap_bars_and_predictive_check_draw():
-    figure = plots.gap_bars({"approximation gap": (1.5, 0.1), "amortisation gap": (0.5, 0.2)})
+    figure = plots.gap_bars(
+        {"approximation gap": (1.5, 0.1), "amortisation gap": (0.5, 0.2)}
+    )
     assert [patch.get_width() for patch in figure.axes[0].patches] == [1.5, 0.5]
     figure = plots.predictive_check(torch.randn(100), -1.5, "mean")
     assert legend(figure) == ["replicated", "observed, −1.5"]
-    with pytest.raises(ValueError, match="replicated must have 1 dimension and not be empty"):
+    with pytest.raises(
+        ValueError, match="replicated must have 1 dimension and not be empty"
+    ):
         plots.predictive_check([], 1.0)

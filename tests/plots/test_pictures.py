@@ -43,7 +43,10 @@ def test_reconstructions_show_the_data(data):
     axes = plots.reconstructions(lvm, data, 4).axes[0]
     sheet = np.asarray(axes.images[0].get_array())
     assert sheet.shape == (2 * 9 - 1, 4 * 9 - 1)
-    assert set(np.unique(sheet[:8, :8])) <= {0.0, 1.0}  # binarised data are black and white
+    assert set(np.unique(sheet[:8, :8])) <= {
+        0.0,
+        1.0,
+    }  # binarised data are black and white
 
 
 def test_manifold_needs_two_dimensions(data):
@@ -80,10 +83,14 @@ def test_interpolations_need_two_data():
 
 def test_colours_are_kept():
     x = torch.rand(4, 3 * 4 * 5)
-    figure = plots.reconstructions(VAE(60, 2, "gaussian"), vilvm.Data(x, image_shape=(3, 4, 5)), 4)
+    figure = plots.reconstructions(
+        VAE(60, 2, "gaussian"), vilvm.Data(x, image_shape=(3, 4, 5)), 4
+    )
     sheet = np.asarray(figure.axes[0].images[0].get_array())
     assert sheet.shape == (2 * 5 - 1, 4 * 6 - 1, 3)
-    torch.testing.assert_close(torch.tensor(sheet[:4, :5]), x[0].reshape(3, 4, 5).movedim(0, -1))
+    torch.testing.assert_close(
+        torch.tensor(sheet[:4, :5]), x[0].reshape(3, 4, 5).movedim(0, -1)
+    )
 
 
 def sheet_of(figure):
@@ -94,9 +101,15 @@ def test_models_are_rows(data):
     models = {"small": VAE(64, 2), "large": VAE(64, 5)}
     figure = plots.samples_by_model(models, data, 7)
     assert sheet_of(figure).shape == (3 * 9 - 1, 7 * 9 - 1)
-    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == ["data", "small", "large"]
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()] == [
+        "data",
+        "small",
+        "large",
+    ]
     figure = plots.interpolations_by_model(
-        {"small": (models["small"], line), "circle": (models["large"], great_circle)}, data, 5
+        {"small": (models["small"], line), "circle": (models["large"], great_circle)},
+        data,
+        5,
     )
     assert sheet_of(figure).shape == (3 * 9 - 1, 7 * 9 - 1)
     # The baseline is the mean of the two data half-way.
@@ -120,12 +133,16 @@ def test_restorations_show_corrupted_and_original():
 
 
 def test_rows_of_different_lengths_raise():
-    with pytest.raises(ValueError, match=r"as many pictures each; got \{'a': 2, 'b': 3\}"):
+    with pytest.raises(
+        ValueError, match=r"as many pictures each; got \{'a': 2, 'b': 3\}"
+    ):
         plots.picture_rows({"a": torch.zeros(2, 4), "b": torch.zeros(3, 4)}, (2, 2))
 
 
 def test_planes_draw_points_over_background():
-    figure = plots.planes({"a": torch.randn(5, 2), "b": torch.randn(6, 2)}, torch.randn(9, 2))
+    figure = plots.planes(
+        {"a": torch.randn(5, 2), "b": torch.randn(6, 2)}, torch.randn(9, 2)
+    )
     assert [axes.get_title() for axes in figure.axes] == ["a", "b"]
     assert [len(axes.collections[1].get_offsets()) for axes in figure.axes] == [5, 6]
 
@@ -133,7 +150,12 @@ def test_planes_draw_points_over_background():
 @pytest.mark.parametrize("name", ["$x_{", "$\\frac$", "a $ b", r"\mathdefault $"])
 def test_dollar_signs_in_names_are_literal(name, tmp_path):
     figure = plots.curves(
-        [1.0, 10.0], {name: [1.0, 2.0]}, {name: [0.1, 0.1]}, (name, "y"), name, log_x=True
+        [1.0, 10.0],
+        {name: [1.0, 2.0]},
+        {name: [0.1, 0.1]},
+        (name, "y"),
+        name,
+        log_x=True,
     )
     figure.axes[0].set_yscale("log")
     figure.savefig(tmp_path / "x.svg", bbox_inches="tight")

@@ -45,7 +45,9 @@ def test_a_gaussian_has_the_moments_of_the_codes(x):
     cov = torch.cov(x.T, correction=0)
     for fitted in (full, diagonal):
         torch.testing.assert_close(fitted.mean, x.mean(0), rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(fitted.variance, cov.diagonal(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            fitted.variance, cov.diagonal(), rtol=1e-4, atol=1e-4
+        )
     torch.testing.assert_close(full.covariance_matrix, cov, rtol=1e-3, atol=1e-3)
 
 
@@ -53,7 +55,10 @@ def test_a_mixture_finds_two_clusters(x):
     centres = torch.tensor([[5.0, 0.0, 0.0], [-5.0, 0.0, 0.0]])
     picked = (torch.rand(len(x)) < 0.3).long()
     fitted = fit_prior(
-        Identity(), centres[picked] + 0.5 * torch.randn(len(x), 3), "mixture", components=2
+        Identity(),
+        centres[picked] + 0.5 * torch.randn(len(x), 3),
+        "mixture",
+        components=2,
     ).distribution()
     order = fitted.component_distribution.mean[:, 0].argsort()
     torch.testing.assert_close(
@@ -118,7 +123,8 @@ def test_flow_draws_follow_its_density(banana, bent):
 
 def test_a_flow_needs_two_dimensions():
     with pytest.raises(
-        ValueError, match="flow needs a latent of two dimensions or more; take a mixture"
+        ValueError,
+        match="flow needs a latent of two dimensions or more; take a mixture",
     ):
         fit_prior(Identity(1), torch.randn(50, 1), "flow")
 
@@ -138,7 +144,10 @@ def test_refitting_a_correct_prior_gains_nothing():
     x = torch.randn(3000, 2) @ (3 * torch.randn(2, 8)) + 0.5 * torch.randn(3000, 8)
     lvm = PPCA(8, 2).maximise(x)
     other = with_prior(lvm, fit_prior(lvm, x, "full"))
-    bounds = [vilvm.evaluate(m, x, num_samples=100).bounds["elbo"].values for m in (lvm, other)]
+    bounds = [
+        vilvm.evaluate(m, x, num_samples=100).bounds["elbo"].values
+        for m in (lvm, other)
+    ]
     gained = bounds[1] - bounds[0]
     # The aggregated posterior is N(0, I) up to its 3,000 draws, whose fit can gain some (2 + 3) /
     # 2 / 3000 nats.
@@ -153,7 +162,9 @@ def test_a_degenerate_guide_stays_one(x):
 
 def test_a_state_dict_holds_the_prior(x):
     first = with_prior(Identity(), fit_prior(Identity(), x, "mixture", components=2))
-    second = with_prior(Identity(), fit_prior(Identity(), 2 * x, "mixture", components=2))
+    second = with_prior(
+        Identity(), fit_prior(Identity(), 2 * x, "mixture", components=2)
+    )
     second.load_state_dict(first.state_dict())
     torch.testing.assert_close(
         first.prior.distribution().log_prob(x), second.prior.distribution().log_prob(x)

@@ -49,7 +49,12 @@ def full_page():
         }
         ledger = compare(models, data, num_samples=10, num_draws=30, progress=False)
         findings = [
-            Finding("Active units", Severity.OK, "All 5 units are active.", "Burda et al., 2016"),
+            Finding(
+                "Active units",
+                Severity.OK,
+                "All 5 units are active.",
+                "Burda et al., 2016",
+            ),
             Finding(
                 "Pareto k̂",
                 Severity.CRITICAL,
@@ -64,7 +69,12 @@ def full_page():
                 "false-alarm rate 0.01",
                 "Look at k̂.",
             ),
-            Finding("Gaps", Severity.NOTE, "Amortisation costs 0.8 nats.", "two standard errors"),
+            Finding(
+                "Gaps",
+                Severity.NOTE,
+                "Amortisation costs 0.8 nats.",
+                "two standard errors",
+            ),
         ]
         return Page(
             f"A run {NASTY}",
@@ -79,18 +89,25 @@ def full_page():
             findings=findings,
             finding_figures={
                 "Pareto k̂": plots.pareto_k(torch.randn(900)),
-                "Calibration": plots.rank_histograms(torch.randint(0, 51, (200, 6)), 50),
-                "Gaps": plots.gap_bars({"approximation gap": (1.2, 0.1), NASTY: (0.8, 0.2)}),
+                "Calibration": plots.rank_histograms(
+                    torch.randint(0, 51, (200, 6)), 50
+                ),
+                "Gaps": plots.gap_bars(
+                    {"approximation gap": (1.2, 0.1), NASTY: (0.8, 0.2)}
+                ),
             },
             ledger=ledger,
             tables={
                 f"Numbers {NASTY}": Table(
-                    ["what", "p", "verdict"], [[NASTY, 0.5, "fine"], ["z", -1e-8, "not"]]
+                    ["what", "p", "verdict"],
+                    [[NASTY, 0.5, "fine"], ["z", -1e-8, "not"]],
                 )
             },
             history=history(12),
             figures={
-                f"Reconstructions {NASTY}": plots.reconstructions(models["linear, larger"], data),
+                f"Reconstructions {NASTY}": plots.reconstructions(
+                    models["linear, larger"], data
+                ),
                 "Latents": plots.latent_scatter(models["linear, larger"], data),
             },
             settings={"latent": 5, "lr": 4e-3, "batch_size": 200, "out": NASTY},

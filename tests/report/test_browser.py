@@ -11,7 +11,10 @@ from html import escape, unescape
 import pytest
 
 CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
+    filter(
+        None,
+        map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome")),
+    ),
     None,
 )
 pytestmark = pytest.mark.skipif(
@@ -116,7 +119,9 @@ def test_console_has_no_error(html, tmp_path):
     (tmp_path / "page.html").write_text(html)
     # A page that breaks the policy must be reported.
     (tmp_path / "bad.html").write_text(
-        html.replace("</body>", '<script>"no"</script><img src="https://localhost/x.png"></body>')
+        html.replace(
+            "</body>", '<script>"no"</script><img src="https://localhost/x.png"></body>'
+        )
     )
     options = ("--enable-logging=stderr", "--v=0", "--dump-dom")
     good, bad = (
@@ -130,7 +135,10 @@ def test_console_has_no_error(html, tmp_path):
 
 def test_every_picture_is_rendered(seen, full_page):
     for page in seen[1].values():
-        assert len(page["drawings"]) == len(full_page.figures) + len(full_page.finding_figures) + 1
+        assert (
+            len(page["drawings"])
+            == len(full_page.figures) + len(full_page.finding_figures) + 1
+        )
         assert all(width > 200 and height > 50 for width, height in page["drawings"])
         assert len(page["pictures"]) >= 2  # a sheet of pictures, and points as pixels
         assert min(page["pictures"]) > 50
@@ -145,7 +153,9 @@ def test_page_never_scrolls_sideways(seen):
 
 def luminance(colour):
     channels = [int(c) / 255 for c in re.findall(r"\d+", colour)[:3]]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels
+    ]
     return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
@@ -165,7 +175,11 @@ def test_text_has_contrast_in_light_and_dark(seen):
             if not what.endswith(".severity")
         }
         assert backgrounds == {scheme == "light"}
-        faint = [entry for entry in page["colours"] + page["drawn"] if contrast(*entry[1:]) < 4.5]
+        faint = [
+            entry
+            for entry in page["colours"] + page["drawn"]
+            if contrast(*entry[1:]) < 4.5
+        ]
         assert faint == []
 
 

@@ -82,13 +82,22 @@ def test_identifiers_are_unique_and_references_resolve(html):
 def test_page_has_every_part_and_figure_descriptions(html, full_page):
     page = Outline(html)
     text = " ".join(page.text)
-    for heading in ("Findings", "Results", "Training", "Pictures", "Settings", "How to reproduce"):
+    for heading in (
+        "Findings",
+        "Results",
+        "Training",
+        "Pictures",
+        "Settings",
+        "How to reproduce",
+    ):
         assert f">{heading}</h2>" in html
     count = len(full_page.figures) + len(full_page.finding_figures) + 1
     assert page.tags.count("svg") == count
     assert page.values("role").count("img") == count
     labels = [
-        value for value in page.values("aria-label") if value.startswith(("Plot", "Pictures"))
+        value
+        for value in page.values("aria-label")
+        if value.startswith(("Plot", "Pictures"))
     ]
     assert len(labels) >= count
     assert "Pictures. Reconstructions. rows: data, model." in labels
@@ -129,9 +138,13 @@ def test_every_part_is_optional():
 
 
 def test_figure_without_its_finding_raises():
-    with pytest.raises(ValueError, match=r"a figure for 'k', and the findings are \['K'\]"):
+    with pytest.raises(
+        ValueError, match=r"a figure for 'k', and the findings are \['K'\]"
+    ):
         Page(
-            "A", findings=[Finding("K", Severity.OK, "Good.", "")], finding_figures={"k": Figure()}
+            "A",
+            findings=[Finding("K", Severity.OK, "Good.", "")],
+            finding_figures={"k": Figure()},
         )
 
 
@@ -148,7 +161,9 @@ def test_page_is_written_atomically(tmp_path):
 
 def test_page_is_deterministic():
     def drawn():
-        return Page("A", figures={"k": plots.pareto_k([0.1, 0.9])}, environment={}).html()
+        return Page(
+            "A", figures={"k": plots.pareto_k([0.1, 0.9])}, environment={}
+        ).html()
 
     assert drawn() == drawn()
 
@@ -163,7 +178,8 @@ def test_inline_svg_leaves_figure_unchanged_and_themes_colours():
     assert "var(--text, #000000)" in svg
     assert "var(--grey, #8c959d)" in svg
     assert (
-        describe(figure) == "Plot. Pareto k̂ against datum. legend: 630 at most 0.7, 270 above 0.7."
+        describe(figure)
+        == "Plot. Pareto k̂ against datum. legend: 630 at most 0.7, 270 above 0.7."
     )
 
 
@@ -207,7 +223,9 @@ def test_environment_without_git(tmp_path, monkeypatch):
         or outside["torch"] == torch.__version__
     )
     monkeypatch.setattr(
-        subprocess, "run", lambda *a, **k: (_ for _ in ()).throw(FileNotFoundError("git"))
+        subprocess,
+        "run",
+        lambda *a, **k: (_ for _ in ()).throw(FileNotFoundError("git")),
     )
     assert "git commit" not in report.environment()
 
@@ -225,4 +243,11 @@ def test_command_is_quoted_for_the_shell():
     said = report.command(
         "a.b", {"x": 1, "dry_run": True, "none": None, "no": False, "name": "it's 2"}
     )
-    assert shlex.split(said) == ["python", "-m", "a.b", "--x=1", "--dry-run", "--name=it's 2"]
+    assert shlex.split(said) == [
+        "python",
+        "-m",
+        "a.b",
+        "--x=1",
+        "--dry-run",
+        "--name=it's 2",
+    ]

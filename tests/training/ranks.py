@@ -77,7 +77,9 @@ class Turns(Point):
             z = pyro.sample("z", dist.Normal(0.0, 1.0).expand([3]).to_event(1))
             pyro.sample("x", dist.Normal(self.decoder(z), scale).to_event(1), obs=x)
             if "y" in batch:
-                pyro.sample("y", dist.Normal(self.label(z), 1.0).to_event(1), obs=batch["y"])
+                pyro.sample(
+                    "y", dist.Normal(self.label(z), 1.0).to_event(1), obs=batch["y"]
+                )
 
     def guide(self, batch, scale=1.0):
         super().guide(batch["x"])
@@ -113,7 +115,11 @@ def noiseless(folder):
             made(Point),
             {"optimizer": adam, "batch_size": 20, "clip": 0.5, "validation": x[:31]},
         ),
-        ("one", made(Point), {"optimizer": adam, "batch_size": 1}),  # one datum for two ranks
+        (
+            "one",
+            made(Point),
+            {"optimizer": adam, "batch_size": 1},
+        ),  # one datum for two ranks
         ("full", made(Point), {"optimizer": adam}),
         (
             "shared",
@@ -128,12 +134,21 @@ def noiseless(folder):
         (
             "in turn",
             made(Turns),
-            {"optimizer": adam, "batch_size": 10, "arguments": widening, "after_step": bounded},
+            {
+                "optimizer": adam,
+                "batch_size": 10,
+                "arguments": widening,
+                "after_step": bounded,
+            },
         ),
         (
             "annealed",
             made(Point),
-            {"optimizer": adam, "batch_size": 20, "objective": Annealed(Trace_ELBO(), 12)},
+            {
+                "optimizer": adam,
+                "batch_size": 20,
+                "objective": Annealed(Trace_ELBO(), 12),
+            },
         ),
     ):
         given = (
@@ -168,25 +183,41 @@ def main(folder):
         )
         parts = made(Noisy)
         for steps in (14, 24):
-            options = {"batch_size": 20, "validation": data(), "run_dir": folder / "parts"}
-            resumed = vilvm.fit(parts, data(), steps=steps, resume=steps == 24, **options)
+            options = {
+                "batch_size": 20,
+                "validation": data(),
+                "run_dir": folder / "parts",
+            }
+            resumed = vilvm.fit(
+                parts, data(), steps=steps, resume=steps == 24, **options
+            )
         bounds = vilvm.evaluate(noisy, data(), num_samples=200, batch_size=7)
         stopped = vilvm.fit(
             made(Point),
             data(),
             steps=400,
-            callbacks=[lambda event: world.rank == 1 and event.history.records[-1].step > 90],
+            callbacks=[
+                lambda event: world.rank == 1 and event.history.records[-1].step > 90
+            ],
         )
         skipping = made(Point)
         spoilt = data()
         spoilt[50] = 1e30  # of which the density is none
         skipped = vilvm.fit(
-            skipping, data(), steps=24, batch_size=20, validation=spoilt, nonfinite="skip"
+            skipping,
+            data(),
+            steps=24,
+            batch_size=20,
+            validation=spoilt,
+            nonfinite="skip",
         )
         refused = alone = ""
         try:
             vilvm.fit(
-                made(Point), data(), steps=5, run_dir=folder / "alone" if world.is_main else None
+                made(Point),
+                data(),
+                steps=5,
+                run_dir=folder / "alone" if world.is_main else None,
             )
         except ValueError as error:
             alone = str(error)
@@ -209,13 +240,17 @@ def main(folder):
         own = torch.rand(1, generator=torch.Generator().manual_seed(world.seed(0)))
         draws = world.gather(own).tolist()
     if world.is_main:
-        torch.save({"found": found, "noisy": noisy.state_dict()}, folder / "parameters.pt")
+        torch.save(
+            {"found": found, "noisy": noisy.state_dict()}, folder / "parameters.pt"
+        )
         results = {
             "alike": bool((both[0] == both[1]).all()),
             "resumed": all(
-                torch.equal(v, noisy.state_dict()[n]) for n, v in parts.state_dict().items()
+                torch.equal(v, noisy.state_dict()[n])
+                for n, v in parts.state_dict().items()
             ),
-            "same records": resumed.history["elbo"].tolist() == fitted.history["elbo"].tolist(),
+            "same records": resumed.history["elbo"].tolist()
+            == fitted.history["elbo"].tolist(),
             "draws": draws,
             "elbo": [
                 bounds.bounds["elbo"].mean,

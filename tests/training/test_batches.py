@@ -30,7 +30,9 @@ def path(tmp_path, x):
 @pytest.fixture(autouse=True)
 def no_thread_is_left():
     yield
-    assert not [t.name for t in threading.enumerate() if t.name.startswith("vilvm-prefetch")]
+    assert not [
+        t.name for t in threading.enumerate() if t.name.startswith("vilvm-prefetch")
+    ]
 
 
 def trained(data, **options):
@@ -67,18 +69,24 @@ def test_training_from_disk_equals_training_in_memory(x, path, transform):
 
 @pytest.mark.slow
 def test_compiled_training_too(x, path):
-    assert same(trained(Data(x), compile=True)[1], trained(on_disk(path), compile=True)[1])
+    assert same(
+        trained(Data(x), compile=True)[1], trained(on_disk(path), compile=True)[1]
+    )
 
 
 def test_a_resumed_run_too(x, path, tmp_path):
     trained(on_disk(path), steps=11, epochs=None, run_dir=tmp_path / "run")
     assert same(
-        trained(on_disk(path), run_dir=tmp_path / "run", resume=True)[1], trained(Data(x))[1]
+        trained(on_disk(path), run_dir=tmp_path / "run", resume=True)[1],
+        trained(Data(x))[1],
     )
 
 
 def test_validation_on_disk(x, path):
-    here, there = trained(Data(x), validation=x), trained(on_disk(path), validation=on_disk(path))
+    here, there = (
+        trained(Data(x), validation=x),
+        trained(on_disk(path), validation=on_disk(path)),
+    )
     assert [r.validation_elbo for r in here[0].history] == [
         r.validation_elbo for r in there[0].history
     ]
@@ -125,7 +133,9 @@ def test_batches_are_sent_to_the_gpu(x, path):
 
 
 def test_data_at_places_are_those_of_their_subset():
-    data = vilvm.Data((torch.randn(6, 2), {"y": torch.arange(6)}), labels=torch.arange(6))
+    data = vilvm.Data(
+        (torch.randn(6, 2), {"y": torch.arange(6)}), labels=torch.arange(6)
+    )
     places = torch.tensor([4, 0, 4])
     found, expected = data.take(places), data.subset(places)
     assert torch.equal(found.x[0], expected.x[0])

@@ -39,7 +39,9 @@ class Line(torch.nn.Module):
 
 
 def options(**values):
-    return lambda lvm, optimizer, at: optimizer.param_groups[0].update(values) if at == 3 else None
+    return lambda lvm, optimizer, at: (
+        optimizer.param_groups[0].update(values) if at == 3 else None
+    )
 
 
 def cleared(lvm, optimizer, at):
@@ -97,14 +99,15 @@ SLOW = {"put_back", "replaced_each_time"}
 
 
 @pytest.mark.parametrize(
-    "change", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in CHANGES]
+    "change",
+    [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in CHANGES],
 )
 def test_manual_changes_count_as_in_eager_steps(change):
     expected = run(EagerStep, CHANGES[change])
     lines = []
-    assert run(CompiledStep, CHANGES[change], compiler=graph, log=lines.append) == pytest.approx(
-        expected, rel=1e-5, abs=1e-6
-    )
+    assert run(
+        CompiledStep, CHANGES[change], compiler=graph, log=lines.append
+    ) == pytest.approx(expected, rel=1e-5, abs=1e-6)
     unmoved = run(EagerStep, lambda *_: None)
     # so that the above can fail
     assert abs(unmoved[0] - expected[0]) + abs(unmoved[1] - expected[1]) > 1e-3

@@ -47,7 +47,9 @@ def at(folder):
 
 
 def grouped(lr):
-    return lambda ps: torch.optim.Adam([{"params": ps[:2]}, {"params": ps[2:], "lr": lr}], lr=0.01)
+    return lambda ps: torch.optim.Adam(
+        [{"params": ps[:2]}, {"params": ps[2:], "lr": lr}], lr=0.01
+    )
 
 
 def decaying(base):
@@ -148,14 +150,23 @@ def test_resume_sees_another_guide_of_equal_parameters(tmp_path):
     ):
         vilvm.fit(line(dist.Laplace), x, steps=4, resume=True, **options)
     with pytest.raises(
-        vilvm.CheckpointError, match="another function, by its code or its constants: arguments"
+        vilvm.CheckpointError,
+        match="another function, by its code or its constants: arguments",
     ):
         vilvm.fit(
-            line(dist.Normal), x, steps=4, resume=True, **options | {"arguments": weighted(8)}
+            line(dist.Normal),
+            x,
+            steps=4,
+            resume=True,
+            **options | {"arguments": weighted(8)},
         )
     assert (
         vilvm.fit(
-            line(dist.Normal), x, steps=4, resume=True, **options | {"arguments": weighted(9)}
+            line(dist.Normal),
+            x,
+            steps=4,
+            resume=True,
+            **options | {"arguments": weighted(9)},
         ).steps
         == 4
     )
@@ -206,7 +217,10 @@ FORGED = {
         state(lambda s: s.update(history="x")),
         "its history is no list",
     ),
-    "a negative count": (replaced(COUNT, torch.neg), "optimizer/state/0/step is negative"),
+    "a negative count": (
+        replaced(COUNT, torch.neg),
+        "optimizer/state/0/step is negative",
+    ),
     "a count beyond its steps": (
         replaced(COUNT, lambda t: t + 4),
         "the steps that its optimizer counts",
@@ -268,7 +282,9 @@ def test_checkpoint_of_another_equal_run_is_refused(tmp_path):
     ):
         fit(tmp_path / "b", steps=6, resume=True)
     shutil.copytree(at(tmp_path / "a"), at(tmp_path / "b"), dirs_exist_ok=True)
-    with pytest.raises(vilvm.CheckpointError, match=f"it is of another run than {tmp_path / 'b'}"):
+    with pytest.raises(
+        vilvm.CheckpointError, match=f"it is of another run than {tmp_path / 'b'}"
+    ):
         fit(tmp_path / "b", steps=6, resume=True)
 
 
@@ -363,7 +379,9 @@ def full(monkeypatch, name, number=errno.ENOSPC):
         ),
     ],
 )
-def test_a_disk_that_takes_nothing_is_named(tmp_path, monkeypatch, name, number, message):
+def test_a_disk_that_takes_nothing_is_named(
+    tmp_path, monkeypatch, name, number, message
+):
     full(monkeypatch, name, number)
     with pytest.raises(vilvm.CheckpointError, match=message):
         fit(tmp_path)
@@ -390,8 +408,13 @@ def test_a_finished_run_writes_nothing(tmp_path, monkeypatch):
     fitted = fit(tmp_path)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     full(monkeypatch, str(tmp_path), errno.EROFS)
-    assert fit(tmp_path, resume=True).history["elbo"].tolist() == fitted.history["elbo"].tolist()
-    assert {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()} == before
+    assert (
+        fit(tmp_path, resume=True).history["elbo"].tolist()
+        == fitted.history["elbo"].tolist()
+    )
+    assert {
+        file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()
+    } == before
 
 
 def test_script_on_full_disk_ends_with_one_sentence(tmp_path, monkeypatch, capsys):
@@ -413,7 +436,8 @@ def test_moved_run_folder_is_not_created_again(tmp_path):
             folder.rename(moved)
 
     with pytest.raises(
-        vilvm.CheckpointError, match=r"the run folder .*/run was moved or replaced meanwhile"
+        vilvm.CheckpointError,
+        match=r"the run folder .*/run was moved or replaced meanwhile",
     ):
         fit(folder, after_step=move, checkpoint_seconds=0.0)
     assert not folder.exists()
@@ -422,7 +446,10 @@ def test_moved_run_folder_is_not_created_again(tmp_path):
 
 def test_leftovers_of_a_killed_process_are_swept(tmp_path):
     fit(tmp_path)
-    left = [tmp_path / ".history.csv.0123abcd.tmp", at(tmp_path) / ".state.json.89abcdef.tmp"]
+    left = [
+        tmp_path / ".history.csv.0123abcd.tmp",
+        at(tmp_path) / ".state.json.89abcdef.tmp",
+    ]
     for file in left:
         file.write_text("half")
     (tmp_path / "checkpoint" / ".step-000000006.partial").mkdir()

@@ -13,7 +13,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import RenyiELBO, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer import (
+    RenyiELBO,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    TraceMeanField_ELBO,
+)
 
 import vilvm
 from vilvm._compile import graph, inductor, traceable
@@ -28,12 +34,22 @@ from vilvm.training.step import EagerStep
 from vilvm.weights import find_layout
 
 GALLERY = sorted(
-    p.stem for p in (Path(__file__).parents[2] / "models").glob("*.py") if p.stem != "__init__"
+    p.stem
+    for p in (Path(__file__).parents[2] / "models").glob("*.py")
+    if p.stem != "__init__"
 )
 
 
 def steps(
-    lvm, batch, objective, make, compiler=graph, *, count=5, optimizer=torch.optim.Adam, **options
+    lvm,
+    batch,
+    objective,
+    make,
+    compiler=graph,
+    *,
+    count=5,
+    optimizer=torch.optim.Adam,
+    **options,
 ):
     """Some steps from one seed; the step, and the loss and norm of each."""
     lines = []
@@ -43,7 +59,9 @@ def steps(
     own = {} if make is EagerStep else {"compiler": compiler, "log": lines.append}
     step = make(lvm, objective, optimizer(parameters, lr=1e-2), **options, **own)
     with seeded(1), module_parameters(lvm, frozen=True), pyro.validation_enabled(False):
-        results = [step(batch, layout.num_data if layout.local else 1.0) for _ in range(count)]
+        results = [
+            step(batch, layout.num_data if layout.local else 1.0) for _ in range(count)
+        ]
     if make is CompiledStep:
         step.settle()
     return step, results, lines
@@ -54,7 +72,9 @@ def check_alike(make, compiler=graph, **options):
     an objective, twice the same.
     """
     (lvm, batch, objective), (other, _, _) = make(), make()
-    eager, expected, _ = steps(lvm, batch, copy.deepcopy(objective), EagerStep, **options)
+    eager, expected, _ = steps(
+        lvm, batch, copy.deepcopy(objective), EagerStep, **options
+    )
     step, found, lines = steps(
         other, batch, copy.deepcopy(objective), CompiledStep, compiler, **options
     )
@@ -65,10 +85,14 @@ def check_alike(make, compiler=graph, **options):
         assert a.applied
         assert b.applied
     for name, value in lvm.state_dict().items():
-        torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            other.state_dict()[name], value, rtol=1e-4, atol=1e-5
+        )
     for p, q in zip(eager.parameters, step.parameters, strict=True):
         for key, value in eager.optimizer.state[p].items():
-            torch.testing.assert_close(step.optimizer.state[q][key], value, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                step.optimizer.state[q][key], value, rtol=1e-4, atol=1e-5
+            )
 
 
 def gallery(name):
@@ -78,11 +102,16 @@ def gallery(name):
     return lvm, batch, getattr(module, "objective", Trace_ELBO)()
 
 
-QUICK = {"vae", "eight_schools", "gaussian_mixture"}  # amortised, shared and enumerated latents
+QUICK = {
+    "vae",
+    "eight_schools",
+    "gaussian_mixture",
+}  # amortised, shared and enumerated latents
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in GALLERY]
+    "name",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in GALLERY],
 )
 def test_the_graph_of_every_model_is_its_step(name):
     check_alike(partial(gallery, name))
@@ -96,7 +125,9 @@ def apart(name, compiler):
     with seeded(2), module_parameters(lvm):
         layout = find_layout(lvm, batch)
         parameters = [p for p in lvm.parameters() if p.requires_grad]
-        step = CompiledStep(lvm, objective, torch.optim.Adam(parameters), compiler=compiler)
+        step = CompiledStep(
+            lvm, objective, torch.optim.Adam(parameters), compiler=compiler
+        )
         assert step.prepare(batch, layout.num_data) is not None, step.refused
         return step.differs(batch, layout.num_data, 1e-5)
 
@@ -107,7 +138,13 @@ def test_graph_gradients_equal_eager_ones_to_five_digits():
 
 # Of each kind one: networks, convolutions, shared latents, enumerated ones in a chain and in a
 # mixture.
-BY_INDUCTOR = {"vae", "conv_autoencoder", "eight_schools", "hidden_markov", "gaussian_mixture"}
+BY_INDUCTOR = {
+    "vae",
+    "conv_autoencoder",
+    "eight_schools",
+    "hidden_markov",
+    "gaussian_mixture",
+}
 
 
 @pytest.mark.slow
@@ -127,7 +164,12 @@ def test_training_curves_agree_and_seeds_reproduce_runs():
                     data.train.x.mean(0)
                 )
             fitted = vilvm.fit(
-                lvm, data.train, epochs=12, batch_size=50, seed=seed, compile=bool(compile)
+                lvm,
+                data.train,
+                epochs=12,
+                batch_size=50,
+                seed=seed,
+                compile=bool(compile),
             )
             curves[compile, seed] = torch.tensor(fitted.history["elbo"])
     assert torch.equal(curves[True, 0], curves["again", 0])
@@ -149,10 +191,20 @@ def test_training_curves_agree_and_seeds_reproduce_runs():
         pytest.param(Trace_ELBO(num_particles=2), marks=pytest.mark.slow),
         TraceGraph_ELBO(),
         pytest.param(TraceEnum_ELBO(max_plate_nesting=1), marks=pytest.mark.slow),
-        RenyiELBO(alpha=0, num_particles=4, vectorize_particles=True, max_plate_nesting=1),
+        RenyiELBO(
+            alpha=0, num_particles=4, vectorize_particles=True, max_plate_nesting=1
+        ),
         Annealed(Trace_ELBO(), warmup=3),
     ],
-    ids=["mean field", "particles", "particles in turn", "graph", "enum", "IWAE", "annealed"],
+    ids=[
+        "mean field",
+        "particles",
+        "particles in turn",
+        "graph",
+        "enum",
+        "IWAE",
+        "annealed",
+    ],
 )
 def test_any_objective(objective):
     check_alike(lambda: (*gallery("vae")[:2], objective))
@@ -186,7 +238,9 @@ class Noisy(torch.nn.Module):
         self.head = torch.nn.Linear(8, 2)
 
     def model(self, x):
-        scale = pyro.param("scale", torch.tensor(0.7), constraint=dist.constraints.positive)
+        scale = pyro.param(
+            "scale", torch.tensor(0.7), constraint=dist.constraints.positive
+        )
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(x.new_zeros(len(x), 2), 1.0).to_event(1))
             pyro.sample("x", dist.Normal(z.repeat(1, 2), scale).to_event(1), obs=x)
@@ -318,7 +372,11 @@ def test_a_loss_that_is_not_finite_moves_nothing():
     assert not result.applied
     assert results[0].applied
     assert torch.equal(lvm.m, before[0]["m"])
-    assert step.optimizer.state_dict()["state"][0]["step"] == before[1]["state"][0]["step"] == 1
+    assert (
+        step.optimizer.state_dict()["state"][0]["step"]
+        == before[1]["state"][0]["step"]
+        == 1
+    )
 
 
 def test_pyro_is_as_it_was_after_a_trace():
@@ -334,8 +392,12 @@ def test_pyro_is_as_it_was_after_a_trace():
 def trained(folder, count, resume=False, **options):
     with seeded(1):
         lvm = VAE(6, 2, encoder_hidden=(8,), decoder_hidden=(8,))
-    x = torch.bernoulli(torch.full((48, 6), 0.4), generator=torch.Generator().manual_seed(0))
-    vilvm.fit(lvm, x, steps=count, batch_size=16, run_dir=folder, resume=resume, **options)
+    x = torch.bernoulli(
+        torch.full((48, 6), 0.4), generator=torch.Generator().manual_seed(0)
+    )
+    vilvm.fit(
+        lvm, x, steps=count, batch_size=16, run_dir=folder, resume=resume, **options
+    )
     return lvm.state_dict()
 
 
@@ -356,7 +418,8 @@ def test_a_run_stays_what_it_began_as(tmp_path, monkeypatch):
     whole = trained(tmp_path / "whole", 30)  # too short to be compiled
     trained(tmp_path / "parts", 20)
     assert all(
-        torch.equal(v, whole[n]) for n, v in trained(tmp_path / "parts", 30, resume=True).items()
+        torch.equal(v, whole[n])
+        for n, v in trained(tmp_path / "parts", 30, resume=True).items()
     )
     longer = trained(tmp_path / "parts", 60, resume=True)
     eager = trained(tmp_path / "eager", 60, compile=False)
@@ -373,7 +436,9 @@ class Rare(Line):
 
     def guide(self, x):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(self.m * x, torch.where(x < -3, torch.inf, 0.7)))
+            pyro.sample(
+                "z", dist.Normal(self.m * x, torch.where(x < -3, torch.inf, 0.7))
+            )
 
 
 @pytest.mark.parametrize(
@@ -392,7 +457,9 @@ def test_run_returns_to_a_nonfinite_compiled_step(monkeypatch, scheduler):
     monkeypatch.setattr(
         _loop.Loop,
         "_launch_block",
-        lambda self, n, old=_loop.Loop._launch_block: (at_once.append(n), old(self, n))[1],
+        lambda self, n, old=_loop.Loop._launch_block: (at_once.append(n), old(self, n))[
+            1
+        ],
     )
     x = torch.randn(200, generator=torch.Generator().manual_seed(0)).clamp(-2.9, 3)
     x[::40] = -4.0

@@ -93,7 +93,12 @@ def test_skipped_step_changes_no_batch_statistics(
             **options,
         }
         done = vilvm.fit(
-            lvm, rare(every=every), steps=steps, batch_size=size, compile=compile, **options
+            lvm,
+            rare(every=every),
+            steps=steps,
+            batch_size=size,
+            compile=compile,
+            **options,
         )
         return done, lvm.state_dict()
 
@@ -114,7 +119,10 @@ def test_skipped_step_changes_no_batch_statistics(
 
 @pytest.mark.parametrize(
     ("error", "words"),
-    [(5e-8, None), (1e-3, "a buffer, such as batch statistics, is not that of the eager step")],
+    [
+        (5e-8, None),
+        (1e-3, "a buffer, such as batch statistics, is not that of the eager step"),
+    ],
 )
 def test_rounding_of_zero_batch_statistics_is_no_difference(error, words):
     """The mean of what is centred is the rounding of a sum, which a program adds up in another
@@ -127,7 +135,9 @@ def test_rounding_of_zero_batch_statistics_is_no_difference(error, words):
             means = [
                 t
                 for t in given
-                if t.shape == (4,) and not t.requires_grad and 0 < float(t.abs().max()) < 1e-5
+                if t.shape == (4,)
+                and not t.requires_grad
+                and 0 < float(t.abs().max()) < 1e-5
             ]
             assert means
             means[0].add_(error)
@@ -138,7 +148,10 @@ def test_rounding_of_zero_batch_statistics_is_no_difference(error, words):
     lvm, x = Statistics(), rare()[1:20]
     with seeded(0), module_parameters(lvm):
         step = CompiledStep(
-            lvm, Trace_ELBO(), torch.optim.SGD(lvm.parameters(), lr=1e-3), compiler=compiler
+            lvm,
+            Trace_ELBO(),
+            torch.optim.SGD(lvm.parameters(), lr=1e-3),
+            compiler=compiler,
         )
         assert step.differs(x, 19.0) == words
 
@@ -198,10 +211,14 @@ def failing(launches, partly=False):
         pytest.param(77, True, [], marks=pytest.mark.slow),
     ],
 )
-def test_failing_program_leaves_the_eager_run(monkeypatch, capsys, launches, partly, callbacks):
+def test_failing_program_leaves_the_eager_run(
+    monkeypatch, capsys, launches, partly, callbacks
+):
     ends = []
     for compile in (False, True):
-        monkeypatch.setattr("vilvm.training.compiled_step.inductor", failing(launches, partly))
+        monkeypatch.setattr(
+            "vilvm.training.compiled_step.inductor", failing(launches, partly)
+        )
         lvm = Spread()
         scheduler = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.99)
         objective = Annealed(Trace_ELBO(), warmup=50)
@@ -250,13 +267,18 @@ class Splined(Spread):
         with pyro.plate("data", len(x)):
             if self.conditional:
                 pyro.sample(
-                    "z", dist.ConditionalTransformedDistribution(base, [self.spline]).condition(x)
+                    "z",
+                    dist.ConditionalTransformedDistribution(
+                        base, [self.spline]
+                    ).condition(x),
                 )
             else:
                 pyro.sample("z", dist.TransformedDistribution(base, [self.spline]))
 
 
-@pytest.mark.parametrize("conditional", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "conditional", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_spline_guide_is_not_compiled_and_trains(conditional, capsys):
     x = torch.randn(10, 2, generator=torch.Generator().manual_seed(1))
     ends = []
@@ -294,7 +316,9 @@ def test_selection_of_variable_size_is_refused(function, is_fine):
         return
     made = trace(function, [x])
     for given in (x, other):
-        torch.testing.assert_close(list(made.module(given, *made.closed)), function(given))
+        torch.testing.assert_close(
+            list(made.module(given, *made.closed)), function(given)
+        )
 
 
 def in_turn(size=None):
@@ -326,7 +350,9 @@ class Bayesian(PyroModule):
     def __init__(self):
         super().__init__()
         self.linear = PyroModule[torch.nn.Linear](3, 1)
-        self.linear.weight = PyroSample(dist.Normal(0.0, 1.0).expand([1, 3]).to_event(2))
+        self.linear.weight = PyroSample(
+            dist.Normal(0.0, 1.0).expand([1, 3]).to_event(2)
+        )
         self.linear.bias = PyroSample(dist.Normal(0.0, 10.0).expand([1]).to_event(1))
 
     def forward(self, batch):
@@ -367,7 +393,11 @@ def test_plates_in_turn_and_distributions_made_beforehand_compile(make):
         lvm.guide(batch), lvm.model(batch)
         lines = []
         step = CompiledStep(
-            lvm, Trace_ELBO(), torch.optim.Adam(lvm.parameters()), compiler=graph, log=lines.append
+            lvm,
+            Trace_ELBO(),
+            torch.optim.Adam(lvm.parameters()),
+            compiler=graph,
+            log=lines.append,
         )
         began = time.process_time()
         assert step.prepare(batch, 1.0) is not None, lines
@@ -398,7 +428,11 @@ def test_sequential_plate_over_drawn_subsample_is_refused():
         lvm.guide(batch)
         lines = []
         step = CompiledStep(
-            lvm, Trace_ELBO(), torch.optim.Adam(lvm.parameters()), compiler=graph, log=lines.append
+            lvm,
+            Trace_ELBO(),
+            torch.optim.Adam(lvm.parameters()),
+            compiler=graph,
+            log=lines.append,
         )
         began = time.process_time()
         assert step.prepare(batch, 1.0) is None
@@ -444,7 +478,8 @@ def wrong(by):
 
 
 @pytest.mark.parametrize(
-    "to", [0.0, -1e-5, *(pytest.param(to, marks=pytest.mark.slow) for to in (1e-7, 1e-3))]
+    "to",
+    [0.0, -1e-5, *(pytest.param(to, marks=pytest.mark.slow) for to in (1e-7, 1e-3))],
 )
 @pytest.mark.parametrize(
     ("by", "reason"),
@@ -462,7 +497,9 @@ def test_loss_near_zero_is_compared_by_its_terms(to, by, reason):
         lvm = AtZero(x, to)
     with module_parameters(lvm), seeded(1):
         optimizer = torch.optim.SGD(lvm.parameters(), lr=0.1)
-        step = CompiledStep(lvm, Trace_ELBO(), optimizer, compiler=wrong(by), log=lambda _: None)
+        step = CompiledStep(
+            lvm, Trace_ELBO(), optimizer, compiler=wrong(by), log=lambda _: None
+        )
         step.prepare(x, 1000.0)
     assert step.refused is None if reason is None else re.match(reason, step.refused)
 
@@ -471,7 +508,9 @@ def mixture():
     def model(x):
         locs = pyro.param("locs", torch.tensor([-1.0, 1.0]))
         with pyro.plate("data", len(x)):
-            k = pyro.sample("k", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"})
+            k = pyro.sample(
+                "k", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"}
+            )
             pyro.sample("x", dist.Normal(locs[k], 1.0), obs=x)
 
     return vilvm.Pair(model, lambda x: None), torch.linspace(-2, 2, 6)
@@ -485,7 +524,9 @@ def line():
 
     def guide(x):
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(pyro.param("locs", torch.tensor(0.1)) * x, 0.7))
+            pyro.sample(
+                "z", dist.Normal(pyro.param("locs", torch.tensor(0.1)) * x, 0.7)
+            )
 
     return vilvm.Pair(model, guide), torch.linspace(-2, 2, 6)
 
@@ -499,7 +540,9 @@ def line():
             (
                 line,
                 partial(kind, num_particles=3, vectorize_particles=True),
-                partial(kind, num_particles=3, vectorize_particles=True, max_plate_nesting=1),
+                partial(
+                    kind, num_particles=3, vectorize_particles=True, max_plate_nesting=1
+                ),
             )
             for kind in (
                 Trace_ELBO,
@@ -509,9 +552,13 @@ def line():
         ),
         (
             line,
-            lambda: Annealed(Trace_ELBO(num_particles=3, vectorize_particles=True), warmup=5),
             lambda: Annealed(
-                Trace_ELBO(num_particles=3, vectorize_particles=True, max_plate_nesting=1),
+                Trace_ELBO(num_particles=3, vectorize_particles=True), warmup=5
+            ),
+            lambda: Annealed(
+                Trace_ELBO(
+                    num_particles=3, vectorize_particles=True, max_plate_nesting=1
+                ),
                 warmup=5,
             ),
         ),

@@ -80,9 +80,13 @@ def test_two_ranks_step_as_one_process(two, tmp_path):
                 atol=1e-6,
                 msg=lambda m, n=name: f"{n}: {m}",
             )
-    found, expected = (pandas.read_csv(f / "adam" / "history.csv") for f in (folder, tmp_path))
+    found, expected = (
+        pandas.read_csv(f / "adam" / "history.csv") for f in (folder, tmp_path)
+    )
     for column in ("elbo", "rate", "gradient_norm", "step"):
-        assert found[column].tolist() == pytest.approx(expected[column].tolist(), rel=1e-5)
+        assert found[column].tolist() == pytest.approx(
+            expected[column].tolist(), rel=1e-5
+        )
 
 
 @pytest.mark.slow
@@ -108,7 +112,9 @@ def test_run_resumes_exactly_and_continues_on_fewer_ranks(two):
         resume=True,
     )
     assert fitted.steps == 30
-    assert fitted.history["step"].tolist() == sorted(set(fitted.history["step"].tolist()))
+    assert fitted.history["step"].tolist() == sorted(
+        set(fitted.history["step"].tolist())
+    )
 
 
 @pytest.mark.slow
@@ -123,7 +129,9 @@ def test_evaluation_of_two_ranks_equals_that_of_one(two):
     # in order
     assert (
         torch.corrcoef(
-            torch.stack([elbo.values, torch.tensor(results["values"], dtype=torch.float64)])
+            torch.stack(
+                [elbo.values, torch.tensor(results["values"], dtype=torch.float64)]
+            )
         )[0, 1]
         > 0.99
     )
@@ -143,7 +151,11 @@ def test_what_one_rank_decides_all_do(two):
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_shares_make_up_the_whole(size):
     for count in (1, 5, 20):
-        found = [i for r in range(size) for i in range(count)[ProcessGroup(r, size).shard(count)]]
+        found = [
+            i
+            for r in range(size)
+            for i in range(count)[ProcessGroup(r, size).shard(count)]
+        ]
         assert found == list(range(count))
     batches = [
         Batches(vilvm.Data(torch.arange(23.0)[:, None]), 10, 0, ProcessGroup(r, size))
@@ -153,7 +165,8 @@ def test_shares_make_up_the_whole(size):
         assert sum(b.weight(step) for b in batches) == pytest.approx(1)
         mine = [b(step) for b in batches if b.weight(step)]
         assert torch.equal(
-            torch.cat(mine), Batches(vilvm.Data(torch.arange(23.0)[:, None]), 10, 0)(step)
+            torch.cat(mine),
+            Batches(vilvm.Data(torch.arange(23.0)[:, None]), 10, 0)(step),
         )
 
 
@@ -166,7 +179,11 @@ def test_three_ranks_step_as_one_process_too(tmp_path):
     for name, expected in ranks.noiseless(tmp_path / "one").items():
         for key, value in expected.items():
             torch.testing.assert_close(
-                found[name][key], value, rtol=1e-6, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}"
+                found[name][key],
+                value,
+                rtol=1e-6,
+                atol=1e-6,
+                msg=lambda m, n=name: f"{n}: {m}",
             )
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["alike"]
@@ -202,7 +219,9 @@ def test_the_main_example_under_torchrun(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("Training on digits") == 1
     assert (
-        json.loads((tmp_path / "run" / "results.json").read_text())["bounds"]["elbo"]["mean"]
+        json.loads((tmp_path / "run" / "results.json").read_text())["bounds"]["elbo"][
+            "mean"
+        ]
         > -100
     )
     assert (tmp_path / "run" / "page.html").exists()

@@ -7,7 +7,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceEnum_ELBO, config_enumerate
+from pyro.infer import (
+    RenyiELBO,
+    ReweightedWakeSleep,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    config_enumerate,
+)
 
 import vilvm
 from vilvm._compile import graph
@@ -32,7 +38,9 @@ def scalar_guide(x):
 def test_it_finds_the_exact_posterior():
     x = torch.randn(500, generator=torch.Generator().manual_seed(0)) * 2**0.5
     lvm = vilvm.Pair(scalar_model, scalar_guide)
-    vilvm.fit(lvm, x, epochs=30, batch_size=100, optimizer=partial(torch.optim.Adam, lr=0.03))
+    vilvm.fit(
+        lvm, x, epochs=30, batch_size=100, optimizer=partial(torch.optim.Adam, lr=0.03)
+    )
     assert lvm.pyro_params["slope"].item() == pytest.approx(0.5, abs=0.05)
     assert lvm.pyro_params["scale"].exp().item() == pytest.approx(0.5**0.5, abs=0.05)
     assert len(pyro.get_param_store()) == 0
@@ -44,7 +52,8 @@ def test_history_and_files(tmp_path):
     assert fitted.history["step"].tolist() == [50, 100, 120]
     assert np.isfinite(fitted.history["validation_elbo"]).all()
     assert np.allclose(
-        fitted.history["rate"] + fitted.history["distortion"], -fitted.history["validation_elbo"]
+        fitted.history["rate"] + fitted.history["distortion"],
+        -fitted.history["validation_elbo"],
     )
     lines = (tmp_path / "history.csv").read_text().splitlines()
     assert len(lines) == 4
@@ -89,14 +98,20 @@ def test_best_parameters_are_kept_and_patience_stops():
     )
     assert fitted.stopped == "early"
     best = fitted.history["validation_elbo"].argmax()
-    assert len(fitted.history) == best + 1 + 2  # the best record, and as many as there is patience
+    assert (
+        len(fitted.history) == best + 1 + 2
+    )  # the best record, and as many as there is patience
     assert fitted.best_step == fitted.history["step"][best] < fitted.steps
-    assert all(torch.equal(seen[fitted.best_step][n], v) for n, v in lvm.state_dict().items())
+    assert all(
+        torch.equal(seen[fitted.best_step][n], v) for n, v in lvm.state_dict().items()
+    )
 
 
 def test_callback_stops():
     lvm, x = tiny()
-    fitted = vilvm.fit(lvm, x, steps=500, callbacks=[lambda event: len(event.history) == 2])
+    fitted = vilvm.fit(
+        lvm, x, steps=500, callbacks=[lambda event: len(event.history) == 2]
+    )
     assert (fitted.stopped, fitted.steps) == ("callback", 100)
 
 
@@ -117,7 +132,9 @@ def test_a_plateau_is_one_of_the_validation_elbo(mode, improves):
     plateau = partial(
         torch.optim.lr_scheduler.ReduceLROnPlateau, patience=1, factor=0.1, mode=mode
     )
-    fitted = vilvm.fit(lvm, x, validation=x if improves else 1 - x, steps=300, scheduler=plateau)
+    fitted = vilvm.fit(
+        lvm, x, validation=x if improves else 1 - x, steps=300, scheduler=plateau
+    )
     validation = fitted.history["validation_elbo"]
     assert (validation[-1] > validation[0]) == improves
     assert (fitted.history["learning_rate"][-1] == 1e-3) == improves
@@ -147,7 +164,9 @@ class Sometimes(torch.nn.Module):
             pyro.sample(
                 "z",
                 dist.Normal(
-                    self.m * (float("nan") if self.calls == 10 else 1.0), 1.0, validate_args=False
+                    self.m * (float("nan") if self.calls == 10 else 1.0),
+                    1.0,
+                    validate_args=False,
                 ),
             )
 
@@ -165,7 +184,9 @@ def test_a_nonfinite_step_can_be_skipped():
 def test_enumerated_models_train():
     @config_enumerate
     def model(x):
-        weights = pyro.param("weights", torch.ones(2) / 2, constraint=dist.constraints.simplex)
+        weights = pyro.param(
+            "weights", torch.ones(2) / 2, constraint=dist.constraints.simplex
+        )
         locs = pyro.param("locs", torch.tensor([-1.0, 1.0]))
         with pyro.plate("data", len(x)):
             k = pyro.sample("k", dist.Categorical(weights))
@@ -237,7 +258,9 @@ class Line(torch.nn.Module):
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     def guide(self, x):
-        seen = bool(self.batches) and torch.equal(self.batches[-1], x)  # by another particle
+        seen = bool(self.batches) and torch.equal(
+            self.batches[-1], x
+        )  # by another particle
         if torch.is_grad_enabled() and not seen:
             self.batches.append(x.clone())
         with pyro.plate("data", len(x)):
@@ -260,7 +283,11 @@ def test_a_step_descends_the_loss_per_datum(objective):
         objective=objective,
         optimizer=partial(torch.optim.SGD, lr=0.1),
     )
-    assert [len(b) for b in lvm.batches][-3:] == [4, 4, 2]  # the last batch of an epoch is smaller
+    assert [len(b) for b in lvm.batches][-3:] == [
+        4,
+        4,
+        2,
+    ]  # the last batch of an epoch is smaller
     for batch in lvm.batches[-3:]:
         m -= 0.1 * (-(batch * (batch - m * batch)) + batch * m * batch).mean().item()
     assert lvm.m.item() == pytest.approx(m, abs=1e-6)
@@ -285,7 +312,9 @@ def test_a_schedule_by_epochs_steps_once_an_epoch():
         scheduler=halving,
         scheduler_interval="epoch",
     )
-    assert fitted.history["learning_rate"].tolist() == pytest.approx([5e-4, 2.5e-4, 1.25e-4])
+    assert fitted.history["learning_rate"].tolist() == pytest.approx(
+        [5e-4, 2.5e-4, 1.25e-4]
+    )
 
 
 def test_wake_sleep_trains():
@@ -306,7 +335,10 @@ def test_wake_sleep_trains():
 def test_an_optimizer_may_be_given_whole():
     lvm, x = tiny()
     optimizer = torch.optim.SGD(lvm.parameters(), lr=np.float32(0.5))
-    assert vilvm.fit(lvm, x, steps=2, optimizer=optimizer).history["learning_rate"][-1] == 0.5
+    assert (
+        vilvm.fit(lvm, x, steps=2, optimizer=optimizer).history["learning_rate"][-1]
+        == 0.5
+    )
 
 
 def test_numbers_of_half_precision(tmp_path):
@@ -319,7 +351,9 @@ def test_numbers_of_half_precision(tmp_path):
             pyro.sample("z", dist.Normal(lvm.m * x, 1.0))
 
     lvm.guide = guide
-    assert vilvm.fit(lvm, torch.randn(8).bfloat16(), steps=2, run_dir=tmp_path).steps == 2
+    assert (
+        vilvm.fit(lvm, torch.randn(8).bfloat16(), steps=2, run_dir=tmp_path).steps == 2
+    )
 
 
 def diverging(**options):
@@ -335,7 +369,8 @@ def diverging(**options):
 
 def test_divergence_within_the_first_epoch_is_one_sentence():
     with pytest.raises(
-        vilvm.NonFiniteLossError, match=r"Step [234] \(epoch 1\): the loss is nan\. .*'z'"
+        vilvm.NonFiniteLossError,
+        match=r"Step [234] \(epoch 1\): the loss is nan\. .*'z'",
     ):
         diverging()
 
@@ -378,7 +413,9 @@ def test_failed_noise_is_used_to_name_the_site(compile, monkeypatch):
             with pyro.plate("data", len(x)):
                 z = pyro.sample("z", dist.Normal(0.0, 1.0))
                 # NaN for few z
-                pyro.sample("x", dist.Normal(z, (z + 3.5).sqrt(), validate_args=False), obs=x)
+                pyro.sample(
+                    "x", dist.Normal(z, (z + 3.5).sqrt(), validate_args=False), obs=x
+                )
 
         def guide(self, x):
             with pyro.plate("data", len(x)):
@@ -386,9 +423,12 @@ def test_failed_noise_is_used_to_name_the_site(compile, monkeypatch):
 
     for seed in range(2):
         with pytest.raises(
-            vilvm.NonFiniteLossError, match="log-likelihood of site 'x' is nan for datum"
+            vilvm.NonFiniteLossError,
+            match="log-likelihood of site 'x' is nan for datum",
         ):
-            vilvm.fit(Rooted(), torch.zeros(100), steps=5000, seed=seed, compile=compile)
+            vilvm.fit(
+                Rooted(), torch.zeros(100), steps=5000, seed=seed, compile=compile
+            )
 
 
 def test_skipped_step_leaves_buffers_unchanged():
@@ -403,7 +443,12 @@ def test_skipped_step_leaves_buffers_unchanged():
             super().guide(x)
 
     lvm = Counting()
-    assert vilvm.fit(lvm, torch.randn(200), steps=20, nonfinite="skip", compile=False).skipped == 1
+    assert (
+        vilvm.fit(
+            lvm, torch.randn(200), steps=20, nonfinite="skip", compile=False
+        ).skipped
+        == 1
+    )
     assert lvm.norm.num_batches_tracked == 19
     assert torch.isfinite(lvm.norm.running_mean).all()
 
@@ -439,10 +484,16 @@ def test_a_parameter_that_comes_late_is_refused():
     def guide(x):
         with pyro.plate("data", len(x)):
             extra = pyro.param("late", torch.tensor(0.0)) if len(x) < 4 else 0.0
-            pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.0)) + extra, 1.0))
+            pyro.sample(
+                "z", dist.Normal(pyro.param("m", torch.tensor(0.0)) + extra, 1.0)
+            )
 
-    with pytest.raises(vilvm.ContractError, match=r"'late'.* appeared after training began"):
-        vilvm.fit(vilvm.Pair(scalar_model, guide), torch.randn(10), epochs=1, batch_size=4)
+    with pytest.raises(
+        vilvm.ContractError, match=r"'late'.* appeared after training began"
+    ):
+        vilvm.fit(
+            vilvm.Pair(scalar_model, guide), torch.randn(10), epochs=1, batch_size=4
+        )
 
 
 def test_a_static_transform_is_drawn_once():
@@ -473,7 +524,9 @@ def test_shared_latents_train_in_batches_under_full_plate():
 
     def guide(batch):
         loc = pyro.param("loc", torch.tensor(0.0))
-        scale = pyro.param("scale", torch.tensor(0.1), constraint=dist.constraints.positive)
+        scale = pyro.param(
+            "scale", torch.tensor(0.1), constraint=dist.constraints.positive
+        )
         pyro.sample("mu", dist.Normal(loc, scale))
 
     lvm = vilvm.Pair(model, guide)
@@ -505,7 +558,9 @@ def test_one_cycle_ends_low_however_few_the_steps(steps):
         return scheduler
 
     assert (
-        vilvm.fit(lvm, x, steps=steps, optimizer=made["optimizer"], scheduler=watched).stopped
+        vilvm.fit(
+            lvm, x, steps=steps, optimizer=made["optimizer"], scheduler=watched
+        ).stopped
         == "finished"
     )
     assert len(rates) >= steps - 1

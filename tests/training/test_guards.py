@@ -320,7 +320,9 @@ def trained(make, compile, at=MOVED_AT, **options):
         progress=False,
         **options,
     )
-    assert calls == done.history["step"].tolist()  # once each, also where the run went back
+    assert (
+        calls == done.history["step"].tolist()
+    )  # once each, also where the run went back
     return lvm.m.item(), lvm.s.item(), done.history["elbo"].tolist(), calls
 
 
@@ -370,7 +372,9 @@ def test_state_changed_by_callback_counts_as_when_eager(make, capsys):
 
 
 @pytest.mark.parametrize(
-    "make", [Plain, Array, Chosen, Imported, Keyword, defaults], ids=lambda m: m.__name__.lower()
+    "make",
+    [Plain, Array, Chosen, Imported, Keyword, defaults],
+    ids=lambda m: m.__name__.lower(),
 )
 def test_a_guard_sees_settings_wherever_they_are(make):
     lvm = make()
@@ -384,7 +388,10 @@ def test_a_guard_sees_settings_wherever_they_are(make):
 
 def test_a_moved_weight_changes_the_numbers():
     """The cases above would log: an unmoved weight leads elsewhere."""
-    (m, s, *_), (other_m, other_s, *_) = eager(Attribute), trained(Attribute, compile=False, at=-1)
+    (m, s, *_), (other_m, other_s, *_) = (
+        eager(Attribute),
+        trained(Attribute, compile=False, at=-1),
+    )
     assert abs(m - other_m) + abs(s - other_s) > 0.05
     for make in (OfClass, Hidden, closure):
         assert trained(make, compile=False)[:2] == (m, s)
@@ -400,7 +407,14 @@ def test_the_case_of_the_issue():
         def callback(event):
             lvm.beta = 0.1 if event.history.records[-1].step < 4200 else 1.0
 
-        vilvm.fit(lvm, data(), steps=6000, compile=compile, callbacks=[callback], progress=False)
+        vilvm.fit(
+            lvm,
+            data(),
+            steps=6000,
+            compile=compile,
+            callbacks=[callback],
+            progress=False,
+        )
         return lvm.m.item(), lvm.s.item()
 
     assert run("auto") == pytest.approx(run(False), rel=1e-3, abs=1e-4)
@@ -448,20 +462,28 @@ class Drawing(Weighted):
         return 1.0 + 1e-6 * self.mean.random()
 
 
-@pytest.mark.parametrize("draw", [random.random, np.random.rand], ids=["python", "numpy"])
+@pytest.mark.parametrize(
+    "draw", [random.random, np.random.rand], ids=["python", "numpy"]
+)
 def test_rare_draws_outside_torch_are_found_at_once(draw, capsys):
     """They would be seen in the numbers only when they come up."""
     lvm = Weighted()
     lvm.weight = lambda: 2.0 if draw() < 1e-9 else 1.0
     vilvm.fit(lvm, data(), steps=5, compile=True, progress=False)
-    assert "eagerly: a number drawn by Python's random or by numpy" in capsys.readouterr().out
+    assert (
+        "eagerly: a number drawn by Python's random or by numpy"
+        in capsys.readouterr().out
+    )
 
 
-@pytest.mark.parametrize("make", [Counting, Averaging, Drawing], ids=["count", "average", "draws"])
+@pytest.mark.parametrize(
+    "make", [Counting, Averaging, Drawing], ids=["count", "average", "draws"]
+)
 def test_state_that_the_pair_moves_itself_is_named(make, capsys):
     vilvm.fit(make(), data(), steps=20, compile=True, progress=False)
     assert re.search(
-        r"eagerly: \w+\.(beta|mean) changes whenever the pair is run", capsys.readouterr().out
+        r"eagerly: \w+\.(beta|mean) changes whenever the pair is run",
+        capsys.readouterr().out,
     )
 
 
@@ -521,7 +543,13 @@ def test_run_returns_after_scheduler_changes_hidden_state(capsys):
     scheduler = partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=moving)
     adam = partial(torch.optim.Adam, lr=3e-2)
     done = vilvm.fit(
-        lvm, data(), steps=130, optimizer=adam, scheduler=scheduler, compile=True, progress=False
+        lvm,
+        data(),
+        steps=130,
+        optimizer=adam,
+        scheduler=scheduler,
+        compile=True,
+        progress=False,
     )
     other = Attribute()
 
@@ -550,7 +578,9 @@ def test_run_returns_after_scheduler_changes_hidden_state(capsys):
 def test_state_that_no_code_reads_is_no_change(capsys):
     lvm = Attribute()
     callback = lambda event: setattr(lvm, "seen", len(event.history))  # noqa: E731
-    vilvm.fit(lvm, data(), steps=130, compile=True, callbacks=[callback], progress=False)
+    vilvm.fit(
+        lvm, data(), steps=130, compile=True, callbacks=[callback], progress=False
+    )
     assert capsys.readouterr().out == ""
 
 
@@ -565,7 +595,9 @@ def test_endlessly_changing_state_is_refused_by_name(capsys):
             return 1.0
 
         scheduler = partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=moving)
-        vilvm.fit(lvm, data(), steps=40, scheduler=scheduler, compile=compile, progress=False)
+        vilvm.fit(
+            lvm, data(), steps=40, scheduler=scheduler, compile=compile, progress=False
+        )
         ends.append((lvm.m.item(), lvm.s.item()))
     assert ends[1] == pytest.approx(ends[0], rel=1e-4, abs=1e-5)
     assert "keep it in a buffer of the module" in capsys.readouterr().out

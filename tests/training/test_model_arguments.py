@@ -67,7 +67,12 @@ def test_an_annealed_weight_is_the_annealed_objective(monkeypatch, compile):
 def test_an_argument_is_one_input_of_one_program(monkeypatch, capsys):
     programs, options = (
         [],
-        {"arguments": lambda step: {"beta": 0.1 + step / 50, "prior": torch.tensor(step / 40)}},
+        {
+            "arguments": lambda step: {
+                "beta": 0.1 + step / 50,
+                "prior": torch.tensor(step / 40),
+            }
+        },
     )
     monkeypatch.setattr(
         compiled_step, "inductor", lambda *given: programs.append(1) or graph(*given)
@@ -92,10 +97,17 @@ def test_an_annealed_prior_is_that_of_its_step():
     def guide(x, prior=2.0):
         with pyro.plate("data", len(x)):
             pyro.sample(
-                "z", dist.Normal(pyro.param("m", torch.tensor(0.0, dtype=x.dtype)) + 0 * x, 1e-9)
+                "z",
+                dist.Normal(
+                    pyro.param("m", torch.tensor(0.0, dtype=x.dtype)) + 0 * x, 1e-9
+                ),
             )
 
-    lvm, x, m = vilvm.Pair(model, guide), torch.linspace(-1, 1, 5, dtype=torch.float64), 0.0
+    lvm, x, m = (
+        vilvm.Pair(model, guide),
+        torch.linspace(-1, 1, 5, dtype=torch.float64),
+        0.0,
+    )
     vilvm.fit(
         lvm,
         x,
@@ -119,13 +131,20 @@ def test_records_see_the_defaults():
         batch_size=24,
     )
     _, plain = trained(steps=150, validation=X, optimizer=still, batch_size=24)
-    assert fitted.history["validation_elbo"].tolist() == plain.history["validation_elbo"].tolist()
+    assert (
+        fitted.history["validation_elbo"].tolist()
+        == plain.history["validation_elbo"].tolist()
+    )
     assert fitted.history["elbo"][-1] < plain.history["elbo"][-1] - 10
 
 
 @pytest.mark.parametrize(
     "objective",
-    [TraceMeanField_ELBO(), RenyiELBO(alpha=0.5, num_particles=2), Trace_ELBO(num_particles=3)],
+    [
+        TraceMeanField_ELBO(),
+        RenyiELBO(alpha=0.5, num_particles=2),
+        Trace_ELBO(num_particles=3),
+    ],
     ids=lambda o: type(o).__name__,
 )
 def test_every_objective_passes_them_on(objective):
@@ -154,7 +173,10 @@ def test_an_automatic_guide_hands_them_to_nothing():
             pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
 
     lvm = vilvm.Pair(model, AutoNormal(model))
-    assert vilvm.fit(lvm, X[:, 0], steps=5, arguments=lambda step: {"prior": step}).steps == 5
+    assert (
+        vilvm.fit(lvm, X[:, 0], steps=5, arguments=lambda step: {"prior": step}).steps
+        == 5
+    )
 
 
 class Killed(Exception):
@@ -163,7 +185,9 @@ class Killed(Exception):
 
 def test_a_killed_run_resumes_to_the_undisturbed_one(tmp_path):
     def dying(at):
-        fatal = [at]  # a list, which may change; a number would make it another function
+        fatal = [
+            at
+        ]  # a list, which may change; a number would make it another function
 
         def arguments(step):
             if step in fatal:
@@ -175,19 +199,28 @@ def test_a_killed_run_resumes_to_the_undisturbed_one(tmp_path):
     def clip(lvm, step):
         lvm.w.clamp_(max=0.53)
 
-    options = {"checkpoint_seconds": 0.0, "resume": True, "after_step": clip, "compile": False}
+    options = {
+        "checkpoint_seconds": 0.0,
+        "resume": True,
+        "after_step": clip,
+        "compile": False,
+    }
     whole, _ = trained(arguments=dying(None), run_dir=tmp_path / "whole", **options)
     for step in (2, 17):
         with pytest.raises(Killed):
             trained(arguments=dying(step), run_dir=tmp_path / "killed", **options)
-    found, fitted = trained(arguments=dying(None), run_dir=tmp_path / "killed", **options)
+    found, fitted = trained(
+        arguments=dying(None), run_dir=tmp_path / "killed", **options
+    )
     assert fitted.steps == 40
     assert all(torch.equal(whole[n], found[n]) for n in whole)
 
 
 def test_a_run_with_other_arguments_is_not_resumed(tmp_path):
     trained(steps=3, arguments=warmed, run_dir=tmp_path)
-    with pytest.raises(vilvm.CheckpointError, match=r"arguments = \['beta'\], this run has None"):
+    with pytest.raises(
+        vilvm.CheckpointError, match=r"arguments = \['beta'\], this run has None"
+    ):
         trained(steps=5, resume=True, run_dir=tmp_path)
 
 
@@ -208,7 +241,9 @@ def test_a_hook_comes_after_every_step_that_moved():
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_projection_after_each_step_is_projected_descent(monkeypatch, capsys, compile):
+def test_a_projection_after_each_step_is_projected_descent(
+    monkeypatch, capsys, compile
+):
     monkeypatch.setattr(compiled_step, "inductor", graph)
 
     class Point(torch.nn.Module):
@@ -218,7 +253,9 @@ def test_a_projection_after_each_step_is_projected_descent(monkeypatch, capsys, 
 
         def model(self, x):
             with pyro.plate("data", len(x)):
-                z = pyro.sample("z", dist.Normal(torch.zeros_like(self.m), 1e6).to_event(1))
+                z = pyro.sample(
+                    "z", dist.Normal(torch.zeros_like(self.m), 1e6).to_event(1)
+                )
                 pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
 
         def guide(self, x):
@@ -242,13 +279,17 @@ def test_a_projection_after_each_step_is_projected_descent(monkeypatch, capsys, 
 
 
 def test_the_site_of_a_bad_argument_is_named():
-    with pytest.raises(vilvm.NonFiniteLossError, match=r"Step 4 .*log-prior of site 'z' is nan"):
+    with pytest.raises(
+        vilvm.NonFiniteLossError, match=r"Step 4 .*log-prior of site 'z' is nan"
+    ):
         trained(arguments=lambda step: {"prior": float("nan") if step == 3 else 0.0})
 
 
 def without(x):
     with pyro.plate("data", len(x)):
-        pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.0)) + 0 * x[:, 0], 1.0))
+        pyro.sample(
+            "z", dist.Normal(pyro.param("m", torch.tensor(0.0)) + 0 * x[:, 0], 1.0)
+        )
 
 
 def needing(x, beta):
@@ -308,7 +349,8 @@ def test_parameter_unknown_to_the_optimizer_is_refused(change):
 
     name = {"replaced": "slope", "added": "other", "unfrozen": "offset"}[change]
     with pytest.raises(
-        vilvm.ContractError, match=f"After step 50: the optimizer does not know parameter '{name}'"
+        vilvm.ContractError,
+        match=f"After step 50: the optimizer does not know parameter '{name}'",
     ):
         vilvm.fit(lvm, torch.randn(8), steps=51, callbacks=[callback])
 

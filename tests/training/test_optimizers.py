@@ -26,7 +26,9 @@ def model(x):
 
 def guide(x):
     slope = pyro.param("slope", torch.tensor(0.0))
-    scale = pyro.param("a.scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+    scale = pyro.param(
+        "a.scale", torch.tensor(1.0), constraint=dist.constraints.positive
+    )
     with pyro.plate("data", len(x)):
         pyro.sample("z", dist.Normal(slope * x, scale))
 
@@ -52,20 +54,27 @@ def test_names_are_those_of_the_statements():
                 pyro.sample(
                     "z",
                     dist.Normal(
-                        self.encoder(x[:, None])[:, 0] + pyro.param("shift", torch.tensor(0.0)),
+                        self.encoder(x[:, None])[:, 0]
+                        + pyro.param("shift", torch.tensor(0.0)),
                         1.0,
                     ),
                 )
 
-    trained(by_name(torch.optim.SGD, lambda name: seen.append(name) or {"lr": 0.1}), Both())
+    trained(
+        by_name(torch.optim.SGD, lambda name: seen.append(name) or {"lr": 0.1}), Both()
+    )
     assert set(seen) == {"encoder.weight", "encoder.bias", "q.bias", "shift"}
 
 
 def test_each_parameter_has_its_own_rate():
     plain, _ = trained(partial(torch.optim.SGD, lr=0.1), steps=1)
     rates = {"slope": 0.2, "a.scale": 0.0}
-    lvm, fitted = trained(by_name(torch.optim.SGD, lambda name: {"lr": rates[name]}), steps=1)
-    assert lvm.pyro_params["slope"].item() == pytest.approx(2 * plain.pyro_params["slope"].item())
+    lvm, fitted = trained(
+        by_name(torch.optim.SGD, lambda name: {"lr": rates[name]}), steps=1
+    )
+    assert lvm.pyro_params["slope"].item() == pytest.approx(
+        2 * plain.pyro_params["slope"].item()
+    )
     assert lvm.pyro_params["a/scale"].item() == 0.0
     assert plain.pyro_params["a/scale"].item() != 0.0
     assert fitted.history[-1].learning_rate == 0.2
@@ -83,11 +92,15 @@ def test_groups_step_as_a_torch_optimizer_of_groups(monkeypatch, capsys, compile
     other, lvm = vae(), vae()
     groups = [
         {
-            "params": [p for n, p in other.named_parameters() if n.startswith("decoder")],
+            "params": [
+                p for n, p in other.named_parameters() if n.startswith("decoder")
+            ],
             "lr": 1e-2,
         },
         {
-            "params": [p for n, p in other.named_parameters() if not n.startswith("decoder")],
+            "params": [
+                p for n, p in other.named_parameters() if not n.startswith("decoder")
+            ],
             "betas": (0.5, 0.9),
         },
     ]
@@ -109,7 +122,9 @@ def test_groups_step_as_a_torch_optimizer_of_groups(monkeypatch, capsys, compile
 
 def test_options_by_name_resume_and_are_compared(tmp_path):
     def run(folder, steps, slope=0.05, **options):
-        rates = by_name(torch.optim.Adam, lambda name: {"lr": slope if name == "slope" else 0.01})
+        rates = by_name(
+            torch.optim.Adam, lambda name: {"lr": slope if name == "slope" else 0.01}
+        )
         return trained(rates, steps=steps, run_dir=tmp_path / folder, **options)[0]
 
     whole = run("whole", 20)
@@ -120,7 +135,9 @@ def test_options_by_name_resume_and_are_compared(tmp_path):
     ):
         run("parts", 20, slope=0.5, resume=True)
     parts = run("parts", 20, resume=True)
-    assert all(torch.equal(v, parts.state_dict()[n]) for n, v in whole.state_dict().items())
+    assert all(
+        torch.equal(v, parts.state_dict()[n]) for n, v in whole.state_dict().items()
+    )
 
 
 def pyros_own(optimizer, x, batches=1, **options):
@@ -135,7 +152,12 @@ def pyros_own(optimizer, x, batches=1, **options):
 
 @pytest.mark.parametrize(
     "option",
-    [{"clip_norm": 4.0}, {"weight_decay": 8.0}, {"eps": 20.0}, {"clip_norm": 2.0, "eps": 5.0}],
+    [
+        {"clip_norm": 4.0},
+        {"weight_decay": 8.0},
+        {"eps": 20.0},
+        {"clip_norm": 2.0, "eps": 5.0},
+    ],
 )
 def test_gradients_per_datum_are_svi_over_num_data(option):
     """``clip_norm``, ``weight_decay`` and ``eps`` over N, the number of data, make the steps of
@@ -144,7 +166,9 @@ def test_gradients_per_datum_are_svi_over_num_data(option):
     expected = pyros_own(pyro.optim.ClippedAdam, X, 20, lr=0.05, **option)
     defaults = {"eps": 1e-8, "clip_norm": 10.0}
     own = partial(
-        ClippedAdam, lr=0.05, **{k: v / len(X) for k, v in {**defaults, **option}.items()}
+        ClippedAdam,
+        lr=0.05,
+        **{k: v / len(X) for k, v in {**defaults, **option}.items()},
     )
     lvm, _ = trained(own, steps=20)
     found = [lvm.pyro_params["slope"].item(), lvm.pyro_params["a/scale"].item()]
@@ -173,11 +197,18 @@ def test_subsampling_plate_scales_by_its_full_size():
         svi.step(X)
     lvm = vilvm.Pair(with_plate(model), with_plate(guide))
     trained(
-        partial(ClippedAdam, lr=0.05, clip_norm=100.0 / (25 * len(X)), eps=1e-8 / (25 * len(X))),
+        partial(
+            ClippedAdam,
+            lr=0.05,
+            clip_norm=100.0 / (25 * len(X)),
+            eps=1e-8 / (25 * len(X)),
+        ),
         lvm,
         steps=20,
     )
-    assert lvm.pyro_params["slope"].item() == pytest.approx(pyro.param("slope").item(), rel=1e-4)
+    assert lvm.pyro_params["slope"].item() == pytest.approx(
+        pyro.param("slope").item(), rel=1e-4
+    )
 
 
 class Rateless(torch.optim.Optimizer):
@@ -193,7 +224,9 @@ class Rateless(torch.optim.Optimizer):
                 p -= group["gain"] * p.grad.sign()
 
 
-@pytest.mark.parametrize("optimizer", [Rateless, by_name(Rateless, lambda name: {"gain": 0.02})])
+@pytest.mark.parametrize(
+    "optimizer", [Rateless, by_name(Rateless, lambda name: {"gain": 0.02})]
+)
 @pytest.mark.parametrize("compile", [False, True])
 def test_an_optimizer_needs_no_learning_rate(monkeypatch, optimizer, compile, tmp_path):
     monkeypatch.setattr(compiled_step, "inductor", graph)
@@ -203,7 +236,9 @@ def test_an_optimizer_needs_no_learning_rate(monkeypatch, optimizer, compile, tm
     assert abs(lvm.pyro_params["slope"].item()) == pytest.approx(3 * gain)
 
 
-@pytest.mark.parametrize("number", [np.int64(3), np.uint8(3), torch.tensor(3), np.array(3)])
+@pytest.mark.parametrize(
+    "number", [np.int64(3), np.uint8(3), torch.tensor(3), np.array(3)]
+)
 def test_any_integer_is_a_number(number, tmp_path):
     def run(number):
         torch.manual_seed(0)
@@ -217,7 +252,12 @@ def test_any_integer_is_a_number(number, tmp_path):
         }
         vilvm.fit(lvm, x, epochs=number, clip=np.float32(0.5), **options)
         fitted = vilvm.fit(
-            lvm, x, epochs=4, clip=0.5, resume=True, **{**options, "seed": 3, "batch_size": 3}
+            lvm,
+            x,
+            epochs=4,
+            clip=0.5,
+            resume=True,
+            **{**options, "seed": 3, "batch_size": 3},
         )
         return fitted, lvm.state_dict()
 
@@ -238,10 +278,19 @@ def test_records_by_number_and_slice():
 
 def test_cycle_as_long_as_the_run_is_accepted():
     cycle = partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=0.1, total_steps=30)
-    assert trained(partial(torch.optim.SGD, lr=0.1), steps=30, scheduler=cycle)[1].steps == 30
+    assert (
+        trained(partial(torch.optim.SGD, lr=0.1), steps=30, scheduler=cycle)[1].steps
+        == 30
+    )
 
     def warmed(optimizer):
-        parts = [torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=20), cycle(optimizer)]
+        parts = [
+            torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=20),
+            cycle(optimizer),
+        ]
         return torch.optim.lr_scheduler.SequentialLR(optimizer, parts, milestones=[20])
 
-    assert trained(partial(torch.optim.SGD, lr=0.1), steps=50, scheduler=warmed)[1].steps == 50
+    assert (
+        trained(partial(torch.optim.SGD, lr=0.1), steps=50, scheduler=warmed)[1].steps
+        == 50
+    )

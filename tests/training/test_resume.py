@@ -73,7 +73,9 @@ def finish(folder):
 
 
 def same(first, second):
-    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
+    return first.keys() == second.keys() and all(
+        torch.equal(first[n], second[n]) for n in first
+    )
 
 
 @pytest.mark.slow
@@ -96,14 +98,20 @@ def train(folder, steps, **options):
     with seeded(1):
         lvm = VAE(64, 4, encoder_hidden=(32,), decoder_hidden=(32,))
     data = digits()
-    return lvm, vilvm.fit(lvm, data.train, steps=steps, batch_size=100, run_dir=folder, **options)
+    return lvm, vilvm.fit(
+        lvm, data.train, steps=steps, batch_size=100, run_dir=folder, **options
+    )
 
 
 @pytest.mark.parametrize(
     "options",
     [
         {"validation": digits().validation},
-        {"scheduler": partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-2, total_steps=60)},
+        {
+            "scheduler": partial(
+                torch.optim.lr_scheduler.OneCycleLR, max_lr=1e-2, total_steps=60
+            )
+        },
     ],
     ids=["validation", "one cycle"],
 )
@@ -117,11 +125,21 @@ def test_n_and_m_steps_are_n_plus_m(tmp_path, options):
 
 @pytest.mark.slow
 def test_records_and_best_parameters_survive_an_interruption(tmp_path):
-    options = {"validation": digits().validation, "optimizer": partial(torch.optim.Adam, lr=1e-2)}
+    options = {
+        "validation": digits().validation,
+        "optimizer": partial(torch.optim.Adam, lr=1e-2),
+    }
     whole, done = train(tmp_path / "whole", 200, **options)
     train(tmp_path / "parts", 77, **options)
     parts, fitted = train(tmp_path / "parts", 200, resume=True, **options)
-    for column in ("step", "elbo", "validation_elbo", "rate", "gradient_norm", "learning_rate"):
+    for column in (
+        "step",
+        "elbo",
+        "validation_elbo",
+        "rate",
+        "gradient_norm",
+        "learning_rate",
+    ):
         # The run of 77 steps looks at its end, which is no record of the longer one.
         assert fitted.history[column].tolist() == done.history[column].tolist(), column
     assert fitted.best_step == done.best_step
@@ -165,7 +183,9 @@ def test_batch_statistics_and_dropout_resume_too(tmp_path):
 
 def interrupting(at):
     return lambda event: (
-        os.kill(os.getpid(), signal.SIGINT) if event.history.records[-1].step == at else None
+        os.kill(os.getpid(), signal.SIGINT)
+        if event.history.records[-1].step == at
+        else None
     )
 
 
@@ -178,7 +198,9 @@ def test_stopping_callback_is_not_undone_by_interrupt(tmp_path):
 
 
 def test_an_interrupt_at_the_last_step_changes_nothing(tmp_path):
-    _, fitted = train(tmp_path, 112, validation=digits().validation, callbacks=[interrupting(112)])
+    _, fitted = train(
+        tmp_path, 112, validation=digits().validation, callbacks=[interrupting(112)]
+    )
     assert (fitted.stopped, fitted.steps) == ("finished", 112)
 
 
@@ -224,7 +246,10 @@ def test_a_finished_run_resumes_to_itself(tmp_path):
     first, done = train(tmp_path, 60, validation=digits().validation)
     again, fitted = train(tmp_path, 60, validation=digits().validation, resume=True)
     assert same(first.state_dict(), again.state_dict())
-    assert fitted.history["validation_elbo"].tolist() == done.history["validation_elbo"].tolist()
+    assert (
+        fitted.history["validation_elbo"].tolist()
+        == done.history["validation_elbo"].tolist()
+    )
 
 
 def test_only_the_last_good_checkpoints_are_kept(tmp_path):
@@ -237,7 +262,9 @@ def test_only_the_last_good_checkpoints_are_kept(tmp_path):
     "optimizer",
     [
         partial(torch.optim.Adam, fused=True),
-        pytest.param(partial(torch.optim.SGD, lr=1e-3, momentum=0.9), marks=pytest.mark.slow),
+        pytest.param(
+            partial(torch.optim.SGD, lr=1e-3, momentum=0.9), marks=pytest.mark.slow
+        ),
     ],
 )
 def test_memory_order_of_tensors_is_kept(tmp_path, optimizer):
@@ -248,14 +275,25 @@ def test_memory_order_of_tensors_is_kept(tmp_path, optimizer):
 
     def run(name, callbacks=()):
         torch.manual_seed(0)
-        lvm = ConvAutoencoder(8, 3, channels=(4, 5)).to(memory_format=torch.channels_last)
+        lvm = ConvAutoencoder(8, 3, channels=(4, 5)).to(
+            memory_format=torch.channels_last
+        )
         assert any(not p.is_contiguous() for p in lvm.parameters())
-        options = {"steps": 120, "batch_size": 10, "optimizer": optimizer, "resume": True}
-        return lvm, vilvm.fit(lvm, x, run_dir=tmp_path / name, callbacks=callbacks, **options)
+        options = {
+            "steps": 120,
+            "batch_size": 10,
+            "optimizer": optimizer,
+            "resume": True,
+        }
+        return lvm, vilvm.fit(
+            lvm, x, run_dir=tmp_path / name, callbacks=callbacks, **options
+        )
 
     whole, _ = run("whole")
     _, first = run("parts", [interrupting(52)])
     assert (first.stopped, first.steps) == ("interrupted", 52)
     parts, second = run("parts")
     assert second.steps == 120
-    assert all(torch.equal(whole.state_dict()[n], v) for n, v in parts.state_dict().items())
+    assert all(
+        torch.equal(whole.state_dict()[n], v) for n, v in parts.state_dict().items()
+    )

@@ -23,7 +23,13 @@ def fit(callbacks=(), steps=120, **options):
     with seeded(0):
         lvm, x = PPCA(3, 1), torch.randn(20, 3)
     return lvm, vilvm.fit(
-        lvm, x, steps=steps, callbacks=callbacks, compile=False, progress=False, **options
+        lvm,
+        x,
+        steps=steps,
+        callbacks=callbacks,
+        compile=False,
+        progress=False,
+        **options,
     )
 
 
@@ -66,7 +72,8 @@ def test_one_signal_ends_in_order(number, tmp_path):
     resumed, again = fit(run_dir=tmp_path, resume=True)
     assert again.stopped == "finished"
     assert all(
-        torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(whole.parameters(), resumed.parameters(), strict=True)
     )
 
 
@@ -81,7 +88,8 @@ def test_second_signal_leaves_after_last_good_checkpoint(tmp_path):
     whole, _ = fit()
     resumed, _ = fit(run_dir=tmp_path, resume=True)
     assert all(
-        torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(whole.parameters(), resumed.parameters(), strict=True)
     )
 
 
@@ -97,8 +105,14 @@ def test_unfinished_checkpoint_is_written_first(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "save", save)
     with pytest.raises(KeyboardInterrupt):
         fit(run_dir=tmp_path, checkpoint_seconds=0.0)
-    assert writes[-1] == checkpoint.load(checkpoint.latest(tmp_path / "checkpoint"))["step"] == 3
-    assert not [p for p in tmp_path.rglob(".*") if p.name.startswith((".step", ".history"))]
+    assert (
+        writes[-1]
+        == checkpoint.load(checkpoint.latest(tmp_path / "checkpoint"))["step"]
+        == 3
+    )
+    assert not [
+        p for p in tmp_path.rglob(".*") if p.name.startswith((".step", ".history"))
+    ]
 
 
 def test_the_second_is_heard_where_signals_are_ignored():
@@ -128,14 +142,19 @@ def test_a_signal_in_a_nested_fit_ends_both():
 
     _, outer = fit([at(100, nested)])
     assert (outer.stopped, outer.steps) == ("interrupted", 100)
-    assert [(f.stopped, f.steps) for f in inner] == [("interrupted", 50), ("interrupted", 1)]
+    assert [(f.stopped, f.steps) for f in inner] == [
+        ("interrupted", 50),
+        ("interrupted", 1),
+    ]
 
 
 def test_a_handler_of_c_is_left_alone(monkeypatch):
     real, taken = signal.getsignal, []
     with monkeypatch.context() as patched:
         patched.setattr(
-            _signals.signal, "getsignal", lambda s: None if s == signal.SIGTERM else real(s)
+            _signals.signal,
+            "getsignal",
+            lambda s: None if s == signal.SIGTERM else real(s),
         )
         patched.setattr(_signals.signal, "signal", lambda s, handler: taken.append(s))
         with interruptible():
@@ -174,7 +193,8 @@ vilvm.fit(PPCA(3, 1), torch.randn(20, 3), steps=120, **options)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, -signal.SIGTERM)]
+    ("number", "code"),
+    [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, -signal.SIGTERM)],
 )
 def test_two_signals_end_a_process_that_waits(number, code, tmp_path):
     root = Path(__file__).parents[2]

@@ -26,7 +26,9 @@ def over_time(x, plate="sequences"):
 
 def guide_over_time(x, plate="sequences"):
     with pyro.plate(plate, x.shape[1]):
-        pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.1)) * x.sum(0), 1.0))
+        pyro.sample(
+            "z", dist.Normal(pyro.param("m", torch.tensor(0.1)) * x.sum(0), 1.0)
+        )
 
 
 def timely():
@@ -56,13 +58,17 @@ def test_batches_of_time_steps_are_refused(shape, batch_size):
 
 
 def test_misleading_plate_name_data_is_refused():
-    lvm = vilvm.Pair(partial(over_time, plate="data"), partial(guide_over_time, plate="data"))
+    lvm = vilvm.Pair(
+        partial(over_time, plate="data"), partial(guide_over_time, plate="data")
+    )
     with pytest.raises(vilvm.ContractError, match=r"it has 4 data for 3 rows"):
         vilvm.fit(lvm, torch.zeros(12, 4), steps=3, batch_size=4)
 
 
 def test_validation_in_parts_of_time_is_refused():
-    with pytest.raises(vilvm.ContractError, match="plate 'sequences' of Pair is not over it"):
+    with pytest.raises(
+        vilvm.ContractError, match="plate 'sequences' of Pair is not over it"
+    ):
         vilvm.fit(timely(), torch.zeros(3, 4), validation=torch.zeros(1003, 4), steps=3)
 
 
@@ -86,7 +92,9 @@ def guide_of(model):
     def guide(x):
         size, more = (len(x), {}) if model is over_rows else (100, {"subsample": x})
         with pyro.plate("data", size, **more):
-            pyro.sample("z", dist.Normal(pyro.param("m", torch.tensor(0.1)) * x[:, 0], 1.0))
+            pyro.sample(
+                "z", dist.Normal(pyro.param("m", torch.tensor(0.1)) * x[:, 0], 1.0)
+            )
 
     return guide
 
@@ -96,7 +104,10 @@ def guide_of(model):
 def test_plates_over_rows_are_trained(model, batch_size):
     assert (
         vilvm.fit(
-            vilvm.Pair(model, guide_of(model)), torch.zeros(100, 3), steps=3, batch_size=batch_size
+            vilvm.Pair(model, guide_of(model)),
+            torch.zeros(100, 3),
+            steps=3,
+            batch_size=batch_size,
         ).steps
         == 3
     )
@@ -109,7 +120,9 @@ def test_pair_of_fixed_batch_size_is_trained():
             pyro.sample("z", dist.Normal(slope * x[:, 0], 1.0))  # of four data only
 
     assert (
-        vilvm.fit(vilvm.Pair(over_rows, guide), torch.zeros(12, 3), steps=6, batch_size=4).steps
+        vilvm.fit(
+            vilvm.Pair(over_rows, guide), torch.zeros(12, 3), steps=6, batch_size=4
+        ).steps
         == 6
     )
 
@@ -137,7 +150,8 @@ def test_batch_normalisation_leaves_out_a_single_last_datum(capsys):
     assert fitted.steps == 6
     assert lvm.norm.num_batches_tracked == 6
     assert (
-        "is left out, another one every epoch (11 data in batches of 5)" in capsys.readouterr().out
+        "is left out, another one every epoch (11 data in batches of 5)"
+        in capsys.readouterr().out
     )
 
 
@@ -145,7 +159,10 @@ def test_batch_normalisation_leaves_out_a_single_last_datum(capsys):
 def test_larger_batches_are_not_left_out(rows, steps):
     assert (
         vilvm.fit(
-            Normalised(torch.nn.BatchNorm1d(3)), torch.randn(rows, 3), epochs=1, batch_size=5
+            Normalised(torch.nn.BatchNorm1d(3)),
+            torch.randn(rows, 3),
+            epochs=1,
+            batch_size=5,
         ).steps
         == steps
     )
@@ -179,7 +196,13 @@ def test_batch_normalisation_that_is_no_module_is_named(monkeypatch, compile, al
         vilvm.ContractError,
         match="Step 3: the batch holds one datum, for which batch normalisation has no statistics",
     ):
-        vilvm.fit(Normalised(norm), torch.randn(11, 3), epochs=1, batch_size=5, compile=compile)
+        vilvm.fit(
+            Normalised(norm),
+            torch.randn(11, 3),
+            epochs=1,
+            batch_size=5,
+            compile=compile,
+        )
 
 
 def test_nan_statistics_of_one_datum_are_named():
@@ -217,14 +240,23 @@ class Sturdy(Normalised):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (lambda x: x[:, :2], r"^The guide fails on a batch of shape \(4, 3\).*mat1 and mat2"),
+        (
+            lambda x: x[:, :2],
+            r"^The guide fails on a batch of shape \(4, 3\).*mat1 and mat2",
+        ),
         (lambda x: x.double(), r"two number types.*\.float\(\)"),
         (lambda x: {}[0], "KeyError: 0"),
     ],
 )
 def test_error_at_a_record_keeps_its_message(fault, message, nonfinite):
     with pytest.raises(vilvm.ContractError, match=message) as caught:
-        vilvm.fit(Sturdy(fault), torch.randn(4, 3), steps=3, nonfinite=nonfinite, compile=False)
+        vilvm.fit(
+            Sturdy(fault),
+            torch.randn(4, 3),
+            steps=3,
+            nonfinite=nonfinite,
+            compile=False,
+        )
     assert "learning rate" not in str(caught.value)
 
 

@@ -67,7 +67,9 @@ def test_epoch_spreads_all_sources_evenly():
         ]
         labelled = [i for i, batch in enumerate(taken) if batch.max() >= 100]
         assert labelled == [1, 5, 9]
-        assert [batches.count(epoch * 11 + i) for i in range(11)] == list(map(len, taken))
+        assert [batches.count(epoch * 11 + i) for i in range(11)] == list(
+            map(len, taken)
+        )
     assert not torch.equal(batches(0), batches(11))
 
 
@@ -85,7 +87,11 @@ def test_steps_equal_exact_losses_in_turn():
     lvm, by_hand = Mixture(), Mixture()
     descend = partial(torch.optim.SGD, lr=0.2)
     fitted = vilvm.fit(
-        lvm, vilvm.Interleaved(unlabelled, labelled), steps=30, optimizer=descend, **ENUMERATED
+        lvm,
+        vilvm.Interleaved(unlabelled, labelled),
+        steps=30,
+        optimizer=descend,
+        **ENUMERATED,
     )
     optimizer, losses = descend(by_hand.parameters()), []
     for step in range(30):  # each source is one batch
@@ -106,7 +112,9 @@ def test_validation_data_may_be_of_any_kind(source):
     held_out = held if source == 0 else halves(8, 30)[1]
     still = partial(torch.optim.SGD, lr=0.0)
     lvm = Mixture()
-    fitted = vilvm.fit(lvm, data, steps=60, validation=held_out, optimizer=still, **ENUMERATED)
+    fitted = vilvm.fit(
+        lvm, data, steps=60, validation=held_out, optimizer=still, **ENUMERATED
+    )
     assert fitted.history["validation_elbo"].tolist() == pytest.approx(
         [-lvm.loss(held_out).item()] * 2, rel=1e-5
     )
@@ -130,7 +138,9 @@ class Halves(torch.nn.Module):
             z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
             pyro.sample(
                 "x",
-                dist.Normal(self.decode(z) + y[..., None] * self.shift, 1.0).to_event(1),
+                dist.Normal(self.decode(z) + y[..., None] * self.shift, 1.0).to_event(
+                    1
+                ),
                 obs=batch["x"],
             )
 
@@ -171,7 +181,9 @@ def test_a_killed_run_resumes_to_the_undisturbed_one(tmp_path):
     for step in (3, 17):
         with pytest.raises(Killed):
             trained(after_step=dies_at(step), run_dir=tmp_path / "killed", **options)
-    found, fitted = trained(after_step=dies_at(None), run_dir=tmp_path / "killed", **options)
+    found, fitted = trained(
+        after_step=dies_at(None), run_dir=tmp_path / "killed", **options
+    )
     assert fitted.steps == 40
     assert all(torch.equal(whole[n], found[n]) for n in whole)
 
@@ -195,7 +207,9 @@ def test_the_graph_takes_the_eager_steps(monkeypatch, capsys, optimizer):
     assert "eagerly" not in capsys.readouterr().out
     for name, value in eager.items():
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5)
-    assert not torch.equal(eager["classify.weight"], trained(steps=1)[0]["classify.weight"])
+    assert not torch.equal(
+        eager["classify.weight"], trained(steps=1)[0]["classify.weight"]
+    )
 
 
 def test_kinds_of_one_shape_have_own_programs(monkeypatch, capsys):
@@ -245,7 +259,11 @@ def test_records_look_at_the_first_source():
     torch.manual_seed(2)
     lvm, looks = Watching(), []
     vilvm.fit(
-        lvm, pictures(), steps=47, batch_size=10, callbacks=[lambda e: looks.append(seen[-1])]
+        lvm,
+        pictures(),
+        steps=47,
+        batch_size=10,
+        callbacks=[lambda e: looks.append(seen[-1])],
     )
     assert looks == [False] * len(looks)
     assert looks

@@ -40,7 +40,9 @@ def test_local_mixture_weights_factorise_over_data():
     z = weights.latents["z"]
     parts = WEIGHTS.log() + dist.Normal(MEANS + z[..., None], 0.7).log_prob(X[:, None])
     torch.testing.assert_close(weights.log_likelihoods["x"], parts.logsumexp(-1))
-    torch.testing.assert_close(weights.log_likelihoods["y"], dist.Normal(z, 2.0).log_prob(X))
+    torch.testing.assert_close(
+        weights.log_likelihoods["y"], dist.Normal(z, 2.0).log_prob(X)
+    )
     assert sorted(weights.log_priors) == ["z"]
     assert weights.log_weight.shape == (5, 4)
     assert vilvm.log_weights(lvm, X[:1], 1).log_weight.shape == (1, 1)
@@ -57,7 +59,9 @@ def test_prior_that_depends_on_an_enumerated_latent(shift):
 
     def model(x):
         with pyro.plate("data", len(x)):
-            k = pyro.sample("k", dist.Categorical(WEIGHTS), infer={"enumerate": "parallel"})
+            k = pyro.sample(
+                "k", dist.Categorical(WEIGHTS), infer={"enumerate": "parallel"}
+            )
             z = pyro.sample("z", dist.Normal(LOCS[k], 0.6).to_event(1))
             pyro.sample("x", dist.Normal(z[..., 0] - z[..., 1] + shift * k, 1.0), obs=x)
 
@@ -69,12 +73,14 @@ def test_prior_that_depends_on_an_enumerated_latent(shift):
     weights = vilvm.log_weights(lvm, X, 200)
     z = weights.latents["z"]
     prior = WEIGHTS.log() + dist.Normal(LOCS, 0.6).to_event(1).log_prob(z[..., None, :])
-    seen = dist.Normal((z[..., 0] - z[..., 1])[..., None] + shift * torch.arange(3), 1.0).log_prob(
-        X[:, None]
-    )
+    seen = dist.Normal(
+        (z[..., 0] - z[..., 1])[..., None] + shift * torch.arange(3), 1.0
+    ).log_prob(X[:, None])
     joint = (prior + seen).logsumexp(-1)
     torch.testing.assert_close(weights.log_priors["z"], prior.logsumexp(-1))
-    torch.testing.assert_close(weights.log_likelihood.to(joint), joint - prior.logsumexp(-1))
+    torch.testing.assert_close(
+        weights.log_likelihood.to(joint), joint - prior.logsumexp(-1)
+    )
     found = divergences(lvm, X, 200)["z"]
     error = (found.var(0) / 200 + weights.rate.var(0) / 200).sqrt()
     assert ((found.mean(0) - weights.rate.mean(0)).abs() < 5 * error).all()
@@ -86,7 +92,8 @@ def test_prior_that_depends_on_an_enumerated_latent(shift):
     # A component drawn from its prior would not be one given z.
     for draw in (lambda z: replicate(lvm, z), lambda z: replay(lvm, X, z)):
         with pytest.raises(
-            vilvm.ContractError, match=r"prior of latent 'z' depends on an enumerated latent"
+            vilvm.ContractError,
+            match=r"prior of latent 'z' depends on an enumerated latent",
         ):
             draw(vilvm.posterior(lvm, X, 2))
     assert vilvm.sample(lvm, 5)["x"].shape == (5,)
@@ -103,7 +110,9 @@ def chain(x):
             state = pyro.sample(f"state_{t}", dist.Categorical(transition[state]))
             pyro.sample(
                 f"x_{t}",
-                dist.Normal(means[..., 0] * (state == 0) + means[..., 1] * (state == 1), 1.0),
+                dist.Normal(
+                    means[..., 0] * (state == 0) + means[..., 1] * (state == 1), 1.0
+                ),
                 obs=x[:, t],
             )
 
@@ -118,11 +127,16 @@ def test_markov_chain_is_summed_over_all_paths():
     transition = torch.tensor([[0.9, 0.1], [0.3, 0.7]])
     paths = []
     for path in itertools.product(range(2), repeat=4):
-        log_path = sum(transition[a, b].log() for a, b in itertools.pairwise((0, *path)))
+        log_path = sum(
+            transition[a, b].log() for a, b in itertools.pairwise((0, *path))
+        )
         means = weights.latents["means"][:, list(path)]  # (S, T)
         paths.append(log_path + dist.Normal(means[:, None], 1.0).log_prob(x).sum(-1))
     torch.testing.assert_close(
-        weights.log_likelihood, torch.stack(paths).logsumexp(0).double(), rtol=1e-5, atol=1e-4
+        weights.log_likelihood,
+        torch.stack(paths).logsumexp(0).double(),
+        rtol=1e-5,
+        atol=1e-4,
     )
     assert weights.log_weight.shape == (6,)  # the means are shared
     assert weights.log_likelihood.shape == (6, 3)
@@ -133,10 +147,16 @@ def test_enumeration_equals_pyros_trace_enum_elbo():
     lvm = vilvm.Pair(chain, AutoNormal(poutine.block(chain, expose=["means"])))
     x = torch.randn(3, 4)
     elbo = vilvm.evaluate(lvm, x, num_samples=4000, bounds="elbo").bounds["elbo"]
-    objective = TraceEnum_ELBO(max_plate_nesting=2, num_particles=1000, vectorize_particles=True)
+    objective = TraceEnum_ELBO(
+        max_plate_nesting=2, num_particles=1000, vectorize_particles=True
+    )
     with vilvm.lvm.module_parameters(lvm), torch.no_grad():
-        losses = torch.tensor([objective.loss(lvm.model, lvm.guide, x) for _ in range(5)])
-    assert abs(elbo.mean + losses.mean()) < 5 * (elbo.mc_se**2 + losses.var() / 5) ** 0.5
+        losses = torch.tensor(
+            [objective.loss(lvm.model, lvm.guide, x) for _ in range(5)]
+        )
+    assert (
+        abs(elbo.mean + losses.mean()) < 5 * (elbo.mc_se**2 + losses.var() / 5) ** 0.5
+    )
 
 
 def test_enumerated_global_latent_gives_one_joint_weight():
@@ -147,8 +167,12 @@ def test_enumerated_global_latent_gives_one_joint_weight():
             pyro.sample("x", dist.Normal(MEANS[k], 1.0), obs=x)
 
     weights = vilvm.log_weights(vilvm.Pair(model, lambda x: None), X, 2)
-    exact = (WEIGHTS.log() + dist.Normal(MEANS, 1.0).log_prob(X[:, None]).sum(0)).logsumexp(0)
-    torch.testing.assert_close(weights.log_weight, exact.double().expand(2), rtol=1e-6, atol=1e-5)
+    exact = (
+        WEIGHTS.log() + dist.Normal(MEANS, 1.0).log_prob(X[:, None]).sum(0)
+    ).logsumexp(0)
+    torch.testing.assert_close(
+        weights.log_weight, exact.double().expand(2), rtol=1e-6, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("nesting", [1, 2])
@@ -168,7 +192,9 @@ def test_shape_assertions_that_hold_only_under_enumeration(nesting):
         fitted = vilvm.fit(
             lvm, X, epochs=2, objective=objective, seed=0, progress=False, compile=False
         )
-        found.append(torch.tensor([r.elbo for r in fitted.history], dtype=torch.float64))
+        found.append(
+            torch.tensor([r.elbo for r in fitted.history], dtype=torch.float64)
+        )
     z = found[0].latents["z"]
     exact = (
         WEIGHTS.log() + dist.Normal(MEANS + z[:, None, None], 0.7).log_prob(X[:, None])

@@ -46,9 +46,13 @@ def test_densities_of_a_linear_gaussian_model_are_exact(base):
     assert z.shape == (7, 5, 2)
     found = joint(z)
     prior = dist.Normal(torch.zeros(2), 1.0).to_event(1).log_prob(z)
-    likelihood = dist.Normal(z @ lvm.W.T + lvm.b, lvm.log_sigma.exp()).to_event(1).log_prob(x)
+    likelihood = (
+        dist.Normal(z @ lvm.W.T + lvm.b, lvm.log_sigma.exp()).to_event(1).log_prob(x)
+    )
     guide = dist.Normal((x - lvm.b) @ lvm.V.T, lvm.log_s.exp()).to_event(1).log_prob(z)
-    torch.testing.assert_close(found.target, (prior + likelihood).double(), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(
+        found.target, (prior + likelihood).double(), rtol=1e-5, atol=1e-4
+    )
     torch.testing.assert_close(
         found.base, (prior if base == "prior" else guide).double(), rtol=1e-5, atol=1e-4
     )
@@ -74,7 +78,11 @@ def test_densities_of_constrained_latents_include_the_jacobian(base):
         torch.exp(torch.linspace(-4, 4, 600, dtype=torch.float64)),
         torch.linspace(1e-4, 1 - 1e-4, 600, dtype=torch.float64),
     )
-    log_s = dist.LogNormal(0.0, 0.5).log_prob(s) + s.log() + (8 / 599 * torch.ones(())).log()
+    log_s = (
+        dist.LogNormal(0.0, 0.5).log_prob(s)
+        + s.log()
+        + (8 / 599 * torch.ones(())).log()
+    )
     log_p = dist.Beta(2.0, 3.0).log_prob(p) + (p[1] - p[0]).log()
     grid = (
         dist.Normal(p[:, None], s[:, None, None]).log_prob(X.double())
@@ -82,7 +90,10 @@ def test_densities_of_constrained_latents_include_the_jacobian(base):
         + log_p[:, None]
     )
     torch.testing.assert_close(
-        found.target.logsumexp(0) + cell, grid.flatten(0, 1).logsumexp(0), rtol=2e-3, atol=2e-3
+        found.target.logsumexp(0) + cell,
+        grid.flatten(0, 1).logsumexp(0),
+        rtol=2e-3,
+        atol=2e-3,
     )
     drawn = joint.draw(4)
     torch.testing.assert_close(
@@ -104,9 +115,9 @@ def test_target_over_base_equals_the_log_weight(auto):
 
     def fixed(x):  # the same latents, weighed by hand
         scale, m = latents["scale"][:, None], latents["m"]
-        prior = dist.HalfCauchy(1.0).log_prob(latents["scale"]) + dist.Normal(0.0, scale).log_prob(
-            m
-        ).sum(-1)
+        prior = dist.HalfCauchy(1.0).log_prob(latents["scale"]) + dist.Normal(
+            0.0, scale
+        ).log_prob(m).sum(-1)
         return prior + dist.Normal(m[..., None], 1.0).log_prob(x).sum((-1, -2))
 
     log_scale = latents["scale"].log()  # u of it
@@ -120,7 +131,9 @@ def test_target_over_base_equals_the_log_weight(auto):
 
 
 def test_posterior_drops_plates_around_other_latents_only():
-    assert vilvm.posterior(vilvm.Pair(shared, AutoNormal(shared)), X, 6)["scale"].shape == (6,)
+    assert vilvm.posterior(vilvm.Pair(shared, AutoNormal(shared)), X, 6)[
+        "scale"
+    ].shape == (6,)
 
 
 def test_gradient_of_each_chain_and_datum_is_independent():
@@ -150,7 +163,9 @@ def test_log_joint_sums_over_enumerated_latents():
         + dist.Normal(z + torch.tensor([0.0, 1.0]), 1.0).log_prob(X[:, None])
     ).logsumexp(-1)
     found = joint(z)
-    torch.testing.assert_close(found.target - found.base, log_x.double(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        found.target - found.base, log_x.double(), rtol=1e-5, atol=1e-5
+    )
 
 
 def drawing_labels(x):
@@ -166,7 +181,10 @@ def drawing_labels(x):
             lambda: vilvm.Pair(labelled, drawing_labels),
             "latent 'k' is discrete, and chains move continuous ones only",
         ),
-        (lambda: vilvm.Pair(shared, AutoDelta(shared)), "latent 'scale' has a degenerate guide"),
+        (
+            lambda: vilvm.Pair(shared, AutoDelta(shared)),
+            "latent 'scale' has a degenerate guide",
+        ),
     ],
 )
 def test_latents_that_no_chain_can_move_are_refused(lvm, sentence):
@@ -227,8 +245,14 @@ def test_support_that_depends_on_another_latent(model, base):
     grid = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(y, 0.5).log_prob(
         X.double()[:, None, None]
     )
-    exact = grid.flatten(1).logsumexp(1) + (z[1, 0] - z[0, 0]).log() - torch.tensor(2000.0).log()
-    torch.testing.assert_close(found.target.logsumexp(0) + cell, exact, rtol=2e-3, atol=2e-3)
+    exact = (
+        grid.flatten(1).logsumexp(1)
+        + (z[1, 0] - z[0, 0]).log()
+        - torch.tensor(2000.0).log()
+    )
+    torch.testing.assert_close(
+        found.target.logsumexp(0) + cell, exact, rtol=2e-3, atol=2e-3
+    )
 
 
 def around(x):

@@ -82,7 +82,9 @@ def test_model_without_a_data_plate():
     x = torch.tensor([0.3, -1.0])
     weights = vilvm.log_weights(vilvm.Pair(model, guide), x, 5)
     truth = dist.Normal(torch.zeros(2), 2**0.5).log_prob(x).sum()
-    torch.testing.assert_close(weights.log_weight, truth.double().expand(5), rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(
+        weights.log_weight, truth.double().expand(5), rtol=1e-6, atol=1e-5
+    )
 
 
 def nested(data_outside, data_dim):
@@ -115,7 +117,9 @@ def nested(data_outside, data_dim):
             data, first, second = self.plates(x)
             mean = x.mean(1) / 2
             with data:
-                pyro.sample("u", dist.Normal(mean if data_dim == -1 else mean[:, None], 0.8))
+                pyro.sample(
+                    "u", dist.Normal(mean if data_dim == -1 else mean[:, None], 0.8)
+                )
             with first, second:
                 pyro.sample("v", dist.Normal(self.slope * self.across(x), 0.8))
 
@@ -136,10 +140,12 @@ def test_several_latents_with_a_nested_plate(data_outside, data_dim, num_data):
     u, v = z["u"], z["v"] if data_dim == -2 else z["v"].mT
     assert u.shape == (6, num_data)
     assert v.shape == (6, num_data, 3)
-    prior = dist.Normal(0.0, 1.0).log_prob(u) + dist.Normal(u[..., None], 1.0).log_prob(v).sum(-1)
-    guide = dist.Normal(x.mean(1) / 2, 0.8).log_prob(u) + dist.Normal(x / 2, 0.8).log_prob(v).sum(
-        -1
-    )
+    prior = dist.Normal(0.0, 1.0).log_prob(u) + dist.Normal(u[..., None], 1.0).log_prob(
+        v
+    ).sum(-1)
+    guide = dist.Normal(x.mean(1) / 2, 0.8).log_prob(u) + dist.Normal(
+        x / 2, 0.8
+    ).log_prob(v).sum(-1)
     expected = dist.Normal(v, 1.0).log_prob(x).sum(-1) + prior - guide
     torch.testing.assert_close(
         weights.log_weight, expected.detach().double(), rtol=1e-5, atol=1e-5
@@ -153,7 +159,8 @@ def test_several_latents_with_a_nested_plate(data_outside, data_dim, num_data):
         new = again["v"] if data_dim == -2 else again["v"].mT
         pairs = {(a.item(), *b.tolist()) for a, b in zip(u[:, i], v[:, i], strict=True)}
         assert {
-            (a.item(), *b.tolist()) for a, b in zip(again["u"][:, i], new[:, i], strict=True)
+            (a.item(), *b.tolist())
+            for a, b in zip(again["u"][:, i], new[:, i], strict=True)
         } <= pairs
 
 
@@ -190,7 +197,9 @@ def test_deterministic_sites_have_no_density():
     x = torch.randn(50)
     weights = vilvm.log_weights(vilvm.Pair(model, guide), x, 4)
     truth = dist.Normal(0.0, 5**0.5).log_prob(x).double()
-    torch.testing.assert_close(weights.log_weight, truth.expand(4, 50), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        weights.log_weight, truth.expand(4, 50), rtol=1e-5, atol=1e-5
+    )
 
 
 class Batch(NamedTuple):
@@ -212,9 +221,9 @@ def test_batch_may_be_a_named_tuple():
     lvm, batch = vilvm.Pair(model, guide), Batch(torch.randn(6), torch.ones(6))
     assert vilvm.log_weights(lvm, batch, 3).log_weight.shape == (3, 6)
     assert vilvm.fit(lvm, batch, steps=3, batch_size=2).steps == 3
-    assert vilvm.evaluate(lvm, batch, num_samples=3, batch_size=4).bounds["elbo"].values.shape == (
-        6,
-    )
+    assert vilvm.evaluate(lvm, batch, num_samples=3, batch_size=4).bounds[
+        "elbo"
+    ].values.shape == (6,)
 
 
 def test_guide_that_replays_the_data():
@@ -237,7 +246,9 @@ def test_shared_parameter_is_counted_once():
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     def guide(x):
-        scale = pyro.param("scale", torch.tensor(2.0), constraint=dist.constraints.positive)
+        scale = pyro.param(
+            "scale", torch.tensor(2.0), constraint=dist.constraints.positive
+        )
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(0.0, scale))
 
@@ -261,12 +272,17 @@ def test_pair_of_methods_trains_their_module():
     "auto",
     [
         AutoNormal,
-        *(pytest.param(a, marks=pytest.mark.slow) for a in (AutoMultivariateNormal, AutoGaussian)),
+        *(
+            pytest.param(a, marks=pytest.mark.slow)
+            for a in (AutoMultivariateNormal, AutoGaussian)
+        ),
     ],
 )
 def test_autoguide_parameters_exclude_those_of_its_model(auto):
     def model(x):
-        noise = pyro.param("noise", torch.tensor(1.0), constraint=dist.constraints.positive)
+        noise = pyro.param(
+            "noise", torch.tensor(1.0), constraint=dist.constraints.positive
+        )
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(mu, noise), obs=x)
@@ -274,7 +290,9 @@ def test_autoguide_parameters_exclude_those_of_its_model(auto):
     x = 0.1 * torch.randn(100)
     lvm = vilvm.Pair(model, auto(model))
     vilvm.fit(lvm, x, steps=800, optimizer=partial(torch.optim.Adam, lr=0.02))
-    assert lvm.pyro_params["noise"].exp().item() == pytest.approx(x.std().item(), rel=0.2)
+    assert lvm.pyro_params["noise"].exp().item() == pytest.approx(
+        x.std().item(), rel=0.2
+    )
     assert len(pyro.get_param_store()) == 0
 
 
@@ -336,7 +354,8 @@ def test_factors_are_not_counted_as_data():
     lvm, z = vilvm.Pair(model, guide), torch.tensor([0.5, -1.0])
     assert set(vilvm.predict(lvm, {"z": z})) == {"x"}
     with pytest.raises(
-        vilvm.lvm.NotApplicable, match=r"cannot be simulated: its pyro\.factor 'penalty'"
+        vilvm.lvm.NotApplicable,
+        match=r"cannot be simulated: its pyro\.factor 'penalty'",
     ):
         # running the model draws from p(z) p(x | z), which is not the model's density
         vilvm.sample(lvm, 3)
@@ -351,7 +370,9 @@ def test_predict_with_shared_latents_of_a_hierarchy():
     lvm = vilvm.Pair(schools, AutoNormal(schools))
     theta = torch.arange(8.0)
     means = vilvm.predict(
-        lvm, {"mu": torch.tensor(1.0), "tau": torch.tensor(2.0), "theta": theta}, like=SCHOOLS
+        lvm,
+        {"mu": torch.tensor(1.0), "tau": torch.tensor(2.0), "theta": theta},
+        like=SCHOOLS,
     )
     torch.testing.assert_close(means["y"], theta)
 
@@ -363,17 +384,21 @@ def test_terms_are_the_densities_of_the_draws():
     weights = vilvm.log_weights(lvm, x, 5)
     torch.manual_seed(3)
     z = vilvm.posterior(lvm, x, 5)["z"]
-    torch.testing.assert_close(weights.log_priors["z"], dist.Normal(0, 1).log_prob(z).sum(-1))
+    torch.testing.assert_close(
+        weights.log_priors["z"], dist.Normal(0, 1).log_prob(z).sum(-1)
+    )
     logits = lvm.decoder(z)
     torch.testing.assert_close(
         weights.log_likelihoods["x"], dist.Bernoulli(logits=logits).log_prob(x).sum(-1)
     )
     mean, log_variance = lvm.encoder(x).chunk(2, -1)
     torch.testing.assert_close(
-        weights.log_guides["z"], dist.Normal(mean, (log_variance / 2).exp()).log_prob(z).sum(-1)
+        weights.log_guides["z"],
+        dist.Normal(mean, (log_variance / 2).exp()).log_prob(z).sum(-1),
     )
     torch.testing.assert_close(
-        weights.log_weight, weights.log_likelihood + weights.log_prior - weights.log_guide
+        weights.log_weight,
+        weights.log_likelihood + weights.log_prior - weights.log_guide,
     )
 
 
@@ -420,7 +445,9 @@ def test_sample_draws_from_prior_and_likelihood():
     assert drawn["x"].shape == drawn["z"].shape == (4000,)
     assert abs(drawn["x"].mean() - 2) < 5 * (2 / 4000) ** 0.5
     assert abs(drawn["x"].var() - 2) < 5 * 2 * (2 / 4000) ** 0.5
-    torch.testing.assert_close(vilvm.sample(Shifted(), 3, mean=True)["x"].shape, torch.Size([3]))
+    torch.testing.assert_close(
+        vilvm.sample(Shifted(), 3, mean=True)["x"].shape, torch.Size([3])
+    )
 
 
 def test_sample_like_a_batch_draws_whole_batches():
@@ -449,13 +476,22 @@ def test_resampled_draws_follow_the_posterior():
     truth = lvm.exact_posterior(x)
     S = 20_000
     z = vilvm.resample(lvm, x, S, proposals=S)["z"]
-    ess = vilvm.log_weights(lvm, x, S).log_weight.softmax(0).square().sum(0).reciprocal().detach()
+    ess = (
+        vilvm.log_weights(lvm, x, S)
+        .log_weight.softmax(0)
+        .square()
+        .sum(0)
+        .reciprocal()
+        .detach()
+    )
     assert ess.min() > 200
     z_scores = (z.mean(0) - truth.mean) / (truth.variance / ess[:, None]).sqrt()
     assert z_scores.abs().max() < 5
     guide = vilvm.posterior_mean(lvm, x)["z"]
     # the guide's own mean is another
-    assert ((guide - truth.mean) / (truth.variance / ess[:, None]).sqrt()).abs().max() > 5
+    assert (
+        (guide - truth.mean) / (truth.variance / ess[:, None]).sqrt()
+    ).abs().max() > 5
 
 
 def test_resampling_a_shared_latent_picks_whole_draws():
@@ -497,7 +533,9 @@ def test_resampling_zero_weights_is_refused():
 def test_posterior_mean_equals_the_guides_mean():
     lvm = VAE(data_dim=6, latent_dim=2)
     x = torch.zeros(4, 6)
-    torch.testing.assert_close(vilvm.posterior_mean(lvm, x)["z"], lvm.encoder(x)[:, :2].detach())
+    torch.testing.assert_close(
+        vilvm.posterior_mean(lvm, x)["z"], lvm.encoder(x)[:, :2].detach()
+    )
 
 
 def test_param_statements_belong_to_the_pair():
@@ -507,10 +545,14 @@ def test_param_statements_belong_to_the_pair():
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
             pyro.module("network", network)
-            pyro.sample("x", dist.Normal(network(z.unsqueeze(-1)).squeeze(-1), 1.0), obs=x)
+            pyro.sample(
+                "x", dist.Normal(network(z.unsqueeze(-1)).squeeze(-1), 1.0), obs=x
+            )
 
     def guide(x):
-        scale = pyro.param("scale", torch.tensor(2.0), constraint=dist.constraints.positive)
+        scale = pyro.param(
+            "scale", torch.tensor(2.0), constraint=dist.constraints.positive
+        )
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(0.0, scale))
 
@@ -542,7 +584,9 @@ def test_deterministic_value_is_not_drawn_again():
         "x": (3, 4),
     }
     latents = {"scale": torch.tensor(2.0), "z": torch.arange(4.0)}
-    torch.testing.assert_close(vilvm.predict(lvm, latents, like=x)["x"], 2 * torch.arange(4.0))
+    torch.testing.assert_close(
+        vilvm.predict(lvm, latents, like=x)["x"], 2 * torch.arange(4.0)
+    )
 
 
 def test_extra_dimension_under_samples_is_refused(capsys):
@@ -550,14 +594,18 @@ def test_extra_dimension_under_samples_is_refused(capsys):
         beta = pyro.sample("beta", dist.Normal(torch.zeros(2), 3.0).to_event(1))
         with pyro.plate("data", len(batch)):
             pyro.sample(
-                "y", dist.Normal((beta.unsqueeze(-2) * batch).sum(-1), 0.5), obs=batch[:, 0]
+                "y",
+                dist.Normal((beta.unsqueeze(-2) * batch).sum(-1), 0.5),
+                obs=batch[:, 0],
             )
 
     x, lvm = torch.randn(6, 2), vilvm.Pair(model, AutoNormal(model))
     weights = vilvm.log_weights(lvm, x, 4)
     assert "keep leading dimensions as they are" in capsys.readouterr().out
     expected = dist.Normal(weights.latents["beta"] @ x.T, 0.5).log_prob(x[:, 0])
-    torch.testing.assert_close(weights.log_likelihood, expected.double(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        weights.log_likelihood, expected.double(), rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("num_samples", [1, 4])
@@ -566,4 +614,6 @@ def test_draws_come_first_with_plate_left_of_data(num_samples):
     assert {n: tuple(v.shape) for n, v in drawn.items()} == {
         n: (num_samples, *s) for n, s in (("u", ()), ("v", (3,)), ("x", (3,)))
     }
-    assert (drawn["v"].mean(1) - drawn["u"]).abs().max() < 5  # v ~ N(u, 1) of the same draw
+    assert (
+        drawn["v"].mean(1) - drawn["u"]
+    ).abs().max() < 5  # v ~ N(u, 1) of the same draw

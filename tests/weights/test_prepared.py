@@ -32,7 +32,9 @@ def guide(x):
 
 def schools():
     lvm, data = EightSchools(guide="mean_field"), eight_schools()
-    vilvm.log_weights(lvm, data.x)  # an autoguide draws its initial parameters in its first call
+    vilvm.log_weights(
+        lvm, data.x
+    )  # an autoguide draws its initial parameters in its first call
     return lvm, data
 
 
@@ -42,7 +44,9 @@ PAIRS = {
     "a subsampled plate": lambda: (vilvm.Pair(model, guide), X),
 }
 QUESTIONS = {
-    "evaluate": lambda *given, **options: vilvm.evaluate(*given, num_samples=30, **options),
+    "evaluate": lambda *given, **options: vilvm.evaluate(
+        *given, num_samples=30, **options
+    ),
     "pareto_k": lambda *given, **options: pareto_k(*given, num_samples=100, **options),
     "ais": lambda *given, **options: ais(*given, schedule=SCHEDULE, **options),
 }
@@ -87,7 +91,9 @@ def test_the_order_of_questions_does_not_matter():
 def test_preparation_cuts_the_data_once(monkeypatch):
     prepared_module, cuts = import_module("vilvm.weights.prepared"), []
     real = prepared_module._cut
-    monkeypatch.setattr(prepared_module, "_cut", lambda *given: (cuts.append(1), real(*given))[1])
+    monkeypatch.setattr(
+        prepared_module, "_cut", lambda *given: (cuts.append(1), real(*given))[1]
+    )
     prepared = vilvm.prepare(*PAIRS["several batches"](), seed=3)
     vilvm.evaluate(prepared, num_samples=5)
     pareto_k(prepared, num_samples=100)

@@ -46,9 +46,9 @@ def written(z):
 
 def attending(z):
     tokens = z[:, None, :, None]  # one head; each datum's two entries are its tokens
-    return torch.nn.functional.scaled_dot_product_attention(2 * tokens, tokens, tokens).reshape(
-        z.shape[0], 2
-    )
+    return torch.nn.functional.scaled_dot_product_attention(
+        2 * tokens, tokens, tokens
+    ).reshape(z.shape[0], 2)
 
 
 DECODERS = {
@@ -73,8 +73,12 @@ def single_runs(lvm, x, latents):
     found = []
     for z in latents["z"]:
         with vilvm.lvm.module_parameters(lvm):
-            guide = pyro.poutine.trace(pyro.poutine.condition(lvm.guide, {"z": z})).get_trace(x)
-            model = pyro.poutine.trace(pyro.poutine.condition(lvm.model, {"z": z})).get_trace(x)
+            guide = pyro.poutine.trace(
+                pyro.poutine.condition(lvm.guide, {"z": z})
+            ).get_trace(x)
+            model = pyro.poutine.trace(
+                pyro.poutine.condition(lvm.model, {"z": z})
+            ).get_trace(x)
         terms = [model.nodes[n] for n in ("z", "x")] + [guide.nodes["z"]]
         p_z, p_x, q = (site["fn"].log_prob(site["value"]) for site in terms)
         found.append(p_z + p_x - q)
@@ -82,7 +86,9 @@ def single_runs(lvm, x, latents):
 
 
 @pytest.mark.parametrize("name", DECODERS)
-@pytest.mark.parametrize("num_samples", [1, 2, 5, 7])  # 2 and 5 are sizes of the model's own
+@pytest.mark.parametrize(
+    "num_samples", [1, 2, 5, 7]
+)  # 2 and 5 are sizes of the model's own
 def test_every_sample_equals_a_single_run(name, num_samples):
     lvm = of_one_sample(DECODERS[name][0])
     weights = vilvm.log_weights(lvm, X, num_samples)
@@ -118,7 +124,8 @@ def test_check_lvm_returns_the_vectorisation():
 def test_compiled_passes_use_the_same_vectorisation(name, monkeypatch):
     made = []
     monkeypatch.setattr(
-        "vilvm.evaluation.sample_passes.inductor", lambda *args: (made.append(1), graph(*args))[1]
+        "vilvm.evaluation.sample_passes.inductor",
+        lambda *args: (made.append(1), graph(*args))[1],
     )
     lvm = of_one_sample(DECODERS[name][0])
     eager, found = (
@@ -156,7 +163,9 @@ def test_draws_of_dependent_latents_in_the_guide(wrong):
             b = pyro.sample("b", dist.Normal(0.0, 1.0))
             pyro.sample("x", dist.Normal(a + b[..., None], 1.0).to_event(1), obs=x)
 
-    x = X[:2]  # as many data as a datum has components, so that a wrong index does not fail
+    x = X[
+        :2
+    ]  # as many data as a datum has components, so that a wrong index does not fail
     drawn = vilvm.posterior(vilvm.Pair(model, guide), x, 2)
     residual = drawn["b"] - 3 * drawn["a"][..., 0]
     assert residual.abs().max() < 0.6  # six standard deviations
@@ -188,7 +197,9 @@ def test_samples_against_samples_do_not_exhaust_memory():
     weights = vilvm.log_weights(lvm, x, 20_000)  # else 160 GB
     z, locs = weights.latents["z"], weights.latents["locs"]
     expected = dist.Normal(locs.gather(1, z), 1.0).log_prob(x).sum(-1)
-    torch.testing.assert_close(weights.log_weight, expected.double(), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        weights.log_weight, expected.double(), rtol=1e-4, atol=1e-3
+    )
 
 
 FAMILIES = {
@@ -219,7 +230,8 @@ QUICK = {"Normal", "Gamma", "Beta", "StudentT", "Poisson", "Categorical"}
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES]
+    "name",
+    [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FAMILIES],
 )
 def test_every_sample_has_its_own_random_numbers(name):
     """Mean and variance of 2,000 draws, |z| < 5, with vmap and one by one."""
@@ -254,7 +266,10 @@ def test_vectorised_particles_of_a_non_vectorisable_pair():
         lvm, X, steps=1, objective=objective, compile=False, progress=False
     ).history
     bound = vilvm.evaluate(lvm, X, num_samples=4000).bounds["elbo"]
-    assert abs(history[-1].elbo - bound.mean) < 5 * bound.mc_se * math.sqrt(4000 / 200) + 0.01
+    assert (
+        abs(history[-1].elbo - bound.mean)
+        < 5 * bound.mc_se * math.sqrt(4000 / 200) + 0.01
+    )
     assert objective.vectorize_particles
     assert objective.max_plate_nesting == math.inf
 
@@ -281,7 +296,10 @@ def _by_equality(z):
         branching,
         _by_numpy,
         _by_mask,
-        *(pytest.param(read, marks=pytest.mark.slow) for read in (_by_list, _by_equality)),
+        *(
+            pytest.param(read, marks=pytest.mark.slow)
+            for read in (_by_list, _by_equality)
+        ),
     ],
 )
 def test_latent_values_read_in_python_run_sequentially(decode):
@@ -291,7 +309,10 @@ def test_latent_values_read_in_python_run_sequentially(decode):
         for count in (3, 70) if seed == 0 else (3,):
             weights = vilvm.log_weights(lvm, X, count)
             torch.testing.assert_close(
-                weights.log_weight, single_runs(lvm, X, weights.latents), rtol=1e-4, atol=1e-4
+                weights.log_weight,
+                single_runs(lvm, X, weights.latents),
+                rtol=1e-4,
+                atol=1e-4,
             )
 
 

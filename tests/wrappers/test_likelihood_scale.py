@@ -34,7 +34,9 @@ def pca(x):
 
 def test_it_is_the_residual(pca, x):
     lvm = fit_likelihood_scale(pca, x)
-    assert lvm.scale.item() ** 2 == pytest.approx(squared_error(pca, x).mean / 6, rel=1e-4)
+    assert lvm.scale.item() ** 2 == pytest.approx(
+        squared_error(pca, x).mean / 6, rel=1e-4
+    )
     found = vilvm.evaluate(lvm, x).distortion.mean
     expected = 3 * (2 * torch.pi * lvm.scale.double() ** 2).log() + 3
     assert found == pytest.approx(expected.item(), rel=1e-4)
@@ -42,11 +44,18 @@ def test_it_is_the_residual(pca, x):
 
 
 def test_linear_auto_encoder_with_gaussian_prior_is_ppca(pca, x):
-    lvm = with_prior_guide(with_prior(fit_likelihood_scale(pca, x), fit_prior(pca, x, "full")))
+    lvm = with_prior_guide(
+        with_prior(fit_likelihood_scale(pca, x), fit_prior(pca, x, "full"))
+    )
     z = lvm.lvm.prior.distribution()
-    cov = pca.U @ z.covariance_matrix @ pca.U.T + lvm.lvm.lvm.scale.square() * torch.eye(6)
+    cov = (
+        pca.U @ z.covariance_matrix @ pca.U.T
+        + lvm.lvm.lvm.scale.square() * torch.eye(6)
+    )
     truth = (
-        torch.distributions.MultivariateNormal(pca.U @ z.mean + pca.b, cov).log_prob(x).detach()
+        torch.distributions.MultivariateNormal(pca.U @ z.mean + pca.b, cov)
+        .log_prob(x)
+        .detach()
     )
     bounds = vilvm.evaluate(lvm, x[:5], num_samples=50_000).bounds["iwae"]
     assert ((bounds.values - truth[:5]) / bounds.errors).abs().max() < 5
@@ -58,6 +67,7 @@ def test_linear_auto_encoder_with_gaussian_prior_is_ppca(pca, x):
 
 def test_what_has_no_gaussian_noise():
     with pytest.raises(
-        vilvm.ContractError, match=r"one Gaussian observation; VAE observes \{'x': 'Bernoulli'\}"
+        vilvm.ContractError,
+        match=r"one Gaussian observation; VAE observes \{'x': 'Bernoulli'\}",
     ):
         fit_likelihood_scale(VAE(6, 2), torch.zeros(5, 6))

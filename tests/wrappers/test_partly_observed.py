@@ -32,7 +32,10 @@ def test_the_likelihood_is_that_of_what_is_seen():
     z = torch.zeros(5, 2)
     truth = dist.Bernoulli(logits=lvm.decoder(z)).log_prob(x)[:, SEEN].sum(1)
     model = pyro.poutine.condition(partial.model, data={"z": z})
-    for hidden in (x, torch.where(SEEN, x, other)):  # whatever stands where nothing was seen
+    for hidden in (
+        x,
+        torch.where(SEEN, x, other),
+    ):  # whatever stands where nothing was seen
         found = pyro.poutine.trace(model).get_trace(hidden)
         found.compute_log_prob()
         torch.testing.assert_close(found.nodes["x"]["log_prob"], truth)
@@ -53,12 +56,19 @@ def test_guide_fitted_to_holes_matches_exact_posterior():
     lvm = PPCA(6, 1)
     x = vilvm.sample(lvm, 500)["x"]
     partial, _ = fit_guide(
-        partly_observed(lvm, SEEN), x * SEEN, hidden=(), epochs=300, batch_size=500, lr=0.03
+        partly_observed(lvm, SEEN),
+        x * SEEN,
+        hidden=(),
+        epochs=300,
+        batch_size=500,
+        lr=0.03,
     )
     z = vilvm.posterior_mean(partial, x * SEEN)["z"]
     truth = part_of(lvm).exact_posterior(x[:, SEEN])
     assert ((z - truth.mean) / truth.stddev).abs().max() < 0.1
-    torch.testing.assert_close(vilvm.predict(partial, {"z": z})["x"], z @ lvm.W.T + lvm.b)
+    torch.testing.assert_close(
+        vilvm.predict(partial, {"z": z})["x"], z @ lvm.W.T + lvm.b
+    )
 
 
 def test_it_keeps_the_contract():
@@ -76,25 +86,31 @@ def test_what_cannot_be_partly_observed():
     x = torch.zeros(2, 6)
     for mask in (torch.ones(6), torch.zeros(6).bool(), [True] * 6):
         with pytest.raises(
-            ValueError, match="must be a Boolean tensor of a datum's shape, True somewhere"
+            ValueError,
+            match="must be a Boolean tensor of a datum's shape, True somewhere",
         ):
             partly_observed(VAE(data_dim=6), mask)
     with pytest.raises(
         vilvm.ContractError, match=r"mask has shape \(6,\), a datum of site 'x' \(5,\)"
     ):
         vilvm.log_weights(partly_observed(VAE(data_dim=5), SEEN), torch.zeros(2, 5))
-    with pytest.raises(vilvm.ContractError, match="VAE has no site 'y'; say with site="):
+    with pytest.raises(
+        vilvm.ContractError, match="VAE has no site 'y'; say with site="
+    ):
         vilvm.log_weights(partly_observed(VAE(data_dim=6), SEEN, site="y"), x)
 
     class Whole(torch.nn.Module):
         def model(self, x):
             with pyro.plate("data", len(x)):
-                pyro.sample("x", dist.MultivariateNormal(torch.zeros(6), torch.eye(6)), obs=x)
+                pyro.sample(
+                    "x", dist.MultivariateNormal(torch.zeros(6), torch.eye(6)), obs=x
+                )
 
         def guide(self, x):
             pass
 
     with pytest.raises(
-        vilvm.ContractError, match=r"\(MultivariateNormal\) does not factorise over its components"
+        vilvm.ContractError,
+        match=r"\(MultivariateNormal\) does not factorise over its components",
     ):
         vilvm.log_weights(partly_observed(Whole(), SEEN), x)

@@ -45,13 +45,23 @@ def test_auto_encoder_becomes_a_model_with_evidence(auto, x):
     lvm = with_guide(with_prior(auto, prior), mlp(6, (), 4))
     before = {n: v.clone() for n, v in lvm.lvm.state_dict().items()}
     decaying = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=1500)
-    vilvm.fit(lvm, x, steps=1500, optimizer=partial(torch.optim.Adam, lr=0.05), scheduler=decaying)
+    vilvm.fit(
+        lvm,
+        x,
+        steps=1500,
+        optimizer=partial(torch.optim.Adam, lr=0.05),
+        scheduler=decaying,
+    )
     assert all(torch.equal(before[n], v) for n, v in lvm.lvm.state_dict().items())
-    assert {n.split(".")[0] for n, p in lvm.named_parameters() if p.requires_grad} == {"encoder"}
+    assert {n.split(".")[0] for n, p in lvm.named_parameters() if p.requires_grad} == {
+        "encoder"
+    }
     # z ~ N(m, S), x ~ N(U z + b, I): x ~ N(U m + b, U S Uᵀ + I).
     z = prior.distribution()
     cov = auto.U @ z.covariance_matrix @ auto.U.T + torch.eye(6)
-    truth = MultivariateNormal(auto.U @ z.mean + auto.b, cov).log_prob(x).detach().double()
+    truth = (
+        MultivariateNormal(auto.U @ z.mean + auto.b, cov).log_prob(x).detach().double()
+    )
     bounds = vilvm.evaluate(lvm, x, num_samples=2000).bounds
     assert ((bounds["iwae"].values - truth) / bounds["iwae"].errors).abs().max() < 5
     # The codes' covariance is not diagonal, and the guide's is, so a gap stays; it is small, and
@@ -60,7 +70,9 @@ def test_auto_encoder_becomes_a_model_with_evidence(auto, x):
     assert -5 * bounds["elbo"].mc_se < gap < 0.5
 
 
-@pytest.mark.parametrize("kind", ["mixture", pytest.param("flow", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "kind", ["mixture", pytest.param("flow", marks=pytest.mark.slow)]
+)
 def test_fit_guide_finds_what_it_needs(auto, x, kind):
     model = with_prior(auto, fit_prior(auto, x, kind, components=2, steps=20))
     lvm, fitted = fit_guide(model, x, hidden=(16,), epochs=20, batch_size=100)
@@ -101,9 +113,9 @@ def test_fit_guide_says_what_is_missing(auto, x):
 def test_around_an_own_guide_it_keeps_the_contract(x):
     def tiny():
         auto = LinearAutoencoder(6, 2)
-        return with_guide(with_prior(auto, fit_prior(auto, x)), mlp(6, (8,), 4), around=True), x[
-            :5
-        ]
+        return with_guide(
+            with_prior(auto, fit_prior(auto, x)), mlp(6, (8,), 4), around=True
+        ), x[:5]
 
     check_lvm(tiny)
 
@@ -112,7 +124,9 @@ def test_a_new_guide_starts_around_the_codes(auto, x):
     model = with_prior(auto, fit_prior(auto, x))
     started, _ = fit_guide(model, x, epochs=1, lr=1e-9)
     codes = vilvm.posterior_mean(auto, x)["z"]
-    torch.testing.assert_close(vilvm.posterior_mean(started, x)["z"], codes, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        vilvm.posterior_mean(started, x)["z"], codes, rtol=1e-4, atol=1e-4
+    )
     draws = vilvm.posterior(started, x, 200)["z"]
     expected = codes[:500].std(0) * torch.tensor(-2.0).exp()
     torch.testing.assert_close(draws.std(0).mean(0), expected, rtol=0.02, atol=0)
@@ -124,7 +138,9 @@ def test_the_model_given_stays_as_it_is(auto):
 
 
 def test_the_frozen_part_stays_in_evaluation_mode(auto):
-    lvm = with_guide(auto, torch.nn.Sequential(torch.nn.Dropout(), mlp(6, (), 4))).train()
+    lvm = with_guide(
+        auto, torch.nn.Sequential(torch.nn.Dropout(), mlp(6, (), 4))
+    ).train()
     assert lvm.encoder.training
     assert not lvm.lvm.training
 

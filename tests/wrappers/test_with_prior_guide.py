@@ -18,6 +18,8 @@ def test_it_finds_the_evidence_in_two_dimensions():
     torch.manual_seed(0)
     model = PPCA(4, 2)
     x = torch.randn(5, 4)
-    bound = vilvm.evaluate(with_prior_guide(model), x, num_samples=20_000).bounds["iwae"]
+    bound = vilvm.evaluate(with_prior_guide(model), x, num_samples=20_000).bounds[
+        "iwae"
+    ]
     truth = model.exact_log_evidence(x).detach().double()
     assert ((bound.values - truth) / bound.errors).abs().max() < 5

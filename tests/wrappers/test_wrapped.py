@@ -44,7 +44,9 @@ def pair(x):
 
 
 def prior():
-    return FittedPrior("z", "diagonal", {"mean": torch.zeros(2), "scale": torch.ones(2)})
+    return FittedPrior(
+        "z", "diagonal", {"mean": torch.zeros(2), "scale": torch.ones(2)}
+    )
 
 
 WRAPPERS = {
@@ -81,7 +83,12 @@ def test_wrapper_training_trains_or_freezes_the_pair(pair, x):
     guided, _ = fit_guide(lvm, x, epochs=2)
     assert all(torch.equal(before[n], v) for n, v in lvm.state_dict().items())
     assert all(torch.equal(before[n], v) for n, v in guided.lvm.state_dict().items())
-    vilvm.fit(with_prior(lvm, prior()), x, steps=3, optimizer=partial(torch.optim.Adam, lr=0.1))
+    vilvm.fit(
+        with_prior(lvm, prior()),
+        x,
+        steps=3,
+        optimizer=partial(torch.optim.Adam, lr=0.1),
+    )
     assert all(not torch.equal(before[n], v) for n, v in lvm.state_dict().items())
 
 
@@ -97,15 +104,19 @@ def test_what_cannot_be_wrapped():
         lambda lvm: with_guide(lvm, mlp(2, (), 4)),
     ):
         with pytest.raises(
-            vilvm.ContractError, match=r"Plain is no torch.nn.Module, which is needed here"
+            vilvm.ContractError,
+            match=r"Plain is no torch.nn.Module, which is needed here",
         ):
             wrap(Plain())
 
 
 def test_prior_of_missing_latent_is_refused(pair, x):
-    other = FittedPrior("code", "diagonal", {"mean": torch.zeros(2), "scale": torch.ones(2)})
+    other = FittedPrior(
+        "code", "diagonal", {"mean": torch.zeros(2), "scale": torch.ones(2)}
+    )
     with pytest.raises(
-        vilvm.ContractError, match=r"prior is of latent 'code', which Pair does not have"
+        vilvm.ContractError,
+        match=r"prior is of latent 'code', which Pair does not have",
     ):
         vilvm.log_weights(with_prior(pair, other), x)
 
@@ -115,7 +126,9 @@ def test_subset_is_not_ranked_with_whole_data():
     lvm = VAE(6, 2)
     half = partly_observed(lvm, torch.arange(6) < 3)
     all_of_it = partly_observed(lvm, torch.ones(6).bool())
-    found = compare({"whole": lvm, "half": half, "all": all_of_it}, x, num_samples=5, num_draws=0)
+    found = compare(
+        {"whole": lvm, "half": half, "all": all_of_it}, x, num_samples=5, num_draws=0
+    )
     assert [[row.name for row in rows] for rows in found.groups().values()] in (
         [["whole", "all"], ["half"]],
         [["all", "whole"], ["half"]],
@@ -147,7 +160,9 @@ def test_guide_has_the_precision_of_the_model():
 
         def model(self, x):
             with pyro.plate("data", len(x)):
-                z = pyro.sample("z", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1))
+                z = pyro.sample(
+                    "z", dist.Normal(torch.zeros(2).double(), 1.0).to_event(1)
+                )
                 pyro.sample("x", dist.Normal(self.slope * z, 0.5).to_event(1), obs=x)
 
         def guide(self, x):
@@ -157,7 +172,8 @@ def test_guide_has_the_precision_of_the_model():
     guided, _ = fit_guide(Double(), x, epochs=1)
     assert vilvm.posterior(guided, x)["z"].dtype == torch.float64
     with pytest.raises(
-        ValueError, match=r"flow is of single precision, and the codes are torch.float64"
+        ValueError,
+        match=r"flow is of single precision, and the codes are torch.float64",
     ):
         fit_prior(Double(), x, "flow")
 
@@ -174,7 +190,9 @@ def test_a_guide_for_pictures_needs_an_encoder():
                 mean = z.sum(-1)[..., None, None, None] + self.shift
                 pyro.sample(
                     "x",
-                    dist.Normal(mean, 1.0).expand((*mean.shape[:-3], 1, 4, 4)).to_event(3),
+                    dist.Normal(mean, 1.0)
+                    .expand((*mean.shape[:-3], 1, 4, 4))
+                    .to_event(3),
                     obs=x,
                 )
 

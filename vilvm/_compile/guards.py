@@ -39,7 +39,9 @@ class Guards:
 
     @classmethod
     def of(
-        cls, roots: Iterable[Any], leave: Callable[[Any, Any], bool] = lambda holder, key: False
+        cls,
+        roots: Iterable[Any],
+        leave: Callable[[Any, Any], bool] = lambda holder, key: False,
     ) -> "Guards":
         """The state that some code can read now.
 

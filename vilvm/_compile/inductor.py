@@ -37,7 +37,9 @@ Compile = bool | Literal["auto"]
 def check_compile(what: str, compile: Any) -> None:
     """Raises ValueError, naming `what`, unless `compile` is True, False or "auto"."""
     if not (compile is True or compile is False or compile == "auto"):
-        raise ValueError(f"{what}: unknown compile={compile!r}; choose True, False or 'auto'.")
+        raise ValueError(
+            f"{what}: unknown compile={compile!r}; choose True, False or 'auto'."
+        )
 
 
 def worth_compiling(compile: Compile, count: int, least: int) -> bool:
@@ -74,7 +76,9 @@ def program(
         guards, moved = before.settled(traced.closed)
         if moved.places:  # the run itself changes the state that it reads
             raise UntraceableError(state_change_reason(moved.places[0].name))
-        run = compiler(lambda *flat: list(traced.module(*flat)), [*inputs, *traced.closed])
+        run = compiler(
+            lambda *flat: list(traced.module(*flat)), [*inputs, *traced.closed]
+        )
         return guards, lambda *given: list(run(*given, *traced.closed))
 
     kept = [made()]
@@ -115,7 +119,9 @@ def assert_matches(
         raise UntraceableError(f"its program fails ({reason_of(error)})") from error
     for (name, mine), other in zip(eager.items(), found, strict=True):
         allowed = _TOLERANCE * mine[mine.isfinite()].abs().mean().nan_to_num(0.0).item()
-        if not torch.allclose(mine, other, rtol=_TOLERANCE, atol=allowed, equal_nan=True):
+        if not torch.allclose(
+            mine, other, rtol=_TOLERANCE, atol=allowed, equal_nan=True
+        ):
             raise UntraceableError(f"its {name} is not the eager one on the same noise")
     return found
 
@@ -137,14 +143,20 @@ def inductor(
     """
     flat = [t.detach() for t in inputs]
     try:
-        with _quiet(), torch.no_grad(), kept_state(flat):  # the compiler draws random numbers
+        with (
+            _quiet(),
+            torch.no_grad(),
+            kept_state(flat),
+        ):  # the compiler draws random numbers
             module = graph(function, flat)
             if flat[0].device.type == "cpu":
                 with suppress(Exception):  # some operations have no C++ entry
                     return _compiled(module, flat, cpp_wrapper=True)
             return _compiled(module, flat)
     except Exception as error:
-        raise UntraceableError(f"torch's compiler failed ({reason_of(error)})") from error
+        raise UntraceableError(
+            f"torch's compiler failed ({reason_of(error)})"
+        ) from error
 
 
 def _compiled(module: Any, flat: list[Tensor], **options: Any) -> Callable[..., Any]:
@@ -165,7 +177,9 @@ def _compiled(module: Any, flat: list[Tensor], **options: Any) -> Callable[..., 
 
     with (
         # with torch's generators in the eager order, not the compiler's own
-        config.patch(fallback_random=True, size_asserts=False, alignment_asserts=False, **options),
+        config.patch(
+            fallback_random=True, size_asserts=False, alignment_asserts=False, **options
+        ),
         # the cache returns the whole without calling `inner`
         aot.patch(enable_autograd_cache=False),
     ):
@@ -190,7 +204,8 @@ def graph(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> An
 def _quiet() -> Iterator[None]:
     """A context without the compiler's warnings, which a user cannot act on."""
     loggers = [
-        logging.getLogger(name) for name in ("torch.utils.cpp_extension", "torch._inductor")
+        logging.getLogger(name)
+        for name in ("torch.utils.cpp_extension", "torch._inductor")
     ]
     levels = [logger.level for logger in loggers]
     try:

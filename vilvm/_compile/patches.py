@@ -22,7 +22,9 @@ from torch.distributions import Distribution
 
 __all__ = ["VALUE_IS_READ", "UntraceableError", "traceable"]
 
-VALUE_IS_READ = "Python reads the value of a tensor (if, float(), .tolist(), f-string or the like)"
+VALUE_IS_READ = (
+    "Python reads the value of a tensor (if, float(), .tolist(), f-string or the like)"
+)
 
 
 class UntraceableError(RuntimeError):
@@ -40,7 +42,9 @@ def traceable() -> Iterator[None]:
         stack.enter_context(_plates_by_number())
         # A distribution made earlier by .expand keeps the validation that was on then.
         for validated in _validated():
-            stack.enter_context(mock.patch.object(validated, "_validate_sample", _unwatched))
+            stack.enter_context(
+                mock.patch.object(validated, "_validate_sample", _unwatched)
+            )
         for name, stand_in in (
             ("warn_if_nan", _unwatched),
             ("warn_if_inf", _unwatched),
@@ -49,8 +53,12 @@ def traceable() -> Iterator[None]:
         ):
             for module in _pyro_modules_with(name):
                 stack.enter_context(mock.patch.object(module, name, stand_in))
-        stack.enter_context(mock.patch.object(traceenum_elbo, "_get_common_scale", _common_scale))
-        stack.enter_context(mock.patch.object(Dice, "compute_expectation", _expectation))
+        stack.enter_context(
+            mock.patch.object(traceenum_elbo, "_get_common_scale", _common_scale)
+        )
+        stack.enter_context(
+            mock.patch.object(Dice, "compute_expectation", _expectation)
+        )
         stack.enter_context(
             mock.patch.object(tracegraph_elbo, "_construct_baseline", _without_baseline)
         )
@@ -59,7 +67,9 @@ def traceable() -> Iterator[None]:
 
 def _pyro_modules_with(name: str) -> list[Any]:
     """The loaded modules of Pyro that have this global."""
-    return [m for n, m in sys.modules.items() if n.startswith("pyro.") and name in vars(m)]
+    return [
+        m for n, m in sys.modules.items() if n.startswith("pyro.") and name in vars(m)
+    ]
 
 
 def _validated() -> list[type]:
@@ -137,7 +147,9 @@ def _is_number(number: int) -> Callable[[Any], bool]:
 def _common_scale(scales: list[Any]) -> Any:
     """The scale that all enumerated sites share: one number, or the same tensor."""
     if len({s if isinstance(s, int | float) else id(s) for s in scales}) != 1:
-        raise UntraceableError("enumerated sites under scales that are different tensors")
+        raise UntraceableError(
+            "enumerated sites under scales that are different tensors"
+        )
     return scales[0]
 
 

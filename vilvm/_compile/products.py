@@ -18,7 +18,9 @@ class ProductsAlone(CustomGraphPass):
 
     def __call__(self, graph: Graph) -> None:
         """Changes `graph` in place."""
-        for node in graph.find_nodes(op="call_function", target=torch.ops.aten.addmm.default):
+        for node in graph.find_nodes(
+            op="call_function", target=torch.ops.aten.addmm.default
+        ):
             added, left, right = node.args
             # With factors, or a product that would be rounded before the addition.
             if node.kwargs or node.meta["val"].dtype.itemsize < 4:

@@ -13,7 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vilvm._compile.places import ABSENT, SCALARS, Cell, Count, Items, Place, Slot, Whole
+from vilvm._compile.places import (
+    ABSENT,
+    SCALARS,
+    Cell,
+    Count,
+    Items,
+    Place,
+    Slot,
+    Whole,
+)
 
 __all__ = ["reachable_places"]
 
@@ -68,7 +77,9 @@ def reachable_places(roots: Sequence[Any]) -> list[Place]:
 
 
 def _name_of(root: Any) -> str:
-    return root.__name__ if isinstance(root, types.FunctionType) else type(root).__name__
+    return (
+        root.__name__ if isinstance(root, types.FunctionType) else type(root).__name__
+    )
 
 
 class _Search:
@@ -98,7 +109,11 @@ class _Search:
             self.visit(value.__func__, name, is_root)
         elif visit := self._visitor(value):
             visit(value, name)
-        elif isinstance(value, _PLAIN) or is_root or not _is_library(type(value).__module__):
+        elif (
+            isinstance(value, _PLAIN)
+            or is_root
+            or not _is_library(type(value).__module__)
+        ):
             self._visit_object(value, name)
 
     def _visitor(self, value: Any) -> Callable[[Any, str], None] | None:
@@ -147,12 +162,16 @@ class _Search:
 
     def _visit_dict(self, value: Any, name: str) -> None:
         if len(value) <= _MOST:
-            self.places.append(Place(Count(value), None, len(value), f"the size of {name}"))
+            self.places.append(
+                Place(Count(value), None, len(value), f"the size of {name}")
+            )
             self._add_all(value, list(value), name)
 
     def _visit_list(self, value: Any, name: str) -> None:
         if len(value) <= _MOST:
-            self.places.append(Place(Count(value), None, len(value), f"the size of {name}"))
+            self.places.append(
+                Place(Count(value), None, len(value), f"the size of {name}")
+            )
             self._add_all(Items(value), range(len(value)), name)
 
     def _visit_whole(self, value: Any, name: str) -> None:
@@ -259,13 +278,17 @@ _DESCRIPTORS = (property, staticmethod, classmethod, types.MemberDescriptorType)
 @functools.lru_cache(maxsize=4096)
 def _imports(code: types.CodeType) -> frozenset[str]:
     """The modules that a code object imports while it runs."""
-    return frozenset(i.argval for i in dis.get_instructions(code) if i.opname == "IMPORT_NAME")
+    return frozenset(
+        i.argval for i in dis.get_instructions(code) if i.opname == "IMPORT_NAME"
+    )
 
 
 @functools.lru_cache(maxsize=4096)
 def _loads(code: types.CodeType) -> frozenset[str]:
     """The names that a code object and those inside it load, including attributes and strings."""
-    loading = (i for i in dis.get_instructions(code) if i.opname.startswith(("LOAD", "IMPORT")))
+    loading = (
+        i for i in dis.get_instructions(code) if i.opname.startswith(("LOAD", "IMPORT"))
+    )
     found = {i.argval for i in loading if isinstance(i.argval, str)}
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):

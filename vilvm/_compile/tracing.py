@@ -58,7 +58,8 @@ def _writes_into(node: Node, place: Node) -> bool:
     arguments: Any = getattr(getattr(node.target, "_schema", None), "arguments", ())
     written = [a.alias_info is not None and a.alias_info.is_write for a in arguments]
     return any(
-        writes and given is place for writes, given in zip(written, node.args, strict=False)
+        writes and given is place
+        for writes, given in zip(written, node.args, strict=False)
     )
 
 
@@ -84,12 +85,17 @@ def trace(function: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) ->
 
     # The operation of eager batch normalisation does not declare that it changes its running
     # statistics.
-    batch_norm = {torch.ops.aten.native_batch_norm.default: native_batch_norm_decomposition}
+    batch_norm = {
+        torch.ops.aten.native_batch_norm.default: native_batch_norm_decomposition
+    }
     noise = _other_noise()
     try:
         # One mode for the metadata of all nodes: make_fx would create one for each node, which
         # takes as long as the rest.
-        with traceable(), tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+        with (
+            traceable(),
+            tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))),
+        ):
             module = make_fx(function, decomposition_table=batch_norm)(*arguments)
     except Exception as error:
         raise UntraceableError(reason_of(error)) from error
@@ -132,12 +138,16 @@ def _check_shapes(graph: Graph) -> None:
     inside = graph.module.graph
     placeholders = inside.find_nodes(op="placeholder")
     closed = list(placeholders)[len(placeholders) - len(graph.closed) :]
-    constant = {n: not t.requires_grad for n, t in zip(closed, graph.closed, strict=True)}
+    constant = {
+        n: not t.requires_grad for n, t in zip(closed, graph.closed, strict=True)
+    }
 
     def is_constant(node: Any) -> bool:
         if node not in constant:
             inputs = node.all_input_nodes
-            fixed = bool(inputs) and not _draws(node)  # what draws noise may have no inputs
+            fixed = bool(inputs) and not _draws(
+                node
+            )  # what draws noise may have no inputs
             constant[node] = fixed and all(map(is_constant, inputs))
         return constant[node]
 
@@ -182,7 +192,9 @@ def _numel(node: Any) -> int | None:
 
 def _is_selected(node: Any) -> bool:
     """Whether a node depends on a selection, whose number of elements may be one by chance."""
-    return node.target in _SELECTIONS or any(_is_selected(n) for n in node.all_input_nodes)
+    return node.target in _SELECTIONS or any(
+        _is_selected(n) for n in node.all_input_nodes
+    )
 
 
 def _lift(module: GraphModule) -> list[Tensor]:
@@ -198,13 +210,18 @@ def _lift(module: GraphModule) -> list[Tensor]:
             )
         if id(held) not in inputs:
             with module.graph.inserting_after(last):
-                last = inputs[id(held)] = module.graph.placeholder(f"closed_{len(closed)}")
+                last = inputs[id(held)] = module.graph.placeholder(
+                    f"closed_{len(closed)}"
+                )
             closed.append(held)
         node.replace_all_uses_with(inputs[id(held)])
         module.graph.erase_node(node)
     # The compiler would pass what stays in the module a second time, and treat every change as one
     # of an alias.
-    named = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+    named = [
+        *module.named_parameters(recurse=False),
+        *module.named_buffers(recurse=False),
+    ]
     for name, _ in named:
         delattr(module, name)
     for name in [n for n, v in vars(module).items() if isinstance(v, Tensor)]:

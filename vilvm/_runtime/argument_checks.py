@@ -34,7 +34,9 @@ def check_number(name: str, value: Any, least: int = 1) -> int:
     """
     number = _whole(value)
     if number is None or number < least:
-        raise ValueError(f"{name} must be a whole number, at least {least}; got {_shown(value)}.")
+        raise ValueError(
+            f"{name} must be a whole number, at least {least}; got {_shown(value)}."
+        )
     return number
 
 
@@ -44,11 +46,15 @@ def check_seed(name: str, value: Any) -> int:
     """
     number = _whole(value)
     if number is None or not 0 <= number < 2**63:
-        raise ValueError(f"{name} must be a whole number from 0 to 2^63 - 1; got {_shown(value)}.")
+        raise ValueError(
+            f"{name} must be a whole number from 0 to 2^63 - 1; got {_shown(value)}."
+        )
     return number
 
 
-def check_positive(name: str, value: Any, what: str = "number", *, zero: bool = False) -> float:
+def check_positive(
+    name: str, value: Any, what: str = "number", *, zero: bool = False
+) -> float:
     """Returns `value` as a float above 0 (with `zero`, at least 0), infinity included; raises
     ValueError otherwise.
     """
@@ -74,7 +80,9 @@ def check_path(name: str, value: Any) -> Path:
     byte, which no file system accepts.
     """
     if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
-        raise ValueError(f"{name} must be a path, text or a pathlib.Path; got {_shown(value)}.")
+        raise ValueError(
+            f"{name} must be a path, text or a pathlib.Path; got {_shown(value)}."
+        )
     if not os.fspath(value) or "\0" in os.fspath(value):
         raise ValueError(
             f"{name} is no path of a file: {_shown(value)} is empty or holds a NUL byte; choose "
@@ -88,7 +96,9 @@ def check_sizes(name: str, value: Any) -> tuple[int, ...]:
     otherwise.
     """
     if not isinstance(value, list | tuple):
-        raise ValueError(f"{name} must be a tuple of whole numbers; got {_shown(value)}.")
+        raise ValueError(
+            f"{name} must be a tuple of whole numbers; got {_shown(value)}."
+        )
     return tuple(check_number(f"{name}[{i}]", size) for i, size in enumerate(value))
 
 
@@ -106,7 +116,9 @@ def check_tensor(name: str, value: Any) -> Tensor:
     return value
 
 
-def optional[T](check: Callable[..., T], name: str, value: Any, *options: Any) -> T | None:
+def optional[T](
+    check: Callable[..., T], name: str, value: Any, *options: Any
+) -> T | None:
     """Returns None for None, else what `check` returns."""
     if value is None:
         return None
@@ -128,7 +140,12 @@ def _real(value: Any) -> float:
         return math.nan
     try:
         return float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):  # complex, or too large
+    except (
+        TypeError,
+        ValueError,
+        OverflowError,
+        RuntimeError,
+    ):  # complex, or too large
         return math.nan
 
 

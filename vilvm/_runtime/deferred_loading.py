@@ -45,7 +45,9 @@ def defer_loading(lvm: Module, state: dict[str, Any], prefix: str) -> None:
             value = Parameter(state[full].detach().clone())
             params_of(lvm)[name.removeprefix(f"{PARAMS}.")] = value
         elif name.startswith(later):
-            lvm.__dict__.setdefault("_waiting", {})[name] = state.pop(full).detach().clone()
+            lvm.__dict__.setdefault("_waiting", {})[name] = (
+                state.pop(full).detach().clone()
+            )
 
 
 def deferred_state(lvm: object) -> dict[str, Tensor]:
@@ -74,7 +76,9 @@ def check_shape(name: str, loaded: Tensor, made: Tensor) -> None:
 def load_deferred(lvm: Any, prefix: str, module: Module) -> None:
     """Loads the kept entries under `prefix` into a part of the model that is new."""
     deferred = deferred_state(lvm)
-    loaded = {n.removeprefix(prefix): v for n, v in deferred.items() if n.startswith(prefix)}
+    loaded = {
+        n.removeprefix(prefix): v for n, v in deferred.items() if n.startswith(prefix)
+    }
     if not loaded:
         return
     made = module.state_dict()
@@ -103,10 +107,13 @@ def loading_autoguides(lvm: Any) -> Iterator[None]:
     guides = {
         name: guide
         for name, guide in _unprepared(lvm).items()
-        if "_setup_prototype" not in vars(guide)  # else a context around this one has set it
+        if "_setup_prototype"
+        not in vars(guide)  # else a context around this one has set it
     }
     for name, guide in guides.items():
-        object.__setattr__(guide, "_setup_prototype", _setup_and_load(lvm, f"{name}.", guide))
+        object.__setattr__(
+            guide, "_setup_prototype", _setup_and_load(lvm, f"{name}.", guide)
+        )
     try:
         yield
     finally:
@@ -117,7 +124,9 @@ def loading_autoguides(lvm: Any) -> Iterator[None]:
 def _setup_and_load(lvm: Any, prefix: str, guide: Any) -> Any:
     def setup(*args: Any, **kwargs: Any) -> None:
         type(guide)._setup_prototype(guide, *args, **kwargs)
-        if guide.__dict__.get("transform", ...) is None:  # Pyro makes a flow on first use
+        if (
+            guide.__dict__.get("transform", ...) is None
+        ):  # Pyro makes a flow on first use
             guide.get_posterior()
         try:
             load_deferred(lvm, prefix, guide)

@@ -55,7 +55,9 @@ class ProcessGroup:
 
         The sizes of two shards differ by at most one; a shard may be empty.
         """
-        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+        return slice(
+            self.rank * count // self.size, (self.rank + 1) * count // self.size
+        )
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Sums a tensor over the ranks, in place (all-reduce)."""
@@ -90,7 +92,9 @@ class ProcessGroup:
         padded[: len(tensor)] = tensor
         gathered = [torch.empty_like(padded) for _ in sizes]
         self._run(lambda one, into: dist.all_gather(into, one), padded, into=gathered)
-        return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
+        return torch.cat(
+            [part[:size] for part, size in zip(gathered, sizes, strict=True)]
+        )
 
     def _run(self, collective: Any, tensor: Tensor, **options: Any) -> Tensor:
         try:
@@ -137,7 +141,8 @@ def _start_group(backend: str, minutes: float) -> None:
         dist.init_process_group(backend, timeout=timedelta(minutes=minutes))
     except (RuntimeError, ValueError) as error:
         rank, size, address, port = (
-            os.environ.get(k, "?") for k in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+            os.environ.get(k, "?")
+            for k in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
         )
         raise PeerLostError(
             f"Rank {rank} of {size}: the processes of this run did not meet at {address}:{port} "
@@ -147,7 +152,9 @@ def _start_group(backend: str, minutes: float) -> None:
 
 def _first_sentence(error: Exception) -> str:
     """The first sentence of torch's error, without the line of the library's source."""
-    return re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0].rstrip(".")
+    return (
+        re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0]).split(". ")[0].rstrip(".")
+    )
 
 
 @contextmanager

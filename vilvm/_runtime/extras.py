@@ -21,5 +21,6 @@ def require(package: str, extra: str) -> None:
     """
     if importlib.util.find_spec(package) is None:
         raise ImportError(
-            f"{package} is not installed; run: pip install 'vilvm[{extra}]'", name=package
+            f"{package} is not installed; run: pip install 'vilvm[{extra}]'",
+            name=package,
         )

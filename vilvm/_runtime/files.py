@@ -38,7 +38,9 @@ _HELD: ContextVar[Mapping[Path, tuple[int, int]]] = ContextVar(
 )
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room there"),
-    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "make its folder writable"),
+    **dict.fromkeys(
+        (errno.EROFS, errno.EACCES, errno.EPERM), "make its folder writable"
+    ),
     errno.ESTALE: "give the folder that is meant",
 }
 
@@ -136,7 +138,9 @@ def _check_not_moved(path: Path) -> None:
         except FileNotFoundError:
             moved = True
         if moved:
-            raise OSError(errno.ESTALE, f"the run folder {folder} was moved or replaced meanwhile")
+            raise OSError(
+                errno.ESTALE, f"the run folder {folder} was moved or replaced meanwhile"
+            )
 
 
 @contextmanager
@@ -183,7 +187,9 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes `content` as indented JSON, NaN and infinities as null (JSON has neither)."""
     write_atomic(
-        path, json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        path,
+        json.dumps(_finite(content), indent=2, ensure_ascii=False, allow_nan=False)
+        + "\n",
     )
 
 
@@ -193,7 +199,9 @@ def read(path: Path) -> bytes:
     Raises:
         OSError: there is no such file, or it is not a regular file (a pipe would block).
     """
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    handle = os.open(
+        path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    )
     with os.fdopen(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", str(path))

@@ -46,17 +46,23 @@ def _arrays(group: Any, met: set[Any]) -> Iterator[Any]:
     for name in group:
         where = f"{group.name.rstrip('/')}/{name}"
         if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-            raise ValueError(f"{where} is a link to another place, which is not followed")
+            raise ValueError(
+                f"{where} is a link to another place, which is not followed"
+            )
         item = group[name]
         address = _address(item)
         if address in met:
-            raise ValueError(f"{where} is a second link to one object, which is not followed")
+            raise ValueError(
+                f"{where} is a second link to one object, which is not followed"
+            )
         met.add(address)
         if isinstance(item, h5py.Group):
             yield from _arrays(item, met)
         elif isinstance(item, h5py.Dataset):
             if item.external or item.is_virtual:
-                raise ValueError(f"the numbers of {where} are in another file, which is not read")
+                raise ValueError(
+                    f"the numbers of {where} are in another file, which is not read"
+                )
             yield item
 
 

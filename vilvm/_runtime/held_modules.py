@@ -151,7 +151,9 @@ def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
         yield from _globals_of(code, function.__globals__)
 
 
-def _globals_of(code: types.CodeType, scope: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _globals_of(
+    code: types.CodeType, scope: dict[str, Any]
+) -> Iterator[tuple[str, Any]]:
     """The globals that code and the functions defined in it name.
 
     Of a Python module that the code names, these are the networks in it that the code also names.
@@ -168,7 +170,9 @@ def _globals_of(code: types.CodeType, scope: dict[str, Any]) -> Iterator[tuple[s
             yield from _globals_of(inner, scope)
 
 
-def _named_networks(module: types.ModuleType, code: types.CodeType) -> Iterator[tuple[str, Any]]:
+def _named_networks(
+    module: types.ModuleType, code: types.CodeType
+) -> Iterator[tuple[str, Any]]:
     for name in code.co_names:
         value = vars(module).get(name)
         if isinstance(value, Module):
@@ -199,7 +203,11 @@ def module_on_the_stack(parameter: torch.Tensor, lvm: Module) -> Module | None:
         if "self" not in frame.f_code.co_varnames:
             continue
         owner = frame.f_locals.get("self")
-        if isinstance(owner, Module) and _has(owner, parameter) and not _contains(owner, lvm):
+        if (
+            isinstance(owner, Module)
+            and _has(owner, parameter)
+            and not _contains(owner, lvm)
+        ):
             found = owner
     return found
 

@@ -76,7 +76,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in _OUT_OF_MEMORY
+    )
 
 
 def free_bytes(device: torch.device) -> int:
@@ -111,7 +113,9 @@ class _GroupFiles(NamedTuple):
     prefix: str  # of the names in memory.stat
 
 
-_VERSION_1 = _GroupFiles("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+_VERSION_1 = _GroupFiles(
+    "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
+)
 _VERSION_2 = _GroupFiles("", "memory.max", "memory.current", "")
 
 
@@ -142,9 +146,13 @@ def _left_in_groups(
 
 
 def _left_in(group: Path, files: _GroupFiles) -> int:
-    left = int((group / files.limit).read_text()) - int((group / files.used).read_text())
+    left = int((group / files.limit).read_text()) - int(
+        (group / files.used).read_text()
+    )
     with suppress(OSError, ValueError):
-        stat = dict(row.split() for row in (group / "memory.stat").read_text().splitlines())
+        stat = dict(
+            row.split() for row in (group / "memory.stat").read_text().splitlines()
+        )
         kinds = ("inactive", "active")
         left += sum(int(stat.get(f"{files.prefix}{kind}_file", 0)) for kind in kinds)
     return left
@@ -157,7 +165,9 @@ class _Allocations(TorchDispatchMode):
         super().__init__()
         self.total = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         given = {t.untyped_storage().data_ptr() for t in _tensors((args, kwargs))}
         for t in _tensors(result):

@@ -135,7 +135,9 @@ class _Serving(Messenger):
     def value(self, name: str) -> Tensor:
         """The constrained value of a declared parameter."""
         stored = getattr(self.lvm, PARAMS)[key(name)]
-        return _with_unconstrained(transform_to(_declared(self.lvm)[name])(stored), stored)
+        return _with_unconstrained(
+            transform_to(_declared(self.lvm)[name])(stored), stored
+        )
 
     def _declare(self, name: str, init: Any, constraint: Any) -> None:
         if not isinstance(self.lvm, Module):
@@ -175,7 +177,11 @@ class _Serving(Messenger):
         leaf = value = msg["value"]
         if hasattr(value, "unconstrained"):
             leaf = value.unconstrained()
-        if isinstance(leaf, Parameter) and isinstance(self.lvm, Module) and not self._knows(leaf):
+        if (
+            isinstance(leaf, Parameter)
+            and isinstance(self.lvm, Module)
+            and not self._knows(leaf)
+        ):
             self._joined(msg["name"], leaf)
         msg["value"] = _in_plate_order(value, leaf, msg["kwargs"].get("event_dim"))
 
@@ -236,7 +242,11 @@ def _in_plate_order(value: Tensor, leaf: Tensor, event_dim: int | None) -> Tenso
 
 def _is_whole(index: Any, size: int) -> bool:
     """Whether a plate's index is a tensor over all of its data."""
-    return isinstance(index, Tensor) and not index.is_floating_point() and index.shape == (size,)
+    return (
+        isinstance(index, Tensor)
+        and not index.is_floating_point()
+        and index.shape == (size,)
+    )
 
 
 def _is_captured() -> bool:

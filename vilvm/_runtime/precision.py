@@ -37,7 +37,9 @@ _open: set[int] = set()  # contexts in which layers run in bfloat16
 def check_precision(who: str, lvm: object, precision: Any) -> None:
     """Raises ValueError for an unknown precision, or if `lvm` has no layer that can use it."""
     if precision not in PRECISIONS:
-        raise ValueError(f"{who}: unknown precision={precision!r}; choose 'float32' or 'bf16'.")
+        raise ValueError(
+            f"{who}: unknown precision={precision!r}; choose 'float32' or 'bf16'."
+        )
     if precision == "bf16" and not _layers(lvm):
         raise ValueError(
             f"{who}: precision='bf16' is for networks, and {type(lvm).__name__} has no linear or "

@@ -20,7 +20,9 @@ __all__ = [
 ]
 
 PARAMS = "pyro_params"  # the submodule that holds the values of pyro.param statements
-NETWORKS = "pyro_modules"  # the submodule that holds the networks which joined the model
+NETWORKS = (
+    "pyro_modules"  # the submodule that holds the networks which joined the model
+)
 
 
 def key(name: str) -> str:
@@ -78,12 +80,16 @@ def own_networks(lvm: Module) -> Iterator[None]:
     the copy's own networks.
     """
     own = getattr(lvm, NETWORKS, {})
-    lent = [(o, own[n]) for n, o in _originals(lvm).items() if n in own and own[n] is not o]
+    lent = [
+        (o, own[n]) for n, o in _originals(lvm).items() if n in own and own[n] is not o
+    ]
     before = []
     for original, copied in lent:
         parts = dict(copied.named_modules())
         before += [
-            (part, vars(part), parts[n]) for n, part in original.named_modules() if n in parts
+            (part, vars(part), parts[n])
+            for n, part in original.named_modules()
+            if n in parts
         ]
     for part, _, copied in before:
         # the same dict, so that an attribute set here is set in the copy

@@ -43,7 +43,8 @@ def why_unusable(x: Any) -> str | None:
         )
     if isinstance(x, np.ndarray):
         return (
-            "holds a numpy array; pass torch.from_numpy(...) or vilvm.data.datasets.arrays(...)."
+            "holds a numpy array; pass torch.from_numpy(...) or "
+            "vilvm.data.datasets.arrays(...)."
         )
     if not isinstance(x, Tensor):
         return None

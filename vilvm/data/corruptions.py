@@ -19,7 +19,14 @@ from vilvm._runtime.argument_checks import check_number, check_positive, check_s
 from vilvm.data.data import Transform, is_transform
 from vilvm.data.tensors import map_tensors
 
-__all__ = ["BlockMasking", "Blur", "Corrupted", "GaussianNoise", "HalfErasure", "PixelErasure"]
+__all__ = [
+    "BlockMasking",
+    "Blur",
+    "Corrupted",
+    "GaussianNoise",
+    "HalfErasure",
+    "PixelErasure",
+]
 
 
 @dataclass(frozen=True)
@@ -46,11 +53,15 @@ class GaussianNoise:
     fresh: bool = field(default=True, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scale", check_positive("GaussianNoise: scale", self.scale))
+        object.__setattr__(
+            self, "scale", check_positive("GaussianNoise: scale", self.scale)
+        )
 
     def __call__(self, batch: Any) -> Any:
         """The noisy batch."""
-        return map_tensors(lambda x: _real(x, self.name) + self.scale * torch.randn_like(x), batch)
+        return map_tensors(
+            lambda x: _real(x, self.name) + self.scale * torch.randn_like(x), batch
+        )
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,9 @@ class PixelErasure:
     fresh: bool = field(default=True, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "share", check_positive("PixelErasure: share", self.share))
+        object.__setattr__(
+            self, "share", check_positive("PixelErasure: share", self.share)
+        )
         _check(
             self.share <= 1,
             f"PixelErasure: share must be above 0 and at most 1; got {self.share}.",
@@ -189,7 +202,9 @@ class HalfErasure:
 
     def __call__(self, batch: Any) -> Any:
         """The batch with half of each picture erased."""
-        return map_tensors(lambda x: x * self.observed.to(x).reshape(x.shape[1:]), batch)
+        return map_tensors(
+            lambda x: x * self.observed.to(x).reshape(x.shape[1:]), batch
+        )
 
 
 @dataclass(frozen=True)
@@ -232,7 +247,9 @@ class Blur:
         pictures = _pictures(x, self.image_shape, "Blur")
         # the mirror image of a picture extends no further
         reach = min(int(3 * self.scale + 0.5), min(self.image_shape[-2:]) - 1)
-        offsets = torch.linspace(-reach, reach, 2 * reach + 1, dtype=x.dtype, device=x.device)
+        offsets = torch.linspace(
+            -reach, reach, 2 * reach + 1, dtype=x.dtype, device=x.device
+        )
         density = (-0.5 * (offsets / self.scale).pow(2)).exp()
         density = density / density.sum()
         channels = pictures.shape[1]

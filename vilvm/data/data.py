@@ -272,7 +272,9 @@ class Data:
             if isinstance(tensor, StreamedTensor):
                 digest.update(tensor.fingerprint())
                 continue
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+            digest.update(
+                tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            )
         return digest.hexdigest()
 
 

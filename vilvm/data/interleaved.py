@@ -49,7 +49,8 @@ class Interleaved:
         if not sources:
             raise ValueError("Interleaved: give at least one source of data.")
         self.sources = tuple(
-            as_data(s, f"Interleaved: source {i}") for i, s in enumerate(sources, start=1)
+            as_data(s, f"Interleaved: source {i}")
+            for i, s in enumerate(sources, start=1)
         )
 
     def __len__(self) -> int:
@@ -62,7 +63,10 @@ class Interleaved:
     def protocol(self) -> dict[str, Any]:
         """The protocols of the sources, joined; see ``Data.protocol``."""
         each = [s.protocol() for s in self.sources]
-        words = {key: " and ".join(dict.fromkeys(str(p[key]) for p in each)) for key in each[0]}
+        words = {
+            key: " and ".join(dict.fromkeys(str(p[key]) for p in each))
+            for key in each[0]
+        }
         return {**words, "num_data": len(self)}
 
     def fingerprint(self) -> str:

@@ -77,14 +77,18 @@ class StaticBinarisation:
     fresh: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seed", check_seed("StaticBinarisation: seed", self.seed))
+        object.__setattr__(
+            self, "seed", check_seed("StaticBinarisation: seed", self.seed)
+        )
 
     def __call__(self, batch: Any) -> Any:
         """The binary data, the same at every call; binary data do not change."""
         generator = torch.Generator().manual_seed(self.seed)
 
         def draw(x: Tensor) -> Tensor:
-            return torch.bernoulli(_probabilities(x.cpu()), generator=generator).to(x.device)
+            return torch.bernoulli(_probabilities(x.cpu()), generator=generator).to(
+                x.device
+            )
 
         return map_tensors(draw, batch)
 
@@ -117,7 +121,9 @@ class Chain:
                 "Chain: takes a tuple of transforms, such as (DynamicBinarisation(), "
                 f"PixelErasure()); got {self.parts!r}."
             )
-        if self.fresh and any(isinstance(part, StaticBinarisation) for part in self.parts):
+        if self.fresh and any(
+            isinstance(part, StaticBinarisation) for part in self.parts
+        ):
             raise ValueError(
                 "Chain: a static binarisation is drawn once for a whole split, and another part "
                 "for every batch; apply it to the tensors first, and leave it out here."

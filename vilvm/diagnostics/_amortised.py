@@ -86,7 +86,11 @@ def _equal(first: list[Tensor], second: list[Tensor]) -> bool:
 
 
 def _layout_of_any_size(
-    caller: str, lvm: LatentVariableModel, batch: Any, like: Any, rebuild: Rebuild | None
+    caller: str,
+    lvm: LatentVariableModel,
+    batch: Any,
+    like: Any,
+    rebuild: Rebuild | None,
 ) -> Layout:
     """The layout on a batch like `like`, or of two data; the guide must run on other sizes too."""
     only = None
@@ -120,7 +124,9 @@ def _fits_one_size(caller: str, lvm: LatentVariableModel, size: int) -> NotAppli
     )
 
 
-def _size_of_parameters(lvm: LatentVariableModel, rebuild: Rebuild | None) -> int | None:
+def _size_of_parameters(
+    lvm: LatentVariableModel, rebuild: Rebuild | None
+) -> int | None:
     """The batch size among the lengths of the parameters on which the pair runs, or None."""
     if not isinstance(lvm, torch.nn.Module):
         return None

@@ -47,7 +47,9 @@ def check_options(
     )
 
 
-def rows_of_a_pass(lvm: LatentVariableModel, num_draws: int, batch_size: int | None) -> int:
+def rows_of_a_pass(
+    lvm: LatentVariableModel, num_draws: int, batch_size: int | None
+) -> int:
     """The number of simulations in a pass."""
     if batch_size is not None:
         return check_number("batch_size", batch_size)
@@ -70,4 +72,6 @@ def uniformity_of_shown(ranks: Tensor, num_draws: int) -> Tensor:
     """p-values of the test of uniformity, shape (K,), without hidden ranks."""
     if bool((ranks != HIDDEN).all()):
         return uniformity_p_values(ranks, num_draws)
-    return torch.stack([uniformity_p_values(shown(column), num_draws) for column in ranks.T])
+    return torch.stack(
+        [uniformity_p_values(shown(column), num_draws) for column in ranks.T]
+    )

@@ -42,7 +42,11 @@ class Chosen:
 
 
 def choose(
-    lvm: LatentVariableModel | Prepared, given: Data, num_data: int, seed: int, end: float
+    lvm: LatentVariableModel | Prepared,
+    given: Data,
+    num_data: int,
+    seed: int,
+    end: float,
 ) -> Chosen:
     """Prepares the data, or random ones of them; fewer if a run of the pair is slow.
 
@@ -78,7 +82,9 @@ def _first_prepared(
         return lvm, None
     picked = _picked_from_disk(given, num_data, seed)
     if picked is None:
-        return prepared_of("diagnose", lvm, fixed_beside(lvm, given, seed), seed=seed), None
+        return prepared_of(
+            "diagnose", lvm, fixed_beside(lvm, given, seed), seed=seed
+        ), None
     some = fixed_beside(lvm, given.subset(picked), seed)
     prepared = prepared_of("diagnose", lvm, some, seed=seed)
     if not prepared.local:

@@ -66,10 +66,13 @@ def components(latents: Mapping[str, Tensor], layout: Layout) -> Tensor:
 def names_of(latents: Mapping[str, Tensor], layout: Layout) -> tuple[str, ...]:
     """Names of the components: "z" for a scalar latent, else "z[3]" or "z[1,2]"."""
     shapes = {
-        n: _own(v, layout.data_axes.get(n), layout.local).shape[2:] for n, v in latents.items()
+        n: _own(v, layout.data_axes.get(n), layout.local).shape[2:]
+        for n, v in latents.items()
     }
     return tuple(
-        _indexed(name, index) for name, shape in shapes.items() for index in np.ndindex(*shape)
+        _indexed(name, index)
+        for name, shape in shapes.items()
+        for index in np.ndindex(*shape)
     )
 
 
@@ -112,12 +115,16 @@ class Quantities(NamedTuple):
     names: tuple[str, ...]
 
 
-def quantities(lvm: LatentVariableModel, simulation: Simulation, num_draws: int) -> Quantities:
+def quantities(
+    lvm: LatentVariableModel, simulation: Simulation, num_draws: int
+) -> Quantities:
     """The quantities to rank, at the true latents and at draws of the guide."""
     batch, latents, layout = simulation
     drawn = log_weights(lvm, batch, num_draws, layout=layout)
     at_truth = log_weights(_AtTruth(_as_module(lvm), latents), batch, 1, layout=layout)
-    fits = torch.cat([_per_simulation(w.log_likelihood, layout) for w in (at_truth, drawn)])
+    fits = torch.cat(
+        [_per_simulation(w.log_likelihood, layout) for w in (at_truth, drawn)]
+    )
     # Five digits are kept, so that values equal up to rounding are ties.
     fits = (fits / (1e-5 * (1 + fits.abs().mean(0)))).round()
     ordered = {n: drawn.latents[n] for n in latents}

@@ -125,7 +125,9 @@ class Search(NamedTuple):
         """Annealed importance sampling from guide and prior; a base that fails is left out."""
         found = {}
         try:
-            found[GUIDE] = self._run(unsized(self.prepared), None, replace(schedule, base="guide"))
+            found[GUIDE] = self._run(
+                unsized(self.prepared), None, replace(schedule, base="guide")
+            )
         except ContractError:
             if self.evidence == "ais":
                 raise
@@ -144,11 +146,14 @@ class Search(NamedTuple):
         bound = self._run(lvm, data.subset(picked), schedule, seed)
         nothing = torch.full((len(data),), torch.nan, dtype=torch.float64)
         values, errors, ess = (
-            nothing.index_copy(0, picked, v.double()) for v in (*bound.estimate, bound.ess)
+            nothing.index_copy(0, picked, v.double())
+            for v in (*bound.estimate, bound.ess)
         )
         return Bound(Estimate(values, errors), ess)
 
-    def _run(self, lvm: Any, data: Data | None, schedule: Schedule, seed: int = 0) -> Bound:
+    def _run(
+        self, lvm: Any, data: Data | None, schedule: Schedule, seed: int = 0
+    ) -> Bound:
         run = ais(lvm, data, schedule, compile=self.compile, seed=seed, progress=False)
         return _log_mean_exp(run.bound, run.ess)
 
@@ -157,7 +162,9 @@ def best_elbo(prepared: Prepared, sizes: Sizes) -> Estimate:
     """The ELBO of the best guide of the family for each datum."""
     found = []
     for batch in prepared.batches:
-        local, *_ = fit_local_guide(prepared.lvm, batch.x, steps=sizes.steps, seed=prepared.seed)
+        local, *_ = fit_local_guide(
+            prepared.lvm, batch.x, steps=sizes.steps, seed=prepared.seed
+        )
         found.append(evaluated(local, batch, sizes.num_samples, prepared.seed)[0])
     values, errors = (torch.cat(part) for part in zip(*found, strict=True))
     return Estimate(values, errors)
@@ -206,9 +213,12 @@ def _by_precision(bounds: dict[str, Bound]) -> list[int]:
     A bound that is unknown for some data has an infinite error.
     """
     names = list(bounds)
-    errors = [b.estimate.errors.mean().nan_to_num(torch.inf).item() for b in bounds.values()]
+    errors = [
+        b.estimate.errors.mean().nan_to_num(torch.inf).item() for b in bounds.values()
+    ]
     return sorted(
-        range(len(names)), key=lambda i: (names[i] != EXACT, names[i] == ELBO, errors[i])
+        range(len(names)),
+        key=lambda i: (names[i] != EXACT, names[i] == ELBO, errors[i]),
     )
 
 
@@ -221,8 +231,12 @@ def _is_larger(bound: Bound, chosen: Bound, margin: float, quantile: float) -> T
     noise = quantile * above.errors
     is_known = torch.isfinite(above.errors)
     # clipped, so that no single datum decides the mean
-    clipped = Estimate(above.values.clamp(-noise, noise)[is_known], above.errors[is_known])
-    is_larger_in_mean = bool(is_known.any()) and clipped.mean > margin + 3 * clipped.mc_se
+    clipped = Estimate(
+        above.values.clamp(-noise, noise)[is_known], above.errors[is_known]
+    )
+    is_larger_in_mean = (
+        bool(is_known.any()) and clipped.mean > margin + 3 * clipped.mc_se
+    )
     agrees = above.values.abs() <= noise
     return (above.values > margin + noise) | (agrees & is_larger_in_mean)
 

@@ -16,7 +16,10 @@ from vilvm.weights.prepared import Prepared
 __all__ = ["Sizes", "affordable_sizes"]
 
 _PILOT = 100  # draws of the timed evaluation, and the fewest of an ELBO
-_LEAST_STEPS, _LEAST_TEMPERATURES = 50, 20  # a shorter fit, or annealing, is not worth its time
+_LEAST_STEPS, _LEAST_TEMPERATURES = (
+    50,
+    20,
+)  # a shorter fit, or annealing, is not worth its time
 _PASS = 8_000  # chains in a pass of annealing
 
 
@@ -69,7 +72,9 @@ def affordable_sizes(
         evaluate: evaluates the ELBO with so many draws.
     """
     assert wanted.schedule is not None
-    num_samples = affordable_draws(evaluate, _PILOT, wanted.num_samples, time.left * 0.15)
+    num_samples = affordable_draws(
+        evaluate, _PILOT, wanted.num_samples, time.left * 0.15
+    )
     joint = LogJoint(prepared.lvm, prepared.batches[0].x, "guide")
     few = joint.draw(4)
     start(joint, few)
@@ -78,11 +83,15 @@ def affordable_sizes(
     share = 0.45
     if steps == 0:
         share = 0.7  # annealing alone can detect what the guide misses
-    schedule = _affordable_schedule(prepared, wanted.schedule, time.left * share, gradient)
+    schedule = _affordable_schedule(
+        prepared, wanted.schedule, time.left * share, gradient
+    )
     return Sizes(num_samples, steps, schedule)
 
 
-def _affordable_steps(prepared: Prepared, wanted: int, time: TimeBudget, gradient: float) -> int:
+def _affordable_steps(
+    prepared: Prepared, wanted: int, time: TimeBudget, gradient: float
+) -> int:
     """Steps of the best guide's fit by a timed gradient, then by timed fits; 0 if too few."""
     num_parts = len(prepared.batches)
     steps = int(min(wanted, time.affords(2 * gradient, 0.3) / num_parts))

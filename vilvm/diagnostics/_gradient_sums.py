@@ -20,7 +20,9 @@ class GradientSums:
     """
 
     def __init__(self, num_draws: int):
-        self.sizes = torch.tensor([len(range(b, num_draws, BLOCKS)) for b in range(BLOCKS)])
+        self.sizes = torch.tensor(
+            [len(range(b, num_draws, BLOCKS)) for b in range(BLOCKS)]
+        )
         self.origin: dict[str, Tensor] = {}
         self.total: dict[str, Tensor] = {}
         self.squares: dict[str, Tensor] = {}
@@ -93,7 +95,8 @@ def sign_flips(sums: GradientSums, names: Sequence[str]) -> float:
     for name in names:
         blocks = (
             sums.total[name].double()
-            + sums.sizes.to(sums.origin[name].device).unsqueeze(-1) * sums.origin[name].double()
+            + sums.sizes.to(sums.origin[name].device).unsqueeze(-1)
+            * sums.origin[name].double()
         )
         gram += (blocks @ blocks.T).cpu()
     signs = torch.tensor(

@@ -95,7 +95,9 @@ def pairs(
         None and no names for fewer than two labels or too many.
     """
     known = {n: v for n, v in latents.items() if labels.get(n) is not None}
-    each = [(name, labels[n]) for n, v in known.items() for name in names_of({n: v}, layout)]
+    each = [
+        (name, labels[n]) for n, v in known.items() for name in names_of({n: v}, layout)
+    ]
     if not 2 <= len(each) <= _PAIRED:
         return None, ()
     columns, found, names = components(known, layout), [], []
@@ -107,7 +109,9 @@ def pairs(
     return torch.stack(found, -1).double(), tuple(names)
 
 
-def _joint_values(labels: list[Tensor | None]) -> Iterator[tuple[int, int, float, float]]:
+def _joint_values(
+    labels: list[Tensor | None],
+) -> Iterator[tuple[int, int, float, float]]:
     """Two labels by their index, and a value of each, without the first values."""
     for (i, own), (j, other) in combinations(enumerate(labels), 2):
         if own is None or other is None or len(own) * len(other) > _MOST:

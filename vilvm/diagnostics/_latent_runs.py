@@ -73,7 +73,9 @@ class LatentRun(NamedTuple):
     def from_prior(self, num_samples: int) -> dict[str, Tensor]:
         """Draws of every latent from its prior, shape (num_samples, num_data, *plates, *event)."""
         pair = runnable(self.lvm, self.data.x)
-        drawn = [sample(pair, size, like=self.data.x) for size in self._passes(num_samples)]
+        drawn = [
+            sample(pair, size, like=self.data.x) for size in self._passes(num_samples)
+        ]
         return {
             name: torch.cat([self.by_datum(part[name], name) for part in drawn])
             for name in self.layout.latents
@@ -83,16 +85,23 @@ class LatentRun(NamedTuple):
         """Which entries no mask hides, for latents with a mask, (num_data, *plates, *event)."""
         return {
             name: self.by_datum(value.unsqueeze(0), name)[0]
-            for name, value in visible_latents(self.lvm, self.data.x, self.layout).items()
+            for name, value in visible_latents(
+                self.lvm, self.data.x, self.layout
+            ).items()
         }
 
     def means(self, num_samples: int) -> dict[str, Tensor]:
         """E_q[z | x] by latent, shape (num_data, *plates, *event)."""
         means = self.over_draws(
-            lambda size: posterior_mean(self.lvm, self.data.x, size, layout=self.layout),
+            lambda size: posterior_mean(
+                self.lvm, self.data.x, size, layout=self.layout
+            ),
             num_samples,
         )
-        return {name: self.by_datum(value.unsqueeze(0), name)[0] for name, value in means.items()}
+        return {
+            name: self.by_datum(value.unsqueeze(0), name)[0]
+            for name, value in means.items()
+        }
 
     def spread(self, num_samples: int, shown: dict[str, Tensor]) -> dict[str, Tensor]:
         """Var_x E_q[z | x] by latent; none if a latent has no mean."""
@@ -101,7 +110,9 @@ class LatentRun(NamedTuple):
         except ContractError:
             return {}
         return {
-            name: spread(self.used(value), self.used(second[name]), shown.get(name)).cpu()
+            name: spread(
+                self.used(value), self.used(second[name]), shown.get(name)
+            ).cpu()
             for name, value in first.items()
             if not _is_imputed(name, self.layout)
         }
@@ -113,7 +124,9 @@ class LatentRun(NamedTuple):
         """
         below, above, done = [], [], 0
         # (num_samples · num_data, ...)
-        rows = {name: value.reshape(-1, *value.shape[2:]) for name, value in latents.items()}
+        rows = {
+            name: value.reshape(-1, *value.shape[2:]) for name, value in latents.items()
+        }
         size = max(1, _PAIRS // self.layout.num_data)
         for part in zip(*(value.split(size) for value in rows.values()), strict=True):
             try:
@@ -125,7 +138,9 @@ class LatentRun(NamedTuple):
             above.append(high)
             done += len(log_q)
         num_data = next(iter(latents.values())).shape[1]
-        return torch.cat(below).reshape(-1, num_data), torch.cat(above).reshape(-1, num_data)
+        return torch.cat(below).reshape(-1, num_data), torch.cat(above).reshape(
+            -1, num_data
+        )
 
     def _density(self, latents: dict[str, Tensor]) -> Tensor:
         """log q(z | x) of every row of latents and every used datum, shape (rows, num_data)."""
@@ -185,4 +200,6 @@ def spread(first: Tensor, second: Tensor, shown: Tensor | None) -> Tensor:
     for means in (first, second):
         mean = torch.where(shown, means, 0.0).sum(0) / count
         deviations.append(torch.where(shown, means - mean, 0.0).double())
-    return torch.where(count > 1, (deviations[0] * deviations[1]).sum(0) / (count - 1), torch.nan)
+    return torch.where(
+        count > 1, (deviations[0] * deviations[1]).sum(0) / (count - 1), torch.nan
+    )

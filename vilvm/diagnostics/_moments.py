@@ -103,11 +103,15 @@ class DrawnMoments:
         width = max(1, KEPT // (num_samples * num_data))
         for start in range(0, max(len(self.names), 1), width):
             with seeded(seed, device):
-                blocks = list(self._draws(num_samples, slice(start, start + width), rows))
+                blocks = list(
+                    self._draws(num_samples, slice(start, start + width), rows)
+                )
             log_w, z = (torch.cat(column) for column in zip(*blocks, strict=True))
             smoothed = smoothed or psis(log_w)
             probable = self.probabilities[start : start + width]
-            found.append(_moments(log_w, smoothed.log_weights.exp(), smoothed.k, z, probable))
+            found.append(
+                _moments(log_w, smoothed.log_weights.exp(), smoothed.k, z, probable)
+            )
         return Moments(*(torch.cat(column, 1) for column in zip(*found, strict=True)))
 
     def _draws(
@@ -116,7 +120,9 @@ class DrawnMoments:
         """Log-weights (S, R) and components (S, R, K), some at a time."""
         chunk = self._samples_in_a_pass()
         batch, layout = self.part.batch, self.layout
-        for weights in weight_chunks(self.part.lvm, batch, num_samples, chunk, layout=layout):
+        for weights in weight_chunks(
+            self.part.lvm, batch, num_samples, chunk, layout=layout
+        ):
             log_w = weights.log_weight
             if not layout.local:
                 log_w = log_w[:, None]
@@ -139,7 +145,9 @@ class DrawnMoments:
     def _samples_in_a_pass(self) -> int:
         num_data, width = max(self.layout.num_data, 1), max(len(self.names), 1)
         if self.layout.local:
-            return max(1, min(self.part.samples_in_a_pass(), KEPT // 10 // (width * num_data)))
+            return max(
+                1, min(self.part.samples_in_a_pass(), KEPT // 10 // (width * num_data))
+            )
         return max(1, min(JOINT_ROWS // num_data, KEPT // 10 // width))
 
     def _values(self, latents: dict[str, Tensor]) -> tuple[dict[str, Tensor], Layout]:
@@ -148,7 +156,9 @@ class DrawnMoments:
             return self._without_hidden(latents), self.joint_layout
         replayed = self._replayed
         if next(iter(latents.values())).shape[0] != 2:
-            replayed = replay(self._runnable, self.part.batch, latents, layout=self.layout)
+            replayed = replay(
+                self._runnable, self.part.batch, latents, layout=self.layout
+            )
         values = {**self._without_hidden(latents), **replayed.deterministics}
         if not self.layout.local:
             return values, self.joint_layout
@@ -159,12 +169,16 @@ class DrawnMoments:
     def _without_hidden(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
         """The latents; what a mask hides of them is zero."""
         shown = {
-            n: torch.where(self._shown[n], latents[n], 0) for n in self._shown if n in latents
+            n: torch.where(self._shown[n], latents[n], 0)
+            for n in self._shown
+            if n in latents
         }
         return {**latents, **shown}
 
 
-def _moments(log_w: Tensor, w: Tensor, k: Tensor, z: Tensor, probable: Tensor) -> Moments:
+def _moments(
+    log_w: Tensor, w: Tensor, k: Tensor, z: Tensor, probable: Tensor
+) -> Moments:
     """Moments from draws; computed block by block.
 
     Arguments:
@@ -176,21 +190,29 @@ def _moments(log_w: Tensor, w: Tensor, k: Tensor, z: Tensor, probable: Tensor) -
     """
     num_samples, data, width = z.shape
     if not width:
-        return Moments(*(z.new_zeros(data, 0, dtype=torch.float64) for _ in Moments._fields))
+        return Moments(
+            *(z.new_zeros(data, 0, dtype=torch.float64) for _ in Moments._fields)
+        )
     raw = (log_w.double() - log_w.double().logsumexp(0)).exp().nan_to_num()
     columns = max(1, min(width, _WORKED // num_samples))
     rows = max(1, _WORKED // (num_samples * columns))
     blocks = []
     for i in (slice(start, start + rows) for start in range(0, data, rows)):
         across = [
-            _of_block(raw[:, i, None], w[:, i, None], k[i, None], z[:, i, j], probable[j])
-            for j in (slice(start, start + columns) for start in range(0, width, columns))
+            _of_block(
+                raw[:, i, None], w[:, i, None], k[i, None], z[:, i, j], probable[j]
+            )
+            for j in (
+                slice(start, start + columns) for start in range(0, width, columns)
+            )
         ]
         blocks.append([torch.cat(column, 1) for column in zip(*across, strict=True)])
     return Moments(*(torch.cat(column) for column in zip(*blocks, strict=True)))
 
 
-def _of_block(raw: Tensor, w: Tensor, k: Tensor, z: Tensor, probable: Tensor) -> Moments:
+def _of_block(
+    raw: Tensor, w: Tensor, k: Tensor, z: Tensor, probable: Tensor
+) -> Moments:
     z = z.double()
     finite = z.isfinite().all(0)
     z = torch.where(finite, z, 0.0)
@@ -223,5 +245,7 @@ def _shape(w: Tensor, h: Tensor, k: Tensor) -> Tensor:
     heavy = shape > good_k(len(h))
     if heavy.any():
         own = tail_shape(h[:, heavy])
-        shape[heavy] = torch.where(own > good_k(len(h)), k.expand_as(shape)[heavy], shape[heavy])
+        shape[heavy] = torch.where(
+            own > good_k(len(h)), k.expand_as(shape)[heavy], shape[heavy]
+        )
     return shape

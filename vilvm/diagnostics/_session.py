@@ -56,10 +56,14 @@ class Session:
     @property
     def cut(self) -> dict[str, str]:
         """What each diagnostic left out, by its name."""
-        cuts = {name: getattr(result, "cut", "") for name, result in self.results.items()}
+        cuts = {
+            name: getattr(result, "cut", "") for name, result in self.results.items()
+        }
         return {name: what for name, what in cuts.items() if what}
 
-    def run(self, checks: list[Check], false_alarm: float, progress: bool | None) -> None:
+    def run(
+        self, checks: list[Check], false_alarm: float, progress: bool | None
+    ) -> None:
         """Runs the checks that apply, each with an equal share of the false-alarm rate."""
         rate = false_alarm / sum(check.tested and not check.why_not for check in checks)
         # One thread between the checks too: a check that changes the number would be left out.
@@ -77,7 +81,9 @@ class Session:
         """Runs a check in its share of the time that is left."""
         left = self.end - time.monotonic()
         if left <= -_BEYOND * self.budget:
-            reason = f"the budget of {self.budget:g} s was spent; give it more (budget=...)."
+            reason = (
+                f"the budget of {self.budget:g} s was spent; give it more (budget=...)."
+            )
             self._skip(check, reason)
             return
         seconds = max(0.0, left * share)
@@ -85,7 +91,9 @@ class Session:
         try:
             with Stop(most):
                 found = check.run(rate, seconds)
-            assert found.finding is not None  # a finding that raises counts as a failure
+            assert (
+                found.finding is not None
+            )  # a finding that raises counts as a failure
             self.results[check.name] = _renamed(found, self.index)
         except OutOfTimeError:
             self._skip(
@@ -95,7 +103,9 @@ class Session:
             )
         # The failure of one check must not stop the others, nor count as no finding.
         except Exception as error:
-            self._skip(check, _reason(error), applies=not isinstance(error, NotApplicable))
+            self._skip(
+                check, _reason(error), applies=not isinstance(error, NotApplicable)
+            )
 
     def _skip(self, check: Check, reason: str, applies: bool = True) -> None:
         self.skipped[check.name] = reason

@@ -25,7 +25,9 @@ from torch import Tensor
 __all__ = ["good_k", "tail_error", "tail_length", "tail_shape"]
 
 _PRIOR_K, _PRIOR_WEIGHT = 0.5, 10
-_FLAT = 0.01  # a tail whose logarithms differ by less consists of equal values and rounding
+_FLAT = (
+    0.01  # a tail whose logarithms differ by less consists of equal values and rounding
+)
 _LUMP = 0.1  # share of S; a tail of equal values is harmless if the effective number is above
 _FITTED = 4_000_000  # values of the grid at a time
 
@@ -70,7 +72,9 @@ def tail_shape(x: Tensor) -> Tensor:
     flat = top[:, -1] <= top[:, 0] * math.exp(_FLAT)
     tails = top[:, 1:] - top[:, :1]
     width = 30 + math.isqrt(length)
-    k = torch.cat([_fit(part, width) for part in tails.split(max(1, _FITTED // (length * width)))])
+    k = torch.cat(
+        [_fit(part, width) for part in tails.split(max(1, _FITTED // (length * width)))]
+    )
     is_harmless = rows.sum(1).square() / rows.square().sum(1) >= _LUMP * len(x)
     k = torch.where(k.isnan(), torch.where(is_harmless, 0.0, math.inf), k)
     return torch.where(flat, 0.0, k)
@@ -81,7 +85,9 @@ def _fit(tails: Tensor, width: int) -> Tensor:
     length = tails.shape[1]
     quartile, largest = tails[:, int(length / 4 + 0.5) - 1], tails[:, -1]
     steps = torch.arange(1, width + 1, dtype=tails.dtype, device=tails.device) - 0.5
-    theta = (1 - (width / steps).sqrt()) / (3 * quartile[:, None]) + 1 / largest[:, None]
+    theta = (1 - (width / steps).sqrt()) / (3 * quartile[:, None]) + 1 / largest[
+        :, None
+    ]
     k = torch.log1p(-theta[:, :, None] * tails[:, None, :]).mean(2)
     weight = (length * ((-theta / k).log() - k - 1)).softmax(1)
     best = (theta * weight).sum(1)

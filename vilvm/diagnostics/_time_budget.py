@@ -29,7 +29,9 @@ class TimeBudget:
         self.began = time.monotonic()
         self.seconds = math.inf
         if seconds is not None:
-            self.seconds = check_positive("budget", seconds, "number of seconds", zero=True)
+            self.seconds = check_positive(
+                "budget", seconds, "number of seconds", zero=True
+            )
 
     @property
     def left(self) -> float:
@@ -81,7 +83,9 @@ def seconds_of(function: Callable[[], Any]) -> float:
     return time.monotonic() - began
 
 
-def affordable_draws(run: Callable[[int], Any], least: int, wanted: int, seconds: float) -> int:
+def affordable_draws(
+    run: Callable[[int], Any], least: int, wanted: int, seconds: float
+) -> int:
     """The number of draws that fit into so many seconds, between `least` and `wanted`.
 
     Timed runs of two sizes separate the time of a draw from the fixed time of a run. An untimed

@@ -166,5 +166,7 @@ def _simulated(n: int) -> tuple[np.ndarray, list[np.ndarray]]:
         c, s, found = _statistics((y - y.mean(0)).T, polynomials)
         t = c / s
         lowest.append(np.quantile(found, _RULED_OUT))
-        nulls.append(np.sort(np.concatenate([t, -t])))  # the mirrored series is as likely
+        nulls.append(
+            np.sort(np.concatenate([t, -t]))
+        )  # the mirrored series is as likely
     return np.maximum.accumulate(lowest), nulls

@@ -112,8 +112,13 @@ def _tails(size: int, num_draws: int) -> np.ndarray:
     """2 min(P(N_i ≤ n), P(N_i ≥ n)) for i = 1, …, S and n = 0, …, L."""
     from scipy import stats  # takes a second to import
 
-    n, share = np.arange(size + 1), np.arange(1, num_draws + 1)[:, None] / (num_draws + 1)
-    return 2 * np.minimum(stats.binom.cdf(n, size, share), stats.binom.sf(n - 1, size, share))
+    n, share = (
+        np.arange(size + 1),
+        np.arange(1, num_draws + 1)[:, None] / (num_draws + 1),
+    )
+    return 2 * np.minimum(
+        stats.binom.cdf(n, size, share), stats.binom.sf(n - 1, size, share)
+    )
 
 
 def _crossing(tails: np.ndarray, level: float) -> float:
@@ -129,9 +134,13 @@ def _crossing(tails: np.ndarray, level: float) -> float:
     step = stats.poisson.pmf(np.arange(size + 1), size / (num_draws + 1))
     mass, low = np.ones(1), 0  # of the walk, at low, low + 1, …
     for to_low, to_high in zip(lows, highs, strict=True):
-        mass = np.convolve(mass, step[: to_high - low + 1])[to_low - low : to_high - low + 1]
+        mass = np.convolve(mass, step[: to_high - low + 1])[
+            to_low - low : to_high - low + 1
+        ]
         low = to_low
-    stays = mass @ step[size - low - np.arange(len(mass))] / stats.poisson.pmf(size, size)
+    stays = (
+        mass @ step[size - low - np.arange(len(mass))] / stats.poisson.pmf(size, size)
+    )
     # A tiny p-value is bounded by the tail of one point and the sum of all tails.
     return float(np.clip(1 - stays, level / 2, min(1.0, num_draws * level)))
 
@@ -161,7 +170,8 @@ def symmetry_p_values(ranks: Tensor, num_draws: int) -> Tensor:
     """
     columns = _columns(ranks, num_draws)
     p = torch.tensor(
-        [_excursion(2 * column - num_draws) for column in columns.T], dtype=torch.float64
+        [_excursion(2 * column - num_draws) for column in columns.T],
+        dtype=torch.float64,
     )
     return p.reshape(ranks.shape[1:])
 
@@ -248,10 +258,16 @@ def interval_coverage(
     """
     columns = torch.from_numpy(_columns(ranks, num_draws))
     nominal = torch.tensor(levels, dtype=torch.float64)
-    low, high = ((1 + side * nominal[:, None, None]) / 2 * (num_draws + 1) for side in (-1, 1))
+    low, high = (
+        (1 + side * nominal[:, None, None]) / 2 * (num_draws + 1) for side in (-1, 1)
+    )
     # (M, L, K)
-    covered = (torch.minimum(columns + 1, high) - torch.maximum(columns, low)).clamp(0, 1)
-    return Coverage(nominal, covered.mean(1), covered.std(1, correction=0) / len(columns) ** 0.5)
+    covered = (torch.minimum(columns + 1, high) - torch.maximum(columns, low)).clamp(
+        0, 1
+    )
+    return Coverage(
+        nominal, covered.mean(1), covered.std(1, correction=0) / len(columns) ** 0.5
+    )
 
 
 def _columns(ranks: Tensor, num_draws: int) -> np.ndarray:

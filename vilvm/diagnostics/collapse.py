@@ -57,7 +57,9 @@ from vilvm.weights.prepared import Prepared, prepared_of
 __all__ = ["Collapse", "Moments", "active_units", "collapse"]
 
 _DRAWS = 50  # draws for a posterior mean that is not known in closed form
-_PRIOR_DRAWS = 10_000  # for the prior's variance, whose relative error is then about 1.4 %
+_PRIOR_DRAWS = (
+    10_000  # for the prior's variance, whose relative error is then about 1.4 %
+)
 
 
 class Moments(NamedTuple):
@@ -127,7 +129,8 @@ class Collapse:
     def activity(self) -> dict[str, Tensor]:
         """Var_x E_q[z | x] / Var_p[z] by latent, shaped as `spread`."""
         return {
-            name: value / self.moments[name].prior_variance for name, value in self.spread.items()
+            name: value / self.moments[name].prior_variance
+            for name, value in self.spread.items()
         }
 
     @property
@@ -229,7 +232,9 @@ def _pair_and_data(
 
 
 def _check(caller: str, threshold: float, lvm: object, data: Any) -> None:
-    check_probability(f"{caller}: threshold, a share of the prior's variance,", threshold)
+    check_probability(
+        f"{caller}: threshold, a share of the prior's variance,", threshold
+    )
     if isinstance(lvm, Prepared):
         data = lvm.data
     data = as_data(data)
@@ -261,26 +266,38 @@ def _collapse(run: LatentRun, num_samples: int, threshold: float) -> Collapse:
     """The collapse from so many draws per datum."""
     kl = run.over_draws(run.divergences, num_samples)
     kl = {name: run.used(value) for name, value in kl.items()}
-    weights = log_weights(run.lvm, run.data.x, num_samples, chunk=run.at_once, layout=run.layout)
+    weights = log_weights(
+        run.lvm, run.data.x, num_samples, chunk=run.at_once, layout=run.layout
+    )
     latents = {
-        name: run.used(run.by_datum(value, name), 1) for name, value in weights.latents.items()
+        name: run.used(run.by_datum(value, name), 1)
+        for name, value in weights.latents.items()
     }
-    prior = {name: run.used(value, 1) for name, value in run.from_prior(num_samples).items()}
+    prior = {
+        name: run.used(value, 1) for name, value in run.from_prior(num_samples).items()
+    }
     shown = {name: run.used(value) for name, value in run.shown().items()}
     rate = run.used(weights.rate, 1)
     used = rate.shape[1]
     # each draw is compared with all data that are run
     few = max(2, num_samples * used // run.layout.num_data)
-    information = run.information({name: value[:few] for name, value in latents.items()})
+    information = run.information(
+        {name: value[:few] for name, value in latents.items()}
+    )
     return Collapse(
         spread=run.spread(max(num_samples, _DRAWS), shown),
         threshold=threshold,
         kl={name: value.mean(0).cpu() for name, value in kl.items()},
-        kl_se={name: (value.std(0) / math.sqrt(len(value))).cpu() for name, value in kl.items()},
+        kl_se={
+            name: (value.std(0) / math.sqrt(len(value))).cpu()
+            for name, value in kl.items()
+        },
         rate=_estimate(rate),
         **_information_estimates(information, rate[:few]),
         moments={
-            name: Moments(*moments(value, shown.get(name)), *moments(prior[name], shown.get(name)))
+            name: Moments(
+                *moments(value, shown.get(name)), *moments(prior[name], shown.get(name))
+            )
             for name, value in latents.items()
         },
         num_data=used,
@@ -378,7 +395,9 @@ def active_units(
             first.append(run.means(num_samples))
             second.append(run.means(num_samples))
             if has_prior:
-                prior.append(run.from_prior(math.ceil(_PRIOR_DRAWS / len(prepared.data))))
+                prior.append(
+                    run.from_prior(math.ceil(_PRIOR_DRAWS / len(prepared.data)))
+                )
             masks = run.shown()
             shown.append(
                 {

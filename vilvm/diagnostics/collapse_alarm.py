@@ -61,19 +61,32 @@ class CollapseAlarm:
         stop: bool = False,
         num_data: int = 1000,
     ):
-        threshold = check_positive("CollapseAlarm: threshold", threshold, "number of nats")
+        threshold = check_positive(
+            "CollapseAlarm: threshold", threshold, "number of nats"
+        )
         after = check_number("CollapseAlarm: after", after, 0)
         patience = check_number("CollapseAlarm: patience", patience, 2)
         num_data = check_number("CollapseAlarm: num_data", num_data, 2)
         if data is not None:
             as_data(data, "CollapseAlarm: data")
-        self.data, self.threshold, self.patience, self.after = data, threshold, patience, after
+        self.data, self.threshold, self.patience, self.after = (
+            data,
+            threshold,
+            patience,
+            after,
+        )
         self.stop, self.num_data, self.alarmed = stop, num_data, False
 
     def __call__(self, event: Event) -> bool:
         """Checks the newest records; returns True if training is to stop."""
-        rates = [r.rate for r in event.history.records if r.step > self.after][-self.patience :]
-        if len(rates) < self.patience or not self._is_low(rates) or self._is_active(event.lvm):
+        rates = [r.rate for r in event.history.records if r.step > self.after][
+            -self.patience :
+        ]
+        if (
+            len(rates) < self.patience
+            or not self._is_low(rates)
+            or self._is_active(event.lvm)
+        ):
             return False
         if not self.alarmed:
             self.alarmed = True

@@ -105,7 +105,9 @@ class Convergence:
     @property
     def flattened_by_schedule(self) -> bool:
         """Whether the curve may be level only because the learning rate has fallen."""
-        return self.fallen < _FALLEN and (self.before is None or self._rises(self.before))
+        return self.fallen < _FALLEN and (
+            self.before is None or self._rises(self.before)
+        )
 
     def _rises(self, found: Trend | None) -> bool:
         return found is not None and found.rising < self.false_alarm
@@ -174,7 +176,9 @@ def convergence(
     before = None
     if fallen < _FALLEN:
         before = _trend(
-            _last_half([r for r in records if r.learning_rate >= 0.5 * peak]), column, false_alarm
+            _last_half([r for r in records if r.learning_rate >= 0.5 * peak]),
+            column,
+            false_alarm,
         )
     return Convergence(
         trend=_trend(tail, column, false_alarm),
@@ -239,7 +243,9 @@ def _epochs(records: Sequence[Record]) -> np.ndarray:
 def _trend(records: Sequence[Record], column: str, false_alarm: float) -> Trend | None:
     if len(records) < LEAST:
         return None
-    return trend(_epochs(records), np.array([getattr(r, column) for r in records]), false_alarm)
+    return trend(
+        _epochs(records), np.array([getattr(r, column) for r in records]), false_alarm
+    )
 
 
 def split_rhat(iterates: Tensor) -> Tensor:
@@ -381,4 +387,8 @@ class Converged:
         self.gain = found.slope * float(np.ptp(_epochs(records)))
         self.rising = found.rising
         has_settled = self.rhat_share >= self.share
-        return has_settled and self.rising > self.false_alarm and self.gain < self.tolerance
+        return (
+            has_settled
+            and self.rising > self.false_alarm
+            and self.gain < self.tolerance
+        )

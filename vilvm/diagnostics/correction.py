@@ -61,7 +61,9 @@ from vilvm.weights.prepared import Part, Prepared, prepared_of
 
 __all__ = ["Correction", "correction"]
 
-_ESTIMATES = 2  # at which a false alarm may be raised: the first, and that on fresh draws
+_ESTIMATES = (
+    2  # at which a false alarm may be raised: the first, and that on fresh draws
+)
 _AGAIN = 25  # data that are re-examined, if they can be run without the others
 _FEWEST, _PILOT = 200, 50  # first draws if time is short, and draws of a timed run
 _MORE, _MORE_JOINT = 20, 10  # times as many draws in the re-examination
@@ -182,7 +184,9 @@ class Correction:
         Returns:
             Entries as (row, component).
         """
-        badness = torch.where(which, self.excess().nan_to_num(posinf=1e300).clamp(max=1e300), -1.0)
+        badness = torch.where(
+            which, self.excess().nan_to_num(posinf=1e300).clamp(max=1e300), -1.0
+        )
         if not self.joint:
             is_worst_of_row = badness == badness.amax(1, keepdim=True)
             badness = torch.where(is_worst_of_row, badness, -1.0)
@@ -206,7 +210,9 @@ class Correction:
         Returns:
             Deviations, shape (R, K); 1 is at the tolerance.
         """
-        tolerance = torch.where(self.probabilities, self.largest_change, self.largest_shift)
+        tolerance = torch.where(
+            self.probabilities, self.largest_change, self.largest_shift
+        )
         shift = (self.shift.abs() + errors * self.shift_se) / tolerance
         logs, error = self.ratio.log(), errors * self.ratio_se / self.ratio
         above = (logs + error) / torch.tensor(1 + self.largest_ratio).log()
@@ -283,7 +289,9 @@ def correction(
         began = time.left
         found = _estimate(drawn, samples, false_alarm)
         pace = time.pace(began, samples * len(drawn))
-        found, is_cut = _reexamined(found, _Again(prepared, drawn, time.affords(pace, 0.8)))
+        found, is_cut = _reexamined(
+            found, _Again(prepared, drawn, time.affords(pace, 0.8))
+        )
     if is_cut:
         cuts.append("the second look")
     return _without_constants(replace(found, cut=", ".join(cuts)))
@@ -299,7 +307,9 @@ def _affordable(drawn: Sequence[DrawnMoments], wanted: int, time: TimeBudget) ->
     return max(_FEWEST, affordable_draws(draw, _PILOT, wanted, seconds))
 
 
-def _estimate(drawn: Sequence[DrawnMoments], samples: int, false_alarm: float) -> Correction:
+def _estimate(
+    drawn: Sequence[DrawnMoments], samples: int, false_alarm: float
+) -> Correction:
     """The correction from so many draws per datum."""
     each = [of_part(samples) for of_part in drawn]
     moments = Moments(*(torch.cat(column) for column in zip(*each, strict=True)))
@@ -397,5 +407,9 @@ def _without_constants(found: Correction) -> Correction:
     """Leaves out components that are constant, such as deterministic values may be."""
     varies = ~(found.sd == 0).all(0)
     moments = {name: getattr(found, name)[:, varies] for name in Moments._fields}
-    names = tuple(n for n, is_kept in zip(found.names, varies.tolist(), strict=True) if is_kept)
-    return replace(found, names=names, probabilities=found.probabilities[varies], **moments)
+    names = tuple(
+        n for n, is_kept in zip(found.names, varies.tolist(), strict=True) if is_kept
+    )
+    return replace(
+        found, names=names, probabilities=found.probabilities[varies], **moments
+    )

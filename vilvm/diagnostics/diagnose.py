@@ -64,7 +64,8 @@ __all__ = ["Diagnosis", "diagnose"]
 _SHARED = "its data share a latent."
 _OWN = "each datum has latents of its own."
 _PRIORS = (
-    "priors of latents that the data share are the user's own; see predictive_check(kind='prior')."
+    "priors of latents that the data share are the user's own; see "
+    "predictive_check(kind='prior')."
 )
 _NO_HISTORY = "no history of the training was given (history=...)."
 
@@ -112,7 +113,9 @@ class Diagnosis:
             about: "posterior", the guide as posterior of this model; or "model", the model of
                 these data.
         """
-        return max((f.severity for f in self.findings if f.about == about), default=Severity.OK)
+        return max(
+            (f.severity for f in self.findings if f.about == about), default=Severity.OK
+        )
 
     @property
     def trusted(self) -> bool:
@@ -225,7 +228,9 @@ def _like(prepared: Prepared) -> Any:
     return data.x
 
 
-def _checks(prepared: Prepared, history: Any, schedule: Schedule | None) -> Iterator[Check]:
+def _checks(
+    prepared: Prepared, history: Any, schedule: Schedule | None
+) -> Iterator[Check]:
     """All diagnostics, in their order."""
     yield from _weight_checks(prepared, history)
     yield from _local_checks(prepared)
@@ -253,7 +258,9 @@ def _weight_checks(prepared: Prepared, history: Any) -> Iterator[Check]:
     num_samples = {True: 1000, False: 50_000}[prepared.local]
     yield Check(
         "Pareto k̂",
-        lambda rate, s: pareto_k(prepared, num_samples=num_samples, false_alarm=rate, budget=s),
+        lambda rate, s: pareto_k(
+            prepared, num_samples=num_samples, false_alarm=rate, budget=s
+        ),
         part=2.0,
     )
     yield Check(
@@ -264,7 +271,9 @@ def _weight_checks(prepared: Prepared, history: Any) -> Iterator[Check]:
     )
     yield Check(
         "Means and standard deviations",
-        lambda rate, s: correction(lvm, data, false_alarm=rate, budget=s, seed=seed + 1),
+        lambda rate, s: correction(
+            lvm, data, false_alarm=rate, budget=s, seed=seed + 1
+        ),
         part=2.0,
     )
 

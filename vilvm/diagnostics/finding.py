@@ -53,4 +53,6 @@ class Finding:
 
     def __str__(self) -> str:
         head = f"[{self.severity.name}] {self.name}: {self.verdict}"
-        return " ".join(part for part in (head, self.advice, f"({self.source})") if part)
+        return " ".join(
+            part for part in (head, self.advice, f"({self.source})") if part
+        )

@@ -184,7 +184,9 @@ class Gaps:
         if ELBO in self.bounds:
             by_elbo = self._chosen[1] == list(self.bounds).index(ELBO)
         annealed = [self.bounds[n].estimate for n in (GUIDE, PRIOR) if n in self.bounds]
-        failed = [self._is_below(bound) | torch.isnan(bound.values) for bound in annealed]
+        failed = [
+            self._is_below(bound) | torch.isnan(bound.values) for bound in annealed
+        ]
         all_failed = torch.stack(failed or [by_elbo]).all(0)
         return self._is_below(self.evidence) | by_elbo | ((self.ess < FEW) & all_failed)
 
@@ -265,7 +267,9 @@ def gaps(
     """
     false_alarm = check_probability("gaps: false_alarm", false_alarm)
     if evidence is not None and evidence not in ("exact", "ais", "iwae"):
-        raise ValueError(f"gaps: unknown evidence={evidence!r}; choose 'exact', 'ais' or 'iwae'.")
+        raise ValueError(
+            f"gaps: unknown evidence={evidence!r}; choose 'exact', 'ais' or 'iwae'."
+        )
     num_samples = check_number("gaps: num_samples", num_samples)
     steps = check_number("gaps: steps", steps)
     batch_size = check_number("gaps: batch_size", batch_size)
@@ -276,8 +280,12 @@ def gaps(
     with prepared.drawing():
         _check_continuous(prepared)
         encoded = _is_amortised(prepared)
-        whole = Sizes(num_samples, steps, schedule or _default_schedule(prepared.layout))
-        bounds, best, amortised, sizes = _searched(prepared, evidence, whole, time, encoded)
+        whole = Sizes(
+            num_samples, steps, schedule or _default_schedule(prepared.layout)
+        )
+        bounds, best, amortised, sizes = _searched(
+            prepared, evidence, whole, time, encoded
+        )
         if EXACT not in bounds:
             bounds[ELBO] = Bound(best, torch.full_like(best.values, torch.inf))
     return Gaps(
@@ -292,12 +300,18 @@ def gaps(
 
 
 def _searched(
-    prepared: Prepared, evidence: str | None, whole: Sizes, time: TimeBudget, encoded: bool
+    prepared: Prepared,
+    evidence: str | None,
+    whole: Sizes,
+    time: TimeBudget,
+    encoded: bool,
 ) -> tuple[dict[str, Bound], Estimate, Estimate, Sizes]:
     """Bounds on log p(x), the best guides' ELBO, the guide's ELBO, and the sizes of each."""
     in_one, sizes = in_one_batch(prepared), whole
     if time.is_limited:
-        sizes = affordable_sizes(prepared, whole, time, lambda n: evaluated(in_one, None, n))
+        sizes = affordable_sizes(
+            prepared, whole, time, lambda n: evaluated(in_one, None, n)
+        )
     amortised, weighted = evaluated(in_one, None, sizes.num_samples)
     best, sizes = _best_in_time(prepared, amortised, sizes, time)
     most, compiled = len(prepared.data), False
@@ -368,7 +382,9 @@ def _is_amortised(prepared: Prepared) -> bool:
     with suppress(ContractError), torch.no_grad(), evaluation_mode(lvm):
         find_layout(lvm, data.subset(slice(0, 1)).x)
         first, second = (_guide_at(prepared, batch) for batch in (data, rolled))
-        return not _equal(first, second) or _equal(tensors_of(data.x), tensors_of(rolled.x))
+        return not _equal(first, second) or _equal(
+            tensors_of(data.x), tensors_of(rolled.x)
+        )
     return False
 
 

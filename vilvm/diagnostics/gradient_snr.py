@@ -101,7 +101,8 @@ class GradientSNR:
             for objective, found in self.groups.items()
             for group, value in found.items()
             if value.p_value < self._level
-            and value.snr + 2 * value.se < min(LOW, self._best(objective, group) / BETTER)
+            and value.snr + 2 * value.se
+            < min(LOW, self._best(objective, group) / BETTER)
         ]
 
     @property
@@ -113,7 +114,9 @@ class GradientSNR:
     @property
     def _level(self) -> float:
         """The level of a single test (Bonferroni)."""
-        return self.false_alarm / max(sum(len(found) for found in self.groups.values()), 1)
+        return self.false_alarm / max(
+            sum(len(found) for found in self.groups.values()), 1
+        )
 
     def _best(self, objective: str, group: str) -> float:
         """The largest SNR of the objective's other groups, and of other objectives here."""
@@ -224,7 +227,9 @@ def _module(lvm: object) -> torch.nn.Module:
     return lvm
 
 
-def _batches(lvm: Any, data: Data, batch_size: int, minibatch: bool) -> Callable[[], Any]:
+def _batches(
+    lvm: Any, data: Data, batch_size: int, minibatch: bool
+) -> Callable[[], Any]:
     """A function that returns the batch of the next draw."""
     is_whole = not data.divisible or batch_size >= len(data)
     first = data
@@ -297,7 +302,9 @@ def _gradients(
     return {n: p.grad.detach() for n, p in named.items() if p.grad is not None}
 
 
-def _summaries(sums: GradientSums, members: Mapping[str, Sequence[str]]) -> dict[str, GroupSNR]:
+def _summaries(
+    sums: GradientSums, members: Mapping[str, Sequence[str]]
+) -> dict[str, GroupSNR]:
     """The ratios of the groups that have a gradient."""
     found = {}
     for group, names in members.items():

@@ -148,7 +148,9 @@ def loo(
     time, cut = TimeBudget(budget), ""
     prepared = prepared_of("loo", lvm, data, seed=seed)
     _check(prepared)
-    leaving = _LeavingOut(prepared.lvm, prepared.batches[0].x, prepared.layout, prepared.seed)
+    leaving = _LeavingOut(
+        prepared.lvm, prepared.batches[0].x, prepared.layout, prepared.seed
+    )
     with prepared.running():
         _check_sites(prepared, next(leaving.chunks(1, 1)))
         if time.is_limited:
@@ -206,14 +208,18 @@ class _LeavingOut(NamedTuple):
 
     def chunks(self, num_samples: int, size: int) -> Any:
         """Log-weights of so many draws, `size` at a time."""
-        return weight_chunks(self.lvm, self.batch, num_samples, size, layout=self.layout)
+        return weight_chunks(
+            self.lvm, self.batch, num_samples, size, layout=self.layout
+        )
 
     def run(self, num_samples: int) -> None:
         """Makes so many draws at once."""
         for _ in self.chunks(num_samples, num_samples):
             pass
 
-    def each_datum(self, num_samples: int) -> tuple[Smoothed, list[tuple[Tensor, Tensor, Tensor]]]:
+    def each_datum(
+        self, num_samples: int
+    ) -> tuple[Smoothed, list[tuple[Tensor, Tensor, Tensor]]]:
         """The smoothed joint weights; and log p(x_i | x_{−i}), log p(x_i | x), k̂ by block."""
         width = max(1, _KEPT // num_samples)
         found, sums, whole = [], None, None
@@ -247,7 +253,9 @@ def _terms(weights: LogWeights, columns: slice) -> tuple[Tensor, _Sums]:
     return log_p[:, columns].cpu().clone(), _Sums(*(s.cpu() for s in sums))
 
 
-def _left_out(log_p: Tensor, whole: Tensor, sums: _Sums) -> tuple[Tensor, Tensor, Tensor]:
+def _left_out(
+    log_p: Tensor, whole: Tensor, sums: _Sums
+) -> tuple[Tensor, Tensor, Tensor]:
     """log p(x_i | x_{−i}), log p(x_i | x) and k̂ of some data.
 
     The weight without a datum is the sum over the others, because −∞ cannot be subtracted.

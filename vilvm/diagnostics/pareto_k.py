@@ -60,7 +60,9 @@ _HALF = 0.5  # k above which weights have no variance
 _DRAWS, _REPEAT = 1_000_000, 10_000  # draws of a re-examination, and fewest of a repeat
 _JOINT = 4  # times as dear is a draw of all data jointly
 _RECHECKS = 2  # re-examinations at most
-JOINT_ROWS = 400_000  # draws × data per pass for a joint weight, whose model is seldom a network
+JOINT_ROWS = (
+    400_000  # draws × data per pass for a joint weight, whose model is seldom a network
+)
 
 
 class Recheck(NamedTuple):
@@ -173,7 +175,10 @@ class ParetoK:
         """The data of the largest latest k̂, worst first, as (index, k̂)."""
         latest = self.latest
         order = latest.argsort(descending=True)[:count]
-        return [(int(i), k.item()) for i, k in zip(self.index[order], latest[order], strict=True)]
+        return [
+            (int(i), k.item())
+            for i, k in zip(self.index[order], latest[order], strict=True)
+        ]
 
     @property
     def finding(self) -> Finding:
@@ -243,7 +248,9 @@ def pareto_k(
         if num_samples < wanted:
             cuts.append(f"{num_samples} of {wanted} draws")
         num_passes = len(parts) * (num_samples // _chunk(parts[0]))
-        passes = SamplePasses(prepared.lvm, worth_compiling(compile, num_passes, WORTH_COMPILING))
+        passes = SamplePasses(
+            prepared.lvm, worth_compiling(compile, num_passes, WORTH_COMPILING)
+        )
         began = time.left
         found = [_fit(passes, part, num_samples) for part in parts]
         pace = time.pace(began, num_samples * len(parts))
@@ -276,7 +283,9 @@ def _affordable(parts: Sequence[Part], num_samples: int, time: TimeBudget) -> in
     if fits < size or size == num_samples:
         return max(_LEAST, fits)
     each = seconds_of(lambda: draw(size))
-    return int(min(num_samples, max(_LEAST, time.affords(each, 0.5) / len(parts) * size)))
+    return int(
+        min(num_samples, max(_LEAST, time.affords(each, 0.5) / len(parts) * size))
+    )
 
 
 class _Again(NamedTuple):
@@ -324,7 +333,8 @@ class _Again(NamedTuple):
 
         def estimate(repeats: int) -> tuple[Tensor, Tensor]:
             found = [
-                _fit(self.passes, part, self.size, repeats, columns) for part, columns in chosen
+                _fit(self.passes, part, self.size, repeats, columns)
+                for part, columns in chosen
             ]
             k, ess = (torch.cat(values) for values in zip(*found, strict=True))
             return k, ess
@@ -355,10 +365,14 @@ def _fit(
 ) -> tuple[Tensor, Tensor]:
     """k̂ and effective sample size of the data of a batch, or of some columns, over repeats."""
     blocks = []
-    for log_w, *_ in passes(part.batch, repeats * num_samples, _chunk(part), part.layout):
+    for log_w, *_ in passes(
+        part.batch, repeats * num_samples, _chunk(part), part.layout
+    ):
         if columns is not None:
             log_w = log_w[:, columns.to(log_w.device)]
         blocks.append(log_w.cpu())
     by_repeat = torch.cat(blocks).reshape(repeats, num_samples, -1).movedim(1, 0)
     smoothed = psis(by_repeat.reshape(num_samples, -1))
-    return smoothed.k.reshape(repeats, -1).mean(0), smoothed.ess.reshape(repeats, -1).mean(0)
+    return smoothed.k.reshape(repeats, -1).mean(0), smoothed.ess.reshape(
+        repeats, -1
+    ).mean(0)

@@ -97,7 +97,9 @@ class PredictiveCheck:
     def adjusted(self) -> dict[str, Tensor]:
         """p-value of each statistic as one of many (max-T), of the statistic's shape."""
         deviations = {name: _deviations(value) for name, value in self._all.items()}
-        largest = torch.stack([d.reshape(len(d), -1).amax(1) for d in deviations.values()]).amax(0)
+        largest = torch.stack(
+            [d.reshape(len(d), -1).amax(1) for d in deviations.values()]
+        ).amax(0)
         return {
             name: (largest.reshape(-1, *[1] * (d.dim() - 1)) >= d[0]).double().mean(0)
             for name, d in deviations.items()
@@ -188,17 +190,27 @@ def predictive_check(
     """
     false_alarm = check_probability("predictive_check: false_alarm", false_alarm)
     if kind not in ("posterior", "prior"):
-        raise ValueError(f"predictive_check: kind must be 'posterior' or 'prior'; got {kind!r}.")
-    num_draws = check_number("predictive_check: num_draws", num_draws, math.ceil(1 / false_alarm))
+        raise ValueError(
+            f"predictive_check: kind must be 'posterior' or 'prior'; got {kind!r}."
+        )
+    num_draws = check_number(
+        "predictive_check: num_draws", num_draws, math.ceil(1 / false_alarm)
+    )
     time, cut = TimeBudget(budget), ""
     prepared = prepared_of(
-        "predictive_check", lvm, data, batch_size=batch_size, seed=seed, default_size=_ROWS
+        "predictive_check",
+        lvm,
+        data,
+        batch_size=batch_size,
+        seed=seed,
+        default_size=_ROWS,
     )
     with prepared.running():
         _check_replicable(prepared)
         replicates = _Replicates.of(prepared, kind)
         chosen = {
-            site: statistics or default_statistics(x) for site, x in replicates.observed.items()
+            site: statistics or default_statistics(x)
+            for site, x in replicates.observed.items()
         }
         of_data = _measure(chosen, replicates.observed)
         of_draws = []
@@ -208,7 +220,9 @@ def predictive_check(
                 break
     if len(of_draws) < num_draws:
         cut = f"{len(of_draws)} of {num_draws} replicates"
-    replicated = {name: _stacked(name, value, of_draws) for name, value in of_data.items()}
+    replicated = {
+        name: _stacked(name, value, of_draws) for name, value in of_data.items()
+    }
     return PredictiveCheck(of_data, replicated, kind, false_alarm, cut)
 
 
@@ -232,7 +246,9 @@ def _check_replicable(prepared: Prepared) -> None:
             "random, so replicates would be of other data: check a model whose plate takes all "
             "of it."
         )
-    partly = [site for site, words in layout.families.items() if " in part, mask " in words]
+    partly = [
+        site for site, words in layout.families.items() if " in part, mask " in words
+    ]
     if partly:
         raise ContractError(
             f"predictive_check: site {partly[0]!r} of {name} is scored in part only (a mask), so "
@@ -265,7 +281,9 @@ class _Replicates(NamedTuple):
             parts = [prepared.data.loaded()]
         if not layout.latents:
             kind = "prior"
-        return cls(lvm, parts, kind, _joined([observed(lvm, part.x) for part in parts], 0))
+        return cls(
+            lvm, parts, kind, _joined([observed(lvm, part.x) for part in parts], 0)
+        )
 
     def draw(self, num_draws: int) -> Iterator[dict[str, Tensor]]:
         """Replicated data by site, one data set after the other."""
@@ -348,7 +366,9 @@ def default_statistics(x: Tensor) -> dict[str, Statistic]:
         }
     if x.dim() > 1 and x[0].numel() > 1 and len(x) > 1:
         found |= {
-            "sd of row means": lambda x: x.double().flatten(1).mean(1).std(correction=0),
+            "sd of row means": lambda x: (
+                x.double().flatten(1).mean(1).std(correction=0)
+            ),
             "neighbours": _neighbours,
         }
     return found
@@ -365,4 +385,6 @@ def _neighbours(x: Tensor) -> Tensor:
     """Correlation of neighbouring components, all pairs jointly; 0 if all data are equal."""
     centred = x.double().flatten(1) - x.double().flatten(1).mean(0)
     square = centred.square().mean()
-    return (centred[:, 1:] * centred[:, :-1]).mean() / torch.where(square > 0, square, 1.0)
+    return (centred[:, 1:] * centred[:, :-1]).mean() / torch.where(
+        square > 0, square, 1.0
+    )

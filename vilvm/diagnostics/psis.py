@@ -81,9 +81,13 @@ def psis(log_weights: Tensor) -> Smoothed:
             f"psis: log-weights must have shape (S, N) or (S,) with at least {_FEWEST} samples S; "
             f"got {tuple(log_weights.shape)}."
         )
-    columns = log_weights.detach().cpu().double().numpy().reshape(len(log_weights), -1).T
+    columns = (
+        log_weights.detach().cpu().double().numpy().reshape(len(log_weights), -1).T
+    )
     if np.isnan(columns).any() or np.isposinf(columns).any():
-        raise ValueError("psis: a log-weight is NaN or +inf; check the densities it comes from.")
+        raise ValueError(
+            "psis: a log-weight is NaN or +inf; check the densities it comes from."
+        )
     smoothed, k = _smooth(columns)
     return Smoothed(
         torch.from_numpy(smoothed.T.copy()).reshape(log_weights.shape),

@@ -89,7 +89,9 @@ class Rates:
     def is_negative(self) -> bool:
         """Whether the mean rate, or that of a datum, is below zero beyond its error."""
         z = float(-ndtri(self.false_alarm / 4))
-        return self.rate.mean + z * self.rate.mc_se < -_ROUNDING or bool(self.negative.any())
+        return self.rate.mean + z * self.rate.mc_se < -_ROUNDING or bool(
+            self.negative.any()
+        )
 
     @property
     def disagrees(self) -> bool:
@@ -183,7 +185,11 @@ class _Disagreement(NamedTuple):
 
 def _disagreement(history: Any, prepared: Prepared) -> _Disagreement:
     """dₜ over the last records; nothing if training cannot be compared."""
-    if not _is_plain(history) or _trains_otherwise(prepared.lvm) or _is_tempered(prepared):
+    if (
+        not _is_plain(history)
+        or _trains_otherwise(prepared.lvm)
+        or _is_tempered(prepared)
+    ):
         return _Disagreement()
     records = list(history.history)[-max(_LEAST, len(history.history) // _PART) :]
     d, elbo = _differences(records)
@@ -217,7 +223,9 @@ def _trains_otherwise(lvm: Any) -> bool:
 def _is_tempered(prepared: Prepared) -> bool:
     """Whether sites are scaled differently, so that the loss weighs the rate."""
     with torch.no_grad(), prepared.drawing():
-        weights = log_weights(prepared.lvm, prepared.batches[0].x, 2, layout=prepared.layout)
+        weights = log_weights(
+            prepared.lvm, prepared.batches[0].x, 2, layout=prepared.layout
+        )
     scales = [*weights.model_scales.values(), *weights.guide_scales.values()]
     scales = [torch.as_tensor(s).float() for s in scales]
     return any(s.numel() > 1 or s != scales[0] for s in scales)

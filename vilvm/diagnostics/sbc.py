@@ -82,7 +82,9 @@ class SBC:
     @property
     def coverage(self) -> Coverage:
         """How often the central 50, 80, 90 and 95 % intervals contain the truth, by quantity."""
-        each = [interval_coverage(shown(column), self.num_draws) for column in self.ranks.T]
+        each = [
+            interval_coverage(shown(column), self.num_draws) for column in self.ranks.T
+        ]
         return Coverage(
             each[0].levels,
             torch.cat([c.shares for c in each], 1),

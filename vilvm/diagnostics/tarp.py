@@ -20,7 +20,11 @@ from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_seed
 from vilvm.diagnostics._amortised import check_amortised
-from vilvm.diagnostics._calibration import check_options, missing_simulations, rows_of_a_pass
+from vilvm.diagnostics._calibration import (
+    check_options,
+    missing_simulations,
+    rows_of_a_pass,
+)
 from vilvm.diagnostics._components import components, features, truth, visible
 from vilvm.diagnostics._time_budget import TimeBudget
 from vilvm.diagnostics._uniformity import rank_among, uniformity_p_values
@@ -65,7 +69,9 @@ class TARP:
         contain the truth: both of shape (S + 2,), and equal up to chance for the posterior.
         """
         counts = torch.bincount(self.ranks, minlength=self.num_draws + 1).cumsum(0)
-        level = torch.arange(self.num_draws + 2, dtype=torch.float64) / (self.num_draws + 1)
+        level = torch.arange(self.num_draws + 2, dtype=torch.float64) / (
+            self.num_draws + 1
+        )
         return level, torch.cat([torch.zeros(1), counts]).double() / len(self.ranks)
 
     @property
@@ -153,18 +159,24 @@ def tarp(
     seed = check_seed("tarp: seed", seed)
     options = check_options("tarp", num_simulations, num_draws, false_alarm, rebuild)
     if reference not in ("data", "prior"):
-        raise ValueError(f"tarp: unknown reference={reference!r}; choose 'data' or 'prior'.")
+        raise ValueError(
+            f"tarp: unknown reference={reference!r}; choose 'data' or 'prior'."
+        )
     with simulating(lvm, like, seed) as fixed:
         check_amortised("tarp", lvm, fixed, rebuild, seed)
         rows = rows_of_a_pass(lvm, options.num_draws, batch_size)
         source = {"like": fixed, "rebuild": rebuild, "batch_size": rows}
         time = TimeBudget(budget)
         references = _references(lvm, options.num_simulations, source, time)
-        points_for = {"data": references.next_to, "prior": references.at_random}[reference]
+        points_for = {"data": references.next_to, "prior": references.at_random}[
+            reference
+        ]
         ranks, done = [], 0
         for simulation in simulations(lvm, options.num_simulations, **source):
             points = points_for(simulation, done)
-            ranks.append(_ranks(lvm, simulation, options.num_draws, points, references.spread))
+            ranks.append(
+                _ranks(lvm, simulation, options.num_draws, points, references.spread)
+            )
             done += simulation.size
             if time.is_spent:
                 break
@@ -179,7 +191,10 @@ def tarp(
 
 
 def _references(
-    lvm: LatentVariableModel, num_simulations: int, source: dict[str, Any], time: TimeBudget
+    lvm: LatentVariableModel,
+    num_simulations: int,
+    source: dict[str, Any],
+    time: TimeBudget,
 ) -> _References:
     found = []
     for simulation in simulations(lvm, num_simulations, **source):

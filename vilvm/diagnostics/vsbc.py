@@ -207,7 +207,9 @@ class _Refit(NamedTuple):
         if shown is None:
             return row, names
         kept = shown[0].cpu()
-        return row[kept], tuple(n for n, k in zip(names, kept.tolist(), strict=True) if k)
+        return row[kept], tuple(
+            n for n, k in zip(names, kept.tolist(), strict=True) if k
+        )
 
 
 @contextmanager

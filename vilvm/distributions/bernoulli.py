@@ -46,7 +46,9 @@ class IndependentBernoulli(TorchDistribution):
 
     def __init__(self, logits: Tensor, validate_args: bool | None = None):
         self.logits = logits
-        super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
+        super().__init__(
+            logits.shape[:-1], logits.shape[-1:], validate_args=validate_args
+        )
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "IndependentBernoulli":
         """The same distribution, its logits expanded to `batch_shape`."""
@@ -110,7 +112,10 @@ class _LogProb(torch.autograd.Function):
 
 
 def _log_prob(logits: Tensor, value: Tensor) -> Tensor:
-    if logits.dtype in (torch.float16, torch.bfloat16):  # too small a range for the product
+    if logits.dtype in (
+        torch.float16,
+        torch.bfloat16,
+    ):  # too small a range for the product
         return _log_prob(logits.float(), value.float()).to(logits.dtype)
     # max(l, 0) − x l for each pixel, at least 0 for binary x: the difference of two large sums
     # would lose digits.

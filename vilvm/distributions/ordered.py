@@ -62,15 +62,21 @@ class OrderedNormal(TorchDistribution):
     }
     support = constraints.ordered_vector  # type: ignore[assignment]
 
-    def __init__(self, loc: Tensor, scale: Tensor | float, validate_args: bool | None = None):
+    def __init__(
+        self, loc: Tensor, scale: Tensor | float, validate_args: bool | None = None
+    ):
         self.loc, self.scale = broadcast_all(loc, scale)
         _check_orderable(self.loc, self.scale)
-        super().__init__(self.loc.shape[:-1], self.loc.shape[-1:], validate_args=validate_args)
+        super().__init__(
+            self.loc.shape[:-1], self.loc.shape[-1:], validate_args=validate_args
+        )
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "OrderedNormal":
         """The same distribution, its parameters expanded to `batch_shape`."""
         shape = torch.Size(batch_shape) + self.event_shape
-        new = OrderedNormal(self.loc.expand(shape), self.scale.expand(shape), validate_args=False)
+        new = OrderedNormal(
+            self.loc.expand(shape), self.scale.expand(shape), validate_args=False
+        )
         # the parameters have been checked, values have not
         new._validate_args = self._validate_args
         return new
@@ -88,7 +94,9 @@ class OrderedNormal(TorchDistribution):
         """log p(x) in nats, for `value` of shape (..., K) in increasing order; shape (...,)."""
         if self._validate_args:
             self._validate_sample(value)
-        unordered = torch.distributions.Normal(self.loc, self.scale, False).log_prob(value)
+        unordered = torch.distributions.Normal(self.loc, self.scale, False).log_prob(
+            value
+        )
         return unordered.sum(-1) - self.log_normaliser
 
     @torch.no_grad()
@@ -120,7 +128,9 @@ class OrderedNormal(TorchDistribution):
         quadrature.
         """
         if self.event_shape[0] > 2:
-            return self.loc + self.scale * _mean_of_sorted(self.event_shape[0]).to(self.loc)
+            return self.loc + self.scale * _mean_of_sorted(self.event_shape[0]).to(
+                self.loc
+            )
         m, s = self._difference()
         # E (x₂ − x₁) = m + s φ(m / s) / Φ(m / s); the excess over m is divided between the two
         # variables in proportion to their variances.
@@ -158,6 +168,8 @@ def _mean_of_sorted(size: int) -> Tensor:
     k = torch.arange(size, dtype=torch.float64).unsqueeze(-1)
     log_ways = math.lgamma(size + 1) - torch.lgamma(k + 1) - torch.lgamma(size - k)
     log_density = log_ways + k * torch.special.log_ndtr(z)
-    log_density = log_density + (size - 1 - k) * torch.special.log_ndtr(-z) - z.square() / 2
+    log_density = (
+        log_density + (size - 1 - k) * torch.special.log_ndtr(-z) - z.square() / 2
+    )
     values = log_density.exp() @ z * (24 / (_GRID - 1)) / math.sqrt(2 * math.pi)
     return (values - values.flip(0)) / 2  # symmetric by its definition

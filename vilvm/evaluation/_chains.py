@@ -20,12 +20,25 @@ from vilvm.evaluation.schedule import Schedule
 from vilvm.lvm import ContractError, LatentVariableModel
 from vilvm.weights.log_joint import LogJoint
 
-__all__ = ["FEW", "Chains", "density_gradients", "effective_chains", "log_mean", "rows_in_a_pass"]
+__all__ = [
+    "FEW",
+    "Chains",
+    "density_gradients",
+    "effective_chains",
+    "log_mean",
+    "rows_in_a_pass",
+]
 
 FEW = 5.0  # effective chains, below which the Monte Carlo error is itself unreliable
 _ROWS_CPU, _ROWS_CUDA = 8_000, 200_000  # chains in a pass
-_PILOT_START, _PILOT_LEAST = 30, 150  # transitions of the pilot: at β = 0, and at least in all
-_PILOT_DRAWS, _GAIN = 64, 0.15  # draws that give the scale of positions; gain of the log step size
+_PILOT_START, _PILOT_LEAST = (
+    30,
+    150,
+)  # transitions of the pilot: at β = 0, and at least in all
+_PILOT_DRAWS, _GAIN = (
+    64,
+    0.15,
+)  # draws that give the scale of positions; gain of the log step size
 _WORTH_COMPILING = 5000  # gradients, above which compilation saves time
 
 
@@ -48,7 +61,11 @@ class Chains:
         bar: ProgressBar,
         gradients: DensityGradients | None = None,
     ):
-        self.joint, self.schedule, self.bar = LogJoint(lvm, batch, schedule.base), schedule, bar
+        self.joint, self.schedule, self.bar = (
+            LogJoint(lvm, batch, schedule.base),
+            schedule,
+            bar,
+        )
         self.at = partial(gradients or DensityGradients(compile=False), self.joint)
         self.betas = schedule.betas()
         spread = self.joint.draw(_PILOT_DRAWS).std(0)
@@ -64,7 +81,9 @@ class Chains:
         """
         state = self.at(self.joint.draw(self.schedule.num_chains))
         log_w = torch.zeros_like(state.base)
-        accepted = torch.empty(len(self.betas) - 2, device=log_w.device, dtype=log_w.dtype)
+        accepted = torch.empty(
+            len(self.betas) - 2, device=log_w.device, dtype=log_w.dtype
+        )
         for t in range(1, len(self.betas)):
             log_w += (self.betas[t] - self.betas[t - 1]) * (state.target - state.base)
             if t < len(self.betas) - 1:
@@ -96,9 +115,16 @@ class Chains:
     def _move(self, state: State, t: int) -> tuple[State, Tensor]:
         return self._transition(state, self.betas[t], self.steps[t])
 
-    def _transition(self, state: State, beta: float, step: Tensor) -> tuple[State, Tensor]:
+    def _transition(
+        self, state: State, beta: float, step: Tensor
+    ) -> tuple[State, Tensor]:
         return transition(
-            self.at, state, beta, step, scale=self.scale, leapfrog=self.schedule.leapfrog
+            self.at,
+            state,
+            beta,
+            step,
+            scale=self.scale,
+            leapfrog=self.schedule.leapfrog,
         )
 
     def _pilot(self) -> list[Tensor]:
@@ -106,7 +132,9 @@ class Chains:
         state = self.at(self.joint.draw(max(4, self.schedule.num_chains // 4)))
         num_data, dimensions = self.scale.shape
         first = math.log(0.5 * dimensions**-0.25)
-        log_step = torch.full((num_data,), first, device=state.u.device, dtype=state.u.dtype)
+        log_step = torch.full(
+            (num_data,), first, device=state.u.device, dtype=state.u.dtype
+        )
         # Fewer temperatures are further apart, so the step size needs more transitions at each.
         repeats = [max(1, _PILOT_LEAST // len(self.betas))] * (len(self.betas) - 1)
         repeats[0] = _PILOT_START
@@ -129,7 +157,9 @@ class Chains:
             )
 
 
-def density_gradients(schedule: Schedule, runs: int, compile: Compile) -> DensityGradients:
+def density_gradients(
+    schedule: Schedule, runs: int, compile: Compile
+) -> DensityGradients:
     """Densities and gradients for so many runs of chains, compiled if that saves time."""
     # Each run has a pilot of about its own length.
     count = 2 * runs * schedule.num_temperatures * schedule.leapfrog

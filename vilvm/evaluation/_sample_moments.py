@@ -70,7 +70,9 @@ def moments_of(passes: Iterable[list[Tensor]], num_samples: int) -> Tensor:
         if total is None:
             # Sums of squares about zero would lose the digits of their difference, so they are
             # taken about a first estimate of the mean. The log of a zero weight is −inf.
-            origin = torch.stack([term.mean(0).nan_to_num(0.0, 0.0, 0.0) for term in terms])
+            origin = torch.stack(
+                [term.mean(0).nan_to_num(0.0, 0.0, 0.0) for term in terms]
+            )
         new = _sums(terms, origin)
         total = new if total is None else total.plus(new)
     assert total is not None

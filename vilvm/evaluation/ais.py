@@ -148,13 +148,16 @@ def ais(
     schedule = check_schedule("ais", schedule)
     check_compile("ais", compile)
     size = partial(_data_in_a_pass, schedule)
-    prepared = prepared_of("ais", lvm, data, batch_size=batch_size, seed=seed, default_size=size)
+    prepared = prepared_of(
+        "ais", lvm, data, batch_size=batch_size, seed=seed, default_size=size
+    )
     batches = prepared.batches
     gradients = density_gradients(schedule, len(batches), compile)
     steps = len(batches) * schedule.num_temperatures
     with prepared.drawing(), ProgressBar("annealing", steps, 0, progress) as bar:
         results = [
-            Chains(prepared.lvm, batch.x, schedule, bar, gradients).forward() for batch in batches
+            Chains(prepared.lvm, batch.x, schedule, bar, gradients).forward()
+            for batch in batches
         ]
     log_w = torch.cat([weights for weights, _ in results], 1)
     accepted = torch.stack([acceptance for _, acceptance in results]).mean(0)

@@ -12,7 +12,14 @@ from typing import Any
 
 from torch import Tensor
 
-from vilvm._compile import Compiler, UntraceableError, assert_matches, inductor, program, shapes
+from vilvm._compile import (
+    Compiler,
+    UntraceableError,
+    assert_matches,
+    inductor,
+    program,
+    shapes,
+)
 from vilvm._runtime.random import preserved_rng
 from vilvm.data.tensors import map_tensors, tensors_of
 from vilvm.evaluation.hmc import State, start
@@ -40,13 +47,18 @@ class DensityGradients:
     """
 
     def __init__(
-        self, compile: bool, log: Callable[[str], None] = print, compiler: Compiler | None = None
+        self,
+        compile: bool,
+        log: Callable[[str], None] = print,
+        compiler: Compiler | None = None,
     ):
         self.compiles, self.log = compile, log
         self.compiler = compiler or inductor
         self._programs: dict[Any, Callable[..., list[Tensor]]] = {}
         self._joint: LogJoint | None = None  # of the current batch
-        self._checked: set[Any] = set()  # keys of programs that equal the eager values for it
+        self._checked: set[Any] = (
+            set()
+        )  # keys of programs that equal the eager values for it
         self._is_first = True
 
     def __call__(self, joint: LogJoint, u: Tensor) -> State:
@@ -54,7 +66,11 @@ class DensityGradients:
         if not self.compiles:
             return start(joint, u)
         if joint is not self._joint:
-            self._is_first, self._joint, self._checked = self._joint is None, joint, set()
+            self._is_first, self._joint, self._checked = (
+                self._joint is None,
+                joint,
+                set(),
+            )
         given = [u.detach().contiguous(), *tensors_of(joint.batch)]
         key = joint.base, shapes(given)
         if key in self._checked:
@@ -72,7 +88,9 @@ class DensityGradients:
             )
         return eager
 
-    def _check(self, key: Any, joint: LogJoint, given: list[Tensor], eager: State) -> None:
+    def _check(
+        self, key: Any, joint: LogJoint, given: list[Tensor], eager: State
+    ) -> None:
         """Makes the program if there is none, and compares it with the eager values.
 
         Raises:
@@ -85,12 +103,17 @@ class DensityGradients:
         assert_matches(expected, lambda: self._programs[key](*given))
         self._checked.add(key)
 
-    def _program(self, joint: LogJoint, given: list[Tensor]) -> Callable[..., list[Tensor]]:
+    def _program(
+        self, joint: LogJoint, given: list[Tensor]
+    ) -> Callable[..., list[Tensor]]:
         """``start`` as a program."""
 
         def function(u: Tensor, *inputs: Tensor) -> list[Tensor]:
             rest, inner = iter(inputs), copy.copy(joint)
-            inner.batch, inner.traced = map_tensors(lambda _: next(rest), joint.batch), True
+            inner.batch, inner.traced = (
+                map_tensors(lambda _: next(rest), joint.batch),
+                True,
+            )
             return list(start(inner, u)[1:])
 
         parts = [joint.lvm, joint.lvm.model, joint.lvm.guide]

@@ -74,7 +74,8 @@ class Bounds(dict[str, Estimate]):
 
     def __missing__(self, name: str) -> Estimate:
         raise KeyError(
-            self.refusal or f"No bound {name!r} was estimated; there are {sorted(self)}."
+            self.refusal
+            or f"No bound {name!r} was estimated; there are {sorted(self)}."
         )
 
 

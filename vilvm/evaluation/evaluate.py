@@ -136,7 +136,9 @@ def evaluate(
         rate, ess = found.mean(RATE), found.ess()
         known = {"elbo": found.mean(LOG_WEIGHT), "iwae": found.iwae()}
     return Evaluation(
-        bounds=Bounds({name: known[name] for name in wanted if name in known} | exact, refusal),
+        bounds=Bounds(
+            {name: known[name] for name in wanted if name in known} | exact, refusal
+        ),
         rate=rate,
         distortion=found.mean(DISTORTION),
         ess=ess,
@@ -176,7 +178,9 @@ def _wanted(bounds: Any) -> Sequence[str]:
         return BOUNDS
     if isinstance(bounds, str) or not isinstance(bounds, Sequence | set):
         bounds = [bounds]
-    unknown = [name for name in bounds if not isinstance(name, str) or name not in BOUNDS]
+    unknown = [
+        name for name in bounds if not isinstance(name, str) or name not in BOUNDS
+    ]
     if unknown or not bounds:
         raise ValueError(
             f"evaluate: unknown bounds {unknown or 'none at all'}; choose from {list(BOUNDS)}."
@@ -203,9 +207,7 @@ def _no_bound(lvm: object, layout: Layout) -> str:
             "no density"
         )
     elif layout.improper:
-        why = (
-            f"the prior of latent {layout.improper[0]!r} is flat, which is no probability density"
-        )
+        why = f"the prior of latent {layout.improper[0]!r} is flat, so it is not a density"
     else:
         return ""
     return (
@@ -225,7 +227,9 @@ def _exact(prepared: Prepared, wanted: Sequence[str]) -> dict[str, Estimate]:
     evidence = exact_log_evidence(prepared.lvm)
     if evidence is None or "exact" not in wanted:
         return {}
-    values = [evidence(batch.x).detach().double().reshape(-1) for batch in prepared.batches]
+    values = [
+        evidence(batch.x).detach().double().reshape(-1) for batch in prepared.batches
+    ]
     exact = torch.cat(values).cpu()
     expected = sum(len(batch) for batch in prepared.batches)
     if len(exact) not in (1, expected) or not bool(torch.isfinite(exact).all()):
@@ -237,7 +241,9 @@ def _exact(prepared: Prepared, wanted: Sequence[str]) -> dict[str, Estimate]:
     return {"exact": Estimate(exact, torch.zeros_like(exact))}
 
 
-def _protocol(prepared: Prepared, found: SampleMoments, precision: Precision) -> dict[str, Any]:
+def _protocol(
+    prepared: Prepared, found: SampleMoments, precision: Precision
+) -> dict[str, Any]:
     """What must be equal for two evaluations to be comparable."""
     protocol = dict(prepared.protocol)
     if prepared.local:
@@ -253,7 +259,11 @@ def _protocol(prepared: Prepared, found: SampleMoments, precision: Precision) ->
 
 
 def _run(
-    prepared: Prepared, num_samples: int, chunk: int, compile: Compile, progress: bool | None
+    prepared: Prepared,
+    num_samples: int,
+    chunk: int,
+    compile: Compile,
+    progress: bool | None,
 ) -> SampleMoments:
     """Runs all samples of all data; the processes of a group share the batches out."""
     count = len(prepared.batches)

@@ -91,7 +91,9 @@ def start(joint: LogJoint, u: Tensor) -> State:
         base, target = joint(u)
         (base_gradient,) = torch.autograd.grad(base.sum(), u, retain_graph=True)
         (target_gradient,) = torch.autograd.grad(target.sum(), u)
-    return State(u.detach(), base.detach(), target.detach(), base_gradient, target_gradient)
+    return State(
+        u.detach(), base.detach(), target.detach(), base_gradient, target_gradient
+    )
 
 
 def transition(

@@ -113,11 +113,17 @@ def _turn(first: Tensor, second: Tensor, steps: int) -> Tensor:
         for codes, length in zip((first, second), lengths, strict=True)
     ]
     # For close unit vectors, the chord gives the angle accurately; the inner product does not.
-    angle = 2 * torch.asin((0.5 * (units[0] - units[1]).norm(dim=-1)).clamp(max=1))[:, None, None]
+    angle = (
+        2
+        * torch.asin((0.5 * (units[0] - units[1]).norm(dim=-1)).clamp(max=1))[
+            :, None, None
+        ]
+    )
     t = torch.linspace(0, 1, steps, dtype=first.dtype, device=first.device)[:, None]
     sine = angle.sin()
     turned = (
-        ((1 - t) * angle).sin() * units[0].unsqueeze(1) + (t * angle).sin() * units[1].unsqueeze(1)
+        ((1 - t) * angle).sin() * units[0].unsqueeze(1)
+        + (t * angle).sin() * units[1].unsqueeze(1)
     ) / sine.clamp(min=smallest)
     straight = line(first, second, steps)
     bent = turned * torch.lerp(lengths[0].unsqueeze(1), lengths[1].unsqueeze(1), t)

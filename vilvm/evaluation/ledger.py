@@ -31,7 +31,13 @@ from vilvm._runtime.random import seeded
 from vilvm.data.data import Data, as_data
 from vilvm.evaluation.estimates import Evaluation
 from vilvm.evaluation.evaluate import evaluate
-from vilvm.evaluation.ledger_rows import Difference, Protocol, Row, check_comparable, difference
+from vilvm.evaluation.ledger_rows import (
+    Difference,
+    Protocol,
+    Row,
+    check_comparable,
+    difference,
+)
 from vilvm.evaluation.ledger_tables import markdown, record, rich_tables
 from vilvm.evaluation.reconstruction import squared_error
 from vilvm.evaluation.two_sample import Features, frechet_distance, two_sample_test
@@ -82,7 +88,9 @@ class Ledger:
     def __getitem__(self, name: str) -> Row:
         found = [row for row in self.rows if row.name == name]
         if not found:
-            raise KeyError(f"No row {name!r}; there are {[row.name for row in self.rows]}.")
+            raise KeyError(
+                f"No row {name!r}; there are {[row.name for row in self.rows]}."
+            )
         return found[0]
 
     def __add__(self, other: "Ledger") -> "Ledger":
@@ -93,7 +101,9 @@ class Ledger:
         groups: dict[Protocol, list[Row]] = {}
         for row in self.rows:
             groups.setdefault(row.protocol, []).append(row)
-        return {protocol: sorted(rows, key=_badness) for protocol, rows in groups.items()}
+        return {
+            protocol: sorted(rows, key=_badness) for protocol, rows in groups.items()
+        }
 
     def difference(self, first: str, second: str) -> Difference:
         """The bound of `first` minus that of `second`, on the same data.
@@ -141,7 +151,9 @@ class Ledger:
         tables = [markdown(protocol, rows) for protocol, rows in self.groups().items()]
         return "\n\n".join(tables) + "\n"
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Any]:
+    def __rich_console__(
+        self, console: Console, options: ConsoleOptions
+    ) -> Iterator[Any]:
         groups = self.groups()
         for protocol, rows in groups.items():
             yield from rich_tables(protocol, rows, options.max_width)
@@ -208,7 +220,11 @@ def compare(
     if held_out is not None:
         other = as_data(held_out, "held-out data").fixed(seed)
     quality = _Quality(num_draws, _held_out(other, num_draws, seed), features, seed)
-    options: dict[str, Any] = {"num_samples": num_samples, "seed": seed, "progress": progress}
+    options: dict[str, Any] = {
+        "num_samples": num_samples,
+        "seed": seed,
+        "progress": progress,
+    }
     ledger = Ledger(())
     for name, lvm in models.items():
         here = fixed.to(device_of(lvm, fixed.device))
@@ -282,7 +298,9 @@ def _parameters(lvm: LatentVariableModel, batch: Any, layout: Layout) -> int:
     finally:
         for p, trainable in zip(parameters, before, strict=True):
             p.requires_grad_(trainable)
-    return sum(p.numel() for p, grad in zip(parameters, grads, strict=True) if grad is not None)
+    return sum(
+        p.numel() for p, grad in zip(parameters, grads, strict=True) if grad is not None
+    )
 
 
 def _with_squared_error(row: Row, lvm: LatentVariableModel, data: Data) -> Row:
@@ -327,7 +345,9 @@ class _Quality(NamedTuple):
         row = replace(row, two_sample=two_sample_test(real, drawn, seed=self.seed))
         if self.features is None:
             return row
-        distance = frechet_distance(self.features(real), self.features(drawn[: len(real)]))
+        distance = frechet_distance(
+            self.features(real), self.features(drawn[: len(real)])
+        )
         return replace(row, frechet=distance)
 
     def _enough(self) -> Tensor:
@@ -345,7 +365,9 @@ class _Quality(NamedTuple):
             sites = sample(lvm, self.num_draws)
         except ContractError as error:
             raise ContractError(f"no draws: {error}") from None
-        drawn = [value.cpu() for name, value in sites.items() if name in layout.observed]
+        drawn = [
+            value.cpu() for name, value in sites.items() if name in layout.observed
+        ]
         shapes = [tuple(value.shape[1:]) for value in drawn]
         if shapes != [tuple(real.shape[1:])]:
             raise ContractError(

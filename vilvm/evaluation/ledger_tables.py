@@ -54,11 +54,15 @@ def rich_tables(protocol: Protocol, rows: Sequence[Row], width: int) -> Iterator
 
 
 def _table(columns: Sequence[Sequence[str]], title: str) -> Table:
-    table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    table = Table(
+        title=title or None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1)
+    )
     for i, (head, *_) in enumerate(columns):
         table.add_column(Text(head), justify="right" if i else "left", no_wrap=True)
     for line in zip(*(cells for _, *cells in columns), strict=True):
-        table.add_row(*map(Text, line))  # plain text: in markup, square brackets have a meaning
+        table.add_row(
+            *map(Text, line)
+        )  # plain text: in markup, square brackets have a meaning
     return table
 
 

@@ -12,7 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vilvm._runtime.argument_checks import check_number, check_positive, check_seed, check_tensor
+from vilvm._runtime.argument_checks import (
+    check_number,
+    check_positive,
+    check_seed,
+    check_tensor,
+)
 from vilvm._runtime.random import seeded
 from vilvm.evaluation.estimates import Estimate
 from vilvm.lvm import ContractError, LatentVariableModel, fixed_beside
@@ -24,7 +29,9 @@ _ROWS = 1000
 
 
 @torch.no_grad()
-def reconstruct(lvm: LatentVariableModel, batch: Tensor, num_samples: int = 1) -> Tensor:
+def reconstruct(
+    lvm: LatentVariableModel, batch: Tensor, num_samples: int = 1
+) -> Tensor:
     """x̂ of every datum of a batch, in the batch's shape.
 
     Arguments:

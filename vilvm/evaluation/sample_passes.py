@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilvm._compile import Compiler, UntraceableError, assert_matches, inductor, program, shapes
+from vilvm._compile import (
+    Compiler,
+    UntraceableError,
+    assert_matches,
+    inductor,
+    program,
+    shapes,
+)
 from vilvm._runtime.memory import is_out_of_memory, trim_heap
 from vilvm._runtime.random import preserved_rng, rng_state, set_rng_state
 from vilvm.data.tensors import map_tensors, tensors_of
@@ -81,7 +88,9 @@ class SamplePasses:
                 yield self._eager(batch, size, layout)
         trim_heap()
 
-    def _eager(self, batch: Any, size: int, layout: Layout, first: bool = False) -> list[Tensor]:
+    def _eager(
+        self, batch: Any, size: int, layout: Layout, first: bool = False
+    ) -> list[Tensor]:
         return terms(weigh(self.lvm, batch, size, layout, validate=first, check=first))
 
     def _compiled(
@@ -141,7 +150,9 @@ class SamplePasses:
             return None
         return made
 
-    def _made(self, batch: Any, size: int, layout: Layout) -> Callable[..., list[Tensor]]:
+    def _made(
+        self, batch: Any, size: int, layout: Layout
+    ) -> Callable[..., list[Tensor]]:
         """A pass as a program.
 
         If samples must go through the pair one by one, it repeats a program of the single-sample
@@ -149,7 +160,10 @@ class SamplePasses:
         """
         given, parts = tensors_of(batch), [self.lvm, self.lvm.model, self.lvm.guide]
         run, at_once = log_weights_pass(self.lvm, layout), size
-        if size > 1 and way_of(self.lvm, batch, run, layout.vectorisation) == ONE_BY_ONE:
+        if (
+            size > 1
+            and way_of(self.lvm, batch, run, layout.vectorisation) == ONE_BY_ONE
+        ):
             at_once = None
 
         def function(*inputs: Tensor) -> list[Tensor]:

@@ -46,11 +46,18 @@ class Schedule:
 
     def __post_init__(self) -> None:
         for name in ("num_chains", "num_temperatures", "leapfrog"):
-            object.__setattr__(self, name, check_number(f"Schedule: {name}", getattr(self, name)))
-        for name, known in (("path", ("sigmoid", "linear")), ("base", ("guide", "prior"))):
+            object.__setattr__(
+                self, name, check_number(f"Schedule: {name}", getattr(self, name))
+            )
+        for name, known in (
+            ("path", ("sigmoid", "linear")),
+            ("base", ("guide", "prior")),
+        ):
             value = getattr(self, name)
             if value not in known:
-                raise ValueError(f"Schedule: unknown {name}={value!r}; choose from {list(known)}.")
+                raise ValueError(
+                    f"Schedule: unknown {name}={value!r}; choose from {list(known)}."
+                )
         acceptance = check_probability("Schedule: acceptance", self.acceptance)
         object.__setattr__(self, "acceptance", acceptance)
 

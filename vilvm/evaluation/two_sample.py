@@ -23,10 +23,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vilvm._runtime.argument_checks import check_number, check_seed, check_sizes, check_tensor
+from vilvm._runtime.argument_checks import (
+    check_number,
+    check_seed,
+    check_sizes,
+    check_tensor,
+)
 from vilvm.data.data import Data, as_data
 
-__all__ = ["Features", "TwoSample", "fit_features", "frechet_distance", "two_sample_test"]
+__all__ = [
+    "Features",
+    "TwoSample",
+    "fit_features",
+    "frechet_distance",
+    "two_sample_test",
+]
 
 _STEPS = 320  # of the two-sample classifier's training, however many the draws
 
@@ -52,7 +63,9 @@ class TwoSample(NamedTuple):
     num_draws: int
 
 
-def two_sample_test(data: Tensor, draws: Tensor, *, folds: int = 5, seed: int = 0) -> TwoSample:
+def two_sample_test(
+    data: Tensor, draws: Tensor, *, folds: int = 5, seed: int = 0
+) -> TwoSample:
     """Cross-validated accuracy of a classifier that separates draws from data.
 
     The classifier is scikit-learn's perceptron with one hidden layer of 64 units. The larger set
@@ -172,7 +185,9 @@ def fit_features(
         >>> fit_features(data, hidden=(8,), epochs=1)(data.x).shape
         (40, 8)
     """
-    from sklearn.neural_network import MLPClassifier  # imported here because it takes seconds
+    from sklearn.neural_network import (
+        MLPClassifier,
+    )  # imported here because it takes seconds
 
     seed = check_seed("fit_features: seed", seed)
     epochs = check_number("fit_features: epochs", epochs)
@@ -227,7 +242,11 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
             "frechet_distance: first and second must be NumPy arrays of finite features, as "
             "Features gives them."
         )
-    if first.ndim != 2 or first.shape[1:] != second.shape[1:] or min(len(first), len(second)) < 2:
+    if (
+        first.ndim != 2
+        or first.shape[1:] != second.shape[1:]
+        or min(len(first), len(second)) < 2
+    ):
         raise ValueError(
             f"frechet_distance: got features of shapes {first.shape} and {second.shape}."
         )
@@ -245,7 +264,11 @@ def _numpy_seed(seed: int) -> int:
 
 
 def _are_features(x: Any) -> bool:
-    return isinstance(x, np.ndarray) and x.dtype.kind in "fiub" and bool(np.isfinite(x).all())
+    return (
+        isinstance(x, np.ndarray)
+        and x.dtype.kind in "fiub"
+        and bool(np.isfinite(x).all())
+    )
 
 
 def _rows(x: Tensor) -> np.ndarray:

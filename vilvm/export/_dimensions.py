@@ -16,7 +16,9 @@ _ORDER = (*SAMPLED, "observed_data", "constant_data", "diagnostics")
 Dims = dict[str, dict[str, list[str]]]
 
 
-def dimension_names(groups: Groups, plate: str | None, given: Mapping[str, Sequence[str]]) -> Dims:
+def dimension_names(
+    groups: Groups, plate: str | None, given: Mapping[str, Sequence[str]]
+) -> Dims:
     """By group and variable, the names of its dimensions except chain and draw.
 
     Arguments:
@@ -71,10 +73,14 @@ def _check_own_names(
     if len(set(names)) < len(names):
         clashes.append(names[0])
     if clashes:
-        raise ValueError(f"to_datatree: {clashes[0]!r} in dims is taken; give another name.")
+        raise ValueError(
+            f"to_datatree: {clashes[0]!r} in dims is taken; give another name."
+        )
 
 
-def check_coords(groups: Groups, dims: Dims, coords: Mapping[str, Sequence[Any]]) -> None:
+def check_coords(
+    groups: Groups, dims: Dims, coords: Mapping[str, Sequence[Any]]
+) -> None:
     """Checks that a dimension has one size, and as many coordinates.
 
     Raises:
@@ -113,7 +119,9 @@ def build_tree(
     groups: Groups, dims: Dims, coords: dict[str, Any], attrs: dict[str, Any]
 ) -> xr.DataTree:
     """The groups as a DataTree."""
-    origin = {key: attrs[key] for key in ("inference_library", "inference_library_version")}
+    origin = {
+        key: attrs[key] for key in ("inference_library", "inference_library_version")
+    }
     datasets: dict[str, xr.Dataset] = {}
     for group in sorted(groups, key=_ORDER.index):
         values = {name: variable.values for name, variable in groups[group].items()}
@@ -125,12 +133,17 @@ def build_tree(
             {_public(name): array for name, array in values.items()},
             attrs=origin,
             coords=coords,
-            dims={_public(name): [*sampled, *map(_public, names[name])] for name in values},
+            dims={
+                _public(name): [*sampled, *map(_public, names[name])] for name in values
+            },
             sample_dims=[],
         )
         datasets[group].attrs["sample_dims"] = sampled  # ArviZ's plots read it
     tree = xr.DataTree.from_dict(datasets)
-    tree.attrs = {**attrs, "created_at": next(iter(datasets.values())).attrs["created_at"]}
+    tree.attrs = {
+        **attrs,
+        "created_at": next(iter(datasets.values())).attrs["created_at"],
+    }
     return tree
 
 

@@ -22,7 +22,10 @@ __all__ = ["PROPOSALS", "Request", "constant_data", "groups_of", "missing_groups
 
 PROPOSALS = 10  # draws of the guide for each resampled draw
 _MIN_DRAWS = 25  # to estimate k̂
-_PRIOR, _PREDICTIVE = ("prior", "prior_predictive"), ("posterior_predictive", "prior_predictive")
+_PRIOR, _PREDICTIVE = (
+    ("prior", "prior_predictive"),
+    ("posterior_predictive", "prior_predictive"),
+)
 
 
 class Request(NamedTuple):
@@ -57,7 +60,9 @@ class _Model(NamedTuple):
     chunk: int
 
 
-def missing_groups(lvm: LatentVariableModel, batch: Any, layout: Layout) -> dict[str, str]:
+def missing_groups(
+    lvm: LatentVariableModel, batch: Any, layout: Layout
+) -> dict[str, str]:
     """The groups that a model cannot give, and why."""
     factors = [n for n in layout.observed if layout.families[n] == "Unit"]
     not_drawable = undrawable(lvm, batch)
@@ -91,7 +96,9 @@ def groups_of(part: Part, request: Request) -> Groups:
     _add_posterior_quantities(groups, model, weights.latents, request.num_predictive)
     if not (layout.improper or "prior" in request.missing):
         _add_prior_quantities(groups, model, request.num_predictive)
-    return {name: group for name, group in groups.items() if name not in request.missing}
+    return {
+        name: group for name, group in groups.items() if name not in request.missing
+    }
 
 
 def constant_data(batch: Any, observed: dict[str, Variable]) -> Groups:
@@ -138,7 +145,11 @@ def _densities(weights: LogWeights) -> dict[str, Variable]:
         return term.double()
 
     log_p = like_weights(weights.log_likelihood) + like_weights(weights.log_prior)
-    terms = {"log_p": log_p, "log_q": like_weights(weights.log_guide), "log_weight": log_w}
+    terms = {
+        "log_p": log_p,
+        "log_q": like_weights(weights.log_guide),
+        "log_weight": log_w,
+    }
     return {name: _per_datum(term, 1) for name, term in terms.items()}
 
 
@@ -146,8 +157,12 @@ def _draws(weights: LogWeights, layout: Layout) -> Groups:
     """The draws of the guide, and the log-likelihood of each."""
     axes, likelihoods = layout.data_axes, weights.log_likelihoods
     return {
-        "log_likelihood": {name: _per_datum(value, 1) for name, value in likelihoods.items()},
-        "posterior": {n: as_variable(value, axes.get(n)) for n, value in weights.latents.items()},
+        "log_likelihood": {
+            name: _per_datum(value, 1) for name, value in likelihoods.items()
+        },
+        "posterior": {
+            n: as_variable(value, axes.get(n)) for n, value in weights.latents.items()
+        },
     }
 
 
@@ -167,14 +182,18 @@ def _add_posterior_quantities(
     total = len(next(iter(latents.values())))
     for start, size in _passes(total, model.chunk):
         part = {name: value[start : start + size] for name, value in latents.items()}
-        run = replay(model.lvm, model.batch, part, num_samples=size, layout=model.layout)
+        run = replay(
+            model.lvm, model.batch, part, num_samples=size, layout=model.layout
+        )
         axes = run.data_axes
         if start == 0:
             groups["observed_data"] = _recorded(run)
         for name, value in run.deterministics.items():
             found["posterior", name].append(value)
         for name, value in run.observed.items():
-            found["posterior_predictive", name].append(value[: max(0, num_predictive - start)])
+            found["posterior_predictive", name].append(
+                value[: max(0, num_predictive - start)]
+            )
         if start + size >= num_predictive and not run.deterministics:
             break
     _add_joined(groups, found, axes)
@@ -185,7 +204,9 @@ def _add_prior_quantities(groups: Groups, model: _Model, num_predictive: int) ->
     found: dict[tuple[str, str], list[Tensor]] = defaultdict(list)
     axes: dict[str, int] = {}
     for _, size in _passes(num_predictive, model.chunk):
-        run = replay(model.lvm, model.batch, None, num_samples=size, layout=model.layout)
+        run = replay(
+            model.lvm, model.batch, None, num_samples=size, layout=model.layout
+        )
         axes = run.data_axes
         latents = {name: run.latents[name] for name in model.layout.latents}
         for name, value in {**latents, **run.deterministics}.items():
@@ -212,7 +233,9 @@ def _passes(total: int, chunk: int) -> Iterator[tuple[int, int]]:
 
 
 def _add_joined(
-    groups: Groups, found: Mapping[tuple[str, str], list[Tensor]], axes: Mapping[str, int]
+    groups: Groups,
+    found: Mapping[tuple[str, str], list[Tensor]],
+    axes: Mapping[str, int],
 ) -> None:
     for (group, name), values in found.items():
         groups[group][name] = as_variable(torch.cat(values), axes.get(name))

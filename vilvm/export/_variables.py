@@ -53,7 +53,9 @@ def as_variable(value: Tensor, data_axis: int | None) -> Variable:
 def join(parts: list[Groups]) -> Groups:
     """The groups of all batches, concatenated along the axis of the data."""
     return {
-        group: {name: _joined([part[group][name] for part in parts]) for name in variables}
+        group: {
+            name: _joined([part[group][name] for part in parts]) for name in variables
+        }
         for group, variables in parts[0].items()
         if variables
     }

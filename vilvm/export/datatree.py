@@ -32,7 +32,13 @@ import xarray as xr
 from vilvm._runtime.argument_checks import check_number, optional
 from vilvm.data.data import Data
 from vilvm.export._dimensions import build_tree, check_coords, dimension_names
-from vilvm.export._groups import PROPOSALS, Request, constant_data, groups_of, missing_groups
+from vilvm.export._groups import (
+    PROPOSALS,
+    Request,
+    constant_data,
+    groups_of,
+    missing_groups,
+)
 from vilvm.export._variables import join, named_tensors
 from vilvm.lvm import (
     ContractError,
@@ -120,7 +126,9 @@ def to_datatree(
         ({'chain': 1, 'draw': 30, 'data': 4, 'z_dim_0': 2}, (4,))
     """
     num_samples = check_number("to_datatree: num_samples", num_samples)
-    num_predictive = optional(check_number, "to_datatree: num_predictive", num_predictive)
+    num_predictive = optional(
+        check_number, "to_datatree: num_predictive", num_predictive
+    )
     _check_mapping("coords", coords)
     _check_mapping("dims", dims)
     prepared = prepared_of("to_datatree", lvm, data, batch_size=batch_size, seed=seed)
@@ -152,12 +160,16 @@ def to_datatree(
 
 def _check_mapping(name: str, value: object) -> None:
     if not isinstance(value, Mapping | None):
-        raise ValueError(f"to_datatree: {name} must be a dict; got a {type(value).__name__}.")
+        raise ValueError(
+            f"to_datatree: {name} must be a dict; got a {type(value).__name__}."
+        )
 
 
 def _affordable_draws(data: Data) -> int:
     """The default limit of predictive draws."""
-    return max(1, _MAX_PREDICTED // sum(tensor.numel() for _, tensor in named_tensors(data.x)))
+    return max(
+        1, _MAX_PREDICTED // sum(tensor.numel() for _, tensor in named_tensors(data.x))
+    )
 
 
 def _check_layout(lvm: object, layout: Layout, resampled: bool) -> None:
@@ -177,7 +189,10 @@ def _check_layout(lvm: object, layout: Layout, resampled: bool) -> None:
 
 
 def _library_versions() -> dict[str, str]:
-    found = {"inference_library": "vilvm", "inference_library_version": version("vilvm")}
+    found = {
+        "inference_library": "vilvm",
+        "inference_library_version": version("vilvm"),
+    }
     for package in ("torch", "pyro-ppl", "arviz"):
         found[f"{package.split('-')[0]}_version"] = version(package)
     return found
@@ -187,7 +202,8 @@ def _protocol(data: Data) -> dict[str, Any]:
     """The protocol of the data; netCDF attributes are numbers or strings."""
     protocol = data.protocol()
     return {
-        key: value if isinstance(value, int) else str(value) for key, value in protocol.items()
+        key: value if isinstance(value, int) else str(value)
+        for key, value in protocol.items()
     }
 
 

@@ -11,7 +11,9 @@ from vilvm._runtime.hdf5 import check_contents, root_attributes
 
 __all__ = ["load", "save"]
 
-_MARK = "written_by_vilvm"  # attribute of a saved tree that ``to_datatree`` did not make
+_MARK = (
+    "written_by_vilvm"  # attribute of a saved tree that ``to_datatree`` did not make
+)
 
 
 def save(tree: xr.DataTree, path: str | Path) -> Path:

@@ -37,7 +37,13 @@ from vilvm._runtime.argument_checks import check_number, check_positive, check_s
 from vilvm._runtime.random import seeded
 from vilvm.data.data import Data
 from vilvm.data.tensors import tensors_of
-from vilvm.lvm import ContractError, NotApplicable, Wrapped, device_of, module_parameters
+from vilvm.lvm import (
+    ContractError,
+    NotApplicable,
+    Wrapped,
+    device_of,
+    module_parameters,
+)
 from vilvm.training import Fit, fit, one_cycle
 from vilvm.weights import find_layout
 from vilvm.weights.checks import check_batch
@@ -74,7 +80,9 @@ class WithLocalGuide(Wrapped):
         super().__init__(copy.deepcopy(lvm), frozen=True)
         self.lvm.eval()
         with module_parameters(self.lvm), torch.no_grad():
-            self.lvm.guide(batch)  # creates parameters that exist from the first call on
+            self.lvm.guide(
+                batch
+            )  # creates parameters that exist from the first call on
         self.lvm.requires_grad_(False)
         self.offsets = torch.nn.ParameterDict()
         self.guide(batch)
@@ -176,7 +184,8 @@ def _required(arguments: Mapping[str, inspect.Parameter]) -> set[str]:
     required = {
         name
         for name, argument in arguments.items()
-        if argument.default is argument.empty and argument.kind is argument.POSITIONAL_OR_KEYWORD
+        if argument.default is argument.empty
+        and argument.kind is argument.POSITIONAL_OR_KEYWORD
     }
     return required - {"self"}
 

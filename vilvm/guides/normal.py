@@ -31,4 +31,6 @@ def normal(out: Tensor) -> dist.Independent:
         torch.Size([2])
     """
     mean, log_variance = out.chunk(2, dim=-1)
-    return dist.Normal(mean, (0.5 * log_variance.clamp(*_LOG_VARIANCES)).exp()).to_event(1)
+    return dist.Normal(
+        mean, (0.5 * log_variance.clamp(*_LOG_VARIANCES)).exp()
+    ).to_event(1)

@@ -36,7 +36,11 @@ class ConvEncoder(nn.Module):
     """
 
     def __init__(
-        self, side: int, out_dim: int, channels: Sequence[int] = (16, 32), in_channels: int = 1
+        self,
+        side: int,
+        out_dim: int,
+        channels: Sequence[int] = (16, 32),
+        in_channels: int = 1,
     ):
         super().__init__()
         side = check_number("ConvEncoder: side", side)
@@ -79,7 +83,11 @@ class ConvDecoder(nn.Module):
     """
 
     def __init__(
-        self, in_dim: int, side: int, channels: Sequence[int] = (16, 32), out_channels: int = 1
+        self,
+        in_dim: int,
+        side: int,
+        channels: Sequence[int] = (16, 32),
+        out_channels: int = 1,
     ):
         super().__init__()
         side = check_number("ConvDecoder: side", side)

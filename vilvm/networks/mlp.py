@@ -11,7 +11,10 @@ __all__ = ["mlp"]
 
 
 def mlp(
-    in_dim: int, hidden: Sequence[int], out_dim: int, activation: Callable[[], nn.Module] = nn.SiLU
+    in_dim: int,
+    hidden: Sequence[int],
+    out_dim: int,
+    activation: Callable[[], nn.Module] = nn.SiLU,
 ) -> nn.Sequential:
     """A perceptron in_dim → hidden[0] → … → out_dim, an activation after every layer but the last.
 

@@ -32,7 +32,9 @@ def start_at_mean(layer: nn.Module, mean: Tensor, likelihood: str) -> None:
         >>> layer.bias.tolist()
         [0.0, 0.0, 0.0]
     """
-    if not isinstance(layer, nn.Module) or not isinstance(getattr(layer, "bias", None), Tensor):
+    if not isinstance(layer, nn.Module) or not isinstance(
+        getattr(layer, "bias", None), Tensor
+    ):
         raise ValueError(
             f"start_at_mean: layer must be a network with a bias; got a {type(layer).__name__}."
         )

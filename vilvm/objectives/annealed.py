@@ -75,7 +75,9 @@ class Annealed(ELBO):
     @property
     def weight(self) -> float:
         """β at the present step."""
-        return max(_SMALLEST, min(1.0, self.start + (1 - self.start) * self.step / self.warmup))
+        return max(
+            _SMALLEST, min(1.0, self.start + (1 - self.start) * self.step / self.warmup)
+        )
 
     def numbers(self) -> tuple[float, ...]:
         """The numbers that change from step to step, which are inputs of a compiled step."""
@@ -95,7 +97,11 @@ class Annealed(ELBO):
         self.step += 1
 
     def differentiable_loss(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         """The annealed loss, in nats; counts a step.
 
@@ -106,7 +112,11 @@ class Annealed(ELBO):
         return self._annealed("differentiable_loss", model, guide, args, kwargs)
 
     def loss_and_grads(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         """The annealed loss, in nats; adds its gradients to the parameters and counts a step.
 
@@ -117,7 +127,11 @@ class Annealed(ELBO):
         return self._annealed("loss_and_grads", model, guide, args, kwargs)
 
     def loss(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+        self,
+        model: Callable[..., Any],
+        guide: Callable[..., Any],
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         """The loss without annealing, in nats, for reporting a bound.
 

@@ -9,7 +9,13 @@ require("matplotlib", extra="plots")
 from vilvm.plots.calibration import coverage_curve, rank_ecdf, rank_histograms
 from vilvm.plots.curves import curves, elbo_curves
 from vilvm.plots.diagnosis_figures import diagnosis_figures
-from vilvm.plots.diagnostics import elbo_tail, gap_bars, kl_bars, pareto_k, predictive_check
+from vilvm.plots.diagnostics import (
+    elbo_tail,
+    gap_bars,
+    kl_bars,
+    pareto_k,
+    predictive_check,
+)
 from vilvm.plots.latents import latent_scatter, planes
 from vilvm.plots.pictures import (
     interpolations,

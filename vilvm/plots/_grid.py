@@ -39,13 +39,16 @@ def grid(
     space = max(1, round(gap * tiles.shape[2])) if gap else 0
     sheet = _sheet(tiles, columns, space)
     figure = PlainFigure(
-        figsize=(_WIDTH, _WIDTH * sheet.shape[0] / sheet.shape[1] + 0.5), layout="constrained"
+        figsize=(_WIDTH, _WIDTH * sheet.shape[0] / sheet.shape[1] + 0.5),
+        layout="constrained",
     )
     axes = figure.subplots()
     axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     names = rows or []
     axes.set_xticks([])
-    axes.set_yticks([(i + 0.5) * (tiles.shape[1] + space) for i in range(len(names))], names)
+    axes.set_yticks(
+        [(i + 0.5) * (tiles.shape[1] + space) for i in range(len(names))], names
+    )
     axes.set_title(title)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -70,7 +73,11 @@ def _sheet(tiles: np.ndarray, columns: int, space: int) -> np.ndarray:
     """One image of all tiles, `space` white pixels apart."""
     count, height, width, channels = tiles.shape
     rows = math.ceil(count / columns)
-    size = (rows * (height + space) - space, columns * (width + space) - space, channels)
+    size = (
+        rows * (height + space) - space,
+        columns * (width + space) - space,
+        channels,
+    )
     sheet = np.ones(size, dtype=np.float32)
     for i, tile in enumerate(tiles):
         row, column = divmod(i, columns)

@@ -27,7 +27,15 @@ from matplotlib.figure import Figure
 
 from vilvm._runtime.argument_checks import check_number, check_probability, optional
 from vilvm.plots._arrays import as_array
-from vilvm.plots._style import GREY, INK, SECOND, PlainFigure, hide_spines, legend_above, panel
+from vilvm.plots._style import (
+    GREY,
+    INK,
+    SECOND,
+    PlainFigure,
+    hide_spines,
+    legend_above,
+    panel,
+)
 
 __all__ = ["coverage_curve", "rank_ecdf", "rank_histograms"]
 
@@ -87,7 +95,10 @@ def rank_histograms(
 
 
 def rank_ecdf(
-    ranks: Any, num_draws: int, names: Sequence[str] | None = None, false_alarm: float = 0.01
+    ranks: Any,
+    num_draws: int,
+    names: Sequence[str] | None = None,
+    false_alarm: float = 0.01,
 ) -> Figure:
     """ECDF of the ranks minus that of uniform ranks, one line a column, with the band of a
     calibrated posterior.
@@ -122,7 +133,9 @@ def rank_ecdf(
     levels = np.arange(num_draws + 1)
     uniform = (levels + 1) / (num_draws + 1)
     figure, axes = panel(5.4, 3.2)
-    axes.axhspan(-band, band, color=GREY, alpha=0.25, linewidth=0, label=_band_label(false_alarm))
+    axes.axhspan(
+        -band, band, color=GREY, alpha=0.25, linewidth=0, label=_band_label(false_alarm)
+    )
     axes.axhline(0, color=GREY, linewidth=1)
     outside = 0
     for i in range(columns):
@@ -130,7 +143,9 @@ def rank_ecdf(
         if (np.abs(ecdf - uniform) <= band).all():
             axes.plot(uniform, ecdf - uniform, color=INK, alpha=0.6, linewidth=1.3)
             continue
-        (line,) = axes.plot(uniform, ecdf - uniform, color=SECOND, alpha=0.9, linewidth=1.3)
+        (line,) = axes.plot(
+            uniform, ecdf - uniform, color=SECOND, alpha=0.9, linewidth=1.3
+        )
         if outside < _MAX_LABELS:
             line.set_label(_name(names, i, columns))
         outside += 1
@@ -142,7 +157,10 @@ def rank_ecdf(
 
 
 def coverage_curve(
-    credibility: Any, coverage: Any, num_simulations: int | None = None, false_alarm: float = 0.01
+    credibility: Any,
+    coverage: Any,
+    num_simulations: int | None = None,
+    false_alarm: float = 0.01,
 ) -> Figure:
     """Expected coverage against credibility.
 
@@ -176,11 +194,17 @@ def coverage_curve(
         grid = np.linspace(0, 1, 101)
         low, high = np.clip(grid - band, 0, 1), np.clip(grid + band, 0, 1)
         label = _band_label(false_alarm)
-        axes.fill_between(grid, low, high, color=GREY, alpha=0.25, linewidth=0, label=label)
+        axes.fill_between(
+            grid, low, high, color=GREY, alpha=0.25, linewidth=0, label=label
+        )
     axes.plot([0, 1], [0, 1], color=GREY, linewidth=1)
     axes.plot(level, found, color=INK, label="coverage")
     axes.set(
-        xlabel="credibility", ylabel="expected coverage", xlim=(0, 1), ylim=(0, 1), aspect="equal"
+        xlabel="credibility",
+        ylabel="expected coverage",
+        xlim=(0, 1),
+        ylim=(0, 1),
+        aspect="equal",
     )
     legend_above(axes)
     return figure
@@ -206,15 +230,22 @@ def _panels(shown: int) -> tuple[Figure, Sequence[Axes]]:
     """A figure of `shown` panels in rows of at most four, and its axes."""
     across = min(shown, 4)
     down = math.ceil(shown / across)
-    figure = PlainFigure(figsize=(max(5.4, 2.2 * across), 2.0 * down + 0.5), layout="constrained")
-    panels = np.ravel(figure.subplots(down, across, sharex=True, sharey=True, squeeze=False))
+    figure = PlainFigure(
+        figsize=(max(5.4, 2.2 * across), 2.0 * down + 0.5), layout="constrained"
+    )
+    panels = np.ravel(
+        figure.subplots(down, across, sharex=True, sharey=True, squeeze=False)
+    )
     for axes in panels[shown:]:
         axes.set_visible(False)
     return figure, panels[:shown].tolist()
 
 
 def _histogram(
-    axes: Axes, ranks: np.ndarray, edges: np.ndarray, band: tuple[np.ndarray, np.ndarray]
+    axes: Axes,
+    ranks: np.ndarray,
+    edges: np.ndarray,
+    band: tuple[np.ndarray, np.ndarray],
 ) -> None:
     """Counts of the ranks over their band; bins outside it are coloured."""
     low, high = band

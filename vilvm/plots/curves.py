@@ -36,7 +36,9 @@ def elbo_curves(history: Any) -> Figure:
     left, right = figure.subplots(1, 2)
     epochs = history["epoch"]
     style = {"marker": "o", "markersize": 3} if len(epochs) < _FEW else {}
-    left.plot(epochs, history["elbo"], color=INK, label="training (the objective)", **style)
+    left.plot(
+        epochs, history["elbo"], color=INK, label="training (the objective)", **style
+    )
     validation, error = history["validation_elbo"], history["validation_se"]
     if np.isfinite(validation).any():
         left.plot(epochs, validation, color=SECOND, label="validation ± 1 SE", **style)
@@ -93,8 +95,17 @@ def curves(
 
 
 def _band(
-    axes: Axes, x: Sequence[float], centre: np.ndarray, half_width: np.ndarray, colour: str
+    axes: Axes,
+    x: Sequence[float],
+    centre: np.ndarray,
+    half_width: np.ndarray,
+    colour: str,
 ) -> None:
     axes.fill_between(
-        x, centre - half_width, centre + half_width, color=colour, alpha=0.2, linewidth=0
+        x,
+        centre - half_width,
+        centre + half_width,
+        color=colour,
+        alpha=0.2,
+        linewidth=0,
     )

@@ -6,14 +6,30 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 
-from vilvm.diagnostics import SBC, TARP, Collapse, Convergence, Gaps, ParetoK, PredictiveCheck
+from vilvm.diagnostics import (
+    SBC,
+    TARP,
+    Collapse,
+    Convergence,
+    Gaps,
+    ParetoK,
+    PredictiveCheck,
+)
 from vilvm.plots.calibration import coverage_curve, rank_ecdf
-from vilvm.plots.diagnostics import elbo_tail, gap_bars, kl_bars, pareto_k, predictive_check
+from vilvm.plots.diagnostics import (
+    elbo_tail,
+    gap_bars,
+    kl_bars,
+    pareto_k,
+    predictive_check,
+)
 
 __all__ = ["diagnosis_figures"]
 
 
-def diagnosis_figures(results: Mapping[str, Any], history: Any = None) -> dict[str, Figure]:
+def diagnosis_figures(
+    results: Mapping[str, Any], history: Any = None
+) -> dict[str, Figure]:
     """The figures of a diagnosis, by the name of their finding.
 
     Arguments:
@@ -57,10 +73,14 @@ def _pareto_k(found: ParetoK) -> Figure | None:
 def _ranks(found: SBC) -> Figure | None:
     # A latent that a mask hides in some simulations has fewer ranks, and so another band.
     complete = (found.ranks >= 0).all(0)
-    names = [name for name, kept in zip(found.names, complete.tolist(), strict=True) if kept]
+    names = [
+        name for name, kept in zip(found.names, complete.tolist(), strict=True) if kept
+    ]
     if not names:
         return None
-    return rank_ecdf(found.ranks[:, complete], found.num_draws, names, found.false_alarm)
+    return rank_ecdf(
+        found.ranks[:, complete], found.num_draws, names, found.false_alarm
+    )
 
 
 def _coverage(found: TARP) -> Figure:
@@ -68,7 +88,9 @@ def _coverage(found: TARP) -> Figure:
     # calibration.
     level = torch.linspace(0, 1, 101, dtype=torch.float64)
     shares = (found.ranks.double() + 0.5) / (found.num_draws + 1)
-    reached = torch.searchsorted(shares.sort().values, level, right=True).double() / len(shares)
+    reached = torch.searchsorted(
+        shares.sort().values, level, right=True
+    ).double() / len(shares)
     return coverage_curve(level, reached, len(shares), found.false_alarm)
 
 

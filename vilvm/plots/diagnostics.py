@@ -62,15 +62,21 @@ def pareto_k(k: Any, threshold: float = 0.7, index: Any = None) -> Figure:
         axes.axvline(threshold, color=GREY, linestyle="--", linewidth=1)
         axes.set(xlabel="Pareto k̂", ylabel="data")
     else:
-        for part, colour, label in zip((~above, above), (INK, SECOND), labels, strict=True):
-            axes.scatter(data[part], shown[part], s=9, color=colour, linewidths=0, label=label)
+        for part, colour, label in zip(
+            (~above, above), (INK, SECOND), labels, strict=True
+        ):
+            axes.scatter(
+                data[part], shown[part], s=9, color=colour, linewidths=0, label=label
+            )
         axes.axhline(threshold, color=GREY, linestyle="--", linewidth=1)
         axes.set(xlabel="datum", ylabel="Pareto k̂")
     legend_above(axes)
     return figure
 
 
-def gap_bars(gaps: Mapping[str, tuple[float, float]], unit: str = "nats per datum") -> Figure:
+def gap_bars(
+    gaps: Mapping[str, tuple[float, float]], unit: str = "nats per datum"
+) -> Figure:
     """Gaps as bars with their standard errors.
 
     Arguments:
@@ -86,7 +92,10 @@ def gap_bars(gaps: Mapping[str, tuple[float, float]], unit: str = "nats per datu
         'nats per datum, ± 1 SE'
     """
     names = list(gaps)
-    means, errors = [mean for mean, _ in gaps.values()], [error for _, error in gaps.values()]
+    means, errors = (
+        [mean for mean, _ in gaps.values()],
+        [error for _, error in gaps.values()],
+    )
     figure, axes = panel(5.4, 0.42 * len(names) + 0.9)
     axes.barh(names, means, xerr=errors, color=INK, alpha=0.6, height=0.6, capsize=3)
     axes.axvline(0, color=GREY, linewidth=1)
@@ -125,10 +134,15 @@ def kl_bars(kl: Any, active: Any = None, unit: str = "nats per datum") -> Figure
         axes.bar(place, values[order], 0.8, color=INK)
     else:
         alive = as_array(active, 1, "kl_bars: active").astype(bool)[order]
-        for part, colour, name in ((alive, INK, "active"), (~alive, GREY, "not active")):
+        for part, colour, name in (
+            (alive, INK, "active"),
+            (~alive, GREY, "not active"),
+        ):
             if part.any():
                 label = f"{part.sum()} {name}"
-                axes.bar(place[part], values[order][part], 0.8, color=colour, label=label)
+                axes.bar(
+                    place[part], values[order][part], 0.8, color=colour, label=label
+                )
         legend_above(axes)
     axes.set(xlabel="latent dimension (by rank)", ylabel=f"KL ({unit})")
     if len(values) <= _MAX_NAMES:
@@ -167,7 +181,11 @@ def elbo_tail(elbo: Any, tail: int, steps: Any = None) -> Figure:
     figure, axes = panel(5.4, 3.2)
     axes.plot(along, values, color=INK, linewidth=1, label="ELBO")
     axes.plot(
-        along[-tail:], values[-tail:], color=SECOND, linewidth=1.3, label=f"tail, {tail:,} records"
+        along[-tail:],
+        values[-tail:],
+        color=SECOND,
+        linewidth=1.3,
+        label=f"tail, {tail:,} records",
     )
     _show_end(axes, values, tail)
     axes.set(xlabel="step", ylabel="ELBO (nats)")
@@ -175,7 +193,9 @@ def elbo_tail(elbo: Any, tail: int, steps: Any = None) -> Figure:
     return figure
 
 
-def predictive_check(replicated: Any, observed: float, name: str = "test statistic") -> Figure:
+def predictive_check(
+    replicated: Any, observed: float, name: str = "test statistic"
+) -> Figure:
     """A histogram of a statistic of replicated data, and a line at that of the observed data.
 
     Arguments:

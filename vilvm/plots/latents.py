@@ -56,7 +56,9 @@ def latent_scatter(lvm: LatentVariableModel, data: Any, count: int = 3000) -> Fi
 
 
 def planes(
-    panels: Mapping[str, Tensor], background: Tensor, labels: tuple[str, str] = ("x₁", "x₂")
+    panels: Mapping[str, Tensor],
+    background: Tensor,
+    labels: tuple[str, str] = ("x₁", "x₂"),
 ) -> Figure:
     """Points in the plane, one panel a name, over a grey background that all panels share.
 
@@ -95,7 +97,9 @@ def _in_the_plane(codes: Tensor) -> tuple[Tensor, tuple[str, str]]:
     centred = codes - codes.mean(0)
     _, singular, components = torch.linalg.svd(centred, full_matrices=False)
     share = singular.square() / singular.square().sum()
-    first, second = (f"principal component {i + 1} ({share[i]:.0%} of variance)" for i in range(2))
+    first, second = (
+        f"principal component {i + 1} ({share[i]:.0%} of variance)" for i in range(2)
+    )
     return centred @ components[:2].T, (first, second)
 
 

@@ -64,7 +64,9 @@ def picture_rows(
             "picture_rows: rows must have as many pictures each; got "
             f"{ ({n: len(r) for n, r in rows.items()}) }."
         )
-    pictures = torch.cat([row.detach().cpu().reshape(len(row), -1) for row in rows.values()])
+    pictures = torch.cat(
+        [row.detach().cpu().reshape(len(row), -1) for row in rows.values()]
+    )
     return grid(pictures, lengths.pop(), image_shape, list(rows), title)
 
 
@@ -96,7 +98,9 @@ def reconstructions(lvm: LatentVariableModel, data: Any, count: int = 12) -> Fig
     return picture_rows(rows, seen.image_shape, "Reconstructions")
 
 
-def prior_samples(lvm: LatentVariableModel, data: Any, count: int = 64, seed: int = 0) -> Figure:
+def prior_samples(
+    lvm: LatentVariableModel, data: Any, count: int = 64, seed: int = 0
+) -> Figure:
     """E[x | z] for z drawn from the prior.
 
     Arguments:
@@ -128,7 +132,11 @@ def prior_samples(lvm: LatentVariableModel, data: Any, count: int = 64, seed: in
 
 
 def interpolations(
-    lvm: LatentVariableModel, data: Any, pairs: int = 6, steps: int = 11, path: Path = line
+    lvm: LatentVariableModel,
+    data: Any,
+    pairs: int = 6,
+    steps: int = 11,
+    path: Path = line,
 ) -> Figure:
     """E[x | z] along a path between the posterior means of two data, one pair a row.
 
@@ -156,7 +164,9 @@ def interpolations(
     pairs = check_number("interpolations: pairs", pairs)
     steps = check_number("interpolations: steps", steps, 2)
     first, second, shape = _ends(data, pairs)
-    decoded = interpolate(lvm, first, second, steps, path).reshape(len(first), steps, -1)
+    decoded = interpolate(lvm, first, second, steps, path).reshape(
+        len(first), steps, -1
+    )
     left, right = (end.reshape(len(first), 1, -1) for end in (first, second))
     rows = torch.cat([left, decoded, right], 1).flatten(0, 1)
     title = "Between two data: the data at the ends, the model between"
@@ -194,7 +204,8 @@ def interpolations_by_model(
     steps = check_number("interpolations_by_model: steps", steps, 2)
     first, second, shape = _ends(data, 1)
     rows = {
-        name: interpolate(lvm, first, second, steps, path)[0] for name, (lvm, path) in ways.items()
+        name: interpolate(lvm, first, second, steps, path)[0]
+        for name, (lvm, path) in ways.items()
     }
     rows["pixels"] = line(first, second, steps)[0]
     ended = {

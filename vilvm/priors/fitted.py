@@ -87,11 +87,15 @@ class FittedPrior(nn.Module):
         normal = dist.MultivariateNormal(mean, scale_tril=scale_tril)
         if self.kind == "full":
             return normal
-        return dist.MixtureSameFamily(dist.Categorical(self.get_parameter("weights")), normal)
+        return dist.MixtureSameFamily(
+            dist.Categorical(self.get_parameter("weights")), normal
+        )
 
     def _flow(self, mean: Tensor, scale_tril: Tensor) -> dist.TorchDistribution:
         white = dist.Normal(torch.zeros_like(mean), 1.0).to_event(1)
-        back = transforms.Permute(torch.arange(len(mean) - 1, -1, -1, device=mean.device))
+        back = transforms.Permute(
+            torch.arange(len(mean) - 1, -1, -1, device=mean.device)
+        )
         # From code to noise, as a density needs it, a layer takes one pass; to sample, d passes.
         steps = [step for layer in self.layers for step in (back, layer.inv)][::-1]
         return dist.TransformedDistribution(
@@ -167,7 +171,9 @@ def fit_prior(
     """
     seed = check_seed("fit_prior: seed", seed)
     if kind not in KINDS:
-        raise ValueError(f"fit_prior: unknown kind {kind!r}; choose from {list(KINDS)}.")
+        raise ValueError(
+            f"fit_prior: unknown kind {kind!r}; choose from {list(KINDS)}."
+        )
     components = check_number("fit_prior: components", components)
     steps = check_number("fit_prior: steps", steps)
     batch_size = check_number("fit_prior: batch_size", batch_size)
@@ -234,7 +240,10 @@ def _codes(
 
 def _diagonal(z: Tensor) -> dict[str, Tensor]:
     variance = z.var(0, correction=0)
-    return {"mean": z.mean(0), "scale": variance.clamp(min=_SMALLEST * variance.max()).sqrt()}
+    return {
+        "mean": z.mean(0),
+        "scale": variance.clamp(min=_SMALLEST * variance.max()).sqrt(),
+    }
 
 
 def _full(z: Tensor) -> dict[str, Tensor]:
@@ -248,7 +257,9 @@ def _mixture(z: Tensor, components: int, seed: int) -> dict[str, Tensor]:
     from sklearn.mixture import GaussianMixture  # here, since its import takes seconds
 
     floor = _SMALLEST * float(z.var(0, correction=0).max())
-    mixture = GaussianMixture(components, reg_covar=floor, random_state=seed).fit(z.cpu().numpy())
+    mixture = GaussianMixture(components, reg_covar=floor, random_state=seed).fit(
+        z.cpu().numpy()
+    )
     return {
         "weights": torch.from_numpy(mixture.weights_),
         "mean": torch.from_numpy(mixture.means_),
@@ -256,7 +267,9 @@ def _mixture(z: Tensor, components: int, seed: int) -> dict[str, Tensor]:
     }
 
 
-def _flow(name: str, codes: Tensor, steps: int, seed: int, progress: bool | None) -> FittedPrior:
+def _flow(
+    name: str, codes: Tensor, steps: int, seed: int, progress: bool | None
+) -> FittedPrior:
     dim = codes.shape[1]
     if dim < 2:
         raise ValueError(
@@ -287,5 +300,7 @@ def _flow(name: str, codes: Tensor, steps: int, seed: int, progress: bool | None
         progress=progress,
     )
     if fitted.stopped == "interrupted":
-        raise KeyboardInterrupt("fit_prior was interrupted before the flow was trained.")
+        raise KeyboardInterrupt(
+            "fit_prior was interrupted before the flow was trained."
+        )
     return prior.requires_grad_(False)

@@ -168,9 +168,13 @@ def _contents(page: Page) -> dict[str, Any]:
         "ledger": _ledger_tables(page.ledger),
         "tables": [_table(name, table) for name, table in page.tables.items()],
         "training": _training(page.history, numbers),
-        "pictures": [_figure(name, figure, numbers) for name, figure in page.figures.items()],
+        "pictures": [
+            _figure(name, figure, numbers) for name, figure in page.figures.items()
+        ],
         "settings": [(n.replace("_", " "), words(v)) for n, v in page.settings.items()],
-        "environment": [(n.replace("_", " "), words(v)) for n, v in page.environment.items()],
+        "environment": [
+            (n.replace("_", " "), words(v)) for n, v in page.environment.items()
+        ],
     }
     sections = {
         "Findings": shown["findings"],
@@ -208,7 +212,9 @@ def _signature(made_with: Mapping[str, str]) -> str:
     return " · ".join([maker, made_with["date"]]) if "date" in made_with else maker
 
 
-def _findings(page: Page, numbers: Iterator[int]) -> Iterator[tuple[Finding, _Figure | None]]:
+def _findings(
+    page: Page, numbers: Iterator[int]
+) -> Iterator[tuple[Finding, _Figure | None]]:
     """Findings by severity, each with its figure."""
     for finding in sorted(page.findings, key=lambda finding: -finding.severity):
         figure = page.finding_figures.get(finding.name)
@@ -218,7 +224,9 @@ def _findings(page: Page, numbers: Iterator[int]) -> Iterator[tuple[Finding, _Fi
 def _severities(findings: Sequence[Finding]) -> str:
     """How many findings there are of each severity."""
     counts = Counter(finding.severity for finding in findings)
-    present = [severity for severity in sorted(Severity, reverse=True) if counts[severity]]
+    present = [
+        severity for severity in sorted(Severity, reverse=True) if counts[severity]
+    ]
     return ", ".join(f"{counts[severity]} {severity.name}" for severity in present)
 
 
@@ -232,16 +240,22 @@ def _training(history: Any, numbers: Iterator[int]) -> _Figure | None:
 def _figure(caption: str, figure: Figure, numbers: Iterator[int]) -> _Figure:
     svg = inline_svg(figure, f"figure{next(numbers)}")
     width, height = figure.get_size_inches()
-    return _Figure(caption, svg, describe(figure), width > _WIDE and width > _FLAT * height)
+    return _Figure(
+        caption, svg, describe(figure), width > _WIDE and width > _FLAT * height
+    )
 
 
 def _ledger_tables(ledger: Ledger | None) -> _LedgerTables:
     if ledger is None or not len(ledger):
         return _LedgerTables()
-    groups = [_table(str(p), Table(*filled(rows))) for p, rows in ledger.groups().items()]
+    groups = [
+        _table(str(p), Table(*filled(rows))) for p, rows in ledger.groups().items()
+    ]
     heads = [name for table in groups for name in table.head]
     used = [term for term in _TERMS if any(name.startswith(term) for name in heads)]
-    return _LedgerTables(groups, [f"{term}: {_TERMS[term]}" for term in used], ledger.notes)
+    return _LedgerTables(
+        groups, [f"{term}: {_TERMS[term]}" for term in used], ledger.notes
+    )
 
 
 def _table(caption: str, table: Table) -> _Table:

@@ -103,7 +103,9 @@ def _commit() -> str:
     # Without locks, the query cannot block other git commands in the repository.
     variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
-        run = subprocess.run(words, capture_output=True, text=True, timeout=5, env=variables)
+        run = subprocess.run(
+            words, capture_output=True, text=True, timeout=5, env=variables
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
     if run.returncode != 0:

@@ -15,7 +15,16 @@ from vilvm._compile import UntraceableError
 
 __all__ = ["GraphAdam"]
 
-_STILL = (0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0)  # the numbers of a step that changes nothing
+_STILL = (
+    0.0,
+    0.0,
+    1.0,
+    0.0,
+    1.0,
+    1.0,
+    0.0,
+    0.0,
+)  # the numbers of a step that changes nothing
 
 
 class GraphAdam:
@@ -31,7 +40,9 @@ class GraphAdam:
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]):
         self.optimizer = optimizer
-        self.group = {id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]}
+        self.group = {
+            id(p): i for i, g in enumerate(optimizer.param_groups) for p in g["params"]
+        }
         self.device = parameters[0].device
         self.counted = 0  # steps in the optimizer's own state
         self.taken = 0  # further steps, which its state does not count yet
@@ -61,7 +72,9 @@ class GraphAdam:
         for i, state in enumerate(kept):
             if not state:
                 step = torch.tensor(0.0, device=self._step_device(parameters[i]))
-                state.update(step=step, exp_avg=fresh[i], exp_avg_sq=fresh[len(kept) + i])
+                state.update(
+                    step=step, exp_avg=fresh[i], exp_avg_sq=fresh[len(kept) + i]
+                )
         self._first = kept[0]["exp_avg"]
         return [s[name] for name in ("exp_avg", "exp_avg_sq") for s in kept]
 
@@ -74,7 +87,9 @@ class GraphAdam:
     def _step_device(self, parameter: Tensor) -> torch.device | str:
         """Where torch keeps the count of steps of a parameter, so that it can continue."""
         groups = self.optimizer.param_groups
-        if parameter.device.type == "cuda" and any(g["fused"] or g["capturable"] for g in groups):
+        if parameter.device.type == "cuda" and any(
+            g["fused"] or g["capturable"] for g in groups
+        ):
             return self.device
         return "cpu"
 
@@ -114,7 +129,9 @@ class GraphAdam:
         for group in self.optimizer.param_groups:
             lr, (b1, b2) = float(group["lr"]), map(float, group["betas"])
             decay = float(group["weight_decay"])
-            shrink, penalty = (lr * decay, 0.0) if self._is_decoupled(group) else (0.0, decay)
+            shrink, penalty = (
+                (lr * decay, 0.0) if self._is_decoupled(group) else (0.0, decay)
+            )
             rows.append(
                 (
                     lr / (1 - b1**step),
@@ -139,7 +156,11 @@ class GraphAdam:
 
     def _is_decoupled(self, group: dict[str, Any]) -> bool:
         """Whether weight decay is applied to the weights, and not added to the gradient."""
-        return bool(group.get("decoupled_weight_decay", type(self.optimizer) is torch.optim.AdamW))
+        return bool(
+            group.get(
+                "decoupled_weight_decay", type(self.optimizer) is torch.optim.AdamW
+            )
+        )
 
     def update(
         self,
@@ -201,5 +222,7 @@ class GraphAdam:
         for i, p in enumerate(moved):
             group = self.optimizer.param_groups[self.group[id(p)]]
             penalty = 0.0 if self._is_decoupled(group) else float(group["weight_decay"])
-            found[id(p)] = (moments[i] / fresh[self.group[id(p)]] - penalty * p.detach()) / clipped
+            found[id(p)] = (
+                moments[i] / fresh[self.group[id(p)]] - penalty * p.detach()
+            ) / clipped
         return found

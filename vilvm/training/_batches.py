@@ -42,7 +42,8 @@ def batches_of(
         return Batches(data, min(size or len(data), len(data)), seed, ranks, pairs)
     # Each source has its own order, so that sources of equal length are not always paired alike.
     each = [
-        batches_of(s, size, seed + i * 2**32, ranks, pairs) for i, s in enumerate(data.sources)
+        batches_of(s, size, seed + i * 2**32, ranks, pairs)
+        for i, s in enumerate(data.sources)
     ]
     return Turns(data, [b for b in each if isinstance(b, Batches)])
 
@@ -115,8 +116,13 @@ class Batches:
         if self.whole:
             return data if self.ranks.size == 1 else data.subset(mine)
         if self._order is None or self._order[0] != epoch:
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**63)
-            self._order = epoch, torch.randperm(len(data), generator=generator).to(data.device)
+            generator = torch.Generator().manual_seed(
+                (self.seed * 1_000_003 + epoch) % 2**63
+            )
+            self._order = (
+                epoch,
+                torch.randperm(len(data), generator=generator).to(data.device),
+            )
         start = position * self.size
         return data.take(self._order[1][start + mine.start : start + mine.stop])
 
@@ -126,7 +132,9 @@ class Batches:
         if device.type != "cuda":
             return picked.to(device)
         return Data(
-            map_tensors(lambda t: t.pin_memory().to(device, non_blocking=True), picked.x),
+            map_tensors(
+                lambda t: t.pin_memory().to(device, non_blocking=True), picked.x
+            ),
             transform=picked.transform,
             transformed=picked.transformed,
         )

@@ -18,7 +18,13 @@ from vilvm._runtime.random import rng_state
 from vilvm.training._optimizer_checks import check_optimizer
 from vilvm.training._run import Run, Tally
 from vilvm.training._scheduler_checks import check_scheduler
-from vilvm.training._templates import AlteredError, check_like, check_same, is_count, require
+from vilvm.training._templates import (
+    AlteredError,
+    check_like,
+    check_same,
+    is_count,
+    require,
+)
 from vilvm.training.checkpoint import spoiled
 from vilvm.training.history import Record, next_record
 
@@ -69,9 +75,14 @@ def check_state(found: Path, state: Any, run: Run) -> None:
         run: before its first step.
     """
     try:
-        require(isinstance(state, dict) and set(state) == _ENTRIES, "its state has other entries")
+        require(
+            isinstance(state, dict) and set(state) == _ENTRIES,
+            "its state has other entries",
+        )
         _check_position(state, run)
-        require(found.name == f"step-{state['step']:09d}", f"it is of step {state['step']}")
+        require(
+            found.name == f"step-{state['step']:09d}", f"it is of step {state['step']}"
+        )
         _check_tally(state)
         _check_history(state, run)
         _check_skipped(state)
@@ -95,7 +106,10 @@ def _check_position(state: Any, run: Run) -> None:
     step = state["step"]
     epoch_steps = run.epoch_steps
     require(is_count(step), f"its step is {step!r:.40}")
-    for name, value in (("epoch", step // epoch_steps), ("position", step % epoch_steps)):
+    for name, value in (
+        ("epoch", step // epoch_steps),
+        ("position", step % epoch_steps),
+    ):
         right = type(state[name]) is int and state[name] == value
         require(right, f"its {name} is not that of step {step}")
     for name in ("compiled", "hooked"):
@@ -128,7 +142,10 @@ def _check_history(state: Any, run: Run) -> None:
     for row in rows:
         due = next_record(last, run.epoch_steps)
         _check_record(row, run, due, due - last)
-        require(row["seconds"] >= seconds, f"time runs backwards at its record of step {due}")
+        require(
+            row["seconds"] >= seconds,
+            f"time runs backwards at its record of step {due}",
+        )
         last = due
         seconds = row["seconds"]
     ends = last <= step < next_record(last, run.epoch_steps)
@@ -209,7 +226,9 @@ def _check_validation(row: Any, where: str, has_validation: bool) -> None:
     require(not row["validation_se"] < 0, f"{where} has a negative standard error")
     if not has_validation:
         absent = math.isnan(row["validation_elbo"]) and math.isnan(row["validation_se"])
-        require(absent, f"{where} has a validation ELBO, and the run no validation data")
+        require(
+            absent, f"{where} has a validation ELBO, and the run no validation data"
+        )
 
 
 def _check_best(state: Any, run: Run) -> None:
@@ -312,11 +331,15 @@ def _check_generators(states: Any, device: torch.device) -> None:
         require(rank[0].shape == own[0].shape, "a generator is of another kind")
         torch.Generator().set_state(rank[0])
         if number == 2:
-            require(rank[1].numel() == _GENERATOR_BYTES, "a generator is of another kind")
+            require(
+                rank[1].numel() == _GENERATOR_BYTES, "a generator is of another kind"
+            )
             if len(own) == 2:
                 torch.Generator(device).set_state(rank[1].cpu())
 
 
 def _check_bytes(kept: Any) -> None:
-    is_bytes = isinstance(kept, Tensor) and kept.dtype == torch.uint8 and kept.dim() == 1
+    is_bytes = (
+        isinstance(kept, Tensor) and kept.dtype == torch.uint8 and kept.dim() == 1
+    )
     require(is_bytes, "a generator is no bytes")

@@ -147,7 +147,9 @@ class DataChecks:
         """
         with suppress(ContractError), seeded(self.spec.seed, self.spec.device):
             every = data.loaded().model_input()
-            return by_position(self.lvm, every, find_layout(self.lvm, every, validate=False))
+            return by_position(
+                self.lvm, every, find_layout(self.lvm, every, validate=False)
+            )
         return None
 
     # The axis of the data

@@ -56,7 +56,9 @@ class Layouts:
             if others:
                 plate = others[0].data_plate
             with seeded(self.seed, self.device):
-                self._found[key] = find_layout(self.lvm, batch, validate=not others, plate=plate)
+                self._found[key] = find_layout(
+                    self.lvm, batch, validate=not others, plate=plate
+                )
         return self._found[key]
 
 

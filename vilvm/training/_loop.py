@@ -188,7 +188,10 @@ class Loop:
 
     def _ready(self, batch: Any) -> Program | None:
         """The program for a batch, compared with the eager step when that is due."""
-        with pyro.validation_enabled(False), module_parameters(self.run.spec.lvm, frozen=True):
+        with (
+            pyro.validation_enabled(False),
+            module_parameters(self.run.spec.lvm, frozen=True),
+        ):
             return self.compiled.ready(batch, self.run.num_data(batch))
 
     # Steps
@@ -223,7 +226,9 @@ class Loop:
             return 1
         same_shape = spec.total
         if epoch > 1:  # the last batch of an epoch may be smaller
-            same_shape = len(spec.batches.data) // spec.batches.size - state.step % epoch
+            same_shape = (
+                len(spec.batches.data) // spec.batches.size - state.step % epoch
+            )
         step_seconds = math.inf
         if state.tally.data:
             step_seconds = state.tally.seconds * spec.batches.size / state.tally.data
@@ -252,7 +257,9 @@ class Loop:
             start.restore()
             return False
         results = self._launched(program, batch, count)
-        finite = next((i for i, (_, _, moved) in enumerate(results) if not moved), len(results))
+        finite = next(
+            (i for i, (_, _, moved) in enumerate(results) if not moved), len(results)
+        )
         if finite < len(results):
             start.restore()
             for _ in range(finite):

@@ -75,7 +75,10 @@ def as_tensors(
         )
     first = next(lvm.parameters(), None)
     double = first is not None and first.dtype == torch.float64
-    return {str(name): _as_tensor(name, value, device, double) for name, value in given.items()}
+    return {
+        str(name): _as_tensor(name, value, device, double)
+        for name, value in given.items()
+    }
 
 
 def _as_tensor(

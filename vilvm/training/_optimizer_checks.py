@@ -43,14 +43,19 @@ def counts_of(optimizer: Mapping[str, Any]) -> list[float | None]:
     """
     kept = optimizer["state"]
     number = sum(len(g["params"]) for g in optimizer["param_groups"])
-    return [float(kept[i].get("step", -1)) if i in kept else None for i in range(number)]
+    return [
+        float(kept[i].get("step", -1)) if i in kept else None for i in range(number)
+    ]
 
 
 def check_optimizer(state: Any, run: Run) -> None:
     """Raises AlteredError unless the run can have had the optimizer in a state."""
     kept = state["optimizer"]
     fresh = run.optimizer.state_dict()
-    require(isinstance(kept, dict) and set(kept) == set(fresh), "its optimizer has other entries")
+    require(
+        isinstance(kept, dict) and set(kept) == set(fresh),
+        "its optimizer has other entries",
+    )
     groups = kept["param_groups"]
     proper = fresh["param_groups"]
     require(
@@ -125,8 +130,13 @@ def _check_moment(
     if isinstance(value, Tensor):
         require(bool(value.isfinite().all()), f"{path} is not finite")
         # A fused optimizer walks through both side by side in memory, whatever their shapes.
-        alike = value.shape == parameter.shape and order_of(value) == order_of(parameter)
-        require(name != "exp_avg" or alike, f"{path} is laid out otherwise than its parameter")
+        alike = value.shape == parameter.shape and order_of(value) == order_of(
+            parameter
+        )
+        require(
+            name != "exp_avg" or alike,
+            f"{path} is laid out otherwise than its parameter",
+        )
     elif isinstance(value, float | int):
         require(math.isfinite(value), f"{path} is {value}")
     if name == "step" or name in _SQUARES:
@@ -184,7 +194,9 @@ def _after_one_step(optimizer: Any, groups: Any) -> dict[int, Any]:
             twin = _stepped_copy(optimizer, options)
         except Exception:
             continue
-        require(options is groups, "its optimizer has options with which it takes no step")
+        require(
+            options is groups, "its optimizer has options with which it takes no step"
+        )
         return twin.state_dict()["state"]
     return {}
 

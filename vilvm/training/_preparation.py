@@ -66,7 +66,9 @@ def prepare(
     trainable = _trainable(spec.lvm)
     made = make_optimizer(optimizer, trainable)
     settings = _settings(spec, inputs, layouts)
-    settings["optimizer"] = describe_optimizer(made, _groups_by_name(optimizer, trainable))
+    settings["optimizer"] = describe_optimizer(
+        made, _groups_by_name(optimizer, trainable)
+    )
     schedule = _made_scheduler(spec, scheduler, made)
     settings["scheduler"] = describe_scheduler(schedule)
     settings["functions"] = functions_of(schedule, spec.arguments)
@@ -82,7 +84,8 @@ def prepare(
         objective_start=objective_start,
         # By the length of the run, not by a clock: two runs with one seed are the same.
         state=RunState(
-            hooked=hooked, compiles=worth_compiling(spec.compile, spec.total, _WORTH_COMPILING)
+            hooked=hooked,
+            compiles=worth_compiling(spec.compile, spec.total, _WORTH_COMPILING),
         ),
     )
     _check_ranks(run)
@@ -186,7 +189,9 @@ def _settings(
         "precision": spec.precision,
         "seed": spec.seed,
         "data": spec.batches.data.fingerprint(),
-        "validation": "none" if spec.validation is None else spec.validation.fingerprint(),
+        "validation": "none"
+        if spec.validation is None
+        else spec.validation.fingerprint(),
     }
 
 
@@ -217,7 +222,9 @@ def _check_ranks(run: Run) -> None:
         spec.folder is not None,
         spec.validation is not None,
         # A function may know its rank, to print on one alone; what it gives is the same.
-        sorted((item for item in run.settings.items() if item[0] != "functions"), key=str),
+        sorted(
+            (item for item in run.settings.items() if item[0] != "functions"), key=str
+        ),
     )
     digest = hashlib.sha256(repr(asked).encode()).digest()
     mine = torch.tensor([list(digest)], device=spec.device)

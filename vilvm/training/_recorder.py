@@ -20,7 +20,9 @@ from vilvm.training.step import NonFiniteLossError
 
 __all__ = ["IN_TRAINING", "Recorder"]
 
-IN_TRAINING = "In training mode, the model or the guide"  # the subject of an error message
+IN_TRAINING = (
+    "In training mode, the model or the guide"  # the subject of an error message
+)
 
 
 class Recorder:
@@ -157,7 +159,9 @@ class Recorder:
         if spec.callbacks:
             # so that the optimizer's state is whole where a callback reads or changes it
             self.run.compiled.settle()
-        answers = [self._call(callback) for callback in spec.callbacks]  # all are called
+        answers = [
+            self._call(callback) for callback in spec.callbacks
+        ]  # all are called
         if spec.ranks.any(any(answers), spec.device):
             state.stopped = "callback"
 

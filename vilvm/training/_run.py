@@ -214,7 +214,9 @@ class Run:
         try:
             layout = self.layouts.find(batch)
         except ContractError as error:
-            raise explain_small_batch(error, self.state.step, self.spec.batches) from None
+            raise explain_small_batch(
+                error, self.state.step, self.spec.batches
+            ) from None
         return layout.num_data * layout.scale if layout.local else 1.0
 
     def result(self) -> Fit:

@@ -19,7 +19,14 @@ from vilvm.training._templates import check_like, check_same, is_count, require
 __all__ = ["check_scheduler"]
 
 # What a scheduler of torch changes, in itself and in its optimizer; all else is an option.
-_COUNTS = {"last_epoch", "_step_count", "T_cur", "T_i", "num_bad_epochs", "cooldown_counter"}
+_COUNTS = {
+    "last_epoch",
+    "_step_count",
+    "T_cur",
+    "T_i",
+    "num_bad_epochs",
+    "cooldown_counter",
+}
 _CHANGES = _COUNTS | {
     "_last_lr",
     "_get_lr_called_within_step",
@@ -90,7 +97,9 @@ def _check_rates(state: Any, scheduler: Any, steps: int) -> None:
 def _is_of_torch(scheduler: Any) -> bool:
     """Whether a scheduler, with those inside it, is one of torch's."""
     inner = getattr(scheduler, "_schedulers", ())
-    return type(scheduler).__module__ == LambdaLR.__module__ and all(map(_is_of_torch, inner))
+    return type(scheduler).__module__ == LambdaLR.__module__ and all(
+        map(_is_of_torch, inner)
+    )
 
 
 def _check_schedule(
@@ -109,7 +118,9 @@ def _check_schedule(
         proper: its state in a fresh run.
         steps: how many steps it has taken; None if that is unknown.
     """
-    require(isinstance(kept, dict) and set(kept) == set(proper), f"{path} has other entries")
+    require(
+        isinstance(kept, dict) and set(kept) == set(proper), f"{path} has other entries"
+    )
     for name, value in proper.items():
         if name not in _CHANGES:
             check_same(f"{path}/{name}", kept[name], value)
@@ -131,7 +142,9 @@ def _check_parts(
 ) -> None:
     """Checks the schedulers inside one; see ``_check_schedule``."""
     inner = getattr(scheduler, "_schedulers", [])
-    require(not inner or len(kept["_schedulers"]) == len(inner), f"{path} has other parts")
+    require(
+        not inner or len(kept["_schedulers"]) == len(inner), f"{path} has other parts"
+    )
     for i, part in enumerate(inner):
         mine = kept["_schedulers"][i]
         theirs = proper["_schedulers"][i]
@@ -150,7 +163,9 @@ def _check_counts(
 ) -> None:
     """Raises AlteredError unless a scheduler counts the steps that it has taken."""
     if "last_epoch" in proper:
-        check_same(f"{path}/last_epoch", kept["last_epoch"], proper["last_epoch"] + steps)
+        check_same(
+            f"{path}/last_epoch", kept["last_epoch"], proper["last_epoch"] + steps
+        )
     if "_step_count" in proper:
         first = proper["_step_count"]
         require(
@@ -158,7 +173,10 @@ def _check_counts(
             f"{path}/_step_count is {kept['_step_count']}",
         )
     if "cooldown_counter" in proper:
-        few = kept["cooldown_counter"] <= scheduler.cooldown and kept["num_bad_epochs"] <= steps
+        few = (
+            kept["cooldown_counter"] <= scheduler.cooldown
+            and kept["num_bad_epochs"] <= steps
+        )
         require(few, f"{path} counts more records than there are")
     if isinstance(scheduler, CosineAnnealingWarmRestarts):
         place = _since_restart(scheduler, kept["last_epoch"])
@@ -181,7 +199,9 @@ def _steps_of_part(
     return ended - int(marks[i]) - int(proper.get("last_epoch", 0))
 
 
-def _since_restart(scheduler: CosineAnnealingWarmRestarts, steps: int) -> tuple[int, int]:
+def _since_restart(
+    scheduler: CosineAnnealingWarmRestarts, steps: int
+) -> tuple[int, int]:
     """Steps since the last restart, and until the next from there."""
     since = steps
     length = scheduler.T_0
@@ -210,5 +230,7 @@ def _rates_at(scheduler: Any, steps: int) -> list[float] | None:
         return [float(rate) for rate in formula()]
     finally:
         vars(scheduler).update(before)
-        for group, values in zip(scheduler.optimizer.param_groups, options, strict=True):
+        for group, values in zip(
+            scheduler.optimizer.param_groups, options, strict=True
+        ):
             group.update(values)

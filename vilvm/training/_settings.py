@@ -62,14 +62,18 @@ def describe_optimizer(
     if by_name:
         words = (_plain({**g, "parameters": len(g["params"])}) for g in by_name)
         return f"{kind} by name: {'; '.join(words)}"
-    groups = [(_own_options(optimizer, g), len(g["params"])) for g in optimizer.param_groups]
+    groups = [
+        (_own_options(optimizer, g), len(g["params"])) for g in optimizer.param_groups
+    ]
     if any(own for own, _ in groups):
         words = (_plain({**own, "parameters": count}) for own, count in groups)
         return f"{kind} by group: {'; '.join(words)}"
     return kind
 
 
-def _own_options(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> dict[str, Any]:
+def _own_options(
+    optimizer: torch.optim.Optimizer, group: Mapping[str, Any]
+) -> dict[str, Any]:
     """The options of a group that differ from the defaults of its optimizer."""
     defaults = optimizer.defaults
     own = {k: _number(v) for k, v in group.items() if k in defaults and k != "lr"}
@@ -108,7 +112,9 @@ def _lists_of_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
             continue
         if isinstance(value, Counter):
             value = sorted(value.items())
-        if isinstance(value, list) and all(isinstance(n, int | float | tuple) for n in value):
+        if isinstance(value, list) and all(
+            isinstance(n, int | float | tuple) for n in value
+        ):
             found[name] = tuple(value)
     return found
 
@@ -120,7 +126,8 @@ def _lists_of_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
 def functions_of(scheduler: Any, arguments: Any) -> dict[str, str]:
     """Digests of the functions of a scheduler and of ``arguments``, and Python's version."""
     found = {
-        f"scheduler's function {i}": code_of(f) for i, f in enumerate(_functions_in(scheduler))
+        f"scheduler's function {i}": code_of(f)
+        for i, f in enumerate(_functions_in(scheduler))
     }
     if arguments is not None:
         found["arguments"] = code_of(arguments)
@@ -147,7 +154,9 @@ def _is_function(value: Any) -> bool:
     """Whether a value is a function, or an object of the user's that is called as one."""
     if isinstance(value, FunctionType | partial):
         return True
-    return callable(value) and hasattr(value, "__dict__") and not isinstance(value, type)
+    return (
+        callable(value) and hasattr(value, "__dict__") and not isinstance(value, type)
+    )
 
 
 def code_of(function: Any) -> str:
@@ -171,7 +180,9 @@ def _words(value: Any, met: set[int]) -> str:
         return f"({', '.join(sorted(_words(v, met) for v in value))})"
     if isinstance(value, partial):
         keywords = sorted((k, _words(v, met)) for k, v in value.keywords.items())
-        return f"partial({_words(value.func, met)}, {_words(value.args, met)}, {keywords})"
+        return (
+            f"partial({_words(value.func, met)}, {_words(value.args, met)}, {keywords})"
+        )
     if isinstance(value, CodeType):
         return f"{value.co_code.hex()} {value.co_names} {_words(value.co_consts, met)}"
     function = getattr(value, "__func__", value)

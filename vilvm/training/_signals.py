@@ -31,7 +31,9 @@ class Interruption:
     def install(self) -> None:
         """Handles both signals, except one with a handler in C, which Python could not restore."""
         before = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
-        self._before = {s: handler for s, handler in before.items() if handler is not None}
+        self._before = {
+            s: handler for s, handler in before.items() if handler is not None
+        }
         for s in self._before:
             signal.signal(s, self._handle)
 

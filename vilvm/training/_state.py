@@ -100,7 +100,9 @@ class Checkpoints:
             return
         with run.signals.writing():
             try:
-                checkpoint.save(run.spec.folder / "checkpoint", step, state_dict(run, generators))
+                checkpoint.save(
+                    run.spec.folder / "checkpoint", step, state_dict(run, generators)
+                )
             except OSError as error:
                 raise _unwritten(run.spec.folder, step, error) from None
             self._saved_at = step

@@ -25,12 +25,18 @@ from vilvm.training.step import EagerStep, backward
 
 __all__ = ["TOLERANCE", "Comparison"]
 
-TOLERANCE = 1e-4  # relative, of loss and gradients; sums in another order differ by some 1e-6
+TOLERANCE = (
+    1e-4  # relative, of loss and gradients; sums in another order differ by some 1e-6
+)
 _ROUNDING = 1e-5  # of the sum of the sizes of the loss's terms
-_PERTURBATION = 1e-6  # relative, of parameters and data, to estimate the rounding of a gradient
+_PERTURBATION = (
+    1e-6  # relative, of parameters and data, to estimate the rounding of a gradient
+)
 _MARGIN = 10.0  # times the effect of the perturbation
 _ABSOLUTE = 1e-8  # of an entry of a buffer
-_NEGLIGIBLE = 1e-6  # of the norm of all gradients, below which that of one parameter is rounding
+_NEGLIGIBLE = (
+    1e-6  # of the norm of all gradients, below which that of one parameter is rounding
+)
 
 
 class _EagerResult(NamedTuple):
@@ -103,7 +109,9 @@ class Comparison:
                 f"its loss {found.loss:.8g} is not that of the eager step, {expected.loss:.8g}, "
                 "on the same noise"
             )
-        return self._difference_of_tensors(expected, found, (batch, num_data), tolerance)
+        return self._difference_of_tensors(
+            expected, found, (batch, num_data), tolerance
+        )
 
     def _difference_of_tensors(
         self,
@@ -144,7 +152,9 @@ class Comparison:
                 masked=self.eager.masked,
             )
         gradients = [p.grad for p in self.eager.parameters]
-        return _EagerResult(loss.item(), gradients, [(b, b.clone()) for b in self.lvm.buffers()])
+        return _EagerResult(
+            loss.item(), gradients, [(b, b.clone()) for b in self.lvm.buffers()]
+        )
 
     def _perturbed(self, batch: Any, num_data: float) -> _EagerResult:
         """The eager result after a small relative change of parameters and data."""
@@ -180,7 +190,9 @@ class Comparison:
         factor = 1.0
         if self.eager.clip is not None:
             factor = min(1.0, self.eager.clip / (norm + 1e-6))
-        return _ProgramResult(loss, self.adam.gradients(program.moved, state, factor), by_id)
+        return _ProgramResult(
+            loss, self.adam.gradients(program.moved, state, factor), by_id
+        )
 
     # Differences
     # ------------------------------------------------------------------------------------

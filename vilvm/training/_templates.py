@@ -69,7 +69,9 @@ def _check_tensor(path: str, value: Any, template: Tensor) -> None:
         ("type", value.dtype, template.dtype),
         ("order in memory", order_of(value), order_of(template)),
     ):
-        require(found == proper, f"{path} has {part} {found}, and this run's has {proper}")
+        require(
+            found == proper, f"{path} has {part} {found}, and this run's has {proper}"
+        )
 
 
 def check_same(path: str, value: Any, template: Any) -> None:

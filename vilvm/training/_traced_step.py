@@ -135,7 +135,12 @@ class StepTracer:
                 p.grad = None
             with _with_numbers(eager.objective, list(inputs)):
                 loss = backward(
-                    lvm, eager.objective, inner, eager.parameters, num_data, masked=eager.masked
+                    lvm,
+                    eager.objective,
+                    inner,
+                    eager.parameters,
+                    num_data,
+                    masked=eager.masked,
                 )
             moved[:] = [p for p in eager.parameters if p.grad is not None]
             return [loss.detach(), *(p.grad for p in moved if p.grad is not None)]

@@ -98,9 +98,13 @@ def save(folder: Path, step: int, state: Any) -> Path:
     partial = folder / f".step-{step:09d}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     write_atomic(partial / _TENSORS, blob)
-    write_atomic(partial / _STATE, json.dumps({**header, "state": body}, ensure_ascii=False))
+    write_atomic(
+        partial / _STATE, json.dumps({**header, "state": body}, ensure_ascii=False)
+    )
     _sync(partial)
-    for old in [target] * target.exists() + [c for c in _all(folder) if c < target][: 1 - _KEPT]:
+    for old in [target] * target.exists() + [c for c in _all(folder) if c < target][
+        : 1 - _KEPT
+    ]:
         # Renamed first, so that no partial checkpoint has the name of a checkpoint.
         old.rename(old.with_name(f".{old.name}.removed"))
     partial.rename(target)
@@ -188,15 +192,20 @@ def load(checkpoint: Path, device: torch.device | str = "cpu") -> Any:
     header, body = _parsed(checkpoint, text)
     try:
         _check_header(checkpoint, header, blob, body)
-        tensors = {name: tensor.to(device) for name, tensor in load_tensors(blob).items()}
+        tensors = {
+            name: tensor.to(device) for name, tensor in load_tensors(blob).items()
+        }
         state = unpack(body, tensors)
     except CheckpointError:
         raise
     except _MALFORMED:
-        raise spoiled(checkpoint, "it is altered, for its parts do not fit together") from None
+        raise spoiled(
+            checkpoint, "it is altered, for its parts do not fit together"
+        ) from None
     if tensors:
         raise spoiled(
-            checkpoint, f"it is altered, for its state lacks the tensor {min(tensors)[:60]!r}"
+            checkpoint,
+            f"it is altered, for its state lacks the tensor {min(tensors)[:60]!r}",
         )
     return state
 
@@ -242,13 +251,19 @@ def _check_header(
     """
     proper = _header(header["run"], header["step"], blob, body)
     if header["sha256"]["tensors"] != proper["sha256"]["tensors"]:
-        raise spoiled(checkpoint, f"{_TENSORS} is truncated or altered (its checksum differs)")
+        raise spoiled(
+            checkpoint, f"{_TENSORS} is truncated or altered (its checksum differs)"
+        )
     if header["sha256"]["state"] != proper["sha256"]["state"]:
         raise spoiled(checkpoint, f"{_STATE} is altered (its checksum differs)")
     if header != proper:
-        raise spoiled(checkpoint, f"the header of {_STATE} is altered (its checksum differs)")
+        raise spoiled(
+            checkpoint, f"the header of {_STATE} is altered (its checksum differs)"
+        )
     if checkpoint.name != f"step-{header['step']:09d}":
-        raise spoiled(checkpoint, f"it is that of step {header['step']} under another name")
+        raise spoiled(
+            checkpoint, f"it is that of step {header['step']} under another name"
+        )
     if header["run"] != identify(checkpoint.parent):
         raise spoiled(checkpoint, f"it is of another run than {checkpoint.parents[1]}")
 
@@ -263,8 +278,17 @@ def _header(
         "tensors": _sha256(blob),
         "state": _sha256(json.dumps(body, ensure_ascii=False).encode()),
     }
-    header = {"format": _FORMAT, "version": _VERSION, "run": run, "step": step, "sha256": sums}
-    return {**header, "sha256": {**sums, "header": _sha256(json.dumps(header).encode())}}
+    header = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "run": run,
+        "step": step,
+        "sha256": sums,
+    }
+    return {
+        **header,
+        "sha256": {**sums, "header": _sha256(json.dumps(header).encode())},
+    }
 
 
 def spoiled(checkpoint: Path, what: str) -> CheckpointError:
@@ -421,7 +445,9 @@ def _pack_dict(
     kind = "counter" if isinstance(value, Counter) else "dict"
     if kind == "dict" and all(isinstance(k, str) and k != "!" for k in value):
         return {k: pack(v, tensors, f"{path}/{k}") for k, v in value.items()}
-    items = [[pack(k, tensors), pack(v, tensors, f"{path}/{k}")] for k, v in value.items()]
+    items = [
+        [pack(k, tensors), pack(v, tensors, f"{path}/{k}")] for k, v in value.items()
+    ]
     return {"!": kind, "items": items}
 
 
@@ -490,7 +516,9 @@ def _list(items: Any) -> list[Any]:
 def _all(folder: Path) -> list[Path]:
     try:
         return sorted(
-            Path(e.path) for e in os.scandir(folder) if re.fullmatch("step-[0-9]{9}", e.name)
+            Path(e.path)
+            for e in os.scandir(folder)
+            if re.fullmatch("step-[0-9]{9}", e.name)
         )
     except OSError as error:
         if isinstance(error, FileNotFoundError) and not folder.is_symlink():

@@ -189,7 +189,9 @@ def fit(
     where = _device(module, device)
     module.to(where)
     ranks = process_group()
-    batches = batches_of(train.to(where), batch_size, seed, ranks, _has_batch_norm(module))
+    batches = batches_of(
+        train.to(where), batch_size, seed, ranks, _has_batch_norm(module)
+    )
     with (
         torch.enable_grad(),  # also within a no_grad of the caller's
         closing(batches),
@@ -233,7 +235,9 @@ def fit(
 def _trainable_module(lvm: Any) -> torch.nn.Module:
     """`lvm`, if it is a module and gradients can be recorded."""
     if torch.is_inference_mode_enabled():
-        raise ValueError("fit: torch.inference_mode keeps no gradients; call fit outside of it.")
+        raise ValueError(
+            "fit: torch.inference_mode keeps no gradients; call fit outside of it."
+        )
     if not isinstance(lvm, torch.nn.Module):
         raise ContractError(
             f"fit trains a torch.nn.Module; make {type(lvm).__name__} one, or wrap it as "
@@ -269,7 +273,9 @@ def _device(lvm: torch.nn.Module, device: torch.device | str | None) -> torch.de
     try:
         where = torch.device(device)
     except (RuntimeError, TypeError):
-        raise ValueError(f"fit: unknown device {device!r}; choose 'cpu' or 'cuda'.") from None
+        raise ValueError(
+            f"fit: unknown device {device!r}; choose 'cpu' or 'cuda'."
+        ) from None
     if where.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(
             f"fit: device {device!r} was asked for, and torch finds no GPU here; choose 'cpu'."
@@ -313,7 +319,9 @@ def _check_choices(
 ) -> None:
     check_compile("fit", compile)
     if nonfinite not in ("stop", "skip"):
-        raise ValueError(f"fit: unknown nonfinite={nonfinite!r}; choose 'stop' or 'skip'.")
+        raise ValueError(
+            f"fit: unknown nonfinite={nonfinite!r}; choose 'stop' or 'skip'."
+        )
     if scheduler_interval not in ("step", "epoch"):
         raise ValueError(
             f"fit: unknown scheduler_interval={scheduler_interval!r}; choose 'step' or 'epoch'."
@@ -336,8 +344,9 @@ def _check_batches(train: Data | Interleaved, batch_size: Any) -> None:
     for data in train.sources if isinstance(train, Interleaved) else [train]:
         if batch_size is not None and not data.divisible:
             raise ValueError(
-                f"fit: these data cannot be cut into batches, as {data.size_mismatch()}; make them "
-                "equal, or leave batch_size out, if they are one datum together."
+                "fit: these data cannot be cut into batches, because "
+                f"{data.size_mismatch()}; make them equal, or leave batch_size out if they "
+                "are one datum together."
             )
         if batch_size is None and data.streamed:
             raise ValueError(
@@ -349,8 +358,14 @@ def _check_folder(run_dir: Path | str | None, resume: Any) -> None:
     if not isinstance(resume, bool):
         raise ValueError(f"fit: resume must be True or False; got {resume!r}.")
     if resume and run_dir is None:
-        raise ValueError("fit: resume=True needs run_dir=..., the folder of the run to resume.")
-    if run_dir is not None and not resume and checkpoint.latest(Path(run_dir) / "checkpoint"):
+        raise ValueError(
+            "fit: resume=True needs run_dir=..., the folder of the run to resume."
+        )
+    if (
+        run_dir is not None
+        and not resume
+        and checkpoint.latest(Path(run_dir) / "checkpoint")
+    ):
         raise ValueError(
             f"fit: {run_dir} holds a run already; pass resume=True to continue it, or choose "
             "another folder."

@@ -91,7 +91,9 @@ class History:
     @overload
     def __getitem__(self, column: slice) -> "History": ...
 
-    def __getitem__(self, column: str | SupportsIndex | slice) -> "np.ndarray | Record | History":
+    def __getitem__(
+        self, column: str | SupportsIndex | slice
+    ) -> "np.ndarray | Record | History":
         """A column by name, a record by number, or the history of a slice of the records.
 
         Arguments:
@@ -110,7 +112,9 @@ class History:
             return self._record(operator.index(column))
         names = [f.name for f in fields(Record)]
         if column not in names:
-            raise KeyError(f"History has no column {column!r}; it has {', '.join(names)}.")
+            raise KeyError(
+                f"History has no column {column!r}; it has {', '.join(names)}."
+            )
         return np.array([getattr(record, column) for record in self.records])
 
     def _record(self, number: int) -> Record:

@@ -8,7 +8,12 @@ from typing import Any
 import pyro.optim
 import torch
 from pyro.optim import PyroOptim
-from torch.optim.lr_scheduler import ChainedScheduler, CosineAnnealingLR, OneCycleLR, SequentialLR
+from torch.optim.lr_scheduler import (
+    ChainedScheduler,
+    CosineAnnealingLR,
+    OneCycleLR,
+    SequentialLR,
+)
 
 from vilvm._runtime.argument_checks import check_number, check_positive
 
@@ -157,7 +162,9 @@ class ByName:
         return optimizer
 
 
-def by_name(optimizer: OptimizerFactory, options: Callable[[str], Mapping[str, Any]]) -> ByName:
+def by_name(
+    optimizer: OptimizerFactory, options: Callable[[str], Mapping[str, Any]]
+) -> ByName:
     """An optimizer whose options, such as learning rates, depend on the name of the parameter.
 
     In Pyro this is ``pyro.optim.Adam(lambda name: {...})``.
@@ -281,7 +288,9 @@ def _advice_for_pyro(given: Any) -> str:
         )
     lr = args.get("lr", "...") if isinstance(args, dict) else "..."
     also = ""
-    schedule = getattr(getattr(root, "pt_scheduler_constructor", None), "__name__", None)
+    schedule = getattr(
+        getattr(root, "pt_scheduler_constructor", None), "__name__", None
+    )
     if schedule:
         also = f", and scheduler=functools.partial(torch.optim.lr_scheduler.{schedule}, ...)"
     return (
@@ -371,7 +380,9 @@ def make_scheduler(factory: Any, optimizer: torch.optim.Optimizer) -> Any:
             "fit: scheduler is one of pyro.optim; give torch's, such as "
             "functools.partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.99)."
         )
-    scheduler = _called("scheduler", factory, optimizer) if callable(factory) else factory
+    scheduler = (
+        _called("scheduler", factory, optimizer) if callable(factory) else factory
+    )
     if (
         not callable(getattr(scheduler, "step", None))
         or getattr(scheduler, "optimizer", optimizer) is not optimizer

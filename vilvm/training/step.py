@@ -40,7 +40,9 @@ class Objective(Protocol):
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any
     ) -> Any: ...
 
-    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any) -> Any: ...
+    def loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any
+    ) -> Any: ...
 
 
 class NonFiniteLossError(FloatingPointError):
@@ -186,14 +188,21 @@ class EagerStep:
         ] = ()  # latents that are marginalised where the model masks them
         # Before a step the flags of this rank, after it those that are set on any rank.
         self.flags: list[bool] = []
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.parameters = [
+            p for group in optimizer.param_groups for p in group["params"]
+        ]
 
     def __call__(self, batch: Any, num_data: float) -> StepResult:
         """Moves the parameters by one step on the loss per datum; see ``Step``."""
         self.optimizer.zero_grad(set_to_none=True)
         try:
             loss = backward(
-                self.lvm, self.objective, batch, self.parameters, num_data, masked=self.masked
+                self.lvm,
+                self.objective,
+                batch,
+                self.parameters,
+                num_data,
+                masked=self.masked,
             )
         except ValueError:
             # The other ranks wait for the loss of this one.
@@ -302,7 +311,9 @@ def backward(
         batch = batch.batch
     if hasattr(objective, "differentiable_loss"):
         with without_shapes():
-            loss = _one_number(objective, objective.differentiable_loss(model, guide, batch))
+            loss = _one_number(
+                objective, objective.differentiable_loss(model, guide, batch)
+            )
         if isinstance(loss, Tensor) and loss.requires_grad:
             (loss / num_data).backward()
         return torch.as_tensor(loss, dtype=torch.float64) / num_data

@@ -6,7 +6,13 @@ Pyro ELBO. Only this room reads Pyro traces.
 
 from vilvm.weights.guide_draws import posterior, posterior_mean, resample
 from vilvm.weights.layout import Layout, find_layout
-from vilvm.weights.log_weights import LogWeights, log_weights, sample_pass, weigh, weight_chunks
+from vilvm.weights.log_weights import (
+    LogWeights,
+    log_weights,
+    sample_pass,
+    weigh,
+    weight_chunks,
+)
 from vilvm.weights.prediction import observed, predict, replicate
 from vilvm.weights.prepared import Prepared, prepare
 from vilvm.weights.sampling import sample

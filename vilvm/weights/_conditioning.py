@@ -65,7 +65,9 @@ class AtValues(Messenger):
             msg["fn"] = dist.Delta(value, event_dim=msg["fn"].event_dim)
 
 
-def at_samples(values: Mapping[str, Tensor], num_samples: int | None, nesting: int) -> AtValues:
+def at_samples(
+    values: Mapping[str, Tensor], num_samples: int | None, nesting: int
+) -> AtValues:
     """Sets sites to the values of Monte Carlo samples.
 
     Arguments:
@@ -80,7 +82,9 @@ def at_samples(values: Mapping[str, Tensor], num_samples: int | None, nesting: i
 
 def at_draw(values: Mapping[str, Tensor], *, as_points: bool = False) -> AtValues:
     """Sets sites to one draw, shape (1, *own dimensions, *event), before a layout is known."""
-    return AtValues(values, lambda value, msg: _in_single_run(value, msg), as_points=as_points)
+    return AtValues(
+        values, lambda value, msg: _in_single_run(value, msg), as_points=as_points
+    )
 
 
 def _in_sample_plate(value: Tensor, msg: Any, nesting: int) -> Tensor:

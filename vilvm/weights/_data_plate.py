@@ -47,7 +47,9 @@ def _full_size_of(frame: Any, sites: Iterable[Any]) -> int:
     return _size_of(frame, sites)
 
 
-def find_data_plate(model: Any, batch: Any, observed: list[Any], name: str | None = None) -> Any:
+def find_data_plate(
+    model: Any, batch: Any, observed: list[Any], name: str | None = None
+) -> Any:
     """The plate over the data, or None.
 
     Of the plates around every observed site, it is that called `name`; by default that of the
@@ -80,7 +82,9 @@ def _around_all(observed: list[Any]) -> list[Any]:
     ]
 
 
-def _only_data_plate(model: Any, batch: Any, plates: list[Any], observed: list[Any]) -> Any:
+def _only_data_plate(
+    model: Any, batch: Any, plates: list[Any], observed: list[Any]
+) -> Any:
     """The one of several plates of the batch's size that is over the data."""
     found = (
         _growing_with_batch(model, batch, plates)
@@ -100,10 +104,14 @@ def _growing_with_batch(model: Any, batch: Any, plates: list[Any]) -> list[Any]:
     data = Data(batch)
     if not data.divisible:
         return []
-    longer = data.subset(torch.arange(-1, len(data)).clamp(min=0)).x  # its first datum twice
+    longer = data.subset(
+        torch.arange(-1, len(data)).clamp(min=0)
+    ).x  # its first datum twice
     with preserved_rng(data.device), suppress(ContractError):
         before, after = _plate_sizes(model, batch), _plate_sizes(model, longer)
-        return [f for f in plates if f.name in after and after[f.name] != before[f.name]]
+        return [
+            f for f in plates if f.name in after and after[f.name] != before[f.name]
+        ]
     return []
 
 

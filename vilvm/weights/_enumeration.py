@@ -72,7 +72,9 @@ def run_model(
         ContractError: the model fails on this batch.
     """
     if layout.enumerated:
-        model = poutine.enum(model, first_available_dim=_first_enumerated_dim(num_samples, layout))
+        model = poutine.enum(
+            model, first_available_dim=_first_enumerated_dim(num_samples, layout)
+        )
     trace = run(model, "model", batch, *replay, samples=layout.samples(num_samples))
     sites = sites_of(trace)
     for name in layout.enumerated:
@@ -114,7 +116,9 @@ def check_drawable(
     first = {name: value[:1] for name, value in latents.items()}
     with at_samples(first, None, nesting):
         sites = sites_of(run(model, "model", batch))
-    mixed = [n for n in latents if n in sites and log_prob("model", sites[n]).dim() > nesting]
+    mixed = [
+        n for n in latents if n in sites and log_prob("model", sites[n]).dim() > nesting
+    ]
     if mixed:
         raise NotApplicable(
             f"{what}: the prior of latent {mixed[0]!r} depends on an enumerated latent, which "
@@ -146,7 +150,9 @@ class _Elimination:
     def __init__(self, trace: Any, num_samples: int | None, layout: Layout):
         self.trace, self.num_samples, self.layout = trace, num_samples, layout
 
-    def likelihood_and_prior(self, sites: Sites) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def likelihood_and_prior(
+        self, sites: Sites
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """log p(x | z) and log p(z) of the sites that depend on an enumerated latent.
 
         Each is one term under the names of its sites joined by "+", or empty.
@@ -165,7 +171,9 @@ class _Elimination:
         return {"+".join(observed): given}, priors
 
     def _density(self, names: list[str], in_data: bool) -> Tensor:
-        return reduce(self._contract(names, in_data), in_data, self.num_samples, self.layout)
+        return reduce(
+            self._contract(names, in_data), in_data, self.num_samples, self.layout
+        )
 
     def _contract(self, names: list[str], in_data: bool) -> Tensor:
         """log Σ over the enumerated latents of the product of these densities.
@@ -178,7 +186,9 @@ class _Elimination:
         kept = {"_monte_carlo"}
         if in_data and self.layout.data_plate is not None:
             kept.add(self.layout.data_plate)
-        symbols = {s for plate, s in self.trace.plate_to_symbol.items() if plate in kept}
+        symbols = {
+            s for plate, s in self.trace.plate_to_symbol.items() if plate in kept
+        }
         # plates of size one have no dimension in the factors
         present: set[str] = set()
         for terms in factors.values():
@@ -194,7 +204,9 @@ class _Elimination:
 
     def _plates_of(self, name: str) -> frozenset[str]:
         frames = self.trace.nodes[name]["cond_indep_stack"]
-        return frozenset(self.trace.plate_to_symbol[f.name] for f in frames if f.vectorized)
+        return frozenset(
+            self.trace.plate_to_symbol[f.name] for f in frames if f.vectorized
+        )
 
     def _factor(self, name: str) -> Any:
         values = self.trace.nodes[name]["packed"]

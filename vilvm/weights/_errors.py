@@ -117,7 +117,9 @@ def first_words(error: Exception) -> str:
 
 def _user_line(stack: traceback.StackSummary) -> str:
     """' (in FUNCTION, FILE:LINE)' of the innermost frame outside vilvm and installed packages."""
-    frames = [f for f in stack if not any(part in f.filename for part in _NOT_THE_USERS)]
+    frames = [
+        f for f in stack if not any(part in f.filename for part in _NOT_THE_USERS)
+    ]
     if not frames:
         return ""
     last = frames[-1]

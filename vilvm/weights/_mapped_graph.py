@@ -65,7 +65,9 @@ def _mapped(bound: BoundPass) -> MappedGraph:
         return [value[0] for _, _, value in leaves(values)]
 
     first = [value[0] for value in bound.given.values()]
-    module, closed = _traced(single, [torch.zeros((), device=device), *tensors_of(batch), *first])
+    module, closed = _traced(
+        single, [torch.zeros((), device=device), *tensors_of(batch), *first]
+    )
 
     def mapped(batch: Any, given: Mapping[str, Tensor], num_samples: int) -> Values:
         shared, own = tensors_of(batch), [given[name] for name in names]
@@ -76,7 +78,9 @@ def _mapped(bound: BoundPass) -> MappedGraph:
             *(0 for _ in own),
             *(None for _ in closed),
         )
-        run = torch.vmap(lambda *flat: tuple(module(*flat)), in_dims=dims, randomness="different")
+        run = torch.vmap(
+            lambda *flat: tuple(module(*flat)), in_dims=dims, randomness="different"
+        )
         values: Values = {}
         with warnings.catch_warnings():
             # of an operation that vmap runs one by one
@@ -217,9 +221,15 @@ def _draw_for_each_sample(module: GraphModule) -> None:
             node.replace_all_uses_with(new)
             graph.erase_node(node)
         elif schema.name not in _DRAWN_BY_VMAP:
-            raise UntraceableError(f"torch.vmap cannot draw {schema.name} anew for every sample")
+            raise UntraceableError(
+                f"torch.vmap cannot draw {schema.name} anew for every sample"
+            )
     module.recompile()
 
 
-def _filled(method: str, like: Tensor, first: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return getattr(torch.zeros_like(like) + first.to(like.dtype), method)(*args, **kwargs)
+def _filled(
+    method: str, like: Tensor, first: Tensor, *args: Any, **kwargs: Any
+) -> Tensor:
+    return getattr(torch.zeros_like(like) + first.to(like.dtype), method)(
+        *args, **kwargs
+    )

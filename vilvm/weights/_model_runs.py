@@ -39,7 +39,9 @@ def simulation_pass(lvm: LatentVariableModel, nesting: int, mean: bool) -> Pass:
     With `mean`, observed sites give the mean of their likelihood.
     """
 
-    def simulate(batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
+    def simulate(
+        batch: Any, given: Mapping[str, Tensor], num_samples: int | None
+    ) -> Values:
         samples, size = None, num_samples or 1
         if num_samples is not None:
             samples = num_samples, -1 - nesting
@@ -49,8 +51,12 @@ def simulation_pass(lvm: LatentVariableModel, nesting: int, mean: bool) -> Pass:
         if mean:
             drawn = latents_of_simulated(sites)
             means = means_of(data_of_simulated(sites))
-            simulated = sites | {n: {**sites[n], "value": mean} for n, mean in means.items()}
-        random = {name: site for name, site in drawn.items() if family(site["fn"]) != "Delta"}
+            simulated = sites | {
+                n: {**sites[n], "value": mean} for n, mean in means.items()
+            }
+        random = {
+            name: site for name, site in drawn.items() if family(site["fn"]) != "Delta"
+        }
         return {
             "simulated": own_values(simulated, size, nesting),
             "drawn": own_values(random, size, nesting),

@@ -79,7 +79,11 @@ def undrawable(lvm: LatentVariableModel, batch: Any) -> tuple[str, ...]:
     """
     with torch.no_grad(), preserved_rng(Data(batch).device):
         observed = observed_of(sites_of_model(lvm, batch))
-        data = {name: site for name, site in observed.items() if family(site["fn"]) != "Unit"}
+        data = {
+            name: site
+            for name, site in observed.items()
+            if family(site["fn"]) != "Unit"
+        }
         return tuple(name for name, site in data.items() if not _can_draw(site["fn"]))
 
 
@@ -91,7 +95,9 @@ def _can_draw(fn: Any) -> bool:
     return True
 
 
-def visible_latents(lvm: LatentVariableModel, batch: Any, layout: Layout) -> dict[str, Tensor]:
+def visible_latents(
+    lvm: LatentVariableModel, batch: Any, layout: Layout
+) -> dict[str, Tensor]:
     """The entries of a latent that the model's mask leaves in the joint density.
 
     A masked entry has no prior, and so no posterior to compare with.
@@ -201,9 +207,14 @@ def _entries_of(part: Tensor, whole: Tensor) -> Tensor | None:
     None unless `part` is `whole` or a view of some of it.
     """
     storage = whole.untyped_storage()
-    if part.dtype != whole.dtype or part.untyped_storage().data_ptr() != storage.data_ptr():
+    if (
+        part.dtype != whole.dtype
+        or part.untyped_storage().data_ptr() != storage.data_ptr()
+    ):
         return None
-    indices = torch.full((storage.nbytes() // whole.element_size(),), -1, device=whole.device)
+    indices = torch.full(
+        (storage.nbytes() // whole.element_size(),), -1, device=whole.device
+    )
     if whole.numel():
         indices.as_strided(whole.shape, whole.stride(), whole.storage_offset()).copy_(
             torch.arange(whole.numel(), device=whole.device).reshape(whole.shape)

@@ -60,7 +60,9 @@ class BoundPass:
     @cached_property
     def key(self) -> Any:
         """Equal for passes of one name whose inputs have the same shapes, but for the samples."""
-        given = tuple((name, tuple(value.shape[1:])) for name, value in self.given.items())
+        given = tuple(
+            (name, tuple(value.shape[1:])) for name, value in self.given.items()
+        )
         return self.one.name, shapes(tensors_of(self.batch)), given
 
     @cached_property
@@ -70,7 +72,9 @@ class BoundPass:
             return tensor.device
         return torch.device("cpu")
 
-    def at(self, num_samples: int | None, given: Mapping[str, Tensor] | None = None) -> Values:
+    def at(
+        self, num_samples: int | None, given: Mapping[str, Tensor] | None = None
+    ) -> Values:
         """The values of one run, at other given values if there are any."""
         if given is None:
             given = self.given
@@ -91,7 +95,11 @@ class BoundPass:
 
 def leaves(values: Values) -> list[tuple[str, str, Tensor]]:
     """Every tensor, after its kind and site."""
-    return [(kind, site, value) for kind, sites in values.items() for site, value in sites.items()]
+    return [
+        (kind, site, value)
+        for kind, sites in values.items()
+        for site, value in sites.items()
+    ]
 
 
 def concatenate(parts: list[Values]) -> Values:

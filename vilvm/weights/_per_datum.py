@@ -90,7 +90,12 @@ def by_position(lvm: Any, batch: Any, layout: Any) -> ByPosition | None:
     """
     data = Data(batch)
     rows = len(data)
-    if not isinstance(lvm, Module) or layout.data_plate is None or not data.divisible or rows < 2:
+    if (
+        not isinstance(lvm, Module)
+        or layout.data_plate is None
+        or not data.divisible
+        or rows < 2
+    ):
         return None
     subsample = layout.subsample.get(layout.data_plate)
     at_random = subsample is not None and subsample["fn"].size == rows
@@ -161,7 +166,9 @@ class _Rotation:
             first = self._gradients(before, position)
             then = self._gradients(after, (position + self.step) % layout.num_data)
             found = [n for n in self.parameters if _differ(first[n], then[n])]
-            if found and (parameter := self._confirmed(found, position, values, (first, then))):
+            if found and (
+                parameter := self._confirmed(found, position, values, (first, then))
+            ):
                 return parameter
         return None
 
@@ -178,7 +185,8 @@ class _Rotation:
         apart = [
             name
             for name in found
-            if _are_apart(first[name], then[name]) and not _are_apart(first[name], again[name])
+            if _are_apart(first[name], then[name])
+            and not _are_apart(first[name], again[name])
         ]
         for name in apart or [n for n in found if not _differ(first[n], again[n])]:
             short = name.removeprefix("pyro_params.").removeprefix("guide.")
@@ -222,15 +230,21 @@ class _Rotation:
 
     def _values(self, trace: poutine.Trace) -> dict[str, Tensor]:
         """What the guide draws within the data plate."""
-        sites = {n: s for n, s in guide_sites(trace).items() if self.layout.is_in_data(s)}
+        sites = {
+            n: s for n, s in guide_sites(trace).items() if self.layout.is_in_data(s)
+        }
         values = drawn_values(sites, 1, self.layout.nesting)
         return {name: value.detach() for name, value in values.items()}
 
-    def _moved(self, values: Mapping[str, Tensor], trace: poutine.Trace) -> dict[str, Tensor]:
+    def _moved(
+        self, values: Mapping[str, Tensor], trace: poutine.Trace
+    ) -> dict[str, Tensor]:
         """Values moved on by one datum."""
         sites = guide_sites(trace)
         axes = {n: self.layout.data_axis(sites[n.removesuffix(BEFORE)]) for n in values}
-        return {name: value.roll(self.step, axes[name]) for name, value in values.items()}
+        return {
+            name: value.roll(self.step, axes[name]) for name, value in values.items()
+        }
 
     def _gradients(self, trace: poutine.Trace, position: int) -> _Gradients:
         """The gradient of one datum's part of the guide, by every parameter."""
@@ -349,7 +363,9 @@ def forget(lvm: Module) -> None:
 
 def check_known(lvm: Any, batch: Any) -> None:
     """Raises NotApplicable if the guide has parameters per datum, and the batch is other data."""
-    if not isinstance(lvm, Module) or not any("_per_datum" in vars(m) for m in lvm.modules()):
+    if not isinstance(lvm, Module) or not any(
+        "_per_datum" in vars(m) for m in lvm.modules()
+    ):
         return
     pairs = (pair for pair in _pairs_of_guide(lvm) if "_per_datum" in vars(pair))
     known = next((vars(pair)["_per_datum"] for pair in pairs), None)
@@ -390,7 +406,11 @@ def unset_autoguides(lvm: Any) -> list[AutoGuide]:
     """
     if not isinstance(lvm, Module):
         return []
-    return [m for m in lvm.modules() if isinstance(m, AutoGuide) and m.prototype_trace is None]
+    return [
+        m
+        for m in lvm.modules()
+        if isinstance(m, AutoGuide) and m.prototype_trace is None
+    ]
 
 
 def restart(guides: list[AutoGuide]) -> None:

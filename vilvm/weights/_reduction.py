@@ -35,7 +35,9 @@ def log_densities(
     }
 
 
-def reduce(value: Tensor, in_data: bool, num_samples: int | None, layout: Layout) -> Tensor:
+def reduce(
+    value: Tensor, in_data: bool, num_samples: int | None, layout: Layout
+) -> Tensor:
     """A log-density of shape (S, *plates) summed over every plate but that of the data.
 
     Arguments:

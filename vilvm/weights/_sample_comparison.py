@@ -61,7 +61,9 @@ def first_difference(
 
 
 def _tolerance(batch: Any, given: dict[str, Tensor]) -> float:
-    tensors = [t for t in (*tensors_of(batch), *given.values()) if t.is_floating_point()]
+    tensors = [
+        t for t in (*tensors_of(batch), *given.values()) if t.is_floating_point()
+    ]
     if tensors and all(t.dtype == torch.float64 for t in tensors):
         return _TOLERANCE_OF_DOUBLES
     return _TOLERANCE
@@ -97,7 +99,9 @@ def _differences(
 def _slack(kind: str, site: str, run: SingleRun, bound: BoundPass) -> Tensor | float:
     """The difference that roundings of the given values make to a value."""
     with pyro.validation_enabled(False):
-        near = bound.single({name: _rounded(value) for name, value in run.given.items()})
+        near = bound.single(
+            {name: _rounded(value) for name, value in run.given.items()}
+        )
     value, other = near.get(kind, {}).get(site), run.values[kind][site]
     if value is None:
         return 0.0
@@ -109,10 +113,14 @@ def _rounded(value: Tensor) -> Tensor:
     """A value changed by a few roundings; whole numbers, which may be labels, stay."""
     if not value.is_floating_point():
         return value
-    return torch.where(value == value.round(), value, value * (1 + _ROUNDING)).to(value.dtype)
+    return torch.where(value == value.round(), value, value * (1 + _ROUNDING)).to(
+        value.dtype
+    )
 
 
-def _close(value: Tensor, other: Tensor, tolerance: float, slack: Tensor | float = 0.0) -> bool:
+def _close(
+    value: Tensor, other: Tensor, tolerance: float, slack: Tensor | float = 0.0
+) -> bool:
     if not other.is_floating_point():
         return torch.equal(value, other)
     size = other.abs()

@@ -112,7 +112,9 @@ def plain(fn: Any) -> Any:
 def mask_digest(site: Any) -> str:
     """A digest of the entries that masks hide from a site's log-density; empty if none."""
     masks = [mask.cpu() for mask in _masks(site)]
-    partial = [mask.contiguous().numpy().tobytes() for mask in masks if not bool(mask.all())]
+    partial = [
+        mask.contiguous().numpy().tobytes() for mask in masks if not bool(mask.all())
+    ]
     if not partial:
         return ""
     return hashlib.sha256(b"".join(partial)).hexdigest()[:8]
@@ -140,7 +142,11 @@ def _masks(site: Any) -> list[Tensor]:
     while isinstance(fn, _WRAPPERS):
         found.append((getattr(fn, "_mask", None), len(fn.event_shape)))
         fn = fn.base_dist
-    masks = [(torch.as_tensor(m, device=device), event) for m, event in found if m is not None]
+    masks = [
+        (torch.as_tensor(m, device=device), event)
+        for m, event in found
+        if m is not None
+    ]
     return [mask.reshape(mask.shape + (1,) * event) for mask, event in masks]
 
 
@@ -172,7 +178,9 @@ def log_prob(part: str, site: Any) -> Tensor:
     return scale_and_mask(value, mask=site["mask"])
 
 
-def own_densities(part: str, sites: Sites, num_samples: int, nesting: int) -> dict[str, Tensor]:
+def own_densities(
+    part: str, sites: Sites, num_samples: int, nesting: int
+) -> dict[str, Tensor]:
     """The log-density of every site at its value, shape (S, *its own dimensions).
 
     Sites whose distribution has no density are left out.
@@ -181,7 +189,9 @@ def own_densities(part: str, sites: Sites, num_samples: int, nesting: int) -> di
     for name, site in sites.items():
         with suppress(NotImplementedError):
             density = log_prob(part, site)
-            found[name] = _drop_other_dims(density, own_dims(site), 0, num_samples, nesting)
+            found[name] = _drop_other_dims(
+                density, own_dims(site), 0, num_samples, nesting
+            )
     return found
 
 
@@ -211,7 +221,9 @@ def nesting_of(*parts: Sites) -> int:
 
 def to_own_dims(value: Tensor, site: Any, num_samples: int, nesting: int) -> Tensor:
     """A site's value in shape (S, *own dimensions, *event), without other plates' dimensions."""
-    return _drop_other_dims(value, own_dims(site), site["fn"].event_dim, num_samples, nesting)
+    return _drop_other_dims(
+        value, own_dims(site), site["fn"].event_dim, num_samples, nesting
+    )
 
 
 def own_values(sites: Sites, num_samples: int, nesting: int) -> dict[str, Tensor]:

@@ -43,7 +43,9 @@ __all__ = [
     "scored_guide",
 ]
 
-_UNCONSTRAINED = "_unconstrained"  # suffix of the draw of one latent in Pyro's automatic guides
+_UNCONSTRAINED = (
+    "_unconstrained"  # suffix of the draw of one latent in Pyro's automatic guides
+)
 
 
 def guide_sites(trace: Any) -> Sites:
@@ -82,7 +84,9 @@ def degenerate_latents(
     if not auxiliary:
         return points
     other = guide_again()
-    fixed = tuple(n for n in points if torch.equal(guide[n]["value"], other[n]["value"]))
+    fixed = tuple(
+        n for n in points if torch.equal(guide[n]["value"], other[n]["value"])
+    )
     moving = set(points) - set(fixed)
     drawn = sum(_dimensions(site["fn"], site["value"]) for site in auxiliary.values())
     made = sum(_dimensions(latents[n]["fn"], guide[n]["value"]) for n in moving)
@@ -115,7 +119,11 @@ def _points(latents: Sites, guide: Sites) -> tuple[str, ...]:
 
 def _is_point(latent: Any, site: Any) -> bool:
     discrete = getattr(latent["fn"].support, "is_discrete", False)
-    return family(site["fn"]) == "Delta" and family(latent["fn"]) != "Delta" and not discrete
+    return (
+        family(site["fn"]) == "Delta"
+        and family(latent["fn"]) != "Delta"
+        and not discrete
+    )
 
 
 def _dimensions(fn: Any, value: Tensor) -> int:
@@ -185,7 +193,11 @@ def _only(sites: Sites, names: Container[str]) -> Sites:
 def _partial_masks(sites: Sites) -> dict[str, Tensor]:
     """The masks that hide some entries, by site, broadcastable to the value."""
     masks = {name: mask_tensor(site) for name, site in sites.items()}
-    return {n: mask for n, mask in masks.items() if mask is not None and not bool(mask.all())}
+    return {
+        n: mask
+        for n, mask in masks.items()
+        if mask is not None and not bool(mask.all())
+    }
 
 
 def _guide_scores_more(
@@ -204,7 +216,9 @@ def _guide_scores_more(
     return bool((of_guide & ~of_model).any())
 
 
-def _check_marginalised(lvm: object, name: str, mask: Tensor, model: Sites, guide: Sites) -> None:
+def _check_marginalised(
+    lvm: object, name: str, mask: Tensor, model: Sites, guide: Sites
+) -> None:
     """Raises ContractError if the guide's density of the entries that stay is not known."""
     if not _covers_whole_events(mask, model[name]):
         raise ContractError(

@@ -15,7 +15,9 @@ from vilvm.weights._sites import FirstEnumerated, sites_of
 
 __all__ = ["Unobserved", "run", "run_once"]
 
-_MOST_PLATES = 6  # dimensions tried for the plates of a model that runs under enumeration only
+_MOST_PLATES = (
+    6  # dimensions tried for the plates of a model that runs under enumeration only
+)
 
 
 def run(
@@ -46,7 +48,9 @@ def run(
     return trace
 
 
-def run_once(model: Any, batch: Any, *replay: poutine.Trace | None) -> tuple[poutine.Trace, int]:
+def run_once(
+    model: Any, batch: Any, *replay: poutine.Trace | None
+) -> tuple[poutine.Trace, int]:
     """The trace of a single-sample run of the model, and 0.
 
     A model may run under enumeration only, because of a shape assertion. Its trace is then taken

@@ -50,9 +50,13 @@ class ValueReads(TorchFunctionMode):
         self.followed = {id(tensor): tensor for tensor in sources}
         self.found: set[str] = set()
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         kwargs = kwargs or {}
-        if not any(id(t) in self.followed for t in tensors_of([list(args), dict(kwargs)])):
+        if not any(
+            id(t) in self.followed for t in tensors_of([list(args), dict(kwargs)])
+        ):
             return func(*args, **kwargs)
         if self._is_read(func, args) and _is_called_by_user():
             self.found.add(func.__name__)

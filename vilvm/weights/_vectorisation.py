@@ -177,7 +177,9 @@ class _Runner:
         size, parts = self.vectorisation.most[self.bound.key], []
         for start in range(0, num_samples, size):
             stop = min(start + size, num_samples)
-            part = _Runner(self.bound.of(slice(start, stop)), self.vectorisation, self.log)
+            part = _Runner(
+                self.bound.of(slice(start, stop)), self.vectorisation, self.log
+            )
             parts.append(part.run(stop - start, check and start == 0))
         return concatenate(parts)
 
@@ -185,7 +187,9 @@ class _Runner:
         """The values of all samples at once, in the first way that agrees with single runs."""
         way, traced_anew = self._first_way(num_samples), False
         while True:
-            compared = self.vectorisation.compared.setdefault((self.bound.key, way.name), set())
+            compared = self.vectorisation.compared.setdefault(
+                (self.bound.key, way.name), set()
+            )
             number = _number_to_compare(num_samples, compared, check)
             found, reason = _try(way, self.bound, num_samples, number)
             if found is not None:
@@ -254,7 +258,9 @@ def _user_line(bound: BoundPass, reason: str) -> str:
         return ""
     with torch.no_grad(), preserved_rng(bound.device), SampleLines() as lines:
         bound.single(bound.given_of(slice(1)))
-    return next((line for site, line in lines.of.items() if f"site {site!r}" in reason), "")
+    return next(
+        (line for site, line in lines.of.items() if f"site {site!r}" in reason), ""
+    )
 
 
 # Running
@@ -270,7 +276,9 @@ def _run(way: _Way, bound: BoundPass, num_samples: int) -> Values:
     return concatenate([bound.single(bound.given_of(sample)) for sample in samples])
 
 
-def _try(way: _Way, bound: BoundPass, num_samples: int, number: int) -> tuple[Values | None, str]:
+def _try(
+    way: _Way, bound: BoundPass, num_samples: int, number: int
+) -> tuple[Values | None, str]:
     """The values in this way, or None and the reason why they are not those of single runs.
 
     `number` of the samples are compared.
@@ -281,7 +289,9 @@ def _try(way: _Way, bound: BoundPass, num_samples: int, number: int) -> tuple[Va
     try:
         with warnings.catch_warnings():
             if number:
-                warnings.simplefilter("ignore")  # of shapes that the pair was not written for
+                warnings.simplefilter(
+                    "ignore"
+                )  # of shapes that the pair was not written for
             found = _run(way, bound, num_samples)
         if number:
             reason = _check(way, found, bound, _spread(num_samples, number))
@@ -325,7 +335,9 @@ def _vectorised_differs(bound: BoundPass) -> str | None:
         both = {n: torch.cat([run.given[n] for run in runs]) for n in runs[0].given}
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of shapes that the pair was not written for
+                warnings.simplefilter(
+                    "ignore"
+                )  # of shapes that the pair was not written for
                 found = bound.at(2, both)
         except _FAILURES as error:
             if is_out_of_memory(error):
@@ -353,7 +365,9 @@ def _check(way: _Way, found: Values, bound: BoundPass, places: list[int]) -> str
         return reason
 
 
-def _samples_of(values: Mapping[str, Tensor], places: list[int]) -> list[dict[str, Tensor]]:
+def _samples_of(
+    values: Mapping[str, Tensor], places: list[int]
+) -> list[dict[str, Tensor]]:
     """Some samples of values of many, each of shape (1, ...)."""
     return [{name: v[i : i + 1].detach() for name, v in values.items()} for i in places]
 
@@ -380,7 +394,9 @@ def _unless_own_noise(reason: str, mapped: MappedGraph, bound: BoundPass) -> str
     return reason
 
 
-def _follow_reads(bound: BoundPass, drawn: Mapping[str, Tensor]) -> tuple[Values, str | None]:
+def _follow_reads(
+    bound: BoundPass, drawn: Mapping[str, Tensor]
+) -> tuple[Values, str | None]:
     """A single run, and a sentence if Python reads a value that depends on what is drawn.
 
     The values of two samples may not show that it does.

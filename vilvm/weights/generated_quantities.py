@@ -138,7 +138,9 @@ def _number_of_draws(given: Mapping[str, Tensor], num_samples: int | None) -> in
     return check_number("num_samples", sizes.pop())
 
 
-def _check_known_latents(lvm: object, given: Mapping[str, Tensor], layout: Layout) -> None:
+def _check_known_latents(
+    lvm: object, given: Mapping[str, Tensor], layout: Layout
+) -> None:
     unknown = sorted(set(given) - {*layout.latents, *layout.enumerated})
     if unknown:
         raise ContractError(
@@ -161,7 +163,9 @@ def _recorded(site: Any, layout: Layout) -> Tensor:
 def _replay_pass(lvm: LatentVariableModel, layout: Layout, single: Sites) -> Pass:
     """A run of the model at given latents: the draws of its sites, and deterministic values."""
 
-    def replayed(batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
+    def replayed(
+        batch: Any, given: Mapping[str, Tensor], num_samples: int | None
+    ) -> Values:
         sites, size = _run(lvm, batch, given, num_samples, layout), num_samples or 1
         made = {n: site for n, site in sites.items() if _is_deterministic(site)}
         drawn = {n: site for n, site in sites.items() if n not in made}
@@ -172,7 +176,9 @@ def _replay_pass(lvm: LatentVariableModel, layout: Layout, single: Sites) -> Pas
                 n: _deterministic(site, single[n]["value"].shape, size, layout)
                 for n, site in made.items()
             },
-            "drawn": {n: v for n, v in values.items() if family(drawn[n]["fn"]) != "Delta"},
+            "drawn": {
+                n: v for n, v in values.items() if family(drawn[n]["fn"]) != "Delta"
+            },
             "densities": own_densities("model", drawn, size, layout.nesting),
         }
 
@@ -193,7 +199,9 @@ def _run(
             return lvm.model(batch)
 
     fixed, samples = layout.fixed_subsample(), layout.samples(num_samples)
-    nodes: dict[str, Any] = dict(run(half, "model", batch, fixed, samples=samples).nodes)
+    nodes: dict[str, Any] = dict(
+        run(half, "model", batch, fixed, samples=samples).nodes
+    )
     return {
         name: site
         for name, site in nodes.items()
@@ -214,11 +222,16 @@ def _moving(
 ) -> set[str]:
     """The sites whose value depends on the given latents."""
     nearby = {
-        name: to_own_dims(_nearby(single[name]), single[name], 1, layout.nesting) for name in given
+        name: to_own_dims(_nearby(single[name]), single[name], 1, layout.nesting)
+        for name in given
     }
     with preserved_rng(tensors_of(batch)[0].device):
         other = _run(lvm, batch, nearby, None, layout)
-    return {n for n, site in single.items() if not torch.equal(site["value"], other[n]["value"])}
+    return {
+        n
+        for n, site in single.items()
+        if not torch.equal(site["value"], other[n]["value"])
+    }
 
 
 def _nearby(site: Any) -> Tensor:
@@ -245,7 +258,9 @@ def _deterministic(
         layout: of the run.
     """
     value = _with_sample_dim(site, single, num_samples, layout.nesting)
-    kept = [value.shape[1 + layout.nesting + dim] for dim in _kept_dims(site, value, layout)]
+    kept = [
+        value.shape[1 + layout.nesting + dim] for dim in _kept_dims(site, value, layout)
+    ]
     return value.reshape(num_samples, *kept, *value.shape[1 + layout.nesting :])
 
 

@@ -98,10 +98,14 @@ def guide_log_prob(
         preserved_rng(device),
     ):
         with torch.no_grad():
-            drawn = guide_sites(run(lvm.guide, "guide", batch, layout.fixed_subsample()))
+            drawn = guide_sites(
+                run(lvm.guide, "guide", batch, layout.fixed_subsample())
+            )
         _check_draws_latents_only(lvm, drawn, layout)
         for name, value in given.items():
-            own = to_own_dims(drawn[name]["value"], drawn[name], 1, layout.nesting).shape[1:]
+            own = to_own_dims(
+                drawn[name]["value"], drawn[name], 1, layout.nesting
+            ).shape[1:]
             if value.shape != (num_samples, *own):
                 raise ContractError(
                     f"guide_log_prob: latent {name!r} has shape {tuple(value.shape)}; the guide's "
@@ -119,7 +123,9 @@ def guide_log_prob(
     return total(values["log_guides"].values())
 
 
-def _check_draws_latents_only(lvm: object, sites: Mapping[str, Any], layout: Layout) -> None:
+def _check_draws_latents_only(
+    lvm: object, sites: Mapping[str, Any], layout: Layout
+) -> None:
     for name, site in sites.items():
         if name not in layout.latents and family(site["fn"]) != "Unit":
             raise ContractError(
@@ -132,9 +138,15 @@ def _check_draws_latents_only(lvm: object, sites: Mapping[str, Any], layout: Lay
 def _guide_density(lvm: LatentVariableModel, layout: Layout) -> Pass:
     guide_half = scored_guide(lvm, layout.masked)
 
-    def density(batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
+    def density(
+        batch: Any, given: Mapping[str, Tensor], num_samples: int | None
+    ) -> Values:
         trace = run_guide(guide_half, batch, given, num_samples, layout)
-        return {"log_guides": log_densities("guide", guide_sites(trace), num_samples, layout)}
+        return {
+            "log_guides": log_densities(
+                "guide", guide_sites(trace), num_samples, layout
+            )
+        }
 
     return Pass(density, "log-guide densities")
 
@@ -179,7 +191,9 @@ def divergences(
         )
     one = _divergence_pass(lvm, layout)
     with module_parameters(lvm), evaluation_mode(lvm):
-        values = run_at_samples(lvm, batch, num_samples, one, vectorisation=layout.vectorisation)
+        values = run_at_samples(
+            lvm, batch, num_samples, one, vectorisation=layout.vectorisation
+        )
     scores, priors, each = (
         {name: term.double() for name, term in values.get(kind, {}).items()}
         for kind in ("log_guides", "log_priors", "each")
@@ -195,12 +209,18 @@ def divergences(
 def _divergence_pass(lvm: LatentVariableModel, layout: Layout) -> Pass:
     guide_half = scored_guide(lvm, layout.masked)
 
-    def run_both(batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
+    def run_both(
+        batch: Any, given: Mapping[str, Tensor], num_samples: int | None
+    ) -> Values:
         trace = run_guide(guide_half, batch, given, num_samples, layout)
-        model = run_model(lvm.model, batch, (trace, layout.fixed_subsample()), num_samples, layout)
+        model = run_model(
+            lvm.model, batch, (trace, layout.fixed_subsample()), num_samples, layout
+        )
         guide, size = guide_sites(trace), num_samples or 1
         own = [n for n in layout.latents if n not in model.dependent]
-        each = {n: _by_dimension(n, guide[n], model.sites[n], size, layout) for n in own}
+        each = {
+            n: _by_dimension(n, guide[n], model.sites[n], size, layout) for n in own
+        }
         return {
             "log_guides": log_densities("guide", guide, num_samples, layout),
             "log_priors": model.log_priors,

@@ -28,7 +28,9 @@ from vilvm.weights.log_weights import LogWeights, log_weights
 __all__ = ["picked_by_weight", "posterior", "posterior_mean", "resample"]
 
 
-def posterior(lvm: LatentVariableModel, batch: Any, num_samples: int = 1) -> dict[str, Tensor]:
+def posterior(
+    lvm: LatentVariableModel, batch: Any, num_samples: int = 1
+) -> dict[str, Tensor]:
     """Draws of the latents from the guide, q(z | x).
 
     Arguments:
@@ -107,15 +109,21 @@ def _run_guide(
     sites: Sites = {}  # of the last run
     one = _guide_pass(lvm, layout, mean, sites)
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
-        values = run_at_samples(lvm, batch, num_samples, one, vectorisation=layout.vectorisation)
+        values = run_at_samples(
+            lvm, batch, num_samples, one, vectorisation=layout.vectorisation
+        )
     check_means(values.get("means", {}), sites)
     return values
 
 
-def _guide_pass(lvm: LatentVariableModel, layout: Layout, mean: bool, sites: Sites) -> Pass:
+def _guide_pass(
+    lvm: LatentVariableModel, layout: Layout, mean: bool, sites: Sites
+) -> Pass:
     """A run of the guide, which also writes its sites to `sites`."""
 
-    def draw(batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
+    def draw(
+        batch: Any, given: Mapping[str, Tensor], num_samples: int | None
+    ) -> Values:
         found = guide_sites(run_guide(lvm.guide, batch, given, num_samples, layout))
         sites.update(found)
         size, latents = num_samples or 1, {n: found[n] for n in layout.latents}
@@ -125,7 +133,9 @@ def _guide_pass(lvm: LatentVariableModel, layout: Layout, mean: bool, sites: Sit
             "densities": own_densities("guide", found, size, layout.nesting),
         }
         if mean:
-            means = {n: {**site, "value": mean_or_value(site)} for n, site in latents.items()}
+            means = {
+                n: {**site, "value": mean_or_value(site)} for n, site in latents.items()
+            }
             values["means"] = own_values(means, size, layout.nesting)
         return values
 
@@ -197,7 +207,9 @@ def resample(
     return picked_by_weight(weights, num_samples, layout).latents
 
 
-def picked_by_weight(weights: LogWeights, num_samples: int, layout: Layout) -> LogWeights:
+def picked_by_weight(
+    weights: LogWeights, num_samples: int, layout: Layout
+) -> LogWeights:
     """Draws picked with replacement in proportion to their weights, separately for each datum.
 
     Arguments:
@@ -220,17 +232,25 @@ def picked_by_weight(weights: LogWeights, num_samples: int, layout: Layout) -> L
     log_w = weights.log_weight
     probabilities = (log_w - log_w.amax(0)).exp()
     # (num_samples, num_data or 1)
-    picked = probabilities.reshape(len(log_w), -1).T.multinomial(num_samples, replacement=True).T
+    picked = (
+        probabilities.reshape(len(log_w), -1)
+        .T.multinomial(num_samples, replacement=True)
+        .T
+    )
 
     def pick(value: Tensor, axis: int | None = 1) -> Tensor:
         if log_w.dim() == 1 or axis is None:
             return value[picked[:, 0]]
         rows = value.movedim(axis, 1)
-        return rows[picked, torch.arange(rows.shape[1], device=rows.device)].movedim(1, axis)
+        return rows[picked, torch.arange(rows.shape[1], device=rows.device)].movedim(
+            1, axis
+        )
 
     return replace(
         weights,
-        latents={n: pick(v, layout.data_axes.get(n)) for n, v in weights.latents.items()},
+        latents={
+            n: pick(v, layout.data_axes.get(n)) for n, v in weights.latents.items()
+        },
         log_likelihoods={n: pick(v) for n, v in weights.log_likelihoods.items()},
         log_priors={n: pick(v) for n, v in weights.log_priors.items()},
         log_guides={n: pick(v) for n, v in weights.log_guides.items()},

@@ -201,11 +201,15 @@ def find_layout(
     ):
         first = _run_pair(lvm, batch)
         nesting = _check_shapes(first)
-        frame = find_data_plate(lvm.model, batch, list(observed_of(first.model).values()), plate)
+        frame = find_data_plate(
+            lvm.model, batch, list(observed_of(first.model).values()), plate
+        )
         again = _Again(lvm, batch, first.guide_trace)
         latents = latents_of(first.model)
         degenerate = degenerate_latents(lvm, latents, first.guide, again.guide)
-        masked = masked_latents(lvm, first.model, first.guide, again.model_at, again.guide)
+        masked = masked_latents(
+            lvm, first.model, first.guide, again.model_at, again.guide
+        )
     return _read_layout(first, frame, nesting, degenerate, masked)
 
 
@@ -253,7 +257,9 @@ def _check_shapes(first: _FirstRun) -> int:
 class _Again:
     """Further runs of a pair, with the subsamples of its first run."""
 
-    def __init__(self, lvm: LatentVariableModel, batch: Any, guide_trace: poutine.Trace):
+    def __init__(
+        self, lvm: LatentVariableModel, batch: Any, guide_trace: poutine.Trace
+    ):
         self.lvm, self.batch = lvm, batch
         self.subsamples = poutine.Trace()
         for name, site in _subsamples(guide_trace).items():
@@ -262,7 +268,9 @@ class _Again:
     def guide(self) -> Sites:
         """The guide, with other draws."""
         with preserved_rng(Data(self.batch).device):
-            return guide_sites(run(self.lvm.guide, "guide", self.batch, self.subsamples))
+            return guide_sites(
+                run(self.lvm.guide, "guide", self.batch, self.subsamples)
+            )
 
     def model_at(self, latents: Mapping[str, Tensor]) -> Sites:
         """The model at these latents."""
@@ -333,14 +341,18 @@ def _tempered(model: Sites) -> dict[str, float]:
     for name, site in model.items():
         sizes = [f for f in site["cond_indep_stack"] if f.full_size and f.size]
         by_plates = math.prod(frame.full_size / frame.size for frame in sizes)
-        factors[name] = float(torch.as_tensor(site["scale"]).double().mean()) / by_plates
+        factors[name] = (
+            float(torch.as_tensor(site["scale"]).double().mean()) / by_plates
+        )
     if all(math.isclose(f, g, rel_tol=1e-6) for f, g in pairwise(factors.values())):
         return {}
     return factors
 
 
 def _enumerated(latents: Sites, guide: Sites) -> tuple[str, ...]:
-    return tuple(n for n, site in latents.items() if n not in guide and enumerable(site))
+    return tuple(
+        n for n, site in latents.items() if n not in guide and enumerable(site)
+    )
 
 
 def _improper(latents: Sites) -> Iterable[str]:
@@ -350,7 +362,9 @@ def _improper(latents: Sites) -> Iterable[str]:
 def _data_axes(latents: Sites, frame: Any) -> dict[str, int]:
     if frame is None:
         return {}
-    inside = {name: site for name, site in latents.items() if in_plate(site, frame.name)}
+    inside = {
+        name: site for name, site in latents.items() if in_plate(site, frame.name)
+    }
     return {name: 1 + plate_axis(site, frame) for name, site in inside.items()}
 
 

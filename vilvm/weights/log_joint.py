@@ -127,7 +127,9 @@ class LogJoint:
     def __call__(self, u: Tensor) -> LogDensities:
         """The log-densities of u, of shape (num_samples, num_data, D), differentiable."""
         one = Pass(self._densities, f"densities, base={self.base}")
-        values = self._samples(len(u), one, self._sites_of(u), check=False, traced=self.traced)
+        values = self._samples(
+            len(u), one, self._sites_of(u), check=False, traced=self.traced
+        )
         return LogDensities(values["densities"]["base"], values["densities"]["target"])
 
     @torch.no_grad()
@@ -191,7 +193,9 @@ class LogJoint:
             return guide_sites(run(self.guide, "guide", batch, samples=samples))
         return sites_of(run(self.lvm.model, "model", batch, samples=samples))
 
-    def _base(self, batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
+    def _base(
+        self, batch: Any, given: Mapping[str, Tensor], num_samples: int | None
+    ) -> Values:
         """u, by site, of draws from the base, or of given latents."""
         nesting, size = self.layout.nesting, num_samples or 1
         with at_samples(given, num_samples, nesting):
@@ -199,13 +203,18 @@ class LogJoint:
         sites = {name: site for name, site in found.items() if self._moves(site)}
         for name, site in sites.items():
             self._check_continuous(name, site)
-        values = {n: cast(Tensor, bijection_to(s).inv(s["value"])) for n, s in sites.items()}
+        values = {
+            n: cast(Tensor, bijection_to(s).inv(s["value"])) for n, s in sites.items()
+        }
         if num_samples is None:
             self.shapes = {
-                n: _Shape(values[n].shape, len(s["fn"].batch_shape)) for n, s in sites.items()
+                n: _Shape(values[n].shape, len(s["fn"].batch_shape))
+                for n, s in sites.items()
             }
         return {
-            "u": {n: self._like_single(u, self.shapes[n], size) for n, u in values.items()},
+            "u": {
+                n: self._like_single(u, self.shapes[n], size) for n, u in values.items()
+            },
             "drawn": drawn_values(sites, size, nesting),
             "densities": own_densities(self.base, sites, size, nesting),
         }
@@ -223,7 +232,9 @@ class LogJoint:
             return msg["name"] in self.layout.latents
         return not msg["is_observed"] and family(msg["fn"]) not in ("Delta", "Unit")
 
-    def _latents(self, batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
+    def _latents(
+        self, batch: Any, given: Mapping[str, Tensor], num_samples: int | None
+    ) -> Values:
         with self._at_unconstrained(given, num_samples).handler:
             sites = self._base_sites(batch, num_samples)
         size, nesting = num_samples or 1, self.layout.nesting
@@ -241,9 +252,13 @@ class LogJoint:
         )
         with put.handler:
             if self.base == "guide":
-                guide_trace = run(self.guide, "guide", batch, samples=layout.samples(num_samples))
+                guide_trace = run(
+                    self.guide, "guide", batch, samples=layout.samples(num_samples)
+                )
                 guide = guide_sites(guide_trace)
-            model = run_model(self.lvm.model, batch, (guide_trace,), num_samples, layout)
+            model = run_model(
+                self.lvm.model, batch, (guide_trace,), num_samples, layout
+            )
         sites = guide or model.sites
         jacobian = [
             reduce(
@@ -316,7 +331,9 @@ class LogJoint:
                 values[name] = part.reshape(len(u), *shape.single)
             else:
                 rest = [*shape.single[: axis - 1], *shape.single[axis:]]
-                values[name] = part.reshape(len(u), self.num_data, *rest).movedim(1, axis)
+                values[name] = part.reshape(len(u), self.num_data, *rest).movedim(
+                    1, axis
+                )
             start += size
         return values
 

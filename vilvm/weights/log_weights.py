@@ -157,7 +157,9 @@ def log_weights(
     chunk = num_samples if chunk is None else chunk
     with evaluation_mode(lvm):
         chunks = list(
-            weight_chunks(lvm, batch, num_samples, chunk, validate=validate, layout=layout)
+            weight_chunks(
+                lvm, batch, num_samples, chunk, validate=validate, layout=layout
+            )
         )
     if len(chunks) == 1:
         return chunks[0]
@@ -321,9 +323,13 @@ def log_weights_pass(lvm: LatentVariableModel, layout: Layout) -> Pass:
     """
     guide_half = scored_guide(lvm, layout.masked)
 
-    def run_both(batch: Any, given: Mapping[str, Tensor], num_samples: int | None) -> Values:
+    def run_both(
+        batch: Any, given: Mapping[str, Tensor], num_samples: int | None
+    ) -> Values:
         trace = run_guide(guide_half, batch, given, num_samples, layout)
-        model = run_model(lvm.model, batch, (trace, layout.fixed_subsample()), num_samples, layout)
+        model = run_model(
+            lvm.model, batch, (trace, layout.fixed_subsample()), num_samples, layout
+        )
         guide, size = guide_sites(trace), num_samples or 1
         latents = {name: guide[name] for name in layout.latents}
         return {
@@ -342,7 +348,9 @@ def _read(values: Values, layout: Layout) -> LogWeights:
         log_likelihoods=values["log_likelihoods"],
         log_priors=values["log_priors"],
         log_guides=values["log_guides"],
-        model_scales={n: s for n, s in layout.model_scales.items() if n not in layout.enumerated},
+        model_scales={
+            n: s for n, s in layout.model_scales.items() if n not in layout.enumerated
+        },
         guide_scales=layout.guide_scales,
         latents=values["latents"],
         indices=layout.subsample.get(layout.data_plate or "", {}).get("value"),
@@ -353,11 +361,16 @@ def _concatenate(chunks: list[LogWeights]) -> LogWeights:
     terms = ("log_likelihoods", "log_priors", "log_guides", "latents")
     joined = {
         term: {
-            n: torch.cat([getattr(c, term)[n] for c in chunks]) for n in getattr(chunks[0], term)
+            n: torch.cat([getattr(c, term)[n] for c in chunks])
+            for n in getattr(chunks[0], term)
         }
         for term in terms
     }
-    rest = {f.name: getattr(chunks[0], f.name) for f in fields(LogWeights) if f.name not in terms}
+    rest = {
+        f.name: getattr(chunks[0], f.name)
+        for f in fields(LogWeights)
+        if f.name not in terms
+    }
     return LogWeights(**joined, **rest)
 
 
@@ -372,7 +385,9 @@ def _check_nan(weights: LogWeights) -> None:
         for name, value in terms.items():
             # A NaN or +inf anywhere makes the sum NaN or +inf: one scan without a mask suffices
             # where there is none.
-            if bool(_is_nan_or_inf(value.detach().sum())) and bool(_is_nan_or_inf(value).any()):
+            if bool(_is_nan_or_inf(value.detach().sum())) and bool(
+                _is_nan_or_inf(value).any()
+            ):
                 raise _non_finite(kind, name, value)
 
 

@@ -147,7 +147,9 @@ def _only_number_of_draws(latents: Mapping[str, Tensor]) -> int:
 
 def _check_all_given(latents: Mapping[str, Tensor], sites: Sites) -> None:
     for name, site in sites.items():
-        needs_no_value = was_observed(site) or enumerable(site) or family(site["fn"]) == "Unit"
+        needs_no_value = (
+            was_observed(site) or enumerable(site) or family(site["fn"]) == "Unit"
+        )
         if name not in latents and not needs_no_value:
             raise ContractError(
                 f"replicate: no draws were given of the latent {name!r}; there are those of "

@@ -38,7 +38,14 @@ from vilvm.weights._vectorisation import Vectorisation
 from vilvm.weights.layout import Layout, find_layout
 from vilvm.weights.log_weights import sample_pass
 
-__all__ = ["Part", "Prepared", "prepare", "prepared_of", "require_weights", "rows_in_a_pass"]
+__all__ = [
+    "Part",
+    "Prepared",
+    "prepare",
+    "prepared_of",
+    "require_weights",
+    "rows_in_a_pass",
+]
 
 _BATCH = 50
 # rows through the decoder in a pass: enough to amortise Pyro, few enough for the cache
@@ -81,7 +88,11 @@ class Part:
         if not self.layout.local:
             return torch.arange(1)
         drawn = self.layout.subsample.get(self.layout.data_plate or "")
-        here = torch.arange(self.layout.num_data) if drawn is None else drawn["value"].cpu()
+        here = (
+            torch.arange(self.layout.num_data)
+            if drawn is None
+            else drawn["value"].cpu()
+        )
         return self.start + here
 
     def samples_in_a_pass(self) -> int:
@@ -92,13 +103,17 @@ class Part:
 
     def samples_that_fit(self) -> int:
         """Draws of every datum that fit into half of the free memory, all intermediates kept."""
-        return free_bytes(tensors_of(self.batch)[0].device) // 2 // self._bytes_per_sample
+        return (
+            free_bytes(tensors_of(self.batch)[0].device) // 2 // self._bytes_per_sample
+        )
 
     @cached_property
     def _bytes_per_sample(self) -> int:
         device = tensors_of(self.batch)[0].device
         with torch.no_grad(), preserved_rng(device), evaluation_mode(self.lvm):
-            return max(1, bytes_made(lambda: sample_pass(self.lvm, self.batch, self.layout)))
+            return max(
+                1, bytes_made(lambda: sample_pass(self.lvm, self.batch, self.layout))
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +195,9 @@ class Prepared:
         """All batches with their layouts; runs the pair once a batch, except the first."""
         return [self.part(number) for number in range(len(self.batches))]
 
-    def parts_of(self, columns: Tensor, parts: Sequence[Part]) -> list[tuple[Part, Tensor]]:
+    def parts_of(
+        self, columns: Tensor, parts: Sequence[Part]
+    ) -> list[tuple[Part, Tensor]]:
         """The batches that hold some columns of the weights.
 
         One new batch of just these data if the pair runs on it; the given parts otherwise.
@@ -393,7 +410,9 @@ def _check_given(
 
 
 def _chosen(
-    size: int | Callable[[LatentVariableModel, Data], int], lvm: LatentVariableModel, data: Data
+    size: int | Callable[[LatentVariableModel, Data], int],
+    lvm: LatentVariableModel,
+    data: Data,
 ) -> int:
     return size if isinstance(size, int) else size(lvm, data)
 
@@ -418,7 +437,9 @@ def _cut(
         return batches, layout, rng_state(data.device)
 
 
-def _layout_of_a_batch(lvm: LatentVariableModel, data: Data, size: int) -> Layout | None:
+def _layout_of_a_batch(
+    lvm: LatentVariableModel, data: Data, size: int
+) -> Layout | None:
     """The layout of the first batch; None if the pair must run on all data at once.
 
     That is so if data share a latent, if a guide knows data by position, or if an autoguide over
@@ -433,10 +454,16 @@ def _layout_of_a_batch(lvm: LatentVariableModel, data: Data, size: int) -> Layou
     if whole or layout is None:
         restart(unset)
         return None
-    return layout if layout.local and _cuts_the_data_plate(lvm, data, size, layout) else None
+    return (
+        layout
+        if layout.local and _cuts_the_data_plate(lvm, data, size, layout)
+        else None
+    )
 
 
-def _cuts_the_data_plate(lvm: LatentVariableModel, data: Data, size: int, layout: Layout) -> bool:
+def _cuts_the_data_plate(
+    lvm: LatentVariableModel, data: Data, size: int, layout: Layout
+) -> bool:
     """Whether rows lie along the data plate, not along another axis (time-major data)."""
     smaller = max(1, size - 1)
     fewer = find_layout(lvm, data.subset(slice(0, smaller)).x, plate=layout.data_plate)
@@ -449,7 +476,9 @@ def _cuts_the_data_plate(lvm: LatentVariableModel, data: Data, size: int, layout
 def _check_subsample(lvm: object, layout: Layout) -> None:
     """Raises ContractError if a randomly subsampled plate belongs to one joint weight."""
     subsampled = [
-        name for name in layout.subsample if not layout.local or name != layout.data_plate
+        name
+        for name in layout.subsample
+        if not layout.local or name != layout.data_plate
     ]
     if subsampled:
         raise ContractError(

@@ -149,19 +149,28 @@ class _Simulated(NamedTuple):
 
     def of_observed(self) -> dict[str, Tensor]:
         """The draws of the observed sites."""
-        return {n: value for n, value in self.values.items() if was_observed(self.probe[n])}
+        return {
+            n: value for n, value in self.values.items() if was_observed(self.probe[n])
+        }
 
     def by_site(self, plate: Any) -> dict[str, SiteDraws]:
         """The draws by site; those of one datum in `plate` take its dimension."""
-        return {n: _site_draws(value, self.probe[n], plate) for n, value in self.values.items()}
+        return {
+            n: _site_draws(value, self.probe[n], plate)
+            for n, value in self.values.items()
+        }
 
 
-def _simulate(lvm: LatentVariableModel, batch: Any, num_samples: int, mean: bool) -> _Simulated:
+def _simulate(
+    lvm: LatentVariableModel, batch: Any, num_samples: int, mean: bool
+) -> _Simulated:
     with not_seeded("model", lvm):
         probe = run_unobserved(lvm, batch)
         _check_no_factor(lvm, probe)
     one, ways = simulation_pass(lvm, nesting_of(probe), mean), Vectorisation()
-    values = run_at_samples(lvm, batch, num_samples, one, vectorisation=ways)["simulated"]
+    values = run_at_samples(lvm, batch, num_samples, one, vectorisation=ways)[
+        "simulated"
+    ]
     plate = _data_plate_of_simulated(lvm, batch, probe)
     return _Simulated(values, probe, plate)
 

@@ -201,7 +201,9 @@ def simulations(
         [3, 2]
     """
     done, layout_of = 0, _Layouts(lvm)
-    for batch, sites in batches(lvm, min(batch_size, number), like=like, rebuild=rebuild):
+    for batch, sites in batches(
+        lvm, min(batch_size, number), like=like, rebuild=rebuild
+    ):
         layout = layout_of(batch)
         _check_simulated(lvm, sites, layout, alone=like is None)
         whole = Simulation(batch, {n: sites[n] for n in layout.latents}, layout)
@@ -304,7 +306,9 @@ def batches(
 _Drawn = Iterator[tuple[Any, dict[str, Tensor]]]
 
 
-def _with_like(lvm: LatentVariableModel, rows: int, like: Any, rebuild: Rebuild | None) -> _Drawn:
+def _with_like(
+    lvm: LatentVariableModel, rows: int, like: Any, rebuild: Rebuild | None
+) -> _Drawn:
     """Batches in which drawn data replace those of `like`."""
     number, checked = max(1, rows // len(Data(like))), False
     while True:
@@ -321,7 +325,9 @@ def _with_like(lvm: LatentVariableModel, rows: int, like: Any, rebuild: Rebuild 
             yield batch, sites
 
 
-def _without_like(lvm: LatentVariableModel, rows: int, rebuild: Rebuild | None) -> _Drawn:
+def _without_like(
+    lvm: LatentVariableModel, rows: int, rebuild: Rebuild | None
+) -> _Drawn:
     """Batches that are the draws of the one observed site, or what `rebuild` makes of all."""
     checked = False
     while True:
@@ -355,7 +361,9 @@ def _check_same_densities(
     """
     before, after = (_densities_at(lvm, x, sites) for x in (like, batch))
     for name, density in before.items():
-        if not torch.allclose(density, after[name], rtol=1e-3, atol=1e-3, equal_nan=True):
+        if not torch.allclose(
+            density, after[name], rtol=1e-3, atol=1e-3, equal_nan=True
+        ):
             raise NotApplicable(
                 f"{type(lvm).__name__} cannot be simulated: it reads what it observes (the "
                 f"density of its site {name!r} changes when drawn data take the place of the "
@@ -380,7 +388,9 @@ def _densities_at(
     return own_densities("model", given, 1, nesting_of(sites))
 
 
-def _with_hidden_of_others(lvm: LatentVariableModel, batch: Tensor, name: str) -> Tensor:
+def _with_hidden_of_others(
+    lvm: LatentVariableModel, batch: Tensor, name: str
+) -> Tensor:
     """The batch with its hidden entries from another simulation.
 
     They then hold no information on the latents of this one.

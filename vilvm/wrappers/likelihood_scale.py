@@ -113,7 +113,9 @@ def _fit_scale(lvm: Any, fixed: Data, num_samples: int) -> WithLikelihoodScale:
             "fit_likelihood_scale needs a model of one Gaussian observation; "
             f"{type(lvm).__name__} observes {layout.families}."
         )
-    residuals = [_residual(lvm, part.x, site, num_samples) for part in fixed.chunks(_ROWS)]
+    residuals = [
+        _residual(lvm, part.x, site, num_samples) for part in fixed.chunks(_ROWS)
+    ]
     squares = torch.stack([r.double().square().sum() for r in residuals]).sum()
     mean_square = squares / sum(r.numel() for r in residuals)
     if not bool(mean_square > 0):

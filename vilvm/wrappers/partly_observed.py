@@ -78,7 +78,9 @@ class PartlyObserved(Wrapped):
         return parts.mask(self.observed).to_event(fn.event_dim)
 
 
-def partly_observed(lvm: torch.nn.Module, observed: Tensor, *, site: str = "x") -> PartlyObserved:
+def partly_observed(
+    lvm: torch.nn.Module, observed: Tensor, *, site: str = "x"
+) -> PartlyObserved:
     """A model that observes only the components of a datum that a mask selects.
 
     Arguments:

@@ -12,7 +12,12 @@ from typing import Any
 import pyro
 import torch
 
-from vilvm._runtime.argument_checks import check_number, check_positive, check_seed, check_sizes
+from vilvm._runtime.argument_checks import (
+    check_number,
+    check_positive,
+    check_seed,
+    check_sizes,
+)
 from vilvm._runtime.random import seeded
 from vilvm.data.data import Data, as_data
 from vilvm.data.tensors import tensors_of
@@ -64,11 +69,18 @@ class WithGuide(Wrapped):
         around: bool,
     ):
         if not isinstance(encoder, torch.nn.Module):
-            raise ContractError(f"with_guide: encoder must be a torch.nn.Module; got {encoder!r}.")
+            raise ContractError(
+                f"with_guide: encoder must be a torch.nn.Module; got {encoder!r}."
+            )
         super().__init__(copy.deepcopy(lvm), frozen=True)
         self.lvm.requires_grad_(False).eval()
         self.dim = dim
-        self.encoder, self.latent, self.plate, self.around = encoder, latent, plate, around
+        self.encoder, self.latent, self.plate, self.around = (
+            encoder,
+            latent,
+            plate,
+            around,
+        )
         self.keeps_guide = around
 
     def train(self, mode: bool = True) -> "WithGuide":
@@ -213,7 +225,9 @@ def fit_guide(
     batch_size = min(batch_size, len(train))
     steps = epochs * -(-len(train) // batch_size)
     options = {**one_cycle(lr, steps), "clip": 100.0, **options}
-    fitted = fit(guided, train, epochs=epochs, batch_size=batch_size, seed=seed, **options)
+    fitted = fit(
+        guided, train, epochs=epochs, batch_size=batch_size, seed=seed, **options
+    )
     return guided, fitted
 
 
@@ -265,7 +279,9 @@ def _code(lvm: Any, batch: Any, layout: Layout) -> tuple[str, torch.Tensor]:
     return next(iter(codes.items()))
 
 
-def _perceptron(batch: Any, hidden: Sequence[int], code: torch.Tensor) -> torch.nn.Sequential:
+def _perceptron(
+    batch: Any, hidden: Sequence[int], code: torch.Tensor
+) -> torch.nn.Sequential:
     x = tensors_of(batch)[0]
     if x.dim() != 2:
         raise ContractError(

@@ -35,7 +35,9 @@ class WithPrior(Wrapped):
 
     def __init__(self, lvm: torch.nn.Module, prior: FittedPrior):
         if not isinstance(prior, FittedPrior):
-            raise ContractError(f"with_prior: prior must be what fit_prior gives; got {prior!r}.")
+            raise ContractError(
+                f"with_prior: prior must be what fit_prior gives; got {prior!r}."
+            )
         super().__init__(lvm)
         self.prior = prior
 

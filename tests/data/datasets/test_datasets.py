@@ -100,6 +100,8 @@ def test_mnist_without_a_network_fails_fast(tmp_path, monkeypatch):
 
     monkeypatch.setattr("urllib.request.urlopen", unreachable)
     began = time.monotonic()
-    with pytest.raises(FileNotFoundError, match=r"No MNIST in .*download failed.*MNIST/raw"):
+    with pytest.raises(
+        FileNotFoundError, match=r"No MNIST in .*download failed.*MNIST/raw"
+    ):
         mnist(tmp_path)
     assert time.monotonic() - began < 30

@@ -29,10 +29,17 @@ def saved(folder, array, name="x.npy"):
 @pytest.mark.parametrize("kind", ["<f4", ">f4", "<f8", "<f2", "|u1", "<i8", "|b1"])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_rows_are_those_of_the_array(tmp_path, kind, order):
-    array = np.random.default_rng(0).uniform(0, 200, (30, 4, 3)).astype(kind, order=order)
+    array = (
+        np.random.default_rng(0).uniform(0, 200, (30, 4, 3)).astype(kind, order=order)
+    )
     data = as_data(on_disk(saved(tmp_path, array)))
     expected = torch.from_numpy(array.astype(np.float32).reshape(30, 12))
-    assert (len(data), data.divisible, data.image_shape, data.name) == (30, True, (4, 3), "x")
+    assert (len(data), data.divisible, data.image_shape, data.name) == (
+        30,
+        True,
+        (4, 3),
+        "x",
+    )
     for index in (
         slice(3, 9),
         torch.tensor([7, 2, 2, -1]),
@@ -121,7 +128,9 @@ def test_paths_of_another_kind_are_refused(tmp_path):
 def test_numbers_beyond_the_type_are_refused(tmp_path):
     data = on_disk(saved(tmp_path, np.array([[1], [255], [300]])), dtype=torch.uint8)
     assert data.subset(slice(0, 2)).x.flatten().tolist() == [1, 255]
-    with pytest.raises(ValueError, match=r"x\.npy: holds 300, which is no torch\.uint8"):
+    with pytest.raises(
+        ValueError, match=r"x\.npy: holds 300, which is no torch\.uint8"
+    ):
         data.subset(slice(1, 3))
     with pytest.raises(ValueError, match="dtype must be a real"):
         on_disk(saved(tmp_path, np.zeros((3, 1))), dtype=torch.complex64)
@@ -134,7 +143,9 @@ def test_error_names_the_row_in_the_file(tmp_path):
     data.subset(torch.arange(17))
     with pytest.raises(ValueError, match=r"x\.npy: row 17 holds NaN"):
         data.subset(torch.tensor([2, 40, 17]))
-    with pytest.raises(ValueError, match=r"row 30 holds NaN or infinity \(as torch\.float32\)"):
+    with pytest.raises(
+        ValueError, match=r"row 30 holds NaN or infinity \(as torch\.float32\)"
+    ):
         data.subset(slice(20, 40))
 
 
@@ -160,7 +171,15 @@ def test_fingerprint_depends_on_contents_not_path(tmp_path):
     changed = array.copy()
     changed[-1, 2] += 1
     others = [changed, array.astype(np.float32), array[:-1], array.reshape(500, 6)]
-    assert len({first, *(on_disk(saved(tmp_path, other)).fingerprint() for other in others)}) == 5
+    assert (
+        len(
+            {
+                first,
+                *(on_disk(saved(tmp_path, other)).fingerprint() for other in others),
+            }
+        )
+        == 5
+    )
 
 
 def test_evaluation_is_that_of_the_data_in_memory(tmp_path):
@@ -260,4 +279,6 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         text=True,
         timeout=300,
     )
-    assert done.stdout.split("\n")[:3] == ["128", str(2**15), "too large to load"], done.stderr
+    assert done.stdout.split("\n")[:3] == ["128", str(2**15), "too large to load"], (
+        done.stderr
+    )

@@ -13,7 +13,9 @@ DRAWS = np.arange(10_000, dtype=np.float32).reshape(10, 1000)
 
 @pytest.fixture
 def folder(tmp_path):
-    (tmp_path / "a-b.data.json").write_text(json.dumps({"N": 2, "x": [[1, 2], [3, 4]], "s": 0.5}))
+    (tmp_path / "a-b.data.json").write_text(
+        json.dumps({"N": 2, "x": [[1, 2], [3, 4]], "s": 0.5})
+    )
     np.savez(tmp_path / "a-b.draws.npz", **{"beta[1]": DRAWS})
     return tmp_path
 
@@ -73,7 +75,9 @@ def test_pickled_draws_are_refused(folder):
 
 def test_draws_of_another_shape_are_refused(folder):
     np.savez(folder / "a-b.draws.npz", **{"beta[1]": DRAWS[0]})
-    with pytest.raises(ValueError, match=r"not finite draws of shape \(num_chains, num_draws\)"):
+    with pytest.raises(
+        ValueError, match=r"not finite draws of shape \(num_chains, num_draws\)"
+    ):
         posteriordb("a-b", folder)
 
 

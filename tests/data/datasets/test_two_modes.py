@@ -11,10 +11,14 @@ def test_density_integrates_to_one_with_its_mean():
         at = torch.full_like(first, second)
         density = TwoModes.log_prob(first, at).exp()
         assert abs(torch.trapezoid(density, first).item() - 1) < 1e-8
-        assert abs(torch.trapezoid(first * density, first) - TwoModes.mean(at[:1])).item() < 1e-8
+        assert (
+            abs(torch.trapezoid(first * density, first) - TwoModes.mean(at[:1])).item()
+            < 1e-8
+        )
         assert (
             abs(
-                torch.trapezoid(density[first > 0], first[first > 0]) - TwoModes.upper(at[:1])
+                torch.trapezoid(density[first > 0], first[first > 0])
+                - TwoModes.upper(at[:1])
             ).item()
             < 1e-3
         )

@@ -49,7 +49,9 @@ def read_npz(path: Path, keys: Any = None) -> dict[str, np.ndarray]:
         ValueError: see ``read_npy``.
     """
     with _plain_errors(path), zipfile.ZipFile(path) as archive:
-        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        members = {
+            info.filename.removesuffix(".npy"): info for info in archive.infolist()
+        }
         picked = list(members)
         if keys is not None:
             picked = keys(picked)

@@ -8,7 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vilvm._runtime.argument_checks import check_number, check_path, check_seed, optional
+from vilvm._runtime.argument_checks import (
+    check_number,
+    check_path,
+    check_seed,
+    optional,
+)
 from vilvm.data.data import Data, Transform, as_data
 from vilvm.data.datasets._numpy_files import read_npy, read_npz
 from vilvm.data.datasets.dataset import Dataset, carve
@@ -67,7 +72,9 @@ def arrays(
         _check_rows_agree(rest, held_out, label)
     if num_validation is None:
         num_validation = max(1, len(rest) // 10)
-    return Dataset(*carve(rest, num_validation, seed), held_out).with_transform(transform)
+    return Dataset(*carve(rest, num_validation, seed), held_out).with_transform(
+        transform
+    )
 
 
 def _default_name(train: Any) -> str:
@@ -135,10 +142,14 @@ def _tensor(array: Any, name: str) -> Tensor:
 
 def _read(path: Path, key: str | None) -> np.ndarray:
     if path.suffix.lower() not in (".npy", ".npz"):
-        raise ValueError(f"{path}: unknown kind of file {path.suffix!r}; give .npy or .npz.")
+        raise ValueError(
+            f"{path}: unknown kind of file {path.suffix!r}; give .npy or .npz."
+        )
     if path.suffix.lower() == ".npy":
         return read_npy(path)
-    return next(iter(read_npz(path, lambda names: [_picked(path, names, key)]).values()))
+    return next(
+        iter(read_npz(path, lambda names: [_picked(path, names, key)]).values())
+    )
 
 
 def _picked(path: Path, names: list[str], key: str | None) -> str:

@@ -72,7 +72,9 @@ def carve(train: Data, validation: int, seed: int) -> tuple[Data, Data]:
     """
     seed = check_seed("carve: seed", seed)
     if not isinstance(train, Data):
-        raise ValueError(f"carve: train must be a vilvm.Data; got a {type(train).__name__}.")
+        raise ValueError(
+            f"carve: train must be a vilvm.Data; got a {type(train).__name__}."
+        )
     validation = check_number(f"{train.name}: validation", validation)
     if validation >= len(train):
         raise ValueError(

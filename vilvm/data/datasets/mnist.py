@@ -64,7 +64,9 @@ def mnist(
     """
     seed = check_seed("mnist: seed", seed)
     root = optional(check_path, "mnist: root", root)
-    folder = Path(root or os.environ.get("VILVM_DATA") or platformdirs.user_cache_path("vilvm"))
+    folder = Path(
+        root or os.environ.get("VILVM_DATA") or platformdirs.user_cache_path("vilvm")
+    )
     train = _split(folder, "train", 60_000, download)
     test = _split(folder, "test", 10_000, download)
     return Dataset(*carve(train, validation, seed), test).with_transform(transform)
@@ -109,7 +111,9 @@ def _load(folder: Path, train: bool, download: bool) -> Any:
         text = " ".join(str(error).split())
         # torchvision lists its mirrors, each with an error
         reasons = re.findall(r"<urlopen error (.*?)>", text) or [text[:120]]
-        raise FileNotFoundError(_advice(folder, f"its download failed ({reasons[-1]})")) from None
+        raise FileNotFoundError(
+            _advice(folder, f"its download failed ({reasons[-1]})")
+        ) from None
 
 
 def _advice(folder: Path, reason: str) -> str:

@@ -103,7 +103,11 @@ class _Stored(StreamedTensor):
     """The rows of one file."""
 
     def __init__(self, source: Any, flatten: bool, dtype: torch.dtype):
-        if not isinstance(dtype, torch.dtype) or dtype.is_complex or dtype == torch.bfloat16:
+        if (
+            not isinstance(dtype, torch.dtype)
+            or dtype.is_complex
+            or dtype == torch.bfloat16
+        ):
             raise ValueError(
                 "on_disk: dtype must be a real torch.dtype that NumPy has, such as "
                 f"torch.float32; got {dtype!r}."
@@ -159,7 +163,9 @@ class _Stored(StreamedTensor):
         try:
             picked = self._picked(index)
         except (OSError, RuntimeError) as error:
-            raise ValueError(f"{self.path}: cannot be read ({error}); write it again.") from None
+            raise ValueError(
+                f"{self.path}: cannot be read ({error}); write it again."
+            ) from None
         # a number that does not fit becomes infinite, and _check refuses it
         with np.errstate(over="ignore", invalid="ignore"):
             picked = np.asarray(picked)
@@ -199,7 +205,9 @@ class _Stored(StreamedTensor):
 
     def fingerprint(self) -> bytes:
         digest = hashlib.sha256(str(self.stored.dtype.newbyteorder("=")).encode())
-        for row in sorted({round(i) for i in np.linspace(0, len(self) - 1, _SAMPLED_ROWS)}):
+        for row in sorted(
+            {round(i) for i in np.linspace(0, len(self) - 1, _SAMPLED_ROWS)}
+        ):
             numbers = self._read(slice(row, row + 1)).reshape(-1)[:_SAMPLED_NUMBERS]
             digest.update(numbers.tobytes())
         return digest.digest()
@@ -253,7 +261,9 @@ def _open_npy(path: Path) -> np.ndarray:
             raise ValueError(
                 f"{path}: has no rows; save one datum a row, and at least one."
             ) from None
-        raise ValueError(f"{path}: is empty, truncated or damaged; write it again.") from None
+        raise ValueError(
+            f"{path}: is empty, truncated or damaged; write it again."
+        ) from None
 
 
 def _open_zarr(path: Path) -> Any:

@@ -95,7 +95,9 @@ def _default_folder() -> Path:
 
 
 def _known(folder: Path) -> str:
-    known = sorted(p.name.removesuffix(".data.json") for p in folder.glob("*.data.json"))
+    known = sorted(
+        p.name.removesuffix(".data.json") for p in folder.glob("*.data.json")
+    )
     if known:
         return f"there are {known}"
     return "there is none; point VILVM_DATA at a folder that holds posteriordb/"
@@ -129,7 +131,11 @@ def _entries(read: object) -> Any:
 
 def _value(key: str, value: object) -> Tensor | int | float:
     """A number unchanged, or a nested list of numbers as a float32 tensor; else ValueError."""
-    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63:
+    if (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) < 2**63
+    ):
         return value
     if isinstance(value, list):
         with suppress(ValueError, TypeError, OverflowError, RuntimeError):
@@ -146,7 +152,9 @@ def _no_number(name: str) -> float:
 def _draws(key: str, array: np.ndarray) -> Tensor:
     usable = array.dtype.kind in "fiu" and array.ndim == 2 and array.size > 0
     if not usable or not np.isfinite(array).all():
-        raise ValueError(f"{key!r} is not finite draws of shape (num_chains, num_draws)")
+        raise ValueError(
+            f"{key!r} is not finite draws of shape (num_chains, num_draws)"
+        )
     return torch.from_numpy(array.astype(np.float64))
 
 

@@ -85,4 +85,6 @@ def two_modes(num_train: int = 20_000, num_test: int = 2000, seed: int = 0) -> D
         x = s * torch.tensor([_MODE, _SHIFT]) + noise
         return Data(x, "two modes", split, labels=s.squeeze(1), image_shape=(1, 2))
 
-    return Dataset(draw(num_train, "train"), draw(num_test, "validation"), draw(num_test, "test"))
+    return Dataset(
+        draw(num_train, "train"), draw(num_test, "validation"), draw(num_test, "test")
+    )

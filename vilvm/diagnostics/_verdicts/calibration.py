@@ -12,7 +12,9 @@ from vilvm.diagnostics.finding import Finding, Severity
 __all__ = ["sbc_finding", "tarp_finding", "vsbc_finding"]
 
 _SMALL, _LARGE = 0.05, 0.15  # errors of coverage
-_CONVENTION = f"severity by error of coverage, {_SMALL} and {_LARGE}, a convention of vilvm"
+_CONVENTION = (
+    f"severity by error of coverage, {_SMALL} and {_LARGE}, a convention of vilvm"
+)
 _ADVICE = {
     "narrow": "Try a richer guide (full covariance, a flow), or draw by weight (vilvm.resample).",
     "wide": "Train longer, or enlarge the encoder.",
@@ -25,7 +27,9 @@ _ADVICE = {
 def sbc_finding(found: Any) -> Finding:
     """The finding on an ``SBC``."""
     source = _source(
-        "exact ECDF test (Säilynoja et al. 2022)", found.false_alarm, tests=len(found.names)
+        "exact ECDF test (Säilynoja et al. 2022)",
+        found.false_alarm,
+        tests=len(found.names),
     )
     return _finding("Simulation-based calibration", found, found.adjusted, source)
 
@@ -45,7 +49,9 @@ def vsbc_finding(found: Any) -> Finding:
     shifted = [name for name, p in p_values if p < found.false_alarm]
     location = "No component is shifted."
     if shifted:
-        location = f"Shifted, and not only too narrow or wide: {', '.join(shifted[:5])}."
+        location = (
+            f"Shifted, and not only too narrow or wide: {', '.join(shifted[:5])}."
+        )
     verdict = f"{judged.verdict} {location}"
     return Finding(judged.name, judged.severity, verdict, judged.source, judged.advice)
 
@@ -112,7 +118,9 @@ def _finding(name: str, found: Any, adjusted: Tensor, source: str) -> Finding:
     )
     advice = _ADVICE[departure.kind]
     if departure.severity == Severity.NOTE:
-        advice = "An error this small seldom matters; many simulations reveal it in any fit."
+        advice = (
+            "An error this small seldom matters; many simulations reveal it in any fit."
+        )
     return Finding(name, departure.severity, verdict, source, advice)
 
 
@@ -128,9 +136,13 @@ def _departure(name: str, ranks: Tensor, num_draws: int) -> _Departure:
     u = (ranks.double() + 0.5) / (num_draws + 1) - 0.5
     shift, spread = u.mean().item(), u.var(correction=0).item() - 1 / 12
     coverage = interval_coverage(ranks, num_draws)
-    error = max((coverage.shares[:, 0] - coverage.levels).abs().max().item(), abs(shift))
+    error = max(
+        (coverage.shares[:, 0] - coverage.levels).abs().max().item(), abs(shift)
+    )
     share, se = coverage.shares[2, 0].item(), coverage.errors[2, 0].item()
-    intervals = f"its 90 % intervals contain the truth {share:.0%} ± {se:.1%} of the time"
+    intervals = (
+        f"its 90 % intervals contain the truth {share:.0%} ± {se:.1%} of the time"
+    )
     # In standard errors: a uniform u has variance 1/12, and (u − ½)² has variance 1/180.
     is_shift = abs(shift) * 12**0.5 >= abs(spread) * 180**0.5
     if name == LIKELIHOOD:
@@ -146,7 +158,9 @@ def _departure(name: str, ranks: Tensor, num_draws: int) -> _Departure:
     if spread > 0:
         kind = "narrow"
     severity = _severity(error, can_be_critical=kind == "narrow")
-    return _Departure(kind, error, severity, f"the posterior is too {kind}: {intervals}")
+    return _Departure(
+        kind, error, severity, f"the posterior is too {kind}: {intervals}"
+    )
 
 
 def _joint_words(shift: float, is_shift: bool) -> str:

@@ -11,7 +11,9 @@ __all__ = ["collapse_finding"]
 
 _SHARE = 0.25  # of the units of a latent: with fewer in use, it is called mostly unused
 _NOTHING = 0.01  # nats: less information than this is none
-_REMEDY = "Try KL warm-up (vilvm.objectives.Annealed), a weaker decoder, or a smaller latent."
+_REMEDY = (
+    "Try KL warm-up (vilvm.objectives.Annealed), a weaker decoder, or a smaller latent."
+)
 _ADVICE = {
     Severity.OK: "",
     Severity.NOTE: "Unused units do no harm; a smaller latent would do as well.",

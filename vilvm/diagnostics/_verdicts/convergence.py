@@ -26,14 +26,20 @@ def convergence_finding(found: Any) -> Finding:
 
 def _judge(found: Any) -> _Sentence:
     if found.trend is None:
-        verdict = f"{found.num_records} records are too few for a test (at least {LEAST})."
+        verdict = (
+            f"{found.num_records} records are too few for a test (at least {LEAST})."
+        )
         return Severity.NOTE, verdict, "Train longer."
     if found.improving:
         verdict = (
             f"The {_name(found)} is still improving by {found.trend.slope:.2g} nats per datum per "
             f"epoch {_tail(found)}. As many again may gain {found.gain:.2g} nats."
         )
-        return Severity.WARNING, verdict, "Train longer, or with a larger learning rate."
+        return (
+            Severity.WARNING,
+            verdict,
+            "Train longer, or with a larger learning rate.",
+        )
     if found.falling:
         return _falling(found)
     hidden = max(found.trend.upper * found.epochs, 0.0)
@@ -42,7 +48,9 @@ def _judge(found: Any) -> _Sentence:
             f"The {_name(found)} has no trend beyond its noise {_tail(found)}. The noise could "
             f"hide a gain of {hidden:.2g} nats per datum over as many again."
         )
-        advice = "Train longer, or with larger batches or a lower learning rate at the end."
+        advice = (
+            "Train longer, or with larger batches or a lower learning rate at the end."
+        )
         return Severity.NOTE, verdict, advice
     return _level(found, hidden)
 
@@ -75,7 +83,11 @@ def _level(found: Any, hidden: float) -> _Sentence:
     )
     if found.before is not None:
         verdict += f"; before, it was gaining {found.before.slope:.2g} nats per datum per epoch"
-    return Severity.NOTE, f"{verdict}.", "Check whether a schedule twice as long ends higher."
+    return (
+        Severity.NOTE,
+        f"{verdict}.",
+        "Check whether a schedule twice as long ends higher.",
+    )
 
 
 def _name(found: Any) -> str:

@@ -42,7 +42,11 @@ def _judge(found: Any) -> tuple[Severity, str, str]:
             f"The weights are too uneven (k̂ up to {largest:.2f}) to correct means and standard "
             f"deviations: {_count(found, found.uneven)} affected ({_which(found, found.uneven)})."
         )
-        return Severity.WARNING, verdict, "Use a richer guide, or another parametrisation."
+        return (
+            Severity.WARNING,
+            verdict,
+            "Use a richer guide, or another parametrisation.",
+        )
     if found.undecided.any():
         verdict = (
             f"With {int(found.num_samples.max())} draws the weights cannot decide whether "

@@ -47,7 +47,9 @@ def _posterior(found: Any) -> list[str]:
             f"This posterior cannot be vouched for: not every diagnostic was run ({reasons})."
         ]
     if found.tempered:
-        factors = ", ".join(f"{name!r} by {x:.3g}" for name, x in found.tempered.items())
+        factors = ", ".join(
+            f"{name!r} by {x:.3g}" for name, x in found.tempered.items()
+        )
         sentences.append(
             f"It is compared with the model without its poutine.scale ({factors}), which has "
             "another posterior."
@@ -57,7 +59,9 @@ def _posterior(found: Any) -> list[str]:
 
 def _model(found: Any) -> list[str]:
     doubts = [
-        f.name for f in found.findings if f.about == "model" and f.severity >= Severity.WARNING
+        f.name
+        for f in found.findings
+        if f.about == "model" and f.severity >= Severity.WARNING
     ]
     # The draws of a bad guide may be what differs from the data.
     if found.severity() >= Severity.WARNING and doubts == [_REPLICATED]:

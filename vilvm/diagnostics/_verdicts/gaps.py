@@ -36,7 +36,9 @@ def gaps_finding(found: Any) -> Finding:
     if len(found.index) > 1:
         source += f"; data by a test of false-alarm rate {found.false_alarm:g}"
     details = [verdict for _, verdict, _ in sentences if verdict]
-    return Finding("Inference gap", severity, " ".join([_gap(found), *details]), source, advice)
+    return Finding(
+        "Inference gap", severity, " ".join([_gap(found), *details]), source, advice
+    )
 
 
 def _gap(found: Any) -> str:
@@ -117,8 +119,12 @@ def _evidence(found: Any) -> _Sentence | None:
     lost, few = found.unestimated, found.ess < FEW
     if bool(lost.any()) or found.total.mean < -SMALL - 3 * found.total.mc_se:
         if EXACT in found.bounds:
-            verdict = "The model's exact log p(x) is below the ELBO, which is impossible."
-            advice = "Check exact_log_evidence: it is not that of this model and these data."
+            verdict = (
+                "The model's exact log p(x) is below the ELBO, which is impossible."
+            )
+            advice = (
+                "Check exact_log_evidence: it is not that of this model and these data."
+            )
             return Severity.WARNING, verdict, advice
         verdict = f"log p(x) could not be estimated{_for(found, lost)}."
         return Severity.WARNING, verdict, _ANNEAL

@@ -17,7 +17,9 @@ def loo_finding(found: Any) -> Finding:
             f"k̂ of the guide's weights is {found.joint_k:.2f}, above {found.threshold:.2f}: its "
             "draws do not represent the posterior, with or without a datum."
         )
-        return Finding(_NAME, Severity.CRITICAL, verdict, _SOURCE, "Use a richer guide first.")
+        return Finding(
+            _NAME, Severity.CRITICAL, verdict, _SOURCE, "Use a richer guide first."
+        )
     severity, verdict, advice = _judge(found)
     return Finding(_NAME, severity, verdict, _SOURCE, advice, about="model")
 
@@ -37,7 +39,11 @@ def _judge(found: Any) -> tuple[Severity, str, str]:
             "Make more draws (num_samples=...); to compare models, fit without some of the data "
             "and evaluate on these."
         )
-        return Severity.NOTE, f"{above}. Weights cannot leave these out, so it is unknown.", advice
+        return (
+            Severity.NOTE,
+            f"{above}. Weights cannot leave these out, so it is unknown.",
+            advice,
+        )
     worst = ", ".join(map(str, sorted(bad, key=lambda i: -found.k[i].item())[:5]))
     verdict = (
         f"{above} ({worst} the worst). Each of them moves the posterior so much that weights "

@@ -59,7 +59,9 @@ def _detail(found: Any, name: str, p: float) -> str:
     observed = found.observed[name].flatten()
     replicated = found.replicated[name].reshape(found.num_draws, -1)
     i = int(found.adjusted[name].flatten().argmin())
-    low, high = replicated[:, i].quantile(replicated.new_tensor([0.005, 0.995])).tolist()
+    low, high = (
+        replicated[:, i].quantile(replicated.new_tensor([0.005, 0.995])).tolist()
+    )
     label = name
     if len(observed) > 1:
         label = f"{name}[{i}]"
