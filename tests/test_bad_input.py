@@ -488,7 +488,7 @@ BAD = {
     ),
     "batches of what has no rows": (
         lambda: fit(data={"a": torch.zeros(2), "b": torch.zeros(3)}, batch_size=1),
-        r"cannot be cut into batches, as x\['a'\] has 2 rows and x\['b'\] has 3, 1 more",
+        r"cannot be cut into batches, because x\['a'\] has 2 rows and x\['b'\] has 3, 1 more",
     ),
     "nothing to train": (
         lambda: vilvm.fit(pair(g=nowhere), X, steps=1),

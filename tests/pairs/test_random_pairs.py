@@ -22,7 +22,7 @@ DRAWS = 40  # of either estimate of the ELBO
 
 # Refusals of pairs that Pyro trains, which are right: by what their message says.
 STATED: tuple[str, ...] = ()
-IMPROPER = "is flat, which is no probability density"
+IMPROPER = "is flat, which is not a density"
 
 
 class Unscaled(Messenger):

@@ -148,7 +148,7 @@ def test_the_frozen_part_stays_in_evaluation_mode(auto):
 def test_flat_prior_never_has_a_bound(auto, x):
     result = vilvm.evaluate(with_guide(auto, mlp(6, (), 4)), x, num_samples=3)
     with pytest.raises(
-        KeyError, match="prior of latent 'z' is flat, which is no probability density"
+        KeyError, match="prior of latent 'z' is flat, which is not a density"
     ):
         result.bounds["elbo"]
 

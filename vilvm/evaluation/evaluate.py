@@ -207,7 +207,7 @@ def _no_bound(lvm: object, layout: Layout) -> str:
             "no density"
         )
     elif layout.improper:
-        why = f"the prior of latent {layout.improper[0]!r} is flat, so it is not a density"
+        why = f"the prior of latent {layout.improper[0]!r} is flat, which is not a density"
     else:
         return ""
     return (
