@@ -151,6 +151,11 @@ def next_record(last: int, epoch_steps: int) -> int:
         The end of the next epoch. If an epoch has fewer than 50 steps, the end of the first epoch
         that is at least 50 steps, and a twentieth of the steps so far, after `last`, so that
         validation takes a small part of the time.
+
+    Example:
+        >>> from vilvm.training.history import next_record
+        >>> next_record(0, epoch_steps=469), next_record(100, epoch_steps=7)
+        (469, 156)
     """
     least = 1
     if epoch_steps < _MIN_STEPS:
