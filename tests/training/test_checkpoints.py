@@ -215,7 +215,7 @@ FORGED = {
     "a key missing": (state(lambda s: s.pop("tally")), "its state has other entries"),
     "a history of another type": (
         state(lambda s: s.update(history="x")),
-        "its history is no list",
+        "its history is not a list",
     ),
     "a negative count": (
         replaced(COUNT, torch.neg),
@@ -244,7 +244,7 @@ FORGED = {
     ),
     "no generator": (
         replaced("/rng/0/0", lambda t: t * 0 + 255),
-        "its state is none that this run can have had",
+        "this run cannot have reached its state",
     ),
     "5,000 digits": (
         lambda last: (last / "state.json").write_text("[" + "9" * 5000 + "]"),

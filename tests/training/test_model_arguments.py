@@ -312,7 +312,7 @@ def needing(x, beta):
         ),
         (
             {"arguments": warmed, "lvm": vilvm.Pair(Line().model, without)},
-            r"the guide of Pair must take \['beta'\] behind the batch",
+            r"the guide of Pair must take \['beta'\] after the batch",
         ),
         (
             {"arguments": warmed, "lvm": vilvm.Pair(needing, without)},

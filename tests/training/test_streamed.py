@@ -169,7 +169,7 @@ def test_larger_batches_are_not_left_out(rows, steps):
 
 
 def test_left_out_datum_changes_every_epoch():
-    batches = Batches(Data(torch.arange(6.0)), 5, 0, pairs=True)
+    batches = Batches(Data(torch.arange(6.0)), 5, 0, drop_single=True)
     taken = [set(batches(step).tolist()) for step in range(20)]
     assert batches.epoch_steps == 1
     assert all(len(t) == 5 for t in taken)

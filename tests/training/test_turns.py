@@ -57,7 +57,7 @@ ENUMERATED = {"objective": TraceEnum_ELBO(max_plate_nesting=1)}
 
 def test_epoch_spreads_all_sources_evenly():
     data = vilvm.Interleaved(torch.arange(80.0), torch.arange(100.0, 123.0))
-    batches = batches_of(data, 10, 0, ProcessGroup(), pairs=False)
+    batches = batches_of(data, 10, 0, ProcessGroup(), drop_single=False)
     assert batches.epoch_steps == 11
     for epoch in range(3):
         taken = [batches(epoch * 11 + i) for i in range(11)]
@@ -76,7 +76,7 @@ def test_epoch_spreads_all_sources_evenly():
 def test_one_source_in_turn_is_that_source():
     x = torch.arange(23.0)
     turns, alone = (
-        batches_of(vilvm.Interleaved(x), 5, 3, ProcessGroup(), pairs=False),
+        batches_of(vilvm.Interleaved(x), 5, 3, ProcessGroup(), drop_single=False),
         Batches(vilvm.Data(x), 5, 3),
     )
     assert all(torch.equal(turns(step), alone(step)) for step in range(20))

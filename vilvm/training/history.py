@@ -12,7 +12,8 @@ import numpy as np
 
 __all__ = ["History", "Record", "next_record"]
 
-_MIN_STEPS, _SHARE = 50, 20  # between two records, where epochs are short
+# If epochs are short, two records are at least 50 steps and a twentieth of all steps apart.
+_MIN_STEPS, _SHARE = 50, 20
 
 
 @dataclass(frozen=True)
