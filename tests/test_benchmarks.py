@@ -1,4 +1,4 @@
-"""The benchmarks import, and their statistics are right; the measured times are not tested."""
+"""The benchmarks import, and compute their statistics correctly; times are not tested."""
 
 import ast
 import importlib

@@ -433,7 +433,7 @@ def _seen(fault: Fault, endings: list[Ending]) -> str:
         (m for m in messages if fault.expects in m), messages[0] if messages else ""
     )
     if not first:
-        return "all stop after the same step, and say how to resume"
+        return "all stop after the same step and print how to resume"
     sentence = (
         re.sub(r" \([^()]*(\([^()]*\))?\)", "", first).split("; ")[0].split(". ")[0]
     )

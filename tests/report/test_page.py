@@ -19,7 +19,7 @@ VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
 class Outline(HTMLParser):
-    """Tags that balance, and the identifiers, attributes, text."""
+    """Checks that tags balance; collects identifiers, attributes and text."""
 
     def __init__(self, html):
         super().__init__()
