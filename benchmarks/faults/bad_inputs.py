@@ -176,12 +176,6 @@ def _picture() -> vilvm.Data:
     return vilvm.Data(rows_of_data(), image_shape=(1, 2))
 
 
-def _constant(lvm: Any, data: Any, **options: Any) -> Any:
-    return diagnostics.gaps(
-        lvm, data, evidence="iwae", steps=options.pop("steps", 2), **options
-    )
-
-
 def _calls() -> Iterator[_Call]:
     x = rows_of_data()
     yield _Call(

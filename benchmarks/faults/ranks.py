@@ -238,7 +238,7 @@ def occupied(folder: Path) -> None:
     folder.write_text("")
 
 
-PEER, OWN = "another process of this run is gone", "a mistake in the callback"
+OWN = "a mistake in the callback"
 FAULTS = [
     *(
         Fault(f"rank {r} killed", patient, sent(signal.SIGKILL, r), resumes=True)

@@ -69,7 +69,7 @@ def shapes(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
 
 
 def trace(function: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) -> Graph:
-    """A function as a graph, for other values of its arguments of the same shapes.
+    """A function as a graph, for arguments of the same shapes.
 
     The function is run once, with all its effects.
 

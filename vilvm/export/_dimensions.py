@@ -33,8 +33,8 @@ def dimension_names(
     unknown = sorted(set(given) - set(sites))
     if unknown:
         raise ValueError(
-            f"to_datatree: dims names dimensions of {unknown[0]!r}, which is no site; there are "
-            f"{sites}."
+            f"to_datatree: dims names dimensions of {unknown[0]!r}, which is not a site; there "
+            f"are {sites}."
         )
     taken = {*sites, "chain", "draw", str(plate)}
     dims: Dims = defaultdict(dict)
@@ -96,7 +96,7 @@ def check_coords(
     for dim, values in coords.items():
         if dim not in sizes:
             raise ValueError(
-                f"to_datatree: coords has {dim!r}, which is no dimension; there are "
+                f"to_datatree: coords has {dim!r}, which is not a dimension; there are "
                 f"{sorted(sizes)}."
             )
         if len(values) != sizes[dim]:

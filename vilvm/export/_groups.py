@@ -22,8 +22,8 @@ __all__ = ["PROPOSALS", "Request", "constant_data", "groups_of", "missing_groups
 
 PROPOSALS = 10  # draws of the guide for each resampled draw
 _MIN_DRAWS = 25  # to estimate k̂
-_PRIOR = ("prior", "prior_predictive")
-_PREDICTIVE = ("posterior_predictive", "prior_predictive")
+_PRIOR: tuple[str, ...] = ("prior", "prior_predictive")
+_PREDICTIVE: tuple[str, ...] = ("posterior_predictive", "prior_predictive")
 
 
 class Request(NamedTuple):

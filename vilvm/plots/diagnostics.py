@@ -196,7 +196,7 @@ def elbo_tail(elbo: Any, tail: int, steps: Any = None) -> Figure:
 def predictive_check(
     replicated: Any, observed: float, name: str = "test statistic"
 ) -> Figure:
-    """A histogram of a statistic of replicated data, and a line at that of the observed data.
+    """A histogram of a statistic of replicated data, and a line at its observed value.
 
     Arguments:
         replicated: shape (num_replications,).

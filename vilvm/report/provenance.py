@@ -26,7 +26,7 @@ def environment(
         seed: of the run.
 
     Returns:
-        The values by name; without device, seed or commit where there is none.
+        The values by name; device, seed and commit are left out if unknown.
 
     Example:
         >>> from vilvm.report import environment

@@ -163,7 +163,7 @@ def _check_history(state: Any, run: Run) -> None:
 
 def _check_skipped(state: Any) -> None:
     skipped = sum(row["skipped"] for row in state["history"])
-    require(is_count(state["skipped"]), "its skipped steps are no count")
+    require(is_count(state["skipped"]), "its number of skipped steps is not a count")
     require(
         state["skipped"] == skipped + state["tally"]["skipped"],
         "its skipped steps are not those of its history",

@@ -64,7 +64,7 @@ class DataChecks:
         changed = nest(spec.objective, layout.nesting, vectorises)
         if ranks.size > 1 and not data.divisible:
             raise ContractError(
-                "fit: these data cannot be shared out among ranks (their tensors share no first "
+                "fit: these data cannot be divided among ranks (their tensors share no first "
                 "dimension); train them in one process."
             )
         if not batches.whole or spec.parallel:
@@ -144,8 +144,9 @@ class DataChecks:
             raise explain_small_batch(error, 0, self.spec.batches) from None
 
     def _by_position_of_all(self, data: Data) -> ByPosition | None:
-        """What ``by_position`` finds on all data, for a guide that cannot run on part of them;
-        None if it cannot run on all either.
+        """The result of ``by_position`` on all data, for a guide that cannot run on part of them.
+
+        None if the guide cannot run on all data either.
         """
         with suppress(ContractError), seeded(self.spec.seed, self.spec.device):
             every = data.loaded().model_input()

@@ -103,8 +103,8 @@ def _check_all_moments(
 
     Arguments:
         kept: the state by parameter in the checkpoint.
-        fresh: that of the run.
-        stepped: that of a copy of the optimizer after one step.
+        fresh: the state by parameter of the run.
+        stepped: the state by parameter of a copy of the optimizer after one step.
         run: before its first step.
     """
     parameters = [p for g in run.optimizer.param_groups for p in g["params"]]

@@ -296,9 +296,7 @@ def _norm(grads: Sequence[Tensor]) -> Tensor:
 
 
 def _same_graph(program: Program, other: Program) -> bool:
-    """Whether two programs have the same graph, for tensors of the same shapes in the same
-    positions.
-    """
+    """Whether two programs have the same graph and the same shapes and positions of tensors."""
     return (
         program.code == other.code
         and shapes(program.closed) == shapes(other.closed)

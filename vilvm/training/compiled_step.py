@@ -40,7 +40,7 @@ from vilvm.training.step import EagerStep, Objective, StepResult
 __all__ = ["CompiledStep", "Diverged"]
 
 _MAX_INTERVAL = 1000  # steps between two comparisons
-_MIN_INTERVAL = 200  # steps between a comparison and that of a record
+_MIN_INTERVAL = 200  # steps between a comparison and the one at a record
 _MAX_RETURNS = 3  # times that a run may go back before its steps become eager
 
 _Counts = tuple[int, int, int, Sequence[Tensor]]
