@@ -1,10 +1,10 @@
-"""The importance-weighted bound of 5,000 samples: vilvm, eager and compiled, against a loop by
-hand and Pyro's RenyiELBO.
+"""The importance-weighted bound of 5,000 samples: vilvm, eager and compiled, beside a loop in
+plain PyTorch and Pyro's RenyiELBO.
 
     python -m benchmarks.evaluation [--images 100] [--rounds 7] [--json FILE]
 
-One set of parameters, trained a little, in all; the bounds must agree within 5 Monte Carlo
-standard errors. Compiling is not counted; it is printed.
+All evaluate the same briefly trained parameters, and the bounds must agree within 5 Monte Carlo
+standard errors. Compile time is printed, and is not part of the other times.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def by_hand(
 
 
 def by_pyro(net: Net, x: Tensor) -> Tensor:
-    """An image at a time: for more, RenyiELBO bounds their evidence together, which is looser."""
+    """One image at a time: RenyiELBO bounds the joint evidence of several, which is looser."""
     elbo = RenyiELBO(
         alpha=0, num_particles=SAMPLES, vectorize_particles=True, max_plate_nesting=1
     )
@@ -75,7 +75,7 @@ def by_pyro(net: Net, x: Tensor) -> Tensor:
 
 
 def by_passes(net: Net, x: Tensor, compiled: bool) -> Callable[[], Tensor]:
-    """What ``evaluate`` does, its program made once."""
+    """The passes of ``evaluate``, with its program compiled once."""
     passes, layout = SamplePasses(net, compiled), find_layout(net, x[:PART])
 
     def bound() -> Tensor:

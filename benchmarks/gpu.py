@@ -1,11 +1,10 @@
-"""What only a machine with a GPU can show: that CPU and GPU say the same, that a run resumes bit
-for bit there, and how fast it is.
+"""Checks that need a GPU: CPU and GPU agree, a run resumes bit for bit on a GPU, and timings.
 
     python -m benchmarks.gpu [--epochs 12]
     python -m benchmarks.gpu --device cpu --epochs 1  # a rehearsal, which takes minutes
 
-Prints one line a check; one that fails shows its trace, and the others still run, for a GPU is
-lent by the minute. The tables are for docs/performance.md.
+Prints one line a check. A check that fails prints its trace, and the others still run. The tables
+are for docs/performance.md.
 """
 
 import argparse
@@ -56,9 +55,7 @@ def same_numbers(device: str) -> str:
 
 
 def same_ways(device: str) -> str:
-    """A decoder that needs torch.vmap, and one that Python branches in, weigh on both devices as
-    plain single runs do.
-    """
+    """Weights under vmap, and one by one, equal those of single runs on both devices."""
     x = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
     for name, decode in {
         _vectorisation.VMAP: lambda z: z.softmax(1),
@@ -109,8 +106,8 @@ def same_ways(device: str) -> str:
 
 
 def same_diagnosis(device: str) -> str:
-    """AISResult on both devices, |z| < 5 of its mean; and every diagnostic and the export run on
-    the GPU.
+    """AIS agrees on both devices (|z| < 5 of its mean); all diagnostics and the export run on the
+    GPU.
     """
     data = digits()
     lvm = VAE(64, 4).start_at(data.train.x.mean(0))
@@ -142,7 +139,7 @@ def same_diagnosis(device: str) -> str:
 
 
 def resumes_bit_for_bit(device: str) -> str:
-    """33 steps and 27 more are 60 steps."""
+    """33 steps, resumed for 27 more, equal 60 steps."""
     data = digits()
 
     def train(
@@ -171,7 +168,7 @@ def resumes_bit_for_bit(device: str) -> str:
 
 
 def compiled_is_eager(device: str) -> str:
-    """Steps of one CUDA graph and eager ones, from one seed: the same losses and parameters; and a
+    """Steps of one CUDA graph and eager steps from one seed have the same losses and parameters; a
     compiled run resumes bit for bit.
     """
     data = digits()
@@ -231,14 +228,14 @@ def memory_is_bounded(device: str) -> str:
 
 
 def times_a_step(device: str) -> str:
-    """Tables of the density's kernel and of a step."""
+    """Prints the tables of the density's kernel and of a step."""
     bernoulli.main()
     svi_step.main(["--device", device])
     return "timed"
 
 
 def main_job(device: str, epochs: int) -> str:
-    """The main job, on the GPU and on the CPU beside it."""
+    """The main job on the GPU and on the CPU of the same machine."""
     seconds = {}
     with tempfile.TemporaryDirectory() as root:
         for where in dict.fromkeys((device, "cpu")):

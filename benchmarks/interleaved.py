@@ -1,5 +1,5 @@
 """Cases timed in turn, round after round in one process, so that a slow minute of the machine
-falls on all of them alike.
+affects all cases equally.
 """
 
 import datetime
@@ -32,8 +32,8 @@ def race(
 def report(
     title: str, seconds: Mapping[str, list[float]], per: float = 1.0, unit: str = "s"
 ) -> None:
-    """Prints median seconds divided by `per`, and the ratio to the first case: the median over
-    rounds, and its quartiles.
+    """Prints median seconds divided by `per`, and median and quartiles of the ratio to the first
+    case.
     """
     device = (
         torch.cuda.get_device_name()

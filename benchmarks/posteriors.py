@@ -1,11 +1,11 @@
-"""Six posteriors of posteriordb: how far a fitted guide is from the reference draws, and what the
-diagnosis says of it.
+"""Six posteriors of posteriordb: the error of fitted guides against the reference draws, and the
+verdict of their diagnosis.
 
     VILVM_DATA=... uv run python -m benchmarks.posteriors [NAME ...]
 
 A guide is right if no mean is off by more than 0.1 posterior standard deviations and no standard
-deviation by more than 10 %. The diagnosis, which has not seen the reference draws, is right if it
-says "do not trust" of the guides that are not, and of no other.
+deviation by more than 10 %. The diagnosis does not use the reference draws. It is right if its
+verdict is "do not trust" exactly for the guides that are wrong.
 """
 
 import sys
@@ -16,8 +16,8 @@ import torch
 import vilvm
 from examples._prescribed import MODELS, Case, fit_case
 
-# A guide that should do, and one that should not: of one family too few, or in coordinates that
-# are too hard for it.
+# A guide that should be right, and one that should be wrong: its family is too small, or its
+# coordinates are too hard.
 CASES = [
     ("eight_schools", "flow"),
     ("eight_schools", "full_rank"),
@@ -36,8 +36,8 @@ CASES = [
 
 
 def errors(case: Case, num_samples: int = 50_000) -> dict[str, tuple[float, float]]:
-    """By scalar parameter, the error of the mean in posterior standard deviations, and the ratio
-    of standard deviations.
+    """The error of the mean in posterior standard deviations, and the ratio of standard
+    deviations, by scalar parameter.
     """
     assert case.reference is not None
     assert case.scalars is not None
@@ -64,8 +64,7 @@ def judge(name: str, guide: str, seed: int = 0) -> str:
     mean = max(found, key=lambda n: abs(found[n][0]))
     sd = max(found, key=lambda n: abs(found[n][1] - 1))
     good = abs(found[mean][0]) <= 0.1 and abs(found[sd][1] - 1) <= 0.1
-    # A budget that a busy machine does not overrun, for a diagnosis that is not finished trusts
-    # nothing.
+    # The budget also suffices on a busy machine: an unfinished diagnosis trusts nothing.
     diagnosis = vilvm.diagnose(
         case.lvm, case.data, history=fitted, budget=600, seed=seed, progress=False
     )

@@ -3,8 +3,8 @@ precisions from three seeds.
 
     python -m benchmarks.precision [--epochs 3]
 
-The same parameters are also evaluated in both, with the same noise, so that the difference has a
-small standard error.
+The same parameters are also evaluated in both precisions with the same noise, so that the
+difference has a small standard error.
 """
 
 import argparse

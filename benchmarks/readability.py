@@ -4,9 +4,9 @@
 
 Tokens and conditional expressions are counted per line of code, without docstrings and comments.
 The cyclomatic complexity of a function counts, besides its branches, loops and handlers, every
-conditional expression, comprehension, assertion and further operand of ``and`` and ``or``, each
-nested function apart. ``--list`` names every place beyond a limit. The exit status is 1 if a limit
-is exceeded.
+conditional expression, comprehension, assertion and further operand of ``and`` and ``or``. Nested
+functions are counted separately. ``--list`` names every place beyond a limit. The exit status is 1
+if a limit is exceeded.
 """
 
 import argparse
@@ -76,7 +76,7 @@ class Measures(NamedTuple):
 
 
 def entries(package: Path) -> list[str]:
-    """The public rooms and files of a package, without the gallery, whose folder is elsewhere."""
+    """The public rooms and files of a package, without the gallery, which has its own folder."""
     names = {p.stem for p in package.iterdir() if p.is_dir() or p.suffix == ".py"}
     return sorted(n for n in names if not n.startswith("_") and n != "models")
 
@@ -130,7 +130,7 @@ def _own(function: ast.AST) -> Iterator[ast.AST]:
 
 
 def _code(text: str, tree: ast.Module) -> tuple[int, int]:
-    """The number of tokens, and of the lines that they stand on."""
+    """The number of tokens, and the number of lines with tokens."""
     documented = {line for node in ast.walk(tree) for line in _docstring(node)}
     found, lines = 0, set()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):

@@ -1,5 +1,5 @@
-"""The time of a training step against latent size, batch and number of data, and of an evaluation
-against samples, each with the exponent of a power law.
+"""The time of a training step against latent size, batch and number of data, and the time of an
+evaluation against samples, each with the exponent of a power law.
 
 python -m benchmarks.scaling [--figure FILE.png]
 """
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def all_cases() -> Cases:
-    """By name and size, the work to time and the number of its steps."""
+    """The function to time and its number of steps, by name and size."""
     cases: Cases = {}
     for way, compiled in (("eager", False), ("compiled", True)):
         for d in (2, 8, 32, 128, 512):

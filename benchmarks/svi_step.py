@@ -1,12 +1,12 @@
-"""A training step: vilvm, eager and compiled, against PyTorch by hand, Pyro's SVI, NumPyro, and
-the matrix products alone.
+"""A training step: vilvm, eager and compiled, beside PyTorch by hand, Pyro's SVI, NumPyro, and the
+matrix products alone.
 
     uv run --group bench python -m benchmarks.svi_step [--json FILE] [--workload vae]
         [--batch 128] [--rounds 15]
 
 All contenders start from the same parameters, draw batches from the same data and are timed in
 turn, round after round, in one process, whose heap is widened for all (vilvm._runtime.memory).
-Before that each trains for some hundred steps, and must reach the loss of the others.
+Before the timing, each trains for some hundred steps and must reach the loss of the others.
 """
 
 import argparse
@@ -68,7 +68,7 @@ def _data(workload: Workload, device: str) -> Any:
 
 
 def pictures(device: str) -> Tensor:
-    """Binary pictures: MNIST's if it is on disk, else of independent pixels."""
+    """Binary pictures: MNIST if it is on disk, else independent pixels."""
     try:
         return mnist(transform=StaticBinarisation()).train.x[:25_600].to(device)
     except FileNotFoundError:
@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> None:
 def _chosen(
     names: list[str] | None, batches: list[int] | None
 ) -> Iterator[tuple[Workload, int | None]]:
-    """Workloads and batches; those without a batch are always among them."""
+    """The chosen workloads and batches; workloads without a batch are always included."""
     for name in names or WORKLOADS:
         for batch in WORKLOADS[name].batches:
             if batch is None or not batches or batch in batches:

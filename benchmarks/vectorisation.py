@@ -1,10 +1,10 @@
-"""The three ways of running many samples through a pair, and the time of their comparison with
-single runs in ``evaluate``.
+"""Three methods of running many samples through a pair, and the time that ``evaluate`` takes to
+compare them with single runs.
 
     python -m benchmarks.vectorisation [--rounds 7]
 
-All use the same VAE, so each way other than the first is forced. Their bounds must agree within 5
-Monte Carlo standard errors. Compiling and tracing are not timed.
+All use the same VAE, so each method other than the first is forced. Their bounds must agree within
+5 Monte Carlo standard errors. Compiling and tracing are not timed.
 """
 
 import argparse
@@ -33,7 +33,7 @@ PART, SAMPLES, CHUNK = 50, 250, 125
 def passes(
     net: Any, x: torch.Tensor, way: str, compiled: bool = False
 ) -> Callable[[], torch.Tensor]:
-    """Passes of `SAMPLES` samples in one way, after a warm-up: log w, shape (SAMPLES, PART)."""
+    """Passes of `SAMPLES` samples by one method, after a warm-up: log w, shape (SAMPLES, PART)."""
     run, layout = SamplePasses(net, compiled), find_layout(net, x)
 
     def weights() -> torch.Tensor:

@@ -1,5 +1,6 @@
-"""What the examples' command lines share: types of arguments, the data set, the run folder, and
-the settings of a resumed run.
+"""The common parts of the examples' command lines.
+
+These are types of arguments, the data set, the run folder and the settings of a resumed run.
 """
 
 import argparse
@@ -73,8 +74,8 @@ def run_folder(
 ) -> Iterator[tuple[Path, dict[str, Any]]]:
     """The run folder, locked by this process, and the settings of the run.
 
-    A resumed run has its own settings, a new one the arguments. Of several ranks, only the main
-    one locks the folder and writes.
+    A resumed run has its own settings; a new run has those of the arguments. Only the main rank
+    locks the folder and writes.
 
     Raises:
         SystemExit: another process holds the folder, it contains a run already, it cannot be
@@ -115,7 +116,7 @@ def _lock(stack: ExitStack, folder: Path) -> None:
         stack.enter_context(locked(folder))
     except BlockingIOError:
         raise SystemExit(
-            f"Another process is at work in {folder}; wait for it, or choose another --out."
+            f"Another process works in {folder}; wait for it, or choose another --out."
         ) from None
     except OSError as error:
         raise SystemExit(
@@ -128,26 +129,26 @@ def settings_in(file: Path, parse: Parse, name: str) -> dict[str, Any]:
     try:
         settings = json.loads(read(file))
         dataset = {"dataset": settings.pop("dataset")}
-        words = [
+        options = [
             f"--{key.replace('_', '-')}"
             for key, value in settings.items()
             if value is True
         ]
-        words += [
+        options += [
             f"--{key.replace('_', '-')}={value}"
             for key, value in settings.items()
             if not isinstance(value, bool | None)
         ]
-        parsed = own(parse(words))
+        parsed = own(parse(options))
     except (OSError, ValueError, RecursionError):
         raise SystemExit(
-            f"{file.parent} holds no readable settings.json, so it is no run of {name} that could "
-            "be resumed."
+            f"{file.parent} holds no readable settings.json, so no run of {name} can be resumed "
+            "from it."
         ) from None
     except (AttributeError, TypeError, KeyError, SystemExit):
         raise SystemExit(
-            f"{file} is not as {name} wrote it, so the run cannot be resumed; restore it, or "
-            "start anew."
+            f"{file} was changed after {name} wrote it, so the run cannot be resumed; restore "
+            "it, or start a new run."
         ) from None
     return {**parsed, **dataset}
 
@@ -170,10 +171,10 @@ def dataset_of(choice: str, transform: Transform | None) -> Dataset:
 
 
 def device_of(choice: str) -> str:
-    """The device that an option stands for."""
+    """The device of an option; "auto" is a GPU if there is one."""
     if choice == "cuda" and not torch.cuda.is_available():
         raise SystemExit(
-            "--device cuda was asked for, and torch finds no GPU here; take --device cpu."
+            "--device cuda was given, but torch finds no GPU here; choose --device cpu."
         )
     if choice != "auto":
         return choice

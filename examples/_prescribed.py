@@ -1,6 +1,6 @@
-"""Prescribed models by name, each with data and a way to fit it.
+"""Prescribed models by name, each with data and the settings of its fit.
 
-The data are those of posteriordb if it is installed, else embedded or simulated.
+The data are from posteriordb if it is installed, else embedded or simulated.
 """
 
 from collections.abc import Callable, Mapping

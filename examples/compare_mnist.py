@@ -1,16 +1,15 @@
-"""Compares auto-encoders with fitted priors and the variational auto-encoder as generative models
-of the same data, in one ledger.
+"""Compares auto-encoders with fitted priors and the VAE as generative models, in one ledger.
 
     python -m examples.compare_mnist --quick
     python -m examples.compare_mnist
     python -m examples.compare_mnist --resume runs/compare_mnist-DATE-TIME
 
-On binarised images: a deep, a convolutional and a denoising auto-encoder, each with a diagonal and
-a full Gaussian, a mixture and a flow as prior of its codes and a stochastic guide fitted to the
-frozen model; and the VAE, with its own prior and with fitted ones. The deep and the denoising
-auto-encoder and the VAE have the same decoder. On grey levels: probabilistic PCA, and the linear
-auto-encoder with the same priors. All are trained for the same number of passes over the same
-images.
+On binarised images there are a deep, a convolutional and a denoising auto-encoder, and the VAE.
+Each auto-encoder gets four priors of its codes (a diagonal and a full Gaussian, a mixture, a flow)
+and a stochastic guide fitted to the frozen model; the VAE has its own prior and the same fitted
+ones. The deep and the denoising auto-encoder and the VAE have the same decoder. On grey levels
+there are probabilistic PCA, and the linear auto-encoder with the same priors. All are trained for
+the same number of passes over the same images.
 """
 
 import argparse
@@ -153,8 +152,8 @@ class Contest:
         self, name: str, lvm: Any, data: Data, new_guide: bool = True
     ) -> None:
         """Adds the model with each fitted prior, under a new guide or its own."""
-        for kind, words in PRIORS.items():
-            began, full = time.perf_counter(), f"{name} + {words}"
+        for kind, prior in PRIORS.items():
+            began, full = time.perf_counter(), f"{name} + {prior}"
             proper = with_prior(
                 lvm,
                 fit_prior(
@@ -200,7 +199,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="3 minutes on two cores in place of 30: fewer images, passes, samples",
+        help="3 minutes instead of 30 on two cores: fewer images, passes, samples",
     )
     parser.add_argument(
         "--latent", type=codes, default=20, help="size of a code, at least 2"

@@ -1,15 +1,16 @@
-"""Naive Monte Carlo, importance weighting and annealing where log p(x) is known: error against
-dimension.
+"""Shows the error of three estimates of log p(x) against the dimension of the latent.
+
+The estimates are naive Monte Carlo, the importance-weighted bound and annealing.
 
     python -m examples.curse_of_dimensionality
     python -m examples.curse_of_dimensionality --dimensions 2 10 50 --samples 2000
 
 The model is linear and Gaussian, x = W z + noise, with twice as many observed dimensions as latent
-ones, so that log p(x) is known in closed form. Each method uses S draws. Naive Monte Carlo, log
-(1/S) Σ p(x | z) with z from the prior, misses the posterior's small share of the prior's mass in
-more than a few dimensions, without a sign of it. The importance-weighted bound draws from a fitted
-guide. Annealed importance sampling takes S gradients from the prior to the posterior, and needs no
-guide.
+ones, so that log p(x) is known in closed form. Each method uses S draws. Naive Monte Carlo
+computes log (1/S) Σ p(x | z) with z from the prior. In more than a few dimensions its draws miss
+the posterior, and nothing in its result shows this. The importance-weighted bound draws from a
+fitted guide. Annealed importance sampling takes S gradients from the prior to the posterior, and
+needs no guide.
 """
 
 import argparse
@@ -57,7 +58,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--data",
         type=positive,
         default=20,
-        help="data, of which the errors are averaged",
+        help="number of data over which errors are averaged",
     )
     parser.add_argument(
         "--epochs",
@@ -153,8 +154,8 @@ def work(folder: Path, settings: dict[str, Any]) -> int:
         for d, row in found.items()
     }
     write_json(folder / "results.json", {str(d): row for d, row in results.items()})
-    curves = {words: [found[d][m].mean for d in found] for m, words in METHODS.items()}
-    spread = {words: [found[d][m].se for d in found] for m, words in METHODS.items()}
+    curves = {name: [found[d][m].mean for d in found] for m, name in METHODS.items()}
+    spread = {name: [found[d][m].se for d in found] for m, name in METHODS.items()}
     figure = plots.curves(
         list(found),
         curves,

@@ -1,12 +1,11 @@
-"""Trains denoising auto-encoders on four corruptions of MNIST, and compares their restorations
-with those of a plain auto-encoder.
+"""Compares denoising auto-encoders on four corruptions of MNIST with a plain auto-encoder.
 
     python -m examples.denoising
     python -m examples.denoising --epochs 2 --out runs/quick
 
-Prints the PSNR, in decibels, of the corrupted test images, of their reconstructions by a plain
-auto-encoder of the same networks, and of those by the denoising auto-encoder trained on that
-corruption; draws a picture of each.
+For each corruption it prints the PSNR, in decibels, of the corrupted test images, of their
+reconstructions by a plain auto-encoder of the same networks, and of those by a denoising
+auto-encoder trained on this corruption; and it draws a picture.
 """
 
 import argparse

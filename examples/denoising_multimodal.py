@@ -1,12 +1,12 @@
-"""If several clean data explain a corrupted one, the quadratic loss restores their mean, which is
-none of them.
+"""Compares a denoising auto-encoder with posterior draws if several clean data are possible.
 
     python -m examples.denoising_multimodal
     python -m examples.denoising_multimodal --only plane
 
 There are two parts: two clusters in the plane with one coordinate erased, where p(x | x̃) has a
 closed form, and MNIST with half of each image erased. A denoising auto-encoder h(x̃) is compared
-with draws from the posterior of a latent variable model given the remaining part of x.
+with draws from the posterior of a latent variable model given the remaining part of x. Under the
+quadratic loss, h(x̃) is the mean of the possible x, which may resemble none of them.
 """
 
 import argparse
@@ -97,7 +97,7 @@ def train(
 
 
 def plane(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Two clusters, the first coordinate erased."""
+    """Restores two clusters in the plane whose first coordinate is erased."""
     data, erase = two_modes(seed=settings["seed"]), HalfErasure("left", (1, 2))
     torch.manual_seed(settings["seed"])
     auto = DenoisingAutoencoder(2, 4, hidden=(64, 64))
@@ -152,7 +152,7 @@ def plane(settings: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def images(settings: dict[str, Any], data: Dataset, folder: Path) -> dict[str, Any]:
-    """Pictures, their left half erased."""
+    """Restores pictures whose left half is erased."""
     shape, seed = data.train.image_shape or (1, data.train.x.shape[1]), settings["seed"]
     erase = HalfErasure("left", shape)
     binary, halves = DynamicBinarisation(), Chain((DynamicBinarisation(), erase))

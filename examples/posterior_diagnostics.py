@@ -1,12 +1,12 @@
-"""Diagnoses a posterior: of a run of vae_mnist, or of a prescribed model by its name.
+"""Diagnoses the posterior of a run of vae_mnist, or of a prescribed model given by name.
 
     python -m examples.posterior_diagnostics runs/vae_mnist-DATE-TIME
     python -m examples.posterior_diagnostics eight_schools
     python -m examples.posterior_diagnostics kidiq_raw --guide mean_field
 
 Prints the findings by severity, and writes the page, the ArviZ DataTree (posterior.nc) and the
-numbers. It also compares the importance-weighted bound with annealed importance sampling on the
-same data, and bounds the error of the latter by bidirectional Monte Carlo.
+numbers. It also compares the importance-weighted bound with annealed importance sampling (AIS) on
+the same data, and bounds the error of AIS by bidirectional Monte Carlo.
 """
 
 import argparse
@@ -39,9 +39,8 @@ from vilvm.report import Page, Table
 from vilvm.weights import find_layout
 
 _EXPORTED = 100  # data whose posterior is written, if each has latents of its own
-_REPLICATES = (
-    50  # of each of them: more would make a file of images half a gigabyte large
-)
+# Predictive draws of each of them; more would make a file of half a gigabyte for images.
+_REPLICATES = 50
 
 
 class Subject(NamedTuple):
@@ -74,7 +73,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--guide",
-        help="of a prescribed model: mean_field, full_rank, flow, ...; default: one that fits",
+        help="of a prescribed model: mean_field, full_rank, flow, ...; default: a good one",
     )
     parser.add_argument("--steps", type=positive, help="of a prescribed model's fit")
     parser.add_argument(
@@ -153,7 +152,9 @@ def evidence(subject: Subject, data: Data, settings: dict[str, Any]) -> Evidence
         return Evidence(
             bounds, {f"its BDMC gap, on {len(gap.values)} simulated data": gap}
         )
-    except ContractError:  # a guide of these data only cannot start from others
+    except (
+        ContractError
+    ):  # a guide fitted to these data cannot start from simulated data
         schedule = Schedule(
             num_temperatures=20 * temperatures, leapfrog=3, base="prior"
         )
@@ -229,8 +230,10 @@ def page(
 
 
 def posterior_of(subject: Subject, index: torch.Tensor, seed: int) -> Any:
-    """The DataTree; if each datum has latents of its own, that of the first diagnosed data, by
-    their index in the full data set.
+    """The DataTree.
+
+    If each datum has its own latents, the tree holds the first diagnosed data, with their index in
+    the full data set as coordinate.
     """
     layout = find_layout(subject.lvm, part_of(subject.data, index).x)
     if not (layout.local and subject.data.divisible):

@@ -107,7 +107,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def objective_of(settings: dict[str, Any], total: int) -> Any:
-    # Without a warm-up, units become inactive in the first steps for good, at a cost of 2 nats.
+    # Without a warm-up, units become inactive in the first steps and stay so: a loss of 2 nats.
     objective, warmup = (
         OBJECTIVES[settings["objective"]](),
         round(settings["warmup"] * total),
@@ -250,7 +250,7 @@ def report_of(
     folder: Path,
     found: tuple[vilvm.Fit, vilvm.Evaluation],
 ) -> dict[str, Any]:
-    """Writes figures and page, and last the results, which mark the report as complete."""
+    """Writes figures and page, and then the results, which mark the report as complete."""
     fitted, evaluation = found
     results = {
         "data": {

@@ -590,7 +590,7 @@ BAD = {
     ),
     "an optimizer of other parameters": (
         lambda: fit(optimizer=torch.optim.SGD([torch.nn.Parameter(X)], lr=0.1)),
-        "not of all trainable parameters",
+        "must hold all trainable parameters",
     ),
     "a word for a scheduler": (
         lambda: fit(scheduler="cosine"),

@@ -1,4 +1,4 @@
-"""Every example runs, with tiny arguments; found by walking examples/."""
+"""Every example in examples/ runs, with tiny arguments."""
 
 import csv
 import dataclasses
@@ -286,7 +286,7 @@ def test_finished_run_is_resumed_in_read_only_folder(
     def read_only(path):
         raise PermissionError(13, "Permission denied")
 
-    # for root may write anywhere
+    # root may write anywhere
     monkeypatch.setattr("vilvm._runtime.files._check_held", read_only)
     capsys.readouterr()
     assert main(["--resume", str(run)]) == 0
@@ -318,7 +318,7 @@ def test_second_process_in_a_folder_changes_nothing(name, tmp_path):
     with (
         locked(tmp_path),
         ThreadPoolExecutor() as other,
-        pytest.raises(SystemExit, match=f"Another process is at work in {tmp_path}"),
+        pytest.raises(SystemExit, match=f"Another process works in {tmp_path}"),
     ):
         other.submit(main, [*TINY[name], "--out", str(tmp_path)]).result()
     assert list(tmp_path.iterdir()) == []
@@ -330,7 +330,7 @@ def test_second_process_in_a_folder_changes_nothing(name, tmp_path):
 def test_vae_mnist_with_altered_settings_raises(main, tmp_path, settings):
     (tmp_path / "settings.json").write_bytes(settings.encode("latin-1"))
     with pytest.raises(
-        SystemExit, match=r"not as vae_mnist wrote it|no readable settings.json"
+        SystemExit, match=r"changed after vae_mnist wrote it|no readable settings.json"
     ):
         main(["--resume", str(tmp_path)])
 
@@ -397,9 +397,9 @@ def test_run_of_vae_mnist_is_diagnosed(tmp_path, capsys):
         "20",
     ]
     assert main([str(vae), *options, "--out", str(folder)]) == 0
-    said = capsys.readouterr().out
-    assert "Pareto k̂" in said
-    assert "BDMC gap" in said
+    output = capsys.readouterr().out
+    assert "Pareto k̂" in output
+    assert "BDMC gap" in output
     results = json.loads((folder / "results.json").read_text())
     annealed = "AIS from the guide, 16 × 3"
     assert {"ELBO", "IWAE-50", annealed} == set(results["evidence"])

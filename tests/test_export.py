@@ -100,6 +100,22 @@ def test_local_latents_have_the_dimension_of_their_plate(ppca):
     assert "constant_data" not in ppca
 
 
+def test_prepared_data_give_the_same_tree(line):
+    lvm, x = line
+    options = {"num_samples": 30, "num_predictive": 7, "seed": 3}
+    prepared = vilvm.prepare(lvm, x, batch_size=3, seed=3)
+    tree = to_datatree(prepared, **options)
+    expected = to_datatree(lvm, x, batch_size=3, **options)
+    for group in expected.children:
+        xr.testing.assert_identical(
+            tree[group].dataset.drop_attrs(), expected[group].dataset.drop_attrs()
+        )
+    del tree.attrs["created_at"], expected.attrs["created_at"]
+    assert tree.attrs == expected.attrs
+    with pytest.raises(ValueError, match="leave out the data"):
+        to_datatree(prepared, x)
+
+
 def test_shared_latents_have_one_weight_for_all_data(eight):
     _, tree = eight
     assert tree.posterior.mu.dims == ("chain", "draw")

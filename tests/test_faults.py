@@ -1,4 +1,4 @@
-"""A part of the campaign of faults, in its own processes, and its ability to see a difference."""
+"""A part of the campaign of faults, and a check that the campaign detects differences."""
 
 import json
 import socket
@@ -16,8 +16,7 @@ from benchmarks.faults.kills import digest, names
 from benchmarks.faults.table import Row, markdown
 
 ROOT = Path(__file__).parents[1]
-# Every kind of state that a checkpoint holds, in as few runs as it takes; compiled, too, where the
-# words are those of such a run.
+# As few runs as hold every kind of state of a checkpoint, some of them compiled.
 KILLED = (
     "milestones by epoch",
     "scheduler: on a plateau",
@@ -75,7 +74,7 @@ def test_one_failing_rank_ends_all_with_one_sentence(tmp_path):
     ] * 7  # "rank 0 killed" is two of them
 
 
-def test_a_digest_sees_every_bit_and_no_clock():
+def test_digest_includes_every_bit_and_no_time():
     state = {
         "m": torch.tensor([0.0, 1.0]),
         "rng": [torch.arange(3)],
@@ -108,7 +107,7 @@ def test_run_folders_differ_only_in_the_checkpoint_step(tmp_path):
     }
 
 
-def test_what_did_not_survive_is_counted_and_named():
+def test_failures_to_survive_are_counted_and_named():
     found = count(
         [("a", "refused"), ("b", "crash", "signal 11"), ("c", "refused")], {"refused"}
     )

@@ -178,7 +178,7 @@ def _means_agree(first: Tensor, second: Tensor) -> bool:
 def _check_state(tiny: _Tiny, lvm: Any, batch: Any) -> None:
     with seeded(7):
         other, _ = tiny()
-    find_layout(other, batch)  # creates parameters that are created on first use
+    find_layout(other, batch)  # creates lazy parameters
     with torch.no_grad():
         for p in other.parameters():
             p.add_(0.1)

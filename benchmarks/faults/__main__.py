@@ -27,10 +27,10 @@ def count(cases: Iterable[tuple[str, ...]], good: set[str]) -> dict[str, Any]:
     """The number of cases (name, outcome, ...) by outcome, and the first 50 that are not good."""
     found: Counter[str] = Counter()
     trouble = []
-    for name, outcome, *said in cases:
+    for name, outcome, *message in cases:
         found[outcome] += 1
         if outcome not in good:
-            trouble.append(": ".join([name, outcome, *said]))
+            trouble.append(": ".join([name, outcome, *message]))
     return {"outcomes": dict(found), "trouble": trouble[:50]}
 
 

@@ -1,4 +1,4 @@
-"""Models and files that are wrong as a whole, not by one argument."""
+"""Models and files that are wrong as a whole, not in one argument."""
 
 import math
 import tempfile

@@ -7,8 +7,8 @@
     "internals"     the call raised another error, or a message with words of Pyro, torch or Python
     "accepted"      the call returned although the argument was wrong
 
-``_calls`` has every public function of vilvm with right arguments. Each argument has a kind, and
-``KINDS`` the bad values of each kind.
+``_calls`` lists every public function of vilvm with right arguments. Each argument has a kind, and
+``KINDS`` lists the bad values of each kind.
 """
 
 import math
@@ -74,7 +74,7 @@ _MAX_LENGTH = 600  # characters of a message
 
 
 def verdict(outcome: Any) -> str:
-    """The class of an outcome, which is an error or a result; see the module."""
+    """The class of an outcome (an error or a result); see the module."""
     if outcome is True:
         return "right"
     if not isinstance(outcome, BaseException):
@@ -96,7 +96,7 @@ def _message(error: BaseException) -> str:
     text = re.sub(
         r"( fails on a batch of .* \(in \w+, bad_\w+.py:\d+\)): .*", r"\1", text
     )
-    return re.sub(r"(could not be made of the parameters).*", r"\1", text)
+    return re.sub(r"(could not be made).*", r"\1", text)
 
 
 def _is_sentence(text: str) -> bool:
@@ -174,12 +174,6 @@ def _with_shared_latent(**right: Any) -> dict[str, Any]:
 
 def _picture() -> vilvm.Data:
     return vilvm.Data(rows_of_data(), image_shape=(1, 2))
-
-
-def _constant(lvm: Any, data: Any, **options: Any) -> Any:
-    return diagnostics.gaps(
-        lvm, data, evidence="iwae", steps=options.pop("steps", 2), **options
-    )
 
 
 def _calls() -> Iterator[_Call]:

@@ -1,4 +1,4 @@
-"""Pairs and data of the bad inputs, and what they share."""
+"""Pairs and data of the bad inputs, and the comparison of results."""
 
 import contextlib
 import io
@@ -61,7 +61,7 @@ def shared_model(x: Any) -> None:
 
 
 class ChangedLoss:
-    """An objective that applies `change` to a right loss."""
+    """An objective that applies `change` to a correct loss."""
 
     def __init__(self, change: Callable[[Any], Any]):
         self.change = change

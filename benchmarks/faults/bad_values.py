@@ -20,7 +20,7 @@ __all__ = ["KINDS", "OTHER_NAMES", "UNUSUAL", "Made"]
 
 
 class Made:
-    """A value that is made anew for each call."""
+    """A value that is created for each call."""
 
     def __init__(self, make: Callable[[], Any]):
         self.make = make
@@ -220,7 +220,7 @@ UNUSUAL: dict[str, dict[str, tuple[Any, Any]]] = {
     "positive": {"NumPy's float32": (np.float32(1.5), 1.5)},
     "probability": {"a tensor": (torch.tensor(0.25), 0.25)},
 }
-# Further words that name an argument of a kind in a message.
+# Further nouns that name an argument of a kind in a message.
 OTHER_NAMES = {
     "pair": ("latent variable model", "has no method", "torch.nn.Module"),
     "models": ("latent variable model", "has no method"),

@@ -164,7 +164,7 @@ def ended(
     limit = min(seconds, math.inf if kill_after is None else kill_after)
     status, in_time = _wait(child, limit)
     passed = time.monotonic() - began
-    if outcome.exists():  # its work had ended before the signal came
+    if outcome.exists():  # its work ended before the signal
         found = json.loads(outcome.read_text())
         outcome.unlink()
         return Ending(found.pop("how"), found, found.get("message", ""), passed)

@@ -1,5 +1,5 @@
-"""The runs that are killed: small pairs on small data, every optimizer, scheduler and option of
-``fit`` in some of them.
+"""The runs that are killed: small pairs on small data. Together they use every optimizer,
+scheduler and option of ``fit``.
 
 A configuration is a function of a folder for its data that returns a pair, data and options of
 ``fit``. All randomness follows from torch's seed, so that a resumed process builds what the first
@@ -87,7 +87,7 @@ def normalised(**options: Any) -> Setup:
 
 
 def spoilt(**options: Any) -> Setup:
-    """One datum whose density is none: every epoch has a step that is skipped."""
+    """One datum has no finite density, so every epoch has a step that is skipped."""
     x = rows()
     x[50] = 1e30
     return Setup(Normalised(), x, {"nonfinite": "skip", **options})
@@ -114,9 +114,7 @@ def functions(**options: Any) -> Setup:
 
 
 def shared(**options: Any) -> Setup:
-    """A latent that all data share, under a plate of their full size, with one of Pyro's automatic
-    guides.
-    """
+    """A latent that all data share, under a plate of their full size, with a Pyro autoguide."""
 
     def model(x: Tensor) -> None:
         m = pyro.sample("m", dist.Normal(torch.zeros(DIM), 1.0).to_event(1))
@@ -138,7 +136,7 @@ def half_labelled(batch: dict[str, Tensor]) -> None:
 
 
 def in_turn(**options: Any) -> Setup:
-    """Batches of two kinds, a label enumerated in one of them."""
+    """Batches of two kinds; in one of them a label is enumerated."""
     x = rows()[:, 0]
     data = vilvm.Interleaved({"x": x[30:]}, {"x": x[:30], "y": (x[:30] > 0).float()})
     return Setup(
@@ -244,8 +242,8 @@ _SCHEDULERS: dict[str, dict[str, Any]] = {
         "steps": 200,
     },
 }
-# By torch's graph of the step, for Inductor takes seconds at every start; one is left to it,
-# below.
+# Compiled as the traced graph, because Inductor takes seconds at every start. One configuration
+# below uses Inductor.
 _COMPILED: dict[str, Callable[[Path], Setup]] = {
     "Adam": lambda _: vae(steps=80),
     "SGD": lambda _: vae(optimizer=_sgd(momentum=0.9), steps=80),
@@ -300,7 +298,7 @@ CONFIGURATIONS: dict[str, Callable[[Path], Setup]] = {
 }
 INDUCTOR = "compiled by Inductor"
 CONFIGURATIONS[INDUCTOR] = CONFIGURATIONS["compiled: Adam"]
-# Of several ranks; what they share is as above.
+# Of several ranks, with the same shared options.
 RANKS: dict[str, tuple[int, Callable[[Path], Setup]]] = {
     "2 ranks": (2, lambda _: normalised()),
     "2 ranks, validation, one cycle": (

@@ -54,12 +54,12 @@ class Outcome(NamedTuple):
         outcome: "refused" with one sentence, or "identical" if the loaded state is the undamaged
             one; the failures are "accepted wrongly", "trace" (an error that is no sentence) and
             "crash" (a signal, or a timeout).
-        said: the sentence, or the error.
+        message: the sentence, or the error.
     """
 
     name: str
     outcome: str
-    said: str
+    message: str
 
 
 def forgeries(seed: int, number: int) -> Iterator[Outcome]:
@@ -167,7 +167,7 @@ _RUNS: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 def _fit(name: str, folder: Path, **options: Any) -> None:
-    """A run of these settings; two of the same name start from other parameters."""
+    """A run of these settings; two runs of the same name start from different parameters."""
     with seeded(crc32(folder.name.encode()) if not options else 0):
         lvm = (
             VAE(6, 2, encoder_hidden=(8,), decoder_hidden=(8,))
@@ -192,7 +192,7 @@ def _fit(name: str, folder: Path, **options: Any) -> None:
     vilvm.fit(lvm, x, run_dir=folder, **settings)
 
 
-# What is done to a checkpoint
+# The changes of a checkpoint
 # -------------------------------------------------------------------------------------------------
 
 
@@ -645,7 +645,7 @@ _restore = Checkpoints.restore
 
 
 class _Taken(Exception):
-    """Leaves ``fit`` after a state was loaded: the run is no longer a fresh one."""
+    """Leaves ``fit`` after a state was loaded."""
 
 
 def _digest(saved: Checkpoints) -> str:
@@ -660,9 +660,9 @@ def _judge(saved: Checkpoints, proper: str) -> tuple[str, str]:
     try:
         _restore(saved)
     except vilvm.CheckpointError as error:
-        said = str(error)
-        sentence = "\n" not in said and len(said) < 1500
-        return ("refused" if sentence else "trace"), said
+        message = str(error)
+        sentence = "\n" not in message and len(message) < 1500
+        return ("refused" if sentence else "trace"), message
     except Exception as error:
         return "trace", f"{type(error).__name__}: {error}"
     if saved.run.state.step < 0 or saved._resumed_at < 0:
@@ -718,8 +718,8 @@ def _try(
         assert last is not None
         forgery = chance.choice(_KINDS)(chance, last, base / f"{name}, again")
         print(f"{place} {forgery}".encode("ascii", "replace").decode(), flush=True)
-        outcome, said = _judge(saved, proper[name])
-        print(json.dumps([f"{place} {name}: {forgery}", outcome, said]), flush=True)
+        outcome, message = _judge(saved, proper[name])
+        print(json.dumps([f"{place} {name}: {forgery}", outcome, message]), flush=True)
         if outcome in ("identical", "accepted wrongly"):
             raise _Taken
     raise _Taken

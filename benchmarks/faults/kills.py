@@ -3,11 +3,11 @@ with the same runs undisturbed.
 
     python -m benchmarks.faults.kills [--kills 200] [--seed 0] [--only WORDS] [--json FILE]
 
-Half of the kills come at a random moment of the run, the other half right before a random
-operation on files in the run folder (an open, a rename, a removal), which would leave a
-half-written state. Parameters and buffers, the contents of the checkpoint (optimizer, scheduler,
-objective, generators, best parameters), history and result must be equal bit for bit; measured
-times are left out.
+Half of the kills happen at a random moment, the other half immediately before a random operation
+on files in the run folder (an open, a rename, a removal), where the state is half written.
+Parameters and buffers, the contents of the checkpoint (optimizer, scheduler, objective,
+generators, best parameters), history and result must be equal bit for bit. Measured times are not
+compared.
 """
 
 import argparse
@@ -91,7 +91,7 @@ class Kills(NamedTuple):
         return Kills(*(a + b for a, b in zip(self, other, strict=True)))
 
 
-# What is compared
+# Digests of results
 # -------------------------------------------------------------------------------------------------
 
 
@@ -149,7 +149,7 @@ def names(folder: Path) -> set[str]:
     }
 
 
-# What is run
+# The runs
 # -------------------------------------------------------------------------------------------------
 
 
@@ -175,8 +175,9 @@ def train(name: str, folder: Path, data: Path) -> dict[str, Any]:
 
 
 def by_command(folder: Path, data: Path) -> dict[str, Any]:
-    """Runs the main example by its command line, in this process; resumes it if its folder has
-    settings.
+    """Runs the main example with its command line, in this process.
+
+    It is resumed if its folder has settings.
     """
     vae_mnist.vilvm.fit = partial(vilvm.fit, checkpoint_seconds=0.0)  # type: ignore[attr-defined]
     begun = (folder / "settings.json").exists()
@@ -289,7 +290,7 @@ def kill(case: Case, place: Path, kills: int, draw: random.Random) -> Kills:
     if any(e.how != "done" for e in endings):
         return Kills(
             comparisons=1,
-            trouble=(f"{case.name}: undisturbed it ended with {_words(endings)}",),
+            trouble=(f"{case.name}: undisturbed it ended with {_described(endings)}",),
         )
     undisturbed = Undisturbed(
         digests=[e.found.get("digests") for e in endings],
@@ -372,7 +373,7 @@ def _inside(place: Path) -> set[str]:
 
 def _difference(endings: list[Ending], expected: list[Any]) -> str:
     if any(e.how != "done" for e in endings):
-        return f"it ended with {_words(endings)}"
+        return f"it ended with {_described(endings)}"
     parts = {
         k
         for e, right in zip(endings, expected, strict=True)
@@ -382,7 +383,7 @@ def _difference(endings: list[Ending], expected: list[Any]) -> str:
     return f"these differ: {', '.join(sorted(parts))}"
 
 
-def _words(endings: list[Ending]) -> str:
+def _described(endings: list[Ending]) -> str:
     return "; ".join(f"{e.how}: {e.message}" if e.message else e.how for e in endings)
 
 

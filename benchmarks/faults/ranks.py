@@ -78,7 +78,7 @@ class Fault(NamedTuple):
         starts: the ranks that are started.
         prepare: called with the run folder before the start.
         resumes: whether the run must resume afterwards.
-        expects: words that the outcome of some rank must contain.
+        expects: text that the outcome of some rank must contain.
     """
 
     name: str
@@ -91,7 +91,7 @@ class Fault(NamedTuple):
     expects: str = "another process of this run is gone"
 
 
-# What ranks do
+# The work of ranks
 # -------------------------------------------------------------------------------------------------
 
 
@@ -109,7 +109,7 @@ def training(
 
 
 def patient(rank: int, folder: Path, **options: Any) -> dict[str, Any]:
-    """A run with a limit of ten minutes: only a broken connection can end it in time."""
+    """A run whose ranks wait ten minutes: only a broken connection can end it in time."""
     return training(rank, folder, minutes=10.0, **options)
 
 
@@ -191,7 +191,7 @@ def waiting(rank: int, folder: Path) -> dict[str, Any]:
     return {}
 
 
-# What is done to them
+# Faults
 # -------------------------------------------------------------------------------------------------
 
 
@@ -238,7 +238,7 @@ def occupied(folder: Path) -> None:
     folder.write_text("")
 
 
-PEER, OWN = "another process of this run is gone", "a mistake in the callback"
+OWN = "a mistake in the callback"
 FAULTS = [
     *(
         Fault(f"rank {r} killed", patient, sent(signal.SIGKILL, r), resumes=True)
@@ -314,7 +314,7 @@ FAULTS = [
 ]
 
 
-# Whether all ended
+# Trials
 # -------------------------------------------------------------------------------------------------
 
 
@@ -367,11 +367,13 @@ def tried(fault: Fault, place: Path) -> tuple[str, list[Ending]]:
     fault.prepare(folder)
     endings, running = _run(fault, folder)
     wrong = [f"{e.how}: {e.message}" for e in endings if not _is_proper(e)]
-    said = " ".join([*(e.message for e in endings), *(str(e.found) for e in endings)])
+    messages = " ".join(
+        [*(e.message for e in endings), *(str(e.found) for e in endings)]
+    )
     if wrong:
         return f"ended with {wrong[0]}", endings
-    if fault.expects not in said:
-        return f"nobody said {fault.expects!r}, but: {said}", endings
+    if fault.expects not in messages:
+        return f"no rank reported {fault.expects!r}, but: {messages}", endings
     if running:
         return f"{running} processes go on", endings
     if fault.resumes:
@@ -425,11 +427,13 @@ def rows(only: str = "", verbose: bool = True) -> list[Row]:
 
 
 def _seen(fault: Fault, endings: list[Ending]) -> str:
-    """The first sentence of the most informative rank, without what differs between runs."""
-    said = [e.message for e in endings if e.message and e.how != "killed"]
-    first = next((m for m in said if fault.expects in m), said[0] if said else "")
+    """The first sentence of the most informative rank, without parts that differ between runs."""
+    messages = [e.message for e in endings if e.message and e.how != "killed"]
+    first = next(
+        (m for m in messages if fault.expects in m), messages[0] if messages else ""
+    )
     if not first:
-        return "all stop after the same step, and say how to resume"
+        return "all stop after the same step and print how to resume"
     sentence = (
         re.sub(r" \([^()]*(\([^()]*\))?\)", "", first).split("; ")[0].split(". ")[0]
     )

@@ -1,1 +1,1 @@
-"""What ``benchmarks.svi_step`` times: workloads, and those who contend in them."""
+"""The workloads and the contenders that ``benchmarks.svi_step`` times."""

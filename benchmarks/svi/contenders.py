@@ -1,5 +1,5 @@
-"""Who contends: each takes `count` training steps with Adam at 1e-3, as its users write them, and
-gives the loss per datum of each.
+"""The contenders. Each takes `count` training steps with Adam at 1e-3, as its users write them,
+and returns the loss per datum of each step.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,7 @@ LR = 1e-3
 def contenders(
     workload: Workload, data: Any, batch: int | None, device: str = "cpu"
 ) -> dict[str, Callable[[], Steps]]:
-    """By name, what makes the steps; each from the same initial parameters."""
+    """Functions that make the steps, by name; all start from the same parameters."""
 
     def made(by_hand: bool = False) -> Any:
         torch.manual_seed(0)
@@ -72,7 +72,7 @@ def _batches(data: Any, batch: int | None) -> Callable[[], Any]:
 
 
 def _read(losses: list[Tensor]) -> list[float]:
-    """One transfer for all."""
+    """The losses as numbers, in one transfer."""
     return torch.stack(losses).tolist()
 
 
@@ -96,7 +96,7 @@ def by_hand(
 
 
 def by_hand_graph(net: Any, draw: Callable[[], Any]) -> Steps:
-    """The whole step captured once: loss, gradients, Adam."""
+    """The whole step as one CUDA graph: loss, gradients, Adam."""
     adam = torch.optim.Adam(net.parameters(), lr=LR, fused=True, capturable=True)
     batch = draw()
     static = (
@@ -194,7 +194,7 @@ def vilvm_fit(lvm: Any, data: Any, batch: int | None, compiled: bool) -> Steps:
 
 
 class _Products(TorchDispatchMode):
-    """Notes every matrix product and convolution, forward and backward."""
+    """Records every matrix product and convolution, forward and backward."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -218,9 +218,7 @@ class _Products(TorchDispatchMode):
 
 
 def floor(net: Any, batch: Tensor) -> Steps:
-    """What no arrangement of the rest can beat: the products of one step, on numbers that lie
-    ready.
-    """
+    """A lower bound on the time of a step: its matrix products alone, on prepared tensors."""
     with _Products() as products:
         net.loss(batch).backward()
 

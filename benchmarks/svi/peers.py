@@ -1,6 +1,6 @@
 # pyright: reportMissingImports=false
-"""The same workloads in NumPyro, from the same initial parameters; jitted update a step, and many
-steps in one ``lax.scan``.
+"""The same workloads in NumPyro, from the same initial parameters: one jitted update a step, and
+many steps in one ``lax.scan``.
 """
 
 from collections.abc import Callable
@@ -17,10 +17,10 @@ __all__ = ["contenders"]
 def contenders(
     workload: Workload, data: Any, batch: int | None, pair: Any
 ) -> dict[str, Callable[[], Callable[[int], list[float]]]]:
-    """By name, what makes the steps.
+    """Functions that make the steps, by name.
 
     Raises:
-        ModuleNotFoundError: no NumPyro here.
+        ModuleNotFoundError: NumPyro is not installed.
     """
     import jax
     import numpyro
@@ -155,7 +155,7 @@ def _svi(workload: Workload, pair: Any) -> Any:
 def _network(
     name: str, module: nn.Module
 ) -> tuple[list[Any], Callable[[list[Any], Any], Any]]:
-    """The parameters of a torch network as arrays, and the network as a function of them."""
+    """The parameters of a torch network as arrays, and the network as a function of these."""
     import jax
     import jax.numpy as jnp
 

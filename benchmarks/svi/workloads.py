@@ -1,6 +1,4 @@
-"""Models written twice: as a Pyro pair, and as the loss that one would write by hand in PyTorch,
-over the same networks.
-"""
+"""Models written twice over the same networks: as a Pyro pair, and as a loss in plain PyTorch."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -54,7 +52,7 @@ def distortion(logits: Tensor, x: Tensor) -> Tensor:
 
 
 class Net(nn.Module):
-    """A VAE of any encoder and decoder: `model` and `guide` for Pyro, `loss` by hand."""
+    """A VAE of any encoder and decoder: `model` and `guide` for Pyro, `loss` in plain PyTorch."""
 
     def __init__(self, encoder: nn.Module, decoder: nn.Module, latent: int):
         super().__init__()
@@ -195,12 +193,12 @@ def _convolutional() -> Net:
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained, on what.
+    """A model and how it is timed.
 
     Arguments:
         name: of the model.
         make: the pair, its networks drawn from torch's generator.
-        by_hand: what has the `loss`, if that is not the pair.
+        by_hand: makes the object with the `loss`, if that is not the pair.
         batches: sizes to time; None for a model of all its data.
         steps: a round at the first size.
     """

@@ -1,4 +1,4 @@
-"""The pass that takes sums out of matrix products leaves what they come to."""
+"""Splitting sums from matrix products keeps the results; guards detect changed Python state."""
 
 import time
 
@@ -24,14 +24,14 @@ def taken_apart(function, *given):
 
 
 @pytest.mark.parametrize("shape", [(3,), (1, 3), (4, 1), (4, 3)])
-def test_a_bias_is_added_behind_the_product(shape):
+def test_bias_is_added_after_the_product(shape):
     bias, x, w = torch.randn(shape), torch.randn(4, 5), torch.randn(5, 3)
     found, left = taken_apart(torch.addmm, bias, x, w)
     assert left == 0
     torch.testing.assert_close(found, torch.addmm(bias, x, w))
 
 
-def test_multiples_stay_as_they_are():
+def test_product_with_factors_is_not_split():
     given = torch.randn(3), torch.randn(4, 5), torch.randn(5, 3)
     found, left = taken_apart(lambda b, x, w: torch.addmm(b, x, w, beta=0.5), *given)
     assert left == 1
@@ -68,10 +68,10 @@ def test_changed_python_state_makes_a_new_program():
         net.scale = scale
         torch.testing.assert_close(run(x)[0], scale * x)
     assert len(made) == 3
-    net.calls = 5  # which nothing reads
+    net.calls = 5  # no code reads it
     run(x)
     assert len(made) == 3
-    for scale in range(20):  # too many, so the function is run as it is
+    for scale in range(20):  # too many changes, so the function runs eagerly
         net.scale = float(scale)
         torch.testing.assert_close(run(x)[0], scale * x)
     assert len(made) <= MOST_PROGRAMS
@@ -90,7 +90,7 @@ def test_function_that_changes_its_own_state_is_refused():
         program(lambda x: [net(x)], [torch.ones(2)], graph)
 
 
-def test_a_comparison_of_guards_takes_microseconds():
+def test_comparing_guards_takes_microseconds():
     net = torch.nn.Sequential(
         *(
             torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout())

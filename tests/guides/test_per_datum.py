@@ -33,7 +33,7 @@ from vilvm.wrappers import with_guide, with_prior
 from vilvm.wrappers.partly_observed import partly_observed
 
 N = 60
-REFUSED = "serves data by their place.*amortised guide"
+REFUSED = "serves data by their position.*amortised guide"
 OTHERS = "parameters of the single data"
 
 

@@ -1,4 +1,4 @@
-"""KL warm-up: the weight, the loss it makes, and the warning when it never completes."""
+"""KL warm-up: the weight, the weighted loss, and the warning if the warm-up never completes."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_training_shorter_than_the_warmup_warns():
         vilvm.fit(lvm, x, steps=5, objective=Annealed(Trace_ELBO(), warmup=10))
 
 
-def test_the_step_is_kept_in_a_checkpoint(tmp_path):
+def test_step_is_kept_in_a_checkpoint(tmp_path):
     lvm, x = tiny()
     vilvm.fit(
         lvm, x, steps=4, objective=Annealed(Trace_ELBO(), warmup=4), run_dir=tmp_path
@@ -56,6 +56,6 @@ def test_the_step_is_kept_in_a_checkpoint(tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [{"warmup": 0}, {"warmup": 5, "start": 2.0}])
-def test_bad_arguments(arguments):
+def test_bad_arguments_raise(arguments):
     with pytest.raises(ValueError, match="Annealed"):
         Annealed(Trace_ELBO(), **arguments)

@@ -13,13 +13,13 @@ from vilvm import plots, report
 from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.report import Page, Table
 from vilvm.report._svg import describe, inline_svg
-from vilvm.report._values import typeset, words
+from vilvm.report._values import as_text, typeset
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 
 class Outline(HTMLParser):
-    """Tags that balance, and the identifiers, attributes, text."""
+    """Checks that tags balance; collects identifiers, attributes and text."""
 
     def __init__(self, html):
         super().__init__()
@@ -196,7 +196,7 @@ def test_inline_svg_leaves_figure_unchanged_and_themes_colours():
     ],
 )
 def test_values_as_text(value, said):
-    assert words(value) == said
+    assert as_text(value) == said
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-"""What each of two processes does in test_distributed; also run by the test in one process, for
-comparison. No test itself.
+"""The work of each process in test_distributed, which also runs it in one process for comparison.
+It contains no test.
 """
 
 import json
@@ -51,7 +51,7 @@ class Shared(torch.nn.Module):
 
 
 class Noisy(Point):
-    """With noise of each rank's own, and batch statistics."""
+    """A pair with noise, which each rank draws itself, and batch statistics."""
 
     def __init__(self):
         super().__init__()
@@ -63,8 +63,8 @@ class Noisy(Point):
 
 
 class Turns(Point):
-    """Batches with a label, which has a parameter of its own, and without; a likelihood whose
-    scale depends on the step.
+    """Batches with and without a label, which has its own parameter; the scale of the likelihood
+    depends on the step.
     """
 
     def __init__(self):
@@ -98,7 +98,7 @@ def data():
 
 
 def made(make, *args):
-    # which must not matter: all start from rank 0's parameters
+    # has no effect: all ranks start from rank 0's parameters
     torch.manual_seed(3 + ranks().rank)
     return make(*args)
 
@@ -202,7 +202,7 @@ def main(folder):
         )
         skipping = made(Point)
         spoilt = data()
-        spoilt[50] = 1e30  # of which the density is none
+        spoilt[50] = 1e30  # which has no finite density
         skipped = vilvm.fit(
             skipping,
             data(),

@@ -1,6 +1,4 @@
-"""Batches of data on disk are those of the same data in memory, whatever is asked for when;
-reading ahead ends with the run.
-"""
+"""Batches on disk equal those in memory, and reading ahead ends with the run."""
 
 import threading
 
@@ -68,13 +66,13 @@ def test_training_from_disk_equals_training_in_memory(x, path, transform):
 
 
 @pytest.mark.slow
-def test_compiled_training_too(x, path):
+def test_compiled_training_from_disk_equals_memory(x, path):
     assert same(
         trained(Data(x), compile=True)[1], trained(on_disk(path), compile=True)[1]
     )
 
 
-def test_a_resumed_run_too(x, path, tmp_path):
+def test_resumed_run_from_disk_equals_memory(x, path, tmp_path):
     trained(on_disk(path), steps=11, epochs=None, run_dir=tmp_path / "run")
     assert same(
         trained(on_disk(path), run_dir=tmp_path / "run", resume=True)[1],
@@ -82,7 +80,7 @@ def test_a_resumed_run_too(x, path, tmp_path):
     )
 
 
-def test_validation_on_disk(x, path):
+def test_validation_on_disk_equals_memory(x, path):
     here, there = (
         trained(Data(x), validation=x),
         trained(on_disk(path), validation=on_disk(path)),
@@ -109,7 +107,7 @@ def test_bad_row_ends_the_run_with_its_message(x, tmp_path):
         trained(on_disk(tmp_path / "bad.npy"))
 
 
-def test_a_stop_from_outside_ends_the_reading(path):
+def test_interruption_ends_reading_ahead(path):
     def interrupt(event):
         raise KeyboardInterrupt
 
@@ -132,12 +130,12 @@ def test_batches_are_sent_to_the_gpu(x, path):
     batches.close()
 
 
-def test_data_at_places_are_those_of_their_subset():
+def test_data_by_index_equal_their_subset():
     data = vilvm.Data(
         (torch.randn(6, 2), {"y": torch.arange(6)}), labels=torch.arange(6)
     )
-    places = torch.tensor([4, 0, 4])
-    found, expected = data.take(places), data.subset(places)
+    index = torch.tensor([4, 0, 4])
+    found, expected = data.take(index), data.subset(index)
     assert torch.equal(found.x[0], expected.x[0])
     assert torch.equal(found.x[1]["y"], expected.x[1]["y"])
     assert found.labels is None

@@ -1,5 +1,5 @@
-"""The optimizer, its parameters and tensors of the model, changed by hand between compiled steps:
-the numbers are those of eager steps.
+"""Compiled steps equal eager steps if the user changes the optimizer, its parameters or tensors of
+the model between them.
 """
 
 import copy

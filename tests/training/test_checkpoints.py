@@ -1,5 +1,5 @@
-"""What a checkpoint must be before a run is taken up from it, and what a run folder looks like
-whatever happens to it.
+"""The checks of a checkpoint before a run is resumed, and the run folder after disk errors and
+kills.
 """
 
 import errno
@@ -42,7 +42,7 @@ def at(folder):
     return found
 
 
-# What resume sees
+# The settings that resume compares
 # ----------------------------------------------------------------------------------------
 
 
@@ -112,14 +112,14 @@ def weighted(by):
     ],
     ids=["group", "closure", "code", "sequence", "milestones"],
 )
-def test_resume_sees_what_is_no_default(tmp_path, before, now, message):
+def test_resume_compares_options_other_than_defaults(tmp_path, before, now, message):
     fit(tmp_path, **before)
     with pytest.raises(vilvm.CheckpointError, match=message):
         fit(tmp_path, steps=6, resume=True, **now)
     assert fit(tmp_path, steps=6, resume=True, **before).steps == 6
 
 
-def test_resume_sees_a_global_that_a_function_names(tmp_path, monkeypatch):
+def test_resume_compares_globals_that_functions_name(tmp_path, monkeypatch):
     options = {"scheduler": partial(LambdaLR, lr_lambda=by_global)}
     fit(tmp_path, **options)
     monkeypatch.setitem(globals(), "FACTOR", 0.3)
@@ -141,7 +141,7 @@ def line(family):
     return vilvm.Pair(model, guide)
 
 
-def test_resume_sees_another_guide_of_equal_parameters(tmp_path):
+def test_resume_detects_another_guide_of_equal_parameters(tmp_path):
     x, options = torch.ones(7), {"run_dir": tmp_path, "arguments": weighted(9)}
     vilvm.fit(line(dist.Normal), x, steps=3, **options)
     with pytest.raises(
@@ -177,7 +177,7 @@ def test_resume_sees_another_guide_of_equal_parameters(tmp_path):
 
 
 def state(change):
-    """A state that is changed, with all checksums computed anew."""
+    """Changes the state of a checkpoint, with all checksums recomputed."""
 
     def forge(last):
         parts = Parts(last)
@@ -215,7 +215,7 @@ FORGED = {
     "a key missing": (state(lambda s: s.pop("tally")), "its state has other entries"),
     "a history of another type": (
         state(lambda s: s.update(history="x")),
-        "its history is no list",
+        "its history is not a list",
     ),
     "a negative count": (
         replaced(COUNT, torch.neg),
@@ -244,7 +244,7 @@ FORGED = {
     ),
     "no generator": (
         replaced("/rng/0/0", lambda t: t * 0 + 255),
-        "its state is none that this run can have had",
+        "this run cannot have reached its state",
     ),
     "5,000 digits": (
         lambda last: (last / "state.json").write_text("[" + "9" * 5000 + "]"),
@@ -288,10 +288,8 @@ def test_checkpoint_of_another_equal_run_is_refused(tmp_path):
         fit(tmp_path / "b", steps=6, resume=True)
 
 
-def test_a_checkpoint_in_another_memory_order_is_refused(tmp_path):
-    """Else a fused optimizer would walk through a parameter and its moments side by side, each in
-    an order of its own.
-    """
+def test_checkpoint_in_another_memory_order_is_refused(tmp_path):
+    """A fused optimizer reads a parameter and its moments in the order of memory."""
 
     def made(turned):
         lvm = tiny()[0]
@@ -327,14 +325,14 @@ def test_a_checkpoint_in_another_memory_order_is_refused(tmp_path):
     ],
     ids=["cosine", "one cycle", "sequence", "factored", "skipping"],
 )
-def test_states_of_a_run_are_taken_up(tmp_path, options):
-    """The checks refuse no state that a run was in, at whatever step."""
+def test_every_state_of_a_run_is_accepted(tmp_path, options):
+    """The checks refuse no state that a run was in, at any step."""
     for steps in (1, 3, 6, 11):
         assert fit(tmp_path, steps=steps, resume=True, **options).steps == steps
 
 
 @pytest.mark.slow
-def test_no_forgery_is_taken_up():
+def test_no_forgery_is_accepted():
     found = list(forgeries(seed=0, number=300))
     assert len(found) == 300
     assert [f for f in found if f.outcome not in ("refused", "identical")] == []
@@ -346,7 +344,7 @@ def test_no_forgery_is_taken_up():
 
 
 def full(monkeypatch, name, number=errno.ENOSPC):
-    """A disk that has no room for files of this name."""
+    """Makes the disk refuse files of this name."""
     fsync = os.fsync
 
     def failing(handle):
@@ -379,9 +377,7 @@ def full(monkeypatch, name, number=errno.ENOSPC):
         ),
     ],
 )
-def test_a_disk_that_takes_nothing_is_named(
-    tmp_path, monkeypatch, name, number, message
-):
+def test_full_disk_is_named(tmp_path, monkeypatch, name, number, message):
     full(monkeypatch, name, number)
     with pytest.raises(vilvm.CheckpointError, match=message):
         fit(tmp_path)
@@ -404,7 +400,7 @@ def test_full_disk_at_the_final_record_is_named(tmp_path, monkeypatch):
     assert (tmp_path / "history.csv").read_text().splitlines()[-1].startswith("5,5,")
 
 
-def test_a_finished_run_writes_nothing(tmp_path, monkeypatch):
+def test_finished_run_writes_nothing(tmp_path, monkeypatch):
     fitted = fit(tmp_path)
     before = {file: file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
     full(monkeypatch, str(tmp_path), errno.EROFS)
@@ -464,7 +460,7 @@ def test_leftovers_of_a_killed_process_are_swept(tmp_path):
     assert others.exists()
 
 
-def test_the_older_version_is_named(tmp_path):
+def test_older_version_is_named(tmp_path):
     fit(tmp_path)
     file = at(tmp_path) / "state.json"
     file.write_text(json.dumps({"format": "vilvm checkpoint", "version": 2}))

@@ -1,5 +1,5 @@
-"""A compiled step is the eager step, or is not taken: values, gradients, updates, and what falls
-back.
+"""A compiled step equals the eager step, or the eager step is used: values, gradients, updates,
+fallbacks.
 """
 
 import copy
@@ -51,9 +51,9 @@ def steps(
     optimizer=torch.optim.Adam,
     **options,
 ):
-    """Some steps from one seed; the step, and the loss and norm of each."""
+    """Takes some steps from one seed; returns the step, and the loss and norm of each."""
     lines = []
-    with seeded(2), module_parameters(lvm):  # which starts an autoguide at a draw
+    with seeded(2), module_parameters(lvm):  # starts an autoguide at a draw
         layout = find_layout(lvm, batch)
     parameters = [p for p in lvm.parameters() if p.requires_grad]
     own = {} if make is EagerStep else {"compiler": compiler, "log": lines.append}
@@ -68,8 +68,9 @@ def steps(
 
 
 def check_alike(make, compiler=graph, **options):
-    """Losses, gradient norms and parameters of some steps agree; `make` gives a pair, a batch and
-    an objective, twice the same.
+    """Checks that losses, gradient norms and parameters of some steps agree.
+
+    `make` returns a pair, a batch and an objective, the same at every call.
     """
     (lvm, batch, objective), (other, _, _) = make(), make()
     eager, expected, _ = steps(
@@ -113,14 +114,12 @@ QUICK = {
     "name",
     [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in GALLERY],
 )
-def test_the_graph_of_every_model_is_its_step(name):
+def test_graph_of_every_model_equals_its_step(name):
     check_alike(partial(gallery, name))
 
 
 def apart(name, compiler):
-    """Where loss or gradients of a model of the gallery differ by more than 1e-5 on the same
-    noise.
-    """
+    """How a gallery model's loss or gradients differ by more than 1e-5 on the same noise."""
     lvm, batch, objective = gallery(name)
     with seeded(2), module_parameters(lvm):
         layout = find_layout(lvm, batch)
@@ -133,11 +132,11 @@ def apart(name, compiler):
 
 
 def test_graph_gradients_equal_eager_ones_to_five_digits():
-    assert apart("vae", graph) is None  # of every model below, by Inductor
+    assert apart("vae", graph) is None  # the models below also by Inductor
 
 
-# Of each kind one: networks, convolutions, shared latents, enumerated ones in a chain and in a
-# mixture.
+# One model of each kind: networks, convolutions, shared latents, latents enumerated in a chain and
+# in a mixture.
 BY_INDUCTOR = {
     "vae",
     "conv_autoencoder",
@@ -175,7 +174,7 @@ def test_training_curves_agree_and_seeds_reproduce_runs():
     assert torch.equal(curves[True, 0], curves["again", 0])
     apart = torch.stack([curves[True, seed] - curves[False, seed] for seed in range(5)])
     error = apart.std(0) / 5**0.5
-    # Noise is the same, so the curves are those of one run but for rounding, which grows.
+    # Noise is the same, so the curves differ by rounding only, which grows.
     assert (apart.mean(0).abs() <= 5 * error + 1e-3).all()
     assert apart.abs().max() < 0.2
 
@@ -206,7 +205,7 @@ def test_training_curves_agree_and_seeds_reproduce_runs():
         "annealed",
     ],
 )
-def test_any_objective(objective):
+def test_every_objective_compiles(objective):
     check_alike(lambda: (*gallery("vae")[:2], objective))
 
 
@@ -220,7 +219,7 @@ def test_any_objective(objective):
     ],
     ids=["decay", "decoupled, clipped", "momentum, clipped", "other"],
 )
-def test_any_optimizer(optimizer, clip):
+def test_every_optimizer_compiles(optimizer, clip):
     check_alike(partial(gallery, "vae"), optimizer=optimizer, clip=clip)
 
 
@@ -324,10 +323,10 @@ def test_untraceable_step_is_eager_with_one_message(lvm, reason):
         assert "test_compiled.py" in lines[0]
 
 
-def test_a_counter_that_wakes_late_is_found_late():
+def test_counter_with_late_effect_is_detected():
     class Late(Line):
         def guide(self, x):
-            calls = next(self.counted)  # which no guard sees
+            calls = next(self.counted)  # no guard covers it
             with pyro.plate("data", len(x)):
                 pyro.sample("z", dist.Normal(self.m * x + (calls > 8), 0.7))
 
@@ -362,7 +361,7 @@ def test_baselines_kept_in_python_are_named():
     assert step.refused is not None
 
 
-def test_a_loss_that_is_not_finite_moves_nothing():
+def test_nonfinite_loss_moves_nothing():
     lvm, x = Line(), torch.randn(5)
     step, results, _ = steps(lvm, x, Trace_ELBO(), CompiledStep, count=1)
     before = copy.deepcopy(lvm.state_dict()), copy.deepcopy(step.optimizer.state_dict())
@@ -379,7 +378,7 @@ def test_a_loss_that_is_not_finite_moves_nothing():
     )
 
 
-def test_pyro_is_as_it_was_after_a_trace():
+def test_pyro_is_unchanged_after_a_trace():
     item, warn = torch.Tensor.item, pyro.util.warn_if_nan
     with pytest.raises(KeyError), traceable():
         raise KeyError
@@ -412,7 +411,7 @@ def test_compiled_run_resumes_exactly_and_matches_eager(tmp_path, monkeypatch):
         torch.testing.assert_close(value, eager[name], rtol=1e-3, atol=1e-4)
 
 
-def test_a_run_stays_what_it_began_as(tmp_path, monkeypatch):
+def test_resumed_run_stays_compiled_or_eager(tmp_path, monkeypatch):
     monkeypatch.setattr("vilvm.training.compiled_step.inductor", graph)
     monkeypatch.setattr(_preparation, "_WORTH_COMPILING", 40)
     whole = trained(tmp_path / "whole", 30)  # too short to be compiled
@@ -426,7 +425,7 @@ def test_a_run_stays_what_it_began_as(tmp_path, monkeypatch):
     assert all(torch.equal(v, longer[n]) for n, v in eager.items())
 
 
-def test_an_unknown_choice_is_refused():
+def test_unknown_compile_choice_is_refused():
     with pytest.raises(ValueError, match="unknown compile='yes'"):
         vilvm.fit(Line(), torch.randn(5), steps=1, compile="yes")
 
@@ -451,7 +450,7 @@ class Rare(Line):
 )
 def test_run_returns_to_a_nonfinite_compiled_step(monkeypatch, scheduler):
     monkeypatch.setattr("vilvm.training.compiled_step.inductor", graph)
-    # as many as may be, on a slow machine too
+    # the longest blocks, on a slow machine too
     monkeypatch.setattr("vilvm.training._loop._SECONDS_AT_ONCE", 1e3)
     at_once = []
     monkeypatch.setattr(

@@ -1,4 +1,4 @@
-"""Compiled training in trouble: skipped steps, programs that fail, what cannot be traced, and
+"""Hard cases of compiled training: skipped steps, programs that fail, untraceable constructs, and
 losses near zero.
 """
 
@@ -36,7 +36,7 @@ class Statistics(torch.nn.Module):
     def __init__(self):
         super().__init__()
         with seeded(0):
-            # Without biases that the second one takes out again, for their gradients are rounding.
+            # Without biases that the second one removes: their gradients would be rounding.
             inner = torch.nn.Sequential(
                 torch.nn.Linear(2, 4, bias=False),
                 torch.nn.BatchNorm1d(4, momentum=0.3),
@@ -79,7 +79,7 @@ def rare(count=100, every=20):
 def test_skipped_step_changes_no_batch_statistics(
     optimizer, every, size, steps, *, tmp_path, monkeypatch
 ):
-    """Nor does it matter how many steps are launched at once, which is chosen by the clock."""
+    """The number of steps launched at once, which depends on the clock, has no effect."""
 
     def trained(name, steps, compile, seconds, **options):
         monkeypatch.setattr("vilvm.training._loop._SECONDS_AT_ONCE", seconds)
@@ -125,9 +125,7 @@ def test_skipped_step_changes_no_batch_statistics(
     ],
 )
 def test_rounding_of_zero_batch_statistics_is_no_difference(error, words):
-    """The mean of what is centred is the rounding of a sum, which a program adds up in another
-    order.
-    """
+    """The mean of centred data is rounding, and a program sums in another order."""
 
     def compiler(function, inputs):
         def program(*given):
@@ -179,9 +177,7 @@ class Spread(torch.nn.Module):
 
 
 def failing(launches, partly=False):
-    """A compiler whose programs fail at the launch of that number, at once or after they have
-    moved a parameter.
-    """
+    """A compiler whose programs fail at one launch, before or after they moved a parameter."""
     count = [0]
 
     def compiler(function, inputs):
@@ -334,7 +330,7 @@ def in_turn(size=None):
 
 
 def beforehand():
-    """As every tutorial on PyroSample writes it, but for shapes under samples."""
+    """A model as in the PyroSample tutorials, with shapes for several samples."""
     made = dist.Normal(0.0, 1.0).expand([3]).to_event(1)
 
     def model(batch):
@@ -368,7 +364,7 @@ def tutorial():
 
 
 def uniform():
-    """A support that would be checked."""
+    """A model with a support that Pyro would check."""
     made = dist.Uniform(-1.0, 2.0).expand([2]).to_event(1)
 
     def model(x):
@@ -387,7 +383,7 @@ def uniform():
         *(pytest.param(make, marks=pytest.mark.slow) for make in (tutorial, uniform)),
     ],
 )
-def test_plates_in_turn_and_distributions_made_beforehand_compile(make):
+def test_sequential_plates_and_premade_distributions_compile(make):
     lvm, batch = make()
     with module_parameters(lvm):
         lvm.guide(batch), lvm.model(batch)
@@ -443,7 +439,7 @@ def test_sequential_plate_over_drawn_subsample_is_refused():
 
 
 class AtZero(torch.nn.Module):
-    """A loss of terms whose sum is `to`, with a gradient that cancels at m = mean(x)."""
+    """A loss whose terms add up to `to`, with a gradient that cancels at m = mean(x)."""
 
     def __init__(self, x, to=0.0):
         super().__init__()
@@ -565,7 +561,7 @@ def line():
     ],
     ids=["enumerated", "particles", "enum particles", "IWAE", "annealed"],
 )
-def test_an_objective_is_told_its_nesting(make, objective, known, compile, capsys):
+def test_objective_receives_its_plate_nesting(make, objective, known, compile, capsys):
     ends = []
     for given in (objective(), known()):
         lvm, x = make()

@@ -1,6 +1,6 @@
-"""Two processes train what one would: same parameters, one writer, one decision.
+"""Two processes train as one would: same parameters, one writer, one decision.
 
-What becomes of them when one fails is in test_faults.
+test_faults tests the failure of a process.
 """
 
 import json
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def start(folder, size=2):
-    """Processes that know of each other as torchrun lets them know."""
+    """Starts processes in the environment that torchrun sets."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -55,7 +55,7 @@ def start(folder, size=2):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """What two processes found, and where they wrote it."""
+    """The results of two processes, and their folder."""
     folder = tmp_path_factory.mktemp("two")
     processes = start(folder)
     printed = [p.communicate(timeout=120)[0] for p in processes]
@@ -118,7 +118,7 @@ def test_run_resumes_exactly_and_continues_on_fewer_ranks(two):
 
 
 @pytest.mark.slow
-def test_evaluation_of_two_ranks_equals_that_of_one(two):
+def test_evaluation_on_two_ranks_equals_one_process(two):
     _, results, parameters, _ = two
     lvm = ranks.Noisy()
     lvm.load_state_dict(parameters["noisy"])
@@ -138,7 +138,7 @@ def test_evaluation_of_two_ranks_equals_that_of_one(two):
 
 
 @pytest.mark.slow
-def test_what_one_rank_decides_all_do(two):
+def test_decision_of_one_rank_holds_for_all(two):
     _, results, _, printed = two
     assert results["stopped"] == ["callback", 100]
     assert "was given other data" in results["refused"]
@@ -171,7 +171,7 @@ def test_shares_make_up_the_whole(size):
 
 
 @pytest.mark.slow
-def test_three_ranks_step_as_one_process_too(tmp_path):
+def test_three_ranks_step_as_one_process(tmp_path):
     processes = start(tmp_path, size=3)
     printed = [p.communicate(timeout=240)[0] for p in processes]
     assert [p.returncode for p in processes] == [0, 0, 0], "\n".join(printed)
@@ -192,7 +192,7 @@ def test_three_ranks_step_as_one_process_too(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_main_example_under_torchrun(tmp_path):
+def test_main_example_runs_under_torchrun(tmp_path):
     command = [
         sys.executable,
         "-m",

@@ -1,4 +1,4 @@
-"""fit: that it learns, what it records, and what stops it."""
+"""``fit`` learns, records its history, and stops for each of its reasons."""
 
 from functools import partial
 
@@ -35,7 +35,7 @@ def scalar_guide(x):
         pyro.sample("z", dist.Normal(slope * x, scale))
 
 
-def test_it_finds_the_exact_posterior():
+def test_fit_finds_the_exact_posterior():
     x = torch.randn(500, generator=torch.Generator().manual_seed(0)) * 2**0.5
     lvm = vilvm.Pair(scalar_model, scalar_guide)
     vilvm.fit(
@@ -60,7 +60,7 @@ def test_history_and_files(tmp_path):
     assert lines[0].startswith("epoch,step,elbo,validation_elbo")
 
 
-def test_two_runs_of_one_seed_are_one():
+def test_one_seed_gives_one_run():
     states = []
     for _ in range(2):
         torch.manual_seed(0)
@@ -70,7 +70,7 @@ def test_two_runs_of_one_seed_are_one():
     assert all(torch.equal(states[0][n], states[1][n]) for n in states[0])
 
 
-def test_the_generator_is_left_alone():
+def test_generator_is_restored():
     lvm, x = tiny()
     state = torch.get_rng_state()
     vilvm.fit(lvm, x, steps=3)
@@ -100,14 +100,14 @@ def test_best_parameters_are_kept_and_patience_stops():
     best = fitted.history["validation_elbo"].argmax()
     assert (
         len(fitted.history) == best + 1 + 2
-    )  # the best record, and as many as there is patience
+    )  # the best record, and the records of patience
     assert fitted.best_step == fitted.history["step"][best] < fitted.steps
     assert all(
         torch.equal(seen[fitted.best_step][n], v) for n, v in lvm.state_dict().items()
     )
 
 
-def test_callback_stops():
+def test_callback_stops_training():
     lvm, x = tiny()
     fitted = vilvm.fit(
         lvm, x, steps=500, callbacks=[lambda event: len(event.history) == 2]
@@ -115,7 +115,7 @@ def test_callback_stops():
     assert (fitted.stopped, fitted.steps) == ("callback", 100)
 
 
-def test_schedulers():
+def test_schedulers_set_the_learning_rate():
     lvm, x = tiny()
     step = vilvm.fit(
         lvm,
@@ -127,7 +127,7 @@ def test_schedulers():
 
 
 @pytest.mark.parametrize(("mode", "improves"), [("min", True), ("max", False)])
-def test_a_plateau_is_one_of_the_validation_elbo(mode, improves):
+def test_plateau_scheduler_uses_the_validation_elbo(mode, improves):
     (lvm, _), x = tiny(), torch.bernoulli(torch.full((400, 6), 0.9))
     plateau = partial(
         torch.optim.lr_scheduler.ReduceLROnPlateau, patience=1, factor=0.1, mode=mode
@@ -171,7 +171,7 @@ class Sometimes(torch.nn.Module):
             )
 
 
-def test_a_nonfinite_step_can_be_skipped():
+def test_nonfinite_step_can_be_skipped():
     lvm = Sometimes()
     # Pyro checks its values in the first epoch, here one step, so the fault comes later.
     # it counts its calls
@@ -243,7 +243,7 @@ def test_validation_keeps_its_noise_and_transform():
 
 
 class Line(torch.nn.Module):
-    """x ~ N(z, 1), z ~ N(0, 1), the guide a point so near m x that the gradient of the loss is
+    """x ~ N(z, 1), z ~ N(0, 1), with a guide so narrow about m x that the gradient of the loss is
     known: d/dm of (x − m x)² / 2 + (m x)² / 2.
     """
 
@@ -260,7 +260,7 @@ class Line(torch.nn.Module):
     def guide(self, x):
         seen = bool(self.batches) and torch.equal(
             self.batches[-1], x
-        )  # by another particle
+        )  # of another particle
         if torch.is_grad_enabled() and not seen:
             self.batches.append(x.clone())
         with pyro.plate("data", len(x)):
@@ -272,7 +272,7 @@ class Line(torch.nn.Module):
     [Trace_ELBO(), RenyiELBO(alpha=0.0, num_particles=2)],
     ids=["differentiable", "loss_and_grads"],
 )
-def test_a_step_descends_the_loss_per_datum(objective):
+def test_step_descends_the_loss_per_datum(objective):
     x = torch.randn(10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     lvm, m = Line(), 0.2
     fitted = vilvm.fit(
@@ -302,7 +302,7 @@ def test_epoch_takes_each_datum_once_in_new_order():
     assert len({tuple(epoch.tolist()) for epoch in [*order, x]}) == 4
 
 
-def test_a_schedule_by_epochs_steps_once_an_epoch():
+def test_schedule_by_epochs_steps_once_an_epoch():
     halving = partial(torch.optim.lr_scheduler.StepLR, step_size=1, gamma=0.5)
     fitted = vilvm.fit(
         Line(),
@@ -332,7 +332,7 @@ def test_wake_sleep_trains():
     assert vilvm.evaluate(lvm, x, num_samples=50).bounds["elbo"].mean > before + 0.2
 
 
-def test_an_optimizer_may_be_given_whole():
+def test_optimizer_instance_is_accepted():
     lvm, x = tiny()
     optimizer = torch.optim.SGD(lvm.parameters(), lr=np.float32(0.5))
     assert (
@@ -341,7 +341,7 @@ def test_an_optimizer_may_be_given_whole():
     )
 
 
-def test_numbers_of_half_precision(tmp_path):
+def test_half_precision_numbers_are_accepted(tmp_path):
     lvm = torch.nn.Module()
     lvm.m = torch.nn.Parameter(torch.zeros((), dtype=torch.bfloat16))
     lvm.model = scalar_model
@@ -391,7 +391,7 @@ def test_skipping_every_step_warns():
 
         def guide(self, x):
             self.calls += 1
-            # the first call is that of a look at the pair
+            # the first call finds the layout
             broken = self.m if self.calls == 1 else self.m * float("nan")
             with pyro.plate("data", len(x)):
                 pyro.sample("z", dist.Normal(broken, 1.0, validate_args=False))
@@ -453,7 +453,7 @@ def test_skipped_step_leaves_buffers_unchanged():
     assert torch.isfinite(lvm.norm.running_mean).all()
 
 
-def test_looks_at_validation_data_change_no_batch_statistics():
+def test_validation_changes_no_batch_statistics():
     class Normalised(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -480,7 +480,7 @@ def test_looks_at_validation_data_change_no_batch_statistics():
     assert max(abs(m) for m in means) < 1
 
 
-def test_a_parameter_that_comes_late_is_refused():
+def test_parameter_added_during_training_is_refused():
     def guide(x):
         with pyro.plate("data", len(x)):
             extra = pyro.param("late", torch.tensor(0.0)) if len(x) < 4 else 0.0
@@ -496,7 +496,7 @@ def test_a_parameter_that_comes_late_is_refused():
         )
 
 
-def test_a_static_transform_is_drawn_once():
+def test_static_transform_is_drawn_once():
     class Spy(Line):
         def guide(self, x):
             super().guide(x.double())
@@ -540,13 +540,13 @@ def test_shared_latents_train_in_batches_under_full_plate():
         scheduler=decaying,
     )
     assert lvm.pyro_params["scale"].exp().item() == pytest.approx(1000**-0.5, rel=0.15)
-    # All data together, in the objective and in the look alike.
+    # All data together, in the objective and in the layout.
     assert fitted.history["elbo"][-1] == pytest.approx(-1420, abs=60)
     assert np.isnan(fitted.history["rate"]).all()
 
 
 @pytest.mark.parametrize("steps", [1, 2, 19, 20, 45])
-def test_one_cycle_ends_low_however_few_the_steps(steps):
+def test_one_cycle_ends_low_for_few_steps(steps):
     lvm, x = VAE(6, 2), torch.zeros(8, 6)
     rates = []
     made = one_cycle(1e-2, steps)

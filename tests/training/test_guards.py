@@ -1,5 +1,5 @@
-"""Python state that changes during a compiled run: its numbers are those of the eager run, or it
-goes back, and says so.
+"""Python state that changes during a compiled run: its numbers equal those of the eager run, or it
+goes back and logs why.
 """
 
 import argparse
@@ -26,7 +26,7 @@ WEIGHT = 0.1
 
 
 class Weighted(torch.nn.Module):
-    """A line whose rate is weighted by whatever a subclass makes the weight of."""
+    """A line whose rate has the weight that a subclass defines."""
 
     def __init__(self):
         super().__init__()
@@ -148,7 +148,7 @@ class Array(Weighted):
 
 
 class Chosen(Weighted):
-    """A set that says what is switched on."""
+    """A set of the options that are on."""
 
     def __init__(self):
         super().__init__()
@@ -193,7 +193,7 @@ class Keyword(Weighted):
 
 
 class Replaced(Weighted):
-    """A tensor, no buffer, in whose place another one is put."""
+    """A tensor that is not a buffer, and is replaced by another."""
 
     def __init__(self):
         super().__init__()
@@ -217,7 +217,7 @@ class Buffer(Replaced):
 
 
 class Training(Weighted):
-    """What the training flag of a part says."""
+    """The training flag of a submodule."""
 
     def __init__(self):
         super().__init__()
@@ -248,7 +248,7 @@ class Frozen(Attribute):
 
 
 class Hidden(Weighted):
-    """State that no guard sees."""
+    """State that no guard covers."""
 
     def __init__(self):
         super().__init__()
@@ -300,7 +300,7 @@ def _as_graph(monkeypatch):
 
 
 def trained(make, compile, at=MOVED_AT, **options):
-    """Parameters and history after a run in which a callback moves the state at a record."""
+    """Parameters and history of a run in which a callback changes the state at a record."""
     lvm, calls = make(), []
 
     def callback(event):
@@ -322,7 +322,7 @@ def trained(make, compile, at=MOVED_AT, **options):
     )
     assert (
         calls == done.history["step"].tolist()
-    )  # once each, also where the run went back
+    )  # once each, also if the run went back
     return lvm.m.item(), lvm.s.item(), done.history["elbo"].tolist(), calls
 
 
@@ -346,7 +346,7 @@ PAIRS = [
 
 @cache
 def eager(make):
-    """The eager run; it is the same for all pairs, but for the one that moves something else."""
+    """The eager run; it is the same for all pairs except the one that changes something else."""
     return trained(make, compile=False)
 
 
@@ -358,7 +358,7 @@ QUICK = {Attribute, Global, Buffer, Hidden, closure}
     [m if m in QUICK else pytest.param(m, marks=pytest.mark.slow) for m in PAIRS],
     ids=lambda m: m.__name__.lower(),
 )
-def test_state_changed_by_callback_counts_as_when_eager(make, capsys):
+def test_state_changed_by_callback_acts_as_when_eager(make, capsys):
     m, s, elbo, at = eager(make if make is Frozen else Attribute)
     found_m, found_s, found_elbo, found_at = trained(make, compile=True)
     assert (found_m, found_s) == pytest.approx((m, s), rel=1e-4, abs=1e-5)
@@ -366,7 +366,7 @@ def test_state_changed_by_callback_counts_as_when_eager(make, capsys):
     assert found_at == at
     lines = capsys.readouterr().out.splitlines()
     assert "eagerly" not in "".join(lines)
-    if make not in (Frozen, Replaced, Buffer):  # of which no number is kept
+    if make not in (Frozen, Replaced, Buffer):  # no number of it is frozen
         assert len(lines) == 1
         assert re.search(r"compiled anew.* (changed|replaced|gradient|loss)", lines[0])
 
@@ -376,7 +376,7 @@ def test_state_changed_by_callback_counts_as_when_eager(make, capsys):
     [Plain, Array, Chosen, Imported, Keyword, defaults],
     ids=lambda m: m.__name__.lower(),
 )
-def test_a_guard_sees_settings_wherever_they_are(make):
+def test_guards_cover_settings_in_every_place(make):
     lvm = make()
     roots = [lvm, lvm.model, lvm.guide, lvm.weight]
     before, guards = lvm.weight(), Guards.of(roots)
@@ -386,8 +386,8 @@ def test_a_guard_sees_settings_wherever_they_are(make):
     assert (before, lvm.weight()) == (0.1, 1.0)
 
 
-def test_a_moved_weight_changes_the_numbers():
-    """The cases above would log: an unmoved weight leads elsewhere."""
+def test_changed_weight_changes_the_numbers():
+    """So the cases above can fail: without the change, the numbers are others."""
     (m, s, *_), (other_m, other_s, *_) = (
         eager(Attribute),
         trained(Attribute, compile=False, at=-1),
@@ -398,8 +398,8 @@ def test_a_moved_weight_changes_the_numbers():
 
 
 @pytest.mark.slow
-def test_the_case_of_the_issue():
-    """6,000 steps, beta moved from 0.1 to 1 at step 4,200 or the next record."""
+def test_annealing_by_callback_over_6000_steps():
+    """Beta rises from 0.1 to 1 at step 4,200 of 6,000, or at the next record."""
 
     def run(compile):
         lvm = Attribute()
@@ -421,7 +421,7 @@ def test_the_case_of_the_issue():
 
 
 class Counting(Attribute):
-    """A model that anneals by a count of its own, too slowly to be seen in a few steps."""
+    """A model that anneals by its own count, too slowly for an effect within a few steps."""
 
     def weight(self):
         self.beta = min(1.0, self.beta + 1e-7)
@@ -429,7 +429,7 @@ class Counting(Attribute):
 
 
 class Averaging(Weighted):
-    """A model that keeps a moving average, no buffer."""
+    """A model that keeps a moving average outside its buffers."""
 
     def __init__(self):
         super().__init__()
@@ -441,7 +441,7 @@ class Averaging(Weighted):
 
 
 class ByBatch(Weighted):
-    """A model that writes down the size of its batch, which is no count."""
+    """A model that stores the size of its batch, which is not a count."""
 
     def guide(self, x):
         self.size = len(x)
@@ -452,7 +452,7 @@ class ByBatch(Weighted):
 
 
 class Drawing(Weighted):
-    """A model that draws from a generator of numpy's, which it holds."""
+    """A model that holds a numpy generator and draws from it."""
 
     def __init__(self):
         super().__init__()
@@ -465,8 +465,8 @@ class Drawing(Weighted):
 @pytest.mark.parametrize(
     "draw", [random.random, np.random.rand], ids=["python", "numpy"]
 )
-def test_rare_draws_outside_torch_are_found_at_once(draw, capsys):
-    """They would be seen in the numbers only when they come up."""
+def test_rare_draws_outside_torch_are_detected_immediately(draw, capsys):
+    """They would change the numbers only in rare steps."""
     lvm = Weighted()
     lvm.weight = lambda: 2.0 if draw() < 1e-9 else 1.0
     vilvm.fit(lvm, data(), steps=5, compile=True, progress=False)
@@ -479,7 +479,7 @@ def test_rare_draws_outside_torch_are_found_at_once(draw, capsys):
 @pytest.mark.parametrize(
     "make", [Counting, Averaging, Drawing], ids=["count", "average", "draws"]
 )
-def test_state_that_the_pair_moves_itself_is_named(make, capsys):
+def test_state_that_the_pair_changes_is_named(make, capsys):
     vilvm.fit(make(), data(), steps=20, compile=True, progress=False)
     assert re.search(
         r"eagerly: \w+\.(beta|mean) changes whenever the pair is run",
@@ -530,8 +530,8 @@ def test_state_changed_by_scheduler_counts_at_once(rate, capsys):
 
 @pytest.mark.slow
 def test_run_returns_after_scheduler_changes_hidden_state(capsys):
-    """The records since are taken back with the steps; the count stays, so from there on the eager
-    numbers are those of a late count.
+    """Records since the change are removed with their steps; the hidden count is not reset, so the
+    eager run to compare with has a later count.
     """
     lvm, seen = Hidden(), []
 
@@ -569,7 +569,7 @@ def test_run_returns_after_scheduler_changes_hidden_state(capsys):
     assert "training went back to step" in capsys.readouterr().out
     assert len(set(seen)) < len(seen)
     assert done.steps == 130
-    # What lay between was trained again, under the state of now.
+    # The steps between were trained again, with the present state.
     assert (lvm.m.item(), lvm.s.item()) == pytest.approx(
         (other.m.item(), other.s.item()), abs=0.05
     )

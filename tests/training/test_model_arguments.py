@@ -56,7 +56,7 @@ def warmed(step):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, True])
-def test_an_annealed_weight_is_the_annealed_objective(monkeypatch, compile):
+def test_annealed_argument_equals_annealed_objective(monkeypatch, compile):
     monkeypatch.setattr(compiled_step, "inductor", graph)
     found, _ = trained(arguments=warmed, compile=compile)
     expected, _ = trained(objective=Annealed(Trace_ELBO(), 20), compile=compile)
@@ -64,7 +64,7 @@ def test_an_annealed_weight_is_the_annealed_objective(monkeypatch, compile):
     assert not torch.equal(found["m"], trained()[0]["m"])
 
 
-def test_an_argument_is_one_input_of_one_program(monkeypatch, capsys):
+def test_arguments_are_inputs_of_one_program(monkeypatch, capsys):
     programs, options = (
         [],
         {
@@ -84,10 +84,8 @@ def test_an_argument_is_one_input_of_one_program(monkeypatch, capsys):
     close(eager, found)
 
 
-def test_an_annealed_prior_is_that_of_its_step():
-    """At a guide of one point the loss is a closed form: the prior's part of it moves with the
-    step.
-    """
+def test_annealed_prior_has_the_value_of_its_step():
+    """With a guide of one point the loss has a closed form; its prior term depends on the step."""
 
     def model(x, prior=2.0):
         with pyro.plate("data", len(x)):
@@ -116,12 +114,12 @@ def test_an_annealed_prior_is_that_of_its_step():
         optimizer=partial(torch.optim.SGD, lr=0.1),
     )
     for step in range(8):
-        # of (m − prior)² / 2 and the mean of (m − x)² / 2
+        # gradient of (m − prior)² / 2 and of the mean of (m − x)² / 2
         m -= 0.1 * ((m - 0.1 * step) + (m - 0.0))
     assert lvm.pyro_params["m"].item() == pytest.approx(m, abs=1e-8)
 
 
-def test_records_see_the_defaults():
+def test_records_use_default_arguments():
     still = partial(torch.optim.SGD, lr=0.0)
     _, fitted = trained(
         steps=150,
@@ -147,7 +145,7 @@ def test_records_see_the_defaults():
     ],
     ids=lambda o: type(o).__name__,
 )
-def test_every_objective_passes_them_on(objective):
+def test_every_objective_passes_arguments_on(objective):
     seen = []
 
     class Spy(Line):
@@ -166,7 +164,7 @@ def test_every_objective_passes_them_on(objective):
     assert sorted(set(seen)) == [1.0, 2.0, 3.0]
 
 
-def test_an_automatic_guide_hands_them_to_nothing():
+def test_autoguide_ignores_arguments():
     def model(x, prior=0.0):
         mu = pyro.sample("mu", dist.Normal(prior, 1.0))
         with pyro.plate("data", len(x)):
@@ -183,11 +181,9 @@ class Killed(Exception):
     pass
 
 
-def test_a_killed_run_resumes_to_the_undisturbed_one(tmp_path):
+def test_killed_run_resumes_to_the_undisturbed_one(tmp_path):
     def dying(at):
-        fatal = [
-            at
-        ]  # a list, which may change; a number would make it another function
+        fatal = [at]  # a list may change; another number would make another function
 
         def arguments(step):
             if step in fatal:
@@ -216,7 +212,7 @@ def test_a_killed_run_resumes_to_the_undisturbed_one(tmp_path):
     assert all(torch.equal(whole[n], found[n]) for n in whole)
 
 
-def test_a_run_with_other_arguments_is_not_resumed(tmp_path):
+def test_run_with_other_arguments_is_not_resumed(tmp_path):
     trained(steps=3, arguments=warmed, run_dir=tmp_path)
     with pytest.raises(
         vilvm.CheckpointError, match=r"arguments = \['beta'\], this run has None"
@@ -224,7 +220,7 @@ def test_a_run_with_other_arguments_is_not_resumed(tmp_path):
         trained(steps=5, resume=True, run_dir=tmp_path)
 
 
-def test_a_hook_comes_after_every_step_that_moved():
+def test_hook_runs_after_every_applied_step():
     taken = []
 
     def poisoned(step):
@@ -241,9 +237,7 @@ def test_a_hook_comes_after_every_step_that_moved():
 
 
 @pytest.mark.parametrize("compile", [False, True])
-def test_a_projection_after_each_step_is_projected_descent(
-    monkeypatch, capsys, compile
-):
+def test_projection_after_each_step_is_projected_descent(monkeypatch, capsys, compile):
     monkeypatch.setattr(compiled_step, "inductor", graph)
 
     class Point(torch.nn.Module):
@@ -278,7 +272,7 @@ def test_a_projection_after_each_step_is_projected_descent(
     assert "eagerly" not in capsys.readouterr().out
 
 
-def test_the_site_of_a_bad_argument_is_named():
+def test_site_of_a_bad_argument_is_named():
     with pytest.raises(
         vilvm.NonFiniteLossError, match=r"Step 4 .*log-prior of site 'z' is nan"
     ):
@@ -312,7 +306,7 @@ def needing(x, beta):
         ),
         (
             {"arguments": warmed, "lvm": vilvm.Pair(Line().model, without)},
-            r"the guide of Pair must take \['beta'\] behind the batch",
+            r"the guide of Pair must take \['beta'\] after the batch",
         ),
         (
             {"arguments": warmed, "lvm": vilvm.Pair(needing, without)},
@@ -328,7 +322,7 @@ def test_bad_arguments_get_one_sentence(options, message):
 
 @pytest.mark.parametrize("change", ["replaced", "added", "unfrozen"])
 def test_parameter_unknown_to_the_optimizer_is_refused(change):
-    """It would be left untrained without a word."""
+    """It would stay untrained without a message."""
     lvm = torch.nn.Module()
     lvm.slope, lvm.offset = (
         torch.nn.Parameter(torch.tensor(0.1)),

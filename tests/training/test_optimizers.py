@@ -1,4 +1,4 @@
-"""Optimizers: options by name, Pyro's beside a loss per datum, and schedules that end too soon."""
+"""Optimizers: options by name, Pyro's options per datum, and schedules that end too soon."""
 
 from functools import partial
 
@@ -39,7 +39,7 @@ def trained(optimizer, lvm=None, x=X, **options):
     return lvm, fitted
 
 
-def test_names_are_those_of_the_statements():
+def test_names_are_those_of_pyro_statements():
     seen = []
 
     class Both(torch.nn.Module):
@@ -141,7 +141,7 @@ def test_options_by_name_resume_and_are_compared(tmp_path):
 
 
 def pyros_own(optimizer, x, batches=1, **options):
-    """What SVI makes of the guide's parameters."""
+    """The guide's parameters after Pyro's SVI."""
     pyro.clear_param_store()
     torch.manual_seed(0)
     svi = SVI(model, guide, optimizer(options), Trace_ELBO())
@@ -212,7 +212,7 @@ def test_subsampling_plate_scales_by_its_full_size():
 
 
 class Rateless(torch.optim.Optimizer):
-    """Descends by the sign of the gradient times a gain; it knows no "lr"."""
+    """Descends by the sign of the gradient times a gain; it has no option "lr"."""
 
     def __init__(self, params, gain=0.01):
         super().__init__(params, {"gain": gain})
@@ -228,7 +228,9 @@ class Rateless(torch.optim.Optimizer):
     "optimizer", [Rateless, by_name(Rateless, lambda name: {"gain": 0.02})]
 )
 @pytest.mark.parametrize("compile", [False, True])
-def test_an_optimizer_needs_no_learning_rate(monkeypatch, optimizer, compile, tmp_path):
+def test_optimizer_without_learning_rate_is_accepted(
+    monkeypatch, optimizer, compile, tmp_path
+):
     monkeypatch.setattr(compiled_step, "inductor", graph)
     lvm, fitted = trained(optimizer, compile=compile, run_dir=tmp_path)
     assert np.isnan(fitted.history["learning_rate"]).all()
@@ -239,7 +241,7 @@ def test_an_optimizer_needs_no_learning_rate(monkeypatch, optimizer, compile, tm
 @pytest.mark.parametrize(
     "number", [np.int64(3), np.uint8(3), torch.tensor(3), np.array(3)]
 )
-def test_any_integer_is_a_number(number, tmp_path):
+def test_integers_of_every_type_are_accepted(number, tmp_path):
     def run(number):
         torch.manual_seed(0)
         lvm, x = tiny()

@@ -1,6 +1,4 @@
-"""A run that was stopped ends bit-identical to one that was not; those that are killed are in
-test_faults.
-"""
+"""A resumed run equals an uninterrupted one bit for bit; test_faults tests killed runs."""
 
 import os
 import signal
@@ -48,7 +46,7 @@ def run(folder, steps):
 
 
 def worker(folder):
-    """The run in a process, which is to be stopped from without."""
+    """The run in a process that a signal will stop."""
     folder.mkdir(exist_ok=True)
     return subprocess.Popen(
         [
@@ -66,7 +64,7 @@ def worker(folder):
 
 
 def finish(folder):
-    """The run, or what is left of it, in this process: its final parameters."""
+    """Finishes the run in this process; returns its final parameters."""
     names = {}
     exec(WORKER, names)
     return names["run"](folder, STEPS)
@@ -115,7 +113,7 @@ def train(folder, steps, **options):
     ],
     ids=["validation", "one cycle"],
 )
-def test_n_and_m_steps_are_n_plus_m(tmp_path, options):
+def test_n_and_m_steps_equal_n_plus_m(tmp_path, options):
     whole, _ = train(tmp_path / "whole", 60, **options)
     train(tmp_path / "parts", 33, **options)
     parts, fitted = train(tmp_path / "parts", 60, resume=True, **options)
@@ -140,7 +138,7 @@ def test_records_and_best_parameters_survive_an_interruption(tmp_path):
         "gradient_norm",
         "learning_rate",
     ):
-        # The run of 77 steps looks at its end, which is no record of the longer one.
+        # The run of 77 steps has a record at its end, which the longer run has not.
         assert fitted.history[column].tolist() == done.history[column].tolist(), column
     assert fitted.best_step == done.best_step
     assert same(whole.state_dict(), parts.state_dict())
@@ -197,7 +195,7 @@ def test_stopping_callback_is_not_undone_by_interrupt(tmp_path):
     assert (again.stopped, again.steps) == ("callback", 56)
 
 
-def test_an_interrupt_at_the_last_step_changes_nothing(tmp_path):
+def test_interrupt_at_the_last_step_changes_nothing(tmp_path):
     _, fitted = train(
         tmp_path, 112, validation=digits().validation, callbacks=[interrupting(112)]
     )
@@ -222,7 +220,7 @@ def test_interrupted_model_has_its_last_parameters(tmp_path, capsys):
     assert same(state["model"], lvm.state_dict())
 
 
-def test_more_patience_goes_on_where_less_had_stopped(tmp_path):
+def test_more_patience_continues_a_stopped_run(tmp_path):
     options = {
         "validation": digits().validation.subset(slice(0, 5)),
         "optimizer": partial(torch.optim.Adam, lr=0.05),
@@ -235,14 +233,14 @@ def test_more_patience_goes_on_where_less_had_stopped(tmp_path):
     assert longer.steps == fitted.steps + 56
 
 
-def test_the_same_objective_goes_on(tmp_path):
+def test_objective_continues_its_count(tmp_path):
     objective = Annealed(Trace_ELBO(), warmup=20)
     train(tmp_path, 20, objective=objective)
     train(tmp_path, 60, objective=objective, resume=True)
     assert objective.step == 60
 
 
-def test_a_finished_run_resumes_to_itself(tmp_path):
+def test_finished_run_resumes_unchanged(tmp_path):
     first, done = train(tmp_path, 60, validation=digits().validation)
     again, fitted = train(tmp_path, 60, validation=digits().validation, resume=True)
     assert same(first.state_dict(), again.state_dict())
@@ -268,9 +266,7 @@ def test_only_the_last_good_checkpoints_are_kept(tmp_path):
     ],
 )
 def test_memory_order_of_tensors_is_kept(tmp_path, optimizer):
-    """A fused optimizer walks through parameter and state side by side in memory, so both must be
-    laid out alike after a resumption.
-    """
+    """A fused optimizer needs the same memory order of parameter and state after a resumption."""
     x = torch.rand(40, 64)
 
     def run(name, callbacks=()):

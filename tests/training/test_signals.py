@@ -1,5 +1,5 @@
-"""Ctrl-C and SIGTERM: once to end in order, twice to leave at once; nothing half written, nothing
-that hangs.
+"""Ctrl-C and SIGTERM: the first saves and returns, the second exits; no file is half written, no
+process hangs.
 """
 
 import os
@@ -65,7 +65,7 @@ def test_signal_within_the_handler_is_not_lost(monkeypatch):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_signal_ends_in_order(number, tmp_path):
+def test_first_signal_saves_and_returns(number, tmp_path):
     _, fitted = fit([at(50, lambda: send(number))], run_dir=tmp_path)
     assert (fitted.stopped, fitted.steps) == ("interrupted", 50)
     whole, _ = fit()
@@ -83,7 +83,7 @@ def test_second_signal_leaves_after_last_good_checkpoint(tmp_path):
         fit([at(100, lambda: send(times=2))], run_dir=tmp_path, checkpoint_seconds=0.0)
     assert checkpoint.load(checkpoint.latest(tmp_path / "checkpoint"))["step"] == 99
     assert torch.equal(torch.get_rng_state(), generators)
-    with locked(tmp_path):  # nobody else holds it
+    with locked(tmp_path):  # no other process holds the lock
         pass
     whole, _ = fit()
     resumed, _ = fit(run_dir=tmp_path, resume=True)
@@ -115,8 +115,8 @@ def test_unfinished_checkpoint_is_written_first(tmp_path, monkeypatch):
     ]
 
 
-def test_the_second_is_heard_where_signals_are_ignored():
-    """As they are in the background of a shell."""
+def test_second_signal_acts_if_signals_are_ignored():
+    """A shell makes background jobs ignore SIGINT."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         with pytest.raises(KeyboardInterrupt), interruptible():
@@ -126,19 +126,19 @@ def test_the_second_is_heard_where_signals_are_ignored():
         signal.signal(signal.SIGINT, before)
 
 
-def test_a_third_waits_for_nothing():
+def test_third_signal_ends_immediately():
     with interruptible() as asked, asked.writing():
         send(times=2)
         with pytest.raises(KeyboardInterrupt):
             send()
 
 
-def test_a_signal_in_a_nested_fit_ends_both():
+def test_signal_in_a_nested_fit_ends_both():
     inner = []
 
     def nested():
         inner.append(fit([at(50, send)])[1])
-        inner.append(fit()[1])  # and one that is begun after it was sent
+        inner.append(fit()[1])  # and one that starts after the signal
 
     _, outer = fit([at(100, nested)])
     assert (outer.stopped, outer.steps) == ("interrupted", 100)
@@ -148,7 +148,7 @@ def test_a_signal_in_a_nested_fit_ends_both():
     ]
 
 
-def test_a_handler_of_c_is_left_alone(monkeypatch):
+def test_handler_in_c_is_kept(monkeypatch):
     real, taken = signal.getsignal, []
     with monkeypatch.context() as patched:
         patched.setattr(
@@ -162,7 +162,7 @@ def test_a_handler_of_c_is_left_alone(monkeypatch):
     assert set(taken) == {signal.SIGINT}
 
 
-def test_a_handler_that_a_callback_sets_stays():
+def test_handler_set_by_a_callback_is_kept():
     def mine(number, frame):
         pass
 
@@ -196,7 +196,7 @@ vilvm.fit(PPCA(3, 1), torch.randn(20, 3), steps=120, **options)
     ("number", "code"),
     [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, -signal.SIGTERM)],
 )
-def test_two_signals_end_a_process_that_waits(number, code, tmp_path):
+def test_two_signals_end_a_waiting_process(number, code, tmp_path):
     root = Path(__file__).parents[2]
     command = [sys.executable, "-c", CHILD, str(tmp_path)]
     with subprocess.Popen(

@@ -1,6 +1,4 @@
-"""What fit cuts batches along, what it leaves out, and what it says when a batch or a record
-cannot be taken.
-"""
+"""The axis of batches, the last batch that is left out, and errors of a batch or a record."""
 
 from functools import partial
 
@@ -17,7 +15,7 @@ from vilvm.training._batches import Batches
 
 
 def over_time(x, plate="sequences"):
-    """Random walks that lie side by side, x of shape (T, B): one z a sequence."""
+    """B random walks, x of shape (T, B), with one z for each sequence."""
     with pyro.plate(plate, x.shape[1]):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         for t in range(len(x)):
@@ -72,7 +70,7 @@ def test_validation_in_parts_of_time_is_refused():
         vilvm.fit(timely(), torch.zeros(3, 4), validation=torch.zeros(1003, 4), steps=3)
 
 
-def test_sequences_that_lie_along_time_are_trained_whole():
+def test_time_major_sequences_are_trained_whole():
     assert vilvm.fit(timely(), torch.zeros(12, 4), steps=3).steps == 3
 
 
@@ -169,7 +167,7 @@ def test_larger_batches_are_not_left_out(rows, steps):
 
 
 def test_left_out_datum_changes_every_epoch():
-    batches = Batches(Data(torch.arange(6.0)), 5, 0, pairs=True)
+    batches = Batches(Data(torch.arange(6.0)), 5, 0, drop_single=True)
     taken = [set(batches(step).tolist()) for step in range(20)]
     assert batches.epoch_steps == 1
     assert all(len(t) == 5 for t in taken)
@@ -184,7 +182,7 @@ def test_frozen_statistics_leave_nothing_out():
 
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("always", [False, True])
-def test_batch_normalisation_that_is_no_module_is_named(monkeypatch, compile, always):
+def test_functional_batch_normalisation_is_named(monkeypatch, compile, always):
     monkeypatch.setattr(compiled_step, "inductor", graph)
 
     def norm(x):
@@ -218,7 +216,7 @@ def test_nan_statistics_of_one_datum_are_named():
         )
 
 
-# A record that cannot be taken
+# A record that fails
 # ----------------------------------------------------------------------------------------
 
 

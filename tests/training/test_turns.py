@@ -1,5 +1,5 @@
-"""Batches of several kinds in turn: their order, the steps they take, and that a killed or a
-compiled run is the same run.
+"""Batches of several kinds in turn: their order and steps; a killed or compiled run equals the
+undisturbed one.
 """
 
 from functools import partial
@@ -37,7 +37,7 @@ class Mixture(torch.nn.Module):
         pass
 
     def loss(self, batch):
-        """The exact loss per datum, written out."""
+        """The exact loss per datum."""
         log_y = torch.nn.functional.logsigmoid(torch.stack([-self.logit, self.logit]))
         joint = log_y + dist.Normal(self.locs, 1.0).log_prob(batch["x"][:, None])
         if "y" in batch:
@@ -57,7 +57,7 @@ ENUMERATED = {"objective": TraceEnum_ELBO(max_plate_nesting=1)}
 
 def test_epoch_spreads_all_sources_evenly():
     data = vilvm.Interleaved(torch.arange(80.0), torch.arange(100.0, 123.0))
-    batches = batches_of(data, 10, 0, ProcessGroup(), pairs=False)
+    batches = batches_of(data, 10, 0, ProcessGroup(), drop_single=False)
     assert batches.epoch_steps == 11
     for epoch in range(3):
         taken = [batches(epoch * 11 + i) for i in range(11)]
@@ -73,10 +73,10 @@ def test_epoch_spreads_all_sources_evenly():
     assert not torch.equal(batches(0), batches(11))
 
 
-def test_one_source_in_turn_is_that_source():
+def test_single_source_equals_plain_data():
     x = torch.arange(23.0)
     turns, alone = (
-        batches_of(vilvm.Interleaved(x), 5, 3, ProcessGroup(), pairs=False),
+        batches_of(vilvm.Interleaved(x), 5, 3, ProcessGroup(), drop_single=False),
         Batches(vilvm.Data(x), 5, 3),
     )
     assert all(torch.equal(turns(step), alone(step)) for step in range(20))
@@ -121,7 +121,7 @@ def test_validation_data_may_be_of_any_kind(source):
 
 
 class Halves(torch.nn.Module):
-    """A classifier q(y | x) that labelled batches leave alone, and a code for each datum."""
+    """A classifier q(y | x) that labelled batches do not train, and a code for each datum."""
 
     def __init__(self):
         super().__init__()
@@ -175,7 +175,7 @@ def trained(steps=40, model=Halves, **options):
     return lvm.state_dict(), fitted
 
 
-def test_a_killed_run_resumes_to_the_undisturbed_one(tmp_path):
+def test_killed_run_resumes_to_the_undisturbed_one(tmp_path):
     options = {"checkpoint_seconds": 0.0, "resume": True}
     whole, _ = trained(after_step=dies_at(None), run_dir=tmp_path / "whole", **options)
     for step in (3, 17):
@@ -195,7 +195,7 @@ def test_a_killed_run_resumes_to_the_undisturbed_one(tmp_path):
         pytest.param(partial(torch.optim.SGD, lr=1e-2), marks=pytest.mark.slow),
     ],
 )
-def test_the_graph_takes_the_eager_steps(monkeypatch, capsys, optimizer):
+def test_compiled_steps_equal_eager_steps(monkeypatch, capsys, optimizer):
     programs = []
     monkeypatch.setattr(
         compiled_step, "inductor", lambda *given: programs.append(1) or graph(*given)
@@ -213,7 +213,7 @@ def test_the_graph_takes_the_eager_steps(monkeypatch, capsys, optimizer):
 
 
 def test_kinds_of_one_shape_have_own_programs(monkeypatch, capsys):
-    """Batches that differ only by a name are not taken for each other."""
+    """Batches that differ only by a name are of different kinds."""
     monkeypatch.setattr(compiled_step, "inductor", graph)
 
     class Named(torch.nn.Module):
@@ -246,8 +246,8 @@ def test_kinds_of_one_shape_have_own_programs(monkeypatch, capsys):
     assert "eagerly" not in capsys.readouterr().out
 
 
-def test_records_look_at_the_first_source():
-    """Its reconstruction is what rate and distortion are of, whichever batch came last."""
+def test_records_evaluate_the_first_source():
+    """Rate and distortion are those of the first source, whichever batch came last."""
     seen = []
 
     class Watching(Halves):
@@ -299,6 +299,6 @@ def test_records_look_at_the_first_source():
         ),
     ],
 )
-def test_what_cannot_be_taken_in_turn_is_refused(act, message):
+def test_invalid_sources_are_refused(act, message):
     with pytest.raises(ValueError, match=message):
         act()

@@ -1,11 +1,10 @@
 """Guards: the Python state that a trace has read; a program is valid only while it is unchanged.
 
-A trace keeps the numbers, flags and functions that Python reads, attributes of modules, variables
-of closures and globals, as constants. So every place that the code of a pair can reach is recorded
-with its value before the trace, and compared before the program is used. Places are selected by
-name: what no reachable code loads by its name is not compared, so that a callback may keep
-anything on a module. State that is reached in other ways (an iterator, an extension) is not found
-here; comparisons with the eager step detect its changes.
+Tracing freezes the numbers, flags and functions that Python reads from attributes, closures and
+globals. So every place that the code of a pair can reach is recorded with its value before the
+trace, and compared before the program is used. A place counts as reachable if reachable code loads
+its name, so a callback may store anything else on a module. State that is reached otherwise (by an
+iterator, an extension) is not found here; comparisons with the eager step detect its changes.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,19 +17,19 @@ from vilvm._compile.reachable import reachable_places
 
 __all__ = ["MOST_PROGRAMS", "Guards", "state_change_reason"]
 
-MOST_PROGRAMS = 8  # for the same tensors, as Python state changes
+MOST_PROGRAMS = 8  # for tensors of the same shapes, one for each state of Python
 
 
 def state_change_reason(name: str) -> str:
     """Why a pair that changes the state `name` itself cannot be compiled."""
-    return f"{name} changes whenever the pair is run, and a program would keep it"
+    return f"{name} changes whenever the pair is run, and a program would freeze it"
 
 
 class Guards:
     """The state that code can read, by place.
 
     Arguments:
-        places: all of them, with their values.
+        places: all places, with their values.
     """
 
     def __init__(self, places: Sequence[Place]):
@@ -47,7 +46,7 @@ class Guards:
 
         Arguments:
             roots: modules and functions.
-            leave: of a holder and a key, whether this place is left out.
+            leave: whether to leave out a place, given its holder and key.
         """
         places = reachable_places(list(roots))
         return cls([p for p in places if not leave(p.holder, p.key)])
@@ -82,7 +81,7 @@ class Guards:
         return Guards(unchanged), Guards(moved)
 
     def what(self) -> str:
-        """What has changed, in words; empty if nothing has."""
+        """A description of the first change; empty if nothing has changed."""
         place = self.changed()
         if place is None:
             return ""

@@ -1,4 +1,4 @@
-"""Programs that torch's Inductor makes of functions of tensors."""
+"""Compilation of functions of tensors by torch's Inductor."""
 
 import logging
 import warnings
@@ -27,8 +27,7 @@ __all__ = [
 
 # Makes a program of a function of tensors and example tensors.
 Compiler = Callable[[Callable[..., list[Tensor]], Sequence[Tensor]], Callable[..., Any]]
-# Relative to the mean size of what is compared; sums of float32 in another order differ by some
-# 1e-6.
+# Relative to the mean absolute value; sums of float32 in another order differ by some 1e-6.
 _TOLERANCE = 1e-4
 # The choices of a user; "auto" compiles when it saves time.
 Compile = bool | Literal["auto"]
@@ -43,7 +42,7 @@ def check_compile(what: str, compile: Any) -> None:
 
 
 def worth_compiling(compile: Compile, count: int, least: int) -> bool:
-    """Whether to compile what is run `count` times; "auto" does so from `least` times on."""
+    """Whether to compile a function that runs `count` times; "auto" does so from `least` on."""
     return compile is True or (compile == "auto" and count >= least)
 
 
@@ -111,7 +110,7 @@ def assert_matches(
         run: the program.
 
     Raises:
-        UntraceableError: it differs, or the program fails.
+        UntraceableError: an output differs, or the program fails.
     """
     try:
         found = list(run())
@@ -139,15 +138,12 @@ def inductor(
         inputs: such tensors.
 
     Raises:
-        UntraceableError: the compiler cannot do it, or there is no C++ compiler.
+        UntraceableError: the compilation fails, or there is no C++ compiler.
     """
     flat = [t.detach() for t in inputs]
     try:
-        with (
-            _quiet(),
-            torch.no_grad(),
-            kept_state(flat),
-        ):  # the compiler draws random numbers
+        # The compiler draws random numbers, so the generators are preserved.
+        with _quiet(), torch.no_grad(), kept_state(flat):
             module = graph(function, flat)
             if flat[0].device.type == "cpu":
                 with suppress(Exception):  # some operations have no C++ entry
@@ -176,11 +172,11 @@ def _compiled(module: Any, flat: list[Tensor], **options: Any) -> Callable[..., 
         return made[-1][0]
 
     with (
-        # with torch's generators in the eager order, not the compiler's own
+        # noise from torch's generators in the eager order, not from the compiler's
         config.patch(
             fallback_random=True, size_asserts=False, alignment_asserts=False, **options
         ),
-        # the cache returns the whole without calling `inner`
+        # the cache would return the program without calling `inner`
         aot.patch(enable_autograd_cache=False),
     ):
         whole = compile_fx(module, flat, inner_compile=inner)

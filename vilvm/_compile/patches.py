@@ -1,4 +1,4 @@
-"""Patches of Pyro and torch that hold while a trace is taken, and only then.
+"""Patches of Pyro and torch that apply only during a trace.
 
 Pyro reads the values of tensors in a few places, without consequence for the loss: a loss is
 turned into a float, NaN causes a warning, a term is left out if it is zero. These patches keep
@@ -43,11 +43,11 @@ def traceable() -> Iterator[None]:
         # A distribution made earlier by .expand keeps the validation that was on then.
         for validated in _validated():
             stack.enter_context(
-                mock.patch.object(validated, "_validate_sample", _unwatched)
+                mock.patch.object(validated, "_validate_sample", _unchecked)
             )
         for name, stand_in in (
-            ("warn_if_nan", _unwatched),
-            ("warn_if_inf", _unwatched),
+            ("warn_if_nan", _unchecked),
+            ("warn_if_inf", _unchecked),
             ("is_identically_zero", _is_number(0)),
             ("is_identically_one", _is_number(1)),
         ):
@@ -73,7 +73,7 @@ def _pyro_modules_with(name: str) -> list[Any]:
 
 
 def _validated() -> list[type]:
-    """Every class of distributions that checks its samples in its own way."""
+    """Every class of distributions that has its own check of samples."""
     found = []
     left = [Distribution]
     while left:
@@ -93,20 +93,21 @@ def _item_as_tensor() -> Iterator[None]:
 
     torch.Tensor.item = Tensor.detach  # type: ignore[method-assign]
     try:
-        # Printing a tensor calls its item, which is now a tensor, without end.
+        # Printing a tensor calls item(), which now returns a tensor: an endless recursion.
         with (
             mock.patch.object(torch.Tensor, "__format__", read),
             mock.patch.object(torch.Tensor, "__repr__", read),
         ):
             yield
     finally:
-        del torch.Tensor.item  # which uncovers that of its base
+        del torch.Tensor.item  # reveals the method of the base class
 
 
 @contextmanager
 def _plates_by_number() -> Iterator[None]:
-    """A context in which sequential plates, ``for i in pyro.plate(...)``, count in Python if they
-    are over all their data.
+    """A context in which sequential plates over all their data count in Python.
+
+    A sequential plate is a loop, ``for i in pyro.plate(...)``.
     """
     whole: list[Tensor] = []
     sample = _Subsample.sample
@@ -136,7 +137,7 @@ def _plates_by_number() -> Iterator[None]:
         yield
 
 
-def _unwatched(value: Any, *args: Any, **kwargs: Any) -> Any:
+def _unchecked(value: Any, *args: Any, **kwargs: Any) -> Any:
     return value
 
 

@@ -1,4 +1,4 @@
-"""Places of Python state: where a value can be read again, and the value that was there."""
+"""Places of Python state: where a value is read, and the value recorded there."""
 
 import enum
 import random
@@ -108,7 +108,7 @@ class Place(NamedTuple):
     Arguments:
         holder: has a ``get`` like that of a dict.
         key: of the place in the holder.
-        value: what was there.
+        value: the recorded value.
         name: for users.
     """
 

@@ -22,7 +22,7 @@ class ProductsAlone(CustomGraphPass):
             op="call_function", target=torch.ops.aten.addmm.default
         ):
             added, left, right = node.args
-            # With factors, or a product that would be rounded before the addition.
+            # Not with factors, nor in half precision, where the product would be rounded first.
             if node.kwargs or node.meta["val"].dtype.itemsize < 4:
                 continue
             with graph.inserting_before(node):

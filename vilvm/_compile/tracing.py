@@ -1,11 +1,11 @@
 """Tracing: a loss and its gradients as one graph of tensor operations, without Pyro's handlers.
 
-``make_fx`` runs Python once and records every tensor operation; decisions of Python by the *value*
-of a tensor cannot be recorded. Those of Pyro itself are patched (``vilvm._compile.patches``); for
-those of the user's model the tracer raises.
+``make_fx`` runs Python once and records every tensor operation. It cannot record a Python decision
+that depends on the *value* of a tensor. Such decisions of Pyro are patched
+(``vilvm._compile.patches``); for those of the user's model the tracer raises.
 
-Every tensor that the trace met, parameters, buffers and data that the model closes over, becomes
-an input of the graph, by reference, so that the graph sees what is changed in place.
+Every tensor that the traced code closes over (parameters, buffers, data) becomes an input of the
+graph, by reference, so that the graph sees changes in place.
 """
 
 import random
@@ -69,7 +69,7 @@ def shapes(tensors: Sequence[Tensor]) -> tuple[Any, ...]:
 
 
 def trace(function: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) -> Graph:
-    """A function as a graph, for other values of its arguments of the same shapes.
+    """A function as a graph, for arguments of the same shapes.
 
     The function is run once, with all its effects.
 
@@ -101,8 +101,8 @@ def trace(function: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) ->
         raise UntraceableError(reason_of(error)) from error
     if _other_noise() != noise:
         raise UntraceableError(
-            "a number drawn by Python's random or by numpy.random, which a program would keep "
-            "(draw by torch)"
+            "a number drawn by Python's random or by numpy.random, which a program would freeze "
+            "(draw with torch)"
         )
     graph = Graph(module, _lift(module))
     _check_shapes(graph)
@@ -145,9 +145,8 @@ def _check_shapes(graph: Graph) -> None:
     def is_constant(node: Any) -> bool:
         if node not in constant:
             inputs = node.all_input_nodes
-            fixed = bool(inputs) and not _draws(
-                node
-            )  # what draws noise may have no inputs
+            # An operation that draws noise may have no inputs.
+            fixed = bool(inputs) and not _draws(node)
             constant[node] = fixed and all(map(is_constant, inputs))
         return constant[node]
 
@@ -166,7 +165,7 @@ def _draws(node: Any) -> bool:
 
 
 def _selectors(node: Any) -> list[Any]:
-    """The nodes on whose values the number of elements that an operation selects depends."""
+    """The nodes whose values determine how many elements an operation selects."""
     if node.target not in _INDEXING:
         return node.all_input_nodes
     if len(node.args) > 2 and _fills(node.args[2]):
@@ -176,7 +175,7 @@ def _selectors(node: Any) -> list[Any]:
 
 
 def _fills(put: Any) -> bool:
-    """Whether a value that is put somewhere is one number, which fills any number of elements."""
+    """Whether an assigned value is one number, which fills any number of elements."""
     is_number = isinstance(put, torch.fx.Node) and _numel(put) == 1
     return is_number and not _is_selected(put)
 
@@ -206,7 +205,7 @@ def _lift(module: GraphModule) -> list[Tensor]:
         held = getattr(module, str(node.target))
         if not isinstance(held, Tensor):
             raise UntraceableError(
-                f"a {type(held).__name__} that the pair closes over, which is no tensor"
+                f"a {type(held).__name__} that the pair closes over, which is not a tensor"
             )
         if id(held) not in inputs:
             with module.graph.inserting_after(last):
@@ -216,8 +215,8 @@ def _lift(module: GraphModule) -> list[Tensor]:
             closed.append(held)
         node.replace_all_uses_with(inputs[id(held)])
         module.graph.erase_node(node)
-    # The compiler would pass what stays in the module a second time, and treat every change as one
-    # of an alias.
+    # The compiler would pass tensors that stay in the module a second time, and treat every change
+    # of them as a change of an alias.
     named = [
         *module.named_parameters(recurse=False),
         *module.named_buffers(recurse=False),
@@ -231,7 +230,7 @@ def _lift(module: GraphModule) -> list[Tensor]:
 
 
 def reason_of(error: BaseException) -> str:
-    """What a trace or a compiler failed at, and where in the user's code, in one line."""
+    """Why a trace or a compiler failed, and at which line of the user's code, in one line."""
     text = str(error).strip() or type(error).__name__
     reason = text.splitlines()[0]
     reads = "get value out of a tracing tensor" in text or "data-dependent" in text

@@ -1,4 +1,4 @@
-"""The names of dimensions and their coordinates, and the tree that they make of the groups."""
+"""Names and coordinates of dimensions, and the tree of groups with named dimensions."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,8 +33,8 @@ def dimension_names(
     unknown = sorted(set(given) - set(sites))
     if unknown:
         raise ValueError(
-            f"to_datatree: dims names dimensions of {unknown[0]!r}, which is no site; there are "
-            f"{sites}."
+            f"to_datatree: dims names dimensions of {unknown[0]!r}, which is not a site; there "
+            f"are {sites}."
         )
     taken = {*sites, "chain", "draw", str(plate)}
     dims: Dims = defaultdict(dict)
@@ -81,7 +81,7 @@ def _check_own_names(
 def check_coords(
     groups: Groups, dims: Dims, coords: Mapping[str, Sequence[Any]]
 ) -> None:
-    """Checks that a dimension has one size, and as many coordinates.
+    """Checks that a dimension has one size, and one coordinate for each index.
 
     Raises:
         ValueError: it has two sizes, or another number of coordinates.
@@ -90,13 +90,13 @@ def check_coords(
     for name, dim, size in _sizes(groups, dims):
         if sizes.setdefault(dim, size) != size:
             raise ValueError(
-                f"to_datatree: dimension {dim!r} has size {sizes[dim]} and, of {name!r}, "
-                f"{size}; give them two names in dims."
+                f"to_datatree: dimension {dim!r} has size {sizes[dim]}, and size {size} in "
+                f"{name!r}; give them two names in dims."
             )
     for dim, values in coords.items():
         if dim not in sizes:
             raise ValueError(
-                f"to_datatree: coords has {dim!r}, which is no dimension; there are "
+                f"to_datatree: coords has {dim!r}, which is not a dimension; there are "
                 f"{sorted(sizes)}."
             )
         if len(values) != sizes[dim]:

@@ -1,4 +1,4 @@
-"""The groups of a tree, of one batch: draws, densities, predictive draws and data."""
+"""The groups of a tree for one batch: draws, densities, predictive draws and data."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -22,14 +22,12 @@ __all__ = ["PROPOSALS", "Request", "constant_data", "groups_of", "missing_groups
 
 PROPOSALS = 10  # draws of the guide for each resampled draw
 _MIN_DRAWS = 25  # to estimate k̂
-_PRIOR, _PREDICTIVE = (
-    ("prior", "prior_predictive"),
-    ("posterior_predictive", "prior_predictive"),
-)
+_PRIOR: tuple[str, ...] = ("prior", "prior_predictive")
+_PREDICTIVE: tuple[str, ...] = ("posterior_predictive", "prior_predictive")
 
 
 class Request(NamedTuple):
-    """What is exported of every batch.
+    """What to export from every batch.
 
     Arguments:
         num_samples: draws of the posterior.

@@ -40,12 +40,9 @@ from vilvm.export._groups import (
     missing_groups,
 )
 from vilvm.export._variables import join, named_tensors
-from vilvm.lvm import (
-    ContractError,
-    LatentVariableModel,
-)
+from vilvm.lvm import ContractError, LatentVariableModel
 from vilvm.weights import Layout
-from vilvm.weights.prepared import prepared_of, require_weights
+from vilvm.weights.prepared import Prepared, prepared_of, require_weights
 
 __all__ = ["to_datatree"]
 
@@ -54,8 +51,8 @@ _MAX_PREDICTED = 2**26  # numbers in a predictive group, unless the user asks fo
 
 @torch.no_grad()
 def to_datatree(
-    lvm: LatentVariableModel,
-    data: Any,
+    lvm: LatentVariableModel | Prepared,
+    data: Any = None,
     *,
     num_samples: int = 1000,
     num_predictive: int | None = None,
@@ -84,10 +81,10 @@ def to_datatree(
     ``vilvm.evaluate`` on held-out data.
 
     Arguments:
-        lvm: the model and guide.
+        lvm: the model and guide, or a ``Prepared`` in place of (lvm, data).
         data: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row; a transform
-            is drawn once. The tree holds num_samples draws for each datum: of many data, pass a
-            part (``data.subset(slice(0, 100))``).
+            is drawn once. The tree holds num_samples draws for each datum, so pass a subset of a
+            large data set (``data.subset(slice(0, 100))``).
         num_samples: draws, S.
         num_predictive: draws in the prior and the predictive groups; by default num_samples, or as
             many as hold 2²⁶ numbers a group.

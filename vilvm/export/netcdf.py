@@ -11,9 +11,8 @@ from vilvm._runtime.hdf5 import check_contents, root_attributes
 
 __all__ = ["load", "save"]
 
-_MARK = (
-    "written_by_vilvm"  # attribute of a saved tree that ``to_datatree`` did not make
-)
+# An attribute of a saved tree that ``to_datatree`` did not make.
+_MARK = "written_by_vilvm"
 
 
 def save(tree: xr.DataTree, path: str | Path) -> Path:
@@ -40,7 +39,8 @@ def save(tree: xr.DataTree, path: str | Path) -> Path:
     """
     if not isinstance(tree, xr.DataTree):
         raise ValueError(
-            f"save: tree must be a DataTree, as to_datatree makes it; got a {type(tree).__name__}."
+            f"save: tree must be a DataTree, such as to_datatree returns; got a "
+            f"{type(tree).__name__}."
         )
     path = check_path("save: path", path)
     if path.is_dir():
@@ -107,7 +107,7 @@ def load(path: str | Path) -> xr.DataTree:
 
 
 def _read_own(path: Path) -> xr.DataTree | None:
-    """The tree, or None of a file that ``save`` did not write."""
+    """The tree, or None if ``save`` did not write the file."""
     attributes = root_attributes(path)
     if _MARK not in attributes and attributes.get("inference_library") != "vilvm":
         return None

@@ -1,4 +1,4 @@
-"""Pictures in rows and columns, drawn as one image: many axes would take seconds.
+"""Pictures in rows and columns. They are drawn as one image: many axes would take seconds.
 
 Grey pictures are dark on white.
 """

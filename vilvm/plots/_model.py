@@ -1,4 +1,4 @@
-"""What figures of a model show: some of the data, and the latent of each."""
+"""The selection of data for a figure, and of their latent."""
 
 from typing import Any
 

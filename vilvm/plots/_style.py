@@ -24,7 +24,7 @@ THEMED = {INK: "--ink", SECOND: "--second", GREY: "--grey", "#000000": "--text"}
 
 
 class PlainFigure(Figure):
-    """A Figure that shows "$" in text literally: names come from the user and are no formulas.
+    """A Figure that shows "$" in text literally: names come from the user and are not formulas.
 
     Only the powers of ten on logarithmic axes, which matplotlib writes, are formulas.
     """

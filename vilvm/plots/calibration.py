@@ -164,7 +164,7 @@ def coverage_curve(
 ) -> Figure:
     """Expected coverage against credibility.
 
-    The curve of a calibrated posterior is the diagonal; that of an overconfident one lies below.
+    A calibrated posterior gives the diagonal; an overconfident one gives a curve below it.
 
     Arguments:
         credibility: levels in [0, 1], shape (num_levels,).

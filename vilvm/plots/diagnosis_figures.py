@@ -71,7 +71,7 @@ def _pareto_k(found: ParetoK) -> Figure | None:
 
 
 def _ranks(found: SBC) -> Figure | None:
-    # A latent that a mask hides in some simulations has fewer ranks, and so another band.
+    # A latent that is masked in some simulations has fewer ranks, and needs another band.
     complete = (found.ranks >= 0).all(0)
     names = [
         name for name, kept in zip(found.names, complete.tolist(), strict=True) if kept

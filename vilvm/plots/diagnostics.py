@@ -19,8 +19,8 @@ _MAX_NAMES = 25  # of dimensions in kl_bars; more are numbered by rank
 def pareto_k(k: Any, threshold: float = 0.7, index: Any = None) -> Figure:
     """Pareto k̂ of every datum; values above the threshold are coloured.
 
-    Up to 2,000 data are dots by index, more are a histogram. Values of +∞ and NaN stand at the
-    top.
+    Up to 2,000 data are dots by index, more are a histogram. Values of +∞ and NaN are drawn at
+    the top.
 
     Arguments:
         k: shape (num_data,).
@@ -152,7 +152,7 @@ def kl_bars(kl: Any, active: Any = None, unit: str = "nats per datum") -> Figure
 
 
 def elbo_tail(elbo: Any, tail: int, steps: Any = None) -> Figure:
-    """The ELBO against steps, with the tail that decides convergence and the tail's mean.
+    """The ELBO against steps, with the tail from which convergence is judged, and its mean.
 
     Arguments:
         elbo: in nats, shape (num_records,).
@@ -196,7 +196,7 @@ def elbo_tail(elbo: Any, tail: int, steps: Any = None) -> Figure:
 def predictive_check(
     replicated: Any, observed: float, name: str = "test statistic"
 ) -> Figure:
-    """A histogram of a statistic of replicated data, and a line at that of the observed data.
+    """A histogram of a statistic of replicated data, and a line at its observed value.
 
     Arguments:
         replicated: shape (num_replications,).

@@ -1,4 +1,4 @@
-"""Pictures that a trained model makes. Each function returns a matplotlib Figure.
+"""Pictures from a trained model. Each function returns a matplotlib Figure.
 
 `data` is what ``vilvm.fit`` and ``vilvm.evaluate`` take; a datum is shown as a picture of the
 data's ``image_shape``. The figures use matplotlib's object interface: they open no window and
@@ -174,14 +174,14 @@ def interpolations(
 
 
 def interpolations_by_model(
-    ways: Mapping[str, tuple[LatentVariableModel, Path]], data: Any, steps: int = 11
+    models: Mapping[str, tuple[LatentVariableModel, Path]], data: Any, steps: int = 11
 ) -> Figure:
     """Interpolations between the same two data, one model and path a row.
 
     The last row, a cross-fade of the pixels, is the baseline.
 
     Arguments:
-        ways: by name, a model and the path in its latent space.
+        models: by name, a model and the path in its latent space.
         data: the first and last of the data are the ends.
         steps: points on each path, both ends included.
 
@@ -205,7 +205,7 @@ def interpolations_by_model(
     first, second, shape = _ends(data, 1)
     rows = {
         name: interpolate(lvm, first, second, steps, path)[0]
-        for name, (lvm, path) in ways.items()
+        for name, (lvm, path) in models.items()
     }
     rows["pixels"] = line(first, second, steps)[0]
     ended = {

@@ -103,8 +103,8 @@ def _rasterised(artists: list[Artist]) -> Iterator[None]:
 
 def _describe_axes(axes: Axes) -> str:
     parts = [axes.get_title(), _axis_labels(axes), _row_names(axes), _legend(axes)]
-    said = [part.strip().rstrip(".") for part in parts if part.strip()]
-    return ". ".join([_kind(axes), *said]) + "."
+    sentences = [part.strip().rstrip(".") for part in parts if part.strip()]
+    return ". ".join([_kind(axes), *sentences]) + "."
 
 
 def _kind(axes: Axes) -> str:

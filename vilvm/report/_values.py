@@ -6,10 +6,10 @@ from typing import Any
 
 from vilvm.evaluation import Difference, Estimate
 
-__all__ = ["is_number", "typeset", "words"]
+__all__ = ["as_text", "is_number", "typeset"]
 
 
-def words(value: Any) -> str:
+def as_text(value: Any) -> str:
     """A value as text."""
     match value:
         case None | "":
@@ -23,7 +23,7 @@ def words(value: Any) -> str:
         case Estimate() | Difference():
             return _estimate(value)
         case list() | tuple():
-            return ", ".join(map(words, value))
+            return ", ".join(map(as_text, value))
         case _:
             return str(value)
 

@@ -22,7 +22,7 @@ from vilvm.evaluation import Ledger
 from vilvm.evaluation.ledger_tables import filled
 from vilvm.plots.curves import elbo_curves
 from vilvm.report._svg import describe, inline_svg
-from vilvm.report._values import is_number, typeset, words
+from vilvm.report._values import as_text, is_number, typeset
 from vilvm.report.provenance import environment
 
 __all__ = ["Page", "Table"]
@@ -171,9 +171,11 @@ def _contents(page: Page) -> dict[str, Any]:
         "pictures": [
             _figure(name, figure, numbers) for name, figure in page.figures.items()
         ],
-        "settings": [(n.replace("_", " "), words(v)) for n, v in page.settings.items()],
+        "settings": [
+            (n.replace("_", " "), as_text(v)) for n, v in page.settings.items()
+        ],
         "environment": [
-            (n.replace("_", " "), words(v)) for n, v in page.environment.items()
+            (n.replace("_", " "), as_text(v)) for n, v in page.environment.items()
         ],
     }
     sections = {
@@ -197,7 +199,7 @@ def _contents(page: Page) -> dict[str, Any]:
 
 def _summary(numbers: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Name, value and CSS class of each number."""
-    shown = [(name, typeset(words(value))) for name, value in numbers.items()]
+    shown = [(name, typeset(as_text(value))) for name, value in numbers.items()]
     return [(name, text, "" if is_number(text) else "words") for name, text in shown]
 
 
@@ -259,7 +261,7 @@ def _ledger_tables(ledger: Ledger | None) -> _LedgerTables:
 
 
 def _table(caption: str, table: Table) -> _Table:
-    rows = [[typeset(words(cell)) for cell in row] for row in table.rows]
+    rows = [[typeset(as_text(cell)) for cell in row] for row in table.rows]
     for row in rows:
         if len(row) != len(table.head):
             raise ValueError(

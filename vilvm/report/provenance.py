@@ -26,7 +26,7 @@ def environment(
         seed: of the run.
 
     Returns:
-        The values by name; without device, seed or commit where there is none.
+        The values by name; device, seed and commit are left out if unknown.
 
     Example:
         >>> from vilvm.report import environment
@@ -65,14 +65,14 @@ def command(module: str, options: Mapping[str, Any]) -> str:
         >>> command("examples.vae_mnist", options)
         'python -m examples.vae_mnist --latent=20 --batch-size=9 --quick'
     """
-    words = ["python", "-m", module]
+    parts = ["python", "-m", module]
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
         if value is True:
-            words.append(flag)
+            parts.append(flag)
         elif value is not None and value is not False:
-            words.append(f"{flag}={value}")
-    return shlex.join(words)
+            parts.append(f"{flag}={value}")
+    return shlex.join(parts)
 
 
 def _device(device: torch.device) -> str:
@@ -92,7 +92,7 @@ def _version(package: str) -> str:
 
 def _commit() -> str:
     """The commit of the working folder, and whether files differ from it; empty if unknown."""
-    words = [
+    query = [
         "git",
         "describe",
         "--always",
@@ -104,7 +104,7 @@ def _commit() -> str:
     variables = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
         run = subprocess.run(
-            words, capture_output=True, text=True, timeout=5, env=variables
+            query, capture_output=True, text=True, timeout=5, env=variables
         )
     except (OSError, subprocess.SubprocessError):
         return ""

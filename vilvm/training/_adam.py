@@ -1,7 +1,7 @@
 """Adam and AdamW as operations of a graph, on the state that torch's own optimizer keeps.
 
-What changes from step to step, learning rate, bias corrections and the options of a parameter
-group, is computed by the host in double precision and passed in as a small tensor, so that a
+The numbers that change from step to step (learning rate, bias corrections, options of a parameter
+group) are computed on the host in double precision and passed in as a small tensor, so that a
 scheduler needs no new graph. A step whose loss or gradient is not finite changes nothing.
 """
 
@@ -15,24 +15,16 @@ from vilvm._compile import UntraceableError
 
 __all__ = ["GraphAdam"]
 
-_STILL = (
-    0.0,
-    0.0,
-    1.0,
-    0.0,
-    1.0,
-    1.0,
-    0.0,
-    0.0,
-)  # the numbers of a step that changes nothing
+# The numbers of a step that changes nothing, in the order of ``GraphAdam.numbers``.
+_STILL = (0.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 0.0)
 
 
 class GraphAdam:
     """Adam and AdamW within a graph, on the state of a torch optimizer.
 
     Arguments:
-        optimizer: one that it ``serves``.
-        parameters: that it updates.
+        optimizer: Adam or AdamW, with options that ``serves`` accepts.
+        parameters: those that the optimizer updates.
 
     Reference: Adam: A Method for Stochastic Optimization, Kingma and Ba, 2015; Decoupled Weight
     Decay Regularization, Loshchilov and Hutter, 2019.
@@ -46,8 +38,8 @@ class GraphAdam:
         self.device = parameters[0].device
         self.counted = 0  # steps in the optimizer's own state
         self.taken = 0  # further steps, which its state does not count yet
-        self.moved: Sequence[Tensor] = ()  # the parameters of these steps
-        self._first: Tensor | None = None  # the first moment of the first of them
+        self.moved: Sequence[Tensor] = ()  # the parameters that these steps moved
+        self._first: Tensor | None = None  # the first moment of the first parameter
 
     @staticmethod
     def serves(optimizer: torch.optim.Optimizer) -> bool:
@@ -58,7 +50,7 @@ class GraphAdam:
         return not any(g.get(name) for g in optimizer.param_groups for name in variants)
 
     def blank(self, parameters: Sequence[Tensor]) -> list[Tensor]:
-        """First and then second moments before the first step, all zero."""
+        """The moments before the first step, all zero: first moments, then second moments."""
         return [
             torch.zeros_like(p, memory_format=torch.preserve_format)
             for _ in range(2)
@@ -85,7 +77,7 @@ class GraphAdam:
         return self._first is not None and not any(m is self._first for m in held)
 
     def _step_device(self, parameter: Tensor) -> torch.device | str:
-        """Where torch keeps the count of steps of a parameter, so that it can continue."""
+        """The device on which torch keeps the step count of a parameter."""
         groups = self.optimizer.param_groups
         if parameter.device.type == "cuda" and any(
             g["fused"] or g["capturable"] for g in groups
@@ -95,7 +87,7 @@ class GraphAdam:
 
     @property
     def decays(self) -> tuple[bool, ...]:
-        """For every group, whether its weights decay, which is part of a graph."""
+        """Whether weights decay, by parameter group; a graph depends on it."""
         return tuple(g["weight_decay"] != 0 for g in self.optimizer.param_groups)
 
     def count(self, parameters: Sequence[Tensor]) -> None:
@@ -119,7 +111,7 @@ class GraphAdam:
         self.moved = parameters
 
     def numbers(self, step: int | None = None) -> Tensor:
-        """What changes from step to step, by group of parameters, shape (groups, 8).
+        """The numbers that change from step to step, by parameter group, shape (groups, 8).
 
         Arguments:
             step: counted from 1; the next one by default.
@@ -147,7 +139,7 @@ class GraphAdam:
         return torch.tensor(rows, device=self.device)
 
     def settle(self) -> None:
-        """Adds the steps taken to those that the optimizer has counted."""
+        """Adds the steps taken to the optimizer's own counts."""
         for state in (self.optimizer.state[p] for p in self.moved):
             if state:  # the user may have cleared it
                 state["step"] += self.taken
@@ -189,8 +181,8 @@ class GraphAdam:
             square = moments[count + i]
             group = self.group[id(moved[i])]
             row = numbers[group].to(grad.dtype).unbind()
-            # Chosen here, and for the gradient (0 · NaN is NaN), so that one choice an element is
-            # enough.
+            # `good` selects these numbers and the gradient (0 · NaN is NaN), so that each element
+            # needs one selection only.
             step, fresh, b2, fresh2, correction, eps, shrink, penalty = (
                 torch.where(good, *n) for n in zip(row, _STILL, strict=True)
             )
@@ -212,7 +204,7 @@ class GraphAdam:
         Arguments:
             moved: the parameters.
             moments: after the step, in the order of ``blank``.
-            clipped: the factor of clipping.
+            clipped: the factor by which the gradients were clipped.
 
         Returns:
             The gradient before clipping, by the id of the parameter.

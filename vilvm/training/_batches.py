@@ -1,10 +1,9 @@
-"""The batches of a run: each epoch has all data once, in an order that depends on the seed and the
-epoch alone.
+"""The batches of a run. Each epoch visits all data once, in an order set by seed and epoch.
 
-``Batches`` are of one source of data; ``Turns`` takes those of several in turn. torch's DataLoader
-would collate single rows in worker processes, where one index-select on the device makes a whole
-batch here. Its random stream also cannot be entered at an arbitrary step, as exact resumption
-needs.
+``Batches`` serves one source of data; ``Turns`` takes the batches of several sources in turn.
+torch's DataLoader is not used. It would collate single rows in worker processes, while one
+index_select on the device makes a whole batch. Its random stream cannot start at an arbitrary
+step, as exact resumption requires.
 """
 
 import math
@@ -27,40 +26,42 @@ def batches_of(
     size: int | None,
     seed: int,
     ranks: ProcessGroup,
-    pairs: bool,
+    drop_single: bool,
 ) -> "Batches | Turns":
     """The batches of one or several sources of data.
 
     Arguments:
-        data: on the device already, or on disk.
+        data: on their device already, or on disk.
         size: the most data in a batch; None for all.
-        seed: of the orders.
-        ranks: each of which has its share of every batch.
-        pairs: whether a last batch of a single datum is left out.
+        seed: of the order of the data.
+        ranks: the processes that share every batch.
+        drop_single: whether a last batch of one datum is left out.
     """
     if isinstance(data, Data):
-        return Batches(data, min(size or len(data), len(data)), seed, ranks, pairs)
+        size = min(size or len(data), len(data))
+        return Batches(data, size, seed, ranks, drop_single)
     # Each source has its own order, so that sources of equal length are not always paired alike.
     each = [
-        batches_of(s, size, seed + i * 2**32, ranks, pairs)
+        batches_of(s, size, seed + i * 2**32, ranks, drop_single)
         for i, s in enumerate(data.sources)
     ]
     return Turns(data, [b for b in each if isinstance(b, Batches)])
 
 
 class Batches:
-    """The batches of one source. None depends on those before it, so a run can start at any step.
+    """The batches of one source. A batch depends on its step only, so a run can start at any step.
 
     Data on disk are read a few batches ahead and then copied to their device; their batches equal
     those of the same data in memory.
 
     Arguments:
-        data: on the device already, or on disk.
-        size: data a batch; the last of an epoch may be smaller. All data, in their own order, if
-            there are no more.
-        seed: of the orders.
-        ranks: each of which has its share of every batch.
-        pairs: whether a last batch of one datum is left out, as batch normalisation needs two.
+        data: on their device already, or on disk.
+        size: data a batch; the last batch of an epoch may be smaller. If `size` is at least the
+            number of data, every batch holds all data, in their own order.
+        seed: of the order of the data.
+        ranks: the processes that share every batch.
+        drop_single: whether a last batch of one datum is left out, as batch normalisation needs
+            two.
     """
 
     def __init__(
@@ -69,10 +70,10 @@ class Batches:
         size: int,
         seed: int,
         ranks: ProcessGroup | None = None,
-        pairs: bool = False,
+        drop_single: bool = False,
     ):
         self.whole = size >= len(data)
-        self.leaves_out = pairs and not self.whole and len(data) % size == 1
+        self.leaves_out = drop_single and not self.whole and len(data) % size == 1
         self.epoch_steps = math.ceil(len(data) / size) - self.leaves_out
         self.data = data.loaded() if self.whole else data
         self.size = size
@@ -88,7 +89,7 @@ class Batches:
     def __call__(self, step: int) -> Any:
         """This rank's share of the batch of a step, transformed with torch's current generator.
 
-        If the share is empty, it is one datum, which gets weight 0.
+        An empty share is replaced by one datum of weight 0.
         """
         if self._ahead is None:
             return self._picked(self.data, step).model_input()
@@ -100,7 +101,7 @@ class Batches:
         return [self]
 
     def record_batch(self, step: int) -> int:
-        """The step whose batch is evaluated by a record after `step`."""
+        """The step whose batch a record after `step` evaluates."""
         return step
 
     def close(self) -> None:
@@ -127,7 +128,7 @@ class Batches:
         return data.take(self._order[1][start + mine.start : start + mine.stop])
 
     def _sent(self, picked: Data) -> Data:
-        """Data that the host has read, on the device; a GPU copies them asynchronously."""
+        """Copies data that the host has read to the device, asynchronously on a GPU."""
         device = self.data.device
         if device.type != "cuda":
             return picked.to(device)
@@ -183,8 +184,9 @@ class Turns:
         return self.sources[i], epoch * self.sources[i].epoch_steps + j
 
     def record_batch(self, step: int) -> int:
-        """The step whose batch is evaluated by a record after `step`: the last of the first source
-        until then, or else the first after it.
+        """The step whose batch a record after `step` evaluates.
+
+        This is the latest step with a batch of the first source; if there is none yet, the next.
         """
         back = range(step, max(-1, step - self.epoch_steps), -1)
         for other in (*back, *range(step, step + self.epoch_steps)):

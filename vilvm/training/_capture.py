@@ -40,14 +40,15 @@ class Captured:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._given: list[Tensor] = []
         self._found: list[Tensor] = []
-        self._places: list[int] = []
+        self._addresses: list[int] = []
         self._refused = False
 
     def __call__(self, *given: Tensor) -> list[Tensor]:
         """The outputs of `run`, as copies."""
-        places = [t.data_ptr() for t in self.fixed]
-        if not self._refused and (self._graph is None or places != self._places):
-            self._places = places
+        addresses = [t.data_ptr() for t in self.fixed]
+        moved = addresses != self._addresses
+        if not self._refused and (self._graph is None or moved):
+            self._addresses = addresses
             self._capture(given)
         if self._graph is None:
             return list(self.run(given, self.fixed))
@@ -74,8 +75,8 @@ class Captured:
         except RuntimeError as error:
             self._refused = True
             self.log(
-                "The compiled step is launched kernel by kernel, for CUDA can capture no graph of "
-                f"it: {str(error).splitlines()[0]}."
+                "The compiled step is launched kernel by kernel, because CUDA cannot capture a "
+                f"graph of it: {str(error).splitlines()[0]}."
             )
             return
         self._graph = graph

@@ -1,9 +1,9 @@
 """Checks of the state of a checkpoint, before any of it is loaded.
 
-Checksums show damage, but can be computed anew. So a state is compared with that of the run that
-loads it: it must have the same names, types, shapes, dtypes and orders in memory, and what follows
-from the number of steps, from the options and from the history must follow. A state that passes is
-one that this run can have had.
+Checksums reveal damage, but anyone can recompute them. So the state is also compared with the run
+that loads it. Names, types, shapes, dtypes and memory orders must be the same. What follows from
+the number of steps, the options and the history must agree with them. A state that passes is one
+that this run could have reached.
 """
 
 import math
@@ -67,12 +67,12 @@ _GENERATOR_BYTES = 16  # of the state of a generator on a GPU
 
 
 def check_state(found: Path, state: Any, run: Run) -> None:
-    """Raises CheckpointError unless a state is one that a run can have had.
+    """Raises CheckpointError unless a run could have reached a state.
 
     Arguments:
         found: the folder of the checkpoint.
-        state: what it holds, with the settings of this run.
-        run: before its first step.
+        state: of the checkpoint; its settings are those of the run.
+        run: the run that loads the state, before its first step.
     """
     try:
         require(
@@ -97,12 +97,12 @@ def check_state(found: Path, state: Any, run: Run) -> None:
         raise spoiled(found, f"it is altered: {error}") from None
     except _IMPROPER:
         raise spoiled(
-            found, "it is altered: its state is none that this run can have had"
+            found, "it is altered: this run cannot have reached its state"
         ) from None
 
 
 def _check_position(state: Any, run: Run) -> None:
-    """Checks the step, and the flags of a run."""
+    """Checks the step and the flags of the run."""
     step = state["step"]
     epoch_steps = run.epoch_steps
     require(is_count(step), f"its step is {step!r:.40}")
@@ -137,7 +137,7 @@ def _check_history(state: Any, run: Run) -> None:
     step = state["step"]
     rows = state["history"]
     tally = state["tally"]
-    require(isinstance(rows, list), "its history is no list")
+    require(isinstance(rows, list), "its history is not a list")
     last, seconds = 0, 0.0
     for row in rows:
         due = next_record(last, run.epoch_steps)
@@ -163,7 +163,7 @@ def _check_history(state: Any, run: Run) -> None:
 
 def _check_skipped(state: Any) -> None:
     skipped = sum(row["skipped"] for row in state["history"])
-    require(is_count(state["skipped"]), "its skipped steps are no count")
+    require(is_count(state["skipped"]), "its number of skipped steps is not a count")
     require(
         state["skipped"] == skipped + state["tally"]["skipped"],
         "its skipped steps are not those of its history",
@@ -265,10 +265,10 @@ def _check_tensors(
     """Checks the parameters and buffers of a model.
 
     Arguments:
-        what: names them in the error.
-        values: by name.
+        what: their name in the error.
+        values: the tensors of the checkpoint by name.
         lvm: the model of the run.
-        hooked: whether user code ran between steps, which alone may make a parameter infinite.
+        hooked: whether user code ran between steps; only then may a parameter be infinite.
     """
     known = lvm.state_dict()
     check_like(what, values, dict(known))
@@ -309,7 +309,7 @@ def _check_objective(state: Any, objective: Any) -> None:
     check_like("objective", kept, proper)
     check_like("objective_start", start, proper)
     if "step" in proper and hasattr(objective, "advance") and not state["hooked"]:
-        # A step that fails may do so before it is counted.
+        # The objective may or may not have counted a step that was skipped.
         taken = kept["step"] - start["step"]
         applied = state["step"] - state["skipped"]
         counts = is_count(start["step"]) and is_count(taken, applied, state["step"])
@@ -342,4 +342,4 @@ def _check_bytes(kept: Any) -> None:
     is_bytes = (
         isinstance(kept, Tensor) and kept.dtype == torch.uint8 and kept.dim() == 1
     )
-    require(is_bytes, "a generator is no bytes")
+    require(is_bytes, "the state of a generator is not bytes")

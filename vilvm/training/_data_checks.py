@@ -32,7 +32,7 @@ __all__ = ["DataChecks"]
 
 
 class DataChecks:
-    """Runs a pair on each source of data, and refuses what would be trained wrongly.
+    """Runs a pair on each source of data, and raises an error if it would be trained wrongly.
 
     Arguments:
         spec: of the run.
@@ -64,7 +64,7 @@ class DataChecks:
         changed = nest(spec.objective, layout.nesting, vectorises)
         if ranks.size > 1 and not data.divisible:
             raise ContractError(
-                "fit: these data cannot be shared out among ranks (their tensors share no first "
+                "fit: these data cannot be divided among ranks (their tensors share no first "
                 "dimension); train them in one process."
             )
         if not batches.whole or spec.parallel:
@@ -78,7 +78,7 @@ class DataChecks:
         return changed
 
     def check_validation(self) -> Layout:
-        """The layout of the validation data: that of training data of their kind, if any.
+        """The layout of the validation data: that of training data of the same structure, if any.
 
         Raises:
             ContractError: the pair cannot run on these data.
@@ -105,8 +105,10 @@ class DataChecks:
     # ------------------------------------------------------------------------------------
 
     def _check_single_data(self, batches: Batches, batch: Any) -> None:
-        """Raises ContractError if the guide has parameters of single data, by position in the
-        batch, and does not always receive all data; remembers the data it received.
+        """Raises ContractError if the guide's parameters of single data would serve other data.
+
+        Such parameters belong to data by their position in the batch, so the guide must always
+        receive all data. The data that it receives are remembered.
         """
         whole = batches.whole and not self.spec.parallel
         unset = unset_autoguides(self.lvm)
@@ -119,12 +121,12 @@ class DataChecks:
                 raise
         if found is None or (whole and not found.single):
             return
-        what = _several(batches, whole)
+        what = _what_moves_data(batches, whole)
         if not whole or found.name in self._owned:
             restart(unset)
             raise ContractError(
-                f"fit: the guide's parameter {found.name!r} serves data by their place in the "
-                f"batch, and {what} put others there: {INSTEAD}."
+                f"fit: the guide's parameter {found.name!r} serves data by their position in the "
+                f"batch, and {what} put other data there: {INSTEAD}."
             )
         self._own(found.name, batches.data, batch)
 
@@ -142,8 +144,9 @@ class DataChecks:
             raise explain_small_batch(error, 0, self.spec.batches) from None
 
     def _by_position_of_all(self, data: Data) -> ByPosition | None:
-        """What ``by_position`` finds on all data, for a guide that cannot run on part of them;
-        None if it cannot run on all either.
+        """The result of ``by_position`` on all data, for a guide that cannot run on part of them.
+
+        None if the guide cannot run on all data either.
         """
         with suppress(ContractError), seeded(self.spec.seed, self.spec.device):
             every = data.loaded().model_input()
@@ -177,15 +180,17 @@ class DataChecks:
         self._check_axis(batches.data, layout, rows)
 
     def _check_axis(self, data: Data, layout: Layout, rows: int) -> None:
-        """Raises ContractError unless the plate over the data follows the axis that batches are
-        cut along, and does not merely have their size by chance.
+        """Raises ContractError unless the plate over the data is along the axis of the batches.
+
+        Another plate may have the size of the batch by chance, so the pair also runs on another
+        number of data.
         """
         check_rows(self.lvm, layout, rows)
         other = rows - 1 if rows > 1 else 2
         if other > len(data):
             return
         found = None
-        # A pair that takes batches of one size only, as an autoguide does, is not refused.
+        # A pair that takes batches of one size only, such as an autoguide, is not refused.
         with (
             seeded(self.spec.seed, self.spec.device),
             module_parameters(self.lvm, frozen=True),
@@ -210,6 +215,6 @@ class DataChecks:
         return way == VECTORISED
 
 
-def _several(batches: Batches, whole: bool) -> str:
-    """What puts other data in the place of a datum."""
+def _what_moves_data(batches: Batches, whole: bool) -> str:
+    """What puts other data at a position of the batch, for an error message."""
     return "several sources of data" if whole else f"batches of {batches.size}"

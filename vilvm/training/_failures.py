@@ -1,4 +1,4 @@
-"""Why a step failed: the error that names the site, and what to do."""
+"""The error for a step that failed: the reason, the site and what to do."""
 
 import math
 
@@ -21,7 +21,7 @@ _NO_SITE = (
 )
 _ONE_DATUM = (
     " The batch holds one datum: if the pair takes statistics over its batch, choose a "
-    "batch_size that leaves none over."
+    "batch_size that leaves no single datum over."
 )
 
 
@@ -40,7 +40,7 @@ def refused_step(
     error: ValueError,
     noise: list[torch.Tensor],
 ) -> StepResult:
-    """A non-finite step, if that is why Pyro's checks refused it.
+    """The result of a step that Pyro's checks refused because it is not finite.
 
     Arguments:
         run: at the step that failed.
@@ -88,7 +88,7 @@ def nonfinite_step(
 
 def last_checkpoint(spec: RunSpec) -> str:
     """The last good state on disk, and the advice for a run that became non-finite."""
-    kept = "There is no checkpoint, for no run_dir was given."
+    kept = "There is no checkpoint, because no run_dir was given."
     if spec.folder is not None:
         last = checkpoint.latest(spec.folder / "checkpoint")
         kept = "No checkpoint was written yet."

@@ -1,4 +1,4 @@
-"""The layouts of the batches that a run meets, and the error where a batch is too small."""
+"""The layouts of the batches that a run meets, and the error for a batch that is too small."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ class Layouts:
         return list(self._found.values())
 
     def of(self, batch: Any) -> Layout:
-        """The layout of batches like this one, which was found before."""
+        """The layout of batches like this one, which has been found before."""
         return self._found[_key(batch)]
 
     def of_kind(self, kind: Any) -> list[Layout]:
@@ -80,6 +80,6 @@ def explain_small_batch(
         where = f"the share of rank {ranks.rank}"
     return ContractError(
         f"Step {step + 1}: {where} holds one datum, for which batch normalisation has no "
-        "statistics: choose a batch_size that leaves none over "
+        "statistics: choose a batch_size that leaves no single datum over "
         f"({len(batches.data)} data in batches of {batches.size}, {ranks.size} ranks)."
     )

@@ -1,8 +1,8 @@
 """The training loop: takes steps, writes records, saves checkpoints, and stops.
 
 Compiled steps are launched in blocks, and their results read once a block, so that a GPU is not
-synchronised at every step. They are compared with the eager step from time to time; where they
-differ, the run returns to the last comparison that held.
+synchronised at every step. They are compared with the eager step from time to time; if they
+differ, the run returns to the last comparison that passed.
 """
 
 import math
@@ -35,9 +35,9 @@ from vilvm.training.step import Step, StepResult
 
 __all__ = ["Loop"]
 
-# Steps, at most, that are run eagerly at the start, with Pyro's checks of every datum.
+# The most steps at the start that run eagerly, with Pyro's checks of every datum.
 _CHECKED_STEPS = 2000
-# Of compiled steps between two synchronisations, after which signals and the clock are checked.
+# The duration of a block of compiled steps. Signals and clock are checked after each block.
 _SECONDS_AT_ONCE = 0.1
 _PROGRESS_EVERY = 20  # steps
 
@@ -57,7 +57,7 @@ class Loop:
         self.checkpoints = checkpoints
         self.recorder = Recorder(run)
         self._start: Position  # of the block of steps
-        self._good: Snapshot | None = None  # the last that was confirmed
+        self._good: Snapshot | None = None  # the last confirmed state
         if not run.spec.parallel:  # ranks cannot return to an earlier step one by one
             self.compiled.keep = self._keep
 
@@ -87,9 +87,9 @@ class Loop:
         self._report_end()
 
     def _advance(self, bar: ProgressBar) -> None:
-        """Takes some steps, and what follows from them: a record, a checkpoint, the end."""
+        """Takes some steps; then records, stops or saves if that is due."""
         before = self.state.step
-        self.compiled.eager.flags = self._wishes()
+        self.compiled.eager.flags = self._requests()
         self.take_steps()
         numbers = None
         if self.state.step // _PROGRESS_EVERY > before // _PROGRESS_EVERY:
@@ -113,20 +113,22 @@ class Loop:
         self.recorder.record()
         self.compiled.check_soon(always=has_callbacks)
         if has_callbacks and self.state.compiles and self.compiled.goes_back:
-            # All before the callbacks was confirmed, so that none is called twice.
+            # The run never returns to a step before this one, so no callback is called twice.
             self._good = Snapshot(Position(self.run))
         if not self.state.running:
             self._confirmed()  # if this fails, the run has not stopped
 
-    def _wishes(self) -> list[bool]:
-        """Whether this rank would stop, and save."""
+    def _requests(self) -> list[bool]:
+        """Whether this rank asks to stop, and whether it asks to save."""
         return [self.run.signals.asked, self.checkpoints.due]
 
     def _stop_or_save(self) -> None:
         """Ends the run after a signal, and saves it when a checkpoint is due."""
-        # All ranks stop and save after the same step: each has the wishes of all by now.
-        wishes = self.compiled.eager.flags if self.run.spec.parallel else self._wishes()
-        stop, save = wishes
+        # All ranks stop and save after the same step: each knows the requests of all by now.
+        requests = self._requests()
+        if self.run.spec.parallel:
+            requests = self.compiled.eager.flags
+        stop, save = requests
         if (stop or save) and not self._confirmed():
             return
         if stop and self.state.running and self.state.step < self.run.spec.total:
@@ -148,8 +150,8 @@ class Loop:
         spec = self.run.spec
         if state.skipped and state.skipped == state.step:
             warnings.warn(
-                f"All {state.step} steps were skipped, their loss or gradient not being finite: "
-                "nothing was trained.",
+                f"All {state.step} steps were skipped because their loss or gradient was not "
+                "finite: nothing was trained.",
                 stacklevel=4,
             )
         if state.stopped == "interrupted" and spec.ranks.is_main:
@@ -162,7 +164,7 @@ class Loop:
     # ------------------------------------------------------------------------------------
 
     def _keep(self) -> None:
-        """Keeps the state before this block of steps, up to which all steps were confirmed."""
+        """Keeps the state before this block of steps; all earlier steps are confirmed."""
         self._good = Snapshot(self._start)
 
     def _go_back(self, found: Diverged) -> None:
@@ -218,8 +220,8 @@ class Loop:
         spec = self.run.spec
         state = self.state
         epoch = self.run.epoch_steps
-        # The user's code runs between steps, and may change what a program holds constant; or the
-        # next batch is of another kind.
+        # User code between steps may change what a program holds constant. With several sources,
+        # the next batch is of another kind.
         user_code = spec.after_step is not None or spec.arguments is not None
         one_by_one = user_code or len(spec.batches.sources) > 1
         if one_by_one or not state.compiles or self._is_checked:
@@ -265,7 +267,7 @@ class Loop:
             for _ in range(finite):
                 self.compiled.rehearse(program, self.run.current_inputs())
                 self._count_step()
-        # one by one, so that the sums do not depend on how many are taken at once
+        # added one by one, so that the sums do not depend on the size of the block
         for loss, norm, _ in results[:finite]:
             self.state.tally.loss += loss
             self.state.tally.norm += norm
@@ -333,7 +335,7 @@ class Loop:
         self._count_step()
 
     def _num_data_of_share(self, batch: Any) -> float:
-        """What this rank divides its loss by, so that the losses of all ranks add up to a mean."""
+        """The divisor of this rank's loss, with which the losses of all ranks add up to a mean."""
         weight = self.run.spec.batches.weight(self.state.step)
         return self.run.num_data(batch) / weight if weight else math.inf
 
@@ -389,7 +391,7 @@ class Loop:
 
 @contextmanager
 def _without_pyro_warnings(sources: int) -> Iterator[None]:
-    """Hides warnings that do not apply, or that an error of ours replaces."""
+    """Hides warnings that do not apply, or that our own errors replace."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Encountered (NaN|[+]?inf)")
         # Sites that are enumerated in one kind of batch may be observed in another.

@@ -112,7 +112,7 @@ def check_arguments(lvm: Any, arguments: dict[str, Tensor]) -> None:
             signature.bind(None)
         except TypeError as error:
             raise ContractError(
-                f"fit: the {part} of {type(lvm).__name__} must take {sorted(arguments)} behind "
+                f"fit: the {part} of {type(lvm).__name__} must take {sorted(arguments)} after "
                 "the batch, each with a default, which records and evaluate use, such as "
                 f"{part}(batch, {next(iter(arguments), 'beta')}=1.0); it is {part}{signature} "
                 f"({error})."

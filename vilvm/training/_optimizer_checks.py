@@ -1,7 +1,7 @@
 """Checks of the optimizer in a checkpoint.
 
-Its state, which a fresh run does not have yet, is compared with that of a copy of the optimizer
-after one step.
+A fresh run has no optimizer state yet, so the state in the checkpoint is compared with that of a
+copy of the optimizer after one step.
 """
 
 import copy
@@ -49,7 +49,7 @@ def counts_of(optimizer: Mapping[str, Any]) -> list[float | None]:
 
 
 def check_optimizer(state: Any, run: Run) -> None:
-    """Raises AlteredError unless the run can have had the optimizer in a state."""
+    """Raises AlteredError unless the run could have reached the optimizer's state."""
     kept = state["optimizer"]
     fresh = run.optimizer.state_dict()
     require(
@@ -72,7 +72,7 @@ def check_optimizer(state: Any, run: Run) -> None:
 
 def _free_options(state: Any, run: Run) -> set[str] | None:
     """The options of a group that may have changed since it was made; None if all may."""
-    # Optimizers not of torch may change their options, as Pyro's ClippedAdam does its lr.
+    # Optimizers outside torch may change their options: Pyro's ClippedAdam changes its lr.
     of_torch = type(run.optimizer).__module__.startswith("torch.optim.")
     if state["hooked"] or not of_torch:
         return None
@@ -103,8 +103,8 @@ def _check_all_moments(
 
     Arguments:
         kept: the state by parameter in the checkpoint.
-        fresh: that of the run.
-        stepped: that of a copy of the optimizer after one step.
+        fresh: the state by parameter of the run.
+        stepped: the state by parameter of a copy of the optimizer after one step.
         run: before its first step.
     """
     parameters = [p for g in run.optimizer.param_groups for p in g["params"]]
@@ -129,13 +129,13 @@ def _check_moment(
 ) -> None:
     if isinstance(value, Tensor):
         require(bool(value.isfinite().all()), f"{path} is not finite")
-        # A fused optimizer walks through both side by side in memory, whatever their shapes.
+        # A fused optimizer reads both in the order of memory, whatever their shapes.
         alike = value.shape == parameter.shape and order_of(value) == order_of(
             parameter
         )
         require(
             name != "exp_avg" or alike,
-            f"{path} is laid out otherwise than its parameter",
+            f"{path} has another memory order than its parameter",
         )
     elif isinstance(value, float | int):
         require(math.isfinite(value), f"{path} is {value}")
@@ -186,8 +186,8 @@ def _after_one_step(optimizer: Any, groups: Any) -> dict[int, Any]:
         groups: with the options for the copy.
 
     Returns:
-        The state by parameter; empty if no copy can take a step, for example because an optimizer
-        of the user's needs more than gradients.
+        The state by parameter; empty if no copy can take a step, for example because a user's
+        optimizer needs more than gradients.
     """
     for options in (groups, optimizer.param_groups):
         try:

@@ -6,7 +6,7 @@ from typing import Any
 
 __all__ = ["Prefetched"]
 
-_AHEAD = 4  # batches: enough to ride out a slow read
+_AHEAD = 4  # batches; enough to cover a slow read
 
 
 class Prefetched:
@@ -15,7 +15,7 @@ class Prefetched:
     An error of `read` is raised when its step is requested.
 
     Arguments:
-        read: of a step, returns its batch.
+        read: returns the batch of a step.
     """
 
     def __init__(self, read: Callable[[int], Any]):

@@ -1,6 +1,6 @@
 """Preparation of a run: the pair is run on each source of data, checked, and given an optimizer.
 
-The pair is run once on a batch of each source, which creates lazy parameters and shows its layout.
+Running the pair once on a batch of each source creates lazy parameters and finds its layout.
 """
 
 import hashlib
@@ -35,7 +35,9 @@ from vilvm.weights._per_datum import forget
 
 __all__ = ["prepare"]
 
-_WORTH_COMPILING = 5000  # steps from which a compiler's ten seconds are earned back
+_WORTH_COMPILING = (
+    5000  # steps; a longer run saves more than the ten seconds of compilation
+)
 
 
 def prepare(
@@ -47,7 +49,7 @@ def prepare(
     """A run that is ready for its first step.
 
     Arguments:
-        spec: what ``fit`` was asked to do.
+        spec: the checked arguments of ``fit``.
         optimizer, scheduler: as given to ``fit``.
         undo: receives what restores the objective after the run.
 
@@ -82,7 +84,7 @@ def prepare(
         compiled=_step(spec, layouts, made),
         settings=settings,
         objective_start=objective_start,
-        # By the length of the run, not by a clock: two runs with one seed are the same.
+        # Decided by the length of the run, not by a clock, so that one seed gives one run.
         state=RunState(
             hooked=hooked,
             compiles=worth_compiling(spec.compile, spec.total, _WORTH_COMPILING),
@@ -166,7 +168,7 @@ def _settings(
     inputs: StepInputs,
     layouts: Layouts,
 ) -> dict[str, Any]:
-    """All that a checkpoint must agree with; the entries of the optimizer are filled in later."""
+    """The settings that a checkpoint must share; the optimizer's entries are filled in later."""
     arguments = after_step = None
     if spec.arguments is not None:
         arguments = sorted(inputs.arguments(0))
@@ -206,9 +208,9 @@ def _sites(layouts: list[Layout]) -> dict[str, str]:
     if len(layouts) == 1:
         return dict(layouts[0].sites)
     return {
-        f"{name}, source {i}": words
+        f"{name}, source {i}": description
         for i, layout in enumerate(layouts, start=1)
-        for name, words in layout.sites.items()
+        for name, description in layout.sites.items()
     }
 
 
@@ -221,7 +223,7 @@ def _check_ranks(run: Run) -> None:
         spec.skip,
         spec.folder is not None,
         spec.validation is not None,
-        # A function may know its rank, to print on one alone; what it gives is the same.
+        # A function may depend on the rank, for example to print on one rank only.
         sorted(
             (item for item in run.settings.items() if item[0] != "functions"), key=str
         ),
@@ -231,6 +233,6 @@ def _check_ranks(run: Run) -> None:
     if not bool((spec.ranks.gather(mine) == mine).all()):
         raise ValueError(
             f"fit: rank {spec.ranks.rank} of {spec.ranks.size} was given other data, another "
-            "model or other settings than another rank; let every rank call fit alike, run_dir "
-            "included, with what it builds from the same seed."
+            "model or other settings than another rank; call fit with the same arguments on "
+            "every rank, run_dir included, and build them from the same seed."
         )

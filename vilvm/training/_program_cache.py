@@ -9,8 +9,7 @@ from vilvm.training._traced_step import Program, StepTracer
 
 __all__ = ["ProgramCache"]
 
-# Steps, at least and on average, between two replacements of a tensor, each of which needs a new
-# trace.
+# The least mean number of steps between two replacements of a tensor; each needs a new trace.
 _SELDOM = 50
 
 
@@ -18,7 +17,7 @@ class ProgramCache:
     """Programs by key: one for every shape of batch and every state of Python.
 
     Arguments:
-        tracer: that makes the programs.
+        tracer: makes the programs.
     """
 
     def __init__(self, tracer: StepTracer):
@@ -87,6 +86,6 @@ class ProgramCache:
         if place is None:
             return
         if isinstance(place.value, Tensor):
-            self._replaced += 1  # another tensor is another input
+            self._replaced += 1  # the new tensor becomes an input of a new program
         else:
             self.tracer.irrelevant[place.name] += 1

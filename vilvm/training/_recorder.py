@@ -20,9 +20,8 @@ from vilvm.training.step import NonFiniteLossError
 
 __all__ = ["IN_TRAINING", "Recorder"]
 
-IN_TRAINING = (
-    "In training mode, the model or the guide"  # the subject of an error message
-)
+# The subject of an error message.
+IN_TRAINING = "In training mode, the model or the guide"
 
 
 class Recorder:
@@ -114,7 +113,7 @@ class Recorder:
     # ------------------------------------------------------------------------------------
 
     def _validated(self) -> ValidationResult:
-        """ELBO, rate and distortion; with ``nonfinite="skip"``, NaN where they are not finite."""
+        """ELBO, rate and distortion; with ``nonfinite="skip"``, NaN if they are not finite."""
         run = self.run
         spec = self.run.spec
         seed = spec.seed
@@ -157,11 +156,10 @@ class Recorder:
         if state.out_of_patience(spec.patience):
             state.stopped = "early"
         if spec.callbacks:
-            # so that the optimizer's state is whole where a callback reads or changes it
+            # so that a callback reads or changes the complete state of the optimizer
             self.run.compiled.settle()
-        answers = [
-            self._call(callback) for callback in spec.callbacks
-        ]  # all are called
+        # A list, so that every callback is called.
+        answers = [self._call(callback) for callback in spec.callbacks]
         if spec.ranks.any(any(answers), spec.device):
             state.stopped = "callback"
 
@@ -185,9 +183,9 @@ class Recorder:
         self.run.inputs.check_data(IN_TRAINING)
         if torch.initial_seed() != self._seed:
             raise ContractError(
-                "What runs in a step (model, guide, transform, arguments, after_step) seeds "
-                "torch's generators (torch.manual_seed), so that steps draw the same: leave it "
-                "out, and give the seed to fit (seed=...)."
+                "Code in a step (model, guide, transform, arguments or after_step) seeds torch's "
+                "generators (torch.manual_seed), so every step draws the same numbers: remove the "
+                "call, and give the seed to fit (seed=...)."
             )
 
     def _check_parameters(self) -> None:

@@ -1,4 +1,4 @@
-"""The way back within a run, to a position or to a whole snapshot in memory."""
+"""The return of a run to an earlier step: to a position, or to a snapshot in memory."""
 
 import copy
 from typing import Any
@@ -14,8 +14,10 @@ _KEPT = ("skipped", "best", "best_step", "best_bound", "stopped")  # of the stat
 
 
 class Position:
-    """Counts, generators and options of a run, without what a non-finite step leaves unchanged:
-    parameters, buffers and the optimizer's moments.
+    """Counts, generators and options of a run.
+
+    Parameters, buffers and the optimizer's moments are not copied: a non-finite step leaves them
+    unchanged.
     """
 
     def __init__(self, run: Run):
@@ -61,7 +63,7 @@ class Snapshot:
         self.kept = {name: getattr(run.state, name) for name in _KEPT}
 
     def restore(self) -> None:
-        """Returns the run to the snapshot; the seconds that it took since remain counted."""
+        """Returns the run to the snapshot; the seconds since then remain counted."""
         run = self.position.run
         with torch.no_grad():
             for tensor, value in self.tensors:

@@ -1,4 +1,4 @@
-"""A run of training: what ``fit`` was asked to do, what it works with, and where it is."""
+"""A training run: its specification, the objects that it uses, and its state."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ __all__ = ["Run", "RunSpec", "RunState", "StepInputs", "Tally", "objective_state
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What ``fit`` was asked to do, with checked values and data on their device."""
+    """The checked arguments of ``fit``, with the data on their device."""
 
     lvm: Any
     objective: Objective
@@ -137,7 +137,7 @@ class RunState:
 
 
 class StepInputs:
-    """What each step passes to model and guide; also detects writes into the data.
+    """The inputs of each step: its batch and arguments. Also detects writes into the data.
 
     Arguments:
         spec: of the run.
@@ -174,8 +174,8 @@ class Run:
     """What the loop, the recorder and the checkpoints of one run share.
 
     Arguments:
-        spec: what ``fit`` was asked to do.
-        inputs: what each step passes to model and guide.
+        spec: the checked arguments of ``fit``.
+        inputs: the inputs of each step.
         layouts: of the batches met so far.
         validation_layout: of the data that a record evaluates.
         optimizer: a torch optimizer of all trainable parameters.
@@ -183,7 +183,7 @@ class Run:
         compiled: the compiled step, which holds the eager one.
         settings: all that a checkpoint must agree with to be resumed.
         objective_start: the state of the objective before the run.
-        state: where the run is.
+        state: what changes during the run.
         signals: the signals that ask it to stop.
     """
 
@@ -205,11 +205,11 @@ class Run:
         return self.spec.batches.epoch_steps
 
     def current_inputs(self) -> Any:
-        """What the next step passes to model and guide."""
+        """The inputs of the next step."""
         return self.inputs(self.state.step)
 
     def num_data(self, batch: Any) -> float:
-        """What the loss of a batch is divided by to be per datum; 1 if the data share a latent."""
+        """The divisor that makes a batch's loss one per datum; 1 if the data share a latent."""
         batch = batch.batch if isinstance(batch, Call) else batch
         try:
             layout = self.layouts.find(batch)
@@ -241,5 +241,5 @@ class Run:
 
 
 def objective_state(objective: Any) -> Any:
-    """What the objective keeps from step to step, or None."""
+    """The state of the objective, or None if it has none."""
     return objective.state_dict() if hasattr(objective, "state_dict") else None

@@ -1,4 +1,4 @@
-"""Checks of the learning-rate scheduler in a checkpoint: its options, and where it is."""
+"""Checks of the learning-rate scheduler in a checkpoint: its options and its position."""
 
 import math
 from bisect import bisect_right
@@ -18,7 +18,7 @@ from vilvm.training._templates import check_like, check_same, is_count, require
 
 __all__ = ["check_scheduler"]
 
-# What a scheduler of torch changes, in itself and in its optimizer; all else is an option.
+# The attributes that a torch scheduler changes; all others are options.
 _COUNTS = {
     "last_epoch",
     "_step_count",
@@ -34,19 +34,19 @@ _CHANGES = _COUNTS | {
     "best",
     "_schedulers",
 }
-# Relative to the base learning rate: schedulers multiply step by step what is compared with a
-# closed form.
+# Relative to the base learning rate. Schedulers multiply step by step, so their rates differ from
+# the closed form by rounding.
 _LR_ERROR = 1e-5
 
 
 def check_scheduler(state: Any, run: Run) -> None:
-    """Raises AlteredError unless the scheduler in a state is where its steps have brought it."""
+    """Raises AlteredError unless the scheduler's state follows from the steps of the run."""
     kept = state["scheduler"]
     scheduler = run.scheduler
     hooked = state["hooked"]
     require(
         (kept is None) == (scheduler is None),
-        "it has a scheduler, and is to have none, or the other way round",
+        "it has a scheduler and the run has none, or the reverse",
     )
     if scheduler is None:
         return
@@ -179,8 +179,8 @@ def _check_counts(
         )
         require(few, f"{path} counts more records than there are")
     if isinstance(scheduler, CosineAnnealingWarmRestarts):
-        place = _since_restart(scheduler, kept["last_epoch"])
-        require((kept["T_cur"], kept["T_i"]) == place, f"{path} restarts elsewhere")
+        expected = _since_restart(scheduler, kept["last_epoch"])
+        require((kept["T_cur"], kept["T_i"]) == expected, f"{path} restarts elsewhere")
 
 
 def _steps_of_part(
@@ -202,7 +202,7 @@ def _steps_of_part(
 def _since_restart(
     scheduler: CosineAnnealingWarmRestarts, steps: int
 ) -> tuple[int, int]:
-    """Steps since the last restart, and until the next from there."""
+    """Steps since the last restart, and from that restart to the next."""
     since = steps
     length = scheduler.T_0
     if scheduler.T_mult == 1:

@@ -1,8 +1,8 @@
 """The settings of a run as text, which must be equal when it is resumed.
 
-A function is described by a digest of its code, of the constants and plain globals that the code
-names, and of its defaults and closure, as far as these are numbers, strings, functions and tuples
-of them. Versions of Python compile to different code, so the digests of two versions are not
+A function is described by a digest of its code, the constants and plain globals that the code
+names, and its defaults and closure. Only numbers, strings, functions and tuples of them enter the
+digest. Versions of Python compile to different code, so the digests of two versions are not
 compared.
 """
 
@@ -32,21 +32,21 @@ def describe_objective(objective: Any) -> str:
     """The class of an objective, its plain settings, and the objective inside it."""
     kept = objective.state_dict() if hasattr(objective, "state_dict") else {}
     own = getattr(objective, "__dict__", {})
-    words = _plain({k: v for k, v in own.items() if k not in kept})
+    text = _plain({k: v for k, v in own.items() if k not in kept})
     inner = getattr(objective, "objective", None)
     if inner is not None:
-        words += f" of {describe_objective(inner)}"
-    return f"{type(objective).__name__}({words})"
+        text += f" of {describe_objective(inner)}"
+    return f"{type(objective).__name__}({text})"
 
 
 def _plain(values: Mapping[str, Any]) -> str:
     """The public plain values, as text."""
     kinds = (int, float, str, bool, tuple)
-    words = []
+    parts = []
     for name, value in sorted(values.items()):
         if name[0] != "_" and isinstance(value, kinds):
-            words.append(f"{name}={value!r}")
-    return ", ".join(words)
+            parts.append(f"{name}={value!r}")
+    return ", ".join(parts)
 
 
 def describe_optimizer(
@@ -60,14 +60,14 @@ def describe_optimizer(
     """
     kind = f"{type(optimizer).__name__}({_plain(optimizer.defaults)})"
     if by_name:
-        words = (_plain({**g, "parameters": len(g["params"])}) for g in by_name)
-        return f"{kind} by name: {'; '.join(words)}"
+        text = (_plain({**g, "parameters": len(g["params"])}) for g in by_name)
+        return f"{kind} by name: {'; '.join(text)}"
     groups = [
         (_own_options(optimizer, g), len(g["params"])) for g in optimizer.param_groups
     ]
     if any(own for own, _ in groups):
-        words = (_plain({**own, "parameters": count}) for own, count in groups)
-        return f"{kind} by group: {'; '.join(words)}"
+        text = (_plain({**own, "parameters": count}) for own, count in groups)
+        return f"{kind} by group: {'; '.join(text)}"
     return kind
 
 
@@ -77,7 +77,7 @@ def _own_options(
     """The options of a group that differ from the defaults of its optimizer."""
     defaults = optimizer.defaults
     own = {k: _number(v) for k, v in group.items() if k in defaults and k != "lr"}
-    # A scheduler of an earlier run has changed the rate, and kept the first.
+    # A scheduler of an earlier run has changed lr, and kept the first as initial_lr.
     if "lr" in defaults:
         own["lr"] = _number(group.get("initial_lr", group.get("lr")))
     return {k: v for k, v in own.items() if repr(v) != repr(defaults[k])}
@@ -94,14 +94,14 @@ def describe_scheduler(scheduler: Any) -> str:
     if scheduler is None:
         return "none"
     options = vars(scheduler)
-    words = _plain(options | _lists_of_numbers(options))
+    text = _plain(options | _lists_of_numbers(options))
     inner = ", ".join(map(describe_scheduler, getattr(scheduler, "_schedulers", [])))
     if inner:
         marks = ""
         if hasattr(scheduler, "_milestones"):
             marks = f"at {list(scheduler._milestones)} "
         inner = f" {marks}of {inner}"
-    return f"{type(scheduler).__name__}({words}{inner})"
+    return f"{type(scheduler).__name__}({text}{inner})"
 
 
 def _lists_of_numbers(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def _functions_in(scheduler: Any) -> list[Any]:
 
 
 def _is_function(value: Any) -> bool:
-    """Whether a value is a function, or an object of the user's that is called as one."""
+    """Whether a value is a function, or a callable object of the user's."""
     if isinstance(value, FunctionType | partial):
         return True
     return (
@@ -160,12 +160,12 @@ def _is_function(value: Any) -> bool:
 
 
 def code_of(function: Any) -> str:
-    """A digest of what a function does, as far as that can be seen."""
-    words = _words(function, set()).encode("utf-8", "backslashreplace")
-    return hashlib.sha256(words).hexdigest()[:16]
+    """A digest of a function's code and of the values that it reads; see the module."""
+    text = _text(function, set()).encode("utf-8", "backslashreplace")
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
-def _words(value: Any, met: set[int]) -> str:
+def _text(value: Any, met: set[int]) -> str:
     """A value as text that is the same in another process.
 
     Arguments:
@@ -175,33 +175,33 @@ def _words(value: Any, met: set[int]) -> str:
     if isinstance(value, _PLAIN):
         return repr(value)
     if isinstance(value, tuple):
-        return f"({', '.join(_words(v, met) for v in value)})"
+        return f"({', '.join(_text(v, met) for v in value)})"
     if isinstance(value, frozenset):
-        return f"({', '.join(sorted(_words(v, met) for v in value))})"
+        return f"({', '.join(sorted(_text(v, met) for v in value))})"
     if isinstance(value, partial):
-        keywords = sorted((k, _words(v, met)) for k, v in value.keywords.items())
+        keywords = sorted((k, _text(v, met)) for k, v in value.keywords.items())
         return (
-            f"partial({_words(value.func, met)}, {_words(value.args, met)}, {keywords})"
+            f"partial({_text(value.func, met)}, {_text(value.args, met)}, {keywords})"
         )
     if isinstance(value, CodeType):
-        return f"{value.co_code.hex()} {value.co_names} {_words(value.co_consts, met)}"
+        return f"{value.co_code.hex()} {value.co_names} {_text(value.co_consts, met)}"
     function = getattr(value, "__func__", value)
     if isinstance(function, FunctionType):
-        return _words_of_function(function, met)
-    return _words_of_object(value, met)
+        return _function_text(function, met)
+    return _object_text(value, met)
 
 
-def _words_of_object(value: Any, met: set[int]) -> str:
+def _object_text(value: Any, met: set[int]) -> str:
     """The class of an object and its ``__call__``; its attributes may change during the run."""
     if isinstance(value, type) or hasattr(value, "__qualname__"):
         return f"{value.__module__}.{value.__qualname__} "
     kind = type(value)
     call = vars(kind).get("__call__")
-    words = _words(call, met) if isinstance(call, FunctionType) else ""
-    return f"{kind.__module__}.{kind.__qualname__} {words}"
+    text = _text(call, met) if isinstance(call, FunctionType) else ""
+    return f"{kind.__module__}.{kind.__qualname__} {text}"
 
 
-def _words_of_function(function: FunctionType, met: set[int]) -> str:
+def _function_text(function: FunctionType, met: set[int]) -> str:
     """The code of a function, and what its closure, defaults and plain globals hold."""
     if id(function) in met:
         return "again"
@@ -211,9 +211,9 @@ def _words_of_function(function: FunctionType, met: set[int]) -> str:
     if function.__kwdefaults__:
         held += function.__kwdefaults__.values()
     held += _plain_globals(function)
-    code = _words(function.__code__, met)
-    words = [_words(v, met) for v in held]
-    return f"{code} {words}"
+    code = _text(function.__code__, met)
+    held_text = [_text(v, met) for v in held]
+    return f"{code} {held_text}"
 
 
 def _in_closure(function: FunctionType) -> Iterator[Any]:

@@ -18,7 +18,7 @@ class Interruption:
     """The signals to a run: the first ends it after its current step, the second at once.
 
     The second is passed to the previous handler: Ctrl-C raises KeyboardInterrupt, and SIGTERM ends
-    the process. It waits for a file that is being written; a third does not.
+    the process. The second waits for a file that is being written; a third does not.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Interruption:
     def _leave(self, number: int) -> None:
         self._late = 0
         self.restore()
-        # Ignored, as in the background of a shell; a second signal ends the run all the same.
+        # A shell makes background jobs ignore SIGINT; a second signal ends the run nevertheless.
         if signal.getsignal(number) == signal.SIG_IGN:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
@@ -80,7 +80,7 @@ _ACTIVE: list[Interruption] = []  # of the outermost run in the main thread
 
 @contextmanager
 def interruptible() -> Iterator[Interruption]:
-    """A context in which signals end the run, and all runs in whose callbacks it is.
+    """A context in which signals end the run, and every run in whose callback it is nested.
 
     Outside the main thread, signals are not handled.
     """

@@ -1,4 +1,4 @@
-"""What a checkpoint of a run holds: written, read back and compared with the run."""
+"""The state of a run as a checkpoint: written, read, and compared with the run."""
 
 import time
 from contextlib import suppress
@@ -13,15 +13,15 @@ from vilvm._runtime.files import NotWritten, read, write_atomic
 from vilvm._runtime.random import rng_state, set_rng_state, set_seed
 from vilvm.training._checkpoint_checks import check_state
 from vilvm.training._optimizer_checks import counts_of
-from vilvm.training._resume import match
 from vilvm.training._run import Run, Tally, objective_state
+from vilvm.training._settings_checks import check_settings
 from vilvm.training.history import History
 
 __all__ = ["Checkpoints", "state_dict"]
 
 
 def state_dict(run: Run, generators: list[Tensor]) -> dict[str, Any]:
-    """What a checkpoint holds.
+    """The state of a run, as a checkpoint holds it.
 
     Arguments:
         run: at any step.
@@ -33,7 +33,7 @@ def state_dict(run: Run, generators: list[Tensor]) -> dict[str, Any]:
     scheduler = None
     if run.scheduler is not None:
         scheduler = run.scheduler.state_dict()
-    stopped = "finished"  # so that a run that was interrupted goes on
+    stopped = "finished"  # so that an interrupted run continues
     if state.stopped in ("early", "callback"):
         stopped = state.stopped
     return {
@@ -144,7 +144,7 @@ class Checkpoints:
         state = checkpoint.load(found)
         if self.run.spec.ranks.is_main:
             checkpoint.sweep(found.parent)
-        match(found, self.run.settings, state)
+        check_settings(found, self.run.settings, state)
         check_state(found, state, self.run)
         self._saved_at = self._resumed_at = state["step"]
         _restore_parts(self.run, state)
@@ -181,7 +181,9 @@ def _restore_state(run: Run, state: dict[str, Any]) -> None:
     if now.stopped == "early" and not now.out_of_patience(run.spec.patience):
         now.stopped = "finished"  # the new call has more patience
     if run.spec.compile == "auto":
-        now.compiles = state["compiled"]  # as the run began, whatever its length is now
+        now.compiles = state[
+            "compiled"
+        ]  # the choice of the first call; the length may have changed
 
 
 def _restore_generators(run: Run, generators: list[Any]) -> None:
@@ -223,7 +225,7 @@ def _unwritten(
     kept = "there is none before it"
     if last is not None:
         kept = f"the last good one is {last}"
-    remedy = "see to that folder"
+    remedy = "check that folder"
     if isinstance(error, NotWritten):
         remedy = error.remedy
     return checkpoint.CheckpointError(

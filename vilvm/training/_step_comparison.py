@@ -25,18 +25,15 @@ from vilvm.training.step import EagerStep, backward
 
 __all__ = ["TOLERANCE", "Comparison"]
 
-TOLERANCE = (
-    1e-4  # relative, of loss and gradients; sums in another order differ by some 1e-6
-)
-_ROUNDING = 1e-5  # of the sum of the sizes of the loss's terms
-_PERTURBATION = (
-    1e-6  # relative, of parameters and data, to estimate the rounding of a gradient
-)
+# Relative, of loss and gradients; sums in another order differ by some 1e-6.
+TOLERANCE = 1e-4
+_ROUNDING = 1e-5  # of the sum of the absolute terms of the loss
+# Relative, of parameters and data, to estimate the rounding of a gradient.
+_PERTURBATION = 1e-6
 _MARGIN = 10.0  # times the effect of the perturbation
 _ABSOLUTE = 1e-8  # of an entry of a buffer
-_NEGLIGIBLE = (
-    1e-6  # of the norm of all gradients, below which that of one parameter is rounding
-)
+# The gradient of a parameter is rounding below this share of the norm of all gradients.
+_NEGLIGIBLE = 1e-6
 
 
 class _EagerResult(NamedTuple):
@@ -61,7 +58,7 @@ class Comparison:
     Arguments:
         eager: the eager step.
         adam: the optimizer within the programs, or None.
-        tracer: that made the programs.
+        tracer: made the programs.
     """
 
     def __init__(
@@ -125,7 +122,7 @@ class Comparison:
         buffers = _buffers_differ(expected, found)
         if name is None and not buffers:
             return None
-        # Perhaps terms that cancel, whose rounding is not relative to their sum.
+        # Terms may cancel; their rounding is then not relative to their sum.
         near = self._perturbed(*step)
         if name is not None:
             name = self._differing_gradient(expected, found, tolerance, near)
@@ -209,7 +206,7 @@ class Comparison:
         Arguments:
             expected, found: results of the eager step and of the program.
             tolerance: relative, of the gradient of every parameter.
-            near: the eager result after a perturbation.
+            near: the eager result after a small perturbation.
         """
         known = [g for g in expected.gradients if g is not None]
         total = math.sqrt(sum(float(g.double().square().sum()) for g in known))
@@ -231,9 +228,7 @@ class Comparison:
         return names.get(id(parameter), "a parameter")
 
     def _size_of_terms(self, batch: Any, num_data: float) -> float:
-        """The sum of the sizes of the loss's terms, over `num_data`, to which rounding is
-        relative.
-        """
+        """The sum of the absolute terms of the loss, over `num_data`: the scale of rounding."""
         with undone(self.eager), torch.no_grad(), _silent_pyro(), _Sizes() as sizes:
             self.eager.objective.loss(self.lvm.model, self.lvm.guide, batch)
         return sizes.total / num_data
@@ -254,7 +249,7 @@ def _buffers_differ(
         mine = found.closed[id(buffer)].double()
         value = value.double()
         allowed = TOLERANCE * value.abs() + _ABSOLUTE
-        # The largest entry, for that of any one may be small by chance.
+        # The largest entry, because a single one may be small by chance.
         if near is not None:
             _, other = near.buffers[i]
             rounding = (other.double() - value).abs().max()
@@ -282,7 +277,7 @@ def _zero_if_none(grad: Tensor | None, parameter: Tensor) -> Tensor:
 
 
 def _perturbed_batch(batch: Any) -> Any:
-    """A batch whose real numbers are changed a little, relatively; counts and labels are kept."""
+    """A batch with small relative changes of its real numbers; counts and labels are kept."""
 
     def perturbed(t: Tensor) -> Tensor:
         if not t.is_floating_point() or bool((t == t.round()).all()):
@@ -293,7 +288,7 @@ def _perturbed_batch(batch: Any) -> Any:
 
 
 class _Sizes(Messenger):
-    """Adds up the sizes of the log-densities of all sites within it."""
+    """Adds up the absolute log-densities of all sites that run within it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -307,7 +302,7 @@ class _Sizes(Messenger):
 
 @contextmanager
 def _silent_pyro() -> Iterator[None]:
-    """A context without Pyro's checks and warnings: the eager step explains what they find."""
+    """A context without Pyro's checks and warnings; the eager step reports the same faults."""
     with pyro.validation_enabled(False), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

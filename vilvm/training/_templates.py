@@ -1,4 +1,4 @@
-"""Comparison of a value that was read with a template: the same structure, or the same values."""
+"""Comparison of a value in a checkpoint with a template: same structure, or same values."""
 
 import math
 from typing import Any
@@ -12,11 +12,11 @@ __all__ = ["AlteredError", "check_like", "check_same", "is_count", "require"]
 
 
 class AlteredError(Exception):
-    """What is wrong with a state that was read."""
+    """A state in a checkpoint is altered; the message is a clause that says how."""
 
 
 def require(holds: Any, what: str) -> None:
-    """Raises AlteredError, which says `what` is wrong, unless something holds."""
+    """Raises AlteredError with the message `what` unless a condition holds."""
     if not holds:
         raise AlteredError(what)
 
@@ -29,10 +29,10 @@ def is_count(value: Any, least: int = 0, most: float = math.inf) -> bool:
 def check_like(path: str, value: Any, template: Any) -> None:
     """Raises AlteredError unless a value has the structure of a template.
 
-    Numbers may differ, but must be finite where those of the template are.
+    Numbers may differ, but must be finite where the template's numbers are.
 
     Arguments:
-        path: names the value in the error.
+        path: the name of the value in the error.
         value: a nest of dicts, lists, tuples, tensors and plain values.
         template: likewise.
     """
@@ -45,7 +45,7 @@ def check_like(path: str, value: Any, template: Any) -> None:
             check_like(f"{path}/{key}", value[key], part)
     elif isinstance(template, list | tuple):
         same_length = type(value) is type(template) and len(value) == len(template)
-        require(same_length, f"{path} is built otherwise")
+        require(same_length, f"{path} has another type or length")
         for i, part in enumerate(template):
             check_like(f"{path}/{i}", value[i], part)
     elif type(template) in (int, float):
@@ -63,7 +63,7 @@ def _check_number(path: str, value: Any, template: float) -> None:
 
 def _check_tensor(path: str, value: Any, template: Tensor) -> None:
     """Raises AlteredError unless shape, type and order in memory are those of the template."""
-    require(isinstance(value, Tensor), f"{path} is no tensor")
+    require(isinstance(value, Tensor), f"{path} is not a tensor")
     for part, found, proper in (
         ("shape", tuple(value.shape), tuple(template.shape)),
         ("type", value.dtype, template.dtype),

@@ -1,4 +1,4 @@
-"""What a compiled step traces: loss and gradients, followed by clipping and Adam, as one program.
+"""The traced training step: loss, gradients, clipping and Adam as one program.
 
 The handlers of Pyro run in Python and do the same at every step, so they are run once, under a
 tracer (``vilvm._compile``). The result is a graph from parameters, data and noise to loss and
@@ -30,8 +30,8 @@ from vilvm.training.step import EagerStep, backward, no_gradient
 
 __all__ = ["Program", "StepTracer", "numbers_of", "undone"]
 
-# The number of changes of a place of Python state that left the graph the same, from which the
-# place is no longer guarded, and only comparisons with the eager step cover it.
+# A place of Python state that has changed this often without changing the graph is no longer
+# guarded. Comparisons with the eager step still detect its effect.
 _IRRELEVANT = 3
 
 
@@ -44,7 +44,7 @@ class Program(NamedTuple):
         moved: the parameters that have a gradient.
         own: the positions in `closed` of parameters and buffers, which the program may change.
         buffers: the positions in `closed` of the buffers that a step changes.
-        launch: `run` with the tensors filled in that are the same at every step; takes the rest.
+        launch: `run` with the tensors filled in that are the same at every step.
         code: the graph as text.
         guards: the Python state that the trace read.
         moved_state: the state that the trace changed; another run must not change it again.
@@ -82,10 +82,10 @@ class StepTracer:
         self.adam = adam
         self.compiler = compiler
         self.log = log
-        # By place, how often a change of its value left the graph as it was.
+        # By place, how often its value has changed without changing the graph.
         self.irrelevant: Counter[str] = Counter()
         device = eager.parameters[0].device
-        # As returned by a step before the first: loss, gradient norm, and 1 for "good".
+        # Stands for the result of a step before the first: loss, gradient norm, 1 for finite.
         self.start = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64, device=device)
 
     def program(
@@ -152,7 +152,7 @@ class StepTracer:
             watched = Guards.of(roots, self._is_input)
             graph = trace(gradients, given)
             guards, moved_state = watched.settled(graph.closed)
-            # Batch normalisation counts no version, and may write the value that was there.
+            # Batch normalisation does not raise the version, and may write an equal value.
             changed = {id(t) for t in mutated_inputs(graph)} & set(map(id, buffers))
             for buffer, version, old in before:
                 if _was_changed(buffer, version, old):
@@ -190,7 +190,7 @@ class StepTracer:
         run: Callable[..., Any],
         num_given: int,
     ) -> Program:
-        """A program with what it runs, and the tensors filled in that are changed in place."""
+        """The program with its compiled graph, and with its fixed tensors filled in."""
         fixed = list(program.closed)
         if self.adam is not None:
             fixed += self.adam.moments(program.moved)
@@ -251,8 +251,9 @@ def numbers_of(objective: Any, device: torch.device) -> list[Tensor]:
 
 @contextmanager
 def undone(eager: EagerStep) -> Iterator[None]:
-    """A context after which all that running the pair changes is as before: gradients, buffers,
-    generators, and the objective's count of steps.
+    """A context that restores what running the pair changes.
+
+    These are gradients, buffers, generators and the objective's count of steps.
     """
     lvm: Any = eager.lvm
     objective: Any = eager.objective
@@ -286,8 +287,8 @@ def _positions(tensors: Sequence[Tensor], ids: set[int]) -> list[int]:
 def _norm(grads: Sequence[Tensor]) -> Tensor:
     """The norm of all gradients.
 
-    Summed row by row, which the compiler makes a loop that takes less than half the time of one
-    sum over all.
+    It is summed row by row: the compiler makes this a loop that takes less than half the time of
+    one sum over all elements.
     """
     squares = [g.float().square() for g in grads]
     sums = [s.sum(-1).sum() if s.dim() else s for s in squares]
@@ -295,9 +296,7 @@ def _norm(grads: Sequence[Tensor]) -> Tensor:
 
 
 def _same_graph(program: Program, other: Program) -> bool:
-    """Whether two programs have the same graph, for tensors of the same shapes in the same
-    positions.
-    """
+    """Whether two programs have the same graph and the same shapes and positions of tensors."""
     return (
         program.code == other.code
         and shapes(program.closed) == shapes(other.closed)

@@ -45,7 +45,7 @@ def validate(
 
     Arguments:
         lvm: the model and guide.
-        objective: of the training; gives the bound where weights of part of the data do not.
+        objective: of the training; its loss gives the bound if the model subsamples its data.
         data: this rank's share, which may be empty.
         layout: of the pair on some batch.
         ranks: that evaluate the other shares.
@@ -82,9 +82,9 @@ def _minus_mean_loss(
     layout: Layout,
     ranks: ProcessGroup,
 ) -> float:
-    """The ELBO by the loss, as the mean over the ranks that have data.
+    """Minus the loss of the objective, averaged over the ranks that have data.
 
-    One weight of part of the data does not estimate it.
+    A log-weight of a subsample does not estimate the ELBO of all data.
     """
     sums = torch.zeros(2, dtype=torch.float64, device=data.device)
     if len(data):
@@ -102,7 +102,7 @@ def _rows_or_error(
     data: Data,
     layout: Layout,
 ) -> tuple[Tensor, ContractError | None]:
-    """The rows of all data, see ``_rows``; none, and the error, if a part cannot be evaluated."""
+    """The rows of all data (see ``_rows``), or no rows and the error of a part that failed."""
     rows = torch.zeros(0, 2, dtype=torch.float64, device=data.device)
     try:
         parts = _parts(data, layout) if len(data) else []
@@ -124,9 +124,7 @@ def _rows(lvm: Any, part: Data, layout: Layout) -> Tensor:
 
 
 def check_validation(lvm: Any, data: Data, layout: Layout) -> None:
-    """Raises ContractError if a pair cannot run on these data, or if their plate is not along the
-    axis that they are cut along.
-    """
+    """Raises ContractError unless a pair runs on some data, with its plate on their first axis."""
     parts = _parts(data, layout)
     for part in parts:
         here = find_layout(lvm, part.x, plate=layout.data_plate)

@@ -200,12 +200,12 @@ def load(checkpoint: Path, device: torch.device | str = "cpu") -> Any:
         raise
     except _MALFORMED:
         raise spoiled(
-            checkpoint, "it is altered, for its parts do not fit together"
+            checkpoint, "it is altered: its parts do not fit together"
         ) from None
     if tensors:
         raise spoiled(
             checkpoint,
-            f"it is altered, for its state lacks the tensor {min(tensors)[:60]!r}",
+            f"it is altered: its state lacks the tensor {min(tensors)[:60]!r}",
         )
     return state
 
@@ -261,9 +261,7 @@ def _check_header(
             checkpoint, f"the header of {_STATE} is altered (its checksum differs)"
         )
     if checkpoint.name != f"step-{header['step']:09d}":
-        raise spoiled(
-            checkpoint, f"it is that of step {header['step']} under another name"
-        )
+        raise spoiled(checkpoint, f"it holds step {header['step']} under another name")
     if header["run"] != identify(checkpoint.parent):
         raise spoiled(checkpoint, f"it is of another run than {checkpoint.parents[1]}")
 
@@ -296,7 +294,7 @@ def spoiled(checkpoint: Path, what: str) -> CheckpointError:
 
     Arguments:
         checkpoint: the folder of one checkpoint.
-        what: is wrong with it.
+        what: the fault, as a clause.
 
     Example:
         >>> from pathlib import Path
@@ -406,8 +404,7 @@ def _pack_tensor(
     name = path
     if path in tensors:  # keys 1 and "1" have one path
         name = f"{path}#{len(tensors)}"
-    # A fused optimizer walks through parameter and state side by side in memory, so the order of
-    # their dimensions in memory is kept.
+    # A fused optimizer reads parameter and state in the order of memory, so this order is kept.
     order = order_of(value)
     value = value.detach()
     if order:

@@ -11,8 +11,8 @@ Tracing freezes Python control flow. The Python state that the trace read
 traced again. Other state is detected by its effect: before a program is used, again after 1, 2, 4,
 8, ... steps, and after user code has run, loss and gradients are compared with those of the eager
 step on the same batch and noise (``vilvm.training._step_comparison``). If a later comparison
-fails, the run returns to the last one that held (``Diverged``). If no graph can be made, the step
-is eager, and one line says why.
+fails, the run returns to the last one that passed (``Diverged``). If no graph can be made, the
+step is eager, and one line says why.
 """
 
 import time
@@ -39,9 +39,9 @@ from vilvm.training.step import EagerStep, Objective, StepResult
 
 __all__ = ["CompiledStep", "Diverged"]
 
-_FAR = 1000  # steps, at most, between two comparisons
-_NEAR = 200  # steps, at least, from a comparison to that of a record
-_RETURNS = 3  # times that a run may go back before its steps are eager
+_MAX_INTERVAL = 1000  # steps between two comparisons
+_MIN_INTERVAL = 200  # steps between a comparison and the one at a record
+_MAX_RETURNS = 3  # times that a run may go back before its steps become eager
 
 _Counts = tuple[int, int, int, Sequence[Tensor]]
 
@@ -50,7 +50,7 @@ class Diverged(RuntimeError):
     """Compiled steps were, or may have been, different from the eager ones.
 
     Arguments:
-        reason: in words.
+        reason: the difference, as a clause.
         failed: whether the program itself failed, so that the steps must be eager from now on.
     """
 
@@ -117,7 +117,7 @@ class CompiledStep:
         self.comparison = Comparison(self.eager, self.adam, self.tracer)
         self.refused: str | None = None  # why the step is eager
         self.seconds = 0.0  # of compilation
-        # Called when a comparison has held, before further steps; without it a run cannot go back.
+        # Called when a comparison has passed; without it a run cannot go back.
         self.keep: Callable[[], None] | None = None
         self._taken, self._check_at, self._checked_at = 0, 0, 0  # steps
         self._returned, self._has_kept = 0, False
@@ -164,7 +164,7 @@ class CompiledStep:
         """Compares the next step with the eager one: `always`, or if the last comparison is at
         least 200 steps ago.
         """
-        if always or self._taken - self._checked_at >= _NEAR:
+        if always or self._taken - self._checked_at >= _MIN_INTERVAL:
             self._check_at = self._taken
 
     @property
@@ -185,7 +185,7 @@ class CompiledStep:
             self.adam.moved = moved
 
     def settle(self) -> None:
-        """Writes the number of steps, which is counted outside the optimizer, into it."""
+        """Writes the number of steps, which is counted outside the optimizer, into its state."""
         if self.adam is not None:
             self.adam.settle()
 
@@ -227,8 +227,8 @@ class CompiledStep:
             return True
         if not GraphAdam.serves(self.optimizer):
             self._refuse(
-                f"an option of {type(self.optimizer).__name__} was changed that is no part of the "
-                "graph"
+                f"an option of {type(self.optimizer).__name__} was changed that is not part of "
+                "the graph"
             )
             return False
         if self.adam.is_reset:
@@ -236,7 +236,7 @@ class CompiledStep:
         return True
 
     def _key(self, batch: Any, num_data: float) -> tuple[Any, ...]:
-        """What a program is made for, besides Python state."""
+        """The key of a program: all that it depends on, except Python state."""
         trained = tuple(p.requires_grad for p in self.parameters)
         decays = self.adam and self.adam.decays
         return structure_of(batch), shapes(tensors_of(batch)), num_data, trained, decays
@@ -304,7 +304,7 @@ class CompiledStep:
         return result
 
     def rehearse(self, program: Program, batch: Any) -> None:
-        """Draws and counts what a step draws and counts, but moves nothing."""
+        """Advances generators and counts as a step does, but changes no parameter."""
         self.comparison.run_on_copies(program, batch)
         self._count()
 
@@ -350,7 +350,7 @@ class CompiledStep:
         difference = self.comparison.difference(program, batch, num_data)
         if difference is None:
             self._checked_at = self._taken
-            self._check_at = self._taken + max(1, min(self._taken, _FAR))
+            self._check_at = self._taken + max(1, min(self._taken, _MAX_INTERVAL))
             if self.keep is not None:
                 self.keep()
                 self._has_kept = True
@@ -381,7 +381,7 @@ class CompiledStep:
         self._returned += 1
         self.programs.clear()
         self._check_at = self._taken
-        if found.failed or self._returned > _RETURNS:
+        if found.failed or self._returned > _MAX_RETURNS:
             self._refuse(f"{found}; training went back to step {step}")
         else:
             self.log(

@@ -109,7 +109,7 @@ def fit(
             datum is left out.
         validation: data for early stopping and for keeping the best parameters; their transform is
             drawn once.
-        patience: stop after so many records without a better validation ELBO.
+        patience: stop after this many records without a better validation ELBO.
         clip: largest norm of the gradient of the loss per datum.
         nonfinite: what to do when loss or gradient is NaN or infinite: "stop" with
             NonFiniteLossError, or "skip" the step.
@@ -195,7 +195,7 @@ def fit(
     with (
         torch.enable_grad(),  # also within a no_grad of the caller's
         closing(batches),
-        _held(run_dir if ranks.is_main else None),
+        _locked_folder(run_dir if ranks.is_main else None),
         seeded(seed, where),
         module_parameters(lvm),
         networks_in(precision, lvm),
@@ -247,7 +247,7 @@ def _trainable_module(lvm: Any) -> torch.nn.Module:
 
 
 @contextmanager
-def _held(run_dir: Path | str | None) -> Iterator[None]:
+def _locked_folder(run_dir: Path | str | None) -> Iterator[None]:
     """Locks the run folder for this process, if there is one."""
     with ExitStack() as stack:
         if run_dir is not None:

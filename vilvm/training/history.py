@@ -12,7 +12,8 @@ import numpy as np
 
 __all__ = ["History", "Record", "next_record"]
 
-_MIN_STEPS, _SHARE = 50, 20  # between two records, where epochs are short
+# If epochs are short, two records are at least 50 steps and a twentieth of all steps apart.
+_MIN_STEPS, _SHARE = 50, 20
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,11 @@ def next_record(last: int, epoch_steps: int) -> int:
         The end of the next epoch. If an epoch has fewer than 50 steps, the end of the first epoch
         that is at least 50 steps, and a twentieth of the steps so far, after `last`, so that
         validation takes a small part of the time.
+
+    Example:
+        >>> from vilvm.training.history import next_record
+        >>> next_record(0, epoch_steps=469), next_record(100, epoch_steps=7)
+        (469, 156)
     """
     least = 1
     if epoch_steps < _MIN_STEPS:

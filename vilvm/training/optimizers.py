@@ -89,7 +89,7 @@ def one_cycle(lr: float, steps: int) -> dict[str, Any]:
 
 
 def _falling(optimizer: torch.optim.Optimizer, total_steps: int) -> CosineAnnealingLR:
-    """Half a period of a cosine, after which the rate would rise again.
+    """Half a period of a cosine; after it the rate would rise again.
 
     ``check_length`` reads its end from `total_steps`.
     """
@@ -210,7 +210,7 @@ def make_optimizer(factory: Any, named: Mapping[str, Any]) -> torch.optim.Optimi
     """The torch optimizer of some parameters.
 
     Arguments:
-        factory: makes it of the parameters, or is the optimizer.
+        factory: makes the optimizer from the parameters, or is the optimizer.
         named: the parameters by name.
 
     Raises:
@@ -238,7 +238,7 @@ def make_optimizer(factory: Any, named: Mapping[str, Any]) -> torch.optim.Optimi
     given = {id(p) for group in optimizer.param_groups for p in group["params"]}
     if given != set(map(id, named.values())):
         raise ValueError(
-            "fit: the optimizer is not of all trainable parameters of the model, and of no "
+            "fit: the optimizer must hold all trainable parameters of the model and no "
             "others; pass a function that makes it, such as functools.partial(torch.optim.Adam, "
             "lr=1e-3)."
         )
@@ -246,7 +246,7 @@ def make_optimizer(factory: Any, named: Mapping[str, Any]) -> torch.optim.Optimi
 
 
 def _made_optimizer(factory: Any, named: Mapping[str, Any]) -> Any:
-    """What a factory makes of the parameters; anything else unchanged."""
+    """The optimizer that a factory makes from the parameters; anything else unchanged."""
     if isinstance(factory, ByName):
         return _called("optimizer", factory, named)
     if callable(factory) and not isinstance(factory, torch.optim.Optimizer):
@@ -255,16 +255,15 @@ def _made_optimizer(factory: Any, named: Mapping[str, Any]) -> Any:
 
 
 def _called(what: str, factory: Any, given: Any) -> Any:
-    """What a factory of the user makes; raises ValueError, with its message, if it fails."""
+    """The result of a user's factory; raises ValueError with its message if it fails."""
     try:
         return factory(given)
     except (TypeError, ValueError, AttributeError, RuntimeError) as error:
         if isinstance(error, ValueError) and str(error).startswith("by_name"):
             raise
-        words = " ".join(str(error).split())[:200]
+        text = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"fit: {what} could not be made of the parameters, as torch would make it: "
-            f"{type(error).__name__}: {words}"
+            f"fit: the {what} could not be made: {type(error).__name__}: {text}"
         ) from None
 
 
@@ -361,7 +360,7 @@ def make_scheduler(factory: Any, optimizer: torch.optim.Optimizer) -> Any:
     """The scheduler of an optimizer.
 
     Arguments:
-        factory: makes it of the optimizer, or is the scheduler.
+        factory: makes the scheduler from the optimizer, or is the scheduler.
         optimizer: of the run.
 
     Raises:

@@ -39,8 +39,8 @@ class Fit:
         steps: taken, including those before a resumption.
         stopped: "finished", "early" (no better validation bound for `patience` records),
             "callback" or "interrupted".
-        best_step: the step whose parameters the model now has: with validation data that of the
-            best record, else the last.
+        best_step: the step whose parameters the model now has: that of the best record with
+            validation data, the last step without.
         seconds: of training, including those before a resumption.
         compile_seconds: of compilation in this call; not part of `seconds`.
         skipped: steps that changed nothing, because their loss or gradient was not finite.

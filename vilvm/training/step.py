@@ -117,7 +117,8 @@ def nest(
     Arguments:
         objective: changed in place.
         nesting: number of dimensions that the plates of the pair take.
-        vectorises: whether the densities of several samples at once equal those of single runs.
+        vectorises: returns whether densities of several samples at once equal those of single
+            runs.
 
     Returns:
         What was changed: object, attribute and old value.
@@ -183,9 +184,8 @@ class EagerStep:
         self.optimizer = optimizer
         self.clip = clip
         self.ranks = process_group()
-        self.masked: tuple[
-            str, ...
-        ] = ()  # latents that are marginalised where the model masks them
+        # Latents that are marginalised where the model masks them.
+        self.masked: tuple[str, ...] = ()
         # Before a step the flags of this rank, after it those that are set on any rank.
         self.flags: list[bool] = []
         self.parameters = [
@@ -217,7 +217,7 @@ class EagerStep:
         if not gradients:
             raise no_gradient(self.lvm, self.objective)
         norm = torch.nn.utils.get_total_norm(gradients)
-        # One transfer for both: here the host waits for a GPU.
+        # One transfer for both values, because the host waits for a GPU here.
         values = torch.stack([loss.detach().to(norm.device), norm.double()])
         loss_value, norm_value = values.tolist()
         applied = bool(torch.isfinite(values).all())
@@ -228,7 +228,7 @@ class EagerStep:
         return StepResult(loss_value, norm_value, applied)
 
     def _sum_over_ranks(self, loss: Tensor) -> Tensor:
-        """Sums loss and gradients over ranks, each of which has divided its own accordingly."""
+        """Sums loss and gradients over ranks; each rank has divided its own by its share."""
         if self.ranks.size == 1:
             return loss
         device = self.parameters[0].device
@@ -322,7 +322,7 @@ def backward(
     gradients = [p.grad for p in parameters if p.grad is not None]
     if gradients:
         torch._foreach_div_(gradients, num_data)
-    if isinstance(loss, tuple):  # of wake and sleep, the first is the bound
+    if isinstance(loss, tuple):  # the first of the wake-sleep losses is the bound
         loss = loss[0]
     return torch.as_tensor(_one_number(objective, loss), dtype=torch.float64) / num_data
 

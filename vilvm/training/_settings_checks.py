@@ -1,14 +1,14 @@
-"""The settings that a checkpoint must share with the run that resumes it."""
+"""Checks that a checkpoint has the settings of the run that resumes it."""
 
 from pathlib import Path
 from typing import Any
 
 from vilvm.training.checkpoint import CheckpointError, spoiled
 
-__all__ = ["match"]
+__all__ = ["check_settings"]
 
 
-def match(found: Path, mine: dict[str, Any], state: Any) -> None:
+def check_settings(found: Path, mine: dict[str, Any], state: Any) -> None:
     """Raises CheckpointError at the first setting that differs.
 
     Arguments:
@@ -31,7 +31,7 @@ def match(found: Path, mine: dict[str, Any], state: Any) -> None:
 
 
 def _of_two_pythons(value: dict[str, str], other: Any) -> bool:
-    """Whether two versions of Python made the digests, which then cannot be compared."""
+    """Whether two versions of Python made the digests, so that these cannot be compared."""
     if not isinstance(other, dict) or set(other) != set(value):
         return False
     return other["Python"] != value["Python"]
