@@ -16,7 +16,7 @@ Discrete latents. The guide is over θ = (π, μ, σ) alone. z is marked for enu
 
 a bound without the noise of sampling z and without the gap of a factorised q(z). With
 ``marginal=True`` the same sum is part of the model: a density of x given θ without z, to which
-``Trace_ELBO`` and everything else apply.
+``Trace_ELBO`` and all other methods apply.
 
 Given θ, the posterior of z is exact: p(z_n = k | x, θ) ∝ π_k N(x_n | μ_k, σ_k), the
 responsibilities. ``states`` samples or maximises z by Pyro's ``infer_discrete``.
@@ -61,8 +61,7 @@ class GaussianMixture(nn.Module):
         noise: t of the half-normal prior of the standard deviations.
         marginal: whether the model sums over z itself and has no site z.
         autoguide: makes the guide of a model of π, μ and σ: ``AutoMultivariateNormal``,
-            ``AutoNormal``, ``AutoIAFNormal``, or ``AutoDelta``, which trains to the maximum a
-            posteriori.
+            ``AutoNormal``, ``AutoIAFNormal``, or ``AutoDelta`` for the maximum a posteriori.
 
     Raises:
         ValueError: num_components is below 2, or a scale is not positive.

@@ -660,7 +660,7 @@ BAD = {
         lambda: arrays(
             torch.rand(20, 2), transform=StaticBinarisation()
         ).with_transform(None),
-        "were made by StaticBinarisation",
+        "already the output of StaticBinarisation",
     ),
     "one row to split": (lambda: arrays(torch.zeros(1, 2)), "1 rows cannot be split"),
     "rows of several lengths": (
@@ -692,7 +692,7 @@ BAD = {
     ),
     "masked array": (
         lambda: fit(data={"x": np.ma.masked_array(np.zeros((3, 2)), np.eye(3, 2) > 0)}),
-        "masked array, whose mask no tensor keeps.*partly_observed",
+        "masked array, whose mask a tensor cannot keep.*partly_observed",
     ),
     "masked array for a data set": (
         lambda: arrays(np.ma.zeros((9, 2))),
@@ -829,7 +829,7 @@ def write(path, kind):
             "x.npy",
             "lying",
             {},
-            r"truncated or damaged, for its header gives shape \(1000000000000, 2\)",
+            r"truncated or damaged: its length does not match the shape \(1000000000000, 2\)",
         ),
         ("x.npy", "negative", {}, "truncated or damaged"),
         ("x.npz", "bomb", {}, "truncated or damaged"),

@@ -34,7 +34,7 @@ from vilvm.wrappers.partly_observed import partly_observed
 
 N = 60
 REFUSED = "serves data by their place.*amortised guide"
-OTHERS = "parameters of the single data"
+OTHERS = "has parameters per datum"
 
 
 @pytest.fixture

@@ -275,6 +275,6 @@ def test_latents_of_another_shape_are_refused():
     joint = LogJoint(vilvm.Pair(shared, poutine.block(shared, hide=["x"])), X, "prior")
     with pytest.raises(
         vilvm.ContractError,
-        match=r"Latent 'm' was given draws of shape \(3,\), and a draw of it has shape \(2,\)",
+        match=r"'m' was given draws of shape \(3,\), and its draws in the model have shape \(2,\)",
     ):
         joint.unconstrained({"scale": torch.ones(1), "m": torch.zeros(1, 3)})

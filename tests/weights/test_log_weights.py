@@ -177,7 +177,7 @@ def test_ambiguous_data_plates_are_refused():
 
     with pytest.raises(
         vilvm.ContractError,
-        match=r"'rows' and 'columns' are all of the batch's size.*call that one \"data\"",
+        match=r"'rows' and 'columns' all have the batch's size.*name that one \"data\"",
     ):
         vilvm.log_weights(vilvm.Pair(model, guide), torch.zeros(2, 2))
 
@@ -508,7 +508,7 @@ def test_resampling_a_degenerate_guide_is_refused():
     with pytest.raises(
         vilvm.ContractError,
         match="guide of Autoencoder puts latent 'z' on one point, "
-        "so there is nothing to pick from",
+        "so its draws have no weights",
     ):
         vilvm.resample(Autoencoder(6, 2), torch.zeros(3, 6))
 

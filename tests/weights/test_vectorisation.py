@@ -12,7 +12,7 @@ import vilvm
 from vilvm._compile import graph
 from vilvm.testing import check_lvm
 from vilvm.weights import find_layout
-from vilvm.weights._vectorisation import ONE_BY_ONE, VECTORISED, VMAP, way_of
+from vilvm.weights._vectorisation import ONE_BY_ONE, VECTORISED, VMAP, strategy_of
 from vilvm.weights.log_weights import log_weights_pass
 
 X = torch.tensor([[0.3, -1.2], [0.7, 0.1], [-0.4, 2.0], [1.5, -0.6], [0.0, 0.9]])
@@ -65,7 +65,7 @@ DECODERS = {
 def taken(lvm, x=X):
     layout = find_layout(lvm, x)
     with torch.no_grad(), vilvm.lvm.module_parameters(lvm):
-        return way_of(lvm, x, log_weights_pass(lvm, layout), layout.vectorisation)
+        return strategy_of(lvm, x, log_weights_pass(lvm, layout), layout.vectorisation)
 
 
 def single_runs(lvm, x, latents):

@@ -105,7 +105,7 @@ def test_what_cannot_be_wrapped():
     ):
         with pytest.raises(
             vilvm.ContractError,
-            match=r"Plain is no torch.nn.Module, which is needed here",
+            match=r"Plain is not a torch.nn.Module, as a wrapper needs",
         ):
             wrap(Plain())
 

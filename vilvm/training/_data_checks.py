@@ -24,7 +24,7 @@ from vilvm.weights._per_datum import (
     restart,
     unset_autoguides,
 )
-from vilvm.weights._vectorisation import VECTORISED, way_of
+from vilvm.weights._vectorisation import VECTORISED, strategy_of
 from vilvm.weights.checks import check_full_size
 from vilvm.weights.log_weights import log_weights_pass
 
@@ -206,8 +206,10 @@ class DataChecks:
             evaluation_mode(self.lvm),
         ):
             passes = log_weights_pass(self.lvm, layout)
-            way = way_of(self.lvm, batch, passes, layout.vectorisation, self.spec.log)
-        return way == VECTORISED
+            strategy = strategy_of(
+                self.lvm, batch, passes, layout.vectorisation, self.spec.log
+            )
+        return strategy == VECTORISED
 
 
 def _several(batches: Batches, whole: bool) -> str:
