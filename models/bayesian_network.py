@@ -188,7 +188,8 @@ class BayesianNetwork(nn.Module):
         """
         if node not in self.latents:
             raise ValueError(
-                f"BayesianNetwork: {node!r} is not a latent; choose from {', '.join(self.latents)}."
+                f"BayesianNetwork: {node!r} is not a latent; the latents are "
+                f"{', '.join(self.latents)}."
             )
         return dist.Categorical(probs=self._eliminate(batch, node))
 

@@ -153,10 +153,11 @@ class EightSchools(nn.Module):
             Each of shape (num_samples,).
         """
         mu, tau = latents["mu"], latents["tau"]
-        if self.centred:
-            theta = latents["theta"]
-        else:
-            theta = mu[:, None] + tau[:, None] * latents["eta"]
+        theta = (
+            latents["theta"]
+            if self.centred
+            else mu[:, None] + tau[:, None] * latents["eta"]
+        )
         effects = {
             f"theta[{j}]": draws for j, draws in enumerate(theta.unbind(-1), start=1)
         }

@@ -108,7 +108,7 @@ def smooth(log_start: Tensor, log_transition: Tensor, log_emission: Tensor) -> T
         tensor([[0.2500, 0.7500],
                 [0.5000, 0.5000]])
     """
-    # a small positive probability replaces 0, since the logarithm of a sum of zeros has no gradient
+    # a small positive probability replaces 0: the logarithm of a sum of zeros has no gradient
     log_start, log_transition = (
         p.detach().clamp_min(_IMPOSSIBLE) for p in (log_start, log_transition)
     )

@@ -275,12 +275,12 @@ def _changed(**nodes):
         (
             _changed(rain=(("clouds",), [[0.8, 0.2], [0.2, 0.8]])),
             ("wet",),
-            "'rain' has a parent 'clouds', which is no node",
+            "'rain' has a parent 'clouds', which is not a node",
         ),
         (
             _changed(rain=(("cloudy",), [0.8, 0.2])),
             ("wet",),
-            r"table of 'rain' has shape \(2,\); its parents ask for \(2, 2 or more\)",
+            r"table of 'rain' has shape \(2,\); its parents need \(2, 2 or more\)",
         ),
         (
             _changed(rain=(("cloudy",), [[0.8, 0.3], [0.2, 0.8]])),
@@ -292,7 +292,7 @@ def _changed(**nodes):
             ("wet",),
             "a row of the table of 'rain' is not a distribution",
         ),
-        (SPRINKLER, ("snow",), "the evidence 'snow' is no node of the network"),
+        (SPRINKLER, ("snow",), "the evidence 'snow' is not a node of the network"),
         (SPRINKLER, (), "leave at least one latent"),
         (SPRINKLER, tuple(SPRINKLER), "leave at least one latent"),
     ],
@@ -316,5 +316,5 @@ def test_bad_options_and_batches_get_one_sentence():
         vilvm.log_weights(lvm, torch.zeros(3, 1))
     with pytest.raises(ContractError, match="the states of 'wet' are 0 to 1"):
         lvm.exact_log_evidence({"wet": torch.tensor([2])})
-    with pytest.raises(ValueError, match="'wet' is no latent; there are"):
+    with pytest.raises(ValueError, match="'wet' is not a latent; the latents are"):
         lvm.exact_posterior({"wet": torch.tensor([1])}, "wet")

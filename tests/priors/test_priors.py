@@ -124,7 +124,7 @@ def test_flow_draws_follow_its_density(banana, bent):
 def test_a_flow_needs_two_dimensions():
     with pytest.raises(
         ValueError,
-        match="flow needs a latent of two dimensions or more; take a mixture",
+        match="flow needs a latent of two dimensions or more; use a mixture",
     ):
         fit_prior(Identity(1), torch.randn(50, 1), "flow")
 
@@ -233,6 +233,6 @@ def test_bad_arguments(x):
     other = with_prior(Autoencoder(6, 2), fit_prior(Identity(), x))
     with pytest.raises(
         vilvm.ContractError,
-        match=r"prior is of vectors of shape \(3,\), latent 'z' of shape \(2,\)",
+        match=r"prior is of vectors of shape \(3,\), and latent 'z' has shape \(2,\)",
     ):
         vilvm.sample(other, 3)

@@ -68,6 +68,6 @@ def test_linear_auto_encoder_with_gaussian_prior_is_ppca(pca, x):
 def test_what_has_no_gaussian_noise():
     with pytest.raises(
         vilvm.ContractError,
-        match=r"one Gaussian observation; VAE observes \{'x': 'Bernoulli'\}",
+        match=r"one Gaussian observed site; VAE observes \{'x': 'Bernoulli'\}",
     ):
         fit_likelihood_scale(VAE(6, 2), torch.zeros(5, 6))

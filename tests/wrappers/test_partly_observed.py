@@ -87,7 +87,7 @@ def test_what_cannot_be_partly_observed():
     for mask in (torch.ones(6), torch.zeros(6).bool(), [True] * 6):
         with pytest.raises(
             ValueError,
-            match="must be a Boolean tensor of a datum's shape, True somewhere",
+            match="must be a Boolean tensor of a datum's shape, with at least one True",
         ):
             partly_observed(VAE(data_dim=6), mask)
     with pytest.raises(
@@ -95,7 +95,7 @@ def test_what_cannot_be_partly_observed():
     ):
         vilvm.log_weights(partly_observed(VAE(data_dim=5), SEEN), torch.zeros(2, 5))
     with pytest.raises(
-        vilvm.ContractError, match="VAE has no site 'y'; say with site="
+        vilvm.ContractError, match="VAE has no site 'y'; name its observed site"
     ):
         vilvm.log_weights(partly_observed(VAE(data_dim=6), SEEN, site="y"), x)
 

@@ -154,5 +154,7 @@ def test_flat_prior_never_has_a_bound(auto, x):
 
 
 def test_an_encoder_of_the_wrong_size(auto, x):
-    with pytest.raises(vilvm.ContractError, match="encoder gives 3 numbers a datum"):
+    with pytest.raises(
+        vilvm.ContractError, match="encoder returns 3 numbers per datum"
+    ):
         vilvm.evaluate(with_guide(auto, mlp(6, (), 3)), x)

@@ -173,7 +173,7 @@ def test_guide_has_the_precision_of_the_model():
     assert vilvm.posterior(guided, x)["z"].dtype == torch.float64
     with pytest.raises(
         ValueError,
-        match=r"flow is of single precision, and the codes are torch.float64",
+        match=r"flow has single precision, and the codes are torch.float64",
     ):
         fit_prior(Double(), x, "flow")
 
@@ -203,7 +203,7 @@ def test_a_guide_for_pictures_needs_an_encoder():
     x = torch.randn(20, 1, 4, 4)
     with pytest.raises(
         vilvm.ContractError,
-        match=r"a datum has shape \(1, 4, 4\) and not that of a row; pass encoder=",
+        match=r"a datum has shape \(1, 4, 4\) and is not a row of numbers; pass encoder=",
     ):
         fit_guide(Pictures(), x)
     guided, _ = fit_guide(

@@ -83,7 +83,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that this process can still allocate on a device; 2⁶² if the system does not report it.
+    """Bytes that this process can still allocate on a device; 2⁶² if the system reports none.
 
     On a CPU, the machine or the container or batch job (Linux control groups) sets the limit.
     """

@@ -220,9 +220,9 @@ class Data:
             return self
         if self.streamed:
             raise ValueError(
-                f"{self.name}: the draws of {self.transform.name} must be kept here, and these data "
-                "stay on disk; take some of them, such as data.subset(slice(0, 10000)), or data "
-                "without a transform."
+                f"{self.name}: the draws of {self.transform.name} must be kept here, and these "
+                "data stay on disk; take some of them, such as data.subset(slice(0, 10000)), or "
+                "data without a transform."
             )
         with seeded(seed):
             x = self._transform(map_tensors(Tensor.cpu, self.x))

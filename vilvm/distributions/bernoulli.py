@@ -80,7 +80,7 @@ class IndependentBernoulli(TorchDistribution):
             return torch.bernoulli(self.mean.expand(*sample_shape, *self.logits.shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Σⱼ log p(xⱼ), in nats; the broadcast shape of `value` and logits without dimension −1."""
+        """Σⱼ log p(xⱼ), in nats; shape that of `value` and logits, broadcast, without the last."""
         if self._validate_args:
             self._validate_sample(value)
         return _LogProb.apply(self.logits, value)  # type: ignore[return-value]

@@ -6,8 +6,8 @@ With x_k ~ N(m_k, s_k) independent, and Z the probability that they come out in 
     p(x) = Π_k N(x_k | m_k, s_k) / Z    on x_1 < x_2 < … < x_K, and 0 elsewhere.
 
 Z is known in two cases. If all variables have the same mean and scale, every order is equally
-probable, so Z = 1 / K!, and K sorted draws are a draw from p. If there are two variables, x_2 − x_1
-is normal with mean m = m_2 − m_1 and variance s² = s_1² + s_2², so Z = Φ(m / s); the difference is
+probable, so Z = 1 / K!, and K sorted draws are a draw from p. For two variables, x_2 − x_1 is
+normal with mean m = m_2 − m_1 and variance s² = s_1² + s_2², so Z = Φ(m / s); the difference is
 drawn from that normal truncated at zero, and x_1 given the difference from its normal conditional.
 
 A mixture or a hidden Markov model has K! modes that differ only in the labels of the components;

@@ -5,8 +5,8 @@ model/guide pair with
 
     q(z | x) = δ(z − f(x)),    p(z) ∝ 1 (flat, improper),    p(x | z) = p(x | g(z)),
 
-whose Trace_ELBO is exactly the log-likelihood of the reconstruction, because Pyro assigns density 1
-to a Delta at its point, and to the flat prior everywhere. Neither is a probability density:
+whose Trace_ELBO is exactly the log-likelihood of the reconstruction, because Pyro assigns density
+1 to a Delta at its point, and to the flat prior everywhere. Neither is a probability density:
 −KL(q ‖ p) is −∞ for any proper prior, and undefined for this one. So such a pair has a distortion,
 but no ELBO, no importance-weighted bound and no draws from its prior; vilvm raises an error for
 these until a proper prior and a stochastic guide are fitted.

@@ -13,8 +13,7 @@ cases need care.
   (``_ModelMasks``). If another density does, their prior is flat, and there is no evidence.
 """
 
-from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 

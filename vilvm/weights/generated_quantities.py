@@ -253,7 +253,7 @@ def _deterministic(
     Arguments:
         site: of a run under a plate over samples, or of a single-sample run.
         single: the shape of the value in a single-sample run; None if this is one. A value of that
-            shape does not depend on the draws; others have the sample dimension left of the plates.
+            shape does not depend on the draws; others have a sample dimension left of the plates.
         num_samples: of the run.
         layout: of the run.
     """

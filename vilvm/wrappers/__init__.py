@@ -1,4 +1,4 @@
-"""Models around a model: with another prior, guide or likelihood scale, or partly observed data."""
+"""Models around a model: another prior, guide or likelihood scale, or partly observed data."""
 
 from vilvm.wrappers.likelihood_scale import WithLikelihoodScale, fit_likelihood_scale
 from vilvm.wrappers.partly_observed import PartlyObserved, partly_observed

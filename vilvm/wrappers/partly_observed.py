@@ -4,8 +4,8 @@ With components O of x observed and the likelihood factorising over components,
 
     p(x_O | z) = Π_{j ∈ O} p(x_j | z),    p(z | x_O) ∝ p(x_O | z) p(z),
 
-so the decoder and the prior do not change, and the posterior of z is wider, since it is given fewer
-data. A guide fitted to it (``vilvm.wrappers.fit_guide``), or importance resampling
+so the decoder and the prior do not change, and the posterior of z is wider, since less is
+observed. A guide fitted to it (``vilvm.wrappers.fit_guide``), or importance resampling
 (``vilvm.resample``), draws z, and the decoder completes the datum.
 
 Reference: Stochastic Backpropagation and Approximate Inference in Deep Generative Models, Rezende,
@@ -66,8 +66,8 @@ class PartlyObserved(Wrapped):
     def _restrict(self, fn: Any) -> dist.TorchDistribution:
         if fn.event_shape != self.observed.shape:
             raise ContractError(
-                f"partly_observed: the mask has shape {tuple(self.observed.shape)}, and a datum of "
-                f"site {self.site!r} has shape {tuple(fn.event_shape)}."
+                f"partly_observed: the mask has shape {tuple(self.observed.shape)}, and a datum "
+                f"of site {self.site!r} has shape {tuple(fn.event_shape)}."
             )
         parts = getattr(fn, "base_dist", None)
         if parts is None or parts.event_shape:

@@ -60,8 +60,8 @@ class WithPrior(Wrapped):
         new = self.prior.distribution()
         if new.event_shape != old.event_shape:
             raise ContractError(
-                f"with_prior: the prior is of vectors of shape {tuple(new.event_shape)}, and latent "
-                f"{self.prior.latent!r} has shape {tuple(old.event_shape)}."
+                f"with_prior: the prior is of vectors of shape {tuple(new.event_shape)}, and "
+                f"latent {self.prior.latent!r} has shape {tuple(old.event_shape)}."
             )
         return new.expand(old.batch_shape)
 

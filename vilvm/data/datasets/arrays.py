@@ -123,8 +123,8 @@ def _data(source: Any, name: str, split: str, key: str | None) -> Data:
 def _tensor(array: Any, name: str) -> Tensor:
     if np.ma.isMaskedArray(array):
         raise ValueError(
-            f"{name}: is a NumPy masked array, whose mask a tensor cannot keep; pass array.filled(0), "
-            "and the mask to vilvm.wrappers.partly_observed.partly_observed, "
+            f"{name}: is a NumPy masked array, whose mask a tensor cannot keep; pass "
+            "array.filled(0), and the mask to vilvm.wrappers.partly_observed.partly_observed, "
             "poutine.mask or .mask(...) of the distribution."
         )
     try:
