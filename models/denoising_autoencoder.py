@@ -10,9 +10,9 @@ conditional mean:
 
     h(x̃) = g(f(x̃))  →  E[x | x̃].
 
-The conditional mean is the best point estimate in mean square. But if several x can have become x̃,
-it is in general none of them (``examples/denoising_multimodal.py``). A copy of x̃ is not a minimum,
-so the code need not be smaller than the datum.
+The conditional mean is the best point estimate in mean square. But if several x can have become
+x̃, it is in general none of them (``examples/denoising_multimodal.py``). A copy of x̃ is not a
+minimum, so the code need not be smaller than the datum.
 
 As a model/guide pair (see ``vilvm.guides.delta``): p(z) flat, q(z | x̃) = δ(z − f(x̃)), and p(x |
 z) scores the clean datum. A batch is a pair (x̃, x); a clean batch x alone means (x, x), so that

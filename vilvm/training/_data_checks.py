@@ -43,7 +43,7 @@ class DataChecks:
         self.spec = spec
         self.lvm = spec.lvm
         self.layouts = layouts
-        self._owned: set[str] = set()  # parameters of single data
+        self._owned: set[str] = set()  # parameters per datum
 
     def check_source(self, batches: Batches) -> list[tuple[Any, str, Any]]:
         """Raises ContractError unless the objective can train the pair on batches of this source.
@@ -105,7 +105,7 @@ class DataChecks:
     # ------------------------------------------------------------------------------------
 
     def _check_single_data(self, batches: Batches, batch: Any) -> None:
-        """Raises ContractError if the guide has parameters of single data, by position in the
+        """Raises ContractError if the guide has parameters per datum, by position in the
         batch, and does not always receive all data; remembers the data it received.
         """
         whole = batches.whole and not self.spec.parallel

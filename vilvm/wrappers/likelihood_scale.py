@@ -130,7 +130,7 @@ def _residual(lvm: Any, batch: Any, site: str, num_samples: int) -> torch.Tensor
     mean = predict(lvm, posterior_mean(lvm, batch, num_samples))[site]
     if not isinstance(batch, torch.Tensor) or mean.shape != batch.shape:
         raise ContractError(
-            f"fit_likelihood_scale: site {site!r} has shape {tuple(mean.shape)}, which is not that "
-            "of the data; use a model that observes its batch unchanged."
+            f"fit_likelihood_scale: site {site!r} has shape {tuple(mean.shape)}, which is not "
+            "that of the data; use a model that observes its batch unchanged."
         )
     return batch - mean
