@@ -1,4 +1,4 @@
-"""Models around other models: the parameters that live in the inner one stay the inner one's."""
+"""Models around other models: parameters of the inner model stay in the inner model."""
 
 import copy
 from functools import partial
@@ -92,7 +92,7 @@ def test_wrapper_training_trains_or_freezes_the_pair(pair, x):
     assert all(not torch.equal(before[n], v) for n, v in lvm.state_dict().items())
 
 
-def test_what_cannot_be_wrapped():
+def test_unsupported_models_are_refused():
     class Plain:
         def model(self, x): ...
 
