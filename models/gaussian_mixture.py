@@ -1,6 +1,6 @@
 """A Bayesian mixture of normals: components are summed out, their parameters are inferred.
 
-Generative story. There are K components, of which each datum x_n ∈ ℝ picks one:
+Generative story. Each datum x_n ∈ ℝ belongs to one of K components:
 
     π ~ Dirichlet(α, …, α),    μ_k ~ N(m, s) subject to μ_1 < … < μ_K,    σ_k ~ HalfNormal(t),
     z_n ~ Categorical(π),      x_n ~ N(μ_{z_n}, σ_{z_n}).

@@ -510,7 +510,10 @@ BAD = {
         lambda: digits(validation=1500),
         "between 1 and 1499",
     ),
-    "text for data": (lambda: arrays(np.array([["a"], ["b"]])), "holds no numbers"),
+    "text for data": (
+        lambda: arrays(np.array([["a"], ["b"]])),
+        "holds no real numbers",
+    ),
     "one number for data": (lambda: arrays(np.array(3.0)), "a single number"),
     "a whole data set for a split": (
         lambda: fit(data=digits()),
@@ -665,7 +668,7 @@ BAD = {
     "one row to split": (lambda: arrays(torch.zeros(1, 2)), "1 rows cannot be split"),
     "rows of several lengths": (
         lambda: arrays([[1.0], [1.0, 2.0]]),
-        "rows of several lengths",
+        "rows of different lengths",
     ),
     "active units of shared latents": (
         lambda: active_units(pair(shared, AutoNormal(shared)), X),
@@ -759,7 +762,7 @@ BAD = {
     ),
     "a folder of no name": (
         lambda: fit(run_dir="a\0b"),
-        "run_dir is no path of a file: 'a.x00b' is empty or holds a NUL byte",
+        "run_dir is not a path: 'a.x00b' is empty or holds a NUL byte",
     ),
     "missing file": (lambda: arrays("nothing.npy"), "there is no such file"),
     "unknown kind of file": (
@@ -834,7 +837,7 @@ def write(path, kind):
         ("x.npy", "negative", {}, "truncated or damaged"),
         ("x.npz", "bomb", {}, "truncated or damaged"),
         ("x.npy", "pickled", {}, "pickled objects, which are not read"),
-        ("x.npz", "several", {}, r"holds the arrays \['a', 'b'\]; say which"),
+        ("x.npz", "several", {}, r"holds the arrays \['a', 'b'\]; select one"),
         ("x.npz", "several", {"key": "c"}, "holds no array 'c'"),
     ],
 )

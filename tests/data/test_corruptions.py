@@ -110,7 +110,7 @@ def test_a_blur_is_applied_once():
         (lambda: Corrupted(0.5), "corruption is a float, not a transform"),
         (
             lambda: Chain((StaticBinarisation(), PixelErasure())),
-            "apply it to the tensors first",
+            "binarise the tensors first",
         ),
         (lambda: Chain(()), r"takes a tuple of transforms, such as .* got \(\)"),
         (lambda: Chain((PixelErasure, 1)), "takes a tuple of transforms"),

@@ -144,7 +144,7 @@ def test_distribution_with_unknown_parameters_is_refused():
 
     lvm = pair(dist.Beta(2.0, 2.0), lambda z: dist.Normal(z, 1.0), guide, None)
     with pytest.raises(
-        ContractError, match="parameters of a RelaxedBernoulli are not known"
+        ContractError, match="A RelaxedBernoulli cannot be built from its parameters"
     ):
         fit_local_guide(lvm, torch.randn(3), steps=2)
 

@@ -112,7 +112,7 @@ def test_a_flow_fits_a_curved_density(banana, bent):
 def test_flow_draws_follow_its_density(banana, bent):
     torch.manual_seed(0)
     drawn = bent.distribution().sample((4000,))
-    # Under its own draws the mean log-density is −entropy, and nearly so on the data, which it fits.
+    # Under its own draws the mean log-density is −entropy, and nearly so on the data that it fits.
     # This fails if a flow samples in the wrong direction.
     scores = [bent.distribution().log_prob(z) for z in (drawn, banana[1])]
     error = sum(s.var() / len(s) for s in scores) ** 0.5
@@ -188,8 +188,8 @@ def test_the_latent_is_named_where_there_are_several(x):
     lvm = vilvm.Pair(two, two_guide)
     assert fit_prior(lvm, x, latent="v").latent == "v"
     for latent, message in (
-        (None, r"latents are \['u', 'v'\]; say which"),
-        ("w", "say which"),
+        (None, r"latents are \['u', 'v'\]; select one of them"),
+        ("w", "select one of them"),
         ("u", "one vector for each datum"),
     ):
         with pytest.raises(vilvm.ContractError, match=message):

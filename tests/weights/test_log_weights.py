@@ -601,7 +601,7 @@ def test_extra_dimension_under_samples_is_refused(capsys):
 
     x, lvm = torch.randn(6, 2), vilvm.Pair(model, AutoNormal(model))
     weights = vilvm.log_weights(lvm, x, 4)
-    assert "keep leading dimensions as they are" in capsys.readouterr().out
+    assert "leave leading dimensions unchanged" in capsys.readouterr().out
     expected = dist.Normal(weights.latents["beta"] @ x.T, 0.5).log_prob(x[:, 0])
     torch.testing.assert_close(
         weights.log_likelihood, expected.double(), rtol=1e-4, atol=1e-4

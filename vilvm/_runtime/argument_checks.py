@@ -92,8 +92,7 @@ def check_path(name: str, value: Any) -> Path:
         )
     if not os.fspath(value) or "\0" in os.fspath(value):
         raise ValueError(
-            f"{name} is no path of a file: {_shown(value)} is empty or holds a NUL byte; choose "
-            "another."
+            f"{name} is not a path: {_shown(value)} is empty or holds a NUL byte; choose another."
         )
     return Path(value)
 

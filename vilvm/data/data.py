@@ -332,7 +332,7 @@ def as_data(data: Any, what: str = "data") -> Data:
         )
     if data.labels is not None and data.divisible and len(data.labels) != len(data):
         raise ValueError(
-            f"{what}: has {len(data)} data and {len(data.labels)} labels; give one label a datum."
+            f"{what}: has {len(data)} data and {len(data.labels)} labels; give one per datum."
         )
     if any(t.requires_grad for t in tensors):
         # the first backward pass would run through their gradient history and free it

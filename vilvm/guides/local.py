@@ -209,7 +209,7 @@ def fit_local_guide(
         batch: the argument of both, whose data are optimised in parallel.
         steps: of Adam, with a one-cycle learning rate.
         lr: peak learning rate.
-        num_particles: draws a step for each datum.
+        num_particles: draws per step for each datum.
         seed: of the draws; torch's generators do not change.
 
     Returns:

@@ -26,7 +26,7 @@ class ConvEncoder(nn.Module):
         in_channels: C, the number of channels of a picture.
 
     Raises:
-        ValueError: `side` is not divisible by 2^len(channels), or a size is no positive integer.
+        ValueError: `side` is not divisible by 2^len(channels), or a size is not positive.
 
     Example:
         >>> import torch
@@ -73,7 +73,7 @@ class ConvDecoder(nn.Module):
         out_channels: C, the number of channels of a picture.
 
     Raises:
-        ValueError: `side` is not divisible by 2^len(channels), or a size is no positive integer.
+        ValueError: `side` is not divisible by 2^len(channels), or a size is not positive.
 
     Example:
         >>> import torch

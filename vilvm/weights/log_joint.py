@@ -66,7 +66,7 @@ class LogJoint:
 
     Raises:
         ContractError: the pair breaks the contract on this batch; a latent is discrete, degenerate
-            or has a flat prior; there is none; or a plate subsamples its data.
+            or has a flat prior; there is no latent; or a plate subsamples its data.
 
     Example:
         >>> import torch

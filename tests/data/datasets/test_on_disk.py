@@ -226,7 +226,7 @@ def test_zarr(tmp_path):
         assert torch.equal(data.subset(index).x, expected[index])
     assert data.fingerprint() == on_disk(tmp_path / "x.zarr").fingerprint()
     zarr.create_group(str(tmp_path / "g.zarr"))
-    with pytest.raises(ValueError, match="no zarr array that can be read"):
+    with pytest.raises(ValueError, match="cannot be read as a zarr array"):
         on_disk(tmp_path / "g.zarr")
 
 
