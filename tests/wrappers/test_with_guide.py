@@ -104,7 +104,7 @@ def test_fit_guide_error_names_what_is_missing(auto, x):
 
     with pytest.raises(
         vilvm.ContractError,
-        match=r"one latent, a vector for each datum; for 500 data its latents have shapes \{'z': \(500,\)\}",
+        match=r"for 500 data its latents have shapes \{'z': \(500,\)\}",
     ):
         fit_guide(Two(), x)
 
