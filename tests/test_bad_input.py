@@ -476,11 +476,11 @@ BAD = {
     ),
     "tensors of unequal length": (
         lambda: fit(data=(torch.zeros(100, 2), {"y": torch.zeros(90)}), batch_size=10),
-        r"as x\[0\] has 100 rows and x\[1\]\['y'\] has 90, 10 fewer",
+        r"because x\[0\] has 100 rows and x\[1\]\['y'\] has 90, 10 fewer",
     ),
     "a number among the data": (
         lambda: fit(data={"x": X, "scale": torch.tensor(2.0)}, batch_size=2),
-        r"as x\['scale'\] is a single number",
+        r"because x\['scale'\] is a single number",
     ),
     "missing values": (
         lambda: fit(data=torch.tensor([[torch.nan]])),

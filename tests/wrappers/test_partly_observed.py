@@ -91,7 +91,8 @@ def test_unsupported_masks_and_models_are_refused():
         ):
             partly_observed(VAE(data_dim=6), mask)
     with pytest.raises(
-        vilvm.ContractError, match=r"mask has shape \(6,\), a datum of site 'x' \(5,\)"
+        vilvm.ContractError,
+        match=r"mask has shape \(6,\), and a datum of site 'x' has shape \(5,\)",
     ):
         vilvm.log_weights(partly_observed(VAE(data_dim=5), SEEN), torch.zeros(2, 5))
     with pytest.raises(
