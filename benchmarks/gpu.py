@@ -81,7 +81,7 @@ def same_ways(device: str) -> str:
             lvm: Any = vilvm.Pair(model, guide).to(where)
             layout, there = find_layout(lvm, x.to(where)), x.to(where)
             with torch.no_grad(), module_parameters(lvm):
-                taken = _vectorisation.way_of(
+                taken = _vectorisation.strategy_of(
                     lvm,
                     there,
                     log_weights_pass(lvm, layout),

@@ -58,7 +58,7 @@ def passes(
             )
         weights()
         assert (
-            _vectorisation.way_of(
+            _vectorisation.strategy_of(
                 net,
                 x,
                 _vectorisation.Pass(lambda *_: {}, "log-weights"),

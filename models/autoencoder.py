@@ -1,4 +1,4 @@
-"""The deep auto-encoder: two perceptrons, a bottleneck between them, and no posterior.
+"""The deep auto-encoder: two perceptrons with a bottleneck between them, and no posterior.
 
 The encoder f maps a datum x ∈ ℝᴰ to a code z ∈ ℝᵈ, d < D, the decoder g maps it back to the
 parameters of p(x | z), and both minimise
@@ -10,7 +10,7 @@ Bernoulli one the cross-entropy. With affine f and g this is PCA (see
 ``models/linear_autoencoder.py``); depth bends the plane into a manifold.
 
 As a model/guide pair (see ``vilvm.guides.delta``): p(z) flat, q(z | x) = δ(z − f(x)). It has a
-distortion and, being no probability model of x, no evidence and nothing to draw from.
+distortion, but no evidence and no draws, since it is not a probability model of x.
 
 Reference: Reducing the Dimensionality of Data with Neural Networks, Geoffrey E. Hinton and Ruslan
 R. Salakhutdinov, 2006.
@@ -38,7 +38,7 @@ class Autoencoder(nn.Module):
         latent_dim: d, the size of a code.
         likelihood: "gaussian" (unit variance: squared error) or "bernoulli" (data in [0, 1]:
             cross-entropy).
-        hidden: sizes of the encoder's hidden layers; the decoder's are their mirror.
+        hidden: sizes of the encoder's hidden layers; the decoder has them in reverse order.
 
     Raises:
         ValueError: an unknown likelihood.

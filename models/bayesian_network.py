@@ -13,9 +13,9 @@ Inference. The guide has a perceptron of the evidence for each latent node, and 
     mean field        q(h | e) = Π_i q(h_i | e),
     autoregressive    q(h | e) = Π_i q(h_i | e, h_{<i}),    in ancestral order.
 
-Mean field cannot represent that causes explain one another away; the autoregressive form can
-represent any distribution. Its logits are those of p(h_i | z_{pa(i)}), which ignore the evidence,
-plus the perceptron's output.
+Mean field cannot represent that causes explain each other away; the autoregressive form can
+represent any distribution. Its logits are those of p(h_i | z_{pa(i)}), which ignore all evidence
+except the parents, plus the perceptron's output.
 
 The ELBO is below log p(e) by KL(q(h | e) ‖ p(h | e)), which for mean field training cannot reduce
 to zero. The latents are marked for parallel enumeration in the guide: under ``TraceEnum_ELBO``
@@ -93,8 +93,8 @@ class BayesianNetwork(nn.Module):
         learn_tables: whether training also changes the tables.
 
     Raises:
-        ValueError: the graph has a cycle, a table is no conditional distribution, the evidence is
-            unknown or is the whole network, or an option is unknown.
+        ValueError: the graph has a cycle, a table is not a conditional distribution, the evidence
+            is unknown or is the whole network, or an option is unknown.
 
     Example:
         >>> import torch
@@ -188,7 +188,8 @@ class BayesianNetwork(nn.Module):
         """
         if node not in self.latents:
             raise ValueError(
-                f"BayesianNetwork: {node!r} is no latent; there are {', '.join(self.latents)}."
+                f"BayesianNetwork: {node!r} is not a latent; the latents are "
+                f"{', '.join(self.latents)}."
             )
         return dist.Categorical(probs=self._eliminate(batch, node))
 
@@ -266,8 +267,8 @@ def _ancestral_order(network: Network) -> list[str]:
         for parent in parents:
             if parent not in network:
                 raise ValueError(
-                    f"BayesianNetwork: {node!r} has a parent {parent!r}, which is no node of the "
-                    "network."
+                    f"BayesianNetwork: {node!r} has a parent {parent!r}, which is not a node of "
+                    "the network."
                 )
     try:
         return list(TopologicalSorter(graph).static_order())
@@ -279,7 +280,7 @@ def _ancestral_order(network: Network) -> list[str]:
 
 
 def _check_table(node: str, table: Tensor, parents: tuple[int, ...]) -> None:
-    """Checks the shape and the rows of a table; `parents` has the numbers of their states."""
+    """Checks the shape and the rows of a table; `parents` holds their numbers of states."""
     if (
         table.dim() != len(parents) + 1
         or table.shape[:-1] != parents
@@ -288,12 +289,12 @@ def _check_table(node: str, table: Tensor, parents: tuple[int, ...]) -> None:
         wanted = ", ".join([*map(str, parents), "2 or more"])
         raise ValueError(
             f"BayesianNetwork: the table of {node!r} has shape {tuple(table.shape)}; its "
-            f"parents ask for ({wanted})."
+            f"parents need ({wanted})."
         )
     if bool((table < 0).any()) or bool(((table.sum(-1) - 1).abs() > 1e-6).any()):
         raise ValueError(
-            f"BayesianNetwork: a row of the table of {node!r} is not a distribution: numbers "
-            "from 0 that sum to one."
+            f"BayesianNetwork: a row of the table of {node!r} is not a distribution; give "
+            "non-negative numbers that sum to one."
         )
 
 
@@ -301,7 +302,7 @@ def _check_evidence(evidence: tuple[str, ...], tables: Mapping[str, Tensor]) -> 
     unknown = [n for n in evidence if n not in tables]
     if unknown:
         raise ValueError(
-            f"BayesianNetwork: the evidence {unknown[0]!r} is no node of the network "
+            f"BayesianNetwork: the evidence {unknown[0]!r} is not a node of the network "
             f"({', '.join(tables)})."
         )
     if not evidence or len(set(evidence)) == len(tables):

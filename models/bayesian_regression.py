@@ -13,14 +13,14 @@ Coordinates. With the singular values of X diag(s) = U D Vᵀ and any reference 
     β = diag(s) V (g + h ∘ z),    h_k = σ₀ / √(D_k² + σ₀²),    g_k = D_k (Uᵀ y)_k / (D_k² + σ₀²).
 
 Then the prior N(0, diag s²) of β is z_k ~ N(−g_k / h_k, 1 / h_k²), and given σ = σ₀ the posterior
-of z is N(0, I): prior and likelihood are diagonal at once, whatever the scales and correlations of
-the covariates. It is a change of variables with fixed g, h and V, so p(β, σ, y) is the same; the
-guide trains easily, and factorising over z costs almost nothing.
+of z is N(0, I): prior and likelihood are both diagonal, for any scales and correlations of the
+covariates. It is a change of variables with fixed g, h and V, so p(β, σ, y) is the same; the guide
+trains easily, and factorising over z costs almost nothing.
 
 Exact answers. Given σ, y ~ N(0, σ² I + U D² Uᵀ), and β is Gaussian with E[Vᵀ β/s] = D Uᵀy / (D² +
 σ²), Var = σ² / (D² + σ²). The remaining integral over t = log σ is one-dimensional and done by the
 trapezoidal rule, which for a smooth integrand that vanishes at both ends converges faster than any
-power of its step. The posterior is one of all data together, for β and σ are shared by them.
+power of its step. There is one posterior for all data together, since they share β and σ.
 
 References: Bayesian Data Analysis, Gelman et al., 2013, chapter 14; The Exponentially Convergent
 Trapezoidal Rule, Trefethen and Weideman, 2014; Automatic Differentiation Variational Inference,
@@ -83,9 +83,9 @@ class BayesianRegression(nn.Module):
     (the intercept first, if there is one) and "sigma". In a model from ``whitened`` they are "z"
     and "sigma", and "beta" is a deterministic site.
 
-    A flat prior is no density and has no evidence. Use the scale ``FLAT`` instead: a proper prior
-    that moves the posterior by at most a thousandth of its standard deviation (for coefficients up
-    to 100 and posterior standard deviations up to 10).
+    A flat prior is not a density and has no evidence. Use the scale ``FLAT`` instead: a proper
+    prior that moves the posterior by at most a thousandth of its standard deviation (for
+    coefficients up to 100 and posterior standard deviations up to 10).
 
     Arguments:
         num_covariates: number of columns of x, without the intercept.
@@ -95,7 +95,7 @@ class BayesianRegression(nn.Module):
         alpha_scale: s of the intercept; `beta_scale` by default.
         sigma_scale: r, the scale of the prior of σ.
         sigma_prior: "half_cauchy" or "half_normal".
-        sigma: the noise, if it is known; then it is no latent.
+        sigma: the noise, if it is known; then it is not a latent.
 
     Raises:
         ValueError: an unknown guide or prior, or a number that is not positive.
@@ -156,8 +156,7 @@ class BayesianRegression(nn.Module):
     def whitened(
         cls, batch: tuple[Tensor, Tensor], **options: object
     ) -> "BayesianRegression":
-        """The same model in coordinates z whose posterior on these data is N(0, I), given the
-        noise of least squares.
+        """The same model in coordinates z with posterior N(0, I) given the least-squares noise.
 
         Arguments:
             batch: (x, y), shape (num_data, num_covariates) and (num_data,), which determine the
@@ -178,9 +177,8 @@ class BayesianRegression(nn.Module):
         if lvm.sigma:
             noise = d.new_tensor(lvm.sigma)
         else:
-            least = (
-                1e-6 * y.double().square().mean().sqrt() + 1e-12
-            )  # of data without noise
+            # for data without noise
+            least = 1e-6 * y.double().square().mean().sqrt() + 1e-12
             noise = (rest / max(len(y) - len(d), 1)).sqrt().clamp(min=least)
         lvm.basis = basis.to(lvm.scales)
         lvm.noise.copy_(noise)
@@ -348,7 +346,7 @@ def lagged(series: Tensor, order: int) -> Data:
         (num_times − K,).
 
     Raises:
-        ValueError: the series has another number of dimensions than one, or is too short.
+        ValueError: the series does not have one dimension, or is too short.
 
     Example:
         >>> import torch

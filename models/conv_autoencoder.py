@@ -1,9 +1,7 @@
-"""The convolutional auto-encoder: f a stack of convolutions of stride 2, g the reciprocal stack of
-transposed convolutions.
+"""The convolutional auto-encoder: convolutions of stride 2, then transposed convolutions.
 
-Each output of a convolution sees a few neighbouring pixels, with the same weights everywhere: what
-is learnt at one place of a picture is known at all. The loss and the reading as a model/guide pair
-are those of ``models/autoencoder.py``,
+Each output of a convolution depends on a few neighbouring pixels, with the same weights at every
+position of a picture. The loss and the model/guide pair are those of ``models/autoencoder.py``,
 
     −log p(x | z = f(x)),    p(z) flat,    q(z | x) = δ(z − f(x)).
 
@@ -33,7 +31,7 @@ class ConvAutoencoder(nn.Module):
         latent_dim: d, the size of a code.
         likelihood: "gaussian" (unit variance: squared error) or "bernoulli" (data in [0, 1]:
             cross-entropy).
-        channels: of the encoder's stages; the decoder's are their mirror.
+        channels: of the encoder's stages; the decoder has them in reverse order.
 
     Raises:
         ValueError: an unknown likelihood, or a side that cannot be halved so often.

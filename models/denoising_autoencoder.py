@@ -1,18 +1,18 @@
 """The denoising auto-encoder, which maps a corrupted datum to the clean one.
 
-Story. A clean x is corrupted, x̃ ~ C(x̃ | x) (noise, erased pixels, a missing block, blur; see
-``vilvm.data.corruptions``), and encoder f and decoder g minimise, over pairs of the two,
+A clean x is corrupted, x̃ ~ C(x̃ | x) (noise, erased pixels, a missing block, blur; see
+``vilvm.data.corruptions``), and encoder f and decoder g minimise, over pairs (x̃, x),
 
     −log p(x | z = f(x̃)).
 
-With a Gaussian likelihood N(g(z), I) that is the squared error, which no function of x̃ can bring
-below that of the conditional mean:
+With a Gaussian likelihood N(g(z), I) this is the squared error, which is smallest at the
+conditional mean:
 
     h(x̃) = g(f(x̃))  →  E[x | x̃].
 
-That is its strength, the best of all point estimates in mean square, and its weakness: where
-several x could have become x̃, their mean is none of them (``examples/denoising_multimodal.py``).
-Copying x̃ is no solution, so the code need not be smaller than the datum.
+The conditional mean is the best point estimate in mean square. But if several x can have become
+x̃, it is in general none of them (``examples/denoising_multimodal.py``). A copy of x̃ is not a
+minimum, so the code need not be smaller than the datum.
 
 As a model/guide pair (see ``vilvm.guides.delta``): p(z) flat, q(z | x̃) = δ(z − f(x̃)), and p(x |
 z) scores the clean datum. A batch is a pair (x̃, x); a clean batch x alone means (x, x), so that
@@ -46,7 +46,7 @@ class DenoisingAutoencoder(nn.Module):
         latent_dim: d, the size of a code.
         likelihood: "gaussian" (unit variance: squared error) or "bernoulli" (data in [0, 1]:
             cross-entropy).
-        hidden: sizes of the encoder's hidden layers; the decoder's are their mirror.
+        hidden: sizes of the encoder's hidden layers; the decoder has them in reverse order.
 
     Raises:
         ValueError: an unknown likelihood.

@@ -1,13 +1,13 @@
 """Eight schools, a hierarchical model on which mean-field inference fails; evidence by quadrature.
 
 Generative story. School j has a true effect θ_j; its trial measured y_j with a known standard
-error σ_j. The effects are alike:
+error σ_j. The effects have a common distribution:
 
     μ ~ N(0, s²),    τ ~ HalfCauchy(r) or HalfNormal(r),    θ_j ~ N(μ, τ²),    y_j ~ N(θ_j, σ_j²).
 
-As it stands (centred) the posterior is a funnel: the smaller τ, the closer all θ_j are to μ, which
-no guide of independent factors can follow. Without centring the latents are η_j ~ N(0, 1), θ_j = μ
-+ τ η_j: the same p(θ, y), nearly independent a posteriori.
+In this centred form the posterior is a funnel: the smaller τ, the closer all θ_j are to μ, which
+no guide of independent factors can represent. In the non-centred form the latents are η_j ~
+N(0, 1), θ_j = μ + τ η_j: p(θ, y) is the same, and the latents are nearly independent a posteriori.
 
 Exact answers. Given τ everything is Gaussian. With v_j = σ_j² + τ²,
 
@@ -17,8 +17,8 @@ Exact answers. Given τ everything is Gaussian. With v_j = σ_j² + τ²,
     Var[θ_j | τ, y] = τ² σ_j² / v_j + (σ_j² / v_j)² / P.
 
 τ is one-dimensional: τ = F⁻¹(u) by the quantile function of its prior turns p(y) = ∫₀¹ p(y | τ(u))
-du into a smooth integral over the unit interval, done by Gauss and Legendre. The posterior is one
-of all data together, for μ and τ are shared by them.
+du into a smooth integral over the unit interval, computed by Gauss–Legendre quadrature. There is
+one posterior for all data together, since they share μ and τ.
 
 References: Estimation in Parallel Randomized Experiments, Donald B. Rubin, 1981; Bayesian Data
 Analysis, Gelman et al., 2013, chapter 5; A General Framework for the Parametrization of
@@ -73,7 +73,7 @@ class Moments(NamedTuple):
 
 
 class EightSchools(nn.Module):
-    """Effects of schools, alike up to τ, with a Pyro autoguide.
+    """The hierarchical model of the effects of schools, with a Pyro autoguide.
 
     A batch is (y, sigma), the measured effects and their standard errors, each of shape
     (num_schools,).
@@ -201,7 +201,7 @@ class EightSchools(nn.Module):
         v = sigma**2 + tau[:, None] ** 2
         precision = 1 / self.mu_scale**2 + (1 / v).sum(1)
         m = (y / v).sum(1) / precision
-        # The determinant lemma and completing the square, for diag v + s² 1 1ᵀ.
+        # the matrix determinant lemma, and completing the square, for diag v + s² 1 1ᵀ
         log_det = v.log().sum(1) + (self.mu_scale**2 * precision).log()
         log_det = log_det + len(y) * np.log(2 * np.pi)
         log_density = -(log_det + (y**2 / v).sum(1) - m**2 * precision) / 2

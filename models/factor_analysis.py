@@ -119,7 +119,7 @@ class FactorAnalysis(nn.Module):
 
     @torch.no_grad()
     def optimise_guide(self) -> "FactorAnalysis":
-        """Sets the guide to the best of its family for the current model, and returns the model.
+        """Sets the guide to the optimum of its family for the current model; returns the model.
 
         A full guide is then the exact posterior.
         """
@@ -143,7 +143,7 @@ class FactorAnalysis(nn.Module):
     ) -> "FactorAnalysis":
         """Maximises the likelihood on `x` by EM, starting from the current W and ψ.
 
-        It then sets the guide to its best, and returns the model.
+        It then sets the guide to its optimum, and returns the model.
 
         Arguments:
             x: shape (num_data, data_dim); computed in float64.

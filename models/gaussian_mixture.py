@@ -1,6 +1,6 @@
 """A Bayesian mixture of normals: components are summed out, their parameters are inferred.
 
-Generative story. There are K components, of which each datum x_n ∈ ℝ picks one:
+Generative story. Each datum x_n ∈ ℝ belongs to one of K components:
 
     π ~ Dirichlet(α, …, α),    μ_k ~ N(m, s) subject to μ_1 < … < μ_K,    σ_k ~ HalfNormal(t),
     z_n ~ Categorical(π),      x_n ~ N(μ_{z_n}, σ_{z_n}).
@@ -16,7 +16,7 @@ Discrete latents. The guide is over θ = (π, μ, σ) alone. z is marked for enu
 
 a bound without the noise of sampling z and without the gap of a factorised q(z). With
 ``marginal=True`` the same sum is part of the model: a density of x given θ without z, to which
-``Trace_ELBO`` and everything else apply.
+``Trace_ELBO`` and all other methods apply.
 
 Given θ, the posterior of z is exact: p(z_n = k | x, θ) ∝ π_k N(x_n | μ_k, σ_k), the
 responsibilities. ``states`` samples or maximises z by Pyro's ``infer_discrete``.
@@ -61,8 +61,7 @@ class GaussianMixture(nn.Module):
         noise: t of the half-normal prior of the standard deviations.
         marginal: whether the model sums over z itself and has no site z.
         autoguide: makes the guide of a model of π, μ and σ: ``AutoMultivariateNormal``,
-            ``AutoNormal``, ``AutoIAFNormal``, or ``AutoDelta``, which trains to the maximum a
-            posteriori.
+            ``AutoNormal``, ``AutoIAFNormal``, or ``AutoDelta`` for the maximum a posteriori.
 
     Raises:
         ValueError: num_components is below 2, or a scale is not positive.

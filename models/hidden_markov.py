@@ -17,8 +17,8 @@ of matrices in the (logsumexp, +) algebra,
                  = log (ρ ∘ b_1)ᵀ A B_2 A B_3 … A B_T 1,    b_t(k) = N(x_t | μ_k, σ_k),
 
 which ``forward`` multiplies pair by pair in log₂ T steps. With ``marginal=True`` it is part of the
-model as the density of whole sequences, to which ``Trace_ELBO`` and everything else apply; a step
-is then some fifteen times faster at T = 100.
+model as the density of whole sequences, to which ``Trace_ELBO`` and all other methods apply; a
+step is then some fifteen times faster at T = 100.
 
 Given θ, the posterior of the states is exact. log p(x | θ) is the log-normaliser of p(z | x, θ),
 and 1[z_t = k] is the sufficient statistic of log b_t(k); so its gradient is forward–backward
@@ -108,7 +108,7 @@ def smooth(log_start: Tensor, log_transition: Tensor, log_emission: Tensor) -> T
         tensor([[0.2500, 0.7500],
                 [0.5000, 0.5000]])
     """
-    # A small positive probability replaces 0: the logarithm of a sum of zeros has no gradient.
+    # a small positive probability replaces 0: the logarithm of a sum of zeros has no gradient
     log_start, log_transition = (
         p.detach().clamp_min(_IMPOSSIBLE) for p in (log_start, log_transition)
     )
@@ -350,14 +350,23 @@ class HiddenMarkov(nn.Module):
     def log_likelihood(
         self, x: Tensor, given: Mapping[str, Tensor] | None = None
     ) -> Tensor:
-        """log p(x | A, μ, σ) by the forward algorithm, in nats per sequence, shape
-        (*draws, num_data); x has shape (num_data, T), and `given` is that of ``sequence``.
+        """log p(x | A, μ, σ) by the forward algorithm, in nats per sequence.
+
+        Arguments:
+            x: shape (num_data, T).
+            given: as for ``sequence``.
+
+        Returns:
+            Shape (*draws, num_data).
         """
         return self.sequence(x.shape[-1], given).log_prob(x)
 
     def smoothing(self, x: Tensor, given: Mapping[str, Tensor] | None = None) -> Tensor:
-        """p(z_t = k | x, A, μ, σ), exact; x has shape (num_data, T), and `given` is that of
-        ``sequence``.
+        """p(z_t = k | x, A, μ, σ), exact.
+
+        Arguments:
+            x: shape (num_data, T).
+            given: as for ``sequence``.
 
         Returns:
             Shape (*draws, num_data, T, K). Their mean over posterior draws is p(z_t = k | x).

@@ -11,15 +11,14 @@ then the projector of PCA. U is only found up to a rotation.
 As a model/guide pair (see ``vilvm.guides.delta``): p(z) flat, q(z | x) = δ(z − f(x)), p(x | z) =
 N(g(z), I), so that the loss a datum is ½ ‖x − g(f(x))‖² + ½ D log 2π.
 
-What the optimiser needs. Two axes of nearly the same eigenvalue can be traded for each other at
-hardly any loss, so the error converges at a rate λ_d and the subspace at a rate λ_d − λ_{d+1}
-(MNIST at d = 50: 0.0015, beside λ₁ = 5.1). Batches with Adam reach the error within seconds and
-leave the subspace where it is, about a radian off. SGD with Nesterov's momentum β goes 1 / (1 − β)
-times as fast as its learning rate says, and averages the noise of as many batches, which would
-turn one axis into the other; it is stable up to a rate of 2 (1 + β) / (1 + 2β) / 4λ₁, a rate that
-has to decay to zero in the end. b must start at the mean, for ‖b − mean‖² adds to λ₁. With β =
-0.99, a rate of 0.03 decaying as a cosine, and 40 epochs of batches of 1,000, the largest angle is
-0.01 rad.
+Optimisation. Two axes of nearly the same eigenvalue can be exchanged at almost no loss, so the
+error converges at a rate λ_d and the subspace at a rate λ_d − λ_{d+1} (MNIST at d = 50: 0.0015,
+compared with λ₁ = 5.1). Adam on batches reaches the error within seconds, but its subspace stays
+about a radian from the optimum. SGD with Nesterov's momentum β moves 1 / (1 − β) times as fast as
+its learning rate, and averages the noise of as many batches, which would otherwise rotate one axis
+into the other. It is stable up to a rate of 2 (1 + β) / (1 + 2β) / 4λ₁, and the rate must decay to
+zero. b must start at the mean, since ‖b − mean‖² adds to λ₁. With β = 0.99, a rate of 0.03 with
+cosine decay, and 40 epochs of batches of 1,000, the largest angle is 0.01 rad.
 
 Reference: Neural Networks and Principal Component Analysis: Learning from Examples Without Local
 Minima, Pierre Baldi and Kurt Hornik, 1989.

@@ -9,13 +9,13 @@ the posterior is a softmax of an affine map:
 
     p(y = k | x) = softmax_k(a_kᵀ x + c_k),    a_k = Σ⁻¹ μ_k,    c_k = log π_k − ½ μ_kᵀ Σ⁻¹ μ_k,
 
-whose boundaries between classes are flat: the linear discriminants.
+whose boundaries between classes are hyperplanes, the linear discriminants.
 
-Inference. The guide is q(y | x) = softmax(A x + c), amortised and learnt, so its family holds the
-exact posterior and the ELBO reaches log p(x). The class is a latent, marked for parallel
+Inference. The guide is q(y | x) = softmax(A x + c), amortised and learnt, so its family contains
+the exact posterior and the ELBO reaches log p(x). The class is a latent, marked for parallel
 enumeration in the guide: under ``TraceEnum_ELBO`` (see ``objective``) the expectation over it is a
-sum of K terms, and the gradient has no noise. So trained, the model finds classes in data without
-labels: a mixture of Gaussians with a common covariance. With labels, maximum likelihood is
+sum of K terms, and the gradient has no noise. Trained without labels, the model finds classes as a
+mixture of Gaussians with a common covariance. With labels, the maximum likelihood estimates are
 
     π_k = N_k / N,    μ_k = mean of class k,    Σ = (1/N) Σ_n (x_n − μ_{y_n}) (x_n − μ_{y_n})ᵀ.
 
@@ -114,18 +114,17 @@ class LinearDiscriminant(nn.Module):
 
     @torch.no_grad()
     def maximise(self, x: Tensor, y: Tensor) -> "LinearDiscriminant":
-        """Sets all parameters to maximum likelihood on labelled data, and the guide to the exact
-        posterior.
+        """Sets all parameters to maximum likelihood on labelled data; returns the model.
 
-        Returns the model.
+        The guide becomes the exact posterior.
 
         Arguments:
             x: shape (num_data, data_dim); computed in float64.
             y: the classes, whole numbers from 0 to num_classes − 1, shape (num_data,).
 
         Raises:
-            ValueError: a label is no class, a class has no datum, or the data within the classes
-                span too few dimensions.
+            ValueError: a label is out of range, a class has no datum, or the data within the
+                classes span too few dimensions.
         """
         x, num_classes = x.double(), len(self.logits)
         count = _class_counts(x, y, num_classes)
@@ -136,8 +135,7 @@ class LinearDiscriminant(nn.Module):
         if int(failed):
             raise ValueError(
                 f"LinearDiscriminant: the covariance within the classes of {len(x)} data in "
-                f"{x.shape[1]} dimensions is singular; give more data, or drop columns that never "
-                "vary."
+                f"{x.shape[1]} dimensions is singular; give more data, or drop constant columns."
             )
         self.logits.copy_((count.double() / len(x)).log())
         self.mu.copy_(mu)

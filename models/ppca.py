@@ -1,6 +1,6 @@
 """Probabilistic PCA, the linear Gaussian latent variable model, exact in closed form.
 
-Generative story. A datum x ∈ ℝᴰ has a cause z ∈ ℝᵈ, z ~ N(0, I), and
+Generative story. A datum x ∈ ℝᴰ has a latent z ∈ ℝᵈ, z ~ N(0, I), and
 
     x = W z + b + ε,    ε ~ N(0, σ² I).
 
@@ -14,8 +14,8 @@ u₁, …, u_D,
     W = [u₁ … u_d] diag(λ₁ − σ², …, λ_d − σ²)^{1/2} R,    R any rotation.
 
 Inference. The guide is that of a linear VAE, q(z | x) = N(V (x − b), diag s²), amortised and
-learnt. Where the columns of W are orthogonal, the posterior's covariance is diagonal and the guide
-is exact, so the ELBO's maximum is the likelihood's, and at it R is a permutation: a linear VAE
+learnt. If the columns of W are orthogonal, the posterior's covariance is diagonal and the guide is
+exact. So the ELBO and the likelihood have the same maximum, where R is a permutation: a linear VAE
 finds the principal axes themselves.
 
 References: Probabilistic Principal Component Analysis, Michael E. Tipping and Christopher M.
@@ -112,9 +112,8 @@ class PPCA(nn.Module):
         self.W.copy_(W)
         self.b.copy_(mean)
         self.log_sigma.copy_(variance.log() / 2)
-        self.V.copy_(
-            (W / values[:d]).T
-        )  # M = diag(λ), since the columns of W are orthogonal
+        # M = diag(λ), since the columns of W are orthogonal
+        self.V.copy_((W / values[:d]).T)
         self.log_s.copy_((variance / values[:d]).log() / 2)
         return self
 

@@ -1,6 +1,6 @@
 """The variational auto-encoder.
 
-Generative story. A datum x ∈ ℝᴰ has a cause z ∈ ℝᵈ, drawn from p(z) = N(0, I); a network g, the
+Generative story. A datum x ∈ ℝᴰ has a latent z ∈ ℝᵈ, drawn from p(z) = N(0, I); a network g, the
 decoder, maps z to the parameters of p(x | z):
 
 - Bernoulli, for x ∈ {0, 1}ᴰ:  p(x | z) = Πⱼ Bernoulli(xⱼ | σ(g(z)ⱼ));
@@ -12,7 +12,7 @@ From log p(x) = log E_q[p(x, z) / q(z | x)] and Jensen's inequality,
 
     log p(x) ≥ E_q[log p(x | z)] − KL(q(z | x) ‖ p(z)) = ELBO(x),
 
-with gap KL(q(z | x) ‖ p(z | x)), and both networks climb the ELBO together. With
+with gap KL(q(z | x) ‖ p(z | x)), and both networks are trained to maximise the ELBO. With
 z = m(x) + s(x) ε, ε ~ N(0, I), its gradient passes through the sample.
 
 Reference: Auto-Encoding Variational Bayes, Diederik P. Kingma and Max Welling, 2014.
@@ -31,7 +31,7 @@ from vilvm.networks import mlp, start_at_mean
 
 __all__ = ["VAE", "tiny"]
 
-# of a Gaussian likelihood, whose density is unbounded where data are constant
+# limits for a Gaussian likelihood, whose density is unbounded if data are constant
 _LOG_VARIANCES = (-8.0, 14.0)
 
 
@@ -80,9 +80,8 @@ class VAE(nn.Module):
 
     def model(self, x: Tensor) -> None:
         """p(x | z) p(z); x has shape (batch, data_dim)."""
-        pyro.module(
-            "vae", self
-        )  # for plain pyro.infer.SVI; vilvm.fit asks the module itself
+        # for plain pyro.infer.SVI; vilvm.fit uses the module itself
+        pyro.module("vae", self)
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(self.origin, 1.0).to_event(1))
             pyro.sample("x", self.decode(z), obs=x)

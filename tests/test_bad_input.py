@@ -476,11 +476,11 @@ BAD = {
     ),
     "tensors of unequal length": (
         lambda: fit(data=(torch.zeros(100, 2), {"y": torch.zeros(90)}), batch_size=10),
-        r"as x\[0\] has 100 rows and x\[1\]\['y'\] has 90, 10 fewer",
+        r"because x\[0\] has 100 rows and x\[1\]\['y'\] has 90, 10 fewer",
     ),
     "a number among the data": (
         lambda: fit(data={"x": X, "scale": torch.tensor(2.0)}, batch_size=2),
-        r"as x\['scale'\] is a single number",
+        r"because x\['scale'\] is a single number",
     ),
     "missing values": (
         lambda: fit(data=torch.tensor([[torch.nan]])),
@@ -510,7 +510,10 @@ BAD = {
         lambda: digits(validation=1500),
         "between 1 and 1499",
     ),
-    "text for data": (lambda: arrays(np.array([["a"], ["b"]])), "holds no numbers"),
+    "text for data": (
+        lambda: arrays(np.array([["a"], ["b"]])),
+        "holds no real numbers",
+    ),
     "one number for data": (lambda: arrays(np.array(3.0)), "a single number"),
     "a whole data set for a split": (
         lambda: fit(data=digits()),
@@ -660,12 +663,12 @@ BAD = {
         lambda: arrays(
             torch.rand(20, 2), transform=StaticBinarisation()
         ).with_transform(None),
-        "were made by StaticBinarisation",
+        "already the output of StaticBinarisation",
     ),
     "one row to split": (lambda: arrays(torch.zeros(1, 2)), "1 rows cannot be split"),
     "rows of several lengths": (
         lambda: arrays([[1.0], [1.0, 2.0]]),
-        "rows of several lengths",
+        "rows of different lengths",
     ),
     "active units of shared latents": (
         lambda: active_units(pair(shared, AutoNormal(shared)), X),
@@ -692,7 +695,7 @@ BAD = {
     ),
     "masked array": (
         lambda: fit(data={"x": np.ma.masked_array(np.zeros((3, 2)), np.eye(3, 2) > 0)}),
-        "masked array, whose mask no tensor keeps.*partly_observed",
+        "masked array, whose mask a tensor cannot keep.*partly_observed",
     ),
     "masked array for a data set": (
         lambda: arrays(np.ma.zeros((9, 2))),
@@ -759,7 +762,7 @@ BAD = {
     ),
     "a folder of no name": (
         lambda: fit(run_dir="a\0b"),
-        "run_dir is no path of a file: 'a.x00b' is empty or holds a NUL byte",
+        "run_dir is not a path: 'a.x00b' is empty or holds a NUL byte",
     ),
     "missing file": (lambda: arrays("nothing.npy"), "there is no such file"),
     "unknown kind of file": (
@@ -829,12 +832,12 @@ def write(path, kind):
             "x.npy",
             "lying",
             {},
-            r"truncated or damaged, for its header gives shape \(1000000000000, 2\)",
+            r"truncated or damaged: its length does not match the shape \(1000000000000, 2\)",
         ),
         ("x.npy", "negative", {}, "truncated or damaged"),
         ("x.npz", "bomb", {}, "truncated or damaged"),
         ("x.npy", "pickled", {}, "pickled objects, which are not read"),
-        ("x.npz", "several", {}, r"holds the arrays \['a', 'b'\]; say which"),
+        ("x.npz", "several", {}, r"holds the arrays \['a', 'b'\]; select one"),
         ("x.npz", "several", {"key": "c"}, "holds no array 'c'"),
     ],
 )

@@ -545,7 +545,7 @@ def test_replay_with_invalid_latents_raises(line):
         replay(lvm, x, {"w": torch.zeros(3, 7, 2)})
     with pytest.raises(
         ContractError,
-        match=r"given draws of shape \(4, 2\), and a draw of it has shape \(7, 2\)",
+        match=r"given draws of shape \(4, 2\), and its draws in the model have shape \(7, 2\)",
     ):
         replay(lvm, x, {"z": torch.zeros(3, 4, 2)})
 

@@ -1,4 +1,4 @@
-"""check_lvm catches what it says it catches: each planted fault fails the clause it breaks."""
+"""check_lvm detects each fault that it documents."""
 
 import pyro
 import pyro.distributions as dist
@@ -9,7 +9,7 @@ from vilvm.testing import check_lvm
 
 
 class Base(torch.nn.Module):
-    """A sound little model, for the faults below to be planted in."""
+    """A small correct model, to which the tests below add faults."""
 
     def __init__(self):
         super().__init__()
@@ -34,7 +34,7 @@ class Idle(Base):
 
 
 class Mixing(Base):
-    """Each datum's posterior depends on its place in the batch."""
+    """Each datum's posterior depends on its position in the batch."""
 
     def guide(self, x):
         with pyro.plate("data", len(x)):
@@ -91,7 +91,7 @@ def made(kind):
     return lambda: (kind(), torch.linspace(-1, 1, 5))
 
 
-def test_a_sound_model_passes():
+def test_a_correct_model_passes():
     check_lvm(made(Base))
 
 
@@ -106,7 +106,7 @@ def test_a_sound_model_passes():
         (Forgetful, "state_dict"),
     ],
 )
-def test_each_fault_is_caught(kind, message):
+def test_each_fault_is_detected(kind, message):
     with pytest.raises(AssertionError, match=message):
         check_lvm(made(kind))
 

@@ -1,4 +1,4 @@
-"""The contract: what a latent variable model is.
+"""The contract of a latent variable model.
 
 A latent variable model is any object with two Pyro callables:
 
@@ -11,8 +11,8 @@ Data that are independent given shared quantities are in a plate, ``with pyro.pl
 len(batch))``; then vilvm keeps the density of each datum separate and reports every result per
 datum.
 
-The usual form is a ``torch.nn.Module`` with these two methods. ``Pair`` makes one of two plain
-functions, and ``Wrapped`` is the base of a model around another model.
+The usual form is a ``torch.nn.Module`` with these two methods. ``Pair`` makes such a module from
+two plain functions, and ``Wrapped`` is the base class of a model around another model.
 """
 
 import copy
@@ -73,10 +73,11 @@ class Pair(torch.nn.Module):
     """A latent variable model made of two callables: functions, modules or Pyro autoguides.
 
     Parameters that the functions declare with ``pyro.param`` become parameters of this module, not
-    of Pyro's global store. So do the networks that they announce with ``pyro.module``, and those
-    that they refer to: in closures, defaults, ``functools.partial``, globals that their code
-    names, lists and dicts of these, or behind a method. All of them are trained (freeze one with
-    ``network.requires_grad_(False)``) and follow ``train()``, ``eval()`` and ``to()``.
+    of Pyro's global store. The same holds for the networks that they announce with
+    ``pyro.module``, and those that they refer to in closures, defaults, ``functools.partial``,
+    globals that their code names, lists and dicts of these, or bound methods. All of them are
+    trained (freeze one with ``network.requires_grad_(False)``) and follow ``train()``, ``eval()``
+    and ``to()``.
 
     ``lvm.model`` and ``lvm.guide`` are the two callables with these parameters. Every Pyro tool
     accepts them: ``pyro.infer.Predictive(lvm.model, guide=lvm.guide, num_samples=100)``.
@@ -158,9 +159,7 @@ class Pair(torch.nn.Module):
 
     @property
     def guide(self) -> Any:
-        """q(z | x), with the parameters of this pair; an autoguide keeps its attributes and
-        methods.
-        """
+        """q(z | x), with the parameters of this pair; an autoguide keeps its attributes."""
         return _Part(self, "guide")
 
     @guide.setter
@@ -198,9 +197,7 @@ class Pair(torch.nn.Module):
 
 
 class _Part:
-    """The model or guide of a pair: a proxy of the callable, which runs with the parameters of the
-    pair.
-    """
+    """The model or guide of a pair: a proxy that runs the callable with the pair's parameters."""
 
     def __init__(self, lvm: Pair, name: str):
         object.__setattr__(self, "__self__", lvm)
@@ -321,7 +318,7 @@ def fixed_beside(lvm: object, data: Any, seed: int = 0) -> Data:
         seed: of the transform's draws.
 
     Returns:
-        The data that every pass then sees.
+        The data, which are the same in every pass.
 
     Raises:
         ValueError: see ``vilvm.data.as_data``.
@@ -339,9 +336,9 @@ def fixed_beside(lvm: object, data: Any, seed: int = 0) -> Data:
 
 
 class Wrapped(torch.nn.Module):
-    """The base of a model around another model, `lvm`.
+    """The base class of a model around another model, `lvm`.
 
-    A subclass writes ``model`` and ``guide`` with ``inner_model`` and ``inner_guide``, which use
+    A subclass defines ``model`` and ``guide`` by ``inner_model`` and ``inner_guide``, which use
     the parameters (``pyro.param``) of the inner model and add none to the outer one.
 
     Arguments:
@@ -349,7 +346,7 @@ class Wrapped(torch.nn.Module):
         frozen: whether a new parameter of the inner model is an error.
 
     Raises:
-        ContractError: `lvm` is no latent variable model, or no ``torch.nn.Module``.
+        ContractError: `lvm` is not a latent variable model, or not a ``torch.nn.Module``.
 
     Example:
         >>> import pyro, torch, vilvm
@@ -367,9 +364,9 @@ class Wrapped(torch.nn.Module):
     """
 
     lvm: Any
-    # whether p(x, z), and so the evidence, is that of the inner model
+    # whether p(x, z) and the evidence are those of the inner model
     keeps_model = False
-    # whether q(z | x) has the inner guide's parameters, and so applies to the same data only
+    # whether q(z | x) has the parameters of the inner guide and applies only to the same data
     keeps_guide = True
 
     def __init__(self, lvm: Any, frozen: bool = False):
@@ -377,7 +374,7 @@ class Wrapped(torch.nn.Module):
         check_contract(lvm)
         if not isinstance(lvm, torch.nn.Module):
             raise ContractError(
-                f"{type(lvm).__name__} is no torch.nn.Module, which is needed here; make it one, "
+                f"{type(lvm).__name__} is not a torch.nn.Module, as a wrapper needs; make it one, "
                 "or wrap it as vilvm.Pair(model, guide)."
             )
         self.lvm, self._frozen = lvm, frozen

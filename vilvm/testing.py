@@ -23,7 +23,7 @@ from vilvm.lvm import LatentVariableModel, evaluation_mode, module_parameters
 from vilvm.training.compiled_step import CompiledStep
 from vilvm.training.fit import fit
 from vilvm.weights import Layout, find_layout, log_weights, posterior
-from vilvm.weights._vectorisation import way_of
+from vilvm.weights._vectorisation import strategy_of
 from vilvm.weights.log_weights import log_weights_pass
 
 __all__ = ["check_lvm"]
@@ -83,7 +83,9 @@ def check_lvm(
     added = set(pyro.get_param_store()) - stored
     assert not added, f"Pyro's global parameter store now holds {sorted(added)}"
     with torch.no_grad(), seeded(4), module_parameters(lvm), evaluation_mode(lvm):
-        return way_of(lvm, batch, log_weights_pass(lvm, layout), layout.vectorisation)
+        return strategy_of(
+            lvm, batch, log_weights_pass(lvm, layout), layout.vectorisation
+        )
 
 
 def _check_shapes(lvm: LatentVariableModel, batch: Any, layout: Layout) -> None:

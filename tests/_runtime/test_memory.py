@@ -1,4 +1,4 @@
-"""How many samples go through a network at once where memory is short."""
+"""Numbers of samples per pass when memory is short."""
 
 import os
 from importlib import import_module

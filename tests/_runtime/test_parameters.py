@@ -1,6 +1,4 @@
-"""Whose parameters and networks a pair has: its own, wherever its functions hold them, and
-whichever tool runs it.
-"""
+"""The parameters and networks that belong to a pair, wherever its functions hold them."""
 
 import copy
 import functools
@@ -151,7 +149,7 @@ def test_svi_trains_the_parameters_of_the_pair(x):
 
 
 @pytest.mark.parametrize("kind", [model, "network"])
-def test_other_tools_meet_the_parameters(x, kind):
+def test_other_pyro_tools_use_the_pairs_parameters(x, kind):
     net = PyroModule[nn.Linear](1, 1)
 
     def with_network(x):
@@ -305,8 +303,9 @@ HOLDERS = {
 @pytest.mark.parametrize("announce", [False, True])
 @pytest.mark.parametrize("holder", HOLDERS)
 def test_network_belongs_to_pair_whatever_refers_to_it(x, holder, announce):
-    """It is found before anything runs; evaluation neither drops nor moves statistics; it trains,
-    and follows eval().
+    """The network is found before anything runs, trains and follows eval().
+
+    Evaluation keeps its statistics.
     """
     net = moods()
     held = HOLDERS[holder](net)
@@ -386,7 +385,7 @@ def test_names_follow_from_the_code_alone():
 
 
 class Hidden:
-    """Holds a network where no search finds it."""
+    """Holds a network that the search does not find."""
 
     __slots__ = ("net",)
 
@@ -409,7 +408,7 @@ class Unregistered(nn.Module):
         guided_by(self.nets["encoder"], self.nets["encoder"])(x)
 
 
-def test_what_a_run_announces_joins_the_model(x):
+def test_network_announced_in_a_run_joins_the_model(x):
     hidden = Hidden(moods())
     for lvm, net in (
         (vilvm.Pair(model, lambda x: guided_by(hidden.net, hidden.net)(x)), hidden.net),
@@ -417,7 +416,7 @@ def test_what_a_run_announces_joins_the_model(x):
     ):
         assert not [m for m in lvm.modules() if m is net]
         find_layout(lvm, x)
-        # it went into evaluation mode as it joined, in the midst of that run
+        # it was set to evaluation mode when it joined, during that run
         assert net[1].num_batches_tracked == 0
         assert net.training
         assert [n for n, m in lvm.named_modules() if m is net] == [
@@ -586,7 +585,7 @@ def test_objective_without_nesting_finds_the_parameters(x):
         "pyro_params.scale",
     }
     torch.manual_seed(1)
-    # the guess takes the noise of one run
+    # the guess consumes the noise of one run
     poutine.replay(lvm.model, trace=poutine.trace(lvm.guide).get_trace(x))(x)
     torch.testing.assert_close(
         guessed,
@@ -751,7 +750,7 @@ def test_a_state_of_another_guide_is_refused(x):
         find_layout(new, x)
 
 
-def test_a_key_of_nothing_is_refused_at_once():
+def test_state_key_without_parameter_is_refused():
     with pytest.raises(RuntimeError, match="Unexpected key"):
         vilvm.Pair(model, guide).load_state_dict({"nothing": torch.zeros(1)})
 

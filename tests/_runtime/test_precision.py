@@ -110,7 +110,7 @@ def test_bound_changes_little_and_protocol_records_it():
     assert "precision" not in exact.protocol
 
 
-def test_what_has_no_network_is_refused():
+def test_model_without_network_is_refused():
     class Mean(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -151,14 +151,14 @@ def test_innermost_context_applies_and_copies_are_independent():
     assert torch.equal(elbos[0], exact)
     weights = copies[-1].decoder[0].weight
     with torch.no_grad():
-        weights.fill_(1 / 3)  # no number of eight bits
+        weights.fill_(1 / 3)  # not representable with eight bits
         assert (
             copies[-1].decoder[0](torch.ones(1, 3))[0, 0]
             == torch.nn.functional.linear(torch.ones(1, 3), weights)[0, 0]
         )
 
 
-def test_sampled_weights_are_left_alone():
+def test_sampled_weights_do_not_change():
     layer = pyro.nn.PyroModule[torch.nn.Linear](3, 2)
     layer.weight = pyro.nn.PyroSample(dist.Normal(0.0, 1.0).expand([2, 3]).to_event(2))
     outer = torch.nn.Sequential(layer, torch.nn.Linear(2, 2))
@@ -168,7 +168,7 @@ def test_sampled_weights_are_left_alone():
 
 
 @pytest.mark.slow
-def test_what_inductor_makes_of_bf16_is_taken(capsys):
+def test_inductors_bf16_result_is_accepted(capsys):
     torch.manual_seed(0)
     lvm, x = (
         VAE(data_dim=200, latent_dim=8),

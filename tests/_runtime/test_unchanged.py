@@ -1,5 +1,6 @@
-"""What works in place on the user's data is refused by name, and so is what seeds torch's
-generators; callbacks may draw.
+"""In-place changes of the user's data, and seeding of torch's generators, are refused.
+
+Callbacks may draw.
 """
 
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ NOTHING = lambda *_: None  # noqa: E731
 
 
 class Line(torch.nn.Module):
-    """z ~ N(0, 1), x ~ N(z, 1), with something done first in the model, in the guide, or in
-    training only.
+    """z ~ N(0, 1), x ~ N(z, 1), after a side effect in the model, in the guide, or in training
+    only.
     """
 
     def __init__(self, in_model=NOTHING, in_guide=NOTHING, in_training=NOTHING):
@@ -128,7 +129,7 @@ def test_a_transform_in_place_is_refused(fresh):
 @pytest.mark.parametrize(
     "name", ["arguments", "after_step", "callbacks", "in_training"]
 )
-def test_what_fit_calls_may_not_change_the_data(name):
+def test_callables_of_fit_may_not_change_data(name):
     x = data()
     held_out = data()
     options = {
@@ -141,12 +142,12 @@ def test_what_fit_calls_may_not_change_the_data(name):
         },
         "in_training": {},
     }[name]
-    # of which autograd has words, too
+    # autograd raises its own error
     lvm = Line(in_training=shift) if name == "in_training" else Line()
     words = {
         "arguments": "The function arguments changes the data",
         "after_step": "The function after_step changes the data",
-        "callbacks": "The callback test_what_fit_calls_may_not_change_the_data.<locals>.<lambda> "
+        "callbacks": "The callback test_callables_of_fit_may_not_change_data.<locals>.<lambda> "
         "changes the data",
         "in_training": "In training mode, the model or the guide changes its batch",
     }
@@ -178,7 +179,7 @@ def test_seeding_in_a_step_is_refused(where):
         fit(lvm, x, **options)
 
 
-def test_the_look_for_a_seed_changes_no_draw():
+def test_check_for_seeding_changes_no_draw():
     with seeded(7):
         expected = torch.randn(1000), torch.get_rng_state()
     with seeded(7), not_seeded("model", None):
@@ -194,7 +195,7 @@ def test_the_look_for_a_seed_changes_no_draw():
         assert torch.initial_seed() == 7
 
 
-def test_data_are_refused_no_more_than_they_must():
+def test_harmless_changes_are_accepted():
     def fills(x):
         x.clone().add_(1.0)
         torch.zeros(3).fill_(1.0)

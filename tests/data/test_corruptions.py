@@ -1,4 +1,4 @@
-"""Corruptions against what they say of themselves."""
+"""Corruptions have the properties that they document."""
 
 import pytest
 import torch
@@ -32,11 +32,11 @@ def test_erasure_erases_its_share():
 
 
 @pytest.mark.parametrize("shape", [(7, 9), (3, 7, 9)])
-def test_a_block_is_one_square_somewhere(shape):
+def test_a_block_is_one_square_in_the_picture(shape):
     torch.manual_seed(0)
     x = torch.ones(500, torch.Size(shape).numel())
     erased = (BlockMasking(4, shape)(x) == 0).reshape(500, -1, 7, 9)
-    assert (erased == erased[:, :1]).all()  # in every channel the same
+    assert (erased == erased[:, :1]).all()  # the same in every channel
     rows, columns = erased[:, 0].any(2), erased[:, 0].any(1)
     assert (rows.sum(1) == 4).all()
     assert (columns.sum(1) == 4).all()
@@ -46,7 +46,7 @@ def test_a_block_is_one_square_somewhere(shape):
     assert (columns.int().diff(dim=1).abs().sum(1) <= 2).all()  # in one piece
 
 
-def test_blur_is_a_gaussian_and_keeps_the_light():
+def test_blur_is_gaussian_and_keeps_the_sum():
     point = torch.zeros(1, 28, 28)
     point[0, 14, 14] = 1
     blurred = Blur(2.0)(point.flatten(1)).reshape(28, 28)
@@ -54,7 +54,7 @@ def test_blur_is_a_gaussian_and_keeps_the_light():
     assert (blurred[14, 16] / blurred[14, 14]).item() == pytest.approx(
         torch.tensor(-0.5).exp().item(), rel=1e-4
     )
-    # smaller than its reach
+    # smaller than the kernel
     torch.testing.assert_close(Blur(1.0, (1, 2, 3))(torch.ones(2, 6)), torch.ones(2, 6))
 
 
@@ -78,7 +78,7 @@ def test_pairs_are_corrupted_and_clean():
     )
 
 
-def test_a_blur_is_made_once():
+def test_a_blur_is_applied_once():
     data = vilvm.Data(torch.rand(3, 784), transform=Corrupted(Blur()))
     assert data.transformed
     assert data.model_input()[0] is data.model_input()[0]
@@ -110,7 +110,7 @@ def test_a_blur_is_made_once():
         (lambda: Corrupted(0.5), "corruption is a float, not a transform"),
         (
             lambda: Chain((StaticBinarisation(), PixelErasure())),
-            "apply it to the tensors first",
+            "binarise the tensors first",
         ),
         (lambda: Chain(()), r"takes a tuple of transforms, such as .* got \(\)"),
         (lambda: Chain((PixelErasure, 1)), "takes a tuple of transforms"),

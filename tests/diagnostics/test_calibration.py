@@ -316,7 +316,7 @@ def test_what_cannot_be_calibrated_is_refused(exact, check):
         check(shared_mean(amortised=False), like=like, rebuild=rebuild)
     with pytest.raises(
         ContractError,
-        match=r"observes a tensor of shape .* which is not, as it is, one of the batch's",
+        match=r"observes a tensor of shape .* which is neither one of the batch's tensors",
     ):
         check(shifted(), like=like)
     with pytest.raises(ValueError, match="num_draws must be a whole number"):

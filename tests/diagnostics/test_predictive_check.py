@@ -196,5 +196,7 @@ def test_what_cannot_be_checked_is_refused():
         vilvm.lvm.ContractError, match="no draws were given of the latent 'z'"
     ):
         replicate(lvm, {"other": torch.zeros(3, 20, 2)})
-    with pytest.raises(vilvm.lvm.ContractError, match="a draw of it has shape"):
+    with pytest.raises(
+        vilvm.lvm.ContractError, match="its draws in the model have shape"
+    ):
         replicate(lvm, {"z": torch.zeros(3, 19, 2)}, like=x)

@@ -334,6 +334,6 @@ def test_model_observing_a_transformed_batch_is_refused():
     ):
         simulate(vilvm.Pair(placeholder, guide), 3)
     with pytest.raises(
-        vilvm.ContractError, match="is not, as it is, one of the batch's"
+        vilvm.ContractError, match="is neither one of the batch's tensors"
     ):
         simulate(vilvm.Pair(model, guide), 3, like=torch.zeros(3))

@@ -11,7 +11,7 @@ from vilvm.testing import check_lvm
 
 
 class Halving(torch.nn.Module):
-    """x is read as z = slope x and written as z, with noise N(0, 1)."""
+    """The encoder is z = slope x, the decoder x = z + N(0, 1)."""
 
     def __init__(self, proper=False):
         super().__init__()
@@ -32,7 +32,7 @@ class Halving(torch.nn.Module):
             pyro.sample("z", delta(self.slope * x))
 
 
-def test_it_keeps_the_contract():
+def test_degenerate_pair_keeps_the_contract():
     check_lvm(lambda: (Halving(), torch.randn(5, 2)))
 
 

@@ -1,4 +1,4 @@
-"""The best guide for each datum: on conjugate models, where it is known in closed form."""
+"""The best guide for each datum, on conjugate models, where it has a closed form."""
 
 import math
 
@@ -97,8 +97,9 @@ def low_rank():
 
 
 def uniform():
-    """The best one has the posterior's mean and variance σ², and KL = −½ log 12σ² + ½ log 2πσ² + ½
-    = ½ log(2πe / 12).
+    """The best uniform guide has the posterior's mean and variance σ².
+
+    KL = −½ log 12σ² + ½ log 2πσ² + ½ = ½ log(2πe / 12).
     """
     x = 2**0.5 * torch.randn(40)
     lvm = pair(
@@ -127,7 +128,7 @@ def test_gaps_of_a_family_are_exact(case):
     assert (
         abs(found.total.mean - whole.mean().item()) < 5 * found.total.mc_se + 1e-5
     )  # float32
-    left = 0.005  # nats, that the descent to the best guide may leave
+    left = 0.005  # nats by which the optimisation may miss the best guide
     assert (
         -5 * found.approximation.mc_se
         < found.approximation.mean - family
@@ -139,11 +140,11 @@ def test_distribution_with_unknown_parameters_is_refused():
     def guide(x):
         return dist.RelaxedBernoulli(
             torch.tensor(0.5), logits=x
-        )  # made of a temperature too, of which it does not say where it may lie
+        )  # its temperature has no constraint
 
     lvm = pair(dist.Beta(2.0, 2.0), lambda z: dist.Normal(z, 1.0), guide, None)
     with pytest.raises(
-        ContractError, match="parameters of a RelaxedBernoulli are not known"
+        ContractError, match="A RelaxedBernoulli cannot be built from its parameters"
     ):
         fit_local_guide(lvm, torch.randn(3), steps=2)
 

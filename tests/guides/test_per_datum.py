@@ -1,7 +1,8 @@
-"""Guides with parameters per datum: recognised, refused where they are wrong, exact with indices.
+"""Guides with parameters per datum are recognised, refused if wrong, and exact with indices.
 
-Everywhere zₙ ~ N(0, 1) and xₙ | zₙ ~ N(zₙ, 1), so that log p(xₙ) = log N(xₙ; 0, 2) and zₙ | xₙ ~
-N(xₙ / 2, ½), which a normal guide can represent: the ELBO of each datum can reach its evidence.
+In every test zₙ ~ N(0, 1) and xₙ | zₙ ~ N(zₙ, 1), so log p(xₙ) = log N(xₙ; 0, 2) and zₙ | xₙ ~
+N(xₙ / 2, ½). A normal guide can represent this posterior, so the ELBO of each datum can reach its
+evidence.
 """
 
 import copy
@@ -34,7 +35,7 @@ from vilvm.wrappers.partly_observed import partly_observed
 
 N = 60
 REFUSED = "serves data by their position.*amortised guide"
-OTHERS = "parameters of the single data"
+OTHERS = "has parameters per datum"
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def two_latents(x):
 
 
 def nested(x):
-    """x of shape (num_data, 3): three latents a datum, in a plate of their own."""
+    """x of shape (num_data, 3): three latents per datum, in a plate of their own."""
     with pyro.plate("data", len(x), dim=-2), pyro.plate("parts", 3, dim=-1):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
@@ -456,7 +457,7 @@ def test_other_rows_are_refused_through_every_wrapper(kind, x):
         vilvm.log_weights(outer, vectors.flip(0), 3)
     vilvm.fit(
         outer, vectors + 1, steps=1
-    )  # which makes the shared parameters those of other data
+    )  # the shared parameters then belong to other data
     vilvm.log_weights(outer, vectors + 1, 3)
     if kind != "around":
         with pytest.raises(NotApplicable, match=OTHERS):
@@ -550,7 +551,7 @@ def test_self_subsampling_plate_is_trained_and_recognised(x):
 def test_parameters_per_datum_are_evaluated_on_whole_data(x):
     with torch.no_grad():
         lvm = vilvm.Pair(model, AutoNormal(model, init_scale=0.5**0.5))
-        # whose parameters are made by the first call, for all data
+        # the first call creates its parameters for all data
         vilvm.evaluate(lvm, x, num_samples=2, batch_size=20)
         lvm.guide.locs.z.copy_(x / 2)
     for size in (20, 59, N):
@@ -575,7 +576,7 @@ def test_by_position_changes_no_state(x):
 
 
 class Recurrent(torch.nn.Module):
-    """A guide that reads the rows in sequence: its batch is one series, and may be another one."""
+    """A guide that reads the rows in sequence; its batch is one series, of any data."""
 
     def __init__(self):
         super().__init__()
@@ -605,7 +606,7 @@ def test_recurrent_guide_accepts_other_rows_whole(x):
     exact = evidence(x) - torch.distributions.kl_divergence(
         dist.Normal(mean, 1.0), dist.Normal(x / 2, 0.5**0.5)
     )
-    # whole in any case
+    # always the whole batch
     found = vilvm.evaluate(lvm, x, num_samples=4000, batch_size=20).bounds["elbo"]
     assert ((found.values - exact).abs() < 5 * found.errors).all()
     with pytest.raises(ContractError, match=REFUSED):

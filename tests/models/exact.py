@@ -1,5 +1,7 @@
-"""What the tests of several models share: posteriordb, and PCA and probabilistic PCA of MNIST's
-60,000 training images (pixels / 255), computed once in float64 from an eigendecomposition.
+"""Shared by the tests of several models: posteriordb, and exact PCA of MNIST.
+
+PCA and probabilistic PCA of the 60,000 training images (pixels / 255) are computed once in float64
+from an eigendecomposition.
 """
 
 from functools import cache
@@ -15,8 +17,8 @@ from vilvm.lvm import module_parameters
 
 
 class Exact(NamedTuple):
-    """Squared error an image, mean log-likelihood an image in nats, noise variance of maximum
-    likelihood.
+    """Squared error and mean log-likelihood (nats) per image, and the maximum likelihood noise
+    variance.
     """
 
     sse_train: float
@@ -34,7 +36,7 @@ PCA_OF_MNIST = {
 
 
 def posteriordb_or_skip(name):
-    """A posterior of posteriordb; the test is skipped where it is not there."""
+    """A posterior of posteriordb; skips the test if its files are missing."""
     try:
         return posteriordb(name)
     except FileNotFoundError:
@@ -42,8 +44,10 @@ def posteriordb_or_skip(name):
 
 
 def check_marginals(ours, reference):
-    """Draws by scalar parameter: no mean off by a tenth of a reference standard deviation, no
-    standard deviation by a tenth of itself.
+    """Compares draws by scalar parameter with reference draws.
+
+    No mean is off by a tenth of a reference standard deviation, and no standard deviation by a
+    tenth.
     """
     for name, value in ours.items():
         error = (value.mean().item() - reference.mean(name)) / reference.sd(name)
@@ -54,8 +58,8 @@ def check_marginals(ours, reference):
 
 
 def check_one_loss_and_gradient(enumerated, marginal, objective, x):
-    """A model whose discrete latents are enumerated, and the same with them summed out in its
-    likelihood, are one.
+    """Checks that enumeration in the guide and summation in the likelihood give one loss and
+    gradient.
     """
     marginal.load_state_dict(enumerated.state_dict())
     for one, elbo in ((enumerated, objective), (marginal, Trace_ELBO())):
@@ -69,9 +73,7 @@ def check_one_loss_and_gradient(enumerated, marginal, objective, x):
 
 
 def mnist_or_skip():
-    """All 60,000 training images and the 10,000 test images, as rows; the test is skipped where
-    there is no MNIST.
-    """
+    """The 60,000 training and 10,000 test images as rows; skips the test if MNIST is missing."""
     found = _mnist()
     if found is None:
         pytest.skip("MNIST is not on this machine (VILVM_DATA)")

@@ -1,4 +1,4 @@
-"""The deep auto-encoder: both likelihoods, its loss, and what depth gains on PCA."""
+"""The deep auto-encoder: both likelihoods, its loss, and its gain over PCA."""
 
 import math
 
@@ -51,7 +51,7 @@ def test_unknown_likelihood():
 
 
 @pytest.mark.slow
-def test_it_beats_pca_on_mnist_by_a_third():
+def test_error_is_a_third_below_pca_on_mnist():
     train, test = mnist_or_skip()
     torch.manual_seed(0)
     lvm, steps = Autoencoder(784, 10), 10 * 300

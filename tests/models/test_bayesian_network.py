@@ -1,6 +1,4 @@
-"""Discrete Bayesian networks against sums over every state of every node, and the guides against
-the exact posterior.
-"""
+"""Discrete Bayesian networks, compared with sums over all states and the exact posterior."""
 
 from functools import partial
 from itertools import product
@@ -45,7 +43,7 @@ def every_state(lvm, nodes):
 
 
 def joint(network):
-    """p of every full state, from the tables as they are written."""
+    """p of every full state, from the tables as given."""
     cards = {
         n: len(np.ravel(np.asarray(t)[(0,) * len(parents)]))
         for n, (parents, t) in network.items()
@@ -134,7 +132,7 @@ def test_draws_from_the_model_follow_the_exact_marginal():
 )
 def test_enumeration_and_gap_sum_over_states(network, evidence, guide):
     torch.manual_seed(0)
-    # A floor that is felt keeps the weights of impossible states, and with them Monte Carlo error,
+    # A large floor keeps the weights of impossible states, and so the Monte Carlo error,
     # moderate.
     lvm = BayesianNetwork(network, evidence, guide, floor=0.02).double()
     batch = every_state(lvm, evidence)
@@ -174,7 +172,7 @@ def test_only_autoregressive_guide_represents_explaining_away():
             [d.double().mean(0) for d in vilvm.posterior(lvm, wet, 2000).values()], -1
         )
     assert -1e-5 < gap["autoregressive"] < 0.01
-    # Coordinate ascent from where the guide stands finds nothing better, and from any other start
+    # Coordinate ascent from the guide's values finds nothing better, and from any other start
     # no gap that vanishes.
     floored = {
         n: (parents, (1 - 2e-6) * np.asarray(t) + 1e-6)
@@ -211,7 +209,7 @@ def test_only_autoregressive_guide_represents_explaining_away():
 
 
 def _gap_of_product(log_p, start):
-    """KL(Π q_i ‖ p(h | e)) where coordinate ascent ends."""
+    """KL(Π q_i ‖ p(h | e)) at the end of coordinate ascent."""
     q = np.array([[1 - float(a), float(a)] for a in start])
     for _ in range(200):
         for i in range(3):
@@ -275,12 +273,12 @@ def _changed(**nodes):
         (
             _changed(rain=(("clouds",), [[0.8, 0.2], [0.2, 0.8]])),
             ("wet",),
-            "'rain' has a parent 'clouds', which is no node",
+            "'rain' has a parent 'clouds', which is not a node",
         ),
         (
             _changed(rain=(("cloudy",), [0.8, 0.2])),
             ("wet",),
-            r"table of 'rain' has shape \(2,\); its parents ask for \(2, 2 or more\)",
+            r"table of 'rain' has shape \(2,\); its parents need \(2, 2 or more\)",
         ),
         (
             _changed(rain=(("cloudy",), [[0.8, 0.3], [0.2, 0.8]])),
@@ -292,17 +290,17 @@ def _changed(**nodes):
             ("wet",),
             "a row of the table of 'rain' is not a distribution",
         ),
-        (SPRINKLER, ("snow",), "the evidence 'snow' is no node of the network"),
+        (SPRINKLER, ("snow",), "the evidence 'snow' is not a node of the network"),
         (SPRINKLER, (), "leave at least one latent"),
         (SPRINKLER, tuple(SPRINKLER), "leave at least one latent"),
     ],
 )
-def test_a_bad_network_gets_one_sentence(network, evidence, says):
+def test_bad_network_raises_one_sentence(network, evidence, says):
     with pytest.raises(ValueError, match=says):
         BayesianNetwork(network, evidence)
 
 
-def test_bad_options_and_batches_get_one_sentence():
+def test_bad_options_and_batches_raise_one_sentence():
     with pytest.raises(
         ValueError, match='guide must be "autoregressive" or "mean_field"'
     ):
@@ -316,5 +314,5 @@ def test_bad_options_and_batches_get_one_sentence():
         vilvm.log_weights(lvm, torch.zeros(3, 1))
     with pytest.raises(ContractError, match="the states of 'wet' are 0 to 1"):
         lvm.exact_log_evidence({"wet": torch.tensor([2])})
-    with pytest.raises(ValueError, match="'wet' is no latent; there are"):
+    with pytest.raises(ValueError, match="'wet' is not a latent; the latents are"):
         lvm.exact_posterior({"wet": torch.tensor([1])}, "wet")

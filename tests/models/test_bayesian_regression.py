@@ -1,6 +1,4 @@
-"""Bayesian regression against the joint Gaussian, an adaptive quadrature, and the reference draws
-of posteriordb.
-"""
+"""Bayesian regression, compared with exact densities, quadrature and reference draws."""
 
 import math
 
@@ -28,9 +26,7 @@ def regression(num_data=30):
 
 
 def reference(name):
-    """Of a posterior of posteriordb: the reference, a batch, the options of the model, and the
-    names of its scalars there.
-    """
+    """A reference posterior of posteriordb, its batch, the model's options and scalar names."""
     found = posteriordb_or_skip(name)
     data = found.data
     if name == "arK-arK":
@@ -103,7 +99,7 @@ def test_unknown_noise_is_integrated_out(sigma_prior):
 
     def integral(moment):
         def integrand(sigma):
-            # the case of known noise is held to the joint Gaussian above
+            # a test above compares the case of known noise with the joint Gaussian
             known[0].sigma = float(sigma)
             mean, sd = (m["beta[1]"].item() for m in known[0].exact_moments((x, y)))
             joint = math.exp(
@@ -191,7 +187,7 @@ def test_raw_coordinates_are_the_same_model():
     )
 
 
-def test_lags():
+def test_lagged_rows_hold_the_previous_values():
     x, y = lagged(torch.arange(6.0), 3).x
     assert y.tolist() == [3, 4, 5]
     assert x.tolist() == [[2, 1, 0], [3, 2, 1], [4, 3, 2]]

@@ -1,4 +1,4 @@
-"""The convolutional auto-encoder: both likelihoods, its shapes, and what it gains on PCA."""
+"""The convolutional auto-encoder: both likelihoods, its shapes, and its gain over PCA."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_bad_arguments(arguments, message):
 
 
 @pytest.mark.slow
-def test_it_beats_pca_on_mnist_by_a_third():
+def test_error_is_a_third_below_pca_on_mnist():
     train, test = mnist_or_skip()
     torch.manual_seed(0)
     lvm, steps = ConvAutoencoder(28, 10), 5 * 300

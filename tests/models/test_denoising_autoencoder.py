@@ -1,6 +1,4 @@
-"""The denoising auto-encoder: both likelihoods, and the conditional mean that it learns, in closed
-form.
-"""
+"""The denoising auto-encoder: both likelihoods, and its conditional mean in closed form."""
 
 from functools import partial
 
@@ -29,7 +27,7 @@ def test_bernoulli_keeps_the_contract():
     check_lvm(lambda: (lvm(), clean))
 
 
-def test_the_clean_datum_is_what_is_scored():
+def test_the_clean_datum_is_scored():
     lvm = DenoisingAutoencoder(data_dim=6, latent_dim=2, hidden=(8,))
     corrupted, clean = torch.randn(2, 9, 6)
     found = vilvm.evaluate(lvm, (corrupted, clean)).distortion.values
@@ -45,8 +43,8 @@ def test_the_clean_datum_is_what_is_scored():
 
 @pytest.mark.slow
 def test_linear_denoiser_learns_gaussian_conditional_mean():
-    # x ~ N(0, diag 4, 1), x̃ = x + ε, ε ~ N(0, I): E[x | x̃] = diag(4/5, 1/2) x̃, whatever the
-    # code, if it has two dimensions.
+    # x ~ N(0, diag 4, 1), x̃ = x + ε, ε ~ N(0, I): E[x | x̃] = diag(4/5, 1/2) x̃ for any
+    # code of two dimensions.
     torch.manual_seed(0)
     x = torch.randn(20_000, 2) * torch.tensor([2.0, 1.0])
     lvm = DenoisingAutoencoder(data_dim=2, latent_dim=2, hidden=())

@@ -1,4 +1,4 @@
-"""Eight schools: the exact table, an independent quadrature, and what each guide reaches."""
+"""Eight schools: the exact table, an independent quadrature, and the results of each guide."""
 
 import math
 from functools import cache
@@ -43,7 +43,7 @@ def test_the_exact_table(prior, evidence, mu, tau):
     ],
 )
 def test_evidence_and_moments_match_the_joint_gaussian(prior):
-    # μ and θ in one Gaussian, conditioned on y; τ by an adaptive rule in place of fixed nodes.
+    # μ and θ in one Gaussian, conditioned on y; τ by an adaptive rule instead of fixed nodes.
     y, sigma = (t.double().numpy()[:5] for t in BATCH)
     s, family = (
         prior["mu_scale"],
@@ -97,7 +97,7 @@ def test_every_guide_keeps_the_contract(guide):
     fresh = EightSchools(centred=False, guide=guide)
     vilvm.log_weights(
         fresh, BATCH, 1
-    )  # an autoguide makes its parameters on its first call
+    )  # an autoguide creates its parameters in its first call
     fresh.load_state_dict(lvm.state_dict())
     torch.manual_seed(1)
     again = vilvm.log_weights(fresh, BATCH, 4).log_weight
@@ -227,7 +227,7 @@ def test_annealing_finds_the_evidence_of_the_table(options, exact):
 
 
 @pytest.mark.slow
-def test_pareto_k_tells_the_parametrisations_apart():
+def test_pareto_k_distinguishes_the_parametrisations():
     """The bands and the order of the table, three seeds; k̂ moves by ±0.15 from seed to seed."""
     k = {
         centred: [

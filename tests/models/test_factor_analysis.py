@@ -1,6 +1,4 @@
-"""Factor analysis against the joint Gaussian, against its closed-form gap, and against
-scikit-learn.
-"""
+"""Factor analysis, compared with closed forms and with scikit-learn."""
 
 from functools import partial
 
@@ -87,7 +85,7 @@ def test_em_never_lowers_the_likelihood(lvm, x):
 
 
 @pytest.mark.slow
-def test_maximum_likelihood_is_stationary_and_that_of_sklearn(x):
+def test_maximum_likelihood_is_stationary_and_equals_sklearns(x):
     torch.manual_seed(0)
     lvm = FactorAnalysis(8, 3).double().maximise(x, tolerance=1e-13)
     theirs = Sklearn(3, tol=1e-10, max_iter=20_000).fit(x.numpy()).score(x.numpy())

@@ -1,6 +1,4 @@
-"""The Bayesian mixture of normals: its sums over z against brute force, its posterior against long
-Stan runs.
-"""
+"""The Bayesian mixture of normals, compared with brute-force sums and long Stan runs."""
 
 import itertools
 import math
@@ -34,7 +32,7 @@ def x():
 
 
 def nothing(x):
-    """The guide of a model whose parameters are given."""
+    """A guide that samples nothing, for a model with given parameters."""
 
 
 def test_the_likelihood_is_the_sum_over_all_assignments(x):
@@ -59,7 +57,7 @@ def test_the_joint_density_given_the_parameters(x, marginal):
         Dirichlet(torch.tensor([5.0, 5.0])).log_prob(THETA["pi"])
         + HalfNormal(2.0).log_prob(THETA["sigma"]).sum()
     )
-    # 2! namings, of which the order leaves one
+    # the order selects one of 2! labellings
     prior = prior + Normal(0.0, 2.0).log_prob(THETA["mu"]).sum() + math.log(2)
     assert -loss == pytest.approx(
         (prior + lvm.log_likelihood(x, THETA).sum()).item(), rel=1e-5
@@ -89,9 +87,7 @@ def test_log_weights_have_exact_datum_likelihoods(x, marginal):
 
 @pytest.mark.slow
 def test_evidence_is_that_of_unlabelled_mixture():
-    """With parameters drawn from the prior without order, for the names of the components do not
-    matter to the data.
-    """
+    """Uses parameters drawn from the unordered prior, since labels do not matter to the data."""
     x, draws = torch.tensor([-1.5, 1.0, 1.3]), 100_000
     pi, mu = (
         Dirichlet(torch.full((2,), 5.0)).sample((draws,)),
@@ -107,7 +103,9 @@ def test_evidence_is_that_of_unlabelled_mixture():
         weights = vilvm.log_weights(lvm, x, draws).log_weight.exp()
     error = math.sqrt(naive.var().item() / draws + weights.var().item() / draws)
     assert abs(naive.mean().item() - weights.mean().item()) < 5 * error
-    assert error < 0.05 * naive.mean().item()  # so that the 2! would be seen
+    assert (
+        error < 0.05 * naive.mean().item()
+    )  # so that a factor 2! would be significant
 
 
 def test_responsibilities_and_states(x):
@@ -149,7 +147,7 @@ def test_a_delta_guide_finds_the_maximum_a_posteriori():
         poutine.condition(lvm.model, data=given), nothing, x
     )
     mu, sigma = torch.autograd.grad(loss, [given["mu"], given["sigma"]])
-    # In units of what one datum pulls with, 1 / sigma.
+    # in units of the gradient of one datum, 1 / sigma
     assert (mu * given["sigma"]).abs().max() < 0.05
     assert (sigma * given["sigma"]).abs().max() < 0.05
 

@@ -1,6 +1,4 @@
-"""The Bayesian hidden Markov model: forward, smoothing and Viterbi against all paths, its
-posterior against long Stan runs.
-"""
+"""The Bayesian hidden Markov model, compared with sums over all paths and long Stan runs."""
 
 import itertools
 import math
@@ -38,7 +36,7 @@ def x():
 
 
 def nothing(x):
-    """The guide of a model whose parameters are given."""
+    """A guide that samples nothing, for a model with given parameters."""
 
 
 def chain(length, size, seed=0):
@@ -104,7 +102,7 @@ def test_forward_broadcasts():
     )
 
 
-def test_a_step_that_is_impossible():
+def test_impossible_transitions_have_probability_zero():
     start, transition = (
         torch.tensor([1.0, 0.0]).log(),
         torch.tensor([[0.5, 0.5], [0.0, 1.0]]).log(),
@@ -185,7 +183,7 @@ def test_path_draws_follow_the_path_posterior(x):
     )
     p = scores.softmax(0)
     count = (drawn[:, None] == paths).all(-1).float().mean(0)
-    likely = p > 0.01  # elsewhere a normal approximation of the count says little
+    likely = p > 0.01  # for other paths a normal approximation of the count is poor
     assert ((count - p).abs() < 5 * (p * (1 - p) / draws).sqrt())[likely].all()
     gamma = lvm.smoothing(x, THETA)[1, :, 1]
     assert (
@@ -194,7 +192,7 @@ def test_path_draws_follow_the_path_posterior(x):
 
 
 def test_sequences_are_drawn_as_they_are_scored():
-    # so small that the states can be seen
+    # so small that the data identify the states
     start, sigma = torch.tensor([0.4, 0.6]), torch.full((2,), 0.01)
     fn, draws = (
         Sequence(start, THETA["transition"], THETA["mu"], sigma, length=3),
@@ -228,9 +226,9 @@ def test_bad_arguments_are_refused():
         HiddenMarkov(2, start=[0.5, 0.6])
 
 
-def test_the_density_of_posteriordb_but_for_a_constant():
-    """Each start state enters there with weight 1 where ours has ½, and the order of the means is
-    left unnormalised.
+def test_density_equals_posteriordbs_up_to_a_constant():
+    """posteriordb gives each start state weight 1 instead of ½, and does not normalise the ordered
+    prior.
     """
     reference = posteriordb_or_skip("hmm_example-hmm_example")
     y, draws = (

@@ -1,6 +1,4 @@
-"""Linear discriminant analysis against scikit-learn, against sums over the classes, and the guide
-against the exact posterior.
-"""
+"""Linear discriminant analysis, compared with scikit-learn and with sums over the classes."""
 
 from functools import partial
 
@@ -84,7 +82,7 @@ def test_enumeration_is_the_expectation_that_draws_estimate(labelled):
 def test_unlabelled_training_reaches_the_evidence_from_few_labels(labelled):
     x, y = labelled[0].float(), labelled[1]
     few = torch.cat([(y == k).nonzero()[:10, 0] for k in range(3)])
-    # a mixture has poor maxima, too: a few labels say which is meant
+    # a mixture also has poor maxima; a few labels select the right one
     lvm = LinearDiscriminant(3, 3).maximise(x[few], y[few])
     start = lvm.exact_log_evidence(x).mean().item()
     decaying = partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=400)

@@ -1,4 +1,4 @@
-"""Probabilistic PCA against its closed forms, and against the exact table of MNIST."""
+"""Probabilistic PCA, compared with closed forms and the exact table of MNIST."""
 
 import math
 from functools import partial

@@ -33,7 +33,7 @@ def test_gaussian_has_two_heads():
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e4])
-def test_gaussian_survives_wild_data(scale):
+def test_gaussian_is_finite_on_extreme_data(scale):
     lvm, x = gaussian()
     fitted = vilvm.fit(lvm, x * scale, steps=100)
     assert torch.isfinite(torch.tensor(fitted.history["elbo"])).all()

@@ -54,7 +54,7 @@ class Exact(NamedTuple):
 
 
 def sites(trace: Any) -> dict[str, Any]:
-    """The sample sites of a trace that carry a density."""
+    """The sample sites of a trace that have a density."""
     return {
         n: s
         for n, s in trace.nodes.items()

@@ -84,7 +84,7 @@ class Built(NamedTuple):
 
 
 class Room:
-    """Sizes and fixed tensors that the functions of a pair read, drawn from one seed."""
+    """Sizes and fixed tensors that the functions of a pair use, drawn from one seed."""
 
     def __init__(self, spec: Spec):
         self.spec = spec
@@ -370,7 +370,7 @@ POST_FLAT: dict[str, F] = {
     "view": lambda t, r: t.reshape(-1)[torch.arange(r.n * r.o)].view(r.n, r.o),
 }
 
-# Those that keep leading dimensions as they are, so that they mean the same under samples: drawn
+# Functions that keep leading dimensions unchanged, so that they are right under samples too: drawn
 # more often than by chance.
 KEEPING = {
     "v @ W",
@@ -562,7 +562,7 @@ class _Made:
     # ------------------------------------------------------------------------------------------
 
     def plates(self, x: Tensor) -> dict[str, list[Any]]:
-        """The plates of each place, created once per run, since some are entered twice."""
+        """The plates by position, each created once per run, since some are entered twice."""
         spec, room = self.spec, self.room
         places: dict[str, list[Any]] = {
             "shared": [],

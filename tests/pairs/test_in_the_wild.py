@@ -1,4 +1,4 @@
-"""Pairs as users of Pyro write them, one for each fault found in such pairs."""
+"""Pairs as users of Pyro write them; each one has revealed a fault."""
 
 import pyro
 import pyro.distributions as dist
@@ -165,7 +165,7 @@ def set_by_index(mean, first, second):
 
 @pytest.mark.parametrize("write", [set_by_column, set_by_index])
 def test_gradients_pass_through_in_place_writes(write):
-    """Writes into a tensor that has room for one sample only."""
+    """Writes into a tensor whose size fits one sample only."""
 
     def model(x):
         slope = pyro.param("slope", torch.tensor(2.0))

@@ -35,7 +35,7 @@ from tests.pairs.oracle import (
     shared_gaussian,
 )
 
-# Pyro's own
+# a warning of Pyro
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Found plate statements in guide but not model"
 )
@@ -702,7 +702,7 @@ def test_batch_normalisation_counts_training_steps_only(features):
     )
 
 
-# 3. Degenerate guides beside proper ones
+# 3. Degenerate guides combined with proper ones
 # ----------------------------------------------------------------------------------------------
 
 
@@ -916,7 +916,7 @@ def seen_in_part(x):
 
 
 def joint_seen_in_part(x, mu, filled):
-    """log p(mu, x), shape (S,); observed entries of `filled` are no variables."""
+    """log p(mu, x), shape (S,); observed entries of `filled` are not variables."""
     every = torch.where(SEEN, x, filled.double())
     return dist.Normal(0.0, 1.0).log_prob(mu.double()) + dist.Normal(
         mu.double()[:, None], 1.0
@@ -1179,7 +1179,7 @@ def test_auxiliary_variables_are_exact_or_refused(guide):
     assert (result.rate.values > -5 * result.rate.errors).all()
 
 
-# 7. Data that do not lie along the batch's first axis
+# 7. Data along another axis than the batch's first
 # ----------------------------------------------------------------------------------------------
 
 
@@ -1595,7 +1595,7 @@ def test_plain_pyro_gives_the_exact_value(name):
     assert plain_log_weight(case.lvm, case.batch) == pytest.approx(
         total, rel=1e-5, abs=1e-4
     )
-    # where Pyro's loss counts the guide's density of what the model masks
+    # Pyro's loss counts the guide's density of entries that the model masks
     if not name.startswith("masked"):
         mean, se = pyro_elbos(case.lvm, case.batch, 3)
         assert mean == pytest.approx(total, rel=1e-5, abs=1e-4)

@@ -20,7 +20,7 @@ from vilvm.lvm import module_parameters
 
 DRAWS = 40  # of either estimate of the ELBO
 
-# Refusals of pairs that Pyro trains, which are right: by what their message says.
+# correct refusals of pairs that Pyro trains, by a part of the message
 STATED: tuple[str, ...] = ()
 IMPROPER = "is flat, which is not a density"
 
@@ -79,7 +79,7 @@ def enumerated(built: Built, latents) -> torch.Tensor:
 def check(spec: Spec, elbo: bool = True) -> None:
     """Checks the log-weights of one pair at several numbers of samples and, if asked, its ELBO."""
     built = build(spec)
-    loss(built)  # what Pyro does not accept is a fault of the generator, not a pair
+    loss(built)  # a pair that Pyro does not accept is a fault of the generator
     torch.manual_seed(spec.seed)
     for network in built.networks:  # log_weights runs a pair in evaluation mode
         network.eval()
@@ -111,7 +111,7 @@ def check(spec: Spec, elbo: bool = True) -> None:
         raise AssertionError(f"refused, though Pyro trains it: {error}") from error
     if (
         IMPROPER in bounds.refusal
-        # a likelihood that depends on what a latent's mask hides: Pyro's loss is no bound on an
+        # the likelihood depends on masked entries of a latent: Pyro's loss is not a bound on an
         # evidence
     ):
         return
@@ -173,7 +173,7 @@ def check_oracle(spec: Spec) -> None:
     built = build(spec)
     for network in built.networks:
         network.eval()
-    loss(built)  # an autoguide draws once more at its first call
+    loss(built)  # an autoguide draws once more in its first call
     torch.manual_seed(spec.seed)
     expected = -loss(built)
     torch.manual_seed(spec.seed)

@@ -39,7 +39,7 @@ from vilvm.diagnostics import gaps
 from vilvm.weights import find_layout
 
 pytestmark = [
-    # Pyro's own, of a plate without a size.
+    # a warning of Pyro about a plate without a size
     pytest.mark.filterwarnings("ignore:Found plate statements in guide but not model"),
     pytest.mark.filterwarnings("ignore:Found vars in model but not guide"),
 ]
@@ -722,7 +722,7 @@ TUTORIALS = {
     "BNN, AutoNormal": partial(bnn, AutoNormal),
     "regression, plain latents": linear_regression,
 }
-# Which take the same ways as others: with the slow tests.
+# these use the same code paths as others, so they are slow tests
 ALIKE = {
     "VAE, a pair of methods",
     "ProdLDA, square",
@@ -820,7 +820,7 @@ def test_tutorial_log_weights_match_pyro(tutorial):
     if not tutorial.replays or not tutorial.bound:
         pytest.skip("its latents alone do not give the weight")
     unlike_new(tutorial)
-    # as many as latents, labels or pixels of one example or another, and as its data
+    # equal to numbers of latents, labels, pixels or data of some example
     for count in (3, 6, 20):
         some = torch.linspace(0, count - 1, 3).long()
         weights = vilvm.log_weights(tutorial.lvm, tutorial.batch, count)
@@ -874,7 +874,7 @@ def test_tutorial_model_is_diagnosed(tutorial, monkeypatch):
     """Each diagnostic runs, does not apply, or has no time left."""
     monkeypatch.setattr(
         import_module("vilvm.diagnostics.diagnose"), "gaps", partial(gaps, steps=60)
-    )  # the best guide need not be found
+    )  # the best guide is not needed
     history = trained(tutorial, steps=100).history
     found = vilvm.diagnose(
         tutorial.lvm, tutorial.batch, history=history, budget=20, progress=False
@@ -889,10 +889,10 @@ def test_tutorial_model_is_diagnosed(tutorial, monkeypatch):
         assert "Pareto k̂" in found.results
 
 
-# Under Pyro's own store: the expected loss is of the same code run by ``Trace_ELBO``, from the
+# Under Pyro's own store: the same code run by ``Trace_ELBO`` gives the expected loss, from the
 # same seed and parameters ----------
 
-# A look at the data that cannot be vectorised does not stop training here: what is tested is whose
+# A check that cannot be vectorised does not stop training here: these tests are about whose
 # parameters a pair has.
 TRAINED = {
     "progress": False,
@@ -984,7 +984,7 @@ def stored_bnn():
 
 
 def made_for(model):
-    """A second lambda around the model, as if the autoguide were defined in another cell."""
+    """A second lambda around the model, as if another cell defined the autoguide."""
     return lambda batch: model(batch)
 
 
@@ -1088,7 +1088,7 @@ def pyros_loss(tutorial, lvm, mode):
     find_layout(twin, batch)
     twin.load_state_dict(lvm.state_dict())
     twin.train(mode)
-    # the only thing that Pyro would not find in its modules
+    # the only parameter that Pyro would not find in its modules
     for name, value in getattr(twin, "pyro_params", {}).items():
         constraint = twin.__dict__["_pyro_constraints"][name]
         pyro.get_param_store().setdefault(

@@ -1,4 +1,4 @@
-"""Fitted priors against closed forms, and models that take them."""
+"""Fitted priors, compared with closed forms, and models that use them."""
 
 import pyro
 import pyro.distributions as dist
@@ -84,7 +84,7 @@ def test_draws_use_the_prior_and_the_decoder(x):
 
 @pytest.fixture(scope="module")
 def banana():
-    """Codes (u, u² + 0.3 v), whose density is known, and 2,000 more."""
+    """Codes (u, u² + 0.3 v) with known density, and 2,000 test codes."""
     u, v = torch.randn(2, 6000, generator=torch.Generator().manual_seed(0))
     codes = torch.stack([u, u.square() + 0.3 * v], 1)
     return codes[:4000], codes[4000:]
@@ -96,7 +96,7 @@ def bent(banana):
 
 
 @pytest.mark.slow
-def test_a_flow_bends(banana, bent):
+def test_a_flow_fits_a_curved_density(banana, bent):
     train, new = banana
     truth = dist.Normal(0.0, 1.0).log_prob(new[:, 0]) + dist.Normal(
         new[:, 0].square(), 0.3
@@ -112,8 +112,8 @@ def test_a_flow_bends(banana, bent):
 def test_flow_draws_follow_its_density(banana, bent):
     torch.manual_seed(0)
     drawn = bent.distribution().sample((4000,))
-    # Under its own draws the mean log-density is −entropy; on the data, which it fits, nearly so:
-    # a flow drawn from backwards is not.
+    # Under its own draws the mean log-density is −entropy, and nearly so on the data that it fits.
+    # This fails if a flow samples in the wrong direction.
     scores = [bent.distribution().log_prob(z) for z in (drawn, banana[1])]
     error = sum(s.var() / len(s) for s in scores) ** 0.5
     assert abs(scores[0].mean() - scores[1].mean()) < 5 * error + 0.05
@@ -124,7 +124,7 @@ def test_flow_draws_follow_its_density(banana, bent):
 def test_a_flow_needs_two_dimensions():
     with pytest.raises(
         ValueError,
-        match="flow needs a latent of two dimensions or more; take a mixture",
+        match="flow needs a latent of two dimensions or more; use a mixture",
     ):
         fit_prior(Identity(1), torch.randn(50, 1), "flow")
 
@@ -188,15 +188,15 @@ def test_the_latent_is_named_where_there_are_several(x):
     lvm = vilvm.Pair(two, two_guide)
     assert fit_prior(lvm, x, latent="v").latent == "v"
     for latent, message in (
-        (None, r"latents are \['u', 'v'\]; say which"),
-        ("w", "say which"),
+        (None, r"latents are \['u', 'v'\]; select one of them"),
+        ("w", "select one of them"),
         ("u", "one vector for each datum"),
     ):
         with pytest.raises(vilvm.ContractError, match=message):
             fit_prior(lvm, x, latent=latent)
 
 
-def test_codes_that_no_density_fits(x):
+def test_unusable_codes_are_refused(x):
     with pytest.raises(ValueError, match="codes are all the same, or not finite"):
         fit_prior(Identity(), torch.ones(30, 3), "full")
     with pytest.raises(
@@ -205,7 +205,7 @@ def test_codes_that_no_density_fits(x):
         fit_prior(Identity(), x[:3], "full")
 
 
-def test_a_latent_that_data_share_is_no_code():
+def test_prior_of_a_shared_latent_is_refused():
     def model(x):
         with pyro.plate("components", 4):
             means = pyro.sample("means", dist.Normal(torch.zeros(3), 1.0).to_event(1))
@@ -233,6 +233,6 @@ def test_bad_arguments(x):
     other = with_prior(Autoencoder(6, 2), fit_prior(Identity(), x))
     with pytest.raises(
         vilvm.ContractError,
-        match=r"prior is of vectors of shape \(3,\), latent 'z' of shape \(2,\)",
+        match=r"prior is of vectors of shape \(3,\), and latent 'z' has shape \(2,\)",
     ):
         vilvm.sample(other, 3)

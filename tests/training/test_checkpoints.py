@@ -418,7 +418,7 @@ def test_script_on_full_disk_ends_with_one_sentence(tmp_path, monkeypatch, capsy
     with pytest.raises(
         SystemExit,
         match=r"page.html could not be written \(No space left.*\): make room there, "
-        r"and run the same again",
+        r"and run it again",
     ):
         run(lambda: Page("title").write(tmp_path / "page.html"))
     assert list(tmp_path.iterdir()) == []

@@ -89,7 +89,7 @@ def test_prior_that_depends_on_an_enumerated_latent(shift):
     exact = (WEIGHTS.log() + dist.Normal(means, sd).log_prob(X[:, None])).logsumexp(-1)
     bound = vilvm.evaluate(lvm, X, num_samples=2000).bounds["iwae"]
     assert ((bound.values - exact).abs() < 5 * bound.errors + 1e-3).all()
-    # A component drawn from its prior would not be one given z.
+    # a component drawn from its prior is not a draw given z
     for draw in (lambda z: replicate(lvm, z), lambda z: replay(lvm, X, z)):
         with pytest.raises(
             vilvm.ContractError,
@@ -177,7 +177,7 @@ def test_enumerated_global_latent_gives_one_joint_weight():
 
 @pytest.mark.parametrize("nesting", [1, 2])
 def test_shape_assertions_that_hold_only_under_enumeration(nesting):
-    """As in Pyro's tutorial on tensor shapes, at the least number of plate dimensions."""
+    """As in Pyro's tutorial on tensor shapes, at the smallest number of plate dimensions."""
 
     def asserted(x):
         k = mixture_of_shared_shift(x)

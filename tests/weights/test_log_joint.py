@@ -1,4 +1,4 @@
-"""The joint density over unconstrained latents, against closed forms and quadrature."""
+"""The joint density over unconstrained latents, compared with closed forms and quadrature."""
 
 import pyro
 import pyro.distributions as dist
@@ -113,14 +113,14 @@ def test_target_over_base_equals_the_log_weight(auto):
     assert latents["m"].shape == (6, 2)
     assert (latents["scale"] > 0).all()
 
-    def fixed(x):  # the same latents, weighed by hand
+    def fixed(x):  # the log-weight of the same latents, computed by hand
         scale, m = latents["scale"][:, None], latents["m"]
         prior = dist.HalfCauchy(1.0).log_prob(latents["scale"]) + dist.Normal(
             0.0, scale
         ).log_prob(m).sum(-1)
         return prior + dist.Normal(m[..., None], 1.0).log_prob(x).sum((-1, -2))
 
-    log_scale = latents["scale"].log()  # u of it
+    log_scale = latents["scale"].log()  # its u
     torch.testing.assert_close(
         found.target[:, 0], (fixed(X) + log_scale).double(), rtol=1e-5, atol=1e-4
     )
@@ -199,7 +199,7 @@ def test_latents_computed_by_the_guide_cannot_be_inverted():
 
 
 def shifted(x):
-    """A latent above another one; torch states the whole line as its support."""
+    """A latent above another one; torch reports the whole line as its support."""
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         above = dist.TransformedDistribution(
@@ -275,6 +275,6 @@ def test_latents_of_another_shape_are_refused():
     joint = LogJoint(vilvm.Pair(shared, poutine.block(shared, hide=["x"])), X, "prior")
     with pytest.raises(
         vilvm.ContractError,
-        match=r"Latent 'm' was given draws of shape \(3,\), and a draw of it has shape \(2,\)",
+        match=r"'m' was given draws of shape \(3,\), and its draws in the model have shape \(2,\)",
     ):
         joint.unconstrained({"scale": torch.ones(1), "m": torch.zeros(1, 3)})

@@ -60,7 +60,7 @@ def test_autoguides_give_log_weights(auto):
 
 def test_autoguide_density_includes_the_jacobian():
     lvm = vilvm.Pair(schools, AutoNormal(schools))
-    find_layout(lvm, SCHOOLS)  # an autoguide makes its parameters on its first call
+    find_layout(lvm, SCHOOLS)  # an autoguide creates its parameters in its first call
     torch.manual_seed(1)
     weights = vilvm.log_weights(lvm, SCHOOLS, 4)
     torch.manual_seed(1)
@@ -128,7 +128,7 @@ def nested(data_outside, data_dim):
 
 @pytest.mark.parametrize("data_dim", [-1, -2])
 @pytest.mark.parametrize("data_outside", [True, False])
-@pytest.mark.parametrize("num_data", [4, 3, 1])  # 3: as many as there are times
+@pytest.mark.parametrize("num_data", [4, 3, 1])  # 3: the number of times
 def test_several_latents_with_a_nested_plate(data_outside, data_dim, num_data):
     x = torch.randn(num_data, 3)
     lvm = nested(data_outside, data_dim)
@@ -152,7 +152,7 @@ def test_several_latents_with_a_nested_plate(data_outside, data_dim, num_data):
     )
     for name, value in z.items():
         assert torch.equal(weights.latents[name], value)
-    # Resampled, u and v stay together: those of a datum are one of its proposals.
+    # Resampling keeps u and v of a proposal together.
     torch.manual_seed(1)
     again = vilvm.resample(lvm, x, 5, proposals=6)
     for i in range(num_data):
@@ -168,7 +168,7 @@ def test_ambiguous_data_plates_are_refused():
     def model(x):
         with pyro.plate("rows", 2, dim=-2), pyro.plate("columns", 2, dim=-1):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))
-            # no axis of the batch can be recognised in it
+            # it matches no axis of the batch
             pyro.sample("x", dist.Normal(z, 1.0), obs=x + 0.0)
 
     def guide(x):
@@ -177,7 +177,7 @@ def test_ambiguous_data_plates_are_refused():
 
     with pytest.raises(
         vilvm.ContractError,
-        match=r"'rows' and 'columns' are all of the batch's size.*call that one \"data\"",
+        match=r"'rows' and 'columns' all have the batch's size.*name that one \"data\"",
     ):
         vilvm.log_weights(vilvm.Pair(model, guide), torch.zeros(2, 2))
 
@@ -255,7 +255,7 @@ def test_shared_parameter_is_counted_once():
     lvm = vilvm.Pair(model, guide)
     vilvm.fit(lvm, torch.randn(8), steps=2)
     assert [n for n, _ in lvm.named_parameters()] == ["pyro_params.scale"]
-    # ours holds no closure; the functions of this test are local
+    # the batch holds no closure; the functions of this test are local
     again = pickle.loads(pickle.dumps(lvm.pyro_params))
     assert torch.equal(again.scale, lvm.pyro_params.scale)
 
@@ -488,7 +488,7 @@ def test_resampled_draws_follow_the_posterior():
     z_scores = (z.mean(0) - truth.mean) / (truth.variance / ess[:, None]).sqrt()
     assert z_scores.abs().max() < 5
     guide = vilvm.posterior_mean(lvm, x)["z"]
-    # the guide's own mean is another
+    # the guide's own mean differs
     assert (
         (guide - truth.mean) / (truth.variance / ess[:, None]).sqrt()
     ).abs().max() > 5
@@ -508,7 +508,7 @@ def test_resampling_a_degenerate_guide_is_refused():
     with pytest.raises(
         vilvm.ContractError,
         match="guide of Autoencoder puts latent 'z' on one point, "
-        "so there is nothing to pick from",
+        "so its draws have no weights",
     ):
         vilvm.resample(Autoencoder(6, 2), torch.zeros(3, 6))
 
@@ -601,7 +601,7 @@ def test_extra_dimension_under_samples_is_refused(capsys):
 
     x, lvm = torch.randn(6, 2), vilvm.Pair(model, AutoNormal(model))
     weights = vilvm.log_weights(lvm, x, 4)
-    assert "keep leading dimensions as they are" in capsys.readouterr().out
+    assert "leave leading dimensions unchanged" in capsys.readouterr().out
     expected = dist.Normal(weights.latents["beta"] @ x.T, 0.5).log_prob(x[:, 0])
     torch.testing.assert_close(
         weights.log_likelihood, expected.double(), rtol=1e-4, atol=1e-4

@@ -81,14 +81,14 @@ def test_prepared_data_give_the_same_numbers(pair, name):
     assert_same(ask(prepared), expected)
 
 
-def test_the_order_of_questions_does_not_matter():
+def test_the_order_of_calls_does_not_matter():
     prepared = vilvm.prepare(*PAIRS["several batches"](), seed=3)
     first = {name: ask(prepared) for name, ask in QUESTIONS.items()}
     for name in reversed(QUESTIONS):
         assert_same(QUESTIONS[name](prepared), first[name])
 
 
-def test_preparation_cuts_the_data_once(monkeypatch):
+def test_preparation_divides_the_data_once(monkeypatch):
     prepared_module, cuts = import_module("vilvm.weights.prepared"), []
     real = prepared_module._cut
     monkeypatch.setattr(
@@ -111,7 +111,7 @@ def test_a_given_batch_size_holds_for_all():
     assert_same(ais(prepared, schedule=SCHEDULE), expected)
 
 
-def test_parts_know_their_data():
+def test_parts_hold_their_data():
     lvm, data = PAIRS["a subsampled plate"]()
     prepared = vilvm.prepare(lvm, data)
     with prepared.running():

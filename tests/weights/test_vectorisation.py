@@ -1,4 +1,4 @@
-"""Many samples of a pair equal single runs, in the expected way."""
+"""Many samples of a pair equal single runs, by the expected strategy."""
 
 import math
 
@@ -12,7 +12,7 @@ import vilvm
 from vilvm._compile import graph
 from vilvm.testing import check_lvm
 from vilvm.weights import find_layout
-from vilvm.weights._vectorisation import ONE_BY_ONE, VECTORISED, VMAP, way_of
+from vilvm.weights._vectorisation import ONE_BY_ONE, VECTORISED, VMAP, strategy_of
 from vilvm.weights.log_weights import log_weights_pass
 
 X = torch.tensor([[0.3, -1.2], [0.7, 0.1], [-0.4, 2.0], [1.5, -0.6], [0.0, 0.9]])
@@ -65,7 +65,7 @@ DECODERS = {
 def taken(lvm, x=X):
     layout = find_layout(lvm, x)
     with torch.no_grad(), vilvm.lvm.module_parameters(lvm):
-        return way_of(lvm, x, log_weights_pass(lvm, layout), layout.vectorisation)
+        return strategy_of(lvm, x, log_weights_pass(lvm, layout), layout.vectorisation)
 
 
 def single_runs(lvm, x, latents):
@@ -133,7 +133,7 @@ def test_compiled_passes_use_the_same_vectorisation(name, monkeypatch):
         for c in (False, True)
     )
     torch.testing.assert_close(found.values, eager.values, rtol=1e-5, atol=1e-5)
-    assert bool(made) == (name != "branch")  # which no graph can hold
+    assert bool(made) == (name != "branch")  # which cannot be traced
 
 
 def test_seeded_results_do_not_depend_on_earlier_runs():
@@ -303,7 +303,7 @@ def _by_equality(z):
     ],
 )
 def test_latent_values_read_in_python_run_sequentially(decode):
-    for seed in range(4):  # at some of which first and last sample take one branch
+    for seed in range(4):  # for some of them first and last sample take the same branch
         torch.manual_seed(seed)
         lvm = of_one_sample(decode)
         for count in (3, 70) if seed == 0 else (3,):

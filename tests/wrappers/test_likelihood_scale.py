@@ -1,5 +1,6 @@
-"""The noise of a Gaussian likelihood against its closed form: a linear auto-encoder with a full
-Gaussian prior is pPCA.
+"""The fitted scale of a Gaussian likelihood, compared with its closed form.
+
+A linear auto-encoder with a full Gaussian prior is pPCA.
 """
 
 import pytest
@@ -32,7 +33,7 @@ def pca(x):
     return lvm
 
 
-def test_it_is_the_residual(pca, x):
+def test_scale_is_the_root_mean_square_residual(pca, x):
     lvm = fit_likelihood_scale(pca, x)
     assert lvm.scale.item() ** 2 == pytest.approx(
         squared_error(pca, x).mean / 6, rel=1e-4
@@ -59,15 +60,15 @@ def test_linear_auto_encoder_with_gaussian_prior_is_ppca(pca, x):
     )
     bounds = vilvm.evaluate(lvm, x[:5], num_samples=50_000).bounds["iwae"]
     assert ((bounds.values - truth[:5]) / bounds.errors).abs().max() < 5
-    # Its noise is SSE / D where maximum likelihood has SSE / (D − d), for a code leaves d
-    # dimensions no residual: it cannot be better.
+    # Its noise is SSE / D, but maximum likelihood has SSE / (D − d), since a code leaves d
+    # dimensions without residual; so it cannot be better.
     best = PPCA(6, 2).maximise(x).exact_log_evidence(x).detach()
     assert 0 < (best - truth).mean().item() < 0.3
 
 
-def test_what_has_no_gaussian_noise():
+def test_models_without_one_gaussian_site_are_refused():
     with pytest.raises(
         vilvm.ContractError,
-        match=r"one Gaussian observation; VAE observes \{'x': 'Bernoulli'\}",
+        match=r"one Gaussian observed site; VAE observes \{'x': 'Bernoulli'\}",
     ):
         fit_likelihood_scale(VAE(6, 2), torch.zeros(5, 6))

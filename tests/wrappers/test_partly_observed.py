@@ -1,4 +1,4 @@
-"""Part of a datum observed: against the same model of that part alone, in closed form."""
+"""A partly observed datum, compared with the model of the observed part in closed form."""
 
 import pyro
 import pyro.distributions as dist
@@ -24,7 +24,7 @@ def part_of(lvm):
     return part
 
 
-def test_the_likelihood_is_that_of_what_is_seen():
+def test_likelihood_scores_observed_components_only():
     torch.manual_seed(0)
     lvm = VAE(data_dim=6, latent_dim=2)
     x, other = torch.bernoulli(torch.full((2, 5, 6), 0.5))
@@ -35,13 +35,13 @@ def test_the_likelihood_is_that_of_what_is_seen():
     for hidden in (
         x,
         torch.where(SEEN, x, other),
-    ):  # whatever stands where nothing was seen
+    ):  # for any values of the unobserved components
         found = pyro.poutine.trace(model).get_trace(hidden)
         found.compute_log_prob()
         torch.testing.assert_close(found.nodes["x"]["log_prob"], truth)
 
 
-def test_its_evidence_is_that_of_the_part():
+def test_evidence_equals_that_of_the_observed_part():
     torch.manual_seed(0)
     lvm = PPCA(6, 2)
     x = torch.randn(4, 6)
@@ -51,7 +51,7 @@ def test_its_evidence_is_that_of_the_part():
     assert ((bound.values - truth) / bound.errors).abs().max() < 5
 
 
-def test_guide_fitted_to_holes_matches_exact_posterior():
+def test_guide_fitted_to_observed_part_matches_exact_posterior():
     torch.manual_seed(0)
     lvm = PPCA(6, 1)
     x = vilvm.sample(lvm, 500)["x"]
@@ -71,7 +71,7 @@ def test_guide_fitted_to_holes_matches_exact_posterior():
     )
 
 
-def test_it_keeps_the_contract():
+def test_partly_observed_model_keeps_the_contract():
     def tiny():
         x = torch.bernoulli(torch.full((5, 6), 0.5))
         return partly_observed(
@@ -82,20 +82,21 @@ def test_it_keeps_the_contract():
     check_lvm(tiny)
 
 
-def test_what_cannot_be_partly_observed():
+def test_unsupported_masks_and_models_are_refused():
     x = torch.zeros(2, 6)
     for mask in (torch.ones(6), torch.zeros(6).bool(), [True] * 6):
         with pytest.raises(
             ValueError,
-            match="must be a Boolean tensor of a datum's shape, True somewhere",
+            match="must be a Boolean tensor of a datum's shape, with at least one True",
         ):
             partly_observed(VAE(data_dim=6), mask)
     with pytest.raises(
-        vilvm.ContractError, match=r"mask has shape \(6,\), a datum of site 'x' \(5,\)"
+        vilvm.ContractError,
+        match=r"mask has shape \(6,\), and a datum of site 'x' has shape \(5,\)",
     ):
         vilvm.log_weights(partly_observed(VAE(data_dim=5), SEEN), torch.zeros(2, 5))
     with pytest.raises(
-        vilvm.ContractError, match="VAE has no site 'y'; say with site="
+        vilvm.ContractError, match="VAE has no site 'y'; name its observed site"
     ):
         vilvm.log_weights(partly_observed(VAE(data_dim=6), SEEN, site="y"), x)
 

@@ -1,4 +1,4 @@
-"""A stochastic guide fitted to a frozen model: its bound against the evidence in closed form."""
+"""A stochastic guide fitted to a frozen model; its bound is compared with the exact evidence."""
 
 import copy
 from functools import partial
@@ -73,7 +73,7 @@ def test_auto_encoder_becomes_a_model_with_evidence(auto, x):
 @pytest.mark.parametrize(
     "kind", ["mixture", pytest.param("flow", marks=pytest.mark.slow)]
 )
-def test_fit_guide_finds_what_it_needs(auto, x, kind):
+def test_fit_guide_finds_latent_and_plate(auto, x, kind):
     model = with_prior(auto, fit_prior(auto, x, kind, components=2, steps=20))
     lvm, fitted = fit_guide(model, x, hidden=(16,), epochs=20, batch_size=100)
     assert fitted.steps == 120
@@ -84,7 +84,7 @@ def test_fit_guide_finds_what_it_needs(auto, x, kind):
     assert vilvm.log_weights(lvm, x, 2).log_priors["z"].shape == (2, 600)
 
 
-def test_fit_guide_says_what_is_missing(auto, x):
+def test_fit_guide_error_names_what_is_missing(auto, x):
     with pytest.raises(
         vilvm.ContractError, match=r"prior of latent 'z' is flat.*fit_prior, with_prior"
     ):
@@ -104,7 +104,7 @@ def test_fit_guide_says_what_is_missing(auto, x):
 
     with pytest.raises(
         vilvm.ContractError,
-        match=r"one latent, a vector for each datum; of 500 data it has \{'z': \(500,\)\}",
+        match=r"for 500 data its latents have shapes \{'z': \(500,\)\}",
     ):
         fit_guide(Two(), x)
 
@@ -132,7 +132,7 @@ def test_a_new_guide_starts_around_the_codes(auto, x):
     torch.testing.assert_close(draws.std(0).mean(0), expected, rtol=0.02, atol=0)
 
 
-def test_the_model_given_stays_as_it_is(auto):
+def test_the_given_model_does_not_change(auto):
     with_guide(auto, mlp(6, (), 4))
     assert all(p.requires_grad for p in auto.parameters())
 
@@ -154,5 +154,7 @@ def test_flat_prior_never_has_a_bound(auto, x):
 
 
 def test_an_encoder_of_the_wrong_size(auto, x):
-    with pytest.raises(vilvm.ContractError, match="encoder gives 3 numbers a datum"):
+    with pytest.raises(
+        vilvm.ContractError, match="encoder returns 3 numbers per datum"
+    ):
         vilvm.evaluate(with_guide(auto, mlp(6, (), 3)), x)

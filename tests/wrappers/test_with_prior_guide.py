@@ -1,4 +1,4 @@
-"""The prior as guide: weights that are likelihoods, and the evidence in closed form."""
+"""The prior as guide: the weights are the likelihoods, and the evidence has a closed form."""
 
 import torch
 
@@ -7,14 +7,14 @@ from vilvm.models.ppca import PPCA
 from vilvm.wrappers import with_prior_guide
 
 
-def test_its_weights_are_the_likelihoods():
+def test_weights_are_the_likelihoods():
     lvm = with_prior_guide(PPCA(4, 2))
     weights = vilvm.log_weights(lvm, torch.randn(5, 4), 7)
     torch.testing.assert_close(weights.log_weight, weights.log_likelihood)
     assert weights.latents["z"].shape == (7, 5, 2)
 
 
-def test_it_finds_the_evidence_in_two_dimensions():
+def test_bound_equals_the_evidence_in_two_dimensions():
     torch.manual_seed(0)
     model = PPCA(4, 2)
     x = torch.randn(5, 4)

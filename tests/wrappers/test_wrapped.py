@@ -1,4 +1,4 @@
-"""Models around other models: the parameters that live in the inner one stay the inner one's."""
+"""Models around other models: parameters of the inner model stay in the inner model."""
 
 import copy
 from functools import partial
@@ -92,7 +92,7 @@ def test_wrapper_training_trains_or_freezes_the_pair(pair, x):
     assert all(not torch.equal(before[n], v) for n, v in lvm.state_dict().items())
 
 
-def test_what_cannot_be_wrapped():
+def test_unsupported_models_are_refused():
     class Plain:
         def model(self, x): ...
 
@@ -105,7 +105,7 @@ def test_what_cannot_be_wrapped():
     ):
         with pytest.raises(
             vilvm.ContractError,
-            match=r"Plain is no torch.nn.Module, which is needed here",
+            match=r"Plain is not a torch.nn.Module, as a wrapper needs",
         ):
             wrap(Plain())
 
@@ -173,7 +173,7 @@ def test_guide_has_the_precision_of_the_model():
     assert vilvm.posterior(guided, x)["z"].dtype == torch.float64
     with pytest.raises(
         ValueError,
-        match=r"flow is of single precision, and the codes are torch.float64",
+        match=r"flow has single precision, and the codes are torch.float64",
     ):
         fit_prior(Double(), x, "flow")
 
@@ -203,7 +203,7 @@ def test_a_guide_for_pictures_needs_an_encoder():
     x = torch.randn(20, 1, 4, 4)
     with pytest.raises(
         vilvm.ContractError,
-        match=r"a datum has shape \(1, 4, 4\) and not that of a row; pass encoder=",
+        match=r"a datum has shape \(1, 4, 4\) and is not a row of numbers; pass encoder=",
     ):
         fit_guide(Pictures(), x)
     guided, _ = fit_guide(

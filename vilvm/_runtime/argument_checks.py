@@ -1,5 +1,7 @@
-"""Checks of arguments. Each returns the value as Python's own type, or raises a ValueError of one
-sentence that names the argument.
+"""Checks of arguments.
+
+Each returns the value as a Python type, or raises a ValueError of one sentence that names the
+argument.
 """
 
 import math
@@ -26,8 +28,9 @@ __all__ = [
 
 
 def check_number(name: str, value: Any, least: int = 1) -> int:
-    """Returns `value` as an int. Takes any integral type (NumPy's, a tensor of one integer), but
-    no bool.
+    """Returns `value` as an int.
+
+    Any integral type is accepted (NumPy's, a tensor of one integer), except bool.
 
     Raises:
         ValueError: `value` is not a whole number, or is below `least`.
@@ -41,8 +44,9 @@ def check_number(name: str, value: Any, least: int = 1) -> int:
 
 
 def check_seed(name: str, value: Any) -> int:
-    """Returns `value` as a seed of torch's generators, an int from 0 to 2⁶³ − 1; raises
-    ValueError otherwise.
+    """Returns `value` as a seed of torch's generators, an int from 0 to 2⁶³ − 1.
+
+    Raises ValueError otherwise.
     """
     number = _whole(value)
     if number is None or not 0 <= number < 2**63:
@@ -55,8 +59,9 @@ def check_seed(name: str, value: Any) -> int:
 def check_positive(
     name: str, value: Any, what: str = "number", *, zero: bool = False
 ) -> float:
-    """Returns `value` as a float above 0 (with `zero`, at least 0), infinity included; raises
-    ValueError otherwise.
+    """Returns `value` as a float above 0 (with `zero`, at least 0), infinity included.
+
+    Raises ValueError otherwise.
     """
     number = _real(value)
     if number > 0 or (zero and number == 0):
@@ -76,8 +81,10 @@ def check_probability(name: str, value: Any) -> float:
 
 
 def check_path(name: str, value: Any) -> Path:
-    """Returns `value` as a Path; raises ValueError if it is not a path, is empty, or holds a NUL
-    byte, which no file system accepts.
+    """Returns `value` as a Path.
+
+    Raises ValueError if it is not a path, is empty, or holds a NUL byte, which no file system
+    accepts.
     """
     if not isinstance(value, str | os.PathLike) or isinstance(os.fspath(value), bytes):
         raise ValueError(
@@ -85,15 +92,15 @@ def check_path(name: str, value: Any) -> Path:
         )
     if not os.fspath(value) or "\0" in os.fspath(value):
         raise ValueError(
-            f"{name} is no path of a file: {_shown(value)} is empty or holds a NUL byte; choose "
-            "another."
+            f"{name} is not a path: {_shown(value)} is empty or holds a NUL byte; choose another."
         )
     return Path(value)
 
 
 def check_sizes(name: str, value: Any) -> tuple[int, ...]:
-    """Returns a list or tuple of whole numbers, each at least 1, as a tuple; raises ValueError
-    otherwise.
+    """Returns a list or tuple of whole numbers, each at least 1, as a tuple.
+
+    Raises ValueError otherwise.
     """
     if not isinstance(value, list | tuple):
         raise ValueError(
@@ -103,8 +110,9 @@ def check_sizes(name: str, value: Any) -> tuple[int, ...]:
 
 
 def check_tensor(name: str, value: Any) -> Tensor:
-    """Returns `value` if it is a non-empty tensor of finite real numbers; raises ValueError
-    otherwise.
+    """Returns `value` if it is a non-empty tensor of finite real numbers.
+
+    Raises ValueError otherwise.
     """
     if not isinstance(value, Tensor):
         raise ValueError(f"{name} must be a tensor; got a {type(value).__name__}.")
@@ -140,13 +148,8 @@ def _real(value: Any) -> float:
         return math.nan
     try:
         return float(value)
-    except (
-        TypeError,
-        ValueError,
-        OverflowError,
-        RuntimeError,
-    ):  # complex, or too large
-        return math.nan
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return math.nan  # complex, or too large
 
 
 def _is_real(value: Any) -> bool:
@@ -167,7 +170,7 @@ def _is_bool(value: Any) -> bool:
 
 def _shown(value: Any) -> str:
     """The value on one line of at most 80 characters."""
-    words = " ".join(repr(value).split())
-    if len(words) <= 80:
-        return words
-    return f"{words[:77]}..."
+    text = " ".join(repr(value).split())
+    if len(text) <= 80:
+        return text
+    return f"{text[:77]}..."

@@ -1,8 +1,8 @@
 """Loading a state_dict into a model before its first call.
 
 A model creates its ``pyro.param`` values, networks and autoguide parameters when it first runs.
-The entries of a state_dict for which there is no place yet are kept, and loaded when their place
-comes into being.
+Entries of a state_dict whose parameter does not exist yet are kept, and loaded when the model
+creates the parameter.
 """
 
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from vilvm._runtime.errors import ContractError
 from vilvm._runtime.submodules import NETWORKS, PARAMS, params_of
 
 __all__ = [
+    "autoguides_without_parameters",
     "check_shape",
     "defer_loading",
     "deferred_state",
@@ -26,7 +27,7 @@ __all__ = [
 
 
 def defer_loading(lvm: Module, state: dict[str, Any], prefix: str) -> None:
-    """Moves the entries that `lvm` has no place for out of a state_dict, and keeps them.
+    """Moves the entries without a parameter in `lvm` out of a state_dict, and keeps them.
 
     The values of ``pyro.param`` become parameters at once.
 
@@ -36,7 +37,10 @@ def defer_loading(lvm: Module, state: dict[str, Any], prefix: str) -> None:
         prefix: the start of the keys that belong to `lvm`.
     """
     present = lvm.state_dict().keys() - deferred_state(lvm).keys()
-    later = (f"{NETWORKS}.", *(f"{name}." for name in _unprepared(lvm)))
+    later = (
+        f"{NETWORKS}.",
+        *(f"{name}." for name in autoguides_without_parameters(lvm)),
+    )
     for full in [k for k in state if k.startswith(prefix)]:
         name = full.removeprefix(prefix)
         if name in present:
@@ -55,8 +59,11 @@ def deferred_state(lvm: object) -> dict[str, Tensor]:
     return getattr(lvm, "__dict__", {}).get("_waiting", {})
 
 
-def _unprepared(lvm: Module) -> dict[str, AutoGuide]:
-    """The autoguides of a model that have no parameters yet."""
+def autoguides_without_parameters(lvm: Module) -> dict[str, AutoGuide]:
+    """The autoguides of a model that have no parameters yet, by name.
+
+    They create them for the first batch that they are called with.
+    """
     return {
         n: m
         for n, m in lvm.named_modules()
@@ -69,12 +76,12 @@ def check_shape(name: str, loaded: Tensor, made: Tensor) -> None:
     if loaded.shape != made.shape:
         raise ContractError(
             f"{name!r} has shape {tuple(made.shape)} here, and {tuple(loaded.shape)} in the "
-            "state_dict that was loaded: load that of a model of the same sizes."
+            "state_dict that was loaded: load that of a model with the same sizes."
         )
 
 
 def load_deferred(lvm: Any, prefix: str, module: Module) -> None:
-    """Loads the kept entries under `prefix` into a part of the model that is new."""
+    """Loads the kept entries under `prefix` into a new part of the model."""
     deferred = deferred_state(lvm)
     loaded = {
         n.removeprefix(prefix): v for n, v in deferred.items() if n.startswith(prefix)
@@ -96,7 +103,7 @@ def _check_names(prefix: str, made: dict[str, Any], loaded: dict[str, Any]) -> N
         if name in made:
             missing = "in the state_dict that was loaded"
         raise ContractError(
-            f"{prefix + name!r} is not {missing}: load the state_dict of a model of the same "
+            f"{prefix + name!r} is not {missing}: load the state_dict of a model with the same "
             "parts."
         )
 
@@ -106,9 +113,9 @@ def loading_autoguides(lvm: Any) -> Iterator[None]:
     """A context in which an autoguide loads its kept entries as soon as it has parameters."""
     guides = {
         name: guide
-        for name, guide in _unprepared(lvm).items()
-        if "_setup_prototype"
-        not in vars(guide)  # else a context around this one has set it
+        for name, guide in autoguides_without_parameters(lvm).items()
+        # an outer context may have set it
+        if "_setup_prototype" not in vars(guide)
     }
     for name, guide in guides.items():
         object.__setattr__(
@@ -124,9 +131,8 @@ def loading_autoguides(lvm: Any) -> Iterator[None]:
 def _setup_and_load(lvm: Any, prefix: str, guide: Any) -> Any:
     def setup(*args: Any, **kwargs: Any) -> None:
         type(guide)._setup_prototype(guide, *args, **kwargs)
-        if (
-            guide.__dict__.get("transform", ...) is None
-        ):  # Pyro makes a flow on first use
+        # Pyro makes a flow on first use
+        if guide.__dict__.get("transform", ...) is None:
             guide.get_posterior()
         try:
             load_deferred(lvm, prefix, guide)

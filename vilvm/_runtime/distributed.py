@@ -1,10 +1,10 @@
 """Data-parallel training and evaluation on several processes, by ``torch.distributed``.
 
 ``torchrun --nproc-per-node N`` starts N processes, called ranks, that run the same script, each on
-its own device. Within ``distributed()`` they form a process group: ``fit`` gives every rank its
-shard of every batch and averages the gradients, so that all ranks hold the same parameters at
-every step, those of one process with the same batch size; ``evaluate`` gives every rank its shard
-of the data. Only rank 0 writes files and prints.
+its own device. Within ``distributed()`` they form a process group. ``fit`` gives every rank its
+shard of every batch and averages the gradients, so that at every step all ranks hold the same
+parameters as one process with the same batch size. ``evaluate`` gives every rank its shard of the
+data. Only rank 0 writes files and prints.
 
 Reference: PyTorch Distributed: Experiences on Accelerating Data Parallel Training, Li et al.,
 2020.
@@ -31,7 +31,7 @@ class PeerLostError(RuntimeError):
 
 
 class ProcessGroup:
-    """The ranks of a run and the collectives between them; all ranks call these in one order.
+    """The ranks of a run and their collectives, which all ranks call in the same order.
 
     Arguments:
         rank: index of this process, from 0.
@@ -51,7 +51,7 @@ class ProcessGroup:
         return (seed + self.rank * 0x1E3779B97F4A7C15) % 2**63
 
     def shard(self, count: int) -> slice:
-        """The indices, of `count`, that belong to this rank.
+        """The indices below `count` that belong to this rank.
 
         The sizes of two shards differ by at most one; a shard may be empty.
         """
@@ -80,9 +80,7 @@ class ProcessGroup:
             tensor.detach().copy_(values)
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Concatenates the tensors of all ranks along the first dimension, whose size may differ
-        between ranks.
-        """
+        """Concatenates the tensors of all ranks along dimension 0, whose size may differ."""
         if self.size == 1:
             return tensor
         counts = torch.zeros(self.size, dtype=torch.long, device=tensor.device)
@@ -125,7 +123,7 @@ class ProcessGroup:
 
 
 def process_group() -> ProcessGroup:
-    """The process group of ``distributed()`` or of the user; else one of this process alone."""
+    """The process group of ``distributed()`` or of the user; else a group of one process."""
     if dist.is_available() and dist.is_initialized():
         return ProcessGroup(dist.get_rank(), dist.get_world_size())
     return ProcessGroup()
@@ -191,6 +189,6 @@ def distributed(minutes: float = _MINUTES) -> Iterator[ProcessGroup]:
         backend = "nccl"
     _start_group(backend, minutes)
     yield process_group()
-    # Only on success: a rank that fails must not wait for the others, which notice that it ended.
+    # only on success: a rank that fails must not wait for the others, which notice its end
     process_group().barrier()
     dist.destroy_process_group()

@@ -1,10 +1,10 @@
-"""The errors that refuse a latent variable model; ``vilvm.lvm`` exports all of them."""
+"""The errors for unusable latent variable models; ``vilvm.lvm`` exports all of them."""
 
 __all__ = ["BusyError", "ContractError", "NonFiniteError", "NotApplicable"]
 
 
 class ContractError(ValueError):
-    """A model, guide or batch breaks the contract; the message says what, where and the remedy.
+    """A model, guide or batch breaks the contract; the message states what, where and the remedy.
 
     Example:
         >>> import torch, vilvm
@@ -17,14 +17,12 @@ class ContractError(ValueError):
 
 
 class NonFiniteError(ContractError):
-    """A log-density or a distribution's parameter is NaN or infinite; the message says which one,
-    and at which datum.
-    """
+    """A log-density or parameter is NaN or infinite; the message names it and the datum."""
 
 
 class NotApplicable(ContractError):
-    """A question has no meaning for this model; the message says why, and what applies instead."""
+    """A method does not apply to this model; the message states why, and what to use instead."""
 
 
 class BusyError(RuntimeError):
-    """Another thread of this process is running a model; the message says what to do."""
+    """Another thread of this process is running a model; the message states what to do."""

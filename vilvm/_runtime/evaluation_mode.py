@@ -12,8 +12,8 @@ __all__ = ["evaluation_mode", "join_evaluation"]
 class evaluation_mode:
     """A context in which a module is in evaluation mode (dropout off, batch statistics frozen).
 
-    The mode of every part is restored afterwards. A network that joins the model within the
-    context goes into evaluation mode too.
+    The mode of every submodule is restored afterwards. A network that is added to the model within
+    the context is also set to evaluation mode.
 
     Arguments:
         lvm: the model; one that is not a ``torch.nn.Module`` has no mode.
@@ -64,7 +64,7 @@ _OPEN: list[evaluation_mode] = []
 
 
 def join_evaluation(lvm: Module, network: Module) -> None:
-    """Gives a network that has joined `lvm` the mode of `lvm`, now and after its contexts."""
+    """Gives a network that was added to `lvm` the mode of `lvm`, now and after its contexts."""
     joined = [mode._join(lvm, network) for mode in _OPEN]
     if not any(joined) and not lvm.training:
         network.eval()

@@ -1,4 +1,4 @@
-"""Optional dependencies: a missing one is reported with the extra that installs it."""
+"""Optional dependencies: the error for a missing one names the extra that installs it."""
 
 import importlib.util
 

@@ -4,9 +4,9 @@ Every file is written through ``atomic``: a crash leaves either the old file or 
 A killed process can leave a temporary file, ``.NAME.xxxxxxxx.tmp``; the next ``locked`` of the
 folder removes it.
 
-``locked`` locks the folder itself with ``flock``, not a file in it, as the library filelock does.
-So it leaves no lock file in a run folder and works in a read-only one, and the lock of a killed
-process ends with the process.
+``locked`` locks the folder itself with ``flock``, whereas the library filelock locks a file in it.
+So it leaves no lock file in a run folder, works in a read-only folder, and a killed process
+releases its lock.
 """
 
 import errno
@@ -41,12 +41,12 @@ _REMEDIES = {
     **dict.fromkeys(
         (errno.EROFS, errno.EACCES, errno.EPERM), "make its folder writable"
     ),
-    errno.ESTALE: "give the folder that is meant",
+    errno.ESTALE: "give the folder that you mean",
 }
 
 
 class NotWritten(OSError):
-    """A file that could not be written; the message says which, why, and what to do.
+    """A file that could not be written; the message names it, the reason and the remedy.
 
     Arguments:
         path: of the file.
@@ -60,11 +60,11 @@ class NotWritten(OSError):
     @property
     def remedy(self) -> str:
         """What to do."""
-        return _REMEDIES.get(self.errno or 0, "see to its folder")
+        return _REMEDIES.get(self.errno or 0, "check its folder")
 
     def __str__(self) -> str:
         return (
-            f"{self.path} could not be written ({self.strerror}): {self.remedy}, and run the same "
+            f"{self.path} could not be written ({self.strerror}): {self.remedy}, and run it "
             "again."
         )
 
@@ -96,7 +96,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _flock(folder: Path) -> Iterator[None]:
-    """Holds the system's lock on a folder; does nothing where there is none."""
+    """Holds the system's lock on a folder; does nothing on systems without locks."""
     if fcntl is None:
         yield
         return
@@ -129,7 +129,7 @@ def _remove(path: Path) -> None:
 
 
 def _check_not_moved(path: Path) -> None:
-    """Raises OSError if a held folder above `path` was moved: a write would create it again."""
+    """Raises OSError if a held folder above `path` was moved, since a write would recreate it."""
     for folder, identity in _HELD.get().items():
         if folder not in path.absolute().parents:
             continue

@@ -1,9 +1,9 @@
 """Checks of an untrusted HDF5 file before it is opened.
 
-The file may hold groups and arrays, each once, and all of them in the file itself. Otherwise an
-external link or external storage would read any file of this machine into the result, a group that
-links to its parent would be walked for ever, and an array larger than memory would end the
-process.
+The file may hold groups and arrays, each once, and all contents must be in the file itself. An
+external link or external storage could otherwise read any file of this machine into the result, a
+group that links to its parent would be traversed for ever, and an array larger than memory would
+end the process.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def check_contents(path: Path) -> None:
     """Checks that all contents of a file are in the file itself, once, and fit in memory.
 
     Raises:
-        ValueError: they do not; the message names the entry.
+        ValueError: they are elsewhere, linked twice or too large; the message names the entry.
         OSError: the file is not an HDF5 file.
     """
     with h5py.File(path, "r") as file:

@@ -24,26 +24,26 @@ from torch.nn import Module
 
 __all__ = ["held_modules", "module_on_the_stack"]
 
-_ITEMS = 1000  # of a container that are searched
+_ITEMS = 1000  # largest number of items that are searched in a container
 _HERE = str(Path(__file__).parent)
 _INSTALLED = (
     _HERE,
     *{sysconfig.get_path(p) for p in ("stdlib", "platstdlib", "purelib", "platlib")},
 )
 _ANNOUNCE = pyro.module.__code__
-# of installed classes
+# the installed classes whose objects are searched
 _READ = (Messenger, torch.distributions.Distribution, torch.distributions.Transform)
 
 
 def held_modules(**parts: Any) -> dict[str, Module]:
-    """The modules that callables refer to, by the name of the variable or attribute.
+    """The modules that callables refer to, by name of the variable or attribute.
 
     Arguments:
         parts: callables by name; a callable that is a module is listed under that name.
 
     Returns:
-        Every module once, without those that are part of another one. The order is that of the
-        search, which depends on the code alone.
+        Every module once, without the submodules of another one, in the order of the search, which
+        depends only on the code.
 
     Example:
         >>> import torch
@@ -118,8 +118,9 @@ def _of_object(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _of_module(module: Module) -> Iterator[tuple[str, Any]]:
-    """The model of an autoguide, which it hides in a tuple; else the methods of the user's class,
-    which may name networks.
+    """The model of an autoguide, which hides it in a tuple; else the methods of the user's class.
+
+    These methods may name networks.
     """
     if isinstance(module, AutoGuide):
         for held in ("_model", "_original_model", "_guide"):
@@ -154,9 +155,9 @@ def _of_function(function: types.FunctionType) -> Iterator[tuple[str, Any]]:
 def _globals_of(
     code: types.CodeType, scope: dict[str, Any]
 ) -> Iterator[tuple[str, Any]]:
-    """The globals that code and the functions defined in it name.
+    """The globals that code names, including the functions defined in it.
 
-    Of a Python module that the code names, these are the networks in it that the code also names.
+    For a Python module that the code names, these are its networks that the code also names.
     """
     loads = [i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"]
     for name in dict.fromkeys(loads):
@@ -191,10 +192,10 @@ def _is_installed(kind: type) -> bool:
 
 
 def module_on_the_stack(parameter: torch.Tensor, lvm: Module) -> Module | None:
-    """The module that a running call reads this parameter from, on behalf of `lvm`.
+    """The module from which a running call of `lvm` reads this parameter.
 
-    It is the module that ``pyro.module`` announces, else the outermost one whose method is
-    running. None if there is none, as during the construction of a module.
+    It is the module that ``pyro.module`` announces, else the outermost module whose method is
+    running. None if there is no such module, as during the construction of a module.
     """
     found = None
     for frame in _callers():
@@ -213,7 +214,7 @@ def module_on_the_stack(parameter: torch.Tensor, lvm: Module) -> Module | None:
 
 
 def _callers() -> Iterator[types.FrameType]:
-    """The frames of the calls that lead here, innermost first, up to the next one of this room."""
+    """The frames of the callers, innermost first, up to the next one in this folder."""
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename.startswith(_HERE):
         frame = frame.f_back

@@ -1,4 +1,4 @@
-"""Memory: how much is free, how much a computation allocates, and how the heap keeps its pages."""
+"""Free memory, the memory that a computation allocates, and the pages that the heap keeps."""
 
 import ctypes
 import sys
@@ -23,8 +23,8 @@ _KEPT = 2**28  # bytes of freed memory that the heap may keep
 def widen_heap() -> None:
     """Frees one large tensor, so that glibc keeps tensors of that size on its heap.
 
-    Otherwise their pages go back to the system, and every pass over a batch faults its memory in
-    again: a quarter of a compiled training step on a CPU, and half of an evaluation.
+    Otherwise glibc returns their pages to the system, and every pass over a batch has page faults
+    again. They take a quarter of a compiled training step on a CPU, and half of an evaluation.
     """
     torch.empty(31 * 2**20, dtype=torch.uint8)
 
@@ -71,21 +71,21 @@ def _glibc() -> Any:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: Python's, torch's on a GPU, or torch's on the
-    host, which is a RuntimeError known by its message.
+    """Whether an error reports that memory ran out: Python's, or torch's on a GPU or the host.
+
+    On the host, torch raises a RuntimeError, which is recognised by its message.
     """
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(
-        words in str(error) for words in _OUT_OF_MEMORY
+        message in str(error) for message in _OUT_OF_MEMORY
     )
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that this process can still allocate on a device; 2⁶² where the system does not say.
+    """Bytes that this process can still allocate on a device; 2⁶² if the system reports none.
 
-    On a CPU the limit is that of the machine, or that of the container or batch job (Linux control
-    groups).
+    On a CPU, the machine or the container or batch job (Linux control groups) sets the limit.
     """
     if device.type == "cuda":
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -124,7 +124,7 @@ def _left_in_groups(
 ) -> list[int]:
     """Bytes left below the limit of every control group of this process.
 
-    The page cache counts as free, for the system takes it back when memory is needed.
+    The page cache counts as free, since the system reclaims it when memory is needed.
     """
     left = []
     for line in _lines(proc):

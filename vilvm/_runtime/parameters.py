@@ -1,10 +1,10 @@
 """The parameters and networks of a model, kept in the model itself, not in Pyro's global store.
 
-Within ``module_parameters(lvm)`` the module `lvm` answers every parameter statement. A
-``pyro.param`` reaches Pyro's store through whatever handlers surround it; therefore the store, and
-not a handler, is made to ask `lvm`. A network that ``pyro.module`` announces, or that is a
-PyroModule, and is not part of `lvm` yet, joins it: from then on it is in ``modules()``,
-``parameters()`` and ``state_dict()``, and follows ``train()``, ``eval()`` and ``to()``.
+Within ``module_parameters(lvm)`` the module `lvm` answers every parameter statement. Any handler
+may surround a ``pyro.param``, but all of them reach Pyro's store; so the store asks `lvm`, and not
+a handler. A network that ``pyro.module`` announces, or that is a PyroModule, is added to `lvm` if
+it is not part of it. From then on it is in ``modules()``, ``parameters()`` and ``state_dict()``,
+and follows ``train()``, ``eval()`` and ``to()``.
 """
 
 from collections.abc import Iterator
@@ -46,8 +46,7 @@ def module_parameters(lvm: object, frozen: bool = False) -> Iterator[None]:
 
     Arguments:
         lvm: the latent variable model.
-        frozen: whether a new parameter or network is an error, here and in contexts within this
-            one.
+        frozen: whether a new parameter or network is an error, in this and in inner contexts.
 
     Raises:
         BusyError: another thread is running a model, or draws from generators that it has seeded.
@@ -101,7 +100,7 @@ class _AskingStore(ParamStoreDict):
 def _asking_store() -> Iterator[None]:
     """A context in which Pyro's store asks the model.
 
-    Every PyroModule, also one made earlier, keeps its own parameters.
+    Every PyroModule keeps its own parameters, even if it was made before.
     """
     store: Any = pyro.get_param_store()
     state: Any = cached_property(lambda _: {"params": {}, "constraints": {}})
@@ -117,7 +116,7 @@ def _asking_store() -> Iterator[None]:
 
 
 class _Serving(Messenger):
-    """Answers the parameter statements of one model, and adds the networks that run to it."""
+    """Answers the parameter statements of one model, and adds to it the networks that run."""
 
     def __init__(self, lvm: Any, frozen: bool):
         super().__init__()
@@ -125,7 +124,7 @@ class _Serving(Messenger):
         self._known: set[int] = set()
 
     def answer(self, name: str, init: Any, constraint: Any) -> Tensor:
-        """The value of a parameter; its first statement makes it a parameter of the model."""
+        """The value of a parameter; its first statement adds it to the model."""
         if isinstance(init, Parameter) and constraint is constraints.real:
             if self._knows(init) or self._joined(name, init):
                 return init  # unchanged: pyro.module would replace any other object
@@ -142,8 +141,9 @@ class _Serving(Messenger):
     def _declare(self, name: str, init: Any, constraint: Any) -> None:
         if not isinstance(self.lvm, Module):
             raise ContractError(
-                f"pyro.param({name!r}) has no module to live in: make {type(self.lvm).__name__} a "
-                "torch.nn.Module, or wrap its functions as vilvm.Pair(model, guide)."
+                f"pyro.param({name!r}) has no module that can hold it: make "
+                f"{type(self.lvm).__name__} a torch.nn.Module, or wrap its functions as "
+                "vilvm.Pair(model, guide)."
             )
         declared = _declared(self.lvm)
         _check_no_twin(name, declared)
@@ -223,8 +223,8 @@ def _check_no_twin(name: str, declared: dict[str, Any]) -> None:
 def _in_plate_order(value: Tensor, leaf: Tensor, event_dim: int | None) -> Tensor:
     """Indexes a parameter by the index of every plate around it that permutes its data.
 
-    Pyro does so for a plate that takes a part of its data, but not for one that takes all of them
-    in another order.
+    Pyro does so for a plate that selects some of its data, but not for a plate that only permutes
+    them.
     """
     if event_dim is None:
         return value
@@ -241,7 +241,7 @@ def _in_plate_order(value: Tensor, leaf: Tensor, event_dim: int | None) -> Tenso
 
 
 def _is_whole(index: Any, size: int) -> bool:
-    """Whether a plate's index is a tensor over all of its data."""
+    """Whether a plate's index is an integer tensor as long as its data."""
     return (
         isinstance(index, Tensor)
         and not index.is_floating_point()

@@ -51,7 +51,7 @@ def check_precision(who: str, lvm: object, precision: Any) -> None:
 def networks_in(precision: Precision, lvm: object) -> Iterator[None]:
     """A context in which the linear and convolutional layers of `lvm` compute in this precision.
 
-    They return float32. Of nested contexts the innermost applies.
+    They return float32. The innermost of nested contexts applies.
     """
     before = [(layer, layer.__dict__.pop("forward", None)) for layer in _layers(lvm)]
     number = next(_numbers)
@@ -64,13 +64,13 @@ def networks_in(precision: Precision, lvm: object) -> Iterator[None]:
     finally:
         _open.discard(number)
         for layer, forward in before:
-            layer.__dict__.pop("forward", None)  # uncovers that of its class
+            layer.__dict__.pop("forward", None)  # restores the forward of its class
             if forward is not None:
                 layer.__dict__["forward"] = forward
 
 
 def _layers(lvm: object) -> list[nn.Module]:
-    """The layers with a float32 weight whose forward is their class's or ours."""
+    """The layers with a float32 weight whose forward is that of their class or of this file."""
     if not isinstance(lvm, nn.Module):
         return []
     return [m for m in lvm.modules() if isinstance(m, _LAYERS) and _is_usable(m)]

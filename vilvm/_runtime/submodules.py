@@ -19,10 +19,8 @@ __all__ = [
     "params_of",
 ]
 
-PARAMS = "pyro_params"  # the submodule that holds the values of pyro.param statements
-NETWORKS = (
-    "pyro_modules"  # the submodule that holds the networks which joined the model
-)
+# the submodules that hold the values of pyro.param statements, and the added networks
+PARAMS, NETWORKS = "pyro_params", "pyro_modules"
 
 
 def key(name: str) -> str:
@@ -42,9 +40,9 @@ def _submodule(lvm: Module, name: str, kind: type[Module]) -> Any:
 
 
 def add_network(lvm: Module, name: str, network: Module) -> None:
-    """Makes a network part of a model, under `name` if that is free.
+    """Adds a network to a model, under `name` if that is free.
 
-    Networks that were added before and are part of this one are removed.
+    Networks that were added before and are submodules of this one are removed.
     """
     networks = _submodule(lvm, NETWORKS, torch.nn.ModuleDict)
     within = {id(m) for m in network.modules()}
@@ -60,7 +58,7 @@ def add_network(lvm: Module, name: str, network: Module) -> None:
 class _Originals(dict[str, Module]):
     """The networks that a model's functions refer to, by their name in the model.
 
-    All copies of the model share this dict, for a copied function refers to the same networks.
+    All copies of the model share this dict, since a copied function refers to the same networks.
     """
 
     def __deepcopy__(self, memo: Any) -> "_Originals":
@@ -76,9 +74,7 @@ def _originals(lvm: Any) -> _Originals:
 
 @contextmanager
 def own_networks(lvm: Module) -> Iterator[None]:
-    """A context in which the networks that a copied model's functions refer to have the state of
-    the copy's own networks.
-    """
+    """A context in which a copied model's functions use the state of the copy's own networks."""
     own = getattr(lvm, NETWORKS, {})
     lent = [
         (o, own[n]) for n, o in _originals(lvm).items() if n in own and own[n] is not o
@@ -102,11 +98,11 @@ def own_networks(lvm: Module) -> Iterator[None]:
 
 
 def own_memory(lvm: Module) -> None:
-    """Gives the parameters and buffers of a model memory that they share with nothing else.
+    """Gives every parameter and buffer of a model its own memory.
 
-    An optimizer writes into them. The entries of an expanded tensor share memory, and so may an
-    autoguide's parameter and a constant of the model: for Normal(loc, 1), ``init_to_mean`` returns
-    loc itself.
+    An optimizer writes into that memory. The entries of an expanded tensor share it, and an
+    autoguide's parameter may share it with a constant of the model: for Normal(loc, 1),
+    ``init_to_mean`` returns loc itself.
 
     Arguments:
         lvm: the model.

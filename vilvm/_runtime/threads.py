@@ -1,5 +1,6 @@
-"""One thread at a time: all threads of a process share Pyro's handlers, its parameter store and
-torch's generators.
+"""Restricts models to one thread at a time.
+
+All threads of a process share Pyro's handlers, its parameter store and torch's generators.
 """
 
 import threading
@@ -15,8 +16,8 @@ _LOCK = threading.RLock()
 class one_thread:
     """A context for one thread at a time, which may enter it repeatedly.
 
-    A second thread gets an error, for waiting could take hours. ``module_parameters``, ``seeded``
-    and ``evaluation_mode`` enter it.
+    A second thread gets an error, since waiting could take hours. ``module_parameters``,
+    ``seeded`` and ``evaluation_mode`` enter it.
 
     Raises:
         BusyError: another thread is in it.

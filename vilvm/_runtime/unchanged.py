@@ -1,8 +1,8 @@
 """Detects a model, transform or callback that changes a user's data in place, or seeds torch.
 
-If the data change during a run, every pass gives another result, without an error. torch counts
-the writes into every tensor, and a view shares the count of its base; comparing the counts detects
-every write but those through NumPy.
+If the data change during a run, every pass has another result, without an error. torch counts the
+writes into every tensor, and a view shares the count of its base. A comparison of the counts
+detects all writes except those through NumPy.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,8 +21,8 @@ class Unchanged:
     """The write counts of some tensors, to be compared later.
 
     Arguments:
-        named: pairs of the expression that picks a tensor, and the tensor; values that count no
-            writes are left out.
+        named: pairs of the expression that picks a tensor, and the tensor; objects without a
+            write count are left out.
     """
 
     def __init__(self, named: Iterable[tuple[str, Any]]):
@@ -37,14 +37,14 @@ class Unchanged:
         for name, tensor, version in self._known:
             if tensor._version != version:
                 raise ContractError(
-                    f"{who} changes {what} in place ({name}), and so the data themselves: compute "
+                    f"{who} changes {what} in place ({name}), which changes the data: compute "
                     "a new tensor (x = x + 1, not x += 1 or x.add_(1)), or work on "
                     f"{name}.clone(); then load the data anew."
                 )
 
 
-# The first bytes of the state of torch's CPU generator hold its seed, on which draws no longer
-# depend.
+# The first bytes of the state of torch's CPU generator hold its seed, which does not affect
+# further draws.
 _SEED_BYTES = 8
 
 
@@ -52,8 +52,8 @@ _SEED_BYTES = 8
 def not_seeded(part: str, lvm: object) -> Iterator[None]:
     """A context that raises if the model or guide seeds torch's generators within it.
 
-    With a seed of its own every run would draw the same numbers, without an error. The context
-    changes the seed that the generator reports, which does not affect its draws; a seeding within
+    A model that seeds them would draw the same numbers in every run, without an error. The context
+    changes the seed that the generator reports, which does not affect its draws; seeding within
     the context overwrites that mark.
 
     Arguments:
@@ -81,6 +81,6 @@ def not_seeded(part: str, lvm: object) -> Iterator[None]:
     if seeded:
         raise ContractError(
             f"The {part} of {type(lvm).__name__} seeds torch's generators (torch.manual_seed), so "
-            "that all its runs draw the same: leave it out, and give the seed to fit and evaluate "
-            "(seed=...)."
+            "all its runs draw the same numbers: remove this, and give the seed to fit and "
+            "evaluate (seed=...)."
         )

@@ -19,7 +19,7 @@ def check_tensors(x: Any, name: str) -> None:
         name: of the data, for the message.
 
     Raises:
-        ValueError: an array is no dense real tensor, is empty, or holds NaN or infinity.
+        ValueError: an array is not a dense real tensor, is empty, or holds NaN or infinity.
     """
     _check_kind(x, name)
     _check_not_rows(x, name)
@@ -33,10 +33,10 @@ def check_tensors(x: Any, name: str) -> None:
 
 
 def why_unusable(x: Any) -> str | None:
-    """Why one array or tensor cannot be used, and what to pass in its place; None if it can."""
+    """Why an array or tensor cannot be used, and what to pass instead; None if it can be used."""
     if np.ma.isMaskedArray(x):
         return (
-            "holds a NumPy masked array, whose mask no tensor keeps; pass "
+            "holds a NumPy masked array, whose mask a tensor cannot keep; pass "
             "torch.from_numpy(x.filled(0)), and the mask to "
             "vilvm.wrappers.partly_observed.partly_observed, poutine.mask or .mask(...) of the "
             "distribution."
@@ -70,7 +70,7 @@ def _check_kind(x: Any, name: str) -> None:
 
 
 def _check_not_rows(x: Any, name: str) -> None:
-    """Refuses a list with one tuple or dict a datum."""
+    """Raises ValueError for a list with one tuple or dict per datum."""
     if not isinstance(x, list) or not x:
         return
     for kind, word in ((Mapping, "dict"), (tuple, "tuple")):

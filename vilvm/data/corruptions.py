@@ -1,8 +1,8 @@
-"""Corruptions of data, and the pairs (corrupted, clean) that a denoising auto-encoder learns from.
+"""Corruptions of data, and the pairs (corrupted, clean) that train a denoising auto-encoder.
 
-Each corruption is a transform of rows with one number a pixel; its noise comes from torch's
-generator of the batch's device. ``torchvision.transforms.v2`` does not replace them: its noise is
-clipped to the grey scale, and its erasing takes one block for the whole batch.
+Each corruption is a transform of rows with one number per pixel; its noise comes from torch's
+generator of the batch's device. ``torchvision.transforms.v2`` cannot replace them: it clips its
+noise to the grey scale, and erases the same block in the whole batch.
 
 Reference: Stacked Denoising Autoencoders: Learning Useful Representations in a Deep Network with a
 Local Denoising Criterion, Vincent, Larochelle, Lajoie, Bengio and Manzagol, 2010.
@@ -106,7 +106,7 @@ class PixelErasure:
 
 @dataclass(frozen=True)
 class BlockMasking:
-    """A square block of pixels, at a random place in each picture, becomes 0 in all channels.
+    """A square block of pixels, at a random position in each picture, becomes 0 in all channels.
 
     Arguments:
         size: side of the block, in pixels; the whole block is within the picture.
@@ -209,7 +209,7 @@ class HalfErasure:
 
 @dataclass(frozen=True)
 class Blur:
-    """Each picture is convolved with a Gaussian; beyond its edge it continues as its mirror image.
+    """Each picture, extended by its mirror image, is convolved with a Gaussian.
 
     Arguments:
         scale: standard deviation of the Gaussian, in pixels.
@@ -245,7 +245,7 @@ class Blur:
         if not x.is_floating_point():
             return self._blur(x.float()).round().to(x.dtype)
         pictures = _pictures(x, self.image_shape, "Blur")
-        # the mirror image of a picture extends no further
+        # the mirror image ends there
         reach = min(int(3 * self.scale + 0.5), min(self.image_shape[-2:]) - 1)
         offsets = torch.linspace(
             -reach, reach, 2 * reach + 1, dtype=x.dtype, device=x.device
@@ -268,7 +268,7 @@ class Corrupted:
         corruption: the transform from x to x̃, such as ``GaussianNoise(0.5)``.
 
     Raises:
-        ValueError: `corruption` is no transform.
+        ValueError: `corruption` is not a transform.
 
     Reference: Extracting and Composing Robust Features with Denoising Autoencoders, Vincent,
     Larochelle, Bengio and Manzagol, 2008.
@@ -304,15 +304,15 @@ class Corrupted:
         return self.corruption(batch), batch
 
 
-def _check(holds: bool, sentence: str) -> None:
+def _check(holds: bool, message: str) -> None:
     if not holds:
-        raise ValueError(sentence)
+        raise ValueError(message)
 
 
 def _real(x: Tensor, who: str) -> Tensor:
     _check(
         x.is_floating_point(),
-        f"{who}: needs real numbers, and these data are {x.dtype}; divide grey levels by their "
+        f"{who}: needs real numbers, and these data are {x.dtype}; divide grey levels by the "
         "largest.",
     )
     return x

@@ -1,8 +1,8 @@
-"""One split of a data set: its tensors, its transform, and what is recorded about them.
+"""One split of a data set: its tensors, its transform, and the records that identify them.
 
 ``fit``, ``evaluate`` and the diagnostics take a ``Data``, or anything that ``as_data`` converts to
-one (a tensor, or a tuple or dict of tensors with one datum a row). The tensors go to the device
-once; a batch is an index-select there. Data larger than memory stay on disk
+one (a tensor, or a tuple or dict of tensors with one datum per row). The tensors are moved to the
+device once, and batches are selected there. Data larger than memory stay on disk
 (``vilvm.data.datasets.on_disk``), and only the rows of a batch are read.
 """
 
@@ -24,7 +24,7 @@ __all__ = ["Data", "Transform", "as_data", "is_transform"]
 
 
 class Transform(Protocol):
-    """What happens to a batch before the model sees it.
+    """A function that is applied to a batch before the model sees it.
 
     A transform is a frozen dataclass, so that its ``repr`` records it. It has a `name`, and
     `fresh` says whether it draws anew for every batch (dynamic binarisation) or once for the split
@@ -83,13 +83,13 @@ class Data:
         name: of the data set; recorded with every result.
         split: "train", "validation", "test" or "all".
         transform: applied before the model sees the data, or None. A fresh transform is applied to
-            every batch, any other one once, here.
+            every batch, any other transform once, when this object is made.
         labels: shape (N,), or None; used by figures only.
         image_shape: (height, width) or (channels, height, width) if a row is a picture, else None.
         transformed: whether `x` is the output of the transform.
 
     Raises:
-        ValueError: `transform` is no transform, or is drawn once and the data stay on disk.
+        ValueError: `transform` is not a transform, or is drawn once and the data stay on disk.
 
     Example:
         >>> import torch
@@ -144,7 +144,7 @@ class Data:
 
     @property
     def divisible(self) -> bool:
-        """Whether the tensors share a first dimension, so that a subset of rows is data too."""
+        """Whether the tensors share a first dimension, so that rows can be selected."""
         sizes = self._first_sizes()
         return len(sizes) == 1 and None not in sizes
 
@@ -201,7 +201,7 @@ class Data:
     def chunks(self, size: int) -> "Sequence[Data]":
         """The data in order, `size` rows at a time; the last chunk may be smaller.
 
-        A chunk of data on disk is read when it is accessed.
+        If the data are on disk, a chunk is read when it is accessed.
         """
         chunks = _Chunks(self, size)
         if self.streamed:
@@ -220,9 +220,9 @@ class Data:
             return self
         if self.streamed:
             raise ValueError(
-                f"{self.name}: what {self.transform.name} draws must be kept here, and these data "
-                "stay on disk; take some of them, such as data.subset(slice(0, 10000)), or data "
-                "without a transform."
+                f"{self.name}: the draws of {self.transform.name} must be kept here, and these "
+                "data stay on disk; take some of them, such as data.subset(slice(0, 10000)), or "
+                "data without a transform."
             )
         with seeded(seed):
             x = self._transform(map_tensors(Tensor.cpu, self.x))
@@ -248,9 +248,7 @@ class Data:
         return tensors_of(self.x)[0].device
 
     def protocol(self) -> dict[str, Any]:
-        """What must agree for two results to be comparable: data set, split, number of data and
-        transform.
-        """
+        """The properties that comparable results share: data set, split, number and transform."""
         transform = "none"
         if self.transform is not None:
             transform = repr(self.transform)
@@ -264,7 +262,7 @@ class Data:
     def fingerprint(self) -> str:
         """A SHA-256 digest of the transform and of the tensors' shapes, types and contents.
 
-        A checkpoint records it. Of data on disk it covers some rows only.
+        A checkpoint records it. For data on disk it covers some rows only.
         """
         digest = hashlib.sha256(repr(self.transform).encode())
         for tensor in tensors_of(self.x):
@@ -279,7 +277,7 @@ class Data:
 
 
 class _Chunks(Sequence[Data]):
-    """The chunks of some data, each made when it is accessed; a slice is such a sequence, too."""
+    """The chunks of some data, each read when it is accessed; a slice is such a sequence too."""
 
     def __init__(self, data: Data, size: int, starts: range | None = None):
         if starts is None:
@@ -289,10 +287,10 @@ class _Chunks(Sequence[Data]):
     def __len__(self) -> int:
         return len(self.starts)
 
-    def __getitem__(self, place: Any) -> Any:
-        if isinstance(place, slice):
-            return _Chunks(self.data, self.size, self.starts[place])
-        start = self.starts[place]
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return _Chunks(self.data, self.size, self.starts[index])
+        start = self.starts[index]
         return self.data.subset(slice(start, start + self.size))
 
 
@@ -314,7 +312,7 @@ def as_data(data: Any, what: str = "data") -> Data:
 
     Raises:
         ValueError: there is no tensor; or one is empty, sparse or complex, or holds NaN or
-            infinity; or there is not one label a datum.
+            infinity; or the numbers of labels and data differ.
 
     Example:
         >>> import torch
@@ -334,10 +332,10 @@ def as_data(data: Any, what: str = "data") -> Data:
         )
     if data.labels is not None and data.divisible and len(data.labels) != len(data):
         raise ValueError(
-            f"{what}: has {len(data)} data and {len(data.labels)} labels; give one label a datum."
+            f"{what}: has {len(data)} data and {len(data.labels)} labels; give one per datum."
         )
     if any(t.requires_grad for t in tensors):
-        # the first backward pass would run through their gradient history, and free it
+        # the first backward pass would run through their gradient history and free it
         return replace(data, x=map_tensors(_detached, data.x))
     return data
 

@@ -1,4 +1,4 @@
-"""Data from several sources, whose batches are interleaved."""
+"""Data from several sources with interleaved batches."""
 
 import hashlib
 from typing import Any
@@ -14,11 +14,11 @@ class Interleaved:
     """Data from several sources for ``fit``, such as labelled and unlabelled data.
 
     Every batch comes from one source, and the model and guide see that source's tensors. An epoch
-    runs through every source once; its batches of ``batch_size`` data (or all of its data) are
-    spread evenly among those of the others. The loss of a step is per datum of its batch, so with
-    batches of one size an epoch maximises the bound of all data together. To visit a source k
-    times an epoch, repeat its data k times. The recorded rate and distortion are those of the
-    first source.
+    runs through every source once; the batches of a source, of ``batch_size`` data (or all of its
+    data), are spread evenly among the batches of the others. The loss of a step is per datum of
+    its batch, so with batches of equal size an epoch maximises the bound of all data together. To
+    visit a source k times an epoch, repeat its data k times. The recorded rate and distortion are
+    those of the first source.
 
     Arguments:
         sources: each a ``Data``, a tensor, or a tuple or dict of tensors.
@@ -63,11 +63,11 @@ class Interleaved:
     def protocol(self) -> dict[str, Any]:
         """The protocols of the sources, joined; see ``Data.protocol``."""
         each = [s.protocol() for s in self.sources]
-        words = {
+        joined = {
             key: " and ".join(dict.fromkeys(str(p[key]) for p in each))
             for key in each[0]
         }
-        return {**words, "num_data": len(self)}
+        return {**joined, "num_data": len(self)}
 
     def fingerprint(self) -> str:
         """A digest of the sources' fingerprints."""

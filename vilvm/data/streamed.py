@@ -1,4 +1,4 @@
-"""Tensors that are not in memory, whose rows are read when they are needed.
+"""Tensors outside memory, whose rows are read when they are needed.
 
 A ``StreamedTensor`` takes the place of a tensor in a ``Data``. It has the part of a tensor's
 interface that ``Data`` uses: a shape, a type, a device, and indexing by rows.
@@ -13,7 +13,7 @@ __all__ = ["StreamedTensor"]
 
 
 class StreamedTensor(ABC):
-    """The base of a tensor with one datum a row, whose rows are read by index.
+    """The base class of a tensor with one datum per row, whose rows are read by index.
 
     A subclass sets the fields and reads the rows.
 

@@ -18,7 +18,7 @@ def map_tensors(fn: Callable[[Any], Any], batch: Any) -> Any:
         batch: a nesting of tuples, lists and dicts; other values stay as they are.
 
     Returns:
-        The same nesting of the function's values.
+        The results in the same nesting.
 
     Example:
         >>> import torch
@@ -78,8 +78,8 @@ def named_tensors(batch: Any, name: str = "x") -> Iterator[tuple[str, Any]]:
         for key, value in batch.items():
             yield from named_tensors(value, f"{name}[{key!r}]")
     elif isinstance(batch, list | tuple):
-        for place, value in enumerate(batch):
-            yield from named_tensors(value, f"{name}[{place}]")
+        for i, value in enumerate(batch):
+            yield from named_tensors(value, f"{name}[{i}]")
 
 
 def structure_of(batch: Any) -> Any:

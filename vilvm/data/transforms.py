@@ -30,7 +30,7 @@ class DynamicBinarisation:
         fresh: True: drawn anew for every batch.
 
     Raises:
-        ValueError: when called: the data are not real numbers in [0, 1].
+        ValueError: when called, if the data are not real numbers in [0, 1].
 
     Reference: Importance Weighted Autoencoders, Burda, Grosse and Salakhutdinov, 2016.
 
@@ -126,7 +126,7 @@ class Chain:
         ):
             raise ValueError(
                 "Chain: a static binarisation is drawn once for a whole split, and another part "
-                "for every batch; apply it to the tensors first, and leave it out here."
+                "for every batch; binarise the tensors first, and leave it out of the chain."
             )
 
     @property
@@ -150,9 +150,9 @@ def _probabilities(x: Tensor) -> Tensor:
     if not x.is_floating_point():
         raise ValueError(
             f"Binarisation reads its data as probabilities, and these are {x.dtype}; divide grey "
-            "levels by their largest."
+            "levels by the largest."
         )
-    # On a GPU this check would synchronise at every batch; there torch's own assertion applies.
+    # on a GPU this check would synchronise at every batch; torch's own assertion applies there
     if x.device.type == "cpu" and bool((x.amin() < 0) | (x.amax() > 1)):
         low, high = x.amin().item(), x.amax().item()
         raise ValueError(

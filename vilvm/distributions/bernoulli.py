@@ -4,9 +4,9 @@ With logits l and x ∈ {0, 1}, and log(1 + eˡ) = max(l, 0) − log σ(|l|),
 
     log p(x | l) = Σⱼ xⱼ lⱼ − max(lⱼ, 0) + log σ(|lⱼ|),
 
-and every σ(|l|) is in [½, 1]. So a hundred of them can be multiplied within the range of a float32
-before one logarithm is taken. ``Bernoulli(logits=l).to_event(1)`` computes one log1p a pixel
-instead, which on a CPU is most of the cost of an importance-weighted bound (see
+and every σ(|l|) is in [½, 1]. So the product of a hundred of them stays within the range of a
+float32, and one logarithm of it suffices. ``Bernoulli(logits=l).to_event(1)`` computes one log1p
+per pixel, which on a CPU is most of the cost of an importance-weighted bound (see
 docs/performance.md).
 """
 
@@ -22,7 +22,7 @@ from torch.distributions import constraints
 __all__ = ["IndependentBernoulli"]
 
 _LARGEST_GROUP = 112  # 2⁻¹¹² is a normal float32
-_BLOCK = 2**20  # numbers in a block: a few of these stay in the cache
+_BLOCK = 2**20  # numbers in a block; a few blocks fit in the cache
 
 
 class IndependentBernoulli(TorchDistribution):
@@ -80,9 +80,7 @@ class IndependentBernoulli(TorchDistribution):
             return torch.bernoulli(self.mean.expand(*sample_shape, *self.logits.shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Σⱼ log p(xⱼ), in nats; the shape of `value` and logits, broadcast, without the last
-        dimension.
-        """
+        """Σⱼ log p(xⱼ), in nats; shape that of `value` and logits, broadcast, without the last."""
         if self._validate_args:
             self._validate_sample(value)
         return _LogProb.apply(self.logits, value)  # type: ignore[return-value]
@@ -95,7 +93,7 @@ class _LogProb(torch.autograd.Function):
         small = logits.dim() <= value.dim() or logits.numel() <= _BLOCK
         if small or torch.compiler.is_compiling():
             return _log_prob(logits, value)
-        # Many samples of one batch, in blocks that stay in the cache over several passes.
+        # many samples of one batch, in blocks that stay in the cache
         rows = max(1, _BLOCK // logits[0].numel())
         return torch.cat([_log_prob(block, value) for block in logits.split(rows)])
 
@@ -112,10 +110,7 @@ class _LogProb(torch.autograd.Function):
 
 
 def _log_prob(logits: Tensor, value: Tensor) -> Tensor:
-    if logits.dtype in (
-        torch.float16,
-        torch.bfloat16,
-    ):  # too small a range for the product
+    if logits.dtype in (torch.float16, torch.bfloat16):  # too small a range
         return _log_prob(logits.float(), value.float()).to(logits.dtype)
     # max(l, 0) − x l for each pixel, at least 0 for binary x: the difference of two large sums
     # would lose digits.

@@ -5,14 +5,14 @@ With x_k ~ N(m_k, s_k) independent, and Z the probability that they come out in 
 
     p(x) = Π_k N(x_k | m_k, s_k) / Z    on x_1 < x_2 < … < x_K, and 0 elsewhere.
 
-Z is known in two cases. If all have one mean and one scale, every order is equally probable: Z = 1
-/ K!, and sorting K draws draws from p. If there are two, x_2 − x_1 is normal with mean m = m_2 −
-m_1 and variance s² = s_1² + s_2², so Z = Φ(m / s); the difference is drawn from that normal cut
-off at zero, and x_1 given the difference from its normal conditional.
+Z is known in two cases. If all variables have the same mean and scale, every order is equally
+probable, so Z = 1 / K!, and K sorted draws are a draw from p. For two variables, x_2 − x_1 is
+normal with mean m = m_2 − m_1 and variance s² = s_1² + s_2², so Z = Φ(m / s); the difference is
+drawn from that normal truncated at zero, and x_1 given the difference from its normal conditional.
 
 A mixture or a hidden Markov model has K! modes that differ only in the labels of the components;
-the ordered set contains one of them. Many programs use the density Π_k N(x_k | m_k, s_k) there;
-the evidence is then too small by the factor Z.
+the ordered set contains one of them. Many programs use the density Π_k N(x_k | m_k, s_k) there
+without Z, so their evidence is too small by the factor Z.
 
 Reference: Identifying Bayesian Mixture Models, Michael Betancourt, 2017.
 """
@@ -116,17 +116,15 @@ class OrderedNormal(TorchDistribution):
 
     def _positive_difference(self, m: Tensor, s: Tensor, shape: torch.Size) -> Tensor:
         """Draws from N(m, s²) truncated to positive values, float64."""
-        # A uniform fraction of the probability above zero, counted from infinity, where a small
-        # probability loses no digits.
+        # a uniform fraction of the probability above zero, as an upper tail probability, since a
+        # small number loses no digits
         tail = torch.special.erfc(-(m / s).double() / math.sqrt(2)) / 2
         uniform = torch.rand(shape, dtype=torch.float64, device=self.loc.device)
         return m - s * torch.special.ndtri((tail * uniform).clamp_min(1e-300))
 
     @property
     def mean(self) -> Tensor:
-        """E x, shape (*batch_shape, K): for K = 2 from the mean of a truncated normal, else by
-        quadrature.
-        """
+        """E x, shape (*batch_shape, K), in closed form for K = 2, else by quadrature."""
         if self.event_shape[0] > 2:
             return self.loc + self.scale * _mean_of_sorted(self.event_shape[0]).to(
                 self.loc
@@ -147,14 +145,14 @@ class OrderedNormal(TorchDistribution):
 def _check_orderable(loc: Tensor, scale: Tensor) -> None:
     if not loc.dim() or loc.shape[-1] < 2:
         raise ValueError(
-            f"OrderedNormal: loc has shape {tuple(loc.shape)}; give at least two means, for one "
-            "is always in order."
+            f"OrderedNormal: loc has shape {tuple(loc.shape)}; give at least two means, since one "
+            "variable has no order."
         )
     size = loc.shape[-1]
     if size > 2 and not all(bool((p == p[..., :1]).all()) for p in (loc, scale)):
         raise ValueError(
             f"OrderedNormal: the {size} means or scales differ, and the probability of their "
-            "order is known in closed form for two variables only; give all one mean and one "
+            "order is known in closed form for two variables only; give all the same mean and "
             "scale."
         )
 
@@ -166,8 +164,8 @@ def _mean_of_sorted(size: int) -> Tensor:
     """
     z = torch.linspace(-12, 12, _GRID, dtype=torch.float64)
     k = torch.arange(size, dtype=torch.float64).unsqueeze(-1)
-    log_ways = math.lgamma(size + 1) - torch.lgamma(k + 1) - torch.lgamma(size - k)
-    log_density = log_ways + k * torch.special.log_ndtr(z)
+    log_count = math.lgamma(size + 1) - torch.lgamma(k + 1) - torch.lgamma(size - k)
+    log_density = log_count + k * torch.special.log_ndtr(z)
     log_density = (
         log_density + (size - 1 - k) * torch.special.log_ndtr(-z) - z.square() / 2
     )

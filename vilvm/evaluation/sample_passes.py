@@ -24,7 +24,7 @@ from vilvm._runtime.random import preserved_rng, rng_state, set_rng_state
 from vilvm.data.tensors import map_tensors, tensors_of
 from vilvm.lvm import LatentVariableModel
 from vilvm.weights import Layout, LogWeights, sample_pass, weigh
-from vilvm.weights._vectorisation import ONE_BY_ONE, way_of
+from vilvm.weights._vectorisation import ONE_BY_ONE, strategy_of
 from vilvm.weights.log_weights import log_weights_pass
 
 __all__ = ["WORTH_COMPILING", "SamplePasses"]
@@ -162,7 +162,7 @@ class SamplePasses:
         run, at_once = log_weights_pass(self.lvm, layout), size
         if (
             size > 1
-            and way_of(self.lvm, batch, run, layout.vectorisation) == ONE_BY_ONE
+            and strategy_of(self.lvm, batch, run, layout.vectorisation) == ONE_BY_ONE
         ):
             at_once = None
 

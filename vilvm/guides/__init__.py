@@ -1,4 +1,4 @@
-"""Guides: amortised Gaussian, degenerate (auto-encoder), and optimised for each datum."""
+"""Guides: an amortised Gaussian, a degenerate one (auto-encoder), and one fitted per datum."""
 
 from vilvm.guides.delta import delta, flat_prior
 from vilvm.guides.local import WithLocalGuide, fit_local_guide

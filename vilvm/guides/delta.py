@@ -1,16 +1,15 @@
-"""The degenerate guide and the flat prior: a deterministic auto-encoder as a latent variable
-model.
+"""The degenerate guide and the flat prior: an auto-encoder as a latent variable model.
 
 An auto-encoder with encoder f and decoder g minimises −log p(x | z = f(x)) over data. It is a
 model/guide pair with
 
     q(z | x) = δ(z − f(x)),    p(z) ∝ 1 (flat, improper),    p(x | z) = p(x | g(z)),
 
-whose Trace_ELBO is exactly the log-likelihood of the reconstruction, for at its one point a Delta
-is given density 1 and the flat prior density 1 everywhere. Neither is a probability density: −KL(q
-‖ p) is −∞ for any proper prior, and undefined for this one. So such a pair has a distortion and no
-ELBO, no importance-weighted bound and no draws from its prior, and vilvm refuses them until a
-proper prior and a stochastic guide are fitted.
+whose Trace_ELBO is exactly the log-likelihood of the reconstruction, because Pyro assigns density
+1 to a Delta at its point, and to the flat prior everywhere. Neither is a probability density:
+−KL(q ‖ p) is −∞ for any proper prior, and undefined for this one. So such a pair has a distortion,
+but no ELBO, no importance-weighted bound and no draws from its prior; vilvm raises an error for
+these until a proper prior and a stochastic guide are fitted.
 
 Reference: Deep Learning, Goodfellow, Bengio and Courville, 2016, chapter 14 (auto-encoders).
 """

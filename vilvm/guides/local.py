@@ -1,4 +1,4 @@
-"""The best guide of its family for each datum separately: the cost of amortisation.
+"""The best guide of its family for each datum separately, which measures amortisation.
 
 An amortised guide gives each datum the parameters θ(x) of a distribution, q(z; θ(x)). Here datum n
 has its own parameters,
@@ -9,7 +9,8 @@ T the map from ℝ to the support of a parameter. δₙ starts at zero and maxim
 datum alone. The family does not change: a diagonal Gaussian remains one, and a latent whose
 distribution depends on another latent still does. The result is at least as good as the initial
 guide; the difference is the amortisation gap, up to the noise of the optimisation (some 0.002 nats
-on a linear Gaussian model, at the defaults). A guide without amortisation is trained longer.
+on a linear Gaussian model, at the defaults). For a guide without amortisation, this is further
+training.
 
 Reference: Inference Suboptimality in Variational Autoencoders, Chris Cremer, Xuechen Li and David
 Duvenaud, 2018.
@@ -80,9 +81,7 @@ class WithLocalGuide(Wrapped):
         super().__init__(copy.deepcopy(lvm), frozen=True)
         self.lvm.eval()
         with module_parameters(self.lvm), torch.no_grad():
-            self.lvm.guide(
-                batch
-            )  # creates parameters that exist from the first call on
+            self.lvm.guide(batch)  # creates the parameters of a first call
         self.lvm.requires_grad_(False)
         self.offsets = torch.nn.ParameterDict()
         self.guide(batch)
@@ -120,8 +119,8 @@ class _Offset(Messenger):
         if not fn.has_rsample:
             raise NotApplicable(
                 f"The guide of {self.owner} draws {msg['name']!r} from a {type(fn).__name__}, "
-                "through which no gradient goes, so its best parameters for a datum cannot be "
-                "found by descent."
+                "which has no reparametrised gradient, so its best parameters for a datum cannot "
+                "be found by gradient ascent."
             )
         msg["fn"] = self._moved(fn, msg["name"].replace(".", "/"))
 
@@ -132,7 +131,7 @@ class _Offset(Messenger):
             return self._moved(fn.base_dist.expand(fn.batch_shape), key)
         if isinstance(fn, dist.MaskedDistribution):
             return self._moved(fn.base_dist, key).mask(fn._mask)
-        # one without parameters of its own
+        # a transformed distribution without parameters of its own
         if isinstance(fn, TransformedDistribution) and not fn.arg_constraints:
             base = self._moved(fn.base_dist, f"{key}/base")
             return dist.TransformedDistribution(base, fn.transforms)
@@ -168,8 +167,8 @@ def _free(fn: Any) -> tuple[str, ...]:
         free.remove("probs")
     if not free or _required(arguments) - set(free) or not _are_tensors(fn, free):
         raise NotApplicable(
-            f"The parameters of a {type(fn).__name__} are not known from outside, so it has no "
-            "best ones for a datum; draw from a Normal, a MultivariateNormal, or a flow from one "
+            f"A {type(fn).__name__} cannot be built from its parameters, so they cannot be "
+            "optimised for a datum; draw from a Normal, a MultivariateNormal, or a flow from one "
             "of them."
         )
     return tuple(free)
@@ -210,7 +209,7 @@ def fit_local_guide(
         batch: the argument of both, whose data are optimised in parallel.
         steps: of Adam, with a one-cycle learning rate.
         lr: peak learning rate.
-        num_particles: draws a step for each datum.
+        num_particles: draws per step for each datum.
         seed: of the draws; torch's generators do not change.
 
     Returns:
@@ -244,7 +243,7 @@ def fit_local_guide(
     num_particles = check_number("fit_local_guide: num_particles", num_particles)
     lr = check_positive("fit_local_guide: lr", lr)
     with seeded(seed, device_of(lvm, Data(batch).device)):
-        find_layout(lvm, batch)  # creates parameters that exist from the first call on
+        find_layout(lvm, batch)  # creates the parameters of a first call
         with _restored_gradients(lvm):
             local = WithLocalGuide(lvm, batch)
             objective = _objective(local, batch, num_particles)
@@ -262,9 +261,7 @@ def fit_local_guide(
 
 @contextmanager
 def _restored_gradients(lvm: torch.nn.Module) -> Iterator[None]:
-    """Restores gradients and ``requires_grad``: a network that functions refer to is not copied,
-    but shared.
-    """
+    """Restores gradients and ``requires_grad``, since networks of functions are not copied."""
     before = [(p, p.requires_grad, p.grad) for p in lvm.parameters()]
     try:
         yield

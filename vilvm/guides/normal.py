@@ -1,5 +1,4 @@
-"""The amortised diagonal Gaussian, q(z | x) = N(m(x), diag s²(x)): the guide of a variational
-auto-encoder.
+"""The amortised diagonal Gaussian, q(z | x) = N(m(x), diag s²(x)), the guide of a VAE.
 
 Reference: Auto-Encoding Variational Bayes, Diederik P. Kingma and Max Welling, 2014.
 """

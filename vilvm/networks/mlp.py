@@ -16,7 +16,7 @@ def mlp(
     out_dim: int,
     activation: Callable[[], nn.Module] = nn.SiLU,
 ) -> nn.Sequential:
-    """A perceptron in_dim → hidden[0] → … → out_dim, an activation after every layer but the last.
+    """A perceptron in_dim → hidden[0] → … → out_dim, with no activation after the last layer.
 
     Arguments:
         in_dim: size of the last dimension of the input; leading dimensions are free.

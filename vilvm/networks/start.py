@@ -10,7 +10,7 @@ __all__ = ["start_at_mean"]
 def start_at_mean(layer: nn.Module, mean: Tensor, likelihood: str) -> None:
     """Sets the bias of a decoder's last layer to the data's mean, or to its logit.
 
-    This saves the first passes over the data.
+    Training then needs no passes over the data to find the mean.
 
     Arguments:
         layer: a layer with a bias; if it has more outputs than `mean` (a variance head), the first

@@ -1,10 +1,10 @@
-"""Fitted priors p̂(z): a density put on the codes of a trained model.
+"""Fitted priors p̂(z): densities fitted to the codes of a trained model.
 
-The codes are draws from the aggregated posterior, one a datum,
+The codes are draws from the aggregated posterior, one per datum,
 
-    q(z) = E_x q(z | x),
+    q(z) = E_x q(z | x);
 
-which for an auto-encoder are its codes f(x). p̂ is the maximum likelihood density of a family:
+for an auto-encoder they are f(x). p̂ is the maximum likelihood density of a family:
 
 - "diagonal": N(μ̂, diag σ̂²), the naive baseline "fit a Gaussian to the codes and sample";
 - "full":     N(μ̂, Σ̂);
@@ -12,8 +12,8 @@ which for an auto-encoder are its codes f(x). p̂ is the maximum likelihood dens
 - "flow":     the density of μ̂ + L T(u), u ~ N(0, I), L Lᵀ = Σ̂, T a masked autoregressive flow
               (Pyro's transforms).
 
-The ELBO of a variational auto-encoder contains −KL(q(z) ‖ p(z)); a fitted prior shows how much of
-it the prior costs.
+The ELBO of a variational auto-encoder contains −KL(q(z) ‖ p(z)); a fitted prior shows how large
+this loss is.
 
 References: ELBO surgery: yet another way to carve up the variational evidence lower bound, Hoffman
 and Johnson, 2016; Masked Autoregressive Flow for Density Estimation, Papamakarios, Pavlakou and
@@ -38,15 +38,15 @@ from vilvm.weights import find_layout, posterior
 __all__ = ["FittedPrior", "fit_prior"]
 
 KINDS = ("diagonal", "full", "mixture", "flow")
-_SMALLEST = 1e-6  # smallest variance, relative to the codes' largest
+_SMALLEST = 1e-6  # smallest variance, relative to the largest variance of the codes
 _LAYERS, _HIDDEN, _BATCH, _RATE = 4, [64, 64], 500, 3e-3  # of a flow and its training
 
 
 class FittedPrior(nn.Module):
     """A density of one latent vector, with frozen parameters.
 
-    It is also a model whose data are codes and which has no latent; its ELBO is the codes'
-    log-likelihood. This is how a flow is trained.
+    It is also a model of codes without a latent, whose ELBO is the log-likelihood of the codes. A
+    flow is trained by it.
 
     Arguments:
         latent: the name of the latent.
@@ -96,7 +96,7 @@ class FittedPrior(nn.Module):
         back = transforms.Permute(
             torch.arange(len(mean) - 1, -1, -1, device=mean.device)
         )
-        # From code to noise, as a density needs it, a layer takes one pass; to sample, d passes.
+        # a layer maps a code to noise (for a density) in one pass, and noise to a code in d passes
         steps = [step for layer in self.layers for step in (back, layer.inv)][::-1]
         return dist.TransformedDistribution(
             white, [*steps, transforms.LowerCholeskyAffine(mean, scale_tril)]
@@ -134,7 +134,7 @@ def fit_prior(
     seed: int = 0,
     progress: bool | None = None,
 ) -> FittedPrior:
-    """Fits a prior to a trained model's codes of its training data.
+    """Fits a prior to the codes of a trained model on its training data.
 
     Arguments:
         lvm: the trained model; its latent is in the plate over the data.
@@ -225,14 +225,14 @@ def _codes(
         latent = names[0]
     if latent is None or latent not in names:
         raise ContractError(
-            f"fit_prior: the latents are {list(names)}; say which with latent=..., one of them."
+            f"fit_prior: the latents are {list(names)}; select one of them with latent=...."
         )
     name = latent
     with seeded(seed, fixed.device):
         parts = [posterior(lvm, batch.x)[name][0] for batch in batches]
     if name not in layout.data_axes or any(part.dim() != 2 for part in parts):
         raise ContractError(
-            f"fit_prior: latent {name!r} has shape {tuple(parts[0].shape)}, and not that of one "
+            f"fit_prior: latent {name!r} has shape {tuple(parts[0].shape)}, but a prior needs one "
             "vector for each datum."
         )
     return name, torch.cat(parts)
@@ -273,13 +273,13 @@ def _flow(
     dim = codes.shape[1]
     if dim < 2:
         raise ValueError(
-            "fit_prior: an autoregressive flow needs a latent of two dimensions or more; take a "
+            "fit_prior: an autoregressive flow needs a latent of two dimensions or more; use a "
             "mixture."
         )
     if codes.dtype != torch.float32:
         raise ValueError(
-            f"fit_prior: Pyro's flow is of single precision, and the codes are {codes.dtype}; "
-            "take a mixture, or lvm.float()."
+            f"fit_prior: Pyro's flow has single precision, and the codes are {codes.dtype}; "
+            "use a mixture, or lvm.float()."
         )
     widths = [max(size, dim) for size in _HIDDEN]
     with seeded(seed, codes.device):

@@ -24,7 +24,7 @@ from vilvm.weights._per_datum import (
     restart,
     unset_autoguides,
 )
-from vilvm.weights._vectorisation import VECTORISED, way_of
+from vilvm.weights._vectorisation import VECTORISED, strategy_of
 from vilvm.weights.checks import check_full_size
 from vilvm.weights.log_weights import log_weights_pass
 
@@ -43,7 +43,7 @@ class DataChecks:
         self.spec = spec
         self.lvm = spec.lvm
         self.layouts = layouts
-        self._owned: set[str] = set()  # parameters of single data
+        self._owned: set[str] = set()  # parameters per datum
 
     def check_source(self, batches: Batches) -> list[tuple[Any, str, Any]]:
         """Raises ContractError unless the objective can train the pair on batches of this source.
@@ -105,7 +105,7 @@ class DataChecks:
     # ------------------------------------------------------------------------------------
 
     def _check_single_data(self, batches: Batches, batch: Any) -> None:
-        """Raises ContractError if the guide's parameters of single data would serve other data.
+        """Raises ContractError if the guide's parameters per datum would serve other data.
 
         Such parameters belong to data by their position in the batch, so the guide must always
         receive all data. The data that it receives are remembered.
@@ -211,8 +211,10 @@ class DataChecks:
             evaluation_mode(self.lvm),
         ):
             passes = log_weights_pass(self.lvm, layout)
-            way = way_of(self.lvm, batch, passes, layout.vectorisation, self.spec.log)
-        return way == VECTORISED
+            strategy = strategy_of(
+                self.lvm, batch, passes, layout.vectorisation, self.spec.log
+            )
+        return strategy == VECTORISED
 
 
 def _what_moves_data(batches: Batches, whole: bool) -> str:

@@ -17,7 +17,7 @@ __all__ = ["bijection_to"]
 
 
 def bijection_to(site: Any) -> Transform:
-    """T, from ℝᵈ to the support of a site, which may depend on other latents."""
+    """The bijection T from ℝᵈ to the support of a site, which may depend on other latents."""
     fn = site["fn"]
     try:
         return _of_transformed(fn) or biject_to(_of_components(fn.support))
@@ -30,9 +30,9 @@ def bijection_to(site: Any) -> Transform:
 
 
 def _of_components(support: Any) -> Any:
-    """The support; of a mixture, that of its components.
+    """The support of a distribution; for a mixture, the support of its components.
 
-    No bijection is registered for torch's constraint of a mixture.
+    torch registers no bijection for the constraint of a mixture.
     """
     if isinstance(support, constraints.MixtureSameFamilyConstraint):
         return support.base_constraint
@@ -45,10 +45,10 @@ def _of_components(support: Any) -> Any:
 
 
 def _of_transformed(fn: Any) -> Transform | None:
-    """T of a transformed distribution whose support torch states wrongly; else None.
+    """T of a transformed distribution whose support torch reports wrongly; else None.
 
-    torch states the last transform's codomain, as if it were applied to all of ℝᵈ: a shifted
-    exponential would be supported on the whole line.
+    torch reports the codomain of the last transform, as if that were applied to all of ℝᵈ. For a
+    shifted exponential it reports the whole line.
     """
     while hasattr(fn, "base_dist") and not isinstance(fn, TransformedDistribution):
         fn = fn.base_dist  # under to_event, mask and expand

@@ -35,27 +35,29 @@ class AtValues(Messenger):
 
     Arguments:
         values: by site.
-        place: returns a given value in the shape of the site, from the value and the message.
+        to_site_shape: called with a given value and the message; returns the value in the shape of
+            the site.
         as_points: whether the site's distribution becomes a point mass at the value.
     """
 
     def __init__(
         self,
         values: Mapping[str, Tensor],
-        place: Callable[[Tensor, Any], Tensor],
+        to_site_shape: Callable[[Tensor, Any], Tensor],
         *,
         as_points: bool = False,
     ):
         super().__init__()
-        self.values, self.place, self.as_points = values, place, as_points
+        self.values, self.to_site_shape = values, to_site_shape
+        self.as_points = as_points
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["done"] or (msg["is_observed"] and msg["value"] is not None):
             return
         if msg["name"] in self.values:
-            value = self.place(self.values[msg["name"]], msg)
+            value = self.to_site_shape(self.values[msg["name"]], msg)
         elif msg["name"] + BEFORE in self.values:
-            value = self.place(self.values[msg["name"] + BEFORE], msg)
+            value = self.to_site_shape(self.values[msg["name"] + BEFORE], msg)
             for transform in plain(msg["fn"]).transforms:
                 value = transform(value)
         else:
@@ -106,19 +108,19 @@ def _check_draw(value: Tensor, msg: Any, shape: tuple[int, ...]) -> None:
     wanted = tuple(size for size in shape if size > 1)
     if tuple(size for size in value.shape[1:] if size > 1) != wanted:
         raise ContractError(
-            f"Latent {msg['name']!r} was given draws of shape {tuple(value.shape[1:])}, and a "
-            f"draw of it has shape {wanted}."
+            f"Latent {msg['name']!r} was given draws of shape {tuple(value.shape[1:])}, and its "
+            f"draws in the model have shape {wanted}; give draws of that shape."
         )
 
 
-# The values that set a run again
+# The values that reproduce a run
 # --------------------------------------------------------------------------------------------
 
 
 def drawn_values(sites: Sites, num_samples: int, nesting: int) -> dict[str, Tensor]:
     """The values that reproduce a run, as ``at_samples`` takes them.
 
-    Points, factors and observed values follow from the rest, and are left out.
+    Point masses, factors and observed values are left out, since they follow from the rest.
     """
     values = {}
     for name, site in sites.items():
@@ -154,7 +156,7 @@ def _before_transforms(site: Any) -> Tensor | None:
 
 
 def _flat(transforms: list[Any]) -> list[Any]:
-    """Transforms in their order, compositions taken apart."""
+    """The transforms in order, with compositions expanded."""
     flat = []
     for transform in transforms:
         if isinstance(transform, torch.distributions.ComposeTransform):

@@ -1,4 +1,4 @@
-"""The contract of a pair, checked on its traces; each fault is one sentence."""
+"""Checks of the contract of a pair on its traces; each error message is one sentence."""
 
 from typing import Any
 
@@ -81,10 +81,10 @@ def _without_leading_ones(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def check_plates(model_trace: Any, guide_trace: Any) -> None:
-    """Checks that plates of one name have one size in model and guide.
+    """Checks that plates of the same name have the same size in model and guide.
 
-    The model's plate takes the indices of the guide's, and would be scaled wrongly at another
-    size.
+    The model's plate takes the indices of the guide's plate, so another size would scale the
+    model's density wrongly.
 
     Arguments:
         model_trace, guide_trace: of a run of the pair.
@@ -99,9 +99,8 @@ def check_plates(model_trace: Any, guide_trace: Any) -> None:
         if other is not None and site["fn"].size != other["fn"].size:
             raise ContractError(
                 f"Plate {name!r} has size {site['fn'].size} in the model and {other['fn'].size} "
-                "in the guide; use len(batch) in both; if the guide has parameters of single "
-                "data, as an autoguide over local latents has, pass the data it was fitted to, "
-                "all at once."
+                "in the guide; use len(batch) in both. If the guide has parameters per datum (an "
+                "autoguide over local latents), pass the whole data set that it was fitted to."
             )
 
 

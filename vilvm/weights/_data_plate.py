@@ -33,7 +33,7 @@ def plate_axis(site: Any, frame: Any) -> int:
 
 
 def _size_of(frame: Any, sites: Iterable[Any]) -> int:
-    """The size of a plate; if it has none, that of the sites within it."""
+    """The size of a plate; if it declares none, the size of the sites within it."""
     if frame.size > 0:
         return frame.size
     shapes = [site["fn"].batch_shape for site in sites if in_plate(site, frame.name)]
@@ -52,12 +52,12 @@ def find_data_plate(
 ) -> Any:
     """The plate over the data, or None.
 
-    Of the plates around every observed site, it is that called `name`; by default that of the
-    batch's size.
+    It is one of the plates around every observed site: the one called `name`, or by default the
+    one of the batch's size.
 
     Raises:
-        ContractError: several plates are of the batch's size, and which of them grows with it is
-            unknown.
+        ContractError: several plates have the batch's size, and it is unknown which of them grows
+            with the batch.
     """
     common = _around_all(observed)
     if name is not None:
@@ -85,7 +85,7 @@ def _around_all(observed: list[Any]) -> list[Any]:
 def _only_data_plate(
     model: Any, batch: Any, plates: list[Any], observed: list[Any]
 ) -> Any:
-    """The one of several plates of the batch's size that is over the data."""
+    """Picks the plate over the data among several plates of the batch's size."""
     found = (
         _growing_with_batch(model, batch, plates)
         or [frame for frame in plates if frame.name == "data"]
@@ -93,20 +93,19 @@ def _only_data_plate(
     )
     if len(found) != 1:
         raise ContractError(
-            f"The plates {' and '.join(repr(f.name) for f in plates)} are all of the batch's "
-            'size, so which of them is over the data is unknown: call that one "data".'
+            f"The plates {' and '.join(repr(f.name) for f in plates)} all have the batch's size, "
+            'so it is unknown which of them is over the data: name that one "data".'
         )
     return found[0]
 
 
 def _growing_with_batch(model: Any, batch: Any, plates: list[Any]) -> list[Any]:
-    """The plates that are larger in a batch with one datum more."""
+    """The plates that are larger in a batch with one more datum."""
     data = Data(batch)
     if not data.divisible:
         return []
-    longer = data.subset(
-        torch.arange(-1, len(data)).clamp(min=0)
-    ).x  # its first datum twice
+    first_twice = torch.arange(-1, len(data)).clamp(min=0)
+    longer = data.subset(first_twice).x
     with preserved_rng(data.device), suppress(ContractError):
         before, after = _plate_sizes(model, batch), _plate_sizes(model, longer)
         return [
@@ -116,7 +115,7 @@ def _growing_with_batch(model: Any, batch: Any, plates: list[Any]) -> list[Any]:
 
 
 def _along_rows(batch: Any, plates: list[Any], observed: list[Any]) -> list[Any]:
-    """The plate along the first dimension of the batch's tensors that are observed."""
+    """The plates along the first dimension of the tensors that the model observes unchanged."""
     given = {id(tensor) for tensor in tensors_of(batch)}
     unchanged = [site for site in observed if id(site["value"]) in given]
     first_dims = {site["fn"].event_dim - site["value"].dim() for site in unchanged}

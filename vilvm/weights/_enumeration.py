@@ -1,14 +1,14 @@
-"""The densities of a model, with discrete latents summed over where it enumerates them.
+"""Densities of a model, with enumerated discrete latents summed over.
 
-With a discrete latent d, which the guide leaves out, the log-likelihood given the other latents z
-is
+With a discrete latent d that the guide does not sample, the log-likelihood given the other latents
+z is
 
     log p(x | z) = log Σ_d p(x | d, z) p(d | z),
 
 an exact sum by Pyro's tensor variable elimination, along chains (``pyro.markov``) as along trees.
 Where the prior of z depends on d, too, as in a mixture of priors, log p(z) = log Σ_d p(z | d) p(d)
 is another such sum, and log p(x | z) = log p(x, z) − log p(z). Plate and ``poutine.scale`` factors
-are left out of it, as they are of every other density here.
+are left out, as in every other density here.
 
 Reference: Tensor Variable Elimination for Plated Factor Graphs, Obermeyer, Bingham, Jankowiak,
 Pradhan, Chiu, Rush and Goodman, 2019.
@@ -63,8 +63,8 @@ def run_model(
 
     Arguments:
         model: called with a batch.
-        batch: what it is called with.
-        replay: traces from which values are taken.
+        batch: its argument.
+        replay: traces from which sites take their values.
         num_samples: size of the plate over samples; None for a single-sample run.
         layout: the layout of this batch.
 
@@ -92,7 +92,7 @@ def run_model(
 
 
 def _first_enumerated_dim(num_samples: int | None, layout: Layout) -> int:
-    """The dimension left of the plates, and of that over samples if there is one."""
+    """The dimension left of all plates, including the plate over samples if there is one."""
     if num_samples is None:
         return layout.sample_dim
     return layout.sample_dim - 1
@@ -101,9 +101,9 @@ def _first_enumerated_dim(num_samples: int | None, layout: Layout) -> int:
 def check_drawable(
     what: str, lvm: Any, batch: Any, latents: Mapping[str, Tensor], nesting: int
 ) -> None:
-    """Raises NotApplicable if an enumerated latent depends on given ones.
+    """Raises NotApplicable if the prior of a given latent depends on an enumerated latent.
 
-    Its posterior given them is not known, so the model cannot be drawn from.
+    The posterior of the enumerated latent is then unknown, so the model cannot be drawn from.
 
     Arguments:
         what: names the caller in the error.
@@ -178,7 +178,7 @@ class _Elimination:
     def _contract(self, names: list[str], in_data: bool) -> Tensor:
         """log Σ over the enumerated latents of the product of these densities.
 
-        One number for every sample, and for every datum if all stand in the data plate.
+        Returns one number per sample, or per sample and datum if all sites are in the data plate.
         """
         factors: OrderedDict[frozenset[str], list[Any]] = OrderedDict()
         for name in (*self.layout.enumerated, *names):
@@ -210,7 +210,7 @@ class _Elimination:
 
     def _factor(self, name: str) -> Any:
         values = self.trace.nodes[name]["packed"]
-        # a masked enumerated latent is summed over all the same
+        # a mask does not prevent the sum over an enumerated latent
         if name in self.layout.enumerated:
             return values["unscaled_log_prob"]
         return packed.scale_and_mask(values["unscaled_log_prob"], mask=values["mask"])

@@ -1,4 +1,4 @@
-"""Errors inside a user's model or guide, in one sentence with the user's own line."""
+"""Turns errors inside a user's model or guide into one sentence with the user's line."""
 
 import traceback
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from vilvm._runtime.memory import is_out_of_memory
 from vilvm.data.tensors import tensors_of
 from vilvm.lvm import ContractError, NonFiniteError
 
-__all__ = ["SampleLines", "first_words", "plain_errors", "without_shapes"]
+__all__ = ["SampleLines", "plain_errors", "short_message", "without_shapes"]
 
 _USER_ERRORS = (
     RuntimeError,
@@ -61,16 +61,14 @@ def plain_errors(part: str, batch: Any) -> Iterator[None]:
             "its latents to draw from it."
         ) from None
     except _USER_ERRORS as error:
-        if is_out_of_memory(error):  # the caller takes fewer samples at once
+        if is_out_of_memory(error):  # the caller retries with fewer samples
             raise
         raise _contract_error(part, batch, error) from None
 
 
 def _contract_error(part: str, batch: Any, error: Exception) -> ContractError:
-    where, reason = (
-        _user_line(traceback.extract_tb(error.__traceback__)),
-        first_words(error),
-    )
+    where = _user_line(traceback.extract_tb(error.__traceback__))
+    reason = short_message(error)
     message = (
         f"The {part} fails on a batch of {_describe(batch)}{where}: {type(error).__name__}: "
         f"{reason} {_advice(part, error, reason, where)}"
@@ -91,13 +89,13 @@ def _advice(part: str, error: Exception, reason: str, where: str) -> str:
             "If it is a pyro.param, give it an initial value at its first use: the guide "
             "runs before the model."
         )
-    # without a line of the user, the call itself failed
+    # without a line in the user's code, the call itself failed
     if isinstance(error, TypeError) and "positional argument" in reason and not where:
         return (
             f"The {part} gets the batch alone: pass several tensors as a tuple and unpack it, "
             f"lambda batch: {part}(*batch)."
         )
-    return f"Check the shapes and values that the {part} makes of this batch."
+    return f"Check the shapes and values that the {part} computes from this batch."
 
 
 def _sentence(error: Exception) -> str:
@@ -105,7 +103,7 @@ def _sentence(error: Exception) -> str:
     return " ".join(str(error).split("Trace Shapes:")[0].split())
 
 
-def first_words(error: Exception) -> str:
+def short_message(error: Exception) -> str:
     """The message of an error on one line, without the tensors and traces printed after it."""
     reason, found, values = _sentence(error).partition("but found invalid values")
     if not found:
@@ -131,10 +129,10 @@ class SampleLines(Messenger):
 
     def __init__(self) -> None:
         super().__init__()
-        self.of: dict[str, str] = {}
+        self.by_site: dict[str, str] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
-        self.of[msg["name"]] = _user_line(traceback.extract_stack())
+        self.by_site[msg["name"]] = _user_line(traceback.extract_stack())
 
 
 def _describe(batch: Any) -> str:

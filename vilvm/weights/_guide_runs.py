@@ -24,7 +24,7 @@ def run_guide(
 
     Arguments:
         guide: called with a batch.
-        batch: what it is called with.
+        batch: its argument.
         given: values by site, shape (num_samples, ...), to which sites are set.
         num_samples: size of the plate over samples; None for a single-sample run.
         layout: the layout of this batch.

@@ -26,13 +26,13 @@ _graphs: "WeakKeyDictionary[Any, dict[Any, MappedGraph]]" = WeakKeyDictionary()
 
 
 def known_graph(bound: BoundPass, anew: bool = False) -> MappedGraph:
-    """The mapped graph of a pass, traced only if no pass of the same key was.
+    """The mapped graph of a pass, traced unless a pass with the same key was traced before.
 
-    Its values are compared with single runs for every batch.
+    The caller compares its values with single runs for every batch.
 
     Arguments:
         bound: the pass.
-        anew: whether it is traced in any case.
+        anew: whether to trace it even if its graph is known.
     """
     try:
         known = _graphs.setdefault(bound.lvm, {})
@@ -49,14 +49,14 @@ def _mapped(bound: BoundPass) -> MappedGraph:
     """A function of a batch, given values and a number of samples.
 
     Raises:
-        UntraceableError: a graph cannot hold the single run.
+        UntraceableError: the single run cannot be traced.
     """
     names, device, batch = list(bound.given), bound.device, bound.batch
     structure: list[tuple[str, str]] = []
 
     def single(_: Tensor, *flat: Tensor) -> list[Tensor]:
         inputs = iter(flat)
-        values = bound.one.run(
+        values = bound.pass_.run(
             map_tensors(lambda _: next(inputs), batch),
             {name: value[None] for name, value in zip(names, inputs, strict=True)},
             None,
@@ -83,7 +83,7 @@ def _mapped(bound: BoundPass) -> MappedGraph:
         )
         values: Values = {}
         with warnings.catch_warnings():
-            # of an operation that vmap runs one by one
+            # vmap warns of an operation that it runs one by one
             warnings.filterwarnings("ignore", "There is a performance drop")
             out = run(torch.zeros(num_samples, device=device), *shared, *own, *closed)
         for (kind, site), value in zip(structure, out, strict=True):
@@ -105,7 +105,7 @@ def _traced(
     ):
         graph = trace(single, example)
         module = graph.module
-        # vmap cannot write in place into what the samples share
+        # vmap cannot write in place into tensors that the samples share
         if any(_writes(node) for node in module.graph.nodes):
             try:
                 module = make_fx(functionalize(module))(*example, *graph.closed)
@@ -116,7 +116,7 @@ def _traced(
     return module, list(graph.closed)
 
 
-# Random operations that vmap draws anew for every sample.
+# Random operations that vmap repeats for every sample.
 _DRAWN_BY_VMAP = {
     "aten::_sample_dirichlet",
     "aten::_standard_gamma",

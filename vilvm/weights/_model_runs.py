@@ -94,6 +94,7 @@ def without_factors(sites: Sites) -> Sites:
 
 
 def mean_or_value(site: Any) -> Tensor:
+    """The mean of a site's distribution; its value if the mean has no closed form."""
     try:
         return site["fn"].mean.expand(site["value"].shape)
     except NotImplementedError:
@@ -101,6 +102,7 @@ def mean_or_value(site: Any) -> Tensor:
 
 
 def check_means(means: Mapping[str, Tensor], sites: Sites) -> None:
+    """Raises ContractError if a mean is NaN, as for a Categorical."""
     for name, mean in means.items():
         if bool(mean.isnan().any()):
             raise ContractError(
@@ -110,6 +112,7 @@ def check_means(means: Mapping[str, Tensor], sites: Sites) -> None:
 
 
 def check_event_sizes(lvm: object, sites: Iterable[Any]) -> None:
+    """Raises ContractError if a site is empty, so that its size comes from the batch."""
     for site in sites:
         if site["value"].numel() == 0:
             raise ContractError(
@@ -119,5 +122,5 @@ def check_event_sizes(lvm: object, sites: Iterable[Any]) -> None:
 
 
 def placeholder(lvm: object, num_data: int) -> Tensor:
-    """A batch that has a length and nothing else, on the device of the pair."""
+    """A batch with a length and no numbers, shape (num_data, 0), on the device of the pair."""
     return torch.empty(num_data, 0, device=device_of(lvm, torch.get_default_device()))

@@ -108,7 +108,7 @@ def visible_latents(
         layout: the layout of this batch.
 
     Returns:
-        By latent with masked entries, Booleans of shape (*plates, *event), that of one draw.
+        By latent with masked entries, Booleans of the shape of one draw, (*plates, *event).
 
     Example:
         >>> import torch
@@ -139,21 +139,20 @@ def scored_entries(site: Any) -> Tensor:
 def put_in(lvm: LatentVariableModel, batch: Any, values: Mapping[str, Tensor]) -> Any:
     """`batch` with other values of the observed sites; entries that a mask hides stay.
 
-    What a site observes may be a tensor of the batch or a view of one: a column of it, or its
-    transpose.
+    A site may observe a tensor of the batch or a view of one, such as a column or the transpose.
 
     Arguments:
         lvm: the model and guide; the guide is not run.
         batch: what the model is called with.
-        values: by observed site, each of the shape that it has in the batch, but for dimensions of
-            size one; others are ignored.
+        values: by observed site, of the shape in the batch up to dimensions of size one; other
+            names are ignored.
 
     Returns:
         A batch of the same structure.
 
     Raises:
-        ContractError: what a site observes is not one of the batch's tensors, nor a view of one;
-            or a value is of another shape.
+        ContractError: a site observes a tensor that is neither in the batch nor a view of one that
+            is; or a value has another shape.
 
     Example:
         >>> import torch
@@ -182,22 +181,22 @@ def _check_same_shape(name: str, value: Tensor, old: Tensor) -> None:
     if [n for n in value.shape if n > 1] != [n for n in old.shape if n > 1]:
         raise ContractError(
             f"Site {name!r} observes a tensor of shape {tuple(old.shape)} and draws one of shape "
-            f"{tuple(value.shape)}, which cannot be put in its place: give each of its plates "
-            "data of its own."
+            f"{tuple(value.shape)}, which cannot replace it: give each of its plates data of its "
+            "own."
         )
 
 
 def _find_in(tensors: list[Tensor], name: str, value: Tensor) -> tuple[int, Tensor]:
-    """The index of the tensor that a site observes some of, and the flat indices in it."""
+    """The index of the tensor that holds the values of a site, and their flat indices in it."""
     entries = [_entries_of(value, tensor) for tensor in tensors]
     found = [(i, at.flatten()) for i, at in enumerate(entries) if at is not None]
     if len(found) == 1:
         return found[0]
     shapes = [tuple(tensor.shape) for tensor in tensors]
     raise ContractError(
-        f"Site {name!r} observes a tensor of shape {tuple(value.shape)}, which is not, as it is, "
-        f"one of the batch's, {shapes}, or a part of one, so drawn data cannot be put in its "
-        "place: pass it in the batch and observe it unchanged."
+        f"Site {name!r} observes a tensor of shape {tuple(value.shape)}, which is neither one of "
+        f"the batch's tensors, {shapes}, nor a view of one, so drawn data cannot replace it: pass "
+        "it in the batch and observe it unchanged."
     )
 
 

@@ -1,4 +1,4 @@
-"""A pass through a pair: what it computes, and on what it is run."""
+"""A pass through a pair: its computation and its inputs."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,20 +21,20 @@ __all__ = [
     "leaves",
 ]
 
-DRAWN = "drawn"  # the kind of values that a run takes to be repeated
+DRAWN = "drawn"  # the kind of values that reproduce a run
 
 # tensors of shape (num_samples, ...), by kind and site
 Values = dict[str, dict[str, Tensor]]
 
 
 class Pass(NamedTuple):
-    """A pass through one or both halves of a pair.
+    """A run of the model, the guide or both.
 
     Arguments:
         run: called with a batch, given values by site, shape (num_samples, ...), and the number of
             samples; None stands for a single-sample run, without a plate over samples, whose
             results have one sample.
-        name: what it computes; passes of one name and one pair are vectorised in the same way.
+        name: describes the computation; passes of one name and one pair share one strategy.
     """
 
     run: Callable[[Any, Mapping[str, Tensor], int | None], Values]
@@ -43,27 +43,27 @@ class Pass(NamedTuple):
 
 @dataclass(frozen=True)
 class BoundPass:
-    """A pass with the pair, the batch and the given values that it is run on.
+    """A pass with its inputs: the pair, the batch and the given values.
 
     Arguments:
         lvm: the model and guide.
         batch: what both are called with.
-        one: the pass.
+        pass_: the pass.
         given: values by site, shape (num_samples, ...), to which sites are set.
     """
 
     lvm: Any
     batch: Any
-    one: Pass
+    pass_: Pass
     given: dict[str, Tensor]
 
     @cached_property
     def key(self) -> Any:
-        """Equal for passes of one name whose inputs have the same shapes, but for the samples."""
+        """Equal for passes of one name whose inputs have the same shapes without the samples."""
         given = tuple(
             (name, tuple(value.shape[1:])) for name, value in self.given.items()
         )
-        return self.one.name, shapes(tensors_of(self.batch)), given
+        return self.pass_.name, shapes(tensors_of(self.batch)), given
 
     @cached_property
     def device(self) -> torch.device:
@@ -75,10 +75,10 @@ class BoundPass:
     def at(
         self, num_samples: int | None, given: Mapping[str, Tensor] | None = None
     ) -> Values:
-        """The values of one run, at other given values if there are any."""
+        """The values of one run, at `given` or by default at its own given values."""
         if given is None:
             given = self.given
-        return self.one.run(self.batch, given, num_samples)
+        return self.pass_.run(self.batch, given, num_samples)
 
     def single(self, given: Mapping[str, Tensor] | None = None) -> Values:
         """The values of a single-sample run."""
@@ -90,11 +90,11 @@ class BoundPass:
 
     def of(self, samples: slice) -> "BoundPass":
         """The pass on the given values of some samples."""
-        return BoundPass(self.lvm, self.batch, self.one, self.given_of(samples))
+        return BoundPass(self.lvm, self.batch, self.pass_, self.given_of(samples))
 
 
 def leaves(values: Values) -> list[tuple[str, str, Tensor]]:
-    """Every tensor, after its kind and site."""
+    """Every tensor, with its kind and site."""
     return [
         (kind, site, value)
         for kind, sites in values.items()
@@ -111,6 +111,6 @@ def concatenate(parts: list[Values]) -> Values:
 
 
 def error_text(error: BaseException) -> str:
-    """The message of an error on one line, or its type, without a final stop."""
+    """The message of an error on one line, or its type, without a final full stop."""
     text = " ".join(str(error).split())
     return (text[:300] or type(error).__name__).rstrip(".")

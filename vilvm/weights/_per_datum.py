@@ -1,4 +1,4 @@
-"""Guides with parameters per datum: which parameters these are, and for which data they hold.
+"""Guides with parameters per datum: which parameters these are, and which data they belong to.
 
 An amortised guide computes q(zₙ | xₙ) from the datum, and so serves any data in any order. A guide
 with parameters per datum (an autoguide over latents of the data's plate; ``pyro.param("loc",
@@ -25,6 +25,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.nn import Module
 
+from vilvm._runtime.deferred_loading import autoguides_without_parameters
 from vilvm._runtime.random import seeded
 from vilvm.data.data import Data
 from vilvm.lvm import (
@@ -68,9 +69,9 @@ class ByPosition(NamedTuple):
 
     Arguments:
         name: in the pair.
-        single: whether each of its entries belongs to one datum. Else the position matters in
-            another way, as to a recurrent network over the rows, which needs its batch whole but
-            may be given other data.
+        single: whether each of its entries belongs to one datum. Otherwise the guide depends on
+            the position in another way, such as a recurrent network over the rows, which needs
+            the whole batch but accepts other data.
     """
 
     name: str
@@ -113,7 +114,7 @@ def by_position(lvm: Any, batch: Any, layout: Any) -> ByPosition | None:
 
 @contextmanager
 def _differentiable(lvm: Module) -> Iterator[Mapping[str, Tensor]]:
-    """The floating-point parameters by name; meanwhile all of them require gradients."""
+    """The floating-point parameters by name; within the context all require gradients."""
     parameters = {n: p for n, p in lvm.named_parameters() if p.is_floating_point()}
     frozen = [p for p in parameters.values() if not p.requires_grad]
     for p in frozen:
@@ -132,7 +133,7 @@ class _Rotation:
     """Compares the gradients of a datum before and after the batch's rows are moved on by one.
 
     Arguments:
-        lvm, batch, layout: as of ``by_position``.
+        lvm, batch, layout: as for ``by_position``.
         parameters: of the pair, by name.
         at_random: whether the data plate draws a random subsample of the rows. Then the indices
             move with the rows, and the data keep their position in the plate.
@@ -146,13 +147,9 @@ class _Rotation:
         parameters: Mapping[str, Tensor],
         at_random: bool,
     ):
-        self.lvm, self.batch, self.layout, self.parameters = (
-            lvm,
-            batch,
-            layout,
-            parameters,
-        )
-        self.step = 1 - int(at_random)  # by which the data move within the plate
+        self.lvm, self.batch, self.layout = lvm, batch, layout
+        self.parameters = parameters
+        self.step = 1 - int(at_random)  # the shift of the data within the plate
 
     def test(self) -> ByPosition | None:
         """The first parameter whose gradients move, at the first and the last datum."""
@@ -210,7 +207,7 @@ class _Rotation:
             if site["is_observed"]:
                 continue
             scored = site
-            # a transform without an inverse scores only the very tensor that it has computed
+            # a transform without an inverse can score only the tensor that it has just computed
             if can_score(site):
                 scored = {**site, "value": site["value"].detach()}
             site["score"] = log_prob("guide", scored)
@@ -229,7 +226,7 @@ class _Rotation:
         return trace
 
     def _values(self, trace: poutine.Trace) -> dict[str, Tensor]:
-        """What the guide draws within the data plate."""
+        """The values that the guide draws within the data plate."""
         sites = {
             n: s for n, s in guide_sites(trace).items() if self.layout.is_in_data(s)
         }
@@ -239,7 +236,7 @@ class _Rotation:
     def _moved(
         self, values: Mapping[str, Tensor], trace: poutine.Trace
     ) -> dict[str, Tensor]:
-        """Values moved on by one datum."""
+        """The values after the rows are moved on by one."""
         sites = guide_sites(trace)
         axes = {n: self.layout.data_axis(sites[n.removesuffix(BEFORE)]) for n in values}
         return {
@@ -269,7 +266,7 @@ class _Rotation:
 
 
 def _sum_at(value: Tensor, dim: int, position: int) -> Tensor:
-    """The sum of a value at one index of a dimension; of all of it where that has size one."""
+    """The sum of a value at one index of a dimension; of all of it if that has size one."""
     if value.dim() >= -dim and value.shape[dim] > 1:
         value = value.select(dim, position)
     return value.sum()
@@ -278,11 +275,8 @@ def _sum_at(value: Tensor, dim: int, position: int) -> Tensor:
 def _differ(first: Tensor | None, second: Tensor | None) -> bool:
     if first is None or second is None:
         return any(bool((g != 0).any()) for g in (first, second) if g is not None)
-    difference, size = (
-        (first - second).norm(),
-        torch.maximum(first.norm(), second.norm()),
-    )
-    return bool(difference > _DIFFERENT * size)
+    size = torch.maximum(first.norm(), second.norm())
+    return bool((first - second).norm() > _DIFFERENT * size)
 
 
 def _are_apart(first: Tensor | None, second: Tensor | None) -> bool:
@@ -321,8 +315,8 @@ def check_indices(lvm: Any, indices: PlateIndices, guide_trace: Any) -> None:
             continue
         size, length = site["fn"].size, len(site["value"])
         raise ContractError(
-            f"The autoguide takes {length} of the {size} data of plate {name!r} in an order of "
-            "its own, and the batch gives the model another: make it with create_plates=lambda "
+            f"The autoguide takes {length} of the {size} data of plate {name!r} in its own order, "
+            "and the batch gives the model another order: pass it create_plates=lambda "
             f"batch: pyro.plate({name!r}, {size}, subsample=index), or use an amortised guide."
         )
 
@@ -330,7 +324,7 @@ def check_indices(lvm: Any, indices: PlateIndices, guide_trace: Any) -> None:
 def _are_other_indices(given: Any, site: Any) -> bool:
     if isinstance(given, Tensor) and torch.equal(given, site["value"].to(given)):
         return False
-    # A plate takes anything of the batch's length; at the full size, only integers are an order.
+    # A plate accepts any object of the batch's length; at full size only integers are an order.
     if len(site["value"]) < site["fn"].size:
         return True
     return isinstance(given, Tensor) and not given.is_floating_point()
@@ -371,9 +365,9 @@ def check_known(lvm: Any, batch: Any) -> None:
     known = next((vars(pair)["_per_datum"] for pair in pairs), None)
     if known is not None and Data(batch).fingerprint() not in known.digests:
         raise NotApplicable(
-            f"The guide of {type(lvm).__name__} has parameters of the single data that it was "
-            f"fitted to ({known.parameter!r}), and this batch is not all of these in their order: "
-            "pass those, fit a guide to the new data, or use an amortised guide."
+            f"The guide of {type(lvm).__name__} has parameters per datum ({known.parameter!r}), "
+            "and this batch is not the whole data set that it was fitted to, in the same order: "
+            "pass that, fit a guide to the new data, or use an amortised guide."
         )
 
 
@@ -406,11 +400,7 @@ def unset_autoguides(lvm: Any) -> list[AutoGuide]:
     """
     if not isinstance(lvm, Module):
         return []
-    return [
-        m
-        for m in lvm.modules()
-        if isinstance(m, AutoGuide) and m.prototype_trace is None
-    ]
+    return list(autoguides_without_parameters(lvm).values())
 
 
 def restart(guides: list[AutoGuide]) -> None:

@@ -38,7 +38,7 @@ def log_densities(
 def reduce(
     value: Tensor, in_data: bool, num_samples: int | None, layout: Layout
 ) -> Tensor:
-    """A log-density of shape (S, *plates) summed over every plate but that of the data.
+    """A log-density of shape (S, *plates) summed over every plate but the one over the data.
 
     Arguments:
         value: the log-density.
@@ -52,10 +52,9 @@ def reduce(
     dims, size = layout.nesting + 1, num_samples or 1
     if value.dim() > dims:
         raise ContractError(
-            f"A log-density has shape {tuple(value.shape)} under {size} samples, and "
-            f"{dims} dimensions are declared, that of the samples and those of the plates: let "
-            "model and guide keep leading dimensions as they are, and sum over those of one "
-            "datum, counted from the right."
+            f"A log-density has shape {tuple(value.shape)} under {size} samples, and only "
+            f"{dims} dimensions are declared (samples and plates): leave leading dimensions "
+            "unchanged, and sum over the dimensions of one datum, counted from the right."
         )
     value = value.reshape((1,) * (dims - value.dim()) + value.shape)
     if value.shape[0] != size:

@@ -14,9 +14,9 @@ __all__ = ["SingleRun", "first_difference"]
 
 # relative to the mean size of a term; float32 sums in another order differ by some 1e-6
 _TOLERANCE = 1e-4
-# the same, where data and latents are float64; a network within may still be float32
+# the same, if data and latents are float64; a network inside may still be float32
 _TOLERANCE_OF_DOUBLES = 1e-6
-# a relative change of the latents, of a few roundings; its effect on a term is no difference
+# a relative change of the latents by a few roundings; its effect on a term is not a difference
 _ROUNDING = 2.0**-21
 _MOST_SLACK = 1e-2  # relative; a term that roundings change by more counts as different
 
@@ -43,19 +43,19 @@ class SingleRun(NamedTuple):
 
 
 def first_difference(
-    found: Values, places: Iterable[int], runs: list[SingleRun], bound: BoundPass
+    found: Values, indices: Iterable[int], runs: list[SingleRun], bound: BoundPass
 ) -> str | None:
     """The first value that differs from its single run, as text, or None.
 
     Arguments:
         found: the values of many samples.
-        places: indices of the samples that are compared.
+        indices: indices of the samples that are compared.
         runs: the single run of each of these samples.
         bound: the pass.
     """
     tolerance = _tolerance(bound.batch, runs[0].given)
-    for place, run in zip(places, runs, strict=True):
-        for reason in _differences(found, place, run, bound, tolerance):
+    for index, run in zip(indices, runs, strict=True):
+        for reason in _differences(found, index, run, bound, tolerance):
             return reason
     return None
 
@@ -70,15 +70,15 @@ def _tolerance(batch: Any, given: dict[str, Tensor]) -> float:
 
 
 def _differences(
-    found: Values, place: int, run: SingleRun, bound: BoundPass, tolerance: float
+    found: Values, index: int, run: SingleRun, bound: BoundPass, tolerance: float
 ) -> Iterator[str]:
     expected = leaves(run.values)
     extra = {leaf[:2] for leaf in leaves(found)} - {leaf[:2] for leaf in expected}
     if extra:
         kind, site = min(extra)
         yield (
-            f"at several samples there is a {_NAMES.get(kind, kind)} of site {site!r}, and none "
-            "in a single run"
+            f"at several samples site {site!r} has a {_NAMES.get(kind, kind)}, and none in a "
+            "single run"
         )
     for kind, site, single in expected:
         what = f"the {_NAMES.get(kind, kind)} of site {site!r}"
@@ -90,14 +90,14 @@ def _differences(
                 f"{what} has shape {tuple(value.shape[1:])}, and {tuple(single.shape[1:])} in a "
                 "single run"
             )
-        elif not _close(value[place : place + 1], single, tolerance):
+        elif not _close(value[index : index + 1], single, tolerance):
             slack = _slack(kind, site, run, bound)
-            if not _close(value[place : place + 1], single, tolerance, slack):
+            if not _close(value[index : index + 1], single, tolerance, slack):
                 yield f"at several samples {what} is not that of a single run"
 
 
 def _slack(kind: str, site: str, run: SingleRun, bound: BoundPass) -> Tensor | float:
-    """The difference that roundings of the given values make to a value."""
+    """The change of a value under roundings of the given values."""
     with pyro.validation_enabled(False):
         near = bound.single(
             {name: _rounded(value) for name, value in run.given.items()}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vilvm._runtime.memory import is_out_of_memory
 from vilvm.lvm import ContractError
-from vilvm.weights._errors import first_words
+from vilvm.weights._errors import short_message
 
 __all__ = [
     "FirstEnumerated",
@@ -171,7 +171,7 @@ def log_prob(part: str, site: Any) -> Tensor:
             raise
         raise ContractError(
             f"The {part}'s site {site['name']!r} cannot score its value of shape "
-            f"{tuple(site['value'].shape)}: {first_words(error)} "
+            f"{tuple(site['value'].shape)}: {short_message(error)} "
             "Check the value's shape and that it lies in the distribution's support (a Bernoulli "
             "needs 0 or 1: binarise)."
         ) from None

@@ -3,18 +3,17 @@
 log p(x, z) − log q(z | x) is a log-weight only if both are densities of the same latents. Three
 cases need care.
 
-- A guide may put a latent on a point (a Delta), where it has no density. It has one if the point
+- A guide may put a latent at a point (a Delta), where it has no density. It has one if the point
   is a one-to-one function of auxiliary draws, as in an automatic guide, whose Delta then carries
   the Jacobian.
 - A guide may draw an auxiliary variable a that it marginalises: z ~ q(z | a). Then q(z) = ∫
   q(z | a) q(a) da is not known.
 - The model may mask entries of a latent, so that their prior is not scored. If no other density
-  depends on them they are marginalised, and the guide's density of them is left out, too
-  (``_ModelMasks``). If one does, their prior is flat, and there is no evidence.
+  depends on them, they are marginalised, and the guide's density of them is left out too
+  (``_ModelMasks``). If another density does, their prior is flat, and there is no evidence.
 """
 
-from collections.abc import Callable, Container, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Container, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -43,9 +42,8 @@ __all__ = [
     "scored_guide",
 ]
 
-_UNCONSTRAINED = (
-    "_unconstrained"  # suffix of the draw of one latent in Pyro's automatic guides
-)
+# suffix of the draw of one latent in Pyro's automatic guides
+_UNCONSTRAINED = "_unconstrained"
 
 
 def guide_sites(trace: Any) -> Sites:
@@ -60,14 +58,14 @@ def guide_sites(trace: Any) -> Sites:
     }
 
 
-# Latents on a point
+# Latents at a point
 # --------------------------------------------------------------------------------------------
 
 
 def degenerate_latents(
     lvm: object, latents: Sites, guide: Sites, guide_again: Callable[[], Sites]
 ) -> tuple[str, ...]:
-    """Continuous latents on which the guide has no density.
+    """Continuous latents for which the guide has no density.
 
     Arguments:
         lvm: named in the error.
@@ -95,15 +93,15 @@ def degenerate_latents(
     if drawn > made:
         raise ContractError(
             f"{type(lvm).__name__}: the guide draws the auxiliary {next(iter(auxiliary))!r}, and "
-            "its latents are not a one-to-one function of it, so the density q(z | x) is not "
-            "known. Sum over it (dist.MixtureSameFamily), or make the latents of it by a Delta "
+            "its latents are not a one-to-one function of it, so the density q(z | x) is unknown. "
+            "Marginalise it (dist.MixtureSameFamily), or compute the latents from it with a Delta "
             "that carries the Jacobian (log_density=...)."
         )
     return fixed
 
 
 def _auxiliary(guide: Sites, latents: Sites) -> Sites:
-    """The random sites of the guide that are no latents of the model."""
+    """The random sites of the guide that are not latents of the model."""
     return {
         name: site
         for name, site in guide.items()
@@ -112,7 +110,7 @@ def _auxiliary(guide: Sites, latents: Sites) -> Sites:
 
 
 def _points(latents: Sites, guide: Sites) -> tuple[str, ...]:
-    """The continuous latents that the guide puts on a point, in the model's order."""
+    """The continuous latents that the guide puts at a point, in the model's order."""
     shared = [name for name in latents if name in guide]
     return tuple(name for name in shared if _is_point(latents[name], guide[name]))
 
@@ -139,7 +137,7 @@ def _dimensions(fn: Any, value: Tensor) -> int:
 
 
 class MaskedLatents(NamedTuple):
-    """Latents of which the model masks entries.
+    """Latents with entries that the model masks.
 
     Arguments:
         marginalised: those whose masked entries the guide scores and no other density depends on.
@@ -157,7 +155,7 @@ def masked_latents(
     model_at: Callable[[Mapping[str, Tensor]], Sites],
     guide_again: Callable[[], Sites],
 ) -> MaskedLatents:
-    """Finds the latents of which the model masks entries.
+    """Finds the latents with entries that the model masks.
 
     Arguments:
         lvm: named in the error.
@@ -203,7 +201,10 @@ def _partial_masks(sites: Sites) -> dict[str, Tensor]:
 def _guide_scores_more(
     lvm: object, name: str, of_model: Tensor | None, of_guide: Tensor | None
 ) -> bool:
-    """Whether the guide scores entries of a latent that the model masks; raises if fewer."""
+    """Whether the guide scores entries of a latent that the model masks.
+
+    Raises ContractError if it masks entries that the model scores.
+    """
     if of_guide is None:
         return of_model is not None
     if of_model is None:
@@ -219,7 +220,7 @@ def _guide_scores_more(
 def _check_marginalised(
     lvm: object, name: str, mask: Tensor, model: Sites, guide: Sites
 ) -> None:
-    """Raises ContractError if the guide's density of the entries that stay is not known."""
+    """Raises ContractError if the guide's density of the unmasked entries is unknown."""
     if not _covers_whole_events(mask, model[name]):
         raise ContractError(
             f"{type(lvm).__name__}: the model masks components of latent {name!r}, and the "
@@ -228,8 +229,8 @@ def _check_marginalised(
     if family(guide[name]["fn"]) == "Delta" and name + _UNCONSTRAINED not in guide:
         raise ContractError(
             f"{type(lvm).__name__}: the model masks entries of latent {name!r}, and the guide "
-            "draws them together with other latents, so that its density of the rest is not "
-            "known; use AutoNormal, or sample the latent itself in the guide."
+            "draws them together with other latents, so its density of the other entries is "
+            "unknown; use AutoNormal, or sample the latent itself in the guide."
         )
 
 
@@ -240,7 +241,7 @@ def _matters(
     model_at: Callable[[Mapping[str, Tensor]], Sites],
     other: Tensor,
 ) -> bool:
-    """Whether a log-density changes with the masked entries of a latent."""
+    """Whether a log-density of the model depends on the masked entries of a latent."""
     value = model[name]["value"]
     changed = torch.where(mask, value, other.expand(value.shape))
     before = {n: site["value"] for n, site in latents_of(model).items()}
@@ -259,7 +260,7 @@ def _same(first: Tensor, second: Tensor) -> bool:
 
 
 def _covers_whole_events(mask: Tensor, site: Any) -> bool:
-    """Whether a mask keeps all components of an event or none."""
+    """Whether a mask keeps either all components of an event or none."""
     event = site["fn"].event_dim
     if not event:
         return True
@@ -268,7 +269,7 @@ def _covers_whole_events(mask: Tensor, site: Any) -> bool:
 
 
 class _ModelMasks(Messenger):
-    """Masks the latents of a guide, and an automatic guide's draw of each, as the model does."""
+    """Applies the model's masks to the guide's latents, and to an automatic guide's draws."""
 
     def __init__(self, masks: Mapping[str, Tensor]):
         super().__init__()
@@ -286,22 +287,16 @@ class _ModelMasks(Messenger):
 
 
 def scored_guide(lvm: Any, masked: tuple[str, ...]) -> Callable[[Any], Any]:
-    """The guide, without its density of what the model masks of the latents in `masked`."""
+    """The guide, which does not score the entries of `masked` latents that the model masks."""
     if not masked:
         return lvm.guide
 
     def guide(batch: Any, **arguments: Any) -> Any:
-        with torch.no_grad(), _hidden_from_traces():
+        hidden = poutine.block(hide_fn=lambda msg: msg.get("type") == "sample")
+        with torch.no_grad(), hidden:
             sites = sites_of(run(partial(lvm.model, **arguments), "model", batch))
         masks = _partial_masks(latents_of(sites))
         with _ModelMasks({n: mask for n, mask in masks.items() if n in masked}):
             return lvm.guide(batch, **arguments)
 
     return guide
-
-
-@contextmanager
-def _hidden_from_traces() -> Iterator[None]:
-    """Hides sample sites from every trace around it."""
-    with poutine.block(hide_fn=lambda msg: msg.get("type") == "sample"):
-        yield

@@ -1,4 +1,4 @@
-"""Traces of one half of a pair: the only file that asks Pyro for one."""
+"""Traces of a model or guide; only this file asks Pyro for them."""
 
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -15,9 +15,8 @@ from vilvm.weights._sites import FirstEnumerated, sites_of
 
 __all__ = ["Unobserved", "run", "run_once"]
 
-_MOST_PLATES = (
-    6  # dimensions tried for the plates of a model that runs under enumeration only
-)
+# plate dimensions that are tried for a model that runs only under enumeration
+_MOST_PLATES = 6
 
 
 def run(
@@ -27,7 +26,7 @@ def run(
     *replay: poutine.Trace | None,
     samples: tuple[int, int] | None = None,
 ) -> poutine.Trace:
-    """The trace of one half of a pair.
+    """The trace of one half of a pair, its model or its guide.
 
     Arguments:
         half: the model or the guide.
@@ -53,9 +52,9 @@ def run_once(
 ) -> tuple[poutine.Trace, int]:
     """The trace of a single-sample run of the model, and 0.
 
-    A model may run under enumeration only, because of a shape assertion. Its trace is then taken
-    at the first value of every enumerated latent, and the second result is the least number of
-    plate dimensions with which it runs.
+    A shape assertion may make a model run only under enumeration. Its trace is then taken at the
+    first value of every enumerated latent, and the second result is the smallest number of plate
+    dimensions with which it runs.
     """
     try:
         return run(model, "model", batch, *replay), 0

@@ -41,7 +41,7 @@ class ValueReads(TorchFunctionMode):
     """Records which functions of the user's code read a value computed from some tensors.
 
     Arguments:
-        sources: the tensors that are followed.
+        sources: these tensors; tensors computed from them are followed too.
     """
 
     def __init__(self, sources: Iterable[Tensor]):
@@ -72,7 +72,7 @@ class ValueReads(TorchFunctionMode):
 
     def _is_read(self, func: Any, args: Any) -> bool:
         name = getattr(func, "__name__", "")
-        # the size of what a mask picks depends on values
+        # the number of entries that a mask picks depends on values
         if name in ("__getitem__", "__setitem__"):
             masks = [t for t in tensors_of([args[1]]) if t.dtype == torch.bool]
             return any(id(mask) in self.followed for mask in masks)

@@ -1,19 +1,19 @@
-"""Many samples of a pass, in the fastest way that equals the single-sample run.
+"""Runs a pass at many samples, by the fastest strategy that equals the single-sample run.
 
 A pair is written for one sample, so its run at one sample, without a plate over samples, defines
-its densities. At many samples there are three ways:
+its densities. There are three strategies for many samples:
 
-- vectorised: all samples in one run under a plate left of all others. Right where model and guide
-  leave leading dimensions alone.
-- vmap: the single run traced once, and the graph mapped over samples by ``torch.vmap``. Needs
-  nothing of the model's broadcasting.
+- vectorised: all samples in one run under a plate left of all others. Correct if model and guide
+  leave leading dimensions unchanged.
+- vmap: the single run is traced once, and ``torch.vmap`` maps the graph over samples. It does not
+  depend on how the model broadcasts.
 - one by one: one single run per sample.
 
-The first way that agrees with single runs is used. Before many samples are run, two single runs
-are compared with a vectorised run at the same latents. Six samples of the first batch, and two of
-every other, are also run again one by one at their latents: two samples alone may agree by chance
-where one reads from the other. Where a value differs, the next way is used, and one line logs the
-site and the user's line.
+The first strategy that agrees with single runs is used. Before many samples are run, two single
+runs are compared with a vectorised run at the same latents. Six samples of the first batch, and
+two of every other batch, are also run again one by one at their latents, because two samples may
+agree by chance if one reads from the other. If a value differs, the next strategy is used, and one
+line logs the site and the user's line.
 """
 
 import warnings
@@ -50,7 +50,7 @@ __all__ = [
     "VMAP",
     "Vectorisation",
     "run_at_samples",
-    "way_of",
+    "strategy_of",
 ]
 
 VECTORISED, VMAP, ONE_BY_ONE = "vectorised", "vmap", "one by one"
@@ -63,9 +63,9 @@ _FAILURES = (
     NotImplementedError,
     AssertionError,
 )
-# samples compared in a layout's first pass of a kind, and for each later batch
+# samples compared in the first pass of a kind, and in each later batch
 _FIRST, _LATER = 6, 2
-# samples that are run at once before two are compared; they still take little memory
+# up to so many samples, which take little memory, are run without comparing two before
 _FEW = 64
 _READ = "Python reads a value that depends on the latents"
 _ITEM = f"{_READ}, by item()"  # a trace keeps the tensor itself
@@ -73,24 +73,24 @@ _ITEM = f"{_READ}, by item()"  # a trace keeps the tensor itself
 _reported: "WeakKeyDictionary[Any, set[str]]" = WeakKeyDictionary()
 
 
-class _Way(NamedTuple):
-    """The way in which a pass is run, and its mapped graph if that is vmap."""
+class _Strategy(NamedTuple):
+    """A strategy for a pass, with the mapped graph for vmap."""
 
     name: str
     mapped: MappedGraph | None = None
 
 
 class Vectorisation:
-    """How the passes of a layout are run at many samples, by the key of a pass.
+    """The strategies for the passes of a layout at many samples, by the key of a pass.
 
     Arguments:
-        ways: the way of each pass.
-        compared: by pass and way, the numbers of samples that were compared with single runs.
-        most: the samples of a pass that fit in memory at once, where more did not.
+        strategies: the strategy of each pass.
+        compared: by pass and strategy, the numbers of samples that were compared with single runs.
+        most: the number of samples of a pass that fit in memory, for passes that ran out of it.
     """
 
     def __init__(self) -> None:
-        self.ways: dict[Any, _Way] = {}
+        self.strategies: dict[Any, _Strategy] = {}
         self.most: dict[Any, int] = {}
         self.compared: dict[Any, set[int]] = {}
 
@@ -99,7 +99,7 @@ def run_at_samples(
     lvm: Any,
     batch: Any,
     num_samples: int,
-    one: Pass,
+    pass_: Pass,
     given: Mapping[str, Tensor] | None = None,
     *,
     vectorisation: Vectorisation,
@@ -109,47 +109,53 @@ def run_at_samples(
 ) -> Values:
     """The values of a pass at `num_samples` samples.
 
-    Where memory runs out, half as many are run at a time, and one line is logged.
+    If memory runs out, half as many are run at a time, and one line is logged.
 
     Arguments:
         lvm: the model and guide.
         batch: what both are called with.
         num_samples: how many samples.
-        one: the pass.
+        pass_: the pass.
         given: values by site, shape (num_samples, ...), to which sites are set.
-        vectorisation: of the layout. It records the way of this pass, so that a seed has one
-            meaning in every call.
+        vectorisation: of the layout. It records the strategy of this pass, so that a seed gives
+            the same draws in every call.
         check: whether samples are compared with single runs; if not, they are compared only at a
             number of samples that was not compared before.
-        traced: whether the call is traced: the way is known, nothing is compared, and errors are
-            raised.
-        log: called with one line where another way is used.
+        traced: whether the call is traced: the strategy is known, nothing is compared, and errors
+            are raised.
+        log: called with one line if another strategy is used.
     """
-    runner = _Runner(BoundPass(lvm, batch, one, dict(given or {})), vectorisation, log)
+    runner = _Runner(
+        BoundPass(lvm, batch, pass_, dict(given or {})), vectorisation, log
+    )
     return runner.run(num_samples, check, traced)
 
 
-def way_of(
+def strategy_of(
     lvm: Any,
     batch: Any,
-    one: Pass,
+    pass_: Pass,
     vectorisation: Vectorisation,
     log: Callable[[str], None] = print,
 ) -> str:
-    """The way in which a pass is run: "vectorised", "vmap" or "one by one"."""
-    return _Runner(BoundPass(lvm, batch, one, {}), vectorisation, log).find_way().name
+    """The strategy for a pass: "vectorised", "vmap" or "one by one"."""
+    return (
+        _Runner(BoundPass(lvm, batch, pass_, {}), vectorisation, log)
+        .find_strategy()
+        .name
+    )
 
 
 @dataclass(frozen=True)
 class _Runner:
-    """Runs one pass at many samples, and records the way that it uses."""
+    """Runs one pass at many samples, and records the strategy that it uses."""
 
     bound: BoundPass
     vectorisation: Vectorisation
     log: Callable[[str], None]
 
     def run(self, num_samples: int, check: bool = True, traced: bool = False) -> Values:
-        """The values of all samples, in parts where they do not fit in memory."""
+        """The values of all samples, in parts if they do not fit in memory."""
         if num_samples == 1:
             return self.bound.single()
         key, device = self.bound.key, self.bound.device
@@ -158,12 +164,12 @@ class _Runner:
         before = rng_state(device)
         try:
             if traced:
-                return _run(self._first_way(num_samples), self.bound, num_samples)
+                return _run(self._first_strategy(num_samples), self.bound, num_samples)
             return self._at_once(num_samples, check)
         except (MemoryError, RuntimeError) as error:
             if traced or not is_out_of_memory(error):
                 raise
-        # after the clause, so that the memory that the error held is free
+        # after the except clause, so that the memory that the error held is free
         set_rng_state(before, device)
         self.vectorisation.most[key] = num_samples // 2
         self.log(
@@ -184,71 +190,75 @@ class _Runner:
         return concatenate(parts)
 
     def _at_once(self, num_samples: int, check: bool) -> Values:
-        """The values of all samples at once, in the first way that agrees with single runs."""
-        way, traced_anew = self._first_way(num_samples), False
+        """The values of all samples, by the first strategy that agrees with single runs."""
+        strategy, traced_anew = self._first_strategy(num_samples), False
         while True:
             compared = self.vectorisation.compared.setdefault(
-                (self.bound.key, way.name), set()
+                (self.bound.key, strategy.name), set()
             )
             number = _number_to_compare(num_samples, compared, check)
-            found, reason = _try(way, self.bound, num_samples, number)
+            found, reason = _try(strategy, self.bound, num_samples, number)
             if found is not None:
                 compared.add(num_samples)
                 return found
-            # Tracing froze the Python control flow of another batch.
-            if way.name == VMAP and not traced_anew:
+            # the graph may hold the Python control flow of another batch
+            if strategy.name == VMAP and not traced_anew:
                 traced_anew = True
                 with suppress(UntraceableError):
-                    way = self._set_way(_Way(VMAP, known_graph(self.bound, anew=True)))
+                    strategy = self._set_strategy(
+                        _Strategy(VMAP, known_graph(self.bound, anew=True))
+                    )
                     continue
-            way = self._next_way(way, reason)
+            strategy = self._next_strategy(strategy, reason)
 
-    def _first_way(self, num_samples: int) -> _Way:
-        if num_samples <= _FEW or self.bound.key in self.vectorisation.ways:
-            return self.vectorisation.ways.setdefault(self.bound.key, _Way(VECTORISED))
-        return self.find_way()
+    def _first_strategy(self, num_samples: int) -> _Strategy:
+        if num_samples <= _FEW or self.bound.key in self.vectorisation.strategies:
+            return self.vectorisation.strategies.setdefault(
+                self.bound.key, _Strategy(VECTORISED)
+            )
+        return self.find_strategy()
 
-    def find_way(self) -> _Way:
-        """The known way of the pass; else that which two samples show to be right."""
-        if self.bound.key in self.vectorisation.ways:
-            return self.vectorisation.ways[self.bound.key]
+    def find_strategy(self) -> _Strategy:
+        """The known strategy of the pass; else the one that passes a comparison of two samples."""
+        if self.bound.key in self.vectorisation.strategies:
+            return self.vectorisation.strategies[self.bound.key]
         reason = _vectorised_differs(self.bound)
         if reason is None:
-            return self._set_way(_Way(VECTORISED))
-        return self._next_way(_Way(VECTORISED), reason)
+            return self._set_strategy(_Strategy(VECTORISED))
+        return self._next_strategy(_Strategy(VECTORISED), reason)
 
-    def _set_way(self, way: _Way) -> _Way:
-        self.vectorisation.ways[self.bound.key] = way
-        return way
+    def _set_strategy(self, strategy: _Strategy) -> _Strategy:
+        self.vectorisation.strategies[self.bound.key] = strategy
+        return strategy
 
-    def _next_way(self, way: _Way, reason: str) -> _Way:
-        """The way after this one, recorded and logged."""
-        new = _Way(ONE_BY_ONE)
-        if way.name == VECTORISED and reason != _READ:
+    def _next_strategy(self, strategy: _Strategy, reason: str) -> _Strategy:
+        """The strategy after this one, recorded and logged."""
+        new = _Strategy(ONE_BY_ONE)
+        if strategy.name == VECTORISED and reason != _READ:
             try:
-                new = _Way(VMAP, known_graph(self.bound))
+                new = _Strategy(VMAP, known_graph(self.bound))
             except UntraceableError as error:
                 reason = f"{reason}; and it cannot be traced: {error}"
         if _is_news(self.bound.lvm, new.name):
             self._report(new, reason)
-        return self._set_way(new)
+        return self._set_strategy(new)
 
-    def _report(self, way: _Way, reason: str) -> None:
+    def _report(self, strategy: _Strategy, reason: str) -> None:
         how = "one by one, which is slow"
-        if way.name == VMAP:
+        if strategy.name == VMAP:
             how = "through torch.vmap"
         name, line = type(self.bound.lvm).__name__, _user_line(self.bound, reason)
         self.log(f"{name}: samples are run {how}, because {reason}{line}.")
 
 
-def _is_news(lvm: Any, way: str) -> bool:
-    """Whether this way of this pair is reported for the first time."""
+def _is_news(lvm: Any, strategy: str) -> bool:
+    """Whether this strategy of this pair is reported for the first time."""
     try:
         known = _reported.setdefault(lvm, set())
     except TypeError:  # the pair cannot be a key
         return True
-    new = way not in known
-    known.add(way)
+    new = strategy not in known
+    known.add(strategy)
     return new
 
 
@@ -259,7 +269,7 @@ def _user_line(bound: BoundPass, reason: str) -> str:
     with torch.no_grad(), preserved_rng(bound.device), SampleLines() as lines:
         bound.single(bound.given_of(slice(1)))
     return next(
-        (line for site, line in lines.of.items() if f"site {site!r}" in reason), ""
+        (line for site, line in lines.by_site.items() if f"site {site!r}" in reason), ""
     )
 
 
@@ -267,34 +277,33 @@ def _user_line(bound: BoundPass, reason: str) -> str:
 # --------------------------------------------------------------------------------------------
 
 
-def _run(way: _Way, bound: BoundPass, num_samples: int) -> Values:
-    if way.name == VECTORISED:
+def _run(strategy: _Strategy, bound: BoundPass, num_samples: int) -> Values:
+    if strategy.name == VECTORISED:
         return bound.at(num_samples)
-    if way.mapped is not None:
-        return way.mapped(bound.batch, bound.given, num_samples)
+    if strategy.mapped is not None:
+        return strategy.mapped(bound.batch, bound.given, num_samples)
     samples = (slice(i, i + 1) for i in range(num_samples))
     return concatenate([bound.single(bound.given_of(sample)) for sample in samples])
 
 
 def _try(
-    way: _Way, bound: BoundPass, num_samples: int, number: int
+    strategy: _Strategy, bound: BoundPass, num_samples: int, number: int
 ) -> tuple[Values | None, str]:
-    """The values in this way, or None and the reason why they are not those of single runs.
+    """The values by this strategy, or None and the reason why they differ from single runs.
 
     `number` of the samples are compared.
     """
-    if way.name == ONE_BY_ONE:
-        return _run(way, bound, num_samples), ""
+    if strategy.name == ONE_BY_ONE:
+        return _run(strategy, bound, num_samples), ""
     before, found, reason = rng_state(bound.device), None, None
     try:
         with warnings.catch_warnings():
             if number:
-                warnings.simplefilter(
-                    "ignore"
-                )  # of shapes that the pair was not written for
-            found = _run(way, bound, num_samples)
+                # of shapes that the pair was not written for
+                warnings.simplefilter("ignore")
+            found = _run(strategy, bound, num_samples)
         if number:
-            reason = _check(way, found, bound, _spread(num_samples, number))
+            reason = _check(strategy, found, bound, _spread(num_samples, number))
     except _FAILURES as error:
         if is_out_of_memory(error):
             raise
@@ -335,9 +344,8 @@ def _vectorised_differs(bound: BoundPass) -> str | None:
         both = {n: torch.cat([run.given[n] for run in runs]) for n in runs[0].given}
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # of shapes that the pair was not written for
+                # of shapes that the pair was not written for
+                warnings.simplefilter("ignore")
                 found = bound.at(2, both)
         except _FAILURES as error:
             if is_out_of_memory(error):
@@ -346,30 +354,34 @@ def _vectorised_differs(bound: BoundPass) -> str | None:
         return first_difference(found, range(2), runs, bound)
 
 
-def _check(way: _Way, found: Values, bound: BoundPass, places: list[int]) -> str | None:
+def _check(
+    strategy: _Strategy, found: Values, bound: BoundPass, indices: list[int]
+) -> str | None:
     """The first difference of some samples from single runs at the same latents, or None."""
-    drawn = _samples_of({**bound.given, **found.get(DRAWN, {})}, places)
+    drawn = _samples_of({**bound.given, **found.get(DRAWN, {})}, indices)
     new = [name for name in drawn[0] if name not in bound.given]
     for name in new:
         if _is_repeated(drawn[0][name], drawn[-1][name]):
             return f"at several samples the draws of site {name!r} are one and the same"
     with torch.no_grad(), preserved_rng(bound.device):
         first, reason = _follow_reads(bound, drawn[0])
-        if reason is not None and way.name == VECTORISED:
+        if reason is not None and strategy.name == VECTORISED:
             return reason
         runs = [SingleRun(drawn[0], first)]
         runs += [SingleRun(given, bound.single(given)) for given in drawn[1:]]
-        reason = first_difference(found, places, runs, bound)
-        if reason is not None and way.mapped is not None:
-            return _unless_own_noise(reason, way.mapped, bound)
+        reason = first_difference(found, indices, runs, bound)
+        if reason is not None and strategy.mapped is not None:
+            return _unless_own_noise(reason, strategy.mapped, bound)
         return reason
 
 
 def _samples_of(
-    values: Mapping[str, Tensor], places: list[int]
+    values: Mapping[str, Tensor], indices: list[int]
 ) -> list[dict[str, Tensor]]:
-    """Some samples of values of many, each of shape (1, ...)."""
-    return [{name: v[i : i + 1].detach() for name, v in values.items()} for i in places]
+    """The values of each of some samples, shape (1, ...)."""
+    return [
+        {name: v[i : i + 1].detach() for name, v in values.items()} for i in indices
+    ]
 
 
 def _is_repeated(first: Tensor, last: Tensor) -> bool:
@@ -397,9 +409,9 @@ def _unless_own_noise(reason: str, mapped: MappedGraph, bound: BoundPass) -> str
 def _follow_reads(
     bound: BoundPass, drawn: Mapping[str, Tensor]
 ) -> tuple[Values, str | None]:
-    """A single run, and a sentence if Python reads a value that depends on what is drawn.
+    """A single run, and a sentence if Python reads a value that depends on the draws.
 
-    The values of two samples may not show that it does.
+    A comparison of two samples may not reveal such a read.
     """
     reads = ValueReads(drawn.values())
     with pyro.validation_enabled(False), reads:

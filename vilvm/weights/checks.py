@@ -1,4 +1,4 @@
-"""Checks of the batch and of the number of data; each fault is one sentence."""
+"""Checks of the batch and of the number of data; each error message is one sentence."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -62,14 +62,14 @@ def _parts_of(batch: Any) -> Iterator[Any]:
 def check_full_size(who: str, layout: Any, num_data: int, *also: int) -> None:
     """Checks that the data plate declares as many data as there are.
 
-    Else the likelihood is multiplied by the wrong number. A plate of the batch's own size scales
-    nothing.
+    Otherwise the likelihood is multiplied by the wrong factor. A plate of the batch's own size
+    does not scale it.
 
     Arguments:
         who: names the caller in the error.
         layout: the layout of a batch.
-        num_data: all data.
-        also: further full sizes that are right.
+        num_data: number of data in the full data set.
+        also: other correct full sizes.
 
     Raises:
         ContractError: the plate declares another number.

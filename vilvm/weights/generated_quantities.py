@@ -1,4 +1,4 @@
-"""The model run again at given latents, with nothing observed.
+"""Runs of the model at given latents, with nothing observed.
 
 Given draws z₁ … z_S, one pass under a plate over samples draws x̃ₛ ~ p(x | zₛ) for every observed
 site: predictive draws of the posterior if the z are its draws, of the prior if none is given. It
@@ -49,8 +49,8 @@ class Replay(NamedTuple):
         observed: new draws of the observed sites, shape (S, *plates, *event).
         deterministics: values of ``pyro.deterministic``, shape (S, *plates, *event).
         recorded: the values of the observed sites in this batch, shape (*plates, *event).
-        data_axes: by site, the dimension of its draws that is over the data (samples are dimension
-            0); sites that the data share are left out.
+        data_axes: by site, the dimension of its draws that is over the data (dimension 0 is the
+            samples); sites that the data share are left out.
     """
 
     latents: dict[str, Tensor]
@@ -73,7 +73,7 @@ def replay(
 
     Arguments:
         lvm: the model and guide.
-        batch: what both are called with; the model may read more of it than what it observes.
+        batch: what both are called with; the model may also read values that it does not observe.
         latents: draws by latent, as ``posterior`` returns them: shape (S, num_data, ...), or (S,
             ...) if the data share it. Other latents are drawn from their prior.
         num_samples: S, where no latent is given.
@@ -104,9 +104,9 @@ def replay(
         if given and set(layout.enumerated) - set(given):
             check_drawable("replay", lvm, batch, given, layout.nesting)
         single = _run(lvm, batch, first, None, layout)
-        one = _replay_pass(lvm, layout, single)
+        pass_ = _replay_pass(lvm, layout, single)
         values = run_at_samples(
-            lvm, batch, samples, one, given, vectorisation=layout.vectorisation
+            lvm, batch, samples, pass_, given, vectorisation=layout.vectorisation
         )
         moving = _moving(lvm, batch, given, single, layout)
     result = Replay({}, {}, values.get("deterministics", {}), {}, {})
@@ -129,11 +129,11 @@ def _number_of_draws(given: Mapping[str, Tensor], num_samples: int | None) -> in
         sizes.add(num_samples)
     if not sizes:
         raise ContractError(
-            "replay: no latent is given, so say how many draws to make: num_samples."
+            "replay: no latent is given; pass the number of draws, num_samples."
         )
     if len(sizes) > 1:
         raise ContractError(
-            f"replay: the latents hold {sorted(sizes)} draws; give as many of each."
+            f"replay: the latents hold {sorted(sizes)} draws; give the same number of each."
         )
     return check_number("num_samples", sizes.pop())
 
@@ -161,7 +161,7 @@ def _recorded(site: Any, layout: Layout) -> Tensor:
 
 
 def _replay_pass(lvm: LatentVariableModel, layout: Layout, single: Sites) -> Pass:
-    """A run of the model at given latents: the draws of its sites, and deterministic values."""
+    """A pass of the model at given latents: draws of its sites, and deterministic values."""
 
     def replayed(
         batch: Any, given: Mapping[str, Tensor], num_samples: int | None
@@ -235,7 +235,7 @@ def _moving(
 
 
 def _nearby(site: Any) -> Tensor:
-    """A value near that of a site, within its support; the same value if it is discrete."""
+    """A value near the value of a site, within its support; the same value if it is discrete."""
     try:
         bijection = biject_to(site["fn"].support)
     except NotImplementedError:
@@ -248,12 +248,12 @@ def _deterministic(
 ) -> Tensor:
     """A deterministic value in shape (S, *plates, *event).
 
-    It does not say which of its dimensions are of an event.
+    Pyro does not record which of its dimensions belong to the event.
 
     Arguments:
         site: of a run under a plate over samples, or of a single-sample run.
         single: the shape of the value in a single-sample run; None if this is one. A value of that
-            shape does not depend on the draws; any other has their dimension left of the plates.
+            shape does not depend on the draws; others have a sample dimension left of the plates.
         num_samples: of the run.
         layout: of the run.
     """
@@ -274,7 +274,7 @@ def _with_sample_dim(
     if value.dim() <= nesting:
         raise ContractError(
             f"The deterministic value {site['name']!r} has shape {tuple(value.shape)} under "
-            f"{num_samples} samples, whose dimension it should keep on the left: reduce over "
+            f"{num_samples} samples, and has lost their dimension on the left: reduce over "
             "dimensions counted from the right."
         )
     return value.expand(num_samples, *value.shape[1:])
@@ -293,7 +293,7 @@ def _kept_dims(site: Any, value: Tensor, layout: Layout) -> list[int]:
 def _axis(site: Any, moves: bool, layout: Layout) -> int | None:
     """The dimension of a site's draws that is over the data, or None.
 
-    `moves` says whether the value depends on the given latents.
+    With `moves`, the value depends on the given latents.
     """
     if not _is_deterministic(site):
         return layout.data_axis(site)

@@ -6,8 +6,8 @@ so is their divergence, and
     KL(q(z | x) ‖ p(z)) = Σ_d KL(q(z_d | x) ‖ p(z_d)),
 
 each term in closed form where torch knows one (two normals, say), else the mean of log q(z_d | x)
-− log p(z_d) over draws. A latent that depends on another has the divergence of its conditional
-densities, averaged over draws of that one.
+− log p(z_d) over draws. For a latent that depends on another, the divergence is that of the
+conditional densities, averaged over draws of the other latent.
 """
 
 from collections.abc import Mapping
@@ -66,9 +66,9 @@ def guide_log_prob(
         Shape (num_samples, num_data), in nats; (num_samples,) if the data share a latent.
 
     Raises:
-        ContractError: the guide computes its latents from auxiliary draws (as autoguides do),
-            which given latents do not determine; or a latent is missing, or of another shape than
-            the guide's.
+        ContractError: the guide computes its latents from auxiliary draws (as autoguides do), so
+            that it has no density at given latents; or a latent is missing, or has another shape
+            than the guide's.
 
     Example:
         >>> import torch
@@ -103,9 +103,8 @@ def guide_log_prob(
             )
         _check_draws_latents_only(lvm, drawn, layout)
         for name, value in given.items():
-            own = to_own_dims(
-                drawn[name]["value"], drawn[name], 1, layout.nesting
-            ).shape[1:]
+            site = drawn[name]
+            own = to_own_dims(site["value"], site, 1, layout.nesting).shape[1:]
             if value.shape != (num_samples, *own):
                 raise ContractError(
                     f"guide_log_prob: latent {name!r} has shape {tuple(value.shape)}; the guide's "
@@ -129,8 +128,8 @@ def _check_draws_latents_only(
     for name, site in sites.items():
         if name not in layout.latents and family(site["fn"]) != "Unit":
             raise ContractError(
-                f"{type(lvm).__name__}: the guide makes its latents of an auxiliary draw, "
-                f"{name!r}, so it has no density of given latents; use a guide that samples the "
+                f"{type(lvm).__name__}: the guide computes its latents from an auxiliary draw, "
+                f"{name!r}, so it has no density at given latents; use a guide that samples the "
                 "latents themselves."
             )
 
@@ -158,13 +157,13 @@ def divergences(
     *,
     layout: Layout | None = None,
 ) -> dict[str, Tensor]:
-    """Terms whose mean over samples is KL(q(z | x) ‖ p(z)), by latent and, if possible, dimension.
+    """Terms whose mean is KL(q(z | x) ‖ p(z)), by latent and, if possible, by dimension.
 
     Arguments:
         lvm: the model and guide; every latent stands in the data plate, and the guide samples it
             itself.
         batch: what both are called with.
-        num_samples: draws of the latents; of no effect on the terms in closed form.
+        num_samples: draws of the latents; terms in closed form do not depend on it.
         layout: the layout of this very batch; by default a run of the pair finds it.
 
     Returns:
@@ -189,10 +188,10 @@ def divergences(
             f"divergences: {type(lvm).__name__} has a latent that its data share; there is no "
             "divergence per datum."
         )
-    one = _divergence_pass(lvm, layout)
+    pass_ = _divergence_pass(lvm, layout)
     with module_parameters(lvm), evaluation_mode(lvm):
         values = run_at_samples(
-            lvm, batch, num_samples, one, vectorisation=layout.vectorisation
+            lvm, batch, num_samples, pass_, vectorisation=layout.vectorisation
         )
     scores, priors, each = (
         {name: term.double() for name, term in values.get(kind, {}).items()}
@@ -242,10 +241,8 @@ def _by_dimension(
     if q is None or p is None:
         return None
     shape = torch.broadcast_shapes(q.batch_shape, p.batch_shape)
-    q, p = (
-        q.expand(shape),
-        p.expand(shape),
-    )  # torch's divergence of Bernoullis does not broadcast
+    # torch's divergence of Bernoullis does not broadcast
+    q, p = q.expand(shape), p.expand(shape)
     try:
         value = kl_divergence(q, p)
     except NotImplementedError:
@@ -255,7 +252,7 @@ def _by_dimension(
 
 
 def _univariate(site: Any) -> Distribution | None:
-    """The distribution of the single dimensions of a site; None if they are dependent."""
+    """The univariate distributions of a site's dimensions; None if they are dependent."""
     fn = site["fn"]
     while isinstance(fn, Independent):
         fn = fn.base_dist

@@ -65,7 +65,7 @@ def posterior_mean(
 ) -> dict[str, Tensor]:
     """E[z | x] under the guide, in closed form or as the mean of `num_samples` draws.
 
-    A latent that depends on another is averaged over `num_samples` draws of that one.
+    A latent that depends on another is averaged over `num_samples` draws of the other.
 
     Arguments:
         lvm: the model and guide; the guide alone is drawn from.
@@ -100,17 +100,17 @@ def _run_guide(
 ) -> Values:
     """The latents that the guide draws, under "latents".
 
-    With `mean`, the means of their distributions are under "means"; a draw stands for a mean
-    without a closed form.
+    With `mean`, the means of their distributions are under "means"; a draw replaces a mean
+    without closed form.
     """
     num_samples = check_number("num_samples", num_samples)
     check_batch(batch)
     layout = layout or find_layout(lvm, batch)
     sites: Sites = {}  # of the last run
-    one = _guide_pass(lvm, layout, mean, sites)
+    pass_ = _guide_pass(lvm, layout, mean, sites)
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
         values = run_at_samples(
-            lvm, batch, num_samples, one, vectorisation=layout.vectorisation
+            lvm, batch, num_samples, pass_, vectorisation=layout.vectorisation
         )
     check_means(values.get("means", {}), sites)
     return values
@@ -119,7 +119,7 @@ def _run_guide(
 def _guide_pass(
     lvm: LatentVariableModel, layout: Layout, mean: bool, sites: Sites
 ) -> Pass:
-    """A run of the guide, which also writes its sites to `sites`."""
+    """A pass of the guide, which also writes its sites to `sites`."""
 
     def draw(
         batch: Any, given: Mapping[str, Tensor], num_samples: int | None
@@ -159,13 +159,13 @@ def resample(
 
     For each datum, `num_samples` of `proposals` draws from the guide are picked with replacement,
     with probabilities proportional to their weights. Their distribution converges to p(z | x) as
-    `proposals` grows. At a small effective sample size, only about as many of them are distinct.
+    `proposals` grows. The number of distinct draws is about the effective sample size.
 
     Arguments:
         lvm: the model and guide.
         batch: what both are called with.
         num_samples: draws to return.
-        proposals: draws from the guide to pick them from.
+        proposals: number of draws from the guide, from which these are picked.
         chunk: proposals per pass, which bounds memory; all at once by default.
 
     Returns:
@@ -193,7 +193,7 @@ def resample(
     if layout.degenerate:
         raise ContractError(
             f"resample: the guide of {type(lvm).__name__} puts latent {layout.degenerate[0]!r} on "
-            "one point, so there is nothing to pick from; give it a guide with a density "
+            "one point, so its draws have no weights; give it a guide with a density "
             "(vilvm.wrappers.fit_guide)."
         )
     weights = log_weights(lvm, batch, proposals, chunk=chunk, layout=layout)
@@ -213,7 +213,7 @@ def picked_by_weight(
     """Draws picked with replacement in proportion to their weights, separately for each datum.
 
     Arguments:
-        weights: of at least one draw of each datum whose weight is not zero.
+        weights: for each datum, at least one is not zero.
         num_samples: draws to pick.
         layout: the layout of the batch.
 
@@ -232,11 +232,8 @@ def picked_by_weight(
     log_w = weights.log_weight
     probabilities = (log_w - log_w.amax(0)).exp()
     # (num_samples, num_data or 1)
-    picked = (
-        probabilities.reshape(len(log_w), -1)
-        .T.multinomial(num_samples, replacement=True)
-        .T
-    )
+    by_datum = probabilities.reshape(len(log_w), -1).T
+    picked = by_datum.multinomial(num_samples, replacement=True).T
 
     def pick(value: Tensor, axis: int | None = 1) -> Tensor:
         if log_w.dim() == 1 or axis is None:

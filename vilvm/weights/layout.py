@@ -67,27 +67,27 @@ class Layout(NamedTuple):
         data_plate: the name of the plate over the data, or None.
         data_dim: its dimension (negative, counted from the right of the batch shape), or None.
         num_data: data in the plate; 1 without one.
-        full_size: data in all according to the plate, of which the batch is a part; 1 without one.
+        full_size: the size of the full data set that the plate declares; 1 without one.
         local: whether every latent stands in the data plate, so that weights are per datum.
-        scale: the factor on the observed sites: a Pyro loss over the sum over the batch.
+        scale: the factor on the observed sites: the ratio of a Pyro loss to the batch's sum.
         model_scales: the factor on each site of the model; one number, or a tensor.
         guide_scales: the factor on each site of the guide.
         tempered: the mean factor that ``poutine.scale`` puts on each site of the model; empty if
-            one factor is on all.
+            all sites have the same factor.
         latents: those that the guide draws, in the model's order.
         observed: names, in the model's order.
         sites: by site of model and guide, its distribution, event shape and plates, as text.
         families: by observed site, the name of its distribution, and its mask if it has one.
         enumerated: latents that the model marks for parallel enumeration and the guide leaves out,
             which are summed over.
-        degenerate: latents that the guide puts on one point, so that it has no density there.
-        improper: latents whose prior is flat, which is no probability density.
-        masked: latents of which the model masks entries that the guide scores; these are
+        degenerate: latents that the guide puts on one point, where it has no density.
+        improper: latents whose prior is flat and so is not a probability density.
+        masked: latents with entries that the model masks and the guide scores; these entries are
             marginalised (``vilvm.weights._supports``).
         data_axes: by latent, the dimension of its draws that is over the data: 1, unless another
             plate stands left of the data plate; latents shared by the data are left out.
         subsample: the sites of the plates that subsample their data at random.
-        vectorisation: how passes at many samples are run, as far as it is known
+        vectorisation: the known strategies for passes at many samples
             (``vilvm.weights._vectorisation``).
     """
 
@@ -161,7 +161,7 @@ def find_layout(
 ) -> Layout:
     """Runs the pair once on `batch`, checks it, and returns its layout.
 
-    The pair is in evaluation mode meanwhile, so that batch statistics do not change.
+    The pair runs in evaluation mode, so that batch statistics do not change.
 
     Arguments:
         lvm: the model and guide.
@@ -170,16 +170,16 @@ def find_layout(
         plate: the name of the plate over the data, if it is known from another batch; by default
             the plate of the batch's size.
         any_data: whether the batch may hold other data than those that a guide with parameters per
-            datum was fitted to. Only right where the guide's draws are not used.
+            datum was fitted to. Correct only if the guide's draws are not used.
 
     Returns:
         Layout.
 
     Raises:
         ContractError: the pair cannot run on this batch, changes it in place, seeds torch's
-            generators, its latents do not match, it observes nothing, a log-density has
-            dimensions that no plate declares, or several plates might be that over the data; an
-            autoguide draws its own subsample.
+            generators, or observes nothing; its latents do not match; a log-density has dimensions
+            that no plate declares; several plates may be the one over the data; or an autoguide
+            draws its own subsample.
         NotApplicable: the guide has parameters per datum, and the batch holds other data.
 
     Example:
@@ -219,7 +219,7 @@ class _FirstRun(NamedTuple):
     Arguments:
         model_trace, guide_trace: its traces.
         model, guide: their sites.
-        nesting: plate dimensions of a model that runs under enumeration only; else 0.
+        nesting: plate dimensions of a model that runs only under enumeration; else 0.
     """
 
     model_trace: poutine.Trace
@@ -335,7 +335,7 @@ def _mean(scale: Any) -> float:
 def _tempered(model: Sites) -> dict[str, float]:
     """The mean factor of ``poutine.scale`` on the log-density of each site.
 
-    Empty if it is one factor for all, which does not change the posterior.
+    Empty if all have the same factor, which does not change the posterior.
     """
     factors = {}
     for name, site in model.items():

@@ -7,9 +7,8 @@ T(u), T being the bijection from ℝᵈ to its support, and the density of u is 
     base:    p₀(u), normalised, from which u can be drawn: the prior, or the guide;
     target:  p(x, z(u)) |∂z/∂u|, whose integral over u is p(x).
 
-With the guide as base, u stands for what the guide draws; for an automatic guide this is one
-vector from which all latents are computed. Enumerated latents are summed over, as in
-``log_weights``.
+With the guide as base, u parametrises the draws of the guide; an automatic guide draws one vector,
+from which all latents are computed. Enumerated latents are summed over, as in ``log_weights``.
 """
 
 from collections.abc import Mapping
@@ -58,7 +57,7 @@ class LogJoint:
     """p(x, z) of one batch, and a base density to start from, over unconstrained latents.
 
     Every u is a tensor of shape (num_samples, num_data, D), with all draws of a datum in one row.
-    Where the data share a latent, they are one datum together, of shape (num_samples, 1, D).
+    If the data share a latent, they form one datum together, of shape (num_samples, 1, D).
 
     Arguments:
         lvm: the model and guide; all latents are continuous or enumerated.
@@ -67,7 +66,7 @@ class LogJoint:
 
     Raises:
         ContractError: the pair breaks the contract on this batch; a latent is discrete, degenerate
-            or has a flat prior; there is none; or a plate subsamples its data.
+            or has a flat prior; there is no latent; or a plate subsamples its data.
 
     Example:
         >>> import torch
@@ -109,8 +108,7 @@ class LogJoint:
             )
         for plate in layout.subsample:
             raise ContractError(
-                f"{name} subsamples its plate {plate!r} at random; take a model that sees all of "
-                "it."
+                f"{name} subsamples its plate {plate!r} at random; use a model that does not."
             )
         if not layout.latents:
             raise ContractError(
@@ -121,22 +119,22 @@ class LogJoint:
     @torch.no_grad()
     def draw(self, num_samples: int) -> Tensor:
         """Draws of u from the base density, shape (num_samples, num_data, D)."""
-        one = Pass(self._base, f"draws of u from the {self.base}")
-        return self._flat(self._samples(num_samples, one)["u"])
+        pass_ = Pass(self._base, f"draws of u from the {self.base}")
+        return self._flat(self._samples(num_samples, pass_)["u"])
 
     def __call__(self, u: Tensor) -> LogDensities:
         """The log-densities of u, of shape (num_samples, num_data, D), differentiable."""
-        one = Pass(self._densities, f"densities, base={self.base}")
+        pass_ = Pass(self._densities, f"densities, base={self.base}")
         values = self._samples(
-            len(u), one, self._sites_of(u), check=False, traced=self.traced
+            len(u), pass_, self._sites_of(u), check=False, traced=self.traced
         )
         return LogDensities(values["densities"]["base"], values["densities"]["target"])
 
     @torch.no_grad()
     def latents(self, u: Tensor) -> dict[str, Tensor]:
         """The latents at u, as ``posterior`` returns them."""
-        one = Pass(self._latents, f"latents of u, base={self.base}")
-        return self._samples(len(u), one, self._sites_of(u))["latents"]
+        pass_ = Pass(self._latents, f"latents of u, base={self.base}")
+        return self._samples(len(u), pass_, self._sites_of(u))["latents"]
 
     @torch.no_grad()
     def unconstrained(self, latents: dict[str, Tensor]) -> Tensor:
@@ -156,13 +154,13 @@ class LogJoint:
             )
         given = {name: latents[name] for name in self.layout.latents}
         num_samples = len(next(iter(given.values())))
-        one = Pass(self._base, f"u, base={self.base}")
-        return self._flat(self._samples(num_samples, one, given)["u"])
+        pass_ = Pass(self._base, f"u, base={self.base}")
+        return self._flat(self._samples(num_samples, pass_, given)["u"])
 
     def _samples(
         self,
         num_samples: int,
-        one: Pass,
+        pass_: Pass,
         given: Mapping[str, Tensor] | None = None,
         check: bool = True,
         traced: bool = False,
@@ -176,7 +174,7 @@ class LogJoint:
                 self.lvm,
                 self.batch,
                 num_samples,
-                one,
+                pass_,
                 given,
                 vectorisation=self.layout.vectorisation,
                 check=check,
@@ -245,12 +243,9 @@ class LogJoint:
         self, batch: Any, given: Mapping[str, Tensor], num_samples: int | None
     ) -> Values:
         layout = self.layout
-        put, guide, guide_trace = (
-            self._at_unconstrained(given, num_samples),
-            {},
-            None,
-        )
-        with put.handler:
+        at_u = self._at_unconstrained(given, num_samples)
+        guide, guide_trace = {}, None
+        with at_u.handler:
             if self.base == "guide":
                 guide_trace = run(
                     self.guide, "guide", batch, samples=layout.samples(num_samples)
@@ -262,7 +257,7 @@ class LogJoint:
         sites = guide or model.sites
         jacobian = [
             reduce(
-                put.log_jacobians[n],
+                at_u.log_jacobians[n],
                 layout.is_in_data(sites[n]),
                 num_samples,
                 layout,
@@ -275,7 +270,7 @@ class LogJoint:
         else:
             terms = log_densities("guide", guide, num_samples, layout)
             base = [terms[name] for name in given]
-            # of a change of variables in the guide
+            # the other terms are of a change of variables in the guide
             joint += [-term for name, term in terms.items() if name not in given]
         return {
             "densities": {
@@ -296,7 +291,7 @@ class LogJoint:
     ) -> "_AtUnconstrained":
         return _AtUnconstrained(values, num_samples, self.shapes, self.layout.nesting)
 
-    # Between u in one tensor and u by site
+    # Conversions between u in one tensor and u by site
     # ----------------------------------------------------------------------------------------
 
     def _like_single(self, u: Tensor, shape: "_Shape", num_samples: int) -> Tensor:
@@ -351,7 +346,7 @@ class _Shape(NamedTuple):
 
 
 class _AtUnconstrained:
-    """Sets sites to T(u), and keeps log |det ∂T/∂u|.
+    """Sets sites to T(u), and records log |det ∂T/∂u|.
 
     Arguments:
         values: u by site, in the shape of a single run after the dimension of samples.
@@ -380,7 +375,7 @@ class _AtUnconstrained:
         transform = bijection_to(msg)
         value: Any = transform(u)
         log_det = transform.log_abs_det_jacobian(u, value)
-        # One number per batch element, also where T acts on single numbers of an event.
+        # one number per batch element, also if T acts on each number of an event
         extra = log_det.dim() - (value.dim() - msg["fn"].event_dim)
         if extra:
             log_det = log_det.sum(list(range(-extra, 0)))

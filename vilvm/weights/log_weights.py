@@ -1,16 +1,15 @@
-"""Log-weights: everything that vilvm reports about a model is a function of them.
+"""Log-weights: every quantity that vilvm reports about a model is a function of them.
 
-For latents z, an observation x, a model p(x | z) p(z) and a guide q(z | x), every quantity that
-vilvm reports is a function of
+For latents z, an observation x, a model p(x | z) p(z) and a guide q(z | x), the log-weights are
 
     log w = log p(x | z) + log p(z) − log q(z | x),   z ~ q(z | x),
 
-kept for every Monte Carlo sample and every datum. Their mean over samples is the ELBO, their
-log-mean-exp the importance-weighted bound, their tail the Pareto k̂. ``log_weights`` runs the
-pair, all samples in parallel where that equals the single-sample run
+for every Monte Carlo sample and every datum. Their mean over samples is the ELBO, their
+log-mean-exp is the importance-weighted bound, and their tail gives the Pareto k̂. ``log_weights``
+runs the pair, with all samples in parallel if that equals the single-sample run
 (``vilvm.weights._vectorisation``), and returns the three terms by site. Plate and
-``poutine.scale`` factors are taken out and kept beside them: inside a log-mean-exp a scale is no
-longer a weight on a datum but a power of its likelihood, so no bound would be left.
+``poutine.scale`` factors are not applied but returned separately: inside a log-mean-exp a scale is
+not a weight on a datum but a power of its likelihood, and the result would not be a bound.
 """
 
 from collections.abc import Iterator, Mapping
@@ -58,8 +57,8 @@ class LogWeights:
 
     Arguments:
         log_likelihoods: log p(x | z) by observed site, with enumerated latents summed over; sites
-            that depend on an enumerated latent are one term, "x+y".
-        log_priors: log p(z) by latent; likewise.
+            that depend on an enumerated latent form one term, "x+y".
+        log_priors: log p(z) by latent, joined likewise.
         log_guides: log q(z | x) by site of the guide (the latents, and auxiliary sites of an
             autoguide).
         model_scales: the factor that plates and ``poutine.scale`` put on each site of the model;
@@ -105,8 +104,8 @@ class LogWeights:
     def log_weight(self) -> Tensor:
         """log w = log p(x | z) + log p(z) − log q(z | x), shape (num_samples, num_data).
 
-        Shape (num_samples,) if the model has no data plate, or if the data share a latent: weights
-        then do not factorise, and the weight is that of all data together.
+        Shape (num_samples,) if the model has no data plate, or if the data share a latent: then
+        the weight does not factorise over the data and belongs to all of them together.
         """
         return total(term for term in (self.log_likelihood, -self.rate) if term.numel())
 
@@ -127,15 +126,15 @@ def log_weights(
 ) -> LogWeights:
     """Draws `num_samples` latents from the guide for every datum, and computes their log-weights.
 
-    Samples are drawn in parallel where that equals the single-sample run. The pair is in
-    evaluation mode meanwhile. Differentiable where autograd is on.
+    Samples are drawn in parallel if that equals the single-sample run. The pair runs in evaluation
+    mode. The result is differentiable if autograd is on.
 
     Arguments:
         lvm: the model and guide.
         batch: what both are called with.
         num_samples: Monte Carlo samples per datum.
         chunk: samples per pass, which bounds memory; all at once by default.
-        validate: whether Pyro validates parameters and values; NaN is named in any case.
+        validate: whether Pyro validates parameters and values; NaN raises in any case.
         layout: the layout of this very batch; by default a run of the pair finds it.
 
     Returns:
@@ -144,7 +143,8 @@ def log_weights(
 
     Raises:
         ContractError: see ``find_layout``.
-        NonFiniteError: a ContractError: a log-density is NaN or +inf, with site and datum.
+        NonFiniteError: a ContractError: a log-density is NaN or +inf; the message names site and
+            datum.
 
     Example:
         >>> import torch, vilvm
@@ -175,7 +175,7 @@ def weight_chunks(
     validate: bool = True,
     layout: Layout | None = None,
 ) -> Iterator[LogWeights]:
-    """The LogWeights of ``log_weights`` in chunks, for use in constant memory.
+    """The LogWeights of ``log_weights`` in chunks, so that memory does not grow with samples.
 
     Arguments:
         lvm: the model and guide.
@@ -186,8 +186,8 @@ def weight_chunks(
         layout: the layout of this very batch; by default a run of the pair finds it.
 
     Returns:
-        An iterator of LogWeights of shape (chunk, num_data), the last of which may be smaller, in
-        nats per datum.
+        An iterator of LogWeights of shape (chunk, num_data), in nats per datum; the last may be
+        smaller.
 
     Raises:
         ContractError: as ``log_weights``.
@@ -235,7 +235,7 @@ def weigh(
         LogWeights of shape (num_samples, num_data), in nats per datum.
 
     Raises:
-        NonFiniteError: a log-density is NaN or +inf, with site and datum.
+        NonFiniteError: a log-density is NaN or +inf; the message names site and datum.
 
     Example:
         >>> import torch
@@ -267,7 +267,7 @@ def sample_pass(
 ) -> LogWeights:
     """The LogWeights of one pass, without checks, so that it can be traced.
 
-    No tensor's value is read once the way in which the samples of these batches are run is known.
+    It reads no tensor's value once the strategy for the samples of these batches is known.
 
     Arguments:
         lvm: the model and guide.
@@ -286,15 +286,15 @@ def sample_pass(
         >>> sample_pass(lvm, x, find_layout(lvm, x)).log_weight.shape
         torch.Size([1, 4])
     """
-    one = log_weights_pass(lvm, layout)
+    pass_ = log_weights_pass(lvm, layout)
     with module_parameters(lvm), pyro.validation_enabled(False):
         if num_samples is None:
-            return _read(one.run(batch, {}, None), layout)
+            return _read(pass_.run(batch, {}, None), layout)
         values = run_at_samples(
             lvm,
             batch,
             num_samples,
-            one,
+            pass_,
             vectorisation=layout.vectorisation,
             traced=True,
         )
@@ -302,7 +302,7 @@ def sample_pass(
 
 
 def log_weights_pass(lvm: LatentVariableModel, layout: Layout) -> Pass:
-    """A run of guide and model that computes the terms of a log-weight, and the latents.
+    """The pass of guide and model that computes the terms of the log-weights, and the latents.
 
     Arguments:
         lvm: the model and guide.
@@ -375,7 +375,7 @@ def _concatenate(chunks: list[LogWeights]) -> LogWeights:
 
 
 def _check_nan(weights: LogWeights) -> None:
-    # The guide first: a NaN that is drawn there spreads to the others.
+    # The guide first: a NaN that it draws spreads to the other terms.
     kinds = {
         "log-guide density": weights.log_guides,
         "log-prior": weights.log_priors,
@@ -383,8 +383,7 @@ def _check_nan(weights: LogWeights) -> None:
     }
     for kind, terms in kinds.items():
         for name, value in terms.items():
-            # A NaN or +inf anywhere makes the sum NaN or +inf: one scan without a mask suffices
-            # where there is none.
+            # A NaN or +inf anywhere makes the sum NaN or +inf, so finite values need one sum only.
             if bool(_is_nan_or_inf(value.detach().sum())) and bool(
                 _is_nan_or_inf(value).any()
             ):

@@ -1,4 +1,4 @@
-"""The observed sites at given latents: their means, draws of them, and their recorded values."""
+"""Means and draws of the observed sites at given latents, and their values in a batch."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -46,13 +46,13 @@ __all__ = ["observed", "predict", "replicate"]
 def predict(
     lvm: LatentVariableModel, latents: Mapping[str, Tensor], *, like: Any = None
 ) -> dict[str, Tensor]:
-    """E[x | z]: the means of the observed sites given latents, which is a decoder of any model.
+    """E[x | z]: the means of the observed sites given latents, a decoder for any model.
 
     Arguments:
         lvm: the model and guide; the guide is not run.
         latents: every latent by name, shape (num_data, ...); (...) for a latent that the data
             share, which needs `like`.
-        like: a batch of num_data data, for a model that reads more of it than its length.
+        like: a batch of num_data data, for a model that reads more of its batch than the length.
 
     Returns:
         Every observed site by name, shape (num_data, ...).
@@ -79,7 +79,7 @@ def predict(
     missing = [name for name in latents_of_simulated(sites) if name not in latents]
     if missing:
         raise ContractError(
-            f"predict: no value was given for the latent {missing[0]!r}; it has {sorted(latents)}."
+            f"predict: no value was given for the latent {missing[0]!r}; got {sorted(latents)}."
         )
     if like is None:
         check_event_sizes(lvm, sites.values())
@@ -94,7 +94,7 @@ def replicate(
     """Draws from p(x | z) given draws of the latents.
 
     With draws of ``posterior``, these are replicated data, to be compared with the data. An
-    enumerated latent has no value and is drawn from its prior.
+    enumerated latent needs no value and is drawn from its prior.
 
     Arguments:
         lvm: the model and guide; the guide is not run.
@@ -128,9 +128,9 @@ def replicate(
         nesting = nesting_of(probe)
         if any(enumerable(site) and n not in latents for n, site in probe.items()):
             check_drawable("replicate", lvm, batch, latents, nesting)
-        one = simulation_pass(lvm, nesting, mean=False)
+        pass_ = simulation_pass(lvm, nesting, mean=False)
         values = run_at_samples(
-            lvm, batch, num_samples, one, latents, vectorisation=Vectorisation()
+            lvm, batch, num_samples, pass_, latents, vectorisation=Vectorisation()
         )["simulated"]
     return {n: value for n, value in values.items() if was_observed(probe[n])}
 
@@ -139,7 +139,7 @@ def _only_number_of_draws(latents: Mapping[str, Tensor]) -> int:
     numbers = {value.shape[0] if value.dim() else 0 for value in latents.values()}
     if len(numbers) != 1:
         raise ContractError(
-            "replicate: the latents must have one and the same number of draws first; they have "
+            "replicate: the latents must have the same number of draws in dimension 0; they have "
             f"{sorted(numbers)}."
         )
     return numbers.pop()
@@ -152,13 +152,12 @@ def _check_all_given(latents: Mapping[str, Tensor], sites: Sites) -> None:
         )
         if name not in latents and not needs_no_value:
             raise ContractError(
-                f"replicate: no draws were given of the latent {name!r}; there are those of "
-                f"{sorted(latents)}."
+                f"replicate: no draws were given of the latent {name!r}; got {sorted(latents)}."
             )
 
 
 def observed(lvm: LatentVariableModel, batch: Any) -> dict[str, Tensor]:
-    """The values that the model observes of a batch, in the shapes of ``replicate``.
+    """The values that the model observes in a batch, in the shapes of ``replicate``.
 
     Arguments:
         lvm: the model and guide.
@@ -195,7 +194,7 @@ def _batch_around(
     like: Any,
     axis: int,
 ) -> Any:
-    """`like`, or a placeholder of as many data as the first latent has along `axis`."""
+    """`like`, or a placeholder with as many data as the first latent has along `axis`."""
     check_contract(lvm)
     if not isinstance(latents, Mapping) or not all(
         isinstance(value, Tensor) for value in latents.values()

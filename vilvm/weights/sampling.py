@@ -38,7 +38,7 @@ class SiteDraws(NamedTuple):
 
     Arguments:
         value: the draws, shape (num_samples, ...), or (..., num_samples, ...) along `axis`.
-        axis: the dimension of the draws, where each is a datum of the data plate; else None.
+        axis: the dimension of the draws if each draw is one datum; else None.
         observed: whether the model observes the site.
     """
 
@@ -90,7 +90,7 @@ def draws_by_site(
     like: Any = None,
     mean: bool = False,
 ) -> dict[str, SiteDraws]:
-    """The draws of ``sample``, with those of a datum's plates left in place.
+    """The draws of ``sample``, with the dimension of the draws where the data plate has it.
 
     Arguments:
         lvm: the model and guide; the guide is not run.
@@ -154,7 +154,7 @@ class _Simulated(NamedTuple):
         }
 
     def by_site(self, plate: Any) -> dict[str, SiteDraws]:
-        """The draws by site; those of one datum in `plate` take its dimension."""
+        """The draws by site; draws of one datum in `plate` take its dimension."""
         return {
             n: _site_draws(value, self.probe[n], plate)
             for n, value in self.values.items()
@@ -167,10 +167,10 @@ def _simulate(
     with not_seeded("model", lvm):
         probe = run_unobserved(lvm, batch)
         _check_no_factor(lvm, probe)
-    one, ways = simulation_pass(lvm, nesting_of(probe), mean), Vectorisation()
-    values = run_at_samples(lvm, batch, num_samples, one, vectorisation=ways)[
-        "simulated"
-    ]
+    pass_ = simulation_pass(lvm, nesting_of(probe), mean)
+    values = run_at_samples(
+        lvm, batch, num_samples, pass_, vectorisation=Vectorisation()
+    )["simulated"]
     plate = _data_plate_of_simulated(lvm, batch, probe)
     return _Simulated(values, probe, plate)
 
@@ -181,7 +181,7 @@ def _data_plate_of_simulated(lvm: LatentVariableModel, batch: Any, sites: Sites)
 
 
 def _site_draws(value: Tensor, site: Any, plate: Any) -> SiteDraws:
-    """Draws with one datum in `plate`, whose dimension they take: each draw is a datum."""
+    """The draws of a site; if `plate` holds one datum, they take its dimension."""
     if plate is not None and in_plate(site, plate.name):
         axis = plate_axis(site, plate)
         if value.shape[axis + 1] == 1:
@@ -195,8 +195,7 @@ def _check_no_factor(lvm: object, sites: Sites) -> None:
         if family(site["fn"]) == "Unit":
             raise NotApplicable(
                 f"{type(lvm).__name__} cannot be simulated: its pyro.factor {name!r} changes its "
-                "density, but not its draws. Write it as a distribution, or do without simulated "
-                "data."
+                "density, but not its draws. Write it as a distribution, or do not simulate data."
             )
 
 

@@ -4,9 +4,9 @@
 become a batch that model and guide can be called with: the batch itself, if the model observes its
 batch unchanged; else they replace the observed values in a given batch.
 
-Entries that the model's mask hides are no data. In a given batch they stay as they are; else they
-come from another simulation, so that a function of the batch knows no more of z than the posterior
-may. A model with a ``pyro.factor`` cannot be simulated by running it, and is refused.
+Entries that the model's mask hides are not data. In a given batch they do not change; otherwise
+they come from another simulation, so that they hold no information about z. A model with a
+``pyro.factor`` cannot be simulated by running it and raises NotApplicable.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -89,29 +89,29 @@ def simulate(
 ) -> list[Simulation]:
     """Draws (z, x) ~ p(z, x), in batches that model and guide can be called with.
 
-    Where every latent belongs to one datum, a simulation is one datum, and a batch holds at most
-    `batch_size` of them. Where the data share a latent, a simulation is a whole batch like `like`.
-    The model is in evaluation mode meanwhile.
+    If every latent belongs to one datum, a simulation is one datum, and a batch holds at most
+    `batch_size` of them. If the data share a latent, a simulation is a whole batch like `like`.
+    The model runs in evaluation mode.
 
     Arguments:
         lvm: the model and guide.
-        num_simulations: how many to draw; more are returned only where a batch cannot be divided,
-            since its tensors share no first dimension.
+        num_simulations: how many to draw; more are returned only if a batch cannot be divided,
+            because its tensors share no first dimension.
         like: a batch, or ``Data``, for a model that reads more of it than its length; its observed
             values are replaced.
-        rebuild: makes a batch of draws {site: value} of the model; by default, drawn data replace
-            those in `like`.
+        rebuild: builds a batch from draws {site: value} of the model; by default, drawn data
+            replace those in `like`.
         batch_size: data per batch.
 
     Returns:
         A list of Simulation, of `num_simulations` in all.
 
     Raises:
-        NotApplicable: a ContractError: the model has a ``pyro.factor``, a likelihood that cannot
-            be drawn from, or reads what it observes (a text model whose words depend on those
-            before them).
-        ContractError: the model reads its batch, and none is given; or what it observes is not an
-            unchanged part of the batch.
+        NotApplicable: a ContractError: the model has a ``pyro.factor``, or a likelihood that
+            cannot be drawn from, or reads the values that it observes (a text model whose words
+            depend on earlier words).
+        ContractError: the model reads its batch, and none is given; or it observes values that are
+            not an unchanged part of the batch.
 
     Example:
         >>> from vilvm.models.vae import VAE
@@ -185,7 +185,7 @@ def simulations(
         lvm: the model and guide, in evaluation mode.
         number: how many to draw.
         like: a batch on the device of the model.
-        rebuild: makes a batch of draws {site: value} of the model.
+        rebuild: builds a batch from draws {site: value} of the model.
         batch_size: data per batch.
 
     Returns:
@@ -250,19 +250,19 @@ def _parts(
 def _check_simulated(
     lvm: object, sites: Mapping[str, Tensor], layout: Layout, alone: bool
 ) -> None:
-    """Checks that simulations are data of the batch; `alone` if there is no batch `like`."""
+    """Checks that each datum of the batch is a simulation; with `alone`, there is no `like`."""
     if alone and not layout.local:
         raise ContractError(
             f"{type(lvm).__name__} has a latent that its data share, so a simulation is a whole "
-            "data set: pass like=, one of the size meant."
+            "data set: pass like=, a data set of the size that you mean."
         )
     for name, axis in layout.data_axes.items():
         if sites[name].shape[axis] != layout.num_data:
             raise ContractError(
                 f"{type(lvm).__name__}: latent {name!r} was drawn in shape "
                 f"{tuple(sites[name].shape[1:])}, whose dimension {axis - 1} is not that of the "
-                f"batch's {layout.num_data} data: let rebuild make a batch with one datum for "
-                "each that is drawn."
+                f"batch's {layout.num_data} data: let rebuild return a batch with one datum for "
+                "each datum that is drawn."
             )
 
 
@@ -274,13 +274,13 @@ def batches(
     like: Any = None,
     rebuild: Rebuild | None = None,
 ) -> Iterator[tuple[Any, dict[str, Tensor]]]:
-    """Batches of simulated data without end, each with the draws of all its sites.
+    """An endless iterator of simulated batches, each with the draws of all its sites.
 
     Arguments:
         lvm: the model and guide.
         rows: data per batch, if there is no `like`.
         like: a batch, for a model that reads more of it than its length.
-        rebuild: makes a batch of draws {site: value} of the model.
+        rebuild: builds a batch from draws {site: value} of the model.
 
     Returns:
         An iterator of batches, each with a dict of its sites' draws, shape (1, ...).
@@ -328,7 +328,7 @@ def _with_like(
 def _without_like(
     lvm: LatentVariableModel, rows: int, rebuild: Rebuild | None
 ) -> _Drawn:
-    """Batches that are the draws of the one observed site, or what `rebuild` makes of all."""
+    """Batches that are the draws of the only observed site, or the result of `rebuild`."""
     checked = False
     while True:
         draws = _draw(lvm, rows, None)
@@ -355,7 +355,7 @@ def _draw(lvm: LatentVariableModel, number: int, like: Any) -> dict[str, SiteDra
 def _check_same_densities(
     lvm: LatentVariableModel, like: Any, batch: Any, sites: Mapping[str, Tensor]
 ) -> None:
-    """Raises NotApplicable where the model reads what it observes.
+    """Raises NotApplicable if the model reads the values that it observes.
 
     Drawn data in the batch then change the densities that they were drawn from.
     """
@@ -366,8 +366,8 @@ def _check_same_densities(
         ):
             raise NotApplicable(
                 f"{type(lvm).__name__} cannot be simulated: it reads what it observes (the "
-                f"density of its site {name!r} changes when drawn data take the place of the "
-                "batch's), so that one run does not draw from it."
+                f"density of its site {name!r} changes when drawn data replace the batch's), so "
+                "one run does not draw from its joint density."
             )
 
 
@@ -393,7 +393,7 @@ def _with_hidden_of_others(
 ) -> Tensor:
     """The batch with its hidden entries from another simulation.
 
-    They then hold no information on the latents of this one.
+    They then hold no information about the latents of this one.
     """
     scored = scored_entries(run_model_alone(lvm, batch)[name])
     if bool(scored.all()):

@@ -1,6 +1,4 @@
-"""A model around a model: with another prior, guide or likelihood scale, or with partly observed
-data.
-"""
+"""Models around a model: another prior, guide or likelihood scale, or partly observed data."""
 
 from vilvm.wrappers.likelihood_scale import WithLikelihoodScale, fit_likelihood_scale
 from vilvm.wrappers.partly_observed import PartlyObserved, partly_observed

@@ -31,7 +31,7 @@ class CaptureSite(Messenger):
 class Substitute(Messenger):
     """Replaces the distribution of the sample site `name` by ``change(distribution)``.
 
-    `met` records whether the site exists.
+    `found` records whether the site exists.
 
     Arguments:
         name: of the site.
@@ -40,8 +40,8 @@ class Substitute(Messenger):
 
     def __init__(self, name: str, change: Callable[[Any], dist.TorchDistribution]):
         super().__init__()
-        self.name, self.change, self.met = name, change, False
+        self.name, self.change, self.found = name, change, False
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["name"] == self.name:
-            msg["fn"], self.met = self.change(msg["fn"]), True
+            msg["fn"], self.found = self.change(msg["fn"]), True

@@ -1,8 +1,8 @@
 """The scale of a Gaussian likelihood, fitted after training.
 
-An auto-encoder is trained on the squared error, the likelihood N(g(z), σ² I) with σ = 1: there σ
-changes the unit only. For a density, σ matters. Given the codes, its maximum likelihood estimate
-is
+An auto-encoder is trained on the squared error, the likelihood N(g(z), σ² I) with σ = 1. In
+training σ only changes the unit; a density depends on it. Given the codes, its maximum likelihood
+estimate is
 
     σ̂² = mean over data and components of (x − x̂)²,    x̂ = E[x | z = E_q[z | x]].
 
@@ -73,7 +73,7 @@ def fit_likelihood_scale(
     Arguments:
         lvm: a trained model with one observed site, which is Gaussian.
         data: the training data; a fresh transform is applied once.
-        num_samples: draws a datum for a posterior mean without closed form.
+        num_samples: draws per datum for a posterior mean without closed form.
         seed: of these draws, and of the transform.
 
     Returns:
@@ -110,7 +110,7 @@ def _fit_scale(lvm: Any, fixed: Data, num_samples: int) -> WithLikelihoodScale:
     site = layout.observed[0]
     if len(layout.observed) != 1 or layout.families[site] != "Normal":
         raise ContractError(
-            "fit_likelihood_scale needs a model of one Gaussian observation; "
+            "fit_likelihood_scale needs a model with one Gaussian observed site; "
             f"{type(lvm).__name__} observes {layout.families}."
         )
     residuals = [
@@ -120,8 +120,8 @@ def _fit_scale(lvm: Any, fixed: Data, num_samples: int) -> WithLikelihoodScale:
     mean_square = squares / sum(r.numel() for r in residuals)
     if not bool(mean_square > 0):
         raise ValueError(
-            "fit_likelihood_scale: the data are reproduced exactly, so that the noise has no "
-            "scale; take more data, or fewer dimensions."
+            "fit_likelihood_scale: the model reproduces the data exactly, so the noise has no "
+            "scale; use more data, or fewer dimensions."
         )
     return WithLikelihoodScale(lvm, site, mean_square.sqrt().to(residuals[0]))
 
@@ -131,6 +131,6 @@ def _residual(lvm: Any, batch: Any, site: str, num_samples: int) -> torch.Tensor
     if not isinstance(batch, torch.Tensor) or mean.shape != batch.shape:
         raise ContractError(
             f"fit_likelihood_scale: site {site!r} has shape {tuple(mean.shape)}, which is not "
-            "that of the data."
+            "that of the data; use a model that observes its batch unchanged."
         )
     return batch - mean

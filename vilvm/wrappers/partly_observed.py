@@ -4,9 +4,9 @@ With components O of x observed and the likelihood factorising over components,
 
     p(x_O | z) = Π_{j ∈ O} p(x_j | z),    p(z | x_O) ∝ p(x_O | z) p(z),
 
-so the decoder and the prior do not change, and the posterior of z is wider, for it is given less.
-A guide fitted to it (``vilvm.wrappers.fit_guide``), or importance resampling (``vilvm.resample``),
-draws z, and the decoder completes the datum.
+so the decoder and the prior do not change, and the posterior of z is wider, since less is
+observed. A guide fitted to it (``vilvm.wrappers.fit_guide``), or importance resampling
+(``vilvm.resample``), draws z, and the decoder completes the datum.
 
 Reference: Stochastic Backpropagation and Approximate Inference in Deep Generative Models, Rezende,
 Mohamed and Wierstra, 2014 (missing data imputation).
@@ -52,10 +52,10 @@ class PartlyObserved(Wrapped):
         """p(x_O | z) p(z)."""
         with Substitute(self.site, self._restrict) as restricted:
             result = self.inner_model(batch)
-        if not restricted.met:
+        if not restricted.found:
             raise ContractError(
-                f"partly_observed: {type(self.lvm).__name__} has no site {self.site!r}; say with "
-                "site=... what it observes."
+                f"partly_observed: {type(self.lvm).__name__} has no site {self.site!r}; name its "
+                "observed site with site=...."
             )
         return result
 
@@ -66,8 +66,8 @@ class PartlyObserved(Wrapped):
     def _restrict(self, fn: Any) -> dist.TorchDistribution:
         if fn.event_shape != self.observed.shape:
             raise ContractError(
-                f"partly_observed: the mask has shape {tuple(self.observed.shape)}, a datum of "
-                f"site {self.site!r} {tuple(fn.event_shape)}."
+                f"partly_observed: the mask has shape {tuple(self.observed.shape)}, and a datum "
+                f"of site {self.site!r} has shape {tuple(fn.event_shape)}."
             )
         parts = getattr(fn, "base_dist", None)
         if parts is None or parts.event_shape:
@@ -94,7 +94,7 @@ def partly_observed(
         The model, which shares its parameters with `lvm`.
 
     Raises:
-        ValueError: `observed` is no Boolean tensor, or selects nothing.
+        ValueError: `observed` is not a Boolean tensor, or selects nothing.
         ContractError: when the model runs: there is no such site, the mask has another shape, or
             the likelihood does not factorise.
 
@@ -113,7 +113,7 @@ def partly_observed(
     is_mask = isinstance(observed, Tensor) and observed.dtype == torch.bool
     if not is_mask or not bool(observed.any()):
         raise ValueError(
-            "partly_observed: `observed` must be a Boolean tensor of a datum's shape, True "
-            "somewhere."
+            "partly_observed: `observed` must be a Boolean tensor of a datum's shape, with at "
+            "least one True."
         )
     return PartlyObserved(lvm, observed, site)

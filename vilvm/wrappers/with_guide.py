@@ -1,6 +1,6 @@
-"""A model with another guide: decoder and prior frozen, q(z | x) a Gaussian from an encoder.
+"""A frozen model with another guide, q(z | x) a Gaussian whose parameters an encoder computes.
 
-This is how an auto-encoder is evaluated as a generative model: fit a prior to its codes
+An auto-encoder is evaluated as a generative model in three steps: fit a prior to its codes
 (``vilvm.priors``), freeze the prior and the decoder, and fit a stochastic guide. The ELBO and the
 importance-weighted bound are then those of a proper model of x.
 """
@@ -45,7 +45,7 @@ class WithGuide(Wrapped):
         around: whether the encoder's mean is added to that of the inner guide.
 
     Raises:
-        ContractError: `encoder` or `lvm` is no ``torch.nn.Module``.
+        ContractError: `encoder` or `lvm` is not a ``torch.nn.Module``.
 
     Example:
         >>> from vilvm.models.ppca import PPCA
@@ -74,13 +74,9 @@ class WithGuide(Wrapped):
             )
         super().__init__(copy.deepcopy(lvm), frozen=True)
         self.lvm.requires_grad_(False).eval()
-        self.dim = dim
-        self.encoder, self.latent, self.plate, self.around = (
-            encoder,
-            latent,
-            plate,
-            around,
-        )
+        self.encoder, self.latent = encoder, latent
+        self.plate, self.dim = plate, dim
+        self.around = around
         self.keeps_guide = around
 
     def train(self, mode: bool = True) -> "WithGuide":
@@ -102,8 +98,8 @@ class WithGuide(Wrapped):
         out = self.encoder(x)
         if out.shape[-1] % 2:
             raise ContractError(
-                f"with_guide: the encoder gives {out.shape[-1]} numbers a datum; it must give a "
-                "mean and a log-variance each."
+                f"with_guide: the encoder returns {out.shape[-1]} numbers per datum; it must "
+                "return a mean and a log-variance for each latent dimension."
             )
         if self.around:
             mean, log_variance = out.chunk(2, dim=-1)
@@ -135,7 +131,7 @@ def with_guide(
 
     Arguments:
         lvm: a model with one latent vector for each datum and a proper prior. It is copied; a
-            network that its functions refer to and that is no part of the module is shared.
+            network that its functions refer to and that is not a submodule is shared.
         encoder: maps the (first) tensor of a batch to the mean and log-variance of the latent,
             concatenated.
         latent: the name of the latent.
@@ -148,7 +144,7 @@ def with_guide(
         The model with the new guide.
 
     Raises:
-        ContractError: `encoder` or `lvm` is no ``torch.nn.Module``.
+        ContractError: `encoder` or `lvm` is not a ``torch.nn.Module``.
 
     Example:
         >>> import torch, vilvm
@@ -190,7 +186,7 @@ def fit_guide(
             codes.
         hidden: sizes of that perceptron's hidden layers.
         epochs: number of passes over the data.
-        batch_size: number of data a step.
+        batch_size: number of data per step.
         lr: peak learning rate of Adam.
         seed: of the perceptron's initial weights and of the training.
         options: further arguments of ``vilvm.fit``, such as validation, run_dir or progress.
@@ -238,7 +234,7 @@ def _with_new_guide(
     hidden: Sequence[int],
     device: torch.device,
 ) -> WithGuide:
-    """The model with an untrained guide of the layout that its first data have."""
+    """The model with an untrained guide that fits the layout of its first data."""
     batch = train.subset(slice(0, min(_FIRST, len(train)))).to(device).model_input()
     layout = find_layout(lvm, batch)
     latent, code = _code(lvm, batch, layout)
@@ -268,8 +264,8 @@ def _code(lvm: Any, batch: Any, layout: Layout) -> tuple[str, torch.Tensor]:
     if not layout.local or len(codes) != 1 or codes[layout.latents[0]].dim() != 3:
         shapes = {name: tuple(code.shape[1:]) for name, code in codes.items()}
         raise ContractError(
-            "fit_guide needs a model of one latent, a vector for each datum; of "
-            f"{layout.num_data} data it has {shapes}."
+            "fit_guide needs a model with one latent, a vector for each datum; for "
+            f"{layout.num_data} data its latents have shapes {shapes}."
         )
     if layout.scale != 1:
         raise ContractError(
@@ -285,8 +281,8 @@ def _perceptron(
     x = tensors_of(batch)[0]
     if x.dim() != 2:
         raise ContractError(
-            f"fit_guide: a datum has shape {tuple(x.shape[1:])} and not that of a row; "
-            "pass encoder=..., a network for it."
+            f"fit_guide: a datum has shape {tuple(x.shape[1:])} and is not a row of numbers; pass "
+            "encoder=..., a network for it."
         )
     return mlp(x.shape[-1], hidden, 2 * code.shape[-1]).to(code)
 

@@ -1,4 +1,4 @@
-"""A model with another prior: p̂(z) in place of p(z); p(x | z) and the guide do not change."""
+"""A model with another prior: p̂(z) replaces p(z); p(x | z) and the guide do not change."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ class WithPrior(Wrapped):
         prior: p̂(z), from ``fit_prior``.
 
     Raises:
-        ContractError: `prior` is no ``FittedPrior``.
+        ContractError: `prior` is not a ``FittedPrior``.
 
     Example:
         >>> import torch
@@ -36,7 +36,7 @@ class WithPrior(Wrapped):
     def __init__(self, lvm: torch.nn.Module, prior: FittedPrior):
         if not isinstance(prior, FittedPrior):
             raise ContractError(
-                f"with_prior: prior must be what fit_prior gives; got {prior!r}."
+                f"with_prior: prior must be a result of fit_prior; got {prior!r}."
             )
         super().__init__(lvm)
         self.prior = prior
@@ -45,7 +45,7 @@ class WithPrior(Wrapped):
         """p(x | z) p̂(z)."""
         with Substitute(self.prior.latent, self._replace) as replaced:
             result = self.inner_model(batch)
-        if not replaced.met:
+        if not replaced.found:
             raise ContractError(
                 f"with_prior: the prior is of latent {self.prior.latent!r}, which "
                 f"{type(self.lvm).__name__} does not have."
@@ -60,14 +60,14 @@ class WithPrior(Wrapped):
         new = self.prior.distribution()
         if new.event_shape != old.event_shape:
             raise ContractError(
-                f"with_prior: the prior is of vectors of shape {tuple(new.event_shape)}, latent "
-                f"{self.prior.latent!r} of shape {tuple(old.event_shape)}."
+                f"with_prior: the prior is of vectors of shape {tuple(new.event_shape)}, and "
+                f"latent {self.prior.latent!r} has shape {tuple(old.event_shape)}."
             )
         return new.expand(old.batch_shape)
 
 
 def with_prior(lvm: torch.nn.Module, prior: FittedPrior) -> WithPrior:
-    """A model with a fitted prior, which its draws and its scores use.
+    """A model with a fitted prior, for sampling and for densities.
 
     A degenerate guide stays degenerate: an auto-encoder with a prior can be sampled, but has an
     evidence bound only under a stochastic guide (``fit_guide``).
@@ -80,7 +80,7 @@ def with_prior(lvm: torch.nn.Module, prior: FittedPrior) -> WithPrior:
         The model, which shares its parameters with `lvm`.
 
     Raises:
-        ContractError: `prior` is no ``FittedPrior``; or, when the model runs, there is no such
+        ContractError: `prior` is not a ``FittedPrior``; or, when the model runs, there is no such
             latent, or it has another shape.
 
     Example:

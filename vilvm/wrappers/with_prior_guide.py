@@ -2,8 +2,8 @@
 
     log p(x) = log E_{p(z)} p(x | z)
 
-This is naive Monte Carlo. It is correct for every posterior, also for one with several modes, but
-useless in more than a few dimensions, where no draw from the prior is near the posterior.
+This is naive Monte Carlo. It is correct for every posterior, including those with several modes,
+but useless in more than a few dimensions, where no draw from the prior is near the posterior.
 """
 
 from typing import Any

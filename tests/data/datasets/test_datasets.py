@@ -1,4 +1,4 @@
-"""Data sets: splits, transforms, and where MNIST is looked for."""
+"""Data sets: splits, transforms, and the folder of MNIST."""
 
 import os
 import time
@@ -64,7 +64,7 @@ def test_arrays_of_every_kind(tmp_path):
     assert arrays(tmp_path / "faces.npy").name == "faces"
 
 
-def test_fingerprint_tells_data_and_transforms_apart():
+def test_fingerprint_distinguishes_data_and_transforms():
     x = torch.zeros(3, 2)
     prints = {
         Data(x).fingerprint(),
@@ -88,7 +88,7 @@ def test_mnist():
     data = mnist()
     assert [len(s) for s in data] == [55_000, 5_000, 10_000]
     everything = torch.cat([data.train.x, data.validation.x])
-    # The pixel mean and deviation that everyone quotes.
+    # the commonly quoted pixel mean and standard deviation
     assert everything.mean().item() == pytest.approx(0.1307, abs=5e-5)
     assert everything.std().item() == pytest.approx(0.3081, abs=5e-5)
     assert data.test.labels[:5].tolist() == [7, 2, 1, 0, 4]

@@ -1,6 +1,4 @@
-"""Data on disk are the data in memory, read when they are needed; what is wrong with a file is
-said in one sentence.
-"""
+"""Data on disk equal data in memory; errors name the file and the fault."""
 
 import os
 import re
@@ -106,7 +104,7 @@ def damaged(folder, case):
         ("no columns", "save one datum a row, and at least one"),
     ],
 )
-def test_what_is_no_data_is_refused(tmp_path, case, said):
+def test_unusable_files_are_refused(tmp_path, case, said):
     path = damaged(tmp_path, case)
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
         on_disk(path)
@@ -129,7 +127,7 @@ def test_numbers_beyond_the_type_are_refused(tmp_path):
     data = on_disk(saved(tmp_path, np.array([[1], [255], [300]])), dtype=torch.uint8)
     assert data.subset(slice(0, 2)).x.flatten().tolist() == [1, 255]
     with pytest.raises(
-        ValueError, match=r"x\.npy: holds 300, which is no torch\.uint8"
+        ValueError, match=r"x\.npy: holds 300, which torch\.uint8 cannot hold"
     ):
         data.subset(slice(1, 3))
     with pytest.raises(ValueError, match="dtype must be a real"):
@@ -159,7 +157,7 @@ def test_a_file_that_changes_is_noticed(tmp_path, change):
         os.utime(path, (0, 0))
     else:
         path.unlink()
-    with pytest.raises(ValueError, match="was written to, or removed"):
+    with pytest.raises(ValueError, match="was changed or removed"):
         data.subset(slice(4000, 4010))
 
 
@@ -182,7 +180,7 @@ def test_fingerprint_depends_on_contents_not_path(tmp_path):
     )
 
 
-def test_evaluation_is_that_of_the_data_in_memory(tmp_path):
+def test_evaluation_equals_that_of_data_in_memory(tmp_path):
     torch.manual_seed(0)
     x = torch.rand(230, 6).round()
     path, lvm = saved(tmp_path, x.numpy()), VAE(data_dim=6, latent_dim=2)
@@ -199,7 +197,7 @@ def test_evaluation_is_that_of_the_data_in_memory(tmp_path):
     )
 
 
-def test_what_would_have_to_be_kept_is_refused(tmp_path):
+def test_transform_drawn_once_is_refused(tmp_path):
     path = saved(tmp_path, np.zeros((40, 6)))
     with pytest.raises(ValueError, match="drawn once for all data"):
         on_disk(path, transform=StaticBinarisation())
@@ -228,7 +226,7 @@ def test_zarr(tmp_path):
         assert torch.equal(data.subset(index).x, expected[index])
     assert data.fingerprint() == on_disk(tmp_path / "x.zarr").fingerprint()
     zarr.create_group(str(tmp_path / "g.zarr"))
-    with pytest.raises(ValueError, match="no zarr array that can be read"):
+    with pytest.raises(ValueError, match="cannot be read as a zarr array"):
         on_disk(tmp_path / "g.zarr")
 
 
@@ -266,11 +264,9 @@ except MemoryError:
     reason="needs Linux",
 )
 def test_memory_does_not_grow_with_the_file(tmp_path):
-    """Training and evaluation on 1 GiB, of which all is read, in a process that may take 384 MiB
-    more than it has.
-    """
+    """Training and evaluation on 1 GiB in a process that may allocate 384 MiB."""
     path = tmp_path / "x.npy"
-    # zeros, which take no disk
+    # zeros, which take no disk space
     np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(2**15, 8192))
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, str(path)],

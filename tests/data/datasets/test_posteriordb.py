@@ -1,4 +1,4 @@
-"""Reference posteriors: read as they are, and a missing or damaged file said in a sentence."""
+"""Reference posteriors are read unchanged; missing or damaged files raise."""
 
 import json
 
@@ -29,13 +29,13 @@ def test_data_and_draws_are_read(folder):
     assert found.sd("beta[1]") == pytest.approx(DRAWS.std(ddof=1, dtype=np.float64))
 
 
-def test_the_folder_is_that_of_the_environment(folder, monkeypatch):
+def test_environment_variable_names_the_folder(folder, monkeypatch):
     monkeypatch.setenv("VILVM_DATA", str(folder.parent))
     folder.rename(folder.parent / "posteriordb")
     assert posteriordb("a-b").data["N"] == 2
 
 
-def test_what_is_missing_is_said(folder, tmp_path):
+def test_missing_file_is_named(folder, tmp_path):
     with pytest.raises(
         FileNotFoundError,
         match=r"No posterior 'c' in .* \(c.data.json is not there\): there are \['a-b'\]",
@@ -92,7 +92,7 @@ def test_draws_of_another_shape_are_refused(folder):
         "arK-arK",
     ],
 )
-def test_the_real_ones(name):
+def test_real_posteriors_are_read(name):
     try:
         found = posteriordb(name)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What is said to be known of the two modes, against draws and against integration."""
+"""The closed forms of the two modes, compared with draws and integration."""
 
 import torch
 
@@ -24,7 +24,7 @@ def test_density_integrates_to_one_with_its_mean():
         )
 
 
-def test_draws_are_as_it_says():
+def test_draws_have_the_conditional_mean():
     x = two_modes(20_000, seed=1).train.x
     residual = x[:, 0] - TwoModes.mean(x[:, 1])
     # E[(x₁ − E[x₁ | x₂]) f(x₂)] = 0

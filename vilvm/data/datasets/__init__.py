@@ -1,4 +1,4 @@
-"""Data sets, one a file; most return a ``Dataset`` of three splits."""
+"""Data sets, one per file; most return a ``Dataset`` of three splits."""
 
 from vilvm.data.datasets.arrays import arrays
 from vilvm.data.datasets.dataset import Dataset, carve

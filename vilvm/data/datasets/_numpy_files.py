@@ -35,8 +35,8 @@ def read_npy(path: Path) -> np.ndarray:
     """The array of a ``.npy`` file, in memory.
 
     Raises:
-        ValueError: the file is no ``.npy`` file, is damaged, holds pickled objects, has another
-            length than its header says, or does not fit in memory.
+        ValueError: the file is not a ``.npy`` file, is damaged, holds pickled objects, has another
+            length than its header states, or does not fit in memory.
     """
     with _plain_errors(path), path.open("rb") as file:
         return _array(path, file, path.stat().st_size)
@@ -75,8 +75,8 @@ def _array(path: Path, file: Any, size: int) -> np.ndarray:
     numbers = math.prod(shape)
     if min(shape, default=0) < 0 or numbers * dtype.itemsize != size - file.tell():
         raise ValueError(
-            f"{path}: is truncated or damaged, for its header gives shape {shape} and its length "
-            "another; write it again."
+            f"{path}: is truncated or damaged: its length does not match the shape {shape} in its "
+            "header; write it again."
         )
     _check_memory(path, size)
     array = np.empty(0, dtype)

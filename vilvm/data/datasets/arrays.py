@@ -40,7 +40,7 @@ def arrays(
     Arguments:
         train: training data, shape (num_data, ...).
         test: test data; by default a tenth of `train`, drawn from `seed`.
-        validation: number of data to split off the rest; by default a tenth of it.
+        validation: number of data to split off the other data; by default a tenth of them.
         transform: applied to each batch.
         name: of the data set; by default the file's, or "arrays".
         key: which array of a ``.npz`` file; needed if it holds several.
@@ -86,8 +86,8 @@ def _default_name(train: Any) -> str:
 def _check_enough(whole: Data, name: str, has_no_test: bool) -> None:
     if len(whole) < 2 + has_no_test:
         raise ValueError(
-            f"{name}: {len(whole)} rows cannot be split; pass more, or use vilvm.Data(tensor) as "
-            "it is."
+            f"{name}: {len(whole)} rows cannot be split; pass more, or use vilvm.Data(tensor), "
+            "which does not split them."
         )
 
 
@@ -123,8 +123,8 @@ def _data(source: Any, name: str, split: str, key: str | None) -> Data:
 def _tensor(array: Any, name: str) -> Tensor:
     if np.ma.isMaskedArray(array):
         raise ValueError(
-            f"{name}: is a NumPy masked array, whose mask no tensor keeps; pass array.filled(0), "
-            "and the mask to vilvm.wrappers.partly_observed.partly_observed, "
+            f"{name}: is a NumPy masked array, whose mask a tensor cannot keep; pass "
+            "array.filled(0), and the mask to vilvm.wrappers.partly_observed.partly_observed, "
             "poutine.mask or .mask(...) of the distribution."
         )
     try:
@@ -135,8 +135,8 @@ def _tensor(array: Any, name: str) -> Tensor:
     except (TypeError, ValueError):
         kind = getattr(array, "dtype", type(array).__name__)
         raise ValueError(
-            f"{name}: an array of {kind} holds no numbers to model, or complex ones, or rows of "
-            "several lengths."
+            f"{name}: an array of {kind} holds no real numbers, or has rows of different lengths; "
+            "pass an array of real numbers."
         ) from None
 
 
@@ -154,7 +154,7 @@ def _read(path: Path, key: str | None) -> np.ndarray:
 
 def _picked(path: Path, names: list[str], key: str | None) -> str:
     if key is None and len(names) != 1:
-        raise ValueError(f"{path}: holds the arrays {names}; say which with key=....")
+        raise ValueError(f"{path}: holds the arrays {names}; select one with key=....")
     if key is not None and key not in names:
         raise ValueError(f"{path}: holds no array {key!r}; it has {names}.")
     return key or names[0]

@@ -1,4 +1,4 @@
-"""A data set: its three splits."""
+"""A data set of three splits."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -43,8 +43,8 @@ class Dataset(NamedTuple):
         """
         if any(split.transformed for split in self):
             raise ValueError(
-                f"{self.name}: the data were made by {self.train.transform!r} already; load them "
-                "with transform=None."
+                f"{self.name}: the data are already the output of {self.train.transform!r}; load "
+                "them with transform=None."
             )
         return Dataset(*(replace(split, transform=transform) for split in self))
 

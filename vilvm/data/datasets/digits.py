@@ -36,7 +36,7 @@ def digits(
         >>> digits(validation=100).train.x.shape
         torch.Size([1400, 64])
     """
-    from sklearn.datasets import load_digits  # here, for it takes seconds to import
+    from sklearn.datasets import load_digits  # here, since its import takes seconds
 
     seed = check_seed("digits: seed", seed)
 

@@ -34,12 +34,11 @@ def mnist(
 ) -> Dataset:
     """MNIST with its official split, grey levels in [0, 1], rows of 784.
 
-    The folder is `root`, else the one that the environment variable VILVM_DATA names, else the
-    user's cache. It holds ``MNIST/raw/`` with the official files, compressed or not; missing files
+    ``MNIST/raw/`` in the folder `root` holds the official files, compressed or not; missing files
     are downloaded into it. Reading them needs torchvision (``pip install 'vilvm[mnist]'``).
 
     Arguments:
-        root: the folder.
+        root: the folder; by default the environment variable VILVM_DATA, else the user's cache.
         validation: number of the 60,000 that are validation data, drawn from `seed`.
         transform: applied to each batch.
         download: whether to download missing files.
@@ -50,8 +49,8 @@ def mnist(
 
     Raises:
         ImportError: torchvision is not installed.
-        FileNotFoundError: the files are not on disk and cannot be downloaded; says where to put
-            them.
+        FileNotFoundError: the files are not on disk and cannot be downloaded; the message names
+            the folder for them.
         ValueError: a file on disk is truncated or altered, or `validation` is out of range.
 
     Example:
@@ -77,8 +76,8 @@ def _split(folder: Path, split: str, count: int, download: bool) -> Data:
     pictures, labels = loaded.data, loaded.targets
     if pictures.shape != (count, 28, 28) or len(labels) != count:
         raise ValueError(
-            f"MNIST in {folder} has {len(pictures)} {split} pictures in place of {count}: "
-            "remove it, and get it again."
+            f"MNIST in {folder} has {len(pictures)} {split} pictures instead of {count}: "
+            "remove it, and download it again."
         )
     x = pictures.flatten(1).float() / 255
     return Data(x, "mnist", split, labels=labels, image_shape=(28, 28))
@@ -100,14 +99,14 @@ def _load(folder: Path, train: bool, download: bool) -> Any:
     except (ValueError, EOFError, OSError, AssertionError, TypeError) as error:
         raise ValueError(
             f"MNIST in {folder / 'MNIST' / 'raw'} is truncated or altered ({error}): remove it, "
-            "and get it again."
+            "and download it again."
         ) from None
     if not download:
         raise FileNotFoundError(_advice(folder, "it is not there, and download=False"))
     try:
         with _short_timeout():
             return MNIST(str(folder), train=train, download=True)
-    except Exception as error:  # a mirror, a proxy and a disk each raise others
+    except Exception as error:  # mirror, proxy and disk raise different errors
         text = " ".join(str(error).split())
         # torchvision lists its mirrors, each with an error
         reasons = re.findall(r"<urlopen error (.*?)>", text) or [text[:120]]

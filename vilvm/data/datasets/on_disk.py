@@ -20,8 +20,8 @@ from vilvm.data.tensors import tensors_of
 
 __all__ = ["on_disk"]
 
-_SAMPLED_ROWS = 64  # of a file, that its fingerprint covers
-_SAMPLED_NUMBERS = 4096  # of each of these rows, at most
+_SAMPLED_ROWS = 64  # rows of a file that its fingerprint covers
+_SAMPLED_NUMBERS = 4096  # largest number of values from each of these rows
 
 
 def on_disk(
@@ -35,10 +35,10 @@ def on_disk(
 ) -> Data:
     """Data that stay in their files, for ``fit(..., batch_size=...)`` and ``evaluate``.
 
-    ``fit`` reads the rows of a batch while the previous steps run, in the same order as if they
-    were in memory. Numbers are converted to `dtype` and not scaled: bytes of a picture are 0 to
-    255. NaN and infinity raise when their row is read. A file must not change while it is in use;
-    each read checks this (of a ``.zarr`` folder, only the folder itself).
+    ``fit`` reads the rows of a batch while the previous steps run, in the same order as for data
+    in memory. Numbers are converted to `dtype` and not scaled: bytes of a picture are 0 to 255.
+    NaN and infinity raise when their row is read. A file must not change while it is in use; each
+    read checks this (for a ``.zarr`` folder, only the folder itself).
 
     The fingerprint, which identifies the data of a resumed run, covers the shape, the type and 64
     evenly spaced rows (the first 4096 numbers of each). A change elsewhere is not detected.
@@ -46,8 +46,8 @@ def on_disk(
     Arguments:
         source: the path of a ``.npy`` file or a ``.zarr`` folder (one array; needs the package
             zarr), or a tuple or dict of such paths; one datum a row.
-        transform: one that is drawn anew for each batch, or None.
-        name: of the data set; by default that of the (first) file.
+        transform: a fresh transform, drawn anew for each batch, or None.
+        name: of the data set; by default the name of the (first) file.
         split: "train", "validation", "test" or "all".
         flatten: whether rows of several dimensions are flattened; ``image_shape`` keeps their
             shape if `source` is one path.
@@ -57,8 +57,8 @@ def on_disk(
         The data, whose tensors are ``StreamedTensor``.
 
     Raises:
-        ValueError: a file is missing, empty, truncated, of another kind, has no rows, or holds
-            values that are no real numbers.
+        ValueError: a file is missing, empty, truncated or of another kind, has no rows, or holds
+            values that are not real numbers.
 
     Example:
         >>> import numpy as np, pathlib, tempfile, torch, vilvm
@@ -143,7 +143,7 @@ class _Stored(StreamedTensor):
         if isinstance(index, slice):
             rows, found = range(len(self))[index], self._read(index)
         else:
-            rows = _places(index, len(self))
+            rows = _row_numbers(index, len(self))
             order = rows.argsort(kind="stable")  # the file is read from front to back
             found = np.empty((len(rows), *self.shape[1:]), self._kind)
             found[order] = self._read(rows[order])
@@ -157,7 +157,7 @@ class _Stored(StreamedTensor):
         """
         if _state(self.path) != self._state:
             raise ValueError(
-                f"{self.path}: was written to, or removed, while it was in use; start again with "
+                f"{self.path}: was changed or removed while it was in use; start again with "
                 "on_disk(...)."
             )
         try:
@@ -190,16 +190,16 @@ class _Stored(StreamedTensor):
         altered = converted != whole
         if altered.any():
             raise ValueError(
-                f"{self.path}: holds {picked[altered].flat[0]}, which is no {self.dtype}; give "
-                "on_disk a dtype that takes all of its numbers."
+                f"{self.path}: holds {picked[altered].flat[0]}, which {self.dtype} cannot hold; "
+                "give on_disk a dtype that holds all of its numbers."
             )
 
     def _check(self, values: np.ndarray, rows: Any) -> None:
         if not self.dtype.is_floating_point or np.isfinite(values).all():
             return
-        place = int((~np.isfinite(values)).reshape(len(values), -1).any(1).argmax())
+        first = int((~np.isfinite(values)).reshape(len(values), -1).any(1).argmax())
         raise ValueError(
-            f"{self.path}: row {rows[place]} holds NaN or infinity (as {self.dtype}); remove or "
+            f"{self.path}: row {rows[first]} holds NaN or infinity (as {self.dtype}); remove or "
             "impute such values first."
         )
 
@@ -213,12 +213,12 @@ class _Stored(StreamedTensor):
         return digest.digest()
 
 
-def _places(index: Tensor, length: int) -> np.ndarray:
-    """The row numbers that a tensor picks: a mask, or indices, which may be negative."""
+def _row_numbers(index: Tensor, length: int) -> np.ndarray:
+    """The row numbers that a mask, or a tensor of possibly negative indices, selects."""
     if index.dtype == torch.bool:
         return index.cpu().numpy().nonzero()[0]
-    places = index.cpu().numpy()
-    return np.where(places < 0, places + length, places)
+    rows = index.cpu().numpy()
+    return np.where(rows < 0, rows + length, rows)
 
 
 def _state(path: Path) -> tuple[int, int] | None:
@@ -250,7 +250,7 @@ def _open_npy(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: is a folder; give a file.") from None
     except OSError as error:
         raise ValueError(
-            f"{path}: cannot be opened ({error.strerror}); see to its permissions."
+            f"{path}: cannot be opened ({error.strerror}); check its permissions."
         ) from None
     except (EOFError, ValueError, SyntaxError) as error:
         if "Python objects" in str(error):
@@ -278,5 +278,5 @@ def _open_zarr(path: Path) -> Any:
         return zarr.open_array(str(path), mode="r")
     except Exception as error:  # zarr raises many kinds, which differ between versions
         raise ValueError(
-            f"{path}: is no zarr array that can be read ({error}); write one array, not a group."
+            f"{path}: cannot be read as a zarr array ({error}); write one array, not a group."
         ) from None

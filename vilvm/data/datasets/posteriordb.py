@@ -26,7 +26,7 @@ class ReferencePosterior(NamedTuple):
 
     Arguments:
         name: of the posterior, DATA-MODEL.
-        data: by the names of posteriordb; an array is a float32 tensor, a number stays a number.
+        data: by name in posteriordb; an array is a float32 tensor, a number stays a number.
         draws: by scalar parameter, such as "beta[1]"; float64, shape (num_chains, num_draws).
 
     Example:
@@ -56,8 +56,8 @@ def posteriordb(name: str, folder: str | Path | None = None) -> ReferencePosteri
 
     Arguments:
         name: of the posterior.
-        folder: of the two files; by default the folder ``posteriordb`` in the one that the
-            environment variable VILVM_DATA names, else in the user's cache.
+        folder: of the two files; by default ``posteriordb`` in the folder of the environment
+            variable VILVM_DATA, else in the user's cache.
 
     Returns:
         The data and the reference draws.
@@ -79,12 +79,12 @@ def posteriordb(name: str, folder: str | Path | None = None) -> ReferencePosteri
             "posteriordb: name must be that of a posterior, such as 'kidiq-kidscore_momiq'; got "
             f"{name!r}."
         )
-    place = optional(check_path, "posteriordb: folder", folder) or _default_folder()
-    files = [place / f"{name}.data.json", place / f"{name}.draws.npz"]
+    found = optional(check_path, "posteriordb: folder", folder) or _default_folder()
+    files = [found / f"{name}.data.json", found / f"{name}.draws.npz"]
     missing = [path for path in files if not path.is_file()]
     if missing:
         raise FileNotFoundError(
-            f"No posterior {name!r} in {place} ({missing[0].name} is not there): {_known(place)}."
+            f"No posterior {name!r} in {found} ({missing[0].name} is not there): {_known(found)}."
         )
     return ReferencePosterior(name, _read_data(files[0]), _read_draws(files[1]))
 
@@ -159,4 +159,6 @@ def _draws(key: str, array: np.ndarray) -> Tensor:
 
 
 def _damaged(path: Path, error: object) -> str:
-    return f"{path} is truncated or altered ({error}): remove it, and get it again."
+    return (
+        f"{path} is truncated or altered ({error}): remove it, and download it again."
+    )

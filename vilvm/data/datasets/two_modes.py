@@ -6,7 +6,7 @@ so that with w(x₂) = P(s = 1 | x₂) = σ(x₂),
 
     p(x₁ | x₂) = w N(2, ¼²) + (1 − w) N(−2, ¼²),    E[x₁ | x₂] = 2 (2 w − 1).
 
-At w = ½ that mean is 8 standard deviations from either mode.
+At w = ½ the mean is 8 standard deviations away from either mode.
 """
 
 import math
