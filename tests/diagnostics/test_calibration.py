@@ -312,7 +312,7 @@ def test_what_cannot_be_calibrated_is_refused(exact, check):
     def rebuild(draws):
         return draws["x"], torch.ones(4)
 
-    with pytest.raises(NotApplicable, match=r"does not look at its batch.*vsbc"):
+    with pytest.raises(NotApplicable, match=r"does not read its batch.*vsbc"):
         check(shared_mean(amortised=False), like=like, rebuild=rebuild)
     with pytest.raises(
         ContractError,

@@ -71,10 +71,10 @@ def test_right_model_with_exact_guide_raises_no_alarm():
         == "each datum has latents of its own."
     )
     assert "history" in found.skipped["Convergence"]
-    assert "Nothing was found" in found.verdict
+    assert "No diagnostic found evidence" in found.verdict
 
 
-def test_the_verdict_tells_of_posterior_and_model_apart():
+def test_verdict_separates_posterior_from_model():
     def verdict(*findings):
         found = tuple(
             Finding(name, severity, "", "", about=about)
@@ -87,14 +87,14 @@ def test_the_verdict_tells_of_posterior_and_model_apart():
     collapsed = ("Posterior collapse", Severity.CRITICAL, "model")
     bad = ("Pareto k̂", Severity.CRITICAL, "posterior")
     unlike, unused = (
-        "The model does not make data like these.",
+        "The model does not generate data like these.",
         "The model makes little use of its latents.",
     )
     assert verdict(posterior, prior, collapsed).endswith(
         f"against this posterior. {unlike} {unused}"
     )
     assert verdict(bad, prior, posterior) == f"Do not trust this posterior. {unlike}"
-    assert verdict(bad, posterior).endswith("be it the guide or the model.")
+    assert verdict(bad, posterior).endswith("the guide or the model is wrong.")
     assert verdict(("Posterior collapse", Severity.NOTE, "model")).endswith(
         "against this posterior."
     )
@@ -209,7 +209,7 @@ def test_wrong_likelihood_blames_model_not_guide():
     assert severities(found)["Posterior predictive check"] == Severity.WARNING
     assert found.severity("model") == Severity.WARNING
     assert found.trusted, str(found)
-    assert "The model does not make data like these" in found.verdict
+    assert "The model does not generate data like these" in found.verdict
 
 
 class Correlated(torch.nn.Module):
@@ -312,7 +312,7 @@ def test_unexamined_posterior_is_not_trusted():
         vilvm.Pair(model, AutoDelta(model)), torch.randn(20), schedule=QUICK
     )
     assert not found.trusted
-    assert found.verdict.startswith("This posterior cannot be vouched for")
+    assert found.verdict.startswith("This posterior is not fully examined")
     assert "the guide of Pair puts latent 'mu' on one point" in found.verdict
 
 

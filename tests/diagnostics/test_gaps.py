@@ -304,7 +304,7 @@ def test_annealing_from_prior_detects_dropped_mode(shared):
     )
     assert found.finding.severity == Severity.WARNING
     assert "misses part of the posterior" in found.finding.verdict
-    assert "lower bound" in found.finding.verdict
+    assert "bounded below" in found.finding.verdict
 
 
 def test_exact_evidence_detects_dropped_mode():
