@@ -72,7 +72,7 @@ BY_BATCH = ("evaluate", "pareto_k", "ais", "correction", "predictive_check")
 REFUSED = {
     "several batches": {"loo"},
     "a shared latent": {"collapse", "active_units"},
-    "a subsampled plate": {"ais", "gaps", "predictive_check", "loo"},
+    "a subsampled plate": {"ais", "gaps", "predictive_check", "gradient_snr", "loo"},
 }
 
 
