@@ -1,5 +1,6 @@
-"""Calibration of guides whose posterior is known: the right one passes at the stated rate, planted
-faults are caught.
+"""Calibration of guides whose posterior is known.
+
+The exact guide passes at the stated rate, and planted faults are detected.
 """
 
 import math
@@ -35,7 +36,7 @@ def exact():
 
 
 class Offset(torch.nn.Module):
-    """A pair whose guide sees the data displaced."""
+    """A pair whose guide receives the data plus an offset."""
 
     def __init__(self, lvm, by):
         super().__init__()
@@ -70,12 +71,12 @@ def test_exact_posterior_is_rejected_at_stated_rate(exact, reference):
 
 
 @pytest.mark.slow
-def test_a_guide_half_as_wide(exact):
+def test_half_width_guide_is_too_narrow(exact):
     lvm = rescale(exact, 0.5)
     found = sbc(lvm)
-    # of a 90 % interval half as wide
+    # The coverage of a 90 % interval of half the width.
     held = float(2 * stats.norm.cdf(stats.norm.ppf(0.95) / 2) - 1)
-    # of 99 draws, not of all
+    # The intervals are those of 99 draws, hence the tolerance.
     assert (
         (found.coverage.shares[2, :2] - held).abs()
         < 5 * found.coverage.errors[2, :2] + 0.02
@@ -94,15 +95,15 @@ def test_guide_twice_as_wide_is_a_warning_only(exact):
 
 
 @pytest.mark.slow
-def test_a_guide_a_little_too_narrow_is_noted(exact):
+def test_slightly_narrow_guide_is_noted(exact):
     lvm = rescale(exact, 0.93)
     found = sbc(lvm, num_simulations=5000).finding
     assert found.severity == Severity.NOTE
 
 
 @pytest.mark.parametrize("side", [1, -1])
-def test_a_guide_beside_the_truth(exact, side):
-    # By one posterior standard deviation of the first component.
+def test_shifted_guide_is_detected_with_its_side(exact, side):
+    # A shift by one posterior standard deviation of the first component.
     step = exact.log_s[0].exp() / exact.V[0].norm() ** 2 * exact.V[0]
     lvm = Offset(exact, side * step.detach())
     found = sbc(lvm)
@@ -131,9 +132,7 @@ def test_only_likelihood_and_near_reference_detect_prior_guide(exact):
 
 
 def two_levels(scale=1.0):
-    """A local latent above another: b ~ N(0, 1), z ~ N(b, 1), x ~ N(z, 1) of two latents and an
-    exact guide.
-    """
+    """Two latents per datum, b ~ N(0, 1), z ~ N(b, 1), x ~ N(z, 1), and an exact guide."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -150,7 +149,7 @@ def two_levels(scale=1.0):
 
 
 @pytest.mark.slow
-def test_a_local_latent_above_another():
+def test_hierarchy_of_local_latents_is_calibrated():
     assert sbc(two_levels(), seed=1, false_alarm=1e-6).finding.severity == Severity.OK
     found = sbc(two_levels(0.5))
     assert found.names == ("b", "z", "log p(x | z)")
@@ -158,7 +157,7 @@ def test_a_local_latent_above_another():
 
 
 def shared_mean(amortised=True, scale=1.0):
-    """A mean that n data share, and noise of known size c; the batch is (x, c)."""
+    """A mean that n data share, and noise of known scales c; the batch is (x, c)."""
 
     def model(batch):
         x, c = batch
@@ -176,7 +175,7 @@ def shared_mean(amortised=True, scale=1.0):
 
 
 def shifted():
-    """A model that does not observe its batch as it is."""
+    """A model that observes its batch plus one."""
 
     def model(batch):
         pyro.sample("m", dist.Normal(0.0, 1.0))
@@ -201,7 +200,7 @@ def test_simulated_data_replace_those_in_the_batch():
 
 
 @pytest.mark.slow
-def test_a_latent_that_the_data_share():
+def test_shared_latent_is_calibrated():
     c = torch.tensor([0.5, 1.0, 2.0, 4.0])
     like, options = (
         (torch.zeros(4), c),
@@ -265,7 +264,7 @@ def test_covariates_of_local_latents_are_cut_into_passes():
 
 
 @pytest.mark.slow
-def test_a_discrete_latent():
+def test_discrete_latent_is_calibrated():
     def model(x):
         with pyro.plate("data", len(x)):
             k = pyro.sample("k", dist.Bernoulli(0.3))
@@ -306,13 +305,13 @@ def test_expected_coverage_runs_from_none_to_all(exact):
 
 
 @pytest.mark.parametrize("check", [sbc, tarp])
-def test_what_cannot_be_calibrated_is_refused(exact, check):
+def test_guides_that_cannot_be_calibrated_are_refused(exact, check):
     like = (torch.zeros(4), torch.ones(4))
 
     def rebuild(draws):
         return draws["x"], torch.ones(4)
 
-    with pytest.raises(NotApplicable, match=r"does not look at its batch.*vsbc"):
+    with pytest.raises(NotApplicable, match=r"does not read its batch.*vsbc"):
         check(shared_mean(amortised=False), like=like, rebuild=rebuild)
     with pytest.raises(
         ContractError,
@@ -339,20 +338,18 @@ def test_what_cannot_be_calibrated_is_refused(exact, check):
 
 
 def local(x):
-    """One latent a datum."""
+    """One latent per datum."""
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
 
 
 class PerDatum(torch.nn.Module):
-    """A guide with parameters for each of `size` data; it looks at its batch beside, or it does
-    not.
-    """
+    """A guide with parameters for each of `size` data; if `reads`, it also reads its batch."""
 
-    def __init__(self, size, looks):
+    def __init__(self, size, reads):
         super().__init__()
-        self.loc, self.looks = torch.nn.Parameter(torch.zeros(size, 2)), looks
+        self.loc, self.reads = torch.nn.Parameter(torch.zeros(size, 2)), reads
 
     def model(self, x):
         local(x)
@@ -361,7 +358,7 @@ class PerDatum(torch.nn.Module):
         with pyro.plate("data", len(x)):
             pyro.sample(
                 "z",
-                dist.Normal(self.loc + (x / 2 if self.looks else 0), 0.7).to_event(1),
+                dist.Normal(self.loc + (x / 2 if self.reads else 0), 0.7).to_event(1),
             )
 
 
@@ -370,7 +367,7 @@ def test_per_datum_guide_is_not_applicable(check):
     x = torch.randn(12, 2)
     fitted = vilvm.Pair(local, AutoNormal(local))
     vilvm.fit(fitted, x, steps=1)
-    for lvm in (fitted, PerDatum(12, looks=False), PerDatum(12, looks=True)):
+    for lvm in (fitted, PerDatum(12, reads=False), PerDatum(12, reads=True)):
         for like in (None, x):
             with pytest.raises(NotApplicable, match="vsbc"):
                 check(lvm, 20, 9, like=like)
@@ -384,7 +381,7 @@ def test_per_datum_guide_is_not_applicable(check):
 
 
 class Noisy(torch.nn.Module):
-    """A decoder that is another one in training mode."""
+    """A decoder that behaves differently in training mode."""
 
     def __init__(self):
         super().__init__()
@@ -394,7 +391,7 @@ class Noisy(torch.nn.Module):
         self.encoder = torch.nn.Sequential(
             torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 2)
         )
-        self.decoder[2].eval()  # a part that its owner has set apart
+        self.decoder[2].eval()  # a part in evaluation mode already
 
     def model(self, x):
         with pyro.plate("data", len(x)):
@@ -443,7 +440,7 @@ def test_buffers_and_modes_are_restored(act):
 
 
 def around(lvm):
-    """A fresh guide beside a model that is shared, and fixed."""
+    """A fresh guide for a shared model whose parameters are fixed."""
     lvm.requires_grad_(False)
     return vilvm.Pair(lvm.model, AutoMultivariateNormal(lvm.model))
 

@@ -1,6 +1,4 @@
-"""Active units, divergences and information of guides whose answer is known; collapse planted, and
-caught.
-"""
+"""Active units, divergences and information in closed form; planted collapse is detected."""
 
 import math
 from functools import partial
@@ -58,8 +56,8 @@ def test_propagated_noise_makes_no_unit_active():
             a = pyro.sample("a", dist.Normal(0.2 * x, 1.0))
             pyro.sample("b", dist.Normal(a, 1.0))
 
-    # Var of the mean of b: 0, and 0.04; each estimate has a standard error of 1 / 50 / sqrt(2500)
-    # = 0.0004.
+    # The mean of b has variance 0 or 0.04; the estimate has a standard error of
+    # 1 / 50 / sqrt(2500) = 0.0004.
     found = {
         g.__name__: active_units(vilvm.Pair(model, g), torch.randn(2500))
         for g in (guide, following)
@@ -72,7 +70,7 @@ def test_propagated_noise_makes_no_unit_active():
     }
 
 
-def test_what_has_no_activity_is_refused():
+def test_invalid_arguments_are_refused():
     lvm = vilvm.Pair(lambda x: None, lambda x: None)
     with pytest.raises(ValueError, match="at least two"):
         active_units(lvm, torch.zeros(1, 3))
@@ -89,8 +87,9 @@ def test_what_has_no_activity_is_refused():
 
 
 def left(slope):
-    """Three latents a datum, in a plate left of that of the data; their means move with the datum
-    by `slope`.
+    """Three latents per datum, in a plate left of the data plate.
+
+    Their means move with the datum by `slope`.
     """
 
     def model(x):
@@ -111,8 +110,8 @@ def left(slope):
 @pytest.mark.parametrize(
     ("slope", "severity"), [(0.0, Severity.CRITICAL), (0.5, Severity.OK)]
 )
-def test_a_plate_left_of_the_datas_holds_units(slope, severity):
-    # of which active_units takes a thousand and three at a time
+def test_plate_left_of_data_plate_has_units(slope, severity):
+    # 1003 data: active_units runs a thousand, then three.
     lvm, x = left(slope), torch.randn(1003)
     found = collapse(lvm, x, num_samples=2, num_data=300)
     assert found.finding.severity == severity
@@ -150,7 +149,7 @@ def normal_pair(prior_sd, noise_sd, gain, guide_sd):
     return vilvm.Pair(model, guide)
 
 
-def test_activity_is_a_share_of_the_priors_variance():
+def test_activity_is_relative_to_prior_variance():
     kept = 0.05**2 / (0.05**2 + 0.02**2)
     exact, x = (
         normal_pair(0.05, 0.02, kept, 0.05 * (1 - kept) ** 0.5),
@@ -165,7 +164,7 @@ def test_activity_is_a_share_of_the_priors_variance():
     assert found.finding.severity == Severity.OK
     assert found.finding.about == "model"
     assert active_units(exact, x)["z"]
-    # moves by 0.5 where its prior spreads by 10
+    # The mean moves by 0.5; the prior has standard deviation 10.
     wide, x = normal_pair(10.0, 10.0, 0.5, 10.0), torch.randn(500)
     found = collapse(wide, x)
     assert found.spread["z"] > 0.01 > found.activity["z"]
@@ -200,12 +199,12 @@ class Two:
     ("gain", "sd", "severity"),
     [
         (0.5, lambda x: 0.2 + 0.5 * x.abs(), Severity.OK),
-        (0.0, lambda x: 0.2 + 0.5 * x.abs(), Severity.WARNING),  # a is of no use
-        (0.5, torch.ones_like, Severity.WARNING),  # b is
+        (0.0, lambda x: 0.2 + 0.5 * x.abs(), Severity.WARNING),  # a is unused
+        (0.5, torch.ones_like, Severity.WARNING),  # b is unused
         (0.0, torch.ones_like, Severity.CRITICAL),
     ],
 )
-def test_a_latent_may_tell_by_its_spread(gain, sd, severity):
+def test_spread_alone_can_carry_information(gain, sd, severity):
     found = collapse(Two(gain, sd), torch.randn(400))
     assert not found.active["b"].any()
     assert found.finding.severity == severity
@@ -284,9 +283,9 @@ def linear_data(n, dtype=torch.float64):
     )
 
 
-def test_ppca_has_its_closed_forms():
+def test_ppca_equals_its_closed_forms():
     x = linear_data(1500)
-    # an exact guide, whose aggregated posterior over new data is the prior
+    # The guide is exact, so its aggregated posterior over new data is the prior.
     lvm = PPCA(5, 3).double().maximise(x)
     fresh = lvm.W @ torch.randn(3, 400, dtype=torch.float64) + lvm.b[:, None]
     fresh = (
@@ -300,7 +299,7 @@ def test_ppca_has_its_closed_forms():
     kl = 0.5 * (mean**2 + variance - 1 - variance.log())
     torch.testing.assert_close(found.kl["z"], kl.mean(0))
     torch.testing.assert_close(found.kl_se["z"], kl.std(0) / len(kl) ** 0.5)
-    expected = -0.5 * variance.log()  # of new data: the rate, all of it information
+    expected = -0.5 * variance.log()  # the rate on new data, all of it information
     assert ((found.kl["z"] - expected).abs() < 5 * found.kl_se["z"]).all()
     assert abs(found.rate.mean - kl.sum(1).mean()) < 5 * found.rate.mc_se
     below, above, total = (
@@ -363,7 +362,7 @@ def test_aggregated_posterior_off_prior_shows_in_marginal_kl():
 
     def guide(x):
         with pyro.plate("data", len(x)):
-            # says nothing of x, and lies off the prior
+            # independent of x, and different from the prior
             pyro.sample("z", dist.Normal(2.0 + 0 * x, 0.5))
 
     found = collapse(vilvm.Pair(model, guide), torch.randn(400), num_samples=20)
@@ -393,7 +392,7 @@ def pair_of(guide_of, prior):
 
 
 def test_kl_without_closed_form_uses_draws():
-    # log-normal against gamma: E log q = −m − ½ log(2πe s²), E log p = a log b − lgamma(a) + (a −
+    # Log-normal and gamma: E log q = −m − ½ log(2πe s²), E log p = a log b − lgamma(a) + (a −
     # 1) m − b exp(m + s²/2)
     lvm = pair_of(
         lambda x: dist.LogNormal(torch.stack([0.3 * x, 0 * x], -1), 0.4).to_event(1),
@@ -477,12 +476,13 @@ def test_dependent_latents_have_the_right_rate(rows, monkeypatch):
     torch.testing.assert_close(
         found.kl["a"], a.mean().double().expand(2), rtol=1e-4, atol=1e-5
     )
-    # Given a, whose sum has mean 2x and variance 0.5, b of time t is off by −½ Σa + t x.
+    # Given a, whose sum has mean 2x and variance 0.5, the mean of b at time t is off by
+    # −½ Σa + t x.
     t = torch.arange(3.0)[:, None]
     b = 0.5 * (((t - 1) * x) ** 2 + 0.25 * 0.5 + 0.49 - 1 - math.log(0.49)).mean(1)
     torch.testing.assert_close(found.kl["b"], b.double(), rtol=0.05, atol=0.0)
     assert abs(found.rate.mean - (2 * a.mean() + b.sum()).item()) < 5 * found.rate.mc_se
-    # the noise of a, of variance 0.5 / 4, is averaged over 500 draws
+    # The noise of a, of variance 0.5 / 4, is averaged over 500 draws.
     means = torch.stack([x + (t * x)[i] for i in range(3)])
     error = ((2 * means.var(1) + 0.125 / 500) * 0.125 / 500 / 39).sqrt()
     assert ((found.spread["b"] - means.var(1)).abs() < 5 * error).all()
@@ -505,7 +505,7 @@ def test_auxiliary_guide_has_rate_without_information():
         guide_log_prob(vilvm.Pair(model, guide), x, {"z": torch.ones(2, 6)})
 
 
-def test_what_has_no_rate_is_refused():
+def test_pairs_without_a_rate_are_refused():
     def model(x):
         m = pyro.sample("m", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
@@ -528,11 +528,11 @@ def test_what_has_no_rate_is_refused():
         collapse(PPCA(5, 3), torch.randn(4, 5), num_samples=1)
 
 
-# Planted: β = 50. Healthy: β = 1, and a warm-up. On real pictures.
+# Real pictures: β = 50 plants a collapse; β = 1 and a warm-up are healthy.
 
 
 class Beta(Annealed):
-    """rate weighed by 50, for good."""
+    """The rate with a constant weight of 50."""
 
     weight = 50.0
 
@@ -559,7 +559,7 @@ def trained(objective, callbacks):
 
 
 @pytest.mark.slow
-def test_a_collapsed_vae_is_caught_by_both():
+def test_collapsed_vae_is_detected_by_alarm_and_diagnostic():
     alarm = CollapseAlarm()
     with pytest.warns(UserWarning, match="Posterior collapse"):
         found = trained(Beta(Trace_ELBO(), warmup=1), [alarm])
@@ -578,7 +578,7 @@ def test_a_collapsed_vae_is_caught_by_both():
     ],
     ids=["elbo", "warm-up"],
 )
-def test_a_healthy_vae_is_left_alone(objective):
+def test_healthy_vae_raises_no_alarm(objective):
     alarm = CollapseAlarm(stop=True)
     found = trained(objective, [alarm])
     assert not alarm.alarmed
@@ -611,25 +611,26 @@ def event(rates, lvm=None):
     ("rates", "alarms"),
     [
         ([20.0, 8.0, 3.0, 1.0, 0.01, 0.01, 0.01, 0.01, 0.001], True),
-        ([40.0, 30.0, 20.0, 15.0, 12.0, 11.0, 11.0], False),  # the warm-up's way down
-        ([0.001, 0.002, 0.004, 0.01, 0.03, 0.06], False),  # at the start, rising
-        ([0.001, 0.002, 0.001], False),  # too early to tell
+        (
+            [40.0, 30.0, 20.0, 15.0, 12.0, 11.0, 11.0],
+            False,
+        ),  # falling during the warm-up
+        ([0.001, 0.002, 0.004, 0.01, 0.03, 0.06], False),  # rising at the start
+        ([0.001, 0.002, 0.001], False),  # too few records
         ([0.01, 0.01, math.nan, 0.01, 0.001], False),
     ],
 )
-def test_the_alarm_of_a_history(rates, alarms):
+def test_alarm_depends_on_recent_rates(rates, alarms):
     alarm = CollapseAlarm(stop=True)
     if not alarms:
         assert alarm(event(rates)) is False
         return
     with pytest.warns(UserWarning, match="rate is 0.008"):
         assert alarm(event(rates)) is True
-    assert (
-        alarm(event(rates)) is True
-    )  # and is silent: a warning would be an error here
+    assert alarm(event(rates)) is True  # A warning would be an error here.
 
 
-def test_the_alarm_may_ask_the_data_and_wait():
+def test_alarm_can_use_data_and_wait():
     lvm = PPCA(5, 3).double().maximise(linear_data(200))
     low = [0.01, 0.01, 0.01, 0.01, 0.001]
     assert CollapseAlarm(linear_data(100), stop=True)(event(low, lvm)) is False

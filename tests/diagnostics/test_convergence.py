@@ -1,6 +1,4 @@
-"""Trend tests at their stated level, R̂ by hand, fits that were stopped too early and fits that
-were not.
-"""
+"""The level of trend tests, R̂ by hand, and fits stopped too early or late enough."""
 
 from functools import partial
 
@@ -110,7 +108,7 @@ def test_levelled_off_after_a_rise():
     assert "levelled off" in found.finding.verdict
 
 
-def test_a_rise_below_the_tolerance_is_let_pass():
+def test_rise_below_the_tolerance_is_accepted():
     tiny = history(rising / 1000)
     assert convergence(tiny).finding.severity == Severity.OK
     assert convergence(tiny, tolerance=1e-4).finding.severity == Severity.WARNING
@@ -124,19 +122,19 @@ def test_validation_elbo_is_used_if_present():
     assert convergence(history(-rising)).finding.severity == Severity.WARNING
 
 
-def test_what_a_schedule_has_levelled_is_said():
+def test_flattening_by_schedule_is_reported():
     rates = np.concatenate([np.full(40, 1e-3), np.full(40, 1e-5)])
     early = convergence(
         history(np.concatenate([rising, 4 + flat]), rates=rates)
     ).finding
     assert early.severity == Severity.NOTE
     assert "before, it was gaining 0.1" in early.verdict
-    # the fall itself lifts the ELBO
+    # The fall itself raises the ELBO.
     late = convergence(history(np.concatenate([flat, 1 + flat]), rates=rates)).finding
     assert late.severity == Severity.OK
 
 
-def test_a_warmup_is_left_out():
+def test_warmup_records_are_left_out():
     log = history(np.concatenate([-rising, -4 + flat[:10]]))
     assert convergence(log).finding.severity == Severity.WARNING
     assert convergence(log, start=2000).finding.severity == Severity.OK
@@ -158,7 +156,7 @@ def test_few_records_are_not_judged():
         convergence(history(rising), tolerance=0.0)
 
 
-def test_rhat_is_that_of_two_chains():
+def test_rhat_equals_that_of_two_chains():
     x = torch.randn(21, 4).double()
     x[:, 3] += torch.arange(21)
     halves = torch.stack([x[1:11], x[11:]])
@@ -238,7 +236,7 @@ def test_averaged_parameters_are_written_if_requested():
         {"false_alarm": 0.7},
     ],
 )
-def test_bad_options(bad):
+def test_bad_options_are_refused(bad):
     with pytest.raises(ValueError, match="Converged"):
         Converged(**bad)
 
@@ -268,13 +266,12 @@ def fitted(lvm, x, steps, rate, **options):
 
 
 @pytest.mark.slow
-def test_training_stops_by_itself_at_the_optimum():
+def test_training_stops_at_the_optimum():
     x = torch.randn(100)
     lvm, rule = conjugate(), Converged(averaged=True)
     run = fitted(lvm, x, 5000, 0.02, callbacks=[rule])
     assert run.stopped == "callback"
-    # ELBO of the slope a and scale s below log p(x), which they reach at ½ and √½: E KL(q ‖ p(z |
-    # x)).
+    # log p(x) − ELBO at slope a and scale s, E KL(q ‖ p(z | x)), is zero at a = ½ and s = √½.
     with torch.no_grad():
         a, s = lvm.pyro_params["slope"], lvm.pyro_params["log_scale"].exp()
         gap = 0.5 * (
@@ -296,7 +293,7 @@ def test_ppca_fit_stopped_too_early_is_flagged():
     best = PPCA(8, 3).maximise(x).exact_log_evidence(x).mean().item()
     lvm = PPCA(8, 3)
     found = convergence(fitted(lvm, x, 500, 3e-3))
-    assert best - lvm.exact_log_evidence(x).mean().item() > 1  # nats that are to be had
+    assert best - lvm.exact_log_evidence(x).mean().item() > 1  # nats left to gain
     assert found.finding.severity == Severity.WARNING
 
 

@@ -1,4 +1,4 @@
-"""What importance weights would correct, where the posterior is known."""
+"""Corrections by importance weights, where the posterior is known."""
 
 import pyro
 import pyro.distributions as dist
@@ -13,8 +13,9 @@ X = torch.tensor([1.0, 2.0, 0.5, 1.5])
 
 
 def pair(mean_shift=0.0, scale=1.0):
-    """A normal mean and its posterior, N(4 m̄ / 5, 1 / 5), shifted in its own standard deviations,
-    and scaled.
+    """A normal mean; its guide is the posterior N(4 m̄ / 5, 1 / 5), shifted and scaled.
+
+    The shift is in posterior standard deviations.
     """
 
     def model(x):
@@ -31,7 +32,7 @@ def pair(mean_shift=0.0, scale=1.0):
 @pytest.mark.parametrize(
     ("shift", "scale"), [(0.0, 1.0), (0.3, 1.0), (0.0, 1.25), (-0.4, 0.85)]
 )
-def test_it_tells_shift_and_ratio(shift, scale):
+def test_shift_and_ratio_are_estimated(shift, scale):
     found = correction(pair(shift, scale), X)
     assert found.names == ("mu",)
     assert abs(found.shift.item() + shift) < 5 * found.shift_se.item() + 1e-6
@@ -51,17 +52,17 @@ def test_standard_errors_are_those_of_repetition():
         stated = torch.stack([getattr(r, f"{name}_se") for r in runs]).mean()
         assert (
             0.6 < spread / stated < 1.5
-        )  # of 40 runs, a standard deviation is known to 11 %
+        )  # 40 runs determine a standard deviation to 11 %
 
 
-def test_uneven_weights_cannot_tell():
+def test_uneven_weights_are_a_warning():
     found = correction(pair(0.0, 0.3), X)
     assert found.uneven.all()
     assert found.finding.severity == Severity.WARNING
 
 
 def prior_only(*latents, guide):
-    """Shared latents that no datum touches, so that the posterior is the prior."""
+    """Shared latents on which no datum depends, so that the posterior is the prior."""
 
     def model(x):
         for name, law in latents:
@@ -73,9 +74,10 @@ def prior_only(*latents, guide):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_heavy_tail_is_not_called_fine(seed):
-    """Student's t with five degrees of freedom: the weighted sd is too small whatever the draws,
-    for its own weights have no variance.
+def test_heavy_tail_is_a_warning(seed):
+    """Under Student's t with five degrees of freedom, the weighted sd is too small.
+
+    This holds for any number of draws, because its weights have no variance.
     """
     lvm = prior_only(
         ("z", dist.StudentT(5.0)),
@@ -100,7 +102,7 @@ def test_many_components_within_the_tolerance_raise_no_warning(ratio, bad):
         assert found.finding.severity == Severity.WARNING
         assert found.off[0].nonzero().flatten().tolist() == [17]
         assert "z[17]" in found.finding.verdict
-    else:  # with the weights of sixty components at once, more draws may be wanted
+    else:  # joint weights of sixty components may need more draws
         assert not found.off.any()
 
 
@@ -119,8 +121,9 @@ def test_infinite_components_are_named_constants_left_out():
 
 
 def correlated(correlation, diagonal):
-    """Latents z ∈ R² of each datum, their posterior correlated; the guide is that posterior, or
-    its best product.
+    """Latents z ∈ R² of each datum with a correlated posterior.
+
+    The guide is that posterior, or its best mean-field approximation.
     """
     prior = torch.tensor([[1.0, correlation], [correlation, 1.0]])
     covariance = torch.linalg.inv(torch.linalg.inv(prior) + torch.eye(2))
@@ -198,7 +201,7 @@ def test_all_data_count_if_a_latent_is_shared():
 
 
 def given(posterior, guide):
-    """A pair whose posterior is given, for its datum says nothing of the latent."""
+    """A pair with a given posterior, because its datum does not depend on the latent."""
 
     def model(x):
         pyro.sample("z", posterior)
@@ -224,8 +227,9 @@ def normals(scale, dim=60):
 
 @pytest.mark.slow
 def test_components_within_the_tolerance_raise_no_alarm():
-    """Sixty of which the noisiest is beyond it: at one draw a component in three would be an
-    alarm, by noise alone.
+    """The noisiest of sixty components exceeds the tolerance by chance.
+
+    Without a correction for their number, one component in three would raise an alarm.
     """
     severities = [
         correction(
@@ -234,7 +238,7 @@ def test_components_within_the_tolerance_raise_no_alarm():
         for seed in range(3)
     ]
     assert max(severities) <= Severity.NOTE
-    # by their point estimates
+    # All exceed the tolerance by their point estimates.
     assert correction(normals(0.91), torch.tensor(0.0), num_samples=1000).share == 1.0
 
 
@@ -246,7 +250,7 @@ def test_few_draws_are_undecided_and_reexamined():
     assert "cannot decide whether" in found.finding.verdict
 
 
-def test_nothing_to_correct_is_said():
+def test_nothing_to_correct_is_reported():
     def model(x):
         c = pyro.sample(
             "c", dist.Categorical(torch.ones(2)), infer={"enumerate": "parallel"}
@@ -260,7 +264,7 @@ def test_nothing_to_correct_is_said():
     assert "nothing to correct" in found.finding.verdict
 
 
-def test_many_components_are_drawn_in_turns(monkeypatch):
+def test_many_components_are_drawn_in_blocks(monkeypatch):
     whole = correction(normals(1.2, 7), torch.tensor(0.0), num_samples=1000)
     monkeypatch.setattr("vilvm.diagnostics._moments.KEPT", 3000)
     monkeypatch.setattr("vilvm.diagnostics._moments._WORKED", 2000)
@@ -270,8 +274,8 @@ def test_many_components_are_drawn_in_turns(monkeypatch):
     assert len(set(parts.mean[0].tolist())) == 7
 
 
-def test_a_guide_with_parameters_for_each_datum():
-    """It cannot be given some of the data, so all are run again."""
+def test_per_datum_guide_is_reestimated_on_all_data():
+    """The guide refuses a subset of the data, so all data are run again."""
     x = torch.randn(60, 1)
     spread = torch.full((60,), 0.8 * 0.5**0.5)
 
@@ -296,7 +300,7 @@ def test_bad_options_are_refused():
         correction(pair(), X, num_samples=10)
 
 
-def test_what_is_infinite_is_named():
+def test_infinite_component_is_named():
     def model(x):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         pyro.deterministic("f", 1.0 / (mu > 0.5))
@@ -308,7 +312,7 @@ def test_what_is_infinite_is_named():
     assert "1 of 2 components is not finite in some draw: f" in found.finding.verdict
 
 
-def test_ratios_of_data_are_the_closed_form():
+def test_ratios_equal_the_closed_form():
     def guide(x):
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x / 2, 1.15 * 0.5**0.5))

@@ -1,6 +1,4 @@
-"""Planted faults are found, and a right model raises no alarm: the whole of the diagnostics on
-pairs whose worth is known.
-"""
+"""The whole diagnosis: planted faults are detected, and right models raise no alarm."""
 
 import math
 from functools import partial
@@ -31,7 +29,7 @@ QUICK = Schedule(num_chains=8, num_temperatures=20, leapfrog=3)
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
-    """The best guide need not be found to four digits."""
+    """Fewer steps: these tests do not need a precise best guide."""
     monkeypatch.setattr(
         import_module("vilvm.diagnostics.diagnose"), "gaps", partial(gaps, steps=80)
     )
@@ -71,10 +69,10 @@ def test_right_model_with_exact_guide_raises_no_alarm():
         == "each datum has latents of its own."
     )
     assert "history" in found.skipped["Convergence"]
-    assert "Nothing was found" in found.verdict
+    assert "No diagnostic found evidence" in found.verdict
 
 
-def test_the_verdict_tells_of_posterior_and_model_apart():
+def test_verdict_separates_posterior_from_model():
     def verdict(*findings):
         found = tuple(
             Finding(name, severity, "", "", about=about)
@@ -87,14 +85,14 @@ def test_the_verdict_tells_of_posterior_and_model_apart():
     collapsed = ("Posterior collapse", Severity.CRITICAL, "model")
     bad = ("Pareto k̂", Severity.CRITICAL, "posterior")
     unlike, unused = (
-        "The model does not make data like these.",
+        "The model does not generate data like these.",
         "The model makes little use of its latents.",
     )
     assert verdict(posterior, prior, collapsed).endswith(
         f"against this posterior. {unlike} {unused}"
     )
     assert verdict(bad, prior, posterior) == f"Do not trust this posterior. {unlike}"
-    assert verdict(bad, posterior).endswith("be it the guide or the model.")
+    assert verdict(bad, posterior).endswith("the guide or the model is wrong.")
     assert verdict(("Posterior collapse", Severity.NOTE, "model")).endswith(
         "against this posterior."
     )
@@ -125,8 +123,8 @@ def scaled(of_model, size, subsample=None):
     ("of_model", "size", "subsample", "expected"),
     [
         ((1.0, 1.0), 20, None, {}),
-        ((0.05, 0.05), 20, None, {}),  # a mean in place of a sum
-        ((1.0, 1.0), 60, 20, {}),  # a plate's own factor
+        ((0.05, 0.05), 20, None, {}),  # a mean instead of a sum
+        ((1.0, 1.0), 60, 20, {}),  # the factor of a subsampled plate
         ((1.0, 0.1), 20, None, {"z": 1.0, "x": 0.1}),
         ((0.5, 1.0), 60, 20, {"z": 0.5, "x": 1.0}),
         ((1.0, torch.full((20,), 2.0)), 20, None, {"z": 1.0, "x": 2.0}),
@@ -139,7 +137,7 @@ def test_unequal_scales_are_reported_as_tempered(of_model, size, subsample, expe
     )
 
 
-def test_the_verdict_names_unequal_scales():
+def test_verdict_names_unequal_scales():
     lvm, x = scaled((1.0, 0.1), 20), torch.randn(20)
     found = diagnose(lvm, x, num_data=20, schedule=QUICK, budget=1)
     assert "without its poutine.scale ('z' by 1, 'x' by 0.1)" in found.verdict
@@ -168,7 +166,7 @@ def test_half_scale_guide_is_detected_by_all_checks():
 
 
 @pytest.mark.slow
-def test_a_collapsed_vae_is_caught():
+def test_collapsed_vae_is_detected():
     torch.manual_seed(0)
     data = vilvm.data.datasets.digits(transform=vilvm.data.StaticBinarisation(0))
     lvm = VAE(64, 4, encoder_hidden=(32,), decoder_hidden=(32,))
@@ -209,12 +207,13 @@ def test_wrong_likelihood_blames_model_not_guide():
     assert severities(found)["Posterior predictive check"] == Severity.WARNING
     assert found.severity("model") == Severity.WARNING
     assert found.trusted, str(found)
-    assert "The model does not make data like these" in found.verdict
+    assert "The model does not generate data like these" in found.verdict
 
 
 class Correlated(torch.nn.Module):
-    """Two coefficients whose covariates are all but one, under their exact posterior, or the
-    mean-field guide nearest to it.
+    """Two coefficients with nearly equal covariates.
+
+    The guide is the exact posterior or the nearest mean-field guide.
     """
 
     def __init__(self, full):
@@ -266,8 +265,9 @@ def regression(seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [linear, regression])
 def test_false_alarms_are_as_rare_as_stated(make):
-    """Of 8 right models, every check run, at a false-alarm rate of 0.01 in all, more than 2 with
-    an alarm have a probability of 5e-5.
+    """Of 8 right models, more than 2 raise an alarm with probability 5e-5.
+
+    Every check runs, at a joint false-alarm rate of 0.01.
     """
     alarmed = []
     for seed in range(8):
@@ -286,7 +286,7 @@ def test_false_alarms_are_as_rare_as_stated(make):
     assert len(alarmed) <= 2, alarmed
 
 
-def test_a_budget_that_is_spent_is_said():
+def test_spent_budget_is_reported():
     lvm, x = linear()
     found = diagnose(lvm, x, budget=1e-6)
     assert all(
@@ -312,7 +312,7 @@ def test_unexamined_posterior_is_not_trusted():
         vilvm.Pair(model, AutoDelta(model)), torch.randn(20), schedule=QUICK
     )
     assert not found.trusted
-    assert found.verdict.startswith("This posterior cannot be vouched for")
+    assert found.verdict.startswith("This posterior is not fully examined")
     assert "the guide of Pair puts latent 'mu' on one point" in found.verdict
 
 
@@ -344,7 +344,7 @@ def test_failing_check_leaves_other_checks_running(
 
 
 class Marked(PPCA):
-    """Its guide is the posterior, save of the datum that begins with `mark`."""
+    """The guide is the posterior, except for data that begin with `mark`."""
 
     mark = 0.0
 
@@ -408,7 +408,7 @@ def test_per_datum_guide_is_diagnosed_on_all_data():
 
 
 class Widths(torch.nn.Module):
-    """x ~ N(z + z', 1) in every component; the width of a datum is read from the batch."""
+    """x ~ N(z + z', 1) in every component; the model reads the width of a datum from the batch."""
 
     def model(self, x):
         with pyro.plate("data", len(x)):
@@ -482,11 +482,11 @@ def test_only_chosen_data_are_read_from_disk(transform, tmp_path, monkeypatch):
     lvm = PPCA(6, 2) if transform is None else VAE(6, 2)
     found = diagnose(lvm, data, num_data=80, budget=1e6, progress=False)
     assert (found.num_data, len(seen[0])) == (80, 80)
-    assert sum(read) <= 2 * 80 + 4 * 50  # and a part, by which the layout is found
+    assert sum(read) <= 2 * 80 + 4 * 50  # and batches that determine the layout
     expected = real(data.x, found.index)
     if transform is None:
         assert torch.equal(seen[0].x, expected)
     else:
         assert bool(((seen[0].x == 0) | (seen[0].x == 1)).all())
         assert bool((seen[0].x <= expected.ceil()).all())
-    assert int(found.index.max()) > 4000  # of all
+    assert int(found.index.max()) > 4000  # chosen from all data

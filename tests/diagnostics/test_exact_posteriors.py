@@ -1,6 +1,4 @@
-"""The exact posterior as guide is trusted, whatever it is a posterior of; a wrong one beside it is
-not.
-"""
+"""Exact posteriors as guides are trusted, for many kinds of model; wrong guides are not."""
 
 import math
 import time
@@ -38,15 +36,16 @@ QUICK = Schedule(num_chains=8, num_temperatures=20, leapfrog=3)
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
-    """The best guide need not be found to four digits."""
+    """Fewer steps: these tests do not need a precise best guide."""
     monkeypatch.setattr(
         import_module("vilvm.diagnostics.diagnose"), "gaps", partial(gaps, steps=80)
     )
 
 
 def masked_data(seed, shift=0.0):
-    """z ~ N(0, 1), three components x_j ~ N(z, 1), some hidden: the posterior is of those that are
-    seen.
+    """z ~ N(0, 1), three components x_j ~ N(z, 1), some hidden.
+
+    The posterior conditions on the visible ones.
     """
 
     def model(batch):
@@ -80,8 +79,9 @@ def masked_data(seed, shift=0.0):
 
 
 def masked_latents(seed, shift=0.0):
-    """Sequences of up to three steps: what is beyond a sequence's end has no posterior, and the
-    guide puts anything there.
+    """Sequences of up to three steps.
+
+    Steps beyond a sequence's end have no posterior; the guide draws arbitrary values there.
     """
 
     def model(batch):
@@ -110,8 +110,9 @@ MEANS, SHARES = torch.tensor([-2.0, 0.0, 2.0]), torch.tensor([0.5, 0.3, 0.2])
 
 
 def mixture(seed, shift=0.0, drawn=True):
-    """c ~ Categorical, z ~ N(m_c, 1), x ~ N(z, ½): the label is drawn by the guide, its logits
-    `shift`ed, or enumerated.
+    """c ~ Categorical, z ~ N(m_c, 1), x ~ N(z, ½).
+
+    The guide draws the label, with logits shifted by `shift`, or the label is enumerated.
     """
 
     def model(x):
@@ -149,7 +150,7 @@ def enumerated(seed, shift=0.0):
 
 
 def label_alone(seed, shift=0.0):
-    """A Bernoulli beside nothing: p(c | x) by Bayes' rule."""
+    """A single Bernoulli latent, with p(c | x) by Bayes' rule."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -220,9 +221,7 @@ CASES = [
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_exact_posteriors_are_trusted(case):
-    """At a false-alarm rate of 0.01 for each, two alarms of three or more have a probability of
-    3e-4.
-    """
+    """At a false-alarm rate of 0.01, two alarms or more in three runs have probability 3e-4."""
     alarms = []
     for seed in range(3):
         found = diagnose(*case(seed), schedule=QUICK, budget=300, seed=seed)
@@ -236,7 +235,7 @@ def test_wrong_guides_are_not_trusted(case):
     assert not diagnose(*case(0, shift=0.7), schedule=QUICK, budget=300).trusted
 
 
-def test_a_label_is_judged_by_its_probabilities():
+def test_label_is_judged_by_its_probabilities():
     found = correction(*mixture(0))
     assert found.names == ("c=0", "c=1", "c=2", "z")
     assert found.probabilities.tolist() == [True, True, True, False]
@@ -247,7 +246,9 @@ def test_a_label_is_judged_by_its_probabilities():
         -1
     )
     error = (wrong.corrected_mean[:, :3] - truth).abs() / (wrong.shift_se[:, :3] + 0.01)
-    assert error.max() < 5  # of 300 numbers; the weights find the exact probabilities
+    assert (
+        error.max() < 5
+    )  # of 300 standardised differences from the exact probabilities
     assert wrong.finding.severity == Severity.WARNING
     assert "the guide's probability is" in wrong.finding.verdict
 
@@ -258,7 +259,7 @@ def test_gaps_do_not_apply_to_discrete_latents(case):
         gaps(*case(0))
 
 
-def test_counts_are_numbers():
+def test_counts_are_treated_as_numbers():
     def model(x):
         with pyro.plate("data", len(x)):
             n = pyro.sample("n", dist.Poisson(3.0))
@@ -277,8 +278,9 @@ def test_counts_are_numbers():
     "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2, 3))]
 )
 def test_hidden_cells_do_not_reach_the_reference(seed):
-    """Each of four has a p-value below 1e-4 with a probability of 1e-4; with the cells' truth in
-    it, all were below 1e-6.
+    """Each of four p-values is below 1e-4 with probability 1e-4.
+
+    If the reference contains the truth of hidden cells, all are below 1e-6.
     """
     lvm, batch = masked_data(seed)
     assert tarp(lvm, like=batch, seed=seed).p_value > 1e-4
@@ -347,9 +349,10 @@ def test_masked_latent_is_ranked_where_visible():
     assert wrong.finding.severity >= Severity.WARNING
 
 
-def test_a_masked_latent_is_no_unit():
-    """z_1 of half the data and z_2 of none: activity is that of the data that have it, and E[z |
-    x] = x / 2 has variance ½.
+def test_masked_latent_is_not_a_unit():
+    """z_1 is visible in half of the data and z_2 in none.
+
+    The activity is computed on the data in which z_1 is visible: E[z | x] = x / 2 has variance ½.
     """
     lvm, _ = masked_latents(0)
     torch.manual_seed(0)
@@ -399,15 +402,15 @@ def test_proper_pairs_have_rates_that_are_not_negative(case):
 
 
 class Improper(dist.Normal):
-    """A density that is not one: it integrates to e³."""
+    """An unnormalised density, which integrates to e³."""
 
     def log_prob(self, value):
         return super().log_prob(value) + 3
 
 
 @pytest.mark.parametrize("local", [True, False])
-def test_a_negative_rate_is_found(local):
-    """KL(N(0.4, 1) ‖ N(0, 1)) − 3 = 0.08 − 3 a latent."""
+def test_negative_rate_is_detected(local):
+    """The rate is KL(N(0.4, 1) ‖ N(0, 1)) − 3 = 0.08 − 3 per latent."""
 
     def model(x):
         with pyro.plate("data", len(x)):
@@ -464,7 +467,7 @@ def test_a_history_is_compared_with_rate_and_distortion():
     assert wrong.disagreement[0] == pytest.approx(found.disagreement[0] - 2)
     assert wrong.finding.severity == Severity.CRITICAL
     assert "Training's ELBO exceeds" in wrong.finding.verdict
-    # a history alone does not say what it was trained by
+    # A History, unlike a Fit, does not record the objective.
     assert rates(pair, x, history=off).disagreement is None
 
 
@@ -474,9 +477,10 @@ def test_an_annealed_history_is_not_compared():
 
 
 @pytest.mark.slow
-def test_a_slow_model_keeps_to_its_budget():
-    """A run takes 10 ms, and all that is asked for some 60 s; what was cut is said, and the
-    posterior is exact.
+def test_slow_model_stays_within_its_budget():
+    """A run takes 10 ms, and the full diagnosis some 60 s.
+
+    The result names what was cut, and the exact posterior is trusted.
     """
     pair, x = mixture(0, drawn=False)
 
@@ -488,7 +492,7 @@ def test_a_slow_model_keeps_to_its_budget():
     began = time.monotonic()
     found = diagnose(lvm, x, budget=4.0)
     assert found.seconds < 8
-    assert time.monotonic() - began < 8 + 10  # what is imported on first use
+    assert time.monotonic() - began < 8 + 10  # 10 s for imports on first use
     assert found.cut or found.unfinished
     assert "[cut short]" in str(found) or "stopped after" in str(found)
 
@@ -510,7 +514,7 @@ def test_time_budget_holds_at_any_speed(pause):
 
 
 class Undrawable(dist.Normal):
-    """A likelihood that knows its density alone."""
+    """A likelihood with a density and no sampler."""
 
     def sample(self, sample_shape=()):
         raise NotImplementedError
@@ -519,8 +523,9 @@ class Undrawable(dist.Normal):
 
 
 def test_undrawable_likelihood_leaves_moments_and_collapse():
-    """z given x and y, each of variance ½: precision 1 + 2 + 2, and the mean's variance is that of
-    the prior less 1/5.
+    """z given x and y, each of variance ½, has precision 1 + 2 + 2.
+
+    The variance of its mean is the prior's minus 1/5.
     """
 
     def model(batch):
@@ -547,9 +552,10 @@ def test_undrawable_likelihood_leaves_moments_and_collapse():
             run(lvm, like=few)
 
 
-def test_missing_data_are_no_code():
-    """What ``obs_mask`` hides says nothing where nothing else of the datum is seen; z does, where
-    something is.
+def test_missing_data_are_not_a_code():
+    """Imputed values of ``obs_mask`` are not a code.
+
+    z is informative for data with a visible entry only.
     """
 
     def model(batch):
@@ -577,7 +583,7 @@ def test_missing_data_are_no_code():
 
 
 def by_columns(x):
-    """z ~ N(0, 1), x_t ~ N(z, 1), a site a column."""
+    """z ~ N(0, 1), x_t ~ N(z, 1), one site per column."""
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         for t in range(3):
@@ -585,7 +591,7 @@ def by_columns(x):
 
 
 def turned(x):
-    """The same, the columns in a plate left of the data's."""
+    """The same model, with the columns in a plate left of the data plate."""
     with pyro.plate("columns", 3, dim=-2), pyro.plate("data", len(x), dim=-1):
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
         pyro.sample("x", dist.Normal(z, 1.0), obs=x.T)
@@ -616,8 +622,9 @@ def test_views_of_a_batch_are_simulated(model, guide):
 
 
 def test_model_reading_its_observations_is_not_simulated():
-    """x_t ~ N(z + x_{t−1}, 1) from the columns before: one run draws each column beside those of
-    the batch, not beside its own.
+    """x_t ~ N(z + x_{t−1}, 1), with x_{t−1} read from the batch.
+
+    A simulation in one run would condition on the batch instead of its own earlier columns.
     """
 
     def model(x):
@@ -638,8 +645,9 @@ def test_model_reading_its_observations_is_not_simulated():
 
 
 def test_collapse_of_a_model_that_is_not_vectorisable():
-    """Two columns of a latent that is no product of univariate ones, under torch.vmap: KL has a
-    closed form only for all together.
+    """A latent that is not a product of univariate ones, under torch.vmap.
+
+    Its KL has a closed form only for both columns jointly.
     """
 
     def model(x):
@@ -663,9 +671,10 @@ def test_collapse_of_a_model_that_is_not_vectorisable():
     )
 
 
-def test_a_latent_of_each_datum_is_no_outlier():
-    """Leave-one-out by weights fails where only a datum informs its latent, which says nothing
-    against the datum.
+def test_local_latent_makes_no_outlier():
+    """Weights cannot leave out a datum if it alone informs its latent.
+
+    This does not make the datum an outlier.
     """
     found = loo(*hierarchy(0), num_samples=500)
     assert (found.k > found.threshold).any()
@@ -673,8 +682,9 @@ def test_a_latent_of_each_datum_is_no_outlier():
 
 
 def two_labels(local, tied=True):
-    """a, b ~ Bernoulli(½), x ~ N(2 (a + b), 1); the guide has p(a | x) p(b | a, x), or the product
-    of their marginals.
+    """a, b ~ Bernoulli(½), x ~ N(2 (a + b), 1).
+
+    The guide is p(a | x) p(b | a, x), or the product of their marginals.
     """
 
     def model(x):
@@ -705,9 +715,10 @@ def two_labels(local, tied=True):
 
 
 @pytest.mark.parametrize("local", [True, False])
-def test_labels_that_are_wrong_together_are_found(local):
-    """At x = 2 either label has probability ½, and both at once have e⁻² / (2 + 2 e⁻²) = 0.06, not
-    a quarter.
+def test_jointly_wrong_labels_are_detected(local):
+    """At x = 2 each label has probability ½.
+
+    Both are 1 with probability e⁻² / (2 + 2 e⁻²) = 0.06, not ¼.
     """
     x = torch.tensor([2.0])
     right, wrong = (correction(two_labels(local, tied), x) for tied in (True, False))

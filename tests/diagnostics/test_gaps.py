@@ -1,4 +1,4 @@
-"""The two parts of the inference gap, where they are known in closed form."""
+"""Both parts of the inference gap, in closed form."""
 
 import dataclasses
 import math
@@ -29,17 +29,18 @@ def factors(diagonal):
     return lvm, vilvm.sample(lvm, 120)["x"]
 
 
-LEFT = 0.005  # nats, that the descent to the best guide may leave
+LEFT = 0.005  # nats that the descent to the best guide may leave
 
 
 def within(estimate, exact, spread=LEFT):
-    """|z| < 5, where what an optimiser has left may be `spread` besides."""
+    """|z| < 5, after a tolerance of `spread` for incomplete optimisation."""
     return abs(estimate.mean - exact) < 5 * estimate.mc_se + spread
 
 
 def off():
-    """A linear Gaussian model under a guide that is off by its family and by more; data, and how
-    many nats are the family's, and in all.
+    """A linear Gaussian model whose guide has the wrong family and wrong parameters, and data.
+
+    Also returns the gap in nats of the family alone, and the total gap.
     """
     lvm, x = factors(diagonal=True)
     posterior = lvm.exact_posterior(x)
@@ -57,7 +58,7 @@ def off():
     return lvm, x, family, kl_divergence(guide, posterior).mean().item()
 
 
-def test_gaps_are_the_closed_forms():
+def test_gaps_equal_the_closed_forms():
     lvm, x, family, whole = off()
     found = gaps(lvm, x, num_samples=1000, steps=200)
     assert found.evidence_by == "exact"
@@ -75,7 +76,7 @@ def test_gap_to_annealed_evidence_equals_closed_form():
     assert within(by_ais.total, whole)
 
 
-def test_an_exact_guide_has_none():
+def test_exact_guide_has_no_gap():
     lvm, x = factors(diagonal=False)
     found = gaps(lvm, x, num_samples=200, steps=50)
     assert abs(found.total.mean) < 1e-4
@@ -84,9 +85,7 @@ def test_an_exact_guide_has_none():
 
 
 class HalfFrozen(torch.nn.Module):
-    """Factor analysis whose guide answers to half of its data only: those whose first value is
-    negative get the prior.
-    """
+    """Factor analysis whose guide is the prior for data with a negative first value."""
 
     def __init__(self, lvm):
         super().__init__()
@@ -139,7 +138,7 @@ def shared(x):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("auto", [AutoNormal, AutoMultivariateNormal])
-def test_second_gap_without_amortisation_is_one_of_training(auto):
+def test_second_gap_without_encoder_measures_training(auto):
     torch.manual_seed(0)
     x = torch.randn(10) + 2
     lvm = vilvm.Pair(shared, auto(shared))
@@ -164,7 +163,7 @@ def test_second_gap_without_amortisation_is_one_of_training(auto):
 
 
 @pytest.mark.slow
-def test_it_leaves_the_model_as_it_was():
+def test_model_is_not_changed():
     lvm, x = VAE(6, 2), torch.bernoulli(torch.full((20, 6), 0.5))
     before = {n: p.clone() for n, p in lvm.state_dict().items()}
     found = gaps(
@@ -181,7 +180,7 @@ def test_it_leaves_the_model_as_it_was():
     assert all(p.requires_grad and p.grad is None for p in lvm.parameters())
 
 
-def test_what_has_no_gap_is_refused():
+def test_pairs_without_a_gap_are_refused():
     x = torch.randn(10)
     with pytest.raises(vilvm.ContractError, match=r"Delta|degenerate"):
         gaps(vilvm.Pair(shared, AutoDelta(shared)), x)
@@ -199,7 +198,7 @@ def test_what_has_no_gap_is_refused():
     ],
 )
 def test_mean_field_gap_equals_known_divergence(correlation, divergence):
-    """KL = −½ log(1 − ρ²) for the best mean field, with the variances of the conditionals."""
+    """The best mean field has the conditional variances, and KL = −½ log(1 − ρ²)."""
     covariance = torch.tensor([[1.0, correlation], [correlation, 1.0]])
 
     def model(x):
@@ -211,7 +210,7 @@ def test_mean_field_gap_equals_known_divergence(correlation, divergence):
     lvm = vilvm.Pair(model, AutoNormal(model))
     lvm.exact_log_evidence = lambda x: dist.Normal(0.0, 1.0).log_prob(x).sum()
     found = gaps(lvm, x, num_samples=5000, steps=300)
-    # two dimensions, and one datum to learn them from
+    # two dimensions, fitted to one datum
     assert within(found.approximation, divergence, 0.02)
 
 
@@ -243,8 +242,9 @@ def test_closed_over_networks_are_not_changed():
 
 
 class TwoModes(torch.nn.Module):
-    """z ~ N(0, 3²), x ~ N(z², σ²), of all data one z or of each its own; the guide is at the
-    positive one of two modes, or at both.
+    """z ~ N(0, 3²), x ~ N(z², σ²), with one z for all data or one per datum.
+
+    The guide covers the positive one of two modes, or both.
     """
 
     def __init__(self, shared=False):
@@ -272,7 +272,7 @@ class TwoModes(torch.nn.Module):
             pyro.sample("z", dist.Normal(root, 0.25 / root))
 
     def exact(self, x):
-        """By the trapezoid rule."""
+        """log p(x), by the trapezoid rule."""
         z = torch.linspace(-12, 12, 200_001).double()
         prior = dist.Normal(0.0, 3.0).log_prob(z)
         if self.shared:
@@ -304,7 +304,7 @@ def test_annealing_from_prior_detects_dropped_mode(shared):
     )
     assert found.finding.severity == Severity.WARNING
     assert "misses part of the posterior" in found.finding.verdict
-    assert "lower bound" in found.finding.verdict
+    assert "bounded below" in found.finding.verdict
 
 
 def test_exact_evidence_detects_dropped_mode():
@@ -319,8 +319,9 @@ def test_exact_evidence_detects_dropped_mode():
 
 
 def judged(truth, *, short=0.0, error=0.01, ess=100.0, **bounds):
-    """Gaps of data of whose guides each is `truth` nats from its posterior, where annealing from
-    the guide found all but `short` of it.
+    """Gaps of data whose guides are `truth` nats from their posterior.
+
+    Annealing from the guide finds all but `short` of it.
     """
     truth = torch.as_tensor(truth).double()
     few = torch.as_tensor(ess).double().expand(truth.shape)
@@ -337,7 +338,7 @@ def judged(truth, *, short=0.0, error=0.01, ess=100.0, **bounds):
     return Gaps(found, zero, zero, torch.arange(len(truth)))
 
 
-def test_evidence_below_the_bound_is_no_evidence():
+def test_evidence_below_the_elbo_is_a_warning():
     assert judged(torch.full((50,), 0.05)).finding.severity == Severity.OK
     for lost in (50, 1):
         truth = torch.full((50,), 0.05)
@@ -346,10 +347,10 @@ def test_evidence_below_the_bound_is_no_evidence():
         assert found.unestimated.sum() == lost
         assert found.finding.severity == Severity.WARNING
         assert "could not be estimated" in found.finding.verdict
-        assert found.total.values.min() > -1  # the best ELBO is a bound too
+        assert found.total.values.min() > -1  # because the best ELBO is a bound too
 
 
-def test_exact_evidence_below_the_bound_is_wrong():
+def test_exact_evidence_below_the_elbo_is_a_warning():
     class Wrong(TwoModes):
         def exact_log_evidence(self, x):
             return self.exact(x) - 5
@@ -376,9 +377,10 @@ def test_few_bad_data_are_not_hidden_by_mean(gap, severity):
 
 
 @pytest.mark.slow
-def test_noise_is_not_picked_for_its_height():
-    """Of bounds that are all right, and of like errors, none is above the truth in the mean but
-    for its noise; 200 sets of 30 data.
+def test_noise_does_not_decide_the_bound():
+    """The largest of several noisy bounds must not be biased upwards.
+
+    200 sets of 30 data; all bounds equal the truth up to noise of the same size.
     """
     means, alarms = [], 0
     for _ in range(200):
@@ -394,15 +396,15 @@ def test_noise_is_not_picked_for_its_height():
         found = judged(torch.zeros(30), error=0.3, **bounds)
         means.append(found.evidence.mean)
         alarms += found.finding.severity >= Severity.WARNING
-    # three tests of a hundredth, datum by datum: above, below, and missed
+    # Three tests per datum at a rate of 0.01 each: above, below, and missed.
     assert alarms <= binom.isf(1e-4, 200, 0.03)
     means = torch.tensor(means)
-    # one replaced in a hundred sets
+    # The tolerance of 0.01 allows one replaced bound in a hundred sets.
     assert abs(means.mean()) < 5 * means.std() / math.sqrt(200) + 0.01
 
 
 @pytest.mark.slow
-def test_few_effective_draws_vouch_for_nothing():
+def test_few_effective_draws_are_noted():
     found = judged(
         torch.zeros(40), ess=torch.cat([torch.full((39,), 50.0), torch.tensor([1.1])])
     )
@@ -435,7 +437,8 @@ def test_gap_without_annealing_notes_missed_modes():
 
 @pytest.mark.slow
 def test_best_guide_leaving_the_support_is_skipped():
-    """x ~ U(0, θ), θ ~ Pareto(1, 2): the posterior is Pareto(m, n + 2), m the largest datum, and
+    """x ~ U(0, θ), θ ~ Pareto(1, 2): the posterior is Pareto(m, n + 2), with m the largest datum.
+
     p(x) is 2 / (n + 2) m^−(n + 2).
     """
 
@@ -459,7 +462,7 @@ def test_best_guide_leaving_the_support_is_skipped():
 
 
 class PerDatum(torch.nn.Module):
-    """A guide of parameters for each datum, or of one pair for all, which looks at no datum."""
+    """A guide that reads no datum: with parameters for each datum, or one pair for all."""
 
     def __init__(self, size):
         super().__init__()

@@ -1,6 +1,4 @@
-"""Signal-to-noise ratios of gradients against closed forms, and of estimators whose order is
-known.
-"""
+"""Signal-to-noise ratios of gradients: closed forms, and estimators whose order is known."""
 
 import math
 
@@ -19,8 +17,9 @@ from vilvm.models.ppca import PPCA
 
 
 class Conjugate(nn.Module):
-    """z ~ N(0, 1), x ~ N(z, 1), q = N(m, ½): a draw of the loss' gradient by m is Σ (2 m − x + ε),
-    ε ~ N(0, 1) for each datum.
+    """z ~ N(0, 1), x ~ N(z, 1), q = N(m, ½).
+
+    A draw of the loss's gradient in m is Σ (2 m − x + ε), with ε ~ N(0, 1) for each datum.
     """
 
     def __init__(self, m=0.0):
@@ -49,7 +48,7 @@ class IWAE:
 
 
 class Noisy(Trace_ELBO):
-    """A gradient with noise of its own in one parameter."""
+    """A gradient with additional noise in one parameter."""
 
     def __init__(self, parameter, size):
         super().__init__()
@@ -61,7 +60,7 @@ class Noisy(Trace_ELBO):
 
 
 @pytest.mark.parametrize("minibatch", [False, True])
-def test_the_ratio_is_that_of_the_closed_form(minibatch):
+def test_ratio_equals_the_closed_form(minibatch):
     x = torch.linspace(-1, 2, 40)
     size = 10 if minibatch else 40
     found = gradient_snr(
@@ -75,11 +74,11 @@ def test_the_ratio_is_that_of_the_closed_form(minibatch):
     assert found.se < 0.2 * expected
     assert found.elementwise == pytest.approx(
         found.snr, rel=0.1
-    )  # of a single parameter they are one, but for the correction of 1/s²
+    )  # equal for a single parameter, up to the correction of 1/s²
     assert found.p_value < 0.001
 
 
-def test_noise_that_differs_is_averaged_in_each_way():
+def test_unequal_noise_is_averaged_in_both_ratios():
     # Gradient of θ_p: c_p + noise of size n_p.
     lvm = Conjugate()
     lvm.extra = nn.Parameter(torch.zeros(3))
@@ -128,7 +127,7 @@ def test_no_false_alarm_at_the_optimum():
 def test_importance_samples_drown_encoder_and_help_decoder():
     x = torch.randn(200, 3) @ torch.randn(3, 6) + 0.7 * torch.randn(200, 6)
     lvm = PPCA(6, 2).maximise(x)
-    # near the optimum, where the weights have the small variance that the rates are derived for
+    # The theoretical rates assume small variances of the weights, so start near the optimum.
     with torch.no_grad():
         for p in lvm.parameters():
             p.add_(0.01 * torch.randn_like(p))
@@ -156,7 +155,7 @@ def test_only_drowned_groups_are_named():
         ),
         lvm.V,
     )[0]
-    # an SNR of about 0.06 over the 300 parameters of V
+    # The SNR over the 300 parameters of V is about 0.06.
     noise = gradient.norm().item() / 300**0.5 / 0.06
     found = gradient_snr(lvm, x, {"noisy": Noisy(lvm.V, noise)}, num_draws=400)
     assert found.drowned == [("noisy", "V")]
@@ -164,7 +163,7 @@ def test_only_drowned_groups_are_named():
     assert "'V' under noisy" in found.finding.verdict
 
 
-def test_the_model_is_left_as_it_was():
+def test_model_is_not_changed():
     lvm = Conjugate().train()
     lvm.m.grad = torch.tensor(7.0)
     before = torch.get_rng_state()
@@ -192,7 +191,7 @@ def test_works_without_differentiable_loss_and_for_pairs():
     assert set(found.groups["Rényi"]) == {"m"}
 
 
-def test_bad_arguments():
+def test_bad_arguments_are_refused():
     x = torch.ones(5)
     with pytest.raises(ValueError, match="at least 24"):
         gradient_snr(Conjugate(), x, num_draws=10)

@@ -17,8 +17,9 @@ from vilvm.weights import find_layout
 
 
 def pair(scale=1.0, shift=0.0, num_data=20):
-    """A normal mean with prior N(0, 1), and a guide: its posterior, scaled and shifted in units of
-    its standard deviation.
+    """A normal mean with prior N(0, 1), and its posterior as guide, scaled and shifted.
+
+    The shift is in posterior standard deviations.
     """
 
     def model(x):
@@ -34,8 +35,9 @@ def pair(scale=1.0, shift=0.0, num_data=20):
 
 
 def exact(x):
-    """log p(x_i | the others): normal, of the mean of the others' posterior and its variance and
-    one.
+    """log p(x_i | the others): normal with the others' posterior mean.
+
+    Its variance is the variance of that posterior plus one.
     """
     n = len(x) - 1
     return (
@@ -46,7 +48,7 @@ def exact(x):
 
 
 @pytest.mark.parametrize(("scale", "shift"), [(1.0, 0.0), (1.3, 0.4)])
-def test_it_is_the_closed_form_whatever_the_guide(scale, shift):
+def test_loo_equals_the_closed_form_for_any_guide(scale, shift):
     x = torch.randn(20) + 0.5
     runs = torch.stack(
         [
@@ -57,7 +59,7 @@ def test_it_is_the_closed_form_whatever_the_guide(scale, shift):
     error = runs.std(0) / 8**0.5
     assert (
         (runs.mean(0) - exact(x)).abs() < 6 * error + 2e-3
-    ).all()  # of 20 data, and seven degrees of freedom; smoothing has a bias of its own
+    ).all()  # 20 data, seven degrees of freedom; smoothing adds a bias
     found = loo(pair(scale, shift), x)
     assert found.elpd == pytest.approx(exact(x).sum().item(), abs=0.05)
     n, variance = len(x), 1 / (1 + len(x))
@@ -69,8 +71,8 @@ def test_it_is_the_closed_form_whatever_the_guide(scale, shift):
     assert found.finding.severity == Severity.OK
 
 
-def test_without_its_weights_the_guide_would_be_wrong():
-    """What the correction by log p and log q does: a guide that is off predicts otherwise."""
+def test_guide_without_weights_predicts_wrongly():
+    """Without the weights log p − log q, a wrong guide predicts wrongly."""
     x = torch.randn(20) + 0.5
     lvm = pair(1.0, 2.0)
     weights = vilvm.log_weights(lvm, x, 4000)
@@ -112,7 +114,7 @@ def test_too_narrow_guide_makes_prediction_critical():
     assert found.finding.about == "posterior"
 
 
-def test_data_that_no_latent_touches():
+def test_data_independent_of_latents_keep_their_density():
     def model(x):
         pyro.sample("mu", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
@@ -135,12 +137,12 @@ def test_an_outlier_is_named():
     assert found.k.argmax() == 7
 
 
-def test_local_latents_have_nothing_to_be_left_out():
+def test_local_latents_are_refused():
     with pytest.raises(vilvm.ContractError, match="see evaluate"):
         loo(PPCA(4, 2), torch.randn(5, 4))
 
 
-def test_a_site_that_is_no_datum_is_refused():
+def test_site_outside_the_plate_is_refused():
     def model(x):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         pyro.sample("total", dist.Normal(mu, 1.0), obs=x.mean())
@@ -160,7 +162,7 @@ def test_all_data_in_one_term_are_refused():
         loo(vilvm.Pair(model, pair().guide), torch.randn(5))
 
 
-def test_a_likelihood_of_zero_makes_no_nan():
+def test_zero_likelihood_gives_no_nan():
     """x uniform on [0, u]: draws of u below the largest datum give it probability zero."""
 
     def model(x):
@@ -194,7 +196,7 @@ def test_data_sharing_a_summed_latent_are_refused():
         loo(vilvm.Pair(model, pair().guide), torch.randn(5))
 
 
-def test_data_that_no_draw_allows_together_are_grave():
+def test_jointly_impossible_data_are_critical():
     def model(x):
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
@@ -208,12 +210,12 @@ def test_data_that_no_draw_allows_together_are_grave():
     assert found.finding.severity == Severity.CRITICAL
 
 
-def test_blocks_of_data_change_nothing(monkeypatch):
+def test_result_does_not_depend_on_blocks(monkeypatch):
     x = torch.randn(20)
     whole = loo(pair(1.2, 0.3), x, num_samples=2000)
     module = sys.modules[
         "vilvm.diagnostics.loo"
-    ]  # by whose name the package calls the function
+    ]  # the module, which the function of the same name hides
     monkeypatch.setattr(module, "_KEPT", 14_000)
     monkeypatch.setattr(module, "_WORKED", 6_000)
     parts = loo(pair(1.2, 0.3), x, num_samples=2000)

@@ -1,11 +1,9 @@
-"""Pareto k̂ against the analytic shape of a Gaussian in a Gaussian, and as an alarm that is right
-both ways.
-"""
+"""Pareto k̂: its value in closed form, and the rates of false and missed alarms."""
 
 import dataclasses
 import math
 
-import arviz_stats  # noqa: F401  # its import is slow, and no test's own
+import arviz_stats  # noqa: F401  # imported here, so that its slow import is charged to no test
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -24,8 +22,9 @@ from vilvm.models.ppca import PPCA
 
 
 class Gaussian(torch.nn.Module):
-    """x | z ~ N(z, 1), z ~ N(0, 1), so that p(z | x) = N(x/2, 1/2); the guide has the right mean
-    and `scale` times the right scale.
+    """x | z ~ N(z, 1), z ~ N(0, 1), so that p(z | x) = N(x/2, 1/2).
+
+    The guide has the right mean and `scale` times the right standard deviation.
     """
 
     def __init__(self, scale):
@@ -57,8 +56,9 @@ class Shared(Gaussian):
 
 
 class Pareto(torch.nn.Module):
-    """z ~ Exponential(1), independent of x; under the guide Exponential(1 / (1 − k))
-    weights are Pareto of shape k, which x contains.
+    """z ~ Exponential(1), independent of x, with guide Exponential(1 / (1 − k)).
+
+    The weights are Pareto with shape k, which x contains.
     """
 
     def model(self, x):
@@ -72,7 +72,7 @@ class Pareto(torch.nn.Module):
 
 
 def shapes(*counts, num_data=500):
-    """Data of which so many have so large a k; the guide of the rest is exact."""
+    """Data of which some have a large k; the guide is exact for the others."""
     k = torch.zeros(num_data).double()
     for value, count in counts:
         k[:count] = value
@@ -86,16 +86,16 @@ def ppca(num_data=300):
 
 
 @pytest.mark.parametrize("ratio", [0.3, 0.5, 0.7])
-def test_k_of_a_gaussian_in_a_gaussian(ratio):
+def test_k_of_two_gaussians_has_its_closed_form(ratio):
     k, num_samples, tail = 1 - ratio, 20_000, 424
     found = pareto_k(
         Gaussian(ratio**0.5), torch.randn(60).double(), num_samples, batch_size=20
     )
-    # P(w > t) goes as t^(−1/k) (log t)^(−1/2), a little faster than its limit: by its slope where
-    # the tail begins, k is at least this.
+    # P(w > t) ∝ t^(−1/k) (log t)^(−1/2) falls slightly faster than a power. The slope at the start
+    # of the tail gives this lower limit on k.
     begin = k * norm.isf(tail / num_samples / 2) ** 2 / 2
     least = 1 / (1 / k + 1 / (2 * begin))
-    # the fit's prior pulls towards ½ by the weight of ten
+    # The prior of the fit has the weight of ten values at ½.
     most = max(k, (tail * k + 10 * 0.5) / (tail + 10))
     error = found.k.std().item() / math.sqrt(len(found.k))
     assert least - 5 * error < found.k.mean().item() < most + 5 * error
@@ -108,7 +108,7 @@ def test_k_does_not_depend_on_number_of_data():
     assert abs(few.k.mean().item() - many.k.mean().item()) < 5 * error
 
 
-def test_psis_is_that_of_arviz():
+def test_psis_equals_arviz():
     log_w = torch.randn(500, 4).double() * 2
     log_w[:7, 1] = -math.inf
     smoothed = psis(log_w)
@@ -125,7 +125,7 @@ def test_psis_is_that_of_arviz():
     assert bool(((smoothed.ess >= 1) & (smoothed.ess <= 500)).all())
 
 
-def test_a_constant_factor_changes_nothing():
+def test_constant_factor_does_not_change_k():
     log_w = torch.randn(400, 3)
     torch.testing.assert_close(psis(log_w + 1000.0).k, psis(log_w).k, atol=1e-2, rtol=0)
 
@@ -155,7 +155,7 @@ def test_a_constant_factor_changes_nothing():
         "one of a thousand",
     ],
 )
-def test_weights_without_a_tail(log_w, k, ess):
+def test_weights_without_a_tail_have_fixed_k(log_w, k, ess):
     smoothed = psis(log_w)
     assert smoothed.k.item() == k
     assert smoothed.ess.item() == pytest.approx(ess, rel=1e-3)
@@ -170,7 +170,7 @@ def test_half_scale_guide_alarms_exact_guide_does_not():
     with torch.no_grad():
         lvm.log_s -= math.log(2)
     bad = pareto_k(lvm, x)
-    assert bad.k.mean() > good_k(1000)  # 1 − 1/4, and more in three dimensions
+    assert bad.k.mean() > good_k(1000)  # at least 1 − 1/4 in three dimensions
     assert bad.finding.severity is Severity.CRITICAL
     assert bad.ess.mean() < good.ess.mean() / 3
 
@@ -186,7 +186,7 @@ def test_a_few_bad_data_are_found_and_named():
             with pyro.plate("data", len(x)):
                 far = (
                     x > 3
-                )  # of these the guide is two standard deviations off, and narrow
+                )  # for these the guide is narrow and two standard deviations off
                 pyro.sample(
                     "z",
                     dist.Normal(
@@ -198,7 +198,7 @@ def test_a_few_bad_data_are_found_and_named():
     x[[17, 30, 81]] = torch.tensor([5.0, 6.0, 7.0])
     found = pareto_k(
         Half(1.0), x, 10_000
-    )  # with 1000 draws, three of so many might be noise
+    )  # with 1000 draws, three of these could be noise
     assert {i for i, _ in found.worst(3)} == {17, 30, 81}
     assert found.finding.severity is Severity.WARNING
     assert "17" in found.finding.verdict
@@ -220,7 +220,7 @@ def test_bad_datum_is_found_among_noisy_ones():
     x = shapes((0.3, 500), (0.99, 1))
     found = pareto_k(Pareto(), x)
     assert len(found.rechecks) == 2
-    assert len(found.rechecks[0].k) > 5  # of k = 0.3 some have k̂ > ½ by noise
+    assert len(found.rechecks[0].k) > 5  # some data with k = 0.3 have k̂ > ½ by noise
     assert found.finding.severity is Severity.WARNING
     assert found.worst(1)[0][0] == 0
 
@@ -233,13 +233,13 @@ def test_weights_without_variance_are_a_note(k, number):
     assert found.finding.severity is (
         Severity.NOTE if seen or number == 500 else Severity.OK
     )
-    assert seen or number == 1  # one may have k̂ < ½ by noise
+    assert seen or number == 1  # a single datum may have k̂ < ½ by noise
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("k", [0.5, 0.3, 0.0, -1.0])
 def test_good_guides_raise_no_alarm(k):
-    """25 looks at guides of k = ½ everywhere, of k = 0.3, exact, and twice too wide."""
+    """25 runs on guides with k = ½, with k = 0.3, exact, and twice too wide."""
     found = [
         pareto_k(Pareto(), torch.full((50,), k).double(), 500, seed=seed).finding
         for seed in range(25)
@@ -253,7 +253,7 @@ def test_good_guides_raise_no_alarm(k):
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "repeats"), [(1, 10), (20, 2)])
 def test_recheck_false_alarms_are_as_rare_as_stated(number, repeats):
-    """All have k = 0.7, and weights that are Pareto to the last digit."""
+    """All data have k = 0.7, with exactly Pareto-distributed weights."""
     alarms, sets, rate = 0, 60, 0.1
     generator = torch.Generator().manual_seed(0)
     for _ in range(sets):
@@ -270,12 +270,15 @@ def test_recheck_false_alarms_are_as_rare_as_stated(number, repeats):
 
 @pytest.mark.slow
 def test_single_weight_is_reexamined():
-    """k = 0.45 puts k̂ above 0.67 for one in twenty of the seeds; none of them is an alarm, and k
-    = 0.9 is one.
+    """At k = 0.45, k̂ exceeds 0.67 for one seed in twenty, without an alarm.
+
+    k = 0.9 raises one.
     """
     x = torch.full((1,), 0.45).double()
     found = [pareto_k(Pareto(), x, 200, seed=s) for s in range(20)]
-    assert any(f.k.item() > f.threshold for f in found)  # by which it was grave before
+    assert any(
+        f.k.item() > f.threshold for f in found
+    )  # without re-examination, these would be alarms
     assert all(f.finding.severity < Severity.WARNING for f in found)
     bad = pareto_k(Pareto(), torch.full((1,), 0.9).double(), 10_000)
     assert bad.finding.severity is Severity.CRITICAL
@@ -283,7 +286,7 @@ def test_single_weight_is_reexamined():
 
 
 class ByPlace(Pareto):
-    """Its guide has parameters for each datum, and knows them by their place."""
+    """A guide with parameters for each datum, indexed by its position in the batch."""
 
     def __init__(self, k):
         super().__init__()
@@ -309,7 +312,7 @@ def test_places_are_kept_when_indices_are_renamed():
     assert isinstance(renamed, ParetoK)
 
 
-def test_data_that_share_a_latent_have_one_weight():
+def test_shared_latent_gives_one_joint_weight():
     x = torch.randn(30)
     exact, halved = (pareto_k(Shared(scale), x) for scale in (1.0, 0.4))
     assert exact.joint
@@ -320,7 +323,7 @@ def test_data_that_share_a_latent_have_one_weight():
 
 
 @pytest.mark.slow
-def test_batches_and_seeds():
+def test_seed_fixes_k_and_all_data_have_one():
     x = torch.randn(7)
     first, again, other = (
         pareto_k(Gaussian(0.7), x, 200, batch_size=3, seed=s) for s in (0, 0, 1)
@@ -330,7 +333,7 @@ def test_batches_and_seeds():
     assert first.index.tolist() == list(range(7))
 
 
-def test_what_has_no_weights_is_refused():
+def test_guides_without_weights_are_refused():
     def flat(x):
         mean = pyro.sample("mean", dist.ImproperUniform(dist.constraints.real, (), ()))
         with pyro.plate("data", len(x)):
@@ -352,9 +355,10 @@ def test_what_has_no_weights_is_refused():
         psis(torch.full((30,), math.nan))
 
 
-def test_a_tail_of_equal_values_is_no_error():
-    """Of a discrete latent: two values of the weight, the larger of them more often, or less, than
-    the tail is long.
+def test_tail_of_equal_values_is_accepted():
+    """A discrete latent gives two values of the weight.
+
+    The larger one occurs more often, or less often, than the tail is long.
     """
     for share, infinite in ((0.9, False), (0.2, False), (0.06, True)):
         log_w = torch.zeros(200)

@@ -20,8 +20,9 @@ ALARM = Severity.WARNING
 
 
 class Normal(torch.nn.Module):
-    """y ~ N(m, 1), m ~ N(0, 1), shared; the guide is the exact posterior N(Σy / (N + 1), 1 / (N +
-    1)).
+    """y ~ N(m, 1), with a shared m ~ N(0, 1).
+
+    The guide is the exact posterior N(Σy / (N + 1), 1 / (N + 1)).
     """
 
     def model(self, y):
@@ -34,8 +35,9 @@ class Normal(torch.nn.Module):
 
 
 class Counts(torch.nn.Module):
-    """y ~ Poisson(r), r ~ Gamma(1, 1), shared; the guide is the exact posterior Gamma(1 + Σy, 1 +
-    N).
+    """y ~ Poisson(r), with a shared r ~ Gamma(1, 1).
+
+    The guide is the exact posterior Gamma(1 + Σy, 1 + N).
     """
 
     def model(self, y):
@@ -60,8 +62,8 @@ def alarms(lvm, data, **options):
 
 
 def test_prior_check_false_alarms_are_as_stated():
-    # Here the data are one more draw from what is replicated, so the rate is exact; 10 % shows
-    # more of it than 1 %.
+    # The data are exchangeable with the replicates, so the rate is exact. A rate of 10 % is
+    # measured more precisely than 1 %.
     data = [vilvm.sample(Normal(), 1, like=torch.zeros(40))["y"][0] for _ in range(20)]
     count = alarms(Normal(), data, kind="prior", num_draws=100, false_alarm=0.1)
     assert binom.ppf(1e-4, 20, 0.1) <= count <= binom.isf(1e-4, 20, 0.1)
@@ -77,7 +79,7 @@ def test_right_model_passes_posterior_check():
     assert alarms(Counts(), data, num_draws=100) <= binom.isf(1e-4, 30, 0.02)
 
 
-def test_overdispersed_counts_are_caught():
+def test_overdispersed_counts_are_detected():
     data = [
         dist.NegativeBinomial(1.0, torch.tensor(0.8)).sample((200,)) for _ in range(3)
     ]
@@ -87,7 +89,7 @@ def test_overdispersed_counts_are_caught():
     assert "sd is" in checks[0].finding.verdict
 
 
-def test_heavy_tails_are_caught_and_gaussian_ones_pass():
+def test_heavy_tails_are_detected_and_gaussian_ones_pass():
     right, wrong = ppca_data(torch.randn), ppca_data(dist.StudentT(2.5).sample)
     assert (
         predictive_check(PPCA(6, 2).maximise(right), right).finding.severity
@@ -99,7 +101,7 @@ def test_heavy_tails_are_caught_and_gaussian_ones_pass():
     assert "heavier" in check.finding.advice
 
 
-def test_binary_data_that_depend_otherwise_are_caught():
+def test_dependence_of_binary_data_is_detected():
     lvm = VAE(data_dim=12, latent_dim=2)
     with torch.no_grad():
         for p in lvm.parameters():
@@ -132,11 +134,11 @@ def test_replicates_given_latents_follow_the_likelihood():
     assert rep.shape == (4000, 50, 6)
     mean, sd = vilvm.predict(lvm, {"z": z[0]})["x"], lvm.log_sigma.exp().item()
     scores = (rep.mean(0) - mean) / (sd / math.sqrt(4000))
-    assert scores.abs().max() < 5.5  # of 300
+    assert scores.abs().max() < 5.5  # 300 scores
     assert abs(rep.var(0).mean().item() / sd**2 - 1) < 5 * math.sqrt(2 / 4000 / 300)
 
 
-def test_replicates_of_nested_plates_and_of_several_sites():
+def test_nested_plates_and_several_sites_are_replicated():
     def model(batch):
         y, n = batch
         top = pyro.sample("top", dist.Normal(torch.zeros(3), 1.0).to_event(1))
@@ -169,7 +171,7 @@ def test_replicates_of_nested_plates_and_of_several_sites():
     )
 
 
-def test_parts_are_joined_and_seeds_hold():
+def test_batches_are_joined_and_seeds_reproduce():
     x = ppca_data(torch.randn)
     lvm, first = (
         PPCA(6, 2).maximise(x),
@@ -181,7 +183,7 @@ def test_parts_are_joined_and_seeds_hold():
     assert a.finding.severity is Severity.OK
 
 
-def test_what_cannot_be_checked_is_refused():
+def test_models_that_cannot_be_checked_are_refused():
     x = torch.randn(20, 6)
     lvm = PPCA(6, 2)
     with pytest.raises(ValueError, match="kind"):

@@ -7,9 +7,7 @@ from vilvm.diagnostics import _time_budget
 
 @pytest.mark.parametrize(("seconds", "draws"), [(1.0, 25), (5.0, 200), (100.0, 1000)])
 def test_affordable_draws_ignore_the_slow_first_run(monkeypatch, seconds, draws):
-    """A run takes 0.1 s and 0.02 s a draw, and the first of all 30 s more, in which the way of its
-    samples is found.
-    """
+    """A run takes 0.1 s plus 0.02 s per draw; the first run takes 30 s more."""
     now, runs = [0.0], []
 
     def run(size):

@@ -74,14 +74,16 @@ def test_uniform_ranks_are_rejected_as_often_as_stated(p_values, size, num_draws
             math.sqrt(level * (1 - level) / 1000),
         )
         assert rejected < level + 5 * error
-        assert rejected > 0.7 * level - 5 * error  # discrete, so somewhat below
+        assert (
+            rejected > 0.7 * level - 5 * error
+        )  # somewhat below the level, because ranks are discrete
 
 
 @pytest.mark.parametrize(
     ("shift", "scale", "seen_by_symmetry"),
     [(0.3, 1.0, True), (-0.3, 1.0, True), (0.0, 1.3, False), (0.0, 0.75, False)],
 )
-def test_power(shift, scale, seen_by_symmetry):
+def test_departures_are_detected(shift, scale, seen_by_symmetry):
     generator = torch.Generator().manual_seed(0)
     truth = shift + scale * torch.randn(500, 100, generator=generator)
     # among very many draws of N(0, 1), in a hundred classes
@@ -106,14 +108,14 @@ def test_random_tie_breaks_make_discrete_ranks_uniform():
     values = torch.randint(0, 3, (20, 5000), generator=generator)
     torch.manual_seed(1)
     assert uniformity_p_values(rank_among(values[0], values[1:]), 19) > 1e-6
-    # without which they would not be
+    # Without tie breaks they are not uniform.
     assert uniformity_p_values((values[1:] < values[0]).sum(0), 19) < 1e-6
 
 
 def test_holm_keeps_the_rate_of_any_false_alarm():
     p = torch.rand(5000, 5, generator=torch.Generator().manual_seed(0))
     alarms = torch.stack([holm(row).min() < 0.05 for row in p]).double().mean().item()
-    exact = 1 - (1 - 0.01) ** 5  # the least of five independent ones below 0.05 / 5
+    exact = 1 - (1 - 0.01) ** 5  # P(the smallest of five is below 0.05 / 5)
     assert alarms == pytest.approx(exact, abs=5 * math.sqrt(0.05 / 5000))
 
 
@@ -128,11 +130,11 @@ def test_coverage_of_a_posterior_half_as_wide():
             for c in found.levels.tolist()
         ]
     )
-    # 95 %: an end falls within a class
+    # At 95 %, an end of the interval falls within a class.
     assert ((found.shares[:, 0] - exact).abs() < 5 * found.errors[:, 0] + 0.003).all()
 
 
-def test_what_is_no_rank_is_refused():
+def test_invalid_ranks_are_refused():
     for ranks in (
         torch.tensor([0, 11]),
         torch.tensor([-1]),

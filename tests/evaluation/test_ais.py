@@ -261,7 +261,7 @@ def test_number_of_simulations_is_as_asked():
             pyro.sample("z", dist.Normal(batch[0] / 2, 0.7))
 
     schedule = Schedule(num_chains=4, num_temperatures=5, leapfrog=1)
-    # The second tensor is no datum's, so the batch cannot be cut.
+    # The second tensor does not hold one row per datum, so the batch cannot be cut.
     for scale in (torch.linspace(0.5, 2, 8), torch.tensor(0.7)):
         like = (torch.zeros(8), scale)
         assert bdmc(

@@ -275,7 +275,7 @@ class Series(torch.nn.Module):
             pyro.sample("z", dist.Normal(self.slope * x.T, 1.5 * 0.5**0.5))
 
 
-# 3 is the size of the other plate; of 4, the last batch has 3
+# 3 is the size of the other plate, and of the last batch if batches have 4
 @pytest.mark.parametrize("batch_size", [3, 4, 7])
 def test_data_plate_is_found_for_any_batch_size(batch_size):
     x = 3 * torch.randn(7, 3, generator=torch.Generator().manual_seed(3))

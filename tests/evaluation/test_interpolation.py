@@ -67,7 +67,7 @@ def test_great_circle_of_gaussian_prior_is_whitened():
 
 def test_undefined_great_circle_is_a_line():
     a = torch.tensor([[1.0, 0.0], [0.0, 0.0], [1.0, 1.0]])
-    # opposite, from the centre, the same point
+    # Three pairs: opposite codes, a code at the centre, equal codes.
     b = torch.tensor([[-2.0, 0.0], [1.0, 2.0], [1.0, 1.0]])
     torch.testing.assert_close(great_circle(a, b, 5), line(a, b, 5))
 

@@ -71,7 +71,7 @@ def test_better_model_is_first_by_exact_difference(ledger, models, x):
     assert found.mean == pytest.approx(truth.mean().item(), rel=1e-3)
     assert found.se == pytest.approx(truth.std().item() / 200**0.5, rel=1e-2)
     single = ledger["two"].evaluation.bounds["iwae"].se
-    # paired
+    # The standard error is paired.
     assert found.se != pytest.approx(
         (single**2 + ledger["one"].evaluation.bounds["iwae"].se ** 2) ** 0.5, rel=0.05
     )

@@ -60,7 +60,7 @@ def test_psnr_uses_the_mean_over_pictures():
     clean = torch.zeros(4, 100)
     restored = torch.tensor([0.0, 0.1, 0.2, 0.3])[:, None].expand(
         4, 100
-    )  # the first is perfect
+    )  # the first picture has no error
     found = psnr(restored, clean, peak=2.0)
     mse = torch.tensor([0.0, 0.01, 0.04, 0.09]).double()
     assert found.value == pytest.approx(

@@ -56,7 +56,7 @@ def test_graph_equals_eager_evaluation_for_every_model(name, as_graph, capsys):
     with seeded(0):
         lvm, batch = importlib.import_module(f"vilvm.models.{name}").tiny()
     same(lvm, batch)
-    assert as_graph or "autoencoder" in name  # deterministic: two draws
+    assert as_graph or "autoencoder" in name  # deterministic, so only two draws
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ def test_frechet_distance_of_gaussians():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 3, 3))
     x = rng.normal(size=(50, 3))
-    # mean 0, covariance I to the last digit
+    # Mean 0 and covariance I up to rounding.
     x = (x - x.mean(0)) @ np.linalg.cholesky(np.linalg.inv(np.cov(x, rowvar=False)))
     # Covariances A Aᵀ and I: tr(A Aᵀ) + 3 − 2 tr((A Aᵀ)^½), the sum of A's singular values.
     singular = np.linalg.svd(a, compute_uv=False)

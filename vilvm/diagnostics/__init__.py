@@ -1,6 +1,6 @@
-"""Diagnostics: whether a posterior can be trusted, and what a model makes of its latents.
+"""Diagnostics: whether a posterior can be trusted, and how a model uses its latents.
 
-Each result has a ``finding``.
+Each result has a ``finding``, its verdict in a few sentences.
 """
 
 from vilvm.diagnostics.collapse import Collapse, active_units, collapse

@@ -13,7 +13,7 @@ from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable
 from vilvm.weights import Layout, LogWeights, find_layout, log_weights
 from vilvm.weights.simulation import Rebuild, batches, undrawable
 
-__all__ = ["check_amortised", "check_spread"]
+__all__ = ["all_equal", "check_amortised", "check_spread"]
 
 _REFIT = "use vilvm.diagnostics.vsbc, which fits the guide anew to each data set."
 
@@ -21,7 +21,7 @@ _REFIT = "use vilvm.diagnostics.vsbc, which fits the guide anew to each data set
 def check_amortised(
     caller: str, lvm: LatentVariableModel, like: Any, rebuild: Rebuild | None, seed: int
 ) -> None:
-    """Raises unless the guide has a spread and reads its batch, of any size, or is the prior.
+    """Raises unless the guide has a spread and reads its batch, of any size, or equals the prior.
 
     Raises:
         NotApplicable: the guide is not amortised; or the data share a latent, and without `like`
@@ -41,7 +41,7 @@ def check_amortised(
         )
     if _ignores_its_batch(lvm, layout, first, second, seed):
         raise NotApplicable(
-            f"{caller}: the guide of {type(lvm).__name__} does not look at its batch, so it fits "
+            f"{caller}: the guide of {type(lvm).__name__} does not read its batch, so it fits "
             f"one data set at most; {_REFIT}"
         )
 
@@ -68,20 +68,21 @@ def _check_drawable(caller: str, lvm: LatentVariableModel, batch: Any) -> None:
 def _ignores_its_batch(
     lvm: LatentVariableModel, layout: Layout, first: Any, second: Any, seed: int
 ) -> bool:
-    """Whether two batches get the same guide, which is not the prior."""
+    """Whether two different batches have the same guide, and it is not the prior."""
     runs: list[LogWeights] = []
     for batch in (first, second):
         with seeded(seed, tensors_of(first)[0].device):
             runs.append(log_weights(lvm, batch, 10))
     if not torch.equal(runs[0].log_guide, runs[1].log_guide):
         return False
-    if not _equal(*([w.latents[n] for n in layout.latents] for w in runs)):
+    if not all_equal(*([w.latents[n] for n in layout.latents] for w in runs)):
         return False
-    batches_differ = not _equal(tensors_of(first), tensors_of(second))
+    batches_differ = not all_equal(tensors_of(first), tensors_of(second))
     return batches_differ and runs[0].rate.abs().max().item() > 1e-4
 
 
-def _equal(first: list[Tensor], second: list[Tensor]) -> bool:
+def all_equal(first: list[Tensor], second: list[Tensor]) -> bool:
+    """Whether two lists hold equal tensors."""
     return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""What calibration by simulation shares: its options, the size of a pass, and hidden ranks."""
+"""Shared by the calibration diagnostics: options, the size of a pass, and hidden ranks."""
 
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ class CalibrationOptions(NamedTuple):
 def check_options(
     caller: str, num_simulations: Any, num_draws: Any, false_alarm: Any, rebuild: Any
 ) -> CalibrationOptions:
-    """The options, if they are in range; else raises ValueError."""
+    """Returns the options; raises ValueError if one is out of range."""
     if rebuild is not None and not callable(rebuild):
         raise ValueError(
             f"{caller}: rebuild must be a function of the observed values; got a "
@@ -57,7 +57,7 @@ def rows_of_a_pass(
 
 
 def missing_simulations(ranks: Tensor, wanted: int) -> str:
-    """What is missing for want of time, in words; empty if nothing is."""
+    """Describes the simulations that time did not allow; empty if all were made."""
     if len(ranks) >= wanted:
         return ""
     return f"{len(ranks)} of {wanted} simulations"

@@ -24,8 +24,8 @@ class Chosen:
     Arguments:
         prepared: the pair and the chosen data.
         index: their index in the full data set, shape (num_data,).
-        is_all: whether they are all data, so that results name them right.
-        cut: what is left out for want of time.
+        is_all: whether these are all data, so that results need no renaming.
+        cut: what was left out for lack of time.
     """
 
     prepared: Prepared
@@ -35,7 +35,7 @@ class Chosen:
 
     @property
     def index_to_name(self) -> Tensor | None:
-        """The index by which results are named anew; None if they need not be."""
+        """The index that names data in the results; None if the results need no renaming."""
         if self.is_all:
             return None
         return self.index
@@ -48,7 +48,7 @@ def choose(
     seed: int,
     end: float,
 ) -> Chosen:
-    """Prepares the data, or random ones of them; fewer if a run of the pair is slow.
+    """Prepares all data or a random subset, which is smaller if a run of the pair is slow.
 
     Arguments:
         lvm: the model and guide, or a ``Prepared`` of all data.
@@ -77,7 +77,7 @@ def choose(
 def _first_prepared(
     lvm: LatentVariableModel | Prepared, given: Data, num_data: int, seed: int
 ) -> tuple[Prepared, Tensor | None]:
-    """All data, prepared; or those to read from disk and their index."""
+    """All data, prepared; or a random subset of data on disk, with its index."""
     if isinstance(lvm, Prepared):
         return lvm, None
     picked = _picked_from_disk(given, num_data, seed)
@@ -88,14 +88,16 @@ def _first_prepared(
     some = fixed_beside(lvm, given.subset(picked), seed)
     prepared = prepared_of("diagnose", lvm, some, seed=seed)
     if not prepared.local:
-        given.fixed(seed)  # raises: some data are not enough, and all cannot be kept
+        given.fixed(
+            seed
+        )  # raises: a subset does not suffice, and all data cannot be kept
     return prepared, picked
 
 
 def _picked_from_disk(data: Data, count: int, seed: int) -> Tensor | None:
     """The index of the data to read, if they are on disk and have a transform; else None.
 
-    The draws of a transform are kept in memory, so that all data may be too many.
+    The draws of a transform are kept in memory, which may be too small for all data.
     """
     if data.streamed and data.transform is not None:
         return _random_index(len(data), count, seed)
@@ -103,13 +105,13 @@ def _picked_from_disk(data: Data, count: int, seed: int) -> Tensor | None:
 
 
 def _random_index(total: int, count: int, seed: int) -> Tensor:
-    """The index of so many random data, in order."""
+    """The index of `count` random data, in order."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(total, generator=generator)[:count].sort().values
 
 
 def _index(prepared: Prepared, count: int) -> Tensor:
-    """The index of random data, if each has latents of its own and the pair runs on them."""
+    """The index of a random subset; of all data if they share a latent or the pair needs all."""
     data = prepared.data
     everything = torch.arange(len(data))
     if not prepared.local or not data.divisible or len(data) <= count:

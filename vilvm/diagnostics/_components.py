@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 LIKELIHOOD = "log p(x | z)"
-_DATA = 10  # where the data share a latent: the data whose own latents are included
+_DATA = 10  # if the data share a latent: how many data have their own latents included
 
 
 def truth(simulation: Simulation) -> Tensor:
@@ -47,7 +47,7 @@ def visible(lvm: LatentVariableModel, simulation: Simulation) -> Tensor | None:
 
 
 def features(simulation: Simulation) -> Tensor:
-    """The data of each simulation as one row of numbers, without tensors that they share."""
+    """The data of each simulation as one row of numbers, without tensors that all share."""
     size = simulation.size
     rows = [
         t.reshape(size, -1)
@@ -151,7 +151,7 @@ def _as_module(lvm: LatentVariableModel) -> torch.nn.Module:
 
 
 class _AtTruth(Wrapped):
-    """A pair whose guide puts its latents on given values."""
+    """A pair whose guide is a point mass at given latents."""
 
     def __init__(self, lvm: Any, latents: dict[str, Tensor]):
         super().__init__(lvm)
@@ -191,8 +191,8 @@ class _Runnable(Wrapped):
 class _KeepObserved(Messenger):
     """Replaces the distributions of observed sites by points at their values.
 
-    Unlike ``AtValues`` it changes the distribution and not the value, so that the sites can be
-    drawn from.
+    Unlike ``AtValues`` it changes the distribution instead of the value, so the sites can be drawn
+    from.
     """
 
     def __init__(self, sites: tuple[str, ...]):

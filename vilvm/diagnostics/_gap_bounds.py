@@ -32,8 +32,8 @@ __all__ = [
 
 GUIDE, PRIOR = "ais from the guide", "ais from the prior"
 IWAE, ELBO, EXACT = "iwae", "elbo", "exact"
-FEW = 5.0  # effective draws, below which the error of a log-mean-exp is unknown
-_FEW_ERROR = 2.3  # nats, the error stated then
+FEW = 5.0  # effective draws below which the error of a log-mean-exp is unknown
+_FEW_ERROR = 2.3  # nats, the error stated in that case
 
 
 class Bound(NamedTuple):
@@ -59,7 +59,7 @@ class Bound(NamedTuple):
 def evaluated(
     lvm: Any, data: Data | None, num_samples: int, seed: int = 0
 ) -> tuple[Estimate, Bound]:
-    """The ELBO and the importance-weighted bound, of as many draws, on all data at once.
+    """The ELBO and the importance-weighted bound, from the same draws, on all data at once.
 
     Arguments:
         lvm: the model and guide, or a ``Prepared`` with all data in one batch.
@@ -84,11 +84,11 @@ def evaluated(
 
 
 class Search(NamedTuple):
-    """Looks for the largest bound on log p(x).
+    """Searches for the largest bound on log p(x).
 
     Arguments:
         prepared: the pair and its data.
-        evidence: "exact", "ais" or "iwae" as the user asked, or None.
+        evidence: "exact", "ais" or "iwae" if the user chose one, or None.
         chains_from_prior: data for which chains start at the prior too.
         compile: whether annealing is compiled, as in ``ais``.
     """
@@ -184,7 +184,7 @@ def unsized(prepared: Prepared) -> Prepared:
 def choose_bounds(
     bounds: dict[str, Bound], quantile: float, *, margin: float
 ) -> tuple[Bound, Tensor]:
-    """The largest bound of each datum, and its number, shape (num_data,).
+    """The largest bound of each datum, and its position in `bounds`, shape (num_data,).
 
     Arguments:
         bounds: bounds by name.
@@ -200,7 +200,7 @@ def choose_bounds(
     for i in others:
         least = 0.0
         if names[i] == ELBO:
-            least = margin  # choosing it says that the other bounds have failed
+            least = margin  # the best ELBO is chosen only if the other bounds fail
         is_larger = _is_larger(each[i], chosen, least, quantile)
         chosen = _select(is_larger, each[i], chosen)
         which = which.masked_fill(is_larger, i)
@@ -208,7 +208,7 @@ def choose_bounds(
 
 
 def _by_precision(bounds: dict[str, Bound]) -> list[int]:
-    """The numbers of the bounds: the exact one first, the most precise next, the ELBO last.
+    """The positions of the bounds: the exact one first, the most precise next, the ELBO last.
 
     A bound that is unknown for some data has an infinite error.
     """
@@ -223,7 +223,7 @@ def _by_precision(bounds: dict[str, Bound]) -> list[int]:
 
 
 def _is_larger(bound: Bound, chosen: Bound, margin: float, quantile: float) -> Tensor:
-    """For which data a bound replaces a more precise one: it is larger beyond both errors.
+    """Where a bound replaces a more precise one, because it is larger beyond both errors.
 
     Where the two agree within their errors, the mean over all data decides.
     """
@@ -249,6 +249,6 @@ def _select(which: Tensor, bound: Bound, other: Bound) -> Bound:
 
 
 def _log_mean_exp(estimate: Estimate, ess: Tensor) -> Bound:
-    """A bound by a log-mean-exp, whose error is unknown for fewer than five effective draws."""
+    """A bound that is a log-mean-exp; its error is unknown below five effective draws."""
     errors = torch.where(ess < FEW, _FEW_ERROR, estimate.errors)
     return Bound(Estimate(estimate.values, errors), ess)

@@ -16,10 +16,8 @@ from vilvm.weights.prepared import Prepared
 __all__ = ["Sizes", "affordable_sizes"]
 
 _PILOT = 100  # draws of the timed evaluation, and the fewest of an ELBO
-_LEAST_STEPS, _LEAST_TEMPERATURES = (
-    50,
-    20,
-)  # a shorter fit, or annealing, is not worth its time
+# a shorter fit or annealing is not worth its time
+_LEAST_STEPS, _LEAST_TEMPERATURES = 50, 20
 _PASS = 8_000  # chains in a pass of annealing
 
 
@@ -37,7 +35,7 @@ class Sizes(NamedTuple):
     schedule: Schedule | None
 
     def shorter_than(self, whole: "Sizes") -> str:
-        """What is missing of the whole, in words."""
+        """Describes what is missing compared with `whole`."""
         cuts = []
         if self.num_samples < whole.num_samples:
             cuts.append(f"{self.num_samples} of {whole.num_samples} draws")
@@ -69,7 +67,7 @@ def affordable_sizes(
         prepared: the pair and its data.
         wanted: the sizes without a time limit, with a schedule.
         time: the time budget.
-        evaluate: evaluates the ELBO with so many draws.
+        evaluate: evaluates the ELBO with a number of draws.
     """
     assert wanted.schedule is not None
     num_samples = affordable_draws(
@@ -92,7 +90,7 @@ def affordable_sizes(
 def _affordable_steps(
     prepared: Prepared, wanted: int, time: TimeBudget, gradient: float
 ) -> int:
-    """Steps of the best guide's fit by a timed gradient, then by timed fits; 0 if too few."""
+    """Affordable steps of the best guide's fit, by timed runs; 0 if they are too few."""
     num_parts = len(prepared.batches)
     steps = int(min(wanted, time.affords(2 * gradient, 0.3) / num_parts))
     if steps < _LEAST_STEPS:
@@ -102,7 +100,7 @@ def _affordable_steps(
     def fit(count: int) -> None:
         fit_local_guide(prepared.lvm, batch, steps=count, seed=prepared.seed)
 
-    # a step takes longer than a gradient if samples are run one by one
+    # A step takes longer than a gradient if samples run one by one.
     try:
         steps = affordable_draws(fit, 2, steps, time.left * 0.25 / num_parts)
     except NonFiniteLossError:
@@ -115,9 +113,9 @@ def _affordable_steps(
 def _affordable_schedule(
     prepared: Prepared, whole: Schedule, seconds: float, gradient: float
 ) -> Schedule | None:
-    """The longest annealing from both bases that takes so many seconds, or None.
+    """The longest annealing from both bases that fits into `seconds`, or None.
 
-    Chains and temperatures are halved until it does.
+    Chains and temperatures are halved until it fits.
     """
     made = whole
     while min(gradient, seconds) * _gradients(made) > seconds or (
@@ -130,7 +128,7 @@ def _affordable_schedule(
 
 
 def _shorter(schedule: Schedule) -> Schedule:
-    """Half as many chains, to 16, and half as many temperatures; one leapfrog step fewer."""
+    """Half the chains (at least 16), half the temperatures, and one leapfrog step fewer."""
     num_chains = schedule.num_chains
     if num_chains > 16:
         num_chains = max(16, num_chains // 2)
@@ -143,7 +141,7 @@ def _shorter(schedule: Schedule) -> Schedule:
 
 
 def _gradient_of_all(prepared: Prepared, num_chains: int) -> float:
-    """Seconds of a gradient of so many chains for all data, timed on the data of one pass."""
+    """Seconds that a gradient of all chains and data takes, timed on the data of one pass."""
     data, few = prepared.data, max(1, _PASS // num_chains)
     batch = data
     if data.divisible and few < len(data):
@@ -157,7 +155,7 @@ def _gradient_of_all(prepared: Prepared, num_chains: int) -> float:
 
 
 def _gradients(schedule: Schedule) -> int:
-    """Gradients of a part from both bases: of the chains, and of the pilot.
+    """The number of gradients of a batch from both bases, in the chains and the pilot.
 
     The pilot makes 180 transitions, or as many as there are temperatures.
     """

@@ -1,4 +1,4 @@
-"""Sums of gradients by block of draws, and the ratios and the test that they give."""
+"""Sums of gradients by block of draws, with signal-to-noise ratios and a test from them."""
 
 import itertools
 import math
@@ -16,7 +16,7 @@ BLOCKS = 12  # blocks of draws, for standard errors and the test: 2¹¹ patterns
 class GradientSums:
     """Sums and squares of gradients by block of draws, relative to the first draw.
 
-    The difference keeps the digits of their variance.
+    Differences from the first draw preserve the digits of the variance.
     """
 
     def __init__(self, num_draws: int):
@@ -75,7 +75,7 @@ def _of_parameter(sums: GradientSums, name: str, kept: list[int]) -> _Ratios:
     squares = sums.squares[name][kept].sum(0).double() / n
     variance = (squares - mean.square()).clamp(min=0) * n / (n - 1)
     mean = mean + sums.origin[name]
-    # a smaller variance is a rounding error
+    # A smaller variance is a rounding error.
     varies = variance > mean.square() * 1e-10
     variance = torch.where(varies, variance, torch.zeros_like(variance))
     varies = variance > 0

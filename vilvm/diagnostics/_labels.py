@@ -2,9 +2,9 @@
 
 A label c with values v₁ … v_K, K at most 20, is described by its indicators 1[c = v_k], whose
 means are probabilities; a label with values 0 and 1 is its own indicator. Labels may be right
-separately and wrong jointly: independent labels are, where the posterior makes them dependent. So
-for few labels, the probability that two have values v and w at once is computed too. A count (a
-Poisson, or a Binomial of many trials) is treated as a number.
+separately and wrong jointly, for example if they are dependent in the posterior and independent in
+the guide. So for few labels, the joint probabilities of the values of two labels are computed too.
+A count (a Poisson, or a Binomial of many trials) is treated as a number.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,7 +23,7 @@ from vilvm.weights._sites import plain
 __all__ = ["discrete_latents", "indicators", "label_names", "pairs"]
 
 _MOST = 20  # values of a label, or of a pair of labels
-_PAIRED = 5  # labels of a datum up to which pairs are compared
+_PAIRED = 5  # most labels of a datum whose pairs are compared
 
 
 def discrete_latents(
@@ -86,7 +86,7 @@ def label_names(
 def pairs(
     latents: Mapping[str, Tensor], labels: Mapping[str, Tensor | None], layout: Layout
 ) -> tuple[Tensor | None, tuple[str, ...]]:
-    """Indicators that two labels have given values at once, and names such as "a=1, b=2".
+    """Indicators that two labels jointly have given values, and names such as "a=1, b=2".
 
     The first value of each label is left out: its probabilities follow from the others'.
 
@@ -112,7 +112,7 @@ def pairs(
 def _joint_values(
     labels: list[Tensor | None],
 ) -> Iterator[tuple[int, int, float, float]]:
-    """Two labels by their index, and a value of each, without the first values."""
+    """The indices of two labels and a value of each, without the first values."""
     for (i, own), (j, other) in combinations(enumerate(labels), 2):
         if own is None or other is None or len(own) * len(other) > _MOST:
             continue

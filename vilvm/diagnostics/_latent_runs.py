@@ -1,4 +1,4 @@
-"""The latents of a pair on some data: their draws, means, divergences and information."""
+"""Runs a pair on some data: draws, means, divergences and information of its latents."""
 
 import math
 from collections.abc import Callable
@@ -21,13 +21,13 @@ _PAIRS = 200_000  # pairs of a latent and a datum per pass
 
 
 class LatentRun(NamedTuple):
-    """A pair on the data that are run, of which some are used.
+    """A pair and the data that it runs on, some or all of which are used.
 
     Arguments:
         lvm: the model and guide.
-        data: the data that are run.
-        layout: their layout.
-        columns: which of them are used; None for all.
+        data: the data that the pair runs on.
+        layout: the layout of these data.
+        columns: the indices of the data that are used; None for all.
     """
 
     lvm: LatentVariableModel
@@ -36,7 +36,7 @@ class LatentRun(NamedTuple):
     columns: Tensor | None = None
 
     def used(self, values: Tensor, axis: int = 0) -> Tensor:
-        """The used data among all that are run."""
+        """Selects the used data."""
         if self.columns is None:
             return values
         return values.index_select(axis, self.columns)
@@ -53,7 +53,7 @@ class LatentRun(NamedTuple):
     def over_draws(
         self, mean: Callable[[int], dict[str, Tensor]], num_samples: int
     ) -> dict[str, Tensor]:
-        """The mean over draws, by name; `mean` gives that over any number of draws."""
+        """The mean over draws, by name; `mean` returns the mean over a given number of draws."""
         means: dict[str, Tensor] = {}
         for size in self._passes(num_samples):
             means = {
@@ -104,7 +104,7 @@ class LatentRun(NamedTuple):
         }
 
     def spread(self, num_samples: int, shown: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Var_x E_q[z | x] by latent; none if a latent has no mean."""
+        """Var_x E_q[z | x] by latent; empty if a latent has no mean."""
         try:
             first, second = (self.means(num_samples) for _ in range(2))
         except ContractError:
@@ -118,9 +118,9 @@ class LatentRun(NamedTuple):
         }
 
     def information(self, latents: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
-        """The bounds on the information of every draw, shape (num_samples, num_data), or None.
+        """The bounds on the information of every draw, each of shape (num_samples, num_data).
 
-        It is None if the guide has no density of given latents.
+        None if the guide has no density at given latents.
         """
         below, above, done = [], [], 0
         # (num_samples · num_data, ...)
@@ -155,11 +155,11 @@ class LatentRun(NamedTuple):
 
 
 def _bounds(log_q: Tensor, done: int) -> tuple[Tensor, Tensor]:
-    """Both estimates of the information, of draws number `done` on, each of shape (rows,).
+    """Both estimates of the information of each draw, each of shape (rows,).
 
     Arguments:
         log_q: log q(z | x) of every draw and datum, shape (rows, num_data).
-        done: draws before; those of the data follow one another.
+        done: number of earlier draws; draw i belongs to datum i modulo num_data.
     """
     num_data = log_q.shape[1]
     own = torch.arange(done, done + len(log_q), device=log_q.device) % num_data
@@ -171,7 +171,7 @@ def _bounds(log_q: Tensor, done: int) -> tuple[Tensor, Tensor]:
 
 
 def moments(draws: Tensor, shown: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean and variance over draws and data, without what a mask hides."""
+    """Mean and variance over draws and data, without hidden entries."""
     flat = draws.double().flatten(0, 1)
     if shown is None:
         return flat.mean(0).cpu(), flat.var(0).cpu()
@@ -183,7 +183,7 @@ def moments(draws: Tensor, shown: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _is_imputed(name: str, layout: Layout) -> bool:
-    """Whether a latent stands for missing data of a site (``obs_mask``), which are no code."""
+    """Whether a latent stands for missing data of a site (``obs_mask``) and is not a code."""
     site = name.removesuffix("_unobserved")
     return site != name and f"{site}_observed" in layout.observed
 

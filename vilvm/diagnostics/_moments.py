@@ -8,8 +8,8 @@ wₛ (zₛ − m̂)², one draw adds
 
 so that the root of the sum of their squares is a standard error. Both sides use the same draws, so
 it is zero where all weights are equal. A label is described by probabilities (see ``_labels``):
-its shift is m̂ − z̄, and its ratio is one. What a mask of the model hides of a latent has no
-posterior, and is set to a constant.
+its shift is m̂ − z̄, and its ratio is one. Entries of a latent that a mask hides have no
+posterior; they are set to a constant.
 
 Reference: Pareto Smoothed Importance Sampling, Vehtari, Simpson, Gelman, Yao and Gabry, 2024.
 """
@@ -42,8 +42,8 @@ class Moments(NamedTuple):
     """Moments of R data, or of all jointly if R = 1, and of K components; each has shape (R, K).
 
     Arguments:
-        mean: of the draws; NaN where one is not finite.
-        sd: of the draws; zero where all are equal.
+        mean: mean of the draws; NaN where one is not finite.
+        sd: standard deviation of the draws; zero where all are equal.
         corrected_mean: m̂.
         corrected_sd: ŝ.
         shift_se: standard error of (m̂ − mean) / ŝ, or of m̂ − mean for a probability.
@@ -89,9 +89,10 @@ class DrawnMoments:
         )
 
     def __call__(self, num_samples: int, rows: Tensor | None = None) -> Moments:
-        """The moments of so many new draws, from torch's generator; of some data if `rows`.
+        """The moments of `num_samples` new draws, for all data or the given rows.
 
-        If there are too many components to hold at once, the same draws are repeated.
+        If there are too many components to hold at once, the same draws are made again for each
+        block of components.
         """
         device = tensors_of(self.part.batch)[0].device
         seed, found, smoothed = int(torch.randint(2**62, ())), [], None
@@ -117,7 +118,7 @@ class DrawnMoments:
     def _draws(
         self, num_samples: int, columns: slice, rows: Tensor | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Log-weights (S, R) and components (S, R, K), some at a time."""
+        """Log-weights (S, R) and components (S, R, K), a chunk of draws at a time."""
         chunk = self._samples_in_a_pass()
         batch, layout = self.part.batch, self.layout
         for weights in weight_chunks(
@@ -139,7 +140,7 @@ class DrawnMoments:
             z = z[..., columns]
             if rows is not None:
                 log_w, z = log_w[:, rows.to(z.device)], z[:, rows.to(z.device)]
-            # a view would keep all columns
+            # copied, because a view would keep all columns in memory
             yield log_w.cpu(), z.to(precision, copy=True).cpu()
 
     def _samples_in_a_pass(self) -> int:
@@ -167,7 +168,7 @@ class DrawnMoments:
         return own, self.layout._replace(data_axes=axes)
 
     def _without_hidden(self, latents: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The latents; what a mask hides of them is zero."""
+        """The latents, with zeros in the entries that a mask hides."""
         shown = {
             n: torch.where(self._shown[n], latents[n], 0)
             for n in self._shown
@@ -226,7 +227,7 @@ def _of_block(
     plain = ((z - mean).square() / sd.square() - 1) / 2 / len(z)
     weighted = w * ((z - m).square() / s.square() - 1) / 2
     on_ratio = plain - weighted
-    # an indicator has no tail of its own
+    # An indicator has no tail of its own.
     shape = torch.where(probable, k, torch.maximum(k, _shape(raw, (z - m).square(), k)))
     ratio_se = torch.where(probable, 0.0, on_ratio.square().sum(0).sqrt() * sd / s)
     found = Moments(mean, sd, m, s, on_shift.square().sum(0).sqrt(), ratio_se, shape)
@@ -240,7 +241,7 @@ def _of_block(
 
 
 def _shape(w: Tensor, h: Tensor, k: Tensor) -> Tensor:
-    """k̂ of w h; that of w alone where h itself has a heavy tail, which weights do not cause."""
+    """k̂ of w h; k̂ of w where h itself has a heavy tail, which the weights do not cause."""
     shape = tail_shape((w * h).flatten(1)).reshape(h.shape[1:])
     heavy = shape > good_k(len(h))
     if heavy.any():

@@ -1,7 +1,7 @@
 """Re-examination of undecided data or components on fresh draws.
 
-Among many data some look wrong by chance. Those in doubt are estimated again with more draws, all
-of them new, and judged by these alone. The choice of the worst then does not bias the judgement.
+Among many data some look wrong by chance. The undecided ones are estimated again on more and fresh
+draws, and judged by these alone. So the choice of the worst does not bias the judgement.
 """
 
 from collections.abc import Callable
@@ -16,10 +16,10 @@ class FreshDraws[T](NamedTuple):
     """How to estimate the chosen data again.
 
     Arguments:
-        estimate: makes the estimate from so many new draws (or repeats).
+        estimate: makes the estimate from a given number of new draws (or repeats).
         wanted: draws to make.
         affordable: draws for which there is time; may be infinite.
-        least: fewer draws are not worth making.
+        least: the fewest draws worth making.
     """
 
     estimate: Callable[[int], T]
@@ -33,7 +33,7 @@ class Reexamination[T](NamedTuple):
 
     Arguments:
         rows: the chosen data, in order, shape (M,).
-        draws: the number of draws (or repeats) made; 0 if none were.
+        draws: the number of draws (or repeats) made; 0 for none.
         estimate: the new estimates; None without draws.
         is_cut: whether there was no time for all draws.
     """
@@ -55,8 +55,8 @@ def reexamine[T](
     Arguments:
         undecided: which data are in doubt, shape (N,).
         badness: larger is worse, shape (N,); the undecided have the largest values.
-        most: at most so many data are chosen; None for all.
-        fresh: how to estimate the data of given numbers, shape (M,).
+        most: largest number of data to choose; None for all.
+        fresh: given the indices of the chosen data, shape (M,), how to estimate them.
 
     Returns:
         Reexamination, without draws if no data are undecided or if time is too short.
@@ -65,9 +65,9 @@ def reexamine[T](
     rows = order[: int(undecided.sum())][:most].sort().values
     if not len(rows):
         return Reexamination(rows, 0, None, False)
-    plan = fresh(rows)
-    draws = int(min(plan.wanted, plan.affordable))
-    is_cut = draws < plan.wanted
-    if draws < plan.least:
+    new = fresh(rows)
+    draws = int(min(new.wanted, new.affordable))
+    is_cut = draws < new.wanted
+    if draws < new.least:
         return Reexamination(rows, 0, None, is_cut)
-    return Reexamination(rows, draws, plan.estimate(draws), is_cut)
+    return Reexamination(rows, draws, new.estimate(draws), is_cut)

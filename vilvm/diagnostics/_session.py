@@ -14,7 +14,7 @@ from vilvm.lvm import ContractError, NotApplicable
 
 __all__ = ["Check", "Session"]
 
-_BEYOND = 0.5  # share of the budget by which a diagnosis may exceed it
+_BEYOND = 0.5  # largest overrun, as a share of the budget
 
 
 @dataclass(frozen=True)
@@ -24,10 +24,10 @@ class Check:
     Arguments:
         name: the diagnostic.
         run: called with the false-alarm rate of its test and the seconds that it may take.
-        why_not: why it does not apply to this pair; empty if it does.
+        why_not: why it does not apply to this pair; empty if it applies.
         tested: whether it makes a test, and so needs a share of the false-alarm rate.
         about: as in ``Finding``.
-        part: weight of its share of the time.
+        part: weight of its share of the remaining time.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Session:
     """Runs checks one after the other within a time budget.
 
     Arguments:
-        index: index of the data in the full data set; None if results name data right.
+        index: index of the data in the full data set; None if results need no renaming.
         budget: seconds for all checks.
         end: time on the monotonic clock at which the budget is spent.
     """
@@ -66,7 +66,7 @@ class Session:
     ) -> None:
         """Runs the checks that apply, each with an equal share of the false-alarm rate."""
         rate = false_alarm / sum(check.tested and not check.why_not for check in checks)
-        # One thread between the checks too: a check that changes the number would be left out.
+        # The lock spans all checks; if another thread ran in between, the next check would fail.
         with one_thread(), ProgressBar("diagnosing", len(checks), show=progress) as bar:
             for i, check in enumerate(checks):
                 bar.advance(0, check.name)
@@ -82,7 +82,7 @@ class Session:
         left = self.end - time.monotonic()
         if left <= -_BEYOND * self.budget:
             reason = (
-                f"the budget of {self.budget:g} s was spent; give it more (budget=...)."
+                f"the budget of {self.budget:g} s was spent; raise it (budget=...)."
             )
             self._skip(check, reason)
             return
@@ -98,10 +98,10 @@ class Session:
         except OutOfTimeError:
             self._skip(
                 check,
-                f"it was stopped after {most:.3g} s, beyond its share of the budget; give it more "
+                f"it was stopped after {most:.3g} s, beyond its share of the budget; raise it "
                 "(budget=...).",
             )
-        # The failure of one check must not stop the others, nor count as no finding.
+        # A failed check must not stop the others, and counts as unfinished.
         except Exception as error:
             self._skip(
                 check, _reason(error), applies=not isinstance(error, NotApplicable)
@@ -122,7 +122,7 @@ def _reason(error: Exception) -> str:
 
 
 def _renamed(found: Any, index: Tensor | None) -> Any:
-    """A result that names data by their index in the full data set."""
+    """The result with data named by their index in the full data set."""
     if index is None or not hasattr(found, "index"):
         return found
     return replace(found, index=index[found.index])

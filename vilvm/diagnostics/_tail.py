@@ -10,7 +10,7 @@ k̂ is taken at the mean of θ under weights proportional to exp L, and drawn to
 of ten values.
 
 ``psis`` uses ArviZ's version of this fit. This one serves products of weights and functions, which
-are too many to be fitted one by one.
+are too many to fit one by one.
 
 References: A New and Efficient Estimation Method for the Generalized Pareto Distribution, Zhang
 and Stephens, 2009; Pareto Smoothed Importance Sampling, Vehtari, Simpson, Gelman, Yao and Gabry,
@@ -25,9 +25,8 @@ from torch import Tensor
 __all__ = ["good_k", "tail_error", "tail_length", "tail_shape"]
 
 _PRIOR_K, _PRIOR_WEIGHT = 0.5, 10
-_FLAT = (
-    0.01  # a tail whose logarithms differ by less consists of equal values and rounding
-)
+# a tail whose logarithms differ by less consists of equal values and rounding errors
+_FLAT = 0.01
 _LUMP = 0.1  # share of S; a tail of equal values is harmless if the effective number is above
 _FITTED = 4_000_000  # values of the grid at a time
 
@@ -54,11 +53,11 @@ def tail_shape(x: Tensor) -> Tensor:
     """k̂ of the upper tail of every column.
 
     Arguments:
-        x: values, none negative or NaN, shape (S, C), S at least 25.
+        x: nonnegative values, shape (S, C), S at least 25.
 
     Returns:
         k̂, float64, shape (C,); 0 where the largest values are equal. Where a quarter of the tail
-        is one value, 0 if the effective number of values is large, else ∞.
+        is one value: 0 if the effective number of values is large, else ∞.
 
     Example:
         >>> import torch

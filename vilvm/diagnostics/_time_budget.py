@@ -1,4 +1,4 @@
-"""The time budget of a diagnostic: it limits the sizes, and stops what runs too long."""
+"""The time budget of a diagnostic, which limits its sizes and stops it if it runs too long."""
 
 import math
 import time
@@ -13,7 +13,7 @@ __all__ = ["OutOfTimeError", "Stop", "TimeBudget", "affordable_draws", "seconds_
 
 
 class OutOfTimeError(Exception):
-    """A diagnostic ran longer than it may."""
+    """A diagnostic exceeded its time."""
 
 
 class TimeBudget:
@@ -55,16 +55,16 @@ class TimeBudget:
         return self.left * share / max(each, 1e-9)
 
     def pace(self, began: float, items: int) -> float:
-        """Seconds an item took, if `items` of them ran since `began` seconds were left."""
+        """Seconds per item, if `items` of them ran since `began` seconds were left."""
         if not self.is_limited:
             return 0.0
         return (began - self.left) / items
 
 
 class Stop(Messenger):
-    """Raises OutOfTimeError at the first sample statement after so many seconds.
+    """Raises OutOfTimeError at the first sample statement after `seconds`.
 
-    Every loop that runs the model or the guide stops with it.
+    It stops every loop that runs the model or the guide.
     """
 
     def __init__(self, seconds: float):
@@ -86,10 +86,10 @@ def seconds_of(function: Callable[[], Any]) -> float:
 def affordable_draws(
     run: Callable[[int], Any], least: int, wanted: int, seconds: float
 ) -> int:
-    """The number of draws that fit into so many seconds, between `least` and `wanted`.
+    """The number of draws that fit into `seconds`, between `least` and `wanted`.
 
     Timed runs of two sizes separate the time of a draw from the fixed time of a run. An untimed
-    run comes first, because it decides how samples are run.
+    run comes first, because it decides how samples run.
     """
     run(2)
     first = seconds_of(lambda: run(least))

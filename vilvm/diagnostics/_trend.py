@@ -8,10 +8,10 @@ noise: with orthonormal polynomials u₁, u₂,
 If the noise is first-order autoregressive, t and φ̂ have a joint distribution that depends on n
 and φ alone, and is simulated. A larger φ makes a larger t by noise alone, and in a short series φ̂
 is noisy and biased downwards. The p-value is therefore that of the largest φ that φ̂ does not rule
-out at level 0.01, on a grid up to 0.95. Beyond it, so few records cannot separate noise from a
+out at level 0.01, on a grid up to 0.95. Beyond 0.95, so few records cannot separate noise from a
 drift.
 
-A curve that rises steeply first is no quadratic, and its residuals look like correlated noise. So
+A curve that rises steeply at first is not a quadratic; its residuals resemble correlated noise. So
 a second test counts the rises from one record to the next: they are Binomial(n − 1, ½) for a
 random walk, and nearer to half for autoregressive noise, whose steps turn back. The smaller
 p-value is taken without a correction: where one test is at its level, the other is far below.

@@ -12,7 +12,7 @@ walk with Poisson steps is followed from i = 1 to S + 1, its mass outside the en
 at each step, and the mass that ends at L is divided by P(Poisson(L) = L). This is exact for all S
 and L; nothing is simulated.
 
-The test of symmetry asks less: whether u = (r + ½) / (S + 1) and 1 − u have one distribution. Its
+The test of symmetry asks only whether u = (r + ½) / (S + 1) and 1 − u have one distribution. Its
 statistic is that of the two-sample Kolmogorov-Smirnov test of u against 1 − u. The two are not
 independent, so its tables do not hold; but given |u − ½| the sides are fair coins, and L · KS is
 the largest excursion of a walk whose steps they are, from the outermost u to the innermost.
@@ -177,7 +177,7 @@ def symmetry_p_values(ranks: Tensor, num_draws: int) -> Tensor:
 
 
 def _excursion(sides: np.ndarray) -> float:
-    """The probability of so large an excursion if the signs of `sides` are fair coins.
+    """The probability of an excursion at least as large if the signs of `sides` are fair coins.
 
     The walk takes the sides in decreasing order of size.
     """
@@ -195,7 +195,7 @@ def _excursion(sides: np.ndarray) -> float:
 
 @lru_cache(maxsize=1024)
 def _coins(number: int) -> np.ndarray:
-    """The distribution of heads minus tails of so many fair coins, from −number to number."""
+    """The distribution of heads minus tails of `number` fair coins, from −number to number."""
     from scipy import stats  # takes a second to import
 
     law = np.zeros(2 * number + 1)

@@ -6,9 +6,9 @@ prior's variance:
     activity_u = Var_x E_q[z_u | x] / Var_p[z_u] > 0.01,
 
 which for a prior of unit variance is the rule of Burda et al. A unit may also carry information by
-its spread alone. So what decides is the information of the latents about the datum: the mutual
-information I_q(x; z) under p(x) q(z | x), which with the aggregated posterior q(z) = E_x q(z | x)
-divides the rate:
+its spread alone. The verdict therefore rests on the information of the latents about the datum:
+the mutual information I_q(x; z) under p(x) q(z | x). With the aggregated posterior q(z) = E_x
+q(z | x), it divides the rate:
 
     E_x KL(q(z | x) ‖ p(z)) = I_q(x; z) + KL(q(z) ‖ p(z)).
 
@@ -22,12 +22,12 @@ The first is the estimator of Hoffman and Johnson, exact for the N data themselv
 exceed log N, so it saturates if the latents carry more information (if their rate is far above log
 N); the distance to the second shows this.
 
-What a mask of the model hides of a latent is left out: a unit is judged by the data that do not
-hide it.
+Entries that a mask of the model hides are left out: a unit is judged by the data in which it is
+visible.
 
-If the likelihood does not use z, the exact posterior is the prior, and the guide is right to equal
-it. So a collapse concerns the model. A guide that has collapsed although its model's posterior has
-not is detected by k̂, the gaps and calibration.
+If the likelihood does not use z, the exact posterior is the prior, and a guide that equals it is
+right. So a collapse concerns the model. If only the guide has collapsed and the posterior has not,
+k̂, the gaps and calibration detect it.
 
 References: Importance Weighted Autoencoders, Burda, Grosse and Salakhutdinov, 2016 (active units);
 ELBO surgery: yet another way to carve up the variational evidence lower bound, Matthew D. Hoffman
@@ -57,9 +57,7 @@ from vilvm.weights.prepared import Prepared, prepared_of
 __all__ = ["Collapse", "Moments", "active_units", "collapse"]
 
 _DRAWS = 50  # draws for a posterior mean that is not known in closed form
-_PRIOR_DRAWS = (
-    10_000  # for the prior's variance, whose relative error is then about 1.4 %
-)
+_PRIOR_DRAWS = 10_000  # give the prior's variance a relative error of about 1.4 %
 
 
 class Moments(NamedTuple):
@@ -222,7 +220,7 @@ def _pair_and_data(
 ) -> tuple[LatentVariableModel, Data, int]:
     """The pair, its fixed data and the seed.
 
-    Layouts are found here, on other data than those of a ``Prepared``.
+    The layout of a ``Prepared`` does not serve here, because other batches are run.
     """
     if isinstance(lvm, Prepared):
         prepared = prepared_of(caller, lvm, data, seed=seed)
@@ -263,7 +261,7 @@ def _check_density(lvm: object, layout: Layout) -> None:
 
 
 def _collapse(run: LatentRun, num_samples: int, threshold: float) -> Collapse:
-    """The collapse from so many draws per datum."""
+    """The collapse from `num_samples` draws per datum."""
     kl = run.over_draws(run.divergences, num_samples)
     kl = {name: run.used(value) for name, value in kl.items()}
     weights = log_weights(
@@ -279,7 +277,7 @@ def _collapse(run: LatentRun, num_samples: int, threshold: float) -> Collapse:
     shown = {name: run.used(value) for name, value in run.shown().items()}
     rate = run.used(weights.rate, 1)
     used = rate.shape[1]
-    # each draw is compared with all data that are run
+    # Each draw is compared with all data that the pair runs on.
     few = max(2, num_samples * used // run.layout.num_data)
     information = run.information(
         {name: value[:few] for name, value in latents.items()}
@@ -305,11 +303,11 @@ def _collapse(run: LatentRun, num_samples: int, threshold: float) -> Collapse:
 
 
 def _run(lvm: LatentVariableModel, data: Data, num_data: int) -> LatentRun:
-    """The pair on `num_data` random data; on all if the pair knows no other size."""
+    """The pair on `num_data` random data; on all if the pair accepts no other size."""
     found = None
     if data.divisible and len(data) > num_data:
         some = data.subset(torch.randperm(len(data))[:num_data])
-        # The guide may have parameters for each datum; any other fault is raised for all data too.
+        # A guide with parameters for each datum refuses a subset; other faults recur on all data.
         with suppress(ContractError):
             found = LatentRun(lvm, some, find_layout(lvm, some.x))
     if found is None:

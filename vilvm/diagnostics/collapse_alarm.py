@@ -2,7 +2,7 @@
 
 The rate bounds the mutual information of datum and latent from above, I_q(x; z) ≤ E_x KL(q(z | x)
 ‖ p(z)), so a latent whose rate stays near zero carries no information. The rate is also near zero
-when training begins, because a new encoder maps all data to much the same posterior, and it falls
+when training begins, because a new encoder maps all data to about the same posterior, and it falls
 during a KL warm-up. So the alarm waits until the mean rate of several records is below its
 threshold and the newest of them is not the largest, which would mean that the rate still rises.
 
@@ -35,7 +35,7 @@ class CollapseAlarm:
         patience: number of consecutive records over which the rate is averaged.
         after: records count after this step, such as the length of a KL warm-up.
         stop: whether an alarm stops training.
-        num_data: the first so many of `data` are used.
+        num_data: how many of the first `data` are used.
 
     Raises:
         ValueError: a threshold that is not positive, or patience below 2.
@@ -103,7 +103,7 @@ class CollapseAlarm:
         )
 
     def _is_low(self, rates: list[float]) -> bool:
-        # a rate is NaN for a model that is not evaluated at records, or for a skipped step
+        # A rate is NaN if the model is not evaluated at records, or if a step is skipped.
         if not all(math.isfinite(r) for r in rates):
             return False
         return sum(rates) / len(rates) < self.threshold and max(rates) > rates[-1]
@@ -116,6 +116,6 @@ class CollapseAlarm:
             data = data.subset(slice(0, self.num_data))
         try:
             return any(bool(a.any()) for a in active_units(lvm, data).values())
-        # the guide's latent has no mean, or the data share it: the rate alone decides
+        # A latent has no mean, or the data share it: the rate alone decides.
         except ContractError:
             return False

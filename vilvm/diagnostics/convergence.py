@@ -1,10 +1,10 @@
 """Convergence of the optimisation: a test on the last records, and a rule that stops training.
 
-A bound says nothing about the posterior while it still climbs. Two questions are asked of the last
+While a bound still rises, it says nothing about the posterior. Two tests are made on the last
 records of a run.
 
 Does the ELBO drift? Its slope is tested against its own noise (see ``vilvm.diagnostics._trend``).
-Slope × length of the tail estimates what as many epochs again would gain if nothing flattened.
+Slope × length of the tail estimates the gain of as many epochs again at the same slope.
 
 Do the parameters drift? With a constant learning rate, iterates of stochastic optimisation settle
 into a stationary cloud around the optimum. For a window of n iterates cut in two, with means m₁,
@@ -48,7 +48,9 @@ from vilvm.training.result import Event, Fit
 
 __all__ = ["Converged", "Convergence", "convergence", "split_rhat"]
 
-_FALLEN = 0.1  # share of the largest learning rate below which a curve flattens for that reason
+_FALLEN = (
+    0.1  # share of the largest learning rate; below it, the schedule flattens the curve
+)
 _COORDINATES = 1000
 
 
@@ -58,8 +60,8 @@ class Convergence:
 
     Arguments:
         trend: trend of the ELBO, in nats per datum per epoch; None if there are too few records.
-        before: the same before the learning rate fell; None if it did not fall, or if too few
-            records are before.
+        before: the trend before the learning rate fell; None if it did not fall, or if too few
+            records precede its fall.
         epochs: length of the tail, in epochs.
         num_records: number of records in the tail.
         column: the tested column of the history, "validation_elbo" or "elbo".
@@ -125,7 +127,7 @@ def convergence(
     tolerance: float = 0.05,
     false_alarm: float = 0.01,
 ) -> Convergence:
-    """Tests whether the ELBO had levelled off when a run ended, on the last half of its records.
+    """Tests whether the ELBO levelled off by the end of a run, on the last half of its records.
 
     The validation ELBO is tested if there is one. If the learning rate has fallen below a tenth of
     its largest, only later records count, because the fall itself raises the ELBO.
@@ -222,7 +224,7 @@ def _records(history: History | Fit, start: int) -> tuple[list[Record], str]:
 
 
 def _tail(records: list[Record], peak: float, fallen: float) -> list[Record]:
-    """The last half of the records, of those at a low learning rate if there are enough."""
+    """The last half of the records; only those at a low learning rate if there are enough."""
     tail = _last_half(records)
     low = [r for r in records if r.learning_rate < _FALLEN * peak]
     if fallen < _FALLEN and len(low) >= LEAST:
@@ -278,21 +280,21 @@ def split_rhat(iterates: Tensor) -> Tensor:
 class Converged:
     """A callback of ``fit`` that stops training once parameters and ELBO have settled.
 
-    It is for a constant learning rate. It looks at the last `window` records, and stops if R̂ <
-    `rhat` for at least `share` of the coordinates, and the ELBO neither rises beyond its noise nor
-    gains `tolerance` over the window. At most 1000 parameters are watched, chosen at random. The
-    attributes ``rhat_share``, ``gain`` and ``rising`` hold the latest values.
+    The learning rate must be constant. Over the last `window` records, training stops if R̂ <
+    `rhat` for at least `share` of the coordinates, and if the ELBO neither rises beyond its noise
+    nor gains `tolerance`. At most 1000 parameters are tested, chosen at random. The attributes
+    ``rhat_share``, ``gain`` and ``rising`` hold the latest values.
 
     Arguments:
         window: number of records, at least 16.
-        rhat: a coordinate has settled if its R̂ is below.
+        rhat: a coordinate has settled if its R̂ is below this.
         share: share of the coordinates that must have settled.
         tolerance: largest gain of the ELBO over the window, in nats per datum.
         false_alarm: level of the test for a rise.
         start: records count after this step, such as the length of a KL warm-up.
         averaged: whether the parameters become the average of their iterates in the window when
-            training stops, which needs memory for `window` copies of them. Not with validation
-            data, because ``fit`` then restores the best record.
+            training stops, which needs memory for `window` copies of them. It is refused with
+            validation data, because ``fit`` then restores the best record.
         seed: seed of the choice of coordinates.
 
     Raises:
@@ -361,7 +363,7 @@ class Converged:
         if self.averaged and np.isfinite(newest.validation_elbo):
             raise ValueError(
                 "Converged: averaged=True is of no use with validation data, because fit restores "
-                "the best parameters."
+                "the best parameters; leave it out."
             )
         return [p for p in lvm.parameters() if p.requires_grad]
 

@@ -5,7 +5,7 @@ estimates for every component of a latent
 
     mean:  m̂ = Σ wₛ zₛ,    sd:  ŝ² = Σ wₛ (zₛ − m̂)²
 
-are those of the posterior as far as the weights can correct. The guide is off by
+estimate those of the posterior, to the extent that weights can correct. The guide is off by
 
     shift = (m̂ − mean z) / ŝ,    ratio = sd z / ŝ,
 
@@ -14,7 +14,7 @@ which matter to a reader of a table of results. A guide can have a small k̂ and
 own draws are not weighted. If the data share latents, the weight and these numbers are joint; if
 all latents belong to single data, each datum has its own.
 
-How far the weights can correct depends on the component: wₛ (zₛ − m̂)² has a heavier tail than wₛ,
+To what extent they can depends on the component: wₛ (zₛ − m̂)² has a heavier tail than wₛ,
 and if its k̂ is too large, ŝ is too small, however small its standard error. Each component is
 therefore judged by the larger k̂ of w and w (z − m̂)². If (z − m̂)² has such a tail without the
 weights (a component without a variance), only that of w counts. For a component and a tolerance τ
@@ -25,7 +25,7 @@ the verdict is
                of the tolerance is left for what such a tail hides;
     off        |x| − c · se > τ: beyond the tolerance by more than the noise;
     fine       |x| + 2 se ≤ τ, and k̂ is not above min(1 − 1/log₁₀ S, 0.7);
-    undecided  otherwise: so many draws cannot decide.
+    undecided  otherwise: more draws are needed.
 
 c is the normal quantile at the false-alarm rate, divided by all 2 K numbers of all data
 (Bonferroni) and by two estimates; the noise of k̂ uses it too. Ratios are compared in logarithms.
@@ -61,12 +61,10 @@ from vilvm.weights.prepared import Part, Prepared, prepared_of
 
 __all__ = ["Correction", "correction"]
 
-_ESTIMATES = (
-    2  # at which a false alarm may be raised: the first, and that on fresh draws
-)
-_AGAIN = 25  # data that are re-examined, if they can be run without the others
+_ESTIMATES = 2  # each may raise a false alarm: the first, and the one on fresh draws
+_AGAIN = 25  # most data to re-examine, if they can run without the others
 _FEWEST, _PILOT = 200, 50  # first draws if time is short, and draws of a timed run
-_MORE, _MORE_JOINT = 20, 10  # times as many draws in the re-examination
+_MORE, _MORE_JOINT = 20, 10  # factors on the number of draws in the re-examination
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ class Correction:
         largest_shift: tolerance of the shift, in posterior standard deviations.
         largest_ratio: tolerance of the ratio, as a share.
         largest_change: tolerance of a probability.
-        cut: what is missing for want of time.
+        cut: what is missing for lack of time.
 
     Example:
         >>> import torch
@@ -166,7 +164,7 @@ class Correction:
 
     @property
     def undecided(self) -> Tensor:
-        """Which components are none of these, shape (R, K)."""
+        """Which components are neither undefined, uneven, off nor fine, shape (R, K)."""
         return ~(self.undefined | self.uneven | self.off | self.fine)
 
     @property
@@ -175,11 +173,11 @@ class Correction:
         return (self.excess() > 1).any(1).double().mean().item()
 
     def worst(self, which: Tensor, count: int = 3) -> list[tuple[int, int]]:
-        """The worst entries of a mask, worst first; at most one per row if there are many rows.
+        """The worst entries of a mask, worst first; one per row unless the weights are joint.
 
         Arguments:
             which: mask of entries, shape (R, K).
-            count: at most so many.
+            count: the largest number of entries.
 
         Returns:
             Entries as (row, component).
@@ -205,7 +203,7 @@ class Correction:
         """The larger deviation of mean and standard deviation, in units of its tolerance.
 
         Arguments:
-            errors: standard errors that are added first.
+            errors: how many standard errors are added to each deviation.
 
         Returns:
             Deviations, shape (R, K); 1 is at the tolerance.
@@ -242,14 +240,14 @@ def correction(
 ) -> Correction:
     """Means and standard deviations of the guide, and their correction by importance weights.
 
-    They are those of all data jointly if the data share a latent, else of each datum.
+    The weights are joint if the data share a latent; otherwise each datum has its own.
 
     Arguments:
         lvm: the model and guide; or a ``Prepared``, which holds the data too.
         data: ``Data``, a tensor, or a tuple or dict of tensors with one datum per row.
-        num_samples: first draws, at least 1000; by default 50,000 for all data jointly, or 1000
-            per datum. Undecided components are re-examined on 10 times as many, or 20, as far as
-            memory allows; among single data, the worst 25.
+        num_samples: draws of the first estimate, at least 1000; by default 50,000 for all data
+            jointly, or 1000 per datum. Undecided components are re-examined on 10 (jointly) or 20
+            times as many draws if memory allows; with weights per datum, only the worst 25 data.
         batch_size: data per pass, 50 by default, if each has its own latents.
         false_alarm: probability of a warning for a guide within the tolerances and with no k above
             ½.
@@ -279,8 +277,8 @@ def correction(
     prepared = prepared_of("correction", lvm, data, batch_size=batch_size, seed=seed)
     prepared.require_weights("correction")
     with prepared.running():
-        samples = wanted = num_samples or {True: 1000, False: 50_000}[prepared.local]
-        # batch by batch: preparing a part and drawing from it use the same generator
+        samples = wanted = num_samples or (1000 if prepared.local else 50_000)
+        # Preparing a part and drawing from it use the same generator, so the order matters.
         drawn = [DrawnMoments(prepared.part(i)) for i in range(len(prepared.batches))]
         if time.is_limited:
             samples = _affordable(drawn, wanted, time)
@@ -290,10 +288,10 @@ def correction(
         found = _estimate(drawn, samples, false_alarm)
         pace = time.pace(began, samples * len(drawn))
         found, is_cut = _reexamined(
-            found, _Again(prepared, drawn, time.affords(pace, 0.8))
+            found, _Reestimation(prepared, drawn, time.affords(pace, 0.8))
         )
     if is_cut:
-        cuts.append("the second look")
+        cuts.append("the re-examination")
     return _without_constants(replace(found, cut=", ".join(cuts)))
 
 
@@ -310,7 +308,7 @@ def _affordable(drawn: Sequence[DrawnMoments], wanted: int, time: TimeBudget) ->
 def _estimate(
     drawn: Sequence[DrawnMoments], samples: int, false_alarm: float
 ) -> Correction:
-    """The correction from so many draws per datum."""
+    """The correction from `samples` draws per datum."""
     each = [of_part(samples) for of_part in drawn]
     moments = Moments(*(torch.cat(column) for column in zip(*each, strict=True)))
     index = torch.arange(len(moments.k))
@@ -327,7 +325,7 @@ def _estimate(
     )
 
 
-class _Again(NamedTuple):
+class _Reestimation(NamedTuple):
     """Estimates some of the rows again.
 
     Arguments:
@@ -342,19 +340,19 @@ class _Again(NamedTuple):
 
     @property
     def is_possible(self) -> bool:
-        """Whether some data can be run; not if they are in batches and a plate subsamples."""
+        """Whether a subset can run; not with both several batches and a subsampled plate."""
         return len(self.drawn) == 1 or not self.prepared.layout.subsample
 
     @property
     def most(self) -> int | None:
-        """Rows at most; all if one batch holds the data, which is run as a whole."""
+        """The most rows to estimate again; None for all, if one batch holds all data."""
         if len(self.drawn) == 1:
             return None
         return _AGAIN
 
     @property
     def data_in_a_run(self) -> int:
-        """Data that go through the pair for each draw."""
+        """How many data each draw runs through the pair."""
         if len(self.drawn) == 1:
             return self.prepared.layout.num_data
         return _AGAIN
@@ -368,17 +366,17 @@ class _Again(NamedTuple):
         return DrawnMoments(Part(lvm, batch, layout))(draws)
 
 
-def _reexamined(found: Correction, again: _Again) -> tuple[Correction, bool]:
-    """The correction with undecided rows re-estimated, and whether time was too short for all."""
+def _reexamined(found: Correction, again: _Reestimation) -> tuple[Correction, bool]:
+    """The correction with undecided rows re-estimated, and whether time cut the draws."""
     is_decided = found.joint and bool(found.off.any())
     if not found.names or is_decided or not again.is_possible:
         return found, False
-    # above k̂ = ½ a standard error has no meaning
+    # Above k̂ = ½ a standard error has no meaning.
     unclear = found.undecided | found.uneven | (found.k > 0.5)
     deviation = torch.maximum(found.excess().nan_to_num(posinf=1e300), found.k)
     badness = torch.where(unclear, deviation, -1.0).amax(1)
     samples = int(found.num_samples[0])
-    factor = {True: _MORE_JOINT, False: _MORE}[found.joint]
+    factor = _MORE_JOINT if found.joint else _MORE
 
     def fresh(rows: Tensor) -> FreshDraws[Moments]:
         held = len(badness)
@@ -404,7 +402,7 @@ def _reexamined(found: Correction, again: _Again) -> tuple[Correction, bool]:
 
 
 def _without_constants(found: Correction) -> Correction:
-    """Leaves out components that are constant, such as deterministic values may be."""
+    """Leaves out constant components, such as constant deterministic values."""
     varies = ~(found.sd == 0).all(0)
     moments = {name: getattr(found, name)[:, varies] for name in Moments._fields}
     names = tuple(

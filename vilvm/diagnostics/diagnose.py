@@ -1,6 +1,6 @@
 """Can this posterior be trusted? All diagnostics that apply to a pair, within a time budget.
 
-The findings are sorted, the gravest first. The diagnostics run in this order, the fast and
+The findings are sorted, the most severe first. The diagnostics run in this order, the fast and
 decisive ones before the slow:
 
 - Pareto k̂ of the guide's weights, datum by datum;
@@ -15,9 +15,9 @@ decisive ones before the slow:
 
 The stated false-alarm rate is divided equally among the tests that apply (Bonferroni). A
 diagnostic that does not apply, or for which no time is left, is named with the reason. Each has a
-share of the time that is left, and chooses its sizes by it; what it leaves out is named too. One
-that takes more than twice its share, and more than a quarter of the whole, is stopped. Among many
-data some are used, and named by their index in the full data set.
+share of the remaining time and chooses its sizes accordingly; what it leaves out is named too. A
+diagnostic that takes more than twice its share, and more than a quarter of the budget, is stopped.
+If there are many data, a random subset is used and named by its index in the full data set.
 """
 
 import time
@@ -75,15 +75,15 @@ class Diagnosis:
     """The findings of all diagnostics on a pair.
 
     Arguments:
-        findings: the gravest first.
+        findings: the most severe first.
         results: the result of each diagnostic, by its name.
         skipped: why a diagnostic was not run, by its name.
         index: index of the data used in the full data set, shape (num_data,).
         seconds: time taken.
         unfinished: skipped diagnostics of the posterior that apply, but failed or had no time.
-        cut: what a diagnostic left out for want of time, by its name.
-        tempered: factors of the model's sites by ``poutine.scale``, if they differ; all findings
-            are without them.
+        cut: what a diagnostic left out for lack of time, by its name.
+        tempered: factors of the model's sites by ``poutine.scale``, if they differ; the findings
+            are about the densities without them.
 
     Example:
         >>> import torch
@@ -107,7 +107,7 @@ class Diagnosis:
         return len(self.index)
 
     def severity(self, about: Literal["posterior", "model"] = "posterior") -> Severity:
-        """The severity of the gravest finding.
+        """The severity of the most severe finding.
 
         Arguments:
             about: "posterior", the guide as posterior of this model; or "model", the model of
@@ -153,9 +153,9 @@ def diagnose(
         data: the data whose posterior is to be trusted: ``Data``, a tensor, or a tuple or dict of
             tensors with one datum per row.
         history: ``Fit`` or ``History`` of the training, to judge its convergence.
-        budget: seconds for all diagnostics. Each computes less if its share is short, and is
-            stopped at twice its share, though not before a quarter of the budget. The total is
-            less than twice the budget, unless a single run of the pair takes longer.
+        budget: seconds for all diagnostics. Each computes less if its share is short. It is
+            stopped at twice its share or a quarter of the budget, whichever is longer. The total
+            is less than twice the budget, unless a single run of the pair takes longer.
         num_data: data to use, drawn from `seed` if there are more and each has latents of its own;
             all data if the guide has parameters for each datum.
         false_alarm: probability of a warning by any test for a right model with its posterior as
@@ -195,19 +195,19 @@ def diagnose(
     session.run(checks, false_alarm, progress)
     findings = [result.finding for result in session.results.values()]
     return Diagnosis(
-        tuple(sorted(findings, key=lambda finding: -finding.severity)),
-        session.results,
-        session.skipped,
-        chosen.index,
-        time.monotonic() - began,
-        tuple(session.unfinished),
-        chosen.cut | session.cut,
-        chosen.prepared.layout.tempered,
+        findings=tuple(sorted(findings, key=lambda finding: -finding.severity)),
+        results=session.results,
+        skipped=session.skipped,
+        index=chosen.index,
+        seconds=time.monotonic() - began,
+        unfinished=tuple(session.unfinished),
+        cut=chosen.cut | session.cut,
+        tempered=chosen.prepared.layout.tempered,
     )
 
 
 def _import_all() -> None:
-    """Makes torch and ArviZ import their lazy parts, so that no diagnostic pays for the time."""
+    """Triggers the lazy imports of torch and ArviZ, so that no diagnostic is charged for them."""
     psis(torch.linspace(0, 1, 100))
     bytes_made(lambda: torch.zeros(1))
 
@@ -220,7 +220,7 @@ def _like(prepared: Prepared) -> Any:
     try:
         drawn, _ = next(batches(prepared.lvm, 2))
         find_layout(prepared.lvm, drawn, plate=layout.data_plate)
-    # The model reads its batch, observes a view of it, knows one size only, or cannot be drawn.
+    # The model reads its batch, observes a view of it, has one size only, or cannot be simulated.
     except ContractError:
         return data.x
     if drawn.shape[1:] == data.x.shape[1:]:
@@ -242,9 +242,9 @@ def _checks(
     )
     yield Check(
         "Convergence",
-        # one test for a rise, one for a fall
+        # The rate is halved: one test for a rise, one for a fall.
         lambda rate, _: convergence(history, false_alarm=rate / 2),
-        why_not={True: _NO_HISTORY, False: ""}[history is None],
+        why_not=_NO_HISTORY if history is None else "",
         part=0.1,
     )
 
@@ -255,7 +255,7 @@ def _weight_checks(prepared: Prepared, history: Any) -> Iterator[Check]:
     Rate and correction have seeds of their own, so that their draws are independent.
     """
     lvm, data, seed = prepared.lvm, prepared.data, prepared.seed
-    num_samples = {True: 1000, False: 50_000}[prepared.local]
+    num_samples = 1000 if prepared.local else 50_000
     yield Check(
         "Pareto k̂",
         lambda rate, s: pareto_k(
@@ -280,7 +280,7 @@ def _weight_checks(prepared: Prepared, history: Any) -> Iterator[Check]:
 
 def _local_checks(prepared: Prepared) -> Iterator[Check]:
     """The diagnostics for data with latents of their own."""
-    why_not = {True: "", False: _SHARED}[prepared.local]
+    why_not = "" if prepared.local else _SHARED
     like = _like(prepared)
     options = {"like": like, "seed": prepared.seed}
     yield Check(
@@ -321,13 +321,13 @@ def _predictive_checks(prepared: Prepared) -> Iterator[Check]:
     yield Check(
         "Prior predictive check",
         lambda rate, s: check("prior", rate, s),
-        why_not={True: "", False: _PRIORS}[prepared.local],
+        why_not="" if prepared.local else _PRIORS,
         about="model",
     )
     yield Check(
         "Leave-one-out prediction",
         lambda _, s: loo(prepared, budget=s),
-        why_not={True: _OWN, False: ""}[prepared.local],
+        why_not=_OWN if prepared.local else "",
         tested=False,
         about="model",
     )

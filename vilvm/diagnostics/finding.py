@@ -32,7 +32,7 @@ class Finding:
     Arguments:
         name: the diagnostic, such as "Pareto k̂".
         severity: how much it matters, see ``Severity``.
-        verdict: one or two sentences for a scientist, with the numbers that matter.
+        verdict: one or two sentences with the numbers that matter.
         source: where the threshold comes from: author and year, or the false-alarm rate of a test.
         advice: what to try next; empty if nothing is needed.
         about: "posterior" if it judges the guide as posterior of this model, "model" if it judges

@@ -7,16 +7,16 @@ The inference gap of a datum is the divergence of its guide from its posterior. 
 
 where q* is the best guide of the same family for this datum alone. A richer family reduces the
 first; a larger encoder or more training reduces the second. For a guide without amortisation, the
-second is what training has left undone.
+second measures unfinished training.
 
-log p(x) is exact if the model knows it. Else it is a lower bound, so that the approximation gap
+log p(x) is exact if the model computes it. Else it is a lower bound, so that the approximation gap
 may be larger than stated; q* is found by descent, so that the amortisation gap may be too. A lower
-bound that starts at the guide does not detect what the guide misses: if the posterior has two
-modes and the guide one of them, the bound is too low by log 2. So chains are annealed from the
-prior as well (for a hundred of the data, if each has latents of its own). The evidence of a datum
-is the largest bound: annealed from guide or prior, importance-weighted, or the best ELBO. One
+bound that starts at the guide does not detect what the guide misses: if the guide covers one of
+two modes of the posterior, the bound is too low by log 2. So chains are annealed from the prior as
+well (for a hundred of the data, if each has latents of its own). The evidence of a datum is the
+largest bound: annealed from guide or prior, importance-weighted, or the best ELBO. One
 replaces a more precise one only if it is larger beyond both their errors, for the datum or in the
-mean, so that none is chosen for its noise. If the prior's chains find 0.1 nats more than the
+mean, so that noise does not decide the choice. If the prior's chains find 0.1 nats more than the
 guide's, a tenth of the posterior, the guide misses part of it.
 
 The delta method's standard error of a log-mean-exp is meaningless if fewer than five weights
@@ -41,6 +41,7 @@ from vilvm._runtime.argument_checks import check_number, check_probability
 from vilvm._runtime.random import seeded
 from vilvm.data.data import Data
 from vilvm.data.tensors import tensors_of
+from vilvm.diagnostics._amortised import all_equal
 from vilvm.diagnostics._gap_bounds import (
     ELBO,
     EXACT,
@@ -70,9 +71,9 @@ __all__ = ["Bound", "Gaps", "gaps"]
 
 _BATCH = 250
 _FROM_PRIOR = 100  # data for which chains start at the prior too
-_GRACE = 0.5  # seconds that a part may take beyond its time
+_GRACE = 0.5  # seconds by which a step of the search may exceed its time
 _COMPILES = 60.0  # seconds that must be left to compile
-# chains at most, and chains × data, for one weight of all data, without a mean over data
+# for a joint weight, which has no mean over data: most chains, and most chains × data
 _CHAINS, _ROWS = 512, 100_000
 
 
@@ -88,11 +89,11 @@ class Gaps:
         best: ELBO of the best guide of the family for each datum.
         amortised: ELBO of the guide.
         index: index of each datum in the full data set, shape (num_data,).
-        has_amortisation: whether an encoder makes the guide; if not, the second gap is one of
-            training.
+        has_amortisation: whether an encoder makes the guide; if not, the second gap measures
+            unfinished training.
         false_alarm: probability of a warning for an exact guide by the tests of single data
             (Bonferroni).
-        cut: what is missing for want of time.
+        cut: what is missing for lack of time.
 
     Example:
         >>> import torch
@@ -177,8 +178,8 @@ class Gaps:
     def unestimated(self) -> Tensor:
         """For which data the search for log p(x) failed, shape (num_data,).
 
-        The evidence is no higher than an ELBO; or all annealing is below the guide's ELBO and
-        fewer than five weights determine the rest.
+        It failed if the evidence does not exceed an ELBO, or if all annealed bounds are below the
+        guide's ELBO and fewer than five weights determine the evidence.
         """
         by_elbo = torch.zeros_like(self._chosen[1], dtype=torch.bool)
         if ELBO in self.bounds:
@@ -197,7 +198,7 @@ class Gaps:
 
     @property
     def quantile(self) -> float:
-        """Standard errors that the largest of so many data exceeds at the false-alarm rate."""
+        """Standard errors that the largest error of all data exceeds at the false-alarm rate."""
         return float(-ndtri(self.false_alarm / len(self.index)))
 
     def _is_below(self, bound: Estimate) -> Tensor:
@@ -207,7 +208,7 @@ class Gaps:
 
     @property
     def _chosen(self) -> tuple[Bound, Tensor]:
-        """The largest bound of each datum, and its number."""
+        """The largest bound of each datum, and its position in `bounds`."""
         return choose_bounds(self.bounds, self.quantile, margin=SMALL)
 
 
@@ -342,8 +343,8 @@ def _best_in_time(
 ) -> tuple[Estimate, Sizes]:
     """The ELBO of the best guides, and the sizes.
 
-    It is the guide's own, without steps, if half of the time is too short, or if a step leaves the
-    support of the prior, at whose edge the guide may end.
+    Falls back to the guide's own ELBO, without steps, if half of the time is too short, or if a
+    step leaves the support of the prior, whose edge the guide may touch.
     """
     if not sizes.steps:
         return amortised, sizes
@@ -359,8 +360,8 @@ def _check_module(lvm: object) -> None:
         lvm = lvm.lvm
     if not isinstance(lvm, torch.nn.Module):
         raise ContractError(
-            f"gaps: {type(lvm).__name__} is no torch.nn.Module, which is needed to copy it; wrap "
-            "it as vilvm.Pair(model, guide)."
+            f"gaps: {type(lvm).__name__} is not a torch.nn.Module, which is needed to copy it; "
+            "wrap it as vilvm.Pair(model, guide)."
         )
 
 
@@ -382,18 +383,14 @@ def _is_amortised(prepared: Prepared) -> bool:
     with suppress(ContractError), torch.no_grad(), evaluation_mode(lvm):
         find_layout(lvm, data.subset(slice(0, 1)).x)
         first, second = (_guide_at(prepared, batch) for batch in (data, rolled))
-        return not _equal(first, second) or _equal(
+        return not all_equal(first, second) or all_equal(
             tensors_of(data.x), tensors_of(rolled.x)
         )
     return False
 
 
 def _guide_at(prepared: Prepared, batch: Data) -> list[Tensor]:
-    """The density and the draws of the guide on a batch, always from the same seed."""
+    """The density and the draws of the guide on a batch, from the same seed each time."""
     with seeded(prepared.seed, batch.device):
         weights = log_weights(prepared.lvm, batch.x, 10, layout=prepared.layout)
     return [weights.log_guide, *weights.latents.values()]
-
-
-def _equal(first: list[Tensor], second: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

@@ -91,7 +91,7 @@ class GradientSNR:
 
     @property
     def drowned(self) -> list[tuple[str, str]]:
-        """(objective, group) where E g is not zero, but can hardly be seen in one draw.
+        """(objective, group) where E g is not zero, but one draw is mostly noise.
 
         The SNR is below 0.1, by two standard errors, and below a tenth of another group's, or of
         another objective's in this group.
@@ -159,9 +159,9 @@ def gradient_snr(
         groups: prefixes of parameters' names, by name of the group; by default each top-level
             submodule or parameter is a group.
         num_draws: gradients drawn for each objective, at least 24.
-        batch_size: data per gradient; all if they cannot be cut, or share a latent.
-        minibatch: whether every draw has a batch of its own, so that the noise of the data counts;
-            else one batch serves all.
+        batch_size: data per gradient; all data if they cannot be cut or share a latent.
+        minibatch: whether every draw has a batch of its own, so that sampling noise of the data
+            counts; otherwise all draws use one batch.
         false_alarm: rate of the tests that E g = 0, over all groups and objectives (Bonferroni).
         seed: seed of batches and draws; torch's generators are not changed.
 
@@ -210,7 +210,7 @@ def gradient_snr(
 def _module_and_data(
     lvm: torch.nn.Module | Prepared, data: Any, seed: int
 ) -> tuple[torch.nn.Module, Data, int]:
-    """The pair, its fixed data and the seed; layouts are found on batches of another size."""
+    """The pair, its fixed data and the seed; a ``Prepared`` has batches of another size."""
     if isinstance(lvm, Prepared):
         prepared = prepared_of("gradient_snr", lvm, data, seed=seed)
         return _module(prepared.lvm), prepared.data, prepared.seed
@@ -221,8 +221,8 @@ def _module_and_data(
 def _module(lvm: object) -> torch.nn.Module:
     if not isinstance(lvm, torch.nn.Module):
         raise ContractError(
-            f"gradient_snr: {type(lvm).__name__} is no torch.nn.Module, so it has no parameters; "
-            "wrap it as vilvm.Pair."
+            f"gradient_snr: {type(lvm).__name__} is not a torch.nn.Module, so it has no "
+            "parameters; wrap it as vilvm.Pair."
         )
     return lvm
 
@@ -270,7 +270,7 @@ def _members(
 
 
 def _top(name: str) -> str:
-    """The submodule or parameter as its author knows it, without the prefixes of ``Pair``."""
+    """The top-level submodule or parameter, without the prefixes that ``Pair`` adds."""
     parts = name.split(".")
     if parts[0] == "owners" and len(parts) > 2:
         return parts[2]
@@ -315,7 +315,7 @@ def _summaries(
 
 
 def _summary(sums: GradientSums, names: Sequence[str]) -> GroupSNR | None:
-    """None if the group has no gradient, or one that is zero in every draw."""
+    """The ratios of a group; None if it has no gradient, or a gradient of zero in every draw."""
     n = int(sums.sizes.sum())
     full = ratios(sums, names, None)
     if not names or full.signal == full.noise == 0:

@@ -1,4 +1,4 @@
-"""PSIS leave-one-out prediction: how well the posterior given the others predicts each datum.
+"""PSIS leave-one-out prediction: how well the posterior given all other data predicts a datum.
 
 If data share latents z, the expected log predictive density of datum i given all others is
 
@@ -41,8 +41,8 @@ from vilvm.weights.prepared import Prepared, prepared_of
 
 __all__ = ["LOO", "loo"]
 
-_KNOWN = 10_000  # draws that determine k̂
-_CHANCE = 0.01  # how often fewer may raise a false alarm about any datum
+_KNOWN = 10_000  # draws from which k̂ counts as known
+_CHANCE = 0.01  # false-alarm rate over all data, with fewer draws
 _KEPT = 20_000_000  # draws × data held at a time
 _WORKED = 4_000_000  # draws × data processed at a time
 
@@ -55,11 +55,11 @@ class LOO:
         elpd: expected log predictive density, summed over the data.
         se: its standard error over the data.
         p: effective number of parameters.
-        elpd_i: that of each datum, shape (num_data,).
+        elpd_i: expected log predictive density of each datum, shape (num_data,).
         k: Pareto k̂ of each datum's weights, shape (num_data,).
         joint_k: Pareto k̂ of the guide's own weights, with all data.
         num_samples: S, the number of draws.
-        cut: what is missing for want of time.
+        cut: what is missing for lack of time.
         own: whether data have latents of their own, which weights can seldom infer without the
             datum.
 
@@ -101,8 +101,8 @@ class LOO:
     def finding(self) -> Finding:
         """CRITICAL if the guide is too far from the posterior, WARNING for influential data.
 
-        NOTE if these are most of the data, if each has a latent of its own, or if few draws leave
-        it open.
+        NOTE if most data are influential, if each datum has a latent of its own, or if there are
+        too few draws to decide.
         """
         return loo_finding(self)
 
@@ -207,13 +207,13 @@ class _LeavingOut(NamedTuple):
     seed: int
 
     def chunks(self, num_samples: int, size: int) -> Any:
-        """Log-weights of so many draws, `size` at a time."""
+        """Log-weights of `num_samples` draws, `size` at a time."""
         return weight_chunks(
             self.lvm, self.batch, num_samples, size, layout=self.layout
         )
 
     def run(self, num_samples: int) -> None:
-        """Makes so many draws at once."""
+        """Makes `num_samples` draws at once."""
         for _ in self.chunks(num_samples, num_samples):
             pass
 
@@ -233,9 +233,9 @@ class _LeavingOut(NamedTuple):
         return whole, found
 
     def _densities(self, num_samples: int, columns: slice) -> tuple[Tensor, _Sums]:
-        """log p(x_i | z) of some of the data, shape (S, some), and the sums over all of them."""
+        """log p(x_i | z) of some of the data, shape (S, some), and the sums over all data."""
         size = max(1, JOINT_ROWS // max(self.layout.num_data, 1))
-        # each pass has the same draws
+        # Every call has the same draws.
         with seeded(self.seed, tensors_of(self.batch)[0].device):
             found = [_terms(w, columns) for w in self.chunks(num_samples, size)]
         log_p = torch.cat([p for p, _ in found])
@@ -244,12 +244,12 @@ class _LeavingOut(NamedTuple):
 
 
 def _terms(weights: LogWeights, columns: slice) -> tuple[Tensor, _Sums]:
-    """log p(x_i | z) of some of the data, shape (S, some), and the sums over all of them."""
+    """log p(x_i | z) of some of the data, shape (S, some), and the sums over all data."""
     log_p = weights.log_likelihood.double()
     impossible = log_p.isneginf()
     finite = log_p.masked_fill(impossible, 0.0).sum(1)
     sums = _Sums(weights.log_weight, -weights.rate, finite, impossible.sum(1))
-    # a view would keep them all
+    # copied, because a view would keep all columns in memory
     return log_p[:, columns].cpu().clone(), _Sums(*(s.cpu() for s in sums))
 
 
@@ -274,7 +274,7 @@ def _check(prepared: Prepared) -> None:
     layout, name = prepared.layout, type(prepared.lvm).__name__
     if layout.local:
         raise ContractError(
-            f"loo: every latent of {name} belongs to one datum, so that p(x_i | the others) is "
+            f"loo: every latent of {name} belongs to one datum, so p(x_i | the others) equals "
             "p(x_i): see evaluate, on data that were not trained on."
         )
     if layout.data_plate is None:
@@ -286,12 +286,12 @@ def _check(prepared: Prepared) -> None:
     if layout.subsample:
         raise ContractError(
             f"loo: {name} subsamples its plate {next(iter(layout.subsample))!r} at random; use a "
-            "model that sees all of it."
+            "model whose plate contains all data."
         )
 
 
 def _check_sites(prepared: Prepared, weights: LogWeights) -> None:
-    """Raises unless every log-likelihood is that of single data."""
+    """Raises unless every log-likelihood belongs to single data."""
     for site, term in weights.log_likelihoods.items():
         if term.dim() != 2:
             raise ContractError(

@@ -19,8 +19,8 @@ k̂ is noisy: with M values in the tail its standard error is about (1 + k)/√M
 for k = ½ and S = 1000. Among many data, some are above the threshold by chance. So the hundred
 worst with k̂ > ½ are re-examined: they share a million draws (a quarter, for a joint weight), in
 repeats of 10,000 (of S, if that is more), and the k̂ of the repeats are averaged. One fit to all
-draws would follow the tail further than any sample of S draws reaches. If at most half remain
-above ½, these are re-examined once more. An alarm is a test on the draws of one re-examination.
+draws would follow the tail further than a sample of S draws reaches. If at most half remain above
+½, these are re-examined once more. An alarm is a test on the draws of one re-examination.
 Its hypothesis, that none of these data has k > 0.7, is rejected if k̂ is above for more of them
 than fair coins would show heads, or for one by more than noise would make the largest of so many.
 Each has a quarter of the stated false-alarm rate (of two re-examinations), the second after
@@ -58,15 +58,14 @@ __all__ = ["ParetoK", "Recheck", "pareto_k"]
 _LEAST, _PILOT = 100, 25  # fewest draws for k̂, and draws of a timed run
 _HALF = 0.5  # k above which weights have no variance
 _DRAWS, _REPEAT = 1_000_000, 10_000  # draws of a re-examination, and fewest of a repeat
-_JOINT = 4  # times as dear is a draw of all data jointly
+_JOINT = 4  # cost of a joint draw of all data, relative to a draw of one datum
 _RECHECKS = 2  # re-examinations at most
-JOINT_ROWS = (
-    400_000  # draws × data per pass for a joint weight, whose model is seldom a network
-)
+# draws × data per pass for a joint weight, whose model is seldom a network
+JOINT_ROWS = 400_000
 
 
 class Recheck(NamedTuple):
-    """Pareto k̂ of some of the data, re-examined on draws of their own.
+    """Pareto k̂ of some of the data, re-examined on fresh draws.
 
     Arguments:
         k: k̂ of each, the mean over repeats, float64, shape (M,).
@@ -117,7 +116,7 @@ class ParetoK:
         false_alarm: probability of a warning for a guide of which no datum has k > 0.7.
         rechecks: re-examinations of data with k̂ > ½, each on fresh draws; alarms are based on
             them.
-        cut: what is missing for want of time.
+        cut: what is missing for lack of time.
 
     Example:
         >>> import torch
@@ -255,10 +254,11 @@ def pareto_k(
         found = [_fit(passes, part, num_samples) for part in parts]
         pace = time.pace(began, num_samples * len(parts))
         k, ess = (torch.cat(values) for values in zip(*found, strict=True))
-        again = _Again(passes, prepared, parts, max(num_samples, _REPEAT), time, pace)
+        size = max(num_samples, _REPEAT)
+        again = _Reestimation(passes, prepared, parts, size, time, pace)
         rechecks, is_cut = again.rechecks(k)
     if is_cut:
-        cuts.append("further looks")
+        cuts.append("re-examinations")
     return ParetoK(
         k,
         ess,
@@ -272,7 +272,7 @@ def pareto_k(
 
 
 def _affordable(parts: Sequence[Part], num_samples: int, time: TimeBudget) -> int:
-    """Draws that take half of the time, at least a hundred, by timed passes."""
+    """The number of draws that take half of the time, by timed passes; at least a hundred."""
     first = parts[0]
 
     def draw(count: int) -> None:
@@ -288,7 +288,7 @@ def _affordable(parts: Sequence[Part], num_samples: int, time: TimeBudget) -> in
     )
 
 
-class _Again(NamedTuple):
+class _Reestimation(NamedTuple):
     """Re-examines data with k̂ > ½.
 
     Arguments:
@@ -308,7 +308,7 @@ class _Again(NamedTuple):
     pace: float
 
     def rechecks(self, k: Tensor) -> tuple[tuple[Recheck, ...], bool]:
-        """Re-examinations of the worst data, and whether any was cut for want of time.
+        """Re-examinations of the worst data, and whether time cut any of them.
 
         A second one follows if at most half of the data remain above ½.
         """
@@ -363,7 +363,7 @@ def _fit(
     repeats: int = 1,
     columns: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """k̂ and effective sample size of the data of a batch, or of some columns, over repeats."""
+    """k̂ and effective sample size of a batch, or of some columns, averaged over repeats."""
     blocks = []
     for log_w, *_ in passes(
         part.batch, repeats * num_samples, _chunk(part), part.layout

@@ -1,4 +1,4 @@
-"""Predictive checks: whether data that the model makes look like the data that it was given.
+"""Predictive checks: whether data that the model generates resemble the observed data.
 
 With statistics T₁ … T_K of a whole data set, the data are replicated,
 
@@ -16,8 +16,8 @@ that Bonferroni's method needs.
 
 The rate is exact for the prior check, where the model is given. With a posterior, data are used
 twice: p-values tend to the middle (conservative: a false alarm is less likely than a miss), and
-are at most twice too small. What a model gets wrong in the distribution of a datum's own latents
-shows in the prior check; what it gets wrong in its likelihood, in the posterior check.
+are at most twice too small. The prior check detects a wrong distribution of a datum's own latents,
+the posterior check a wrong likelihood.
 
 References: Bayesianly Justifiable and Relevant Frequency Calculations for the Applied
 Statistician, Donald B. Rubin, 1984; Posterior Predictive Assessment of Model Fitness via Realized
@@ -60,7 +60,7 @@ class PredictiveCheck:
         replicated: T(x_rep), shape (num_draws, ...).
         kind: "posterior" or "prior".
         false_alarm: probability of a warning for a right model, over all statistics.
-        cut: what is missing for want of time; with fewer than 1 / false_alarm replicates no
+        cut: what is missing for lack of time; with fewer than 1 / false_alarm replicates no
             statistic is rejected.
 
     Example:
@@ -243,8 +243,8 @@ def _check_replicable(prepared: Prepared) -> None:
     if layout.subsample:
         raise ContractError(
             f"predictive_check: {name} subsamples its plate {next(iter(layout.subsample))!r} at "
-            "random, so replicates would be of other data: check a model whose plate takes all "
-            "of it."
+            "random, so replicates would be of other data: check a model whose plate contains "
+            "all data."
         )
     partly = [
         site for site, words in layout.families.items() if " in part, mask " in words
@@ -274,9 +274,9 @@ class _Replicates(NamedTuple):
 
     @classmethod
     def of(cls, prepared: Prepared, kind: str) -> "_Replicates":
-        """Prior and posterior are the same for a model without latents."""
+        """Chooses batches that can be joined; without latents, the posterior is the prior."""
         lvm, layout, parts = prepared.lvm, prepared.layout, prepared.batches
-        # if another plate is left of the data's, batches cannot be joined along the first axis
+        # With another plate left of the data plate, batches cannot be joined along the first axis.
         if layout.data_dim != -layout.nesting:
             parts = [prepared.data.loaded()]
         if not layout.latents:

@@ -17,7 +17,7 @@ from vilvm.diagnostics._tail import tail_length
 
 __all__ = ["Smoothed", "psis"]
 
-_FEWEST = 25  # draws of which a fifth, five, is still a tail
+_FEWEST = 25  # draws; a fifth of them, five, can still be fitted as a tail
 _FLAT = 0.01  # a tail whose log-weights differ by less consists of equal weights and rounding
 _LUMP = 0.1  # share of S; a tail of equal weights is harmless if the effective number is above
 
@@ -116,7 +116,7 @@ def _smooth(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             smoothed[has_tail], k[has_tail] = array_stats.psislw(-rows[has_tail])
     failed = np.isnan(smoothed).any(1)
     smoothed[failed] = plain[failed]
-    # A tail that is mostly one value has no fit: zeros, or the few weights of a discrete latent.
+    # A tail of mostly one value cannot be fitted: zero weights, or the few of a discrete latent.
     lumps = np.isnan(k)
     is_harmless = 1 / np.exp(2 * plain[lumps]).sum(1) >= _LUMP * rows.shape[1]
     k[lumps] = np.where(is_harmless, 0.0, np.inf)

@@ -3,8 +3,8 @@
     rate = E_q[log q(z | x) − log p(z)] = KL(q(z | x) ‖ p(z)) ≥ 0
 
 holds whenever q and p are normalised densities of one z. A rate that is negative beyond its Monte
-Carlo error shows that they are not: one of them has a mask that the other has not, a Jacobian is
-missing, or a site is scored twice. No bound computed from such a pair is valid.
+Carlo error shows that they are not: only one of them has a mask, a Jacobian is missing, or a site
+is scored twice. No bound computed from such a pair is valid.
 
 After training by an ELBO without annealing, minus the loss and −(rate + distortion) estimate one
 number: the first as Pyro computes it from a single run of the pair, the second as vilvm does from
@@ -12,9 +12,10 @@ many samples at once. In the last quarter of the records
 
     dₜ = (ELBO before record t + ELBO after it) / 2 + rateₜ + distortionₜ
 
-has mean zero, because both sides are centred at the time of the record. If it has not, beyond its
-noise (a t-test with doubled variance, because neighbours share a term), and by more than 0.05 nats
-and 1 % of the ELBO, the density of the pair in one run differs from that under many samples.
+has mean zero, because both sides are centred at the time of the record. If its mean differs from
+zero beyond its noise (a t-test with doubled variance, because neighbours share a term), and by
+more than 0.05 nats and 1 % of the ELBO, the density of the pair in one run differs from that under
+many samples.
 
 Reference: Fixing a Broken ELBO, Alemi et al., 2018 (rate and distortion). The two checks are ours.
 """
@@ -42,7 +43,10 @@ from vilvm.weights.prepared import Prepared, prepared_of
 __all__ = ["Rates", "rates"]
 
 _ROUNDING = 0.01  # nats below zero that rounding may cause
-_LEAST, _PART = 8, 4  # fewest records compared, and the fraction of all that they are
+_LEAST, _PART = (
+    8,
+    4,
+)  # fewest records to compare; the last 1 / _PART of all are compared
 _NATS, _SHARE = 0.05, 0.01  # tolerances: absolute, and as a share of the ELBO
 _PLAIN = ("Trace_ELBO(", "TraceMeanField_ELBO(", "TraceEnum_ELBO(", "TraceGraph_ELBO(")
 _MODES = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._BatchNorm)
@@ -57,10 +61,10 @@ class Rates:
         index: index of each datum in the full data set, shape (num_data,).
         disagreement: mean and standard error of dₜ over the last records, in nats per datum; None
             if the history does not allow the comparison.
-        elbo: mean ELBO of these records; NaN likewise.
+        elbo: mean ELBO of these records; NaN without a comparison.
         degrees: degrees of freedom of the t-test.
         false_alarm: probability of a warning for a proper pair.
-        cut: what is missing for want of time.
+        cut: what is missing for lack of time.
 
     Example:
         >>> import torch
@@ -184,7 +188,7 @@ class _Disagreement(NamedTuple):
 
 
 def _disagreement(history: Any, prepared: Prepared) -> _Disagreement:
-    """dₜ over the last records; nothing if training cannot be compared."""
+    """dₜ over the last records; empty if training cannot be compared."""
     if (
         not _is_plain(history)
         or _trains_otherwise(prepared.lvm)
@@ -200,7 +204,7 @@ def _disagreement(history: Any, prepared: Prepared) -> _Disagreement:
 
 
 def _differences(records: list[Record]) -> tuple[np.ndarray, float]:
-    """dₜ, none if there are too few records or validation data, and the mean ELBO."""
+    """dₜ and the mean ELBO; dₜ is empty for too few records or with validation data."""
     if len(records) < _LEAST or any(math.isfinite(r.validation_elbo) for r in records):
         return np.array([]), math.nan
     elbo = np.array([r.elbo for r in records])

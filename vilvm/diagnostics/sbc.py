@@ -57,7 +57,7 @@ class SBC:
         p_values: p-values of the exact ECDF test of uniformity, shape (K,), not adjusted for their
             number.
         false_alarm: probability that the exact posterior is rejected.
-        cut: what is missing for want of time.
+        cut: what is missing for lack of time.
 
     Example:
         >>> import torch
@@ -93,7 +93,7 @@ class SBC:
 
     @property
     def finding(self) -> Finding:
-        """OK if no quantity departs from uniform ranks; else by the worst that does."""
+        """OK if no quantity departs from uniform ranks; else the severity of the worst."""
         return sbc_finding(self)
 
 
@@ -122,7 +122,7 @@ def sbc(
         num_draws: S, the number of draws of the guide per simulation.
         like: a batch, for a model that reads more of it than its length, or whose data share a
             latent; each simulation has its size.
-        rebuild: makes a batch of draws {site: value} of the model; by default, simulated data
+        rebuild: makes a batch from draws {site: value} of the model; by default, simulated data
             replace those in `like`.
         false_alarm: probability that the exact posterior is rejected, over all quantities.
         seed: seed of all draws.

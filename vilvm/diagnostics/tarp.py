@@ -48,7 +48,7 @@ class TARP:
         num_draws: S, the number of draws per simulation.
         p_value: p-value of the exact ECDF test of uniformity.
         false_alarm: probability that the exact posterior is rejected.
-        cut: what is missing for want of time.
+        cut: what is missing for lack of time.
 
     Example:
         >>> import torch
@@ -76,7 +76,7 @@ class TARP:
 
     @property
     def finding(self) -> Finding:
-        """OK if coverage agrees with its levels; else by the largest difference.
+        """OK if coverage agrees with its levels; else the severity of the largest difference.
 
         NOTE up to a difference of 0.05; CRITICAL if coverage is too low by more than 0.15.
         """
@@ -96,11 +96,11 @@ class _References(NamedTuple):
         return torch.where(spread > 0, spread, 1.0)
 
     def next_to(self, simulation: Simulation, done: int) -> Tensor:
-        """The points for a batch of simulations: those of the nearest data."""
+        """The reference points of a batch of simulations: the latents of the nearest data."""
         return self.points[torch.cdist(features(simulation), self.data).argmin(1)]
 
     def at_random(self, simulation: Simulation, done: int) -> Tensor:
-        """The points for a batch of simulations, regardless of the data."""
+        """The reference points of a batch of simulations, regardless of the data."""
         index = torch.arange(done, done + simulation.size, device=self.points.device)
         return self.points[index % len(self.points)]
 
@@ -126,12 +126,12 @@ def tarp(
 
     Arguments:
         lvm: the model and guide, as for ``sbc``.
-        num_simulations: L; as many again are made, without draws, for the references.
+        num_simulations: L; the same number is made again, without draws, for the references.
         num_draws: S, the number of draws of the guide per simulation.
         reference: "data", the latent of another simulation whose data are nearest to x; or
             "prior", of any other simulation, which cannot distinguish prior and posterior.
         like: a batch, as for ``sbc``.
-        rebuild: makes a batch of draws {site: value} of the model, as for ``sbc``.
+        rebuild: makes a batch from draws {site: value} of the model, as for ``sbc``.
         false_alarm: probability that the exact posterior is rejected.
         seed: seed of all draws.
         batch_size: data per pass, as for ``sbc``.

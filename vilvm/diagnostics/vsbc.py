@@ -1,11 +1,11 @@
 """Calibration by refitting, for a guide that is fitted to one data set: variational
 simulation-based calibration (VSBC).
 
-A guide that does not read its batch is right for one data set at most, so ``sbc`` cannot be
-applied. Instead a data set is simulated from the prior, θ* ~ p(θ), y ~ p(y | θ*), a fresh pair is
-fitted to it, and θ* is ranked among draws of the fitted guide; L times. Two tests are made on the
-ranks of each component. If they are not symmetric, the marginal is shifted, its mean included. If
-they are not uniform, it may also have the wrong width; a mean-field guide often does, and may
+A guide that does not read its batch is right for one data set at most, so ``sbc`` does not apply.
+Instead, L times, a data set is simulated from the prior, θ* ~ p(θ), y ~ p(y | θ*), a fresh pair is
+fitted to it, and θ* is ranked among draws of the fitted guide. Two tests are made on the ranks of
+each component. If the ranks are not symmetric, the marginal is shifted, its mean included. If they
+are not uniform, it may also have the wrong width; a mean-field guide often does, and may
 still have the right means. A fit that stops too early shows in either test.
 
 Reference: Yes, but did it work?: Evaluating variational inference, Yao, Vehtari, Simpson and
@@ -86,7 +86,7 @@ class VSBC:
 
     @property
     def finding(self) -> Finding:
-        """OK if nothing departs; else by the worst component that does, as ``SBC.finding``."""
+        """OK if no component departs; else the severity of the worst, as in ``SBC.finding``."""
         return vsbc_finding(self)
 
 
@@ -113,8 +113,8 @@ def vsbc(
         like: a batch; each simulated data set has its size.
         num_simulations: L, the number of data sets and fits.
         num_draws: S, the number of draws of each fitted guide.
-        fit_options: options of ``vilvm.fit``, such as {"steps": 2000}: those of the fit to check.
-        rebuild: makes a batch of draws {site: value} of the model; by default, simulated data
+        fit_options: options of ``vilvm.fit`` in the fit to check, such as {"steps": 2000}.
+        rebuild: makes a batch from draws {site: value} of the model; by default, simulated data
             replace those in `like`.
         false_alarm: probability that the exact posterior is rejected, over all components.
         seed: seed of all draws, of `build`, and of the fits.

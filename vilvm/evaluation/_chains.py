@@ -23,23 +23,21 @@ from vilvm.weights.log_joint import LogJoint
 __all__ = [
     "FEW",
     "Chains",
+    "chains_in_a_pass",
     "density_gradients",
     "effective_chains",
     "log_mean",
-    "rows_in_a_pass",
 ]
 
-FEW = 5.0  # effective chains, below which the Monte Carlo error is itself unreliable
-_ROWS_CPU, _ROWS_CUDA = 8_000, 200_000  # chains in a pass
+FEW = 5.0  # effective chains below which the Monte Carlo error is itself unreliable
+_CHAINS_CPU, _CHAINS_CUDA = 8_000, 200_000  # chains per pass
 _PILOT_START, _PILOT_LEAST = (
     30,
     150,
 )  # transitions of the pilot: at β = 0, and at least in all
-_PILOT_DRAWS, _GAIN = (
-    64,
-    0.15,
-)  # draws that give the scale of positions; gain of the log step size
-_WORTH_COMPILING = 5000  # gradients, above which compilation saves time
+_PILOT_DRAWS = 64  # draws that give the scale of positions
+_GAIN = 0.15  # step of the adaptation of the log step size
+_WORTH_COMPILING = 5000  # gradients above which compilation saves time
 
 
 class Chains:
@@ -47,10 +45,10 @@ class Chains:
 
     Arguments:
         lvm: the model and guide.
-        batch: what both are called with.
-        schedule: of the chains.
-        bar: advances by one a temperature.
-        gradients: densities and gradients, compiled or not; not by default.
+        batch: the argument of model and guide.
+        schedule: the schedule of the chains.
+        bar: progress bar, which advances by one per temperature.
+        gradients: computes densities and gradients; eagerly by default.
     """
 
     def __init__(
@@ -61,11 +59,8 @@ class Chains:
         bar: ProgressBar,
         gradients: DensityGradients | None = None,
     ):
-        self.joint, self.schedule, self.bar = (
-            LogJoint(lvm, batch, schedule.base),
-            schedule,
-            bar,
-        )
+        self.joint = LogJoint(lvm, batch, schedule.base)
+        self.schedule, self.bar = schedule, bar
         self.at = partial(gradients or DensityGradients(compile=False), self.joint)
         self.betas = schedule.betas()
         spread = self.joint.draw(_PILOT_DRAWS).std(0)
@@ -153,22 +148,22 @@ class Chains:
             raise ContractError(
                 f"ais: the log-density of {type(self.joint.lvm).__name__} is NaN for datum "
                 f"{where} of the batch at a draw from the {self.schedule.base}; look for a scale "
-                "that reaches zero, or start from the other end (base=...)."
+                "that reaches zero, or start from the other base (base=...)."
             )
 
 
 def density_gradients(
     schedule: Schedule, runs: int, compile: Compile
 ) -> DensityGradients:
-    """Densities and gradients for so many runs of chains, compiled if that saves time."""
+    """Densities and gradients for `runs` runs of chains, compiled if it saves time."""
     # Each run has a pilot of about its own length.
     count = 2 * runs * schedule.num_temperatures * schedule.leapfrog
     return DensityGradients(worth_compiling(compile, count, _WORTH_COMPILING))
 
 
-def rows_in_a_pass(device: torch.device) -> int:
+def chains_in_a_pass(device: torch.device) -> int:
     """How many chains, over all data together, keep a device busy."""
-    return _ROWS_CUDA if device.type == "cuda" else _ROWS_CPU
+    return _CHAINS_CUDA if device.type == "cuda" else _CHAINS_CPU
 
 
 def log_mean(log_w: Tensor) -> Estimate:

@@ -21,7 +21,7 @@ class SampleMoments(NamedTuple):
     Arguments:
         rows: log Σ w and log Σ w², the means of the three terms, and their sums of squared
             deviations; float64, shape (num_data, 8).
-        num_samples: Monte Carlo samples a datum, S.
+        num_samples: Monte Carlo samples per datum, S.
     """
 
     rows: Tensor
@@ -62,8 +62,8 @@ def moments_of(passes: Iterable[list[Tensor]], num_samples: int) -> Tensor:
     """The rows of ``SampleMoments`` of one batch.
 
     Arguments:
-        passes: log w, rate and distortion of some samples at a time, each (samples, num_data).
-        num_samples: samples in all.
+        passes: log w, rate and distortion by pass, each of shape (samples, num_data).
+        num_samples: samples of all passes.
     """
     total, origin = None, torch.empty(0)
     for terms in passes:

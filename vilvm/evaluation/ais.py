@@ -8,8 +8,8 @@ AIS moves draws from a base density p₀ to the posterior over T steps, by Marko
 So E[log (1/K) Σ w] is a lower bound on log p(x). It becomes tighter with T and K, however poor the
 guide is.
 
-The step size of every datum and temperature is found in a pilot run of other chains, so that none
-depends on the chain that it moves, and E[w] = p(x) holds exactly.
+The step size of every datum and temperature is found in a pilot run of other chains. So no step
+size depends on the chain that it moves, and E[w] = p(x) holds exactly.
 
 Reference: Annealed Importance Sampling, Radford M. Neal, 2001.
 """
@@ -29,10 +29,10 @@ from vilvm.data.data import Data
 from vilvm.evaluation._chains import (
     FEW,
     Chains,
+    chains_in_a_pass,
     density_gradients,
     effective_chains,
     log_mean,
-    rows_in_a_pass,
 )
 from vilvm.evaluation.estimates import Estimate
 from vilvm.evaluation.schedule import Schedule, check_schedule
@@ -116,15 +116,15 @@ def ais(
     Arguments:
         lvm: the model and guide, with latents that are continuous or enumerated; or a
             ``Prepared``, which holds the data too.
-        data: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row; a transform
+        data: ``Data``, a tensor, or a tuple or dict of tensors with one datum per row; a transform
             is drawn once from `seed`.
-        schedule: chains, temperatures and where they start; ``Schedule()`` by default.
-        batch_size: data a pass; by default as many as keep the device busy. Data that share a
+        schedule: number of chains and temperatures, and the base; ``Schedule()`` by default.
+        batch_size: data per pass; by default as many as keep the device busy. Data that share a
             latent stay together.
         compile: whether to compile densities and gradients
             (``vilvm.evaluation.density_gradients``), which takes some ten seconds; "auto" compiles
             for 5000 gradients or more.
-        seed: of the chains and the transform; torch's generators are restored afterwards.
+        seed: seed of the chains and the transform; torch's generators are restored afterwards.
         progress: whether to show a progress bar; by default on a terminal only.
 
     Returns:
@@ -173,7 +173,7 @@ def ais(
 
 def _data_in_a_pass(schedule: Schedule, lvm: LatentVariableModel, data: Data) -> int:
     """Data whose chains move at once: enough to keep the device busy, fewer if memory is short."""
-    busy = max(1, rows_in_a_pass(data.device) // schedule.num_chains)
+    busy = max(1, chains_in_a_pass(data.device) // schedule.num_chains)
     if not data.divisible:
         return busy
     few = data.subset(slice(0, busy)).x
@@ -181,8 +181,7 @@ def _data_in_a_pass(schedule: Schedule, lvm: LatentVariableModel, data: Data) ->
         with preserved_rng(data.device), evaluation_mode(lvm):
             fit = Part(lvm, few, find_layout(lvm, few)).samples_that_fit()
     except ContractError:
-        # The guide may accept only all data at once; any other fault is reported later.
+        # The guide may need all data at once; any other fault is reported later.
         return busy
-    # A gradient keeps what the densities compute, and computes as much again; chains keep a state
-    # and a proposal.
+    # A chain needs memory for four runs: densities, their gradients, a state and a proposal.
     return max(1, busy * min(schedule.num_chains, fit // 4) // schedule.num_chains)

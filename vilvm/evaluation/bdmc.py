@@ -4,7 +4,7 @@ Annealed importance sampling (``vilvm.evaluation.ais``) gives a lower bound on l
 mean. Run backwards from a draw of the exact posterior, the same chain has E[w'] = 1 / p(x), so
 that −log (1/K) Σ w' is an upper bound in the mean. Exact posterior draws exist for data that the
 model itself makes: (z, x) ~ p(z, x). On such data both bounds hold, and their gap limits how far
-either is from log p(x) with these settings. For other data the gap is informative as far as they
+either is from log p(x) with these settings. For other data, the gap is informative if they
 resemble the model's own.
 
 Reference: Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo, Grosse, Ghahramani
@@ -25,10 +25,10 @@ from vilvm.data.data import Data
 from vilvm.evaluation._chains import (
     FEW,
     Chains,
+    chains_in_a_pass,
     density_gradients,
     effective_chains,
     log_mean,
-    rows_in_a_pass,
 )
 from vilvm.evaluation.estimates import Estimate
 from vilvm.evaluation.schedule import Schedule, check_schedule
@@ -46,7 +46,7 @@ class BDMCResult:
         lower: the bound by AIS forwards, in nats per datum (per data set, if its data share a
             latent).
         upper: the bound by AIS backwards from the latents that made the data. All chains of a
-            datum start there, so its Monte Carlo error is too small as far as they are still
+            datum start there, so its Monte Carlo error is too small if they are still
             correlated; the standard error over the data (``gap.se``) is not affected.
         ess: effective sample size of the chains' weights, the smaller of the two directions, shape
             (num_simulations,).
@@ -98,13 +98,13 @@ def bdmc(
 
     Arguments:
         lvm: the model and guide, with latents that are continuous or enumerated.
-        schedule: that of ``ais``, whose accuracy this measures.
-        num_simulations: data to draw; data sets, if the data of one share a latent.
-        like: a batch, for a model that needs more of it than its length; a transform is drawn once
+        schedule: as in ``ais``, whose accuracy ``bdmc`` measures.
+        num_simulations: number of data to draw; of data sets, if the data share a latent.
+        like: a batch, for a model that reads more of it than its length; a transform is drawn once
             from `seed`.
-        batch_size: data a pass; by default as many as keep the device busy.
+        batch_size: data per pass; by default as many as keep the device busy.
         compile: as in ``ais``.
-        seed: of data and chains.
+        seed: seed of data and chains.
         progress: whether to show a progress bar; by default on a terminal only.
 
     Returns:
@@ -144,7 +144,7 @@ def bdmc(
                 forward, _ = chains.forward()
                 backward = chains.backward(chains.joint.unconstrained(part.latents))
                 results.append((forward, backward))
-    # A batch that cannot be cut may hold more data than are asked for.
+    # A batch that cannot be cut may hold more data than requested.
     lower, upper = (
         torch.cat(found, 1)[:, :num_simulations] for found in zip(*results, strict=True)
     )
@@ -161,4 +161,4 @@ def bdmc(
 def _data_in_a_pass(schedule: Schedule, lvm: LatentVariableModel, like: Any) -> int:
     """Data whose chains keep the device busy."""
     default = "cpu" if like is None else Data(like).device
-    return max(1, rows_in_a_pass(device_of(lvm, default)) // schedule.num_chains)
+    return max(1, chains_in_a_pass(device_of(lvm, default)) // schedule.num_chains)

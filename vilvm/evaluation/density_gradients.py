@@ -1,9 +1,9 @@
 """Log-densities of a Markov chain and their gradients, compiled when it saves time.
 
-A chain evaluates them thousands of times, at positions of one shape, and Pyro's handlers do the
-same each time. So they are traced once. For each batch, the compiled values at the first positions
-must equal the eager ones. If they differ, or tracing fails, everything after runs eagerly, and one
-line reports why.
+A chain evaluates the densities thousands of times at positions of one shape, and Pyro's handlers
+do the same work each time. So they are traced once. For each batch, the compiled values at the
+first positions must equal the eager ones. If they differ, or tracing fails, all later evaluations
+are eager, and one line reports why.
 """
 
 import copy
@@ -56,9 +56,8 @@ class DensityGradients:
         self.compiler = compiler or inductor
         self._programs: dict[Any, Callable[..., list[Tensor]]] = {}
         self._joint: LogJoint | None = None  # of the current batch
-        self._checked: set[Any] = (
-            set()
-        )  # keys of programs that equal the eager values for it
+        # keys of the programs that equal the eager values on the current batch
+        self._checked: set[Any] = set()
         self._is_first = True
 
     def __call__(self, joint: LogJoint, u: Tensor) -> State:
@@ -66,11 +65,8 @@ class DensityGradients:
         if not self.compiles:
             return start(joint, u)
         if joint is not self._joint:
-            self._is_first, self._joint, self._checked = (
-                self._joint is None,
-                joint,
-                set(),
-            )
+            self._is_first = self._joint is None
+            self._joint, self._checked = joint, set()
         given = [u.detach().contiguous(), *tensors_of(joint.batch)]
         key = joint.base, shapes(given)
         if key in self._checked:
@@ -91,7 +87,7 @@ class DensityGradients:
     def _check(
         self, key: Any, joint: LogJoint, given: list[Tensor], eager: State
     ) -> None:
-        """Makes the program if there is none, and compares it with the eager values.
+        """Makes the program if it does not exist, and compares it with the eager values.
 
         Raises:
             UntraceableError: no graph can be made, or its values differ.
@@ -110,10 +106,8 @@ class DensityGradients:
 
         def function(u: Tensor, *inputs: Tensor) -> list[Tensor]:
             rest, inner = iter(inputs), copy.copy(joint)
-            inner.batch, inner.traced = (
-                map_tensors(lambda _: next(rest), joint.batch),
-                True,
-            )
+            inner.batch = map_tensors(lambda _: next(rest), joint.batch)
+            inner.traced = True
             return list(start(inner, u)[1:])
 
         parts = [joint.lvm, joint.lvm.model, joint.lvm.guide]

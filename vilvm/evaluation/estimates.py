@@ -59,7 +59,7 @@ class Bounds(dict[str, Estimate]):
 
     Arguments:
         bounds: the bounds that exist.
-        refusal: why others do not exist; empty if they were not asked for.
+        refusal: why others do not exist; empty if they were not requested.
 
     Example:
         >>> from vilvm.evaluation import Bounds
@@ -84,14 +84,15 @@ class Evaluation:
     """The result of ``evaluate``. Numbers of different protocols cannot be compared.
 
     Arguments:
-        bounds: "elbo", "iwae" and "exact", as asked, in nats per datum; empty for a degenerate
-            guide or a flat prior, and a bound asked for then raises a KeyError with the reason.
+        bounds: the requested ones of "elbo", "iwae" and "exact", in nats per datum. For a
+            degenerate guide or a flat prior, access to a missing bound raises a KeyError with
+            the reason.
         rate: KL(q(z | x) ‖ p(z)), in nats per datum; None if there is no bound.
         distortion: −E_q log p(x | z), in nats per datum.
         ess: effective sample size of the weights, between 1 and num_samples, shape (num_data,);
             None if there is no bound.
-        num_samples: Monte Carlo samples a datum.
-        chunk: samples a pass; another number gives other draws.
+        num_samples: Monte Carlo samples per datum.
+        chunk: samples per pass; another number gives other draws.
         protocol: data set, split, number of data, transform, seed, likelihoods, number of samples,
             and unit: "nats per datum", or "nats, all data together" for a model whose data share a
             latent (num_data is then 1 in the shapes above).

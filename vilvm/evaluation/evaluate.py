@@ -43,15 +43,7 @@ from vilvm.evaluation.sample_passes import WORTH_COMPILING, SamplePasses
 from vilvm.lvm import ContractError, LatentVariableModel, Wrapped
 from vilvm.weights import Layout, Prepared
 from vilvm.weights._vectorisation import Vectorisation
-from vilvm.weights.prepared import (  # noqa: F401
-    _BATCH,
-    Part,
-    _check_subsample,
-    _layout_of_a_batch,
-    _size,
-    prepared_of,
-    rows_in_a_pass,
-)
+from vilvm.weights.prepared import prepared_of
 
 __all__ = ["evaluate", "exact_log_evidence"]
 
@@ -78,19 +70,19 @@ def evaluate(
 
     Arguments:
         lvm: the model and guide; or a ``Prepared``, which holds the data too.
-        data: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row.
+        data: ``Data``, a tensor, or a tuple or dict of tensors with one datum per row.
         bounds: which of "elbo", "iwae" and "exact" to report. By default all that exist: a
             degenerate guide has no "elbo" and no "iwae", and "exact" needs a model with a method
             ``exact_log_evidence``.
-        num_samples: Monte Carlo samples a datum.
-        batch_size: data a pass, 50 by default; data that share a latent stay together.
-        chunk: samples a pass; by default as many as keep the device busy, or fewer if its memory
+        num_samples: Monte Carlo samples per datum.
+        batch_size: data per pass, 50 by default; data that share a latent stay together.
+        chunk: samples per pass; by default as many as keep the device busy, or fewer if its memory
             is short. Another size gives other draws.
         compile: whether to compile passes (``vilvm.evaluation.sample_passes``), which takes some
             seconds; "auto" compiles for 2000 passes or more.
-        precision: "float32", or "bf16" for linear and convolutional layers in bfloat16, which then
-            is part of the protocol.
-        seed: of samples and transform; torch's generators are restored afterwards.
+        precision: "float32", or "bf16" for linear and convolutional layers in bfloat16, which the
+            protocol then records.
+        seed: seed of samples and transform; torch's generators are restored afterwards.
         progress: whether to show a progress bar; by default on a terminal only.
 
     Returns:
@@ -99,7 +91,7 @@ def evaluate(
     Raises:
         ValueError: unknown bound, or num_samples, batch_size or chunk below 1.
         ContractError: the pair breaks the contract on these data (see
-            ``vilvm.weights.find_layout``), or lacks a bound that is asked for.
+            ``vilvm.weights.find_layout``), or lacks a requested bound.
 
     Example:
         >>> import torch
@@ -152,7 +144,7 @@ def evaluate(
 def exact_log_evidence(lvm: Any) -> Callable[[Any], Tensor] | None:
     """The method by which a model computes log p(x).
 
-    A wrapper that changes the guide only has that of the model within it.
+    A wrapper that changes only the guide has the method of its inner model.
 
     Arguments:
         lvm: the model.
@@ -173,7 +165,7 @@ def exact_log_evidence(lvm: Any) -> Callable[[Any], Tensor] | None:
 
 
 def _wanted(bounds: Any) -> Sequence[str]:
-    """The names of the bounds that are asked for; raises ValueError for an unknown one."""
+    """The names of the requested bounds; raises ValueError for an unknown one."""
     if bounds is None:
         return BOUNDS
     if isinstance(bounds, str) or not isinstance(bounds, Sequence | set):
@@ -189,7 +181,7 @@ def _wanted(bounds: Any) -> Sequence[str]:
 
 
 def _check_available(lvm: object, wanted: Sequence[str], refusal: str) -> None:
-    """Raises ContractError if the pair lacks a bound that is asked for."""
+    """Raises ContractError if the pair lacks a requested bound."""
     if refusal and set(wanted) - {"exact"}:
         raise ContractError(refusal)
     if "exact" in wanted and exact_log_evidence(lvm) is None:
@@ -212,7 +204,7 @@ def _no_bound(lvm: object, layout: Layout) -> str:
         return ""
     return (
         f"{type(lvm).__name__}: {why}, so there is no ELBO, no importance-weighted bound and no "
-        "rate, only a distortion: for a bound, give it a proper prior and a guide with a density."
+        "rate, only a distortion; give it a proper prior and a guide with a density."
     )
 
 
@@ -235,8 +227,8 @@ def _exact(prepared: Prepared, wanted: Sequence[str]) -> dict[str, Estimate]:
     if len(exact) not in (1, expected) or not bool(torch.isfinite(exact).all()):
         raise ContractError(
             f"{type(prepared.lvm).__name__}.exact_log_evidence gives {len(exact)} values for "
-            f"{expected} data, or some that are not finite; it must give one a datum, or one for "
-            "all together."
+            f"{expected} data, or some that are not finite; it must give one per datum, or "
+            "one for all together."
         )
     return {"exact": Estimate(exact, torch.zeros_like(exact))}
 
@@ -244,10 +236,10 @@ def _exact(prepared: Prepared, wanted: Sequence[str]) -> dict[str, Estimate]:
 def _protocol(
     prepared: Prepared, found: SampleMoments, precision: Precision
 ) -> dict[str, Any]:
-    """What must be equal for two evaluations to be comparable."""
+    """The facts that must be equal for two evaluations to be comparable."""
     protocol = dict(prepared.protocol)
     if prepared.local:
-        # A plate that subsamples its data has fewer than were given.
+        # A subsampled plate has fewer data than were given.
         protocol["num_data"] = len(found.rows)
     protocol["seed"] = prepared.seed
     protocol["num_samples"] = found.num_samples
@@ -265,7 +257,7 @@ def _run(
     compile: Compile,
     progress: bool | None,
 ) -> SampleMoments:
-    """Runs all samples of all data; the processes of a group share the batches out."""
+    """Runs all samples of all data; the processes of a group divide the batches among them."""
     count = len(prepared.batches)
     ranks = process_group() if prepared.local else ProcessGroup()
     mine = range(count)[ranks.shard(count)]
@@ -273,7 +265,7 @@ def _run(
         set_seed(ranks.seed(prepared.seed), prepared.device)
     compiled = worth_compiling(compile, count * (num_samples // chunk), WORTH_COMPILING)
     passes, vectorisation = SamplePasses(prepared.lvm, compiled), Vectorisation()
-    # A process without a batch adds no row.
+    # A process without a batch contributes no rows.
     rows = [torch.zeros(0, 8, dtype=torch.float64, device=prepared.device)]
     shown = progress if ranks.is_main else False
     with ProgressBar(f"evaluating, {num_samples} samples", len(mine), 0, shown) as bar:

@@ -21,7 +21,7 @@ from vilvm.weights.log_joint import LogJoint
 
 __all__ = ["State", "start", "transition"]
 
-# Relative range of the step sizes of chains: a fixed path length may be a period of the motion.
+# Relative range of step sizes, because a fixed path length may be a period of the motion.
 _JITTER = 0.2
 
 
@@ -32,8 +32,8 @@ class State(NamedTuple):
         u: positions, shape (S, N, D).
         base: log p₀(u), shape (S, N).
         target: log p(x, u), shape (S, N).
-        base_gradient: of log p₀, shape (S, N, D).
-        target_gradient: of log p(x, ·), shape (S, N, D).
+        base_gradient: gradient of log p₀, shape (S, N, D).
+        target_gradient: gradient of log p(x, ·), shape (S, N, D).
 
     Example:
         >>> import torch

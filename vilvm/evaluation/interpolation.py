@@ -5,7 +5,7 @@ Between codes a and b, at t from 0 to 1:
 - the line:          (1 − t) a + t b;
 - the great circle:  a rotated into b about a centre, the length changing linearly. Draws from
   N(0, I) in many dimensions d all have a length near √d. The middle of a line between two draws is
-  shorter by a factor near √½, and so is no likely draw; points of the circle keep the length.
+  shorter by a factor near √½, and so is an unlikely draw; points of the circle keep the length.
 
 Between data themselves the line is a cross-fade, the baseline to beat.
 
@@ -33,7 +33,7 @@ def line(first: Tensor, second: Tensor, steps: int = 11) -> Tensor:
     Arguments:
         first: codes, shape (num_pairs, ...).
         second: codes, shape (num_pairs, ...).
-        steps: points a pair, at least 2.
+        steps: points per pair, at least 2.
 
     Returns:
         Codes, shape (num_pairs, steps, ...).
@@ -62,14 +62,14 @@ def great_circle(
 ) -> Tensor:
     """Points on the great circle from `first` to `second`, both included.
 
-    For a latent that is N(0, I), or N(mean, L Lᵀ). Opposite directions define no unique circle,
-    nor does the centre: there it is the line.
+    For a latent that is N(0, I), or N(mean, L Lᵀ). Opposite directions, or a code at the centre,
+    define no unique circle; the path is then the line.
 
     Arguments:
         first: codes, shape (num_pairs, d).
         second: codes, shape (num_pairs, d).
-        steps: points a pair, at least 2.
-        mean: of the latent's Gaussian prior, shape (d,); 0 by default.
+        steps: points per pair, at least 2.
+        mean: mean of the latent's Gaussian prior, shape (d,); 0 by default.
         scale_tril: Cholesky factor L of its covariance, shape (d, d); I by default.
 
     Returns:
@@ -147,7 +147,7 @@ def interpolate(
         lvm: a model of one latent vector and one observed site a datum.
         first: data, shape (num_pairs, ...).
         second: data, shape (num_pairs, ...).
-        steps: points a pair, both ends included.
+        steps: points per pair, both ends included.
         path: ``line``, ``great_circle``, or another function of two codes and a number of steps.
         num_samples: draws that estimate a posterior mean without a closed form.
 
@@ -189,8 +189,8 @@ def interpolate(
             "interpolate needs a model of one latent, a vector for each datum; this one has "
             f"{shapes}."
         )
-    way = path(codes[: len(first)], codes[len(first) :], steps)
-    means = predict(lvm, {name: way.flatten(0, 1)})
+    points = path(codes[: len(first)], codes[len(first) :], steps)
+    means = predict(lvm, {name: points.flatten(0, 1)})
     if len(means) != 1:
         raise ContractError(
             f"interpolate needs a model of one observed site; this one has {sorted(means)}."
@@ -203,8 +203,8 @@ def _check_tensors(who: str, first: Any, second: Any) -> None:
         real = isinstance(ends, Tensor) and ends.is_floating_point()
         if not real or not bool(ends.isfinite().all()):
             raise ValueError(
-                f"{who}: {name} must be a tensor of finite real numbers; got a "
-                f"{type(ends).__name__} that is none."
+                f"{who}: {name} must be a tensor of finite real numbers; the given "
+                f"{type(ends).__name__} is not."
             )
 
 
@@ -213,7 +213,7 @@ def _check(who: str, first: Tensor, second: Tensor, steps: int) -> int:
     _check_tensors(who, first, second)
     if first.shape != second.shape or first.dim() < 2:
         raise ValueError(
-            f"The ends must be of one shape (num_pairs, ...); got {tuple(first.shape)} and "
+            f"{who}: the ends must be of one shape (num_pairs, ...); got {tuple(first.shape)} and "
             f"{tuple(second.shape)}."
         )
     return steps

@@ -9,10 +9,11 @@ which
     difference to the best = mean over data of (bound of the best − bound of the row)
 
 with a paired standard error, the standard deviation of the differences over √N. It is far smaller
-than that of either bound if the same data are hard for both. It includes Monte Carlo error.
+than the standard error of either bound if the same data are hard for both. It includes Monte Carlo
+error.
 
 A row may have a lower bound because its model is worse, or because its guide is. A small effective
-sample size (ESS) is a sign of the latter.
+sample size (ESS) indicates the guide.
 """
 
 import io
@@ -46,7 +47,7 @@ from vilvm.weights import Layout, find_layout, log_weights, sample
 
 __all__ = ["Ledger", "compare"]
 
-_FEWEST = 5  # draws: one a fold of the two-sample test
+_FEWEST = 5  # draws: one per fold of the two-sample test
 
 
 class Ledger:
@@ -55,7 +56,7 @@ class Ledger:
     It prints as a table with rich; ``+`` joins ledgers, also of different data.
 
     Arguments:
-        rows: of different names.
+        rows: rows with different names.
 
     Raises:
         ValueError: a name appears twice.
@@ -72,10 +73,10 @@ class Ledger:
 
     def __init__(self, rows: tuple[Row, ...]):
         names = [row.name for row in rows]
-        double = sorted({name for name in names if names.count(name) > 1})
-        if double:
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
             raise ValueError(
-                f"Ledger: {double[0]!r} appears twice; every row needs a name of its own."
+                f"Ledger: {repeated[0]!r} appears twice; every row needs a name of its own."
             )
         self.rows = rows
 
@@ -97,7 +98,7 @@ class Ledger:
         return Ledger(self.rows + other.rows)
 
     def groups(self) -> dict[Protocol, list[Row]]:
-        """The rows by protocol; in each group the best bound first, or the least distortion."""
+        """The rows by protocol; in each group, the highest bound or least distortion first."""
         groups: dict[Protocol, list[Row]] = {}
         for row in self.rows:
             groups.setdefault(row.protocol, []).append(row)
@@ -130,7 +131,7 @@ class Ledger:
         return [f"{row.name}: {note}" for row in self.rows for note in row.notes]
 
     def to_dataframe(self) -> Any:
-        """A pandas DataFrame with a row a model: group, numbers, standard errors, protocol."""
+        """A pandas DataFrame with one row per model: group, numbers, standard errors, protocol."""
         import pandas  # imported here because it takes a second
 
         records = [
@@ -180,24 +181,25 @@ def compare(
     """Evaluates several models on the same data.
 
     Arguments:
-        models: by name; each is left as it is.
+        models: the models by name; none is changed.
         data: the data of the bounds: ``Data``, a tensor, or a tuple or dict of tensors with one
-            datum a row.
-        num_samples: Monte Carlo samples a datum.
-        batch_size: data a pass, as for ``evaluate``.
+            datum per row.
+        num_samples: Monte Carlo samples per datum.
+        batch_size: data per pass, as for ``evaluate``.
         held_out: data that draws are compared with; by default those of the bounds.
         num_draws: draws and held-out data for the two-sample test and the Fréchet distance; 0 for
             neither.
-        features: for the Fréchet distance (``fit_features``), which is left out without them.
+        features: features for the Fréchet distance (``fit_features``), which is left out without
+            them.
         seconds: training times by name, for the table.
-        seed: of samples, transform, draws and classifier.
+        seed: seed of samples, transform, draws and classifier.
         progress: whether to show progress bars; by default on a terminal only.
 
     Returns:
         Ledger.
 
     Raises:
-        ValueError: there is no model, or seconds are of an unknown one.
+        ValueError: there is no model, or seconds name an unknown one.
         ContractError: a model cannot be run on these data; the message names it.
 
     Example:
@@ -252,7 +254,7 @@ def compare(
 
 
 def _check_models(models: Any, seconds: Mapping[str, float] | None) -> None:
-    """Raises ValueError if models are not a filled dict, or seconds are of another model."""
+    """Raises ValueError unless models are a non-empty dict that has all names of seconds."""
     if not isinstance(models, Mapping):
         raise ValueError(
             f"compare: models must be a dict, name: model; got a {type(models).__name__}."
@@ -282,7 +284,7 @@ def _protocol(evaluation: Evaluation, contents: str) -> Protocol:
 
 
 def _parameters(lvm: LatentVariableModel, batch: Any, layout: Layout) -> int:
-    """The number of parameters that the log-weights depend on: no replaced guide's encoder."""
+    """The number of parameters that the log-weights depend on, without a replaced guide's."""
     if not isinstance(lvm, torch.nn.Module):
         return 0
     parameters = [p for p in lvm.parameters() if p.is_floating_point()]
@@ -324,8 +326,8 @@ class _Quality(NamedTuple):
     Arguments:
         num_draws: draws; 0 for no comparison.
         real: held-out data, if they are one tensor.
-        features: of the Fréchet distance, or None.
-        seed: of the classifier.
+        features: features for the Fréchet distance, or None.
+        seed: seed of the classifier.
     """
 
     num_draws: int
@@ -354,8 +356,8 @@ class _Quality(NamedTuple):
         """The held-out data; raises ContractError if they, or the draws, are too few."""
         if self.real is None or min(len(self.real), self.num_draws) < _FEWEST:
             raise ContractError(
-                f"no two-sample test: it needs {_FEWEST} draws and as many held-out data, of one "
-                "tensor."
+                f"no two-sample test: it needs {_FEWEST} draws, and {_FEWEST} held-out data in "
+                "one tensor."
             )
         return self.real
 
@@ -383,5 +385,5 @@ def _noted(row: Row, note: str) -> Row:
 
 
 def _badness(row: Row) -> float:
-    """What orders the rows of a group, the best first."""
+    """The sort key of the rows of a group: the best row has the smallest."""
     return row.evaluation.distortion.mean if row.bound is None else -row.bound.mean

@@ -10,18 +10,18 @@ __all__ = ["Difference", "Protocol", "Row", "check_comparable", "difference"]
 
 
 class Protocol(NamedTuple):
-    """What must be equal for two rows to be ranked.
+    """The facts that must be equal for two rows to be ranked.
 
     Arguments:
         likelihood: the family of every observed site.
         data: the data set.
-        split: of the data set.
-        num_data: data evaluated.
-        transform: of the data.
+        split: the split of the data set.
+        num_data: number of data evaluated.
+        transform: the transform of the data.
         contents: the first digits of a SHA-256 of these data after their transform.
         bound: "iwae", "elbo" or "none".
-        num_samples: Monte Carlo samples a datum.
-        unit: of the bound.
+        num_samples: Monte Carlo samples per datum.
+        unit: the unit of the bound.
 
     Example:
         >>> from vilvm.evaluation import Protocol
@@ -54,7 +54,7 @@ class Difference(NamedTuple):
     """One bound minus another on the same data, in the bound's unit.
 
     Arguments:
-        mean: over the data.
+        mean: mean over the data.
         se: paired standard error, Monte Carlo error included.
 
     Example:
@@ -75,14 +75,14 @@ class Row:
     """One model in a ledger.
 
     Arguments:
-        name: of the model.
+        name: the name of the model.
         protocol: rows of the same protocol may be ranked.
         evaluation: bounds, rate and distortion.
         parameters: the number of parameters that the log-weights depend on, frozen ones and those
             of a fitted prior included.
         sse: squared error of reconstructions; None if they lack the shape of the data.
-        two_sample: accuracy of a classifier of draws and held-out data; None without draws.
-            Comparable for the same held-out data and number of draws.
+        two_sample: accuracy of a classifier that separates draws from held-out data; None without
+            draws. Comparable for the same held-out data and number of draws.
         frechet: distance between draws and held-out data; None without draws or features.
             Comparable if, in addition, the features are the same.
         seconds: training time, if given.
@@ -110,7 +110,7 @@ class Row:
 
     @property
     def bound(self) -> Estimate | None:
-        """The bound that ranks it, or None."""
+        """The bound that ranks the row, or None."""
         if self.protocol.bound == "none":
             return None
         return self.evaluation.bounds[self.protocol.bound]

@@ -22,9 +22,9 @@ def rich_tables(protocol: Protocol, rows: Sequence[Row], width: int) -> Iterator
     """A group as tables for the terminal, as many as its columns need.
 
     Arguments:
-        protocol: of the group, the title of the first table.
+        protocol: the protocol of the group, title of the first table.
         rows: the rows of the group, the best first.
-        width: of the terminal, in characters.
+        width: width of the terminal, in characters.
 
     Returns:
         The tables; the first column is repeated in each.
@@ -62,7 +62,7 @@ def _table(columns: Sequence[Sequence[str]], title: str) -> Table:
     for line in zip(*(cells for _, *cells in columns), strict=True):
         table.add_row(
             *map(Text, line)
-        )  # plain text: in markup, square brackets have a meaning
+        )  # plain text, because markup interprets square brackets
     return table
 
 
@@ -70,7 +70,7 @@ def markdown(protocol: Protocol, rows: Sequence[Row]) -> str:
     """A group as a table in Markdown, under its protocol.
 
     Arguments:
-        protocol: of the group.
+        protocol: the protocol of the group.
         rows: the rows of the group, the best first.
 
     Returns:
@@ -171,7 +171,7 @@ def record(row: Row, best: Row) -> dict[str, Any]:
         best: the best row of its group.
 
     Returns:
-        Numbers and words by name.
+        Numbers and texts by name.
 
     Example:
         >>> import torch

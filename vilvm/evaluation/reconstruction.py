@@ -2,8 +2,8 @@
 
     x̂ = E[x | z = E_q[z | x]],    SSE(x) = ‖x − x̂‖²,    PSNR = 10 log₁₀(peak² D / E[SSE])
 
-For an auto-encoder x̂ = g(f(x)). SSE is in squared units of the data and PSNR in decibels; neither
-is in nats, or a statement about the likelihood.
+For an auto-encoder x̂ = g(f(x)). SSE is in squared units of the data and PSNR in decibels. Neither
+measures the likelihood.
 """
 
 import math
@@ -54,8 +54,8 @@ def reconstruct(
     """
     if not isinstance(batch, Tensor):
         raise ContractError(
-            f"reconstruct: the batch is a {type(batch).__name__}, not one tensor; of pairs "
-            "(corrupted, clean), pass the corrupted ones alone."
+            f"reconstruct: the batch is a {type(batch).__name__}, not one tensor; for "
+            "pairs (corrupted, clean), pass only the corrupted data."
         )
     means = predict(lvm, posterior_mean(lvm, batch, num_samples), like=batch)
     found = [mean for mean in means.values() if mean.shape == batch.shape]
@@ -76,9 +76,9 @@ def squared_error(
 
     Arguments:
         lvm: a model of one observed site of the data's shape.
-        data: ``Data`` or a tensor, with one datum a row; a transform is drawn once from `seed`.
+        data: ``Data`` or a tensor, with one datum per row; a transform is drawn once from `seed`.
         num_samples: draws that estimate a posterior mean without a closed form.
-        seed: of the draws and the transform.
+        seed: seed of the draws and the transform.
 
     Returns:
         Estimate, in squared units of the data, shape (num_data,). Its Monte Carlo errors are 0,
@@ -100,7 +100,7 @@ def squared_error(
     parts = [part.x for part in fixed.chunks(_ROWS)]
     if any(not isinstance(x, Tensor) for x in parts):
         raise ContractError(
-            "squared_error: the data are not of one tensor; pass one tensor, with one datum a row."
+            "squared_error: the data are not one tensor; pass one tensor, with one datum per row."
         )
     errors = []
     with seeded(seed, fixed.device):

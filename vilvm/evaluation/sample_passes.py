@@ -1,4 +1,4 @@
-"""Passes of samples through a pair, from which every bound is summed; compiled if it saves time.
+"""Passes of samples through a pair, compiled if it saves time; every bound sums their terms.
 
 The first pass of every batch runs eagerly, with Pyro's checks. To compile the others, a pass is
 traced once. For each batch, the compiled pass must equal the first one on the same noise. If they
@@ -29,7 +29,7 @@ from vilvm.weights.log_weights import log_weights_pass
 
 __all__ = ["WORTH_COMPILING", "SamplePasses"]
 
-WORTH_COMPILING = 2000  # passes, above which compilation saves time
+WORTH_COMPILING = 2000  # passes above which compilation saves time
 
 
 class SamplePasses:
@@ -91,15 +91,19 @@ class SamplePasses:
     def _eager(
         self, batch: Any, size: int, layout: Layout, first: bool = False
     ) -> list[Tensor]:
-        return terms(weigh(self.lvm, batch, size, layout, validate=first, check=first))
+        return _terms(weigh(self.lvm, batch, size, layout, validate=first, check=first))
 
     def _compiled(
-        self, made: Callable[..., list[Tensor]], batch: Any, size: int, layout: Layout
+        self,
+        compiled: Callable[..., list[Tensor]],
+        batch: Any,
+        size: int,
+        layout: Layout,
     ) -> list[Tensor]:
         given = tensors_of(batch)
         before = rng_state(given[0].device)
         try:
-            found = made(*given)
+            found = compiled(*given)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -128,12 +132,12 @@ class SamplePasses:
         given = tensors_of(batch)
         key, device = (size, shapes(given)), given[0].device
         if layout.subsample or (self._program is not None and self._program[0] != key):
-            # A subsample is drawn in Python, once a batch. A smaller last batch is not worth a
+            # A subsample is drawn in Python, once per batch. A smaller last batch is not worth a
             # program.
             return None
         try:
             if self._program is None:
-                self._program = key, self._made(batch, size, layout)
+                self._program = key, self._new_program(batch, size, layout)
             made = self._program[1]
             with preserved_rng(device):
                 set_rng_state(before, device)
@@ -150,13 +154,12 @@ class SamplePasses:
             return None
         return made
 
-    def _made(
+    def _new_program(
         self, batch: Any, size: int, layout: Layout
     ) -> Callable[..., list[Tensor]]:
         """A pass as a program.
 
-        If samples must go through the pair one by one, it repeats a program of the single-sample
-        run.
+        If samples must run one by one, it repeats a program of a single-sample run.
         """
         given, parts = tensors_of(batch), [self.lvm, self.lvm.model, self.lvm.guide]
         run, at_once = log_weights_pass(self.lvm, layout), size
@@ -169,7 +172,7 @@ class SamplePasses:
         def function(*inputs: Tensor) -> list[Tensor]:
             rest = iter(inputs)
             again = map_tensors(lambda _: next(rest), batch)
-            return terms(sample_pass(self.lvm, again, layout, at_once))
+            return _terms(sample_pass(self.lvm, again, layout, at_once))
 
         with preserved_rng(given[0].device):
             made = program(function, given, self.compiler, parts)
@@ -183,7 +186,7 @@ class SamplePasses:
         return repeated
 
 
-def terms(weights: LogWeights) -> list[Tensor]:
+def _terms(weights: LogWeights) -> list[Tensor]:
     """log w, rate and distortion of every sample, float64, shape (num_samples, num_data).
 
     num_data is 1 for joint weights.

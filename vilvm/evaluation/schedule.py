@@ -1,4 +1,4 @@
-"""How chains of annealed importance sampling go from their base to the posterior."""
+"""The schedule of annealed importance sampling: chains, temperatures and base."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -9,7 +9,7 @@ from vilvm._runtime.argument_checks import check_number, check_probability
 
 __all__ = ["Schedule", "check_schedule"]
 
-_SLOPE = 4.0  # of the sigmoid path, as in Wu et al., 2017
+_SLOPE = 4.0  # slope of the sigmoid path, as in Wu et al., 2017
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,13 @@ class Schedule:
     """The settings of annealed importance sampling.
 
     Arguments:
-        num_chains: chains a datum, K.
+        num_chains: chains per datum, K.
         num_temperatures: steps from β = 0 to β = 1, T.
-        leapfrog: leapfrog steps of a trajectory of Hamiltonian Monte Carlo; one trajectory a
+        leapfrog: leapfrog steps of a trajectory of Hamiltonian Monte Carlo; one trajectory per
             temperature.
         path: "sigmoid", whose steps are small at both ends, or "linear".
         base: where chains start, "guide" or "prior".
-        acceptance: the acceptance rate that the step size is adapted to.
+        acceptance: the target acceptance rate of the step-size adaptation.
 
     Raises:
         ValueError: an option is out of range.

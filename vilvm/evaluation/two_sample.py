@@ -1,11 +1,11 @@
 """Draws compared with data: a classifier two-sample test and a Fréchet distance.
 
-Both use draws and held-out data alone. So they also apply to models without a bound on the
-evidence, and may miss what a bound shows.
+Both use only draws and held-out data. So they also apply to models without a bound on the
+evidence, and may miss faults that a bound shows.
 
-- Two-sample test: a classifier is trained to tell draws from data; its cross-validated accuracy is
-  ½ if it cannot, 1 if it always can. It is a lower bound on the accuracy of the best classifier,
-  (1 + total variation distance) / 2.
+- Two-sample test: a classifier is trained to separate draws from data. Its cross-validated
+  accuracy is ½ if they cannot be distinguished and 1 if they always can. It is a lower bound on
+  the accuracy of the best classifier, (1 + total variation distance) / 2.
 - Fréchet distance: ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁ Σ₂)^½), the 2-Wasserstein distance squared
   between Gaussians of the same moments, in the features of a small classifier of the data's
   labels, trained here. It is not the FID of the literature, whose features are those of
@@ -39,7 +39,7 @@ __all__ = [
     "two_sample_test",
 ]
 
-_STEPS = 320  # of the two-sample classifier's training, however many the draws
+_STEPS = 320  # training steps of the two-sample classifier, for any number of draws
 
 
 class TwoSample(NamedTuple):
@@ -74,8 +74,8 @@ def two_sample_test(
     Arguments:
         data: held-out data, shape (num_data, ...).
         draws: draws from the model, shape (num_draws, ...).
-        folds: of the cross-validation.
-        seed: of the folds and the classifier's initial weights.
+        folds: number of folds of the cross-validation.
+        seed: seed of the folds and the classifier's initial weights.
 
     Returns:
         TwoSample.
@@ -125,7 +125,7 @@ def two_sample_test(
     classifier = MLPClassifier((64,), **options)
     split = StratifiedKFold(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is meant to stop after max_iter
+        warnings.simplefilter("ignore")  # stopping at max_iter is intended
         predicted = cross_val_predict(classifier, rows, labels, cv=split)
     accuracy = float(np.mean(np.asarray(predicted) == labels))
     return TwoSample(accuracy, (accuracy * (1 - accuracy) / (2 * count)) ** 0.5, count)
@@ -138,7 +138,7 @@ class Features:
 
     Arguments:
         layers: weight and bias of each hidden layer.
-        accuracy: of the classifier on data that it was not trained on.
+        accuracy: accuracy of the classifier on data that it was not trained on.
 
     Example:
         >>> import numpy as np, torch
@@ -165,11 +165,11 @@ def fit_features(
     """Trains a small classifier, whose features a Fréchet distance uses (scikit-learn).
 
     Arguments:
-        data: a ``Data`` with labels; its transform is drawn once. A tenth is held out to measure
-            the classifier's accuracy.
+        data: ``Data`` with labels; its transform is drawn once. A tenth of the data is held out to
+            measure the classifier's accuracy.
         hidden: sizes of the hidden layers.
         epochs: passes over the data.
-        seed: of the initial weights and the split.
+        seed: seed of the initial weights and the split.
 
     Returns:
         Features.
@@ -185,9 +185,8 @@ def fit_features(
         >>> fit_features(data, hidden=(8,), epochs=1)(data.x).shape
         (40, 8)
     """
-    from sklearn.neural_network import (
-        MLPClassifier,
-    )  # imported here because it takes seconds
+    # Imported here because it takes seconds.
+    from sklearn.neural_network import MLPClassifier
 
     seed = check_seed("fit_features: seed", seed)
     epochs = check_number("fit_features: epochs", epochs)
@@ -259,7 +258,7 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _numpy_seed(seed: int) -> int:
-    """A seed of torch as one of scikit-learn, which has 32 bits."""
+    """A seed for scikit-learn, which accepts 32 bits, from a seed for torch."""
     return seed % 2**32
 
 

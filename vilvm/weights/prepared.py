@@ -1,15 +1,15 @@
 """Data prepared for a pair, once for every bound and diagnostic.
 
 ``prepare`` moves the data to the model's device, draws their transform, cuts them into batches and
-finds the layout of the first. Each function that evaluates a pair does so too, unless it is given
-the result in place of (lvm, data):
+finds the layout of the first. Each function that evaluates a pair prepares its data in this way,
+unless it receives the result in place of (lvm, data):
 
     prepared = prepare(lvm, data)
     evaluate(prepared), pareto_k(prepared), ais(prepared)
 
 Preparation runs the pair, so it draws random numbers. A ``Prepared`` keeps the state of the
-generators after it, and each function starts from there: its numbers do not depend on who prepared
-the data, nor on what ran before.
+generators after preparation, and each function starts from it. So the numbers do not depend on who
+prepared the data, nor on what ran before.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +58,7 @@ class Part:
 
     Arguments:
         lvm: the model and guide.
-        batch: what both are called with.
+        batch: the argument of model and guide.
         layout: the layout of this batch.
         start: index of its first datum in the prepared data.
 
@@ -79,7 +79,7 @@ class Part:
 
     @property
     def num_columns(self) -> int:
-        """The number of weights a sample: one a datum, or one for all data together."""
+        """Weights per sample: one per datum, or one for all data together."""
         return self.layout.num_data if self.layout.local else 1
 
     @property
@@ -127,8 +127,8 @@ class Prepared:
             all of them at once.
         layout: the layout of the first batch.
         device: where the data are.
-        seed: of the transform, the preparation, and the draws of functions that are given this.
-        size: data a batch; the last batch may be smaller.
+        seed: seed of the transform, the preparation, and the draws of functions that receive this.
+        size: data per batch; the last batch may be smaller.
         batch_size: `size` as the user gave it; None if each function may choose another.
         protocol: data set, split, number of data and transform.
         generators: states of torch's generators after the preparation.
@@ -178,8 +178,8 @@ class Prepared:
         Runs the pair once to find the layout, except for the first batch: call it in ``running``.
 
         Arguments:
-            number: of the batch, from 0.
-            vectorisation: what is known about passes at many samples from other batches.
+            number: the number of the batch, from 0.
+            vectorisation: how passes run at many samples, shared with other batches.
         """
         batch = self.batches[number].x
         if number == 0:
@@ -203,11 +203,11 @@ class Prepared:
         One new batch of just these data if the pair runs on it; the given parts otherwise.
 
         Arguments:
-            columns: numbers of columns, in order, counted over all parts.
+            columns: indices of columns, in order, counted over all parts.
             parts: all batches with their layouts.
 
         Returns:
-            Each part with the numbers of the columns within it.
+            Each part with the indices of its columns within it.
         """
         subsampled = any(part.layout.subsample for part in parts)
         if self.local and self.data.divisible and not subsampled:
@@ -226,7 +226,7 @@ class Prepared:
         return found
 
     def cut(self, batch_size: int) -> "Prepared":
-        """The same data in batches of another size; itself if that is the size they have."""
+        """The same data in batches of another size; this object if they have that size already."""
         size = _size(self.data, batch_size)
         if size == self.size:
             return self
@@ -247,15 +247,15 @@ def prepare(
 ) -> Prepared:
     """Prepares data for several evaluations of a pair.
 
-    It holds for the pair as it is: prepare again after more training.
+    The result holds for the current parameters: prepare again after more training.
 
     Arguments:
         lvm: the model and guide.
-        data: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row; a transform
+        data: ``Data``, a tensor, or a tuple or dict of tensors with one datum per row; a transform
             is drawn once from `seed`.
-        batch_size: data a batch; by default each function chooses. Data that share a
+        batch_size: data per batch; by default each function chooses. Data that share a
             latent stay together.
-        seed: of the transform and of every draw made with the result.
+        seed: seed of the transform and of every draw made with the result.
 
     Returns:
         Prepared, which ``evaluate``, ``ais`` and the diagnostics accept in place of (lvm, data).
@@ -291,9 +291,9 @@ def prepared_of(
         who: the function, named in messages.
         lvm: the model and guide, or a ``Prepared``.
         data: the data; None with a ``Prepared``.
-        batch_size: data a batch, if the user gave it.
+        batch_size: data per batch, if the user gave it.
         seed: as the user gave it; 0 stands for the seed of a ``Prepared``.
-        default_size: data a batch otherwise, or a function of pair and data that finds it.
+        default_size: data per batch otherwise, or a function of pair and data that finds it.
 
     Returns:
         Prepared, in batches of the size that the function needs.
@@ -361,8 +361,8 @@ def require_weights(who: str, lvm: object, layout: Layout) -> None:
     if layout.degenerate:
         raise ContractError(
             f"{who}: the guide of {type(lvm).__name__} puts latent {layout.degenerate[0]!r} on "
-            "one point (a Delta), where it has no density and its draws no weight: give it a "
-            "guide with a density (vilvm.wrappers.fit_guide)."
+            "one point (a Delta), so its draws have no density and no weight: give it a guide "
+            "with a density (vilvm.wrappers.fit_guide)."
         )
     if layout.improper:
         raise ContractError(
@@ -418,7 +418,7 @@ def _chosen(
 
 
 def _size(data: Data, batch_size: int) -> int:
-    """Data a batch: at most all, and all if they cannot be cut."""
+    """The batch size: at most all data, and all if they cannot be cut."""
     return min(batch_size, len(data)) if data.divisible else len(data)
 
 
@@ -442,7 +442,7 @@ def _layout_of_a_batch(
 ) -> Layout | None:
     """The layout of the first batch; None if the pair must run on all data at once.
 
-    That is so if data share a latent, if a guide knows data by position, or if an autoguide over
+    It must if data share a latent, if a guide identifies data by position, or if an autoguide over
     latents of the data's plate accepts only the size that it was fitted to.
     """
     batch, unset = data.subset(slice(0, size)).x, unset_autoguides(lvm)
@@ -482,7 +482,7 @@ def _check_subsample(lvm: object, layout: Layout) -> None:
     ]
     if subsampled:
         raise ContractError(
-            f"{type(lvm).__name__} subsamples its plate {subsampled[0]!r} at random, and what is "
-            "in it belongs to one joint weight: the bounds would be those of the subsample. "
-            "Evaluate a model whose plate takes all of it."
+            f"{type(lvm).__name__} subsamples its plate {subsampled[0]!r} at random, and its "
+            "sites enter one joint weight, so the bounds would be those of the subsample. "
+            "Evaluate a model whose plate contains all data."
         )

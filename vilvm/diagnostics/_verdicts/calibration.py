@@ -1,4 +1,4 @@
-"""The findings on calibration: of SBC, TARP, and calibration by refitting."""
+"""The findings of SBC, TARP and calibration by refitting."""
 
 from typing import Any, NamedTuple
 
@@ -47,12 +47,10 @@ def vsbc_finding(found: Any) -> Finding:
         return judged
     p_values = zip(found.names, symmetry.tolist(), strict=True)
     shifted = [name for name, p in p_values if p < found.false_alarm]
-    location = "No component is shifted."
+    location = "no component is shifted"
     if shifted:
-        location = (
-            f"Shifted, and not only too narrow or wide: {', '.join(shifted[:5])}."
-        )
-    verdict = f"{judged.verdict} {location}"
+        location = f"shifted components: {', '.join(shifted[:5])}"
+    verdict = f"{judged.verdict.removesuffix('.')}; {location}."
     return Finding(judged.name, judged.severity, verdict, judged.source, judged.advice)
 
 
@@ -79,33 +77,35 @@ def tarp_finding(found: Any) -> Finding:
         _severity(error, can_be_critical=shortfall > _LARGE),
         verdict,
         source,
-        "See sbc(lvm) for which latents are wrong, and how.",
+        "Run sbc(lvm) to see which latents are wrong, and how.",
     )
 
 
 class _Departure(NamedTuple):
-    """How far, and in which way, ranks depart from uniformity.
+    """How ranks depart from uniformity.
 
     Arguments:
         kind: "narrow", "wide" or "shifted"; "joint" for the log-likelihood.
         error: the largest error of the coverage of central intervals, or of the mean rank.
         severity: NOTE up to an error of 0.05, WARNING up to 0.15, else CRITICAL; at most WARNING
             if too wide, or for the log-likelihood.
-        words: what this means for the posterior.
+        meaning: what the ranks say about the posterior.
     """
 
     kind: str
     error: float
     severity: Severity
-    words: str
+    meaning: str
 
 
 def _finding(name: str, found: Any, adjusted: Tensor, source: str) -> Finding:
-    """The finding by the worst quantity whose adjusted p-value is below the false-alarm rate."""
+    """The finding, by the worst quantity whose adjusted p-value is too small."""
     smallest = f"smallest adjusted p {_p(adjusted.min().item())}, {len(found.ranks)} simulations"
     failing = (adjusted < found.false_alarm).nonzero()[:, 0].tolist()
     if not failing:
-        verdict = f"The truth ranks among the guide's draws as it should ({smallest})."
+        verdict = (
+            f"The ranks of the truth among the guide's draws are uniform ({smallest})."
+        )
         return Finding(name, Severity.OK, verdict, source)
     departures = {
         found.names[i]: _departure(found.names[i], found.ranks[:, i], found.num_draws)
@@ -113,14 +113,12 @@ def _finding(name: str, found: Any, adjusted: Tensor, source: str) -> Finding:
     }
     worst, departure = max(departures.items(), key=_badness)
     verdict = (
-        f"{worst}: {departure.words}. {len(failing)} of {len(found.names)} quantities depart from "
-        f"uniform ranks ({smallest})."
+        f"{worst}: {departure.meaning}. {len(failing)} of {len(found.names)} quantities depart "
+        f"from uniform ranks ({smallest})."
     )
     advice = _ADVICE[departure.kind]
     if departure.severity == Severity.NOTE:
-        advice = (
-            "An error this small seldom matters; many simulations reveal it in any fit."
-        )
+        advice = "An error this small seldom matters; with many simulations, any fit shows one."
     return Finding(name, departure.severity, verdict, source, advice)
 
 
@@ -147,13 +145,14 @@ def _departure(name: str, ranks: Tensor, num_draws: int) -> _Departure:
     is_shift = abs(shift) * 12**0.5 >= abs(spread) * 180**0.5
     if name == LIKELIHOOD:
         severity = _severity(error, can_be_critical=False)
-        return _Departure("joint", error, severity, _joint_words(shift, is_shift))
+        meaning = _joint_meaning(shift, is_shift)
+        return _Departure("joint", error, severity, meaning)
     if is_shift:
-        words = (
+        meaning = (
             f"the posterior lies too {_side(shift)}: the truth is above a draw "
             f"{0.5 + shift:.0%} of the time, and {intervals}"
         )
-        return _Departure("shifted", error, _severity(error), words)
+        return _Departure("shifted", error, _severity(error), meaning)
     kind = "wide"
     if spread > 0:
         kind = "narrow"
@@ -163,15 +162,15 @@ def _departure(name: str, ranks: Tensor, num_draws: int) -> _Departure:
     )
 
 
-def _joint_words(shift: float, is_shift: bool) -> str:
+def _joint_meaning(shift: float, is_shift: bool) -> str:
     comparison = "not as well as"
     if shift > 0:
         comparison = "worse than"
     elif is_shift:
         comparison = "better than"
     return (
-        f"the posterior's draws explain the data {comparison} the truth does; the truth's is the "
-        f"higher {0.5 + shift:.0%} of the time"
+        f"the posterior's draws explain the data {comparison} the truth does; the truth has the "
+        f"higher likelihood {0.5 + shift:.0%} of the time"
     )
 
 

@@ -9,14 +9,14 @@ from vilvm.diagnostics.finding import Finding, Severity
 
 __all__ = ["collapse_finding"]
 
-_SHARE = 0.25  # of the units of a latent: with fewer in use, it is called mostly unused
-_NOTHING = 0.01  # nats: less information than this is none
+_SHARE = 0.25  # share of a latent's units in use, below which it is mostly unused
+_NOTHING = 0.01  # nats of information that count as none
 _REMEDY = (
     "Try KL warm-up (vilvm.objectives.Annealed), a weaker decoder, or a smaller latent."
 )
 _ADVICE = {
     Severity.OK: "",
-    Severity.NOTE: "Unused units do no harm; a smaller latent would do as well.",
+    Severity.NOTE: "Unused units do no harm; a smaller latent suffices.",
     Severity.WARNING: _REMEDY,
     Severity.CRITICAL: _REMEDY,
 }
@@ -25,19 +25,17 @@ _ADVICE = {
 def collapse_finding(found: Any) -> Finding:
     """The finding on a ``Collapse``."""
     severity = _severity(found)
-    verdict = f"Active: {_units(found)}. {_rate(found)}."
+    spread = ""
     if found.active and severity < Severity.CRITICAL and not found.any_active:
-        verdict += (
-            " No posterior mean moves with the datum: the latents carry information by their "
-            "spread only."
-        )
+        spread = "; the latents carry information by their spread only"
+    verdict = f"Active: {_units(found)}{spread}. {_rate(found)}."
     return Finding(
         name="Posterior collapse",
         severity=severity,
         verdict=verdict,
-        source=f"activity above {found.threshold:g} of the prior's variance, which for a prior of "
-        "unit variance is the rule of Burda et al. 2016; that less than 0.01 nats are no "
-        "information, and a warning below a quarter of a latent's units, are ours",
+        source=f"activity above {found.threshold:g} of the prior's variance (Burda et al. 2016, "
+        "for unit variance); information above 0.01 nats and a quarter of a latent's units in "
+        "use, conventions of vilvm",
         advice=_ADVICE[severity],
         about="model",
     )
@@ -60,7 +58,7 @@ def _severity(found: Any) -> Severity:
 
 
 def _idle(found: Any, name: str) -> Tensor:
-    """Which units of a latent have a mean that does not move and a small divergence.
+    """Which units of a latent have a constant posterior mean and a small divergence.
 
     The divergence bounds the information of a unit. It is compared with that of a Gaussian unit
     whose mean has the threshold's share of its variance.
@@ -97,6 +95,6 @@ def _rate(found: Any) -> str:
             f"{math.log(found.num_data):.3g})"
         )
     return (
-        f"{rate}: {found.information.mean:.3g} are information about the datum, and at most "
-        f"{found.marginal_kl.mean:.3g} the distance of the aggregated posterior from the prior"
+        f"{rate}; {found.information.mean:.3g} are information about the datum, and at most "
+        f"{found.marginal_kl.mean:.3g} the divergence of the aggregated posterior from the prior"
     )

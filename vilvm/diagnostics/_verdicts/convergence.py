@@ -7,7 +7,7 @@ from vilvm.diagnostics.finding import Finding, Severity
 
 __all__ = ["convergence_finding"]
 
-_HIDDEN = 20  # tolerances; a larger gain that noise can hide is worth a note
+_HIDDEN = 20  # tolerances; a note reports a larger gain that noise could hide
 _Sentence = tuple[Severity, str, str]
 
 
@@ -19,7 +19,7 @@ def convergence_finding(found: Any) -> Finding:
         severity=severity,
         verdict=verdict,
         source=f"one-sided trend test with false-alarm rate {found.false_alarm:g}; gain above "
-        f"{found.tolerance:g} nats per datum, ours",
+        f"{found.tolerance:g} nats per datum, a convention of vilvm",
         advice=advice,
     )
 
@@ -33,7 +33,7 @@ def _judge(found: Any) -> _Sentence:
     if found.improving:
         verdict = (
             f"The {_name(found)} is still improving by {found.trend.slope:.2g} nats per datum per "
-            f"epoch {_tail(found)}. As many again may gain {found.gain:.2g} nats."
+            f"epoch {_tail(found)}. As many epochs again may gain {found.gain:.2g} nats."
         )
         return (
             Severity.WARNING,
@@ -46,7 +46,7 @@ def _judge(found: Any) -> _Sentence:
     if hidden > _HIDDEN * found.tolerance:
         verdict = (
             f"The {_name(found)} has no trend beyond its noise {_tail(found)}. The noise could "
-            f"hide a gain of {hidden:.2g} nats per datum over as many again."
+            f"hide a gain of {hidden:.2g} nats per datum over as many epochs again."
         )
         advice = (
             "Train longer, or with larger batches or a lower learning rate at the end."
@@ -62,8 +62,8 @@ def _falling(found: Any) -> _Sentence:
     )
     if found.column == "validation_elbo":
         advice = (
-            "The model overfits. fit keeps the parameters of the best record; patience=... stops "
-            "there."
+            "The model overfits; fit keeps the parameters of the best record, and patience=... "
+            "stops there."
         )
         return Severity.NOTE, verdict, advice
     advice = "Lower the learning rate. During a KL warm-up, count later records only (start=...)."
@@ -72,13 +72,13 @@ def _falling(found: Any) -> _Sentence:
 
 def _level(found: Any, hidden: float) -> _Sentence:
     verdict = (
-        f"The {_name(found)} has levelled off {_tail(found)}. As many again would gain at most "
-        f"{hidden:.2g} nats per datum."
+        f"The {_name(found)} has levelled off {_tail(found)}. As many epochs again would gain at "
+        f"most {hidden:.2g} nats per datum"
     )
     if not found.flattened_by_schedule:
-        return Severity.OK, verdict, ""
+        return Severity.OK, f"{verdict}.", ""
     verdict += (
-        f" But the learning rate had fallen to {found.fallen:.2g} of its largest, which flattens "
+        f", but the learning rate had fallen to {found.fallen:.2g} of its largest, which flattens "
         "any curve"
     )
     if found.before is not None:

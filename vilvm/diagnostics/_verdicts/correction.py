@@ -11,7 +11,8 @@ __all__ = ["correction_finding"]
 _NAME = "Means and standard deviations"
 _SOURCE = (
     "tolerances of 0.1 posterior standard deviations, of 10 %, and of 0.05 in the probability of "
-    "a label, ours, after Huggins et al., 2020; false-alarm rate {:g}; k̂: Vehtari et al., 2024"
+    "a label, conventions of vilvm after Huggins et al., 2020; false-alarm rate {:g}; "
+    "k̂: Vehtari et al., 2024"
 )
 
 
@@ -30,7 +31,10 @@ def _judge(found: Any) -> tuple[Severity, str, str]:
         advice = "Look for an overflow, or the logarithm of a negative number."
         return Severity.WARNING, f"{count} not finite in some draw: {which}.", advice
     if found.off.any():
-        verdict = f"{_count(found, found.off)} off: {_details(found, found.off)}.{_share(found)}"
+        verdict = (
+            f"{_count(found, found.off)} beyond a tolerance: {_details(found, found.off)}."
+            f"{_share(found)}"
+        )
         advice = (
             "Report weighted draws in place of the guide's own (vilvm.resample), or use a richer "
             "guide."
@@ -53,7 +57,7 @@ def _judge(found: Any) -> tuple[Severity, str, str]:
             f"{_count(found, found.undecided)} within the tolerances: "
             f"{_details(found, found.undecided)}.{_share(found)}"
         )
-        return Severity.NOTE, verdict, "To decide, make more draws (num_samples=...)."
+        return Severity.NOTE, verdict, "Make more draws (num_samples=...) to decide."
     return Severity.OK, _within_tolerance(found), ""
 
 
@@ -114,8 +118,9 @@ def _count(found: Any, which: Tensor) -> str:
     affected, noun = which.any(1), "data"
     if found.joint:
         affected, noun = which[0], "components"
-    verb = {1: "is"}.get(int(affected.sum()), "are")
-    return f"{int(affected.sum())} of {len(affected)} {noun} {verb}"
+    count = int(affected.sum())
+    verb = "is" if count == 1 else "are"
+    return f"{count} of {len(affected)} {noun} {verb}"
 
 
 def _which(found: Any, which: Tensor) -> str:
@@ -125,4 +130,4 @@ def _which(found: Any, which: Tensor) -> str:
 def _share(found: Any) -> str:
     if found.joint:
         return ""
-    return f" By their estimates, {found.share:.1%} of the data exceed a tolerance."
+    return f" By point estimates, {found.share:.1%} of the data exceed a tolerance."

@@ -7,22 +7,22 @@ from vilvm.diagnostics.finding import Severity
 __all__ = ["diagnosis_report", "diagnosis_verdict"]
 
 _POSTERIOR = {
-    Severity.OK: "Nothing was found that speaks against this posterior.",
-    Severity.NOTE: "Nothing was found that speaks against using this posterior; there are notes.",
+    Severity.OK: "No diagnostic found evidence against this posterior.",
+    Severity.NOTE: "No diagnostic found evidence against using this posterior; there are notes.",
     Severity.WARNING: "Do not trust this posterior as it stands.",
     Severity.CRITICAL: "Do not trust this posterior.",
 }
 _REPLICATED = "Posterior predictive check"
 _MODEL = {
-    _REPLICATED: "The model does not make data like these.",
-    "Prior predictive check": "The model does not make data like these.",
+    _REPLICATED: "The model does not generate data like these.",
+    "Prior predictive check": "The model does not generate data like these.",
     "Posterior collapse": "The model makes little use of its latents.",
     "Leave-one-out prediction": "Single data differ from what the model predicts from the others.",
 }
 
 
 def diagnosis_verdict(found: Any) -> str:
-    """One sentence on the posterior of a ``Diagnosis``, and one for each doubt on the model."""
+    """One sentence on the posterior of a ``Diagnosis``, and one for each doubt about the model."""
     return " ".join([*_posterior(found), *_model(found)])
 
 
@@ -30,7 +30,7 @@ def diagnosis_report(found: Any) -> str:
     """The verdict, the findings, and what was cut short or not run, one per line."""
     lines = [diagnosis_verdict(found), *map(str, found.findings)]
     lines += [
-        f"[cut short] {name}: {what}; with more time (budget=...) it would be all."
+        f"[cut short] {name}: {what}; more time (budget=...) completes it."
         for name, what in found.cut.items()
     ]
     lines += [f"[not run] {name}: {why}" for name, why in found.skipped.items()]
@@ -44,15 +44,15 @@ def _posterior(found: Any) -> list[str]:
             f"{name}: {found.skipped[name].rstrip('.')}" for name in found.unfinished
         )
         sentences = [
-            f"This posterior cannot be vouched for: not every diagnostic was run ({reasons})."
+            f"This posterior is not fully examined: some diagnostics did not run ({reasons})."
         ]
     if found.tempered:
         factors = ", ".join(
             f"{name!r} by {x:.3g}" for name, x in found.tempered.items()
         )
         sentences.append(
-            f"It is compared with the model without its poutine.scale ({factors}), which has "
-            "another posterior."
+            f"It is compared with the model without its poutine.scale ({factors}), whose "
+            "posterior differs."
         )
     return sentences
 
@@ -63,7 +63,9 @@ def _model(found: Any) -> list[str]:
         for f in found.findings
         if f.about == "model" and f.severity >= Severity.WARNING
     ]
-    # The draws of a bad guide may be what differs from the data.
+    # With a bad guide, replicates may differ from the data although the model is right.
     if found.severity() >= Severity.WARNING and doubts == [_REPLICATED]:
-        return ["Its draws do not make data like these: be it the guide or the model."]
+        return [
+            "Data replicated from it differ from these: the guide or the model is wrong."
+        ]
     return list(dict.fromkeys(_MODEL[name] for name in doubts))

@@ -17,62 +17,64 @@ _SOURCE = (
     "√(KL/2) = 0.22, one of 1 nat by 0.71 (Pinsker)"
 )
 _EVIDENCE = {
-    GUIDE: "a lower bound, by annealed importance sampling from the guide",
-    PRIOR: "a lower bound, by annealed importance sampling from the prior",
-    IWAE: "a lower bound, by importance weights",
-    ELBO: "a lower bound, the ELBO of the best guide",
+    GUIDE: "bounded below by annealed importance sampling from the guide",
+    PRIOR: "bounded below by annealed importance sampling from the prior",
+    IWAE: "bounded below by importance weights",
+    ELBO: "bounded below by the ELBO of the best guide",
     EXACT: "exact",
 }
-_ANNEAL = "To be sure, anneal in more steps, with more chains (schedule=...)."
-_Sentence = tuple[Severity, str, str]  # severity, verdict and advice
+_ANNEAL = "Anneal in more steps, with more chains (schedule=...)."
+_Sentence = tuple[Severity, str, str]  # severity, verdict (may be empty) and advice
 
 
 def gaps_finding(found: Any) -> Finding:
-    """The finding on a ``Gaps``: the advice is that of its first gravest sentence."""
+    """The finding on a ``Gaps``: the gap, and the first of the most severe sentences on it."""
     candidates = (_missed(found), _mean(found), _single_data(found), _evidence(found))
     sentences = [sentence for sentence in candidates if sentence is not None]
     severity, _, advice = max(sentences, key=lambda sentence: sentence[0])
     source = _SOURCE
     if len(found.index) > 1:
         source += f"; data by a test of false-alarm rate {found.false_alarm:g}"
-    details = [verdict for _, verdict, _ in sentences if verdict]
-    return Finding(
-        "Inference gap", severity, " ".join([_gap(found), *details]), source, advice
-    )
+    most_severe = [verdict for level, verdict, _ in sentences if level == severity]
+    details = [verdict for verdict in most_severe if verdict][:1]
+    verdict = " ".join([_gap(found), *details])
+    return Finding("Inference gap", severity, verdict, source, advice)
 
 
 def _gap(found: Any) -> str:
     """The gap, its two parts, and how log p(x) was found."""
-    unit, second = "", "what training has left undone"
+    unit, second = "", "unfinished training"
     if len(found.index) > 1:
         unit = " per datum"
     if found.has_amortisation:
-        second = "the encoder's (amortisation gap)"
+        second = "its encoder (amortisation gap)"
     by = _EVIDENCE[found.evidence_by]
     if found.num_by_others:
-        by += f" (by another for {found.num_by_others} of {len(found.index)} data)"
+        by += (
+            f" (by another bound for {found.num_by_others} of {len(found.index)} data)"
+        )
     return (
-        f"The guide is {_number(found.total)} nats{unit} from the posterior: "
-        f"{_number(found.approximation)} is its family's (approximation gap), "
-        f"{_number(found.amortisation)} is {second}; log p(x) is {by}."
+        f"The guide's divergence from the posterior is {_number(found.total)} nats{unit}: "
+        f"{_number(found.approximation)} from its family (approximation gap) and "
+        f"{_number(found.amortisation)} from {second}; log p(x) is {by}."
     )
 
 
 def _missed(found: Any) -> _Sentence | None:
-    """What the guide misses of the posterior, by annealing from the prior or the exact value."""
+    """Whether the guide misses part of the posterior, by the exact value or the prior's chains."""
     if found.missed is None:
         if "annealing" not in found.cut.split(", "):
             return None
-        verdict = "There was no time to anneal from the prior, so a missed mode is not detected."
-        return Severity.NOTE, verdict, "To be sure, give it more time (budget=...)."
+        verdict = "There was no time to anneal from the prior, which could detect a missed mode."
+        return Severity.NOTE, verdict, "Give it more time (budget=...)."
     missed, is_exact = found.missed, EXACT in found.bounds
     of_mean = missed.mean - 3 * missed.mc_se
     of_data = (missed.values - found.quantile * missed.errors).max().item()
     if max(of_mean, of_data) > SMALL:
-        other = {True: "log p(x) itself", False: "annealing from the prior"}[is_exact]
+        other = "log p(x)" if is_exact else "the bound from the prior"
         verdict = (
-            f"The guide reaches {_number(missed)} nats less than {other}: it misses part of the "
-            "posterior, such as a mode."
+            f"The bound from the guide is {_number(missed)} nats below {other}, so the guide "
+            "misses part of the posterior, such as a mode."
         )
         advice = (
             "Use a guide with several modes (a mixture, a flow), start it elsewhere, or remove "
@@ -90,7 +92,7 @@ def _missed(found: Any) -> _Sentence | None:
 
 
 def _mean(found: Any) -> _Sentence:
-    # The error is that of these data: their spread is no uncertainty about them.
+    # Monte Carlo error only: the spread of the data is no uncertainty about their mean gap.
     certain = found.total.mean - 3 * found.total.mc_se
     if certain > SMALL:
         return _severity(certain), "", _advice(found)
@@ -108,8 +110,8 @@ def _single_data(found: Any) -> _Sentence | None:
         f"{i} ({gap:.1f} nats)" for i, gap in found.worst(min(5, int(is_above.sum())))
     )
     verdict = (
-        f"Beyond Monte Carlo error it is above {limit:g} nats{_for(found, is_above)}; the worst "
-        f"are {worst}."
+        f"It exceeds {limit:g} nats beyond Monte Carlo error{_for(found, is_above)}; the worst "
+        f"data are {worst}."
     )
     return severity, verdict, _advice(found)
 
@@ -122,16 +124,14 @@ def _evidence(found: Any) -> _Sentence | None:
             verdict = (
                 "The model's exact log p(x) is below the ELBO, which is impossible."
             )
-            advice = (
-                "Check exact_log_evidence: it is not that of this model and these data."
-            )
+            advice = "Correct exact_log_evidence: it is not log p(x) of this model and these data."
             return Severity.WARNING, verdict, advice
         verdict = f"log p(x) could not be estimated{_for(found, lost)}."
         return Severity.WARNING, verdict, _ANNEAL
     if bool(few.any()):
         verdict = (
-            f"Fewer than five effective draws determine log p(x){_for(found, few)}, so it may be "
-            "higher than the stated error."
+            f"Fewer than five effective draws determine log p(x){_for(found, few)}, so the "
+            "stated error is unreliable."
         )
         return Severity.NOTE, verdict, _ANNEAL
     return None

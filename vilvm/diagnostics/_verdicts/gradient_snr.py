@@ -14,8 +14,8 @@ def gradient_snr_finding(found: Any) -> Finding:
     """The finding on a ``GradientSNR``."""
     severity, verdict, advice = _judge(found)
     source = (
-        f"SNR after Rainforth et al. 2018; below {LOW:g} and a tenth of the others', ours; "
-        f"false-alarm rate {found.false_alarm:g}"
+        f"SNR after Rainforth et al. 2018; below {LOW:g} and a tenth of the others', a "
+        f"convention of vilvm; false-alarm rate {found.false_alarm:g}"
     )
     return Finding("Gradient signal-to-noise", severity, verdict, source, advice)
 
@@ -27,8 +27,8 @@ def _judge(found: Any) -> tuple[Severity, str, str]:
             for objective, group in found.drowned
         )
         verdict = (
-            f"Noise drowns the gradient of {where}: a step there is nearly random, although the "
-            "optimum is not reached."
+            f"Noise dominates the gradient of {where}: steps are nearly random there, although "
+            "the optimum is not reached."
         )
         advice = (
             "Use fewer importance samples or a lower-variance estimator, more samples "
@@ -39,15 +39,15 @@ def _judge(found: Any) -> tuple[Severity, str, str]:
     if found.all_noise:
         verdict = (
             f"{lowest} No gradient differs from zero in {found.num_draws} draws: the parameters "
-            "are at an optimum, or all is noise."
+            "are at an optimum, or noise hides the gradients."
         )
-        advice = "vilvm.diagnostics.convergence shows which; more draws detect more."
+        advice = "Run vilvm.diagnostics.convergence to decide, or make more draws."
         return Severity.NOTE, verdict, advice
     return Severity.OK, lowest, ""
 
 
 def _lowest(found: Any) -> str:
-    """The lowest ratio and its place."""
+    """The lowest ratio, with its group and objective."""
     ratios = [
         (value.snr, f"for {group!r} under {objective}")
         for objective, groups in found.groups.items()

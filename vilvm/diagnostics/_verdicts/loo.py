@@ -11,7 +11,7 @@ _SOURCE = "min(1 − 1/log10 S, 0.7): Vehtari et al., 2017 and 2024"
 
 
 def loo_finding(found: Any) -> Finding:
-    """The finding on a ``LOO``; about the guide if that is too far from the posterior."""
+    """The finding on a ``LOO``; it is about the guide if that is too far from the posterior."""
     if found.joint_k > found.threshold:
         verdict = (
             f"k̂ of the guide's weights is {found.joint_k:.2f}, above {found.threshold:.2f}: its "
@@ -37,11 +37,11 @@ def _judge(found: Any) -> tuple[Severity, str, str]:
     if found.own or not is_single:
         advice = (
             "Make more draws (num_samples=...); to compare models, fit without some of the data "
-            "and evaluate on these."
+            "and evaluate on those."
         )
         return (
             Severity.NOTE,
-            f"{above}. Weights cannot leave these out, so it is unknown.",
+            f"{above}. Weights cannot leave these out, so elpd is unreliable.",
             advice,
         )
     worst = ", ".join(map(str, sorted(bad, key=lambda i: -found.k[i].item())[:5]))

@@ -10,10 +10,10 @@ __all__ = ["pareto_k_finding"]
 _NAME = "Pareto k̂"
 _SOURCE = "min(1 − 1/log10 S, 0.7): Vehtari et al., 2024; Yao et al., 2018"
 _HALF = 0.5  # k above which weights have no variance
-_MUCH = 0.25  # share of the data from which the guide is at fault, not single data
+_MUCH = 0.25  # share of the data above which the guide as a whole is at fault
 _ADVICE = (
-    "Train longer, or use a richer guide (full covariance, a flow) or another parametrisation. "
-    "vilvm.diagnostics.gaps shows which is at fault."
+    "Train longer, or use a richer guide (full covariance, a flow) or another "
+    "parametrisation; vilvm.diagnostics.gaps shows which is at fault."
 )
 
 
@@ -44,7 +44,7 @@ def _has_no_variance(found: Any) -> bool:
 
 
 def _numbers(found: Any) -> str:
-    """k̂ and its threshold, at first and when re-examined."""
+    """k̂ and its threshold, before and after re-examination."""
     if len(found.k) == 1:
         return _one_weight(found)
     above = int((found.k > found.threshold).sum())

@@ -17,7 +17,7 @@ _ADVICE = {
     "kurtosis": _TAILS,
     "zeros": "Use a likelihood with the right share of zeros (zero-inflated).",
     "sd of row means": "The latents do not carry what a datum's components share: check collapse "
-    "and the size of the latents.",
+    "and the number of latent dimensions.",
     "neighbours": "The components of a datum depend on one another beyond what the latents "
     "explain.",
 }
@@ -50,7 +50,7 @@ def _judge(found: Any) -> tuple[Severity, str, str]:
     details = "; ".join(_detail(found, name, p_values[name]) for name in failing[:4])
     keys = [name.split(": ")[-1] for name in failing]
     advice = list(dict.fromkeys(_ADVICE[key] for key in keys if key in _ADVICE))
-    verdict = f"The data differ from what the model makes: {details}."
+    verdict = f"The data differ from those that the model generates: {details}."
     return Severity.WARNING, verdict, " ".join(advice[:2])
 
 
@@ -66,6 +66,6 @@ def _detail(found: Any, name: str, p: float) -> str:
     if len(observed) > 1:
         label = f"{name}[{i}]"
     return (
-        f"{label} is {observed[i].item():.3g}, that of replicates {low:.3g} to {high:.3g} "
+        f"{label} is {observed[i].item():.3g}, and {low:.3g} to {high:.3g} in replicates "
         f"(adjusted p = {p:.2g})"
     )

@@ -10,7 +10,7 @@ __all__ = ["rates_finding"]
 def rates_finding(found: Any) -> Finding:
     """The finding on a ``Rates``."""
     severity, verdict, advice = _judge(found)
-    source = f"KL ≥ 0, by tests of false-alarm rate {found.false_alarm:g}; ours"
+    source = f"KL ≥ 0, by tests of false-alarm rate {found.false_alarm:g}; a convention of vilvm"
     return Finding("Rate", severity, verdict, source, advice)
 
 
@@ -30,12 +30,12 @@ def _judge(found: Any) -> tuple[Severity, str, str]:
         mean, error = found.disagreement
         verdict = (
             f"Training's ELBO exceeds −(rate + distortion) by {mean:+.3g} ± {error:.2g} nats per "
-            "datum in the last records, though both estimate one number. The density of the pair "
-            "under many samples differs from that of one run."
+            "datum in the last records, although both estimate one number. The pair's density "
+            "under many samples differs from its density in one run."
         )
         advice = (
-            "Look for dimensions counted from the left, or reshaped, which samples shift: count "
-            "from the right (vilvm.testing.check_lvm names the site)."
+            "Look for dimensions counted from the left or reshaped, which many samples shift; "
+            "count from the right (vilvm.testing.check_lvm names the site)."
         )
         return Severity.CRITICAL, verdict, advice
     return Severity.OK, f"{rate}; a divergence must not be negative.", ""
