@@ -287,7 +287,7 @@ def test_finished_run_is_resumed_in_read_only_folder(
         raise PermissionError(13, "Permission denied")
 
     # root may write anywhere
-    monkeypatch.setattr("vilvm._runtime.files._check_held", read_only)
+    monkeypatch.setattr("vilvm._runtime.files._check_not_moved", read_only)
     capsys.readouterr()
     assert main(["--resume", str(run)]) == 0
     assert (
