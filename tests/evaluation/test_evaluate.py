@@ -17,6 +17,7 @@ from pyro import poutine
 
 import vilvm
 from vilvm.data import DynamicBinarisation
+from vilvm.evaluation._sample_moments import moments_of
 from vilvm.models.vae import VAE
 
 
@@ -490,3 +491,22 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         env={**os.environ, "PYTHONPATH": str(root)},
     )
     assert int(done.stdout) * 1024 < 2e9
+
+
+def test_an_object_without_a_model_breaks_the_contract():
+    with pytest.raises(vilvm.ContractError, match="has no method model"):
+        vilvm.evaluate(object(), torch.zeros(4, 2), precision="bf16")  # pyright: ignore
+
+
+def test_chunks_are_added_row_by_row():
+    log_w = torch.randn(6, 30, generator=torch.Generator().manual_seed(0)).double()
+    total, total2 = (log_w[:2] * k for k in (1, 2))
+    expected = [torch.logsumexp(rows, 0) for rows in (total, total2)]
+    for start in (2, 4):
+        part = log_w[start : start + 2]
+        for row, k in enumerate((1, 2)):
+            new = torch.logsumexp(k * part, 0)
+            expected[row] = torch.logaddexp(expected[row], new)
+    passes = [[log_w[i : i + 2]] * 3 for i in (0, 2, 4)]
+    rows = moments_of(passes, 6)
+    assert torch.equal(rows[:, :2].T, torch.stack(expected))

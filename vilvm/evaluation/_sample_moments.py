@@ -54,7 +54,9 @@ class _Sums(NamedTuple):
     squares: Tensor
 
     def plus(self, other: "_Sums") -> "_Sums":
-        logs = torch.logaddexp(self.logs, other.logs)
+        # Row by row: a vectorised logaddexp of both rows at once rounds some elements otherwise.
+        pairs = zip(self.logs, other.logs, strict=True)
+        logs = torch.stack([torch.logaddexp(a, b) for a, b in pairs])
         return _Sums(logs, self.sums + other.sums, self.squares + other.squares)
 
 

@@ -40,7 +40,7 @@ from vilvm.evaluation._sample_moments import (
 )
 from vilvm.evaluation.estimates import Bounds, Estimate, Evaluation
 from vilvm.evaluation.sample_passes import WORTH_COMPILING, SamplePasses
-from vilvm.lvm import ContractError, LatentVariableModel, Wrapped
+from vilvm.lvm import ContractError, LatentVariableModel, Wrapped, check_contract
 from vilvm.weights import Layout, Prepared
 from vilvm.weights._vectorisation import Vectorisation
 from vilvm.weights.prepared import prepared_of
@@ -109,6 +109,7 @@ def evaluate(
     chunk = optional(check_number, "evaluate: chunk", chunk)
     check_compile("evaluate", compile)
     pair = lvm.lvm if isinstance(lvm, Prepared) else lvm
+    check_contract(pair)
     check_precision("evaluate", pair, precision)
     widen_heap()
     with networks_in(precision, pair):
