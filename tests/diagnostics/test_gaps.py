@@ -12,6 +12,7 @@ from scipy.stats import binom
 from torch.distributions import kl_divergence
 
 import vilvm
+from vilvm.diagnostics._gap_sizes import _shorter
 from vilvm.diagnostics.finding import Severity
 from vilvm.diagnostics.gaps import Bound, Gaps, gaps
 from vilvm.evaluation import Estimate, Schedule
@@ -508,3 +509,12 @@ def test_prior_chains_run_for_some_of_many_data():
     assert bool(there[0] & there[-1])
     assert found.evidence.values.isfinite().all()
     assert len(found.missed.values) == 100
+
+
+def test_shortened_annealing_is_never_longer():
+    small = Schedule(num_chains=4, num_temperatures=5, leapfrog=1)
+    assert _shorter(small) == small
+    longer = Schedule(num_chains=64, num_temperatures=100, leapfrog=5)
+    shorter = _shorter(longer)
+    sizes = shorter.num_chains, shorter.num_temperatures, shorter.leapfrog
+    assert sizes == (32, 50, 4)

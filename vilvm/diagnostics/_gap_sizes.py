@@ -128,15 +128,17 @@ def _affordable_schedule(
 
 
 def _shorter(schedule: Schedule) -> Schedule:
-    """Half the chains (at least 16), half the temperatures, and one leapfrog step fewer."""
-    num_chains = schedule.num_chains
-    if num_chains > 16:
-        num_chains = max(16, num_chains // 2)
+    """Half the chains and temperatures, and one leapfrog step fewer, down to their least."""
+
+    def reduced(size: int, smaller: int, least: int) -> int:
+        return min(size, max(smaller, least))
+
+    chains, temperatures = schedule.num_chains, schedule.num_temperatures
     return replace(
         schedule,
-        num_chains=num_chains,
-        num_temperatures=max(_LEAST_TEMPERATURES, schedule.num_temperatures // 2),
-        leapfrog=max(2, schedule.leapfrog - 1),
+        num_chains=reduced(chains, chains // 2, 16),
+        num_temperatures=reduced(temperatures, temperatures // 2, _LEAST_TEMPERATURES),
+        leapfrog=reduced(schedule.leapfrog, schedule.leapfrog - 1, 2),
     )
 
 
