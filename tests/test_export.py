@@ -474,11 +474,11 @@ def test_point_estimate_has_no_weights(batch):
     [
         ({"num_samples": 0}, "num_samples must be"),
         ({"num_predictive": 0}, "num_predictive must be"),
-        ({"dims": {"w": ["a"]}}, "no site"),
+        ({"dims": {"w": ["a"]}}, "is not a site"),
         ({"dims": {"z": ["a", "b"]}}, "1 dimensions besides"),
         ({"dims": {"z": ["draw"]}}, "is taken"),
         ({"dims": {"z": ["same"], "x": ["same"]}}, "two names"),
-        ({"coords": {"pixel": [1]}}, "no dimension"),
+        ({"coords": {"pixel": [1]}}, "is not a dimension"),
         ({"coords": {"data": [1, 2]}}, "2 coordinates"),
     ],
 )
@@ -539,7 +539,7 @@ def test_second_plate_has_its_own_dimension_name():
 
 def test_replay_with_invalid_latents_raises(line):
     lvm, x = line
-    with pytest.raises(ContractError, match="how many draws"):
+    with pytest.raises(ContractError, match="pass the number of draws"):
         replay(lvm, x)
     with pytest.raises(ContractError, match="no latent 'w'"):
         replay(lvm, x, {"w": torch.zeros(3, 7, 2)})
@@ -691,7 +691,7 @@ def test_load_accepts_only_files_of_save(tmp_path):
         (
             xr.Dataset(),
             tmp_path / "x.nc",
-            "tree must be a DataTree, as to_datatree makes it; got a Dataset",
+            "tree must be a DataTree, such as to_datatree returns; got a Dataset",
         ),
         (tree, "a\0.nc", "holds a NUL byte"),
     ):

@@ -198,7 +198,7 @@ def test_draws_that_are_not_finite_are_noted(x):
 
 def test_too_few_draws_are_noted(models, x):
     assert compare({"two": models["two"]}, x, num_samples=5, num_draws=3).notes == [
-        "two: no two-sample test: it needs 5 draws and as many held-out data, of one tensor."
+        "two: no two-sample test: it needs 5 draws, and 5 held-out data in one tensor."
     ]
 
 

@@ -48,8 +48,8 @@ def test_pairs_are_refused_with_advice():
     )
     with pytest.raises(
         vilvm.ContractError,
-        match=r"batch is a tuple, not one tensor; of pairs \(corrupted, clean\), pass the "
-        "corrupted",
+        match=r"batch is a tuple, not one tensor; for pairs \(corrupted, clean\), pass only "
+        "the corrupted",
     ):
         reconstruct(lvm, pairs)
     with pytest.raises(vilvm.ContractError, match="data are not of one tensor"):
