@@ -52,7 +52,7 @@ def test_pairs_are_refused_with_advice():
         "the corrupted",
     ):
         reconstruct(lvm, pairs)
-    with pytest.raises(vilvm.ContractError, match="data are not of one tensor"):
+    with pytest.raises(vilvm.ContractError, match="data are not one tensor"):
         squared_error(lvm, pairs)
 
 
