@@ -28,9 +28,8 @@ import sys
 from functools import partial
 import torch
 import vilvm
+from vilvm.data import Data, DynamicBinarisation
 from vilvm.models.vae import VAE
-from vilvm.data import Data
-from vilvm.data import DynamicBinarisation
 
 def run(folder, steps):
     torch.manual_seed(1)

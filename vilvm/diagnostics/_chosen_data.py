@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vilvm.data.data import Data
-from vilvm.lvm import ContractError, LatentVariableModel, fixed_beside
+from vilvm.lvm import ContractError, LatentVariableModel
 from vilvm.weights import find_layout
 from vilvm.weights.prepared import Prepared, prepared_of
 
@@ -82,15 +82,11 @@ def _first_prepared(
         return lvm, None
     picked = _picked_from_disk(given, num_data, seed)
     if picked is None:
-        return prepared_of(
-            "diagnose", lvm, fixed_beside(lvm, given, seed), seed=seed
-        ), None
-    some = fixed_beside(lvm, given.subset(picked), seed)
-    prepared = prepared_of("diagnose", lvm, some, seed=seed)
+        return prepared_of("diagnose", lvm, given, seed=seed), None
+    prepared = prepared_of("diagnose", lvm, given.subset(picked), seed=seed)
     if not prepared.local:
-        given.fixed(
-            seed
-        )  # raises: a subset does not suffice, and all data cannot be kept
+        # This raises, because a subset does not suffice and all data cannot be kept.
+        given.fixed(seed)
     return prepared, picked
 
 

@@ -43,16 +43,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vilvm._runtime.argument_checks import check_number, check_probability, check_seed
+from vilvm._runtime.argument_checks import check_number, check_probability
 from vilvm._runtime.random import seeded
 from vilvm.data.data import Data, as_data
 from vilvm.diagnostics._latent_runs import ROWS, LatentRun, moments, spread
 from vilvm.diagnostics._verdicts.collapse import collapse_finding
 from vilvm.diagnostics.finding import Finding
 from vilvm.evaluation import Estimate
-from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode, fixed_beside
+from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode
 from vilvm.weights import Layout, find_layout, log_weights
-from vilvm.weights.prepared import Prepared, prepared_of
+from vilvm.weights.prepared import Prepared, pair_and_data, prepared_of
 
 __all__ = ["Collapse", "Moments", "active_units", "collapse"]
 
@@ -206,36 +206,19 @@ def collapse(
     """
     num_samples = check_number("collapse: num_samples", num_samples, 2)
     num_data = check_number("collapse: num_data", num_data, 2)
-    _check("collapse", threshold, lvm, data)
-    lvm, fixed, seed = _pair_and_data("collapse", lvm, data, seed)
-    with seeded(seed, fixed.device), evaluation_mode(lvm):
-        run = _run(lvm, fixed, num_data)
-        _check_local(lvm, run.layout, "collapse")
-        _check_density(lvm, run.layout)
+    pair, fixed, seed = pair_and_data("collapse", lvm, data, seed=seed)
+    _check("collapse", threshold, fixed)
+    with seeded(seed, fixed.device), evaluation_mode(pair):
+        run = _run(pair, fixed, num_data)
+        _check_local(pair, run.layout, "collapse")
+        _check_density(pair, run.layout)
         return _collapse(run, num_samples, threshold)
 
 
-def _pair_and_data(
-    caller: str, lvm: LatentVariableModel | Prepared, data: Any, seed: int
-) -> tuple[LatentVariableModel, Data, int]:
-    """The pair, its fixed data and the seed.
-
-    The layout of a ``Prepared`` does not serve here, because other batches are run.
-    """
-    if isinstance(lvm, Prepared):
-        prepared = prepared_of(caller, lvm, data, seed=seed)
-        return prepared.lvm, prepared.data, prepared.seed
-    seed = check_seed(f"{caller}: seed", seed)
-    return lvm, fixed_beside(lvm, data, seed), seed
-
-
-def _check(caller: str, threshold: float, lvm: object, data: Any) -> None:
+def _check(caller: str, threshold: float, data: Data) -> None:
     check_probability(
         f"{caller}: threshold, a share of the prior's variance,", threshold
     )
-    if isinstance(lvm, Prepared):
-        data = lvm.data
-    data = as_data(data)
     if len(data) < 2:
         raise ValueError(f"{caller} needs at least two data; got {len(data)}.")
 
@@ -380,7 +363,8 @@ def active_units(
         {'z': tensor([True])}
     """
     num_samples = check_number("active_units: num_samples", num_samples)
-    _check("active_units", threshold, lvm, data)
+    given = lvm.data if isinstance(lvm, Prepared) else as_data(data)
+    _check("active_units", threshold, given)
     prepared = prepared_of(
         "active_units", lvm, data, seed=seed, default_size=max(1, ROWS // num_samples)
     )

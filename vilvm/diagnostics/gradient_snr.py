@@ -30,16 +30,16 @@ import torch
 from pyro.infer import Trace_ELBO
 from torch import Tensor
 
-from vilvm._runtime.argument_checks import check_number, check_probability, check_seed
+from vilvm._runtime.argument_checks import check_number, check_probability
 from vilvm._runtime.random import seeded
 from vilvm.data.data import Data
 from vilvm.diagnostics._gradient_sums import BLOCKS, GradientSums, ratios, sign_flips
 from vilvm.diagnostics._verdicts.gradient_snr import BETTER, LOW, gradient_snr_finding
 from vilvm.diagnostics.finding import Finding
-from vilvm.lvm import ContractError, evaluation_mode, fixed_beside, module_parameters
+from vilvm.lvm import ContractError, evaluation_mode, module_parameters
 from vilvm.training.step import backward
 from vilvm.weights import find_layout
-from vilvm.weights.prepared import Prepared, prepared_of
+from vilvm.weights.prepared import Prepared, pair_and_data
 
 __all__ = ["GradientSNR", "GroupSNR", "gradient_snr"]
 
@@ -186,7 +186,8 @@ def gradient_snr(
     false_alarm = check_probability("gradient_snr: false_alarm", false_alarm)
     num_draws = check_number("gradient_snr: num_draws", num_draws, 2 * BLOCKS)
     batch_size = check_number("gradient_snr: batch_size", batch_size)
-    lvm, fixed, seed = _module_and_data(lvm, data, seed)
+    pair, fixed, seed = pair_and_data("gradient_snr", lvm, data, seed=seed)
+    lvm = _module(pair)
     if objectives is None:
         objectives = {"ELBO": Trace_ELBO()}
     found = {}
@@ -205,17 +206,6 @@ def gradient_snr(
             f"{type(lvm).__name__}."
         )
     return GradientSNR(found, num_draws, minibatch, false_alarm)
-
-
-def _module_and_data(
-    lvm: torch.nn.Module | Prepared, data: Any, seed: int
-) -> tuple[torch.nn.Module, Data, int]:
-    """The pair, its fixed data and the seed; a ``Prepared`` has batches of another size."""
-    if isinstance(lvm, Prepared):
-        prepared = prepared_of("gradient_snr", lvm, data, seed=seed)
-        return _module(prepared.lvm), prepared.data, prepared.seed
-    seed = check_seed("gradient_snr: seed", seed)
-    return _module(lvm), fixed_beside(lvm, data, seed), seed
 
 
 def _module(lvm: object) -> torch.nn.Module:

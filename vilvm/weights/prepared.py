@@ -32,6 +32,7 @@ from vilvm.lvm import (
     check_contract,
     device_of,
     evaluation_mode,
+    fixed_beside,
 )
 from vilvm.weights._per_datum import by_position, restart, unset_autoguides
 from vilvm.weights._vectorisation import Vectorisation
@@ -41,6 +42,7 @@ from vilvm.weights.log_weights import sample_pass
 __all__ = [
     "Part",
     "Prepared",
+    "pair_and_data",
     "prepare",
     "prepared_of",
     "require_weights",
@@ -316,11 +318,7 @@ def prepared_of(
         size = lvm.batch_size or batch_size or _chosen(default_size, lvm.lvm, lvm.data)
         return lvm.cut(size)
     check_contract(lvm)
-    if data is None:
-        raise ValueError(
-            f"{who}: the data are missing; call {who}(lvm, data), or {who}(prepared) with "
-            "prepared = vilvm.prepare(lvm, data)."
-        )
+    _check_not_missing(who, data)
     given = as_data(data)
     fixed = given.to(device_of(lvm, given.device)).fixed(seed)
     size = _size(fixed, batch_size or _chosen(default_size, lvm, fixed))
@@ -337,6 +335,39 @@ def prepared_of(
         protocol=given.protocol(),
         generators=generators,
     )
+
+
+def pair_and_data(
+    who: str, lvm: Any, data: Any = None, *, seed: int = 0
+) -> tuple[Any, Data, int]:
+    """The pair, its fixed data and the seed, for a function that runs batches of its own.
+
+    Arguments:
+        who: the function, named in messages.
+        lvm: the model and guide, or a ``Prepared``.
+        data: the data; None with a ``Prepared``.
+        seed: as the user gave it; 0 stands for the seed of a ``Prepared``.
+
+    Returns:
+        The pair; the data after their transform, on its device; and the seed.
+
+    Raises:
+        ValueError: data are missing or given twice, or the seed contradicts the ``Prepared``.
+
+    Example:
+        >>> import torch
+        >>> from vilvm.models.vae import VAE
+        >>> from vilvm.weights.prepared import pair_and_data
+        >>> lvm, data, seed = pair_and_data("mine", VAE(6, 2), torch.zeros(9, 6), seed=3)
+        >>> len(data), seed
+        (9, 3)
+    """
+    seed = check_seed(f"{who}: seed", seed)
+    if isinstance(lvm, Prepared):
+        _check_given(who, lvm, data, None, seed)
+        return lvm.lvm, lvm.data, lvm.seed
+    _check_not_missing(who, data)
+    return lvm, fixed_beside(lvm, data, seed), seed
 
 
 def require_weights(who: str, lvm: object, layout: Layout) -> None:
@@ -387,6 +418,14 @@ def rows_in_a_pass(device: torch.device) -> int:
         8000
     """
     return _ROWS_CUDA if device.type == "cuda" else _ROWS_CPU
+
+
+def _check_not_missing(who: str, data: Any) -> None:
+    if data is None:
+        raise ValueError(
+            f"{who}: the data are missing; call {who}(lvm, data), or {who}(prepared) with "
+            "prepared = vilvm.prepare(lvm, data)."
+        )
 
 
 def _check_given(

@@ -149,10 +149,9 @@ def with_guide(
     Example:
         >>> import torch, vilvm
         >>> from vilvm.models.autoencoder import Autoencoder
-        >>> from vilvm.wrappers import with_guide
         >>> from vilvm.networks import mlp
         >>> from vilvm.priors import fit_prior
-        >>> from vilvm.wrappers import with_prior
+        >>> from vilvm.wrappers import with_guide, with_prior
         >>> auto, x = Autoencoder(data_dim=6, latent_dim=2), torch.rand(50, 6)
         >>> lvm = with_guide(with_prior(auto, fit_prior(auto, x)), mlp(6, (16,), 4))
         >>> fitted = vilvm.fit(lvm, x, steps=50)
@@ -201,9 +200,8 @@ def fit_guide(
     Example:
         >>> import torch, vilvm
         >>> from vilvm.models.autoencoder import Autoencoder
-        >>> from vilvm.wrappers import fit_guide
         >>> from vilvm.priors import fit_prior
-        >>> from vilvm.wrappers import with_prior
+        >>> from vilvm.wrappers import fit_guide, with_prior
         >>> auto, x = Autoencoder(data_dim=6, latent_dim=2), torch.rand(50, 6)
         >>> lvm, fitted = fit_guide(with_prior(auto, fit_prior(auto, x)), x, epochs=2)
         >>> sorted(vilvm.evaluate(lvm, x, num_samples=10).bounds)

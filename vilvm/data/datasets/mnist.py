@@ -15,6 +15,7 @@ from typing import Any
 import platformdirs
 
 from vilvm._runtime.argument_checks import check_path, check_seed, optional
+from vilvm._runtime.extras import require
 from vilvm.data.data import Data, Transform
 from vilvm.data.datasets.dataset import Dataset, carve
 from vilvm.data.transforms import DynamicBinarisation
@@ -84,13 +85,8 @@ def _split(folder: Path, split: str, count: int, download: bool) -> Data:
 
 
 def _load(folder: Path, train: bool, download: bool) -> Any:
-    try:
-        from torchvision.datasets import MNIST  # here, since its import takes seconds
-    except ImportError:
-        raise ImportError(
-            "mnist: reading MNIST needs the package torchvision; install it (pip install "
-            "'vilvm[mnist]')."
-        ) from None
+    require("torchvision", extra="mnist")
+    from torchvision.datasets import MNIST  # here, since its import takes seconds
 
     try:
         return MNIST(str(folder), train=train, download=False)
