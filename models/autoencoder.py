@@ -43,7 +43,7 @@ class Autoencoder(nn.Module):
     Raises:
         ValueError: an unknown likelihood.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.autoencoder import Autoencoder
         >>> lvm, x = Autoencoder(data_dim=6, latent_dim=2), torch.rand(20, 6)
@@ -99,7 +99,7 @@ def tiny() -> tuple[Autoencoder, Tensor]:
     Returns:
         The model and a batch.
 
-    Example:
+    Examples:
         >>> from vilvm.models.autoencoder import tiny
         >>> lvm, batch = tiny()
     """

@@ -96,7 +96,7 @@ class BayesianNetwork(nn.Module):
         ValueError: the graph has a cycle, a table is not a conditional distribution, the evidence
             is unknown or is the whole network, or an option is unknown.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.bayesian_network import SPRINKLER, BayesianNetwork
         >>> lvm = BayesianNetwork(SPRINKLER, evidence=("wet",))
@@ -317,7 +317,7 @@ def objective() -> TraceEnum_ELBO:
     Returns:
         An objective for ``vilvm.fit`` or ``pyro.infer.SVI``.
 
-    Example:
+    Examples:
         >>> from vilvm.models.bayesian_network import objective
         >>> type(objective()).__name__
         'TraceEnum_ELBO'
@@ -331,7 +331,7 @@ def tiny() -> tuple[BayesianNetwork, dict[str, Tensor]]:
     Returns:
         The model and a batch.
 
-    Example:
+    Examples:
         >>> from vilvm.models.bayesian_network import tiny
         >>> lvm, batch = tiny()
     """

@@ -64,7 +64,7 @@ class Moments(NamedTuple):
         mean: of every scalar.
         sd: of every scalar.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.bayesian_regression import BayesianRegression
         >>> moments = BayesianRegression(1).exact_moments((torch.zeros(4, 1), torch.zeros(4)))
@@ -100,7 +100,7 @@ class BayesianRegression(nn.Module):
     Raises:
         ValueError: an unknown guide or prior, or a number that is not positive.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.bayesian_regression import BayesianRegression
         >>> x = torch.linspace(-1, 1, 20)[:, None]
@@ -348,7 +348,7 @@ def lagged(series: Tensor, order: int) -> Data:
     Raises:
         ValueError: the series does not have one dimension, or is too short.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.bayesian_regression import lagged
         >>> lagged(torch.arange(4.0), 2).x
@@ -371,7 +371,7 @@ def tiny() -> tuple[BayesianRegression, tuple[Tensor, Tensor]]:
     Returns:
         The model and a batch.
 
-    Example:
+    Examples:
         >>> from vilvm.models.bayesian_regression import tiny
         >>> lvm, batch = tiny()
     """

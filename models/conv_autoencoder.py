@@ -36,7 +36,7 @@ class ConvAutoencoder(nn.Module):
     Raises:
         ValueError: an unknown likelihood, or a side that cannot be halved so often.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.conv_autoencoder import ConvAutoencoder
         >>> lvm, x = ConvAutoencoder(side=4, latent_dim=2, channels=(3,)), torch.rand(20, 16)
@@ -87,7 +87,7 @@ def tiny() -> tuple[ConvAutoencoder, Tensor]:
     Returns:
         The model and a batch.
 
-    Example:
+    Examples:
         >>> from vilvm.models.conv_autoencoder import tiny
         >>> lvm, batch = tiny()
     """

@@ -51,7 +51,7 @@ class DenoisingAutoencoder(nn.Module):
     Raises:
         ValueError: an unknown likelihood.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.denoising_autoencoder import DenoisingAutoencoder
         >>> lvm, x = DenoisingAutoencoder(data_dim=6, latent_dim=2), torch.rand(20, 6)
@@ -118,7 +118,7 @@ def tiny() -> tuple[DenoisingAutoencoder, tuple[Tensor, Tensor]]:
     Returns:
         The model and a batch.
 
-    Example:
+    Examples:
         >>> from vilvm.models.denoising_autoencoder import tiny
         >>> lvm, batch = tiny()
     """

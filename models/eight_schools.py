@@ -62,7 +62,7 @@ class Moments(NamedTuple):
         mean: of every scalar.
         sd: of every scalar.
 
-    Example:
+    Examples:
         >>> from vilvm.models.eight_schools import EightSchools, eight_schools
         >>> round(EightSchools().exact_moments(eight_schools().x).mean["tau"].item(), 1)
         3.6
@@ -90,7 +90,7 @@ class EightSchools(nn.Module):
     Raises:
         ValueError: an unknown guide or prior, or a scale that is not positive.
 
-    Example:
+    Examples:
         >>> from vilvm.models.eight_schools import EightSchools, eight_schools
         >>> round(EightSchools(centred=False).exact_log_evidence(eight_schools().x).item(), 3)
         -31.311
@@ -223,7 +223,7 @@ def eight_schools() -> Data:
 
     Reference: Estimation in Parallel Randomized Experiments, Donald B. Rubin, 1981.
 
-    Example:
+    Examples:
         >>> from vilvm.models.eight_schools import eight_schools
         >>> len(eight_schools())
         8
@@ -239,7 +239,7 @@ def tiny() -> tuple[EightSchools, tuple[Tensor, Tensor]]:
     Returns:
         The model and a batch.
 
-    Example:
+    Examples:
         >>> from vilvm.models.eight_schools import tiny
         >>> lvm, batch = tiny()
     """

@@ -46,7 +46,7 @@ class FactorAnalysis(nn.Module):
     Raises:
         ValueError: latent_dim is not below data_dim.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.factor_analysis import FactorAnalysis
         >>> lvm, x = FactorAnalysis(data_dim=6, latent_dim=2), torch.randn(20, 6)
@@ -203,7 +203,7 @@ def tiny() -> tuple[FactorAnalysis, Tensor]:
     Returns:
         The model and a batch.
 
-    Example:
+    Examples:
         >>> from vilvm.models.factor_analysis import tiny
         >>> lvm, batch = tiny()
     """

@@ -66,7 +66,7 @@ class GaussianMixture(nn.Module):
     Raises:
         ValueError: num_components is below 2, or a scale is not positive.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.gaussian_mixture import GaussianMixture, objective
         >>> x = torch.tensor([-2.1, -1.9, 2.0, 2.2])
@@ -217,7 +217,7 @@ def objective() -> TraceEnum_ELBO:
     Returns:
         An objective for ``vilvm.fit`` or ``pyro.infer.SVI``.
 
-    Example:
+    Examples:
         >>> from vilvm.models.gaussian_mixture import objective
         >>> type(objective()).__name__
         'TraceEnum_ELBO'
@@ -231,7 +231,7 @@ def tiny() -> tuple[GaussianMixture, Tensor]:
     Returns:
         The model and a batch.
 
-    Example:
+    Examples:
         >>> from vilvm.models.gaussian_mixture import tiny
         >>> lvm, batch = tiny()
     """

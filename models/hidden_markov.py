@@ -68,7 +68,7 @@ def forward(log_start: Tensor, log_transition: Tensor, log_emission: Tensor) -> 
     Reference: Temporal Parallelization of Bayesian Smoothers, Simo Särkkä and Ángel
     García-Fernández, 2021.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.hidden_markov import forward
         >>> half = torch.full((2, 2), 0.5).log()
@@ -100,7 +100,7 @@ def smooth(log_start: Tensor, log_transition: Tensor, log_emission: Tensor) -> T
     Returns:
         Shape (..., T, K).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.hidden_markov import smooth
         >>> half = torch.full((2, 2), 0.5).log()
@@ -133,7 +133,7 @@ class Sequence(TorchDistribution):
         length: T.
         validate_args: whether to check parameters and values; by default as torch does.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.hidden_markov import Sequence
         >>> half = torch.full((2, 2), 0.5)
@@ -229,7 +229,7 @@ class HiddenMarkov(nn.Module):
         ValueError: num_states is below 2, a scale is not positive, or `start` is not K
             probabilities that sum to one.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.hidden_markov import HiddenMarkov, objective
         >>> x = torch.tensor([[-2.1, -1.9, 2.0, 2.2, 1.8, -2.0]])
@@ -441,7 +441,7 @@ def objective() -> TraceEnum_ELBO:
     Returns:
         An objective for ``vilvm.fit`` or ``pyro.infer.SVI``.
 
-    Example:
+    Examples:
         >>> from vilvm.models.hidden_markov import objective
         >>> type(objective()).__name__
         'TraceEnum_ELBO'
@@ -455,7 +455,7 @@ def tiny() -> tuple[HiddenMarkov, Tensor]:
     Returns:
         The model and a batch.
 
-    Example:
+    Examples:
         >>> from vilvm.models.hidden_markov import tiny
         >>> lvm, batch = tiny()
     """

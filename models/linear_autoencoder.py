@@ -43,7 +43,7 @@ class LinearAutoencoder(nn.Module):
         data_dim: D, the size of a datum.
         latent_dim: d, the size of a code.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.linear_autoencoder import LinearAutoencoder
         >>> lvm, x = LinearAutoencoder(data_dim=6, latent_dim=2), torch.randn(20, 6)
@@ -84,7 +84,7 @@ def tiny() -> tuple[LinearAutoencoder, Tensor]:
     Returns:
         The model and a batch.
 
-    Example:
+    Examples:
         >>> from vilvm.models.linear_autoencoder import tiny
         >>> lvm, batch = tiny()
     """

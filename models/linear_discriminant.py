@@ -44,7 +44,7 @@ class LinearDiscriminant(nn.Module):
     Raises:
         ValueError: a size is too small.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.linear_discriminant import LinearDiscriminant, objective
         >>> lvm, x = LinearDiscriminant(data_dim=2, num_classes=3), torch.randn(20, 2)
@@ -166,7 +166,7 @@ def objective() -> TraceEnum_ELBO:
     Returns:
         An objective for ``vilvm.fit`` or ``pyro.infer.SVI``.
 
-    Example:
+    Examples:
         >>> from vilvm.models.linear_discriminant import objective
         >>> type(objective()).__name__
         'TraceEnum_ELBO'
@@ -180,7 +180,7 @@ def tiny() -> tuple[LinearDiscriminant, Tensor]:
     Returns:
         The model and a batch.
 
-    Example:
+    Examples:
         >>> from vilvm.models.linear_discriminant import tiny
         >>> lvm, batch = tiny()
     """

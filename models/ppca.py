@@ -43,7 +43,7 @@ class PPCA(nn.Module):
     Raises:
         ValueError: latent_dim is not below data_dim.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.ppca import PPCA
         >>> lvm, x = PPCA(data_dim=6, latent_dim=2), torch.randn(20, 6)
@@ -124,7 +124,7 @@ def tiny() -> tuple[PPCA, Tensor]:
     Returns:
         The model and a batch.
 
-    Example:
+    Examples:
         >>> from vilvm.models.ppca import tiny
         >>> lvm, batch = tiny()
     """

@@ -49,7 +49,7 @@ class VAE(nn.Module):
     Raises:
         ValueError: an unknown likelihood.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.vae import VAE
         >>> lvm, x = VAE(data_dim=6, latent_dim=2), torch.rand(20, 6).round()
@@ -112,7 +112,7 @@ def tiny() -> tuple[VAE, Tensor]:
     Returns:
         The model and a batch.
 
-    Example:
+    Examples:
         >>> from vilvm.models.vae import tiny
         >>> lvm, batch = tiny()
     """

@@ -67,8 +67,9 @@ def faults(thing):
     unknown = documented(thing) - expected(thing)
     found = [f"{name} is not documented" for name in sorted(missing)]
     found += [f"{name} is documented and does not exist" for name in sorted(unknown)]
-    if inspect.isfunction(thing) and ">>> " not in doc:
-        found += ["no example"]
+    # The renderer takes an example under any other heading for Markdown.
+    if (inspect.isfunction(thing) or ">>> " in doc) and "Examples:\n" not in doc:
+        found += ["no Examples section"]
     return found
 
 
@@ -108,5 +109,5 @@ def test_faults_are_found():
     assert faults(example) == [
         "beta is not documented",
         "gamma is documented and does not exist",
-        "no example",
+        "no Examples section",
     ]

@@ -5,7 +5,7 @@ p(x | z) p(z), and ``guide(batch)``, which is q(z | x). There are three verbs: `
 pair, ``evaluate`` bounds its evidence with standard errors, and ``diagnose`` reports whether the
 guide approximates the posterior.
 
-Example:
+Examples:
     >>> import torch, vilvm
     >>> from vilvm.models.ppca import PPCA
     >>> lvm, x = PPCA(data_dim=3, latent_dim=1), torch.randn(50, 3)

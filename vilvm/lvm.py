@@ -57,7 +57,7 @@ __all__ = [
 class LatentVariableModel(Protocol):
     """Two Pyro callables: ``model(batch)`` is p(x | z) p(z), and ``guide(batch)`` is q(z | x).
 
-    Example:
+    Examples:
         >>> import vilvm
         >>> from vilvm.models.vae import VAE
         >>> isinstance(VAE(data_dim=6, latent_dim=2), vilvm.LatentVariableModel)
@@ -89,7 +89,7 @@ class Pair(torch.nn.Module):
     Raises:
         ContractError: the model or guide cannot be called.
 
-    Example:
+    Examples:
         >>> import pyro, torch, vilvm
         >>> import pyro.distributions as dist
         >>> def model(x):
@@ -270,7 +270,7 @@ def check_contract(lvm: object) -> None:
     Raises:
         ContractError: `lvm` lacks one of them.
 
-    Example:
+    Examples:
         >>> from vilvm.lvm import check_contract
         >>> from vilvm.models.vae import VAE
         >>> check_contract(VAE(data_dim=6, latent_dim=2))
@@ -297,7 +297,7 @@ def device_of(lvm: object, default: torch.device | str = "cpu") -> torch.device:
     Returns:
         The device of the first parameter, or `default`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.lvm import device_of
         >>> device_of(torch.nn.Linear(2, 3))
@@ -323,7 +323,7 @@ def fixed_beside(lvm: object, data: Any, seed: int = 0) -> Data:
     Raises:
         ValueError: see ``vilvm.data.as_data``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.data import Data, DynamicBinarisation
         >>> from vilvm.lvm import fixed_beside
@@ -348,7 +348,7 @@ class Wrapped(torch.nn.Module):
     Raises:
         ContractError: `lvm` is not a latent variable model, or not a ``torch.nn.Module``.
 
-    Example:
+    Examples:
         >>> import pyro, torch, vilvm
         >>> from vilvm.lvm import Wrapped
         >>> from vilvm.models.ppca import PPCA

@@ -57,7 +57,7 @@ def check_lvm(
         AssertionError: the model violates the contract; the message names the first violation.
         ContractError: the pair cannot be run.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.testing import check_lvm

@@ -174,7 +174,7 @@ def distributed(minutes: float = _MINUTES) -> Iterator[ProcessGroup]:
     Reference: PyTorch Distributed: Experiences on Accelerating Data Parallel Training, Li et al.,
     2020.
 
-    Example:
+    Examples:
         >>> import vilvm
         >>> with vilvm.distributed() as group:
         ...     print(group.rank, "of", group.size)

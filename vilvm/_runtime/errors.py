@@ -6,7 +6,7 @@ __all__ = ["BusyError", "ContractError", "NonFiniteError", "NotApplicable"]
 class ContractError(ValueError):
     """A model, guide or batch breaks the contract; the message states what, where and the remedy.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> try:
         ...     vilvm.evaluate((), torch.zeros(3, 2))

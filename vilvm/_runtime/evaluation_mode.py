@@ -21,7 +21,7 @@ class evaluation_mode:
     Raises:
         BusyError: another thread is running a model.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.lvm import evaluation_mode
         >>> network = torch.nn.Dropout()

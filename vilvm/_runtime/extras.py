@@ -15,7 +15,7 @@ def require(package: str, extra: str) -> None:
     Raises:
         ImportError: the package is not installed.
 
-    Example:
+    Examples:
         >>> from vilvm._runtime.extras import require
         >>> require("torch", extra="plots")
     """

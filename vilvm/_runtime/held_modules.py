@@ -45,7 +45,7 @@ def held_modules(**parts: Any) -> dict[str, Module]:
         Every module once, without the submodules of another one, in the order of the search, which
         depends only on the code.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.lvm import held_modules
         >>> network = torch.nn.Linear(2, 3)

@@ -51,7 +51,7 @@ def module_parameters(lvm: object, frozen: bool = False) -> Iterator[None]:
     Raises:
         BusyError: another thread is running a model, or draws from generators that it has seeded.
 
-    Example:
+    Examples:
         >>> import pyro, torch
         >>> from vilvm.lvm import module_parameters
         >>> lvm = torch.nn.Module()

@@ -107,7 +107,7 @@ def own_memory(lvm: Module) -> None:
     Arguments:
         lvm: the model.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.lvm import own_memory
         >>> model = torch.nn.Module()

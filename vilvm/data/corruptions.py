@@ -41,7 +41,7 @@ class GaussianNoise:
     Raises:
         ValueError: `scale` is not positive; or, when called, the data are not real numbers.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.data import GaussianNoise
         >>> GaussianNoise(0.1)(torch.zeros(5, 3)).shape
@@ -76,7 +76,7 @@ class PixelErasure:
     Raises:
         ValueError: `share` is out of range; or, when called, the data are not real numbers.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.data import PixelErasure
         >>> PixelErasure(1.0)(torch.ones(1, 3))
@@ -118,7 +118,7 @@ class BlockMasking:
         ValueError: `size` or `image_shape` is out of range; or, when called, a row has another
             number of pixels.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.data import BlockMasking
         >>> BlockMasking(2, (3, 3))(torch.ones(5, 9)).sum(1)
@@ -171,7 +171,7 @@ class HalfErasure:
     Raises:
         ValueError: `half` is unknown, or `image_shape` is out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.data import HalfErasure
         >>> HalfErasure("top", (2, 2))(torch.ones(1, 4))
@@ -221,7 +221,7 @@ class Blur:
         ValueError: `scale` or `image_shape` is out of range; or, when called, a row has another
             number of pixels.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.data import Blur
         >>> Blur(1.0, (3, 3))(torch.ones(5, 9)).shape
@@ -273,7 +273,7 @@ class Corrupted:
     Reference: Extracting and Composing Robust Features with Denoising Autoencoders, Vincent,
     Larochelle, Bengio and Manzagol, 2008.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.data import Corrupted, PixelErasure
         >>> Corrupted(PixelErasure(1.0))(torch.ones(1, 2))

@@ -30,7 +30,7 @@ class Transform(Protocol):
     `fresh` says whether it draws anew for every batch (dynamic binarisation) or once for the split
     (static binarisation).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from dataclasses import dataclass
         >>> from vilvm import Data
@@ -65,7 +65,7 @@ def is_transform(value: Any) -> bool:
     Returns:
         True for a transform.
 
-    Example:
+    Examples:
         >>> from vilvm.data import DynamicBinarisation
         >>> from vilvm.data.data import is_transform
         >>> is_transform(DynamicBinarisation()), is_transform(abs)
@@ -91,7 +91,7 @@ class Data:
     Raises:
         ValueError: `transform` is not a transform, or is drawn once and the data stay on disk.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm import Data
         >>> from vilvm.data import DynamicBinarisation
@@ -314,7 +314,7 @@ def as_data(data: Any, what: str = "data") -> Data:
         ValueError: there is no tensor; or one is empty, sparse or complex, or holds NaN or
             infinity; or the numbers of labels and data differ.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.data import as_data
         >>> len(as_data((torch.zeros(4, 2), torch.ones(4))))

@@ -26,7 +26,7 @@ class Interleaved:
     Raises:
         ValueError: there is no source, or a source holds no data.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> import pyro, pyro.distributions as dist
         >>> def model(batch):

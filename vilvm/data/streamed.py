@@ -22,7 +22,7 @@ class StreamedTensor(ABC):
         dtype: of the rows.
         device: of the rows, once read.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.data import Data, StreamedTensor
         >>> class Squares(StreamedTensor):

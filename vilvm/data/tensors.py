@@ -20,7 +20,7 @@ def map_tensors(fn: Callable[[Any], Any], batch: Any) -> Any:
     Returns:
         The results in the same nesting.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.data.tensors import map_tensors
         >>> map_tensors(len, {"x": torch.zeros(3, 2), "n": 5})
@@ -47,7 +47,7 @@ def tensors_of(batch: Any) -> list[Any]:
     Returns:
         The tensors, in order.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.data.tensors import tensors_of
         >>> [len(t) for t in tensors_of((torch.zeros(3), {"y": torch.zeros(4)}))]
@@ -66,7 +66,7 @@ def named_tensors(batch: Any, name: str = "x") -> Iterator[tuple[str, Any]]:
     Returns:
         An iterator of pairs, the expression such as x, x[1] or x['y'], and the tensor.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.data.tensors import named_tensors
         >>> [name for name, _ in named_tensors((torch.zeros(3), {"y": torch.zeros(4)}))]
@@ -91,7 +91,7 @@ def structure_of(batch: Any) -> Any:
     Returns:
         A hashable value, equal for batches of one structure.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.data.tensors import structure_of
         >>> structure_of((torch.zeros(3), 1)) == structure_of((torch.zeros(9), 1))

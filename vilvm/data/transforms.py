@@ -34,7 +34,7 @@ class DynamicBinarisation:
 
     Reference: Importance Weighted Autoencoders, Burda, Grosse and Salakhutdinov, 2016.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.data import DynamicBinarisation
         >>> DynamicBinarisation()(torch.tensor([0.0, 1.0]))
@@ -64,7 +64,7 @@ class StaticBinarisation:
     Reference: On the Quantitative Analysis of Deep Belief Networks, Salakhutdinov and Murray,
     2008.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.data import StaticBinarisation
         >>> binarise, x = StaticBinarisation(seed=3), torch.rand(5, 4)
@@ -104,7 +104,7 @@ class Chain:
         ValueError: `parts` is empty or holds no transform, or combines a static binarisation with
             a fresh transform.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.data import Chain, DynamicBinarisation, PixelErasure
         >>> chain = Chain((DynamicBinarisation(), PixelErasure(0.5)))

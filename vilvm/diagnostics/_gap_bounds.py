@@ -44,7 +44,7 @@ class Bound(NamedTuple):
         ess: effective number of the draws or chains that determine it, shape (num_data,); ∞ if it
             is exact or a plain mean.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.diagnostics.gaps import Bound
         >>> from vilvm.evaluation import Estimate

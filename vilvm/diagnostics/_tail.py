@@ -59,7 +59,7 @@ def tail_shape(x: Tensor) -> Tensor:
         k̂, float64, shape (C,); 0 where the largest values are equal. Where a quarter of the tail
         is one value: 0 if the effective number of values is large, else ∞.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.diagnostics._tail import tail_shape
         >>> u = (torch.arange(10_000).double() + 0.5) / 10_000

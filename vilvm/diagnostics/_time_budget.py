@@ -19,7 +19,7 @@ class OutOfTimeError(Exception):
 class TimeBudget:
     """A number of seconds from now on; unlimited if None.
 
-    Example:
+    Examples:
         >>> from vilvm.diagnostics._time_budget import TimeBudget
         >>> TimeBudget(None).is_spent, TimeBudget(0).is_spent, TimeBudget(None).affords(1.0)
         (False, True, inf)

@@ -76,7 +76,7 @@ def trend(times: np.ndarray, values: np.ndarray, false_alarm: float = 0.01) -> T
     Raises:
         ValueError: too few values.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from vilvm.diagnostics._trend import trend
         >>> t = np.arange(20.0)

@@ -89,7 +89,7 @@ def uniformity_p_values(ranks: Tensor, num_draws: int) -> Tensor:
 
     Reference: Graphical test for discrete uniformity, Säilynoja, Bürkner and Vehtari, 2022.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.diagnostics._uniformity import uniformity_p_values
         >>> even, low = torch.arange(100) % 10, torch.arange(100) % 5
@@ -161,7 +161,7 @@ def symmetry_p_values(ranks: Tensor, num_draws: int) -> Tensor:
     Reference: Yes, but did it work?: Evaluating variational inference, Yao, Vehtari, Simpson and
     Gelman, 2018. They use the p-value of two independent samples, which is too small.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.diagnostics._uniformity import symmetry_p_values
         >>> # all five on one side: p = 2 / 2⁵
@@ -217,7 +217,7 @@ def holm(p_values: Tensor) -> Tensor:
 
     Reference: A simple sequentially rejective multiple test procedure, Sture Holm, 1979.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.diagnostics._uniformity import holm
         >>> tuple(round(p, 3) for p in holm(torch.tensor([0.01, 0.04, 0.03])).tolist())
@@ -250,7 +250,7 @@ def interval_coverage(
     Raises:
         ValueError: ranks are not whole numbers from 0 to num_draws, or there are none.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.diagnostics._uniformity import interval_coverage
         >>> interval_coverage(torch.arange(10), num_draws=9, levels=(0.8,)).shares

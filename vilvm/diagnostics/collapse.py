@@ -69,7 +69,7 @@ class Moments(NamedTuple):
         prior_mean: mean of the prior.
         prior_variance: variance of the prior.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.diagnostics.collapse import Moments
         >>> zero, one = torch.zeros(2), torch.ones(2)
@@ -103,7 +103,7 @@ class Collapse:
         moments: moments of the aggregated posterior and the prior, by latent.
         num_data: number of data used.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.diagnostics.collapse import collapse
@@ -195,7 +195,7 @@ def collapse(
     Reference: ELBO surgery: yet another way to carve up the variational evidence lower bound,
     Hoffman and Johnson, 2016.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.diagnostics.collapse import collapse
@@ -354,7 +354,7 @@ def active_units(
 
     Reference: Importance Weighted Autoencoders, Burda, Grosse and Salakhutdinov, 2016.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.diagnostics.collapse import active_units

@@ -40,7 +40,7 @@ class CollapseAlarm:
     Raises:
         ValueError: a threshold that is not positive, or patience below 2.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.diagnostics.collapse_alarm import CollapseAlarm

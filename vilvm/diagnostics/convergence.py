@@ -69,7 +69,7 @@ class Convergence:
         tolerance: smallest gain that is worth more training, in nats per datum.
         false_alarm: rate at which a level ELBO is called rising, and likewise falling.
 
-    Example:
+    Examples:
         >>> from vilvm.diagnostics.convergence import convergence
         >>> from vilvm.training.history import History
         >>> convergence(History()).finding.severity.name
@@ -149,7 +149,7 @@ def convergence(
     Reference: A Framework for Improving the Reliability of Black-box Variational Inference,
     Welandawe, Andersen, Vehtari and Huggins, 2022.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.diagnostics.convergence import convergence
@@ -262,7 +262,7 @@ def split_rhat(iterates: Tensor) -> Tensor:
     Reference: Robust, Accurate Stochastic Optimization for Variational Inference, Dhaka, Catalina,
     Andersen, Magnusson, Huggins and Vehtari, 2020.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.diagnostics.convergence import split_rhat
         >>> split_rhat(torch.arange(20.0)[:, None]) > 1.1
@@ -303,7 +303,7 @@ class Converged:
     Reference: A Framework for Improving the Reliability of Black-box Variational Inference,
     Welandawe, Andersen, Vehtari and Huggins, 2022.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.diagnostics.convergence import Converged

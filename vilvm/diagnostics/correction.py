@@ -95,7 +95,7 @@ class Correction:
         largest_change: tolerance of a probability.
         cut: what is missing for lack of time.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.diagnostics.correction import correction
         >>> from vilvm.models.ppca import PPCA
@@ -264,7 +264,7 @@ def correction(
     Reference: Validated Variational Inference via Practical Posterior Error Bounds, Huggins,
     Kasprzak, Campbell and Broderick, 2020.
 
-    Example:
+    Examples:
         >>> from vilvm.models.eight_schools import EightSchools, eight_schools
         >>> from vilvm.diagnostics import correction
         >>> guide = EightSchools(guide="mean_field")

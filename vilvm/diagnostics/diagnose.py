@@ -85,7 +85,7 @@ class Diagnosis:
         tempered: factors of the model's sites by ``poutine.scale``, if they differ; the findings
             are about the densities without them.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm import Diagnosis
         >>> Diagnosis((), {}, {}, torch.arange(3), 0.0).trusted
@@ -170,7 +170,7 @@ def diagnose(
     Raises:
         ContractError: the pair breaks the contract on these data.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.ppca import PPCA
         >>> x = torch.randn(100, 4) * torch.tensor([4.0, 2.0, 1.0, 1.0])

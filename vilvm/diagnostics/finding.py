@@ -13,7 +13,7 @@ class Severity(IntEnum):
     OK: no objection. NOTE: worth knowing. WARNING: results may be wrong; check before you use
     them. CRITICAL: do not trust the results.
 
-    Example:
+    Examples:
         >>> from vilvm.diagnostics.finding import Severity
         >>> Severity.CRITICAL > Severity.WARNING
         True
@@ -38,7 +38,7 @@ class Finding:
         about: "posterior" if it judges the guide as posterior of this model, "model" if it judges
             the model of these data.
 
-    Example:
+    Examples:
         >>> from vilvm.diagnostics.finding import Finding, Severity
         >>> print(Finding("Rate", Severity.OK, "The rate is 2 nats.", "KL ≥ 0"))
         [OK] Rate: The rate is 2 nats. (KL ≥ 0)

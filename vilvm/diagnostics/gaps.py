@@ -95,7 +95,7 @@ class Gaps:
             (Bonferroni).
         cut: what is missing for lack of time.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.diagnostics.gaps import Bound, Gaps
         >>> from vilvm.evaluation import Estimate
@@ -257,7 +257,7 @@ def gaps(
 
     Reference: Inference Suboptimality in Variational Autoencoders, Cremer, Li and Duvenaud, 2018.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.diagnostics import gaps

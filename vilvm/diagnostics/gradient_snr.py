@@ -54,7 +54,7 @@ class GroupSNR(NamedTuple):
         p_value: p-value of E g = 0.
         num_parameters: number of parameters with a gradient.
 
-    Example:
+    Examples:
         >>> from vilvm.diagnostics.gradient_snr import GroupSNR
         >>> GroupSNR(0.5, 0.1, 0.5, 0.01, 3).snr
         0.5
@@ -77,7 +77,7 @@ class GradientSNR:
         minibatch: whether the draws also differ in their data.
         false_alarm: false-alarm rate of the tests, over all groups and objectives.
 
-    Example:
+    Examples:
         >>> from vilvm.diagnostics.gradient_snr import GradientSNR, GroupSNR
         >>> groups = {"ELBO": {"W": GroupSNR(0.5, 0.1, 0.5, 0.001, 3)}}
         >>> GradientSNR(groups, 120, minibatch=False, false_alarm=0.01).finding.severity.name
@@ -175,7 +175,7 @@ def gradient_snr(
     Reference: Tighter Variational Bounds are Not Necessarily Better, Rainforth, Kosiorek, Le,
     Maddison, Igl, Wood and Teh, 2018.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.diagnostics.gradient_snr import gradient_snr

@@ -63,7 +63,7 @@ class LOO:
         own: whether data have latents of their own, which weights can seldom infer without the
             datum.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.diagnostics.loo import LOO
         >>> k = torch.tensor([0.1, 0.2])
@@ -137,7 +137,7 @@ def loo(
     Reference: Practical Bayesian Model Evaluation Using Leave-One-Out Cross-Validation and WAIC,
     Vehtari, Gelman and Gabry, 2017.
 
-    Example:
+    Examples:
         >>> from vilvm.models.eight_schools import EightSchools, eight_schools
         >>> from vilvm.diagnostics import loo
         >>> found = loo(EightSchools(guide="mean_field"), eight_schools(), num_samples=500)

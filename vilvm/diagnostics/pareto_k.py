@@ -74,7 +74,7 @@ class Recheck(NamedTuple):
         num_samples: number of draws of a repeat.
         repeats: number of independent repeats for each datum.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.diagnostics.pareto_k import Recheck
         >>> k = torch.tensor([0.9, 0.2])
@@ -118,7 +118,7 @@ class ParetoK:
             them.
         cut: what is missing for lack of time.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.diagnostics.pareto_k import ParetoK
         >>> k = torch.tensor([0.1, 0.3])
@@ -224,7 +224,7 @@ def pareto_k(
     Reference: Yes, but Did It Work?: Evaluating Variational Inference, Yao, Vehtari, Simpson and
     Gelman, 2018.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.diagnostics.pareto_k import pareto_k

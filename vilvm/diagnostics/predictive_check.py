@@ -63,7 +63,7 @@ class PredictiveCheck:
         cut: what is missing for lack of time; with fewer than 1 / false_alarm replicates no
             statistic is rejected.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.diagnostics.predictive_check import PredictiveCheck
         >>> replicated = {"mean": torch.arange(200.0).double()}
@@ -178,7 +178,7 @@ def predictive_check(
     Reference: Posterior Predictive Assessment of Model Fitness via Realized Discrepancies, Gelman,
     Meng and Stern, 1996.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.diagnostics.predictive_check import predictive_check
@@ -348,7 +348,7 @@ def default_statistics(x: Tensor) -> dict[str, Statistic]:
     Returns:
         Functions of such data, by name.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.diagnostics.predictive_check import default_statistics
         >>> list(default_statistics(torch.ones(5)))

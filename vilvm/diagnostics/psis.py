@@ -32,7 +32,7 @@ class Smoothed(NamedTuple):
             equal, so that there is no tail; ∞ where every weight is zero, or a few equal weights
             carry all.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.diagnostics.psis import psis
         >>> psis(torch.zeros(100)).ess.round()
@@ -64,7 +64,7 @@ def psis(log_weights: Tensor) -> Smoothed:
 
     Reference: Pareto Smoothed Importance Sampling, Vehtari, Simpson, Gelman, Yao and Gabry, 2024.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.diagnostics.psis import psis
         >>> smoothed = psis(torch.zeros(100, 3))

@@ -66,7 +66,7 @@ class Rates:
         false_alarm: probability of a warning for a proper pair.
         cut: what is missing for lack of time.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.diagnostics.rates import Rates
         >>> from vilvm.evaluation import Estimate
@@ -143,7 +143,7 @@ def rates(
 
     Reference: Fixing a Broken ELBO, Alemi, Poole, Fischer, Dillon, Saurous and Murphy, 2018.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.diagnostics.rates import rates

@@ -59,7 +59,7 @@ class SBC:
         false_alarm: probability that the exact posterior is rejected.
         cut: what is missing for lack of time.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.diagnostics.sbc import SBC
         >>> found = SBC(torch.arange(100)[:, None] % 10, 9, ("z",), torch.ones(1), 0.01)
@@ -141,7 +141,7 @@ def sbc(
     Reference: Validating Bayesian inference algorithms with simulation-based calibration, Talts et
     al., 2018.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.diagnostics.sbc import sbc

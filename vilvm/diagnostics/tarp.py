@@ -50,7 +50,7 @@ class TARP:
         false_alarm: probability that the exact posterior is rejected.
         cut: what is missing for lack of time.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.diagnostics.tarp import TARP
         >>> TARP(torch.arange(100) % 10, 9, 1.0, 0.01).finding.severity.name
@@ -148,7 +148,7 @@ def tarp(
     Reference: Sampling-based accuracy testing of posterior estimators for general inference, Lemos
     et al., 2023.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.diagnostics.tarp import tarp

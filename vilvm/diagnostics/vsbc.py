@@ -59,7 +59,7 @@ class VSBC:
             adjusted.
         false_alarm: probability that the exact posterior is rejected, over the 2 K tests.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.diagnostics.vsbc import VSBC
         >>> ranks = torch.arange(100)[:, None] % 10
@@ -130,7 +130,7 @@ def vsbc(
     Reference: Yes, but did it work?: Evaluating variational inference, Yao, Vehtari, Simpson and
     Gelman, 2018.
 
-    Example:
+    Examples:
         >>> import pyro, torch, vilvm
         >>> import pyro.distributions as dist
         >>> from pyro.infer.autoguide import AutoNormal

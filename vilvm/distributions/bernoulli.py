@@ -34,7 +34,7 @@ class IndependentBernoulli(TorchDistribution):
         logits: shape (*batch_shape, D).
         validate_args: whether to check parameters and values; by default as torch does.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.distributions import IndependentBernoulli
         >>> IndependentBernoulli(torch.zeros(5, 3)).log_prob(torch.ones(3)).exp()

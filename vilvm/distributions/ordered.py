@@ -46,7 +46,7 @@ class OrderedNormal(TorchDistribution):
 
     Reference: Identifying Bayesian Mixture Models, Michael Betancourt, 2017.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.distributions.ordered import OrderedNormal
         >>> prior = OrderedNormal(torch.zeros(3), 1.0)

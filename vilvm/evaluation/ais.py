@@ -58,7 +58,7 @@ class AISResult:
         protocol: data set, split, number of data, transform, seed.
         seconds: time taken.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.evaluation import Schedule, ais
         >>> from vilvm.models.ppca import PPCA
@@ -136,7 +136,7 @@ def ais(
 
     Reference: Annealed Importance Sampling, Radford M. Neal, 2001.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.evaluation import Schedule, ais
         >>> from vilvm.models.ppca import PPCA

@@ -53,7 +53,7 @@ class BDMCResult:
         schedule: the settings.
         seconds: time taken.
 
-    Example:
+    Examples:
         >>> from vilvm.evaluation import Schedule, bdmc
         >>> from vilvm.models.ppca import PPCA
         >>> schedule = Schedule(num_chains=4, num_temperatures=10)
@@ -117,7 +117,7 @@ def bdmc(
     Reference: Sandwiching the Marginal Likelihood Using Bidirectional Monte Carlo, Grosse,
     Ghahramani and Adams, 2015.
 
-    Example:
+    Examples:
         >>> from vilvm.evaluation import Schedule, bdmc
         >>> from vilvm.models.ppca import PPCA
         >>> schedule = Schedule(num_chains=4, num_temperatures=10)

@@ -36,7 +36,7 @@ class DensityGradients:
         log: receives the line that reports why compilation failed.
         compiler: makes a program of a function of tensors; Inductor by default.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.evaluation.density_gradients import DensityGradients
         >>> from vilvm.models.ppca import PPCA

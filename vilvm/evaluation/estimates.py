@@ -17,7 +17,7 @@ class Estimate(NamedTuple):
         values: shape (num_data,).
         errors: Monte Carlo standard errors, shape (num_data,).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm import Estimate
         >>> bound = Estimate(torch.tensor([-2.0, -4.0]), torch.tensor([0.3, 0.4]))
@@ -61,7 +61,7 @@ class Bounds(dict[str, Estimate]):
         bounds: the bounds that exist.
         refusal: why others do not exist; empty if they were not requested.
 
-    Example:
+    Examples:
         >>> from vilvm.evaluation import Bounds
         >>> Bounds({}, refusal="the guide is degenerate")["elbo"]
         Traceback (most recent call last):
@@ -98,7 +98,7 @@ class Evaluation:
             latent (num_data is then 1 in the shapes above).
         seconds: time taken.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm import evaluate
         >>> from vilvm.models.vae import VAE
@@ -146,7 +146,7 @@ def log_mean_error(ess: Tensor, num: int) -> Tensor:
     Returns:
         Errors in nats, of the shape of `ess`.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.evaluation.estimates import log_mean_error
         >>> log_mean_error(torch.tensor([100.0, 20.0]), 100)

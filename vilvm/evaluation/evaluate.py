@@ -93,7 +93,7 @@ def evaluate(
         ContractError: the pair breaks the contract on these data (see
             ``vilvm.weights.find_layout``), or lacks a requested bound.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm import evaluate
         >>> from vilvm.models.vae import VAE
@@ -153,7 +153,7 @@ def exact_log_evidence(lvm: Any) -> Callable[[Any], Tensor] | None:
     Returns:
         A function of a batch, or None.
 
-    Example:
+    Examples:
         >>> from vilvm.evaluation.evaluate import exact_log_evidence
         >>> from vilvm.models.vae import VAE
         >>> exact_log_evidence(VAE(data_dim=6, latent_dim=2)) is None

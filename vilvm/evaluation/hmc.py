@@ -35,7 +35,7 @@ class State(NamedTuple):
         base_gradient: gradient of log p₀, shape (S, N, D).
         target_gradient: gradient of log p(x, ·), shape (S, N, D).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.evaluation.hmc import State
         >>> u, zero = torch.zeros(1, 1, 2), torch.zeros(1, 1)
@@ -77,7 +77,7 @@ def start(joint: LogJoint, u: Tensor) -> State:
     Returns:
         State, detached.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.evaluation.hmc import start
         >>> from vilvm.models.ppca import PPCA
@@ -118,7 +118,7 @@ def transition(
     Returns:
         The new state, and the acceptance probability of each chain, shape (S, N).
 
-    Example:
+    Examples:
         >>> from functools import partial
         >>> import torch
         >>> from vilvm.evaluation.hmc import start, transition

@@ -41,7 +41,7 @@ def line(first: Tensor, second: Tensor, steps: int = 11) -> Tensor:
     Raises:
         ValueError: the ends differ in shape or are not finite, or steps is below 2.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.evaluation import line
         >>> line(torch.zeros(1, 1), torch.ones(1, 1), steps=3).flatten()
@@ -80,7 +80,7 @@ def great_circle(
 
     Reference: Sampling Generative Networks, Tom White, 2016.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.evaluation import great_circle
         >>> great_circle(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), steps=3)[0, 1]
@@ -159,7 +159,7 @@ def interpolate(
             vector a datum.
         ValueError: the ends differ in shape or are not finite, or an option is out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.evaluation import great_circle, interpolate
         >>> from vilvm.models.vae import VAE

@@ -61,7 +61,7 @@ class Ledger:
     Raises:
         ValueError: a name appears twice.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.evaluation import Ledger, compare
         >>> from vilvm.models.ppca import PPCA
@@ -202,7 +202,7 @@ def compare(
         ValueError: there is no model, or seconds name an unknown one.
         ContractError: a model cannot be run on these data; the message names it.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.evaluation import compare

@@ -23,7 +23,7 @@ class Protocol(NamedTuple):
         num_samples: Monte Carlo samples per datum.
         unit: the unit of the bound.
 
-    Example:
+    Examples:
         >>> from vilvm.evaluation import Protocol
         >>> print(Protocol("x ~ Normal", "mnist", "test", 10, "none", "0f", "iwae", 50, "nats"))
         x ~ Normal · mnist test, 10 data, as they are · IWAE-50, nats
@@ -57,7 +57,7 @@ class Difference(NamedTuple):
         mean: mean over the data.
         se: paired standard error, Monte Carlo error included.
 
-    Example:
+    Examples:
         >>> from vilvm.evaluation import Difference
         >>> print(Difference(mean=1.5, se=0.25))
         1.50 ± 0.25
@@ -88,7 +88,7 @@ class Row:
         seconds: training time, if given.
         notes: why something is missing.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.evaluation import compare
         >>> from vilvm.models.ppca import PPCA
@@ -129,7 +129,7 @@ def check_comparable(a: Row, b: Row) -> tuple[Estimate, Estimate]:
     Raises:
         ValueError: their protocols differ, or they have no bound.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.evaluation import compare
         >>> from vilvm.evaluation.ledger_rows import check_comparable
@@ -163,7 +163,7 @@ def difference(a: Estimate, b: Estimate) -> Difference:
     Returns:
         Difference.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm import Estimate
         >>> from vilvm.evaluation.ledger_rows import difference

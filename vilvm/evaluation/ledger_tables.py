@@ -29,7 +29,7 @@ def rich_tables(protocol: Protocol, rows: Sequence[Row], width: int) -> Iterator
     Returns:
         The tables; the first column is repeated in each.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.evaluation import compare
         >>> from vilvm.evaluation.ledger_tables import rich_tables
@@ -76,7 +76,7 @@ def markdown(protocol: Protocol, rows: Sequence[Row]) -> str:
     Returns:
         The text of the table.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.evaluation import compare
         >>> from vilvm.evaluation.ledger_tables import markdown
@@ -105,7 +105,7 @@ def filled(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     Returns:
         Heads, and the cells of each row.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.evaluation import compare
         >>> from vilvm.evaluation.ledger_tables import filled
@@ -173,7 +173,7 @@ def record(row: Row, best: Row) -> dict[str, Any]:
     Returns:
         Numbers and texts by name.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.evaluation import compare
         >>> from vilvm.evaluation.ledger_tables import record

@@ -45,7 +45,7 @@ def reconstruct(
     Raises:
         ContractError: the model observes several sites, or one of another shape.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.evaluation import reconstruct
         >>> from vilvm.models.vae import VAE
@@ -87,7 +87,7 @@ def squared_error(
     Raises:
         ContractError: the data are not one tensor, or the model observes something else.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.evaluation import squared_error
@@ -118,7 +118,7 @@ class Decibels(NamedTuple):
         value: the ratio.
         se: its standard error as an estimate for new data, by the delta method.
 
-    Example:
+    Examples:
         >>> from vilvm.evaluation import Decibels
         >>> Decibels(value=20.0, se=0.1).value
         20.0
@@ -145,7 +145,7 @@ def psnr(restored: Tensor, clean: Tensor, peak: float = 1.0) -> Decibels:
     Raises:
         ValueError: the shapes differ, or a tensor is not finite.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.evaluation import psnr
         >>> round(psnr(torch.full((2, 9), 0.1), torch.zeros(2, 9)).value, 3)

@@ -41,7 +41,7 @@ class SamplePasses:
         log: receives the line that reports why compilation failed.
         compiler: makes a program of a function of tensors; Inductor by default.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm import prepare
         >>> from vilvm.evaluation.sample_passes import SamplePasses

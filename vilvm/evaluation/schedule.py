@@ -31,7 +31,7 @@ class Schedule:
     Reference: On the Quantitative Analysis of Decoder-Based Generative Models, Wu, Burda,
     Salakhutdinov and Grosse, 2017 (sigmoid path).
 
-    Example:
+    Examples:
         >>> from vilvm.evaluation import Schedule
         >>> Schedule(num_temperatures=4, path="linear").betas()
         [0.0, 0.25, 0.5, 0.75, 1.0]
@@ -80,7 +80,7 @@ def check_schedule(who: str, schedule: Any) -> Schedule:
     Raises:
         ValueError: it is neither.
 
-    Example:
+    Examples:
         >>> from vilvm.evaluation.schedule import check_schedule
         >>> check_schedule("ais", None).num_chains
         16

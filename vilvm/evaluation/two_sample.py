@@ -51,7 +51,7 @@ class TwoSample(NamedTuple):
             training data.
         num_draws: the number of draws, and of data.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.evaluation import two_sample_test
         >>> two_sample_test(torch.zeros(50, 3), torch.ones(50, 3)).num_draws
@@ -85,7 +85,7 @@ def two_sample_test(
 
     Reference: Revisiting Classifier Two-Sample Tests, David Lopez-Paz and Maxime Oquab, 2017.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.evaluation import two_sample_test
         >>> two_sample_test(torch.zeros(50, 3), torch.ones(50, 3)).accuracy
@@ -140,7 +140,7 @@ class Features:
         layers: weight and bias of each hidden layer.
         accuracy: accuracy of the classifier on data that it was not trained on.
 
-    Example:
+    Examples:
         >>> import numpy as np, torch
         >>> from vilvm.evaluation import Features
         >>> features = Features([(np.ones((3, 2)), np.zeros(2))], accuracy=1.0)
@@ -177,7 +177,7 @@ def fit_features(
     Raises:
         ValueError: the data have no labels, are fewer than 20, or are not one tensor.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm import Data
         >>> from vilvm.evaluation import fit_features
@@ -229,7 +229,7 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     Reference: GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium,
     Heusel et al., 2017.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from vilvm.evaluation import frechet_distance
         >>> x = np.random.default_rng(0).normal(size=(100, 3))

@@ -114,7 +114,7 @@ def to_datatree(
     Reference: ArviZ: a modular and flexible library for exploratory analysis of Bayesian models,
     Martin et al., 2026.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.export import to_datatree

@@ -28,7 +28,7 @@ def save(tree: xr.DataTree, path: str | Path) -> Path:
     Raises:
         ValueError: `tree` is not a DataTree, or `path` is a folder or not the name of a file.
 
-    Example:
+    Examples:
         >>> import tempfile, torch
         >>> from vilvm.export import load, save, to_datatree
         >>> from vilvm.models.vae import VAE
@@ -67,7 +67,7 @@ def load(path: str | Path) -> xr.DataTree:
         ValueError: the file is not netCDF, is truncated, was not written by ``save``, refers to
             another file, or refers to one object twice.
 
-    Example:
+    Examples:
         >>> import tempfile, torch
         >>> from vilvm.export import load, save, to_datatree
         >>> from vilvm.models.vae import VAE

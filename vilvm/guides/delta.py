@@ -34,7 +34,7 @@ def delta(codes: Tensor) -> dist.Delta:
 
     Reference: Deep Learning, Goodfellow, Bengio and Courville, 2016, chapter 14.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.guides import delta
         >>> q = delta(torch.zeros(5, 2))
@@ -56,7 +56,7 @@ def flat_prior(latent_dim: int) -> dist.ImproperUniform:
     Raises:
         ValueError: `latent_dim` is not a whole number, at least 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.guides import flat_prior
         >>> flat_prior(2).log_prob(torch.zeros(5, 2))

@@ -67,7 +67,7 @@ class WithLocalGuide(Wrapped):
         NotApplicable: the guide draws a latent that has no reparametrised gradient, or from a
             distribution that cannot be built from its parameters.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.guides import WithLocalGuide
         >>> from vilvm.models.ppca import PPCA
@@ -223,7 +223,7 @@ def fit_local_guide(
     Reference: Inference Suboptimality in Variational Autoencoders, Chris Cremer, Xuechen Li and
     David Duvenaud, 2018.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.guides import fit_local_guide

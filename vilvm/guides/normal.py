@@ -23,7 +23,7 @@ def normal(out: Tensor) -> dist.Independent:
 
     Reference: Auto-Encoding Variational Bayes, Diederik P. Kingma and Max Welling, 2014.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.guides import normal
         >>> normal(torch.zeros(5, 4)).event_shape

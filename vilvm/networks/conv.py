@@ -28,7 +28,7 @@ class ConvEncoder(nn.Module):
     Raises:
         ValueError: `side` is not divisible by 2^len(channels), or a size is not positive.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.networks import ConvEncoder
         >>> ConvEncoder(28, 10)(torch.zeros(5, 3, 784)).shape
@@ -75,7 +75,7 @@ class ConvDecoder(nn.Module):
     Raises:
         ValueError: `side` is not divisible by 2^len(channels), or a size is not positive.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.networks import ConvDecoder
         >>> ConvDecoder(10, 28)(torch.zeros(5, 3, 10)).shape

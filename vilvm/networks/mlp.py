@@ -30,7 +30,7 @@ def mlp(
     Raises:
         ValueError: a size is not a positive integer.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.networks import mlp
         >>> mlp(784, (400,), 20)(torch.zeros(5, 3, 784)).shape

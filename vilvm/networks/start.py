@@ -24,7 +24,7 @@ def start_at_mean(layer: nn.Module, mean: Tensor, likelihood: str) -> None:
 
     Reference: Importance Weighted Autoencoders, Burda, Grosse and Salakhutdinov, 2016.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.networks import start_at_mean
         >>> layer = torch.nn.Linear(2, 3)

@@ -52,7 +52,7 @@ class Annealed(ELBO):
 
     Reference: Generating Sentences from a Continuous Space, Bowman et al., 2016.
 
-    Example:
+    Examples:
         >>> from pyro.infer import Trace_ELBO
         >>> from vilvm.objectives import Annealed
         >>> Annealed(Trace_ELBO(), warmup=1000).weight

@@ -70,7 +70,7 @@ def rank_histograms(
     Reference: Validating Bayesian Inference Algorithms with Simulation-Based Calibration, Talts,
     Betancourt, Simpson, Vehtari and Gelman, 2018.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.plots import rank_histograms
         >>> len(rank_histograms(torch.randint(0, 51, (200, 3)), num_draws=50).axes)
@@ -119,7 +119,7 @@ def rank_ecdf(
     Reference: Graphical Test for Discrete Uniformity and Its Applications in Goodness-of-Fit
     Evaluation and Multiple Sample Comparison, Säilynoja, Bürkner and Vehtari, 2022.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.plots import rank_ecdf
         >>> rank_ecdf(torch.randint(0, 51, (200, 3)), num_draws=50).axes[0].get_ylabel()
@@ -181,7 +181,7 @@ def coverage_curve(
     Reference: Sampling-Based Accuracy Testing of Posterior Estimators for General Inference,
     Lemos, Coogan, Hezaveh and Perreault-Levasseur, 2023.
 
-    Example:
+    Examples:
         >>> from vilvm.plots import coverage_curve
         >>> coverage_curve([0.0, 0.5, 1.0], [0.0, 0.4, 1.0], 100).axes[0].get_ylabel()
         'expected coverage'

@@ -24,7 +24,7 @@ def elbo_curves(history: Any) -> Figure:
     Returns:
         The figure; all quantities are in nats per datum.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.plots import elbo_curves
@@ -75,7 +75,7 @@ def curves(
     Returns:
         The figure.
 
-    Example:
+    Examples:
         >>> from vilvm.plots import curves
         >>> figure = curves([1, 10], {"ELBO": [-3, -2]}, {"ELBO": [0.1, 0.1]}, ("draws", "nats"))
         >>> figure.axes[0].get_xlabel()

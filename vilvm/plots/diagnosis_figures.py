@@ -39,7 +39,7 @@ def diagnosis_figures(
     Returns:
         The figures; a finding without a plot has none.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.diagnostics import pareto_k
         >>> from vilvm.models.ppca import PPCA

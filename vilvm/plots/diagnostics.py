@@ -35,7 +35,7 @@ def pareto_k(k: Any, threshold: float = 0.7, index: Any = None) -> Figure:
 
     Reference: Pareto Smoothed Importance Sampling, Vehtari, Simpson, Gelman, Yao and Gabry, 2024.
 
-    Example:
+    Examples:
         >>> from vilvm.plots import pareto_k
         >>> pareto_k([0.2, 0.9]).axes[0].get_ylabel()
         'Pareto k̂'
@@ -86,7 +86,7 @@ def gap_bars(
     Returns:
         The figure.
 
-    Example:
+    Examples:
         >>> from vilvm.plots import gap_bars
         >>> gap_bars({"inference gap": (1.2, 0.1)}).axes[0].get_xlabel()
         'nats per datum, ± 1 SE'
@@ -120,7 +120,7 @@ def kl_bars(kl: Any, active: Any = None, unit: str = "nats per datum") -> Figure
     Raises:
         ValueError: an array is empty or has more than one dimension.
 
-    Example:
+    Examples:
         >>> from vilvm.plots import kl_bars
         >>> figure = kl_bars([0.0, 2.0], [False, True])
         >>> [label.get_text() for label in figure.axes[0].get_legend().get_texts()]
@@ -165,7 +165,7 @@ def elbo_tail(elbo: Any, tail: int, steps: Any = None) -> Figure:
     Raises:
         ValueError: the tail is empty or longer than the records.
 
-    Example:
+    Examples:
         >>> from vilvm.plots import elbo_tail
         >>> elbo_tail([-9.0, -3.0, -3.1], tail=2).axes[0].get_ylabel()
         'ELBO (nats)'
@@ -209,7 +209,7 @@ def predictive_check(
     Raises:
         ValueError: `replicated` is empty or has more than one dimension.
 
-    Example:
+    Examples:
         >>> from vilvm.plots import predictive_check
         >>> predictive_check([0.1, 0.2, 0.4], 0.3, "mean").axes[0].get_xlabel()
         'mean'

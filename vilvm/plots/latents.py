@@ -35,7 +35,7 @@ def latent_scatter(lvm: LatentVariableModel, data: Any, count: int = 3000) -> Fi
         ValueError: the model has several latents, or its latent is not a vector; `count` is
             below 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.plots import latent_scatter
@@ -70,7 +70,7 @@ def planes(
     Returns:
         The figure.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.plots import planes
         >>> figure = planes({"a": torch.randn(5, 2), "b": torch.randn(6, 2)}, torch.randn(9, 2))

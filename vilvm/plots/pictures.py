@@ -51,7 +51,7 @@ def picture_rows(
     Raises:
         ValueError: there is no row, or rows have different numbers of pictures.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.plots import picture_rows
         >>> figure = picture_rows({"data": torch.rand(3, 4), "model": torch.rand(3, 4)}, (2, 2))
@@ -84,7 +84,7 @@ def reconstructions(lvm: LatentVariableModel, data: Any, count: int = 12) -> Fig
     Raises:
         ValueError: `count` is below 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.plots import reconstructions
@@ -115,7 +115,7 @@ def prior_samples(
     Raises:
         ValueError: `count` is below 1, or `seed` is not a seed.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.plots import prior_samples
@@ -153,7 +153,7 @@ def interpolations(
     Raises:
         ValueError: there are fewer than two data, `pairs` is below 1 or `steps` below 2.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.plots import interpolations
@@ -191,7 +191,7 @@ def interpolations_by_model(
     Raises:
         ValueError: there are fewer than two data, or `steps` is below 2.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.evaluation.interpolation import line
         >>> from vilvm.models.vae import VAE
@@ -232,7 +232,7 @@ def samples_by_model(
     Raises:
         ValueError: `count` is below 1, or `seed` is not a seed.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.plots import samples_by_model
@@ -264,7 +264,7 @@ def restorations(lvm: LatentVariableModel, data: Any, count: int = 12) -> Figure
     Raises:
         ValueError: the data are not pairs, or `count` is below 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.denoising_autoencoder import DenoisingAutoencoder
         >>> from vilvm.plots import restorations
@@ -306,7 +306,7 @@ def manifold(lvm: LatentVariableModel, data: Any, side: int = 20) -> Figure:
     Raises:
         ValueError: the latent is not two-dimensional, or `side` is below 1.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.plots import manifold

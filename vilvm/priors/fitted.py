@@ -55,7 +55,7 @@ class FittedPrior(nn.Module):
             scale_tril of the affine map at its end.
         layers: of a flow; each maps codes closer to N(0, I).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.priors import FittedPrior
         >>> prior = FittedPrior("z", "diagonal", {"mean": torch.zeros(2), "scale": torch.ones(2)})
@@ -161,7 +161,7 @@ def fit_prior(
     Hoffman and Johnson, 2016; Masked Autoregressive Flow for Density Estimation, Papamakarios,
     Pavlakou and Murray, 2017.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.autoencoder import Autoencoder
         >>> from vilvm.priors import fit_prior

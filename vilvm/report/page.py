@@ -59,7 +59,7 @@ class Table(NamedTuple):
         head: names of the columns.
         rows: each with as many cells as the head; the first cell names the row.
 
-    Example:
+    Examples:
         >>> from vilvm.report import Page, Table
         >>> table = Table(["model", "ELBO"], [["PPCA", -3.25]])
         >>> "−3.25" in Page("Models", tables={"On digits": table}).html()
@@ -93,7 +93,7 @@ class Page:
     Raises:
         ValueError: `finding_figures` names a finding that is not among `findings`.
 
-    Example:
+    Examples:
         >>> from vilvm.report import Page
         >>> html = Page("PPCA", summary={"ELBO (nats per datum)": -3.25}).html()
         >>> "−3.25" in html, "<script" in html

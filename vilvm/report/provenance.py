@@ -28,7 +28,7 @@ def environment(
     Returns:
         The values by name; device, seed and commit are left out if unknown.
 
-    Example:
+    Examples:
         >>> from vilvm.report import environment
         >>> environment("cpu", seed=3)["seed"]
         '3'
@@ -59,7 +59,7 @@ def command(module: str, options: Mapping[str, Any]) -> str:
     Returns:
         The command.
 
-    Example:
+    Examples:
         >>> from vilvm.report import command
         >>> options = {"latent": 20, "batch_size": 9, "quick": True, "lr": None}
         >>> command("examples.vae_mnist", options)

@@ -78,7 +78,7 @@ def save(folder: Path, step: int, state: Any) -> Path:
         CheckpointError: the state holds something that is neither a tensor nor plain data.
         OSError: it cannot be written.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from pathlib import Path
         >>> import torch
@@ -119,7 +119,7 @@ def sweep(folder: Path) -> None:
     Arguments:
         folder: of the checkpoints of a run.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from pathlib import Path
         >>> import torch
@@ -148,7 +148,7 @@ def latest(folder: Path) -> Path | None:
     Raises:
         CheckpointError: `folder` exists and cannot be read as a folder.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from pathlib import Path
         >>> import torch
@@ -177,7 +177,7 @@ def load(checkpoint: Path, device: torch.device | str = "cpu") -> Any:
         CheckpointError: the checkpoint is truncated, altered, of another run, of another program,
             or of another version.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from pathlib import Path
         >>> import torch
@@ -296,7 +296,7 @@ def spoiled(checkpoint: Path, what: str) -> CheckpointError:
         checkpoint: the folder of one checkpoint.
         what: the fault, as a clause.
 
-    Example:
+    Examples:
         >>> from pathlib import Path
         >>> from vilvm.training.checkpoint import spoiled
         >>> print(spoiled(Path("run/checkpoint/step-000000010"), "it is altered"))
@@ -321,7 +321,7 @@ def identify(folder: Path) -> str | None:
     Raises:
         CheckpointError: there are checkpoints, but no identity.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from pathlib import Path
         >>> import torch
@@ -371,7 +371,7 @@ def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     Raises:
         CheckpointError: it holds something that is neither a tensor nor plain data.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.training.checkpoint import pack
         >>> pack({"mean": torch.ones(2), "shape": (1, 2)}, {})
@@ -422,7 +422,7 @@ def order_of(tensor: Tensor) -> list[int]:
     Arguments:
         tensor: of any shape.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.training.checkpoint import order_of
         >>> order_of(torch.zeros(2, 3).t()), order_of(torch.zeros(2, 3))
@@ -461,7 +461,7 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
     Raises:
         LookupError, TypeError, ValueError: `value` is not the output of ``pack``.
 
-    Example:
+    Examples:
         >>> from vilvm.training.checkpoint import pack, unpack
         >>> unpack(pack({"shape": (1, 2)}, {}), {})
         {'shape': (1, 2)}

@@ -75,7 +75,7 @@ class CompiledStep:
             own, whose steps a torch optimizer counts separately, so the optimizer is stepped after
             the graph.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from pyro.infer import Trace_ELBO
         >>> from vilvm._compile import graph

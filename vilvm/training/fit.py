@@ -157,7 +157,7 @@ def fit(
             checkpoint.
         ValueError: an argument is out of range.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.vae import VAE
         >>> x = torch.bernoulli(torch.full((64, 6), 0.5))

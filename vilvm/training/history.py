@@ -38,7 +38,7 @@ class Record:
         seconds: of training so far, with validation.
         data_per_second: throughput since the row before, without validation.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.vae import VAE
         >>> record = vilvm.fit(VAE(6, 2), torch.zeros(64, 6), steps=50).history[-1]
@@ -67,7 +67,7 @@ class History:
     Arguments:
         records: in the order of their steps.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.vae import VAE
         >>> history = vilvm.fit(VAE(6, 2), torch.zeros(64, 6), steps=150).history
@@ -153,7 +153,7 @@ def next_record(last: int, epoch_steps: int) -> int:
         that is at least 50 steps, and a twentieth of the steps so far, after `last`, so that
         validation takes a small part of the time.
 
-    Example:
+    Examples:
         >>> from vilvm.training.history import next_record
         >>> next_record(0, epoch_steps=469), next_record(100, epoch_steps=7)
         (469, 156)

@@ -42,7 +42,7 @@ def adam(device: torch.device) -> OptimizerFactory:
     Returns:
         A function that makes the optimizer of parameters.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.training.optimizers import adam
         >>> adam(torch.device("cpu"))([torch.nn.Parameter(torch.zeros(2))]).defaults["lr"]
@@ -69,7 +69,7 @@ def one_cycle(lr: float, steps: int) -> dict[str, Any]:
     Reference: Super-Convergence: Very Fast Training of Neural Networks Using Large Learning Rates,
     Smith and Topin, 2018.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.training import one_cycle
@@ -112,7 +112,7 @@ class ByName:
         optimizer: makes a torch optimizer of groups of parameters.
         options: of the name of a parameter, returns its options.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.training.optimizers import ByName
         >>> named = {"a": torch.nn.Parameter(torch.zeros(2))}
@@ -182,7 +182,7 @@ def by_name(
         ValueError: an argument is not a function; or, later in ``fit``, the options are not a dict
             or are unknown to the optimizer.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.training import by_name
@@ -216,7 +216,7 @@ def make_optimizer(factory: Any, named: Mapping[str, Any]) -> torch.optim.Optimi
     Raises:
         ValueError: it is not a torch optimizer of exactly these parameters, or needs a closure.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.training.optimizers import make_optimizer
         >>> named = {"a": torch.nn.Parameter(torch.zeros(2))}
@@ -324,7 +324,7 @@ def check_length(scheduler: Any, steps: int, unit: str = "steps") -> None:
         steps: how many steps it will take.
         unit: of these steps, for the error.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.training.optimizers import check_length
         >>> sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1)
@@ -366,7 +366,7 @@ def make_scheduler(factory: Any, optimizer: torch.optim.Optimizer) -> Any:
     Raises:
         ValueError: it is not a scheduler of this optimizer.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.training.optimizers import make_scheduler
         >>> sgd = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1)

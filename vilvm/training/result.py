@@ -16,7 +16,7 @@ class Event(NamedTuple):
         lvm: the model with its current parameters.
         history: the records so far, the newest last.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.vae import VAE
         >>> def enough(event):
@@ -47,7 +47,7 @@ class Fit:
         protocol: the data trained on; see ``Data.protocol``.
         settings: all that a checkpoint must agree with to be resumed.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.vae import VAE
         >>> fitted = vilvm.fit(VAE(6, 2), torch.zeros(64, 6), steps=5)

@@ -74,7 +74,7 @@ def check_objective(objective: Any, enumerated: tuple[str, ...] = ()) -> None:
         ValueError: it has no loss to minimise, or one whose finiteness cannot be checked.
         ContractError: it does not sum over the enumerated latents.
 
-    Example:
+    Examples:
         >>> from pyro.infer import Trace_ELBO
         >>> from vilvm.training.step import check_objective
         >>> check_objective(Trace_ELBO())
@@ -123,7 +123,7 @@ def nest(
     Returns:
         What was changed: object, attribute and old value.
 
-    Example:
+    Examples:
         >>> from pyro.infer import Trace_ELBO
         >>> from vilvm.training.step import nest
         >>> elbo = Trace_ELBO()
@@ -161,7 +161,7 @@ class EagerStep:
         optimizer: of all trainable parameters.
         clip: largest norm of the gradient of the loss per datum, or None.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pyro.infer import Trace_ELBO
         >>> from vilvm.models.vae import VAE
@@ -260,7 +260,7 @@ def no_gradient(lvm: object, objective: object) -> ContractError:
     Arguments:
         lvm, objective: named in the error.
 
-    Example:
+    Examples:
         >>> from vilvm.training.step import no_gradient
         >>> type(no_gradient(object(), object())).__name__
         'ContractError'
@@ -294,7 +294,7 @@ def backward(
     Returns:
         The divided loss, nats, float64, a scalar.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from pyro.infer import Trace_ELBO
         >>> from vilvm.models.vae import VAE

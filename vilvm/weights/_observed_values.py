@@ -70,7 +70,7 @@ def undrawable(lvm: LatentVariableModel, batch: Any) -> tuple[str, ...]:
     Returns:
         Their names.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights.simulation import undrawable
@@ -110,7 +110,7 @@ def visible_latents(
     Returns:
         By latent with masked entries, Booleans of the shape of one draw, (*plates, *event).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights import find_layout
@@ -154,7 +154,7 @@ def put_in(lvm: LatentVariableModel, batch: Any, values: Mapping[str, Tensor]) -
         ContractError: a site observes a tensor that is neither in the batch nor a view of one that
             is; or a value has another shape.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights.simulation import put_in

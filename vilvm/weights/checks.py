@@ -21,7 +21,7 @@ def check_batch(batch: Any) -> None:
     Raises:
         ContractError: it is or holds something else, or it is empty.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.weights.checks import check_batch
         >>> check_batch({"x": torch.zeros(4, 6)})
@@ -74,7 +74,7 @@ def check_full_size(who: str, layout: Any, num_data: int, *also: int) -> None:
     Raises:
         ContractError: the plate declares another number.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights import find_layout

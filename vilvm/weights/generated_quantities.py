@@ -86,7 +86,7 @@ def replay(
         ContractError: the pair breaks the contract, a latent is unknown or of another shape, or a
             prior cannot be drawn from.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights.generated_quantities import replay

@@ -70,7 +70,7 @@ def guide_log_prob(
             that it has no density at given latents; or a latent is missing, or has another shape
             than the guide's.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights.guide_density import guide_log_prob
@@ -173,7 +173,7 @@ def divergences(
     Raises:
         ContractError: the pair breaks the contract on this batch, or the data share a latent.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights.guide_density import divergences

@@ -46,7 +46,7 @@ def posterior(
         ContractError: the pair breaks the contract on this batch (see
             ``vilvm.weights.find_layout``).
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.vae import VAE
         >>> lvm, x = VAE(data_dim=6, latent_dim=2), torch.zeros(4, 6)
@@ -80,7 +80,7 @@ def posterior_mean(
         ContractError: the pair breaks the contract on this batch, or a latent has no mean (a
             Categorical).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights import posterior_mean
@@ -179,7 +179,7 @@ def resample(
     Reference: A noniterative sampling/importance resampling alternative to the data augmentation
     algorithm, Donald B. Rubin, 1987.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.vae import VAE
         >>> lvm, x = VAE(data_dim=6, latent_dim=2), torch.zeros(4, 6)
@@ -220,7 +220,7 @@ def picked_by_weight(
     Returns:
         LogWeights of shape (num_samples, num_data), in nats per datum.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights import find_layout, log_weights

@@ -182,7 +182,7 @@ def find_layout(
             draws its own subsample.
         NotApplicable: the guide has parameters per datum, and the batch holds other data.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights import find_layout

@@ -68,7 +68,7 @@ class LogJoint:
         ContractError: the pair breaks the contract on this batch; a latent is discrete, degenerate
             or has a flat prior; there is no latent; or a plate subsamples its data.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights.log_joint import LogJoint

@@ -146,7 +146,7 @@ def log_weights(
         NonFiniteError: a ContractError: a log-density is NaN or +inf; the message names site and
             datum.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.vae import VAE
         >>> lvm, x = VAE(data_dim=6, latent_dim=2), torch.zeros(4, 6)
@@ -192,7 +192,7 @@ def weight_chunks(
     Raises:
         ContractError: as ``log_weights``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights import weight_chunks
@@ -237,7 +237,7 @@ def weigh(
     Raises:
         NonFiniteError: a log-density is NaN or +inf; the message names site and datum.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights import find_layout, weigh
@@ -278,7 +278,7 @@ def sample_pass(
     Returns:
         LogWeights of shape (num_samples or 1, num_data), in nats per datum.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights import find_layout, sample_pass
@@ -312,7 +312,7 @@ def log_weights_pass(lvm: LatentVariableModel, layout: Layout) -> Pass:
         A Pass whose values are "log_guides", "log_priors", "log_likelihoods", "latents" and
         "drawn", each by site, in nats.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights import find_layout

@@ -61,7 +61,7 @@ def predict(
         ContractError: a latent has no value, the model cannot run without a batch, or a likelihood
             has no mean.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights import predict
@@ -109,7 +109,7 @@ def replicate(
         ContractError: a latent has no value or one of another shape, or the model cannot run
             without a batch.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights import replicate
@@ -169,7 +169,7 @@ def observed(lvm: LatentVariableModel, batch: Any) -> dict[str, Tensor]:
     Raises:
         ContractError: the pair cannot run on this batch.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights import observed

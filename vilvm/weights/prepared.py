@@ -64,7 +64,7 @@ class Part:
         layout: the layout of this batch.
         start: index of its first datum in the prepared data.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm import prepare
         >>> from vilvm.models.vae import VAE
@@ -135,7 +135,7 @@ class Prepared:
         protocol: data set, split, number of data and transform.
         generators: states of torch's generators after the preparation.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm import prepare
         >>> from vilvm.models.vae import VAE
@@ -267,7 +267,7 @@ def prepare(
             ``vilvm.weights.find_layout``), or subsamples a plate whose data share one weight.
         ValueError: the data are empty or not finite, or an option is out of range.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm import evaluate, prepare
         >>> from vilvm.models.vae import VAE
@@ -303,7 +303,7 @@ def prepared_of(
     Raises:
         ValueError: data are missing or given twice, or an option contradicts the ``Prepared``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights.prepared import prepared_of
@@ -354,7 +354,7 @@ def pair_and_data(
     Raises:
         ValueError: data are missing or given twice, or the seed contradicts the ``Prepared``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights.prepared import pair_and_data
@@ -381,7 +381,7 @@ def require_weights(who: str, lvm: object, layout: Layout) -> None:
     Raises:
         ContractError: the guide is degenerate, or a prior is flat.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights import find_layout
@@ -411,7 +411,7 @@ def rows_in_a_pass(device: torch.device) -> int:
     Returns:
         A number of draws.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.weights.prepared import rows_in_a_pass
         >>> rows_in_a_pass(torch.device("cpu"))

@@ -73,7 +73,7 @@ def sample(
         ContractError: the model cannot run without a batch, and `like` is not given; or a
             likelihood has no mean.
 
-    Example:
+    Examples:
         >>> import vilvm
         >>> from vilvm.models.vae import VAE
         >>> vilvm.sample(VAE(data_dim=6, latent_dim=2), 3)["x"].shape
@@ -104,7 +104,7 @@ def draws_by_site(
     Raises:
         ContractError: as ``sample``.
 
-    Example:
+    Examples:
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights.sampling import draws_by_site
         >>> draws_by_site(VAE(data_dim=6, latent_dim=2), 3)["x"].axis

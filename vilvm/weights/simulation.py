@@ -113,7 +113,7 @@ def simulate(
         ContractError: the model reads its batch, and none is given; or it observes values that are
             not an unchanged part of the batch.
 
-    Example:
+    Examples:
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights import simulate
         >>> tuple(len(s.batch) for s in simulate(VAE(data_dim=6, latent_dim=2), 5, batch_size=3))
@@ -153,7 +153,7 @@ def simulating(lvm: LatentVariableModel, like: Any, seed: int) -> Iterator[Any]:
     Returns:
         A context that gives the batch `like` on the device of the model, or None.
 
-    Example:
+    Examples:
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights.simulation import simulating, simulations
         >>> lvm = VAE(data_dim=6, latent_dim=2)
@@ -194,7 +194,7 @@ def simulations(
     Raises:
         ContractError: as ``simulate``.
 
-    Example:
+    Examples:
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights.simulation import simulations
         >>> [part.size for part in simulations(VAE(data_dim=6, latent_dim=2), 5, batch_size=3)]
@@ -288,7 +288,7 @@ def batches(
     Raises:
         ContractError: as ``simulate``.
 
-    Example:
+    Examples:
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.weights.simulation import batches
         >>> batch, sites = next(batches(VAE(data_dim=6, latent_dim=2), 5))

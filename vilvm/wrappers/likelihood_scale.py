@@ -35,7 +35,7 @@ class WithLikelihoodScale(Wrapped):
         site: the name of its observed site.
         scale: σ, a scalar tensor.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.linear_autoencoder import LinearAutoencoder
         >>> from vilvm.wrappers import WithLikelihoodScale
@@ -87,7 +87,7 @@ def fit_likelihood_scale(
     Reference: Simple and Effective VAE Training with Calibrated Decoders, Rybkin, Daniilidis and
     Levine, 2021.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.linear_autoencoder import LinearAutoencoder
         >>> from vilvm.wrappers.likelihood_scale import fit_likelihood_scale

@@ -32,7 +32,7 @@ class PartlyObserved(Wrapped):
         observed: Boolean, the shape of one datum, True for an observed component.
         site: the name of the observed site.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.wrappers import PartlyObserved
@@ -101,7 +101,7 @@ def partly_observed(
     Reference: Stochastic Backpropagation and Approximate Inference in Deep Generative Models,
     Rezende, Mohamed and Wierstra, 2014.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.vae import VAE
         >>> from vilvm.wrappers.partly_observed import partly_observed

@@ -47,7 +47,7 @@ class WithGuide(Wrapped):
     Raises:
         ContractError: `encoder` or `lvm` is not a ``torch.nn.Module``.
 
-    Example:
+    Examples:
         >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.networks import mlp
         >>> from vilvm.wrappers import WithGuide
@@ -146,7 +146,7 @@ def with_guide(
     Raises:
         ContractError: `encoder` or `lvm` is not a ``torch.nn.Module``.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.autoencoder import Autoencoder
         >>> from vilvm.networks import mlp
@@ -197,7 +197,7 @@ def fit_guide(
         ContractError: the model has another latent than one vector for each datum, or a flat
             prior.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.autoencoder import Autoencoder
         >>> from vilvm.priors import fit_prior

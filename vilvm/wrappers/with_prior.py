@@ -21,7 +21,7 @@ class WithPrior(Wrapped):
     Raises:
         ContractError: `prior` is not a ``FittedPrior``.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.models.autoencoder import Autoencoder
         >>> from vilvm.priors import fit_prior
@@ -83,7 +83,7 @@ def with_prior(lvm: torch.nn.Module, prior: FittedPrior) -> WithPrior:
         ContractError: `prior` is not a ``FittedPrior``; or, when the model runs, there is no such
             latent, or it has another shape.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.autoencoder import Autoencoder
         >>> from vilvm.priors import fit_prior

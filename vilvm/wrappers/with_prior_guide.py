@@ -23,7 +23,7 @@ class WithPriorGuide(Wrapped):
         lvm: the inner model.
         frozen: whether a new parameter of the inner model is an error.
 
-    Example:
+    Examples:
         >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.wrappers import WithPriorGuide
         >>> WithPriorGuide(PPCA(data_dim=3, latent_dim=1)).keeps_model
@@ -55,7 +55,7 @@ def with_prior_guide(lvm: torch.nn.Module) -> WithPriorGuide:
     Returns:
         The model, which shares its parameters with `lvm`.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.models.ppca import PPCA
         >>> from vilvm.wrappers import with_prior_guide

@@ -53,7 +53,7 @@ def arrays(
         ValueError: a file is missing, empty, truncated, pickled or of another kind, or an array
             holds NaN or text, is empty, or does not fit the other split.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.data.datasets import arrays
         >>> [len(split) for split in arrays(torch.rand(100, 3))]

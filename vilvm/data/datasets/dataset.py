@@ -19,7 +19,7 @@ class Dataset(NamedTuple):
         validation: the validation data.
         test: the test data.
 
-    Example:
+    Examples:
         >>> from vilvm.data.datasets import digits
         >>> dataset = digits()
         >>> dataset.name, len(dataset.train), len(dataset.validation), len(dataset.test)
@@ -63,7 +63,7 @@ def carve(train: Data, validation: int, seed: int) -> tuple[Data, Data]:
     Raises:
         ValueError: `validation` is below 1, or leaves no training data.
 
-    Example:
+    Examples:
         >>> import torch, vilvm
         >>> from vilvm.data.datasets import carve
         >>> train, validation = carve(vilvm.Data(torch.rand(10, 3)), validation=2, seed=0)

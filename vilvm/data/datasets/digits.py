@@ -31,7 +31,7 @@ def digits(
     Raises:
         ValueError: `validation` is out of range.
 
-    Example:
+    Examples:
         >>> from vilvm.data.datasets import digits
         >>> digits(validation=100).train.x.shape
         torch.Size([1400, 64])

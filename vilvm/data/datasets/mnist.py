@@ -54,7 +54,7 @@ def mnist(
             the folder for them.
         ValueError: a file on disk is truncated or altered, or `validation` is out of range.
 
-    Example:
+    Examples:
         >>> from vilvm.data.datasets import mnist
         >>> try:
         ...     mnist("/a/folder/without/the/files", download=False)

@@ -60,7 +60,7 @@ def on_disk(
         ValueError: a file is missing, empty, truncated or of another kind, has no rows, or holds
             values that are not real numbers.
 
-    Example:
+    Examples:
         >>> import numpy as np, pathlib, tempfile, torch, vilvm
         >>> from vilvm.models.vae import VAE
         >>> with tempfile.TemporaryDirectory() as folder:

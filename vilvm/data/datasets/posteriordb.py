@@ -29,7 +29,7 @@ class ReferencePosterior(NamedTuple):
         data: by name in posteriordb; an array is a float32 tensor, a number stays a number.
         draws: by scalar parameter, such as "beta[1]"; float64, shape (num_chains, num_draws).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.data.datasets import ReferencePosterior
         >>> ReferencePosterior("a-b", {}, {"mu": torch.tensor([[1.0, 3.0]])}).mean("mu")
@@ -66,7 +66,7 @@ def posteriordb(name: str, folder: str | Path | None = None) -> ReferencePosteri
         FileNotFoundError: a file is missing; the message lists the posteriors in the folder.
         ValueError: a file is truncated or altered.
 
-    Example:
+    Examples:
         >>> from vilvm.data.datasets import posteriordb
         >>> try:
         ...     posteriordb("eight_schools", "/a/folder/without/the/files")

@@ -26,7 +26,7 @@ _MODE, _SHIFT, _WIDTH = 2.0, 0.5, 0.25
 class TwoModes:
     """The exact conditional p(x₁ | x₂); every argument and result has shape (num_data,).
 
-    Example:
+    Examples:
         >>> import torch
         >>> from vilvm.data.datasets import TwoModes
         >>> TwoModes.mean(torch.zeros(3))
@@ -69,7 +69,7 @@ def two_modes(num_train: int = 20_000, num_test: int = 2000, seed: int = 0) -> D
     Returns:
         The three splits; a label is the cluster, −1 or 1.
 
-    Example:
+    Examples:
         >>> from vilvm.data.datasets import two_modes
         >>> two_modes(100).train.x.shape
         torch.Size([100, 2])
