@@ -25,7 +25,7 @@ from vilvm.evaluation import Schedule, ais
 from vilvm.models.eight_schools import EightSchools, eight_schools
 from vilvm.models.ppca import PPCA
 
-SCHEDULE = Schedule(num_chains=4, num_temperatures=5)
+SCHEDULE = Schedule(num_chains=4, num_temperatures=5, leapfrog=1)
 X = torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
 
 
