@@ -42,6 +42,7 @@ expectation).
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any, NamedTuple
 
 import torch
@@ -297,12 +298,13 @@ def correction(
 
 def _affordable(drawn: Sequence[DrawnMoments], wanted: int, time: TimeBudget) -> int:
     """Draws that take half of the time, by timed runs of the first batch."""
-
-    def draw(count: int) -> Moments:
-        return drawn[0](max(count, _PILOT))
-
     seconds = time.left / 2 / len(drawn)
-    return max(_FEWEST, affordable_draws(draw, _PILOT, wanted, seconds))
+    return max(
+        _FEWEST,
+        affordable_draws(
+            lambda count: drawn[0](max(count, _PILOT)), _PILOT, wanted, seconds
+        ),
+    )
 
 
 def _estimate(
@@ -339,27 +341,18 @@ class _Reestimation(NamedTuple):
     affordable: float
 
     @property
+    def in_one_batch(self) -> bool:
+        """Whether one batch holds all data, so that any rows can be estimated again."""
+        return len(self.drawn) == 1
+
+    @property
     def is_possible(self) -> bool:
         """Whether a subset can run; not with both several batches and a subsampled plate."""
-        return len(self.drawn) == 1 or not self.prepared.layout.subsample
-
-    @property
-    def most(self) -> int | None:
-        """The most rows to estimate again; None for all, if one batch holds all data."""
-        if len(self.drawn) == 1:
-            return None
-        return _AGAIN
-
-    @property
-    def data_in_a_run(self) -> int:
-        """How many data each draw runs through the pair."""
-        if len(self.drawn) == 1:
-            return self.prepared.layout.num_data
-        return _AGAIN
+        return self.in_one_batch or not self.prepared.layout.subsample
 
     def moments(self, draws: int, rows: Tensor) -> Moments:
         """The moments of some rows on fresh draws."""
-        if len(self.drawn) == 1:
+        if self.in_one_batch:
             return self.drawn[0](draws, rows)
         lvm, batch = self.prepared.lvm, self.prepared.data.subset(rows).x
         layout = find_layout(lvm, batch, plate=self.prepared.layout.data_plate)
@@ -379,18 +372,18 @@ def _reexamined(found: Correction, again: _Reestimation) -> tuple[Correction, bo
     factor = _MORE_JOINT if found.joint else _MORE
 
     def fresh(rows: Tensor) -> FreshDraws[Moments]:
-        held = len(badness)
-        if again.most is not None:
-            held = len(rows)
-        size = max(held * len(found.names), again.data_in_a_run)
+        held, run = len(rows), _AGAIN  # rows kept, and data run, for each draw
+        if again.in_one_batch:
+            held, run = len(badness), again.prepared.layout.num_data
         return FreshDraws(
             lambda draws: again.moments(draws, rows),
-            wanted=min(samples * factor, KEPT // size),
+            wanted=min(samples * factor, KEPT // max(held * len(found.names), run)),
             affordable=again.affordable,
             least=2 * samples,
         )
 
-    new = reexamine(unclear.any(1), badness, again.most, fresh)
+    most = None if again.in_one_batch else _AGAIN
+    new = reexamine(unclear.any(1), badness, most, fresh)
     if new.estimate is None:
         return found, new.is_cut
     moments = {
@@ -405,9 +398,7 @@ def _without_constants(found: Correction) -> Correction:
     """Leaves out constant components, such as constant deterministic values."""
     varies = ~(found.sd == 0).all(0)
     moments = {name: getattr(found, name)[:, varies] for name in Moments._fields}
-    names = tuple(
-        n for n, is_kept in zip(found.names, varies.tolist(), strict=True) if is_kept
-    )
+    names = tuple(compress(found.names, varies.tolist()))
     return replace(
         found, names=names, probabilities=found.probabilities[varies], **moments
     )
