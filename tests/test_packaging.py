@@ -126,6 +126,7 @@ def test_installed_wheel_runs_every_example(wheel, tmp_path):
     run(str(python), "-c", RUN_EXAMPLES, cwd=elsewhere, env=free)
 
 
+@pytest.mark.slow
 def test_imports_without_optional_dependencies():
     run(
         sys.executable, "-c", IMPORT_ALL.format(blocked=OPTIONAL, skipped=NEED_AN_EXTRA)

@@ -226,7 +226,7 @@ def test_bad_datum_is_found_among_noisy_ones():
 
 
 @pytest.mark.parametrize("k", [0.55, 0.65])
-@pytest.mark.parametrize("number", [1, 100, 500])
+@pytest.mark.parametrize("number", [1, 100, pytest.param(500, marks=pytest.mark.slow)])
 def test_weights_without_variance_are_a_note(k, number):
     found = pareto_k(Pareto(), shapes((k, number)), seed=number)
     seen = any(bool(recheck.k.numel()) for recheck in found.rechecks)

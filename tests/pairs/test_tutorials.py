@@ -766,6 +766,7 @@ def unlike_new(tutorial):
                 part.running_var.uniform_(0.5, 2.0)
 
 
+@pytest.mark.slow
 def test_tutorial_model_trains(tutorial):
     """All parameters are found, some move, Pyro's loss improves, and the history is finite."""
     still = partial(torch.optim.SGD, lr=0.0)

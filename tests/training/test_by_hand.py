@@ -95,7 +95,7 @@ CHANGES = {
 }
 
 
-SLOW = {"put_back", "replaced_each_time"}
+SLOW = {"put_back", "replaced_each_time", "weight_decay", "frozen_for_a_while", "betas"}
 
 
 @pytest.mark.parametrize(

@@ -527,7 +527,7 @@ def line():
     return vilvm.Pair(model, guide), torch.linspace(-2, 2, 6)
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("make", "objective", "known"),
     [

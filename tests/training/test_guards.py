@@ -350,7 +350,7 @@ def eager(make):
     return trained(make, compile=False)
 
 
-QUICK = {Attribute, Global, Buffer, Hidden, closure}
+QUICK = {Attribute, Hidden, closure}
 
 
 @pytest.mark.parametrize(

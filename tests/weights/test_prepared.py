@@ -105,6 +105,7 @@ def test_prepared_data_give_the_same_numbers(pair, name):
     assert_same(ask(prepared), expected)
 
 
+@pytest.mark.slow
 def test_the_order_of_calls_does_not_matter():
     prepared = vilvm.prepare(*PAIRS["several batches"](), seed=3)
     names = [name for name in QUESTIONS if name not in REFUSED["several batches"]]

@@ -62,7 +62,7 @@ class AISResult:
         >>> import torch
         >>> from vilvm.evaluation import Schedule, ais
         >>> from vilvm.models.ppca import PPCA
-        >>> schedule = Schedule(num_chains=4, num_temperatures=10)
+        >>> schedule = Schedule(num_chains=4, num_temperatures=10, leapfrog=1)
         >>> found = ais(PPCA(data_dim=3, latent_dim=1), torch.randn(5, 3), schedule)
         >>> found.reliable.shape, found.acceptance.shape
         (torch.Size([5]), torch.Size([9]))
@@ -140,7 +140,7 @@ def ais(
         >>> import torch
         >>> from vilvm.evaluation import Schedule, ais
         >>> from vilvm.models.ppca import PPCA
-        >>> schedule = Schedule(num_chains=4, num_temperatures=10)
+        >>> schedule = Schedule(num_chains=4, num_temperatures=10, leapfrog=1)
         >>> ais(PPCA(data_dim=3, latent_dim=1), torch.randn(5, 3), schedule).bound.values.shape
         torch.Size([5])
     """

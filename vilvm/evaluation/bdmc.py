@@ -56,7 +56,7 @@ class BDMCResult:
     Examples:
         >>> from vilvm.evaluation import Schedule, bdmc
         >>> from vilvm.models.ppca import PPCA
-        >>> schedule = Schedule(num_chains=4, num_temperatures=10)
+        >>> schedule = Schedule(num_chains=4, num_temperatures=10, leapfrog=1)
         >>> found = bdmc(PPCA(data_dim=3, latent_dim=1), schedule, num_simulations=5)
         >>> found.lower.values.shape, found.reliable.shape
         (torch.Size([5]), torch.Size([5]))
@@ -120,7 +120,7 @@ def bdmc(
     Examples:
         >>> from vilvm.evaluation import Schedule, bdmc
         >>> from vilvm.models.ppca import PPCA
-        >>> schedule = Schedule(num_chains=4, num_temperatures=10)
+        >>> schedule = Schedule(num_chains=4, num_temperatures=10, leapfrog=1)
         >>> bdmc(PPCA(data_dim=3, latent_dim=1), schedule, num_simulations=5).gap.values.shape
         torch.Size([5])
     """
