@@ -88,7 +88,9 @@ def test_wheel_holds_package_and_gallery(wheel, tmp_path):
     expected = {
         p.relative_to(ROOT).as_posix() for p in ROOT.glob("vilvm/**/*") if p.is_file()
     }
-    expected |= {f"vilvm/models/{p.name}" for p in ROOT.glob("models/*.py")}
+    expected |= {
+        f"vilvm/{p.relative_to(ROOT).as_posix()}" for p in ROOT.glob("models/**/*.py")
+    }
     assert set(contents(wheel)) == {
         name for name in expected if "__pycache__" not in name
     }

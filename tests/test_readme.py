@@ -17,7 +17,7 @@ BLOCKS = [
 ]
 FILES = {
     **{p.relative_to(ROOT): p for p in ROOT.glob("vilvm/**/*.py")},
-    **{Path("vilvm", p.relative_to(ROOT)): p for p in ROOT.glob("models/*.py")},
+    **{Path("vilvm", p.relative_to(ROOT)): p for p in ROOT.glob("models/**/*.py")},
 }
 DOCUMENTED = sorted(
     ".".join(name.with_suffix("").parts).removesuffix(".__init__")

@@ -9,6 +9,7 @@ from pyro.infer import config_enumerate
 from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
 
 import vilvm
+from vilvm.guides import init_to_origin
 from vilvm.models.ppca import PPCA
 from vilvm.weights.log_joint import LogJoint
 
@@ -278,3 +279,21 @@ def test_latents_of_another_shape_are_refused():
         match=r"'m' was given draws of shape \(3,\), and its draws in the model have shape \(2,\)",
     ):
         joint.unconstrained({"scale": torch.ones(1), "m": torch.zeros(1, 3)})
+
+
+def test_flat_prior_has_a_target_if_asked():
+    def flat(x):
+        shape = dist.ImproperUniform(dist.constraints.positive, (), ())
+        sigma = pyro.sample("sigma", shape)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, sigma), obs=x)
+
+    x = torch.linspace(-1, 2, 7).double()
+    lvm = vilvm.Pair(flat, AutoNormal(flat, init_loc_fn=init_to_origin))
+    with pytest.raises(vilvm.ContractError, match="'sigma' has a flat prior"):
+        LogJoint(lvm, x)
+    u = torch.linspace(-1, 1, 5).double()[:, None, None]
+    log_sigma = u[:, 0, 0]
+    densities = dist.Normal(0.0, log_sigma.exp()[:, None]).log_prob(x)
+    found = LogJoint(lvm, x, improper=True)(u).target[:, 0]
+    torch.testing.assert_close(found, densities.sum(1) + log_sigma)

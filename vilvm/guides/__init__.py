@@ -1,7 +1,15 @@
 """Guides: an amortised Gaussian, a degenerate one (auto-encoder), and one fitted per datum."""
 
 from vilvm.guides.delta import delta, flat_prior
+from vilvm.guides.initialisation import init_to_origin
 from vilvm.guides.local import WithLocalGuide, fit_local_guide
 from vilvm.guides.normal import normal
 
-__all__ = ["WithLocalGuide", "delta", "fit_local_guide", "flat_prior", "normal"]
+__all__ = [
+    "WithLocalGuide",
+    "delta",
+    "fit_local_guide",
+    "flat_prior",
+    "init_to_origin",
+    "normal",
+]

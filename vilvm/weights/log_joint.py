@@ -63,6 +63,7 @@ class LogJoint:
         lvm: the model and guide; all latents are continuous or enumerated.
         batch: what both are called with.
         base: "guide" or "prior".
+        improper: whether priors may be flat, which have a posterior but no evidence.
 
     Raises:
         ContractError: the pair breaks the contract on this batch; a latent is discrete, degenerate
@@ -83,11 +84,12 @@ class LogJoint:
         lvm: LatentVariableModel,
         batch: Any,
         base: Literal["guide", "prior"] = "guide",
+        improper: bool = False,
     ):
         check_batch(batch)
         self.lvm, self.batch, self.base = lvm, batch, base
         self.layout = find_layout(lvm, batch, any_data=base == "prior")
-        self._check()
+        self._check(improper)
         self.num_data = 1
         if self.layout.local:
             self.num_data = self.layout.num_data
@@ -97,10 +99,11 @@ class LogJoint:
         self.traced = False
         self.draw(1)
 
-    def _check(self) -> None:
+    def _check(self, improper: bool) -> None:
         name, layout = type(self.lvm).__name__, self.layout
         unusable = [(latent, "degenerate guide") for latent in layout.degenerate]
-        unusable += [(latent, "flat prior") for latent in layout.improper]
+        if not improper:
+            unusable += [(latent, "flat prior") for latent in layout.improper]
         for latent, why in unusable:
             raise ContractError(
                 f"{name}: latent {latent!r} has a {why}, so there is no evidence to estimate: "
