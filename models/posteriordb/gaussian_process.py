@@ -16,16 +16,13 @@ Magnusson et al., 2024; Gaussian Processes for Machine Learning, Carl Edward Ras
 Christopher Williams, 2006.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from .plates import in_data_plate
-from .problem import Statement
+from .problem import Given, Statement, Table
 
 __all__ = ["POSTERIORS", "poisson_process"]
 
@@ -66,11 +63,11 @@ def _cholesky(x: Tensor, rho: Tensor, alpha: Tensor) -> Tensor:
     return factor.masked_fill(failed[..., None, None] > 0, torch.nan)
 
 
-def _poisson_process(given: Mapping[str, Any]) -> Statement:
+def _poisson_process(given: Given) -> Statement:
     data = given["x"], given["k"]
     return Statement(poisson_process, data, ("rho", "alpha", "f"))
 
 
-POSTERIORS: dict[str, Callable[[Mapping[str, Any]], Statement]] = {
+POSTERIORS: Table = {
     "gp_pois_regr-gp_pois_regr": _poisson_process,
 }

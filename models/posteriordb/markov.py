@@ -25,7 +25,6 @@ Magnusson et al., 2024; Tagging Basketball Events with HMM in Stan, Imad Ali, 20
 Hidden Markov Models and Selected Applications in Speech Recognition, Lawrence R. Rabiner, 1989.
 """
 
-from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -36,7 +35,7 @@ from torch import Tensor
 
 from vilvm.distributions.ordered import OrderedNormal
 
-from .problem import Statement
+from .problem import Given, Statement, Table
 
 __all__ = ["POSTERIORS", "hidden_chain", "hmm_drive", "hmm_example"]
 
@@ -140,17 +139,17 @@ def hidden_chain(
 # --------------------------------------------------------------------------------------------
 
 
-def _example(given: Mapping[str, Any]) -> Statement:
+def _example(given: Given) -> Statement:
     return Statement(hmm_example, given["y"][None], ("mu", "theta1", "theta2"))
 
 
-def _drive(given: Mapping[str, Any]) -> Statement:
+def _drive(given: Given) -> Statement:
     model = partial(hmm_drive, **{n: given[n] for n in ("alpha", "tau", "rho")})
     data = torch.stack([given["u"], given["v"]], -1)[None]
     return Statement(model, data, ("theta1", "theta2", "phi", "lambda"))
 
 
-POSTERIORS: dict[str, Callable[[Mapping[str, Any]], Statement]] = {
+POSTERIORS: Table = {
     "hmm_example-hmm_example": _example,
     "bball_drive_event_1-hmm_drive_1": _drive,
 }

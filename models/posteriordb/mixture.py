@@ -12,9 +12,6 @@ References: posteriordb: Testing, Benchmarking and Developing Bayesian Inference
 Magnusson et al., 2024; Identifying Bayesian Mixture Models, Michael Betancourt, 2017.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 import pyro
 import pyro.distributions as dist
 import torch
@@ -22,7 +19,7 @@ from torch import Tensor
 
 from vilvm.distributions.ordered import OrderedNormal
 
-from .problem import Statement
+from .problem import Given, Statement, Table
 
 __all__ = ["POSTERIORS", "two_normals"]
 
@@ -52,10 +49,10 @@ def two_normals(y: Tensor) -> None:
         pyro.sample("y", fn, obs=y)
 
 
-def _two_normals(given: Mapping[str, Any]) -> Statement:
+def _two_normals(given: Given) -> Statement:
     return Statement(two_normals, given["y"], ("mu", "sigma", "theta"))
 
 
-POSTERIORS: dict[str, Callable[[Mapping[str, Any]], Statement]] = {
+POSTERIORS: Table = {
     "low_dim_gauss_mix-low_dim_gauss_mix": _two_normals,
 }

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vilvm.data.datasets import ReferencePosterior, posteriordb
 
-__all__ = ["Problem", "Statement"]
+__all__ = ["Given", "Problem", "Statement", "Table"]
 
 
 class Statement(NamedTuple):
@@ -38,6 +38,10 @@ class Statement(NamedTuple):
     model: Callable[[Any], Any]
     data: Any
     parameters: tuple[str, ...]
+
+
+Given = Mapping[str, Any]  # the variables of posteriordb
+Table = dict[str, Callable[[Given], Statement]]  # how to state each posterior, by name
 
 
 @dataclass(frozen=True)

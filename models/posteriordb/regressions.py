@@ -26,9 +26,8 @@ Gelman and Jennifer Hill, 2007 (kidiq, earnings, mesquite, nes); Selecting the M
 Hamiltonian Monte Carlo, Bales, Pourzanjani, Vehtari and Petzold, 2019 (kilpisjarvi, diamonds).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -36,8 +35,8 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from .plates import in_data_plate
-from .problem import Statement
+from .plates import observe_linear
+from .problem import Given, Statement, Table
 
 __all__ = [
     "POSTERIORS",
@@ -66,11 +65,8 @@ def flat_regression(data: tuple[Tensor, Tensor]) -> None:
         >>> pyro.poutine.trace(model).get_trace((torch.ones(2, 1), torch.ones(2))).log_prob_sum()
         tensor(-1.8379)
     """
-    x, y = data
-    beta = _flat_coefficients(x)
-    sigma = _flat_scale()
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal(in_data_plate(beta @ x.T), sigma), obs=y)
+    beta = _flat_coefficients(data[0])
+    observe_linear(data, beta, _flat_scale())
 
 
 def half_cauchy_regression(data: tuple[Tensor, Tensor]) -> None:
@@ -90,11 +86,8 @@ def half_cauchy_regression(data: tuple[Tensor, Tensor]) -> None:
         >>> pyro.poutine.trace(model).get_trace((torch.ones(2, 1), torch.ones(2))).log_prob_sum()
         tensor(-5.7315)
     """
-    x, y = data
-    beta = _flat_coefficients(x)
-    sigma = pyro.sample("sigma", dist.HalfCauchy(2.5))
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal(in_data_plate(beta @ x.T), sigma), obs=y)
+    beta = _flat_coefficients(data[0])
+    observe_linear(data, beta, pyro.sample("sigma", dist.HalfCauchy(2.5)))
 
 
 def normal_regression(data: tuple[Tensor, Tensor]) -> None:
@@ -114,11 +107,8 @@ def normal_regression(data: tuple[Tensor, Tensor]) -> None:
         >>> pyro.poutine.trace(model).get_trace((torch.ones(2, 1), torch.zeros(2))).log_prob_sum()
         tensor(-7.5928)
     """
-    x, y = data
-    beta = pyro.sample("beta", dist.Normal(x.new_zeros(x.shape[1]), 10.0).to_event(1))
-    sigma = pyro.sample("sigma", dist.HalfNormal(10.0))
-    with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal(in_data_plate(beta @ x.T), sigma), obs=y)
+    beta = _normal_coefficients("beta", data[0], 10.0)
+    observe_linear(data, beta, pyro.sample("sigma", dist.HalfNormal(10.0)))
 
 
 def kilpisjarvi(
@@ -178,19 +168,21 @@ def diamonds(data: tuple[Tensor, Tensor]) -> None:
         >>> pyro.poutine.trace(model).get_trace(data).log_prob_sum()
         tensor(-13.8512)
     """
-    x, y = data
-    b = pyro.sample("b", dist.Normal(x.new_zeros(x.shape[1]), 1.0).to_event(1))
+    b = _normal_coefficients("b", data[0], 1.0)
     intercept = pyro.sample("Intercept", dist.StudentT(3.0, 8.0, 10.0))
     half_student = dist.FoldedDistribution(dist.StudentT(3.0, 0.0, 10.0))
     sigma = pyro.sample("sigma", half_student)
-    with pyro.plate("data", len(y)):
-        mean = intercept + in_data_plate(b @ x.T)
-        pyro.sample("y", dist.Normal(mean, sigma), obs=y)
+    observe_linear(data, b, sigma, intercept)
 
 
 def _flat_coefficients(x: Tensor) -> Tensor:
     flat = dist.ImproperUniform(constraints.real, (), (x.shape[1],))
     return pyro.sample("beta", flat)
+
+
+def _normal_coefficients(site: str, x: Tensor, scale: float) -> Tensor:
+    prior = dist.Normal(x.new_zeros(x.shape[1]), scale)
+    return pyro.sample(site, prior.to_event(1))
 
 
 def _flat_scale() -> Tensor:
@@ -200,7 +192,6 @@ def _flat_scale() -> Tensor:
 # The data of each
 # --------------------------------------------------------------------------------------------
 
-Given = Mapping[str, Any]
 Model = Callable[[tuple[Tensor, Tensor]], None]
 
 
@@ -271,7 +262,7 @@ def _diamonds(given: Given) -> Statement:
 
 _kidiq = partial(_regression, half_cauchy_regression, "kid_score")
 
-POSTERIORS: dict[str, Callable[[Given], Statement]] = {
+POSTERIORS: Table = {
     "kidiq-kidscore_momiq": partial(_kidiq, "mom_iq"),
     "kidiq-kidscore_momhs": partial(_kidiq, "mom_hs"),
     "kidiq-kidscore_momhsiq": partial(_kidiq, "mom_hs mom_iq"),

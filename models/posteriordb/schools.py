@@ -14,14 +14,11 @@ Magnusson et al., 2024; Estimation in Parallel Randomized Experiments, Donald B.
 Bayesian Data Analysis, Gelman et al., 2013, chapter 5.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
-from .problem import Statement
+from .problem import Given, Statement, Table
 
 __all__ = ["POSTERIORS", "eight_schools"]
 
@@ -51,12 +48,12 @@ def eight_schools(data: tuple[Tensor, Tensor]) -> None:
         pyro.sample("y", dist.Normal(theta, sigma), obs=y)
 
 
-def _eight_schools(given: Mapping[str, Any]) -> Statement:
+def _eight_schools(given: Given) -> Statement:
     return Statement(
         eight_schools, (given["y"], given["sigma"]), ("mu", "tau", "theta")
     )
 
 
-POSTERIORS: dict[str, Callable[[Mapping[str, Any]], Statement]] = {
+POSTERIORS: Table = {
     "eight_schools-eight_schools_noncentered": _eight_schools,
 }

@@ -22,16 +22,13 @@ Magnusson et al., 2024; Time Series Analysis: Forecasting and Control, George Bo
 Jenkins, 1970.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 import pyro
 import pyro.distributions as dist
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .plates import in_data_plate
-from .problem import Statement
+from .plates import observe_linear
+from .problem import Given, Statement, Table
 
 __all__ = ["POSTERIORS", "arma11", "autoregression", "moving_average_errors"]
 
@@ -56,10 +53,7 @@ def autoregression(data: tuple[Tensor, Tensor]) -> None:
     num_lags = past.shape[1]
     alpha = pyro.sample("alpha", dist.Normal(0.0, 10.0))
     beta = pyro.sample("beta", dist.Normal(y.new_zeros(num_lags), 10.0).to_event(1))
-    sigma = pyro.sample("sigma", dist.HalfCauchy(2.5))
-    with pyro.plate("data", len(y)):
-        mean = alpha + in_data_plate(beta @ past.T)
-        pyro.sample("y", dist.Normal(mean, sigma), obs=y)
+    observe_linear(data, beta, pyro.sample("sigma", dist.HalfCauchy(2.5)), alpha)
 
 
 def arma11(y: Tensor) -> None:
@@ -117,18 +111,18 @@ def moving_average_errors(r: Tensor, theta: Tensor) -> Tensor:
 # --------------------------------------------------------------------------------------------
 
 
-def _autoregression(given: Mapping[str, Any]) -> Statement:
+def _autoregression(given: Given) -> Statement:
     y, num_lags = given["y"], given["K"]
     past = y.unfold(0, num_lags, 1)[:-1].flip(1)
     data = past, y[num_lags:]
     return Statement(autoregression, data, ("alpha", "beta", "sigma"))
 
 
-def _arma(given: Mapping[str, Any]) -> Statement:
+def _arma(given: Given) -> Statement:
     return Statement(arma11, given["y"][None], ("mu", "phi", "theta", "sigma"))
 
 
-POSTERIORS: dict[str, Callable[[Mapping[str, Any]], Statement]] = {
+POSTERIORS: Table = {
     "arK-arK": _autoregression,
     "arma-arma11": _arma,
 }

@@ -35,10 +35,10 @@ PCA_OF_MNIST = {
 }
 
 
-def posteriordb_or_skip(name):
-    """A posterior of posteriordb; skips the test if its files are missing."""
+def posteriordb_or_skip(name, read=posteriordb):
+    """What `read` makes of a posterior's files; skips the test if they are missing."""
     try:
-        return posteriordb(name)
+        return read(name)
     except FileNotFoundError:
         pytest.skip("posteriordb is not on this machine (VILVM_DATA)")
 

@@ -14,6 +14,7 @@ from scipy import stats
 from torch.distributions import biject_to
 
 import vilvm
+from tests.models.exact import posteriordb_or_skip
 from vilvm.guides import init_to_origin
 from vilvm.models.posteriordb import Problem, names, posterior
 from vilvm.models.posteriordb.time_series import moving_average_errors
@@ -21,23 +22,19 @@ from vilvm.weights import find_layout
 from vilvm.weights._vectorisation import VECTORISED
 from vilvm.weights.generated_quantities import replay
 from vilvm.weights.log_joint import LogJoint
+from vilvm.wrappers import float64
 
 NAMES = names()
 
 
 @pytest.fixture
 def _float64():
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+    with float64():
+        yield
 
 
 def posterior_or_skip(name):
-    try:
-        return posterior(name)
-    except FileNotFoundError:
-        pytest.skip("posteriordb is not on this machine (VILVM_DATA)")
+    return posteriordb_or_skip(name, posterior)
 
 
 # Densities as the README of the data states them, for arrays of shape (draws, *event)
@@ -360,8 +357,7 @@ def test_reference_draws_satisfy_steins_identity(name):
     for component in np.moveaxis(gradient, -1, 0):
         ess = array_stats.ess(component, chain_axis=0, draw_axis=1, method="mean")
         z.append(component.mean() / (component.std() / math.sqrt(ess)))
-    print(name, np.round(z, 1))
-    assert np.abs(z).max() < 5
+    assert np.abs(z).max() < 5, np.round(z, 1)
 
 
 # Many samples

@@ -30,7 +30,6 @@ from vilvm.lvm import (
     ContractError,
     LatentVariableModel,
     check_contract,
-    device_of,
     evaluation_mode,
     fixed_beside,
 )
@@ -320,7 +319,7 @@ def prepared_of(
     check_contract(lvm)
     _check_not_missing(who, data)
     given = as_data(data)
-    fixed = given.to(device_of(lvm, given.device)).fixed(seed)
+    fixed = fixed_beside(lvm, given, seed)
     size = _size(fixed, batch_size or _chosen(default_size, lvm, fixed))
     batches, layout, generators = _cut(lvm, fixed, size, seed)
     return Prepared(
