@@ -21,6 +21,7 @@ from vilvm.data.data import Data
 from vilvm.data.interleaved import Interleaved
 from vilvm.diagnostics import Diagnosis, Finding, diagnose
 from vilvm.evaluation import Estimate, Evaluation, Ledger, compare, evaluate
+from vilvm.inference import Posterior, infer
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, Pair
 from vilvm.training import CheckpointError, Event, Fit, History, NonFiniteLossError, fit
 from vilvm.weights import (
@@ -54,12 +55,14 @@ __all__ = [
     "NotApplicable",
     "Pair",
     "PeerLostError",
+    "Posterior",
     "Prepared",
     "compare",
     "diagnose",
     "distributed",
     "evaluate",
     "fit",
+    "infer",
     "log_weights",
     "posterior",
     "posterior_mean",

@@ -1,0 +1,308 @@
+"""The rungs of ``infer``, in their order, and the choice among what they find."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vilvm.inference._approximations import Approximation, Gaussian, Mixture
+from vilvm.inference._chains import Chains, run_chains
+from vilvm.inference._decentre import decentred
+from vilvm.inference._fixed_draws import best_gaussian, best_skewed
+from vilvm.inference._modes import Mode, modes
+from vilvm.inference._newton import newton
+from vilvm.inference._pathfinder import pathfinder_modes
+from vilvm.inference._preparation import target_of
+from vilvm.inference._proper import improper_direction
+from vilvm.inference._target import Target
+from vilvm.inference._weighted import Weighted, weigh
+from vilvm.lvm import ContractError
+
+__all__ = ["Clock", "Found", "Rung", "climb", "find_modes", "starts"]
+
+_NEWTON = 200  # dimensions up to which true Hessians are computed
+_PATHS = 8
+_BOX = 2.0  # half its width, from which paths start
+_GOOD_K = 0.5  # k̂ up to which weights have a finite variance
+_FAIR_K = 0.7
+_ENOUGH = 4000.0  # effective sample size
+_FIRST, _MOST_DRAWS = 4000, 64_000
+_DEFENCE = 0.2  # share of the Laplace approximation in a mixture with the fitted Gaussian
+
+
+class Rung(NamedTuple):
+    """A step of the ladder.
+
+    Arguments:
+        name: what was done.
+        seconds: how long it took.
+        gradients: points at which a gradient was computed, since the start.
+        k: Pareto k̂ of the approximation; NaN if it has no weights.
+        note: what was found.
+    """
+
+    name: str
+    seconds: float
+    gradients: int
+    k: float
+    note: str
+
+
+class Clock:
+    """The budget, and what each rung took of it.
+
+    Arguments:
+        budget: seconds.
+        show: receives a line of progress.
+    """
+
+    def __init__(self, budget: float, show: Callable[[str], None] = lambda _: None):
+        self.began = self._last = time.monotonic()
+        self.budget, self.show = budget, show
+        self.history: list[Rung] = []
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.began
+
+    @property
+    def left(self) -> float:
+        """Seconds left, at least zero."""
+        return max(0.0, self.budget - self.elapsed)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no time is left."""
+        return self.left == 0
+
+    def within(self, share: float) -> Callable[[], bool]:
+        """Whether a share of the time that is left now is over, as a function."""
+        end = time.monotonic() + share * self.left
+        return lambda: time.monotonic() > end
+
+    def record(self, name: str, gradients: int, k: float = math.nan, note: str = "") -> None:
+        """Adds a rung that ends now."""
+        now = time.monotonic()
+        self.history.append(Rung(name, now - self._last, gradients, k, note))
+        self._last = now
+        self.show(name if math.isnan(k) else f"{name}, k̂ {k:.2f}")
+
+
+class Candidate(NamedTuple):
+    """A parametrisation of the model with the modes found and their Gaussians.
+
+    Arguments:
+        model: of this parametrisation.
+        target: its log-density.
+        modes: regions found by the paths.
+        parts: a fitted Gaussian for each mode.
+        elbos: their ELBOs, in nats.
+    """
+
+    model: Callable[[Any], Any]
+    target: Target
+    modes: list[Mode]
+    parts: list[Approximation]
+    elbos: list[float]
+
+
+class Found(NamedTuple):
+    """The result of the ladder.
+
+    Arguments:
+        model: in the parametrisation that was chosen.
+        target: its log-density.
+        modes: the regions found.
+        parts, log_probs: the components of the approximation.
+        weighted: its draws with weights.
+        chains: refined draws; None without refinement.
+        is_decentred: whether the model was reparametrised.
+    """
+
+    model: Callable[[Any], Any]
+    target: Target
+    modes: list[Mode]
+    parts: list[Approximation]
+    log_probs: Tensor
+    weighted: Weighted
+    chains: Chains | None
+    is_decentred: bool
+
+
+def climb(
+    model: Callable[[Any], Any], batch: Any, clock: Clock, refine: bool, skew: bool
+) -> Found:
+    """Runs the rungs until the answer is good enough, or the time is up.
+
+    Arguments:
+        model: see ``model_of``.
+        batch: see ``prepare_data``.
+        clock: the budget.
+        refine: whether chains may follow.
+        skew: whether approximations other than Gaussian ones may be fitted.
+
+    Raises:
+        ContractError: the model cannot be used, or has no proper posterior.
+    """
+    options = [_candidate(model, batch, clock, "")]
+    other = decentred(model, batch)
+    if other is not None and not clock.is_over:
+        options.append(_candidate(other, batch, clock, " in standard units"))
+    options = [option for option in options if option.parts]
+    if not options:
+        raise ContractError(
+            "infer: no path found a region where the density is concave, so there is no proper "
+            "posterior, or none that infer can find: check the priors, or give an initial scale "
+            "by proper ones."
+        )
+    best = max(options, key=lambda option: max(option.elbos))
+    target = best.target
+    log_probs = torch.tensor(best.elbos, dtype=torch.float64).log_softmax(0)
+    parts = best.parts
+    weighted = _weighed(target, Mixture(parts, log_probs), clock)
+    clock.record("weights", target.gradients, weighted.k, f"ELBO {weighted.elbo:.2f}")
+    if weighted.k > _GOOD_K and not clock.is_over:
+        defended = _defended(best, log_probs)
+        again = _weighed(target, Mixture(*defended), clock)
+        clock.record("weights, defended", target.gradients, again.k)
+        if again.k < weighted.k:
+            (parts, log_probs), weighted = defended, again
+    if skew and _wants_more(weighted) and not refine:
+        parts, log_probs, weighted = _skewed(best, (parts, log_probs), weighted, clock)
+    chains = None
+    if refine and _wants_more(weighted) and not clock.is_over:
+        superchains = weighted.resampled(16)
+        chains = run_chains(
+            target, best.parts[0], superchains, clock.within(1.0), clock.show
+        )
+        clock.record("chains", target.gradients)
+    return Found(
+        best.model,
+        target,
+        best.modes,
+        parts,
+        log_probs,
+        weighted,
+        chains,
+        best.model is not model,
+    )
+
+
+def _wants_more(weighted: Weighted) -> bool:
+    return not weighted.k <= _GOOD_K or weighted.ess < _ENOUGH / 2
+
+
+def _candidate(
+    model: Callable[[Any], Any], batch: Any, clock: Clock, label: str
+) -> Candidate:
+    target = target_of(model, batch)
+    found = find_modes(target, clock.within(0.3))
+    _check_proper(target, found)
+    clock.record(f"paths{label}", target.gradients, note=f"{len(found)} modes")
+    parts, elbos = [], []
+    for mode in found:
+        part, value = best_gaussian(target, mode.gaussian, 0, clock.within(0.3))
+        parts.append(part)
+        elbos.append(max(value, mode.elbo))
+    best = f"ELBO {max(elbos):.2f}" if elbos else ""
+    clock.record(f"Gaussian{label}", target.gradients, note=best)
+    return Candidate(model, target, found, parts, elbos)
+
+
+def find_modes(
+    target: Target, is_over: Callable[[], bool], num_paths: int = _PATHS
+) -> list[Mode]:
+    """The regions that paths from a wide box reach; by Newton's method in few dimensions."""
+    at = starts(target, num_paths)
+    if target.dim > _NEWTON:
+        return pathfinder_modes(target, at, is_over)
+    return modes(target, newton(target, at, is_over=is_over))
+
+
+def starts(target: Target, num_paths: int) -> Tensor:
+    """Points of the box with a finite density, shape (P, D); P at most `num_paths`.
+
+    Raises:
+        ContractError: the density is zero, or not a number, at all of many points.
+    """
+    for width in (_BOX, 0.5, 0.1, 0.01):
+        u = width * (2 * torch.rand(8 * num_paths, target.dim, dtype=torch.float64) - 1)
+        finite = u[target(u).isfinite()]
+        if len(finite):
+            return finite[:num_paths]
+    raise ContractError(
+        "infer: the density is zero or not a number at every starting point: check the data "
+        "against the support of the likelihood, and the priors."
+    )
+
+
+def _check_proper(target: Target, found: list[Mode]) -> None:
+    """Raises unless the density falls in every direction, for a model with flat priors."""
+    flat = target.joint.layout.improper
+    if not flat:
+        return
+    if found:
+        with torch.no_grad():
+            u, scale = found[0].gaussian.loc, found[0].gaussian.scale
+            scale = scale if scale.dim() == 1 else scale.norm(dim=1)
+    else:
+        u = starts(target, 1)[0]
+        scale = torch.ones_like(u)
+    if improper_direction(target, u.detach(), scale.detach()) is not None:
+        names = ", ".join(repr(name) for name in flat)
+        raise ContractError(
+            f"infer: no proper posterior: with flat priors on {names}, the density does not fall "
+            "in some direction, so its integral is infinite. Give a proper prior, or more data."
+        )
+
+
+def _weighed(target: Target, q: Mixture, clock: Clock) -> Weighted:
+    """Draws of q with their weights, more of them until they suffice."""
+    weighted = weigh(target, q, _FIRST)
+    is_over = clock.within(0.2)
+    num = _FIRST
+    while weighted.k < _FAIR_K and weighted.ess < _ENOUGH and num < _MOST_DRAWS:
+        if is_over():
+            break
+        weighted = weighted.joined(weigh(target, q, num))
+        num *= 2
+    return weighted
+
+
+def _defended(best: Candidate, log_probs: Tensor) -> tuple[list[Approximation], Tensor]:
+    """The fitted Gaussians, and beside them the paths' own, whose tails may be heavier."""
+    parts = [*best.parts, *(mode.gaussian for mode in best.modes)]
+    shares = [log_probs + math.log(1 - _DEFENCE), log_probs + math.log(_DEFENCE)]
+    return parts, torch.cat(shares)
+
+
+def _skewed(
+    best: Candidate,
+    before: tuple[list[Approximation], Tensor],
+    weighted: Weighted,
+    clock: Clock,
+) -> tuple[list[Approximation], Tensor, Weighted]:
+    """Components with skewed margins beside the others, if their weights are better."""
+    skewed: list[Approximation] = []
+    for part in best.parts:
+        if isinstance(part, Gaussian) and not clock.is_over:
+            skewed.append(best_skewed(best.target, part, 0, clock.within(0.5))[0])
+    if not skewed:
+        return *before, weighted
+    old, old_probs = before
+    log_probs = torch.cat(
+        [
+            torch.zeros(len(skewed), dtype=torch.float64) - math.log(len(skewed)) + math.log(0.7),
+            old_probs + math.log(0.3),
+        ]
+    )
+    parts = [*skewed, *old]
+    again = _weighed(best.target, Mixture(parts, log_probs), clock)
+    clock.record("skewed margins", best.target.gradients, again.k)
+    if again.k < weighted.k or again.ess > weighted.ess:
+        return parts, log_probs, again
+    return *before, weighted

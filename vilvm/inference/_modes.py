@@ -1,0 +1,122 @@
+"""The Gaussians that the points of several paths suggest, and the modes among them.
+
+At a point u with gradient g and negative definite Hessian H, the density is approximated by
+N(u − H⁻¹ g, −H⁻¹). A path that ends at a maximum gives its last Gaussian, which is the Laplace
+approximation there. Any other path, such as one towards the unbounded density of a hierarchical
+model at τ = 0, gives the Gaussian with the largest ELBO, as Pathfinder does.
+
+Reference: Pathfinder: Parallel quasi-Newton variational inference, Zhang, Carpenter, Gelman and
+Vehtari, 2022.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vilvm.inference._approximations import Gaussian, Mixture
+from vilvm.inference._newton import Iterates
+from vilvm.inference._target import Target
+from vilvm.inference._weighted import elbo
+
+__all__ = ["Mode", "modes"]
+
+_SAME = 0.5  # distance in posterior standard deviations, below which two maxima are one
+_LEAST = 10.0  # nats below the best mode at which a mode has no weight
+_MOST = 8  # modes
+_DRAWS = 100  # for an ELBO
+
+
+class Mode(NamedTuple):
+    """A Gaussian around one region of the posterior.
+
+    Arguments:
+        gaussian: the approximation.
+        elbo: its ELBO in nats.
+        is_maximum: whether it is the Laplace approximation at a maximum.
+    """
+
+    gaussian: Gaussian
+    elbo: float
+    is_maximum: bool
+
+
+def modes(target: Target, paths: Iterates) -> list[Mode]:
+    """The distinct regions that the paths found, the best first.
+
+    Arguments:
+        target: the log-density.
+        paths: Newton's iterates.
+
+    Returns:
+        The modes; empty if no Hessian on the paths is negative definite.
+    """
+    found = []
+    for p in range(paths.u.shape[1]):
+        times = [len(paths.u) - 1] if paths.converged[p] else _spread(len(paths.u))
+        options = [_mode(target, paths, t, p) for t in times]
+        usable = [mode for mode in options if mode is not None]
+        if usable:
+            found.append(max(usable, key=lambda mode: mode.elbo))
+    found.sort(key=lambda mode: -mode.elbo)
+    distinct: list[Mode] = []
+    for mode in found:
+        is_new = all(_are_distinct(mode, other) for other in distinct)
+        if is_new and mode.elbo > found[0].elbo - _LEAST:
+            distinct.append(mode)
+    # a path that ended elsewhere than at a maximum does not count beside one that did
+    if any(mode.is_maximum for mode in distinct):
+        distinct = [m for m in distinct if m.is_maximum or m.elbo > distinct[0].elbo - 1]
+    return distinct[:_MOST]
+
+
+def _spread(length: int, most: int = 16) -> list[int]:
+    """At most `most` of the last points of a path, the last one among them."""
+    step = math.ceil(length / most)
+    return list(range(length - 1, -1, -step))
+
+
+def _mode(target: Target, paths: Iterates, t: int, p: int) -> Mode | None:
+    """The Gaussian at one point of a path; None if the density is not concave there."""
+    tril = covariance_factor(paths.hessian[t, p])
+    if tril is None or not paths.value[t, p].isfinite():
+        return None
+    gaussian = Gaussian(paths.u[t, p] + paths.step[t, p], tril)
+    value = elbo(target, Mixture([gaussian], tril.new_zeros(1)), _DRAWS)
+    if not math.isfinite(value):
+        return None
+    return Mode(gaussian, value, bool(paths.converged[p]) and t == len(paths.u) - 1)
+
+
+def covariance_factor(hessian: Tensor) -> Tensor | None:
+    """L with L Lᵀ = (−H)⁻¹, lower triangular, shape (D, D); None if −H is not positive definite.
+
+    H is scaled by its diagonal first, since the units of the latents may differ by many orders.
+    """
+    diagonal = -hessian.diagonal()
+    if not (diagonal > 0).all():
+        return None
+    scale = diagonal.rsqrt()
+    scaled = -scale[:, None] * hessian * scale
+    factor, info = torch.linalg.cholesky_ex(scaled.flip(0, 1))
+    if info.item():
+        return None
+    # −H = U Uᵀ with U upper triangular, so L = U⁻ᵀ is lower triangular
+    upper = factor.flip(0, 1)
+    eye = torch.eye(len(hessian), dtype=hessian.dtype)
+    inverse = torch.linalg.solve_triangular(upper.mT, eye, upper=False)
+    return scale[:, None] * inverse
+
+
+def _are_distinct(a: Mode, b: Mode) -> bool:
+    """Whether two Gaussians are apart; those off a maximum are, if they hardly overlap."""
+    with torch.no_grad():
+        squares = [
+            x.gaussian.inverse(y.gaussian.loc[None]).square().sum()
+            for x, y in ((a, b), (b, a))
+        ]
+    distance = torch.stack(squares).min().sqrt().item()
+    if a.is_maximum and b.is_maximum:
+        return distance > _SAME
+    return distance > 2 * math.sqrt(len(a.gaussian.loc))

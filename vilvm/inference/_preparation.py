@@ -1,0 +1,134 @@
+"""A plain model and its data, made ready for inference.
+
+The model runs in float64. Its continuous latents are packed into one unconstrained vector u, in
+the order in which the model samples them, as Pyro's ``AutoContinuous`` packs them; enumerated
+latents are summed over.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoDiagonalNormal
+from pyro.infer.autoguide.initialization import InitMessenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor, nn
+
+from vilvm.data.data import as_data
+from vilvm.data.tensors import map_tensors
+from vilvm.guides import init_to_origin
+from vilvm.inference._target import Target
+from vilvm.lvm import ContractError, Pair
+from vilvm.weights._traces import run_once
+from vilvm.wrappers.in_float64 import InFloat64, float64
+
+__all__ = ["continuous", "latent_sites", "model_of", "prepare_data", "target_of"]
+
+
+def model_of(model: Any) -> Callable[[Any], Any]:
+    """The callable p(x | z) p(z) of a function, a module or a pair, apart from the user's module.
+
+    Raises:
+        ContractError: `model` is none of these.
+    """
+    if not isinstance(model, nn.Module) or hasattr(model, "model"):
+        model = getattr(model, "model", model)
+    if not callable(model):
+        raise ContractError(
+            f"infer: the model is a {type(model).__name__}, which cannot be called with the data; "
+            "pass a Pyro model, such as a function of the data."
+        )
+    # its parameters become float64
+    return copy.deepcopy(model) if isinstance(model, nn.Module) else model
+
+
+def prepare_data(data: Any) -> Any:
+    """The batch of all data, in float64."""
+    return map_tensors(_double, as_data(data).fixed(0).x)
+
+
+def _double(x: Tensor) -> Tensor:
+    return x.double() if x.is_floating_point() else x
+
+
+def latent_sites(model: Callable[[Any], Any], batch: Any) -> dict[str, Any]:
+    """The latents that a run of the model samples, enumerated ones among them.
+
+    Raises:
+        ContractError: there is no latent to infer, or one is discrete and not enumerated.
+    """
+    trace = _run(model, batch)
+    sites = {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample"
+        and not site["is_observed"]
+        and not site_is_subsample(site)
+    }
+    name = _name(model)
+    for latent, site in sites.items():
+        if _is_discrete(site) and site["infer"].get("enumerate") is None:
+            raise ContractError(
+                f"infer: latent {latent!r} of {name} is discrete: sum over its values by "
+                "infer={'enumerate': 'parallel'} in its sample statement, if they are few."
+            )
+    if all(_is_discrete(site) for site in sites.values()):
+        raise ContractError(
+            f"infer: {name} has no continuous latent, so there is no posterior to infer."
+        )
+    return sites
+
+
+def _run(model: Callable[[Any], Any], batch: Any) -> poutine.Trace:
+    """One run of the model, its continuous latents at the origin."""
+    with float64(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+        torch.manual_seed(0)
+        try:
+            return run_once(InitMessenger(_origin)(model), batch)[0]
+        except ContractError as error:
+            if "same dtype" in str(error) or "scalar type" in str(error):
+                raise ContractError(
+                    f"infer: {_name(model)} mixes float32 tensors of its own with the float64 of "
+                    "inference: give these tensors as data, or make them float64."
+                ) from error
+            raise
+
+
+def _origin(site: Any) -> Tensor:
+    if site["fn"].support.is_discrete:
+        return site["fn"].sample()
+    return init_to_origin(site)
+
+
+def _name(model: Any) -> str:
+    return getattr(model, "__name__", type(model).__name__)
+
+
+def _is_discrete(site: Any) -> bool:
+    return site["fn"].support.is_discrete
+
+
+def continuous(model: Callable[[Any], Any], sites: dict[str, Any]) -> Any:
+    """The model as an autoguide sees it: without the latents that are enumerated."""
+    hidden = [name for name, site in sites.items() if _is_discrete(site)]
+    return poutine.block(model, hide=hidden) if hidden else model
+
+
+def target_of(model: Callable[[Any], Any], batch: Any) -> Target:
+    """The log-density of a model's latents given its data.
+
+    Arguments:
+        model: see ``model_of``.
+        batch: see ``prepare_data``.
+
+    Raises:
+        ContractError: the model cannot be used, see ``latent_sites`` and ``LogJoint``.
+    """
+    sites = latent_sites(model, batch)
+    guide = AutoDiagonalNormal(
+        continuous(model, sites), init_loc_fn=init_to_origin, init_scale=1.0
+    )
+    return Target(InFloat64(Pair(model, guide)), batch)

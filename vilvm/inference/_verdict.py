@@ -1,0 +1,143 @@
+"""What the results of ``infer`` say about its posterior."""
+
+import torch
+
+from vilvm.diagnostics.finding import Finding, Severity
+from vilvm.inference._chains import Chains, convergence
+from vilvm.inference._ladder import Clock, Found
+from vilvm.inference._weighted import Weighted
+
+__all__ = ["findings_of"]
+
+_VEHTARI = "Vehtari et al. 2024"
+_MARGOSSIAN = "Margossian et al. 2024"
+_LEAST_SIZE = 1000.0
+_DIVERGENT = 0.001  # share of transitions
+
+
+def findings_of(found: Found, clock: Clock, is_refined: bool) -> list[Finding]:
+    """The findings, the most severe first.
+
+    Arguments:
+        found: what the ladder found.
+        clock: the budget.
+        is_refined: whether refinement was allowed.
+    """
+    if found.chains is None:
+        findings = [_weights(found.weighted, is_refined)]
+    else:
+        findings = [_guide(found), _chains(found.chains), _divergences(found.chains)]
+    if len(found.modes) > 1:
+        findings.append(_modes(found))
+    if clock.is_over:
+        findings.append(
+            Finding(
+                "Budget",
+                Severity.NOTE,
+                f"The budget of {clock.budget:.0f} s ended before the last rung was finished.",
+                "budget",
+                "Give more time (budget=...).",
+            )
+        )
+    return sorted(findings, key=lambda finding: -finding.severity)
+
+
+def _weights(weighted: Weighted, is_refined: bool) -> Finding:
+    k, size = weighted.k, weighted.ess
+    numbers = f"k̂ of the weights is {k:.2f}, their effective number {size:.0f}"
+    refine = "" if is_refined else "Allow refinement (refine=True)."
+    if not k <= 0.7:
+        return Finding(
+            "Pareto k̂",
+            Severity.CRITICAL,
+            f"{numbers}: no correction of the approximation is reliable (threshold 0.7).",
+            _VEHTARI,
+            refine or "Give more time (budget=...), or reparametrise the model.",
+        )
+    if size < _LEAST_SIZE:
+        return Finding(
+            "Pareto k̂",
+            Severity.WARNING,
+            f"{numbers}, below {_LEAST_SIZE:.0f}: the errors of means are not small.",
+            _VEHTARI,
+            refine or "Give more time (budget=...).",
+        )
+    severity = Severity.OK if k <= 0.5 else Severity.NOTE
+    return Finding("Pareto k̂", severity, f"{numbers}: the weighted draws are reliable.", _VEHTARI)
+
+
+def _guide(found: Found) -> Finding:
+    """How far the approximation was off, by the refined draws."""
+    assert found.chains is not None
+    draws = found.chains.u.flatten(0, 1)
+    with torch.no_grad():
+        guide = found.weighted.u
+        shift = ((guide.mean(0) - draws.mean(0)) / draws.std(0)).abs().max().item()
+        ratio = (guide.std(0) / draws.std(0)).log().abs().max().exp().item()
+    return Finding(
+        "Refinement",
+        Severity.OK,
+        f"The approximation (k̂ {found.weighted.k:.2f}) was refined by chains; its means were off by "
+        f"up to {shift:.2f} posterior standard deviations, its standard deviations by a factor of "
+        f"up to {ratio:.2f}.",
+        "chains",
+    )
+
+
+def _chains(chains: Chains) -> Finding:
+    centred = chains.u - chains.u.mean((0, 1))
+    of = convergence(torch.cat([chains.u, centred.square()], -1))
+    r_hat, size = of.r_hat.max().item(), of.ess.min().item()
+    drift = of.drift.abs().max().item()
+    numbers = (
+        f"Nested R̂ is at most {r_hat:.3f}, the effective sample size at least {size:.0f}, the "
+        f"change between halves at most {drift:.1f} standard errors"
+    )
+    if chains.converged:
+        return Finding("Chains", Severity.OK, f"{numbers}.", _MARGOSSIAN)
+    severity = Severity.CRITICAL if r_hat > 1.05 else Severity.WARNING
+    return Finding(
+        "Chains",
+        severity,
+        f"{numbers}: the chains have not converged (thresholds 1.01, 2,000 and 5).",
+        _MARGOSSIAN,
+        "Give more time (budget=...), or reparametrise the model.",
+    )
+
+
+def _divergences(chains: Chains) -> Finding:
+    share = chains.divergences
+    if share <= _DIVERGENT:
+        return Finding("Divergences", Severity.OK, f"{share:.2%} of transitions diverged.", "HMC")
+    return Finding(
+        "Divergences",
+        Severity.WARNING,
+        f"{share:.2%} of transitions diverged: regions of strong curvature may be missed.",
+        "Betancourt 2017",
+        "Reparametrise the model, or give tighter priors of scales.",
+    )
+
+
+def _modes(found: Found) -> Finding:
+    weights = mode_weights(found)
+    listed = ", ".join(f"{w:.2f}" for w in weights)
+    return Finding(
+        "Modes",
+        Severity.NOTE,
+        f"The posterior has {len(weights)} modes, of weights {listed}: means over all draws "
+        "describe none of them.",
+        "paths of Newton's method",
+        "Order exchangeable latents, or summarise each mode separately.",
+    )
+
+
+def mode_weights(found: Found) -> list[float]:
+    """The share of the posterior's draws nearest to each mode."""
+    u = found.weighted.u if found.chains is None else found.chains.u.flatten(0, 1)
+    weight = found.weighted.weight if found.chains is None else torch.full((len(u),), 1 / len(u))
+    with torch.no_grad():
+        distance = torch.stack(
+            [mode.gaussian.inverse(u).square().sum(1) for mode in found.modes]
+        )
+    nearest = distance.argmin(0)
+    return [weight[nearest == m].sum().item() for m in range(len(found.modes))]

@@ -1,0 +1,193 @@
+"""A posterior in one call.
+
+``infer`` climbs a ladder, and stops as soon as the answer is good enough:
+
+1. paths of Newton's method (of L-BFGS in many dimensions) to the modes, from a wide box;
+2. the Gaussian of largest ELBO in coordinates whitened there, on fixed draws;
+3. importance weights, Pareto-smoothed, whose k̂ judges it; a mixture with the paths' own Gaussians,
+   and skewed margins, if they are better;
+4. many short chains in its coordinates, until they agree.
+
+Latents of hierarchical priors are also tried in standard units; the larger ELBO decides.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vilvm._runtime.argument_checks import check_positive, check_seed
+from vilvm._runtime.progress import ProgressBar
+from vilvm._runtime.random import seeded
+from vilvm.evaluation import Estimate
+from vilvm.evaluation.estimates import log_mean_error
+from vilvm.inference._approximations import pair_of
+from vilvm.inference._decentre import SUFFIX
+from vilvm.inference._ladder import Clock, Found, climb
+from vilvm.inference._preparation import model_of, prepare_data
+from vilvm.inference._verdict import findings_of, mode_weights
+from vilvm.inference.posterior import Posterior
+from vilvm.weights.generated_quantities import replay
+
+__all__ = ["infer"]
+
+_DRAWS = 10_000  # of equal weight, from weighted ones
+_ALL = 20_000  # draws of chains that are handed over at most
+
+
+def infer(
+    model: Any,
+    data: Any,
+    *,
+    budget: float = 60.0,
+    guides: Literal["auto", "gaussian"] = "auto",
+    refine: Literal["auto"] | bool = "auto",
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Posterior:
+    """Finds the posterior of a model's latents, checks it, and hands over draws of it.
+
+    All latents are inferred jointly, so that their number is limited to some thousands. Discrete
+    ones must be enumerated and are summed over. Learnable parameters (``pyro.param``, networks)
+    keep their values.
+
+    Arguments:
+        model: a Pyro model, called with the data: a function, a module, or a pair, whose guide is
+            ignored. Priors may be flat (``ImproperUniform``).
+        data: ``Data``, a tensor, or a tuple or dict of tensors with one datum per row.
+        budget: seconds; exceeded by one run of the model at most, or by a Newton step.
+        guides: "auto", or "gaussian" without skewed margins.
+        refine: whether chains may refine the approximation; "auto" if its weights are not good.
+        seed: of all draws.
+        progress: whether to show the rung, k̂ and the time left; by default on a terminal only.
+
+    Returns:
+        Posterior.
+
+    Raises:
+        ContractError: the model has no continuous latent, has a discrete one that is not
+            enumerated, fails on the data, or has no proper posterior.
+        ValueError: bad data or options.
+
+    References: Pathfinder, Zhang et al., 2022; Black Box Variational Inference with a
+    Deterministic Objective, Giordano, Ingram and Broderick, 2024; Pareto Smoothed Importance
+    Sampling, Vehtari et al., 2024; An Adaptive-MCMC Scheme for Setting Trajectory Lengths in
+    Hamiltonian Monte Carlo, Hoffman, Radul and Sountsov, 2021.
+
+    Examples:
+        >>> import pyro, torch, vilvm
+        >>> import pyro.distributions as dist
+        >>> def model(data):
+        ...     x, y = data
+        ...     flat = dist.ImproperUniform(dist.constraints.positive, (), ())
+        ...     slope = pyro.sample("slope", dist.Normal(0.0, 10.0))
+        ...     sigma = pyro.sample("sigma", flat)
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(slope * x, sigma), obs=y)
+        >>> x = torch.linspace(1900.0, 2000.0, 30)
+        >>> posterior = vilvm.infer(model, (x, 3 * x + torch.randn(30)), progress=False)
+        >>> posterior.trusted, round(posterior.summary()["slope"].mean, 2)
+        (True, 3.0)
+    """
+    budget = check_positive("infer: budget", budget, "number of seconds")
+    seed = check_seed("infer: seed", seed)
+    _check_options(guides, refine)
+    with _Progress(budget, progress) as show, seeded(seed):
+        clock = Clock(budget, show)
+        plain, batch = model_of(model), prepare_data(data)
+        found = climb(plain, batch, clock, refine is not False, guides == "auto")
+        findings = findings_of(found, clock, refine is not False)
+        u, chains = _equal_draws(found)
+        lvm = pair_of(found.model, batch, found.parts, found.log_probs)
+        clock.record("draws", found.target.gradients)
+        return Posterior(
+            lvm=lvm,
+            data=batch,
+            draws=_values(found, u),
+            chains=chains,
+            rung="weights" if found.chains is None else "chains",
+            k=found.weighted.k,
+            ess=found.weighted.ess,
+            findings=tuple(findings),
+            history=tuple(clock.history),
+            gradients=found.target.gradients,
+            densities=found.target.densities,
+            seconds=clock.elapsed,
+            modes=tuple(sorted(mode_weights(found), reverse=True)),
+            _evidence=_evidence(found),
+        )
+
+
+def _check_options(guides: Any, refine: Any) -> None:
+    if guides not in ("auto", "gaussian"):
+        raise ValueError(
+            f"infer: unknown guides={guides!r}; choose 'auto' or 'gaussian'."
+        )
+    if not (refine == "auto" or isinstance(refine, bool)):
+        raise ValueError(
+            f"infer: unknown refine={refine!r}; choose 'auto', True or False."
+        )
+
+
+class _Progress:
+    """A context that gives the function that shows a rung."""
+
+    def __init__(self, budget: float, show: bool | None):
+        self.bar = ProgressBar("infer", 100, show=show)
+        self.budget, self.done = budget, 0
+
+    def __enter__(self) -> Callable[[str], None]:
+        self.bar.__enter__()
+        return lambda line: self.bar.advance(0, line)
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.__exit__(*error)
+
+
+def _equal_draws(found: Found) -> tuple[Tensor, int]:
+    """Draws u of equal weight, shape (S, D), and the number of their chains."""
+    if found.chains is None:
+        return found.weighted.resampled(_DRAWS), 1
+    u = found.chains.u
+    keep = max(1, _ALL // u.shape[1])
+    thin = max(1, -(-len(u) // keep))
+    u = u[::thin]
+    return u.transpose(0, 1).flatten(0, 1), u.shape[1]
+
+
+@torch.no_grad()
+def _values(found: Found, u: Tensor) -> dict[str, Tensor]:
+    """The latents and deterministic sites at u, under the names that the model gives them."""
+    target = found.target
+    parts = []
+    for part in u.split(max(1, min(len(u), target.most))):
+        latents = target.joint.latents(part[:, None])
+        sites = replay(
+            target.joint.lvm, target.joint.batch, latents, layout=target.joint.layout
+        )
+        parts.append({**latents, **sites.deterministics})
+    values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return {
+        name: value
+        for name, value in values.items()
+        if not (name.endswith(SUFFIX) and name.removesuffix(SUFFIX) in values)
+    }
+
+
+def _evidence(found: Found) -> Estimate | str:
+    """log p(x), or why it is not known."""
+    flat = found.target.joint.layout.improper
+    if flat:
+        return (
+            f"The prior of {', '.join(map(repr, flat))} is flat, so the evidence is defined up to "
+            "a constant only: give it a proper prior."
+        )
+    weighted = found.weighted
+    if not weighted.k <= 0.7:
+        return (
+            f"The evidence is not known: the weights of the approximation are too uneven (k̂ "
+            f"{weighted.k:.2f})."
+        )
+    errors = log_mean_error(torch.tensor([weighted.ess]), len(weighted.u))
+    return Estimate(weighted.log_evidence[None], errors)

@@ -1,0 +1,181 @@
+"""The answer of ``infer``: draws of the posterior, and whether to trust them."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vilvm.diagnostics.finding import Finding, Severity
+from vilvm.evaluation import Estimate
+from vilvm.inference._chains import convergence
+from vilvm.inference._ladder import Rung
+from vilvm.lvm import NotApplicable
+
+__all__ = ["Posterior", "Summary"]
+
+_MOST_ROWS = 60
+_HEADS = ("mean", "sd", "5 %", "95 %", "MCSE")
+
+
+class Summary(NamedTuple):
+    """One scalar of the posterior.
+
+    Arguments:
+        mean, sd: posterior mean and standard deviation.
+        low, high: quantiles of 5 % and 95 %.
+        mcse: Monte Carlo standard error of the mean.
+        ess: effective sample size of the mean.
+        r_hat: nested R̂ of the chains; NaN for weighted draws.
+
+    Examples:
+        >>> from vilvm.inference import Summary
+        >>> Summary(0.0, 1.0, -1.6, 1.6, 0.01, 10_000.0, 1.0).sd
+        1.0
+    """
+
+    mean: float
+    sd: float
+    low: float
+    high: float
+    mcse: float
+    ess: float
+    r_hat: float
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Draws of a posterior, with the approximation that they come from and the verdict.
+
+    Arguments:
+        lvm: the model with the approximation as its guide, in float64. Latents of hierarchical
+            priors may be in standard units there ("theta_decentered").
+        data: what the model was called with, in float64.
+        draws: by latent and deterministic site, draws of equal weight, shape (num_draws, *event).
+        chains: number of chains in `draws`, one after the other; 1 if the draws are independent.
+        rung: how the draws were made: "weights" or "chains".
+        k: Pareto k̂ of the guide's weights.
+        ess: effective sample size of the weights.
+        findings: what was found about the draws, the most severe first.
+        history: the rungs of the ladder, with their times.
+        gradients: points at which a gradient was computed.
+        densities: points at which the density alone was computed.
+        seconds: time taken.
+        modes: weight of each region of the posterior, largest first.
+
+    Examples:
+        >>> import pyro, torch, vilvm
+        >>> import pyro.distributions as dist
+        >>> def model(y):
+        ...     mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
+        ...     with pyro.plate("data", len(y)):
+        ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+        >>> posterior = vilvm.infer(model, torch.tensor([0.5, 1.5]), progress=False)
+        >>> posterior.trusted, round(posterior.summary()["mu"].mean, 1)
+        (True, 1.0)
+    """
+
+    lvm: Any
+    data: Any = field(repr=False)
+    draws: dict[str, Tensor] = field(repr=False)
+    chains: int
+    rung: str
+    k: float
+    ess: float
+    findings: tuple[Finding, ...]
+    history: tuple[Rung, ...] = field(repr=False)
+    gradients: int
+    densities: int
+    seconds: float
+    modes: tuple[float, ...] = (1.0,)
+    _evidence: Estimate | str = field(default="", repr=False)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether no finding is a warning."""
+        return all(finding.severity < Severity.WARNING for finding in self.findings)
+
+    @property
+    def evaluations(self) -> int:
+        """Points at which a gradient was computed."""
+        return self.gradients
+
+    @property
+    def verdict(self) -> str:
+        """A sentence about the draws."""
+        if not self.trusted:
+            return f"Do not trust these draws. {self.findings[0].verdict}"
+        notes = [f for f in self.findings if f.severity == Severity.NOTE]
+        if notes:
+            return f"Nothing speaks against these draws; note: {notes[0].verdict}"
+        return "Nothing speaks against these draws."
+
+    @property
+    def log_evidence(self) -> Estimate:
+        """log p(x) in nats, with its standard error, by importance sampling from the guide.
+
+        Raises:
+            NotApplicable: a prior is flat, or the weights are too uneven (k̂ > 0.7).
+        """
+        if isinstance(self._evidence, str):
+            raise NotApplicable(self._evidence)
+        return self._evidence
+
+    def summary(self) -> dict[str, Summary]:
+        """Mean, standard deviation, quantiles and errors of every scalar, by its name.
+
+        The scalars of a site θ are "theta[0]", "theta[1]", …, by their index in its tensor.
+        """
+        return {
+            name: row
+            for site, draws in self.draws.items()
+            for name, row in self._rows(site, draws)
+        }
+
+    def _rows(self, site: str, draws: Tensor) -> list[tuple[str, Summary]]:
+        x = draws.double().flatten(1)
+        mean, sd = x.mean(0), x.std(0)
+        low, high = torch.quantile(x, x.new_tensor([0.05, 0.95]), dim=0)
+        if self.chains > 1:
+            of = convergence(x.unflatten(0, (self.chains, -1)).transpose(0, 1))
+            errors, sizes, r_hat = of.mcse, of.ess, of.r_hat
+        else:
+            sizes = torch.full_like(mean, min(self.ess, len(x)))
+            errors, r_hat = sd / sizes.sqrt(), torch.full_like(mean, math.nan)
+        columns = torch.stack([mean, sd, low, high, errors, sizes, r_hat], 1).tolist()
+        shape = draws.shape[1:]
+        names = [site]
+        if shape:
+            indices = torch.cartesian_prod(*map(torch.arange, shape)).reshape(len(x.T), -1)
+            names = [f"{site}[{','.join(map(str, index))}]" for index in indices.tolist()]
+        return [(n, Summary(*row)) for n, row in zip(names, columns, strict=True)]
+
+    def to_datatree(self) -> Any:
+        """The draws as an ArviZ DataTree, dimensions (chain, draw, *event).
+
+        Raises:
+            ImportError: ArviZ is not installed.
+        """
+        from vilvm.export import draws_to_datatree  # needs ArviZ
+
+        shaped = {
+            name: value.unflatten(0, (self.chains, -1))
+            for name, value in self.draws.items()
+        }
+        return draws_to_datatree(shaped, self.lvm, self.data)
+
+    def __str__(self) -> str:
+        rows = self.summary()
+        last = "k̂" if self.chains == 1 else "R̂"
+        width = max([len(name) for name in rows], default=4)
+        heads = "".join(f"{head:>11}" for head in (*_HEADS, last, "ESS"))
+        lines = [self.verdict, "", " " * width + heads]
+        for name, row in list(rows.items())[:_MOST_ROWS]:
+            check = self.k if self.chains == 1 else row.r_hat
+            numbers = "".join(f"{x:>11.4g}" for x in row[:5])
+            lines.append(f"{name:<{width}}{numbers}{check:>11.3f}{row.ess:>11.0f}")
+        if len(rows) > _MOST_ROWS:
+            lines.append(f"… and {len(rows) - _MOST_ROWS} more, see summary().")
+        lines += ["", *map(str, self.findings)]
+        return "\n".join(lines)
