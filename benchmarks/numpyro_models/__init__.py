@@ -1,0 +1,1 @@
+"""Posteriors of the gallery as NumPyro models, to compare vilvm with NumPyro."""
