@@ -98,7 +98,7 @@ def summarise(draws: np.ndarray) -> Scalar:
         q95=np.quantile(draws, 0.95),
         r_hat=array_stats.rhat(draws, **axes),
         ess_bulk=array_stats.ess(draws, method="bulk", **axes),
-        ess_tail=array_stats.ess(draws, method="tail", **axes),
+        ess_tail=array_stats.ess(draws, method="tail", prob=(0.05, 0.95), **axes),
     )
 
 

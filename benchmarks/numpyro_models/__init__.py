@@ -1,1 +1,1 @@
-"""Posteriors of the gallery as NumPyro models, to compare vilvm with NumPyro."""
+"""NumPyro models of the posteriors that the benchmarks compare."""
