@@ -96,9 +96,11 @@ def summarise(draws: np.ndarray) -> Scalar:
         sd=draws.std(ddof=1),
         q5=np.quantile(draws, 0.05),
         q95=np.quantile(draws, 0.95),
-        r_hat=array_stats.rhat(draws, **axes),
-        ess_bulk=array_stats.ess(draws, method="bulk", **axes),
-        ess_tail=array_stats.ess(draws, method="tail", prob=(0.05, 0.95), **axes),
+        r_hat=float(array_stats.rhat(draws, **axes)),
+        ess_bulk=float(array_stats.ess(draws, method="bulk", **axes)),
+        ess_tail=float(
+            array_stats.ess(draws, method="tail", prob=(0.05, 0.95), **axes)
+        ),
     )
 
 

@@ -7,7 +7,7 @@ Generative story. Count y_n in group g(n) was observed for a time t_n, under the
 
 log t_n is the offset.
 
-The data are simulated, from seed 100: 500 counts, in groups of one to some twenty.
+The data are simulated, from seed 100: 500 counts, in groups of one to 23.
 
 Reference: Approximate Inference in Generalized Linear Mixed Models, Breslow and Clayton, 1993.
 """
@@ -29,9 +29,7 @@ __all__ = ["POSTERIORS", "poisson_glmm"]
 _COUNTS, _GROUPS, _SEED = 500, 100, 100
 
 
-def poisson_glmm(
-    data: tuple[Tensor, Tensor, Tensor, Tensor], num_groups: int
-) -> None:
+def poisson_glmm(data: tuple[Tensor, Tensor, Tensor, Tensor], num_groups: int) -> None:
     """A Poisson regression with a random intercept of each group, and an offset.
 
     Arguments:

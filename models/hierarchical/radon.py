@@ -10,7 +10,8 @@ The form is centred. A county with some fifty houses determines its a_j, one wit
 neither form suits all counties.
 
 The data are simulated, from seed 919, to the published shape: 919 houses, 85 counties of one to 83
-houses, a sixth of the measurements on the ground floor, and parameters near the published estimates.
+houses, a sixth of the measurements on the ground floor, and parameters near the published
+estimates.
 
 Reference: Data Analysis Using Regression and Multilevel/Hierarchical Models, Andrew Gelman and
 Jennifer Hill, 2007, chapters 12 and 13.

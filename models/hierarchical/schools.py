@@ -5,8 +5,8 @@ error σ_j:
 
     μ ~ N(0, 5),   τ ~ HalfCauchy(5),   θ_j ~ N(μ, τ),   y_j ~ N(θ_j, σ_j).
 
-The centred model has the latents μ, τ and θ, whose posterior is a funnel: the smaller τ, the closer
-all θ_j are to μ. The non-centred one has η_j ~ N(0, 1) and θ_j = μ + τ η_j.
+The centred model has the latents μ, τ and θ, whose posterior is a funnel: the smaller τ, the
+closer all θ_j are to μ. The non-centred one has η_j ~ N(0, 1) and θ_j = μ + τ η_j.
 
 ``vilvm.models.eight_schools`` has guides and the exact moments.
 

@@ -1,7 +1,7 @@
 """Seeds: germination on 21 plates, a logistic regression with a normal effect of each plate.
 
-Generative story. On plate i, r_i of n_i seeds germinated; x1_i is the kind of seed and x2_i that of
-the root extract.
+Generative story. On plate i, r_i of n_i seeds germinated; x1_i is the kind of seed and x2_i that
+of the root extract.
 
     α_0, α_1, α_2, α_12 ~ N(0, 1000),    σ ~ Uniform(0, 10),    b_i ~ N(0, σ),
     r_i ~ Binomial(n_i, p_i),    logit p_i = α_0 + α_1 x1_i + α_2 x2_i + α_12 x1_i x2_i + b_i.
@@ -9,8 +9,8 @@ the root extract.
 Priors and form are those of the BUGS example: nearly flat, and centred, a funnel at small σ.
 
 References: Beta-Binomial Anova for Proportions, Martin J. Crowder, 1978 (the data); Approximate
-Inference in Generalized Linear Mixed Models, Breslow and Clayton, 1993; The BUGS Project: Evolution,
-Critique and Future Directions, Lunn, Spiegelhalter, Thomas and Best, 2009.
+Inference in Generalized Linear Mixed Models, Breslow and Clayton, 1993; The BUGS Project:
+Evolution, Critique and Future Directions, Lunn, Spiegelhalter, Thomas and Best, 2009.
 """
 
 import pyro

@@ -3,8 +3,8 @@
 ``python -m benchmarks.hierarchical_references`` in a checkout writes the files: by long runs of
 NumPyro's NUTS, or in closed form.
 
-Reference: Rank-Normalization, Folding, and Localization: An Improved R̂ for Assessing Convergence of
-MCMC, Vehtari, Gelman, Simpson, Carpenter and Bürkner, 2021.
+Reference: Rank-Normalization, Folding, and Localization: An Improved R̂ for Assessing Convergence
+of MCMC, Vehtari, Gelman, Simpson, Carpenter and Bürkner, 2021.
 """
 
 import json
