@@ -89,7 +89,9 @@ def test_wheel_holds_package_and_gallery(wheel, tmp_path):
         p.relative_to(ROOT).as_posix() for p in ROOT.glob("vilvm/**/*") if p.is_file()
     }
     expected |= {
-        f"vilvm/{p.relative_to(ROOT).as_posix()}" for p in ROOT.glob("models/**/*.py")
+        f"vilvm/{p.relative_to(ROOT).as_posix()}"
+        for p in ROOT.glob("models/**/*")
+        if p.is_file()
     }
     assert set(contents(wheel)) == {
         name for name in expected if "__pycache__" not in name

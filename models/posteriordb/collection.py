@@ -4,6 +4,7 @@ Reference: posteriordb: Testing, Benchmarking and Developing Bayesian Inference 
 Magnusson et al., 2024.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -73,6 +74,10 @@ def posterior(name: str, folder: str | Path | None = None) -> Problem:
         raise ValueError(f"posterior: no model of {name!r}; choose from {names()}.")
     given = map_tensors(torch.Tensor.double, posteriordb(name, folder).data)
     statement = _POSTERIORS[name](given)
-    dtype = torch.get_default_dtype()
-    data = map_tensors(lambda t: t.to(dtype), statement.data)
-    return Problem(name, statement.model, data, statement.parameters, folder)
+    return Problem(
+        name,
+        statement.model,
+        statement.data_of_default_dtype(),
+        statement.parameters,
+        partial(posteriordb, name, folder),
+    )
