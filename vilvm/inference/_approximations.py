@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 from pyro.distributions import TorchDistribution
-from pyro.infer.autoguide import AutoContinuous, AutoMultivariateNormal
+from pyro.infer.autoguide import AutoContinuous
 from torch import Tensor, nn
 from torch.distributions import constraints
 
 from vilvm.guides import init_to_origin
 from vilvm.inference._preparation import continuous, latent_sites
 from vilvm.lvm import Pair
-from vilvm.wrappers.in_float64 import InFloat64, float64
+from vilvm.wrappers.in_float64 import InFloat64
 
 __all__ = [
     "Approximation",
@@ -248,7 +248,7 @@ def pair_of(
     parts: Sequence[Approximation],
     log_probs: Tensor | None = None,
 ) -> InFloat64:
-    """The model with a guide of these approximations; one Gaussian is an AutoMultivariateNormal.
+    """The model with a guide of these approximations.
 
     Arguments:
         model: a Pyro model.
@@ -257,17 +257,6 @@ def pair_of(
         log_probs: their log-probabilities, shape (K,); equal by default.
     """
     seen = continuous(model, latent_sites(model, batch))
-    first = parts[0]
-    if len(parts) == 1 and isinstance(first, Gaussian) and first.scale.dim() == 2:
-        guide: AutoContinuous = AutoMultivariateNormal(seen, init_loc_fn=init_to_origin)
-        with float64():
-            guide(batch)  # makes the parameters
-        scale = first.scale.diagonal()
-        guide.loc.data.copy_(first.loc)
-        guide.scale = scale.detach()
-        guide.scale_tril = (first.scale / scale[:, None]).detach()
-    else:
-        if log_probs is None:
-            log_probs = torch.zeros(len(parts), dtype=torch.float64)
-        guide = AutoMixture(seen, parts, log_probs)
-    return InFloat64(Pair(model, guide))
+    if log_probs is None:
+        log_probs = torch.zeros(len(parts), dtype=torch.float64)
+    return InFloat64(Pair(model, AutoMixture(seen, parts, log_probs)))

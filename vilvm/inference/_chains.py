@@ -132,7 +132,7 @@ def run_chains(
         # what came before may belong to the warm-up still
         u = torch.cat(rounds[len(rounds) // 4 :])
         agrees, worst = _agrees(u)
-        report(f"R̂ {worst:.3f}")
+        report(f"R̂ {worst:.3f}"); import os; os.environ.get("DBG") and print("      round", len(rounds), worst, round(rates[-1],2), round(sampler.leapfrogs,1), sampler.divergences, convergence(u).ess.min().item(), convergence((u-u.mean((0,1)))**2).ess.min().item())
         if is_over():
             break
     kept = sum(len(r) for r in rounds)

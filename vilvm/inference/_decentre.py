@@ -20,6 +20,7 @@ from pyro import poutine
 from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.reparam import LocScaleReparam
 from pyro.infer.reparam.reparam import Reparam
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -51,7 +52,8 @@ def decentred(
             return None
     config: dict[str, Reparam] = {}
     for name, site in trace.nodes.items():
-        if site["type"] == "sample" and not site["is_observed"]:
+        is_latent = site["type"] == "sample" and not site["is_observed"]
+        if is_latent and not site_is_subsample(site):
             how = _reparametrisation(site["fn"])
             if how is not None:
                 config[name] = how

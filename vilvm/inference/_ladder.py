@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vilvm.inference._approximations import Approximation, Gaussian, Mixture
+from vilvm.inference._approximations import Approximation, Chain, Gaussian, Mixture
 from vilvm.inference._chains import Chains, run_chains
 from vilvm.inference._decentre import decentred
 from vilvm.inference._fixed_draws import best_gaussian, best_skewed
@@ -30,7 +30,8 @@ _GOOD_K = 0.5  # k̂ up to which weights have a finite variance
 _FAIR_K = 0.7
 _ENOUGH = 4000.0  # effective sample size
 _FIRST, _MOST_DRAWS = 4000, 64_000
-_DEFENCE = 0.2  # share of the Laplace approximation in a mixture with the fitted Gaussian
+_SHARES = (0.6, 0.2, 0.2)  # of the fitted, the widened and the paths' Gaussians in a mixture
+_WIDER = 1.25
 
 
 class Rung(NamedTuple):
@@ -274,10 +275,16 @@ def _weighed(target: Target, q: Mixture, clock: Clock) -> Weighted:
 
 
 def _defended(best: Candidate, log_probs: Tensor) -> tuple[list[Approximation], Tensor]:
-    """The fitted Gaussians, and beside them the paths' own, whose tails may be heavier."""
-    parts = [*best.parts, *(mode.gaussian for mode in best.modes)]
-    shares = [log_probs + math.log(1 - _DEFENCE), log_probs + math.log(_DEFENCE)]
-    return parts, torch.cat(shares)
+    """The fitted Gaussians; beside them wider ones, and the paths' own, with heavier tails."""
+    wide = [_widened(part) for part in best.parts]
+    parts = [*best.parts, *wide, *(mode.gaussian for mode in best.modes)]
+    return parts, torch.cat([log_probs + math.log(share) for share in _SHARES])
+
+
+def _widened(part: Approximation) -> Approximation:
+    """The same with all deviations enlarged."""
+    zero = torch.zeros_like(part.loc.detach())
+    return Chain(Gaussian(zero, zero + _WIDER), part)
 
 
 def _skewed(
