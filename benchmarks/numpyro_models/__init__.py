@@ -1,0 +1,1 @@
+"""NumPyro models of the posteriors that the benchmarks compare."""
