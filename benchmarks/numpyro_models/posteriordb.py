@@ -246,9 +246,7 @@ _kidiq = partial(_regression, half_cauchy_regression, "kid_score")
 POSTERIORS: dict[str, Callable[[Given], Stated]] = {
     "arK-arK": _autoregression,
     "arma-arma11": partial(_named, arma11, "y"),
-    "bball_drive_event_1-hmm_drive_1": partial(
-        _named, hmm_drive, "u v alpha tau rho"
-    ),
+    "bball_drive_event_1-hmm_drive_1": partial(_named, hmm_drive, "u v alpha tau rho"),
     "diamonds-diamonds": _diamonds,
     "earnings-earn_height": partial(_regression, flat_regression, "earn", "height"),
     "earnings-log10earn_height": _log10_earnings,
