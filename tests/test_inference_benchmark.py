@@ -3,10 +3,12 @@
 import json
 import math
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+import vilvm
 from benchmarks import posteriordb as benchmark
 from benchmarks.inference.child import known_posteriors, run_one
 from benchmarks.inference.scores import grade, score
@@ -224,6 +226,28 @@ def test_error_of_a_method_is_in_its_row(monkeypatch):
     found = run_one(NAME, "nuts", 3)
     assert (found.grade, found.error) == ("fails", "ValueError: seed 3")
     assert found.cpu_seconds >= 0
+
+
+@pytest.mark.parametrize("method", ["infer", "unrefined"])
+def test_our_method_gets_the_defaults(method, monkeypatch):
+    problem = posteriordb_or_skip(NAME, posterior)
+    of = problem.reference()
+    asked = []
+
+    def infer(model, data, **options):
+        asked.append(options)
+        draws = {site: of.draws[site].flatten() for site in problem.parameters}
+        return SimpleNamespace(
+            draws=draws, evaluations=7, trusted=True, verdict="trust", rung="gaussian"
+        )
+
+    monkeypatch.setattr(vilvm, "infer", infer, raising=False)
+    monkeypatch.setattr("benchmarks.inference.child._COMPILER", ())
+    found = run_one(NAME, method, 3)
+    assert asked == [{"seed": 3} if method == "infer" else {"seed": 3, "refine": False}]
+    assert found.mean_error == pytest.approx(0, abs=1e-9)
+    assert (found.grade, found.trusted, found.rung) == ("good", True, "gaussian")
+    assert (found.verdict, found.gradients, found.error) == ("trust", 7, None)
 
 
 @pytest.mark.slow
