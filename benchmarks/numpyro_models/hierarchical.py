@@ -14,109 +14,111 @@ import numpyro
 import numpyro.distributions as dist
 
 from vilvm.data.tensors import tensors_of
-from vilvm.models import hierarchical
+from vilvm.models.hierarchical import posterior
 from vilvm.wrappers import float64
 
 __all__ = ["MODELS"]
 
 Array = Any  # of numpy or jax
+sample: Callable[..., Any] = numpyro.sample  # whose type is a union
 
 
 def eight_schools_centred(y: Array, sigma: Array) -> None:
-    mu = numpyro.sample("mu", dist.Normal(0, 5))
-    tau = numpyro.sample("tau", dist.HalfCauchy(5))
+    mu = sample("mu", dist.Normal(0, 5))
+    tau = sample("tau", dist.HalfCauchy(5))
     with numpyro.plate("schools", len(y)):
-        theta = numpyro.sample("theta", dist.Normal(mu, tau))
-        numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
+        theta = sample("theta", dist.Normal(mu, tau))
+        sample("y", dist.Normal(theta, sigma), obs=y)
 
 
 def eight_schools_noncentred(y: Array, sigma: Array) -> None:
-    mu = numpyro.sample("mu", dist.Normal(0, 5))
-    tau = numpyro.sample("tau", dist.HalfCauchy(5))
+    mu = sample("mu", dist.Normal(0, 5))
+    tau = sample("tau", dist.HalfCauchy(5))
     with numpyro.plate("schools", len(y)):
-        eta = numpyro.sample("eta", dist.Normal(0, 1))
+        eta = sample("eta", dist.Normal(0, 1))
         theta = numpyro.deterministic("theta", mu + tau * eta)
-        numpyro.sample("y", dist.Normal(theta, sigma), obs=y)
+        sample("y", dist.Normal(theta, sigma), obs=y)
 
 
 def radon(county: Array, floor: Array, y: Array, uranium: Array) -> None:
-    mu_a = numpyro.sample("mu_a", dist.Normal(0, 10))
-    gamma = numpyro.sample("gamma", dist.Normal(0, 10))
-    mu_b = numpyro.sample("mu_b", dist.Normal(0, 10))
-    sigma_a = numpyro.sample("sigma_a", dist.HalfNormal(1))
-    sigma_b = numpyro.sample("sigma_b", dist.HalfNormal(1))
-    sigma_y = numpyro.sample("sigma_y", dist.HalfNormal(1))
+    mu_a = sample("mu_a", dist.Normal(0, 10))
+    gamma = sample("gamma", dist.Normal(0, 10))
+    mu_b = sample("mu_b", dist.Normal(0, 10))
+    sigma_a = sample("sigma_a", dist.HalfNormal(1))
+    sigma_b = sample("sigma_b", dist.HalfNormal(1))
+    sigma_y = sample("sigma_y", dist.HalfNormal(1))
     with numpyro.plate("counties", len(uranium)):
-        a = numpyro.sample("a", dist.Normal(mu_a + gamma * uranium, sigma_a))
-        b = numpyro.sample("b", dist.Normal(mu_b, sigma_b))
+        a = sample("a", dist.Normal(mu_a + gamma * uranium, sigma_a))
+        b = sample("b", dist.Normal(mu_b, sigma_b))
     with numpyro.plate("houses", len(y)):
         mean = a[county] + b[county] * floor
-        numpyro.sample("y", dist.Normal(mean, sigma_y), obs=y)
+        sample("y", dist.Normal(mean, sigma_y), obs=y)
 
 
 def seeds(r: Array, n: Array, x1: Array, x2: Array) -> None:
-    alpha0 = numpyro.sample("alpha0", dist.Normal(0, 1000))
-    alpha1 = numpyro.sample("alpha1", dist.Normal(0, 1000))
-    alpha2 = numpyro.sample("alpha2", dist.Normal(0, 1000))
-    alpha12 = numpyro.sample("alpha12", dist.Normal(0, 1000))
-    sigma = numpyro.sample("sigma", dist.Uniform(0, 10))
+    alpha0 = sample("alpha0", dist.Normal(0, 1000))
+    alpha1 = sample("alpha1", dist.Normal(0, 1000))
+    alpha2 = sample("alpha2", dist.Normal(0, 1000))
+    alpha12 = sample("alpha12", dist.Normal(0, 1000))
+    sigma = sample("sigma", dist.Uniform(0, 10))
     with numpyro.plate("plates", len(r)):
-        b = numpyro.sample("b", dist.Normal(0, sigma))
+        b = sample("b", dist.Normal(0, sigma))
         logits = alpha0 + alpha1 * x1 + alpha2 * x2 + alpha12 * x1 * x2 + b
-        numpyro.sample("r", dist.Binomial(total_count=n, logits=logits), obs=r)
+        sample("r", dist.Binomial(total_count=n, logits=logits), obs=r)
 
 
 def irt_2pl(person: Array, item: Array, y: Array, persons: int, items: int) -> None:
-    sigma_a = numpyro.sample("sigma_a", dist.HalfNormal(0.5))
-    mu_b = numpyro.sample("mu_b", dist.Normal(0, 5))
-    sigma_b = numpyro.sample("sigma_b", dist.HalfCauchy(2))
+    sigma_a = sample("sigma_a", dist.HalfNormal(0.5))
+    mu_b = sample("mu_b", dist.Normal(0, 5))
+    sigma_b = sample("sigma_b", dist.HalfCauchy(2))
     with numpyro.plate("persons", persons):
-        theta = numpyro.sample("theta", dist.Normal(0, 1))
+        theta = sample("theta", dist.Normal(0, 1))
     with numpyro.plate("items", items):
-        a = numpyro.sample("a", dist.LogNormal(0, sigma_a))
-        b = numpyro.sample("b", dist.Normal(mu_b, sigma_b))
+        a = sample("a", dist.LogNormal(0, sigma_a))
+        b = sample("b", dist.Normal(mu_b, sigma_b))
     with numpyro.plate("answers", len(y)):
         logits = a[item] * (theta[person] - b[item])
-        numpyro.sample("y", dist.Bernoulli(logits=logits), obs=y)
+        sample("y", dist.Bernoulli(logits=logits), obs=y)
 
 
 def poisson_glmm(group: Array, x: Array, time: Array, y: Array, groups: int) -> None:
-    alpha = numpyro.sample("alpha", dist.Normal(0, 5))
-    beta = numpyro.sample("beta", dist.Normal(0, 2.5))
-    sigma = numpyro.sample("sigma", dist.HalfNormal(1))
+    alpha = sample("alpha", dist.Normal(0, 5))
+    beta = sample("beta", dist.Normal(0, 2.5))
+    sigma = sample("sigma", dist.HalfNormal(1))
     with numpyro.plate("groups", groups):
-        u = numpyro.sample("u", dist.Normal(0, sigma))
+        u = sample("u", dist.Normal(0, sigma))
     with numpyro.plate("counts", len(y)):
         rate = time * jnp.exp(alpha + beta * x + u[group])
-        numpyro.sample("y", dist.Poisson(rate), obs=y)
+        sample("y", dist.Poisson(rate), obs=y)
 
 
 def horseshoe_logistic(x: Array, y: Array) -> None:
-    alpha = numpyro.sample("alpha", dist.Normal(0, 5))
-    tau = numpyro.sample("tau", dist.HalfCauchy(1))
+    alpha = sample("alpha", dist.Normal(0, 5))
+    tau = sample("tau", dist.HalfCauchy(1))
     with numpyro.plate("covariates", x.shape[1]):
-        lam = numpyro.sample("lam", dist.HalfCauchy(1))
-        z = numpyro.sample("z", dist.Normal(0, 1))
+        lam = sample("lam", dist.HalfCauchy(1))
+        z = sample("z", dist.Normal(0, 1))
     beta = numpyro.deterministic("beta", tau * lam * z)
     with numpyro.plate("data", len(y)):
-        numpyro.sample("y", dist.Bernoulli(logits=alpha + x @ beta), obs=y)
+        sample("y", dist.Bernoulli(logits=alpha + x @ beta), obs=y)
 
 
 def funnel() -> None:
-    v = numpyro.sample("v", dist.Normal(0, 3))
+    v = sample("v", dist.Normal(0, 3))
     with numpyro.plate("dims", 9):
-        numpyro.sample("x", dist.Normal(0, jnp.exp(v / 2)))
+        sample("x", dist.Normal(0, jnp.exp(v / 2)))
 
 
 def _arguments(name: str, *names: str) -> dict[str, np.ndarray]:
     """The tensors of the data of a posterior as arrays, under these names."""
     with float64():
-        data = tensors_of(hierarchical.posterior(name).data)
+        data = tensors_of(posterior(name).data)
     return dict(zip(names, (t.numpy() for t in data), strict=True))
 
 
 def _uranium() -> np.ndarray:
-    return hierarchical.posterior("radon").model.keywords["uranium"].numpy()  # type: ignore[attr-defined]
+    model: Any = posterior("radon").model  # a partial
+    return model.keywords["uranium"].numpy()
 
 
 MODELS: dict[str, tuple[Callable[..., None], dict[str, Any]]] = {
