@@ -11,7 +11,7 @@ Reference: Sinh-arcsinh distributions, Jones and Pewsey, 2009.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -84,9 +84,7 @@ class Skewed(nn.Module):
 
     def forward(self, eps: Tensor) -> tuple[Tensor, Tensor]:
         """u at ε of shape (S, D), and log |∂u/∂ε|, shape (S,)."""
-        return skewed(
-            eps, self.loc, self.scale, self.mixed.scale, self.skew, self.tail
-        )
+        return skewed(eps, self.loc, self.scale, self.mixed.scale, self.skew, self.tail)
 
     def inverse(self, u: Tensor) -> Tensor:
         """ε at u of shape (S, D)."""
@@ -182,12 +180,12 @@ class Mixture(TorchDistribution):
         log_probs: their log-probabilities, shape (K,).
     """
 
-    arg_constraints = {}
+    arg_constraints: ClassVar = {}
     support = constraints.real_vector
-    has_rsample = False
 
     def __init__(self, parts: Sequence[Approximation], log_probs: Tensor):
         self.parts, self.log_probs = parts, log_probs.log_softmax(0)
+        self.has_rsample = len(parts) == 1
         loc = parts[0].loc
         super().__init__(torch.Size(), loc.shape, validate_args=False)
 
@@ -205,6 +203,12 @@ class Mixture(TorchDistribution):
             for k, part in enumerate(self.parts):
                 u[which == k] = part(eps[which == k])[0]
         return u.reshape(*shape, *self.event_shape)
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        """Draws of a single component, differentiable in its parameters."""
+        shape = torch.Size(sample_shape)
+        eps = self.log_probs.new_empty(shape.numel(), *self.event_shape).normal_()
+        return self.parts[0](eps)[0].reshape(*shape, *self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log q(u) in nats, of u of shape (*, D); shape (*,)."""

@@ -20,11 +20,12 @@ from vilvm.inference._approximations import Approximation
 from vilvm.inference._hmc import Sampler
 from vilvm.inference._target import Target
 
-__all__ = ["CHAINS", "Chains", "Convergence", "convergence", "run_chains"]
+__all__ = ["Chains", "Convergence", "convergence", "run_chains"]
 
-CHAINS = 128
-_SUPERCHAINS = 16
-_STAGE = 50  # transitions of a stage of the warm-up, and of a round of sampling
+SUPERCHAINS = 16
+_FEW = 20  # dimensions up to which there are more chains
+_STAGES = (30, 30, 40)  # transitions of the stages of the warm-up
+_ROUND = 50  # transitions between two tests
 _ENOUGH = 2000.0  # effective sample size
 R_HAT = 1.01
 DRIFT = 5.0  # standard errors
@@ -76,7 +77,7 @@ def convergence(x: Tensor) -> Convergence:
     mean = x.mean(0)
     total = x.flatten(0, 1).var(0)
     within = x.var(0).mean(0) if length > 1 else total
-    groups = mean.unflatten(0, (_SUPERCHAINS, -1))
+    groups = mean.unflatten(0, (SUPERCHAINS, -1))
     between = groups.mean(1).var(0)
     inside = groups.var(1).mean(0) if groups.shape[1] > 1 else torch.zeros_like(between)
     r_hat = (1 + between / (inside + within).clamp(min=1e-300)).sqrt()
@@ -111,13 +112,14 @@ def run_chains(
         is_over: whether the time is up.
         report: receives a line of progress.
     """
-    u = starts.repeat_interleave(CHAINS // _SUPERCHAINS, 0)
+    each = 4 if target.dim <= _FEW else 2
+    u = starts.repeat_interleave(each, 0)
     sampler = Sampler(target, map_, u)
     transitions = 0
-    for stage in range(3):
-        warm, _ = sampler.run(_STAGE, True, is_over)
+    for stage, length in enumerate(_STAGES):
+        warm, _ = sampler.run(length, True, is_over)
         transitions += len(warm)
-        if stage < 2 and not is_over():
+        if stage < len(_STAGES) - 1 and not is_over():
             sampler.rewhiten(warm[len(warm) // 2 :].flatten(0, 1))
         report(f"warm-up, {sampler.leapfrogs:.0f} steps")
     rounds: list[Tensor] = []
@@ -125,21 +127,21 @@ def run_chains(
     sampler.divergences = 0
     agrees = False
     while not agrees:
-        new, rate = sampler.run(_STAGE, False, is_over)
+        new, rate = sampler.run(_ROUND, False, is_over)
         rounds.append(new)
         rates.append(rate)
         transitions += len(new)
         # what came before may belong to the warm-up still
         u = torch.cat(rounds[len(rounds) // 4 :])
         agrees, worst = _agrees(u)
-        report(f"R̂ {worst:.3f}"); import os; os.environ.get("DBG") and print("      round", len(rounds), worst, round(rates[-1],2), round(sampler.leapfrogs,1), sampler.divergences, convergence(u).ess.min().item(), convergence((u-u.mean((0,1)))**2).ess.min().item())
+        report(f"R̂ {worst:.3f}")
         if is_over():
             break
     kept = sum(len(r) for r in rounds)
     return Chains(
         u=u,
         acceptance=sum(rates) / len(rates),
-        divergences=sampler.divergences / (kept * CHAINS),
+        divergences=sampler.divergences / (kept * len(starts) * each),
         transitions=transitions,
         leapfrogs=sampler.leapfrogs,
         converged=agrees,

@@ -32,9 +32,7 @@ __all__ = ["SUFFIX", "decentred"]
 SUFFIX = "_decentered"  # Pyro's, of the latents in standard units
 
 
-def decentred(
-    model: Callable[[Any], Any], batch: Any
-) -> Callable[[Any], Any] | None:
+def decentred(model: Callable[[Any], Any], batch: Any) -> Callable[[Any], Any] | None:
     """The model with every real latent whose scale depends on other latents in standard units.
 
     Arguments:
@@ -88,7 +86,9 @@ class _Standardised(Reparam):
         while isinstance(fn, dist.Independent):
             fn = fn.base_dist
         zero = torch.zeros_like(fn.loc)
-        eps = pyro.sample(f"{name}{SUFFIX}", dist.Normal(zero, 1.0).to_event(msg["fn"].event_dim))
+        eps = pyro.sample(
+            f"{name}{SUFFIX}", dist.Normal(zero, 1.0).to_event(msg["fn"].event_dim)
+        )
         value = fn.loc + (fn._unbroadcasted_scale_tril @ eps[..., None])[..., 0]
         return {
             "fn": dist.Delta(value, event_dim=msg["fn"].event_dim),

@@ -37,8 +37,10 @@ from vilvm.inference._target import Target
 
 __all__ = ["base_draws", "best_gaussian", "best_skewed"]
 
-_FULL_RANK = 250  # dimensions beyond which C is diagonal
-_MOVED = 0.02  # change of any parameter, in posterior standard deviations, that is small
+_FULL_RANK = 50  # dimensions beyond which C is diagonal
+_MOVED = (
+    0.02  # change of any parameter, in posterior standard deviations, that is small
+)
 _TOO_FAR = 1e300  # the loss where the density is zero
 
 

@@ -117,9 +117,8 @@ class Sampler:
         return accepted.mean().item()
 
     def _adapt_step(self, accepted: Tensor) -> None:
-        mean = 1 / (1 / accepted.clamp(min=1e-3)).mean().item()  # harmonic: no chain sticks
-        rate = 1.0 / math.sqrt(self._count + 10)
-        self.log_step += 2 * rate * (mean - _ACCEPTANCE + 0.15)
+        rate = 2.0 / math.sqrt(self._count + 10)
+        self.log_step += rate * (accepted.mean().item() - _ACCEPTANCE)
         weight = max(0.1, 1 / (self._count + 1))
         self._mean_log_step += weight * (self.log_step - self._mean_log_step)
 
@@ -159,12 +158,14 @@ class Sampler:
         """Moves in coordinates in which draws u, shape (S, D), have covariance I."""
         with torch.no_grad():
             eps = self.map_.inverse(u)
+            sd = eps.std(0)
+            correlation = (eps / sd).T.cov()
+            # shrunk, since successive draws of a chain are alike
+            share = len(u) / (len(u) + 5 * u.shape[1])
+            correlation *= share
+            correlation.diagonal().fill_(1.0)
+            scale = sd[:, None] * torch.linalg.cholesky(correlation)
             loc = eps.mean(0)
-            scale: Tensor = eps.std(0)
-            if len(u) > 10 * u.shape[1]:
-                covariance = eps.T.cov()
-                covariance += 1e-9 * torch.diag(covariance.diagonal())
-                scale = torch.linalg.cholesky(covariance)
             position = self.u
             self.map_ = Chain(Gaussian(loc, scale), self.map_)
             self.state = self._at(self.map_.inverse(position))

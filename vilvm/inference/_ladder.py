@@ -9,29 +9,31 @@ import torch
 from torch import Tensor
 
 from vilvm.inference._approximations import Approximation, Chain, Gaussian, Mixture
-from vilvm.inference._chains import Chains, run_chains
+from vilvm.inference._chains import SUPERCHAINS, Chains, run_chains
 from vilvm.inference._decentre import decentred
 from vilvm.inference._fixed_draws import best_gaussian, best_skewed
-from vilvm.inference._modes import Mode, modes
-from vilvm.inference._newton import newton
-from vilvm.inference._pathfinder import pathfinder_modes
+from vilvm.inference._modes import Mode
+from vilvm.inference._paths import find_modes, starts
 from vilvm.inference._preparation import target_of
 from vilvm.inference._proper import improper_direction
 from vilvm.inference._target import Target
 from vilvm.inference._weighted import Weighted, weigh
 from vilvm.lvm import ContractError
 
-__all__ = ["Clock", "Found", "Rung", "climb", "find_modes", "starts"]
+__all__ = ["Clock", "Found", "Rung", "climb"]
 
-_NEWTON = 200  # dimensions up to which true Hessians are computed
-_PATHS = 8
-_BOX = 2.0  # half its width, from which paths start
-_GOOD_K = 0.5  # k̂ up to which weights have a finite variance
+_SMALL = 50  # dimensions up to which skewed margins are fitted
+_GOOD_K = 0.6  # k̂ up to which weights are good enough to look no further
 _FAIR_K = 0.7
 _ENOUGH = 4000.0  # effective sample size
 _FIRST, _MOST_DRAWS = 4000, 64_000
-_SHARES = (0.6, 0.2, 0.2)  # of the fitted, the widened and the paths' Gaussians in a mixture
+_SHARES = (
+    0.6,
+    0.2,
+    0.2,
+)  # of the fitted, the widened and the paths' Gaussians in a mixture
 _WIDER = 1.25
+_SKEW = 0.7  # share of the skewed components
 
 
 class Rung(NamedTuple):
@@ -85,7 +87,9 @@ class Clock:
         end = time.monotonic() + share * self.left
         return lambda: time.monotonic() > end
 
-    def record(self, name: str, gradients: int, k: float = math.nan, note: str = "") -> None:
+    def record(
+        self, name: str, gradients: int, k: float = math.nan, note: str = ""
+    ) -> None:
         """Adds a rung that ends now."""
         now = time.monotonic()
         self.history.append(Rung(name, now - self._last, gradients, k, note))
@@ -172,13 +176,17 @@ def climb(
         clock.record("weights, defended", target.gradients, again.k)
         if again.k < weighted.k:
             (parts, log_probs), weighted = defended, again
-    if skew and _wants_more(weighted) and not refine:
-        parts, log_probs, weighted = _skewed(best, (parts, log_probs), weighted, clock)
+    coordinates = best.parts[0]
+    if skew and _wants_more(weighted) and target.dim <= _SMALL and not clock.is_over:
+        (parts, log_probs), weighted = _skewed(
+            best, (parts, log_probs), weighted, clock
+        )
+        coordinates = parts[0]
     chains = None
     if refine and _wants_more(weighted) and not clock.is_over:
-        superchains = weighted.resampled(16)
+        superchains = weighted.resampled(SUPERCHAINS)
         chains = run_chains(
-            target, best.parts[0], superchains, clock.within(1.0), clock.show
+            target, coordinates, superchains, clock.within(1.0), clock.show
         )
         clock.record("chains", target.gradients)
     return Found(
@@ -201,7 +209,7 @@ def _candidate(
     model: Callable[[Any], Any], batch: Any, clock: Clock, label: str
 ) -> Candidate:
     target = target_of(model, batch)
-    found = find_modes(target, clock.within(0.3))
+    found = find_modes(target, is_over=clock.within(0.3))
     _check_proper(target, found)
     clock.record(f"paths{label}", target.gradients, note=f"{len(found)} modes")
     parts, elbos = [], []
@@ -212,33 +220,6 @@ def _candidate(
     best = f"ELBO {max(elbos):.2f}" if elbos else ""
     clock.record(f"Gaussian{label}", target.gradients, note=best)
     return Candidate(model, target, found, parts, elbos)
-
-
-def find_modes(
-    target: Target, is_over: Callable[[], bool], num_paths: int = _PATHS
-) -> list[Mode]:
-    """The regions that paths from a wide box reach; by Newton's method in few dimensions."""
-    at = starts(target, num_paths)
-    if target.dim > _NEWTON:
-        return pathfinder_modes(target, at, is_over)
-    return modes(target, newton(target, at, is_over=is_over))
-
-
-def starts(target: Target, num_paths: int) -> Tensor:
-    """Points of the box with a finite density, shape (P, D); P at most `num_paths`.
-
-    Raises:
-        ContractError: the density is zero, or not a number, at all of many points.
-    """
-    for width in (_BOX, 0.5, 0.1, 0.01):
-        u = width * (2 * torch.rand(8 * num_paths, target.dim, dtype=torch.float64) - 1)
-        finite = u[target(u).isfinite()]
-        if len(finite):
-            return finite[:num_paths]
-    raise ContractError(
-        "infer: the density is zero or not a number at every starting point: check the data "
-        "against the support of the likelihood, and the priors."
-    )
 
 
 def _check_proper(target: Target, found: list[Mode]) -> None:
@@ -292,24 +273,19 @@ def _skewed(
     before: tuple[list[Approximation], Tensor],
     weighted: Weighted,
     clock: Clock,
-) -> tuple[list[Approximation], Tensor, Weighted]:
+) -> tuple[tuple[list[Approximation], Tensor], Weighted]:
     """Components with skewed margins beside the others, if their weights are better."""
-    skewed: list[Approximation] = []
-    for part in best.parts:
-        if isinstance(part, Gaussian) and not clock.is_over:
-            skewed.append(best_skewed(best.target, part, 0, clock.within(0.5))[0])
-    if not skewed:
-        return *before, weighted
+    skewed: list[Approximation] = [
+        best_skewed(best.target, part, 0, clock.within(0.3 / len(best.parts)))[0]
+        for part in best.parts
+        if isinstance(part, Gaussian)
+    ]
     old, old_probs = before
-    log_probs = torch.cat(
-        [
-            torch.zeros(len(skewed), dtype=torch.float64) - math.log(len(skewed)) + math.log(0.7),
-            old_probs + math.log(0.3),
-        ]
-    )
+    probs = old_probs.new_full((len(skewed),), 1 / len(skewed)).log()
     parts = [*skewed, *old]
+    log_probs = torch.cat([probs + math.log(_SKEW), old_probs + math.log(1 - _SKEW)])
     again = _weighed(best.target, Mixture(parts, log_probs), clock)
     clock.record("skewed margins", best.target.gradients, again.k)
-    if again.k < weighted.k or again.ess > weighted.ess:
-        return parts, log_probs, again
-    return *before, weighted
+    if again.k < weighted.k:
+        return (parts, log_probs), again
+    return before, weighted

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vilvm.inference._approximations import Gaussian, Mixture
+from vilvm.inference._approximations import Gaussian, LowRank, Mixture
 from vilvm.inference._newton import Iterates
 from vilvm.inference._target import Target
 from vilvm.inference._weighted import elbo
@@ -37,7 +37,7 @@ class Mode(NamedTuple):
         is_maximum: whether it is the Laplace approximation at a maximum.
     """
 
-    gaussian: Gaussian
+    gaussian: Gaussian | LowRank
     elbo: float
     is_maximum: bool
 
@@ -67,7 +67,9 @@ def modes(target: Target, paths: Iterates) -> list[Mode]:
             distinct.append(mode)
     # a path that ended elsewhere than at a maximum does not count beside one that did
     if any(mode.is_maximum for mode in distinct):
-        distinct = [m for m in distinct if m.is_maximum or m.elbo > distinct[0].elbo - 1]
+        distinct = [
+            m for m in distinct if m.is_maximum or m.elbo > distinct[0].elbo - 1
+        ]
     return distinct[:_MOST]
 
 

@@ -62,24 +62,40 @@ def newton(
     """
     u, path = starts, []
     lengths = starts.new_tensor(_LENGTHS)[:, None, None]
-    stopped = torch.zeros(len(u), dtype=torch.bool)
+    active = torch.ones(len(u), dtype=torch.bool)
     gain = starts.new_zeros(len(u))
+    now: tuple[Tensor, ...] = ()
     for _ in range(steps):
-        value, gradient, hessian = target.hessian(u)
-        step = _step(gradient, hessian)
+        found = target.hessian(u[active])
+        found = (*found, _step(found[1], found[2]))
+        now = tuple(
+            _at(active, new, old)
+            for new, old in zip(found, now or [None] * 4, strict=True)
+        )
+        value, gradient, hessian, step = now
         path.append((u, value, hessian, step))
         gain = (gradient * step).sum(-1) / 2
-        stopped = stopped | (gain < tolerance * value.abs().clamp(min=1.0))
-        if stopped.all() or is_over():
+        active = active & (gain >= tolerance * value.abs().clamp(min=1.0))
+        if not active.any() or is_over():
             break
-        ahead = u + lengths * step
+        ahead = u[active] + lengths * step[active]
         values = target(ahead.flatten(0, 1)).reshape(ahead.shape[:2])
         best, which = values.max(0)
-        better = (best > value) & ~stopped
-        stopped = stopped | ~better
-        u = torch.where(better[:, None], ahead[which, torch.arange(len(u))], u)
+        u = _at(active, ahead[which, torch.arange(len(which))], u)
+        better = best > value[active]
+        u = torch.where(_at(active, better, active)[:, None], u, path[-1][0])
+        active = _at(active, better, active)
     columns = [torch.stack(column) for column in zip(*path, strict=True)]
     return Iterates(*columns, converged=gain < 1e-4)
+
+
+def _at(active: Tensor, new: Tensor, old: Tensor | None) -> Tensor:
+    """`old` with the rows of active paths replaced by `new`."""
+    if old is None:
+        return new
+    result = old.clone()
+    result[active] = new
+    return result
 
 
 def _step(gradient: Tensor, hessian: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Multi-path Pathfinder: the Gaussian of largest ELBO on each path of L-BFGS.
 
-All paths take their steps together. At each point x with gradient g of log p, L-BFGS estimates the
+At each point x with gradient g of log p, L-BFGS estimates the
 inverse Hessian of −log p as
 
     Σ = diag(α) + β γ βᵀ,   β = [α Y, S],   γ = [0, −R⁻¹; −R⁻ᵀ, R⁻ᵀ (E + Yᵀ α Y) R⁻¹],
@@ -36,7 +36,7 @@ _TOLERANCE = 1e-8  # relative gain below which a path stops
 
 
 def pathfinder_modes(
-    target: Target, starts: Tensor, is_over: Callable[[], bool]
+    target: Target, starts: Tensor, is_over: Callable[[], bool] = lambda: False
 ) -> list[Mode]:
     """The best Gaussian of each path, the best first.
 
@@ -52,9 +52,7 @@ def pathfinder_modes(
             found.append(best)
         if is_over():
             break
-    found.sort(key=lambda mode: -mode.elbo)
-    # the paths' Gaussians of one region are alike; only clearly other regions count
-    return found[:1]
+    return sorted(found, key=lambda mode: -mode.elbo)
 
 
 def _path(target: Target, x: Tensor, is_over: Callable[[], bool]) -> Mode | None:
@@ -64,11 +62,10 @@ def _path(target: Target, x: Tensor, is_over: Callable[[], bool]) -> Mode | None
     changes: list[Tensor] = []
     best: Mode | None = None
     lengths = x.new_tensor(_LENGTHS)
-    since = 0
     for count in range(_STEPS):
         q = _gaussian(x, gradient, alpha, steps, changes)
         if count % 5 == 0 or count < 5:
-            best, since = _better(target, q, best, since)
+            best = _better(target, q, best)
         direction = _product(gradient, alpha, steps, changes)
         if not steps:
             direction = direction / direction.norm().clamp(min=1.0)
@@ -82,26 +79,25 @@ def _path(target: Target, x: Tensor, is_over: Callable[[], bool]) -> Mode | None
             alpha = _diagonal(alpha, step, change)
             steps, changes = [*steps, step][-_HISTORY:], [*changes, change][-_HISTORY:]
         x, value, gradient = ahead[which], values[which], gradients[which]
-    best, _ = _better(target, _gaussian(x, gradient, alpha, steps, changes), best, 0)
-    return best
+    return _better(target, _gaussian(x, gradient, alpha, steps, changes), best)
 
 
-def _better(
-    target: Target, q: LowRank | None, best: Mode | None, since: int
-) -> tuple[Mode | None, int]:
+def _better(target: Target, q: LowRank | None, best: Mode | None) -> Mode | None:
     """The Gaussian of larger ELBO."""
     if q is None:
-        return best, since + 1
+        return best
     value = elbo(target, Mixture([q], q.loc.new_zeros(1)), _DRAWS)
     if math.isfinite(value) and (best is None or value > best.elbo):
-        return Mode(q, value, False), 0
-    return best, since + 1
+        return Mode(q, value, False)
+    return best
 
 
 def _diagonal(alpha: Tensor, s: Tensor, y: Tensor) -> Tensor:
     """The diagonal of the inverse Hessian after one more pair."""
     a, b, c = y @ (alpha * y), y @ s, s @ (s / alpha)
-    return 1 / (a / (b * alpha) + y.square() / b - a * s.square() / (b * c * alpha.square()))
+    return 1 / (
+        a / (b * alpha) + y.square() / b - a * s.square() / (b * c * alpha.square())
+    )
 
 
 def _factors(

@@ -26,7 +26,7 @@ def improper_direction(target: Target, u: Tensor, scale: Tensor) -> Tensor | Non
         u: a point, shape (D,).
         scale: a length in each dimension, shape (D,).
     """
-    _, gradient, hessian = target.hessian(u[None])
+    hessian = target.hessian(u[None])[2]
     curvature, axes = torch.linalg.eigh(scale[:, None] * hessian[0] * scale)
     flat = axes[:, curvature > -1e-8] * scale[:, None]
     rays = torch.cat([torch.diag(scale), flat.T])

@@ -102,9 +102,7 @@ class Target:
             with preserved_rng(u.device):
                 run = program(function, given, graph, [lvm, lvm.model, lvm.guide])
             expected = {"density": value.nan_to_num(), "gradient": gradient}
-            assert_matches(
-                expected, lambda: [x.nan_to_num() for x in run(*given)]
-            )
+            assert_matches(expected, lambda: [x.nan_to_num() for x in run(*given)])
             self._programs[len(u)] = run
         except UntraceableError:
             self._programs[len(u)] = None

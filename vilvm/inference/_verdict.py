@@ -63,7 +63,9 @@ def _weights(weighted: Weighted, is_refined: bool) -> Finding:
             refine or "Give more time (budget=...).",
         )
     severity = Severity.OK if k <= 0.5 else Severity.NOTE
-    return Finding("Pareto k̂", severity, f"{numbers}: the weighted draws are reliable.", _VEHTARI)
+    return Finding(
+        "Pareto k̂", severity, f"{numbers}: the weighted draws are reliable.", _VEHTARI
+    )
 
 
 def _guide(found: Found) -> Finding:
@@ -77,8 +79,8 @@ def _guide(found: Found) -> Finding:
     return Finding(
         "Refinement",
         Severity.OK,
-        f"The approximation (k̂ {found.weighted.k:.2f}) was refined by chains; its means were off by "
-        f"up to {shift:.2f} posterior standard deviations, its standard deviations by a factor of "
+        f"Chains refined the approximation (k̂ {found.weighted.k:.2f}), whose means were off by up "
+        f"to {shift:.2f} posterior standard deviations, its standard deviations by a factor of "
         f"up to {ratio:.2f}.",
         "chains",
     )
@@ -108,7 +110,9 @@ def _chains(chains: Chains) -> Finding:
 def _divergences(chains: Chains) -> Finding:
     share = chains.divergences
     if share <= _DIVERGENT:
-        return Finding("Divergences", Severity.OK, f"{share:.2%} of transitions diverged.", "HMC")
+        return Finding(
+            "Divergences", Severity.OK, f"{share:.2%} of transitions diverged.", "HMC"
+        )
     return Finding(
         "Divergences",
         Severity.WARNING,
@@ -134,7 +138,11 @@ def _modes(found: Found) -> Finding:
 def mode_weights(found: Found) -> list[float]:
     """The share of the posterior's draws nearest to each mode."""
     u = found.weighted.u if found.chains is None else found.chains.u.flatten(0, 1)
-    weight = found.weighted.weight if found.chains is None else torch.full((len(u),), 1 / len(u))
+    weight = (
+        found.weighted.weight
+        if found.chains is None
+        else torch.full((len(u),), 1 / len(u))
+    )
     with torch.no_grad():
         distance = torch.stack(
             [mode.gaussian.inverse(u).square().sum(1) for mode in found.modes]

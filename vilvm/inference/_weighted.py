@@ -49,7 +49,9 @@ class Weighted(NamedTuple):
     def resampled(self, num: int) -> Tensor:
         """Draws with equal weights, by systematic resampling, in random order; shape (num, D)."""
         edges = self.weight.cumsum(0)
-        comb = (torch.arange(num, dtype=edges.dtype) + torch.rand((), dtype=edges.dtype)) / num
+        comb = (
+            torch.arange(num, dtype=edges.dtype) + torch.rand((), dtype=edges.dtype)
+        ) / num
         index = torch.searchsorted(edges, comb).clamp(max=len(edges) - 1)
         return self.u[index[torch.randperm(num)]]
 

@@ -14,26 +14,15 @@ Latents of hierarchical priors are also tried in standard units; the larger ELBO
 from collections.abc import Callable
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
 from vilvm._runtime.argument_checks import check_positive, check_seed
 from vilvm._runtime.progress import ProgressBar
 from vilvm._runtime.random import seeded
-from vilvm.evaluation import Estimate
-from vilvm.evaluation.estimates import log_mean_error
-from vilvm.inference._approximations import pair_of
-from vilvm.inference._decentre import SUFFIX
-from vilvm.inference._ladder import Clock, Found, climb
+from vilvm.inference._answer import answer
+from vilvm.inference._ladder import Clock, climb
 from vilvm.inference._preparation import model_of, prepare_data
-from vilvm.inference._verdict import findings_of, mode_weights
 from vilvm.inference.posterior import Posterior
-from vilvm.weights.generated_quantities import replay
 
-__all__ = ["infer"]
-
-_DRAWS = 10_000  # of equal weight, from weighted ones
-_ALL = 20_000  # draws of chains that are handed over at most
+__all__ = ["Shown", "infer"]
 
 
 def infer(
@@ -93,30 +82,11 @@ def infer(
     budget = check_positive("infer: budget", budget, "number of seconds")
     seed = check_seed("infer: seed", seed)
     _check_options(guides, refine)
-    with _Progress(budget, progress) as show, seeded(seed):
+    with Shown(budget, progress) as show, seeded(seed):
         clock = Clock(budget, show)
         plain, batch = model_of(model), prepare_data(data)
         found = climb(plain, batch, clock, refine is not False, guides == "auto")
-        findings = findings_of(found, clock, refine is not False)
-        u, chains = _equal_draws(found)
-        lvm = pair_of(found.model, batch, found.parts, found.log_probs)
-        clock.record("draws", found.target.gradients)
-        return Posterior(
-            lvm=lvm,
-            data=batch,
-            draws=_values(found, u),
-            chains=chains,
-            rung="weights" if found.chains is None else "chains",
-            k=found.weighted.k,
-            ess=found.weighted.ess,
-            findings=tuple(findings),
-            history=tuple(clock.history),
-            gradients=found.target.gradients,
-            densities=found.target.densities,
-            seconds=clock.elapsed,
-            modes=tuple(sorted(mode_weights(found), reverse=True)),
-            _evidence=_evidence(found),
-        )
+        return answer(found, batch, clock, refine is not False)
 
 
 def _check_options(guides: Any, refine: Any) -> None:
@@ -130,7 +100,7 @@ def _check_options(guides: Any, refine: Any) -> None:
         )
 
 
-class _Progress:
+class Shown:
     """A context that gives the function that shows a rung."""
 
     def __init__(self, budget: float, show: bool | None):
@@ -143,51 +113,3 @@ class _Progress:
 
     def __exit__(self, *error: Any) -> None:
         self.bar.__exit__(*error)
-
-
-def _equal_draws(found: Found) -> tuple[Tensor, int]:
-    """Draws u of equal weight, shape (S, D), and the number of their chains."""
-    if found.chains is None:
-        return found.weighted.resampled(_DRAWS), 1
-    u = found.chains.u
-    keep = max(1, _ALL // u.shape[1])
-    thin = max(1, -(-len(u) // keep))
-    u = u[::thin]
-    return u.transpose(0, 1).flatten(0, 1), u.shape[1]
-
-
-@torch.no_grad()
-def _values(found: Found, u: Tensor) -> dict[str, Tensor]:
-    """The latents and deterministic sites at u, under the names that the model gives them."""
-    target = found.target
-    parts = []
-    for part in u.split(max(1, min(len(u), target.most))):
-        latents = target.joint.latents(part[:, None])
-        sites = replay(
-            target.joint.lvm, target.joint.batch, latents, layout=target.joint.layout
-        )
-        parts.append({**latents, **sites.deterministics})
-    values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-    return {
-        name: value
-        for name, value in values.items()
-        if not (name.endswith(SUFFIX) and name.removesuffix(SUFFIX) in values)
-    }
-
-
-def _evidence(found: Found) -> Estimate | str:
-    """log p(x), or why it is not known."""
-    flat = found.target.joint.layout.improper
-    if flat:
-        return (
-            f"The prior of {', '.join(map(repr, flat))} is flat, so the evidence is defined up to "
-            "a constant only: give it a proper prior."
-        )
-    weighted = found.weighted
-    if not weighted.k <= 0.7:
-        return (
-            f"The evidence is not known: the weights of the approximation are too uneven (k̂ "
-            f"{weighted.k:.2f})."
-        )
-    errors = log_mean_error(torch.tensor([weighted.ess]), len(weighted.u))
-    return Estimate(weighted.log_evidence[None], errors)

@@ -134,7 +134,7 @@ class Posterior:
         }
 
     def _rows(self, site: str, draws: Tensor) -> list[tuple[str, Summary]]:
-        x = draws.double().flatten(1)
+        x = draws.double().reshape(len(draws), -1)
         mean, sd = x.mean(0), x.std(0)
         low, high = torch.quantile(x, x.new_tensor([0.05, 0.95]), dim=0)
         if self.chains > 1:
@@ -147,8 +147,12 @@ class Posterior:
         shape = draws.shape[1:]
         names = [site]
         if shape:
-            indices = torch.cartesian_prod(*map(torch.arange, shape)).reshape(len(x.T), -1)
-            names = [f"{site}[{','.join(map(str, index))}]" for index in indices.tolist()]
+            indices = torch.cartesian_prod(*map(torch.arange, shape)).reshape(
+                len(x.T), -1
+            )
+            names = [
+                f"{site}[{','.join(map(str, index))}]" for index in indices.tolist()
+            ]
         return [(n, Summary(*row)) for n, row in zip(names, columns, strict=True)]
 
     def to_datatree(self) -> Any:

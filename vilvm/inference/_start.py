@@ -1,0 +1,51 @@
+"""Where a fit starts: the guide of a pair, or the best mode of a model."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import biject_to
+
+from vilvm.data.data import as_data
+from vilvm.inference._approximations import Approximation, Gaussian
+from vilvm.inference._paths import find_modes
+from vilvm.inference._preparation import latent_sites, model_of, prepare_data
+from vilvm.inference._target import Target
+from vilvm.lvm import ContractError
+from vilvm.weights import posterior
+
+__all__ = ["guide_draws", "start_of"]
+
+_DRAWS = 2000
+
+
+def start_of(lvm: Any, data: Any, target: Target) -> Approximation:
+    """A Gaussian with the moments of the guide; at the best mode if there is no guide.
+
+    Raises:
+        ContractError: the model has no region where its density is concave.
+    """
+    if hasattr(lvm, "guide"):
+        u = guide_draws(lvm, data, max(_DRAWS, 20 * target.dim))
+        covariance = u.T.cov().reshape(target.dim, target.dim)
+        return Gaussian(u.mean(0), torch.linalg.cholesky(covariance))
+    found = find_modes(target)
+    if not found:
+        raise ContractError(
+            "No path found a region where the density is concave; the posterior may be improper."
+        )
+    return found[0].gaussian
+
+
+@torch.no_grad()
+def guide_draws(lvm: Any, data: Any, num: int) -> Tensor:
+    """Unconstrained draws of a pair's guide, shape (num, D)."""
+    batch = as_data(data).fixed(0).x
+    draws = posterior(lvm, batch, num)
+    sites = latent_sites(model_of(lvm), prepare_data(data))
+    parts = [
+        biject_to(site["fn"].support).inv(draws[name].double()).reshape(num, -1)
+        for name, site in sites.items()
+        if name in draws
+    ]
+    return torch.cat(parts, 1)
