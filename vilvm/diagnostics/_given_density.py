@@ -108,6 +108,7 @@ class ModelDensity:
         self.lvm: Any = InFloat64(pair)
         self.data, self.num_data, self.device = fixed, len(fixed), fixed.device
         self.joint = self._joint(batch, sites)
+        self.tempered = self.joint.layout.tempered
         self.flat = next(iter(self.joint.layout.improper), "")
         one = self.joint.latents(self.joint.draw(1))
         self.shapes = {n: tuple(v.shape[1:]) for n, v in one.items()}
@@ -179,6 +180,7 @@ class FunctionDensity:
         self.log_joint, self.supports = log_joint, dict(supports or {})
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.extra: frozenset[str] = frozenset()
+        self.tempered: dict[str, float] = {}
 
     def at(self, latents: Mapping[str, Tensor]) -> AtDraws:
         """The density at draws of all latents, shape (S, *event) each."""

@@ -102,7 +102,8 @@ def read_draws(
         )
     first = [n for n, a in arrays.items() if a.dtype.kind in "iub"]
     latents = {
-        n: torch.from_numpy(a.astype(np.float64)).reshape(num_draws, *a.shape[ndim:])
+        n: torch.from_numpy(np.array(a, dtype=np.float64)).reshape(
+            num_draws, *a.shape[ndim:])
         for n, a in arrays.items()
     }
     return GivenDraws(
@@ -236,7 +237,7 @@ def _check_array(
 def _log_q(value: Any, leading: tuple[int, ...]) -> Tensor | None:
     if value is None:
         return None
-    array = _array("log_q", getattr(value, "values", value)).astype(np.float64)
+    array = np.array(_array("log_q", value), dtype=np.float64)
     if array.shape != leading:
         raise ValueError(
             f"{_WHO}: log_q must have one number per draw, shape {leading}; got {array.shape}."
