@@ -11,7 +11,7 @@ that a prior may be flat.
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any, NamedTuple, Protocol
 
@@ -21,7 +21,12 @@ import pyro.distributions as dist
 import torch
 from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor
-from torch.distributions import biject_to
+from torch.distributions import (
+    ComposeTransform,
+    IndependentTransform,
+    Transform,
+    biject_to,
+)
 
 from vilvm.diagnostics._components import indexed
 from vilvm.guides import init_to_origin
@@ -95,7 +100,7 @@ class ModelDensity:
     """The density of a Pyro model of some data.
 
     Arguments:
-        model: a function of the data, or a pair, whose guide is ignored.
+        model: a function of the data, or a pair, whose guide is ignored; its parameters are copied.
         data: as for ``vilvm.fit``.
         seed: of the data's transform.
     """
@@ -133,7 +138,7 @@ class ModelDensity:
         joint = self.joint
         with pyro.validation_enabled(False):
             u = joint.unconstrained(given).requires_grad_()
-            check_support(given, joint.latents(u))
+            _check_support(given, joint.latents(u))
             found = joint(u)
             (score,) = torch.autograd.grad(found.target.sum(), u)
             jacobian = joint.log_jacobian(u)
@@ -192,14 +197,16 @@ class FunctionDensity:
                 )
         parts = {n: self._transform(n).inv(v) for n, v in latents.items()}
         sizes = [v[0].numel() for v in parts.values()]
-        u = torch.cat([v.reshape(len(v), -1) for v in parts.values()], 1).requires_grad_()
+        u = torch.cat(
+            [v.reshape(len(v), -1) for v in parts.values()], 1
+        ).requires_grad_()
         given, jacobian = {}, u.new_zeros(len(u))
         for (name, v), flat in zip(parts.items(), u.split(sizes, 1), strict=True):
             transform, own = self._transform(name), flat.reshape(v.shape)
             given[name] = transform(own)
             log_det = transform.log_abs_det_jacobian(own, given[name])
             jacobian = jacobian + log_det.reshape(len(u), -1).sum(1)
-        check_support(latents, given)
+        _check_support(latents, given)
         log_p = self._evaluated(given, len(u))
         score = None
         if log_p.requires_grad:
@@ -231,7 +238,7 @@ class FunctionDensity:
         return found
 
 
-def check_support(given: Mapping[str, Tensor], mapped: Mapping[str, Tensor]) -> None:
+def _check_support(given: Mapping[str, Tensor], mapped: Mapping[str, Tensor]) -> None:
     """Raises ValueError unless every latent is T(T⁻¹(z)), as it is inside its support."""
     for name, value in given.items():
         size = value.abs().amax().clamp(min=1e-300)
@@ -248,9 +255,7 @@ def check_support(given: Mapping[str, Tensor], mapped: Mapping[str, Tensor]) -> 
             )
 
 
-def _coordinate_names(
-    site: str, u: Tensor, shape: tuple[int, ...]
-) -> tuple[str, ...]:
+def _coordinate_names(site: str, u: Tensor, shape: tuple[int, ...]) -> tuple[str, ...]:
     """Names of the coordinates of a site: those of its components, or numbers if fewer."""
     if u.numel() != int(np.prod(shape)):
         shape, site = (u.numel(),), f"T⁻¹({site})"
@@ -267,7 +272,9 @@ def _model_of(model: Any) -> Any:
         raise ContractError(
             f"{_WHO}: got a tuple; pass the model, or vilvm.Pair(model, guide)."
         )
-    if callable(getattr(model, "model", None)) and callable(getattr(model, "guide", None)):
+    if callable(getattr(model, "model", None)) and callable(
+        getattr(model, "guide", None)
+    ):
         return model.model
     if not callable(model):
         raise ContractError(
@@ -309,7 +316,7 @@ def _standard_guide(sites: Mapping[str, Any]) -> Callable[[Any], None]:
             shape = transform.inverse_shape(site["value"].shape)
             normal = dist.Normal(torch.zeros(shape), _NARROW)
             of_u = normal.to_event(transform.domain.event_dim)
-            drawn = dist.TransformedDistribution(of_u, [transform])
+            drawn = dist.TransformedDistribution(of_u, list(_parts(transform)))
             rest = site["fn"].event_dim - len(drawn.event_shape)
             with ExitStack() as stack:
                 for frame in site["cond_indep_stack"]:
@@ -319,3 +326,19 @@ def _standard_guide(sites: Mapping[str, Any]) -> Callable[[Any], None]:
                 pyro.sample(name, drawn.to_event(rest))
 
     return guide
+
+
+def _parts(transform: Transform) -> Iterator[Transform]:
+    """The transforms that a composed one applies.
+
+    The codomain of a composed transform is that of its last part as if applied to all of ℝᵈ.
+    """
+    if isinstance(transform, ComposeTransform):
+        for part in transform.parts:
+            yield from _parts(part)
+    elif isinstance(transform, IndependentTransform):
+        rank = transform.reinterpreted_batch_ndims
+        for part in _parts(transform.base_transform):
+            yield IndependentTransform(part, rank)
+    else:
+        yield transform

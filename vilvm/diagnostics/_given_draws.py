@@ -103,7 +103,8 @@ def read_draws(
     first = [n for n, a in arrays.items() if a.dtype.kind in "iub"]
     latents = {
         n: torch.from_numpy(np.array(a, dtype=np.float64)).reshape(
-            num_draws, *a.shape[ndim:])
+            num_draws, *a.shape[ndim:]
+        )
         for n, a in arrays.items()
     }
     return GivenDraws(
@@ -182,7 +183,10 @@ def _check_names(
         raise ValueError(f"{_WHO}: there are no draws; give an array for each latent.")
     if not shapes:
         return
-    missing, unknown = sorted(set(shapes) - set(arrays)), sorted(set(arrays) - set(shapes))
+    missing, unknown = (
+        sorted(set(shapes) - set(arrays)),
+        sorted(set(arrays) - set(shapes)),
+    )
     if missing:
         raise ValueError(
             f"{_WHO}: the draws lack the latent {missing[0]!r}; the model draws {list(shapes)}."

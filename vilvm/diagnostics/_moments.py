@@ -111,7 +111,9 @@ class DrawnMoments:
             smoothed = smoothed or psis(log_w)
             probable = self.probabilities[start : start + width]
             found.append(
-                weighted_moments(log_w, smoothed.log_weights.exp(), smoothed.k, z, probable)
+                weighted_moments(
+                    log_w, smoothed.log_weights.exp(), smoothed.k, z, probable
+                )
             )
         return Moments(*(torch.cat(column, 1) for column in zip(*found, strict=True)))
 

@@ -135,7 +135,9 @@ def diagnose_draws(
     given, at, cut = _evaluated(density, given, began + _SHARE * budget)
     with seeded(seed, density.device):
         session = Session(None, budget, began + budget)
-        session.run(list(_checks(_Drawn(density, given, at, seed))), false_alarm, progress)
+        session.run(
+            list(_checks(_Drawn(density, given, at, seed))), false_alarm, progress
+        )
     undecided = _undecided(session, given)
     findings = [result.finding for result in session.results.values()]
     return Diagnosis(
@@ -253,7 +255,7 @@ def _checks(drawn: _Drawn) -> Iterator[Check]:
         "Stein's identity",
         lambda rate, _: stein(
             at.u,
-            _known(at.score),
+            _known(at.score).where(at.log_joint.isfinite()[:, None], torch.nan),
             names=drawn.density.coordinates(given.latents),
             num_chains=max(given.num_chains, 1),
             false_alarm=rate,
@@ -270,7 +272,9 @@ def _weight_checks(drawn: _Drawn) -> Iterator[Check]:
     log_w = at.log_joint - (0 if log_q is None else log_q)
     why_flat = why_not
     if flat and not why_not:
-        why_flat = f"the prior of latent {flat!r} is flat, so the evidence is not defined."
+        why_flat = (
+            f"the prior of latent {flat!r} is flat, so the evidence is not defined."
+        )
     why_no_rate = why_flat
     if at.log_prior is None and not why_flat:
         why_no_rate = "log_joint does not separate the prior."
@@ -285,9 +289,7 @@ def _weight_checks(drawn: _Drawn) -> Iterator[Check]:
         lambda rate, _: correction_of(log_w, *given.components(), rate),
         why_not,
     )
-    yield Check(
-        "Evidence", lambda *_: weighted_evidence(log_w), why_flat, tested=False
-    )
+    yield Check("Evidence", lambda *_: weighted_evidence(log_w), why_flat, tested=False)
 
 
 def _predictive(drawn: _Drawn) -> Check:

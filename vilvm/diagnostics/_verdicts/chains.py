@@ -26,9 +26,7 @@ def _judge(found: Any) -> tuple[Severity, str, str]:
     size = f"{found.num_chains} × {found.num_draws} draws"
     if found.apart.any():
         worst = _worst(found, found.r_hat.nan_to_num(float("inf")), 1, "R̂", ".3f")
-        verdict = (
-            f"The chains disagree: R̂ > 1.01 for {_count(found, found.apart)} in {size} ({worst})."
-        )
+        verdict = f"The chains disagree: R̂ > 1.01 for {_count(found, found.apart)} in {size} ({worst})."
         return Severity.WARNING, verdict, _LONGER
     if found.few.any():
         verdict = (
@@ -54,7 +52,9 @@ def _worst(found: Any, values: Tensor, sign: int, what: str, form: str) -> str:
 
 
 def _least(found: Any) -> str:
-    bulk, tail = (int(x.nan_to_num(0).argmin()) for x in (found.ess_bulk, found.ess_tail))
+    bulk, tail = (
+        int(x.nan_to_num(0).argmin()) for x in (found.ess_bulk, found.ess_tail)
+    )
     return (
         f"{found.ess_bulk[bulk].item():.0f} (bulk, {found.names[bulk]}) and "
         f"{found.ess_tail[tail].item():.0f} (tail, {found.names[tail]})"

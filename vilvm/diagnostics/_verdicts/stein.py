@@ -24,9 +24,7 @@ _SOURCE = (
 def stein_finding(found: Any) -> Finding:
     """The finding on a ``Stein``."""
     severity, verdict, advice = _judge(found)
-    return Finding(
-        _NAME, severity, verdict, _SOURCE.format(found.false_alarm), advice
-    )
+    return Finding(_NAME, severity, verdict, _SOURCE.format(found.false_alarm), advice)
 
 
 def _judge(found: Any) -> tuple[Severity, str, str]:
@@ -37,7 +35,9 @@ def _judge(found: Any) -> tuple[Severity, str, str]:
         )
         return Severity.WARNING, verdict, _ADVICE
     if found.matters.any():
-        verdict = f"The draws are not of this density: {_details(found, found.matters)}."
+        verdict = (
+            f"The draws are not of this density: {_details(found, found.matters)}."
+        )
         return Severity.WARNING, verdict, _ADVICE
     if found.differs.any():
         verdict = (
@@ -72,7 +72,9 @@ def _detail(found: Any, kind: int, i: int) -> str:
     if kind == 0:
         value, error = found.shift[i].item(), found.shift_se[i].item()
         where = "too low" if value > 0 else "too high"
-        return f"{name} lies {where} (slope × sd {value:+.2g} ± {error:.1g}, {z:+.1f} se)"
+        return (
+            f"{name} lies {where} (slope × sd {value:+.2g} ± {error:.1g}, {z:+.1f} se)"
+        )
     value, error = found.width[i].item(), found.width_se[i].item()
     size = "narrow" if value > 0 else "wide"
     return f"{name} is too {size} (1 − r² = {value:+.2g} ± {error:.1g}, {z:+.1f} se)"
