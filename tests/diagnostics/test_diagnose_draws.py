@@ -89,7 +89,8 @@ def judged(q, num=2000, **options):
 
 def test_exact_draws_are_trusted(replicates):
     found = judged(EXACT)
-    assert found.trusted and found.severity("model") < Severity.WARNING
+    assert found.trusted
+    assert found.severity("model") < Severity.WARNING
     assert found.results[K].k.item() == 0
     assert found.num_data == len(X)
     cov = torch.eye(len(X)).double() + 4.0
@@ -181,7 +182,8 @@ def test_few_draws_with_heavy_weights_are_distrusted():
 def test_undecided_moments_are_not_trusted():
     q = dist.StudentT(4.0, EXACT.loc, 0.9 * EXACT.scale)
     found = judged(q, 150)
-    assert found.results[MOMENTS].undecided.any() and not found.trusted
+    assert found.results[MOMENTS].undecided.any()
+    assert not found.trusted
     assert "150 draws are too few" in found.verdict
 
 
@@ -229,21 +231,24 @@ def test_impossible_draws_are_found():
 
 def test_draws_alone_are_never_trusted():
     found = diagnose_draws(normal, X, EXACT.sample((1000,)))
-    assert not found.trusted and found.severity() == Severity.OK
+    assert not found.trusted
+    assert found.severity() == Severity.OK
     assert "not fully examined" in found.verdict
     assert "neither log_q nor chains" in found.skipped[K]
 
 
 def test_mixed_chains_are_trusted():
     found = diagnose_draws(normal, X, {"mu": EXACT.sample((4, 500))}, chains=True)
-    assert found.trusted and R_HAT in found.results
+    assert found.trusted
+    assert R_HAT in found.results
 
 
 def test_unmixed_chains_are_distrusted():
     mu = EXACT.sample((4, 500))
     mu[0] += EXACT.scale
     found = diagnose_draws(normal, X, {"mu": mu}, chains=True)
-    assert found.results[R_HAT].apart.all() and not found.trusted
+    assert found.results[R_HAT].apart.all()
+    assert not found.trusted
 
 
 def test_few_effective_draws_are_a_warning():
@@ -290,7 +295,8 @@ def test_flat_prior_has_no_evidence():
     assert found.results[STEIN].finding.severity == Severity.OK
     log_q = torch.zeros(2000)
     weighted = diagnose_draws(flat, X, {"sigma": precision**-0.5}, log_q)
-    assert "flat" in weighted.skipped["Evidence"] and "flat" in weighted.skipped[RATE]
+    assert "flat" in weighted.skipped["Evidence"]
+    assert "flat" in weighted.skipped[RATE]
 
 
 def test_coordinates_of_flat_latents_are_logarithms():
@@ -313,7 +319,8 @@ def test_local_latents_are_judged_jointly():
     q = dist.Normal(X.double() / 2, 0.5**0.5)
     z = q.sample((2000,))
     found = diagnose_draws(local, X, z, q.log_prob(z).sum(1))
-    assert found.trusted and found.results[K].k.shape == (1,)
+    assert found.trusted
+    assert found.results[K].k.shape == (1,)
     log_p = dist.Normal(0.0, 2**0.5).log_prob(X).sum().item()
     assert found.results["Evidence"].log_evidence.mean == pytest.approx(log_p, abs=1e-4)
 
@@ -337,7 +344,8 @@ def test_datatree_is_read_with_its_chains():
     log_q = EXACT.log_prob(torch.from_numpy(mu))
     for form in (tree, tree["posterior"].to_dataset()):
         found = diagnose_draws(normal, X, form, log_q)
-        assert found.trusted and {R_HAT, K} <= set(found.results)
+        assert found.trusted
+        assert {R_HAT, K} <= set(found.results)
 
 
 def test_deterministic_values_may_stay_among_the_draws():
@@ -361,6 +369,13 @@ def test_guide_and_parameters_of_a_pair_stay_as_they_are():
     assert diagnose_draws(lvm, X, mu, EXACT.log_prob(mu)).trusted
     assert all(torch.equal(v, before[n]) for n, v in lvm.state_dict().items())
     assert all(v.dtype == before[n].dtype for n, v in lvm.state_dict().items())
+
+
+def test_random_numbers_of_the_caller_stay_as_they_are():
+    mu, state = EXACT.sample((500,)), torch.get_rng_state()
+    first = diagnose_draws(normal, X, mu)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert str(diagnose_draws(normal, X, mu)) == str(first)
 
 
 def test_log_joint_without_gradient_skips_stein():
@@ -441,7 +456,7 @@ def test_draws_outside_the_support_get_a_sentence():
     sigma = torch.rand(200) + 0.1
     sigma[7] = -1.0
     with pytest.raises(
-        ValueError, match="'sigma' is outside its support.*1 of 200.*draw 7"
+        ValueError, match=r"'sigma' is outside its support.*1 of 200.*draw 7"
     ):
         diagnose_draws(flat, X, {"sigma": sigma})
 
@@ -474,5 +489,5 @@ def test_bad_model_gets_a_sentence(model):
     ],
 )
 def test_bad_arrays_get_a_sentence(call):
-    with pytest.raises(ValueError, match="must|needs"):
+    with pytest.raises(ValueError, match=r"must|needs"):
         call()

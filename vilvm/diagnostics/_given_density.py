@@ -13,7 +13,7 @@ that a prior may be flat.
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyro
@@ -38,7 +38,7 @@ from vilvm.weights.generated_quantities import replay
 from vilvm.weights.log_joint import LogJoint
 from vilvm.wrappers import InFloat64
 
-__all__ = ["AtDraws", "Density", "FunctionDensity", "ModelDensity"]
+__all__ = ["AtDraws", "FunctionDensity", "ModelDensity"]
 
 _WHO = "diagnose_draws"
 _ROWS = 400_000  # draws × data at a time
@@ -65,54 +65,31 @@ class AtDraws(NamedTuple):
     @classmethod
     def joined(cls, parts: list["AtDraws"]) -> "AtDraws":
         """The draws of several parts."""
-        columns = zip(*parts, strict=True)
-        return cls(*(None if c[0] is None else torch.cat(c) for c in columns))
-
-
-class Density(Protocol):
-    """A density to evaluate at draws.
-
-    Arguments:
-        shapes: shape of one draw of each latent; empty if not known.
-        extra: names that draws may contain besides latents.
-        flat: a latent of flat prior, or "".
-    """
-
-    shapes: dict[str, tuple[int, ...]]
-    extra: frozenset[str]
-    flat: str
-
-    @property
-    def chunk(self) -> int:
-        """Draws at a time."""
-        ...
-
-    def at(self, latents: Mapping[str, Tensor]) -> AtDraws:
-        """The density at draws of all latents, shape (S, *event) each."""
-        ...
-
-    def coordinates(self, latents: Mapping[str, Tensor]) -> tuple[str, ...]:
-        """Names of the D coordinates u, for latents as in ``at``."""
-        ...
+        columns: Any = zip(*parts, strict=True)
+        joined: Any = (None if c[0] is None else torch.cat(c) for c in columns)
+        return cls(*joined)
 
 
 class ModelDensity:
     """The density of a Pyro model of some data.
 
     Arguments:
-        model: a function of the data, or a pair, whose guide is ignored; its parameters are copied.
+        model: a function of the data, or a pair, whose guide is ignored; parameters are copied.
         data: as for ``vilvm.fit``.
         seed: of the data's transform.
+
+    Its `shapes` are those of one draw, by latent; draws may also contain the names `extra`; `flat`
+    is a latent of flat prior, or "".
     """
 
     def __init__(self, model: Any, data: Any, seed: int = 0):
         own = _model_of(model)
-        fixed = fixed_beside(model, data, seed)
-        batch, sites = fixed.x, _latent_sites(model, own, fixed.x)
+        fixed = fixed_beside(model, data, seed).loaded()
+        batch, sites = fixed.x, _latent_sites(own, fixed.x)
         pair = copy.deepcopy(Pair(own, _standard_guide(sites)))
         self.lvm: Any = InFloat64(pair)
         self.data, self.num_data, self.device = fixed, len(fixed), fixed.device
-        self.joint = self._joint(batch, sites)
+        self.joint = self._joint(batch)
         self.tempered = self.joint.layout.tempered
         self.flat = next(iter(self.joint.layout.improper), "")
         one = self.joint.latents(self.joint.draw(1))
@@ -120,7 +97,7 @@ class ModelDensity:
         made = replay(self.lvm, batch, one).deterministics
         self.extra = frozenset((*made, *self.joint.layout.enumerated))
 
-    def _joint(self, batch: Any, sites: Mapping[str, Any]) -> LogJoint:
+    def _joint(self, batch: Any) -> LogJoint:
         """The joint density; its base is the prior where that can be drawn from."""
         joint = LogJoint(self.lvm, batch, base="guide", improper=True)
         if joint.layout.improper:
@@ -284,9 +261,9 @@ def _model_of(model: Any) -> Any:
     return model
 
 
-def _latent_sites(model: Any, own: Any, batch: Any) -> dict[str, Any]:
+def _latent_sites(own: Any, batch: Any) -> dict[str, Any]:
     """The sites that the model draws and does not enumerate, at the origin."""
-    pair = Pair(own, lambda _: None)
+    pair: Any = Pair(own, lambda _: None)
     sites = run_model_alone(pair, batch, InitMessenger(_start)(pair.model))
     found = {n: s for n, s in sites.items() if not (s["is_observed"] or enumerable(s))}
     for name, site in found.items():

@@ -145,8 +145,9 @@ def _arrays(
 def _posterior_group(draws: Any) -> Any:
     """The xarray variables of a group ``posterior`` or of a Dataset; None for anything else."""
     for group in (getattr(draws, "posterior", None), draws):
-        if hasattr(group, "data_vars"):
-            return group.data_vars
+        variables = getattr(group, "data_vars", None)
+        if variables is not None:
+            return variables
     if isinstance(draws, Mapping) or not hasattr(draws, "groups"):
         return None
     raise ValueError(f"{_WHO}: the {type(draws).__name__} has no group 'posterior'.")

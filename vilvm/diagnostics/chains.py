@@ -18,6 +18,7 @@ of MCMC, Vehtari, Gelman, Simpson, Carpenter and Bürkner, 2021.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -119,12 +120,12 @@ def chains(draws: Tensor, names: Sequence[str] | None = None) -> Chains:
     return Chains(tuple(names), r_hat, bulk, tail, *draws.shape[:2])
 
 
-def _statistics(z: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _statistics(z: np.ndarray) -> tuple[Any, Any, Any]:
     from arviz_stats.base import array_stats  # takes a second to import
 
     if not z.shape[2]:
         return np.empty(0), np.empty(0), np.empty(0)
-    axes = {"chain_axis": 0, "draw_axis": 1}
+    axes: dict[str, Any] = {"chain_axis": 0, "draw_axis": 1}
     with np.errstate(all="ignore"):
         return (
             array_stats.rhat(z, **axes, method="rank"),

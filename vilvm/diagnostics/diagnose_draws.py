@@ -130,9 +130,10 @@ def diagnose_draws(
     false_alarm = check_probability("diagnose_draws: false_alarm", false_alarm)
     import_all()
     began = time.monotonic()
-    density = _density(model, data, log_joint, supports, seed)
-    given = read_draws(draws, log_q, bool(chains), density.shapes, density.extra)
-    given, at, cut = _evaluated(density, given, began + _SHARE * budget)
+    with seeded(seed):
+        density = _density(model, data, log_joint, supports, seed)
+        given = read_draws(draws, log_q, bool(chains), density.shapes, density.extra)
+        given, at, cut = _evaluated(density, given, began + _SHARE * budget)
     with seeded(seed, density.device):
         session = Session(None, budget, began + budget)
         session.run(

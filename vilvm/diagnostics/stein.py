@@ -1,7 +1,7 @@
 """Stein's identity: whether draws have the density that they should, without its normaliser.
 
-For a density p on ℝᴰ that vanishes at infinity, and a smooth f, E_p[f ∂ᵢ log p + ∂ᵢ f] = 0, because
-the integrand is ∂ᵢ(f p). With f = 1 and f = uᵢ − mᵢ, mᵢ being the mean of the draws,
+For a density p on ℝᴰ that vanishes at infinity, and a smooth f, E_p[f ∂ᵢ log p + ∂ᵢ f] = 0,
+because p times its argument is ∂ᵢ(f p). With f = 1 and f = uᵢ − mᵢ, mᵢ the mean of the draws,
 
     E[∂ᵢ log p(u)] = 0,        E[(uᵢ − mᵢ) ∂ᵢ log p(u)] + 1 = 0        for i = 1 … D.
 
@@ -12,12 +12,13 @@ draws. These 2 D averages are a Stein discrepancy without a kernel. They cannot 
 mode that no draw visits changes none of them, as p is compared only where draws are.
 
 An average counts as different from zero beyond five Monte Carlo standard errors, or more where
-Bonferroni's correction over the 2 D averages at the false-alarm rate requires it (Student's t, with
-as many degrees of freedom as effective draws). Five, because averages of skewed terms are not
+Bonferroni's correction over the 2 D averages at the false-alarm rate requires it (Student's t,
+with as many degrees of freedom as effective draws). Five, because averages of skewed terms are not
 quite normal: with 10 coordinates log z, z ~ Gamma(0.3), 6 of 300 sets of 100 draws raised a false
-alarm, 3 of 300 sets of 200 draws, and none of 600 larger ones. The error of each average uses its own effective sample size, so draws of Markov
-chains are not taken for independent ones. A warning also needs a size that matters: 0.1 for the
-first average, times the standard deviation of uᵢ, and 0.2 for the second, 10 % in the width.
+alarm, 3 of 300 sets of 200 draws, and none of 600 larger sets. The error of each average uses its
+own effective sample size, so draws of Markov chains are not taken for independent ones. A warning
+also needs a size that matters: 0.1 for the first average, times the standard deviation of uᵢ, and
+0.2 for the second, 10 % in the width.
 
 Reference: Measuring Sample Quality with Stein's Method, Jackson Gorham and Lester Mackey, 2015.
 """
@@ -143,7 +144,7 @@ def stein(
         ValueError: the shapes differ, there are too few draws, or `num_chains` does not divide
             them.
 
-    Reference: Measuring Sample Quality with Stein's Method, Jackson Gorham and Lester Mackey, 2015.
+    Reference: Measuring Sample Quality with Stein's Method, Gorham and Mackey, 2015.
 
     Examples:
         >>> import torch

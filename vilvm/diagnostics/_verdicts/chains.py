@@ -25,8 +25,10 @@ def _judge(found: Any) -> tuple[Severity, str, str]:
         return Severity.WARNING, verdict, "Look for a chain that never moved."
     size = f"{found.num_chains} × {found.num_draws} draws"
     if found.apart.any():
-        worst = _worst(found, found.r_hat.nan_to_num(float("inf")), 1, "R̂", ".3f")
-        verdict = f"The chains disagree: R̂ > 1.01 for {_count(found, found.apart)} in {size} ({worst})."
+        verdict = (
+            f"The chains disagree: R̂ > 1.01 for {_count(found, found.apart)} in {size} "
+            f"({_worst(found)})."
+        )
         return Severity.WARNING, verdict, _LONGER
     if found.few.any():
         verdict = (
@@ -45,10 +47,10 @@ def _count(found: Any, which: Tensor) -> str:
     return f"{int(which.sum())} of {len(found.names)} components"
 
 
-def _worst(found: Any, values: Tensor, sign: int, what: str, form: str) -> str:
-    order = (sign * values).argsort(descending=True)[:3].tolist()
-    listed = ", ".join(f"{found.names[i]} {values[i].item():{form}}" for i in order)
-    return f"{what}: {listed}"
+def _worst(found: Any) -> str:
+    """The three largest R̂."""
+    order = found.r_hat.nan_to_num(float("inf")).argsort(descending=True)[:3].tolist()
+    return ", ".join(f"{found.names[i]} {found.r_hat[i].item():.3f}" for i in order)
 
 
 def _least(found: Any) -> str:
