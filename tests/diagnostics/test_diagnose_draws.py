@@ -288,6 +288,23 @@ def test_constrained_latents_are_judged_in_their_own_space():
     assert not diagnose_draws(positive_and_simplex, X, wrong, log_q + 0.3567).trusted
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_raw_coordinates_are_computed_in_float64(dtype):
+    def regression(batch):
+        x, y = batch
+        b = pyro.sample("b", dist.Normal(torch.zeros(2), 1e6).to_event(1))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal(b @ x.T, 1.0), obs=y)
+
+    x = torch.stack([torch.ones(20), 1e4 + torch.arange(20.0)], 1)
+    y = 3 * (x[:, 1] - 1e4)
+    cov = torch.linalg.inv(x.double().T @ x.double() + 1e-12 * torch.eye(2).double())
+    q = dist.MultivariateNormal(cov @ x.double().T @ y.double(), cov)
+    b = q.sample((1000,))
+    data = (x.to(dtype), y.to(dtype))
+    assert diagnose_draws(regression, data, b, q.log_prob(b)).trusted
+
+
 def test_flat_prior_has_no_evidence():
     shape = (len(X) - 1) / 2
     precision = dist.Gamma(shape, X.double().square().sum() / 2).sample((2000,))

@@ -85,9 +85,9 @@ class ModelDensity:
     def __init__(self, model: Any, data: Any, seed: int = 0):
         own = _model_of(model)
         fixed = fixed_beside(model, data, seed).loaded()
-        batch, sites = fixed.x, _latent_sites(own, fixed.x)
-        pair = copy.deepcopy(Pair(own, _standard_guide(sites)))
+        batch, pair = fixed.x, copy.deepcopy(Pair(own, lambda _: None))
         self.lvm: Any = InFloat64(pair)
+        pair.guide = _standard_guide(_latent_sites(self.lvm, batch))
         self.data, self.num_data, self.device = fixed, len(fixed), fixed.device
         self.joint = self._joint(batch)
         self.tempered = self.joint.layout.tempered
@@ -261,10 +261,9 @@ def _model_of(model: Any) -> Any:
     return model
 
 
-def _latent_sites(own: Any, batch: Any) -> dict[str, Any]:
+def _latent_sites(lvm: Any, batch: Any) -> dict[str, Any]:
     """The sites that the model draws and does not enumerate, at the origin."""
-    pair: Any = Pair(own, lambda _: None)
-    sites = run_model_alone(pair, batch, InitMessenger(_start)(pair.model))
+    sites = run_model_alone(lvm, batch, InitMessenger(_start)(lvm.model))
     found = {n: s for n, s in sites.items() if not (s["is_observed"] or enumerable(s))}
     for name, site in found.items():
         if getattr(site["fn"].support, "is_discrete", False):
