@@ -28,8 +28,8 @@ ALLOWED = {
     # training: fit_prior calls fit for a flow
     "priors": GROUND | {"distributions", "networks", "training"},
     "wrappers": GROUND | {"guides", "networks", "priors", "training"},
-    # training: refits, optimised local guides, the collapse alarm of a run
-    "diagnostics": GROUND | {"evaluation", "training", "guides"},
+    # training: refits, optimised local guides, the collapse alarm of a run; wrappers: float64
+    "diagnostics": GROUND | {"evaluation", "training", "guides", "wrappers"},
     "plots": GROUND | {"evaluation", "diagnostics"},
     "report": GROUND | {"evaluation", "diagnostics", "plots"},
     "export": GROUND | {"evaluation", "diagnostics"},

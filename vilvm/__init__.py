@@ -19,7 +19,7 @@ Examples:
 from vilvm._runtime.distributed import PeerLostError, distributed
 from vilvm.data.data import Data
 from vilvm.data.interleaved import Interleaved
-from vilvm.diagnostics import Diagnosis, Finding, diagnose
+from vilvm.diagnostics import Diagnosis, Finding, diagnose, diagnose_draws
 from vilvm.evaluation import Estimate, Evaluation, Ledger, compare, evaluate
 from vilvm.inference import Posterior, infer
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, Pair
@@ -59,6 +59,7 @@ __all__ = [
     "Prepared",
     "compare",
     "diagnose",
+    "diagnose_draws",
     "distributed",
     "evaluate",
     "fit",

@@ -3,11 +3,13 @@
 Each result has a ``finding``, its verdict in a few sentences.
 """
 
+from vilvm.diagnostics.chains import Chains, chains
 from vilvm.diagnostics.collapse import Collapse, active_units, collapse
 from vilvm.diagnostics.collapse_alarm import CollapseAlarm
 from vilvm.diagnostics.convergence import Converged, Convergence, convergence
 from vilvm.diagnostics.correction import Correction, correction
 from vilvm.diagnostics.diagnose import Diagnosis, diagnose
+from vilvm.diagnostics.diagnose_draws import diagnose_draws
 from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.diagnostics.gaps import Bound, Gaps, gaps
 from vilvm.diagnostics.gradient_snr import GradientSNR, gradient_snr
@@ -17,8 +19,10 @@ from vilvm.diagnostics.predictive_check import PredictiveCheck, predictive_check
 from vilvm.diagnostics.psis import psis
 from vilvm.diagnostics.rates import Rates, rates
 from vilvm.diagnostics.sbc import SBC, sbc
+from vilvm.diagnostics.stein import Stein, stein
 from vilvm.diagnostics.tarp import TARP, tarp
 from vilvm.diagnostics.vsbc import VSBC, vsbc
+from vilvm.diagnostics.weighted_evidence import WeightedEvidence, weighted_evidence
 
 __all__ = [
     "LOO",
@@ -26,6 +30,7 @@ __all__ = [
     "TARP",
     "VSBC",
     "Bound",
+    "Chains",
     "Collapse",
     "CollapseAlarm",
     "Converged",
@@ -40,11 +45,15 @@ __all__ = [
     "Rates",
     "Recheck",
     "Severity",
+    "Stein",
+    "WeightedEvidence",
     "active_units",
+    "chains",
     "collapse",
     "convergence",
     "correction",
     "diagnose",
+    "diagnose_draws",
     "gaps",
     "gradient_snr",
     "loo",
@@ -53,6 +62,8 @@ __all__ = [
     "psis",
     "rates",
     "sbc",
+    "stein",
     "tarp",
     "vsbc",
+    "weighted_evidence",
 ]

@@ -19,6 +19,7 @@ __all__ = [
     "LIKELIHOOD",
     "components",
     "features",
+    "indexed",
     "names_of",
     "quantities",
     "runnable",
@@ -70,13 +71,13 @@ def names_of(latents: Mapping[str, Tensor], layout: Layout) -> tuple[str, ...]:
         for n, v in latents.items()
     }
     return tuple(
-        _indexed(name, index)
+        indexed(name, index)
         for name, shape in shapes.items()
         for index in np.ndindex(*shape)
     )
 
 
-def _indexed(name: str, index: tuple[int, ...]) -> str:
+def indexed(name: str, index: tuple[int, ...]) -> str:
     if not index:
         return name
     return f"{name}[{','.join(map(str, index))}]"

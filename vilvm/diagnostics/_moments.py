@@ -32,7 +32,7 @@ from vilvm.weights.generated_quantities import replay
 from vilvm.weights.prepared import Part
 from vilvm.weights.simulation import visible_latents
 
-__all__ = ["KEPT", "DrawnMoments", "Moments"]
+__all__ = ["KEPT", "DrawnMoments", "Moments", "weighted_moments"]
 
 KEPT = 100_000_000  # draws × components held at a time
 _WORKED = 4_000_000  # draws × components processed at a time
@@ -111,7 +111,9 @@ class DrawnMoments:
             smoothed = smoothed or psis(log_w)
             probable = self.probabilities[start : start + width]
             found.append(
-                _moments(log_w, smoothed.log_weights.exp(), smoothed.k, z, probable)
+                weighted_moments(
+                    log_w, smoothed.log_weights.exp(), smoothed.k, z, probable
+                )
             )
         return Moments(*(torch.cat(column, 1) for column in zip(*found, strict=True)))
 
@@ -177,7 +179,7 @@ class DrawnMoments:
         return {**latents, **shown}
 
 
-def _moments(
+def weighted_moments(
     log_w: Tensor, w: Tensor, k: Tensor, z: Tensor, probable: Tensor
 ) -> Moments:
     """Moments from draws; computed block by block.

@@ -95,6 +95,7 @@ class Correction:
         largest_ratio: tolerance of the ratio, as a share.
         largest_change: tolerance of a probability.
         cut: what is missing for lack of time.
+        given: whether the draws were given, so that none can be made afresh.
 
     Examples:
         >>> import torch
@@ -122,6 +123,7 @@ class Correction:
     largest_ratio: float = 0.1
     largest_change: float = 0.05
     cut: str = ""
+    given: bool = False
 
     @property
     def shift(self) -> Tensor:

@@ -183,7 +183,7 @@ def diagnose(
     num_data = check_number("diagnose: num_data", num_data)
     false_alarm = check_probability("diagnose: false_alarm", false_alarm)
     check_schedule("diagnose", schedule)
-    _import_all()
+    import_all()
     began = time.monotonic()
     if isinstance(lvm, Prepared):
         lvm = prepared_of("diagnose", lvm, data, seed=seed)
@@ -206,7 +206,7 @@ def diagnose(
     )
 
 
-def _import_all() -> None:
+def import_all() -> None:
     """Triggers the lazy imports of torch and ArviZ, so that no diagnostic is charged for them."""
     psis(torch.linspace(0, 1, 100))
     bytes_made(lambda: torch.zeros(1))

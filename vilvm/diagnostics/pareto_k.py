@@ -57,7 +57,7 @@ __all__ = ["ParetoK", "Recheck", "pareto_k"]
 
 _LEAST, _PILOT = 100, 25  # fewest draws for k̂, and draws of a timed run
 _HALF = 0.5  # k above which weights have no variance
-_DRAWS, _REPEAT = 1_000_000, 10_000  # draws of a re-examination, and fewest of a repeat
+_DRAWS, REPEAT = 1_000_000, 10_000  # draws of a re-examination, and fewest of a repeat
 _JOINT = 4  # cost of a joint draw of all data, relative to a draw of one datum
 _RECHECKS = 2  # re-examinations at most
 # draws × data per pass for a joint weight, whose model is seldom a network
@@ -117,6 +117,8 @@ class ParetoK:
         rechecks: re-examinations of data with k̂ > ½, each on fresh draws; alarms are based on
             them.
         cut: what is missing for lack of time.
+        given: whether the draws were given, so that none can be made afresh; then k̂ above the
+            threshold is a warning without re-examination.
 
     Examples:
         >>> import torch
@@ -134,6 +136,7 @@ class ParetoK:
     false_alarm: float = 0.01
     rechecks: tuple[Recheck, ...] = ()
     cut: str = ""
+    given: bool = False
 
     @property
     def threshold(self) -> float:
@@ -254,7 +257,7 @@ def pareto_k(
         found = [_fit(passes, part, num_samples) for part in parts]
         pace = time.pace(began, num_samples * len(parts))
         k, ess = (torch.cat(values) for values in zip(*found, strict=True))
-        size = max(num_samples, _REPEAT)
+        size = max(num_samples, REPEAT)
         again = _Reestimation(passes, prepared, parts, size, time, pace)
         rechecks, is_cut = again.rechecks(k)
     if is_cut:

@@ -26,7 +26,7 @@ most twice); Resampling-Based Multiple Testing, Westfall and Young, 1993 (max-T)
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -38,14 +38,13 @@ from vilvm.data.data import Data
 from vilvm.diagnostics._time_budget import TimeBudget
 from vilvm.diagnostics._verdicts.predictive_check import predictive_check_finding
 from vilvm.diagnostics.finding import Finding
+from vilvm.diagnostics.predictive_statistics import Statistic, default_statistics
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable
 from vilvm.weights import observed, posterior, replicate, sample
 from vilvm.weights.prepared import Prepared, prepared_of
 from vilvm.weights.simulation import undrawable
 
 __all__ = ["PredictiveCheck", "default_statistics", "predictive_check"]
-
-Statistic = Callable[[Tensor], Tensor | float]
 
 _NUMBERS = 20_000_000  # numbers replicated at a time
 _ROWS = 10_000  # data per pass
@@ -146,6 +145,7 @@ def predictive_check(
     false_alarm: float = 0.01,
     batch_size: int | None = None,
     budget: float | None = None,
+    draws: Mapping[str, Tensor] | None = None,
 ) -> PredictiveCheck:
     """Compares statistics of the data with those of data that the model replicates.
 
@@ -163,6 +163,8 @@ def predictive_check(
             or lower with "posterior".
         batch_size: data per pass, 10,000 by default; data that share a latent stay together.
         budget: seconds after which no more data sets are replicated; see `cut`.
+        draws: draws of all latents in place of the guide's, as ``posterior`` returns them; each
+            serves as often as the others, in random order.
 
     Returns:
         PredictiveCheck, with num_draws replicates.
@@ -207,7 +209,7 @@ def predictive_check(
     )
     with prepared.running():
         _check_replicable(prepared)
-        replicates = _Replicates.of(prepared, kind)
+        replicates = _Replicates.of(prepared, kind, draws)
         chosen = {
             site: statistics or default_statistics(x)
             for site, x in replicates.observed.items()
@@ -265,39 +267,57 @@ class _Replicates(NamedTuple):
         parts: the data, in batches.
         kind: "posterior" or "prior".
         observed: the data themselves, by site.
+        given: draws of the latents in place of the guide's, in random order.
     """
 
     lvm: LatentVariableModel
     parts: Sequence[Data]
     kind: str
     observed: dict[str, Tensor]
+    given: dict[str, Tensor] | None = None
 
     @classmethod
-    def of(cls, prepared: Prepared, kind: str) -> "_Replicates":
+    def of(
+        cls, prepared: Prepared, kind: str, given: Mapping[str, Tensor] | None
+    ) -> "_Replicates":
         """Chooses batches that can be joined; without latents, the posterior is the prior."""
         lvm, layout, parts = prepared.lvm, prepared.layout, prepared.batches
         # With another plate left of the data plate, batches cannot be joined along the first axis.
-        if layout.data_dim != -layout.nesting:
+        if given is not None or layout.data_dim != -layout.nesting:
             parts = [prepared.data.loaded()]
         if not layout.latents:
             kind = "prior"
-        return cls(
-            lvm, parts, kind, _joined([observed(lvm, part.x) for part in parts], 0)
-        )
+        own = _joined([observed(lvm, part.x) for part in parts], 0)
+        return cls(lvm, parts, kind, own, _shuffled(given, prepared.data.device))
 
     def draw(self, num_draws: int) -> Iterator[dict[str, Tensor]]:
         """Replicated data by site, one data set after the other."""
         at_once = max(1, _NUMBERS // sum(x.numel() for x in self.observed.values()))
         for done in range(0, num_draws, at_once):
             size = min(at_once, num_draws - done)
-            whole = _joined([self._of_part(part, size) for part in self.parts], 1)
+            pieces = [self._of_part(part, done, size) for part in self.parts]
+            whole = _joined(pieces, 1)
             yield from ({site: x[i] for site, x in whole.items()} for i in range(size))
 
-    def _of_part(self, part: Data, size: int) -> dict[str, Tensor]:
+    def _of_part(self, part: Data, done: int, size: int) -> dict[str, Tensor]:
+        if self.kind == "posterior" and self.given is not None:
+            index = torch.arange(done, done + size)
+            latents = {n: v[index % len(v)] for n, v in self.given.items()}
+            return replicate(self.lvm, latents, like=part.x)
         if self.kind == "posterior":
             return replicate(self.lvm, posterior(self.lvm, part.x, size), like=part.x)
         drawn = sample(self.lvm, size, like=part.x)
         return {site: drawn[site] for site in self.observed}
+
+
+def _shuffled(
+    draws: Mapping[str, Tensor] | None, device: torch.device
+) -> dict[str, Tensor] | None:
+    """The draws in random order, the same for all latents."""
+    if not draws:
+        return None
+    order = torch.randperm(len(next(iter(draws.values()))))
+    return {n: v[order].to(device) for n, v in draws.items()}
 
 
 def _joined(pieces: list[dict[str, Tensor]], axis: int) -> dict[str, Tensor]:
@@ -333,58 +353,3 @@ def _stacked(name: str, of_data: Tensor, of_draws: list[dict[str, Tensor]]) -> T
             f"predictive_check: statistic {name!r} does not have the same shape for all data sets."
         )
     return torch.stack([each[name] for each in of_draws])
-
-
-def default_statistics(x: Tensor) -> dict[str, Statistic]:
-    """Statistics that suit data of shape (num_data, ...).
-
-    Over all entries: mean, sd, minimum, maximum, skewness, kurtosis and the share of zeros; only
-    the mean for zeros and ones, because it determines the rest. If a datum has several components,
-    also the sd over data of their mean, and the correlation of neighbouring ones.
-
-    Arguments:
-        x: data of one site, shape (num_data, ...).
-
-    Returns:
-        Functions of such data, by name.
-
-    Examples:
-        >>> import torch
-        >>> from vilvm.diagnostics.predictive_check import default_statistics
-        >>> list(default_statistics(torch.ones(5)))
-        ['mean']
-    """
-    found: dict[str, Statistic] = {"mean": lambda x: x.double().mean()}
-    if not bool(((x == 0) | (x == 1)).all()):
-        found |= {
-            "sd": lambda x: x.double().std(correction=0),
-            "minimum": torch.min,
-            "maximum": torch.max,
-            "skewness": lambda x: _moment(x, 3),
-            "kurtosis": lambda x: _moment(x, 4),
-            "zeros": lambda x: (x == 0).double().mean(),
-        }
-    if x.dim() > 1 and x[0].numel() > 1 and len(x) > 1:
-        found |= {
-            "sd of row means": lambda x: (
-                x.double().flatten(1).mean(1).std(correction=0)
-            ),
-            "neighbours": _neighbours,
-        }
-    return found
-
-
-def _moment(x: Tensor, order: int) -> Tensor:
-    """The central moment in units of the sd; 0 if all data are equal."""
-    centred = x.double() - x.double().mean()
-    sd = centred.square().mean().sqrt()
-    return (centred / torch.where(sd > 0, sd, 1.0)).pow(order).mean()
-
-
-def _neighbours(x: Tensor) -> Tensor:
-    """Correlation of neighbouring components, all pairs jointly; 0 if all data are equal."""
-    centred = x.double().flatten(1) - x.double().flatten(1).mean(0)
-    square = centred.square().mean()
-    return (centred[:, 1:] * centred[:, :-1]).mean() / torch.where(
-        square > 0, square, 1.0
-    )

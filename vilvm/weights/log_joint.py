@@ -129,15 +129,22 @@ class LogJoint:
         """The log-densities of u, of shape (num_samples, num_data, D), differentiable."""
         pass_ = Pass(self._densities, f"densities, base={self.base}")
         values = self._samples(
-            len(u), pass_, self._sites_of(u), check=False, traced=self.traced
+            len(u), pass_, self.by_site(u), check=False, traced=self.traced
         )
         return LogDensities(values["densities"]["base"], values["densities"]["target"])
+
+    @torch.no_grad()
+    def log_jacobian(self, u: Tensor) -> Tensor:
+        """log |∂z/∂u|, shaped as the log-densities; less it, they are of z in place of u."""
+        pass_ = Pass(self._densities, f"densities, base={self.base}")
+        values = self._samples(len(u), pass_, self.by_site(u))
+        return values["densities"]["jacobian"]
 
     @torch.no_grad()
     def latents(self, u: Tensor) -> dict[str, Tensor]:
         """The latents at u, as ``posterior`` returns them."""
         pass_ = Pass(self._latents, f"latents of u, base={self.base}")
-        return self._samples(len(u), pass_, self._sites_of(u))["latents"]
+        return self._samples(len(u), pass_, self.by_site(u))["latents"]
 
     @torch.no_grad()
     def unconstrained(self, latents: dict[str, Tensor]) -> Tensor:
@@ -279,6 +286,7 @@ class LogJoint:
             "densities": {
                 "base": self._by_datum(base + jacobian),
                 "target": self._by_datum(joint + jacobian),
+                "jacobian": self._by_datum(jacobian),
             }
         }
 
@@ -319,7 +327,7 @@ class LogJoint:
             parts.append(u.reshape(len(u), self.num_data, -1))
         return torch.cat(parts, -1)
 
-    def _sites_of(self, u: Tensor) -> dict[str, Tensor]:
+    def by_site(self, u: Tensor) -> dict[str, Tensor]:
         """u by site, in the shape of a single run after the dimension of samples."""
         values, start = {}, 0
         for name, shape in self.shapes.items():

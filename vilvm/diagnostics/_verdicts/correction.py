@@ -57,7 +57,10 @@ def _judge(found: Any) -> tuple[Severity, str, str]:
             f"{_count(found, found.undecided)} within the tolerances: "
             f"{_details(found, found.undecided)}.{_share(found)}"
         )
-        return Severity.NOTE, verdict, "Make more draws (num_samples=...) to decide."
+        advice = "Make more draws (num_samples=...) to decide."
+        if found.given:
+            advice = "Give more draws to decide."
+        return Severity.NOTE, verdict, advice
     return Severity.OK, _within_tolerance(found), ""
 
 

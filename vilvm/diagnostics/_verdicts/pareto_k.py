@@ -27,6 +27,10 @@ def pareto_k_finding(found: Any) -> Finding:
             severity = Severity.CRITICAL
         verdict = f"{numbers} The guide misses part of the posterior{_worst(found)}."
         return Finding(_NAME, severity, verdict, source, _ADVICE)
+    if found.given and found.confirmed > 0:
+        verdict = f"{numbers} Weights of so few draws cannot show that they are of the posterior."
+        advice = "Give more draws, or draws of a richer approximation."
+        return Finding(_NAME, Severity.WARNING, verdict, _SOURCE, advice)
     if _has_no_variance(found):
         verdict = (
             f"{numbers} The guide is not exact, and above 0.5 its weights have no variance"
@@ -70,8 +74,11 @@ def _one_weight(found: Any) -> str:
         f"{found.threshold:.2f}"
     )
     for recheck in found.rechecks:
+        if recheck.num_samples == found.num_samples:
+            continue  # the given draws, all at once
+        way = "in parts of" if found.given else "re-examined with"
         text += (
-            f"; re-examined with {recheck.repeats} × {recheck.num_samples:,} draws, it is "
+            f"; {way} {recheck.repeats} × {recheck.num_samples:,} draws, it is "
             f"{recheck.k[0].item():.2f}"
         )
     return f"{text}."
