@@ -29,6 +29,7 @@ __all__ = ["Sampler"]
 _ACCEPTANCE = 0.8
 _MOST_STEPS = 60  # leapfrog steps of a transition
 _RATE = 0.05  # of the ascent of the log length
+_PENALTY = 100.0  # of the share of divergent chains, in acceptance probability
 _DIVERGED = 1000.0  # error of the energy, in nats
 
 
@@ -102,11 +103,12 @@ class Sampler:
             at = self._at(at.eps + step * momentum)
             momentum = momentum + fraction * step * at.gradient
         change = at.value - momentum.square().sum(1) / 2 - energy
-        self.divergences += int((~(change > -_DIVERGED)).sum())
+        diverged = int((~(change > -_DIVERGED)).sum())
+        self.divergences += diverged
         accepted = change.clamp(max=0).exp().nan_to_num(0.0, 0.0, 0.0)
         if adapt:
             self._adapt_length(before.eps, at.eps, momentum, accepted, share)
-            self._adapt_step(accepted)
+            self._adapt_step(accepted.mean().item(), diverged / len(accepted))
         moved = torch.rand_like(accepted) < accepted
         self.state = _State(
             *(
@@ -116,9 +118,11 @@ class Sampler:
         )
         return accepted.mean().item()
 
-    def _adapt_step(self, accepted: Tensor) -> None:
+    def _adapt_step(self, accepted: float, diverged: float) -> None:
+        # divergent transitions count more, since they show where the step is too long
         rate = 2.0 / math.sqrt(self._count + 10)
-        self.log_step += rate * (accepted.mean().item() - _ACCEPTANCE)
+        gap = accepted - _PENALTY * diverged - _ACCEPTANCE
+        self.log_step += rate * max(gap, -0.5)
         weight = max(0.1, 1 / (self._count + 1))
         self._mean_log_step += weight * (self.log_step - self._mean_log_step)
 

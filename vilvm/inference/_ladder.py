@@ -32,7 +32,7 @@ _SHARES = (
     0.2,
     0.2,
 )  # of the fitted, the widened and the paths' Gaussians in a mixture
-_WIDER = 1.25
+_WIDER = 1.5  # enlargement times the root of the dimension
 _SKEW = 0.7  # share of the skewed components
 
 
@@ -189,6 +189,11 @@ def climb(
             target, coordinates, superchains, clock.within(1.0), clock.show
         )
         clock.record("chains", target.gradients)
+        refitted = _refitted(coordinates, chains)
+        again = _weighed(target, Mixture(*refitted), clock)
+        clock.record("weights after chains", target.gradients, again.k)
+        if again.k < weighted.k:
+            (parts, log_probs), weighted = refitted, again
     return Found(
         best.model,
         target,
@@ -263,9 +268,23 @@ def _defended(best: Candidate, log_probs: Tensor) -> tuple[list[Approximation], 
 
 
 def _widened(part: Approximation) -> Approximation:
-    """The same with all deviations enlarged."""
+    """The same with all deviations enlarged, less so in many dimensions."""
     zero = torch.zeros_like(part.loc.detach())
-    return Chain(Gaussian(zero, zero + _WIDER), part)
+    return Chain(Gaussian(zero, zero + 1 + _WIDER / math.sqrt(len(zero))), part)
+
+
+def _refitted(
+    coordinates: Approximation, chains: Chains
+) -> tuple[list[Approximation], Tensor]:
+    """The Gaussian with the chains' moments in some coordinates, and a wider one."""
+    with torch.no_grad():
+        eps = coordinates.inverse(chains.u.flatten(0, 1))
+        covariance = eps.T.cov().reshape(eps.shape[1], eps.shape[1])
+        factor, info = torch.linalg.cholesky_ex(covariance)
+        if info.item():
+            factor = torch.diag(eps.std(0))
+        part = Chain(Gaussian(eps.mean(0), factor), coordinates)
+    return [part, _widened(part)], torch.tensor([0.7, 0.3], dtype=torch.float64).log()
 
 
 def _skewed(

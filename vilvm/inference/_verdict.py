@@ -12,7 +12,7 @@ __all__ = ["findings_of"]
 _VEHTARI = "Vehtari et al. 2024"
 _MARGOSSIAN = "Margossian et al. 2024"
 _LEAST_SIZE = 1000.0
-_DIVERGENT = 0.001  # share of transitions
+_DIVERGENT = 0.005  # share of transitions
 
 
 def findings_of(found: Found, clock: Clock, is_refined: bool) -> list[Finding]:
