@@ -66,6 +66,8 @@ def newton(
     gain = starts.new_zeros(len(u))
     now: tuple[Tensor, ...] = ()
     for _ in range(steps):
+        if not active.any():  # no length of the last step was better
+            break
         found = target.hessian(u[active])
         found = (*found, _step(found[1], found[2]))
         now = tuple(
