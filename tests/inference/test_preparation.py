@@ -60,8 +60,8 @@ class Bayesian(PyroModule):
 
     def forward(self, batch):
         x, y = batch
+        mean = self.net(x[:, None]).squeeze(-1) + self.offset
         with pyro.plate("data", len(y)):
-            mean = self.net(x[:, None]).squeeze(-1) + self.offset
             pyro.sample("y", dist.Normal(mean, 1.0), obs=y)
 
 
