@@ -44,7 +44,7 @@ def newton(
     target: Target,
     starts: Tensor,
     *,
-    steps: int = 60,
+    steps: int,
     tolerance: float = 1e-12,
     is_over: Callable[[], bool] = lambda: False,
 ) -> Iterates:
@@ -85,6 +85,8 @@ def newton(
         better = best > value[active]
         u = torch.where(_at(active, better, active)[:, None], u, path[-1][0])
         active = _at(active, better, active)
+        if not active.any():
+            break
     columns = [torch.stack(column) for column in zip(*path, strict=True)]
     return Iterates(*columns, converged=gain < 1e-4)
 

@@ -22,10 +22,18 @@ from vilvm.data.tensors import map_tensors
 from vilvm.guides import init_to_origin
 from vilvm.inference._target import Target
 from vilvm.lvm import ContractError, Pair
+from vilvm.weights._sites import family
 from vilvm.weights._traces import run_once
 from vilvm.wrappers.in_float64 import InFloat64, float64
 
-__all__ = ["continuous", "latent_sites", "model_of", "prepare_data", "target_of"]
+__all__ = [
+    "continuous",
+    "has_derived_sites",
+    "latent_sites",
+    "model_of",
+    "prepare_data",
+    "target_of",
+]
 
 
 def model_of(model: Any) -> Callable[[Any], Any]:
@@ -80,6 +88,14 @@ def latent_sites(model: Callable[[Any], Any], batch: Any) -> dict[str, Any]:
             f"infer: {name} has no continuous latent, so there is no posterior to infer."
         )
     return sites
+
+
+def has_derived_sites(model: Callable[[Any], Any], batch: Any) -> bool:
+    """Whether a run of the model records values that follow from its latents."""
+    return any(
+        site["type"] == "sample" and family(site["fn"]) == "Delta"
+        for site in _run(model, batch).nodes.values()
+    )
 
 
 def _run(model: Callable[[Any], Any], batch: Any) -> poutine.Trace:

@@ -58,6 +58,23 @@ class Target:
         value, gradient = self._in_parts(u, self._traced_gradient)
         return value, gradient
 
+    def pulled_back(
+        self, map_: Callable[[Tensor], tuple[Tensor, Tensor]], eps: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The log-density of ε, log p(x, u(ε)) + log |∂u/∂ε|, (S,), and its gradient (S, D).
+
+        Arguments:
+            map_: u and log |∂u/∂ε| at ε.
+            eps: points, shape (S, D).
+        """
+        with torch.enable_grad():
+            eps = eps.detach().requires_grad_()
+            u, log_det = map_(eps)
+            value, slope = self.gradient(u.detach())
+            surrogate = (u * slope).sum() + log_det.expand(len(u)).sum()
+            (gradient,) = torch.autograd.grad(surrogate, eps)
+        return value + log_det.detach(), gradient.nan_to_num(0.0, 0.0, 0.0)
+
     def hessian(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The log-density (S,), its gradient (S, D) and its Hessian (S, D, D)."""
         self.gradients += len(u) * (self.dim + 1)
@@ -100,7 +117,7 @@ class Target:
         lvm = self.joint.lvm
         try:
             with preserved_rng(u.device):
-                run = program(function, given, graph, [lvm, lvm.model, lvm.guide])
+                run = program(function, given, _lean, [lvm, lvm.model, lvm.guide])
             expected = {"density": value.nan_to_num(), "gradient": gradient}
             assert_matches(expected, lambda: [x.nan_to_num() for x in run(*given)])
             self._programs[len(u)] = run
@@ -145,3 +162,11 @@ class Target:
             torch.full_like(nothing[0], -math.inf),
             *map(torch.zeros_like, nothing[1:]),
         ]
+
+
+def _lean(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Any:
+    """``graph`` without the operations whose results are not used, such as the guide's density."""
+    made = graph(function, inputs)
+    made.graph.eliminate_dead_code()
+    made.recompile()
+    return made
