@@ -10,13 +10,14 @@ from vilvm.evaluation.estimates import log_mean_error
 from vilvm.inference._approximations import pair_of
 from vilvm.inference._decentre import SUFFIX
 from vilvm.inference._ladder import Clock, Found
+from vilvm.inference._preparation import has_derived_sites
 from vilvm.inference._verdict import findings_of, mode_weights
 from vilvm.inference.posterior import Posterior
 from vilvm.weights.generated_quantities import replay
 
 __all__ = ["answer"]
 
-_DRAWS = 10_000  # of equal weight, from weighted ones
+_DRAWS, _FEWER = 10_000, 4000  # of equal weight, from weighted ones; fewer of many data
 _ALL = 20_000  # draws of chains that are handed over at most
 
 
@@ -53,7 +54,8 @@ def answer(found: Found, batch: Any, clock: Clock, is_refined: bool) -> Posterio
 def _equal_draws(found: Found) -> tuple[Tensor, int]:
     """Draws u of equal weight, shape (S, D), and the number of their chains."""
     if found.chains is None:
-        return found.weighted.resampled(_DRAWS), 1
+        num = _DRAWS if found.target.most >= _DRAWS else _FEWER
+        return found.weighted.resampled(num), 1
     u = found.chains.u
     keep = max(1, _ALL // u.shape[1])
     thin = max(1, -(-len(u) // keep))
@@ -65,17 +67,20 @@ def _equal_draws(found: Found) -> tuple[Tensor, int]:
 def _values(found: Found, u: Tensor) -> dict[str, Tensor]:
     """The latents and deterministic sites at u, under the names that the model gives them."""
     joint = found.target.joint
+    needs_replay = has_derived_sites(found.model, joint.batch)
     parts = []
     for part in u.split(found.target.most):
         latents = joint.latents(part[:, None])
-        sites = replay(joint.lvm, joint.batch, latents, layout=joint.layout)
-        # the value of a latent in standard units is that of an observed site with a Delta
-        names = [n.removesuffix(SUFFIX) for n in latents if n.endswith(SUFFIX)]
-        given = {name: sites.observed[name] for name in names if name in sites.observed}
-        plain = {
-            n: v for n, v in latents.items() if n.removesuffix(SUFFIX) not in given
-        }
-        parts.append(plain | given | sites.deterministics)
+        if needs_replay:
+            sites = replay(joint.lvm, joint.batch, latents, layout=joint.layout)
+            # a latent in standard units gives the user's own as a site observed from a Delta
+            names = {n: n.removesuffix(SUFFIX) for n in latents}
+            given = {
+                n: sites.observed[n] for n in names.values() if n in sites.observed
+            }
+            plain = {n: v for n, v in latents.items() if names[n] not in given}
+            latents = plain | given | sites.deterministics
+        parts.append(latents)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

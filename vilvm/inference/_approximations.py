@@ -32,6 +32,7 @@ __all__ = [
     "LowRank",
     "Mixture",
     "Skewed",
+    "composed",
     "pair_of",
     "skewed",
 ]
@@ -170,6 +171,21 @@ class Chain(nn.Module):
 
 
 Approximation = Gaussian | LowRank | Skewed | Chain
+
+
+@torch.no_grad()
+def composed(inner: Gaussian, outer: Approximation) -> Approximation:
+    """outer ∘ inner; one Gaussian, where both are Gaussians of full rank."""
+    is_full = (
+        isinstance(outer, Gaussian) and outer.scale.dim() == inner.scale.dim() == 2
+    )
+    if is_full:
+        return Gaussian(outer(inner.loc[None])[0][0], outer.scale @ inner.scale)
+    if isinstance(outer, Chain) and isinstance(outer.maps[0], Gaussian):
+        first = composed(inner, outer.maps[0])
+        if isinstance(first, Gaussian):
+            return Chain(first, *outer.maps[1:])
+    return Chain(inner, outer)
 
 
 class Mixture(TorchDistribution):

@@ -10,6 +10,7 @@ References: Nested R̂: Assessing the Convergence of Markov Chain Monte Carlo Wh
 Chains, Margossian, Hoffman, Sountsov, Riou-Durand, Vehtari and Gelman, 2024.
 """
 
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -23,9 +24,10 @@ from vilvm.inference._target import Target
 __all__ = ["Chains", "Convergence", "convergence", "run_chains"]
 
 SUPERCHAINS = 16
-_FEW = 20  # dimensions up to which there are more chains
-_STAGES = (30, 30, 40)  # transitions of the stages of the warm-up
-_ROUND = 50  # transitions between two tests
+_EACH = (8, 4, 2)  # chains of a superchain
+_FREE = 1.3  # relative time of a call for more chains that is worth it
+_STAGES = (25, 25, 40)  # transitions of the stages of the warm-up
+_ROUND = 25  # transitions between two tests
 _ENOUGH = 2000.0  # effective sample size
 R_HAT = 1.01
 DRIFT = 5.0  # standard errors
@@ -112,7 +114,7 @@ def run_chains(
         is_over: whether the time is up.
         report: receives a line of progress.
     """
-    each = 4 if target.dim <= _FEW else 2
+    each = _chains_at_once(target, starts)
     u = starts.repeat_interleave(each, 0)
     sampler = Sampler(target, map_, u)
     transitions = 0
@@ -146,6 +148,30 @@ def run_chains(
         leapfrogs=sampler.leapfrogs,
         converged=agrees,
     )
+
+
+def _chains_at_once(target: Target, starts: Tensor) -> int:
+    """Chains of a superchain: more of them, if a call for many points costs what one for few does.
+
+    The time of a call for a small model is that of its operations, whatever the number of points.
+    """
+    least = _seconds(target, starts, _EACH[-1])
+    for each in _EACH[:-1]:
+        allowed = _FREE * least * (each / _EACH[-1]) ** 0.25
+        if _seconds(target, starts, each) < allowed:
+            return each
+    return _EACH[-1]
+
+
+def _seconds(target: Target, starts: Tensor, each: int) -> float:
+    """The shortest of three times of a call."""
+    u = starts.repeat_interleave(each, 0)
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        target.gradient(u)
+        times.append(time.perf_counter() - began)
+    return min(times)
 
 
 def _agrees(u: Tensor) -> tuple[bool, float]:

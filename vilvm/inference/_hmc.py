@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vilvm.inference._approximations import Approximation, Chain, Gaussian
+from vilvm.inference._approximations import Approximation, Gaussian, composed
 from vilvm.inference._target import Target
 
 __all__ = ["Sampler"]
@@ -63,14 +63,7 @@ class Sampler:
         self.divergences = 0
 
     def _at(self, eps: Tensor) -> _State:
-        with torch.enable_grad():
-            eps = eps.detach().requires_grad_()
-            u, log_det = self.map_(eps)
-            value, slope = self.target.gradient(u.detach())
-            surrogate = (u * slope).sum() + log_det.expand(len(u)).sum()
-            (gradient,) = torch.autograd.grad(surrogate, eps)
-        gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
-        return _State(eps.detach(), value + log_det.detach(), gradient)
+        return _State(eps.detach(), *self.target.pulled_back(self.map_, eps))
 
     @property
     def u(self) -> Tensor:
@@ -171,7 +164,7 @@ class Sampler:
             scale = sd[:, None] * torch.linalg.cholesky(correlation)
             loc = eps.mean(0)
             position = self.u
-            self.map_ = Chain(Gaussian(loc, scale), self.map_)
+            self.map_ = composed(Gaussian(loc, scale), self.map_)
             self.state = self._at(self.map_.inverse(position))
 
 

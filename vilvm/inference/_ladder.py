@@ -8,10 +8,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vilvm.inference._approximations import Approximation, Chain, Gaussian, Mixture
+from vilvm.inference._approximations import (
+    Approximation,
+    Chain,
+    Gaussian,
+    Mixture,
+    composed,
+)
+from vilvm.inference._best_gaussian import best_gaussian
 from vilvm.inference._chains import SUPERCHAINS, Chains, run_chains
 from vilvm.inference._decentre import decentred
-from vilvm.inference._fixed_draws import best_gaussian, best_skewed
+from vilvm.inference._fixed_draws import best_skewed
 from vilvm.inference._modes import Mode
 from vilvm.inference._paths import find_modes, starts
 from vilvm.inference._preparation import target_of
@@ -22,10 +29,14 @@ from vilvm.lvm import ContractError
 
 __all__ = ["Clock", "Found", "Rung", "climb"]
 
-_SMALL = 50  # dimensions up to which skewed margins are fitted
+_FEW, _SMALL = (
+    15,
+    50,
+)  # dimensions up to which skewed margins are fitted, before chains or not
 _GOOD_K = 0.6  # k̂ up to which weights are good enough to look no further
 _FAIR_K = 0.7
 _ENOUGH = 4000.0  # effective sample size
+_SHORT = 15  # steps of a path of a model that has a form in standard units
 _FIRST, _MOST_DRAWS = 4000, 64_000
 _SHARES = (
     0.6,
@@ -153,10 +164,13 @@ def climb(
     Raises:
         ContractError: the model cannot be used, or has no proper posterior.
     """
-    options = [_candidate(model, batch, clock, "")]
     other = decentred(model, batch)
-    if other is not None and not clock.is_over:
+    options = []
+    if other is not None:
         options.append(_candidate(other, batch, clock, " in standard units"))
+    if not clock.is_over or not options:
+        # a path of the model as written may lead to a density without bound
+        options.append(_candidate(model, batch, clock, "", _SHORT if other else None))
     options = [option for option in options if option.parts]
     if not options:
         raise ContractError(
@@ -164,7 +178,7 @@ def climb(
             "posterior, or none that infer can find: check the priors, or give an initial scale "
             "by proper ones."
         )
-    best = max(options, key=lambda option: max(option.elbos))
+    best = _polished(max(options, key=lambda option: max(option.elbos)), clock)
     target = best.target
     log_probs = torch.tensor(best.elbos, dtype=torch.float64).log_softmax(0)
     parts = best.parts
@@ -177,7 +191,8 @@ def climb(
         if again.k < weighted.k:
             (parts, log_probs), weighted = defended, again
     coordinates = best.parts[0]
-    if skew and _wants_more(weighted) and target.dim <= _SMALL and not clock.is_over:
+    most = _FEW if refine else _SMALL
+    if skew and _wants_more(weighted) and target.dim <= most and not clock.is_over:
         (parts, log_probs), weighted = _skewed(
             best, (parts, log_probs), weighted, clock
         )
@@ -211,20 +226,39 @@ def _wants_more(weighted: Weighted) -> bool:
 
 
 def _candidate(
-    model: Callable[[Any], Any], batch: Any, clock: Clock, label: str
+    model: Callable[[Any], Any],
+    batch: Any,
+    clock: Clock,
+    label: str,
+    steps: int | None = None,
 ) -> Candidate:
     target = target_of(model, batch)
-    found = find_modes(target, is_over=clock.within(0.3))
+    limit = {} if steps is None else {"steps": steps}
+    found = find_modes(target, is_over=clock.within(0.3), **limit)
     _check_proper(target, found)
     clock.record(f"paths{label}", target.gradients, note=f"{len(found)} modes")
     parts, elbos = [], []
     for mode in found:
-        part, value = best_gaussian(target, mode.gaussian, 0, clock.within(0.3))
+        part, value = best_gaussian(
+            target, mode.gaussian, 0, clock.within(0.3), rough=True
+        )
         parts.append(part)
-        elbos.append(max(value, mode.elbo))
+        elbos.append(value)
     best = f"ELBO {max(elbos):.2f}" if elbos else ""
     clock.record(f"Gaussian{label}", target.gradients, note=best)
     return Candidate(model, target, found, parts, elbos)
+
+
+def _polished(candidate: Candidate, clock: Clock) -> Candidate:
+    """The same with Gaussians fitted on more draws."""
+    is_over = clock.within(0.3)
+    found = [
+        best_gaussian(candidate.target, part, 0, is_over) for part in candidate.parts
+    ]
+    clock.record("Gaussian, more draws", candidate.target.gradients)
+    return candidate._replace(
+        parts=[part for part, _ in found], elbos=[elbo for _, elbo in found]
+    )
 
 
 def _check_proper(target: Target, found: list[Mode]) -> None:
@@ -283,7 +317,7 @@ def _refitted(
         factor, info = torch.linalg.cholesky_ex(covariance)
         if info.item():
             factor = torch.diag(eps.std(0))
-        part = Chain(Gaussian(eps.mean(0), factor), coordinates)
+        part = composed(Gaussian(eps.mean(0), factor), coordinates)
     return [part, _widened(part)], torch.tensor([0.7, 0.3], dtype=torch.float64).log()
 
 

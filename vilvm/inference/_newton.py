@@ -44,7 +44,7 @@ def newton(
     target: Target,
     starts: Tensor,
     *,
-    steps: int = 60,
+    steps: int,
     tolerance: float = 1e-12,
     is_over: Callable[[], bool] = lambda: False,
 ) -> Iterates:
@@ -66,8 +66,6 @@ def newton(
     gain = starts.new_zeros(len(u))
     now: tuple[Tensor, ...] = ()
     for _ in range(steps):
-        if not active.any():  # no length of the last step was better
-            break
         found = target.hessian(u[active])
         found = (*found, _step(found[1], found[2]))
         now = tuple(
@@ -87,6 +85,8 @@ def newton(
         better = best > value[active]
         u = torch.where(_at(active, better, active)[:, None], u, path[-1][0])
         active = _at(active, better, active)
+        if not active.any():
+            break
     columns = [torch.stack(column) for column in zip(*path, strict=True)]
     return Iterates(*columns, converged=gain < 1e-4)
 

@@ -16,17 +16,27 @@ __all__ = ["find_modes", "starts"]
 _NEWTON = 200  # dimensions up to which true Hessians are computed
 _SMALL = 50  # dimensions up to which there are twice as many paths
 _PATHS = 8
+_STEPS = 40
 _BOX = 2.0  # half its width
 
 
 def find_modes(
-    target: Target, *, is_over: Callable[[], bool] = lambda: False
+    target: Target,
+    *,
+    steps: int = _STEPS,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> list[Mode]:
-    """The regions that paths from a wide box reach; by Newton's method in few dimensions."""
+    """The regions that paths from a wide box reach; by Newton's method in few dimensions.
+
+    Arguments:
+        target: the log-density.
+        steps: most steps of a path of Newton's method.
+        is_over: whether the time is up.
+    """
     at = starts(target, _PATHS if target.dim <= _SMALL else _PATHS // 2)
     if target.dim > _NEWTON:
         return pathfinder_modes(target, at, is_over)[:1]
-    return modes(target, newton(target, at, is_over=is_over))
+    return modes(target, newton(target, at, steps=steps, is_over=is_over))
 
 
 def starts(target: Target, num_paths: int) -> Tensor:

@@ -21,12 +21,13 @@ from vilvm.data.tensors import map_tensors
 from vilvm.guides import init_to_origin
 from vilvm.inference._target import Target
 from vilvm.lvm import ContractError, Pair, module_parameters
-from vilvm.weights._sites import latents_of, sites_of
+from vilvm.weights._sites import has_deltas, latents_of, sites_of
 from vilvm.weights._traces import run_once
 from vilvm.wrappers.in_float64 import InFloat64, float64
 
 __all__ = [
     "continuous",
+    "has_derived_sites",
     "latent_sites",
     "model_of",
     "prepare_data",
@@ -92,6 +93,11 @@ def latent_sites(model: Callable[[Any], Any], batch: Any) -> dict[str, Any]:
             f"infer: {name} has no continuous latent, so there is no posterior to infer."
         )
     return sites
+
+
+def has_derived_sites(model: Callable[[Any], Any], batch: Any) -> bool:
+    """Whether a run of the model records values that follow from its latents."""
+    return has_deltas(run_at_origin(model, batch))
 
 
 def run_at_origin(

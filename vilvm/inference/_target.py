@@ -17,6 +17,7 @@ from torch import Tensor
 from vilvm._compile import UntraceableError, assert_matches, graph, program
 from vilvm._runtime.random import preserved_rng
 from vilvm.data.tensors import map_tensors, tensors_of
+from vilvm.inference._factorisation import NaNFactors
 from vilvm.weights.log_joint import LogJoint
 
 __all__ = ["Target"]
@@ -58,6 +59,23 @@ class Target:
         value, gradient = self._in_parts(u, self._traced_gradient)
         return value, gradient
 
+    def pulled_back(
+        self, map_: Callable[[Tensor], tuple[Tensor, Tensor]], eps: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The log-density of ε, log p(x, u(ε)) + log |∂u/∂ε|, (S,), and its gradient (S, D).
+
+        Arguments:
+            map_: u and log |∂u/∂ε| at ε.
+            eps: points, shape (S, D).
+        """
+        with torch.enable_grad():
+            eps = eps.detach().requires_grad_()
+            u, log_det = map_(eps)
+            value, slope = self.gradient(u.detach())
+            surrogate = (u * slope).sum() + log_det.expand(len(u)).sum()
+            (gradient,) = torch.autograd.grad(surrogate, eps)
+        return value + log_det.detach(), gradient.nan_to_num(0.0, 0.0, 0.0)
+
     def hessian(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The log-density (S,), its gradient (S, D) and its Hessian (S, D, D)."""
         self.gradients += len(u) * (self.dim + 1)
@@ -65,7 +83,8 @@ class Target:
         return value, gradient, hessian
 
     def _value(self, u: Tensor) -> Tensor:
-        value = self.joint(u[:, None]).target[:, 0]
+        with NaNFactors():
+            value = self.joint(u[:, None]).target[:, 0]
         return torch.where(value.isfinite(), value, -math.inf)
 
     def _gradient(self, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,7 +119,7 @@ class Target:
         lvm = self.joint.lvm
         try:
             with preserved_rng(u.device):
-                run = program(function, given, graph, [lvm, lvm.model, lvm.guide])
+                run = program(function, given, _lean, [lvm, lvm.model, lvm.guide])
             expected = {"density": value.nan_to_num(), "gradient": gradient}
             assert_matches(expected, lambda: [x.nan_to_num() for x in run(*given)])
             self._programs[len(u)] = run
@@ -145,3 +164,11 @@ class Target:
             torch.full_like(nothing[0], -math.inf),
             *map(torch.zeros_like, nothing[1:]),
         ]
+
+
+def _lean(function: Callable[..., list[Tensor]], inputs: Sequence[Tensor]) -> Any:
+    """``graph`` without the operations whose results are not used, such as the guide's density."""
+    made = graph(function, inputs)
+    made.graph.eliminate_dead_code()
+    made.recompile()
+    return made

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from vilvm._runtime.argument_checks import check_number, check_seed
 from vilvm._runtime.random import seeded
 from vilvm.inference._approximations import Chain, Gaussian, pair_of
-from vilvm.inference._fixed_draws import best_gaussian, best_skewed
+from vilvm.inference._best_gaussian import best_gaussian
+from vilvm.inference._fixed_draws import best_skewed
 from vilvm.inference._preparation import model_of, prepare_data, target_of
 from vilvm.inference._start import start_of
 from vilvm.lvm import ContractError

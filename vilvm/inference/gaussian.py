@@ -10,7 +10,7 @@ from typing import Any
 from vilvm._runtime.argument_checks import check_seed
 from vilvm._runtime.random import seeded
 from vilvm.inference._approximations import pair_of
-from vilvm.inference._fixed_draws import best_gaussian
+from vilvm.inference._best_gaussian import best_gaussian
 from vilvm.inference._preparation import model_of, prepare_data, target_of
 from vilvm.inference._start import start_of
 from vilvm.wrappers.in_float64 import InFloat64
@@ -21,7 +21,7 @@ __all__ = ["fit_gaussian"]
 def fit_gaussian(lvm: Any, data: Any, *, seed: int = 0) -> InFloat64:
     """The Gaussian of largest ELBO over the unconstrained latents, without a learning rate.
 
-    Its covariance is full up to 50 dimensions; beyond, it is diagonal in the coordinates of the
+    Its covariance is full up to 250 dimensions; beyond, it is diagonal in the coordinates of the
     start.
 
     Arguments:

@@ -26,6 +26,8 @@ from vilvm.wrappers.in_float64 import InFloat64
 
 __all__ = ["laplace", "maxima"]
 
+_STEPS = 100
+
 
 def laplace(model: Any, data: Any, *, num_paths: int = 8, seed: int = 0) -> InFloat64:
     """The Laplace approximation of a model's posterior as its guide.
@@ -73,7 +75,7 @@ def maxima(target: Target, num_paths: int) -> list[Mode]:
     Raises:
         ContractError: there is none.
     """
-    found = modes(target, newton(target, starts(target, num_paths)))
+    found = modes(target, newton(target, starts(target, num_paths), steps=_STEPS))
     found = [mode for mode in found if mode.is_maximum]
     if not found:
         raise ContractError(
