@@ -17,7 +17,7 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
-from vilvm.data.data import as_data
+from vilvm.data.data import Data, as_data
 from vilvm.data.tensors import map_tensors
 from vilvm.guides import init_to_origin
 from vilvm.inference._target import Target
@@ -29,6 +29,7 @@ from vilvm.wrappers.in_float64 import InFloat64, float64
 __all__ = [
     "continuous",
     "has_derived_sites",
+    "in_float64",
     "latent_sites",
     "model_of",
     "prepare_data",
@@ -55,7 +56,12 @@ def model_of(model: Any) -> Callable[[Any], Any]:
 
 def prepare_data(data: Any) -> Any:
     """The batch of all data, in float64."""
-    return map_tensors(_double, as_data(data).fixed(0).x)
+    return in_float64(data).x
+
+
+def in_float64(data: Any) -> Data:
+    """The data in float64, their transform applied once."""
+    return Data(map_tensors(_double, as_data(data).fixed(0).x))
 
 
 def _double(x: Tensor) -> Tensor:
@@ -121,6 +127,21 @@ def _origin(site: Any) -> Tensor:
 
 def _name(model: Any) -> str:
     return getattr(model, "__name__", type(model).__name__)
+
+
+def check_global(model: Callable[[Any], Any], batch: Any) -> None:
+    """Raises ContractError unless the data are in a plate, and no latent is in it."""
+    trace = _run(model, batch)
+    plates: dict[bool, set[str]] = {True: set(), False: set()}
+    for site in trace.nodes.values():
+        if site["type"] == "sample" and not site_is_subsample(site):
+            names = {frame.name for frame in site["cond_indep_stack"]}
+            plates[bool(site["is_observed"])] |= names
+    if not plates[True] - plates[False]:
+        raise ContractError(
+            f"infer: batch_size needs a plate over the data of {_name(model)} that holds its "
+            "observed sites and none of its latents; leave batch_size out to see all data at once."
+        )
 
 
 def _is_discrete(site: Any) -> bool:
