@@ -30,6 +30,17 @@ ALLOWED = {
     "wrappers": GROUND | {"guides", "networks", "priors", "training"},
     # training: refits, optimised local guides, the collapse alarm of a run; wrappers: float64
     "diagnostics": GROUND | {"evaluation", "training", "guides", "wrappers"},
+    # training: flows; wrappers: float64
+    "inference": GROUND
+    | {
+        "diagnostics",
+        "distributions",
+        "evaluation",
+        "export",
+        "guides",
+        "training",
+        "wrappers",
+    },
     "plots": GROUND | {"evaluation", "diagnostics"},
     "report": GROUND | {"evaluation", "diagnostics", "plots"},
     "export": GROUND | {"evaluation", "diagnostics"},
@@ -45,7 +56,7 @@ ONLY_IN = {
     "torchvision": {"data"},
     "zuko": {"priors", "guides"},
     "sklearn": {"data", "priors", "evaluation"},
-    "scipy": {"evaluation", "diagnostics"},
+    "scipy": {"evaluation", "diagnostics", "inference"},
     "zarr": {"data"},
 }
 

@@ -17,15 +17,15 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.infer.autoguide.initialization import InitMessenger
 from pyro.infer.reparam import LocScaleReparam
 from pyro.infer.reparam.reparam import Reparam
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import constraints
 
 from vilvm.guides import init_to_origin
-from vilvm.wrappers.in_float64 import float64
+from vilvm.inference._preparation import run_at_origin
+from vilvm.lvm import ContractError
+from vilvm.weights._sites import latents_of, sites_of
 
 __all__ = ["SUFFIX", "decentred"]
 
@@ -42,19 +42,16 @@ def decentred(model: Callable[[Any], Any], batch: Any) -> Callable[[Any], Any] |
     Returns:
         A model of the same joint distribution; None if there is no such latent.
     """
-    with float64(), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        handler = InitMessenger(_tracked)
-        try:
-            trace = poutine.trace(handler(model)).get_trace(batch)
-        except (RuntimeError, ValueError, NotImplementedError):
-            return None
+    try:
+        with torch.enable_grad():
+            trace = run_at_origin(model, batch, _tracked)
+    except ContractError:
+        return None
     config: dict[str, Reparam] = {}
-    for name, site in trace.nodes.items():
-        is_latent = site["type"] == "sample" and not site["is_observed"]
-        if is_latent and not site_is_subsample(site):
-            how = _reparametrisation(site["fn"])
-            if how is not None:
-                config[name] = how
+    for name, site in latents_of(sites_of(trace)).items():
+        how = _reparametrisation(site["fn"])
+        if how is not None:
+            config[name] = how
     return poutine.reparam(model, config=config) if config else None
 
 

@@ -14,15 +14,14 @@ import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoDiagonalNormal
 from pyro.infer.autoguide.initialization import InitMessenger
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor, nn
 
 from vilvm.data.data import Data, as_data
 from vilvm.data.tensors import map_tensors
 from vilvm.guides import init_to_origin
 from vilvm.inference._target import Target
-from vilvm.lvm import ContractError, Pair
-from vilvm.weights._sites import family
+from vilvm.lvm import ContractError, Pair, module_parameters
+from vilvm.weights._sites import has_deltas, latents_of, sites_of
 from vilvm.weights._traces import run_once
 from vilvm.wrappers.in_float64 import InFloat64, float64
 
@@ -33,6 +32,7 @@ __all__ = [
     "latent_sites",
     "model_of",
     "prepare_data",
+    "run_at_origin",
     "target_of",
 ]
 
@@ -43,15 +43,27 @@ def model_of(model: Any) -> Callable[[Any], Any]:
     Raises:
         ContractError: `model` is none of these.
     """
-    if not isinstance(model, nn.Module) or hasattr(model, "model"):
-        model = getattr(model, "model", model)
+    owner = model if isinstance(model, nn.Module) else getattr(model, "__self__", None)
+    if isinstance(owner, nn.Module):
+        own = copy.deepcopy(owner).double()  # as the model runs in float64
+        name = "model" if isinstance(owner, Pair) else getattr(model, "__name__", "")
+        model = own if owner is model else getattr(own, name)
+    if _is_pair(model):
+        model = model.model
     if not callable(model):
         raise ContractError(
             f"infer: the model is a {type(model).__name__}, which cannot be called with the data; "
             "pass a Pyro model, such as a function of the data."
         )
-    # its parameters become float64
-    return copy.deepcopy(model) if isinstance(model, nn.Module) else model
+    return model
+
+
+def _is_pair(model: Any) -> bool:
+    """Whether the model is an attribute, rather than the object itself."""
+    runs = callable(model)
+    if isinstance(model, nn.Module):
+        runs = type(model).forward is not nn.Module.forward
+    return hasattr(model, "model") and (hasattr(model, "guide") or not runs)
 
 
 def prepare_data(data: Any) -> Any:
@@ -74,14 +86,7 @@ def latent_sites(model: Callable[[Any], Any], batch: Any) -> dict[str, Any]:
     Raises:
         ContractError: there is no latent to infer, or one is discrete and not enumerated.
     """
-    trace = _run(model, batch)
-    sites = {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample"
-        and not site["is_observed"]
-        and not site_is_subsample(site)
-    }
+    sites = latents_of(sites_of(run_at_origin(model, batch)))
     name = _name(model)
     for latent, site in sites.items():
         if _is_discrete(site) and site["infer"].get("enumerate") is None:
@@ -98,18 +103,29 @@ def latent_sites(model: Callable[[Any], Any], batch: Any) -> dict[str, Any]:
 
 def has_derived_sites(model: Callable[[Any], Any], batch: Any) -> bool:
     """Whether a run of the model records values that follow from its latents."""
-    return any(
-        site["type"] == "sample" and family(site["fn"]) == "Delta"
-        for site in _run(model, batch).nodes.values()
-    )
+    return has_deltas(run_at_origin(model, batch))
 
 
-def _run(model: Callable[[Any], Any], batch: Any) -> poutine.Trace:
-    """One run of the model, its continuous latents at the origin."""
-    with float64(), torch.random.fork_rng(devices=[]), pyro.validation_enabled(False):
+def run_at_origin(
+    model: Callable[[Any], Any], batch: Any, origin: Callable[[Any], Tensor] | None = None
+) -> poutine.Trace:
+    """One run of the model, its continuous latents at the origin.
+
+    Arguments:
+        model: see ``model_of``.
+        batch: see ``prepare_data``.
+        origin: the value of a site, in place of the origin.
+    """
+    holder = model if isinstance(model, nn.Module) else nn.Module()
+    with (
+        float64(),
+        torch.random.fork_rng(devices=[]),
+        pyro.validation_enabled(False),
+        module_parameters(holder),
+    ):
         torch.manual_seed(0)
         try:
-            return run_once(InitMessenger(_origin)(model), batch)[0]
+            return run_once(InitMessenger(origin or _origin)(model), batch)[0]
         except ContractError as error:
             if "same dtype" in str(error) or "scalar type" in str(error):
                 raise ContractError(

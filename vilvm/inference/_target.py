@@ -17,6 +17,7 @@ from torch import Tensor
 from vilvm._compile import UntraceableError, assert_matches, graph, program
 from vilvm._runtime.random import preserved_rng
 from vilvm.data.tensors import map_tensors, tensors_of
+from vilvm.inference._factorisation import NaNFactors
 from vilvm.weights.log_joint import LogJoint
 
 __all__ = ["Target"]
@@ -89,7 +90,8 @@ class Target:
         self.joint.batch, self.joint.likelihood_factor = batch, factor
 
     def _value(self, u: Tensor) -> Tensor:
-        value = self.joint(u[:, None]).target[:, 0]
+        with NaNFactors():
+            value = self.joint(u[:, None]).target[:, 0]
         return torch.where(value.isfinite(), value, -math.inf)
 
     def _gradient(self, u: Tensor) -> tuple[Tensor, Tensor]:

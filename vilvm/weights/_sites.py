@@ -19,6 +19,7 @@ __all__ = [
     "Sites",
     "family",
     "from_own_dims",
+    "has_deltas",
     "latents_of",
     "log_prob",
     "mask_digest",
@@ -52,6 +53,14 @@ def sites_of(trace: Any) -> Sites:
 def observed_of(sites: Sites) -> Sites:
     """The observed sites, factors among them."""
     return {name: site for name, site in sites.items() if site["is_observed"]}
+
+
+def has_deltas(trace: Any) -> bool:
+    """Whether a site's value follows from others, as that of ``pyro.deterministic`` does."""
+    return any(
+        site["type"] == "sample" and family(site["fn"]) == "Delta"
+        for site in trace.nodes.values()
+    )
 
 
 def latents_of(sites: Sites) -> Sites:
