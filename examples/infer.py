@@ -19,9 +19,10 @@ from typing import Any
 from rich.table import Table
 
 import vilvm
+import vilvm.models.hierarchical as hierarchical
+import vilvm.models.posteriordb as posteriordb
 from benchmarks.inference.scores import grade, score
 from examples._options import console, rate, run
-from vilvm.models import hierarchical, posteriordb
 
 _FAMILIES = (hierarchical, posteriordb)
 _DEFAULT = "eight_schools_centred"

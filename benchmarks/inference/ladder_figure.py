@@ -20,8 +20,9 @@ from torch import Tensor
 
 from vilvm._runtime.random import seeded
 from vilvm.inference._approximations import Gaussian, Mixture
+from vilvm.inference._best_gaussian import best_gaussian
 from vilvm.inference._chains import SUPERCHAINS, run_chains
-from vilvm.inference._fixed_draws import best_gaussian, best_skewed
+from vilvm.inference._fixed_draws import best_skewed
 from vilvm.inference._modes import modes
 from vilvm.inference._newton import newton
 from vilvm.inference._paths import starts
@@ -62,7 +63,7 @@ def figure() -> Figure:
             model_of(model),
             prepare_data(torch.tensor([-2.0, -0.5, 0.0, 0.5, 1.0, 3.0])),
         )
-        paths = newton(target, starts(target, 6))
+        paths = newton(target, starts(target, 6), steps=40)
         best, _ = best_gaussian(target, modes(target, paths)[0].gaussian)
         one = torch.zeros(1, dtype=torch.float64)
         weighted = weigh(target, Mixture([best], one), 4000)

@@ -15,6 +15,7 @@ from vilvm.inference._approximations import (
     Gaussian,
     Mixture,
     composed,
+    deviations,
 )
 from vilvm.inference._best_gaussian import best_gaussian
 from vilvm.inference._chains import SUPERCHAINS, Chains, run_chains
@@ -318,9 +319,7 @@ def _check_proper(target: Target, found: list[Mode]) -> None:
     if not flat:
         return
     if found:
-        with torch.no_grad():
-            u, scale = found[0].gaussian.loc, found[0].gaussian.scale
-            scale = scale if scale.dim() == 1 else scale.norm(dim=1)
+        u, scale = found[0].gaussian.loc, deviations(found[0].gaussian)
     else:
         u = starts(target, 1)[0]
         scale = torch.ones_like(u)

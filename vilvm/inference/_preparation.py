@@ -26,6 +26,7 @@ from vilvm.weights._traces import run_once
 from vilvm.wrappers.in_float64 import InFloat64, float64
 
 __all__ = [
+    "check_global",
     "continuous",
     "has_derived_sites",
     "in_float64",
@@ -107,7 +108,9 @@ def has_derived_sites(model: Callable[[Any], Any], batch: Any) -> bool:
 
 
 def run_at_origin(
-    model: Callable[[Any], Any], batch: Any, origin: Callable[[Any], Tensor] | None = None
+    model: Callable[[Any], Any],
+    batch: Any,
+    origin: Callable[[Any], Tensor] | None = None,
 ) -> poutine.Trace:
     """One run of the model, its continuous latents at the origin.
 
@@ -147,12 +150,10 @@ def _name(model: Any) -> str:
 
 def check_global(model: Callable[[Any], Any], batch: Any) -> None:
     """Raises ContractError unless the data are in a plate, and no latent is in it."""
-    trace = _run(model, batch)
     plates: dict[bool, set[str]] = {True: set(), False: set()}
-    for site in trace.nodes.values():
-        if site["type"] == "sample" and not site_is_subsample(site):
-            names = {frame.name for frame in site["cond_indep_stack"]}
-            plates[bool(site["is_observed"])] |= names
+    for site in sites_of(run_at_origin(model, batch)).values():
+        names = {frame.name for frame in site["cond_indep_stack"]}
+        plates[bool(site["is_observed"])] |= names
     if not plates[True] - plates[False]:
         raise ContractError(
             f"infer: batch_size needs a plate over the data of {_name(model)} that holds its "
