@@ -10,9 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 import vilvm
-from examples import compare_mnist, denoising_multimodal
+from examples import compare_mnist, denoising_multimodal, infer
 from examples._prescribed import MODELS, fit_case
 from vilvm import export
 from vilvm._runtime.files import locked
@@ -86,7 +87,7 @@ LONG = {
 }
 
 
-OWN = {"compare_mnist"}  # have their own tests
+OWN = {"compare_mnist", "infer"}  # have their own tests
 
 
 @pytest.mark.parametrize(
@@ -425,3 +426,34 @@ def test_every_prescribed_model_fits(name):
     if case.reference is not None and case.scalars is not None:
         drawn = case.scalars(vilvm.posterior(case.lvm, case.data.x, 5))
         assert set(drawn) & set(case.reference.draws) == set(case.reference.draws)
+
+
+def test_infer_prints_the_posterior_and_its_error(capsys):
+    assert infer.main(["--budget", "3", "--no-refine"]) == 0
+    out = capsys.readouterr().out
+    assert "ESS" in out
+    assert "Pareto k̂" in out
+    assert "Error against the reference" in out
+    assert "theta[8]" in out
+    assert "eight_schools_centred: " in out
+    assert "gradients" in out
+
+
+def test_infer_without_the_data_says_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("VILVM_DATA", str(tmp_path))
+    with pytest.raises(
+        SystemExit, match=r"data of posteriordb are missing.*VILVM_DATA"
+    ):
+        infer.main(["mesquite-mesquite"])
+    with pytest.raises(SystemExit, match="no posterior 'nine_schools'; choose from"):
+        infer.main(["nine_schools"])
+
+
+def test_infer_lists_every_scalar_or_says_how_many_more():
+    problem, reference = infer.problem_of("radon")
+    draws = {
+        name: torch.full((10,), reference.mean(name)) for name in reference.scalars
+    }
+    shown = infer.table(draws, reference)
+    assert shown.row_count == 41
+    assert problem.name == "radon"

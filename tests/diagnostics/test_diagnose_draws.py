@@ -508,3 +508,15 @@ def test_bad_model_gets_a_sentence(model):
 def test_bad_arrays_get_a_sentence(call):
     with pytest.raises(ValueError, match=r"must|needs"):
         call()
+
+
+def test_latents_may_share_a_plate():
+    def model(y):
+        with pyro.plate("group", 2):
+            a = pyro.sample("a", dist.Normal(0.0, 1.0))
+            b = pyro.sample("b", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal((a + b).sum(-1), 1.0), obs=y)
+
+    draws = {"a": torch.randn(200, 2), "b": torch.randn(200, 2)}
+    assert not vilvm.diagnose_draws(model, torch.zeros(5), draws, budget=5).trusted

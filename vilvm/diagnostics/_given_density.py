@@ -77,17 +77,18 @@ class ModelDensity:
         model: a function of the data, or a pair, whose guide is ignored; parameters are copied.
         data: as for ``vilvm.fit``.
         seed: of the data's transform.
+        who: names the caller in errors.
 
     Its `shapes` are those of one draw, by latent; draws may also contain the names `extra`; `flat`
     is a latent of flat prior, or "".
     """
 
-    def __init__(self, model: Any, data: Any, seed: int = 0):
-        own = _model_of(model)
+    def __init__(self, model: Any, data: Any, seed: int = 0, who: str = _WHO):
+        own = _model_of(model, who)
         fixed = fixed_beside(model, data, seed).loaded()
         batch, pair = fixed.x, copy.deepcopy(Pair(own, lambda _: None))
         self.lvm: Any = InFloat64(pair)
-        pair.guide = _standard_guide(_latent_sites(self.lvm, batch))
+        pair.guide = _standard_guide(_latent_sites(self.lvm, batch, who))
         self.data, self.num_data, self.device = fixed, len(fixed), fixed.device
         self.joint = self._joint(batch)
         self.tempered = self.joint.layout.tempered
@@ -243,11 +244,11 @@ def _coordinate_names(site: str, u: Tensor, shape: tuple[int, ...]) -> tuple[str
 # --------------------------------------------------------------------------------------------
 
 
-def _model_of(model: Any) -> Any:
+def _model_of(model: Any, who: str) -> Any:
     """The model of a pair, or the model itself."""
     if isinstance(model, tuple):
         raise ContractError(
-            f"{_WHO}: got a tuple; pass the model, or vilvm.Pair(model, guide)."
+            f"{who}: got a tuple; pass the model, or vilvm.Pair(model, guide)."
         )
     if callable(getattr(model, "model", None)) and callable(
         getattr(model, "guide", None)
@@ -255,20 +256,20 @@ def _model_of(model: Any) -> Any:
         return model.model
     if not callable(model):
         raise ContractError(
-            f"{_WHO}: model must be a Pyro model, a function of the data, or a pair; got a "
+            f"{who}: model must be a Pyro model, a function of the data, or a pair; got a "
             f"{type(model).__name__}."
         )
     return model
 
 
-def _latent_sites(lvm: Any, batch: Any) -> dict[str, Any]:
+def _latent_sites(lvm: Any, batch: Any, who: str) -> dict[str, Any]:
     """The sites that the model draws and does not enumerate, at the origin."""
     sites = run_model_alone(lvm, batch, InitMessenger(_start)(lvm.model))
     found = {n: s for n, s in sites.items() if not (s["is_observed"] or enumerable(s))}
     for name, site in found.items():
         if getattr(site["fn"].support, "is_discrete", False):
             raise ContractError(
-                f"{_WHO}: latent {name!r} is discrete; sum over it "
+                f"{who}: latent {name!r} is discrete; sum over it "
                 "(infer={'enumerate': 'parallel'}) and leave it out of the draws."
             )
     return found
@@ -287,6 +288,7 @@ def _standard_guide(sites: Mapping[str, Any]) -> Callable[[Any], None]:
     """A guide with z = T(u), u near the origin, in the plates of the model."""
 
     def guide(batch: Any) -> None:
+        plates: dict[str, Any] = {}  # one that several sites share is made once
         for name, site in sites.items():
             transform = bijection_to(site)
             shape = transform.inverse_shape(site["value"].shape)
@@ -297,8 +299,11 @@ def _standard_guide(sites: Mapping[str, Any]) -> Callable[[Any], None]:
             with ExitStack() as stack:
                 for frame in site["cond_indep_stack"]:
                     if frame.vectorized:
-                        plate = pyro.plate(frame.name, frame.size, dim=frame.dim)
-                        stack.enter_context(plate)
+                        if frame.name not in plates:
+                            plates[frame.name] = pyro.plate(
+                                frame.name, frame.size, dim=frame.dim
+                            )
+                        stack.enter_context(plates[frame.name])
                 pyro.sample(name, drawn.to_event(rest))
 
     return guide

@@ -7,6 +7,7 @@ from vilvm._runtime.extras import require
 require("arviz", extra="arviz")
 
 from vilvm.export.datatree import to_datatree
+from vilvm.export.draws import draws_to_datatree
 from vilvm.export.netcdf import load, save
 
-__all__ = ["load", "save", "to_datatree"]
+__all__ = ["draws_to_datatree", "load", "save", "to_datatree"]

@@ -116,9 +116,13 @@ def _sizes(groups: Groups, dims: Dims) -> Iterator[tuple[str, str, int]]:
 
 
 def build_tree(
-    groups: Groups, dims: Dims, coords: dict[str, Any], attrs: dict[str, Any]
+    groups: Groups,
+    dims: Dims,
+    coords: dict[str, Any],
+    attrs: dict[str, Any],
+    chains: int = 1,
 ) -> xr.DataTree:
-    """The groups as a DataTree."""
+    """The groups as a DataTree; draws of several chains come one chain after another."""
     origin = {
         key: attrs[key] for key in ("inference_library", "inference_library_version")
     }
@@ -128,7 +132,10 @@ def build_tree(
         names, sampled = dims[group], []
         if group in SAMPLED:
             sampled = ["chain", "draw"]
-            values = {name: array[None] for name, array in values.items()}
+            values = {
+                name: array.reshape(chains, -1, *array.shape[1:])
+                for name, array in values.items()
+            }
         datasets[group] = dict_to_dataset(
             {_public(name): array for name, array in values.items()},
             attrs=origin,
@@ -137,6 +144,7 @@ def build_tree(
                 _public(name): [*sampled, *map(_public, names[name])] for name in values
             },
             sample_dims=[],
+            check_conventions=False,  # many short chains
         )
         datasets[group].attrs["sample_dims"] = sampled  # ArviZ's plots read it
     tree = xr.DataTree.from_dict(datasets)

@@ -23,7 +23,6 @@ Martin et al., 2026; Pareto Smoothed Importance Sampling, Vehtari, Simpson, Gelm
 """
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ import xarray as xr
 
 from vilvm._runtime.argument_checks import check_number, optional
 from vilvm.data.data import Data
+from vilvm.export._attributes import library_versions, protocol_of
 from vilvm.export._dimensions import build_tree, check_coords, dimension_names
 from vilvm.export._groups import (
     PROPOSALS,
@@ -144,9 +144,9 @@ def to_datatree(
     names = dimension_names(groups, layout.data_plate, dims or {})
     check_coords(groups, names, coords or {})
     attrs = {
-        **_library_versions(),
+        **library_versions(),
         "model": f"{type(pair).__module__}.{type(pair).__qualname__}",
-        **_protocol(fixed),
+        **protocol_of(fixed),
         "seed": prepared.seed,
         "draws": _origin(num_samples, resampled),
         "weights": "per datum" if layout.local else "of all data together",
@@ -183,25 +183,6 @@ def _check_layout(lvm: object, layout: Layout, resampled: bool) -> None:
         )
     if resampled:
         require_weights("to_datatree: resampled=True", lvm, layout)
-
-
-def _library_versions() -> dict[str, str]:
-    found = {
-        "inference_library": "vilvm",
-        "inference_library_version": version("vilvm"),
-    }
-    for package in ("torch", "pyro-ppl", "arviz"):
-        found[f"{package.split('-')[0]}_version"] = version(package)
-    return found
-
-
-def _protocol(data: Data) -> dict[str, Any]:
-    """The protocol of the data; netCDF attributes are numbers or strings."""
-    protocol = data.protocol()
-    return {
-        key: value if isinstance(value, int) else str(value)
-        for key, value in protocol.items()
-    }
 
 
 def _origin(num_samples: int, resampled: bool) -> str:

@@ -21,7 +21,13 @@ _DRAWS, _FEWER = 10_000, 4000  # of equal weight, from weighted ones; fewer of m
 _ALL = 20_000  # draws of chains that are handed over at most
 
 
-def answer(found: Found, batch: Any, clock: Clock, is_refined: bool) -> Posterior:
+def answer(
+    found: Found,
+    batch: Any,
+    clock: Clock,
+    is_refined: bool,
+    r_hat: float | None = None,
+) -> Posterior:
     """The posterior, with its draws and findings.
 
     Arguments:
@@ -29,9 +35,10 @@ def answer(found: Found, batch: Any, clock: Clock, is_refined: bool) -> Posterio
         batch: the data, in float64.
         clock: the budget.
         is_refined: whether refinement was allowed.
+        r_hat: of the iterates, if the data were seen in batches.
     """
     u, chains = _equal_draws(found)
-    draws = _values(found, u)
+    draws = _values(found, u, derived=r_hat is None)
     clock.record("draws", found.target.gradients)
     return Posterior(
         lvm=pair_of(found.model, batch, found.parts, found.log_probs),
@@ -41,7 +48,7 @@ def answer(found: Found, batch: Any, clock: Clock, is_refined: bool) -> Posterio
         rung="weights" if found.chains is None else "chains",
         k=found.weighted.k,
         ess=found.weighted.ess,
-        findings=tuple(findings_of(found, clock, is_refined)),
+        findings=tuple(findings_of(found, clock, is_refined, r_hat)),
         history=tuple(clock.history),
         gradients=found.target.gradients,
         densities=found.target.densities,
@@ -64,10 +71,10 @@ def _equal_draws(found: Found) -> tuple[Tensor, int]:
 
 
 @torch.no_grad()
-def _values(found: Found, u: Tensor) -> dict[str, Tensor]:
+def _values(found: Found, u: Tensor, derived: bool) -> dict[str, Tensor]:
     """The latents and deterministic sites at u, under the names that the model gives them."""
     joint = found.target.joint
-    needs_replay = has_derived_sites(found.model, joint.batch)
+    needs_replay = derived and has_derived_sites(found.model, joint.batch)
     parts = []
     for part in u.split(found.target.most):
         latents = joint.latents(part[:, None])

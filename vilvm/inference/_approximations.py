@@ -33,6 +33,7 @@ __all__ = [
     "Mixture",
     "Skewed",
     "composed",
+    "deviations",
     "pair_of",
     "skewed",
 ]
@@ -174,14 +175,19 @@ Approximation = Gaussian | LowRank | Skewed | Chain
 
 
 @torch.no_grad()
-def composed(inner: Gaussian, outer: Approximation) -> Approximation:
-    """outer ∘ inner; one Gaussian, where both are Gaussians of full rank."""
-    is_full = (
-        isinstance(outer, Gaussian) and outer.scale.dim() == inner.scale.dim() == 2
-    )
-    if is_full:
+def deviations(part: Approximation) -> Tensor:
+    """Standard deviations of u, shape (D,); estimated by draws, unless the part is Gaussian."""
+    if isinstance(part, Gaussian):
+        return part.scale if part.scale.dim() == 1 else part.scale.norm(dim=1)
+    return part(torch.randn(1000, *part.loc.shape, dtype=part.loc.dtype))[0].std(0)
+
+
+@torch.no_grad()
+def composed(inner: Gaussian, outer: Any) -> Approximation:
+    """outer ∘ inner, for an outer approximation; one Gaussian, where both are of full rank."""
+    if isinstance(outer, Gaussian) and outer.scale.dim() == inner.scale.dim() == 2:
         return Gaussian(outer(inner.loc[None])[0][0], outer.scale @ inner.scale)
-    if isinstance(outer, Chain) and isinstance(outer.maps[0], Gaussian):
+    if isinstance(outer, Chain):
         first = composed(inner, outer.maps[0])
         if isinstance(first, Gaussian):
             return Chain(first, *outer.maps[1:])
@@ -196,8 +202,8 @@ class Mixture(TorchDistribution):
         log_probs: their log-probabilities, shape (K,).
     """
 
-    arg_constraints: ClassVar = {}
-    support = constraints.real_vector
+    arg_constraints: ClassVar[Any] = {}  # pyright: ignore[reportIncompatibleMethodOverride]
+    support: Any = constraints.real_vector  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __init__(self, parts: Sequence[Approximation], log_probs: Tensor):
         self.parts, self.log_probs = parts, log_probs.log_softmax(0)

@@ -6,9 +6,9 @@ gives both from gradients g(ε) alone:
 
     b = E[g],    A = −E[∇² log p] = −E[ε gᵀ],
 
-and a step of length ρ is Σ⁻¹ ← I + ρ (A − I), m ← m + ρ Σ b. A step that does not raise the ELBO is
-halved. The expectations are means over the fixed draws of ``vilvm.inference._fixed_draws``; for a
-Gaussian posterior the first step is exact.
+and a step of length ρ is Σ⁻¹ ← I + ρ (A − I), m ← m + ρ Σ b. A step that does not raise the ELBO
+is halved. The expectations are means over the fixed draws of ``vilvm.inference._fixed_draws``; for
+a Gaussian posterior the first step is exact.
 
 References: The Variational Gaussian Approximation Revisited, Opper and Archambeau, 2009;
 Conjugate-Computation Variational Inference, Khan and Lin, 2017.
@@ -24,7 +24,7 @@ from vilvm.inference._approximations import Approximation, Chain, Gaussian, comp
 from vilvm.inference._fixed_draws import base_draws, entropy, numbers_of_draws
 from vilvm.inference._target import Target
 
-__all__ = ["best_gaussian"]
+__all__ = ["best_gaussian", "gaussian_step"]
 
 _FULL_RANK = (
     250  # dimensions beyond which Σ is diagonal in the coordinates of the start
@@ -81,7 +81,7 @@ def _climb(
     length = 1.0
     best, gradient = at(inner)
     for _ in range(_STEPS):
-        proposal, promise = _step(inner, eps, gradient, length)
+        proposal, promise = gaussian_step(inner, eps, gradient, length)
         if promise < _GAIN or length < _SHORTEST or is_over():
             break
         value, slope = at(proposal)
@@ -94,10 +94,17 @@ def _climb(
 
 
 @torch.no_grad()
-def _step(
+def gaussian_step(
     inner: Gaussian, eps: Tensor, gradient: Tensor, length: float
 ) -> tuple[Gaussian, float]:
-    """The Gaussian after a step, and the gain in nats that a whole one promises."""
+    """The Gaussian after a step, and the gain in nats that a whole one promises.
+
+    Arguments:
+        inner: N(m, C Cᵀ), whose draws are m + C ε.
+        eps: base draws, shape (S, D).
+        gradient: of log p in ε, shape (S, D).
+        length: ρ.
+    """
     dim = eps.shape[1]
     mean = gradient.mean(0)
     if inner.scale.dim() == 1:

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vilvm.data.data import Data
 from vilvm.inference._approximations import (
     Approximation,
     Chain,
     Gaussian,
     Mixture,
     composed,
+    deviations,
 )
 from vilvm.inference._best_gaussian import best_gaussian
 from vilvm.inference._chains import SUPERCHAINS, Chains, run_chains
@@ -21,13 +23,14 @@ from vilvm.inference._decentre import decentred
 from vilvm.inference._fixed_draws import best_skewed
 from vilvm.inference._modes import Mode
 from vilvm.inference._paths import find_modes, starts
-from vilvm.inference._preparation import target_of
+from vilvm.inference._preparation import check_global, target_of
 from vilvm.inference._proper import improper_direction
+from vilvm.inference._stochastic import fit_in_batches, weigh_in_chunks
 from vilvm.inference._target import Target
 from vilvm.inference._weighted import Weighted, weigh
 from vilvm.lvm import ContractError
 
-__all__ = ["Clock", "Found", "Rung", "climb"]
+__all__ = ["Clock", "Found", "Rung", "climb", "climb_in_batches"]
 
 _FEW, _SMALL = (
     15,
@@ -37,7 +40,7 @@ _GOOD_K = 0.6  # k̂ up to which weights are good enough to look no further
 _FAIR_K = 0.7
 _ENOUGH = 4000.0  # effective sample size
 _SHORT = 15  # steps of a path of a model that has a form in standard units
-_FIRST, _MOST_DRAWS = 4000, 64_000
+_FEWEST, _FIRST, _MOST_DRAWS = 200, 4000, 64_000
 _SHARES = (
     0.6,
     0.2,
@@ -45,6 +48,11 @@ _SHARES = (
 )  # of the fitted, the widened and the paths' Gaussians in a mixture
 _WIDER = 1.5  # enlargement times the root of the dimension
 _SKEW = 0.7  # share of the skewed components
+
+_NOWHERE = (
+    "infer: no path found a region where the density is concave, so there is no proper posterior, "
+    "or none that infer can find: check the priors and the data."
+)
 
 
 class Rung(NamedTuple):
@@ -173,11 +181,7 @@ def climb(
         options.append(_candidate(model, batch, clock, "", _SHORT if other else None))
     options = [option for option in options if option.parts]
     if not options:
-        raise ContractError(
-            "infer: no path found a region where the density is concave, so there is no proper "
-            "posterior, or none that infer can find: check the priors, or give an initial scale "
-            "by proper ones."
-        )
+        raise ContractError(_NOWHERE)
     best = _polished(max(options, key=lambda option: max(option.elbos)), clock)
     target = best.target
     log_probs = torch.tensor(best.elbos, dtype=torch.float64).log_softmax(0)
@@ -219,6 +223,54 @@ def climb(
         chains,
         best.model is not model,
     )
+
+
+def climb_in_batches(
+    model: Callable[[Any], Any], data: Data, size: int, clock: Clock
+) -> tuple[Found, float]:
+    """The rungs for data that are seen a batch at a time, and the R̂ of the iterates.
+
+    Arguments:
+        model: see ``model_of``.
+        data: all data, in float64.
+        size: data of a batch.
+        clock: the budget.
+
+    Raises:
+        ContractError: the model cannot be used, or its data are not in a plate of their own.
+    """
+    first = data.take(torch.randperm(len(data))[:size])
+    check_global(model, first.x)
+    target = target_of(model, first.x)
+    target.see(first.x, len(data) / size)
+    found = find_modes(target, is_over=clock.within(0.2))
+    _check_proper(target, found)
+    if not found:
+        raise ContractError(_NOWHERE)
+    start, _ = best_gaussian(
+        target, found[0].gaussian, 0, clock.within(0.2), rough=True
+    )
+    clock.record("Gaussian, of one batch", target.gradients)
+    best, r_hat = fit_in_batches(target, data, size, start, clock.within(0.6))
+    clock.record("Gaussian, of batches", target.gradients, note=f"R̂ {r_hat:.2f}")
+    parts = [best, _widened(best)]
+    log_probs = torch.tensor([0.7, 0.3], dtype=torch.float64).log()
+    remainder = len(data) % size
+    rest = None
+    if remainder:
+        last = torch.arange(len(data) - remainder, len(data))
+        rest = target_of(model, data.take(last).x)
+    q = Mixture(parts, log_probs)
+    each = 0.0
+    for _ in range(2):  # the first is slower
+        began = clock.elapsed
+        weigh_in_chunks(target, rest, q, data.subset(slice(0, size)), size, _FEWEST)
+        each = (clock.elapsed - began) * len(data) / (size * _FEWEST)
+    num = min(_FIRST, max(_FEWEST, int(clock.left / max(each, 1e-9))))
+    weighted = weigh_in_chunks(target, rest, q, data, size, num)
+    clock.record("weights, of all data", target.gradients, weighted.k)
+    whole = Found(model, target, found, parts, log_probs, weighted, None, False)
+    return whole, r_hat
 
 
 def _wants_more(weighted: Weighted) -> bool:
@@ -267,9 +319,7 @@ def _check_proper(target: Target, found: list[Mode]) -> None:
     if not flat:
         return
     if found:
-        with torch.no_grad():
-            u, scale = found[0].gaussian.loc, found[0].gaussian.scale
-            scale = scale if scale.dim() == 1 else scale.norm(dim=1)
+        u, scale = found[0].gaussian.loc, deviations(found[0].gaussian)
     else:
         u = starts(target, 1)[0]
         scale = torch.ones_like(u)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from vilvm.inference._approximations import Gaussian, LowRank, Mixture
+from vilvm.inference._approximations import Approximation, Gaussian, Mixture
 from vilvm.inference._newton import Iterates
 from vilvm.inference._target import Target
 from vilvm.inference._weighted import elbo
@@ -37,7 +37,7 @@ class Mode(NamedTuple):
         is_maximum: whether it is the Laplace approximation at a maximum.
     """
 
-    gaussian: Gaussian | LowRank
+    gaussian: Approximation
     elbo: float
     is_maximum: bool
 

@@ -16,7 +16,7 @@ from pyro.infer.autoguide import AutoDiagonalNormal
 from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor, nn
 
-from vilvm.data.data import as_data
+from vilvm.data.data import Data, as_data
 from vilvm.data.tensors import map_tensors
 from vilvm.guides import init_to_origin
 from vilvm.inference._target import Target
@@ -26,8 +26,10 @@ from vilvm.weights._traces import run_once
 from vilvm.wrappers.in_float64 import InFloat64, float64
 
 __all__ = [
+    "check_global",
     "continuous",
     "has_derived_sites",
+    "in_float64",
     "latent_sites",
     "model_of",
     "prepare_data",
@@ -67,7 +69,12 @@ def _is_pair(model: Any) -> bool:
 
 def prepare_data(data: Any) -> Any:
     """The batch of all data, in float64."""
-    return map_tensors(_double, as_data(data).fixed(0).x)
+    return in_float64(data).x
+
+
+def in_float64(data: Any) -> Data:
+    """The data in float64, their transform applied once."""
+    return Data(map_tensors(_double, as_data(data).fixed(0).x))
 
 
 def _double(x: Tensor) -> Tensor:
@@ -101,7 +108,9 @@ def has_derived_sites(model: Callable[[Any], Any], batch: Any) -> bool:
 
 
 def run_at_origin(
-    model: Callable[[Any], Any], batch: Any, origin: Callable[[Any], Tensor] | None = None
+    model: Callable[[Any], Any],
+    batch: Any,
+    origin: Callable[[Any], Tensor] | None = None,
 ) -> poutine.Trace:
     """One run of the model, its continuous latents at the origin.
 
@@ -137,6 +146,19 @@ def _origin(site: Any) -> Tensor:
 
 def _name(model: Any) -> str:
     return getattr(model, "__name__", type(model).__name__)
+
+
+def check_global(model: Callable[[Any], Any], batch: Any) -> None:
+    """Raises ContractError unless the data are in a plate, and no latent is in it."""
+    plates: dict[bool, set[str]] = {True: set(), False: set()}
+    for site in sites_of(run_at_origin(model, batch)).values():
+        names = {frame.name for frame in site["cond_indep_stack"]}
+        plates[bool(site["is_observed"])] |= names
+    if not plates[True] - plates[False]:
+        raise ContractError(
+            f"infer: batch_size needs a plate over the data of {_name(model)} that holds its "
+            "observed sites and none of its latents; leave batch_size out to see all data at once."
+        )
 
 
 def _is_discrete(site: Any) -> bool:

@@ -82,6 +82,13 @@ class Target:
         value, gradient, hessian = self._in_parts(u, self._hessian, self.dim)
         return value, gradient, hessian
 
+    def see(self, batch: Any, factor: float) -> None:
+        """Takes another batch, of the same shapes, whose log-likelihood counts `factor` times."""
+        if factor != self.joint.likelihood_factor:
+            self._calls.clear()
+            self._programs.clear()
+        self.joint.batch, self.joint.likelihood_factor = batch, factor
+
     def _value(self, u: Tensor) -> Tensor:
         with NaNFactors():
             value = self.joint(u[:, None]).target[:, 0]

@@ -10,23 +10,29 @@ from vilvm.inference._weighted import Weighted
 __all__ = ["findings_of"]
 
 _VEHTARI = "Vehtari et al. 2024"
+_DHAKA = "Dhaka et al. 2020"
 _MARGOSSIAN = "Margossian et al. 2024"
 _LEAST_SIZE = 1000.0
 _DIVERGENT = 0.005  # share of transitions
 
 
-def findings_of(found: Found, clock: Clock, is_refined: bool) -> list[Finding]:
+def findings_of(
+    found: Found, clock: Clock, is_refined: bool, r_hat: float | None = None
+) -> list[Finding]:
     """The findings, the most severe first.
 
     Arguments:
         found: what the ladder found.
         clock: the budget.
         is_refined: whether refinement was allowed.
+        r_hat: of the iterates, if the data were seen in batches.
     """
     if found.chains is None:
         findings = [_weights(found.weighted, is_refined)]
     else:
         findings = [_guide(found), _chains(found.chains), _divergences(found.chains)]
+    if r_hat is not None:
+        findings.append(_iterates(r_hat))
     if len(found.modes) > 1:
         findings.append(_modes(found))
     if clock.is_over:
@@ -40,6 +46,19 @@ def findings_of(found: Found, clock: Clock, is_refined: bool) -> list[Finding]:
             )
         )
     return sorted(findings, key=lambda finding: -finding.severity)
+
+
+def _iterates(r_hat: float) -> Finding:
+    numbers = f"R̂ of the iterates is {r_hat:.2f} (threshold 1.1)"
+    if r_hat < 1.1:
+        return Finding("Iterates", Severity.OK, f"{numbers}.", _DHAKA)
+    return Finding(
+        "Iterates",
+        Severity.NOTE,
+        f"{numbers}: the fit to batches was not stationary.",
+        _DHAKA,
+        "Give more time (budget=...), or larger batches.",
+    )
 
 
 def _weights(weighted: Weighted, is_refined: bool) -> Finding:

@@ -13,7 +13,7 @@ from vilvm.diagnostics.psis import psis
 from vilvm.inference._approximations import Mixture
 from vilvm.inference._target import Target
 
-__all__ = ["Weighted", "elbo", "weigh"]
+__all__ = ["Weighted", "elbo", "smoothed", "weigh"]
 
 
 class Weighted(NamedTuple):
@@ -57,7 +57,7 @@ class Weighted(NamedTuple):
 
     def joined(self, other: "Weighted") -> "Weighted":
         """Both sets of draws, of one approximation."""
-        return _smoothed(
+        return smoothed(
             torch.cat([self.u, other.u]), torch.cat([self.log_ratio, other.log_ratio])
         )
 
@@ -72,10 +72,11 @@ def weigh(target: Target, q: Mixture, num: int) -> Weighted:
     """
     with torch.no_grad():
         u = q.sample((num,))
-        return _smoothed(u, target(u) - q.log_prob(u))
+        return smoothed(u, target(u) - q.log_prob(u))
 
 
-def _smoothed(u: Tensor, log_ratio: Tensor) -> Weighted:
+def smoothed(u: Tensor, log_ratio: Tensor) -> Weighted:
+    """Draws with their Pareto-smoothed weights; a ratio that is not finite counts as zero."""
     log_ratio = torch.where(log_ratio.isfinite(), log_ratio, -math.inf)
     smoothed = psis(log_ratio)
     return Weighted(u, log_ratio, smoothed.log_weights.exp(), smoothed.k.item())

@@ -107,7 +107,8 @@ class Coupling(nn.Module):
             transforms.affine_coupling(dim, width) for _ in range(layers)
         )
         for layer in self.layers:
-            last = list(layer.nn.layers)[-1]
+            network: Any = layer.nn
+            last = network.layers[-1]
             nn.init.zeros_(last.weight)
             nn.init.zeros_(last.bias)
 

@@ -14,12 +14,17 @@ Latents of hierarchical priors are also tried in standard units; the larger ELBO
 from collections.abc import Callable
 from typing import Any, Literal
 
-from vilvm._runtime.argument_checks import check_positive, check_seed
+from vilvm._runtime.argument_checks import (
+    check_number,
+    check_positive,
+    check_seed,
+    optional,
+)
 from vilvm._runtime.progress import ProgressBar
 from vilvm._runtime.random import seeded
 from vilvm.inference._answer import answer
-from vilvm.inference._ladder import Clock, climb
-from vilvm.inference._preparation import model_of, prepare_data
+from vilvm.inference._ladder import Clock, climb, climb_in_batches
+from vilvm.inference._preparation import in_float64, model_of
 from vilvm.inference.posterior import Posterior
 
 __all__ = ["Shown", "infer"]
@@ -32,6 +37,7 @@ def infer(
     budget: float = 60.0,
     guides: Literal["auto", "gaussian"] = "auto",
     refine: Literal["auto"] | bool = "auto",
+    batch_size: int | None = None,
     seed: int = 0,
     progress: bool | None = None,
 ) -> Posterior:
@@ -48,6 +54,9 @@ def infer(
         budget: seconds; exceeded by one run of the model at most, or by a Newton step.
         guides: "auto", or "gaussian" without skewed margins.
         refine: whether chains may refine the approximation; "auto" if its weights are not good.
+        batch_size: data of a gradient, if they are too many to see at every one: the start comes
+            from one batch, the Gaussian is fitted to batches, and only the weights see all data,
+            once. There is no refinement then, and deterministic sites are left out.
         seed: of all draws.
         progress: whether to show the rung, k̂ and the time left; by default on a terminal only.
 
@@ -81,10 +90,15 @@ def infer(
     """
     budget = check_positive("infer: budget", budget, "number of seconds")
     seed = check_seed("infer: seed", seed)
+    batch_size = optional(check_number, "infer: batch_size", batch_size)
     _check_options(guides, refine)
     with Shown(budget, progress) as show, seeded(seed):
         clock = Clock(budget, show)
-        plain, batch = model_of(model), prepare_data(data)
+        plain, given = model_of(model), in_float64(data)
+        if batch_size is not None and batch_size < len(given):
+            whole, r_hat = climb_in_batches(plain, given, batch_size, clock)
+            return answer(whole, given.x, clock, True, r_hat)
+        batch = given.x
         found = climb(plain, batch, clock, refine is not False, guides == "auto")
         return answer(found, batch, clock, refine is not False)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
+from pyro.poutine.reparam_messenger import ReparamHandler
 from torch import Tensor
 
 from vilvm.diagnostics.finding import Finding, Severity
@@ -155,8 +156,14 @@ class Posterior:
             ]
         return [(n, Summary(*row)) for n, row in zip(names, columns, strict=True)]
 
-    def to_datatree(self) -> Any:
+    def to_datatree(self, **options: Any) -> Any:
         """The draws as an ArviZ DataTree, dimensions (chain, draw, *event).
+
+        Arguments:
+            options: num_predictive, coords, dims and seed of ``export.draws_to_datatree``.
+
+        Returns:
+            The DataTree, whose attributes hold the verdict, the rung and k̂ too.
 
         Raises:
             ImportError: ArviZ is not installed.
@@ -167,7 +174,20 @@ class Posterior:
             name: value.unflatten(0, (self.chains, -1))
             for name, value in self.draws.items()
         }
-        return draws_to_datatree(shaped, self.lvm, self.data)
+        tree = draws_to_datatree(shaped, self._plain_model(), self.data, **options)
+        tree.attrs |= {"verdict": self.verdict, "rung": self.rung, "pareto_k": self.k}
+        return tree
+
+    def _plain_model(self) -> Any:
+        """The model whose latents have the names of the draws, not in standard units."""
+        model = self.lvm.lvm.model.__wrapped__
+        while isinstance(model, ReparamHandler) and isinstance(
+            model.msngr.config, dict
+        ):
+            if not set(model.msngr.config) <= set(self.draws):
+                break
+            model = model.fn
+        return model
 
     def __str__(self) -> str:
         rows = self.summary()

@@ -97,6 +97,8 @@ class LogJoint:
         self.shapes: dict[str, _Shape] = {}
         # whether the densities are being traced, so that nothing is compared
         self.traced = False
+        # of the log-likelihoods: N / B if a batch of B data stands for N
+        self.likelihood_factor = 1.0
         self.draw(1)
 
     def _check(self, improper: bool) -> None:
@@ -274,7 +276,8 @@ class LogJoint:
             )
             for n in given
         ]
-        joint = [*model.log_likelihoods.values(), *model.log_priors.values()]
+        joint = [self.likelihood_factor * t for t in model.log_likelihoods.values()]
+        joint += model.log_priors.values()
         if self.base == "prior":
             base = list(model.log_priors.values())
         else:

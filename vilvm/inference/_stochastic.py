@@ -1,0 +1,133 @@
+"""A Gaussian fitted to batches, for data too many to see at every gradient.
+
+The draws ε are fixed, as in ``vilvm.inference._best_gaussian``. A pass over all data, a batch at a
+time, gives the gradients g at an anchor. After it, each step draws a batch of B of the N data,
+whose log-likelihood counts N / B times, and estimates the gradients at the present Gaussian by
+
+    g(anchor) + g_batch(now) − g_batch(anchor),
+
+whose noise vanishes as the Gaussian comes near the anchor. The mean of the last iterates is the
+next anchor. The fit ends when the anchor hardly moves, and the R̂ of the iterates' means says that
+they are stationary. The weights of the final draws see all data once more.
+
+References: Robust, Accurate Stochastic Optimization for Variational Inference, Dhaka et al., 2020
+(R̂ and mean of iterates); Accelerating Stochastic Gradient Descent using Predictive Variance
+Reduction, Johnson and Zhang, 2013.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vilvm.data.data import Data
+from vilvm.inference._approximations import Approximation, Chain, Gaussian, Mixture
+from vilvm.inference._best_gaussian import gaussian_step
+from vilvm.inference._fixed_draws import base_draws
+from vilvm.inference._target import Target
+from vilvm.inference._weighted import Weighted, smoothed
+
+__all__ = ["fit_in_batches", "weigh_in_chunks"]
+
+_LENGTH = 0.3  # ρ
+_STEPS = 40  # between two anchors
+_ANCHORS = 20
+_R_HAT = 1.1
+_MOVED = 0.05  # of the anchor's means, in posterior standard deviations
+
+
+def fit_in_batches(
+    target: Target,
+    data: Data,
+    size: int,
+    start: Approximation,
+    is_over: Callable[[], bool],
+) -> tuple[Approximation, float]:
+    """The mean of stationary iterates, and their R̂.
+
+    Arguments:
+        target: the log-density of a batch.
+        data: all data, in float64; the last ``len(data) % size`` do not count at anchors.
+        size: B.
+        start: a Gaussian near the maximum.
+        is_over: whether the time is up.
+    """
+    dim, chunks = target.dim, len(data) // size
+    zero = torch.zeros(dim, dtype=torch.float64)
+    anchor = Gaussian(zero, torch.eye(dim, dtype=torch.float64))
+    eps = base_draws(max(64, 2 ** math.ceil(math.log2(4 * dim))), dim, 0)
+    r_hat = math.inf
+
+    def gradient(at: Gaussian) -> Tensor:
+        return target.pulled_back(start, at(eps)[0].detach())[1]
+
+    for _ in range(_ANCHORS):
+        target.see(data.take(torch.arange(size)).x, 0.0)
+        prior = gradient(anchor)
+        total = torch.zeros_like(prior)
+        for first in range(0, chunks * size, size):
+            target.see(data.take(torch.arange(first, first + size)).x, 1.0)
+            total += gradient(anchor) - prior
+        total = prior + total * len(data) / (chunks * size)
+        now, path = anchor, []
+        for _ in range(_STEPS):
+            index = torch.randperm(len(data))[:size]
+            target.see(data.take(index).x, len(data) / size)
+            estimate = total + gradient(now) - gradient(anchor)
+            now, _ = gaussian_step(now, eps, estimate @ now.scale.detach(), _LENGTH)
+            path.append(now)
+        last = path[_STEPS // 2 :]
+        before, anchor = anchor, _average(last)
+        r_hat = _r_hat(
+            torch.stack([before.inverse(g.loc[None])[0].detach() for g in last])
+        )
+        moved = before.inverse(anchor.loc[None]).abs().max().item()
+        if is_over() or (moved < _MOVED and r_hat < _R_HAT):
+            break
+    return Chain(anchor, start), r_hat
+
+
+@torch.no_grad()
+def _average(path: list[Gaussian]) -> Gaussian:
+    """The mean of the means, and of the covariances."""
+    loc = torch.stack([g.loc for g in path]).mean(0)
+    covariance = torch.stack([g.scale @ g.scale.mT for g in path]).mean(0)
+    return Gaussian(loc, torch.linalg.cholesky(covariance))
+
+
+def _r_hat(iterates: Tensor) -> float:
+    """The largest split-R̂ of iterates, shape (T, D), in posterior standard deviations.
+
+    Iterates that differ by less than some hundredths have converged, whatever their R̂.
+    """
+    halves = torch.stack(iterates.chunk(2))
+    within = halves.var(1).mean(0).clamp(min=_MOVED**2)
+    between = halves.mean(1).var(0)
+    return (1 + between / within).sqrt().max().item()
+
+
+@torch.no_grad()
+def weigh_in_chunks(
+    target: Target, rest: Target | None, q: Mixture, data: Data, size: int, num: int
+) -> Weighted:
+    """Draws of q, with weights by the density of all data.
+
+    Arguments:
+        target: the log-density of a batch of `size` data.
+        rest: of the last ``len(data) % size`` data; None if there are none.
+        q: the approximation.
+        data: all data, in float64.
+        size: data at a time.
+        num: draws.
+    """
+    u = q.sample((num,))
+    target.see(data.take(torch.arange(size)).x, 0.0)
+    prior = target(u)
+    total = prior.clone()
+    for first in range(0, len(data) - size + 1, size):
+        target.see(data.take(torch.arange(first, first + size)).x, 1.0)
+        total += target(u) - prior
+    if rest is not None:
+        total += rest(u) - prior
+    return smoothed(u, total - q.log_prob(u))
