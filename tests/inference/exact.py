@@ -6,6 +6,7 @@ from typing import NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.ops.indexing import Vindex
 from torch import Tensor
 
 SIGMA = 3.0
@@ -113,7 +114,7 @@ def mixture(y):
         component = pyro.sample(
             "component", dist.Categorical(weight), infer={"enumerate": "parallel"}
         )
-        pyro.sample("y", dist.Normal(loc[component], 1.0), obs=y)
+        pyro.sample("y", dist.Normal(Vindex(loc)[..., component], 1.0), obs=y)
 
 
 def mixture_data():

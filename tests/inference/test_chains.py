@@ -24,11 +24,11 @@ def counts(y):
 
 
 def two(y):
-    """The sign of the root is unknown: modes at ±2, some 40 deviations apart."""
+    """The sign of the root is unknown: modes at ±2, some 30 deviations apart."""
     root = pyro.sample("root", dist.Normal(0.0, 5.0))
     pyro.sample("other", dist.Normal(0.0, 1.0))
     with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.Normal(root.square(), 0.1), obs=y)
+        pyro.sample("y", dist.Normal(root.square(), 0.5), obs=y)
 
 
 def vector(*values):
@@ -68,6 +68,7 @@ def test_transitions_leave_a_gamma_posterior_invariant(name):
         assert z.abs().max() < 5  # fails once in 200,000 runs
 
 
+@pytest.mark.slow
 def test_chains_converge_to_a_gamma_posterior():
     target, map_ = target_of(counts, NONE), MAPS["Gaussian"]()
     starts = map_(torch.randn(SUPERCHAINS, 2).double())[0].detach()
@@ -149,9 +150,9 @@ def test_chains_stuck_in_two_modes_do_not_converge():
     map_ = Gaussian(vector(0.0, 0.0), vector(2.0, 1.0))
     sign = torch.where(torch.arange(SUPERCHAINS) % 3 == 0, -2.0, 2.0).double()
     starts = torch.stack([sign, torch.randn(SUPERCHAINS).double()], 1)
-    found = run_chains(target, map_, starts, Steps(260))
+    found = run_chains(target, map_, starts, Steps(110))
     assert not found.converged
-    assert convergence(found.u).r_hat.item() > 1.1
+    assert convergence(found.u).r_hat[0] > 1.1
 
 
 def test_time_that_is_over_ends_chains_at_once():
