@@ -7,13 +7,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from scipy import stats
+from scipy.special import digamma
 
 from tests.inference.exact import curved
 from vilvm.inference._approximations import Gaussian, Skewed
 from vilvm.inference._chains import SUPERCHAINS, convergence, run_chains
 from vilvm.inference._hmc import Sampler
 from vilvm.inference._preparation import target_of
-from vilvm.inference._target import Target
 
 
 def counts(y):
@@ -61,9 +61,13 @@ def test_transitions_leave_a_gamma_posterior_invariant(name):
     assert 0.5 < sum(rates) / len(rates) < 0.999  # proposals are accepted and refused
     moved = sampler.u
     assert abs(torch.stack([rate[:, 0].log(), moved[:, 0]]).corrcoef()[0, 1]) < 0.5
-    for f in (lambda r: r, torch.log, torch.square, lambda r: (r < 0.2).double()):
-        exact = posterior.expect(lambda r, f=f: f(torch.tensor(float(r)).double()).item())
-        values = f(moved.exp())
+    rates = moved.exp()
+    for values, exact in (
+        (rates, posterior.mean()),
+        (moved, digamma(2.0) - math.log(2.0)),
+        (rates.square(), 1.5),
+        ((rates < 0.2).double(), posterior.cdf(0.2)),
+    ):
         z = (values.mean(0) - exact) / (values.std(0) / chains**0.5)
         assert z.abs().max() < 5  # fails once in 200,000 runs
 
@@ -77,7 +81,7 @@ def test_chains_converge_to_a_gamma_posterior():
     exact = stats.gamma(2.0, scale=0.5)
     draws = torch.cat([found.u, found.u.exp(), found.u.exp().square()], -1)
     of = convergence(draws)
-    moments = [exact.expect(math.log), exact.mean(), exact.moment(2)]
+    moments = [digamma(2.0) - math.log(2.0), exact.mean(), exact.moment(2)]
     expected = vector(*moments).repeat_interleave(2)
     # the errors have 63 degrees of freedom: |t| < 6 fails once in 3 million runs
     assert ((draws.mean((0, 1)) - expected) / of.mcse).abs().max() < 6
@@ -145,6 +149,7 @@ class Steps:
         return self.left <= 0
 
 
+@pytest.mark.slow
 def test_chains_stuck_in_two_modes_do_not_converge():
     target = target_of(two, torch.full((1,), 4.0).double())
     map_ = Gaussian(vector(0.0, 0.0), vector(2.0, 1.0))
@@ -161,4 +166,3 @@ def test_time_that_is_over_ends_chains_at_once():
     found = run_chains(target, map_, torch.zeros(SUPERCHAINS, 2).double(), lambda: True)
     assert not found.converged
     assert found.transitions <= 4
-    assert isinstance(target, Target)
