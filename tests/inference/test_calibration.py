@@ -26,8 +26,12 @@ def test_true_latents_have_uniform_ranks():
     ranks = []
     for seed in range(SETS):
         truth = simulated(seed)
-        found = vilvm.infer(groups, (truth["y"], GROUP), seed=seed, budget=30, progress=False)
-        thinned = {n: d[:: max(1, len(d) // DRAWS)].float() for n, d in found.draws.items()}
+        found = vilvm.infer(
+            groups, (truth["y"], GROUP), seed=seed, budget=30, progress=False
+        )
+        thinned = {
+            n: d[:: max(1, len(d) // DRAWS)].float() for n, d in found.draws.items()
+        }
         ranks.append(
             [
                 (thinned["mu"] < truth["mu"]).float().mean().item(),

@@ -18,7 +18,9 @@ from vilvm.inference._preparation import target_of
 
 def counts(y):
     """Rates of Poisson distributions, whose posterior at y = 0 is Gamma(2, 2)."""
-    rate = pyro.sample("rate", dist.Gamma(torch.full((y.shape[1],), 2.0), 1.0).to_event(1))
+    rate = pyro.sample(
+        "rate", dist.Gamma(torch.full((y.shape[1],), 2.0), 1.0).to_event(1)
+    )
     with pyro.plate("data", len(y)):
         pyro.sample("y", dist.Poisson(rate).to_event(1), obs=y)
 
@@ -52,7 +54,7 @@ MAPS = {
 
 @pytest.mark.parametrize("name", MAPS)
 def test_transitions_leave_a_gamma_posterior_invariant(name):
-    chains = 4000
+    chains = 1000
     posterior = stats.gamma(2.0, scale=0.5)
     rate = torch.from_numpy(posterior.rvs((chains, 2), random_state=1))
     sampler = Sampler(target_of(counts, NONE), MAPS[name](), rate.log())
@@ -109,7 +111,9 @@ def test_convergence_of_autoregressive_chains_is_as_computed(rho):
     assert abs(error) < 5 * math.sqrt(2 / 63 / num)
     # never more than the number of draws
     size = (1 / of.ess).mean() / max(variance / chains, 1 / (length * chains)) - 1
-    assert abs(size) < 5 * math.sqrt(2 / 63 / num) + 0.01  # and an error of the total variance
+    assert (
+        abs(size) < 5 * math.sqrt(2 / 63 / num) + 0.01
+    )  # and an error of the total variance
     excess = (of.r_hat.square() - 1).mean() / (variance / 4) - 1
     assert abs(excess) < 5 * math.sqrt(2 / 15 / num) + 0.03
     # |t| < 7 with 63 degrees of freedom fails once in 10 million runs
@@ -130,7 +134,10 @@ def test_superchains_that_disagree_have_a_large_r_hat():
     assert convergence(drifting).drift.abs().item() > 20
 
 
-@pytest.mark.xfail(reason="Sampler.rewhiten takes the covariance of one dimension", strict=False)
+@pytest.mark.slow
+@pytest.mark.xfail(
+    reason="Sampler.rewhiten takes the covariance of one dimension", strict=False
+)
 def test_chains_run_in_one_dimension():
     target = target_of(counts, torch.zeros(1, 1).double())
     map_ = Gaussian(vector(0.3), vector(0.5))

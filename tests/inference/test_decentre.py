@@ -11,7 +11,9 @@ from vilvm.inference._decentre import SUFFIX, decentred
 from vilvm.inference._preparation import model_of, prepare_data, target_of
 from vilvm.models.eight_schools import EightSchools, eight_schools
 
-TRIL = torch.tensor([[1.0, 0.0, 0.0], [0.5, 2.0, 0.0], [-0.3, 0.2, 0.7]], dtype=torch.float64)
+TRIL = torch.tensor(
+    [[1.0, 0.0, 0.0], [0.5, 2.0, 0.0], [-0.3, 0.2, 0.7]], dtype=torch.float64
+)
 GROUPS = (torch.linspace(-2, 2, 10), torch.arange(10) % 5)
 
 
@@ -54,7 +56,9 @@ def test_joint_density_of_multivariate_normals_is_the_same():
     log_tau, mu, eta = u[:, :1], u[:, 1:2], u[:, 2:]
     theta = mu + log_tau.exp() * (eta @ TRIL.T)
     log_det = 3 * log_tau[:, 0] + TRIL.diagonal().log().sum()
-    assert torch.allclose(standard(u), centred(torch.cat([log_tau, mu, theta], 1)) + log_det)
+    assert torch.allclose(
+        standard(u), centred(torch.cat([log_tau, mu, theta], 1)) + log_det
+    )
 
 
 def test_model_without_hierarchies_has_nothing_to_change():
@@ -116,11 +120,15 @@ def test_eight_schools_have_their_exact_evidence_and_moments(centred):
     assert found.trusted
     exact = lvm.exact_log_evidence(data.x).item()
     evidence = found.log_evidence
-    assert abs(evidence.mean - exact) < 5 * evidence.mc_se  # fails once in 1.7 million runs
+    assert (
+        abs(evidence.mean - exact) < 5 * evidence.mc_se
+    )  # fails once in 1.7 million runs
     assert evidence.mc_se < 0.05
     moments, rows = lvm.exact_moments(data.x), found.summary()
     for name in moments.mean:
         site = name if name in rows else f"theta[{int(name[6:-1]) - 1}]"
         row, mean, sd = rows[site], moments.mean[name].item(), moments.sd[name].item()
-        assert abs(row.mean - mean) < 5 * sd / row.ess**0.5  # fails once in 170,000 runs
+        assert (
+            abs(row.mean - mean) < 5 * sd / row.ess**0.5
+        )  # fails once in 170,000 runs
         assert abs(row.sd / sd - 1) < 0.1

@@ -84,15 +84,35 @@ def collinear(kind):
 
 
 CASES = {
-    "no latent": (no_latent, Y, "no_latent has no continuous latent, so there is no posterior"),
-    "discrete": (discrete, Y, "latent 'k' of discrete is discrete: sum over its values by infer="),
+    "no latent": (
+        no_latent,
+        Y,
+        "no_latent has no continuous latent, so there is no posterior",
+    ),
+    "discrete": (
+        discrete,
+        Y,
+        "latent 'k' of discrete is discrete: sum over its values by infer=",
+    ),
     "enumerated": (only_enumerated, Y, "only_enumerated has no continuous latent"),
-    "closure": (closure, Y, "closure mixes float32 tensors of its own with the float64 of infer"),
+    "closure": (
+        closure,
+        Y,
+        "closure mixes float32 tensors of its own with the float64 of infer",
+    ),
     "not callable": (3, Y, "cannot be called with the data; pass a Pyro model"),
     "none": (None, Y, "cannot be called with the data; pass a Pyro model"),
     "failing": (failing, Y, r"RuntimeError: the user's own failure"),
-    "rows": (regression, (torch.ones(5, 4), torch.ones(6)), "The model fails on a batch of shapes"),
-    "one tensor": (regression, Y, "The model fails on a batch of shape .3,. .in regression"),
+    "rows": (
+        regression,
+        (torch.ones(5, 4), torch.ones(6)),
+        "The model fails on a batch of shapes",
+    ),
+    "one tensor": (
+        regression,
+        Y,
+        "The model fails on a batch of shape .3,. .in regression",
+    ),
     "support": (waiting, -Y, "'y' cannot score its value .* within the support"),
     "nan": (mean_model, Y * torch.nan, "data: holds NaN or infinity, first at index"),
     "empty": (mean_model, Y[:0], "data: is empty"),
@@ -120,14 +140,26 @@ def test_models_and_data_that_cannot_be_used(case):
 
 
 OPTIONS = {
-    "budget 0": ({"budget": 0}, "infer: budget must be a positive number of seconds; got 0"),
-    "budget text": ({"budget": "1"}, "infer: budget must be a positive number of seconds; got '1'"),
+    "budget 0": (
+        {"budget": 0},
+        "infer: budget must be a positive number of seconds; got 0",
+    ),
+    "budget text": (
+        {"budget": "1"},
+        "infer: budget must be a positive number of seconds; got '1'",
+    ),
     "budget NaN": ({"budget": float("nan")}, "infer: budget must be a positive number"),
     "seed": ({"seed": 1.5}, "infer: seed must be a whole number from 0 .* got 1.5"),
     "negative seed": ({"seed": -1}, "infer: seed must be a whole number from 0"),
-    "guides": ({"guides": "flow"}, "infer: unknown guides='flow'; choose 'auto' or 'gaussian'"),
+    "guides": (
+        {"guides": "flow"},
+        "infer: unknown guides='flow'; choose 'auto' or 'gaussian'",
+    ),
     "guides None": ({"guides": None}, "infer: unknown guides=None"),
-    "refine": ({"refine": "yes"}, "infer: unknown refine='yes'; choose 'auto', True or False"),
+    "refine": (
+        {"refine": "yes"},
+        "infer: unknown refine='yes'; choose 'auto', True or False",
+    ),
     "refine 1": ({"refine": 1}, "infer: unknown refine=1"),
 }
 
@@ -140,7 +172,9 @@ def test_options_of_wrong_type_or_value(case):
     one_sentence(error)
 
 
-@pytest.mark.parametrize("method", [fit_flow, fit_gaussian, laplace, pathfinder, refine])
+@pytest.mark.parametrize(
+    "method", [fit_flow, fit_gaussian, laplace, pathfinder, refine]
+)
 def test_rungs_refuse_what_infer_refuses(method):
     for model, message in (
         (3, "cannot be called with the data"),
@@ -149,7 +183,9 @@ def test_rungs_refuse_what_infer_refuses(method):
     ):
         with pytest.raises(vilvm.ContractError, match=message):
             method(model, Y)
-    with pytest.raises(ValueError, match=f"{method.__name__}: seed must be a whole number"):
+    with pytest.raises(
+        ValueError, match=f"{method.__name__}: seed must be a whole number"
+    ):
         method(mean_model, Y, seed=-1)
 
 
@@ -159,7 +195,9 @@ def test_numbers_of_rungs_are_checked():
             method(mean_model, Y, num_paths=0)
     with pytest.raises(ValueError, match="fit_flow: layers must be"):
         fit_flow(mean_model, Y, layers=-1)
-    with pytest.raises(vilvm.ContractError, match="a coupling layer needs two dimensions"):
+    with pytest.raises(
+        vilvm.ContractError, match="a coupling layer needs two dimensions"
+    ):
         fit_flow(mean_model, Y, layers=2)
     with pytest.raises(ValueError, match="refine: budget must be a positive number"):
         refine(mean_model, Y, budget=-1)
@@ -174,10 +212,14 @@ def test_improper_posteriors_have_no_fit(method):
 def test_flat_prior_has_no_evidence():
     found = vilvm.infer(flat_mean, Y, progress=False)
     assert found.trusted
-    with pytest.raises(vilvm.NotApplicable, match="The prior of 'mu' is flat, so the evidence"):
+    with pytest.raises(
+        vilvm.NotApplicable, match="The prior of 'mu' is flat, so the evidence"
+    ):
         _ = found.log_evidence
     row = found.summary()["mu"]
-    assert abs(row.mean - Y.mean().item()) < 5 * row.mcse  # fails once in 1.7 million runs
+    assert (
+        abs(row.mean - Y.mean().item()) < 5 * row.mcse
+    )  # fails once in 1.7 million runs
 
 
 @pytest.mark.filterwarnings("ignore:InFloat64. samples are run")

@@ -34,20 +34,20 @@ def test_posterior_of_a_mean_is_exact(method):
 
 def unit_data(columns):
     x = torch.randn(40, columns, dtype=torch.float64)
-    # the priors of the first columns are wide, so that the data decide
     return x, x.sum(1) + 3 * torch.randn(40, dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("columns", [2, 3])
 def test_pathfinder_is_near_a_gaussian_posterior_of_one_scale(columns):
     # L-BFGS learns the covariance from at most six steps, and each path stops at a relative gain
-    # of 1e-8: the best component has the means, its variances are right to a third only.
+    # of 1e-8: the best component has the means, its variances are right to a half only.
     data = unit_data(columns)
     guide = pathfinder(regression, data).lvm.guide
     best = guide.parts[guide.log_probs.argmax()]
     mean, covariance = errors_of(moments(guide, best), exact_regression(*data))
     assert mean < 0.1
-    assert covariance < 0.35
+    assert covariance < 0.5
 
 
 def test_evidence_of_gaussian_posterior_is_exact():
@@ -55,7 +55,9 @@ def test_evidence_of_gaussian_posterior_is_exact():
     found = vilvm.infer(regression, data, progress=False)
     assert found.trusted
     exact = exact_regression(*data)
-    assert abs(found.log_evidence.mean - exact.log_evidence) < 1e-6 * abs(exact.log_evidence)
+    assert abs(found.log_evidence.mean - exact.log_evidence) < 1e-6 * abs(
+        exact.log_evidence
+    )
     draws = found.draws["beta"]
     z = (draws.mean(0) - exact.mean) / (exact.covariance.diagonal() / found.ess).sqrt()
     assert z.abs().max() < 5  # fails once in 210,000 runs
