@@ -93,7 +93,8 @@ def test_skewed_without_skew_is_the_gaussian():
     loc, eps = random(D), random(5, D)
     u, log_det = Skewed(loc, scale, mixing, zero, zero)(eps)
     v, exact = Gaussian(loc, scale[:, None] * mixing)(eps)
-    assert torch.allclose(u, v) and torch.allclose(log_det, exact)
+    assert torch.allclose(u, v)
+    assert torch.allclose(log_det, exact)
 
 
 def test_mixture_equals_that_of_torch():

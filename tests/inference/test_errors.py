@@ -127,7 +127,8 @@ CASES = {
 
 def one_sentence(error):
     text = str(error.value)
-    assert "\n" not in text and len(text) < 400
+    assert "\n" not in text
+    assert len(text) < 400
     assert text.endswith((".", ")")) or "Check" in text
 
 
@@ -225,7 +226,8 @@ def test_flat_prior_has_no_evidence():
 @pytest.mark.filterwarnings("ignore:InFloat64. samples are run")
 def test_mixture_without_order_has_two_modes():
     found = vilvm.infer(mixture, mixture_data(), progress=False)
-    assert len(found.modes) == 2 and sum(found.modes) == pytest.approx(1, abs=1e-6)
+    assert len(found.modes) == 2
+    assert sum(found.modes) == pytest.approx(1, abs=1e-6)
     # the weights of 10,000 draws by symmetry; fails once in 1.7 million runs
     assert abs(found.modes[0] - 0.5) < 5 * 0.5 / found.ess**0.5
     assert "The posterior has 2 modes, of weights 0.5" in found.verdict

@@ -130,11 +130,14 @@ def test_posterior_prints_verdict_and_table(found):
     lines = text.splitlines()
     assert lines[0] == "Nothing speaks against these draws." == found.verdict
     assert lines[2].split() == ["mean", "sd", "5", "%", "95", "%", "MCSE", "k̂", "ESS"]
-    assert lines[3].split()[0] == "mu" and len(lines[3].split()) == 8
+    assert lines[3].split()[0] == "mu"
+    assert len(lines[3].split()) == 8
     assert "[OK] Pareto k̂" in lines[-1]
-    assert [rung.name for rung in found.history][0] == "paths"
+    assert next(rung.name for rung in found.history) == "paths"
     assert isinstance(found.summary()["mu"], Summary)
-    assert found.gradients > 0 and found.densities > 0 and found.seconds > 0
+    assert found.gradients > 0
+    assert found.densities > 0
+    assert found.seconds > 0
 
 
 def test_guide_goes_into_every_verb(found):
@@ -168,14 +171,16 @@ def test_draws_of_chains_are_ordered_by_chain():
     found = vilvm.infer(
         heavy_tailed, torch.tensor([3.0, -3.0]), budget=60, refine=True, **QUIET
     )
-    assert found.rung == "chains" and found.chains > 1
+    assert found.rung == "chains"
+    assert found.chains > 1
     draws = found.draws["x"].unflatten(0, (found.chains, -1))
     moved = (draws[:, 1:] - draws[:, :-1]).square().mean()
     mixed = (draws[1:] - draws[:-1]).square().mean()
     # successive draws of a chain may be equal; those of neighbours are independent
     assert moved < mixed * 1.2
     text = str(found)
-    assert "R̂" in text and all(row.r_hat > 0 for row in found.summary().values())
+    assert "R̂" in text
+    assert all(row.r_hat > 0 for row in found.summary().values())
 
 
 def heavy_tailed(y):
@@ -193,7 +198,8 @@ def test_without_refinement_no_chains_run():
     found = vilvm.infer(
         heavy_tailed, torch.tensor([3.0, -3.0]), refine=False, budget=10, **QUIET
     )
-    assert found.rung == "weights" and found.chains == 1
+    assert found.rung == "weights"
+    assert found.chains == 1
     assert not any("chains" in rung.name for rung in found.history)
     if found.k > 0.7:
         assert not found.trusted

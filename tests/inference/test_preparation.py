@@ -113,7 +113,8 @@ def test_every_form_of_model_is_accepted_and_unchanged(form):
     before = {n: p.clone() for n, p in owner.named_parameters()} if owner else {}
     state = torch.random.get_rng_state()
     found = vilvm.infer(model, BATCH, progress=False)
-    assert found.trusted and len(found.draws) == 1
+    assert found.trusted
+    assert len(found.draws) == 1
     assert torch.equal(state, torch.random.get_rng_state())
     assert torch.get_default_dtype() == torch.float32
     assert not list(pyro.get_param_store())
@@ -133,7 +134,7 @@ def test_trained_parameters_of_a_pair_keep_their_values():
     with torch.no_grad():
         lvm.pyro_params["offset"].fill_(100.0)
     value = target_of(model_of(lvm), prepare_data(BATCH))(torch.zeros(1, 1).double())
-    x, y = (t.double() for t in BATCH)
+    _x, y = (t.double() for t in BATCH)
     exact = (
         dist.Normal(0.0, 1.0).log_prob(torch.zeros(()))
         + dist.Normal(100.0, 1.0).log_prob(y).sum()

@@ -94,7 +94,8 @@ def test_derivatives_equal_finite_differences(name):
         u = u.clamp(-0.9, 0.9)
     value, gradient, hessian = t.hessian(u)
     again, same = t.gradient(u)
-    assert torch.allclose(value, t(u)) and torch.allclose(again, value)
+    assert torch.allclose(value, t(u))
+    assert torch.allclose(again, value)
     assert torch.allclose(same, gradient)
     step = 1e-5 * torch.eye(t.dim, dtype=torch.float64)
     ahead, behind = ((u[:, None] + s * step).flatten(0, 1) for s in (1, -1))
@@ -125,7 +126,8 @@ def test_traced_gradient_equals_eager_one(name):
     other = u / 2
     for at, (v, g) in ((u, (value, gradient)), (other, t._gradient(other))):
         found = t.gradient(at)
-        assert torch.allclose(found[0], v) and torch.allclose(found[1], g)
+        assert torch.allclose(found[0], v)
+        assert torch.allclose(found[1], g)
 
 
 @pytest.mark.parametrize("name", ["support", "Cholesky"])
@@ -143,8 +145,10 @@ def test_points_without_a_density_have_minus_infinity(name):
     for found in (t(u), t.gradient(u)[0], value):
         assert (found[outside] == -math.inf).all()
         assert torch.allclose(found[~outside], alone.expand(2))
-    assert (gradient[outside] == 0).all() and (hessian[outside] == 0).all()
-    assert gradient[~outside].isfinite().all() and (gradient[~outside] != 0).all()
+    assert (gradient[outside] == 0).all()
+    assert (hessian[outside] == 0).all()
+    assert gradient[~outside].isfinite().all()
+    assert (gradient[~outside] != 0).all()
     assert (t(u[outside]) == -math.inf).all()
     for _ in range(32):  # the same once it is traced
         found = t.gradient(u)
