@@ -1,5 +1,6 @@
 """The rungs of ``infer``, in their order, and the choice among what they find."""
 
+import copy
 import math
 import time
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from vilvm.inference._approximations import (
     Mixture,
     composed,
     deviations,
+    pair_of,
 )
 from vilvm.inference._best_gaussian import best_gaussian
 from vilvm.inference._chains import SUPERCHAINS, Chains, run_chains
@@ -28,6 +30,7 @@ from vilvm.inference._proper import improper_direction
 from vilvm.inference._stochastic import fit_in_batches, weigh_in_chunks
 from vilvm.inference._target import Target
 from vilvm.inference._weighted import Weighted, weigh
+from vilvm.inference.flow import flow_of, train
 from vilvm.lvm import ContractError
 
 __all__ = ["Clock", "Found", "Rung", "climb", "climb_in_batches"]
@@ -47,7 +50,9 @@ _SHARES = (
     0.2,
 )  # of the fitted, the widened and the paths' Gaussians in a mixture
 _WIDER = 1.5  # enlargement times the root of the dimension
-_SKEW = 0.7  # share of the skewed components
+_SKEW = 0.7  # share of the skewed components, or of the flow
+_LAYERS, _FLOW_STEPS = 6, 1000
+_LEAST_FOR_FLOW = 15.0  # seconds
 
 _NOWHERE = (
     "infer: no path found a region where the density is concave, so there is no proper posterior, "
@@ -201,6 +206,10 @@ def climb(
             best, (parts, log_probs), weighted, clock
         )
         coordinates = parts[0]
+    if skew and not refine and target.dim > 1 and weighted.k > _FAIR_K:
+        (parts, log_probs), weighted = _flowing(
+            best, batch, (parts, log_probs), weighted, clock
+        )
     chains = None
     if refine and _wants_more(weighted) and not clock.is_over:
         superchains = weighted.resampled(SUPERCHAINS)
@@ -355,6 +364,31 @@ def _widened(part: Approximation) -> Approximation:
     """The same with all deviations enlarged, less so in many dimensions."""
     zero = torch.zeros_like(part.loc.detach())
     return Chain(Gaussian(zero, zero + 1 + _WIDER / math.sqrt(len(zero))), part)
+
+
+def _flowing(
+    best: Candidate,
+    batch: Any,
+    before: tuple[list[Approximation], Tensor],
+    weighted: Weighted,
+    clock: Clock,
+) -> tuple[tuple[list[Approximation], Tensor], Weighted]:
+    """A flow beside the other components, if its weights are better and time is left."""
+    if clock.left < _LEAST_FOR_FLOW:
+        return before, weighted
+    flow = flow_of(best.target, copy.deepcopy(best.parts[0]), _LAYERS)
+    # half of the steps are averaged; a run that the clock stops earlier keeps its last iterate
+    train(pair_of(best.model, batch, [flow]), batch, _FLOW_STEPS, 0, clock.within(0.7))
+    old, old_probs = before
+    log_probs = torch.cat(
+        [old_probs.new_tensor([_SKEW]).log(), old_probs + math.log(1 - _SKEW)]
+    )
+    parts = [flow, *old]
+    again = _weighed(best.target, Mixture(parts, log_probs), clock)
+    clock.record("flow", best.target.gradients, again.k)
+    if again.k < weighted.k:
+        return (parts, log_probs), again
+    return before, weighted
 
 
 def _refitted(
