@@ -24,8 +24,10 @@ from vilvm._runtime.argument_checks import (
 from vilvm._runtime.progress import ProgressBar
 from vilvm._runtime.random import seeded
 from vilvm.inference._answer import answer
-from vilvm.inference._ladder import Clock, climb, climb_in_batches
+from vilvm.inference._clock import Clock
+from vilvm.inference._ladder import climb
 from vilvm.inference._preparation import in_float64, model_of
+from vilvm.inference._stochastic import climb_in_batches
 from vilvm.inference.posterior import Posterior
 
 __all__ = ["Shown", "infer"]
