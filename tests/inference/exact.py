@@ -6,6 +6,7 @@ from typing import NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.ops.indexing import Vindex
 from torch import Tensor
 
 SIGMA = 3.0
@@ -54,9 +55,9 @@ def exact_regression(x, y):
     rest = target - q @ (q.mT @ target)
     log_det = 2 * (r.diagonal().abs().log() + size.log()).sum()
     quadratic = rest.square().sum()
-    log_evidence = -(
-        len(y) * math.log(2 * math.pi * SIGMA**2) + log_det + quadratic
-    ) / 2
+    log_evidence = (
+        -(len(y) * math.log(2 * math.pi * SIGMA**2) + log_det + quadratic) / 2
+    )
     return Normal(scale @ (q.mT @ target), scale @ scale.mT, log_evidence.item())
 
 
@@ -65,7 +66,10 @@ def moments(guide, part=None):
     part = guide.parts[0] if part is None else part
     dim = len(part.loc)
     with torch.no_grad():
-        (loc, _), (points, _) = part(torch.zeros(1, dim).double()), part(torch.eye(dim).double())
+        (loc, _), (points, _) = (
+            part(torch.zeros(1, dim).double()),
+            part(torch.eye(dim).double()),
+        )
         return loc[0], (points - loc).mT @ (points - loc)
 
 
@@ -89,9 +93,13 @@ def exact_mean(y):
     y = y.double()
     precision = len(y) + 0.25
     covariance = torch.eye(len(y)).double() + 4
-    evidence = torch.distributions.MultivariateNormal(torch.zeros(len(y)).double(), covariance)
+    evidence = torch.distributions.MultivariateNormal(
+        torch.zeros(len(y)).double(), covariance
+    )
     mean = (y.sum() / precision)[None]
-    return Normal(mean, torch.ones(1, 1).double() / precision, evidence.log_prob(y).item())
+    return Normal(
+        mean, torch.ones(1, 1).double() / precision, evidence.log_prob(y).item()
+    )
 
 
 def groups(batch):
@@ -113,7 +121,7 @@ def mixture(y):
         component = pyro.sample(
             "component", dist.Categorical(weight), infer={"enumerate": "parallel"}
         )
-        pyro.sample("y", dist.Normal(loc[component], 1.0), obs=y)
+        pyro.sample("y", dist.Normal(Vindex(loc)[..., component], 1.0), obs=y)
 
 
 def mixture_data():

@@ -131,7 +131,11 @@ def test_densities_integrate_to_one():
         return torch.full((1,), value, dtype=torch.float64)
 
     skewed = Skewed(one(0.5), one(2.0), torch.ones(1, 1).double(), one(0.8), one(-0.2))
-    parts = [skewed, Gaussian(one(-2.0), one(0.7)), Chain(Gaussian(one(1.0), one(2.0)), skewed)]
+    parts = [
+        skewed,
+        Gaussian(one(-2.0), one(0.7)),
+        Chain(Gaussian(one(1.0), one(2.0)), skewed),
+    ]
     grid = torch.linspace(-400, 400, 400_001, dtype=torch.float64)
     with torch.no_grad():
         density = Mixture(parts, torch.zeros(3).double()).log_prob(grid[:, None]).exp()
@@ -140,7 +144,10 @@ def test_densities_integrate_to_one():
 
 def test_guide_of_a_mixture_has_its_density():
     y = torch.tensor([0.5, 1.5]).double()
-    parts = [Gaussian(torch.tensor([m]).double(), torch.ones(1).double()) for m in (-1.0, 2.0)]
+    parts = [
+        Gaussian(torch.tensor([m]).double(), torch.ones(1).double())
+        for m in (-1.0, 2.0)
+    ]
     logits = torch.tensor([0.3, 0.7]).double().log()
     lvm = pair_of(mean_model, y, parts, logits)
     mu = vilvm.posterior(lvm, y, 20_000)["mu"]

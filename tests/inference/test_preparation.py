@@ -105,7 +105,11 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_model_is_accepted_and_unchanged(form):
     model = FORMS[form]()
-    owner = model if isinstance(model, torch.nn.Module) else getattr(model, "__self__", None)
+    owner = (
+        model
+        if isinstance(model, torch.nn.Module)
+        else getattr(model, "__self__", None)
+    )
     before = {n: p.clone() for n, p in owner.named_parameters()} if owner else {}
     state = torch.random.get_rng_state()
     found = vilvm.infer(model, BATCH, progress=False)
@@ -130,9 +134,10 @@ def test_trained_parameters_of_a_pair_keep_their_values():
         lvm.pyro_params["offset"].fill_(100.0)
     value = target_of(model_of(lvm), prepare_data(BATCH))(torch.zeros(1, 1).double())
     x, y = (t.double() for t in BATCH)
-    exact = dist.Normal(0.0, 1.0).log_prob(torch.zeros(())) + dist.Normal(100.0, 1.0).log_prob(
-        y
-    ).sum()
+    exact = (
+        dist.Normal(0.0, 1.0).log_prob(torch.zeros(()))
+        + dist.Normal(100.0, 1.0).log_prob(y).sum()
+    )
     assert value.item() == pytest.approx(exact.item(), rel=1e-6)
 
 
@@ -144,5 +149,7 @@ def test_global_parameters_stay():
 
 
 def test_data_become_float64_except_whole_numbers():
-    batch = prepare_data({"y": torch.ones(3), "n": torch.arange(3), "b": torch.ones(3) > 0})
+    batch = prepare_data(
+        {"y": torch.ones(3), "n": torch.arange(3), "b": torch.ones(3) > 0}
+    )
     assert [batch[k].dtype for k in "ynb"] == [torch.float64, torch.int64, torch.bool]

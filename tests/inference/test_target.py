@@ -22,7 +22,9 @@ def correlated(y):
     rows = torch.stack([torch.stack([one, r], -1), torch.stack([r, one], -1)], -2)
     tril = torch.linalg.cholesky(rows)
     with pyro.plate("data", len(y)):
-        pyro.sample("y", dist.MultivariateNormal(torch.zeros(2), scale_tril=tril), obs=y)
+        pyro.sample(
+            "y", dist.MultivariateNormal(torch.zeros(2), scale_tril=tril), obs=y
+        )
 
 
 def ratio(y):
@@ -61,7 +63,10 @@ MODELS = {
     "scale": (curved, Y),
     "groups": (groups, GROUPS),
     "simplex and enumeration": (mixture, mixture_data()),
-    "covariance": (correlated, torch.randn(4, 2, generator=torch.Generator().manual_seed(0))),
+    "covariance": (
+        correlated,
+        torch.randn(4, 2, generator=torch.Generator().manual_seed(0)),
+    ),
 }
 VMAP = pytest.mark.filterwarnings("ignore:.*samples are run through torch.vmap")
 
@@ -70,7 +75,11 @@ def test_density_is_that_of_the_formulas():
     t = target(curved, Y)
     u = points(t)
     mu, sigma = u[:, 0], u[:, 1].exp()
-    exact = dist.Normal(0.0, 5.0).log_prob(mu) + dist.HalfNormal(3.0).log_prob(sigma) + u[:, 1]
+    exact = (
+        dist.Normal(0.0, 5.0).log_prob(mu)
+        + dist.HalfNormal(3.0).log_prob(sigma)
+        + u[:, 1]
+    )
     exact = exact + dist.Normal(mu[:, None], sigma[:, None]).log_prob(Y.double()).sum(1)
     # the constants of the priors are in float32
     assert torch.allclose(t(u), exact, rtol=1e-6)
@@ -91,12 +100,21 @@ def test_derivatives_equal_finite_differences(name):
     ahead, behind = ((u[:, None] + s * step).flatten(0, 1) for s in (1, -1))
     slope = ((t(ahead) - t(behind)) / 2e-5).reshape(gradient.shape)
     assert torch.allclose(slope, gradient, rtol=1e-5, atol=1e-6)
-    curvature = ((t.gradient(ahead)[1] - t.gradient(behind)[1]) / 2e-5).reshape(hessian.shape)
+    curvature = ((t.gradient(ahead)[1] - t.gradient(behind)[1]) / 2e-5).reshape(
+        hessian.shape
+    )
     assert torch.allclose(curvature, hessian, rtol=1e-5, atol=1e-6)
 
 
 @VMAP
-@pytest.mark.parametrize("name", ["groups", "simplex and enumeration", "covariance"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "groups",
+        pytest.param("simplex and enumeration", marks=pytest.mark.slow),
+        "covariance",
+    ],
+)
 def test_traced_gradient_equals_eager_one(name):
     t = target(*MODELS[name])
     u = points(t).clamp(-0.9, 0.9)

@@ -82,13 +82,18 @@ class _Standardised(Reparam):
         fn, name = msg["fn"], msg["name"]
         while isinstance(fn, dist.Independent):
             fn = fn.base_dist
-        zero = torch.zeros_like(fn.loc)
+        tril, eps = fn._unbroadcasted_scale_tril, None
+        if msg["value"] is not None:  # an initial value
+            rest = (msg["value"] - fn.loc)[..., None]
+            eps = torch.linalg.solve_triangular(tril, rest, upper=False)[..., 0]
         eps = pyro.sample(
-            f"{name}{SUFFIX}", dist.Normal(zero, 1.0).to_event(msg["fn"].event_dim)
+            f"{name}{SUFFIX}",
+            dist.Normal(torch.zeros_like(fn.loc), 1.0).to_event(msg["fn"].event_dim),
+            obs=eps,
+            infer={"is_observed": msg["is_observed"]},
         )
-        value = fn.loc + (fn._unbroadcasted_scale_tril @ eps[..., None])[..., 0]
-        return {
-            "fn": dist.Delta(value, event_dim=msg["fn"].event_dim),
-            "value": value,
-            "is_observed": True,
-        }
+        value = msg["value"]
+        if value is None:
+            value = fn.loc + (tril @ eps[..., None])[..., 0]
+        delta = dist.Delta(value, event_dim=msg["fn"].event_dim).mask(False)
+        return {"fn": delta, "value": value, "is_observed": True}

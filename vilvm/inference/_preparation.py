@@ -182,7 +182,8 @@ def target_of(model: Callable[[Any], Any], batch: Any) -> Target:
         ContractError: the model cannot be used, see ``latent_sites`` and ``LogJoint``.
     """
     sites = latent_sites(model, batch)
+    # its draws, which show how the model may be run, stay near the origin, where the model ran
     guide = AutoDiagonalNormal(
-        continuous(model, sites), init_loc_fn=init_to_origin, init_scale=1.0
+        continuous(model, sites), init_loc_fn=init_to_origin, init_scale=0.1
     )
     return Target(InFloat64(Pair(model, guide)), batch)
