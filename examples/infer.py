@@ -19,12 +19,11 @@ from typing import Any
 from rich.table import Table
 
 import vilvm
-import vilvm.models.hierarchical as hierarchical
-import vilvm.models.posteriordb as posteriordb
+from benchmarks.inference.child import known_posteriors
 from benchmarks.inference.scores import grade, score
 from examples._options import console, rate, run
+from vilvm.models.hierarchical import names
 
-_FAMILIES = (hierarchical, posteriordb)
 _DEFAULT = "eight_schools_centred"
 _MOST = 40  # rows of the table
 
@@ -33,7 +32,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m examples.infer", description=(__doc__ or "").split("\n")[0]
     )
-    listed = ", ".join(name for family in _FAMILIES for name in family.names())
+    listed = ", ".join(known_posteriors())
     parser.add_argument(
         "name", nargs="?", default=_DEFAULT, metavar="NAME", help=f"one of {listed}"
     )
@@ -50,19 +49,16 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def problem_of(name: str) -> tuple[Any, Any]:
     """The problem of a name, and its reference."""
-    for family in _FAMILIES:
-        if name in family.names():
-            break
-    else:
-        known = [name for family in _FAMILIES for name in family.names()]
-        raise SystemExit(f"There is no posterior {name!r}; choose from {known}.")
+    known = known_posteriors()
+    if name not in known:
+        raise SystemExit(f"There is no posterior {name!r}; choose from {list(known)}.")
     try:
-        problem = family.posterior(name)
+        problem = known[name]()
         return problem, problem.reference()
     except FileNotFoundError as error:
         raise SystemExit(
             f"The data of posteriordb are missing. {error} Without them, run one of "
-            f"{hierarchical.names()}."
+            f"{names()}."
         ) from None
 
 

@@ -17,7 +17,6 @@ Martin et al., 2026.
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -126,61 +125,67 @@ def _checked(
             raise ValueError(
                 f"{_WHO}: there are no draws of the latent {name!r}; got {sorted(draws)}."
             )
-    given, leading = {}, None
+    given: dict[str, Tensor] = {}
+    first = torch.as_tensor(draws[next(iter(density.shapes))])
+    leading = tuple(first.shape[:2])
     for name, value in draws.items():
         if name not in known:
             raise ValueError(
                 f"{_WHO}: the model has no site {name!r}; it has {known}: leave these draws out."
             )
-        tensor = (
-            torch.as_tensor(np.asarray(value)) if not torch.is_tensor(value) else value
-        )
-        leading = leading or tuple(tensor.shape[:2])
-        event = density.shapes.get(name, tuple(tensor.shape[2:]))
-        if tensor.dim() < 2 or 0 in leading or tensor.shape != (*leading, *event):
-            raise ValueError(
-                f"{_WHO}: the draws of {name!r} have shape {tuple(tensor.shape)}; they must have "
-                f"(chain, draw, *event), here {(*leading, *event)}."
-            )
+        tensor = torch.as_tensor(value)
+        _check_shape(name, tensor, leading, density.shapes.get(name))
         given[name] = tensor.to(density.device).flatten(0, 1)
-    assert leading is not None
-    return leading[0], given
+    return len(first), given
+
+
+def _check_shape(
+    name: str, draws: Tensor, leading: tuple[int, ...], event: tuple[int, ...] | None
+) -> None:
+    """Raises ValueError unless the draws have the shape (chain, draw, *event)."""
+    if event is None:  # of a deterministic site
+        event = tuple(draws.shape[2:])
+    if draws.dim() < 2 or 0 in leading or draws.shape != (*leading, *event):
+        raise ValueError(
+            f"{_WHO}: the draws of {name!r} have shape {tuple(draws.shape)}; they must have "
+            f"(chain, draw, *event), here {(*leading, *event)}."
+        )
 
 
 def _groups(
     density: ModelDensity, given: dict[str, Tensor], chains: int, num_predictive: int
 ) -> tuple[Groups, dict[str, str]]:
     """The groups, and why posterior_predictive is missing."""
-    lvm, batch, layout = density.lvm, density.data.x, density.joint.layout
+    batch, layout = density.data.x, density.joint.layout
     latents = {name: given[name].double() for name in density.shapes}
-    missing = missing_groups(lvm, batch, layout)
-    some = _thinned(latents, chains, num_predictive)
-    groups: Groups = {}
+    missing = missing_groups(density.lvm, batch, layout).get("posterior_predictive")
     try:
-        run = _replayed(density, some)
+        run = _replayed(density, _thinned(latents, chains, num_predictive))
     except ContractError as error:
-        run = Replay({}, {}, {}, {}, dict(layout.data_axes))
-        missing["posterior_predictive"] = str(error)
-    axes = run.data_axes
+        run, missing = Replay({}, {}, {}, {}, dict(layout.data_axes)), str(error)
     values = dict(given)
     if set(run.deterministics) - set(given):
-        values |= _replayed(density, latents).deterministics
-    groups["posterior"] = {n: as_variable(v, axes.get(n)) for n, v in values.items()}
-    groups["log_likelihood"] = _likelihoods(density, latents)
-    groups["posterior_predictive"] = {
-        n: as_variable(v, axes.get(n)) for n, v in run.observed.items()
+        values = _replayed(density, latents).deterministics | values
+    observed = {n: as_variable(v, _axis(run, n, 1)) for n, v in run.recorded.items()}
+    groups: Groups = {
+        "posterior": _variables(run, values),
+        "log_likelihood": _likelihoods(density, latents),
+        "posterior_predictive": {} if missing else _variables(run, run.observed),
+        "observed_data": observed,
+        **constant_data(batch, observed),
     }
-    groups["observed_data"] = {
-        n: as_variable(v, axes[n] - 1 if n in axes else None)
-        for n, v in run.recorded.items()
-    }
-    groups |= constant_data(batch, groups["observed_data"])
-    why = {
-        f"no {n}": text for n, text in missing.items() if n == "posterior_predictive"
-    }
-    if why:
-        del groups["posterior_predictive"]
+    why = {"no posterior_predictive": missing} if missing else {}
     return {name: group for name, group in groups.items() if group}, why
+
+
+def _variables(run: Replay, values: Mapping[str, Tensor]) -> dict[str, Variable]:
+    return {n: as_variable(v, _axis(run, n)) for n, v in values.items()}
+
+
+def _axis(run: Replay, site: str, less: int = 0) -> int | None:
+    """The axis of a site that is over the data, in draws or `less` in one of them."""
+    axis = run.data_axes.get(site)
+    return None if axis is None else axis - less
 
 
 def _thinned(latents: dict[str, Tensor], chains: int, most: int) -> dict[str, Tensor]:

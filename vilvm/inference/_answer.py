@@ -8,8 +8,9 @@ from torch import Tensor
 from vilvm.evaluation import Estimate
 from vilvm.evaluation.estimates import log_mean_error
 from vilvm.inference._approximations import pair_of
+from vilvm.inference._clock import Clock
 from vilvm.inference._decentre import SUFFIX
-from vilvm.inference._ladder import Clock, Found
+from vilvm.inference._ladder import Found
 from vilvm.inference._preparation import has_derived_sites
 from vilvm.inference._verdict import findings_of, mode_weights
 from vilvm.inference.posterior import Posterior

@@ -156,7 +156,7 @@ class Sampler:
         with torch.no_grad():
             eps = self.map_.inverse(u)
             sd = eps.std(0)
-            correlation = (eps / sd).T.cov()
+            correlation = (eps / sd).T.cov().reshape(len(sd), len(sd))
             # shrunk, since successive draws of a chain are alike
             share = len(u) / (len(u) + 5 * u.shape[1])
             correlation *= share

@@ -17,18 +17,27 @@ Reduction, Johnson and Zhang, 2013.
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vilvm.data.data import Data
 from vilvm.inference._approximations import Approximation, Chain, Gaussian, Mixture
-from vilvm.inference._best_gaussian import gaussian_step
+from vilvm.inference._best_gaussian import best_gaussian, gaussian_step
+from vilvm.inference._candidates import NOWHERE, check_proper
+from vilvm.inference._clock import Clock
 from vilvm.inference._fixed_draws import base_draws
+from vilvm.inference._ladder import Found, mixed, widened
+from vilvm.inference._paths import find_modes
+from vilvm.inference._preparation import check_global, target_of
 from vilvm.inference._target import Target
 from vilvm.inference._weighted import Weighted, smoothed
+from vilvm.lvm import ContractError
 
-__all__ = ["fit_in_batches", "weigh_in_chunks"]
+__all__ = ["climb_in_batches"]
+
+_FEWEST, _FIRST = 200, 4000  # draws with weights
 
 _LENGTH = 0.3  # ρ
 _STEPS = 40  # between two anchors
@@ -37,7 +46,54 @@ _R_HAT = 1.1
 _MOVED = 0.05  # of the anchor's means, in posterior standard deviations
 
 
-def fit_in_batches(
+def climb_in_batches(
+    model: Callable[[Any], Any], data: Data, size: int, clock: Clock
+) -> tuple[Found, float]:
+    """The rungs for data that are seen a batch at a time, and the R̂ of the iterates.
+
+    Arguments:
+        model: see ``model_of``.
+        data: all data, in float64.
+        size: data of a batch.
+        clock: the budget.
+
+    Raises:
+        ContractError: the model cannot be used, or its data are not in a plate of their own.
+    """
+    first = data.take(torch.randperm(len(data))[:size])
+    check_global(model, first.x)
+    target = target_of(model, first.x)
+    target.see(first.x, len(data) / size)
+    found = find_modes(target, is_over=clock.within(0.2))
+    check_proper(target, found)
+    if not found:
+        raise ContractError(NOWHERE)
+    start, _ = best_gaussian(
+        target, found[0].gaussian, 0, clock.within(0.2), rough=True
+    )
+    clock.record("Gaussian, of one batch", target.gradients)
+    best, r_hat = _fit(target, data, size, start, clock.within(0.6))
+    clock.record("Gaussian, of batches", target.gradients, note=f"R̂ {r_hat:.2f}")
+    one = torch.zeros(1, dtype=torch.float64)
+    components = mixed([best], ([widened(best)], one))
+    remainder = len(data) % size
+    rest = None
+    if remainder:
+        last = torch.arange(len(data) - remainder, len(data))
+        rest = target_of(model, data.take(last).x)
+    q = Mixture(*components)
+    each = 0.0
+    for _ in range(2):  # the first is slower
+        began = clock.elapsed
+        _weigh(target, rest, q, data.subset(slice(0, size)), size, _FEWEST)
+        each = (clock.elapsed - began) * len(data) / (size * _FEWEST)
+    num = min(_FIRST, max(_FEWEST, int(clock.left / max(each, 1e-9))))
+    weighted = _weigh(target, rest, q, data, size, num)
+    clock.record("weights, of all data", target.gradients, weighted.k)
+    return Found(model, target, found, *components, weighted, None), r_hat
+
+
+def _fit(
     target: Target,
     data: Data,
     size: int,
@@ -108,7 +164,7 @@ def _r_hat(iterates: Tensor) -> float:
 
 
 @torch.no_grad()
-def weigh_in_chunks(
+def _weigh(
     target: Target, rest: Target | None, q: Mixture, data: Data, size: int, num: int
 ) -> Weighted:
     """Draws of q, with weights by the density of all data.

@@ -4,7 +4,8 @@ import torch
 
 from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.inference._chains import Chains, convergence
-from vilvm.inference._ladder import Clock, Found
+from vilvm.inference._clock import Clock
+from vilvm.inference._ladder import Found
 from vilvm.inference._weighted import Weighted
 
 __all__ = ["findings_of"]
@@ -12,7 +13,7 @@ __all__ = ["findings_of"]
 _VEHTARI = "Vehtari et al. 2024"
 _DHAKA = "Dhaka et al. 2020"
 _MARGOSSIAN = "Margossian et al. 2024"
-_LEAST_SIZE = 1000.0
+_LEAST_SIZE = 400.0
 _DIVERGENT = 0.005  # share of transitions
 
 

@@ -9,6 +9,7 @@ Dinh, Sohl-Dickstein and Bengio, 2017; Disentangling impact of capacity, objecti
 estimators, and step-size on flow VI, Agrawal and Domke, 2024.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,16 +20,17 @@ from torch import Tensor, nn
 
 from vilvm._runtime.argument_checks import check_number, check_seed
 from vilvm._runtime.random import seeded
-from vilvm.inference._approximations import Chain, Gaussian, pair_of
+from vilvm.inference._approximations import Approximation, Chain, Gaussian, pair_of
 from vilvm.inference._best_gaussian import best_gaussian
 from vilvm.inference._fixed_draws import best_skewed
 from vilvm.inference._preparation import model_of, prepare_data, target_of
 from vilvm.inference._start import start_of
+from vilvm.inference._target import Target
 from vilvm.lvm import ContractError
 from vilvm.training import fit
 from vilvm.wrappers.in_float64 import InFloat64, float64
 
-__all__ = ["fit_flow"]
+__all__ = ["fit_flow", "flow_of", "train"]
 
 _PARTICLES = 128
 _AVERAGED = 0.5  # share of the steps, the last ones, whose iterates are averaged
@@ -82,13 +84,18 @@ def fit_flow(
                 "fit_flow: a coupling layer needs two dimensions, and the latents have one; take "
                 "layers=0."
             )
-        for parameter in gaussian.parameters():
-            parameter.requires_grad_(False)
-        with float64():
-            flow = Chain(Coupling(target.dim, max(1, layers)), gaussian)
+        flow = flow_of(target, gaussian, max(1, layers))
         pair = pair_of(plain, batch, [flow])
-    _train(pair, batch, steps, seed)
+        train(pair, batch, steps, seed)
     return pair
+
+
+def flow_of(target: Target, gaussian: Approximation, layers: int) -> Chain:
+    """Coupling layers in the coordinates of a Gaussian, which stays as it is."""
+    for parameter in gaussian.parameters():
+        parameter.requires_grad_(False)
+    with float64():
+        return Chain(Coupling(target.dim, layers), gaussian)
 
 
 class Coupling(nn.Module):
@@ -128,16 +135,32 @@ class Coupling(nn.Module):
         return u
 
 
-def _train(pair: InFloat64, batch: Any, steps: int, seed: int) -> None:
-    """Maximises the ELBO, and sets the parameters to the mean of the last iterates."""
+def train(
+    pair: InFloat64,
+    batch: Any,
+    steps: int,
+    seed: int,
+    is_over: Callable[[], bool] = lambda: False,
+) -> None:
+    """Maximises the ELBO, and sets the parameters to the mean of the last iterates.
+
+    Arguments:
+        pair: the model with the flow as its guide, which is changed in place.
+        batch: the data, in float64.
+        steps: of Adam, with a falling rate.
+        seed: of the draws.
+        is_over: whether the time is up.
+    """
     trained = [p for p in pair.parameters() if p.requires_grad]
     mean = [torch.zeros_like(p) for p in trained]
-    first = round(steps * (1 - _AVERAGED))
+    first, averaged = round(steps * (1 - _AVERAGED)), 0
 
     def average(_: Any, count: int) -> None:
+        nonlocal averaged
         if count > first:
+            averaged = count - first
             for total, parameter in zip(mean, trained, strict=True):
-                total.lerp_(parameter.detach(), 1 / (count - first))
+                total.lerp_(parameter.detach(), 1 / averaged)
 
     fit(
         pair,
@@ -147,10 +170,12 @@ def _train(pair: InFloat64, batch: Any, steps: int, seed: int) -> None:
         optimizer=partial(torch.optim.Adam, lr=2e-3),
         scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=steps),
         scheduler_interval="step",
+        callbacks=[lambda _: is_over()],
         after_step=average,
         seed=seed,
         progress=False,
     )
-    with torch.no_grad():
-        for total, parameter in zip(mean, trained, strict=True):
-            parameter.copy_(total)
+    if averaged:
+        with torch.no_grad():
+            for total, parameter in zip(mean, trained, strict=True):
+                parameter.copy_(total)

@@ -11,6 +11,7 @@
 Latents of hierarchical priors are also tried in standard units; the larger ELBO decides.
 """
 
+import time
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -23,8 +24,10 @@ from vilvm._runtime.argument_checks import (
 from vilvm._runtime.progress import ProgressBar
 from vilvm._runtime.random import seeded
 from vilvm.inference._answer import answer
-from vilvm.inference._ladder import Clock, climb, climb_in_batches
+from vilvm.inference._clock import Clock
+from vilvm.inference._ladder import climb
 from vilvm.inference._preparation import in_float64, model_of
+from vilvm.inference._stochastic import climb_in_batches
 from vilvm.inference.posterior import Posterior
 
 __all__ = ["Shown", "infer"]
@@ -115,15 +118,28 @@ def _check_options(guides: Any, refine: Any) -> None:
 
 
 class Shown:
-    """A context that gives the function that shows a rung."""
+    """A context that gives the function which shows a rung and the time left.
+
+    Arguments:
+        budget: seconds.
+        show: whether to show anything; by default on a terminal only.
+    """
 
     def __init__(self, budget: float, show: bool | None):
-        self.bar = ProgressBar("infer", 100, show=show)
-        self.budget, self.done = budget, 0
+        self.bar = ProgressBar("infer", 1000, show=show)
+        self.budget, self.began, self.done = budget, time.monotonic(), 0
 
     def __enter__(self) -> Callable[[str], None]:
         self.bar.__enter__()
-        return lambda line: self.bar.advance(0, line)
+        return self.show
 
     def __exit__(self, *error: Any) -> None:
         self.bar.__exit__(*error)
+
+    def show(self, line: str) -> None:
+        """Shows a line, and how much of the budget is gone."""
+        elapsed = time.monotonic() - self.began
+        done = min(1000, round(1000 * elapsed / self.budget))
+        left = max(0.0, self.budget - elapsed)
+        self.bar.advance(done - self.done, f"{line}, at most {left:.0f} s left")
+        self.done = done

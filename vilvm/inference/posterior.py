@@ -11,7 +11,7 @@ from torch import Tensor
 from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.evaluation import Estimate
 from vilvm.inference._chains import convergence
-from vilvm.inference._ladder import Rung
+from vilvm.inference._clock import Rung
 from vilvm.lvm import NotApplicable
 
 __all__ = ["Posterior", "Summary"]

@@ -16,7 +16,8 @@ from vilvm._runtime.random import seeded
 from vilvm.inference._answer import answer
 from vilvm.inference._approximations import Mixture
 from vilvm.inference._chains import SUPERCHAINS, run_chains
-from vilvm.inference._ladder import Clock, Found
+from vilvm.inference._clock import Clock
+from vilvm.inference._ladder import Found
 from vilvm.inference._modes import Mode
 from vilvm.inference._preparation import model_of, prepare_data, target_of
 from vilvm.inference._start import guide_draws, start_of
@@ -82,7 +83,5 @@ def refine(
         chains = run_chains(target, start, superchains, clock.within(1.0), show)
         clock.record("chains", target.gradients)
         mode = Mode(start, math.nan, False)
-        found = Found(
-            plain, target, [mode], [start], log_probs, weighted, chains, False
-        )
+        found = Found(plain, target, [mode], [start], log_probs, weighted, chains)
         return answer(found, batch, clock, True)
