@@ -25,6 +25,11 @@ NOWHERE = (
     "or none that infer can find: check the priors and the data."
 )
 
+_TOO_SHORT = (
+    "infer: the budget ended before a path reached a region where the density is concave: give "
+    "more time (budget=...)."
+)
+
 
 class Candidate(NamedTuple):
     """A parametrisation of the model with the modes found and their Gaussians.
@@ -69,7 +74,7 @@ def best_candidate(model: Callable[[Any], Any], batch: Any, clock: Clock) -> Can
         options.append(_candidate(model, batch, clock, "", _SHORT if other else None))
     options = [option for option in options if option.parts]
     if not options:
-        raise ContractError(NOWHERE)
+        raise ContractError(_TOO_SHORT if clock.is_over else NOWHERE)
     return _polished(max(options, key=lambda option: max(option.elbos)), clock)
 
 

@@ -10,7 +10,7 @@ References: Nested R̂: Assessing the Convergence of Markov Chain Monte Carlo Wh
 Chains, Margossian, Hoffman, Sountsov, Riou-Durand, Vehtari and Gelman, 2024.
 """
 
-import time
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -24,8 +24,8 @@ from vilvm.inference._target import Target
 __all__ = ["Chains", "Convergence", "convergence", "run_chains"]
 
 SUPERCHAINS = 16
-_EACH = (8, 4, 2)  # chains of a superchain
-_FREE = 1.3  # relative time of a call for more chains that is worth it
+# chains of a superchain, up to some number of dimensions times data
+_EACH = ((8, 2000), (4, 20_000), (2, math.inf))
 _STAGES = (25, 25, 40)  # transitions of the stages of the warm-up
 _ROUND = 25  # transitions between two tests
 _ENOUGH = 2000.0  # effective sample size
@@ -114,7 +114,7 @@ def run_chains(
         is_over: whether the time is up.
         report: receives a line of progress.
     """
-    each = _chains_at_once(target, starts)
+    each = _chains_at_once(target)
     u = starts.repeat_interleave(each, 0)
     sampler = Sampler(target, map_, u)
     transitions = 0
@@ -150,28 +150,13 @@ def run_chains(
     )
 
 
-def _chains_at_once(target: Target, starts: Tensor) -> int:
-    """Chains of a superchain: more of them, if a call for many points costs what one for few does.
+def _chains_at_once(target: Target) -> int:
+    """Chains of a superchain: more of them for a small model.
 
     The time of a call for a small model is that of its operations, whatever the number of points.
     """
-    least = _seconds(target, starts, _EACH[-1])
-    for each in _EACH[:-1]:
-        allowed = _FREE * least * (each / _EACH[-1]) ** 0.25
-        if _seconds(target, starts, each) < allowed:
-            return each
-    return _EACH[-1]
-
-
-def _seconds(target: Target, starts: Tensor, each: int) -> float:
-    """The shortest of three times of a call."""
-    u = starts.repeat_interleave(each, 0)
-    times = []
-    for _ in range(3):
-        began = time.perf_counter()
-        target.gradient(u)
-        times.append(time.perf_counter() - began)
-    return min(times)
+    size = target.dim * max(1, target.joint.layout.num_data)
+    return next(each for each, most in _EACH if size <= most)
 
 
 def _agrees(u: Tensor) -> tuple[bool, float]:

@@ -3,9 +3,11 @@
 import math
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-__all__ = ["Clock", "Rung"]
+from vilvm._runtime.progress import ProgressBar
+
+__all__ = ["Clock", "Rung", "Shown"]
 
 
 class Rung(NamedTuple):
@@ -67,3 +69,31 @@ class Clock:
         self.history.append(Rung(name, now - self._last, gradients, k, note))
         self._last = now
         self.show(name if math.isnan(k) else f"{name}, k̂ {k:.2f}")
+
+
+class Shown:
+    """A context that gives the function which shows a rung and the time left.
+
+    Arguments:
+        budget: seconds.
+        show: whether to show anything; by default on a terminal only.
+    """
+
+    def __init__(self, budget: float, show: bool | None):
+        self.bar = ProgressBar("infer", 1000, show=show)
+        self.budget, self.began, self.done = budget, time.monotonic(), 0
+
+    def __enter__(self) -> Callable[[str], None]:
+        self.bar.__enter__()
+        return self.show
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.__exit__(*error)
+
+    def show(self, line: str) -> None:
+        """Shows a line, and how much of the budget is gone."""
+        elapsed = time.monotonic() - self.began
+        done = min(1000, round(1000 * elapsed / self.budget))
+        left = max(0.0, self.budget - elapsed)
+        self.bar.advance(done - self.done, f"{line}, at most {left:.0f} s left")
+        self.done = done

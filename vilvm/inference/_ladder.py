@@ -20,10 +20,10 @@ from vilvm.inference._candidates import Candidate, best_candidate
 from vilvm.inference._chains import SUPERCHAINS, Chains, run_chains
 from vilvm.inference._clock import Clock
 from vilvm.inference._fixed_draws import best_skewed
+from vilvm.inference._flow import flow_of, train
 from vilvm.inference._modes import Mode
 from vilvm.inference._target import Target
 from vilvm.inference._weighted import Weighted, weigh
-from vilvm.inference.flow import flow_of, train
 
 __all__ = ["Found", "climb", "mixed", "widened"]
 

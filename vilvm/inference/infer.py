@@ -11,8 +11,6 @@
 Latents of hierarchical priors are also tried in standard units; the larger ELBO decides.
 """
 
-import time
-from collections.abc import Callable
 from typing import Any, Literal
 
 from vilvm._runtime.argument_checks import (
@@ -21,16 +19,15 @@ from vilvm._runtime.argument_checks import (
     check_seed,
     optional,
 )
-from vilvm._runtime.progress import ProgressBar
 from vilvm._runtime.random import seeded
 from vilvm.inference._answer import answer
-from vilvm.inference._clock import Clock
+from vilvm.inference._clock import Clock, Shown
 from vilvm.inference._ladder import climb
 from vilvm.inference._preparation import in_float64, model_of
 from vilvm.inference._stochastic import climb_in_batches
 from vilvm.inference.posterior import Posterior
 
-__all__ = ["Shown", "infer"]
+__all__ = ["infer"]
 
 
 def infer(
@@ -115,31 +112,3 @@ def _check_options(guides: Any, refine: Any) -> None:
         raise ValueError(
             f"infer: unknown refine={refine!r}; choose 'auto', True or False."
         )
-
-
-class Shown:
-    """A context that gives the function which shows a rung and the time left.
-
-    Arguments:
-        budget: seconds.
-        show: whether to show anything; by default on a terminal only.
-    """
-
-    def __init__(self, budget: float, show: bool | None):
-        self.bar = ProgressBar("infer", 1000, show=show)
-        self.budget, self.began, self.done = budget, time.monotonic(), 0
-
-    def __enter__(self) -> Callable[[str], None]:
-        self.bar.__enter__()
-        return self.show
-
-    def __exit__(self, *error: Any) -> None:
-        self.bar.__exit__(*error)
-
-    def show(self, line: str) -> None:
-        """Shows a line, and how much of the budget is gone."""
-        elapsed = time.monotonic() - self.began
-        done = min(1000, round(1000 * elapsed / self.budget))
-        left = max(0.0, self.budget - elapsed)
-        self.bar.advance(done - self.done, f"{line}, at most {left:.0f} s left")
-        self.done = done

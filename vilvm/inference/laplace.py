@@ -16,15 +16,14 @@ import torch
 from vilvm._runtime.argument_checks import check_number, check_seed
 from vilvm._runtime.random import seeded
 from vilvm.inference._approximations import pair_of
-from vilvm.inference._modes import Mode, modes
+from vilvm.inference._modes import modes
 from vilvm.inference._newton import newton
 from vilvm.inference._paths import starts
 from vilvm.inference._preparation import model_of, prepare_data, target_of
-from vilvm.inference._target import Target
 from vilvm.lvm import ContractError
 from vilvm.wrappers.in_float64 import InFloat64
 
-__all__ = ["laplace", "maxima"]
+__all__ = ["laplace"]
 
 _STEPS = 100
 
@@ -64,22 +63,12 @@ def laplace(model: Any, data: Any, *, num_paths: int = 8, seed: int = 0) -> InFl
     plain, batch = model_of(model), prepare_data(data)
     with seeded(check_seed("laplace: seed", seed)):
         target = target_of(plain, batch)
-        found = maxima(target, num_paths)
+        paths = newton(target, starts(target, num_paths), steps=_STEPS)
+        found = [mode for mode in modes(target, paths) if mode.is_maximum]
+        if not found:
+            raise ContractError(
+                "laplace: no path ends at a maximum of the density; the posterior may be "
+                "improper, or its mode at infinity: use pathfinder, or infer."
+            )
         log_probs = torch.tensor([mode.elbo for mode in found]).double()
         return pair_of(plain, batch, [m.gaussian for m in found], log_probs)
-
-
-def maxima(target: Target, num_paths: int) -> list[Mode]:
-    """The maxima that paths from a wide box reach, the largest ELBO first.
-
-    Raises:
-        ContractError: there is none.
-    """
-    found = modes(target, newton(target, starts(target, num_paths), steps=_STEPS))
-    found = [mode for mode in found if mode.is_maximum]
-    if not found:
-        raise ContractError(
-            "laplace: no path ends at a maximum of the density; the posterior may be improper, or "
-            "its mode at infinity: use pathfinder, or infer."
-        )
-    return found

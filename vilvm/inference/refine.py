@@ -16,13 +16,12 @@ from vilvm._runtime.random import seeded
 from vilvm.inference._answer import answer
 from vilvm.inference._approximations import Mixture
 from vilvm.inference._chains import SUPERCHAINS, run_chains
-from vilvm.inference._clock import Clock
+from vilvm.inference._clock import Clock, Shown
 from vilvm.inference._ladder import Found
 from vilvm.inference._modes import Mode
 from vilvm.inference._preparation import model_of, prepare_data, target_of
 from vilvm.inference._start import guide_draws, start_of
 from vilvm.inference._weighted import weigh
-from vilvm.inference.infer import Shown
 from vilvm.inference.posterior import Posterior
 
 __all__ = ["refine"]
