@@ -14,7 +14,7 @@ from vilvm.inference._approximations import (
     Skewed,
     pair_of,
 )
-from vilvm.inference.flow import Coupling
+from vilvm.inference._flow import Coupling
 
 D = 4
 

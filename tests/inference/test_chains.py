@@ -136,9 +136,6 @@ def test_superchains_that_disagree_have_a_large_r_hat():
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(
-    reason="Sampler.rewhiten takes the covariance of one dimension", strict=False
-)
 def test_chains_run_in_one_dimension():
     target = target_of(counts, torch.zeros(1, 1).double())
     map_ = Gaussian(vector(0.3), vector(0.5))

@@ -124,10 +124,7 @@ def _arrays(
     """Arrays by latent, in the order of `shapes`, and whether they have chains."""
     group = _posterior_group(draws)
     if group is not None:
-        found = {str(n): _of_variable(str(n), v) for n, v in group.items()}
-        if shapes:  # the group may hold generated quantities
-            found = {n: a for n, a in found.items() if n in shapes}
-        chains = True
+        found, chains = _of_group(group, shapes), True
     elif isinstance(draws, Mapping):
         found = {str(n): _array(str(n), v) for n, v in draws.items() if n not in extra}
     elif len(shapes) == 1:
@@ -140,6 +137,14 @@ def _arrays(
         )
     ordered = {n: found[n] for n in shapes if n in found}
     return ordered | found, chains
+
+
+def _of_group(
+    group: Any, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """Arrays by latent; the group may hold generated quantities too."""
+    found = {str(name): _of_variable(str(name), value) for name, value in group.items()}
+    return {n: a for n, a in found.items() if n in shapes} if shapes else found
 
 
 def _posterior_group(draws: Any) -> Any:

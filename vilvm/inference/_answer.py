@@ -79,17 +79,25 @@ def _values(found: Found, u: Tensor, derived: bool) -> dict[str, Tensor]:
     parts = []
     for part in u.split(found.target.most):
         latents = joint.latents(part[:, None])
-        if needs_replay:
-            sites = replay(joint.lvm, joint.batch, latents, layout=joint.layout)
-            # a latent in standard units gives the user's own as a site observed from a Delta
-            names = {n: n.removesuffix(SUFFIX) for n in latents}
-            given = {
-                n: sites.observed[n] for n in names.values() if n in sites.observed
-            }
-            plain = {n: v for n, v in latents.items() if names[n] not in given}
-            latents = plain | given | sites.deterministics
-        parts.append(latents)
+        parts.append(_with_derived(found, latents) if needs_replay else latents)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _with_derived(found: Found, latents: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The latents and deterministic values; of a latent in standard units, the user's own value.
+
+    That value is of a site which the reparametrised model observes from a Delta.
+    """
+    joint = found.target.joint
+    sites = replay(joint.lvm, joint.batch, latents, layout=joint.layout)
+    values = {}
+    for name, value in latents.items():
+        own = name.removesuffix(SUFFIX)
+        if own in sites.observed:
+            values[own] = sites.observed[own]
+        else:
+            values[name] = value
+    return values | sites.deterministics
 
 
 def _evidence(found: Found) -> Estimate | str:

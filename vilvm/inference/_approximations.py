@@ -86,7 +86,8 @@ class Skewed(nn.Module):
 
     def forward(self, eps: Tensor) -> tuple[Tensor, Tensor]:
         """u at ε of shape (S, D), and log |∂u/∂ε|, shape (S,)."""
-        return skewed(eps, self.loc, self.scale, self.mixed.scale, self.skew, self.tail)
+        mixing = self.mixed.scale
+        return skewed(eps, (self.loc, self.scale, mixing, self.skew, self.tail))
 
     def inverse(self, u: Tensor) -> Tensor:
         """ε at u of shape (S, D)."""
@@ -96,10 +97,9 @@ class Skewed(nn.Module):
         return self.mixed.inverse(v)
 
 
-def skewed(
-    eps: Tensor, loc: Tensor, scale: Tensor, mixing: Tensor, skew: Tensor, tail: Tensor
-) -> tuple[Tensor, Tensor]:
+def skewed(eps: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """``Skewed`` as a function of its parameters: u, shape (S, D), and log |∂u/∂ε|, shape (S,)."""
+    loc, scale, mixing, skew, tail = parameters
     v, b = eps @ mixing.mT, tail.exp()
     inner = (v.asinh() + skew) * b
     t = (inner.sinh() - (skew * b).sinh()) / b

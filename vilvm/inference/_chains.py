@@ -6,8 +6,8 @@ variance of the chains' means gives the Monte Carlo error without a model of the
 
     MCSE² = Var_c(mean of chain c) / C,    ESS = Var / MCSE².
 
-References: Nested R̂: Assessing the Convergence of Markov Chain Monte Carlo When Running Many Short
-Chains, Margossian, Hoffman, Sountsov, Riou-Durand, Vehtari and Gelman, 2024.
+References: Nested R̂: Assessing the Convergence of Markov Chain Monte Carlo When Running Many
+Short Chains, Margossian, Hoffman, Sountsov, Riou-Durand, Vehtari and Gelman, 2024.
 """
 
 import math

@@ -86,7 +86,7 @@ def best_skewed(
     for num in numbers_of_draws(target)[-2:]:
         eps = base_draws(num, dim, seed)
         found, objective = _maximum(
-            target, lambda x, e: skewed(e, *parts(x)), found, eps, is_over
+            target, lambda x, e: skewed(e, parts(x)), found, eps, is_over
         )
     return Skewed(*(x.clone() for x in parts(found))), objective + entropy(dim)
 

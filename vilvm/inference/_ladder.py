@@ -130,28 +130,34 @@ def climb(
         ContractError: the model cannot be used, or has no proper posterior.
     """
     best = best_candidate(model, batch, clock)
-    target = best.target
-    choice = _Choice(target, clock, (best.parts, best.log_probs))
+    choice = _Choice(best.target, clock, (best.parts, best.log_probs))
     if not choice.is_good:
         choice.consider("weights, defended", _defended(best))
     coordinates = best.parts[0]
-    few = target.dim <= (_FEW if refine else _SMALL)
-    if skew and few and not choice.is_good:
+    most = _FEW if refine else _SMALL
+    if skew and best.target.dim <= most and not choice.is_good:
         skewed = _skewed(best, clock)
         choice.consider("skewed margins", mixed(skewed, choice.components))
-        coordinates = skewed[0] if skewed else coordinates
+        coordinates = [*skewed, coordinates][0]
     chains = None
     if refine and not choice.is_good:
-        at = choice.weighted.resampled(SUPERCHAINS)
-        chains = run_chains(target, coordinates, at, clock.within(1.0), clock.show)
-        clock.record("chains", target.gradients)
-        choice.consider("weights after chains", _refitted(coordinates, chains))
-    elif skew and clock.left > _LEAST_FOR_FLOW and choice.weighted.k > _FAIR_K:
-        flow = _flow(best, batch, clock)
-        choice.consider("flow", mixed(flow, choice.components))
-    return Found(
-        best.model, target, best.modes, *choice.components, choice.weighted, chains
+        chains = _chains(choice, coordinates)
+    elif skew:
+        _consider_flow(choice, best, batch)
+    found = best.model, best.target, best.modes
+    return Found(*found, *choice.components, choice.weighted, chains)
+
+
+def _chains(choice: _Choice, coordinates: Approximation) -> Chains:
+    """Chains from the weighted draws, after which a Gaussian with their moments is considered."""
+    clock = choice.clock
+    starts = choice.weighted.resampled(SUPERCHAINS)
+    chains = run_chains(
+        choice.target, coordinates, starts, clock.within(1.0), clock.show
     )
+    clock.record("chains", choice.target.gradients)
+    choice.consider("weights after chains", _refitted(coordinates, chains))
+    return chains
 
 
 def _defended(best: Candidate) -> Components:
@@ -185,14 +191,16 @@ def _skewed(best: Candidate, clock: Clock) -> list[Approximation]:
     ]
 
 
-def _flow(best: Candidate, batch: Any, clock: Clock) -> list[Approximation]:
-    """A flow in the coordinates of the best Gaussian; nothing in one dimension."""
-    if best.target.dim == 1:
-        return []
+def _consider_flow(choice: _Choice, best: Candidate, batch: Any) -> None:
+    """Considers a flow in the coordinates of the best Gaussian, if it is needed and affordable."""
+    clock = choice.clock
+    is_needed = choice.weighted.k > _FAIR_K and best.target.dim > 1
+    if not is_needed or clock.left < _LEAST_FOR_FLOW:
+        return
     flow = flow_of(best.target, copy.deepcopy(best.parts[0]), _LAYERS)
     pair = pair_of(best.model, batch, [flow])
     train(pair, batch, _FLOW_STEPS, 0, clock.within(0.7))
-    return [flow]
+    choice.consider("flow", mixed([flow], choice.components))
 
 
 def _refitted(coordinates: Approximation, chains: Chains) -> Components:

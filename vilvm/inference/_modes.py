@@ -33,17 +33,18 @@ class Mode(NamedTuple):
 
     Arguments:
         gaussian: the approximation.
-        elbo: its ELBO in nats.
+        log_mass: log of the posterior's mass there, unnormalised, in nats: Laplace's approximation
+            at a maximum, else the ELBO.
         is_maximum: whether it is the Laplace approximation at a maximum.
     """
 
     gaussian: Approximation
-    elbo: float
+    log_mass: float
     is_maximum: bool
 
 
 def modes(target: Target, paths: Iterates) -> list[Mode]:
-    """The distinct regions that the paths found, the best first.
+    """The distinct regions that the paths found, the largest first.
 
     Arguments:
         target: the log-density.
@@ -52,25 +53,28 @@ def modes(target: Target, paths: Iterates) -> list[Mode]:
     Returns:
         The modes; empty if no Hessian on the paths is negative definite.
     """
-    found = []
-    for p in range(paths.u.shape[1]):
-        times = [len(paths.u) - 1] if paths.converged[p] else _spread(len(paths.u))
-        options = [_mode(target, paths, t, p) for t in times]
-        usable = [mode for mode in options if mode is not None]
-        if usable:
-            found.append(max(usable, key=lambda mode: mode.elbo))
-    found.sort(key=lambda mode: -mode.elbo)
+    options = [_best_of(target, paths, p) for p in range(paths.u.shape[1])]
+    found = sorted(
+        (mode for mode in options if mode is not None),
+        key=lambda mode: (mode.is_maximum, mode.log_mass),
+        reverse=True,
+    )
     distinct: list[Mode] = []
     for mode in found:
-        is_new = all(_are_distinct(mode, other) for other in distinct)
-        if is_new and mode.elbo > found[0].elbo - _LEAST:
+        if mode.log_mass < found[0].log_mass - _LEAST:
+            continue
+        if all(_are_distinct(mode, other) for other in distinct):
             distinct.append(mode)
-    # a path that ended elsewhere than at a maximum does not count beside one that did
-    if any(mode.is_maximum for mode in distinct):
-        distinct = [
-            m for m in distinct if m.is_maximum or m.elbo > distinct[0].elbo - 1
-        ]
     return distinct[:_MOST]
+
+
+def _best_of(target: Target, paths: Iterates, p: int) -> Mode | None:
+    """The Gaussian of one path: at its maximum, else of the largest ELBO; None if it has none."""
+    last = len(paths.u) - 1
+    times = [last] if paths.converged[p] else _spread(last + 1)
+    options = [_mode(target, paths, t, p) for t in times]
+    usable = [mode for mode in options if mode is not None]
+    return max(usable, key=lambda mode: mode.log_mass, default=None)
 
 
 def _spread(length: int, most: int = 16) -> list[int]:
@@ -85,10 +89,11 @@ def _mode(target: Target, paths: Iterates, t: int, p: int) -> Mode | None:
     if tril is None or not paths.value[t, p].isfinite():
         return None
     gaussian = Gaussian(paths.u[t, p] + paths.step[t, p], tril)
+    if paths.converged[p]:
+        volume = tril.diagonal().log().sum() + len(tril) * math.log(2 * math.pi) / 2
+        return Mode(gaussian, (paths.value[t, p] + volume).item(), True)
     value = elbo(target, Mixture([gaussian], tril.new_zeros(1)), _DRAWS)
-    if not math.isfinite(value):
-        return None
-    return Mode(gaussian, value, bool(paths.converged[p]) and t == len(paths.u) - 1)
+    return Mode(gaussian, value, False) if math.isfinite(value) else None
 
 
 def covariance_factor(hessian: Tensor) -> Tensor | None:

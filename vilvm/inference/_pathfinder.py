@@ -52,7 +52,7 @@ def pathfinder_modes(
             found.append(best)
         if is_over():
             break
-    return sorted(found, key=lambda mode: -mode.elbo)
+    return sorted(found, key=lambda mode: -mode.log_mass)
 
 
 def _path(target: Target, x: Tensor, is_over: Callable[[], bool]) -> Mode | None:
@@ -87,7 +87,7 @@ def _better(target: Target, q: LowRank | None, best: Mode | None) -> Mode | None
     if q is None:
         return best
     value = elbo(target, Mixture([q], q.loc.new_zeros(1)), _DRAWS)
-    if math.isfinite(value) and (best is None or value > best.elbo):
+    if math.isfinite(value) and (best is None or value > best.log_mass):
         return Mode(q, value, False)
     return best
 

@@ -82,13 +82,13 @@ def climb_in_batches(
         last = torch.arange(len(data) - remainder, len(data))
         rest = target_of(model, data.take(last).x)
     q = Mixture(*components)
-    each = 0.0
+    part, each = data.subset(slice(0, size)), 0.0
     for _ in range(2):  # the first is slower
         began = clock.elapsed
-        _weigh(target, rest, q, data.subset(slice(0, size)), size, _FEWEST)
+        _weigh(target, q, part, rest=rest, size=size, num=_FEWEST)
         each = (clock.elapsed - began) * len(data) / (size * _FEWEST)
     num = min(_FIRST, max(_FEWEST, int(clock.left / max(each, 1e-9))))
-    weighted = _weigh(target, rest, q, data, size, num)
+    weighted = _weigh(target, q, data, rest=rest, size=size, num=num)
     clock.record("weights, of all data", target.gradients, weighted.k)
     return Found(model, target, found, *components, weighted, None), r_hat
 
@@ -165,15 +165,21 @@ def _r_hat(iterates: Tensor) -> float:
 
 @torch.no_grad()
 def _weigh(
-    target: Target, rest: Target | None, q: Mixture, data: Data, size: int, num: int
+    target: Target,
+    q: Mixture,
+    data: Data,
+    *,
+    rest: Target | None,
+    size: int,
+    num: int,
 ) -> Weighted:
     """Draws of q, with weights by the density of all data.
 
     Arguments:
         target: the log-density of a batch of `size` data.
-        rest: of the last ``len(data) % size`` data; None if there are none.
         q: the approximation.
         data: all data, in float64.
+        rest: the log-density of the last ``len(data) % size``; None if there are none.
         size: data at a time.
         num: draws.
     """

@@ -99,7 +99,7 @@ def _guide(found: Found) -> Finding:
     return Finding(
         "Refinement",
         Severity.OK,
-        f"Chains refined the approximation (k̂ {found.weighted.k:.2f}), whose means were off by up "
+        f"Chains refined the approximation (k̂ {found.weighted.k:.2f}). Its means were off by up "
         f"to {shift:.2f} posterior standard deviations, its standard deviations by a factor of "
         f"up to {ratio:.2f}.",
         "chains",

@@ -4,8 +4,8 @@
 
 1. paths of Newton's method (of L-BFGS in many dimensions) to the modes, from a wide box;
 2. the Gaussian of largest ELBO in coordinates whitened there, on fixed draws;
-3. importance weights, Pareto-smoothed, whose k̂ judges it; a mixture with the paths' own Gaussians,
-   and skewed margins, if they are better;
+3. importance weights, Pareto-smoothed, whose k̂ judges it; a mixture with wider Gaussians and the
+   paths' own, skewed margins, a flow (without chains), if their weights are better;
 4. many short chains in its coordinates, until they agree.
 
 Latents of hierarchical priors are also tried in standard units; the larger ELBO decides.

@@ -70,5 +70,5 @@ def laplace(model: Any, data: Any, *, num_paths: int = 8, seed: int = 0) -> InFl
                 "laplace: no path ends at a maximum of the density; the posterior may be "
                 "improper, or its mode at infinity: use pathfinder, or infer."
             )
-        log_probs = torch.tensor([mode.elbo for mode in found]).double()
+        log_probs = torch.tensor([mode.log_mass for mode in found]).double()
         return pair_of(plain, batch, [m.gaussian for m in found], log_probs)

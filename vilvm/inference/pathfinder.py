@@ -64,5 +64,5 @@ def pathfinder(
             raise ContractError(
                 "pathfinder: no path gave a Gaussian; the posterior may be improper."
             )
-        log_probs = torch.tensor([mode.elbo for mode in found]).double()
+        log_probs = torch.tensor([mode.log_mass for mode in found]).double()
         return pair_of(plain, batch, [m.gaussian for m in found], log_probs)
