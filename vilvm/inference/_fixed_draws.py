@@ -15,7 +15,7 @@ and Sheldon, 2023.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,10 @@ from vilvm.inference._target import Target
 __all__ = ["base_draws", "best_skewed", "entropy", "numbers_of_draws"]
 
 _MOST = 1024  # draws, unless the dimension needs more
+_MOST_SKEW, _TAILS = (
+    1.5,
+    (-0.7, 0.1),
+)  # bounds of a and log b, beyond which tails vanish
 _TOO_FAR = 1e300  # the loss where the density is zero
 
 
@@ -82,11 +86,19 @@ def best_skewed(
         return loc + sd * m, sd * log_scale.exp(), mixing @ c, skew, tail
 
     found = torch.zeros(5 * dim + len(rows), dtype=torch.float64)
+    free: list[tuple[float | None, float | None]] = [(None, None)]
+    bounds = free * 3 * dim + [(-_MOST_SKEW, _MOST_SKEW)] * dim + [_TAILS] * dim
+    bounds += free * len(rows)
     objective = -math.inf
     for num in numbers_of_draws(target)[-2:]:
         eps = base_draws(num, dim, seed)
         found, objective = _maximum(
-            target, lambda x, e: skewed(e, parts(x)), found, eps, is_over
+            target,
+            lambda x, e: skewed(e, parts(x)),
+            found,
+            eps,
+            bounds=bounds,
+            is_over=is_over,
         )
     return Skewed(*(x.clone() for x in parts(found))), objective + entropy(dim)
 
@@ -96,6 +108,8 @@ def _maximum(
     map_: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     start: Tensor,
     eps: Tensor,
+    *,
+    bounds: Sequence[tuple[float | None, float | None]],
     is_over: Callable[[], bool],
 ) -> tuple[Tensor, float]:
     """The λ of largest L from a start, by L-BFGS, and L.
@@ -105,6 +119,7 @@ def _maximum(
         map_: u_λ(ε), shape (S, D), and log |∂u/∂ε|, as a function of λ and ε.
         start: λ, shape (K,).
         eps: base draws, shape (S, D).
+        bounds: of each element of λ.
         is_over: whether the time is up.
     """
 
@@ -130,6 +145,7 @@ def _maximum(
         jac=True,
         method="L-BFGS-B",
         callback=stop,
+        bounds=bounds,
         options={"maxiter": 100, "ftol": 1e-9, "gtol": 1e-5, "maxcor": 30},
     )
     return torch.from_numpy(found.x), -float(found.fun)
