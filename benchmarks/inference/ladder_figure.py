@@ -41,10 +41,10 @@ _TITLES = (
 )
 _NOTES = (
     "Newton's method from a wide box,\nalso in standard units;\nno mode: not proper, it says so",
-    "fixed draws, no learning rate;\nfull rank up to 50 dimensions",
+    "fixed draws, no learning rate;\nfull rank up to 250 dimensions",
     "k̂ ≤ 0.6 and 2,000 effective draws:\nstop here; else add wider Gaussians\n"
     "and try again",
-    "up to 50 dimensions;\nthen weights again:\nstop if they are good",
+    "up to 15 dimensions;\nthen weights again:\nstop if they are good",
     "from the weighted draws,\nuntil nested R̂ ≤ 1.01\nand 2,000 effective draws",
 )
 
