@@ -45,7 +45,7 @@ _NOTES = (
     "k̂ ≤ 0.6 and 2,000 effective draws:\nstop here; else add wider Gaussians\n"
     "and try again",
     "up to 15 dimensions;\nthen weights again:\nstop if they are good",
-    "from the weighted draws,\nuntil nested R̂ ≤ 1.01\nand 2,000 effective draws",
+    "from the weighted draws,\nuntil nested R̂ ≤ 1.01\nand 1,500 effective draws",
 )
 
 

@@ -28,7 +28,7 @@ SUPERCHAINS = 16
 _EACH = ((8, 2000), (4, 20_000), (2, math.inf))
 _STAGES = (25, 25, 40)  # transitions of the stages of the warm-up
 _ROUND = 25  # transitions between two tests
-_ENOUGH = 2000.0  # effective sample size
+_ENOUGH = 1500.0  # effective sample size
 R_HAT = 1.01
 DRIFT = 5.0  # standard errors
 

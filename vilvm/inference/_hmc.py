@@ -29,7 +29,7 @@ __all__ = ["Sampler"]
 _ACCEPTANCE = 0.8
 _MOST_STEPS = 60  # leapfrog steps of a transition
 _RATE = 0.05  # of the ascent of the log length
-_PENALTY = 100.0  # of the share of divergent chains, in acceptance probability
+_PENALTY = 30.0  # of the share of divergent chains, in acceptance probability
 _DIVERGED = 1000.0  # error of the energy, in nats
 
 

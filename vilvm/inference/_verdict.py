@@ -121,7 +121,7 @@ def _chains(chains: Chains) -> Finding:
     return Finding(
         "Chains",
         severity,
-        f"{numbers}: the chains have not converged (thresholds 1.01, 2,000 and 5).",
+        f"{numbers}: the chains have not converged (thresholds 1.01, 1,500 and 5).",
         _MARGOSSIAN,
         "Give more time (budget=...), or reparametrise the model.",
     )
