@@ -21,7 +21,12 @@ import torch
 from torch import Tensor
 
 from vilvm.inference._approximations import Approximation, Chain, Gaussian, composed
-from vilvm.inference._fixed_draws import base_draws, entropy, numbers_of_draws
+from vilvm.inference._fixed_draws import (
+    FULL_RANK,
+    base_draws,
+    entropy,
+    numbers_of_draws,
+)
 from vilvm.inference._target import Target
 
 __all__ = ["best_gaussian", "gaussian_step"]
@@ -53,7 +58,7 @@ def best_gaussian(
         rough: whether the draws are never doubled.
     """
     zero = torch.zeros(target.dim, dtype=torch.float64)
-    full = target.dim <= _FULL_RANK
+    full = target.dim <= FULL_RANK
     inner = Gaussian(zero, torch.eye(target.dim).double() if full else zero + 1)
     objective = -math.inf
     for num in numbers_of_draws(target):

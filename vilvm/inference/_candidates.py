@@ -19,6 +19,7 @@ from vilvm.lvm import ContractError
 
 __all__ = ["NOWHERE", "Candidate", "best_candidate", "check_proper"]
 
+_PATHS, _FIT = 0.15, 0.15  # shares of the time left
 _SHORT = 15  # steps of a path of a model that has a form in standard units
 NOWHERE = (
     "infer: no path found a region where the density is concave, so there is no proper posterior, "
@@ -87,13 +88,13 @@ def _candidate(
 ) -> Candidate:
     target = target_of(model, batch)
     limit = {} if steps is None else {"steps": steps}
-    found = find_modes(target, is_over=clock.within(0.3), **limit)
+    found = find_modes(target, is_over=clock.within(_PATHS), **limit)
     check_proper(target, found)
     clock.record(f"paths{label}", target.gradients, note=f"{len(found)} modes")
     parts, elbos = [], []
     for mode in found:
         part, value = best_gaussian(
-            target, mode.gaussian, 0, clock.within(0.3), rough=True
+            target, mode.gaussian, 0, clock.within(_FIT), rough=True
         )
         parts.append(part)
         elbos.append(value)
@@ -104,7 +105,7 @@ def _candidate(
 
 def _polished(candidate: Candidate, clock: Clock) -> Candidate:
     """The same with Gaussians fitted on more draws."""
-    is_over = clock.within(0.3)
+    is_over = clock.within(_FIT)
     found = [
         best_gaussian(candidate.target, part, 0, is_over) for part in candidate.parts
     ]

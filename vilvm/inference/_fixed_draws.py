@@ -26,8 +26,9 @@ from torch import Tensor
 from vilvm.inference._approximations import Gaussian, Skewed, skewed
 from vilvm.inference._target import Target
 
-__all__ = ["base_draws", "best_skewed", "entropy", "numbers_of_draws"]
+__all__ = ["FULL_RANK", "base_draws", "best_skewed", "entropy", "numbers_of_draws"]
 
+FULL_RANK = 250  # dimensions beyond which covariances are diagonal in some coordinates
 _MOST = 1024  # draws, unless the dimension needs more
 _MOST_SKEW, _TAILS = (
     1.5,
@@ -37,18 +38,26 @@ _TOO_FAR = 1e300  # the loss where the density is zero
 
 
 def base_draws(num: int, dim: int, seed: int) -> Tensor:
-    """Standard normal draws of mean 0 and covariance I, shape (num, dim); num even, > 2 dim."""
+    """Standard normal draws of mean 0 and covariance I, shape (num, dim); num even.
+
+    Fewer than 2 dim of them have variances of 1, but correlations.
+    """
     sobol = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed)
     uniform = sobol.draw(num // 2, dtype=torch.float64).clamp(1e-10, 1 - 1e-10)
     half = torch.special.ndtri(uniform)
-    factor = torch.linalg.cholesky(half.T @ half / len(half))
-    half = torch.linalg.solve_triangular(factor, half.T, upper=False).T
+    if len(half) > dim:
+        factor = torch.linalg.cholesky(half.T @ half / len(half))
+        half = torch.linalg.solve_triangular(factor, half.T, upper=False).T
+    else:
+        half = half / half.square().mean(0).sqrt()
     return torch.cat([half, -half])
 
 
 def numbers_of_draws(target: Target) -> list[int]:
     """How many draws to take in turn."""
-    least = max(128, 2 ** math.ceil(math.log2(4 * target.dim)))
+    least = 128
+    if target.dim <= FULL_RANK:
+        least = max(128, 2 ** math.ceil(math.log2(4 * target.dim)))
     fits = 2 ** math.floor(math.log2(8 * target.most))
     most = max(least, min(_MOST, 8 * least, fits))
     return [least * 2**k for k in range(int(math.log2(most // least)) + 1)]

@@ -27,7 +27,7 @@ from vilvm.inference._approximations import Approximation, Chain, Gaussian, Mixt
 from vilvm.inference._best_gaussian import best_gaussian, gaussian_step
 from vilvm.inference._candidates import NOWHERE, check_proper
 from vilvm.inference._clock import Clock
-from vilvm.inference._fixed_draws import base_draws
+from vilvm.inference._fixed_draws import base_draws, numbers_of_draws
 from vilvm.inference._ladder import Found, mixed, widened
 from vilvm.inference._paths import find_modes
 from vilvm.inference._preparation import check_global, target_of
@@ -112,7 +112,7 @@ def _fit(
     dim, chunks = target.dim, len(data) // size
     zero = torch.zeros(dim, dtype=torch.float64)
     anchor = Gaussian(zero, torch.eye(dim, dtype=torch.float64))
-    eps = base_draws(max(64, 2 ** math.ceil(math.log2(4 * dim))), dim, 0)
+    eps = base_draws(numbers_of_draws(target)[0], dim, 0)
     r_hat = math.inf
 
     def gradient(at: Gaussian) -> Tensor:
