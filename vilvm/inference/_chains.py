@@ -104,6 +104,7 @@ def run_chains(
     starts: Tensor,
     is_over: Callable[[], bool],
     report: Callable[[str], None] = lambda _: None,
+    compile: bool = False,
 ) -> Chains:
     """Warms up and runs chains until they agree, or the time is up.
 
@@ -113,9 +114,13 @@ def run_chains(
         starts: positions of the superchains, shape (16, D).
         is_over: whether the time is up.
         report: receives a line of progress.
+        compile: whether to compile the gradient.
     """
     each = _chains_at_once(target)
     u = starts.repeat_interleave(each, 0)
+    if compile:
+        report("chains are compiled")
+        target.compile(u)
     sampler = Sampler(target, map_, u)
     transitions = 0
     for stage, length in enumerate(_STAGES):

@@ -25,7 +25,7 @@ from vilvm.inference._modes import Mode
 from vilvm.inference._target import Target
 from vilvm.inference._weighted import Weighted, weigh
 
-__all__ = ["Found", "climb", "mixed", "widened"]
+__all__ = ["LEAST_TO_COMPILE", "Found", "climb", "mixed", "widened"]
 
 _FEW, _SMALL = (
     15,
@@ -43,7 +43,7 @@ _SHARES = (
 _WIDER = 1.5  # enlargement times the root of the dimension
 _NEW = 0.7  # share of new components beside the old ones
 _LAYERS, _FLOW_STEPS = 6, 1000
-_LEAST_FOR_FLOW = 15.0  # seconds
+_LEAST_FOR_FLOW, LEAST_TO_COMPILE = 15.0, 20.0  # seconds
 
 Components = tuple[
     list[Approximation], Tensor
@@ -153,7 +153,12 @@ def _chains(choice: _Choice, coordinates: Approximation) -> Chains:
     clock = choice.clock
     starts = choice.weighted.resampled(SUPERCHAINS)
     chains = run_chains(
-        choice.target, coordinates, starts, clock.within(1.0), clock.show
+        choice.target,
+        coordinates,
+        starts,
+        clock.within(1.0),
+        clock.show,
+        compile=clock.left > LEAST_TO_COMPILE,
     )
     clock.record("chains", choice.target.gradients)
     choice.consider("weights after chains", _refitted(coordinates, chains))

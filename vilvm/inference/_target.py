@@ -14,7 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilvm._compile import UntraceableError, assert_matches, graph, program
+from vilvm._compile import (
+    Compiler,
+    UntraceableError,
+    assert_matches,
+    graph,
+    inductor,
+    program,
+)
 from vilvm._runtime.random import preserved_rng
 from vilvm.data.tensors import map_tensors, tensors_of
 from vilvm.inference._factorisation import NaNFactors
@@ -104,15 +111,22 @@ class Target:
     def _traced_gradient(self, u: Tensor) -> Sequence[Tensor]:
         size = len(u)
         self._calls[size] += 1
-        if self._calls[size] == _OFTEN:
-            self._trace(u)
+        if self._calls[size] == _OFTEN and size not in self._programs:
+            self._trace(u, _lean)
         run = self._programs.get(size)
         if run is None:
             return self._gradient(u)
         return run(u.contiguous(), *tensors_of(self.joint.batch))
 
-    def _trace(self, u: Tensor) -> None:
-        """Makes the graph of the gradient at points of this shape, unless its values differ."""
+    def compile(self, u: Tensor) -> None:
+        """Compiles the gradient at as many points as these, which takes some ten seconds."""
+        u = u[: self.most]
+        self._trace(u, inductor)
+        if self._programs[len(u)] is None:
+            self._trace(u, _lean)
+
+    def _trace(self, u: Tensor, compiler: Compiler) -> None:
+        """Makes a program of the gradient at points of this shape, unless its values differ."""
         given = [u.contiguous(), *tensors_of(self.joint.batch)]
         value, gradient = self._gradient(u)
 
@@ -124,9 +138,10 @@ class Target:
             return list(inner._gradient(u))
 
         lvm = self.joint.lvm
+        parts = [lvm, lvm.model, lvm.guide]
         try:
             with preserved_rng(u.device):
-                run = program(function, given, _lean, [lvm, lvm.model, lvm.guide])
+                run = program(function, given, compiler, parts)
             expected = {"density": value.nan_to_num(), "gradient": gradient}
             assert_matches(expected, lambda: [x.nan_to_num() for x in run(*given)])
             self._programs[len(u)] = run

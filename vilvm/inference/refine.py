@@ -17,7 +17,7 @@ from vilvm.inference._answer import answer
 from vilvm.inference._approximations import Mixture
 from vilvm.inference._chains import SUPERCHAINS, run_chains
 from vilvm.inference._clock import Clock, Shown
-from vilvm.inference._ladder import Found
+from vilvm.inference._ladder import LEAST_TO_COMPILE, Found
 from vilvm.inference._modes import Mode
 from vilvm.inference._preparation import model_of, prepare_data, target_of
 from vilvm.inference._start import guide_draws, start_of
@@ -79,7 +79,14 @@ def refine(
             superchains = guide_draws(lvm, data, SUPERCHAINS)
         else:
             superchains = weighted.resampled(SUPERCHAINS)
-        chains = run_chains(target, start, superchains, clock.within(1.0), show)
+        chains = run_chains(
+            target,
+            start,
+            superchains,
+            clock.within(1.0),
+            show,
+            compile=budget > LEAST_TO_COMPILE,
+        )
         clock.record("chains", target.gradients)
         mode = Mode(start, math.nan, False)
         found = Found(plain, target, [mode], [start], log_probs, weighted, chains)
