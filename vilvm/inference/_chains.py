@@ -103,6 +103,7 @@ def run_chains(
     map_: Approximation,
     starts: Tensor,
     is_over: Callable[[], bool],
+    *,
     report: Callable[[str], None] = lambda _: None,
     compile: bool = False,
 ) -> Chains:

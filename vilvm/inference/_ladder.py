@@ -157,7 +157,7 @@ def _chains(choice: _Choice, coordinates: Approximation) -> Chains:
         coordinates,
         starts,
         clock.within(1.0),
-        clock.show,
+        report=clock.show,
         compile=clock.left > LEAST_TO_COMPILE,
     )
     clock.record("chains", choice.target.gradients)

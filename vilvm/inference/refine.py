@@ -84,7 +84,7 @@ def refine(
             start,
             superchains,
             clock.within(1.0),
-            show,
+            report=show,
             compile=budget > LEAST_TO_COMPILE,
         )
         clock.record("chains", target.gradients)
