@@ -54,10 +54,10 @@ def laplace(model: Any, data: Any, *, num_paths: int = 8, seed: int = 0) -> InFl
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("data", len(y)):
         ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
-        >>> y = torch.ones(3)
+        >>> y = torch.ones(4)
         >>> draws = vilvm.posterior(laplace(model, y), y, 100_000)["mu"]
         >>> round(draws.mean().item(), 1), round(draws.std().item(), 1)
-        (0.8, 0.5)
+        (0.8, 0.4)
     """
     num_paths = check_number("laplace: num_paths", num_paths)
     plain, batch = model_of(model), prepare_data(data)

@@ -61,7 +61,7 @@ def refine(
         ...     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
         ...     with pyro.plate("data", len(y)):
         ...         pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
-        >>> posterior = refine(model, torch.ones(3), progress=False)
+        >>> posterior = refine(model, torch.ones(4), progress=False)
         >>> posterior.trusted, round(posterior.summary()["mu"].mean, 1)
         (True, 0.8)
     """
