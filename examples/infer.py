@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         f"{problem.name}: {worst.grade}. Worst mean {worst.mean_error:+.3f} sd "
         f"({worst.mean_scalar}), worst ratio of sd {worst.sd_ratio:.3f} ({worst.sd_scalar}); "
         f"{'trusted' if posterior.trusted else 'not trusted'}; by {posterior.rung}, "
-        f"{posterior.evaluations:,} gradients, {posterior.seconds:.1f} s.",
+        f"{posterior.gradients:,} gradients, {posterior.seconds:.1f} s.",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -238,7 +238,7 @@ def test_our_method_gets_the_defaults(method, monkeypatch):
         asked.append(options)
         draws = {site: of.draws[site].flatten() for site in problem.parameters}
         return SimpleNamespace(
-            draws=draws, evaluations=7, trusted=True, verdict="trust", rung="gaussian"
+            draws=draws, gradients=7, trusted=True, verdict="trust", rung="gaussian"
         )
 
     monkeypatch.setattr(vilvm, "infer", infer, raising=False)

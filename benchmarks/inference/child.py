@@ -110,7 +110,7 @@ def _ours(method: str, problem: Any) -> Callable[[int], Outcome]:
     def infer(seed: int) -> Outcome:
         options = OURS[method]
         p = vilvm.infer(problem.model, problem.data, seed=seed, **options)  # type: ignore[attr-defined]
-        return Outcome(p.draws, p.evaluations, p.trusted, p.verdict, p.rung)
+        return Outcome(p.draws, p.gradients, p.trusted, p.verdict, p.rung)
 
     return infer
 

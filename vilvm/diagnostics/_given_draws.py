@@ -5,7 +5,7 @@ InferenceData, as PyMC returns it, or its xarray Dataset) all become float64 ten
 (S, *event), the draws of one chain after those of another.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vilvm.diagnostics._components import indexed
 
-__all__ = ["GivenDraws", "read_draws"]
+__all__ = ["GivenDraws", "in_chunks", "read_draws", "spaced_rows"]
 
 _WHO = "diagnose_draws"
 _LEAST = 100  # fewest draws, as for k̂
@@ -43,12 +43,9 @@ class GivenDraws(NamedTuple):
 
     def thinned(self, num_draws: int) -> "GivenDraws":
         """At most `num_draws` draws, evenly spaced, as many of each chain."""
-        chains = max(self.num_chains, 1)
-        length, kept = self.num_draws // chains, max(1, num_draws // chains)
-        if kept >= length:
+        index = spaced_rows(self.num_draws, max(self.num_chains, 1), num_draws)
+        if len(index) == self.num_draws:
             return self
-        of_chain = torch.linspace(0, length - 1, kept).round().long()
-        index = (torch.arange(chains)[:, None] * length + of_chain).flatten()
         log_q = self.log_q
         if log_q is not None:
             log_q = log_q[index]
@@ -66,6 +63,21 @@ class GivenDraws(NamedTuple):
         varies = (z != z[0]).any(0)
         kept = tuple(n for n, v in zip(names, varies.tolist(), strict=True) if v)
         return kept, z[:, varies]
+
+
+def in_chunks(latents: dict[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
+    """The draws by latent, `size` of them at a time."""
+    for start in range(0, len(next(iter(latents.values()))), size):
+        rows = slice(start, start + size)
+        yield {name: value[rows] for name, value in latents.items()}
+
+
+def spaced_rows(num_draws: int, chains: int, most: int) -> Tensor:
+    """At most `most` rows of draws, evenly spaced, as many of each chain; at least one of each."""
+    length = num_draws // chains
+    kept = max(1, min(length, most // chains))
+    of_chain = torch.linspace(0, length - 1, kept).round().long()
+    return (torch.arange(chains)[:, None] * length + of_chain).flatten()
 
 
 def read_draws(

@@ -33,7 +33,7 @@ from vilvm._runtime.argument_checks import (
 )
 from vilvm._runtime.random import seeded
 from vilvm.diagnostics._given_density import AtDraws, FunctionDensity, ModelDensity
-from vilvm.diagnostics._given_draws import GivenDraws, read_draws
+from vilvm.diagnostics._given_draws import GivenDraws, in_chunks, read_draws
 from vilvm.diagnostics._given_weights import correction_of, pareto_k_of, rates_of
 from vilvm.diagnostics._session import Check, Session
 from vilvm.diagnostics.chains import chains as chains_of
@@ -217,11 +217,8 @@ def _evaluated(
 
 def _at(density: ModelDensity | FunctionDensity, given: GivenDraws) -> AtDraws:
     """The density at all draws, a chunk at a time."""
-    parts = []
-    for start in range(0, given.num_draws, density.chunk):
-        rows = slice(start, start + density.chunk)
-        parts.append(density.at({n: v[rows] for n, v in given.latents.items()}))
-    return AtDraws.joined(parts)
+    chunks = in_chunks(given.latents, density.chunk)
+    return AtDraws.joined([density.at(chunk) for chunk in chunks])
 
 
 def _undecided(session: Session, given: GivenDraws) -> dict[str, str]:

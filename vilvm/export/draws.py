@@ -14,7 +14,7 @@ Reference: ArviZ: a modular and flexible library for exploratory analysis of Bay
 Martin et al., 2026.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 from vilvm._runtime.argument_checks import check_number, check_seed
 from vilvm._runtime.random import seeded
 from vilvm.diagnostics._given_density import ModelDensity
+from vilvm.diagnostics._given_draws import in_chunks, spaced_rows
 from vilvm.export._attributes import library_versions, protocol_of
 from vilvm.export._dimensions import build_tree, check_coords, dimension_names
 from vilvm.export._groups import constant_data, missing_groups
@@ -190,28 +191,15 @@ def _axis(run: Replay, site: str, less: int = 0) -> int | None:
 
 def _thinned(latents: dict[str, Tensor], chains: int, most: int) -> dict[str, Tensor]:
     """At most `most` draws, evenly spaced, as many of each chain."""
-    length = len(next(iter(latents.values()))) // chains
-    kept = max(1, min(length, most // chains))
-    rows = torch.linspace(0, length - 1, kept).round().long()
-    index = (torch.arange(chains)[:, None] * length + rows).flatten()
+    index = spaced_rows(len(next(iter(latents.values()))), chains, most)
     return {name: value[index] for name, value in latents.items()}
-
-
-def _parts(
-    density: ModelDensity, latents: dict[str, Tensor]
-) -> Iterator[dict[str, Tensor]]:
-    """The draws, as many at a time as one pass takes."""
-    total = len(next(iter(latents.values())))
-    for start in range(0, total, density.chunk):
-        rows = slice(start, start + density.chunk)
-        yield {name: value[rows] for name, value in latents.items()}
 
 
 def _replayed(density: ModelDensity, latents: dict[str, Tensor]) -> Replay:
     """Predictive draws and deterministic values at the latents."""
     runs = [
         replay(density.lvm, density.data.x, part, layout=density.joint.layout)
-        for part in _parts(density, latents)
+        for part in in_chunks(latents, density.chunk)
     ]
     return runs[0]._replace(
         observed=_joined([run.observed for run in runs]),
@@ -226,7 +214,7 @@ def _likelihoods(
     found = _joined(
         [
             log_likelihoods(density.lvm, density.data.x, part, layout=layout)
-            for part in _parts(density, latents)
+            for part in in_chunks(latents, density.chunk)
         ]
     )
     return {

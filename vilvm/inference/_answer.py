@@ -13,6 +13,7 @@ from vilvm.inference._decentre import SUFFIX
 from vilvm.inference._ladder import Found
 from vilvm.inference._preparation import has_derived_sites
 from vilvm.inference._verdict import findings_of, mode_weights
+from vilvm.inference._weighted import RELIABLE_K
 from vilvm.inference.posterior import Posterior
 from vilvm.weights.generated_quantities import replay
 
@@ -109,7 +110,7 @@ def _evidence(found: Found) -> Estimate | str:
             "a constant only: give it a proper prior."
         )
     weighted = found.weighted
-    if not weighted.k <= 0.7:
+    if not weighted.k <= RELIABLE_K:
         return (
             f"The evidence is not known: the weights of the approximation are too uneven (k̂ "
             f"{weighted.k:.2f})."

@@ -137,8 +137,9 @@ def gaussian_step(
 def _is_close(before: Gaussian, after: Gaussian) -> bool:
     """Whether doubling the draws hardly changed the Gaussian."""
     shift = before.inverse(after.loc[None]).abs().max()
-    change = before.scale.reciprocal() * after.scale - 1
-    if before.scale.dim() == 2:
+    if before.scale.dim() == 1:
+        change = after.scale / before.scale - 1
+    else:
         solve = torch.linalg.solve_triangular
         change = solve(before.scale, after.scale, upper=False)
         change = change - torch.eye(len(change), dtype=change.dtype)

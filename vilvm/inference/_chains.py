@@ -21,14 +21,24 @@ from vilvm.inference._approximations import Approximation
 from vilvm.inference._hmc import Sampler
 from vilvm.inference._target import Target
 
-__all__ = ["Chains", "Convergence", "convergence", "run_chains"]
+__all__ = [
+    "DRIFT",
+    "ENOUGH",
+    "R_HAT",
+    "SUPERCHAINS",
+    "Chains",
+    "Convergence",
+    "convergence",
+    "run_chains",
+    "worst_of",
+]
 
 SUPERCHAINS = 16
 # chains of a superchain, up to some number of dimensions times data
 _EACH = ((8, 2000), (4, 20_000), (2, math.inf))
 _STAGES = (25, 25, 40)  # transitions of the stages of the warm-up
 _ROUND = 25  # transitions between two tests
-_ENOUGH = 1500.0  # effective sample size
+ENOUGH = 1500.0  # effective sample size
 R_HAT = 1.01
 DRIFT = 5.0  # standard errors
 
@@ -165,10 +175,20 @@ def _chains_at_once(target: Target) -> int:
     return next(each for each, most in _EACH if size <= most)
 
 
-def _agrees(u: Tensor) -> tuple[bool, float]:
-    """Whether means and variances have converged, and the largest nested R̂."""
+def worst_of(u: Tensor) -> tuple[float, float, float]:
+    """Over means and variances of u, shape (T, C, D): the largest nested R̂, the least effective
+    sample size, and the largest drift.
+    """
     centred = u - u.mean((0, 1))
     found = convergence(torch.cat([u, centred.square()], -1))
-    worst = found.r_hat.max().item()
-    fine = worst <= R_HAT and found.ess.min().item() >= _ENOUGH
-    return fine and found.drift.abs().max().item() < DRIFT, worst
+    return (
+        found.r_hat.max().item(),
+        found.ess.min().item(),
+        found.drift.abs().max().item(),
+    )
+
+
+def _agrees(u: Tensor) -> tuple[bool, float]:
+    """Whether means and variances have converged, and the largest nested R̂."""
+    r_hat, size, drift = worst_of(u)
+    return r_hat <= R_HAT and size >= ENOUGH and drift < DRIFT, r_hat

@@ -23,7 +23,7 @@ from vilvm.inference._fixed_draws import best_skewed
 from vilvm.inference._flow import flow_of, train
 from vilvm.inference._modes import Mode
 from vilvm.inference._target import Target
-from vilvm.inference._weighted import Weighted, weigh
+from vilvm.inference._weighted import RELIABLE_K, Weighted, weigh
 
 __all__ = ["LEAST_TO_COMPILE", "Found", "climb", "mixed", "widened"]
 
@@ -32,7 +32,6 @@ _FEW, _SMALL = (
     50,
 )  # dimensions up to which skewed margins are fitted, before chains or not
 _GOOD_K = 0.6  # k̂ up to which weights are good enough to look no further
-_FAIR_K = 0.7
 _ENOUGH = 4000.0  # effective sample size
 _FIRST, _MOST_DRAWS = 4000, 64_000
 _SHARES = (
@@ -100,7 +99,7 @@ class _Choice:
         weighted = weigh(self.target, q, _FIRST)
         is_over = self.clock.within(0.2)
         num = _FIRST
-        while weighted.k < _FAIR_K and weighted.ess < _ENOUGH and num < _MOST_DRAWS:
+        while weighted.k < RELIABLE_K and weighted.ess < _ENOUGH and num < _MOST_DRAWS:
             if is_over():
                 break
             weighted = weighted.joined(weigh(self.target, q, num))
@@ -199,7 +198,7 @@ def _skewed(best: Candidate, clock: Clock) -> list[Approximation]:
 def _consider_flow(choice: _Choice, best: Candidate, batch: Any) -> None:
     """Considers a flow in the coordinates of the best Gaussian, if it is needed and affordable."""
     clock = choice.clock
-    is_needed = choice.weighted.k > _FAIR_K and best.target.dim > 1
+    is_needed = choice.weighted.k > RELIABLE_K and best.target.dim > 1
     if not is_needed or clock.left < _LEAST_FOR_FLOW:
         return
     flow = flow_of(best.target, copy.deepcopy(best.parts[0]), _LAYERS)

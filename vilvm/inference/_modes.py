@@ -10,17 +10,19 @@ Vehtari, 2022.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vilvm.inference._approximations import Approximation, Gaussian, Mixture
+from vilvm.inference._approximations import Approximation, Gaussian, Mixture, pair_of
 from vilvm.inference._newton import Iterates
 from vilvm.inference._target import Target
 from vilvm.inference._weighted import elbo
+from vilvm.wrappers.in_float64 import InFloat64
 
-__all__ = ["Mode", "modes"]
+__all__ = ["Mode", "modes", "pair_of_modes"]
 
 _SAME = 0.5  # distance in posterior standard deviations, below which two maxima are one
 _LEAST = 10.0  # nats below the best mode at which a mode has no weight
@@ -75,6 +77,14 @@ def _best_of(target: Target, paths: Iterates, p: int) -> Mode | None:
     options = [_mode(target, paths, t, p) for t in times]
     usable = [mode for mode in options if mode is not None]
     return max(usable, key=lambda mode: mode.log_mass, default=None)
+
+
+def pair_of_modes(
+    model: Callable[[Any], Any], batch: Any, found: Sequence[Mode]
+) -> InFloat64:
+    """The model with the mixture of the modes' Gaussians as its guide, weighted by mass."""
+    log_probs = torch.tensor([mode.log_mass for mode in found]).double()
+    return pair_of(model, batch, [mode.gaussian for mode in found], log_probs)
 
 
 def _spread(length: int, most: int = 16) -> list[int]:

@@ -17,13 +17,12 @@ from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor, nn
 
 from vilvm.data.data import Data, as_data
-from vilvm.data.tensors import map_tensors
 from vilvm.guides import init_to_origin
 from vilvm.inference._target import Target
 from vilvm.lvm import ContractError, Pair, module_parameters
 from vilvm.weights._sites import has_deltas, latents_of, sites_of
 from vilvm.weights._traces import run_once
-from vilvm.wrappers.in_float64 import InFloat64, float64
+from vilvm.wrappers.in_float64 import InFloat64, double, float64
 
 __all__ = [
     "check_global",
@@ -74,11 +73,7 @@ def prepare_data(data: Any) -> Any:
 
 def in_float64(data: Any) -> Data:
     """The data in float64, their transform applied once."""
-    return Data(map_tensors(_double, as_data(data).fixed(0).x))
-
-
-def _double(x: Tensor) -> Tensor:
-    return x.double() if x.is_floating_point() else x
+    return Data(double(as_data(data).fixed(0).x))
 
 
 def latent_sites(model: Callable[[Any], Any], batch: Any) -> dict[str, Any]:

@@ -35,14 +35,14 @@ from vilvm.inference._target import Target
 from vilvm.inference._weighted import Weighted, smoothed
 from vilvm.lvm import ContractError
 
-__all__ = ["climb_in_batches"]
+__all__ = ["R_HAT", "climb_in_batches"]
 
 _FEWEST, _FIRST = 200, 4000  # draws with weights
 
 _LENGTH = 0.3  # ρ
 _STEPS = 40  # between two anchors
 _ANCHORS = 20
-_R_HAT = 1.1
+R_HAT = 1.1  # below which iterates are stationary
 _MOVED = 0.05  # of the anchor's means, in posterior standard deviations
 
 
@@ -139,7 +139,7 @@ def _fit(
             torch.stack([before.inverse(g.loc[None])[0].detach() for g in last])
         )
         moved = before.inverse(anchor.loc[None]).abs().max().item()
-        if is_over() or (moved < _MOVED and r_hat < _R_HAT):
+        if is_over() or (moved < _MOVED and r_hat < R_HAT):
             break
     return Chain(anchor, start), r_hat
 

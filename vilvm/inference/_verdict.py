@@ -3,10 +3,11 @@
 import torch
 
 from vilvm.diagnostics.finding import Finding, Severity
-from vilvm.inference._chains import Chains, convergence
+from vilvm.inference._chains import DRIFT, ENOUGH, R_HAT, Chains, worst_of
 from vilvm.inference._clock import Clock
 from vilvm.inference._ladder import Found
-from vilvm.inference._weighted import Weighted
+from vilvm.inference._stochastic import R_HAT as ITERATES_R_HAT
+from vilvm.inference._weighted import RELIABLE_K, Weighted
 
 __all__ = ["findings_of"]
 
@@ -50,8 +51,8 @@ def findings_of(
 
 
 def _iterates(r_hat: float) -> Finding:
-    numbers = f"R̂ of the iterates is {r_hat:.2f} (threshold 1.1)"
-    if r_hat < 1.1:
+    numbers = f"R̂ of the iterates is {r_hat:.2f} (threshold {ITERATES_R_HAT})"
+    if r_hat < ITERATES_R_HAT:
         return Finding("Iterates", Severity.OK, f"{numbers}.", _DHAKA)
     return Finding(
         "Iterates",
@@ -66,11 +67,11 @@ def _weights(weighted: Weighted, is_refined: bool) -> Finding:
     k, size = weighted.k, weighted.ess
     numbers = f"k̂ of the weights is {k:.2f}, their effective number {size:.0f}"
     refine = "" if is_refined else "Allow refinement (refine=True)."
-    if not k <= 0.7:
+    if not k <= RELIABLE_K:
         return Finding(
             "Pareto k̂",
             Severity.CRITICAL,
-            f"{numbers}: no correction of the approximation is reliable (threshold 0.7).",
+            f"{numbers}: no correction of the approximation is reliable (threshold {RELIABLE_K}).",
             _VEHTARI,
             refine or "Give more time (budget=...), or reparametrise the model.",
         )
@@ -107,10 +108,7 @@ def _guide(found: Found) -> Finding:
 
 
 def _chains(chains: Chains) -> Finding:
-    centred = chains.u - chains.u.mean((0, 1))
-    of = convergence(torch.cat([chains.u, centred.square()], -1))
-    r_hat, size = of.r_hat.max().item(), of.ess.min().item()
-    drift = of.drift.abs().max().item()
+    r_hat, size, drift = worst_of(chains.u)
     numbers = (
         f"Nested R̂ is at most {r_hat:.3f}, the effective sample size at least {size:.0f}, the "
         f"change between halves at most {drift:.1f} standard errors"
@@ -121,7 +119,8 @@ def _chains(chains: Chains) -> Finding:
     return Finding(
         "Chains",
         severity,
-        f"{numbers}: the chains have not converged (thresholds 1.01, 1,500 and 5).",
+        f"{numbers}: the chains have not converged (thresholds {R_HAT}, {ENOUGH:,.0f} and "
+        f"{DRIFT:.0f}).",
         _MARGOSSIAN,
         "Give more time (budget=...), or reparametrise the model.",
     )

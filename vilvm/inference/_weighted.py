@@ -13,7 +13,9 @@ from vilvm.diagnostics.psis import psis
 from vilvm.inference._approximations import Mixture
 from vilvm.inference._target import Target
 
-__all__ = ["Weighted", "elbo", "smoothed", "weigh"]
+__all__ = ["RELIABLE_K", "Weighted", "elbo", "smoothed", "weigh"]
+
+RELIABLE_K = 0.7  # k̂ up to which weights correct an approximation
 
 
 class Weighted(NamedTuple):

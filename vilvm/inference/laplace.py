@@ -11,12 +11,9 @@ Kadane, 1986.
 
 from typing import Any
 
-import torch
-
 from vilvm._runtime.argument_checks import check_number, check_seed
 from vilvm._runtime.random import seeded
-from vilvm.inference._approximations import pair_of
-from vilvm.inference._modes import modes
+from vilvm.inference._modes import modes, pair_of_modes
 from vilvm.inference._newton import newton
 from vilvm.inference._paths import starts
 from vilvm.inference._preparation import model_of, prepare_data, target_of
@@ -70,5 +67,4 @@ def laplace(model: Any, data: Any, *, num_paths: int = 8, seed: int = 0) -> InFl
                 "laplace: no path ends at a maximum of the density; the posterior may be "
                 "improper, or its mode at infinity: use pathfinder, or infer."
             )
-        log_probs = torch.tensor([mode.log_mass for mode in found]).double()
-        return pair_of(plain, batch, [m.gaussian for m in found], log_probs)
+        return pair_of_modes(plain, batch, found)

@@ -6,11 +6,9 @@ Vehtari, 2022.
 
 from typing import Any
 
-import torch
-
 from vilvm._runtime.argument_checks import check_number, check_seed
 from vilvm._runtime.random import seeded
-from vilvm.inference._approximations import pair_of
+from vilvm.inference._modes import pair_of_modes
 from vilvm.inference._pathfinder import pathfinder_modes
 from vilvm.inference._paths import starts
 from vilvm.inference._preparation import model_of, prepare_data, target_of
@@ -64,5 +62,4 @@ def pathfinder(
             raise ContractError(
                 "pathfinder: no path gave a Gaussian; the posterior may be improper."
             )
-        log_probs = torch.tensor([mode.log_mass for mode in found]).double()
-        return pair_of(plain, batch, [m.gaussian for m in found], log_probs)
+        return pair_of_modes(plain, batch, found)

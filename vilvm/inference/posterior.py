@@ -4,10 +4,12 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from pyro.poutine.reparam_messenger import ReparamHandler
 from torch import Tensor
 
+from vilvm.diagnostics._components import indexed
 from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.evaluation import Estimate
 from vilvm.inference._chains import convergence
@@ -98,11 +100,6 @@ class Posterior:
         return all(finding.severity < Severity.WARNING for finding in self.findings)
 
     @property
-    def evaluations(self) -> int:
-        """Points at which a gradient was computed."""
-        return self.gradients
-
-    @property
     def verdict(self) -> str:
         """A sentence about the draws."""
         if not self.trusted:
@@ -145,15 +142,7 @@ class Posterior:
             sizes = torch.full_like(mean, min(self.ess, len(x)))
             errors, r_hat = sd / sizes.sqrt(), torch.full_like(mean, math.nan)
         columns = torch.stack([mean, sd, low, high, errors, sizes, r_hat], 1).tolist()
-        shape = draws.shape[1:]
-        names = [site]
-        if shape:
-            indices = torch.cartesian_prod(*map(torch.arange, shape)).reshape(
-                len(x.T), -1
-            )
-            names = [
-                f"{site}[{','.join(map(str, index))}]" for index in indices.tolist()
-            ]
+        names = [indexed(site, index) for index in np.ndindex(*draws.shape[1:])]
         return [(n, Summary(*row)) for n, row in zip(names, columns, strict=True)]
 
     def to_datatree(self, **options: Any) -> Any:

@@ -14,7 +14,7 @@ from torch import Tensor
 from vilvm.data.tensors import map_tensors
 from vilvm.lvm import Wrapped
 
-__all__ = ["InFloat64", "float64"]
+__all__ = ["InFloat64", "double", "float64"]
 
 
 class InFloat64(Wrapped):
@@ -44,12 +44,12 @@ class InFloat64(Wrapped):
     def model(self, batch: Any) -> Any:
         """p(x | z) p(z) of the inner model, in float64."""
         with float64():
-            return self.inner_model(map_tensors(_double, batch))
+            return self.inner_model(double(batch))
 
     def guide(self, batch: Any) -> Any:
         """q(z | x) of the inner model, in float64."""
         with float64():
-            return self.inner_guide(map_tensors(_double, batch))
+            return self.inner_guide(double(batch))
 
 
 @contextmanager
@@ -69,6 +69,21 @@ def float64() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def double(batch: Any) -> Any:
+    """A batch with its floating-point tensors in float64.
+
+    Arguments:
+        batch: a nesting of tensors.
+
+    Examples:
+        >>> import torch
+        >>> from vilvm.wrappers.in_float64 import double
+        >>> [x.dtype for x in double((torch.zeros(2), torch.arange(2)))]
+        [torch.float64, torch.int64]
+    """
+    return map_tensors(_double, batch)
 
 
 def _double(x: Tensor) -> Tensor:
