@@ -74,7 +74,7 @@ def _one_weight(found: Any) -> str:
         f"{found.threshold:.2f}"
     )
     for recheck in found.rechecks:
-        if recheck.num_samples == found.num_samples:
+        if found.given and recheck.num_samples == found.num_samples:
             continue  # the given draws, all at once
         way = "in parts of" if found.given else "re-examined with"
         text += (
