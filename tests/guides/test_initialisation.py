@@ -23,3 +23,9 @@ def test_unconstrained_value_is_zero(name):
     assert value.shape == prior.shape()
     assert prior.support.check(value).all()
     assert biject_to(prior.support).inv(value).abs().max() < 1e-5
+
+
+def test_discrete_latent_is_drawn():
+    torch.manual_seed(0)
+    value = init_to_origin({"fn": dist.Categorical(torch.tensor([0.0, 1.0, 0.0]))})
+    assert value.item() == 1

@@ -264,7 +264,7 @@ def _model_of(model: Any, who: str) -> Any:
 
 def _latent_sites(lvm: Any, batch: Any, who: str) -> dict[str, Any]:
     """The sites that the model draws and does not enumerate, at the origin."""
-    sites = run_model_alone(lvm, batch, InitMessenger(_start)(lvm.model))
+    sites = run_model_alone(lvm, batch, InitMessenger(init_to_origin)(lvm.model))
     found = {n: s for n, s in sites.items() if not (s["is_observed"] or enumerable(s))}
     for name, site in found.items():
         if getattr(site["fn"].support, "is_discrete", False):
@@ -273,15 +273,6 @@ def _latent_sites(lvm: Any, batch: Any, who: str) -> dict[str, Any]:
                 "(infer={'enumerate': 'parallel'}) and leave it out of the draws."
             )
     return found
-
-
-def _start(site: Any) -> Tensor:
-    if getattr(site["fn"].support, "is_discrete", False):
-        return site["fn"].sample()
-    try:
-        return init_to_origin(site)
-    except NotImplementedError:
-        return site["fn"].sample()
 
 
 def _standard_guide(sites: Mapping[str, Any]) -> Callable[[Any], None]:

@@ -15,6 +15,8 @@ __all__ = ["init_to_origin"]
 def init_to_origin(site: Any) -> Tensor:
     """The value of a latent at which its unconstrained value is zero; also under a flat prior.
 
+    A discrete latent, or one whose support no bijection maps to, is drawn instead.
+
     Arguments:
         site: of the latent, as Pyro passes it to the `init_loc_fn` of an autoguide.
 
@@ -35,6 +37,12 @@ def init_to_origin(site: Any) -> Tensor:
         >>> vilvm.posterior(lvm, torch.zeros(3), 5)["sigma"].shape
         torch.Size([5])
     """
-    transform = biject_to(site["fn"].support)
+    support = site["fn"].support
+    if support.is_discrete:
+        return site["fn"].sample()
+    try:
+        transform = biject_to(support)
+    except NotImplementedError:
+        return site["fn"].sample()
     shape = transform.inverse_shape(site["fn"].shape())
     return transform(torch.zeros(shape))

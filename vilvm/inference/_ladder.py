@@ -59,6 +59,7 @@ class Found(NamedTuple):
         parts, log_probs: the components of the approximation.
         weighted: its draws with weights.
         chains: refined draws; None without refinement.
+        refined: the weighted draws that the chains started from.
     """
 
     model: Callable[[Any], Any]
@@ -67,7 +68,8 @@ class Found(NamedTuple):
     parts: list[Approximation]
     log_probs: Tensor
     weighted: Weighted
-    chains: Chains | None
+    chains: Chains | None = None
+    refined: Weighted | None = None
 
 
 class _Choice:
@@ -138,13 +140,14 @@ def climb(
         skewed = _skewed(best, clock)
         choice.consider("skewed margins", mixed(skewed, choice.components))
         coordinates = [*skewed, coordinates][0]
-    chains = None
+    chains, refined = None, None
     if refine and not choice.is_good:
+        refined = choice.weighted
         chains = _chains(choice, coordinates)
     elif skew:
         _consider_flow(choice, best, batch)
     found = best.model, best.target, best.modes
-    return Found(*found, *choice.components, choice.weighted, chains)
+    return Found(*found, *choice.components, choice.weighted, chains, refined)
 
 
 def _chains(choice: _Choice, coordinates: Approximation) -> Chains:

@@ -1,4 +1,4 @@
-"""Paths from a wide box to the regions of large density."""
+"""Paths to the regions of large density, from draws of the prior and from a wide box."""
 
 from collections.abc import Callable
 
@@ -8,6 +8,7 @@ from torch import Tensor
 from vilvm.inference._modes import Mode, modes
 from vilvm.inference._newton import newton
 from vilvm.inference._pathfinder import pathfinder_modes
+from vilvm.inference._preparation import prior_draws
 from vilvm.inference._target import Target
 from vilvm.lvm import ContractError
 
@@ -26,7 +27,7 @@ def find_modes(
     steps: int = _STEPS,
     is_over: Callable[[], bool] = lambda: False,
 ) -> list[Mode]:
-    """The regions that paths from a wide box reach; by Newton's method in few dimensions.
+    """The regions that paths reach; by Newton's method in few dimensions.
 
     Arguments:
         target: the log-density.
@@ -40,17 +41,25 @@ def find_modes(
 
 
 def starts(target: Target, num_paths: int) -> Tensor:
-    """Points of the box with a finite density, shape (P, D); P at most `num_paths`.
+    """Points with a finite density, shape (P, D), P at most `num_paths`; half from the prior.
 
     Raises:
         ContractError: the density is zero, or not a number, at all of many points.
     """
+    prior = _finite(target, prior_draws(target, num_paths))[: num_paths // 2]
     for width in (_BOX, 0.5, 0.1, 0.01):
         u = width * (2 * torch.rand(8 * num_paths, target.dim, dtype=torch.float64) - 1)
-        finite = u[target(u).isfinite()]
-        if len(finite):
-            return finite[:num_paths]
+        box = _finite(target, u)
+        if len(box):
+            return torch.cat([prior, box[: num_paths - len(prior)]])
+    if len(prior):
+        return prior
     raise ContractError(
         "infer: the density is zero or not a number at every starting point: check the data "
         "against the support of the likelihood, and the priors."
     )
+
+
+def _finite(target: Target, u: Tensor) -> Tensor:
+    """The points of finite density."""
+    return u[target(u).isfinite()] if len(u) else u

@@ -6,7 +6,7 @@ latents are summed over.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
@@ -15,6 +15,7 @@ from pyro import poutine
 from pyro.infer.autoguide import AutoDiagonalNormal
 from pyro.infer.autoguide.initialization import InitMessenger
 from torch import Tensor, nn
+from torch.distributions import biject_to
 
 from vilvm.data.data import Data, as_data
 from vilvm.guides import init_to_origin
@@ -22,6 +23,7 @@ from vilvm.inference._target import Target
 from vilvm.lvm import ContractError, Pair, module_parameters
 from vilvm.weights._sites import has_deltas, latents_of, sites_of
 from vilvm.weights._traces import run_once
+from vilvm.weights.log_joint import LogJoint
 from vilvm.wrappers.in_float64 import InFloat64, double, float64
 
 __all__ = [
@@ -31,7 +33,9 @@ __all__ = [
     "in_float64",
     "latent_sites",
     "model_of",
+    "packed",
     "prepare_data",
+    "prior_draws",
     "run_at_origin",
     "target_of",
 ]
@@ -105,7 +109,7 @@ def has_derived_sites(model: Callable[[Any], Any], batch: Any) -> bool:
 def run_at_origin(
     model: Callable[[Any], Any],
     batch: Any,
-    origin: Callable[[Any], Tensor] | None = None,
+    origin: Callable[[Any], Tensor] = init_to_origin,
 ) -> poutine.Trace:
     """One run of the model, its continuous latents at the origin.
 
@@ -123,7 +127,7 @@ def run_at_origin(
     ):
         torch.manual_seed(0)
         try:
-            return run_once(InitMessenger(origin or _origin)(model), batch)[0]
+            return run_once(InitMessenger(origin)(model), batch)[0]
         except ContractError as error:
             if "same dtype" in str(error) or "scalar type" in str(error):
                 raise ContractError(
@@ -131,12 +135,6 @@ def run_at_origin(
                     "inference: give these tensors as data, or make them float64."
                 ) from error
             raise
-
-
-def _origin(site: Any) -> Tensor:
-    if site["fn"].support.is_discrete:
-        return site["fn"].sample()
-    return init_to_origin(site)
 
 
 def _name(model: Any) -> str:
@@ -182,3 +180,33 @@ def target_of(model: Callable[[Any], Any], batch: Any) -> Target:
         continuous(model, sites), init_loc_fn=init_to_origin, init_scale=0.1
     )
     return Target(InFloat64(Pair(model, guide)), batch)
+
+
+def prior_draws(target: Target, num: int) -> Tensor:
+    """Points u drawn from the prior, shape (num, D); none if the prior is flat or not a density.
+
+    Arguments:
+        target: of ``target_of``.
+        num: of points.
+    """
+    lvm, batch = target.joint.lvm, target.joint.batch
+    try:
+        prior = LogJoint(lvm, batch, base="prior")
+    except ContractError:
+        return torch.zeros(0, target.dim, dtype=torch.float64)
+    return packed(latent_sites(lvm.model, batch), prior.latents(prior.draw(num)))
+
+
+def packed(sites: Mapping[str, Any], latents: Mapping[str, Tensor]) -> Tensor:
+    """The points u of draws of the latents, shape (S, D).
+
+    Arguments:
+        sites: see ``latent_sites``.
+        latents: as ``posterior`` returns them.
+    """
+    parts = [
+        biject_to(site["fn"].support).inv(latents[name].double())
+        for name, site in sites.items()
+        if name in latents
+    ]
+    return torch.cat([part.reshape(len(part), -1) for part in parts], 1)

@@ -4,12 +4,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import biject_to
 
 from vilvm.data.data import as_data
 from vilvm.inference._approximations import Approximation, Gaussian
 from vilvm.inference._paths import find_modes
-from vilvm.inference._preparation import latent_sites, model_of, prepare_data
+from vilvm.inference._preparation import (
+    latent_sites,
+    model_of,
+    packed,
+    prepare_data,
+)
 from vilvm.inference._target import Target
 from vilvm.lvm import ContractError
 from vilvm.weights import posterior
@@ -41,11 +45,5 @@ def start_of(lvm: Any, data: Any, target: Target) -> Approximation:
 def guide_draws(lvm: Any, data: Any, num: int) -> Tensor:
     """Unconstrained draws of a pair's guide, shape (num, D)."""
     batch = as_data(data).fixed(0).x
-    draws = posterior(lvm, batch, num)
     sites = latent_sites(model_of(lvm), prepare_data(data))
-    parts = [
-        biject_to(site["fn"].support).inv(draws[name].double()).reshape(num, -1)
-        for name, site in sites.items()
-        if name in draws
-    ]
-    return torch.cat(parts, 1)
+    return packed(sites, posterior(lvm, batch, num))

@@ -92,15 +92,15 @@ def _weights(weighted: Weighted, is_refined: bool) -> Finding:
 def _guide(found: Found) -> Finding:
     """How far the approximation was off, by the refined draws."""
     assert found.chains is not None
-    draws = found.chains.u.flatten(0, 1)
+    assert found.refined is not None
+    draws, guide = found.chains.u.flatten(0, 1), found.refined.u
     with torch.no_grad():
-        guide = found.weighted.u
         shift = ((guide.mean(0) - draws.mean(0)) / draws.std(0)).abs().max().item()
         ratio = (guide.std(0) / draws.std(0)).log().abs().max().exp().item()
     return Finding(
         "Refinement",
         Severity.OK,
-        f"Chains refined the approximation (k̂ {found.weighted.k:.2f}). Its means were off by up "
+        f"Chains refined the approximation (k̂ {found.refined.k:.2f}). Its means were off by up "
         f"to {shift:.2f} posterior standard deviations, its standard deviations by a factor of "
         f"up to {ratio:.2f}.",
         "chains",

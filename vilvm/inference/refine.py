@@ -89,5 +89,6 @@ def refine(
         )
         clock.record("chains", target.gradients)
         mode = Mode(start, math.nan, False)
-        found = Found(plain, target, [mode], [start], log_probs, weighted, chains)
+        parts = [start], log_probs
+        found = Found(plain, target, [mode], *parts, weighted, chains, weighted)
         return answer(found, batch, clock, True)
