@@ -38,6 +38,7 @@ SUPERCHAINS = 16
 _EACH = ((8, 2000), (4, 20_000), (2, math.inf))
 _STAGES = (25, 25, 40)  # transitions of the stages of the warm-up
 _ROUND = 25  # transitions between two tests
+_ROUNDS = 4  # between two questions whether the draws suffice
 ENOUGH = 1500.0  # effective sample size
 R_HAT = 1.01
 DRIFT = 5.0  # standard errors
@@ -66,16 +67,12 @@ class Chains(NamedTuple):
         u: shape (T, C, D); the chains of a superchain are neighbours.
         acceptance: mean acceptance probability.
         divergences: share of transitions whose energy error was over 1,000 nats.
-        transitions: of one chain, warm-up and kept.
-        leapfrogs: steps of a mean transition.
         converged: nested R̂, effective size and drift are as they should be.
     """
 
     u: Tensor
     acceptance: float
     divergences: float
-    transitions: int
-    leapfrogs: float
     converged: bool
 
 
@@ -114,16 +111,19 @@ def run_chains(
     starts: Tensor,
     is_over: Callable[[], bool],
     *,
+    suffices: Callable[[Tensor], bool] = lambda _: False,
     report: Callable[[str], None] = lambda _: None,
     compile: bool = False,
 ) -> Chains:
-    """Warms up and runs chains until they agree, or the time is up.
+    """Warms up and runs chains until they agree, or suffice, or the time is up.
 
     Arguments:
         target: the log-density.
         map_: coordinates in which the posterior is nearly standard normal.
         starts: positions of the superchains, shape (16, D).
         is_over: whether the time is up.
+        suffices: whether draws u, shape (T, C, D), suffice though chains may not agree yet; asked
+            now and then.
         report: receives a line of progress.
         compile: whether to compile the gradient.
     """
@@ -133,37 +133,43 @@ def run_chains(
         report("chains are compiled")
         target.compile(u)
     sampler = Sampler(target, map_, u)
-    transitions = 0
-    for stage, length in enumerate(_STAGES):
-        warm, _ = sampler.run(length, True, is_over)
-        transitions += len(warm)
-        if stage < len(_STAGES) - 1 and not is_over():
-            sampler.rewhiten(warm[len(warm) // 2 :].flatten(0, 1))
-        report(f"warm-up, {sampler.leapfrogs:.0f} steps")
+    u = _warmed_up(sampler, is_over, report)
     rounds: list[Tensor] = []
     rates: list[float] = []
-    sampler.divergences = 0
-    agrees = False
-    while not agrees:
+    agrees, ends = False, suffices(u)
+    while not ends:
         new, rate = sampler.run(_ROUND, False, is_over)
         rounds.append(new)
         rates.append(rate)
-        transitions += len(new)
         # what came before may belong to the warm-up still
         u = torch.cat(rounds[len(rounds) // 4 :])
         agrees, worst = _agrees(u)
         report(f"R̂ {worst:.3f}")
-        if is_over():
-            break
+        ends = agrees or is_over()
+        if not ends and len(rounds) % _ROUNDS == 0:
+            ends = suffices(u)
     kept = sum(len(r) for r in rounds)
     return Chains(
         u=u,
-        acceptance=sum(rates) / len(rates),
-        divergences=sampler.divergences / (kept * len(starts) * each),
-        transitions=transitions,
-        leapfrogs=sampler.leapfrogs,
+        acceptance=sum(rates) / max(1, len(rates)),
+        divergences=sampler.divergences / max(1, kept * len(u[0])),
         converged=agrees,
     )
+
+
+def _warmed_up(
+    sampler: Sampler, is_over: Callable[[], bool], report: Callable[[str], None]
+) -> Tensor:
+    """Adapts the sampler; the second half of the last stage's draws, shape (T, C, D)."""
+    half = sampler.u[None]
+    for stage, length in enumerate(_STAGES):
+        warm, _ = sampler.run(length, True, is_over)
+        half = warm[len(warm) // 2 :]
+        if stage < len(_STAGES) - 1 and not is_over():
+            sampler.rewhiten(half.flatten(0, 1))
+        report(f"warm-up, {sampler.leapfrogs:.0f} steps")
+    sampler.divergences = 0
+    return half
 
 
 def _chains_at_once(target: Target) -> int:

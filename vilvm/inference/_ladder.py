@@ -58,8 +58,8 @@ class Found(NamedTuple):
         modes: the regions found.
         parts, log_probs: the components of the approximation.
         weighted: its draws with weights.
-        chains: refined draws; None without refinement.
-        refined: the weighted draws that the chains started from.
+        chains: refined draws; None without chains, or if they made the weights good.
+        before: the weighted draws that the chains started from; None without chains.
     """
 
     model: Callable[[Any], Any]
@@ -69,7 +69,7 @@ class Found(NamedTuple):
     log_probs: Tensor
     weighted: Weighted
     chains: Chains | None = None
-    refined: Weighted | None = None
+    before: Weighted | None = None
 
 
 class _Choice:
@@ -110,9 +110,13 @@ class _Choice:
 
     @property
     def is_good(self) -> bool:
+        """Whether the weights are good enough to look no further."""
+        return self.weighted.k <= _GOOD_K and self.weighted.ess >= _ENOUGH / 2
+
+    @property
+    def is_done(self) -> bool:
         """Whether to look no further, or the time is up."""
-        good = self.weighted.k <= _GOOD_K and self.weighted.ess >= _ENOUGH / 2
-        return good or self.clock.is_over
+        return self.is_good or self.clock.is_over
 
 
 def climb(
@@ -132,38 +136,46 @@ def climb(
     """
     best = best_candidate(model, batch, clock)
     choice = _Choice(best.target, clock, (best.parts, best.log_probs))
-    if not choice.is_good:
+    if not choice.is_done:
         choice.consider("weights, defended", _defended(best))
     coordinates = best.parts[0]
     most = _FEW if refine else _SMALL
-    if skew and best.target.dim <= most and not choice.is_good:
+    if skew and best.target.dim <= most and not choice.is_done:
         skewed = _skewed(best, clock)
         choice.consider("skewed margins", mixed(skewed, choice.components))
         coordinates = [*skewed, coordinates][0]
-    chains, refined = None, None
-    if refine and not choice.is_good:
-        refined = choice.weighted
+    chains, before = None, None
+    if refine and not choice.is_done:
+        before = choice.weighted
         chains = _chains(choice, coordinates)
     elif skew:
         _consider_flow(choice, best, batch)
     found = best.model, best.target, best.modes
-    return Found(*found, *choice.components, choice.weighted, chains, refined)
+    return Found(*found, *choice.components, choice.weighted, chains, before)
 
 
-def _chains(choice: _Choice, coordinates: Approximation) -> Chains:
-    """Chains from the weighted draws, after which a Gaussian with their moments is considered."""
+def _chains(choice: _Choice, coordinates: Approximation) -> Chains | None:
+    """Chains from the weighted draws; None if a Gaussian with their moments has good weights."""
     clock = choice.clock
+
+    def suffices(u: Tensor) -> bool:
+        clock.record("chains", choice.target.gradients)
+        choice.consider("weights after chains", _refitted(coordinates, u))
+        return choice.is_good
+
     starts = choice.weighted.resampled(SUPERCHAINS)
     chains = run_chains(
         choice.target,
         coordinates,
         starts,
         clock.within(1.0),
+        suffices=suffices,
         report=clock.show,
         compile=clock.left > LEAST_TO_COMPILE,
     )
-    clock.record("chains", choice.target.gradients)
-    choice.consider("weights after chains", _refitted(coordinates, chains))
+    if choice.is_good:
+        return None
+    suffices(chains.u)  # for the evidence
     return chains
 
 
@@ -210,10 +222,10 @@ def _consider_flow(choice: _Choice, best: Candidate, batch: Any) -> None:
     choice.consider("flow", mixed([flow], choice.components))
 
 
-def _refitted(coordinates: Approximation, chains: Chains) -> Components:
-    """The Gaussian with the chains' moments in some coordinates, and a wider one."""
+def _refitted(coordinates: Approximation, u: Tensor) -> Components:
+    """The Gaussian with the moments of draws u, in some coordinates, and a wider one."""
     with torch.no_grad():
-        eps = coordinates.inverse(chains.u.flatten(0, 1))
+        eps = coordinates.inverse(u.flatten(0, 1))
         covariance = eps.T.cov().reshape(eps.shape[1], eps.shape[1])
         factor, info = torch.linalg.cholesky_ex(covariance)
         if info.item():

@@ -1,6 +1,7 @@
 """What the results of ``infer`` say about its posterior."""
 
 import torch
+from torch import Tensor
 
 from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.inference._chains import DRIFT, ENOUGH, R_HAT, Chains, worst_of
@@ -32,7 +33,9 @@ def findings_of(
     if found.chains is None:
         findings = [_weights(found.weighted, is_refined)]
     else:
-        findings = [_guide(found), _chains(found.chains), _divergences(found.chains)]
+        findings = [_chains(found.chains), _divergences(found.chains)]
+    if found.before is not None:
+        findings.append(_refinement(found.before, *_draws(found)))
     if r_hat is not None:
         findings.append(_iterates(r_hat))
     if len(found.modes) > 1:
@@ -89,20 +92,27 @@ def _weights(weighted: Weighted, is_refined: bool) -> Finding:
     )
 
 
-def _guide(found: Found) -> Finding:
-    """How far the approximation was off, by the refined draws."""
-    assert found.chains is not None
-    assert found.refined is not None
-    draws, guide = found.chains.u.flatten(0, 1), found.refined.u
+def _draws(found: Found) -> tuple[Tensor, Tensor]:
+    """The draws u that are handed over, shape (S, D), and their weights, (S,)."""
+    if found.chains is None:
+        return found.weighted.u, found.weighted.weight
+    u = found.chains.u.flatten(0, 1)
+    return u, u.new_full((len(u),), 1 / len(u))
+
+
+def _refinement(before: Weighted, u: Tensor, weight: Tensor) -> Finding:
+    """How far the approximation was off, by the draws after the chains."""
     with torch.no_grad():
-        shift = ((guide.mean(0) - draws.mean(0)) / draws.std(0)).abs().max().item()
-        ratio = (guide.std(0) / draws.std(0)).log().abs().max().exp().item()
+        mean = weight @ u
+        sd = (weight @ (u - mean).square()).sqrt()
+        shift = ((before.u.mean(0) - mean) / sd).abs().max().item()
+        ratio = (before.u.std(0) / sd).log().abs().max().exp().item()
     return Finding(
         "Refinement",
         Severity.OK,
-        f"Chains refined the approximation (k̂ {found.refined.k:.2f}). Its means were off by up "
-        f"to {shift:.2f} posterior standard deviations, its standard deviations by a factor of "
-        f"up to {ratio:.2f}.",
+        f"Chains refined the approximation (k̂ {before.k:.2f}). Its means were off by up to "
+        f"{shift:.2f} posterior standard deviations, its standard deviations by a factor of up "
+        f"to {ratio:.2f}.",
         "chains",
     )
 
@@ -156,12 +166,7 @@ def _modes(found: Found) -> Finding:
 
 def mode_weights(found: Found) -> list[float]:
     """The share of the posterior's draws nearest to each mode."""
-    u = found.weighted.u if found.chains is None else found.chains.u.flatten(0, 1)
-    weight = (
-        found.weighted.weight
-        if found.chains is None
-        else torch.full((len(u),), 1 / len(u))
-    )
+    u, weight = _draws(found)
     with torch.no_grad():
         distance = torch.stack(
             [mode.gaussian.inverse(u).square().sum(1) for mode in found.modes]

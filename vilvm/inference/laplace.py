@@ -28,8 +28,9 @@ _STEPS = 100
 def laplace(model: Any, data: Any, *, num_paths: int = 8, seed: int = 0) -> InFloat64:
     """The Laplace approximation of a model's posterior as its guide.
 
-    Newton's method with true Hessians climbs from several points, of the prior and of a wide box. If the paths end
-    at several maxima, the guide is a mixture of their Gaussians, with the weights of their ELBOs.
+    Newton's method with true Hessians climbs from draws of the prior and points of a wide box. If
+    the paths end at several maxima, the guide is a mixture of their Gaussians, with the weights of
+    their ELBOs.
 
     Arguments:
         model: a Pyro model, called with the data; the guide of a pair is ignored.

@@ -89,6 +89,7 @@ def refine(
         )
         clock.record("chains", target.gradients)
         mode = Mode(start, math.nan, False)
-        parts = [start], log_probs
-        found = Found(plain, target, [mode], *parts, weighted, chains, weighted)
+        found = Found(
+            plain, target, [mode], [start], log_probs, weighted, chains, before=weighted
+        )
         return answer(found, batch, clock, True)
