@@ -2,7 +2,7 @@
 
 ``infer`` climbs a ladder, and stops as soon as the answer is good enough:
 
-1. paths of Newton's method (of L-BFGS in many dimensions) to the modes, from a wide box;
+1. paths of Newton's method (of L-BFGS in many dimensions), from the prior and a wide box;
 2. the Gaussian of largest ELBO in coordinates whitened there, on fixed draws;
 3. importance weights, Pareto-smoothed, whose k̂ judges it; a mixture with wider Gaussians and the
    paths' own, skewed margins, a flow (without chains), if their weights are better;

@@ -31,7 +31,7 @@ def pathfinder(
     Arguments:
         model: a Pyro model, called with the data; the guide of a pair is ignored.
         data: ``Data``, a tensor, or a tuple or dict of tensors with one datum per row.
-        num_paths: starting points, from a wide box.
+        num_paths: starting points, of the prior and of a wide box.
         seed: of the starting points and the draws.
 
     Returns:
