@@ -20,6 +20,7 @@ from vilvm.lvm import ContractError
 __all__ = ["NOWHERE", "Candidate", "best_candidate", "check_proper"]
 
 _PATHS, _FIT = 0.15, 0.15  # shares of the time left
+_AGAIN = 0.6  # for paths, if none has found a region so far
 _SHORT = 15  # steps of a path of a model that has a form in standard units
 NOWHERE = (
     "infer: no path found a region where the density is concave, so there is no proper posterior, "
@@ -73,6 +74,8 @@ def best_candidate(model: Callable[[Any], Any], batch: Any, clock: Clock) -> Can
     if not clock.is_over or not options:
         # a path of the model as written may lead to a density without bound
         options.append(_candidate(model, batch, clock, "", _SHORT if other else None))
+    if not any(option.parts for option in options) and not clock.is_over:
+        options.append(_candidate(model, batch, clock, ", again", share=_AGAIN))
     options = [option for option in options if option.parts]
     if not options:
         raise ContractError(_TOO_SHORT if clock.is_over else NOWHERE)
@@ -85,10 +88,11 @@ def _candidate(
     clock: Clock,
     label: str,
     steps: int | None = None,
+    share: float = _PATHS,
 ) -> Candidate:
     target = target_of(model, batch)
     limit = {} if steps is None else {"steps": steps}
-    found = find_modes(target, is_over=clock.within(_PATHS), **limit)
+    found = find_modes(target, is_over=clock.within(share), **limit)
     check_proper(target, found)
     clock.record(f"paths{label}", target.gradients, note=f"{len(found)} modes")
     parts, elbos = [], []

@@ -9,22 +9,20 @@ impact of capacity, objective, batchsize, estimators, and step-size on flow VI, 
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pyro.distributions.transforms as transforms
 import torch
-from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from vilvm.inference._approximations import Approximation, Chain
 from vilvm.inference._target import Target
-from vilvm.training import fit
-from vilvm.wrappers.in_float64 import InFloat64, float64
+from vilvm.wrappers.in_float64 import float64
 
 __all__ = ["flow_of", "train"]
 
-_PARTICLES = 128
+_DRAWS = 128  # of a step
+_RATE = 2e-3
 _AVERAGED = 0.5  # share of the steps, the last ones, whose iterates are averaged
 
 
@@ -73,47 +71,37 @@ class Coupling(nn.Module):
         return u
 
 
+@torch.enable_grad()
 def train(
-    pair: InFloat64,
-    batch: Any,
+    target: Target,
+    flow: Approximation,
     steps: int,
-    seed: int,
     is_over: Callable[[], bool] = lambda: False,
 ) -> None:
     """Maximises the ELBO, and sets the parameters to the mean of the last iterates.
 
     Arguments:
-        pair: the model with the flow as its guide, which is changed in place.
-        batch: the data, in float64.
+        target: the log-density.
+        flow: u(ε), which is changed in place.
         steps: of Adam, with a falling rate.
-        seed: of the draws.
         is_over: whether the time is up.
     """
-    trained = [p for p in pair.parameters() if p.requires_grad]
-    mean = [torch.zeros_like(p) for p in trained]
-    first, averaged = round(steps * (1 - _AVERAGED)), 0
-
-    def average(_: Any, count: int) -> None:
-        nonlocal averaged
-        if count > first:
-            averaged = count - first
-            for total, parameter in zip(mean, trained, strict=True):
-                total.lerp_(parameter.detach(), 1 / averaged)
-
-    fit(
-        pair,
-        batch,
-        steps=steps,
-        objective=Trace_ELBO(num_particles=_PARTICLES, vectorize_particles=True),
-        optimizer=partial(torch.optim.Adam, lr=2e-3),
-        scheduler=partial(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=steps),
-        scheduler_interval="step",
-        callbacks=[lambda _: is_over()],
-        after_step=average,
-        seed=seed,
-        progress=False,
-    )
-    if averaged:
-        with torch.no_grad():
-            for total, parameter in zip(mean, trained, strict=True):
-                parameter.copy_(total)
+    trained = [p for p in flow.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=_RATE)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    mean = torch.optim.swa_utils.AveragedModel(flow)
+    for step in range(steps):
+        if is_over():
+            break
+        eps = torch.randn(_DRAWS, target.dim, dtype=torch.float64)
+        u, log_det = flow(eps)
+        _, slope = target.gradient(u.detach())
+        loss = -((u * slope).sum() + log_det.expand(_DRAWS).sum()) / _DRAWS
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        if step >= steps * (1 - _AVERAGED):
+            mean.update_parameters(flow)
+    if mean.n_averaged > 0:
+        flow.load_state_dict(mean.module.state_dict())

@@ -14,7 +14,6 @@ from vilvm.inference._approximations import (
     Gaussian,
     Mixture,
     composed,
-    pair_of,
 )
 from vilvm.inference._candidates import Candidate, best_candidate
 from vilvm.inference._chains import SUPERCHAINS, Chains, run_chains
@@ -149,7 +148,7 @@ def climb(
         before = choice.weighted
         chains = _chains(choice, coordinates)
     elif skew:
-        _consider_flow(choice, best, batch)
+        _consider_flow(choice, best)
     found = best.model, best.target, best.modes
     return Found(*found, *choice.components, choice.weighted, chains, before)
 
@@ -210,15 +209,14 @@ def _skewed(best: Candidate, clock: Clock) -> list[Approximation]:
     ]
 
 
-def _consider_flow(choice: _Choice, best: Candidate, batch: Any) -> None:
+def _consider_flow(choice: _Choice, best: Candidate) -> None:
     """Considers a flow in the coordinates of the best Gaussian, if it is needed and affordable."""
     clock = choice.clock
     is_needed = choice.weighted.k > RELIABLE_K and best.target.dim > 1
     if not is_needed or clock.left < _LEAST_FOR_FLOW:
         return
     flow = flow_of(best.target, copy.deepcopy(best.parts[0]), _LAYERS)
-    pair = pair_of(best.model, batch, [flow])
-    train(pair, batch, _FLOW_STEPS, 0, clock.within(0.7))
+    train(best.target, flow, _FLOW_STEPS, clock.within(0.7))
     choice.consider("flow", mixed([flow], choice.components))
 
 

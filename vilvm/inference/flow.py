@@ -73,6 +73,5 @@ def fit_flow(
                 "layers=0."
             )
         flow = flow_of(target, gaussian, max(1, layers))
-        pair = pair_of(plain, batch, [flow])
-        train(pair, batch, steps, seed)
-    return pair
+        train(target, flow, steps)
+        return pair_of(plain, batch, [flow])
