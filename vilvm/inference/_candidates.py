@@ -42,6 +42,7 @@ class Candidate(NamedTuple):
         modes: regions found by the paths.
         parts: a fitted Gaussian for each mode.
         elbos: their ELBOs, in nats.
+        is_cut: whether the time of the paths ended before they found a region.
     """
 
     model: Callable[[Any], Any]
@@ -49,6 +50,7 @@ class Candidate(NamedTuple):
     modes: list[Mode]
     parts: list[Approximation]
     elbos: list[float]
+    is_cut: bool
 
     @property
     def log_probs(self) -> Tensor:
@@ -74,12 +76,12 @@ def best_candidate(model: Callable[[Any], Any], batch: Any, clock: Clock) -> Can
     if not clock.is_over or not options:
         # a path of the model as written may lead to a density without bound
         options.append(_candidate(model, batch, clock, "", _SHORT if other else None))
-    if not any(option.parts for option in options) and not clock.is_over:
+    if options[-1].is_cut and not any(option.parts for option in options):
         options.append(_candidate(model, batch, clock, ", again", share=_AGAIN))
-    options = [option for option in options if option.parts]
-    if not options:
-        raise ContractError(_TOO_SHORT if clock.is_over else NOWHERE)
-    return _polished(max(options, key=lambda option: max(option.elbos)), clock)
+    usable = [option for option in options if option.parts]
+    if not usable:
+        raise ContractError(_TOO_SHORT if options[-1].is_cut else NOWHERE)
+    return _polished(max(usable, key=lambda option: max(option.elbos)), clock)
 
 
 def _candidate(
@@ -92,7 +94,9 @@ def _candidate(
 ) -> Candidate:
     target = target_of(model, batch)
     limit = {} if steps is None else {"steps": steps}
-    found = find_modes(target, is_over=clock.within(share), **limit)
+    is_over = clock.within(share)
+    found = find_modes(target, is_over=is_over, **limit)
+    is_cut = is_over() and not found
     check_proper(target, found)
     clock.record(f"paths{label}", target.gradients, note=f"{len(found)} modes")
     parts, elbos = [], []
@@ -104,7 +108,7 @@ def _candidate(
         elbos.append(value)
     best = f"ELBO {max(elbos):.2f}" if elbos else ""
     clock.record(f"Gaussian{label}", target.gradients, note=best)
-    return Candidate(model, target, found, parts, elbos)
+    return Candidate(model, target, found, parts, elbos, is_cut)
 
 
 def _polished(candidate: Candidate, clock: Clock) -> Candidate:
