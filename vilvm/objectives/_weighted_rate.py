@@ -7,6 +7,7 @@ from typing import Any
 
 from pyro.infer import ELBO, TraceEnum_ELBO
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 __all__ = ["RateWeight", "WeightedRate"]
@@ -33,7 +34,7 @@ class RateWeight(Messenger):
         )
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"]:
+        if msg["is_observed"] or site_is_subsample(msg):
             return
         name = msg["name"].removesuffix(_UNCONSTRAINED)
         if self.sites is not None and name not in self.sites:

@@ -76,7 +76,7 @@ class FreeBits(ParticleObjective):
         rates = dimension_rates if self.per == "dimension" else latent_rates
         loss = -found.elbo
         for name, rate in rates(found).items():
-            rate = rate.double().mean(0).reshape(rate.shape[1:] or (1,)).T
+            rate = torch.atleast_1d(rate.double().mean(0))
             scale = found.scale_of(name)
             free = self.nats * (scale * torch.ones_like(rate)).sum(-1)
             # max(λ, rate) = rate + max(0, λ − rate)

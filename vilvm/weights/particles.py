@@ -60,8 +60,9 @@ class Particles:
         Raises:
             ContractError: sites have different factors, so that w is no ratio of densities.
         """
-        factors = {**self.weights.guide_scales, **self.weights.model_scales}
-        (first, scale), *others = factors.items()
+        weights = self.weights
+        factors = [*weights.guide_scales.items(), *weights.model_scales.items()]
+        (first, scale), *others = factors
         for name, other in others:
             if not _equal(scale, other):
                 raise self._differing(first, name)

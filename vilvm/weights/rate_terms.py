@@ -59,7 +59,7 @@ def dimension_rates(found: Particles) -> dict[str, Tensor]:
         found: particles of a pair whose latents stand in the data plate.
 
     Returns:
-        By latent, shape (k, num_data, d), in nats.
+        By latent, shape (k, d, num_data), in nats.
 
     Raises:
         ContractError: guide or prior does not factorise over dimensions.
@@ -71,7 +71,7 @@ def dimension_rates(found: Particles) -> dict[str, Tensor]:
         >>> from vilvm.weights.particles import particles
         >>> lvm, x = VAE(data_dim=6, latent_dim=2), torch.zeros(4, 6)
         >>> dimension_rates(particles((lvm.model, lvm.guide), x, 3, nesting=1))["z"].shape
-        torch.Size([3, 4, 2])
+        torch.Size([3, 2, 4])
     """
     return {
         name: torch.cat([_rate(run, name) for run in found.runs])
@@ -110,7 +110,8 @@ def _rate(run: ParticleRun, name: str) -> Tensor:
     of_prior = _univariate("prior", run.model[name]).log_prob(value)
     axis = _data_axis(run.plates, run.guide[name])
     rate = (of_guide - of_prior).expand(value.shape)
-    return _particles_first(rate, axis, run.size).flatten(2)
+    rate = _particles_first(rate, axis, run.size)
+    return rate.reshape(*rate.shape[:2], -1).mT
 
 
 def _cross(run: ParticleRun, name: str) -> Tensor:
@@ -121,7 +122,8 @@ def _cross(run: ParticleRun, name: str) -> Tensor:
     found = _univariate("guide", site).log_prob(draws)
     found = found.expand(-1, *run.draws[name].shape)
     by_draw = [_particles_first(part, axis, run.size) for part in found.unbind(0)]
-    return torch.stack(by_draw, 1).flatten(3)
+    found = torch.stack(by_draw, 1)
+    return found.reshape(*found.shape[:3], -1)
 
 
 def _data_axis(plates: Plates, site: Any) -> int:
