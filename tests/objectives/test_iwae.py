@@ -1,7 +1,7 @@
 """The importance-weighted bound: closed forms, factors, gradients, shared and unfit latents.
 
-The statistical tests compare 11 numbers at |t| < 6 with at least 29 degrees of freedom, and fail
-by chance less than three times in 100,000 runs.
+The statistical tests compare 11 numbers at |t| < 7 with at least 19 degrees of freedom, and fail
+by chance about once in 50,000 runs.
 """
 
 import math
@@ -11,11 +11,11 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO
-from torch import nn
 
 import vilvm
 from tests.objectives.linear_gaussian import (
     Scaled,
+    SharedMean,
     Subsampled,
     factor_analysis,
     gradient,
@@ -35,13 +35,13 @@ def test_bound_rises_with_k_below_the_evidence():
     for k in (1, 4, 16, 64):
         objective = IWAE(k, max_plate_nesting=1 + (k > 1))
         with seeded(k):
-            losses = [objective.loss(lvm.model, lvm.guide, copies) for _ in range(30)]
+            losses = [objective.loss(lvm.model, lvm.guide, copies) for _ in range(20)]
         values = -torch.tensor(losses) / 50
         means.append(values.mean().item())
-        errors.append(values.std().item() / 30**0.5)
+        errors.append(values.std().item() / 20**0.5)
     for i in range(3):
-        assert means[i + 1] - means[i] > 6 * math.hypot(*errors[i : i + 2])
-    assert means[-1] < exact + 6 * errors[-1]
+        assert means[i + 1] - means[i] > 7 * math.hypot(*errors[i : i + 2])
+    assert means[-1] < exact + 7 * errors[-1]
     assert exact - means[-1] < 0.25 * (exact - means[0])
 
 
@@ -53,8 +53,8 @@ def test_loss_estimates_the_bound_of_log_weights():
     copies = x.repeat(10, 1)
     objective = IWAE(8, max_plate_nesting=2)
     with seeded(2):
-        losses = [objective.loss(lvm.model, lvm.guide, copies) for _ in range(30)]
-    assert abs(t_scores(-torch.tensor(losses) / 10, bounds)) < 6
+        losses = [objective.loss(lvm.model, lvm.guide, copies) for _ in range(20)]
+    assert abs(t_scores(-torch.tensor(losses) / 10, bounds)) < 7
 
 
 @pytest.mark.parametrize("vectorised", [True, False])
@@ -148,23 +148,6 @@ def test_gradient_equals_finite_differences(make):
 # --------------------------------------------------------------------------------------------
 
 
-class SharedMean(nn.Module):
-    """mu ~ N(0, 1), x ~ N(mu, 1): a latent that the data share."""
-
-    def __init__(self, size=None):
-        super().__init__()
-        self.size = size
-        self.loc = nn.Parameter(torch.tensor(0.3))
-
-    def model(self, x):
-        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", self.size or len(x), subsample=x):
-            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
-
-    def guide(self, x):
-        pyro.sample("mu", dist.Normal(self.loc, 0.4))
-
-
 def test_shared_latent_has_one_joint_weight():
     lvm, x = SharedMean(), torch.tensor([0.5, 1.0, -0.2])
     with seeded(1):
@@ -224,7 +207,7 @@ def test_plain_svi_trains():
     lvm, x = two_layers()
     before = IWAE(50).loss(lvm.model, lvm.guide, x)
     svi = SVI(lvm.model, lvm.guide, pyro.optim.Adam({"lr": 0.02}), IWAE(5))
-    for _ in range(60):
+    for _ in range(40):
         svi.step(x)
     assert IWAE(50).loss(lvm.model, lvm.guide, x) < before
     assert svi.evaluate_loss(x) > 0
@@ -234,4 +217,4 @@ def test_particles_one_by_one_have_the_same_gradient():
     lvm, x = two_layers()
     one = gradients(IWAE(4, False, 1), lvm, x)
     at_once = gradients(IWAE(4, True, 2), lvm, x, seed=1)
-    assert t_scores(one, at_once).abs().max() < 6
+    assert t_scores(one, at_once).abs().max() < 7

@@ -1,7 +1,7 @@
 """DReG and STL: unbiased, without noise at the posterior, and a signal that grows with k.
 
-The statistical tests compare some 130 numbers at |t| < 6, and fail by chance less than three times
-in 10,000 runs.
+The statistical tests compare some 130 numbers at |t| < 7 with at least 19 degrees of freedom, and
+fail by chance about once in 5,000 runs.
 """
 
 import pyro
@@ -32,7 +32,7 @@ def test_dreg_has_the_mean_gradient_of_iwae(make):
     for vectorised in (True, False):
         objective = DReG(3, vectorised, 1 + vectorised)
         double = gradients(objective, lvm, x, seed=1)
-        assert t_scores(plain, double).abs().max() < 6
+        assert t_scores(plain, double).abs().max() < 7
 
 
 @pytest.mark.parametrize("make", PAIRS.values(), ids=PAIRS)
@@ -41,7 +41,7 @@ def test_stl_has_the_mean_gradient_of_the_elbo(make):
     plain = gradients(Trace_ELBO(), lvm, x)
     for particles in (1, 3):
         path = gradients(STL(particles), lvm, x, seed=1)
-        assert t_scores(plain, path).abs().max() < 6
+        assert t_scores(plain, path).abs().max() < 7
 
 
 @pytest.mark.parametrize("objective", [STL(2), DReG(4)])
@@ -96,7 +96,7 @@ def test_dreg_gains_signal_with_k_where_iwae_loses():
         for k in (2, 128)
     }
     groups = {"guide": ["V", "unconstrained_L"]}
-    found = gradient_snr(lvm, x, objectives, groups=groups, num_draws=48).groups
+    found = gradient_snr(lvm, x, objectives, groups=groups, num_draws=36).groups
     snr = {name: value["guide"] for name, value in found.items()}
     for kind, low, high in (("DReG", 2, 128), ("IWAE", 128, 2)):
         less, more = snr[f"{kind} {low}"], snr[f"{kind} {high}"]
@@ -134,4 +134,4 @@ def test_flow_guides_pass_the_path():
     x = torch.tensor([[0.5, -1.0]])
     plain = gradients(Trace_ELBO(), lvm, x)
     path = gradients(STL(), lvm, x, seed=1)
-    assert t_scores(plain, path).abs().max() < 6
+    assert t_scores(plain, path).abs().max() < 7

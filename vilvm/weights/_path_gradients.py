@@ -72,8 +72,9 @@ def _along_path(
     if slope is None:
         return density
     draw = run.draws[name]
-    change: Any = slope * (draw - draw.detach())
-    return density + sum_rightmost(change, run.guide[name]["fn"].event_dim)
+    event_dim = run.guide[name]["fn"].event_dim
+    change: Any = sum_rightmost(slope * (draw - draw.detach()), event_dim)
+    return density + change
 
 
 def _check_same(first: Sites, again: Sites) -> None:
