@@ -64,7 +64,7 @@ def _data(workload: Workload, device: str) -> Any:
     return (
         tuple(t.to(device) for t in SCHOOLS)
         if workload.name == "eight_schools"
-        else pictures(device)
+        else pictures(device)[: workload.images]
     )
 
 
