@@ -133,7 +133,11 @@ def test_eight_schools_have_their_exact_evidence_and_moments(centred):
     assert evidence.mc_se < 0.05
     moments, rows = lvm.exact_moments(data.x), found.summary()
     for name in moments.mean:
-        row, mean, sd = rows[by_index(name)], moments.mean[name].item(), moments.sd[name].item()
+        row, mean, sd = (
+            rows[by_index(name)],
+            moments.mean[name].item(),
+            moments.sd[name].item(),
+        )
         assert (
             abs(row.mean - mean) < 5 * sd / row.ess**0.5
         )  # fails once in 170,000 runs
