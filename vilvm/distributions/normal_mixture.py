@@ -57,7 +57,7 @@ class NormalMixture(TorchDistribution):
         validate_args: bool | None = None,
     ):
         self.logits, self.locs, self.scales = logits, locs, scales
-        super().__init__((), locs.shape[-1:], validate_args=validate_args)
+        super().__init__(torch.Size(), locs.shape[-1:], validate_args=validate_args)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> "NormalMixture":
         """The same distribution for every index of `batch_shape`."""

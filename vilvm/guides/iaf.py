@@ -19,11 +19,14 @@ Reference: Improving Variational Inference with Inverse Autoregressive Flow, Kin
 Jozefowicz, Chen, Sutskever and Welling, 2016.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro.distributions import transforms
+from pyro.distributions.transforms.utils import clamp_preserve_gradients
 from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 
@@ -78,19 +81,19 @@ class IAF(nn.Module):
                 f"{dim} units; got {sizes}."
             )
         self.latent_dim, self.in_dim = dim, 2 * dim + context_dim
-        forwards = torch.arange(dim)
-        self.layers = nn.ModuleList(
-            transforms.ConditionalAffineAutoregressive(
-                ConditionalAutoRegressiveNN(
-                    dim,
-                    context_dim,
-                    sizes,
-                    permutation=forwards.flip(0) if i % 2 else forwards,
-                    skip_connections=True,
-                    nonlinearity=nn.SiLU(),
-                )
+        forwards = list(range(dim))
+        layers = check_number("IAF: layers", layers)
+        self.orders = [forwards[:: (-1) ** i] for i in range(layers)]
+        self.networks = nn.ModuleList(
+            ConditionalAutoRegressiveNN(
+                dim,
+                context_dim,
+                sizes,
+                permutation=torch.tensor(order),  # pyright: ignore
+                skip_connections=True,
+                nonlinearity=nn.SiLU(),
             )
-            for i in range(check_number("IAF: layers", layers))
+            for order in self.orders
         )
 
     def forward(self, out: Tensor) -> dist.TransformedDistribution:
@@ -103,5 +106,28 @@ class IAF(nn.Module):
             A distribution of batch shape (...) and event shape (d,).
         """
         gaussian, context = out.tensor_split([2 * self.latent_dim], -1)
-        steps = [layer.condition(context) for layer in self.layers]  # pyright: ignore
+        steps = [
+            _Layer(partial(network, context=context), order)
+            for network, order in zip(self.networks, self.orders, strict=True)
+        ]
         return dist.TransformedDistribution(normal(gaussian), steps)
+
+
+class _Layer(transforms.AffineAutoregressive):
+    """Pyro's layer, with an inverse that reads no value of a tensor, so that it can be traced."""
+
+    def __init__(self, network: Callable[[Tensor], Any], order: list[int]):
+        super().__init__(network)
+        self.order = order
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        x = list(torch.zeros_like(y).unbind(-1))
+        log_scale = y
+        for i in self.order:
+            shift, log_scale = self.arn(torch.stack(x, -1))
+            log_scale = clamp_preserve_gradients(
+                log_scale, self.log_scale_min_clip, self.log_scale_max_clip
+            )
+            x[i] = (y[..., i] - shift[..., i]) * (-log_scale[..., i]).exp()
+        self._cached_log_scale = log_scale
+        return torch.stack(x, -1)

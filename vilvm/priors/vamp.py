@@ -111,8 +111,6 @@ class _Mixture(dist.MixtureSameFamily):
 
 
 def _is_diagonal_normal(q: Any) -> bool:
-    return (
-        isinstance(q, Independent)
-        and isinstance(q.base_dist, Normal)
-        and q.event_dim == 1
-    )
+    if not isinstance(q, Independent) or q.reinterpreted_batch_ndims != 1:
+        return False
+    return isinstance(q.base_dist, Normal)
