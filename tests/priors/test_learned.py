@@ -211,9 +211,8 @@ def test_vae_keeps_the_contract(head):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PRIORS)
-def test_compiled_training_improves_the_bound(name):
-    lvm, x = Noisy(PRIORS[name]()), 2 * torch.randn(64, 2)
+def test_compiled_training_improves_the_bound():
+    lvm, x = Noisy(PRIORS["vamp"]()), 2 * torch.randn(64, 2)
     before = vilvm.evaluate(lvm, x, num_samples=50).bounds["elbo"].mean
     vilvm.fit(lvm, x, steps=200, batch_size=32, compile=True)
     assert vilvm.evaluate(lvm, x, num_samples=50).bounds["elbo"].mean > before + 0.2
