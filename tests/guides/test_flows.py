@@ -41,6 +41,17 @@ class Linear(nn.Module):
             pyro.sample("z", self.head(self.encoder(x)))
 
 
+@torch.no_grad()
+def far_from_identity(head):
+    """The flow, whose layers start near the identity, with coefficients 100 times as large."""
+    networks = getattr(head, "networks", None) or head.layers.networks
+    for network in networks:
+        for last in (network.layers[-1], getattr(network, "skip_layer", None)):
+            for parameter in last.parameters() if last else ():
+                parameter.mul_(100)
+    return head
+
+
 def evidence(x):
     return dist.LowRankMultivariateNormal(
         torch.zeros(3), W, torch.full((3,), 0.25)
@@ -50,7 +61,7 @@ def evidence(x):
 @pytest.mark.parametrize("name", HEADS)
 @pytest.mark.parametrize("dim", [2, 5])
 def test_density_equals_base_over_numerical_jacobian(name, dim):
-    head = HEADS[name](dim).double()
+    head = far_from_identity(HEADS[name](dim).double())
     q = head(torch.randn(head.in_dim).double())
 
     def forward(eps):
@@ -68,7 +79,7 @@ def test_density_equals_base_over_numerical_jacobian(name, dim):
 
 @pytest.mark.parametrize("name", HEADS)
 def test_replayed_draws_have_their_own_density(name):
-    lvm, x = Linear(HEADS[name](2)), torch.randn(5, 3)
+    lvm, x = Linear(far_from_identity(HEADS[name](2))), torch.randn(5, 3)
     q = lvm.head(lvm.encoder(x))
     z = q.sample((50,))
     log_q = q.log_prob(z).double()
@@ -127,14 +138,12 @@ def test_iaf_holds_the_posterior_that_mean_field_misses():
 @pytest.mark.parametrize("name", HEADS)
 def test_training_reaches_the_exact_evidence(name):
     x = torch.randn(100, 2) @ W.T + 0.5 * torch.randn(100, 3)
-    lvm, objective = (
-        Linear(HEADS[name](2)),
-        Trace_ELBO(8, vectorize_particles=True, max_plate_nesting=1),
-    )
-    vilvm.fit(lvm, x, steps=1000, objective=objective, **one_cycle(0.05, 1000))
+    lvm = Linear(HEADS[name](2))
+    objective = Trace_ELBO(8, vectorize_particles=True, max_plate_nesting=1)
+    vilvm.fit(lvm, x, steps=500, objective=objective, **one_cycle(0.05, 500))
     found = vilvm.evaluate(lvm, x, num_samples=500).bounds["elbo"]
     lost = evidence(x).mean().item() - found.mean
-    assert -5 * found.mc_se < lost < 5 * found.mc_se + 0.05  # what Adam may leave
+    assert -5 * found.mc_se < lost < 5 * found.mc_se + 0.03  # what Adam may leave
 
 
 @pytest.mark.slow
@@ -154,9 +163,8 @@ def test_guide_trains_compiled():
     assert vilvm.evaluate(lvm, x, num_samples=50).bounds["elbo"].mean > before + 0.2
 
 
-@pytest.mark.parametrize(
-    "name", ["iaf", pytest.param("real_nvp", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HEADS)
 def test_local_guide_improves_a_flow(name):
     lvm, x = Linear(HEADS[name](2)), torch.randn(5, 3)
     local, _ = fit_local_guide(lvm, x, steps=30)

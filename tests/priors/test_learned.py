@@ -49,7 +49,12 @@ def grid(width=9.0, points=601):
 
 def bent():
     """A RealNVP prior at some distance from N(0, I)."""
-    return RealNVP(2, layers=3, hidden=(8, 8))
+    prior = RealNVP(2, layers=3, hidden=(8, 8))
+    with torch.no_grad():
+        for network in prior.layers.networks:
+            for parameter in network.layers[-1].parameters():
+                parameter.mul_(100)  # it starts near the identity
+    return prior
 
 
 PRIORS = {

@@ -7,7 +7,7 @@ whose coefficients are a network of a, and of a context c if there is one,
 
 The order of the dimensions is reversed between the layers. Both directions take one pass through
 each network, so the density is exact, and as cheap as a draw, at any value. s lies between −5 and
-3.
+3. The layers start near the identity.
 
 Reference: Density estimation using Real NVP, Dinh, Sohl-Dickstein and Bengio, 2017.
 """
@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from vilvm._runtime.argument_checks import check_number, check_sizes
 
 __all__ = ["CouplingLayers"]
+
+_START = 0.01  # share of a usual start: training from a random flow may end in a poor optimum
 
 
 class CouplingLayers(nn.Module):
@@ -67,6 +69,10 @@ class CouplingLayers(nn.Module):
             ConditionalDenseNN(self.kept, context_dim, sizes, moved, nn.SiLU())
             for _ in range(layers)
         )
+        with torch.no_grad():
+            for network in self.networks:
+                for parameter in network.layers[-1].parameters():  # pyright: ignore
+                    parameter.mul_(_START)
 
     def forward(
         self, base: dist.TorchDistribution, context: Tensor | None = None

@@ -8,7 +8,7 @@ coefficients are a network of the dimensions before it and of c,
 
 The order of the dimensions alternates between the layers. The networks are masked (MADE) and have
 a direct linear part, so one layer represents every Gaussian with a full covariance. s lies between
-−5 and 3.
+−5 and 3. The layers start near the identity, so the guide starts as the amortised Gaussian.
 
 A draw and its log q take one pass through each network; training and log-weights need no more.
 log q at another value (``guide_log_prob``, annealing from the guide, a VampPrior) inverts each
@@ -34,6 +34,8 @@ from vilvm._runtime.argument_checks import check_number, check_sizes
 from vilvm.guides.normal import normal
 
 __all__ = ["IAF"]
+
+_START = 0.01  # share of a usual start: training from a random flow may end in a poor optimum
 
 
 class IAF(nn.Module):
@@ -95,6 +97,11 @@ class IAF(nn.Module):
             )
             for order in self.orders
         )
+        with torch.no_grad():
+            for network in self.networks:
+                for last in (network.layers[-1], network.skip_layer):  # pyright: ignore
+                    for parameter in last.parameters():  # pyright: ignore
+                        parameter.mul_(_START)
 
     def forward(self, out: Tensor) -> dist.TransformedDistribution:
         """q(z | x).
