@@ -199,10 +199,8 @@ def test_model_can_be_copied_after_training(name):
         assert torch.equal(vilvm.log_weights(other, x, 3).log_weight, first)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["vamp", *(pytest.param(n, marks=pytest.mark.slow) for n in list(PRIORS)[1:])],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PRIORS)
 def test_model_keeps_the_contract(name):
     assert check_lvm(lambda: (Noisy(PRIORS[name]()), torch.randn(5, 2))) == "vectorised"
 
