@@ -15,10 +15,14 @@ From log p(x) = log E_q[p(x, z) / q(z | x)] and Jensen's inequality,
 with gap KL(q(z | x) ‖ p(z | x)), and both networks are trained to maximise the ELBO. With
 z = m(x) + s(x) ε, ε ~ N(0, I), its gradient passes through the sample.
 
+A prior that is trained with the model (``vilvm.priors``) may replace N(0, I), and a flow
+(``vilvm.guides``) the Gaussian q(z | x).
+
 Reference: Auto-Encoding Variational Bayes, Diederik P. Kingma and Max Welling, 2014.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -45,6 +49,11 @@ class VAE(nn.Module):
             z).
         encoder_hidden: sizes of the encoder's hidden layers.
         decoder_hidden: sizes of the decoder's hidden layers.
+        network: makes encoder and decoder of input size, hidden sizes and output size, as
+            ``networks.mlp`` and ``networks.gated_mlp`` do.
+        head: makes q(z | x) of the encoder's output, ``guides.normal`` by default; or a flow,
+            ``guides.IAF`` or ``guides.RealNVP``.
+        prior: p(z), N(0, I) by default; or one of ``vilvm.priors``.
 
     Raises:
         ValueError: an unknown likelihood.
@@ -66,16 +75,21 @@ class VAE(nn.Module):
         likelihood: str = "bernoulli",
         encoder_hidden: Sequence[int] = (400,),
         decoder_hidden: Sequence[int] = (256, 128),
+        *,
+        network: Callable[[int, Sequence[int], int], Any] = mlp,
+        head: Any = normal,
+        prior: nn.Module | None = None,
     ):
         super().__init__()
         if likelihood not in ("bernoulli", "gaussian"):
             raise ValueError(
                 f"VAE: unknown likelihood {likelihood!r}; choose 'bernoulli' or 'gaussian'."
             )
-        self.likelihood = likelihood
-        heads = {"bernoulli": 1, "gaussian": 2}[likelihood]
-        self.encoder = mlp(data_dim, encoder_hidden, 2 * latent_dim)
-        self.decoder = mlp(latent_dim, decoder_hidden, heads * data_dim)
+        self.likelihood, self.head, self.prior = likelihood, head, prior
+        outputs = {"bernoulli": 1, "gaussian": 2}[likelihood] * data_dim
+        in_dim = getattr(head, "in_dim", 2 * latent_dim)
+        self.encoder = network(data_dim, encoder_hidden, in_dim)
+        self.decoder = network(latent_dim, decoder_hidden, outputs)
         self.register_buffer("origin", torch.zeros(latent_dim))
 
     def model(self, x: Tensor) -> None:
@@ -83,14 +97,24 @@ class VAE(nn.Module):
         # for plain pyro.infer.SVI; vilvm.fit uses the module itself
         pyro.module("vae", self)
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(self.origin, 1.0).to_event(1))
+            z = pyro.sample("z", self.prior_of_z())
             pyro.sample("x", self.decode(z), obs=x)
 
     def guide(self, x: Tensor) -> None:
         """q(z | x)."""
-        q = normal(self.encoder(x))
+        q = self.encode(x)
         with pyro.plate("data", len(x)):
             pyro.sample("z", q)
+
+    def prior_of_z(self) -> dist.TorchDistribution:
+        """p(z), of batch shape ()."""
+        if self.prior is None:
+            return dist.Normal(self.origin, 1.0).to_event(1)
+        return self.prior(self.encode)
+
+    def encode(self, x: Tensor) -> dist.TorchDistribution:
+        """q(z | x) for x of shape (..., data_dim)."""
+        return self.head(self.encoder(x))
 
     def decode(self, z: Tensor) -> dist.TorchDistribution:
         """p(x | z) for z of shape (..., latent_dim)."""

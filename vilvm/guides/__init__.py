@@ -1,11 +1,15 @@
-"""Guides: an amortised Gaussian, a degenerate one (auto-encoder), and one fitted per datum."""
+"""Guides: amortised (Gaussian, flows), degenerate (auto-encoder), and fitted per datum."""
 
 from vilvm.guides.delta import delta, flat_prior
+from vilvm.guides.iaf import IAF
 from vilvm.guides.initialisation import init_to_origin
 from vilvm.guides.local import WithLocalGuide, fit_local_guide
 from vilvm.guides.normal import normal
+from vilvm.guides.real_nvp import RealNVP
 
 __all__ = [
+    "IAF",
+    "RealNVP",
     "WithLocalGuide",
     "delta",
     "fit_local_guide",

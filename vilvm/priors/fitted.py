@@ -76,6 +76,17 @@ class FittedPrior(nn.Module):
             self.register_parameter(name, nn.Parameter(value, requires_grad=False))
         self.layers = nn.ModuleList(layers)
 
+    def forward(self, encode: Any = None) -> dist.TorchDistribution:
+        """p̂(z), so that a model takes it in place of a prior that is trained with it.
+
+        Arguments:
+            encode: not used; a ``VampPrior`` needs it, and all priors are called alike.
+
+        Returns:
+            The result of ``distribution``.
+        """
+        return self.distribution()
+
     def distribution(self) -> dist.TorchDistribution:
         """p̂(z), of batch shape () and event shape (d,)."""
         mean = self.get_parameter("mean")

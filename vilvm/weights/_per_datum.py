@@ -56,8 +56,8 @@ __all__ = [
 ]
 
 INSTEAD = (
-    "use an amortised guide, all data at once, or pyro.plate(..., N, subsample=index) with "
-    "indices in the batch (an autoguide's create_plates)"
+    "use an amortised guide (vilvm.guides), all data at once, or pyro.plate(..., N, "
+    "subsample=index) with indices in the batch (an autoguide's create_plates)"
 )
 _DIFFERENT = 1e-3  # relative difference of two gradients that rounding does not explain
 # weight of the drawn value beside its log-density, so that gradients of the two do not cancel
