@@ -14,6 +14,7 @@ Reference: Density estimation using Real NVP, Dinh, Sohl-Dickstein and Bengio, 2
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -86,16 +87,24 @@ class CouplingLayers(nn.Module):
         Returns:
             A distribution of event shape (d,).
         """
+        return dist.TransformedDistribution(base, self.steps(context))
+
+    def steps(self, context: Tensor | None = None) -> list[Any]:
+        """The transforms that all layers apply, the first one first.
+
+        They are made anew at each call, since Pyro's transforms keep the last tensors that they
+        saw.
+
+        Arguments:
+            context: as of ``forward``.
+        """
         if context is None:
             context = next(self.parameters()).new_zeros(0)
         reverse = transforms.Permute(
             torch.arange(self.dim - 1, -1, -1, device=context.device)
         )
-        steps: list[dist.transforms.Transform] = []
+        steps: list[Any] = []
         for network in self.networks:
-            # made anew at each call, since Pyro's transforms keep the last tensors that they saw
-            steps += [
-                transforms.AffineCoupling(self.kept, partial(network, context=context)),
-                reverse,
-            ]
-        return dist.TransformedDistribution(base, steps)
+            moved = partial(network, context=context)
+            steps += [transforms.AffineCoupling(self.kept, moved), reverse]
+        return steps

@@ -9,12 +9,11 @@ impact of capacity, objective, batchsize, estimators, and step-size on flow VI, 
 """
 
 from collections.abc import Callable
-from typing import Any
 
-import pyro.distributions.transforms as transforms
 import torch
 from torch import Tensor, nn
 
+from vilvm.distributions import CouplingLayers
 from vilvm.inference._approximations import Approximation, Chain
 from vilvm.inference._target import Target
 from vilvm.wrappers.in_float64 import float64
@@ -35,7 +34,7 @@ def flow_of(target: Target, gaussian: Approximation, layers: int) -> Chain:
 
 
 class Coupling(nn.Module):
-    """RealNVP's layers with permutations between them, starting as the identity.
+    """``CouplingLayers`` as a map with its log-determinant.
 
     Arguments:
         dim: D.
@@ -45,29 +44,21 @@ class Coupling(nn.Module):
     def __init__(self, dim: int, layers: int):
         super().__init__()
         self.loc = nn.Parameter(torch.zeros(dim), requires_grad=False)
-        width = [max(32, 4 * dim)] * 2
-        self.layers = nn.ModuleList(
-            transforms.affine_coupling(dim, width) for _ in range(layers)
-        )
-        for layer in self.layers:
-            network: Any = layer.nn
-            last = network.layers[-1]
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+        self.layers = CouplingLayers(dim, layers, [max(32, 4 * dim)] * 2)
 
     def forward(self, eps: Tensor) -> tuple[Tensor, Tensor]:
         """u at ε of shape (S, D), and log |∂u/∂ε|, shape (S,)."""
         log_det = eps.new_zeros(len(eps))
-        for layer in self.layers:
-            moved = layer(eps)
-            log_det = log_det + layer.log_abs_det_jacobian(eps, moved)  # pyright: ignore
-            eps = moved.flip(-1)
+        for step in self.layers.steps():
+            moved = step(eps)
+            log_det = log_det + step.log_abs_det_jacobian(eps, moved)
+            eps = moved
         return eps, log_det
 
     def inverse(self, u: Tensor) -> Tensor:
         """ε at u of shape (S, D)."""
-        for layer in reversed(self.layers):
-            u = layer._inverse(u.flip(-1))  # pyright: ignore
+        for step in reversed(self.layers.steps()):
+            u = step.inv(u)
         return u
 
 
