@@ -31,6 +31,7 @@ _FEW, _SMALL = (
     50,
 )  # dimensions up to which skewed margins are fitted, before chains or not
 _GOOD_K = 0.6  # k̂ up to which weights are good enough to look no further
+_SURE_K = 0.5  # k̂ up to which their variance is finite, so that chains are no better
 _ENOUGH = 4000.0  # effective sample size
 _FIRST, _MOST_DRAWS = 4000, 64_000
 _SHARES = (
@@ -113,6 +114,11 @@ class _Choice:
         return self.weighted.k <= _GOOD_K and self.weighted.ess >= _ENOUGH / 2
 
     @property
+    def is_sure(self) -> bool:
+        """Whether the weights are as good as chains."""
+        return self.is_good and self.weighted.k <= _SURE_K
+
+    @property
     def is_done(self) -> bool:
         """Whether to look no further, or the time is up."""
         return self.is_good or self.clock.is_over
@@ -154,13 +160,13 @@ def climb(
 
 
 def _chains(choice: _Choice, coordinates: Approximation) -> Chains | None:
-    """Chains from the weighted draws; None if a Gaussian with their moments has good weights."""
+    """Chains from the weighted draws; None if a Gaussian with their moments does as well."""
     clock = choice.clock
 
     def suffices(u: Tensor) -> bool:
         clock.record("chains", choice.target.gradients)
         choice.consider("weights after chains", _refitted(coordinates, u))
-        return choice.is_good
+        return choice.is_sure
 
     starts = choice.weighted.resampled(SUPERCHAINS)
     chains = run_chains(
@@ -172,7 +178,7 @@ def _chains(choice: _Choice, coordinates: Approximation) -> Chains | None:
         report=clock.show,
         compile=clock.left > LEAST_TO_COMPILE,
     )
-    if choice.is_good:
+    if choice.is_sure:
         return None
     suffices(chains.u)  # for the evidence
     return chains
