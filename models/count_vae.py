@@ -10,17 +10,17 @@ that a gene is missed:
 where NB has variance μ + μ² / θ: it is a Poisson variable whose rate is Gamma distributed. θ_g is
 a parameter of the gene, the same for all cells.
 
-Inference. One encoder of log(1 + x) gives q(z | x) and q(log ℓ | x) = N(log Σ_g x_g + δ(x), t²(x)),
-whose mean starts at the observed total. ρ is normalised, so the mean counts are ℓ times shares;
-this is what separates ℓ from z.
+Inference. One encoder of log(1 + x) gives q(z | x) and q(log ℓ | x) = N(log Σ_g x_g + δ(x),
+t²(x)), whose mean starts at the observed total. ρ is normalised, so the mean counts are ℓ times
+shares; this is what separates ℓ from z.
 
 The library size is latent, as in the paper. Later programs use the observed total in place of ℓ.
 The total is computed from x, so p(x | ℓ = Σ x) is no density of x: it does not sum to one over
 counts, its bound is no bound on log p(x), and the model cannot be simulated without data. With ℓ
 latent all of this holds, at the cost of one number per cell whose posterior is narrow.
 
-Reference: Deep Generative Modeling for Single-Cell Transcriptomics, Lopez, Regier, Cole, Jordan and
-Yosef, 2018.
+Reference: Deep Generative Modeling for Single-Cell Transcriptomics, Lopez, Regier, Cole, Jordan
+and Yosef, 2018.
 """
 
 from collections.abc import Sequence
@@ -114,7 +114,7 @@ class CountVAE(nn.Module):
 
     @torch.no_grad()
     def start_at(self, x: Tensor) -> "CountVAE":
-        """Sets p(log ℓ) to the mean and deviation of log totals, as the paper does, and ρ to shares.
+        """Sets p(log ℓ) to mean and deviation of log totals, as the paper does, and ρ to shares.
 
         Arguments:
             x: training data, shape (num_data, num_genes).

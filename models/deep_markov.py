@@ -5,25 +5,26 @@ next state's mean and deviation, and the emission of each x_t:
 
     z_t ~ N(μ(z_{t−1}), diag σ²(z_{t−1})),    x_t ~ p(x_t | z_t).
 
-The gated transition is linear to the share 1 − g and nonlinear to the share g, for each dimension:
+The gated transition is linear to the share 1 − g and nonlinear to the share g, in each dimension:
 
-    μ(z) = (1 − g) ∘ (W z + b) + g ∘ h(z),    g = sigmoid(network(z)),    σ(z) = softplus(V relu(h(z)) + c),
+    μ(z) = (1 − g) ∘ (W z + w) + g ∘ h(z),    σ(z) = softplus(V relu(h(z)) + v),
 
-with W = I at first. If transition and emission are linear, this is the model of the Kalman filter.
+with networks h and g, g in (0, 1), and W = I at first. If transition and emission are linear, this
+is the model of the Kalman filter.
 
-Inference. Given x, the states are a Markov chain too, p(z | x) = Π_t p(z_t | z_{t−1}, x_t, …, x_T):
-z_{t−1} stands for all earlier data. The guide has this structure. A recurrent network that runs
-backwards sums up x_t, …, x_T in r_t, and a combiner gives
+Inference. Given x, the states are a Markov chain too, p(z | x) = Π_t p(z_t | z_{t−1}, x_t, …,
+x_T), in which z_{t−1} stands for all earlier data. The guide has this structure. A recurrent
+network that runs backwards summarises x_t, …, x_T in r_t, and a combiner gives
 
-    q(z_t | z_{t−1}, x) = N(A c + a, diag softplus(B c + b)²),    c = ½ (tanh(C z_{t−1} + e) + r_t).
+    q(z_t | z_{t−1}, x) = N(A c + a, diag softplus(B c + b)²),   c = ½ (tanh(C z_{t−1} + e) + r_t).
 
 Unequal lengths. A batch is (x, lengths): sequences padded to T, and the number of steps of each.
 Padded steps are masked in model and guide, so that they add nothing to the ELBO of a sequence; and
 the recurrent network starts at a sequence's last step, not at the padding. So the log-weight of a
 sequence is the same in any batch.
 
-Reference: Structured Inference Networks for Nonlinear State Space Models, Rahul Krishnan, Uri Shalit
-and David Sontag, 2017.
+Reference: Structured Inference Networks for Nonlinear State Space Models, Rahul Krishnan, Uri
+Shalit and David Sontag, 2017.
 """
 
 from typing import Any
@@ -126,7 +127,9 @@ class Emitter(nn.Module):
                 f"DeepMarkov: unknown likelihood {likelihood!r}; choose 'gaussian' or 'bernoulli'."
             )
         self.network = mlp(latent_dim, (hidden, hidden), data_dim, nn.ReLU)
-        self.noise = nn.Parameter(torch.zeros(data_dim)) if likelihood == "gaussian" else None
+        self.noise = (
+            nn.Parameter(torch.zeros(data_dim)) if likelihood == "gaussian" else None
+        )
 
     def forward(self, z: Tensor) -> dist.TorchDistribution:
         """z_t, shape (..., d), to the distribution of x_t."""
@@ -213,7 +216,7 @@ class DeepMarkov(nn.Module):
         z: Any = self.first
         with pyro.plate("data", len(lengths)):
             for t in range(x.shape[1]):
-                with poutine.mask(mask=lengths > t):
+                with _steps_at(t, lengths):
                     z = pyro.sample(f"z_{t + 1}", self.transition(z))
                     pyro.sample(f"x_{t + 1}", self.emitter(z), obs=x[:, t])
 
@@ -225,8 +228,14 @@ class DeepMarkov(nn.Module):
         z: Any = self.first_of_guide
         with pyro.plate("data", len(lengths)):
             for t in range(x.shape[1]):
-                with poutine.mask(mask=lengths > t):
+                with _steps_at(t, lengths):
                     z = pyro.sample(f"z_{t + 1}", self.combiner(z, r[:, t]))
+
+
+def _steps_at(t: int, lengths: Tensor) -> Any:
+    """Masks sequences that ended before step `t`, counted from 0."""
+    mask: Any = lengths > t
+    return poutine.mask(mask=mask)
 
 
 def tiny() -> tuple[DeepMarkov, tuple[Tensor, Tensor]]:

@@ -15,13 +15,14 @@ the density of h has its mode inside, is normal with
 
     m_k = log α_k − (1/K) Σ_j log α_j,    v_k = (1 − 2/K) / α_k + (1/K²) Σ_j 1/α_j.
 
-Inference. An encoder gives q(h | x) = N(m(x), diag s²(x)), with z = m + s ε; the length n is given.
-Early in training the posterior may come to ignore topics ("component collapse"), against which a high
-learning rate helps. The paper's batch normalisation and dropout of the decoder are left out: with
-them p(x | h) would depend on the other documents of a batch.
+Inference. The length n is given, and an encoder gives q(h | x) = N(m(x), diag s²(x)). Early in
+training the posterior may come to ignore topics ("component collapse"), against which a high
+learning rate helps. The paper's batch normalisation and dropout are left out: in the decoder they
+make p(x | h) depend on the other documents of a batch, and normalised outputs of the encoder
+cannot make s² small, as the posterior of a long document needs.
 
-References: Autoencoding Variational Inference for Topic Models, Akash Srivastava and Charles Sutton,
-2017; Latent Dirichlet Allocation, Blei, Ng and Jordan, 2003.
+References: Autoencoding Variational Inference for Topic Models, Akash Srivastava and Charles
+Sutton, 2017; Latent Dirichlet Allocation, Blei, Ng and Jordan, 2003.
 """
 
 from collections.abc import Sequence

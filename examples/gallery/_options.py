@@ -7,10 +7,8 @@ import vilvm
 from examples._options import console, positive
 
 
-def arguments(
-    name: str, doc: str | None, steps: int, argv: list[str] | None
-) -> argparse.Namespace:
-    """`out`, `steps` and `seed` of ``python -m examples.gallery.NAME``."""
+def parser_of(name: str, doc: str | None, steps: int) -> argparse.ArgumentParser:
+    """A parser of `out`, `steps` and `seed` for ``python -m examples.gallery.NAME``."""
     parser = argparse.ArgumentParser(
         prog=f"python -m examples.gallery.{name}",
         description=(doc or "").split("\n")[0],
@@ -18,14 +16,14 @@ def arguments(
     parser.add_argument("out", type=Path, help="the picture, a PNG")
     parser.add_argument("--steps", type=positive, default=steps, help="of training")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(argv)
+    return parser
 
 
 def print_bounds(fitted: vilvm.Fit, found: vilvm.Evaluation) -> None:
     """Prints seconds of training, ELBO and IWAE with their standard errors."""
     elbo, iwae = found.bounds["elbo"], found.bounds["iwae"]
     console.print(
-        f"Trained in {fitted.seconds:.0f} s. Test data: ELBO {elbo.mean:.2f} ± {elbo.se:.2f}, "
-        f"IWAE-{found.num_samples} {iwae.mean:.2f} ± {iwae.se:.2f} nats per datum",
+        f"Trained in {fitted.seconds:.0f} s. Test data, nats per datum: ELBO {elbo.mean:.2f} ± "
+        f"{elbo.se:.2f}, IWAE-{found.num_samples} {iwae.mean:.2f} ± {iwae.se:.2f}",
         highlight=False,
     )

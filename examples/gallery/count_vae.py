@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 import vilvm
 from examples._options import console, run
-from examples.gallery._options import arguments, print_bounds
+from examples.gallery._options import parser_of, print_bounds
 from vilvm.data.datasets import Cells, Dataset, cells
 from vilvm.models.count_vae import CountVAE
 from vilvm.training import one_cycle
@@ -38,7 +38,7 @@ def figure(lvm: CountVAE, data: Dataset) -> Figure:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = arguments("count_vae", __doc__, 2000, argv)
+    args = parser_of("count_vae", __doc__, steps=2000).parse_args(argv)
     data = cells()
     torch.manual_seed(args.seed)
     lvm = CountVAE(data.train.x.shape[1], latent_dim=2).start_at(data.train.x)

@@ -77,9 +77,11 @@ class Multinomial(TorchDistribution):
     @torch.no_grad()
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Counts of shape (*sample_shape, *batch_shape, V)."""
-        longest = int(self.total_count.max())
+        longest = max(1, int(self.total_count.max()))
         one = torch.distributions.Categorical(logits=self.logits, validate_args=False)
         words = one.sample(torch.Size((longest, *sample_shape))).movedim(0, -1)
-        counted = torch.arange(longest, device=words.device) < self.total_count[..., None]
+        counted = (
+            torch.arange(longest, device=words.device) < self.total_count[..., None]
+        )
         counts = self.logits.new_zeros((*words.shape[:-1], self.logits.shape[-1]))
         return counts.scatter_add_(-1, words, counted.to(counts).expand(words.shape))

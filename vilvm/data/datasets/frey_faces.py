@@ -1,7 +1,7 @@
 """Frey faces: 1,965 frames of a video of one face, 28 × 20 grey levels.
 
-Neighbouring frames are nearly equal, and the frames are split at random, as papers do: a test frame
-has near copies among the training data. A density of grey levels in [0, 1] is in nats per frame.
+Neighbouring frames are nearly equal, and the frames are split at random, as papers do. So most
+test frames have near copies among the training data.
 
 Reference: Nonlinear Dimensionality Reduction by Locally Linear Embedding, Roweis and Saul, 2000.
 """
