@@ -36,7 +36,7 @@ class Multinomial(TorchDistribution):
         "total_count": constraints.nonnegative_integer,
         "logits": constraints.real_vector,
     }
-    support = constraints.independent(constraints.nonnegative_integer, 1)  # type: ignore[assignment]
+    support: Any = constraints.independent(constraints.nonnegative_integer, 1)
 
     def __init__(
         self, total_count: Tensor, logits: Tensor, validate_args: bool | None = None
