@@ -4,7 +4,8 @@ Generative story. A datum x ∈ ℝᴰ has a latent z ∈ ℝᵈ, drawn from p(z
 decoder, maps z to the parameters of p(x | z):
 
 - Bernoulli, for x ∈ {0, 1}ᴰ:  p(x | z) = Πⱼ Bernoulli(xⱼ | σ(g(z)ⱼ));
-- Gaussian, for real x:        p(x | z) = Πⱼ N(xⱼ | μ(z)ⱼ, σ²(z)ⱼ), g having two heads.
+- Gaussian, for real x:        p(x | z) = Πⱼ N(xⱼ | μ(z)ⱼ, σ²(z)ⱼ), g having two heads;
+- Gaussian with μ = σ(g(z)), for grey levels in [0, 1], as the paper has it for Frey faces.
 
 Inference. The posterior p(z | x) ∝ p(x | z) p(z) has no closed form. A second network f, the
 encoder, maps x to a Gaussian q(z | x) = N(m(x), diag s²(x)), the same f for every x (amortised).
@@ -37,6 +38,8 @@ __all__ = ["VAE", "tiny"]
 
 # limits for a Gaussian likelihood, whose density is unbounded if data are constant
 _LOG_VARIANCES = (-8.0, 14.0)
+# outputs of the decoder for each number of a datum
+_HEADS = {"bernoulli": 1, "gaussian": 2, "sigmoid_gaussian": 2}
 
 
 class VAE(nn.Module):
@@ -45,8 +48,8 @@ class VAE(nn.Module):
     Arguments:
         data_dim: D, the size of a datum.
         latent_dim: d, the size of z.
-        likelihood: "bernoulli" (data 0 or 1) or "gaussian" (mean and variance both functions of
-            z).
+        likelihood: "bernoulli" (data 0 or 1), "gaussian" (mean and variance both functions of z)
+            or "sigmoid_gaussian" (the same with means in (0, 1)).
         encoder_hidden: sizes of the encoder's hidden layers.
         decoder_hidden: sizes of the decoder's hidden layers.
         network: makes encoder and decoder of input size, hidden sizes and output size, as
@@ -81,12 +84,13 @@ class VAE(nn.Module):
         prior: nn.Module | None = None,
     ):
         super().__init__()
-        if likelihood not in ("bernoulli", "gaussian"):
+        if likelihood not in _HEADS:
             raise ValueError(
-                f"VAE: unknown likelihood {likelihood!r}; choose 'bernoulli' or 'gaussian'."
+                f"VAE: unknown likelihood {likelihood!r}; choose 'bernoulli', 'gaussian' or "
+                "'sigmoid_gaussian'."
             )
         self.likelihood, self.head, self.prior = likelihood, head, prior
-        outputs = {"bernoulli": 1, "gaussian": 2}[likelihood] * data_dim
+        outputs = _HEADS[likelihood] * data_dim
         in_dim = getattr(head, "in_dim", 2 * latent_dim)
         self.encoder = network(data_dim, encoder_hidden, in_dim)
         self.decoder = network(latent_dim, decoder_hidden, outputs)
@@ -121,12 +125,16 @@ class VAE(nn.Module):
         if self.likelihood == "bernoulli":
             return IndependentBernoulli(self.decoder(z))
         mean, log_variance = self.decoder(z).chunk(2, dim=-1)
+        if self.likelihood == "sigmoid_gaussian":
+            mean = mean.sigmoid()
         scale = (0.5 * log_variance.clamp(*_LOG_VARIANCES)).exp()
         return dist.Normal(mean, scale).to_event(1)
 
     def start_at(self, mean: Tensor) -> "VAE":
         """Starts training from the data's mean, shape (data_dim,), and returns the model."""
-        start_at_mean(self.decoder[-1], mean, self.likelihood)
+        # the logit of the mean, where a sigmoid follows
+        unbounded = self.likelihood == "gaussian"
+        start_at_mean(self.decoder[-1], mean, "gaussian" if unbounded else "bernoulli")
         return self
 
 

@@ -504,7 +504,7 @@ BAD = {
     ),
     "unknown likelihood": (
         lambda: VAE(likelihood="poisson"),
-        "unknown likelihood 'poisson'.*'bernoulli' or 'gaussian'",
+        "unknown likelihood 'poisson'.*'bernoulli', 'gaussian' or 'sigmoid_gaussian'",
     ),
     "validation beyond the data": (
         lambda: digits(validation=1500),

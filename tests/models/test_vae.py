@@ -72,3 +72,16 @@ def test_plain_svi_trains_it():
         losses = [svi.step(x) for _ in range(100)]
     assert sum(losses[-10:]) < sum(losses[:10])
     assert all(not torch.equal(before[n], p) for n, p in lvm.named_parameters())
+
+
+def test_sigmoid_gaussian_has_means_between_zero_and_one():
+    lvm = VAE(3, 2, "sigmoid_gaussian", (8,), (8,))
+    with torch.no_grad():
+        lvm.decoder[-1].weight.mul_(100)
+    mean = lvm.decode(10 * torch.randn(20, 2)).mean
+    assert (mean >= 0).all()
+    assert (mean <= 1).all()
+    with torch.no_grad():
+        lvm.decoder[-1].weight.zero_()
+    start = torch.tensor([0.2, 0.5, 0.9])
+    torch.testing.assert_close(lvm.start_at(start).decode(torch.zeros(2)).mean, start)

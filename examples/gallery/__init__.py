@@ -1,0 +1,1 @@
+"""The figures of gallery pages, each with the training that it shows."""

@@ -1,0 +1,36 @@
+"""The scripts of the gallery's figures run, with a few steps of training."""
+
+import importlib
+import os
+from pathlib import Path
+
+import pytest
+
+NAMES = ["count_vae", "deep_markov", "prod_lda"]
+FILE = Path("freyfaces") / "freyfaces_uint8_1965x28x20.npy"
+HAS_FACES = (Path(os.environ.get("VILVM_DATA", "nowhere")) / FILE).is_file()
+
+
+def draws_a_picture(name, out, *options):
+    main = importlib.import_module(f"examples.gallery.{name}").main
+    assert main([str(out), "--steps", "2", *options]) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_figure_is_drawn(name, tmp_path):
+    draws_a_picture(name, tmp_path / "figure.png")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_FACES, reason="VILVM_DATA holds no Frey faces")
+@pytest.mark.parametrize("latent", ["2", "3"])
+def test_figure_of_faces_is_drawn(latent, tmp_path):
+    draws_a_picture("frey_faces", tmp_path / "figure.png", "--latent", latent)
+
+
+def test_figure_of_missing_faces_says_where_to_put_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("VILVM_DATA", str(tmp_path))
+    with pytest.raises(SystemExit, match="No Frey faces in"):
+        draws_a_picture("frey_faces", tmp_path / "figure.png")
