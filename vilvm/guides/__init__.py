@@ -1,9 +1,10 @@
-"""Guides: an amortised Gaussian, a degenerate one (auto-encoder), and one fitted per datum."""
+"""Guides: an amortised Gaussian, a degenerate one (auto-encoder), one fitted per datum; penalties."""
 
 from vilvm.guides.delta import delta, flat_prior
 from vilvm.guides.initialisation import init_to_origin
 from vilvm.guides.local import WithLocalGuide, fit_local_guide
 from vilvm.guides.normal import normal
+from vilvm.guides.penalty import penalty
 
 __all__ = [
     "WithLocalGuide",
@@ -12,4 +13,5 @@ __all__ = [
     "flat_prior",
     "init_to_origin",
     "normal",
+    "penalty",
 ]
