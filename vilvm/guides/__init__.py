@@ -1,4 +1,4 @@
-"""Guides: an amortised Gaussian, a degenerate one (auto-encoder), one fitted per datum; penalties."""
+"""Guides: an amortised Gaussian, a point (auto-encoder), one fitted per datum; penalties."""
 
 from vilvm.guides.delta import delta, flat_prior
 from vilvm.guides.initialisation import init_to_origin
