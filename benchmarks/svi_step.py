@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pyro.infer import Trace_ELBO
 from torch import Tensor
 
 from benchmarks.interleaved import race
@@ -31,7 +32,7 @@ from vilvm.data.datasets import mnist
 
 __all__ = ["compare", "main", "pictures"]
 
-# steps before the timing, 90 of large batches; the loss of the last third is compared
+# steps before the timing, fewer of large batches; the loss of the last third is compared
 _TRAINED = 300
 
 
@@ -80,7 +81,7 @@ def _made(
     workload: Workload, data: Any, batch: int | None, device: str
 ) -> dict[str, Steps]:
     found = dict(contenders(workload, data, batch, device))
-    if device == "cpu":
+    if device == "cpu" and workload.objective is Trace_ELBO:
         try:
             from benchmarks.svi.peers import contenders as peers
 
@@ -144,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     print(machine(args.device))
     rows: list[Row] = []
     for workload, batch in _chosen(args.workload, args.batch):
-        trained = max(90, _TRAINED * 128 // (batch or 128))
+        trained = min(_TRAINED, max(90, _TRAINED * 128 // (batch or 128)))
         found = compare(workload, batch, args.rounds, args.device, trained)
         print(markdown(found), flush=True)
         rows += found

@@ -621,11 +621,11 @@ BAD = {
     ),
     "annealing a sum over latents": (
         lambda: Annealed(TraceEnum_ELBO(), 5),
-        "anneal Trace_ELBO",
+        "use Trace_ELBO",
     ),
     "annealing weighed samples": (
         lambda: Annealed(RenyiELBO(), 5),
-        "anneal Trace_ELBO",
+        "use Trace_ELBO",
     ),
     "mean of a category": (
         lambda: vilvm.sample(pair(categories, guide), 3, mean=True),

@@ -47,9 +47,13 @@ def contenders(
         "PyTorch by hand, torch.compile, fused Adam": lambda: by_hand(
             made(True), draw, _fused, compiled=True
         ),
-        "Pyro SVI.step": lambda: pyro_svi(made(), draw, batch),
-        "vilvm eager": lambda: vilvm_fit(made(), data, batch, False),
-        "vilvm compiled": lambda: vilvm_fit(made(), data, batch, True),
+        "Pyro SVI.step": lambda: pyro_svi(made(), draw, batch, workload.objective()),
+        "vilvm eager": lambda: vilvm_fit(
+            made(), data, batch, False, workload.objective()
+        ),
+        "vilvm compiled": lambda: vilvm_fit(
+            made(), data, batch, True, workload.objective()
+        ),
     }
     if device == "cuda":
         found["PyTorch by hand, one CUDA graph"] = lambda: by_hand_graph(
@@ -133,12 +137,14 @@ def by_hand_graph(net: Any, draw: Callable[[], Any]) -> Steps:
     return steps
 
 
-def pyro_svi(lvm: Any, draw: Callable[[], Any], batch: int | None) -> Steps:
+def pyro_svi(
+    lvm: Any, draw: Callable[[], Any], batch: int | None, objective: Any
+) -> Steps:
     pyro.clear_param_store()
     # In another memory format, Pyro's parameter store does not share the network's parameters.
     lvm.to(memory_format=torch.contiguous_format)
     adam = pyro.optim.Adam({"lr": LR})  # type: ignore[attr-defined]
-    svi = SVI(lvm.model, lvm.guide, adam, Trace_ELBO())
+    svi = SVI(lvm.model, lvm.guide, adam, objective)
     store = pyro.get_param_store().get_state()
 
     def steps(count: int) -> list[float]:
@@ -158,12 +164,14 @@ class _WithoutRecords(Recorder):
         return self.run.spec.total
 
 
-def vilvm_fit(lvm: Any, data: Any, batch: int | None, compiled: bool) -> Steps:
+def vilvm_fit(
+    lvm: Any, data: Any, batch: int | None, compiled: bool, objective: Any = None
+) -> Steps:
     """The steps of ``vilvm.fit``, without its records and checkpoints."""
     first = data if isinstance(data, Tensor) else data[0]
     spec = RunSpec(
         lvm=lvm,
-        objective=Trace_ELBO(),
+        objective=objective or Trace_ELBO(),
         batches=Batches(Data(data), batch or len(first), 0),
         total=10**9,
         device=first.device,

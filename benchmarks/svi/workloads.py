@@ -8,23 +8,28 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
 from vilvm.distributions import IndependentBernoulli
 from vilvm.guides import normal
 from vilvm.networks import ConvDecoder, ConvEncoder, mlp
+from vilvm.objectives import IWAE
 
 __all__ = [
+    "PARTICLES",
     "SCHOOLS",
     "WORKLOADS",
     "EightSchools",
     "EightSchoolsByHand",
     "Hierarchical",
+    "ImportanceWeighted",
     "Net",
     "Workload",
 ]
 
+PARTICLES = 50  # of the importance-weighted bound
 SCHOOLS = (
     torch.tensor([28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0]),
     torch.tensor([15.0, 10.0, 16.0, 11.0, 9.0, 11.0, 10.0, 18.0]),
@@ -74,6 +79,19 @@ class Net(nn.Module):
             distortion(self.decoder(draw(mean, log_variance)), x)
             + gaussian_kl(mean, log_variance)
         ).mean()
+
+
+class ImportanceWeighted(Net):
+    """The same VAE under the importance-weighted bound of `PARTICLES` draws."""
+
+    def loss(self, x: Tensor) -> Tensor:
+        mean, log_variance = self.encoder(x).chunk(2, -1)
+        noise = torch.randn(PARTICLES, *mean.shape, device=x.device)
+        z = mean + (log_variance / 2).exp() * noise
+        log_guide = (normal_density(noise) - log_variance / 2).sum(-1)
+        log_w = normal_density(z).sum(-1) - log_guide
+        log_w = log_w - distortion(self.decoder(z), x.expand(PARTICLES, *x.shape))
+        return (math.log(PARTICLES) - log_w.logsumexp(0)).mean()
 
 
 class Hierarchical(nn.Module):
@@ -187,6 +205,10 @@ def _vae() -> Net:
     return Net(mlp(784, [400], 40), mlp(20, [400], 784), 20)
 
 
+def _importance_weighted() -> Net:
+    return ImportanceWeighted(mlp(784, [400], 40), mlp(20, [400], 784), 20)
+
+
 def _convolutional() -> Net:
     return Net(ConvEncoder(28, 40), ConvDecoder(20, 28), 20)
 
@@ -201,6 +223,7 @@ class Workload:
         by_hand: makes the object with the `loss`, if that is not the pair.
         batches: sizes to time; None for a model of all its data.
         steps: a round at the first size.
+        objective: makes the objective of the pair.
     """
 
     name: str
@@ -208,12 +231,20 @@ class Workload:
     by_hand: Callable[[], Any] | None = None
     batches: Sequence[int | None] = (128, 1024)
     steps: int = 40
+    objective: Callable[[], Any] = Trace_ELBO
 
 
 WORKLOADS = {
     w.name: w
     for w in (
         Workload("vae", _vae),
+        Workload(
+            "importance_weighted",
+            _importance_weighted,
+            batches=(20, 128),
+            steps=5,
+            objective=lambda: IWAE(PARTICLES),
+        ),
         Workload("convolutional", _convolutional, steps=20),
         Workload("hierarchical", lambda: Hierarchical(784, 400, (32, 16))),
         Workload(

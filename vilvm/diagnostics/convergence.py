@@ -202,10 +202,12 @@ def _check_false_alarm(caller: str, value: Any) -> float:
 
 
 def _warmup(history: History | Fit) -> int:
-    """The last step of the KL warm-up that a ``Fit`` records in its settings, else 0."""
+    """The last step at which the objective of a ``Fit`` changes: of a KL warm-up or a capacity."""
     if not isinstance(history, Fit):
         return 0
-    match = re.search(r"\bwarmup=(\d+)", history.settings.get("objective", ""))
+    match = re.search(
+        r"\b(?:warmup|capacity_steps)=(\d+)", history.settings.get("objective", "")
+    )
     if match is None:
         return 0
     return int(match.group(1))

@@ -7,5 +7,11 @@ reports about a trained model is a function of its log-weights, not of the train
 """
 
 from vilvm.objectives.annealed import Annealed
+from vilvm.objectives.beta import BetaELBO
+from vilvm.objectives.beta_tc import BetaTC
+from vilvm.objectives.dreg import DReG
+from vilvm.objectives.free_bits import FreeBits
+from vilvm.objectives.iwae import IWAE
+from vilvm.objectives.stl import STL
 
-__all__ = ["Annealed"]
+__all__ = ["IWAE", "STL", "Annealed", "BetaELBO", "BetaTC", "DReG", "FreeBits"]

@@ -1,15 +1,27 @@
 """Log-densities of a pair, summed to one number for every sample and datum."""
 
 from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from vilvm.lvm import ContractError
 from vilvm.weights._sites import Sites, log_prob
-from vilvm.weights.layout import Layout
 
-__all__ = ["log_densities", "reduce", "total"]
+__all__ = ["PlateDims", "log_densities", "reduce", "total"]
+
+
+class PlateDims(Protocol):
+    """The dimensions of the plates of a pair, as a ``Layout`` has them."""
+
+    @property
+    def nesting(self) -> int: ...
+
+    @property
+    def data_dim(self) -> int | None: ...
+
+    def is_in_data(self, site: Any) -> bool: ...
 
 
 def total(terms: Iterable[Tensor]) -> Tensor:
@@ -26,7 +38,7 @@ def total(terms: Iterable[Tensor]) -> Tensor:
 
 
 def log_densities(
-    part: str, sites: Sites, num_samples: int | None, layout: Layout
+    part: str, sites: Sites, num_samples: int | None, layout: PlateDims
 ) -> dict[str, Tensor]:
     """The log-density of every site, shape (S, N), or (S,) outside the data plate."""
     return {
@@ -36,7 +48,7 @@ def log_densities(
 
 
 def reduce(
-    value: Tensor, in_data: bool, num_samples: int | None, layout: Layout
+    value: Tensor, in_data: bool, num_samples: int | None, layout: PlateDims
 ) -> Tensor:
     """A log-density of shape (S, *plates) summed over every plate but the one over the data.
 
@@ -44,7 +56,7 @@ def reduce(
         value: the log-density.
         in_data: whether it stands in the data plate.
         num_samples: size of the plate over samples; None for a single-sample run.
-        layout: the layout of the batch.
+        layout: the plates of the batch.
 
     Returns:
         Shape (S, N), or (S,) outside the data plate.
