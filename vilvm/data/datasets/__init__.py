@@ -6,6 +6,7 @@ from vilvm.data.datasets.digits import digits
 from vilvm.data.datasets.mnist import mnist
 from vilvm.data.datasets.on_disk import on_disk
 from vilvm.data.datasets.posteriordb import ReferencePosterior, posteriordb
+from vilvm.data.datasets.shapes import shape_factors, shapes
 from vilvm.data.datasets.two_modes import TwoModes, two_modes
 
 __all__ = [
@@ -18,5 +19,7 @@ __all__ = [
     "mnist",
     "on_disk",
     "posteriordb",
+    "shape_factors",
+    "shapes",
     "two_modes",
 ]
