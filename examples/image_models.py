@@ -27,6 +27,7 @@ from examples._options import (
     dataset_of,
     device_of,
     finished,
+    labels_of,
     positive,
     rate,
     run,
@@ -39,10 +40,9 @@ from vilvm._runtime.files import write_json
 from vilvm.data import Data, StaticBinarisation
 from vilvm.data.datasets import Dataset
 from vilvm.evaluation import reconstruct
-from vilvm.models import semi_supervised_vae
 from vilvm.models.conditional_vae import ConditionalVAE
 from vilvm.models.conv_vae import ConvVAE
-from vilvm.models.semi_supervised_vae import SemiSupervisedVAE
+from vilvm.models.semi_supervised_vae import SemiSupervisedVAE, objective
 from vilvm.models.vq_vae import VQVAE
 from vilvm.objectives import Annealed
 from vilvm.training import one_cycle
@@ -80,7 +80,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def train(lvm: Any, data: Any, settings: dict[str, Any], objective: Any = None) -> None:
+def train(lvm: Any, data: Any, settings: dict[str, Any], loss: Any = None) -> None:
     sources = data.sources if isinstance(data, vilvm.Interleaved) else (data,)
     steps = sum(-(-len(source) // settings["batch_size"]) for source in sources)
     steps *= settings["epochs"]
@@ -88,7 +88,7 @@ def train(lvm: Any, data: Any, settings: dict[str, Any], objective: Any = None) 
         vilvm.fit(
             lvm,
             data,
-            objective=objective or Annealed(Trace_ELBO(), max(1, steps // 4)),
+            objective=loss or Annealed(Trace_ELBO(), max(1, steps // 4)),
             **one_cycle(settings["lr"], steps),
             epochs=settings["epochs"],
             batch_size=settings["batch_size"],
@@ -188,7 +188,7 @@ def whole(left: Tensor, right: Tensor, height: int) -> Tensor:
 
 
 def ssl(data: Dataset, settings: dict[str, Any]) -> Result:
-    x, y = data.train.x, data.train.labels
+    x, y = data.train.x, labels_of(data.train)
     labelled = evenly_labelled(y, min(LABELS, len(x) // 4))
     repeats = max(1, len(x) // len(labelled) // 4)
     sources = vilvm.Interleaved(
@@ -196,10 +196,10 @@ def ssl(data: Dataset, settings: dict[str, Any]) -> Result:
         {"x": x[labelled].repeat(repeats, 1), "y": y[labelled].repeat(repeats)},
     )
     lvm = SemiSupervisedVAE(x.shape[1]).start_at(x.mean(0))
-    train(lvm, sources, settings, semi_supervised_vae.objective())
+    train(lvm, sources, settings, objective())
     numbers = bounds(lvm, Data({"x": data.test.x}, data.name, "test"), settings)
     with torch.no_grad():
-        wrong = lvm.classify(data.test.x).argmax(-1) != data.test.labels
+        wrong = lvm.classify(data.test.x).argmax(-1) != labels_of(data.test)
     numbers |= {
         "labels": len(labelled),
         "test error of q(y | x)": wrong.double().mean().item(),
