@@ -220,7 +220,7 @@ class Codes(dist.TorchDistribution):
     """
 
     arg_constraints: Any = {}  # noqa: RUF012
-    support = constraints.independent(constraints.nonnegative_integer, 1)  # type: ignore[assignment]
+    support: Any = constraints.independent(constraints.nonnegative_integer, 1)
 
     def __init__(self, prior: CodePrior, batch_shape: Any = ()):
         self.prior = prior
