@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
+from torch import Tensor
 
 import vilvm
 from vilvm._runtime.files import NotWritten, locked, read, write_atomic, write_json
-from vilvm.data import Transform
+from vilvm.data import Data, Transform
 from vilvm.data.datasets import Dataset, digits, mnist
 from vilvm.training import CheckpointError
 
@@ -168,6 +169,12 @@ def dataset_of(choice: str, transform: Transform | None) -> Dataset:
         )
         console.print(str(error), highlight=False)
         return digits(transform=transform)
+
+
+def labels_of(data: Data) -> Tensor:
+    """The labels of data that have them."""
+    assert data.labels is not None
+    return data.labels
 
 
 def device_of(choice: str) -> str:

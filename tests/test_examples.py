@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import vilvm
-from examples import compare_mnist, denoising_multimodal, infer
+from examples import compare_mnist, denoising_multimodal, image_models, infer
 from examples._prescribed import MODELS, fit_case
 from vilvm import export
 from vilvm._runtime.files import locked
@@ -45,6 +45,9 @@ TINY = {
         "--budget",
         "10",
     ],
+    "image_models": ["vq_vae", "--data", "digits", "--epochs", "1", "--samples", "5"],
+    "latent_spaces": ["--data", "digits", "--epochs", "2", "--steps", "20"],
+    "rate_distortion": ["--data", "digits", "--epochs", "1", "--betas", "1", "3"],
     "denoising": ["--data", "digits", "--epochs", "2", "--latent", "8"],
     "denoising_multimodal": [
         "--data",
@@ -81,6 +84,9 @@ def small(monkeypatch):
 
 LONG = {
     "denoising_multimodal",
+    "image_models",
+    "latent_spaces",
+    "rate_distortion",
     "posterior_diagnostics",
     "curse_of_dimensionality",
     "vae_mnist",
@@ -111,6 +117,14 @@ def test_example_runs(name, tmp_path, small):
         importlib.import_module(f"examples.{name}").main(
             [*TINY[name], "--out", str(tmp_path / "run")]
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(image_models.MODELS))
+def test_every_image_model_is_drawn(name, tmp_path):
+    options = ["--data", "digits", "--epochs", "1", "--samples", "5"]
+    assert image_models.main([name, *options, "--out", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "figures" / f"{name}.png").exists()
 
 
 @pytest.mark.slow

@@ -160,3 +160,20 @@ def test_dollar_signs_in_names_are_literal(name, tmp_path):
     figure.axes[0].set_yscale("log")
     figure.savefig(tmp_path / "x.svg", bbox_inches="tight")
     assert figure.axes[0].get_title() == name
+
+
+def test_traversal_moves_one_dimension_a_row(data):
+    lvm = VAE(64, 3, encoder_hidden=(8,), decoder_hidden=(8,))
+    figure = plots.traversal(lvm, data, dimensions=[2, 0], steps=3, reach=1.5)
+    axes = figure.axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["z3", "z1"]
+    sheet = np.asarray(axes.images[0].get_array())
+    z = vilvm.posterior_mean(lvm, data.subset(slice(0, 1)).fixed().x)["z"]
+    z[0, 2] = 1.5
+    last = 1 - lvm.decode(z).mean.detach().reshape(8, 8)
+    np.testing.assert_allclose(sheet[:8, -8:], last, atol=1e-6)
+
+
+def test_traversal_of_a_missing_dimension(data):
+    with pytest.raises(ValueError, match="dimensions 0 to 1, not 2"):
+        plots.traversal(VAE(64, 2), data, dimensions=[2])

@@ -48,9 +48,10 @@ def check_amortised(
 
 def check_spread(caller: str, lvm: LatentVariableModel, layout: Layout) -> None:
     """Raises ContractError if the guide puts a latent on one point."""
-    if layout.degenerate:
+    if layout.degenerate or layout.deterministic:
+        latent = (layout.degenerate or layout.latents)[0]
         raise ContractError(
-            f"{caller}: the guide of {type(lvm).__name__} puts latent {layout.degenerate[0]!r} on "
+            f"{caller}: the guide of {type(lvm).__name__} puts latent {latent!r} on "
             "one point, so it has no spread to calibrate; "
             "give it a guide with a density (vilvm.wrappers.fit_guide)."
         )

@@ -7,6 +7,7 @@ function of the log-weights.
 
 from vilvm.evaluation.ais import AISResult, ais
 from vilvm.evaluation.bdmc import BDMCResult, bdmc
+from vilvm.evaluation.disentanglement import InformationGap, mig
 from vilvm.evaluation.estimates import Bounds, Estimate, Evaluation
 from vilvm.evaluation.evaluate import evaluate
 from vilvm.evaluation.interpolation import Path, great_circle, interpolate, line
@@ -31,6 +32,7 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "Features",
+    "InformationGap",
     "Ledger",
     "Path",
     "Protocol",
@@ -46,6 +48,7 @@ __all__ = [
     "great_circle",
     "interpolate",
     "line",
+    "mig",
     "psnr",
     "reconstruct",
     "squared_error",

@@ -11,6 +11,11 @@ With log w = log p(x, z) − log q(z | x) and z₁ … z_S ~ q(z | x), for each 
 A model whose log p(x) is known has a method ``exact_log_evidence(batch)``, of shape (num_data,),
 or () for all data together if they share a latent; it is reported beside the bounds as "exact".
 
+A guide may put a latent on one point. A continuous latent then has no density q(z | x), and there
+is a distortion but no bound. A discrete one has the probability 1: ELBO = log p(x | z) + log p(z)
+is a bound without Monte Carlo error, the rate is −log p(z), and IWAE_S is the ELBO for every S.
+Two draws are then run in place of S, and an ESS of S shows only that all weights are equal.
+
 Memory is constant in the number of samples, because only running sums are kept.
 
 References: Importance Weighted Autoencoders, Burda, Grosse and Salakhutdinov, 2016; Fixing a
@@ -117,16 +122,19 @@ def evaluate(
         refusal = _no_bound(pair, prepared.layout)
         if bounds is not None:
             _check_available(pair, wanted, refusal)
-        if _is_deterministic(prepared.layout):
+        drawn = num_samples
+        if prepared.layout.deterministic:
             # All draws are equal; a second one shows that there is no Monte Carlo error.
-            num_samples = min(num_samples, 2)
+            drawn = min(num_samples, 2)
         with prepared.running():
             chunk = chunk or prepared.part(0).samples_in_a_pass()
-            found = _run(prepared, num_samples, chunk, compile, progress)
+            found = _run(prepared, drawn, chunk, compile, progress)
             exact = _exact(prepared, wanted)
     rate, ess, known = None, None, {}
-    if not refusal:
-        rate, ess = found.mean(RATE), found.ess()
+    if refusal:
+        num_samples = drawn
+    else:
+        rate, ess = found.mean(RATE), found.ess() * (num_samples / drawn)
         known = {"elbo": found.mean(LOG_WEIGHT), "iwae": found.iwae()}
     return Evaluation(
         bounds=Bounds(
@@ -137,7 +145,7 @@ def evaluate(
         ess=ess,
         num_samples=num_samples,
         chunk=chunk,
-        protocol=_protocol(prepared, found, precision),
+        protocol=_protocol(prepared, len(found.rows), num_samples, precision),
         seconds=time.perf_counter() - began,
     )
 
@@ -209,12 +217,6 @@ def _no_bound(lvm: object, layout: Layout) -> str:
     )
 
 
-def _is_deterministic(layout: Layout) -> bool:
-    """Whether the guide puts every latent on one point."""
-    improper = bool(layout.degenerate or layout.improper)
-    return improper and set(layout.degenerate) == set(layout.latents)
-
-
 def _exact(prepared: Prepared, wanted: Sequence[str]) -> dict[str, Estimate]:
     """log p(x) as the bound "exact", if it is wanted and the model has it."""
     evidence = exact_log_evidence(prepared.lvm)
@@ -235,15 +237,15 @@ def _exact(prepared: Prepared, wanted: Sequence[str]) -> dict[str, Estimate]:
 
 
 def _protocol(
-    prepared: Prepared, found: SampleMoments, precision: Precision
+    prepared: Prepared, num_data: int, num_samples: int, precision: Precision
 ) -> dict[str, Any]:
     """The facts that must be equal for two evaluations to be comparable."""
     protocol = dict(prepared.protocol)
     if prepared.local:
         # A subsampled plate has fewer data than were given.
-        protocol["num_data"] = len(found.rows)
+        protocol["num_data"] = num_data
     protocol["seed"] = prepared.seed
-    protocol["num_samples"] = found.num_samples
+    protocol["num_samples"] = num_samples
     protocol["likelihood"] = prepared.layout.families
     if precision != "float32":
         protocol["precision"] = precision

@@ -1,4 +1,4 @@
-"""Guides: amortised (Gaussian, flows), degenerate (auto-encoder), and fitted per datum."""
+"""Guides: amortised (Gaussian, flows), degenerate (auto-encoder), fitted per datum; penalties."""
 
 from vilvm.guides.delta import delta, flat_prior
 from vilvm.guides.iaf import IAF
@@ -6,6 +6,7 @@ from vilvm.guides.initialisation import init_to_origin
 from vilvm.guides.local import WithLocalGuide, fit_local_guide
 from vilvm.guides.normal import normal
 from vilvm.guides.real_nvp import RealNVP
+from vilvm.guides.penalty import penalty
 
 __all__ = [
     "IAF",
@@ -16,4 +17,5 @@ __all__ = [
     "flat_prior",
     "init_to_origin",
     "normal",
+    "penalty",
 ]

@@ -26,6 +26,7 @@ from vilvm.plots.pictures import (
     reconstructions,
     restorations,
     samples_by_model,
+    traversal,
 )
 
 __all__ = [
@@ -50,4 +51,5 @@ __all__ = [
     "reconstructions",
     "restorations",
     "samples_by_model",
+    "traversal",
 ]

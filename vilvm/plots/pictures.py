@@ -6,14 +6,14 @@ leave ``pyplot`` alone.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from vilvm._runtime.argument_checks import check_number, check_seed
+from vilvm._runtime.argument_checks import check_number, check_positive, check_seed
 from vilvm._runtime.random import seeded
 from vilvm.data.data import as_data
 from vilvm.evaluation.interpolation import Path, interpolate, line
@@ -31,6 +31,7 @@ __all__ = [
     "reconstructions",
     "restorations",
     "samples_by_model",
+    "traversal",
 ]
 
 
@@ -325,6 +326,64 @@ def manifold(lvm: LatentVariableModel, data: Any, side: int = 20) -> Figure:
     decoded = _decoded(lvm, {name: torch.stack([across, down], -1).reshape(-1, 2)})
     title = "The latent plane (equal steps of prior probability)"
     return grid(decoded, side, as_data(data).image_shape, None, title, gap=0.0)
+
+
+def traversal(
+    lvm: LatentVariableModel,
+    data: Any,
+    *,
+    dimensions: Sequence[int] | None = None,
+    steps: int = 11,
+    reach: float = 2.5,
+) -> Figure:
+    """E[x | z] while one dimension of z moves, one dimension a row; the datum is at the left.
+
+    z starts at the posterior mean of the datum. The moving dimension takes equal steps from
+    −`reach` to `reach`; the others stay.
+
+    Arguments:
+        lvm: the model and guide; its only latent is a vector for each datum.
+        data: of which the first is the datum.
+        dimensions: which dimensions move, from 0, in this order; all by default.
+        steps: values of the moving dimension.
+        reach: the largest value, in units of the latent: standard deviations of a prior N(0, I).
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: the latent is not a vector, it lacks one of the dimensions, or a number is out
+            of range.
+
+    Reference: beta-VAE: Learning Basic Visual Concepts with a Constrained Variational Framework,
+    Higgins et al., 2017.
+
+    Examples:
+        >>> import torch
+        >>> from vilvm.models.vae import VAE
+        >>> from vilvm.plots import traversal
+        >>> figure = traversal(VAE(data_dim=6, latent_dim=2), torch.rand(9, 6).round())
+        >>> [label.get_text() for label in figure.axes[0].get_yticklabels()]
+        ['z1', 'z2']
+    """
+    steps = check_number("traversal: steps", steps, 2)
+    reach = check_positive("traversal: reach", reach)
+    seen = as_data(data).subset(slice(0, 1)).fixed()
+    name, code = vector_latent(posterior_mean(lvm, seen.x))
+    moving = range(code.shape[1]) if dimensions is None else dimensions
+    wrong = [i for i in moving if i not in range(code.shape[1])]
+    if wrong:
+        raise ValueError(
+            f"traversal: latent {name!r} has dimensions 0 to {code.shape[1] - 1}, not {wrong[0]}."
+        )
+    rows = {}
+    for i in moving:
+        z = code.repeat(steps, 1)
+        z[:, i] = torch.linspace(-reach, reach, steps)
+        decoded = _decoded(lvm, {name: z}).reshape(steps, -1)
+        rows[f"{name}{i + 1}"] = torch.cat([seen.x.reshape(1, -1), decoded])
+    title = f"The datum, and one dimension moved from −{reach:g} to {reach:g}"
+    return picture_rows(rows, seen.image_shape, title)
 
 
 def _ends(data: Any, pairs: int) -> tuple[Tensor, Tensor, tuple[int, ...] | None]:

@@ -38,6 +38,7 @@ __all__ = [
     "MaskedLatents",
     "degenerate_latents",
     "guide_sites",
+    "is_deterministic",
     "masked_latents",
     "scored_guide",
 ]
@@ -98,6 +99,18 @@ def degenerate_latents(
             "that carries the Jacobian (log_density=...)."
         )
     return fixed
+
+
+def is_deterministic(latents: Sites, guide: Sites) -> bool:
+    """Whether the guide draws latents, and nothing in it is random.
+
+    Arguments:
+        latents: of the model.
+        guide: the sites of a run of the guide.
+    """
+    drawn = [guide[name] for name in latents if name in guide]
+    at_points = all(family(site["fn"]) == "Delta" for site in drawn)
+    return bool(drawn) and at_points and not _auxiliary(guide, latents)
 
 
 def _auxiliary(guide: Sites, latents: Sites) -> Sites:

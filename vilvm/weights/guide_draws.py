@@ -88,7 +88,16 @@ def posterior_mean(
         torch.Size([4, 2])
     """
     means = _run_guide(lvm, batch, num_samples, layout, mean=True)["means"]
-    return {name: value.mean(0) for name, value in means.items()}
+    return {name: _mean(value) for name, value in means.items()}
+
+
+def _mean(draws: Tensor) -> Tensor:
+    """The mean over draws; integers that are all equal remain integers, to be used as indices."""
+    if draws.is_floating_point():
+        return draws.mean(0)
+    if bool((draws == draws[:1]).all()):
+        return draws[0]
+    return draws.float().mean(0)
 
 
 def _run_guide(

@@ -51,6 +51,7 @@ from vilvm.weights._supports import (
     MaskedLatents,
     degenerate_latents,
     guide_sites,
+    is_deterministic,
     masked_latents,
 )
 from vilvm.weights._traces import run, run_once
@@ -81,6 +82,8 @@ class Layout(NamedTuple):
         enumerated: latents that the model marks for parallel enumeration and the guide leaves out,
             which are summed over.
         degenerate: latents that the guide puts on one point, where it has no density.
+        deterministic: whether the guide puts every latent on one point; discrete ones have a
+            probability there, which is 1.
         improper: latents whose prior is flat and so is not a probability density.
         masked: latents with entries that the model masks and the guide scores; these entries are
             marginalised (``vilvm.weights._supports``).
@@ -107,6 +110,7 @@ class Layout(NamedTuple):
     families: dict[str, str]
     enumerated: tuple[str, ...]
     degenerate: tuple[str, ...]
+    deterministic: bool
     improper: tuple[str, ...]
     masked: tuple[str, ...]
     data_axes: dict[str, int]
@@ -318,6 +322,7 @@ def _read_layout(
         families={name: _family(site) for name, site in observed.items()},
         enumerated=_enumerated(latents, first.guide),
         degenerate=degenerate,
+        deterministic=is_deterministic(latents, first.guide),
         improper=tuple({*_improper(latents), *masked.flat}),
         masked=masked.marginalised,
         data_axes=_data_axes({name: first.guide[name] for name in drawn}, frame),

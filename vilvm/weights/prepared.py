@@ -378,7 +378,7 @@ def require_weights(who: str, lvm: object, layout: Layout) -> None:
         layout: their layout on a batch.
 
     Raises:
-        ContractError: the guide is degenerate, or a prior is flat.
+        ContractError: the guide is degenerate or not random, or a prior is flat.
 
     Examples:
         >>> import torch
@@ -393,6 +393,12 @@ def require_weights(who: str, lvm: object, layout: Layout) -> None:
             f"{who}: the guide of {type(lvm).__name__} puts latent {layout.degenerate[0]!r} on "
             "one point (a Delta), so its draws have no density and no weight: give it a guide "
             "with a density (vilvm.wrappers.fit_guide)."
+        )
+    if layout.deterministic:
+        raise ContractError(
+            f"{who}: the guide of {type(lvm).__name__} puts all its probability on one point, so "
+            "its draws and their weights are all equal and show nothing about the posterior: give "
+            "it a guide that draws at random."
         )
     if layout.improper:
         raise ContractError(

@@ -10,6 +10,7 @@ from vilvm.data.datasets.mnist import mnist
 from vilvm.data.datasets.on_disk import on_disk
 from vilvm.data.datasets.pendulums import pendulums
 from vilvm.data.datasets.posteriordb import ReferencePosterior, posteriordb
+from vilvm.data.datasets.shapes import shape_factors, shapes
 from vilvm.data.datasets.two_modes import TwoModes, two_modes
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "on_disk",
     "pendulums",
     "posteriordb",
+    "shape_factors",
+    "shapes",
     "topics_of_documents",
     "two_modes",
 ]
