@@ -5,8 +5,8 @@ from vilvm.guides.iaf import IAF
 from vilvm.guides.initialisation import init_to_origin
 from vilvm.guides.local import WithLocalGuide, fit_local_guide
 from vilvm.guides.normal import normal
-from vilvm.guides.real_nvp import RealNVP
 from vilvm.guides.penalty import penalty
+from vilvm.guides.real_nvp import RealNVP
 
 __all__ = [
     "IAF",
