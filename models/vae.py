@@ -18,7 +18,7 @@ z = m(x) + s(x) ε, ε ~ N(0, I), its gradient passes through the sample.
 Reference: Auto-Encoding Variational Bayes, Diederik P. Kingma and Max Welling, 2014.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pyro
 import pyro.distributions as dist
@@ -45,6 +45,7 @@ class VAE(nn.Module):
             z).
         encoder_hidden: sizes of the encoder's hidden layers.
         decoder_hidden: sizes of the decoder's hidden layers.
+        activation: makes one activation module of either network.
 
     Raises:
         ValueError: an unknown likelihood.
@@ -66,6 +67,8 @@ class VAE(nn.Module):
         likelihood: str = "bernoulli",
         encoder_hidden: Sequence[int] = (400,),
         decoder_hidden: Sequence[int] = (256, 128),
+        *,
+        activation: Callable[[], nn.Module] = nn.SiLU,
     ):
         super().__init__()
         if likelihood not in ("bernoulli", "gaussian"):
@@ -74,8 +77,8 @@ class VAE(nn.Module):
             )
         self.likelihood = likelihood
         heads = {"bernoulli": 1, "gaussian": 2}[likelihood]
-        self.encoder = mlp(data_dim, encoder_hidden, 2 * latent_dim)
-        self.decoder = mlp(latent_dim, decoder_hidden, heads * data_dim)
+        self.encoder = mlp(data_dim, encoder_hidden, 2 * latent_dim, activation)
+        self.decoder = mlp(latent_dim, decoder_hidden, heads * data_dim, activation)
         self.register_buffer("origin", torch.zeros(latent_dim))
 
     def model(self, x: Tensor) -> None:
