@@ -4,10 +4,10 @@
         [--device cuda] [--seed 0] [--out DIR]
     python -m benchmarks.published --table [--out DIR]
 
-A row is the paper's data, architecture, objective and schedule (``rows``). Its training is kept in
-a folder of DIR, and the same command continues it. Training stops after the given hours, at the
-end of an epoch; the row is measured as it is, which takes some minutes more, and the JSON file says
-how much of the schedule it had. ``--share`` multiplies all lengths of the schedule.
+A row is the paper's data, architecture, objective and schedule (``rows``). Its training is kept
+in a folder of DIR, and the same command continues it. Training stops after the given hours, at the
+end of an epoch; the row is measured as it is, which takes some minutes more, and the JSON file
+says how much of the schedule it had. ``--share`` multiplies all lengths of the schedule.
 
 ``--table`` prints the JSON files of DIR beside the published numbers, as Markdown.
 """
