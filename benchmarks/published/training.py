@@ -44,7 +44,7 @@ class Deadline:
 
 def train(
     row: Row,
-    lvm: torch.nn.Module,
+    lvm: vilvm.LatentVariableModel,
     data: Dataset,
     folder: Path,
     *,
