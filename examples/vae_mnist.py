@@ -64,9 +64,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--likelihood", choices=["bernoulli", "gaussian"], default="bernoulli"
     )
-    parser.add_argument("--latent", type=positive, default=20, help="dimensions of z")
+    parser.add_argument("--latent", type=positive, default=40, help="dimensions of z")
     parser.add_argument(
-        "--epochs", type=positive, help="default: 12 on MNIST, 200 on digits"
+        "--epochs", type=positive, help="default: 60 on MNIST, 200 on digits"
     )
     parser.add_argument("--batch-size", type=positive, default=200)
     parser.add_argument(
@@ -85,8 +85,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--samples",
         type=positive,
-        default=5000,
-        help="importance samples for each test image",
+        default=1000,
+        help="importance samples for each test image; the literature takes 5000",
     )
     parser.add_argument(
         "--compile",
@@ -209,13 +209,14 @@ def begin(settings: dict[str, Any]) -> tuple[VAE, Dataset]:
             f"The run was trained on {settings['dataset']}, and only {data.name} is available now."
         )
     settings["dataset"] = data.name
-    settings["epochs"] = settings["epochs"] or (12 if data.name == "mnist" else 200)
+    settings["epochs"] = settings["epochs"] or (60 if data.name == "mnist" else 200)
     torch.manual_seed(settings["seed"])
     lvm = VAE(
         data.train.x.shape[1],
         settings["latent"],
         settings["likelihood"],
-        decoder_hidden=(128, 96),
+        encoder_hidden=(400, 200),
+        decoder_hidden=(200, 400),
     )
     return lvm.start_at(data.train.x.mean(0)), data
 

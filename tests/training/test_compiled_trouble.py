@@ -154,6 +154,52 @@ def test_rounding_of_zero_batch_statistics_is_no_difference(error, words):
         assert step.differs(x, 19.0) == words
 
 
+class Kinked(torch.nn.Module):
+    """A ReLU network with a unit that is at its kink for the first datum, up to rounding."""
+
+    def __init__(self, x):
+        super().__init__()
+        with seeded(1):
+            self.hidden, self.out = torch.nn.Linear(2, 4), torch.nn.Linear(4, 2)
+        with torch.no_grad():
+            self.hidden.bias[0] -= self.hidden(x[0])[0] + 1e-8
+
+    def model(self, x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(self, x):
+        loc = self.out(self.hidden(x).relu())
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(loc, 0.5).to_event(1))
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(("error", "differs"), [(1e-7, False), (1e-3, True)])
+def test_kink_within_rounding_is_no_difference(error, differs, seed):
+    """A program rounds the argument of a ReLU to the other side of zero."""
+
+    def compiler(function, inputs):
+        def program(*given):
+            bias = next(t for t in given if t.shape == (4,))
+            bias[0] += error
+            return graph(function, inputs)(*given)
+
+        return program
+
+    x = rare()[1:20]
+    lvm = Kinked(x)
+    with seeded(seed), module_parameters(lvm):
+        step = CompiledStep(
+            lvm,
+            Trace_ELBO(),
+            torch.optim.SGD(lvm.parameters(), lr=1e-3),
+            compiler=compiler,
+        )
+        assert (step.differs(x, 19.0) is not None) == differs
+
+
 def test_written_inputs_are_found_when_values_stay():
     norm = torch.nn.BatchNorm1d(1, momentum=0.3)
     made = trace(lambda x: [norm(x)], [torch.tensor([[-1.0], [1.0]])])  # of mean zero
