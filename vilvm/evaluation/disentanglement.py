@@ -80,10 +80,10 @@ def mig(
     Examples:
         >>> import torch
         >>> from vilvm.evaluation import mig
-        >>> size, shape = torch.arange(1000) % 4, torch.arange(1000) % 3
-        >>> codes = torch.stack([size, shape], 1) + 0.1 * torch.rand(1000, 2)
-        >>> round(mig(codes, {"size": size, "shape": shape}).score, 2)
-        0.98
+        >>> size, shape = torch.arange(1200) % 4, torch.arange(1200) % 3
+        >>> codes = torch.stack([size, shape], 1) + 0.1 * torch.rand(1200, 2)
+        >>> round(mig(codes, {"size": size, "shape": shape}, num_bins=12).score, 1)
+        1.0
     """
     num_bins = check_number("mig: num_bins", num_bins, 2)
     _check(codes, factors, num_bins)
