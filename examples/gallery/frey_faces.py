@@ -6,6 +6,8 @@
 Each network has 200 tanh units, as in the paper, which trains much longer, by Adagrad.
 """
 
+from functools import partial
+
 import torch
 from matplotlib.figure import Figure
 from torch import nn
@@ -36,9 +38,8 @@ def main(argv: list[str] | None = None) -> int:
     except FileNotFoundError as error:
         raise SystemExit(str(error)) from None
     torch.manual_seed(args.seed)
-    lvm = VAE(560, args.latent, "sigmoid_gaussian")
-    lvm.encoder = mlp(560, (200,), 2 * args.latent, nn.Tanh)
-    lvm.decoder = mlp(args.latent, (200,), 2 * 560, nn.Tanh)
+    tanh = partial(mlp, activation=nn.Tanh)
+    lvm = VAE(560, args.latent, "sigmoid_gaussian", (200,), (200,), network=tanh)
     fitted = vilvm.fit(
         lvm.start_at(data.train.x.mean(0)),
         data.train,
