@@ -80,14 +80,14 @@ def test_labelled_batch_keeps_the_contract_of_a_pair():
 
 
 def test_few_labels_name_the_clusters():
-    """Two clusters far apart, one label each: the classes of all data are then known."""
+    """Two clusters far apart, five labels each; of five seeds the worst is right for 98.5 %."""
     torch.manual_seed(0)
     y = torch.arange(200) % 2
     p = torch.where(y[:, None] == 1, 0.9, 0.1).expand(-1, 12)
     x = torch.bernoulli(p)
     lvm = SemiSupervisedVAE(12, 2, latent_dim=1, hidden=(16,))
-    labelled = {"x": x[:2].repeat(10, 1), "y": y[:2].repeat(10)}
-    data = vilvm.Interleaved({"x": x[2:]}, labelled)
+    labelled = {"x": x[:10].repeat(2, 1), "y": y[:10].repeat(2)}
+    data = vilvm.Interleaved({"x": x[10:]}, labelled)
     vilvm.fit(
         lvm,
         data,
