@@ -75,13 +75,28 @@ def best_candidate(model: Callable[[Any], Any], batch: Any, clock: Clock) -> Can
         options.append(_candidate(other, batch, clock, " in standard units"))
     if not clock.is_over or not options:
         # a path of the model as written may lead to a density without bound
-        options.append(_candidate(model, batch, clock, "", _SHORT if other else None))
-    if options[-1].is_cut and not any(option.parts for option in options):
-        options.append(_candidate(model, batch, clock, ", again", share=_AGAIN))
+        short = _SHORT if other else None
+        options.append(_candidate(model, batch, clock, "", steps=short))
+    if not any(option.parts for option in options):
+        options = [_again(model, batch, clock, options[-1])]
     usable = [option for option in options if option.parts]
-    if not usable:
-        raise ContractError(_TOO_SHORT if options[-1].is_cut else NOWHERE)
     return _polished(max(usable, key=lambda option: max(option.elbos)), clock)
+
+
+def _again(
+    model: Callable[[Any], Any], batch: Any, clock: Clock, before: Candidate
+) -> Candidate:
+    """The model as written, with more time if this ended the paths before.
+
+    Raises:
+        ContractError: no path has found a region where the density is concave.
+    """
+    if not before.is_cut:
+        raise ContractError(NOWHERE)
+    found = _candidate(model, batch, clock, ", again", share=_AGAIN)
+    if not found.parts:
+        raise ContractError(_TOO_SHORT if found.is_cut else NOWHERE)
+    return found
 
 
 def _candidate(
@@ -89,6 +104,7 @@ def _candidate(
     batch: Any,
     clock: Clock,
     label: str,
+    *,
     steps: int | None = None,
     share: float = _PATHS,
 ) -> Candidate:

@@ -21,6 +21,7 @@ from vilvm.weights import posterior
 __all__ = ["guide_draws", "start_of"]
 
 _DRAWS = 2000
+_TRIES = 5  # paths of a centred hierarchical model may all end in its unbounded density
 
 
 def start_of(lvm: Any, data: Any, target: Target) -> Approximation:
@@ -33,12 +34,13 @@ def start_of(lvm: Any, data: Any, target: Target) -> Approximation:
         u = guide_draws(lvm, data, max(_DRAWS, 20 * target.dim))
         covariance = u.T.cov().reshape(target.dim, target.dim)
         return Gaussian(u.mean(0), torch.linalg.cholesky(covariance))
-    found = find_modes(target)
-    if not found:
-        raise ContractError(
-            "No path found a region where the density is concave; the posterior may be improper."
-        )
-    return found[0].gaussian
+    for _ in range(_TRIES):
+        found = find_modes(target)
+        if found:
+            return found[0].gaussian
+    raise ContractError(
+        "No path found a region where the density is concave; the posterior may be improper."
+    )
 
 
 @torch.no_grad()
