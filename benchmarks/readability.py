@@ -56,7 +56,7 @@ class Limits(NamedTuple):
     """
 
     entries: int = 17
-    tokens: float = 8.8
+    tokens: float = 8.9
     conditionals: float = 15.0
     width: int = 99
     complexity: int = 10
