@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from vilvm._runtime.argument_checks import check_number, check_sizes
 
-__all__ = ["CouplingLayers"]
+__all__ = ["CouplingLayers", "start_near_zero"]
 
 _START = 0.01  # share of a usual start: training from a random flow may end in a poor optimum
 
@@ -70,10 +70,8 @@ class CouplingLayers(nn.Module):
             ConditionalDenseNN(self.kept, context_dim, sizes, moved, nn.SiLU())
             for _ in range(layers)
         )
-        with torch.no_grad():
-            for network in self.networks:
-                for parameter in network.layers[-1].parameters():  # pyright: ignore
-                    parameter.mul_(_START)
+        for network in self.networks:
+            start_near_zero(network.layers[-1])  # pyright: ignore
 
     def forward(
         self, base: dist.TorchDistribution, context: Tensor | None = None
@@ -108,3 +106,22 @@ class CouplingLayers(nn.Module):
             moved = partial(network, context=context)
             steps += [transforms.AffineCoupling(self.kept, moved), reverse]
         return steps
+
+
+@torch.no_grad()
+def start_near_zero(layer: nn.Module) -> None:
+    """Shrinks the start of the last layer of a flow's network, so that the flow does little.
+
+    Arguments:
+        layer: a layer, changed in place.
+
+    Examples:
+        >>> import torch
+        >>> from vilvm.distributions.coupling import start_near_zero
+        >>> layer = torch.nn.Linear(4, 4)
+        >>> start_near_zero(layer)
+        >>> layer.weight.abs().max().item() < 0.01
+        True
+    """
+    for parameter in layer.parameters():
+        parameter.mul_(_START)

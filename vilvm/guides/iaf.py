@@ -31,11 +31,10 @@ from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 
 from vilvm._runtime.argument_checks import check_number, check_sizes
+from vilvm.distributions.coupling import start_near_zero
 from vilvm.guides.normal import normal
 
 __all__ = ["IAF"]
-
-_START = 0.01  # share of a usual start: training from a random flow may end in a poor optimum
 
 
 class IAF(nn.Module):
@@ -97,11 +96,9 @@ class IAF(nn.Module):
             )
             for order in self.orders
         )
-        with torch.no_grad():
-            for network in self.networks:
-                for last in (network.layers[-1], network.skip_layer):  # pyright: ignore
-                    for parameter in last.parameters():  # pyright: ignore
-                        parameter.mul_(_START)
+        for network in self.networks:
+            for last in (network.layers[-1], network.skip_layer):  # pyright: ignore
+                start_near_zero(last)  # pyright: ignore
 
     def forward(self, out: Tensor) -> dist.TransformedDistribution:
         """q(z | x).

@@ -190,10 +190,13 @@ def prior_draws(target: Target, num: int) -> Tensor:
         num: of points.
     """
     lvm, batch = target.joint.lvm, target.joint.batch
+    nothing = torch.zeros(0, target.dim, dtype=torch.float64)
+    if target.joint.layout.improper:
+        return nothing
     try:
         prior = LogJoint(lvm, batch, base="prior")
     except ContractError:
-        return torch.zeros(0, target.dim, dtype=torch.float64)
+        return nothing
     return packed(latent_sites(lvm.model, batch), prior.latents(prior.draw(num)))
 
 

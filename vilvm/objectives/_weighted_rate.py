@@ -10,9 +10,10 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from vilvm.weights._sites import UNCONSTRAINED
+
 __all__ = ["RateWeight", "WeightedRate"]
 
-_UNCONSTRAINED = "_unconstrained"  # suffix of a latent's draw in Pyro's autoguides
 _PARTICLES = ("num_particles_vectorized", "_monte_carlo")  # plates over particles
 
 
@@ -36,7 +37,7 @@ class RateWeight(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or site_is_subsample(msg):
             return
-        name = msg["name"].removesuffix(_UNCONSTRAINED)
+        name = msg["name"].removesuffix(UNCONSTRAINED)
         if self.sites is not None and name not in self.sites:
             return
         self.met.add(name)

@@ -14,7 +14,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from vilvm.lvm import ContractError
-from vilvm.weights._sites import Sites, family, from_own_dims, plain, to_own_dims
+from vilvm.weights._sites import Sites, from_own_dims, is_random, plain, to_own_dims
 
 __all__ = [
     "BEFORE",
@@ -124,7 +124,7 @@ def drawn_values(sites: Sites, num_samples: int, nesting: int) -> dict[str, Tens
     """
     values = {}
     for name, site in sites.items():
-        if site["is_observed"] or family(site["fn"]) in ("Delta", "Unit"):
+        if not is_random(site):
             continue
         before = _before_transforms(site)
         if before is None:

@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from vilvm.lvm import ContractError
-from vilvm.weights._sites import Sites, latents_of
+from vilvm.weights._sites import Sites, latents_of, subsamples_of
 
 __all__ = ["check_latents", "check_plates", "check_shape", "enumerable"]
 
@@ -92,9 +91,7 @@ def check_plates(model_trace: Any, guide_trace: Any) -> None:
     Raises:
         ContractError: a plate has two sizes.
     """
-    for name, site in model_trace.nodes.items():
-        if site["type"] != "sample" or not site_is_subsample(site):
-            continue
+    for name, site in subsamples_of(model_trace).items():
         other = guide_trace.nodes.get(name)
         if other is not None and site["fn"].size != other["fn"].size:
             raise ContractError(

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from pyro import poutine
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from vilvm.lvm import ContractError
@@ -14,9 +12,16 @@ from vilvm.weights._data_plate import (
     in_plate,
     read_data_plate,
 )
-from vilvm.weights._sites import Sites, family, latents_of, observed_of, sites_of
+from vilvm.weights._sites import (
+    Sites,
+    family,
+    latents_of,
+    observed_of,
+    sites_of,
+    subsamples_of,
+)
 from vilvm.weights._supports import guide_sites
-from vilvm.weights._traces import run
+from vilvm.weights._traces import run, trace_of
 
 __all__ = ["Half", "ParticleRun", "Plates", "run_particles"]
 
@@ -104,19 +109,19 @@ def run_particles(
     """
     model, guide = pair
     samples = None if size is None else (size, -1 - nesting)
-    fixed = _trace_of(subsample)
+    fixed = trace_of(subsample)
     guide_trace = run(guide, "guide", batch, fixed, samples=samples)
     guide_part = guide_sites(guide_trace)
     draws = {n: s["value"].view_as(s["value"]) for n, s in guide_part.items()}
-    drawn = _trace_of(_at_values(guide_part, draws) | _subsamples(guide_trace))
+    drawn = trace_of(_at_values(guide_part, draws) | subsamples_of(guide_trace))
     model_trace = run(model, "model", batch, drawn, fixed, samples=samples)
     model_part = sites_of(model_trace)
     _check_latents(model_part, guide_part)
-    subsample = _subsamples(model_trace) | _subsamples(guide_trace)
+    subsample = subsamples_of(model_trace) | subsamples_of(guide_trace)
     frame = find_data_plate(model, batch, list(observed_of(model_part).values()))
 
     def guide_at(values: Mapping[str, Tensor]) -> Sites:
-        given = _trace_of(_at_values(guide_part, values) | subsample)
+        given = trace_of(_at_values(guide_part, values) | subsample)
         return guide_sites(run(guide, "guide", batch, given, samples=samples))
 
     return ParticleRun(
@@ -132,22 +137,6 @@ def run_particles(
 
 def _at_values(sites: Sites, values: Mapping[str, Tensor]) -> Sites:
     return {name: {**sites[name], "value": value} for name, value in values.items()}
-
-
-def _subsamples(trace: Any) -> Sites:
-    """The sites of the plates' indices."""
-    return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and site_is_subsample(site)
-    }
-
-
-def _trace_of(sites: Sites) -> poutine.Trace:
-    trace = poutine.Trace()
-    for name, site in sites.items():
-        trace.add_node(name, **site)
-    return trace
 
 
 def _check_latents(model: Sites, guide: Sites) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vilvm.lvm import ContractError
 from vilvm.weights._particle_runs import ParticleRun
-from vilvm.weights._sites import Sites, family, log_prob
+from vilvm.weights._sites import Sites, is_random, log_prob
 
 __all__ = ["path_densities"]
 
@@ -33,7 +33,7 @@ def path_densities(run: ParticleRun) -> dict[str, Tensor]:
     copies = {
         name: site["value"].detach().requires_grad_()
         for name, site in run.guide.items()
-        if family(site["fn"]) not in ("Delta", "Unit") and not site["is_observed"]
+        if is_random(site)
     }
     with torch.enable_grad():
         densities = {n: log_prob("guide", s) for n, s in _sites_at(run, copies).items()}

@@ -40,7 +40,7 @@ from vilvm.lvm import (
 from vilvm.weights._conditioning import BEFORE, at_draw, can_score, drawn_values
 from vilvm.weights._sites import log_prob
 from vilvm.weights._supports import guide_sites
-from vilvm.weights._traces import run
+from vilvm.weights._traces import run, trace_of
 
 __all__ = [
     "INSTEAD",
@@ -217,13 +217,13 @@ class _Rotation:
         """Fixes random subsamples; the indices of the data plate are moved on by `shift`."""
         if not self.layout.subsample:
             return None
-        trace = poutine.Trace()
-        for name, site in self.layout.subsample.items():
-            value = site["value"]
-            if name == self.layout.data_plate:
-                value = (value + shift) % site["fn"].size
-            trace.add_node(name, **{**site, "value": value})
-        return trace
+        sites = dict(self.layout.subsample)
+        name = self.layout.data_plate
+        if name in sites:
+            site = sites[name]
+            value = (site["value"] + shift) % site["fn"].size
+            sites[name] = {**site, "value": value}
+        return trace_of(sites)
 
     def _values(self, trace: poutine.Trace) -> dict[str, Tensor]:
         """The values that the guide draws within the data plate."""

@@ -15,11 +15,13 @@ from vilvm.lvm import ContractError
 from vilvm.weights._errors import short_message
 
 __all__ = [
+    "UNCONSTRAINED",
     "FirstEnumerated",
     "Sites",
     "family",
     "from_own_dims",
     "has_deltas",
+    "is_random",
     "latents_of",
     "log_prob",
     "mask_digest",
@@ -32,11 +34,14 @@ __all__ = [
     "plain",
     "plate_dims",
     "sites_of",
+    "subsamples_of",
     "to_own_dims",
     "was_observed",
 ]
 
 Sites = dict[str, Any]
+
+UNCONSTRAINED = "_unconstrained"  # suffix of a latent's draw in Pyro's autoguides
 
 
 def sites_of(trace: Any) -> Sites:
@@ -53,6 +58,20 @@ def sites_of(trace: Any) -> Sites:
 def observed_of(sites: Sites) -> Sites:
     """The observed sites, factors among them."""
     return {name: site for name, site in sites.items() if site["is_observed"]}
+
+
+def subsamples_of(trace: Any) -> Sites:
+    """The sites of the plates' indices."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and site_is_subsample(site)
+    }
+
+
+def is_random(site: Any) -> bool:
+    """Whether a site is drawn: neither observed, nor at a point, nor a factor."""
+    return not site["is_observed"] and family(site["fn"]) not in ("Delta", "Unit")
 
 
 def has_deltas(trace: Any) -> bool:

@@ -25,6 +25,7 @@ from torch.distributions import biject_to
 
 from vilvm.lvm import ContractError
 from vilvm.weights._sites import (
+    UNCONSTRAINED,
     Sites,
     family,
     latents_of,
@@ -42,9 +43,6 @@ __all__ = [
     "masked_latents",
     "scored_guide",
 ]
-
-# suffix of the draw of one latent in Pyro's automatic guides
-_UNCONSTRAINED = "_unconstrained"
 
 
 def guide_sites(trace: Any) -> Sites:
@@ -239,7 +237,7 @@ def _check_marginalised(
             f"{type(lvm).__name__}: the model masks components of latent {name!r}, and the "
             "guide does not; mask the same in both."
         )
-    if family(guide[name]["fn"]) == "Delta" and name + _UNCONSTRAINED not in guide:
+    if family(guide[name]["fn"]) == "Delta" and name + UNCONSTRAINED not in guide:
         raise ContractError(
             f"{type(lvm).__name__}: the model masks entries of latent {name!r}, and the guide "
             "draws them together with other latents, so its density of the other entries is "
@@ -289,7 +287,7 @@ class _ModelMasks(Messenger):
         self.masks = masks
 
     def _pyro_sample(self, msg: Any) -> None:
-        mask = self.masks.get(msg["name"].removesuffix(_UNCONSTRAINED))
+        mask = self.masks.get(msg["name"].removesuffix(UNCONSTRAINED))
         if mask is None:
             return
         if event := msg["fn"].event_dim:

@@ -11,9 +11,9 @@ from vilvm._runtime.unchanged import Unchanged
 from vilvm.data.tensors import named_tensors
 from vilvm.lvm import ContractError
 from vilvm.weights._errors import plain_errors
-from vilvm.weights._sites import FirstEnumerated, sites_of
+from vilvm.weights._sites import FirstEnumerated, Sites, sites_of
 
-__all__ = ["Unobserved", "run", "run_once"]
+__all__ = ["Unobserved", "run", "run_once", "trace_of"]
 
 # plate dimensions that are tried for a model that runs only under enumeration
 _MOST_PLATES = 6
@@ -44,6 +44,14 @@ def run(
             stack.enter_context(pyro.plate("_monte_carlo", samples[0], dim=samples[1]))
         trace = poutine.trace(half).get_trace(batch)
     given.check(f"The {part}")
+    return trace
+
+
+def trace_of(sites: Sites) -> poutine.Trace:
+    """A trace of these sites, to replay."""
+    trace = poutine.Trace()
+    for name, site in sites.items():
+        trace.add_node(name, **site)
     return trace
 
 

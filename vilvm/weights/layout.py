@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import pyro
 import torch
 from pyro import poutine
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from vilvm._runtime.random import preserved_rng
@@ -46,6 +45,7 @@ from vilvm.weights._sites import (
     nesting_of,
     observed_of,
     sites_of,
+    subsamples_of,
 )
 from vilvm.weights._supports import (
     MaskedLatents,
@@ -54,7 +54,7 @@ from vilvm.weights._supports import (
     is_deterministic,
     masked_latents,
 )
-from vilvm.weights._traces import run, run_once
+from vilvm.weights._traces import run, run_once, trace_of
 from vilvm.weights._vectorisation import Vectorisation
 
 __all__ = ["Layout", "find_layout"]
@@ -149,10 +149,7 @@ class Layout(NamedTuple):
         """
         if not self.subsample:
             return None
-        trace = poutine.Trace()
-        for name, site in self.subsample.items():
-            trace.add_node(name, **site)
-        return trace
+        return trace_of(self.subsample)
 
 
 def find_layout(
@@ -265,9 +262,7 @@ class _Again:
         self, lvm: LatentVariableModel, batch: Any, guide_trace: poutine.Trace
     ):
         self.lvm, self.batch = lvm, batch
-        self.subsamples = poutine.Trace()
-        for name, site in _subsamples(guide_trace).items():
-            self.subsamples.add_node(name, **site)
+        self.subsamples = trace_of(subsamples_of(guide_trace))
 
     def guide(self) -> Sites:
         """The guide, with other draws."""
@@ -280,15 +275,6 @@ class _Again:
         """The model at these latents."""
         with at_draw({name: value[None] for name, value in latents.items()}):
             return sites_of(run_once(self.lvm.model, self.batch, self.subsamples)[0])
-
-
-def _subsamples(trace: Any) -> Sites:
-    """The sites of the plates' indices."""
-    return {
-        name: site
-        for name, site in trace.nodes.items()
-        if site["type"] == "sample" and site_is_subsample(site)
-    }
 
 
 # Reading
@@ -374,7 +360,7 @@ def _data_axes(latents: Sites, frame: Any) -> dict[str, int]:
 
 
 def _random_subsamples(first: _FirstRun) -> Sites:
-    sites = _subsamples(first.model_trace) | _subsamples(first.guide_trace)
+    sites = subsamples_of(first.model_trace) | subsamples_of(first.guide_trace)
     return {name: site for name, site in sites.items() if _is_random(site["fn"])}
 
 

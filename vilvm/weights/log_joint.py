@@ -29,7 +29,7 @@ from vilvm.weights._conditioning import AtValues, at_samples, drawn_values
 from vilvm.weights._enumeration import run_model
 from vilvm.weights._passes import Pass, Values
 from vilvm.weights._reduction import log_densities, reduce, total
-from vilvm.weights._sites import Sites, family, own_densities, own_values, sites_of
+from vilvm.weights._sites import Sites, is_random, own_densities, own_values, sites_of
 from vilvm.weights._supports import guide_sites, scored_guide
 from vilvm.weights._traces import run
 from vilvm.weights._vectorisation import run_at_samples
@@ -240,7 +240,7 @@ class LogJoint:
         """Whether u holds the value of a site."""
         if self.base == "prior":
             return msg["name"] in self.layout.latents
-        return not msg["is_observed"] and family(msg["fn"]) not in ("Delta", "Unit")
+        return is_random(msg)
 
     def _latents(
         self, batch: Any, given: Mapping[str, Tensor], num_samples: int | None

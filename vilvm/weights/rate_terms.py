@@ -11,12 +11,10 @@ from torch import Tensor
 
 from vilvm.lvm import ContractError
 from vilvm.weights._particle_runs import ParticleRun, Plates
-from vilvm.weights._sites import family, mask_tensor, plain
+from vilvm.weights._sites import UNCONSTRAINED, family, mask_tensor, plain
 from vilvm.weights.particles import Particles
 
 __all__ = ["cross_densities", "dimension_rates", "latent_rates"]
-
-_UNCONSTRAINED = "_unconstrained"  # suffix of a latent's draw in Pyro's autoguides
 
 
 def latent_rates(found: Particles) -> dict[str, Tensor]:
@@ -42,7 +40,7 @@ def latent_rates(found: Particles) -> dict[str, Tensor]:
     """
     rates = {name: -prior for name, prior in found.weights.log_priors.items()}
     for site, density in found.weights.log_guides.items():
-        name = site.removesuffix(_UNCONSTRAINED)
+        name = site.removesuffix(UNCONSTRAINED)
         if name not in rates:
             raise ContractError(
                 f"The guide draws latents together, as {site!r}, so they have no rates of their "

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_number, check_seed
 from vilvm.data.data import Data
-from vilvm.data.datasets.dataset import Dataset
+from vilvm.data.datasets.dataset import Dataset, simulated
 
 __all__ = ["Cells", "cells"]
 
@@ -112,14 +112,10 @@ def cells(
         torch.Size([50, 100])
     """
     seed = check_seed("cells: seed", seed)
-    num_train = check_number("cells: num_train", num_train)
-    num_test = check_number("cells: num_test", num_test)
     truth, generator = Cells(num_genes), torch.Generator().manual_seed(seed)
 
     def draw(count: int, split: str) -> Data:
         x, kind = truth.draw(count, generator)
         return Data(x, "simulated cells", split, labels=kind)
 
-    return Dataset(
-        draw(num_train, "train"), draw(num_test, "validation"), draw(num_test, "test")
-    )
+    return simulated("cells", draw, num_train, num_test)

@@ -1,5 +1,6 @@
 """A data set of three splits."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -8,7 +9,7 @@ import torch
 from vilvm._runtime.argument_checks import check_number, check_seed
 from vilvm.data.data import Data, Transform
 
-__all__ = ["Dataset", "carve"]
+__all__ = ["Dataset", "carve", "simulated"]
 
 
 class Dataset(NamedTuple):
@@ -85,3 +86,34 @@ def carve(train: Data, validation: int, seed: int) -> tuple[Data, Data]:
     held_out = train.subset(order[:validation].sort().values)
     kept = train.subset(order[validation:].sort().values)
     return kept, replace(held_out, split="validation")
+
+
+def simulated(
+    caller: str, draw: Callable[[int, str], Data], num_train: int, num_test: int
+) -> Dataset:
+    """The three splits of a simulation, drawn one after the other.
+
+    Arguments:
+        caller: for errors.
+        draw: draws a number of data for the split of that name.
+        num_train: number of training data.
+        num_test: number of validation data, and of test data.
+
+    Returns:
+        Dataset.
+
+    Raises:
+        ValueError: a number is below 1.
+
+    Examples:
+        >>> import torch, vilvm
+        >>> from vilvm.data.datasets.dataset import simulated
+        >>> draw = lambda count, split: vilvm.Data(torch.rand(count, 3), "noise", split)
+        >>> len(simulated("noise", draw, num_train=8, num_test=2).test)
+        2
+    """
+    num_train = check_number(f"{caller}: num_train", num_train)
+    num_test = check_number(f"{caller}: num_test", num_test)
+    return Dataset(
+        draw(num_train, "train"), draw(num_test, "validation"), draw(num_test, "test")
+    )

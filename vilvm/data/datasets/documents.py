@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_number, check_seed
 from vilvm.data.data import Data
-from vilvm.data.datasets.dataset import Dataset
+from vilvm.data.datasets.dataset import Dataset, simulated
 
 __all__ = ["documents", "topics_of_documents"]
 
@@ -79,8 +79,6 @@ def documents(
         torch.Size([50, 100])
     """
     seed = check_seed("documents: seed", seed)
-    num_train = check_number("documents: num_train", num_train)
-    num_test = check_number("documents: num_test", num_test)
     topics = topics_of_documents(num_topics, num_words).numpy()
     # numpy's generator draws from Dirichlet and multinomial, torch's does not
     generator = np.random.default_rng(seed)
@@ -91,6 +89,4 @@ def documents(
         labels = torch.from_numpy(theta.argmax(-1))
         return Data(torch.from_numpy(x).float(), "documents", split, labels=labels)
 
-    return Dataset(
-        draw(num_train, "train"), draw(num_test, "validation"), draw(num_test, "test")
-    )
+    return simulated("documents", draw, num_train, num_test)

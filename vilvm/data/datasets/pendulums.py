@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_number, check_seed
 from vilvm.data.data import Data
-from vilvm.data.datasets.dataset import Dataset
+from vilvm.data.datasets.dataset import Dataset, simulated
 
 __all__ = ["pendulums"]
 
@@ -46,8 +46,6 @@ def pendulums(
         (torch.Size([50, 30, 1]), tensor(10))
     """
     seed = check_seed("pendulums: seed", seed)
-    num_train = check_number("pendulums: num_train", num_train)
-    num_test = check_number("pendulums: num_test", num_test)
     least = check_number("pendulums: length[0]", length[0])
     greatest = check_number("pendulums: length[1]", length[1], least)
     generator = torch.Generator().manual_seed(seed)
@@ -58,9 +56,7 @@ def pendulums(
         seen = torch.arange(greatest) < lengths.unsqueeze(-1)
         return Data(((x * seen).unsqueeze(-1), lengths), "pendulums", split)
 
-    return Dataset(
-        draw(num_train, "train"), draw(num_test, "validation"), draw(num_test, "test")
-    )
+    return simulated("pendulums", draw, num_train, num_test)
 
 
 def _positions(count: int, steps: int, generator: torch.Generator) -> Tensor:

@@ -14,9 +14,9 @@ import math
 import torch
 from torch import Tensor
 
-from vilvm._runtime.argument_checks import check_number, check_seed
+from vilvm._runtime.argument_checks import check_seed
 from vilvm.data.data import Data
-from vilvm.data.datasets.dataset import Dataset
+from vilvm.data.datasets.dataset import Dataset, simulated
 
 __all__ = ["TwoModes", "two_modes"]
 
@@ -75,8 +75,6 @@ def two_modes(num_train: int = 20_000, num_test: int = 2000, seed: int = 0) -> D
         torch.Size([100, 2])
     """
     seed = check_seed("two_modes: seed", seed)
-    num_train = check_number("two_modes: num_train", num_train)
-    num_test = check_number("two_modes: num_test", num_test)
     generator = torch.Generator().manual_seed(seed)
 
     def draw(count: int, split: str) -> Data:
@@ -85,6 +83,4 @@ def two_modes(num_train: int = 20_000, num_test: int = 2000, seed: int = 0) -> D
         x = s * torch.tensor([_MODE, _SHIFT]) + noise
         return Data(x, "two modes", split, labels=s.squeeze(1), image_shape=(1, 2))
 
-    return Dataset(
-        draw(num_train, "train"), draw(num_test, "validation"), draw(num_test, "test")
-    )
+    return simulated("two_modes", draw, num_train, num_test)
