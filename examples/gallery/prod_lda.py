@@ -42,7 +42,7 @@ def figure(found: Tensor, true: Tensor) -> Figure:
     out = Figure(figsize=(9, 3.2), layout="constrained")
     rows: Any = out.subplots(2, 1, sharex=True)
     for axes, topics, name in zip(rows, (true, found), ("true", "found"), strict=True):
-        image = axes.imshow(topics.sqrt(), aspect="auto", cmap="Blues", vmin=0)
+        image = axes.imshow(topics.sqrt().numpy(), aspect="auto", cmap="Blues", vmin=0)
         axes.set_ylabel(f"{name} topic")
         axes.set_yticks(range(len(topics)), range(1, len(topics) + 1))
         out.colorbar(image, ax=axes, label="√probability")

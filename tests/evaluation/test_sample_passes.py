@@ -56,7 +56,8 @@ def test_graph_equals_eager_evaluation_for_every_model(name, as_graph, capsys):
     with seeded(0):
         lvm, batch = importlib.import_module(f"vilvm.models.{name}").tiny()
     same(lvm, batch)
-    assert as_graph or "autoencoder" in name  # deterministic, so only two draws
+    # a degenerate guide has only two draws
+    assert as_graph or "autoencoder" in name or name == "vq_vae"
 
 
 @pytest.mark.slow

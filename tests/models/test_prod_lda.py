@@ -75,4 +75,13 @@ def test_topics_of_simulated_documents_are_found():
     assert shares.min() >= 0.9
     theta = vilvm.posterior(lvm, data.test.x, 50)["h"].softmax(-1).mean(0)
     found = theta[:, order.long()].argmax(-1)
-    assert (found == data.test.labels).float().mean() > 0.9
+    # the weights of topics that are known, by EM, find the main topic of 95 %
+    known = torch.full((200, 5), 0.2, dtype=torch.float64)
+    for _ in range(500):
+        shares = known.unsqueeze(-1) * true
+        known = (data.test.x.unsqueeze(1) * shares / shares.sum(1, True)).sum(-1)
+        known /= known.sum(-1, True)
+    ours, best = (
+        (t == data.test.labels).double().mean() for t in (found, known.argmax(-1))
+    )
+    assert ours > best - 0.1
