@@ -8,11 +8,15 @@ the encoder is a stack of convolutions of stride 2, and the decoder the reversed
 transposed convolutions (``vilvm.networks.conv``). Weights are shared over all positions of a
 picture, so a tenth of the parameters of perceptrons is enough.
 
+As in ``models/vae.py``, a prior that is trained with the model may replace N(0, I), and a flow the
+Gaussian q(z | x).
+
 Reference: Markov Chain Monte Carlo and Variational Inference: Bridging the Gap, Tim Salimans,
 Diederik P. Kingma and Max Welling, 2015 (section 3.4, a convolutional VAE of MNIST).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -21,7 +25,7 @@ from torch import Tensor, nn
 
 from vilvm.distributions import IndependentBernoulli
 from vilvm.guides import normal
-from vilvm.networks import ConvDecoder, ConvEncoder
+from vilvm.networks import ConvDecoder, ConvEncoder, start_at_mean
 
 __all__ = ["ConvVAE", "tiny"]
 
@@ -38,6 +42,9 @@ class ConvVAE(nn.Module):
         likelihood: "bernoulli" (data 0 or 1) or "gaussian" (mean and variance both functions of
             z).
         channels: of the encoder's stages; the decoder has them in reverse order.
+        head: makes q(z | x) of the encoder's output, ``guides.normal`` by default; or a flow,
+            ``guides.IAF`` or ``guides.RealNVP``.
+        prior: p(z), N(0, I) by default; or one of ``vilvm.priors``.
 
     Raises:
         ValueError: an unknown likelihood, or a side that cannot be halved so often.
@@ -58,30 +65,44 @@ class ConvVAE(nn.Module):
         latent_dim: int = 20,
         likelihood: str = "bernoulli",
         channels: Sequence[int] = (16, 32),
+        *,
+        head: Any = normal,
+        prior: nn.Module | None = None,
     ):
         super().__init__()
         if likelihood not in ("bernoulli", "gaussian"):
             raise ValueError(
                 f"ConvVAE: unknown likelihood {likelihood!r}; choose 'bernoulli' or 'gaussian'."
             )
-        self.likelihood = likelihood
-        heads = {"bernoulli": 1, "gaussian": 2}[likelihood]
-        self.encoder = ConvEncoder(side, 2 * latent_dim, channels)
-        self.decoder = ConvDecoder(latent_dim, side, channels, heads)
+        self.likelihood, self.head, self.prior = likelihood, head, prior
+        outputs = {"bernoulli": 1, "gaussian": 2}[likelihood]
+        in_dim = getattr(head, "in_dim", 2 * latent_dim)
+        self.encoder = ConvEncoder(side, in_dim, channels)
+        self.decoder = ConvDecoder(latent_dim, side, channels, outputs)
         self.register_buffer("origin", torch.zeros(latent_dim))
 
     def model(self, x: Tensor) -> None:
         """p(x | z) p(z); x has shape (batch, side · side)."""
         pyro.module("conv_vae", self)
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(self.origin, 1.0).to_event(1))
+            z = pyro.sample("z", self.prior_of_z())
             pyro.sample("x", self.decode(z), obs=x)
 
     def guide(self, x: Tensor) -> None:
         """q(z | x)."""
-        q = normal(self.encoder(x))
+        q = self.encode(x)
         with pyro.plate("data", len(x)):
             pyro.sample("z", q)
+
+    def prior_of_z(self) -> dist.TorchDistribution:
+        """p(z), of batch shape ()."""
+        if self.prior is None:
+            return dist.Normal(self.origin, 1.0).to_event(1)
+        return self.prior(self.encode)
+
+    def encode(self, x: Tensor) -> dist.TorchDistribution:
+        """q(z | x) for x of shape (..., side · side)."""
+        return self.head(self.encoder(x))
 
     def decode(self, z: Tensor) -> dist.TorchDistribution:
         """p(x | z) for z of shape (..., latent_dim)."""
@@ -91,6 +112,15 @@ class ConvVAE(nn.Module):
         mean, log_variance = out.chunk(2, dim=-1)
         scale = (0.5 * log_variance.clamp(*_LOG_VARIANCES)).exp()
         return dist.Normal(mean, scale).to_event(1)
+
+    def start_at(self, mean: Tensor) -> "ConvVAE":
+        """Starts training from the mean of all numbers in the data, and returns the model.
+
+        Arguments:
+            mean: of the data, shape (side · side,); one bias serves all positions.
+        """
+        start_at_mean(self.decoder.stages[-2], mean.mean()[None], self.likelihood)
+        return self
 
 
 def tiny() -> tuple[ConvVAE, Tensor]:

@@ -30,6 +30,21 @@ def test_large_logits_go_block_by_block():
     )
 
 
+@pytest.mark.parametrize(
+    "shapes", [((3,), (5, 3)), ((2, 1, 3), (4, 3)), ((4, 3), (3,))]
+)
+def test_logits_and_values_broadcast(shapes):
+    logits, value = torch.randn(shapes[0]), torch.rand(shapes[1]).round()
+    logits.requires_grad_()
+    pair = (
+        IndependentBernoulli(logits).log_prob(value),
+        Bernoulli(logits=logits).log_prob(value).sum(-1),
+    )
+    torch.testing.assert_close(*pair)
+    gradients = [torch.autograd.grad(p.sum(), logits)[0] for p in pair]
+    torch.testing.assert_close(*gradients)
+
+
 def test_gradcheck():
     logits = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
     x = torch.rand(2, 5, dtype=torch.float64, requires_grad=True)

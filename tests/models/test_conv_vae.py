@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from pyro import poutine
 from pyro.distributions import Normal
 from torch.distributions import kl_divergence
 
 import vilvm
+from vilvm.guides import IAF
 from vilvm.models.conv_vae import ConvVAE, tiny
+from vilvm.priors import RealNVP
 from vilvm.testing import check_lvm
 
 
@@ -23,6 +26,34 @@ def test_rate_is_the_divergence_in_closed_form():
     expected = kl_divergence(q, Normal(0.0, 1.0)).sum(-1)
     rate = vilvm.evaluate(lvm, x, num_samples=2000).rate
     assert ((rate.values - expected).abs() < 5 * rate.errors + 1e-6).all()
+
+
+@pytest.mark.slow
+def test_prior_and_flow_keep_the_contract():
+    def make():
+        prior, head = RealNVP(2, 2, (8,)), IAF(2, 1, hidden=(8,))
+        lvm = ConvVAE(4, 2, channels=(3,), prior=prior, head=head)
+        return lvm, torch.bernoulli(torch.full((5, 16), 0.5))
+
+    check_lvm(make)
+
+
+def test_prior_is_the_one_given():
+    lvm = ConvVAE(4, 2, channels=(3,), prior=RealNVP(2, 2, (8,)))
+    z = torch.randn(7, 2)
+    trace = poutine.trace(poutine.condition(lvm.model, {"z": z})).get_trace(
+        torch.ones(7, 16)
+    )
+    trace.compute_log_prob()
+    expected = lvm.prior().log_prob(z)
+    torch.testing.assert_close(trace.nodes["z"]["log_prob"], expected)
+
+
+def test_start_is_the_mean_of_all_pixels():
+    lvm = ConvVAE(4, 2, channels=(3,)).start_at(torch.linspace(0.2, 0.4, 16))
+    torch.testing.assert_close(
+        lvm.decoder.stages[-2].bias.sigmoid(), torch.tensor([0.3])
+    )
 
 
 def test_decoder_is_a_picture_for_each_head():

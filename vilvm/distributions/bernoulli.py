@@ -83,7 +83,8 @@ class IndependentBernoulli(TorchDistribution):
         """Σⱼ log p(xⱼ), in nats; shape that of `value` and logits, broadcast, without the last."""
         if self._validate_args:
             self._validate_sample(value)
-        return _LogProb.apply(self.logits, value)  # type: ignore[return-value]
+        shape = torch.broadcast_shapes(self.logits.shape, value.shape)
+        return _LogProb.apply(self.logits.expand(shape), value)  # type: ignore[return-value]
 
 
 class _LogProb(torch.autograd.Function):
