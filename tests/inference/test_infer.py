@@ -58,6 +58,7 @@ def test_conjugate_mean_and_evidence_are_exact(found):
     )  # once in 1.7 million
     assert abs(found.log_evidence.mean - exact.log_evidence) < 1e-6
     assert found.log_evidence.mc_se < 1e-6
+    assert "Heavy tails" not in [f.name for f in found.findings]
     assert (found.rung, found.chains, found.modes) == (
         "weights",
         1,
@@ -82,6 +83,23 @@ def test_posterior_of_a_rate_is_its_gamma():
     evidence = math.log(24 / 4**5 / 2)
     z = (found.log_evidence.mean - evidence) / found.log_evidence.mc_se
     assert abs(z) < 5
+
+
+def test_standard_deviation_that_extreme_draws_decide_is_noted():
+    """log odds ~ N(0, 1.5): the fourth moment is e^18 times the square of the second."""
+
+    def model(y):
+        log_odds = pyro.sample("log_odds", dist.Normal(0.0, 1.5))
+        pyro.deterministic("odds", log_odds.exp())
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(0.0 * log_odds, 1.0), obs=y)
+
+    found = vilvm.infer(model, Y, **QUIET)
+    (note,) = (f for f in found.findings if f.name == "Heavy tails")
+    assert note.verdict.startswith(
+        "Few extreme draws decide the standard deviation of odds: k̂ of the squared"
+    )
+    assert found.trusted
 
 
 def test_local_latents_beside_global_ones():

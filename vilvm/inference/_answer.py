@@ -50,7 +50,7 @@ def answer(
         rung="weights" if found.chains is None else "chains",
         k=found.weighted.k,
         ess=found.weighted.ess,
-        findings=tuple(findings_of(found, clock, is_refined, r_hat)),
+        findings=tuple(findings_of(found, draws, clock, is_refined, r_hat)),
         history=tuple(clock.history),
         gradients=found.target.gradients,
         densities=found.target.densities,

@@ -1,8 +1,13 @@
 """What the results of ``infer`` say about its posterior."""
 
+from collections.abc import Mapping
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from vilvm.diagnostics._components import indexed
+from vilvm.diagnostics._tail import tail_shape
 from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.inference._chains import DRIFT, ENOUGH, R_HAT, Chains, worst_of
 from vilvm.inference._clock import Clock
@@ -16,16 +21,23 @@ _VEHTARI = "Vehtari et al. 2024"
 _DHAKA = "Dhaka et al. 2020"
 _MARGOSSIAN = "Margossian et al. 2024"
 _LEAST_SIZE = 400.0
+_LEAST_DRAWS = 100  # of a tail
+_NAMED = 3  # scalars in a message
 _DIVERGENT = 0.005  # share of transitions
 
 
 def findings_of(
-    found: Found, clock: Clock, is_refined: bool, r_hat: float | None = None
+    found: Found,
+    draws: Mapping[str, Tensor],
+    clock: Clock,
+    is_refined: bool,
+    r_hat: float | None = None,
 ) -> list[Finding]:
     """The findings, the most severe first.
 
     Arguments:
         found: what the ladder found.
+        draws: what is handed over, by site, shape (S, *event).
         clock: the budget.
         is_refined: whether refinement was allowed.
         r_hat: of the iterates, if the data were seen in batches.
@@ -40,6 +52,7 @@ def findings_of(
         findings.append(_iterates(r_hat))
     if len(found.modes) > 1:
         findings.append(_modes(found))
+    findings += _heavy_tails(draws)
     if clock.is_over:
         findings.append(
             Finding(
@@ -149,6 +162,41 @@ def _divergences(chains: Chains) -> Finding:
         "Betancourt 2017",
         "Reparametrise the model, or give tighter priors of scales.",
     )
+
+
+def _heavy_tails(draws: Mapping[str, Tensor]) -> list[Finding]:
+    """A note if the draws do not give the standard deviation of a scalar."""
+    shapes = {}
+    for site, x in draws.items():
+        if len(x) < _LEAST_DRAWS:
+            return []
+        scalars = x.double().flatten(1) if x.dim() > 1 else x.double()[:, None]
+        k = tail_shape((scalars - scalars.mean(0)).square()).tolist()
+        names = (indexed(site, index) for index in np.ndindex(*x.shape[1:]))
+        shapes |= dict(zip(names, k, strict=True))
+    heavy = sorted(
+        (n for n in shapes if shapes[n] > RELIABLE_K), key=shapes.__getitem__
+    )
+    if not heavy:
+        return []
+    worst = heavy[-1]
+    return [
+        Finding(
+            "Heavy tails",
+            Severity.NOTE,
+            f"Few extreme draws decide the standard deviation of {_listed(heavy[::-1])}: k̂ of the "
+            f"squared distance from the mean is up to {shapes[worst]:.2f} (threshold "
+            f"{RELIABLE_K}).",
+            _VEHTARI,
+            "Report medians and quantiles instead.",
+        )
+    ]
+
+
+def _listed(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    rest = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _modes(found: Found) -> Finding:
