@@ -48,6 +48,7 @@ __all__ = [
     "evaluation_mode",
     "fixed_beside",
     "held_modules",
+    "model_of",
     "module_parameters",
     "own_memory",
 ]
@@ -259,6 +260,33 @@ class _Part:
 
     def __reduce__(self) -> Any:
         return _Part, (self.__self__, self._name)
+
+
+def model_of(model: Any, caller: str) -> Callable[[Any], Any]:
+    """The model of a pair, or the model itself.
+
+    Arguments:
+        model: a Pyro model, or a latent variable model.
+        caller: for errors.
+
+    Raises:
+        ContractError: it is neither.
+
+    Examples:
+        >>> from vilvm.lvm import model_of
+        >>> from vilvm.models.vae import VAE
+        >>> lvm = VAE(data_dim=6, latent_dim=2)
+        >>> model_of(lvm, "here") == lvm.model
+        True
+    """
+    if all(callable(getattr(model, part, None)) for part in ("model", "guide")):
+        return model.model
+    if not callable(model):
+        raise ContractError(
+            f"{caller}: the model is a {type(model).__name__}, which cannot be called with the "
+            "data; pass a Pyro model, a function of the data, or vilvm.Pair(model, guide)."
+        )
+    return model
 
 
 def check_contract(lvm: object) -> None:

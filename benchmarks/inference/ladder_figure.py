@@ -26,7 +26,7 @@ from vilvm.inference._fixed_draws import best_skewed
 from vilvm.inference._modes import modes
 from vilvm.inference._newton import newton
 from vilvm.inference._paths import starts
-from vilvm.inference._preparation import model_of, prepare_data, target_of
+from vilvm.inference._preparation import own_model, prepare_data, target_of
 from vilvm.inference._weighted import weigh
 
 BLUE, ORANGE, GREY = "#1f4e79", "#c2571a", "#8c959d"
@@ -60,7 +60,7 @@ def figure() -> Figure:
     """The five rungs side by side."""
     with seeded(0):
         target = target_of(
-            model_of(model),
+            own_model(model),
             prepare_data(torch.tensor([-2.0, -0.5, 0.0, 0.5, 1.0, 3.0])),
         )
         paths = newton(target, starts(target, 6), steps=40)

@@ -8,7 +8,7 @@ import torch
 import vilvm
 from tests.inference.exact import curved, groups, mean_model, mixture, mixture_data
 from vilvm.inference._decentre import SUFFIX, decentred
-from vilvm.inference._preparation import model_of, prepare_data, target_of
+from vilvm.inference._preparation import own_model, prepare_data, target_of
 from vilvm.models.eight_schools import EightSchools, eight_schools
 
 TRIL = torch.tensor(
@@ -29,7 +29,7 @@ def correlated(y):
 
 
 def both_targets(model, data):
-    plain, batch = model_of(model), prepare_data(data)
+    plain, batch = own_model(model), prepare_data(data)
     other = decentred(plain, batch)
     assert other is not None
     return target_of(plain, batch), target_of(other, batch)

@@ -9,7 +9,7 @@ from pyro.nn import PyroModule, PyroParam, PyroSample
 
 import vilvm
 from vilvm.inference._decentre import decentred
-from vilvm.inference._preparation import model_of, prepare_data, target_of
+from vilvm.inference._preparation import own_model, prepare_data, target_of
 from vilvm.wrappers import InFloat64
 
 X = torch.linspace(-1, 1, 6)
@@ -133,7 +133,7 @@ def test_trained_parameters_of_a_pair_keep_their_values():
     vilvm.log_weights(lvm, BATCH, num_samples=2)  # makes the parameters
     with torch.no_grad():
         lvm.pyro_params["offset"].fill_(100.0)
-    value = target_of(model_of(lvm), prepare_data(BATCH))(torch.zeros(1, 1).double())
+    value = target_of(own_model(lvm), prepare_data(BATCH))(torch.zeros(1, 1).double())
     _x, y = (t.double() for t in BATCH)
     exact = (
         dist.Normal(0.0, 1.0).log_prob(torch.zeros(()))
@@ -144,8 +144,8 @@ def test_trained_parameters_of_a_pair_keep_their_values():
 
 def test_global_parameters_stay():
     pyro.param("mine", torch.tensor(2.0))
-    decentred(model_of(function), prepare_data(BATCH))
-    target_of(model_of(function), prepare_data(BATCH))
+    decentred(own_model(function), prepare_data(BATCH))
+    target_of(own_model(function), prepare_data(BATCH))
     assert list(pyro.get_param_store()) == ["mine"]
 
 

@@ -9,7 +9,7 @@ import torch
 from pyro.nn import PyroModule, PyroSample
 
 from tests.inference.exact import curved, groups, mean_model, mixture, mixture_data
-from vilvm.inference._preparation import model_of, prepare_data, target_of
+from vilvm.inference._preparation import own_model, prepare_data, target_of
 
 Y = torch.tensor([0.5, 1.5, 3.0])
 GROUPS = (torch.linspace(-2, 2, 10), torch.arange(10) % 5)
@@ -51,7 +51,7 @@ class Network(PyroModule):
 
 
 def target(model, data):
-    return target_of(model_of(model), prepare_data(data))
+    return target_of(own_model(model), prepare_data(data))
 
 
 def points(target, num=5):

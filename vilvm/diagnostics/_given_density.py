@@ -30,7 +30,7 @@ from torch.distributions import (
 
 from vilvm.diagnostics._components import indexed
 from vilvm.guides import init_to_origin
-from vilvm.lvm import ContractError, Pair, fixed_beside
+from vilvm.lvm import ContractError, Pair, fixed_beside, model_of
 from vilvm.weights._bijections import bijection_to
 from vilvm.weights._contract import enumerable
 from vilvm.weights._observed_values import run_model_alone
@@ -84,7 +84,7 @@ class ModelDensity:
     """
 
     def __init__(self, model: Any, data: Any, seed: int = 0, who: str = _WHO):
-        own = _model_of(model, who)
+        own = model_of(model, who)
         fixed = fixed_beside(model, data, seed).loaded()
         batch, pair = fixed.x, copy.deepcopy(Pair(own, lambda _: None))
         self.lvm: Any = InFloat64(pair)
@@ -242,24 +242,6 @@ def _coordinate_names(site: str, u: Tensor, shape: tuple[int, ...]) -> tuple[str
 
 # The guide that finds a model's latents
 # --------------------------------------------------------------------------------------------
-
-
-def _model_of(model: Any, who: str) -> Any:
-    """The model of a pair, or the model itself."""
-    if isinstance(model, tuple):
-        raise ContractError(
-            f"{who}: got a tuple; pass the model, or vilvm.Pair(model, guide)."
-        )
-    if callable(getattr(model, "model", None)) and callable(
-        getattr(model, "guide", None)
-    ):
-        return model.model
-    if not callable(model):
-        raise ContractError(
-            f"{who}: model must be a Pyro model, a function of the data, or a pair; got a "
-            f"{type(model).__name__}."
-        )
-    return model
 
 
 def _latent_sites(lvm: Any, batch: Any, who: str) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def best_candidate(model: Callable[[Any], Any], batch: Any, clock: Clock) -> Can
     """The model as written, or in standard units, by the larger ELBO of its Gaussians.
 
     Arguments:
-        model: see ``model_of``.
+        model: see ``own_model``.
         batch: see ``prepare_data``.
         clock: the budget.
 

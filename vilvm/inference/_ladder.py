@@ -130,7 +130,7 @@ def climb(
     """Runs the rungs until the answer is good enough, or the time is up.
 
     Arguments:
-        model: see ``model_of``.
+        model: see ``own_model``.
         batch: see ``prepare_data``.
         clock: the budget.
         refine: whether chains may follow.

@@ -20,7 +20,7 @@ from torch.distributions import biject_to
 from vilvm.data.data import Data, as_data
 from vilvm.guides import init_to_origin
 from vilvm.inference._target import Target
-from vilvm.lvm import ContractError, Pair, module_parameters
+from vilvm.lvm import ContractError, Pair, model_of, module_parameters
 from vilvm.weights._sites import has_deltas, latents_of, sites_of
 from vilvm.weights._traces import run_once
 from vilvm.weights.log_joint import LogJoint
@@ -32,7 +32,7 @@ __all__ = [
     "has_derived_sites",
     "in_float64",
     "latent_sites",
-    "model_of",
+    "own_model",
     "packed",
     "prepare_data",
     "prior_draws",
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 
-def model_of(model: Any) -> Callable[[Any], Any]:
+def own_model(model: Any) -> Callable[[Any], Any]:
     """The callable p(x | z) p(z) of a function, a module or a pair, apart from the user's module.
 
     Raises:
@@ -52,22 +52,7 @@ def model_of(model: Any) -> Callable[[Any], Any]:
         own = copy.deepcopy(owner).double()  # as the model runs in float64
         name = "model" if isinstance(owner, Pair) else getattr(model, "__name__", "")
         model = own if owner is model else getattr(own, name)
-    if _is_pair(model):
-        model = model.model
-    if not callable(model):
-        raise ContractError(
-            f"infer: the model is a {type(model).__name__}, which cannot be called with the data; "
-            "pass a Pyro model, such as a function of the data."
-        )
-    return model
-
-
-def _is_pair(model: Any) -> bool:
-    """Whether the model is an attribute, rather than the object itself."""
-    runs = callable(model)
-    if isinstance(model, nn.Module):
-        runs = type(model).forward is not nn.Module.forward
-    return hasattr(model, "model") and (hasattr(model, "guide") or not runs)
+    return model_of(model, "infer")
 
 
 def prepare_data(data: Any) -> Any:
@@ -114,7 +99,7 @@ def run_at_origin(
     """One run of the model, its continuous latents at the origin.
 
     Arguments:
-        model: see ``model_of``.
+        model: see ``own_model``.
         batch: see ``prepare_data``.
         origin: the value of a site, in place of the origin.
     """
@@ -168,7 +153,7 @@ def target_of(model: Callable[[Any], Any], batch: Any) -> Target:
     """The log-density of a model's latents given its data.
 
     Arguments:
-        model: see ``model_of``.
+        model: see ``own_model``.
         batch: see ``prepare_data``.
 
     Raises:

@@ -10,7 +10,7 @@ from vilvm.inference._approximations import Approximation, Gaussian
 from vilvm.inference._paths import find_modes
 from vilvm.inference._preparation import (
     latent_sites,
-    model_of,
+    own_model,
     packed,
     prepare_data,
 )
@@ -47,5 +47,5 @@ def start_of(lvm: Any, data: Any, target: Target) -> Approximation:
 def guide_draws(lvm: Any, data: Any, num: int) -> Tensor:
     """Unconstrained draws of a pair's guide, shape (num, D)."""
     batch = as_data(data).fixed(0).x
-    sites = latent_sites(model_of(lvm), prepare_data(data))
+    sites = latent_sites(own_model(lvm), prepare_data(data))
     return packed(sites, posterior(lvm, batch, num))

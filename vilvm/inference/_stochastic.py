@@ -52,7 +52,7 @@ def climb_in_batches(
     """The rungs for data that are seen a batch at a time, and the R̂ of the iterates.
 
     Arguments:
-        model: see ``model_of``.
+        model: see ``own_model``.
         data: all data, in float64.
         size: data of a batch.
         clock: the budget.

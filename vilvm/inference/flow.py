@@ -16,7 +16,7 @@ from vilvm.inference._approximations import Gaussian, pair_of
 from vilvm.inference._best_gaussian import best_gaussian
 from vilvm.inference._fixed_draws import best_skewed
 from vilvm.inference._flow import flow_of, train
-from vilvm.inference._preparation import model_of, prepare_data, target_of
+from vilvm.inference._preparation import own_model, prepare_data, target_of
 from vilvm.inference._start import start_of
 from vilvm.lvm import ContractError
 from vilvm.wrappers.in_float64 import InFloat64
@@ -61,7 +61,7 @@ def fit_flow(
         check_number("fit_flow: steps", steps),
         check_seed("fit_flow: seed", seed),
     )
-    plain, batch = model_of(lvm), prepare_data(data)
+    plain, batch = own_model(lvm), prepare_data(data)
     with seeded(seed):
         target = target_of(plain, batch)
         gaussian, _ = best_gaussian(target, start_of(lvm, data, target), seed)

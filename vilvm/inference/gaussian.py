@@ -11,7 +11,7 @@ from vilvm._runtime.argument_checks import check_seed
 from vilvm._runtime.random import seeded
 from vilvm.inference._approximations import pair_of
 from vilvm.inference._best_gaussian import best_gaussian
-from vilvm.inference._preparation import model_of, prepare_data, target_of
+from vilvm.inference._preparation import own_model, prepare_data, target_of
 from vilvm.inference._start import start_of
 from vilvm.wrappers.in_float64 import InFloat64
 
@@ -49,7 +49,7 @@ def fit_gaussian(lvm: Any, data: Any, *, seed: int = 0) -> InFloat64:
         (0.8, 0.4)
     """
     seed = check_seed("fit_gaussian: seed", seed)
-    plain, batch = model_of(lvm), prepare_data(data)
+    plain, batch = own_model(lvm), prepare_data(data)
     with seeded(seed):
         target = target_of(plain, batch)
         best, _ = best_gaussian(target, start_of(lvm, data, target), seed)

@@ -23,7 +23,7 @@ from vilvm._runtime.random import seeded
 from vilvm.inference._answer import answer
 from vilvm.inference._clock import Clock, Shown
 from vilvm.inference._ladder import climb
-from vilvm.inference._preparation import in_float64, model_of
+from vilvm.inference._preparation import in_float64, own_model
 from vilvm.inference._stochastic import climb_in_batches
 from vilvm.inference.posterior import Posterior
 
@@ -94,7 +94,7 @@ def infer(
     _check_options(guides, refine)
     with Shown(budget, progress) as show, seeded(seed):
         clock = Clock(budget, show)
-        plain, given = model_of(model), in_float64(data)
+        plain, given = own_model(model), in_float64(data)
         if batch_size is not None and batch_size < len(given):
             whole, r_hat = climb_in_batches(plain, given, batch_size, clock)
             return answer(whole, given.x, clock, True, r_hat)

@@ -16,7 +16,7 @@ from vilvm._runtime.random import seeded
 from vilvm.inference._modes import modes, pair_of_modes
 from vilvm.inference._newton import newton
 from vilvm.inference._paths import starts
-from vilvm.inference._preparation import model_of, prepare_data, target_of
+from vilvm.inference._preparation import own_model, prepare_data, target_of
 from vilvm.lvm import ContractError
 from vilvm.wrappers.in_float64 import InFloat64
 
@@ -58,7 +58,7 @@ def laplace(model: Any, data: Any, *, num_paths: int = 8, seed: int = 0) -> InFl
         (0.8, 0.4)
     """
     num_paths = check_number("laplace: num_paths", num_paths)
-    plain, batch = model_of(model), prepare_data(data)
+    plain, batch = own_model(model), prepare_data(data)
     with seeded(check_seed("laplace: seed", seed)):
         target = target_of(plain, batch)
         paths = newton(target, starts(target, num_paths), steps=_STEPS)

@@ -11,7 +11,7 @@ from vilvm._runtime.random import seeded
 from vilvm.inference._modes import pair_of_modes
 from vilvm.inference._pathfinder import pathfinder_modes
 from vilvm.inference._paths import starts
-from vilvm.inference._preparation import model_of, prepare_data, target_of
+from vilvm.inference._preparation import own_model, prepare_data, target_of
 from vilvm.lvm import ContractError
 from vilvm.wrappers.in_float64 import InFloat64
 
@@ -54,7 +54,7 @@ def pathfinder(
         (0.8, 0.4)
     """
     num_paths = check_number("pathfinder: num_paths", num_paths)
-    plain, batch = model_of(model), prepare_data(data)
+    plain, batch = own_model(model), prepare_data(data)
     with seeded(check_seed("pathfinder: seed", seed)):
         target = target_of(plain, batch)
         found = pathfinder_modes(target, starts(target, num_paths))

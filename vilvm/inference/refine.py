@@ -19,7 +19,7 @@ from vilvm.inference._chains import SUPERCHAINS, run_chains
 from vilvm.inference._clock import Clock, Shown
 from vilvm.inference._ladder import LEAST_TO_COMPILE, Found
 from vilvm.inference._modes import Mode
-from vilvm.inference._preparation import model_of, prepare_data, target_of
+from vilvm.inference._preparation import own_model, prepare_data, target_of
 from vilvm.inference._start import guide_draws, start_of
 from vilvm.inference._weighted import weigh
 from vilvm.inference.posterior import Posterior
@@ -69,7 +69,7 @@ def refine(
     seed = check_seed("refine: seed", seed)
     with Shown(budget, progress) as show, seeded(seed):
         clock = Clock(budget, show)
-        plain, batch = model_of(lvm), prepare_data(data)
+        plain, batch = own_model(lvm), prepare_data(data)
         target = target_of(plain, batch)
         start = start_of(lvm, data, target)
         log_probs = torch.zeros(1, dtype=torch.float64)
