@@ -32,6 +32,7 @@ import pyro.distributions as dist
 import torch
 from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from vilvm.distributions import IndependentBernoulli
 from vilvm.guides import normal, penalty
@@ -121,10 +122,8 @@ class SemiSupervisedVAE(nn.Module):
         An enumerated y has a dimension of its classes to the left of the data.
         """
         shape = torch.broadcast_shapes(values.shape[:-1], y.shape)
-        # torch's one_hot reads y in Python, which no compiled step can
-        classes = y.unsqueeze(-1) == torch.arange(self.num_classes, device=y.device)
-        parts = (values, classes.to(values))
-        return torch.cat([part.expand(*shape, -1) for part in parts], -1)
+        classes = one_hot(y, self.num_classes).to(values).expand(*shape, -1)
+        return torch.cat([values.expand(*shape, -1), classes], -1)
 
     def start_at(self, mean: Tensor) -> "SemiSupervisedVAE":
         """Starts training from the mean of the x, shape (data_dim,), and returns the model."""

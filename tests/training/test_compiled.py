@@ -257,6 +257,41 @@ def test_batch_statistics_dropout_and_constrained_parameters():
     check_alike(make)
 
 
+def labelled():
+    """A regression on labels as one-hot vectors, which torch checks by reading them."""
+    weight = torch.nn.Parameter(torch.arange(3.0))
+
+    def model(batch):
+        label, y = batch
+        mean = torch.nn.functional.one_hot(label, 3).float() @ weight
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(mean + z, 1.0), obs=y)
+
+    def guide(batch):
+        pyro.sample("z", dist.Normal(pyro.param("loc", torch.tensor(0.5)), 1.0))
+
+    batch = torch.tensor([0, 2, 1, 1]), torch.tensor([0.5, 1.0, -1.0, 0.0])
+    return vilvm.Pair(model, guide), batch, Trace_ELBO()
+
+
+def test_one_hot_labels_compile():
+    check_alike(labelled)
+
+
+def test_labels_out_of_range_are_refused_by_a_compiled_step():
+    lvm, (label, y), objective = labelled()
+    with seeded(0), module_parameters(lvm):
+        layout = find_layout(lvm, (label, y))
+    adam = torch.optim.Adam(lvm.parameters())
+    step = CompiledStep(lvm, objective, adam, compiler=graph)
+    with module_parameters(lvm, frozen=True):
+        step((label, y), layout.num_data)
+        assert step.refused is None
+        with pytest.raises(RuntimeError, match="smaller than num_classes"):
+            step((label + 1, y), layout.num_data)
+
+
 def test_learning_rate_may_change_without_a_new_graph():
     lvm, batch, objective = gallery("vae")
     other = copy.deepcopy(lvm)

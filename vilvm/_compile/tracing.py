@@ -20,6 +20,7 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses import FakeTensorMode
 from torch.fx import GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 from vilvm._compile.patches import VALUE_IS_READ, UntraceableError, traceable
 from vilvm._compile.places import numpy_state
@@ -94,6 +95,7 @@ def trace(function: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) ->
         # takes as long as the rest.
         with (
             traceable(),
+            _LabelsUnread(),
             tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))),
         ):
             module = make_fx(function, decomposition_table=batch_norm)(*arguments)
@@ -107,6 +109,24 @@ def trace(function: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) ->
     graph = Graph(module, _lift(module))
     _check_shapes(graph)
     return graph
+
+
+class _LabelsUnread(TorchFunctionMode):
+    """Makes ``one_hot`` leave out its check of the labels, which reads them; scatter has its own."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.nn.functional.one_hot:
+            func = _one_hot
+        return func(*args, **(kwargs or {}))
+
+
+def _one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
+    if num_classes < 0:  # as many as the largest label says
+        return torch.nn.functional.one_hot(tensor)
+    zeros = tensor.new_zeros(*tensor.shape, num_classes)
+    return zeros.scatter(-1, tensor.unsqueeze(-1), 1)
 
 
 def _other_noise() -> tuple[Any, bytes]:
