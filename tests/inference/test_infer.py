@@ -1,6 +1,7 @@
 """The posterior in one call: draws, names, reports, budget and seeds."""
 
 import math
+import sys
 import time
 
 import pyro
@@ -185,8 +186,12 @@ def test_guide_goes_into_diagnose_and_arviz(found):
 
 
 @pytest.mark.slow
-def test_draws_of_chains_are_ordered_by_chain():
-    found = refine(skewed, torch.tensor([0.5, 1.5]), **QUIET)
+def test_chains_are_ordered_and_depend_on_the_seed_alone(monkeypatch):
+    # chains are not compiled, which takes longer than they do
+    monkeypatch.setattr(sys.modules[refine.__module__], "LEAST_TO_COMPILE", math.inf)
+    found, again = (refine(skewed, Y[:2], **QUIET) for _ in range(2))
+    assert found.trusted  # so that no budget ended
+    assert torch.equal(found.draws["scale"], again.draws["scale"])
     assert found.rung == "chains"
     assert found.chains > 1
     draws = found.draws["scale"].unflatten(0, (found.chains, -1))
@@ -218,7 +223,7 @@ def heavy_tailed(y):
 @pytest.mark.slow
 def test_without_refinement_no_chains_run():
     found = vilvm.infer(
-        heavy_tailed, torch.tensor([3.0, -3.0]), refine=False, budget=10, **QUIET
+        heavy_tailed, torch.tensor([3.0, -3.0]), refine=False, budget=30, **QUIET
     )
     assert found.rung == "weights"
     assert found.chains == 1
@@ -240,16 +245,6 @@ def test_small_budget_is_kept_and_said():
     took = time.monotonic() - began
     assert took < 60  # one Newton step in 81 dimensions, draws and a busy machine
     assert "budget" in said
-
-
-@pytest.mark.slow
-def test_same_seed_gives_same_chains():
-    y = torch.tensor([3.0, -3.0])
-    first, second = (
-        vilvm.infer(heavy_tailed, y, budget=120, refine=True, **QUIET) for _ in range(2)
-    )
-    if first.trusted and second.trusted:  # no budget ended
-        assert torch.equal(first.draws["x"], second.draws["x"])
 
 
 @pytest.mark.slow

@@ -112,7 +112,7 @@ def trace(function: Callable[..., list[Tensor]], arguments: Sequence[Tensor]) ->
 
 
 class _LabelsUnread(TorchFunctionMode):
-    """Makes ``one_hot`` leave out its check of the labels, which reads them; scatter has its own."""
+    """``one_hot`` without its check of the labels, which reads them; scatter has its own."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
