@@ -171,12 +171,3 @@ def test_time_that_is_over_ends_chains_at_once():
     found = run_chains(target, map_, torch.zeros(SUPERCHAINS, 2).double(), lambda: True)
     assert not found.converged
     assert len(found.u) == 1
-
-
-def test_draws_that_suffice_end_chains():
-    target = target_of(curved, vector(1.0, 4.0))
-    map_ = Gaussian(torch.zeros(2).double(), torch.ones(2).double())
-    starts = torch.zeros(SUPERCHAINS, 2).double()
-    found = run_chains(target, map_, starts, lambda: False, suffices=lambda u: True)
-    assert found.u.shape[1] % SUPERCHAINS == 0
-    assert not found.converged

@@ -38,7 +38,6 @@ SUPERCHAINS = 16
 _EACH = ((8, 2000), (4, 20_000), (2, math.inf))
 _STAGES = (25, 25, 40)  # transitions of the stages of the warm-up
 _ROUND = 25  # transitions between two tests
-_ROUNDS = 4  # between two questions whether the draws suffice
 ENOUGH = 1500.0  # effective sample size
 R_HAT = 1.01
 DRIFT = 5.0  # standard errors
@@ -111,19 +110,16 @@ def run_chains(
     starts: Tensor,
     is_over: Callable[[], bool],
     *,
-    suffices: Callable[[Tensor], bool] = lambda _: False,
     report: Callable[[str], None] = lambda _: None,
     compile: bool = False,
 ) -> Chains:
-    """Warms up and runs chains until they agree, or suffice, or the time is up.
+    """Warms up and runs chains until they agree, or the time is up.
 
     Arguments:
         target: the log-density.
         map_: coordinates in which the posterior is nearly standard normal.
         starts: positions of the superchains, shape (16, D).
         is_over: whether the time is up.
-        suffices: whether draws u, shape (T, C, D), suffice though chains may not agree yet; asked
-            now and then.
         report: receives a line of progress.
         compile: whether to compile the gradient.
     """
@@ -133,11 +129,11 @@ def run_chains(
         report("chains are compiled")
         target.compile(u)
     sampler = Sampler(target, map_, u)
-    u = _warmed_up(sampler, is_over, report)
+    _warm_up(sampler, is_over, report)
     rounds: list[Tensor] = []
     rates: list[float] = []
-    agrees, ends = False, suffices(u)
-    while not ends:
+    agrees = False
+    while not rounds or not (agrees or is_over()):
         new, rate = sampler.run(_ROUND, False, is_over)
         rounds.append(new)
         rates.append(rate)
@@ -145,31 +141,25 @@ def run_chains(
         u = torch.cat(rounds[len(rounds) // 4 :])
         agrees, worst = _agrees(u)
         report(f"R̂ {worst:.3f}")
-        ends = agrees or is_over()
-        if not ends and len(rounds) % _ROUNDS == 0:
-            ends = suffices(u)
     kept = sum(len(r) for r in rounds)
     return Chains(
         u=u,
-        acceptance=sum(rates) / max(1, len(rates)),
-        divergences=sampler.divergences / max(1, kept * len(u[0])),
+        acceptance=sum(rates) / len(rates),
+        divergences=sampler.divergences / (kept * len(u[0])),
         converged=agrees,
     )
 
 
-def _warmed_up(
+def _warm_up(
     sampler: Sampler, is_over: Callable[[], bool], report: Callable[[str], None]
-) -> Tensor:
-    """Adapts the sampler; the second half of the last stage's draws, shape (T, C, D)."""
-    half = sampler.u[None]
+) -> None:
+    """Adapts the sampler."""
     for stage, length in enumerate(_STAGES):
         warm, _ = sampler.run(length, True, is_over)
-        half = warm[len(warm) // 2 :]
         if stage < len(_STAGES) - 1 and not is_over():
-            sampler.rewhiten(half.flatten(0, 1))
+            sampler.rewhiten(warm[len(warm) // 2 :].flatten(0, 1))
         report(f"warm-up, {sampler.leapfrogs:.0f} steps")
     sampler.divergences = 0
-    return half
 
 
 def _chains_at_once(target: Target) -> int:

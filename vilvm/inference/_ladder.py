@@ -31,7 +31,6 @@ _FEW, _SMALL = (
     50,
 )  # dimensions up to which skewed margins are fitted, before chains or not
 _GOOD_K = 0.6  # k̂ up to which weights are good enough to look no further
-_SURE_K = 0.5  # k̂ up to which their variance is finite, so that chains are no better
 _ENOUGH = 4000.0  # effective sample size
 _FIRST, _MOST_DRAWS = 4000, 64_000
 _SHARES = (
@@ -58,7 +57,7 @@ class Found(NamedTuple):
         modes: the regions found.
         parts, log_probs: the components of the approximation.
         weighted: its draws with weights.
-        chains: refined draws; None without chains, or if they made the weights good.
+        chains: refined draws; None without chains.
         before: the weighted draws that the chains started from; None without chains.
     """
 
@@ -114,11 +113,6 @@ class _Choice:
         return self.weighted.k <= _GOOD_K and self.weighted.ess >= _ENOUGH / 2
 
     @property
-    def is_sure(self) -> bool:
-        """Whether the weights are as good as chains."""
-        return self.is_good and self.weighted.k <= _SURE_K
-
-    @property
     def is_done(self) -> bool:
         """Whether to look no further, or the time is up."""
         return self.is_good or self.clock.is_over
@@ -159,28 +153,19 @@ def climb(
     return Found(*found, *choice.components, choice.weighted, chains, before)
 
 
-def _chains(choice: _Choice, coordinates: Approximation) -> Chains | None:
-    """Chains from the weighted draws; None if a Gaussian with their moments does as well."""
+def _chains(choice: _Choice, coordinates: Approximation) -> Chains:
+    """Chains from the weighted draws; then, for the evidence, weights of their moments."""
     clock = choice.clock
-
-    def suffices(u: Tensor) -> bool:
-        clock.record("chains", choice.target.gradients)
-        choice.consider("weights after chains", _refitted(coordinates, u))
-        return choice.is_sure
-
-    starts = choice.weighted.resampled(SUPERCHAINS)
     chains = run_chains(
         choice.target,
         coordinates,
-        starts,
+        choice.weighted.resampled(SUPERCHAINS),
         clock.within(1.0),
-        suffices=suffices,
         report=clock.show,
         compile=clock.left > LEAST_TO_COMPILE,
     )
-    if choice.is_sure:
-        return None
-    suffices(chains.u)  # for the evidence
+    clock.record("chains", choice.target.gradients)
+    choice.consider("weights after chains", _refitted(coordinates, chains.u))
     return chains
 
 
