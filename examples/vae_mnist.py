@@ -66,7 +66,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--latent", type=positive, default=40, help="dimensions of z")
     parser.add_argument(
-        "--epochs", type=positive, help="default: 50 on MNIST, 200 on digits"
+        "--epochs", type=positive, help="default: 30 on MNIST, 200 on digits"
     )
     parser.add_argument("--batch-size", type=positive, default=200)
     parser.add_argument(
@@ -85,7 +85,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--samples",
         type=positive,
-        default=1000,
+        default=500,
         help="importance samples for each test image; the literature takes 5000",
     )
     parser.add_argument(
@@ -209,7 +209,7 @@ def begin(settings: dict[str, Any]) -> tuple[VAE, Dataset]:
             f"The run was trained on {settings['dataset']}, and only {data.name} is available now."
         )
     settings["dataset"] = data.name
-    settings["epochs"] = settings["epochs"] or (50 if data.name == "mnist" else 200)
+    settings["epochs"] = settings["epochs"] or (30 if data.name == "mnist" else 200)
     torch.manual_seed(settings["seed"])
     lvm = VAE(
         data.train.x.shape[1],
