@@ -1,24 +1,30 @@
-"""Trains one of four models of images on MNIST, prints its numbers and draws its figure.
+"""Trains a model of images on MNIST, prints its numbers and draws its figure.
 
     python -m examples.image_models conv_vae
+    python -m examples.image_models hierarchical_vae
+    python -m examples.image_models ladder_vae
+    python -m examples.image_models top_down_vae
     python -m examples.image_models vq_vae
     python -m examples.image_models conditional_vae
     python -m examples.image_models semi_supervised_vae
 
-A convolutional VAE; a VQ-VAE, with the bits of its codes; a conditional VAE, which completes a
-picture from its left half; the semi-supervised VAE M2, from 1,000 labels. Pixels are 0 or 1, drawn
-once from the grey levels. Bounds are of the first 1,000 test images.
+A convolutional VAE; VAEs of two layers of latents, of a ladder of three, and of two levels with a
+VampPrior; a VQ-VAE, with the bits of its codes; a conditional VAE, which completes a picture from
+its left half; the semi-supervised VAE M2, from 1,000 labels. Pixels are 0 or 1, drawn once from
+the grey levels. Bounds are of the first 1,000 test images.
 """
 
 import argparse
+import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from matplotlib.figure import Figure
 from pyro.infer import Trace_ELBO
-from torch import Tensor
+from torch import Tensor, nn
 
 import vilvm
 from examples._options import (
@@ -42,9 +48,14 @@ from vilvm.data.datasets import Dataset
 from vilvm.evaluation import reconstruct
 from vilvm.models.conditional_vae import ConditionalVAE
 from vilvm.models.conv_vae import ConvVAE
+from vilvm.models.hierarchical_vae import HierarchicalVAE
+from vilvm.models.ladder_vae import LadderVAE
 from vilvm.models.semi_supervised_vae import SemiSupervisedVAE, objective
+from vilvm.models.top_down_vae import TopDownVAE
 from vilvm.models.vq_vae import VQVAE
+from vilvm.networks import mlp
 from vilvm.objectives import Annealed
+from vilvm.priors import VampPrior
 from vilvm.training import one_cycle
 
 LABELS = 1000  # labelled data of the semi-supervised model
@@ -121,8 +132,28 @@ def bounds(lvm: Any, data: Data, settings: dict[str, Any]) -> Numbers:
 # --------------------------------------------------------------------------------------------
 
 
-def conv_vae(data: Dataset, settings: dict[str, Any]) -> Result:
-    lvm = ConvVAE(side=image_shape(data)[0])
+def conv_vae(x: Tensor) -> ConvVAE:
+    return ConvVAE(math.isqrt(x.shape[1]))
+
+
+def hierarchical_vae(x: Tensor) -> HierarchicalVAE:
+    return HierarchicalVAE(x.shape[1], network=partial(mlp, activation=nn.Tanh))
+
+
+def ladder_vae(x: Tensor) -> LadderVAE:
+    return LadderVAE(x.shape[1])
+
+
+def top_down_vae(x: Tensor) -> TopDownVAE:
+    return TopDownVAE(x.shape[1], prior=VampPrior(x[:500], bounds=(0, 1)))
+
+
+def sampled(
+    make: Callable[[Tensor], Any], data: Dataset, settings: dict[str, Any]
+) -> Result:
+    """A generative model, pictured by draws from its prior."""
+    x = data.train.x
+    lvm = make(x).start_at(x.mean(0))
     train(lvm, data.train, settings)
     numbers = bounds(lvm, data.test, settings)
     numbers["parameters"] = sum(p.numel() for p in lvm.parameters())
@@ -236,7 +267,10 @@ def image_shape(data: Dataset) -> tuple[int, int]:
 
 
 MODELS: dict[str, Callable[[Dataset, dict[str, Any]], Result]] = {
-    "conv_vae": conv_vae,
+    "conv_vae": partial(sampled, conv_vae),
+    "hierarchical_vae": partial(sampled, hierarchical_vae),
+    "ladder_vae": partial(sampled, ladder_vae),
+    "top_down_vae": partial(sampled, top_down_vae),
     "vq_vae": vq_vae,
     "conditional_vae": conditional_vae,
     "semi_supervised_vae": ssl,
