@@ -283,8 +283,8 @@ def model_of(model: Any, caller: str) -> Callable[[Any], Any]:
         return model.model
     if not callable(model):
         raise ContractError(
-            f"{caller}: the model is a {type(model).__name__}, which cannot be called with the "
-            "data; pass a Pyro model, a function of the data, or vilvm.Pair(model, guide)."
+            f"{caller}: the model, of type {type(model).__name__}, cannot be called with the "
+            "data; pass a Pyro model, such as a function of the data, or vilvm.Pair(model, guide)."
         )
     return model
 

@@ -189,7 +189,9 @@ def test_invalid_arguments_raise(batch):
     ):
         with pytest.raises(ValueError, match=words):
             draws_to_datatree(given, model, batch, **options)
-    with pytest.raises(ContractError, match="draws_to_datatree: model must be a Pyro"):
+    with pytest.raises(
+        ContractError, match="draws_to_datatree: the model, of type int"
+    ):
         draws_to_datatree(some_draws(), 3, batch)
 
 

@@ -184,8 +184,8 @@ def _heavy_tails(draws: Mapping[str, Tensor]) -> list[Finding]:
         Finding(
             "Heavy tails",
             Severity.NOTE,
-            f"Few extreme draws decide the standard deviation of {_listed(heavy[::-1])}: k̂ of the "
-            f"squared distance from the mean is up to {shapes[worst]:.2f} (threshold "
+            f"Few extreme draws decide the standard deviation of {_listed(heavy[::-1])}: k̂ of "
+            f"the squared distance from the mean is up to {shapes[worst]:.2f} (threshold "
             f"{RELIABLE_K}).",
             _VEHTARI,
             "Report medians and quantiles instead.",
