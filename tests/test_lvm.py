@@ -5,6 +5,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from vilvm.lvm import model_of
 from vilvm.testing import check_lvm
 
 
@@ -119,3 +120,27 @@ def test_plain_functions_must_be_wrapped():
                 torch.zeros(3),
             )
         )
+
+
+class WithoutGuide(torch.nn.Module):
+    """A module that is not run itself, and has a model only."""
+
+    def model(self, x):
+        pass
+
+
+class WithNetwork(torch.nn.Module):
+    """A module that is the model, with a network of the name "model"."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = torch.nn.Linear(1, 1)
+
+    def forward(self, x):
+        pass
+
+
+def test_model_of_an_object_without_guide_is_found():
+    without, network = WithoutGuide(), WithNetwork()
+    assert model_of(without, "here") == without.model
+    assert model_of(network, "here") is network

@@ -263,10 +263,10 @@ class _Part:
 
 
 def model_of(model: Any, caller: str) -> Callable[[Any], Any]:
-    """The model of a pair, or the model itself.
+    """The model of an object that has one, or the model itself.
 
     Arguments:
-        model: a Pyro model, or a latent variable model.
+        model: a Pyro model, or an object with a method ``model``, such as a pair.
         caller: for errors.
 
     Raises:
@@ -279,8 +279,12 @@ def model_of(model: Any, caller: str) -> Callable[[Any], Any]:
         >>> model_of(lvm, "here") == lvm.model
         True
     """
-    if all(callable(getattr(model, part, None)) for part in ("model", "guide")):
-        return model.model
+    runs = callable(model)
+    if isinstance(model, torch.nn.Module):
+        runs = type(model).forward is not torch.nn.Module.forward
+    # a network may be an attribute named "model" of a module that is the model
+    if hasattr(model, "model") and (hasattr(model, "guide") or not runs):
+        model = model.model
     if not callable(model):
         raise ContractError(
             f"{caller}: the model, of type {type(model).__name__}, cannot be called with the "
