@@ -91,23 +91,31 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def train(lvm: Any, data: Any, settings: dict[str, Any], loss: Any = None) -> None:
+def train(
+    lvm: Any,
+    data: Any,
+    settings: dict[str, Any],
+    loss: Any = None,
+    folder: Path | None = None,
+) -> float:
+    """Trains on the CPU or the GPU, with checkpoints if there is a folder; returns the seconds."""
     sources = data.sources if isinstance(data, vilvm.Interleaved) else (data,)
     steps = sum(-(-len(source) // settings["batch_size"]) for source in sources)
     steps *= settings["epochs"]
-    finished(
-        vilvm.fit(
-            lvm,
-            data,
-            objective=loss or Annealed(Trace_ELBO(), max(1, steps // 4)),
-            **one_cycle(settings["lr"], steps),
-            epochs=settings["epochs"],
-            batch_size=settings["batch_size"],
-            device=device_of(settings["device"]),
-            seed=settings["seed"],
-        )
+    fitted = vilvm.fit(
+        lvm,
+        data,
+        objective=loss or Annealed(Trace_ELBO(), max(1, steps // 4)),
+        **one_cycle(settings["lr"], steps),
+        epochs=settings["epochs"],
+        batch_size=settings["batch_size"],
+        device=device_of(settings["device"]),
+        seed=settings["seed"],
+        run_dir=folder,
+        resume=folder is not None,
     )
     lvm.to("cpu")
+    return finished(fitted).seconds
 
 
 def bounds(lvm: Any, data: Data, settings: dict[str, Any]) -> Numbers:
@@ -219,28 +227,33 @@ def whole(left: Tensor, right: Tensor, height: int) -> Tensor:
 
 
 def ssl(data: Dataset, settings: dict[str, Any]) -> Result:
-    x, y = data.train.x, labels_of(data.train)
-    labelled = evenly_labelled(y, min(LABELS, len(x) // 4))
-    repeats = max(1, len(x) // len(labelled) // 4)
-    sources = vilvm.Interleaved(
-        {"x": x},
-        {"x": x[labelled].repeat(repeats, 1), "y": y[labelled].repeat(repeats)},
-    )
+    x = data.train.x
     lvm = SemiSupervisedVAE(x.shape[1]).start_at(x.mean(0))
-    train(lvm, sources, settings, objective())
+    train(lvm, partly_labelled(data.train), settings, objective())
     numbers = bounds(lvm, Data({"x": data.test.x}, data.name, "test"), settings)
     with torch.no_grad():
         wrong = lvm.classify(data.test.x).argmax(-1) != labels_of(data.test)
     numbers |= {
-        "labels": len(labelled),
+        "labels": len(evenly_labelled(data.train)),
         "test error of q(y | x)": wrong.double().mean().item(),
     }
     return Result(numbers, analogies(lvm, data))
 
 
-def evenly_labelled(y: Tensor, count: int) -> Tensor:
-    """Indices of the first count / K data of each of K classes."""
-    each = count // len(y.unique())
+def partly_labelled(data: Data) -> vilvm.Interleaved:
+    """All images without their labels; and LABELS of them, often repeated, with."""
+    x, y, labelled = data.x, labels_of(data), evenly_labelled(data)
+    repeats = max(1, len(x) // len(labelled) // 4)
+    return vilvm.Interleaved(
+        {"x": x},
+        {"x": x[labelled].repeat(repeats, 1), "y": y[labelled].repeat(repeats)},
+    )
+
+
+def evenly_labelled(data: Data) -> Tensor:
+    """Indices of the first data of every class: LABELS in all, or a quarter of the data."""
+    y = labels_of(data)
+    each = min(LABELS, len(y) // 4) // len(y.unique())
     return torch.cat([(y == k).nonzero()[:each, 0] for k in y.unique()])
 
 

@@ -13,7 +13,14 @@ from rich.console import Console
 import vilvm
 from vilvm.data import DynamicBinarisation
 from vilvm.data.datasets import digits
-from vilvm.evaluation import Ledger, compare, fit_features, squared_error
+from vilvm.evaluation import (
+    Ledger,
+    Schedule,
+    ais,
+    compare,
+    fit_features,
+    squared_error,
+)
 from vilvm.models.autoencoder import Autoencoder
 from vilvm.models.linear_autoencoder import LinearAutoencoder
 from vilvm.models.ppca import PPCA
@@ -270,6 +277,23 @@ def test_ledger_prints_and_writes_tables(ledger, tmp_path):
     assert list(frame["model"]) == ["two", "one", "linear"]
 
 
+def test_annealed_bounds_stand_beside_the_others(models, x):
+    few, schedule = x[:10], Schedule(num_chains=8, num_temperatures=4, leapfrog=1)
+    ledger = quick(models, few, ais=schedule)
+    row = ledger["two"]
+    assert row.ais is not None
+    assert torch.equal(row.ais.values, ais(models["two"], few, schedule).bound.values)
+    assert "| AIS |" in ledger.to_markdown()
+    assert ledger["linear"].ais is None
+    assert any(note.startswith("no AIS: ") for note in ledger["linear"].notes)
+
+
+def test_annealed_bounds_of_few_chains_are_noted(models, x):
+    schedule = Schedule(num_chains=4, num_temperatures=2, leapfrog=1)
+    (note,) = quick({"two": models["two"]}, x[:10], ais=schedule)["two"].notes
+    assert "fewer than 5 effective chains for 10 of 10 data" in note
+
+
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_tables_fit_the_terminal(ledger, models, x, width):
     console = Console(width=width, file=io.StringIO())
@@ -319,6 +343,8 @@ def test_invalid_arguments_are_refused(models, x):
         ValueError, match="num_draws must be a whole number, at least 0"
     ):
         compare(models, x, num_draws=-1)
+    with pytest.raises(ValueError, match="compare: ais: schedule must be"):
+        compare(models, x, ais=16)
     with pytest.raises(vilvm.ContractError, match=r"compare: wide: .*fails on a batch"):
         quick({"wide": PPCA(7, 2)}, x)
     both = quick({"one": models["one"]}, x)

@@ -30,6 +30,8 @@ from vilvm._runtime.argument_checks import check_number, check_seed, optional
 from vilvm._runtime.files import write_atomic
 from vilvm._runtime.random import seeded
 from vilvm.data.data import Data, as_data
+from vilvm.evaluation._chains import FEW
+from vilvm.evaluation.ais import ais as annealed
 from vilvm.evaluation.estimates import Evaluation
 from vilvm.evaluation.evaluate import evaluate
 from vilvm.evaluation.ledger_rows import (
@@ -41,6 +43,7 @@ from vilvm.evaluation.ledger_rows import (
 )
 from vilvm.evaluation.ledger_tables import markdown, record, rich_tables
 from vilvm.evaluation.reconstruction import squared_error
+from vilvm.evaluation.schedule import Schedule, check_schedule
 from vilvm.evaluation.two_sample import Features, frechet_distance, two_sample_test
 from vilvm.lvm import ContractError, LatentVariableModel, device_of, evaluation_mode
 from vilvm.weights import Layout, find_layout, log_weights, sample
@@ -171,6 +174,7 @@ def compare(
     *,
     num_samples: int = 5000,
     batch_size: int | None = None,
+    ais: Schedule | None = None,
     held_out: Any = None,
     num_draws: int = 1000,
     features: Features | None = None,
@@ -186,6 +190,8 @@ def compare(
             datum per row.
         num_samples: Monte Carlo samples per datum.
         batch_size: data per pass, as for ``evaluate``.
+        ais: schedule of annealed importance sampling, for a bound that depends less on the guide;
+            None for no such bound.
         held_out: data that draws are compared with; by default those of the bounds.
         num_draws: draws and held-out data for the two-sample test and the Fréchet distance; 0 for
             neither.
@@ -216,6 +222,7 @@ def compare(
     batch_size = optional(check_number, "compare: batch_size", batch_size)
     _check_models(models, seconds)
     num_draws = check_number("compare: num_draws", num_draws, least=0)
+    ais = optional(check_schedule, "compare: ais", ais)
     fixed = as_data(data).fixed(seed)
     contents = fixed.fingerprint()[:12]
     other = fixed
@@ -246,6 +253,7 @@ def compare(
                 if evaluation.bounds.refusal:
                     row = _noted(row, evaluation.bounds.refusal)
                 row = _with_squared_error(row, lvm, here)
+                row = _with_ais(row, lvm, here, ais, seed=seed, progress=progress)
                 row = quality.added_to(row, lvm, layout)
         except ContractError as error:
             raise ContractError(f"compare: {name}: {error}") from None
@@ -310,6 +318,30 @@ def _with_squared_error(row: Row, lvm: LatentVariableModel, data: Data) -> Row:
         return replace(row, sse=squared_error(lvm, data))
     except ContractError as error:
         return _noted(row, f"no reconstruction: {error}")
+
+
+def _with_ais(
+    row: Row,
+    lvm: LatentVariableModel,
+    data: Data,
+    schedule: Schedule | None,
+    **options: Any,
+) -> Row:
+    if schedule is None:
+        return row
+    try:
+        found = annealed(lvm, data, schedule, **options)
+    except ContractError as error:
+        return _noted(row, f"no AIS: {error}")
+    row = replace(row, ais=found.bound)
+    unreliable = int((~found.reliable).sum())
+    if not unreliable:
+        return row
+    return _noted(
+        row,
+        f"AIS has fewer than {FEW:g} effective chains for {unreliable} of {len(data)} data; there "
+        "its error is unreliable, and the bound may be loose.",
+    )
 
 
 def _held_out(fixed: Data, count: int, seed: int) -> Tensor | None:

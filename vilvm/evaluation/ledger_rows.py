@@ -80,6 +80,7 @@ class Row:
         evaluation: bounds, rate and distortion.
         parameters: the number of parameters that the log-weights depend on, frozen ones and those
             of a fitted prior included.
+        ais: bound by annealed importance sampling; None if it was not computed.
         sse: squared error of reconstructions; None if they lack the shape of the data.
         two_sample: accuracy of a classifier that separates draws from held-out data; None without
             draws. Comparable for the same held-out data and number of draws.
@@ -102,6 +103,7 @@ class Row:
     protocol: Protocol
     evaluation: Evaluation
     parameters: int
+    ais: Estimate | None = None
     sse: Estimate | None = None
     two_sample: TwoSample | None = None
     frechet: float | None = None

@@ -130,6 +130,7 @@ def _cells(row: Row, best: Row) -> dict[str, str]:
         "model": row.name,
         f"IWAE-{e.num_samples}": _estimate(row.bound),
         "behind the best": behind,
+        "AIS": _estimate(row.ais),
         "ELBO": _estimate(e.bounds.get("elbo")),
         "exact": _estimate(e.bounds.get("exact")),
         "rate": _estimate(e.rate),
@@ -192,6 +193,7 @@ def record(row: Row, best: Row) -> dict[str, Any]:
         "elbo": e.bounds.get("elbo"),
         "iwae": e.bounds.get("iwae"),
         "exact": e.bounds.get("exact"),
+        "ais": row.ais,
         "sse": row.sse,
         "behind_best": behind,
     }

@@ -29,6 +29,7 @@ __all__ = ["Page", "Table"]
 
 _TERMS = {
     "IWAE": "importance-weighted bound on log p(x), higher is better",
+    "AIS": "lower bound by annealed importance sampling, higher is better",
     "ELBO": "evidence lower bound, higher is better",
     "exact": "log p(x) in closed form",
     "rate": "KL(q(z | x) ‖ p(z))",
