@@ -6,6 +6,7 @@ These are types of arguments, the data set, the run folder and the settings of a
 import argparse
 import io
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,7 @@ from rich.console import Console
 from torch import Tensor
 
 import vilvm
+from vilvm import report
 from vilvm._runtime.files import NotWritten, locked, read, write_atomic, write_json
 from vilvm.data import Data, Transform
 from vilvm.data.datasets import Dataset, digits, mnist
@@ -130,16 +132,7 @@ def settings_in(file: Path, parse: Parse, name: str) -> dict[str, Any]:
     try:
         settings = json.loads(read(file))
         dataset = {"dataset": settings.pop("dataset")}
-        options = [
-            f"--{key.replace('_', '-')}"
-            for key, value in settings.items()
-            if value is True
-        ]
-        options += [
-            f"--{key.replace('_', '-')}={value}"
-            for key, value in settings.items()
-            if not isinstance(value, bool | None)
-        ]
+        options = shlex.split(report.command(name, settings))[3:]
         parsed = own(parse(options))
     except (OSError, ValueError, RecursionError):
         raise SystemExit(

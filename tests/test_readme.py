@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 BLOCKS = [
     (page.name, number, block)
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for page in PAGES
     for number, block in enumerate(
         re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
     )
@@ -26,19 +27,31 @@ DOCUMENTED = sorted(
 )
 
 
+def is_long(page, block):
+    costly = "diagnose(" in block or "compare(" in block
+    return costly or page in ("count_vae.md", "deep_markov.md")
+
+
 @pytest.mark.parametrize(
     ("page", "number", "block"),
     [
-        pytest.param(
-            *b,
-            marks=pytest.mark.slow if "diagnose(" in b[2] or "compare(" in b[2] else (),
-        )
+        pytest.param(*b, marks=pytest.mark.slow if is_long(b[0], b[2]) else ())
         for b in BLOCKS
     ],
     ids=[f"{b[0]}-{b[1]}" for b in BLOCKS],
 )
 def test_block_runs(page, number, block):
     exec(compile(block, f"{page}[{number}]", "exec"), {"__name__": "__main__"})
+
+
+def test_pictures_exist():
+    shown = {
+        page.parent / name
+        for page in PAGES
+        for name in re.findall(r"!\[[^]]*\]\((.+?\.png)\)", page.read_text("utf-8"))
+    }
+    assert shown
+    assert not [file for file in shown if not file.is_file()]
 
 
 def test_readme_blocks_have_at_most_thirty_lines():

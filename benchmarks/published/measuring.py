@@ -10,7 +10,7 @@ from vilvm.evaluation import Schedule, ais
 
 __all__ = ["measure"]
 
-_AIS = Schedule(num_chains=16, num_temperatures=500)
+_AIS = Schedule(num_chains=16, num_temperatures=200, leapfrog=3)
 
 
 def measure(

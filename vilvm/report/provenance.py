@@ -54,22 +54,24 @@ def command(module: str, options: Mapping[str, Any]) -> str:
 
     Arguments:
         module: its dotted name.
-        options: by name; True is a flag, False and None are left out.
+        options: by name; True is a flag, False and None are left out, a list has several values.
 
     Returns:
         The command.
 
     Examples:
         >>> from vilvm.report import command
-        >>> options = {"latent": 20, "batch_size": 9, "quick": True, "lr": None}
-        >>> command("examples.vae_mnist", options)
-        'python -m examples.vae_mnist --latent=20 --batch-size=9 --quick'
+        >>> options = {"batch_size": 9, "quick": True, "lr": None, "betas": [1, 3]}
+        >>> command("examples.rate_distortion", options)
+        'python -m examples.rate_distortion --batch-size=9 --quick --betas 1 3'
     """
     parts = ["python", "-m", module]
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
         if value is True:
             parts.append(flag)
+        elif isinstance(value, list | tuple):
+            parts += [flag, *map(str, value)]
         elif value is not None and value is not False:
             parts.append(f"{flag}={value}")
     return shlex.join(parts)
