@@ -79,7 +79,7 @@ def test_gap_to_annealed_evidence_equals_closed_form():
 
 def test_exact_guide_has_no_gap():
     lvm, x = factors(diagonal=False)
-    found = gaps(lvm, x, num_samples=200, steps=50)
+    found = gaps(lvm, x, num_samples=200, steps=200)
     assert abs(found.total.mean) < 1e-4
     assert within(found.amortisation, 0.0)
     assert found.finding.severity == Severity.OK

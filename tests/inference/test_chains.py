@@ -14,6 +14,7 @@ from vilvm.inference._approximations import Gaussian, Skewed
 from vilvm.inference._chains import SUPERCHAINS, convergence, run_chains
 from vilvm.inference._hmc import Sampler
 from vilvm.inference._preparation import target_of
+from vilvm.inference._weighted import Weighted
 
 
 def counts(y):
@@ -171,3 +172,24 @@ def test_time_that_is_over_ends_chains_at_once():
     found = run_chains(target, map_, torch.zeros(SUPERCHAINS, 2).double(), lambda: True)
     assert not found.converged
     assert len(found.u) == 1
+
+
+def test_chains_that_have_not_moved_keep_their_coordinates():
+    target = target_of(counts, NONE.double())
+    map_ = Gaussian(vector(0.3, -0.1), vector(0.5, 0.9))
+    sampler = Sampler(target, map_, torch.ones(4, 2).double())
+    sampler.rewhiten(torch.ones(100, 2).double())
+    assert sampler.map_ is map_
+
+
+def test_chains_start_at_different_draws():
+    weight = torch.full((20,), 1e-12).double()
+    weight[7] = 1.0
+    u = torch.arange(20.0).double()[:, None]
+    starts = Weighted(u, weight.log(), weight, 5.0).distinct(16)
+    assert len(starts.unique()) == 16
+    assert 7 in starts
+    weight[:15] = 0.0
+    starts = Weighted(u, weight.log(), weight, 5.0).distinct(16)
+    assert len(starts) == 16
+    assert set(starts.flatten().tolist()) == {15, 16, 17, 18, 19}

@@ -8,7 +8,7 @@ from pyro.infer import Trace_ELBO
 from torch.nn.functional import cross_entropy
 
 import vilvm
-from vilvm.evaluation import compare, reconstruct
+from vilvm.evaluation import Schedule, ais, compare, reconstruct
 from vilvm.lvm import ContractError
 from vilvm.models.vq_vae import VQVAE, CodePrior, Codes, tiny
 
@@ -131,3 +131,8 @@ def test_ledger_has_a_row_with_a_rate_and_draws():
 def test_equal_weights_show_no_gap():
     with pytest.raises(ContractError, match="all its probability on one point"):
         vilvm.diagnostics.pareto_k(*random())
+
+
+def test_chains_have_nothing_to_move():
+    with pytest.raises(ContractError, match="draws no latent at random"):
+        ais(*random(), Schedule(num_chains=2, num_temperatures=2))

@@ -96,7 +96,7 @@ def test_dreg_gains_signal_with_k_where_iwae_loses():
         for k in (2, 128)
     }
     groups = {"guide": ["V", "unconstrained_L"]}
-    found = gradient_snr(lvm, x, objectives, groups=groups, num_draws=36).groups
+    found = gradient_snr(lvm, x, objectives, groups=groups, num_draws=144).groups
     snr = {name: value["guide"] for name, value in found.items()}
     for kind, low, high in (("DReG", 2, 128), ("IWAE", 128, 2)):
         less, more = snr[f"{kind} {low}"], snr[f"{kind} {high}"]

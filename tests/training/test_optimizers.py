@@ -12,6 +12,7 @@ from pyro.optim.clipped_adam import ClippedAdam
 
 import vilvm
 from vilvm._compile import graph
+from vilvm._runtime.random import set_seed
 from vilvm.models.vae import VAE, tiny
 from vilvm.training import by_name, compiled_step
 
@@ -143,7 +144,7 @@ def test_options_by_name_resume_and_are_compared(tmp_path):
 def pyros_own(optimizer, x, batches=1, **options):
     """The guide's parameters after Pyro's SVI."""
     pyro.clear_param_store()
-    torch.manual_seed(0)
+    set_seed(0, torch.device("cpu"), "training")
     svi = SVI(model, guide, optimizer(options), Trace_ELBO())
     for _ in range(batches):
         svi.step(x)
@@ -186,7 +187,7 @@ def test_subsampling_plate_scales_by_its_full_size():
         return scaled
 
     pyro.clear_param_store()
-    torch.manual_seed(0)
+    set_seed(0, torch.device("cpu"), "training")
     svi = SVI(
         with_plate(model),
         with_plate(guide),

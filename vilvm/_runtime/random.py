@@ -1,6 +1,12 @@
-"""The states and seeds of torch's generators."""
+"""The states and seeds of torch's generators.
 
-from typing import Any
+A seed starts another stream for each purpose, and none is that of ``torch.manual_seed``. One
+stream for two purposes would be silently wrong: a guide is a little better on the noise that it
+was trained with, so an ELBO evaluated on this noise is too high.
+"""
+
+import hashlib
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -9,6 +15,8 @@ from vilvm._runtime.argument_checks import check_seed
 from vilvm._runtime.threads import one_thread
 
 __all__ = ["preserved_rng", "rng_state", "seeded", "set_rng_state", "set_seed"]
+
+Purpose = Literal["estimates", "training", "transform"]
 
 
 def preserved_rng(device: torch.device | str) -> Any:
@@ -35,29 +43,37 @@ def set_rng_state(states: list[Tensor], device: torch.device) -> None:
 class seeded:
     """A context in which torch's generators, of the CPU and of `device`, start from `seed`.
 
-    Their states are restored afterwards.
+    Their states are restored afterwards. Equal seeds for other purposes start other streams.
 
     Raises:
         BusyError: another thread is in this context, or is running a model.
     """
 
-    def __init__(self, seed: int, device: torch.device | str = "cpu"):
+    def __init__(
+        self,
+        seed: int,
+        device: torch.device | str = "cpu",
+        purpose: Purpose = "estimates",
+    ):
         self.seed, self.device = check_seed("seed", seed), torch.device(device)
+        self.purpose: Purpose = purpose
         self._fork, self._alone = preserved_rng(self.device), one_thread()
 
     def __enter__(self) -> None:
         self._alone.__enter__()
         self._fork.__enter__()
-        set_seed(self.seed, self.device)
+        set_seed(self.seed, self.device, self.purpose)
 
     def __exit__(self, *exc: Any) -> None:
         self._fork.__exit__(*exc)
         self._alone.__exit__()
 
 
-def set_seed(seed: int, device: torch.device) -> None:
+def set_seed(seed: int, device: torch.device, purpose: Purpose = "estimates") -> None:
     """Seeds torch's generators of the CPU and of `device`, and no others."""
-    torch.random.default_generator.manual_seed(seed)
+    digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
+    stream = int.from_bytes(digest[:4])  # torch's CPU generator reads 32 bits of a seed
+    torch.random.default_generator.manual_seed(stream)
     if device.type == "cuda":
         with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
+            torch.cuda.manual_seed(stream)

@@ -224,7 +224,7 @@ class Data:
                 "data stay on disk; take some of them, such as data.subset(slice(0, 10000)), or "
                 "data without a transform."
             )
-        with seeded(seed):
+        with seeded(seed, purpose="transform"):
             x = self._transform(map_tensors(Tensor.cpu, self.x))
         return replace(self, x=x, transformed=True).to(self.device)
 

@@ -242,7 +242,7 @@ def fit_local_guide(
     steps = check_number("fit_local_guide: steps", steps)
     num_particles = check_number("fit_local_guide: num_particles", num_particles)
     lr = check_positive("fit_local_guide: lr", lr)
-    with seeded(seed, device_of(lvm, Data(batch).device)):
+    with seeded(seed, device_of(lvm, Data(batch).device), "training"):
         find_layout(lvm, batch)  # creates the parameters of a first call
         with _restored_gradients(lvm):
             local = WithLocalGuide(lvm, batch)

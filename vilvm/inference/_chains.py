@@ -1,6 +1,7 @@
 """Many short chains from an approximation, and whether they have converged.
 
-Chains start in groups ("superchains") at draws of the approximation, corrected by its weights. If
+Chains start in groups ("superchains") at draws of the approximation, chosen by their weights; at
+different ones, because superchains that start at one point agree before they have moved. If
 the means of superchains agree, then all have forgotten their start (nested R̂). With C chains the
 variance of the chains' means gives the Monte Carlo error without a model of the autocorrelation:
 

@@ -156,6 +156,8 @@ class Sampler:
         with torch.no_grad():
             eps = self.map_.inverse(u)
             sd = eps.std(0)
+            if not bool((sd > 0).all()):
+                return  # all chains started at one draw and have not moved
             correlation = (eps / sd).T.cov().reshape(len(sd), len(sd))
             # shrunk, since successive draws of a chain are alike
             share = len(u) / (len(u) + 5 * u.shape[1])

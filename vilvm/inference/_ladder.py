@@ -159,7 +159,7 @@ def _chains(choice: _Choice, coordinates: Approximation) -> Chains:
     chains = run_chains(
         choice.target,
         coordinates,
-        choice.weighted.resampled(SUPERCHAINS),
+        choice.weighted.distinct(SUPERCHAINS),
         clock.within(1.0),
         report=clock.show,
         compile=clock.left > LEAST_TO_COMPILE,

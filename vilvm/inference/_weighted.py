@@ -57,6 +57,15 @@ class Weighted(NamedTuple):
         index = torch.searchsorted(edges, comb).clamp(max=len(edges) - 1)
         return self.u[index[torch.randperm(num)]]
 
+    def distinct(self, num: int) -> Tensor:
+        """Different draws, each taken in proportion to its weight among those left, (num, D).
+
+        A draw is repeated only if fewer than `num` have a weight.
+        """
+        count = min(num, int((self.weight > 0).sum()))
+        index = torch.multinomial(self.weight, count)
+        return self.u[index.repeat(-(-num // count))[:num]]
+
     def joined(self, other: "Weighted") -> "Weighted":
         """Both sets of draws, of one approximation."""
         return smoothed(

@@ -62,7 +62,7 @@ def fit_flow(
         check_seed("fit_flow: seed", seed),
     )
     plain, batch = own_model(lvm), prepare_data(data)
-    with seeded(seed):
+    with seeded(seed, purpose="training"):
         target = target_of(plain, batch)
         gaussian, _ = best_gaussian(target, start_of(lvm, data, target), seed)
         if not layers and isinstance(gaussian, Gaussian):

@@ -50,7 +50,7 @@ def fit_gaussian(lvm: Any, data: Any, *, seed: int = 0) -> InFloat64:
     """
     seed = check_seed("fit_gaussian: seed", seed)
     plain, batch = own_model(lvm), prepare_data(data)
-    with seeded(seed):
+    with seeded(seed, purpose="training"):
         target = target_of(plain, batch)
         best, _ = best_gaussian(target, start_of(lvm, data, target), seed)
         return pair_of(plain, batch, [best])

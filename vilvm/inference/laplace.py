@@ -59,7 +59,7 @@ def laplace(model: Any, data: Any, *, num_paths: int = 8, seed: int = 0) -> InFl
     """
     num_paths = check_number("laplace: num_paths", num_paths)
     plain, batch = own_model(model), prepare_data(data)
-    with seeded(check_seed("laplace: seed", seed)):
+    with seeded(check_seed("laplace: seed", seed), purpose="training"):
         target = target_of(plain, batch)
         paths = newton(target, starts(target, num_paths), steps=_STEPS)
         found = [mode for mode in modes(target, paths) if mode.is_maximum]

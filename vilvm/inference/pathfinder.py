@@ -55,7 +55,7 @@ def pathfinder(
     """
     num_paths = check_number("pathfinder: num_paths", num_paths)
     plain, batch = own_model(model), prepare_data(data)
-    with seeded(check_seed("pathfinder: seed", seed)):
+    with seeded(check_seed("pathfinder: seed", seed), purpose="training"):
         target = target_of(plain, batch)
         found = pathfinder_modes(target, starts(target, num_paths))
         if not found:

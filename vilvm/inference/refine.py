@@ -78,7 +78,7 @@ def refine(
         if hasattr(lvm, "guide"):
             superchains = guide_draws(lvm, data, SUPERCHAINS)
         else:
-            superchains = weighted.resampled(SUPERCHAINS)
+            superchains = weighted.distinct(SUPERCHAINS)
         chains = run_chains(
             target,
             start,

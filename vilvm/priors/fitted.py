@@ -229,7 +229,7 @@ def _codes(
     """The name of the latent, and a draw for each datum, shape (num_data, d)."""
     fixed = fixed_beside(lvm, data, seed)
     batches = fixed.chunks(batch_size) if fixed.divisible else [fixed.loaded()]
-    with seeded(seed, fixed.device):
+    with seeded(seed, fixed.device, "training"):
         layout = find_layout(lvm, batches[0].x)
     names = layout.latents
     if latent is None and len(names) == 1:
@@ -239,7 +239,7 @@ def _codes(
             f"fit_prior: the latents are {list(names)}; select one of them with latent=...."
         )
     name = latent
-    with seeded(seed, fixed.device):
+    with seeded(seed, fixed.device, "training"):
         parts = [posterior(lvm, batch.x)[name][0] for batch in batches]
     if name not in layout.data_axes or any(part.dim() != 2 for part in parts):
         raise ContractError(
@@ -293,7 +293,7 @@ def _flow(
             "use a mixture, or lvm.float()."
         )
     widths = [max(size, dim) for size in _HIDDEN]
-    with seeded(seed, codes.device):
+    with seeded(seed, codes.device, "training"):
         layers = [transforms.affine_autoregressive(dim, widths) for _ in range(_LAYERS)]
         order = torch.randperm(len(codes)).to(codes.device)
     held_out, train = codes[order[: len(codes) // 10]], codes[order[len(codes) // 10 :]]

@@ -196,7 +196,7 @@ def fit(
         torch.enable_grad(),  # also within a no_grad of the caller's
         closing(batches),
         _locked_folder(run_dir if ranks.is_main else None),
-        seeded(seed, where),
+        seeded(seed, where, "training"),
         module_parameters(lvm),
         networks_in(precision, lvm),
         ExitStack() as undo,
@@ -224,7 +224,7 @@ def fit(
             after_step=after_step,
         )
         run = prepare(spec, optimizer or adam(where), scheduler, undo)
-        set_seed(ranks.seed(seed), where)
+        set_seed(ranks.seed(seed), where, "training")
         checkpoints = Checkpoints(run)
         if resume:
             checkpoints.restore()

@@ -211,6 +211,11 @@ class LogJoint:
         with at_samples(given, num_samples, nesting):
             found = self._base_sites(batch, num_samples)
         sites = {name: site for name, site in found.items() if self._moves(site)}
+        if not sites:
+            raise ContractError(
+                f"The guide of {type(self.lvm).__name__} draws no latent at random, so there is "
+                "nothing for a chain to move: its importance-weighted bound is all that it has."
+            )
         for name, site in sites.items():
             self._check_continuous(name, site)
         values = {

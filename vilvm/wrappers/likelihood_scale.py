@@ -98,7 +98,7 @@ def fit_likelihood_scale(
     seed = check_seed("fit_likelihood_scale: seed", seed)
     fixed = fixed_beside(lvm, data, seed)
     num_samples = check_number("fit_likelihood_scale: num_samples", num_samples)
-    with seeded(seed, fixed.device):
+    with seeded(seed, fixed.device, "training"):
         return _fit_scale(lvm, fixed, num_samples)
 
 

@@ -214,7 +214,7 @@ def fit_guide(
     epochs = check_number("fit_guide: epochs", epochs)
     batch_size = check_number("fit_guide: batch_size", batch_size)
     where = device_of(lvm, train.device)
-    with seeded(seed, where):
+    with seeded(seed, where, "training"):
         guided = _with_new_guide(lvm, train, encoder, hidden, where)
     batch_size = min(batch_size, len(train))
     steps = epochs * -(-len(train) // batch_size)
