@@ -88,8 +88,8 @@ class Row:
 _TANH, _RELU = (partial(mlp, activation=a) for a in (nn.Tanh, nn.ReLU))
 
 
-def _rezende(x: Tensor) -> VAE:
-    return VAE(x.shape[1], 20, "bernoulli", (400,), (400,), network=_RELU)
+def _rezende(x: Tensor, latent_dim: int = 40) -> VAE:
+    return VAE(x.shape[1], latent_dim, "bernoulli", (400,), (400,), network=_RELU)
 
 
 def _burda(x: Tensor) -> VAE:
@@ -139,6 +139,16 @@ _STAGES = Schedule(
     factor=10 ** (-1 / 7),
     eps=1e-4,
 )
+_REZENDE = Row(
+    paper="Rezende and Mohamed 2015, as pythae reproduces it",
+    published=89.8,
+    tolerance=0.5,
+    data=STATIC,
+    make=_rezende,
+    schedule=Schedule(
+        500, batch=100, rate=1e-4, milestones=(200, 350), factor=10 ** (-1 / 5)
+    ),
+)
 _BURDA = Row(
     paper="Burda, Grosse and Salakhutdinov 2016",
     published=86.76,
@@ -158,15 +168,9 @@ _TOMCZAK = Row(
 )
 
 ROWS = {
-    "vae_static": Row(
-        paper="Rezende and Mohamed 2015, as pythae reproduces it",
-        published=89.8,
-        tolerance=0.5,
-        data=STATIC,
-        make=_rezende,
-        schedule=Schedule(
-            500, batch=100, rate=1e-4, milestones=(200, 350), factor=10 ** (-1 / 5)
-        ),
+    "vae_static": _REZENDE,
+    "vae_static_20": replace(
+        _REZENDE, published=None, tolerance=None, make=partial(_rezende, latent_dim=20)
     ),
     "vae_burda": _BURDA,
     "iwae5_burda": replace(_BURDA, published=85.54, objective=partial(IWAE, 5)),
