@@ -39,7 +39,7 @@ def arguments(name, out, hours):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vae_static", "hvae_vamp"])
+@pytest.mark.parametrize("name", ["vae_static", "vamp"])
 def test_row_stops_in_time_and_resumes(name, tmp_path):
     row, found = tiny(ROWS[name]), []
     for hours in (0.0, 1.0):

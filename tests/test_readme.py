@@ -27,17 +27,17 @@ DOCUMENTED = sorted(
 )
 
 
-def is_long(page, block):
+LONG_BLOCKS = {("count_vae.md", 0), ("deep_markov.md", 0), ("inference.md", 6)}
+
+
+def is_long(page, number, block):
     costly = "diagnose(" in block or "compare(" in block
-    return costly or page in ("count_vae.md", "deep_markov.md")
+    return costly or (page, number) in LONG_BLOCKS
 
 
 @pytest.mark.parametrize(
     ("page", "number", "block"),
-    [
-        pytest.param(*b, marks=pytest.mark.slow if is_long(b[0], b[2]) else ())
-        for b in BLOCKS
-    ],
+    [pytest.param(*b, marks=pytest.mark.slow if is_long(*b) else ()) for b in BLOCKS],
     ids=[f"{b[0]}-{b[1]}" for b in BLOCKS],
 )
 def test_block_runs(page, number, block):
@@ -63,6 +63,7 @@ def test_readme_blocks_have_at_most_thirty_lines():
 
 LONG = {
     "vilvm.evaluation.ais",
+    "vilvm.inference.refine",
     "vilvm.diagnostics.convergence",
     "vilvm.diagnostics.diagnose",
 }

@@ -210,7 +210,7 @@ def test_posterior_of_infer_keeps_the_names_of_the_user(batch, refine):
 
 def test_chains_of_a_posterior_stay_apart(batch):
     """Chain c of the tree holds draws c T to (c + 1) T of the posterior."""
-    posterior = vilvm.inference.refine(schools, batch, budget=5, progress=False)
+    posterior = vilvm.inference.refine(schools, batch, budget=2, progress=False)
     tree = posterior.to_datatree(num_predictive=50)
     length = len(posterior.draws["mu"]) // posterior.chains
     assert posterior.chains > 1
