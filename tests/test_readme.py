@@ -48,7 +48,7 @@ def test_pictures_exist():
     shown = {
         page.parent / name
         for page in PAGES
-        for name in re.findall(r"!\[[^]]*\]\((.+?\.png)\)", page.read_text("utf-8"))
+        for name in re.findall(r"!\[.*?\]\(([^()\s]+\.png)\)", page.read_text("utf-8"))
     }
     assert shown
     assert not [file for file in shown if not file.is_file()]
