@@ -66,6 +66,16 @@ def add_common(parser: argparse.ArgumentParser, name: str) -> None:
     )
 
 
+def add_resume(parser: argparse.ArgumentParser) -> None:
+    """--resume, which ``run_folder`` reads."""
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="continue the run in this folder, with its own settings",
+    )
+
+
 def own(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments that define the run."""
     return {k: v for k, v in vars(args).items() if k not in ("out", "resume")}
@@ -162,6 +172,20 @@ def dataset_of(choice: str, transform: Transform | None) -> Dataset:
         )
         console.print(str(error), highlight=False)
         return digits(transform=transform)
+
+
+def dataset_of_run(settings: dict[str, Any], transform: Transform | None) -> Dataset:
+    """The data set of a run, new or resumed; the settings have its name afterwards.
+
+    Raises:
+        SystemExit: the data of the resumed run are not available now.
+    """
+    data = dataset_of(settings["data"], transform)
+    if settings.setdefault("dataset", data.name) != data.name:
+        raise SystemExit(
+            f"The run was trained on {settings['dataset']}, and only {data.name} is available now."
+        )
+    return data
 
 
 def labels_of(data: Data) -> Tensor:

@@ -26,8 +26,9 @@ from pyro.infer import Trace_ELBO
 import vilvm
 from examples._options import (
     add_common,
+    add_resume,
     console,
-    dataset_of,
+    dataset_of_run,
     device_of,
     finished,
     run,
@@ -204,12 +205,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--latent", type=codes, default=20, help="size of a code, at least 2"
     )
-    parser.add_argument(
-        "--resume",
-        type=Path,
-        metavar="RUN",
-        help="continue the run in this folder, with its own settings",
-    )
+    add_resume(parser)
     return parser.parse_args(argv)
 
 
@@ -414,12 +410,12 @@ def page(
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     with run_folder(args, arguments, "compare_mnist") as (folder, settings):
-        return work(folder, settings, args.resume is not None)
+        return work(folder, settings)
 
 
-def work(folder: Path, settings: dict[str, Any], resumed: bool) -> int:
+def work(folder: Path, settings: dict[str, Any]) -> int:
     began = time.perf_counter()
-    data, budget = prepared(folder, settings, resumed)
+    data, budget = prepared(folder, settings)
     torch.manual_seed(settings["seed"])
     contest = Contest(folder, settings["seed"], budget, device_of(settings["device"]))
     try:
@@ -462,24 +458,14 @@ def work(folder: Path, settings: dict[str, Any], resumed: bool) -> int:
     return 0
 
 
-def prepared(
-    folder: Path, settings: dict[str, Any], resumed: bool
-) -> tuple[Dataset, Budget]:
+def prepared(folder: Path, settings: dict[str, Any]) -> tuple[Dataset, Budget]:
     """The data and the size of the run; writes the settings.
 
     Raises:
         SystemExit: the data of the resumed run are not available now.
     """
-    data, budget = (
-        dataset_of(settings["data"], None),
-        QUICK if settings["quick"] else FULL,
-    )
-    if resumed and data.name != settings["dataset"]:
-        raise SystemExit(
-            f"{folder} was trained on {settings['dataset']}, and only {data.name} is available "
-            "now."
-        )
-    settings["dataset"] = data.name
+    data = dataset_of_run(settings, None)
+    budget = QUICK if settings["quick"] else FULL
     write_settings(folder, settings)
     if data.name == "digits":
         budget = budget._replace(

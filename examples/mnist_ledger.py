@@ -6,8 +6,9 @@
 
 VAEs of the same networks with other objectives, priors and guides; convolutional, hierarchical,
 ladder and two-level VAEs; the semi-supervised M2; a VQ-VAE; an auto-encoder with a flow fitted to
-its codes. All see the same binary images equally often. The ledger has importance-weighted and
-annealed bounds on test images, chosen at random.
+its codes. All are trained on the same binary images for as many epochs; the guide of the
+auto-encoder for as many more. The ledger has importance-weighted and annealed bounds on test
+images, chosen at random.
 """
 
 import argparse
@@ -25,8 +26,9 @@ from torch import Tensor, nn
 from examples import image_models
 from examples._options import (
     add_common,
+    add_resume,
     console,
-    dataset_of,
+    dataset_of_run,
     device_of,
     finished,
     positive,
@@ -86,12 +88,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--images", type=positive, default=500, help="of the test data")
     parser.add_argument("--samples", type=positive, default=5000, help="for each")
-    parser.add_argument(
-        "--resume",
-        type=Path,
-        metavar="RUN",
-        help="continue the run in this folder, with its own settings",
-    )
+    add_resume(parser)
     return parser.parse_args(argv)
 
 
@@ -247,12 +244,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def work(folder: Path, settings: Settings) -> int:
-    data = dataset_of(settings["data"], StaticBinarisation())
-    if settings.setdefault("dataset", data.name) != data.name:
-        raise SystemExit(
-            f"{folder} was trained on {settings['dataset']}, and only {data.name} is available "
-            "now."
-        )
+    data = dataset_of_run(settings, StaticBinarisation())
     write_settings(folder, settings)
     try:
         trained = {

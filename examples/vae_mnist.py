@@ -22,8 +22,9 @@ from rich.table import Table
 import vilvm
 from examples._options import (
     add_common,
+    add_resume,
     console,
-    dataset_of,
+    dataset_of_run,
     device_of,
     positive,
     rate,
@@ -97,12 +98,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--precision", choices=PRECISIONS, default="float32", help="of the networks"
     )
-    parser.add_argument(
-        "--resume",
-        type=Path,
-        metavar="RUN",
-        help="continue the run in this folder, with its own settings",
-    )
+    add_resume(parser)
     return parser.parse_args(argv)
 
 
@@ -203,12 +199,7 @@ def begin(settings: dict[str, Any]) -> tuple[VAE, Dataset]:
     """
     # A Gaussian likelihood is a density of grey levels; a Bernoulli likelihood needs 0 and 1.
     transform = None if settings["likelihood"] == "gaussian" else DynamicBinarisation()
-    data = dataset_of(settings["data"], transform)
-    if settings.get("dataset", data.name) != data.name:
-        raise SystemExit(
-            f"The run was trained on {settings['dataset']}, and only {data.name} is available now."
-        )
-    settings["dataset"] = data.name
+    data = dataset_of_run(settings, transform)
     settings["epochs"] = settings["epochs"] or (30 if data.name == "mnist" else 200)
     torch.manual_seed(settings["seed"])
     lvm = VAE(
