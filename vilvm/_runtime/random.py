@@ -16,7 +16,7 @@ from vilvm._runtime.threads import one_thread
 
 __all__ = ["preserved_rng", "rng_state", "seeded", "set_rng_state", "set_seed"]
 
-Purpose = Literal["estimates", "training", "transform"]
+Purpose = Literal["estimates", "simulation", "training", "transform"]
 
 
 def preserved_rng(device: torch.device | str) -> Any:

@@ -166,7 +166,8 @@ def simulating(lvm: LatentVariableModel, like: Any, seed: int) -> Iterator[Any]:
     if like is not None:
         fixed = fixed_beside(lvm, like, seed)
         device, batch = fixed.device, fixed.x
-    with seeded(seed, device_of(lvm, device)), evaluation_mode(lvm):
+    where = device_of(lvm, device)
+    with seeded(seed, where, "simulation"), evaluation_mode(lvm):
         yield batch
 
 
