@@ -25,11 +25,13 @@ from torch import Tensor, nn
 
 from vilvm.distributions import IndependentBernoulli
 from vilvm.guides import delta, flat_prior
+from vilvm.lvm import rebuildable
 from vilvm.networks import mlp, start_at_mean
 
 __all__ = ["Autoencoder", "tiny"]
 
 
+@rebuildable
 class Autoencoder(nn.Module):
     """A deterministic auto-encoder of rows of `data_dim` numbers.
 

@@ -40,7 +40,7 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor, nn
 
-from vilvm.lvm import ContractError
+from vilvm.lvm import ContractError, rebuildable
 from vilvm.networks import mlp
 
 __all__ = ["ASIA", "SPRINKLER", "BayesianNetwork", "objective", "tiny"]
@@ -77,6 +77,7 @@ ASIA: Network = {
 }
 
 
+@rebuildable
 class BayesianNetwork(nn.Module):
     """A discrete Bayesian network with evidence.
 

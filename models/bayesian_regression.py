@@ -43,6 +43,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from vilvm.data import Data, as_data
+from vilvm.lvm import rebuildable
 
 __all__ = ["FLAT", "BayesianRegression", "Moments", "lagged", "tiny"]
 
@@ -76,6 +77,7 @@ class Moments(NamedTuple):
     sd: dict[str, Tensor]
 
 
+@rebuildable
 class BayesianRegression(nn.Module):
     """Linear regression with Gaussian coefficients and Gaussian noise, and a Pyro autoguide.
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from vilvm.distributions import IndependentBernoulli
 from vilvm.guides import normal
+from vilvm.lvm import rebuildable
 from vilvm.networks import mlp, start_at_mean
 
 __all__ = ["ConditionalVAE", "tiny"]
@@ -35,6 +36,7 @@ __all__ = ["ConditionalVAE", "tiny"]
 Batch = tuple[Tensor, Tensor]
 
 
+@rebuildable
 class ConditionalVAE(nn.Module):
     """A variational auto-encoder of binary rows x of `data_dim` numbers, given a condition.
 

@@ -18,11 +18,13 @@ from torch import Tensor, nn
 
 from vilvm.distributions import IndependentBernoulli
 from vilvm.guides import delta, flat_prior
+from vilvm.lvm import rebuildable
 from vilvm.networks import ConvDecoder, ConvEncoder
 
 __all__ = ["ConvAutoencoder", "tiny"]
 
 
+@rebuildable
 class ConvAutoencoder(nn.Module):
     """A deterministic auto-encoder of square grey pictures, given as rows.
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from vilvm.distributions import IndependentBernoulli
 from vilvm.guides import normal
+from vilvm.lvm import rebuildable
 from vilvm.networks import ConvDecoder, ConvEncoder, start_at_mean
 
 __all__ = ["ConvVAE", "tiny"]
@@ -33,6 +34,7 @@ __all__ = ["ConvVAE", "tiny"]
 _LOG_VARIANCES = (-8.0, 14.0)
 
 
+@rebuildable
 class ConvVAE(nn.Module):
     """A variational auto-encoder of square grey pictures, given as rows.
 

@@ -31,11 +31,13 @@ import torch
 from torch import Tensor, nn
 
 from vilvm.guides import normal
+from vilvm.lvm import rebuildable
 from vilvm.networks import mlp
 
 __all__ = ["CountVAE", "tiny"]
 
 
+@rebuildable
 class CountVAE(nn.Module):
     """A VAE of rows of counts with a zero-inflated negative binomial likelihood.
 

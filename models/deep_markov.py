@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from vilvm.distributions import IndependentBernoulli
+from vilvm.lvm import rebuildable
 from vilvm.networks import mlp
 
 __all__ = [
@@ -169,6 +170,7 @@ def _normal(mean: Tensor, scale: Tensor) -> dist.TorchDistribution:
     return dist.Normal(mean, softplus(scale) + 1e-4).to_event(1)
 
 
+@rebuildable
 class DeepMarkov(nn.Module):
     """A deep Markov model of padded sequences.
 

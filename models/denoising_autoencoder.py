@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from vilvm.distributions import IndependentBernoulli
 from vilvm.guides import delta, flat_prior
+from vilvm.lvm import rebuildable
 from vilvm.networks import mlp, start_at_mean
 
 __all__ = ["DenoisingAutoencoder", "tiny"]
@@ -38,6 +39,7 @@ __all__ = ["DenoisingAutoencoder", "tiny"]
 Batch = Tensor | tuple[Tensor, Tensor]
 
 
+@rebuildable
 class DenoisingAutoencoder(nn.Module):
     """A denoising auto-encoder of rows of `data_dim` numbers.
 

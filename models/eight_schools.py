@@ -42,6 +42,7 @@ from pyro.infer.autoguide import (
 from torch import Tensor, nn
 
 from vilvm.data import Data
+from vilvm.lvm import rebuildable
 
 __all__ = ["EightSchools", "Moments", "eight_schools", "tiny"]
 
@@ -72,6 +73,7 @@ class Moments(NamedTuple):
     sd: dict[str, Tensor]
 
 
+@rebuildable
 class EightSchools(nn.Module):
     """The hierarchical model of the effects of schools, with a Pyro autoguide.
 

@@ -32,9 +32,12 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
+from vilvm.lvm import rebuildable
+
 __all__ = ["FactorAnalysis", "tiny"]
 
 
+@rebuildable
 class FactorAnalysis(nn.Module):
     """Factor analysis of rows of `data_dim` numbers, with an amortised Gaussian guide.
 

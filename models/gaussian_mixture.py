@@ -41,13 +41,14 @@ from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 
 from vilvm.distributions.ordered import OrderedNormal
-from vilvm.lvm import module_parameters
+from vilvm.lvm import module_parameters, rebuildable
 
 __all__ = ["GaussianMixture", "objective", "tiny"]
 
 _SHARED = ["pi", "mu", "sigma"]
 
 
+@rebuildable
 class GaussianMixture(nn.Module):
     """A Bayesian mixture of K normals over numbers, with an autoguide over π, μ and σ.
 

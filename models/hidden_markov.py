@@ -47,7 +47,7 @@ from pyro.ops.indexing import Vindex
 from torch import Tensor, nn
 
 from vilvm.distributions.ordered import OrderedNormal
-from vilvm.lvm import module_parameters
+from vilvm.lvm import module_parameters, rebuildable
 
 __all__ = ["HiddenMarkov", "Sequence", "forward", "objective", "smooth", "tiny"]
 
@@ -209,6 +209,7 @@ class Sequence(TorchDistribution):
         return torch.stack(drawn, -1)
 
 
+@rebuildable
 class HiddenMarkov(nn.Module):
     """A Bayesian hidden Markov model of sequences of numbers, with an autoguide over A, μ and σ.
 

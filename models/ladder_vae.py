@@ -30,11 +30,13 @@ from torch import Tensor, nn
 
 from vilvm.distributions import IndependentBernoulli
 from vilvm.guides import normal
+from vilvm.lvm import rebuildable
 from vilvm.networks import mlp, start_at_mean
 
 __all__ = ["LadderVAE", "product", "tiny"]
 
 
+@rebuildable
 class LadderVAE(nn.Module):
     """A chain of latents z1, …, zL above rows of `data_dim` binary numbers, with a ladder guide.
 

@@ -32,10 +32,12 @@ import torch
 from torch import Tensor, nn
 
 from vilvm.guides import delta, flat_prior
+from vilvm.lvm import rebuildable
 
 __all__ = ["LinearAutoencoder", "tiny"]
 
 
+@rebuildable
 class LinearAutoencoder(nn.Module):
     """PCA as an auto-encoder of rows of `data_dim` numbers.
 

@@ -31,9 +31,12 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
+from vilvm.lvm import rebuildable
+
 __all__ = ["LinearDiscriminant", "objective", "tiny"]
 
 
+@rebuildable
 class LinearDiscriminant(nn.Module):
     """Linear discriminant analysis of rows of `data_dim` numbers, with an amortised guide.
 

@@ -30,9 +30,12 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from vilvm.lvm import rebuildable
+
 __all__ = ["PPCA", "tiny"]
 
 
+@rebuildable
 class PPCA(nn.Module):
     """Probabilistic PCA of rows of `data_dim` numbers, with an amortised Gaussian guide.
 

@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from vilvm._runtime.argument_checks import check_number, check_positive
 from vilvm.distributions import Multinomial
 from vilvm.guides import normal
+from vilvm.lvm import rebuildable
 from vilvm.networks import mlp
 
 __all__ = ["ProdLDA", "laplace_dirichlet", "tiny"]
@@ -63,6 +64,7 @@ def laplace_dirichlet(alpha: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
+@rebuildable
 class ProdLDA(nn.Module):
     """A topic model of rows of word counts.
 

@@ -36,6 +36,7 @@ from torch.nn.functional import one_hot
 
 from vilvm.distributions import IndependentBernoulli
 from vilvm.guides import normal, penalty
+from vilvm.lvm import rebuildable
 from vilvm.networks import mlp, start_at_mean
 
 __all__ = ["SemiSupervisedVAE", "objective", "tiny"]
@@ -43,6 +44,7 @@ __all__ = ["SemiSupervisedVAE", "objective", "tiny"]
 Batch = Mapping[str, Tensor]
 
 
+@rebuildable
 class SemiSupervisedVAE(nn.Module):
     """The model M2 of binary rows of `data_dim` numbers. Train it with ``objective()``.
 

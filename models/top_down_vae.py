@@ -25,11 +25,13 @@ from torch import Tensor, nn
 
 from vilvm.distributions import IndependentBernoulli
 from vilvm.guides import normal
+from vilvm.lvm import rebuildable
 from vilvm.networks import GatedLinear, gated_mlp, start_at_mean
 
 __all__ = ["TopDownVAE", "tiny"]
 
 
+@rebuildable
 class TopDownVAE(nn.Module):
     """Tomczak and Welling's two-level model of rows of `data_dim` binary numbers.
 

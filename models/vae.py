@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from vilvm.distributions import IndependentBernoulli
 from vilvm.guides import normal
+from vilvm.lvm import rebuildable
 from vilvm.networks import mlp, start_at_mean
 
 __all__ = ["VAE", "tiny"]
@@ -42,6 +43,7 @@ _LOG_VARIANCES = (-8.0, 14.0)
 _HEADS = {"bernoulli": 1, "gaussian": 2, "sigmoid_gaussian": 2}
 
 
+@rebuildable
 class VAE(nn.Module):
     """Kingma and Welling's variational auto-encoder on rows of `data_dim` numbers.
 

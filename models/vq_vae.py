@@ -45,11 +45,13 @@ from torch.distributions import constraints
 
 from vilvm.distributions import IndependentBernoulli
 from vilvm.guides import penalty
+from vilvm.lvm import rebuildable
 from vilvm.networks import mlp, start_at_mean
 
 __all__ = ["VQVAE", "CodePrior", "Codes", "tiny"]
 
 
+@rebuildable
 class VQVAE(nn.Module):
     """A vector-quantised variational auto-encoder of binary rows of `data_dim` numbers.
 

@@ -23,6 +23,7 @@ from vilvm.diagnostics import Diagnosis, Finding, diagnose, diagnose_draws
 from vilvm.evaluation import Estimate, Evaluation, Ledger, compare, evaluate
 from vilvm.inference import Posterior, infer
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, Pair
+from vilvm.saving import load, save
 from vilvm.training import CheckpointError, Event, Fit, History, NonFiniteLossError, fit
 from vilvm.weights import (
     LogWeights,
@@ -64,6 +65,7 @@ __all__ = [
     "evaluate",
     "fit",
     "infer",
+    "load",
     "log_weights",
     "posterior",
     "posterior_mean",
@@ -71,4 +73,5 @@ __all__ = [
     "prepare",
     "resample",
     "sample",
+    "save",
 ]

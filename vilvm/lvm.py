@@ -19,6 +19,7 @@ import copy
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
+import pyro
 import torch
 from pyro.infer.autoguide.guides import AutoGuide
 
@@ -32,6 +33,7 @@ from vilvm._runtime.errors import (
 from vilvm._runtime.evaluation_mode import evaluation_mode
 from vilvm._runtime.held_modules import held_modules
 from vilvm._runtime.parameters import module_parameters
+from vilvm._runtime.rebuildable import rebuildable
 from vilvm._runtime.submodules import add_network, own_memory, own_networks
 from vilvm.data.data import Data, as_data
 
@@ -51,6 +53,7 @@ __all__ = [
     "model_of",
     "module_parameters",
     "own_memory",
+    "rebuildable",
 ]
 
 
@@ -68,6 +71,18 @@ class LatentVariableModel(Protocol):
     def model(self, batch: Any, /) -> Any: ...
 
     def guide(self, batch: Any, /) -> Any: ...
+
+
+# methods of autoguides that need their parameters
+_OF_PARAMETERS = {
+    "get_base_dist",
+    "get_posterior",
+    "get_transform",
+    "laplace_approximation",
+    "median",
+    "quantiles",
+    "sample_latent",
+}
 
 
 class Pair(torch.nn.Module):
@@ -228,9 +243,26 @@ class _Part:
 
         def method(*args: Any, **kwargs: Any) -> Any:
             with module_parameters(self.__self__), own_networks(self.__self__):
+                if name in _OF_PARAMETERS:
+                    self._create_parameters(name, args)
                 return value(*args, **kwargs)
 
         return method
+
+    def _create_parameters(self, name: str, batch: tuple[Any, ...]) -> None:
+        """Calls an autoguide once that has no parameters yet, so that it creates or loads them."""
+        guide = self.__wrapped__
+        if not isinstance(guide, AutoGuide) or guide.prototype_trace is not None:
+            return
+        if name == "quantiles":
+            batch = batch[1:]
+        if not batch:
+            raise ContractError(
+                f"{type(guide).__name__}.{name}: an autoguide has parameters from its first call "
+                "on; call lvm.guide(batch) once."
+            )
+        with torch.no_grad(), pyro.poutine.block():
+            guide(*batch)
 
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self.__wrapped__, name, value)

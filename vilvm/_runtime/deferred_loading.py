@@ -3,27 +3,40 @@
 A model creates its ``pyro.param`` values, networks and autoguide parameters when it first runs.
 Entries of a state_dict whose parameter does not exist yet are kept, and loaded when the model
 creates the parameter.
+
+A model that ``load_state`` of ``vilvm.saving`` has loaded is complete: a parameter that it creates
+later and that was not loaded is an error.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from pyro.infer.autoguide.guides import AutoGuide
 from torch import Tensor
 from torch.nn import Module, Parameter
 
 from vilvm._runtime.errors import ContractError
+from vilvm._runtime.random import preserved_rng
 from vilvm._runtime.submodules import NETWORKS, PARAMS, params_of
 
 __all__ = [
     "autoguides_without_parameters",
+    "check_complete",
     "check_shape",
     "defer_loading",
     "deferred_state",
+    "is_loading",
     "load_deferred",
     "loading_autoguides",
+    "mark_complete",
+    "restart_autoguide",
 ]
+
+# in the __dict__ of a model: the entries that wait, and the file that all of them come from;
+# in that of an autoguide: how to let its entries wait again
+_WAITING, _COMPLETE, _AGAIN = "_waiting", "_loaded_from", "_loaded_again"
 
 
 def defer_loading(lvm: Module, state: dict[str, Any], prefix: str) -> None:
@@ -49,14 +62,14 @@ def defer_loading(lvm: Module, state: dict[str, Any], prefix: str) -> None:
             value = Parameter(state[full].detach().clone())
             params_of(lvm)[name.removeprefix(f"{PARAMS}.")] = value
         elif name.startswith(later):
-            lvm.__dict__.setdefault("_waiting", {})[name] = (
+            lvm.__dict__.setdefault(_WAITING, {})[name] = (
                 state.pop(full).detach().clone()
             )
 
 
 def deferred_state(lvm: object) -> dict[str, Tensor]:
     """The entries that ``defer_loading`` keeps, by their name in a state_dict."""
-    return getattr(lvm, "__dict__", {}).get("_waiting", {})
+    return getattr(lvm, "__dict__", {}).get(_WAITING, {})
 
 
 def autoguides_without_parameters(lvm: Module) -> dict[str, AutoGuide]:
@@ -71,8 +84,51 @@ def autoguides_without_parameters(lvm: Module) -> dict[str, AutoGuide]:
     }
 
 
+def mark_complete(lvm: Module, whence: str) -> None:
+    """Records that a model was loaded whole, and forgets the entries of an earlier loading.
+
+    Arguments:
+        lvm: the model, before entries are kept.
+        whence: what it was loaded from, for messages.
+    """
+    lvm.__dict__.pop(_WAITING, None)
+    lvm.__dict__[_COMPLETE] = whence
+
+
+def is_loading(lvm: object) -> bool:
+    """Whether a new autoguide parameter of this model must come from what was loaded."""
+    return bool(deferred_state(lvm)) or _COMPLETE in getattr(lvm, "__dict__", {})
+
+
+def check_complete(lvm: object, what: str) -> None:
+    """Raises ContractError if a new part of the model, which was loaded whole, was not loaded.
+
+    Arguments:
+        lvm: the model.
+        what: the new part.
+    """
+    whence = getattr(lvm, "__dict__", {}).get(_COMPLETE)
+    if whence is not None:
+        raise ContractError(
+            f"{what} is not in {whence}, which this model was loaded from: load the file into the "
+            "model that was saved."
+        )
+
+
+def restart_autoguide(guide: AutoGuide) -> None:
+    """Lets an autoguide create its parameters again; those that were loaded are loaded again."""
+    guide.prototype_trace = None
+    waiting, entries = guide.__dict__.get(_AGAIN, ({}, {}))
+    waiting.update(entries)
+
+
 def check_shape(name: str, loaded: Tensor, made: Tensor) -> None:
-    """Raises ContractError unless a loaded parameter has the shape that the model declares."""
+    """Raises ContractError unless a loaded parameter has the shape and dtype that is declared."""
+    if loaded.dtype != made.dtype:
+        raise ContractError(
+            f"{name!r} is {made.dtype} here, and {loaded.dtype} in the state_dict that was "
+            "loaded: load that of a model of the same precision."
+        )
     if loaded.shape != made.shape:
         raise ContractError(
             f"{name!r} has shape {tuple(made.shape)} here, and {tuple(loaded.shape)} in the "
@@ -86,9 +142,11 @@ def load_deferred(lvm: Any, prefix: str, module: Module) -> None:
     loaded = {
         n.removeprefix(prefix): v for n, v in deferred.items() if n.startswith(prefix)
     }
-    if not loaded:
-        return
     made = module.state_dict()
+    if not loaded:
+        if made:
+            check_complete(lvm, repr(prefix + min(made)))
+        return
     _check_names(prefix, made, loaded)
     for name, value in loaded.items():
         check_shape(prefix + name, value, made[name])
@@ -130,14 +188,32 @@ def loading_autoguides(lvm: Any) -> Iterator[None]:
 
 def _setup_and_load(lvm: Any, prefix: str, guide: Any) -> Any:
     def setup(*args: Any, **kwargs: Any) -> None:
-        type(guide)._setup_prototype(guide, *args, **kwargs)
-        # Pyro makes a flow on first use
-        if guide.__dict__.get("transform", ...) is None:
-            guide.get_posterior()
+        # without a trace in the generators: a loaded guide draws the same at every call
+        with preserved_rng(_device(args)):
+            type(guide)._setup_prototype(guide, *args, **kwargs)
+            # Pyro makes a flow on first use
+            if guide.__dict__.get("transform", ...) is None:
+                guide.get_posterior()
+        entries = {n: v for n, v in deferred_state(lvm).items() if n.startswith(prefix)}
         try:
             load_deferred(lvm, prefix, guide)
+            guide.__dict__[_AGAIN] = deferred_state(lvm), entries
         except ContractError:
             guide.prototype_trace = None  # so that the next call raises again
             raise
 
     return setup
+
+
+def _device(batch: Any) -> torch.device:
+    """The device of the first tensor of a batch."""
+    ahead = [batch]
+    while ahead:
+        value = ahead.pop()
+        if isinstance(value, Tensor):
+            return value.device
+        if isinstance(value, list | tuple):
+            ahead += value
+        elif isinstance(value, dict):
+            ahead += value.values()
+    return torch.device("cpu")

@@ -24,8 +24,9 @@ from torch.distributions import constraints, transform_to
 from torch.nn import Module, Parameter
 
 from vilvm._runtime.deferred_loading import (
+    check_complete,
     check_shape,
-    deferred_state,
+    is_loading,
     load_deferred,
     loading_autoguides,
 )
@@ -68,7 +69,7 @@ def module_parameters(lvm: object, frozen: bool = False) -> Iterator[None]:
             stack.enter_context(_asking_store())
         _SERVING.append(serving)
         stack.callback(_SERVING.remove, serving)
-        if deferred_state(lvm):
+        if is_loading(lvm):
             stack.enter_context(loading_autoguides(lvm))
         stack.enter_context(serving)
         yield
@@ -150,6 +151,7 @@ class _Serving(Messenger):
         store = params_of(self.lvm)
         if key(name) not in store:
             self._check_not_frozen(f"pyro.param({name!r})", "declare every parameter")
+            check_complete(self.lvm, f"pyro.param({name!r})")
             store[key(name)] = _unconstrained(init, constraint)
         elif name not in declared:
             made = _unconstrained(init, constraint)

@@ -31,12 +31,14 @@ from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 
 from vilvm._runtime.argument_checks import check_number, check_sizes
+from vilvm._runtime.rebuildable import rebuildable
 from vilvm.distributions.coupling import start_near_zero
 from vilvm.guides.normal import normal
 
 __all__ = ["IAF"]
 
 
+@rebuildable
 class IAF(nn.Module):
     """q(z | x) of an inverse autoregressive flow, called with the output of an encoder.
 

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 import pyro.distributions as dist
 from torch import Tensor, nn
 
+from vilvm._runtime.rebuildable import rebuildable
 from vilvm.distributions import CouplingLayers
 from vilvm.guides.normal import normal
 
 __all__ = ["RealNVP"]
 
 
+@rebuildable
 class RealNVP(nn.Module):
     """q(z | x) of a conditioned RealNVP flow, called with the output of an encoder.
 

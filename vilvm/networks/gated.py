@@ -10,6 +10,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from vilvm._runtime.argument_checks import check_number, check_sizes
+from vilvm._runtime.rebuildable import rebuildable
 
 __all__ = ["GatedLinear", "gated_mlp"]
 
@@ -42,6 +43,7 @@ class GatedLinear(nn.Module):
         return nn.functional.glu(self.both(x))
 
 
+@rebuildable
 def gated_mlp(in_dim: int, hidden: Sequence[int], out_dim: int) -> nn.Sequential:
     """A perceptron of gated layers, in_dim → hidden[0] → …, and an affine map to out_dim.
 

@@ -6,10 +6,12 @@ from itertools import pairwise
 from torch import nn
 
 from vilvm._runtime.argument_checks import check_number, check_sizes
+from vilvm._runtime.rebuildable import rebuildable
 
 __all__ = ["mlp"]
 
 
+@rebuildable
 def mlp(
     in_dim: int,
     hidden: Sequence[int],

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from vilvm._runtime.argument_checks import check_number, check_seed
 from vilvm._runtime.random import seeded
-from vilvm.lvm import ContractError, LatentVariableModel, fixed_beside
+from vilvm.lvm import ContractError, LatentVariableModel, fixed_beside, rebuildable
 from vilvm.training import fit, one_cycle
 from vilvm.weights import find_layout, posterior
 
@@ -42,6 +42,7 @@ _SMALLEST = 1e-6  # smallest variance, relative to the largest variance of the c
 _LAYERS, _HIDDEN, _BATCH, _RATE = 4, [64, 64], 500, 3e-3  # of a flow and its training
 
 
+@rebuildable
 class FittedPrior(nn.Module):
     """A density of one latent vector, with frozen parameters.
 
@@ -278,6 +279,11 @@ def _mixture(z: Tensor, components: int, seed: int) -> dict[str, Tensor]:
     }
 
 
+@rebuildable
+def _flow_layer(dim: int, widths: list[int]) -> nn.Module:
+    return transforms.affine_autoregressive(dim, widths)
+
+
 def _flow(
     name: str, codes: Tensor, steps: int, seed: int, progress: bool | None
 ) -> FittedPrior:
@@ -294,7 +300,7 @@ def _flow(
         )
     widths = [max(size, dim) for size in _HIDDEN]
     with seeded(seed, codes.device, "training"):
-        layers = [transforms.affine_autoregressive(dim, widths) for _ in range(_LAYERS)]
+        layers = [_flow_layer(dim, widths) for _ in range(_LAYERS)]
         order = torch.randperm(len(codes)).to(codes.device)
     held_out, train = codes[order[: len(codes) // 10]], codes[order[len(codes) // 10 :]]
     affine = {n: v.to(codes) for n, v in _full(train.double()).items()}

@@ -15,11 +15,13 @@ import torch
 from torch import nn
 
 from vilvm._runtime.argument_checks import check_number
+from vilvm._runtime.rebuildable import rebuildable
 from vilvm.distributions import NormalMixture
 
 __all__ = ["Mixture"]
 
 
+@rebuildable
 class Mixture(nn.Module):
     """p(z) = Σₖ πₖ N(μₖ, diag σₖ²), trained with the model.
 

@@ -16,11 +16,13 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from vilvm._runtime.rebuildable import rebuildable
 from vilvm.distributions import CouplingLayers
 
 __all__ = ["RealNVP"]
 
 
+@rebuildable
 class RealNVP(nn.Module):
     """p(z) of a RealNVP flow, trained with the model.
 

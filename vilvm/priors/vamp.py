@@ -20,11 +20,12 @@ from torch.distributions import Independent, Normal
 
 from vilvm._runtime.argument_checks import check_tensor
 from vilvm.distributions import NormalMixture
-from vilvm.lvm import ContractError
+from vilvm.lvm import ContractError, rebuildable
 
 __all__ = ["VampPrior"]
 
 
+@rebuildable
 class VampPrior(nn.Module):
     """p(z) = 1/K Σₖ q(z | uₖ), trained with the model.
 

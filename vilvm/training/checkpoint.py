@@ -29,6 +29,7 @@ from torch import Tensor
 from vilvm._runtime.files import read, write_atomic, write_json
 
 __all__ = [
+    "MALFORMED",
     "CheckpointError",
     "identify",
     "latest",
@@ -45,7 +46,7 @@ _FORMAT, _VERSION = "vilvm checkpoint", 3
 _TENSORS, _STATE, _RUN = "tensors.safetensors", "state.json", "run.json"
 _KEPT = 2
 # The errors that parsing altered bytes may raise.
-_MALFORMED = (
+MALFORMED = (
     ArithmeticError,
     AttributeError,
     LookupError,
@@ -58,8 +59,8 @@ _MALFORMED = (
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be written or must not be read; the message says which file, why,
-    and what to do.
+    """A checkpoint or saved model that cannot be written or must not be read; the message says
+    which file, why, and what to do.
     """
 
 
@@ -198,7 +199,7 @@ def load(checkpoint: Path, device: torch.device | str = "cpu") -> Any:
         state = unpack(body, tensors)
     except CheckpointError:
         raise
-    except _MALFORMED:
+    except MALFORMED:
         raise spoiled(
             checkpoint, "it is altered: its parts do not fit together"
         ) from None
@@ -226,7 +227,7 @@ def _parsed(checkpoint: Path, text: bytes) -> tuple[dict[str, Any], Any]:
     """Header and state of a checkpoint of this version."""
     try:
         header = json.loads(text.decode())
-    except _MALFORMED:
+    except MALFORMED:
         raise spoiled(checkpoint, f"{_STATE} is truncated or altered") from None
     if not isinstance(header, dict) or header.get("format") != _FORMAT:
         raise spoiled(checkpoint, "it is not a checkpoint of vilvm")
@@ -340,7 +341,7 @@ def identify(folder: Path) -> str | None:
         fault = "is altered"
     except OSError as error:
         fault = f"cannot be read ({error.strerror})"
-    except _MALFORMED:
+    except MALFORMED:
         fault = "is altered"
     if latest(folder) is None:
         return None

@@ -25,7 +25,10 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.nn import Module
 
-from vilvm._runtime.deferred_loading import autoguides_without_parameters
+from vilvm._runtime.deferred_loading import (
+    autoguides_without_parameters,
+    restart_autoguide,
+)
 from vilvm._runtime.random import seeded
 from vilvm.data.data import Data
 from vilvm.lvm import (
@@ -406,4 +409,4 @@ def unset_autoguides(lvm: Any) -> list[AutoGuide]:
 def restart(guides: list[AutoGuide]) -> None:
     """Lets autoguides create their parameters again, for the next batch."""
     for guide in guides:
-        guide.prototype_trace = None
+        restart_autoguide(guide)

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from vilvm.data.tensors import map_tensors
-from vilvm.lvm import Wrapped
+from vilvm.lvm import Wrapped, rebuildable
 
 __all__ = ["InFloat64", "double", "float64"]
 
 
+@rebuildable
 class InFloat64(Wrapped):
     """A pair that runs in float64: its parameters, its data, and the constants that it makes.
 

@@ -18,7 +18,7 @@ import torch
 from vilvm._runtime.argument_checks import check_number, check_seed
 from vilvm._runtime.random import seeded
 from vilvm.data.data import Data
-from vilvm.lvm import ContractError, Wrapped, fixed_beside
+from vilvm.lvm import ContractError, Wrapped, fixed_beside, rebuildable
 from vilvm.weights import find_layout, posterior_mean, predict
 from vilvm.wrappers._handlers import Substitute
 
@@ -27,6 +27,7 @@ __all__ = ["WithLikelihoodScale", "fit_likelihood_scale"]
 _ROWS = 1000
 
 
+@rebuildable
 class WithLikelihoodScale(Wrapped):
     """A model with another scale of its Gaussian likelihood; see ``fit_likelihood_scale``.
 

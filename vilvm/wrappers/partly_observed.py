@@ -18,12 +18,13 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from vilvm.lvm import ContractError, Wrapped
+from vilvm.lvm import ContractError, Wrapped, rebuildable
 from vilvm.wrappers._handlers import Substitute
 
 __all__ = ["PartlyObserved", "partly_observed"]
 
 
+@rebuildable
 class PartlyObserved(Wrapped):
     """A model whose likelihood scores only some components of a datum; see ``partly_observed``.
 

@@ -22,7 +22,7 @@ from vilvm._runtime.random import seeded
 from vilvm.data.data import Data, as_data
 from vilvm.data.tensors import tensors_of
 from vilvm.guides.normal import normal
-from vilvm.lvm import ContractError, Wrapped, device_of
+from vilvm.lvm import ContractError, Wrapped, device_of, rebuildable
 from vilvm.networks import mlp
 from vilvm.training import Fit, fit, one_cycle
 from vilvm.weights import Layout, find_layout, posterior
@@ -33,6 +33,7 @@ __all__ = ["WithGuide", "fit_guide", "with_guide"]
 _FIRST = 500  # data from which the spread of the codes is estimated
 
 
+@rebuildable
 class WithGuide(Wrapped):
     """A frozen model with a new amortised guide; see ``with_guide``.
 

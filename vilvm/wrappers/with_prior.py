@@ -4,13 +4,14 @@ from typing import Any
 
 import torch
 
-from vilvm.lvm import ContractError, Wrapped
+from vilvm.lvm import ContractError, Wrapped, rebuildable
 from vilvm.priors.fitted import FittedPrior
 from vilvm.wrappers._handlers import Substitute
 
 __all__ = ["WithPrior", "with_prior"]
 
 
+@rebuildable
 class WithPrior(Wrapped):
     """A model with another prior of one latent; see ``with_prior``.
 

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from pyro import poutine
 
-from vilvm.lvm import Wrapped
+from vilvm.lvm import Wrapped, rebuildable
 
 __all__ = ["WithPriorGuide", "with_prior_guide"]
 
 
+@rebuildable
 class WithPriorGuide(Wrapped):
     """A model whose guide is its prior; see ``with_prior_guide``.
 
