@@ -139,10 +139,14 @@ def check_shape(name: str, loaded: Tensor, made: Tensor) -> None:
 def load_deferred(lvm: Any, prefix: str, module: Module) -> None:
     """Loads the kept entries under `prefix` into a new part of the model."""
     deferred = deferred_state(lvm)
+    # the guides of an AutoGuideList load their own entries, after it
+    inner = tuple(f"{n}." for n in autoguides_without_parameters(module) if n)
     loaded = {
-        n.removeprefix(prefix): v for n, v in deferred.items() if n.startswith(prefix)
+        n.removeprefix(prefix): v
+        for n, v in deferred.items()
+        if n.startswith(prefix) and not n.removeprefix(prefix).startswith(inner)
     }
-    made = module.state_dict()
+    made = {n: v for n, v in module.state_dict().items() if not n.startswith(inner)}
     if not loaded:
         if made:
             check_complete(lvm, repr(prefix + min(made)))
@@ -150,7 +154,7 @@ def load_deferred(lvm: Any, prefix: str, module: Module) -> None:
     _check_names(prefix, made, loaded)
     for name, value in loaded.items():
         check_shape(prefix + name, value, made[name])
-    module.load_state_dict(loaded)
+    module.load_state_dict(loaded, strict=False)  # the names were checked
     for name in loaded:
         del deferred[prefix + name]
 
@@ -174,6 +178,7 @@ def loading_autoguides(lvm: Any) -> Iterator[None]:
         for name, guide in autoguides_without_parameters(lvm).items()
         # an outer context may have set it
         if "_setup_prototype" not in vars(guide)
+        and not _loaded_within(lvm, guide)
     }
     for name, guide in guides.items():
         object.__setattr__(
@@ -184,6 +189,12 @@ def loading_autoguides(lvm: Any) -> Iterator[None]:
     finally:
         for guide in guides.values():
             object.__delattr__(guide, "_setup_prototype")
+
+
+def _loaded_within(lvm: Any, guide: AutoGuide) -> bool:
+    """Whether an inner model of `lvm` was loaded whole, and has this autoguide."""
+    inner = [m for m in lvm.modules() if m is not lvm and _COMPLETE in m.__dict__]
+    return any(guide is part for m in inner for part in m.modules())
 
 
 def _setup_and_load(lvm: Any, prefix: str, guide: Any) -> Any:
