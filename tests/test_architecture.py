@@ -45,6 +45,20 @@ ALLOWED = {
     "report": GROUND | {"evaluation", "diagnostics", "plots"},
     "export": GROUND | {"evaluation", "diagnostics"},
     "testing": GROUND | {"training"},
+    "saving": GROUND | {"training"},
+    "cli": GROUND
+    | {
+        "diagnostics",
+        "evaluation",
+        "inference",
+        "plots",
+        "report",
+        "saving",
+        "training",
+    },
+    "_public": GROUND
+    | {"diagnostics", "evaluation", "inference", "saving", "training"},
+    "__main__": {"cli"},
 }
 ONLY_IN = {
     "matplotlib": {"plots", "report"},
@@ -58,6 +72,7 @@ ONLY_IN = {
     "sklearn": {"data", "priors", "evaluation"},
     "scipy": {"evaluation", "diagnostics", "inference"},
     "zarr": {"data"},
+    "anndata": {"cli"},
 }
 
 

@@ -16,62 +16,30 @@ Examples:
     >>> diagnosis = vilvm.diagnose(lvm, x)  # doctest: +SKIP
 """
 
-from vilvm._runtime.distributed import PeerLostError, distributed
-from vilvm.data.data import Data
-from vilvm.data.interleaved import Interleaved
-from vilvm.diagnostics import Diagnosis, Finding, diagnose, diagnose_draws
-from vilvm.evaluation import Estimate, Evaluation, Ledger, compare, evaluate
-from vilvm.inference import Posterior, infer
-from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable, Pair
-from vilvm.saving import load, save
-from vilvm.training import CheckpointError, Event, Fit, History, NonFiniteLossError, fit
-from vilvm.weights import (
-    LogWeights,
-    Prepared,
-    log_weights,
-    posterior,
-    posterior_mean,
-    predict,
-    prepare,
-    resample,
-    sample,
-)
+import importlib
+import sys
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "CheckpointError",
-    "ContractError",
-    "Data",
-    "Diagnosis",
-    "Estimate",
-    "Evaluation",
-    "Event",
-    "Finding",
-    "Fit",
-    "History",
-    "Interleaved",
-    "LatentVariableModel",
-    "Ledger",
-    "LogWeights",
-    "NonFiniteLossError",
-    "NotApplicable",
-    "Pair",
-    "PeerLostError",
-    "Posterior",
-    "Prepared",
-    "compare",
-    "diagnose",
-    "diagnose_draws",
-    "distributed",
-    "evaluate",
-    "fit",
-    "infer",
-    "load",
-    "log_weights",
-    "posterior",
-    "posterior_mean",
-    "predict",
-    "prepare",
-    "resample",
-    "sample",
-    "save",
-]
+if TYPE_CHECKING:
+    from vilvm._public import *  # noqa: F403
+    from vilvm._public import __all__ as __all__
+
+
+def __getattr__(name: str) -> Any:
+    """A public name, or a room. The first one imports all of them, and torch.
+
+    So ``vilvm --help`` imports neither.
+    """
+    if f"vilvm.{name}" in sys.modules:  # a room that is being imported
+        return sys.modules[f"vilvm.{name}"]
+    if name == "__all__" or not name.startswith("_"):
+        public = importlib.import_module("vilvm._public")
+        if name == "__all__" or name in public.__all__:
+            return globals().setdefault(name, getattr(public, name))
+        if f"vilvm.{name}" in sys.modules:
+            return sys.modules[f"vilvm.{name}"]
+    raise AttributeError(f"module 'vilvm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__getattr__("__all__")})

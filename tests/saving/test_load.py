@@ -213,15 +213,13 @@ def test_class_of_the_user_is_passed_to_load(tmp_path):
     assert vilvm.load(path, Mine).W.shape == (6, 3)
     with pytest.raises(vilvm.CheckpointError, match="may name; pass the model"):
         vilvm.load(path)
-    with pytest.raises(vilvm.ContractError, match="and not a .*VAE"):
+    with pytest.raises(vilvm.ContractError, match=r"and not a .*VAE"):
         vilvm.load(path, VAE)
 
 
 def test_argument_that_no_file_can_hold_is_named(tmp_path):
     path = vilvm.save(Mine(3, network=nn.Linear(2, 2)), tmp_path / "mine")
-    with pytest.raises(
-        vilvm.CheckpointError, match="its argument network is a Linear"
-    ):
+    with pytest.raises(vilvm.CheckpointError, match="its argument network is a Linear"):
         vilvm.load(path, Mine)
     lvm = vilvm.load(path, Mine(3, network=nn.Linear(2, 2)))
     assert lvm.W.shape == (6, 3)

@@ -123,7 +123,9 @@ def test_forged_description(path, changes, message):
 def test_forged_class_is_not_looked_up(path, maker):
     rewrite(path, recipe={"!recipe": maker, "arguments": {}})
     message = refusal(path)
-    assert "is not a class or function of vilvm" in message or "makes no model" in message
+    assert (
+        "is not a class or function of vilvm" in message or "makes no model" in message
+    )
     assert not Trap.made
 
 
@@ -142,7 +144,9 @@ def test_forged_argument_is_not_looked_up(path):
     assert "'os.system' is not a class or function of vilvm" in refusal(path)
 
 
-@pytest.mark.parametrize("arguments", [{"no_such": 1}, {"data_dim": "six"}, {"data_dim": -1}])
+@pytest.mark.parametrize(
+    "arguments", [{"no_such": 1}, {"data_dim": "six"}, {"data_dim": -1}]
+)
 def test_arguments_that_do_not_fit(path, arguments):
     rewrite(path, recipe={"!recipe": "vilvm.models.vae.VAE", "arguments": arguments})
     assert "does not take the arguments in the file" in refusal(path)
@@ -151,7 +155,9 @@ def test_arguments_that_do_not_fit(path, arguments):
 def test_model_of_other_sizes_is_unchanged(path):
     lvm = VAE(6, 3, encoder_hidden=(8,))
     before = {n: v.clone() for n, v in lvm.state_dict().items()}
-    assert "has shape (2,) in" in refusal(path, lvm) or "has shape" in refusal(path, lvm)
+    assert "has shape (2,) in" in refusal(path, lvm) or "has shape" in refusal(
+        path, lvm
+    )
     assert all(torch.equal(v, before[n]) for n, v in lvm.state_dict().items())
 
 
@@ -170,7 +176,9 @@ def test_bad_arguments_of_save_and_load(path, tmp_path):
         vilvm.save(nn.Linear(2, 2), tmp_path / "linear")
     with pytest.raises(ValueError, match="unknown device 'abacus'"):
         vilvm.load(path, device="abacus")
-    with pytest.raises(vilvm.ContractError, match="Trap does not declare its arguments"):
+    with pytest.raises(
+        vilvm.ContractError, match="Trap does not declare its arguments"
+    ):
         vilvm.load(path, Trap)
 
 

@@ -177,8 +177,7 @@ def loading_autoguides(lvm: Any) -> Iterator[None]:
         name: guide
         for name, guide in autoguides_without_parameters(lvm).items()
         # an outer context may have set it
-        if "_setup_prototype" not in vars(guide)
-        and not _loaded_within(lvm, guide)
+        if "_setup_prototype" not in vars(guide) and not _loaded_within(lvm, guide)
     }
     for name, guide in guides.items():
         object.__setattr__(

@@ -1,0 +1,135 @@
+"""Reads a data file."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from vilvm._runtime.extras import require
+from vilvm.data.data import Data
+from vilvm.data.datasets import on_disk
+
+__all__ = ["read_data"]
+
+_IN_MEMORY = 2**30  # bytes; larger arrays stay on disk
+
+
+def read_data(
+    path: Path,
+    columns: list[str] | None = None,
+    target: str | None = None,
+    each: bool = False,
+) -> Data:
+    """The data in a file, as float32.
+
+    Arguments:
+        path: of a .npy, .csv, .parquet, .zarr or .h5ad file.
+        columns: of a table; by default all numeric ones.
+        target: the column y of (x, y).
+        each: whether the data are a tuple with one vector for each column.
+
+    Raises:
+        ValueError: the file or a column is missing or of another kind, or a value is missing.
+    """
+    kind = path.suffix.lower()
+    if kind not in (".npy", ".csv", ".parquet", ".zarr", ".h5ad"):
+        raise ValueError(
+            f"{path}: unknown kind of file {kind!r}; give .npy, .csv, .parquet, .zarr or .h5ad."
+        )
+    if not path.exists():
+        raise ValueError(f"{path}: there is no such file.")
+    if kind in (".npy", ".zarr"):
+        if columns or target or each:
+            raise ValueError(
+                f"{path}: an array has no names of columns; leave out --columns, --target and "
+                "--each, or give a table."
+            )
+        return _array(path)
+    frame = _h5ad(path) if kind == ".h5ad" else _table(path)
+    return Data(
+        _tensors(path, _chosen(path, frame, columns, target), target, each), path.stem
+    )
+
+
+def _array(path: Path) -> Data:
+    data = on_disk(path)
+    if 4 * data.x.shape.numel() <= _IN_MEMORY:
+        return data.loaded()
+    return data
+
+
+def _table(path: Path) -> pd.DataFrame:
+    read = pd.read_csv if path.suffix.lower() == ".csv" else pd.read_parquet
+    try:
+        return read(path)
+    except ImportError:
+        raise ValueError(
+            f"{path}: reading .parquet needs pyarrow; run: pip install pyarrow"
+        ) from None
+    except (ValueError, OSError) as error:  # pandas' parsing errors are ValueErrors
+        raise ValueError(
+            f"{path}: cannot be read as a table ({str(error).splitlines()[0]:.120})."
+        ) from None
+
+
+def _h5ad(path: Path) -> pd.DataFrame:
+    require("anndata", extra="anndata")
+    import anndata  # pyright: ignore[reportMissingImports]
+
+    try:
+        return anndata.read_h5ad(path).to_df()
+    except (ValueError, OSError, KeyError) as error:
+        raise ValueError(
+            f"{path}: cannot be read as AnnData ({str(error).splitlines()[0]:.120})."
+        ) from None
+
+
+def _chosen(
+    path: Path, frame: pd.DataFrame, columns: list[str] | None, target: str | None
+) -> pd.DataFrame:
+    """The columns to use, complete and numeric; the target last."""
+    wanted = [*(columns or frame.columns)]
+    if target is not None:
+        wanted = [name for name in wanted if name != target] + [target]
+    unknown = [name for name in wanted if name not in frame]
+    if unknown:
+        raise ValueError(
+            f"{path}: has no column {unknown[0]!r}; its columns are "
+            f"{', '.join(map(str, frame.columns[:8]))}."
+        )
+    numeric = [n for n in wanted if pd.api.types.is_numeric_dtype(frame[n])]
+    other = [n for n in wanted if n not in numeric]
+    if other and (columns or target in other):
+        raise ValueError(f"{path}: column {other[0]!r} is not numeric; leave it out.")
+    if other:
+        print(f"{path}: left out, not numeric: {', '.join(map(str, other))}")
+    if not numeric or not len(frame):
+        raise ValueError(f"{path}: has no rows, or no numeric column.")
+    _check_complete(path, frame[numeric])
+    return frame[numeric]
+
+
+def _check_complete(path: Path, frame: pd.DataFrame) -> None:
+    finite = frame.apply(lambda c: np.isfinite(c.to_numpy(float, na_value=np.nan)))
+    faulty = (~finite).sum()
+    faulty = faulty[faulty > 0]
+    if len(faulty):
+        raise ValueError(
+            f"{path}: column {faulty.index[0]!r} has {faulty.iloc[0]} missing or infinite values "
+            f"({len(faulty)} such columns in all); remove those rows, or impute them."
+        )
+
+
+def _tensors(path: Path, frame: pd.DataFrame, target: str | None, each: bool) -> Any:
+    values = torch.tensor(frame.to_numpy(np.float32))
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(
+            f"{path}: holds a number that float32 cannot hold; rescale it."
+        )
+    if each:
+        return tuple(values.T.contiguous())
+    if target is not None:
+        return values[:, :-1].contiguous(), values[:, -1].contiguous()
+    return values
