@@ -69,7 +69,7 @@ def refusal(capsys, *words):
     status, _, err = run(capsys, *words)
     assert status == 2
     assert err.count("\n") == 1
-    assert len(err.split()) < 50
+    assert len(err.split()) < 60
     return err
 
 
@@ -106,7 +106,9 @@ def test_train_then_evaluate(folder, capsys):
     assert "left out, not numeric: name" in out
     found = json.loads(Path("scores/evaluation.json").read_text(encoding="utf-8"))
     expected = vilvm.evaluate(lvm, read_data(Path("x.npy")), num_samples=20)
-    assert found["bounds"]["iwae"]["mean"] == expected.bounds["iwae"].mean
+    # a .csv has rounded numbers
+    iwae = found["bounds"]["iwae"]["mean"]
+    assert iwae == pytest.approx(expected.bounds["iwae"].mean, abs=1e-5)
     assert f"{expected.bounds['iwae'].mean:.3f}" in out
     table = pd.read_csv("scores/per_datum.csv")
     assert list(table) == [
@@ -118,7 +120,7 @@ def test_train_then_evaluate(folder, capsys):
         "distortion",
         "ess",
     ]
-    np.testing.assert_allclose(table["elbo"], expected.bounds["elbo"].values)
+    np.testing.assert_allclose(table["elbo"], expected.bounds["elbo"].values, 1e-4)
 
 
 def test_model_of_the_user(folder, capsys):
@@ -134,9 +136,13 @@ def test_model_of_the_user(folder, capsys):
 
 
 def test_training_resumes(folder, capsys):
-    assert trained(capsys)[0] == 0
-    assert "pass resume=True" in trained(capsys)[2]
-    assert trained(capsys, "--resume")[0] == 0
+    size = ("--set", "latent_dim=2")
+    assert trained(capsys, *size)[0] == 0
+    settings = Path("run/settings.json").read_bytes()
+    status, _, err = trained(capsys, *size, "--seed", 1)
+    assert (status, "continue it with --resume" in err) == (2, True)
+    assert Path("run/settings.json").read_bytes() == settings
+    assert trained(capsys, *size, "--resume")[0] == 0
     assert "--resume needs --out" in refusal(
         capsys, "train", "ppca", "x.npy", "--resume"
     )
@@ -231,7 +237,7 @@ def test_anndata(folder):
         (("train", "vea", "x.npy"), "did you mean vae"),
         (("train", "no.py:Model", "x.npy"), "no.py: there is no such file"),
         (("train", "mine.py:Yours", "x.npy"), "has no class or function 'Yours'"),
-        (("train", "mine.py:mean", "x.npy"), "has no guide to train"),
+        (("train", "mine.py:mean", "x.npy"), "mean has no guide"),
         (("train", "ppca", "no.npy"), "no.npy: there is no such file"),
         (("train", "ppca", "mine.py"), "unknown kind of file '.py'"),
         (("train", "ppca", "bad.csv"), "column 'a' has 1 missing or infinite values"),
@@ -241,7 +247,7 @@ def test_anndata(folder):
         (("train", "ppca", "x.npy", "--target", "y"), "has no names of columns"),
         (("train", "ppca", "x.npy", "--set", "width=2"), "its arguments are data_dim"),
         (("train", "ppca", "x.npy", "--set", "latent_dim=9"), "latent_dim must be"),
-        (("train", "vae", "x.npy", "--epochs", "1"), "x"),
+        (("train", "vae", "x.npy", "--epochs", "1"), "binarise"),
         (("evaluate", ".", "x.npy"), "holds no model.safetensors"),
         (("evaluate", "x.npy", "x.npy"), "no file of vilvm.save"),
         (("evaluate", "ppca", "x.npy", "--load", "no"), "cannot be read"),

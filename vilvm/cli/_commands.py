@@ -26,6 +26,7 @@ from vilvm.inference import infer as infer_posterior
 from vilvm.lvm import NotApplicable
 from vilvm.saving import save
 from vilvm.training import Fit, fit, one_cycle
+from vilvm.training.checkpoint import latest
 
 __all__ = ["diagnose", "evaluate", "infer", "report", "train"]
 
@@ -40,14 +41,11 @@ def train(args: argparse.Namespace) -> None:
     data, held_out = _split(_data(args), args.validation, args.seed)
     with seeded(args.seed, purpose="training"):
         subject = subject_of(args.model, dict(args.set), data)
-    if not isinstance(subject.model, torch.nn.Module):
-        raise ValueError(
-            f"{subject.name} has no guide to train; give a class with model and guide, or use "
-            "vilvm infer."
-        )
-    write_json(folder / "settings.json", _settings(args))
+    lvm = _pair(subject)
+    if not args.resume:
+        _begin(folder, _settings(args))
     fitted = fit(
-        subject.model.train(),
+        lvm.train(),
         data,
         **_training(args, data),
         objective=subject.objective and subject.objective(),
@@ -60,7 +58,7 @@ def train(args: argparse.Namespace) -> None:
     )
     if fitted.stopped == "interrupted":
         raise KeyboardInterrupt
-    save(subject.model, folder / MODEL_FILE, data=data)
+    save(lvm, folder / MODEL_FILE, data=data)
     _print_training(subject, fitted, folder)
 
 
@@ -139,17 +137,23 @@ def _subject(args: argparse.Namespace, data: Data) -> Subject:
     """The model of a command that needs a trained one, on its device."""
     with seeded(args.seed, purpose="training"):
         subject = subject_of(args.model, dict(args.set), data, saved=args.load)
-    if not isinstance(subject.model, torch.nn.Module):
-        raise ValueError(
-            f"{subject.name} has no guide; give a class with model and guide, or use vilvm infer."
-        )
-    if not subject.trained and any(p.requires_grad for p in subject.model.parameters()):
+    lvm = _pair(subject)
+    if not subject.trained and any(p.requires_grad for p in lvm.parameters()):
         _say(
             f"{subject.name} is not trained: its parameters are those of the constructor (give a "
             "folder of vilvm train, or --load FILE)."
         )
-    subject.model.to(device_of(args.device))
+    lvm.to(device_of(args.device))
     return subject
+
+
+def _pair(subject: Subject) -> Any:
+    """The model, which must be a module with a guide."""
+    if not isinstance(subject.model, torch.nn.Module):
+        raise ValueError(
+            f"{subject.name} has no guide; give a class with model and guide, or use vilvm infer."
+        )
+    return subject.model
 
 
 def _diagnosed(subject: Subject, data: Data, args: argparse.Namespace) -> Diagnosis:
@@ -189,6 +193,15 @@ def _training(args: argparse.Namespace, data: Data) -> dict[str, Any]:
 
 def _folder(args: argparse.Namespace) -> Path:
     return args.out or Path("runs") / time.strftime(f"{args.command}-%Y%m%d-%H%M%S")
+
+
+def _begin(folder: Path, settings: dict[str, Any]) -> None:
+    """Writes the settings of a new run, unless the folder holds one."""
+    if latest(folder / "checkpoint"):
+        raise ValueError(
+            f"{folder} holds a run already; continue it with --resume, or choose another --out."
+        )
+    write_json(folder / "settings.json", settings)
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from vilvm._runtime.extras import require
 from vilvm.data.data import Data
 from vilvm.data.datasets import on_disk
 
@@ -75,9 +74,12 @@ def _table(path: Path) -> pd.DataFrame:
 
 
 def _h5ad(path: Path) -> pd.DataFrame:
-    require("anndata", extra="anndata")
-    import anndata  # pyright: ignore[reportMissingImports]
-
+    try:
+        import anndata  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ValueError(
+            f"{path}: reading .h5ad needs the package anndata; run: pip install anndata"
+        ) from None
     try:
         return anndata.read_h5ad(path).to_df()
     except (ValueError, OSError, KeyError) as error:
@@ -107,18 +109,20 @@ def _chosen(
         print(f"{path}: left out, not numeric: {', '.join(map(str, other))}")
     if not numeric or not len(frame):
         raise ValueError(f"{path}: has no rows, or no numeric column.")
-    _check_complete(path, frame[numeric])
-    return frame[numeric]
+    chosen = frame.loc[:, numeric]
+    _check_complete(path, chosen)
+    return chosen
 
 
 def _check_complete(path: Path, frame: pd.DataFrame) -> None:
-    finite = frame.apply(lambda c: np.isfinite(c.to_numpy(float, na_value=np.nan)))
-    faulty = (~finite).sum()
-    faulty = faulty[faulty > 0]
+    values = frame.to_numpy(float, na_value=np.nan)
+    counts = (~np.isfinite(values)).sum(0)
+    faulty = np.flatnonzero(counts)
     if len(faulty):
         raise ValueError(
-            f"{path}: column {faulty.index[0]!r} has {faulty.iloc[0]} missing or infinite values "
-            f"({len(faulty)} such columns in all); remove those rows, or impute them."
+            f"{path}: column {frame.columns[faulty[0]]!r} has {counts[faulty[0]]} missing or "
+            f"infinite values ({len(faulty)} such columns in all); remove those rows, or impute "
+            "them."
         )
 
 

@@ -6,6 +6,7 @@ that ``--help`` answers at once.
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -22,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0; 2 for bad input, after one sentence on standard error; 130 after
-        Ctrl-C.
+        Ctrl-C; 141 if its output is no longer read.
 
     Raises:
         SystemExit: the command line cannot be parsed (status 2), or ``--help`` was given.
@@ -43,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _run(args)
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # the reader, such as head, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except (ValueError, OSError, ImportError, ArithmeticError) as error:
         message = " ".join(str(error).split())
         print(f"vilvm {args.command}: {message}", file=sys.stderr)
