@@ -87,6 +87,10 @@ def rebuildable[Maker: Callable[..., Any]](maker: Maker) -> Maker:
     """
     if not isinstance(maker, type):
         return _marked_function(maker)
+    return _marked_class(maker)
+
+
+def _marked_class(maker: Any) -> Any:
     begin, signature = maker.__init__, inspect.signature(maker)
 
     @functools.wraps(begin)
