@@ -21,6 +21,7 @@ def test_importing_vilvm_imports_no_library():
     assert in_a_new_process(code) == ["False", "False"]
 
 
+@pytest.mark.slow
 def test_public_names_after_a_room_was_imported_first():
     code = (
         "from vilvm.training import fit; import vilvm; "

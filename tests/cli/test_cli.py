@@ -1,7 +1,6 @@
 """The commands, run in this process; one test starts the real entry point."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -305,8 +304,7 @@ def test_the_entry_point_helps_without_importing_torch(folder):
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert done.stdout == "False\n"
-    module = [sys.executable, "-m", "vilvm", "train", "none", "x.npy"]
+    module = [sys.executable, "-m", "vilvm", "train"]
     done = subprocess.run(module, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.startswith("vilvm train: there is no model 'none'")
-    assert shutil.which("vilvm", path=str(command.parent))
+    assert "arguments are required: MODEL, DATA" in done.stderr

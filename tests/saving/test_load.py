@@ -61,9 +61,9 @@ def list_of_guides(model):
 
 GUIDES = [
     autoguide.AutoNormal,
-    autoguide.AutoMultivariateNormal,
-    autoguide.AutoLowRankMultivariateNormal,
-    autoguide.AutoIAFNormal,
+    pytest.param(autoguide.AutoMultivariateNormal, marks=pytest.mark.slow),
+    pytest.param(autoguide.AutoLowRankMultivariateNormal, marks=pytest.mark.slow),
+    pytest.param(autoguide.AutoIAFNormal, marks=pytest.mark.slow),
     list_of_guides,
 ]
 
@@ -175,6 +175,7 @@ def wrapped():
     }
 
 
+@pytest.mark.slow
 def test_wrappers_and_priors_are_made_again(tmp_path):
     for name, lvm in wrapped().items():
         with torch.no_grad():
@@ -195,6 +196,14 @@ def test_wrapped_autoguide_loads_before_its_first_call(tmp_path):
     vilvm.fit(lvm, data, steps=3)
     again = vilvm.load(vilvm.save(lvm, tmp_path / "schools"))
     assert torch.equal(elbo(again, data), elbo(lvm, data))
+
+
+def test_wrapper_with_a_mask_is_made_again(tmp_path):
+    vae = VAE(6, 2, prior=Mixture(2, components=3), network=gated_mlp)
+    lvm = partly_observed(vae, torch.arange(6) < 3)
+    again = vilvm.load(vilvm.save(lvm, tmp_path / "mask"))
+    assert_same_state(lvm.state_dict(), again.state_dict())
+    assert torch.equal(elbo(again), elbo(lvm))
 
 
 # Classes of the user, dtypes, devices, modes
