@@ -37,8 +37,16 @@ class Recorder:
 
     @property
     def next_step(self) -> int:
-        """The step of the next record."""
-        return next_record(self.run.state.last_record, self.run.epoch_steps)
+        """The step of the next record: at the steady interval, or before, where patience ends."""
+        spec = self.run.spec
+        state = self.run.state
+        due = next_record(state.last_record, spec.record_steps)
+        if spec.patience_steps is None:
+            return due
+        end = state.best_step + spec.patience_steps
+        # A run that is resumed with less patience may be past its end.
+        ahead = state.last_record < end and state.step <= end
+        return min(due, end) if ahead else due
 
     def record(self) -> None:
         """Adds a row to the history, keeps the best parameters, and calls the callbacks."""
@@ -62,7 +70,11 @@ class Recorder:
         """The numbers beside the progress bar."""
         state = self.run.state
         tally = state.tally
-        parts = [f"epoch {1 + state.step // self.run.epoch_steps}"]
+        epoch, epochs = (
+            max(1, math.ceil(step / self.run.epoch_steps))
+            for step in (state.step, self.run.spec.total)
+        )
+        parts = [f"epoch {epoch} of {epochs}"]
         if tally.applied:
             parts.append(f"ELBO {tally.elbo:.2f}")
         if state.history.records:
@@ -150,10 +162,10 @@ class Recorder:
     # ------------------------------------------------------------------------------------
 
     def _decide(self) -> None:
-        """Stops the run without patience, or if a callback of any rank asks for it."""
+        """Stops a run that is out of patience, or if a callback of any rank asks for it."""
         spec = self.run.spec
         state = self.run.state
-        if state.out_of_patience(spec.patience):
+        if state.out_of_patience(spec.patience_steps):
             state.stopped = "early"
         if spec.callbacks:
             # so that a callback reads or changes the complete state of the optimizer

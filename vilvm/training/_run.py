@@ -29,16 +29,17 @@ __all__ = ["Run", "RunSpec", "RunState", "StepInputs", "Tally", "objective_state
 
 @dataclass(frozen=True)
 class RunSpec:
-    """The checked arguments of ``fit``, with the data on their device."""
+    """The checked arguments of ``fit``, with the data on their device and epochs as steps."""
 
     lvm: Any
     objective: Objective
     batches: Batches | Turns
     total: int
+    record_steps: int
     device: torch.device
     validation: Data | None = None
     seed: int = 0
-    patience: int | None = None
+    patience_steps: int | None = None
     clip: float | None = None
     skip: bool = False
     folder: Path | None = None
@@ -129,11 +130,11 @@ class RunState:
         """Whether nothing has stopped the run."""
         return self.stopped == "finished"
 
-    def out_of_patience(self, patience: int | None) -> bool:
-        """Whether `patience` records have passed without a better validation ELBO."""
-        if patience is None:
-            return False
-        return sum(r.step > self.best_step for r in self.history) >= patience
+    def out_of_patience(self, patience_steps: int | None) -> bool:
+        """Whether so many steps have passed since the best validation ELBO."""
+        return patience_steps is not None and (
+            self.step - self.best_step >= patience_steps
+        )
 
 
 class StepInputs:

@@ -38,6 +38,7 @@ from vilvm.training._model_arguments import Arguments
 from vilvm.training._preparation import prepare
 from vilvm.training._run import RunSpec
 from vilvm.training._state import Checkpoints
+from vilvm.training.history import record_steps
 from vilvm.training.optimizers import OptimizerFactory, SchedulerFactory, adam
 from vilvm.training.result import Event, Fit
 from vilvm.training.step import Objective
@@ -57,6 +58,7 @@ def fit(
     steps: int | None = None,
     batch_size: int | None = None,
     validation: Any = None,
+    validate_every: float | None = None,
     patience: int | None = None,
     clip: float | None = None,
     nonfinite: Literal["stop", "skip"] = "stop",
@@ -109,7 +111,10 @@ def fit(
             datum is left out.
         validation: data for early stopping and for keeping the best parameters; their transform is
             drawn once.
-        patience: stop after this many records without a better validation ELBO.
+        validate_every: epochs, or a fraction of one, between two records of the history, each with
+            a validation; by default one epoch, or as many as make 50 steps if epochs are shorter.
+        patience: stop this many epochs after the best validation ELBO, with a record there. An
+            epoch is one step without `batch_size`.
         clip: largest norm of the gradient of the loss per datum.
         nonfinite: what to do when loss or gradient is NaN or infinite: "stop" with
             NonFiniteLossError, or "skip" the step.
@@ -180,6 +185,9 @@ def fit(
     steps = optional(check_number, "fit: steps", steps)
     batch_size = optional(check_number, "fit: batch_size", batch_size)
     patience = optional(check_number, "fit: patience", patience)
+    validate_every = optional(
+        check_positive, "fit: validate_every", validate_every, "number of epochs"
+    )
     seed = check_seed("fit: seed", seed)
     clip = optional(check_positive, "fit: clip", clip)
     checkpoint_seconds = check_positive(
@@ -207,10 +215,11 @@ def fit(
             objective=Trace_ELBO() if objective is None else objective,
             batches=batches,
             total=_total_steps(epochs, steps, batches.epoch_steps),
+            record_steps=record_steps(validate_every, batches.epoch_steps),
             device=where,
             validation=held_out and held_out.to(where).fixed(seed),
             seed=seed,
-            patience=patience,
+            patience_steps=patience and patience * batches.epoch_steps,
             clip=clip,
             skip=nonfinite == "skip",
             folder=run_dir and Path(run_dir).absolute(),
