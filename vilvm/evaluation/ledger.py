@@ -180,7 +180,7 @@ def compare(
     features: Features | None = None,
     seconds: Mapping[str, float] | None = None,
     seed: int = 0,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> Ledger:
     """Evaluates several models on the same data.
 
@@ -199,7 +199,7 @@ def compare(
             them.
         seconds: training times by name, for the table.
         seed: seed of samples, transform, draws and classifier.
-        progress: whether to show progress bars; by default on a terminal only.
+        progress: whether to show progress bars.
 
     Returns:
         Ledger.

@@ -61,11 +61,11 @@ class Loop:
         if not run.spec.parallel:  # ranks cannot return to an earlier step one by one
             self.compiled.keep = self._keep
 
-    def train(self, progress: bool | None) -> None:
+    def train(self, progress: bool) -> None:
         """Takes all steps that are left.
 
         Arguments:
-            progress: whether to show a progress bar; None shows it on a terminal only.
+            progress: whether to show the progress.
         """
         run = self.run
         spec = self.run.spec
@@ -91,12 +91,12 @@ class Loop:
         before = self.state.step
         self.compiled.eager.flags = self._requests()
         self.take_steps()
-        numbers = None
-        if self.state.step // _PROGRESS_EVERY > before // _PROGRESS_EVERY:
-            numbers = self.recorder.progress()
-        bar.advance(self.state.step - before, numbers)
-        # Compiled steps are confirmed before they are reported; until then the run can go back.
         last = self.state.step == self.run.spec.total
+        numbers = None
+        if last or self.state.step // _PROGRESS_EVERY > before // _PROGRESS_EVERY:
+            numbers = self.recorder.progress()
+        bar.advance(self.state.step - bar.done, numbers)
+        # Compiled steps are confirmed before they are reported; until then the run can go back.
         due = self._record_due
         if (last or (due and self.run.spec.callbacks)) and not self._confirmed():
             return

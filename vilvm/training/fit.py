@@ -72,7 +72,7 @@ def fit(
     callbacks: Sequence[Callable[[Event], bool | None]] = (),
     arguments: Arguments | None = None,
     after_step: Callable[[Any, int], Any] | None = None,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> Fit:
     """Trains a latent variable model by stochastic variational inference.
 
@@ -140,7 +140,8 @@ def fit(
         after_step: called with `lvm` and the number of steps taken after each step that moved the
             parameters, without gradients; it may change them in place, for example clip them; its
             draws are part of the run. It must do the same on every rank.
-        progress: whether to show a progress bar; by default on a terminal only.
+        progress: whether to show the progress: a bar in a terminal or a notebook; elsewhere, as in
+            a log, a line every ten seconds.
 
     Returns:
         Fit. With validation data, the model has the parameters of the best record, else of the
