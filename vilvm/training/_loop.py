@@ -75,6 +75,7 @@ class Loop:
             self.checkpoints.save()
         if not spec.ranks.is_main:
             progress = False
+        self.recorder.track_settings()
         with (
             interruptible() as run.signals,
             ProgressBar("training", spec.total, self.state.step, progress) as bar,
@@ -98,7 +99,7 @@ class Loop:
         bar.advance(self.state.step - bar.done, numbers)
         # Compiled steps are confirmed before they are reported; until then the run can go back.
         due = self._record_due
-        if (last or (due and self.run.spec.callbacks)) and not self._confirmed():
+        if (last or (due and self.run.spec.observed)) and not self._confirmed():
             return
         if due:
             self._record()
@@ -109,10 +110,10 @@ class Loop:
         return self.state.step == self.recorder.next_step
 
     def _record(self) -> None:
-        has_callbacks = bool(self.run.spec.callbacks)
+        spec = self.run.spec
         self.recorder.record()
-        self.compiled.check_soon(always=has_callbacks)
-        if has_callbacks and self.state.compiles and self.compiled.goes_back:
+        self.compiled.check_soon(always=bool(spec.callbacks))
+        if spec.observed and self.state.compiles and self.compiled.goes_back:
             # The run never returns to a step before this one, so no callback is called twice.
             self._good = Snapshot(Position(self.run))
         if not self.state.running:

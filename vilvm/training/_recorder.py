@@ -11,8 +11,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from vilvm._runtime.random import preserved_rng, seeded
 from vilvm.data.data import Data
 from vilvm.lvm import ContractError
+from vilvm.trackers.tracker import Tracker
 from vilvm.training._failures import is_nonfinite, last_checkpoint
-from vilvm.training._run import Run, Tally
+from vilvm.training._run import Run, Tally, tracked_settings
 from vilvm.training._validation import ValidationResult, validate
 from vilvm.training.history import Record, next_record
 from vilvm.training.result import Event
@@ -58,6 +59,7 @@ class Recorder:
         found = self._validated()
         state.seconds += time.perf_counter() - began
         state.history.records.append(self._row(found))
+        self._track(state.history.records[-1])
         state.tally = Tally()
         if spec.validation is not None:
             self._keep_best(found.elbo)
@@ -120,6 +122,28 @@ class Recorder:
         scheduler = self.run.scheduler
         if isinstance(scheduler, ReduceLROnPlateau):
             scheduler.step(-bound if scheduler.mode == "min" else bound)
+
+    # Tracker
+    # ------------------------------------------------------------------------------------
+
+    def track_settings(self) -> None:
+        """Sends the settings to the tracker, on the main rank."""
+        if self._tracker is not None:
+            with preserved_rng(self.run.spec.device):
+                self._tracker.settings(tracked_settings(self.run))
+
+    def _track(self, record: Record) -> None:
+        """Sends the finite numbers of a record to the tracker."""
+        if self._tracker is None:
+            return
+        numbers = {n: v for n, v in vars(record).items() if math.isfinite(v)}
+        with preserved_rng(self.run.spec.device):
+            self._tracker.metrics(numbers.pop("step"), numbers)
+
+    @property
+    def _tracker(self) -> Tracker | None:
+        spec = self.run.spec
+        return spec.tracker if spec.ranks.is_main else None
 
     # Validation
     # ------------------------------------------------------------------------------------

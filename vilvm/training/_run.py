@@ -14,6 +14,7 @@ from vilvm._runtime.unchanged import Unchanged
 from vilvm.data.data import Data
 from vilvm.data.tensors import named_tensors
 from vilvm.lvm import ContractError
+from vilvm.trackers.tracker import Tracker
 from vilvm.training._batches import Batches, Turns
 from vilvm.training._layouts import Layouts, explain_small_batch
 from vilvm.training._model_arguments import Arguments, Call, as_tensors
@@ -24,7 +25,17 @@ from vilvm.training.result import Event, Fit
 from vilvm.training.step import Objective
 from vilvm.weights import Layout
 
-__all__ = ["Run", "RunSpec", "RunState", "StepInputs", "Tally", "objective_state"]
+__all__ = [
+    "Run",
+    "RunSpec",
+    "RunState",
+    "StepInputs",
+    "Tally",
+    "objective_state",
+    "tracked_settings",
+]
+
+_PLAIN = str | int | float
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,12 @@ class RunSpec:
     precision: str = "float32"
     arguments: Arguments | None = None
     after_step: Callable[[Any, int], Any] | None = None
+    tracker: Tracker | None = None
+
+    @property
+    def observed(self) -> bool:
+        """Whether code of the user receives the records, which it must not receive twice."""
+        return bool(self.callbacks) or self.tracker is not None
 
     @property
     def log(self) -> Callable[[str], None]:
@@ -239,6 +256,22 @@ class Run:
             protocol=spec.batches.data.protocol(),
             settings=self.settings,
         )
+
+
+def tracked_settings(run: Run) -> dict[str, Any]:
+    """The settings of a run that a tracker compares: numbers, text and None."""
+    spec = run.spec
+    epoch = run.epoch_steps
+    plain = {n: v for n, v in run.settings.items() if isinstance(v, _PLAIN | None)}
+    trained = sum(p.numel() for p in spec.lvm.parameters() if p.requires_grad)
+    return {
+        **plain,
+        "trained_parameters": trained,
+        "steps": spec.total,
+        "epochs": spec.total / epoch,
+        "validate_every": spec.record_steps / epoch,
+        "patience": spec.patience_steps and spec.patience_steps // epoch,
+    }
 
 
 def objective_state(objective: Any) -> Any:

@@ -32,6 +32,7 @@ from vilvm.lvm import (
     device_of,
     module_parameters,
 )
+from vilvm.trackers.tracker import Tracker
 from vilvm.training._batches import batches_of
 from vilvm.training._loop import Loop
 from vilvm.training._model_arguments import Arguments
@@ -72,6 +73,7 @@ def fit(
     callbacks: Sequence[Callable[[Event], bool | None]] = (),
     arguments: Arguments | None = None,
     after_step: Callable[[Any, int], Any] | None = None,
+    tracker: Tracker | None = None,
     progress: bool = True,
 ) -> Fit:
     """Trains a latent variable model by stochastic variational inference.
@@ -140,6 +142,8 @@ def fit(
         after_step: called with `lvm` and the number of steps taken after each step that moved the
             parameters, without gradients; it may change them in place, for example clip them; its
             draws are part of the run. It must do the same on every rank.
+        tracker: receives the settings and every record, for example
+            ``vilvm.trackers.TensorBoard``.
         progress: whether to show the progress: a bar in a terminal or a notebook; elsewhere, as in
             a log, a line every ten seconds.
 
@@ -176,6 +180,7 @@ def fit(
     train, held_out = _checked_data(data, validation)
     _check_choices(nonfinite, scheduler_interval, compile)
     _check_functions(callbacks, arguments, after_step)
+    _check_tracker(tracker)
     if patience is not None and held_out is None:
         raise ValueError("fit: patience needs validation=... data to be measured on.")
     _check_batches(train, batch_size)
@@ -232,6 +237,7 @@ def fit(
             precision=precision,
             arguments=arguments,
             after_step=after_step,
+            tracker=tracker,
         )
         run = prepare(spec, optimizer or adam(where), scheduler, undo)
         set_seed(ranks.seed(seed), where, "training")
@@ -348,6 +354,14 @@ def _check_functions(
     for name, function in (("arguments", arguments), ("after_step", after_step)):
         if function is not None and not callable(function):
             raise ValueError(f"fit: {name} must be a function; got {function!r}.")
+
+
+def _check_tracker(tracker: Any) -> None:
+    if tracker is not None and not isinstance(tracker, Tracker):
+        raise ValueError(
+            "fit: tracker must have the methods settings, metrics and figure, as those of "
+            f"vilvm.trackers have; got a {type(tracker).__name__}."
+        )
 
 
 def _check_batches(train: Data | Interleaved, batch_size: Any) -> None:
