@@ -148,8 +148,10 @@ lvm = PPCA(6, 2)
 fitted = vilvm.fit(lvm, x, steps=600, batch_size=100)
 """,
     "vilvm.fit(lvm, x, steps=300, batch_size=100, progress=False)\nNone",
-    "vilvm.compare({'two': lvm, 'one': PPCA(6, 1).maximise(x)}, x, num_samples=50, num_draws=0)"
-    ".to_dataframe()",
+    """
+models = {k: PPCA(6, k).maximise(x) for k in (1, 2)}
+vilvm.compare(models, x, num_samples=50, num_draws=0).to_dataframe()
+""",
 ]
 
 
@@ -171,4 +173,4 @@ def test_notebook_shows_progress_and_a_table(tmp_path):
     assert silent == []
     rows = table[-1].data["text/html"]
     assert "<table" in rows
-    assert rows.index("two") < rows.index("one")
+    assert rows.index("<td>2</td>") < rows.index("<td>1</td>")

@@ -1,5 +1,6 @@
 """A tracker that writes for Weights & Biases."""
 
+import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +43,10 @@ class WandB:
 
     def figure(self, name: str, figure: Any) -> None:
         """Logs a figure as an image."""
+        import PIL.Image
         from wandb import Image
 
-        self.run.log({name: Image(figure)})
+        # wandb does not take subclasses of matplotlib's Figure, as those of vilvm.plots.
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png")
+        self.run.log({name: Image(PIL.Image.open(picture))})
