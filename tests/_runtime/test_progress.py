@@ -149,7 +149,7 @@ fitted = vilvm.fit(lvm, x, steps=600, batch_size=100)
 """,
     "vilvm.fit(lvm, x, steps=300, batch_size=100, progress=False)\nNone",
     """
-models = {k: PPCA(6, k).maximise(x) for k in (1, 2)}
+models = {name: PPCA(6, k).maximise(x) for k, name in ((1, "one"), (2, "two"))}
 vilvm.compare(models, x, num_samples=50, num_draws=0).to_dataframe()
 """,
 ]
@@ -173,4 +173,4 @@ def test_notebook_shows_progress_and_a_table(tmp_path):
     assert silent == []
     rows = table[-1].data["text/html"]
     assert "<table" in rows
-    assert rows.index("<td>2</td>") < rows.index("<td>1</td>")
+    assert rows.index("<td>two</td>") < rows.index("<td>one</td>")

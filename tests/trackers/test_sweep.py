@@ -29,5 +29,6 @@ def test_sweep_prunes_and_ranks(capsys):
     best = names["study"].best_trial
     assert best.value == max(best.intermediate_values.values())
     # the bound of the table and the one that pruned agree on the best
-    table = capsys.readouterr().out.split("──\n")[1]
-    assert table.split()[0] == f"{best.params['latent']},"
+    lines = capsys.readouterr().out.splitlines()
+    head = next(i for i, line in enumerate(lines) if "──" in line)
+    assert lines[head + 1].split()[0] == f"{best.params['latent']},"
