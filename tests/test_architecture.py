@@ -21,7 +21,8 @@ ALLOWED = {
     "lvm": {"_runtime", "data"},
     "weights": {"_compile", "_runtime", "data", "lvm"},
     "objectives": GROUND,
-    "training": GROUND,
+    "trackers": {"_runtime"},
+    "training": GROUND | {"trackers"},
     "evaluation": GROUND,
     # training: fit_local_guide calls fit
     "guides": GROUND | {"distributions", "networks", "training"},
@@ -68,6 +69,8 @@ ONLY_IN = {
     "xarray": {"export"},
     "jinja2": {"report"},
     "torchvision": {"data"},
+    "mlflow": {"trackers"},
+    "wandb": {"trackers"},
     "zuko": {"priors", "guides"},
     "sklearn": {"data", "priors", "evaluation"},
     "scipy": {"evaluation", "diagnostics", "inference"},

@@ -216,7 +216,7 @@ def _calls() -> Iterator[_Call]:
         "fit with patience",
         fitted,
         _with_pair(data=x, steps=2, validation=x),
-        {"patience": "count or None"},
+        {"patience": "count or None", "validate_every": "positive or None"},
     )
     yield _Call(
         "evaluate",
@@ -438,7 +438,7 @@ def _of_diagnostics(x: torch.Tensor) -> Iterator[_Call]:
         dict,
         {
             "threshold": "positive",
-            "patience": "at least 2",
+            "window": "at least 2",
             "after": "start",
             "num_data": "at least 2",
             "data": "data or None",

@@ -538,7 +538,7 @@ def _forged_text(chance: random.Random, last: Path, other: Path) -> str:
         "spaces": whole + " " * 100_000,
         "two": whole + whole,
         "a zero byte": whole[:50] + "\0" + whole[50:],
-        "an infinity": whole.replace('"version": 3', '"version": Infinity'),
+        "an infinity": whole.replace('"version": 4', '"version": Infinity'),
     }
     kind = chance.choice(list(kinds))
     content = kinds[kind].encode("utf-8", "surrogatepass")

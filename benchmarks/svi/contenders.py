@@ -174,6 +174,7 @@ def vilvm_fit(
         objective=objective or Trace_ELBO(),
         batches=Batches(Data(data), batch or len(first), 0),
         total=10**9,
+        record_steps=10**9,
         device=first.device,
         compile=compiled,
     )

@@ -639,6 +639,6 @@ def test_alarm_can_use_data_and_wait():
         lvm.V.zero_()
     with pytest.warns(UserWarning, match="Posterior collapse"):
         assert CollapseAlarm(linear_data(100), stop=True)(event(low, lvm)) is True
-    for bad in ({"threshold": 0.0}, {"patience": 1}):
+    for bad in ({"threshold": 0.0}, {"window": 1}):
         with pytest.raises(ValueError, match="CollapseAlarm"):
             CollapseAlarm(**bad)

@@ -85,6 +85,35 @@ class Turns(Point):
         super().guide(batch["x"])
 
 
+class Scripted(torch.nn.Module):
+    """A pair whose ELBO is largest at a known step and falls on both sides of it.
+
+    Train it with ``optimizer=still`` and ``after_step=Scripted.advance``.
+    """
+
+    def __init__(self, peak):
+        super().__init__()
+        self.peak, self.loc = peak, torch.nn.Parameter(torch.zeros(()))
+        self.register_buffer("step", torch.zeros(()))
+
+    def model(self, x):
+        distance = (self.step - self.peak) / 100
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(distance, 1.0), obs=x[:, 0] * 0)
+
+    def guide(self, x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(self.loc, 1.0))
+
+    @staticmethod
+    def advance(lvm, step):
+        lvm.step.fill_(step)
+
+
+still = partial(torch.optim.SGD, lr=0.0)
+
+
 def widening(step):
     return {"scale": 0.5 + step / 24}
 
@@ -200,6 +229,18 @@ def main(folder):
                 lambda event: world.rank == 1 and event.history.records[-1].step > 90
             ],
         )
+        impatient = vilvm.fit(
+            made(Scripted, 9),
+            data(),
+            epochs=90,
+            batch_size=20,
+            validation=data(),
+            validate_every=1,
+            patience=4,
+            optimizer=still,
+            after_step=Scripted.advance,
+        )
+        ends = world.gather(torch.tensor([[impatient.best_step, impatient.steps]]))
         skipping = made(Point)
         spoilt = data()
         spoilt[50] = 1e30  # which has no finite density
@@ -261,6 +302,7 @@ def main(folder):
             "stopped": [stopped.stopped, stopped.steps],
             "refused": refused,
             "alone": alone,
+            "patience": [impatient.stopped, *ends.tolist()],
             "skipped": [skipped.steps, skipped.stopped],
             "whole": whole,
         }

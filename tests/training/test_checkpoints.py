@@ -463,9 +463,9 @@ def test_leftovers_of_a_killed_process_are_swept(tmp_path):
 def test_older_version_is_named(tmp_path):
     fit(tmp_path)
     file = at(tmp_path) / "state.json"
-    file.write_text(json.dumps({"format": "vilvm checkpoint", "version": 2}))
+    file.write_text(json.dumps({"format": "vilvm checkpoint", "version": 3}))
     with pytest.raises(
         vilvm.CheckpointError,
-        match="has version 2, this vilvm reads version 3: use the vilvm that wrote it",
+        match="has version 3, this vilvm reads version 4: use the vilvm that wrote it",
     ):
         fit(tmp_path, resume=True)

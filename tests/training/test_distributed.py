@@ -144,6 +144,7 @@ def test_decision_of_one_rank_holds_for_all(two):
     assert "was given other data" in results["refused"]
     assert "run_dir included" in results["alone"]
     assert results["skipped"] == [24, "finished"]
+    assert results["patience"] == ["early", [9, 21], [9, 21]]  # an epoch has 3 steps
     assert "the share of each of 2 ranks" in results["whole"]
     assert printed[1] == ""
 

@@ -61,9 +61,7 @@ class Session:
         }
         return {name: what for name, what in cuts.items() if what}
 
-    def run(
-        self, checks: list[Check], false_alarm: float, progress: bool | None
-    ) -> None:
+    def run(self, checks: list[Check], false_alarm: float, progress: bool) -> None:
         """Runs the checks that apply, each with an equal share of the false-alarm rate."""
         rate = false_alarm / sum(check.tested and not check.why_not for check in checks)
         # The lock spans all checks; if another thread ran in between, the next check would fail.

@@ -32,13 +32,13 @@ class CollapseAlarm:
     Arguments:
         data: if given, an alarm also requires that no unit is active on these data.
         threshold: the alarm requires a mean rate below it, in nats per datum.
-        patience: number of consecutive records over which the rate is averaged.
+        window: number of consecutive records over which the rate is averaged, at least 2.
         after: records count after this step, such as the length of a KL warm-up.
         stop: whether an alarm stops training.
         num_data: how many of the first `data` are used.
 
     Raises:
-        ValueError: a threshold that is not positive, or patience below 2.
+        ValueError: a threshold that is not positive, or a window below 2.
 
     Examples:
         >>> import torch, vilvm
@@ -56,7 +56,7 @@ class CollapseAlarm:
         data: Any = None,
         *,
         threshold: float = 0.1,
-        patience: int = 5,
+        window: int = 5,
         after: int = 0,
         stop: bool = False,
         num_data: int = 1000,
@@ -65,25 +65,24 @@ class CollapseAlarm:
             "CollapseAlarm: threshold", threshold, "number of nats"
         )
         after = check_number("CollapseAlarm: after", after, 0)
-        patience = check_number("CollapseAlarm: patience", patience, 2)
+        window = check_number("CollapseAlarm: window", window, 2)
         num_data = check_number("CollapseAlarm: num_data", num_data, 2)
         if data is not None:
             as_data(data, "CollapseAlarm: data")
-        self.data, self.threshold, self.patience, self.after = (
+        self.data, self.threshold, self.window, self.after = (
             data,
             threshold,
-            patience,
+            window,
             after,
         )
         self.stop, self.num_data, self.alarmed = stop, num_data, False
 
     def __call__(self, event: Event) -> bool:
         """Checks the newest records; returns True if training is to stop."""
-        rates = [r.rate for r in event.history.records if r.step > self.after][
-            -self.patience :
-        ]
+        newest = event.history.records[-self.window :]
+        rates = [r.rate for r in newest if r.step > self.after]
         if (
-            len(rates) < self.patience
+            len(rates) < self.window
             or not self._is_low(rates)
             or self._is_active(event.lvm)
         ):
@@ -95,7 +94,7 @@ class CollapseAlarm:
 
     def _warn(self, step: int, rate: float) -> None:
         warnings.warn(
-            f"Posterior collapse: over the last {self.patience} records, up to step {step}, the "
+            f"Posterior collapse: over the last {self.window} records, up to step {step}, the "
             f"rate is {rate:.2g} nats per datum (below {self.threshold:g}), so the latents carry "
             "almost no information. Try KL warm-up (vilvm.objectives.Annealed), a weaker decoder, "
             "or a smaller latent.",

@@ -240,7 +240,8 @@ def _last_half(records: list[Record]) -> list[Record]:
 
 def _epochs(records: Sequence[Record]) -> np.ndarray:
     """The times of the records, in epochs and fractions of one."""
-    steps = next((r.step / r.epoch for r in records if r.epoch), 1.0)
+    # Exact if a record stands at the end of an epoch.
+    steps = min((r.step / r.epoch for r in records if r.epoch), default=1.0)
     return np.array([r.step / steps for r in records])
 
 
@@ -346,7 +347,8 @@ class Converged:
     @torch.no_grad()
     def __call__(self, event: Event) -> bool:
         """Adds the newest record; returns True if all has settled."""
-        records = [r for r in event.history if r.step > self.start][-self.window :]
+        newest = event.history.records[-self.window :]
+        records = [r for r in newest if r.step > self.start]
         if not records:
             return False
         parameters = self._parameters(event.lvm, records[-1])

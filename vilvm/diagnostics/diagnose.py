@@ -144,7 +144,7 @@ def diagnose(
     false_alarm: float = 0.01,
     schedule: Schedule | None = None,
     seed: int = 0,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> Diagnosis:
     """Runs the diagnostics that apply to a pair, and sorts the findings by severity.
 
@@ -162,7 +162,7 @@ def diagnose(
             guide; each test has an equal share.
         schedule: schedule of annealed importance sampling, if log p(x) is not known.
         seed: seed of all draws.
-        progress: whether to show a progress bar; by default on a terminal only.
+        progress: whether to show a progress bar.
 
     Returns:
         Diagnosis, with the findings and results of all diagnostics.

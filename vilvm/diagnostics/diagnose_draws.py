@@ -71,7 +71,7 @@ def diagnose_draws(
     budget: float = 60.0,
     false_alarm: float = 0.01,
     seed: int = 0,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> Diagnosis:
     """Judges draws of a posterior that another program made, and sorts the findings by severity.
 
@@ -97,7 +97,7 @@ def diagnose_draws(
         false_alarm: probability of a warning by any test for draws of the posterior itself with
             log q its log-density; each test has an equal share. R̂ has no such rate.
         seed: seed of replicated data and of the data's transform.
-        progress: whether to show a progress bar; by default on a terminal only.
+        progress: whether to show a progress bar.
 
     Returns:
         Diagnosis, with log-densities in nats, of all data jointly. Its ``trusted`` is false if

@@ -100,7 +100,7 @@ def vsbc(
     rebuild: Rebuild | None = None,
     false_alarm: float = 0.01,
     seed: int = 0,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> VSBC:
     """Simulates data sets, fits a fresh pair to each, and ranks the truth among its draws.
 
@@ -118,7 +118,7 @@ def vsbc(
             replace those in `like`.
         false_alarm: probability that the exact posterior is rejected, over all components.
         seed: seed of all draws, of `build`, and of the fits.
-        progress: whether to show a progress bar; by default on a terminal only.
+        progress: whether to show a progress bar.
 
     Returns:
         VSBC, with ranks of shape (num_simulations, K).

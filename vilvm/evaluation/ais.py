@@ -109,7 +109,7 @@ def ais(
     batch_size: int | None = None,
     compile: Compile = "auto",
     seed: int = 0,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> AISResult:
     """A lower bound on log p(x) by annealed importance sampling, per datum.
 
@@ -125,7 +125,7 @@ def ais(
             (``vilvm.evaluation.density_gradients``), which takes some ten seconds; "auto" compiles
             for 5000 gradients or more.
         seed: seed of the chains and the transform; torch's generators are restored afterwards.
-        progress: whether to show a progress bar; by default on a terminal only.
+        progress: whether to show a progress bar.
 
     Returns:
         AISResult, in nats per datum.

@@ -92,7 +92,7 @@ def bdmc(
     batch_size: int | None = None,
     compile: Compile = "auto",
     seed: int = 0,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> BDMCResult:
     """Lower and upper bounds on log p(x), on data drawn from the model.
 
@@ -105,7 +105,7 @@ def bdmc(
         batch_size: data per pass; by default as many as keep the device busy.
         compile: as in ``ais``.
         seed: seed of data and chains.
-        progress: whether to show a progress bar; by default on a terminal only.
+        progress: whether to show a progress bar.
 
     Returns:
         BDMCResult, in nats per datum.

@@ -66,7 +66,7 @@ def evaluate(
     compile: Compile = "auto",
     precision: Precision = "float32",
     seed: int = 0,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> Evaluation:
     """Estimates evidence bounds, rate and distortion of a model, per datum and in the mean.
 
@@ -88,7 +88,7 @@ def evaluate(
         precision: "float32", or "bf16" for linear and convolutional layers in bfloat16, which the
             protocol then records.
         seed: seed of samples and transform; torch's generators are restored afterwards.
-        progress: whether to show a progress bar; by default on a terminal only.
+        progress: whether to show a progress bar.
 
     Returns:
         Evaluation, in nats per datum.
@@ -258,7 +258,7 @@ def _run(
     num_samples: int,
     chunk: int,
     compile: Compile,
-    progress: bool | None,
+    progress: bool,
 ) -> SampleMoments:
     """Runs all samples of all data; the processes of a group divide the batches among them."""
     count = len(prepared.batches)

@@ -56,7 +56,7 @@ _FEWEST = 5  # draws: one per fold of the two-sample test
 class Ledger:
     """Rows in groups that may be ranked.
 
-    It prints as a table with rich; ``+`` joins ledgers, also of different data.
+    It prints as tables as wide as the terminal; ``+`` joins ledgers, also of different data.
 
     Arguments:
         rows: rows with different names.
@@ -87,7 +87,10 @@ class Ledger:
         return len(self.rows)
 
     def __str__(self) -> str:
-        return self.to_markdown()
+        text = io.StringIO()
+        plain: Any = {"force_terminal": False, "force_jupyter": False}
+        Console(file=text, color_system=None, **plain).print(self)
+        return text.getvalue().rstrip()
 
     def __getitem__(self, name: str) -> Row:
         found = [row for row in self.rows if row.name == name]
@@ -169,7 +172,7 @@ class Ledger:
 
 
 def compare(
-    models: Mapping[str, LatentVariableModel],
+    models: Mapping[Any, LatentVariableModel],
     data: Any,
     *,
     num_samples: int = 5000,
@@ -178,14 +181,15 @@ def compare(
     held_out: Any = None,
     num_draws: int = 1000,
     features: Features | None = None,
-    seconds: Mapping[str, float] | None = None,
+    seconds: Mapping[Any, float] | None = None,
     seed: int = 0,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> Ledger:
     """Evaluates several models on the same data.
 
     Arguments:
-        models: the models by name; none is changed.
+        models: the models by name, or by their settings in a sweep: text, a number or a tuple of
+            them; none is changed.
         data: the data of the bounds: ``Data``, a tensor, or a tuple or dict of tensors with one
             datum per row.
         num_samples: Monte Carlo samples per datum.
@@ -197,9 +201,9 @@ def compare(
             neither.
         features: features for the Fréchet distance (``fit_features``), which is left out without
             them.
-        seconds: training times by name, for the table.
+        seconds: training times by the same keys, for the table.
         seed: seed of samples, transform, draws and classifier.
-        progress: whether to show progress bars; by default on a terminal only.
+        progress: whether to show progress bars.
 
     Returns:
         Ledger.
@@ -235,7 +239,8 @@ def compare(
         "progress": progress,
     }
     ledger = Ledger(())
-    for name, lvm in models.items():
+    for key, lvm in models.items():
+        name = _name(key)
         here = fixed.to(device_of(lvm, fixed.device))
         try:
             # Each model starts from the seed, so that a row does not depend on the others.
@@ -248,7 +253,7 @@ def compare(
                     protocol=_protocol(evaluation, contents),
                     evaluation=evaluation,
                     parameters=_parameters(lvm, batch, layout),
-                    seconds=(seconds or {}).get(name),
+                    seconds=(seconds or {}).get(key),
                 )
                 if evaluation.bounds.refusal:
                     row = _noted(row, evaluation.bounds.refusal)
@@ -261,7 +266,14 @@ def compare(
     return ledger
 
 
-def _check_models(models: Any, seconds: Mapping[str, float] | None) -> None:
+def _name(key: Any) -> str:
+    """The name of a row: text as it is, the settings in a tuple after one another."""
+    if isinstance(key, tuple):
+        return ", ".join(map(str, key))
+    return str(key)
+
+
+def _check_models(models: Any, seconds: Mapping[Any, float] | None) -> None:
     """Raises ValueError unless models are a non-empty dict that has all names of seconds."""
     if not isinstance(models, Mapping):
         raise ValueError(
@@ -269,10 +281,10 @@ def _check_models(models: Any, seconds: Mapping[str, float] | None) -> None:
         )
     if not models:
         raise ValueError("compare: no models; give them as {name: model}.")
-    unknown = sorted(set(seconds or {}) - set(models))
+    unknown = [key for key in seconds or {} if key not in models]
     if unknown:
         raise ValueError(
-            f"compare: seconds of {unknown[0]!r} are given, and the models are {sorted(models)}."
+            f"compare: seconds of {unknown[0]!r} are given, and the models are {list(models)}."
         )
 
 

@@ -76,10 +76,10 @@ class Shown:
 
     Arguments:
         budget: seconds.
-        show: whether to show anything; by default on a terminal only.
+        show: whether to show anything.
     """
 
-    def __init__(self, budget: float, show: bool | None):
+    def __init__(self, budget: float, show: bool):
         self.bar = ProgressBar("infer", 1000, show=show)
         self.budget, self.began, self.done = budget, time.monotonic(), 0
 
@@ -88,12 +88,13 @@ class Shown:
         return self.show
 
     def __exit__(self, *error: Any) -> None:
+        if error[0] is None:
+            self.bar.advance(1000 - self.done)  # most runs end before their budget
         self.bar.__exit__(*error)
 
     def show(self, line: str) -> None:
         """Shows a line, and how much of the budget is gone."""
         elapsed = time.monotonic() - self.began
         done = min(1000, round(1000 * elapsed / self.budget))
-        left = max(0.0, self.budget - elapsed)
-        self.bar.advance(done - self.done, f"{line}, at most {left:.0f} s left")
+        self.bar.advance(done - self.done, line)
         self.done = done

@@ -39,7 +39,7 @@ def infer(
     refine: Literal["auto"] | bool = "auto",
     batch_size: int | None = None,
     seed: int = 0,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> Posterior:
     """Finds the posterior of a model's latents, checks it, and hands over draws of it.
 
@@ -58,7 +58,7 @@ def infer(
             from one batch, the Gaussian is fitted to batches, and only the weights see all data,
             once. There is no refinement then, and deterministic sites are left out.
         seed: of all draws.
-        progress: whether to show the rung, k̂ and the time left; by default on a terminal only.
+        progress: whether to show the rung, k̂ and the time left.
 
     Returns:
         Posterior.

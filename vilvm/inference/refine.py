@@ -35,7 +35,7 @@ def refine(
     *,
     budget: float = 60.0,
     seed: int = 0,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> Posterior:
     """Draws of the posterior by chains that start from a guide's draws.
 
@@ -44,7 +44,7 @@ def refine(
         data: ``Data``, a tensor, or a tuple or dict of tensors with one datum per row.
         budget: seconds.
         seed: of all draws.
-        progress: whether to show the progress; by default on a terminal only.
+        progress: whether to show the progress.
 
     Returns:
         Posterior, whose findings say whether the chains agree, and how far the Gaussian with the

@@ -144,7 +144,7 @@ def fit_prior(
     latent: str | None = None,
     batch_size: int = 1000,
     seed: int = 0,
-    progress: bool | None = None,
+    progress: bool = True,
 ) -> FittedPrior:
     """Fits a prior to the codes of a trained model on its training data.
 
@@ -159,7 +159,7 @@ def fit_prior(
         batch_size: number of data a pass.
         seed: of the codes, the transform, and the initialisation and training of a mixture or
             flow.
-        progress: whether to show a flow's progress; by default on a terminal only.
+        progress: whether to show a flow's progress.
 
     Returns:
         The prior, on the device of the model.
@@ -285,7 +285,7 @@ def _flow_layer(dim: int, widths: list[int]) -> nn.Module:
 
 
 def _flow(
-    name: str, codes: Tensor, steps: int, seed: int, progress: bool | None
+    name: str, codes: Tensor, steps: int, seed: int, progress: bool
 ) -> FittedPrior:
     dim = codes.shape[1]
     if dim < 2:

@@ -7,6 +7,7 @@ that this run could have reached.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -138,9 +139,12 @@ def _check_history(state: Any, run: Run) -> None:
     rows = state["history"]
     tally = state["tally"]
     require(isinstance(rows, list), "its history is not a list")
+    interval = run.spec.record_steps
     last, seconds = 0, 0.0
-    for row in rows:
-        due = next_record(last, run.epoch_steps)
+    for row, patience_ends in zip(rows, _ends_of_patience(rows, run), strict=True):
+        due = next_record(last, interval)
+        if patience_ends and last < row["step"] < due:
+            due = row["step"]
         _check_record(row, run, due, due - last)
         require(
             row["seconds"] >= seconds,
@@ -148,7 +152,7 @@ def _check_history(state: Any, run: Run) -> None:
         )
         last = due
         seconds = row["seconds"]
-    ends = last <= step < next_record(last, run.epoch_steps)
+    ends = last <= step < next_record(last, interval)
     require(ends, "its history does not end where its steps do")
     require(
         tally["applied"] + tally["skipped"] == step - last,
@@ -159,6 +163,16 @@ def _check_history(state: Any, run: Run) -> None:
     empty = (tally["loss"], tally["norm"]) == (0, 0)
     require(tally["applied"] or empty, "its tally sums up no steps")
     require(state["seconds"] >= seconds, "it has taken less time than its history")
+
+
+def _ends_of_patience(rows: Any, run: Run) -> Iterator[bool]:
+    """Whether some patience, a number of epochs, could have ended at each record."""
+    best_step, bound = 0, -math.inf
+    for row in rows:
+        waited = row["step"] - best_step
+        yield run.spec.validation is not None and waited % run.epoch_steps == 0
+        if row["validation_elbo"] > bound:
+            best_step, bound = row["step"], row["validation_elbo"]
 
 
 def _check_skipped(state: Any) -> None:

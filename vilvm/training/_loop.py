@@ -61,11 +61,11 @@ class Loop:
         if not run.spec.parallel:  # ranks cannot return to an earlier step one by one
             self.compiled.keep = self._keep
 
-    def train(self, progress: bool | None) -> None:
+    def train(self, progress: bool) -> None:
         """Takes all steps that are left.
 
         Arguments:
-            progress: whether to show a progress bar; None shows it on a terminal only.
+            progress: whether to show the progress.
         """
         run = self.run
         spec = self.run.spec
@@ -75,6 +75,7 @@ class Loop:
             self.checkpoints.save()
         if not spec.ranks.is_main:
             progress = False
+        self.recorder.track_settings()
         with (
             interruptible() as run.signals,
             ProgressBar("training", spec.total, self.state.step, progress) as bar,
@@ -91,14 +92,14 @@ class Loop:
         before = self.state.step
         self.compiled.eager.flags = self._requests()
         self.take_steps()
-        numbers = None
-        if self.state.step // _PROGRESS_EVERY > before // _PROGRESS_EVERY:
-            numbers = self.recorder.progress()
-        bar.advance(self.state.step - before, numbers)
-        # Compiled steps are confirmed before they are reported; until then the run can go back.
         last = self.state.step == self.run.spec.total
+        numbers = None
+        if last or self.state.step // _PROGRESS_EVERY > before // _PROGRESS_EVERY:
+            numbers = self.recorder.progress()
+        bar.advance(self.state.step - bar.done, numbers)
+        # Compiled steps are confirmed before they are reported; until then the run can go back.
         due = self._record_due
-        if (last or (due and self.run.spec.callbacks)) and not self._confirmed():
+        if (last or (due and self.run.spec.observed)) and not self._confirmed():
             return
         if due:
             self._record()
@@ -109,10 +110,10 @@ class Loop:
         return self.state.step == self.recorder.next_step
 
     def _record(self) -> None:
-        has_callbacks = bool(self.run.spec.callbacks)
+        spec = self.run.spec
         self.recorder.record()
-        self.compiled.check_soon(always=has_callbacks)
-        if has_callbacks and self.state.compiles and self.compiled.goes_back:
+        self.compiled.check_soon(always=bool(spec.callbacks))
+        if spec.observed and self.state.compiles and self.compiled.goes_back:
             # The run never returns to a step before this one, so no callback is called twice.
             self._good = Snapshot(Position(self.run))
         if not self.state.running:

@@ -184,6 +184,7 @@ def _settings(
         "scheduler": "",
         "scheduler_interval": "epoch" if spec.per_epoch else "step",
         "batch_size": spec.batches.size,
+        "validate_every": f"{spec.record_steps} steps",
         "clip": spec.clip,
         "arguments": arguments,
         "after_step": after_step,
@@ -219,7 +220,7 @@ def _check_ranks(run: Run) -> None:
     spec = run.spec
     asked = (
         spec.total,
-        spec.patience,
+        spec.patience_steps,
         spec.skip,
         spec.folder is not None,
         spec.validation is not None,

@@ -11,8 +11,9 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from vilvm._runtime.random import preserved_rng, seeded
 from vilvm.data.data import Data
 from vilvm.lvm import ContractError
+from vilvm.trackers.tracker import Tracker
 from vilvm.training._failures import is_nonfinite, last_checkpoint
-from vilvm.training._run import Run, Tally
+from vilvm.training._run import Run, Tally, tracked_settings
 from vilvm.training._validation import ValidationResult, validate
 from vilvm.training.history import Record, next_record
 from vilvm.training.result import Event
@@ -37,8 +38,16 @@ class Recorder:
 
     @property
     def next_step(self) -> int:
-        """The step of the next record."""
-        return next_record(self.run.state.last_record, self.run.epoch_steps)
+        """The step of the next record: at the steady interval, or before, where patience ends."""
+        spec = self.run.spec
+        state = self.run.state
+        due = next_record(state.last_record, spec.record_steps)
+        if spec.patience_steps is None:
+            return due
+        end = state.best_step + spec.patience_steps
+        # A run that is resumed with less patience may be past its end.
+        ahead = state.last_record < end and state.step <= end
+        return min(due, end) if ahead else due
 
     def record(self) -> None:
         """Adds a row to the history, keeps the best parameters, and calls the callbacks."""
@@ -50,6 +59,7 @@ class Recorder:
         found = self._validated()
         state.seconds += time.perf_counter() - began
         state.history.records.append(self._row(found))
+        self._track(state.history.records[-1])
         state.tally = Tally()
         if spec.validation is not None:
             self._keep_best(found.elbo)
@@ -62,7 +72,11 @@ class Recorder:
         """The numbers beside the progress bar."""
         state = self.run.state
         tally = state.tally
-        parts = [f"epoch {1 + state.step // self.run.epoch_steps}"]
+        epoch, epochs = (
+            max(1, math.ceil(step / self.run.epoch_steps))
+            for step in (state.step, self.run.spec.total)
+        )
+        parts = [f"epoch {epoch} of {epochs}"]
         if tally.applied:
             parts.append(f"ELBO {tally.elbo:.2f}")
         if state.history.records:
@@ -109,6 +123,28 @@ class Recorder:
         if isinstance(scheduler, ReduceLROnPlateau):
             scheduler.step(-bound if scheduler.mode == "min" else bound)
 
+    # Tracker
+    # ------------------------------------------------------------------------------------
+
+    def track_settings(self) -> None:
+        """Sends the settings to the tracker, on the main rank."""
+        if self._tracker is not None:
+            with preserved_rng(self.run.spec.device):
+                self._tracker.settings(tracked_settings(self.run))
+
+    def _track(self, record: Record) -> None:
+        """Sends the finite numbers of a record to the tracker."""
+        if self._tracker is None:
+            return
+        numbers = {n: v for n, v in vars(record).items() if math.isfinite(v)}
+        with preserved_rng(self.run.spec.device):
+            self._tracker.metrics(numbers.pop("step"), numbers)
+
+    @property
+    def _tracker(self) -> Tracker | None:
+        spec = self.run.spec
+        return spec.tracker if spec.ranks.is_main else None
+
     # Validation
     # ------------------------------------------------------------------------------------
 
@@ -150,10 +186,10 @@ class Recorder:
     # ------------------------------------------------------------------------------------
 
     def _decide(self) -> None:
-        """Stops the run without patience, or if a callback of any rank asks for it."""
+        """Stops a run that is out of patience, or if a callback of any rank asks for it."""
         spec = self.run.spec
         state = self.run.state
-        if state.out_of_patience(spec.patience):
+        if state.out_of_patience(spec.patience_steps):
             state.stopped = "early"
         if spec.callbacks:
             # so that a callback reads or changes the complete state of the optimizer

@@ -59,7 +59,7 @@ class Snapshot:
         self.tensors = [(t, t.detach().clone()) for t in tensors]
         self.optimizer = copy.deepcopy(run.optimizer.state_dict())
         self.tally = copy.copy(run.state.tally)
-        self.records = list(run.state.history.records)
+        self.num_records = len(run.state.history)
         self.kept = {name: getattr(run.state, name) for name in _KEPT}
 
     def restore(self) -> None:
@@ -71,7 +71,7 @@ class Snapshot:
         run.optimizer.load_state_dict(self.optimizer)
         self.position.restore()
         run.state.tally = copy.copy(self.tally)
-        run.state.history.records[:] = self.records
+        del run.state.history.records[self.num_records :]
         for name, value in self.kept.items():
             setattr(run.state, name, value)
 

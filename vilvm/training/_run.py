@@ -14,6 +14,7 @@ from vilvm._runtime.unchanged import Unchanged
 from vilvm.data.data import Data
 from vilvm.data.tensors import named_tensors
 from vilvm.lvm import ContractError
+from vilvm.trackers.tracker import Tracker
 from vilvm.training._batches import Batches, Turns
 from vilvm.training._layouts import Layouts, explain_small_batch
 from vilvm.training._model_arguments import Arguments, Call, as_tensors
@@ -24,21 +25,32 @@ from vilvm.training.result import Event, Fit
 from vilvm.training.step import Objective
 from vilvm.weights import Layout
 
-__all__ = ["Run", "RunSpec", "RunState", "StepInputs", "Tally", "objective_state"]
+__all__ = [
+    "Run",
+    "RunSpec",
+    "RunState",
+    "StepInputs",
+    "Tally",
+    "objective_state",
+    "tracked_settings",
+]
+
+_PLAIN = str | int | float
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """The checked arguments of ``fit``, with the data on their device."""
+    """The checked arguments of ``fit``, with the data on their device and epochs as steps."""
 
     lvm: Any
     objective: Objective
     batches: Batches | Turns
     total: int
+    record_steps: int
     device: torch.device
     validation: Data | None = None
     seed: int = 0
-    patience: int | None = None
+    patience_steps: int | None = None
     clip: float | None = None
     skip: bool = False
     folder: Path | None = None
@@ -50,6 +62,12 @@ class RunSpec:
     precision: str = "float32"
     arguments: Arguments | None = None
     after_step: Callable[[Any, int], Any] | None = None
+    tracker: Tracker | None = None
+
+    @property
+    def observed(self) -> bool:
+        """Whether code of the user receives the records, which it must not receive twice."""
+        return bool(self.callbacks) or self.tracker is not None
 
     @property
     def log(self) -> Callable[[str], None]:
@@ -129,11 +147,11 @@ class RunState:
         """Whether nothing has stopped the run."""
         return self.stopped == "finished"
 
-    def out_of_patience(self, patience: int | None) -> bool:
-        """Whether `patience` records have passed without a better validation ELBO."""
-        if patience is None:
-            return False
-        return sum(r.step > self.best_step for r in self.history) >= patience
+    def out_of_patience(self, patience_steps: int | None) -> bool:
+        """Whether so many steps have passed since the best validation ELBO."""
+        return patience_steps is not None and (
+            self.step - self.best_step >= patience_steps
+        )
 
 
 class StepInputs:
@@ -238,6 +256,22 @@ class Run:
             protocol=spec.batches.data.protocol(),
             settings=self.settings,
         )
+
+
+def tracked_settings(run: Run) -> dict[str, Any]:
+    """The settings of a run that a tracker compares: numbers, text and None."""
+    spec = run.spec
+    epoch = run.epoch_steps
+    plain = {n: v for n, v in run.settings.items() if isinstance(v, _PLAIN | None)}
+    trained = sum(p.numel() for p in spec.lvm.parameters() if p.requires_grad)
+    return {
+        **plain,
+        "trained_parameters": trained,
+        "steps": spec.total,
+        "epochs": spec.total / epoch,
+        "validate_every": spec.record_steps / epoch,
+        "patience": spec.patience_steps and spec.patience_steps // epoch,
+    }
 
 
 def objective_state(objective: Any) -> Any:

@@ -178,7 +178,7 @@ def _restore_state(run: Run, state: dict[str, Any]) -> None:
     if now.best:
         now.best = {n: _moved(v, run.spec.device) for n, v in now.best.items()}
     now.stopped = state["stopped"]
-    if now.stopped == "early" and not now.out_of_patience(run.spec.patience):
+    if now.stopped == "early" and not now.out_of_patience(run.spec.patience_steps):
         now.stopped = "finished"  # the new call has more patience
     if run.spec.compile == "auto":
         now.compiles = state[

@@ -42,7 +42,7 @@ __all__ = [
     "unpack",
 ]
 
-_FORMAT, _VERSION = "vilvm checkpoint", 3
+_FORMAT, _VERSION = "vilvm checkpoint", 4
 _TENSORS, _STATE, _RUN = "tensors.safetensors", "state.json", "run.json"
 _KEPT = 2
 # The errors that parsing altered bytes may raise.

@@ -32,12 +32,14 @@ from vilvm.lvm import (
     device_of,
     module_parameters,
 )
+from vilvm.trackers.tracker import Tracker
 from vilvm.training._batches import batches_of
 from vilvm.training._loop import Loop
 from vilvm.training._model_arguments import Arguments
 from vilvm.training._preparation import prepare
 from vilvm.training._run import RunSpec
 from vilvm.training._state import Checkpoints
+from vilvm.training.history import record_steps
 from vilvm.training.optimizers import OptimizerFactory, SchedulerFactory, adam
 from vilvm.training.result import Event, Fit
 from vilvm.training.step import Objective
@@ -57,6 +59,7 @@ def fit(
     steps: int | None = None,
     batch_size: int | None = None,
     validation: Any = None,
+    validate_every: float | None = None,
     patience: int | None = None,
     clip: float | None = None,
     nonfinite: Literal["stop", "skip"] = "stop",
@@ -70,7 +73,8 @@ def fit(
     callbacks: Sequence[Callable[[Event], bool | None]] = (),
     arguments: Arguments | None = None,
     after_step: Callable[[Any, int], Any] | None = None,
-    progress: bool | None = None,
+    tracker: Tracker | None = None,
+    progress: bool = True,
 ) -> Fit:
     """Trains a latent variable model by stochastic variational inference.
 
@@ -109,7 +113,10 @@ def fit(
             datum is left out.
         validation: data for early stopping and for keeping the best parameters; their transform is
             drawn once.
-        patience: stop after this many records without a better validation ELBO.
+        validate_every: epochs, or a fraction of one, between two records of the history, each with
+            a validation; by default one epoch, or as many as make 50 steps if epochs are shorter.
+        patience: stop this many epochs after the best validation ELBO, with a record there. An
+            epoch is one step without `batch_size`.
         clip: largest norm of the gradient of the loss per datum.
         nonfinite: what to do when loss or gradient is NaN or infinite: "stop" with
             NonFiniteLossError, or "skip" the step.
@@ -135,7 +142,10 @@ def fit(
         after_step: called with `lvm` and the number of steps taken after each step that moved the
             parameters, without gradients; it may change them in place, for example clip them; its
             draws are part of the run. It must do the same on every rank.
-        progress: whether to show a progress bar; by default on a terminal only.
+        tracker: receives the settings and every record, for example
+            ``vilvm.trackers.TensorBoard``.
+        progress: whether to show the progress: a bar in a terminal or a notebook; elsewhere, as in
+            a log, a line every ten seconds.
 
     Returns:
         Fit. With validation data, the model has the parameters of the best record, else of the
@@ -170,6 +180,7 @@ def fit(
     train, held_out = _checked_data(data, validation)
     _check_choices(nonfinite, scheduler_interval, compile)
     _check_functions(callbacks, arguments, after_step)
+    _check_tracker(tracker)
     if patience is not None and held_out is None:
         raise ValueError("fit: patience needs validation=... data to be measured on.")
     _check_batches(train, batch_size)
@@ -180,6 +191,9 @@ def fit(
     steps = optional(check_number, "fit: steps", steps)
     batch_size = optional(check_number, "fit: batch_size", batch_size)
     patience = optional(check_number, "fit: patience", patience)
+    validate_every = optional(
+        check_positive, "fit: validate_every", validate_every, "number of epochs"
+    )
     seed = check_seed("fit: seed", seed)
     clip = optional(check_positive, "fit: clip", clip)
     checkpoint_seconds = check_positive(
@@ -207,10 +221,11 @@ def fit(
             objective=Trace_ELBO() if objective is None else objective,
             batches=batches,
             total=_total_steps(epochs, steps, batches.epoch_steps),
+            record_steps=record_steps(validate_every, batches.epoch_steps),
             device=where,
             validation=held_out and held_out.to(where).fixed(seed),
             seed=seed,
-            patience=patience,
+            patience_steps=patience and patience * batches.epoch_steps,
             clip=clip,
             skip=nonfinite == "skip",
             folder=run_dir and Path(run_dir).absolute(),
@@ -222,6 +237,7 @@ def fit(
             precision=precision,
             arguments=arguments,
             after_step=after_step,
+            tracker=tracker,
         )
         run = prepare(spec, optimizer or adam(where), scheduler, undo)
         set_seed(ranks.seed(seed), where, "training")
@@ -338,6 +354,14 @@ def _check_functions(
     for name, function in (("arguments", arguments), ("after_step", after_step)):
         if function is not None and not callable(function):
             raise ValueError(f"fit: {name} must be a function; got {function!r}.")
+
+
+def _check_tracker(tracker: Any) -> None:
+    if tracker is not None and not isinstance(tracker, Tracker):
+        raise ValueError(
+            "fit: tracker must have the methods settings, metrics and figure, as those of "
+            f"vilvm.trackers have; got a {type(tracker).__name__}."
+        )
 
 
 def _check_batches(train: Data | Interleaved, batch_size: Any) -> None:

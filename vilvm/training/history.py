@@ -1,19 +1,21 @@
-"""The history of a training run: a record of numbers every epoch."""
+"""The history of a training run: a record of numbers at a steady interval."""
 
 import csv
 import io
 import math
 import operator
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, SupportsIndex, overload
 
 import numpy as np
 
-__all__ = ["History", "Record", "next_record"]
+__all__ = ["History", "Record", "next_record", "record_steps"]
 
-# If epochs are short, two records are at least 50 steps and a twentieth of all steps apart.
-_MIN_STEPS, _SHARE = 50, 20
+_LEAST_STEPS = (
+    50  # between two records by default, so that they cost little beside the steps
+)
+_NEVER = 1e18  # steps
 
 
 @dataclass(frozen=True)
@@ -128,12 +130,12 @@ class History:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow([f.name for f in fields(Record)])
-        writer.writerows([asdict(record).values() for record in self.records])
+        writer.writerows([vars(record).values() for record in self.records])
         return out.getvalue()
 
     def to_rows(self) -> list[dict[str, Any]]:
         """The records as dicts."""
-        return [asdict(record) for record in self.records]
+        return [dict(vars(record)) for record in self.records]
 
     @classmethod
     def from_rows(cls, rows: list[dict[str, Any]]) -> "History":
@@ -141,24 +143,39 @@ class History:
         return cls([Record(**row) for row in rows])
 
 
-def next_record(last: int, epoch_steps: int) -> int:
-    """The step of the record that follows one at step `last`.
+def record_steps(validate_every: float | None, epoch_steps: int) -> int:
+    """The number of steps between two records.
 
     Arguments:
-        last: the step of the record before, or 0.
+        validate_every: the interval in epochs; None for the fewest epochs of at least 50 steps.
         epoch_steps: steps of an epoch.
 
     Returns:
-        The end of the next epoch. If an epoch has fewer than 50 steps, the end of the first epoch
-        that is at least 50 steps, and a twentieth of the steps so far, after `last`, so that
-        validation takes a small part of the time.
+        At least 1.
+
+    Examples:
+        >>> from vilvm.training.history import record_steps
+        >>> record_steps(0.5, epoch_steps=400), record_steps(None, epoch_steps=15)
+        (200, 60)
+    """
+    if validate_every is None:
+        return epoch_steps * math.ceil(_LEAST_STEPS / epoch_steps)
+    return max(1, round(min(validate_every * epoch_steps, _NEVER)))
+
+
+def next_record(last: int, interval: int) -> int:
+    """The step of the record that follows one at step `last`, if patience ends at none before.
+
+    Arguments:
+        last: the step of the record before, or 0.
+        interval: steps between two records.
+
+    Returns:
+        The next multiple of the interval.
 
     Examples:
         >>> from vilvm.training.history import next_record
-        >>> next_record(0, epoch_steps=469), next_record(100, epoch_steps=7)
-        (469, 156)
+        >>> next_record(0, interval=60), next_record(75, interval=60)
+        (60, 120)
     """
-    least = 1
-    if epoch_steps < _MIN_STEPS:
-        least = max(_MIN_STEPS, last // _SHARE)
-    return last + epoch_steps * math.ceil(least / epoch_steps)
+    return (last // interval + 1) * interval

@@ -34,10 +34,9 @@ class Fit:
     """What ``fit`` returns; the trained parameters are in the model.
 
     Arguments:
-        history: a record an epoch. If epochs are short, the next record follows after at least 50
-            steps, and at least a twentieth of the steps so far.
+        history: a record every `validate_every` epochs, where patience ends, and at the last step.
         steps: taken, including those before a resumption.
-        stopped: "finished", "early" (no better validation bound for `patience` records),
+        stopped: "finished", "early" (no better validation bound for `patience` epochs),
             "callback" or "interrupted".
         best_step: the step whose parameters the model now has: that of the best record with
             validation data, the last step without.
