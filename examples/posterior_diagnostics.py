@@ -186,6 +186,8 @@ def show(subject: Subject, found: Evidence, diagnosis: vilvm.Diagnosis) -> None:
         )
     console.print(table)
     console.print(f"[bold]{diagnosis.verdict}", highlight=False)
+    if diagnosis.posterior is not None:
+        console.print(str(diagnosis.posterior), highlight=False, markup=False)
     for finding in diagnosis.findings:
         console.print(f"• {finding}", highlight=False, markup=False)
     for name, why in diagnosis.skipped.items():
@@ -207,22 +209,16 @@ def page(
             ["", "mean", "SE over the data", "SE of Monte Carlo"], rows
         )
     }
-    if diagnosis.skipped:
-        tables["Not run"] = Table(
-            ["diagnostic", "why"],
-            [[name, why] for name, why in diagnosis.skipped.items()],
-        )
-    return Page(
+    return report.diagnosis_page(
+        diagnosis,
         f"Can this posterior be trusted? {subject.name}",
-        diagnosis.verdict,
+        history=subject.fitted,
         summary={
             f"{name.split(',')[0]} (nats)": bound
             for name, bound in found.bounds.items()
         },
-        findings=diagnosis.findings,
         finding_figures=plots,
         tables=tables,
-        history=None if subject.fitted is None else subject.fitted.history,
         settings=settings,
         command=report.command("examples.posterior_diagnostics", settings),
         environment=report.environment(str(device_of(subject.lvm)), settings["seed"]),

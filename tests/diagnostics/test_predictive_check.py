@@ -97,7 +97,7 @@ def test_heavy_tails_are_detected_and_gaussian_ones_pass():
     )
     check = predictive_check(PPCA(6, 2).maximise(wrong), wrong)
     assert check.finding.severity is ALARM
-    assert check.adjusted["kurtosis"] < 0.01
+    assert check.adjusted["kurtosis"].min() < 0.01
     assert "heavier" in check.finding.advice
 
 

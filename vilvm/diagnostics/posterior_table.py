@@ -23,6 +23,7 @@ from torch import Tensor
 from vilvm.diagnostics._components import indexed
 from vilvm.diagnostics._coordinates import Coordinates, own_name
 from vilvm.diagnostics._time_budget import TimeBudget, affordable_draws
+from vilvm.diagnostics.chains import R_HAT
 from vilvm.lvm import ContractError
 from vilvm.weights import posterior
 from vilvm.weights.generated_quantities import replay
@@ -233,7 +234,7 @@ class _Known:
             column = self._of_chain[label]
             r_hat = self.chains.r_hat[column].item()
             ess = self.chains.ess_bulk[column].item()
-        badness = [excess, *(x for x in (k / _TOO_HEAVY, r_hat) if x == x)]
+        badness = [excess, *(x for x in (k / _TOO_HEAVY, r_hat / R_HAT) if x == x)]
         return k, r_hat, ess, max(badness)
 
     def by_datum(self, num_data: int) -> Tensor:
