@@ -80,24 +80,30 @@ class PosteriorTable:
     Arguments:
         rows: the scalars, in the order of the model.
         draws: their draws, float64, shape (S, number of rows).
+        badness: how bad each looks, shape (number of rows,); above 1 a diagnostic is beyond its
+            threshold.
         origin: where the draws come from.
         left_out: what the table does not show; empty if it shows all.
-        badness: larger is worse, by row, shape (number of rows,).
 
     Examples:
-        >>> import torch, vilvm
-        >>> from vilvm.models.ppca import PPCA
-        >>> x = torch.randn(3, 4)
-        >>> table = vilvm.diagnose(PPCA(4, 1).maximise(x), x, budget=5).posterior
-        >>> [row.name for row in table.rows]
-        ['z[0] of datum 0', 'z[0] of datum 1', 'z[0] of datum 2']
+        >>> import torch
+        >>> from vilvm.diagnostics import PosteriorTable, Scalar
+        >>> rows = Scalar("mu", 4.4, 3.3, -1.0, 9.8), Scalar("tau", 3.0, 2.9, 0.6, 8.2)
+        >>> badness = torch.tensor([0.4, 2.0])
+        >>> table = PosteriorTable(rows, torch.randn(100, 2), badness, "draws of the guide")
+        >>> table.rows[table.worst(1)[0]].name
+        'tau'
+        >>> print(table)
+             mean   sd   5 %  95 %
+        mu    4.4  3.3  -1.0   9.8
+        tau   3.0  2.9   0.6   8.2
     """
 
     rows: tuple[Scalar, ...]
     draws: Tensor = field(repr=False)
+    badness: Tensor = field(repr=False)
     origin: str
     left_out: str = ""
-    badness: Tensor = field(default_factory=lambda: torch.zeros(0), repr=False)
 
     @property
     def summary(self) -> str:
@@ -400,8 +406,7 @@ def _table(sites: Sequence[_Site], origin: str, most: int = _WORST) -> Posterior
     )
     numbers = torch.stack(columns, 1).tolist()
     rows = tuple(Scalar(n, *row) for n, row in zip(labels, numbers, strict=True))
-    left_out = " ".join(notes)
-    return PosteriorTable(rows, draws, origin, left_out, quality[:, 3])
+    return PosteriorTable(rows, draws, quality[:, 3], origin, " ".join(notes))
 
 
 def _worst_of(sites: Sequence[_Site], count: int) -> tuple[list[_Site], list[str]]:

@@ -36,13 +36,13 @@ def forest(table: PosteriorTable) -> Figure:
         ValueError: the table has no rows.
 
     Examples:
-        >>> import torch, vilvm
-        >>> from vilvm.models.ppca import PPCA
+        >>> import torch
+        >>> from vilvm.diagnostics import PosteriorTable, Scalar
         >>> from vilvm.plots import forest
-        >>> x = torch.randn(3, 4)
-        >>> table = vilvm.diagnose(PPCA(4, 1).maximise(x), x, budget=5).posterior
-        >>> [label.get_text() for label in forest(table).axes[0].get_yticklabels()][0]
-        'z[0] of datum 0'
+        >>> rows = Scalar("mu", 0.0, 1.0, -1.6, 1.6), Scalar("tau", 0.0, 1.0, -1.6, 1.6)
+        >>> table = PosteriorTable(rows, torch.randn(100, 2), torch.zeros(2), "draws")
+        >>> [label.get_text() for label in forest(table).axes[0].get_yticklabels()]
+        ['mu', 'tau']
     """
     _check_rows("forest", table)
     draws = table.draws.numpy()
@@ -71,13 +71,13 @@ def pairs(table: PosteriorTable, count: int = 4) -> Figure | None:
         ValueError: count is below 2.
 
     Examples:
-        >>> import torch, vilvm
-        >>> from vilvm.models.ppca import PPCA
+        >>> import torch
+        >>> from vilvm.diagnostics import PosteriorTable, Scalar
         >>> from vilvm.plots import pairs
-        >>> x = torch.randn(3, 4)
-        >>> table = vilvm.diagnose(PPCA(4, 2).maximise(x), x, budget=5).posterior
-        >>> len(pairs(table, 3).axes)
-        6
+        >>> rows = Scalar("mu", 0.0, 1.0, -1.6, 1.6), Scalar("tau", 0.0, 1.0, -1.6, 1.6)
+        >>> table = PosteriorTable(rows, torch.randn(100, 2), torch.zeros(2), "draws")
+        >>> len(pairs(table).axes)
+        3
     """
     if count < 2:
         raise ValueError(f"pairs: count must be at least 2; got {count}.")
