@@ -10,8 +10,9 @@ decisive ones before the slow:
   TARP) of an amortised guide;
 - the posterior and the prior predictive check;
 - if the data share a latent, leave-one-out prediction;
+- convergence, if the history of the training is given;
 - the gap between log p(x) and the ELBO, and what causes it;
-- convergence, if the history of the training is given.
+- the table of the posterior (``PosteriorTable``), which shows what the others found.
 
 The stated false-alarm rate is divided equally among the tests that apply (Bonferroni). A
 diagnostic that does not apply, or for which no time is left, is named with the reason. Each has a
@@ -22,6 +23,7 @@ If there are many data, a random subset is used and named by its index in the fu
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -38,7 +40,7 @@ from vilvm._runtime.memory import bytes_made
 from vilvm._runtime.random import seeded
 from vilvm.data.data import as_data
 from vilvm.diagnostics._chosen_data import choose
-from vilvm.diagnostics._coordinates import Coordinates, named_sites
+from vilvm.diagnostics._coordinates import NAMELESS, Coordinates, named_sites
 from vilvm.diagnostics._session import Check, Session
 from vilvm.diagnostics._verdicts.diagnosis import (
     Judgement,
@@ -63,6 +65,7 @@ from vilvm.evaluation import Schedule
 from vilvm.evaluation.ais import check_schedule
 from vilvm.lvm import ContractError, LatentVariableModel
 from vilvm.weights import find_layout, posterior
+from vilvm.weights.generated_quantities import replay
 from vilvm.weights.prepared import Prepared, prepared_of
 from vilvm.weights.simulation import batches
 
@@ -237,9 +240,16 @@ def diagnose(
 def _names(prepared: Prepared, coords: Any, dims: Any, num_data: int) -> Coordinates:
     """The user's names of data and components."""
     lvm, layout = prepared.lvm, prepared.layout
+    if not (coords or dims):
+        return NAMELESS
+    batch, axes = prepared.batches[0].x, dict(layout.data_axes)
     with prepared.running():
-        one = posterior(lvm, prepared.batches[0].x, 1) if layout.latents else {}
-    sites = named_sites(one, layout.data_axes, layout.local)
+        one = posterior(lvm, batch, 1) if layout.latents else {}
+        # A likelihood without a sampler cannot be replayed; then only latents have names.
+        with suppress(ContractError):
+            run = replay(lvm, batch, one, num_samples=1, layout=layout)
+            one, axes = one | run.deterministics, axes | run.data_axes
+    sites = named_sites(one, axes, layout.local)
     return Coordinates.of(
         "diagnose", coords, dims, sites, (layout.data_plate, num_data)
     )
@@ -275,16 +285,16 @@ def _checks(
     yield from _local_checks(prepared)
     yield from _predictive_checks(prepared, names)
     yield Check(
-        "Inference gap",
-        lambda rate, s: gaps(prepared, schedule=schedule, false_alarm=rate, budget=s),
-        part=6.0,
-    )
-    yield Check(
         "Convergence",
         # The rate is halved: one test for a rise, one for a fall.
         lambda rate, _: convergence(history, false_alarm=rate / 2),
         why_not=_NO_HISTORY if history is None else "",
         part=0.1,
+    )
+    yield Check(
+        "Inference gap",
+        lambda rate, s: gaps(prepared, schedule=schedule, false_alarm=rate, budget=s),
+        part=6.0,
     )
 
 

@@ -3,7 +3,7 @@
 The sample moments, extremes and zeros show a wrong family of the likelihood; correlations, or the
 spread of row means, show a wrong dependence among the components of a datum.
 
-The columns of a table (2 to 12 numbers a datum, or columns that have names) differ in meaning and
+The columns of a table (2 to 10 numbers a datum, or columns that have names) differ in meaning and
 unit, so each has statistics of its own, and each pair of columns its correlation. The pixels of an
 image are alike and many, and their statistics are of all entries together.
 
@@ -21,7 +21,7 @@ __all__ = ["CORRELATION", "Statistic", "default_statistics", "has_columns"]
 Statistic = Callable[[Tensor], Tensor | float]
 
 CORRELATION = "correlation"
-_FEW = 12  # columns
+_FEW = 10  # columns
 
 
 def has_columns(x: Tensor, is_named: bool = False) -> bool:
@@ -43,7 +43,7 @@ def default_statistics(x: Tensor, is_named: bool = False) -> dict[str, Statistic
     """Statistics that suit data of shape (num_data, ...).
 
     Mean, sd, minimum, maximum, skewness, kurtosis and the share of zeros; only the mean for zeros
-    and ones, because it determines the rest. With 2 to 12 columns, or named ones, each is computed
+    and ones, because it determines the rest. With 2 to 10 columns, or named ones, each is computed
     a column at a time, shape (C,), and so are the correlations of all pairs of columns. Otherwise
     they are of all entries; if a datum has several components, the sd over data of their mean, and
     the correlation of neighbouring ones, come with them.
