@@ -15,11 +15,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--budget", type=rate, default=120.0, help="seconds")
     args = parser.parse_args(argv)
     case = MODELS["eight_schools_centred"]("mean_field")
-    fitted = fit_case(case, args.seed, args.steps)
+    fit_case(case, args.seed, args.steps)
     found = vilvm.diagnose(
         case.lvm,
         case.data,
-        history=fitted,
         budget=args.budget,
         coords=case.coords,
         seed=args.seed,
