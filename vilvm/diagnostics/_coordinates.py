@@ -7,7 +7,7 @@ the data has that plate's name, and any other dimension of a site is called "SIT
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -110,15 +110,12 @@ class Coordinates(NamedTuple):
 
     def apply(self, found: Any) -> Any:
         """The result of a diagnostic with the names of its components and data."""
-        known = (
-            {field.name for field in fields(found)} if is_dataclass(found) else set()
-        )
         changes: dict[str, Any] = {}
-        if "names" in known:
+        if isinstance(getattr(found, "names", None), tuple):
             changes["names"] = tuple(map(self.renamed, found.names))
-        if "data_names" in known and self.of_data:
+        if hasattr(found, "data_names") and self.of_data:
             changes["data_names"] = self.of_data
-        return replace(found, **changes) if changes else found
+        return replace(found, **changes) if changes and self.coords else found
 
     def _component(self, found: re.Match[str]) -> str:
         site, index = found[1], [int(i) for i in found[2].split(",")]

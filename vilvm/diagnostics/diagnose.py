@@ -41,6 +41,7 @@ from vilvm._runtime.random import seeded
 from vilvm.data.data import as_data
 from vilvm.diagnostics._chosen_data import choose
 from vilvm.diagnostics._coordinates import NAMELESS, Coordinates, named_sites
+from vilvm.diagnostics._posterior_tables import table_of_pair
 from vilvm.diagnostics._session import Check, Session
 from vilvm.diagnostics._verdicts.diagnosis import (
     Judgement,
@@ -55,7 +56,7 @@ from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.diagnostics.gaps import gaps
 from vilvm.diagnostics.loo import loo
 from vilvm.diagnostics.pareto_k import pareto_k
-from vilvm.diagnostics.posterior_table import PosteriorTable, table_of_pair
+from vilvm.diagnostics.posterior_table import PosteriorTable
 from vilvm.diagnostics.predictive_check import predictive_check
 from vilvm.diagnostics.psis import psis
 from vilvm.diagnostics.rates import rates

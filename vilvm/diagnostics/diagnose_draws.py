@@ -36,10 +36,10 @@ from vilvm.diagnostics._coordinates import NAMELESS, Coordinates, SiteDims
 from vilvm.diagnostics._given_density import AtDraws, FunctionDensity, ModelDensity
 from vilvm.diagnostics._given_draws import GivenDraws, in_chunks, read_draws
 from vilvm.diagnostics._given_weights import correction_of, pareto_k_of, rates_of
+from vilvm.diagnostics._posterior_tables import table_of_draws
 from vilvm.diagnostics._session import Check, Session
 from vilvm.diagnostics.chains import chains as chains_of
 from vilvm.diagnostics.diagnose import Diagnosis, import_all
-from vilvm.diagnostics.posterior_table import table_of_draws
 from vilvm.diagnostics.predictive_check import predictive_check
 from vilvm.diagnostics.stein import stein
 from vilvm.diagnostics.weighted_evidence import weighted_evidence

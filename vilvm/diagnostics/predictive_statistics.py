@@ -30,6 +30,15 @@ def has_columns(x: Tensor, is_named: bool = False) -> bool:
     Arguments:
         x: data of one site.
         is_named: whether their columns have names.
+
+    Returns:
+        True for a table of 2 to 10 columns, or of more with names.
+
+    Examples:
+        >>> import torch
+        >>> from vilvm.diagnostics.predictive_statistics import has_columns
+        >>> has_columns(torch.zeros(5, 9)), has_columns(torch.zeros(5, 784))
+        (True, False)
     """
     return (
         x.dim() == 2
@@ -64,7 +73,7 @@ def default_statistics(x: Tensor, is_named: bool = False) -> dict[str, Statistic
         torch.Size([3])
     """
     by_column = has_columns(x, is_named)
-    found = {"mean": _mean}
+    found: dict[str, Callable[[Tensor], Tensor]] = {"mean": _mean}
     if not bool(((x == 0) | (x == 1)).all()):
         found |= {
             "sd": _sd,
@@ -76,13 +85,15 @@ def default_statistics(x: Tensor, is_named: bool = False) -> dict[str, Statistic
         }
     if by_column:
         return {**found, CORRELATION: _correlations}
-    found = {name: _of_all_entries(statistic) for name, statistic in found.items()}
+    whole: dict[str, Statistic] = {
+        name: _of_all_entries(statistic) for name, statistic in found.items()
+    }
     if x.dim() > 1 and x[0].numel() > 1 and len(x) > 1:
-        found |= {
+        whole |= {
             "sd of row means": lambda x: _sd(x.double().flatten(1).mean(1)),
             "neighbours": _neighbours,
         }
-    return found
+    return whole
 
 
 def _of_all_entries(
