@@ -37,6 +37,7 @@ class _Site(NamedTuple):
         draws: shape (S, C).
         is_shared: whether the data share it.
         quality: k̂, R̂, effective sample size and badness of each scalar, shape (C, 4).
+        datum: the name of its datum, if each has latents of its own.
     """
 
     name: str
@@ -44,6 +45,7 @@ class _Site(NamedTuple):
     draws: Tensor
     is_shared: bool
     quality: Tensor
+    datum: str = ""
 
     def at(self, index: Tensor) -> "_Site":
         """Some of the scalars."""
@@ -202,18 +204,20 @@ def _of_single_data(
         ):
             for name, value in latents.items():
                 own = value.movedim(axes.get(name, 1), 1)[:, column]
-                site = known.site(name, own, False, row)
-                sites.append(
-                    site._replace(
-                        labels=[f"{x} of {_datum(known, row)}" for x in site.labels]
-                    )
-                )
+                sites.append(_named(known, known.site(name, own, False, row), row))
         done += len(columns)
     table = _table(sites, "draws of the guide", most=_ALL)
     if count == total:
         return table
     shown = f"The table shows {count} of {total} data, those of largest k̂."
     return replace(table, left_out=" ".join(filter(None, [shown, table.left_out])))
+
+
+def _named(known: _Known, site: _Site, row: int) -> _Site:
+    """The site of one datum, with its name."""
+    datum = _datum(known, row)
+    labels = [f"{label} of {datum}" for label in site.labels]
+    return site._replace(labels=labels, datum=datum)
 
 
 def _datum(known: _Known, row: int) -> str:
@@ -261,7 +265,7 @@ def _table(sites: Sequence[_Site], origin: str, most: int = _WORST) -> Posterior
             notes += note
     quality = torch.cat([site.quality for site in kept])
     draws = torch.cat([site.draws for site in kept], 1)
-    labels = [label for site in kept for label in site.labels]
+    labels = [(label, site.datum) for site in kept for label in site.labels]
     columns = (
         draws.mean(0),
         draws.std(0),
@@ -269,7 +273,10 @@ def _table(sites: Sequence[_Site], origin: str, most: int = _WORST) -> Posterior
         *quality[:, :3].T,
     )
     numbers = torch.stack(columns, 1).tolist()
-    rows = tuple(Scalar(n, *row) for n, row in zip(labels, numbers, strict=True))
+    rows = tuple(
+        Scalar(name, *row, datum=datum)
+        for (name, datum), row in zip(labels, numbers, strict=True)
+    )
     return PosteriorTable(rows, draws, quality[:, 3], origin, " ".join(notes))
 
 

@@ -31,6 +31,7 @@ class Scalar(NamedTuple):
         k: Pareto k̂; NaN if the draws have no weights.
         r_hat: R̂; NaN if they are not of chains.
         ess: bulk effective sample size of chains; NaN otherwise.
+        datum: the name of its datum, if each has latents of its own.
 
     Examples:
         >>> from vilvm.diagnostics import Scalar
@@ -46,6 +47,7 @@ class Scalar(NamedTuple):
     k: float = math.nan
     r_hat: float = math.nan
     ess: float = math.nan
+    datum: str = ""
 
     @property
     def cells(self) -> tuple[str, ...]:

@@ -60,6 +60,9 @@ def forest(table: PosteriorTable) -> Figure:
 def pairs(table: PosteriorTable, count: int = 4) -> Figure | None:
     """Draws of the scalars that look worst, two at a time, beside their histograms.
 
+    If each datum has latents of its own, they are those of the worst datum, because the latents of
+    different data are independent.
+
     Arguments:
         table: of a ``Diagnosis``.
         count: number of scalars, at least 2.
@@ -81,9 +84,9 @@ def pairs(table: PosteriorTable, count: int = 4) -> Figure | None:
     """
     if count < 2:
         raise ValueError(f"pairs: count must be at least 2; got {count}.")
-    order = table.worst(len(table.rows))
-    varying = [i for i in order if table.rows[i].sd > 0][:count]
-    chosen = sorted(varying)
+    varying = [i for i in table.worst(len(table.rows)) if table.rows[i].sd > 0]
+    same = [i for i in varying if table.rows[i].datum == table.rows[varying[0]].datum]
+    chosen = sorted(same[:count])
     if len(chosen) < 2:
         return None
     every = max(1, len(table.draws) // _POINTS)
