@@ -3,7 +3,7 @@
 The data are from posteriordb if it is installed, else embedded or simulated.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -25,7 +25,19 @@ from vilvm.models.hidden_markov import HiddenMarkov
 from vilvm.models.ppca import PPCA
 from vilvm.training import one_cycle
 
-__all__ = ["MODELS", "Case", "fit_case"]
+__all__ = ["MODELS", "SCHOOLS", "Case", "fit_case"]
+
+# Alderman and Powers, 1979, by way of Rubin, 1981
+SCHOOLS = (
+    "Choate",
+    "Deerfield",
+    "Phillips Andover",
+    "Phillips Exeter",
+    "Hotchkiss",
+    "Lawrenceville",
+    "St. Paul's",
+    "Mt. Hermon",
+)
 
 
 class Case(NamedTuple):
@@ -39,6 +51,7 @@ class Case(NamedTuple):
         particles: draws a step.
         scalars: gives the components of the latents the names of the reference draws.
         reference: draws of posteriordb, or None.
+        coords: names of the data, as the exports and the diagnosis take them.
     """
 
     lvm: Any
@@ -48,6 +61,7 @@ class Case(NamedTuple):
     particles: int = 16
     scalars: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
     reference: ReferencePosterior | None = None
+    coords: Mapping[str, Sequence[str]] | None = None
 
 
 def fit_case(case: Case, seed: int, steps: int | None = None) -> vilvm.Fit | None:
@@ -81,7 +95,9 @@ def _eight_schools(guide: str | None, centred: bool = False) -> Case:
     steps, lr, particles = (
         (4000, 0.01, 32) if guide in (None, "flow") else (2000, 0.05, 16)
     )
-    return Case(lvm, eight_schools(), steps, lr, particles, lvm.scalars, reference)
+    fit = (steps, lr, particles)
+    coords = {"data": SCHOOLS}
+    return Case(lvm, eight_schools(), *fit, lvm.scalars, reference, coords)
 
 
 def _linear_regression(

@@ -11,6 +11,7 @@ the same data, and bounds the error of AIS by bidirectional Monte Carlo.
 
 import argparse
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,12 +45,13 @@ _REPLICATES = 50
 
 
 class Subject(NamedTuple):
-    """A pair, its data, and its training if there was one."""
+    """A pair, its data, its training if there was one, and the names of its data."""
 
     name: str
     lvm: Any
     data: Data
     fitted: vilvm.Fit | None
+    coords: Mapping[str, Sequence[Any]] | None = None
 
 
 class Evidence(NamedTuple):
@@ -111,6 +113,7 @@ def subject_of(settings: dict[str, Any]) -> Subject:
             case.lvm,
             case.data,
             fit_case(case, settings["seed"], settings["steps"]),
+            case.coords,
         )
     folder = Path(name)
     if not folder.is_dir():
@@ -186,6 +189,8 @@ def show(subject: Subject, found: Evidence, diagnosis: vilvm.Diagnosis) -> None:
         )
     console.print(table)
     console.print(f"[bold]{diagnosis.verdict}", highlight=False)
+    if diagnosis.posterior is not None:
+        console.print(str(diagnosis.posterior), highlight=False, markup=False)
     for finding in diagnosis.findings:
         console.print(f"• {finding}", highlight=False, markup=False)
     for name, why in diagnosis.skipped.items():
@@ -207,22 +212,16 @@ def page(
             ["", "mean", "SE over the data", "SE of Monte Carlo"], rows
         )
     }
-    if diagnosis.skipped:
-        tables["Not run"] = Table(
-            ["diagnostic", "why"],
-            [[name, why] for name, why in diagnosis.skipped.items()],
-        )
-    return Page(
+    return report.diagnosis_page(
+        diagnosis,
         f"Can this posterior be trusted? {subject.name}",
-        diagnosis.verdict,
+        history=subject.fitted,
         summary={
             f"{name.split(',')[0]} (nats)": bound
             for name, bound in found.bounds.items()
         },
-        findings=diagnosis.findings,
         finding_figures=plots,
         tables=tables,
-        history=None if subject.fitted is None else subject.fitted.history,
         settings=settings,
         command=report.command("examples.posterior_diagnostics", settings),
         environment=report.environment(str(device_of(subject.lvm)), settings["seed"]),
@@ -237,7 +236,9 @@ def posterior_of(subject: Subject, index: torch.Tensor, seed: int) -> Any:
     """
     layout = find_layout(subject.lvm, part_of(subject.data, index).x)
     if not (layout.local and subject.data.divisible):
-        return export.to_datatree(subject.lvm, subject.data, seed=seed)
+        return export.to_datatree(
+            subject.lvm, subject.data, coords=subject.coords, seed=seed
+        )
     if len(index) < len(subject.data):
         index = index[:_EXPORTED]
     part, coords = (
@@ -267,6 +268,7 @@ def work(folder: Path, settings: dict[str, Any]) -> int:
         budget=settings["budget"],
         num_data=settings["num_data"],
         schedule=Schedule(num_temperatures=settings["temperatures"], leapfrog=3),
+        coords=subject.coords,
         seed=settings["seed"],
     )
     diagnosed = part_of(subject.data, diagnosis.index)

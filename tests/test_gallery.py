@@ -24,6 +24,12 @@ def test_figure_is_drawn(name, tmp_path):
 
 
 @pytest.mark.slow
+def test_figure_of_a_diagnosis_is_drawn(tmp_path, capsys):
+    draws_a_picture("diagnosis", tmp_path / "figure.png", "--budget", "20")
+    assert "theta[Phillips Exeter]" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not HAS_FACES, reason="VILVM_DATA holds no Frey faces")
 @pytest.mark.parametrize("latent", ["2", "3"])
 def test_figure_of_faces_is_drawn(latent, tmp_path):

@@ -3,6 +3,7 @@
 import math
 from functools import partial
 from importlib import import_module
+from itertools import product
 
 import numpy as np
 import pyro
@@ -96,6 +97,52 @@ def test_verdict_separates_posterior_from_model():
     assert verdict(("Posterior collapse", Severity.NOTE, "model")).endswith(
         "against this posterior."
     )
+
+
+LEVELS = list(Severity)
+MODEL_NAMES = (
+    "Posterior predictive check",
+    "Prior predictive check",
+    "Posterior collapse",
+    "Leave-one-out prediction",
+    "Another",
+)
+
+
+@pytest.mark.parametrize("name", MODEL_NAMES)
+@pytest.mark.parametrize("unfinished", [(), ("Rate",)])
+def test_verdict_and_badges_agree(name, unfinished):
+    for posterior, model in product([None, *LEVELS], [None, *LEVELS]):
+        findings = [
+            Finding(f, severity, "", "", about=about)
+            for f, severity, about in (
+                ("Pareto k̂", posterior, "posterior"),
+                (name, model, "model"),
+            )
+            if severity is not None
+        ]
+        found = Diagnosis(
+            tuple(findings),
+            {},
+            dict.fromkeys(unfinished, "no time."),
+            torch.arange(1),
+            0.0,
+            unfinished,
+        )
+        of_posterior, of_model = found.judgements
+        objects = [f for f in findings if f.severity >= Severity.WARNING]
+        assert of_posterior.objects == any(f.about == "posterior" for f in objects)
+        assert of_model.objects == any(f.about == "model" for f in objects)
+        assert found.verdict.startswith(of_posterior.sentence)
+        assert ("Do not trust" in found.verdict) == of_posterior.objects
+        assert found.trusted == (not of_posterior.objects and not unfinished)
+        assert (of_posterior.badge == "NOT FINISHED") == (
+            bool(unfinished) and not of_posterior.objects
+        )
+        assert ("No diagnostic" in of_posterior.sentence) == found.trusted
+        assert (of_model.sentence in found.verdict) == of_model.objects
+        assert ("No diagnostic" in of_model.sentence) == (not of_model.objects)
+        assert (of_model.badge == "NOT JUDGED") == (model is None)
 
 
 def scaled(of_model, size, subsample=None):

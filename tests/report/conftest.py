@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vilvm import Data, plots, report
+from vilvm.diagnostics import Judgement, PosteriorTable, Scalar
 from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.evaluation import compare
 from vilvm.models.autoencoder import Autoencoder
@@ -34,6 +35,16 @@ def history(length):
         "seconds": 1.0,
     }
     return History([Record(**row, **rest, data_per_second=1e4) for row in rows])
+
+
+def posterior_table():
+    draws = torch.randn(3000, 3, generator=torch.Generator().manual_seed(0)).double()
+    rows = tuple(
+        Scalar(name, 0.0, 1.0, -1.6, 1.6, k)
+        for name, k in ((NASTY, 0.4), ("tau", 0.9), ("theta[St. Paul's]", 0.2))
+    )
+    badness = torch.tensor([0.6, 1.3, 0.3])
+    return PosteriorTable(rows, draws, badness, "draws of the guide", f"All {NASTY}.")
 
 
 @pytest.fixture(scope="session")
@@ -86,6 +97,11 @@ def full_page():
                 "flag": True,
                 "none": None,
             },
+            posterior=posterior_table(),
+            judgements=[
+                Judgement("posterior", "CRITICAL", f"Do not trust it {NASTY}."),
+                Judgement("model", "OK", "Nothing against it."),
+            ],
             findings=findings,
             finding_figures={
                 "Pareto k̂": plots.pareto_k(torch.randn(900)),

@@ -137,7 +137,7 @@ def test_every_picture_is_rendered(seen, full_page):
     for page in seen[1].values():
         assert (
             len(page["drawings"])
-            == len(full_page.figures) + len(full_page.finding_figures) + 1
+            == len(full_page.figures) + len(full_page.finding_figures) + 3
         )
         assert all(width > 200 and height > 50 for width, height in page["drawings"])
         assert len(page["pictures"]) >= 2  # a sheet of pictures, and points as pixels

@@ -9,9 +9,10 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from vilvm import plots, report
+from tests.report.conftest import posterior_table
+from vilvm import Diagnosis, plots, report
 from vilvm.diagnostics.finding import Finding, Severity
-from vilvm.report import Page, Table
+from vilvm.report import Page, Table, diagnosis_page
 from vilvm.report._svg import describe, inline_svg
 from vilvm.report._values import as_text, typeset
 
@@ -83,6 +84,7 @@ def test_page_has_every_part_and_figure_descriptions(html, full_page):
     page = Outline(html)
     text = " ".join(page.text)
     for heading in (
+        "Posterior",
         "Findings",
         "Results",
         "Training",
@@ -92,6 +94,7 @@ def test_page_has_every_part_and_figure_descriptions(html, full_page):
     ):
         assert f">{heading}</h2>" in html
     count = len(full_page.figures) + len(full_page.finding_figures) + 1
+    count += 2  # forest and pairs
     assert page.tags.count("svg") == count
     assert page.values("role").count("img") == count
     labels = [
@@ -127,6 +130,48 @@ def test_findings_are_sorted_by_severity(html):
     assert ["<svg" in body for *_, body in found] == [True, True, True, False]
     assert ["What to try:" in body for *_, body in found] == [True, True, False, False]
     assert "1 CRITICAL, 1 WARNING, 1 NOTE, 1 OK" in html
+
+
+def test_diagnosis_page_opens_with_posterior_and_two_judgements():
+    findings = (
+        Finding("Pareto k̂", Severity.NOTE, "Uneven.", ""),
+        Finding("Posterior collapse", Severity.WARNING, "Unused.", "", about="model"),
+    )
+    skipped, cut = {"Rate": "no time."}, {"Pareto k̂": "9 of 50 draws"}
+    found = Diagnosis(
+        findings,
+        {},
+        skipped,
+        torch.arange(3),
+        1.0,
+        cut=cut,
+        posterior=posterior_table(),
+    )
+    html = diagnosis_page(found, "Mine", settings={"seed": 1}).html()
+    text = re.sub(r"\s+", " ", " ".join(Outline(html).text))
+    order = [
+        "Mine",
+        found.verdict,
+        "The posterior, 3,000 draws of the guide",
+        "About the posterior",
+        "NOTE",
+        "there are notes.",
+        "Uneven.",
+        "About the model",
+        "WARNING",
+        "The model makes little use of its latents.",
+        "Unused.",
+        "cut short: 9 of 50 draws",
+        "not run: no time.",
+    ]
+    places = [text.find(words) for words in order]
+    assert -1 not in places
+    assert text.count("theta[St. Paul's]") >= 2  # table and forest plot
+    rest = [
+        text.index(words, start)
+        for words, start in zip(order[3:], [0] * 10, strict=True)
+    ]
+    assert places[0] < places[1] < places[2] < rest[0] < text.index("About the model")
 
 
 def test_every_part_is_optional():

@@ -3,6 +3,7 @@
 Each result has a ``finding``, its verdict in a few sentences.
 """
 
+from vilvm.diagnostics._verdicts.diagnosis import Judgement
 from vilvm.diagnostics.chains import Chains, chains
 from vilvm.diagnostics.collapse import Collapse, active_units, collapse
 from vilvm.diagnostics.collapse_alarm import CollapseAlarm
@@ -15,6 +16,7 @@ from vilvm.diagnostics.gaps import Bound, Gaps, gaps
 from vilvm.diagnostics.gradient_snr import GradientSNR, gradient_snr
 from vilvm.diagnostics.loo import LOO, loo
 from vilvm.diagnostics.pareto_k import ParetoK, Recheck, pareto_k
+from vilvm.diagnostics.posterior_table import PosteriorTable, Scalar
 from vilvm.diagnostics.predictive_check import PredictiveCheck, predictive_check
 from vilvm.diagnostics.psis import psis
 from vilvm.diagnostics.rates import Rates, rates
@@ -40,10 +42,13 @@ __all__ = [
     "Finding",
     "Gaps",
     "GradientSNR",
+    "Judgement",
     "ParetoK",
+    "PosteriorTable",
     "PredictiveCheck",
     "Rates",
     "Recheck",
+    "Scalar",
     "Severity",
     "Stein",
     "WeightedEvidence",

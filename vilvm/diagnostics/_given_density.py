@@ -80,7 +80,7 @@ class ModelDensity:
         who: names the caller in errors.
 
     Its `shapes` are those of one draw, by latent; draws may also contain the names `extra`; `flat`
-    is a latent of flat prior, or "".
+    is a latent of flat prior, or ""; `data_axes` and `data_plate` are as in ``Layout``.
     """
 
     def __init__(self, model: Any, data: Any, seed: int = 0, who: str = _WHO):
@@ -92,6 +92,8 @@ class ModelDensity:
         self.data, self.num_data, self.device = fixed, len(fixed), fixed.device
         self.joint = self._joint(batch)
         self.tempered = self.joint.layout.tempered
+        self.data_axes = dict(self.joint.layout.data_axes)
+        self.data_plate = self.joint.layout.data_plate
         self.flat = next(iter(self.joint.layout.improper), "")
         one = self.joint.latents(self.joint.draw(1))
         self.shapes = {n: tuple(v.shape[1:]) for n, v in one.items()}
@@ -164,6 +166,8 @@ class FunctionDensity:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.extra: frozenset[str] = frozenset()
         self.tempered: dict[str, float] = {}
+        self.data_axes: dict[str, int] = {}
+        self.data_plate = ""
 
     def at(self, latents: Mapping[str, Tensor]) -> AtDraws:
         """The density at draws of all latents, shape (S, *event) each."""

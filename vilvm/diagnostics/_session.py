@@ -9,12 +9,15 @@ from torch import Tensor
 
 from vilvm._runtime.progress import ProgressBar
 from vilvm._runtime.threads import one_thread
+from vilvm.diagnostics._coordinates import NAMELESS, Coordinates
 from vilvm.diagnostics._time_budget import OutOfTimeError, Stop
 from vilvm.lvm import ContractError, NotApplicable
 
 __all__ = ["Check", "Session"]
 
-_BEYOND = 0.5  # largest overrun, as a share of the budget
+_TABLE = "Posterior table"
+_BEYOND = 0.1  # overrun at which a diagnostic is stopped, as a share of the budget
+_FOR_TABLE = 0.03  # of the budget, for the table of the posterior
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,18 @@ class Session:
         index: index of the data in the full data set; None if results need no renaming.
         budget: seconds for all checks.
         end: time on the monotonic clock at which the budget is spent.
+        names: of data and components.
     """
 
-    def __init__(self, index: Tensor | None, budget: float, end: float):
-        self.index, self.budget, self.end = index, budget, end
+    def __init__(
+        self,
+        index: Tensor | None,
+        budget: float,
+        end: float,
+        names: Coordinates = NAMELESS,
+    ):
+        self.index, self.budget, self.names = index, budget, names
+        self.end = end - _FOR_TABLE * budget
         self.results: dict[str, Any] = {}
         self.skipped: dict[str, str] = {}
         self.unfinished: list[str] = []
@@ -78,13 +89,10 @@ class Session:
     def _run(self, check: Check, rate: float, share: float) -> None:
         """Runs a check in its share of the time that is left."""
         left = self.end - time.monotonic()
-        if left <= -_BEYOND * self.budget:
-            reason = (
-                f"the budget of {self.budget:g} s was spent; raise it (budget=...)."
-            )
-            self._skip(check, reason)
+        if left <= 0:
+            self._skip(check, self._spent)
             return
-        seconds = max(0.0, left * share)
+        seconds = left * share
         most = min(max(2 * seconds, self.budget / 4), left + _BEYOND * self.budget)
         try:
             with Stop(most):
@@ -92,7 +100,7 @@ class Session:
             assert (
                 found.finding is not None
             )  # a finding that raises counts as a failure
-            self.results[check.name] = _renamed(found, self.index)
+            self.results[check.name] = self.names.apply(_renamed(found, self.index))
         except OutOfTimeError:
             self._skip(
                 check,
@@ -104,6 +112,26 @@ class Session:
             self._skip(
                 check, _reason(error), applies=not isinstance(error, NotApplicable)
             )
+
+    def tabulate[T](self, make: Callable[[float], T]) -> T | None:
+        """The table that `make` draws in so many seconds; None, with the reason, if it cannot."""
+        left = self.end + _FOR_TABLE * self.budget - time.monotonic()
+        if left <= -_BEYOND * self.budget:
+            self.skipped[_TABLE] = self._spent
+            return None
+        try:
+            with one_thread(), Stop(left + _BEYOND * self.budget):
+                return make(max(_FOR_TABLE * self.budget, 0.5 * left))
+        except OutOfTimeError:
+            self.skipped[_TABLE] = self._spent
+        # A table that cannot be made must not cost the findings.
+        except Exception as error:
+            self.skipped[_TABLE] = _reason(error)
+        return None
+
+    @property
+    def _spent(self) -> str:
+        return f"the budget of {self.budget:g} s was spent; raise it (budget=...)."
 
     def _skip(self, check: Check, reason: str, applies: bool = True) -> None:
         self.skipped[check.name] = reason

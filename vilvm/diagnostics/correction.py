@@ -96,6 +96,7 @@ class Correction:
         largest_change: tolerance of a probability.
         cut: what is missing for lack of time.
         given: whether the draws were given, so that none can be made afresh.
+        data_names: name of each datum in the full data set; empty for numbers.
 
     Examples:
         >>> import torch
@@ -124,6 +125,7 @@ class Correction:
     largest_change: float = 0.05
     cut: str = ""
     given: bool = False
+    data_names: tuple[str, ...] = ()
 
     @property
     def shift(self) -> Tensor:

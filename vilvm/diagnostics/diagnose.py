@@ -10,8 +10,9 @@ decisive ones before the slow:
   TARP) of an amortised guide;
 - the posterior and the prior predictive check;
 - if the data share a latent, leave-one-out prediction;
+- convergence, if the history of the training is given;
 - the gap between log p(x) and the ELBO, and what causes it;
-- convergence, if the history of the training is given.
+- the table of the posterior (``PosteriorTable``), which shows what the others found.
 
 The stated false-alarm rate is divided equally among the tests that apply (Bonferroni). A
 diagnostic that does not apply, or for which no time is left, is named with the reason. Each has a
@@ -21,7 +22,8 @@ If there are many data, a random subset is used and named by its index in the fu
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -38,8 +40,15 @@ from vilvm._runtime.memory import bytes_made
 from vilvm._runtime.random import seeded
 from vilvm.data.data import as_data
 from vilvm.diagnostics._chosen_data import choose
+from vilvm.diagnostics._coordinates import NAMELESS, Coordinates, named_sites
+from vilvm.diagnostics._posterior_tables import table_of_pair
 from vilvm.diagnostics._session import Check, Session
-from vilvm.diagnostics._verdicts.diagnosis import diagnosis_report, diagnosis_verdict
+from vilvm.diagnostics._verdicts.diagnosis import (
+    Judgement,
+    diagnosis_report,
+    judgement_of,
+    verdict_of,
+)
 from vilvm.diagnostics.collapse import collapse
 from vilvm.diagnostics.convergence import convergence
 from vilvm.diagnostics.correction import correction
@@ -47,6 +56,7 @@ from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.diagnostics.gaps import gaps
 from vilvm.diagnostics.loo import loo
 from vilvm.diagnostics.pareto_k import pareto_k
+from vilvm.diagnostics.posterior_table import PosteriorTable
 from vilvm.diagnostics.predictive_check import predictive_check
 from vilvm.diagnostics.psis import psis
 from vilvm.diagnostics.rates import rates
@@ -55,7 +65,8 @@ from vilvm.diagnostics.tarp import tarp
 from vilvm.evaluation import Schedule
 from vilvm.evaluation.ais import check_schedule
 from vilvm.lvm import ContractError, LatentVariableModel
-from vilvm.weights import find_layout
+from vilvm.weights import find_layout, posterior
+from vilvm.weights.generated_quantities import replay
 from vilvm.weights.prepared import Prepared, prepared_of
 from vilvm.weights.simulation import batches
 
@@ -84,6 +95,7 @@ class Diagnosis:
         cut: what a diagnostic left out for lack of time, by its name.
         tempered: factors of the model's sites by ``poutine.scale``, if they differ; the findings
             are about the densities without them.
+        posterior: the table of the posterior; None if there was no time for it.
 
     Examples:
         >>> import torch
@@ -100,6 +112,7 @@ class Diagnosis:
     unfinished: tuple[str, ...] = ()
     cut: dict[str, str] = field(default_factory=dict)
     tempered: dict[str, float] = field(default_factory=dict)
+    posterior: PosteriorTable | None = field(default=None, repr=False)
 
     @property
     def num_data(self) -> int:
@@ -128,7 +141,12 @@ class Diagnosis:
     @property
     def verdict(self) -> str:
         """A sentence about the posterior, and one about the model for each doubt."""
-        return diagnosis_verdict(self)
+        return verdict_of(self)
+
+    @property
+    def judgements(self) -> tuple[Judgement, Judgement]:
+        """What the findings say of the posterior, and of the model."""
+        return judgement_of(self, "posterior"), judgement_of(self, "model")
 
     def __str__(self) -> str:
         return diagnosis_report(self)
@@ -143,6 +161,8 @@ def diagnose(
     num_data: int = 500,
     false_alarm: float = 0.01,
     schedule: Schedule | None = None,
+    coords: Mapping[str, Sequence[Any]] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Diagnosis:
@@ -153,14 +173,19 @@ def diagnose(
         data: the data whose posterior is to be trusted: ``Data``, a tensor, or a tuple or dict of
             tensors with one datum per row.
         history: ``Fit`` or ``History`` of the training, to judge its convergence.
-        budget: seconds for all diagnostics. Each computes less if its share is short. It is
-            stopped at twice its share or a quarter of the budget, whichever is longer. The total
-            is less than twice the budget, unless a single run of the pair takes longer.
+        budget: seconds for all diagnostics, and for importing what they need. Each computes less
+            if its share is short. It is stopped at twice its share or a quarter of the budget,
+            whichever is longer, and a tenth of the budget after its end at the latest. The total
+            exceeds the budget by more than a fifth only if a single run of the pair takes so long.
         num_data: data to use, drawn from `seed` if there are more and each has latents of its own;
             all data if the guide has parameters for each datum.
         false_alarm: probability of a warning by any test for a right model with its posterior as
             guide; each test has an equal share.
         schedule: schedule of annealed importance sampling, if log p(x) is not known.
+        coords: by dimension, the name of each index, such as {"school": names}, as for
+            ``export.to_datatree``: the plate over all data has its own name, and other dimensions
+            of a site are "SITE_dim_0" and so on. The findings and the table use these names.
+        dims: by site, names for its dimensions except those of draws and data.
         seed: seed of all draws.
         progress: whether to show a progress bar.
 
@@ -169,6 +194,7 @@ def diagnose(
 
     Raises:
         ContractError: the pair breaks the contract on these data.
+        ValueError: an option is out of range, or coords or dims do not fit.
 
     Examples:
         >>> import torch, vilvm
@@ -183,16 +209,21 @@ def diagnose(
     num_data = check_number("diagnose: num_data", num_data)
     false_alarm = check_probability("diagnose: false_alarm", false_alarm)
     check_schedule("diagnose", schedule)
-    import_all()
     began = time.monotonic()
+    import_all()
     if isinstance(lvm, Prepared):
         lvm = prepared_of("diagnose", lvm, data, seed=seed)
         data, seed = lvm.data, lvm.seed
-    chosen = choose(lvm, as_data(data), num_data, seed, began + budget)
+    given = as_data(data)
+    chosen = choose(lvm, given, num_data, seed, began + budget)
+    names = _names(chosen.prepared, coords, dims, len(given))
     with seeded(seed, chosen.prepared.device):
-        checks = list(_checks(chosen.prepared, history, schedule))
-    session = Session(chosen.index_to_name, budget, began + budget)
+        checks = list(_checks(chosen.prepared, history, schedule, names))
+    session = Session(chosen.index_to_name, budget, began + budget, names)
     session.run(checks, false_alarm, progress)
+    table = session.tabulate(
+        lambda seconds: table_of_pair(chosen.prepared, session.results, names, seconds)
+    )
     findings = [result.finding for result in session.results.values()]
     return Diagnosis(
         findings=tuple(sorted(findings, key=lambda finding: -finding.severity)),
@@ -203,6 +234,25 @@ def diagnose(
         unfinished=tuple(session.unfinished),
         cut=chosen.cut | session.cut,
         tempered=chosen.prepared.layout.tempered,
+        posterior=table,
+    )
+
+
+def _names(prepared: Prepared, coords: Any, dims: Any, num_data: int) -> Coordinates:
+    """The user's names of data and components."""
+    lvm, layout = prepared.lvm, prepared.layout
+    if not (coords or dims):
+        return NAMELESS
+    batch, axes = prepared.batches[0].x, dict(layout.data_axes)
+    with prepared.running():
+        one = posterior(lvm, batch, 1) if layout.latents else {}
+        # A likelihood without a sampler cannot be replayed; then only latents have names.
+        with suppress(ContractError):
+            run = replay(lvm, batch, one, num_samples=1, layout=layout)
+            one, axes = one | run.deterministics, axes | run.data_axes
+    sites = named_sites(one, axes, layout.local)
+    return Coordinates.of(
+        "diagnose", coords, dims, sites, (layout.data_plate, num_data)
     )
 
 
@@ -229,23 +279,23 @@ def _like(prepared: Prepared) -> Any:
 
 
 def _checks(
-    prepared: Prepared, history: Any, schedule: Schedule | None
+    prepared: Prepared, history: Any, schedule: Schedule | None, names: Coordinates
 ) -> Iterator[Check]:
     """All diagnostics, in their order."""
     yield from _weight_checks(prepared, history)
     yield from _local_checks(prepared)
-    yield from _predictive_checks(prepared)
-    yield Check(
-        "Inference gap",
-        lambda rate, s: gaps(prepared, schedule=schedule, false_alarm=rate, budget=s),
-        part=6.0,
-    )
+    yield from _predictive_checks(prepared, names)
     yield Check(
         "Convergence",
         # The rate is halved: one test for a rise, one for a fall.
         lambda rate, _: convergence(history, false_alarm=rate / 2),
         why_not=_NO_HISTORY if history is None else "",
         part=0.1,
+    )
+    yield Check(
+        "Inference gap",
+        lambda rate, s: gaps(prepared, schedule=schedule, false_alarm=rate, budget=s),
+        part=6.0,
     )
 
 
@@ -304,13 +354,18 @@ def _local_checks(prepared: Prepared) -> Iterator[Check]:
     )
 
 
-def _predictive_checks(prepared: Prepared) -> Iterator[Check]:
+def _predictive_checks(prepared: Prepared, names: Coordinates) -> Iterator[Check]:
     """The diagnostics of the model's predictions."""
 
     def check(kind: Literal["posterior", "prior"], rate: float, seconds: float) -> Any:
         num_draws = max(200, round(2 / rate))
         return predictive_check(
-            prepared, num_draws=num_draws, kind=kind, false_alarm=rate, budget=seconds
+            prepared,
+            num_draws=num_draws,
+            kind=kind,
+            false_alarm=rate,
+            budget=seconds,
+            columns=names.of_columns(prepared.layout.observed),
         )
 
     yield Check(

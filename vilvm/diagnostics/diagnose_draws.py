@@ -20,7 +20,7 @@ Vehtari, Gelman, Simpson, Carpenter and Bürkner, 2021.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -32,9 +32,11 @@ from vilvm._runtime.argument_checks import (
     check_seed,
 )
 from vilvm._runtime.random import seeded
+from vilvm.diagnostics._coordinates import NAMELESS, Coordinates, SiteDims
 from vilvm.diagnostics._given_density import AtDraws, FunctionDensity, ModelDensity
 from vilvm.diagnostics._given_draws import GivenDraws, in_chunks, read_draws
 from vilvm.diagnostics._given_weights import correction_of, pareto_k_of, rates_of
+from vilvm.diagnostics._posterior_tables import table_of_draws
 from vilvm.diagnostics._session import Check, Session
 from vilvm.diagnostics.chains import chains as chains_of
 from vilvm.diagnostics.diagnose import Diagnosis, import_all
@@ -70,6 +72,8 @@ def diagnose_draws(
     chains: bool = False,
     budget: float = 60.0,
     false_alarm: float = 0.01,
+    coords: Mapping[str, Sequence[Any]] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Diagnosis:
@@ -96,6 +100,8 @@ def diagnose_draws(
         budget: seconds; if short, a thinned subset of the draws is used, see ``cut``.
         false_alarm: probability of a warning by any test for draws of the posterior itself with
             log q its log-density; each test has an equal share. R̂ has no such rate.
+        coords: by dimension, the name of each index, as for ``export.draws_to_datatree``.
+        dims: by site, names for its dimensions except those of draws and data.
         seed: seed of replicated data and of the data's transform.
         progress: whether to show a progress bar.
 
@@ -105,7 +111,8 @@ def diagnose_draws(
 
     Raises:
         ValueError: draws lack a latent, have an unknown one, or one of another shape; they are not
-            finite, outside a support or fewer than 100; or log_q or log_joint do not fit them.
+            finite, outside a support or fewer than 100; or log_q, log_joint, coords or dims do not
+            fit them.
         ContractError: the model breaks the contract, or has a discrete latent that it does not
             enumerate.
 
@@ -128,17 +135,22 @@ def diagnose_draws(
     seed = check_seed("diagnose_draws: seed", seed)
     budget = check_positive("diagnose_draws: budget", budget, "number of seconds")
     false_alarm = check_probability("diagnose_draws: false_alarm", false_alarm)
-    import_all()
     began = time.monotonic()
+    import_all()
     with seeded(seed):
         density = _density(model, data, log_joint, supports, seed)
+        names = _names(density, coords, dims)
         given = read_draws(draws, log_q, bool(chains), density.shapes, density.extra)
         given, at, cut = _evaluated(density, given, began + _SHARE * budget)
     with seeded(seed, density.device):
-        session = Session(None, budget, began + budget)
-        session.run(
-            list(_checks(_Drawn(density, given, at, seed))), false_alarm, progress
+        session = Session(None, budget, began + budget, names)
+        drawn = _Drawn(density, given, at, seed, names)
+        session.run(list(_checks(drawn)), false_alarm, progress)
+    table = session.tabulate(
+        lambda _: table_of_draws(
+            given.latents, density.data_axes, session.results, names
         )
+    )
     undecided = _undecided(session, given)
     findings = [result.finding for result in session.results.values()]
     return Diagnosis(
@@ -150,6 +162,7 @@ def diagnose_draws(
         unfinished=(*session.unfinished, *undecided),
         cut=cut | session.cut,
         tempered=density.tempered,
+        posterior=table,
     )
 
 
@@ -161,12 +174,28 @@ class _Drawn(NamedTuple):
         given: the draws.
         at: the density at the draws.
         seed: of replicated data.
+        names: of data and components.
     """
 
     density: ModelDensity | FunctionDensity
     given: GivenDraws
     at: AtDraws
     seed: int
+    names: Coordinates = NAMELESS
+
+
+def _names(
+    density: ModelDensity | FunctionDensity, coords: Any, dims: Any
+) -> Coordinates:
+    """The user's names; those of a log joint density must be in `dims` if its latents have any."""
+    sites = {
+        name: SiteDims(shape, density.data_axes.get(name, 0) - 1)
+        if name in density.data_axes
+        else SiteDims(shape)
+        for name, shape in density.shapes.items()
+    }
+    data = (density.data_plate, getattr(density, "num_data", 0))
+    return Coordinates.of("diagnose_draws", coords, dims, sites, data)
 
 
 def _density(
@@ -305,6 +334,7 @@ def _predictive(drawn: _Drawn) -> Check:
             false_alarm=rate,
             budget=seconds,
             draws=latents,
+            columns=drawn.names.of_columns(density.joint.layout.observed),
         )
 
     return Check("Posterior predictive check", run, why_not, about="model")

@@ -94,6 +94,7 @@ class Gaps:
         false_alarm: probability of a warning for an exact guide by the tests of single data
             (Bonferroni).
         cut: what is missing for lack of time.
+        data_names: name of each datum in the full data set; empty for numbers.
 
     Examples:
         >>> import torch
@@ -112,6 +113,7 @@ class Gaps:
     has_amortisation: bool = True
     false_alarm: float = 0.01
     cut: str = ""
+    data_names: tuple[str, ...] = ()
 
     @property
     def evidence(self) -> Estimate:

@@ -62,6 +62,7 @@ class LOO:
         cut: what is missing for lack of time.
         own: whether data have latents of their own, which weights can seldom infer without the
             datum.
+        data_names: name of each datum in the full data set; empty for numbers.
 
     Examples:
         >>> import torch
@@ -80,6 +81,7 @@ class LOO:
     num_samples: int
     cut: str = ""
     own: bool = False
+    data_names: tuple[str, ...] = ()
 
     @property
     def threshold(self) -> float:

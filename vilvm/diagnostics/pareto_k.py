@@ -119,6 +119,7 @@ class ParetoK:
         cut: what is missing for lack of time.
         given: whether the draws were given, so that none can be made afresh; then k̂ above the
             threshold is a warning without re-examination.
+        data_names: name of each datum in the full data set; empty for numbers.
 
     Examples:
         >>> import torch
@@ -137,6 +138,7 @@ class ParetoK:
     rechecks: tuple[Recheck, ...] = ()
     cut: str = ""
     given: bool = False
+    data_names: tuple[str, ...] = ()
 
     @property
     def threshold(self) -> float:

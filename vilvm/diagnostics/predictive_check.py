@@ -27,7 +27,8 @@ most twice); Resampling-Based Multiple Testing, Westfall and Young, 1993 (max-T)
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -38,7 +39,12 @@ from vilvm.data.data import Data
 from vilvm.diagnostics._time_budget import TimeBudget
 from vilvm.diagnostics._verdicts.predictive_check import predictive_check_finding
 from vilvm.diagnostics.finding import Finding
-from vilvm.diagnostics.predictive_statistics import Statistic, default_statistics
+from vilvm.diagnostics.predictive_statistics import (
+    CORRELATION,
+    Statistic,
+    default_statistics,
+    has_columns,
+)
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable
 from vilvm.weights import observed, posterior, replicate, sample
 from vilvm.weights.prepared import Prepared, prepared_of
@@ -61,6 +67,7 @@ class PredictiveCheck:
         false_alarm: probability of a warning for a right model, over all statistics.
         cut: what is missing for lack of time; with fewer than 1 / false_alarm replicates no
             statistic is rejected.
+        labels: what each number of a statistic is of, by the statistic's name, such as a column.
 
     Examples:
         >>> import torch
@@ -76,11 +83,28 @@ class PredictiveCheck:
     kind: str
     false_alarm: float = 0.01
     cut: str = ""
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def num_draws(self) -> int:
         """The number of replicated data sets."""
         return len(next(iter(self.replicated.values())))
+
+    @property
+    def num_statistics(self) -> int:
+        """The number of numbers that are compared, over which p-values are adjusted."""
+        return sum(value.numel() for value in self.observed.values())
+
+    def label(self, name: str, i: int) -> str:
+        """A number of a statistic in words, such as "skewness of age" or "T[3]".
+
+        Arguments:
+            name: of the statistic.
+            i: index of the number in the flattened statistic.
+        """
+        if name in self.labels:
+            return f"{name} of {self.labels[name][i]}"
+        return name if self.observed[name].numel() == 1 else f"{name}[{i}]"
 
     @property
     def p_values(self) -> dict[str, Tensor]:
@@ -146,6 +170,7 @@ def predictive_check(
     batch_size: int | None = None,
     budget: float | None = None,
     draws: Mapping[str, Tensor] | None = None,
+    columns: Mapping[str, Sequence[str]] | None = None,
 ) -> PredictiveCheck:
     """Compares statistics of the data with those of data that the model replicates.
 
@@ -165,13 +190,14 @@ def predictive_check(
         budget: seconds after which no more data sets are replicated; see `cut`.
         draws: draws of all latents in place of the guide's, as ``posterior`` returns them; each
             serves as often as the others, in random order.
+        columns: by observed site, the names of its columns.
 
     Returns:
         PredictiveCheck, with num_draws replicates.
 
     Raises:
-        ValueError: an unknown kind, too few draws, or a statistic that is not finite or changes
-            shape.
+        ValueError: an unknown kind, too few draws, a statistic that is not finite or changes
+            shape, or another number of names than columns.
         NotApplicable: the model observes factors only, or a likelihood cannot be drawn from. It is
             a ContractError.
         ContractError: a site is scored in part only, a plate subsamples its data, the prior is
@@ -210,8 +236,9 @@ def predictive_check(
     with prepared.running():
         _check_replicable(prepared)
         replicates = _Replicates.of(prepared, kind, draws)
+        named = _checked_columns(columns or {}, replicates.observed)
         chosen = {
-            site: statistics or default_statistics(x)
+            site: statistics or default_statistics(x, site in named)
             for site, x in replicates.observed.items()
         }
         of_data = _measure(chosen, replicates.observed)
@@ -225,7 +252,41 @@ def predictive_check(
     replicated = {
         name: _stacked(name, value, of_draws) for name, value in of_data.items()
     }
-    return PredictiveCheck(of_data, replicated, kind, false_alarm, cut)
+    labels = {} if statistics else _labels(chosen, replicates.observed, named)
+    return PredictiveCheck(of_data, replicated, kind, false_alarm, cut, labels)
+
+
+def _checked_columns(
+    columns: Mapping[str, Sequence[str]], observed: Mapping[str, Tensor]
+) -> dict[str, tuple[str, ...]]:
+    """The names of columns; raises ValueError unless each site has as many columns."""
+    for site, names in columns.items():
+        shape = tuple(observed[site].shape) if site in observed else ()
+        if len(shape) != 2 or shape[1] != len(names):
+            raise ValueError(
+                f"predictive_check: columns names {len(names)} columns of {site!r}, whose values "
+                f"have shape {shape}; it must observe (num_data, {len(names)})."
+            )
+    return {site: tuple(map(str, names)) for site, names in columns.items()}
+
+
+def _labels(
+    chosen: Mapping[str, Mapping[str, Statistic]],
+    observed: Mapping[str, Tensor],
+    named: Mapping[str, tuple[str, ...]],
+) -> dict[str, tuple[str, ...]]:
+    """What the numbers of default statistics are of: a column, or two of them."""
+    found = {}
+    for site, statistics in chosen.items():
+        if not has_columns(observed[site], site in named):
+            continue
+        numbered = (f"column {i}" for i in range(observed[site].shape[1]))
+        own = named.get(site) or tuple(numbered)
+        together = tuple(f"{a} and {b}" for a, b in combinations(own, 2))
+        for name in statistics:
+            label = name if len(chosen) == 1 else f"{site}: {name}"
+            found[label] = together if name == CORRELATION else own
+    return found
 
 
 def _check_replicable(prepared: Prepared) -> None:

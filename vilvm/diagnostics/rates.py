@@ -65,6 +65,7 @@ class Rates:
         degrees: degrees of freedom of the t-test.
         false_alarm: probability of a warning for a proper pair.
         cut: what is missing for lack of time.
+        data_names: name of each datum in the full data set; empty for numbers.
 
     Examples:
         >>> import torch
@@ -82,6 +83,7 @@ class Rates:
     degrees: int = 0
     false_alarm: float = 0.01
     cut: str = ""
+    data_names: tuple[str, ...] = ()
 
     @property
     def negative(self) -> Tensor:

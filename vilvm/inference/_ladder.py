@@ -33,6 +33,10 @@ _FEW, _SMALL = (
 _GOOD_K = 0.6  # k̂ up to which weights are good enough to look no further
 _ENOUGH = 4000.0  # effective sample size
 _FIRST, _MOST_DRAWS = 4000, 64_000
+_MORE_DRAWS, _CHAINS = (
+    0.2,
+    0.9,
+)  # shares of the time left for more draws, and for chains
 _SHARES = (
     0.6,
     0.2,
@@ -96,14 +100,17 @@ class _Choice:
 
     def _weighed(self, components: Components) -> Weighted:
         """Draws with their weights, more of them until they suffice."""
-        q = Mixture(*components)
-        weighted = weigh(self.target, q, _FIRST)
-        is_over = self.clock.within(0.2)
-        num = _FIRST
+        q, num = Mixture(*components), _FIRST
+        began = self.clock.elapsed
+        weighted = weigh(self.target, q, num)
+        each = (self.clock.elapsed - began) / num
+        end = self.clock.elapsed + _MORE_DRAWS * self.clock.left
         while weighted.k < RELIABLE_K and weighted.ess < _ENOUGH and num < _MOST_DRAWS:
-            if is_over():
+            began = self.clock.elapsed
+            if began + each * num > end:
                 break
             weighted = weighted.joined(weigh(self.target, q, num))
+            each = (self.clock.elapsed - began) / num
             num *= 2
         return weighted
 
@@ -160,7 +167,7 @@ def _chains(choice: _Choice, coordinates: Approximation) -> Chains:
         choice.target,
         coordinates,
         choice.weighted.distinct(SUPERCHAINS),
-        clock.within(1.0),
+        clock.within(_CHAINS),
         report=clock.show,
         compile=clock.left > LEAST_TO_COMPILE,
     )

@@ -13,6 +13,8 @@ Latents of hierarchical priors are also tried in standard units; the larger ELBO
 
 from typing import Any, Literal
 
+import torch
+
 from vilvm._runtime.argument_checks import (
     check_number,
     check_positive,
@@ -20,6 +22,7 @@ from vilvm._runtime.argument_checks import (
     optional,
 )
 from vilvm._runtime.random import seeded
+from vilvm.diagnostics.psis import psis
 from vilvm.inference._answer import answer
 from vilvm.inference._clock import Clock, Shown
 from vilvm.inference._ladder import climb
@@ -51,7 +54,8 @@ def infer(
         model: a Pyro model, called with the data: a function, a module, or a pair, whose guide is
             ignored. Priors may be flat (``ImproperUniform``).
         data: ``Data``, a tensor, or a tuple or dict of tensors with one datum per row.
-        budget: seconds; exceeded by one run of the model at most, or by a Newton step.
+        budget: seconds, with imports; exceeded by more than a fifth only if one run of the model,
+            a Newton step, or the compiling of chains takes so long.
         guides: "auto", or "gaussian" without skewed margins.
         refine: whether chains may refine the approximation; "auto" if its weights are not good.
         batch_size: data of a gradient, if they are too many to see at every one: the start comes
@@ -94,6 +98,9 @@ def infer(
     _check_options(guides, refine)
     with Shown(budget, progress) as show, seeded(seed):
         clock = Clock(budget, show)
+        psis(
+            torch.linspace(0, 1, 100)
+        )  # imports ArviZ, before the rungs share the time
         plain, given = own_model(model), in_float64(data)
         if batch_size is not None and batch_size < len(given):
             whole, r_hat = climb_in_batches(plain, given, batch_size, clock)

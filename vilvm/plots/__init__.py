@@ -28,6 +28,7 @@ from vilvm.plots.pictures import (
     samples_by_model,
     traversal,
 )
+from vilvm.plots.posterior import forest, pairs
 
 __all__ = [
     "coverage_curve",
@@ -35,12 +36,14 @@ __all__ = [
     "diagnosis_figures",
     "elbo_curves",
     "elbo_tail",
+    "forest",
     "gap_bars",
     "interpolations",
     "interpolations_by_model",
     "kl_bars",
     "latent_scatter",
     "manifold",
+    "pairs",
     "pareto_k",
     "picture_rows",
     "planes",

@@ -121,7 +121,9 @@ def _replicates(found: PredictiveCheck) -> Figure:
     name, p = min(found.adjusted.items(), key=lambda item: item[1].min().item())
     i = int(p.flatten().argmin())
     replicated = found.replicated[name].reshape(found.num_draws, -1)[:, i]
-    return predictive_check(replicated, found.observed[name].flatten()[i].item(), name)
+    return predictive_check(
+        replicated, found.observed[name].flatten()[i].item(), found.label(name, i)
+    )
 
 
 _PLOTS: dict[type, Callable[[Any], Figure | None]] = {

@@ -1,8 +1,8 @@
 """The page of a run or of a ledger: one HTML file that needs no network, for screen and paper.
 
-The order is: main numbers, findings by severity, tables, curves, pictures, and how to reproduce
-them. A content security policy in the page forbids scripts and requests. ``page.html`` is the
-template; this file computes what the template shows.
+The order is: main numbers, the posterior, findings by severity, tables, curves, pictures, and how
+to reproduce them. A content security policy in the page forbids scripts and requests.
+``page.html`` is the template; this file computes what the template shows.
 """
 
 import math
@@ -17,15 +17,17 @@ import jinja2
 from matplotlib.figure import Figure
 
 from vilvm._runtime.files import write_atomic
+from vilvm.diagnostics import Diagnosis, Judgement, PosteriorTable
 from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.evaluation import Ledger
 from vilvm.evaluation.ledger_tables import filled
+from vilvm.plots import diagnosis_figures, forest, pairs
 from vilvm.plots.curves import elbo_curves
 from vilvm.report._svg import describe, inline_svg
 from vilvm.report._values import as_text, is_number, typeset
 from vilvm.report.provenance import environment
 
-__all__ = ["Page", "Table"]
+__all__ = ["Page", "Table", "diagnosis_page"]
 
 _TERMS = {
     "IWAE": "importance-weighted bound on log p(x), higher is better",
@@ -39,6 +41,11 @@ _TERMS = {
     "two-sample": "accuracy of a classifier between draws and data, 0.5 is best",
     "Fréchet": "distance between draws and data, lower is better",
 }
+_FOREST = (
+    "Means with 50 % and 90 % intervals. Orange: a diagnostic of this scalar is beyond its "
+    "threshold."
+)
+_PAIRS = "Draws of the scalars that look worst, two at a time."
 _MAX_COLUMNS = 5  # of the summary
 # Figures wider than this, in inches and as width over height, scroll on a phone: scaled down to
 # its width, their text would be too small.
@@ -80,7 +87,11 @@ class Page:
         lead: one sentence: what was done, on which data.
         summary: the main numbers, by name: strings, numbers, or estimates with their standard
             errors.
-        findings: of a diagnosis; shown by severity, the most severe first.
+        posterior: table of the posterior; shown with a forest plot, and pairs of the scalars that
+            look worst.
+        judgements: of a diagnosis, on the posterior and on the model; the head of their findings.
+        findings: of a diagnosis; shown by severity, the most severe first, those about the
+            posterior beside those about the model.
         finding_figures: plots, by the name of their finding.
         ledger: its groups become tables, one for each protocol.
         tables: further tables, by caption.
@@ -104,6 +115,8 @@ class Page:
     title: str
     lead: str = ""
     summary: Mapping[str, Any] = field(default_factory=dict)
+    posterior: PosteriorTable | None = None
+    judgements: Sequence[Judgement] = ()
     findings: Sequence[Finding] = ()
     finding_figures: Mapping[str, Figure] = field(default_factory=dict)
     ledger: Ledger | None = None
@@ -133,6 +146,78 @@ class Page:
     def write(self, path: Path | str) -> None:
         """Writes the page atomically."""
         write_atomic(Path(path), self.html())
+
+
+def diagnosis_page(
+    found: Diagnosis,
+    title: str = "Can this posterior be trusted?",
+    *,
+    history: Any = None,
+    **parts: Any,
+) -> Page:
+    """The page of a diagnosis: verdict, posterior, findings with their plots, what did not run.
+
+    Arguments:
+        found: the diagnosis.
+        title: the heading.
+        history: of ``fit``, drawn as curves.
+        parts: further arguments of ``Page``; its tables come before that of what did not run.
+
+    Returns:
+        The page; ``write`` makes the file.
+
+    Examples:
+        >>> import torch
+        >>> from vilvm import Diagnosis
+        >>> from vilvm.report import diagnosis_page
+        >>> found = Diagnosis((), {}, {}, torch.arange(3), 0.0)
+        >>> "No diagnostic found evidence against" in diagnosis_page(found).html()
+        True
+    """
+    tables = dict(parts.pop("tables", {}))
+    rows = [[name, f"cut short: {what}"] for name, what in found.cut.items()]
+    rows += [[name, f"not run: {why}"] for name, why in found.skipped.items()]
+    if rows:
+        tables["Cut short or not run"] = Table(["diagnostic", "why"], rows)
+    return Page(
+        title,
+        **{
+            "lead": found.verdict,
+            "posterior": found.posterior,
+            "judgements": found.judgements,
+            "findings": found.findings,
+            "finding_figures": diagnosis_figures(found.results, history),
+            "history": getattr(history, "history", history),
+            "tables": tables,
+            **parts,
+        },
+    )
+
+
+class _Column(NamedTuple):
+    """The findings about the posterior, or about the model.
+
+    Arguments:
+        title: the heading; empty if there is no other column.
+        badge: of the judgement; empty if there is none.
+        sentence: of the judgement.
+        severities: how many findings there are of each severity.
+        findings: with their figures, the most severe first.
+    """
+
+    title: str
+    badge: str
+    sentence: str
+    severities: str
+    findings: "list[tuple[Finding, _Figure | None]]"
+
+
+class _Posterior(NamedTuple):
+    """The posterior as the template shows it."""
+
+    table: "_Table"
+    left_out: str
+    figures: "list[_Figure]"
 
 
 class _Figure(NamedTuple):
@@ -165,7 +250,8 @@ def _contents(page: Page) -> dict[str, Any]:
     """The variables of the template."""
     numbers = count(1)  # of the figures, from top to bottom
     shown = {
-        "findings": list(_findings(page, numbers)),
+        "posterior": _posterior(page.posterior, numbers),
+        "findings": _columns(page, numbers),
         "ledger": _ledger_tables(page.ledger),
         "tables": [_table(name, table) for name, table in page.tables.items()],
         "training": _training(page.history, numbers),
@@ -180,6 +266,7 @@ def _contents(page: Page) -> dict[str, Any]:
         ],
     }
     sections = {
+        "Posterior": shown["posterior"],
         "Findings": shown["findings"],
         "Results": shown["ledger"].tables or shown["tables"],
         "Training": shown["training"],
@@ -193,7 +280,6 @@ def _contents(page: Page) -> dict[str, Any]:
         "sections": [name for name, content in sections.items() if content],
         "summary": _summary(page.summary),
         "columns": _balanced_columns(len(page.summary)),
-        "severities": _severities(page.findings),
         "signature": _signature(page.environment),
     }
 
@@ -215,11 +301,50 @@ def _signature(made_with: Mapping[str, str]) -> str:
     return " · ".join([maker, made_with["date"]]) if "date" in made_with else maker
 
 
+def _posterior(
+    table: PosteriorTable | None, numbers: Iterator[int]
+) -> _Posterior | None:
+    if table is None or not table.rows:
+        return None
+    figures = [_figure(_FOREST, forest(table), numbers)]
+    together = pairs(table)
+    if together is not None:
+        figures.append(_figure(_PAIRS, together, numbers))
+    caption = f"The posterior, {table.summary}"
+    return _Posterior(
+        _table(caption, Table(table.head, table.cells)), table.left_out, figures
+    )
+
+
+def _columns(page: Page, numbers: Iterator[int]) -> list[_Column]:
+    """The findings in one column, or those about the posterior and the model in two."""
+    judgements = {judgement.about: judgement for judgement in page.judgements}
+    kinds = [
+        about
+        for about in ("posterior", "model")
+        if about in judgements or any(f.about == about for f in page.findings)
+    ]
+    columns = []
+    for about in kinds:
+        own = [finding for finding in page.findings if finding.about == about]
+        judgement = judgements.get(about)
+        columns.append(
+            _Column(
+                f"About the {about}" if len(kinds) > 1 else "",
+                judgement.badge if judgement else "",
+                judgement.sentence if judgement else "",
+                _severities(own),
+                list(_findings(page, own, numbers)),
+            )
+        )
+    return columns
+
+
 def _findings(
-    page: Page, numbers: Iterator[int]
+    page: Page, findings: Sequence[Finding], numbers: Iterator[int]
 ) -> Iterator[tuple[Finding, _Figure | None]]:
     """Findings by severity, each with its figure."""
-    for finding in sorted(page.findings, key=lambda finding: -finding.severity):
+    for finding in sorted(findings, key=lambda finding: -finding.severity):
         figure = page.finding_figures.get(finding.name)
         yield finding, figure and _figure("", figure, numbers)
 

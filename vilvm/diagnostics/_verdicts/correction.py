@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vilvm.diagnostics._coordinates import datum
 from vilvm.diagnostics.finding import Finding, Severity
 
 __all__ = ["correction_finding"]
@@ -113,7 +114,7 @@ def _detail(found: Any, i: int, j: int) -> str:
 def _label(found: Any, row: int, column: int) -> str:
     if found.joint:
         return found.names[column]
-    return f"{found.names[column]} of datum {int(found.index[row])}"
+    return f"{found.names[column]} of datum {datum(found, int(found.index[row]))}"
 
 
 def _count(found: Any, which: Tensor) -> str:

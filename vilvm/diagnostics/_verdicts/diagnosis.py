@@ -1,16 +1,25 @@
-"""The verdict of a diagnosis: trust in the posterior, and doubts about the model."""
+"""The verdict of a diagnosis: one judgement of the posterior, and one of the model.
 
-from typing import Any
+Both the sentences and the badges are functions of the same findings, so they cannot disagree: a
+judgement objects exactly if its badge is WARNING or CRITICAL.
+"""
+
+from typing import Any, Literal, NamedTuple
 
 from vilvm.diagnostics.finding import Severity
 
-__all__ = ["diagnosis_report", "diagnosis_verdict"]
+__all__ = ["Judgement", "diagnosis_report", "judgement_of", "verdict_of"]
 
 _POSTERIOR = {
     Severity.OK: "No diagnostic found evidence against this posterior.",
     Severity.NOTE: "No diagnostic found evidence against using this posterior; there are notes.",
     Severity.WARNING: "Do not trust this posterior as it stands.",
     Severity.CRITICAL: "Do not trust this posterior.",
+}
+_UNFINISHED, _NOT_RUN = "NOT FINISHED", "NOT JUDGED"
+_MODEL_LEVELS = {
+    Severity.OK: "No diagnostic found evidence against this model.",
+    Severity.NOTE: "No diagnostic found evidence against this model; there are notes.",
 }
 _REPLICATED = "Posterior predictive check"
 _MODEL = {
@@ -21,14 +30,64 @@ _MODEL = {
 }
 
 
-def diagnosis_verdict(found: Any) -> str:
-    """One sentence on the posterior of a ``Diagnosis``, and one for each doubt about the model."""
-    return " ".join([*_posterior(found), *_model(found)])
+class Judgement(NamedTuple):
+    """What the findings say of the posterior, or of the model.
+
+    Arguments:
+        about: "posterior", the guide or the draws as posterior of this model; or "model", the
+            model of these data.
+        badge: the severity of the most severe finding; "NOT FINISHED" if none objects to the
+            posterior but some diagnostics of it did not run; "NOT JUDGED" if no diagnostic of the
+            model ran.
+        sentence: says so in words.
+
+    Examples:
+        >>> import torch
+        >>> from vilvm import Diagnosis
+        >>> Diagnosis((), {}, {}, torch.arange(3), 0.0).judgements[1].badge
+        'NOT JUDGED'
+    """
+
+    about: Literal["posterior", "model"]
+    badge: str
+    sentence: str
+
+    @property
+    def objects(self) -> bool:
+        """Whether some finding is a WARNING or CRITICAL."""
+        return self.badge in (Severity.WARNING.name, Severity.CRITICAL.name)
+
+
+def judgement_of(found: Any, about: Literal["posterior", "model"]) -> Judgement:
+    """The judgement of a ``Diagnosis`` on its posterior or its model."""
+    severity = found.severity(about)
+    badge = severity.name
+    if about == "posterior":
+        if found.unfinished and severity < Severity.WARNING:
+            badge = _UNFINISHED
+        return Judgement(about, badge, " ".join(_posterior(found)))
+    if not any(finding.about == about for finding in found.findings):
+        return Judgement(about, _NOT_RUN, "No diagnostic of the model ran.")
+    return Judgement(about, badge, " ".join(_model(found)))
+
+
+def verdict_of(found: Any) -> str:
+    """The judgement of the posterior; that of the model too, if it objects."""
+    posterior, model = found.judgements
+    return " ".join([posterior.sentence, *[model.sentence] * model.objects])
 
 
 def diagnosis_report(found: Any) -> str:
-    """The verdict, the findings, and what was cut short or not run, one per line."""
-    lines = [diagnosis_verdict(found), *map(str, found.findings)]
+    """The verdict, the posterior, the findings, and what was cut short or not run."""
+    lines = [found.verdict]
+    if found.posterior is not None:
+        lines += [
+            "",
+            f"Posterior ({found.posterior.summary}):",
+            str(found.posterior),
+            "",
+        ]
+    lines += map(str, found.findings)
     lines += [
         f"[cut short] {name}: {what}; more time (budget=...) completes it."
         for name, what in found.cut.items()
@@ -58,6 +117,9 @@ def _posterior(found: Any) -> list[str]:
 
 
 def _model(found: Any) -> list[str]:
+    severity = found.severity("model")
+    if severity < Severity.WARNING:
+        return [_MODEL_LEVELS[severity]]
     doubts = [
         f.name
         for f in found.findings
@@ -68,4 +130,7 @@ def _model(found: Any) -> list[str]:
         return [
             "Data replicated from it differ from these: the guide or the model is wrong."
         ]
-    return list(dict.fromkeys(_MODEL[name] for name in doubts))
+    sentences = (
+        _MODEL.get(name, f"{name} speaks against the model.") for name in doubts
+    )
+    return list(dict.fromkeys(sentences))

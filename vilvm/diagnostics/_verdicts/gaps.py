@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from vilvm.diagnostics._coordinates import datum
 from vilvm.diagnostics._gap_bounds import ELBO, EXACT, FEW, GUIDE, IWAE, PRIOR
 from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.evaluation import Estimate
@@ -107,7 +108,8 @@ def _single_data(found: Any) -> _Sentence | None:
     limit = {Severity.WARNING: LARGE, Severity.NOTE: SMALL}[severity]
     is_above = certain > limit
     worst = ", ".join(
-        f"{i} ({gap:.1f} nats)" for i, gap in found.worst(min(5, int(is_above.sum())))
+        f"{datum(found, i)} ({gap:.1f} nats)"
+        for i, gap in found.worst(min(5, int(is_above.sum())))
     )
     verdict = (
         f"It exceeds {limit:g} nats beyond Monte Carlo error{_for(found, is_above)}; the worst "
@@ -142,7 +144,7 @@ def _for(found: Any, which: Tensor) -> str:
     count = int(which.sum())
     if len(found.index) == 1 or count == 0:
         return ""
-    names = [str(int(i)) for i in found.index[which][:5]]
+    names = [datum(found, int(i)) for i in found.index[which][:5]]
     if count > 5:
         names.append("…")
     return f" for {count} of {len(found.index)} data ({', '.join(names)})"

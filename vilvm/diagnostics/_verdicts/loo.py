@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from vilvm.diagnostics._coordinates import datum
 from vilvm.diagnostics.finding import Finding, Severity
 
 __all__ = ["loo_finding"]
@@ -44,7 +45,9 @@ def _judge(found: Any) -> tuple[Severity, str, str]:
             f"{above}. Weights cannot leave these out, so elpd is unreliable.",
             advice,
         )
-    worst = ", ".join(map(str, sorted(bad, key=lambda i: -found.k[i].item())[:5]))
+    worst = ", ".join(
+        datum(found, i) for i in sorted(bad, key=lambda i: -found.k[i].item())[:5]
+    )
     verdict = (
         f"{above} ({worst} the worst). Each of them moves the posterior so much that weights "
         "cannot leave it out."

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from vilvm.diagnostics._coordinates import datum
 from vilvm.diagnostics._tail import good_k
 from vilvm.diagnostics.finding import Finding, Severity
 
@@ -89,5 +90,5 @@ def _worst(found: Any) -> str:
     count = int((found.latest > _HALF).sum())
     if len(found.k) == 1 or count == 0:
         return ""
-    worst = ", ".join(str(i) for i, _ in found.worst(min(5, count)))
+    worst = ", ".join(datum(found, i) for i, _ in found.worst(min(5, count)))
     return f" (worst data: {worst})"

@@ -18,6 +18,8 @@ _ADVICE = {
     "zeros": "Use a likelihood with the right share of zeros (zero-inflated).",
     "sd of row means": "The latents do not carry what a datum's components share: check collapse "
     "and the number of latent dimensions.",
+    "correlation": "Two columns depend on one another otherwise than the model has it: use more "
+    "latents, or a likelihood with dependent components.",
     "neighbours": "The components of a datum depend on one another beyond what the latents "
     "explain.",
 }
@@ -42,8 +44,9 @@ def _judge(found: Any) -> tuple[Severity, str, str]:
     if not failing:
         least = min(p_values, key=lambda name: p_values[name])
         verdict = (
-            f"None of {len(p_values)} statistics distinguishes the data from {found.num_draws} "
-            f"replicates (least likely: {least}, adjusted p = {p_values[least]:.2g})."
+            f"None of {found.num_statistics} statistics distinguishes the data from "
+            f"{found.num_draws} replicates (least likely: {_label(found, least)}, adjusted p = "
+            f"{p_values[least]:.2g})."
         )
         return Severity.OK, verdict, ""
     failing.sort(key=lambda name: p_values[name])
@@ -54,6 +57,11 @@ def _judge(found: Any) -> tuple[Severity, str, str]:
     return Severity.WARNING, verdict, " ".join(advice[:2])
 
 
+def _label(found: Any, name: str) -> str:
+    """The number of a statistic that is least likely."""
+    return found.label(name, int(found.adjusted[name].flatten().argmin()))
+
+
 def _detail(found: Any, name: str, p: float) -> str:
     """A statistic of the data beside the range of the replicates."""
     observed = found.observed[name].flatten()
@@ -62,10 +70,7 @@ def _detail(found: Any, name: str, p: float) -> str:
     low, high = (
         replicated[:, i].quantile(replicated.new_tensor([0.005, 0.995])).tolist()
     )
-    label = name
-    if len(observed) > 1:
-        label = f"{name}[{i}]"
     return (
-        f"{label} is {observed[i].item():.3g}, and {low:.3g} to {high:.3g} in replicates "
-        f"(adjusted p = {p:.2g})"
+        f"{found.label(name, i)} is {observed[i].item():.3g}, and {low:.3g} to {high:.3g} in "
+        f"replicates (adjusted p = {p:.2g})"
     )

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from vilvm.diagnostics._coordinates import datum
 from vilvm.diagnostics.finding import Finding, Severity
 
 __all__ = ["rates_finding"]
@@ -45,6 +46,6 @@ def _data(found: Any) -> str:
     """How many data are negative; empty for a single number."""
     if len(found.index) == 1:
         return ""
-    least = int(found.index[int(found.rate.values.argmin())])
+    least = datum(found, int(found.index[int(found.rate.values.argmin())]))
     count = int(found.negative.sum())
     return f" ({count} of {len(found.index)} data are below zero, least: {least})"
