@@ -273,7 +273,7 @@ def test_ledger_prints_and_writes_tables(ledger, tmp_path):
     )
     assert rows["linear"]["iwae"] == ""
     assert rows["linear"]["group"] != rows["one"]["group"] == rows["two"]["group"]
-    frame = ledger.to_dataframe()
+    frame = ledger.to_frame()
     assert list(frame["model"]) == ["two", "one", "linear"]
 
 
@@ -358,6 +358,6 @@ def test_exact_evidence_is_reported_beside_bounds():
     x = torch.randn(60, 4)
     ledger = compare({"known": PPCA(4, 2).maximise(x)}, x, num_samples=20, num_draws=0)
     assert "| exact |" in ledger.to_markdown()
-    assert ledger.to_dataframe()["exact"][0] == pytest.approx(
+    assert ledger.to_frame()["exact"][0] == pytest.approx(
         PPCA(4, 2).maximise(x).exact_log_evidence(x).mean().item(), abs=1e-5
     )

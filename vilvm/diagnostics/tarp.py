@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_seed
+from vilvm._runtime.results import Result, frame_of
 from vilvm.diagnostics._amortised import check_amortised
 from vilvm.diagnostics._calibration import (
     check_options,
@@ -39,8 +40,8 @@ __all__ = ["TARP", "tarp"]
 _LEFT = 0.7  # share of the budget that is left for the ranks
 
 
-@dataclass(frozen=True)
-class TARP:
+@dataclass(frozen=True, repr=False)
+class TARP(Result):
     """Ranks of the truth's distance to a reference among those of the guide's draws.
 
     Arguments:
@@ -81,6 +82,11 @@ class TARP:
         NOTE up to a difference of 0.05; CRITICAL if coverage is too low by more than 0.15.
         """
         return tarp_finding(self)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row a credibility level: level, coverage (a share)."""
+        level, coverage = self.expected_coverage
+        return frame_of({"level": level, "coverage": coverage})
 
 
 class _References(NamedTuple):

@@ -23,6 +23,7 @@ from torch import Tensor
 from vilvm._runtime.argument_checks import check_seed
 from vilvm._runtime.progress import ProgressBar
 from vilvm._runtime.random import seeded
+from vilvm._runtime.results import Result, frame_of
 from vilvm.data.tensors import tensors_of
 from vilvm.diagnostics._amortised import check_spread
 from vilvm.diagnostics._calibration import check_options
@@ -45,8 +46,8 @@ from vilvm.weights.simulation import Rebuild, batches, simulating
 __all__ = ["VSBC", "vsbc"]
 
 
-@dataclass(frozen=True)
-class VSBC:
+@dataclass(frozen=True, repr=False)
+class VSBC(Result):
     """The ranks of the truth among draws of guides, each fitted to its own simulated data.
 
     Arguments:
@@ -88,6 +89,23 @@ class VSBC:
     def finding(self) -> Finding:
         """OK if no component departs; else the severity of the worst, as in ``SBC.finding``."""
         return vsbc_finding(self)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row a component.
+
+        Columns: name; the p-values symmetry and uniformity, and each adjusted for their number
+        (Holm); the shares of simulations whose central intervals contain the truth, coverage_50,
+        …, coverage_95.
+        """
+        symmetry, uniformity = self.adjusted
+        columns = {
+            "name": self.names,
+            "symmetry": self.symmetry,
+            "symmetry_adjusted": symmetry,
+            "uniformity": self.uniformity,
+            "uniformity_adjusted": uniformity,
+        }
+        return frame_of({**columns, **self.coverage.columns()})
 
 
 def vsbc(

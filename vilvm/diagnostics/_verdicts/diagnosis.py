@@ -1,5 +1,6 @@
 """The verdict of a diagnosis: trust in the posterior, and doubts about the model."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from vilvm.diagnostics.finding import Severity
@@ -26,15 +27,14 @@ def diagnosis_verdict(found: Any) -> str:
     return " ".join([*_posterior(found), *_model(found)])
 
 
-def diagnosis_report(found: Any) -> str:
-    """The verdict, the findings, and what was cut short or not run, one per line."""
-    lines = [diagnosis_verdict(found), *map(str, found.findings)]
-    lines += [
-        f"[cut short] {name}: {what}; more time (budget=...) completes it."
-        for name, what in found.cut.items()
-    ]
-    lines += [f"[not run] {name}: {why}" for name, why in found.skipped.items()]
-    return "\n".join(lines)
+def diagnosis_report(found: Any) -> Iterator[str]:
+    """The verdict, the findings, and what was cut short or not run."""
+    yield diagnosis_verdict(found)
+    yield from map(str, found.findings)
+    for name, what in found.cut.items():
+        yield f"[cut short] {name}: {what}; more time (budget=...) completes it."
+    for name, why in found.skipped.items():
+        yield f"[not run] {name}: {why}"
 
 
 def _posterior(found: Any) -> list[str]:
