@@ -37,7 +37,7 @@ def gaussian_weights():
 
 def fitted():
     torch.manual_seed(0)
-    return vilvm.fit(VAE(6, 2), torch.rand(64, 6).round(), steps=150, compile="off")
+    return vilvm.fit(VAE(6, 2), torch.rand(64, 6).round(), steps=150, compile=False)
 
 
 def evaluation():
