@@ -62,7 +62,8 @@ def draws_to_datatree(
             float64.
         data: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row.
         num_predictive: most draws in posterior_predictive, evenly spaced, as many of each chain.
-        coords: by dimension, its coordinates, such as {"county": names}; 0, 1, … by default.
+        coords: by dimension, its coordinates, such as {"county": names}; 0, 1, … by default; see
+            ``to_datatree``.
         dims: by site, names for its dimensions except those of draws and data.
         seed: of predictive draws and transform; torch's generators are restored.
 
@@ -96,7 +97,7 @@ def draws_to_datatree(
         chains, given = _checked(draws, density)
         groups, missing = _groups(density, given, chains, num_predictive)
     names = dimension_names(groups, density.joint.layout.data_plate, dims or {})
-    check_coords(groups, names, coords or {})
+    used = check_coords(groups, names, coords or {})
     attrs = {
         **library_versions(),
         "model": getattr(model, "__name__", type(model).__name__),
@@ -105,7 +106,7 @@ def draws_to_datatree(
         "draws": "given",
         **missing,
     }
-    return build_tree(groups, names, dict(coords or {}), attrs, chains)
+    return build_tree(groups, names, used, attrs, chains)
 
 
 def _checked(
