@@ -43,7 +43,8 @@ from vilvm.diagnostics._verdicts.predictive_check import predictive_check_findin
 from vilvm.diagnostics.finding import Finding
 from vilvm.diagnostics.predictive_statistics import Statistic, default_statistics
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable
-from vilvm.weights import observed, posterior, replicate, sample
+from vilvm.weights import observed, replicate, sample
+from vilvm.weights.guide_draws import latent_draws
 from vilvm.weights.prepared import Prepared, prepared_of
 from vilvm.weights.simulation import undrawable
 
@@ -332,7 +333,9 @@ class _Replicates(NamedTuple):
             latents = {n: v[index % len(v)] for n, v in self.given.items()}
             return replicate(self.lvm, latents, like=part.x)
         if self.kind == "posterior":
-            return replicate(self.lvm, posterior(self.lvm, part.x, size), like=part.x)
+            return replicate(
+                self.lvm, latent_draws(self.lvm, part.x, size), like=part.x
+            )
         drawn = sample(self.lvm, size, like=part.x)
         return {site: drawn[site] for site in self.observed}
 

@@ -32,7 +32,8 @@ from vilvm.diagnostics._uniformity import rank_among, uniformity_p_values
 from vilvm.diagnostics._verdicts.calibration import tarp_finding
 from vilvm.diagnostics.finding import Finding
 from vilvm.lvm import LatentVariableModel
-from vilvm.weights import Simulation, posterior
+from vilvm.weights import Simulation
+from vilvm.weights.guide_draws import latent_draws
 from vilvm.weights.simulation import Rebuild, simulating, simulations
 
 __all__ = ["TARP", "tarp"]
@@ -218,7 +219,9 @@ def _ranks(
     spread: Tensor,
 ) -> Tensor:
     """The ranks of the true latents' distances to the points, shape (size,)."""
-    drawn = components(posterior(lvm, simulation.batch, num_draws), simulation.layout)
+    drawn = components(
+        latent_draws(lvm, simulation.batch, num_draws), simulation.layout
+    )
     shown = visible(lvm, simulation)
     unit = spread
     if shown is not None:

@@ -40,7 +40,8 @@ from vilvm.diagnostics._verdicts.calibration import vsbc_finding
 from vilvm.diagnostics.finding import Finding
 from vilvm.lvm import LatentVariableModel, evaluation_mode
 from vilvm.training import fit
-from vilvm.weights import Simulation, find_layout, posterior
+from vilvm.weights import Simulation, find_layout
+from vilvm.weights.guide_draws import latent_draws
 from vilvm.weights.simulation import Rebuild, batches, simulating
 
 __all__ = ["VSBC", "vsbc"]
@@ -216,7 +217,7 @@ class _Refit(NamedTuple):
     ) -> tuple[Tensor, tuple[str, ...]]:
         layout = find_layout(lvm, batch)
         check_spread("vsbc", lvm, layout)
-        draws = posterior(lvm, batch, self.num_draws)
+        draws = latent_draws(lvm, batch, self.num_draws)
         simulation = Simulation(batch, {n: sites[n] for n in layout.latents}, layout)
         drawn = components({n: draws[n] for n in simulation.latents}, layout)
         row = rank_among(truth(simulation), drawn)[0].cpu()
