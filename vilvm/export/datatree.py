@@ -2,7 +2,7 @@
 
 Latents zₛ ~ q(z | x), s = 1 … S, are one chain of S independent draws. With the groups
 
-    posterior              z, and every ``pyro.deterministic`` f(z) (none beside enumerated latents)
+    posterior              z, and every ``pyro.deterministic`` f(z), if no latent is enumerated
     log_likelihood         log p(x | z), by observed site, in nats
     sample_stats           log_p = log p(x, z), log_q = log q(z | x), log_weight = log_p − log_q,
                            in nats

@@ -2,7 +2,7 @@
 
 The draws are those of ``infer``, or of another program. The model adds what it says of them:
 
-    posterior              z, and every ``pyro.deterministic`` f(z) (none beside enumerated latents)
+    posterior              z, and every ``pyro.deterministic`` f(z), if no latent is enumerated
     log_likelihood         log p(x | z), by observed site, in nats
     posterior_predictive   x̃ ~ p(x | z), for some of the draws
     observed_data          x, as the model observes it
