@@ -169,7 +169,10 @@ def shown_text(contents: Iterable[str | Table]) -> str:
             lines.append(part)
             continue
         page = io.StringIO()
-        console = Console(file=page, width=_WIDTH, color_system=None)
+        # in a notebook, rich would write to its output in place of the file
+        console = Console(
+            file=page, width=_WIDTH, color_system=None, force_jupyter=False
+        )
         console.print(*_rich_tables(part, _WIDTH))
         text = [line.rstrip() for line in page.getvalue().splitlines()]
         lines += ["", *_without_blank_ends(text), ""]
