@@ -172,6 +172,13 @@ def test_only_weights_reads_traces():
     assert readers == {"weights"}
 
 
+def test_only_results_import_figures_by_name():
+    """Results are defined below the room of plots, and find it when they are plotted."""
+    by_name = re.compile(r"import_module\(|__import__\(")
+    users = [p for p in FILES if by_name.search(p.read_text(encoding="utf-8"))]
+    assert [p.name for p in users] == ["results.py"]
+
+
 def test_no_file_is_called_utils_or_helpers():
     names = {p.stem for p in ROOT.glob("**/*.py") if ".venv" not in p.parts}
     assert not names & {"utils", "util", "helpers", "helper", "common", "misc"}

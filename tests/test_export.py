@@ -469,6 +469,17 @@ def test_point_estimate_has_no_weights(batch):
         to_datatree(lvm, batch, num_samples=30, resampled=True)
 
 
+def test_coords_of_another_model_are_left_out_with_a_warning(line):
+    lvm, batch = line
+    names, pixels = [f"row {i}" for i in range(len(batch))], [1, 2]
+    with pytest.warns(UserWarning, match="coords of 'pixel' are left out"):
+        tree = to_datatree(
+            lvm, batch, num_samples=30, coords={"data": names, "pixel": pixels}
+        )
+    assert list(tree.posterior["data"].values) == names
+    assert "pixel" not in tree.posterior.coords
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -478,7 +489,6 @@ def test_point_estimate_has_no_weights(batch):
         ({"dims": {"z": ["a", "b"]}}, "1 dimensions besides"),
         ({"dims": {"z": ["draw"]}}, "is taken"),
         ({"dims": {"z": ["same"], "x": ["same"]}}, "two names"),
-        ({"coords": {"pixel": [1]}}, "is not a dimension"),
         ({"coords": {"data": [1, 2]}}, "2 coordinates"),
     ],
 )

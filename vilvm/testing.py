@@ -22,8 +22,9 @@ from vilvm.data.tensors import tensors_of
 from vilvm.lvm import LatentVariableModel, evaluation_mode, module_parameters
 from vilvm.training.compiled_step import CompiledStep
 from vilvm.training.fit import fit
-from vilvm.weights import Layout, find_layout, log_weights, posterior
+from vilvm.weights import Layout, find_layout, log_weights
 from vilvm.weights._vectorisation import strategy_of
+from vilvm.weights.guide_draws import latent_draws
 from vilvm.weights.log_weights import log_weights_pass
 
 __all__ = ["check_lvm"]
@@ -99,7 +100,7 @@ def _check_shapes(lvm: LatentVariableModel, batch: Any, layout: Layout) -> None:
             f"not {expected}"
         )
         assert torch.isfinite(log_weight).all(), "a log-weight is not finite"
-    drawn = posterior(lvm, batch, 3)
+    drawn = latent_draws(lvm, batch, 3)
     assert set(drawn) == set(layout.latents), (
         f"the guide draws {sorted(drawn)}, the model's latents are {sorted(layout.latents)}"
     )

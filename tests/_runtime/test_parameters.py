@@ -783,7 +783,7 @@ def test_model_of_two_arguments_error_says_unpack(x, several):
     ):
         with pytest.raises(
             vilvm.ContractError,
-            match=rf"as a tuple and unpack it, lambda batch: {part}\(\*batch\)",
+            match=rf"'y'\. The {part} gets one argument, .* as one tuple, \(x, y\)",
         ):
             find_layout(lvm, batch)
 

@@ -150,7 +150,7 @@ fitted = vilvm.fit(lvm, x, steps=600, batch_size=100)
     "vilvm.fit(lvm, x, steps=300, batch_size=100, progress=False)\nNone",
     """
 models = {name: PPCA(6, k).maximise(x) for k, name in ((1, "one"), (2, "two"))}
-vilvm.compare(models, x, num_samples=50, num_draws=0).to_dataframe()
+vilvm.compare(models, x, num_samples=50, num_draws=0).to_frame()
 """,
 ]
 

@@ -273,7 +273,7 @@ def test_ledger_prints_and_writes_tables(ledger, tmp_path):
     )
     assert rows["linear"]["iwae"] == ""
     assert rows["linear"]["group"] != rows["one"]["group"] == rows["two"]["group"]
-    frame = ledger.to_dataframe()
+    frame = ledger.to_frame()
     assert list(frame["model"]) == ["two", "one", "linear"]
 
 
@@ -358,7 +358,7 @@ def test_exact_evidence_is_reported_beside_bounds():
     x = torch.randn(60, 4)
     ledger = compare({"known": PPCA(4, 2).maximise(x)}, x, num_samples=20, num_draws=0)
     assert "| exact |" in ledger.to_markdown()
-    assert ledger.to_dataframe()["exact"][0] == pytest.approx(
+    assert ledger.to_frame()["exact"][0] == pytest.approx(
         PPCA(4, 2).maximise(x).exact_log_evidence(x).mean().item(), abs=1e-5
     )
 
@@ -372,7 +372,7 @@ def test_settings_of_a_sweep_name_the_rows(monkeypatch):
     )
     assert ledger.rank() == ["3, 0.001", "1, 0.001"]
     assert ledger["1, 0.001"].seconds == 2.0
-    assert ledger.to_dataframe()["model"].tolist() == ["3, 0.001", "1, 0.001"]
+    assert ledger.to_frame()["model"].tolist() == ["3, 0.001", "1, 0.001"]
     title, _, head, _, best, other = str(ledger).splitlines()
     assert "nats per datum" in title
     assert head.split()[:2] == ["model", "IWAE-10"]

@@ -149,8 +149,8 @@ def test_posterior_prints_verdict_and_table(found):
     lines = text.splitlines()
     assert lines[0] == "Nothing speaks against these draws." == found.verdict
     assert lines[2].split() == ["mean", "sd", "5", "%", "95", "%", "MCSE", "k̂", "ESS"]
-    assert lines[3].split()[0] == "mu"
-    assert len(lines[3].split()) == 8
+    assert lines[4].split()[0] == "mu"
+    assert len(lines[4].split()) == 8
     assert "[OK] Pareto k̂" in lines[-1]
     assert next(rung.name for rung in found.history) == "paths"
     assert isinstance(found.summary()["mu"], Summary)

@@ -56,6 +56,11 @@ class Coverage(NamedTuple):
     shares: Tensor
     errors: Tensor
 
+    def columns(self) -> dict[str, Tensor]:
+        """The shares by level, "coverage_50" and so on, shape (K,) each."""
+        levels = [round(100 * level) for level in self.levels.tolist()]
+        return {f"coverage_{x}": s for x, s in zip(levels, self.shares, strict=True)}
+
 
 def rank_among(truth: Tensor, draws: Tensor) -> Tensor:
     """The number of draws below the truth; ties are broken at random, by torch's generator.

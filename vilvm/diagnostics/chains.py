@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vilvm._runtime.results import Result, frame_of
 from vilvm.diagnostics._verdicts.chains import chains_finding
 from vilvm.diagnostics.finding import Finding
 
@@ -33,8 +34,8 @@ R_HAT, ESS = 1.01, 400  # Vehtari et al., 2021
 _LEAST = 4  # fewest draws of a chain
 
 
-@dataclass(frozen=True)
-class Chains:
+@dataclass(frozen=True, repr=False)
+class Chains(Result):
     """R̂ and effective sample sizes of chains, by component.
 
     Arguments:
@@ -73,6 +74,11 @@ class Chains:
     def finding(self) -> Finding:
         """WARNING if chains disagree or effective draws are few; else OK."""
         return chains_finding(self)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row a component: name, r_hat, ess_bulk, ess_tail (draws)."""
+        names = ("r_hat", "ess_bulk", "ess_tail")
+        return frame_of({"name": self.names, **{n: getattr(self, n) for n in names}})
 
 
 def chains(draws: Tensor, names: Sequence[str] | None = None) -> Chains:

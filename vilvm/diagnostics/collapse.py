@@ -36,16 +36,20 @@ Oord, Alemi and Tucker, 2019 (the two sides).
 """
 
 import math
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_number, check_probability
 from vilvm._runtime.random import seeded
+from vilvm._runtime.results import Result, frame_of
 from vilvm.data.data import Data, as_data
+from vilvm.diagnostics._components import indexed
 from vilvm.diagnostics._latent_runs import ROWS, LatentRun, moments, spread
 from vilvm.diagnostics._verdicts.collapse import collapse_finding
 from vilvm.diagnostics.finding import Finding
@@ -83,8 +87,8 @@ class Moments(NamedTuple):
     prior_variance: Tensor
 
 
-@dataclass(frozen=True)
-class Collapse:
+@dataclass(frozen=True, repr=False)
+class Collapse(Result):
     """How much the latents depend on the datum; all in nats per datum.
 
     Arguments:
@@ -155,6 +159,32 @@ class Collapse:
         NOTE if a unit is unused, else OK.
         """
         return collapse_finding(self)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row a unit, such as "z[3]".
+
+        Columns: unit; activity, a ratio of variances; active; kl and its standard error kl_se, in
+        nats per datum. If guide and prior do not factorise, the latent has a row of its own with
+        the divergence of all units jointly.
+        """
+        rows = [row for name in self.kl for row in self._rows(name)]
+        names = ("unit", "activity", "active", "kl", "kl_se")
+        return frame_of({n: [row.get(n) for row in rows] for n in names})
+
+    def _rows(self, name: str) -> Iterator[dict[str, Any]]:
+        """The rows of one latent in the frame."""
+        kl, kl_se, activity = self.kl[name], self.kl_se[name], self.activity.get(name)
+        together = activity is None or activity.shape != kl.shape
+        for index in np.ndindex(*(kl if activity is None else activity).shape):
+            row: dict[str, Any] = {"unit": indexed(name, index)}
+            if activity is not None:
+                row["activity"] = activity[index].item()
+                row["active"] = bool(self.active[name][index])
+            if activity is None or not together:
+                row |= {"kl": kl[index].item(), "kl_se": kl_se[index].item()}
+            yield row
+        if together and activity is not None:
+            yield {"unit": name, "kl": kl.sum().item(), "kl_se": kl_se.max().item()}
 
 
 @torch.no_grad()

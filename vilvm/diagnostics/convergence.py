@@ -40,6 +40,7 @@ from vilvm._runtime.argument_checks import (
     check_seed,
     optional,
 )
+from vilvm._runtime.results import Result, frame_of
 from vilvm.diagnostics._trend import LEAST, Trend, trend
 from vilvm.diagnostics._verdicts.convergence import convergence_finding
 from vilvm.diagnostics.finding import Finding
@@ -54,8 +55,8 @@ _FALLEN = (
 _COORDINATES = 1000
 
 
-@dataclass(frozen=True)
-class Convergence:
+@dataclass(frozen=True, repr=False)
+class Convergence(Result):
     """The trend of the ELBO at the end of a run.
 
     Arguments:
@@ -118,6 +119,23 @@ class Convergence:
     def finding(self) -> Finding:
         """WARNING if the ELBO still rises or the training ELBO falls; NOTE if unclear; else OK."""
         return convergence_finding(self)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row for the tail, and one before the learning rate fell.
+
+        Columns: part, column (of the history), slope with its confidence limits lower and upper
+        (nats per datum per epoch), the p-values rising and falling, and correlation. It has no row
+        if there are too few records.
+        """
+        parts = {"tail": self.trend, "before": self.before}
+        found = {part: trend for part, trend in parts.items() if trend is not None}
+        columns = {
+            name: [getattr(trend, name) for trend in found.values()]
+            for name in Trend._fields
+        }
+        return frame_of(
+            {"part": list(found), "column": [self.column] * len(found), **columns}
+        )
 
 
 def convergence(

@@ -50,6 +50,7 @@ from scipy.special import ndtri
 from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_number, check_probability, optional
+from vilvm._runtime.results import Result, frame_of
 from vilvm.diagnostics._moments import KEPT, DrawnMoments, Moments
 from vilvm.diagnostics._reexamination import FreshDraws, reexamine
 from vilvm.diagnostics._tail import good_k, tail_error
@@ -68,8 +69,8 @@ _FEWEST, _PILOT = 200, 50  # first draws if time is short, and draws of a timed 
 _MORE, _MORE_JOINT = 20, 10  # factors on the number of draws in the re-examination
 
 
-@dataclass(frozen=True)
-class Correction:
+@dataclass(frozen=True, repr=False)
+class Correction(Result):
     """The guide's means and standard deviations beside the corrected ones.
 
     R is the number of data if every latent belongs to one; it is 1, for all data jointly, if they
@@ -203,6 +204,25 @@ class Correction:
         NOTE if more draws are needed to decide.
         """
         return correction_finding(self)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row a datum and component, or one a component jointly.
+
+        Columns: datum (index in the full data set), name; mean, sd, corrected_mean and
+        corrected_sd in the units of the component; shift in posterior standard deviations, ratio,
+        and their Monte Carlo errors; k (Pareto k̂).
+        """
+        rows, names = len(self.index), len(self.names)
+        columns: dict[str, Any] = {
+            "datum": self.index.repeat_interleave(names),
+            "name": list(self.names) * rows,
+        }
+        for name in (
+            *("mean", "sd", "corrected_mean", "corrected_sd"),
+            *("shift", "shift_se", "ratio", "ratio_se", "k"),
+        ):
+            columns[name] = getattr(self, name).flatten()
+        return frame_of(columns)
 
     def excess(self, errors: float = 0.0) -> Tensor:
         """The larger deviation of mean and standard deviation, in units of its tolerance.

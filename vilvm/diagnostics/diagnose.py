@@ -38,6 +38,7 @@ from vilvm._runtime.argument_checks import (
 )
 from vilvm._runtime.memory import bytes_made
 from vilvm._runtime.random import seeded
+from vilvm._runtime.results import Result, Table, plots
 from vilvm.data.data import as_data
 from vilvm.diagnostics._chosen_data import choose
 from vilvm.diagnostics._coordinates import NAMELESS, Coordinates, named_sites
@@ -52,7 +53,7 @@ from vilvm.diagnostics._verdicts.diagnosis import (
 from vilvm.diagnostics.collapse import collapse
 from vilvm.diagnostics.convergence import convergence
 from vilvm.diagnostics.correction import correction
-from vilvm.diagnostics.finding import Finding, Severity
+from vilvm.diagnostics.finding import Finding, Severity, findings_frame
 from vilvm.diagnostics.gaps import gaps
 from vilvm.diagnostics.loo import loo
 from vilvm.diagnostics.pareto_k import pareto_k
@@ -81,9 +82,11 @@ _PRIORS = (
 _NO_HISTORY = "no history of the training was given (history=...)."
 
 
-@dataclass(frozen=True)
-class Diagnosis:
+@dataclass(frozen=True, repr=False)
+class Diagnosis(Result):
     """The findings of all diagnostics on a pair.
+
+    It prints, and shows in a notebook, as the verdict, the findings, and what was not run.
 
     Arguments:
         findings: the most severe first.
@@ -148,7 +151,37 @@ class Diagnosis:
         """What the findings say of the posterior, and of the model."""
         return judgement_of(self, "posterior"), judgement_of(self, "model")
 
-    def __str__(self) -> str:
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row a finding, the most severe first.
+
+        Its columns are the fields of ``Finding``. The numbers of a diagnostic are in the frame of
+        its result: ``diagnosis.results["Pareto k̂"].to_frame()``.
+        """
+        return findings_frame(self.findings)
+
+    def plot(self, history: Any = None) -> Any:
+        """The figures of the findings; see ``vilvm.plots.diagnosis_figures``.
+
+        Arguments:
+            history: of the training, for the finding on its convergence.
+
+        Returns:
+            A dict of figures by finding, which shows all of them in a notebook.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        return plots().diagnosis_figures(self.results, history)
+
+    def _headline(self) -> Mapping[str, Any]:
+        return {
+            "posterior": self.severity().name,
+            "model": self.severity("model").name,
+            "findings": len(self.findings),
+            "not_run": len(self.skipped),
+        }
+
+    def _contents(self) -> Iterator[str | Table]:
         return diagnosis_report(self)
 
 

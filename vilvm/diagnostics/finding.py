@@ -1,10 +1,13 @@
 """The verdict of a diagnostic: its severity, a sentence with its numbers, and what to do next."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from enum import IntEnum
-from typing import Literal
+from typing import Any, Literal
 
-__all__ = ["Finding", "Severity"]
+from vilvm._runtime.results import Result, frame_of
+
+__all__ = ["Finding", "Severity", "findings_frame"]
 
 
 class Severity(IntEnum):
@@ -26,7 +29,7 @@ class Severity(IntEnum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class Finding(Result):
     """The verdict of one diagnostic.
 
     Arguments:
@@ -51,8 +54,34 @@ class Finding:
     advice: str = ""
     about: Literal["posterior", "model"] = "posterior"
 
-    def __str__(self) -> str:
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row, and the fields as columns."""
+        return findings_frame([self])
+
+    def _headline(self) -> Mapping[str, Any]:
+        return {"name": self.name, "severity": self.severity.name}
+
+    def _contents(self) -> Iterator[str]:
         head = f"[{self.severity.name}] {self.name}: {self.verdict}"
-        return " ".join(
-            part for part in (head, self.advice, f"({self.source})") if part
-        )
+        parts = (head, self.advice, f"({self.source})")
+        yield " ".join(part for part in parts if part)
+
+
+def findings_frame(findings: Sequence[Finding]) -> Any:
+    """A pandas DataFrame with one row a finding, and the fields of ``Finding`` as columns.
+
+    Arguments:
+        findings: in the order of the rows; severity becomes its name.
+
+    Examples:
+        >>> from vilvm.diagnostics.finding import Finding, Severity, findings_frame
+        >>> found = Finding("Rate", Severity.OK, "The rate is 2 nats.", "KL ≥ 0")
+        >>> findings_frame([found])["severity"].tolist()
+        ['OK']
+    """
+    columns: dict[str, list[Any]] = {
+        field.name: [getattr(finding, field.name) for finding in findings]
+        for field in fields(Finding)
+    }
+    columns["severity"] = [finding.severity.name for finding in findings]
+    return frame_of(columns)

@@ -39,6 +39,7 @@ from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_number, check_probability
 from vilvm._runtime.random import seeded
+from vilvm._runtime.results import Result, frame_of
 from vilvm.data.data import Data
 from vilvm.data.tensors import tensors_of
 from vilvm.diagnostics._amortised import all_equal
@@ -77,8 +78,8 @@ _COMPILES = 60.0  # seconds that must be left to compile
 _CHAINS, _ROWS = 512, 100_000
 
 
-@dataclass(frozen=True)
-class Gaps:
+@dataclass(frozen=True, repr=False)
+class Gaps(Result):
     """The inference gap of every datum in its two parts, in nats per datum.
 
     If the data share a latent, all numbers are those of all data jointly.
@@ -197,6 +198,27 @@ class Gaps:
     def finding(self) -> Finding:
         """WARNING above 1 nat, or if part of the posterior is missed; NOTE above 0.1 nats."""
         return gaps_finding(self)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row a datum, or one for all data jointly; all in nats.
+
+        Columns: datum (index in the full data set), evidence, best and amortised; the gaps
+        approximation, amortisation and total, each with its Monte Carlo error ("total_error").
+        """
+        columns: dict[str, Any] = {
+            "datum": self.index,
+            "evidence": self.evidence.values,
+            "best": self.best.values,
+            "amortised": self.amortised.values,
+        }
+        gaps = {
+            "approximation": self.approximation,
+            "amortisation": self.amortisation,
+            "total": self.total,
+        }
+        for name, gap in gaps.items():
+            columns |= {name: gap.values, f"{name}_error": gap.errors}
+        return frame_of(columns)
 
     @property
     def quantile(self) -> float:

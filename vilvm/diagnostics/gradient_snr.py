@@ -32,6 +32,7 @@ from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_number, check_probability
 from vilvm._runtime.random import seeded
+from vilvm._runtime.results import Result, frame_of
 from vilvm.data.data import Data
 from vilvm.diagnostics._gradient_sums import BLOCKS, GradientSums, ratios, sign_flips
 from vilvm.diagnostics._verdicts.gradient_snr import BETTER, LOW, gradient_snr_finding
@@ -67,8 +68,8 @@ class GroupSNR(NamedTuple):
     num_parameters: int
 
 
-@dataclass(frozen=True)
-class GradientSNR:
+@dataclass(frozen=True, repr=False)
+class GradientSNR(Result):
     """Signal-to-noise ratios of gradients.
 
     Arguments:
@@ -132,6 +133,16 @@ class GradientSNR:
     def finding(self) -> Finding:
         """WARNING if noise drowns a group's gradient; NOTE if all gradients are noise; else OK."""
         return gradient_snr_finding(self)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row an objective and group: the fields of ``GroupSNR``."""
+        found = [
+            {"objective": objective, "group": group, **value._asdict()}
+            for objective, groups in self.groups.items()
+            for group, value in groups.items()
+        ]
+        names = ("objective", "group", *GroupSNR._fields)
+        return frame_of({name: [row[name] for row in found] for name in names})
 
 
 def gradient_snr(

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_number
 from vilvm._runtime.random import seeded
+from vilvm._runtime.results import Result, frame_of
 from vilvm.data.tensors import tensors_of
 from vilvm.diagnostics._tail import good_k, tail_error
 from vilvm.diagnostics._time_budget import TimeBudget, affordable_draws
@@ -47,8 +48,8 @@ _KEPT = 20_000_000  # draws × data held at a time
 _WORKED = 4_000_000  # draws × data processed at a time
 
 
-@dataclass(frozen=True)
-class LOO:
+@dataclass(frozen=True, repr=False)
+class LOO(Result):
     """Leave-one-out prediction, in nats.
 
     Arguments:
@@ -107,6 +108,10 @@ class LOO:
         too few draws to decide.
         """
         return loo_finding(self)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row a datum: datum, elpd (nats), k (Pareto k̂)."""
+        return frame_of({"datum": range(len(self.k)), "elpd": self.elpd_i, "k": self.k})
 
 
 @torch.no_grad()

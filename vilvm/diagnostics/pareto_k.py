@@ -42,6 +42,7 @@ from torch import Tensor
 
 from vilvm._compile import Compile, check_compile, worth_compiling
 from vilvm._runtime.argument_checks import check_number, check_probability
+from vilvm._runtime.results import Result, frame_of
 from vilvm.diagnostics._reexamination import FreshDraws, reexamine
 from vilvm.diagnostics._tail import good_k, tail_error
 from vilvm.diagnostics._time_budget import TimeBudget, affordable_draws, seconds_of
@@ -102,8 +103,8 @@ class Recheck(NamedTuple):
         return bool(too_many or self.k.max().item() > largest)
 
 
-@dataclass(frozen=True)
-class ParetoK:
+@dataclass(frozen=True, repr=False)
+class ParetoK(Result):
     """Pareto k̂ of a guide.
 
     Arguments:
@@ -188,6 +189,13 @@ class ParetoK:
     def finding(self) -> Finding:
         """CRITICAL or WARNING if the guide misses part of the posterior; NOTE if k̂ > ½."""
         return pareto_k_finding(self)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row a datum, or one for all data jointly.
+
+        Columns: datum (index in the full data set), k (Pareto k̂), ess (number of samples).
+        """
+        return frame_of({"datum": self.index, "k": self.k, "ess": self.ess})
 
 
 @torch.no_grad()

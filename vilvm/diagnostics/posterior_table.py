@@ -11,10 +11,13 @@ scalars, and of all others the 10 that look worst; it says what it left out.
 """
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
+
+from vilvm._runtime.results import Result, Table, frame_of
 
 __all__ = ["PosteriorTable", "Scalar"]
 
@@ -58,8 +61,8 @@ class Scalar(NamedTuple):
         return tuple(_plain(x, decimals) for x in self[1:5])
 
 
-@dataclass(frozen=True)
-class PosteriorTable:
+@dataclass(frozen=True, repr=False)
+class PosteriorTable(Result):
     """Scalars of the posterior, with the draws that they summarise.
 
     Arguments:
@@ -79,9 +82,10 @@ class PosteriorTable:
         >>> table.rows[table.worst(1)[0]].name
         'tau'
         >>> print(table)
-             mean   sd   5 %  95 %
-        mu    4.4  3.3  -1.0   9.8
-        tau   3.0  2.9   0.6   8.2
+                mean    sd    5 %   95 %
+         ────────────────────────────────
+          mu     4.4   3.3   -1.0    9.8
+          tau    3.0   2.9    0.6    8.2
     """
 
     rows: tuple[Scalar, ...]
@@ -131,22 +135,23 @@ class PosteriorTable:
             if any(cell != "nan" for cell in cells)
         ]
 
-    def __str__(self) -> str:
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with a row a scalar; its columns are the fields of ``Scalar``."""
+        columns = zip(*self.rows, strict=True)
+        return frame_of(dict(zip(Scalar._fields, map(list, columns), strict=True)))
+
+    def _headline(self) -> Mapping[str, Any]:
+        return {"rows": len(self.rows), "draws": len(self.draws)}
+
+    def _contents(self) -> Iterator[str | Table]:
         shown = list(range(len(self.rows)))
         if len(shown) > _BRIEF:
             shown = sorted(self.worst(_BRIEF))
-        cells = [self.head, *(self.cells[i] for i in shown)]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [
-            "  ".join(
-                [row[0].ljust(widths[0])]
-                + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
-            ).rstrip()
-            for row in cells
-        ]
-        more = len(self.rows) - len(shown)
-        notes = [f"{more} more rows: see posterior.rows."] if more else []
-        return "\n".join([*lines, *notes, *filter(None, [self.left_out])])
+        yield Table(self.head, [self.cells[i] for i in shown])
+        if len(self.rows) > len(shown):
+            yield f"{len(self.rows) - len(shown)} more rows: see to_frame()."
+        if self.left_out:
+            yield self.left_out
 
 
 def _plain(x: float, decimals: int) -> str:

@@ -31,11 +31,14 @@ from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_number, check_probability
+from vilvm._runtime.results import Result, frame_of
 from vilvm.data.data import Data
+from vilvm.diagnostics._components import indexed
 from vilvm.diagnostics._time_budget import TimeBudget
 from vilvm.diagnostics._verdicts.predictive_check import predictive_check_finding
 from vilvm.diagnostics.finding import Finding
@@ -46,7 +49,8 @@ from vilvm.diagnostics.predictive_statistics import (
     has_columns,
 )
 from vilvm.lvm import ContractError, LatentVariableModel, NotApplicable
-from vilvm.weights import observed, posterior, replicate, sample
+from vilvm.weights import observed, replicate, sample
+from vilvm.weights.guide_draws import latent_draws
 from vilvm.weights.prepared import Prepared, prepared_of
 from vilvm.weights.simulation import undrawable
 
@@ -56,8 +60,8 @@ _NUMBERS = 20_000_000  # numbers replicated at a time
 _ROWS = 10_000  # data per pass
 
 
-@dataclass(frozen=True)
-class PredictiveCheck:
+@dataclass(frozen=True, repr=False)
+class PredictiveCheck(Result):
     """Statistics of the data and of replicated data, by name.
 
     Arguments:
@@ -140,6 +144,30 @@ class PredictiveCheck:
     def finding(self) -> Finding:
         """WARNING if a statistic of the data differs from those of replicates; else OK."""
         return predictive_check_finding(self)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row a statistic of the data.
+
+        Columns: statistic; observed, and the mean and standard deviation over replicates
+        (replicated_mean, replicated_sd), in the statistic's unit; p_value, and adjusted for their
+        number (max-T).
+        """
+        p_values, adjusted = self.p_values, self.adjusted
+        columns: dict[str, list[Any]] = {"statistic": []}
+        for name, observed_value in self.observed.items():
+            shape = observed_value.shape
+            columns["statistic"] += [indexed(name, i) for i in np.ndindex(*shape)]
+            replicated = self.replicated[name].double()
+            parts = {
+                "observed": observed_value,
+                "replicated_mean": replicated.mean(0),
+                "replicated_sd": replicated.std(0),
+                "p_value": p_values[name],
+                "adjusted": adjusted[name],
+            }
+            for column, value in parts.items():
+                columns.setdefault(column, []).extend(value.flatten().tolist())
+        return frame_of(columns)
 
 
 def _deviations(values: Tensor) -> Tensor:
@@ -366,7 +394,9 @@ class _Replicates(NamedTuple):
             latents = {n: v[index % len(v)] for n, v in self.given.items()}
             return replicate(self.lvm, latents, like=part.x)
         if self.kind == "posterior":
-            return replicate(self.lvm, posterior(self.lvm, part.x, size), like=part.x)
+            return replicate(
+                self.lvm, latent_draws(self.lvm, part.x, size), like=part.x
+            )
         drawn = sample(self.lvm, size, like=part.x)
         return {site: drawn[site] for site in self.observed}
 

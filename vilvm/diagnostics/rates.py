@@ -30,6 +30,7 @@ from scipy.special import ndtri, stdtrit
 from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_number, check_probability
+from vilvm._runtime.results import Result, frame_of
 from vilvm.diagnostics._time_budget import TimeBudget, affordable_draws
 from vilvm.diagnostics._verdicts.rates import rates_finding
 from vilvm.diagnostics.finding import Finding
@@ -52,8 +53,8 @@ _PLAIN = ("Trace_ELBO(", "TraceMeanField_ELBO(", "TraceEnum_ELBO(", "TraceGraph_
 _MODES = (torch.nn.modules.dropout._DropoutNd, torch.nn.modules.batchnorm._BatchNorm)
 
 
-@dataclass(frozen=True)
-class Rates:
+@dataclass(frozen=True, repr=False)
+class Rates(Result):
     """The rate of every datum, and how far the training loss disagrees with it.
 
     Arguments:
@@ -112,6 +113,21 @@ class Rates:
     def finding(self) -> Finding:
         """CRITICAL if a rate or their mean is negative, or disagrees with training; else OK."""
         return rates_finding(self)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row a datum, or one for all data jointly.
+
+        Columns: datum (index in the full data set), rate and its Monte Carlo error (nats), and
+        negative, whether the rate is below zero beyond its error.
+        """
+        return frame_of(
+            {
+                "datum": self.index,
+                "rate": self.rate.values,
+                "error": self.rate.errors,
+                "negative": self.negative,
+            }
+        )
 
 
 def rates(

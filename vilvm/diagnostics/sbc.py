@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_seed
+from vilvm._runtime.results import Result, frame_of
 from vilvm.diagnostics._amortised import check_amortised
 from vilvm.diagnostics._calibration import (
     HIDDEN,
@@ -44,8 +45,8 @@ from vilvm.weights.simulation import Rebuild, simulating, simulations
 __all__ = ["SBC", "sbc"]
 
 
-@dataclass(frozen=True)
-class SBC:
+@dataclass(frozen=True, repr=False)
+class SBC(Result):
     """The ranks of the truth among the guide's draws, and tests that they are uniform.
 
     Arguments:
@@ -95,6 +96,19 @@ class SBC:
     def finding(self) -> Finding:
         """OK if no quantity departs from uniform ranks; else the severity of the worst."""
         return sbc_finding(self)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row a quantity.
+
+        Columns: name; p_value, and adjusted for their number (Holm); the shares of simulations
+        whose central intervals contain the truth, coverage_50, …, coverage_95.
+        """
+        columns = {
+            "name": self.names,
+            "p_value": self.p_values,
+            "adjusted": self.adjusted,
+        }
+        return frame_of({**columns, **self.coverage.columns()})
 
 
 @torch.no_grad()

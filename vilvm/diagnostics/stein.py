@@ -25,6 +25,7 @@ Reference: Measuring Sample Quality with Stein's Method, Jackson Gorham and Lest
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from scipy.special import stdtrit
 from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_number, check_probability
+from vilvm._runtime.results import Result, frame_of
 from vilvm.diagnostics._verdicts.stein import stein_finding
 from vilvm.diagnostics.finding import Finding
 
@@ -42,8 +44,8 @@ _FIVE = 5.0  # standard errors
 _SHIFT, _WIDTH = 0.1, 0.2  # sizes that matter
 
 
-@dataclass(frozen=True)
-class Stein:
+@dataclass(frozen=True, repr=False)
+class Stein(Result):
     """Averages that are zero for draws of p, by unconstrained coordinate.
 
     Arguments:
@@ -117,6 +119,19 @@ class Stein:
     def finding(self) -> Finding:
         """WARNING if the draws are not of p; NOTE if they differ by little; else OK."""
         return stein_finding(self)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row an unconstrained coordinate.
+
+        Columns: name; the averages shift (in standard deviations) and width (a share), each with
+        its Monte Carlo error and its effective sample size (draws).
+        """
+        columns: dict[str, Any] = {"name": self.names}
+        for i, name in enumerate(("shift", "width")):
+            columns[name] = getattr(self, name)
+            columns |= {f"{name}_se": getattr(self, f"{name}_se")}
+            columns |= {f"{name}_ess": self.ess[i]}
+        return frame_of(columns)
 
 
 def stein(

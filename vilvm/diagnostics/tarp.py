@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_seed
+from vilvm._runtime.results import Result, frame_of
 from vilvm.diagnostics._amortised import check_amortised
 from vilvm.diagnostics._calibration import (
     check_options,
@@ -31,7 +32,8 @@ from vilvm.diagnostics._uniformity import rank_among, uniformity_p_values
 from vilvm.diagnostics._verdicts.calibration import tarp_finding
 from vilvm.diagnostics.finding import Finding
 from vilvm.lvm import LatentVariableModel
-from vilvm.weights import Simulation, posterior
+from vilvm.weights import Simulation
+from vilvm.weights.guide_draws import latent_draws
 from vilvm.weights.simulation import Rebuild, simulating, simulations
 
 __all__ = ["TARP", "tarp"]
@@ -39,8 +41,8 @@ __all__ = ["TARP", "tarp"]
 _LEFT = 0.7  # share of the budget that is left for the ranks
 
 
-@dataclass(frozen=True)
-class TARP:
+@dataclass(frozen=True, repr=False)
+class TARP(Result):
     """Ranks of the truth's distance to a reference among those of the guide's draws.
 
     Arguments:
@@ -81,6 +83,11 @@ class TARP:
         NOTE up to a difference of 0.05; CRITICAL if coverage is too low by more than 0.15.
         """
         return tarp_finding(self)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row a credibility level: level, coverage (a share)."""
+        level, coverage = self.expected_coverage
+        return frame_of({"level": level, "coverage": coverage})
 
 
 class _References(NamedTuple):
@@ -212,7 +219,9 @@ def _ranks(
     spread: Tensor,
 ) -> Tensor:
     """The ranks of the true latents' distances to the points, shape (size,)."""
-    drawn = components(posterior(lvm, simulation.batch, num_draws), simulation.layout)
+    drawn = components(
+        latent_draws(lvm, simulation.batch, num_draws), simulation.layout
+    )
     shown = visible(lvm, simulation)
     unit = spread
     if shown is not None:

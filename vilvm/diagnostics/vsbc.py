@@ -23,6 +23,7 @@ from torch import Tensor
 from vilvm._runtime.argument_checks import check_seed
 from vilvm._runtime.progress import ProgressBar
 from vilvm._runtime.random import seeded
+from vilvm._runtime.results import Result, frame_of
 from vilvm.data.tensors import tensors_of
 from vilvm.diagnostics._amortised import check_spread
 from vilvm.diagnostics._calibration import check_options
@@ -39,14 +40,15 @@ from vilvm.diagnostics._verdicts.calibration import vsbc_finding
 from vilvm.diagnostics.finding import Finding
 from vilvm.lvm import LatentVariableModel, evaluation_mode
 from vilvm.training import fit
-from vilvm.weights import Simulation, find_layout, posterior
+from vilvm.weights import Simulation, find_layout
+from vilvm.weights.guide_draws import latent_draws
 from vilvm.weights.simulation import Rebuild, batches, simulating
 
 __all__ = ["VSBC", "vsbc"]
 
 
-@dataclass(frozen=True)
-class VSBC:
+@dataclass(frozen=True, repr=False)
+class VSBC(Result):
     """The ranks of the truth among draws of guides, each fitted to its own simulated data.
 
     Arguments:
@@ -88,6 +90,23 @@ class VSBC:
     def finding(self) -> Finding:
         """OK if no component departs; else the severity of the worst, as in ``SBC.finding``."""
         return vsbc_finding(self)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row a component.
+
+        Columns: name; the p-values symmetry and uniformity, and each adjusted for their number
+        (Holm); the shares of simulations whose central intervals contain the truth, coverage_50,
+        …, coverage_95.
+        """
+        symmetry, uniformity = self.adjusted
+        columns = {
+            "name": self.names,
+            "symmetry": self.symmetry,
+            "symmetry_adjusted": symmetry,
+            "uniformity": self.uniformity,
+            "uniformity_adjusted": uniformity,
+        }
+        return frame_of({**columns, **self.coverage.columns()})
 
 
 def vsbc(
@@ -198,7 +217,7 @@ class _Refit(NamedTuple):
     ) -> tuple[Tensor, tuple[str, ...]]:
         layout = find_layout(lvm, batch)
         check_spread("vsbc", lvm, layout)
-        draws = posterior(lvm, batch, self.num_draws)
+        draws = latent_draws(lvm, batch, self.num_draws)
         simulation = Simulation(batch, {n: sites[n] for n in layout.latents}, layout)
         drawn = components({n: draws[n] for n in simulation.latents}, layout)
         row = rank_among(truth(simulation), drawn)[0].cpu()

@@ -11,10 +11,12 @@ Reference: Importance Weighted Autoencoders, Burda, Grosse and Salakhutdinov, 20
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from vilvm._runtime.results import Result, frame_of
 from vilvm.diagnostics._tail import good_k
 from vilvm.diagnostics._verdicts.weighted_evidence import weighted_evidence_finding
 from vilvm.diagnostics.finding import Finding
@@ -25,8 +27,8 @@ from vilvm.evaluation.estimates import log_mean_error
 __all__ = ["WeightedEvidence", "weighted_evidence"]
 
 
-@dataclass(frozen=True)
-class WeightedEvidence:
+@dataclass(frozen=True, repr=False)
+class WeightedEvidence(Result):
     """The evidence and the ELBO of draws of q, in nats, of all data jointly.
 
     Arguments:
@@ -61,6 +63,17 @@ class WeightedEvidence:
     def finding(self) -> Finding:
         """OK, or NOTE if k̂ is too large for an estimate."""
         return weighted_evidence_finding(self)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame of log-evidence and ELBO: quantity, value and error, in nats."""
+        both = {"log_evidence": self.log_evidence, "elbo": self.elbo}
+        return frame_of(
+            {
+                "quantity": list(both),
+                "value": [found.mean for found in both.values()],
+                "error": [found.mc_se for found in both.values()],
+            }
+        )
 
 
 def weighted_evidence(log_weights: Tensor) -> WeightedEvidence:

@@ -15,6 +15,7 @@ Reference: Annealed Importance Sampling, Radford M. Neal, 2001.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ from torch import Tensor
 from vilvm._compile import Compile, check_compile
 from vilvm._runtime.progress import ProgressBar
 from vilvm._runtime.random import preserved_rng
+from vilvm._runtime.results import Result, frame_of
 from vilvm.data.data import Data
 from vilvm.evaluation._chains import (
     FEW,
@@ -43,8 +45,8 @@ from vilvm.weights.prepared import Part, prepared_of
 __all__ = ["AISResult", "ais"]
 
 
-@dataclass(frozen=True)
-class AISResult:
+@dataclass(frozen=True, repr=False)
+class AISResult(Result):
     """The result of ``ais``.
 
     Arguments:
@@ -82,6 +84,28 @@ class AISResult:
         Below that, the bound may lie far below log p(x), and its error is unreliable.
         """
         return self.ess >= FEW
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row a datum.
+
+        Columns: datum, bound and its Monte Carlo error (nats per datum; nats of all data together
+        in one row, if they share a latent), ess (number of chains), reliable.
+        """
+        return frame_of(
+            {
+                "datum": range(len(self.ess)),
+                "bound": self.bound.values,
+                "error": self.bound.errors,
+                "ess": self.ess,
+                "reliable": self.reliable,
+            }
+        )
+
+    def _headline(self) -> Mapping[str, Any]:
+        return {
+            "bound": self.bound,
+            "reliable": f"{int(self.reliable.sum())} of {len(self.ess)}",
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Means and standard errors as plain numbers, for JSON."""

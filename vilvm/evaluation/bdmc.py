@@ -12,6 +12,7 @@ and Adams, 2015.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from vilvm._compile import Compile, check_compile
 from vilvm._runtime.argument_checks import check_number, check_seed, optional
 from vilvm._runtime.progress import ProgressBar
+from vilvm._runtime.results import Result, frame_of
 from vilvm.data.data import Data
 from vilvm.evaluation._chains import (
     FEW,
@@ -38,8 +40,8 @@ from vilvm.weights.simulation import simulating, simulations
 __all__ = ["BDMCResult", "bdmc"]
 
 
-@dataclass(frozen=True)
-class BDMCResult:
+@dataclass(frozen=True, repr=False)
+class BDMCResult(Result):
     """The result of ``bdmc``, on data that the model itself made.
 
     Arguments:
@@ -80,6 +82,28 @@ class BDMCResult:
     def gap(self) -> Estimate:
         """upper − lower, at least zero in the mean; neither bound is further from log p(x)."""
         return self.upper - self.lower
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row a simulation.
+
+        Columns: simulation, lower and upper bound with their Monte Carlo errors, gap (all in nats
+        per datum, or per data set if its data share a latent), ess (number of chains), reliable.
+        """
+        return frame_of(
+            {
+                "simulation": range(len(self.ess)),
+                "lower": self.lower.values,
+                "lower_error": self.lower.errors,
+                "upper": self.upper.values,
+                "upper_error": self.upper.errors,
+                "gap": self.gap.values,
+                "ess": self.ess,
+                "reliable": self.reliable,
+            }
+        )
+
+    def _headline(self) -> Mapping[str, Any]:
+        return {"lower": self.lower, "upper": self.upper, "gap": self.gap}
 
 
 @torch.no_grad()

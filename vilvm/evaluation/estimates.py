@@ -1,11 +1,14 @@
 """Estimates with their standard errors, and the results that hold them."""
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from vilvm._runtime.results import Result, Table, frame_of, table_of
 
 __all__ = ["Bounds", "Estimate", "Evaluation", "log_mean_error"]
 
@@ -53,6 +56,22 @@ class Estimate(NamedTuple):
         errors = (self.errors.square() + other.errors.square()).sqrt()
         return Estimate(self.values - other.values, errors)
 
+    def __str__(self) -> str:
+        return f"{self.mean:.4g} ± {self.se:.2g}"
+
+    def __repr__(self) -> str:
+        return f"Estimate({self}, {len(self.values)} values)"
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row a datum: datum, value, and its Monte Carlo error."""
+        return frame_of(
+            {
+                "datum": range(len(self.values)),
+                "value": self.values,
+                "error": self.errors,
+            }
+        )
+
 
 class Bounds(dict[str, Estimate]):
     """The bounds by name; a missing one raises a KeyError that gives the reason.
@@ -79,9 +98,11 @@ class Bounds(dict[str, Estimate]):
         )
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Result):
     """The result of ``evaluate``. Numbers of different protocols cannot be compared.
+
+    It prints, and shows in a notebook, as its protocol and the table of ``to_frame``.
 
     Arguments:
         bounds: the requested ones of "elbo", "iwae" and "exact", in nats per datum. For a
@@ -116,9 +137,57 @@ class Evaluation:
     protocol: dict[str, Any]
     seconds: float
 
+    def to_frame(self, *, per_datum: bool = False) -> Any:
+        """A pandas DataFrame of bounds, rate, distortion and effective sample size.
+
+        Bounds, rate and distortion are in the unit of the protocol, nats per datum; the effective
+        sample size is a number of samples.
+
+        Arguments:
+            per_datum: whether to return one row a datum, with a column for each quantity and, as
+                "elbo_error", its Monte Carlo error; by default there is one row a quantity, with
+                its mean over the data, the standard error for new data (se) and for these
+                (mc_se).
+        """
+        if per_datum:
+            columns: dict[str, Any] = {"datum": range(len(self.distortion.values))}
+            for name, found in self._estimates().items():
+                columns |= {name: found.values, f"{name}_error": found.errors}
+            if self.ess is not None:
+                columns["ess"] = self.ess
+            return frame_of(columns)
+        rows = [
+            {"quantity": name, **_means(found)}
+            for name, found in self._estimates().items()
+        ]
+        if self.ess is not None:
+            rows.append({"quantity": "ess", "mean": self.ess.mean().item()})
+        names = ("quantity", "mean", "se", "mc_se")
+        return frame_of({n: [row.get(n, math.nan) for row in rows] for n in names})
+
+    def _estimates(self) -> dict[str, Estimate]:
+        others = {"rate": self.rate, "distortion": self.distortion}
+        return {
+            **self.bounds,
+            **{name: found for name, found in others.items() if found is not None},
+        }
+
+    def _headline(self) -> Mapping[str, Any]:
+        return {**self._estimates(), "num_samples": self.num_samples}
+
+    def _contents(self) -> Iterator[str | Table]:
+        given = self.protocol
+        yield (
+            f"{given['data']} {given['split']}, {given['num_data']:,} data, "
+            f"{self.num_samples:,} samples; {given['unit']}."
+        )
+        yield from table_of(self.to_frame())
+        if self.bounds.refusal:
+            yield self.bounds.refusal
+
     def to_dict(self) -> dict[str, Any]:
         """Means and standard errors as plain numbers, for JSON."""
-        bounds = {name: _summary(bound) for name, bound in self.bounds.items()}
+        bounds = {name: _means(bound) for name, bound in self.bounds.items()}
         for name in set(bounds) - {"exact"}:
             bounds[name]["num_samples"] = self.num_samples
         ess = None
@@ -126,8 +195,8 @@ class Evaluation:
             ess = {"mean": self.ess.mean().item(), "min": self.ess.min().item()}
         return {
             "bounds": bounds,
-            "rate": self.rate and _summary(self.rate),
-            "distortion": _summary(self.distortion),
+            "rate": self.rate and _means(self.rate),
+            "distortion": _means(self.distortion),
             "ess": ess,
             "protocol": self.protocol,
         }
@@ -157,5 +226,5 @@ def log_mean_error(ess: Tensor, num: int) -> Tensor:
     return (1 / ess - 1 / num).clamp(min=0).sqrt()
 
 
-def _summary(estimate: Estimate) -> dict[str, float]:
+def _means(estimate: Estimate) -> dict[str, float]:
     return {"mean": estimate.mean, "se": estimate.se, "mc_se": estimate.mc_se}

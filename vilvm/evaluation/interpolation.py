@@ -20,7 +20,8 @@ from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_number
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract
-from vilvm.weights import posterior_mean, predict
+from vilvm.weights import posterior_mean
+from vilvm.weights.prediction import predicted_means
 
 __all__ = ["Path", "great_circle", "interpolate", "line"]
 
@@ -190,7 +191,7 @@ def interpolate(
             f"{shapes}."
         )
     points = path(codes[: len(first)], codes[len(first) :], steps)
-    means = predict(lvm, {name: points.flatten(0, 1)})
+    means = predicted_means(lvm, {name: points.flatten(0, 1)})
     if len(means) != 1:
         raise ContractError(
             f"interpolate needs a model of one observed site; this one has {sorted(means)}."

@@ -1,69 +1,18 @@
 """Tables of a ledger: the rows of one group, and a row as plain numbers."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from rich import box
-from rich.table import Table
-from rich.text import Text
 from torch import Tensor
 
 from vilvm.evaluation.estimates import Estimate
 from vilvm.evaluation.ledger_rows import Protocol, Row, difference
 from vilvm.evaluation.two_sample import TwoSample
 
-__all__ = ["filled", "markdown", "record", "rich_tables"]
+__all__ = ["filled", "markdown", "record"]
 
-_NOTHING, _GAP = "–", 3
-
-
-def rich_tables(protocol: Protocol, rows: Sequence[Row], width: int) -> Iterator[Table]:
-    """A group as tables for the terminal, as many as its columns need.
-
-    Arguments:
-        protocol: the protocol of the group, title of the first table.
-        rows: the rows of the group, the best first.
-        width: width of the terminal, in characters.
-
-    Returns:
-        The tables; the first column is repeated in each.
-
-    Examples:
-        >>> import torch
-        >>> from vilvm.evaluation import compare
-        >>> from vilvm.evaluation.ledger_tables import rich_tables
-        >>> from vilvm.models.ppca import PPCA
-        >>> x = torch.randn(60, 4)
-        >>> ledger = compare({"one": PPCA(4, 1).maximise(x)}, x, num_samples=50, num_draws=0)
-        >>> [(protocol, rows)] = ledger.groups().items()
-        >>> len(list(rich_tables(protocol, rows, width=200)))
-        1
-    """
-    head, lines = filled(rows)
-    columns = list(zip(head, *lines, strict=True))
-    sizes = [max(map(len, column)) + _GAP for column in columns]
-    kept, used, title = [0], sizes[0], str(protocol)
-    for i in range(1, len(columns)):
-        if len(kept) > 1 and used + sizes[i] + _GAP > width:
-            yield _table([columns[k] for k in kept], title)
-            kept, used, title = [0], sizes[0], ""
-        kept.append(i)
-        used += sizes[i]
-    yield _table([columns[k] for k in kept], title)
-
-
-def _table(columns: Sequence[Sequence[str]], title: str) -> Table:
-    table = Table(
-        title=title or None, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1)
-    )
-    for i, (head, *_) in enumerate(columns):
-        table.add_column(Text(head), justify="right" if i else "left", no_wrap=True)
-    for line in zip(*(cells for _, *cells in columns), strict=True):
-        table.add_row(
-            *map(Text, line)
-        )  # plain text, because markup interprets square brackets
-    return table
+_NOTHING = "–"
 
 
 def markdown(protocol: Protocol, rows: Sequence[Row]) -> str:

@@ -21,7 +21,8 @@ from vilvm._runtime.argument_checks import (
 from vilvm._runtime.random import seeded
 from vilvm.evaluation.estimates import Estimate
 from vilvm.lvm import ContractError, LatentVariableModel, fixed_beside
-from vilvm.weights import posterior_mean, predict
+from vilvm.weights import posterior_mean
+from vilvm.weights.prediction import predicted_means
 
 __all__ = ["Decibels", "psnr", "reconstruct", "squared_error"]
 
@@ -57,7 +58,7 @@ def reconstruct(
             f"reconstruct: the batch is a {type(batch).__name__}, not one tensor; for "
             "pairs (corrupted, clean), pass only the corrupted data."
         )
-    means = predict(lvm, posterior_mean(lvm, batch, num_samples), like=batch)
+    means = predicted_means(lvm, posterior_mean(lvm, batch, num_samples), like=batch)
     found = [mean for mean in means.values() if mean.shape == batch.shape]
     if len(means) != 1 or not found:
         shapes = {name: tuple(mean.shape) for name, mean in means.items()}

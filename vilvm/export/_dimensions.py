@@ -1,5 +1,6 @@
 """Names and coordinates of dimensions, and the tree of groups with named dimensions."""
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -80,11 +81,13 @@ def _check_own_names(
 
 def check_coords(
     groups: Groups, dims: Dims, coords: Mapping[str, Sequence[Any]]
-) -> None:
-    """Checks that a dimension has one size, and one coordinate for each index.
+) -> dict[str, Any]:
+    """The coordinates that the variables use; a warning names those that none uses.
+
+    A name may be of another model of the same data, or misspelt.
 
     Raises:
-        ValueError: it has two sizes, or another number of coordinates.
+        ValueError: a dimension has two sizes, or another number of coordinates.
     """
     sizes: dict[str, int] = {}
     for name, dim, size in _sizes(groups, dims):
@@ -93,17 +96,21 @@ def check_coords(
                 f"to_datatree: dimension {dim!r} has size {sizes[dim]}, and size {size} in "
                 f"{name!r}; give them two names in dims."
             )
-    for dim, values in coords.items():
-        if dim not in sizes:
-            raise ValueError(
-                f"to_datatree: coords has {dim!r}, which is not a dimension; there are "
-                f"{sorted(sizes)}."
-            )
+    used = {dim: values for dim, values in coords.items() if dim in sizes}
+    for dim, values in used.items():
         if len(values) != sizes[dim]:
             raise ValueError(
                 f"to_datatree: {len(values)} coordinates for dimension {dim!r}, which has size "
                 f"{sizes[dim]}."
             )
+    unused = [dim for dim in coords if dim not in sizes]
+    if unused:
+        warnings.warn(
+            f"to_datatree: coords of {', '.join(map(repr, unused))} are left out, because no "
+            f"variable has such a dimension; there are {sorted(sizes)}.",
+            stacklevel=3,
+        )
+    return used
 
 
 def _sizes(groups: Groups, dims: Dims) -> Iterator[tuple[str, str, int]]:

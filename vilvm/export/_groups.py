@@ -13,7 +13,7 @@ from vilvm.diagnostics.psis import psis
 from vilvm.export._variables import Groups, Variable, as_variable, named_tensors
 from vilvm.lvm import ContractError, LatentVariableModel
 from vilvm.weights import Layout, LogWeights, log_weights
-from vilvm.weights.generated_quantities import Replay, replay
+from vilvm.weights.generated_quantities import Replay, derived_values, replay
 from vilvm.weights.guide_draws import picked_by_weight
 from vilvm.weights.prepared import Part
 from vilvm.weights.simulation import undrawable
@@ -186,13 +186,14 @@ def _add_posterior_quantities(
         axes = run.data_axes
         if start == 0:
             groups["observed_data"] = _recorded(run)
-        for name, value in run.deterministics.items():
+        derived = derived_values(model.lvm, model.batch, part, model.layout)
+        for name, value in derived.items():
             found["posterior", name].append(value)
         for name, value in run.observed.items():
             found["posterior_predictive", name].append(
                 value[: max(0, num_predictive - start)]
             )
-        if start + size >= num_predictive and not run.deterministics:
+        if start + size >= num_predictive and not derived:
             break
     _add_joined(groups, found, axes)
 

@@ -2,7 +2,7 @@
 
 Latents zₛ ~ q(z | x), s = 1 … S, are one chain of S independent draws. With the groups
 
-    posterior              z, and every ``pyro.deterministic`` f(z)
+    posterior              z, and every ``pyro.deterministic`` f(z), if no latent is enumerated
     log_likelihood         log p(x | z), by observed site, in nats
     sample_stats           log_p = log p(x, z), log_q = log q(z | x), log_weight = log_p − log_q,
                            in nats
@@ -93,7 +93,9 @@ def to_datatree(
             then that of the 10 S draws; the other densities are of the S draws.
         batch_size: data a pass, 50 by default; a model whose data share a latent gets all of them
             at once.
-        coords: by dimension, its coordinates, such as {"data": names}; 0, 1, … by default.
+        coords: by dimension, its coordinates, such as {"data": names}; 0, 1, … by default. Those
+            of a dimension that no variable has are left out with a warning, so that several models
+            can share one dict.
         dims: by site, names for its dimensions except those of draws and data, such as {"z":
             ["code"]}.
         seed: of draws and transform; torch's generators are restored.
@@ -142,7 +144,7 @@ def to_datatree(
     groups = join(found)
     groups |= constant_data(fixed.x, groups.get("observed_data", {}))
     names = dimension_names(groups, layout.data_plate, dims or {})
-    check_coords(groups, names, coords or {})
+    used = check_coords(groups, names, coords or {})
     attrs = {
         **library_versions(),
         "model": f"{type(pair).__module__}.{type(pair).__qualname__}",
@@ -152,7 +154,7 @@ def to_datatree(
         "weights": "per datum" if layout.local else "of all data together",
         **{f"no {group}": reason for group, reason in missing.items()},
     }
-    return build_tree(groups, names, dict(coords or {}), attrs)
+    return build_tree(groups, names, used, attrs)
 
 
 def _check_mapping(name: str, value: object) -> None:

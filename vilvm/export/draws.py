@@ -2,7 +2,7 @@
 
 The draws are those of ``infer``, or of another program. The model adds what it says of them:
 
-    posterior              z, and every ``pyro.deterministic`` f(z)
+    posterior              z, and every ``pyro.deterministic`` f(z), if no latent is enumerated
     log_likelihood         log p(x | z), by observed site, in nats
     posterior_predictive   x̃ ~ p(x | z), for some of the draws
     observed_data          x, as the model observes it
@@ -30,7 +30,7 @@ from vilvm.export._dimensions import build_tree, check_coords, dimension_names
 from vilvm.export._groups import constant_data, missing_groups
 from vilvm.export._variables import Groups, Variable, as_variable
 from vilvm.lvm import ContractError
-from vilvm.weights.generated_quantities import Replay, replay
+from vilvm.weights.generated_quantities import Replay, derived_values, replay
 from vilvm.weights.likelihoods import log_likelihoods
 
 __all__ = ["draws_to_datatree"]
@@ -62,7 +62,8 @@ def draws_to_datatree(
             float64.
         data: ``Data``, a tensor, or a tuple or dict of tensors with one datum a row.
         num_predictive: most draws in posterior_predictive, evenly spaced, as many of each chain.
-        coords: by dimension, its coordinates, such as {"county": names}; 0, 1, … by default.
+        coords: by dimension, its coordinates, such as {"county": names}; 0, 1, … by default; see
+            ``to_datatree``.
         dims: by site, names for its dimensions except those of draws and data.
         seed: of predictive draws and transform; torch's generators are restored.
 
@@ -96,7 +97,7 @@ def draws_to_datatree(
         chains, given = _checked(draws, density)
         groups, missing = _groups(density, given, chains, num_predictive)
     names = dimension_names(groups, density.joint.layout.data_plate, dims or {})
-    check_coords(groups, names, coords or {})
+    used = check_coords(groups, names, coords or {})
     attrs = {
         **library_versions(),
         "model": getattr(model, "__name__", type(model).__name__),
@@ -105,7 +106,7 @@ def draws_to_datatree(
         "draws": "given",
         **missing,
     }
-    return build_tree(groups, names, dict(coords or {}), attrs, chains)
+    return build_tree(groups, names, used, attrs, chains)
 
 
 def _checked(
@@ -165,8 +166,8 @@ def _groups(
     except ContractError as error:
         run, missing = Replay({}, {}, {}, {}, dict(layout.data_axes)), str(error)
     values = dict(given)
-    if set(run.deterministics) - set(given):
-        values = _replayed(density, latents).deterministics | values
+    if set(layout.derived) - set(given):
+        values = _derived(density, latents) | values
     observed = {n: as_variable(v, _axis(run, n, 1)) for n, v in run.recorded.items()}
     groups: Groups = {
         "posterior": _variables(run, values),
@@ -196,14 +197,22 @@ def _thinned(latents: dict[str, Tensor], chains: int, most: int) -> dict[str, Te
 
 
 def _replayed(density: ModelDensity, latents: dict[str, Tensor]) -> Replay:
-    """Predictive draws and deterministic values at the latents."""
+    """Predictive draws at the latents."""
     runs = [
         replay(density.lvm, density.data.x, part, layout=density.joint.layout)
         for part in in_chunks(latents, density.chunk)
     ]
-    return runs[0]._replace(
-        observed=_joined([run.observed for run in runs]),
-        deterministics=_joined([run.deterministics for run in runs]),
+    return runs[0]._replace(observed=_joined([run.observed for run in runs]))
+
+
+def _derived(density: ModelDensity, latents: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Deterministic values at the latents."""
+    layout = density.joint.layout
+    return _joined(
+        [
+            derived_values(density.lvm, density.data.x, part, layout)
+            for part in in_chunks(latents, density.chunk)
+        ]
     )
 
 

@@ -15,7 +15,7 @@ from vilvm.inference._preparation import has_derived_sites
 from vilvm.inference._verdict import findings_of, mode_weights
 from vilvm.inference._weighted import RELIABLE_K
 from vilvm.inference.posterior import Posterior
-from vilvm.weights.generated_quantities import replay
+from vilvm.weights.generated_quantities import derived_values, replay
 
 __all__ = ["answer"]
 
@@ -90,15 +90,19 @@ def _with_derived(found: Found, latents: dict[str, Tensor]) -> dict[str, Tensor]
     That value is of a site which the reparametrised model observes from a Delta.
     """
     joint = found.target.joint
-    sites = replay(joint.lvm, joint.batch, latents, layout=joint.layout)
+    derived = derived_values(joint.lvm, joint.batch, latents, joint.layout)
+    own_values: dict[str, Tensor] = {}
+    if any(name.endswith(SUFFIX) for name in latents):
+        sites = replay(joint.lvm, joint.batch, latents, layout=joint.layout)
+        own_values = sites.observed
     values = {}
     for name, value in latents.items():
         own = name.removesuffix(SUFFIX)
-        if own in sites.observed:
-            values[own] = sites.observed[own]
+        if own in own_values:
+            values[own] = own_values[own]
         else:
             values[name] = value
-    return values | sites.deterministics
+    return values | derived
 
 
 def _evidence(found: Found) -> Estimate | str:

@@ -16,7 +16,7 @@ from vilvm.inference._preparation import (
 )
 from vilvm.inference._target import Target
 from vilvm.lvm import ContractError
-from vilvm.weights import posterior
+from vilvm.weights.guide_draws import latent_draws
 
 __all__ = ["guide_draws", "start_of"]
 
@@ -48,4 +48,4 @@ def guide_draws(lvm: Any, data: Any, num: int) -> Tensor:
     """Unconstrained draws of a pair's guide, shape (num, D)."""
     batch = as_data(data).fixed(0).x
     sites = latent_sites(own_model(lvm), prepare_data(data))
-    return packed(sites, posterior(lvm, batch, num))
+    return packed(sites, latent_draws(lvm, batch, num))

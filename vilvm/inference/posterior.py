@@ -1,6 +1,7 @@
 """The answer of ``infer``: draws of the posterior, and whether to trust them."""
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 from pyro.poutine.reparam_messenger import ReparamHandler
 from torch import Tensor
 
+from vilvm._runtime.results import Result, Table, frame_of, number
 from vilvm.diagnostics._components import indexed
 from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.evaluation import Estimate
@@ -47,9 +49,11 @@ class Summary(NamedTuple):
     r_hat: float
 
 
-@dataclass(frozen=True)
-class Posterior:
+@dataclass(frozen=True, repr=False)
+class Posterior(Result):
     """Draws of a posterior, with the approximation that they come from and the verdict.
+
+    It prints, and shows in a notebook, as the verdict, a table of all scalars, and the findings.
 
     Arguments:
         lvm: the model with the approximation as its guide, in float64. Latents of hierarchical
@@ -178,17 +182,40 @@ class Posterior:
             model = model.fn
         return model
 
-    def __str__(self) -> str:
+    def to_frame(self) -> Any:
+        """``summary`` as a pandas DataFrame with one row a scalar.
+
+        Columns: name; mean, sd, the quantiles low (5 %) and high (95 %) and the Monte Carlo error
+        mcse of the mean, in the unit of the scalar; ess, a number of draws; r_hat, NaN for
+        weighted draws.
+        """
         rows = self.summary()
+        columns = {
+            n: [getattr(row, n) for row in rows.values()] for n in Summary._fields
+        }
+        return frame_of({"name": list(rows), **columns})
+
+    def _headline(self) -> Mapping[str, Any]:
+        return {
+            "trusted": self.trusted,
+            "sites": list(self.draws),
+            "draws": len(next(iter(self.draws.values()))),
+            "rung": repr(self.rung),
+            "k": self.k,
+            "ess": self.ess,
+        }
+
+    def _contents(self) -> Iterator[str | Table]:
+        rows = self.summary()
+        yield self.verdict
         last = "k̂" if self.chains == 1 else "R̂"
-        width = max([len(name) for name in rows], default=4)
-        heads = "".join(f"{head:>11}" for head in (*_HEADS, last, "ESS"))
-        lines = [self.verdict, "", " " * width + heads]
-        for name, row in list(rows.items())[:_MOST_ROWS]:
-            check = self.k if self.chains == 1 else row.r_hat
-            numbers = "".join(f"{x:>11.4g}" for x in row[:5])
-            lines.append(f"{name:<{width}}{numbers}{check:>11.3f}{row.ess:>11.0f}")
+        shown = [self._cells(*row) for row in list(rows.items())[:_MOST_ROWS]]
+        yield Table(["", *_HEADS, last, "ESS"], shown)
         if len(rows) > _MOST_ROWS:
-            lines.append(f"… and {len(rows) - _MOST_ROWS} more, see summary().")
-        lines += ["", *map(str, self.findings)]
-        return "\n".join(lines)
+            yield f"… and {len(rows) - _MOST_ROWS} more, see summary()."
+        yield from map(str, self.findings)
+
+    def _cells(self, name: str, row: Summary) -> list[str]:
+        """A row of the table: numbers to the digits that a reader compares."""
+        check = self.k if self.chains == 1 else row.r_hat
+        return [name, *map(number, row[:5]), f"{check:.3f}", f"{row.ess:.0f}"]

@@ -6,6 +6,7 @@ from vilvm._runtime.extras import require
 
 require("matplotlib", extra="plots")
 
+from vilvm.plots._style import Figures
 from vilvm.plots.calibration import coverage_curve, rank_ecdf, rank_histograms
 from vilvm.plots.curves import curves, elbo_curves
 from vilvm.plots.diagnosis_figures import diagnosis_figures
@@ -17,6 +18,7 @@ from vilvm.plots.diagnostics import (
     predictive_check,
 )
 from vilvm.plots.latents import latent_scatter, planes
+from vilvm.plots.ledger_bounds import ledger_bounds
 from vilvm.plots.pictures import (
     interpolations,
     interpolations_by_model,
@@ -31,6 +33,7 @@ from vilvm.plots.pictures import (
 from vilvm.plots.posterior import forest, pairs
 
 __all__ = [
+    "Figures",
     "coverage_curve",
     "curves",
     "diagnosis_figures",
@@ -42,6 +45,7 @@ __all__ = [
     "interpolations_by_model",
     "kl_bars",
     "latent_scatter",
+    "ledger_bounds",
     "manifold",
     "pairs",
     "pareto_k",

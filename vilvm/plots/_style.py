@@ -1,5 +1,9 @@
 """The common style of all figures: colours, axes, legends, and text without formulas."""
 
+import base64
+import io
+from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -11,11 +15,13 @@ __all__ = [
     "INK",
     "SECOND",
     "THEMED",
+    "Figures",
     "PlainFigure",
     "hide_spines",
     "legend_above",
     "minus",
     "panel",
+    "png",
 ]
 
 INK, SECOND, GREY = "#1f4e79", "#c2571a", "#8c959d"
@@ -26,8 +32,12 @@ THEMED = {INK: "--ink", SECOND: "--second", GREY: "--grey", "#000000": "--text"}
 class PlainFigure(Figure):
     """A Figure that shows "$" in text literally: names come from the user and are not formulas.
 
-    Only the powers of ten on logarithmic axes, which matplotlib writes, are formulas.
+    Only the powers of ten on logarithmic axes, which matplotlib writes, are formulas. It shows in
+    a notebook, where IPython draws figures of pyplot alone.
     """
+
+    def _repr_png_(self) -> bytes:
+        return png(self)
 
     def draw(self, renderer: Any) -> None:
         """Draws as matplotlib does."""
@@ -35,6 +45,39 @@ class PlainFigure(Figure):
             if isinstance(text, Text) and "\\mathdefault" not in text.get_text():
                 text.set_parse_math(False)
         super().draw(renderer)
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG picture."""
+    page = io.BytesIO()
+    figure.savefig(page, format="png", bbox_inches="tight")
+    return page.getvalue()
+
+
+class Figures(dict[str, Figure]):
+    """Figures by name, which show below each other in a notebook.
+
+    Arguments:
+        figures: by name.
+
+    Examples:
+        >>> from vilvm.plots import Figures, pareto_k
+        >>> "<p>guide</p>" in Figures({"guide": pareto_k([0.2, 0.9])})._repr_html_()
+        True
+    """
+
+    def __init__(self, figures: Mapping[str, Figure]):
+        super().__init__(figures)
+
+    def _repr_html_(self) -> str:
+        parts = []
+        for name, figure in self.items():
+            picture = base64.b64encode(png(figure)).decode()
+            source = f"data:image/png;base64,{picture}"
+            parts.append(
+                f'<p>{escape(name)}</p>\n<img src="{source}" alt="{escape(name)}">'
+            )
+        return "\n".join(['<div class="vilvm">', *parts, "</div>"])
 
 
 def panel(width: float, height: float) -> tuple[Figure, Axes]:

@@ -15,6 +15,7 @@ from vilvm.diagnostics import (
     ParetoK,
     PredictiveCheck,
 )
+from vilvm.plots._style import Figures
 from vilvm.plots.calibration import coverage_curve, rank_ecdf
 from vilvm.plots.diagnostics import (
     elbo_tail,
@@ -27,9 +28,7 @@ from vilvm.plots.diagnostics import (
 __all__ = ["diagnosis_figures"]
 
 
-def diagnosis_figures(
-    results: Mapping[str, Any], history: Any = None
-) -> dict[str, Figure]:
+def diagnosis_figures(results: Mapping[str, Any], history: Any = None) -> Figures:
     """The figures of a diagnosis, by the name of their finding.
 
     Arguments:
@@ -37,7 +36,7 @@ def diagnosis_figures(
         history: of the training, for the finding on its convergence.
 
     Returns:
-        The figures; a finding without a plot has none.
+        The figures, a dict; a finding without a plot has none.
 
     Examples:
         >>> import torch
@@ -54,7 +53,7 @@ def diagnosis_figures(
             drawn[result.finding.name] = _PLOTS[type(result)](result)
         if isinstance(result, Convergence):
             drawn[result.finding.name] = _convergence(result, history)
-    return {name: figure for name, figure in drawn.items() if figure is not None}
+    return Figures({n: figure for n, figure in drawn.items() if figure is not None})
 
 
 def _convergence(found: Convergence, history: Any) -> Figure | None:

@@ -20,7 +20,8 @@ from vilvm.evaluation.interpolation import Path, interpolate, line
 from vilvm.lvm import LatentVariableModel, device_of
 from vilvm.plots._grid import grid
 from vilvm.plots._model import spread, vector_latent
-from vilvm.weights import find_layout, posterior_mean, predict, sample
+from vilvm.weights import find_layout, posterior_mean, sample
+from vilvm.weights.prediction import predicted_means
 
 __all__ = [
     "interpolations",
@@ -397,7 +398,7 @@ def _ends(data: Any, pairs: int) -> tuple[Tensor, Tensor, tuple[int, ...] | None
 
 def _decoded(lvm: LatentVariableModel, latents: dict[str, Tensor]) -> Tensor:
     """E[x | z] of the first observed site."""
-    return next(iter(predict(lvm, latents).values()))
+    return next(iter(predicted_means(lvm, latents).values()))
 
 
 def _prior_means(lvm: LatentVariableModel, data: Any, count: int, seed: int) -> Tensor:

@@ -33,7 +33,8 @@ from vilvm._runtime.argument_checks import check_number, check_seed
 from vilvm._runtime.random import seeded
 from vilvm.lvm import ContractError, LatentVariableModel, fixed_beside, rebuildable
 from vilvm.training import fit, one_cycle
-from vilvm.weights import find_layout, posterior
+from vilvm.weights import find_layout
+from vilvm.weights.guide_draws import latent_draws
 
 __all__ = ["FittedPrior", "fit_prior"]
 
@@ -241,7 +242,7 @@ def _codes(
         )
     name = latent
     with seeded(seed, fixed.device, "training"):
-        parts = [posterior(lvm, batch.x)[name][0] for batch in batches]
+        parts = [latent_draws(lvm, batch.x, 1)[name][0] for batch in batches]
     if name not in layout.data_axes or any(part.dim() != 2 for part in parts):
         raise ContractError(
             f"fit_prior: latent {name!r} has shape {tuple(parts[0].shape)}, but a prior needs one "

@@ -4,11 +4,13 @@ import csv
 import io
 import math
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, SupportsIndex, overload
 
 import numpy as np
+
+from vilvm._runtime.results import Result, Table, frame_of, table_of
 
 __all__ = ["History", "Record", "next_record", "record_steps"]
 
@@ -16,6 +18,7 @@ _LEAST_STEPS = (
     50  # between two records by default, so that they cost little beside the steps
 )
 _NEVER = 1e18  # steps
+_SHOWN = 10  # records that a history prints
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class Record:
     data_per_second: float
 
 
-@dataclass
-class History:
+@dataclass(repr=False)
+class History(Result):
     """The records of a run: ``history["elbo"]`` is a column, ``history[-1]`` the last record.
 
     Arguments:
@@ -124,6 +127,23 @@ class History:
         if not -len(self) <= number < len(self):
             raise IndexError(f"History has no record {number}; it has {len(self)}.")
         return self.records[number]
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row a record, and the columns of ``Record`` in its units."""
+        return frame_of({f.name: self[f.name] for f in fields(Record)})
+
+    def _headline(self) -> Mapping[str, Any]:
+        last = self[-1] if len(self) else None
+        return {
+            "records": len(self),
+            "step": getattr(last, "step", 0),
+            "elbo": getattr(last, "elbo", math.nan),
+        }
+
+    def _contents(self) -> Iterator[str | Table]:
+        if len(self) > _SHOWN:
+            yield f"The last {_SHOWN} of {len(self):,} records; to_frame() has all."
+        yield from table_of(self[-_SHOWN:].to_frame())
 
     def to_csv(self) -> str:
         """The history as comma-separated values with a header."""

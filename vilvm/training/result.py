@@ -1,8 +1,10 @@
 """What ``fit`` returns, and what it passes to its callbacks."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from vilvm._runtime.results import Result, Table, plots
 from vilvm.lvm import LatentVariableModel
 from vilvm.training.history import History
 
@@ -29,9 +31,11 @@ class Event(NamedTuple):
     history: History
 
 
-@dataclass(frozen=True)
-class Fit:
+@dataclass(frozen=True, repr=False)
+class Fit(Result):
     """What ``fit`` returns; the trained parameters are in the model.
+
+    It prints, and shows in a notebook, as a sentence on the run and a table of its last records.
 
     Arguments:
         history: a record every `validate_every` epochs, where patience ends, and at the last step.
@@ -63,3 +67,32 @@ class Fit:
     skipped: int
     protocol: dict[str, Any]
     settings: dict[str, Any]
+
+    def to_frame(self) -> Any:
+        """The history as a pandas DataFrame, one row a record; see ``History.to_frame``."""
+        return self.history.to_frame()
+
+    def plot(self) -> Any:
+        """The curves of the run, a matplotlib figure; see ``vilvm.plots.elbo_curves``.
+
+        Raises:
+            ImportError: matplotlib is not installed.
+        """
+        return plots().elbo_curves(self.history)
+
+    def _headline(self) -> Mapping[str, Any]:
+        return {
+            "steps": self.steps,
+            "stopped": repr(self.stopped),
+            "best_step": self.best_step,
+            "skipped": self.skipped,
+            "seconds": self.seconds,
+        }
+
+    def _contents(self) -> Iterator[str | Table]:
+        skipped = f", {self.skipped:,} of them skipped" if self.skipped else ""
+        yield (
+            f"{self.steps:,} steps in {self.seconds:.3g} s{skipped}; stopped: {self.stopped}; the "
+            f"model has the parameters of step {self.best_step:,}. Bounds in nats per datum."
+        )
+        yield from self.history._contents()

@@ -4,7 +4,8 @@ Everything that vilvm reports about a model is a function of its log-weights; tr
 Pyro ELBO. Only this room reads Pyro traces.
 """
 
-from vilvm.weights.guide_draws import posterior, posterior_mean, resample
+from vilvm.weights.guide_draws import posterior, resample
+from vilvm.weights.guide_means import Means, posterior_mean
 from vilvm.weights.layout import Layout, find_layout
 from vilvm.weights.log_weights import (
     LogWeights,
@@ -21,6 +22,7 @@ from vilvm.weights.simulation import Simulation, simulate
 __all__ = [
     "Layout",
     "LogWeights",
+    "Means",
     "Prepared",
     "Simulation",
     "find_layout",

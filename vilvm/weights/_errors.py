@@ -71,7 +71,7 @@ def _contract_error(part: str, batch: Any, error: Exception) -> ContractError:
     reason = short_message(error)
     message = (
         f"The {part} fails on a batch of {_describe(batch)}{where}: {type(error).__name__}: "
-        f"{reason} {_advice(part, error, reason, where)}"
+        f"{_ended(reason)} {_advice(part, error, reason, where)}"
     )
     if reason.endswith("but found NaN."):
         return NonFiniteError(message)
@@ -92,8 +92,8 @@ def _advice(part: str, error: Exception, reason: str, where: str) -> str:
     # without a line in the user's code, the call itself failed
     if isinstance(error, TypeError) and "positional argument" in reason and not where:
         return (
-            f"The {part} gets the batch alone: pass several tensors as a tuple and unpack it, "
-            f"lambda batch: {part}(*batch)."
+            f"The {part} gets one argument, the batch: pass several tensors as one tuple, (x, y), "
+            "and unpack it inside, x, y = batch."
         )
     return f"Check the shapes and values that the {part} computes from this batch."
 
@@ -101,6 +101,11 @@ def _advice(part: str, error: Exception, reason: str, where: str) -> str:
 def _sentence(error: Exception) -> str:
     """The message of an error on one line, without trace shapes."""
     return " ".join(str(error).split("Trace Shapes:")[0].split())
+
+
+def _ended(sentence: str) -> str:
+    """The sentence with a full stop."""
+    return sentence if sentence.endswith((".", "!", "?")) else f"{sentence}."
 
 
 def short_message(error: Exception) -> str:

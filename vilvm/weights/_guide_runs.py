@@ -1,4 +1,4 @@
-"""Runs of the guide at given latents."""
+"""Runs of the guide, at given latents or at its own draws."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -6,11 +6,14 @@ from typing import Any
 from pyro import poutine
 from torch import Tensor
 
-from vilvm.weights._conditioning import at_samples
+from vilvm.weights._conditioning import at_samples, drawn_values
+from vilvm.weights._passes import Pass, Values
+from vilvm.weights._sites import Sites, own_densities
+from vilvm.weights._supports import guide_sites
 from vilvm.weights._traces import run
 from vilvm.weights.layout import Layout
 
-__all__ = ["run_guide"]
+__all__ = ["guide_pass", "run_guide"]
 
 
 def run_guide(
@@ -32,3 +35,29 @@ def run_guide(
     fixed, samples = layout.fixed_subsample(), layout.samples(num_samples)
     with at_samples(given, num_samples, layout.nesting):
         return run(guide, "guide", batch, fixed, samples=samples)
+
+
+def guide_pass(
+    lvm: Any, layout: Layout, read: Callable[[Sites, int], Values], name: str
+) -> Pass:
+    """A pass of the guide at its own draws.
+
+    Arguments:
+        lvm: the model and guide.
+        layout: the layout of the batch.
+        read: returns the values from the guide's sites and the number of samples.
+        name: describes the values; see ``Pass``.
+    """
+
+    def draw(
+        batch: Any, given: Mapping[str, Tensor], num_samples: int | None
+    ) -> Values:
+        found = guide_sites(run_guide(lvm.guide, batch, given, num_samples, layout))
+        size = num_samples or 1
+        return {
+            **read(found, size),
+            "drawn": drawn_values(found, size, layout.nesting),
+            "densities": own_densities("guide", found, size, layout.nesting),
+        }
+
+    return Pass(draw, f"draws of the guide, {name}")

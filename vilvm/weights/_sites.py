@@ -18,6 +18,7 @@ __all__ = [
     "UNCONSTRAINED",
     "FirstEnumerated",
     "Sites",
+    "deterministic_of",
     "family",
     "from_own_dims",
     "has_deltas",
@@ -52,6 +53,15 @@ def sites_of(trace: Any) -> Sites:
         if site["type"] == "sample"
         and not site_is_subsample(site)
         and not site["infer"].get("_deterministic")
+    }
+
+
+def deterministic_of(trace: Any) -> Sites:
+    """The ``pyro.deterministic`` sites of a trace."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and site["infer"].get("_deterministic")
     }
 
 

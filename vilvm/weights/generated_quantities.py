@@ -26,6 +26,7 @@ from vilvm.weights._enumeration import check_drawable
 from vilvm.weights._passes import Pass, Values
 from vilvm.weights._sites import (
     Sites,
+    deterministic_of,
     family,
     own_densities,
     own_dims,
@@ -38,7 +39,7 @@ from vilvm.weights._vectorisation import run_at_samples
 from vilvm.weights.checks import check_batch
 from vilvm.weights.layout import Layout, find_layout
 
-__all__ = ["Replay", "replay"]
+__all__ = ["Replay", "derived_values", "replay"]
 
 
 class Replay(NamedTuple):
@@ -75,7 +76,8 @@ def replay(
         lvm: the model and guide.
         batch: what both are called with; the model may also read values that it does not observe.
         latents: draws by latent, as ``posterior`` returns them: shape (S, num_data, ...), or (S,
-            ...) if the data share it. Other latents are drawn from their prior.
+            ...) if the data share it. Other latents are drawn from their prior; values of
+            deterministic sites are ignored.
         num_samples: S, where no latent is given.
         layout: the layout of this very batch; by default a run of the pair finds it.
 
@@ -95,9 +97,9 @@ def replay(
         torch.Size([10, 4, 6])
     """
     check_batch(batch)
-    given = dict(latents or {})
-    samples = _number_of_draws(given, num_samples)
     layout = layout or find_layout(lvm, batch, any_data=True)
+    given = {n: v for n, v in (latents or {}).items() if n not in layout.derived}
+    samples = _number_of_draws(given, num_samples)
     _check_known_latents(lvm, given, layout)
     first = {name: value[:1] for name, value in given.items()}
     with module_parameters(lvm), evaluation_mode(lvm):
@@ -121,6 +123,85 @@ def replay(
         if axis is not None:
             result.data_axes[name] = axis
     return result
+
+
+@torch.no_grad()
+def derived_values(
+    lvm: LatentVariableModel,
+    batch: Any,
+    latents: Mapping[str, Tensor],
+    layout: Layout,
+) -> dict[str, Tensor]:
+    """The values of ``pyro.deterministic`` at draws of the latents, the data being observed.
+
+    Arguments:
+        lvm: the model and guide; the guide is not run.
+        batch: what both are called with.
+        latents: draws of every latent of the guide, shape (S, num_data, ...).
+        layout: the layout of this very batch.
+
+    Returns:
+        By site, shape (S, *plates, *event). Nothing if the model has enumerated latents: their
+        draws are of the prior.
+
+    Examples:
+        >>> import pyro, torch, vilvm
+        >>> import pyro.distributions as dist
+        >>> def model(x):
+        ...     z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        ...     twice = pyro.deterministic("twice", 2 * z)
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("x", dist.Normal(twice, 1.0), obs=x)
+        >>> lvm = vilvm.Pair(model, lambda x: pyro.sample("z", dist.Normal(0.0, 1.0)))
+        >>> draws = vilvm.posterior(lvm, torch.zeros(3), num_samples=5)
+        >>> bool((draws["twice"] == 2 * draws["z"]).all())
+        True
+    """
+    if not latents or not layout.derived or layout.enumerated:
+        return {}
+    first = {name: value[:1] for name, value in latents.items()}
+
+    def derived(
+        batch: Any, given: Mapping[str, Tensor], num_samples: int | None
+    ) -> Values:
+        sites = _derived_sites(lvm, batch, given, num_samples, layout)
+        return {
+            "deterministics": {
+                name: _deterministic(
+                    site, single[name]["value"].shape, num_samples or 1, layout
+                )
+                for name, site in sites.items()
+            }
+        }
+
+    with module_parameters(lvm), evaluation_mode(lvm):
+        single = _derived_sites(lvm, batch, first, None, layout)
+        values = run_at_samples(
+            lvm,
+            batch,
+            len(next(iter(latents.values()))),
+            Pass(derived, "deterministic values"),
+            latents,
+            vectorisation=layout.vectorisation,
+        )
+    return values["deterministics"]
+
+
+def _derived_sites(
+    lvm: LatentVariableModel,
+    batch: Any,
+    given: Mapping[str, Tensor],
+    num_samples: int | None,
+    layout: Layout,
+) -> Sites:
+    """The deterministic sites of the model at given latents."""
+
+    def half(batch: Any) -> Any:
+        with at_samples(given, num_samples, layout.nesting):
+            return lvm.model(batch)
+
+    fixed, samples = layout.fixed_subsample(), layout.samples(num_samples)
+    return deterministic_of(run(half, "model", batch, fixed, samples=samples))
 
 
 def _number_of_draws(given: Mapping[str, Tensor], num_samples: int | None) -> int:

@@ -1,6 +1,5 @@
-"""Draws of the latents from the guide, their means, and draws resampled by their weights."""
+"""Draws of the latents from the guide, and draws resampled by their weights."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -14,24 +13,22 @@ from vilvm.lvm import (
     evaluation_mode,
     module_parameters,
 )
-from vilvm.weights._conditioning import drawn_values
-from vilvm.weights._guide_runs import run_guide
-from vilvm.weights._model_runs import check_means, mean_or_value
-from vilvm.weights._passes import Pass, Values
-from vilvm.weights._sites import Sites, own_densities, own_values
-from vilvm.weights._supports import guide_sites
+from vilvm.weights._guide_runs import guide_pass
+from vilvm.weights._passes import Values
+from vilvm.weights._sites import Sites, own_values
 from vilvm.weights._vectorisation import run_at_samples
 from vilvm.weights.checks import check_batch
+from vilvm.weights.generated_quantities import derived_values
 from vilvm.weights.layout import Layout, find_layout
 from vilvm.weights.log_weights import LogWeights, log_weights
 
-__all__ = ["picked_by_weight", "posterior", "posterior_mean", "resample"]
+__all__ = ["latent_draws", "picked_by_weight", "posterior", "resample"]
 
 
 def posterior(
     lvm: LatentVariableModel, batch: Any, num_samples: int = 1
 ) -> dict[str, Tensor]:
-    """Draws of the latents from the guide, q(z | x).
+    """Draws of the latents from the guide, q(z | x), with the model's deterministic values f(z).
 
     Arguments:
         lvm: the model and guide; the guide alone is drawn from.
@@ -40,7 +37,8 @@ def posterior(
 
     Returns:
         Every latent by name, shape (num_samples, num_data, ...); (num_samples, ...) for a latent
-        that the data share.
+        that the data share. Values of ``pyro.deterministic`` follow, unless the model has
+        enumerated latents, of which there are no draws.
 
     Raises:
         ContractError: the pair breaks the contract on this batch (see
@@ -53,102 +51,54 @@ def posterior(
         >>> vilvm.posterior(lvm, x, num_samples=10)["z"].shape
         torch.Size([10, 4, 2])
     """
-    return _run_guide(lvm, batch, num_samples)["latents"]
+    num_samples = check_number("num_samples", num_samples)
+    check_batch(batch)
+    layout = find_layout(lvm, batch)
+    latents = latent_draws(lvm, batch, num_samples, layout)
+    return latents | derived_values(lvm, batch, latents, layout)
 
 
-def posterior_mean(
-    lvm: LatentVariableModel,
-    batch: Any,
-    num_samples: int = 1,
-    *,
-    layout: Layout | None = None,
-) -> dict[str, Tensor]:
-    """E[z | x] under the guide, in closed form or as the mean of `num_samples` draws.
-
-    A latent that depends on another is averaged over `num_samples` draws of the other.
-
-    Arguments:
-        lvm: the model and guide; the guide alone is drawn from.
-        batch: what both are called with.
-        num_samples: draws, where they are needed.
-        layout: the layout of this very batch; by default a run of the pair finds it.
-
-    Returns:
-        Every latent by name, shape (num_data, ...); (...) for a latent that the data share.
-
-    Raises:
-        ContractError: the pair breaks the contract on this batch, or a latent has no mean (a
-            Categorical).
-
-    Examples:
-        >>> import torch
-        >>> from vilvm.models.vae import VAE
-        >>> from vilvm.weights import posterior_mean
-        >>> posterior_mean(VAE(data_dim=6, latent_dim=2), torch.zeros(4, 6))["z"].shape
-        torch.Size([4, 2])
-    """
-    means = _run_guide(lvm, batch, num_samples, layout, mean=True)["means"]
-    return {name: _mean(value) for name, value in means.items()}
-
-
-def _mean(draws: Tensor) -> Tensor:
-    """The mean over draws; integers that are all equal remain integers, to be used as indices."""
-    if draws.is_floating_point():
-        return draws.mean(0)
-    if bool((draws == draws[:1]).all()):
-        return draws[0]
-    return draws.float().mean(0)
-
-
-def _run_guide(
+def latent_draws(
     lvm: LatentVariableModel,
     batch: Any,
     num_samples: int,
     layout: Layout | None = None,
-    mean: bool = False,
-) -> Values:
-    """The latents that the guide draws, under "latents".
+) -> dict[str, Tensor]:
+    """The draws of ``posterior``, without deterministic sites; the model is not run.
 
-    With `mean`, the means of their distributions are under "means"; a draw replaces a mean
-    without closed form.
+    Arguments:
+        lvm: the model and guide.
+        batch: what both are called with.
+        num_samples: draws per datum.
+        layout: the layout of this very batch; by default a run of the pair finds it.
+
+    Returns:
+        Every latent by name, shape (num_samples, num_data, ...).
+
+    Raises:
+        ContractError: as ``posterior``.
+
+    Examples:
+        >>> import torch
+        >>> from vilvm.models.vae import VAE
+        >>> from vilvm.weights.guide_draws import latent_draws
+        >>> latent_draws(VAE(data_dim=6, latent_dim=2), torch.zeros(4, 6), 10)["z"].shape
+        torch.Size([10, 4, 2])
     """
     num_samples = check_number("num_samples", num_samples)
     check_batch(batch)
     layout = layout or find_layout(lvm, batch)
-    sites: Sites = {}  # of the last run
-    pass_ = _guide_pass(lvm, layout, mean, sites)
+
+    def read(found: Sites, size: int) -> Values:
+        latents = {name: found[name] for name in layout.latents}
+        return {"latents": own_values(latents, size, layout.nesting)}
+
+    pass_ = guide_pass(lvm, layout, read, "latents")
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
         values = run_at_samples(
             lvm, batch, num_samples, pass_, vectorisation=layout.vectorisation
         )
-    check_means(values.get("means", {}), sites)
-    return values
-
-
-def _guide_pass(
-    lvm: LatentVariableModel, layout: Layout, mean: bool, sites: Sites
-) -> Pass:
-    """A pass of the guide, which also writes its sites to `sites`."""
-
-    def draw(
-        batch: Any, given: Mapping[str, Tensor], num_samples: int | None
-    ) -> Values:
-        found = guide_sites(run_guide(lvm.guide, batch, given, num_samples, layout))
-        sites.update(found)
-        size, latents = num_samples or 1, {n: found[n] for n in layout.latents}
-        values = {
-            "latents": own_values(latents, size, layout.nesting),
-            "drawn": drawn_values(found, size, layout.nesting),
-            "densities": own_densities("guide", found, size, layout.nesting),
-        }
-        if mean:
-            means = {
-                n: {**site, "value": mean_or_value(site)} for n, site in latents.items()
-            }
-            values["means"] = own_values(means, size, layout.nesting)
-        return values
-
-    return Pass(draw, f"draws of the guide, mean={mean}")
+    return values.get("latents", {})
 
 
 # Resampling

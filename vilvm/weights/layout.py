@@ -38,6 +38,7 @@ from vilvm.weights._data_plate import (
 from vilvm.weights._per_datum import PlateIndices, check_indices, check_known
 from vilvm.weights._sites import (
     Sites,
+    deterministic_of,
     family,
     latents_of,
     log_prob,
@@ -81,6 +82,7 @@ class Layout(NamedTuple):
         families: by observed site, the name of its distribution, and its mask if it has one.
         enumerated: latents that the model marks for parallel enumeration and the guide leaves out,
             which are summed over.
+        derived: the ``pyro.deterministic`` sites of the model.
         degenerate: latents that the guide puts on one point, where it has no density.
         deterministic: whether the guide puts every latent on one point; discrete ones have a
             probability there, which is 1.
@@ -109,6 +111,7 @@ class Layout(NamedTuple):
     sites: dict[str, str]
     families: dict[str, str]
     enumerated: tuple[str, ...]
+    derived: tuple[str, ...]
     degenerate: tuple[str, ...]
     deterministic: bool
     improper: tuple[str, ...]
@@ -307,6 +310,7 @@ def _read_layout(
         sites=_as_text("model", first.model) | _as_text("guide", first.guide),
         families={name: _family(site) for name, site in observed.items()},
         enumerated=_enumerated(latents, first.guide),
+        derived=tuple(deterministic_of(first.model_trace)),
         degenerate=degenerate,
         deterministic=is_deterministic(latents, first.guide),
         improper=tuple({*_improper(latents), *masked.flat}),

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_number
+from vilvm._runtime.results import Result, frame_of
 from vilvm.lvm import (
     LatentVariableModel,
     NonFiniteError,
@@ -48,8 +49,8 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class LogWeights:
+@dataclass(frozen=True, repr=False)
+class LogWeights(Result):
     """Log-densities of a model and its guide for every Monte Carlo sample and datum, in nats.
 
     Each tensor has shape (num_samples, num_data) if its site stands in the data plate, else
@@ -113,6 +114,34 @@ class LogWeights:
     def num_samples(self) -> int:
         """The number of Monte Carlo samples."""
         return len(self.log_likelihood)
+
+    def to_frame(self) -> Any:
+        """A pandas DataFrame with one row a sample and datum, or a sample of all data jointly.
+
+        Columns: sample, datum; log_likelihood, log_prior, log_guide and log_weight, in nats.
+        """
+        log_w = self.log_weight.detach().reshape(self.num_samples, -1)
+        columns: dict[str, Any] = {
+            "sample": torch.arange(len(log_w)).repeat_interleave(log_w.shape[1]),
+            "datum": torch.arange(log_w.shape[1]).repeat(len(log_w)),
+        }
+        for name in ("log_likelihood", "log_prior", "log_guide"):
+            term = getattr(self, name).detach()
+            if (
+                term.numel() > log_w.numel()
+            ):  # of each datum, where the weight is of all
+                term = term.sum(-1)
+            columns[name] = (
+                term.flatten() if term.numel() else torch.zeros(log_w.numel())
+            )
+        return frame_of({**columns, "log_weight": log_w.flatten()})
+
+    def _headline(self) -> Mapping[str, Any]:
+        return {
+            "num_samples": self.num_samples,
+            "num_data": self.log_weight[0].numel(),
+            "latents": list(self.log_priors),
+        }
 
 
 def log_weights(

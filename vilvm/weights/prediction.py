@@ -29,6 +29,7 @@ from vilvm.weights._model_runs import (
 )
 from vilvm.weights._sites import (
     Sites,
+    deterministic_of,
     family,
     nesting_of,
     observed_of,
@@ -36,11 +37,11 @@ from vilvm.weights._sites import (
     to_own_dims,
     was_observed,
 )
-from vilvm.weights._traces import run
+from vilvm.weights._traces import Unobserved, run
 from vilvm.weights._vectorisation import Vectorisation, run_at_samples
 from vilvm.weights.checks import check_batch
 
-__all__ = ["observed", "predict", "replicate"]
+__all__ = ["observed", "predict", "predicted_means", "replicate"]
 
 
 def predict(
@@ -51,11 +52,12 @@ def predict(
     Arguments:
         lvm: the model and guide; the guide is not run.
         latents: every latent by name, shape (num_data, ...); (...) for a latent that the data
-            share, which needs `like`.
+            share, which needs `like`. Values of deterministic sites are ignored.
         like: a batch of num_data data, for a model that reads more of its batch than the length.
 
     Returns:
-        Every observed site by name, shape (num_data, ...).
+        Every observed site by name, shape (num_data, ...). The values of ``pyro.deterministic``
+        follow, without those that depend on an observed site.
 
     Raises:
         ContractError: a latent has no value, the model cannot run without a batch, or a likelihood
@@ -68,14 +70,56 @@ def predict(
         >>> predict(VAE(data_dim=6, latent_dim=2), {"z": torch.zeros(4, 2)})["x"].shape
         torch.Size([4, 6])
     """
-    batch = _batch_around("predict", lvm, latents, like, 0)
+    means, derived = _at_latents("predict", lvm, latents, like)
+    if derived:  # once more, because a draw of an observed site differs
+        again = _at_latents("predict", lvm, latents, like)[1]
+        derived = {
+            n: v
+            for n, v in derived.items()
+            if torch.equal(v.nan_to_num(), again[n].nan_to_num())
+        }
+    return means | derived
+
+
+def predicted_means(
+    lvm: LatentVariableModel, latents: Mapping[str, Tensor], *, like: Any = None
+) -> dict[str, Tensor]:
+    """The means of ``predict``, without deterministic values.
+
+    Arguments:
+        lvm: the model and guide; the guide is not run.
+        latents: every latent by name, shape (num_data, ...).
+        like: a batch of num_data data, for a model that reads more of its batch than the length.
+
+    Returns:
+        Every observed site by name, shape (num_data, ...).
+
+    Raises:
+        ContractError: as ``predict``.
+
+    Examples:
+        >>> import torch
+        >>> from vilvm.models.vae import VAE
+        >>> from vilvm.weights.prediction import predicted_means
+        >>> predicted_means(VAE(data_dim=6, latent_dim=2), {"z": torch.zeros(4, 2)})["x"].shape
+        torch.Size([4, 6])
+    """
+    return _at_latents("predict", lvm, latents, like)[0]
+
+
+def _at_latents(
+    what: str, lvm: LatentVariableModel, latents: Mapping[str, Tensor], like: Any
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The means of the observed sites, and the deterministic values."""
+    batch = _batch_around(what, lvm, latents, like, 0)
     with (
         torch.no_grad(),
         module_parameters(lvm),
         evaluation_mode(lvm),
         at_draw({name: value[None] for name, value in latents.items()}),
     ):
-        sites = without_factors(run_unobserved(lvm, batch))
+        trace = run(Unobserved()(lvm.model), "model", batch)
+    sites = without_factors(sites_of(trace))
     missing = [name for name in latents_of_simulated(sites) if name not in latents]
     if missing:
         raise ContractError(
@@ -85,7 +129,7 @@ def predict(
         check_event_sizes(lvm, sites.values())
     means = means_of(data_of_simulated(sites))
     check_means(means, sites)
-    return means
+    return means, {n: site["value"] for n, site in deterministic_of(trace).items()}
 
 
 def replicate(
@@ -99,7 +143,8 @@ def replicate(
     Arguments:
         lvm: the model and guide; the guide is not run.
         latents: draws by name, as ``posterior`` returns them: shape (num_samples, num_data, ...);
-            (num_samples, ...) for a latent that the data share, which needs `like`.
+            (num_samples, ...) for a latent that the data share, which needs `like`. Values of
+            deterministic sites are ignored.
         like: a batch of num_data data, for a model that reads more of it than its length.
 
     Returns:

@@ -19,7 +19,8 @@ from vilvm._runtime.argument_checks import check_number, check_seed
 from vilvm._runtime.random import seeded
 from vilvm.data.data import Data
 from vilvm.lvm import ContractError, Wrapped, fixed_beside, rebuildable
-from vilvm.weights import find_layout, posterior_mean, predict
+from vilvm.weights import find_layout, posterior_mean
+from vilvm.weights.prediction import predicted_means
 from vilvm.wrappers._handlers import Substitute
 
 __all__ = ["WithLikelihoodScale", "fit_likelihood_scale"]
@@ -128,7 +129,7 @@ def _fit_scale(lvm: Any, fixed: Data, num_samples: int) -> WithLikelihoodScale:
 
 
 def _residual(lvm: Any, batch: Any, site: str, num_samples: int) -> torch.Tensor:
-    mean = predict(lvm, posterior_mean(lvm, batch, num_samples))[site]
+    mean = predicted_means(lvm, posterior_mean(lvm, batch, num_samples))[site]
     if not isinstance(batch, torch.Tensor) or mean.shape != batch.shape:
         raise ContractError(
             f"fit_likelihood_scale: site {site!r} has shape {tuple(mean.shape)}, which is not "

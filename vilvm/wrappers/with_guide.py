@@ -25,7 +25,8 @@ from vilvm.guides.normal import normal
 from vilvm.lvm import ContractError, Wrapped, device_of, rebuildable
 from vilvm.networks import mlp
 from vilvm.training import Fit, fit, one_cycle
-from vilvm.weights import Layout, find_layout, posterior
+from vilvm.weights import Layout, find_layout
+from vilvm.weights.guide_draws import latent_draws
 from vilvm.wrappers._handlers import CaptureSite
 
 __all__ = ["WithGuide", "fit_guide", "with_guide"]
@@ -259,7 +260,7 @@ def _code(lvm: Any, batch: Any, layout: Layout) -> tuple[str, torch.Tensor]:
             f"fit_guide: the prior of latent {layout.improper[0]!r} is flat, so there is no "
             "posterior to fit a guide to; give the model a prior first (fit_prior, with_prior)."
         )
-    codes = posterior(lvm, batch)
+    codes = latent_draws(lvm, batch, 1)
     if not layout.local or len(codes) != 1 or codes[layout.latents[0]].dim() != 3:
         shapes = {name: tuple(code.shape[1:]) for name, code in codes.items()}
         raise ContractError(

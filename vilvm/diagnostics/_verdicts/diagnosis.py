@@ -4,8 +4,10 @@ Both the sentences and the badges are functions of the same findings, so they ca
 judgement objects exactly if its badge is WARNING or CRITICAL.
 """
 
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
+from vilvm._runtime.results import Table
 from vilvm.diagnostics.finding import Severity
 
 __all__ = ["Judgement", "diagnosis_report", "judgement_of", "verdict_of"]
@@ -77,23 +79,17 @@ def verdict_of(found: Any) -> str:
     return " ".join([posterior.sentence, *[model.sentence] * model.objects])
 
 
-def diagnosis_report(found: Any) -> str:
+def diagnosis_report(found: Any) -> Iterator[str | Table]:
     """The verdict, the posterior, the findings, and what was cut short or not run."""
-    lines = [found.verdict]
+    yield found.verdict
     if found.posterior is not None:
-        lines += [
-            "",
-            f"Posterior ({found.posterior.summary}):",
-            str(found.posterior),
-            "",
-        ]
-    lines += map(str, found.findings)
-    lines += [
-        f"[cut short] {name}: {what}; more time (budget=...) completes it."
-        for name, what in found.cut.items()
-    ]
-    lines += [f"[not run] {name}: {why}" for name, why in found.skipped.items()]
-    return "\n".join(lines)
+        yield f"Posterior ({found.posterior.summary}):"
+        yield from found.posterior._contents()
+    yield from map(str, found.findings)
+    for name, what in found.cut.items():
+        yield f"[cut short] {name}: {what}; more time (budget=...) completes it."
+    for name, why in found.skipped.items():
+        yield f"[not run] {name}: {why}"
 
 
 def _posterior(found: Any) -> list[str]:
