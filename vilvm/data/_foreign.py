@@ -97,8 +97,8 @@ class _Labels:
 def _walk(x: Any, place: Place, name: str, labels: _Labels) -> Converted:
     reader = _reader_of(x)
     if reader is not None:
-        found = reader(x, place.at(name))
-        labels.add(found.index, name or "x")
+        found = reader(x, place.at(name and f"x{name}"))
+        labels.add(found.index, f"x{name}")
         if is_foreign(found.x):
             inner = _walk(found.x, place, name, labels)
             return found._replace(x=inner.x, levels={**found.levels, **inner.levels})

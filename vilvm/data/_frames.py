@@ -107,9 +107,7 @@ def _columns(frame: Any, place: Place) -> Iterator[_Column]:
         names = [str(name) for name in frame.columns]
         twice = {name for name in names if names.count(name) > 1}
         if twice:
-            raise place.error(
-                f"has several columns named {min(twice)!r}; rename them."
-            )
+            raise place.error(f"has several columns named {min(twice)!r}; rename them.")
         parts = [frame.iloc[:, i] for i in range(len(names))] if pandas else list(frame)
     for part in parts:
         read = _pandas_column if pandas else _polars_column

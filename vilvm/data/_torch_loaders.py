@@ -26,7 +26,13 @@ from vilvm.data._numbers import Place
 from vilvm.data._row_sources import RowSource
 from vilvm.data.tensors import map_tensors, named_tensors, structure_of, tensors_of
 
-__all__ = ["MOST_BYTES", "LoaderSettings", "dataset_of", "loader_settings", "read_dataset"]
+__all__ = [
+    "MOST_BYTES",
+    "LoaderSettings",
+    "dataset_of",
+    "loader_settings",
+    "read_dataset",
+]
 
 MOST_BYTES = 2**31  # of a Dataset that is read into memory
 _CHUNK = 1024  # rows that are collated at once
@@ -218,4 +224,3 @@ def _joined(parts: list[Any], place: Place) -> Any:
     columns = zip(*(named_tensors(part) for part in parts), strict=True)
     joined = iter([torch.cat([t for _, t in column]) for column in columns])
     return map_tensors(lambda _: next(joined), parts[0])
-

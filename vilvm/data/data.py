@@ -1,10 +1,10 @@
 """One split of a data set: its tensors, its transform, and the records that identify them.
 
 ``fit``, ``evaluate`` and the diagnostics take a ``Data``, or anything that ``as_data`` converts to
-one: a tensor, an array of NumPy or xarray, a frame of pandas or polars, an AnnData, a sparse matrix
-of SciPy, a torch Dataset or DataLoader, or a tuple or dict of these with one datum per row. The
-tensors are moved to the device once, and batches are selected there. Data larger than memory stay
-on disk (``vilvm.data.datasets.on_disk``), and only the rows of a batch are read.
+one: a tensor, an array of NumPy or xarray, a frame of pandas or polars, an AnnData, a sparse
+matrix of SciPy, a torch Dataset or DataLoader, or a tuple or dict of these with one datum per row.
+The tensors are moved to the device once, and batches are selected there. Data larger than memory
+stay on disk (``vilvm.data.datasets.on_disk``), and only the rows of a batch are read.
 """
 
 import hashlib
@@ -81,8 +81,8 @@ class Data:
     """One split of a data set.
 
     Arguments:
-        x: a tensor or ``StreamedTensor``, or a tuple or dict of them, with one datum a row. Data of
-            other libraries (see ``as_data``) are converted.
+        x: a tensor or ``StreamedTensor``, or a tuple or dict of them, with one datum a row. Data
+            of other libraries (see ``as_data``) are converted.
         name: of the data set; recorded with every result.
         split: "train", "validation", "test" or "all".
         transform: applied before the model sees the data, or None. A fresh transform is applied to
@@ -324,9 +324,7 @@ def _on(index: Tensor | slice, device: torch.device) -> Tensor | slice:
     return index
 
 
-def as_data(
-    data: Any, what: str = "data", *, dtype: torch.dtype | None = None
-) -> Data:
+def as_data(data: Any, what: str = "data", *, dtype: torch.dtype | None = None) -> Data:
     """Converts data to a ``Data`` and checks them.
 
     - An array of NumPy, or a DataArray of xarray, is a tensor. An xarray Dataset is a dict.

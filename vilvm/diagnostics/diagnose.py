@@ -36,7 +36,6 @@ from vilvm._runtime.argument_checks import (
 )
 from vilvm._runtime.memory import bytes_made
 from vilvm._runtime.random import seeded
-from vilvm.data.data import as_data
 from vilvm.diagnostics._chosen_data import choose
 from vilvm.diagnostics._session import Check, Session
 from vilvm.diagnostics._verdicts.diagnosis import diagnosis_report, diagnosis_verdict
@@ -54,7 +53,7 @@ from vilvm.diagnostics.sbc import sbc
 from vilvm.diagnostics.tarp import tarp
 from vilvm.evaluation import Schedule
 from vilvm.evaluation.ais import check_schedule
-from vilvm.lvm import ContractError, LatentVariableModel
+from vilvm.lvm import ContractError, LatentVariableModel, data_beside
 from vilvm.weights import find_layout
 from vilvm.weights.prepared import Prepared, prepared_of
 from vilvm.weights.simulation import batches
@@ -188,7 +187,7 @@ def diagnose(
     if isinstance(lvm, Prepared):
         lvm = prepared_of("diagnose", lvm, data, seed=seed)
         data, seed = lvm.data, lvm.seed
-    chosen = choose(lvm, as_data(data), num_data, seed, began + budget)
+    chosen = choose(lvm, data_beside(lvm, data), num_data, seed, began + budget)
     with seeded(seed, chosen.prepared.device):
         checks = list(_checks(chosen.prepared, history, schedule))
     session = Session(chosen.index_to_name, budget, began + budget)

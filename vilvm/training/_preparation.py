@@ -184,6 +184,7 @@ def _settings(
         "scheduler": "",
         "scheduler_interval": "epoch" if spec.per_epoch else "step",
         "batch_size": spec.batches.size,
+        **({} if spec.batches.shuffle else {"shuffle": False}),
         "clip": spec.clip,
         "arguments": arguments,
         "after_step": after_step,

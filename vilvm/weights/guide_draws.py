@@ -8,9 +8,13 @@ import torch
 from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_number
+from vilvm.data._foreign import is_foreign
+from vilvm.data.data import Data
 from vilvm.lvm import (
     ContractError,
     LatentVariableModel,
+    data_beside,
+    device_of,
     evaluation_mode,
     module_parameters,
 )
@@ -21,11 +25,14 @@ from vilvm.weights._passes import Pass, Values
 from vilvm.weights._sites import Sites, own_densities, own_values
 from vilvm.weights._supports import guide_sites
 from vilvm.weights._vectorisation import run_at_samples
-from vilvm.weights.checks import check_batch
+from vilvm.weights.checks import as_batch, check_batch
+from vilvm.weights.frames import frame_of
 from vilvm.weights.layout import Layout, find_layout
 from vilvm.weights.log_weights import LogWeights, log_weights
 
 __all__ = ["picked_by_weight", "posterior", "posterior_mean", "resample"]
+
+_ROWS = 1000  # data that are read and run at once
 
 
 def posterior(
@@ -62,23 +69,27 @@ def posterior_mean(
     num_samples: int = 1,
     *,
     layout: Layout | None = None,
-) -> dict[str, Tensor]:
+    as_frame: bool = False,
+) -> Any:
     """E[z | x] under the guide, in closed form or as the mean of `num_samples` draws.
 
     A latent that depends on another is averaged over `num_samples` draws of the other.
 
     Arguments:
         lvm: the model and guide; the guide alone is drawn from.
-        batch: what both are called with.
+        batch: what both are called with, or data that ``vilvm.data.as_data`` converts. Those that
+            are on disk or sparse are read in batches.
         num_samples: draws, where they are needed.
         layout: the layout of this very batch; by default a run of the pair finds it.
+        as_frame: whether to return a pandas DataFrame, which has the row labels of the data.
 
     Returns:
-        Every latent by name, shape (num_data, ...); (...) for a latent that the data share.
+        Every latent by name, shape (num_data, ...); (...) for a latent that the data share. With
+        `as_frame`, a DataFrame with a row for each datum and the columns "z[0]", "z[1]", …
 
     Raises:
         ContractError: the pair breaks the contract on this batch, or a latent has no mean (a
-            Categorical).
+            Categorical); or the data share a latent, and are read in batches or `as_frame` is set.
 
     Examples:
         >>> import torch
@@ -86,9 +97,41 @@ def posterior_mean(
         >>> from vilvm.weights import posterior_mean
         >>> posterior_mean(VAE(data_dim=6, latent_dim=2), torch.zeros(4, 6))["z"].shape
         torch.Size([4, 2])
+        >>> posterior_mean(VAE(data_dim=6, latent_dim=2), torch.zeros(4, 6), as_frame=True).shape
+        (4, 2)
     """
+    if as_frame or isinstance(batch, Data) or is_foreign(batch):
+        return _mean_of_data(lvm, batch, num_samples, as_frame)
     means = _run_guide(lvm, batch, num_samples, layout, mean=True)["means"]
     return {name: _mean(value) for name, value in means.items()}
+
+
+def _mean_of_data(lvm: Any, data: Any, num_samples: int, as_frame: bool) -> Any:
+    """The means for data with row labels, or data that are read in batches."""
+    given = data_beside(lvm, data, "posterior_mean")
+    if given.transform is not None and not given.transformed:
+        check_batch(given)
+    given = given.to(device_of(lvm, given.device))
+    parts, axes = [], {}
+    for part in given.chunks(_ROWS if given.streamed else len(given)):
+        layout = find_layout(lvm, part.x)
+        axes = {name: layout.data_axes.get(name) for name in layout.latents}
+        shared = next((name for name, axis in axes.items() if axis is None), None)
+        if shared is not None and (given.streamed or as_frame):
+            raise ContractError(
+                f"posterior_mean: the data share the latent {shared!r}, so it has no row for each "
+                "datum; leave as_frame out, and pass data in memory."
+            )
+        parts.append(posterior_mean(lvm, part.x, num_samples, layout=layout))
+    means = parts[0]
+    if len(parts) > 1:
+        means = {
+            n: torch.cat([p[n] for p in parts], (a or 1) - 1) for n, a in axes.items()
+        }
+    if not as_frame:
+        return means
+    rows = {n: value.movedim((axes[n] or 1) - 1, 0) for n, value in means.items()}
+    return frame_of(rows, given.index)
 
 
 def _mean(draws: Tensor) -> Tensor:
@@ -113,7 +156,7 @@ def _run_guide(
     without closed form.
     """
     num_samples = check_number("num_samples", num_samples)
-    check_batch(batch)
+    batch = as_batch(lvm, batch)
     layout = layout or find_layout(lvm, batch)
     sites: Sites = {}  # of the last run
     pass_ = _guide_pass(lvm, layout, mean, sites)
@@ -197,7 +240,7 @@ def resample(
     """
     num_samples = check_number("num_samples", num_samples)
     proposals = check_number("proposals", proposals)
-    check_batch(batch)
+    batch = as_batch(lvm, batch)
     layout = find_layout(lvm, batch)
     if layout.degenerate:
         raise ContractError(

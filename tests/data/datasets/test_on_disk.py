@@ -207,7 +207,9 @@ def test_transform_drawn_once_is_refused(tmp_path):
             on_disk(path, transform=DynamicBinarisation()),
             num_samples=2,
         )
-    with pytest.raises(vilvm.ContractError, match="stay on disk in place of a batch"):
+    with pytest.raises(
+        vilvm.ContractError, match=r"read in batches .* in place of a batch"
+    ):
         vilvm.log_weights(VAE(data_dim=6, latent_dim=2), on_disk(path).x, 2)
 
 
