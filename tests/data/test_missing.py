@@ -137,7 +137,7 @@ def test_imputation_equals_the_exact_conditional():
 
 
 def test_imputed_frame_keeps_its_names():
-    lvm, x, partial = gaussian(5)
+    _, x, partial = gaussian(5)
     named = pd.DataFrame(x.numpy(), columns=list("abcdef"), index=list("vwxyz"))
     full = impute(partial, with_missing(named), num_samples=50, as_frame=True)
     assert list(full.columns) == list("abcdef")

@@ -8,7 +8,7 @@ and vanishes with the process. Batches are then read as from a ``.npy`` file, in
 import shutil
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from vilvm.data._numbers import Place
 
 __all__ = ["ParquetRows"]
 
-_ROWS = 2**16  # largest number of rows that are decoded at once
+_ROWS = 2**14  # largest number of rows that are decoded at once
 
 
 class ParquetRows:
@@ -63,12 +63,12 @@ class ParquetRows:
         size, folder = self.shape[0] * self._row, tempfile.gettempdir()
         if size > shutil.disk_usage(folder).free:
             raise ValueError(
-                f"{path}: its numbers take {size / 2**30:.1f} GiB as plain rows, more than is free "
-                f"in the temporary folder {folder}; name a folder with more room in TMPDIR."
+                f"{path}: its numbers take {size / 2**30:.1f} GiB as plain rows, more than is "
+                f"free in the temporary folder {folder}; name one with more room in TMPDIR."
             )
         copy = tempfile.TemporaryFile()  # noqa: SIM115
         place = Place(str(path), torch.from_numpy(np.empty(0, self.dtype)).dtype)
-        for batch in source.iter_batches(_ROWS, columns=list(self.columns)):
+        for batch in _batches(source, list(self.columns)):
             frame = batch.to_pandas(ignore_metadata=True)
             rows = read_frame(frame[list(self.columns)], place).values.numpy()
             copy.write(np.ascontiguousarray(rows, self.dtype))
@@ -88,6 +88,14 @@ class ParquetRows:
                     self._file.seek(int(rows[start]) * self._row)
                     self._file.readinto(memoryview(found[start:stop]).cast("B"))
         return found
+
+
+def _batches(file: Any, columns: list[str]) -> Iterator[Any]:
+    """The rows in order, a part of one group at a time, so that no group is read ahead."""
+    for group in range(file.num_row_groups):
+        yield from file.iter_batches(
+            _ROWS, row_groups=[group], columns=columns, use_threads=False
+        )
 
 
 def _chosen(path: Path, file: Any, columns: Sequence[str] | None) -> tuple[str, ...]:

@@ -282,8 +282,8 @@ def _open(path: Path, reading: _Reading) -> Any:
     """The array in a file, memory-mapped or read by rows."""
     if path.suffix.lower() not in (".npy", ".zarr", ".parquet"):
         raise ValueError(
-            f"{path}: unknown kind of file {path.suffix!r}; give a .npy, .parquet or .h5ad file or "
-            "a .zarr folder."
+            f"{path}: unknown kind of file {path.suffix!r}; give a .npy, .parquet or .h5ad file, "
+            "or a .zarr folder."
         )
     if not path.exists():
         raise ValueError(f"{path}: there is no such file.")
