@@ -58,6 +58,9 @@ ONLY_IN = {
     "sklearn": {"data", "priors", "evaluation"},
     "scipy": {"evaluation", "diagnostics", "inference"},
     "zarr": {"data"},
+    "pyarrow": {"data"},
+    "anndata": {"data"},
+    "polars": set(),
 }
 
 

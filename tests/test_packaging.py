@@ -24,6 +24,9 @@ OPTIONAL = (
     "xarray",
     "h5netcdf",
     "zarr",
+    "pyarrow",
+    "anndata",
+    "polars",
 )
 NEED_AN_EXTRA = ("vilvm.plots", "vilvm.report", "vilvm.export", "vilvm.models")
 

@@ -107,7 +107,8 @@ def _matrix(adata: Any, layer: str | None) -> Any:
             raise ValueError("from_anndata: there is no X; choose one of the layers.")
         return adata.X
     if layer not in adata.layers:
+        known = [name for name in adata.layers if name is not None]
         raise ValueError(
-            f"from_anndata: there is no layer {layer!r}; there are {list(adata.layers)}."
+            f"from_anndata: there is no layer {layer!r}; there are {known}."
         )
     return adata.layers[layer]

@@ -8,6 +8,7 @@ and vanishes with the process. Batches are then read as from a ``.npy`` file, in
 import shutil
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,7 @@ class ParquetRows:
                 f"free in the temporary folder {folder}; name one with more room in TMPDIR."
             )
         copy = tempfile.TemporaryFile()  # noqa: SIM115
+        weakref.finalize(self, copy.close)
         place = Place(str(path), torch.from_numpy(np.empty(0, self.dtype)).dtype)
         for batch in _batches(source, list(self.columns)):
             frame = batch.to_pandas(ignore_metadata=True)
@@ -119,4 +121,4 @@ def _row_labels(file: Any) -> Any:
     names = _label_columns(file)
     if len(names) != 1:
         return None
-    return file.read(columns=[]).to_pandas().index
+    return file.read(columns=[], use_pandas_metadata=True).to_pandas().index
