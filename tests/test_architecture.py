@@ -75,7 +75,9 @@ ONLY_IN = {
     "sklearn": {"data", "priors", "evaluation"},
     "scipy": {"evaluation", "diagnostics", "inference"},
     "zarr": {"data"},
-    "anndata": {"cli"},
+    "pyarrow": {"data"},
+    "anndata": {"data", "cli"},
+    "polars": set(),
 }
 
 

@@ -519,7 +519,10 @@ BAD = {
         lambda: fit(data=digits()),
         "whole data set; pass one split of it, such as dataset.train",
     ),
-    "numpy inside a dict": (lambda: fit(data={"a": np.zeros((3, 2))}), "from_numpy"),
+    "text inside a dict": (
+        lambda: fit(data={"a": np.array(["u", "v"])}),
+        r"training data: x\['a'\] holds no real numbers",
+    ),
     "sparse data": (lambda: fit(data=torch.zeros(3, 2).to_sparse()), "sparse tensor"),
     "labels of another length": (
         lambda: fit(data=Data(X, labels=torch.zeros(3))),
@@ -529,9 +532,9 @@ BAD = {
         lambda: weights(x=Data(X)),
         r"vilvm.Data in place of a batch; pass data.fixed\(\).x",
     ),
-    "numpy for a batch": (
-        lambda: weights(x=np.zeros((3, 2))),
-        "holds a numpy array; pass torch.from_numpy",
+    "an array of text for a batch": (
+        lambda: weights(x=np.array(["u", "v"])),
+        "the batch: holds no real numbers",
     ),
     "empty batch": (lambda: weights(x=X[:0]), "batch is empty"),
     "half a sample": (

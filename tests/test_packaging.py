@@ -27,6 +27,9 @@ OPTIONAL = (
     "tensorboard",
     "mlflow",
     "wandb",
+    "pyarrow",
+    "anndata",
+    "polars",
 )
 NEED_AN_EXTRA = ("vilvm.plots", "vilvm.report", "vilvm.export", "vilvm.models")
 

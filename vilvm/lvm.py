@@ -46,7 +46,9 @@ __all__ = [
     "Pair",
     "Wrapped",
     "check_contract",
+    "data_beside",
     "device_of",
+    "dtype_of",
     "evaluation_mode",
     "fixed_beside",
     "held_modules",
@@ -373,12 +375,57 @@ def device_of(lvm: object, default: torch.device | str = "cpu") -> torch.device:
     return torch.device(default)
 
 
+def dtype_of(lvm: object) -> torch.dtype:
+    """The type of a model's numbers.
+
+    Arguments:
+        lvm: the model.
+
+    Returns:
+        That of the first parameter of floating-point type; torch's default if there is none.
+
+    Examples:
+        >>> import torch
+        >>> from vilvm.lvm import dtype_of
+        >>> dtype_of(torch.nn.Linear(2, 3).double())
+        torch.float64
+    """
+    if isinstance(lvm, torch.nn.Module):
+        for parameter in lvm.parameters():
+            if parameter.is_floating_point():
+                return parameter.dtype
+    return torch.get_default_dtype()
+
+
+def data_beside(lvm: object, data: Any, what: str = "data") -> Data:
+    """The data, checked; floats of other libraries get the type of the model's numbers.
+
+    Arguments:
+        lvm: the model.
+        data: anything that ``vilvm.data.as_data`` converts.
+        what: the name of the argument, for messages.
+
+    Returns:
+        The data, where they are.
+
+    Raises:
+        ValueError: see ``vilvm.data.as_data``.
+
+    Examples:
+        >>> import numpy, torch
+        >>> from vilvm.lvm import data_beside
+        >>> data_beside(torch.nn.Linear(2, 3).double(), numpy.zeros((4, 2))).x.dtype
+        torch.float64
+    """
+    return as_data(data, what, dtype=dtype_of(lvm))
+
+
 def fixed_beside(lvm: object, data: Any, seed: int = 0) -> Data:
     """The data on the model's device, checked, their transform applied once.
 
     Arguments:
         lvm: the model.
-        data: a ``Data``, a tensor, or a tuple or dict of tensors with one datum a row.
+        data: anything that ``vilvm.data.as_data`` converts.
         seed: of the transform's draws.
 
     Returns:
@@ -395,7 +442,7 @@ def fixed_beside(lvm: object, data: Any, seed: int = 0) -> Data:
         >>> fixed_beside(torch.nn.Linear(2, 3), data).x.unique()
         tensor([0., 1.])
     """
-    checked = as_data(data)
+    checked = data_beside(lvm, data)
     return checked.to(device_of(lvm, checked.device)).fixed(seed)
 
 

@@ -49,7 +49,7 @@ def _bad_data() -> dict[str, Any]:
         "None": None,
         "text": "mnist",
         "a number": 3,
-        "a NumPy array": np.zeros((8, 2)),
+        "an array of text": np.array([["a", "b"]] * 8),
         "a masked array": np.ma.masked_array(np.zeros((8, 2)), np.eye(8, 2) > 0),
         "a masked array in a dict": {
             "x": np.ma.masked_array(np.zeros(8), np.arange(8) > 3)
@@ -157,7 +157,7 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
         for key in (
             "text",
             "a number",
-            "a NumPy array",
+            "an array of text",
             "a masked array",
             "nothing",
             "a set",

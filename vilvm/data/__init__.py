@@ -9,7 +9,10 @@ from vilvm.data.corruptions import (
     PixelErasure,
 )
 from vilvm.data.data import Data, Transform, as_data
+from vilvm.data.from_anndata import from_anndata
 from vilvm.data.interleaved import Interleaved
+from vilvm.data.missing import Masked, with_missing
+from vilvm.data.sequences import padded
 from vilvm.data.streamed import StreamedTensor
 from vilvm.data.transforms import Chain, DynamicBinarisation, StaticBinarisation
 
@@ -23,9 +26,13 @@ __all__ = [
     "GaussianNoise",
     "HalfErasure",
     "Interleaved",
+    "Masked",
     "PixelErasure",
     "StaticBinarisation",
     "StreamedTensor",
     "Transform",
     "as_data",
+    "from_anndata",
+    "padded",
+    "with_missing",
 ]

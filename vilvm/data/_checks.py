@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-__all__ = ["check_tensors", "why_unusable"]
+__all__ = ["check_tensors", "is_rows", "why_unusable"]
 
 
 def check_tensors(x: Any, name: str) -> None:
@@ -37,14 +37,8 @@ def why_unusable(x: Any) -> str | None:
     if np.ma.isMaskedArray(x):
         return (
             "holds a NumPy masked array, whose mask a tensor cannot keep; pass "
-            "torch.from_numpy(x.filled(0)), and the mask to "
-            "vilvm.wrappers.partly_observed.partly_observed, poutine.mask or .mask(...) of the "
-            "distribution."
-        )
-    if isinstance(x, np.ndarray):
-        return (
-            "holds a numpy array; pass torch.from_numpy(...) or "
-            "vilvm.data.datasets.arrays(...)."
+            "vilvm.data.with_missing(...) of it, and vilvm.wrappers.partly_observed(lvm) for the "
+            "model, or x.filled(0) with poutine.mask or .mask(...) of the distribution."
         )
     if not isinstance(x, Tensor):
         return None
@@ -71,7 +65,7 @@ def _check_kind(x: Any, name: str) -> None:
 
 def _check_not_rows(x: Any, name: str) -> None:
     """Raises ValueError for a list with one tuple or dict per datum."""
-    if not isinstance(x, list) or not x:
+    if not is_rows(x):
         return
     for kind, word in ((Mapping, "dict"), (tuple, "tuple")):
         if all(isinstance(value, kind) for value in x):
@@ -79,6 +73,15 @@ def _check_not_rows(x: Any, name: str) -> None:
                 f"{name}: is a list of {len(x)} {word}s; stack them into one {word} of tensors "
                 "with a datum a row (torch.utils.data.default_collate)."
             )
+
+
+def is_rows(x: Any) -> bool:
+    """Whether `x` is a list with one tuple or dict per datum."""
+    return (
+        isinstance(x, list)
+        and bool(x)
+        and any(all(isinstance(v, kind) for v in x) for kind in (Mapping, tuple))
+    )
 
 
 def _check_numbers(x: Tensor, name: str) -> None:
@@ -89,7 +92,8 @@ def _check_numbers(x: Tensor, name: str) -> None:
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
         where = (~torch.isfinite(x)).nonzero()[0].tolist()
         raise ValueError(
-            f"{name}: holds NaN or infinity, first at index {where}; remove such values, or fill "
-            "them in and leave them out of the likelihood: poutine.mask, .mask(...) of its "
-            "distribution, or vilvm.wrappers.partly_observed.partly_observed."
+            f"{name}: holds NaN or infinity, first at index {where}; remove such values, or leave "
+            "them out of the likelihood: vilvm.data.with_missing(...) for the data and "
+            "vilvm.wrappers.partly_observed(lvm) for the model, poutine.mask, or .mask(...) of "
+            "its distribution."
         )

@@ -1,13 +1,14 @@
 """One split of a data set: its tensors, its transform, and the records that identify them.
 
 ``fit``, ``evaluate`` and the diagnostics take a ``Data``, or anything that ``as_data`` converts to
-one (a tensor, or a tuple or dict of tensors with one datum per row). The tensors are moved to the
-device once, and batches are selected there. Data larger than memory stay on disk
-(``vilvm.data.datasets.on_disk``), and only the rows of a batch are read.
+one: a tensor, an array of NumPy or xarray, a frame of pandas or polars, an AnnData, a sparse
+matrix of SciPy, a torch Dataset or DataLoader, or a tuple or dict of these with one datum per row.
+The tensors are moved to the device once, and batches are selected there. Data larger than memory
+stay on disk (``vilvm.data.datasets.on_disk``), and only the rows of a batch are read.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from vilvm._runtime.random import seeded
 from vilvm._runtime.unchanged import Unchanged
 from vilvm.data._checks import check_tensors
+from vilvm.data._foreign import Converted, converted, is_foreign
 from vilvm.data.streamed import StreamedTensor
 from vilvm.data.tensors import map_tensors, named_tensors, tensors_of
 
@@ -79,7 +81,8 @@ class Data:
     """One split of a data set.
 
     Arguments:
-        x: a tensor or ``StreamedTensor``, or a tuple or dict of them, with one datum a row.
+        x: a tensor or ``StreamedTensor``, or a tuple or dict of them, with one datum a row. Data
+            of other libraries (see ``as_data``) are converted.
         name: of the data set; recorded with every result.
         split: "train", "validation", "test" or "all".
         transform: applied before the model sees the data, or None. A fresh transform is applied to
@@ -87,9 +90,13 @@ class Data:
         labels: shape (N,), or None; used by figures only.
         image_shape: (height, width) or (channels, height, width) if a row is a picture, else None.
         transformed: whether `x` is the output of the transform.
+        index: labels of the rows, a pandas Index, or None; those of `x` if it has some.
+        columns: names of the columns, if `x` came as one matrix with names, else None.
+        levels: what the codes of categorical columns stand for, by the name of the column.
 
     Raises:
-        ValueError: `transform` is not a transform, or is drawn once and the data stay on disk.
+        ValueError: `transform` is not a transform, or is drawn once and the data stay on disk; or
+            `x` cannot be converted.
 
     Examples:
         >>> import torch
@@ -107,8 +114,13 @@ class Data:
     labels: Tensor | None = field(default=None, repr=False)
     image_shape: tuple[int, ...] | None = None
     transformed: bool = field(default=False, repr=False)
+    index: Any = field(default=None, repr=False)
+    columns: tuple[str, ...] | None = field(default=None, repr=False)
+    levels: Mapping[str, tuple[Any, ...]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
+        if is_foreign(self.x):
+            self._adopt(converted(self.x, self.name))
         if self.transform is None or self.transformed:
             return
         if not is_transform(self.transform) or isinstance(self.transform, type):
@@ -127,6 +139,13 @@ class Data:
             )
         object.__setattr__(self, "x", self._transform(self.x))
         object.__setattr__(self, "transformed", True)
+
+    def _adopt(self, found: Converted) -> None:
+        """Takes over converted data, and their names where it has none of its own."""
+        object.__setattr__(self, "x", found.x)
+        for name in ("index", "columns", "levels"):
+            if not len(getattr(self, name) or ()):
+                object.__setattr__(self, name, getattr(found, name))
 
     def _first_sizes(self) -> set[int | None]:
         """The sizes of the tensors' first dimensions; None stands for a scalar."""
@@ -178,15 +197,20 @@ class Data:
         return replace(self, x=map_tensors(lambda t: t.to(device), self.x))
 
     def subset(self, index: Tensor | slice) -> "Data":
-        """The rows that `index` picks, in its order, with their labels."""
-        labels = self.labels
+        """The rows that `index` picks, in its order, with their labels and their index."""
+        labels, names = self.labels, self.index
         if labels is not None:
             labels = labels[_on(index, labels.device)]
+        if names is not None:
+            names = names[index.cpu().numpy() if isinstance(index, Tensor) else index]
         rows = map_tensors(lambda t: t[_on(index, t.device)], self.x)
-        return replace(self, x=rows, labels=labels)
+        return replace(self, x=rows, labels=labels, index=names)
 
     def take(self, indices: Tensor) -> "Data":
-        """The rows at int64 `indices` from 0, without labels; twice as fast as ``subset``."""
+        """The rows at int64 `indices` from 0, without labels and index.
+
+        Twice as fast as ``subset``.
+        """
 
         def rows(t: Any) -> Tensor:
             if not isinstance(t, Tensor):
@@ -196,7 +220,7 @@ class Data:
                 return t.index_select(0, own)
             return t[own]  # keeps the memory layout
 
-        return replace(self, x=map_tensors(rows, self.x), labels=None)
+        return replace(self, x=map_tensors(rows, self.x), labels=None, index=None)
 
     def chunks(self, size: int) -> "Sequence[Data]":
         """The data in order, `size` rows at a time; the last chunk may be smaller.
@@ -300,39 +324,69 @@ def _on(index: Tensor | slice, device: torch.device) -> Tensor | slice:
     return index
 
 
-def as_data(data: Any, what: str = "data") -> Data:
-    """Converts tensors to a ``Data`` and checks them.
+def as_data(data: Any, what: str = "data", *, dtype: torch.dtype | None = None) -> Data:
+    """Converts data to a ``Data`` and checks them.
+
+    - An array of NumPy, or a DataArray of xarray, is a tensor. An xarray Dataset is a dict.
+    - A frame of pandas or polars is a matrix of floats, with a column for each numeric or Boolean
+      column; a frame of categorical columns is a matrix of their codes. A Series is a vector.
+    - An AnnData is its X; ``from_anndata`` selects a layer and covariates.
+    - A sparse matrix of SciPy, or in a file, becomes dense a batch at a time.
+    - A ``torch.utils.data.Dataset`` is read into memory once, row by row; one of more than 2 GiB a
+      batch at a time. A ``DataLoader`` is its dataset.
+
+    Floats become `dtype`; integers are never altered. Row labels are kept in ``Data.index``, names
+    of columns in ``Data.columns``, the meaning of codes in ``Data.levels``.
 
     Arguments:
-        data: a ``Data``, a tensor, or a tuple or dict of tensors with one datum a row.
+        data: a ``Data``, a tensor, one of these objects, or a tuple or dict of them with one datum
+            a row.
         what: the name of the argument, for messages.
+        dtype: of floats that are not tensors; ``fit`` and all that run a model give the model's
+            type; by default torch's.
 
     Returns:
         The data, detached from any gradient history.
 
     Raises:
         ValueError: there is no tensor; or one is empty, sparse or complex, or holds NaN or
-            infinity; or the numbers of labels and data differ.
+            infinity; values are missing; a column holds no numbers; row labels differ; or the
+            numbers of labels and data differ.
 
     Examples:
         >>> import torch
         >>> from vilvm.data import as_data
         >>> len(as_data((torch.zeros(4, 2), torch.ones(4))))
         4
+        >>> import pandas
+        >>> data = as_data(pandas.DataFrame({"a": [1, 2], "b": [0.5, 0]}, index=["p", "q"]))
+        >>> data.x, list(data.index), data.columns
+        (tensor([[1.0000, 0.5000],
+                [2.0000, 0.0000]]), ['p', 'q'], ('a', 'b'))
     """
     _check_one_split(data, what)
     if not isinstance(data, Data):
-        data = Data(data)
+        found = Converted(data)
+        if is_foreign(data):
+            found = converted(data, what, dtype)
+        data = Data(
+            found.x, index=found.index, columns=found.columns, levels=found.levels
+        )
     check_tensors(data.x, what)
     tensors = tensors_of(data.x)
     if not tensors:
         raise ValueError(
-            f"{what}: holds no tensor (it is a {type(data.x).__name__}); pass a tensor, or a "
-            "tuple or dict of tensors."
+            f"{what}: holds no tensor (it is a {type(data.x).__name__}); pass a tensor, an array "
+            "or a frame, or a tuple or dict of them."
         )
     if data.labels is not None and data.divisible and len(data.labels) != len(data):
         raise ValueError(
             f"{what}: has {len(data)} data and {len(data.labels)} labels; give one per datum."
+        )
+    if data.index is not None and len(data.index) != len(data):
+        raise ValueError(
+            f"{what}: has {len(data)} data and an index of {len(data.index)} labels; give one per "
+            "datum."
         )
     if any(t.requires_grad for t in tensors):
         # the first backward pass would run through their gradient history and free it

@@ -28,6 +28,7 @@ from torch.distributions import (
     biject_to,
 )
 
+from vilvm.data.data import as_data
 from vilvm.diagnostics._components import indexed
 from vilvm.guides import init_to_origin
 from vilvm.lvm import ContractError, Pair, fixed_beside, model_of
@@ -85,7 +86,8 @@ class ModelDensity:
 
     def __init__(self, model: Any, data: Any, seed: int = 0, who: str = _WHO):
         own = model_of(model, who)
-        fixed = fixed_beside(model, data, seed).loaded()
+        given = as_data(data, dtype=torch.float64)  # the model runs in float64
+        fixed = fixed_beside(model, given, seed).loaded()
         batch, pair = fixed.x, copy.deepcopy(Pair(own, lambda _: None))
         self.lvm: Any = InFloat64(pair)
         pair.guide = _standard_guide(_latent_sites(self.lvm, batch, who))

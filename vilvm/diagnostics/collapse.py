@@ -48,13 +48,18 @@ from torch import Tensor
 from vilvm._runtime.argument_checks import check_number, check_probability
 from vilvm._runtime.random import seeded
 from vilvm._runtime.results import Result, frame_of
-from vilvm.data.data import Data, as_data
+from vilvm.data.data import Data
 from vilvm.diagnostics._components import indexed
 from vilvm.diagnostics._latent_runs import ROWS, LatentRun, moments, spread
 from vilvm.diagnostics._verdicts.collapse import collapse_finding
 from vilvm.diagnostics.finding import Finding
 from vilvm.evaluation import Estimate
-from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode
+from vilvm.lvm import (
+    ContractError,
+    LatentVariableModel,
+    data_beside,
+    evaluation_mode,
+)
 from vilvm.weights import Layout, find_layout, log_weights
 from vilvm.weights.prepared import Prepared, pair_and_data, prepared_of
 
@@ -393,7 +398,7 @@ def active_units(
         {'z': tensor([True])}
     """
     num_samples = check_number("active_units: num_samples", num_samples)
-    given = lvm.data if isinstance(lvm, Prepared) else as_data(data)
+    given = lvm.data if isinstance(lvm, Prepared) else data_beside(lvm, data)
     _check("active_units", threshold, given)
     prepared = prepared_of(
         "active_units", lvm, data, seed=seed, default_size=max(1, ROWS // num_samples)

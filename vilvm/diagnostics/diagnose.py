@@ -39,7 +39,6 @@ from vilvm._runtime.argument_checks import (
 from vilvm._runtime.memory import bytes_made
 from vilvm._runtime.random import seeded
 from vilvm._runtime.results import Result, Table, plots
-from vilvm.data.data import as_data
 from vilvm.diagnostics._chosen_data import choose
 from vilvm.diagnostics._coordinates import NAMELESS, Coordinates, named_sites
 from vilvm.diagnostics._posterior_tables import table_of_pair
@@ -65,7 +64,7 @@ from vilvm.diagnostics.sbc import sbc
 from vilvm.diagnostics.tarp import tarp
 from vilvm.evaluation import Schedule
 from vilvm.evaluation.ais import check_schedule
-from vilvm.lvm import ContractError, LatentVariableModel
+from vilvm.lvm import ContractError, LatentVariableModel, data_beside
 from vilvm.weights import find_layout, posterior
 from vilvm.weights.generated_quantities import replay
 from vilvm.weights.prepared import Prepared, prepared_of
@@ -247,7 +246,7 @@ def diagnose(
     if isinstance(lvm, Prepared):
         lvm = prepared_of("diagnose", lvm, data, seed=seed)
         data, seed = lvm.data, lvm.seed
-    given = as_data(data)
+    given = data_beside(lvm, data)
     chosen = choose(lvm, given, num_data, seed, began + budget)
     names = _names(chosen.prepared, coords, dims, len(given))
     with seeded(seed, chosen.prepared.device):

@@ -29,7 +29,7 @@ from vilvm._runtime.argument_checks import check_number, check_seed, optional
 from vilvm._runtime.files import write_atomic
 from vilvm._runtime.random import seeded
 from vilvm._runtime.results import Result, Table, frame_of, plots
-from vilvm.data.data import Data, as_data
+from vilvm.data.data import Data
 from vilvm.evaluation._chains import FEW
 from vilvm.evaluation.ais import ais as annealed
 from vilvm.evaluation.estimates import Evaluation
@@ -45,7 +45,13 @@ from vilvm.evaluation.ledger_tables import filled, markdown, record
 from vilvm.evaluation.reconstruction import squared_error
 from vilvm.evaluation.schedule import Schedule, check_schedule
 from vilvm.evaluation.two_sample import Features, frechet_distance, two_sample_test
-from vilvm.lvm import ContractError, LatentVariableModel, device_of, evaluation_mode
+from vilvm.lvm import (
+    ContractError,
+    LatentVariableModel,
+    data_beside,
+    device_of,
+    evaluation_mode,
+)
 from vilvm.weights import Layout, find_layout, log_weights, sample
 
 __all__ = ["Ledger", "compare"]
@@ -236,11 +242,12 @@ def compare(
     _check_models(models, seconds)
     num_draws = check_number("compare: num_draws", num_draws, least=0)
     ais = optional(check_schedule, "compare: ais", ais)
-    fixed = as_data(data).fixed(seed)
+    first = next(iter(models.values()))
+    fixed = data_beside(first, data).fixed(seed)
     contents = fixed.fingerprint()[:12]
     other = fixed
     if held_out is not None:
-        other = as_data(held_out, "held-out data").fixed(seed)
+        other = data_beside(first, held_out, "held-out data").fixed(seed)
     quality = _Quality(num_draws, _held_out(other, num_draws, seed), features, seed)
     options: dict[str, Any] = {
         "num_samples": num_samples,

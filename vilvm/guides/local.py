@@ -47,7 +47,7 @@ from vilvm.lvm import (
 )
 from vilvm.training import Fit, fit, one_cycle
 from vilvm.weights import find_layout
-from vilvm.weights.checks import check_batch
+from vilvm.weights.checks import as_batch
 
 __all__ = ["WithLocalGuide", "fit_local_guide"]
 
@@ -233,7 +233,7 @@ def fit_local_guide(
         >>> better.mean > before.mean
         True
     """
-    check_batch(batch)
+    batch = as_batch(lvm, batch)
     if not tensors_of(batch):
         raise ContractError(
             f"fit_local_guide: the batch holds no tensor; got a {type(batch).__name__}."

@@ -61,8 +61,8 @@ def prepare_data(data: Any) -> Any:
 
 
 def in_float64(data: Any) -> Data:
-    """The data in float64, their transform applied once."""
-    return Data(double(as_data(data).fixed(0).x))
+    """The data in float64 and in memory, their transform applied once."""
+    return Data(double(as_data(data, dtype=torch.float64).loaded().fixed(0).x))
 
 
 def latent_sites(model: Callable[[Any], Any], batch: Any) -> dict[str, Any]:

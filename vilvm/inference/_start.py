@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilvm.data.data import as_data
 from vilvm.inference._approximations import Approximation, Gaussian
 from vilvm.inference._paths import find_modes
 from vilvm.inference._preparation import (
@@ -15,7 +14,7 @@ from vilvm.inference._preparation import (
     prepare_data,
 )
 from vilvm.inference._target import Target
-from vilvm.lvm import ContractError
+from vilvm.lvm import ContractError, fixed_beside
 from vilvm.weights.guide_draws import latent_draws
 
 __all__ = ["guide_draws", "start_of"]
@@ -46,6 +45,6 @@ def start_of(lvm: Any, data: Any, target: Target) -> Approximation:
 @torch.no_grad()
 def guide_draws(lvm: Any, data: Any, num: int) -> Tensor:
     """Unconstrained draws of a pair's guide, shape (num, D)."""
-    batch = as_data(data).fixed(0).x
+    batch = fixed_beside(lvm, data).x
     sites = latent_sites(own_model(lvm), prepare_data(data))
     return packed(sites, latent_draws(lvm, batch, num))

@@ -27,6 +27,8 @@ def batches_of(
     seed: int,
     ranks: ProcessGroup,
     drop_single: bool,
+    *,
+    shuffle: bool = True,
 ) -> "Batches | Turns":
     """The batches of one or several sources of data.
 
@@ -36,13 +38,14 @@ def batches_of(
         seed: of the order of the data.
         ranks: the processes that share every batch.
         drop_single: whether a last batch of one datum is left out.
+        shuffle: whether the order is new every epoch.
     """
     if isinstance(data, Data):
         size = min(size or len(data), len(data))
-        return Batches(data, size, seed, ranks, drop_single)
+        return Batches(data, size, seed, ranks, drop_single, shuffle=shuffle)
     # Each source has its own order, so that sources of equal length are not always paired alike.
     each = [
-        batches_of(s, size, seed + i * 2**32, ranks, drop_single)
+        batches_of(s, size, seed + i * 2**32, ranks, drop_single, shuffle=shuffle)
         for i, s in enumerate(data.sources)
     ]
     return Turns(data, [b for b in each if isinstance(b, Batches)])
@@ -62,6 +65,7 @@ class Batches:
         ranks: the processes that share every batch.
         drop_single: whether a last batch of one datum is left out, as batch normalisation needs
             two.
+        shuffle: whether the order is new every epoch; else it is that of the data.
     """
 
     def __init__(
@@ -71,6 +75,8 @@ class Batches:
         seed: int,
         ranks: ProcessGroup | None = None,
         drop_single: bool = False,
+        *,
+        shuffle: bool = True,
     ):
         self.whole = size >= len(data)
         self.leaves_out = drop_single and not self.whole and len(data) % size == 1
@@ -78,6 +84,7 @@ class Batches:
         self.data = data.loaded() if self.whole else data
         self.size = size
         self.seed = seed
+        self.shuffle = shuffle
         self.ranks = ranks or ProcessGroup()
         self._order: tuple[int, Tensor] | None = None
         self._ahead: Prefetched | None = None
@@ -117,15 +124,17 @@ class Batches:
         if self.whole:
             return data if self.ranks.size == 1 else data.subset(mine)
         if self._order is None or self._order[0] != epoch:
-            generator = torch.Generator().manual_seed(
-                (self.seed * 1_000_003 + epoch) % 2**63
-            )
-            self._order = (
-                epoch,
-                torch.randperm(len(data), generator=generator).to(data.device),
-            )
+            self._order = epoch, self._order_of(epoch).to(data.device)
         start = position * self.size
         return data.take(self._order[1][start + mine.start : start + mine.stop])
+
+    def _order_of(self, epoch: int) -> Tensor:
+        """The numbers of all data in the order of an epoch."""
+        if not self.shuffle:
+            return torch.arange(len(self.data))
+        seed = (self.seed * 1_000_003 + epoch) % 2**63
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randperm(len(self.data), generator=generator)
 
     def _sent(self, picked: Data) -> Data:
         """Copies data that the host has read to the device, asynchronously on a GPU."""
@@ -164,6 +173,7 @@ class Turns:
         self.size = max(b.size for b in sources)
         self.whole = all(b.whole for b in sources)
         self.leaves_out = any(b.leaves_out for b in sources)
+        self.shuffle = all(b.shuffle for b in sources)
         places = [
             ((j + 0.5) / b.epoch_steps, i, j)
             for i, b in enumerate(sources)

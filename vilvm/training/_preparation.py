@@ -185,6 +185,7 @@ def _settings(
         "scheduler_interval": "epoch" if spec.per_epoch else "step",
         "batch_size": spec.batches.size,
         "validate_every": f"{spec.record_steps} steps",
+        **({} if spec.batches.shuffle else {"shuffle": False}),
         "clip": spec.clip,
         "arguments": arguments,
         "after_step": after_step,

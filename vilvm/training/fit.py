@@ -23,12 +23,14 @@ from vilvm._runtime.files import locked
 from vilvm._runtime.memory import trim_heap
 from vilvm._runtime.precision import Precision, check_precision, networks_in
 from vilvm._runtime.random import seeded, set_seed
-from vilvm.data.data import Data, as_data
+from vilvm.data._torch_loaders import LoaderSettings, loader_settings
+from vilvm.data.data import Data
 from vilvm.data.interleaved import Interleaved
 from vilvm.lvm import (
     ContractError,
     LatentVariableModel,
     check_contract,
+    data_beside,
     device_of,
     module_parameters,
 )
@@ -58,6 +60,7 @@ def fit(
     epochs: int | None = None,
     steps: int | None = None,
     batch_size: int | None = None,
+    shuffle: bool | None = None,
     validation: Any = None,
     validate_every: float | None = None,
     patience: int | None = None,
@@ -94,9 +97,11 @@ def fit(
 
     Arguments:
         lvm: a ``torch.nn.Module`` with ``model(batch)`` and ``guide(batch)``, or a ``Pair``.
-        data: the training data: ``Data``, a tensor, or a tuple or dict of tensors with one datum a
-            row; ``datasets.on_disk(...)`` if they are larger than memory;
-            ``Interleaved(labelled, unlabelled)`` for batches of several kinds in turn.
+        data: the training data: ``Data``, a tensor, an array, a frame, or a tuple or dict of them
+            with one datum a row (see ``vilvm.data.as_data``); ``datasets.on_disk(...)`` if they
+            are larger than memory; ``Interleaved(labelled, unlabelled)`` for batches of several
+            kinds in turn. Of a torch DataLoader, its dataset is taken, its batch size and its
+            shuffling unless they are given here, and no other setting.
         objective: any Pyro ELBO (without ``Jit``) or objective of ``vilvm.objectives``;
             ``Trace_ELBO()`` by default.
         optimizer: makes a torch optimizer of parameters, ``partial(torch.optim.Adam, lr=1e-3,
@@ -111,6 +116,7 @@ def fit(
             default all data, in order. Batches are cut along the first axis, which must be that of
             the plate over the data. If the model has batch normalisation, a last batch of one
             datum is left out.
+        shuffle: False to take the batches of every epoch in the order of the data.
         validation: data for early stopping and for keeping the best parameters; their transform is
             drawn once.
         validate_every: epochs, or a fraction of one, between two records of the history, each with
@@ -177,8 +183,11 @@ def fit(
     """
     check_contract(lvm)
     module = _trainable_module(lvm)
-    train, held_out = _checked_data(data, validation)
+    loader = loader_settings(data)
+    batch_size = loader.batch_size if batch_size is None else batch_size
+    train, held_out = _checked_data(lvm, data, validation)
     _check_choices(nonfinite, scheduler_interval, compile)
+    in_order = _in_order(shuffle, loader)
     _check_functions(callbacks, arguments, after_step)
     _check_tracker(tracker)
     if patience is not None and held_out is None:
@@ -204,7 +213,12 @@ def fit(
     module.to(where)
     ranks = process_group()
     batches = batches_of(
-        train.to(where), batch_size, seed, ranks, _has_batch_norm(module)
+        train.to(where),
+        batch_size,
+        seed,
+        ranks,
+        _has_batch_norm(module),
+        shuffle=not in_order,
     )
     with (
         torch.enable_grad(),  # also within a no_grad of the caller's
@@ -304,12 +318,50 @@ def _has_batch_norm(lvm: torch.nn.Module) -> bool:
     return any(isinstance(m, _BatchNorm) and m.training for m in lvm.modules())
 
 
-def _checked_data(data: Any, validation: Any) -> tuple[Data | Interleaved, Data | None]:
+def _checked_data(
+    lvm: Any, data: Any, validation: Any
+) -> tuple[Data | Interleaved, Data | None]:
     """Training and validation data."""
-    train = data if isinstance(data, Interleaved) else as_data(data, "training data")
+    train = data
+    if not isinstance(data, Interleaved):
+        train = data_beside(lvm, data, "training data")
     if validation is None:
         return train, None
-    return train, as_data(validation, "validation data")
+    held_out = data_beside(lvm, validation, "validation data")
+    for seen in train.sources if isinstance(train, Interleaved) else [train]:
+        _check_same_columns(seen, held_out)
+    return train, held_out
+
+
+def _check_same_columns(train: Data, held_out: Data) -> None:
+    """Raises ValueError if a column of the validation data has another meaning."""
+    both = train.columns is not None and held_out.columns is not None
+    if both and train.columns != held_out.columns:
+        raise ValueError(
+            f"validation data: have the columns {_few(held_out.columns)}, and the training data "
+            f"{_few(train.columns)}; give the same, in one order."
+        )
+    for name in set(train.levels) & set(held_out.levels):
+        if train.levels[name] != held_out.levels[name]:
+            raise ValueError(
+                f"validation data: column {name!r} has the levels {_few(held_out.levels[name])}, "
+                f"and in the training data {_few(train.levels[name])}, so that their codes differ;"
+                " make both categorical with the same levels."
+            )
+
+
+def _few(names: Any) -> str:
+    shown = ", ".join(map(str, names[:6]))
+    return f"{shown}, …" if len(names) > 6 else shown
+
+
+def _in_order(shuffle: Any, loader: LoaderSettings) -> bool:
+    """Whether batches are in the order of the data."""
+    if shuffle is None:
+        return loader.shuffle is False
+    if not isinstance(shuffle, bool):
+        raise ValueError(f"fit: shuffle must be True or False; got {shuffle!r}.")
+    return not shuffle
 
 
 def _check_length(epochs: Any, steps: Any) -> None:
@@ -374,7 +426,7 @@ def _check_batches(train: Data | Interleaved, batch_size: Any) -> None:
             )
         if batch_size is None and data.streamed:
             raise ValueError(
-                "fit: these data stay on disk and are read in batches; give batch_size=...."
+                "fit: these data are read in batches; give batch_size=...."
             )
 
 

@@ -4,12 +4,45 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vilvm.data._checks import why_unusable
+from vilvm.data._foreign import converted, is_foreign
 from vilvm.data.data import Data
 from vilvm.data.streamed import StreamedTensor
-from vilvm.data.tensors import tensors_of
-from vilvm.lvm import ContractError
+from vilvm.data.tensors import map_tensors, tensors_of
+from vilvm.lvm import ContractError, device_of, dtype_of
 
-__all__ = ["check_batch", "check_full_size"]
+__all__ = ["as_batch", "check_batch", "check_full_size"]
+
+
+def as_batch(lvm: object, batch: Any) -> Any:
+    """A batch that a model can be called with.
+
+    Data of other libraries become tensors on the model's device.
+
+    Arguments:
+        lvm: the model, whose type floats of other libraries get.
+        batch: a tensor, an array, a frame (see ``vilvm.data.as_data``), or nested tuples and dicts
+            of them.
+
+    Returns:
+        The tensors.
+
+    Raises:
+        ContractError: it is or holds something else, or it is empty.
+        ValueError: an array or a frame holds no real numbers, or too few.
+
+    Examples:
+        >>> import numpy, torch
+        >>> from vilvm.weights.checks import as_batch
+        >>> as_batch(torch.nn.Linear(2, 3), numpy.zeros((1, 2)))
+        tensor([[0., 0.]])
+    """
+    if is_foreign(batch):
+        where = device_of(lvm)
+        batch = map_tensors(
+            lambda t: t.to(where), converted(batch, "the batch", dtype_of(lvm)).x
+        )
+    check_batch(batch)
+    return batch
 
 
 def check_batch(batch: Any) -> None:
@@ -41,8 +74,8 @@ def check_batch(batch: Any) -> None:
     tensors = tensors_of(batch)
     if any(isinstance(tensor, StreamedTensor) for tensor in tensors):
         raise ContractError(
-            "Got data that stay on disk in place of a batch; read some of them, "
-            "data.subset(slice(0, 1000)), or data.loaded()."
+            "Got data that are read in batches (on disk or sparse) in place of a batch; read some "
+            "of them, vilvm.Data(x).subset(slice(0, 1000)).x, or all, vilvm.Data(x).loaded().x."
         )
     if any(tensor.dim() and not len(tensor) for tensor in tensors):
         raise ContractError("The batch is empty; pass at least one datum.")

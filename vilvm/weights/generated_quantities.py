@@ -36,7 +36,7 @@ from vilvm.weights._sites import (
 )
 from vilvm.weights._traces import Unobserved, run
 from vilvm.weights._vectorisation import run_at_samples
-from vilvm.weights.checks import check_batch
+from vilvm.weights.checks import as_batch
 from vilvm.weights.layout import Layout, find_layout
 
 __all__ = ["Replay", "derived_values", "replay"]
@@ -96,7 +96,7 @@ def replay(
         >>> replay(lvm, x, vilvm.posterior(lvm, x, num_samples=10)).observed["x"].shape
         torch.Size([10, 4, 6])
     """
-    check_batch(batch)
+    batch = as_batch(lvm, batch)
     layout = layout or find_layout(lvm, batch, any_data=True)
     given = {n: v for n, v in (latents or {}).items() if n not in layout.derived}
     samples = _number_of_draws(given, num_samples)

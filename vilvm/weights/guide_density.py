@@ -36,7 +36,7 @@ from vilvm.weights._sites import family, mask_digest, to_own_dims
 from vilvm.weights._supports import guide_sites, scored_guide
 from vilvm.weights._traces import run
 from vilvm.weights._vectorisation import run_at_samples
-from vilvm.weights.checks import check_batch
+from vilvm.weights.checks import as_batch
 from vilvm.weights.layout import Layout, find_layout
 
 __all__ = ["divergences", "guide_log_prob"]
@@ -78,7 +78,7 @@ def guide_log_prob(
         >>> guide_log_prob(lvm, x, {"z": torch.zeros(3, 4, 2)}).shape
         torch.Size([3, 4])
     """
-    check_batch(batch)
+    batch = as_batch(lvm, batch)
     device = Data(batch).device
     if layout is None:
         with preserved_rng(device):
@@ -181,7 +181,7 @@ def divergences(
         torch.Size([1, 4, 2])
     """
     num_samples = check_number("num_samples", num_samples)
-    check_batch(batch)
+    batch = as_batch(lvm, batch)
     layout = layout or find_layout(lvm, batch)
     if not layout.local:
         raise ContractError(

@@ -17,7 +17,7 @@ from vilvm.weights._guide_runs import guide_pass
 from vilvm.weights._passes import Values
 from vilvm.weights._sites import Sites, own_values
 from vilvm.weights._vectorisation import run_at_samples
-from vilvm.weights.checks import check_batch
+from vilvm.weights.checks import as_batch
 from vilvm.weights.generated_quantities import derived_values
 from vilvm.weights.layout import Layout, find_layout
 from vilvm.weights.log_weights import LogWeights, log_weights
@@ -52,7 +52,7 @@ def posterior(
         torch.Size([10, 4, 2])
     """
     num_samples = check_number("num_samples", num_samples)
-    check_batch(batch)
+    batch = as_batch(lvm, batch)
     layout = find_layout(lvm, batch)
     latents = latent_draws(lvm, batch, num_samples, layout)
     return latents | derived_values(lvm, batch, latents, layout)
@@ -86,7 +86,7 @@ def latent_draws(
         torch.Size([10, 4, 2])
     """
     num_samples = check_number("num_samples", num_samples)
-    check_batch(batch)
+    batch = as_batch(lvm, batch)
     layout = layout or find_layout(lvm, batch)
 
     def read(found: Sites, size: int) -> Values:
@@ -147,7 +147,7 @@ def resample(
     """
     num_samples = check_number("num_samples", num_samples)
     proposals = check_number("proposals", proposals)
-    check_batch(batch)
+    batch = as_batch(lvm, batch)
     layout = find_layout(lvm, batch)
     if layout.degenerate:
         raise ContractError(

@@ -25,8 +25,17 @@ from torch import Tensor
 from torch.distributions import biject_to, transforms
 
 from vilvm._runtime.argument_checks import check_number
+from vilvm.data._foreign import is_foreign
+from vilvm.data.data import Data
 from vilvm.data.tensors import tensors_of
-from vilvm.lvm import LatentVariableModel, evaluation_mode, module_parameters
+from vilvm.lvm import (
+    ContractError,
+    LatentVariableModel,
+    data_beside,
+    device_of,
+    evaluation_mode,
+    module_parameters,
+)
 from vilvm.weights._guide_runs import guide_pass, run_guide
 from vilvm.weights._model_runs import check_means, mean_or_value
 from vilvm.weights._passes import Values
@@ -42,11 +51,13 @@ from vilvm.weights._supports import guide_sites
 from vilvm.weights._traces import run, trace_of
 from vilvm.weights._vectorisation import run_at_samples
 from vilvm.weights.checks import check_batch
+from vilvm.weights.frames import latents_frame
 from vilvm.weights.layout import Layout, find_layout
 from vilvm.weights.prepared import rows_in_a_pass
 
 __all__ = ["Means", "posterior_mean"]
 
+_ROWS = 1000  # data that are read and run at once
 _PROBE = 32  # draws under which a mean that depends on other draws would change
 _GAUSSIAN = ("Normal", "MultivariateNormal", "LowRankMultivariateNormal")
 # Bounded by a linear function, and analytic: the trapezoidal rule from −9 to 9 is exact to 1e-8
@@ -86,7 +97,8 @@ def posterior_mean(
     num_samples: int = 1000,
     *,
     layout: Layout | None = None,
-) -> Means:
+    as_frame: bool = False,
+) -> Any:
     """E[z | x] under the guide: exact where it is known, else the mean of `num_samples` draws.
 
     It is exact for latents whose mean in the guide depends on no other draw, and for automatic
@@ -95,17 +107,20 @@ def posterior_mean(
 
     Arguments:
         lvm: the model and guide; the guide alone is drawn from.
-        batch: what both are called with.
+        batch: what both are called with, or data that ``vilvm.data.as_data`` converts. Those that
+            are on disk or sparse are read in batches.
         num_samples: draws, where they are needed.
         layout: the layout of this very batch; by default a run of the pair finds it.
+        as_frame: whether to return a pandas DataFrame, which has the row labels of the data.
 
     Returns:
-        Every latent by name, shape (num_data, ...); (...) for a latent that the data share.
-        ``errors`` holds their Monte Carlo standard errors.
+        ``Means``: every latent by name, shape (num_data, ...); (...) for a latent that the data
+        share. ``errors`` holds their Monte Carlo standard errors. With `as_frame`, a DataFrame
+        with a row for each datum and the columns "z[0]", "z[1]", …
 
     Raises:
         ContractError: the pair breaks the contract on this batch, or a latent has no mean (a
-            Categorical).
+            Categorical); or the data share a latent, and are read in batches or `as_frame` is set.
 
     Examples:
         >>> import pyro, torch, vilvm
@@ -119,8 +134,14 @@ def posterior_mean(
         >>> means = vilvm.posterior_mean(lvm, torch.ones(9))
         >>> means.errors["scale"].item()
         0.0
+        >>> from vilvm.models.vae import VAE
+        >>> lvm = VAE(data_dim=6, latent_dim=2)
+        >>> vilvm.posterior_mean(lvm, torch.zeros(4, 6), as_frame=True).shape
+        (4, 2)
     """
     num_samples = check_number("num_samples", num_samples)
+    if as_frame or isinstance(batch, Data) or is_foreign(batch):
+        return _means_of_data(lvm, batch, num_samples, as_frame)
     check_batch(batch)
     layout = layout or find_layout(lvm, batch)
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
@@ -133,6 +154,41 @@ def posterior_mean(
         exact = exact | known.means
     zeros = {name: torch.zeros_like(errors[name]) for name in exact}
     return Means(means | exact, errors | zeros)
+
+
+def _means_of_data(lvm: Any, data: Any, num_samples: int, as_frame: bool) -> Any:
+    """The means for data with row labels, or data that are read in batches."""
+    given = data_beside(lvm, data, "posterior_mean")
+    if given.transform is not None and not given.transformed:
+        check_batch(given)
+    given = given.to(device_of(lvm, given.device))
+    parts, axes = [], {}
+    for part in given.chunks(_ROWS if given.streamed else len(given)):
+        layout = find_layout(lvm, part.x)
+        axes = {name: layout.data_axes.get(name) for name in layout.latents}
+        shared = next((name for name, axis in axes.items() if axis is None), None)
+        if shared is not None and (given.streamed or as_frame):
+            raise ContractError(
+                f"posterior_mean: the data share the latent {shared!r}, so it has no row for each "
+                "datum; leave as_frame out, and pass data in memory."
+            )
+        parts.append(posterior_mean(lvm, part.x, num_samples, layout=layout))
+    means = _joined(parts, axes)
+    if not as_frame:
+        return means
+    rows = {n: value.movedim((axes[n] or 1) - 1, 0) for n, value in means.items()}
+    return latents_frame(rows, given.index)
+
+
+def _joined(parts: list[Means], axes: Mapping[str, int | None]) -> Means:
+    """The means of all parts of the data, along the axis of the data."""
+    if len(parts) == 1:
+        return parts[0]
+    together = [
+        {n: torch.cat([p[n] for p in found], (a or 1) - 1) for n, a in axes.items()}
+        for found in (parts, [part.errors for part in parts])
+    ]
+    return Means(*together)
 
 
 def _as_float(value: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from vilvm.weights._sites import Sites, is_random, own_densities, own_values, si
 from vilvm.weights._supports import guide_sites, scored_guide
 from vilvm.weights._traces import run
 from vilvm.weights._vectorisation import run_at_samples
-from vilvm.weights.checks import check_batch
+from vilvm.weights.checks import as_batch
 from vilvm.weights.layout import find_layout
 
 __all__ = ["LogDensities", "LogJoint"]
@@ -86,7 +86,7 @@ class LogJoint:
         base: Literal["guide", "prior"] = "guide",
         improper: bool = False,
     ):
-        check_batch(batch)
+        batch = as_batch(lvm, batch)
         self.lvm, self.batch, self.base = lvm, batch, base
         self.layout = find_layout(lvm, batch, any_data=base == "prior")
         self._check(improper)

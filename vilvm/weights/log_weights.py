@@ -36,7 +36,7 @@ from vilvm.weights._reduction import log_densities, total
 from vilvm.weights._sites import own_values
 from vilvm.weights._supports import guide_sites, scored_guide
 from vilvm.weights._vectorisation import run_at_samples
-from vilvm.weights.checks import check_batch
+from vilvm.weights.checks import as_batch
 from vilvm.weights.layout import Layout, find_layout
 
 __all__ = [
@@ -231,7 +231,7 @@ def weight_chunks(
     """
     num_samples = check_number("num_samples", num_samples)
     chunk = check_number("chunk", chunk)
-    check_batch(batch)
+    batch = as_batch(lvm, batch)
     if layout is None:
         layout = find_layout(lvm, batch, validate)
     for done in range(0, num_samples, chunk):

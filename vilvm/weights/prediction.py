@@ -39,7 +39,7 @@ from vilvm.weights._sites import (
 )
 from vilvm.weights._traces import Unobserved, run
 from vilvm.weights._vectorisation import Vectorisation, run_at_samples
-from vilvm.weights.checks import check_batch
+from vilvm.weights.checks import as_batch
 
 __all__ = ["observed", "predict", "predicted_means", "replicate"]
 
@@ -133,7 +133,11 @@ def _at_latents(
 
 
 def replicate(
-    lvm: LatentVariableModel, latents: Mapping[str, Tensor], *, like: Any = None
+    lvm: LatentVariableModel,
+    latents: Mapping[str, Tensor],
+    *,
+    like: Any = None,
+    mean: bool = False,
 ) -> dict[str, Tensor]:
     """Draws from p(x | z) given draws of the latents.
 
@@ -146,13 +150,15 @@ def replicate(
             (num_samples, ...) for a latent that the data share, which needs `like`. Values of
             deterministic sites are ignored.
         like: a batch of num_data data, for a model that reads more of it than its length.
+        mean: whether observed sites return E[x | z], the mean of their likelihood, in place of a
+            draw.
 
     Returns:
         Every observed site by name, shape (num_samples, num_data, ...).
 
     Raises:
         ContractError: a latent has no value or one of another shape, or the model cannot run
-            without a batch.
+            without a batch; or a likelihood has no mean.
 
     Examples:
         >>> import torch, vilvm
@@ -173,11 +179,14 @@ def replicate(
         nesting = nesting_of(probe)
         if any(enumerable(site) and n not in latents for n, site in probe.items()):
             check_drawable("replicate", lvm, batch, latents, nesting)
-        pass_ = simulation_pass(lvm, nesting, mean=False)
+        pass_ = simulation_pass(lvm, nesting, mean)
         values = run_at_samples(
             lvm, batch, num_samples, pass_, latents, vectorisation=Vectorisation()
         )["simulated"]
-    return {n: value for n, value in values.items() if was_observed(probe[n])}
+    found = {n: value for n, value in values.items() if was_observed(probe[n])}
+    if mean:
+        check_means(found, probe)
+    return found
 
 
 def _only_number_of_draws(latents: Mapping[str, Tensor]) -> int:
@@ -222,7 +231,7 @@ def observed(lvm: LatentVariableModel, batch: Any) -> dict[str, Tensor]:
         tensor(24.)
     """
     check_contract(lvm)
-    check_batch(batch)
+    batch = as_batch(lvm, batch)
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
         sites = sites_of(run(lvm.model, "model", batch, run(lvm.guide, "guide", batch)))
     nesting, values = nesting_of(sites), {}
@@ -250,8 +259,7 @@ def _batch_around(
     batch = like
     if like is None:
         batch = placeholder(lvm, _number_of_data(what, latents, axis))
-    check_batch(batch)
-    return batch
+    return as_batch(lvm, batch)
 
 
 def _number_of_data(what: str, latents: Mapping[str, Tensor], axis: int) -> int:

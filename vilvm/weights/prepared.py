@@ -24,12 +24,13 @@ from torch import Tensor
 from vilvm._runtime.argument_checks import check_number, check_seed, optional
 from vilvm._runtime.memory import bytes_made, free_bytes
 from vilvm._runtime.random import preserved_rng, rng_state, seeded, set_rng_state
-from vilvm.data.data import Data, as_data
+from vilvm.data.data import Data
 from vilvm.data.tensors import tensors_of
 from vilvm.lvm import (
     ContractError,
     LatentVariableModel,
     check_contract,
+    data_beside,
     evaluation_mode,
     fixed_beside,
 )
@@ -318,7 +319,7 @@ def prepared_of(
         return lvm.cut(size)
     check_contract(lvm)
     _check_not_missing(who, data)
-    given = as_data(data)
+    given = data_beside(lvm, data)
     fixed = fixed_beside(lvm, given, seed)
     size = _size(fixed, batch_size or _chosen(default_size, lvm, fixed))
     batches, layout, generators = _cut(lvm, fixed, size, seed)

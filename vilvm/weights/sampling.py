@@ -28,7 +28,7 @@ from vilvm.weights._model_runs import (
 from vilvm.weights._sites import Sites, family, nesting_of, was_observed
 from vilvm.weights._traces import Unobserved
 from vilvm.weights._vectorisation import Vectorisation, run_at_samples
-from vilvm.weights.checks import check_batch
+from vilvm.weights.checks import as_batch
 
 __all__ = ["SiteDraws", "draws_by_site", "sample"]
 
@@ -115,7 +115,7 @@ def draws_by_site(
     batch = like
     if like is None:
         batch = placeholder(lvm, 1)
-    check_batch(batch)
+    batch = as_batch(lvm, batch)
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
         try:
             draws = _simulate(lvm, batch, num_samples, mean)

@@ -1,5 +1,6 @@
 """Models around a model: another prior, guide or likelihood scale, or partly observed data."""
 
+from vilvm.wrappers.imputation import impute
 from vilvm.wrappers.in_float64 import InFloat64, float64
 from vilvm.wrappers.likelihood_scale import WithLikelihoodScale, fit_likelihood_scale
 from vilvm.wrappers.partly_observed import PartlyObserved, partly_observed
@@ -17,6 +18,7 @@ __all__ = [
     "fit_guide",
     "fit_likelihood_scale",
     "float64",
+    "impute",
     "partly_observed",
     "with_guide",
     "with_prior",

@@ -19,10 +19,10 @@ from vilvm._runtime.argument_checks import (
     check_sizes,
 )
 from vilvm._runtime.random import seeded
-from vilvm.data.data import Data, as_data
+from vilvm.data.data import Data
 from vilvm.data.tensors import tensors_of
 from vilvm.guides.normal import normal
-from vilvm.lvm import ContractError, Wrapped, device_of, rebuildable
+from vilvm.lvm import ContractError, Wrapped, data_beside, device_of, rebuildable
 from vilvm.networks import mlp
 from vilvm.training import Fit, fit, one_cycle
 from vilvm.weights import Layout, find_layout
@@ -212,7 +212,7 @@ def fit_guide(
     seed = check_seed("fit_guide: seed", seed)
     lr = check_positive("fit_guide: lr", lr)
     hidden = check_sizes("fit_guide: hidden", hidden)
-    train = as_data(data, "training data")
+    train = data_beside(lvm, data, "training data")
     epochs = check_number("fit_guide: epochs", epochs)
     batch_size = check_number("fit_guide: batch_size", batch_size)
     where = device_of(lvm, train.device)

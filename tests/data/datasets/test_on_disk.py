@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anndata
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse as sp
 import torch
 
 import vilvm
@@ -207,7 +210,9 @@ def test_transform_drawn_once_is_refused(tmp_path):
             on_disk(path, transform=DynamicBinarisation()),
             num_samples=2,
         )
-    with pytest.raises(vilvm.ContractError, match="stay on disk in place of a batch"):
+    with pytest.raises(
+        vilvm.ContractError, match=r"read in batches .* in place of a batch"
+    ):
         vilvm.log_weights(VAE(data_dim=6, latent_dim=2), on_disk(path).x, 2)
 
 
@@ -278,3 +283,66 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
     assert done.stdout.split("\n")[:3] == ["128", str(2**15), "too large to load"], (
         done.stderr
     )
+
+
+def test_parquet_equals_the_frame(tmp_path):
+    values = np.random.default_rng(0).normal(size=(230, 6)).round()
+    frame = pd.DataFrame(values, [f"row {i}" for i in range(230)], list("abcdef"))
+    frame["whole"] = np.arange(230)
+    path = tmp_path / "x.parquet"
+    frame.to_parquet(path, row_group_size=37)
+    data = as_data(on_disk(path))
+    expected = torch.from_numpy(frame.to_numpy("f4"))
+    assert data.columns == tuple(frame.columns)
+    assert data.name == "x"
+    for index in (slice(30, 80), torch.tensor([200, 3, 3, -1]), slice(None)):
+        part = data.subset(index)
+        assert torch.equal(part.x, expected[index])
+        assert list(part.index) == [f"row {i}" for i in np.arange(230)[index]]
+    weights = []
+    for some in (on_disk(path, columns=["b", "a"]), frame[["b", "a"]]):
+        torch.manual_seed(0)
+        lvm = VAE(data_dim=2, latent_dim=2, likelihood="gaussian")
+        vilvm.fit(lvm, some, batch_size=50, epochs=1)
+        weights.append(lvm.decoder[0].weight)
+    assert torch.equal(*weights)
+    with pytest.raises(ValueError, match=r"has no column 'z'; it has \['a'"):
+        on_disk(path, columns=["z"])
+    with pytest.raises(ValueError, match="no names of columns"):
+        on_disk(saved(tmp_path, values), columns=["a"])
+
+
+def test_parquet_without_numbers_is_refused(tmp_path):
+    path = tmp_path / "x.parquet"
+    frame = pd.DataFrame({"a": [1.0, np.nan], "t": ["u", "v"]})
+    frame.to_parquet(path)
+    with pytest.raises(ValueError, match=r"x\.parquet: column 't' holds no numbers"):
+        on_disk(path)
+    with pytest.raises(ValueError, match="values are missing: 1 in column 'a'"):
+        on_disk(path, columns=["a"])
+    path.write_bytes(b"no Parquet")
+    with pytest.raises(ValueError, match="cannot be read as a Parquet file"):
+        on_disk(path)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_h5ad_equals_data_in_memory(tmp_path, sparse):
+    values = np.random.default_rng(0).poisson(0.5, (60, 5)).astype("f4")
+    adata = anndata.AnnData(sp.csr_matrix(values) if sparse else values)
+    adata.obs_names = [f"cell {i}" for i in range(60)]
+    adata.write_h5ad(tmp_path / "x.h5ad")
+    data = as_data(on_disk(tmp_path / "x.h5ad"))
+    assert data.streamed
+    for index in (slice(3, 9), torch.tensor([50, 3, 3, -1]), slice(None)):
+        part = data.subset(index)
+        assert torch.equal(part.x, torch.from_numpy(values)[index])
+        assert list(part.index) == [f"cell {i}" for i in np.arange(60)[index]]
+    lvm = VAE(data_dim=5, latent_dim=2, likelihood="gaussian")
+    bounds = [
+        vilvm.evaluate(lvm, d, num_samples=3, batch_size=25).bounds["elbo"].values
+        for d in (data, torch.from_numpy(values))
+    ]
+    assert torch.equal(*bounds)
+    (tmp_path / "bad.h5ad").write_bytes(b"no HDF5")
+    with pytest.raises(ValueError, match=r"bad\.h5ad: cannot be read"):
+        on_disk(tmp_path / "bad.h5ad")

@@ -1,13 +1,14 @@
-"""Data larger than memory: ``.npy`` files and ``.zarr`` folders that stay on disk.
+"""Data larger than memory: files of NumPy, zarr, Parquet and AnnData that stay on disk.
 
 Only the rows of a batch are read.
 """
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from vilvm._runtime.argument_checks import check_path
 from vilvm.data.data import Data, Transform
+from vilvm.data.datasets._parquet import ParquetRows
+from vilvm.data.from_anndata import from_anndata
 from vilvm.data.streamed import StreamedTensor
 from vilvm.data.tensors import tensors_of
 
@@ -32,6 +35,7 @@ def on_disk(
     split: str = "all",
     flatten: bool = True,
     dtype: torch.dtype = torch.float32,
+    columns: Sequence[str] | None = None,
 ) -> Data:
     """Data that stay in their files, for ``fit(..., batch_size=...)`` and ``evaluate``.
 
@@ -43,22 +47,30 @@ def on_disk(
     The fingerprint, which identifies the data of a resumed run, covers the shape, the type and 64
     evenly spaced rows (the first 4096 numbers of each). A change elsewhere is not detected.
 
+    A ``.parquet`` file is a matrix of its numeric columns. Its numbers are copied once, group by
+    group, to a file without a name in the temporary folder (``TMPDIR``), from which single rows
+    can be read. Of a ``.h5ad`` file, X is read; ``vilvm.data.from_anndata`` reads layers and
+    covariates. Both keep row labels and names of columns, and need pyarrow and anndata.
+
     Arguments:
-        source: the path of a ``.npy`` file or a ``.zarr`` folder (one array; needs the package
-            zarr), or a tuple or dict of such paths; one datum a row.
+        source: the path of a ``.npy`` file, a ``.zarr`` folder (one array; needs the package
+            zarr), a ``.parquet`` file, or a tuple or dict of such paths; or that of a ``.h5ad``
+            file; one datum a row.
         transform: a fresh transform, drawn anew for each batch, or None.
         name: of the data set; by default the name of the (first) file.
         split: "train", "validation", "test" or "all".
         flatten: whether rows of several dimensions are flattened; ``image_shape`` keeps their
             shape if `source` is one path.
         dtype: of the rows.
+        columns: names of the columns of a ``.parquet`` file; all by default.
 
     Returns:
         The data, whose tensors are ``StreamedTensor``.
 
     Raises:
-        ValueError: a file is missing, empty, truncated or of another kind, has no rows, or holds
-            values that are not real numbers.
+        ImportError: pyarrow or anndata is needed, and is not installed.
+        ValueError: a file is missing, empty, truncated or of another kind, has no rows, lacks
+            values, or holds some that are not real numbers.
 
     Examples:
         >>> import numpy as np, pathlib, tempfile, torch, vilvm
@@ -70,7 +82,12 @@ def on_disk(
         ...     vilvm.fit(VAE(data_dim=6, latent_dim=2), data, batch_size=16, epochs=2).steps
         6
     """
-    x = _opened(source, flatten, dtype)
+    if isinstance(source, str | Path) and Path(source).suffix.lower() == ".h5ad":
+        data = from_anndata(
+            source, name=name or Path(source).stem, split=split, dtype=dtype
+        )
+        return replace(data, transform=transform)
+    x = _opened(source, _Reading(flatten, dtype, columns))
     files = tensors_of(x)
     if not files:
         raise ValueError("on_disk: got no path; give one, or a tuple or dict of them.")
@@ -79,15 +96,45 @@ def on_disk(
     shape = None
     if flatten and len(files) == 1 and len(inner) > 1:
         shape = tuple(inner)
-    return Data(x, name or files[0].path.stem, split, transform, image_shape=shape)
+    names = None
+    if len(files) == 1:
+        names = getattr(files[0].stored, "columns", None)
+    return Data(
+        x,
+        name or files[0].path.stem,
+        split,
+        transform,
+        image_shape=shape,
+        index=_index_of(files),
+        columns=names,
+    )
 
 
-def _opened(source: Any, flatten: bool, dtype: torch.dtype) -> Any:
+class _Reading(NamedTuple):
+    """How files are read; see ``on_disk``."""
+
+    flatten: bool
+    dtype: torch.dtype
+    columns: Sequence[str] | None
+
+
+def _opened(source: Any, reading: _Reading) -> Any:
     if isinstance(source, Mapping):
-        return {key: _Stored(value, flatten, dtype) for key, value in source.items()}
+        return {key: _Stored(value, reading) for key, value in source.items()}
     if isinstance(source, list | tuple):
-        return tuple(_Stored(value, flatten, dtype) for value in source)
-    return _Stored(source, flatten, dtype)
+        return tuple(_Stored(value, reading) for value in source)
+    return _Stored(source, reading)
+
+
+def _index_of(files: list["_Stored"]) -> Any:
+    """The row labels of the files; None if they have none."""
+    indexes = [getattr(file.stored, "index", None) for file in files]
+    known = [index for index in indexes if index is not None]
+    if any(not index.equals(known[0]) for index in known):
+        raise ValueError(
+            "on_disk: the files have different row labels; write them in one order."
+        )
+    return known[0] if known else None
 
 
 def _check_lengths(files: list["_Stored"]) -> None:
@@ -102,7 +149,8 @@ def _check_lengths(files: list["_Stored"]) -> None:
 class _Stored(StreamedTensor):
     """The rows of one file."""
 
-    def __init__(self, source: Any, flatten: bool, dtype: torch.dtype):
+    def __init__(self, source: Any, reading: _Reading):
+        flatten, dtype, _ = reading
         if (
             not isinstance(dtype, torch.dtype)
             or dtype.is_complex
@@ -113,7 +161,7 @@ class _Stored(StreamedTensor):
                 f"torch.float32; got {dtype!r}."
             )
         self.path = check_path("on_disk: source", source)
-        self.stored = _open(self.path)
+        self.stored = _open(self.path, reading)
         kind, sizes = self.stored.dtype, tuple(self.stored.shape)
         if kind.kind not in "fiub":
             raise ValueError(
@@ -174,7 +222,7 @@ class _Stored(StreamedTensor):
         return converted.reshape(len(converted), *self.shape[1:])
 
     def _picked(self, index: Any) -> Any:
-        if isinstance(index, slice) or isinstance(self.stored, np.ndarray):
+        if isinstance(index, slice) or not hasattr(self.stored, "oindex"):
             return self.stored[index]
         return self.stored.oindex[index]  # zarr
 
@@ -230,14 +278,19 @@ def _state(path: Path) -> tuple[int, int] | None:
     return stat.st_size, stat.st_mtime_ns
 
 
-def _open(path: Path) -> Any:
-    """The array in a file, memory-mapped."""
-    if path.suffix.lower() not in (".npy", ".zarr"):
+def _open(path: Path, reading: _Reading) -> Any:
+    """The array in a file, memory-mapped or read by rows."""
+    if path.suffix.lower() not in (".npy", ".zarr", ".parquet"):
         raise ValueError(
-            f"{path}: unknown kind of file {path.suffix!r}; give a .npy file or a .zarr folder."
+            f"{path}: unknown kind of file {path.suffix!r}; give a .npy, .parquet or .h5ad file, "
+            "or a .zarr folder."
         )
     if not path.exists():
         raise ValueError(f"{path}: there is no such file.")
+    if path.suffix.lower() == ".parquet":
+        return ParquetRows(path, reading.columns, reading.dtype)
+    if reading.columns is not None:
+        raise ValueError(f"{path}: has no names of columns; leave columns out.")
     if path.suffix.lower() == ".npy":
         return _open_npy(path)
     return _open_zarr(path)
