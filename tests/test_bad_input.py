@@ -336,7 +336,6 @@ BAD = {
         "NaN or infinity",
     ),
     "empty data": (lambda: fit(data=torch.zeros(0, 2)), "is empty"),
-    "numpy for a tensor": (lambda: fit(data=np.zeros((3, 2))), "from_numpy"),
     "no tensor at all": (lambda: fit(data="mnist"), "holds no tensor"),
     "no samples": (
         lambda: weights(num_samples=0),
@@ -484,7 +483,7 @@ BAD = {
     ),
     "missing values": (
         lambda: fit(data=torch.tensor([[torch.nan]])),
-        r"poutine\.mask, \.mask\(.*partly_observed",
+        r"with_missing.*partly_observed.*poutine\.mask, or \.mask\(",
     ),
     "batches of what has no rows": (
         lambda: fit(data={"a": torch.zeros(2), "b": torch.zeros(3)}, batch_size=1),

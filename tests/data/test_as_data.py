@@ -301,6 +301,32 @@ def test_a_large_dataset_is_read_in_batches(monkeypatch):
     assert torch.equal(trained(Rows(), batch_size=16).W, trained(X, batch_size=16).W)
 
 
+def test_reading_a_dataset_draws_nothing():
+    class Drawing(Rows):
+        def __getitem__(self, i):
+            torch.rand(3)
+            return X[i]
+
+    torch.manual_seed(0)
+    first = torch.rand(2)
+    torch.manual_seed(0)
+    as_data(Drawing())
+    assert torch.equal(torch.rand(2), first)
+
+
+def test_a_collate_function_is_used():
+    def pad(rows):
+        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+
+    class Unequal(Rows):
+        def __getitem__(self, i):
+            return X[i, : 1 + i % 4]
+
+    x = as_data(DataLoader(Unequal(), batch_size=3, collate_fn=pad)).x
+    assert x.shape == (40, 4)
+    assert torch.equal(x[3], X[3])
+
+
 def test_sparse_fingerprint_depends_on_the_numbers_alone():
     dense = np.array([[0.0, 1.0], [2.0, 0.0]], "f4")
     first = as_data(sp.csr_array(dense)).fingerprint()

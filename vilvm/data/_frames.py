@@ -94,7 +94,7 @@ def _of_series(column: _Column, place: Place) -> Tensor:
 
 def _labels(frame: Any) -> Any:
     """The row labels of a pandas object; None for numbers from 0, and for polars."""
-    index = getattr(frame, "index", None)
+    index: Any = getattr(frame, "index", None)
     if type(index).__name__ == "RangeIndex" and index.start == 0 and index.step == 1:
         return None
     return index

@@ -115,23 +115,34 @@ def read_dataset(dataset: Dataset, place: Place, collate: Any = None) -> Any:
             "first, or write them to a file (vilvm.data.datasets.on_disk)."
         )
     own: Any = dataset
-    if collate in (None, default_collate) and type(dataset) is TensorDataset:
+    collate = collate or default_collate
+    if collate is default_collate and type(dataset) is TensorDataset:
         return _alone(own.tensors)
     if not len(own):
         raise place.error("is an empty dataset; pass at least one datum.")
-    rows = _Rows(own, collate or default_collate, place)
+    with preserved_rng("cpu"):
+        return _alone(_read(_Rows(own, collate, place)))
+
+
+def _read(rows: "_Rows") -> Any:
+    """All rows, in memory if they are not too large."""
+    count, place = len(rows.dataset), rows.place
     first = rows.read(np.arange(1))
     _check_repeatable(rows, first, place)
-    size = len(own) * sum(t.numel() * t.element_size() for t in tensors_of(first))
-    if size > MOST_BYTES and collate in (None, default_collate):
-        return _alone(rows.streamed(first))
-    if collate not in (None, default_collate):
-        return _alone(rows.read(np.arange(len(own))))  # it may pad
-    parts = [
-        rows.read(np.arange(start, min(start + _CHUNK, len(own))))
-        for start in range(0, len(own), _CHUNK)
-    ]
-    return _alone(_joined(parts, place))
+    size = count * sum(t.numel() * t.element_size() for t in tensors_of(first))
+    own_collate = rows.collate is not default_collate
+    if size > MOST_BYTES and own_collate:
+        raise place.error(
+            f"would take {size / 2**30:.1f} GiB in memory, and with a collate_fn of its own it "
+            "cannot be read in batches; write it to a file (vilvm.data.datasets.on_disk)."
+        )
+    if size > MOST_BYTES:
+        return rows.streamed(first)
+    if own_collate:
+        return rows.read(np.arange(count))  # it may pad to the longest
+    starts = range(0, count, _CHUNK)
+    parts = [rows.read(np.arange(s, min(s + _CHUNK, count))) for s in starts]
+    return _joined(parts, place)
 
 
 def _alone(x: Any) -> Any:
@@ -151,8 +162,7 @@ class _Rows:
     def read(self, rows: np.ndarray) -> Any:
         """Tensors of some rows."""
         try:
-            with preserved_rng("cpu"):
-                found = self.collate([self.dataset[int(i)] for i in rows])
+            found = self.collate([self.dataset[int(i)] for i in rows])
         except (TypeError, RuntimeError) as error:
             sentence = str(error).split("\n")[0]
             raise self.place.error(
@@ -197,9 +207,7 @@ def _check_repeatable(rows: _Rows, first: Any, place: Place) -> None:
     """Raises ValueError if a row is random: it is read only once."""
     for i in np.linspace(0, len(rows.dataset) - 1, _TRIED).astype(int):
         once = first if i == 0 else rows.read(np.array([i]))
-        with preserved_rng("cpu"):
-            torch.rand(1)  # so that a random transform draws other numbers
-            again = rows.collate([rows.dataset[int(i)]])
+        again = rows.collate([rows.dataset[int(i)]])
         pairs = zip(
             tensors_of(once),
             tensors_of(map_tensors(rows.converted, again)),

@@ -124,8 +124,9 @@ def _element(x: Any, of: Any) -> Any:
     nested = isinstance(x, Mapping | list | tuple) and not library_of(x)
     if of is None and not nested:
         return x
+    parts: Any = x
     try:
-        return x[of]
+        return parts[of]
     except (KeyError, IndexError, TypeError):
         raise ValueError(
             "with_missing: name the element of the tuple or dict that has missing values with "

@@ -20,7 +20,7 @@ from vilvm._runtime.random import seeded
 from vilvm.data.missing import Masked
 from vilvm.lvm import ContractError, fixed_beside
 from vilvm.weights import resample
-from vilvm.weights.prediction import replicate
+from vilvm.weights.prediction import observed, replicate
 
 __all__ = ["impute"]
 
@@ -97,21 +97,10 @@ def _imputed(
             f"impute: {type(lvm).__name__} observes {sorted(means)}, and no site {site!r}; name "
             "it with site=...."
         )
-    mean = means[site].mean(0)
-    x = _values(batch, mean)
-    return torch.where(batch.observed, x, mean.reshape(x.shape))
-
-
-def _values(batch: Masked, mean: Tensor) -> Tensor:
-    """The tensor that the mask belongs to."""
-    x = batch.x
-    if isinstance(x, Tensor):
-        return x
-    parts = list(x.values()) if isinstance(x, dict) else list(x)
-    fitting = [p for p in parts if getattr(p, "shape", None) == batch.observed.shape]
-    if len(fitting) != 1 or fitting[0].numel() != mean.numel():
+    mean, x = means[site].mean(0), observed(lvm, batch)[site]
+    if batch.observed.shape != x.shape:
         raise ContractError(
-            "impute: several parts of the batch have the shape of the mask; impute by "
-            "vilvm.resample and vilvm.predict."
+            f"impute: the mask has shape {tuple(batch.observed.shape)}, and site {site!r} "
+            f"{tuple(x.shape)}; impute by vilvm.resample and vilvm.predict."
         )
-    return fitting[0]
+    return torch.where(batch.observed, x, mean)
