@@ -146,7 +146,7 @@ def test_embedding_has_the_index_of_the_data():
 
 
 def test_rows_of_a_matrix_are_read_in_chunks(monkeypatch):
-    monkeypatch.setattr("vilvm.weights.guide_draws._ROWS", 7)
+    monkeypatch.setattr("vilvm.weights.guide_means._ROWS", 7)
     lvm = PPCA(4, 2)
     whole = vilvm.posterior_mean(lvm, X)["z"]
     torch.testing.assert_close(
