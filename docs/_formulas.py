@@ -1,0 +1,25 @@
+"""Turns the formulas of a page, which Markdown's arithmatex has marked, into MathML.
+
+Browsers draw MathML themselves, so that the site needs no script and no network.
+MkDocs runs the hook ``on_page_content``.
+"""
+
+import re
+from html import unescape
+from typing import Any
+
+from latex2mathml.converter import convert
+
+_FORMULA = re.compile(
+    r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL
+)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    return _FORMULA.sub(_mathml, html)
+
+
+def _mathml(formula: re.Match[str]) -> str:
+    tag, tex = formula[1], unescape(formula[2])
+    kind = "block" if tag == "div" else "inline"
+    return f'<{tag} class="formula">{convert(tex, display=kind)}</{tag}>'
