@@ -6,6 +6,7 @@ A page shows the docstring of the file, with its mathematics, and the names that
 
 import importlib
 import pkgutil
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -29,9 +30,18 @@ def definitions(room: ModuleType) -> dict[str, list[str]]:
     """The names of a room's ``__all__`` by the file that defines them."""
     files: dict[str, list[str]] = {}
     for name in room.__all__:
-        defined_in = getattr(getattr(room, name), "__module__", room.__name__)
-        files.setdefault(defined_in, []).append(name)
+        files.setdefault(_file_of(room, name), []).append(name)
     return files
+
+
+def _file_of(room: ModuleType, name: str) -> str:
+    """The module that defines a name; an alias of a type carries another module's name."""
+    defined_in = getattr(getattr(room, name), "__module__", room.__name__)
+    if defined_in.startswith("vilvm"):
+        return defined_in
+    within = [m for m in sys.modules if m.startswith(f"{room.__name__}.")]
+    exporting = (m for m in within if name in getattr(sys.modules[m], "__all__", ()))
+    return next(exporting, room.__name__)
 
 
 def page(name: str) -> str:
