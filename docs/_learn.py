@@ -52,22 +52,30 @@ def run(chapter: str, name: str) -> list[Shown]:
 
 def _show(block: str, name: str, namespace: dict[str, Any]) -> Shown:
     tree = ast.parse(block)
-    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    value: Any = None
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        exec(compile(tree, name, "exec"), namespace)
-        value = last and eval(
-            compile(ast.Expression(last.value), name, "eval"), namespace
-        )
+        if isinstance(tree.body[-1], ast.Expr):
+            last = ast.Expression(tree.body[-1].value)
+            del tree.body[-1]
+            exec(compile(tree, name, "exec"), namespace)
+            value = eval(compile(last, name, "eval"), namespace)
+        else:
+            exec(compile(tree, name, "exec"), namespace)
         if value is not None and not hasattr(value, "savefig"):
             print(value)
     if not hasattr(value, "savefig"):
         return Shown(printed.getvalue())
+    return Shown(printed.getvalue(), *_picture(value))
+
+
+def _picture(figure: Any) -> tuple[str, str]:
+    """A matplotlib Figure as base64 of a PNG, and its title."""
     file = io.BytesIO()
-    value.savefig(file, format="png", dpi=110)
-    titles = [value.get_suptitle(), *(axes.get_title() for axes in value.axes)]
-    picture = base64.b64encode(file.getvalue()).decode()
-    return Shown(printed.getvalue(), picture, next(filter(None, titles), "Figure"))
+    figure.savefig(file, format="png", dpi=110)
+    titles = [figure.get_suptitle(), *(axes.get_title() for axes in figure.axes)]
+    encoded = base64.b64encode(file.getvalue()).decode()
+    return encoded, next(filter(None, titles), "Figure")
 
 
 def with_results(chapter: str, shown: list[Shown], stem: str) -> str:
