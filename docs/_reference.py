@@ -1,4 +1,4 @@
-"""Makes one page of the reference a public room: each of its files that defines public names.
+"""Makes one page of the reference a public room, from its files that define public names.
 
 A page shows the docstring of the file, with its mathematics, and the names that the room's
 ``__all__`` lists. MkDocs runs the hooks ``on_config`` and ``on_files``.
@@ -6,6 +6,7 @@ A page shows the docstring of the file, with its mathematics, and the names that
 
 import importlib
 import pkgutil
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -29,9 +30,18 @@ def definitions(room: ModuleType) -> dict[str, list[str]]:
     """The names of a room's ``__all__`` by the file that defines them."""
     files: dict[str, list[str]] = {}
     for name in room.__all__:
-        defined_in = getattr(getattr(room, name), "__module__", room.__name__)
-        files.setdefault(defined_in, []).append(name)
+        files.setdefault(_file_of(room, name), []).append(name)
     return files
+
+
+def _file_of(room: ModuleType, name: str) -> str:
+    """The module that defines a name; an alias of a type carries another module's name."""
+    defined_in = getattr(getattr(room, name), "__module__", room.__name__)
+    if defined_in.startswith("vilvm"):
+        return defined_in
+    within = [m for m in sys.modules if m.startswith(f"{room.__name__}.")]
+    exporting = (m for m in within if name in getattr(sys.modules[m], "__all__", ()))
+    return next(exporting, room.__name__)
 
 
 def page(name: str) -> str:
@@ -53,14 +63,27 @@ def page(name: str) -> str:
     return "\n".join(lines)
 
 
+def overview() -> str:
+    """The Markdown of the first page: each room with the first sentence of its docstring."""
+    lines = ["# Reference", "", "| room | |", "|---|---|"]
+    for room in rooms():
+        about = (importlib.import_module(room).__doc__ or "").split("\n")[0]
+        lines.append(f"| [`{room}`]({Path(address(room)).name}) | {about} |")
+    return "\n".join(lines)
+
+
 def on_config(config: MkDocsConfig) -> None:
-    assert config.nav
-    config.nav.append({"Reference": [{room: address(room)} for room in rooms()]})
+    for section in config.nav or []:
+        if "Reference" in section:
+            pages = [{room.removeprefix("vilvm."): address(room)} for room in rooms()]
+            section["Reference"] = ["reference/index.md", *pages]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
-    for room in rooms():
-        files.append(File.generated(config, address(room), content=page(room)))
+    made = {address(room): page(room) for room in rooms()}
+    made["reference/index.md"] = overview()
+    for where, content in made.items():
+        files.append(File.generated(config, where, content=content))
 
 
 def address(room: str) -> str:
