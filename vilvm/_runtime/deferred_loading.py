@@ -139,14 +139,11 @@ def check_shape(name: str, loaded: Tensor, made: Tensor) -> None:
 def load_deferred(lvm: Any, prefix: str, module: Module) -> None:
     """Loads the kept entries under `prefix` into a new part of the model."""
     deferred = deferred_state(lvm)
-    # the guides of an AutoGuideList load their own entries, after it
-    inner = tuple(f"{n}." for n in autoguides_without_parameters(module) if n)
-    loaded = {
-        n.removeprefix(prefix): v
-        for n, v in deferred.items()
-        if n.startswith(prefix) and not n.removeprefix(prefix).startswith(inner)
+    under_prefix = {
+        n.removeprefix(prefix): v for n, v in deferred.items() if n.startswith(prefix)
     }
-    made = {n: v for n, v in module.state_dict().items() if not n.startswith(inner)}
+    loaded = _own_entries(module, under_prefix)
+    made = _own_entries(module, module.state_dict())
     if not loaded:
         if made:
             check_complete(lvm, repr(prefix + min(made)))
@@ -157,6 +154,12 @@ def load_deferred(lvm: Any, prefix: str, module: Module) -> None:
     module.load_state_dict(loaded, strict=False)  # the names were checked
     for name in loaded:
         del deferred[prefix + name]
+
+
+def _own_entries(module: Module, entries: dict[str, Any]) -> dict[str, Any]:
+    """The entries without those of guides in an AutoGuideList, which load them after it."""
+    inner = tuple(f"{n}." for n in autoguides_without_parameters(module) if n)
+    return {n: v for n, v in entries.items() if not n.startswith(inner)}
 
 
 def _check_names(prefix: str, made: dict[str, Any], loaded: dict[str, Any]) -> None:

@@ -147,9 +147,10 @@ def _recorded(value: Any) -> Any:
         return type(value)(_recorded(v) for v in value)
     if type(value) is dict:
         return {k: _recorded(v) for k, v in value.items()}
-    kept = recipe_of(value)
-    if kept is not None:
-        return kept
+    return recipe_of(value) or _name_or_reason(value)
+
+
+def _name_or_reason(value: Any) -> Named | Unrecorded:
     if isinstance(value, type) or inspect.isfunction(value):
         return Named(name_of(value))
     return Unrecorded(type(value).__name__)

@@ -92,26 +92,34 @@ def _chosen(
     path: Path, frame: pd.DataFrame, columns: list[str] | None, target: str | None
 ) -> pd.DataFrame:
     """The columns to use, complete and numeric; the target last."""
-    wanted = [*(columns or frame.columns)]
-    if target is not None:
-        wanted = [name for name in wanted if name != target] + [target]
-    unknown = [name for name in wanted if name not in frame]
-    if unknown:
-        raise ValueError(
-            f"{path}: has no column {unknown[0]!r}; its columns are "
-            f"{', '.join(map(str, frame.columns[:8]))}."
-        )
+    wanted = _wanted(path, frame, columns, target)
     numeric = [n for n in wanted if pd.api.types.is_numeric_dtype(frame[n])]
     other = [n for n in wanted if n not in numeric]
     if other and (columns or target in other):
         raise ValueError(f"{path}: column {other[0]!r} is not numeric; leave it out.")
     if other:
         print(f"{path}: left out, not numeric: {', '.join(map(str, other))}")
-    if not numeric or not len(frame):
+    if frame[numeric].empty:
         raise ValueError(f"{path}: has no rows, or no numeric column.")
     chosen = frame.loc[:, numeric]
     _check_complete(path, chosen)
     return chosen
+
+
+def _wanted(
+    path: Path, frame: pd.DataFrame, columns: list[str] | None, target: str | None
+) -> list[str]:
+    """The names of the columns to use, the target last."""
+    wanted = list(columns or frame.columns)
+    if target is not None:
+        wanted = [name for name in wanted if name != target] + [target]
+    for name in wanted:
+        if name not in frame:
+            raise ValueError(
+                f"{path}: has no column {name!r}; its columns are "
+                f"{', '.join(map(str, frame.columns[:8]))}."
+            )
+    return wanted
 
 
 def _check_complete(path: Path, frame: pd.DataFrame) -> None:

@@ -128,14 +128,19 @@ def _made(
         return Subject(maker, name)
     if not is_rebuildable(maker) and _has_names(maker):
         rebuildable(maker)  # so that the saved file holds its arguments
-    if saved is not None and not settings:
-        kept = load(_file(saved), maker) if is_rebuildable(maker) else None
-        if kept is not None:
-            return Subject(kept, name, _objective(maker), trained=True)
+    if saved is None:
+        return Subject(_constructed(maker, settings, data), name, _objective(maker))
+    lvm = _loaded(maker, settings, data, _file(saved))
+    return Subject(lvm, name, _objective(maker), trained=True)
+
+
+def _loaded(maker: Any, settings: dict[str, Any], data: Data, file: Path) -> Any:
+    """The saved model; made again if the file holds its arguments and none are given."""
+    if not settings and is_rebuildable(maker):
+        return load(file, maker)
     lvm = _constructed(maker, settings, data)
-    if saved is not None:
-        load(_file(saved), lvm)
-    return Subject(lvm, name, _objective(maker), saved is not None)
+    load(file, lvm)
+    return lvm
 
 
 def _constructed(maker: Any, settings: dict[str, Any], data: Data) -> Any:

@@ -99,26 +99,25 @@ def _walk(x: Any, place: Place, name: str, labels: _Labels) -> Converted:
     if reader is not None:
         found = reader(x, place.at(name and f"x{name}"))
         labels.add(found.index, f"x{name}")
-        if is_foreign(found.x):
-            inner = _walk(found.x, place, name, labels)
-            return found._replace(x=inner.x, levels={**found.levels, **inner.levels})
-        return found
+        inner = _walk(found.x, place, name, labels)
+        return found._replace(x=inner.x, levels={**found.levels, **inner.levels})
+    if not isinstance(x, Mapping | list | tuple) or is_rows(x):
+        return Converted(x)
+    items = x.items() if isinstance(x, Mapping) else enumerate(x)
+    parts = {k: _walk(v, place, f"{name}[{k!r}]", labels) for k, v in items}
+    levels = [pair for part in parts.values() for pair in part.levels.items()]
+    return Converted(
+        _like(x, {k: part.x for k, part in parts.items()}), levels=dict(levels)
+    )
+
+
+def _like(x: Any, parts: dict[Any, Any]) -> Any:
+    """The parts of a mapping by key, or of a list or tuple by position, nested as `x` is."""
     if isinstance(x, Mapping):
-        parts = {k: _walk(v, place, f"{name}[{k!r}]", labels) for k, v in x.items()}
-        return Converted(
-            {k: part.x for k, part in parts.items()}, levels=_levels(parts.values())
-        )
-    if isinstance(x, list | tuple) and not is_rows(x):
-        items = [_walk(v, place, f"{name}[{i}]", labels) for i, v in enumerate(x)]
-        values = [item.x for item in items]
-        if hasattr(x, "_fields"):  # a NamedTuple takes its fields one by one
-            return Converted(type(x)(*values), levels=_levels(items))
-        return Converted(type(x)(values), levels=_levels(items))
-    return Converted(x)
-
-
-def _levels(parts: Any) -> Levels:
-    return {name: levels for part in parts for name, levels in part.levels.items()}
+        return parts
+    if hasattr(x, "_fields"):  # a NamedTuple takes its fields one by one
+        return type(x)(*parts.values())
+    return type(x)(parts.values())
 
 
 # One reader a library

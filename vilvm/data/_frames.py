@@ -61,35 +61,43 @@ def read_frame(frame: Any, place: Place, allow_missing: bool = False) -> Columns
     Raises:
         ValueError: a column holds no numbers, or values are missing; or columns are of two kinds.
     """
-    if type(frame).__name__ == "LazyFrame":
-        raise place.error("is a polars LazyFrame; pass frame.collect().")
+    columns = _read_columns(frame, place)
     series = not hasattr(frame, "columns")
-    columns = list(_columns(frame, place))
-    if not columns:
-        raise place.error("is a frame without columns; pass at least one.")
     missing = np.stack([c.missing for c in columns], 1)
     if not allow_missing:
         _check_complete(columns, missing, place)
-    categorical = [c for c in columns if c.levels is not None]
-    if categorical and len(categorical) < len(columns):
+    levels = {c.name: c.levels for c in columns if c.levels is not None}
+    if levels and len(levels) < len(columns):
         raise _mixed(columns, place)
-    if series:
-        values = _of_series(columns[0], place)
-        missing = missing[:, 0]
-    elif categorical:
-        values = torch.from_numpy(np.stack([c.values for c in columns], 1))
-    else:
-        values = torch.stack(
-            [as_float(c.values, place.at(f"column {c.name!r}")) for c in columns], 1
-        )
-    marked = torch.from_numpy(missing) if allow_missing else None
-    levels = {c.name: c.levels for c in categorical if c.levels is not None}
+    values = _values(columns, series, bool(levels), place)
+    marked = None
+    if allow_missing:
+        marked = torch.from_numpy(missing).reshape(values.shape)
     names = tuple(c.name for c in columns)
     return Columns(values, names, levels, _labels(frame), marked)
 
 
-def _of_series(column: _Column, place: Place) -> Tensor:
-    return as_tensor(column.values, place.at(f"column {column.name!r}"))
+def _read_columns(frame: Any, place: Place) -> list[_Column]:
+    if type(frame).__name__ == "LazyFrame":
+        raise place.error("is a polars LazyFrame; pass frame.collect().")
+    columns = list(_columns(frame, place))
+    if not columns:
+        raise place.error("is a frame without columns; pass at least one.")
+    return columns
+
+
+def _values(
+    columns: list[_Column], series: bool, categorical: bool, place: Place
+) -> Tensor:
+    """The vector of a series, the codes of categorical columns, or a matrix of floats."""
+    if series:
+        (column,) = columns
+        return as_tensor(column.values, place.at(f"column {column.name!r}"))
+    if categorical:
+        return torch.from_numpy(np.stack([c.values for c in columns], 1))
+    return torch.stack(
+        [as_float(c.values, place.at(f"column {c.name!r}")) for c in columns], 1
+    )
 
 
 def _labels(frame: Any) -> Any:

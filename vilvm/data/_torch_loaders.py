@@ -67,17 +67,11 @@ def dataset_of(loader: DataLoader, place: Place) -> Any:
     """
     if isinstance(loader.dataset, IterableDataset):
         return loader.dataset
-    sampler = loader.sampler
-    whole = isinstance(sampler, SequentialSampler) or (
-        isinstance(sampler, RandomSampler)
-        and not sampler.replacement
-        and sampler.num_samples == len(sampler.data_source)
-    )
-    if not whole or loader.batch_size is None:
-        kind = type(sampler if loader.batch_size else loader.batch_sampler).__name__
+    sampler = loader.sampler if loader.batch_size else loader.batch_sampler
+    if not _draws_each_once(sampler):
         raise place.error(
-            f"is a DataLoader with a sampler of its own ({kind}), and every datum counts once "
-            "here; pass loader.dataset, or the rows that you mean."
+            f"is a DataLoader with a sampler of its own ({type(sampler).__name__}), and every "
+            "datum counts once here; pass loader.dataset, or the rows that you mean."
         )
     ignored = {
         "num_workers": loader.num_workers,
@@ -95,6 +89,14 @@ def dataset_of(loader: DataLoader, place: Place) -> Any:
             f"{named} has no effect here.",
         )
     return loader.dataset
+
+
+def _draws_each_once(sampler: Any) -> bool:
+    if isinstance(sampler, RandomSampler):
+        return not sampler.replacement and sampler.num_samples == len(
+            sampler.data_source
+        )
+    return isinstance(sampler, SequentialSampler)
 
 
 def read_dataset(dataset: Dataset, place: Place, collate: Any = None) -> Any:

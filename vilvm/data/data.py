@@ -366,27 +366,17 @@ def as_data(data: Any, what: str = "data", *, dtype: torch.dtype | None = None) 
     """
     _check_one_split(data, what)
     if not isinstance(data, Data):
-        found = Converted(data)
-        if is_foreign(data):
-            found = converted(data, what, dtype)
+        found = converted(data, what, dtype) if is_foreign(data) else Converted(data)
         data = Data(
             found.x, index=found.index, columns=found.columns, levels=found.levels
         )
     check_tensors(data.x, what)
+    _check_labels(data, what)
     tensors = tensors_of(data.x)
     if not tensors:
         raise ValueError(
             f"{what}: holds no tensor (it is a {type(data.x).__name__}); pass a tensor, an array "
             "or a frame, or a tuple or dict of them."
-        )
-    if data.labels is not None and data.divisible and len(data.labels) != len(data):
-        raise ValueError(
-            f"{what}: has {len(data)} data and {len(data.labels)} labels; give one per datum."
-        )
-    if data.index is not None and len(data.index) != len(data):
-        raise ValueError(
-            f"{what}: has {len(data)} data and an index of {len(data.index)} labels; give one per "
-            "datum."
         )
     if any(t.requires_grad for t in tensors):
         # the first backward pass would run through their gradient history and free it
@@ -409,4 +399,18 @@ def _check_one_split(data: Any, what: str) -> None:
     if hasattr(data, "sources"):  # Interleaved
         raise ValueError(
             f"{what}: are Interleaved, which only fit trains on; pass one of its sources."
+        )
+
+
+def _check_labels(data: Data, what: str) -> None:
+    """Raises ValueError unless each datum has one label, and one in the index."""
+    number = len(data)
+    if data.labels is not None and data.divisible and len(data.labels) != number:
+        raise ValueError(
+            f"{what}: has {number} data and {len(data.labels)} labels; give one per datum."
+        )
+    if data.index is not None and len(data.index) != number:
+        raise ValueError(
+            f"{what}: has {number} data and an index of {len(data.index)} labels; give one per "
+            "datum."
         )

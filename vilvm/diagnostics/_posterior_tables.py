@@ -254,15 +254,7 @@ def _table(sites: Sequence[_Site], origin: str, most: int = _WORST) -> Posterior
         origin: where the draws come from.
         most: scalars of latents that the data do not share.
     """
-    kept, notes = list(sites), []
-    if sum(len(site.labels) for site in sites) > _ALL:
-        kept, notes = [], []
-        for is_shared, count in ((True, _ALL), (False, most)):
-            some, note = _worst_of(
-                [s for s in sites if s.is_shared == is_shared], count
-            )
-            kept += some
-            notes += note
+    kept, notes = _shown(sites, most)
     quality = torch.cat([site.quality for site in kept])
     draws = torch.cat([site.draws for site in kept], 1)
     labels = [(label, site.datum) for site in kept for label in site.labels]
@@ -278,6 +270,15 @@ def _table(sites: Sequence[_Site], origin: str, most: int = _WORST) -> Posterior
         for (name, datum), row in zip(labels, numbers, strict=True)
     )
     return PosteriorTable(rows, draws, quality[:, 3], origin, " ".join(notes))
+
+
+def _shown(sites: Sequence[_Site], most: int) -> tuple[list[_Site], list[str]]:
+    """The scalars that the table shows, and what it leaves out."""
+    if sum(len(site.labels) for site in sites) <= _ALL:
+        return list(sites), []
+    shared = _worst_of([s for s in sites if s.is_shared], _ALL)
+    others = _worst_of([s for s in sites if not s.is_shared], most)
+    return shared[0] + others[0], shared[1] + others[1]
 
 
 def _worst_of(sites: Sequence[_Site], count: int) -> tuple[list[_Site], list[str]]:

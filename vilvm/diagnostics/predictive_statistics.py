@@ -59,7 +59,7 @@ def default_statistics(x: Tensor, is_named: bool = False) -> dict[str, Statistic
 
     Arguments:
         x: data of one site, shape (num_data, ...).
-        is_named: whether their columns have names, so that many of them are told apart too.
+        is_named: whether their columns have names, so that each of many is shown too.
 
     Returns:
         Functions of such data, by name.

@@ -93,14 +93,12 @@ def pairs(table: PosteriorTable, count: int = 4) -> Figure | None:
     draws, size = table.draws[::every][:_POINTS].numpy(), len(chosen)
     figure = PlainFigure(figsize=(1.75 * size, 1.6 * size), layout="constrained")
     grid = figure.subplots(size, size, squeeze=False, sharex="col")
-    for row, i in enumerate(chosen):
-        for column, j in enumerate(chosen):
-            axes = grid[row, column]
-            if column > row:
-                axes.remove()
-                continue
-            _cell(axes, draws[:, j], None if i == j else draws[:, i])
-            _label(axes, table, (i, j), row == size - 1, column == 0)
+    for axes in grid[np.triu_indices(size, 1)]:
+        axes.remove()
+    for row, column in zip(*np.tril_indices(size), strict=True):
+        axes, i, j = grid[row, column], chosen[row], chosen[column]
+        _cell(axes, draws[:, j], None if i == j else draws[:, i])
+        _label(axes, table, (i, j), row == size - 1, column == 0)
     return figure
 
 

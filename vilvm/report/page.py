@@ -327,16 +327,10 @@ def _columns(page: Page, numbers: Iterator[int]) -> list[_Column]:
     columns = []
     for about in kinds:
         own = [finding for finding in page.findings if finding.about == about]
-        judgement = judgements.get(about)
-        columns.append(
-            _Column(
-                f"About the {about}" if len(kinds) > 1 else "",
-                judgement.badge if judgement else "",
-                judgement.sentence if judgement else "",
-                _severities(own),
-                list(_findings(page, own, numbers)),
-            )
-        )
+        _, badge, sentence = judgements.get(about, (about, "", ""))
+        title = f"About the {about}" if len(kinds) > 1 else ""
+        findings = list(_findings(page, own, numbers))
+        columns.append(_Column(title, badge, sentence, _severities(own), findings))
     return columns
 
 

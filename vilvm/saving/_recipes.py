@@ -48,25 +48,35 @@ def obstacle_to(recipe: Any, own: str, name: str = "") -> str:
         own: the maker that the caller of ``load`` may pass.
         name: of the argument.
     """
-    if isinstance(recipe, Unrecorded):
-        return f"its argument {name} is a {recipe.what}, which a file cannot hold"
-    if isinstance(recipe, Named):
-        if recipe.name in _FOREIGN or _of_vilvm(recipe.name):
-            return ""
-        return f"its argument {name} is {recipe.name}, which is not of vilvm"
+    if fault := _own_obstacle(recipe, own):
+        return f"its argument {name} is {fault}"
+    inner = {}
     if isinstance(recipe, Recipe):
-        if recipe.maker != own and not _of_vilvm(recipe.maker):
-            return f"its argument {name} is a {recipe.maker}, which is not of vilvm"
         inner = recipe.arguments
     elif isinstance(recipe, dict):
-        if any(not isinstance(k, str) or k.startswith("!") for k in recipe):
-            return f"its argument {name} is a dict whose keys are not plain strings"
         inner = recipe
-    elif isinstance(recipe, list | tuple):
+    elif type(recipe) in (list, tuple):
         inner = {f"{name}[{i}]": value for i, value in enumerate(recipe)}
-    else:
-        return ""
     return next(filter(None, (obstacle_to(v, own, n) for n, v in inner.items())), "")
+
+
+def _own_obstacle(recipe: Any, own: str) -> str:
+    """What a file cannot hold of a recipe, the arguments within it aside."""
+    if isinstance(recipe, Unrecorded):
+        return f"a {recipe.what}, which a file cannot hold"
+    if isinstance(recipe, Named):
+        if recipe.name not in _FOREIGN and not _of_vilvm(recipe.name):
+            return f"{recipe.name}, which is not of vilvm"
+    if isinstance(recipe, Recipe):
+        if recipe.maker != own and not _of_vilvm(recipe.maker):
+            return f"a {recipe.maker}, which is not of vilvm"
+    if isinstance(recipe, dict) and not all(map(_is_plain, recipe)):
+        return "a dict whose keys are not plain strings"
+    return ""
+
+
+def _is_plain(key: Any) -> bool:
+    return isinstance(key, str) and not key.startswith("!")
 
 
 def pack_recipe(recipe: Recipe, tensors: dict[str, Tensor]) -> Any:
@@ -95,12 +105,17 @@ def make(recipe: Any, path: Path, own: Any = None) -> Any:
     """
     if isinstance(recipe, Named):
         return _looked_up(recipe.name, path)
-    if isinstance(recipe, list | tuple) and not isinstance(recipe, Recipe):
+    if isinstance(recipe, Recipe):
+        return _called(recipe, path, own)
+    if isinstance(recipe, list | tuple):
         return type(recipe)(make(v, path, own) for v in recipe)
     if isinstance(recipe, dict):
         return {k: make(v, path, own) for k, v in recipe.items()}
-    if not isinstance(recipe, Recipe):
-        return recipe
+    return recipe
+
+
+def _called(recipe: Recipe, path: Path, own: Any) -> Any:
+    """What the maker of a recipe makes of its arguments."""
     maker = own
     if own is None or recipe.maker != name_of(own):
         maker = _looked_up(recipe.maker, path)

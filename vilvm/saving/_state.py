@@ -55,14 +55,19 @@ def load_state(lvm: Module, state: Mapping[str, Any], whence: str) -> None:
     Raises:
         ContractError: names, shapes or dtypes differ; the model is unchanged.
     """
-    waiting = {n for prefix, part in _served(lvm) for n in _waiting(prefix, part)}
-    present = {n: v for n, v in lvm.state_dict().items() if n not in waiting}
-    empty = [n for n in state if n not in present and _is_empty_buffer(lvm, n)]
-    missing = sorted(present.keys() - state.keys())
-    extra = [n for n in state if n not in present and n not in empty]
-    _check(lvm, whence, missing, [n for n in extra if not _may_wait(lvm, n)])
+    present = _present(lvm)
+    absent = [n for n in state if n not in present]
+    empty = [n for n in absent if _is_empty_buffer(lvm, n)]
+    extra = [n for n in absent if n not in empty and not _may_wait(lvm, n)]
+    _check(lvm, whence, sorted(present.keys() - state.keys()), extra)
     _check_alike(lvm, whence, present, state)
     _load(lvm, dict(state), empty, whence)
+
+
+def _present(lvm: Module) -> dict[str, Any]:
+    """The state_dict of a model, without the entries that wait for their parameter."""
+    waiting = {n for prefix, part in _served(lvm) for n in _waiting(prefix, part)}
+    return {n: v for n, v in lvm.state_dict().items() if n not in waiting}
 
 
 def _load(lvm: Module, state: dict[str, Any], empty: list[str], whence: str) -> None:

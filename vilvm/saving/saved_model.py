@@ -14,7 +14,7 @@ class SavedModel(NamedTuple):
 
     Arguments:
         kind: the class of the model.
-        obstacle: why ``vilvm.load(path)`` cannot make the model by itself; empty if it can.
+        obstacle: why ``vilvm.load(path)`` cannot make the model without `lvm`; empty if it can.
         shapes: of parameters and buffers, by name.
         versions: of vilvm, torch and pyro that wrote the file.
         data: name, split, number, transform and fingerprint of the training data; None if they

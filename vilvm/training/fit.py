@@ -23,7 +23,7 @@ from vilvm._runtime.files import locked
 from vilvm._runtime.memory import trim_heap
 from vilvm._runtime.precision import Precision, check_precision, networks_in
 from vilvm._runtime.random import seeded, set_seed
-from vilvm.data._torch_loaders import LoaderSettings, loader_settings
+from vilvm.data._torch_loaders import loader_settings
 from vilvm.data.data import Data
 from vilvm.data.interleaved import Interleaved
 from vilvm.lvm import (
@@ -183,15 +183,12 @@ def fit(
     """
     check_contract(lvm)
     module = _trainable_module(lvm)
-    loader = loader_settings(data)
-    batch_size = loader.batch_size if batch_size is None else batch_size
+    batch_size, in_order = _batching(data, batch_size, shuffle)
     train, held_out = _checked_data(lvm, data, validation)
     _check_choices(nonfinite, scheduler_interval, compile)
-    in_order = _in_order(shuffle, loader)
     _check_functions(callbacks, arguments, after_step)
     _check_tracker(tracker)
-    if patience is not None and held_out is None:
-        raise ValueError("fit: patience needs validation=... data to be measured on.")
+    _check_patience(patience, held_out)
     _check_batches(train, batch_size)
     run_dir = optional(check_path, "fit: run_dir", run_dir)
     _check_folder(run_dir, resume)
@@ -355,13 +352,21 @@ def _few(names: Any) -> str:
     return f"{shown}, …" if len(names) > 6 else shown
 
 
-def _in_order(shuffle: Any, loader: LoaderSettings) -> bool:
-    """Whether batches are in the order of the data."""
+def _batching(data: Any, batch_size: Any, shuffle: Any) -> tuple[Any, bool]:
+    """The batch size, and whether batches are in the order of the data."""
+    loader = loader_settings(data)
+    if batch_size is None:
+        batch_size = loader.batch_size
     if shuffle is None:
-        return loader.shuffle is False
+        return batch_size, loader.shuffle is False
     if not isinstance(shuffle, bool):
         raise ValueError(f"fit: shuffle must be True or False; got {shuffle!r}.")
-    return not shuffle
+    return batch_size, not shuffle
+
+
+def _check_patience(patience: Any, held_out: Data | None) -> None:
+    if patience is not None and held_out is None:
+        raise ValueError("fit: patience needs validation=... data to be measured on.")
 
 
 def _check_length(epochs: Any, steps: Any) -> None:

@@ -111,17 +111,14 @@ def replay(
             lvm, batch, samples, pass_, given, vectorisation=layout.vectorisation
         )
         moving = _moving(lvm, batch, given, single, layout)
-    result = Replay({}, {}, values.get("deterministics", {}), {}, {})
+    axes = _axes(single, moving, layout)
+    result = Replay({}, {}, values.get("deterministics", {}), {}, axes)
     for name, value in values["sites"].items():
         if was_observed(single[name]):
             result.observed[name] = value
             result.recorded[name] = _recorded(single[name], layout)
         else:
             result.latents[name] = value
-    for name, site in single.items():
-        axis = _axis(site, name in moving, layout)
-        if axis is not None:
-            result.data_axes[name] = axis
     return result
 
 
@@ -369,6 +366,12 @@ def _kept_dims(site: Any, value: Tensor, layout: Layout) -> list[int]:
         for dim in range(-layout.nesting, 0)
         if dim in own or value.shape[1 + layout.nesting + dim] > 1
     ]
+
+
+def _axes(sites: Sites, moving: Any, layout: Layout) -> dict[str, int]:
+    """The axis of the data of each site that has one, by name."""
+    axes = {n: _axis(site, n in moving, layout) for n, site in sites.items()}
+    return {n: axis for n, axis in axes.items() if axis is not None}
 
 
 def _axis(site: Any, moves: bool, layout: Layout) -> int | None:

@@ -143,7 +143,12 @@ def posterior_mean(
     if as_frame or isinstance(batch, Data) or is_foreign(batch):
         return _means_of_data(lvm, batch, num_samples, as_frame)
     check_batch(batch)
-    layout = layout or find_layout(lvm, batch)
+    return _means(lvm, batch, num_samples, layout or find_layout(lvm, batch))
+
+
+def _means(
+    lvm: LatentVariableModel, batch: Any, num_samples: int, layout: Layout
+) -> Means:
     with torch.no_grad(), module_parameters(lvm), evaluation_mode(lvm):
         known = _Known.of(lvm, batch, layout)
         moments = _moments(lvm, batch, layout, num_samples, known)
@@ -162,22 +167,34 @@ def _means_of_data(lvm: Any, data: Any, num_samples: int, as_frame: bool) -> Any
     if given.transform is not None and not given.transformed:
         check_batch(given)
     given = given.to(device_of(lvm, given.device))
+    size = _ROWS if given.streamed else len(given)
     parts, axes = [], {}
-    for part in given.chunks(_ROWS if given.streamed else len(given)):
+    for part in given.chunks(size):
         layout = find_layout(lvm, part.x)
         axes = {name: layout.data_axes.get(name) for name in layout.latents}
-        shared = next((name for name, axis in axes.items() if axis is None), None)
-        if shared is not None and (given.streamed or as_frame):
+        if given.streamed or as_frame:
+            _check_not_shared(axes)
+        parts.append(_means(lvm, part.x, num_samples, layout))
+    means = _joined(parts, axes)
+    if as_frame:
+        return latents_frame(_rows_first(means, axes), given.index)
+    return means
+
+
+def _rows_first(
+    means: Mapping[str, Tensor], axes: Mapping[str, int | None]
+) -> dict[str, Tensor]:
+    return {n: value.movedim((axes[n] or 1) - 1, 0) for n, value in means.items()}
+
+
+def _check_not_shared(axes: Mapping[str, int | None]) -> None:
+    """Raises ContractError if the data share a latent, which has no row for each datum."""
+    for name, axis in axes.items():
+        if axis is None:
             raise ContractError(
-                f"posterior_mean: the data share the latent {shared!r}, so it has no row for each "
+                f"posterior_mean: the data share the latent {name!r}, so it has no row for each "
                 "datum; leave as_frame out, and pass data in memory."
             )
-        parts.append(posterior_mean(lvm, part.x, num_samples, layout=layout))
-    means = _joined(parts, axes)
-    if not as_frame:
-        return means
-    rows = {n: value.movedim((axes[n] or 1) - 1, 0) for n, value in means.items()}
-    return latents_frame(rows, given.index)
 
 
 def _joined(parts: list[Means], axes: Mapping[str, int | None]) -> Means:
@@ -396,7 +413,7 @@ def _sources(sites: Sites, model: Sites, layout: Layout) -> dict[str, _Source]:
         if name not in layout.latents:
             if is_random(site) and not name.endswith(UNCONSTRAINED):
                 vector, start = site, 0
-        elif family(site["fn"]) == "Delta":
+        elif family(site["fn"]) == "Delta" and not _is_discrete(model[name]):
             transform = biject_to(model[name]["fn"].support)
             size = transform.inverse_shape(site["value"].shape).numel()
             source, index = sites.get(name + UNCONSTRAINED), slice(0, size)
