@@ -36,6 +36,7 @@ def round_trip(names, folder):
     return here, json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_another_process_finds_the_same_numbers(tmp_path):
     here, there = round_trip(QUICK, tmp_path)
     assert there == here
@@ -48,6 +49,7 @@ def whole_gallery(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.slow
 def test_another_process_finds_the_same_numbers_of(whole_gallery, name):
     here, there = whole_gallery
     assert there[name] == here[name]
