@@ -471,6 +471,17 @@ def test_a_history_is_compared_with_rate_and_distortion():
     assert rates(pair, x, history=off).disagreement is None
 
 
+def test_records_of_one_batch_have_independent_errors():
+    """A guide that stands still has one rate. With one noise at all records, all had one error."""
+    lvm, x = shared(0)
+    pair = vilvm.Pair(lvm.model, AutoNormal(lvm.model, init_scale=0.5))
+    fit = vilvm.fit(
+        pair, x, steps=1000, optimizer=partial(torch.optim.SGD, lr=0.0), compile=False
+    )
+    assert len(set(fit.history["rate"].tolist())) == len(fit.history) == 20
+    assert rates(pair, x, history=fit).finding.severity == Severity.OK
+
+
 def test_an_annealed_history_is_not_compared():
     pair, x, fit = fitted(Annealed(pyro.infer.Trace_ELBO(), warmup=100), steps=100)
     assert rates(pair, x, history=fit).disagreement is None

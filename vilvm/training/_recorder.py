@@ -153,6 +153,9 @@ class Recorder:
         run = self.run
         spec = self.run.spec
         seed = spec.seed
+        if spec.validation is None:
+            # one noise at all records would give them one error, and `rates` averages over them
+            seed += 1 + run.state.step
         layout = run.validation_layout
         if layout.local:
             seed = spec.ranks.seed(seed)

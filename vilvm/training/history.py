@@ -34,7 +34,8 @@ class Record:
         validation_elbo: ELBO on the validation data, one sample a datum, with the same noise at
             every row; NaN without validation data.
         validation_se: its standard error over the data.
-        rate: KL(q(z | x) ‖ p(z)), on the validation data if there are any, else on the last batch.
+        rate: KL(q(z | x) ‖ p(z)), on the validation data if there are any, else on the last batch
+            with new noise at every row.
         distortion: −E_q log p(x | z), on the same data.
         learning_rate: of the first parameter group, at the last step; NaN if the optimizer has
             none.
