@@ -60,7 +60,7 @@ def batch():
 def eight(batch):
     lvm = fitted(schools, batch)
     return lvm, to_datatree(
-        lvm, batch, num_samples=400, coords={"school": list("ABCDEFGH")}
+        lvm, batch, num_samples=400, coords={"school": tuple("ABCDEFGH")}
     )
 
 

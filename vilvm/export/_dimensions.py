@@ -96,7 +96,8 @@ def check_coords(
                 f"to_datatree: dimension {dim!r} has size {sizes[dim]}, and size {size} in "
                 f"{name!r}; give them two names in dims."
             )
-    used = {dim: values for dim, values in coords.items() if dim in sizes}
+    # xarray reads a tuple as (dims, data)
+    used = {dim: [*values] for dim, values in coords.items() if dim in sizes}
     for dim, values in used.items():
         if len(values) != sizes[dim]:
             raise ValueError(
