@@ -573,7 +573,7 @@ def _of_evaluation(x: torch.Tensor) -> Iterator[_Call]:
             "num_predictive": "count or None",
             "batch_size": "count or None",
             "seed": "seed",
-            "coords": "dict or None",
+            "coords": "coordinates",
             "dims": "dict or None",
         },
     )

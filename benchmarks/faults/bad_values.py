@@ -317,6 +317,7 @@ _OTHER_KINDS: dict[str, dict[str, Any]] = {
         "an unknown name": {"unheard": ["a"]},
         "a list": ["z"],
     },
+    "coordinates": {"text": "z", "a number": 3, "a list": ["z"]},
     "network": {
         "text": "mlp",
         "a number": 3,

@@ -57,7 +57,12 @@ def one_thread() -> None:
 
     Only a process of one thread can be forked safely.
     """
-    wanted = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    wanted = {
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        # of pyarrow, which pandas imports
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    }
     if any(os.environ.get(k) != v for k, v in wanted.items()):
         os.execve(sys.executable, sys.orig_argv, {**os.environ, **wanted})
 
