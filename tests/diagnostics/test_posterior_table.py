@@ -189,6 +189,22 @@ def _few_checks(monkeypatch):
     )
 
 
+def test_values_of_enumerated_latents_are_left_out():
+    """No draw of k is of its posterior, so the table would show the prior of the sign."""
+
+    def model(x):
+        mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+        probs = torch.tensor([0.5, 0.5])
+        k = pyro.sample("k", dist.Categorical(probs), infer={"enumerate": "parallel"})
+        pyro.deterministic("sign", 2.0 * k - 1)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu + 10 * k, 1.0), obs=x)
+
+    lvm = vilvm.Pair(model, AutoNormal(poutine.block(model, hide=["k", "sign"])))
+    found = vilvm.diagnose(lvm, torch.randn(10) + 10, budget=5, progress=False)
+    assert [row.name for row in found.posterior.rows] == ["mu"]
+
+
 def test_many_latents_show_shared_and_worst(monkeypatch):
     _few_checks(monkeypatch)
     y = torch.randn(1000, generator=torch.Generator().manual_seed(0))

@@ -167,7 +167,7 @@ def _of_all_data(prepared: Prepared, known: _Known, time: TimeBudget) -> Posteri
     # A model that reads what it observes, or a likelihood without a sampler, cannot be replayed.
     with suppress(ContractError):
         run = replay(prepared.lvm, part.batch, latents, layout=layout)
-        values = {**_own_values(latents, run.observed), **run.deterministics}
+        values = _own_values(latents, run.observed)
         axes |= run.data_axes
     sites = [known.site(name, v, name not in axes) for name, v in values.items()]
     return _table(sites, "draws of the guide")

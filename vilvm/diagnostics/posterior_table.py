@@ -147,7 +147,8 @@ class PosteriorTable(Result):
         shown = list(range(len(self.rows)))
         if len(shown) > _BRIEF:
             shown = sorted(self.worst(_BRIEF))
-        yield Table(self.head, [self.cells[i] for i in shown])
+        cells = self.cells
+        yield Table(self.head, [cells[i] for i in shown])
         if len(self.rows) > len(shown):
             yield f"{len(self.rows) - len(shown)} more rows: see to_frame()."
         if self.left_out:
