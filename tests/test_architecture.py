@@ -76,7 +76,7 @@ ONLY_IN = {
     "scipy": {"evaluation", "diagnostics", "inference"},
     "zarr": {"data"},
     "pyarrow": {"data"},
-    "anndata": {"data", "cli"},
+    "anndata": {"data"},
     "polars": set(),
 }
 

@@ -19,6 +19,7 @@ from vilvm.cli._models import MODEL_FILE, Subject, device_of, subject_of
 from vilvm.data.data import Data
 from vilvm.diagnostics import Diagnosis
 from vilvm.diagnostics import diagnose as diagnose_model
+from vilvm.diagnostics.finding import findings_frame
 from vilvm.evaluation import Evaluation
 from vilvm.evaluation import evaluate as evaluate_model
 from vilvm.inference import Posterior
@@ -99,8 +100,7 @@ def infer(args: argparse.Namespace) -> None:
 def report(args: argparse.Namespace) -> None:
     """Evaluates and diagnoses a model, and writes the page."""
     require("matplotlib", extra="plots")
-    from vilvm.plots import diagnosis_figures
-    from vilvm.report import Page, environment
+    from vilvm.report import diagnosis_page, environment
 
     folder, data = _folder(args), _data(args)
     subject = _subject(args, data)
@@ -111,12 +111,10 @@ def report(args: argparse.Namespace) -> None:
     _write_evaluation(bounds, folder)
     _write_diagnosis(found, folder)
     summary = {_title(n, bounds): bound for n, bound in bounds.bounds.items()}
-    Page(
+    diagnosis_page(
+        found,
         f"{subject.name} on {data.name}",
-        found.verdict,
         summary=summary | {"distortion": bounds.distortion},
-        findings=found.findings,
-        finding_figures=diagnosis_figures(found.results),
         settings=_settings(args),
         environment=environment(device_of(args.device), args.seed),
     ).write(folder / "page.html")
@@ -283,33 +281,24 @@ def _write_table(frame: pd.DataFrame, path: Path) -> None:
 
 def _write_evaluation(found: Evaluation, folder: Path) -> None:
     write_json(folder / "evaluation.json", found.to_dict())
-    columns = {name: e.values for name, e in found.bounds.items()}
-    if found.rate is not None:
-        columns["rate"] = found.rate.values
-    columns["distortion"] = found.distortion.values
-    if found.ess is not None:
-        columns["ess"] = found.ess
-    sizes = {len(v) for v in columns.values()}
-    frame = pd.DataFrame(
-        {n: v.cpu().numpy() for n, v in columns.items() if len(v) == max(sizes)}
-    )
-    frame.insert(0, "datum", np.arange(len(frame)))
-    _write_table(frame, folder / "per_datum.csv")
+    frame = found.to_frame(per_datum=True)
+    errors = [name for name in frame if name.endswith("_error")]
+    _write_table(frame.drop(columns=errors), folder / "per_datum.csv")
 
 
 def _write_diagnosis(found: Diagnosis, folder: Path) -> None:
-    findings = [{**vars(f), "severity": f.severity.name} for f in found.findings]
+    findings = found.to_frame()
     content = {
         "verdict": found.verdict,
         "trusted": found.trusted,
         "num_data": found.num_data,
-        "findings": findings,
+        "findings": findings.to_dict("records"),
         "not_run": found.skipped,
         "cut": found.cut,
         "seconds": found.seconds,
     }
     write_json(folder / "diagnosis.json", content)
-    _write_table(pd.DataFrame(findings), folder / "findings.csv")
+    _write_table(findings, folder / "findings.csv")
 
 
 def _write_posterior(found: Posterior, folder: Path) -> None:
@@ -324,14 +313,12 @@ def _write_posterior(found: Posterior, folder: Path) -> None:
         "rung": found.rung,
         "pareto_k": found.k,
         "log_evidence": evidence,
-        "findings": [{**vars(f), "severity": f.severity.name} for f in found.findings],
+        "findings": findings_frame(found.findings).to_dict("records"),
         "seconds": found.seconds,
     }
     write_json(folder / "posterior.json", content)
-    rows = [{"name": name, **row._asdict()} for name, row in found.summary().items()]
-    _write_table(pd.DataFrame(rows), folder / "summary.csv")
+    summary = found.to_frame()
+    _write_table(summary, folder / "summary.csv")
     draws = [d.reshape(len(d), -1).cpu().numpy() for d in found.draws.values()]
-    frame = pd.DataFrame(
-        np.concatenate(draws, 1), columns=[row["name"] for row in rows]
-    )
+    frame = pd.DataFrame(np.concatenate(draws, 1), columns=summary["name"])
     _write_table(frame, folder / "draws.csv")

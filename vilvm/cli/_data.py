@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from vilvm._runtime.extras import require
 from vilvm.data.data import Data
 from vilvm.data.datasets import on_disk
 
@@ -46,10 +47,8 @@ def read_data(
                 "--each, or give a table."
             )
         return _array(path)
-    frame = _h5ad(path) if kind == ".h5ad" else _table(path)
-    return Data(
-        _tensors(path, _chosen(path, frame, columns, target), target, each), path.stem
-    )
+    chosen = _chosen(path, _table(path), columns, target)
+    return Data(_tensors(path, chosen, target, each), path.stem)
 
 
 def _array(path: Path) -> Data:
@@ -60,31 +59,18 @@ def _array(path: Path) -> Data:
 
 
 def _table(path: Path) -> pd.DataFrame:
-    read = pd.read_csv if path.suffix.lower() == ".csv" else pd.read_parquet
+    kind = path.suffix.lower()
+    if kind == ".h5ad":
+        data = on_disk(path).loaded()
+        return pd.DataFrame(data.x.numpy(), data.index, data.columns)
+    if kind == ".parquet":
+        require("pyarrow", extra="parquet")
+    read = pd.read_csv if kind == ".csv" else pd.read_parquet
     try:
         return read(path)
-    except ImportError:
-        raise ValueError(
-            f"{path}: reading .parquet needs pyarrow; run: pip install pyarrow"
-        ) from None
     except (ValueError, OSError) as error:  # pandas' parsing errors are ValueErrors
         raise ValueError(
             f"{path}: cannot be read as a table ({str(error).splitlines()[0]:.120})."
-        ) from None
-
-
-def _h5ad(path: Path) -> pd.DataFrame:
-    try:
-        import anndata  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise ValueError(
-            f"{path}: reading .h5ad needs the package anndata; run: pip install anndata"
-        ) from None
-    try:
-        return anndata.read_h5ad(path).to_df()
-    except (ValueError, OSError, KeyError) as error:
-        raise ValueError(
-            f"{path}: cannot be read as AnnData ({str(error).splitlines()[0]:.120})."
         ) from None
 
 

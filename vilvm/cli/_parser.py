@@ -211,7 +211,7 @@ def _add_training(part: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--patience",
         type=positive,
-        help="stop after this many records without a better bound",
+        help="stop after this many epochs without a better bound",
     )
     training.add_argument(
         "--resume", action="store_true", help="continue the run in the folder of --out"
