@@ -22,33 +22,16 @@ from torch import Tensor
 import vilvm
 from vilvm import report
 from vilvm._runtime.files import NotWritten, locked, read, write_atomic, write_json
+from vilvm.cli._parser import above_zero
+from vilvm.cli._parser import positive as positive
+from vilvm.cli._parser import share as share
 from vilvm.data import Data, Transform
 from vilvm.data.datasets import Dataset, digits, mnist
 from vilvm.training import CheckpointError
 
 console = Console()
 Parse = Callable[[list[str] | None], argparse.Namespace]
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-    return value
-
-
-def rate(text: str) -> float:
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be positive and finite, got {value}")
-    return value
-
-
-def share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 0 and below 1, got {value}")
-    return value
+rate = above_zero
 
 
 def add_common(parser: argparse.ArgumentParser, name: str) -> None:

@@ -30,14 +30,13 @@ def __getattr__(name: str) -> Any:
 
     So ``vilvm --help`` imports neither.
     """
-    if f"vilvm.{name}" in sys.modules:  # a room that is being imported
-        return sys.modules[f"vilvm.{name}"]
-    if name == "__all__" or not name.startswith("_"):
+    room = f"vilvm.{name}"
+    if room not in sys.modules and (name == "__all__" or not name.startswith("_")):
         public = importlib.import_module("vilvm._public")
-        if name == "__all__" or name in public.__all__:
+        if name in ("__all__", *public.__all__):
             return globals().setdefault(name, getattr(public, name))
-        if f"vilvm.{name}" in sys.modules:
-            return sys.modules[f"vilvm.{name}"]
+    if room in sys.modules:  # also one that is being imported
+        return sys.modules[room]
     raise AttributeError(f"module 'vilvm' has no attribute {name!r}")
 
 

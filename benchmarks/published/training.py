@@ -79,7 +79,7 @@ def train(
         steps=scaled(row.schedule.epochs),
         batch_size=row.schedule.batch,
         validation=data.validation if row.held_out else None,
-        patience=row.schedule.patience and _shortened(row.schedule.patience, share),
+        patience=row.schedule.patience and _scaled(share, row.schedule.patience),
         device=device,
         seed=seed,
         run_dir=folder,
@@ -102,14 +102,9 @@ def training_data(row: Row, data: Dataset) -> Data:
     return replace(data.train, x=both, labels=None)
 
 
-def _scaled(epoch: float, epochs: int) -> int:
-    """Epochs of the full schedule as steps, at least one."""
-    return max(1, round(epoch * epochs))
-
-
-def _shortened(patience: int, share: float) -> int:
-    """Epochs of the full schedule as epochs of a share of it, at least one."""
-    return max(1, round(share * patience))
+def _scaled(factor: float, epochs: int) -> int:
+    """Epochs of the full schedule as steps, or as epochs of a share of it; at least one."""
+    return max(1, round(factor * epochs))
 
 
 def _objective(row: Row, scaled: Callable[[int], int]) -> Any:

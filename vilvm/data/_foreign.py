@@ -17,6 +17,7 @@ from vilvm.data._numbers import Place, as_float, as_tensor
 from vilvm.data._row_sources import MatrixRows, is_sparse, rows_of_matrix
 from vilvm.data._torch_loaders import dataset_of, read_dataset
 from vilvm.data.streamed import StreamedTensor
+from vilvm.data.tensors import like_nesting
 
 __all__ = ["Converted", "converted", "is_foreign", "matrix_of"]
 
@@ -104,20 +105,9 @@ def _walk(x: Any, place: Place, name: str, labels: _Labels) -> Converted:
     if not isinstance(x, Mapping | list | tuple) or is_rows(x):
         return Converted(x)
     items = x.items() if isinstance(x, Mapping) else enumerate(x)
-    parts = {k: _walk(v, place, f"{name}[{k!r}]", labels) for k, v in items}
-    levels = [pair for part in parts.values() for pair in part.levels.items()]
-    return Converted(
-        _like(x, {k: part.x for k, part in parts.items()}), levels=dict(levels)
-    )
-
-
-def _like(x: Any, parts: dict[Any, Any]) -> Any:
-    """The parts of a mapping by key, or of a list or tuple by position, nested as `x` is."""
-    if isinstance(x, Mapping):
-        return parts
-    if hasattr(x, "_fields"):  # a NamedTuple takes its fields one by one
-        return type(x)(*parts.values())
-    return type(x)(parts.values())
+    parts = [_walk(v, place, f"{name}[{k!r}]", labels) for k, v in items]
+    levels = [pair for part in parts for pair in part.levels.items()]
+    return Converted(like_nesting(x, [part.x for part in parts]), levels=dict(levels))
 
 
 # One reader a library

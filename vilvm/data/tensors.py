@@ -1,13 +1,19 @@
 """Nestings of tensors: a tensor, or a tuple, list or dict of nestings."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
 from vilvm.data.streamed import StreamedTensor
 
-__all__ = ["map_tensors", "named_tensors", "structure_of", "tensors_of"]
+__all__ = [
+    "like_nesting",
+    "map_tensors",
+    "named_tensors",
+    "structure_of",
+    "tensors_of",
+]
 
 
 def map_tensors(fn: Callable[[Any], Any], batch: Any) -> Any:
@@ -29,13 +35,33 @@ def map_tensors(fn: Callable[[Any], Any], batch: Any) -> Any:
     if isinstance(batch, Tensor | StreamedTensor):
         return fn(batch)
     if isinstance(batch, Mapping):
-        return {key: map_tensors(fn, value) for key, value in batch.items()}
+        parts = [map_tensors(fn, value) for value in batch.values()]
+        return like_nesting(batch, parts)
     if isinstance(batch, list | tuple):
-        items = [map_tensors(fn, value) for value in batch]
-        if hasattr(batch, "_fields"):  # a NamedTuple takes its fields one by one
-            return type(batch)(*items)
-        return type(batch)(items)
+        return like_nesting(batch, [map_tensors(fn, value) for value in batch])
     return batch
+
+
+def like_nesting(nesting: Any, parts: Iterable[Any]) -> Any:
+    """The parts, nested as those of a mapping, list or tuple are.
+
+    Arguments:
+        nesting: a mapping, a list or a tuple, also a NamedTuple.
+        parts: in its order.
+
+    Returns:
+        A dict for a mapping; otherwise a value of the type of `nesting`.
+
+    Examples:
+        >>> from vilvm.data.tensors import like_nesting
+        >>> like_nesting({"x": 1, "y": 2}, [3, 4]), like_nesting((1, 2), [3, 4])
+        ({'x': 3, 'y': 4}, (3, 4))
+    """
+    if isinstance(nesting, Mapping):
+        return dict(zip(nesting, parts, strict=True))
+    if hasattr(nesting, "_fields"):  # a NamedTuple takes its fields one by one
+        return type(nesting)(*parts)
+    return type(nesting)(parts)
 
 
 def tensors_of(batch: Any) -> list[Any]:

@@ -33,10 +33,8 @@ _FEW, _SMALL = (
 _GOOD_K = 0.6  # k̂ up to which weights are good enough to look no further
 _ENOUGH = 4000.0  # effective sample size
 _FIRST, _MOST_DRAWS = 4000, 64_000
-_MORE_DRAWS, _CHAINS = (
-    0.2,
-    0.9,
-)  # shares of the time left for more draws, and for chains
+# shares of the time left
+_MORE_DRAWS, _CHAINS = 0.2, 0.9
 _SHARES = (
     0.6,
     0.2,

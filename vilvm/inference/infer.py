@@ -13,8 +13,6 @@ Latents of hierarchical priors are also tried in standard units; the larger ELBO
 
 from typing import Any, Literal
 
-import torch
-
 from vilvm._runtime.argument_checks import (
     check_number,
     check_positive,
@@ -22,7 +20,7 @@ from vilvm._runtime.argument_checks import (
     optional,
 )
 from vilvm._runtime.random import seeded
-from vilvm.diagnostics.psis import psis
+from vilvm.diagnostics.diagnose import import_all
 from vilvm.inference._answer import answer
 from vilvm.inference._clock import Clock, Shown
 from vilvm.inference._ladder import climb
@@ -98,9 +96,7 @@ def infer(
     _check_options(guides, refine)
     with Shown(budget, progress) as show, seeded(seed):
         clock = Clock(budget, show)
-        psis(
-            torch.linspace(0, 1, 100)
-        )  # imports ArviZ, before the rungs share the time
+        import_all()  # before the rungs share the time
         plain, given = own_model(model), in_float64(data)
         if batch_size is not None and batch_size < len(given):
             whole, r_hat = climb_in_batches(plain, given, batch_size, clock)

@@ -14,9 +14,8 @@ from vilvm._runtime.results import Result, Table, frame_of, table_of
 
 __all__ = ["History", "Record", "next_record", "record_steps"]
 
-_LEAST_STEPS = (
-    50  # between two records by default, so that they cost little beside the steps
-)
+# between two records by default, so that they cost little beside the steps
+_LEAST_STEPS = 50
 _NEVER = 1e18  # steps
 _SHOWN = 10  # records that a history prints
 

@@ -127,13 +127,12 @@ class LogWeights(Result):
         }
         for name in ("log_likelihood", "log_prior", "log_guide"):
             term = getattr(self, name).detach()
-            if (
-                term.numel() > log_w.numel()
-            ):  # of each datum, where the weight is of all
+            # a term may be of each datum where the weight is of all
+            if term.numel() > log_w.numel():
                 term = term.sum(-1)
-            columns[name] = (
-                term.flatten() if term.numel() else torch.zeros(log_w.numel())
-            )
+            if not term.numel():
+                term = torch.zeros_like(log_w)
+            columns[name] = term.flatten()
         return frame_of({**columns, "log_weight": log_w.flatten()})
 
     def _headline(self) -> Mapping[str, Any]:
