@@ -653,7 +653,7 @@ def _of_guides(x: torch.Tensor) -> Iterator[_Call]:
         "partly_observed",
         partly_observed,
         _with_pair(observed=torch.tensor([True, False])),
-        {"lvm": "pair", "observed": "tensor"},
+        {"lvm": "pair", "observed": "tensor or None"},
     )
     yield _Call(
         "Annealed",

@@ -181,6 +181,7 @@ KINDS: dict[str, Callable[[], dict[str, Any]]] = {
         "a NumPy array": np.zeros((2, 2)),
         "NaN": torch.full((2, 2), math.nan),
     },
+    "tensor or None": lambda: _without_none(KINDS["tensor"]()),
     "folder": lambda: {
         "NUL": "a\0b",
         "a number": 3,
@@ -235,6 +236,7 @@ OTHER_NAMES = {
     "folder": ("folder", "run_dir"),
     "sizes": ("hidden", "channels"),
     "tensor": ("first", "ends", "tensor", "shape"),
+    "tensor or None": ("tensor",),
 }
 
 
