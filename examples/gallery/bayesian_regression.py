@@ -5,6 +5,7 @@ python -m examples.gallery.bayesian_regression docs/images/bayesian_regression.p
 
 import torch
 from matplotlib.figure import Figure
+from pyro.infer import Trace_ELBO
 from sklearn.datasets import load_diabetes
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from examples.gallery._options import parser_of
 from vilvm.models.bayesian_regression import BayesianRegression
 from vilvm.training import one_cycle
 
-_PATIENTS, _LINES, _DRAWS = 40, 30, 4000
+_PATIENTS, _LINES, _SHOWN, _DRAWS = 40, 30, 500, 4000
 
 
 def figure(x: Tensor, y: Tensor, draws: dict[str, Tensor]) -> Figure:
@@ -24,7 +25,7 @@ def figure(x: Tensor, y: Tensor, draws: dict[str, Tensor]) -> Figure:
     alpha, beta, sigma = draws["alpha"], draws["beta[1]"], draws["sigma"]
     at = torch.linspace(17, 43, 100)
     lines = alpha[:, None] + beta[:, None] * at
-    predicted = lines + sigma[:, None] * torch.randn_like(lines)
+    predicted = lines + sigma[:, None] * torch.randn_like(alpha)[:, None]
     low, high = predicted.quantile(torch.tensor([0.05, 0.95]), 0)
     left.fill_between(
         at, low, high, color=GREY, alpha=0.25, linewidth=0, label="90 % of predictions"
@@ -39,10 +40,12 @@ def figure(x: Tensor, y: Tensor, draws: dict[str, Tensor]) -> Figure:
         ylim=(-50, 480),
     )
     left.legend(frameon=False, loc="upper left", fontsize=9)
-    right.scatter(alpha, beta, s=3, color=GREY, alpha=0.35, linewidths=0)
+    right.scatter(
+        alpha[:_SHOWN], beta[:_SHOWN], s=5, color=GREY, alpha=0.5, linewidths=0
+    )
     right.scatter(alpha[:_LINES], beta[:_LINES], s=14, color=INK, label="the lines")
     right.axhline(0, color=SECOND, linestyle="--", linewidth=1)
-    right.annotate("no effect", (alpha.min(), 0.3), color=SECOND)
+    right.annotate("no effect", (-230, 0.3), color=SECOND)
     right.set(xlabel="intercept α (score)", ylabel="slope β (score per kg/m²)")
     right.legend(frameon=False, loc="upper right", handletextpad=0.1)
     return out
@@ -57,7 +60,12 @@ def main(argv: list[str] | None = None) -> int:
         (x, y), beta_scale=50.0, alpha_scale=500.0, sigma_scale=100.0
     )
     vilvm.fit(
-        lvm, (x, y), steps=args.steps, seed=args.seed, **one_cycle(0.05, args.steps)
+        lvm,
+        (x, y),
+        steps=args.steps,
+        objective=Trace_ELBO(8, max_plate_nesting=1, vectorize_particles=True),
+        seed=args.seed,
+        **one_cycle(0.05, args.steps),
     )
     torch.manual_seed(args.seed)
     draws = lvm.scalars(vilvm.posterior(lvm, (x, y), _DRAWS))

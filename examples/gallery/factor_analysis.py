@@ -31,7 +31,7 @@ _SHORT = {"od280/od315_of_diluted_wines": "dilution (OD ratio)"}
 def figure(lvm: FactorAnalysis, ppca: PPCA, x: Tensor) -> Figure:
     """Left the variance of each variable by source, right the wines in the plane of factors."""
     wine = load_wine()
-    out, (left, right) = panels(8.6, 4.2, columns=2, width_ratios=(1.35, 1))
+    out, (left, right) = panels(8.8, 4.2, columns=2, width_ratios=(1.35, 1))
     order = lvm.psi.argsort()
     noise = lvm.psi[order]
     common = lvm.W.square().sum(1)[order]
@@ -63,7 +63,14 @@ def figure(lvm: FactorAnalysis, ppca: PPCA, x: Tensor) -> Figure:
     right.axhline(0, color=GREY, linewidth=0.5, zorder=0)
     right.axvline(0, color=GREY, linewidth=0.5, zorder=0)
     right.set(xlabel="factor z₁, posterior mean", ylabel="factor z₂, posterior mean")
-    right.legend(frameon=False, handletextpad=0.1)
+    right.legend(
+        frameon=False,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1),
+        ncols=3,
+        handletextpad=0,
+        columnspacing=0.6,
+    )
     return out
 
 

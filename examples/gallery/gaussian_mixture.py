@@ -21,7 +21,7 @@ from vilvm.training import one_cycle
 def figure(lvm: GaussianMixture, x: Tensor, draws: dict[str, Tensor]) -> Figure:
     """Above data and components with 90 % bands, below the probability of the right component."""
     out, (above, below) = panels(7.6, 4.4, rows=2, sharex=True, height_ratios=(1.5, 1))
-    at = torch.linspace(-4.5, 7, 300)
+    at = torch.linspace(-3.8, 6, 300)
     edges = torch.tensor([0.05, 0.95])
     above.hist(x.numpy(), 30, density=True, color=GREY, alpha=0.4, label="data")
     parts = (
@@ -33,7 +33,7 @@ def figure(lvm: GaussianMixture, x: Tensor, draws: dict[str, Tensor]) -> Figure:
     for k, (colour, style) in enumerate(((INK, "-"), (SECOND, "--"))):
         low, high = parts[..., k].quantile(edges, 0)
         above.fill_between(at, low, high, color=colour, alpha=0.3, linewidth=0)
-        label = f"π_k N(x | μ_k, σ_k), k = {k + 1}"
+        label = ("π₁ N(x | μ₁, σ₁)", "π₂ N(x | μ₂, σ₂)")[k]
         above.plot(at, parts[..., k].mean(0), style, color=colour, label=label)
     above.set(ylabel="density")
     above.legend(frameon=False, loc="upper right")

@@ -21,10 +21,10 @@ _SHOWN = 3  # data whose posterior is drawn
 @torch.no_grad()
 def figure(lvm: PPCA, x: Tensor) -> Figure:
     """Left data, axis and posterior means; right the prior and three posteriors of z."""
-    out, (left, right) = panels(8.2, 3.6, columns=2, width_ratios=(1.25, 1))
-    z = torch.linspace(-2.6, 2.6, 200)[:, None]
+    out, (left, right) = panels(8.6, 3.2, columns=2, width_ratios=(1.7, 1))
+    z = torch.linspace(-2.6, 2.6, 300)[:, None]
     mean = posterior_mean(lvm, x)["z"]
-    axis, back = z @ lvm.W.T + lvm.b, mean @ lvm.W.T + lvm.b
+    axis, back = 0.85 * z @ lvm.W.T + lvm.b, mean @ lvm.W.T + lvm.b
     for datum, point in zip(x, back, strict=True):
         left.plot(*torch.stack([datum, point]).T, color=GREY, linewidth=0.6)
     left.plot(*axis.T, color="black", linewidth=1.5, label="W z + b")
@@ -33,7 +33,7 @@ def figure(lvm: PPCA, x: Tensor) -> Figure:
     left.set(xlabel="petal length (cm)", ylabel="sepal length (cm)", aspect="equal")
     left.legend(frameon=False, loc="upper left")
     right.plot(z, Normal(0.0, 1.0).log_prob(z).exp(), color=GREY)
-    right.annotate("p(z)", (1.1, 0.27), color="#5a626a")
+    right.annotate("p(z)", (-0.75, 0.4), color="#5a626a")
     order = x[:, 0].argsort()
     chosen = order[torch.linspace(0, len(x) - 1, _SHOWN).round().long()]
     for i, colour, marker in zip(chosen, CLASSES, MARKERS, strict=True):
@@ -43,7 +43,7 @@ def figure(lvm: PPCA, x: Tensor) -> Figure:
         peak = density.max()
         right.plot(mean[i], peak, marker, color=colour, markersize=8)
     right.annotate("q(z | x)", (mean[chosen[0]] + 0.3, 1.0), color=INK)
-    right.set(xlabel="z", ylabel="density", ylim=(0, None))
+    right.set(xlabel="z", ylabel="density", ylim=(0, None), yticks=(0, 1, 2))
     return out
 
 
@@ -51,6 +51,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser_of("ppca", __doc__).parse_args(argv)
     x = torch.tensor(load_iris().data[:, [2, 0]], dtype=torch.float32)
     lvm = PPCA(data_dim=2, latent_dim=1).maximise(x)
+    with torch.no_grad():  # z and −z are equivalent: let it grow with size
+        sign = lvm.W[0].sign()
+        lvm.W.mul_(sign)
+        lvm.V.mul_(sign)
     console.print(
         f"W = {lvm.W.flatten().tolist()}, σ = {lvm.log_sigma.exp():.3f}",
         highlight=False,
