@@ -56,7 +56,7 @@ def test_figure_of_a_closed_form_is_drawn(name, tmp_path):
 
 @pytest.mark.parametrize("page", sorted(GALLERY.glob("*.md")), ids=lambda p: p.stem)
 def test_gallery_page_has_a_picture(page):
-    pictures = re.findall(r"!\[[^\]]+\]\((\S+\.png)\)", page.read_text("utf-8"))
+    pictures = re.findall(r"!\[.+?\]\((\S+\.png)\)", page.read_text("utf-8"))
     assert pictures
     assert all((GALLERY / picture).is_file() for picture in pictures)
 

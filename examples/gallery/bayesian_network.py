@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
             seed=args.seed,
             **one_cycle(0.05, args.steps),
         )
-        posteriors[f"{guide.replace('_', ' ')} guide"] = guide_joint(lvm)
+        posteriors[f"{guide.replace('_', '-')} guide"] = guide_joint(lvm)
     for name, joint in posteriors.items():
         console.print(name, [round(p, 3) for p in joint.tolist()], highlight=False)
     save(figure(posteriors), args.out)

@@ -47,12 +47,12 @@ def figure(lvm: FactorAnalysis, ppca: PPCA, x: Tensor) -> Figure:
     )
     left.set(xlabel="share of the variable's variance", xlim=(0, 1.0))
     left.tick_params(axis="y", length=0)
-    out.legend(
-        *left.get_legend_handles_labels(),
+    left.legend(
         frameon=False,
-        loc="outside upper left",
+        loc="lower center",
+        bbox_to_anchor=(0.35, 1),
         ncols=3,
-        columnspacing=1.2,
+        columnspacing=1.0,
     )
     z = posterior_mean(lvm, x)["z"]
     for k, (colour, marker) in enumerate(zip(CLASSES, MARKERS, strict=True)):
