@@ -30,7 +30,9 @@ def figure(posteriors: dict[str, Tensor]) -> Figure:
     rows = np.arange(4)
     width = 0.27
     for i, (name, joint) in enumerate(posteriors.items()):
-        right.bar(rows + (i - 1) * width, joint, width, color=CLASSES[i], label=name)
+        right.bar(
+            rows + (i - 1) * width, joint.numpy(), width, color=CLASSES[i], label=name
+        )
     names = {0: "off", 1: "on"}, {0: "no rain", 1: "rain"}
     labels = [
         f"sprinkler {names[0][s]},\n{names[1][r]}" for s, r in product((0, 1), (0, 1))

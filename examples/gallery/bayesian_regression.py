@@ -3,6 +3,8 @@
 python -m examples.gallery.bayesian_regression docs/images/bayesian_regression.png
 """
 
+from typing import Any
+
 import torch
 from matplotlib.figure import Figure
 from pyro.infer import Trace_ELBO
@@ -53,7 +55,7 @@ def figure(x: Tensor, y: Tensor, draws: dict[str, Tensor]) -> Figure:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser_of("bayesian_regression", __doc__, steps=800).parse_args(argv)
-    patients = load_diabetes(scaled=False)
+    patients: Any = load_diabetes(scaled=False)
     x = torch.tensor(patients.data[:_PATIENTS, 2:3], dtype=torch.float32)
     y = torch.tensor(patients.target[:_PATIENTS], dtype=torch.float32)
     lvm = BayesianRegression.whitened(

@@ -3,6 +3,8 @@
 python -m examples.gallery.factor_analysis docs/images/factor_analysis.png
 """
 
+from typing import Any
+
 import torch
 from matplotlib.figure import Figure
 from sklearn.datasets import load_wine
@@ -30,13 +32,13 @@ _SHORT = {"od280/od315_of_diluted_wines": "dilution (OD ratio)"}
 @torch.no_grad()
 def figure(lvm: FactorAnalysis, ppca: PPCA, x: Tensor) -> Figure:
     """Left the variance of each variable by source, right the wines in the plane of factors."""
-    wine = load_wine()
+    wine: Any = load_wine()
     out, (left, right) = panels(8.8, 4.2, columns=2, width_ratios=(1.35, 1))
     order = lvm.psi.argsort()
-    noise = lvm.psi[order]
-    common = lvm.W.square().sum(1)[order]
+    noise = lvm.psi[order].numpy()
+    common = lvm.W.square().sum(1)[order].numpy()
     names = [
-        _SHORT.get(n, n.replace("_", " "))
+        str(_SHORT.get(n, n.replace("_", " ")))
         for n in (wine.feature_names[i] for i in order)
     ]
     left.barh(names, noise, color=SECOND, label="own noise ψ")
@@ -76,7 +78,8 @@ def figure(lvm: FactorAnalysis, ppca: PPCA, x: Tensor) -> Figure:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser_of("factor_analysis", __doc__).parse_args(argv)
-    x = torch.tensor(load_wine().data)
+    wine: Any = load_wine()
+    x = torch.tensor(wine.data)
     x = ((x - x.mean(0)) / x.std(0, correction=0)).float()
     with seeded(0):  # EM starts at random
         lvm = FactorAnalysis(data_dim=13, latent_dim=2).maximise(x)

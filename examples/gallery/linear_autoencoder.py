@@ -52,7 +52,7 @@ def _sheet(axes: Axes, rows: dict[str, Tensor]) -> None:
     sheet = torch.cat(
         [x.unflatten(1, (8, 8)).transpose(0, 1).flatten(1) for x in rows.values()]
     )
-    axes.imshow(sheet, cmap="gray_r", vmin=0, vmax=1)
+    axes.imshow(sheet.numpy(), cmap="gray_r", vmin=0, vmax=1)
     axes.set_yticks([8 * i + 3.5 for i in range(len(rows))], list(rows))
     axes.set_xticks([])
     axes.tick_params(length=0)

@@ -4,6 +4,7 @@ python -m examples.gallery.linear_discriminant docs/images/linear_discriminant.p
 """
 
 from copy import deepcopy
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +26,12 @@ _LABELLED = 5  # irises a species, with whose labels the fit without labels star
 
 def figure(fits: dict[str, LinearDiscriminant], x: Tensor, y: Tensor) -> Figure:
     """A fit a panel: irises by species, the classes' ellipses and the regions between them."""
+    iris: Any = load_iris()
     out, axes = panels(8.2, 3.9, columns=2, sharex=True, sharey=True)
     for one, (name, lvm) in zip(axes, fits.items(), strict=True):
         _regions(one, lvm)
         for k, (colour, marker) in enumerate(zip(CLASSES, MARKERS, strict=True)):
-            label = load_iris().target_names[k]
+            label = iris.target_names[k]
             one.scatter(*x[y == k].T, s=14, color=colour, marker=marker, label=label)
         one.set(
             title=name, xlabel="petal length (cm)", xlim=(0.5, 7.3), ylim=(-0.2, 2.9)
@@ -62,7 +64,7 @@ def _regions(axes: Axes, lvm: LinearDiscriminant) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser_of("linear_discriminant", __doc__, steps=1500).parse_args(argv)
-    iris = load_iris()
+    iris: Any = load_iris()
     x = torch.tensor(iris.data[:, 2:], dtype=torch.float32)
     y = torch.from_numpy(iris.target)
     supervised = LinearDiscriminant(2, 3).maximise(x, y)

@@ -3,6 +3,8 @@
 python -m examples.gallery.ppca docs/images/ppca.png
 """
 
+from typing import Any
+
 import torch
 from matplotlib.figure import Figure
 from sklearn.datasets import load_iris
@@ -49,7 +51,8 @@ def figure(lvm: PPCA, x: Tensor) -> Figure:
 
 def main(argv: list[str] | None = None) -> int:
     args = parser_of("ppca", __doc__).parse_args(argv)
-    x = torch.tensor(load_iris().data[:, [2, 0]], dtype=torch.float32)
+    iris: Any = load_iris()
+    x = torch.tensor(iris.data[:, [2, 0]], dtype=torch.float32)
     lvm = PPCA(data_dim=2, latent_dim=1).maximise(x)
     with torch.no_grad():  # z and −z are equivalent: let it grow with size
         sign = lvm.W[0].sign()
