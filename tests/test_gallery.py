@@ -2,25 +2,63 @@
 
 import importlib
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 NAMES = ["count_vae", "deep_markov", "prod_lda"]
+CLASSICAL = [
+    "bayesian_network",
+    "bayesian_regression",
+    "eight_schools",
+    "gaussian_mixture",
+    "hidden_markov",
+    "linear_autoencoder",
+    "linear_discriminant",
+]
+CLOSED_FORM = ["factor_analysis", "ppca"]
 FILE = Path("freyfaces") / "freyfaces_uint8_1965x28x20.npy"
 HAS_FACES = (Path(os.environ.get("VILVM_DATA", "nowhere")) / FILE).is_file()
 
 
-def draws_a_picture(name, out, *options):
+GALLERY = Path(__file__).parents[1] / "docs" / "gallery"
+
+
+def runs(name, out, *options):
     main = importlib.import_module(f"examples.gallery.{name}").main
-    assert main([str(out), "--steps", "2", *options]) == 0
+    assert main([str(out), *options]) == 0
     assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def draws_a_picture(name, out, *options):
+    runs(name, out, "--steps", "2", *options)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_figure_is_drawn(name, tmp_path):
     draws_a_picture(name, tmp_path / "figure.png")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CLASSICAL)
+def test_small_figure_is_drawn(name, tmp_path):
+    draws_a_picture(name, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size < 80_000
+
+
+@pytest.mark.parametrize("name", CLOSED_FORM)
+def test_figure_of_a_closed_form_is_drawn(name, tmp_path):
+    runs(name, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size < 80_000
+
+
+@pytest.mark.parametrize("page", sorted(GALLERY.glob("*.md")), ids=lambda p: p.stem)
+def test_gallery_page_has_a_picture(page):
+    pictures = re.findall(r"!\[.+?\]\((\S+\.png)\)", page.read_text("utf-8"))
+    assert pictures
+    assert all((GALLERY / picture).is_file() for picture in pictures)
 
 
 @pytest.mark.slow

@@ -7,15 +7,21 @@ import vilvm
 from examples._options import console, positive
 
 
-def parser_of(name: str, doc: str | None, steps: int) -> argparse.ArgumentParser:
-    """A parser of `out`, `steps` and `seed` for ``python -m examples.gallery.NAME``."""
+def parser_of(
+    name: str, doc: str | None, steps: int | None = None
+) -> argparse.ArgumentParser:
+    """A parser of `out` for ``python -m examples.gallery.NAME``.
+
+    With `steps` also of `steps` and `seed`; a fit in closed form has neither.
+    """
     parser = argparse.ArgumentParser(
         prog=f"python -m examples.gallery.{name}",
         description=(doc or "").split("\n")[0],
     )
     parser.add_argument("out", type=Path, help="the picture, a PNG")
-    parser.add_argument("--steps", type=positive, default=steps, help="of training")
-    parser.add_argument("--seed", type=int, default=0)
+    if steps is not None:
+        parser.add_argument("--steps", type=positive, default=steps, help="of training")
+        parser.add_argument("--seed", type=int, default=0)
     return parser
 
 
