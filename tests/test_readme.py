@@ -33,6 +33,7 @@ LONG_BLOCKS = {
     ("choose_a_guide.md", 0),
     ("count_vae.md", 0),
     ("deep_markov.md", 0),
+    ("from_numpyro.md", 0),
     ("inference.md", 6),
     ("pareto_k.md", 0),
     ("time_series.md", 0),
