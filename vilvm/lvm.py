@@ -349,8 +349,14 @@ def check_contract(lvm: object) -> None:
         if not callable(getattr(lvm, name, None)):
             raise ContractError(
                 f"{type(lvm).__name__} has no method {name}(batch); a latent variable model has "
-                "both model(batch) and guide(batch)."
+                f"both model(batch) and guide(batch).{_inner_hint(lvm)}"
             )
+
+
+def _inner_hint(found: object) -> str:
+    """Where the pair is, for a result in its place."""
+    inner = getattr(found, "lvm", None)
+    return " Pass its .lvm." if hasattr(inner, "model") else ""
 
 
 def device_of(lvm: object, default: torch.device | str = "cpu") -> torch.device:

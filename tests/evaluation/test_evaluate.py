@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -18,6 +19,7 @@ from pyro import poutine
 import vilvm
 from vilvm.data import DynamicBinarisation
 from vilvm.evaluation._sample_moments import moments_of
+from vilvm.models.ppca import PPCA
 from vilvm.models.vae import VAE
 
 
@@ -496,6 +498,24 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 def test_an_object_without_a_model_breaks_the_contract():
     with pytest.raises(vilvm.ContractError, match="has no method model"):
         vilvm.evaluate(object(), torch.zeros(4, 2), precision="bf16")  # pyright: ignore
+
+
+def test_a_result_in_place_of_a_pair_is_named_with_what_to_pass():
+    found = SimpleNamespace(lvm=PPCA(3, 1))
+    with pytest.raises(
+        vilvm.ContractError, match=r"SimpleNamespace .* Pass its \.lvm\."
+    ):
+        vilvm.evaluate(found, torch.zeros(4, 3))  # pyright: ignore
+
+
+def test_few_effective_samples_are_said():
+    x = torch.zeros(4, 3)
+    exact = PPCA(3, 1).maximise(torch.randn(50, 3))
+    assert "effective samples" not in str(vilvm.evaluate(exact, x, num_samples=50))
+    wrong = vilvm.Pair(exact.model, lambda x: exact.guide(x + 100))
+    assert "The weights of 4 of 4 data have fewer than 5 effective samples" in str(
+        vilvm.evaluate(wrong, x, num_samples=50)
+    )
 
 
 def test_chunks_are_added_row_by_row():

@@ -21,7 +21,6 @@ from vilvm.lvm import ContractError, LatentVariableModel
 from vilvm.weights.log_joint import LogJoint
 
 __all__ = [
-    "FEW",
     "Chains",
     "chains_in_a_pass",
     "density_gradients",
@@ -29,7 +28,6 @@ __all__ = [
     "log_mean",
 ]
 
-FEW = 5.0  # effective chains below which the Monte Carlo error is itself unreliable
 _CHAINS_CPU, _CHAINS_CUDA = 8_000, 200_000  # chains per pass
 _PILOT_START, _PILOT_LEAST = (
     30,

@@ -29,14 +29,13 @@ from vilvm._runtime.random import preserved_rng
 from vilvm._runtime.results import Result, frame_of
 from vilvm.data.data import Data
 from vilvm.evaluation._chains import (
-    FEW,
     Chains,
     chains_in_a_pass,
     density_gradients,
     effective_chains,
     log_mean,
 )
-from vilvm.evaluation.estimates import Estimate
+from vilvm.evaluation.estimates import FEW, Estimate
 from vilvm.evaluation.schedule import Schedule, check_schedule
 from vilvm.lvm import ContractError, LatentVariableModel, evaluation_mode
 from vilvm.weights import Prepared, find_layout

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from vilvm._runtime.results import Result, Table, frame_of, table_of
 
-__all__ = ["Bounds", "Estimate", "Evaluation", "log_mean_error"]
+__all__ = ["FEW", "Bounds", "Estimate", "Evaluation", "log_mean_error"]
+
+FEW = 5.0  # effective samples below which the Monte Carlo error is itself unreliable
 
 
 class Estimate(NamedTuple):
@@ -184,6 +186,18 @@ class Evaluation(Result):
         yield from table_of(self.to_frame())
         if self.bounds.refusal:
             yield self.bounds.refusal
+        if few := self._uneven():
+            yield (
+                f"The weights of {few:,} of {len(self.distortion.values):,} data have fewer than "
+                f"{FEW:g} effective samples; there the importance-weighted bound is loose, and "
+                "its mc_se unreliable."
+            )
+
+    def _uneven(self) -> int:
+        """The number of data whose effective sample size is too small for the bound's error."""
+        if self.ess is None or "iwae" not in self.bounds or self.num_samples < FEW:
+            return 0
+        return int((self.ess < FEW).sum())
 
     def to_dict(self) -> dict[str, Any]:
         """Means and standard errors as plain numbers, for JSON."""

@@ -30,9 +30,8 @@ from vilvm._runtime.files import write_atomic
 from vilvm._runtime.random import seeded
 from vilvm._runtime.results import Result, Table, frame_of, plots
 from vilvm.data.data import Data
-from vilvm.evaluation._chains import FEW
 from vilvm.evaluation.ais import ais as annealed
-from vilvm.evaluation.estimates import Evaluation
+from vilvm.evaluation.estimates import FEW, Evaluation
 from vilvm.evaluation.evaluate import evaluate
 from vilvm.evaluation.ledger_rows import (
     Difference,

@@ -93,6 +93,7 @@ class Fit(Result):
         skipped = f", {self.skipped:,} of them skipped" if self.skipped else ""
         yield (
             f"{self.steps:,} steps in {self.seconds:.3g} s{skipped}; stopped: {self.stopped}; the "
-            f"model has the parameters of step {self.best_step:,}. Bounds in nats per datum."
+            f"model has the parameters of step {self.best_step:,}. Bounds in nats per "
+            "datum, or of all data together if they share a latent."
         )
         yield from self.history._contents()
