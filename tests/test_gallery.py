@@ -18,11 +18,9 @@ CLASSICAL = [
     "linear_discriminant",
 ]
 CLOSED_FORM = ["factor_analysis", "ppca"]
+GALLERY = Path(__file__).parents[1] / "docs" / "gallery"
 FILE = Path("freyfaces") / "freyfaces_uint8_1965x28x20.npy"
 HAS_FACES = (Path(os.environ.get("VILVM_DATA", "nowhere")) / FILE).is_file()
-
-
-GALLERY = Path(__file__).parents[1] / "docs" / "gallery"
 
 
 def runs(name, out, *options):

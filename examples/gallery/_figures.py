@@ -17,7 +17,6 @@ __all__ = [
     "INK",
     "MARKERS",
     "SECOND",
-    "hide_spines",
     "panels",
     "save",
 ]

@@ -46,12 +46,7 @@ def figure(y: Tensor, sigma: Tensor, theta: Tensor, mu: Tensor) -> Figure:
     axes.set_yticks(rows, [SCHOOLS[int(i)] for i in order])
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("effect of coaching (points of the SAT-V score)")
-    out.legend(
-        *axes.get_legend_handles_labels(),
-        frameon=False,
-        loc="outside upper center",
-        ncols=3,
-    )
+    out.legend(frameon=False, loc="outside upper center", ncols=3)
     return out
 
 
@@ -60,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     case = MODELS["eight_schools"]("full_rank")
     fit_case(case, args.seed, args.steps)
     y, sigma = case.data.x
+    torch.manual_seed(args.seed)
     drawn = vilvm.posterior(case.lvm, case.data.x, 20_000)
     exact = case.lvm.exact_moments(case.data.x)
     means = torch.stack([exact.mean[f"theta[{j + 1}]"] for j in range(len(y))])

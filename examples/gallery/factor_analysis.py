@@ -30,9 +30,8 @@ _SHORT = {"od280/od315_of_diluted_wines": "dilution (OD ratio)"}
 
 
 @torch.no_grad()
-def figure(lvm: FactorAnalysis, ppca: PPCA, x: Tensor) -> Figure:
+def figure(lvm: FactorAnalysis, ppca: PPCA, x: Tensor, wine: Any) -> Figure:
     """Left the variance of each variable by source, right the wines in the plane of factors."""
-    wine: Any = load_wine()
     out, (left, right) = panels(8.8, 4.2, columns=2, width_ratios=(1.35, 1))
     order = lvm.psi.argsort()
     noise = lvm.psi[order].numpy()
@@ -89,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         f"log p(x), nats per datum: factor analysis {found[0]:.4f}, PPCA {found[1]:.4f}",
         highlight=False,
     )
-    save(figure(lvm, ppca, x), args.out)
+    save(figure(lvm, ppca, x, wine), args.out)
     return 0
 
 

@@ -41,7 +41,7 @@ def figure(x: Tensor, z: Tensor, probability: Tensor, alone: Tensor) -> Figure:
             color=GREY,
             alpha=0.3,
             linewidth=0,
-            label="true state 2",
+            label="true state 2" if axes is above else None,
         )
     above.plot(time, x[0], "o", color="black", markersize=3, label="data")
     above.set_ylabel("xₜ")
@@ -52,11 +52,7 @@ def figure(x: Tensor, z: Tensor, probability: Tensor, alone: Tensor) -> Figure:
     below.set(
         xlabel="step t", ylabel="p(zₜ = 2 | x)", yticks=(0, 0.5, 1), xlim=(0, _LENGTH)
     )
-    handles = dict(zip(*reversed(above.get_legend_handles_labels()), strict=True))
-    handles |= dict(zip(*reversed(below.get_legend_handles_labels()), strict=True))
-    out.legend(
-        handles.values(), handles, frameon=False, loc="outside upper center", ncols=4
-    )
+    out.legend(frameon=False, loc="outside upper center", ncols=4)
     return out
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import vilvm
 from examples._options import console, run
-from examples.gallery._figures import GREY, INK, hide_spines, save
+from examples.gallery._figures import GREY, INK, panels, save
 from examples.gallery._options import parser_of
 from vilvm.data.datasets import digits
 from vilvm.models.linear_autoencoder import LinearAutoencoder
@@ -30,9 +30,7 @@ def figure(
     fits: dict[int, LinearAutoencoder], x: Tensor, errors: Tensor, exact: Tensor
 ) -> Figure:
     """Left the squared error against d, right digits and their reconstructions."""
-    out = Figure(figsize=(8.4, 3.6), layout="constrained")
-    left, right = out.subplots(1, 2, width_ratios=(1.25, 1))
-    hide_spines(left)
+    out, (left, right) = panels(8.4, 3.6, columns=2, width_ratios=(1.25, 1))
     left.plot(range(len(exact)), exact, color=GREY, linewidth=2, label="PCA, exact")
     left.plot(_SIZES, errors, "o", color=INK, markersize=7, label="linear auto-encoder")
     left.set(

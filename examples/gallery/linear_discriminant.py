@@ -24,15 +24,15 @@ from vilvm.training import one_cycle
 _LABELLED = 5  # irises a species, with whose labels the fit without labels starts
 
 
-def figure(fits: dict[str, LinearDiscriminant], x: Tensor, y: Tensor) -> Figure:
+def figure(
+    fits: dict[str, LinearDiscriminant], x: Tensor, y: Tensor, names: Any
+) -> Figure:
     """A fit a panel: irises by species, the classes' ellipses and the regions between them."""
-    iris: Any = load_iris()
     out, axes = panels(8.2, 3.9, columns=2, sharex=True, sharey=True)
     for one, (name, lvm) in zip(axes, fits.items(), strict=True):
         _regions(one, lvm)
         for k, (colour, marker) in enumerate(zip(CLASSES, MARKERS, strict=True)):
-            label = iris.target_names[k]
-            one.scatter(*x[y == k].T, s=14, color=colour, marker=marker, label=label)
+            one.scatter(*x[y == k].T, s=14, color=colour, marker=marker, label=names[k])
         one.set(
             title=name, xlabel="petal length (cm)", xlim=(0.5, 7.3), ylim=(-0.2, 2.9)
         )
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
             f"{name}: log p(x) {evidence:.4f} nats per datum, {wrong} of {len(x)} errors",
             highlight=False,
         )
-    save(figure(fits, x, y), args.out)
+    save(figure(fits, x, y, iris.target_names), args.out)
     return 0
 
 
