@@ -24,6 +24,7 @@ and Yosef, 2018.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -31,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from vilvm.guides import normal
-from vilvm.lvm import rebuildable
+from vilvm.lvm import rebuildable, training_tensors
 from vilvm.networks import mlp
 
 __all__ = ["CountVAE", "tiny"]
@@ -115,15 +116,16 @@ class CountVAE(nn.Module):
         ).to_event(1)
 
     @torch.no_grad()
-    def start_at(self, x: Tensor) -> "CountVAE":
+    def start_at(self, x: Any) -> "CountVAE":
         """Sets p(log ℓ) to mean and deviation of log totals, as the paper does, and ρ to shares.
 
         Arguments:
-            x: training data, shape (num_data, num_genes).
+            x: training data, shape (num_data, num_genes), a tensor, array or frame.
 
         Returns:
             The model.
         """
+        x = training_tensors(self, x, "start_at: x")
         log_total = _log_total(x)
         self.log_library_mean.copy_(log_total.mean())
         self.log_library_scale.copy_(log_total.std().clamp_min(0.01))

@@ -25,6 +25,7 @@ Unifying Review of Linear Gaussian Models, Sam Roweis and Zoubin Ghahramani, 199
 """
 
 import math
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -32,7 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from vilvm.lvm import rebuildable
+from vilvm.lvm import rebuildable, training_tensors
 
 __all__ = ["FactorAnalysis", "tiny"]
 
@@ -139,7 +140,7 @@ class FactorAnalysis(nn.Module):
     @torch.no_grad()
     def maximise(
         self,
-        x: Tensor,
+        x: Any,
         max_steps: int = 10_000,
         tolerance: float = 1e-9,
         least_noise: float = 1e-6,
@@ -149,13 +150,13 @@ class FactorAnalysis(nn.Module):
         It then sets the guide to its optimum, and returns the model.
 
         Arguments:
-            x: shape (num_data, data_dim); computed in float64.
+            x: shape (num_data, data_dim), a tensor, array or frame; computed in float64.
             max_steps: of EM.
             tolerance: EM stops after a step that gains less, in nats per datum.
             least_noise: lower bound of ψ. Without it the likelihood is unbounded if a variable is
                 constant, or if one factor explains it (a Heywood case).
         """
-        x = x.double()
+        x = training_tensors(self, x, "maximise: x", dtype=torch.float64).double()
         mean = x.mean(0)
         W = self.W.double()
         psi = self.psi.double().clamp(min=least_noise)

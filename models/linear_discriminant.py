@@ -24,6 +24,8 @@ Elements of Statistical Learning, Trevor Hastie, Robert Tibshirani and Jerome Fr
 (section 4.3).
 """
 
+from typing import Any
+
 import pyro
 import pyro.distributions as dist
 import torch
@@ -31,7 +33,7 @@ from pyro.infer import TraceEnum_ELBO
 from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
-from vilvm.lvm import rebuildable
+from vilvm.lvm import rebuildable, training_tensors
 
 __all__ = ["LinearDiscriminant", "objective", "tiny"]
 
@@ -116,20 +118,22 @@ class LinearDiscriminant(nn.Module):
         return self
 
     @torch.no_grad()
-    def maximise(self, x: Tensor, y: Tensor) -> "LinearDiscriminant":
+    def maximise(self, x: Any, y: Any) -> "LinearDiscriminant":
         """Sets all parameters to maximum likelihood on labelled data; returns the model.
 
         The guide becomes the exact posterior.
 
         Arguments:
-            x: shape (num_data, data_dim); computed in float64.
+            x: shape (num_data, data_dim), a tensor, array or frame; computed in float64.
             y: the classes, whole numbers from 0 to num_classes − 1, shape (num_data,).
 
         Raises:
             ValueError: a label is out of range, a class has no datum, or the data within the
                 classes span too few dimensions.
         """
-        x, num_classes = x.double(), len(self.logits)
+        num_classes = len(self.logits)
+        x, y = training_tensors(self, (x, y), "maximise", dtype=torch.float64)
+        x = x.double()
         count = _class_counts(x, y, num_classes)
         sums = torch.zeros(num_classes, x.shape[1]).to(x).index_add(0, y, x)
         mu = sums / count[:, None]

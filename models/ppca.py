@@ -24,13 +24,14 @@ Grosse and Norouzi, 2019.
 """
 
 import math
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from vilvm.lvm import rebuildable
+from vilvm.lvm import rebuildable, training_tensors
 
 __all__ = ["PPCA", "tiny"]
 
@@ -97,16 +98,16 @@ class PPCA(nn.Module):
         return dist.MultivariateNormal(mean, precision_matrix=precision)
 
     @torch.no_grad()
-    def maximise(self, x: Tensor) -> "PPCA":
+    def maximise(self, x: Any) -> "PPCA":
         """Sets all parameters to maximum likelihood on `x`, and the guide to the exact posterior.
 
         Returns the model.
 
         Arguments:
-            x: shape (num_data, data_dim); computed in float64.
+            x: shape (num_data, data_dim), a tensor, array or frame; computed in float64.
         """
         d = len(self.origin)
-        x = x.double()
+        x = training_tensors(self, x, "maximise: x", dtype=torch.float64).double()
         mean = x.mean(0)
         values, vectors = torch.linalg.eigh((x - mean).T @ (x - mean) / len(x))
         values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)

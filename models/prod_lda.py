@@ -26,6 +26,7 @@ Sutton, 2017; Latent Dirichlet Allocation, Blei, Ng and Jordan, 2003.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -35,7 +36,7 @@ from torch import Tensor, nn
 from vilvm._runtime.argument_checks import check_number, check_positive
 from vilvm.distributions import Multinomial
 from vilvm.guides import normal
-from vilvm.lvm import rebuildable
+from vilvm.lvm import rebuildable, training_tensors
 from vilvm.networks import mlp
 
 __all__ = ["ProdLDA", "laplace_dirichlet", "tiny"]
@@ -136,12 +137,13 @@ class ProdLDA(nn.Module):
         return (beta + self.decoder.bias.detach()).softmax(-1)
 
     @torch.no_grad()
-    def start_at(self, x: Tensor) -> "ProdLDA":
+    def start_at(self, x: Any) -> "ProdLDA":
         """Sets b to log-frequencies of the words in x, shape (num_data, num_words).
 
         Returns:
             The model.
         """
+        x = training_tensors(self, x, "start_at: x")
         # half a count more, so that a word without counts has a finite logarithm
         self.decoder.bias.copy_((x.sum(0) + 0.5).log() - x.sum().log())
         return self

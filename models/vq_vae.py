@@ -45,7 +45,7 @@ from torch.distributions import constraints
 
 from vilvm.distributions import IndependentBernoulli
 from vilvm.guides import penalty
-from vilvm.lvm import rebuildable
+from vilvm.lvm import rebuildable, training_tensors
 from vilvm.networks import mlp, start_at_mean
 
 __all__ = ["VQVAE", "CodePrior", "Codes", "tiny"]
@@ -133,12 +133,13 @@ class VQVAE(nn.Module):
         return IndependentBernoulli(self.decoder(z.flatten(-2)))
 
     @torch.no_grad()
-    def start_at(self, x: Tensor) -> "VQVAE":
+    def start_at(self, x: Any) -> "VQVAE":
         """Starts training from the mean of data x, and a codebook of vectors f(x) of them.
 
         A vector that is nearest to no f(x) gets no gradient and remains unused. Needs
         codebook_size / num_codes data at least; returns the model.
         """
+        x = training_tensors(self, x, "start_at: x")
         start_at_mean(self.decoder[-1], x.mean(0), "bernoulli")
         encoded = self.encode(x).flatten(0, -2)
         self.codebook.copy_(encoded[torch.randperm(len(encoded))[: len(self.codebook)]])

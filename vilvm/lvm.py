@@ -35,6 +35,12 @@ from vilvm._runtime.held_modules import held_modules
 from vilvm._runtime.parameters import module_parameters
 from vilvm._runtime.rebuildable import rebuildable
 from vilvm._runtime.submodules import add_network, own_memory, own_networks
+from vilvm.data._column_names import (
+    check_columns,
+    forget_columns,
+    keep_columns,
+    training_columns,
+)
 from vilvm.data.data import Data, as_data
 
 __all__ = [
@@ -56,6 +62,7 @@ __all__ = [
     "module_parameters",
     "own_memory",
     "rebuildable",
+    "training_tensors",
 ]
 
 
@@ -406,6 +413,8 @@ def dtype_of(lvm: object) -> torch.dtype:
 def data_beside(lvm: object, data: Any, what: str = "data") -> Data:
     """The data, checked; floats of other libraries get the type of the model's numbers.
 
+    If the model was trained on data with names of columns, the data must have the same.
+
     Arguments:
         lvm: the model.
         data: anything that ``vilvm.data.as_data`` converts.
@@ -415,7 +424,7 @@ def data_beside(lvm: object, data: Any, what: str = "data") -> Data:
         The data, where they are.
 
     Raises:
-        ValueError: see ``vilvm.data.as_data``.
+        ValueError: see ``vilvm.data.as_data``; or the columns are not those of the training data.
 
     Examples:
         >>> import numpy, torch
@@ -423,7 +432,38 @@ def data_beside(lvm: object, data: Any, what: str = "data") -> Data:
         >>> data_beside(torch.nn.Linear(2, 3).double(), numpy.zeros((4, 2))).x.dtype
         torch.float64
     """
-    return as_data(data, what, dtype=dtype_of(lvm))
+    checked = as_data(data, what, dtype=dtype_of(lvm))
+    check_columns(checked, training_columns(lvm), what)
+    return checked
+
+
+def training_tensors(
+    lvm: object, data: Any, what: str, *, dtype: torch.dtype | None = None
+) -> Any:
+    """The tensors of data from which a model is set anew, and whose columns it keeps.
+
+    Arguments:
+        lvm: the model.
+        data: anything that ``vilvm.data.as_data`` converts.
+        what: the name of the argument, for messages.
+        dtype: of floats that are not tensors; by default that of the model's numbers.
+
+    Returns:
+        The tensors as a model is called with them.
+
+    Raises:
+        ValueError: see ``vilvm.data.as_data``.
+
+    Examples:
+        >>> import pandas, torch
+        >>> from vilvm.lvm import training_tensors
+        >>> training_tensors(torch.nn.Linear(2, 3), pandas.DataFrame({"a": [1, 2]}), "x").shape
+        torch.Size([2, 1])
+    """
+    checked = as_data(data, what, dtype=dtype or dtype_of(lvm)).loaded().fixed()
+    forget_columns(lvm)
+    keep_columns(lvm, checked)
+    return checked.x
 
 
 def fixed_beside(lvm: object, data: Any, seed: int = 0) -> Data:

@@ -76,6 +76,32 @@ def trained(capsys, *more):
     return run(capsys, "train", "ppca", "x.npy", "--steps", 20, "--out", "run", *more)
 
 
+def test_columns_are_taken_by_the_names_of_training(folder, capsys):
+    pd.read_csv("x.csv")[["name", "e", "d", "c", "b", "a"]].to_csv(
+        "turned.csv", index=False
+    )
+    train = (
+        "train",
+        "ppca",
+        "x.csv",
+        "--columns",
+        "a,b,c",
+        "--steps",
+        5,
+        "--set",
+        "latent_dim=1",
+    )
+    assert run(capsys, *train, "--out", "run")[0] == 0
+    tables = [
+        run(capsys, "evaluate", "run", name)[1] for name in ("x.csv", "turned.csv")
+    ]
+    assert all("3 columns used: a, b, c" in table for table in tables)
+    numbers = [[line for line in t.splitlines() if "│" in line] for t in tables]
+    assert numbers[0] == numbers[1]
+    message = refusal(capsys, "evaluate", "run", "x.csv", "--columns", "c,b,a")
+    assert "another order than in training (a, b, c)" in message
+
+
 # Commands
 # ----------------------------------------------------------------------------------------
 

@@ -15,7 +15,13 @@ from vilvm._runtime.extras import require
 from vilvm._runtime.files import write_atomic, write_json
 from vilvm._runtime.random import seeded
 from vilvm.cli._data import read_data
-from vilvm.cli._models import MODEL_FILE, Subject, device_of, subject_of
+from vilvm.cli._models import (
+    MODEL_FILE,
+    Subject,
+    device_of,
+    subject_of,
+    trained_columns,
+)
 from vilvm.data.data import Data
 from vilvm.diagnostics import Diagnosis
 from vilvm.diagnostics import diagnose as diagnose_model
@@ -128,7 +134,9 @@ def report(args: argparse.Namespace) -> None:
 
 
 def _data(args: argparse.Namespace) -> Data:
-    return read_data(args.data, args.columns, args.target, args.each)
+    saved = getattr(args, "load", None) or args.model
+    trained = trained_columns(str(saved), args.target)
+    return read_data(args.data, args.columns, args.target, args.each, trained=trained)
 
 
 def _subject(args: argparse.Namespace, data: Data) -> Subject:

@@ -21,14 +21,17 @@ def read_data(
     columns: list[str] | None = None,
     target: str | None = None,
     each: bool = False,
+    *,
+    trained: list[str] | None = None,
 ) -> Data:
     """The data in a file, as float32.
 
     Arguments:
         path: of a .npy, .csv, .parquet, .zarr or .h5ad file.
-        columns: of a table; by default all numeric ones.
+        columns: of a table, in their order; by default those in `trained`, else all numeric ones.
         target: the column y of (x, y).
         each: whether the data are a tuple with one vector for each column.
+        trained: the columns that the model was trained on, if they are known.
 
     Raises:
         ValueError: the file or a column is missing or of another kind, or a value is missing.
@@ -47,8 +50,29 @@ def read_data(
                 "--each, or give a table."
             )
         return _array(path)
-    chosen = _chosen(path, _table(path), columns, target)
-    return Data(_tensors(path, chosen, target, each), path.stem)
+    chosen = _chosen(path, _table(path), columns or trained, target)
+    names = tuple(map(str, chosen.columns))
+    print(f"{path}: {len(names)} columns used: {_few(names)}")
+    return Data(
+        _tensors(path, chosen, target, each),
+        path.stem,
+        index=None if isinstance(chosen.index, pd.RangeIndex) else chosen.index,
+        columns=_by_place(names, target, each),
+    )
+
+
+def _by_place(names: tuple[str, ...], target: str | None, each: bool) -> Any:
+    """The names as ``Data.columns`` has them."""
+    if each:
+        return {f"x[{i}]": (name,) for i, name in enumerate(names)}
+    if target is not None:
+        return {"x[0]": names[:-1], "x[1]": names[-1:]}
+    return names
+
+
+def _few(names: Any) -> str:
+    shown = ", ".join(map(str, names[:8]))
+    return f"{shown}, …" if len(names) > 8 else shown
 
 
 def _array(path: Path) -> Data:
@@ -62,7 +86,7 @@ def _table(path: Path) -> pd.DataFrame:
     kind = path.suffix.lower()
     if kind == ".h5ad":
         data = on_disk(path).loaded()
-        return pd.DataFrame(data.x.numpy(), data.index, data.columns)
+        return pd.DataFrame(data.x.numpy(), data.index, pd.Index(data.columns))
     if kind == ".parquet":
         require("pyarrow", extra="parquet")
     read = pd.read_csv if kind == ".csv" else pd.read_parquet
@@ -84,7 +108,7 @@ def _chosen(
     if other and (columns or target in other):
         raise ValueError(f"{path}: column {other[0]!r} is not numeric; leave it out.")
     if other:
-        print(f"{path}: left out, not numeric: {', '.join(map(str, other))}")
+        print(f"{path}: left out, not numeric: {_few(other)}")
     if frame[numeric].empty:
         raise ValueError(f"{path}: has no rows, or no numeric column.")
     chosen = frame.loc[:, numeric]

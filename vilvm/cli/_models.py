@@ -16,9 +16,9 @@ import torch
 from vilvm._runtime.rebuildable import is_rebuildable, rebuildable
 from vilvm.data.data import Data
 from vilvm.data.tensors import tensors_of
-from vilvm.saving import load
+from vilvm.saving import describe, load
 
-__all__ = ["MODEL_FILE", "Subject", "subject_of"]
+__all__ = ["MODEL_FILE", "Subject", "subject_of", "trained_columns"]
 
 MODEL_FILE = "model.safetensors"
 # arguments of a constructor that are the number of columns of the data
@@ -67,6 +67,17 @@ def subject_of(
         lvm = load(_file(path))
         return Subject(lvm, type(lvm).__name__, _objective(type(lvm)), trained=True)
     return _made(_of_gallery(spec), settings, data, saved)
+
+
+def trained_columns(spec: str, target: str | None) -> list[str] | None:
+    """The columns, without the target, on which a saved model was trained; None if not known."""
+    path = Path(spec)
+    if spec.endswith(".py") or ".py:" in spec or not path.exists():
+        return None
+    found = describe(_file(path)).columns
+    if isinstance(found, dict):
+        found = [name for names in found.values() for name in names]
+    return [name for name in found if name != target] if found else None
 
 
 def _file(path: Path) -> Path:

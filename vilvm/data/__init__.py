@@ -1,5 +1,6 @@
 """Data: one split of a data set, its transforms and corruptions; data sets are in ``datasets``."""
 
+from vilvm.data._column_names import ColumnNames, training_columns
 from vilvm.data.corruptions import (
     BlockMasking,
     Blur,
@@ -20,6 +21,7 @@ __all__ = [
     "BlockMasking",
     "Blur",
     "Chain",
+    "ColumnNames",
     "Corrupted",
     "Data",
     "DynamicBinarisation",
@@ -34,5 +36,6 @@ __all__ = [
     "as_data",
     "from_anndata",
     "padded",
+    "training_columns",
     "with_missing",
 ]

@@ -28,13 +28,14 @@ class Converted(NamedTuple):
     Arguments:
         x: a nesting of tensors.
         index: the row labels, a pandas Index, or None.
-        columns: the names of the columns, if `x` is one matrix with names; else None.
+        columns: the names of the columns, if `x` is one matrix with names; those of the matrices
+            of a tuple or dict, by their place; else None.
         levels: what the codes of categorical columns stand for, by the name of the column.
     """
 
     x: Any
     index: Any = None
-    columns: tuple[str, ...] | None = None
+    columns: Any = None
     levels: Levels = {}  # noqa: RUF012
 
 
@@ -101,13 +102,29 @@ def _walk(x: Any, place: Place, name: str, labels: _Labels) -> Converted:
         found = reader(x, place.at(name and f"x{name}"))
         labels.add(found.index, f"x{name}")
         inner = _walk(found.x, place, name, labels)
-        return found._replace(x=inner.x, levels={**found.levels, **inner.levels})
+        return Converted(
+            inner.x,
+            found.index,
+            found.columns or inner.columns,
+            {**found.levels, **inner.levels},
+        )
     if not isinstance(x, Mapping | list | tuple) or is_rows(x):
         return Converted(x)
     items = x.items() if isinstance(x, Mapping) else enumerate(x)
-    parts = [_walk(v, place, f"{name}[{k!r}]", labels) for k, v in items]
-    levels = [pair for part in parts for pair in part.levels.items()]
-    return Converted(like_nesting(x, [part.x for part in parts]), levels=dict(levels))
+    parts = {f"{name}[{k!r}]": v for k, v in items}
+    return _joined(x, {n: _walk(v, place, n, labels) for n, v in parts.items()})
+
+
+def _joined(nesting: Any, parts: Mapping[str, Converted]) -> Converted:
+    """The parts of a tuple or dict, by their place in it, with their names."""
+    columns: dict[str, tuple[str, ...]] = {}
+    levels: Levels = {}
+    for place, part in parts.items():
+        levels |= part.levels
+        names = part.columns or {}
+        columns |= names if isinstance(names, dict) else {f"x{place}": names}
+    nested = like_nesting(nesting, [part.x for part in parts.values()])
+    return Converted(nested, columns=columns or None, levels=levels)
 
 
 # One reader a library

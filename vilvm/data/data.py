@@ -91,7 +91,8 @@ class Data:
         image_shape: (height, width) or (channels, height, width) if a row is a picture, else None.
         transformed: whether `x` is the output of the transform.
         index: labels of the rows, a pandas Index, or None; those of `x` if it has some.
-        columns: names of the columns, if `x` came as one matrix with names, else None.
+        columns: names of the columns, if `x` came as one matrix with names; if it is a tuple or
+            dict, those of its matrices with names, by their place, such as "x[0]"; else None.
         levels: what the codes of categorical columns stand for, by the name of the column.
 
     Raises:
@@ -115,7 +116,9 @@ class Data:
     image_shape: tuple[int, ...] | None = None
     transformed: bool = field(default=False, repr=False)
     index: Any = field(default=None, repr=False)
-    columns: tuple[str, ...] | None = field(default=None, repr=False)
+    columns: tuple[str, ...] | Mapping[str, tuple[str, ...]] | None = field(
+        default=None, repr=False
+    )
     levels: Mapping[str, tuple[Any, ...]] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:

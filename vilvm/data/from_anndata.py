@@ -80,6 +80,7 @@ def from_anndata(
         name,
         split,
         index=adata.obs_names,
+        columns={"x['x']": tuple(map(str, adata.var_names))},
         levels=covariates.levels,
     )
     return as_data(data, "from_anndata")

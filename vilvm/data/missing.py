@@ -89,22 +89,31 @@ def with_missing(
         raise ValueError("with_missing: no value is observed; pass at least one.")
     values = _filled(values, observed, fill)
     index = given.index if given.index is not None else read.index
-    if of is None:
-        columns = given.columns or read.columns
-        found = Converted(values, index, columns, {**given.levels, **read.levels})
-    else:
-        found = converted(_replaced(x, of, values), "with_missing", dtype)
+    found = read._replace(x=values)
+    if of is not None:
+        found = _beside_others(found, x, of, dtype)
         _check_labels(index, found.index)
-        found = found._replace(index=found.index if index is None else index)
     return as_data(
         replace(
             given,
             x=Masked(found.x, observed),
-            index=found.index,
-            columns=found.columns,
-            levels=found.levels,
+            index=found.index if index is None else index,
+            columns=given.columns or found.columns,
+            levels={**given.levels, **found.levels},
         ),
         "with_missing",
+    )
+
+
+def _beside_others(
+    found: Converted, x: Any, of: str | int, dtype: torch.dtype | None
+) -> Converted:
+    """The tuple or dict `x` as tensors, with the values found in place of element `of`."""
+    nested = converted(_replaced(x, of, found.x), "with_missing", dtype)
+    own = {f"x[{of!r}]": found.columns} if found.columns else {}
+    return nested._replace(
+        columns={**(nested.columns or {}), **own} or None,
+        levels={**found.levels, **nested.levels},
     )
 
 

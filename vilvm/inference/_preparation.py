@@ -7,6 +7,7 @@ latents are summed over.
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyro
@@ -62,7 +63,8 @@ def prepare_data(data: Any) -> Any:
 
 def in_float64(data: Any) -> Data:
     """The data in float64 and in memory, their transform applied once."""
-    return Data(double(as_data(data, dtype=torch.float64).loaded().fixed(0).x))
+    fixed = as_data(data, dtype=torch.float64).loaded().fixed(0)
+    return replace(fixed, x=double(fixed.x))
 
 
 def latent_sites(model: Callable[[Any], Any], batch: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from vilvm._runtime.argument_checks import (
     optional,
 )
 from vilvm._runtime.random import seeded
+from vilvm.data._column_names import check_columns, keep_columns, training_columns
 from vilvm.diagnostics.diagnose import import_all
 from vilvm.inference._answer import answer
 from vilvm.inference._clock import Clock, Shown
@@ -98,12 +99,16 @@ def infer(
         clock = Clock(budget, show)
         import_all()  # before the rungs share the time
         plain, given = own_model(model), in_float64(data)
+        check_columns(given, training_columns(model), "data")
         if batch_size is not None and batch_size < len(given):
             whole, r_hat = climb_in_batches(plain, given, batch_size, clock)
-            return answer(whole, given.x, clock, True, r_hat)
-        batch = given.x
-        found = climb(plain, batch, clock, refine is not False, guides == "auto")
-        return answer(found, batch, clock, refine is not False)
+            posterior = answer(whole, given.x, clock, True, r_hat)
+        else:
+            refine = refine is not False
+            found = climb(plain, given.x, clock, refine, guides == "auto")
+            posterior = answer(found, given.x, clock, refine)
+        keep_columns(posterior.lvm, given)
+        return posterior
 
 
 def _check_options(guides: Any, refine: Any) -> None:

@@ -10,13 +10,18 @@ import torch
 from pyro.poutine.reparam_messenger import ReparamHandler
 from torch import Tensor
 
+from vilvm._runtime.argument_checks import check_number, check_seed
+from vilvm._runtime.random import seeded
 from vilvm._runtime.results import Result, Table, frame_of, number
+from vilvm.data._column_names import keep_columns, training_columns
 from vilvm.diagnostics._components import indexed
 from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.evaluation import Estimate
 from vilvm.inference._chains import convergence
 from vilvm.inference._clock import Rung
-from vilvm.lvm import NotApplicable
+from vilvm.lvm import NotApplicable, Pair, fixed_beside
+from vilvm.weights import replicate
+from vilvm.wrappers.in_float64 import InFloat64
 
 __all__ = ["Posterior", "Summary"]
 
@@ -170,6 +175,50 @@ class Posterior(Result):
         tree = draws_to_datatree(shaped, self._plain_model(), self.data, **options)
         tree.attrs |= {"verdict": self.verdict, "rung": self.rung, "pareto_k": self.k}
         return tree
+
+    def predict(
+        self, like: Any, *, num_samples: int = 1000, mean: bool = False, seed: int = 0
+    ) -> dict[str, Tensor]:
+        """Draws of the observed sites of new data, p(y_new | data), for a model of shared latents.
+
+        Arguments:
+            like: what the model is called with, of which it reads the covariates and the number of
+                data; values that it observes are not read, so zeros of the right shape do.
+            num_samples: of the posterior draws, evenly over all of them; at most all.
+            mean: whether to return E[y_new | z] for each draw z, which has no observation noise.
+            seed: of the observation noise.
+
+        Returns:
+            Every observed site by name, shape (num_samples, num_data, ...).
+
+        Raises:
+            ContractError: a latent belongs to single data, and the new data have another number.
+            ValueError: `like` has other columns than the data.
+
+        Examples:
+            >>> import pyro, torch, vilvm
+            >>> import pyro.distributions as dist
+            >>> def model(data):
+            ...     x, y = data
+            ...     slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+            ...     with pyro.plate("data", len(x)):
+            ...         pyro.sample("y", dist.Normal(slope * x, 0.1), obs=y)
+            >>> x = torch.linspace(-1.0, 1.0, 20)
+            >>> posterior = vilvm.infer(model, (x, 2 * x), progress=False)
+            >>> new = torch.tensor([3.0, 4.0, 5.0])
+            >>> posterior.predict((new, torch.zeros(3)))["y"].mean(0).round().tolist()
+            [6.0, 8.0, 10.0]
+        """
+        num_samples = check_number("predict: num_samples", num_samples)
+        seed = check_seed("predict: seed", seed)
+        lvm = InFloat64(Pair(self._plain_model(), self.lvm.lvm.guide))
+        keep_columns(lvm, training_columns(self.lvm))
+        new = fixed_beside(lvm, like, seed)
+        total = len(next(iter(self.draws.values())))
+        chosen = torch.linspace(0, total - 1, min(num_samples, total)).round().long()
+        draws = {name: value[chosen] for name, value in self.draws.items()}
+        with seeded(seed, new.device):
+            return replicate(lvm, draws, like=new.x, mean=mean)
 
     def _plain_model(self) -> Any:
         """The model whose latents have the names of the draws, not in standard units."""

@@ -63,6 +63,7 @@ def read_model(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except MALFORMED:
         raise refused(path, "is altered: its description is not JSON") from None
     _check_version(path, header)
+    header.setdefault("columns", None)  # of files before vilvm 0.2
     if not intact:
         raise refused(path, "is altered: its checksum differs")
     _check_schema(path, header)
@@ -120,6 +121,19 @@ def _is_optional_dict(value: Any) -> bool:
     return value is None or isinstance(value, dict)
 
 
+def _is_columns(value: Any) -> bool:
+    if value is None:
+        return True
+    if not isinstance(value, dict) or value.keys() != {"columns", "levels"}:
+        return False
+    names, levels = value["columns"], value["levels"]
+    if isinstance(names, dict):
+        proper = all(map(_is_names, names.values()))
+    else:
+        proper = names is None or _is_names(names)
+    return proper and isinstance(levels, dict) and all(map(_is_names, levels.values()))
+
+
 # what each entry of the description must be
 _SCHEMA: dict[str, tuple[Callable[[Any], bool], str]] = {
     "class": (_is_text, "a string"),
@@ -129,6 +143,7 @@ _SCHEMA: dict[str, tuple[Callable[[Any], bool], str]] = {
     "extra": (_is_optional_dict, "an object or null"),
     "frozen": (_is_names, "a list of names"),
     "versions": (_is_texts, "an object of strings"),
+    "columns": (_is_columns, "names and levels of columns, or null"),
     "data": (_is_optional_dict, "an object or null"),
     "saved": (_is_text, "a string"),
 }

@@ -11,6 +11,7 @@ import vilvm.training.checkpoint as checkpoint
 from vilvm._runtime.argument_checks import check_path
 from vilvm._runtime.random import preserved_rng
 from vilvm._runtime.rebuildable import is_rebuildable, name_of
+from vilvm.data._column_names import ColumnNames, forget_columns, keep_columns
 from vilvm.lvm import ContractError, check_contract
 from vilvm.saving._file import read_model, refused
 from vilvm.saving._recipes import make, unpack_recipe
@@ -66,7 +67,7 @@ def load(
     where = check_path("load: path", path)
     _check_model(lvm)
     if where.is_dir():
-        made, state = _from_run(where, lvm)
+        made, state, names = _from_run(where, lvm)
         load_state(made, state, f"the run {where}")
     else:
         header, tensors = read_model(where)
@@ -78,6 +79,9 @@ def load(
         if made is not lvm:
             _freeze(made, set(header["frozen"]))
             made.eval()
+        names = header["columns"]
+    forget_columns(made)
+    keep_columns(made, ColumnNames.from_json(names))
     return made if device is None else made.to(_device(device))
 
 
@@ -92,8 +96,8 @@ def _check_model(lvm: Any) -> None:
         )
 
 
-def _from_run(folder: Path, lvm: Any) -> tuple[Module, dict[str, Any]]:
-    """The model, and the best or last parameters of a run folder."""
+def _from_run(folder: Path, lvm: Any) -> tuple[Module, dict[str, Any], Any]:
+    """The model, the best or last parameters of a run folder, and the names of its columns."""
     found = checkpoint.latest(folder / "checkpoint")
     if found is None:
         raise CheckpointError(
@@ -108,7 +112,7 @@ def _from_run(folder: Path, lvm: Any) -> tuple[Module, dict[str, Any]]:
     state = checkpoint.load(found)
     try:
         kept = state["model"] if state["best"] is None else state["best"]
-        return lvm, dict(kept)
+        return lvm, dict(kept), state["settings"].get("columns")
     except MALFORMED:
         raise checkpoint.spoiled(found, "it is altered: it holds no model") from None
 

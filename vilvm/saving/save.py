@@ -10,6 +10,7 @@ from torch.nn import Module
 
 from vilvm._runtime.argument_checks import check_path
 from vilvm._runtime.rebuildable import name_of, recipe_of
+from vilvm.data._column_names import training_columns
 from vilvm.data.data import as_data
 from vilvm.lvm import ContractError, LatentVariableModel, check_contract
 from vilvm.saving._file import write_model
@@ -28,8 +29,9 @@ def save(lvm: LatentVariableModel, path: Path | str, *, data: Any = None) -> Pat
     The file is written atomically and replaces an older one. It holds all parameters and buffers
     (also those of ``pyro.param`` statements and autoguides), which of them are frozen, the
     constructor arguments if the class declares them (``vilvm.lvm.rebuildable``; all classes of the
-    gallery and all wrappers and priors do), and the versions of vilvm, torch and Pyro. Functions
-    are not in it, nor the optimizer: a run folder of ``fit`` holds that.
+    gallery and all wrappers and priors do), the names of the columns of its training data, if they
+    had some, and the versions of vilvm, torch and Pyro. Functions are not in it, nor the
+    optimizer: a run folder of ``fit`` holds that.
 
     Within ``vilvm.distributed()``, call it on one rank.
 
@@ -72,6 +74,7 @@ def save(lvm: LatentVariableModel, path: Path | str, *, data: Any = None) -> Pat
         for n, v in state.items()
         if isinstance(v, Tensor)
     }
+    columns = training_columns(lvm)
     description = {
         "class": name_of(type(lvm)),
         **_recipe(lvm, tensors),
@@ -79,6 +82,7 @@ def save(lvm: LatentVariableModel, path: Path | str, *, data: Any = None) -> Pat
         "extra": _extra(state),
         "frozen": sorted(n for n, p in lvm.named_parameters() if not p.requires_grad),
         "versions": {n: version(package) for n, package in _PACKAGES.items()},
+        "columns": columns and columns.to_json(),
         "data": None if data is None else _record(data),
         "saved": datetime.now().astimezone().isoformat(timespec="seconds"),
     }

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vilvm._runtime.argument_checks import check_path
+from vilvm.data._column_names import ColumnNames
 from vilvm.saving._file import read_model
 
 __all__ = ["SavedModel", "describe"]
@@ -20,6 +21,8 @@ class SavedModel(NamedTuple):
         data: name, split, number, transform and fingerprint of the training data; None if they
             were not given.
         saved: when, in ISO format.
+        columns: of the training data, if they had names: a tuple of them, or one for each matrix
+            of a tuple or dict by its place; else None.
 
     Examples:
         >>> from vilvm.saving import SavedModel
@@ -33,6 +36,7 @@ class SavedModel(NamedTuple):
     versions: dict[str, str]
     data: dict[str, Any] | None
     saved: str
+    columns: Any = None
 
 
 def describe(path: Path | str) -> SavedModel:
@@ -61,6 +65,7 @@ def describe(path: Path | str) -> SavedModel:
         ('vilvm.models.ppca.PPCA', (6, 2))
     """
     header, tensors = read_model(check_path("describe: path", path))
+    columns = ColumnNames.from_json(header["columns"])
     return SavedModel(
         kind=header["class"],
         obstacle=header["obstacle"],
@@ -68,4 +73,5 @@ def describe(path: Path | str) -> SavedModel:
         versions=header["versions"],
         data=header["data"],
         saved=header["saved"],
+        columns=columns and columns.columns,
     )

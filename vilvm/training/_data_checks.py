@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from vilvm._runtime.random import seeded
+from vilvm.data._remarks import remarks_on
 from vilvm.data.data import Data
 from vilvm.data.tensors import structure_of
 from vilvm.lvm import ContractError, evaluation_mode, module_parameters
@@ -54,6 +55,8 @@ class DataChecks:
         spec = self.spec
         ranks = self.spec.ranks
         data = batches.data
+        for remark in remarks_on(data):
+            spec.log(f"fit: {remark}")
         batch = batches(0)
         self._check_single_data(batches, batch)
         layout = self.layouts.of(batch)

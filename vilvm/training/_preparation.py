@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from vilvm._compile import worth_compiling
+from vilvm.data._column_names import column_names
+from vilvm.data.data import Data
 from vilvm.lvm import ContractError, own_memory
 from vilvm.training._data_checks import DataChecks
 from vilvm.training._layouts import Layouts
@@ -186,6 +188,7 @@ def _settings(
         "batch_size": spec.batches.size,
         "validate_every": f"{spec.record_steps} steps",
         **({} if spec.batches.shuffle else {"shuffle": False}),
+        **_columns(spec.batches.data),
         "clip": spec.clip,
         "arguments": arguments,
         "after_step": after_step,
@@ -197,6 +200,12 @@ def _settings(
         if spec.validation is None
         else spec.validation.fingerprint(),
     }
+
+
+def _columns(data: Any) -> dict[str, Any]:
+    """The names of the training data's columns, if they have some."""
+    names = column_names(data) if isinstance(data, Data) else None
+    return {"columns": names.to_json()} if names else {}
 
 
 def _shapes(lvm: torch.nn.Module) -> dict[str, str]:

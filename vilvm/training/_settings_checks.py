@@ -17,9 +17,11 @@ def check_settings(found: Path, mine: dict[str, Any], state: Any) -> None:
         state: of the checkpoint.
     """
     theirs = state.get("settings") if isinstance(state, dict) else None
-    if not isinstance(theirs, dict) or set(theirs) != set(mine):
+    if not isinstance(theirs, dict) or (set(theirs) ^ set(mine)) - {"columns"}:
         raise spoiled(found, "it is altered: it has other settings than those of a run")
     for name, value in mine.items():
+        if name not in theirs:  # one of the two has no names of columns to compare
+            continue
         other = theirs[name]
         if type(value) is type(other) and value == other:
             continue
@@ -41,6 +43,8 @@ def _difference(name: str, value: Any, other: Any) -> str:
     """How a setting differs, and what to do."""
     if name in ("data", "validation"):
         return f"was made with other {name} data or another transform; resume with the same"
+    if name == "columns":
+        return "was made with other columns, or levels of columns; resume with the same"
     if not isinstance(value, dict) or not isinstance(other, dict):
         return f"was made with {name} = {other}, this run has {value}; resume with the same"
     keys = {*value, *other} - {"Python"}

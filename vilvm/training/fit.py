@@ -23,6 +23,7 @@ from vilvm._runtime.files import locked
 from vilvm._runtime.memory import trim_heap
 from vilvm._runtime.precision import Precision, check_precision, networks_in
 from vilvm._runtime.random import seeded, set_seed
+from vilvm.data._column_names import check_columns, column_names, keep_columns
 from vilvm.data._torch_loaders import loader_settings
 from vilvm.data.data import Data
 from vilvm.data.interleaved import Interleaved
@@ -255,6 +256,8 @@ def fit(
         checkpoints = Checkpoints(run)
         if resume:
             checkpoints.restore()
+        if isinstance(train, Data):
+            keep_columns(lvm, train)
         Loop(run, checkpoints).train(progress)
         return run.result()
 
@@ -326,30 +329,8 @@ def _checked_data(
         return train, None
     held_out = data_beside(lvm, validation, "validation data")
     for seen in train.sources if isinstance(train, Interleaved) else [train]:
-        _check_same_columns(seen, held_out)
+        check_columns(held_out, column_names(seen), "validation data")
     return train, held_out
-
-
-def _check_same_columns(train: Data, held_out: Data) -> None:
-    """Raises ValueError if a column of the validation data has another meaning."""
-    both = train.columns is not None and held_out.columns is not None
-    if both and train.columns != held_out.columns:
-        raise ValueError(
-            f"validation data: have the columns {_few(held_out.columns)}, and the training data "
-            f"{_few(train.columns)}; give the same, in one order."
-        )
-    for name in set(train.levels) & set(held_out.levels):
-        if train.levels[name] != held_out.levels[name]:
-            raise ValueError(
-                f"validation data: column {name!r} has the levels {_few(held_out.levels[name])}, "
-                f"and in the training data {_few(train.levels[name])}, so that their codes differ;"
-                " make both categorical with the same levels."
-            )
-
-
-def _few(names: Any) -> str:
-    shown = ", ".join(map(str, names[:6]))
-    return f"{shown}, …" if len(names) > 6 else shown
 
 
 def _batching(data: Any, batch_size: Any, shuffle: Any) -> tuple[Any, bool]:

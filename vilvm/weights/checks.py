@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vilvm.data._checks import why_unusable
+from vilvm.data._column_names import check_columns, training_columns
 from vilvm.data._foreign import converted, is_foreign
 from vilvm.data.data import Data
 from vilvm.data.streamed import StreamedTensor
@@ -28,7 +29,8 @@ def as_batch(lvm: object, batch: Any) -> Any:
 
     Raises:
         ContractError: it is or holds something else, or it is empty.
-        ValueError: an array or a frame holds no real numbers, or too few.
+        ValueError: an array or a frame holds no real numbers, or too few; or its columns are not
+            those of the training data.
 
     Examples:
         >>> import numpy, torch
@@ -38,9 +40,9 @@ def as_batch(lvm: object, batch: Any) -> Any:
     """
     if is_foreign(batch):
         where = device_of(lvm)
-        batch = map_tensors(
-            lambda t: t.to(where), converted(batch, "the batch", dtype_of(lvm)).x
-        )
+        read = converted(batch, "the batch", dtype_of(lvm))
+        check_columns(read, training_columns(lvm), "the batch")
+        batch = map_tensors(lambda t: t.to(where), read.x)
     check_batch(batch)
     return batch
 

@@ -84,7 +84,8 @@ def impute(
     if not as_frame:
         return values
     rows = values.cpu().reshape(len(values), -1).numpy()
-    return pd.DataFrame(rows, index=fixed.index, columns=fixed.columns)
+    names = pd.Index(fixed.columns) if isinstance(fixed.columns, tuple) else None
+    return pd.DataFrame(rows, index=fixed.index, columns=names)
 
 
 def _imputed(
