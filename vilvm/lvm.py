@@ -363,7 +363,11 @@ def check_contract(lvm: object) -> None:
 def _inner_hint(found: object) -> str:
     """Where the pair is, for a result in its place."""
     inner = getattr(found, "lvm", None)
-    return " Pass its .lvm." if hasattr(inner, "model") else ""
+    if not hasattr(inner, "model"):
+        return ""
+    if hasattr(found, "draws"):
+        return " Pass its .lvm, the approximation; its .verdict judges its draws."
+    return " Pass its .lvm."
 
 
 def device_of(lvm: object, default: torch.device | str = "cpu") -> torch.device:

@@ -339,6 +339,21 @@ def judged(truth, *, short=0.0, error=0.01, ess=100.0, **bounds):
     return Gaps(found, zero, zero, torch.arange(len(truth)))
 
 
+def test_gap_that_no_fit_divided_is_not_given_in_parts():
+    whole = judged(torch.full((50,), 2.0))
+    assert whole.is_divided
+    assert whole.approximation.mean + whole.amortisation.mean == pytest.approx(
+        2.0, abs=0.1
+    )
+    cut = dataclasses.replace(whole, cut="100 of 1000 draws, the best guide's fit")
+    assert cut.total.mean == whole.total.mean
+    assert math.isnan(cut.approximation.mean)
+    assert math.isnan(cut.amortisation.mean)
+    assert "2.00 ±" in cut.finding.verdict
+    assert "was not measured" in cut.finding.verdict
+    assert "more time" in cut.finding.advice
+
+
 def test_evidence_below_the_elbo_is_a_warning():
     assert judged(torch.full((50,), 0.05)).finding.severity == Severity.OK
     for lost in (50, 1):
@@ -459,7 +474,8 @@ def test_best_guide_leaving_the_support_is_skipped():
     assert found.amortised.mean == pytest.approx(
         math.log(2 / 12) - 12 * math.log(2.5), abs=1e-4
     )
-    assert found.approximation.mean == found.total.mean
+    assert not found.is_divided
+    assert "was not measured" in found.finding.verdict
 
 
 class PerDatum(torch.nn.Module):

@@ -364,3 +364,26 @@ def test_tail_of_equal_values_is_accepted():
         log_w = torch.zeros(200)
         log_w[: int(200 * share)] = 12.0
         assert psis(log_w).k.isinf().item() == infinite
+
+
+def test_first_draws_judge_where_there_was_no_time_to_re_examine():
+    """Tails of shape k = 0.6 to 0.7 alarm rarely; a k̂ of 14.6 does at any number of draws."""
+
+    def judged(k, num_samples, cut="re-examination"):
+        k = torch.as_tensor(k).double()
+        index = torch.arange(len(k))
+        return ParetoK(k, k, index, num_samples, False, cut=cut)
+
+    assert judged([14.6], 100).finding.severity == Severity.CRITICAL
+    assert judged([0.1] * 9 + [14.6], 1000).finding.severity == Severity.WARNING
+    unsure = judged([0.1] * 9 + [0.75], 1000).finding
+    assert unsure.severity == Severity.NOTE
+    assert "more time" in unsure.advice
+    torch.manual_seed(0)
+    alarms = 0
+    for num_samples in (100, 1000):
+        log_w = good_k(num_samples) * torch.empty(num_samples, 2000).exponential_()
+        k = psis(log_w.double()).k.reshape(100, 20)
+        alarms += sum(judged(row, num_samples).is_beyond_chance for row in k)
+    # false_alarm / 20 = 0.0005 of 200 by each of two tests; more than 5 with probability 1e-7
+    assert alarms <= 5

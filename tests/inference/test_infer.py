@@ -3,6 +3,7 @@
 import math
 import sys
 import time
+from types import SimpleNamespace
 
 import pyro
 import pyro.distributions as dist
@@ -13,7 +14,9 @@ from scipy import stats
 
 import vilvm
 from tests.inference.exact import curved, exact_mean, mean_model, mixture, mixture_data
+from vilvm.diagnostics.finding import Severity
 from vilvm.inference import Summary, refine
+from vilvm.inference._verdict import _refinement
 
 Y = torch.tensor([0.5, 1.5, 3.0])
 QUIET = {"progress": False}
@@ -218,6 +221,15 @@ def heavy_tailed(y):
     )
     with pyro.plate("data", len(y)):
         pyro.sample("y", dist.StudentT(1.0, x.sum(-1, keepdim=True), 1.0), obs=y)
+
+
+@pytest.mark.parametrize("converged", [True, False])
+def test_refinement_by_chains_that_have_not_converged_is_no_truth(converged):
+    u = torch.randn(100, 2).double()
+    before = SimpleNamespace(k=0.9, u=u)
+    finding = _refinement(before, u + 1, torch.full((100,), 0.01).double(), converged)
+    assert (finding.severity == Severity.OK) == converged
+    assert ("have not converged" in finding.verdict) != converged
 
 
 @pytest.mark.slow

@@ -13,7 +13,9 @@ from vilvm.training.step import NonFiniteLossError
 from vilvm.weights.log_joint import LogJoint
 from vilvm.weights.prepared import Prepared
 
-__all__ = ["Sizes", "affordable_sizes"]
+__all__ = ["NO_FIT", "Sizes", "affordable_sizes"]
+
+NO_FIT = "the best guide's fit"  # in what was cut
 
 _PILOT = 100  # draws of the timed evaluation, and the fewest of an ELBO
 # a shorter fit or annealing is not worth its time
@@ -40,7 +42,7 @@ class Sizes(NamedTuple):
         if self.num_samples < whole.num_samples:
             cuts.append(f"{self.num_samples} of {whole.num_samples} draws")
         if self.steps == 0 < whole.steps:
-            cuts.append("the best guide's fit")
+            cuts.append(NO_FIT)
         elif self.steps < whole.steps:
             cuts.append(f"{self.steps} of {whole.steps} steps of the best guide's fit")
         if self.schedule is None:

@@ -57,7 +57,7 @@ from vilvm.diagnostics._gap_bounds import (
     evaluated,
     in_one_batch,
 )
-from vilvm.diagnostics._gap_sizes import Sizes, affordable_sizes
+from vilvm.diagnostics._gap_sizes import NO_FIT, Sizes, affordable_sizes
 from vilvm.diagnostics._labels import discrete_latents
 from vilvm.diagnostics._time_budget import OutOfTimeError, Stop, TimeBudget
 from vilvm.diagnostics._verdicts.gaps import SMALL, gaps_finding
@@ -143,12 +143,21 @@ class Gaps(Result):
     @property
     def approximation(self) -> Estimate:
         """evidence − best: what the family costs."""
-        return self.evidence - self.best
+        return (self.evidence - self.best) if self.is_divided else self._unknown
 
     @property
     def amortisation(self) -> Estimate:
         """best − amortised: what the encoder costs."""
-        return self.best - self.amortised
+        return (self.best - self.amortised) if self.is_divided else self._unknown
+
+    @property
+    def is_divided(self) -> bool:
+        """Whether the best guides were fitted; without them both parts are NaN."""
+        return NO_FIT not in self.cut.split(", ")
+
+    @property
+    def _unknown(self) -> Estimate:
+        return Estimate(*(torch.full_like(self.total.values, torch.nan) for _ in "12"))
 
     @property
     def total(self) -> Estimate:

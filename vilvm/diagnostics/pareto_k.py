@@ -153,18 +153,35 @@ class ParetoK(Result):
 
     @property
     def is_beyond_chance(self) -> bool:
-        """Whether a re-examination rejects that no datum has k above the threshold."""
+        """Whether a re-examination rejects that no datum has k above the threshold.
+
+        Without one, for lack of time, the first draws reject it at a tenth of the rate.
+        """
         rate = self.false_alarm / _RECHECKS
+        if self.is_unconfirmed:
+            return self._first.is_beyond_chance(rate / 10)
         return any(recheck.is_beyond_chance(rate) for recheck in self.rechecks)
+
+    @property
+    def is_unconfirmed(self) -> bool:
+        """Whether there was no time to re-examine data above the threshold."""
+        return not self.rechecks and not self.given and self.share > 0
+
+    @property
+    def _first(self) -> Recheck:
+        """The first draws, as an examination."""
+        place = torch.arange(len(self.k))
+        return Recheck(self.k, self.ess, place, self.num_samples, repeats=1)
 
     @property
     def confirmed(self) -> float:
         """The share of data above the threshold also in the last re-examination.
 
-        The re-examined data stand for all with k̂ > ½.
+        The re-examined data stand for all with k̂ > ½. Without a re-examination, the share in the
+        first draws, if it is beyond chance.
         """
         if not self.rechecks:
-            return 0.0
+            return self.share if self.is_unconfirmed and self.is_beyond_chance else 0.0
         above = self.rechecks[-1].above.sum().item() / len(self.rechecks[0].k)
         return above * (self.k > _HALF).double().mean().item()
 

@@ -47,7 +47,8 @@ def findings_of(
     else:
         findings = [_chains(found.chains), _divergences(found.chains)]
     if found.before is not None:
-        findings.append(_refinement(found.before, *_draws(found)))
+        converged = found.chains is not None and found.chains.converged
+        findings.append(_refinement(found.before, *_draws(found), converged))
     if r_hat is not None:
         findings.append(_iterates(r_hat))
     if len(found.modes) > 1:
@@ -113,29 +114,42 @@ def _draws(found: Found) -> tuple[Tensor, Tensor]:
     return u, u.new_full((len(u),), 1 / len(u))
 
 
-def _refinement(before: Weighted, u: Tensor, weight: Tensor) -> Finding:
+def _refinement(
+    before: Weighted, u: Tensor, weight: Tensor, converged: bool
+) -> Finding:
     """How far the approximation was off, by the draws after the chains."""
     with torch.no_grad():
         mean = weight @ u
         sd = (weight @ (u - mean).square()).sqrt()
         shift = ((before.u.mean(0) - mean) / sd).abs().max().item()
         ratio = (before.u.std(0) / sd).log().abs().max().exp().item()
+    sizes = (
+        f"by up to {shift:.2f} posterior standard deviations, its standard deviations by a factor "
+        f"of up to {ratio:.2f}"
+    )
+    if not converged:
+        return Finding(
+            "Refinement",
+            Severity.NOTE,
+            f"Chains began to refine the approximation (k̂ {before.k:.2f}) and have not converged. "
+            f"By their draws so far its means are off {sizes}.",
+            "chains",
+        )
     return Finding(
         "Refinement",
         Severity.OK,
-        f"Chains refined the approximation (k̂ {before.k:.2f}). Its means were off by up to "
-        f"{shift:.2f} posterior standard deviations, its standard deviations by a factor of up "
-        f"to {ratio:.2f}.",
+        f"Chains refined the approximation (k̂ {before.k:.2f}). Its means were off {sizes}.",
         "chains",
     )
 
 
 def _chains(chains: Chains) -> Finding:
     r_hat, size, drift = worst_of(chains.u)
-    numbers = (
-        f"Nested R̂ is at most {r_hat:.3f}, the effective sample size at least {size:.0f}, the "
-        f"change between halves at most {drift:.1f} standard errors"
-    )
+    numbers = f"Nested R̂ is at most {r_hat:.3f}, the effective sample size at least {size:.0f}"
+    if (
+        r_hat <= R_HAT
+    ):  # else the chains are far apart, and errors too large to compare halves
+        numbers += f", the change between halves at most {drift:.1f} standard errors"
     if chains.converged:
         return Finding("Chains", Severity.OK, f"{numbers}.", _MARGOSSIAN)
     severity = Severity.CRITICAL if r_hat > 1.05 else Severity.WARNING

@@ -95,11 +95,9 @@ def _coverage(found: TARP) -> Figure:
 
 def _gaps(found: Gaps) -> Figure:
     rest = "of amortisation" if found.has_amortisation else "of training"
-    bars = {
-        "inference gap": found.total,
-        "of the family": found.approximation,
-        rest: found.amortisation,
-    }
+    bars = {"inference gap": found.total}
+    if found.is_divided:
+        bars |= {"of the family": found.approximation, rest: found.amortisation}
     unit = "nats per datum" if len(found.total.values) > 1 else "nats"
     return gap_bars({name: (e.mean, e.se) for name, e in bars.items()}, unit)
 

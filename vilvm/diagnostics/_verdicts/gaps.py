@@ -54,10 +54,15 @@ def _gap(found: Any) -> str:
         by += (
             f" (by another bound for {found.num_by_others} of {len(found.index)} data)"
         )
+    parts = (
+        f"{_number(found.approximation)} from its family (approximation gap) and "
+        f"{_number(found.amortisation)} from {second}"
+    )
+    if not found.is_divided:
+        parts = f"how much of it is from its family, and how much from {second}, was not measured"
     return (
         f"The guide's divergence from the posterior is {_number(found.total)} nats{unit}: "
-        f"{_number(found.approximation)} from its family (approximation gap) and "
-        f"{_number(found.amortisation)} from {second}; log p(x) is {by}."
+        f"{parts}; log p(x) is {by}."
     )
 
 
@@ -151,6 +156,8 @@ def _for(found: Any, which: Tensor) -> str:
 
 
 def _advice(found: Any) -> str:
+    if not found.is_divided:
+        return "Give it more time (budget=...), to learn whether family or training is at fault."
     if found.amortisation.mean <= found.approximation.mean:
         return "Use a richer family: a full covariance, a flow, or more than one latent layer."
     if found.has_amortisation:

@@ -32,6 +32,12 @@ def pareto_k_finding(found: Any) -> Finding:
         verdict = f"{numbers} Weights of so few draws cannot show that they are of the posterior."
         advice = "Give more draws, or draws of a richer approximation."
         return Finding(_NAME, Severity.WARNING, verdict, _SOURCE, advice)
+    if found.is_unconfirmed:
+        verdict = (
+            f"{numbers} There was no time to re-examine the data above the threshold."
+        )
+        advice = "Give it more time (budget=...)."
+        return Finding(_NAME, Severity.NOTE, verdict, source, advice)
     if _has_no_variance(found):
         verdict = (
             f"{numbers} The guide is not exact, and above 0.5 its weights have no variance"
