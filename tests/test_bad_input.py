@@ -7,6 +7,7 @@ from functools import partial
 from itertools import islice
 
 import numpy as np
+import pandas as pd
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -24,10 +25,18 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 import vilvm
 from benchmarks.faults.bad_inputs import cases, verdict
 from vilvm._runtime.files import locked
-from vilvm.data import Data, DynamicBinarisation, StaticBinarisation
+from vilvm.data import (
+    Data,
+    DynamicBinarisation,
+    StaticBinarisation,
+    as_data,
+    with_missing,
+)
 from vilvm.data.datasets import arrays, digits, mnist
 from vilvm.diagnostics import active_units
 from vilvm.guides import delta, flat_prior
+from vilvm.models.count_vae import CountVAE
+from vilvm.models.ppca import PPCA
 from vilvm.models.vae import VAE, tiny
 from vilvm.objectives import Annealed
 from vilvm.training import by_name, checkpoint, one_cycle
@@ -1143,3 +1152,53 @@ def test_no_bad_input_is_accepted_or_shows_internals():
         if verdict(found) not in ("one sentence", "right"):
             wrong.append(f"{name}: {found!r:.200}")
     assert not wrong
+
+
+# What is wrong with the data, where it shows in an error
+# --------------------------------------------------------------------------------------------
+
+REALS = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+AMISS = {
+    "mask": (
+        lambda: vilvm.evaluate(PPCA(4, 1), with_missing(REALS)),
+        r"mask of missing values: wrap the model, vilvm.wrappers.partly_observed",
+    ),
+    "dict": (
+        lambda: vilvm.fit(VAE(4, 2), {"x": REALS.sigmoid().round()}, steps=1),
+        "takes a tensor: pass it, and not a dict",
+    ),
+    "width": (
+        lambda: vilvm.evaluate(VAE(5, 2), REALS),
+        "Is the model made for data of 4 columns",
+    ),
+    "Bernoulli": (
+        lambda: vilvm.fit(VAE(4, 2), REALS, steps=1),
+        'likelihood="gaussian"',
+    ),
+    "log counts": (
+        lambda: vilvm.fit(CountVAE(4, 2), REALS.exp(), steps=1),
+        "whole numbers from 0: pass them raw",
+    ),
+    "negative counts": (
+        lambda: vilvm.fit(CountVAE(4, 2), REALS, steps=1),
+        "hold negative numbers",
+    ),
+    "order": (
+        lambda: vilvm.diagnose_draws((REALS, REALS), {"b": REALS}, model),
+        r"first argument is a tuple.*diagnose_draws\(model, data, draws\)",
+    ),
+    "no draws": (
+        lambda: vilvm.diagnose_draws(model, {"b": REALS}),
+        "no draws were given",
+    ),
+    "text": (
+        lambda: as_data({"x": REALS, "kind": pd.Series(list("ab") * 10)}),
+        r"data: x\['kind'\] holds no numbers",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), AMISS.values(), ids=AMISS)
+def test_what_is_wrong_with_the_data_is_said(call, message):
+    with pytest.raises((vilvm.ContractError, ValueError), match=message):
+        call()

@@ -180,6 +180,17 @@ def test_fit_says_nothing_of_usual_columns(capsys):
     assert "".join(capsys.readouterr()) == ""
 
 
+def test_results_have_the_labels_and_names_of_the_data(ppca):
+    frame = FRAME.set_index(pd.Index([f"patient {i}" for i in range(40)]))
+    table = vilvm.evaluate(ppca, frame, num_samples=5).to_frame(per_datum=True)
+    assert list(table["datum"]) == list(frame.index)
+    found = vilvm.diagnose(ppca, frame, budget=20, progress=False)
+    assert "patient" in str(found.posterior)
+    check = found.results["Posterior predictive check"].finding.verdict
+    assert any(f" of {name}" in check or f"{name} and" in check for name in COLUMNS)
+    assert "column" not in check
+
+
 # Predictions at new covariates
 # --------------------------------------------------------------------------------------------
 

@@ -276,3 +276,9 @@ def test_run_folder_of_an_autoguide_opens_before_its_first_call(tmp_path):
     vilvm.fit(lvm, data, steps=3, run_dir=tmp_path)
     again = vilvm.load(tmp_path, EightSchools())
     assert torch.equal(elbo(again, data), elbo(lvm, data))
+
+
+def test_folder_of_the_command_line_opens_as_its_file(tmp_path):
+    lvm = PPCA(4, 2)
+    vilvm.save(lvm, tmp_path / "model.safetensors")
+    assert torch.equal(vilvm.load(tmp_path).W, lvm.W)

@@ -38,6 +38,12 @@ from vilvm.training.checkpoint import latest
 __all__ = ["diagnose", "evaluate", "infer", "report", "train"]
 
 _EPOCHS = 100
+# what findings advise in Python, and its option here
+_OPTIONS = {
+    "budget=...": "--budget",
+    " (history=...)": ", which only Python takes",
+    "refine=True": "in Python, refine=True",
+}
 
 
 def train(args: argparse.Namespace) -> None:
@@ -221,6 +227,8 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _say(text: str) -> None:
+    for argument, option in _OPTIONS.items():
+        text = text.replace(argument, option)
     print(text)
 
 

@@ -6,6 +6,7 @@ import importlib.util
 import inspect
 import math
 import pkgutil
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,10 +18,10 @@ from vilvm._runtime.rebuildable import is_rebuildable, rebuildable
 from vilvm.data.data import Data
 from vilvm.data.tensors import tensors_of
 from vilvm.saving import describe, load
+from vilvm.saving.load import MODEL_FILE
 
 __all__ = ["MODEL_FILE", "Subject", "subject_of", "trained_columns"]
 
-MODEL_FILE = "model.safetensors"
 # arguments of a constructor that are the number of columns of the data
 _WIDTHS = ("data_dim", "num_genes", "num_words", "num_covariates")
 
@@ -96,14 +97,20 @@ def _of_gallery(name: str) -> Any:
     path = importlib.import_module("vilvm.models").__path__
     known = sorted(m.name for m in pkgutil.iter_modules(path) if not m.ispkg)
     if name not in known:
-        near = difflib.get_close_matches(name, known, 3, 0.4) or known[:8]
-        raise ValueError(
-            f"there is no model {name!r} in the gallery, and no such file; did you mean "
-            f"{', '.join(near)}, or path/to/file.py:Class?"
-        )
+        raise _unknown(name, known)
     module = importlib.import_module(f"vilvm.models.{name}")
     makers = [vars(module)[n] for n in module.__all__]
     return next(m for m in makers if isinstance(m, type) and hasattr(m, "model"))
+
+
+def _unknown(name: str, known: list[str]) -> ValueError:
+    if re.search(r"[/\\.]", name):
+        return ValueError(f"{name}: there is no such file or folder.")
+    near = difflib.get_close_matches(name, known, 3, 0.4) or known[:8]
+    return ValueError(
+        f"there is no model {name!r} in the gallery, and no such file; did you mean "
+        f"{', '.join(near)}, or path/to/file.py:Class?"
+    )
 
 
 def _from_file(path: Path, name: str) -> Any:

@@ -119,7 +119,11 @@ def _columns(frame: Any, place: Place) -> Iterator[_Column]:
         parts = [frame.iloc[:, i] for i in range(len(names))] if pandas else list(frame)
     for part in parts:
         read = _pandas_column if pandas else _polars_column
-        yield read(str(part.name), part, place.at(f"column {str(part.name)!r}"))
+        yield read(str(part.name), part, place.at(_label(part)))
+
+
+def _label(series: Any) -> str:
+    return "" if series.name in (None, "") else f"column {str(series.name)!r}"
 
 
 def _pandas_column(name: str, series: Any, place: Place) -> _Column:

@@ -38,7 +38,8 @@ class Place(NamedTuple):
 
     def error(self, text: str) -> ValueError:
         """An error that names the place."""
-        return ValueError(f"{self.what}: {f'{self.part} ' * bool(self.part)}{text}")
+        part = self.part.removesuffix(", ")
+        return ValueError(f"{self.what}: {f'{part} ' * bool(part)}{text}")
 
 
 def as_tensor(array: Any, place: Place) -> Tensor:

@@ -39,6 +39,7 @@ from vilvm._runtime.argument_checks import (
 from vilvm._runtime.memory import bytes_made
 from vilvm._runtime.random import seeded
 from vilvm._runtime.results import Result, Table, plots
+from vilvm.data.data import Data
 from vilvm.diagnostics._chosen_data import choose
 from vilvm.diagnostics._coordinates import NAMELESS, Coordinates, named_sites
 from vilvm.diagnostics._posterior_tables import table_of_pair
@@ -65,7 +66,7 @@ from vilvm.diagnostics.tarp import tarp
 from vilvm.evaluation import Schedule
 from vilvm.evaluation.ais import check_schedule
 from vilvm.lvm import ContractError, LatentVariableModel, data_beside
-from vilvm.weights import find_layout, posterior
+from vilvm.weights import find_layout, observed, posterior
 from vilvm.weights.generated_quantities import replay
 from vilvm.weights.prepared import Prepared, prepared_of
 from vilvm.weights.simulation import batches
@@ -216,7 +217,8 @@ def diagnose(
         schedule: schedule of annealed importance sampling, if log p(x) is not known.
         coords: by dimension, the name of each index, such as {"school": names}, as for
             ``export.to_datatree``: the plate over all data has its own name, and other dimensions
-            of a site are "SITE_dim_0" and so on. The findings and the table use these names.
+            of a site are "SITE_dim_0" and so on. The findings and the table use these names; by
+            default the row labels and the names of columns that the data have.
         dims: by site, names for its dimensions except those of draws and data.
         seed: seed of all draws.
         progress: whether to show a progress bar.
@@ -248,6 +250,8 @@ def diagnose(
         data, seed = lvm.data, lvm.seed
     given = data_beside(lvm, data)
     chosen = choose(lvm, given, num_data, seed, began + budget)
+    own_coords, own_dims = _own_names(chosen.prepared, given)
+    coords, dims = {**own_coords, **(coords or {})}, {**own_dims, **(dims or {})}
     names = _names(chosen.prepared, coords, dims, len(given))
     with seeded(seed, chosen.prepared.device):
         checks = list(_checks(chosen.prepared, history, schedule, names))
@@ -268,6 +272,23 @@ def diagnose(
         tempered=chosen.prepared.layout.tempered,
         posterior=table,
     )
+
+
+def _own_names(
+    prepared: Prepared, given: Data
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Coordinates and dimensions of the data's own row labels and names of columns."""
+    layout = prepared.layout
+    found: dict[str, Any] = {}
+    dims: dict[str, Any] = {}
+    if given.index is not None and layout.data_plate:
+        found[layout.data_plate] = given.index
+    if isinstance(given.columns, tuple) and len(layout.observed) == 1:
+        ((site, values),) = observed(prepared.lvm, prepared.batches[0].x).items()
+        if tuple(values.shape[1:]) == (len(given.columns),):
+            dims[site] = (f"{site}_dim_0",)
+            found[dims[site][0]] = given.columns
+    return found, dims
 
 
 def _names(prepared: Prepared, coords: Any, dims: Any, num_data: int) -> Coordinates:

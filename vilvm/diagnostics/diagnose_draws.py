@@ -135,6 +135,11 @@ def diagnose_draws(
     seed = check_seed("diagnose_draws: seed", seed)
     budget = check_positive("diagnose_draws: budget", budget, "number of seconds")
     false_alarm = check_probability("diagnose_draws: false_alarm", false_alarm)
+    if draws is None:
+        raise ValueError(
+            "diagnose_draws: no draws were given; call diagnose_draws(model, data, draws), or "
+            "diagnose_draws(log_joint=function, draws=draws)."
+        )
     began = time.monotonic()
     import_all()
     with seeded(seed):
@@ -215,6 +220,11 @@ def _density(
     if supports is not None:
         raise ValueError(
             "diagnose_draws: supports= belongs to log_joint=; a model states its own."
+        )
+    if not callable(model) and not hasattr(model, "model"):
+        raise ValueError(
+            f"diagnose_draws: the first argument is a {type(model).__name__}, and not the model; "
+            "the order is diagnose_draws(model, data, draws)."
         )
     return ModelDensity(model, data, seed)
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -120,6 +120,7 @@ class Evaluation(Result):
             and unit: "nats per datum", or "nats, all data together" for a model whose data share a
             latent (num_data is then 1 in the shapes above).
         seconds: time taken.
+        index: labels of the data's rows, if they have some.
 
     Examples:
         >>> import torch
@@ -138,6 +139,7 @@ class Evaluation(Result):
     chunk: int
     protocol: dict[str, Any]
     seconds: float
+    index: Any = field(default=None, repr=False)
 
     def to_frame(self, *, per_datum: bool = False) -> Any:
         """A pandas DataFrame of bounds, rate, distortion and effective sample size.
@@ -146,13 +148,16 @@ class Evaluation(Result):
         sample size is a number of samples.
 
         Arguments:
-            per_datum: whether to return one row a datum, with a column for each quantity and, as
-                "elbo_error", its Monte Carlo error; by default there is one row a quantity, with
+            per_datum: whether to return one row a datum, with its label, a column for each
+                quantity and, as "elbo_error", its Monte Carlo error; by default there is one row a quantity, with
                 its mean over the data, the standard error for new data (se) and for these
                 (mc_se).
         """
         if per_datum:
-            columns: dict[str, Any] = {"datum": range(len(self.distortion.values))}
+            labels: Any = range(len(self.distortion.values))
+            if self.index is not None and len(self.index) == len(labels):
+                labels = list(self.index)
+            columns: dict[str, Any] = {"datum": labels}
             for name, found in self._estimates().items():
                 columns |= {name: found.values, f"{name}_error": found.errors}
             if self.ess is not None:

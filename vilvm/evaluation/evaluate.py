@@ -147,6 +147,7 @@ def evaluate(
         chunk=chunk,
         protocol=_protocol(prepared, len(found.rows), num_samples, precision),
         seconds=time.perf_counter() - began,
+        index=prepared.data.index,
     )
 
 

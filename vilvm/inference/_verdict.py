@@ -131,8 +131,8 @@ def _refinement(
         return Finding(
             "Refinement",
             Severity.NOTE,
-            f"Chains began to refine the approximation (k̂ {before.k:.2f}) and have not converged. "
-            f"By their draws so far its means are off {sizes}.",
+            f"Chains began to refine the approximation (k̂ {before.k:.2f}) and have not "
+            f"converged. By their draws so far its means are off {sizes}.",
             "chains",
         )
     return Finding(
@@ -146,9 +146,8 @@ def _refinement(
 def _chains(chains: Chains) -> Finding:
     r_hat, size, drift = worst_of(chains.u)
     numbers = f"Nested R̂ is at most {r_hat:.3f}, the effective sample size at least {size:.0f}"
-    if (
-        r_hat <= R_HAT
-    ):  # else the chains are far apart, and errors too large to compare halves
+    # else the chains are far apart, and errors too large to compare halves
+    if r_hat <= R_HAT:
         numbers += f", the change between halves at most {drift:.1f} standard errors"
     if chains.converged:
         return Finding("Chains", Severity.OK, f"{numbers}.", _MARGOSSIAN)

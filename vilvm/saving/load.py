@@ -18,7 +18,9 @@ from vilvm.saving._recipes import make, unpack_recipe
 from vilvm.saving._state import load_state
 from vilvm.training.checkpoint import MALFORMED, CheckpointError, unpack
 
-__all__ = ["load"]
+__all__ = ["MODEL_FILE", "load"]
+
+MODEL_FILE = "model.safetensors"  # in a folder of ``vilvm train``
 
 
 def load(
@@ -36,8 +38,9 @@ def load(
     with. A model that ``load`` makes has the same frozen parameters.
 
     Arguments:
-        path: of a file of ``vilvm.save``; or of a run folder, which needs `lvm` and gives the
-            parameters of its best record (of its last step without validation data).
+        path: of a file of ``vilvm.save``, or a folder of ``vilvm train``, which holds one; or of
+            a run folder, which needs `lvm` and gives the parameters of its best record (of its
+            last step without validation data).
         lvm: a model of the same class and sizes, which receives the parameters; or its class, if
             that is marked by ``vilvm.lvm.rebuildable``. Not needed if the model is of the gallery.
             A model without parameters yet, such as a ``Pair`` with an autoguide, receives them as
@@ -66,13 +69,15 @@ def load(
     """
     where = check_path("load: path", path)
     _check_model(lvm)
+    if lvm is None and (where / MODEL_FILE).is_file():
+        where = where / MODEL_FILE
     if where.is_dir():
         made, state, names = _from_run(where, lvm)
         load_state(made, state, f"the run {where}")
     else:
         header, tensors = read_model(where)
         state = _state(where, header, tensors)
-        made = lvm
+        made: Any = lvm
         if not isinstance(lvm, Module):
             made = _made(where, header, tensors, lvm, state)
         load_state(made, state, str(where))

@@ -46,7 +46,18 @@ def _difference(name: str, value: Any, other: Any) -> str:
     if name == "columns":
         return "was made with other columns, or levels of columns; resume with the same"
     if not isinstance(value, dict) or not isinstance(other, dict):
-        return f"was made with {name} = {other}, this run has {value}; resume with the same"
+        same = "the same"
+        if "total_steps" in str(value) and "total_steps" in str(other):
+            same = (
+                "the same number of epochs and learning rate, which the schedule spans"
+            )
+        return (
+            f"was made with {name} = {other}, this run has {value}; resume with {same}"
+        )
+    return _first_difference(name, value, other)
+
+
+def _first_difference(name: str, value: dict[str, Any], other: dict[str, Any]) -> str:
     keys = {*value, *other} - {"Python"}
     key = min(k for k in keys if other.get(k) != value.get(k))
     if name == "functions":

@@ -1,15 +1,18 @@
 """Turns errors inside a user's model or guide into one sentence with the user's line."""
 
+import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
+from torch import Tensor
 
 from vilvm._runtime.memory import is_out_of_memory
+from vilvm.data.missing import Masked
 from vilvm.data.tensors import tensors_of
 from vilvm.lvm import ContractError, NonFiniteError
 
@@ -26,6 +29,10 @@ _USER_ERRORS = (
     ArithmeticError,
 )
 _DTYPE_ERRORS = ("must have the same dtype", "Found dtype", "expected scalar type")
+_SHAPE_ERRORS = ("shapes cannot be multiplied", "must match the size of tensor")
+_NO_TENSOR = re.compile(
+    "must be Tensor, not |unsupported operand type|has no attribute"
+)
 _NOT_THE_USERS = (
     str(Path(__file__).parents[1]),
     "site-packages",
@@ -71,7 +78,7 @@ def _contract_error(part: str, batch: Any, error: Exception) -> ContractError:
     reason = short_message(error)
     message = (
         f"The {part} fails on a batch of {_describe(batch)}{where}: {type(error).__name__}: "
-        f"{_ended(reason)} {_advice(part, error, reason, where)}"
+        f"{_ended(reason)} {_of_batch(batch, reason) or _advice(part, error, reason, where)}"
     )
     if reason.endswith("but found NaN."):
         return NonFiniteError(message)
@@ -96,6 +103,29 @@ def _advice(part: str, error: Exception, reason: str, where: str) -> str:
             "and unpack it inside, x, y = batch."
         )
     return f"Check the shapes and values that the {part} computes from this batch."
+
+
+def _of_batch(batch: Any, reason: str) -> str:
+    """What is wrong with the batch, if it shows in the error."""
+    if isinstance(batch, Masked):
+        return (
+            "These data have a mask of missing values: wrap the model, "
+            "vilvm.wrappers.partly_observed(lvm)."
+        )
+    if isinstance(batch, Mapping | tuple) and _NO_TENSOR.search(reason):
+        kind = "dict" if isinstance(batch, Mapping) else "tuple"
+        return f"The model takes a tensor: pass it, and not a {kind} of tensors."
+    return _of_matrix(batch, reason) if isinstance(batch, Tensor) else ""
+
+
+def _of_matrix(batch: Tensor, reason: str) -> str:
+    if batch.dim() != 2:
+        return ""
+    if any(words in reason for words in _SHAPE_ERRORS):
+        return f"Is the model made for data of {batch.shape[1]} columns?"
+    if "found NaN" in reason and bool((batch < 0).any()):
+        return "The data hold negative numbers; does the model take logarithms, as of counts?"
+    return ""
 
 
 def _sentence(error: Exception) -> str:

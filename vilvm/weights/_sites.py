@@ -210,10 +210,24 @@ def log_prob(part: str, site: Any) -> Tensor:
         raise ContractError(
             f"The {part}'s site {site['name']!r} cannot score its value of shape "
             f"{tuple(site['value'].shape)}: {short_message(error)} "
-            "Check the value's shape and that it lies in the distribution's support (a Bernoulli "
-            "needs 0 or 1: binarise)."
+            f"{_support_advice(site)}"
         ) from None
     return scale_and_mask(value, mask=site["mask"])
+
+
+def _support_advice(site: Any) -> str:
+    """What to do about a value that a distribution cannot score."""
+    family_of_site = family(site["fn"])
+    if "Bernoulli" in family_of_site:
+        return (
+            "A Bernoulli needs 0 or 1: binarise the data, or give real numbers a likelihood of "
+            'theirs, such as likelihood="gaussian".'
+        )
+    if getattr(site["fn"].support, "is_discrete", False):
+        return (
+            "It needs counts, whole numbers from 0: pass them raw, without logarithms."
+        )
+    return "Check the value's shape and that it lies in the distribution's support."
 
 
 def own_densities(

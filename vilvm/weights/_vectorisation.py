@@ -30,7 +30,7 @@ from torch import Tensor
 from vilvm._compile import UntraceableError
 from vilvm._runtime.memory import is_out_of_memory
 from vilvm._runtime.random import preserved_rng, rng_state, set_rng_state
-from vilvm.lvm import ContractError
+from vilvm.lvm import ContractError, Wrapped
 from vilvm.weights._errors import SampleLines
 from vilvm.weights._mapped_graph import MappedGraph, known_graph
 from vilvm.weights._passes import (
@@ -247,8 +247,15 @@ class _Runner:
         how = "one by one, which is slow"
         if strategy.name == VMAP:
             how = "through torch.vmap"
-        name, line = type(self.bound.lvm).__name__, _user_line(self.bound, reason)
+        name, line = _class_of(self.bound.lvm), _user_line(self.bound, reason)
         self.log(f"{name}: samples are run {how}, because {reason}{line}.")
+
+
+def _class_of(lvm: Any) -> str:
+    """The name of the user's class, within wrappers."""
+    while isinstance(lvm, Wrapped):
+        lvm = lvm.lvm
+    return type(lvm).__name__
 
 
 def _is_news(lvm: Any, strategy: str) -> bool:
