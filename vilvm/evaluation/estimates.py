@@ -149,9 +149,9 @@ class Evaluation(Result):
 
         Arguments:
             per_datum: whether to return one row a datum, with its label, a column for each
-                quantity and, as "elbo_error", its Monte Carlo error; by default there is one row a quantity, with
-                its mean over the data, the standard error for new data (se) and for these
-                (mc_se).
+                quantity and, as "elbo_error", its Monte Carlo error; by default there is one row
+                a quantity, with its mean over the data, the standard error for new data (se) and
+                for these (mc_se).
         """
         if per_datum:
             labels: Any = range(len(self.distortion.values))
