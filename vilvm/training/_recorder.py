@@ -77,9 +77,12 @@ class Recorder:
             for step in (state.step, self.run.spec.total)
         )
         parts = [f"epoch {epoch} of {epochs}"]
+        # a guide that puts a latent on one point has no ELBO
+        is_point = bool(self.run.validation_layout.degenerate)
         if tally.applied:
-            parts.append(f"ELBO {tally.elbo:.2f}")
-        if state.history.records:
+            name = "log p(x, z)" if is_point else "ELBO"
+            parts.append(f"{name} {tally.elbo:.2f}")
+        if state.history.records and not is_point:
             parts.append(f"rate {state.history.records[-1].rate:.2f}")
         if self.run.compiled.seconds:
             parts.append(f"compiled in {self.run.compiled.seconds:.0f} s")
