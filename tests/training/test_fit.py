@@ -18,8 +18,10 @@ from pyro.infer import (
 import vilvm
 from vilvm._compile import graph
 from vilvm.data import DynamicBinarisation, StaticBinarisation
+from vilvm.models.autoencoder import Autoencoder
 from vilvm.models.vae import VAE, tiny
 from vilvm.training import one_cycle
+from vilvm.training._recorder import Recorder
 
 
 def scalar_model(x):
@@ -564,3 +566,17 @@ def test_one_cycle_ends_low_for_few_steps(steps):
     assert len(rates) >= steps - 1
     assert max(rates) <= 1e-2 * (1 + 1e-9)
     assert rates[-1] < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(VAE, "ELBO"), (Autoencoder, "log p(x, z)")]
+)
+def test_progress_names_what_is_maximised(kind, name, monkeypatch):
+    said = []
+    progress = Recorder.progress
+    monkeypatch.setattr(
+        Recorder, "progress", lambda self: said.append(progress(self)) or said[-1]
+    )
+    vilvm.fit(kind(6, 2), torch.rand(20, 6).round(), steps=3, validate_every=1)
+    assert f"{name} -" in said[-1]
+    assert ("rate" in said[-1]) == (name == "ELBO")
