@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import svi_step
+from benchmarks import gpu, svi_step
 from benchmarks.interleaved import race, report
 from benchmarks.readability import LIMITS, cyclomatic, measure, package_files
 from benchmarks.results import figure, markdown, rows_of
@@ -129,3 +129,40 @@ def test_readability_of_the_package_keeps_the_limits():
     assert found.complexity <= LIMITS.complexity
     assert found.tokens / found.lines <= LIMITS.tokens
     assert 1000 * found.conditionals / found.lines <= LIMITS.conditionals
+
+
+# Checks on a GPU
+# --------------------------------------------------------------------------------------------
+
+
+def test_checks_of_a_gpu_go_on_after_one_that_fails(monkeypatch, tmp_path):
+    outcomes = {
+        "first": "passed",
+        "compiled": "stopped after 120 s",
+        "resume": "passed",
+    }
+    monkeypatch.setattr(
+        gpu,
+        "run_apart",
+        lambda name, device, limit: {
+            "check": name,
+            "outcome": outcomes[name],
+            "seconds": 1.0,
+        },
+    )
+    out = tmp_path / "outcomes.jsonl"
+    assert gpu.run_all([*outcomes], "cuda", 500, out) == ["compiled"]
+    written = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {row["check"]: row["outcome"] for row in written} == outcomes
+    assert gpu.run_all(["first"], "cuda", 5, None) == ["first"]  # no time left
+
+
+def test_a_check_of_a_gpu_is_stopped_at_its_limit():
+    found = gpu.run_apart("first", "cpu", 0.5)
+    assert found["outcome"].startswith("stopped")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["first", "resume", "infer"])
+def test_checks_of_a_gpu_pass_on_the_cpu(name):
+    assert gpu.run_apart(name, "cpu", 300)["outcome"] == "passed"
