@@ -184,7 +184,7 @@ def test_results_have_the_labels_and_names_of_the_data(ppca):
     frame = FRAME.set_index(pd.Index([f"patient {i}" for i in range(40)]))
     table = vilvm.evaluate(ppca, frame, num_samples=5).to_frame(per_datum=True)
     assert list(table["datum"]) == list(frame.index)
-    found = vilvm.diagnose(ppca, frame, budget=20, progress=False)
+    found = vilvm.diagnose(ppca, frame, budget=6, num_data=20, progress=False)
     assert "patient" in str(found.posterior)
     check = found.results["Posterior predictive check"].finding.verdict
     assert any(f" of {name}" in check or f"{name} and" in check for name in COLUMNS)
@@ -221,3 +221,24 @@ def test_posterior_predicts_at_new_covariates():
         assert np.abs(ratio - 1).max() < 5 * np.sqrt(2 / 4000)
     with pytest.raises(ValueError, match=r"columns of x\[0\] are in another order"):
         found.predict((new[["v", "u"]], np.zeros(3)))
+
+
+def test_posterior_has_the_names_of_the_user():
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        with pyro.plate("school", len(y)):
+            theta = pyro.sample("theta", dist.Normal(mu, 1.0))
+            pyro.sample("y", dist.Normal(theta, 1.0), obs=y)
+
+    schools = ["Choate", "Deerfield", "Exeter"]
+    expected = ["mu", *(f"theta[{school}]" for school in schools)]
+    by_index = vilvm.infer(
+        model, pd.Series([0.5, 1.0, -1.0], index=schools), progress=False
+    )
+    y = torch.tensor([0.5, 1.0, -1.0])
+    given = vilvm.infer(model, y, coords={"school": schools}, progress=False)
+    for found in (by_index, given):
+        assert list(found.summary()) == expected
+        assert list(found.to_datatree().posterior["school"].values) == schools
+    with pytest.raises(ValueError, match="infer: coords has 'scool'"):
+        vilvm.infer(model, y, coords={"scool": schools})

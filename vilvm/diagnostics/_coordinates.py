@@ -95,6 +95,14 @@ class Coordinates(NamedTuple):
         """The name of each datum in the full data set; empty if they have numbers only."""
         return tuple(self.coords.get(self.plate, ())) if self.plate else ()
 
+    @property
+    def own_dims(self) -> dict[str, tuple[str, ...]]:
+        """The names of each site's dimensions, without that of the data."""
+        return {
+            site: tuple(dim for dim in dims if dim != self.plate)
+            for site, dims in self.dims.items()
+        }
+
     def of_columns(self, sites: Sequence[str]) -> dict[str, tuple[str, ...]]:
         """The names of the columns of observed sites, where they have names."""
         found = {}

@@ -23,7 +23,6 @@ If there are many data, a random subset is used and named by its index in the fu
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -39,9 +38,9 @@ from vilvm._runtime.argument_checks import (
 from vilvm._runtime.memory import bytes_made
 from vilvm._runtime.random import seeded
 from vilvm._runtime.results import Result, Table, plots
-from vilvm.data.data import Data
 from vilvm.diagnostics._chosen_data import choose
-from vilvm.diagnostics._coordinates import NAMELESS, Coordinates, named_sites
+from vilvm.diagnostics._coordinates import Coordinates
+from vilvm.diagnostics._names import names_of_pair
 from vilvm.diagnostics._posterior_tables import table_of_pair
 from vilvm.diagnostics._session import Check, Session
 from vilvm.diagnostics._verdicts.diagnosis import (
@@ -66,8 +65,7 @@ from vilvm.diagnostics.tarp import tarp
 from vilvm.evaluation import Schedule
 from vilvm.evaluation.ais import check_schedule
 from vilvm.lvm import ContractError, LatentVariableModel, data_beside
-from vilvm.weights import find_layout, observed, posterior
-from vilvm.weights.generated_quantities import replay
+from vilvm.weights import find_layout
 from vilvm.weights.prepared import Prepared, prepared_of
 from vilvm.weights.simulation import batches
 
@@ -250,9 +248,10 @@ def diagnose(
         data, seed = lvm.data, lvm.seed
     given = data_beside(lvm, data)
     chosen = choose(lvm, given, num_data, seed, began + budget)
-    own_coords, own_dims = _own_names(chosen.prepared, given)
-    coords, dims = {**own_coords, **(coords or {})}, {**own_dims, **(dims or {})}
-    names = _names(chosen.prepared, coords, dims, len(given))
+    prepared = chosen.prepared
+    with prepared.running():
+        pair = prepared.lvm, prepared.batches[0].x, prepared.layout
+        names = names_of_pair("diagnose", pair, given, coords, dims)
     with seeded(seed, chosen.prepared.device):
         checks = list(_checks(chosen.prepared, history, schedule, names))
     session = Session(chosen.index_to_name, budget, began + budget, names)
@@ -271,41 +270,6 @@ def diagnose(
         cut=chosen.cut | session.cut,
         tempered=chosen.prepared.layout.tempered,
         posterior=table,
-    )
-
-
-def _own_names(
-    prepared: Prepared, given: Data
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Coordinates and dimensions of the data's own row labels and names of columns."""
-    layout = prepared.layout
-    found: dict[str, Any] = {}
-    dims: dict[str, Any] = {}
-    if given.index is not None and layout.data_plate:
-        found[layout.data_plate] = given.index
-    if isinstance(given.columns, tuple) and len(layout.observed) == 1:
-        ((site, values),) = observed(prepared.lvm, prepared.batches[0].x).items()
-        if tuple(values.shape[1:]) == (len(given.columns),):
-            dims[site] = (f"{site}_dim_0",)
-            found[dims[site][0]] = given.columns
-    return found, dims
-
-
-def _names(prepared: Prepared, coords: Any, dims: Any, num_data: int) -> Coordinates:
-    """The user's names of data and components."""
-    lvm, layout = prepared.lvm, prepared.layout
-    if not (coords or dims):
-        return NAMELESS
-    batch, axes = prepared.batches[0].x, dict(layout.data_axes)
-    with prepared.running():
-        one = posterior(lvm, batch, 1) if layout.latents else {}
-        # A likelihood without a sampler cannot be replayed; then only latents have names.
-        with suppress(ContractError):
-            run = replay(lvm, batch, one, num_samples=1, layout=layout)
-            one, axes = one | run.deterministics, axes | run.data_axes
-    sites = named_sites(one, axes, layout.local)
-    return Coordinates.of(
-        "diagnose", coords, dims, sites, (layout.data_plate, num_data)
     )
 
 

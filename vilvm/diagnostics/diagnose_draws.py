@@ -221,8 +221,8 @@ def _density(
         raise ValueError(
             "diagnose_draws: supports= belongs to log_joint=; a model states its own."
         )
-    if not callable(model) and not hasattr(model, "model"):
-        raise ValueError(
+    if isinstance(model, Tensor | Mapping | tuple):
+        raise ContractError(
             f"diagnose_draws: the first argument is a {type(model).__name__}, and not the model; "
             "the order is diagnose_draws(model, data, draws)."
         )

@@ -11,6 +11,7 @@
 Latents of hierarchical priors are also tried in standard units; the larger ELBO decides.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from vilvm._runtime.argument_checks import (
@@ -25,6 +26,7 @@ from vilvm.diagnostics.diagnose import import_all
 from vilvm.inference._answer import answer
 from vilvm.inference._clock import Clock, Shown
 from vilvm.inference._ladder import climb
+from vilvm.inference._names import named, names_of
 from vilvm.inference._preparation import in_float64, own_model
 from vilvm.inference._stochastic import climb_in_batches
 from vilvm.inference.posterior import Posterior
@@ -40,6 +42,8 @@ def infer(
     guides: Literal["auto", "gaussian"] = "auto",
     refine: Literal["auto"] | bool = "auto",
     batch_size: int | None = None,
+    coords: Mapping[str, Sequence[Any]] | None = None,
+    dims: Mapping[str, Sequence[str]] | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> Posterior:
@@ -60,6 +64,9 @@ def infer(
         batch_size: data of a gradient, if they are too many to see at every one: the start comes
             from one batch, the Gaussian is fitted to batches, and only the weights see all data,
             once. There is no refinement then, and deterministic sites are left out.
+        coords: by dimension, the name of each index, such as {"school": names}, as for
+            ``export.to_datatree``; by default the row labels of a frame name the plate over them.
+        dims: by site, names for its dimensions except those of draws and data.
         seed: of all draws.
         progress: whether to show the rung, k̂ and the time left.
 
@@ -69,7 +76,7 @@ def infer(
     Raises:
         ContractError: the model has no continuous latent, has a discrete one that is not
             enumerated, fails on the data, or has no proper posterior.
-        ValueError: bad data or options.
+        ValueError: bad data or options, or coords or dims do not fit.
 
     References: Pathfinder, Zhang et al., 2022; Black Box Variational Inference with a
     Deterministic Objective, Giordano, Ingram and Broderick, 2024; Pareto Smoothed Importance
@@ -100,6 +107,7 @@ def infer(
         import_all()  # before the rungs share the time
         plain, given = own_model(model), in_float64(data)
         check_columns(given, training_columns(model), "data")
+        names = names_of(plain, given, coords, dims)
         if batch_size is not None and batch_size < len(given):
             whole, r_hat = climb_in_batches(plain, given, batch_size, clock)
             posterior = answer(whole, given.x, clock, True, r_hat)
@@ -108,7 +116,7 @@ def infer(
             found = climb(plain, given.x, clock, refine, guides == "auto")
             posterior = answer(found, given.x, clock, refine)
         keep_columns(posterior.lvm, given)
-        return posterior
+        return named(posterior, names)
 
 
 def _check_options(guides: Any, refine: Any) -> None:

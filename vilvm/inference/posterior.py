@@ -15,6 +15,7 @@ from vilvm._runtime.random import seeded
 from vilvm._runtime.results import Result, Table, frame_of, number
 from vilvm.data._column_names import keep_columns, training_columns
 from vilvm.diagnostics._components import indexed
+from vilvm.diagnostics._coordinates import NAMELESS, Coordinates
 from vilvm.diagnostics.finding import Finding, Severity
 from vilvm.evaluation import Estimate
 from vilvm.inference._chains import convergence
@@ -75,6 +76,7 @@ class Posterior(Result):
         densities: points at which the density alone was computed.
         seconds: time taken.
         modes: weight of each region of the posterior, largest first.
+        names: of the components, from coords and dims.
 
     Examples:
         >>> import pyro, torch, vilvm
@@ -101,6 +103,7 @@ class Posterior(Result):
     densities: int
     seconds: float
     modes: tuple[float, ...] = (1.0,)
+    names: Coordinates = field(default=NAMELESS, repr=False)
     _evidence: Estimate | str = field(default="", repr=False)
 
     @property
@@ -151,7 +154,8 @@ class Posterior(Result):
             sizes = torch.full_like(mean, min(self.ess, len(x)))
             errors, r_hat = sd / sizes.sqrt(), torch.full_like(mean, math.nan)
         columns = torch.stack([mean, sd, low, high, errors, sizes, r_hat], 1).tolist()
-        names = [indexed(site, index) for index in np.ndindex(*draws.shape[1:])]
+        indices = np.ndindex(*draws.shape[1:])
+        names = [self.names.renamed(indexed(site, index)) for index in indices]
         return [(n, Summary(*row)) for n, row in zip(names, columns, strict=True)]
 
     def to_datatree(self, **options: Any) -> Any:
@@ -172,6 +176,8 @@ class Posterior(Result):
             name: value.unflatten(0, (self.chains, -1))
             for name, value in self.draws.items()
         }
+        named = {"coords": self.names.coords, "dims": self.names.own_dims}
+        options = {**named, **options}
         tree = draws_to_datatree(shaped, self._plain_model(), self.data, **options)
         tree.attrs |= {"verdict": self.verdict, "rung": self.rung, "pareto_k": self.k}
         return tree
