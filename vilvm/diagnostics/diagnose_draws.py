@@ -43,6 +43,7 @@ from vilvm.diagnostics.diagnose import Diagnosis, import_all
 from vilvm.diagnostics.predictive_check import predictive_check
 from vilvm.diagnostics.stein import stein
 from vilvm.diagnostics.weighted_evidence import weighted_evidence
+from vilvm.lvm import ContractError
 
 __all__ = ["diagnose_draws"]
 
