@@ -151,7 +151,7 @@ def _paired(found: Any, wanted: Any) -> Iterator[tuple[str, Any, Any]]:
     """The names of each matrix that has names in both, with its place in a tuple or dict."""
     if isinstance(found, Mapping) and isinstance(wanted, Mapping):
         for place in found.keys() & wanted.keys():
-            yield f" of {place}", found[place], wanted[place]
+            yield place, found[place], wanted[place]
     elif isinstance(found, tuple) and isinstance(wanted, tuple):
         yield "", found, wanted
 
@@ -159,11 +159,13 @@ def _paired(found: Any, wanted: Any) -> Iterator[tuple[str, Any, Any]]:
 def _differ(
     place: str, found: tuple[str, ...], wanted: tuple[str, ...], what: str
 ) -> ValueError:
+    of = f" of {place}" if place else ""
+    kept = f"vilvm.data.training_columns(lvm).columns{f'[{place!r}]' if place else ''}"
     if set(found) == set(wanted):
-        shown = f"frame[{list(wanted)}]" if len(wanted) <= _SHOWN else _SELECTION
+        chosen = list(wanted) if len(wanted) <= _SHOWN else f"[*{kept}]"
         return ValueError(
-            f"{what}: the columns{place} are in another order than in training "
-            f"({_few(wanted)}); pass {shown}."
+            f"{what}: the columns{of} are in another order than in training ({_few(wanted)}); "
+            f"pass frame[{chosen}]."
         )
     faults = []
     missing = [n for n in wanted if n not in found]
@@ -173,12 +175,9 @@ def _differ(
     if extra:
         faults.append(f"have {_few(extra)}")
     return ValueError(
-        f"{what}: the columns{place} are not those of the training data ({_few(wanted)}): they "
-        f"{' and '.join(faults)}; pass {_SELECTION}, or make a new model to train on others."
+        f"{what}: the columns{of} are not those of the training data ({_few(wanted)}): they "
+        f"{' and '.join(faults)}; pass frame[[*{kept}]], or make a new model to train on others."
     )
-
-
-_SELECTION = "frame[list(vilvm.data.training_columns(lvm).columns)]"
 
 
 def _check_width(data: Data | Converted, wanted: tuple[str, ...], what: str) -> None:
