@@ -167,17 +167,19 @@ def _differ(
             f"{what}: the columns{of} are in another order than in training ({_few(wanted)}); "
             f"pass frame[{chosen}]."
         )
-    faults = []
-    missing = [n for n in wanted if n not in found]
-    extra = [n for n in found if n not in wanted]
-    if missing:
-        faults.append(f"lack {_few(missing)}")
-    if extra:
-        faults.append(f"have {_few(extra)}")
     return ValueError(
         f"{what}: the columns{of} are not those of the training data ({_few(wanted)}): they "
-        f"{' and '.join(faults)}; pass frame[[*{kept}]], or make a new model to train on others."
+        f"{_faults(found, wanted)}; pass frame[[*{kept}]], or make a new model to train on others."
     )
+
+
+def _faults(found: tuple[str, ...], wanted: tuple[str, ...]) -> str:
+    """Such as "lack b and have e"."""
+    missing = [n for n in wanted if n not in found]
+    extra = [n for n in found if n not in wanted]
+    lack = [f"lack {_few(missing)}"] if missing else []
+    have = [f"have {_few(extra)}"] if extra else []
+    return " and ".join(lack + have)
 
 
 def _check_width(data: Data | Converted, wanted: tuple[str, ...], what: str) -> None:
