@@ -240,7 +240,8 @@ def first_steps(device: str) -> str:
     assert where == device, f"the parameters are on {where}"
     found = vilvm.evaluate(lvm, data.test, num_samples=100).bounds["iwae"]
     assert vilvm.sample(lvm, 5)["x"].device.type == device
-    assert vilvm.posterior_mean(lvm, data.test.fixed().x.to(device))["z"].device.type == device
+    x = data.test.fixed().x.to(device)
+    assert vilvm.posterior_mean(lvm, x)["z"].device.type == device
     return f"{fitted.steps} eager steps, IWAE-100 of the digits {found}"
 
 
