@@ -37,8 +37,8 @@ from vilvm._runtime.rebuildable import rebuildable
 from vilvm._runtime.submodules import add_network, own_memory, own_networks
 from vilvm.data._column_names import (
     check_columns,
-    forget_columns,
-    keep_columns,
+    column_names,
+    set_columns,
     training_columns,
 )
 from vilvm.data.data import Data, as_data
@@ -465,8 +465,7 @@ def training_tensors(
         torch.Size([2, 1])
     """
     checked = as_data(data, what, dtype=dtype or dtype_of(lvm)).loaded().fixed()
-    forget_columns(lvm)
-    keep_columns(lvm, checked)
+    set_columns(lvm, column_names(checked))
     return checked.x
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 
 from vilvm._runtime.extras import require
+from vilvm.data._column_names import few
 from vilvm.data.data import Data
 from vilvm.data.datasets import on_disk
 
@@ -52,7 +53,7 @@ def read_data(
         return _array(path)
     chosen = _chosen(path, _table(path), columns or trained, target)
     names = tuple(map(str, chosen.columns))
-    print(f"{path}: {len(names)} columns used: {_few(names)}")
+    print(f"{path}: {len(names)} columns used: {few(names, 8)}")
     return Data(
         _tensors(path, chosen, target, each),
         path.stem,
@@ -68,11 +69,6 @@ def _by_place(names: tuple[str, ...], target: str | None, each: bool) -> Any:
     if target is not None:
         return {"x[0]": names[:-1], "x[1]": names[-1:]}
     return names
-
-
-def _few(names: Any) -> str:
-    shown = ", ".join(map(str, names[:8]))
-    return f"{shown}, …" if len(names) > 8 else shown
 
 
 def _array(path: Path) -> Data:
@@ -108,7 +104,7 @@ def _chosen(
     if other and (columns or target in other):
         raise ValueError(f"{path}: column {other[0]!r} is not numeric; leave it out.")
     if other:
-        print(f"{path}: left out, not numeric: {_few(other)}")
+        print(f"{path}: left out, not numeric: {few(other, 8)}")
     if frame[numeric].empty:
         raise ValueError(f"{path}: has no rows, or no numeric column.")
     chosen = frame.loc[:, numeric]

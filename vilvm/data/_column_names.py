@@ -17,8 +17,8 @@ __all__ = [
     "ColumnNames",
     "check_columns",
     "column_names",
-    "forget_columns",
-    "keep_columns",
+    "few",
+    "set_columns",
     "training_columns",
 ]
 
@@ -93,22 +93,15 @@ def column_names(data: Data) -> ColumnNames | None:
     )
 
 
-def keep_columns(lvm: Any, names: Data | ColumnNames | None) -> None:
+def set_columns(lvm: Any, names: ColumnNames | None) -> None:
     """Keeps the names of the training data with a model, and with the models that it wraps.
 
-    Data without names leave those of an earlier training.
+    None removes those that they have.
     """
-    if isinstance(names, Data):
-        names = column_names(names)
-    if names is not None:
-        for kept in _attributes(lvm):
-            kept[_KEPT] = names
-
-
-def forget_columns(lvm: Any) -> None:
-    """Removes the names, before a training that starts anew."""
     for kept in _attributes(lvm):
         kept.pop(_KEPT, None)
+        if names is not None:
+            kept[_KEPT] = names
 
 
 def check_columns(data: Data | Converted, names: ColumnNames | None, what: str) -> None:
@@ -134,8 +127,8 @@ def _check_levels(data: Data | Converted, names: ColumnNames, what: str) -> None
         found = tuple(map(str, data.levels[name]))
         if found != names.levels[name]:
             raise ValueError(
-                f"{what}: column {name!r} has the levels {_few(found)}, and in the training data "
-                f"{_few(names.levels[name])}, so that their codes differ; give it those levels "
+                f"{what}: column {name!r} has the levels {few(found)}, and in the training data "
+                f"{few(names.levels[name])}, so that their codes differ; give it those levels "
                 "(pandas: .cat.set_categories, polars: .cast(pl.Enum(...)))."
             )
 
@@ -164,11 +157,11 @@ def _differ(
     if set(found) == set(wanted):
         chosen = list(wanted) if len(wanted) <= _SHOWN else f"[*{kept}]"
         return ValueError(
-            f"{what}: the columns{of} are in another order than in training ({_few(wanted)}); "
+            f"{what}: the columns{of} are in another order than in training ({few(wanted)}); "
             f"pass frame[{chosen}]."
         )
     return ValueError(
-        f"{what}: the columns{of} are not those of the training data ({_few(wanted)}): they "
+        f"{what}: the columns{of} are not those of the training data ({few(wanted)}): they "
         f"{_faults(found, wanted)}; pass frame[[*{kept}]], or make a new model to train on others."
     )
 
@@ -177,8 +170,8 @@ def _faults(found: tuple[str, ...], wanted: tuple[str, ...]) -> str:
     """Such as "lack b and have e"."""
     missing = [n for n in wanted if n not in found]
     extra = [n for n in found if n not in wanted]
-    lack = [f"lack {_few(missing)}"] if missing else []
-    have = [f"have {_few(extra)}"] if extra else []
+    lack = [f"lack {few(missing)}"] if missing else []
+    have = [f"have {few(extra)}"] if extra else []
     return " and ".join(lack + have)
 
 
@@ -187,10 +180,11 @@ def _check_width(data: Data | Converted, wanted: tuple[str, ...], what: str) -> 
     if x is not None and len(x.shape) == 2 and x.shape[1] != len(wanted):
         raise ValueError(
             f"{what}: has {x.shape[1]} columns, and the training data had {len(wanted)} "
-            f"({_few(wanted)})."
+            f"({few(wanted)})."
         )
 
 
-def _few(names: Any) -> str:
-    shown = ", ".join(map(str, names[:_SHOWN]))
-    return f"{shown}, …" if len(names) > _SHOWN else shown
+def few(names: Any, most: int = _SHOWN) -> str:
+    """The first names, separated by commas."""
+    shown = ", ".join(map(str, names[:most]))
+    return f"{shown}, …" if len(names) > most else shown

@@ -99,7 +99,7 @@ class _Labels:
 def _walk(x: Any, place: Place, name: str, labels: _Labels) -> Converted:
     reader = _reader_of(x)
     if reader is not None:
-        found = reader(x, place.at(name and f"x{name}, "))
+        found = reader(x, place.at(name and f"x{name}"))
         labels.add(found.index, f"x{name}")
         inner = _walk(found.x, place, name, labels)
         return Converted(

@@ -34,12 +34,11 @@ class Place(NamedTuple):
 
     def at(self, part: str) -> "Place":
         """A part of this place."""
-        return self._replace(part=f"{self.part}{part}")
+        return self._replace(part=", ".join(filter(None, (self.part, part))))
 
     def error(self, text: str) -> ValueError:
         """An error that names the place."""
-        part = self.part.removesuffix(", ")
-        return ValueError(f"{self.what}: {f'{part} ' * bool(part)}{text}")
+        return ValueError(f"{self.what}: {f'{self.part} ' * bool(self.part)}{text}")
 
 
 def as_tensor(array: Any, place: Place) -> Tensor:

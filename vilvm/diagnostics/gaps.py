@@ -157,7 +157,8 @@ class Gaps(Result):
 
     @property
     def _unknown(self) -> Estimate:
-        return Estimate(*(torch.full_like(self.total.values, torch.nan) for _ in "12"))
+        nan = torch.full_like(self.total.values, torch.nan)
+        return Estimate(nan, nan)
 
     @property
     def total(self) -> Estimate:

@@ -21,7 +21,12 @@ from vilvm._runtime.argument_checks import (
     optional,
 )
 from vilvm._runtime.random import seeded
-from vilvm.data._column_names import check_columns, keep_columns, training_columns
+from vilvm.data._column_names import (
+    check_columns,
+    column_names,
+    set_columns,
+    training_columns,
+)
 from vilvm.diagnostics.diagnose import import_all
 from vilvm.inference._answer import answer
 from vilvm.inference._clock import Clock, Shown
@@ -115,7 +120,7 @@ def infer(
             refine = refine is not False
             found = climb(plain, given.x, clock, refine, guides == "auto")
             posterior = answer(found, given.x, clock, refine)
-        keep_columns(posterior.lvm, given)
+        set_columns(posterior.lvm, column_names(given))
         return named(posterior, names)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from vilvm._runtime.argument_checks import check_number, check_seed
 from vilvm._runtime.random import seeded
 from vilvm._runtime.results import Result, Table, frame_of, number
-from vilvm.data._column_names import keep_columns, training_columns
+from vilvm.data._column_names import set_columns, training_columns
 from vilvm.diagnostics._components import indexed
 from vilvm.diagnostics._coordinates import NAMELESS, Coordinates
 from vilvm.diagnostics.finding import Finding, Severity
@@ -218,7 +218,7 @@ class Posterior(Result):
         num_samples = check_number("predict: num_samples", num_samples)
         seed = check_seed("predict: seed", seed)
         lvm = InFloat64(Pair(self._plain_model(), self.lvm.lvm.guide))
-        keep_columns(lvm, training_columns(self.lvm))
+        set_columns(lvm, training_columns(self.lvm))
         new = fixed_beside(lvm, like, seed)
         total = len(next(iter(self.draws.values())))
         chosen = torch.linspace(0, total - 1, min(num_samples, total)).round().long()

@@ -11,7 +11,7 @@ import vilvm.training.checkpoint as checkpoint
 from vilvm._runtime.argument_checks import check_path
 from vilvm._runtime.random import preserved_rng
 from vilvm._runtime.rebuildable import is_rebuildable, name_of
-from vilvm.data._column_names import ColumnNames, forget_columns, keep_columns
+from vilvm.data._column_names import ColumnNames, set_columns
 from vilvm.lvm import ContractError, check_contract
 from vilvm.saving._file import read_model, refused
 from vilvm.saving._recipes import make, unpack_recipe
@@ -85,8 +85,7 @@ def load(
             _freeze(made, set(header["frozen"]))
             made.eval()
         names = header["columns"]
-    forget_columns(made)
-    keep_columns(made, ColumnNames.from_json(names))
+    set_columns(made, ColumnNames.from_json(names))
     return made if device is None else made.to(_device(device))
 
 

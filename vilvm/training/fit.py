@@ -23,7 +23,12 @@ from vilvm._runtime.files import locked
 from vilvm._runtime.memory import trim_heap
 from vilvm._runtime.precision import Precision, check_precision, networks_in
 from vilvm._runtime.random import seeded, set_seed
-from vilvm.data._column_names import check_columns, column_names, keep_columns
+from vilvm.data._column_names import (
+    check_columns,
+    column_names,
+    set_columns,
+    training_columns,
+)
 from vilvm.data._torch_loaders import loader_settings
 from vilvm.data.data import Data
 from vilvm.data.interleaved import Interleaved
@@ -257,7 +262,8 @@ def fit(
         if resume:
             checkpoints.restore()
         if isinstance(train, Data):
-            keep_columns(lvm, train)
+            # data without names leave those of an earlier training
+            set_columns(lvm, column_names(train) or training_columns(lvm))
         Loop(run, checkpoints).train(progress)
         return run.result()
 
