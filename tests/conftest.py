@@ -37,4 +37,4 @@ def _compiled(request, monkeypatch):
         from vilvm.training import _preparation, compiled_step
 
         monkeypatch.setattr(_preparation, "_WORTH_COMPILING", 0)
-        monkeypatch.setattr(compiled_step, "inductor", graph)
+        monkeypatch.setattr(compiled_step, "machine_code", graph)

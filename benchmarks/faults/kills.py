@@ -48,7 +48,7 @@ from vilvm.training import checkpoint, compiled_step
 __all__ = ["Kills", "campaign", "rows", "warm_up"]
 
 COMMAND = "python -m examples.vae_mnist"
-_INDUCTOR = compiled_step.inductor
+_COMPILER = compiled_step.machine_code
 _CLOCKS = {"seconds", "data_per_second", "images_per_second"}
 _HELD = (
     "step",
@@ -158,7 +158,7 @@ def train(name: str, folder: Path, data: Path) -> dict[str, Any]:
     returns digests of the results.
     """
     # All but one run the traced step without the compiler, which would take seconds.
-    compiled_step.inductor = _INDUCTOR if name == INDUCTOR else graph
+    compiled_step.machine_code = _COMPILER if name == INDUCTOR else graph
     make = CONFIGURATIONS.get(name) or RANKS[name][1]
     with vilvm.distributed(minutes=0.5) as world:
         lvm, fitted = fit(make, folder, data)
@@ -391,7 +391,7 @@ def warm_up(folder: Path) -> None:
     """Takes a few steps in this process, so that its children share the imports."""
     fit(CONFIGURATIONS["optimizer: Adam"], folder / "warm", folder)
     fit(CONFIGURATIONS["in turn"], folder / "warm in turn", folder)
-    compiled_step.inductor = graph
+    compiled_step.machine_code = graph
     with redirect_stdout(io.StringIO()):
         fit(CONFIGURATIONS["compiled: Adam"], folder / "warm compiled", folder)
 

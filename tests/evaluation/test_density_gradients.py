@@ -33,7 +33,7 @@ def as_graph(monkeypatch):
     made = []
     for user in ("density_gradients", "sample_passes"):
         monkeypatch.setattr(
-            f"vilvm.evaluation.{user}.inductor",
+            f"vilvm.evaluation.{user}.machine_code",
             lambda *args: (made.append(1), graph(*args))[1],
         )
     return made
@@ -151,7 +151,7 @@ def _shifted(function, inputs):
 
 
 def test_gradients_that_differ_are_refused(monkeypatch, capsys):
-    monkeypatch.setattr("vilvm.evaluation.density_gradients.inductor", _shifted)
+    monkeypatch.setattr("vilvm.evaluation.density_gradients.machine_code", _shifted)
     lvm, batch = tiny("ppca")
     ais(lvm, batch, SHORT, compile=True)
     assert "is not the eager one" in capsys.readouterr().out
@@ -198,7 +198,7 @@ def test_program_that_fails_is_not_used(monkeypatch, capsys):
         return run
 
     for user in ("density_gradients", "sample_passes"):
-        monkeypatch.setattr(f"vilvm.evaluation.{user}.inductor", failing)
+        monkeypatch.setattr(f"vilvm.evaluation.{user}.machine_code", failing)
     lvm, batch = tiny("ppca")
     assert ais(lvm, batch, SHORT, compile=True).bound.values.isfinite().all()
     assert (

@@ -24,7 +24,7 @@ def as_graph(monkeypatch):
     """Graphs that run without Inductor; a list that counts them."""
     made = []
     monkeypatch.setattr(
-        "vilvm.evaluation.sample_passes.inductor",
+        "vilvm.evaluation.sample_passes.machine_code",
         lambda *args: (made.append(1), graph(*args))[1],
     )
     return made
@@ -82,7 +82,7 @@ def test_program_out_of_memory_falls_back_to_eager(monkeypatch, capsys):
 
         return program
 
-    monkeypatch.setattr("vilvm.evaluation.sample_passes.inductor", compiler)
+    monkeypatch.setattr("vilvm.evaluation.sample_passes.machine_code", compiler)
     from vilvm.models.vae import tiny
 
     same(*tiny())

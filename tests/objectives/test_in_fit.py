@@ -40,7 +40,7 @@ def trained(lvm, x, objective, compile, **options):
 
 @pytest.fixture(autouse=True)
 def _traced_without_inductor(monkeypatch):
-    monkeypatch.setattr(compiled_step, "inductor", graph)
+    monkeypatch.setattr(compiled_step, "machine_code", graph)
 
 
 # the one that uses every way to change a gradient; the others are slow

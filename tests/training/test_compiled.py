@@ -436,7 +436,7 @@ def trained(folder, count, resume=False, **options):
 
 
 def test_compiled_run_resumes_exactly_and_matches_eager(tmp_path, monkeypatch):
-    monkeypatch.setattr("vilvm.training.compiled_step.inductor", graph)
+    monkeypatch.setattr("vilvm.training.compiled_step.machine_code", graph)
     whole = trained(tmp_path / "whole", 20, compile=True)
     trained(tmp_path / "parts", 11, compile=True)
     parts = trained(tmp_path / "parts", 20, resume=True, compile=True)
@@ -447,7 +447,7 @@ def test_compiled_run_resumes_exactly_and_matches_eager(tmp_path, monkeypatch):
 
 
 def test_resumed_run_stays_compiled_or_eager(tmp_path, monkeypatch):
-    monkeypatch.setattr("vilvm.training.compiled_step.inductor", graph)
+    monkeypatch.setattr("vilvm.training.compiled_step.machine_code", graph)
     monkeypatch.setattr(_preparation, "_WORTH_COMPILING", 40)
     whole = trained(tmp_path / "whole", 30)  # too short to be compiled
     trained(tmp_path / "parts", 20)
@@ -484,7 +484,7 @@ class Rare(Line):
     ids=["plain", "scheduled"],
 )
 def test_run_returns_to_a_nonfinite_compiled_step(monkeypatch, scheduler):
-    monkeypatch.setattr("vilvm.training.compiled_step.inductor", graph)
+    monkeypatch.setattr("vilvm.training.compiled_step.machine_code", graph)
     # the longest blocks, on a slow machine too
     monkeypatch.setattr("vilvm.training._loop._SECONDS_AT_ONCE", 1e3)
     at_once = []

@@ -25,7 +25,7 @@ from vilvm.training.compiled_step import CompiledStep
 
 @pytest.fixture(autouse=True)
 def _as_graph(monkeypatch):
-    monkeypatch.setattr("vilvm.training.compiled_step.inductor", graph)
+    monkeypatch.setattr("vilvm.training.compiled_step.machine_code", graph)
 
 
 class Statistics(torch.nn.Module):
@@ -259,7 +259,7 @@ def test_failing_program_leaves_the_eager_run(
     ends = []
     for compile in (False, True):
         monkeypatch.setattr(
-            "vilvm.training.compiled_step.inductor", failing(launches, partly)
+            "vilvm.training.compiled_step.machine_code", failing(launches, partly)
         )
         lvm = Spread()
         scheduler = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.99)

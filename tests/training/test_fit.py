@@ -402,7 +402,7 @@ def test_skipping_every_step_warns():
 
 @pytest.mark.parametrize("compile", [False, True])
 def test_failed_noise_is_used_to_name_the_site(compile, monkeypatch):
-    monkeypatch.setattr("vilvm.training.compiled_step.inductor", graph)
+    monkeypatch.setattr("vilvm.training.compiled_step.machine_code", graph)
 
     class Rooted(torch.nn.Module):
         def __init__(self):

@@ -296,7 +296,7 @@ def data():
 
 @pytest.fixture(autouse=True)
 def _as_graph(monkeypatch):
-    monkeypatch.setattr("vilvm.training.compiled_step.inductor", graph)
+    monkeypatch.setattr("vilvm.training.compiled_step.machine_code", graph)
 
 
 def trained(make, compile, at=MOVED_AT, **options):

@@ -57,7 +57,7 @@ def warmed(step):
 @pytest.mark.slow
 @pytest.mark.parametrize("compile", [False, True])
 def test_annealed_argument_equals_annealed_objective(monkeypatch, compile):
-    monkeypatch.setattr(compiled_step, "inductor", graph)
+    monkeypatch.setattr(compiled_step, "machine_code", graph)
     found, _ = trained(arguments=warmed, compile=compile)
     expected, _ = trained(objective=Annealed(Trace_ELBO(), 20), compile=compile)
     close(expected, found)
@@ -75,7 +75,9 @@ def test_arguments_are_inputs_of_one_program(monkeypatch, capsys):
         },
     )
     monkeypatch.setattr(
-        compiled_step, "inductor", lambda *given: programs.append(1) or graph(*given)
+        compiled_step,
+        "machine_code",
+        lambda *given: programs.append(1) or graph(*given),
     )
     eager, _ = trained(x=X[:20], steps=60, compile=False, **options)
     found, _ = trained(x=X[:20], steps=60, compile=True, **options)
@@ -238,7 +240,7 @@ def test_hook_runs_after_every_applied_step():
 
 @pytest.mark.parametrize("compile", [False, True])
 def test_projection_after_each_step_is_projected_descent(monkeypatch, capsys, compile):
-    monkeypatch.setattr(compiled_step, "inductor", graph)
+    monkeypatch.setattr(compiled_step, "machine_code", graph)
 
     class Point(torch.nn.Module):
         def __init__(self):

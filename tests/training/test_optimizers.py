@@ -83,7 +83,7 @@ def test_each_parameter_has_its_own_rate():
 
 @pytest.mark.parametrize("compile", [False, True])
 def test_groups_step_as_a_torch_optimizer_of_groups(monkeypatch, capsys, compile):
-    monkeypatch.setattr(compiled_step, "inductor", graph)
+    monkeypatch.setattr(compiled_step, "machine_code", graph)
 
     def vae():
         torch.manual_seed(0)
@@ -232,7 +232,7 @@ class Rateless(torch.optim.Optimizer):
 def test_optimizer_without_learning_rate_is_accepted(
     monkeypatch, optimizer, compile, tmp_path
 ):
-    monkeypatch.setattr(compiled_step, "inductor", graph)
+    monkeypatch.setattr(compiled_step, "machine_code", graph)
     lvm, fitted = trained(optimizer, compile=compile, run_dir=tmp_path)
     assert np.isnan(fitted.history["learning_rate"]).all()
     gain = 0.01 if optimizer is Rateless else 0.02

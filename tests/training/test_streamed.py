@@ -183,7 +183,7 @@ def test_frozen_statistics_leave_nothing_out():
 @pytest.mark.parametrize("compile", [False, True])
 @pytest.mark.parametrize("always", [False, True])
 def test_functional_batch_normalisation_is_named(monkeypatch, compile, always):
-    monkeypatch.setattr(compiled_step, "inductor", graph)
+    monkeypatch.setattr(compiled_step, "machine_code", graph)
 
     def norm(x):
         return torch.nn.functional.batch_norm(

@@ -198,7 +198,9 @@ def test_killed_run_resumes_to_the_undisturbed_one(tmp_path):
 def test_compiled_steps_equal_eager_steps(monkeypatch, capsys, optimizer):
     programs = []
     monkeypatch.setattr(
-        compiled_step, "inductor", lambda *given: programs.append(1) or graph(*given)
+        compiled_step,
+        "machine_code",
+        lambda *given: programs.append(1) or graph(*given),
     )
     eager, _ = trained(compile=False, optimizer=optimizer)
     found, fitted = trained(compile=True, optimizer=optimizer)
@@ -214,7 +216,7 @@ def test_compiled_steps_equal_eager_steps(monkeypatch, capsys, optimizer):
 
 def test_kinds_of_one_shape_have_own_programs(monkeypatch, capsys):
     """Batches that differ only by a name are of different kinds."""
-    monkeypatch.setattr(compiled_step, "inductor", graph)
+    monkeypatch.setattr(compiled_step, "machine_code", graph)
 
     class Named(torch.nn.Module):
         def __init__(self):

@@ -124,7 +124,7 @@ def test_check_lvm_returns_the_vectorisation():
 def test_compiled_passes_use_the_same_vectorisation(name, monkeypatch):
     made = []
     monkeypatch.setattr(
-        "vilvm.evaluation.sample_passes.inductor",
+        "vilvm.evaluation.sample_passes.machine_code",
         lambda *args: (made.append(1), graph(*args))[1],
     )
     lvm = of_one_sample(DECODERS[name][0])

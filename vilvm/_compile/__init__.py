@@ -1,5 +1,6 @@
 """Tracing and compilation of Pyro programs, for training and evaluation."""
 
+from vilvm._compile.compiler import machine_code
 from vilvm._compile.guards import MOST_PROGRAMS, Guards, state_change_reason
 from vilvm._compile.inductor import (
     Compile,
@@ -11,6 +12,7 @@ from vilvm._compile.inductor import (
     program,
     worth_compiling,
 )
+from vilvm._compile.native import NativeProgram
 from vilvm._compile.patches import UntraceableError, traceable
 from vilvm._compile.tracing import Graph, mutated_inputs, reason_of, shapes, trace
 
@@ -20,11 +22,13 @@ __all__ = [
     "Compiler",
     "Graph",
     "Guards",
+    "NativeProgram",
     "UntraceableError",
     "assert_matches",
     "check_compile",
     "graph",
     "inductor",
+    "machine_code",
     "mutated_inputs",
     "program",
     "reason_of",

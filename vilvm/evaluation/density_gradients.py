@@ -16,7 +16,7 @@ from vilvm._compile import (
     Compiler,
     UntraceableError,
     assert_matches,
-    inductor,
+    machine_code,
     program,
     shapes,
 )
@@ -53,7 +53,7 @@ class DensityGradients:
         compiler: Compiler | None = None,
     ):
         self.compiles, self.log = compile, log
-        self.compiler = compiler or inductor
+        self.compiler = compiler or machine_code
         self._programs: dict[Any, Callable[..., list[Tensor]]] = {}
         self._joint: LogJoint | None = None  # of the current batch
         # keys of the programs that equal the eager values on the current batch

@@ -15,7 +15,7 @@ from vilvm._compile import (
     Compiler,
     UntraceableError,
     assert_matches,
-    inductor,
+    machine_code,
     program,
     shapes,
 )
@@ -63,7 +63,7 @@ class SamplePasses:
         compiler: Compiler | None = None,
     ):
         self.lvm, self.log, self.compiles = lvm, log, compile
-        self.compiler = compiler or inductor
+        self.compiler = compiler or machine_code
         self._program: tuple[Any, Callable[..., list[Tensor]]] | None = None
 
     def __call__(

@@ -19,7 +19,7 @@ from vilvm._compile import (
     UntraceableError,
     assert_matches,
     graph,
-    inductor,
+    machine_code,
     program,
 )
 from vilvm._runtime.random import preserved_rng
@@ -121,7 +121,7 @@ class Target:
     def compile(self, u: Tensor) -> None:
         """Compiles the gradient at as many points as these, which takes some ten seconds."""
         u = u[: self.most]
-        self._trace(u, inductor)
+        self._trace(u, machine_code)
         if self._programs[len(u)] is None:
             self._trace(u, _lean)
 

@@ -110,33 +110,35 @@ class GraphAdam:
         self.counted = counts.pop()
         self.moved = parameters
 
-    def numbers(self, step: int | None = None) -> Tensor:
-        """The numbers that change from step to step, by parameter group, shape (groups, 8).
+    def numbers(self, count: int = 1, first: int | None = None) -> Tensor:
+        """The numbers of some steps with the present options.
 
         Arguments:
-            step: counted from 1; the next one by default.
+            count: of steps.
+            first: the first of them, counted from 1; the next one by default.
+
+        Returns:
+            By step and parameter group, shape (count, groups, 8).
         """
-        step = self.counted + self.taken + 1 if step is None else step
-        rows = []
-        for group in self.optimizer.param_groups:
-            lr, (b1, b2) = float(group["lr"]), map(float, group["betas"])
-            decay = float(group["weight_decay"])
-            shrink, penalty = (
-                (lr * decay, 0.0) if self._is_decoupled(group) else (0.0, decay)
-            )
-            rows.append(
-                (
-                    lr / (1 - b1**step),
-                    1 - b1,
-                    b2,
-                    1 - b2,
-                    (1 - b2**step) ** -0.5,
-                    float(group["eps"]),
-                    shrink,
-                    penalty,
-                )
-            )
-        return torch.tensor(rows, device=self.device)
+        first = self.counted + self.taken + 1 if first is None else first
+        groups = [
+            self._numbers(group, range(first, first + count))
+            for group in self.optimizer.param_groups
+        ]
+        return torch.stack(groups, 1).to(self.device)
+
+    def _numbers(self, group: dict[str, Any], steps: range) -> Tensor:
+        """The numbers of a parameter group at `steps`, counted from 1, shape (steps, 8)."""
+        lr, (b1, b2) = float(group["lr"]), map(float, group["betas"])
+        decay = float(group["weight_decay"])
+        shrink, penalty = (
+            (lr * decay, 0.0) if self._is_decoupled(group) else (0.0, decay)
+        )
+        rest = 1 - b1, b2, 1 - b2, 0.0, float(group["eps"]), shrink, penalty
+        found = torch.tensor((0.0, *rest)).repeat(len(steps), 1)
+        found[:, 0] = torch.tensor([lr / (1 - b1**step) for step in steps])
+        found[:, 4] = torch.tensor([(1 - b2**step) ** -0.5 for step in steps])
+        return found
 
     def settle(self) -> None:
         """Adds the steps taken to the optimizer's own counts."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from vilvm._runtime.distributed import ProcessGroup
 from vilvm.data.data import Data
 from vilvm.data.interleaved import Interleaved
-from vilvm.data.tensors import map_tensors
+from vilvm.data.tensors import map_tensors, tensors_of
 from vilvm.training._prefetch import Prefetched
 
 __all__ = ["Batches", "Turns", "batches_of"]
@@ -102,6 +102,30 @@ class Batches:
             return self._picked(self.data, step).model_input()
         return self._sent(self._ahead(step)).model_input()
 
+    def stacked(self, step: int, count: int) -> tuple[list[Tensor], list[int]] | None:
+        """The batches of several steps of one epoch, one after the other in memory.
+
+        Arguments:
+            step: the first.
+            count: of steps, each with a whole batch.
+
+        Returns:
+            The tensors of the first batch, and by tensor how many bytes further that of the next
+            step lies; None if the batches are not plain tensors in memory.
+        """
+        fresh = self.data.transform is not None and not self.data.transformed
+        if fresh or self.data.streamed or self.ranks.size > 1:
+            return None
+        if self.whole:
+            tensors = tensors_of(self.data.x)
+            return tensors, [0] * len(tensors)
+        start = step % self.epoch_steps * self.size
+        rows = self._order_at(step)[start : start + count * self.size]
+        tensors = tensors_of(self.data.take(rows).x)
+        if not all(t.is_contiguous() for t in tensors):
+            return None
+        return tensors, [t[: self.size].nbytes for t in tensors]
+
     @property
     def sources(self) -> "list[Batches]":
         """The batches of every source of data."""
@@ -118,15 +142,20 @@ class Batches:
 
     def _picked(self, data: Data, step: int) -> Data:
         """The data of a step, in the order of its epoch."""
-        epoch, position = divmod(step, self.epoch_steps)
         share = self.ranks.shard(self.count(step))
         mine = share if share.start < share.stop else slice(0, 1)
         if self.whole:
             return data if self.ranks.size == 1 else data.subset(mine)
+        start = step % self.epoch_steps * self.size
+        order = self._order_at(step)
+        return data.take(order[start + mine.start : start + mine.stop])
+
+    def _order_at(self, step: int) -> Tensor:
+        """The numbers of all data in the order of the epoch of a step."""
+        epoch = step // self.epoch_steps
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, self._order_of(epoch).to(data.device)
-        start = position * self.size
-        return data.take(self._order[1][start + mine.start : start + mine.stop])
+            self._order = epoch, self._order_of(epoch).to(self.data.device)
+        return self._order[1]
 
     def _order_of(self, epoch: int) -> Tensor:
         """The numbers of all data in the order of an epoch."""

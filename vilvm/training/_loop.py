@@ -23,6 +23,7 @@ from vilvm._runtime.random import rng_state, set_rng_state
 from vilvm._runtime.unchanged import Unchanged
 from vilvm.data.tensors import named_tensors
 from vilvm.lvm import ContractError, module_parameters
+from vilvm.training._block import Block
 from vilvm.training._failures import nonfinite_step, refused_step
 from vilvm.training._model_arguments import Call
 from vilvm.training._recorder import IN_TRAINING, Recorder
@@ -286,6 +287,10 @@ class Loop:
         count: int,
     ) -> list[list[float]]:
         """Loss, gradient norm and whether the parameters moved, of up to `count` steps."""
+        block = self.compiled.block(program)
+        given = self.run.inputs.stacked(self.state.step, count) if block else None
+        if block is not None and given is not None:
+            return self._launched_together(program, block, given, count)
         results: list[Tensor] = []
         before: Tensor | None = None
         while True:
@@ -298,6 +303,28 @@ class Loop:
             if len(results) == count or self._scheduler_changed(program):
                 return torch.stack(results).tolist()
             batch = self.run.current_inputs()
+
+    def _launched_together(
+        self,
+        program: Program,
+        block: Block,
+        given: tuple[list[Tensor], list[int]],
+        count: int,
+    ) -> list[list[float]]:
+        """The same, from steps that are taken without Python between them."""
+        added = 0
+        while added < count:
+            left = count - added if self.run.scheduler is None else 1
+            new = self.compiled.add_to(block, left)
+            added += new
+            self._count_step(new)
+            if self._scheduler_changed(program):
+                break
+        try:
+            return block.launch(*given).tolist()
+        except Exception as error:
+            self.compiled.fail(error)
+            raise
 
     def _scheduler_changed(self, program: Program) -> bool:
         """Whether the scheduler, which may be user code, changed what the program holds fixed."""
@@ -374,9 +401,9 @@ class Loop:
                 spec.after_step(spec.lvm, self.state.step + 1)
             self.run.inputs.check_data("The function after_step")
 
-    def _count_step(self) -> None:
-        """Counts a step, and steps the scheduler when that is due."""
-        self.state.step += 1
+    def _count_step(self, count: int = 1) -> None:
+        """Counts steps, several only without a scheduler, and steps the scheduler if it is due."""
+        self.state.step += count
         scheduler = self.run.scheduler
         if scheduler is None or isinstance(scheduler, ReduceLROnPlateau):
             return

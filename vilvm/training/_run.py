@@ -175,6 +175,15 @@ class StepInputs:
             return batch
         return Call(batch, self.arguments(step))
 
+    def stacked(
+        self, step: int, count: int
+    ) -> tuple[list[torch.Tensor], list[int]] | None:
+        """The batches of `count` steps, none of which ends an epoch; see ``Batches.stacked``."""
+        batches = self.spec.batches
+        if self.spec.arguments is not None or not isinstance(batches, Batches):
+            return None
+        return batches.stacked(step, count)
+
     def arguments(self, step: int) -> dict[str, torch.Tensor]:
         """The arguments of a step as tensors, which are inputs of a compiled step."""
         assert self.spec.arguments is not None

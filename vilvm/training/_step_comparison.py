@@ -201,7 +201,7 @@ class Comparison:
             gradients = dict(zip(map(id, program.moved), grads, strict=True))
             return _ProgramResult(loss.item(), gradients, by_id)
         state = self.adam.blank(program.moved)
-        numbers = self.adam.numbers(1)
+        (numbers,) = self.adam.numbers(first=1)
         (result,) = program.run(*given, *closed, *state, numbers, self.tracer.start)
         loss, norm, _ = result.tolist()
         factor = 1.0

@@ -239,7 +239,7 @@ class StepTracer:
 
         inputs = [*given, *graph.closed]
         if adam is not None:
-            inputs += [*adam.blank(program.moved), adam.numbers(), self.start]
+            inputs += [*adam.blank(program.moved), adam.numbers()[0], self.start]
         return whole, inputs
 
 

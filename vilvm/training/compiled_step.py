@@ -25,13 +25,14 @@ from torch import Tensor
 from vilvm._compile import (
     Compiler,
     UntraceableError,
-    inductor,
+    machine_code,
     reason_of,
     shapes,
 )
 from vilvm.data.tensors import structure_of, tensors_of
 from vilvm.lvm import LatentVariableModel
 from vilvm.training._adam import GraphAdam
+from vilvm.training._block import Block
 from vilvm.training._program_cache import ProgramCache
 from vilvm.training._step_comparison import TOLERANCE, Comparison
 from vilvm.training._traced_step import Program, StepTracer
@@ -40,6 +41,7 @@ from vilvm.training.step import EagerStep, Objective, StepResult
 __all__ = ["CompiledStep", "Diverged"]
 
 _MAX_INTERVAL = 1000  # steps between two comparisons
+_MAX_NATIVE = 20_000  # the same for native programs, whose steps are short
 _MIN_INTERVAL = 200  # steps between a comparison and the one at a record
 _MAX_RETURNS = 3  # times that a run may go back before its steps become eager
 
@@ -111,7 +113,7 @@ class CompiledStep:
         if alone and GraphAdam.serves(optimizer):
             self.adam = GraphAdam(optimizer, self.parameters)
         self.tracer = StepTracer(
-            self.eager, self.adam, inductor if compiler is None else compiler, log
+            self.eager, self.adam, machine_code if compiler is None else compiler, log
         )
         self.programs = ProgramCache(self.tracer)
         self.comparison = Comparison(self.eager, self.adam, self.tracer)
@@ -299,21 +301,45 @@ class CompiledStep:
         else:
             if before is None:
                 before = self.tracer.start
-            (result,) = program.launch(*given, self.adam.numbers(), before)
+            (numbers,) = self.adam.numbers()
+            (result,) = program.launch(*given, numbers, before)
         self._count()
         return result
+
+    def block(self, program: Program) -> Block | None:
+        """An empty block of steps to be taken together; None if each must be launched alone."""
+        if self.adam is None or not Block.serves(program):
+            return None
+        return Block(program, self.tracer, self.adam)
+
+    def add_to(self, block: Block, count: int = 1) -> int:
+        """Adds steps to a block and counts them.
+
+        Arguments:
+            block: from ``block``.
+            count: how many there may be; only one is added if the objective has numbers, which
+                change with each step.
+
+        Returns:
+            How many were added.
+        """
+        count = 1 if self.tracer.numbers() else count
+        block.add(count)
+        self._count(count)
+        return count
 
     def rehearse(self, program: Program, batch: Any) -> None:
         """Advances generators and counts as a step does, but changes no parameter."""
         self.comparison.run_on_copies(program, batch)
         self._count()
 
-    def _count(self) -> None:
-        self._taken += 1
+    def _count(self, count: int = 1) -> None:
+        self._taken += count
         if self.adam is not None:
-            self.adam.taken += 1
+            self.adam.taken += count
         if hasattr(self.objective, "advance"):
-            self.objective.advance()  # type: ignore[attr-defined]
+            for _ in range(count):
+                self.objective.advance()  # type: ignore[attr-defined]
 
     # Comparison with the eager step
     # ------------------------------------------------------------------------------------
@@ -350,7 +376,8 @@ class CompiledStep:
         difference = self.comparison.difference(program, batch, num_data)
         if difference is None:
             self._checked_at = self._taken
-            self._check_at = self._taken + max(1, min(self._taken, _MAX_INTERVAL))
+            most = _MAX_NATIVE if Block.serves(program) else _MAX_INTERVAL
+            self._check_at = self._taken + max(1, min(self._taken, most))
             if self.keep is not None:
                 self.keep()
                 self._has_kept = True
