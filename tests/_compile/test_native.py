@@ -365,7 +365,7 @@ def test_library_is_compiled_once_and_needs_a_compiler(monkeypatch, tmp_path):
     x = torch.ones(3)
     native(lambda a: [a * 0.125], [x])
     assert len(list(tmp_path.iterdir())) == 1  # the temporary folder is gone
-    monkeypatch.setattr(_library, "_compiler", lambda: None)
+    monkeypatch.setattr(_library, "compiler", lambda: None)
     assert native(lambda a: [a * 0.125], [x])(x)[0].tolist() == [0.125] * 3
     with pytest.raises(NotNative, match=r"no C\+\+ compiler"):
         native(lambda a: [a * 0.25], [x])

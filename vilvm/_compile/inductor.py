@@ -4,12 +4,14 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from vilvm._compile import stored
 from vilvm._compile.guards import MOST_PROGRAMS, Guards, state_change_reason
 from vilvm._compile.patches import UntraceableError
 from vilvm._compile.tracing import reason_of, trace
@@ -29,6 +31,9 @@ __all__ = [
 Compiler = Callable[[Callable[..., list[Tensor]], Sequence[Tensor]], Callable[..., Any]]
 # Relative to the mean absolute value; sums of float32 in another order differ by some 1e-6.
 _TOLERANCE = 1e-4
+# What a stored program depends on besides its graph: raise it when `_compiled` or ``products``
+# changes.
+_OPTIONS = "vilvm 1"
 # The choices of a user; "auto" compiles when it saves time.
 Compile = bool | Literal["auto"]
 
@@ -145,9 +150,16 @@ def inductor(
         # The compiler draws random numbers, so the generators are preserved.
         with _quiet(), torch.no_grad(), kept_state(flat):
             module = graph(function, flat)
-            if flat[0].device.type == "cpu":
-                with suppress(Exception):  # some operations have no C++ entry
-                    return _compiled(module, flat, cpp_wrapper=True)
+            if flat[0].device.type != "cpu":
+                return _compiled(module, flat)
+            path = stored.where(module, flat, _OPTIONS)
+            known = stored.load(path)
+            if known is not None:
+                return known
+            # `vec_isa_ok` spares a test of the C++ compiler that takes as long as a program.
+            options = {"cpp_wrapper": True, "cpp.vec_isa_ok": True}
+            with suppress(Exception):  # some operations have no C++ entry
+                return _compiled(module, flat, path, **options)
             return _compiled(module, flat)
     except Exception as error:
         raise UntraceableError(
@@ -155,8 +167,17 @@ def inductor(
         ) from error
 
 
-def _compiled(module: Any, flat: list[Tensor], **options: Any) -> Callable[..., Any]:
-    """The program itself, without the layers around it that check every input of every call."""
+def _compiled(
+    module: Any, flat: list[Tensor], path: Path | None = None, **options: Any
+) -> Callable[..., Any]:
+    """The program itself, without the layers around it that check every input of every call.
+
+    Arguments:
+        module: its graph.
+        flat: example inputs.
+        path: where it is kept, if it is a library.
+        options: of Inductor.
+    """
     import torch._functorch.config as aot
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
@@ -183,6 +204,7 @@ def _compiled(module: Any, flat: list[Tensor], **options: Any) -> Callable[..., 
     if len(made) != 1 or _kinds(made[0][1]) != _kinds(flat):
         return cast(Callable[..., Any], whole)
     program = made[0][0]
+    stored.store(path, program)
     return lambda *given: program(list(given))
 
 

@@ -1,12 +1,8 @@
 """C source as a loaded library, kept on disk, and programs that call it."""
 
 import ctypes
-import hashlib
 import os
-import platform
-import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -16,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from vilvm._compile.cache import compiler, kept, path_of
 from vilvm._compile.native._source import is_known, source_of
 from vilvm._compile.native._views import NotNative
 
@@ -155,13 +152,12 @@ def _decompositions() -> Any:
 
 
 def library(source: str) -> ctypes.CDLL:
-    """The library of a C source; compiled once, then kept in ``folder()``.
+    """The library of a C source; compiled once, then kept on disk.
 
     Raises:
         NotNative: it cannot be compiled.
     """
-    key = hashlib.sha256(f"{source}\n{_machine()}".encode()).hexdigest()[:32]
-    path = folder() / f"{key}.so"
+    path = path_of(source, *_FLAGS)
     if not path.exists():
         _compile(source, path)
     try:
@@ -176,55 +172,24 @@ def library(source: str) -> ctypes.CDLL:
     return loaded
 
 
-def folder() -> Path:
-    """Where libraries are kept: VILVM_CACHE, else a folder in the user's cache."""
-    own = os.environ.get("VILVM_CACHE")
-    if own:
-        return Path(own)
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache, "vilvm", "programs")
-
-
 def _compile(source: str, path: Path) -> None:
-    """Compiles a library and moves it to its path, so that other processes see it whole."""
-    compiler = _compiler()
-    if compiler is None:
+    """Compiles a library."""
+    found = compiler()
+    if found is None:
         raise NotNative("no C++ compiler")
+
+    def make(to: Path) -> None:
+        text = to.with_suffix(".cpp")
+        text.write_text(source)
+        command = [found, *_FLAGS, str(text), "-o", str(to)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise NotNative(f"the C++ compiler fails: {done.stderr[:200]}")
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as made:
-            text, result = Path(made, "program.cpp"), Path(made, "program.so")
-            text.write_text(source)
-            command = [compiler, *_FLAGS, str(text), "-o", str(result)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise NotNative(f"the C++ compiler fails: {done.stderr[:200]}")
-            result.replace(path)
+        kept(path, make)
     except OSError as error:
         raise NotNative(f"its library cannot be written ({error})") from None
-
-
-@cache
-def _compiler() -> str | None:
-    return shutil.which(os.environ.get("CXX", "g++"))
-
-
-@cache
-def _machine() -> str:
-    """What a library depends on besides its source: the compiler, its options and the CPU."""
-    compiler = _compiler()
-    version = ""
-    if compiler is not None:
-        version = subprocess.run(
-            [compiler, "--version"], capture_output=True, text=True, check=False
-        ).stdout
-    cpu = platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        wanted = ("model name", "flags", "Features", "CPU part")
-        lines = info.read_text().split("\n\n")[0].splitlines()
-        cpu += "".join(line for line in lines if line.startswith(wanted))
-    return f"{version}\n{' '.join(_FLAGS)}\n{cpu}"
 
 
 class _Functions(ctypes.Structure):
