@@ -337,6 +337,32 @@ def test_repeated_calls_go_from_row_to_row_and_read_their_own_results():
     assert results[:, 0].tolist() == [0, 1, 3, 6, 10, 15]
 
 
+@pytest.mark.parametrize("shape", [(), (15,), (16,)])
+def test_repeated_calls_draw_as_torch_does(shape):
+    def noise(x):
+        return [x + torch.randn(shape), torch.randn(3, dtype=torch.float64)]
+
+    x, count = torch.zeros(()), 400  # so many that the generator makes new words
+    program = native(noise, [x])
+    torch.manual_seed(5)
+    expected = [
+        torch.stack(column)
+        for column in zip(*(noise(x) for _ in range(count)), strict=True)
+    ]
+    after = torch.randn(5)
+    torch.manual_seed(5)
+    found = [torch.empty_like(t) for t in expected]
+    program.repeat(count, [x], [0], found)
+    torch.testing.assert_close(
+        [*found, torch.randn(5)], [*expected, after], rtol=0, atol=0
+    )
+
+
+def test_noise_in_c_is_that_of_this_torch():
+    native(lambda x: [x + torch.randn(3)], [torch.zeros(3)])
+    assert _library._AGREES == [True]
+
+
 def test_index_out_of_bounds_ends_the_program():
     program = native(lambda a, i: [a[i]], [torch.randn(3), torch.tensor([0])])
     with pytest.raises(RuntimeError, match="out of bounds"):

@@ -32,6 +32,7 @@ _FLAGS = [
     "-shared",
     "-fPIC",
 ]
+_STATE_BYTES = 5056  # of torch's generator on a CPU
 _FAILURES = {
     1: "torch's generator gave no noise",
     2: "an index is out of bounds",
@@ -42,12 +43,14 @@ class NativeProgram:
     """A compiled function of small tensors on a CPU.
 
     Arguments:
-        run: from a library of ``library``.
+        made: from ``library``.
         outputs: examples of the results.
     """
 
-    def __init__(self, run: Any, outputs: Sequence[Tensor]):
-        self._run = run
+    def __init__(self, made: ctypes.CDLL, outputs: Sequence[Tensor]):
+        self._run = made.run
+        by_torch = ctypes.c_int32.in_dll(made, "draws_by_torch").value
+        self._draws = not by_torch and _draws_as_torch(made)
         self._outputs = [(tuple(t.shape), t.dtype) for t in outputs]
         self._zeros = (ctypes.c_int64 * max(1, len(outputs)))()
 
@@ -62,7 +65,7 @@ class NativeProgram:
             for shape, dtype in self._outputs
         ]
         none = (ctypes.c_int64 * max(1, len(inputs)))()
-        self._call(inputs, none, outputs, self._zeros, 1)
+        self._call((inputs, none), (outputs, self._zeros))
         return outputs
 
     def repeat(
@@ -84,25 +87,34 @@ class NativeProgram:
         strides = [t[0].nbytes for t in outputs]
         out_steps = (ctypes.c_int64 * max(1, len(outputs)))(*strides)
         in_steps = (ctypes.c_int64 * max(1, len(inputs)))(*steps)
-        self._call(inputs, in_steps, outputs, out_steps, count)
+        if not self._draws:
+            self._call((inputs, in_steps), (outputs, out_steps), count)
+            return
+        # torch's functions take most of the time of a short program.
+        generator = torch.get_rng_state()
+        self._call(
+            (inputs, in_steps), (outputs, out_steps), count, generator.data_ptr()
+        )
+        torch.set_rng_state(generator)
 
     def _call(
         self,
-        inputs: Sequence[Tensor],
-        in_steps: Any,
-        outputs: Sequence[Tensor],
-        out_steps: Any,
-        count: int,
+        inputs: tuple[Sequence[Tensor], Any],
+        outputs: tuple[Sequence[Tensor], Any],
+        count: int = 1,
+        generator: int | None = None,
     ) -> None:
+        """Calls the library with tensors and the steps between those of two calls."""
         failed = self._run(
-            _addresses(inputs),
-            in_steps,
-            len(inputs),
-            _addresses(outputs),
-            out_steps,
-            len(outputs),
+            _addresses(inputs[0]),
+            inputs[1],
+            len(inputs[0]),
+            _addresses(outputs[0]),
+            outputs[1],
+            len(outputs[0]),
             count,
             _torch_functions(),
+            generator,
         )
         if failed:
             raise RuntimeError(_FAILURES[failed])
@@ -140,7 +152,7 @@ def native(
         raise NotNative(str(error).split("\n", 1)[0]) from error
     (results,) = next(iter(module.graph.find_nodes(op="output"))).args
     source = source_of(module.graph, flat)
-    return NativeProgram(library(source).run, [n.meta["val"] for n in results])
+    return NativeProgram(library(source), [n.meta["val"] for n in results])
 
 
 @cache
@@ -168,8 +180,32 @@ def library(source: str) -> ctypes.CDLL:
         *[ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64] * 2,
         ctypes.c_int64,
         ctypes.c_void_p,
+        ctypes.c_void_p,
     ]
     return loaded
+
+
+_AGREES: list[bool] = []  # whether noise drawn in C is that of this version of torch
+
+
+def _draws_as_torch(made: ctypes.CDLL) -> bool:
+    """Whether a library draws the normal numbers that torch draws, and moves its generator so."""
+    if not _AGREES:
+        generator = torch.Generator().manual_seed(20)
+        own = generator.get_state()
+        # more than the 624 words after which the generator makes new ones
+        counts = [1, 8, 15, *[14] * 30]
+        expected = torch.cat([torch.randn(n, generator=generator) for n in counts])
+        found = torch.empty(sum(counts))
+        if len(own) == _STATE_BYTES:
+            address, to = (
+                ctypes.c_void_p(own.data_ptr()),
+                ctypes.c_void_p(found.data_ptr()),
+            )
+            made.normals(address, ctypes.c_int64(len(found)), to)
+        same = torch.equal(own, generator.get_state())
+        _AGREES.append(same and torch.equal(found, expected))
+    return _AGREES[0]
 
 
 def _compile(source: str, path: Path) -> None:

@@ -101,6 +101,58 @@ struct Torch {
     int32_t (*release)(void*);
 };
 
+/* The state of torch's generator on a CPU, as get_rng_state returns it: a Mersenne Twister, and
+   the second of two normal numbers that were drawn together. */
+struct Generator {
+    uint64_t seed;
+    int32_t left, seeded;
+    uint64_t next, state[624];
+    double x, second, rho;
+    int32_t has_second;
+};
+
+static uint32_t word(Generator* g) {
+    uint64_t* s = g->state;
+    if (--g->left == 0) {
+        for (int i = 0; i < 624; i++) {
+            const uint32_t y = (s[i] & 0x80000000u) | (s[(i + 1) % 624] & 0x7fffffffu);
+            const uint32_t odd = s[(i + 1) % 624] & 1 ? 0x9908b0dfu : 0;
+            s[i] = (uint32_t)s[(i + 397) % 624] ^ (y >> 1) ^ odd;
+        }
+        g->left = 624;
+        g->next = 0;
+    }
+    uint32_t y = s[g->next++];
+    y ^= y >> 11;
+    y ^= (y << 7) & 0x9d2c5680u;
+    y ^= (y << 15) & 0xefc60000u;
+    return y ^ (y >> 18);
+}
+
+static double uniform53(Generator* g) {
+    const uint64_t high = word(g), low = word(g);
+    return ((high << 32 | low) & ((1ull << 53) - 1)) * (1.0 / (1ull << 53));
+}
+
+/* A normal number, as torch draws fewer than 16 of them. */
+static double normal(Generator* g) {
+    if (g->has_second) {
+        const double second = g->second;
+        g->has_second = 0;
+        g->second = 0;
+        return second;
+    }
+    const double u1 = uniform53(g), u2 = uniform53(g);
+    const double r = sqrt(-2.0 * log1p(-u2)), angle = 2.0 * 3.14159265358979323846 * u1;
+    g->has_second = 1;
+    g->second = r * sin(angle);
+    return r * cos(angle);
+}
+
+extern "C" void normals(Generator* g, int64_t count, float* to) {
+    for (int64_t i = 0; i < count; i++) to[i] = normal(g);
+}
+
 static int draw(const Torch* torch, Draw kind, int32_t type, const int64_t* shape, int64_t dims,
                 void* to, size_t bytes) {
     const int32_t cpu = 0, pinned = 0;

@@ -37,9 +37,10 @@ _OF_TRUTH_VALUES = (
 
 _RUN = """
 extern "C" int run(char** in, const int64_t* in_step, int64_t num_in, char** out,
-                   const int64_t* out_step, int64_t num_out, int64_t count, const Torch* torch) {
+                   const int64_t* out_step, int64_t num_out, int64_t count, const Torch* torch,
+                   Generator* own) {
     for (int64_t k = 0; k < count; k++) {
-        const int failed = once(in, out, torch);
+        const int failed = once(in, out, torch, own);
         if (failed) return failed;
         for (int64_t i = 0; i < num_in; i++) in[i] += in_step[i];
         for (int64_t i = 0; i < num_out; i++) out[i] += out_step[i];
@@ -77,7 +78,10 @@ def source_of(graph: Graph, inputs: Sequence[Tensor]) -> str:
         else:
             raise NotNative(f"a node of kind {node.op}")
     body = "\n    ".join(writer.lines)
-    head = "static int once(char** in, char** out, const Torch* torch) {"
+    head = (
+        f'extern "C" const int32_t draws_by_torch = {int(writer.draws_by_torch)};\n'
+        "static int once(char** in, char** out, const Torch* torch, Generator* own) {"
+    )
     return f"{PRELUDE}\n{head}\n    {body}\n    return 0;\n}}\n{_RUN}"
 
 

@@ -505,16 +505,22 @@ def _noise(kind: str, codes: dict[torch.dtype, int]) -> Callable[..., View]:
         to = call.writer.new(call.found.dtype, call.found.shape)
         code = codes[call.found.dtype]
         sizes = ", ".join(map(str, call.found.shape)) or "0"
-        size = call.found.numel() * call.found.dtype.itemsize
+        count = call.found.numel()
+        own = ""
+        if kind == "normal" and count < _DRAWN_SINGLY:
+            own = f"if (own) for (int i = 0; i < {count}; i++) {to.array}[i] = normal(own); else "
+        else:
+            call.writer.draws_by_torch = True
         call.writer.lines.append(
-            f"{{ const int64_t shape[] = {{{sizes}}}; if (draw(torch, torch->{kind}, "
-            f"{code}, shape, {call.found.dim()}, {to.array}, {size})) return 1; }}"
+            f"{own}{{ const int64_t shape[] = {{{sizes}}}; if (draw(torch, torch->{kind}, {code}, "
+            f"shape, {call.found.dim()}, {to.array}, {count * to.dtype.itemsize})) return 1; }}"
         )
         return to
 
     return drawn
 
 
+_DRAWN_SINGLY = 16  # torch draws so many normal numbers, or more, another way
 # the numbers of types in torch's C interface
 _CODES = {torch.float32: 6, torch.float64: 7}
 

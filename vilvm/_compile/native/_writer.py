@@ -30,6 +30,7 @@ class Writer:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
+        self.draws_by_torch = False  # noise that the C source itself cannot draw
         self._bytes = 0
         self._work = 0
         self._arrays = 0
