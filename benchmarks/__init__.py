@@ -1,1 +1,1 @@
-"""Side-by-side timings; `python -m benchmarks.NAME` prints a table for docs/performance.md."""
+"""Side-by-side timings; `python -m benchmarks.NAME` prints a table for the documentation."""

@@ -30,6 +30,7 @@ from vilvm.lvm import evaluation_mode
 from vilvm.training import fit
 from vilvm.weights import find_layout
 
+AT_ONCE = (1, 5)  # images of a call of RenyiELBO
 SAMPLES, ROWS, PART = 5000, 6250, 50  # 125 samples of 50 images a pass
 HAND = "PyTorch by hand, eager"
 
@@ -66,12 +67,25 @@ def by_hand(
     return torch.cat(found)
 
 
-def by_pyro(net: Net, x: Tensor) -> Tensor:
-    """One image at a time: RenyiELBO bounds the joint evidence of several, which is looser."""
+def by_pyro(net: Net, x: Tensor, images: int) -> Tensor:
+    """Some images at a time; with a plate over the data, each has its own weights."""
     elbo = RenyiELBO(
         alpha=0, num_particles=SAMPLES, vectorize_particles=True, max_plate_nesting=1
     )
-    return torch.tensor([-elbo.loss(net.model, net.guide, image[None]) for image in x])
+    return _means(x, images, lambda part: -elbo.loss(net.model, net.guide, part))
+
+
+def by_numpyro(net: Net, images: int) -> Callable[[Tensor], Tensor]:
+    """The same in NumPyro, jitted."""
+    from benchmarks.svi.peers import bound
+
+    estimate = bound(WORKLOADS["vae"], net, SAMPLES)
+    return lambda x: _means(x, images, estimate)
+
+
+def _means(x: Tensor, images: int, total: Callable[[Tensor], float]) -> Tensor:
+    """The mean bound of each part of the images."""
+    return torch.tensor([total(part) / len(part) for part in x.split(images)])
 
 
 def by_passes(net: Net, x: Tensor, compiled: bool) -> Callable[[], Tensor]:
@@ -86,6 +100,18 @@ def by_passes(net: Net, x: Tensor, compiled: bool) -> Callable[[], Tensor]:
         return torch.cat(found)
 
     return bound
+
+
+def _numpyro_cases(net: Net, x: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """NumPyro's rows, if it is installed."""
+    try:
+        found = {n: by_numpyro(net, n) for n in AT_ONCE}
+    except ModuleNotFoundError as error:
+        print(f"NOT TIMED: NumPyro ({error})", file=sys.stderr)
+        return {}
+    return {
+        f"NumPyro RenyiELBO, {n} at a time": partial(run, x) for n, run in found.items()
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -116,7 +142,11 @@ def main(argv: list[str] | None = None) -> None:
             "PyTorch by hand, torch.compile": partial(
                 by_hand, net, x, torch.compile(weights_by_hand)
             ),
-            "Pyro RenyiELBO, an image at a time": lambda: by_pyro(net, x),
+            **{
+                f"Pyro RenyiELBO, {n} at a time": partial(by_pyro, net, x, n)
+                for n in AT_ONCE
+            },
+            **_numpyro_cases(net, x),
             "vilvm eager": by_passes(net, x, False),
             "vilvm compiled": compiled,
         }

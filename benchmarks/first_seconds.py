@@ -2,6 +2,7 @@
 
     uv run --group bench python -m benchmarks.first_seconds [--workload eight_schools]
         [--steps 10000] [--rounds 3] [--json FILE]
+    uv run python -m benchmarks.first_seconds --draw FILE [FILE ...] --figure FIGURE
 
 Every run has a process of its own. "Imports" are those of the contender's libraries alone; the
 other times begin after them, so what a library imports later counts. A cold run has empty caches
@@ -9,6 +10,7 @@ of compiled programs; a warm one has those that a cold one filled. Contenders ta
 """
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -20,9 +22,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vilvm._runtime.files import write_json
+from matplotlib.figure import Figure
 
-__all__ = ["CONTENDERS", "main", "table"]
+from vilvm._runtime.files import write_json
+from vilvm.plots._style import hide_spines
+
+__all__ = ["CONTENDERS", "figure", "main", "table"]
 
 # By contender, what it imports.
 CONTENDERS = {
@@ -48,10 +53,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", action="append", choices=[*CONTENDERS])
     parser.add_argument("--json", type=Path, help="file for the times")
+    parser.add_argument("--draw", type=Path, nargs="+", help="files of times")
+    parser.add_argument("--figure", type=Path, help="the picture of --draw")
     parser.add_argument("--child", choices=[*CONTENDERS], help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.child:
         run_child(args.child, args.workload, args.steps)
+        return
+    if args.draw:
+        given = {f.stem.replace("_", " "): json.loads(f.read_text()) for f in args.draw}
+        figure(given).savefig(args.figure, dpi=110)
         return
     times = measure(args.only or [*CONTENDERS], args.workload, args.steps, args.rounds)
     print(table(times))
@@ -147,6 +158,27 @@ def table(times: Mapping[str, Mapping[str, list[float]]]) -> str:
         ]
         rows.append(f"| {run} | {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def figure(panels: Mapping[str, Mapping[str, Mapping[str, list[float]]]]) -> Figure:
+    """Bars of the seconds to the first step, with least and largest, one panel a workload."""
+    out = Figure(figsize=(9, 0.6 + 2.2 * len(panels)), layout="constrained")
+    columns = out.subplots(len(panels), 1, squeeze=False)[:, 0]
+    for axes, (title, times) in zip(columns, panels.items(), strict=True):
+        runs = sorted(times, key=lambda run: -statistics.median(times[run][_TIMES[1]]))
+        seconds = [times[run][_TIMES[1]] for run in runs]
+        middle = [statistics.median(s) for s in seconds]
+        spread = [
+            [m - min(s) for m, s in zip(middle, seconds, strict=True)],
+            [max(s) - m for m, s in zip(middle, seconds, strict=True)],
+        ]
+        colours = ["#c03a2b" if "vilvm" in run else "#4a6fa5" for run in runs]
+        axes.barh(runs, middle, xerr=spread, color=colours, height=0.7)
+        axes.set_title(title, loc="left", fontsize=10)
+        axes.tick_params(labelsize=8)
+        hide_spines(axes)
+    out.supxlabel("seconds from the imports to the end of the first step", fontsize=9)
+    return out
 
 
 if __name__ == "__main__":

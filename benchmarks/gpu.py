@@ -6,7 +6,7 @@
 
 The most valuable checks come first. Each runs in a process of its own with a time limit, so that
 one that fails, hangs or breaks the device costs no other. Its outcome is written as soon as it
-ends, one JSON line in `--out`. The tables are for docs/performance.md.
+ends, one JSON line in `--out`. The tables are for docs/performance_details.md.
 """
 
 import argparse

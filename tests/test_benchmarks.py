@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu, svi_step
+from benchmarks import first_seconds, gpu, svi_step
 from benchmarks.interleaved import race, report
 from benchmarks.readability import LIMITS, cyclomatic, measure, package_files
 from benchmarks.results import figure, markdown, rows_of
@@ -89,6 +89,17 @@ def second(x):
         assert y, "told"
     return 1 if x else 2 if y else 3
 '''
+
+
+@pytest.mark.slow
+def test_first_seconds_are_measured_in_a_process_of_their_own(tmp_path):
+    times = first_seconds.measure(["vilvm eager"], "eight_schools", 3, 1)
+    assert [*times] == ["cold, vilvm eager", "warm, vilvm eager"]
+    (imports,), (first,), (last,) = times["cold, vilvm eager"].values()
+    assert 0 < first < last
+    assert imports > 0.1
+    assert "| warm, vilvm eager |" in first_seconds.table(times)
+    first_seconds.figure({"eight schools": times}).savefig(tmp_path / "figure.png")
 
 
 def test_readability_counts_code_without_docstrings(tmp_path):

@@ -77,6 +77,32 @@ def contenders(
     }
 
 
+def bound(workload: Workload, pair: Any, samples: int) -> Callable[[Any], float]:
+    """NumPyro's importance-weighted bound of a batch, jitted, with a torch pair's parameters."""
+    import jax
+    import jax.numpy as jnp
+    from numpyro.infer import RenyiELBO
+
+    svi = _svi(workload, pair)
+    elbo = RenyiELBO(alpha=0, num_particles=samples)
+
+    @jax.jit
+    def loss(key: Any, parameters: Any, batch: Any) -> Any:
+        return elbo.loss(key, parameters, svi.model, svi.guide, batch)
+
+    known: dict[str, Any] = {}
+    key = [jax.random.PRNGKey(0)]
+
+    def estimate(x: Any) -> float:
+        batch = jnp.asarray(x.numpy())
+        if not known:
+            known.update(svi.get_params(svi.init(key[0], batch)))
+        key[0], own = jax.random.split(key[0])
+        return -float(loss(own, known, batch))
+
+    return estimate
+
+
 def _schools_svi() -> Any:
     import jax.numpy as jnp
     import numpyro

@@ -369,6 +369,13 @@ def test_index_out_of_bounds_ends_the_program():
         program(torch.randn(3), torch.tensor([3]))
 
 
+def test_inputs_of_other_shapes_are_refused():
+    program = native(lambda a: [a + 1], [torch.zeros(3, 2)])
+    for other in (torch.zeros(2, 3), torch.zeros(2, 3).T, torch.zeros(3, 2).double()):
+        with pytest.raises(RuntimeError, match="other shapes"):
+            program(other)
+
+
 @pytest.mark.parametrize(
     ("function", "inputs", "reason"),
     [

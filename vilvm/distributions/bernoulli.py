@@ -7,7 +7,7 @@ With logits l and x ∈ {0, 1}, and log(1 + eˡ) = max(l, 0) − log σ(|l|),
 and every σ(|l|) is in [½, 1]. So the product of a hundred of them stays within the range of a
 float32, and one logarithm of it suffices. ``Bernoulli(logits=l).to_event(1)`` computes one log1p
 per pixel, which on a CPU is most of the cost of an importance-weighted bound (see
-docs/performance.md).
+docs/performance_details.md).
 """
 
 from functools import cache

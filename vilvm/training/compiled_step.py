@@ -1,7 +1,8 @@
 """The compiled training step, for any pair and any Pyro objective.
 
 The whole step, loss, gradients, clipping and Adam, is one program
-(``vilvm.training._traced_step``). The numbers that change from step to step, learning rate, bias
+(``vilvm.training._traced_step``), and the steps of a small model run in one call
+(``vilvm.training._block``). The numbers that change from step to step, learning rate, bias
 corrections, the weight of an annealed rate, are inputs, and so are all tensors that the model
 closes over. Noise is drawn by torch's own generators in the order of the eager step, so that a
 seed gives the same draws.
@@ -71,8 +72,8 @@ class CompiledStep:
         optimizer: Adam and AdamW become part of the graph; any other is stepped after it.
         clip: largest norm of the gradient of the loss per datum, or None.
         log: receives the lines that explain when and why a step is compiled again, or eager.
-        compiler: makes a program of a function of tensors and example tensors; Inductor by
-            default.
+        compiler: makes a program of a function of tensors and example tensors; ``machine_code``
+            by default.
         kinds: how many kinds of batch there are. With several, each may move parameters of its
             own, whose steps a torch optimizer counts separately, so the optimizer is stepped after
             the graph.

@@ -44,11 +44,15 @@ class NativeProgram:
 
     Arguments:
         made: from ``library``.
+        inputs: examples.
         outputs: examples of the results.
     """
 
-    def __init__(self, made: ctypes.CDLL, outputs: Sequence[Tensor]):
+    def __init__(
+        self, made: ctypes.CDLL, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
+    ):
         self._run = made.run
+        self._inputs = [_layout(t) for t in inputs]
         by_torch = ctypes.c_int32.in_dll(made, "draws_by_torch").value
         self._draws = not by_torch and _draws_as_torch(made)
         self._outputs = [(tuple(t.shape), t.dtype) for t in outputs]
@@ -59,7 +63,12 @@ class NativeProgram:
 
         Arguments:
             inputs: of the shapes, strides and types of the examples.
+
+        Raises:
+            RuntimeError: an input is not, or an index is out of bounds.
         """
+        if [_layout(t) for t in inputs] != self._inputs:
+            raise RuntimeError("inputs of other shapes, strides or types")
         outputs = [
             torch.empty(shape, dtype=dtype, device="cpu")
             for shape, dtype in self._outputs
@@ -152,7 +161,7 @@ def native(
         raise NotNative(str(error).split("\n", 1)[0]) from error
     (results,) = next(iter(module.graph.find_nodes(op="output"))).args
     source = source_of(module.graph, flat)
-    return NativeProgram(library(source), [n.meta["val"] for n in results])
+    return NativeProgram(library(source), flat, [n.meta["val"] for n in results])
 
 
 @cache
@@ -253,6 +262,11 @@ def _torch_functions() -> Any:
     except (OSError, AttributeError) as error:
         raise NotNative(f"torch's library lacks a function ({error})") from None
     return ctypes.pointer(_Functions(*(f.value for f in functions)))
+
+
+def _layout(t: Tensor) -> tuple[Any, ...]:
+    """Where the elements of a tensor lie; the stride of a single entry says nothing."""
+    return t.shape, t.dtype, t.is_contiguous() or t.stride()
 
 
 def _addresses(tensors: Sequence[Tensor]) -> Any:

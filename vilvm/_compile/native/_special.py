@@ -498,8 +498,10 @@ def _noise(kind: str, codes: dict[torch.dtype, int]) -> Callable[..., View]:
         given: Any,
         low: float = 0,
         high: float = 1,
-        **_: Any,
+        **options: Any,
     ) -> View:
+        if options.get("generator") is not None:
+            raise NotNative("noise of a generator of its own")
         if (low, high) != (0, 1) or call.found.dtype not in codes:
             raise NotNative(f"noise of type {call.found.dtype} from {low} and {high}")
         to = call.writer.new(call.found.dtype, call.found.shape)
