@@ -78,9 +78,8 @@ class Writer:
         suffix = "f" if compute is torch.float32 else ""
         result = expression.format(*terms, f=suffix)
         statement = f"{to_place.at(indices)} = {result};"
-        each = (
-            8 if "{f}" in expression else 1
-        )  # a mathematical function, or an operator
+        # a mathematical function counts as eight operators
+        each = 8 if "{f}" in expression else 1
         self.loop(to_place.shape, statement, work=each * math.prod(to.shape))
         return to
 
