@@ -310,6 +310,12 @@ def _index_put(
     values: View,
     accumulate: bool = False,
 ) -> View:
+    first = chosen[0]
+    if first is not None and first.dtype is torch.bool and first.shape == view.shape:
+        if accumulate or chosen[1:] or math.prod(values.shape) != 1:
+            raise NotNative("several values where a mask is true")
+        value = values.without(*range(len(values.shape)))
+        return _where(call, first, value, view)
     to = call.writer.copied(view)
     shape, checks, element = _at_indices(to, chosen)
     value = broadcast(values, shape).at([f"i{d}" for d in range(len(shape))])
