@@ -24,7 +24,7 @@ from vilvm._compile.native._writer import Writer
 
 __all__ = ["is_known", "source_of"]
 
-_MOST_NODES = 6000  # so that the C compiler takes a second or two
+_MOST_NODES = 3000  # The time of the C compiler grows faster than the function.
 # whose results are 0 or 1 if the operands are
 _OF_TRUTH_VALUES = (
     "bitwise_and",
