@@ -53,19 +53,19 @@ def trained(make, **options):
 @pytest.mark.parametrize(
     ("make", "options"),
     [
-        (shared, {"steps": 300}),
-        (amortised, {"epochs": 12, "batch_size": 16}),
+        (shared, {"steps": 120}),
+        (amortised, {"epochs": 6, "batch_size": 16}),
         (
             amortised,
             {
-                "epochs": 12,
+                "epochs": 6,
                 "batch_size": 16,
                 "scheduler": partial(ExponentialLR, gamma=0.99),
             },
         ),
         (
             shared,
-            {"steps": 300, "objective": lambda: Annealed(Trace_ELBO(), warmup=100)},
+            {"steps": 120, "objective": lambda: Annealed(Trace_ELBO(), warmup=50)},
         ),
     ],
     ids=["whole data", "batches", "scheduler", "annealed"],

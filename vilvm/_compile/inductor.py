@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from vilvm._compile import stored
 from vilvm._compile.guards import MOST_PROGRAMS, Guards, state_change_reason
 from vilvm._compile.patches import UntraceableError
+from vilvm._compile.stored import load, store, where
 from vilvm._compile.tracing import reason_of, trace
 
 __all__ = [
@@ -152,8 +152,8 @@ def inductor(
             module = graph(function, flat)
             if flat[0].device.type != "cpu":
                 return _compiled(module, flat)
-            path = stored.where(module, flat, _OPTIONS)
-            known = stored.load(path)
+            path = where(module, flat, _OPTIONS)
+            known = load(path)
             if known is not None:
                 return known
             # `vec_isa_ok` spares a test of the C++ compiler that takes as long as a program.
@@ -204,7 +204,7 @@ def _compiled(
     if len(made) != 1 or _kinds(made[0][1]) != _kinds(flat):
         return cast(Callable[..., Any], whole)
     program = made[0][0]
-    stored.store(path, program)
+    store(path, program)
     return lambda *given: program(list(given))
 
 
