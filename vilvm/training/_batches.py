@@ -120,7 +120,7 @@ class Batches:
             tensors = tensors_of(self.data.x)
             return tensors, [0] * len(tensors)
         start = step % self.epoch_steps * self.size
-        rows = self._order_at(step)[start : start + count * self.size]
+        rows = self._order_at(step, self.data.device)[start : start + count * self.size]
         tensors = tensors_of(self.data.take(rows).x)
         if not all(t.is_contiguous() for t in tensors):
             return None
@@ -147,14 +147,14 @@ class Batches:
         if self.whole:
             return data if self.ranks.size == 1 else data.subset(mine)
         start = step % self.epoch_steps * self.size
-        order = self._order_at(step)
+        order = self._order_at(step, data.device)
         return data.take(order[start + mine.start : start + mine.stop])
 
-    def _order_at(self, step: int) -> Tensor:
+    def _order_at(self, step: int, device: torch.device) -> Tensor:
         """The numbers of all data in the order of the epoch of a step."""
         epoch = step // self.epoch_steps
         if self._order is None or self._order[0] != epoch:
-            self._order = epoch, self._order_of(epoch).to(self.data.device)
+            self._order = epoch, self._order_of(epoch).to(device)
         return self._order[1]
 
     def _order_of(self, epoch: int) -> Tensor:
