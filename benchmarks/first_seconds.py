@@ -24,8 +24,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from benchmarks.results import bars
 from vilvm._runtime.files import write_json
-from vilvm.plots._style import hide_spines
 
 __all__ = ["CONTENDERS", "figure", "main", "table"]
 
@@ -165,18 +165,15 @@ def figure(panels: Mapping[str, Mapping[str, Mapping[str, list[float]]]]) -> Fig
     out = Figure(figsize=(9, 0.6 + 2.2 * len(panels)), layout="constrained")
     columns = out.subplots(len(panels), 1, squeeze=False)[:, 0]
     for axes, (title, times) in zip(columns, panels.items(), strict=True):
-        runs = sorted(times, key=lambda run: -statistics.median(times[run][_TIMES[1]]))
-        seconds = [times[run][_TIMES[1]] for run in runs]
-        middle = [statistics.median(s) for s in seconds]
-        spread = [
-            [m - min(s) for m, s in zip(middle, seconds, strict=True)],
-            [max(s) - m for m, s in zip(middle, seconds, strict=True)],
-        ]
-        colours = ["#c03a2b" if "vilvm" in run else "#4a6fa5" for run in runs]
-        axes.barh(runs, middle, xerr=spread, color=colours, height=0.7)
+        seconds = {run: kinds[_TIMES[1]] for run, kinds in times.items()}
+        spreads = {
+            run: (min(s), statistics.median(s), max(s))
+            for run, s in sorted(
+                seconds.items(), key=lambda item: -statistics.median(item[1])
+            )
+        }
+        bars(axes, spreads)
         axes.set_title(title, loc="left", fontsize=10)
-        axes.tick_params(labelsize=8)
-        hide_spines(axes)
     out.supxlabel("seconds from the imports to the end of the first step", fontsize=9)
     return out
 

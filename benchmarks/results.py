@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from vilvm._runtime.files import write_json
 from vilvm.plots._style import hide_spines
 
-__all__ = ["Row", "figure", "machine", "markdown", "rows_of", "write"]
+__all__ = ["Row", "bars", "figure", "machine", "markdown", "rows_of", "write"]
 
 
 class Row(NamedTuple):
@@ -166,26 +166,27 @@ def figure(rows: list[Row]) -> Figure:
     out = Figure(figsize=(9, 1.0 + 2.3 * len(panels)), layout="constrained")
     columns = out.subplots(len(panels), 1, squeeze=False)[:, 0]
     for axes, (title, mine) in zip(columns, panels.items(), strict=True):
-        _bars(axes, sorted(mine, key=lambda row: row.ratio_to_eager))
+        ordered = sorted(mine, key=lambda row: row.ratio_to_eager)
+        bars(axes, {r.contender: (r.low, r.ratio_to_eager, r.high) for r in ordered})
+        axes.axvline(1, color="black", linewidth=0.8)
         axes.set_title(title.replace("_", " "), loc="left", fontsize=10)
     out.supxlabel("times as fast as PyTorch by hand, eager", fontsize=9)
     return out
 
 
-def _bars(axes: Axes, rows: list[Row]) -> None:
-    values = [row.ratio_to_eager for row in rows]
-    below = [max(0.0, row.ratio_to_eager - row.low) for row in rows]
-    above = [max(0.0, row.high - row.ratio_to_eager) for row in rows]
-    colours = [_colour(row.contender) for row in rows]
-    names = [row.contender for row in rows]
-    axes.barh(names, values, xerr=[below, above], color=colours, height=0.7)
-    axes.axvline(1, color="black", linewidth=0.8)
+def bars(axes: Axes, spreads: Mapping[str, tuple[float, float, float]]) -> None:
+    """Draws the middle of each contender's spread (low, middle, high) as a bar."""
+    values = [middle for _, middle, _ in spreads.values()]
+    below = [max(0.0, middle - low) for low, middle, _ in spreads.values()]
+    above = [max(0.0, high - middle) for _, middle, high in spreads.values()]
+    colours = [_colour(name) for name in spreads]
+    axes.barh([*spreads], values, xerr=[below, above], color=colours, height=0.7)
     axes.tick_params(labelsize=8)
     hide_spines(axes)
 
 
 def _colour(contender: str) -> str:
-    if contender.startswith("vilvm"):
+    if "vilvm" in contender:
         return "#c03a2b"
     if contender.startswith("floor"):
         return "#b8b8b8"

@@ -5,15 +5,12 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
-__all__ = ["compiler", "kept", "path_of"]
+__all__ = ["compiler", "path_of"]
 
 
 def path_of(*source: str) -> Path:
@@ -30,20 +27,6 @@ def path_of(*source: str) -> Path:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "vilvm")
     root = Path(own) if own else folder / "programs"
     return root / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.so"
-
-
-def kept(path: Path, make: Callable[[Path], Any]) -> None:
-    """Makes a library and moves it to its path, so that other processes see it whole.
-
-    Arguments:
-        path: from ``path_of``.
-        make: writes the library to the path that it is given.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        made = Path(folder, "program.so")
-        make(made)
-        made.replace(path)
 
 
 @cache

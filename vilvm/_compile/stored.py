@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from importlib.machinery import ExtensionFileLoader
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
@@ -16,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vilvm._compile.cache import kept, path_of
+from vilvm._compile.cache import path_of
+from vilvm._compile.tracing import shapes
+from vilvm._runtime.files import atomic
 
 __all__ = ["load", "store", "where"]
 
@@ -45,8 +46,7 @@ def where(graph: Any, inputs: Sequence[Tensor], options: str) -> Path | None:
         torch.are_deterministic_algorithms_enabled(),
         torch.backends.mkldnn.enabled,
     )
-    examples = [(t.shape, t.stride(), t.dtype) for t in inputs]
-    return path_of(graph.code, options, *settings, str(state), str(examples))
+    return path_of(graph.code, options, *settings, str(state), str(shapes(inputs)))
 
 
 def load(path: Path | None) -> Callable[..., Any] | None:
@@ -65,7 +65,8 @@ def store(path: Path | None, program: Any) -> None:
         return
     with suppress(Exception):  # another version of Inductor, or a full disk
         made = cells[0].cell_contents.__self__.__file__
-        kept(path, partial(shutil.copy, made))
+        with atomic(path) as to:
+            shutil.copy(made, to)
 
 
 def _loaded(path: Path) -> Callable[..., Any]:

@@ -119,7 +119,7 @@ class Target:
         return run(u.contiguous(), *tensors_of(self.joint.batch))
 
     def compile(self, u: Tensor) -> None:
-        """Compiles the gradient at as many points as these, which takes some ten seconds."""
+        """Compiles the gradient at as many points as these, which takes a second or some ten."""
         u = u[: self.most]
         self._trace(u, machine_code)
         if self._programs[len(u)] is None:

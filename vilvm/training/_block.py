@@ -37,14 +37,20 @@ class Block:
         """Whether the steps of a program can be taken together."""
         return isinstance(program.run, NativeProgram)
 
-    def add(self, count: int) -> None:
+    def add(self, count: int) -> int:
         """Adds steps with the present options of the optimizer and numbers of the objective.
 
         Arguments:
-            count: of steps; 1 if the objective has numbers.
+            count: how many there may be.
+
+        Returns:
+            How many were added: one if the objective has numbers, which change with each step.
         """
+        numbers = self.tracer.numbers()
+        count = 1 if numbers else count
         self._adam.append(self.adam.numbers(count))
-        self._numbers.append(self.tracer.numbers())
+        self._numbers.append(numbers)
+        return count
 
     def launch(self, batches: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
         """Takes the steps.

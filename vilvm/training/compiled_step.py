@@ -313,21 +313,11 @@ class CompiledStep:
             return None
         return Block(program, self.tracer, self.adam)
 
-    def add_to(self, block: Block, count: int = 1) -> int:
-        """Adds steps to a block and counts them.
-
-        Arguments:
-            block: from ``block``.
-            count: how many there may be; only one is added if the objective has numbers, which
-                change with each step.
-
-        Returns:
-            How many were added.
-        """
-        count = 1 if self.tracer.numbers() else count
-        block.add(count)
-        self._count(count)
-        return count
+    def add_to(self, block: Block, count: int) -> int:
+        """Adds steps to a block, at most `count`, and counts them; returns how many."""
+        added = block.add(count)
+        self._count(added)
+        return added
 
     def rehearse(self, program: Program, batch: Any) -> None:
         """Advances generators and counts as a step does, but changes no parameter."""

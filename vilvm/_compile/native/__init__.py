@@ -6,8 +6,8 @@ longer than the whole inference. Here a graph becomes a C function whose interme
 local arrays. It needs no header of torch and compiles in well under a second, and it can be
 called many times in a row without Python (``NativeProgram.repeat``).
 
-A graph with large tensors, many operations or an operation that ``_operations`` does not have is
-refused (``NotNative``); Inductor compiles it then.
+A graph with large tensors, many operations or an operation that neither ``_operations`` nor
+``_special`` has is refused (``NotNative``); Inductor compiles it then.
 """
 
 from vilvm._compile.native._library import NativeProgram, native

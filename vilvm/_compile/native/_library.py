@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from vilvm._compile.cache import compiler, kept, path_of
+from vilvm._compile.cache import compiler, path_of
 from vilvm._compile.native._source import is_known, source_of
 from vilvm._compile.native._views import NotNative
+from vilvm._runtime.files import atomic
 
 __all__ = ["NativeProgram", "native"]
 
@@ -191,6 +192,7 @@ def library(source: str) -> ctypes.CDLL:
         ctypes.c_void_p,
         ctypes.c_void_p,
     ]
+    loaded.normals.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
     return loaded
 
 
@@ -207,11 +209,7 @@ def _draws_as_torch(made: ctypes.CDLL) -> bool:
         expected = torch.cat([torch.randn(n, generator=generator) for n in counts])
         found = torch.empty(sum(counts))
         if len(own) == _STATE_BYTES:
-            address, to = (
-                ctypes.c_void_p(own.data_ptr()),
-                ctypes.c_void_p(found.data_ptr()),
-            )
-            made.normals(address, ctypes.c_int64(len(found)), to)
+            made.normals(own.data_ptr(), len(found), found.data_ptr())
         same = torch.equal(own, generator.get_state())
         _AGREES.append(same and torch.equal(found, expected))
     return _AGREES[0]
@@ -223,16 +221,14 @@ def _compile(source: str, path: Path) -> None:
     if found is None:
         raise NotNative("no C++ compiler")
 
-    def make(to: Path) -> None:
-        text = to.with_suffix(".cpp")
-        text.write_text(source)
-        command = [found, *_FLAGS, str(text), "-o", str(to)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise NotNative(f"the C++ compiler fails: {done.stderr[:200]}")
-
     try:
-        kept(path, make)
+        with atomic(path) as to:
+            command = [found, *_FLAGS, "-", "-o", str(to)]
+            done = subprocess.run(
+                command, input=source, capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                raise NotNative(f"the C++ compiler fails: {done.stderr[:200]}")
     except OSError as error:
         raise NotNative(f"its library cannot be written ({error})") from None
 

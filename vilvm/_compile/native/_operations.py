@@ -4,11 +4,10 @@
 computes; ``{f}`` is the suffix of the mathematical functions of that type.
 """
 
-__all__ = ["COMPARISONS", "INTEGERS", "POINTWISE", "PRELUDE", "REDUCTIONS"]
+__all__ = ["COMPARISONS", "POINTWISE", "PRELUDE", "REDUCTIONS"]
 
 # computed in the type of the result
 POINTWISE = {
-    "abs": "fabs{f}({0})",
     "acos": "acos{f}({0})",
     "add": "{0} + {1}",
     "asin": "asin{f}({0})",
@@ -51,12 +50,6 @@ POINTWISE = {
     "tan": "tan{f}({0})",
     "tanh": "tanh{f}({0})",
     "trunc": "trunc{f}({0})",
-}
-
-# of integers
-INTEGERS = {
-    "abs": "({0} < 0 ? -{0} : {0})",
-    "sign": "({0} > 0) - ({0} < 0)",
 }
 
 # computed in the common type of the operands; the result is a truth value

@@ -13,7 +13,6 @@ from torch.fx import Graph, Node
 
 from vilvm._compile.native._operations import (
     COMPARISONS,
-    INTEGERS,
     POINTWISE,
     PRELUDE,
     REDUCTIONS,
@@ -156,8 +155,6 @@ class _GraphWriter(Writer):
         if name in COMPARISONS and (found.dtype is torch.bool):
             return self.fill(to, COMPARISONS[name], operands, _common(operands))
         expression = POINTWISE.get(name)
-        if not found.dtype.is_floating_point:
-            expression = INTEGERS.get(name, expression)
         if (
             expression is None
             or ("{f}" in expression and not found.dtype.is_floating_point)

@@ -18,7 +18,13 @@ from vilvm._compile.native._views import (
     contiguous,
     merged,
 )
-from vilvm._compile.native._writer import Writer, loops, numbers_of, reduced_dims
+from vilvm._compile.native._writer import (
+    Writer,
+    accumulator,
+    loops,
+    numbers_of,
+    reduced_dims,
+)
 
 __all__ = ["SPECIAL", "Call"]
 
@@ -33,6 +39,14 @@ class Call(NamedTuple):
 
     writer: Writer
     found: Any
+
+    def new(self) -> View:
+        """A new array for the result."""
+        return self.writer.new(self.found.dtype, self.found.shape)
+
+    def filled(self, expression: str, operands: Sequence[Any]) -> View:
+        """The result, with an expression of the operands' elements; see ``Writer.fill``."""
+        return self.writer.fill(self.new(), expression, operands)
 
 
 # Views
@@ -116,9 +130,7 @@ def _clone(call: Call, view: View, **_: Any) -> View:
 
 
 def _copy(call: Call, to: View, view: View, non_blocking: bool = False) -> View:
-    return call.writer.fill(
-        call.writer.new(call.found.dtype, call.found.shape), "{0}", [view]
-    )
+    return call.filled("{0}", [view])
 
 
 def _copy_in_place(
@@ -129,37 +141,38 @@ def _copy_in_place(
 
 def _where(call: Call, chosen: View, one: Any, other: Any) -> View:
     # The truth value is read in the type of the result, where it is 0 or 1.
-    to = call.writer.new(call.found.dtype, call.found.shape)
-    return call.writer.fill(to, "{0} != 0 ? {1} : {2}", [chosen, one, other])
+    return call.filled("{0} != 0 ? {1} : {2}", [chosen, one, other])
+
+
+def _abs(call: Call, view: View) -> View:
+    if call.found.dtype.is_floating_point:
+        return call.filled("fabs{f}({0})", [view])
+    return call.filled("({0} < 0 ? -{0} : {0})", [view])
 
 
 def _clamp(call: Call, view: View, low: Any = None, high: Any = None) -> View:
-    to = call.writer.new(call.found.dtype, call.found.shape)
     if low is None and high is None:
-        return call.writer.fill(to, "{0}", [view])
+        return call.filled("{0}", [view])
     if high is None:
-        return call.writer.fill(to, "({0} < {1} ? {1} : {0})", [view, low])
+        return call.filled("({0} < {1} ? {1} : {0})", [view, low])
     if low is None:
-        return call.writer.fill(to, "({0} > {1} ? {1} : {0})", [view, high])
+        return call.filled("({0} > {1} ? {1} : {0})", [view, high])
     between = "({0} < {1} ? {1} : {0})"
-    return call.writer.fill(
-        to, f"({between} > {{2}} ? {{2}} : {between})", [view, low, high]
-    )
+    return call.filled(f"({between} > {{2}} ? {{2}} : {between})", [view, low, high])
 
 
 def _power(call: Call, base: Any, exponent: Any) -> View:
     short = {0.5: "sqrt{f}({0})", 1: "{0}", 2: "{0} * {0}", 3: "{0} * {0} * {0}"}
     short |= {-0.5: "1 / sqrt{f}({0})", -1: "1 / {0}", -2: "1 / ({0} * {0})"}
-    to = call.writer.new(call.found.dtype, call.found.shape)
     if not call.found.dtype.is_floating_point:
         raise NotNative("powers of integers")
     if isinstance(exponent, int | float) and exponent in short:
-        return call.writer.fill(to, short[exponent], [base])
-    return call.writer.fill(to, "pow{f}({0}, {1})", [base, exponent])
+        return call.filled(short[exponent], [base])
+    return call.filled("pow{f}({0}, {1})", [base, exponent])
 
 
 def _cat(call: Call, views: Sequence[View], dim: int = 0) -> View:
-    to = call.writer.new(call.found.dtype, call.found.shape)
+    to = call.new()
     start = 0
     for view in views:
         if view.shape == (0,):  # torch ignores it, whatever the other shapes
@@ -184,9 +197,7 @@ def _scatter_into(part: Callable[..., View]) -> Callable[..., View]:
 
 
 def _pad(call: Call, view: View, pad: Sequence[int], value: Any = 0.0) -> View:
-    to = call.writer.fill(
-        call.writer.new(call.found.dtype, call.found.shape), "{0}", [value]
-    )
+    to = call.filled("{0}", [value])
     inner = to
     for i in range(len(pad) // 2):  # from the last dimension on
         dim = len(view.shape) - 1 - i
@@ -215,11 +226,10 @@ def _cumulative(start: int, sign: str) -> Callable[..., View]:
     def summed(call: Call, view: View, dim: int, dtype: Any = None) -> View:
         if not view.shape:
             return call.writer.copied(view, call.found.dtype)
-        to = call.writer.new(call.found.dtype, call.found.shape)
+        to = call.new()
         outer, indices, line = _line(view, dim)
-        wide = torch.float64 if call.found.dtype is torch.float32 else call.found.dtype
         statement = (
-            f"{{ {c_type(wide)} s = {start}; {line}"
+            f"{{ {c_type(accumulator(call.found.dtype))} s = {start}; {line}"
             f"{{ s {sign} {view.at(indices)}; {to.at(indices)} = s; }} }}"
         )
         call.writer.loop(outer, statement, work=math.prod(view.shape))
@@ -340,7 +350,7 @@ def _along(view: View, dim: int, index: View) -> tuple[str, str, list[str]]:
 
 def _gather(call: Call, view: View, dim: int, index: View, **_: Any) -> View:
     checks, element, indices = _along(view, dim, index)
-    to = call.writer.new(call.found.dtype, call.found.shape)
+    to = call.new()
     statement = f"{{ {checks}{to.at(indices)} = {element}; }}"
     call.writer.loop(index.shape, statement, work=math.prod(index.shape))
     return to
@@ -369,7 +379,7 @@ def _scatter(sign: str) -> Callable[..., View]:
 def _product(call: Call, left: View, right: View) -> View:
     *batch, rows, inner = left.shape
     columns = right.shape[-1]
-    to = call.writer.new(call.found.dtype, call.found.shape)
+    to = call.new()
     outer = [f"i{d}" for d in range(len(batch))]
     row, column = f"i{len(batch)}", f"i{len(batch) + 1}"
     c = c_type(call.found.dtype)
@@ -393,7 +403,7 @@ def _solve_triangular(
     left: bool = True,
     unitriangular: bool = False,
 ) -> View:
-    to = solution = call.writer.new(call.found.dtype, call.found.shape)
+    to = solution = call.new()
     if not left:  # X A = B is Aᵀ Xᵀ = Bᵀ
         matrix, right, solution = (v.transposed(-2, -1) for v in (matrix, right, to))
         upper = not upper
@@ -425,9 +435,7 @@ def _mean(
 ) -> View:
     total = call.writer.reduced("sum", call.found, view, dims)
     count = math.prod(view.shape) / max(1, math.prod(call.found.shape))
-    return call.writer.fill(
-        call.writer.new(call.found.dtype, call.found.shape), "{0} / {1}", [total, count]
-    )
+    return call.filled("{0} / {1}", [total, count])
 
 
 def _var(
@@ -449,9 +457,7 @@ def _var(
     count = math.prod(view.shape) / max(1, math.prod(kept))
     total = call.writer.reduced("sum", call.found, squares, sorted(chosen))
     free = max(0.0, count - (1 if correction is None else correction))
-    return call.writer.fill(
-        call.writer.new(call.found.dtype, call.found.shape), "{0} / {1}", [total, free]
-    )
+    return call.filled("{0} / {1}", [total, free])
 
 
 def _std(call: Call, *given: Any, **options: Any) -> View:
@@ -470,23 +476,21 @@ def _var_mean(call: Call, *given: Any, **options: Any) -> list[View]:
 
 
 def _full(call: Call, size: Any, value: Any, **_: Any) -> View:
-    return call.writer.fill(
-        call.writer.new(call.found.dtype, call.found.shape), "{0}", [value]
-    )
+    return call.filled("{0}", [value])
 
 
 def _scalar_tensor(call: Call, value: Any, **_: Any) -> View:
-    return call.writer.fill(call.writer.new(call.found.dtype, ()), "{0}", [value])
+    return call.filled("{0}", [value])
 
 
 def _empty(call: Call, *_: Any, **__: Any) -> View:
-    return call.writer.new(call.found.dtype, call.found.shape)
+    return call.new()
 
 
 def _arange(call: Call, start: Any, end: Any = None, step: Any = 1, **_: Any) -> View:
     if end is None:
         start = 0
-    to = call.writer.new(call.found.dtype, call.found.shape)
+    to = call.new()
     c = c_type(call.found.dtype)
     call.writer.loop(
         call.found.shape,
@@ -496,7 +500,7 @@ def _arange(call: Call, start: Any, end: Any = None, step: Any = 1, **_: Any) ->
     return to
 
 
-def _noise(kind: str, codes: dict[torch.dtype, int]) -> Callable[..., View]:
+def _noise(kind: str) -> Callable[..., View]:
     """Noise by torch's own function, from its own generator."""
 
     def drawn(
@@ -508,10 +512,10 @@ def _noise(kind: str, codes: dict[torch.dtype, int]) -> Callable[..., View]:
     ) -> View:
         if options.get("generator") is not None:
             raise NotNative("noise of a generator of its own")
-        if (low, high) != (0, 1) or call.found.dtype not in codes:
+        if (low, high) != (0, 1) or call.found.dtype not in _CODES:
             raise NotNative(f"noise of type {call.found.dtype} from {low} and {high}")
-        to = call.writer.new(call.found.dtype, call.found.shape)
-        code = codes[call.found.dtype]
+        to = call.new()
+        code = _CODES[call.found.dtype]
         sizes = ", ".join(map(str, call.found.shape)) or "0"
         count = call.found.numel()
         own = ""
@@ -535,6 +539,7 @@ _CODES = {torch.float32: 6, torch.float64: 7}
 SPECIAL: dict[str, Callable[..., Any]] = {
     "_to_copy": _clone,
     "_unsafe_view": _reshape,
+    "abs": _abs,
     "alias": _same,
     "arange": _arange,
     "argmax": _extreme(">", only_index=True),
@@ -570,13 +575,13 @@ SPECIAL: dict[str, Callable[..., Any]] = {
     "min": _extreme("<", only_index=False),
     "mm": _product,
     "new_empty": _empty,
-    "normal_functional": _noise("normal", _CODES),
+    "normal_functional": _noise("normal"),
     "permute": _permute,
     "pow": _power,
-    "rand": _noise("uniform", _CODES),
-    "rand_like": _noise("uniform", _CODES),
-    "randn": _noise("normal", _CODES),
-    "randn_like": _noise("normal", _CODES),
+    "rand": _noise("uniform"),
+    "rand_like": _noise("uniform"),
+    "randn": _noise("normal"),
+    "randn_like": _noise("normal"),
     "scalar_tensor": _scalar_tensor,
     "scatter": _scatter("="),
     "scatter_add": _scatter("+="),
@@ -591,7 +596,7 @@ SPECIAL: dict[str, Callable[..., Any]] = {
     "t": _transpose,
     "transpose": _transpose,
     "unbind": _unbind,
-    "uniform": _noise("uniform", _CODES),
+    "uniform": _noise("uniform"),
     "unsqueeze": _unsqueeze,
     "var": _var,
     "var_mean": _var_mean,

@@ -18,7 +18,7 @@ from vilvm._compile.native._views import (
     merged,
 )
 
-__all__ = ["Writer", "loops", "numbers_of", "reduced_dims"]
+__all__ = ["Writer", "accumulator", "loops", "numbers_of", "reduced_dims"]
 
 _MOST_BYTES = 2**17  # of all local arrays, which lie on the stack
 # of arithmetic; for more, the loops that Inductor vectorises and fuses are worth its import
@@ -122,8 +122,7 @@ class Writer:
         rank = len(view.shape)
         chosen, kept = reduced_dims(view.shape, dims)
         to = self.new(found.dtype, kept)
-        # Sums of float32 in double precision are at least as exact as torch's sums by pairs.
-        inner = torch.float64 if found.dtype is torch.float32 else found.dtype
+        inner = accumulator(found.dtype)
         start, further = REDUCTIONS[name]
         element = view.at([f"{'ji'[d not in chosen]}{d}" for d in range(rank)])
         element = converted(element, view.dtype, inner)
@@ -136,6 +135,11 @@ class Writer:
         )
         self.loop(kept, statement, work=math.prod(view.shape))
         return contiguous(to.array, to.dtype, found.shape)
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The type in which sums are taken: double precision is as exact as torch's sums by pairs."""
+    return torch.float64 if dtype is torch.float32 else dtype
 
 
 def reduced_dims(shape: Sequence[int], dims: Any) -> tuple[set[int], list[int]]:
